@@ -1,0 +1,262 @@
+"""Table: one row a photo. Every reader returns one, and everything after the readers starts from one."""
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from carvision.errors import InputError, nearest
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")
+BOX = ["left", "top", "right", "bottom"]  # pixels, 0-based, right and bottom excluded (as PIL's crop)
+UNKNOWN = -1  # code of a photo whose class of a label is not known; unknown numbers are NaN
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a label. A row's code is the position of its class here.
+
+    ids: unique, as the data set writes them. names: what people read; they may repeat.
+    parent: another label that follows from this one (make, for model); parent_codes[i]: its code for class i.
+    """
+
+    ids: tuple[str, ...]
+    names: tuple[str, ...]
+    parent: str | None = None
+    parent_codes: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Number:
+    """A label that is a number to be estimated (maximum speed), in `unit`."""
+
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One row a photo.
+
+    rows: pandas DataFrame with a RangeIndex and the columns
+        path   str, relative to root, with forward slashes, unique
+        one column a label   int32 code (UNKNOWN where not known), or float32 (NaN) for a Number
+        split  str, "train", "val", "test", or "" for a photo that the data set's own split leaves out
+        left, top, right, bottom   optional, float32 pixels, NaN where there is no box
+        group  optional, str: photos that show the same car and belong on one side of a split; "" if unknown
+    labels: what each label column holds.
+    finest: the label by which photos are stratified, counted and chosen: the one that tells most.
+    """
+
+    name: str
+    root: Path
+    rows: pd.DataFrame
+    labels: dict[str, Classes | Number]
+    finest: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def class_labels(self) -> dict[str, Classes]:
+        return {name: label for name, label in self.labels.items() if isinstance(label, Classes)}
+
+    @property
+    def has_boxes(self) -> bool:
+        return BOX[0] in self.rows
+
+    def select(self, keep: np.ndarray | pd.Series) -> "Table":
+        """The rows where the boolean array is true; codes and classes stay as they are."""
+        return replace(self, rows=self.rows[np.asarray(keep)].reset_index(drop=True))
+
+    def of_split(self, split: str) -> "Table":
+        return self.select(self.rows["split"] == split)
+
+    def with_split(self, split: np.ndarray | pd.Series) -> "Table":
+        rows = self.rows.copy(deep=False)
+        rows["split"] = np.asarray(split, dtype=object)
+        return replace(self, rows=rows)
+
+    def without_empty_classes(self) -> "Table":
+        """Classes that no row has are dropped from every label, and the codes made dense again."""
+        rows = self.rows.copy(deep=False)
+        kept = {}
+        for name, label in self.class_labels.items():
+            codes = rows[name].to_numpy()
+            kept[name] = np.unique(codes[codes != UNKNOWN])
+            recode = np.full(len(label) + 1, UNKNOWN, dtype=np.int32)  # the last place serves UNKNOWN = -1
+            recode[kept[name]] = np.arange(len(kept[name]))
+            rows[name] = recode[codes]
+        labels = dict(self.labels)
+        for name, label in self.class_labels.items():
+            parent_codes = ()
+            if label.parent is not None:
+                old = np.asarray(label.parent_codes)[kept[name]]
+                parent_codes = tuple(np.searchsorted(kept[label.parent], old).tolist())
+            labels[name] = replace(
+                label,
+                ids=tuple(label.ids[i] for i in kept[name]),
+                names=tuple(label.names[i] for i in kept[name]),
+                parent_codes=parent_codes,
+            )
+        return replace(self, rows=rows, labels=labels)
+
+    def only_classes(self, wanted: Iterable[str]) -> "Table":
+        """The photos of the classes of the finest label given by id or by name (data.classes)."""
+        label = self.labels[self.finest]
+        codes = []
+        for value in map(str, wanted):
+            hits = [i for i in range(len(label)) if value in (label.ids[i], label.names[i])]
+            if not hits:
+                known = nearest(value, {*label.names, *label.ids})
+                raise InputError(
+                    f"data.classes: {value!r} is no {self.finest} of {self.name} (id or name){known}; "
+                    f"it has {len(label)} classes"
+                )
+            codes += hits
+        return self.select(self.rows[self.finest].isin(codes)).without_empty_classes()
+
+    def without_sparse_classes(self, min_images: int) -> "Table":
+        """Photos of classes of the finest label with fewer than `min_images` photos are dropped, and logged."""
+        counts = self.rows.loc[self.rows[self.finest] != UNKNOWN, self.finest].value_counts()
+        enough = counts.index[counts >= min_images]
+        keep = self.rows[self.finest].isin(enough)
+        if not keep.any():
+            raise InputError(
+                f"data.min_images_per_class: {min_images} leaves no class of {self.name}; its largest "
+                f"{self.finest} has {counts.max() if len(counts) else 0} photos. Lower the value"
+            )
+        if not keep.all():
+            log.info(
+                "%s: %s photos dropped: of a %s with fewer than %d photos, or with none (%d of %d classes remain)",
+                self.name, f"{(~keep).sum():,}", self.finest, min_images, len(enough), len(counts),
+            )  # fmt: skip
+        return self.select(keep).without_empty_classes()
+
+
+def encode(ids: Iterable[str], names: Mapping[str, str] | None = None) -> tuple[np.ndarray, Classes]:
+    """Codes (int32, one a value of `ids`; UNKNOWN for "" and None) and the Classes, in the order of `sorted_ids`."""
+    series = pd.Series(ids, dtype=object)
+    known = series.notna() & (series != "")
+    order = sorted_ids(series[known].astype(str).unique())
+    codes = np.full(len(series), UNKNOWN, dtype=np.int32)
+    codes[known.to_numpy()] = series[known].astype(str).map({value: i for i, value in enumerate(order)})
+    names = names or {}
+    return codes, Classes(tuple(order), tuple(names.get(value) or value for value in order))
+
+
+def sorted_ids(ids: Iterable[str]) -> list[str]:
+    """By number where every id is one ("2" before "10"), else alphabetically."""
+    ids = list(ids)
+    return sorted(ids, key=int) if all(value.isdecimal() for value in ids) else sorted(ids)
+
+
+def with_parent(rows: pd.DataFrame, child: str, classes: Classes, parent: str) -> Classes:
+    """`classes` of `child` with the parent that each class has in the rows; a class with two parents is an error."""
+    pairs = rows.loc[(rows[child] != UNKNOWN) & (rows[parent] != UNKNOWN), [child, parent]].drop_duplicates()
+    twice = pairs[child].duplicated()
+    if twice.any():
+        which = classes.names[pairs.loc[twice, child].iloc[0]]
+        raise InputError(
+            f"{child} {which!r} has photos of more than one {parent}; each {child} has one {parent}"
+        )
+    of_child = pairs.set_index(child)[parent]
+    missing = [classes.names[i] for i in range(len(classes)) if i not in of_child.index]
+    if missing:
+        raise InputError(f"{child} {missing[0]!r} has no {parent}; each {child} needs one")
+    return replace(classes, parent=parent, parent_codes=tuple(int(of_child[i]) for i in range(len(classes))))
+
+
+def validate(table: Table) -> Table:
+    """The table itself, or an InputError that says what a reader got wrong. Every reader ends with this."""
+    rows = table.rows
+    if rows.empty:
+        raise InputError(f"{table.name}: no photos under {table.root}")
+    repeated = rows["path"].duplicated()
+    if repeated.any():
+        raise InputError(
+            f"{table.name}: {repeated.sum():,} photos are listed more than once "
+            f"(first: {rows['path'][repeated].iloc[0]}); list each once"
+        )
+    odd = set(rows["split"].unique()) - {*SPLITS, ""}
+    if odd:
+        raise InputError(f"{table.name}: split {sorted(odd)[0]!r} is not one of {', '.join(SPLITS)} or empty")
+    if not isinstance(table.labels.get(table.finest), Classes):
+        raise InputError(f"{table.name}: the finest label {table.finest!r} is no label with classes")
+    for name, label in table.class_labels.items():
+        codes = rows[name].to_numpy()
+        if codes.min() < UNKNOWN or codes.max() >= len(label):
+            raise InputError(f"{table.name}: codes of {name} outside -1..{len(label) - 1}")
+        if len(set(label.ids)) != len(label.ids):
+            raise InputError(f"{table.name}: class ids of {name} repeat")
+        if label.parent is not None:
+            known = (codes != UNKNOWN) & (rows[label.parent].to_numpy() != UNKNOWN)
+            if (np.asarray(label.parent_codes)[codes[known]] != rows[label.parent].to_numpy()[known]).any():
+                raise InputError(f"{table.name}: a photo's {label.parent} is not that of its {name}")
+    return table
+
+
+def without_missing_files(table: Table, allow_missing: bool, tolerated: int = 0) -> Table:
+    """Rows whose photo exists. Missing ones are an error, or a warning that says how partial the copy is.
+
+    tolerated: so many absent photos the data set is known to have in its complete form.
+    """
+    exists = np.fromiter((os.path.exists(table.root / path) for path in table.rows["path"]), bool, len(table))  # noqa: PTH110
+    num_missing = int((~exists).sum())
+    if num_missing == 0:
+        return table
+    first = table.rows["path"][~exists].iloc[0]
+    count = f"{num_missing:,} of {len(table):,} listed photos are not there (first: {table.root / first})"
+    if not exists.any():
+        raise InputError(
+            f"{table.name}: none of the {len(table):,} listed photos is there (first: {table.root / first})"
+        )
+    if not allow_missing and num_missing > tolerated:
+        raise InputError(
+            f"{table.name}: {count}. Complete the copy, or accept a partial one with data.allow_missing=true"
+        )
+    partial = table.select(exists).without_empty_classes()
+    log.warning(
+        "%s: %s. Going on with %s photos (%.1f %%) of %d of %d classes.",
+        table.name, count, f"{len(partial):,}", 100 * len(partial) / len(table),
+        len(partial.labels[table.finest]), len(table.labels[table.finest]),
+    )  # fmt: skip
+    return partial
+
+
+def check_counts(table: Table, known: Mapping[str, int], allow_missing: bool) -> Table:
+    """Compare the table with the counts its data set is known to have.
+
+    known: "photos", a split's name ("train"), or a label's name -> count of photos or classes.
+    """
+    found = {
+        "photos": len(table),
+        **table.rows["split"].value_counts(),
+        **{k: len(v) for k, v in table.class_labels.items()},
+    }
+    wrong = [
+        f"{found.get(what, 0):,} {_noun(what)} instead of {count:,}"
+        for what, count in known.items()
+        if found.get(what, 0) != count
+    ]
+    if not wrong:
+        return table
+    text = f"{table.name}: {', '.join(wrong)} under {table.root}"
+    if not allow_missing:
+        raise InputError(f"{text}. Complete the copy, or accept it as it is with data.allow_missing=true")
+    log.warning("%s; going on, as data.allow_missing=true says", text)
+    return table
+
+
+def _noun(what: str) -> str:
+    if what == "photos":
+        return "photos"
+    return f"{what} photos" if what in SPLITS else f"{what} classes"

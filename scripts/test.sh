@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Test: scripts/test.sh [pytest arguments]. With none: the linter and the whole suite.
+# Sets up .venv on first use.
+set -euo pipefail
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$top"
+python=${PYTHON:-$(command -v python3.11 || command -v python3)}
+"$python" scripts/setup_venv.py
+echo "[test] ruff check, ruff format --check"
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+echo "[test] pytest $*"
+exec .venv/bin/python -m pytest "$@"
