@@ -68,9 +68,7 @@ def main() -> int:
             return 0
         version = ".".join(map(str, sys.version_info[:3]))
         say(f"making {VENV} with Python {version} from requirements.lock")
-        say(
-            "this happens once; it downloads up to 3 GB (torch with its GPU libraries) and needs 6 GB of disk"
-        )
+        say("this happens once; it downloads up to 3 GB (torch with its GPU libraries) and needs 6 GB of disk")
         if not install():
             say("failed. The lines above say why; once that is mended, run the same command again.")
             return 1

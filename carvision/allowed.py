@@ -1,0 +1,213 @@
+"""ALLOWED: what each key of the configuration may hold. Looked at before anything slow is imported or read."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from carvision.errors import InputError, nearest
+
+# A check returns None for a good value, else what was allowed: the end of the sentence "<key>: <value> is not ...".
+Check = Callable[[object], str | None]
+
+
+def one_of(*words: str) -> Check:
+    return lambda value: None if value in words else f"one of {', '.join(words)}{nearest(str(value), words)}"
+
+
+def whole(low: int, high: float = float("inf")) -> Check:
+    reach = f"from {low}" if high == float("inf") else f"from {low} to {high}"
+    return lambda value: (
+        None
+        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+        else f"a whole number {reach}"
+    )
+
+
+def number(low: float = float("-inf"), high: float = float("inf"), above: bool = False) -> Check:
+    """above: low itself is not allowed."""
+    reach = f" above {low:g}" if above else f" from {low:g}" if low > float("-inf") else ""
+    reach += f" to {high:g}" if high < float("inf") else ""
+
+    def check(value):
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        good = good and (low < value if above else low <= value) and value <= high
+        return None if good else f"a number{reach}"
+
+    return check
+
+
+def flag(value) -> str | None:
+    return None if isinstance(value, bool) else "true or false"
+
+
+def text(value) -> str | None:
+    return None if isinstance(value, str) and value else "a word"
+
+
+def path(value) -> str | None:
+    return None if isinstance(value, str | Path) and str(value) else "a path"
+
+
+def mapping(value) -> str | None:
+    return None if isinstance(value, dict) else "a mapping such as {key: value}"
+
+
+def mapping_of(check: Check) -> Check:
+    def all_values(value):
+        wrong = mapping(value) or next((check(item) for item in value.values() if check(item)), None)
+        return wrong and (wrong if wrong.startswith("a mapping") else f"a mapping onto values that are each {wrong}")
+
+    return all_values
+
+
+def list_of(check: Check, length: int | None = None) -> Check:
+    def all_items(value):
+        if not isinstance(value, list) or (length is not None and len(value) != length):
+            return f"a list of {length} values" if length else "a list such as [a, b]"
+        wrong = next((check(item) for item in value if check(item)), None)
+        return wrong and f"a list whose items are each {wrong}"
+
+    return all_items
+
+
+def optional(check: Check) -> Check:
+    return lambda value: None if value is None else (lambda wrong: wrong and f"{wrong}, or null")(check(value))
+
+
+def either(*checks: Check) -> Check:
+    def one_fits(value):
+        wrong = [check(value) for check in checks]
+        return None if None in wrong else " or ".join(wrong)
+
+    return one_fits
+
+
+def train_layers(value) -> str | None:
+    if value in ("all", "none", "partial") or whole(1)(value) is None:
+        return None
+    if isinstance(value, str) and value.startswith("from:") and len(value) > len("from:"):
+        return None
+    return "all, none, partial, a whole number from 1 (the last so many layers), or from:<module>"
+
+
+_layers = {
+    "hidden": list_of(whole(1)),
+    "dropout": number(0, 1),
+    "activation": one_of("relu", "leaky_relu", "gelu", "silu", "tanh", "none"),
+    "batch_norm": flag,
+    "bias": flag,
+    "l2": number(0),
+    "activity_l1": number(0),
+}
+
+# A "*" stands for any one name. A key that ends in a mapping is checked as a whole.
+ALLOWED: dict[str, Check] = {
+    "seed": whole(0, 2**32 - 1),
+    "run.dir": optional(path),
+    "data.name": one_of("demo", "compcars", "stanford_cars", "oxford102", "folder", "manifest"),
+    "data.root": optional(path),
+    "data.image_px": whole(8, 4096),
+    "data.resize": one_of("squash", "crop"),
+    "data.batch_size": whole(1),
+    "data.num_workers": optional(whole(0)),
+    "data.crop_to_box": flag,
+    "data.allow_missing": flag,
+    "data.min_images_per_class": whole(1),
+    "data.classes": optional(list_of(either(text, whole(0)))),
+    "data.sampler": one_of("shuffle", "balanced"),
+    "data.epoch_fraction": number(0, 1, above=True),
+    "data.on_bad_image": one_of("error", "skip", "blank"),
+    "data.split.kind": one_of("official", "stratified", "kfold"),
+    "data.split.fractions": list_of(number(0, 1), 3),
+    "data.split.val_fraction": number(0, 0.9),
+    "data.split.val_as_test": flag,
+    "data.split.num_folds": whole(2),
+    "data.split.fold": either(one_of("all"), whole(0)),
+    "data.split.keep_groups": flag,
+    "data.split.seed": whole(0, 2**32 - 1),
+    "data.split.file": optional(path),
+    "data.images_per_model": whole(20, 10_000),
+    "data.download": flag,
+    "data.file": path,
+    "data.labels": list_of(text),
+    "data.numbers": list_of(text),
+    "data.parents": optional(mapping_of(text)),
+    "model.backbone": text,
+    "model.backbone_kwargs": optional(mapping),
+    "model.weights": path,
+    "model.mean": optional(list_of(number(), 3)),
+    "model.std": optional(list_of(number(0, above=True), 3)),
+    "model.interpolation": optional(one_of("bilinear", "bicubic", "lanczos")),
+    "model.pool": one_of("default", "avg", "max", "avgmax", "catavgmax", "flatten"),
+    "model.train_layers": train_layers,
+    "model.decoding": one_of("independent", "joint", "marginal"),
+    **{f"model.trunk.{key}": check for key, check in _layers.items()},
+    **{f"model.heads.*.{key}": check for key, check in _layers.items()},
+    "loss.name": one_of("cross_entropy", "focal"),
+    "loss.label_smoothing": number(0, 1),
+    "loss.form": one_of("softmax", "sigmoid"),
+    "loss.gamma": number(0),
+    "loss.alpha": optional(number(0, 1)),
+    "loss.class_weights": one_of("none", "balanced"),
+    "loss.head_weights": optional(mapping_of(number(0))),
+    "augment.crop_scale": list_of(number(0, 1, above=True), 2),
+    "augment.crop_ratio": list_of(number(0, above=True), 2),
+    "augment.flip": number(0, 1),
+    "augment.brightness": number(0, 1),
+    "augment.contrast": number(0, 1),
+    "augment.saturation": number(0, 1),
+    "optimizer.name": one_of("sgd", "adamw"),
+    "optimizer.lr": number(0, above=True),
+    "optimizer.momentum": number(0, 1),
+    "optimizer.nesterov": flag,
+    "optimizer.betas": list_of(number(0, 1), 2),
+    "optimizer.eps": number(0),
+    "optimizer.weight_decay": number(0),
+    "schedule.name": one_of("constant", "cosine", "r0"),
+    "schedule.warmup_epochs": number(0),
+    "schedule.final_fraction": number(0, 1),
+    "trainer.accelerator": one_of("cpu", "gpu", "tpu", "auto"),
+    "trainer.devices": either(one_of("auto"), whole(1), list_of(whole(0))),
+    "trainer.num_nodes": whole(1),
+    "trainer.strategy": text,
+    "trainer.precision": one_of("32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true", "64-true"),
+    "trainer.max_epochs": whole(1),
+    "trainer.accumulate_grad_batches": whole(1),
+    "trainer.gradient_clip_val": optional(number(0, above=True)),
+    "trainer.deterministic": flag,
+    "callbacks.monitor": text,
+    "callbacks.mode": one_of("min", "max"),
+    "callbacks.patience": optional(whole(1)),
+    "callbacks.progress_bar": flag,
+    "logger.tensorboard": flag,
+    # carvision.check
+    "out": optional(path),
+    "num_workers": optional(whole(0)),
+    "show": list_of(either(text, whole(0))),
+    "num_per_class": whole(1, 100),
+}
+
+
+def check_values(config: dict, prefix: str = "") -> None:
+    """Raises InputError for the first key that isn't known or whose value isn't allowed."""
+    for name, value in config.items():
+        key = f"{prefix}{name}"
+        check = _check_of(key)
+        if check is not None:
+            if value == "???":
+                raise InputError(f"{key}: must be given; add {key}=<value>")
+            wrong = check(value)
+            if wrong:
+                raise InputError(f"{key}: {value!r} is not {wrong}")
+        elif isinstance(value, dict):
+            check_values(value, f"{key}.")
+        else:
+            raise InputError(f"{key}: there is no such key{nearest(key, ALLOWED)}")
+
+
+def _check_of(key: str) -> Check | None:
+    if key in ALLOWED:
+        return ALLOWED[key]
+    parts = key.split(".")
+    if parts[:2] == ["model", "heads"] and len(parts) == 4:
+        return ALLOWED.get(f"model.heads.*.{parts[3]}")
+    return None

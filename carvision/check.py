@@ -1,0 +1,65 @@
+"""python -m carvision.check data=...: the health of a data set. See --help and conf/check.yaml."""
+
+import logging
+import sys
+import time
+from pathlib import Path
+
+from omegaconf import DictConfig, open_dict
+
+from carvision.config import plain_config, run_command
+from carvision.errors import InputError
+from carvision.machine import num_cores
+
+log = logging.getLogger(__name__)
+
+
+def check(cfg: DictConfig) -> None:
+    with open_dict(cfg):
+        cfg.pop("model", None)  # the heads that a data group brings for training
+    config = plain_config(cfg)
+    # Only now: a wrong value was told without waiting for pandas and matplotlib.
+    from carvision.data.health import scan_photos
+    from carvision.reports.health import choose_classes, print_health, write_health
+    from carvision.run_log import start_log
+
+    start_log(None)
+    data = config["data"]
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder = Path(config["out"]).expanduser() if config["out"] else Path("checks") / data["name"] / stamp
+    table, complete = _read(data)
+    num_workers = num_cores() if config["num_workers"] is None else config["num_workers"]
+    chosen = choose_classes(table, config["show"])
+    if table.has_boxes and not data["crop_to_box"]:
+        log.info("%s: boxes are not looked at, as training ignores them without data.crop_to_box=true", table.name)
+    scan = scan_photos(table, data["crop_to_box"] and table.has_boxes, num_workers)
+    figures = write_health(table, scan, folder, chosen, config["num_per_class"])
+    unusable = print_health(figures)
+    print(f"check: {folder}")
+    sys.exit(0 if complete and not unusable else 1)
+
+
+def _read(data: dict):
+    """The table, and whether the data set is complete. An incomplete one is reported, and what is there looked at.
+
+    Its split is the data set's own, or the one that data.split asks for.
+    """
+    from carvision.data.build import build_split, build_table, download, folds_of
+
+    download(data)
+    complete = True
+    try:
+        table = build_table(data, annotations=True)
+    except InputError as error:
+        if data["allow_missing"]:
+            raise
+        table = build_table({**data, "allow_missing": True}, annotations=True)
+        log.error("incomplete: %s", error)
+        complete = False
+    if data["split"]["kind"] != "official" or data["split"]["file"]:
+        table = build_split(table, data["split"], folds_of(data["split"])[0])
+    return table, complete
+
+
+if __name__ == "__main__":
+    run_command(check, "check")

@@ -1,0 +1,78 @@
+"""From the `data` group of the configuration to a Table with its split. Imports no torch."""
+
+from pathlib import Path
+
+from carvision.data.compcars import read_compcars
+from carvision.data.demo import demo_folder, write_demo
+from carvision.data.folder import read_folder
+from carvision.data.manifest import read_manifest
+from carvision.data.oxford102 import download_oxford102, read_oxford102
+from carvision.data.splits import file_split, kfold_split, official_split, stratified_split
+from carvision.data.stanford_cars import read_stanford_cars
+from carvision.data.table import Table
+from carvision.errors import InputError
+
+
+def build_table(data: dict, annotations: bool) -> Table:
+    """The photos that `data` (the checked group of conf/data) chooses, with the data set's own split.
+
+    annotations: whether CompCars' boxes and viewpoints are wanted, which lie in a file for each photo.
+    """
+    table = read_table(data, annotations)
+    if data["classes"]:
+        table = table.only_classes(data["classes"])
+    if data["min_images_per_class"] > 1:
+        table = table.without_sparse_classes(data["min_images_per_class"])
+    return table
+
+
+def read_table(data: dict, annotations: bool) -> Table:
+    root = Path(data["root"]).expanduser() if data["root"] else None
+    allow_missing = data["allow_missing"]
+    match data["name"]:
+        case "demo":
+            folder = root or demo_folder(images_per_model=data["images_per_model"])
+            write_demo(folder, data["images_per_model"])
+            return read_compcars(folder, known=None)
+        case "compcars":
+            photos = "listed" if data["split"]["kind"] == "official" and not data["split"]["file"] else "all"
+            return read_compcars(root, allow_missing=allow_missing, photos=photos, annotations=annotations)
+        case "stanford_cars":
+            return read_stanford_cars(root, allow_missing=allow_missing)
+        case "oxford102":
+            return read_oxford102(root, allow_missing=allow_missing)
+        case "folder":
+            return read_folder(root, allow_missing=allow_missing)
+        case "manifest":
+            labels, numbers, parents = data["labels"], data["numbers"], data["parents"] or {}
+            return read_manifest(
+                root, data["file"], labels, parents=parents, numbers=numbers, allow_missing=allow_missing
+            )
+    raise InputError(f"data.name: {data['name']!r} has no reader")
+
+
+def download(data: dict) -> None:
+    """Fetch the data set into data.root, where data.download asks for it."""
+    if data.get("download"):
+        download_oxford102(data["root"])
+
+
+def build_split(table: Table, split: dict, fold: int | None = None) -> Table:
+    """The table divided as `split` (data.split) says; fold: which of the k, for kfold."""
+    if split["file"]:
+        return file_split(table, Path(split["file"]))
+    val_fraction, seed, keep_groups = split["val_fraction"], split["seed"], split["keep_groups"]
+    match split["kind"]:
+        case "stratified":
+            return stratified_split(table, tuple(split["fractions"]), seed, keep_groups)
+        case "kfold":
+            return kfold_split(table, split["num_folds"], fold, val_fraction, seed, keep_groups)
+        case _:
+            return official_split(table, val_fraction, seed, keep_groups, split["val_as_test"])
+
+
+def folds_of(split: dict) -> list[int | None]:
+    """The folds to train: [None] without k-fold."""
+    if split["kind"] != "kfold" or split["file"]:
+        return [None]
+    return list(range(split["num_folds"])) if split["fold"] == "all" else [split["fold"]]

@@ -1,0 +1,71 @@
+"""Files fetched from the web: verified by checksum, with a progress bar, never left half written."""
+
+import contextlib
+import hashlib
+import http.client
+import logging
+import urllib.request
+from pathlib import Path
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from carvision.errors import InputError
+
+log = logging.getLogger(__name__)
+
+CHUNK = 1 << 20  # bytes
+TIMEOUT_S = 30.0  # without a byte from the server
+
+
+def download(url: str, file: Path, md5: str) -> bool:
+    """Fetch `url` into `file`; False if it is there with the right sum already, and nothing was fetched.
+
+    The bytes go to <file>.part, which is renamed when its MD5 is right and removed otherwise, so that `file` is
+    always whole. Raises InputError where the server can't be reached, the disk is full, or the sum differs.
+    """
+    if file.is_file():
+        if _md5(file) == md5:
+            return False
+        log.warning("%s has not the MD5 %s; fetching it again", file, md5)
+    part = file.with_name(file.name + ".part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        found = _fetch(url, part)
+        if found != md5:
+            raise InputError(f"{url}: the bytes received have MD5 {found} instead of {md5}; try again later")
+        part.replace(file)
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: InputError, and a malformed URL
+        with contextlib.suppress(OSError):
+            part.unlink()
+        if isinstance(error, InputError):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"{url} could not be fetched into {file}: {reason}. Check the connection, or place the file there by hand"
+        ) from error
+    return True
+
+
+def _fetch(url: str, part: Path) -> str:
+    """Write the bytes of `url` into `part` under a progress bar, and return their MD5."""
+    digest = hashlib.md5(usedforsecurity=False)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    )  # fmt: skip
+    with (
+        urllib.request.urlopen(url, timeout=TIMEOUT_S) as response,
+        part.open("wb") as out,
+        Progress(*columns) as progress,
+    ):
+        length = response.headers.get("Content-Length")
+        task = progress.add_task(url.rsplit("/", 1)[-1], total=int(length) if length else None)
+        while chunk := response.read(CHUNK):
+            out.write(chunk)
+            digest.update(chunk)
+            progress.advance(task, len(chunk))
+    return digest.hexdigest()
+
+
+def _md5(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -1,0 +1,182 @@
+"""Photo file -> uint8 array: decode, turn upright, crop to the box, resize. No torch here."""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from carvision.errors import InputError
+
+MAX_PIXELS = 178_956_970  # twice Pillow's own warning limit: 0.5 GB decoded. More is taken for a decompression bomb
+Image.MAX_IMAGE_PIXELS = None  # the limit above is checked here, once, for every format
+BLANK = 128  # grey of the picture that stands in for a photo that can't be read
+INTERPOLATIONS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+TURNS = {  # by EXIF orientation; 1 stands upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDEWAYS = [TURNS[orientation] for orientation in (5, 6, 7, 8)]
+WHOLE = (0.0, 0.0, 1.0, 1.0)
+
+
+class BadImage(Exception):
+    """A photo that can't be used. The message is the reason, without the path."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a photo becomes a network's input. It belongs to the weights and is stored with them.
+
+    size_px: height and width of the input. resize: "squash" scales the whole photo (or its box) to the square,
+    "crop" takes the largest centred square. mean, std: of RGB in 0..1.
+    """
+
+    size_px: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+    resize: str = "squash"
+
+    def __post_init__(self):
+        object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
+        object.__setattr__(self, "std", tuple(float(value) for value in self.std))
+        if self.interpolation not in INTERPOLATIONS:
+            raise InputError(f"interpolation: {self.interpolation!r} is not one of {', '.join(INTERPOLATIONS)}")
+        if self.resize not in ("squash", "crop"):
+            raise InputError(f"data.resize: {self.resize!r} is not one of squash, crop")
+
+    def as_dict(self) -> dict:
+        values = asdict(self)
+        return {**values, "mean": list(self.mean), "std": list(self.std)}
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """The photo, opened but not decoded: size, mode and format are known. Raises BadImage."""
+    try:
+        image = Image.open(path)
+    except FileNotFoundError:
+        raise BadImage("the file is missing") from None
+    except Image.UnidentifiedImageError:
+        empty = Path(path).stat().st_size == 0
+        raise BadImage("the file is empty" if empty else "not a photo in any format known") from None
+    except Exception as error:  # whatever a decoder stumbles over, it is this photo that can't be read
+        raise BadImage(f"can't be opened ({_one_line(error)})") from None
+    check_size(image)
+    return image
+
+
+def check_size(image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        image.close()
+        raise BadImage(f"{width} x {height} pixels are more than {MAX_PIXELS:,}: taken for a decompression bomb")
+
+
+def to_square(
+    image: Image.Image,
+    preprocessing: Preprocessing,
+    box: np.ndarray | None = None,
+    window: tuple[float, float, float, float] = WHOLE,
+    shift: float = 0.5,
+) -> np.ndarray:
+    """uint8 (3, size_px, size_px), RGB. Decodes the image; a JPEG no larger than needed.
+
+    box: left, top, right, bottom in pixels of the upright photo (None or NaN: the whole photo).
+    window: the part of that region that is wanted, as fractions of it: a random crop, in training.
+    shift: with resize "crop", where along the longer side the square lies (0.5: centred).
+    Raises BadImage, also for a box that isn't inside the photo.
+    """
+    check_size(image)
+    try:
+        turn = upright_turn(image)
+        width, height = image.size[::-1] if turn in SIDEWAYS else image.size
+        left, top, right, bottom = _region(width, height, preprocessing.resize, box, shift)
+        wide, high = right - left, bottom - top
+        left, right = left + window[0] * wide, left + window[2] * wide
+        top, bottom = top + window[1] * high, top + window[3] * high
+
+        # libjpeg scales by 1/2, 1/4, 1/8 while decoding, for a fraction of the time: the largest step that
+        # still leaves the wanted part no smaller than the input.
+        shrink = max(1.0, min(right - left, bottom - top) / preprocessing.size_px)
+        image.draft("RGB", (math.ceil(image.width / shrink), math.ceil(image.height / shrink)))
+        image = to_rgb(image)
+        image = image if turn is None else image.transpose(turn)
+        x, y = image.width / width, image.height / height
+        size = (preprocessing.size_px, preprocessing.size_px)
+        part = (left * x, top * y, min(right * x, image.width), min(bottom * y, image.height))
+        image = image.resize(size, INTERPOLATIONS[preprocessing.interpolation], box=part)
+    except BadImage:
+        raise
+    except Exception as error:  # truncated data shows only now, and each decoder has its own exceptions for it
+        raise BadImage(f"can't be decoded ({_one_line(error)})") from None
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def upright_turn(image: Image.Image) -> Image.Transpose | None:
+    """What must be done to the decoded photo to stand it upright, by the orientation in its EXIF data."""
+    if image.format == "TIFF":
+        return None  # Pillow turns these itself, and gives the size of the turned photo from the start
+    try:
+        return TURNS.get(image.getexif().get(0x0112))
+    except Exception:  # damaged EXIF data say nothing about the picture, which may be whole
+        return None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB from any mode: 16-bit grey is scaled (Pillow would clip it), transparency is laid on white."""
+    if image.mode == "RGB":
+        image.load()
+        return image
+    if image.mode.startswith("I"):  # I;16 and its relatives, and I, as which some decoders give 16 bits
+        grey = np.asarray(image).clip(0, 65535) >> 8
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise BadImage("holds floating-point values, which have no known range")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def check_box(box: np.ndarray, width: int, height: int) -> None:
+    """Raises BadImage for a box that has no area or reaches outside the photo by more than a 2 % rounding slip."""
+    left, top, right, bottom = (float(value) for value in box)
+    text = f"box {left:g} {top:g} {right:g} {bottom:g}"
+    if left >= right or top >= bottom:
+        raise BadImage(f"{text} has no area")
+    slack_x, slack_y = max(2.0, 0.02 * width), max(2.0, 0.02 * height)
+    if left < -slack_x or top < -slack_y or right > width + slack_x or bottom > height + slack_y:
+        raise BadImage(f"{text} reaches outside the photo of {width} x {height} pixels")
+    if left >= width or top >= height or right <= 0 or bottom <= 0:
+        raise BadImage(f"{text} lies outside the photo of {width} x {height} pixels")
+
+
+def _region(width: int, height: int, resize: str, box, shift: float) -> tuple[float, float, float, float]:
+    left, top, right, bottom = 0.0, 0.0, float(width), float(height)
+    if box is not None and not np.isnan(box).any():
+        check_box(box, width, height)
+        left, top = max(0.0, float(box[0])), max(0.0, float(box[1]))
+        right, bottom = min(width, float(box[2])), min(height, float(box[3]))
+    if resize == "crop":
+        side = min(right - left, bottom - top)
+        left += shift * (right - left - side)
+        top += shift * (bottom - top - side)
+        right, bottom = left + side, top + side
+    return left, top, right, bottom
+
+
+def _one_line(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error)  # an OSError's own text would repeat the path
+    return " ".join(text.split()) or type(error).__name__

@@ -1,0 +1,127 @@
+"""One photo looked at closely. Apart from health.py, so that its worker processes load little more than Pillow."""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from carvision.data.images import SIDEWAYS, BadImage, Preprocessing, check_box, open_image, to_square, upright_turn
+
+# The decoding that training does too, at the least size: libjpeg then scales by 1/8, which takes a fraction of the
+# time and still reads all the data, so that truncation shows as in a full decode.
+SMALLEST = Preprocessing(size_px=1, mean=(0, 0, 0), std=(1, 1, 1))
+
+# The kind under which a problem is counted, by the first words of its reason; "truncated" may stand anywhere.
+KINDS = {
+    "the file is missing": "missing",
+    "the file is empty": "empty",
+    "not a photo": "not a photo",
+    "box": "box outside the photo",
+}
+
+
+class PhotoFacts(NamedTuple):
+    """bytes: size of the file. width, height: pixels of the upright photo; 0, as mode and format are "", where they
+    could not be read. problem: "" or its kind, detail: the reason in full. note: what is uncommon, though training
+    copes with it, several joined by "; ". digest: SHA-256 of the bytes as hex, "" where they could not be read.
+    """
+
+    bytes: int
+    width: int
+    height: int
+    mode: str
+    format: str
+    problem: str
+    detail: str
+    note: str
+    digest: str
+
+
+def inspect_photo(path: Path, box: np.ndarray | None) -> PhotoFacts:
+    """Reads and decodes the whole photo. box: pixels of the upright photo, NaN where it has none; None: not wanted."""
+    num_bytes, digest = _digest(path)
+    width, height, mode, form, notes, reason = 0, 0, "", "", [], ""
+    with warnings.catch_warnings(record=True) as complaints:  # Pillow's, of odd metadata; else printed by each worker
+        warnings.simplefilter("always")
+        try:
+            with open_image(path) as image:
+                width, height = image.size[::-1] if upright_turn(image) in SIDEWAYS else image.size
+                mode, form = image.mode, image.format
+                notes = _notes(image, path)
+                to_square(image, SMALLEST)
+                if box is not None and np.isnan(box).any():
+                    notes.append("no box")
+                elif box is not None:
+                    check_box(box, width, height)
+        except BadImage as error:
+            reason = str(error)
+    if complaints:
+        notes.append("odd metadata")
+    return PhotoFacts(num_bytes, width, height, mode, form, kind_of_problem(reason), reason, "; ".join(notes), digest)
+
+
+def inspect_photos(root: Path, paths: list[str], boxes: np.ndarray | None) -> list[PhotoFacts]:
+    """What a worker does in one go: boxes is float (N, 4)."""
+    return [inspect_photo(root / path, None if boxes is None else boxes[i]) for i, path in enumerate(paths)]
+
+
+def kind_of_problem(reason: str) -> str:
+    if "truncated" in reason.lower():
+        return "truncated"
+    if "bomb" in reason:
+        return "decompression bomb"
+    if reason.endswith("has no area"):
+        return "box without area"
+    for start, kind in KINDS.items():
+        if reason.startswith(start):
+            return kind
+    return "unreadable" if reason else ""
+
+
+def become_worker() -> None:
+    """Ctrl-C is the parent's to handle; and a worker whose parent was killed ends instead of waiting for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def end_with_parent() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _digest(path: Path) -> tuple[int, str]:
+    try:
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:  # why, open_image says
+        return 0, ""
+
+
+def _notes(image: Image.Image, path: Path) -> list[str]:
+    mode = image.mode
+    expected = Image.registered_extensions().get(path.suffix.lower())
+    facts = {
+        "greyscale": mode in ("1", "L", "LA") or mode.startswith("I"),
+        "16-bit": mode.startswith("I"),
+        "CMYK": mode == "CMYK",
+        "palette": mode in ("P", "PA"),
+        "transparency": image.has_transparency_data,
+        "turned by EXIF": upright_turn(image) is not None,
+        "animated": image.format != "MPO" and _is_animated(image),  # MPO: a camera's JPEG with its preview
+        f"{image.format} named {path.suffix}": expected not in (None, image.format) and image.format != "MPO",
+    }
+    return [note for note, holds in facts.items() if holds]
+
+
+def _is_animated(image: Image.Image) -> bool:
+    try:
+        return getattr(image, "is_animated", False)
+    except Exception:  # damaged after the first picture, which is the one that counts
+        return False

@@ -1,0 +1,157 @@
+"""Photos: the dataset whose item is a whole batch, and the order in which batches are drawn."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from carvision.data.images import BLANK, WHOLE, BadImage, Preprocessing, open_image, to_square
+from carvision.data.table import BOX, Classes, Table
+
+Key = tuple[int, int]  # row of the table, epoch (-1: not training)
+
+
+class Photos(Dataset):
+    """Batches of photos. Item: a list of Keys -> a dict with
+
+        images   uint8 (B, 3, H, W)
+        targets  {label: int64 (B,), UNKNOWN where not known; or float32 (B,) with NaN for a Number}
+        index    int64 (B,), rows of the table
+        draws    float32 (B, num_draws) in [0, 1): the chance of the augmentation on the device
+        valid    bool (B,), false for photos that can't be read
+        bad      list of (row, reason) of those
+
+    A photo's randomness depends on (seed, epoch, row) alone, so a run is the same at any number of workers.
+    crop_scale: range of the area of the random crop in training, as a fraction; crop_ratio: of its aspect.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        preprocessing: Preprocessing,
+        crop_to_box: bool,
+        crop_scale: tuple[float, float],
+        crop_ratio: tuple[float, float],
+        num_draws: int,
+        seed: int,
+    ):
+        # Arrays rather than lists of objects: a forked worker that counts references to a million strings
+        # would copy all the memory that holds them.
+        self.paths = np.char.encode(table.rows["path"].to_numpy(dtype=str), "utf-8")
+        self.root = table.root
+        self.boxes = table.rows[BOX].to_numpy(np.float32) if crop_to_box else None
+        self.targets = {
+            name: torch.from_numpy(
+                table.rows[name].to_numpy(np.int64 if isinstance(label, Classes) else np.float32, copy=True)
+            )
+            for name, label in table.labels.items()
+        }
+        self.preprocessing = preprocessing
+        self.crop_scale, self.crop_ratio = crop_scale, crop_ratio
+        self.num_draws = num_draws
+        self.seed = seed
+
+    def path(self, row: int) -> str:
+        """Of the photo of a row, as the table has it."""
+        return self.paths[row].decode("utf-8")
+
+    def __getitem__(self, keys: list[Key]) -> dict:
+        size = self.preprocessing.size_px
+        # Channels last in memory, as decoders give them and as convolutions are fastest, on the CPU too
+        images = np.empty((len(keys), size, size, 3), np.uint8).transpose(0, 3, 1, 2)
+        draws = np.zeros((len(keys), self.num_draws), np.float32)
+        valid = np.ones(len(keys), bool)
+        bad = []
+        for place, (row, epoch) in enumerate(keys):
+            window, shift = WHOLE, 0.5
+            if epoch >= 0:
+                random = np.random.default_rng((self.seed, epoch, row))
+                window, shift = random_window(random, self.crop_scale, self.crop_ratio), random.random()
+                draws[place] = random.random(self.num_draws, np.float32)
+            try:
+                with open_image(self.root / self.path(row)) as image:
+                    box = None if self.boxes is None else self.boxes[row]
+                    images[place] = to_square(image, self.preprocessing, box, window, shift)
+            except BadImage as reason:
+                images[place], valid[place] = BLANK, False
+                bad.append((row, str(reason)))
+        rows = torch.tensor([row for row, _ in keys])
+        return {
+            "images": torch.from_numpy(images),
+            "targets": {name: values[rows] for name, values in self.targets.items()},
+            "index": rows,
+            "draws": torch.from_numpy(draws),
+            "valid": torch.from_numpy(valid),
+            "bad": bad,
+        }
+
+
+def random_window(random: np.random.Generator, scale: tuple, ratio: tuple) -> tuple[float, float, float, float]:
+    """A part of the photo as fractions (left, top, right, bottom): area uniform in `scale`, aspect
+    log-uniform in `ratio`, both relative to the region it is cut from, place uniform."""
+    area, log_ratio, x, y = random.random(4)
+    area = scale[0] + area * (scale[1] - scale[0])
+    aspect = np.exp(np.log(ratio[0]) + log_ratio * (np.log(ratio[1]) - np.log(ratio[0])))
+    wide, high = min(1.0, np.sqrt(area * aspect)), min(1.0, np.sqrt(area / aspect))
+    left, top = x * (1 - wide), y * (1 - high)
+    return left, top, left + wide, top + high
+
+
+class TrainOrder(Sampler[list[Key]]):
+    """Lists of Keys, each a batch, in an order that depends on (seed, epoch) alone.
+
+    codes: class of each photo, int (N,), by which "balanced" draws: every class is equally likely, with
+    replacement. fraction: of the photos, how many an epoch takes. All batches have the same size, so that a graph
+    is compiled once; the last one is filled up with the epoch's first photos. rank, world_size: each of several
+    processes gets its own share of each batch's worth, and all the same number of batches.
+    """
+
+    def __init__(
+        self,
+        codes: np.ndarray,
+        batch_size: int,
+        kind: str = "shuffle",
+        fraction: float = 1.0,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.codes, self.kind, self.seed = codes, kind, seed
+        self.num_photos = max(1, round(len(codes) * fraction))
+        self.batch_size = min(batch_size, max(1, self.num_photos // world_size))
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:  # called by Lightning at the start of each epoch
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.num_photos // (self.batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        random = np.random.default_rng((self.seed, self.epoch))
+        if self.kind == "balanced":
+            _, place, counts = np.unique(self.codes, return_inverse=True, return_counts=True)
+            chance = (1 / counts)[place]
+            order = random.choice(len(self.codes), self.num_photos, p=chance / chance.sum())
+        else:
+            order = random.permutation(len(self.codes))[: self.num_photos]
+        order = np.resize(order, len(self) * self.batch_size * self.world_size)  # repeats from the start
+        for rows in order[self.rank :: self.world_size].reshape(-1, self.batch_size).tolist():
+            yield [(row, self.epoch) for row in rows]
+
+
+class TableOrder(Sampler[list[Key]]):
+    """Every photo once, in the table's order; the last batch may be smaller. For validation and test."""
+
+    def __init__(self, num_photos: int, batch_size: int, rank: int = 0, world_size: int = 1):
+        self.rows = range(rank, num_photos, world_size)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for start in range(0, len(self.rows), self.batch_size):
+            yield [(row, -1) for row in self.rows[start : start + self.batch_size]]

@@ -1,0 +1,235 @@
+"""Which photos train, validate and test: pure functions from a Table to a Table with another `split` column."""
+
+import hashlib
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from carvision.data.table import SPLITS, UNKNOWN, Table
+from carvision.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+def official_split(table: Table, val_fraction: float, seed: int, keep_groups: bool, val_as_test: bool) -> Table:
+    """The data set's own lists. Where they name no validation photos, a share of train becomes that, never of test.
+
+    val_as_test: the data set's validation photos are held out as the test (for one that comes without a test).
+    Training photos with the bytes of a validation or test photo are left out, and validation photos with the bytes
+    of a test photo.
+    """
+    table = table.select(table.rows["split"] != "")
+    if not len(table):
+        raise InputError(
+            f"data.split.kind: {table.name} under {table.root} comes without a split of its own; "
+            "use data.split.kind=stratified or kfold"
+        )
+    split = table.rows["split"].to_numpy(dtype=object).copy()
+    if val_as_test:
+        if (split == "test").any() or not (split == "val").any():
+            raise InputError(
+                f"data.split.val_as_test: {table.name} has {(split == 'val').sum()} validation and "
+                f"{(split == 'test').sum()} test photos; the option is for data with validation and without test"
+            )
+        split[split == "val"] = "test"
+    copies = equal_bytes(table)
+    for learned, held_out in (("val", ["test"]), ("train", ["val", "test"])):
+        twice = (split == learned) & np.isin(copies, copies[np.isin(split, held_out)])
+        if twice.any():
+            log.warning(
+                "%s: %d %s photos are left out, as their bytes equal those of %s photos",
+                table.name, twice.sum(), learned, " or ".join(held_out),
+            )  # fmt: skip
+            split[twice] = ""
+    if not (split == "val").any() and (split == "train").any():
+        train = np.flatnonzero(split == "train")
+        part = table.select(split == "train")
+        units = _units(part, copies[train], keep_groups)
+        split[train] = _stratify(part, units, (1 - val_fraction, val_fraction), ("train", "val"), seed)
+    return _checked(table.with_split(split))
+
+
+def stratified_split(table: Table, fractions: tuple[float, float, float], seed: int, keep_groups: bool) -> Table:
+    """Train, val and test in these fractions of every class, photos of equal bytes (and groups) together."""
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise InputError(
+            f"data.split.fractions: {list(fractions)} are not three shares (train, val, test) that add up to 1"
+        )
+    _require_photos(table, sum(fraction > 0 for fraction in fractions))
+    units = _units(table, equal_bytes(table), keep_groups)
+    return _checked(table.with_split(_stratify(table, units, tuple(fractions), SPLITS, seed)))
+
+
+def kfold_split(table: Table, num_folds: int, fold: int, val_fraction: float, seed: int, keep_groups: bool) -> Table:
+    """Fold `fold` of `num_folds` is the test; of the other photos, `val_fraction` of every class validates."""
+    if not 0 <= fold < num_folds:
+        raise InputError(f"data.split.fold: {fold} is not one of 0 to {num_folds - 1} (data.split.num_folds), or all")
+    _require_photos(table, num_folds)
+    units = _units(table, equal_bytes(table), keep_groups)
+    names = tuple(map(str, range(num_folds)))
+    folds = _stratify(table, units, (1 / num_folds,) * num_folds, names, seed)
+    split = np.where(folds == str(fold), "test", "train").astype(object)
+    rest = np.flatnonzero(split == "train")
+    part = table.select(split == "train")
+    split[rest] = _stratify(part, units[rest], (1 - val_fraction, val_fraction), ("train", "val"), seed)
+    return _checked(table.with_split(split))
+
+
+def file_split(table: Table, file: Path) -> Table:
+    """The split of an earlier run: its splits.csv, columns path and split. Photos it doesn't list are left out."""
+    if not file.is_file():
+        raise InputError(f"data.split.file: {file} does not exist; give the splits.csv of a run")
+    try:
+        listed = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except (ValueError, OSError) as error:  # pandas' own errors are ValueErrors
+        raise InputError(f"data.split.file: {file} can't be read ({' '.join(str(error).split())})") from None
+    if not {"path", "split"} <= set(listed.columns):
+        raise InputError(
+            f"data.split.file: {file} has the columns {', '.join(listed.columns)}; path and split are needed"
+        )
+    odd = set(listed["split"]) - set(SPLITS)
+    if odd:
+        raise InputError(f"data.split.file: split {sorted(odd)[0]!r} in {file} is not one of {', '.join(SPLITS)}")
+    twice = listed["path"].duplicated()
+    if twice.any():
+        raise InputError(f"data.split.file: {file} lists {listed['path'][twice].iloc[0]} more than once")
+    absent = ~listed["path"].isin(table.rows["path"])
+    if absent.any():
+        raise InputError(
+            f"data.split.file: {absent.sum():,} photos of {file} are not in {table.name} under {table.root} "
+            f"(first: {listed['path'][absent].iloc[0]})"
+        )
+    split = table.rows["path"].map(listed.set_index("path")["split"]).fillna("")
+    return _checked(table.with_split(split).select(split != ""))
+
+
+def write_splits(table: Table, file: Path) -> None:
+    """splits.csv: path, split and the class id of every label, a row a photo, in the table's order."""
+    out = table.rows[["path", "split"]].copy()
+    for name, label in table.class_labels.items():
+        ids = np.array([*label.ids, ""], dtype=object)  # the last place serves UNKNOWN = -1
+        out[name] = ids[table.rows[name].to_numpy()]
+    out.to_csv(file, index=False)
+
+
+def equal_bytes(table: Table) -> np.ndarray:
+    """int (N,): the same number for photos whose files are equal to the byte, else different ones.
+
+    Reads little: files of different size differ, and so do nearly all of equal size within their last 4 kB.
+    """
+    paths = [table.root / path for path in table.rows["path"]]
+    number = np.arange(len(paths))
+    suspects: dict = {}
+    for i, path in enumerate(paths):
+        suspects.setdefault(path.stat().st_size, []).append(i)
+    for content_of in (_tail, _digest):
+        finer: dict = {}
+        for key, members in suspects.items():
+            if len(members) > 1:
+                for i in members:
+                    finer.setdefault((key, content_of(paths[i])), []).append(i)
+        suspects = finer
+    for members in suspects.values():
+        number[members] = members[0]
+    return number
+
+
+def _tail(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        return hashlib.sha1(file.read(), usedforsecurity=False).digest()
+
+
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _units(table: Table, copies: np.ndarray, keep_groups: bool) -> np.ndarray:
+    """int (N,): photos with the same number may not be parted, directly or through a chain of others."""
+    if not keep_groups or "group" not in table.rows:
+        return copies
+    groups, _ = pd.factorize(table.rows["group"].replace("", None), use_na_sentinel=True)
+    grouped = np.flatnonzero(groups >= 0)
+    num = len(table)
+    sources = np.concatenate([np.arange(num), grouped])
+    _, copy_codes = np.unique(copies, return_inverse=True)
+    targets = np.concatenate([num + copy_codes, 2 * num + groups[grouped]])
+    links = coo_array((np.ones(len(sources), bool), (sources, targets)), shape=(3 * num, 3 * num))
+    return connected_components(links, directed=False)[1][:num]
+
+
+def _stratify(table: Table, units: np.ndarray, fractions: tuple, names: tuple[str, ...], seed: int) -> np.ndarray:
+    """object (N,): for each photo one of `names`, in `fractions` of the units of its class, at random by seed.
+
+    A class with at least as many units as there are names has one in each; one with fewer goes to the first name
+    whole. Photos whose class is not known are divided like a class of their own.
+    """
+    codes = table.rows[table.finest].to_numpy()
+    wanted = [i for i, fraction in enumerate(fractions) if fraction > 0]
+    unit_ids, first, unit_of_row = np.unique(units, return_index=True, return_inverse=True)
+    unit_class = codes[first]
+    random = np.random.default_rng(seed)
+    split_of_unit = np.zeros(len(unit_ids), np.int64)
+    whole = 0
+    for code in np.unique(unit_class):
+        members = random.permutation(np.flatnonzero(unit_class == code))
+        if len(members) < len(wanted):
+            whole += 1
+            continue  # stays in the first
+        sizes = _apportion(len(members), fractions, random)
+        split_of_unit[members] = np.repeat(np.arange(len(fractions)), sizes)
+    if whole:
+        log.warning(
+            "%s: %d of %d classes are wholly in %s, as their photos belong together (groups or copies)",
+            table.name, whole, len(np.unique(unit_class)), names[0],
+        )  # fmt: skip
+    return np.array(names, dtype=object)[split_of_unit[unit_of_row]]
+
+
+def _apportion(count: int, fractions: tuple, random: np.random.Generator) -> np.ndarray:
+    """Whole numbers that add up to count, near count * fractions, at least 1 where the fraction isn't 0."""
+    exact = np.asarray(fractions) * count
+    sizes = np.floor(exact).astype(int)
+    # What rounding left over goes by chance in proportion to the remainders, so that over many
+    # small classes the fractions come out right.
+    remainder = exact - sizes
+    for _ in range(count - sizes.sum()):
+        total = remainder.sum()
+        place = random.choice(len(sizes), p=remainder / total) if total > 0 else int(np.argmax(fractions))
+        sizes[place] += 1
+        remainder[place] = 0
+    for place in np.flatnonzero((sizes == 0) & (np.asarray(fractions) > 0)):
+        sizes[np.argmax(sizes)] -= 1
+        sizes[place] += 1
+    return sizes
+
+
+def _require_photos(table: Table, num_splits: int) -> None:
+    """Raises for a class that has fewer photos than there are splits, each of which should see it."""
+    label = table.labels[table.finest]
+    codes = table.rows[table.finest].to_numpy()
+    counts = np.bincount(codes[codes != UNKNOWN], minlength=len(label))
+    few = np.flatnonzero((counts > 0) & (counts < num_splits))
+    if len(few):
+        raise InputError(
+            f"data.split: {table.finest} {label.names[few[0]]!r} of {table.name} has {counts[few[0]]} photos, too few "
+            f"for {num_splits} splits ({len(few)} such classes); drop them with data.min_images_per_class={num_splits}"
+        )
+
+
+def _checked(table: Table) -> Table:
+    """The table, if there is something to train and to validate on; a missing test is allowed, and said."""
+    table = table.select(table.rows["split"] != "")
+    counts = table.rows["split"].value_counts()
+    for split in ("train", "val"):
+        if not counts.get(split, 0):
+            mend = "data.split.val_fraction above 0" if split == "val" else "another data.split or data.classes"
+            raise InputError(f"data.split: the {split} split of {table.name} is empty; {mend} is needed")
+    if not counts.get("test", 0):
+        log.warning("%s: there are no test photos, so there will be no test figures", table.name)
+    return table

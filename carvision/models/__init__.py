@@ -1,0 +1,1 @@
+"""Networks: normalised images -> {head: logits}. Plain torch and timm."""

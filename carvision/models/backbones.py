@@ -1,0 +1,104 @@
+"""timm backbones, and weights for them from timm, a file or an earlier run."""
+
+import logging
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from carvision.errors import InputError, nearest
+
+log = logging.getLogger(__name__)
+
+
+def create_backbone(name: str, kwargs: dict | None = None, pretrained: bool = False, size_px: int = 224) -> nn.Module:
+    """A timm model without its classifier: normalised images (B, 3, H, W) -> features (B, F).
+
+    size_px matters to backbones that are built for one input size (vision transformers). Raises InputError for
+    a name that timm doesn't have, arguments that the backbone doesn't take, and weights that can't be fetched.
+    """
+    check_name(name)
+    if timm.get_pretrained_cfg(name, allow_unregistered=True).fixed_input_size:
+        kwargs = {"img_size": size_px, **(kwargs or {})}
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **(kwargs or {}))
+    except TypeError as error:
+        raise InputError(f"model.backbone_kwargs: {name} does not take {kwargs} ({error})") from None
+    except Exception as error:
+        if not pretrained:
+            raise InputError(
+                f"model.backbone: timm can't build {name} with {kwargs or {}} ({_brief(error)})"
+            ) from error
+        raise InputError(
+            f"model.weights: the pretrained weights of {name} could not be had ({_brief(error)}). Without a "
+            "connection give a file (model.weights=<file>), or begin from random ones (model.weights=random)"
+        ) from None
+
+
+def check_name(name: str) -> None:
+    """Raises InputError, with the names most like it, for a name that timm doesn't have."""
+    if not timm.is_model(name):
+        raise InputError(
+            f"model.backbone: {name!r} is no model of timm {timm.__version__}{nearest(name, timm.list_models())}"
+        )
+
+
+def read_weights(source: Path) -> dict[str, torch.Tensor]:
+    """Tensors by name, from a .safetensors or .pth file, a Lightning checkpoint, or a run's folder.
+
+    Pickled files are read with torch's safe default: they can hold tensors and plain values, and run no code.
+    """
+    file = source / "model.safetensors" if source.is_dir() else source
+    if not file.is_file():
+        raise InputError(
+            f"model.weights: {str(source)!r} is not pretrained, random, or a file that exists (a .safetensors or .pth "
+            "file, or the folder of a run that holds model.safetensors)"
+        )
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError) as error:
+        raise InputError(f"model.weights: {file} can't be read ({_brief(error)})") from None
+    except Exception as error:  # pickle.UnpicklingError and what a file that isn't one makes of it
+        raise InputError(f"model.weights: {file} is no file of weights alone ({_brief(error)})") from None
+    if isinstance(tensors, dict):
+        for key in ("state_dict", "model"):
+            tensors = tensors[key] if isinstance(tensors.get(key), dict) else tensors
+        tensors = {name.removeprefix("model."): value for name, value in tensors.items() if torch.is_tensor(value)}
+    if not isinstance(tensors, dict) or not tensors:
+        raise InputError(f"model.weights: {file} holds no tensors by name")
+    return tensors
+
+
+def load_backbone_weights(backbone: nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
+    """Load tensors into the backbone; its classifier, if among them, is left out. Raises for another network's."""
+    if any(name.startswith("backbone.") for name in tensors):  # a carvision model
+        tensors = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
+    own = backbone.state_dict()
+    missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
+    shapes = [name for name, t in own.items() if name in tensors and tensors[name].shape != t.shape]
+    classifiers = backbone.pretrained_cfg.get("classifier") or ()
+    classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
+    extra = [n for n in tensors if n not in own and not n.startswith(tuple(f"{c}." for c in classifiers))]
+    wrong = []
+    if missing:
+        wrong.append(f"{len(missing)} of {len(own)} tensors are missing (first: {missing[0]})")
+    if shapes:
+        first = f"{shapes[0]}: {tuple(tensors[shapes[0]].shape)} instead of {tuple(own[shapes[0]].shape)}"
+        wrong.append(f"{len(shapes)} have another shape (first: {first})")
+    if extra:
+        wrong.append(f"{len(extra)} belong to no part of it (first: {extra[0]})")
+    if wrong:
+        raise InputError(
+            f"model.weights: {source} is not of this backbone: {'; '.join(wrong)}. Set model.backbone to match"
+        )
+    backbone.load_state_dict({name: tensors[name] for name in own if name in tensors}, strict=False)
+
+
+def _brief(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -1,0 +1,34 @@
+"""From logits to predicted classes where one label follows from another (make from model)."""
+
+from torch import Tensor
+
+RULES = ("independent", "joint", "marginal")
+
+
+def decode(logits: dict[str, Tensor], parents: dict[str, tuple[str, Tensor]], rule: str) -> dict[str, Tensor]:
+    """Predicted codes {head: int64 (B,)}.
+
+    parents: {child: (parent, codes)}, codes int64 (child classes,): the parent's class for each of the child's.
+    independent: each head's most probable class; make and model may contradict each other.
+    joint: the most probable pair that fits together, p(make) * p(model).
+    marginal: the most probable model; the make whose models' probabilities have the largest sum.
+    """
+    predicted = {name: values.argmax(dim=1) for name, values in logits.items()}
+    if rule == "independent":
+        return predicted
+    for child, (parent, codes) in parents.items():
+        if child not in logits or parent not in logits:
+            continue
+        child_log = logits[child].float().log_softmax(dim=1)
+        if rule == "joint":
+            pair = child_log + logits[parent].float().log_softmax(dim=1)[:, codes]
+            predicted[child] = pair.argmax(dim=1)
+            predicted[parent] = codes[predicted[child]]
+        else:
+            predicted[parent] = sum_by_parent(child_log.exp(), codes, logits[parent].shape[1]).argmax(dim=1)
+    return predicted
+
+
+def sum_by_parent(probs: Tensor, codes: Tensor, num_parents: int) -> Tensor:
+    """(B, num_parents): for each parent the sum of its children's columns of probs (B, children)."""
+    return probs.new_zeros(len(probs), num_parents).index_add_(1, codes, probs)

@@ -1,0 +1,189 @@
+"""Pictures of a data set: photos per class, and sheets of samples."""
+
+import logging
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import Rectangle
+from matplotlib.textpath import text_to_path
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from carvision.data.images import SIDEWAYS, BadImage, check_box, open_image, to_rgb, upright_turn
+from carvision.data.table import BOX, Table
+from carvision.reports.style import DPI, FAINT, SPLIT_COLOURS, TEXT, create_figure, save_figure, set_title, tidy
+
+log = logging.getLogger(__name__)
+
+MAX_BARS = 60  # classes that have a bar and a name each; more are drawn as a curve
+MAX_ROWS = 60  # classes on a sheet of samples: 60 rows are a picture of 9,000 pixels
+TILE_PX, GAP_PX, HEAD_PX = 140, 8, 40
+BEHIND, UNREADABLE, BOX_COLOUR = "#f4f4f4", "#d0d0d0", "#00d5ff"
+
+
+def plot_class_counts(counts: pd.DataFrame, title: str, file: Path) -> None:
+    """A PNG of `carvision.data.health.class_counts`, splits stacked: a bar a class, the largest first, for up to 60
+    classes; for more, the curve over the sorted classes, and below how many classes have how many photos."""
+    splits = [name for name in SPLIT_COLOURS if name in counts]
+    order = np.argsort(-counts["total"].to_numpy(), kind="stable")
+    counts = counts.iloc[order].reset_index(drop=True)
+    figure = _bars(counts, splits) if len(counts) <= MAX_BARS else _curve_and_histogram(counts, splits)
+    set_title(figure, f"{title}: {counts['total'].sum():,} photos of {len(counts):,} classes")
+    save_figure(figure, file)
+
+
+def _bars(counts: pd.DataFrame, splits: list[str]) -> Figure:
+    names = [_shortened(name, 48) for name in counts["name"]]
+    figure = create_figure(8.5, 1.3 + 0.22 * len(counts))
+    axes = figure.add_subplot()
+    place = np.arange(len(counts))
+    start = np.zeros(len(counts))
+    for split in splits:
+        axes.barh(place, counts[split], left=start, height=0.78, color=SPLIT_COLOURS[split], label=split)
+        start += counts[split]
+    for y, total in enumerate(counts["total"]):
+        axes.annotate(f"{total:,}", (total, y), (4, 0), textcoords="offset points", va="center", size=8, color=FAINT)
+    axes.set_yticks(place, names, parse_math=False)
+    axes.set_ylim(len(counts) - 0.4, -0.6)  # the largest on top
+    axes.set_xlabel("photos")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.margins(x=0.08)
+    tidy(axes, grid="x")
+    _legend(figure, axes, splits)
+    return figure
+
+
+def _curve_and_histogram(counts: pd.DataFrame, splits: list[str]) -> Figure:
+    figure = create_figure(9.5, 7)
+    curve, histogram = figure.subplots(2, 1, height_ratios=(3, 2))
+    total = counts["total"].to_numpy()
+    edges = np.arange(len(counts) + 1) + 0.5
+    floor = np.zeros(len(counts))
+    for split in splits:
+        top = floor + counts[split]
+        curve.stairs(top, edges, baseline=floor, fill=True, color=SPLIT_COLOURS[split], label=split, linewidth=0)
+        floor = top
+    curve.set(xlabel="class, sorted by its photos", ylabel="photos", xlim=(edges[0], edges[-1]), ylim=(0, None))
+    median = np.median(total)
+    curve.axhline(median, color=TEXT, linewidth=0.8, linestyle=(0, (4, 3)))
+    curve.annotate(
+        f"median {median:,.0f}", (1, median), (-4, 4), ("axes fraction", "data"), "offset points",
+        ha="right", size=9, color=TEXT,
+    )  # fmt: skip
+    first, last = (_shortened(counts["name"].iloc[i], 48) for i in (0, -1))
+    curve.set_title(
+        f"largest: {first} ({total[0]:,}); smallest: {last} ({total[-1]:,})",
+        loc="left", size=9, color=FAINT, parse_math=False,
+    )  # fmt: skip
+    histogram.hist(total, bins=_bins(total), color=FAINT, edgecolor="white", linewidth=0.6)
+    histogram.set(xlabel="photos in a class", ylabel="classes")
+    for axes in (curve, histogram):
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        tidy(axes, grid="y")
+    _legend(figure, curve, splits)
+    return figure
+
+
+def _bins(total: np.ndarray) -> np.ndarray:
+    """Edges of at most 40 bars of equal, whole width, so that each covers equally many possible counts."""
+    low, high = int(total.min()), int(total.max())
+    width = -(-(high - low + 1) // 40)
+    return np.arange(low, high + width + 1, width) - 0.5
+
+
+def _legend(figure: Figure, axes: Axes, splits: list[str]) -> None:
+    if splits != ["no split"]:
+        handles, names = axes.get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper right", ncols=len(names), frameon=False, fontsize=9)
+
+
+def plot_samples(
+    table: Table, label: str, classes: Sequence[int], file: Path, num_per_class: int = 8, seed: int = 0
+) -> None:
+    """A PNG with a row for each of these codes of `label`: its name and random photos of it, whole and upright,
+    with their boxes where the table has any. At most 60 rows. A photo that can't be read is a grey tile."""
+    if len(classes) > MAX_ROWS:
+        log.warning("%s: the first %d of %d classes are shown", file.name, MAX_ROWS, len(classes))
+        classes = classes[:MAX_ROWS]
+    names = [_wrapped(table.class_labels[label].names[code], 22) for code in classes]
+    left_px = 24 + max((_width_px(line, 9) for name in names for line in name.split("\n")), default=0)
+    width = left_px + num_per_class * (TILE_PX + GAP_PX)
+    height = HEAD_PX + len(classes) * (TILE_PX + GAP_PX)
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))  # data are pixels from the top left
+    axes.axis("off")
+    title = f"{table.name}: {label}, random photos"
+    axes.text(10, HEAD_PX / 2, title, va="center", size=12, weight="bold", color=TEXT, parse_math=False)
+    codes = table.rows[label].to_numpy()
+    for row, code in enumerate(classes):
+        top = HEAD_PX + row * (TILE_PX + GAP_PX)
+        axes.text(10, top + TILE_PX / 2, names[row], va="center", size=9, color=TEXT, parse_math=False)
+        # By seed and class, so that a class shows the same photos whichever others are chosen.
+        photos = np.random.default_rng((seed, int(code))).permutation(np.flatnonzero(codes == code))
+        if not len(photos):
+            axes.text(left_px, top + TILE_PX / 2, "no photos", va="center", size=9, color=FAINT)
+        for column, photo in enumerate(photos[:num_per_class]):
+            _draw_tile(axes, table, photo, left_px + column * (TILE_PX + GAP_PX), top)
+    save_figure(figure, file)
+
+
+def _draw_tile(axes: Axes, table: Table, photo: int, left: float, top: float) -> None:
+    try:
+        image, width, height = _thumbnail(table.root / table.rows.at[photo, "path"])
+    except BadImage:
+        axes.add_patch(Rectangle((left, top), TILE_PX, TILE_PX, facecolor=UNREADABLE))
+        middle = (left + TILE_PX / 2, top + TILE_PX / 2)
+        axes.text(*middle, "unreadable", ha="center", va="center", size=9, color=TEXT)
+        return
+    axes.add_patch(Rectangle((left, top), TILE_PX, TILE_PX, facecolor=BEHIND, zorder=-1))  # images lie at 0
+    left, top = left + (TILE_PX - image.width) // 2, top + (TILE_PX - image.height) // 2
+    axes.imshow(image, extent=(left, left + image.width, top + image.height, top), aspect="auto", interpolation="none")
+    box = table.rows.loc[photo, BOX].to_numpy(np.float32) if table.has_boxes else None
+    if box is None or np.isnan(box).any():
+        return
+    try:
+        check_box(box, width, height)
+    except BadImage:
+        return  # a wrong box is the scan's to report; the photo is shown without
+    scale = image.width / width
+    x1, y1, x2, y2 = np.clip(box, 0, (width, height, width, height)) * scale
+    axes.add_patch(Rectangle((left + x1, top + y1), x2 - x1, y2 - y1, fill=False, edgecolor=BOX_COLOUR, linewidth=1.2))
+
+
+def _thumbnail(path: Path) -> tuple[Image.Image, int, int]:
+    """The whole photo, upright, its longer side TILE_PX, and its own width and height. Raises BadImage."""
+    with open_image(path) as image:
+        try:
+            turn = upright_turn(image)
+            width, height = image.size[::-1] if turn in SIDEWAYS else image.size
+            image.draft("RGB", (2 * TILE_PX, 2 * TILE_PX))  # libjpeg's rough scaling to at least this
+            image = to_rgb(image)
+            image = image if turn is None else image.transpose(turn)
+            scale = TILE_PX / max(width, height)
+            size = (max(1, round(width * scale)), max(1, round(height * scale)))
+            return image.resize(size, Image.Resampling.BICUBIC), width, height
+        except Exception as error:  # each decoder has its own
+            raise BadImage(str(error)) from None
+
+
+def _width_px(line: str, size: float) -> int:
+    """Of text of that size in points."""
+    points, _, _ = text_to_path.get_text_width_height_descent(line, FontProperties(size=size), ismath=False)
+    return math.ceil(points * DPI / 72)
+
+
+def _shortened(name: str, length: int) -> str:
+    name = " ".join(name.split())
+    return name if len(name) <= length else name[: length - 1] + "\u2026"
+
+
+def _wrapped(name: str, width: int) -> str:
+    """In at most three lines of `width` letters."""
+    return "\n".join(textwrap.wrap(name, width, max_lines=3, placeholder=" \u2026")) or " "

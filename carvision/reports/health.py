@@ -1,0 +1,188 @@
+"""The report on a data set's health: on the terminal, and as tables and pictures in a folder."""
+
+import json
+import logging
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from carvision.data.health import class_counts, describe_counts, find_copies
+from carvision.data.table import UNKNOWN, Table
+from carvision.errors import InputError, nearest
+from carvision.reports.dataset import plot_class_counts, plot_samples
+
+log = logging.getLogger(__name__)
+
+NUM_FIRST = 3  # paths shown of each kind of problem
+NUM_RANDOM = 12  # classes on a sheet of samples where none are chosen
+
+
+def write_health(
+    table: Table,
+    scan: pd.DataFrame,
+    folder: Path,
+    chosen: dict[str, list[int]],
+    num_per_class: int = 8,
+    seed: int = 0,
+) -> dict:
+    """Write the report's files into `folder` and return its figures, which health.json holds.
+
+    scan: of `scan_photos`. chosen: of `choose_classes`, the classes on the sheets of samples. Files: photos.csv (the
+    scan), problems.csv, copies.csv, and of each label with classes classes_<label>.csv, counts_<label>.png,
+    samples_<label>.png.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    copies = find_copies(table, scan)
+    scan.to_csv(folder / "photos.csv", index=False)
+    scan[scan["problem"] != ""].to_csv(folder / "problems.csv", index=False)
+    copies.to_csv(folder / "copies.csv", index=False)
+    figures = _figures(table, scan, copies)
+    for label in table.class_labels:
+        stem = re.sub(r"[^\w.-]+", "_", label)
+        counts = class_counts(table, label)
+        counts.to_csv(folder / f"classes_{stem}.csv", index=False)
+        plot_class_counts(counts, f"{table.name}, {label}", folder / f"counts_{stem}.png")
+        plot_samples(table, label, chosen[label], folder / f"samples_{stem}.png", num_per_class, seed)
+        figures["labels"][label] = {
+            "classes": len(counts),
+            "unknown": int((table.rows[label] == UNKNOWN).sum()),
+            "splits": [_plain(row) for row in describe_counts(counts).to_dict("records")],
+        }
+    text = json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / "health.json").write_text(text + "\n", encoding="utf-8")
+    return figures
+
+
+def print_health(figures: dict, console: Console | None = None) -> int:
+    """The figures of `write_health` on the terminal. Returns the number of photos that can't be used."""
+    console = console or Console()
+    megabytes = figures["bytes"] / 1e6
+    kinds = ", ".join(f"{count:,} {name}" for name, count in figures["formats"].items())
+    sizes = figures["sizes"]
+    console.print(
+        Text(f"\n{figures['name']}: {figures['photos']:,} photos in {figures['root']}", "bold"), soft_wrap=True
+    )
+    console.print(Text(f"{megabytes:,.1f} MB; {kinds or 'none readable'}", "dim"))
+    if sizes:
+        shape = "; ".join(
+            f"{side} {s['min']:,} to {s['max']:,} px, median {s['median']:,}" for side, s in sizes.items()
+        )
+        console.print(Text(shape, "dim"))
+    _print_problems(figures, console)
+    _print_copies(figures["copies"], console)
+    for label, of_label in figures["labels"].items():
+        console.print(_count_table(label, of_label, wide=console.width >= 120))
+    return figures["num_problems"]
+
+
+def _print_problems(figures: dict, console: Console) -> None:
+    if not figures["num_problems"]:
+        console.print(Text("All photos can be read.", "green"))
+    else:
+        console.print(Text(f"Photos that can't be used (problems.csv): {figures['num_problems']:,}", "bold red"))
+        for kind, found in figures["problems"].items():
+            console.print(Text(f"  {kind}: {found['photos']:,}"))
+            for path, detail in found["first"].items():
+                console.print(Text(f"    {path}: {detail}", "dim"), soft_wrap=True)
+            if found["photos"] > len(found["first"]):
+                console.print(Text("    ...", "dim"))
+    if figures["notes"]:
+        notes = ", ".join(f"{count:,} {note}" for note, count in figures["notes"].items())
+        console.print(Text(f"Uncommon, but no obstacle (photos.csv): {notes}"))
+
+
+def _print_copies(copies: dict, console: Console) -> None:
+    if not copies["groups"]:
+        console.print(Text("No two photos are equal to the byte.", "green"))
+        return
+    text = f"Groups of photos equal to the byte (copies.csv): {copies['groups']:,}, of {copies['photos']:,} photos"
+    console.print(Text(text, "yellow"))
+    if copies["conflicts"]:
+        console.print(Text(f"  with contradictory labels: {copies['conflicts']:,}", "yellow"))
+    if copies["across_splits"]:
+        console.print(Text(f"  with photos in more than one split: {copies['across_splits']:,}", "yellow"))
+
+
+def _count_table(label: str, of_label: dict, wide: bool) -> RichTable:
+    """Photos a class, a row a split; of the percentiles only three where the terminal is narrow."""
+    unknown = f" (photos of unknown {label}: {of_label['unknown']:,})" if of_label["unknown"] else ""
+    title = Text(f"\n{label}: {of_label['classes']:,} classes{unknown}; photos of a class:", "bold")
+    table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    names = [name for name in of_label["splits"][0] if wide or not re.fullmatch("p[234678]0", name)]
+    for name in names:
+        table.add_column(name, justify="left" if name == "split" else "right", no_wrap=True)
+    for row in of_label["splits"]:
+        table.add_row(row["split"], *(_number(row[name]) for name in names[1:]))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.1f}".removesuffix(".0")
+
+
+def _figures(table: Table, scan: pd.DataFrame, copies: pd.DataFrame) -> dict:
+    bad = scan[scan["problem"] != ""]
+    problems = {
+        kind: {"photos": len(rows), "first": dict(zip(rows["path"][:NUM_FIRST], rows["detail"], strict=False))}
+        for kind, rows in sorted(bad.groupby("problem"), key=lambda group: -len(group[1]))
+    }
+    notes = scan["note"].str.split("; ").explode()
+    sized = scan[scan["width"] > 0]
+    return {
+        "name": table.name,
+        "root": str(table.root),
+        "photos": len(scan),
+        "bytes": int(scan["bytes"].sum()),
+        "formats": {k: int(n) for k, n in scan.loc[scan["format"] != "", "format"].value_counts().items()},
+        "sizes": {
+            side: {"min": int(sized[side].min()), "median": int(sized[side].median()), "max": int(sized[side].max())}
+            for side in ("width", "height")
+            if len(sized)
+        },
+        "num_problems": len(bad),
+        "problems": problems,
+        "notes": {note: int(count) for note, count in notes[notes != ""].value_counts().items()},
+        "copies": {
+            "photos": len(copies),
+            "groups": int(copies["group"].nunique()),
+            "conflicts": int(copies.loc[copies["conflict"], "group"].nunique()),
+            "across_splits": int(copies.loc[copies["across_splits"], "group"].nunique()),
+        },
+        "labels": {},
+    }
+
+
+def choose_classes(table: Table, show: Sequence[str | int] = (), seed: int = 0) -> dict[str, list[int]]:
+    """Codes of each label's classes for its sheet of samples: those that `show` names by id or name; of a label
+    that has none of them, 12 random ones. Raises InputError for a class that no label has."""
+    chosen: dict[str, list[int]] = {label: [] for label in table.class_labels}
+    for value in map(str, show):
+        hits = [
+            (label, code)
+            for label, classes in table.class_labels.items()
+            for code in range(len(classes))
+            if value in (classes.ids[code], classes.names[code])
+        ]
+        if not hits:
+            known = {word for classes in table.class_labels.values() for word in (*classes.names, *classes.ids)}
+            raise InputError(f"show: {value!r} is no class of {table.name} (id or name){nearest(value, known)}")
+        for label, code in hits:
+            chosen[label].append(code)
+    for label, classes in table.class_labels.items():
+        if not chosen[label]:
+            count = min(NUM_RANDOM, len(classes))
+            chosen[label] = sorted(np.random.default_rng(seed).choice(len(classes), count, replace=False).tolist())
+    return chosen
+
+
+def _plain(row: dict) -> dict:
+    """For JSON, which has no NaN."""
+    return {k: (None if math.isnan(v) else round(v, 3)) if isinstance(v, float) else v for k, v in row.items()}

@@ -1,0 +1,22 @@
+"""carvision's messages: on the terminal, and in a run's run.log."""
+
+import logging
+import sys
+from pathlib import Path
+
+
+def start_log(folder: Path | None) -> None:
+    """carvision's messages go to the terminal and, with the time, to run.log in the folder."""
+    root = logging.getLogger("carvision")
+    root.setLevel(logging.INFO)
+    root.propagate = False
+    for handler in root.handlers[:]:
+        root.removeHandler(handler)
+        handler.close()
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    root.addHandler(terminal)
+    if folder is not None:
+        file = logging.FileHandler(folder / "run.log")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        root.addHandler(file)

@@ -1,0 +1,247 @@
+"""From the configuration to objects. The plain config (see config.plain_config) goes no further than here."""
+
+import json
+import logging
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import timm
+import torch
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from carvision.data.build import build_split, build_table, download
+from carvision.data.datamodule import PhotoDataModule
+from carvision.data.images import INTERPOLATIONS, Preprocessing
+from carvision.data.photos import Photos
+from carvision.data.table import UNKNOWN, Classes, Table
+from carvision.data.transforms import Augment
+from carvision.errors import InputError, nearest
+from carvision.losses import balanced_class_weights
+from carvision.metrics import figure_names
+from carvision.models.backbones import check_name, load_backbone_weights, read_weights
+from carvision.models.classifier import Classifier, Head, Layers
+from carvision.training.callbacks import Curves, EpochLines, History, create_progress_bar
+from carvision.training.lit_classifier import LitClassifier
+
+log = logging.getLogger(__name__)
+
+BOX_LABELS = {"viewpoint"}  # labels of CompCars that lie in the files of the boxes
+
+
+def build_datamodule(cfg: dict, fold: int | None) -> PhotoDataModule:
+    """Set up: the table is read, and lacks what the photos of this configuration do not need."""
+    data, augment = cfg["data"], cfg["augment"]
+
+    def read() -> Table:
+        annotations = data["crop_to_box"] or bool(BOX_LABELS & set(cfg["model"]["heads"]))
+        table = build_split(build_table(data, annotations), data["split"], fold)
+        if data["crop_to_box"] and not table.has_boxes:
+            raise InputError(f"data.crop_to_box: {table.name} under {table.root} comes without boxes")
+        return table
+
+    create_photos = partial(
+        Photos,
+        preprocessing=build_preprocessing(cfg),
+        crop_to_box=data["crop_to_box"],
+        crop_scale=tuple(augment["crop_scale"]),
+        crop_ratio=tuple(augment["crop_ratio"]),
+        num_draws=Augment.num_draws,
+        seed=cfg["seed"],
+    )
+    datamodule = PhotoDataModule(
+        read,
+        create_photos,
+        batch_size=data["batch_size"],
+        num_workers=data["num_workers"],
+        sampler=data["sampler"],
+        epoch_fraction=data["epoch_fraction"],
+        on_bad_image=data["on_bad_image"],
+        seed=cfg["seed"],
+        download=partial(download, data),
+    )
+    datamodule.prepare_data()
+    datamodule.setup()
+    return datamodule
+
+
+def build_preprocessing(cfg: dict) -> Preprocessing:
+    """What belongs to the backbone's weights, where the configuration says nothing else."""
+    model, data = cfg["model"], cfg["data"]
+    check_name(model["backbone"])
+    described = Path(model["weights"]) / "model.json"
+    if described.is_file():  # an earlier run
+        own = json.loads(described.read_text())["preprocessing"]
+        mean, std, interpolation = own["mean"], own["std"], own["interpolation"]
+    else:
+        own = timm.get_pretrained_cfg(model["backbone"], allow_unregistered=True)
+        mean, std, interpolation = own.mean, own.std, own.interpolation
+    if interpolation not in INTERPOLATIONS:
+        interpolation = "bicubic"
+    return Preprocessing(
+        size_px=data["image_px"],
+        mean=model["mean"] or mean,
+        std=model["std"] or std,
+        interpolation=model["interpolation"] or interpolation,
+        resize=data["resize"],
+    )
+
+
+def describe_labels(cfg: dict, table: Table) -> dict[str, dict]:
+    """Of each head's label what LitClassifier and model.json need, as plain values."""
+    heads = list(cfg["model"]["heads"]) or list(table.labels)
+    described = {}
+    for name in heads:
+        label = table.labels.get(name)
+        if label is None:
+            raise InputError(
+                f"model.heads.{name}: {table.name} has no label {name!r}{nearest(name, table.labels)}; "
+                f"its labels are {', '.join(table.labels)}"
+            )
+        if isinstance(label, Classes):
+            parent = label.parent if label.parent in heads else None
+            described[name] = {
+                "ids": list(label.ids),
+                "names": list(label.names),
+                "parent": parent,
+                "parent_codes": list(label.parent_codes) if parent else [],
+            }
+        else:
+            known = table.of_split("train").rows[name].dropna()
+            if known.empty:
+                raise InputError(f"model.heads.{name}: no training photo of {table.name} has a known {name}")
+            described[name] = {
+                "unit": label.unit,
+                "mean": float(known.mean()),
+                "std": float(known.std(ddof=0)) or 1.0,
+            }
+    largest = max((len(label["ids"]) for label in described.values() if "ids" in label), default=2)
+    if largest < 2:
+        raise InputError(f"{table.name}: only one class is left, so there is nothing to tell apart")
+    return described
+
+
+def build_classifier(cfg: dict, labels: dict[str, dict]) -> Classifier:
+    """The network with its first weights, random ones from the seed."""
+    model = cfg["model"]
+    torch.manual_seed(cfg["seed"])
+    heads = {}
+    for name, label in labels.items():
+        layers = build_layers(model["heads"].get(name, {}))
+        heads[name] = (
+            Head(len(label["ids"]), layers) if "ids" in label else Head(1, layers, label["mean"], label["std"])
+        )
+    classifier = Classifier(
+        model["backbone"],
+        heads,
+        cfg["data"]["image_px"],
+        model["backbone_kwargs"],
+        model["pool"],
+        build_layers(model["trunk"]),
+        pretrained=model["weights"] == "pretrained",
+    )
+    if model["weights"] not in ("pretrained", "random"):
+        load_weights(classifier, Path(model["weights"]).expanduser(), labels)
+    classifier.set_trained(model["train_layers"])
+    return classifier
+
+
+def build_layers(values: dict) -> Layers:
+    return Layers(**{**values, "hidden": tuple(values.get("hidden", ()))})
+
+
+def load_weights(classifier: Classifier, source: Path, labels: dict[str, dict]) -> None:
+    """The backbone's weights from a file or run; of a run with the same trunk and classes, also those above it."""
+    tensors = read_weights(source)
+    load_backbone_weights(classifier.backbone, tensors, str(source))
+    own = classifier.state_dict()
+    above = {name: value for name, value in tensors.items() if name in own and not name.startswith("backbone.")}
+    described = source / "model.json" if source.is_dir() else source.with_name("model.json")
+    if not above or not described.is_file():
+        return
+    theirs = json.loads(described.read_text())["labels"]
+    changed = [name for name, label in labels.items() if theirs.get(name, {}).get("ids") != label.get("ids")]
+    fitting = all(value.shape == own[name].shape for name, value in above.items())
+    if changed or not fitting or len(above) != sum(not name.startswith("backbone.") for name in own):
+        why = f"its classes of {changed[0]} are others" if changed else "its trunk or heads are built otherwise"
+        log.info("weights: backbone from %s; trunk and heads begin from random weights, as %s", source, why)
+        return
+    classifier.load_state_dict(above, strict=False)
+    log.info("weights: backbone, trunk and heads from %s", source)
+
+
+def build_lit_classifier(cfg: dict, table: Table) -> LitClassifier:
+    labels = describe_labels(cfg, table)
+    classifier = build_classifier(cfg, labels)
+    loss = dict(cfg["loss"])
+    class_weights = {}
+    if loss.pop("class_weights") == "balanced":
+        train = table.of_split("train").rows
+        for name in (name for name, label in labels.items() if "ids" in label):
+            codes = train[name].to_numpy()
+            counts = np.bincount(codes[codes != UNKNOWN], minlength=len(labels[name]["ids"]))
+            class_weights[name] = balanced_class_weights(torch.from_numpy(counts)).tolist()
+    unknown = set(loss["head_weights"] or {}) - set(labels)
+    if unknown:
+        raise InputError(f"loss.head_weights: {sorted(unknown)[0]!r} is not one of the heads {', '.join(labels)}")
+    augment = {key: value for key, value in cfg["augment"].items() if not key.startswith("crop_")}
+    return LitClassifier(
+        classifier.description,
+        labels,
+        build_preprocessing(cfg).as_dict(),
+        loss,
+        cfg["optimizer"],
+        cfg["schedule"],
+        augment,
+        class_weights,
+        cfg["model"]["decoding"],
+        model=classifier,
+    )
+
+
+def build_trainer(cfg: dict, folder: Path, labels: dict[str, dict]) -> pl.Trainer:
+    callbacks = cfg["callbacks"]
+    known = [f"{split}/{name}" for split in ("val", "train") for name in figure_names(labels)]
+    if callbacks["monitor"] not in known:
+        monitor = callbacks["monitor"]
+        raise InputError(f"callbacks.monitor: {monitor!r} is no figure of this run{nearest(monitor, known)}")
+    monitor, mode = callbacks["monitor"], callbacks["mode"]
+    hooks = [
+        History(folder / "history.csv"),
+        EpochLines(monitor),
+        Curves(folder),
+        ModelCheckpoint(
+            folder / "checkpoints",
+            filename="best",
+            monitor=monitor,
+            mode=mode,
+            save_last=True,
+            enable_version_counter=False,
+            save_on_train_epoch_end=False,
+        ),
+    ]
+    if callbacks["patience"]:
+        hooks.append(EarlyStopping(monitor, patience=callbacks["patience"], mode=mode, check_on_train_epoch_end=False))
+    if callbacks["progress_bar"]:
+        hooks.append(create_progress_bar())
+    tensorboard = TensorBoardLogger(folder, name="tensorboard", version="") if cfg["logger"]["tensorboard"] else False
+    try:
+        return pl.Trainer(
+            **cfg["trainer"],
+            callbacks=hooks,
+            logger=tensorboard,
+            default_root_dir=folder,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # the samplers of PhotoDataModule divide the photos themselves
+            enable_model_summary=False,  # summary.txt has a better one
+            enable_progress_bar=callbacks["progress_bar"],
+            log_every_n_steps=10,
+        )
+    except (MisconfigurationException, ModuleNotFoundError, ValueError, RuntimeError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"trainer: this machine can't run trainer.accelerator={cfg['trainer']['accelerator']} ({text})"
+        ) from None

@@ -1,0 +1,153 @@
+"""One run: fit, test the best weights, save the model and the figures."""
+
+import contextlib
+import errno
+import logging
+import os
+import time
+import warnings
+from pathlib import Path
+
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+
+from carvision import portable
+from carvision.data.datamodule import PhotoDataModule
+from carvision.data.images import Preprocessing
+from carvision.data.splits import write_splits
+from carvision.errors import InputError
+from carvision.reports.summary import print_closing, summarise_network
+from carvision.training.build import build_datamodule, build_lit_classifier, build_trainer
+from carvision.training.lit_classifier import LitClassifier
+from carvision.training.run_folder import require_space, write_config, write_metrics
+
+log = logging.getLogger(__name__)
+
+
+def run_training(cfg: dict, folder: Path, fold: int | None = None) -> dict:
+    """Train as `cfg` (plain and checked) says, into the folder. Returns what metrics.json holds."""
+    _quiet_libraries()
+    write_config(cfg, folder)
+    clock = Clock()
+    datamodule = build_datamodule(cfg, fold)
+    table = datamodule.table
+    write_splits(table, folder / "splits.csv")
+    counts = table.rows["split"].value_counts()
+    log.info("%s: %s", table.name, ", ".join(f"{counts.get(split, 0):,} {split}" for split in ("train", "val", "test")))
+    clock.lap("reading")
+    lit = build_lit_classifier(cfg, table)
+    (folder / "summary.txt").write_text(summarise_network(lit.model) + "\n")
+    trained, total = (sum(p.numel() for p in lit.parameters() if p.requires_grad or every) for every in (False, True))
+    heads = ", ".join(f"{n} ({len(v['ids'])})" if "ids" in v else n for n, v in lit.labels.items())
+    log.info("%s: %s parameters, %s trained; heads: %s", cfg["model"]["backbone"], f"{total:,}", f"{trained:,}", heads)
+    require_space(folder, total)
+    trainer = build_trainer(cfg, folder, lit.labels)
+    clock.lap("building")
+    with full_disk_is_an_input_error(folder):
+        _fit(trainer, lit, datamodule, folder)
+        clock.lap("training")
+        metrics = _test(trainer, lit, datamodule, folder)
+        clock.lap("test")
+        metrics["seconds"] = clock.seconds
+        if trainer.is_global_zero:
+            _save(lit, cfg, metrics, folder)
+    if trainer.is_global_zero:
+        print_closing(metrics, lit.labels, folder)
+    _report_bad_images(datamodule, folder)
+    return metrics
+
+
+def _fit(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, folder: Path) -> None:
+    with contextlib.suppress(SystemExit):  # so Lightning ends after Ctrl-C
+        trainer.fit(lit, datamodule)
+    if trainer.interrupted:
+        log.warning(
+            "interrupted in epoch %d; history.csv, the curves and checkpoints/ in %s hold the epochs before it",
+            trainer.current_epoch + 1, folder,
+        )  # fmt: skip
+        raise KeyboardInterrupt
+    if trainer.should_stop and trainer.current_epoch < trainer.max_epochs:
+        log.info("stopped after epoch %d: no better %s", trainer.current_epoch, trainer.checkpoint_callback.monitor)
+
+
+def _test(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, folder: Path) -> dict:
+    """Figures of the best epoch: train and val from the history, test measured now with the best weights."""
+    history = pd.read_csv(folder / "history.csv")
+    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    lit.load_state_dict(best["state_dict"])
+    row = history[history["epoch"] == best["epoch"]].iloc[0].dropna()
+    metrics: dict = {"best_epoch": int(row["epoch"])}
+    for split in ("train", "val"):
+        metrics[split] = {k.removeprefix(f"{split}/"): v for k, v in row.items() if str(k).startswith(f"{split}/")}
+    metrics["test"], metrics["decodings"] = {}, {}
+    evaluated = {"val": (trainer.validate, lit.val_metrics)}
+    if "test" in datamodule.photos:
+        evaluated["test"] = (trainer.test, lit.test_metrics)
+    for split, (evaluate, counters) in evaluated.items():
+        figures = evaluate(lit, datamodule=datamodule, verbose=False)[0]
+        if split == "test":
+            metrics["test"] = {name.removeprefix("test/"): value for name, value in figures.items()}
+        if len(counters.rules) > 1:
+            metrics["decodings"][split] = counters.compute_rules()
+    return metrics
+
+
+def _save(lit: LitClassifier, cfg: dict, metrics: dict, folder: Path) -> None:
+    preprocessing = Preprocessing(**lit.hparams.preprocessing)
+    portable.save(lit.model, folder, lit.labels, preprocessing, lit.hparams.decoding, metrics, cfg)
+    write_metrics(metrics, folder)
+
+
+def _report_bad_images(datamodule: PhotoDataModule, folder: Path) -> None:
+    bad = datamodule.bad_images
+    if bad:
+        file = folder / "bad_images.csv"
+        pd.DataFrame({"path": list(bad), "reason": list(bad.values())}).to_csv(file, index=False)
+        log.warning(
+            "%d photos could not be read (data.on_bad_image=%s; first: %s); all are in %s",
+            len(bad), datamodule.on_bad_image, next(iter(bad)), file,
+        )  # fmt: skip
+
+
+class Clock:
+    """Seconds of each stage."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] = round(now - self.last, 3)
+        self.last = now
+
+
+@contextlib.contextmanager
+def full_disk_is_an_input_error(folder: Path):
+    """A full disk ends as one line; checkpoints are written beside the earlier ones, which stay whole."""
+    try:
+        yield
+    except Exception as error:  # safetensors has its own exception, which carries the system's words
+        if getattr(error, "errno", None) == errno.EDQUOT or os.strerror(errno.ENOSPC) in str(error):
+            raise InputError(
+                f"run.dir: no space is left on the disk of {folder}; checkpoints that were complete are still "
+                "there. Free some space, or choose another disk with run.dir="
+            ) from None
+        raise
+
+
+def _quiet_libraries() -> None:
+    """Messages of Lightning that tell a user nothing they could act on."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*The number of training batches.*is smaller than the logging interval.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*Trying to infer the `batch_size`.*",
+        ".*sync_dist=True.*",
+        ".*LeafSpec.*",
+        ".*module.s. in eval mode at the start of training.*",
+        ".*lr_scheduler.step.*before.*optimizer.step.*",
+    ):
+        warnings.filterwarnings("ignore", message)

@@ -1,0 +1,56 @@
+"""A run's folder: claimed by one run, its config and its metrics."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import yaml
+
+from carvision.errors import InputError
+
+
+def claim_folder(wanted: str | None, name: str) -> Path:
+    """A new folder for a run: `wanted`, or runs/<name>/<time>. Two runs never get the same one.
+
+    Raises InputError where `wanted` holds something already, or can't be made.
+    """
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder = Path(wanted).expanduser() if wanted else Path("runs") / name / stamp
+    for number in range(2, 1000):
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            if wanted and folder.is_dir() and not any(folder.iterdir()):
+                return folder
+            if wanted:
+                raise InputError(
+                    f"run.dir: {folder} exists already; give a folder that does not, or remove it"
+                ) from None
+            folder = Path("runs") / name / f"{stamp}_{number}"  # another run began within the same second
+        except OSError as error:
+            raise InputError(
+                f"run.dir: {folder} can't be made ({error.strerror}); choose another with run.dir="
+            ) from None
+    raise InputError(f"run.dir: no free name left beside {folder}")
+
+
+def require_space(folder: Path, num_parameters: int) -> None:
+    """Raises InputError if the run's files would not fit: best and last checkpoint, one in writing, and the model."""
+    # float32 weights, and two moments for each in a checkpoint
+    needed_mb = (3 * 3 + 1) * 4 * num_parameters / 1e6
+    free_mb = shutil.disk_usage(folder).free / 1e6
+    if free_mb < needed_mb:
+        raise InputError(
+            f"run.dir: {folder} has {free_mb:,.0f} MB free, and the checkpoints of this network need about "
+            f"{needed_mb:,.0f} MB; free some, or choose another disk with run.dir="
+        )
+
+
+def write_config(config: dict, folder: Path) -> None:
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def write_metrics(metrics: dict, folder: Path) -> None:
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))

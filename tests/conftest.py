@@ -1,0 +1,47 @@
+"""Shared by all tests: where the real photos are, and commands run as users run them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def real_data() -> Path:
+    return Path(os.environ.get("CARVISION_REAL_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def real_photos() -> Path:
+    """The folder of real data sets, which is no part of the project."""
+    if not real_data().is_dir():
+        pytest.skip(f"no real photos in {real_data()} (CARVISION_REAL_DATA names their folder)")
+    return real_data()
+
+
+@pytest.fixture(scope="session")
+def demo_photos(tmp_path_factory) -> Path:
+    """A small demo data set: 12 models, 20 photos of each."""
+    from carvision.data.demo import write_demo
+
+    return write_demo(tmp_path_factory.mktemp("demo") / "data", images_per_model=20)
+
+
+@pytest.fixture
+def run_module(tmp_path):
+    """run_module("carvision.train", "seed=1", ...) -> CompletedProcess, in an empty folder, as a user runs it."""
+
+    def run(module: str, *arguments: str, check: int | None = None, **kwargs) -> subprocess.CompletedProcess:
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **kwargs.pop("env", {})}
+        done = subprocess.run(
+            [sys.executable, "-m", module, *map(str, arguments)],
+            cwd=kwargs.pop("cwd", tmp_path), env=environment, capture_output=True, text=True, timeout=300, **kwargs,
+        )  # fmt: skip
+        if check is not None:
+            assert done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run

@@ -1,0 +1,188 @@
+"""Each data set's layout in miniature, exactly as on disk: functions that write one into an empty folder."""
+
+import csv
+import json
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+from PIL import Image
+
+STANFORD_NAMES = [
+    "AM General Hummer SUV 2000",
+    "Acura RL Sedan 2012",
+    "Acura TL Sedan 2012",
+    "Aston Martin V8 Vantage Coupe 2012",
+    "Land Rover LR2 SUV 2012",
+    "Ram C/V Cargo Van Minivan 2012",
+]
+# (split, file, x1, y1, x2, y2, class), the box and the class 1-based. Train and test files have the same names.
+STANFORD_ROWS = [
+    ("train", "00001.jpg", 1, 2, 16, 12, 3),
+    ("train", "00002.jpg", 3, 1, 10, 9, 6),
+    ("train", "00003.jpg", 1, 1, 16, 12, 1),
+    ("train", "00004.jpg", 2, 2, 15, 11, 4),
+    ("train", "00005.jpg", 2, 3, 15, 11, 5),
+    ("test", "00001.jpg", 5, 4, 12, 8, 6),
+    ("test", "00002.jpg", 1, 1, 8, 8, 2),
+    ("test", "00003.jpg", 1, 1, 8, 8, 3),
+]
+CAR_TYPES = [
+    "MPV", "SUV", "sedan", "hatchback", "minibus", "fastback", "estate", "pickup", "hardtop convertible", "sports",
+    "crossover", "convertible",
+]  # fmt: skip
+# Folder -> photos: (14 hex digits, viewpoint, box), the box 1-based.
+COMPCARS_PHOTOS = {
+    "1/3/2012": [("3ac218c0c6c301", 1, (1, 2, 16, 12)), ("3ac218c0c6c302", 4, (3, 4, 10, 9))],
+    "1/10/2012": [("3ac218c0c6c303", -1, (1, 1, 16, 12))],
+    "1/10/2013": [("3ac218c0c6c304", 5, (9, 9, 3, 2)), ("3ac218c0c6c305", 3, (1, 1, 40, 30))],
+    "2/11/unknown": [("3ac218c0c6c306", 2, (1, 1, 8, 8)), ("3ac218c0c6c307", 2, (2, 2, 8, 8))],
+    "12/4/2014": [("3ac218c0c6c308", 1, (1, 1, 8, 8))],
+}
+COMPCARS_TRAIN = ["1/10/2012/3ac218c0c6c303.jpg", "1/3/2012/3ac218c0c6c301.jpg", "2/11/unknown/3ac218c0c6c306.jpg"]
+COMPCARS_TEST = ["1/10/2013/3ac218c0c6c304.jpg", "1/3/2012/3ac218c0c6c302.jpg"]
+
+
+def real_data(name: str) -> Path:
+    """A folder of real photos; the test is skipped where it is absent."""
+    beside = Path(__file__).parents[3] / "shared" / "data"
+    folder = Path(os.environ.get("CARVISION_REAL_DATA", beside)) / name
+    if not folder.is_dir():
+        pytest.skip(f"real photos are not there: {folder} (CARVISION_REAL_DATA names their folder)")
+    return folder
+
+
+def write_photo(path: Path, size: tuple[int, int] = (16, 12)) -> Path:
+    """A JPEG of a few hundred bytes whose colour, and so whose bytes, depend on the last four parts of its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    seed = zlib.crc32("/".join(path.parts[-4:]).encode())
+    noise = np.random.default_rng(seed).integers(0, 256, (2, 2, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize(size).save(path, quality=95)
+    return path
+
+
+def cells(texts: list[str]) -> np.ndarray:
+    """A Matlab cell array of strings, one column."""
+    array = np.empty((len(texts), 1), dtype=object)
+    array[:, 0] = texts
+    return array
+
+
+def write_compcars(root: Path, nesting: str = "data") -> Path:
+    """COMPCARS_PHOTOS with labels, misc and lists, below root/<nesting>; the folder that holds image/ is returned."""
+    base = root / nesting
+    for folder, photos in COMPCARS_PHOTOS.items():
+        for name, viewpoint, box in photos:
+            write_photo(base / "image" / folder / f"{name}.jpg")
+            label = base / "label" / folder / f"{name}.txt"
+            label.parent.mkdir(parents=True, exist_ok=True)
+            label.write_text(f"{viewpoint}\n1\n{' '.join(map(str, box))}\n")
+    misc = base / "misc"
+    misc.mkdir()
+    (misc / "attributes.txt").write_text(
+        "model_id maximum_speed displacement door_number seat_number type\n"
+        "3 235 1.8 5 5 4\n4 0 0.0 0 0 0\n10 180 2.0 4 5 3\n11 0 1.6 2 0 12\n"
+    )
+    scipy.io.savemat(misc / "car_type.mat", {"types": cells(CAR_TYPES)})
+    makes = ["Audi", "Benz", *[""] * 9, "Audi"]  # ids 1 and 12 have the same name
+    models = ["", "", "A4", "", *[""] * 5, "A6L", " GLK"]  # id 4 has none
+    scipy.io.savemat(misc / "make_model_name.mat", {"make_names": cells(makes), "model_names": cells(models)})
+    lists = base / "train_test_split" / "classification"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("\n".join(COMPCARS_TRAIN) + "\n")
+    (lists / "test.txt").write_text("\n".join(COMPCARS_TEST) + "\n")
+    pairs = base / "train_test_split" / "verification"
+    pairs.mkdir()
+    (pairs / "verification_train.txt").write_text("\n".join(COMPCARS_TRAIN) + "\n")
+    for level in ("easy", "medium", "hard"):
+        (pairs / f"verification_pairs_{level}.txt").write_text(
+            f"{COMPCARS_TRAIN[1]} {COMPCARS_TEST[1]} 1\n{COMPCARS_TRAIN[0]} {COMPCARS_TEST[1]} 0\n"
+        )
+    return base
+
+
+def write_stanford_mats(root: Path, test_labels: str | None = "") -> None:
+    """The original layout. test_labels: folder of cars_test_annos_withlabels.mat below root, None for none."""
+    for split, file, *_ in STANFORD_ROWS:
+        write_photo(root / f"cars_{split}" / file)
+    devkit = root / "devkit"
+    devkit.mkdir()
+    scipy.io.savemat(devkit / "cars_meta.mat", {"class_names": cells(STANFORD_NAMES).T})
+    scipy.io.savemat(devkit / "cars_train_annos.mat", {"annotations": _annotations("train", True)})
+    scipy.io.savemat(devkit / "cars_test_annos.mat", {"annotations": _annotations("test", False)})
+    if test_labels is not None:
+        file = root / test_labels / "cars_test_annos_withlabels.mat"
+        scipy.io.savemat(file, {"annotations": _annotations("test", True)})
+
+
+def _annotations(split: str, with_class: bool) -> np.ndarray:
+    names = ["bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", *(["class"] if with_class else []), "fname"]
+    rows = [row for row in STANFORD_ROWS if row[0] == split]
+    array = np.empty((1, len(rows)), dtype=[(name, object) for name in names])
+    for i, (_, file, *box, number) in enumerate(rows):
+        array[0, i] = (*map(np.uint16, box), *([np.uint8(number)] if with_class else []), file)
+    return array
+
+
+def write_stanford_kaggle(root: Path, header: bool, photos: str = "car_data/car_data", ram: str = "Ram C-V") -> None:
+    """Class folders below root/<photos> and the CSVs in root: with header and CRLF, or without header and LF."""
+    write_stanford_mirror(root / photos, ram)
+    end = "\r\n" if header else "\n"
+    for split in ("train", "test"):
+        lines = [",".join(map(str, row[1:])) for row in STANFORD_ROWS if row[0] == split]
+        lines = ["image_name,x_min,y_min,x_max,y_max,label", *lines] if header else lines
+        (root / f"anno_{split}.csv").write_bytes((end.join(lines) + end).encode())
+    names = (
+        ["class_id,class_name", *(f"{i},{n}" for i, n in enumerate(STANFORD_NAMES, 1))] if header else STANFORD_NAMES
+    )
+    (root / "names.csv").write_bytes((end.join(names) + end).encode())
+
+
+def write_stanford_mirror(root: Path, ram: str = "Ram C-V") -> None:
+    """{train,test}/<class name>/*.jpg. ram: how the name with the slash is spelt."""
+    for split, file, *_, number in STANFORD_ROWS:
+        write_photo(root / split / STANFORD_NAMES[number - 1].replace("Ram C/V", ram) / file)
+
+
+def write_oxford102(root: Path) -> None:
+    """Ten photos of the species 1, 2 and 102; photos 1 to 4 test, 5 to 7 train, 8 to 10 validation."""
+    for number in range(1, 11):
+        write_photo(root / "jpg" / f"image_{number:05d}.jpg")
+    labels = np.array([[1, 2, 102, 1, 2, 102, 1, 2, 102, 1]], dtype=np.uint8)
+    scipy.io.savemat(root / "imagelabels.mat", {"labels": labels})
+    ids = {"trnid": [[7, 5, 6]], "valid": [[8, 9, 10]], "tstid": [[4, 1, 2, 3]]}
+    scipy.io.savemat(root / "setid.mat", {name: np.array(value, dtype=np.uint16) for name, value in ids.items()})
+
+
+def write_oxford102_folders(root: Path, names: dict[str, str] | None = None) -> None:
+    """{train,valid,test}/<label>/image_*.jpg; names: content of cat_to_name.json."""
+    number = 0
+    for split in ("train", "valid", "test"):
+        for label in ("1", "2", "102"):
+            number += 1
+            write_photo(root / split / label / f"image_{number:05d}.jpg")
+    if names is not None:
+        (root / "cat_to_name.json").write_text(json.dumps(names))
+
+
+def write_class_folders(root: Path, counts: dict[str, int]) -> None:
+    """counts: class folder below root ("train/oak") -> number of photos."""
+    for folder, count in counts.items():
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            write_photo(root / folder / f"{i}.jpg")
+
+
+def write_manifest(file: Path, rows: list[dict], separator: str = ",") -> Path:
+    """A CSV with the keys of the first row as header, and the photos that its column path names."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), delimiter=separator)
+        writer.writeheader()
+        writer.writerows(rows)
+    for row in rows:
+        write_photo(file.parent / row["path"])
+    return file

@@ -1,0 +1,97 @@
+import pytest
+
+from carvision.data.folder import read_folder
+from carvision.errors import InputError
+from tests.data import layouts
+
+
+def test_without_split_folders(tmp_path):
+    layouts.write_class_folders(tmp_path, {"oak": 2, "ash": 1})
+    table = read_folder(tmp_path)
+    assert table.rows["path"].tolist() == ["ash/0.jpg", "oak/0.jpg", "oak/1.jpg"]
+    assert table.rows["class"].tolist() == [0, 1, 1]
+    assert set(table.rows["split"]) == {""}
+    assert table.labels["class"].ids == table.labels["class"].names == ("ash", "oak")
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
+def test_with_split_folders(tmp_path, val):
+    layouts.write_class_folders(tmp_path, {"train/oak": 2, "train/ash": 2, f"{val}/oak": 1, "test/ash": 1})
+    rows = read_folder(tmp_path).rows.set_index("path")
+    assert rows["split"].to_dict() == {
+        "train/oak/0.jpg": "train", "train/oak/1.jpg": "train", "train/ash/0.jpg": "train", "train/ash/1.jpg": "train",
+        f"{val}/oak/0.jpg": "val", "test/ash/0.jpg": "test",
+    }  # fmt: skip
+    assert rows.loc["test/ash/0.jpg", "class"] == rows.loc["train/ash/0.jpg", "class"]
+
+
+def test_numbered_classes_are_ordered_by_number(tmp_path):
+    layouts.write_class_folders(tmp_path, {"10": 1, "2": 1, "1": 1})
+    assert read_folder(tmp_path).labels["class"].ids == ("1", "2", "10")
+
+
+def test_photos_by_extension_in_any_case_and_depth(tmp_path, caplog):
+    layouts.write_class_folders(tmp_path, {"oak/near/trunk": 1, "oak": 1})
+    for name in ("a.JPG", "b.jpeg", "c.Png", "d.webp", "e.bmp", "f.gif", "g.tif", "h.TIFF"):
+        (tmp_path / "oak" / name).write_bytes(b"not decoded here")
+    for name in (".hidden.jpg", ".DS_Store", "notes.txt", "more.txt", "photo.heic"):
+        (tmp_path / "oak" / name).write_bytes(b"x")
+    layouts.write_photo(tmp_path / "oak" / ".cache" / "thumb.jpg")
+    table = read_folder(tmp_path)
+    assert len(table) == 10
+    assert "oak/near/trunk/0.jpg" in table.rows["path"].tolist()
+    assert "3 files are no photos" in caplog.text
+    assert ".txt: 2, .heic: 1" in caplog.text
+
+
+def test_linked_class_folders_are_followed(tmp_path):
+    layouts.write_class_folders(tmp_path / "elsewhere", {"oak": 2})
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "oak").symlink_to(tmp_path / "elsewhere" / "oak")
+    assert read_folder(tmp_path / "root").rows["path"].tolist() == ["oak/0.jpg", "oak/1.jpg"]
+
+
+def test_an_empty_class_folder(tmp_path, caplog):
+    layouts.write_class_folders(tmp_path, {"train/oak": 2, "train/ash": 0, "val/oak": 1})
+    with pytest.raises(InputError, match=r"1 class folders .*hold no photos \(first: train/ash\)"):
+        read_folder(tmp_path)
+    assert read_folder(tmp_path, allow_missing=True).labels["class"].ids == ("oak",)
+    assert "train/ash" in caplog.text
+
+
+def test_a_class_that_train_lacks(tmp_path, caplog):
+    layouts.write_class_folders(tmp_path, {"train/oak": 2, "val/oak": 1, "val/elm": 2})
+    with pytest.raises(InputError, match=r"1 classes of val or test .*not in train \(first: elm, val/elm/0.jpg\)"):
+        read_folder(tmp_path)
+    assert len(read_folder(tmp_path, allow_missing=True)) == 3
+    assert "their 2 photos are left out" in caplog.text
+
+
+def test_photos_in_no_class_folder_are_counted(tmp_path, caplog):
+    layouts.write_class_folders(tmp_path, {"train/oak": 2, "other/ash": 1})
+    layouts.write_photo(tmp_path / "train" / "logo.png")
+    assert len(read_folder(tmp_path)) == 2
+    assert "1 photos are in no class folder and are left out (first: train/logo.png)" in caplog.text
+    assert "other beside train" in caplog.text
+
+
+def test_wrong_roots(tmp_path):
+    with pytest.raises(InputError, match=r"^data.root: null does not exist"):
+        read_folder(None)
+    with pytest.raises(InputError, match=r"^data.root: .*/absent does not exist.*Lay the photos out as"):
+        read_folder(tmp_path / "absent")
+    file = tmp_path / "file.jpg"
+    layouts.write_photo(file)
+    with pytest.raises(InputError, match=r"file.jpg is no folder"):
+        read_folder(file)
+    with pytest.raises(InputError, match=r"no folder in .* holds photos"):
+        read_folder(tmp_path)  # a photo, but no class folder
+    layouts.write_class_folders(tmp_path, {"val/oak": 1, "test/oak": 1})
+    with pytest.raises(InputError, match=r"has test, val but no folder train"):
+        read_folder(tmp_path)
+
+
+def test_real_ten_classes():
+    table = read_folder(layouts.real_data("imagenette"))
+    assert table.rows["split"].value_counts().to_dict() == {"train": 1_200, "val": 500}
+    assert len(table.labels["class"]) == 10

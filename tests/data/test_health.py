@@ -1,0 +1,268 @@
+"""The scan names what is wrong with each photo, finds copies and conflicts, and counts classes as a naive loop does."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from carvision.data.health import class_counts, describe_counts, find_copies, scan_photos
+from carvision.data.images import BadImage, Preprocessing, open_image, to_square
+from carvision.data.inspection import inspect_photo
+from carvision.data.table import BOX, Classes, Number, Table
+from carvision.errors import InputError
+
+REAL = Path(os.environ.get("CARVISION_REAL_DATA", Path(__file__).parents[3] / "shared" / "data"))
+NO_BOX = (np.nan,) * 4
+
+
+def photo(width=60, height=40, seed=0, mode="RGB"):
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def table_of(root, paths, codes=None, split="train", boxes=None, **columns):
+    codes = np.arange(len(paths)) if codes is None else np.asarray(codes)
+    classes = Classes(tuple(map(str, range(100))), tuple(f"car {i}" for i in range(100)))
+    rows = pd.DataFrame({"path": paths, "model": codes.astype(np.int32), "split": split, **columns})
+    if boxes is not None:
+        rows[BOX] = np.array(boxes, np.float32)
+    return Table("photos", root, rows, {"model": classes}, "model")
+
+
+@pytest.fixture
+def odd_photos(tmp_path):
+    """A folder of photos, each with what the scan has to say of it: {name: (problem, note)}."""
+    photo().save(tmp_path / "good.jpg")
+    data = (tmp_path / "good.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
+    photo().save(tmp_path / "whole.png")
+    png = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(png[: len(png) // 2])
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "text.jpg").write_text("no photo")
+    (tmp_path / "folder.jpg").mkdir()
+    photo().save(tmp_path / "bomb.gif")
+    bomb = bytearray((tmp_path / "bomb.gif").read_bytes())
+    bomb[6:10] = (50_000).to_bytes(2, "little") * 2  # width and height of the header
+    (tmp_path / "bomb.gif").write_bytes(bomb)
+    photo(mode="L").save(tmp_path / "grey.jpg")
+    photo(mode="CMYK").save(tmp_path / "print.jpg")
+    Image.fromarray(np.full((40, 60), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    photo(mode="P").save(tmp_path / "palette.png")
+    photo(mode="RGBA").save(tmp_path / "glass.png")
+    photo().save(tmp_path / "film.gif", save_all=True, append_images=[photo(seed=1)])
+    photo().save(tmp_path / "wrong.png", "JPEG")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo(40, 60).save(tmp_path / "turned.jpg", exif=exif)
+    photo().save(tmp_path / "vague.webp", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
+    return tmp_path, {
+        "good.jpg": ("", ""),
+        "cut.jpg": ("truncated", ""),
+        "cut.png": ("truncated", ""),
+        "empty.jpg": ("empty", ""),
+        "text.jpg": ("not a photo", ""),
+        "folder.jpg": ("unreadable", ""),
+        "gone.jpg": ("missing", ""),
+        "bomb.gif": ("decompression bomb", ""),
+        "grey.jpg": ("", "greyscale"),
+        "print.jpg": ("", "CMYK"),
+        "deep.png": ("", "greyscale; 16-bit"),
+        "palette.png": ("", "palette"),
+        "glass.png": ("", "transparency"),
+        "film.gif": ("", "animated"),
+        "wrong.png": ("", "JPEG named .png"),
+        "turned.jpg": ("", "turned by EXIF"),
+        "vague.webp": ("", "odd metadata"),
+    }
+
+
+def test_each_photo_is_judged(odd_photos):
+    root, expected = odd_photos
+    scan = scan_photos(table_of(root, list(expected)), boxes=False, num_workers=0).set_index("path")
+    found = {path: (row["problem"], row["note"]) for path, row in scan.iterrows()}
+    assert found["film.gif"][1].endswith("animated")  # and a palette, with some versions of Pillow
+    assert found | {"film.gif": ("", "animated")} == expected
+    assert (scan["detail"] != "").equals(scan["problem"] != "")
+    for path in ("good.jpg", "cut.jpg"):
+        assert scan.loc[path, "bytes"] == (root / path).stat().st_size
+        assert scan.loc[path, "digest"] == hashlib.sha256((root / path).read_bytes()).hexdigest()
+    assert tuple(scan.loc["grey.jpg", ["width", "height", "mode", "format"]]) == (60, 40, "L", "JPEG")
+    assert tuple(scan.loc["turned.jpg", ["width", "height"]]) == (60, 40)  # upright
+    assert tuple(scan.loc["gone.jpg", ["bytes", "width", "mode", "digest"]]) == (0, 0, "", "")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of odd metadata
+def test_what_the_scan_accepts_can_be_trained_on_and_nothing_else(odd_photos):
+    root, expected = odd_photos
+    for path, (problem, _) in expected.items():
+        try:
+            with open_image(root / path) as image:
+                to_square(image, Preprocessing(32, (0, 0, 0), (1, 1, 1)))
+            assert not problem, path
+        except BadImage:
+            assert problem, path
+
+
+@pytest.mark.parametrize(
+    ("box", "problem", "note"),
+    [
+        ((5, 5, 50, 35), "", ""),
+        ((5, 5, 80, 35), "box outside the photo", ""),
+        ((-20, 5, 50, 35), "box outside the photo", ""),
+        ((50, 5, 20, 35), "box without area", ""),
+        (NO_BOX, "", "no box"),
+    ],
+)
+def test_boxes_are_checked_against_the_photo(tmp_path, box, problem, note):
+    photo().save(tmp_path / "photo.jpg")
+    facts = inspect_photo(tmp_path / "photo.jpg", np.array(box, np.float32))
+    assert (facts.problem, facts.note) == (problem, note)
+
+
+def test_box_is_compared_with_the_upright_photo(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    photo(40, 60).save(tmp_path / "turned.jpg", exif=exif)
+    assert not inspect_photo(tmp_path / "turned.jpg", np.array([0, 0, 60, 40])).problem
+    assert inspect_photo(tmp_path / "turned.jpg", np.array([0, 0, 40, 60])).problem == "box outside the photo"
+
+
+def test_a_path_never_decides_the_kind_of_a_problem(tmp_path):
+    root = tmp_path / "truncated bomb"
+    (root / "missing.jpg").mkdir(parents=True)
+    assert inspect_photo(root / "missing.jpg", None).problem == "unreadable"
+
+
+def test_scan_in_processes_equals_scan_in_one(odd_photos):
+    root, expected = odd_photos
+    table = table_of(root, list(expected) * 5, boxes=[(0, 0, 60, 40)] * 5 * len(expected))  # three chunks
+    alone = scan_photos(table, boxes=True, num_workers=0)
+    assert alone["path"].tolist() == table.rows["path"].tolist()
+    pd.testing.assert_frame_equal(scan_photos(table, boxes=True, num_workers=2), alone)
+
+
+def test_boxes_that_a_table_lacks_are_an_error(tmp_path):
+    with pytest.raises(InputError, match=r"photos has no boxes"):
+        scan_photos(table_of(tmp_path, ["a.jpg"]), boxes=True, num_workers=0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc to see the workers start")
+@pytest.mark.parametrize("after_s", [0.15, 2.0])  # while workers still import, and while they read
+def test_interrupt_ends_the_scan_without_a_word_from_workers(tmp_path, after_s):
+    """As Ctrl-C does it: the signal goes to all processes of the group at once."""
+    photo(300, 200).save(tmp_path / "photo.jpg")
+    script = tmp_path / "scan.py"
+    script.write_text(
+        "if __name__ == '__main__':\n"  # all of it: processes that are spawned import this file
+        "    import sys\n    from pathlib import Path\n    import pandas as pd\n"
+        "    from carvision.data.health import scan_photos\n    from carvision.data.table import Classes, Table\n"
+        "    rows = pd.DataFrame({'path': ['photo.jpg'] * 500_000, 'model': 0, 'split': 'train'})\n"
+        "    table = Table('photos', Path(sys.argv[1]), rows, {'model': Classes(('1',), ('car',))}, 'model')\n"
+        "    print('ready', flush=True)\n"
+        "    try:\n        scan_photos(table, False, 2)\n"
+        "    except KeyboardInterrupt:\n        print('interrupted')\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, script, tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONPATH": os.curdir},
+    )  # fmt: skip
+    try:
+        assert child.stdout.readline() == "ready\n"
+        children = Path(f"/proc/{child.pid}/task/{child.pid}/children")
+        while len(children.read_text().split()) < 3:  # two workers and multiprocessing's own process
+            time.sleep(0.01)
+        time.sleep(after_s)
+        os.killpg(child.pid, signal.SIGINT)
+        out, errors = child.communicate(timeout=60)  # returns when nobody holds the pipes: no worker is left
+    finally:
+        child.kill()
+    assert out == "interrupted\n"
+    assert "Traceback" not in errors
+
+
+def test_workers_load_neither_torch_nor_pandas():
+    code = "import sys, carvision.data.inspection; print([m for m in ('torch', 'pandas', 'rich') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=Path(__file__).parents[2]) == "[]\n"
+    code = "import sys, carvision.data.health, carvision.reports.health; print('torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=Path(__file__).parents[2]) == "False\n"
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """Groups of equal bytes: a, b (other labels, other splits), c, d, e (alike but for what is not known), f alone."""
+    for seed, names in enumerate(("ab", "cde", "f")):
+        for name in names:
+            photo(seed=seed).save(tmp_path / f"{name}.jpg")
+    for name in "gh":
+        (tmp_path / f"{name}.jpg").write_bytes(b"")
+    paths = [f"{name}.jpg" for name in "acbdfegh"]
+    table = table_of(
+        tmp_path, paths, [0, 3, 1, 3, 3, -1, 0, 1], ["train", "val", "test", "val", "val", "", "train", "test"],
+        speed=np.array([1, 200, 1, np.nan, 1, 200, 1, 1], np.float32),
+    )  # fmt: skip
+    return replace(table, labels={**table.labels, "speed": Number("km/h")})
+
+
+def test_copies_are_grouped_with_labels_and_splits(copied):
+    copies = find_copies(copied, scan_photos(copied, boxes=False, num_workers=0))
+    assert copies["path"].tolist() == ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg"]  # empty files are no copies
+    assert copies["group"].tolist() == [0, 0, 1, 1, 1]
+    assert copies["split"].tolist() == ["train", "test", "val", "val", ""]
+    assert copies["model"].tolist() == ["car 0", "car 1", "car 3", "car 3", ""]
+    assert copies["conflict"].tolist() == [True, True, False, False, False]
+    assert copies["across_splits"].tolist() == [True, True, False, False, False]
+
+
+def test_numbers_that_differ_are_a_conflict_too(copied):
+    rows = copied.rows.assign(speed=copied.rows["speed"].mask(copied.rows["path"] == "d.jpg", 180))
+    copies = find_copies(replace(copied, rows=rows), scan_photos(copied, boxes=False, num_workers=0))
+    assert copies["conflict"].all()
+
+
+def test_counts_equal_those_of_a_naive_loop():
+    random = np.random.default_rng(0)
+    codes = random.integers(-1, 30, 500)
+    split = random.choice(["train", "test", ""], 500)
+    counts = class_counts(table_of(Path(), [str(i) for i in range(500)], codes, split), "model")
+    assert list(counts) == ["id", "name", "train", "test", "no split", "total"]
+    for code in range(100):
+        row = counts.loc[code]
+        assert (row["id"], row["name"]) == (str(code), f"car {code}")
+        for name, value in (("train", "train"), ("test", "test"), ("no split", "")):
+            assert row[name] == sum(c == code and s == value for c, s in zip(codes, split, strict=True))
+        assert row["total"] == sum(c == code for c in codes)
+
+
+def test_description_of_counts():
+    counts = pd.DataFrame({"id": ["1", "2", "3"], "name": ["a", "b", "c"], "train": [4, 0, 8], "total": [4, 0, 8]})
+    (row,) = describe_counts(counts).to_dict("records")
+    assert row == {
+        "split": "train", "classes": 2, "photos": 12, "mean": 4.0, "std": 4.0, "min": 0, "max": 8,
+        **{f"p{q}": pytest.approx(8 * q / 100) for q in range(10, 100, 10)},
+    }  # fmt: skip
+    both = describe_counts(counts.assign(test=[1, 1, 1], total=[5, 1, 9]))
+    assert both["split"].tolist() == ["train", "test", "all"]
+    assert both["photos"].tolist() == [12, 3, 15]
+    assert both["classes"].tolist() == [2, 3, 3]
+
+
+@pytest.mark.skipif(not (REAL / "stanford_cars" / "cars_train").is_dir(), reason="no Stanford photos on this machine")
+def test_stanford_photos_have_equal_pairs_with_different_labels():
+    from carvision.data.stanford_cars import read_stanford_cars
+
+    table = read_stanford_cars(REAL / "stanford_cars", allow_missing=True)
+    scan = scan_photos(table, boxes=False, num_workers=0)
+    assert (scan["problem"] == "").all()
+    copies = find_copies(table, scan)
+    assert copies["conflict"].all() and copies["group"].nunique() >= 2
+    assert {"cars_train/02641.jpg", "cars_train/07765.jpg"} <= set(copies["path"])

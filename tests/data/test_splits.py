@@ -1,0 +1,337 @@
+"""Splits: sizes counted class by class, nothing that belongs together on two sides, and every bad input."""
+
+import hashlib
+import logging
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from carvision.data import splits
+from carvision.data.splits import equal_bytes, file_split, kfold_split, official_split, stratified_split, write_splits
+from carvision.data.table import UNKNOWN, Classes, Number, Table
+from carvision.errors import InputError
+
+R0 = (0.675, 0.225, 0.1)
+
+
+def table_of(root, codes, split="", groups=None, contents=None) -> Table:
+    """A photo for each code. contents: the bytes of each photo; None: no files, for tests with `unequal`."""
+    paths = [f"{i:04d}.jpg" for i in range(len(codes))]
+    for path, content in zip(paths, contents or [], strict=bool(contents)):
+        (root / path).write_bytes(content)
+    rows = pd.DataFrame({"path": paths, "class": np.asarray(codes, np.int32), "split": split})
+    if groups is not None:
+        rows["group"] = groups
+    ids = tuple(f"id{i}" for i in range(max(codes) + 1))
+    return Table("some", root, rows, {"class": Classes(ids, tuple(f"name {i}" for i in range(len(ids))))}, "class")
+
+
+@pytest.fixture
+def unequal(monkeypatch):
+    """All photos differ, as far as splits.py can see."""
+    monkeypatch.setattr(splits, "equal_bytes", lambda table: np.arange(len(table)))
+
+
+def sizes(table: Table) -> pd.DataFrame:
+    return pd.crosstab(table.rows["class"], table.rows["split"])
+
+
+def paths_of(table: Table, split: str) -> set[str]:
+    return set(table.of_split(split).rows["path"])
+
+
+def assert_kept_together(table: Table, by: dict[str, object]) -> None:
+    """by: path -> what the photos have in common."""
+    sides = table.rows.groupby(table.rows["path"].map(by))["split"].nunique()
+    assert (sides == 1).all()
+
+
+COUNTS = [3, 4, 5, 7, 10, 11, 16, 23, 40, 41, 97, 200]
+CODES = np.repeat(np.arange(len(COUNTS)), COUNTS)
+
+
+@pytest.mark.parametrize("fractions", [R0, (0.6, 0.2, 0.2), (0.8, 0.2, 0.0), (1 / 3, 1 / 3, 1 / 3)])
+def test_stratified_fractions_hold_in_every_class(tmp_path, unequal, fractions):
+    found = sizes(stratified_split(table_of(tmp_path, CODES), fractions, 0, False))
+    wanted = dict(zip(("train", "val", "test"), fractions, strict=True))
+    for code, count in enumerate(COUNTS):
+        row = found.loc[code]
+        assert row.sum() == count
+        for split, fraction in wanted.items():
+            if fraction == 0:
+                assert split not in row
+            elif min(f * count for f in fractions if f > 0) >= 1:
+                assert abs(row[split] - fraction * count) < 1
+            else:
+                assert row[split] >= 1
+
+
+def test_stratified_fractions_come_out_right_over_many_small_classes(tmp_path, unequal):
+    """15 photos by 67.5 / 22.5 / 10 % are 10.125, 3.375 and 1.5: rounding each the same way would miss the whole."""
+    found = sizes(stratified_split(table_of(tmp_path, np.repeat(np.arange(400), 15)), R0, 3, False)).sum()
+    for split, fraction in zip(("train", "val", "test"), R0, strict=True):
+        assert found[split] == pytest.approx(6000 * fraction, abs=45)
+
+
+@pytest.mark.parametrize(
+    "divide",
+    [
+        lambda table, seed: stratified_split(table, R0, seed, True),
+        lambda table, seed: kfold_split(table, 3, 1, 0.2, seed, True),
+        lambda table, seed: official_split(table, 0.2, seed, True, False),
+    ],
+)
+def test_same_seed_same_split_and_another_with_another(tmp_path, unequal, divide):
+    table = table_of(tmp_path, CODES, "train")
+    first, second, other = (divide(table, seed).rows["split"].tolist() for seed in (7, 7, 8))
+    assert first == second
+    assert first != other
+    assert table.rows["split"].tolist() == ["train"] * len(table)
+
+
+@pytest.mark.parametrize("num_folds", [2, 3, 5])
+def test_kfold(tmp_path, unequal, num_folds):
+    counts = [max(count, num_folds + 1) for count in COUNTS]
+    table = table_of(tmp_path, np.repeat(np.arange(len(counts)), counts))
+    tests, found = [], []
+    for fold in range(num_folds):
+        divided = kfold_split(table, num_folds, fold, 0.25, 4, False)
+        assert len(divided) == len(table)
+        tests.append(paths_of(divided, "test"))
+        found.append(sizes(divided))
+        for _, row in found[-1].iterrows():
+            rest = row["train"] + row["val"]
+            assert abs(row["val"] - 0.25 * rest) < 1 or row["val"] == 1 or rest == 1
+    assert set.union(*tests) == set(table.rows["path"])
+    assert sum(map(len, tests)) == len(table)
+    of_class = np.stack([f["test"].to_numpy() for f in found])
+    assert (of_class.max(0) - of_class.min(0) <= 1).all()
+    assert (of_class.sum(0) == counts).all()
+
+
+def random_groups(num: int) -> list[str]:
+    """Of one to four photos; a tenth of the photos have none."""
+    random = np.random.default_rng(0)
+    names = np.repeat(np.arange(num), random.integers(1, 5, num))[:num].astype(str)
+    return np.where(random.random(num) < 0.1, "", names).tolist()
+
+
+@pytest.mark.parametrize("kind", ["stratified", "kfold", "official"])
+def test_groups_are_kept_together(tmp_path, unequal, kind):
+    codes = np.repeat(np.arange(6), 60)
+    groups = random_groups(len(codes))
+    by = {f"{i:04d}.jpg": group or f"alone {i}" for i, group in enumerate(groups)}
+
+    def divide(keep_groups: bool) -> Table:
+        table = table_of(tmp_path, codes, "train", groups)
+        if kind == "stratified":
+            return stratified_split(table, R0, 0, keep_groups)
+        return (
+            kfold_split(table, 4, 2, 0.2, 0, keep_groups)
+            if kind == "kfold"
+            else official_split(table, 0.2, 0, keep_groups, False)
+        )
+
+    kept = divide(True)
+    assert_kept_together(kept, by)
+    assert (sizes(kept) > 0).all(axis=None)
+    with pytest.raises(AssertionError):
+        assert_kept_together(divide(False), by)
+
+
+def test_a_class_that_is_one_group_stays_in_train_and_is_logged(tmp_path, unequal, caplog):
+    codes = np.repeat([0, 1], [30, 6])
+    table = table_of(tmp_path, codes, groups=[""] * 30 + ["car"] * 6)
+    found = sizes(stratified_split(table, R0, 0, True))
+    assert found.loc[1].tolist() == [0, 6, 0]  # test, train, val
+    assert "1 of 2 classes are wholly in train" in caplog.text
+
+
+def equal_contents(num: int, num_distinct: int, seed: int = 0) -> list[bytes]:
+    return [f"photo {i}".encode() * 3 for i in np.random.default_rng(seed).integers(0, num_distinct, num)]
+
+
+@pytest.mark.parametrize(
+    "divide",
+    [
+        lambda table, keep_groups: stratified_split(table, R0, 0, keep_groups),
+        lambda table, keep_groups: kfold_split(table, 3, 0, 0.2, 0, keep_groups),
+        lambda table, keep_groups: official_split(table, 0.2, 0, keep_groups, False),
+    ],
+)
+@pytest.mark.parametrize("keep_groups", [False, True])
+def test_equal_bytes_are_never_on_two_sides(tmp_path, divide, keep_groups):
+    """Also those of two classes. With groups: nor photos that a chain of groups and copies connects."""
+    codes = np.repeat(np.arange(4), 40)
+    contents = equal_contents(len(codes), 100)
+    groups = [str(i // 2) if i % 10 < 4 else "" for i in range(len(codes))]
+    table = table_of(tmp_path, codes, "train", groups, contents)
+    divided = divide(table, keep_groups)
+    assert len(divided) == len(table)
+    assert set(divided.rows["split"]) >= {"train", "val"}
+    by_content = dict(zip(table.rows["path"], contents, strict=True))
+    assert_kept_together(divided, by_content)
+    if keep_groups:
+        assert_kept_together(divided, connected(table.rows["path"], contents, groups))
+
+
+def connected(paths, contents, groups) -> dict[str, int]:
+    """path -> number of the set of photos that equal bytes and groups connect, by repeated painting."""
+    paint = list(range(len(paths)))
+    changed = True
+    while changed:
+        changed = False
+        for marks in (contents, [group or i for i, group in enumerate(groups)]):
+            lowest: dict = {}
+            for mark, colour in zip(marks, paint, strict=True):
+                lowest[mark] = min(colour, lowest.get(mark, colour))
+            new = [lowest[mark] for mark in marks]
+            changed, paint = changed or new != paint, new
+    return dict(zip(paths, paint, strict=True))
+
+
+def test_official_leaves_out_what_would_be_on_two_sides(tmp_path, caplog):
+    split = ["train"] * 6 + ["val"] * 3 + ["test"] * 2 + [""]
+    contents = [b"a", b"b", b"c", b"d", b"b", b"other", b"a", b"v", b"t1", b"t1", b"b", b"c"]
+    table = table_of(tmp_path, [0] * 12, split, contents=contents)
+    divided = official_split(table, 0.2, 0, False, False)
+    # 0: in val; 1 and 4: in test. 8 of val is in test. 2 equals a photo that the lists leave out, and stays.
+    assert paths_of(divided, "train") == {"0002.jpg", "0003.jpg", "0005.jpg"}
+    assert paths_of(divided, "val") == {"0006.jpg", "0007.jpg"}
+    assert paths_of(divided, "test") == {"0009.jpg", "0010.jpg"}
+    assert "3 train photos are left out, as their bytes equal those of val or test photos" in caplog.text
+    assert "1 val photos are left out, as their bytes equal those of test photos" in caplog.text
+
+
+def test_official_takes_val_out_of_train_and_never_out_of_test(tmp_path, unequal):
+    codes = np.tile(np.arange(5), 40)
+    split = np.where(np.arange(200) < 100, "train", "test")
+    table = table_of(tmp_path, codes, split)
+    divided = official_split(table, 0.15, 0, False, False)
+    assert paths_of(divided, "test") == paths_of(table, "test")
+    assert paths_of(divided, "train") | paths_of(divided, "val") == paths_of(table, "train")
+    assert sizes(divided)["val"].between(2, 4).all()  # 15 % of 20
+    assert official_split(
+        table_of(tmp_path, codes, np.tile(["train", "val", "test", ""], 50)), 0.15, 0, False, False
+    ).rows["split"].value_counts().to_dict() == {"train": 50, "val": 50, "test": 50}
+
+
+def test_val_as_test(tmp_path, unequal):
+    codes = np.tile(np.arange(5), 40)
+    table = table_of(tmp_path, codes, np.where(np.arange(200) < 100, "train", "val"))
+    divided = official_split(table, 0.2, 0, False, True)
+    assert paths_of(divided, "test") == paths_of(table, "val")
+    assert paths_of(divided, "val") < paths_of(table, "train")
+    assert len(paths_of(divided, "val")) == 20
+    for wrong in (["train", "test"], ["train", "val", "test"], ["train"]):
+        with pytest.raises(InputError, match=r"data\.split\.val_as_test: some has .* validation and .* test photos"):
+            official_split(table_of(tmp_path, [0] * 12, np.resize(wrong, 12)), 0.2, 0, False, True)
+
+
+def test_photos_of_unknown_class_are_divided_too(tmp_path, unequal):
+    table = table_of(tmp_path, [0] * 20 + [1] * 20 + [UNKNOWN] * 20)
+    assert (sizes(stratified_split(table, R0, 0, False)) > 0).all(axis=None)
+
+
+def test_a_missing_test_split_is_said(tmp_path, unequal, caplog):
+    stratified_split(table_of(tmp_path, CODES), (0.8, 0.2, 0), 0, False)
+    assert "there are no test photos" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        stratified_split(table_of(tmp_path, CODES), R0, 0, False)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("divide", "message"),
+    [
+        (lambda t: stratified_split(t, (0.5, 0.5, 0.5), 0, False), r"data\.split\.fractions: .*add up to 1"),
+        (lambda t: stratified_split(t, (1.2, -0.1, -0.1), 0, False), r"data\.split\.fractions"),
+        (lambda t: stratified_split(t, (0.5, 0.5), 0, False), r"data\.split\.fractions"),
+        (lambda t: stratified_split(t, (0.0, 0.5, 0.5), 0, False), "the train split of some is empty"),
+        (lambda t: stratified_split(t, (0.9, 0.0, 0.1), 0, False), r"the val split of some is empty; .*val_fraction"),
+        (lambda t: kfold_split(t, 3, 3, 0.2, 0, False), r"data\.split\.fold: 3 is not one of 0 to 2"),
+        (lambda t: kfold_split(t, 3, -1, 0.2, 0, False), r"data\.split\.fold: -1 is not one of 0 to 2"),
+        (lambda t: kfold_split(t, 3, 0, 0.0, 0, False), r"the val split of some is empty; .*val_fraction"),
+        (lambda t: official_split(t, 0.2, 0, False, False), r"comes without a split of its own; use .*stratified"),
+        (lambda t: official_split(t.with_split(["test"] * len(t)), 0.2, 0, False, False), "the train split .* is empty"),
+        (lambda t: official_split(t.with_split(["train"] * len(t)), 0.0, 0, False, False), "the val split .* is empty"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_divided_is_one_line(tmp_path, unequal, divide, message):
+    with pytest.raises(InputError, match=message) as raised:
+        divide(table_of(tmp_path, CODES))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("divide", "mend"),
+    [
+        (lambda table: stratified_split(table, R0, 0, False), 3),
+        (lambda table: stratified_split(table, (0.8, 0.2, 0.0), 0, False), 2),
+        (lambda table: kfold_split(table, 5, 0, 0.2, 0, False), 5),
+    ],
+)
+def test_a_class_with_one_photo_names_the_mend(tmp_path, unequal, divide, mend):
+    table = table_of(tmp_path, [0] * 20 + [2] + [3] * 20)
+    expected = rf"class 'name 2' of some has 1 photo\(s\).*data\.min_images_per_class={mend}$"
+    with pytest.raises(InputError, match=expected):
+        divide(table)
+    assert len(divide(table.without_sparse_classes(mend))) == 40
+
+
+def test_file_split_repeats_what_write_splits_wrote(tmp_path, unequal):
+    codes = np.where(np.arange(len(CODES)) % 9, CODES, UNKNOWN)
+    table = table_of(tmp_path, codes)
+    rows = table.rows.assign(path=[f"a, b/é {path}" for path in table.rows["path"]], speed=np.float32(200))
+    table = Table("some", tmp_path, rows, {**table.labels, "speed": Number("km/h")}, "class")
+    divided = stratified_split(table, R0, 0, False)
+    divided = divided.select(np.arange(len(divided)) % 10 > 0)  # as where photos were left out
+    write_splits(divided, tmp_path / "splits.csv")
+    again = file_split(table, tmp_path / "splits.csv")
+    pd.testing.assert_frame_equal(again.rows, divided.rows)
+
+    written = pd.read_csv(tmp_path / "splits.csv", keep_default_na=False)
+    assert list(written) == ["path", "split", "class"]
+    assert written["path"].tolist() == divided.rows["path"].tolist()
+    assert written["class"].tolist() == [f"id{i}" if i != UNKNOWN else "" for i in divided.rows["class"]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"splits\.csv does not exist; give the splits\.csv of a run"),
+        ("", r"splits\.csv can't be read"),
+        ("path,split\n0001.jpg,train,7,8\n0002.jpg,val\n", r"splits\.csv can't be read|columns|not one of"),
+        ("photo,split\n0001.jpg,train\n", r"has the columns photo, split; path and split are needed"),
+        ("path,split\n0001.jpg,training\n", r"split 'training' in .* is not one of train, val, test"),
+        ("path,split\n0001.jpg,train\nx/y.jpg,val\n", r"1 photos of .* are not in some .*\(first: x/y\.jpg\)"),
+        ("path,split\n0001.jpg,train\n0001.jpg,val\n", r"lists 0001\.jpg more than once"),
+        ("path,split\n0001.jpg,train\n", r"the val split of some is empty"),
+    ],
+)
+def test_split_files_that_do_not_fit(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "splits.csv").write_text(content)
+    with pytest.raises(InputError, match=rf"data\.split.*{message}") as raised:
+        file_split(table_of(tmp_path, CODES), tmp_path / "splits.csv")
+    assert "\n" not in str(raised.value)
+
+
+def test_equal_bytes_against_the_sha256_of_every_file(tmp_path):
+    random = np.random.default_rng(0)
+    long = random.bytes(20_000)
+    middle = bytearray(long)
+    middle[9_000] ^= 1
+    contents = [
+        b"", long, b"x", bytes(middle), long[:-1] + b"!", b"y", long, b"", b"x" * 4096, b"x" * 4097, long[1:],
+        b"!" + long[1:], b"x" * 4096, bytes(middle), b"",
+    ]  # fmt: skip
+    contents += [bytes(random.integers(0, 2, random.integers(1, 4), np.uint8)) for _ in range(40)]
+    found = equal_bytes(table_of(tmp_path, [0] * len(contents), contents=contents))
+    digests = [hashlib.sha256(content).hexdigest() for content in contents]
+    assert [[a == b for b in found] for a in found] == [[a == b for b in digests] for a in digests]
+    assert len(set(found)) < len(contents) - 20
+    assert any(a == b for a, b in pairwise(sorted(found)))

@@ -1,0 +1,212 @@
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.io
+
+from carvision.data.stanford_cars import KNOWN, make_of, read_stanford_cars
+from carvision.data.table import BOX
+from carvision.errors import InputError
+from tests.data import layouts
+
+
+def facts(table):
+    """(split, file name) -> (name of the model, name of the make, box) of each photo."""
+    rows, models, makes = table.rows, table.labels["model"], table.labels["make"]
+    return {
+        (row["split"], row["path"].rsplit("/", 1)[-1]): (
+            models.names[row["model"]],
+            makes.names[row["make"]],
+            tuple(row[BOX]) if table.has_boxes else None,
+        )
+        for _, row in rows.iterrows()
+    }
+
+
+def expected(boxes: bool = True) -> dict:
+    makes = ["AM General", "Acura", "Acura", "Aston Martin", "Land Rover", "Ram"]
+    return {
+        (split, file): (
+            layouts.STANFORD_NAMES[number - 1],
+            makes[number - 1],
+            (x1 - 1, y1 - 1, x2, y2) if boxes else None,
+        )
+        for split, file, x1, y1, x2, y2, number in layouts.STANFORD_ROWS
+    }
+
+
+@pytest.mark.parametrize("test_labels", ["", "devkit"])
+def test_original_layout(tmp_path, test_labels):
+    layouts.write_stanford_mats(tmp_path, test_labels)
+    table = read_stanford_cars(tmp_path, known=None)
+    assert facts(table) == expected()
+    assert table.labels["model"].ids == ("1", "2", "3", "4", "5", "6")
+    assert table.labels["make"].ids == ("AM General", "Acura", "Aston Martin", "Land Rover", "Ram")
+    assert table.labels["model"].parent_codes == (0, 1, 1, 2, 3, 4)
+    assert table.rows["path"].iloc[0] == "cars_train/00001.jpg"
+
+
+def test_photo_folders_may_be_nested_as_on_kaggle(tmp_path):
+    layouts.write_stanford_mats(tmp_path)
+    for folder in ("cars_train", "cars_test"):
+        (tmp_path / folder).rename(tmp_path / "moved")
+        (tmp_path / folder).mkdir()
+        (tmp_path / "moved").rename(tmp_path / folder / folder)
+    assert facts(read_stanford_cars(tmp_path, known=None)) == expected()
+
+
+def test_without_test_labels_the_test_photos_are_left_out(tmp_path, caplog):
+    layouts.write_stanford_mats(tmp_path, None)
+    # The count of test photos can't be asserted then; the others are.
+    table = read_stanford_cars(tmp_path, known={"train": 5, "test": 3, "model": 5})
+    assert set(table.rows["split"]) == {"train"}
+    assert "cars_test_annos_withlabels.mat" in caplog.text
+
+
+@pytest.mark.parametrize("header", [True, False])
+@pytest.mark.parametrize("photos", ["car_data/car_data", "car_data", ""])
+@pytest.mark.parametrize("ram", ["Ram C-V", "Ram CV", "Ram C_V"])
+def test_kaggle_layout_in_both_spellings(tmp_path, header, photos, ram):
+    layouts.write_stanford_kaggle(tmp_path, header, photos, ram)
+    table = read_stanford_cars(tmp_path, known=None)
+    assert facts(table) == expected()
+    assert table.labels["model"].ids == ("1", "2", "3", "4", "5", "6")
+    assert table.root == tmp_path
+    assert all((tmp_path / path).is_file() for path in table.rows["path"])
+
+
+def test_kaggle_without_test_annotations(tmp_path, caplog):
+    layouts.write_stanford_kaggle(tmp_path, header=True)
+    (tmp_path / "anno_test.csv").unlink()
+    assert len(read_stanford_cars(tmp_path, known={"train": 5, "test": 3})) == 5
+    assert "anno_test.csv" in caplog.text
+
+
+@pytest.mark.parametrize("photos", ["car_data/car_data", ""])
+@pytest.mark.parametrize("ram", ["Ram C-V", "Ram CV"])
+def test_class_folders_alone(tmp_path, photos, ram):
+    layouts.write_stanford_mirror(tmp_path / photos, ram)
+    (tmp_path / photos / "train" / layouts.STANFORD_NAMES[1]).mkdir()
+    layouts.write_photo(tmp_path / photos / "train" / layouts.STANFORD_NAMES[1] / "00009.jpg")
+    table = read_stanford_cars(tmp_path, known=None)
+    found = facts(table)
+    assert found.pop(("train", "00009.jpg")) == (layouts.STANFORD_NAMES[1], "Acura", None)
+    assert found == expected(boxes=False)
+    assert table.labels["model"].ids == tuple(sorted(layouts.STANFORD_NAMES))
+    assert table.name == "stanford_cars"
+    assert set(table.labels) == {"make", "model"}
+
+
+def test_mats_are_preferred_to_class_folders(tmp_path):
+    layouts.write_stanford_mats(tmp_path)
+    layouts.write_stanford_mirror(tmp_path)
+    assert read_stanford_cars(tmp_path, known=None).rows["path"].str.startswith("cars_").all()
+
+
+def test_makes_of_two_words():
+    assert make_of("Land Rover Range Rover SUV 2012") == "Land Rover"
+    assert make_of("AM General Hummer SUV 2000") == "AM General"
+    assert make_of("Aston Martin Virage Coupe 2012") == "Aston Martin"
+    assert make_of("Mercedes-Benz SL-Class Coupe 2009") == "Mercedes-Benz"
+    assert make_of("Tesla Model S Sedan 2012") == "Tesla"
+
+
+def test_a_partial_copy_is_an_error_unless_allowed(tmp_path, caplog):
+    layouts.write_stanford_mats(tmp_path)
+    shutil.rmtree(tmp_path / "cars_test")
+    with pytest.raises(InputError, match=r"3 of 8 listed photos are not there .*allow_missing=true"):
+        read_stanford_cars(tmp_path, known=None)
+    table = read_stanford_cars(tmp_path, known=None, allow_missing=True)
+    assert len(table) == 5
+    assert table.labels["model"].ids == ("1", "3", "4", "5", "6")
+    assert "5 photos (62.5 %) of 5 of 6 classes" in caplog.text
+
+
+def test_known_counts_are_asserted_in_every_layout(tmp_path):
+    layouts.write_stanford_mats(tmp_path / "mats")
+    layouts.write_stanford_kaggle(tmp_path / "kaggle", header=True)
+    layouts.write_stanford_mirror(tmp_path / "mirror")
+    layouts.write_photo(tmp_path / "mirror" / "train" / layouts.STANFORD_NAMES[1] / "00009.jpg")
+    for layout in ("mats", "kaggle", "mirror"):
+        with pytest.raises(InputError, match="train photos instead of 8,144, 3 test photos instead of 8,041"):
+            read_stanford_cars(tmp_path / layout)
+
+
+def test_a_class_beyond_the_names_is_an_error(tmp_path):
+    layouts.write_stanford_kaggle(tmp_path, header=False)
+    names = (tmp_path / "names.csv").read_text().splitlines()
+    (tmp_path / "names.csv").write_text("\n".join(names[:5]))
+    with pytest.raises(InputError, match=r"anno_train.csv: class 6 has no name; there are names for 1 to 5"):
+        read_stanford_cars(tmp_path, known=None)
+
+
+@pytest.mark.parametrize("text", ["", "00001.jpg,1,2\n", "a,b,c,d,e,f\n00001.jpg,1,2,3,4,5\n"])
+def test_a_csv_of_another_shape_is_named(tmp_path, text):
+    layouts.write_stanford_kaggle(tmp_path, header=True)
+    (tmp_path / "anno_train.csv").write_text(text)
+    with pytest.raises(InputError, match=r"anno_train.csv: .*image_name,x_min,y_min,x_max,y_max,label"):
+        read_stanford_cars(tmp_path, known=None)
+
+
+def test_a_mat_without_classes_is_named(tmp_path):
+    layouts.write_stanford_mats(tmp_path, None)
+    shutil.copy(tmp_path / "devkit/cars_test_annos.mat", tmp_path / "cars_test_annos_withlabels.mat")
+    with pytest.raises(InputError, match=r"withlabels.mat: its annotations have no field 'class'"):
+        read_stanford_cars(tmp_path, known=None)
+    scipy.io.savemat(tmp_path / "cars_test_annos_withlabels.mat", {"other": np.zeros(3)})
+    with pytest.raises(InputError, match=r"withlabels.mat has no variable 'annotations', only: other"):
+        read_stanford_cars(tmp_path, known=None)
+    (tmp_path / "devkit/cars_meta.mat").unlink()
+    with pytest.raises(InputError, match=r"cars_meta.mat does not exist"):
+        read_stanford_cars(tmp_path, known=None)
+
+
+def test_a_wrong_root_says_where_to_get_the_data(tmp_path):
+    with pytest.raises(InputError, match=r"^data.root: .*/absent does not exist.*Kaggle"):
+        read_stanford_cars(tmp_path / "absent")
+    with pytest.raises(InputError, match=r"has no devkit/cars_train_annos.mat.*Kaggle"):
+        read_stanford_cars(tmp_path)
+
+
+def test_real_partial_copy():
+    root = layouts.real_data("stanford_cars")
+    with pytest.raises(InputError, match=r"7,022 of 8,144 listed photos are not there"):
+        read_stanford_cars(root)
+    table = read_stanford_cars(root, allow_missing=True)
+    assert len(table) == 1_122
+    assert len(table.labels["model"]) == 27
+    assert len(table.labels["make"]) == 8
+    assert "Ram C/V Cargo Van Minivan 2012" in table.labels["model"].names
+    assert "Land Rover" in table.labels["make"].names
+    first = table.rows.iloc[0]
+    assert first["path"] == "cars_train/00001.jpg"
+    assert first[BOX].tolist() == [38, 115, 569, 375]
+    assert table.labels["model"].ids[first["model"]] == "14"
+
+
+@pytest.fixture
+def exists_all(monkeypatch):
+    """The real annotations come without the photos: take them all for present."""
+    monkeypatch.setattr("carvision.data.stanford_cars.without_missing_files", lambda table, _: table)
+
+
+@pytest.mark.parametrize("spelling", ["with_header", "headerless"])
+def test_real_kaggle_annotations_equal_the_mats(tmp_path, exists_all, spelling):
+    csvs = layouts.real_data("stanford_cars_kaggle_csv")
+    for name in ("anno_train.csv", "anno_test.csv"):
+        shutil.copy(csvs / spelling / name, tmp_path / name)
+    names = (csvs / "with_header" / "names.csv").read_text()
+    if spelling == "headerless":  # Kaggle's file of this spelling: a name a line
+        names = "\n".join(line.split(",", 1)[1] for line in names.splitlines()[1:]) + "\n"
+    (tmp_path / "names.csv").write_text(names)
+    (tmp_path / "car_data/car_data/train/Ram C-V Cargo Van Minivan 2012").mkdir(parents=True)
+    table = read_stanford_cars(tmp_path)  # asserts the known counts
+    assert len(table) == KNOWN["train"] + KNOWN["test"]
+    ram = table.rows["model"] == table.labels["model"].names.index("Ram C/V Cargo Van Minivan 2012")
+    assert table.rows.loc[ram, "path"].str.contains("/Ram C-V Cargo Van Minivan 2012/").all()
+    mats = read_stanford_cars(layouts.real_data("stanford_cars"))
+    train = table.of_split("train").rows
+    assert mats.labels == table.labels
+    pd.testing.assert_frame_equal(train[["make", "model", *BOX]], mats.rows[["make", "model", *BOX]])
+    assert (train["path"].str[-9:] == mats.rows["path"].str[-9:]).all()

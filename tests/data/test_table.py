@@ -1,0 +1,204 @@
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from carvision.data.table import (
+    UNKNOWN,
+    Classes,
+    Number,
+    Table,
+    check_counts,
+    encode,
+    sorted_ids,
+    validate,
+    with_parent,
+    without_missing_files,
+)
+from carvision.errors import InputError
+from tests.data import layouts
+
+MODELS = ["A4", "A4", "A4", "A6", "Golf", "Golf", None]  # of the seven photos
+MAKE_OF = {"A4": "audi", "A6": "audi", "Golf": "vw", None: "vw"}
+
+
+def create_table(root: Path = Path("photos")) -> Table:
+    """Seven photos of three models of two makes; the last is of an unknown model."""
+    rows = pd.DataFrame({"path": [f"{i}.jpg" for i in range(7)], "split": ["train"] * 4 + ["test"] * 2 + [""]})
+    rows["model"], models = encode(MODELS, {"Golf": "VW Golf"})
+    rows["make"], makes = encode([MAKE_OF[model] for model in MODELS])
+    rows["speed"] = np.arange(7, dtype=np.float32)
+    labels = {"make": makes, "model": with_parent(rows, "model", models, "make"), "speed": Number("km/h")}
+    return Table("cars", root, rows, labels, "model")
+
+
+def test_encode_orders_numbers_by_value_and_words_by_letter():
+    codes, classes = encode(["10", "2", "", "10", None, "1"])
+    assert classes == Classes(("1", "2", "10"), ("1", "2", "10"))
+    assert codes.tolist() == [2, 1, UNKNOWN, 2, UNKNOWN, 0]
+    assert codes.dtype == np.int32
+    codes, classes = encode(pd.Series(["b", "10", "a", np.nan]))
+    assert classes.ids == ("10", "a", "b")
+    assert codes.tolist() == [2, 0, 1, UNKNOWN]
+    assert sorted_ids(["2", "10", "1x"]) == ["10", "1x", "2"]
+
+
+def test_encode_names_by_id_and_falls_back_to_the_id():
+    _, classes = encode(["1", "2", "3"], {"1": "Audi", "2": "", "12": "unused"})
+    assert classes.names == ("Audi", "2", "3")
+
+
+def test_encode_nothing():
+    codes, classes = encode([])
+    assert len(codes) == 0
+    assert len(classes) == 0
+    codes, classes = encode(["", None])
+    assert codes.tolist() == [UNKNOWN, UNKNOWN]
+    assert classes.ids == ()
+
+
+def test_selection_keeps_codes_and_the_original():
+    table = create_table()
+    test = table.of_split("test")
+    assert test.rows["path"].tolist() == ["4.jpg", "5.jpg"]
+    assert test.rows.index.tolist() == [0, 1]
+    assert test.labels == table.labels
+    changed = table.with_split(["val"] * 7)
+    assert set(changed.rows["split"]) == {"val"}
+    assert table.rows["split"].iloc[0] == "train"
+
+
+def test_without_empty_classes_recodes_children_and_parents():
+    table = create_table().of_split("test").without_empty_classes()
+    assert table.labels["model"] == Classes(("Golf",), ("VW Golf",), "make", (0,))
+    assert table.labels["make"].ids == ("vw",)
+    assert table.rows["model"].tolist() == [0, 0]
+    assert table.rows["make"].tolist() == [0, 0]
+    assert table.labels["speed"] == Number("km/h")
+    validate(table)
+
+
+def test_without_empty_classes_keeps_unknown():
+    table = create_table().select(np.arange(7) >= 5).without_empty_classes()
+    assert table.rows["model"].tolist() == [0, UNKNOWN]
+
+
+@pytest.mark.parametrize("wanted", [["A4", "Golf"], ["VW Golf", "A4"]])
+def test_only_classes_by_id_or_name(wanted):
+    table = create_table().only_classes(wanted)
+    assert len(table) == 5
+    assert table.labels["model"].ids == ("A4", "Golf")
+    assert table.labels["model"].parent_codes == (0, 1)
+
+
+def test_only_classes_takes_every_class_of_a_repeated_name_and_numbers():
+    rows = pd.DataFrame({"path": ["a", "b", "c"], "split": ""})
+    rows["make"], makes = encode(["1", "2", "12"], {"1": "Audi", "2": "Benz", "12": "Audi"})
+    table = Table("cars", Path("photos"), rows, {"make": makes}, "make")
+    assert table.only_classes(["Audi"]).labels["make"].ids == ("1", "12")
+    assert table.only_classes([12]).labels["make"].ids == ("12",)
+
+
+def test_only_classes_suggests_the_nearest():
+    with pytest.raises(InputError, match=r"data.classes: 'golv' is no model of cars .*nearest: Golf.*has 3 classes"):
+        create_table().only_classes(["golv"])
+
+
+def test_sparse_classes_are_dropped_with_their_photos(caplog):
+    caplog.set_level(logging.INFO)
+    table = create_table().without_sparse_classes(2)
+    assert table.labels["model"].ids == ("A4", "Golf")
+    assert len(table) == 5  # neither A6 nor the photo of an unknown model
+    assert "2 photos dropped" in caplog.text
+    assert "2 of 3 classes remain" in caplog.text
+    with pytest.raises(InputError, match=r"data.min_images_per_class: 4 leaves no class of cars; .* has 3 photos"):
+        create_table().without_sparse_classes(4)
+
+
+def test_a_class_with_two_parents_or_none_is_an_error():
+    table = create_table()
+    rows = table.rows.copy()
+    rows.loc[1, "make"] = 1
+    with pytest.raises(InputError, match="model 'A4' has photos of more than one make"):
+        with_parent(rows, "model", table.labels["model"], "make")
+    rows.loc[:2, "make"] = UNKNOWN
+    with pytest.raises(InputError, match="model 'A4' has no make"):
+        with_parent(rows, "model", table.labels["model"], "make")
+    rows.loc[0, "make"] = 0  # one photo that tells is enough
+    assert with_parent(rows, "model", table.labels["model"], "make").parent_codes == (0, 0, 1)
+
+
+def test_validate_returns_a_good_table():
+    table = create_table()
+    assert validate(table) is table
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows, labels: rows.drop(rows.index, inplace=True), "no photos under photos"),
+        (lambda rows, labels: rows.update({"path": ["0.jpg"] * 7}), r"6 photos are listed more than once .*0.jpg"),
+        (lambda rows, labels: rows.update({"split": ["dev"] + [""] * 6}), "split 'dev' is not one of train, val, test"),
+        (lambda rows, labels: labels.pop("model"), "the finest label 'model' is no label with classes"),
+        (lambda rows, labels: labels.update(model=Number()), "the finest label 'model' is no label with classes"),
+        (lambda rows, labels: rows.__setitem__("model", 3), r"codes of model outside -1..2"),
+        (lambda rows, labels: rows.__setitem__("make", -2), r"codes of make outside -1..1"),
+        (lambda rows, labels: labels.update(make=Classes(("a", "a"), ("x", "y"))), "class ids of make repeat"),
+        (lambda rows, labels: rows.__setitem__("make", 1), "a photo's make is not that of its model"),
+    ],
+)
+def test_validate_says_what_a_reader_got_wrong(change, message):
+    table = create_table()
+    change(table.rows, table.labels)
+    with pytest.raises(InputError, match=message):
+        validate(table)
+
+
+def test_missing_files(tmp_path, caplog):
+    for i in range(6):
+        layouts.write_photo(tmp_path / f"{i}.jpg")
+    table = create_table(tmp_path)
+    with pytest.raises(InputError, match=r"1 of 7 listed photos are not there .*6.jpg.*data.allow_missing=true"):
+        without_missing_files(table, False)
+    assert len(without_missing_files(table, False, tolerated=1)) == 6
+    (tmp_path / "3.jpg").unlink()  # the only A6
+    with pytest.raises(InputError, match="2 of 7 listed photos"):
+        without_missing_files(table, False, tolerated=1)
+    partial = without_missing_files(table, True)
+    assert len(partial) == 5
+    assert partial.labels["model"].ids == ("A4", "Golf")
+    assert "5 photos (71.4 %) of 2 of 3 classes" in caplog.text
+    for i in (0, 1, 2, 4, 5):
+        (tmp_path / f"{i}.jpg").unlink()
+    with pytest.raises(InputError, match="none of the 7 listed photos is there"):
+        without_missing_files(table, True)
+
+
+def test_no_missing_file_changes_nothing(tmp_path):
+    for i in range(7):
+        layouts.write_photo(tmp_path / f"{i}.jpg")
+    table = create_table(tmp_path)
+    assert without_missing_files(table, False) is table
+
+
+def test_known_counts(caplog):
+    table = create_table()
+    known = {"photos": 7, "train": 4, "test": 2, "model": 3, "make": 2}
+    assert check_counts(table, known, False) is table
+    assert check_counts(table, {}, False) is table
+    wrong = known | {"photos": 1_000, "val": 5, "model": 4}
+    message = "cars: 7 photos instead of 1,000, 3 model classes instead of 4, 0 val photos instead of 5 under photos"
+    with pytest.raises(InputError, match=f"{message}.*data.allow_missing=true"):
+        check_counts(table, wrong, False)
+    assert check_counts(table, wrong, True) is table
+    assert message in caplog.text
+
+
+def test_has_boxes():
+    table = create_table()
+    assert not table.has_boxes
+    table.rows[["left", "top", "right", "bottom"]] = np.float32(1)
+    assert table.has_boxes
+    assert set(table.class_labels) == {"make", "model"}

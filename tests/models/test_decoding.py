@@ -1,0 +1,78 @@
+"""The three rules against every pair of make and model, looked at one by one."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from carvision.models.decoding import RULES, decode, sum_by_parent
+
+CODES = [2, 0, 0, 1, 2, 2, 0]  # the make of each of seven models
+PARENTS = {"model": ("make", torch.tensor(CODES))}
+
+
+def batch() -> dict[str, torch.Tensor]:
+    random = torch.Generator().manual_seed(0)
+    return {
+        "make": 2 * torch.randn(50, 3, generator=random),
+        "model": 2 * torch.randn(50, 7, generator=random),
+        "doors": torch.randn(50, 4, generator=random),
+    }
+
+
+def probs(row: torch.Tensor) -> list[float]:
+    values = [math.exp(value) for value in row.tolist()]
+    return [value / sum(values) for value in values]
+
+
+def brute_force(make: list[float], model: list[float], rule: str) -> tuple[int, int]:
+    pairs = list(itertools.product(range(len(make)), range(len(model))))
+    if rule == "independent":
+        return max(pairs, key=lambda pair: make[pair[0]] * model[pair[1]])
+    if rule == "joint":
+        return max((pair for pair in pairs if CODES[pair[1]] == pair[0]), key=lambda p: make[p[0]] * model[p[1]])
+    sums = [sum(p for p, code in zip(model, CODES, strict=True) if code == i) for i in range(len(make))]
+    return sums.index(max(sums)), model.index(max(model))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rule_is_the_best_of_all_pairs(rule):
+    logits = batch()
+    predicted = decode(logits, PARENTS, rule)
+    expected = [
+        brute_force(probs(make), probs(model), rule)
+        for make, model in zip(logits["make"], logits["model"], strict=True)
+    ]
+    assert list(zip(predicted["make"].tolist(), predicted["model"].tolist(), strict=True)) == expected
+    assert predicted["doors"].tolist() == logits["doors"].argmax(1).tolist()
+    assert predicted["make"].dtype == predicted["model"].dtype == torch.int64
+
+
+def test_the_rules_differ_where_they_should():
+    decoded = {rule: decode(batch(), PARENTS, rule) for rule in RULES}
+    agree = {rule: torch.tensor(CODES)[d["model"]] == d["make"] for rule, d in decoded.items()}
+    assert agree["joint"].all()
+    assert not agree["independent"].all()
+    assert not torch.equal(decoded["joint"]["model"], decoded["independent"]["model"])
+    assert not torch.equal(decoded["marginal"]["make"], decoded["joint"]["make"])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_without_the_other_head_each_is_decoded_by_itself(rule):
+    logits = batch()
+    for present in ("make", "model"):
+        alone = decode({present: logits[present]}, PARENTS, rule)
+        assert alone[present].tolist() == logits[present].argmax(1).tolist()
+    assert decode(logits, {}, rule)["make"].tolist() == logits["make"].argmax(1).tolist()
+
+
+def test_half_precision_and_extreme_logits_decode():
+    logits = {"make": torch.tensor([[-6e4, 6e4, 0]]).half(), "model": torch.tensor([[6e4, 0, 0, 10, 0, 0, 0]]).half()}
+    assert {k: v.tolist() for k, v in decode(logits, PARENTS, "joint").items()} == {"make": [1], "model": [3]}
+    assert decode(logits, PARENTS, "marginal")["make"].tolist() == [2]
+
+
+def test_sum_by_parent_gives_zero_to_a_parent_without_children():
+    sums = sum_by_parent(torch.tensor([[0.1, 0.2, 0.7], [0.5, 0.25, 0.25]]), torch.tensor([3, 0, 3]), 4)
+    torch.testing.assert_close(sums, torch.tensor([[0.2, 0, 0, 0.8], [0.25, 0, 0, 0.75]]))

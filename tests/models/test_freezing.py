@@ -1,0 +1,164 @@
+"""Which parameters train, by name, and what stays still in those that do not."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from carvision.errors import InputError
+from carvision.models.classifier import Classifier, Head
+from carvision.models.freezing import frozen_parameters, wholly_frozen
+
+
+class Small(nn.Module):
+    """Layers in the order stem, norm, blocks.0, blocks.1.fc, blocks.1.norm, last; and two loose parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.position = nn.Parameter(torch.zeros(3))
+        self.stem = nn.Linear(3, 3)
+        self.norm = nn.BatchNorm1d(3)
+        self.norm.act = nn.ReLU()  # as timm's norms have it: a child without parameters
+        inner = nn.Module()
+        inner.scale = nn.Parameter(torch.ones(3))
+        inner.fc, inner.norm = nn.Linear(3, 3), nn.BatchNorm1d(3)
+        self.blocks = nn.Sequential(nn.Linear(3, 3, bias=False), inner)
+        self.last = nn.Linear(3, 3)
+
+
+POSITION = ["position"]
+STEM = ["stem.weight", "stem.bias"]
+NORM = ["norm.weight", "norm.bias"]
+FIRST = ["blocks.0.weight"]
+SCALE = ["blocks.1.scale"]
+INNER = ["blocks.1.fc.weight", "blocks.1.fc.bias"]
+INNER_NORM = ["blocks.1.norm.weight", "blocks.1.norm.bias"]
+LAST = ["last.weight", "last.bias"]
+
+
+def frozen_names(backbone: nn.Module, train_layers: str | int) -> list[str]:
+    frozen = {id(parameter) for parameter in frozen_parameters(backbone, train_layers)}
+    return [name for name, parameter in backbone.named_parameters() if id(parameter) in frozen]
+
+
+@pytest.mark.parametrize(
+    ("train_layers", "frozen"),
+    [
+        ("all", []),
+        ("none", [*POSITION, *STEM, *NORM, *FIRST, *SCALE, *INNER, *INNER_NORM, *LAST]),
+        (1, [*POSITION, *STEM, *NORM, *FIRST, *SCALE, *INNER, *INNER_NORM]),
+        (3, [*POSITION, *STEM, *NORM, *FIRST, *SCALE]),
+        ("4", [*POSITION, *STEM, *NORM]),
+        ("partial", [*POSITION, *STEM, *NORM]),
+        (5, [*POSITION, *STEM]),
+        (6, POSITION),
+        ("from:last", [*POSITION, *STEM, *NORM, *FIRST, *SCALE, *INNER, *INNER_NORM]),
+        ("from:blocks.1", [*POSITION, *STEM, *NORM, *FIRST]),
+        ("from:blocks.1.fc", [*POSITION, *STEM, *NORM, *FIRST, *SCALE]),
+        ("from:blocks", [*POSITION, *STEM, *NORM]),
+        ("from:stem", POSITION),
+    ],
+)
+def test_frozen_parameters(train_layers, frozen):
+    assert frozen_names(Small(), train_layers) == frozen
+
+
+@pytest.mark.parametrize(
+    ("train_layers", "modules"), [(1, ["stem", "norm", "blocks"]), (2, ["stem", "norm", "blocks.0", "blocks.1.fc"])]
+)
+def test_wholly_frozen_are_the_largest_modules(train_layers, modules):
+    small = Small()
+    found = wholly_frozen(small, frozen_parameters(small, train_layers))
+    names = {id(module): name for name, module in small.named_modules()}
+    assert [names[id(module)] for module in found] == modules
+
+
+def test_wholly_frozen_is_the_backbone_itself_with_none_trained():
+    small = Small()
+    assert wholly_frozen(small, frozen_parameters(small, "none")) == [small]
+    assert wholly_frozen(small, []) == []
+
+
+@pytest.mark.parametrize(
+    ("train_layers", "message"),
+    [
+        (7, "7 is more than the 6 layers"),
+        ("from:block.1", r"no module 'block\.1'; nearest: blocks\.1.*stem, norm, blocks, last"),
+        ("from:", "no module ''"),
+    ],
+)
+def test_wrong_values_are_one_line(train_layers, message):
+    with pytest.raises(InputError, match=f"model.train_layers: .*{message}") as raised:
+        frozen_parameters(Small(), train_layers)
+    assert "\n" not in str(raised.value)
+
+
+def test_position_embedding_of_a_vision_transformer_is_frozen_with_what_follows_it():
+    vit = timm.create_model("test_vit", num_classes=0, img_size=32)
+    trained = {name for name, _ in vit.named_parameters()} - set(frozen_names(vit, 2))
+    assert trained == {"blocks.5.mlp.fc2.weight", "blocks.5.mlp.fc2.bias", "norm.weight", "norm.bias"}
+
+
+def test_a_norm_with_its_activation_is_one_layer():
+    """timm's BatchNormAct2d owns parameters and has children."""
+    backbone = timm.create_model("test_efficientnet", num_classes=0)
+    trained = {name for name, _ in backbone.named_parameters()} - set(frozen_names(backbone, 2))
+    assert trained == {"conv_head.weight", "bn2.weight", "bn2.bias"}
+
+
+def classifier(train_layers: str | int) -> Classifier:
+    torch.manual_seed(0)
+    model = Classifier("test_resnet", {"class": Head(3)}, 32, train_layers=train_layers)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:  # timm begins with norms that multiply by 0, before which nothing would learn
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    return model
+
+
+def step(model: Classifier) -> dict[str, torch.Tensor]:
+    """{name: change} of all parameters and statistics after train() and a step with weight decay."""
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    model(images)["class"].square().sum().backward()
+    optimizer.step()
+    return {name: (value - before[name]).abs().sum() for name, value in model.state_dict().items()}
+
+
+def test_a_frozen_backbone_does_not_change_in_a_step():
+    model = classifier("none")
+    change = step(model)
+    assert not model.backbone.training
+    assert all(value == 0 for name, value in change.items() if name.startswith("backbone."))
+    assert change["head_class.output.weight"] > 0
+
+
+def test_frozen_batch_norm_keeps_its_statistics_while_the_rest_trains():
+    model = classifier("from:layer4.0")
+    change = {name.removeprefix("backbone."): value for name, value in step(model).items()}
+    assert model.training
+    assert all(value > 0 for name, value in change.items() if name.startswith("layer4."))
+    still = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.")
+    assert {name for name, value in change.items() if value == 0} == {n for n in change if n.startswith(still)}
+
+
+def test_all_trains_everything_and_a_later_choice_replaces_an_earlier_one():
+    assert all(value > 0 for value in step(classifier("all")).values())
+    model = classifier("none")
+    model.set_trained("all")
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(value > 0 for value in step(model).values())
+    model.set_trained(1)
+    trained = [name for name, parameter in model.backbone.named_parameters() if parameter.requires_grad]
+    assert trained == ["layer4.0.downsample.2.weight", "layer4.0.downsample.2.bias"]
+    assert not model.backbone.layer4[0].bn1.training
+    assert model.backbone.layer4[0].downsample[2].training
+
+
+def test_parameters_that_the_backbone_itself_holds_fixed_stay_so():
+    model = classifier("all")
+    model.backbone.bn1.weight.requires_grad_(False)
+    model.set_trained("none")
+    model.set_trained("all")
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["backbone.bn1.weight"]

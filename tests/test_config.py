@@ -1,0 +1,148 @@
+"""The configuration: every file composes, every key is checked and documented, every mistake gives one line."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from carvision.allowed import ALLOWED, check_values
+from carvision.config import conf_dir, one_line, plain_config
+from carvision.errors import InputError
+
+GROUPS = ("data", "model", "loss", "augment", "optimizer", "schedule", "trainer", "callbacks", "logger", "experiment")
+CHOICES = [f"{group}={file.stem}" for group in GROUPS for file in sorted((conf_dir() / group).glob("*.yaml"))]
+MUST = {"data.root": "photos", "data.file": "table.csv"}
+
+
+def composed(*overrides: str) -> dict:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("train", overrides=list(overrides))
+        for key, value in MUST.items():
+            if OmegaConf.select(cfg, key, throw_on_missing=False) is None and OmegaConf.is_missing(cfg.data, key[5:]):
+                OmegaConf.update(cfg, key, value)
+        return plain_config(cfg)
+
+
+def keys_of(values: dict, prefix: str = "") -> list[str]:
+    keys = []
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        keys += keys_of(value, f"{key}.") if isinstance(value, dict) and value else [key]
+    return keys
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_composes_and_has_allowed_values(choice):
+    composed(choice)
+
+
+def test_every_allowed_key_exists_in_some_file():
+    written = set()
+    for choice in CHOICES:
+        for key in keys_of(composed(choice)):
+            parts = key.split(".")
+            written.add(
+                ".".join(["model", "heads", "*", parts[3]]) if parts[:2] == ["model", "heads"] and parts[3:] else key
+            )
+            written |= {".".join(parts[:n]) for n in range(1, len(parts))}
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        written |= set(keys_of(OmegaConf.to_container(compose("check"))))
+    assert set(ALLOWED) - written == set()
+
+
+def test_every_key_of_the_files_is_explained_in_place():
+    for file in conf_dir().rglob("*.yaml"):
+        if file.parent.name in ("experiment", "trainer") or file.name in ("train.yaml", "check.yaml"):
+            continue  # experiments change keys that are explained elsewhere
+        text = file.read_text()
+        assert "#" in text, f"{file} explains nothing"
+
+
+@pytest.mark.parametrize("group", ["cpu", "gpu", "tpu", "ddp"])
+def test_trainer_files_have_the_same_keys(group):
+    assert composed(f"trainer={group}")["trainer"].keys() == composed("trainer=cpu")["trainer"].keys()
+
+
+def test_heads_follow_the_data_and_can_be_changed():
+    assert list(composed("data=demo")["model"]["heads"]) == ["make", "model"]
+    assert list(composed("data=oxford102")["model"]["heads"]) == ["class"]
+    changed = composed("model.heads.make.dropout=0.5", "+model/head@model.heads.type=linear")["model"]["heads"]
+    assert changed["make"]["dropout"] == 0.5 and changed["model"]["dropout"] == 0.0
+    assert list(changed) == ["make", "model", "type"]
+
+
+def test_open_mappings_take_new_keys():
+    assert composed("model.backbone_kwargs={pad_type:same}")["model"]["backbone_kwargs"] == {"pad_type": "same"}
+    assert composed("loss.head_weights={make:0.5}")["loss"]["head_weights"] == {"make": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        (
+            "data.split.kind=offical",
+            "data.split.kind: 'offical' is not one of official, stratified, kfold; nearest: official",
+        ),
+        ("optimizer.lr=fast", "optimizer.lr: 'fast' is not a number above 0"),
+        ("optimizer.lr=0", "optimizer.lr: 0 is not a number above 0"),
+        ("data.batch_size=2.5", "data.batch_size: 2.5 is not a whole number from 1"),
+        ("data.batch_size=true", "data.batch_size: True is not a whole number from 1"),
+        ("data.split.fractions=[0.5,0.5]", "data.split.fractions: [0.5, 0.5] is not a list of 3 values"),
+        ("model.train_layers=some", "model.train_layers: 'some' is not all, none, partial, a whole number"),
+        ("model.heads.make.dropout=7", "model.heads.make.dropout: 7 is not a number from 0 to 1"),
+        ("loss.head_weights={make:heavy}", "loss.head_weights: {'make': 'heavy'} is not a mapping onto values"),
+        ("+data.colour=red", "data.colour: there is no such key"),
+        ("data=folder", "data.root: must be given"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_allowed(override, line):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("train", overrides=[override])
+    with pytest.raises(InputError) as caught:
+        plain_config(cfg)
+    assert str(caught.value).startswith(line) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("data.rot=photos", "data.rot: there is no such key; nearest: data.root"),
+        ("data=foldr", "data: 'foldr' is not one of compcars, demo, folder"),
+        ("experiment=typo", "experiment: 'typo' is not"),
+        ("dta=folder", "dta: there is no such key"),
+    ],
+)
+def test_hydras_errors_become_one_line(override, line):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"), pytest.raises(Exception) as caught:
+        compose("train", overrides=[override])
+    assert one_line(caught.value).startswith(line) and "\n" not in one_line(caught.value)
+
+
+def test_values_of_unknown_keys_are_refused():
+    with pytest.raises(InputError, match="seeds: there is no such key; nearest: seed"):
+        check_values({"seeds": 1})
+
+
+def test_the_command_line_says_it_in_one_line_without_importing_torch(tmp_path):
+    # -X importtime lists every module that is imported
+    for override in ("data.split.kind=offical", "data.rot=photos", "data=folder"):
+        command = [sys.executable, "-X", "importtime", "-m", "carvision.train", override]
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"HYDRA_FULL_ERROR": ""}
+        )
+        imported = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+        rest = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+        assert done.returncode == 1
+        assert len(rest) == 1 and rest[0].startswith("error: data"), rest
+        assert not any(line.endswith((" torch", " pytorch_lightning", " pandas")) for line in imported)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_help_shows_an_example_and_the_groups(run_module):
+    text = run_module("carvision.train", "--help", check=0).stdout
+    assert "python -m carvision.train data=folder data.root=photos" in text
+    assert "data: compcars, demo, folder, manifest, oxford102, stanford_cars" in text
+    assert "python -m carvision.check" in run_module("carvision.check", "--help", check=0).stdout
