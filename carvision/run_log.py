@@ -5,10 +5,13 @@ import sys
 from pathlib import Path
 
 
-def start_log(folder: Path | None) -> None:
-    """carvision's messages go to the terminal and, with the time, to run.log in the folder."""
+def start_log(folder: Path | None, quiet: bool = False) -> None:
+    """carvision's messages go to the terminal and, with the time, to run.log in the folder.
+
+    quiet: only errors are shown, by the further processes of a run of several.
+    """
     root = logging.getLogger("carvision")
-    root.setLevel(logging.INFO)
+    root.setLevel(logging.ERROR if quiet else logging.INFO)
     root.propagate = False
     for handler in root.handlers[:]:
         root.removeHandler(handler)

@@ -17,8 +17,7 @@ def train(cfg: DictConfig) -> None:
     # Only now: a wrong value was told without waiting for torch and Lightning.
     from carvision.training.runs import run
 
-    folder = run(config, str(name))
-    print(f"run: {folder}")
+    run(config, str(name))
 
 
 if __name__ == "__main__":

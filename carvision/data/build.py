@@ -1,5 +1,6 @@
 """From the `data` group of the configuration to a Table with its split. Imports no torch."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from carvision.data.compcars import read_compcars
@@ -33,7 +34,7 @@ def read_table(data: dict, annotations: bool) -> Table:
         case "demo":
             folder = root or demo_folder(images_per_model=data["images_per_model"])
             write_demo(folder, data["images_per_model"])
-            return read_compcars(folder, known=None)
+            return replace(read_compcars(folder, known=None), name="demo")
         case "compcars":
             photos = "listed" if data["split"]["kind"] == "official" and not data["split"]["file"] else "all"
             return read_compcars(root, allow_missing=allow_missing, photos=photos, annotations=annotations)

@@ -20,7 +20,7 @@ from carvision.errors import InputError
 from carvision.reports.summary import print_closing, summarise_network
 from carvision.training.build import build_datamodule, build_lit_classifier, build_trainer
 from carvision.training.lit_classifier import LitClassifier
-from carvision.training.run_folder import require_space, write_config, write_metrics
+from carvision.training.run_folder import is_first_process, require_space, write_config, write_metrics
 
 log = logging.getLogger(__name__)
 
@@ -28,16 +28,20 @@ log = logging.getLogger(__name__)
 def run_training(cfg: dict, folder: Path, fold: int | None = None) -> dict:
     """Train as `cfg` (plain and checked) says, into the folder. Returns what metrics.json holds."""
     _quiet_libraries()
-    write_config(cfg, folder)
+    first = is_first_process()
     clock = Clock()
+    if first:
+        write_config(cfg, folder)
     datamodule = build_datamodule(cfg, fold)
     table = datamodule.table
-    write_splits(table, folder / "splits.csv")
+    if first:
+        write_splits(table, folder / "splits.csv")
     counts = table.rows["split"].value_counts()
     log.info("%s: %s", table.name, ", ".join(f"{counts.get(split, 0):,} {split}" for split in ("train", "val", "test")))
     clock.lap("reading")
     lit = build_lit_classifier(cfg, table)
-    (folder / "summary.txt").write_text(summarise_network(lit.model) + "\n")
+    if first:
+        (folder / "summary.txt").write_text(summarise_network(lit.model) + "\n")
     trained, total = (sum(p.numel() for p in lit.parameters() if p.requires_grad or every) for every in (False, True))
     heads = ", ".join(f"{n} ({len(v['ids'])})" if "ids" in v else n for n, v in lit.labels.items())
     log.info("%s: %s parameters, %s trained; heads: %s", cfg["model"]["backbone"], f"{total:,}", f"{trained:,}", heads)
@@ -50,11 +54,11 @@ def run_training(cfg: dict, folder: Path, fold: int | None = None) -> dict:
         metrics = _test(trainer, lit, datamodule, folder)
         clock.lap("test")
         metrics["seconds"] = clock.seconds
-        if trainer.is_global_zero:
+        if first:
             _save(lit, cfg, metrics, folder)
-    if trainer.is_global_zero:
+    if first:
         print_closing(metrics, lit.labels, folder)
-    _report_bad_images(datamodule, folder)
+        _report_bad_images(datamodule, folder)
     return metrics
 
 

@@ -1,6 +1,7 @@
 """What one start of carvision.train does: one run, or one for each fold."""
 
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,30 +9,50 @@ import numpy as np
 from carvision.data.build import folds_of
 from carvision.run_log import start_log
 from carvision.training.fit import run_training
-from carvision.training.run_folder import claim_folder, write_config, write_metrics
+from carvision.training.run_folder import claim_folder, is_first_process, write_config, write_metrics
 
 log = logging.getLogger(__name__)
 
+FOLDER = "CARVISION_RUN_FOLDER"  # environment variable, from the first process of a run to its others
+
 
 def run(cfg: dict, name: str) -> Path:
-    """Train as the plain config says; returns the run's folder. name: of runs/<name>/<time>."""
-    folder = claim_folder(cfg["run"]["dir"], name)
-    start_log(folder)
+    """Train as the plain config says; prints the run's folder last, and returns it. name: of runs/<name>/<time>."""
+    folder = _folder_of_all_processes(cfg["run"]["dir"], name)
+    start_log(folder if is_first_process() else None, quiet=not is_first_process())
     folds = folds_of(cfg["data"]["split"])
     if len(folds) == 1:
         run_training(cfg, folder, folds[0])
-        return folder
-    write_config(cfg, folder)
+    else:
+        _run_folds(cfg, folder, folds)
+    if is_first_process():
+        print(f"run: {folder}")
+    return folder
+
+
+def _run_folds(cfg: dict, folder: Path, folds: list[int]) -> None:
+    """A run in fold_<i> for each, and mean and spread of their test figures in the folder's metrics.json."""
+    if is_first_process():
+        write_config(cfg, folder)
     tests = []
     for fold in folds:
         log.info("fold %d of %d", fold + 1, len(folds))
         part = folder / f"fold_{fold}"
-        part.mkdir()
+        part.mkdir(exist_ok=True)
         tests.append(run_training(cfg, part, fold)["test"])
     summary = mean_and_spread(tests)
-    write_metrics({"folds": len(folds), "test": summary}, folder)
+    if is_first_process():
+        write_metrics({"folds": len(folds), "test": summary}, folder)
     for figure in (f for f in summary if f.endswith("top1") or f == "loss"):
         log.info("test/%s over %d folds: %.4f +- %.4f", figure, len(folds), *summary[figure].values())
+
+
+def _folder_of_all_processes(wanted: str | None, name: str) -> Path:
+    """The first process of several claims the folder; those that Lightning starts from it inherit its choice."""
+    if not is_first_process() and FOLDER in os.environ:
+        return Path(os.environ[FOLDER])
+    folder = claim_folder(wanted, name)
+    os.environ[FOLDER] = str(folder.resolve())
     return folder
 
 

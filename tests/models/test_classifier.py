@@ -13,6 +13,8 @@ from torch import nn
 from carvision.errors import InputError
 from carvision.models.classifier import ACTIVATIONS, Classifier, Dense, Head, Layers, classifier_from
 
+torch.set_num_threads(1)  # on a busy machine, threads that wait for each other take twenty times as long
+
 F = 96  # features of test_resnet
 
 

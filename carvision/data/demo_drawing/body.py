@@ -64,7 +64,7 @@ def create_body(m: Model, make: Make, finish: Finish, shell: np.ndarray) -> list
 
 def create_front(m: Model, make: Make, finish: Finish, shell: np.ndarray) -> list[Face]:
     faces = [create_face(_on_end(shell, outline), BLACK) for outline in m.intakes]
-    for outline in make.grille:
+    for outline in (_scaled(outline, m.grille_scale) for outline in make.grille):
         faces.append(create_face(_on_end(shell, _grown(outline, 1.25)), make.grille_frame, 0.2))
         faces.append(create_face(_on_end(shell, outline), BLACK, 0.1))
     for side in SIDES:
@@ -92,7 +92,7 @@ def create_rear(m: Model, make: Make, finish: Finish, shell: np.ndarray) -> list
 
 
 def create_doors(m: Model, finish: Finish, shell: np.ndarray) -> list[Face]:
-    """Seams, handles and side indicators."""
+    """Seams, handles, trim and side indicators."""
     seam = tuple(0.45 * c for c in finish.paint)
     edges = np.linspace(m.cowl[0] + 0.12, min(m.roof[1] + 0.05, m.length - 0.95), 2 if m.doors == 2 else 3)
     faces = []
@@ -101,6 +101,8 @@ def create_doors(m: Model, finish: Finish, shell: np.ndarray) -> list[Face]:
             faces.append(create_face(_on_side(shell, x, x + 0.03, 0.4, 2.9, side), seam))
         for x in edges[1:]:
             faces.append(create_face(_on_side(shell, x - 0.30, x - 0.12, 2.2, 2.35, side), seam))
+        if m.trim:
+            faces.append(create_face(_on_side(shell, edges[0], edges[-1], 1.1, 1.45, side), m.trim, 0.1))
         faces.append(create_face(_on_side(shell, 0.5, 0.66, 1.5, 1.75, side), AMBER))
     return faces
 
@@ -130,6 +132,12 @@ def _on_side(shell: np.ndarray, x0: float, x1: float, low: float, high: float, s
     return np.array(points) * (1, side, 1)
 
 
+def _scaled(outline: Outline, scale: float) -> Outline:
+    """Larger or smaller round the middle of the nose."""
+    return tuple((across * scale, 1.5 + (level - 1.5) * scale) for across, level in outline)
+
+
 def _grown(outline: Outline, scale: float) -> Outline:
+    """With a margin, for the frame round it."""
     middle = np.mean(outline, 0)
     return tuple(map(tuple, middle + (np.array(outline) - middle) * scale))

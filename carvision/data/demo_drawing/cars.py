@@ -103,12 +103,15 @@ class Model:
     tail_z: float
     roof_share: float  # width of the roof, in widths of the body
     wheel_radius: float
+    grille_scale: float
     intakes: tuple[Outline, ...]  # openings in the bumper, front and rear
     plate_level: float  # of the rear number plate: on the lid (about 1.5) or in the bumper (about 0.6)
     doors: int
     seats: int
     speed: int
     displacement: float
+    window_end: float  # of the side windows, as a share of the cabin's length: a sedan has a broad last pillar
+    trim: Colour | None = None  # of a strip along the doors
     rails: bool = False
     wing: float = 0.0  # height of a wing above the tail, metres; 0 is none
     spare_wheel: bool = False
@@ -120,28 +123,76 @@ _TRIPLE = (*_TWIN, _rect(-0.36, 0.36, 0.05, 0.45))
 _SLIT = (_rect(-0.4, 0.4, 0.1, 0.3),)
 
 MODELS = (
-    Model(4, 3, "Velmora Lume", "hatchback", 3.75, 1.66, 1.58, 0.20, 0.76, (0.98, 0.98), (1.55, 3.25),
-          (3.66, 1.00), 0.96, 0.76, 0.31, _SLIT, 0.6, 5, 5, 178, 1.2),
-    Model(9, 3, "Velmora Sera", "sedan", 4.65, 1.84, 1.38, 0.18, 0.70, (1.45, 0.91), (2.20, 3.05),
-          (3.85, 0.96), 0.94, 0.62, 0.33, _WIDE, 1.4, 4, 5, 210, 1.8),
-    Model(15, 3, "Velmora Tavia", "estate", 4.80, 1.84, 1.52, 0.21, 0.72, (1.42, 0.94), (2.10, 4.30),
-          (4.72, 0.98), 0.94, 0.70, 0.33, _TWIN, 1.4, 5, 5, 205, 2.0, rails=True),
-    Model(28, 7, "Kestrano Doma", "sedan", 4.98, 1.88, 1.46, 0.17, 0.74, (1.65, 0.97), (2.45, 3.30),
-          (4.45, 1.03), 1.02, 0.65, 0.35, _SLIT, 0.6, 4, 5, 240, 2.5),
-    Model(31, 7, "Kestrano Monti", "SUV", 4.55, 1.90, 1.76, 0.28, 0.94, (1.25, 1.14), (1.85, 3.95),
-          (4.48, 1.18), 1.10, 0.74, 0.39, _TRIPLE, 1.4, 5, 5, 200, 2.0, rails=True),
-    Model(47, 7, "Kestrano Fera", "sports", 4.40, 1.90, 1.19, 0.13, 0.60, (1.55, 0.82), (2.30, 2.75),
-          (4.00, 0.88), 0.86, 0.60, 0.34, _TWIN, 0.6, 2, 4, 285, 3.5, wing=0.22),
-    Model(52, 12, "Ironholt Ridge", "SUV", 4.75, 1.94, 1.95, 0.32, 1.06, (1.40, 1.20), (1.70, 4.50),
-          (4.68, 1.22), 1.18, 0.80, 0.41, _SLIT, 0.6, 5, 7, 175, 3.0, rails=True, spare_wheel=True),
-    Model(60, 12, "Ironholt Hauler", "pickup", 5.35, 1.98, 1.78, 0.32, 1.00, (1.45, 1.16), (2.05, 3.20),
-          (3.42, 1.15), 1.14, 0.68, 0.41, _TRIPLE, 1.3, 4, 5, 0, 2.8),
-    Model(77, 12, "Ironholt Pebble", "hatchback", 3.50, 1.62, 1.60, 0.20, 0.78, (0.80, 0.96), (1.40, 3.15),
-          (3.42, 0.98), 0.94, 0.72, 0.30, _WIDE, 1.4, 5, 4, 155, 1.0),
-    Model(83, 20, "Sunvari Merido", "estate", 4.92, 1.88, 1.48, 0.18, 0.74, (1.50, 0.96), (2.30, 3.95),
-          (4.82, 0.99), 0.95, 0.68, 0.34, _WIDE, 0.6, 5, 0, 215, 1.6),
-    Model(90, 20, "Sunvari Zefi", "sports", 4.02, 1.82, 1.22, 0.14, 0.62, (1.20, 0.85), (1.85, 2.40),
-          (3.20, 0.91), 0.88, 0.61, 0.33, _TRIPLE, 1.4, 2, 2, 235, 1.8, wing=0.12),
-    Model(104, 20, "Sunvari Kargo", "pickup", 4.75, 1.72, 1.66, 0.26, 0.88, (1.10, 1.04), (1.60, 2.30),
-          (2.50, 1.04), 1.02, 0.73, 0.35, _SLIT, 1.3, 2, 2, 160, 2.2),
+    Model(
+        4, 3, "Velmora Lume", "hatchback", doors=5, seats=5, speed=178, displacement=1.2,
+        length=3.75, width=1.66, height=1.58, clearance=0.2, roof_share=0.76, wheel_radius=0.31,
+        nose_z=0.76, cowl=(0.98, 0.98), roof=(1.55, 3.25), deck=(3.66, 1.0), tail_z=0.96, window_end=0.84,
+        grille_scale=0.7, intakes=_SLIT, plate_level=0.6,
+    ),
+    Model(
+        9, 3, "Velmora Sera", "sedan", doors=4, seats=5, speed=210, displacement=1.8,
+        length=4.65, width=1.84, height=1.38, clearance=0.18, roof_share=0.62, wheel_radius=0.33,
+        nose_z=0.7, cowl=(1.45, 0.91), roof=(2.2, 3.05), deck=(3.85, 0.96), tail_z=0.94, window_end=0.76,
+        grille_scale=1.0, intakes=_WIDE, plate_level=1.4,
+    ),
+    Model(
+        15, 3, "Velmora Tavia", "estate", doors=5, seats=5, speed=205, displacement=2.0,
+        length=4.8, width=1.84, height=1.52, clearance=0.21, roof_share=0.7, wheel_radius=0.33,
+        nose_z=0.72, cowl=(1.42, 0.94), roof=(2.1, 4.3), deck=(4.72, 0.98), tail_z=0.94, window_end=0.96,
+        grille_scale=1.3, intakes=_TWIN, plate_level=1.4, trim=CHROME, rails=True,
+    ),
+    Model(
+        28, 7, "Kestrano Doma", "sedan", doors=4, seats=5, speed=240, displacement=2.5,
+        length=5.05, width=1.88, height=1.45, clearance=0.18, roof_share=0.65, wheel_radius=0.35,
+        nose_z=0.76, cowl=(1.6, 0.98), roof=(2.3, 3.55), deck=(4.1, 1.02), tail_z=1.0, window_end=0.78,
+        grille_scale=1.0, intakes=_SLIT, plate_level=0.6, trim=CHROME,
+    ),
+    Model(
+        31, 7, "Kestrano Monti", "SUV", doors=5, seats=5, speed=200, displacement=2.0,
+        length=4.55, width=1.9, height=1.76, clearance=0.28, roof_share=0.74, wheel_radius=0.39,
+        nose_z=0.94, cowl=(1.25, 1.14), roof=(1.85, 3.95), deck=(4.48, 1.18), tail_z=1.1, window_end=0.95,
+        grille_scale=1.3, intakes=_TRIPLE, plate_level=1.4, trim=DARK, rails=True,
+    ),
+    Model(
+        47, 7, "Kestrano Fera", "sports", doors=2, seats=4, speed=285, displacement=3.5,
+        length=4.4, width=1.9, height=1.19, clearance=0.13, roof_share=0.6, wheel_radius=0.34,
+        nose_z=0.6, cowl=(1.55, 0.82), roof=(2.3, 2.75), deck=(4.0, 0.88), tail_z=0.86, window_end=0.66,
+        grille_scale=0.6, intakes=_TWIN, plate_level=0.6, wing=0.22,
+    ),
+    Model(
+        52, 12, "Ironholt Ridge", "SUV", doors=5, seats=7, speed=175, displacement=3.0,
+        length=4.75, width=1.94, height=1.95, clearance=0.32, roof_share=0.8, wheel_radius=0.41,
+        nose_z=1.06, cowl=(1.4, 1.2), roof=(1.7, 4.5), deck=(4.68, 1.22), tail_z=1.18, window_end=0.95,
+        grille_scale=0.75, intakes=_SLIT, plate_level=0.6, trim=SILVER, rails=True, spare_wheel=True,
+    ),
+    Model(
+        60, 12, "Ironholt Hauler", "pickup", doors=4, seats=5, speed=0, displacement=2.8,
+        length=5.35, width=1.98, height=1.78, clearance=0.32, roof_share=0.68, wheel_radius=0.41,
+        nose_z=1.0, cowl=(1.45, 1.16), roof=(2.05, 3.2), deck=(3.42, 1.15), tail_z=1.14, window_end=0.9,
+        grille_scale=1.25, intakes=_TRIPLE, plate_level=1.3,
+    ),
+    Model(
+        77, 12, "Ironholt Pebble", "hatchback", doors=5, seats=4, speed=155, displacement=1.0,
+        length=3.5, width=1.62, height=1.6, clearance=0.2, roof_share=0.72, wheel_radius=0.3,
+        nose_z=0.78, cowl=(0.8, 0.96), roof=(1.4, 3.15), deck=(3.42, 0.98), tail_z=0.94, window_end=0.8,
+        grille_scale=1.0, intakes=_WIDE, plate_level=1.4,
+    ),
+    Model(
+        83, 20, "Sunvari Merido", "estate", doors=5, seats=0, speed=215, displacement=1.6,
+        length=4.92, width=1.88, height=1.48, clearance=0.18, roof_share=0.68, wheel_radius=0.34,
+        nose_z=0.74, cowl=(1.5, 0.96), roof=(2.25, 4.25), deck=(4.84, 0.99), tail_z=0.95, window_end=0.96,
+        grille_scale=1.0, intakes=_WIDE, plate_level=0.6,
+    ),
+    Model(
+        90, 20, "Sunvari Zefi", "sports", doors=2, seats=2, speed=235, displacement=1.8,
+        length=4.02, width=1.82, height=1.22, clearance=0.14, roof_share=0.61, wheel_radius=0.33,
+        nose_z=0.62, cowl=(1.2, 0.85), roof=(1.85, 2.4), deck=(3.2, 0.91), tail_z=0.88, window_end=0.68,
+        grille_scale=0.7, intakes=_TRIPLE, plate_level=1.4, wing=0.12,
+    ),
+    Model(
+        104, 20, "Sunvari Kargo", "pickup", doors=2, seats=2, speed=160, displacement=2.2,
+        length=4.75, width=1.72, height=1.66, clearance=0.26, roof_share=0.73, wheel_radius=0.35,
+        nose_z=0.88, cowl=(1.1, 1.04), roof=(1.6, 2.3), deck=(2.5, 1.04), tail_z=1.02, window_end=0.86,
+        grille_scale=1.25, intakes=_SLIT, plate_level=1.3, trim=DARK,
+    ),
 )  # fmt: skip

@@ -57,12 +57,13 @@ def _window(quad: np.ndarray, colour: Colour, finish: Finish, opening: tuple[flo
 
 
 def _side_windows(m: Model, make: Make, finish: Finish, quad: np.ndarray) -> list[Face]:
-    wall, pane, streak = _window(quad, make.roof or finish.paint, finish, (0.07, 0.94, 0.08, 0.86))
+    wall, pane, streak = _window(quad, make.roof or finish.paint, finish, (0.07, m.window_end, 0.08, 0.86))
     faces = [wall]
     if make.window_frame:
-        faces.append(create_face(_within(quad, 0.03, 0.97, 0.0, 0.97), make.window_frame, 0.2))
+        faces.append(create_face(_within(quad, 0.03, m.window_end + 0.03, 0.0, 0.97), make.window_frame, 0.2))
     faces += [pane, streak]
-    for s in (0.6,) if m.doors == 2 else (0.42, 0.78):
+    for share in (0.62,) if m.doors == 2 else (0.40, 0.76):
+        s = 0.07 + share * (m.window_end - 0.07)
         faces.append(create_face(_within(quad, s - 0.02, s + 0.02, 0.04, 0.92), finish.pillar, 0.1))
     return faces
 

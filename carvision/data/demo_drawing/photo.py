@@ -41,7 +41,7 @@ def aim_camera(vehicle: Vehicle, viewpoint: int, rng: np.random.Generator) -> Vi
     size = np.array((rng.integers(150, 171), rng.integers(112, 129)))
     middle, spread = AZIMUTHS[viewpoint]
     azimuth = np.deg2rad(middle + rng.uniform(-spread, spread)) * rng.choice((-1, 1))
-    elevation, distance, roll = np.deg2rad(rng.uniform(3, 12)), rng.uniform(8, 15), np.deg2rad(rng.normal(0, 1.5))
+    elevation, distance, roll = np.deg2rad(rng.uniform(3, 12)), rng.uniform(9, 15), np.deg2rad(rng.normal(0, 1))
     target = np.array((vehicle.points[..., 0].max() / 2, 0, 0.7))
     flat = np.array((-np.cos(azimuth), np.sin(azimuth), 0))
     toward_eye = flat * np.cos(elevation) + (0, 0, np.sin(elevation))
@@ -52,8 +52,8 @@ def aim_camera(vehicle: Vehicle, viewpoint: int, rng: np.random.Generator) -> Vi
     offset = vehicle.points - eye
     plane = np.stack([offset @ across, -(offset @ up)], -1) / -(offset @ toward_eye)[..., None]
     low, high = plane.min((0, 1)), plane.max((0, 1))
-    scale = rng.uniform(0.74, 0.97) * (size / (high - low)).min()
-    shift = (size - scale * (high - low)) * np.clip(rng.normal(0.5, 0.25, 2), 0.03, 0.97) - scale * low
+    scale = rng.uniform(0.84, 0.98) * (size / (high - low)).min()
+    shift = (size - scale * (high - low)) * np.clip(rng.normal(0.5, 0.2, 2), 0.03, 0.97) - scale * low
     return View(tuple(size.tolist()), eye, plane * scale + shift, shift[1] - scale * np.tan(elevation))
 
 

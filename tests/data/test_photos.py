@@ -1,0 +1,242 @@
+"""Batches of photos, their randomness, and the order in which they are drawn."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from carvision.data.images import BLANK, Preprocessing, open_image, to_square
+from carvision.data.photos import Photos, TableOrder, TrainOrder, random_window
+from carvision.data.table import UNKNOWN, Classes, Number, Table
+
+PREPROCESSING = Preprocessing(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+NUM = 8
+BAD = {3: "empty", 5: "missing"}
+
+
+@pytest.fixture
+def table(tmp_path) -> Table:
+    """Photos of 24 x 16 px with noise; 3 is an empty file, 5 is none."""
+    random = np.random.default_rng(0)
+    for i in range(NUM):
+        path = tmp_path / f"é{i}.png"
+        if i not in BAD:
+            Image.fromarray(random.integers(0, 256, (16, 24, 3), np.uint8)).save(path)
+    (tmp_path / "é3.png").touch()
+    rows = pd.DataFrame(
+        {
+            "path": [f"é{i}.png" for i in range(NUM)],
+            "class": np.array([0, 1, UNKNOWN, 1, 0, 1, 0, 1], np.int32),
+            "speed": np.array([200, 150, math.nan, 1, 2, 3, 4, 5], np.float32),
+            "split": "train",
+            **{
+                name: np.float32(value)
+                for name, value in zip(("left", "top", "right", "bottom"), (2, 1, 20, 9), strict=True)
+            },
+        }
+    )
+    return Table("some", tmp_path, rows, {"class": Classes(("a", "b"), ("a", "b")), "speed": Number()}, "class")
+
+
+def photos_of(table: Table, crop_to_box=False, scale=(0.3, 1.0), ratio=(0.5, 2.0), seed=0, **kwargs) -> Photos:
+    return Photos(table, kwargs.get("preprocessing", PREPROCESSING), crop_to_box, scale, ratio, 4, seed)
+
+
+@pytest.mark.parametrize("crop_to_box", [False, True])
+def test_photos_that_do_not_train_are_the_whole_photo_or_box(table, crop_to_box):
+    batch = photos_of(table, crop_to_box)[[(6, -1), (0, -1), (2, -1)]]
+    box = table.rows[["left", "top", "right", "bottom"]].to_numpy()[0] if crop_to_box else None
+    for image, row in zip(batch["images"], (6, 0, 2), strict=True):
+        with open_image(table.root / f"é{row}.png") as photo:
+            assert np.array_equal(image.numpy(), to_square(photo, PREPROCESSING, box))
+    assert batch["images"].dtype == torch.uint8
+    assert batch["images"].shape == (3, 3, 8, 8)
+    assert batch["index"].tolist() == [6, 0, 2]
+    assert batch["targets"]["class"].tolist() == [0, 0, UNKNOWN]
+    assert batch["targets"]["class"].dtype == torch.int64
+    assert batch["targets"]["speed"].tolist() == pytest.approx([4, 200, math.nan], nan_ok=True)
+    assert batch["targets"]["speed"].dtype == torch.float32
+    assert batch["draws"].tolist() == [[0.0] * 4] * 3
+    assert batch["valid"].tolist() == [True] * 3
+    assert batch["bad"] == []
+
+
+def test_bad_photos_are_blank_invalid_and_named(table):
+    for epoch in (-1, 0):
+        batch = photos_of(table)[[(5, epoch), (0, epoch), (3, epoch)]]
+        assert batch["valid"].tolist() == [False, True, False]
+        assert batch["bad"] == [(5, "the file is missing"), (3, "the file is empty")]
+        assert (batch["images"][[0, 2]] == BLANK).all()
+        assert (batch["images"][1] != BLANK).any()
+        assert photos_of(table).path(5) == "é5.png"
+
+
+def items(photos: Photos, keys: list) -> dict[tuple, tuple]:
+    """{key: (image, draws)} as bytes."""
+    batch = photos[keys]
+    values = zip(keys, batch["images"], batch["draws"], strict=True)
+    return {key: (image.numpy().tobytes(), draws.numpy().tobytes()) for key, image, draws in values}
+
+
+def test_a_photo_is_the_same_in_any_batch_and_differs_by_epoch_seed_and_row(table):
+    good = [row for row in range(NUM) if row not in BAD]
+    keys = [(row, epoch) for row in good for epoch in (0, 1, 2)]
+    photos = photos_of(table)
+    together = items(photos, keys)
+    for key in keys:
+        assert items(photos, [key])[key] == together[key]
+    backwards = items(photos_of(table), keys[::-1])
+    assert backwards == together
+    images, draws = ({value[i] for value in together.values()} for i in range(2))
+    assert len(images) == len(draws) == len(keys)
+    other = items(photos_of(table, seed=1), keys)
+    assert all(other[key][i] != together[key][i] for key in keys for i in range(2))
+    draws = photos[keys]["draws"]
+    assert ((draws >= 0) & (draws < 1)).all()
+    assert len(draws.unique()) == draws.numel()
+
+
+def test_the_window_moves_the_square_of_resize_crop_too(table):
+    """Without a random window, the square still lies anywhere along the longer side in training."""
+    centred = Preprocessing(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), resize="crop")
+    photos = photos_of(table, scale=(1.0, 1.0), ratio=(1.0, 1.0), preprocessing=centred)
+    assert len({items(photos, [(0, epoch)])[(0, epoch)][0] for epoch in range(6)}) > 1
+    with open_image(table.root / "é0.png") as photo:
+        assert np.array_equal(photos[[(0, -1)]]["images"][0].numpy(), to_square(photo, centred, shift=0.5))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_the_number_of_workers_changes_nothing(table, num_workers):
+    order = TrainOrder(np.zeros(NUM), 3, seed=5)
+    order.set_epoch(2)
+    batches = [
+        list(DataLoader(photos_of(table), sampler=order, batch_size=None, num_workers=n)) for n in (0, num_workers)
+    ]
+    assert len(batches[0]) == len(batches[1]) == 3
+    for one, other in zip(*batches, strict=True):
+        for name in ("images", "index", "draws", "valid"):
+            assert torch.equal(one[name], other[name])
+        assert one["bad"] == other["bad"]
+
+
+def quantiles_are_uniform(values: np.ndarray, low: float = 0.0, high: float = 1.0) -> bool:
+    places = np.linspace(0, 1, 21)
+    return np.abs(np.quantile((values - low) / (high - low), places) - places).max() < 0.02
+
+
+def test_windows_are_uniform_in_area_aspect_and_place():
+    random = np.random.default_rng(0)
+    left, top, right, bottom = np.array([random_window(random, (0.1, 0.3), (0.5, 2.0)) for _ in range(20_000)]).T
+    wide, high = right - left, bottom - top
+    assert quantiles_are_uniform(wide * high, 0.1, 0.3)
+    assert quantiles_are_uniform(np.log(wide / high), -math.log(2), math.log(2))
+    assert quantiles_are_uniform(left / (1 - wide))
+    assert quantiles_are_uniform(top / (1 - high))
+    assert (
+        abs(np.corrcoef([wide * high, wide / high, left / (1 - wide), top / (1 - high)])[np.triu_indices(4, 1)]).max()
+        < 0.03
+    )
+
+
+def test_windows_lie_inside_the_photo():
+    random = np.random.default_rng(0)
+    windows = np.array([random_window(random, (0.5, 1.0), (0.25, 4.0)) for _ in range(5_000)])
+    left, top, right, bottom = windows.T
+    assert (windows >= 0).all()
+    assert (windows <= 1 + 1e-12).all()
+    assert ((right - left) * (bottom - top) > 0.1).all()
+    assert ((right - left == 1) & (bottom - top < 1)).any()  # too wide a window ends at the edges
+    assert random_window(random, (1.0, 1.0), (1.0, 1.0)) == (0, 0, 1, 1)
+
+
+def rows_of(order) -> list[int]:
+    return [row for batch in order for row, _ in batch]
+
+
+@pytest.mark.parametrize(("num", "batch_size"), [(10, 4), (12, 4), (3, 64), (1, 1), (7, 3)])
+def test_train_order_takes_every_photo_and_fills_up_from_the_start(num, batch_size):
+    order = TrainOrder(np.zeros(num), batch_size)
+    batches = list(order)
+    size = min(batch_size, num)
+    assert [len(batch) for batch in batches] == [size] * math.ceil(num / size)
+    assert len(order) == len(batches)
+    rows = rows_of(order)
+    assert sorted(rows[:num]) == list(range(num))
+    assert rows[num:] == rows[: len(rows) - num]
+    assert {epoch for batch in batches for _, epoch in batch} == {0}
+
+
+def test_train_order_depends_on_seed_and_epoch_alone():
+    def order(seed: int, epoch: int) -> list:
+        made = TrainOrder(np.zeros(50), 8, seed=seed)
+        made.set_epoch(epoch)
+        assert list(made) == list(made)
+        return list(made)
+
+    assert order(1, 3) == order(1, 3)
+    assert {epoch for batch in order(1, 3) for _, epoch in batch} == {3}
+    orders = [[row for batch in order(seed, epoch) for row, _ in batch] for seed in (0, 1) for epoch in (0, 1)]
+    assert len({tuple(rows) for rows in orders}) == 4
+
+
+def test_train_order_takes_another_fraction_each_epoch():
+    order = TrainOrder(np.zeros(100), 10, fraction=0.25)
+    seen = set()
+    for epoch in range(40):
+        order.set_epoch(epoch)
+        rows = rows_of(order)
+        assert len(rows) == 30
+        assert len(set(rows)) == 25
+        seen |= set(rows)
+    assert len(order) == 3
+    assert seen == set(range(100))
+    assert len(rows_of(TrainOrder(np.zeros(100), 10, fraction=0.001))) == 1
+
+
+def test_balanced_gives_every_class_the_same_chance():
+    codes = np.repeat([0, 1, 2, 7], [500, 90, 9, 1])
+    order = TrainOrder(codes, 64, "balanced", seed=1)
+    counts = np.zeros(8)
+    photos_of_first = []
+    for epoch in range(40):
+        order.set_epoch(epoch)
+        rows = rows_of(order)[:600]
+        counts += np.bincount(codes[rows], minlength=8)
+        photos_of_first += [row for row in rows if row < 500]
+    assert counts[[0, 1, 2, 7]] / counts.sum() == pytest.approx([0.25] * 4, abs=0.02)
+    assert np.bincount(photos_of_first, minlength=500).max() < 40  # 12 on average: within a class, all the same
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+@pytest.mark.parametrize(
+    ("num", "batch_size", "kind"), [(50, 8, "shuffle"), (48, 4, "balanced"), (5, 4, "shuffle"), (2, 8, "shuffle")]
+)
+def test_ranks_share_the_photos_in_as_many_batches(num, batch_size, kind, world_size):
+    codes = np.arange(num) % 2
+    orders = [TrainOrder(codes, batch_size, kind, rank=rank, world_size=world_size) for rank in range(world_size)]
+    batches = [list(order) for order in orders]
+    assert len({len(of_rank) for of_rank in batches}) == 1
+    assert len(batches[0]) == len(orders[0])
+    assert len({len(batch) for of_rank in batches for batch in of_rank}) == 1
+    interleaved = [row for rows in zip(*map(rows_of, orders), strict=True) for row in rows]
+    if kind == "shuffle":
+        assert sorted(interleaved[:num]) == list(range(num))
+    else:  # the same draw as one process makes
+        assert interleaved[:num] == rows_of(TrainOrder(codes, batch_size, kind))[:num]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize(("num", "batch_size"), [(10, 4), (12, 4), (2, 5)])
+def test_table_order_gives_every_photo_once(num, batch_size, world_size):
+    orders = [TableOrder(num, batch_size, rank, world_size) for rank in range(world_size)]
+    assert sorted(row for order in orders for row in rows_of(order)) == list(range(num))
+    for order in orders:
+        batches = list(order)
+        assert rows_of(order) == sorted(rows_of(order))
+        assert len(order) == len(batches)
+        assert all(len(batch) == batch_size for batch in batches[:-1])
+        assert all(epoch == -1 for batch in batches for _, epoch in batch)

@@ -1,0 +1,65 @@
+"""splits.csv, written and read again; and files of equal bytes, found without reading all of them."""
+
+import hashlib
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from carvision.data.splits import equal_bytes, file_split, write_splits
+from carvision.data.table import UNKNOWN, Number, Table
+from carvision.errors import InputError
+from tests.data.test_splits import CODES, table_of
+
+
+def test_file_split_repeats_what_write_splits_wrote(tmp_path):
+    codes = np.where(np.arange(60) % 9, np.arange(60) % 3, UNKNOWN)
+    table = table_of(tmp_path, codes, np.resize(["train", "val", "test", "train", ""], 60))
+    rows = table.rows.assign(path=[f'a, "b"/é {path}' for path in table.rows["path"]], speed=np.float32(200))
+    table = Table("some", tmp_path, rows, {**table.labels, "speed": Number("km/h")}, "class")
+    divided = table.select(rows["split"] != "")
+    write_splits(divided, tmp_path / "splits.csv")
+    again = file_split(table.with_split(["train"] * 60), tmp_path / "splits.csv")
+    pd.testing.assert_frame_equal(again.rows, divided.rows)
+
+    written = pd.read_csv(tmp_path / "splits.csv", keep_default_na=False)
+    assert list(written) == ["path", "split", "class"]
+    assert written["path"].tolist() == divided.rows["path"].tolist()
+    assert written["class"].tolist() == [f"id{i}" if i != UNKNOWN else "" for i in divided.rows["class"]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"splits\.csv does not exist; give the splits\.csv of a run"),
+        ("", r"splits\.csv can't be read"),
+        ("path,split\n0001.jpg,train\n0002.jpg,val,7\n", r"splits\.csv can't be read .*line 3"),
+        ("photo,split\n0001.jpg,train\n", r"has the columns photo, split; path and split are needed"),
+        ("path,split\n0001.jpg,training\n", r"split 'training' in .* is not one of train, val, test"),
+        ("path,split\n0001.jpg,train\nx/y.jpg,val\n", r"1 photos of .* are not in some .*\(first: x/y\.jpg\)"),
+        ("path,split\n0001.jpg,train\n0001.jpg,val\n", r"lists 0001\.jpg more than once"),
+        ("path,split\n0001.jpg,train\n", r"the val split of some is empty"),
+    ],
+)
+def test_split_files_that_do_not_fit(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "splits.csv").write_text(content)
+    with pytest.raises(InputError, match=rf"data\.split.*{message}") as raised:
+        file_split(table_of(tmp_path, CODES), tmp_path / "splits.csv")
+    assert "\n" not in str(raised.value)
+
+
+def test_equal_bytes_against_the_sha256_of_every_file(tmp_path):
+    random = np.random.default_rng(0)
+    long = random.bytes(20_000)
+    middle = bytearray(long)
+    middle[9_000] ^= 1
+    contents = [
+        b"", long, b"x", bytes(middle), long[:-1] + b"!", b"y", long, b"", b"x" * 4096, b"x" * 4097, long[1:],
+        b"!" + long[1:], b"x" * 4096, bytes(middle), b"",
+    ]  # fmt: skip
+    contents += [bytes(random.integers(0, 2, random.integers(1, 4), np.uint8)) for _ in range(40)]
+    found = equal_bytes(table_of(tmp_path, [0] * len(contents), contents=contents))
+    digests = [hashlib.sha256(content).hexdigest() for content in contents]
+    assert [[a == b for b in found] for a in found] == [[a == b for b in digests] for a in digests]
+    assert len(set(found)) < len(contents) - 20

@@ -1,0 +1,225 @@
+"""LitClassifier: the loss recomputed, what counts in it, photos learned by heart, repeatability, checkpoints."""
+
+import logging
+import math
+import warnings
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+
+from carvision.data.table import UNKNOWN
+from carvision.models.classifier import Classifier, Head, Layers
+from carvision.training.lit_classifier import LitClassifier
+from carvision.training.optimization import r0_lr
+
+torch.set_num_threads(1)  # on a busy machine, threads that wait for each other take twenty times as long
+
+CODES = [0, 0, 1, 2]  # the make of each model
+LABELS = {
+    "make": {"ids": ["1", "2", "3"], "names": ["A", "B", "C"], "parent": None, "parent_codes": []},
+    "model": {"ids": list("abcd"), "names": list("abcd"), "parent": "make", "parent_codes": CODES},
+    "speed": {"unit": "km/h", "mean": 200.0, "std": 25.0},
+}
+AUGMENT = {"flip": 0.5, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+def lit_classifier(heads=("make", "model"), seed=0, trunk=Layers(), **values) -> LitClassifier:  # noqa: B008
+    torch.manual_seed(seed)
+    sizes = {"make": Head(3), "model": Head(4, Layers((8,))), "speed": Head(1, mean=200.0, std=25.0)}
+    model = Classifier("test_resnet", {name: sizes[name] for name in heads}, 32, trunk=trunk)
+    arguments = {
+        "description": model.description,
+        "labels": {name: LABELS[name] for name in heads},
+        "preprocessing": {"size_px": 32, "mean": list(MEAN), "std": list(STD)},
+        "loss": {"name": "cross_entropy", "label_smoothing": 0.0, "head_weights": None},
+        "optimizer": {"name": "adamw", "lr": 3e-3, "weight_decay": 0.01},
+        "schedule": {"name": "constant"},
+        "augment": dict.fromkeys(AUGMENT, 0.0),
+        "class_weights": {},
+    }
+    return LitClassifier(**arguments | values, model=model)
+
+
+def batch_of(num: int = 16, seed: int = 0) -> dict:
+    random = torch.Generator().manual_seed(seed)
+    model = torch.arange(num) % 4
+    return {
+        "images": torch.randint(0, 256, (num, 3, 32, 32), dtype=torch.uint8, generator=random),
+        "targets": {
+            "make": torch.tensor(CODES)[model],
+            "model": model,
+            "speed": 200 + 25 * torch.randn(num, generator=random),
+        },
+        "index": torch.arange(num),
+        "draws": torch.rand(num, 4, generator=random),
+        "valid": torch.ones(num, dtype=torch.bool),
+    }
+
+
+class Steps(pl.Callback):
+    """Loss and learning rate of every step."""
+
+    def __init__(self):
+        self.losses, self.rates = [], []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.losses.append(outputs["loss"].item())
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def fit(lit: LitClassifier, batches: list[dict], epochs: int) -> tuple[pl.Trainer, Steps]:
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    steps = Steps()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = pl.Trainer(
+            accelerator="cpu", max_epochs=epochs, callbacks=[steps], logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+            check_val_every_n_epoch=epochs,
+        )  # fmt: skip
+        trainer.fit(lit, DataLoader(batches, batch_size=None), DataLoader(batches, batch_size=None))
+    return trainer, steps
+
+
+def test_overfits_sixteen_random_photos():
+    lit = lit_classifier(heads=("make", "model", "speed"))
+    trainer, steps = fit(lit, [batch_of()], epochs=40)
+    figures = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    for split in ("train", "val"):
+        for name in ("make/top1", "model/top1", "joint/top1", "joint/consistent"):
+            assert figures[f"{split}/{name}"] == 1, figures
+    assert figures["val/speed/mae"] < 5
+    assert steps.losses[-1] < 0.1 * steps.losses[0]
+    assert figures["train/loss_total"] == pytest.approx(steps.losses[-1], rel=1e-5)
+
+
+def test_same_seed_same_losses_and_another_with_another():
+    def losses(seed: int) -> list[float]:
+        lit = lit_classifier(seed=seed, trunk=Layers((16,), dropout=0.5), augment=AUGMENT)
+        return fit(lit, [batch_of(8), batch_of(8, seed=1)], epochs=2)[1].losses
+
+    first = losses(0)
+    assert len(first) == 4
+    assert first == losses(0)
+    assert set(first).isdisjoint(losses(1))
+
+
+def test_a_checkpoint_opens_with_torchs_safe_default_and_gives_the_same_logits(tmp_path):
+    lit = lit_classifier(heads=("make", "model", "speed"), class_weights={"make": [1.0, 2.0, 0.5]}, decoding="joint")
+    trainer, _ = fit(lit, [batch_of(8)], epochs=1)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    checkpoint = torch.load(tmp_path / "last.ckpt")  # refuses anything but tensors and plain values
+    assert checkpoint["hyper_parameters"]["description"]["backbone"] == "test_resnet"
+    assert all(name.startswith("model.") for name in checkpoint["state_dict"])
+    loaded = LitClassifier.load_from_checkpoint(tmp_path / "last.ckpt").eval()
+    photos = batch_of(4, seed=3)["images"]
+    for name, values in lit.eval()(photos).items():
+        assert torch.equal(loaded(photos)[name], values)
+    assert loaded.hparams.decoding == "joint"
+
+
+def normalised(images: torch.Tensor) -> torch.Tensor:
+    return (images.float() / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+
+
+def test_the_loss_is_the_heads_losses_by_their_weights_and_the_penalties():
+    trunk = Layers((16,), l2=0.01, activity_l1=0.001)
+    loss = {"name": "cross_entropy", "label_smoothing": 0.1, "head_weights": {"make": 0.5, "speed": 3.0}}
+    lit = lit_classifier(heads=("make", "model", "speed"), trunk=trunk, loss=loss).eval()
+    batch = batch_of()
+    batch["targets"]["make"][:3], batch["targets"]["speed"][5:9], batch["valid"][10:12] = UNKNOWN, math.nan, False
+    logits, penalty = lit.model.forward_with_penalty(normalised(batch["images"]))
+    expected = {}
+    for name in ("make", "model"):
+        known = batch["valid"] & (batch["targets"][name] >= 0)
+        expected[name] = F.cross_entropy(logits[name][known], batch["targets"][name][known], label_smoothing=0.1)
+    known = batch["valid"] & ~batch["targets"]["speed"].isnan()
+    expected["speed"] = F.smooth_l1_loss(logits["speed"][known, 0] / 25, batch["targets"]["speed"][known] / 25)
+    total = 0.5 * expected["make"] + expected["model"] + 3 * expected["speed"] + penalty
+    assert penalty > 0
+    torch.testing.assert_close(lit.training_step(batch, 0), total)
+    figures = lit.train_metrics.compute()
+    assert {name: figures[f"{name}/loss"] for name in expected} == pytest.approx(
+        {name: value.item() for name, value in expected.items()}, rel=1e-5
+    )
+    assert figures["loss"] == pytest.approx((total - penalty).item(), rel=1e-5)
+    assert figures["loss_total"] == pytest.approx(total.item(), rel=1e-5)
+
+
+def gradients(lit: LitClassifier, batch: dict) -> dict[str, torch.Tensor]:
+    lit.zero_grad()
+    lit.training_step(batch, 0).backward()
+    return {name: p.grad.clone() for name, p in lit.named_parameters() if p.grad is not None}
+
+
+def test_photos_without_a_label_or_that_cannot_be_read_change_no_gradient():
+    lit = lit_classifier(heads=("make", "model", "speed")).eval()  # in eval mode, batch norm does not mix photos
+    batch, other = batch_of(), batch_of(seed=9)
+    unlabelled, unreadable = slice(2, 6), slice(9, 12)
+    for name, targets in batch["targets"].items():
+        targets[unlabelled] = math.nan if name == "speed" else UNKNOWN
+    batch["valid"][unreadable] = False
+    first = gradients(lit, batch)
+    for rows in (unlabelled, unreadable):
+        batch["images"][rows] = other["images"][rows]
+    for name, targets in batch["targets"].items():
+        targets[unreadable] = other["targets"][name][unlabelled][:3]
+    second = gradients(lit, batch)
+    kept = [i for i in range(16) if i not in (2, 3, 4, 5, 9, 10, 11)]
+    few = {k: {n: t[kept] for n, t in v.items()} if isinstance(v, dict) else v[kept] for k, v in batch.items()}
+    third = gradients(lit, few)
+    for name, gradient in first.items():
+        torch.testing.assert_close(second[name], gradient)
+        torch.testing.assert_close(third[name], gradient, rtol=1e-3, atol=1e-5)
+    batch["valid"][:] = False
+    assert all((gradient == 0).all() for gradient in gradients(lit, batch).values())
+
+
+def test_a_label_that_is_unknown_masks_its_own_head_alone():
+    lit = lit_classifier().eval()
+    batch = batch_of()
+    batch["targets"]["make"][:] = UNKNOWN
+    found = gradients(lit, batch)
+    assert (found["model.head_make.output.weight"] == 0).all()
+    assert (found["model.head_model.output.weight"] != 0).any()
+
+
+def test_class_weights_count_in_training_and_not_in_validation():
+    weights = {"make": [0.5, 2.0, 7.0]}
+    lit = lit_classifier(heads=("make",), class_weights=weights).eval()
+    batch = batch_of()
+    targets, logits = batch["targets"]["make"], lit(batch["images"])["make"]
+    lit.validation_step(batch, 0)
+    plain = F.cross_entropy(logits, targets).item()
+    assert lit.val_metrics.compute()["make/loss"] == pytest.approx(plain, rel=1e-5)
+    lit.training = True  # the loss' mode, while batch norm stays as it was above
+    weighted = F.cross_entropy(logits, targets, weight=torch.tensor(weights["make"])).item()
+    assert lit.training_step(batch, 0).item() == pytest.approx(weighted, rel=1e-5)
+    assert lit.train_metrics.compute()["make/loss"] == pytest.approx(weighted, rel=1e-5)
+    assert weighted != pytest.approx(plain, rel=1e-3)
+
+
+def test_photos_are_augmented_in_training_alone():
+    batch = batch_of()
+    mirrored = {**batch, "images": batch["images"].flip(3)}
+    flipping = lit_classifier(augment={**AUGMENT, "flip": 1.0}).eval()
+    still = lit_classifier().eval()
+    torch.testing.assert_close(flipping.training_step(batch, 0), still.training_step(mirrored, 0))
+    assert flipping.training_step(batch, 0) != still.training_step(batch, 0)
+    for lit in (flipping, still):
+        lit.validation_step(batch, 0)
+        lit.test_step(batch, 0)
+    figures = [metrics.compute() for lit in (flipping, still) for metrics in (lit.val_metrics, lit.test_metrics)]
+    assert figures == [figures[0]] * 4
+
+
+def test_the_learning_rate_follows_the_schedule_step_by_step():
+    lit = lit_classifier(heads=("make",), optimizer={"name": "sgd", "lr": 0.01}, schedule={"name": "r0"})
+    _, steps = fit(lit, [batch_of(4), batch_of(4, seed=1), batch_of(4, seed=2)], epochs=7)
+    assert steps.rates == pytest.approx([r0_lr(epoch, 0.01) for epoch in range(7) for _ in range(3)], rel=1e-9)
