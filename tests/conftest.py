@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# Read when torch is imported. Two threads that wait for each other on busy cores take many times as long as one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -86,7 +86,7 @@ def test_softmax_focal_is_the_formula(gamma):
     np.testing.assert_allclose(softmax_focal(logits, targets, gamma).numpy(), expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize("alpha", [None, 0.25, 0.9])
+@pytest.mark.parametrize("alpha", [None, 0.0, 0.25, 0.9])
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 def test_sigmoid_focal_is_equation_5(gamma, alpha):
     logits, targets = batch()

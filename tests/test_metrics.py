@@ -247,6 +247,18 @@ def test_an_epoch_without_one_known_label_has_figures_for_the_others():
     assert not [name for name in figures if name.startswith(("speed/", "make/")) or name == "joint/top1"]
 
 
+def test_consistent_means_that_every_child_fits_its_parent():
+    outputs = {"make": 2, "model": 3, "trim": 4}
+    parents = {"model": ("make", torch.tensor([0, 0, 1])), "trim": ("model", torch.tensor([0, 1, 2, 2]))}
+    predicted = {"make": [0, 0, 1, 1], "model": [1, 2, 2, 0], "trim": [1, 3, 0, 3]}  # 0 fits, 1, 2 and 3 do not
+    logits = {name: torch.eye(outputs[name])[codes] for name, codes in predicted.items()}
+    targets = {name: torch.zeros(4, dtype=torch.int64) for name in outputs}
+    ones = {name: torch.ones(4) for name in outputs}
+    metrics = EpochMetrics(outputs, dict.fromkeys(outputs, 1.0), parents, "independent")
+    metrics.update(logits, targets, ones, ones, torch.ones(4, dtype=torch.bool), torch.tensor(0.0))
+    assert metrics.compute()["joint/consistent"] == 0.25
+
+
 def test_the_state_at_compcars_size_fits_memory():
     metrics = EpochMetrics({"make": 163, "model": 1716}, dict.fromkeys(CLASS_HEADS, 1.0), {}, "independent", True)
     states = [value for m in metrics.modules() if hasattr(m, "_defaults") for value in m.metric_state.values()]

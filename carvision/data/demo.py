@@ -7,8 +7,8 @@
 <folder>/data/train_test_split/classification/{train,test}.txt
 <folder>/data/train_test_split/verification/verification_{train,pairs_easy,pairs_medium,pairs_hard}.txt
 
-A year folder shows one car: one paint, one kind of number plate. The lists divide the photos by year folder,
-7 of each model's 10 for training, so that a test photo never shows a car of a training photo.
+A year folder shows two cars, each with its paint and number plate. The lists divide the photos by year folder, 7 of
+each model's 10 for training, so that a test photo never shows a car of a training photo.
 """
 
 import hashlib
@@ -36,6 +36,7 @@ YEARS = (*map(str, range(2007, 2016)), "unknown")
 NUM_TEST_YEARS = 3
 CARS_A_YEAR = 2
 MIN_IMAGES_PER_MODEL = 2 * len(YEARS)  # fewer may leave no pair of one model and viewpoint for verification
+PAIR_LEVELS = ("easy", "medium", "hard")
 NUM_PAIRS = 300  # of each level of difficulty, so many of one model and so many of two
 CAR_TYPES = (
     "MPV", "SUV", "sedan", "hatchback", "minibus", "fastback",
@@ -77,9 +78,10 @@ def write_demo(folder: Path, images_per_model: int = IMAGES_PER_MODEL, seed: int
         raise InputError(f"demo data: seed {seed} is negative; give 0 or more")
     folder = Path(folder)
     stamp = json.dumps({"version": DEMO_VERSION, "images_per_model": images_per_model, "seed": seed}) + "\n"
+    occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if _is_complete(folder, stamp):
         return folder
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if occupied:
         raise InputError(
             f"demo data: {folder} holds something else than {stamp.strip()}; delete it or name another folder"
         )
@@ -94,7 +96,8 @@ def write_demo(folder: Path, images_per_model: int = IMAGES_PER_MODEL, seed: int
             _move(draft, folder, stamp)
     except OSError as error:
         raise InputError(
-            f"demo data: cannot write {folder} ({error.strerror}); name a folder with CARVISION_CACHE or data.root"
+            f"demo data: cannot write {folder} ({error.strerror or error}); "
+            "name another place with CARVISION_CACHE or data.root"
         ) from error
     return folder
 
@@ -119,7 +122,7 @@ def _write_all(root: Path, images_per_model: int, seed: int) -> None:
     for name, listed in (("train", train), ("test", test)):
         _write_lines(lists / "classification" / f"{name}.txt", [photo.path for photo in listed])
     _write_lines(lists / "verification" / "verification_train.txt", [photo.path for photo in train])
-    for level in ("easy", "medium", "hard"):
+    for level in PAIR_LEVELS:
         _write_lines(lists / "verification" / f"verification_pairs_{level}.txt", _pairs(test, level, seed))
 
 
@@ -131,11 +134,11 @@ def _write_lines(path: Path, lines: list[str]) -> None:
 def _write_photos(data: Path, model: Model, num_images: int, seed: int) -> list[Photo]:
     """Draw a model's photos and write them with their labels. Cars and viewpoints take turns in a year folder."""
     make = next(make for make in MAKES if make.id == model.make_id)
-    paints, test_years = _paints(model, seed)
+    paints, is_test = _paints(model, seed)
     photos = []
     for y, year in enumerate(YEARS):
         cars = [
-            create_vehicle(model, make, create_finish(paint, np.random.default_rng([seed, model.id, y, c])))
+            create_vehicle(model, make, create_finish(PAINTS[paint], np.random.default_rng([seed, model.id, y, c])))
             for c, paint in enumerate(paints[y])
         ]
         folder = f"{make.id}/{model.id}/{year}"
@@ -150,22 +153,22 @@ def _write_photos(data: Path, model: Model, num_images: int, seed: int) -> list[
             image.save(data / "image" / f"{stem}.jpg", quality=int(rng.integers(70, 95)))
             box = f"{left + 1} {top + 1} {right} {bottom}"  # CompCars counts from 1 and includes both ends
             (data / "label" / f"{stem}.txt").write_text(f"{viewpoint}\n1\n{box}\n", newline="\n")
-            photos.append(Photo(f"{stem}.jpg", model, viewpoint, "test" if year in test_years else "train"))
+            photos.append(Photo(f"{stem}.jpg", model, viewpoint, "test" if is_test[y] else "train"))
     return photos
 
 
-def _paints(model: Model, seed: int) -> tuple[list[tuple], list[str]]:
-    """The paints of the two cars of each year folder, and the years whose photos are for testing.
+def _paints(model: Model, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(years, cars) the number of the paint of each car, and (years,) bool: which years' photos are for testing.
 
-    Every model has one training car of every paint: colour tells nothing about the model, and a network
-    that learns cars by their colour gains nothing.
+    Every model has one training car of every paint. So colour tells nothing about the model, and a network that
+    learns single cars by heart, which show best by their colour, gains nothing from it.
     """
     rng = np.random.default_rng([seed, model.id])
     is_test = np.isin(np.arange(len(YEARS)), rng.choice(len(YEARS), NUM_TEST_YEARS, replace=False))
-    order = np.empty((len(YEARS), CARS_A_YEAR), int)
-    order[~is_test] = rng.permutation(len(PAINTS)).reshape(-1, CARS_A_YEAR)
-    order[is_test] = rng.choice(len(PAINTS), (NUM_TEST_YEARS, CARS_A_YEAR), replace=False)
-    return [tuple(PAINTS[i] for i in pair) for pair in order], [y for y, t in zip(YEARS, is_test, strict=True) if t]
+    paints = np.empty((len(YEARS), CARS_A_YEAR), int)
+    paints[~is_test] = rng.permutation(len(PAINTS)).reshape(-1, CARS_A_YEAR)
+    paints[is_test] = rng.choice(len(PAINTS), (NUM_TEST_YEARS, CARS_A_YEAR), replace=False)
+    return paints, is_test
 
 
 def _write_misc(misc: Path) -> None:
@@ -211,6 +214,6 @@ def _pairs(photos: list[Photo], level: str, seed: int) -> list[str]:
         wanted = makes[first] == makes[second]
     positives, negatives = np.flatnonzero(wanted & same), np.flatnonzero(wanted & ~same)
     num = min(NUM_PAIRS, len(positives), len(negatives))
-    rng = np.random.default_rng([seed, len(level)])  # easy, medium and hard differ by more than their seed
+    rng = np.random.default_rng([seed, PAIR_LEVELS.index(level)])
     chosen = np.concatenate([rng.choice(group, num, replace=False) for group in (positives, negatives)])
     return [f"{photos[first[i]].path} {photos[second[i]].path} {int(same[i])}" for i in rng.permutation(chosen)]

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from carvision.errors import InputError, nearest
+from carvision.models import small_networks  # noqa: F401 - registers them with timm
 
 log = logging.getLogger(__name__)
 

@@ -40,6 +40,7 @@ class LitClassifier(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["model"])
         self.labels = labels
+        self.class_heads = [name for name, label in labels.items() if "ids" in label]
         # Batches come with their channels last in memory; weights laid out like them save turning them each step.
         self.model = (model or classifier_from(description)).to(memory_format=torch.channels_last)
         self.augment = Augment(**augment)
@@ -49,7 +50,8 @@ class LitClassifier(pl.LightningModule):
         self.head_weights = {name: given.get(name, 1.0) for name in labels}
         self.class_loss = create_loss(**loss)
         for name, weights in class_weights.items():
-            self.register_buffer(f"class_weights_{name}", torch.tensor(weights), persistent=False)
+            place = self.class_heads.index(name)  # a buffer's name may not hold all that a label's may
+            self.register_buffer(f"class_weights_{place}", torch.tensor(weights), persistent=False)
 
         outputs = {name: len(label["ids"]) if "ids" in label else None for name, label in labels.items()}
         metrics = (outputs, self.head_weights, parents_of(labels), decoding)
@@ -95,7 +97,8 @@ class LitClassifier(pl.LightningModule):
             return smooth_l1(logits, targets, self.labels[name]["std"]), valid * ~targets.isnan()
         weights = valid * (targets != UNKNOWN)
         if self.training and name in self.hparams.class_weights:
-            weights = weights * self.get_buffer(f"class_weights_{name}")[targets.clamp(min=0)]
+            of_class = self.get_buffer(f"class_weights_{self.class_heads.index(name)}")
+            weights = weights * of_class[targets.clamp(min=0)]
         return self.class_loss(logits, targets), weights
 
     def on_validation_epoch_end(self) -> None:

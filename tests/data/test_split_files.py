@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from carvision.data import splits
 from carvision.data.splits import equal_bytes, file_split, write_splits
 from carvision.data.table import UNKNOWN, Number, Table
 from carvision.errors import InputError
@@ -15,7 +16,9 @@ from tests.data.test_splits import CODES, table_of
 def test_file_split_repeats_what_write_splits_wrote(tmp_path):
     codes = np.where(np.arange(60) % 9, np.arange(60) % 3, UNKNOWN)
     table = table_of(tmp_path, codes, np.resize(["train", "val", "test", "train", ""], 60))
-    rows = table.rows.assign(path=[f'a, "b"/é {path}' for path in table.rows["path"]], speed=np.float32(200))
+    rows = table.rows.assign(
+        path=["NA", *(f'a, "b"/é {path}' for path in table.rows["path"][1:])], speed=np.float32(200)
+    )
     table = Table("some", tmp_path, rows, {**table.labels, "speed": Number("km/h")}, "class")
     divided = table.select(rows["split"] != "")
     write_splits(divided, tmp_path / "splits.csv")
@@ -63,3 +66,12 @@ def test_equal_bytes_against_the_sha256_of_every_file(tmp_path):
     digests = [hashlib.sha256(content).hexdigest() for content in contents]
     assert [[a == b for b in found] for a in found] == [[a == b for b in digests] for a in digests]
     assert len(set(found)) < len(contents) - 20
+
+
+def test_files_of_another_size_or_another_end_are_not_read_whole(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(splits, "_digest", lambda path: read.append(path.name) or path.read_bytes())
+    contents = [b"a" * 9000, b"a" * 9001, b"a" * 8999 + b"b", b"c" + b"a" * 9000]
+    found = equal_bytes(table_of(tmp_path, [0] * 4, contents=contents))
+    assert len(set(found)) == 4
+    assert sorted(read) == ["0001.jpg", "0003.jpg"]  # the same size and the same last 4 kB

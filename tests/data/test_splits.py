@@ -89,6 +89,16 @@ def test_same_seed_same_split_and_another_with_another(tmp_path, unequal, divide
     assert table.rows["split"].tolist() == ["train"] * len(table)
 
 
+def test_which_photos_go_where_is_random(tmp_path, unequal):
+    """Also where the sizes leave nothing to chance."""
+    table = table_of(tmp_path, [0] * 20 + [1] * 20)
+    divided = [stratified_split(table, (0.5, 0.25, 0.25), seed, False) for seed in range(40)]
+    assert all(sizes(d).to_numpy().tolist() == [[5, 10, 5]] * 2 for d in divided)  # test, train, val
+    chance = np.mean([d.rows["split"] == "train" for d in divided], axis=0)
+    assert chance.min() > 0.15
+    assert chance.max() < 0.85
+
+
 @pytest.mark.parametrize("num_folds", [2, 3, 5])
 def test_kfold(tmp_path, unequal, num_folds):
     counts = [max(count, num_folds + 1) for count in COUNTS]

@@ -13,8 +13,6 @@ from torch import nn
 from carvision.errors import InputError
 from carvision.models.classifier import ACTIVATIONS, Classifier, Dense, Head, Layers, classifier_from
 
-torch.set_num_threads(1)  # on a busy machine, threads that wait for each other take twenty times as long
-
 F = 96  # features of test_resnet
 
 
@@ -211,7 +209,8 @@ def test_description_goes_through_json():
     torch.manual_seed(0)
     heads = {"make": Head(3, Layers(hidden=(5, 4), dropout=0.1)), "speed": Head(1, mean=220.0, std=35.0)}
     trunk = Layers(hidden=(8,), activation="gelu", batch_norm=True, bias=False, l2=0.1, activity_l1=0.2)
-    model = Classifier("test_resnet", heads, 48, {"in_chans": 3, "drop_path_rate": 0.1}, "catavgmax", trunk, "none")
+    model = Classifier("test_resnet", heads, 48, {"stem_width": 24}, "catavgmax", trunk, "none")
+    assert model.backbone.conv1[0].out_channels == 24
     other = classifier_from(json.loads(json.dumps(model.description)))
     assert json.dumps(other.description) == json.dumps(model.description)
     other.load_state_dict(model.state_dict())

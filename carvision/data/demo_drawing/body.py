@@ -63,7 +63,7 @@ def create_body(m: Model, make: Make, finish: Finish, shell: np.ndarray) -> list
 
 
 def create_front(m: Model, make: Make, finish: Finish, shell: np.ndarray) -> list[Face]:
-    faces = [create_face(_on_end(shell, outline), BLACK) for outline in m.intakes]
+    faces = [create_face(_on_end(shell, outline), make.intake) for outline in m.intakes]
     for outline in (_scaled(outline, m.grille_scale) for outline in make.grille):
         faces.append(create_face(_on_end(shell, _grown(outline, 1.25)), make.grille_frame, 0.2))
         faces.append(create_face(_on_end(shell, outline), BLACK, 0.1))
@@ -77,7 +77,7 @@ def create_front(m: Model, make: Make, finish: Finish, shell: np.ndarray) -> lis
 
 def create_rear(m: Model, make: Make, finish: Finish, shell: np.ndarray) -> list[Face]:
     back, low = shell[::-1], m.plate_level
-    faces = [create_face(_on_end(back, outline), BLACK) for outline in m.intakes]
+    faces = [create_face(_on_end(back, outline), make.intake) for outline in m.intakes]
     for side in SIDES:
         for outline in make.taillamps:
             faces.append(create_face(_on_end(back, _grown(outline, 1.2), side), DARK_RED, 0.2))
@@ -121,7 +121,7 @@ def _on_end(shell: np.ndarray, outline: Outline, side: int = 1) -> np.ndarray:
 
     across: -1..1 over the end, and on to 2 round the corner, along the first two stretches of the side.
     """
-    points = [_at(shell, 2 * max(abs(across) - 1, 0), level) for across, level in outline]
+    points = [_at(shell, 2 * max(abs(across) - 1, 0), np.clip(level, 0, 3)) for across, level in outline]
     return np.array(points) * [(1, side * np.clip(across, -1, 1), 1) for across, _ in outline]
 
 

@@ -29,22 +29,21 @@ class Finish:
 
 
 class Face(NamedTuple):
-    """A polygon. `inside` is a point behind it: seen from that side it isn't drawn."""
+    """A polygon. `inside` is a point behind it: seen from that side it isn't drawn.
+
+    None: the middle line of the vehicle; for faces of nose and tail, a point of it further in.
+    """
 
     points: np.ndarray  # (n, 3)
     colour: Colour
     gloss: float  # 0..1: how much of the sky it mirrors
-    inside: np.ndarray  # (3,)
+    inside: np.ndarray | None  # (3,)
 
 
 def create_face(
     points: Iterable[Iterable[float]], colour: Colour, gloss: float = 0.0, inside: Iterable[float] | None = None
 ) -> Face:
-    """inside: by default the middle line of the car; for faces of nose and tail, a point of it further in."""
-    points = np.array(list(points), float)
-    if inside is None:
-        inside = (points[:, 0].mean() * 0.75 + 0.6, 0.0, 0.6)
-    return Face(points, colour, gloss, np.array(inside, float))
+    return Face(np.array(points, float), colour, gloss, None if inside is None else np.array(inside, float))
 
 
 def create_circle(radius: float, centre: Iterable[float], plane: str = "xz", num: int = 16) -> np.ndarray:

@@ -80,15 +80,16 @@ def _axles(m: Model) -> tuple[float, float]:
 
 
 def create_treads(m: Model, finish: Finish) -> list[Face]:
-    """The four tyres without their outer discs; the body covers their upper halves."""
-    radius, outer, inner = m.wheel_radius * finish.wheel_scale, 0.485 * m.width, 0.485 * m.width - 0.22
+    """The lower halves of the four tyres, without what is seen from the near side; the body covers the rest."""
+    radius, width = m.wheel_radius * finish.wheel_scale, 0.22
     faces = []
     for x in _axles(m):
-        ring = create_circle(radius, (x, 0, radius), num=12)
+        lower = np.roll(create_circle(radius, (x, 0, radius), num=12), 6, axis=0)[:7]
         for side in SIDES:
-            for a, b in zip(ring, np.roll(ring, -1, 0), strict=True):
-                quad = [p + np.array((0, side * y, 0)) for p, y in ((a, inner), (b, inner), (b, outer), (a, outer))]
-                faces.append(create_face(quad, BLACK, 0.1, inside=(x, side * inner, radius)))
+            outer, inner = (lower + np.array((0, side * y, 0)) for y in (0.485 * m.width, 0.485 * m.width - width))
+            for quad in zip(inner[:-1], inner[1:], outer[1:], outer[:-1], strict=True):
+                faces.append(create_face(quad, BLACK, 0.1, inside=(x, side * 0.3 * m.width, radius)))
+            faces.append(create_face(inner, BLACK, inside=(x, side * m.width, radius)))
     return faces
 
 

@@ -53,7 +53,7 @@ def aim_camera(vehicle: Vehicle, viewpoint: int, rng: np.random.Generator) -> Vi
     plane = np.stack([offset @ across, -(offset @ up)], -1) / -(offset @ toward_eye)[..., None]
     low, high = plane.min((0, 1)), plane.max((0, 1))
     scale = rng.uniform(0.84, 0.98) * (size / (high - low)).min()
-    shift = (size - scale * (high - low)) * np.clip(rng.normal(0.5, 0.2, 2), 0.03, 0.97) - scale * low
+    shift = (size - scale * (high - low)) * np.clip(rng.normal(0.5, 0.13, 2), 0.03, 0.97) - scale * low
     return View(tuple(size.tolist()), eye, plane * scale + shift, shift[1] - scale * np.tan(elevation))
 
 
@@ -98,9 +98,9 @@ def paint_faces(
 
 def _develop(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Exposure, contrast, blur and noise."""
-    if rng.random() < 0.4:
+    if rng.random() < 0.3:
         photo = photo.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.9)))
     pixels = np.asarray(photo, np.float32)
-    pixels = (pixels - 128) * rng.uniform(0.75, 1.15) + 128 + rng.uniform(-22, 22)
-    pixels += rng.standard_normal(pixels.shape, np.float32) * rng.uniform(0, 8)
+    pixels = (pixels - 128) * rng.uniform(0.8, 1.15) + 128 + rng.uniform(-18, 18)
+    pixels += rng.standard_normal(pixels.shape, np.float32) * rng.uniform(0, 7)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))

@@ -8,7 +8,7 @@ from carvision.data.demo_drawing import body, fittings
 from carvision.data.demo_drawing.cars import Make, Model
 from carvision.data.demo_drawing.faces import BLACK, Colour, Face, Finish
 
-PAINTS: tuple[Colour, ...] = (
+PAINTS: tuple[Colour, ...] = (  # so many as each model has cars for training
     (0.93, 0.93, 0.92), (0.70, 0.71, 0.73), (0.42, 0.44, 0.47), (0.15, 0.16, 0.18), (0.72, 0.10, 0.10),
     (0.42, 0.06, 0.10), (0.16, 0.32, 0.66), (0.08, 0.14, 0.34), (0.12, 0.36, 0.22), (0.76, 0.69, 0.55),
     (0.38, 0.25, 0.16), (0.90, 0.66, 0.12), (0.88, 0.40, 0.10), (0.20, 0.55, 0.58),
@@ -57,12 +57,17 @@ def create_vehicle(model: Model, make: Make, finish: Finish) -> Vehicle:
 
 def _stack(faces: list[Face]) -> Vehicle:
     num_corners = np.array([len(face.points) for face in faces])
-    most = num_corners.max()
-    points = np.array([face.points[np.minimum(np.arange(most), len(face.points) - 1)] for face in faces])
-    middles = np.array([face.points.mean(0) for face in faces])
+    corner = np.minimum(np.arange(num_corners.max()), num_corners[:, None] - 1)
+    first = np.cumsum(num_corners) - num_corners
+    points = np.concatenate([face.points for face in faces])[first[:, None] + corner]
+    is_own = np.arange(num_corners.max()) < num_corners[:, None]
+    middles = (points * is_own[..., None]).sum(1) / num_corners[:, None]
+    insides = middles * (0.75, 0, 0) + (0.6, 0, 0.6)
+    for i, face in enumerate(faces):
+        if face.inside is not None:
+            insides[i] = face.inside
     normals = np.cross(points, np.roll(points, -1, axis=1)).sum(1)  # Newell: right for slightly bent faces too
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-    outward = middles - np.array([face.inside for face in faces])
-    normals[(normals * outward).sum(1) < 0] *= -1
+    normals[(normals * (middles - insides)).sum(1) < 0] *= -1
     colours, gloss = np.array([face.colour for face in faces]), np.array([face.gloss for face in faces])
     return Vehicle(points, num_corners, middles, normals, colours, gloss)

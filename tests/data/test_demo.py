@@ -1,0 +1,191 @@
+"""The drawn data set: as CompCars on disk, the same each time, whole or not at all."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+from PIL import Image
+
+from carvision.data import demo
+from carvision.data.compcars import read_compcars
+from carvision.data.demo_drawing.cars import MAKES, MODELS
+from carvision.data.demo_drawing.photo import OVERSAMPLE, VIEWPOINTS, aim_camera, draw_photo, paint_faces
+from carvision.data.demo_drawing.vehicle import PAINTS, create_finish, create_vehicle
+from carvision.errors import InputError
+
+NUM = demo.MIN_IMAGES_PER_MODEL
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return demo.write_demo(tmp_path_factory.mktemp("cache") / "demo", NUM)
+
+
+def _lines(folder: Path, name: str) -> list[str]:
+    return (folder / "data" / "train_test_split" / name).read_text().splitlines()
+
+
+def _label(folder: Path, path: str) -> tuple[int, list[int]]:
+    viewpoint, num_boxes, box = (folder / "data/label" / path).with_suffix(".txt").read_text().splitlines()
+    assert num_boxes == "1"
+    return int(viewpoint), [int(value) for value in box.split()]
+
+
+def test_every_photo_is_listed_once_and_has_a_label(folder):
+    images, labels = folder / "data/image", folder / "data/label"
+    found = {path.relative_to(images).as_posix() for path in images.rglob("*.jpg")}
+    train, test = _lines(folder, "classification/train.txt"), _lines(folder, "classification/test.txt")
+    assert len(found) == len(train) + len(test) == NUM * len(MODELS)
+    assert found == {*train, *test}
+    assert found == {path.relative_to(labels).with_suffix(".jpg").as_posix() for path in labels.rglob("*.txt")}
+    assert all(re.fullmatch(r"\d+/\d+/(\d{4}|unknown)/[0-9a-f]{14}\.jpg", path) for path in found)
+    assert len({path.rsplit("/")[-1] for path in found}) == len(found)
+
+
+def test_no_year_folder_is_on_both_sides(folder):
+    years = {
+        split: Counter(path.rsplit("/", 1)[0] for path in _lines(folder, f"classification/{split}.txt"))
+        for split in ("train", "test")
+    }
+    assert not years["train"].keys() & years["test"].keys()
+    for model in MODELS:
+        mine = [sum(f"/{model.id}/" in year for year in years[split]) for split in ("train", "test")]
+        assert mine == [7, 3]
+
+
+def test_boxes_lie_in_the_photo_and_viewpoints_are_balanced(folder):
+    viewpoints = Counter()
+    for path in _lines(folder, "classification/train.txt") + _lines(folder, "classification/test.txt"):
+        viewpoint, (left, top, right, bottom) = _label(folder, path)
+        with Image.open(folder / "data/image" / path) as image:
+            assert 1 <= left < right <= image.width and 1 <= top < bottom <= image.height
+            assert (right - left) * (bottom - top) > 0.15 * image.width * image.height
+        viewpoints[viewpoint] += 1
+    assert viewpoints == dict.fromkeys(VIEWPOINTS, NUM * len(MODELS) // len(VIEWPOINTS))
+
+
+def test_misc_as_in_compcars(folder):
+    misc = folder / "data/misc"
+    header, *rows = (misc / "attributes.txt").read_text().splitlines()
+    assert header == "model_id maximum_speed displacement door_number seat_number type"
+    assert [int(row.split()[0]) for row in rows] == [model.id for model in MODELS]
+    assert any(" 0 " in row for row in rows), "some values are to be unknown"
+    types = scipy.io.loadmat(misc / "car_type.mat")["types"]
+    assert types.shape == (1, 12) and types[0, 2].item() == "sedan" and types[0, 11].item() == "convertible"
+    names = scipy.io.loadmat(misc / "make_model_name.mat")
+    for key, things in (("make_names", MAKES), ("model_names", MODELS)):
+        assert names[key].shape == (max(thing.id for thing in things), 1)
+        by_id = {i + 1: cell.item() for i, cell in enumerate(names[key][:, 0]) if cell.size}
+        assert by_id == {thing.id: thing.name for thing in things}
+
+
+def test_the_compcars_reader_reads_it(folder):
+    table = read_compcars(folder, known=None)
+    assert len(table) == NUM * len(MODELS)
+    assert dict(table.rows["split"].value_counts()) == {"train": 0.7 * len(table), "test": 0.3 * len(table)}
+    assert [len(table.labels[name]) for name in ("make", "model", "viewpoint")] == [4, 12, 5]
+    model = table.labels["model"]
+    makes = {make.id: make.name for make in MAKES}
+    named = dict(zip(model.names, (table.labels["make"].names[i] for i in model.parent_codes), strict=True))
+    assert named == {model.name: makes[model.make_id] for model in MODELS}
+
+
+def test_easy_pairs_share_the_viewpoint_and_hard_ones_the_make(folder):
+    test = set(_lines(folder, "classification/test.txt"))
+    assert _lines(folder, "verification/verification_train.txt") == _lines(folder, "classification/train.txt")
+    for level in demo.PAIR_LEVELS:
+        pairs = [line.split() for line in _lines(folder, f"verification/verification_pairs_{level}.txt")]
+        assert len({frozenset(pair[:2]) for pair in pairs}) == len(pairs) >= 24
+        for first, second, label in pairs:
+            assert {first, second} <= test and first != second
+            (make, model), (other_make, other_model) = first.split("/")[:2], second.split("/")[:2]
+            assert label == str(int(model == other_model))
+            assert level != "hard" or make == other_make
+            assert level != "easy" or _label(folder, first)[0] == _label(folder, second)[0]
+        assert Counter(pair[2] for pair in pairs) == dict.fromkeys("01", len(pairs) / 2)
+
+
+@pytest.mark.parametrize("viewpoint", VIEWPOINTS)
+def test_the_box_is_tight_round_the_vehicle(viewpoint):
+    for number, model in enumerate(MODELS):
+        make = next(make for make in MAKES if make.id == model.make_id)
+        vehicle = create_vehicle(model, make, create_finish(PAINTS[0], np.random.default_rng(number)))
+        _, box = draw_photo(vehicle, viewpoint, np.random.default_rng(number))
+        view = aim_camera(vehicle, viewpoint, np.random.default_rng(number))
+        seen = np.flatnonzero((vehicle.normals * (view.eye - vehicle.middles)).sum(1) > 0)
+        alone = Image.new("L", [OVERSAMPLE * n for n in view.size])
+        paint_faces(alone, vehicle, view, seen, np.full((len(vehicle.points), 1), 255))
+        drawn = np.array(alone.getbbox()) / OVERSAMPLE
+        assert np.abs(drawn - box).max() <= 1.5
+
+
+def test_every_model_has_one_training_car_of_every_paint():
+    for model in MODELS:
+        paints, is_test = demo._paints(model, seed=0)
+        assert sorted(paints[~is_test].ravel()) == list(range(len(PAINTS)))
+
+
+def test_same_seed_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "MODELS", MODELS[:2])
+    first, again, other = (
+        {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for root in (demo.write_demo(tmp_path / f"{i}", NUM, seed) for i, seed in enumerate((0, 0, 1)))
+    )
+    assert first == again
+    assert {path for path in first if path.suffix == ".jpg"}.isdisjoint(other)
+
+
+def test_an_interrupted_writing_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "MODELS", MODELS[:1])
+    monkeypatch.setattr(demo, "_write_misc", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        demo.write_demo(tmp_path / "cache" / "demo", NUM)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_of_two_processes_one_wins(tmp_path, monkeypatch):
+    """The other process completes the folder while this one draws."""
+
+    def write_and_be_overtaken(root, *args):
+        root.mkdir()
+        monkeypatch.setattr(demo, "_write_all", lambda root, *args: (root / "winner").mkdir(parents=True))
+        demo.write_demo(tmp_path / "demo", NUM)
+
+    monkeypatch.setattr(demo, "_write_all", write_and_be_overtaken)
+    assert demo.write_demo(tmp_path / "demo", NUM) == tmp_path / "demo"
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+    assert (tmp_path / "demo" / "winner").is_dir()
+
+
+def test_a_complete_folder_is_not_drawn_again(folder, monkeypatch):
+    monkeypatch.setattr(demo, "_write_all", lambda *args: pytest.fail("drawn again"))
+    assert demo.write_demo(folder, NUM) == folder
+    with pytest.raises(InputError, match="holds something else"):
+        demo.write_demo(folder, NUM, seed=1)
+
+
+def test_wrong_arguments_are_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="7 images_per_model are too few; 20 or more"):
+        demo.write_demo(tmp_path / "demo", 7)
+    with pytest.raises(InputError, match="seed -1 is negative"):
+        demo.write_demo(tmp_path / "demo", NUM, -1)
+    with pytest.raises(InputError, match=r"cannot write .*CARVISION_CACHE"):
+        demo.write_demo(tmp_path / "file" / "demo", NUM)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_cache_folder_names_version_and_arguments(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.delenv("CARVISION_CACHE", raising=False)
+    assert demo.demo_folder() == tmp_path / "xdg/carvision" / f"demo-v{demo.DEMO_VERSION}-100-0"
+    monkeypatch.setenv("CARVISION_CACHE", str(tmp_path / "own"))
+    assert demo.demo_folder(images_per_model=30, seed=2).parent == tmp_path / "own"
+    assert demo.demo_folder(images_per_model=30, seed=2) != demo.demo_folder(images_per_model=30, seed=3)
+    assert demo.demo_folder(tmp_path).parent == tmp_path
