@@ -71,7 +71,7 @@ def kfold_split(table: Table, num_folds: int, fold: int, val_fraction: float, se
     _require_photos(table, num_folds)
     units = _units(table, equal_bytes(table), keep_groups)
     names = tuple(map(str, range(num_folds)))
-    folds = _stratify(table, units, (1 / num_folds,) * num_folds, names, seed)
+    folds = _stratify(table, units, (1 / num_folds,) * num_folds, names, seed, few_in_first=False)
     split = np.where(folds == str(fold), "test", "train").astype(object)
     rest = np.flatnonzero(split == "train")
     part = table.select(split == "train")
@@ -163,11 +163,13 @@ def _units(table: Table, copies: np.ndarray, keep_groups: bool) -> np.ndarray:
     return connected_components(links, directed=False)[1][:num]
 
 
-def _stratify(table: Table, units: np.ndarray, fractions: tuple, names: tuple[str, ...], seed: int) -> np.ndarray:
+def _stratify(
+    table: Table, units: np.ndarray, fractions: tuple, names: tuple[str, ...], seed: int, few_in_first: bool = True
+) -> np.ndarray:
     """object (N,): for each photo one of `names`, in `fractions` of the units of its class, at random by seed.
 
     A class with at least as many units as there are names has one in each; one with fewer goes to the first name
-    whole. Photos whose class is not known are divided like a class of their own.
+    whole (few_in_first), or each unit to another name. Photos of unknown class are divided like a class of their own.
     """
     codes = table.rows[table.finest].to_numpy()
     wanted = [i for i, fraction in enumerate(fractions) if fraction > 0]
@@ -179,8 +181,11 @@ def _stratify(table: Table, units: np.ndarray, fractions: tuple, names: tuple[st
     for code in np.unique(unit_class):
         members = random.permutation(np.flatnonzero(unit_class == code))
         if len(members) < len(wanted):
-            whole += 1
-            continue  # stays in the first
+            if few_in_first:
+                whole += 1
+            else:
+                split_of_unit[members] = random.permutation(len(names))[: len(members)]
+            continue
         sizes = _apportion(len(members), fractions, random)
         split_of_unit[members] = np.repeat(np.arange(len(fractions)), sizes)
     if whole:

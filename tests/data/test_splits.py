@@ -288,3 +288,16 @@ def test_a_class_with_one_photo_names_the_mend(tmp_path, unequal, divide, mend):
     with pytest.raises(InputError, match=expected):
         divide(table)
     assert len(divide(table.without_sparse_classes(mend))) == 40
+
+
+def test_kfold_spreads_the_groups_of_a_class_with_fewer_groups_than_folds(tmp_path, unequal):
+    """Else a fold would test a class of which it has seen no photo, though there are two groups of it."""
+    codes = [0] * 8 + [1] * 20
+    groups = ["a"] * 4 + ["b"] * 4 + [""] * 20
+    table = table_of(tmp_path, codes, groups=groups)
+    tested = []
+    for fold in range(4):
+        part = kfold_split(table, 4, fold, 0.2, 0, True)
+        assert (part.of_split("train").rows["class"] == 0).any()
+        tested += part.of_split("test").rows.loc[lambda rows: rows["class"] == 0, "group"].unique().tolist()
+    assert sorted(tested) == ["a", "b"]
