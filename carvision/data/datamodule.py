@@ -50,6 +50,7 @@ class PhotoDataModule(pl.LightningDataModule):
     def prepare_data(self) -> None:  # called by Lightning in one process only
         if self.download is not None:
             self.download()
+            self.download = None  # Lightning asks again before each of fit, validate and test
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the table, once. After it, `table` and `photos` {split: Photos} are there."""

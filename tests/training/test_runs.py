@@ -13,10 +13,12 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 import carvision
+import carvision.data.build
 from carvision.config import conf_dir, plain_config
 from carvision.errors import InputError
 from carvision.training import runs
 from carvision.training.lit_classifier import LitClassifier
+from tests.data.layouts import write_class_folders
 
 SMALL = [
     "data.image_px=32",
@@ -261,3 +263,21 @@ def quiet_logs():
     for handler in logging.getLogger("carvision").handlers[:]:
         handler.close()
         logging.getLogger("carvision").removeHandler(handler)
+
+
+def test_prepare_data_downloads_where_asked(tmp_path, monkeypatch):
+    """The download itself is tested in tests/data/test_oxford102.py."""
+    asked = []
+
+    def fetch(root):
+        asked.append(root)
+        folders = {f"{split}/{label}": 3 for split in ("train", "valid", "test") for label in (1, 2)}
+        write_class_folders(tmp_path / "flowers", folders)
+
+    monkeypatch.setattr(carvision.data.build, "download_oxford102", fetch)
+    overrides = ["data=oxford102", f"data.root={tmp_path / 'flowers'}", "data.allow_missing=true"]
+    with pytest.raises(InputError, match="does not exist"):
+        train(tmp_path / "without", *overrides)
+    folder = train(tmp_path / "with", *overrides, "data.download=true")
+    assert asked == [str(tmp_path / "flowers")]
+    assert carvision.load(folder).class_ids == {"class": ["1", "2"]}
