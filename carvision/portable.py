@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def load(path: str | Path) -> Classifier:
     """The network of a run's folder or of its model.safetensors, as a torch.nn.Module in eval mode, with
 
     model(images) -> {head: logits}          images float (B, 3, H, W) as model.transform gives them
-    model.transform(PIL image) -> (3, H, W)  float, preprocessed as in training
+    model.transform(PIL image, box=None) -> (3, H, W)  float, preprocessed as in training; see to_input
     model.classes[head], model.class_ids[head]   names and ids, in the order of the logits
     model.decode(logits) -> {head: int64 (B,)}   the predicted classes, by the run's decoding rule
 
@@ -108,9 +109,13 @@ def parents_of(labels: dict) -> dict[str, tuple[str, Tensor]]:
     }
 
 
-def to_input(image: PIL.Image.Image, preprocessing: Preprocessing) -> Tensor:
-    """A PIL image as the network takes it: float (3, size_px, size_px), normalised. Raises BadImage."""
-    pixels = torch.from_numpy(to_square(image, preprocessing)).float() / 255
+def to_input(image: PIL.Image.Image, box: Sequence[float] | None = None, *, preprocessing: Preprocessing) -> Tensor:
+    """A PIL image as the network takes it: float (3, size_px, size_px), normalised. Raises BadImage.
+
+    box: left, top, right, bottom in pixels, the part to look at; for a network that was trained on boxes.
+    """
+    region = None if box is None else np.asarray(box, np.float32)
+    pixels = torch.from_numpy(to_square(image, preprocessing, region)).float() / 255
     mean, std = (
         torch.from_numpy(np.float32(values))[:, None, None] for values in (preprocessing.mean, preprocessing.std)
     )

@@ -100,6 +100,13 @@ def test_metrics_are_those_of_the_best_epoch(demo_run):
     assert metrics["seconds"]["training"] > 0
 
 
+def box_of(photo) -> tuple[int, int, int, int]:
+    """CompCars' box of a photo, from its label file, 0-based and with its ends excluded."""
+    label = photo.parents[4] / "label" / photo.relative_to(photo.parents[3]).with_suffix(".txt")
+    x1, y1, x2, y2 = map(int, label.read_text().split()[2:])
+    return x1 - 1, y1 - 1, x2, y2
+
+
 def test_the_loaded_model_gives_the_test_figures(demo_run, demo_photos):
     """What carvision.load gives, fed photo by photo with its own transform, is as right as the run says."""
     model = carvision.load(demo_run)
@@ -107,7 +114,8 @@ def test_the_loaded_model_gives_the_test_figures(demo_run, demo_photos):
     test = splits[splits["split"] == "test"]
     root = next(path for path in (demo_photos, demo_photos / "data") if (path / test["path"].iloc[0]).exists())
     with torch.no_grad():
-        logits = model(torch.stack([model.transform(Image.open(root / path)) for path in test["path"]]))
+        photos = [root / path for path in test["path"]]
+        logits = model(torch.stack([model.transform(Image.open(photo), box=box_of(photo)) for photo in photos]))
     metrics = json.loads((demo_run / "metrics.json").read_text())["test"]
     for head in ("make", "model"):
         predicted = [model.class_ids[head][code] for code in model.decode(logits)[head]]
@@ -121,7 +129,8 @@ def test_checkpoints_open_with_torchs_safe_default(demo_run):
     best = carvision.load(demo_run)
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        assert torch.equal(lit.model.eval()(images)["model"], best(images)["model"])
+        # equal weights; laid out otherwise in memory, so that the sums of a convolution round differently
+        torch.testing.assert_close(lit.model.eval()(images)["model"], best(images)["model"], atol=1e-4, rtol=1e-4)
 
 
 def test_the_same_seed_and_splits_give_the_same_run(demo_run, demo_photos, tmp_path):
