@@ -2,11 +2,13 @@
 
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 
 from carvision.data.build import folds_of
+from carvision.errors import InputError
 from carvision.run_log import start_log
 from carvision.training.fit import run_training
 from carvision.training.run_folder import claim_folder, is_first_process, write_config, write_metrics
@@ -21,10 +23,16 @@ def run(cfg: dict, name: str) -> Path:
     folder = _folder_of_all_processes(cfg["run"]["dir"], name)
     start_log(folder if is_first_process() else None, quiet=not is_first_process())
     folds = folds_of(cfg["data"]["split"])
-    if len(folds) == 1:
-        run_training(cfg, folder, folds[0])
-    else:
-        _run_folds(cfg, folder, folds)
+    try:
+        if len(folds) == 1:
+            run_training(cfg, folder, folds[0])
+        else:
+            _run_folds(cfg, folder, folds)
+    except InputError:
+        if is_first_process() and not any(folder.rglob("history.csv")):
+            start_log(None)  # closes run.log
+            shutil.rmtree(folder)  # not an epoch is in it, and the mended command may name the same run.dir
+        raise
     if is_first_process():
         print(f"run: {folder}")
     return folder

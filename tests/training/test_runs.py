@@ -218,6 +218,7 @@ def test_mistakes_end_as_one_line(class_folders, tmp_path, override, message):
     with pytest.raises(InputError, match=message) as caught:
         train(tmp_path / "run", *folder_overrides(class_folders), override)
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()  # so that the mended command can name it again
 
 
 def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(class_folders, tmp_path, monkeypatch):
