@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from torch import nn
 
+WHERE = """In the run's folder: model.safetensors and model.json (the network), metrics.json and results.txt (figures),
+history.csv, loss.png, accuracy.png (epochs), checkpoints/, splits.csv, config.yaml, summary.txt, run.log"""
 CLASS_FIGURES = ("top1", "top3", "top5", "precision", "recall", "f1", "balanced_accuracy")
 
 
@@ -38,8 +40,8 @@ def closing_table(metrics: dict, labels: dict[str, dict]) -> RichTable:
     """
     split = "test" if metrics.get("test") else "val"
     figures = metrics[split]
-    table = RichTable(title=f"{split} (precision, recall, F1: macro)", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("head")
+    table = RichTable(title=f"{split}, in % (precision, recall, F1: macro)", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("head", no_wrap=True)
     for name in CLASS_FIGURES:
         table.add_column(name.replace("balanced_accuracy", "balanced"), justify="right")
     for head, label in labels.items():
@@ -60,7 +62,7 @@ def decoding_table(metrics: dict) -> RichTable:
     split = "test" if metrics.get("test") else "val"
     rules = metrics["decodings"][split]
     names = list(next(iter(rules.values())))
-    table = RichTable(title=f"decoding, {split} (model.decoding)", title_justify="left", box=SIMPLE_HEAD)
+    table = RichTable(title=f"decoding, {split}, in % (model.decoding)", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("rule")
     for name in names:
         table.add_column(
@@ -78,9 +80,10 @@ def print_closing(metrics: dict, labels: dict[str, dict], folder: Path) -> None:
     if not terminal.is_terminal:
         terminal = Console(width=110)  # rich takes a file for 80 columns wide, and would wrap the tables
     terminal.print(*tables, sep="\n")
+    terminal.print(WHERE, soft_wrap=True, highlight=False)
     with (folder / "results.txt").open("w") as file:
         Console(file=file, width=110).print(*tables, sep="\n")
 
 
 def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f} %"
+    return "" if value is None else f"{100 * value:.1f}"
