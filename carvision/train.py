@@ -1,14 +1,11 @@
 """python -m carvision.train [overrides]: train a classifier, test it, save it. See --help and conf/train.yaml."""
 
-import logging
 import os
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from carvision.config import plain_config, run_command
-
-log = logging.getLogger(__name__)
 
 # Read by OpenMP when torch is imported: threads that wait sleep, instead of keeping the cores busy that the photo
 # readers need. Steps took a tenth of the time where other processes were at work on the same two cores.

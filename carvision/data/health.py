@@ -1,7 +1,6 @@
 """The health of a data set before anything is trained: unreadable photos, copies, photos per class."""
 
 import contextlib
-import logging
 import multiprocessing
 import signal
 from collections import deque
@@ -17,8 +16,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from carvision.data.inspection import PhotoFacts, become_worker, inspect_photos
 from carvision.data.table import BOX, SPLITS, UNKNOWN, Classes, Table
 from carvision.errors import InputError
-
-log = logging.getLogger(__name__)
 
 CHUNK = 32  # photos a worker takes at a time: enough to make its messages cheap, few enough to end soon after Ctrl-C
 NO_SPLIT = "no split"

@@ -1,6 +1,5 @@
 """timm backbones, and weights for them from timm, a file or an earlier run."""
 
-import logging
 from pathlib import Path
 
 import timm
@@ -11,8 +10,6 @@ from torch import nn
 
 from carvision.errors import InputError, nearest
 from carvision.models import small_networks  # noqa: F401 - registers them with timm
-
-log = logging.getLogger(__name__)
 
 
 def create_backbone(name: str, kwargs: dict | None = None, pretrained: bool = False, size_px: int = 224) -> nn.Module:

@@ -1,7 +1,6 @@
 """The report on a data set's health: on the terminal, and as tables and pictures in a folder."""
 
 import json
-import logging
 import math
 import re
 from collections.abc import Sequence
@@ -18,8 +17,6 @@ from carvision.data.health import class_counts, describe_counts, find_copies
 from carvision.data.table import UNKNOWN, Table
 from carvision.errors import InputError, nearest
 from carvision.reports.dataset import plot_class_counts, plot_samples
-
-log = logging.getLogger(__name__)
 
 NUM_FIRST = 3  # paths shown of each kind of problem
 NUM_RANDOM = 12  # classes on a sheet of samples where none are chosen

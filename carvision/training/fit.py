@@ -85,7 +85,9 @@ def _test(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, 
     for split in ("train", "val"):
         metrics[split] = {k.removeprefix(f"{split}/"): v for k, v in row.items() if str(k).startswith(f"{split}/")}
     metrics["test"], metrics["decodings"] = {}, {}
-    evaluated = {"val": (trainer.validate, lit.val_metrics)}
+    evaluated = {}
+    if len(lit.val_metrics.rules) > 1:  # else the history has all of val already
+        evaluated["val"] = (trainer.validate, lit.val_metrics)
     if "test" in datamodule.photos:
         evaluated["test"] = (trainer.test, lit.test_metrics)
     for split, (evaluate, counters) in evaluated.items():
