@@ -1,0 +1,57 @@
+"""python -m carvision.compare RUN...: finished runs side by side. See --help."""
+
+import argparse
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+from carvision.errors import InputError
+
+HELP = """Compare runs: a table of their figures, time and cost, their curves overlaid, accuracy against time and money.
+
+  python -m carvision.compare runs                                   every run below that folder
+  python -m carvision.compare runs/a runs/b --names baseline,focal   two runs
+  python -m carvision.compare runs --epoch 40                        figures at the end of the 40th epoch
+  python -m carvision.compare runs --matrix model.backbone optimizer.name
+  python -m carvision.compare runs --against data.batch_size
+"""
+
+
+def compare(arguments: list[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    try:
+        # Only now: --help and a wrong option wait for neither pandas nor matplotlib.
+        from carvision.reports.comparison.report import write_comparison
+
+        folder = options.out or Path("compare") / time.strftime("%Y-%m-%d_%H-%M-%S")
+        write_comparison(folder=folder, **{k: v for k, v in vars(options).items() if k != "out"})
+    except InputError as error:
+        if os.environ.get("CARVISION_DEBUG"):
+            raise
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    print(f"compare: {folder}")
+
+
+def parser() -> argparse.ArgumentParser:
+    it = argparse.ArgumentParser(
+        "python -m carvision.compare", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    it.add_argument("given", nargs="+", type=Path, metavar="RUN", help="a run's folder, or a folder that holds runs")
+    it.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: compare/<time>)")
+    it.add_argument("--names", type=lambda text: text.split(","), metavar="A,B", help="what the runs are called")
+    it.add_argument("--epoch", type=int, metavar="N", help="figures of the end of this epoch, from 1; not the best one")
+    it.add_argument("--figure", help="on which runs are judged (default: val/<head with most classes>/top1)")
+    it.add_argument("--sort", metavar="FIGURE", help="a figure, wall_min, cpu_min or cost by which runs stand in order")
+    it.add_argument("--matrix", nargs=2, metavar=("ROWS", "COLUMNS"), help="two keys of the configuration")
+    it.add_argument("--against", metavar="KEY", help="a key of the configuration whose values are numbers")
+    it.add_argument("--price-per-hour", type=float, metavar="MONEY", help="instead of the runs' own run.price_per_hour")
+    return it
+
+
+if __name__ == "__main__":
+    compare()

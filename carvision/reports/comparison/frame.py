@@ -1,0 +1,162 @@
+"""Runs as one pandas frame, and what is read from it: the best of each column, the Pareto front."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from carvision.errors import InputError, nearest
+from carvision.reports.comparison.runs import SPLITS, Part, Run
+
+log = logging.getLogger(__name__)
+
+NO_FIGURES = ("folder", "state", "folds", "epochs", "best_epoch", "epoch", "parameters")  # of which none is best
+TIMES = ("wall_min", "cpu_min", "cost", "training_s", "best_after_s", "epoch_s")
+SPREAD = "/std"  # a column's standard deviation over the folds, in a column of its own
+NAN = float("nan")
+
+
+def frame_of(
+    runs: Sequence[Run], names: Sequence[str], epoch: int | None = None, price_per_hour: float | None = None
+) -> pd.DataFrame:
+    """A row a run, indexed by its name: figures as the run's files have them (epochs from 0, accuracies as fractions).
+
+    epoch (from 1): figures of the end of that epoch instead of the best one, and the training time until then.
+    price_per_hour: instead of the run's own. Raises InputError if no run has that epoch.
+    """
+    frame = pd.DataFrame([_row(run, epoch, price_per_hour) for run in runs], index=pd.Index(names, name="run"))
+    if epoch is not None and "epoch" not in frame.dropna(axis="columns", how="all"):
+        longest = max((len(run.history) for run in runs), default=0)
+        raise InputError(f"--epoch {epoch}: no run has as many epochs; the longest has {longest}")
+    if epoch is not None:
+        for name in frame.index[frame["epoch"].isna()]:
+            log.warning("%s has no epoch %d: its figures are empty", name, epoch)
+    facts = [name for name in (*NO_FIGURES, *TIMES, "lowest_val_loss") if name in frame]
+    figures = [name for name in frame if name not in facts]
+    order = {split: i for i, split in enumerate(SPLITS)}
+    figures.sort(key=lambda name: order[name.split("/")[0]])  # stable: a run's own order within a split
+    return frame[facts + figures]
+
+
+def _row(run: Run, epoch: int | None, price_per_hour: float | None) -> dict[str, object]:
+    parts = pd.DataFrame([_part_row(part, run.config, epoch) for part in run.parts])
+    row = parts.iloc[0].to_dict()
+    if run.num_folds:
+        numbers = parts.select_dtypes("number")
+        row = numbers.mean().to_dict()
+        row |= {f"{name}{SPREAD}": value for name, value in numbers.std(ddof=1).items() if "/" in str(name)}
+        for name in ("wall_min", "cpu_min", "training_s", "cost"):
+            row[name] = numbers[name].sum(min_count=len(parts)) if name in numbers else NAN
+        for name, value in ((run.summary or {}).get("test", {}) if epoch is None else {}).items():
+            row[f"test/{name}"], row[f"test/{name}{SPREAD}"] = value["mean"], value["std"]
+    if run.summary and "cost" in run.summary and epoch is None:
+        row["cost"] = run.summary["cost"]
+    own_price = run.config.get("run.price_per_hour")
+    if price_per_hour is not None or (np.isnan(row.get("cost", NAN)) and own_price is not None):
+        row["cost"] = row["wall_min"] / 60 * float(own_price if price_per_hour is None else price_per_hour)
+    state = f"epoch {epoch}" if epoch is not None else "finished" if run.finished else "unfinished"
+    return {"folder": str(run.folder), "state": state, "folds": run.num_folds or NAN, **row}
+
+
+def _part_row(part: Part, config: dict, epoch: int | None) -> dict[str, float]:
+    history, metrics = part.history, part.metrics
+    seconds = history["seconds"] if "seconds" in history else pd.Series(dtype=float)
+    spent = (metrics or {}).get("seconds", {})
+    row: dict[str, float] = {"epochs": len(history) or NAN, "parameters": part.num_parameters}
+    if epoch is not None:
+        at = history[history["epoch"] == epoch - 1]
+        row["epoch"] = epoch - 1 if len(at) else NAN
+        row["training_s"] = seconds[history["epoch"] < epoch].sum() if len(at) else NAN
+        row["wall_min"] = row["training_s"] / 60
+        figures = _figures_of(at.iloc[0]) if len(at) else {}
+    else:
+        at = _best_epoch(part, config)
+        row["best_epoch"] = at
+        row["training_s"] = spent.get("training", seconds.sum() if len(seconds) else NAN)
+        stages = [value for name, value in spent.items() if name not in ("total", "cpu")]
+        row["wall_min"] = spent.get("total", sum(stages) if stages else row["training_s"]) / 60
+        row["cpu_min"] = spent.get("cpu", NAN) / 60
+        row["cost"] = (metrics or {}).get("cost", NAN)
+        row["best_after_s"] = seconds[history["epoch"] <= at].sum() if len(seconds) else NAN
+        if metrics:
+            figures = {f"{split}/{name}": v for split in SPLITS for name, v in metrics.get(split, {}).items()}
+        else:
+            figures = _figures_of(history[history["epoch"] == at].iloc[0]) if len(history) else {}
+    row["epoch_s"] = seconds.mean() if len(seconds) else NAN
+    row["lowest_val_loss"] = history["val/loss"].min() if "val/loss" in history else NAN
+    return row | {name: value for name, value in figures.items() if isinstance(value, int | float)}
+
+
+def _figures_of(epoch: pd.Series) -> dict[str, float]:
+    return {str(k): v for k, v in epoch.items() if str(k).split("/")[0] in SPLITS and not pd.isna(v)}
+
+
+def _best_epoch(part: Part, config: dict) -> float:
+    """From 0. Of a run that did not end, the best so far in the sense of its callbacks.monitor."""
+    if part.metrics and "best_epoch" in part.metrics:
+        return part.metrics["best_epoch"]
+    history, monitor = part.history, config.get("callbacks.monitor", "val/loss")
+    if monitor not in history or history[monitor].isna().all():
+        return history["epoch"].max() if len(history) else NAN
+    values = history[monitor]
+    return history.loc[values.idxmax() if config.get("callbacks.mode") == "max" else values.idxmin(), "epoch"]
+
+
+def lower_is_better(column: str) -> bool:
+    last = column.rsplit("/", 1)[-1]
+    return column in TIMES or "loss" in last or last in ("mae", "rmse", "fpr_at50", "fnr_at50")
+
+
+def is_fraction(column: str) -> bool:
+    """Whether a figure is shown in %: all that runs report are, but losses and errors in a unit."""
+    last = column.rsplit("/", 1)[-1]
+    return column.split("/")[0] in SPLITS and "/" in column and "loss" not in last and last not in ("mae", "rmse")
+
+
+def heads_of(frame: pd.DataFrame) -> list[str]:
+    """Heads with figures, in the order of the runs' files."""
+    names = [column.split("/") for column in frame if column.split("/")[0] in SPLITS]
+    return list(dict.fromkeys(n[1] for n in names if len(n) == 3 and n[2] in ("top1", "mae") and n[1] != "joint"))
+
+
+def finest_figure(frame: pd.DataFrame, runs: Sequence[Run]) -> str:
+    """Top-1 on validation of the head that most runs have, of these the one with most classes, or else the last."""
+    num_classes = {head: n for run in runs for part in run.parts for head, n in part.num_classes.items()}
+    for split in ("val", "test", "train"):
+        heads = [head for head in heads_of(frame) if f"{split}/{head}/top1" in frame]
+        if heads:
+            rank = {h: (frame[f"{split}/{h}/top1"].count(), num_classes.get(h, 0), i) for i, h in enumerate(heads)}
+            return f"{split}/{max(heads, key=rank.__getitem__)}/top1"
+    return next((f"{split}/loss" for split in ("val", "test", "train") if f"{split}/loss" in frame), "wall_min")
+
+
+def check_column(frame: pd.DataFrame, column: str, option: str) -> str:
+    """Raises InputError unless the frame has numbers in that column."""
+    columns = list(frame.select_dtypes("number").dropna(axis="columns", how="all"))
+    if column not in columns:
+        shown = ", ".join(c for c in columns if c.endswith(("val/loss", "/top1")) or c in ("wall_min", "cost"))
+        raise InputError(f"{option}: {column!r} is no figure of these runs, as {shown} are{nearest(column, columns)}")
+    return column
+
+
+def sort_by(frame: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Best first; runs without the figure last, and runs that are equal in their order."""
+    return frame.sort_values(column, ascending=lower_is_better(column), kind="stable", na_position="last")
+
+
+def pareto_front(amounts: Sequence[float], values: Sequence[float], lower: bool = False) -> np.ndarray:
+    """Places of the runs to which no other is better in one and at least as good in the other, by amount.
+
+    Less of the amount (time, money) is better, and more of the value, or less where `lower`. NaN is never on it.
+    Two equal runs are both on it.
+    """
+    amounts, values = np.asarray(amounts, float), np.asarray(values, float) * (-1 if lower else 1)
+    known = np.flatnonzero(~(np.isnan(amounts) | np.isnan(values)))
+    order = known[np.lexsort((-values[known], amounts[known]))]
+    front: list[int] = []
+    for place in order:
+        same = front and (amounts[place], values[place]) == (amounts[front[-1]], values[front[-1]])
+        if not front or values[place] > values[front[-1]] or same:
+            front.append(int(place))
+    return np.array(front, dtype=int)

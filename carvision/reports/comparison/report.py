@@ -1,0 +1,194 @@
+"""A comparison as a whole: runs read, tables on the terminal and in files, pictures."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+
+from carvision.errors import InputError
+from carvision.reports.comparison.frame import check_column, finest_figure, frame_of, sort_by
+from carvision.reports.comparison.matrix import against_of, matrix_of
+from carvision.reports.comparison.names import differing_keys, name_runs, text_of
+from carvision.reports.comparison.plots import MAX_CURVES, plot_against, plot_comparison
+from carvision.reports.comparison.runs import Run, find_runs, read_run
+from carvision.reports.comparison.sheets import Sheet, against_sheet, matrix_sheets, runs_sheet, settings_sheet
+from carvision.reports.comparison.tables import print_runs, print_sheet, write_html, write_markdown
+from carvision.reports.comparison.trade_off import plot_matrix, plot_trade_off
+
+log = logging.getLogger(__name__)
+
+Pictures = dict[str, Path]  # {what it shows: file}
+
+
+def write_comparison(
+    given: Sequence[Path],
+    folder: Path,
+    names: Sequence[str] | None = None,
+    epoch: int | None = None,
+    figure: str | None = None,
+    sort: str | None = None,
+    matrix: Sequence[str] | None = None,
+    against: str | None = None,
+    price_per_hour: float | None = None,
+) -> pd.DataFrame:
+    """Write compare.{csv,md,html} and the pictures into the folder, print the tables; returns the frame.
+
+    The arguments are the options of carvision.compare, whose --help has them. Raises InputError.
+    """
+    if epoch is not None and epoch < 1:
+        raise InputError(f"--epoch: {epoch} is not 1 or more; epochs count from 1")
+    if price_per_hour is not None and not price_per_hour >= 0:
+        raise InputError(f"--price-per-hour: {price_per_hour} is not 0 or more")
+    runs = [read_run(place) for place in find_runs(given)]
+    frame = frame_of(runs, _checked(names, runs), epoch, price_per_hour)
+    figure = check_column(frame, figure, "--figure") if figure else finest_figure(frame, runs)
+    if sort:
+        by_name = dict(zip(frame.index, runs, strict=True))
+        frame = sort_by(frame, check_column(frame, sort, "--sort"))
+        runs = [by_name[name] for name in frame.index]
+    tables = {"matrix": matrix_of(frame, runs, *matrix, figure)} if matrix else {}
+    if against:
+        groups = name_runs(runs, ignored=(against, "seed"))
+        tables["against"] = against_of(frame, runs, against, groups)
+    _make_folder(folder)
+    sheets = []
+    pictures = _plot_runs(frame, runs, figure, folder)
+    if "matrix" in tables:
+        sheets += matrix_sheets(tables["matrix"])
+        pictures |= _write_matrix(tables["matrix"], folder)
+    if "against" in tables:
+        sheets.append(against_sheet(tables["against"], against, figure))
+        pictures |= _write_against(tables["against"], against, figure, folder)
+    unfinished = list(frame.index[frame["state"] == "unfinished"])
+    for sheet in sheets if unfinished else []:
+        sheet.notes.append(f"Unfinished runs count with what they reached so far: {', '.join(unfinished)}.")
+    _write(frame, runs, figure, epoch, sheets, pictures, folder)
+    return frame
+
+
+def _checked(names: Sequence[str] | None, runs: Sequence[Run]) -> list[str]:
+    if names is None:
+        return name_runs(runs)
+    names = [name.strip() for name in names]
+    if len(names) != len(runs):
+        found = ", ".join(str(run.folder) for run in runs[:20])
+        raise InputError(f"--names: {len(names)} names for {len(runs)} runs ({found}); give one for each")
+    if len(set(names)) < len(names) or not all(names):
+        raise InputError(f"--names: {','.join(names)!r} has a name twice or an empty one; give each run its own")
+    return names
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out: {folder} can't be made ({error.strerror}); choose another folder") from None
+
+
+def _write(
+    frame: pd.DataFrame,
+    runs: Sequence[Run],
+    figure: str,
+    epoch: int | None,
+    studies: list[Sheet],
+    pictures: Pictures,
+    folder: Path,
+) -> None:
+    """compare.csv, compare.md, compare.html, and the tables on the terminal."""
+    keys = differing_keys(runs)
+    _write_csv(
+        frame.assign(**{key: [text_of(run.config.get(key)) for run in runs] for key in keys}), folder / "compare.csv"
+    )
+    title = f"{len(runs)} runs compared" if len(runs) > 1 else f"One run: {frame.index[0]}"
+    about, notes = _about(frame, epoch), _notes(frame, keys)
+    sheets = [runs_sheet(frame, "Figures", notes), *studies]
+    if keys:
+        sheets.append(settings_sheet(runs, list(frame.index), keys))
+    for write, file in ((write_markdown, "compare.md"), (write_html, "compare.html")):
+        write(folder / file, title, about, sheets, pictures)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=110)  # rich takes a file for 80 columns wide
+    print_runs(
+        frame, f"{title}. {about}", notes, console, [figure, figure.replace("val/", "test/"), "wall_min", "cost"]
+    )
+    for sheet in studies:
+        print_sheet(sheet, console)
+
+
+def _about(frame: pd.DataFrame, epoch: int | None) -> str:
+    if epoch is not None:
+        return f"Figures at the end of epoch {epoch}, wall minutes of training until then."
+    return "Figures of each run's best epoch, the test with the weights of that epoch."
+
+
+def _notes(frame: pd.DataFrame, keys: Sequence[str]) -> list[str]:
+    """What a reader must know to read the table rightly."""
+    notes = []
+    losses = [key for key in keys if key.startswith("loss.")]
+    if losses:
+        notes.append(f"The runs' losses are not the same ({', '.join(losses)}), so their values can't be compared.")
+    photos = [key for key in keys if key.startswith(("data.name", "data.split.", "data.classes", "data.min_images"))]
+    if photos:
+        notes.append(f"The runs have not the same photos ({', '.join(photos)}).")
+    if frame["folds"].notna().any():
+        notes.append("\u00b1: standard deviation over the folds; minutes and cost are of all folds together.")
+    if (frame["state"] == "unfinished").any():
+        notes.append("Unfinished: figures, time and cost so far; time and cost are marked in no such run.")
+    return notes
+
+
+def _write_csv(frame: pd.DataFrame, file: Path) -> None:
+    """Numbers as the runs' files have them; whole numbers stay whole where a run lacks one."""
+    whole = [c for c in frame.select_dtypes("number") if (frame[c].dropna() % 1 == 0).all() and "/" not in str(c)]
+    frame.astype({c: "Int64" for c in whole if c in ("folds", "epochs", "best_epoch", "epoch", "parameters")}).to_csv(
+        file
+    )
+
+
+def _plot_runs(frame: pd.DataFrame, runs: Sequence[Run], figure: str, folder: Path) -> Pictures:
+    """Curves overlaid, and the figure against time and, where it is known, money."""
+    pictures = {}
+    histories = {name: run.history for name, run in zip(frame.index, runs, strict=True) if len(run.history)}
+    shown = ""
+    if len(histories) > MAX_CURVES:
+        best = [name for name in sort_by(frame, figure).index if name in histories][:MAX_CURVES]
+        shown = f", the best {MAX_CURVES} of {len(histories)} runs"
+        log.warning("curves: %s by %s are drawn", shown.removeprefix(", "), figure)
+        histories = {name: histories[name] for name in best}
+    columns = dict.fromkeys(column for history in histories.values() for column in history)
+    heads = dict.fromkeys(c.split("/")[1] for c in columns if c.count("/") == 2 and c.endswith("/loss"))
+    losses = ["loss", *(f"{head}/loss" for head in heads if len(heads) > 1)]
+    accuracies = [f"{head}/top1" for head in (*heads, *(["joint"] if len(heads) > 1 else []))]
+    for kind, names in {"Loss": losses, "Top-1 accuracy": accuracies}.items():
+        drawn = [name for name in names if {f"val/{name}", f"train/{name}"} & set(columns)]
+        if drawn:
+            file = folder / f"{kind.removeprefix('Top-1 ').lower()}.png"
+            plot_comparison(histories, drawn, f"{kind} by epoch{shown}", file)
+            pictures[f"{kind} by epoch"] = file
+    for amount, word in {"training_s": "time", "cost": "cost"}.items():
+        if len(frame) > 1 and amount in frame and frame[[amount, figure]].notna().all(axis=1).sum() > 1:
+            pictures[f"Accuracy against {word}" if "top" in figure else f"{figure} against {word}"] = (
+                file := folder / f"against_{word}.png"
+            )
+            plot_trade_off(frame, amount, figure, file)
+    return pictures
+
+
+def _write_matrix(matrix, folder: Path) -> Pictures:
+    matrix.values.to_csv(folder / "matrix.csv")
+    matrix.minutes.to_csv(folder / "matrix_minutes.csv")
+    if (matrix.counts > 1).to_numpy().any():
+        matrix.counts.to_csv(folder / "matrix_runs.csv")
+    for minutes, name in ((False, "matrix.png"), (True, "matrix_minutes.png")):
+        plot_matrix(matrix, minutes, folder / name)
+    return {"Matrix": folder / "matrix.png", "Matrix of minutes": folder / "matrix_minutes.png"}
+
+
+def _write_against(table: pd.DataFrame, key: str, figure: str, folder: Path) -> Pictures:
+    columns = ["group", key, "epoch_s", "best_after_s", figure, "lowest_val_loss"]
+    table[list(dict.fromkeys(columns))].to_csv(folder / "against.csv")
+    plot_against(table, key, figure, folder / "against.png")
+    return {f"By {key}": folder / "against.png"}

@@ -1,0 +1,178 @@
+"""The folders of runs, found and read: the only place that knows their layout. No torch is imported."""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from carvision.errors import InputError
+
+log = logging.getLogger(__name__)
+
+HISTORY, METRICS, CONFIG = "history.csv", "metrics.json", "config.yaml"
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run, or a fold of one. metrics: of metrics.json, None if the run did not end. history: epochs from 0."""
+
+    history: pd.DataFrame
+    metrics: dict | None
+    num_parameters: float
+    num_classes: dict[str, int]  # of each head; empty where no model was saved yet
+
+
+@dataclass(frozen=True)
+class Run:
+    """parts: one, or one a fold. config: flat, {"optimizer.lr": 0.1}. summary: metrics.json of all folds together."""
+
+    folder: Path
+    config: dict[str, object]
+    parts: tuple[Part, ...]
+    num_folds: int
+    summary: dict | None
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.summary) if self.num_folds else self.parts[0].metrics is not None
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """Of several folds, the mean of each epoch that all of them have."""
+        if len(self.parts) == 1:
+            return self.parts[0].history
+        rows = pd.concat([part.history for part in self.parts]).select_dtypes("number")
+        if rows.empty:
+            return rows
+        epochs = rows.groupby("epoch")
+        return epochs.mean()[epochs.size() == len(self.parts)].reset_index()
+
+
+def find_runs(given: Iterable[Path]) -> list[Path]:
+    """The runs among the given folders and below them, each once, in the order given, and by name within a folder.
+
+    A run of several folds is one. Raises InputError where there is none.
+    """
+    found: dict[Path, Path] = {}
+    for folder in given:
+        if not folder.is_dir():
+            raise InputError(f"{folder} is no folder; give a run's folder, or a folder that holds runs")
+        below = _runs_below(folder)
+        if not below:
+            raise InputError(f"{folder}: no run in it (a run's folder holds {HISTORY} or {METRICS})")
+        for run in below:
+            if run.resolve() in found:
+                log.warning("%s was given twice, and is counted once", run)
+            found.setdefault(run.resolve(), run)
+    for place in [place for place in found if place.parent in found]:  # a fold was given besides its run
+        log.warning("%s is a fold of %s, which is compared as a whole", found[place], found[place.parent])
+        del found[place]
+    return list(found.values())
+
+
+def _runs_below(folder: Path) -> list[Path]:
+    runs = []
+    for place, folders, files in os.walk(folder):
+        if HISTORY in files or METRICS in files or any(_is_fold(Path(place, name)) for name in folders):
+            runs.append(Path(place))
+            folders.clear()  # a run's own folders hold no other runs
+        elif CONFIG in files:
+            log.warning("%s has not ended its first epoch, and is left out", place)
+        folders.sort(key=_natural)
+    return runs
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts the numbers in names by size: lr_8 before lr_16."""
+    return [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in re.split(r"(\d+)", name)]
+
+
+def _is_fold(folder: Path) -> bool:
+    return re.fullmatch(r"fold_\d+", folder.name) is not None and (folder / HISTORY).is_file()
+
+
+def read_run(folder: Path) -> Run:
+    """Raises InputError for a file that is not what a run writes."""
+    folds = sorted((f for f in folder.glob("fold_*") if _is_fold(f)), key=lambda f: int(f.name.removeprefix("fold_")))
+    summary = _read_metrics(folder)
+    if not folds and not (summary or {}).get("folds"):
+        return Run(folder, _read_config(folder), (_read_part(folder),), 0, None)
+    num_folds = int((summary or {}).get("folds", len(folds)))
+    parts = tuple(_read_part(fold) for fold in folds) or (Part(_no_history(), None, float("nan"), {}),)
+    return Run(folder, _read_config(folder), parts, num_folds, summary)
+
+
+def _no_history() -> pd.DataFrame:
+    return pd.DataFrame({"epoch": [], "seconds": []})
+
+
+def _read_part(folder: Path) -> Part:
+    history = _no_history()
+    file = folder / HISTORY
+    if file.exists():
+        try:
+            history = pd.read_csv(file)
+        except (ValueError, UnicodeDecodeError) as error:
+            raise InputError(f"{file} can't be read ({_first_line(error)}); leave this run out") from None
+        if "epoch" not in history or not pd.api.types.is_numeric_dtype(history["epoch"]):
+            raise InputError(f"{file} has no column of numbers 'epoch', so it is no run's; leave this folder out")
+    return Part(history, _read_metrics(folder), _num_parameters(folder), _num_classes(folder))
+
+
+def _read_metrics(folder: Path) -> dict | None:
+    file = folder / METRICS
+    if not file.exists():
+        return None
+    try:
+        metrics = json.loads(file.read_text())
+    except ValueError as error:
+        raise InputError(f"{file} can't be read ({_first_line(error)}); leave this run out") from None
+    if not isinstance(metrics, dict) or not all(isinstance(metrics.get(split, {}), dict) for split in SPLITS):
+        raise InputError(f"{file} does not hold the figures of a run; leave this folder out")
+    return metrics
+
+
+def _read_config(folder: Path) -> dict[str, object]:
+    file = folder / CONFIG
+    if not file.exists():
+        return {}
+    try:
+        config = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} can't be read ({_first_line(error)}); leave this run out") from None
+    return dict(_flat(config or {}))
+
+
+def _flat(config: dict, before: str = ""):
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
+
+
+def _num_parameters(folder: Path) -> float:
+    """From the line "all" of summary.txt."""
+    file = folder / "summary.txt"
+    line = re.search(r"^all +([\d,]+)", file.read_text(), re.MULTILINE) if file.exists() else None
+    return float(line[1].replace(",", "")) if line else float("nan")
+
+
+def _num_classes(folder: Path) -> dict[str, int]:
+    file = folder / "model.json"
+    try:
+        labels = json.loads(file.read_text())["labels"] if file.exists() else {}
+        return {head: len(label["ids"]) for head, label in labels.items() if "ids" in label}
+    except (ValueError, KeyError, TypeError):
+        return {}  # only the choice of the finest head needs them, and has another way
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]

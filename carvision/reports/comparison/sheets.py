@@ -1,0 +1,220 @@
+"""Tables of a comparison as text and marks, before any form: what stands in which row, column and cell."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from carvision.reports.comparison.frame import (
+    NO_FIGURES,
+    SPREAD,
+    TIMES,
+    heads_of,
+    is_fraction,
+    lower_is_better,
+)
+from carvision.reports.comparison.matrix import Matrix
+from carvision.reports.comparison.names import text_of
+from carvision.reports.comparison.runs import SPLITS, Run
+
+BEST, OVERALL = "best", "overall"
+RUN_TITLES = {
+    "best_epoch": "best epoch",
+    "epochs": "epochs",
+    "parameters": "parameters",
+    "wall_min": "wall minutes",
+    "cpu_min": "CPU minutes",
+    "cost": "cost",
+    "epoch_s": "seconds an epoch",
+    "best_after_s": "minutes to best",
+    "lowest_val_loss": "lowest val loss",
+    "training_s": "training seconds",
+}
+MAX_UPRIGHT = 6  # runs that stand side by side, a column each; more stand below each other
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """rows, marks: of the same shape, marks "", "best" or "overall". breaks: rows above which a line is drawn."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    marks: list[list[str]]
+    breaks: set[int] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+
+def title_of(column: str) -> str:
+    """For a person: "val make top-1 %" of "val/make/top1"."""
+    if column in RUN_TITLES:
+        return RUN_TITLES[column]
+    words = {"top1": "top-1", "top3": "top-3", "top5": "top-5", "mae": "mean error", "auc": "AUC", "f1": "F1"}
+    text = column.replace("joint/top1", "all heads").replace("loss_total", "loss with penalties")
+    text = " ".join(words.get(word, word.replace("_", " ")) for word in text.split("/"))
+    return f"{text} %" if is_fraction(column) else text
+
+
+def shown_value(column: str, value: float) -> float:
+    """Rounded as `text` shows it: in %, minutes, epochs from 1. What reads the same counts as the same."""
+    if is_fraction(column):
+        return round(100 * value, 2)
+    if column in ("best_epoch", "epoch"):
+        return round(value + 1, 1)
+    if column == "best_after_s":
+        return round(value / 60, 2)
+    if column == "cost":
+        return round(value, _cost_digits(value))
+    digits = 0 if column == "parameters" else 1 if column.endswith("_s") or column in NO_FIGURES else 2
+    return round(value, digits if column in NO_FIGURES + TIMES else 4)
+
+
+def _cost_digits(value: float) -> int:
+    return 2 if value >= 1 else 4  # a small run costs less than a cent
+
+
+def text(column: str, value: float, spread: float = float("nan")) -> str:
+    if pd.isna(value):
+        return ""
+    number = shown_value(column, value)
+    if column in NO_FIGURES:
+        shown = f"{number:,.1f}".removesuffix(".0")
+    else:
+        digits = 2 if is_fraction(column) or column in TIMES else 4
+        digits = _cost_digits(value) if column == "cost" else digits
+        shown = f"{number:,.{1 if column in ('epoch_s', 'training_s') else digits}f}"
+    if pd.isna(spread):
+        return shown
+    return f"{shown} ± {100 * spread:.2f}" if is_fraction(column) else f"{shown} ± {spread:.4f}"
+
+
+def best_marks(frame: pd.DataFrame) -> pd.DataFrame:
+    """Whether a number is the best of its column, ties included. No number alone in its column is, and no time or cost
+    of a run that did not end."""
+    marks = pd.DataFrame(False, index=frame.index, columns=frame.columns)
+    for column in frame.select_dtypes("number"):
+        if column in NO_FIGURES or column.endswith(SPREAD):
+            continue
+        values = frame[column].map(lambda value, column=column: shown_value(column, value))
+        if column in TIMES and "state" in frame:
+            values = values.where(frame["state"] != "unfinished")
+        if values.count() > 1:
+            marks[column] = values == (values.min() if lower_is_better(column) else values.max())
+    return marks
+
+
+def shown_columns(frame: pd.DataFrame) -> list[list[str]]:
+    """Of each split loss and accuracy of every head, then the run's own: groups of the columns that hold something."""
+    heads = heads_of(frame)
+    penalised = any(
+        (frame[f"{s}/loss_total"] - frame[f"{s}/loss"]).abs().max() > 1e-6
+        for s in SPLITS
+        if f"{s}/loss_total" in frame and f"{s}/loss" in frame
+    )
+    figures = ["loss", *(["loss_total"] if penalised else [])]
+    figures += [f"{head}/loss" for head in heads] if len(heads) > 1 else []
+    figures += [f"{head}/{name}" for head in heads for name in ("top1", "mae")]
+    figures += ["joint/top1"] if len(heads) > 1 else []  # of one head, its own
+    groups = [[f"{split}/{figure}" for figure in figures] for split in SPLITS]
+    groups.append(["best_epoch", "epochs", "parameters", "wall_min", "cpu_min", "cost"])
+    kept = [[c for c in group if c in frame and frame[c].notna().any()] for group in groups]
+    return [group for group in kept if group]
+
+
+def cells(frame: pd.DataFrame, columns: Sequence[str]) -> tuple[list[list[str]], list[list[str]]]:
+    """Texts and marks, a row a run."""
+    marks = best_marks(frame)
+    rows = [[text(c, run[c], run.get(c + SPREAD, float("nan"))) for c in columns] for _, run in frame.iterrows()]
+    return rows, [[BEST if marks.loc[name, c] else "" for c in columns] for name in frame.index]
+
+
+def run_names(frame: pd.DataFrame) -> list[str]:
+    """With what a reader must know of a run."""
+    extras = []
+    for _, run in frame.iterrows():
+        folds = [] if pd.isna(run["folds"]) else [f"{run['folds']:.0f} folds"]
+        extras.append(folds + (["unfinished"] if run["state"] == "unfinished" else []))
+    return [f"{n} ({', '.join(e)})" if e else str(n) for n, e in zip(frame.index, extras, strict=True)]
+
+
+def runs_sheet(
+    frame: pd.DataFrame, title: str, notes: list[str], upright: bool | None = None, only: Sequence[str] | None = None
+) -> Sheet:
+    """The main table. upright: a column a run, as the reports have it; None: where there are few. only: columns."""
+    groups = [[c for c in group if only is None or c in only] for group in shown_columns(frame)]
+    columns = [column for group in groups for column in group]
+    rows, marks = cells(frame, columns)
+    names = run_names(frame)
+    if upright is None:
+        upright = len(frame) <= MAX_UPRIGHT
+    if not upright:
+        named = [[name, *row] for name, row in zip(names, rows, strict=True)]
+        return Sheet(title, ["run", *map(title_of, columns)], named, [["", *m] for m in marks], notes=notes)
+    starts = {sum(map(len, groups[:i])) for i in range(1, len(groups))}
+    turned = [[title_of(c), *(row[i] for row in rows)] for i, c in enumerate(columns)]
+    turned_marks = [["", *(row[i] for row in marks)] for i in range(len(columns))]
+    return Sheet(title, ["", *names], turned, turned_marks, starts, notes)
+
+
+def settings_sheet(runs: Sequence[Run], names: Sequence[str], keys: Sequence[str]) -> Sheet:
+    """What differs in the runs' configs, a row a key, or a row a run where there are many runs."""
+    rows = [[key, *(text_of(run.config[key]) if key in run.config else "" for run in runs)] for key in keys]
+    header = ["", *names]
+    if len(runs) > MAX_UPRIGHT:
+        header, *rows = [list(row) for row in zip(header, *rows, strict=True)]
+        header[0] = "run"
+    return Sheet("Settings that differ", header, rows, [[""] * len(row) for row in rows])
+
+
+def matrix_sheets(matrix: Matrix) -> list[Sheet]:
+    """The figure, and the minutes it took; best of each row, and overall."""
+    sheets = []
+    for frame, column in ((matrix.values, matrix.figure), (matrix.minutes, "wall_min")):
+        texts = [[text(column, value) for value in row] for row in frame.to_numpy()]
+        if column == matrix.figure:
+            counts = matrix.counts.to_numpy()
+            texts = [
+                [f"{t} (of {n})" if n > 1 else t for t, n in zip(*both, strict=True)]
+                for both in zip(texts, counts, strict=True)
+            ]
+        rows = [[str(name), *row] for name, row in zip(frame.index, texts, strict=True)]
+        marks = [["", *row] for row in matrix_marks(frame, column)]
+        title = f"{title_of(column)} by {matrix.rows} and {matrix.columns}"
+        known = frame.stack()
+        note = []
+        if column == "wall_min" and len(known) > 1:
+            title = f"Wall minutes by {matrix.rows} and {matrix.columns}, of the same runs"
+            slowest = " and ".join(map(str, known.idxmax()))
+            note = [f"Slowest: {slowest}, {text(column, known.max())} minutes."]
+        elif (matrix.counts > 1).to_numpy().any():
+            note = ["(of n): the best of n runs in this cell."]
+        sheets.append(Sheet(title, ["", *map(str, frame.columns)], rows, marks, notes=note))
+    return sheets
+
+
+def matrix_marks(frame: pd.DataFrame, column: str) -> list[list[str]]:
+    """ "best" of each row with more than one number, "overall" for the best of all."""
+    lower = lower_is_better(column)
+    shown = frame.map(lambda value: shown_value(column, value))
+    of_rows = shown.min(axis=1) if lower else shown.max(axis=1)
+    overall = of_rows.min() if lower else of_rows.max()
+    return [
+        [OVERALL if value == overall else BEST if value == of_rows[name] and row.count() > 1 else "" for value in row]
+        for name, row in shown.iterrows()
+    ]
+
+
+def against_sheet(table: pd.DataFrame, key: str, figure: str) -> Sheet:
+    """R4's study: time to best, best figure and lowest loss by one setting; the best of each group marked."""
+    columns = ["epoch_s", "best_after_s", figure, "lowest_val_loss"]
+    columns = [column for column in dict.fromkeys(columns) if table[column].notna().any()]
+    rows, marks, breaks = [], [], set()
+    named = table["group"].nunique() > 1
+    for group, part in table.groupby("group", sort=False):
+        breaks |= {len(rows)} if rows else set()
+        texts, group_marks = cells(part, columns)
+        for value, row, mark in zip(part[key], texts, group_marks, strict=True):
+            rows.append([*([str(group)] if named else []), text_of(value), *row])
+            marks.append(["", *([""] if named else []), *mark])
+    header = [*(["runs"] if named else []), key, *map(title_of, columns)]
+    return Sheet(f"By {key}", header, rows, marks, breaks)

@@ -1,0 +1,166 @@
+"""The tables of a comparison in their forms: terminal, Markdown, and HTML that needs nothing beside it."""
+
+import base64
+import html
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from carvision.reports.comparison.sheets import BEST, OVERALL, Sheet, runs_sheet, shown_columns
+
+STYLES = {BEST: "bold green", OVERALL: "bold black on green", "": ""}
+NAME_SHARE = 0.44  # of a line of the terminal at most for a run's name; longer ones take several lines
+CSS = """
+body { font: 15px/1.5 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; color: #333; margin: 2.5rem auto;
+  max-width: 76rem; padding: 0 1.5rem; }
+h1 { font-size: 1.6rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2.4rem 0 .6rem; }
+.about, .note { color: #6b6b6b; font-size: .87rem; margin: .3rem 0; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .28rem .8rem; text-align: right; vertical-align: bottom; }
+td { white-space: nowrap; } th { font-weight: 600; overflow-wrap: anywhere; min-width: 4rem; max-width: 14rem; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
+table.words td { text-align: left; white-space: normal; overflow-wrap: anywhere; } table.words th { text-align: left; }
+thead th { border-bottom: 2px solid #999; } tbody tr:nth-child(even) td { background: #f7f7f7; }
+tr.break td { border-top: 1px solid #bbb; }
+td.best { font-weight: 700; color: #14692f; }
+td.overall { font-weight: 700; color: #fff; background: #1b7a3a !important; }
+figure { margin: 1rem 0 2rem; } img { max-width: 100%; height: auto; }
+"""
+
+
+def print_runs(frame: pd.DataFrame, title: str, notes: list[str], console: Console, first: Sequence[str]) -> None:
+    """The main table as it fits: a column a run, else a row a run with as many columns as there is room for.
+
+    first: the columns that are chosen before others.
+    """
+    upright = runs_sheet(frame, title, notes, upright=True)
+    if _width(_wrapped(upright, console.width)) <= console.width:
+        print_sheet(upright, console)
+        return
+    groups = shown_columns(frame)
+    every = [column for group in groups for column in group]
+    ranked = [*first, *sorted(every, key=lambda column: column.startswith("train/"))]  # those of train last
+    chosen: list[str] = []
+    for column in dict.fromkeys(column for column in ranked if column in every):
+        wider = runs_sheet(frame, title, notes, upright=False, only=[*chosen, column])
+        if _width(_wrapped(wider, console.width)) <= console.width:
+            chosen.append(column)
+    if len(chosen) < len(every):
+        notes = [*notes, f"{len(every) - len(chosen)} more columns are in compare.html, compare.md and compare.csv."]
+    print_sheet(runs_sheet(frame, title, notes, upright=False, only=chosen), console)
+
+
+def print_sheet(sheet: Sheet, console: Console) -> None:
+    """Where there is no colour, a star marks the best, and two the best of all."""
+    coloured = console.color_system is not None and not console.no_color
+    stars = {BEST: "*", OVERALL: "**", "": ""}
+    width = 0 if coloured else max((len(stars[mark]) for marks in sheet.marks for mark in marks), default=0)
+    wrapped = _wrapped(sheet, console.width)
+    table = RichTable(box=SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(wrapped.header):
+        right = i > 0 and _is_numbers(row[i] for row in sheet.rows)
+        table.add_column(Text(name), justify="right" if right else "left", overflow="fold")
+    for i, (row, marks) in enumerate(zip(wrapped.rows, wrapped.marks, strict=True)):
+        if i in sheet.breaks:
+            table.add_section()
+        texts = [
+            Text(cell + (stars[mark].ljust(width) if j and not coloured else ""), STYLES[mark])
+            for j, (cell, mark) in enumerate(zip(row, marks, strict=True))
+        ]
+        table.add_row(*texts)
+    console.print(Text(f"\n{sheet.title}", "bold"))  # a title of the table would be as narrow as the table
+    console.print(table)
+    for note in sheet.notes:
+        console.print(Text(note, "dim"))
+
+
+def _is_numbers(texts) -> bool:
+    return all(re.fullmatch(r"[-\d.,± ()ofe+]*", text) for text in texts)
+
+
+def _wrapped(sheet: Sheet, room: int) -> Sheet:
+    """Long names over several lines, broken where a person would. room: letters in a line of the terminal."""
+    width = 10 if len(sheet.header) > 4 else 18
+    header = [sheet.header[0], *(_broken(name, width) for name in sheet.header[1:])]
+    rows = [[_broken(row[0], int(NAME_SHARE * room)), *row[1:]] for row in sheet.rows]
+    return Sheet(sheet.title, header, rows, sheet.marks, sheet.breaks, sheet.notes)
+
+
+def _broken(name: str, width: int) -> str:
+    """At spaces, and within a word that is too long for a line after "_" and "/"."""
+    pieces = re.findall(r"\([^)]*\) ?|[^ ]+ ?", name)
+    pieces = [p for piece in pieces for p in ([piece] if len(piece) <= width else re.findall("[^_/]*[_/]?", piece))]
+    lines = [""]
+    for piece in pieces:
+        if lines[-1] and len((lines[-1] + piece).rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(line.rstrip(" ") for line in lines)
+
+
+def _width(sheet: Sheet) -> int:
+    """Of the table on the terminal, in letters, a star and the gaps included."""
+    columns = zip(sheet.header, *sheet.rows, strict=True)
+    return sum(max(len(line) for cell in column for line in cell.split("\n")) + 4 for column in columns)
+
+
+def to_markdown(sheet: Sheet) -> str:
+    def row(texts: Sequence[str]) -> str:
+        return f"| {' | '.join(texts)} |"
+
+    lines = [f"## {_plain(sheet.title)}", "", row([_plain(name) for name in sheet.header])]
+    lines.append(row(["---", *["---:"] * (len(sheet.header) - 1)]))
+    forms = {BEST: "**{}**", OVERALL: "***{}***", "": "{}"}
+    for texts, marks in zip(sheet.rows, sheet.marks, strict=True):
+        lines.append(row([forms[mark].format(_plain(cell)) for cell, mark in zip(texts, marks, strict=True)]))
+    return "\n".join([*lines, "", *(f"{_plain(note)}\n" for note in sheet.notes)])
+
+
+def _plain(name: str) -> str:
+    """As it is, whatever it means in Markdown."""
+    return re.sub(r"([\\|*`<\[\]])", r"\\\1", name).replace("\n", " ")
+
+
+def write_markdown(file: Path, title: str, about: str, sheets: Sequence[Sheet], pictures: dict[str, Path]) -> None:
+    """pictures: {what they show: file beside this one}."""
+    parts = [f"# {_plain(title)}\n", f"{_plain(about)}\n", *map(to_markdown, sheets)]
+    parts += [f"## {_plain(name)}\n\n![{_plain(name)}]({picture.name})\n" for name, picture in pictures.items()]
+    file.write_text("\n".join(parts), encoding="utf-8")
+
+
+def write_html(file: Path, title: str, about: str, sheets: Sequence[Sheet], pictures: dict[str, Path]) -> None:
+    """One file with its pictures in it, so that it can be sent."""
+    parts = [
+        f"<!doctype html>\n<html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>",
+        f"<meta name=viewport content='width=device-width'><style>{CSS}</style>",
+        f"<h1>{html.escape(title)}</h1><p class=about>{html.escape(about)}</p>",
+        *map(_html_of, sheets),
+    ]
+    for name, picture in pictures.items():
+        data = base64.b64encode(picture.read_bytes()).decode()
+        shown = html.escape(name)
+        parts.append(f"<h2>{shown}</h2><figure><img alt='{shown}' src='data:image/png;base64,{data}'></figure>")
+    file.write_text("\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _html_of(sheet: Sheet) -> str:
+    head = "".join(f"<th>{html.escape(name)}" for name in sheet.header)
+    lines = []
+    for i, (texts, marks) in enumerate(zip(sheet.rows, sheet.marks, strict=True)):
+        each = zip(texts, marks, strict=True)
+        columns = "".join(f"<td{f' class={mark}' if mark else ''}>{html.escape(cell)}" for cell, mark in each)
+        lines.append(f"<tr{' class=break' if i in sheet.breaks else ''}>{columns}")
+    words = "" if any(map(any, sheet.marks)) else " class=words"
+    notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in sheet.notes)
+    return (
+        f"<h2>{html.escape(sheet.title)}</h2><div class=wide><table{words}><thead><tr>{head}</thead>\n<tbody>\n"
+        + "\n".join(lines)
+        + f"\n</tbody></table></div>{notes}"
+    )

@@ -1,0 +1,144 @@
+"""Accuracy weighed against time and money, which was R4's question; and its matrix as a picture."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+
+from carvision.reports.comparison.frame import is_fraction, lower_is_better, pareto_front
+from carvision.reports.comparison.matrix import Matrix
+from carvision.reports.comparison.plots import COLOURS, MARKERS, MAX_CURVES, legend_below, percent_axis
+from carvision.reports.comparison.sheets import OVERALL, matrix_marks, text, title_of
+from carvision.reports.style import FAINT, TEXT, create_figure, save_figure, set_title, tidy
+
+WIDE_RANGE = 20  # largest amount over the smallest one, above which the axis of amounts is logarithmic
+FRONT = "#bb5566"
+
+
+def plot_matrix(matrix: Matrix, minutes: bool, file: Path) -> None:
+    """R4's table as a heat map with its numbers; the best of each row framed, the best of all with a heavy frame."""
+    frame, column = (matrix.minutes, "wall_min") if minutes else (matrix.values, matrix.figure)
+    rows, columns = frame.shape
+    left_in = 0.5 + 0.075 * max(len(str(name)) for name in frame.index)
+    figure = create_figure(max(5.5, left_in + 0.92 * columns + 0.9), 1.7 + 0.4 * rows)
+    axes = figure.add_subplot()
+    shades = axes.imshow(frame.to_numpy(), cmap="Oranges" if minutes else "GnBu", aspect="auto")
+    names = [str(name) for name in frame.columns]
+    slanted = {"rotation": 35, "ha": "left", "rotation_mode": "anchor"} if max(map(len, names)) > 11 else {}
+    axes.xaxis.tick_top()
+    axes.set_xticks(range(columns), names, parse_math=False, **slanted)
+    axes.set_yticks(range(rows), [str(name) for name in frame.index], parse_math=False)
+    for row, marks in enumerate(matrix_marks(frame, column)):
+        for place, (value, mark) in enumerate(zip(frame.iloc[row], marks, strict=True)):
+            if pd.isna(value):
+                continue
+            red, green, blue, _ = shades.cmap(shades.norm(value))
+            colour = "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.52 else TEXT
+            weight = "bold" if mark else "normal"
+            axes.text(place, row, text(column, value), ha="center", va="center", size=9, color=colour, weight=weight)
+            if mark:
+                place_of = (place - 0.47, row - 0.45)
+                width = 2.6 if mark == OVERALL else 1.0
+                axes.add_patch(Rectangle(place_of, 0.94, 0.9, fill=False, edgecolor="#111111", linewidth=width))
+    axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=2)
+    axes.tick_params(which="both", length=0, colors=TEXT, labelsize=9)
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(shades, ax=axes, shrink=0.8, aspect=28, pad=0.02)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0, colors=TEXT, labelsize=8)
+    if is_fraction(column):
+        bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    best = "lowest" if lower_is_better(column) else "highest"
+    set_title(figure, f"{title_of(column)} by {matrix.rows} and {matrix.columns}")
+    axes.set_xlabel(f"framed: the {best} of each row; heavy frame: of all", size=9, color=FAINT)
+    save_figure(figure, file)
+
+
+def plot_trade_off(frame: pd.DataFrame, amount: str, figure_name: str, file: Path) -> None:
+    """The figure against time ("training_s") or money ("cost"), a point a run; the Pareto front drawn and named.
+
+    Runs that did not end are drawn hollow, and are on no front, because what they cost is not known yet.
+    """
+    known = frame.dropna(subset=[amount, figure_name])
+    finished = known["state"] != "unfinished"
+    amounts, unit = _in_unit(known[amount].to_numpy(float)) if amount == "training_s" else (known[amount], "")
+    amounts = np.asarray(amounts, float)
+    values = known[figure_name].to_numpy(float)
+    lower = lower_is_better(figure_name)
+    front = pareto_front(np.where(finished, amounts, np.nan), values, lower)
+    figure = create_figure(9.5, 4.3)
+    axes = figure.add_subplot()
+    looks = _looks(frame, known, front)
+    for i, (amount_of, value) in enumerate(zip(amounts, values, strict=True)):
+        axes.plot(amount_of, value, markersize=7, **looks[i])
+    axes.step(amounts[front], values[front], where="post", color=FRONT, linewidth=1.2, zorder=1.5)
+    for number, i in enumerate(front, 1):
+        axes.annotate(str(number), (amounts[i], values[i]), (-5, 5), textcoords="offset points", ha="right",
+                      size=9, weight="bold", color=TEXT)  # fmt: skip
+    if len(amounts) and amounts.min() > 0 and amounts.max() / amounts.min() > WIDE_RANGE:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_xlim(0, 1.05 * amounts.max(initial=1e-9))
+    axes.margins(y=0.08)
+    axes.set_xlabel(f"training time, {unit}" if unit else "cost")
+    axes.set_ylabel(title_of(figure_name).removesuffix(" %"))
+    if is_fraction(figure_name):
+        percent_axis(axes)
+    tidy(axes, "both")
+    _front_legend(figure, known, front, amounts, unit, figure_name, looks)
+    set_title(figure, f"{title_of(figure_name).removesuffix(' %')} against {'training time' if unit else 'cost'}")
+    save_figure(figure, file)
+
+
+def _looks(frame: pd.DataFrame, known: pd.DataFrame, front: np.ndarray) -> list[dict]:
+    """Colour and marker of each known run: as in the curves, or where runs are many, of the front or not."""
+    looks = []
+    for i, name in enumerate(known.index):
+        place = frame.index.get_loc(name)
+        few = len(frame) <= MAX_CURVES
+        colour, marker = (COLOURS[place], MARKERS[place]) if few else (FRONT if i in front else FAINT, "o")
+        inside = "white" if known["state"].iloc[i] == "unfinished" else colour
+        looks.append({"color": colour, "marker": marker, "markerfacecolor": inside, "linestyle": ""})
+    return looks
+
+
+def _front_legend(
+    figure: Figure,
+    known: pd.DataFrame,
+    front: np.ndarray,
+    amounts: np.ndarray,
+    unit: str,
+    figure_name: str,
+    looks: list[dict],
+) -> None:
+    """Below: the runs of the front by their numbers, then the others, where they are few enough for a name."""
+    handles = [Line2D([], [], color=FRONT, linewidth=1.2)]
+    names = [f"Pareto front: no run is both better and {'faster' if unit else 'cheaper'}"]
+    others = [i for i in range(len(known)) if i not in front]
+    few = len(known) <= MAX_CURVES
+    for number, i in [*enumerate(front, 1), *((0, i) for i in others if few)]:
+        value = text(figure_name, known[figure_name].iloc[i]) + (" %" if is_fraction(figure_name) else "")
+        spent = f"{amounts[i]:,.3g} {unit}" if unit else f"cost {text('cost', amounts[i])}"
+        state = ", unfinished" if known["state"].iloc[i] == "unfinished" else ""
+        shown = f"{known.index[i]}: {value}, {spent}{state}"
+        handles.append(Line2D([], [], **looks[i]))
+        names.append(f"{number}  {shown}" if number else shown)
+    if others and not few:
+        handles.append(Line2D([], [], color=FAINT, marker="o", linestyle=""))
+        names.append(f"{len(others)} other runs")
+    legend_below(figure, handles, names)
+
+
+def _in_unit(seconds: np.ndarray) -> tuple[np.ndarray, str]:
+    longest = seconds.max(initial=0)
+    size, unit = (1, "seconds") if longest < 300 else (60, "minutes") if longest < 300 * 60 else (3600, "hours")
+    return seconds / size, unit

@@ -1,0 +1,189 @@
+"""carvision.compare as a person runs it: what it writes, prints and refuses."""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from carvision.errors import InputError
+from carvision.reports.comparison.report import write_comparison
+from carvision.reports.comparison.sheets import runs_sheet
+from carvision.reports.comparison.tables import print_runs, to_markdown
+from tests.reports.comparison.test_frame import compared, write_folds, write_run
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two heads, one head, unfinished, folds, with a cost and without; names that mean something elsewhere."""
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    write_run(folder / "two_heads" / "2026-01-31_12-00-00", (0.2, 0.6), heads=("make", "model"), price=0.5)
+    write_run(folder / "<b>$x|y" / "2026-01-31_12-00-00", (0.4, 0.5, 0.55), model__backbone="vgg16", price=0.25)
+    write_run(folder / "broken_off", (0.1,), finished=False, data__batch_size=8)
+    write_folds(folder / "folds", [(0.2, 0.5), (0.3, 0.7)], model__backbone="resnet50", data__batch_size=16, price=0.1)
+    return folder
+
+
+class Rows(HTMLParser):
+    """Cells of each table row, and every tag and picture."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.rows, self.tags, self.pictures, self.best = [], set(), [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.best.append(dict(attributes).get("class") == "best")
+        if tag == "img":
+            self.pictures.append(dict(attributes)["src"])
+
+    def handle_data(self, data):
+        if self.rows and self.rows[-1]:
+            self.rows[-1][-1] += data.strip()
+
+
+def test_the_command_writes_all_files_and_ends_with_its_folder(run_module, runs, tmp_path):
+    done = run_module("carvision.compare", "runs", "--sort", "val/class/top1", check=0)
+    last = done.stdout.splitlines()[-1]
+    assert re.fullmatch(r"compare: compare/\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", last), done.stdout
+    folder = tmp_path / last.removeprefix("compare: ")
+    assert {file.name for file in folder.iterdir()} == {
+        "compare.csv", "compare.md", "compare.html", "loss.png", "accuracy.png", "against_time.png", "against_cost.png",
+    }  # fmt: skip
+    for picture in folder.glob("*.png"):
+        width, height = Image.open(picture).size
+        assert 600 <= width <= 1800 and 300 <= height <= 1800 and picture.stat().st_size > 10_000, picture
+    table = pd.read_csv(folder / "compare.csv")
+    assert table["val/class/top1"].tolist()[:3] == [0.6, 0.55, 0.1] and table["val/model/top1"].iloc[3] == 0.55
+    assert table["state"].tolist() == ["finished", "finished", "unfinished", "finished"]
+    assert "Traceback" not in done.stderr and "Warning" not in done.stderr, done.stderr
+
+
+def test_mistakes_end_as_one_line(run_module, runs, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for arguments, message in {
+        ("nowhere",): "error: nowhere is no folder; give a run's folder, or a folder that holds runs",
+        ("empty",): "error: empty: no run in it (a run's folder holds history.csv or metrics.json)",
+    }.items():
+        done = run_module("carvision.compare", *arguments, check=1)
+        assert done.stderr.splitlines() == [message] and not done.stdout
+    assert not (tmp_path / "compare").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"names": ["a", "b"]}, "--names: 2 names for 4 runs"),
+        ({"names": ["a", "b", "c", "a"]}, "--names: .* has a name twice"),
+        ({"figure": "val/clas/top1"}, "--figure: 'val/clas/top1' is no figure of these runs.*nearest: val/class/top1"),
+        ({"sort": "folder"}, "--sort: 'folder' is no figure"),
+        ({"epoch": 0}, "--epoch: 0 is not 1 or more"),
+        ({"epoch": 7}, "--epoch 7: no run has as many epochs; the longest has 3"),
+        ({"price_per_hour": -1.0}, "--price-per-hour: -1.0 is not 0 or more"),
+        ({"matrix": ["model.backbon", "optimizer.name"]}, "--matrix: 'model.backbon' is no key .*model.backbone"),
+        ({"against": "model.backbone"}, "--against: model.backbone is .* must be a number"),
+    ],
+)
+def test_wrong_options_write_nothing(runs, tmp_path, options, message):
+    with pytest.raises(InputError, match=message) as caught:
+        write_comparison([runs], tmp_path / "out", **options)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_html_stands_alone_and_escapes_names(runs, tmp_path):
+    write_comparison([runs], tmp_path / "out")
+    page = (tmp_path / "out" / "compare.html").read_text()
+    found = Rows(page)
+    assert "b" not in found.tags  # the run's name is no markup
+    head, *rows = found.rows[:30]
+    assert head[1:] == ["<b>$x|y", "broken_off (unfinished)", "folds (2 folds)", "two_heads"]
+    cells = {row[0]: row[1:] for row in rows}
+    assert cells["val class top-1 %"] == ["55.00", "10.00", "60.00 ± 14.14", ""]
+    assert cells["best epoch"] == ["3", "1", "2", "2"] and cells["parameters"][0] == "1,234,567"
+    assert len(found.pictures) == 4 and all(source.startswith("data:image/png;base64,") for source in found.pictures)
+    assert "http" not in page
+
+
+def test_markdown_has_equal_columns_and_marks_the_best(runs, tmp_path):
+    frame, _ = compared(runs)
+    lines = to_markdown(runs_sheet(frame, "Figures", ["a note"])).splitlines()
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines if line.startswith("|")]
+    assert {len(row) for row in rows} == {5}
+    assert r"\<b>$x\|y" in rows[0][1] and "a note" in lines
+    (accuracy,) = [row for row in rows if row[0].strip() == "val class top-1 %"]
+    assert [cell.strip() for cell in accuracy[1:]] == ["55.00", "10.00", "**60.00 ± 14.14**", ""]
+    (wall,) = [row for row in rows if row[0].strip() == "wall minutes"]
+    assert wall[4].strip() == "**0.47**" and wall[2].strip() == "0.17"  # unfinished: not the shortest
+
+
+@pytest.mark.parametrize("width", [80, 110])
+@pytest.mark.parametrize("count", [1, 3, 9])
+def test_the_terminal_table_fits_and_tells_the_best(tmp_path, width, count, capsys):
+    for i in range(count):
+        many = {f"model__{key}": i for key in ("pool", "weights", "neck", "mean")}
+        write_run(tmp_path / f"a_rather_long_name_of_experiment_{i}", (0.2, 0.3 + i / 100), ("make", "model"), **many)
+    frame, _ = compared(tmp_path)
+    print_runs(frame, "Runs", ["a note"], Console(width=width), ["val/model/top1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    assert "\u2026" not in text and f"{100 * (0.3 + (count - 1) / 100) - 5:.2f}{'*' if count > 1 else ''}" in text
+    assert count < 9 or all(f"a_rather_long_name_of_experiment_{i} " in text for i in range(9))
+    assert ("more columns are in compare.html" in text) == (count == 9)
+
+
+def test_matrix_and_study_come_in_all_forms(tmp_path):
+    for backbone in ("vgg16", "resnet50"):
+        for size in (8, 16, 32):
+            keys = {"model__backbone": backbone, "data__batch_size": size}
+            write_run(tmp_path / "runs" / f"{backbone}_{size}", (0.3, 0.4 + size / 100), **keys)
+    options = {"matrix": ["model.backbone", "data.batch_size"], "against": "data.batch_size"}
+    write_comparison([tmp_path / "runs"], tmp_path / "out", **options)
+    matrix = pd.read_csv(tmp_path / "out" / "matrix.csv", index_col=0)
+    assert matrix.loc["vgg16"].tolist() == [0.48, 0.56, 0.72] and matrix.columns.tolist() == ["8", "16", "32"]
+    minutes = pd.read_csv(tmp_path / "out" / "matrix_minutes.csv", index_col=0)
+    assert minutes.to_numpy() == pytest.approx(28.5 / 60)
+    study = pd.read_csv(tmp_path / "out" / "against.csv")
+    assert study["data.batch_size"].tolist() == [8, 16, 32] * 2 and study["best_after_s"].tolist() == [21] * 6
+    for text in ((tmp_path / "out" / name).read_text() for name in ("compare.md", "compare.html")):
+        assert "by model.backbone and data.batch_size" in text and "By data.batch_size" in text
+        assert "Slowest: " in text
+    for name in ("matrix", "matrix_minutes", "against"):
+        width, height = Image.open(tmp_path / "out" / f"{name}.png").size
+        assert 500 <= width <= 1600 and 200 <= height <= 1200
+
+
+def test_of_many_runs_the_best_twelve_are_drawn_and_it_is_said(tmp_path, caplog):
+    for i in range(14):
+        write_run(tmp_path / "runs" / f"run_{i}", (0.2, 0.3 + i / 100), optimizer__lr=i)
+    write_comparison([tmp_path / "runs"], tmp_path / "out")
+    assert "the best 12 of 14 runs by val/class/top1 are drawn" in caplog.text
+    assert "the best 12 of 14 runs" not in (tmp_path / "out" / "compare.csv").read_text()
+
+
+def test_names_and_order_are_those_given(runs, tmp_path):
+    frame = write_comparison([runs], tmp_path / "out", names=["a", "b", "c", "d"], sort="cost")
+    assert frame.index.tolist() == ["c", "a", "d", "b"]
+    assert frame["cost"].tolist()[:3] == [0.2, 0.25, 0.5]  # of two folds at 0.1 each
+    table = pd.read_csv(tmp_path / "out" / "compare.csv", index_col="run", keep_default_na=False)
+    assert table["model.backbone"].to_dict() == {"c": "resnet50", "a": "vgg16", "d": "null", "b": "null"}
+    assert table.loc["a", "folder"] == str(runs / "<b>$x|y" / "2026-01-31_12-00-00")
+
+
+def test_comparing_loads_neither_torch_nor_hydra():
+    code = (
+        "import sys, carvision.compare, carvision.reports.comparison.report\n"
+        "print([name for name in ('torch', 'torchvision', 'hydra', 'pytorch_lightning') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
