@@ -81,6 +81,10 @@ def either(*checks: Check) -> Check:
     return one_fits
 
 
+def learned(value) -> str | None:
+    return None if value == "learned" else "the word learned"
+
+
 def train_layers(value) -> str | None:
     if value in ("all", "none", "partial") or whole(1)(value) is None:
         return None
@@ -89,20 +93,89 @@ def train_layers(value) -> str | None:
     return "all, none, partial, a whole number from 1 (the last so many layers), or from:<module>"
 
 
+def span(check: Check) -> Check:
+    """Two values, the smaller first."""
+
+    def ordered(value):
+        wrong = list_of(check, 2)(value)
+        if wrong or value[0] > value[1]:
+            return wrong or "two values of which the first is the smaller"
+        return None
+
+    return ordered
+
+
+def odd(low: int, high: int) -> Check:
+    return lambda value: (
+        None if whole(low, high)(value) is None and value % 2 else f"an odd number from {low} to {high}"
+    )
+
+
+_border = one_of("reflect", "edge", "black")
+
+# The keys of each step of the augmentation, beside p
+AUGMENT_STEPS: dict[str, dict[str, Check]] = {
+    "flip": {},
+    "vertical_flip": {},
+    "brightness": {"factor": span(number(0))},
+    "brightness_shift": {"limit": number(0, 1)},
+    "contrast": {"factor": span(number(0)), "per_channel": flag},
+    "saturation": {"factor": span(number(0)), "in_hsv": flag},
+    "hue": {"turns": number(0, 0.5)},
+    "brightness_contrast": {"brightness": number(0, 1), "contrast": number(0, 1)},
+    "hue_saturation_value": {"hue": number(0, 90), "saturation": number(0, 255), "value": number(0, 255)},
+    "grayscale": {},
+    "rotate": {"degrees": number(0, 180), "border": _border},
+    "shift_scale_rotate": {
+        "shift": number(0, 1),
+        "scale": number(0, 0.9),
+        "degrees": number(0, 180),
+        "border": _border,
+    },
+    "affine": {
+        "degrees": number(0, 180),
+        "shift": number(0, 1),
+        "shear_degrees": number(0, 80),
+        "zoom": number(0, 0.9),
+        "border": _border,
+    },
+    "grid_distortion": {"num_steps": whole(1, 20), "limit": number(0, 0.9), "border": _border},
+    "blur": {"kernel_px": span(odd(1, 15))},
+    "erase": {
+        "area": span(number(0, 0.9, above=True)),
+        "ratio": span(number(0, above=True)),
+        "fill": one_of("noise", "mean"),
+    },
+    "rand_augment": {"num_ops": whole(1, 8), "magnitude": whole(0, 30)},
+    "trivial_augment": {},
+}
+
+
+def steps_in_order(value) -> str | None:
+    step = one_of(*AUGMENT_STEPS)
+    if not isinstance(value, list):
+        return "a list of steps such as [flip, rotate]"
+    wrong = next((name for name in value if step(name)), None)
+    return None if wrong is None else f"a list of steps: {wrong!r} is not {step(wrong)}"
+
+
 _layers = {
     "hidden": list_of(whole(1)),
-    "dropout": number(0, 1),
-    "activation": one_of("relu", "leaky_relu", "gelu", "silu", "tanh", "none"),
-    "batch_norm": flag,
+    "dropout": either(number(0, 1), list_of(number(0, 1))),
+    "activation": one_of("relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid", "none"),
+    "activation_slope": number(0),
+    "batch_norm": either(flag, one_of("keras")),
     "bias": flag,
-    "l2": number(0),
-    "activity_l1": number(0),
+    "l2": either(number(0), list_of(number(0))),
+    "activity_l1": either(number(0), list_of(number(0))),
 }
 
 # A "*" stands for any one name. A key that ends in a mapping is checked as a whole.
 ALLOWED: dict[str, Check] = {
     "seed": whole(0, 2**32 - 1),
     "run.dir": optional(path),
+    "run.max_epochs_per_start": optional(whole(1)),
+    "run.price_per_hour": optional(number(0)),
     "data.name": one_of("demo", "compcars", "stanford_cars", "oxford102", "folder", "manifest"),
     "data.root": optional(path),
     "data.image_px": whole(8, 4096),
@@ -137,46 +210,76 @@ ALLOWED: dict[str, Check] = {
     "model.mean": optional(list_of(number(), 3)),
     "model.std": optional(list_of(number(0, above=True), 3)),
     "model.interpolation": optional(one_of("bilinear", "bicubic", "lanczos")),
-    "model.pool": one_of("default", "avg", "max", "avgmax", "catavgmax", "flatten"),
+    "model.pool": one_of("default", "avg", "max", "avgmax", "catavgmax", "flatten", "gem"),
+    "model.neck": list_of(one_of("spatial_dropout", "attention", "se")),
+    "model.neck_dropout": number(0, 1),
+    "model.attention_reduction": whole(1),
+    "model.se_reduction": whole(1),
     "model.train_layers": train_layers,
     "model.decoding": one_of("independent", "joint", "marginal"),
     **{f"model.trunk.{key}": check for key, check in _layers.items()},
     **{f"model.heads.*.{key}": check for key, check in _layers.items()},
-    "loss.name": one_of("cross_entropy", "focal"),
+    "loss.name": one_of("cross_entropy", "binary_cross_entropy", "focal"),
     "loss.label_smoothing": number(0, 1),
-    "loss.form": one_of("softmax", "sigmoid"),
+    "loss.form": one_of("softmax", "sigmoid", "binary_of_softmax"),
     "loss.gamma": number(0),
     "loss.alpha": optional(number(0, 1)),
-    "loss.class_weights": one_of("none", "balanced"),
-    "loss.head_weights": optional(mapping_of(number(0))),
-    "augment.crop_scale": list_of(number(0, 1, above=True), 2),
-    "augment.crop_ratio": list_of(number(0, above=True), 2),
-    "augment.flip": number(0, 1),
-    "augment.brightness": number(0, 1),
-    "augment.contrast": number(0, 1),
-    "augment.saturation": number(0, 1),
-    "optimizer.name": one_of("sgd", "adamw"),
+    "loss.class_weights": one_of("none", "balanced", "effective"),
+    "loss.head_weights": optional(either(mapping_of(number(0)), learned)),
+    "augment.crop_scale": span(number(0, 1, above=True)),
+    "augment.crop_ratio": span(number(0, above=True)),
+    "augment.order": steps_in_order,
+    "augment.mixup": number(0),
+    "augment.cutmix": number(0),
+    "augment.mix_p": number(0, 1),
+    **{
+        f"augment.steps.{step}.{key}": check
+        for step, keys in AUGMENT_STEPS.items()
+        for key, check in {"p": number(0, 1), **keys}.items()
+    },
+    "optimizer.name": text,
     "optimizer.lr": number(0, above=True),
+    "optimizer.weight_decay": number(0),
+    "optimizer.lr_factors": optional(mapping_of(number(0))),
+    "optimizer.layer_decay": number(0, 1, above=True),
+    "optimizer.sam_rho": optional(number(0, above=True)),
+    "optimizer.arguments": optional(mapping),
     "optimizer.momentum": number(0, 1),
     "optimizer.nesterov": flag,
     "optimizer.betas": list_of(number(0, 1), 2),
     "optimizer.eps": number(0),
-    "optimizer.weight_decay": number(0),
-    "schedule.name": one_of("constant", "cosine", "r0"),
+    "optimizer.alpha": number(0, 1),
+    "optimizer.rho": number(0, 1),
+    "optimizer.momentum_decay": number(0),
+    "optimizer.initial_accumulator_value": number(0),
+    "schedule.name": one_of("constant", "cosine", "r0", "inverse_time", "plateau", "one_cycle"),
     "schedule.warmup_epochs": number(0),
     "schedule.final_fraction": number(0, 1),
+    "schedule.decay": number(0),
+    "schedule.monitor": text,
+    "schedule.mode": one_of("min", "max"),
+    "schedule.factor": number(0, 1, above=True),
+    "schedule.patience": whole(1),
+    "schedule.min_lr": number(0),
+    "schedule.pct_start": number(0, 1),
+    "schedule.div_factor": number(1),
+    "schedule.final_div_factor": number(1),
+    "phases": optional(mapping),
+    "phases.*.epochs": whole(1),
+    "phases.*.train_layers": train_layers,
     "trainer.accelerator": one_of("cpu", "gpu", "tpu", "auto"),
     "trainer.devices": either(one_of("auto"), whole(1), list_of(whole(0))),
     "trainer.num_nodes": whole(1),
     "trainer.strategy": text,
     "trainer.precision": one_of("32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true", "64-true"),
-    "trainer.max_epochs": whole(1),
+    "trainer.max_epochs": optional(whole(1)),
     "trainer.accumulate_grad_batches": whole(1),
     "trainer.gradient_clip_val": optional(number(0, above=True)),
     "trainer.deterministic": flag,
     "callbacks.monitor": text,
     "callbacks.mode": one_of("min", "max"),
     "callbacks.patience": optional(whole(1)),
+    "callbacks.ema_decay": optional(number(0, 1, above=True)),
     "callbacks.progress_bar": flag,
     "logger.tensorboard": flag,
     # carvision.check
@@ -184,6 +287,9 @@ ALLOWED: dict[str, Check] = {
     "num_workers": optional(whole(0)),
     "show": list_of(either(text, whole(0))),
     "num_per_class": whole(1, 100),
+    # carvision.augment_sheet, beside out
+    "num_photos": whole(1, 60),
+    "num_versions": whole(1, 30),
 }
 
 
@@ -198,10 +304,12 @@ def check_values(config: dict, prefix: str = "") -> None:
             wrong = check(value)
             if wrong:
                 raise InputError(f"{key}: {value!r} is not {wrong}")
-        elif isinstance(value, dict):
-            check_values(value, f"{key}.")
-        else:
+        elif not isinstance(value, dict):
             raise InputError(f"{key}: there is no such key{nearest(key, ALLOWED)}")
+        if isinstance(value, dict) and (check is None or key == "phases"):
+            check_values(value, f"{key}.")
+    if prefix.startswith("phases.") and prefix.count(".") == 2 and "epochs" not in config:
+        raise InputError(f"{prefix}epochs: must be given; add +{prefix}epochs=<n>")
 
 
 def _check_of(key: str) -> Check | None:
@@ -210,4 +318,8 @@ def _check_of(key: str) -> Check | None:
     parts = key.split(".")
     if parts[:2] == ["model", "heads"] and len(parts) == 4:
         return ALLOWED.get(f"model.heads.*.{parts[3]}")
+    if parts[0] == "phases" and len(parts) == 3:
+        return ALLOWED.get(f"phases.*.{parts[2]}")
+    if parts[0] == "phases" and parts[2:3] in (["optimizer"], ["schedule"]):  # the same keys as of the whole run
+        return ALLOWED.get(".".join(parts[2:]))
     return None

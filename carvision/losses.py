@@ -9,46 +9,103 @@ from torch import Tensor
 
 from carvision.data.table import UNKNOWN
 
+KERAS_EPSILON = 1e-7
+
 
 def create_loss(name: str, form: str = "softmax", **values) -> Callable[[Tensor, Tensor], Tensor]:
-    """(logits, targets) -> (B,), by the name and keys of conf/loss."""
-    if name == "cross_entropy":
-        return partial(cross_entropy, **values)
-    if form == "softmax":
-        values.pop("alpha", None)  # a weight of positives against negatives, which only the binary form has
-        return partial(softmax_focal, **values)
-    return partial(sigmoid_focal, **values)
+    """(logits, targets) -> (B,), by the name and keys of conf/loss. form: of focal alone."""
+    focal = {"softmax": softmax_focal, "sigmoid": sigmoid_focal, "binary_of_softmax": binary_of_softmax_focal}
+    others = {"cross_entropy": cross_entropy, "binary_cross_entropy": binary_cross_entropy}
+    return partial(focal[form] if name == "focal" else others[name], **values)
+
+
+# All losses of classes take logits (B, C) of any float type, which they turn into float32 at least, and targets int64
+# (B,). They are linear in the target, so that label_smoothing s, as everywhere, gives the true class 1 - s + s/C of it
+# and every other s/C, and the loss of a mixture of two photos' targets is the mixture of their losses.
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """(B,): -log p of the true class, 0 where the target is UNKNOWN. logits (B, C), targets int64 (B,).
-
-    label_smoothing s: the true class has the weight 1 - s + s/C in the target, every other s/C.
-    """
+    """(B,): -log p of the true class, 0 where the target is UNKNOWN."""
+    logits = _precise(logits)
     return F.cross_entropy(logits, targets, ignore_index=UNKNOWN, label_smoothing=label_smoothing, reduction="none")
 
 
-def softmax_focal(logits: Tensor, targets: Tensor, gamma: float = 2.0) -> Tensor:
-    """(B,): -(1 - p)^gamma log p of the true class' softmax probability, 0 where the target is UNKNOWN."""
-    known = targets != UNKNOWN
-    log_p = logits.log_softmax(dim=1).gather(1, targets.clamp(min=0)[:, None])[:, 0]
+def binary_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """(B,): each class against the rest by the sigmoid of its logit, mean over the classes; 0 where UNKNOWN.
+
+    As in timm's training script, with its smoothing (Wightman et al. 2021, "ResNet strikes back"). For the sum over
+    the classes, give the head the weight C.
+    """
+    logits = _precise(logits)
+    shares = _target_shares(logits, targets, label_smoothing)
+    losses = F.binary_cross_entropy_with_logits(logits, shares, reduction="none").mean(dim=1)
+    return losses * (targets != UNKNOWN)
+
+
+def softmax_focal(
+    logits: Tensor, targets: Tensor, gamma: float = 2.0, alpha: float | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """(B,): -alpha (1 - p)^gamma log p of the true class' softmax probability, 0 where the target is UNKNOWN.
+
+    With alpha 0.25 this is Keras' CategoricalFocalCrossentropy, also where labels are smoothed. alpha None: 1.
+    """
+    log_p = _precise(logits).log_softmax(dim=1)
     # 1 - p from log p: exact where p is near 1, where 1 - exp(log p) would cancel
-    return -(_above_zero(-torch.expm1(log_p)) ** gamma) * log_p * known
+    of_class = -(_above_zero(-torch.expm1(log_p)) ** gamma) * log_p
+    losses = (_target_shares(log_p, targets, label_smoothing) * of_class).sum(dim=1)
+    return (1.0 if alpha is None else alpha) * losses * (targets != UNKNOWN)
 
 
-def sigmoid_focal(logits: Tensor, targets: Tensor, gamma: float = 2.0, alpha: float | None = None) -> Tensor:
+def sigmoid_focal(
+    logits: Tensor, targets: Tensor, gamma: float = 2.0, alpha: float | None = None, label_smoothing: float = 0.0
+) -> Tensor:
     """(B,): binary focal loss of every class against the rest, summed over the classes; 0 where UNKNOWN.
 
     Lin et al. 2017, equation 5: -alpha_t (1 - p_t)^gamma log p_t with p = sigmoid(logit), where p_t and alpha_t are
     p and alpha for the true class, 1 - p and 1 - alpha for the others. alpha None: no such weight.
     """
-    known = targets != UNKNOWN
-    one_hot = F.one_hot(targets.clamp(min=0), logits.shape[1]).to(logits.dtype)
-    signed = logits * (2 * one_hot - 1)  # p_t = sigmoid(signed)
-    loss = -(_above_zero(torch.sigmoid(-signed)) ** gamma) * F.logsigmoid(signed)
-    if alpha is not None:
-        loss = loss * (alpha * one_hot + (1 - alpha) * (1 - one_hot))
-    return loss.sum(dim=1) * known
+    logits = _precise(logits)
+    if_true = -(_above_zero(torch.sigmoid(-logits)) ** gamma) * F.logsigmoid(logits)
+    if_other = -(_above_zero(torch.sigmoid(logits)) ** gamma) * F.logsigmoid(-logits)
+    return _sum_of_binary(if_true, if_other, targets, alpha, label_smoothing)
+
+
+def binary_of_softmax_focal(
+    logits: Tensor, targets: Tensor, gamma: float = 2.0, alpha: float | None = 0.25, label_smoothing: float = 0.0
+) -> Tensor:
+    """(B,): as sigmoid_focal, but with the softmax probabilities for p; 0 where UNKNOWN.
+
+    That is TensorFlow Addons' SigmoidFocalCrossEntropy(from_logits=False) on softmax outputs: log p is Keras'
+    log(clip(p, 1e-7, 1 - 1e-7) + 1e-7). So the loss of one class is at most 15.4, and as in Keras a photo with p_t
+    below 1e-7 has hardly any gradient.
+    """
+    probs = _precise(logits).softmax(dim=1)
+    clipped = probs.clamp(KERAS_EPSILON, 1 - KERAS_EPSILON)
+    if_true = -(_above_zero(1 - probs) ** gamma) * (clipped + KERAS_EPSILON).log()
+    if_other = -(_above_zero(probs) ** gamma) * (1 - clipped + KERAS_EPSILON).log()
+    return _sum_of_binary(if_true, if_other, targets, alpha, label_smoothing)
+
+
+def _sum_of_binary(
+    if_true: Tensor, if_other: Tensor, targets: Tensor, alpha: float | None, label_smoothing: float
+) -> Tensor:
+    """if_true, if_other (B, C): the losses of a class where it is the true one, and where it is not."""
+    shares = _target_shares(if_true, targets, label_smoothing)
+    weight, weight_other = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
+    losses = (weight * shares * if_true + weight_other * (1 - shares) * if_other).sum(dim=1)
+    return losses * (targets != UNKNOWN)
+
+
+def _target_shares(like: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+    """(B, C): one-hot targets, smoothed. Where the target is UNKNOWN, no class is the true one."""
+    num_classes = like.shape[1]
+    one_hot = (targets[:, None] == torch.arange(num_classes, device=like.device)).to(like.dtype)
+    return (1 - label_smoothing) * one_hot + label_smoothing / num_classes
+
+
+def _precise(logits: Tensor) -> Tensor:
+    # sums over a thousand classes lose all their digits in bfloat16
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _above_zero(chance: Tensor) -> Tensor:
@@ -68,7 +125,22 @@ def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
     return (losses * weights).sum() / weights.sum().clamp(min=1e-12)
 
 
+def create_class_weights(name: str, counts: Tensor) -> Tensor:
+    """(C,): loss.class_weights `balanced` or `effective`, from the training photos of each class, int64 (C,)."""
+    return {"balanced": balanced_class_weights, "effective": effective_class_weights}[name](counts)
+
+
 def balanced_class_weights(counts: Tensor) -> Tensor:
     """(C,): N / (C * count), the weights with which every class counts the same; classes without photos get 0."""
     present = counts > 0
     return torch.where(present, counts.sum() / (present.sum() * counts.clamp(min=1)), 0.0)
+
+
+def effective_class_weights(counts: Tensor, beta: float = 0.999) -> Tensor:
+    """(C,): in proportion to (1 - beta) / (1 - beta^count), with the mean 1; classes without photos get 0.
+
+    Cui et al. 2019, equation 2 ("effective number of samples"): between no weights (beta 0) and balanced ones (beta 1).
+    """
+    present = counts > 0
+    weights = torch.where(present, 1 / (1 - beta ** counts.clamp(min=1).double()), 0.0)
+    return (weights * present.sum() / weights.sum()).float()

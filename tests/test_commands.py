@@ -44,17 +44,21 @@ def test_a_mistake_found_late_is_one_line_too(run_module, tmp_path):
 def test_ctrl_c_keeps_the_epochs_that_are_done(demo_photos, tmp_path):
     overrides = [f"data.root={demo_photos}", "data.images_per_model=20", "trainer.max_epochs=500", "run.dir=run", *TINY]
     command = [sys.executable, "-m", "carvision.train", *overrides]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    history = tmp_path / "run" / "history.csv"
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # A shell that runs the tests in the background has them ignore the signal, which a child inherits
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    history, last = tmp_path / "run" / "history.csv", tmp_path / "run" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 240
-    while not history.exists() and time.monotonic() < deadline and process.poll() is None:
+    while not last.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the loader's processes as well
     _, messages = process.communicate(timeout=60)
     assert process.returncode == 130, messages
     assert "interrupted in epoch" in messages and "Traceback" not in messages, messages
     assert len(pd.read_csv(history)) >= 1
-    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists() and (tmp_path / "run" / "loss.png").exists()
+    assert last.exists() and (tmp_path / "run" / "loss.png").exists()
 
 
 def test_check_reports_and_exits_1_where_photos_cannot_be_used(run_module, tmp_path):

@@ -8,14 +8,21 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 from sklearn.utils.class_weight import compute_class_weight
+from timm.loss import BinaryCrossEntropy
 from torchvision.ops import sigmoid_focal_loss
 
+from carvision.allowed import check_values
 from carvision.config import conf_dir
 from carvision.data.table import UNKNOWN
+from carvision.errors import InputError
 from carvision.losses import (
     balanced_class_weights,
+    binary_cross_entropy,
+    binary_of_softmax_focal,
+    create_class_weights,
     create_loss,
     cross_entropy,
+    effective_class_weights,
     sigmoid_focal,
     smooth_l1,
     softmax_focal,
@@ -31,6 +38,10 @@ CLASS_LOSSES = {
     "sigmoid_focal": sigmoid_focal,
     "sigmoid_focal_alpha": lambda logits, targets: sigmoid_focal(logits, targets, gamma=1.5, alpha=0.25),
     "sigmoid_focal_half": lambda logits, targets: sigmoid_focal(logits, targets, gamma=0.5),
+    "r0_focal": binary_of_softmax_focal,
+    "r0_focal_half": lambda logits, targets: binary_of_softmax_focal(logits, targets, gamma=0.5),
+    "binary_cross_entropy": binary_cross_entropy,
+    "binary_smoothed": lambda logits, targets: binary_cross_entropy(logits, targets, label_smoothing=0.2),
 }
 every_class_loss = pytest.mark.parametrize("loss", CLASS_LOSSES.values(), ids=CLASS_LOSSES)
 
@@ -74,6 +85,27 @@ def test_mean_of_cross_entropy_by_class_weights_is_torchs_own():
     weights = class_weights[targets.clamp(min=0)] * (targets != UNKNOWN)
     expected = F.cross_entropy(logits, targets, weight=class_weights, ignore_index=UNKNOWN)
     torch.testing.assert_close(weighted_mean(cross_entropy(logits, targets), weights), expected)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_binary_cross_entropy_is_the_formula(smoothing):
+    logits, targets = batch()
+    expected = []
+    for row, target in zip(logits.numpy(), TARGETS, strict=True):
+        loss = 0.0
+        for i, value in enumerate(row):
+            share = (1 - smoothing) * (i == target) + smoothing / len(row)
+            loss -= (share * math.log(sigmoid(value)) + (1 - share) * math.log(1 - sigmoid(value))) / len(row)
+        expected.append(0.0 if target == UNKNOWN else loss)
+    np.testing.assert_allclose(binary_cross_entropy(logits, targets, smoothing).numpy(), expected, rtol=1e-10)
+
+
+def test_binary_cross_entropy_is_timms():
+    logits, targets = batch()
+    known = targets != UNKNOWN
+    expected = BinaryCrossEntropy(smoothing=0.1)(logits[known], targets[known])
+    mean = weighted_mean(binary_cross_entropy(logits, targets, label_smoothing=0.1), known.double())
+    torch.testing.assert_close(mean, expected)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
@@ -138,7 +170,30 @@ def test_extreme_logits_are_finite_with_their_gradients(loss, dtype):
     values.sum().backward()
     assert values.isfinite().all()
     assert logits.grad.isfinite().all()
-    assert values[1] > 1000  # sure and wrong
+    probs_only = loss in (CLASS_LOSSES["r0_focal"], CLASS_LOSSES["r0_focal_half"])
+    assert values[1] > (15 if probs_only else 1000)  # sure and wrong, where Keras clips
+
+
+def test_the_loss_of_a_mixture_is_the_mixture_of_losses():
+    """As mixup needs it: share * loss(first) + (1 - share) * loss(second) is the loss of the soft target."""
+    logits, _ = batch()
+    first, second = torch.tensor([0, 1, 2, 3, 4, 0, 1]), torch.tensor([4, 1, 0, 0, 2, 2, 3])
+    soft = 0.3 * F.one_hot(first, 5).double() + 0.7 * F.one_hot(second, 5).double()
+    expected = F.cross_entropy(logits, soft, reduction="none")
+    torch.testing.assert_close(0.3 * cross_entropy(logits, first) + 0.7 * cross_entropy(logits, second), expected)
+    expected = F.binary_cross_entropy_with_logits(logits, soft, reduction="none").mean(1)
+    mixed = 0.3 * binary_cross_entropy(logits, first) + 0.7 * binary_cross_entropy(logits, second)
+    torch.testing.assert_close(mixed, expected)
+
+
+@pytest.mark.parametrize(
+    "loss", [cross_entropy, binary_cross_entropy, softmax_focal, sigmoid_focal, binary_of_softmax_focal]
+)
+def test_smoothing_moves_a_share_of_the_target_to_every_class(loss):
+    logits, targets = batch()
+    every = torch.stack([loss(logits, torch.full_like(targets, i)) for i in range(5)]).mean(0)
+    expected = (0.9 * loss(logits, targets) + 0.1 * every) * (targets != UNKNOWN)
+    torch.testing.assert_close(loss(logits, targets, label_smoothing=0.1), expected)
 
 
 def test_smooth_l1_is_hubers_loss_of_the_scaled_error():
@@ -173,17 +228,64 @@ def test_balanced_class_weights_are_scikit_learns():
     assert (weights * torch.tensor([1, 7, 0, 4, 0])).sum().item() == pytest.approx(len(codes))
 
 
+def test_effective_class_weights_are_the_formula():
+    counts, beta = [1, 7, 0, 4000, 90], 0.999
+    raw = [0 if n == 0 else (1 - beta) / (1 - beta**n) for n in counts]
+    expected = [weight * 4 / sum(raw) for weight in raw]
+    assert effective_class_weights(torch.tensor(counts)).tolist() == pytest.approx(expected, rel=1e-5)
+    nearly_balanced = effective_class_weights(torch.tensor(counts), beta=1 - 1e-9)
+    balanced = balanced_class_weights(torch.tensor(counts))
+    torch.testing.assert_close(nearly_balanced / nearly_balanced[0], balanced / balanced[0], rtol=1e-4, atol=0)
+    assert effective_class_weights(torch.tensor(counts), beta=0.0).tolist() == [1, 1, 0, 1, 1]
+
+
+def test_the_word_chooses_the_class_weights():
+    counts = torch.tensor([1, 7, 0, 400])
+    assert torch.equal(create_class_weights("balanced", counts), balanced_class_weights(counts))
+    assert torch.equal(create_class_weights("effective", counts), effective_class_weights(counts))
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ("cross_entropy", cross_entropy),
+        ("binary_cross_entropy", binary_cross_entropy),
+        ("focal", softmax_focal),
+        ("focal_sigmoid", lambda *batch: sigmoid_focal(*batch, gamma=2.0, alpha=0.25)),
+        ("r0_focal", lambda *batch: binary_of_softmax_focal(*batch, gamma=2.0, alpha=0.25)),
+    ],
+)
+def test_the_presets(preset, expected):
+    values = OmegaConf.to_container(OmegaConf.load(conf_dir() / "loss" / f"{preset}.yaml"))
+    check_values({"loss": values})
+    assert (values.pop("class_weights"), values.pop("head_weights")) == ("none", None)
+    torch.testing.assert_close(create_loss(**values)(*batch()), expected(*batch()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("head_weights", [None, {"make": 0.5}, "learned"])
+def test_head_weights_that_are_allowed(head_weights):
+    check_values({"loss": {"head_weights": head_weights}})
+
+
+@pytest.mark.parametrize("head_weights", ["fixed", {"make": -1}, {"make": "learned"}])
+def test_head_weights_that_are_not(head_weights):
+    with pytest.raises(InputError, match=r"loss\.head_weights: .* is not a mapping.* or the word learned"):
+        check_values({"loss": {"head_weights": head_weights}})
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
         ({"label_smoothing": 0.3}, lambda *batch: cross_entropy(*batch, label_smoothing=0.3)),
-        ({"gamma": 3.0, "alpha": 0.25}, lambda *batch: softmax_focal(*batch, gamma=3.0)),
+        ({"gamma": 3.0, "alpha": 0.25}, lambda *batch: 0.25 * softmax_focal(*batch, gamma=3.0)),
+        ({"form": "binary_of_softmax"}, lambda *batch: binary_of_softmax_focal(*batch, alpha=None)),
+        ({"gamma": 1.0, "label_smoothing": 0.3}, lambda *batch: softmax_focal(*batch, gamma=1.0, label_smoothing=0.3)),
         ({"form": "sigmoid", "gamma": 3.0}, lambda *batch: sigmoid_focal(*batch, gamma=3.0)),
         ({"form": "sigmoid", "alpha": 0.25}, lambda *batch: sigmoid_focal(*batch, gamma=2.0, alpha=0.25)),
     ],
 )
 def test_the_keys_of_conf_choose_the_loss(overrides, expected):
-    name = "cross_entropy" if "label_smoothing" in overrides else "focal"
+    name = "cross_entropy" if list(overrides) == ["label_smoothing"] else "focal"
     values = OmegaConf.to_container(OmegaConf.load(conf_dir() / "loss" / f"{name}.yaml")) | overrides
     values.pop("class_weights"), values.pop("head_weights")
     torch.testing.assert_close(create_loss(**values)(*batch()), expected(*batch()), rtol=0, atol=0)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from carvision.errors import InputError, nearest
-from carvision.models import small_networks  # noqa: F401 - registers them with timm
+from carvision.models import report_networks, small_networks  # noqa: F401 - registers them with timm
 
 
 def create_backbone(name: str, kwargs: dict | None = None, pretrained: bool = False, size_px: int = 224) -> nn.Module:
@@ -37,11 +37,17 @@ def create_backbone(name: str, kwargs: dict | None = None, pretrained: bool = Fa
 
 
 def check_name(name: str) -> None:
-    """Raises InputError, with the names most like it, for a name that timm doesn't have."""
+    """Raises InputError, with the names most like it, for a name or a tag of weights that timm doesn't have."""
     if not timm.is_model(name):
         raise InputError(
             f"model.backbone: {name!r} is no model of timm {timm.__version__}{nearest(name, timm.list_models())}"
         )
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError:  # raised for resnet50.<tag> alone
+        plain = name.partition(".")[0]
+        tags = ", ".join(timm.list_models(f"{plain}.*", pretrained=True)) or "none"
+        raise InputError(f"model.backbone: {name!r} is no set of weights that timm has; of {plain}: {tags}") from None
 
 
 def read_weights(source: Path) -> dict[str, torch.Tensor]:
@@ -73,7 +79,10 @@ def read_weights(source: Path) -> dict[str, torch.Tensor]:
 
 
 def load_backbone_weights(backbone: nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
-    """Load tensors into the backbone; its classifier, if among them, is left out. Raises for another network's."""
+    """Load tensors into the backbone. Its classifier, if among them, and what the pool leaves out are passed over.
+
+    Raises InputError for tensors of another network.
+    """
     if any(name.startswith("backbone.") for name in tensors):  # a carvision model
         tensors = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
     own = backbone.state_dict()
@@ -81,7 +90,8 @@ def load_backbone_weights(backbone: nn.Module, tensors: dict[str, torch.Tensor],
     shapes = [name for name, t in own.items() if name in tensors and tensors[name].shape != t.shape]
     classifiers = backbone.pretrained_cfg.get("classifier") or ()
     classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
-    extra = [n for n in tensors if n not in own and not n.startswith(tuple(f"{c}." for c in classifiers))]
+    passed_over = tuple(f"{name}." for name in (*classifiers, *getattr(backbone, "left_out", ())))
+    extra = [name for name in tensors if name not in own and not name.startswith(passed_over)]
     wrong = []
     if missing:
         wrong.append(f"{len(missing)} of {len(own)} tensors are missing (first: {missing[0]})")

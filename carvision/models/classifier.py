@@ -1,40 +1,16 @@
-"""Classifier: timm backbone -> pool -> trunk -> one head for each label."""
+"""Classifier: timm backbone -> neck -> pool -> trunk -> one head for each label."""
 
 from dataclasses import asdict, dataclass
 
 import torch
-from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
 
 from carvision.errors import InputError
 from carvision.models.backbones import create_backbone
+from carvision.models.blocks import NO_NECK, Neck, create_neck, create_pool
+from carvision.models.dense import NO_LAYERS, Dense, Layers
+from carvision.models.feature_map import has_channels_last, leave_out, take_feature_map
 from carvision.models.freezing import frozen_parameters, wholly_frozen
-
-ACTIVATIONS = {
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-    "none": nn.Identity,
-}
-
-
-@dataclass(frozen=True)
-class Layers:
-    """Fully connected layers; in each: linear, activation, batch norm, dropout. Without any, dropout alone.
-
-    hidden: units of each layer. l2: penalty l2 * sum of squares of the weights. activity_l1: penalty
-    activity_l1 * sum of absolute outputs of the activation, mean over the batch (both as Keras has them).
-    """
-
-    hidden: tuple[int, ...] = ()
-    dropout: float = 0.0
-    activation: str = "relu"
-    batch_norm: bool = False
-    bias: bool = True
-    l2: float = 0.0
-    activity_l1: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -42,51 +18,19 @@ class Head:
     """num_outputs: classes; for a number 1, which is given in the label's own unit: output * std + mean."""
 
     num_outputs: int
-    layers: Layers = Layers()
+    layers: Layers = NO_LAYERS
     mean: float | None = None
     std: float | None = None
-
-
-class Dense(nn.Module):
-    """Layers as a module: (B, F) -> ((B, units of the last layer, or F), penalty: a scalar)."""
-
-    def __init__(self, num_inputs: int, layers: Layers):
-        super().__init__()
-        self.layers = layers
-        blocks = []
-        for units in layers.hidden:
-            block = [nn.Linear(num_inputs, units, bias=layers.bias), ACTIVATIONS[layers.activation]()]
-            block += [nn.BatchNorm1d(units)] if layers.batch_norm else []
-            block += [nn.Dropout(layers.dropout)] if layers.dropout else []
-            blocks.append(nn.Sequential(*block))
-            num_inputs = units
-        if not layers.hidden and layers.dropout:
-            blocks.append(nn.Dropout(layers.dropout))
-        self.blocks = nn.ModuleList(blocks)
-        self.num_outputs = num_inputs
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        penalty = x.new_zeros(())
-        for block in self.blocks:
-            if isinstance(block, nn.Dropout):
-                return block(x), penalty
-            linear, activation, *rest = block
-            x = activation(linear(x))
-            if self.layers.l2:
-                penalty = penalty + self.layers.l2 * linear.weight.square().sum()
-            if self.layers.activity_l1:
-                penalty = penalty + self.layers.activity_l1 * x.abs().sum() / len(x)
-            for layer in rest:
-                x = layer(x)
-        return x, penalty
 
 
 class Classifier(nn.Module):
     """model(images) -> {head: logits}: images float (B, 3, size_px, size_px), normalised; logits (B, classes), or
     (B, 1) in its own unit for a head that estimates a number.
 
-    pool: "default" as the backbone does it; "avg", "max", "avgmax", "catavgmax" or "flatten" of its feature map.
-    Raises InputError where the backbone can't be built, or gives no feature map to pool.
+    neck: blocks on the backbone's feature map. pool: "default" as the backbone does it, with all its layers that come
+    after; "avg", "max", "avgmax", "catavgmax", "flatten" or "gem" of the feature map, without those layers (the dense
+    ones of VGG, as Keras' include_top=False), which are then no part of the backbone.
+    Raises InputError where the backbone can't be built, or gives no feature map for the neck or the pool.
     """
 
     def __init__(
@@ -96,9 +40,10 @@ class Classifier(nn.Module):
         size_px: int,
         backbone_kwargs: dict | None = None,
         pool: str = "default",
-        trunk: Layers = Layers(),
+        trunk: Layers = NO_LAYERS,
         train_layers: str | int = "all",
         pretrained: bool = False,
+        neck: Neck = NO_NECK,
     ):
         super().__init__()
         self.description = {
@@ -108,15 +53,10 @@ class Classifier(nn.Module):
             "backbone_kwargs": backbone_kwargs or {},
             "pool": pool,
             "trunk": asdict(trunk),
+            "neck": asdict(neck),
         }
         self.backbone = create_backbone(backbone, backbone_kwargs, pretrained, size_px)
-        self.pool_kind = pool
-        if pool in ("default", "flatten"):
-            self.pool = nn.Flatten()
-        else:
-            channels_last = getattr(self.backbone, "output_fmt", "NCHW")  # Swin's feature maps are NHWC
-            self.pool = SelectAdaptivePool2d(pool_type=pool, flatten=True, input_fmt=channels_last)
-        self.trunk = Dense(self._num_features(size_px), trunk)
+        self.trunk = Dense(self._create_neck_and_pool(neck, pool, size_px), trunk)
         self.labels = tuple(heads)
         for name, head in heads.items():
             layers = Dense(self.trunk.num_outputs, head.layers)
@@ -145,9 +85,17 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Pooled features (B, F) of the backbone."""
-        if self.pool_kind == "default":
+        if self.pool is None and not self.neck:
             return self.backbone(images)
-        return self.pool(self.backbone.forward_features(images))
+        return self._pooled(self.backbone.forward_features(images))
+
+    def _pooled(self, feature_map: Tensor) -> Tensor:
+        if self.neck:
+            if has_channels_last(self.backbone):
+                feature_map = self.neck(feature_map.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            else:
+                feature_map = self.neck(feature_map)
+        return self.backbone.forward_head(feature_map) if self.pool is None else self.pool(feature_map)
 
     def forward_with_penalty(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The logits, and the sum of all penalties on weights and activities: a scalar to add to the loss."""
@@ -166,17 +114,26 @@ class Classifier(nn.Module):
         return self.forward_with_penalty(images)[0]
 
     @torch.no_grad()
-    def _num_features(self, size_px: int) -> int:
+    def _create_neck_and_pool(self, neck: Neck, pool: str, size_px: int) -> int:
+        """Number of features after the pool."""
         name = self.description["backbone"]
+        self.neck, self.pool = nn.Sequential(), None
         was_training = self.backbone.training
         self.backbone.eval()
         try:
-            images = torch.zeros(1, 3, size_px, size_px)
-            if self.pool_kind != "default" and self.backbone.forward_features(images).ndim != 4:
-                raise InputError(
-                    f"model.pool: {self.pool_kind!r} needs a feature map, and {name} gives tokens; use default"
-                )
-            return self.features(images).shape[1]
+            if pool == "default" and not neck.blocks:
+                return self.backbone(torch.zeros(1, 3, size_px, size_px)).shape[1]
+            feature_map, left_over = take_feature_map(self.backbone, size_px)
+            if getattr(feature_map, "ndim", None) != 4:  # tokens, or the feature maps of several sizes
+                value, mend = (f"pool: {pool!r}", "default") if pool != "default" else ("neck: it", "model.neck=[]")
+                raise InputError(f"model.{value} needs a feature map, and {name} gives tokens; use {mend}")
+            channels_last = has_channels_last(self.backbone)
+            self.neck = create_neck(neck, feature_map.shape[-1 if channels_last else 1])
+            if pool == "default":
+                return self.backbone.forward_head(feature_map).shape[1]
+            leave_out(self.backbone, left_over, f"model.pool={pool}")
+            self.pool = create_pool(pool, channels_last)
+            return self.pool(feature_map).shape[1]
         except (RuntimeError, AssertionError) as error:
             brief = " ".join(str(error).split())[:160]
             raise InputError(f"data.image_px: {name} does not take images of {size_px} px ({brief})") from None
@@ -194,11 +151,6 @@ def _head(label: str) -> str:
 
 def classifier_from(description: dict) -> Classifier:
     """The Classifier that `description` (of an earlier one, read from a file) describes, with random weights."""
-    heads = {
-        name: Head(**{**head, "layers": _layers_from(head["layers"])}) for name, head in description["heads"].items()
-    }
-    return Classifier(**{**description, "heads": heads, "trunk": _layers_from(description["trunk"])})
-
-
-def _layers_from(values: dict) -> Layers:
-    return Layers(**{**values, "hidden": tuple(values["hidden"])})
+    heads = {name: Head(**{**head, "layers": Layers(**head["layers"])}) for name, head in description["heads"].items()}
+    parts = {"heads": heads, "trunk": Layers(**description["trunk"]), "neck": Neck(**description.get("neck", {}))}
+    return Classifier(**{**description, **parts})

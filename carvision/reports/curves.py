@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from carvision.reports.style import SPLIT_COLOURS, create_figure, save_figure, set_title, tidy
+from carvision.reports.style import FAINT, SPLIT_COLOURS, create_figure, save_figure, set_title, tidy
 
 
 def plot_curves(history: pd.DataFrame, folder: Path) -> None:
@@ -37,6 +38,7 @@ def _plot(history: pd.DataFrame, panels: dict[str, str], title: str, file: Path,
                     marker=marker,
                     markersize=3.5,
                 )
+        mark_phases(axes, history)
         axes.set_title(name, fontsize=10, loc="left", parse_math=False)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -49,3 +51,15 @@ def _plot(history: pd.DataFrame, panels: dict[str, str], title: str, file: Path,
         if i == 0:
             axes.legend(frameon=False, fontsize=9)
     save_figure(figure, file)
+
+
+def mark_phases(axes: Axes, history: pd.DataFrame) -> None:
+    """A line where a phase begins, if the run has several."""
+    if "phase" in history:
+        for epoch in history["epoch"][history["phase"] != history["phase"].shift()][1:]:
+            axes.axvline(epoch + 0.5, color=FAINT, linewidth=1, linestyle="--", zorder=0)
+            label = history.loc[history["epoch"] == epoch, "phase"].iloc[0]
+            axes.text(
+                epoch + 0.5, 1.01, label, transform=axes.get_xaxis_transform(), fontsize=8, color=FAINT, va="bottom",
+                ha="center", parse_math=False,
+            )  # fmt: skip

@@ -9,7 +9,10 @@ from torch import nn
 
 WHERE = """In the run's folder: model.safetensors and model.json (the network), metrics.json and results.txt (figures),
 history.csv, loss.png, accuracy.png (epochs), checkpoints/, splits.csv, config.yaml, summary.txt, run.log"""
-CLASS_FIGURES = ("top1", "top3", "top5", "precision", "recall", "f1", "balanced_accuracy")
+ACCURACIES = {
+    "top1": "top1", "top3": "top3", "top5": "top5", "balanced_accuracy": "balanced", "auc": "AUC",
+}  # fmt: skip
+AVERAGES = {"": "mean of the classes", "_at50": "all p > 0.5 (Keras)"}
 
 
 def summarise_network(model: nn.Module) -> str:
@@ -33,56 +36,88 @@ def _counts(name: str, module: nn.Module) -> tuple[str, str, str]:
     return name, f"{sum(n for n, _ in sizes):,}", f"{sum(n for n, trained in sizes if trained):,}"
 
 
-def closing_table(metrics: dict, labels: dict[str, dict]) -> RichTable:
-    """Of the test split, or of validation where there is no test: a row a head.
+def closing_tables(metrics: dict, labels: dict[str, dict]) -> list[RichTable]:
+    """Of the test split, or of validation where there is no test. None is wider than 80 columns.
 
     metrics: as in metrics.json. labels: as LitClassifier has them.
     """
     split = "test" if metrics.get("test") else "val"
-    figures = metrics[split]
-    table = RichTable(title=f"{split}, in % (precision, recall, F1: macro)", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("head", no_wrap=True)
-    for name in CLASS_FIGURES:
-        table.add_column(name.replace("balanced_accuracy", "balanced"), justify="right")
-    for head, label in labels.items():
-        if "ids" in label:
-            table.add_row(head, *(_percent(figures.get(f"{head}/{name}")) for name in CLASS_FIGURES))
-        elif f"{head}/mae" in figures:
-            unit = f" {label['unit']}" if label["unit"] else ""
-            table.add_row(head, f"mean error {figures[f'{head}/mae']:.4g}{unit}")
-    if sum("ids" in label for label in labels.values()) > 1:
+    classes = [head for head, label in labels.items() if "ids" in label]
+    numbers = {head: label["unit"] for head, label in labels.items() if f"{head}/mae" in metrics[split]}
+    tables = [_accuracy_table(split, metrics[split], classes), _precision_table(split, metrics[split], classes)]
+    tables = tables if classes else []
+    tables += [_error_table(split, metrics[split], numbers)] if numbers else []
+    return tables + ([_decoding_table(split, metrics["decodings"][split])] if metrics.get("decodings") else [])
+
+
+def _accuracy_table(split: str, figures: dict, heads: list[str]) -> RichTable:
+    columns = {name: heading for name, heading in ACCURACIES.items() if any(f"{h}/{name}" in figures for h in heads)}
+    table = _table(f"{split}: accuracy in %", "head", list(columns.values()))
+    for head in heads:
+        table.add_row(head, *(_percent(figures.get(f"{head}/{name}")) for name in columns))
+    if len(heads) > 1:
         table.add_row("all heads right", _percent(figures.get("joint/top1")))
     if "joint/consistent" in figures:
         table.add_row("fit together", _percent(figures["joint/consistent"]))
     return table
 
 
-def decoding_table(metrics: dict) -> RichTable:
-    """Accuracy under each rule by which parent and child are read from the probabilities."""
-    split = "test" if metrics.get("test") else "val"
-    rules = metrics["decodings"][split]
-    names = list(next(iter(rules.values())))
-    table = RichTable(title=f"decoding, {split}, in % (model.decoding)", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("rule")
-    for name in names:
-        table.add_column(
-            name.replace("joint/top1", "all right").replace("joint/consistent", "fit together"), justify="right"
-        )
-    for rule, figures in rules.items():
-        table.add_row(rule, *(_percent(figures.get(name)) for name in names))
+def _precision_table(split: str, figures: dict, heads: list[str]) -> RichTable:
+    """A row a head and way of counting."""
+    table = _table(f"{split}: precision and recall in %", "head", ["counted as", "precision", "recall", "F1"])
+    table.columns[1].justify = "left"
+    for head in heads:
+        for end, average in AVERAGES.items():
+            values = [figures.get(f"{head}/{name}{end}") for name in ("precision", "recall", "f1")]
+            if any(value is not None for value in values):
+                table.add_row("" if end else head, average, *map(_percent, values))
     return table
+
+
+def _error_table(split: str, figures: dict, units: dict[str, str]) -> RichTable:
+    table = _table(f"{split}: errors", "head", ["mean", "root mean square", "unit"])
+    for head, unit in units.items():
+        table.add_row(head, *(f"{figures[f'{head}/{name}']:.4g}" for name in ("mae", "rmse")), unit)
+    return table
+
+
+def _decoding_table(split: str, rules: dict[str, dict]) -> RichTable:
+    """Accuracy under each rule by which parent and child are read from the probabilities."""
+    table = _table(f"{split}: accuracy in % by model.decoding", "figure", list(rules))
+    for name in next(iter(rules.values())):
+        words = {"joint/top1": "all heads right", "joint/consistent": "fit together"}.get(name, name)
+        table.add_row(words, *(_percent(figures.get(name)) for figures in rules.values()))
+    return table
+
+
+def _table(title: str, first: str, others: list[str]) -> RichTable:
+    table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column(first, overflow="fold")  # a long name goes on in the next line, and no heading is cut off
+    for heading in others:
+        table.add_column(heading, justify="right")
+    return table
+
+
+def time_line(metrics: dict) -> str:
+    """ "12.3 min wall, 20.1 min CPU, 0.19 (0.90 an hour)", as far as metrics.json knows them."""
+    seconds = metrics.get("seconds", {})
+    parts = [
+        f"{seconds[key] / 60:.1f} min {name}" for key, name in (("total", "wall"), ("cpu", "CPU")) if key in seconds
+    ]
+    if metrics.get("cost") is not None:
+        price = f" ({metrics['price_per_hour']:.2f} an hour)" if metrics.get("price_per_hour") is not None else ""
+        parts.append(f"{metrics['cost']:.2f}{price}")
+    return ", ".join(parts)
 
 
 def print_closing(metrics: dict, labels: dict[str, dict], folder: Path) -> None:
     """The tables on the terminal, and as text in results.txt."""
-    tables = [closing_table(metrics, labels)] + ([decoding_table(metrics)] if metrics.get("decodings") else [])
+    closing = [*closing_tables(metrics, labels), *filter(None, [time_line(metrics)])]
     terminal = Console()
-    if not terminal.is_terminal:
-        terminal = Console(width=110)  # rich takes a file for 80 columns wide, and would wrap the tables
-    terminal.print(*tables, sep="\n")
+    terminal.print(*closing, sep="\n", highlight=False)
     terminal.print(WHERE, soft_wrap=True, highlight=False)
     with (folder / "results.txt").open("w") as file:
-        Console(file=file, width=110).print(*tables, sep="\n")
+        Console(file=file, width=110).print(*closing, sep="\n", highlight=False)
 
 
 def _percent(value: float | None) -> str:

@@ -20,11 +20,13 @@ from carvision.data.photos import Photos
 from carvision.data.table import UNKNOWN, Classes, Table
 from carvision.data.transforms import Augment
 from carvision.errors import InputError, nearest
-from carvision.losses import balanced_class_weights
+from carvision.losses import create_class_weights
 from carvision.metrics import figure_names
 from carvision.models.backbones import check_name, load_backbone_weights, read_weights
-from carvision.models.classifier import Classifier, Head, Layers
-from carvision.training.callbacks import Curves, EpochLines, History, create_progress_bar
+from carvision.models.blocks import Neck
+from carvision.models.classifier import Classifier, Head
+from carvision.models.dense import Layers
+from carvision.training.callbacks import Curves, EpochLines, History, MovingAverage, create_progress_bar
 from carvision.training.lit_classifier import LitClassifier
 
 log = logging.getLogger(__name__)
@@ -49,7 +51,7 @@ def build_datamodule(cfg: dict, fold: int | None) -> PhotoDataModule:
         crop_to_box=data["crop_to_box"],
         crop_scale=tuple(augment["crop_scale"]),
         crop_ratio=tuple(augment["crop_ratio"]),
-        num_draws=Augment.num_draws,
+        num_draws=Augment(augment["order"], augment["steps"]).num_draws,
         seed=cfg["seed"],
     )
     datamodule = PhotoDataModule(
@@ -130,7 +132,7 @@ def build_classifier(cfg: dict, labels: dict[str, dict]) -> Classifier:
     torch.manual_seed(cfg["seed"])
     heads = {}
     for name, label in labels.items():
-        layers = build_layers(model["heads"].get(name, {}))
+        layers = build_layers(model["heads"].get(name, {}), f"model.heads.{name}")
         heads[name] = (
             Head(len(label["ids"]), layers) if "ids" in label else Head(1, layers, label["mean"], label["std"])
         )
@@ -140,8 +142,9 @@ def build_classifier(cfg: dict, labels: dict[str, dict]) -> Classifier:
         cfg["data"]["image_px"],
         model["backbone_kwargs"],
         model["pool"],
-        build_layers(model["trunk"]),
+        build_layers(model["trunk"], "model.trunk"),
         pretrained=model["weights"] == "pretrained",
+        neck=Neck(model["neck"], model["neck_dropout"], model["attention_reduction"], model["se_reduction"]),
     )
     if model["weights"] not in ("pretrained", "random"):
         load_weights(classifier, Path(model["weights"]).expanduser(), labels)
@@ -149,8 +152,11 @@ def build_classifier(cfg: dict, labels: dict[str, dict]) -> Classifier:
     return classifier
 
 
-def build_layers(values: dict) -> Layers:
-    return Layers(**{**values, "hidden": tuple(values.get("hidden", ()))})
+def build_layers(values: dict, key: str) -> Layers:
+    try:
+        return Layers(**values)
+    except InputError as error:
+        raise InputError(f"{key}.{error}") from None
 
 
 def load_weights(classifier: Classifier, source: Path, labels: dict[str, dict]) -> None:
@@ -178,13 +184,15 @@ def build_lit_classifier(cfg: dict, table: Table) -> LitClassifier:
     classifier = build_classifier(cfg, labels)
     loss = dict(cfg["loss"])
     class_weights = {}
-    if loss.pop("class_weights") == "balanced":
+    weighting = loss.pop("class_weights")
+    if weighting != "none":
         train = table.of_split("train").rows
         for name in (name for name, label in labels.items() if "ids" in label):
             codes = train[name].to_numpy()
             counts = np.bincount(codes[codes != UNKNOWN], minlength=len(labels[name]["ids"]))
-            class_weights[name] = balanced_class_weights(torch.from_numpy(counts)).tolist()
-    unknown = set(loss["head_weights"] or {}) - set(labels)
+            class_weights[name] = create_class_weights(weighting, torch.from_numpy(counts)).tolist()
+    given = loss["head_weights"] or {}
+    unknown = set() if given == "learned" else set(given) - set(labels)
     if unknown:
         raise InputError(f"loss.head_weights: {sorted(unknown)[0]!r} is not one of the heads {', '.join(labels)}")
     augment = {key: value for key, value in cfg["augment"].items() if not key.startswith("crop_")}
@@ -193,36 +201,64 @@ def build_lit_classifier(cfg: dict, table: Table) -> LitClassifier:
         labels,
         build_preprocessing(cfg).as_dict(),
         loss,
-        cfg["optimizer"],
-        cfg["schedule"],
+        build_phases(cfg),
         augment,
         class_weights,
         cfg["model"]["decoding"],
+        cfg["seed"],
         model=classifier,
     )
+
+
+def build_phases(cfg: dict) -> list[dict]:
+    """The parts of the training one after the other, each with "name", "epochs", "train_layers", "optimizer" and
+    "schedule". What a phase does not say is as in the rest of the configuration, which alone is one phase.
+    """
+    max_epochs = cfg["trainer"]["max_epochs"]
+    own = {"train_layers": cfg["model"]["train_layers"], "optimizer": cfg["optimizer"], "schedule": cfg["schedule"]}
+    if not cfg["phases"]:
+        if max_epochs is None:
+            raise InputError("trainer.max_epochs: must be given where there are no phases; add trainer.max_epochs=<n>")
+        return [{"name": "", "epochs": max_epochs, **own}]
+    phases = []
+    left = max_epochs or sum(phase["epochs"] for phase in cfg["phases"].values())
+    for name, values in cfg["phases"].items():
+        epochs = min(left, values["epochs"])
+        if epochs < values["epochs"]:
+            log.warning("phase %s: %d of its %d epochs (trainer.max_epochs)", name, epochs, values["epochs"])
+        left -= epochs
+        if epochs:
+            # Some keys of the run's optimizer changed, or another one with keys of its own
+            parts = {
+                part: values[part] if "name" in values.get(part, {}) else {**own[part], **values.get(part, {})}
+                for part in ("optimizer", "schedule")
+            }
+            layers = values.get("train_layers", own["train_layers"])
+            phases.append({"name": name, "epochs": epochs, "train_layers": layers, **parts})
+    return phases
 
 
 def build_trainer(cfg: dict, folder: Path, labels: dict[str, dict]) -> pl.Trainer:
     callbacks = cfg["callbacks"]
     known = [f"{split}/{name}" for split in ("val", "train") for name in figure_names(labels)]
-    if callbacks["monitor"] not in known:
-        monitor = callbacks["monitor"]
-        raise InputError(f"callbacks.monitor: {monitor!r} is no figure of this run{nearest(monitor, known)}")
+    schedules = [cfg["schedule"], *(phase.get("schedule", {}) for phase in (cfg["phases"] or {}).values())]
+    for key, values in (("callbacks", callbacks), *(("schedule", schedule) for schedule in schedules)):
+        monitor = values.get("monitor", known[0])
+        if monitor not in known:
+            raise InputError(f"{key}.monitor: {monitor!r} is no figure of this run{nearest(monitor, known)}")
+    _check_sam(cfg)
     monitor, mode = callbacks["monitor"], callbacks["mode"]
+    # At the end of an epoch, when all else that belongs to it is done: "best" of the best epoch, "last" of every one.
+    checkpoints = {"dirpath": folder / "checkpoints", "enable_version_counter": False, "save_on_train_epoch_end": True}
     hooks = [
         History(folder / "history.csv"),
-        EpochLines(monitor),
+        EpochLines(monitor, mode),
         Curves(folder),
-        ModelCheckpoint(
-            folder / "checkpoints",
-            filename="best",
-            monitor=monitor,
-            mode=mode,
-            save_last=True,
-            enable_version_counter=False,
-            save_on_train_epoch_end=False,
-        ),
+        ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **checkpoints),
+        ModelCheckpoint(filename="last", **checkpoints),
     ]
+    if callbacks["ema_decay"]:
+        hooks.append(MovingAverage(callbacks["ema_decay"]))
     if callbacks["patience"]:
         hooks.append(EarlyStopping(monitor, patience=callbacks["patience"], mode=mode, check_on_train_epoch_end=False))
     if callbacks["progress_bar"]:
@@ -230,7 +266,7 @@ def build_trainer(cfg: dict, folder: Path, labels: dict[str, dict]) -> pl.Traine
     tensorboard = TensorBoardLogger(folder, name="tensorboard", version="") if cfg["logger"]["tensorboard"] else False
     try:
         return pl.Trainer(
-            **cfg["trainer"],
+            **{**cfg["trainer"], "max_epochs": 1},  # set anew for each phase
             callbacks=hooks,
             logger=tensorboard,
             default_root_dir=folder,
@@ -245,3 +281,13 @@ def build_trainer(cfg: dict, folder: Path, labels: dict[str, dict]) -> pl.Traine
         raise InputError(
             f"trainer: this machine can't run trainer.accelerator={cfg['trainer']['accelerator']} ({text})"
         ) from None
+
+
+def _check_sam(cfg: dict) -> None:
+    """SAM takes two passes over one batch, which neither works over several batches nor with scaled gradients."""
+    trainer = cfg["trainer"]
+    if any(phase["optimizer"].get("sam_rho") for phase in build_phases(cfg)):
+        if trainer["accumulate_grad_batches"] > 1:
+            raise InputError("optimizer.sam_rho: not with trainer.accumulate_grad_batches above 1; leave one out")
+        if trainer["precision"] == "16-mixed":
+            raise InputError("optimizer.sam_rho: not with trainer.precision=16-mixed; use bf16-mixed or 32-true")

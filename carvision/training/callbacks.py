@@ -1,13 +1,17 @@
 """What happens at the end of each epoch: history.csv, a line in the log, curves; and the progress bar."""
 
 import logging
+import math
 import sys
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
+import torch
+from pytorch_lightning.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar, WeightAveraging
+from pytorch_lightning.trainer.states import TrainerFn
+from torch import Tensor
 
 from carvision.reports.curves import plot_curves
 
@@ -15,7 +19,8 @@ log = logging.getLogger(__name__)
 
 
 class History(pl.Callback):
-    """history.csv: a row an epoch with epoch, lr (of its last step), seconds, and all figures of train and val."""
+    """history.csv: a row an epoch with epoch, phase (if there are several), lr (of its last step), seconds, and all
+    figures of train and val."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -29,10 +34,17 @@ class History(pl.Callback):
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
         self.lr = trainer.optimizers[0].param_groups[0]["lr"]  # a number on the host: nothing waits for the device
 
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.current_epoch > 0 and not self.rows:  # an earlier start of this run is gone on with
+            earlier = pd.read_csv(self.file)
+            self.rows = earlier[earlier["epoch"] < trainer.current_epoch].to_dict("records")
+
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        # Lightning calls the checkpoints after this: an epoch that has one has its row too.
         figures = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         seconds = time.perf_counter() - self.started
-        self.rows.append({"epoch": trainer.current_epoch, "lr": self.lr, "seconds": seconds, **figures})
+        phase = {"phase": module.phase["name"]} if len(module.hparams.phases) > 1 else {}
+        self.rows.append({"epoch": trainer.current_epoch, **phase, "lr": self.lr, "seconds": seconds, **figures})
         if trainer.is_global_zero:
             partial = self.file.with_suffix(".partial")
             pd.DataFrame(self.rows).to_csv(partial, index=False, float_format="%.6g")
@@ -42,25 +54,30 @@ class History(pl.Callback):
 class EpochLines(pl.Callback):
     """A line an epoch in the log: losses, top-1 of each head, and whether it is the best so far."""
 
-    def __init__(self, monitor: str):
-        self.monitor = monitor
+    def __init__(self, monitor: str, mode: str):
+        self.monitor, self.sign = monitor, 1 if mode == "max" else -1
         self.best: float | None = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         figures = trainer.callback_metrics
-        parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"]
+        parts = [f"epoch {trainer.current_epoch + 1}/{module.num_epochs}"]
         for split in ("train", "val"):
             parts.append(f"{split} loss {figures[f'{split}/loss']:.4f}")
             for name in module.labels:
                 key = "top1" if f"{split}/{name}/top1" in figures else "mae"
                 if f"{split}/{name}/{key}" in figures:
                     parts.append(f"{name} {key} {figures[f'{split}/{name}/{key}']:.4g}")
-        checkpoint = trainer.checkpoint_callback
-        best = checkpoint.best_model_score
-        if best is not None and float(best) != self.best:
-            self.best = float(best)
+        value = self.sign * float(figures.get(self.monitor, math.nan))
+        if value > (-math.inf if self.best is None else self.best):
+            self.best = value
             parts.append("best so far")
         log.info("  ".join(parts))
+
+    def state_dict(self) -> dict:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.best = state_dict["best"]
 
 
 class Curves(pl.Callback):
@@ -79,6 +96,33 @@ class Curves(pl.Callback):
         file = self.folder / "history.csv"
         if trainer.is_global_zero and file.exists():
             plot_curves(pd.read_csv(file), self.folder)
+
+
+class MovingAverage(WeightAveraging):
+    """Validation, checkpoints and the model file take an exponential moving average of weights and statistics.
+
+    The decay is warmed up, min(decay, (1 + t) / (10 + t)) at update t, or the first weights would linger for epochs.
+    Each phase begins its average anew, with the average of the phase before.
+    """
+
+    def __init__(self, decay: float):
+        def average(averaged: Tensor, current: Tensor, num_averaged: Tensor) -> Tensor:
+            if not averaged.is_floating_point():
+                return current  # counters
+            warm = (1 + num_averaged) / (10 + num_averaged)
+            return torch.lerp(current, averaged, warm.clamp(max=decay).to(averaged))
+
+        super().__init__(avg_fn=average)
+
+    # After training, validation takes the weights that were chosen, which are averages already.
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_validation_epoch_end(trainer, pl_module)
 
 
 def create_progress_bar() -> ProgressBar:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import logging
 import os
 import time
@@ -20,17 +21,22 @@ from carvision.errors import InputError
 from carvision.reports.summary import print_closing, summarise_network
 from carvision.training.build import build_datamodule, build_lit_classifier, build_trainer
 from carvision.training.lit_classifier import LitClassifier
+from carvision.training.phases import fit_phases
 from carvision.training.run_folder import is_first_process, require_space, write_config, write_metrics
 
 log = logging.getLogger(__name__)
 
 
-def run_training(cfg: dict, folder: Path, fold: int | None = None) -> dict:
-    """Train as `cfg` (plain and checked) says, into the folder. Returns what metrics.json holds."""
+def run_training(cfg: dict, folder: Path, fold: int | None = None, resume: bool = False) -> dict | None:
+    """Train as `cfg` (plain and checked) says, into the folder. Returns what metrics.json holds; None where
+    run.max_epochs_per_start ended it before.
+
+    resume: the folder holds an earlier start of this run, which is gone on with.
+    """
     _quiet_libraries()
     first = is_first_process()
-    clock = Clock()
-    if first:
+    clock = Clock(folder / "seconds.json")
+    if first and not resume:
         write_config(cfg, folder)
     datamodule = build_datamodule(cfg, fold)
     table = datamodule.table
@@ -42,37 +48,35 @@ def run_training(cfg: dict, folder: Path, fold: int | None = None) -> dict:
     lit = build_lit_classifier(cfg, table)
     if first:
         (folder / "summary.txt").write_text(summarise_network(lit.model) + "\n")
-    trained, total = (sum(p.numel() for p in lit.parameters() if p.requires_grad or every) for every in (False, True))
+    total = sum(p.numel() for p in lit.parameters())
     heads = ", ".join(f"{n} ({len(v['ids'])})" if "ids" in v else n for n, v in lit.labels.items())
-    log.info("%s: %s parameters, %s trained; heads: %s", cfg["model"]["backbone"], f"{total:,}", f"{trained:,}", heads)
+    log.info("%s: %s parameters; heads: %s", cfg["model"]["backbone"], f"{total:,}", heads)
     require_space(folder, total)
     trainer = build_trainer(cfg, folder, lit.labels)
     clock.lap("building")
     with full_disk_is_an_input_error(folder):
-        _fit(trainer, lit, datamodule, folder)
+        last = folder / "checkpoints" / "last.ckpt"
+        ended = fit_phases(trainer, lit, datamodule, last, resume, cfg["run"]["max_epochs_per_start"])
         clock.lap("training")
+        if not ended:
+            clock.save()
+            log.info(
+                "%d of %d epochs (run.max_epochs_per_start); the same command with run.dir=%s goes on from there",
+                trainer.current_epoch, lit.num_epochs, folder,
+            )  # fmt: skip
+            return None
         metrics = _test(trainer, lit, datamodule, folder)
         clock.lap("test")
         metrics["seconds"] = clock.seconds
+        price = cfg["run"]["price_per_hour"]
+        if price is not None:
+            metrics |= {"cost": clock.seconds["total"] / 3600 * price, "price_per_hour": price}
         if first:
             _save(lit, cfg, metrics, folder)
     if first:
         print_closing(metrics, lit.labels, folder)
         _report_bad_images(datamodule, folder)
     return metrics
-
-
-def _fit(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, folder: Path) -> None:
-    with contextlib.suppress(SystemExit):  # so Lightning ends after Ctrl-C
-        trainer.fit(lit, datamodule)
-    if trainer.interrupted:
-        log.warning(
-            "interrupted in epoch %d; history.csv, the curves and checkpoints/ in %s hold the epochs before it",
-            trainer.current_epoch + 1, folder,
-        )  # fmt: skip
-        raise KeyboardInterrupt
-    if trainer.should_stop and trainer.current_epoch < trainer.max_epochs:
-        log.info("stopped after epoch %d: no better %s", trainer.current_epoch, trainer.checkpoint_callback.monitor)
 
 
 def _test(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, folder: Path) -> dict:
@@ -83,7 +87,7 @@ def _test(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, 
     row = history[history["epoch"] == best["epoch"]].iloc[0].dropna()
     metrics: dict = {"best_epoch": int(row["epoch"])}
     for split in ("train", "val"):
-        metrics[split] = {k.removeprefix(f"{split}/"): v for k, v in row.items() if str(k).startswith(f"{split}/")}
+        metrics[split] = {k.removeprefix(f"{split}/"): float(v) for k, v in row.items() if k.startswith(f"{split}/")}
     metrics["test"], metrics["decodings"] = {}, {}
     evaluated = {}
     if len(lit.val_metrics.rules) > 1:  # else the history has all of val already
@@ -117,16 +121,29 @@ def _report_bad_images(datamodule: PhotoDataModule, folder: Path) -> None:
 
 
 class Clock:
-    """Seconds of each stage."""
+    """Seconds of each stage; "total" of all, and "cpu" of this process and those that read its photos.
 
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-        self.last = time.perf_counter()
+    file: what an earlier start of the run took, which is added.
+    """
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.seconds: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+        self.last, self.last_cpu = time.perf_counter(), _cpu_seconds()
 
     def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.seconds[stage] = round(now - self.last, 3)
-        self.last = now
+        now, cpu = time.perf_counter(), _cpu_seconds()
+        for name, passed in {stage: now - self.last, "total": now - self.last, "cpu": cpu - self.last_cpu}.items():
+            self.seconds[name] = round(self.seconds.pop(name, 0.0) + passed, 3)
+        self.last, self.last_cpu = now, cpu
+
+    def save(self) -> None:
+        self.file.write_text(json.dumps(self.seconds))
+
+
+def _cpu_seconds() -> float:
+    times = os.times()  # of children: of those that have ended, as Lightning ends its readers after each stage
+    return times.user + times.system + times.children_user + times.children_system
 
 
 @contextlib.contextmanager

@@ -5,13 +5,17 @@ import torch
 from torch import Tensor
 
 from carvision.data.images import Preprocessing
+from carvision.data.mixing import Mix
 from carvision.data.table import UNKNOWN
 from carvision.data.transforms import Augment, Normalise, to_float
 from carvision.losses import create_loss, smooth_l1, weighted_mean
 from carvision.metrics import EpochMetrics
 from carvision.models.classifier import Classifier, classifier_from
+from carvision.models.head_weights import HeadWeights
 from carvision.portable import parents_of
-from carvision.training.optimization import create_optimizer, lr_factor
+from carvision.training.optimizers import create_optimizer
+from carvision.training.sam import SAM, kept_statistics
+from carvision.training.schedules import create_schedule
 
 
 class LitClassifier(pl.LightningModule):
@@ -19,8 +23,10 @@ class LitClassifier(pl.LightningModule):
     with torch.load's safe default.
 
     description: of the Classifier, see there. labels: {head: {"ids", "names", "parent", "parent_codes"}} or
-    {head: {"unit", "mean", "std"}}. preprocessing, loss, optimizer, schedule, augment: the keys of conf/.
-    class_weights: {head: a weight for each class}, of training photos in the loss.
+    {head: {"unit", "mean", "std"}}. preprocessing, loss, augment: the keys of conf/.
+    phases: one after the other, [{"name", "epochs", "train_layers", "optimizer", "schedule"}], the last three as in
+    conf/; start_phase begins one.
+    class_weights: {head: a weight for each class}, of training photos in the loss. seed: of mixing photos.
     model: the Classifier to train; None: one with random weights, as load_from_checkpoint needs it.
     """
 
@@ -30,24 +36,28 @@ class LitClassifier(pl.LightningModule):
         labels: dict[str, dict],
         preprocessing: dict,
         loss: dict,
-        optimizer: dict,
-        schedule: dict,
+        phases: list[dict],
         augment: dict,
         class_weights: dict[str, list[float]],
         decoding: str = "independent",
+        seed: int = 0,
         model: Classifier | None = None,
     ):
         super().__init__()
         self.save_hyperparameters(ignore=["model"])
         self.labels = labels
+        self.sam: SAM | None = None
         self.class_heads = [name for name, label in labels.items() if "ids" in label]
         # Batches come with their channels last in memory; weights laid out like them save turning them each step.
         self.model = (model or classifier_from(description)).to(memory_format=torch.channels_last)
-        self.augment = Augment(**augment)
+        self.augment = Augment(augment["order"], augment["steps"])
+        self.mix = Mix(augment["mixup"], augment["cutmix"], augment["mix_p"])
         self.normalise = Normalise(Preprocessing(**preprocessing))
         loss = dict(loss)
         given = loss.pop("head_weights", None) or {}
-        self.head_weights = {name: given.get(name, 1.0) for name in labels}
+        # Learned weights count in training alone: the loss that is reported is the same sum at every epoch.
+        self.learned_weights = HeadWeights(list(labels)) if given == "learned" else None
+        self.head_weights = dict.fromkeys(labels, 1.0) | ({} if given == "learned" else given)
         self.class_loss = create_loss(**loss)
         for name, weights in class_weights.items():
             place = self.class_heads.index(name)  # a buffer's name may not hold all that a label's may
@@ -57,7 +67,7 @@ class LitClassifier(pl.LightningModule):
         metrics = (outputs, self.head_weights, parents_of(labels), decoding)
         self.train_metrics = EpochMetrics(*metrics)
         self.val_metrics = EpochMetrics(*metrics, compare_rules=True)
-        self.test_metrics = EpochMetrics(*metrics, compare_rules=True)
+        self.test_metrics = EpochMetrics(*metrics, compare_rules=True, with_auc=True)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """images uint8 (B, 3, H, W) -> {head: logits}."""
@@ -65,7 +75,14 @@ class LitClassifier(pl.LightningModule):
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         images = self.augment(to_float(batch["images"]), batch["draws"])
-        return self._step(images, batch, self.train_metrics)
+        mixed = None
+        if self.mix.active:
+            key = (self.hparams.seed, self.current_epoch, batch_idx, self.global_rank)
+            images, *mixed = self.mix(images, batch["valid"], key)
+        if self.sam is not None and self.sam.perturbed:  # the second of its two passes
+            with kept_statistics(self.model):
+                return self._step(images, batch, None, mixed)
+        return self._step(images, batch, self.train_metrics, mixed)
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         self._step(to_float(batch["images"]), batch, self.val_metrics)
@@ -73,29 +90,41 @@ class LitClassifier(pl.LightningModule):
     def test_step(self, batch: dict, batch_idx: int) -> None:
         self._step(to_float(batch["images"]), batch, self.test_metrics)
 
-    def _step(self, images: Tensor, batch: dict, metrics: EpochMetrics) -> Tensor:
-        """The loss of the batch: the heads' losses by their weights, and the penalties."""
+    def _step(self, images: Tensor, batch: dict, metrics: EpochMetrics | None, mixed: list | None = None) -> Tensor:
+        """The loss of the batch: the heads' losses by their weights, and the penalties.
+
+        metrics: counts it. mixed: the partner of each photo and the share of its own targets, see Mix.
+        """
         logits, penalty = self.model.forward_with_penalty(self.normalise(images))
         losses, weights = {}, {}
         for name in self.labels:
-            losses[name], weights[name] = self._head_loss(name, logits[name], batch)
-        metrics.update(
-            {name: values.detach() for name, values in logits.items()},
-            batch["targets"],
-            {name: values.detach() for name, values in losses.items()},
-            weights,
-            batch["valid"],
-            penalty.detach(),
-        )
-        total = sum(self.head_weights[name] * weighted_mean(losses[name], weights[name]) for name in losses)
-        return total + penalty
+            targets, valid = batch["targets"][name], batch["valid"]
+            losses[name], weights[name] = self._head_loss(name, logits[name], targets, valid)
+            if mixed:
+                partner, share = mixed
+                others, weight = self._head_loss(name, logits[name], targets[partner], valid[partner])
+                parts = weights[name] * share, (weights[name] > 0) * weight * (1 - share)
+                weights[name] = sum(parts)
+                losses[name] = (losses[name] * parts[0] + others * parts[1]) / weights[name].clamp(min=1e-12)
+        if metrics is not None:
+            metrics.update(
+                {name: values.detach() for name, values in logits.items()},
+                batch["targets"],
+                {name: values.detach() for name, values in losses.items()},
+                weights,
+                batch["valid"],
+                penalty.detach(),
+            )
+        means = {name: weighted_mean(losses[name], weights[name]) for name in losses}
+        if self.training and self.learned_weights is not None:
+            return self.learned_weights(means) + penalty
+        return sum(self.head_weights[name] * mean for name, mean in means.items()) + penalty
 
-    def _head_loss(self, name: str, logits: Tensor, batch: dict) -> tuple[Tensor, Tensor]:
+    def _head_loss(self, name: str, logits: Tensor, targets: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and weight of each photo, both (B,). Weight 0: the label isn't known, or the photo can't be read."""
-        targets, valid = batch["targets"][name], batch["valid"].float()
         if "ids" not in self.labels[name]:
-            return smooth_l1(logits, targets, self.labels[name]["std"]), valid * ~targets.isnan()
-        weights = valid * (targets != UNKNOWN)
+            return smooth_l1(logits, targets, self.labels[name]["std"]), valid * (~targets.isnan()).float()
+        weights = valid * (targets != UNKNOWN).float()
         if self.training and name in self.hparams.class_weights:
             of_class = self.get_buffer(f"class_weights_{self.class_heads.index(name)}")
             weights = weights * of_class[targets.clamp(min=0)]
@@ -123,14 +152,34 @@ class LitClassifier(pl.LightningModule):
             figures = {f"{split}/{name}": torch.tensor(value) for name, value in metrics.compute().items()}
             self.log_dict(figures, batch_size=1)  # the counters are summed over processes already
 
+    @property
+    def num_epochs(self) -> int:
+        """Of all phases."""
+        return sum(phase["epochs"] for phase in self.hparams.phases)
+
+    def start_phase(self, number: int, begun: int = 0) -> dict:
+        """To be called before the Trainer fits: sets what is trained, and with what. Returns the phase.
+
+        begun: the epoch, of all, with which the phase begins.
+        """
+        self.place = {"phase": number, "phase_begun": begun}
+        self.phase = self.hparams.phases[number]
+        self.sam = None
+        self.model.set_trained(self.phase["train_layers"])
+        return self.phase
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint |= self.place
+
     def configure_optimizers(self) -> dict:
-        optimizer = create_optimizer(self.named_parameters(), **self.hparams.optimizer)
-        num_steps = int(self.trainer.estimated_stepping_batches)
-        factor = lr_factor(
-            **self.hparams.schedule,
-            lr=self.hparams.optimizer["lr"],
-            num_steps=num_steps,
-            steps_per_epoch=num_steps / self.trainer.max_epochs,
+        values = self.phase["optimizer"]
+        optimizer = create_optimizer(self.model, **values)
+        self.sam = optimizer if isinstance(optimizer, SAM) else None
+        if self.learned_weights is not None:
+            optimizer.add_param_group({"params": list(self.learned_weights.parameters()), "weight_decay": 0.0})
+        steps_per_epoch = self.trainer.estimated_stepping_batches / self.trainer.max_epochs
+        num_steps = max(1, round(steps_per_epoch * self.phase["epochs"]))
+        schedule = create_schedule(
+            optimizer, **self.phase["schedule"], lr=values["lr"], num_steps=num_steps, steps_per_epoch=steps_per_epoch
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}

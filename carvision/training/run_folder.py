@@ -42,6 +42,36 @@ def claim_folder(wanted: str | None, name: str) -> Path:
     raise InputError(f"run.dir: no free name left beside {folder}")
 
 
+def is_unfinished(config: dict) -> bool:
+    """Whether run.dir holds an earlier start of this very run, with an epoch at least, that has not come to its end.
+
+    Raises InputError if it is a start of another run: with another configuration, but for `run` and what changes no
+    result.
+    """
+    folder = Path(config["run"]["dir"] or "").expanduser()
+    started = (folder / "checkpoints" / "last.ckpt").is_file() and not (folder / "metrics.json").exists()
+    if not config["run"]["dir"] or not started:
+        return False
+    earlier = _flat(yaml.safe_load((folder / "config.yaml").read_text()))
+    now = _flat(config)
+    for key in sorted({*earlier, *now}):
+        if key.startswith("run.") or key in ("data.num_workers", "callbacks.progress_bar"):
+            continue
+        if earlier.get(key) != now.get(key):
+            raise InputError(
+                f"run.dir: {folder} holds the beginning of another run, with {key}={earlier.get(key)} instead of "
+                f"{now.get(key)}; give the same values to go on with it, or another folder"
+            )
+    return True
+
+
+def _flat(config: dict, prefix: str = "") -> dict:
+    values = {}
+    for key, value in config.items():
+        values |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return values
+
+
 def require_space(folder: Path, num_parameters: int) -> None:
     """Raises InputError if the run's files would not fit: best and last checkpoint, one in writing, and the model."""
     # float32 weights, and two moments for each in a checkpoint

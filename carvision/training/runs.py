@@ -11,7 +11,7 @@ from carvision.data.build import folds_of
 from carvision.errors import InputError
 from carvision.run_log import start_log
 from carvision.training.fit import run_training
-from carvision.training.run_folder import claim_folder, is_first_process, write_config, write_metrics
+from carvision.training.run_folder import claim_folder, is_first_process, is_unfinished, write_config, write_metrics
 
 log = logging.getLogger(__name__)
 
@@ -20,12 +20,15 @@ FOLDER = "CARVISION_RUN_FOLDER"  # environment variable, from the first process 
 
 def run(cfg: dict, name: str) -> Path:
     """Train as the plain config says; prints the run's folder last, and returns it. name: of runs/<name>/<time>."""
-    folder = _folder_of_all_processes(cfg["run"]["dir"], name)
+    resume = is_unfinished(cfg)
+    folder = Path(cfg["run"]["dir"]).expanduser() if resume else _folder_of_all_processes(cfg["run"]["dir"], name)
     start_log(folder if is_first_process() else None, quiet=not is_first_process())
     folds = folds_of(cfg["data"]["split"])
     try:
         if len(folds) == 1:
-            run_training(cfg, folder, folds[0])
+            run_training(cfg, folder, folds[0], resume)
+        elif cfg["run"]["max_epochs_per_start"]:
+            raise InputError("run.max_epochs_per_start: takes one fold at a time; add data.split.fold=<i>")
         else:
             _run_folds(cfg, folder, folds)
     except InputError:

@@ -104,23 +104,30 @@ def write_compcars(root: Path, nesting: str = "data") -> Path:
     return base
 
 
-def write_stanford_mats(root: Path, test_labels: str | None = "") -> None:
+def many_stanford_rows(num_train: int, num_test: int) -> list[tuple]:
+    """Rows like STANFORD_ROWS: so many photos of each class."""
+    counts = {"train": num_train, "test": num_test}
+    numbers = [(split, i) for split, count in counts.items() for i in range(count * len(STANFORD_NAMES))]
+    return [(split, f"{i + 1:05d}.jpg", 1, 2, 16, 11, i % len(STANFORD_NAMES) + 1) for split, i in numbers]
+
+
+def write_stanford_mats(root: Path, test_labels: str | None = "", rows: list[tuple] = STANFORD_ROWS) -> None:
     """The original layout. test_labels: folder of cars_test_annos_withlabels.mat below root, None for none."""
-    for split, file, *_ in STANFORD_ROWS:
+    for split, file, *_ in rows:
         write_photo(root / f"cars_{split}" / file)
     devkit = root / "devkit"
     devkit.mkdir()
     scipy.io.savemat(devkit / "cars_meta.mat", {"class_names": cells(STANFORD_NAMES).T})
-    scipy.io.savemat(devkit / "cars_train_annos.mat", {"annotations": _annotations("train", True)})
-    scipy.io.savemat(devkit / "cars_test_annos.mat", {"annotations": _annotations("test", False)})
+    scipy.io.savemat(devkit / "cars_train_annos.mat", {"annotations": _annotations(rows, "train", True)})
+    scipy.io.savemat(devkit / "cars_test_annos.mat", {"annotations": _annotations(rows, "test", False)})
     if test_labels is not None:
         file = root / test_labels / "cars_test_annos_withlabels.mat"
-        scipy.io.savemat(file, {"annotations": _annotations("test", True)})
+        scipy.io.savemat(file, {"annotations": _annotations(rows, "test", True)})
 
 
-def _annotations(split: str, with_class: bool) -> np.ndarray:
+def _annotations(rows: list[tuple], split: str, with_class: bool) -> np.ndarray:
     names = ["bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", *(["class"] if with_class else []), "fname"]
-    rows = [row for row in STANFORD_ROWS if row[0] == split]
+    rows = [row for row in rows if row[0] == split]
     array = np.empty((1, len(rows)), dtype=[(name, object) for name in names])
     for i, (_, file, *box, number) in enumerate(rows):
         array[0, i] = (*map(np.uint16, box), *([np.uint8(number)] if with_class else []), file)
@@ -147,14 +154,16 @@ def write_stanford_mirror(root: Path, ram: str = "Ram C-V") -> None:
         write_photo(root / split / STANFORD_NAMES[number - 1].replace("Ram C/V", ram) / file)
 
 
-def write_oxford102(root: Path) -> None:
-    """Ten photos of the species 1, 2 and 102; photos 1 to 4 test, 5 to 7 train, 8 to 10 validation."""
-    for number in range(1, 11):
+def write_oxford102(root: Path, repeats: int = 1) -> None:
+    """Ten photos of the species 1, 2 and 102; photos 1 to 4 test, 5 to 7 train, 8 to 10 validation. So often."""
+    for number in range(1, 10 * repeats + 1):
         write_photo(root / "jpg" / f"image_{number:05d}.jpg")
-    labels = np.array([[1, 2, 102, 1, 2, 102, 1, 2, 102, 1]], dtype=np.uint8)
+    labels = np.array([[1, 2, 102, 1, 2, 102, 1, 2, 102, 1] * repeats], dtype=np.uint8)
     scipy.io.savemat(root / "imagelabels.mat", {"labels": labels})
-    ids = {"trnid": [[7, 5, 6]], "valid": [[8, 9, 10]], "tstid": [[4, 1, 2, 3]]}
-    scipy.io.savemat(root / "setid.mat", {name: np.array(value, dtype=np.uint16) for name, value in ids.items()})
+    ids = {"trnid": [7, 5, 6], "valid": [8, 9, 10], "tstid": [4, 1, 2, 3]}
+    for name, numbers in ids.items():
+        ids[name] = np.array([[10 * r + number for r in range(repeats) for number in numbers]], dtype=np.uint16)
+    scipy.io.savemat(root / "setid.mat", ids)
 
 
 def write_oxford102_folders(root: Path, names: dict[str, str] | None = None) -> None:

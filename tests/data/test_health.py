@@ -175,6 +175,8 @@ def test_interrupt_ends_the_scan_without_a_word_from_workers(tmp_path, after_s):
     child = subprocess.Popen(
         [sys.executable, script, tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True, cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONPATH": os.curdir},
+        # A shell that runs the tests in the background has them ignore the signal, which a child inherits
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         assert child.stdout.readline() == "ready\n"

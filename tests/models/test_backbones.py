@@ -46,6 +46,16 @@ def test_unknown_name_suggests_the_nearest(name, suggested):
     assert_one_line(raised)
 
 
+def test_unknown_weights_of_a_known_network_list_those_that_there_are():
+    with pytest.raises(
+        InputError, match=r"'vgg19.tf_in1k' is no set of weights .* of vgg19: vgg19\.tv_in1k$"
+    ) as raised:
+        create_backbone("vgg19.tf_in1k")
+    assert_one_line(raised)
+    with pytest.raises(InputError, match=r"of alexnet: none"):
+        create_backbone("alexnet.tv_in1k")
+
+
 def test_arguments_that_the_backbone_does_not_take():
     with pytest.raises(InputError, match=r"model\.backbone_kwargs: test_resnet does not take .*windows") as raised:
         create_backbone("test_resnet", {"windows": 7})

@@ -1,17 +1,16 @@
-"""Classifier: heads, layers in their order, sizes counted by hand, penalties recomputed, pools, the round trip."""
+"""Classifier: heads, sizes counted by hand, penalties recomputed, pools, the round trip."""
 
 import json
-import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import timm
 import torch
 from torch import nn
 
 from carvision.errors import InputError
-from carvision.models.classifier import ACTIVATIONS, Classifier, Dense, Head, Layers, classifier_from
+from carvision.models.classifier import Classifier, Head, classifier_from
+from carvision.models.dense import Layers
 
 F = 96  # features of test_resnet
 
@@ -40,57 +39,6 @@ def test_any_number_of_heads_under_any_name(labels):
     other.load_state_dict(model.state_dict())
     for name, values in other(images()).items():
         torch.testing.assert_close(values, logits[name], rtol=0, atol=0)
-
-
-def test_layers_are_linear_activation_batch_norm_dropout():
-    dense = Dense(5, Layers(hidden=(4, 3), dropout=0.25, activation="leaky_relu", batch_norm=True, bias=False))
-    kinds = [[type(layer) for layer in block] for block in dense.blocks]
-    assert kinds == [[nn.Linear, nn.LeakyReLU, nn.BatchNorm1d, nn.Dropout]] * 2
-    assert [block[0].weight.shape for block in dense.blocks] == [(4, 5), (3, 4)]
-    assert [block[0].bias for block in dense.blocks] == [None, None]
-    assert [block[3].p for block in dense.blocks] == [0.25, 0.25]
-    assert dense.num_outputs == 3
-    assert num_parameters(dense) == 4 * 5 + 2 * 4 + 3 * 4 + 2 * 3
-
-
-def test_without_layers_dropout_alone_stands_before_the_output():
-    dense = Dense(1000, Layers(dropout=0.5))
-    x = torch.ones(20, 1000)
-    out, penalty = dense(x)
-    assert set(out.unique().tolist()) == {0.0, 2.0}
-    assert penalty == 0
-    assert dense.num_outputs == 1000
-    assert torch.equal(dense.eval()(x)[0], x)
-    nothing = Dense(1000, Layers(l2=1.0, activity_l1=1.0))
-    assert torch.equal(nothing(x)[0], x)
-    assert nothing(x)[1] == 0
-
-
-@pytest.mark.parametrize(
-    ("activation", "formula"),
-    [
-        ("relu", lambda x: max(x, 0.0)),
-        ("leaky_relu", lambda x: x if x > 0 else 0.01 * x),
-        ("gelu", lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2)))),
-        ("silu", lambda x: x / (1 + math.exp(-x))),
-        ("tanh", math.tanh),
-        ("none", lambda x: x),
-    ],
-)
-def test_a_layer_is_its_formula(activation, formula):
-    torch.manual_seed(0)
-    dense = Dense(3, Layers(hidden=(2,), activation=activation, batch_norm=True)).double().eval()
-    linear, _, norm = dense.blocks[0]
-    norm.running_mean[:], norm.running_var[:] = torch.tensor([0.5, -1.0]), torch.tensor([4.0, 0.25])
-    x = torch.randn(5, 3, dtype=torch.float64)
-    expected = np.empty((5, 2))
-    for row in range(5):
-        for unit in range(2):
-            z = sum(x[row, i].item() * linear.weight[unit, i].item() for i in range(3)) + linear.bias[unit].item()
-            mean, var = norm.running_mean[unit].item(), norm.running_var[unit].item()
-            expected[row, unit] = (formula(z) - mean) / math.sqrt(var + norm.eps)
-    np.testing.assert_allclose(dense(x)[0].detach().numpy(), expected, rtol=1e-9)
-    assert activation in ACTIVATIONS
 
 
 def test_parameters_of_a_network_counted_by_hand():

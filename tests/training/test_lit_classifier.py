@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from carvision.data.table import UNKNOWN
 from carvision.models.classifier import Classifier, Head, Layers
 from carvision.training.lit_classifier import LitClassifier
-from carvision.training.optimization import r0_lr
+from carvision.training.schedules import r0_lr
 
 CODES = [0, 0, 1, 2]  # the make of each model
 LABELS = {
@@ -21,8 +21,15 @@ LABELS = {
     "model": {"ids": list("abcd"), "names": list("abcd"), "parent": "make", "parent_codes": CODES},
     "speed": {"unit": "km/h", "mean": 200.0, "std": 25.0},
 }
-AUGMENT = {"flip": 0.5, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
+AUGMENT = {"order": [], "steps": {"flip": {"p": 0.5}}, "mixup": 0.0, "cutmix": 0.0, "mix_p": 1.0}
+FLIP = AUGMENT | {"order": ["flip"]}
+OPTIMIZER = {"name": "adamw", "lr": 3e-3, "weight_decay": 0.01}
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+def phases(epochs: int = 1, optimizer: dict = OPTIMIZER, schedule: str = "constant") -> list[dict]:
+    schedule = {"name": schedule}
+    return [{"name": "", "epochs": epochs, "train_layers": "all", "optimizer": optimizer, "schedule": schedule}]
 
 
 def lit_classifier(heads=("make", "model"), seed=0, trunk=Layers(), **values) -> LitClassifier:  # noqa: B008
@@ -34,9 +41,8 @@ def lit_classifier(heads=("make", "model"), seed=0, trunk=Layers(), **values) ->
         "labels": {name: LABELS[name] for name in heads},
         "preprocessing": {"size_px": 32, "mean": list(MEAN), "std": list(STD)},
         "loss": {"name": "cross_entropy", "label_smoothing": 0.0, "head_weights": None},
-        "optimizer": {"name": "adamw", "lr": 3e-3, "weight_decay": 0.01},
-        "schedule": {"name": "constant"},
-        "augment": dict.fromkeys(AUGMENT, 0.0),
+        "phases": phases(),
+        "augment": AUGMENT,
         "class_weights": {},
     }
     return LitClassifier(**arguments | values, model=model)
@@ -81,6 +87,7 @@ def fit(lit: LitClassifier, batches: list[dict], epochs: int) -> tuple[pl.Traine
             enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
             check_val_every_n_epoch=epochs,
         )  # fmt: skip
+        lit.start_phase(0)
         trainer.fit(lit, DataLoader(batches, batch_size=None), DataLoader(batches, batch_size=None))
     return trainer, steps
 
@@ -101,7 +108,7 @@ def test_overfits_sixteen_random_photos():
 
 def test_same_seed_same_losses_and_another_with_another():
     def losses(seed: int) -> list[float]:
-        lit = lit_classifier(seed=seed, trunk=Layers((16,), dropout=0.5), augment=AUGMENT)
+        lit = lit_classifier(seed=seed, trunk=Layers((16,), dropout=0.5), augment=FLIP)
         return fit(lit, [batch_of(8), batch_of(8, seed=1)], epochs=2)[1].losses
 
     first = losses(0)
@@ -208,7 +215,7 @@ def test_class_weights_count_in_training_and_not_in_validation():
 def test_photos_are_augmented_in_training_alone():
     batch = batch_of()
     mirrored = {**batch, "images": batch["images"].flip(3)}
-    flipping = lit_classifier(augment={**AUGMENT, "flip": 1.0}).eval()
+    flipping = lit_classifier(augment={**FLIP, "steps": {"flip": {"p": 1.0}}}).eval()
     still = lit_classifier().eval()
     torch.testing.assert_close(flipping.training_step(batch, 0), still.training_step(mirrored, 0))
     assert flipping.training_step(batch, 0) != still.training_step(batch, 0)
@@ -216,10 +223,51 @@ def test_photos_are_augmented_in_training_alone():
         lit.validation_step(batch, 0)
         lit.test_step(batch, 0)
     figures = [metrics.compute() for lit in (flipping, still) for metrics in (lit.val_metrics, lit.test_metrics)]
+    figures = [{name: value for name, value in part.items() if "/auc" not in name} for part in figures]  # of test alone
     assert figures == [figures[0]] * 4
 
 
 def test_the_learning_rate_follows_the_schedule_step_by_step():
-    lit = lit_classifier(heads=("make",), optimizer={"name": "sgd", "lr": 0.01}, schedule={"name": "r0"})
+    lit = lit_classifier(heads=("make",), phases=phases(7, {"name": "sgd", "lr": 0.01}, "r0"))
     _, steps = fit(lit, [batch_of(4), batch_of(4, seed=1), batch_of(4, seed=2)], epochs=7)
     assert steps.rates == pytest.approx([r0_lr(epoch, 0.01) for epoch in range(7) for _ in range(3)], rel=1e-9)
+
+
+def test_mixed_photos_have_the_losses_of_both_by_their_shares():
+    mixing = {**AUGMENT, "mixup": 1.0}
+    lit = lit_classifier(heads=("make", "model", "speed"), augment=mixing, seed=3).eval()
+    batch = batch_of()
+    batch["targets"]["model"][2], batch["targets"]["speed"][5] = UNKNOWN, math.nan
+    images, partner, share = lit.mix(batch["images"].float() / 255, batch["valid"], (0, 0, 0, 0))
+    assert ((share > 0) & (share < 1)).sum() > 10
+    found = lit.training_step(batch, 0).item()
+    logits = lit.model((images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None])
+    total = 0.0
+    for name in ("make", "model", "speed"):
+        losses = weights = 0.0
+        for i in range(16):
+            for photo, part in ((i, share[i]), (partner[i], 1 - share[i])):
+                target, own = batch["targets"][name][photo], batch["targets"][name][i]
+                if any(value.isnan() or value == UNKNOWN for value in (target, own)):
+                    continue
+                if name == "speed":
+                    loss = F.smooth_l1_loss(logits[name][i, 0] / 25, target / 25)
+                else:
+                    loss = F.cross_entropy(logits[name][i], target)
+                losses, weights = losses + part * loss, weights + part
+        total += losses / weights
+    assert found == pytest.approx(total.item(), rel=1e-5)
+    lit.validation_step(batch, 0)  # validation photos are never mixed
+    plain = lit.model(normalised(batch["images"]))["make"]
+    expected = F.cross_entropy(plain, batch["targets"]["make"]).item()
+    assert lit.val_metrics.compute()["make/loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_learned_head_weights_learn_and_leave_the_reported_loss_alone():
+    loss = {"name": "cross_entropy", "label_smoothing": 0.0, "head_weights": "learned"}
+    lit = lit_classifier(loss=loss, phases=phases(5))
+    trainer, _ = fit(lit, [batch_of()], epochs=5)
+    weights = lit.learned_weights.weights()
+    assert set(weights) == {"make", "model"} and all(value != 1 for value in weights.values())
+    figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert figures["val/loss"] == pytest.approx(figures["val/make/loss"] + figures["val/model/loss"], rel=1e-5)

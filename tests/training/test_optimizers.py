@@ -1,75 +1,28 @@
-"""Learning rates typed out epoch by epoch, and which parameters decay."""
+"""Optimizers against their formulas, which parameters decay, and the rate of each layer."""
 
+import copy
 import math
 
 import pytest
+import timm.optim
 import torch
-from omegaconf import OmegaConf
+from hydra import compose, initialize_config_dir
 from torch import nn
 
-from carvision.config import conf_dir
-from carvision.training.optimization import OPTIMIZERS, cosine_factor, create_optimizer, lr_factor, r0_lr
+from carvision.config import conf_dir, plain_config
+from carvision.errors import InputError
+from carvision.models.classifier import Classifier, Head
+from carvision.training.optimizers import OPTIMIZERS, create_optimizer, lr_factors_of
+from carvision.training.sam import SAM, kept_statistics
 
-STEPS = 7  # of an epoch
-
-
-def yaml(group: str, name: str) -> dict:
-    return OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{name}.yaml"))
-
-
-def choices(group: str) -> list[str]:
-    return sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
+CHOICES = sorted(file.stem for file in (conf_dir() / "optimizer").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("peak", [1e-1, 1e-3])
-def test_r0_curve_at_every_epoch(peak):
-    factor = lr_factor(**yaml("schedule", "r0"), lr=peak, num_steps=81 * STEPS, steps_per_epoch=STEPS)
-    for epoch in range(81):
-        expected = 1e-6 + epoch * (peak - 1e-6) / 6 if epoch < 5 else peak * math.exp(-0.1 * epoch)
-        assert r0_lr(epoch, peak) == pytest.approx(expected, rel=1e-12)
-        for step in (epoch * STEPS, epoch * STEPS + 1, epoch * STEPS + STEPS - 1):
-            assert peak * factor(step) == pytest.approx(expected, rel=1e-12)
-
-
-def test_r0_curve_at_points_worked_out_by_hand():
-    found = [r0_lr(epoch, 0.1) for epoch in (0, 1, 4, 5, 10, 80)]
-    assert found == pytest.approx([1e-6, 0.0166675, 0.066667, 0.0606530660, 0.0367879441, 3.35462628e-5], rel=1e-6)
-
-
-def test_cosine_rises_linearly_then_falls_as_half_a_cosine():
-    factor = lr_factor("cosine", 0.1, num_steps=100, steps_per_epoch=10, warmup_epochs=2, final_fraction=0.05)
-    for step in range(101):
-        rising, falling = (step + 1) / 20, 0.05 + 0.95 * (1 + math.cos(math.pi * (step - 20) / 80)) / 2
-        expected = rising if step < 20 else falling
-        assert factor(step) == pytest.approx(expected)
-    assert factor(19) == factor(20) == 1
-    assert factor(60) == pytest.approx(0.525)
-    assert factor(100) == pytest.approx(0.05)
-    assert factor(150) == pytest.approx(0.05)  # no second rise
-    falling = [factor(step) for step in range(20, 101)]
-    assert falling == sorted(falling, reverse=True)
-
-
-def test_cosine_without_warm_up_begins_at_the_full_rate():
-    factor = lr_factor("cosine", 0.1, num_steps=10, steps_per_epoch=10, warmup_epochs=0)
-    assert factor(0) == 1
-    assert factor(5) == pytest.approx(0.5)
-    assert factor(10) == pytest.approx(0, abs=1e-12)
-
-
-@pytest.mark.parametrize("num_steps", [1, 2, 5])
-def test_a_warm_up_longer_than_the_run_is_cut(num_steps):
-    """A run of one epoch with one epoch of warm-up still reaches its rate."""
-    factor = lr_factor("cosine", 0.1, num_steps=num_steps, steps_per_epoch=num_steps, warmup_epochs=3)
-    values = [factor(step) for step in range(num_steps)]
-    assert max(values) == 1
-    assert all(0 < value <= 1 for value in values)
-    assert cosine_factor(num_steps, num_steps, num_steps - 1, 0.0) == pytest.approx(0, abs=1e-12)
-
-
-def test_constant_is_constant():
-    factor = lr_factor(**yaml("schedule", "constant"), lr=0.3, num_steps=50, steps_per_epoch=5)
-    assert {factor(step) for step in range(60)} == {1.0}
+def of_conf(name: str, *overrides: str) -> dict:
+    if name == "timm":
+        overrides = ("optimizer.name=adan", *overrides)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return plain_config(compose("train", overrides=[f"optimizer={name}", *overrides]))["optimizer"]
 
 
 def network() -> nn.Module:
@@ -77,62 +30,220 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.LayerNorm(2), nn.Linear(2, 3))
 
 
-@pytest.mark.parametrize("name", choices("optimizer"))
-def test_optimizer_of_conf_decays_weights_and_neither_biases_nor_norms(name):
+@pytest.mark.parametrize("name", CHOICES)
+def test_optimizer_of_conf_takes_its_values_and_decays_neither_biases_nor_norms(name):
     model = network()
-    values = yaml("optimizer", name) | {"lr": 0.1, "weight_decay": 0.5}
-    optimizer = create_optimizer(model.named_parameters(), **values)
-    assert type(optimizer) is OPTIMIZERS[values["name"]]
+    values = of_conf(name, "optimizer.lr=0.1", "optimizer.weight_decay=0.5")
+    optimizer = create_optimizer(model, **values)
+    if values["name"] in OPTIMIZERS:
+        assert type(optimizer) is OPTIMIZERS[values["name"]]
+    else:
+        assert type(optimizer) is timm.optim.get_optimizer_class(values["name"], bind_defaults=False)
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    expected = {
-        "0.weight": 0.5,
-        "0.bias": 0,
-        "1.weight": 0,
-        "1.bias": 0,
-        "3.weight": 0,
-        "3.bias": 0,
-        "4.weight": 0.5,
-        "4.bias": 0,
-    }
+    expected = {n: 0.5 if n in ("0.weight", "4.weight") else 0.0 for n, _ in model.named_parameters()}
     assert {n: decays[id(p)] for n, p in model.named_parameters()} == expected
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 8
+    ours = ("name", "weight_decay", "lr_factors", "layer_decay", "sam_rho", "arguments")
     for group in optimizer.param_groups:
-        assert all(
-            group[key] == value or list(group[key]) == value
-            for key, value in values.items()
-            if key not in ("name", "weight_decay")
-        )
-    before = {n: p.clone() for n, p in model.named_parameters()}
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+        assert {k: list(v) if isinstance(v, tuple) else v for k, v in group.items() if k in values} == {
+            k: v for k, v in values.items() if k not in ours
+        } | {"weight_decay": group["weight_decay"]}
+    model(torch.randn(4, 1, 3, 3)).square().sum().backward()
+    before = model[4].weight.clone()
     optimizer.step()
-    for n, p in model.named_parameters():  # without a gradient, a step is decay alone: w - lr * decay * w
-        torch.testing.assert_close(p, before[n] * (1 - 0.1 * expected[n]))
+    assert not torch.equal(model[4].weight, before) and model[4].weight.isfinite().all()
 
 
 def test_frozen_parameters_are_not_given_to_the_optimizer():
     model = network()
     model[0].requires_grad_(False)
-    optimizer = create_optimizer(model.named_parameters(), **yaml("optimizer", "sgd"))
+    optimizer = create_optimizer(model, **of_conf("sgd"))
     given = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert given == {id(p) for p in model.parameters() if p.requires_grad}
     model[4].weight.requires_grad_(False)  # now nothing with more than one dimension trains
-    assert len(create_optimizer(model.named_parameters(), **yaml("optimizer", "sgd")).param_groups) == 1
+    assert len(create_optimizer(model, **of_conf("sgd")).param_groups) == 1
 
 
-def test_sgd_with_momentum_is_its_formula():
-    parameter = nn.Parameter(torch.tensor([[2.0]]))
-    optimizer = create_optimizer([("w", parameter)], **yaml("optimizer", "sgd") | {"lr": 0.1, "momentum": 0.9})
-    w, velocity = 2.0, 0.0
-    for gradient in (1.0, -0.5, 3.0):
-        parameter.grad = torch.tensor([[gradient]])
+GRADIENTS = (1.0, -0.5, 3.0, 0.2)
+
+
+def walk(name: str, *overrides: str) -> list[float]:
+    """A weight after each of four steps from 2.0, under given gradients."""
+    model = nn.Linear(1, 1, bias=False).double()
+    model.weight.data.fill_(2.0)
+    optimizer = create_optimizer(model, **of_conf(name, *overrides))
+    values = []
+    for gradient in GRADIENTS:
+        model.weight.grad = torch.tensor([[gradient]]).double()
         optimizer.step()
-        velocity = 0.9 * velocity + gradient
+        values.append(model.weight.item())
+    return values
+
+
+def test_sgd_is_its_formula_with_momentum():
+    w, velocity, expected = 2.0, 0.0, []
+    for g in GRADIENTS:
+        velocity = 0.9 * velocity + g
         w -= 0.1 * velocity
-        assert parameter.item() == pytest.approx(w)
+        expected.append(w)
+    assert walk("sgd", "optimizer.lr=0.1") == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", choices("schedule"))
-def test_schedule_of_conf_binds_and_begins_above_zero(name):
-    factor = lr_factor(**yaml("schedule", name), lr=0.1, num_steps=30, steps_per_epoch=3)
-    assert all(0 < factor(step) <= 1 for step in range(30))
+def test_keras_optimizers_are_keras_formulas():
+    """As Keras 2.2 writes them (optimizers.py), with the rates that report R4 prints in its table 2."""
+
+    def sgd(w, g, t, s):
+        return w - 0.001 * g
+
+    def rmsprop(w, g, t, s):
+        s["a"] = 0.9 * s.get("a", 0) + 0.1 * g * g
+        return w - 0.001 * g / (math.sqrt(s["a"]) + 1e-7)
+
+    def adagrad(w, g, t, s):
+        s["a"] = s.get("a", 0) + g * g
+        return w - 0.01 * g / (math.sqrt(s["a"]) + 1e-7)
+
+    def adadelta(w, g, t, s):
+        s["a"] = 0.95 * s.get("a", 0) + 0.05 * g * g
+        update = g * math.sqrt(s.get("d", 0) + 1e-7) / math.sqrt(s["a"] + 1e-7)
+        s["d"] = 0.95 * s.get("d", 0) + 0.05 * update * update
+        return w - 0.01 * update
+
+    def adam(w, g, t, s):
+        s["m"], s["v"] = 0.9 * s.get("m", 0) + 0.1 * g, 0.999 * s.get("v", 0) + 0.001 * g * g
+        rate = 0.001 * math.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+        return w - rate * s["m"] / (math.sqrt(s["v"]) + 1e-7)
+
+    def adamax(w, g, t, s):
+        s["m"], s["u"] = 0.9 * s.get("m", 0) + 0.1 * g, max(0.999 * s.get("u", 0), abs(g))
+        return w - 0.001 / (1 - 0.9**t) * s["m"] / (s["u"] + 1e-7)
+
+    def nadam(w, g, t, s):
+        now, following = (0.9 * (1 - 0.5 * 0.96 ** (k * 0.004)) for k in (t, t + 1))
+        s["product"] = s.get("product", 1) * now
+        s["m"], s["v"] = 0.9 * s.get("m", 0) + 0.1 * g, 0.999 * s.get("v", 0) + 0.001 * g * g
+        mean = (1 - now) * g / (1 - s["product"]) + following * s["m"] / (1 - s["product"] * following)
+        return w - 0.001 * mean / (math.sqrt(s["v"] / (1 - 0.999**t)) + 1e-7)
+
+    for formula in (sgd, rmsprop, adagrad, adadelta, adam, adamax, nadam):
+        w, state, expected = 2.0, {}, []
+        for t, g in enumerate(GRADIENTS, 1):
+            w = formula(w, g, t, state)
+            expected.append(w)
+        steps = [a - 2.0 for a in walk(f"keras_{formula.__name__}")]
+        assert steps == pytest.approx([a - 2.0 for a in expected], rel=1e-3), formula.__name__
+
+
+def classifier() -> Classifier:
+    return Classifier("test_resnet", {"make": Head(3), "model": Head(4)}, 32)
+
+
+def rates(model: nn.Module, optimizer) -> dict[str, float]:
+    of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    return {name: of[id(p)] for name, p in model.named_parameters()}
+
+
+def test_rates_by_module_the_innermost_counts():
+    model = classifier()
+    factors = {"backbone": 0.1, "backbone.layer4": 0.5, "head_make": 2.0}
+    found = rates(model, create_optimizer(model, **of_conf("sgd") | {"lr": 1.0, "lr_factors": factors}))
+    for name, rate in found.items():
+        expected = 2.0 if name.startswith("head_make") else 1.0 if name.startswith("head_model") else 0.1
+        assert rate == (0.5 if name.startswith("backbone.layer4") else expected), name
+
+
+def test_layer_wise_decay_falls_from_the_heads_to_the_first_layer():
+    model = classifier()
+    found = rates(model, create_optimizer(model, **of_conf("sgd") | {"lr": 1.0, "layer_decay": 0.5}))
+    blocks = [found[f"backbone.layer{i}.0.conv1.weight"] for i in (4, 3, 2, 1)]
+    assert found["head_make.output.weight"] == 1.0
+    assert found["backbone.layer4.0.conv1.weight"] < 1.0
+    assert blocks == sorted(blocks, reverse=True) and len(set(blocks)) == 4
+    first = next(name for name in found if name.startswith("backbone"))
+    assert min(found.values()) == found[first] < blocks[-1]
+    assert all(math.log2(rate).is_integer() for rate in found.values())
+    halved = lr_factors_of(model, {"backbone": 0.1}, 0.5)
+    assert halved[first] == pytest.approx(0.1 * found[first])
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"name": "adamm"}, "optimizer.name: 'adamm' is no optimizer; nearest: adam"),
+        ({"arguments": {"beta": 3}}, "optimizer: sgd can't be built with"),
+        ({"lr_factors": {"bakbone": 0.1}}, "optimizer.lr_factors: there is no module 'bakbone'; nearest: backbone"),
+    ],
+)
+def test_what_does_not_exist_gives_one_line(values, line):
+    with pytest.raises(InputError) as caught:
+        create_optimizer(classifier(), **of_conf("sgd") | values)
+    assert str(caught.value).startswith(line) and "\n" not in str(caught.value)
+
+
+def test_sam_steps_with_the_gradient_at_the_worst_point_within_reach():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2).double()
+    x, y = torch.randn(8, 3).double(), torch.randn(8, 2).double()
+    optimizer = create_optimizer(model, **of_conf("sgd") | {"lr": 0.1, "momentum": 0.0, "sam_rho": 0.3})
+    perturbed = []
+
+    def closure():
+        perturbed.append(optimizer.perturbed)
+        model.zero_grad()
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        return loss
+
+    def gradient(weight, bias):
+        error = x @ weight.T + bias - y
+        return 2 * error.T @ x / error.numel(), 2 * error.sum(0) / error.numel()
+
+    weight, bias = model.weight.detach().clone(), model.bias.detach().clone()
+    for _ in range(3):
+        g = gradient(weight, bias)
+        norm = math.sqrt(sum(float(part.square().sum()) for part in g))
+        at = gradient(weight + 0.3 * g[0] / norm, bias + 0.3 * g[1] / norm)
+        weight, bias = weight - 0.1 * at[0], bias - 0.1 * at[1]
+        optimizer.step(closure)
+        torch.testing.assert_close(model.weight, weight)
+        torch.testing.assert_close(model.bias, bias)
+    assert perturbed == [False, True] * 3
+
+
+def test_sam_follows_a_schedule_and_its_state_survives_saving():
+    def optimizer_of(model) -> SAM:
+        return create_optimizer(model, **of_conf("adam") | {"lr": 0.1, "sam_rho": 0.1})
+
+    def step(model, optimizer):
+        def closure():
+            model.zero_grad()
+            loss = model(torch.ones(1, 1, 3, 3)).square().sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+
+    first, second = network().eval(), network().eval()
+    one = optimizer_of(first)
+    schedule = torch.optim.lr_scheduler.LambdaLR(one, lambda n: 0.5**n)
+    step(first, one)
+    schedule.step()
+    assert one.base.param_groups[0]["lr"] == 0.05
+    second.load_state_dict(first.state_dict())
+    other = optimizer_of(second)
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    assert other.base.param_groups[0]["lr"] == 0.05 and other.base.state
+    step(first, one)
+    step(second, other)
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_kept_statistics_keeps_them_and_gives_the_momentum_back():
+    model = network()
+    images = torch.randn(4, 1, 3, 3)
+    with kept_statistics(model):
+        model(images)
+        assert (model[1].running_mean == 0).all()
+    model(images)
+    assert (model[1].running_mean != 0).any()

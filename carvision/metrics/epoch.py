@@ -1,107 +1,13 @@
-"""Metrics of an epoch: counters that are summed step by step and over processes, and the figures made of them."""
+"""All heads of a split together."""
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, SumMetric
 
 from carvision.data.table import UNKNOWN
+from carvision.metrics.auc import ScoreHistograms
+from carvision.metrics.heads import TOP, HeadMetrics, NumberMetrics, figures_at50, figures_of
 from carvision.models.decoding import RULES, decode
-
-TOP = (3, 5)
-
-
-class HeadMetrics(Metric):
-    """Of a head with classes: mean loss, the confusion matrix, and how often the true class is among the top k.
-
-    The matrix has a row a true class and a column a predicted one: 24 MB at 1,716 classes.
-    """
-
-    full_state_update = False
-
-    def __init__(self, num_classes: int):
-        super().__init__()
-        self.num_classes = num_classes
-        self.add_state("confusion", torch.zeros(num_classes * num_classes, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("hits", torch.zeros(len(TOP), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("loss_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("weight_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, predicted: Tensor, logits: Tensor, targets: Tensor, losses: Tensor, weights: Tensor) -> None:
-        """predicted, targets int64 (B,); logits (B, C); losses, weights (B,): a photo with weight 0 does not count.
-
-        Photos whose target is UNKNOWN must have weight 0.
-        """
-        counts = (weights > 0).long()
-        true_class = targets.clamp(min=0)
-        self.confusion.index_add_(0, true_class * self.num_classes + predicted, counts)
-        largest = logits.topk(min(max(TOP), self.num_classes), dim=1).indices
-        found = (largest == true_class[:, None]) * counts[:, None]
-        self.hits += torch.stack([found[:, :k].sum() for k in TOP])
-        self.loss_sum += (losses * weights).sum()
-        self.weight_sum += weights.sum()
-
-    def matrix(self) -> Tensor:
-        """int64 (C, C): photos by true (row) and predicted class (column)."""
-        return self.confusion.view(self.num_classes, self.num_classes)
-
-    def compute(self) -> dict[str, float]:
-        """The figures by name; empty if no photo counted."""
-        total = self.confusion.sum()
-        if total == 0:
-            return {}
-        figures = {"loss": self.loss_sum / self.weight_sum, **figures_of(self.matrix())}
-        figures |= {f"top{k}": self.hits[i] / total for i, k in enumerate(TOP)}
-        return {name: float(value) for name, value in figures.items()}
-
-
-def figures_of(matrix: Tensor) -> dict[str, Tensor]:
-    """Accuracy figures of a confusion matrix, int64 (C, C), row = true class. As scikit-learn defines them:
-
-    top1; balanced_accuracy: mean recall of the classes that occur; precision, recall, f1: macro over the classes
-    that occur or are predicted; _weighted: by the number of photos of the class; _micro: of all photos together.
-    """
-    matrix = matrix.double()
-    right, true, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
-    precision, recall = right / predicted.clamp(min=1), right / true.clamp(min=1)
-    f1 = 2 * right / (true + predicted).clamp(min=1)
-    seen = (true + predicted) > 0
-    share = true / true.sum()
-    top1 = right.sum() / true.sum()
-    figures = {"top1": top1, "balanced_accuracy": recall[true > 0].mean()}
-    for name, values in {"precision": precision, "recall": recall, "f1": f1}.items():
-        figures[name] = values[seen].mean()
-        figures[f"{name}_micro"] = top1  # of one label a photo, all three are the accuracy
-        figures[f"{name}_weighted"] = (values * share).sum()
-    return figures
-
-
-class NumberMetrics(Metric):
-    """Of a head that estimates a number: mean loss, mean absolute and root mean squared error in the label's unit."""
-
-    full_state_update = False
-
-    def __init__(self):
-        super().__init__()
-        for name in ("count", "loss_sum", "absolute_sum", "square_sum"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, estimates: Tensor, targets: Tensor, losses: Tensor, weights: Tensor) -> None:
-        """estimates (B, 1); targets, losses, weights (B,); NaN targets must have weight 0."""
-        error = (estimates[:, 0] - targets.nan_to_num()) * (weights > 0)
-        self.count += (weights > 0).sum()
-        self.loss_sum += (losses * weights).sum()
-        self.absolute_sum += error.abs().sum()
-        self.square_sum += error.square().sum()
-
-    def compute(self) -> dict[str, float]:
-        if self.count == 0:
-            return {}
-        figures = {
-            "loss": self.loss_sum / self.count,
-            "mae": self.absolute_sum / self.count,
-            "rmse": (self.square_sum / self.count).sqrt(),
-        }
-        return {name: float(value) for name, value in figures.items()}
 
 
 class JointMetrics(Metric):
@@ -146,7 +52,7 @@ class EpochMetrics(nn.Module):
     """All figures of one split over an epoch.
 
     outputs: {head: number of classes, or None for a number}. rule: how make and model are decoded.
-    compare_rules: also count what every other rule would have given.
+    compare_rules: also count what every other rule would have given. with_auc: also the areas under the ROC curve.
     """
 
     def __init__(
@@ -156,6 +62,7 @@ class EpochMetrics(nn.Module):
         parents: dict[str, tuple[str, Tensor]],
         rule: str,
         compare_rules: bool = False,
+        with_auc: bool = False,
     ):
         super().__init__()
         self.outputs, self.head_weights, self.rule = outputs, head_weights, rule
@@ -163,6 +70,7 @@ class EpochMetrics(nn.Module):
         classes = [name for name, n in outputs.items() if n]
         rules = RULES if compare_rules and parents else (rule,)
         self.rules = rules if classes else ()
+        self.scores = nn.ModuleList(ScoreHistograms(outputs[name]) for name in classes if with_auc)
         self.joint = nn.ModuleList(JointMetrics(classes, bool(parents)) for _ in self.rules)
         self.links = [(child, parent) for child, (parent, _) in parents.items()]
         for i, (_, codes) in enumerate(parents.values()):
@@ -195,6 +103,8 @@ class EpochMetrics(nn.Module):
         for (name, n), head in zip(self.outputs.items(), self.heads, strict=True):
             first = (predicted[name], logits[name]) if n else (logits[name],)
             head.update(*first, targets[name], losses[name], weights[name])
+        for name, scores in zip(class_logits, self.scores, strict=False):  # none without AUC
+            scores.update(logits[name], targets[name], weights[name])
         self.penalty.update(penalty * len(valid))
         self.photos.update(len(valid))
 
@@ -205,6 +115,9 @@ class EpochMetrics(nn.Module):
             values = head.compute()
             loss += self.head_weights[name] * values.get("loss", 0.0)
             figures |= {f"{name}/{figure}": value for figure, value in values.items()}
+        classes = [name for name, n in self.outputs.items() if n]
+        for name, scores in zip(classes, self.scores, strict=False):
+            figures |= {f"{name}/{figure}": value for figure, value in scores.compute().items()}
         for rule, values in self.compute_rules().items():
             if rule == self.rule:
                 figures |= {name: value for name, value in values.items() if name.startswith("joint/")}
@@ -216,13 +129,17 @@ class EpochMetrics(nn.Module):
         return {rule: joint.compute() for rule, joint in zip(self.rules, self.joint, strict=True)}
 
     def reset(self) -> None:
-        for metric in (*self.heads, *self.joint, self.penalty, self.photos):
+        for metric in (*self.heads, *self.scores, *self.joint, self.penalty, self.photos):
             metric.reset()
 
 
 def figure_names(labels: dict[str, dict]) -> list[str]:
-    """The names of all figures that EpochMetrics can give for these labels (see LitClassifier)."""
-    of_classes = ["loss", *figures_of(torch.eye(2, dtype=torch.int64)), *(f"top{k}" for k in TOP)]
+    """The names of all figures that every epoch has for these labels (see LitClassifier).
+
+    auc, auc_micro and auc_keras are not among them: they are counted once, at the end, when nothing can listen to them.
+    """
+    one = torch.ones(2, dtype=torch.float64)
+    of_classes = ["loss", *figures_of(one, one, one), *(f"top{k}" for k in TOP), *figures_at50(one, one, one)]
     names = ["loss", "loss_total"]
     if any("ids" in described for described in labels.values()):
         names += ["joint/top1"]

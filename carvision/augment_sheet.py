@@ -1,0 +1,61 @@
+"""python -m carvision.augment_sheet augment=...: photos beside their augmented versions. See --help and
+conf/augment_sheet.yaml."""
+
+import time
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from carvision.config import plain_config, run_command
+from carvision.errors import InputError
+
+
+def augment_sheet(cfg: DictConfig) -> None:
+    config = plain_config(cfg)
+    choices = HydraConfig.get().runtime.choices
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    file = Path("augment_sheets") / f"{choices['data']}_{choices['augment']}_{stamp}.png"
+    if config["out"]:
+        file = Path(config["out"]).expanduser()
+        if file.suffix.lower() != ".png" or file.is_dir():
+            raise InputError(f"out: {config['out']!r} is not the name of a picture, such as sheet.png")
+    # Only now: a wrong value was told without waiting for torch and Lightning.
+    from carvision.data.build import folds_of
+    from carvision.data.mixing import Mix
+    from carvision.data.transforms import Augment
+    from carvision.reports.augment_sheet import plot_augmented
+    from carvision.run_log import start_log
+    from carvision.training.build import build_datamodule
+
+    start_log(None)
+    augment = config["augment"]
+    datamodule = build_datamodule(config, folds_of(config["data"]["split"])[0])
+    plot_augmented(
+        datamodule.photos["train"],
+        datamodule.table.of_split("train"),
+        Augment(augment["order"], augment["steps"]),
+        Mix(augment["mixup"], augment["cutmix"], augment["mix_p"]),
+        f"augment={choices['augment']}: {describe(augment)}",
+        file,
+        config["num_photos"],
+        config["num_versions"],
+        config["seed"],
+    )
+    print(f"augment_sheet: {file}")
+
+
+def describe(augment: dict) -> str:
+    """What is done to a photo, in its order, with the chances."""
+    (small, large), (narrow, wide) = augment["crop_scale"], augment["crop_ratio"]
+    area = f"{small:g}" if small == large else f"{small:g} to {large:g}"
+    parts = [f"crop {area}"] if (small, large, narrow, wide) != (1, 1, 1, 1) else []
+    chances = ((step, augment["steps"][step]["p"]) for step in augment["order"])
+    parts += [f"{step} {p:g}" if p < 1 else step for step, p in chances]
+    if augment["mix_p"]:
+        parts += [f"{name} (alpha {augment[name]:g})" for name in ("mixup", "cutmix") if augment[name]]
+    return ", ".join(parts) or "nothing"
+
+
+if __name__ == "__main__":
+    run_command(augment_sheet, "augment_sheet")

@@ -1,0 +1,144 @@
+"""python -m carvision.models [WORD...]: the networks that model.backbone can name."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from functools import cache
+from itertools import islice
+
+from carvision.errors import InputError, nearest
+
+HEADER = ("network", "million parameters", "px", "weights", "reports")
+LINE = "{:<48} {:>18} {:>5}  {:<34} {}"
+EXAMPLE = """examples:
+  python -m carvision.models resnet --max-params 30 --pretrained
+  python -m carvision.models "*mobilenet*" --tags
+  python -m carvision.models --report r4
+"""
+
+
+def main() -> None:
+    options = parse()
+    try:
+        names = matching_names(options.words, options.report, options.pretrained, options.tags)
+        show(names, options.max_params, options.limit)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except BrokenPipeError:  # by | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m carvision.models",
+        description="List the networks that model.backbone can name: timm's, and those that the reports built.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("words", nargs="*", metavar="WORD", help="names that hold every word; * and ? are wildcards")
+    parser.add_argument("--max-params", type=float, metavar="M", help="at most so many million parameters")
+    parser.add_argument("--pretrained", action="store_true", help="only networks with pretrained weights")
+    parser.add_argument("--report", choices=["r0", "r1", "r2", "r3", "r4"], help="only networks of this report")
+    parser.add_argument("--tags", action="store_true", help="a line for each of a network's sets of weights")
+    parser.add_argument("--limit", type=int, default=50, metavar="N", help="at most so many lines (50); 0: all")
+    options = parser.parse_args()
+    if options.limit < 0:
+        parser.error(f"--limit: {options.limit} is not a whole number from 0")
+    return options
+
+
+def matching_names(words: list[str], report: str | None, pretrained: bool, tags: bool) -> list[str]:
+    """With tags, or where a word has a dot, as timm names weights: resnet50.a1_in1k; else without."""
+    import timm
+
+    from carvision.models import small_networks  # noqa: F401 - registers them with timm
+    from carvision.models.report_networks import REPORTS
+
+    plain = timm.list_models()
+    names = list(REPORTS[report]) if report else plain
+    if not report and (tags or any("." in word for word in words)):
+        tagged = timm.list_models(pretrained=True)
+        names = sorted([*tagged, *set(plain).difference(name.partition(".")[0] for name in tagged)])
+    patterns = [word.lower() if set(word) & set("*?") else f"*{word.lower()}*" for word in words]
+    found = [name for name in names if all(fnmatchcase(name.lower(), pattern) for pattern in patterns)]
+    if pretrained:
+        found = [name for name in found if timm.get_pretrained_cfg(name).has_weights]
+    if not found:
+        if report or pretrained:
+            raise InputError(f"no network is left of {describe(words, report, pretrained)}; leave one of these out")
+        raise InputError(f"no network is named like {' '.join(words)}{nearest(words[0].strip('*?'), plain)}")
+    return found
+
+
+def describe(words: list[str], report: str | None, pretrained: bool) -> str:
+    parts = [*words, *(["--report", report] if report else []), *(["--pretrained"] if pretrained else [])]
+    return " ".join(parts)
+
+
+def show(names: list[str], max_params: float | None, limit: int) -> None:
+    rows = (row for row in map(row_of, names) if max_params is None or float(row[1]) <= max_params)
+    rows = islice(rows, limit + 1 if limit else None)  # the one more tells whether there are others
+    if sys.stdout.isatty():
+        num_shown = show_table(rows, limit)
+    else:
+        num_shown = 0
+        for row in islice(rows, limit or None):
+            num_shown or print(LINE.format(*HEADER))
+            print(LINE.format(*row).rstrip(), flush=True)
+            num_shown += 1
+    if not num_shown:
+        raise InputError(
+            f"--max-params: all {len(names)} networks of these names have more than {max_params:g} million"
+        )
+    if any(True for _ in rows):
+        print(f"the first {num_shown}; more words narrow the list, --limit 0 shows all of it", file=sys.stderr)
+
+
+def show_table(rows: Iterator[tuple[str, ...]], limit: int) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    with console.status("counting parameters"):
+        shown = list(islice(rows, limit or None))
+    table = Table(box=None, pad_edge=False)
+    for title in HEADER:
+        table.add_column(title, justify="right" if title in HEADER[1:3] else "left", no_wrap=True)
+    for row in shown:
+        table.add_row(*row)
+    if shown:
+        console.print(table)
+    return len(shown)
+
+
+def row_of(name: str) -> tuple[str, ...]:
+    """Name, parameters in millions, size in pixels, weights, reports."""
+    import timm
+
+    from carvision.models.report_networks import REPORTS
+
+    plain, _, tag = name.partition(".")
+    cfg = timm.get_pretrained_cfg(name)
+    num_tags = len(timm.list_models(f"{plain}.*", pretrained=True))
+    others = f" (+{num_tags - 1})" if num_tags > 1 else ""
+    weights = "none" if not cfg.has_weights else "yes" if tag else f"{cfg.tag}{others}"
+    known = [
+        report for report, used in REPORTS.items() if name in (used if tag else [n.partition(".")[0] for n in used])
+    ]
+    return name, f"{num_parameters(plain) / 1e6:.2f}", str(cfg.input_size[-1]), weights, " ".join(known).upper()
+
+
+@cache
+def num_parameters(name: str) -> int:
+    """Without the classifier. Built without memory for the weights, which takes a tenth of a second."""
+    import timm
+    import torch
+
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in timm.create_model(name, num_classes=0).parameters())
+
+
+if __name__ == "__main__":
+    main()

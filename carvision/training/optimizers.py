@@ -1,0 +1,95 @@
+"""Optimizers by name: PyTorch's, timm's, and any of them made sharpness-aware; what rate each layer learns at."""
+
+import timm.optim
+import torch
+from timm.models import group_parameters
+from torch import nn
+
+from carvision.errors import InputError, nearest
+from carvision.training.sam import SAM
+
+# By the names of conf/optimizer. Every other name is timm's.
+OPTIMIZERS = {
+    "sgd": torch.optim.SGD,
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+    "adadelta": torch.optim.Adadelta,
+    "adam": torch.optim.Adam,
+    "adamax": torch.optim.Adamax,
+    "nadam": torch.optim.NAdam,
+    "adamw": torch.optim.AdamW,
+}
+
+
+def create_optimizer(
+    model: nn.Module,
+    name: str,
+    lr: float,
+    weight_decay: float = 0.0,
+    lr_factors: dict[str, float] | None = None,
+    layer_decay: float = 1.0,
+    sam_rho: float | None = None,
+    arguments: dict | None = None,
+    **values,
+) -> torch.optim.Optimizer:
+    """By the name and keys of conf/optimizer, over the parameters of the module that require gradients.
+
+    values, arguments: what the optimizer itself takes, as keys of its file and as the user's own additions.
+    lr_factors, layer_decay: see lr_factors_of. sam_rho: see SAM.
+    Raises InputError for a name or an argument that does not exist.
+    """
+    groups = parameter_groups(model, lr, weight_decay, lr_factors_of(model, lr_factors or {}, layer_decay))
+    values |= arguments or {}
+    try:
+        if name in OPTIMIZERS:
+            optimizer = OPTIMIZERS[name](groups, lr=lr, weight_decay=weight_decay, **values)
+        else:
+            optimizer = timm.optim.create_optimizer_v2(groups, name, lr=lr, weight_decay=weight_decay, **values)
+    except (TypeError, ValueError, AssertionError, ImportError) as error:
+        names = sorted({*OPTIMIZERS, *timm.optim.list_optimizers()})
+        if name not in names:
+            raise InputError(f"optimizer.name: {name!r} is no optimizer{nearest(name, names)}") from None
+        text = " ".join(str(error).split())
+        raise InputError(f"optimizer: {name} can't be built with {values or 'these values'} ({text})") from None
+    return SAM(optimizer, sam_rho) if sam_rho else optimizer
+
+
+def parameter_groups(model: nn.Module, lr: float, weight_decay: float, factors: dict[str, float]) -> list[dict]:
+    """A group for each learning rate and weight decay, of the parameters that require gradients.
+
+    Biases and the scales of norms (parameters with one dimension) get no weight decay, as is usual: decay would pull
+    a norm's scale to 0, which is no simpler network. factors: {name of a parameter: factor of its learning rate}.
+    """
+    groups: dict[tuple, list] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = (lr * factors.get(name, 1.0), weight_decay if parameter.ndim > 1 else 0.0)
+            groups.setdefault(key, []).append(parameter)
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
+
+
+def lr_factors_of(model: nn.Module, lr_factors: dict[str, float], layer_decay: float) -> dict[str, float]:
+    """{name of a parameter: factor of its learning rate}, where it is not 1.
+
+    lr_factors: {module: factor}, for all parameters within it; of several that hold a parameter the innermost counts.
+    layer_decay d: the layers of the backbone, as timm groups them, learn at d, d^2, ... from the last to the first
+    (Clark et al. 2020, ELECTRA). Both multiply. Raises InputError for a module that does not exist.
+    """
+    modules = dict(model.named_modules())
+    for name in lr_factors:
+        if name not in modules or not name:
+            raise InputError(f"optimizer.lr_factors: there is no module {name!r}{nearest(name, modules)}")
+    factors = _layer_factors(model.backbone, layer_decay) if layer_decay != 1 else {}
+    for name, _ in model.named_parameters():
+        around = [module for module in lr_factors if name.startswith(f"{module}.")]
+        if around:
+            factors[name] = factors.get(name, 1.0) * lr_factors[max(around, key=len)]
+    return factors
+
+
+def _layer_factors(backbone: nn.Module, decay: float) -> dict[str, float]:
+    if not hasattr(backbone, "group_matcher"):
+        raise InputError("optimizer.layer_decay: timm does not say what the layers of this backbone are; use 1.0")
+    layers = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
+    last = max(layers.values())
+    return {f"backbone.{name}": decay ** (last - layer + 1) for name, layer in layers.items()}

@@ -1,0 +1,23 @@
+"""Made-up photos for the tests of the steps."""
+
+import torch
+from torch import Tensor
+
+NEARLY_1 = 1 - 2**-24  # the largest draw
+
+
+def made_up_photos(num: int = 8, height: int = 24, width: int = 30, seed: int = 0) -> Tensor:
+    """float (num, 3, height, width), multiples of 1/255: smooth colours with some noise, the last one flat."""
+    random = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(num, 3, 4, 5, generator=random)
+    images = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+    images = (images + 0.2 * torch.rand(images.shape, generator=random) - 0.1).clamp(0, 1)
+    images[-1] = 0.6
+    return (images * 255).round() / 255
+
+
+def made_up_draws(num: int, count: int, seed: int = 1) -> Tensor:
+    """float (num, count) in [0, 1); the first row is 0, the second as near to 1 as draws come."""
+    draws = torch.rand(num, count, generator=torch.Generator().manual_seed(seed))
+    draws[0], draws[1] = 0.0, NEARLY_1
+    return draws

@@ -1,0 +1,112 @@
+"""Areas under the ROC curve from histograms against scikit-learn and Keras' way of counting."""
+
+import math
+
+import numpy as np
+import pytest
+import sklearn.metrics as sk
+import torch
+
+from carvision.data.table import UNKNOWN
+from carvision.metrics import ScoreHistograms
+from carvision.metrics.auc import log_odds
+
+
+def scores(num: int, num_classes: int, spread: float, gain: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of a network whose true class has `gain` more than the others, and which is more or less sure of it."""
+    random = torch.Generator().manual_seed(num_classes)
+    targets = torch.randint(num_classes, (num,), generator=random)
+    logits = spread * torch.randn(num, num_classes, generator=random)
+    logits[torch.arange(num), targets] += gain
+    return logits * (0.5 + torch.rand(num, 1, generator=random)), targets
+
+
+def counted(logits: torch.Tensor, targets: torch.Tensor) -> ScoreHistograms:
+    metric = ScoreHistograms(logits.shape[1])
+    for part in torch.arange(len(targets)).split(300):
+        metric.update(logits[part], targets[part], torch.ones(len(part)))
+    return metric
+
+
+@pytest.mark.parametrize(("spread", "gain"), [(0.02, 0.01), (0.5, 0.5), (2, 6), (10, 10)])
+@pytest.mark.parametrize(("num", "num_classes"), [(1000, 2), (1000, 10), (1500, 196), (1200, 1716)])
+def test_areas_are_scikit_learns(num, num_classes, spread, gain):
+    """From a network that has hardly learned, whose probabilities are all alike, to one that is always sure."""
+    logits, targets = scores(num, num_classes, spread, gain)
+    exact = logits.double().softmax(1).numpy()
+    figures = counted(logits, targets).compute()
+    is_true = np.eye(num_classes, dtype=bool)[targets]
+    present = np.flatnonzero(is_true.any(0))
+    if num_classes < 1716:
+        expected = np.mean([sk.roc_auc_score(is_true[:, c], exact[:, c]) for c in present])
+    else:  # the area by its definition: scikit-learn takes a second for each 500 classes
+        expected = np.mean([(exact[~is_true[:, c], c] < exact[is_true[:, c], c][:, None]).mean() for c in present])
+    assert figures["auc"] == pytest.approx(expected, abs=5e-4)
+    if num_classes < 1716:
+        expected = sk.roc_auc_score(is_true.ravel(), exact.ravel())
+        assert figures["auc_micro"] == pytest.approx(expected, abs=5e-4)
+
+
+@pytest.mark.parametrize("num_classes", [2, 10, 196])
+@pytest.mark.parametrize(("spread", "gain"), [(0.5, 0.5), (2, 4), (4, 8)])
+def test_auc_keras_is_what_keras_counts(num_classes, spread, gain):
+    """Keras' AUC(): true and false positives above each of 200 thresholds, and the trapezoids between them."""
+    logits, targets = scores(800, num_classes, spread, gain)
+    probs = logits.double().softmax(1).numpy().ravel()
+    is_true = np.eye(num_classes, dtype=bool)[targets].ravel()
+    thresholds = [-1e-7, *(i / 199 for i in range(1, 199)), 1 + 1e-7]
+    tpr = [np.mean(probs[is_true] > t) for t in thresholds]
+    fpr = [np.mean(probs[~is_true] > t) for t in thresholds]
+    area = sum((tpr[i] + tpr[i + 1]) / 2 * (fpr[i] - fpr[i + 1]) for i in range(199))
+    assert counted(logits, targets).compute()["auc_keras"] == pytest.approx(area, abs=2e-3)
+
+
+def test_what_lies_below_the_first_of_keras_thresholds_is_one_tie():
+    """With 1,716 classes a good ranking of small probabilities is worth nothing there, which is why R2's areas fall
+    short of what its accuracies promise."""
+    figures = counted(*scores(1000, 1716, 0.5, 1.5)).compute()
+    assert figures["auc_micro"] > 0.9
+    assert figures["auc_keras"] == pytest.approx(0.5, abs=0.1)
+
+
+def test_log_odds_are_exact_also_where_a_class_is_almost_certain():
+    logits = torch.tensor([[0.0, 25.0, -3.0], [1.0, 1.0, 1.0], [-60.0, 10.0, 60.0], [200.0, 0.0, 0.0]])
+    expected = [
+        [value - math.log(sum(math.exp(other) for j, other in enumerate(row) if j != i)) for i, value in enumerate(row)]
+        for row in logits.tolist()
+    ]
+    expected[3][0] = 200 - math.log(2)
+    found = log_odds(logits)
+    np.testing.assert_allclose(found[:3], np.array(expected[:3]), rtol=1e-5, atol=1e-6)
+    assert found[3, 0] > 80  # beyond float32, where it stays the largest of all
+    assert found.isfinite().all()
+
+
+def test_weights_unknown_targets_and_classes_that_do_not_occur():
+    logits, targets = scores(200, 8, 2, 3)
+    targets[targets == 5] = 6  # 5 never occurs
+    weights = torch.ones(200)
+    weights[::4] = 0
+    metric = ScoreHistograms(8)
+    unknown = torch.where(weights > 0, targets, UNKNOWN)
+    metric.update(torch.where(weights[:, None] > 0, logits, torch.nan), unknown, weights)
+    alone = counted(logits[weights > 0], targets[weights > 0])
+    assert metric.compute() == alone.compute()
+    assert metric.photos.sum() == 150 * 8
+    assert metric.positives.sum() == 150
+    exact, known = logits.double().softmax(1)[weights > 0].numpy(), targets[weights > 0].numpy()
+    expected = np.mean([sk.roc_auc_score(known == c, exact[:, c]) for c in range(8) if c != 5])
+    assert metric.compute()["auc"] == pytest.approx(expected, abs=2e-3)
+
+
+def test_no_area_without_photos_on_both_sides():
+    metric = ScoreHistograms(3)
+    metric.update(torch.randn(5, 3), torch.full((5,), UNKNOWN), torch.zeros(5))
+    assert metric.compute() == {}
+    metric.update(torch.randn(5, 3), torch.full((5,), 1), torch.ones(5))
+    assert metric.compute() == {}
+
+
+def test_the_state_at_compcars_size_fits_memory():
+    metric = ScoreHistograms(1716)
+    assert sum(state.nbytes for state in metric.metric_state.values()) < 7.1e6

@@ -1,0 +1,146 @@
+"""The sheet of augmented photos: the command, and that it shows what training sees."""
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from PIL import Image
+
+from carvision.augment_sheet import describe
+from carvision.config import conf_dir
+from carvision.data.compcars import read_compcars
+from carvision.data.images import Preprocessing
+from carvision.data.mixing import Mix
+from carvision.data.photos import Photos
+from carvision.data.table import UNKNOWN, Table
+from carvision.data.transforms import Augment
+from carvision.reports import augment_sheet
+
+SIZE = augment_sheet.TILE_PX  # so that tiles are not resized
+
+
+@pytest.fixture(scope="module")
+def table(demo_photos) -> Table:
+    return read_compcars(demo_photos, known=None)
+
+
+def photos_of(table: Table, num_draws: int, crop_to_box: bool = True) -> Photos:
+    preprocessing = Preprocessing(SIZE, (0.5,) * 3, (0.5,) * 3)
+    return Photos(table, preprocessing, crop_to_box, (0.5, 0.9), (0.8, 1.2), num_draws, seed=3)
+
+
+def tiles_of(file, num_photos: int, num_columns: int) -> list[np.ndarray]:
+    """uint8 (size, size, 3) each, row by row: the sheet is searched for squares of that size without white lines."""
+    pixels = np.asarray(Image.open(file).convert("RGB"))
+    filled = (pixels < 250).any(2)
+    left = augment_sheet.EDGE_PX + augment_sheet.LEFT_PX - augment_sheet.GAP_PX
+    column = filled[:, left + SIZE // 4 : left + 3 * SIZE // 4].mean(1) > 0.9
+    tops = [y for y in range(1, len(column)) if column[y] and not column[y - 1]]
+    assert len(tops) == num_photos
+    step = SIZE + augment_sheet.GAP_PX
+    lefts = [left] + [left + augment_sheet.GAP_PX + step * place for place in range(1, num_columns)]
+    return [pixels[top : top + SIZE, x : x + SIZE] for top in tops for x in lefts]
+
+
+@pytest.mark.parametrize("mix", [Mix(), Mix(mixup=1.0, cutmix=1.0)])
+def test_tiles_are_what_training_sees(table, tmp_path, mix):
+    augment = Augment(["flip", "brightness"], {"flip": {"p": 0.5}, "brightness": {"p": 1.0, "factor": [0.3, 0.8]}})
+    photos = photos_of(table, augment.num_draws)
+    file = tmp_path / "sheet.png"
+    augment_sheet.plot_augmented(photos, table, augment, mix, "Ca$h & $x^2$", file, 3, 2, seed=3)
+    rows = augment_sheet.choose_rows(table, 3, 3)
+    columns = [photos[[(row, -1) for row in rows]]["images"] / 255]
+    for epoch in range(2):
+        batch = photos[[(row, epoch) for row in rows]]
+        images = augment(batch["images"] / 255, batch["draws"])
+        columns.append(mix(images, batch["valid"], (3, epoch, 0, 0))[0])
+    expected = [column[row].permute(1, 2, 0).numpy() * 255 for row in range(3) for column in columns]
+    for tile, image in zip(tiles_of(file, 3, 3), expected, strict=True):
+        assert np.abs(tile[1:-1, 1:-1] - image[1:-1, 1:-1]).mean() < 2  # the picture's pixels may round another way
+
+
+def test_rows_are_of_different_classes_first_and_chosen_by_the_seed(table):
+    codes = table.rows["model"].to_numpy()
+    rows = augment_sheet.choose_rows(table, 24, 0)
+    assert sorted(codes[rows[:12]]) == sorted(codes[rows[12:]]) == list(range(12))
+    assert rows == augment_sheet.choose_rows(table, 24, 0) != augment_sheet.choose_rows(table, 24, 1)
+    assert len(augment_sheet.choose_rows(table, 10_000, 0)) == len(codes)
+
+
+def test_a_photo_that_cannot_be_read_and_a_class_that_is_not_known(table, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("carvision"), "propagate", True)
+    table = replace(table, rows=table.rows.iloc[:2].assign(path=["nowhere.jpg", table.rows["path"].iloc[1]]))
+    table.rows["model"] = UNKNOWN
+    file = tmp_path / "sheet.png"
+    photos = photos_of(table, 0)
+    augment_sheet.plot_augmented(photos, table, Augment([], {}), Mix(mixup=1.0), "title", file, 2, 1)
+    assert "nowhere.jpg: the file is missing; its row of the sheet is grey" in caplog.text
+    assert augment_sheet.class_names(table, [0, 1]) == ["model not known"] * 2
+    assert file.exists()
+
+
+def composed(name: str, *overrides: str) -> dict:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return OmegaConf.to_container(compose(name, overrides=list(overrides)))
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("augment=none", "nothing"),
+        ("augment=light", "crop 0.6 to 1, flip 0.5"),
+        ("augment=r4", "affine, flip 0.5"),
+        ("augment=r0", "crop 0.766, brightness_shift, flip 0.5, contrast, saturation, hue"),
+        ("augment.cutmix=0.5", "crop 0.6 to 1, flip 0.5, cutmix (alpha 0.5)"),
+        ("augment.order=[]", "crop 0.6 to 1"),
+    ],
+)
+def test_the_title_says_what_is_done(override, text):
+    assert describe(composed("train", override)["augment"]) == text
+
+
+def test_the_sheet_takes_all_that_train_takes():
+    """So that experiment=... shows what that experiment trains on."""
+    groups = [
+        [
+            item
+            for item in OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{name}.yaml"))["defaults"]
+            if item != "_self_"
+        ]
+        for name in ("train", "augment_sheet")
+    ]
+    assert [list(item) for item in groups[0]] == [list(item) for item in groups[1]]
+    override = "experiment=stanford_cars_frozen"
+    train, sheet = composed("train", override), composed("augment_sheet", override)
+    assert train["data"] == sheet["data"] and train["augment"] == sheet["augment"]
+
+
+def test_the_command_draws_a_picture(run_module, demo_photos, tmp_path):
+    overrides = [f"data.root={demo_photos}", "data.images_per_model=20", "augment=r1", "augment.mixup=0.2"]
+    done = run_module("carvision.augment_sheet", *overrides, "num_photos=2", "num_versions=3", check=0)
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("augment_sheet: augment_sheets/demo_r1_")
+    with Image.open(tmp_path / last.removeprefix("augment_sheet: ")) as image:
+        assert image.width > 4 * SIZE and image.height > 2 * SIZE
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == []
+    assert "Warning" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        (
+            "augment.order=[flip,rotat]",
+            "error: augment.order: ['flip', 'rotat'] is not a list of steps: 'rotat' is not",
+        ),
+        ("augment.steps.blur.kernel_px=[3,4]", "error: augment.steps.blur.kernel_px: [3, 4] is not a list whose items"),
+        ("augment.crop_scale=[1.0,0.5]", "error: augment.crop_scale: [1.0, 0.5] is not two values of which the first"),
+        ("out=sheet.jpg", "error: out: 'sheet.jpg' is not the name of a picture, such as sheet.png"),
+    ],
+)
+def test_a_mistake_is_one_line(run_module, override, line):
+    done = run_module("carvision.augment_sheet", override, check=1)
+    assert done.stderr.startswith(line) and len(done.stderr.splitlines()) == 1

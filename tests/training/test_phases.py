@@ -1,0 +1,169 @@
+"""Phases in one run, runs in several starts, averaged weights, sharpness-aware steps: whole runs, small."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from carvision.errors import InputError
+from carvision.training.build import build_phases
+from tests.training.test_runs import config, demo, train
+
+PHASES = [
+    "phases.head={epochs:1,train_layers:none,optimizer:{lr:0.01}}",
+    "phases.upper={epochs:2,train_layers:partial,optimizer:{name:sgd,lr:0.001,momentum:0.5},schedule:{name:r0}}",
+    "trainer.max_epochs=null",
+]
+PHASES = [f"+{part}" if part.startswith("phases.") else part for part in PHASES]
+
+
+def backbone_of(checkpoint) -> dict:
+    return {k: v for k, v in checkpoint["state_dict"].items() if k.startswith("model.backbone")}
+
+
+def test_phases_take_what_they_do_not_say_from_the_rest():
+    cfg = config("+phases.a={epochs:3,optimizer:{lr:0.5}}", "+phases.b={epochs:4}", "trainer.max_epochs=5")
+    first, second = build_phases(cfg)
+    assert first["optimizer"] == {**cfg["optimizer"], "lr": 0.5} and first["schedule"] == cfg["schedule"]
+    assert second["optimizer"] == cfg["optimizer"] and first["train_layers"] == second["train_layers"] == "all"
+    assert (first["epochs"], second["epochs"]) == (3, 2)  # trainer.max_epochs ends the whole
+    assert build_phases(config())[0]["epochs"] == 2
+    with pytest.raises(InputError, match=r"trainer.max_epochs: must be given"):
+        build_phases(config("trainer.max_epochs=null"))
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("+phases.a={train_layers:none}", "phases.a.epochs: must be given"),
+        ("+phases.a={epochs:0}", "phases.a.epochs: 0 is not a whole number from 1"),
+        ("+phases.a={epochs:1,optimizer:{lr:-1}}", "phases.a.optimizer.lr: -1 is not a number above 0"),
+        ("+phases.a={epochs:1,optimiser:{lr:1}}", "phases.a.optimiser.lr: there is no such key"),
+        ("+phases.a={epochs:1,optimizer:{rate:1}}", "phases.a.optimizer.rate: there is no such key"),
+        ("phases=3", "phases: 3 is not a mapping"),
+    ],
+)
+def test_a_wrong_phase_gives_one_line(override, line):
+    with pytest.raises(InputError) as caught:
+        config(override)
+    assert str(caught.value).startswith(line)
+
+
+@pytest.fixture(scope="module")
+def two_phases(demo_photos, tmp_path_factory):
+    return train(
+        tmp_path_factory.mktemp("runs") / "phases", *demo(demo_photos), *PHASES, "callbacks.monitor=train/loss"
+    )
+
+
+def test_each_phase_has_its_epochs_rates_and_layers(two_phases):
+    history = pd.read_csv(two_phases / "history.csv")
+    assert list(history["epoch"]) == [0, 1, 2] and list(history["phase"]) == ["head", "upper", "upper"]
+    assert history["lr"][1:].tolist() == pytest.approx([1e-6, 1e-6 + (1e-3 - 1e-6) / 6], rel=1e-4)  # from its own start
+    text = (two_phases / "run.log").read_text()
+    assert "phase 1 of 2, head: 1 epochs, adamw, lr 0.01; trained: none" in text
+    assert "phase 2 of 2, upper: 2 epochs, sgd, lr 0.001; trained: partial" in text
+    last = torch.load(two_phases / "checkpoints" / "last.ckpt", weights_only=True)
+    assert (last["phase"], last["phase_begun"], last["epoch"]) == (1, 1, 2)
+    assert {group["momentum"] for group in last["optimizer_states"][0]["param_groups"]} == {0.5}
+    assert (two_phases / "loss.png").stat().st_size > 5000
+
+
+def test_a_run_in_three_starts_is_the_run_in_one(two_phases, demo_photos, tmp_path, capsys):
+    again = [*demo(demo_photos), *PHASES, "callbacks.monitor=train/loss"]
+    folder = tmp_path / "parts"
+    for start in (1, 2, 3):
+        train(folder, *again, "run.max_epochs_per_start=1")
+        assert (folder / "metrics.json").exists() == (start == 3)
+        assert len(pd.read_csv(folder / "history.csv")) == start
+    assert capsys.readouterr().out.count(f"run: {folder}") == 3
+    whole, parts = (pd.read_csv(f / "history.csv").drop(columns="seconds") for f in (two_phases, folder))
+    pd.testing.assert_frame_equal(whole, parts, rtol=1e-5)
+    whole, parts = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (two_phases, folder))
+    for name, value in whole["state_dict"].items():
+        torch.testing.assert_close(parts["state_dict"][name], value, msg=name)
+    seconds = json.loads((folder / "metrics.json").read_text())["seconds"]
+    assert seconds["total"] == pytest.approx(
+        sum(seconds[s] for s in ("reading", "building", "training", "test")), abs=0.1
+    )
+    assert seconds["cpu"] > 0
+
+
+def test_a_plateau_is_met_at_the_same_epoch_in_one_start_and_in_several(demo_photos, tmp_path):
+    plateau = [
+        "schedule=plateau",
+        "schedule.mode=max",
+        "schedule.patience=2",
+        "optimizer.lr=0.01",
+        "trainer.max_epochs=6",
+    ]
+    train(tmp_path / "whole", *demo(demo_photos), *plateau)
+    for _ in range(3):
+        train(tmp_path / "parts", *demo(demo_photos), *plateau, "run.max_epochs_per_start=2")
+    rates = [pd.read_csv(tmp_path / name / "history.csv")["lr"].tolist() for name in ("whole", "parts")]
+    assert rates[0] == rates[1] and min(rates[0]) < 0.01  # a falling loss is no gain with mode=max
+
+
+def test_a_start_with_other_values_is_refused_and_loses_nothing(demo_photos, tmp_path):
+    folder = tmp_path / "run"
+    train(folder, *demo(demo_photos), "run.max_epochs_per_start=1")
+    before = (folder / "history.csv").read_text()
+    with pytest.raises(InputError, match=r"the beginning of another run, with optimizer.lr=0.001 instead of 0.1"):
+        train(folder, *demo(demo_photos), "run.max_epochs_per_start=1", "optimizer.lr=0.1")
+    assert (folder / "history.csv").read_text() == before
+    train(folder, *demo(demo_photos), "run.price_per_hour=3.6")  # the rest in one start
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["cost"] == pytest.approx(metrics["seconds"]["total"] / 1000)
+    with pytest.raises(InputError, match="exists already"):
+        train(folder, *demo(demo_photos))
+
+
+def test_early_stopping_ends_a_phase_and_the_next_one_begins(demo_photos, tmp_path):
+    never_better = ["callbacks.monitor=val/loss", "callbacks.patience=1", "callbacks.mode=max", "optimizer.lr=0.01"]
+    phases = ["+phases.a={epochs:9,train_layers:none}", "+phases.b={epochs:9}", "trainer.max_epochs=null"]
+    folder = train(tmp_path / "run", *demo(demo_photos), *phases, *never_better)
+    history = pd.read_csv(folder / "history.csv")
+    assert set(history["phase"]) == {"a", "b"} and len(history) < 18
+    assert "stopped after epoch" in (folder / "run.log").read_text()
+
+
+def test_averaged_weights_are_validated_and_saved_and_the_raw_ones_go_on(demo_photos, tmp_path):
+    folder = train(tmp_path / "run", *demo(demo_photos), "callbacks.ema_decay=0.9", "callbacks.monitor=train/loss")
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    averaged, raw = last["state_dict"], last["current_model_state"]
+    name = "model.head_make.output.weight"
+    assert not torch.equal(averaged[name], raw[name])
+    counters = [name for name, value in raw.items() if not value.is_floating_point()]
+    assert counters and all(torch.equal(averaged[name], raw[name]) for name in counters)
+    saved = load_file(folder / "model.safetensors")
+    assert torch.equal(saved["head_make.output.weight"], averaged[name])
+
+
+def test_the_chosen_average_is_evaluated_and_not_the_last_one(demo_photos, tmp_path):
+    worse = ["callbacks.monitor=train/loss", "callbacks.mode=max", "trainer.max_epochs=3"]  # so that the first is best
+    folder = train(tmp_path / "run", *demo(demo_photos), "callbacks.ema_decay=0.9", "optimizer.lr=0.01", *worse)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["best_epoch"] == 0
+    again = metrics["decodings"]["val"]["independent"]
+    assert {name: metrics["val"][name] for name in again} == pytest.approx(again, rel=1e-4)
+
+
+def test_sharpness_aware_steps_count_each_photo_once(demo_photos, tmp_path):
+    rows = {}
+    for rho in ("null", "0.05"):
+        folder = train(
+            tmp_path / rho, *demo(demo_photos), f"optimizer.sam_rho={rho}", "trainer.max_epochs=1", "optimizer.lr=1e-9"
+        )
+        rows[rho] = pd.read_csv(folder / "history.csv").iloc[0]
+    # with a rate of nearly nothing both see the same network in each step
+    assert rows["0.05"]["train/loss"] == pytest.approx(rows["null"]["train/loss"], rel=1e-4)
+    assert rows["0.05"]["val/loss"] == pytest.approx(rows["null"]["val/loss"], rel=1e-3)
+
+
+def test_sam_refuses_what_it_cannot_do(demo_photos, tmp_path):
+    with pytest.raises(InputError, match=r"optimizer.sam_rho: .*accumulate_grad_batches"):
+        train(tmp_path / "a", *demo(demo_photos), "optimizer.sam_rho=0.05", "trainer.accumulate_grad_batches=2")
+    with pytest.raises(InputError, match=r"optimizer.sam_rho: .*16-mixed"):
+        train(tmp_path / "b", *demo(demo_photos), "optimizer.sam_rho=0.05", "trainer.precision=16-mixed")

@@ -1,0 +1,124 @@
+"""Learning rates typed out step by step."""
+
+import math
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from carvision.config import conf_dir
+from carvision.training.schedules import cosine_factor, create_schedule, lr_factor, r0_lr
+
+STEPS = 7  # of an epoch
+
+
+def of_conf(name: str) -> dict:
+    return OmegaConf.to_container(OmegaConf.load(conf_dir() / "schedule" / f"{name}.yaml"))
+
+
+@pytest.mark.parametrize("peak", [1e-1, 1e-3])
+def test_r0_curve_at_every_epoch(peak):
+    factor = lr_factor(**of_conf("r0"), lr=peak, num_steps=81 * STEPS, steps_per_epoch=STEPS)
+    for epoch in range(81):
+        expected = 1e-6 + epoch * (peak - 1e-6) / 6 if epoch < 5 else peak * math.exp(-0.1 * epoch)
+        assert r0_lr(epoch, peak) == pytest.approx(expected, rel=1e-12)
+        for step in (epoch * STEPS, epoch * STEPS + 1, epoch * STEPS + STEPS - 1):
+            assert peak * factor(step) == pytest.approx(expected, rel=1e-12)
+
+
+def test_r0_curve_at_points_worked_out_by_hand():
+    found = [r0_lr(epoch, 0.1) for epoch in (0, 1, 4, 5, 10, 80)]
+    assert found == pytest.approx([1e-6, 0.0166675, 0.066667, 0.0606530660, 0.0367879441, 3.35462628e-5], rel=1e-6)
+
+
+def test_cosine_rises_linearly_then_falls_as_half_a_cosine():
+    factor = lr_factor("cosine", 0.1, num_steps=100, steps_per_epoch=10, warmup_epochs=2, final_fraction=0.05)
+    for step in range(101):
+        rising, falling = (step + 1) / 20, 0.05 + 0.95 * (1 + math.cos(math.pi * (step - 20) / 80)) / 2
+        expected = rising if step < 20 else falling
+        assert factor(step) == pytest.approx(expected)
+    assert factor(19) == factor(20) == 1
+    assert factor(60) == pytest.approx(0.525)
+    assert factor(100) == pytest.approx(0.05)
+    assert factor(150) == pytest.approx(0.05)  # no second rise
+    falling = [factor(step) for step in range(20, 101)]
+    assert falling == sorted(falling, reverse=True)
+
+
+def test_cosine_without_warm_up_begins_at_the_full_rate():
+    factor = lr_factor("cosine", 0.1, num_steps=10, steps_per_epoch=10, warmup_epochs=0)
+    assert factor(0) == 1
+    assert factor(5) == pytest.approx(0.5)
+    assert factor(10) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 5])
+def test_a_warm_up_longer_than_the_run_is_cut(num_steps):
+    """A run of one epoch with one epoch of warm-up still reaches its rate."""
+    factor = lr_factor("cosine", 0.1, num_steps=num_steps, steps_per_epoch=num_steps, warmup_epochs=3)
+    values = [factor(step) for step in range(num_steps)]
+    assert max(values) == 1
+    assert all(0 < value <= 1 for value in values)
+    assert cosine_factor(num_steps, num_steps, num_steps - 1, 0.0) == pytest.approx(0, abs=1e-12)
+
+
+def rates(name: str, num_steps: int, lr: float = 0.2, optimizer=torch.optim.SGD, **values) -> list[tuple]:
+    """(rate of the first group, of the second, momentum) at each step, where the second group learns at a tenth."""
+    weights = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    momentum = {"momentum": 0.9} if optimizer is torch.optim.SGD else {}
+    made = optimizer([{"params": weights[:1]}, {"params": weights[1:], "lr": lr / 10}], lr=lr, **momentum)
+    schedule = create_schedule(
+        made, **of_conf(name) | values, lr=lr, num_steps=num_steps, steps_per_epoch=5
+    )["scheduler"]  # fmt: skip
+    found = []
+    for _ in range(num_steps):
+        found.append((made.param_groups[0]["lr"], made.param_groups[1]["lr"], made.param_groups[0].get("momentum")))
+        made.step()
+        schedule.step()
+    return found
+
+
+def test_inverse_time_is_keras_decay():
+    for step, (rate, other, _) in enumerate(rates("inverse_time", 50, decay=0.1)):
+        assert rate == pytest.approx(0.2 / (1 + 0.1 * step))  # Keras' optimizers.py: lr * 1 / (1 + decay * iterations)
+        assert other == pytest.approx(rate / 10)
+
+
+def test_one_cycle_goes_up_and_down_with_momentum_against_it():
+    found = rates("one_cycle", 100)
+    values = [rate for rate, _, _ in found]
+    peak = values.index(max(values))
+    assert values[0] == pytest.approx(0.2 / 25)
+    assert max(values) == pytest.approx(0.2, rel=1e-3) and 28 <= peak <= 31
+    for step in range(peak):  # half a cosine from the beginning's rate to the peak's, over pct_start of the steps
+        share = step / (0.3 * 101 - 1)
+        assert values[step] == pytest.approx(0.2 + (0.2 / 25 - 0.2) * (1 + math.cos(math.pi * share)) / 2, rel=1e-6)
+    assert values[-1] < 1e-4
+    momenta = [momentum for _, _, momentum in found]
+    assert momenta.index(min(momenta)) in (peak - 1, peak, peak + 1) and momenta[0] == 0.95
+    assert all(other == pytest.approx(rate / 10) for rate, other, _ in found)
+    assert len(rates("one_cycle", 10, optimizer=torch.optim.Adagrad)) == 10  # which has no momentum
+
+
+def test_plateau_waits_for_its_patience():
+    weight = nn.Parameter(torch.zeros(2))
+    made = torch.optim.SGD([weight], lr=1.0)
+    config = create_schedule(made, **of_conf("plateau"), lr=1.0, num_steps=100, steps_per_epoch=5)
+    assert (config["interval"], config["frequency"], config["monitor"]) == ("step", 5, "val/loss")
+    found = []
+    for loss in (1.0, 0.9, 0.95, 0.91, 0.92, 0.5, 0.6, 0.6, 0.6, 0.6):
+        found.append(made.param_groups[0]["lr"])
+        config["scheduler"].step(loss)
+    # the second epoch without a better loss lowers the rate, as in Keras: 0.95 and 0.91; then 0.6 and 0.6, twice
+    assert found == pytest.approx([1, 1, 1, 1, 0.2, 0.2, 0.2, 0.2, 0.04, 0.04])
+
+
+def test_constant_is_constant():
+    assert {rate for rate, _, _ in rates("constant", 30)} == {0.2}
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in (conf_dir() / "schedule").glob("*.yaml")))
+def test_every_schedule_of_conf_keeps_the_rate_above_zero_and_not_above_lr(name):
+    if name != "plateau":
+        assert all(0 < rate <= 0.2 + 1e-12 for rate, _, _ in rates(name, 30))
