@@ -1,0 +1,112 @@
+"""Every experiment of conf/experiment composes, builds its network and trains, on miniature data in its layout."""
+
+import logging
+import re
+import warnings
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_dir
+
+from carvision.config import conf_dir, plain_config
+from carvision.training.build import build_datamodule, build_lit_classifier
+from tests.data import layouts
+
+EXPERIMENTS = sorted(file.stem for file in (conf_dir() / "experiment").glob("*.yaml"))
+SMALL = {
+    "data.image_px": "96",  # InceptionV3 and Inception-ResNet take no less than 75
+    "data.batch_size": "2",
+    "data.num_workers": "0",
+    "data.allow_missing": "true",
+    "model.weights": "random",
+    "trainer.precision": "32-true",
+}
+
+
+@pytest.fixture(scope="module")
+def photos(demo_photos, tmp_path_factory):
+    """{data.name: its folder}, with photos in the layout that the experiments read."""
+    root = tmp_path_factory.mktemp("photos")
+    layouts.write_stanford_mats(root / "stanford_cars", rows=layouts.many_stanford_rows(8, 2))
+    layouts.write_oxford102(root / "oxford102", repeats=3)
+    layouts.write_class_folders(root / "folder", {f"{top}/{name}": 8 for top in ("train", "val") for name in "ab"})
+    return {name: root / name for name in ("stanford_cars", "oxford102", "folder")} | {"compcars": demo_photos}
+
+
+def config(experiment: str, *overrides: str) -> dict:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        small = [f"{key}={value}" for key, value in SMALL.items()]
+        return plain_config(compose("train", overrides=[f"experiment={experiment}", *small, *overrides]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_takes_two_steps_of_each_phase(experiment, photos):
+    name = config(experiment, "data.root=.")["data"]["name"]
+    cfg = config(experiment, f"data.root={photos[name]}")
+    datamodule = build_datamodule(cfg, None)
+    lit = build_lit_classifier(cfg, datamodule.table)
+    trained_before = None
+    for number in range(len(lit.hparams.phases)):
+        lit.start_phase(number)
+        trained = {name: p.detach().clone() for name, p in lit.model.named_parameters() if p.requires_grad}
+        frozen = {name: p.detach().clone() for name, p in lit.model.named_parameters() if not p.requires_grad}
+        fit_two_steps(lit, datamodule)
+        now = dict(lit.model.named_parameters())
+        assert all(value.isfinite().all() for value in now.values())
+        assert all(torch.equal(now[name], value) for name, value in frozen.items())
+        assert any(not torch.equal(now[name], value) for name, value in trained.items())
+        assert trained.keys() != trained_before, "a phase that trains what the one before trained"
+        trained_before = trained.keys()
+
+
+def fit_two_steps(lit: pl.LightningModule, datamodule: pl.LightningDataModule) -> None:
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = pl.Trainer(
+            accelerator="cpu", max_epochs=1, limit_train_batches=2, limit_val_batches=1, logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )  # fmt: skip
+        trainer.fit(lit, datamodule)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_header_has_the_command_and_what_it_reproduces_or_reached(experiment):
+    text = (conf_dir() / "experiment" / f"{experiment}.yaml").read_text()
+    header = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
+    assert f"python -m carvision.train experiment={experiment} " in header
+    assert re.search(r"Report R[0-4]|Measured", header)
+
+
+def of_report(pattern: str) -> list[str]:
+    return [name for name in EXPERIMENTS if re.fullmatch(pattern, name)]
+
+
+def test_all_networks_and_settings_of_the_reports_are_there():
+    assert of_report("compcars_.*") == ["compcars_baseline", "compcars_focal", "compcars_optimal"]
+    r1 = "alexnet|vgg16|resnet50|densenet121|imagenet|efficientnet_b0|inception_v3|small_cnn"
+    assert len(of_report(f"stanford_cars_({r1})")) == len(of_report(f"stanford_cars_({r1})_tuned")) == 8
+    assert len(of_report("cars196_(transfer[123]|scratch_(resnet50|vgg16|custom))")) == 6
+    assert of_report("ten_classes_mobilenetv2")
+    r4 = "mobilenetv2|vgg16|vgg19|inception_resnet_v2|mobilenet|xception|resnet50|inception_v3|densenet201|nasnet"
+    assert len(of_report(f"oxford102_({r4}|benchmark|finetune_densenet201)")) == 12
+
+
+def test_settings_that_the_reports_state():
+    """A few that a slip in a shared file would change in many experiments."""
+    baseline, focal = config("compcars_baseline", "data.root=."), config("compcars_focal", "data.root=.")
+    assert baseline["trainer"]["max_epochs"] == 80 and baseline["data"]["split"]["fractions"] == [0.675, 0.225, 0.1]
+    assert focal["model"]["trunk"]["hidden"] == [512] and focal["model"]["heads"]["model"]["l2"] == 1e-3
+    assert (focal["loss"]["form"], focal["loss"]["alpha"], focal["loss"]["gamma"]) == ("binary_of_softmax", 0.25, 2.0)
+    third = config("cars196_transfer3", "data.root=.")
+    assert third["loss"]["name"] == "cross_entropy" and third["model"]["trunk"]["hidden"] == [4096, 4096]
+    assert third["model"]["trunk"]["bias"] is False and list(third["model"]["heads"]) == ["model"]
+    flowers = config("oxford102_vgg19", "data.root=.")
+    assert flowers["model"]["trunk"] | {"dropout": 0.0} == flowers["model"]["trunk"]
+    assert (flowers["model"]["trunk"]["l2"], flowers["model"]["trunk"]["activity_l1"]) == (0.01, 0.001)
+    assert flowers["optimizer"]["eps"] == 1e-7 and flowers["data"]["epoch_fraction"] == 0.5
+    tuning = config("oxford102_finetune_densenet201", "data.root=.")["phases"]
+    assert list(tuning) == ["head", "top_block"] and tuning["top_block"]["optimizer"]["lr"] == 1e-4
