@@ -1,115 +1,24 @@
 """ALLOWED: what each key of the configuration may hold. Looked at before anything slow is imported or read."""
 
-from collections.abc import Callable
-from pathlib import Path
-
+from carvision.checks import (
+    Check,
+    either,
+    flag,
+    learned,
+    list_of,
+    mapping,
+    mapping_of,
+    number,
+    odd,
+    one_of,
+    optional,
+    path,
+    span,
+    text,
+    train_layers,
+    whole,
+)
 from carvision.errors import InputError, nearest
-
-# A check returns None for a good value, else what was allowed: the end of the sentence "<key>: <value> is not ...".
-Check = Callable[[object], str | None]
-
-
-def one_of(*words: str) -> Check:
-    return lambda value: None if value in words else f"one of {', '.join(words)}{nearest(str(value), words)}"
-
-
-def whole(low: int, high: float = float("inf")) -> Check:
-    reach = f"from {low}" if high == float("inf") else f"from {low} to {high}"
-    return lambda value: (
-        None
-        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-        else f"a whole number {reach}"
-    )
-
-
-def number(low: float = float("-inf"), high: float = float("inf"), above: bool = False) -> Check:
-    """above: low itself is not allowed."""
-    reach = f" above {low:g}" if above else f" from {low:g}" if low > float("-inf") else ""
-    reach += f" to {high:g}" if high < float("inf") else ""
-
-    def check(value):
-        good = isinstance(value, int | float) and not isinstance(value, bool)
-        good = good and (low < value if above else low <= value) and value <= high
-        return None if good else f"a number{reach}"
-
-    return check
-
-
-def flag(value) -> str | None:
-    return None if isinstance(value, bool) else "true or false"
-
-
-def text(value) -> str | None:
-    return None if isinstance(value, str) and value else "a word"
-
-
-def path(value) -> str | None:
-    return None if isinstance(value, str | Path) and str(value) else "a path"
-
-
-def mapping(value) -> str | None:
-    return None if isinstance(value, dict) else "a mapping such as {key: value}"
-
-
-def mapping_of(check: Check) -> Check:
-    def all_values(value):
-        wrong = mapping(value) or next((check(item) for item in value.values() if check(item)), None)
-        return wrong and (wrong if wrong.startswith("a mapping") else f"a mapping onto values that are each {wrong}")
-
-    return all_values
-
-
-def list_of(check: Check, length: int | None = None) -> Check:
-    def all_items(value):
-        if not isinstance(value, list) or (length is not None and len(value) != length):
-            return f"a list of {length} values" if length else "a list such as [a, b]"
-        wrong = next((check(item) for item in value if check(item)), None)
-        return wrong and f"a list whose items are each {wrong}"
-
-    return all_items
-
-
-def optional(check: Check) -> Check:
-    return lambda value: None if value is None else (lambda wrong: wrong and f"{wrong}, or null")(check(value))
-
-
-def either(*checks: Check) -> Check:
-    def one_fits(value):
-        wrong = [check(value) for check in checks]
-        return None if None in wrong else " or ".join(wrong)
-
-    return one_fits
-
-
-def learned(value) -> str | None:
-    return None if value == "learned" else "the word learned"
-
-
-def train_layers(value) -> str | None:
-    if value in ("all", "none", "partial") or whole(1)(value) is None:
-        return None
-    if isinstance(value, str) and value.startswith("from:") and len(value) > len("from:"):
-        return None
-    return "all, none, partial, a whole number from 1 (the last so many layers), or from:<module>"
-
-
-def span(check: Check) -> Check:
-    """Two values, the smaller first."""
-
-    def ordered(value):
-        wrong = list_of(check, 2)(value)
-        if wrong or value[0] > value[1]:
-            return wrong or "two values of which the first is the smaller"
-        return None
-
-    return ordered
-
-
-def odd(low: int, high: int) -> Check:
-    return lambda value: (
-        None if whole(low, high)(value) is None and value % 2 else f"an odd number from {low} to {high}"
-    )
-
 
 _border = one_of("reflect", "edge", "black")
 
@@ -258,13 +167,16 @@ ALLOWED: dict[str, Check] = {
     "schedule.decay": number(0),
     "schedule.monitor": text,
     "schedule.mode": one_of("min", "max"),
-    "schedule.factor": number(0, 1, above=True),
+    "schedule.factor": number(0, 0.999, above=True),
     "schedule.patience": whole(1),
     "schedule.min_lr": number(0),
-    "schedule.pct_start": number(0, 1),
+    "schedule.pct_start": number(0.001, 0.999),
     "schedule.div_factor": number(1),
     "schedule.final_div_factor": number(1),
     "phases": optional(mapping),
+    "phases.*": mapping,
+    "phases.*.optimizer": mapping,
+    "phases.*.schedule": mapping,
     "phases.*.epochs": whole(1),
     "phases.*.train_layers": train_layers,
     "trainer.accelerator": one_of("cpu", "gpu", "tpu", "auto"),
@@ -279,7 +191,7 @@ ALLOWED: dict[str, Check] = {
     "callbacks.monitor": text,
     "callbacks.mode": one_of("min", "max"),
     "callbacks.patience": optional(whole(1)),
-    "callbacks.ema_decay": optional(number(0, 1, above=True)),
+    "callbacks.ema_decay": optional(number(0, 0.99999, above=True)),
     "callbacks.progress_bar": flag,
     "logger.tensorboard": flag,
     # carvision.check
@@ -297,6 +209,8 @@ def check_values(config: dict, prefix: str = "") -> None:
     """Raises InputError for the first key that isn't known or whose value isn't allowed."""
     for name, value in config.items():
         key = f"{prefix}{name}"
+        if prefix == "phases." and "." in str(name):
+            raise InputError(f"phases: {name!r} is not a name without dots")
         check = _check_of(key)
         if check is not None:
             if value == "???":
@@ -306,7 +220,7 @@ def check_values(config: dict, prefix: str = "") -> None:
                 raise InputError(f"{key}: {value!r} is not {wrong}")
         elif not isinstance(value, dict):
             raise InputError(f"{key}: there is no such key{nearest(key, ALLOWED)}")
-        if isinstance(value, dict) and (check is None or key == "phases"):
+        if isinstance(value, dict) and (check is None or f"{key}.".startswith("phases.")):
             check_values(value, f"{key}.")
     if prefix.startswith("phases.") and prefix.count(".") == 2 and "epochs" not in config:
         raise InputError(f"{prefix}epochs: must be given; add +{prefix}epochs=<n>")
@@ -318,8 +232,14 @@ def _check_of(key: str) -> Check | None:
     parts = key.split(".")
     if parts[:2] == ["model", "heads"] and len(parts) == 4:
         return ALLOWED.get(f"model.heads.*.{parts[3]}")
-    if parts[0] == "phases" and len(parts) == 3:
-        return ALLOWED.get(f"phases.*.{parts[2]}")
-    if parts[0] == "phases" and parts[2:3] in (["optimizer"], ["schedule"]):  # the same keys as of the whole run
+    if parts[0] == "phases" and len(parts) in (2, 3):
+        return ALLOWED.get(".".join(["phases", "*", *parts[2:]]))
+    if parts[0] == "phases" and parts[2] in ("optimizer", "schedule"):  # the same keys as of the whole run
         return ALLOWED.get(".".join(parts[2:]))
     return None
+
+
+def is_mapping(key: str) -> bool:
+    """Whether the key may hold a mapping, to which keys can be added."""
+    check = _check_of(key)
+    return check is not None and check({}) is None

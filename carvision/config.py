@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from carvision.allowed import ALLOWED, check_values
+from carvision.allowed import ALLOWED, check_values, is_mapping
 from carvision.errors import InputError, nearest
 
 
@@ -73,8 +73,13 @@ def one_line(error: Exception) -> str:
             return f"{choice[1]}: {choice[2]!r} is not a file of conf/{choice[1]}"
         return f"{choice[1]}: {choice[2]!r} is not one of {', '.join(options)}{nearest(choice[2], options)}"
     unknown = re.match(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
-    if unknown and unknown[1] in ALLOWED:  # an open mapping that has keys already
+    if unknown and is_mapping(unknown[1]):  # one that has keys already
         return f"{unknown[1]}: to add a key to it, write '+{unknown[1]}.<key>=<value>'"
+    if unknown and unknown[1].startswith("phases."):
+        return f"{unknown[1]}: the phase does not say this yet; to add it, write '+{unknown[1]}=<value>'"
+    if unknown and unknown[1] in ALLOWED:
+        group = unknown[1].split(".")[0]
+        return f"{unknown[1]}: the {group} that is chosen has no such key; choose another with {group}=<choice>"
     if unknown:
         return f"{unknown[1]}: there is no such key{nearest(unknown[1], ALLOWED)} (all keys: --cfg job)"
     return " ".join(text.split())

@@ -44,7 +44,7 @@ def test_every_choice_composes_and_has_allowed_values(choice):
 
 def test_every_allowed_key_exists_in_some_file():
     written = set()
-    for choice in CHOICES:
+    for choice in [*CHOICES, "+phases.a={epochs:1,schedule:{name:constant}}"]:
         for key in keys_of(composed(choice)):
             parts = key.split(".")
             if (parts[:2] == ["model", "heads"] and parts[3:]) or (parts[0] == "phases" and parts[2:]):
@@ -118,6 +118,8 @@ def test_a_wrong_value_is_named_with_what_was_allowed(override, line):
         ("data=foldr", "data: 'foldr' is not one of compcars, demo, folder"),
         ("experiment=typo", "experiment: 'typo' is not"),
         ("dta=folder", "dta: there is no such key"),
+        ("optimizer.momentum=0.9", "optimizer.momentum: the optimizer that is chosen has no such key; choose another"),
+        ("phases.a.epochs=3", "phases.a.epochs: the phase does not say this yet"),
     ],
 )
 def test_hydras_errors_become_one_line(override, line):

@@ -26,6 +26,7 @@ from carvision.models.backbones import check_name, load_backbone_weights, read_w
 from carvision.models.blocks import Neck
 from carvision.models.classifier import Classifier, Head
 from carvision.models.dense import Layers
+from carvision.training.build_phases import build_phases, check_trainer, phase_key, try_phases
 from carvision.training.callbacks import Curves, EpochLines, History, MovingAverage, create_progress_bar
 from carvision.training.lit_classifier import LitClassifier
 
@@ -74,7 +75,7 @@ def build_preprocessing(cfg: dict) -> Preprocessing:
     """What belongs to the backbone's weights, where the configuration says nothing else."""
     model, data = cfg["model"], cfg["data"]
     check_name(model["backbone"])
-    described = Path(model["weights"]) / "model.json"
+    described = description_beside(Path(model["weights"]).expanduser())
     if described.is_file():  # an earlier run
         own = json.loads(described.read_text())["preprocessing"]
         mean, std, interpolation = own["mean"], own["std"], own["interpolation"]
@@ -90,6 +91,11 @@ def build_preprocessing(cfg: dict) -> Preprocessing:
         interpolation=model["interpolation"] or interpolation,
         resize=data["resize"],
     )
+
+
+def description_beside(weights: Path) -> Path:
+    """Where model.json is, if these weights (a run's folder, or a file of it) are of an earlier run."""
+    return weights / "model.json" if weights.is_dir() else weights.with_name("model.json")
 
 
 def describe_labels(cfg: dict, table: Table) -> dict[str, dict]:
@@ -148,7 +154,7 @@ def build_classifier(cfg: dict, labels: dict[str, dict]) -> Classifier:
     )
     if model["weights"] not in ("pretrained", "random"):
         load_weights(classifier, Path(model["weights"]).expanduser(), labels)
-    classifier.set_trained(model["train_layers"])
+    try_phases(build_phases(cfg), classifier)
     return classifier
 
 
@@ -165,7 +171,7 @@ def load_weights(classifier: Classifier, source: Path, labels: dict[str, dict]) 
     load_backbone_weights(classifier.backbone, tensors, str(source))
     own = classifier.state_dict()
     above = {name: value for name, value in tensors.items() if name in own and not name.startswith("backbone.")}
-    described = source / "model.json" if source.is_dir() else source.with_name("model.json")
+    described = description_beside(source)
     if not above or not described.is_file():
         return
     theirs = json.loads(described.read_text())["labels"]
@@ -210,43 +216,18 @@ def build_lit_classifier(cfg: dict, table: Table) -> LitClassifier:
     )
 
 
-def build_phases(cfg: dict) -> list[dict]:
-    """The parts of the training one after the other, each with "name", "epochs", "train_layers", "optimizer" and
-    "schedule". What a phase does not say is as in the rest of the configuration, which alone is one phase.
-    """
-    max_epochs = cfg["trainer"]["max_epochs"]
-    own = {"train_layers": cfg["model"]["train_layers"], "optimizer": cfg["optimizer"], "schedule": cfg["schedule"]}
-    if not cfg["phases"]:
-        if max_epochs is None:
-            raise InputError("trainer.max_epochs: must be given where there are no phases; add trainer.max_epochs=<n>")
-        return [{"name": "", "epochs": max_epochs, **own}]
-    phases = []
-    left = max_epochs or sum(phase["epochs"] for phase in cfg["phases"].values())
-    for name, values in cfg["phases"].items():
-        epochs = min(left, values["epochs"])
-        if epochs < values["epochs"]:
-            log.warning("phase %s: %d of its %d epochs (trainer.max_epochs)", name, epochs, values["epochs"])
-        left -= epochs
-        if epochs:
-            # Some keys of the run's optimizer changed, or another one with keys of its own
-            parts = {
-                part: values[part] if "name" in values.get(part, {}) else {**own[part], **values.get(part, {})}
-                for part in ("optimizer", "schedule")
-            }
-            layers = values.get("train_layers", own["train_layers"])
-            phases.append({"name": name, "epochs": epochs, "train_layers": layers, **parts})
-    return phases
+def require_monitor(key: str, monitor: str, known: list[str]) -> None:
+    if monitor not in known:
+        raise InputError(f"{key}.monitor: {monitor!r} is no figure of this run{nearest(monitor, known)}")
 
 
 def build_trainer(cfg: dict, folder: Path, labels: dict[str, dict]) -> pl.Trainer:
     callbacks = cfg["callbacks"]
     known = [f"{split}/{name}" for split in ("val", "train") for name in figure_names(labels)]
-    schedules = [cfg["schedule"], *(phase.get("schedule", {}) for phase in (cfg["phases"] or {}).values())]
-    for key, values in (("callbacks", callbacks), *(("schedule", schedule) for schedule in schedules)):
-        monitor = values.get("monitor", known[0])
-        if monitor not in known:
-            raise InputError(f"{key}.monitor: {monitor!r} is no figure of this run{nearest(monitor, known)}")
-    _check_sam(cfg)
+    require_monitor("callbacks", callbacks["monitor"], known)
+    check_trainer(build_phases(cfg), cfg["trainer"])
+    for phase in build_phases(cfg):
+        require_monitor(f"{phase_key(phase)}schedule", phase["schedule"].get("monitor", known[0]), known)
     monitor, mode = callbacks["monitor"], callbacks["mode"]
     # At the end of an epoch, when all else that belongs to it is done: "best" of the best epoch, "last" of every one.
     checkpoints = {"dirpath": folder / "checkpoints", "enable_version_counter": False, "save_on_train_epoch_end": True}
@@ -281,13 +262,3 @@ def build_trainer(cfg: dict, folder: Path, labels: dict[str, dict]) -> pl.Traine
         raise InputError(
             f"trainer: this machine can't run trainer.accelerator={cfg['trainer']['accelerator']} ({text})"
         ) from None
-
-
-def _check_sam(cfg: dict) -> None:
-    """SAM takes two passes over one batch, which neither works over several batches nor with scaled gradients."""
-    trainer = cfg["trainer"]
-    if any(phase["optimizer"].get("sam_rho") for phase in build_phases(cfg)):
-        if trainer["accumulate_grad_batches"] > 1:
-            raise InputError("optimizer.sam_rho: not with trainer.accumulate_grad_batches above 1; leave one out")
-        if trainer["precision"] == "16-mixed":
-            raise InputError("optimizer.sam_rho: not with trainer.precision=16-mixed; use bf16-mixed or 32-true")

@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 
 
 class History(pl.Callback):
-    """history.csv: a row an epoch with epoch, phase (if there are several), lr (of its last step), seconds, and all
-    figures of train and val."""
+    """history.csv: a row an epoch with epoch, phase (if there are several), lr (of its last step, the largest of all
+    layers'), seconds, and all figures of train and val."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -29,10 +29,20 @@ class History(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.started = time.perf_counter()
-        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
-        self.lr = trainer.optimizers[0].param_groups[0]["lr"]  # a number on the host: nothing waits for the device
+        # Numbers on the host: nothing waits for the device
+        self.lr = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict) -> None:
+        # Lightning forgets which epoch was best where the folder has been moved since, and would overwrite best.ckpt
+        for callback in trainer.checkpoint_callbacks:
+            state = checkpoint["callbacks"].get(callback.state_key)
+            if state:
+                before, now = state["dirpath"], callback.dirpath
+                state["best_k_models"] = {k.replace(before, now): v for k, v in state["best_k_models"].items()}
+                for key in ("dirpath", "best_model_path", "kth_best_model_path", "last_model_path"):
+                    state[key] = state[key].replace(before, now)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.current_epoch > 0 and not self.rows:  # an earlier start of this run is gone on with
@@ -113,6 +123,14 @@ class MovingAverage(WeightAveraging):
             return torch.lerp(current, averaged, warm.clamp(max=decay).to(averaged))
 
         super().__init__(avg_fn=average)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._device = trainer.strategy.root_device  # to which the module itself is moved only later
+        super().setup(trainer, pl_module, stage)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning does so when training ends, which it does not call where a start begins at a phase's end.
+        self._copy_average_to_current(pl_module)
 
     # After training, validation takes the weights that were chosen, which are averages already.
 

@@ -56,10 +56,13 @@ def run_training(cfg: dict, folder: Path, fold: int | None = None, resume: bool 
     clock.lap("building")
     with full_disk_is_an_input_error(folder):
         last = folder / "checkpoints" / "last.ckpt"
-        ended = fit_phases(trainer, lit, datamodule, last, resume, cfg["run"]["max_epochs_per_start"])
-        clock.lap("training")
+        try:
+            ended = fit_phases(trainer, lit, datamodule, last, resume, cfg["run"]["max_epochs_per_start"])
+        finally:
+            clock.lap("training")
+            if first:
+                clock.save()  # for the start that goes on, if this one does not come to its end
         if not ended:
-            clock.save()
             log.info(
                 "%d of %d epochs (run.max_epochs_per_start); the same command with run.dir=%s goes on from there",
                 trainer.current_epoch, lit.num_epochs, folder,
@@ -73,6 +76,7 @@ def run_training(cfg: dict, folder: Path, fold: int | None = None, resume: bool 
             metrics |= {"cost": clock.seconds["total"] / 3600 * price, "price_per_hour": price}
         if first:
             _save(lit, cfg, metrics, folder)
+            clock.file.unlink()
     if first:
         print_closing(metrics, lit.labels, folder)
         _report_bad_images(datamodule, folder)

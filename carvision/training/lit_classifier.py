@@ -178,8 +178,12 @@ class LitClassifier(pl.LightningModule):
         if self.learned_weights is not None:
             optimizer.add_param_group({"params": list(self.learned_weights.parameters()), "weight_decay": 0.0})
         steps_per_epoch = self.trainer.estimated_stepping_batches / self.trainer.max_epochs
-        num_steps = max(1, round(steps_per_epoch * self.phase["epochs"]))
         schedule = create_schedule(
-            optimizer, **self.phase["schedule"], lr=values["lr"], num_steps=num_steps, steps_per_epoch=steps_per_epoch
+            optimizer,
+            **self.phase["schedule"],
+            lr=values["lr"],
+            num_steps=max(1, round(steps_per_epoch * self.phase["epochs"])),
+            steps_per_epoch=steps_per_epoch,
+            batches_per_epoch=self.trainer.num_training_batches,
         )
         return {"optimizer": optimizer, "lr_scheduler": schedule}

@@ -24,7 +24,7 @@ OPTIMIZERS = {
 def create_optimizer(
     model: nn.Module,
     name: str,
-    lr: float,
+    lr: float | None = None,
     weight_decay: float = 0.0,
     lr_factors: dict[str, float] | None = None,
     layer_decay: float = 1.0,
@@ -38,6 +38,8 @@ def create_optimizer(
     lr_factors, layer_decay: see lr_factors_of. sam_rho: see SAM.
     Raises InputError for a name or an argument that does not exist.
     """
+    if lr is None:
+        raise InputError(f"optimizer.lr: must be given with name: {name}")
     groups = parameter_groups(model, lr, weight_decay, lr_factors_of(model, lr_factors or {}, layer_decay))
     values |= arguments or {}
     try:

@@ -26,14 +26,14 @@ def fit_phases(
 
     last: the checkpoint of the last epoch, from which `resume` goes on. max_epochs: of this start, all if None.
     """
-    number, begun, epoch = _where_it_ended(last) if resume else (0, 0, 0)
+    number, begun, epoch, stopped = _where_it_ended(last) if resume else (0, 0, 0, False)
     stop = epoch + (max_epochs or lit.num_epochs)
     while number < len(lit.hparams.phases):
         phase = lit.start_phase(number, begun)
-        end = begun + phase["epochs"]
+        end = epoch if resume and stopped else begun + phase["epochs"]
         trainer.fit_loop.max_epochs = min(end, stop)
         for callback in trainer.early_stopping_callbacks:
-            callback.wait_count = 0
+            callback.wait_count = 0  # which a checkpoint sets again
         _log_phase(lit, number)
         with contextlib.suppress(SystemExit):  # so Lightning ends after Ctrl-C
             trainer.fit(lit, datamodule, ckpt_path=last if resume else None)
@@ -55,11 +55,14 @@ def fit_phases(
     return True
 
 
-def _where_it_ended(last: Path) -> tuple[int, int, int]:
-    """The phase, the epoch with which it began, and the epoch with which training goes on; all count from 0."""
+def _where_it_ended(last: Path) -> tuple[int, int, int, bool]:
+    """The phase, the epoch with which it began, the epoch with which training goes on (all count from 0), and whether
+    early stopping had ended the phase."""
     state = torch.load(last, map_location="cpu", weights_only=True)
     log.info("going on after epoch %d", state["epoch"] + 1)
-    return state["phase"], state["phase_begun"], state["epoch"] + 1
+    stopping = [values for name, values in state["callbacks"].items() if name.startswith("EarlyStopping")]
+    stopped = any(values["wait_count"] >= values["patience"] for values in stopping)
+    return state["phase"], state["phase_begun"], state["epoch"] + 1, stopped
 
 
 def _log_phase(lit: LitClassifier, number: int) -> None:

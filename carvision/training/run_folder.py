@@ -52,8 +52,8 @@ def is_unfinished(config: dict) -> bool:
     started = (folder / "checkpoints" / "last.ckpt").is_file() and not (folder / "metrics.json").exists()
     if not config["run"]["dir"] or not started:
         return False
-    earlier = _flat(yaml.safe_load((folder / "config.yaml").read_text()))
-    now = _flat(config)
+    earlier = flat_config(yaml.safe_load((folder / "config.yaml").read_text()))
+    now = flat_config(config)
     for key in sorted({*earlier, *now}):
         if key.startswith("run.") or key in ("data.num_workers", "callbacks.progress_bar"):
             continue
@@ -65,10 +65,13 @@ def is_unfinished(config: dict) -> bool:
     return True
 
 
-def _flat(config: dict, prefix: str = "") -> dict:
+def flat_config(config: dict, prefix: str = "") -> dict:
+    """{"data.root": ...} of a nested configuration."""
     values = {}
     for key, value in config.items():
-        values |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        values |= (
+            flat_config(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+        )
     return values
 
 

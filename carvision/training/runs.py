@@ -45,15 +45,19 @@ def _run_folds(cfg: dict, folder: Path, folds: list[int]) -> None:
     """A run in fold_<i> for each, and mean and spread of their test figures in the folder's metrics.json."""
     if is_first_process():
         write_config(cfg, folder)
-    tests = []
+    parts = []
     for fold in folds:
         log.info("fold %d of %d", fold + 1, len(folds))
         part = folder / f"fold_{fold}"
         part.mkdir(exist_ok=True)
-        tests.append(run_training(cfg, part, fold)["test"])
-    summary = mean_and_spread(tests)
+        parts.append(run_training(cfg, part, fold))
+    summary = mean_and_spread([part["test"] for part in parts])
+    seconds = {stage: round(sum(part["seconds"][stage] for part in parts), 3) for stage in parts[0]["seconds"]}
+    metrics = {"folds": len(folds), "test": summary, "seconds": seconds}
+    if "cost" in parts[0]:
+        metrics |= {"cost": sum(part["cost"] for part in parts), "price_per_hour": parts[0]["price_per_hour"]}
     if is_first_process():
-        write_metrics({"folds": len(folds), "test": summary}, folder)
+        write_metrics(metrics, folder)
     for figure in (f for f in summary if f.endswith("top1") or f == "loss"):
         log.info("test/%s over %d folds: %.4f +- %.4f", figure, len(folds), *summary[figure].values())
 

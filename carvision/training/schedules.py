@@ -6,33 +6,51 @@ from collections.abc import Callable
 import torch
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
+from carvision.errors import InputError
+
 NUM_RISING = 5  # epochs before report R0's curve begins to fall
 
 
 def create_schedule(
-    optimizer: torch.optim.Optimizer, name: str, lr: float, num_steps: int, steps_per_epoch: float, **values
+    optimizer: torch.optim.Optimizer,
+    name: str,
+    lr: float,
+    num_steps: int,
+    steps_per_epoch: float,
+    batches_per_epoch: int,
+    **values,
 ) -> dict:
     """By the name and keys of conf/schedule, as Lightning takes it from configure_optimizers.
 
-    lr: optimizer.lr, the rate that the schedule scales. num_steps: updates of the weights in all.
+    lr: optimizer.lr, the rate that the schedule scales. num_steps: updates of the weights in all; an epoch has more
+    batches than updates where gradients are accumulated. Raises InputError for keys that the schedule does not have.
     """
-    if name == "plateau":
-        monitor, patience = values.pop("monitor"), values.pop("patience")
-        # PyTorch waits for one epoch more than its patience, Keras (and callbacks.patience) does not. Both ask for a
-        # change of 1e-4, Keras in absolute terms.
-        schedule = ReduceLROnPlateau(optimizer, patience=patience - 1, threshold_mode="abs", **values)
-        # By steps, although once an epoch: Lightning takes an epoch's own step after it has written the checkpoint
-        frequency = max(1, round(steps_per_epoch))
-        return {"scheduler": schedule, "interval": "step", "frequency": frequency, "monitor": monitor}
-    if name == "one_cycle":
-        # Momentum runs against the rate, where the optimizer has one
-        cycle_momentum = any(key in optimizer.defaults for key in ("momentum", "betas"))
-        rates = [group["lr"] for group in optimizer.param_groups]
-        # One more than will be taken, as a schedule is asked once more after the last update
-        schedule = OneCycleLR(optimizer, rates, num_steps + 1, cycle_momentum=cycle_momentum, **values)
-    else:
-        schedule = LambdaLR(optimizer, lr_factor(name, lr, num_steps, steps_per_epoch, **values))
+    try:
+        if name == "plateau":
+            return _create_plateau(optimizer, batches_per_epoch, **values)
+        if name == "one_cycle":
+            # Momentum runs against the rate, where the optimizer has one
+            cycle_momentum = any(optimizer.defaults.get(key) for key in ("momentum", "betas"))
+            rates = [group["lr"] for group in optimizer.param_groups]
+            # One more than will be taken, as a schedule is asked once more after the last update
+            schedule = OneCycleLR(optimizer, rates, num_steps + 1, cycle_momentum=cycle_momentum, **values)
+        else:
+            schedule = LambdaLR(optimizer, lr_factor(name, lr, num_steps, steps_per_epoch, **values))
+    except (TypeError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise InputError(f"schedule: {name} can't be built with {values or 'no values'} ({text})") from None
     return {"scheduler": schedule, "interval": "step"}
+
+
+def _create_plateau(
+    optimizer: torch.optim.Optimizer, batches_per_epoch: int, monitor: str, mode: str, patience: int, **values
+) -> dict:
+    # PyTorch waits for one epoch more than its patience, Keras (and callbacks.patience) does not. Both ask for a
+    # change of 1e-4, Keras in absolute terms.
+    schedule = ReduceLROnPlateau(optimizer, mode, patience=patience - 1, threshold_mode="abs", **values)
+    # "step" means a batch here. At the last one of the epoch, after validation: Lightning takes a schedule by epochs
+    # only after it has written the checkpoint.
+    return {"scheduler": schedule, "interval": "step", "frequency": batches_per_epoch, "monitor": monitor}
 
 
 def lr_factor(
@@ -42,9 +60,11 @@ def lr_factor(
     steps_per_epoch: float,
     warmup_epochs: float = 0.0,
     final_fraction: float = 0.0,
-    decay: float = 0.0,
+    decay: float | None = None,
 ) -> Callable[[int], float]:
     """step -> factor of the learning rate `lr`, by the name and keys of conf/schedule."""
+    if name == "inverse_time" and decay is None:
+        raise ValueError("decay is missing")
     if name == "constant":
         return lambda step: 1.0
     if name == "r0":

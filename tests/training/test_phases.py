@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from carvision.errors import InputError
-from carvision.training.build import build_phases
+from carvision.training.build_phases import build_phases
 from tests.training.test_runs import config, demo, train
 
 PHASES = [
@@ -43,6 +43,8 @@ def test_phases_take_what_they_do_not_say_from_the_rest():
         ("+phases.a={epochs:1,optimiser:{lr:1}}", "phases.a.optimiser.lr: there is no such key"),
         ("+phases.a={epochs:1,optimizer:{rate:1}}", "phases.a.optimizer.rate: there is no such key"),
         ("phases=3", "phases: 3 is not a mapping"),
+        ("+phases.a=3", "phases.a: 3 is not a mapping"),
+        ("+phases.a={epochs:1,optimizer:sgd}", "phases.a.optimizer: 'sgd' is not a mapping"),
     ],
 )
 def test_a_wrong_phase_gives_one_line(override, line):
@@ -91,13 +93,67 @@ def test_a_run_in_three_starts_is_the_run_in_one(two_phases, demo_photos, tmp_pa
     assert seconds["cpu"] > 0
 
 
-def test_a_plateau_is_met_at_the_same_epoch_in_one_start_and_in_several(demo_photos, tmp_path):
+@pytest.mark.parametrize(
+    ("upper", "line"),
+    [
+        ("{epochs:2,train_layers:'from:layer9'}", "phases.upper.train_layers: the backbone has no module 'layer9'"),
+        ("{epochs:2,optimizer:{name:sgd}}", "phases.upper.optimizer.lr: must be given with name: sgd"),
+        ("{epochs:2,optimizer:{name:sdg,lr:1}}", "phases.upper.optimizer.name: 'sdg' is no optimizer"),
+        ("{epochs:2,schedule:{patience:3}}", "phases.upper.schedule: cosine can't be built with"),
+    ],
+)
+def test_a_mistake_in_a_later_phase_is_told_before_the_first_begins(upper, line, demo_photos, tmp_path):
+    with pytest.raises(InputError) as caught:
+        train(tmp_path / "run", *demo(demo_photos), "+phases.head={epochs:1}", f"+phases.upper={upper}")
+    assert str(caught.value).startswith(line) and not (tmp_path / "run").exists()
+
+
+def test_averages_go_on_over_phases_and_starts(demo_photos, tmp_path):
+    averaging = [*demo(demo_photos), *PHASES, "callbacks.ema_decay=0.9", "optimizer.lr=0.01"]
+    train(tmp_path / "whole", *averaging)
+    for _ in range(3):
+        train(tmp_path / "parts", *averaging, "run.max_epochs_per_start=1")
+    whole, parts = (pd.read_csv(tmp_path / n / "history.csv").drop(columns="seconds") for n in ("whole", "parts"))
+    pd.testing.assert_frame_equal(whole, parts, rtol=1e-4)
+
+
+def test_the_best_epoch_is_still_known_where_the_folder_was_moved(demo_photos, tmp_path):
+    first_is_best = [*demo(demo_photos), "callbacks.monitor=train/loss", "callbacks.mode=max", "optimizer.lr=0.01"]
+    train(tmp_path / "here", *first_is_best, "run.max_epochs_per_start=1")
+    (tmp_path / "here").rename(tmp_path / "there")
+    train(tmp_path / "there", *first_is_best)
+    assert json.loads((tmp_path / "there" / "metrics.json").read_text())["best_epoch"] == 0
+
+
+def test_a_phase_that_stopped_early_is_over_for_the_next_start_too(demo_photos, tmp_path):
+    never_better = ["callbacks.monitor=val/loss", "callbacks.patience=1", "callbacks.mode=max", "optimizer.lr=0.01"]
+    phases = ["+phases.a={epochs:9,train_layers:none}", "+phases.b={epochs:9}", "trainer.max_epochs=null"]
+    folder = tmp_path / "run"
+    while not (folder / "metrics.json").exists():
+        train(folder, *demo(demo_photos), *phases, *never_better, "run.max_epochs_per_start=1")
+    train(tmp_path / "whole", *demo(demo_photos), *phases, *never_better)
+    parts, whole = (pd.read_csv(f / "history.csv")["phase"].tolist() for f in (folder, tmp_path / "whole"))
+    assert parts == whole and set(whole) == {"a", "b"}
+
+
+def test_folds_add_up_what_they_took(demo_photos, tmp_path):
+    folds = ["data.split.kind=kfold", "data.split.num_folds=2", "trainer.max_epochs=1", "run.price_per_hour=10"]
+    folder = train(tmp_path / "run", *demo(demo_photos), *folds)
+    parts = [json.loads((folder / f"fold_{i}" / "metrics.json").read_text()) for i in range(2)]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["cost"] == pytest.approx(sum(part["cost"] for part in parts))
+    assert metrics["seconds"]["total"] == pytest.approx(sum(part["seconds"]["total"] for part in parts), abs=0.01)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])  # 9 batches an epoch: the last update of an epoch is of one batch
+def test_a_plateau_is_met_at_the_same_epoch_in_one_start_and_in_several(demo_photos, tmp_path, accumulate):
     plateau = [
         "schedule=plateau",
         "schedule.mode=max",
         "schedule.patience=2",
         "optimizer.lr=0.01",
         "trainer.max_epochs=6",
+        f"trainer.accumulate_grad_batches={accumulate}",
     ]
     train(tmp_path / "whole", *demo(demo_photos), *plateau)
     for _ in range(3):

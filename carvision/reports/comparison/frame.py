@@ -105,7 +105,7 @@ def _best_epoch(part: Part, config: dict) -> float:
 
 def lower_is_better(column: str) -> bool:
     last = column.rsplit("/", 1)[-1]
-    return column in TIMES or "loss" in last or last in ("mae", "rmse", "fpr_at50", "fnr_at50")
+    return column in TIMES or "loss" in last or last.startswith(("fpr", "fnr", "mae", "rmse"))
 
 
 def is_fraction(column: str) -> bool:

@@ -12,6 +12,7 @@ import pandas as pd
 import yaml
 
 from carvision.errors import InputError
+from carvision.training.run_folder import flat_config
 
 log = logging.getLogger(__name__)
 
@@ -147,15 +148,7 @@ def _read_config(folder: Path) -> dict[str, object]:
         config = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{file} can't be read ({_first_line(error)}); leave this run out") from None
-    return dict(_flat(config or {}))
-
-
-def _flat(config: dict, before: str = ""):
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", value
+    return flat_config(config or {})
 
 
 def _num_parameters(folder: Path) -> float:

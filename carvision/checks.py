@@ -1,0 +1,111 @@
+"""Checks of values: what the table ALLOWED is written with."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from carvision.errors import nearest
+
+# A check returns None for a good value, else what was allowed: the end of the sentence "<key>: <value> is not ...".
+Check = Callable[[object], str | None]
+
+
+def one_of(*words: str) -> Check:
+    return lambda value: None if value in words else f"one of {', '.join(words)}{nearest(str(value), words)}"
+
+
+def whole(low: int, high: float = float("inf")) -> Check:
+    reach = f"from {low}" if high == float("inf") else f"from {low} to {high}"
+    return lambda value: (
+        None
+        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+        else f"a whole number {reach}"
+    )
+
+
+def number(low: float = float("-inf"), high: float = float("inf"), above: bool = False) -> Check:
+    """above: low itself is not allowed."""
+    reach = f" above {low:g}" if above else f" from {low:g}" if low > float("-inf") else ""
+    reach += f" to {high:g}" if high < float("inf") else ""
+
+    def check(value):
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        good = good and (low < value if above else low <= value) and value <= high
+        return None if good else f"a number{reach}"
+
+    return check
+
+
+def flag(value) -> str | None:
+    return None if isinstance(value, bool) else "true or false"
+
+
+def text(value) -> str | None:
+    return None if isinstance(value, str) and value else "a word"
+
+
+def path(value) -> str | None:
+    return None if isinstance(value, str | Path) and str(value) else "a path"
+
+
+def mapping(value) -> str | None:
+    return None if isinstance(value, dict) else "a mapping such as {key: value}"
+
+
+def mapping_of(check: Check) -> Check:
+    def all_values(value):
+        wrong = mapping(value) or next((check(item) for item in value.values() if check(item)), None)
+        return wrong and (wrong if wrong.startswith("a mapping") else f"a mapping onto values that are each {wrong}")
+
+    return all_values
+
+
+def list_of(check: Check, length: int | None = None) -> Check:
+    def all_items(value):
+        if not isinstance(value, list) or (length is not None and len(value) != length):
+            return f"a list of {length} values" if length else "a list such as [a, b]"
+        wrong = next((check(item) for item in value if check(item)), None)
+        return wrong and f"a list whose items are each {wrong}"
+
+    return all_items
+
+
+def optional(check: Check) -> Check:
+    return lambda value: None if value is None else (lambda wrong: wrong and f"{wrong}, or null")(check(value))
+
+
+def either(*checks: Check) -> Check:
+    def one_fits(value):
+        wrong = [check(value) for check in checks]
+        return None if None in wrong else " or ".join(wrong)
+
+    return one_fits
+
+
+def learned(value) -> str | None:
+    return None if value == "learned" else "the word learned"
+
+
+def train_layers(value) -> str | None:
+    if value in ("all", "none", "partial") or whole(1)(value) is None:
+        return None
+    if isinstance(value, str) and value.startswith("from:") and len(value) > len("from:"):
+        return None
+    return "all, none, partial, a whole number from 1 (the last so many layers), or from:<module>"
+
+
+def span(check: Check) -> Check:
+    """Two values, the smaller first."""
+
+    def ordered(value):
+        wrong = list_of(check, 2)(value)
+        if wrong or value[0] > value[1]:
+            return wrong or "two values of which the first is the smaller"
+        return None
+
+    return ordered
+
+
+def odd(low: int, high: int) -> Check:
+    return lambda value: (
+        None if whole(low, high)(value) is None and value % 2 else f"an odd number from {low} to {high}"
+    )
