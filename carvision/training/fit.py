@@ -51,6 +51,9 @@ def run_training(cfg: dict, folder: Path, fold: int | None = None, resume: bool 
     total = sum(p.numel() for p in lit.parameters())
     heads = ", ".join(f"{n} ({len(v['ids'])})" if "ids" in v else n for n, v in lit.labels.items())
     log.info("%s: %s parameters; heads: %s", cfg["model"]["backbone"], f"{total:,}", heads)
+    asked = sum(phase["epochs"] for phase in (cfg["phases"] or {}).values())
+    if asked > lit.num_epochs:
+        log.warning("trainer.max_epochs ends the phases after %d of their %d epochs", lit.num_epochs, asked)
     require_space(folder, total)
     trainer = build_trainer(cfg, folder, lit.labels)
     clock.lap("building")
