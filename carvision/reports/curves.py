@@ -38,7 +38,7 @@ def _plot(history: pd.DataFrame, panels: dict[str, str], title: str, file: Path,
                     marker=marker,
                     markersize=3.5,
                 )
-        mark_phases(axes, history)
+        _mark_phases(axes, history)
         axes.set_title(name, fontsize=10, loc="left", parse_math=False)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -53,7 +53,7 @@ def _plot(history: pd.DataFrame, panels: dict[str, str], title: str, file: Path,
     save_figure(figure, file)
 
 
-def mark_phases(axes: Axes, history: pd.DataFrame) -> None:
+def _mark_phases(axes: Axes, history: pd.DataFrame) -> None:
     """A line where a phase begins, if the run has several."""
     if "phase" in history:
         for epoch in history["epoch"][history["phase"] != history["phase"].shift()][1:]:

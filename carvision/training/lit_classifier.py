@@ -25,7 +25,7 @@ class LitClassifier(pl.LightningModule):
     description: of the Classifier, see there. labels: {head: {"ids", "names", "parent", "parent_codes"}} or
     {head: {"unit", "mean", "std"}}. preprocessing, loss, augment: the keys of conf/.
     phases: one after the other, [{"name", "epochs", "train_layers", "optimizer", "schedule"}], the last three as in
-    conf/; start_phase begins one.
+    conf/; the first is begun, start_phase begins another.
     class_weights: {head: a weight for each class}, of training photos in the loss. seed: of mixing photos.
     model: the Classifier to train; None: one with random weights, as load_from_checkpoint needs it.
     """
@@ -46,7 +46,6 @@ class LitClassifier(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["model"])
         self.labels = labels
-        self.sam: SAM | None = None
         self.class_heads = [name for name, label in labels.items() if "ids" in label]
         # Batches come with their channels last in memory; weights laid out like them save turning them each step.
         self.model = (model or classifier_from(description)).to(memory_format=torch.channels_last)
@@ -68,6 +67,7 @@ class LitClassifier(pl.LightningModule):
         self.train_metrics = EpochMetrics(*metrics)
         self.val_metrics = EpochMetrics(*metrics, compare_rules=True)
         self.test_metrics = EpochMetrics(*metrics, compare_rules=True, with_auc=True)
+        self.start_phase(0)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """images uint8 (B, 3, H, W) -> {head: logits}."""
@@ -158,13 +158,13 @@ class LitClassifier(pl.LightningModule):
         return sum(phase["epochs"] for phase in self.hparams.phases)
 
     def start_phase(self, number: int, begun: int = 0) -> dict:
-        """To be called before the Trainer fits: sets what is trained, and with what. Returns the phase.
+        """To be called before the Trainer fits a later phase: sets what is trained, and with what. Returns the phase.
 
         begun: the epoch, of all, with which the phase begins.
         """
         self.place = {"phase": number, "phase_begun": begun}
         self.phase = self.hparams.phases[number]
-        self.sam = None
+        self.sam: SAM | None = None
         self.model.set_trained(self.phase["train_layers"])
         return self.phase
 

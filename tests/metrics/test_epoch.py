@@ -1,7 +1,6 @@
 """Every figure against scikit-learn, or recomputed photo by photo."""
 
 import math
-import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import torch
 from carvision.data.table import UNKNOWN
 from carvision.metrics import EpochMetrics, JointMetrics, NumberMetrics, figure_names
 from carvision.models.decoding import RULES, decode
+from tests.metrics.test_heads import scikit_learns
 
 CODES = [1, 0, 0, 2, 1, 2, 2]  # the make of each model
 PARENTS = {"model": ("make", torch.tensor(CODES))}
@@ -22,22 +22,6 @@ LABELS = {
 }
 HEAD_WEIGHTS = {"make": 0.5, "model": 2.0, "speed": 0.25}
 CLASS_HEADS = ("make", "model")
-
-
-def scikit_learns(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """Accuracy, balanced accuracy and precision, recall and F1 with their three averages."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        figures = {
-            "top1": sk.accuracy_score(true, predicted),
-            "balanced_accuracy": sk.balanced_accuracy_score(true, predicted),
-        }
-        for end, average in (("", "macro"), ("_micro", "micro"), ("_weighted", "weighted")):
-            values = sk.precision_recall_fscore_support(true, predicted, average=average, zero_division=0)
-            figures |= {
-                f"{name}{end}": value for name, value in zip(("precision", "recall", "f1"), values, strict=False)
-            }
-    return {name: float(value) for name, value in figures.items()}
 
 
 def test_number_metrics():

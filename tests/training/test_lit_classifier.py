@@ -87,7 +87,6 @@ def fit(lit: LitClassifier, batches: list[dict], epochs: int) -> tuple[pl.Traine
             enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
             check_val_every_n_epoch=epochs,
         )  # fmt: skip
-        lit.start_phase(0)
         trainer.fit(lit, DataLoader(batches, batch_size=None), DataLoader(batches, batch_size=None))
     return trainer, steps
 
