@@ -4,11 +4,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -16,11 +16,11 @@ from torch import Tensor
 
 import carvision
 from carvision.data.images import Preprocessing, to_square
+from carvision.description import FORMAT, read_description
 from carvision.errors import InputError
 from carvision.models.classifier import Classifier, classifier_from
 from carvision.models.decoding import decode
 
-FORMAT = 1
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 
@@ -32,10 +32,15 @@ def save(
     decoding: str,
     metrics: dict,
     config: dict,
+    crop_to_box: bool = False,
+    averaged: bool = False,
+    epoch: int | None = None,
 ) -> None:
     """Write model.safetensors and model.json into the folder.
 
     labels: {head: {"ids", "names", "parent", "parent_codes"}} or {head: {"unit"}}, plain values.
+    crop_to_box: the photos were read inside their boxes. averaged: the weights are a moving average of those of the
+    steps. epoch: the one, from 0, after which the network had these weights.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     weights = folder / WEIGHTS
@@ -46,14 +51,23 @@ def save(
         "network": model.description,
         "labels": labels,
         "preprocessing": preprocessing.as_dict(),
+        "crop_to_box": crop_to_box,
         "decoding": decoding,
+        "weights": {"file": WEIGHTS, "kind": "averaged" if averaged else "raw", "epoch": epoch},
+        "sha256": _sha256(partial_file),
         "metrics": metrics,
         "config": config,
-        "versions": {"carvision": carvision.__version__, "torch": torch.__version__, "timm": timm.__version__},
-        "sha256": _sha256(partial_file),
+        "versions": {"carvision": carvision.__version__, "torch": torch.__version__, "timm": version("timm")},
     }
     partial_file.replace(weights)
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
+    write_description(folder, description)
+
+
+def write_description(folder: Path, description: dict) -> None:
+    """model.json, which is there whole or as it was."""
+    partial_file = folder / f"{DESCRIPTION}.partial"
+    partial_file.write_text(json.dumps(description, indent=1), encoding="utf-8")
+    partial_file.replace(folder / DESCRIPTION)
 
 
 def load(path: str | Path) -> Classifier:
@@ -63,41 +77,77 @@ def load(path: str | Path) -> Classifier:
     model.transform(PIL image, box=None) -> (3, H, W)  float, preprocessed as in training; see to_input
     model.classes[head], model.class_ids[head]   names and ids, in the order of the logits
     model.decode(logits) -> {head: int64 (B,)}   the predicted classes, by the run's decoding rule
+    model.probs(logits) -> {head: float32 (B, C)}   probabilities: softmax(logits / model.temperature[head])
+    model.parents {child: (parent, codes)}   the make of each model: of each of the child's classes its parent's code
+    model.crop_to_box   whether it was trained on the part of a photo inside its box
+    model.about   all that model.json says, as plain values
 
-    Raises InputError for a path without a model, a newer format, and files that do not belong together.
+    Nothing in the files is executed. Raises InputError for a path without a model, a newer format, values of a wrong
+    kind and files that do not belong together.
     """
-    path = Path(path)
-    folder = path if path.is_dir() else path.parent
-    weights, file = folder / WEIGHTS, folder / DESCRIPTION
-    for needed in (weights, file):
-        if not needed.is_file():
-            raise InputError(
-                f"{path}: no model there ({needed} does not exist); give the folder of a run that has finished"
-            )
+    folder, file = find_model(Path(path))
+    described = read_description(file)
+    weights = folder / described.get("weights", {}).get("file", WEIGHTS)
+    if not weights.is_file():
+        raise InputError(f"{path}: no model there ({weights} does not exist); give the folder of a finished run")
+    if described["sha256"] != _sha256(weights):
+        raise InputError(f"{weights}: not the weights that {file.name} describes (their sha256 differs)")
     try:
-        described = json.loads(file.read_text())
-        version = described["format"]
-        if version > FORMAT:
-            raise InputError(
-                f"{file}: format {version} is newer than {FORMAT}, the newest that carvision "
-                f"{carvision.__version__} knows; update carvision"
-            )
-        if described["sha256"] != _sha256(weights):
-            raise InputError(f"{weights}: not the weights that {file.name} describes (their sha256 differs)")
+        tensors = load_file(weights)
+        _check_sizes(described["network"], tensors)
         model = classifier_from(described["network"])
-        model.load_state_dict(load_file(weights))
-        labels = {name: described["labels"][name] for name in model.labels}
+        _check_shapes(model, tensors)
+        model.load_state_dict(tensors)
         preprocessing = Preprocessing(**described["preprocessing"])
-        parents = parents_of(labels)
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, SafetensorError, RuntimeError) as error:
         text = " ".join(str(error).split())[:200]
         raise InputError(f"{folder}: the model is damaged or was not written by carvision ({text})") from None
+    labels = {name: described["labels"][name] for name in model.labels}
     model.classes = {name: label["names"] for name, label in labels.items() if "ids" in label}
     model.class_ids = {name: label["ids"] for name, label in labels.items() if "ids" in label}
+    model.parents = parents_of(labels)
+    model.temperature = {name: float(described.get("temperature", {}).get(name, 1.0)) for name in model.classes}
     model.preprocessing = preprocessing
+    model.crop_to_box = described.get("crop_to_box", described.get("config", {}).get("data", {}).get("crop_to_box"))
+    model.about = described
     model.transform = partial(to_input, preprocessing=preprocessing)
-    model.decode = partial(_decode, parents=parents, rule=described["decoding"])
+    model.decode = partial(decode_on_device, parents=model.parents, rule=described["decoding"])
+    model.probs = partial(probs_of, temperature=model.temperature)
     return model.eval()
+
+
+def find_model(path: Path) -> tuple[Path, Path]:
+    """The folder of a model and its model.json. Raises InputError where there is none."""
+    if path.is_file() and path.suffix != ".safetensors" and path.name != DESCRIPTION:
+        raise InputError(
+            f"{path}: not a model file; give a run's folder or its {WEIGHTS} (a checkpoint opens with torch.load)"
+        )
+    folder = path if path.is_dir() else path.parent
+    file = folder / DESCRIPTION
+    if not path.exists() or not file.is_file():
+        needed = path if not path.exists() else file
+        raise InputError(f"{path}: no model there ({needed} does not exist); give the folder of a finished run")
+    return folder, file
+
+
+def _check_sizes(network: dict, tensors: dict[str, Tensor]) -> None:
+    """Before memory is taken for it: a layer that has more units than any of the weights is described wrongly."""
+    largest = max((size for value in tensors.values() for size in value.shape), default=0)
+    parts = [network["trunk"], *(head["layers"] for head in network["heads"].values())]
+    units = [unit for part in parts for unit in part["hidden"]]
+    units += [head["num_outputs"] for head in network["heads"].values()]
+    if max(units) > largest:
+        raise ValueError(f"a layer of {max(units)} units, and no weights of that size")
+
+
+def _check_shapes(model: Classifier, tensors: dict[str, Tensor]) -> None:
+    own = {name: value.shape for name, value in model.state_dict().items()}
+    odd = sorted(own.keys() ^ tensors.keys())
+    if odd:
+        raise ValueError(f"{odd[0]} is {'not in its weights' if odd[0] in own else 'no part of its network'}")
+    wrong = next((name for name, shape in own.items() if tensors[name].shape != shape), None)
+    if wrong:
+        raise ValueError(f"{wrong} has the shape {tuple(tensors[wrong].shape)}, and its network {tuple(own[wrong])}")
 
 
 def parents_of(labels: dict) -> dict[str, tuple[str, Tensor]]:
@@ -122,9 +172,15 @@ def to_input(image: PIL.Image.Image, box: Sequence[float] | None = None, *, prep
     return (pixels - mean) / std
 
 
-def _decode(logits: dict[str, Tensor], parents: dict, rule: str) -> dict[str, Tensor]:
+def decode_on_device(logits: dict[str, Tensor], parents: dict, rule: str) -> dict[str, Tensor]:
+    """decode() of the heads with classes, on the device of the logits."""
     on_device = {child: (parent, codes.to(logits[child].device)) for child, (parent, codes) in parents.items()}
     return decode({name: values for name, values in logits.items() if values.shape[1] > 1}, on_device, rule)
+
+
+def probs_of(logits: dict[str, Tensor], temperature: dict[str, float]) -> dict[str, Tensor]:
+    """Of each head with classes float32 (B, C): softmax(logits / temperature), Guo et al. 2017, equation 9."""
+    return {name: (logits[name].float() / value).softmax(dim=1) for name, value in temperature.items()}
 
 
 def _sha256(file: Path) -> str:

@@ -9,8 +9,7 @@ from PIL import Image
 
 from carvision.errors import InputError
 
-MAX_PIXELS = 178_956_970  # twice Pillow's own warning limit: 0.5 GB decoded. More is taken for a decompression bomb
-Image.MAX_IMAGE_PIXELS = None  # the limit above is checked here, once, for every format
+MAX_PIXELS = 178_956_970  # where Pillow itself refuses: 0.5 GB decoded. More is taken for a decompression bomb
 BLANK = 128  # grey of the picture that stands in for a photo that can't be read
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -70,6 +69,8 @@ def open_image(path: str | Path) -> Image.Image:
     except Image.UnidentifiedImageError:
         empty = Path(path).stat().st_size == 0
         raise BadImage("the file is empty" if empty else "not a photo in any format known") from None
+    except Image.DecompressionBombError:
+        raise BadImage(f"more than {MAX_PIXELS:,} pixels: taken for a decompression bomb") from None
     except Exception as error:  # whatever a decoder stumbles over, it is this photo that can't be read
         raise BadImage(f"can't be opened ({_one_line(error)})") from None
     check_size(image)

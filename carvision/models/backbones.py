@@ -11,6 +11,12 @@ from torch import nn
 from carvision.errors import InputError, nearest
 from carvision.models import report_networks, small_networks  # noqa: F401 - registers them with timm
 
+# Arguments of timm.create_model that are none of the network's own: they read files, fetch, or change what comes back.
+NOT_ITS_OWN = {
+    "cache_dir", "checkpoint_path", "exportable", "features_only", "no_jit", "num_classes", "pretrained",
+    "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "scriptable",
+}  # fmt: skip
+
 
 def create_backbone(name: str, kwargs: dict | None = None, pretrained: bool = False, size_px: int = 224) -> nn.Module:
     """A timm model without its classifier: normalised images (B, 3, H, W) -> features (B, F).
@@ -19,6 +25,12 @@ def create_backbone(name: str, kwargs: dict | None = None, pretrained: bool = Fa
     a name that timm doesn't have, arguments that the backbone doesn't take, and weights that can't be fetched.
     """
     check_name(name)
+    refused = NOT_ITS_OWN.intersection(kwargs or {})
+    if refused:
+        raise InputError(
+            f"model.backbone_kwargs: {sorted(refused)[0]!r} is no argument of the network itself; its weights are "
+            "chosen with model.weights, its pictures' size with data.image_px"
+        )
     if timm.get_pretrained_cfg(name, allow_unregistered=True).fixed_input_size:
         kwargs = {"img_size": size_px, **(kwargs or {})}
     try:

@@ -111,8 +111,12 @@ def _test(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, 
 
 
 def _save(lit: LitClassifier, cfg: dict, metrics: dict, folder: Path) -> None:
-    preprocessing = Preprocessing(**lit.hparams.preprocessing)
-    portable.save(lit.model, folder, lit.labels, preprocessing, lit.hparams.decoding, metrics, cfg)
+    portable.save(
+        lit.model, folder, lit.labels, Preprocessing(**lit.hparams.preprocessing), lit.hparams.decoding, metrics, cfg,
+        crop_to_box=cfg["data"]["crop_to_box"],
+        averaged=cfg["callbacks"]["ema_decay"] is not None,
+        epoch=metrics["best_epoch"],
+    )  # fmt: skip
     write_metrics(metrics, folder)
 
 
