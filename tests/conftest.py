@@ -33,6 +33,15 @@ def demo_photos(tmp_path_factory) -> Path:
     return write_demo(tmp_path_factory.mktemp("demo") / "data", images_per_model=20)
 
 
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory, demo_photos) -> Path:
+    """The folder of a small run of make, model and speed on `demo_photos`. Not to be written to: copy it."""
+    from tests.small_runs import demo, train
+
+    folder = tmp_path_factory.mktemp("runs") / "demo"
+    return train(folder, *demo(demo_photos), "+model/head@model.heads.speed=linear", "optimizer.lr=0.01")
+
+
 @pytest.fixture
 def run_module(tmp_path):
     """run_module("carvision.train", "seed=1", ...) -> CompletedProcess, in an empty folder, as a user runs it."""

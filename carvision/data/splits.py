@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from carvision.data.table import SPLITS, UNKNOWN, Table
+from carvision.data.table import BOX, SPLITS, UNKNOWN, Table
 from carvision.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -108,11 +108,16 @@ def file_split(table: Table, file: Path) -> Table:
 
 
 def write_splits(table: Table, file: Path) -> None:
-    """splits.csv: path, split and the class id of every label, a row a photo, in the table's order."""
+    """splits.csv: path, split, the class id of every label and the box, a row a photo, in the table's order.
+
+    With this carvision.predict --list finds the photos, their boxes and true classes.
+    """
     out = table.rows[["path", "split"]].copy()
     for name, label in table.class_labels.items():
         ids = np.array([*label.ids, ""], dtype=object)  # the last place serves UNKNOWN = -1
         out[name] = ids[table.rows[name].to_numpy()]
+    if table.has_boxes:
+        out[BOX] = table.rows[BOX]
     out.to_csv(file, index=False)
 
 

@@ -31,6 +31,16 @@ def test_file_split_repeats_what_write_splits_wrote(tmp_path):
     assert written["class"].tolist() == [f"id{i}" if i != UNKNOWN else "" for i in divided.rows["class"]]
 
 
+def test_boxes_are_written_where_there_are_any(tmp_path):
+    table = table_of(tmp_path, [0, 1], ["train", "test"])
+    boxes = {"left": [1.0, 2.5], "top": [2, 3], "right": [30, 40], "bottom": [20, np.nan]}
+    rows = table.rows.assign(**{side: np.float32(values) for side, values in boxes.items()})
+    write_splits(Table("some", tmp_path, rows, table.labels, "class"), tmp_path / "splits.csv")
+    written = pd.read_csv(tmp_path / "splits.csv")
+    for side, values in boxes.items():
+        np.testing.assert_array_equal(written[side], values)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from carvision.errors import InputError
 from carvision.training.build_phases import build_phases
-from tests.training.test_runs import config, demo, train
+from tests.small_runs import config, demo, train
 
 PHASES = [
     "phases.head={epochs:1,train_layers:none,optimizer:{lr:0.01}}",

@@ -9,45 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from PIL import Image
 
 import carvision
 import carvision.data.build
-from carvision.config import conf_dir, plain_config
 from carvision.errors import InputError
 from carvision.training import runs
 from carvision.training.lit_classifier import LitClassifier
 from tests.data.layouts import write_class_folders
-
-SMALL = [
-    "data.image_px=32",
-    "data.batch_size=16",
-    "data.num_workers=0",
-    "model.backbone=test_resnet",
-    "model.weights=random",
-    "trainer.max_epochs=2",
-    "callbacks.progress_bar=false",
-]
-
-
-def config(*overrides: str) -> dict:
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return plain_config(compose("train", overrides=[*SMALL, *map(str, overrides)]))
-
-
-def train(folder, *overrides: str):
-    return runs.run(config(f"run.dir={folder}", *overrides), "test")
-
-
-def demo(root) -> list[str]:
-    return [f"data.root={root}", "data.images_per_model=20"]
-
-
-@pytest.fixture(scope="module")
-def demo_run(demo_photos, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "demo"
-    return train(folder, *demo(demo_photos), "+model/head@model.heads.speed=linear", "optimizer.lr=0.01")
+from tests.small_runs import demo, train
 
 
 @pytest.fixture

@@ -1,0 +1,29 @@
+"""Whole runs, small, in this process."""
+
+from hydra import compose, initialize_config_dir
+
+from carvision.config import conf_dir, plain_config
+from carvision.training import runs
+
+SMALL = [
+    "data.image_px=32",
+    "data.batch_size=16",
+    "data.num_workers=0",
+    "model.backbone=test_resnet",
+    "model.weights=random",
+    "trainer.max_epochs=2",
+    "callbacks.progress_bar=false",
+]
+
+
+def config(*overrides: str) -> dict:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return plain_config(compose("train", overrides=[*SMALL, *map(str, overrides)]))
+
+
+def train(folder, *overrides: str):
+    return runs.run(config(f"run.dir={folder}", *overrides), "test")
+
+
+def demo(root) -> list[str]:
+    return [f"data.root={root}", "data.images_per_model=20"]
