@@ -46,6 +46,7 @@ def save(
     weights = folder / WEIGHTS
     partial_file = weights.with_suffix(".partial")
     save_file(tensors, partial_file)
+    partial_file.chmod(0o644)  # safetensors lets nobody else read it
     description = {
         "format": FORMAT,
         "network": model.description,

@@ -61,7 +61,7 @@ class Classifier(nn.Module):
         for name, head in heads.items():
             layers = Dense(self.trunk.num_outputs, head.layers)
             output = nn.Linear(layers.num_outputs, head.num_outputs)
-            self.add_module(_head(name), nn.ModuleDict({"layers": layers, "output": output}))
+            self.add_module(head_module(name), nn.ModuleDict({"layers": layers, "output": output}))
         self.units = {name: (head.mean, head.std) for name, head in heads.items() if head.mean is not None}
         self.frozen_parameters = []
         self.set_trained(train_layers)
@@ -102,7 +102,7 @@ class Classifier(nn.Module):
         x, penalty = self.trunk(self.features(images))
         logits = {}
         for name in self.labels:
-            head = self.get_submodule(_head(name))
+            head = self.get_submodule(head_module(name))
             hidden, more = head["layers"](x)
             logits[name] = head["output"](hidden)
             penalty = penalty + more
@@ -141,7 +141,7 @@ class Classifier(nn.Module):
             self.backbone.train(was_training)
 
 
-def _head(label: str) -> str:
+def head_module(label: str) -> str:
     """The module that holds a label's head, "." written as "%2E", which a module's name can't hold.
 
     Not a ModuleDict, which can't hold a label named "type".

@@ -14,18 +14,22 @@ default_cfgs = generate_default_cfgs({
 })  # fmt: skip
 
 
+SLIM = {
+    "layers": (1, 1, 1, 1),
+    "channels": (24, 48, 96, 192),
+    "stem_type": "deep_tiered",
+    "stem_width": 16,
+    "avg_down": True,
+}
+
+# The same networks in timm's own words, for exports that open without carvision: {name: (architecture, arguments)}.
+IN_TIMM = {"resnet10_slim": ("resnet18", SLIM)}
+
+
 @register_model
 def resnet10_slim(pretrained: bool = False, **kwargs) -> ResNet:
     """ResNet-10 with a deep stem and 24 to 192 channels: 0.7 million parameters, made for the demo data at 64 px.
 
     There are no pretrained weights.
     """
-    arguments = {
-        "block": BasicBlock,
-        "layers": (1, 1, 1, 1),
-        "channels": (24, 48, 96, 192),
-        "stem_type": "deep_tiered",
-        "stem_width": 16,
-        "avg_down": True,
-    }
-    return build_model_with_cfg(ResNet, "resnet10_slim", pretrained, **(arguments | kwargs))
+    return build_model_with_cfg(ResNet, "resnet10_slim", pretrained, **({"block": BasicBlock} | SLIM | kwargs))

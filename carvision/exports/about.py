@@ -1,0 +1,48 @@
+"""What an export says of its network, without what is private to the owner's machine."""
+
+from pathlib import PurePosixPath, PureWindowsPath
+
+from carvision.models.classifier import Classifier
+
+# Keys of the configuration whose values are files or folders.
+PATHS = ("data.root", "data.file", "data.split.file", "run.dir", "model.weights")
+
+
+def public_about(about: dict) -> dict:
+    """model.json's content with every path in its configuration reduced to its last name.
+
+    The folders of whoever trained say who they are and how their disks are laid out, and help no one else.
+    """
+    return {**about, "config": _public(about.get("config", {}))}
+
+
+def _public(value: object, key: str = "") -> object:
+    if isinstance(value, dict):
+        return {name: _public(inner, f"{key}.{name}" if key else str(name)) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_public(inner, key) for inner in value]
+    if isinstance(value, str) and (key in PATHS or _is_absolute(value)):
+        return PureWindowsPath(value).name  # takes both kinds of slashes
+    return value
+
+
+def _is_absolute(text: str) -> bool:
+    return PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute() or text.startswith(("~", "file:"))
+
+
+def document(model: Classifier) -> dict:
+    """All that is needed to prepare photos for the network and to read its logits, as plain values.
+
+    parents: {child: [parent, the parent's class for each of the child's]}. units: of heads that estimate a number.
+    """
+    labels = model.about["labels"]
+    return {
+        **model.preprocessing.as_dict(),
+        "crop_to_box": bool(model.crop_to_box),
+        "classes": model.classes,
+        "class_ids": model.class_ids,
+        "parents": {child: [parent, codes.tolist()] for child, (parent, codes) in model.parents.items()},
+        "decoding": model.about["decoding"],
+        "temperature": model.temperature,
+        "units": {name: labels[name]["unit"] for name in model.units},
+    }

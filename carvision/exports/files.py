@@ -1,0 +1,39 @@
+"""Export files that appear whole or not at all."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from carvision.errors import InputError
+
+
+def refuse_existing(path: Path) -> None:
+    if path.exists() or path.is_symlink():
+        raise InputError(f"{path} exists already; give another place with --out, or remove it")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Gives a place for the file or folder `path`, of the same name, in a hidden folder beside it. What stands there at
+    the end is renamed to `path`, with any other files there (the weights of a large ONNX file); if anything fails,
+    nothing is left.
+
+    Raises InputError where `path` exists already or can't be written.
+    """
+    refuse_existing(path)
+    hidden = path.parent / f".{path.name}.{os.getpid()}.partial"
+    try:
+        hidden.mkdir(parents=True)
+        try:
+            yield hidden / path.name
+            others = [file for file in hidden.iterdir() if file.name != path.name]
+            for file in [*others, hidden / path.name]:  # what names the others comes last
+                refuse_existing(path.parent / file.name)
+                file.rename(path.parent / file.name)
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        raise InputError(f"{path} can't be written ({reason}); give another place with --out") from None

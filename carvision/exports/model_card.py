@@ -1,0 +1,221 @@
+"""The model card, README.md of a hub folder: written from what model.json says of the run."""
+
+import csv
+import json
+import math
+import re
+from collections import Counter
+from pathlib import Path
+
+import timm
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+
+from carvision.exports.about import public_about
+from carvision.models.classifier import Classifier
+
+NUM_NAMES = 8  # of a head's classes that the card lists
+# The figures shown, where a run has them: name in metrics.json -> (metric on the hub, in words)
+FIGURES = {
+    "top1": ("accuracy", "accuracy"),
+    "top3": ("top_3_accuracy", "right among the best 3"),
+    "top5": ("top_5_accuracy", "right among the best 5"),
+    "balanced_accuracy": ("balanced_accuracy", "mean accuracy of the classes"),
+    "f1": ("f1", "F1, mean of the classes"),
+    "auc": ("roc_auc", "AUC, mean of the classes"),
+    "mae": ("mae", "mean error"),
+    "rmse": ("rmse", "root mean squared error"),
+}
+READING = {"squash": "the whole photo scaled to a square", "crop": "the largest centred square"}
+DECODING = {
+    "independent": "each head's most probable class",
+    "joint": "the most probable pair of classes that fits together",
+    "marginal": "the most probable class, and the parent class whose children's probabilities have the largest sum",
+}
+
+
+def model_card(model: Classifier, splits: Path, timm_config: Path) -> str:
+    """The card as Markdown with YAML front matter.
+
+    splits: the run's splits.csv, timm_config: config.json of the folder's timm form; either may be missing.
+    """
+    about = public_about(model.about)
+    in_timm = json.loads(timm_config.read_text(encoding="utf-8")) if timm_config.is_file() else None
+    metrics = about.get("metrics", {})
+    data = _data_name(about["config"])
+    parts = [
+        f"---\n{_front_matter(about, data, in_timm is not None)}\n---",
+        f"# {_title(about, data)}",
+        "A network that tells photos apart, trained with carvision.",
+        _heads(model),
+        _use_and_limits(model, data),
+        _training(model, about, data, splits),
+        _figures(metrics, model, about["config"]),
+        _loading(model, in_timm),
+        "## Licence\n\nTo be filled in by the owner: the head of this file says `license: unknown`. Mind the terms of "
+        "the training photos and of the weights that training began with.",
+        _configuration(about["config"]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(about: dict, data: str, in_timm: bool) -> str:
+    split = "test" if about.get("metrics", {}).get("test") else "val"
+    results = []
+    for key, value in about.get("metrics", {}).get(split, {}).items():
+        head, _, figure = key.rpartition("/")
+        if figure in FIGURES and (head in about["labels"] or key == "joint/top1") and _is_number(value):
+            results.append(
+                EvalResult(
+                    task_type="image-classification",
+                    task_name="Image classification",
+                    dataset_type=_slug(data),
+                    dataset_name=data,
+                    dataset_split=split,
+                    metric_type=FIGURES[figure][0],
+                    metric_name=key if key != "joint/top1" else "all heads right",
+                    metric_value=round(float(value), 6),
+                )
+            )
+    return ModelCardData(
+        library_name="carvision",
+        license="unknown",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "carvision", *(["timm"] if in_timm else []), "pytorch"],
+        datasets=[_slug(data)],
+        metrics=sorted({result.metric_type for result in results}) or None,
+        model_name=_title(about, data) if results else None,
+        eval_results=results or None,
+    ).to_yaml()
+
+
+def _title(about: dict, data: str) -> str:
+    return f"{_slug(data)}-{about['network']['backbone']}"
+
+
+def _data_name(config: dict) -> str:
+    """The data set's name: carvision's, or for photos of one's own that of their folder."""
+    data = config.get("data", {})
+    name = data.get("name") or "photos"
+    return data.get("root") or name if name in ("folder", "manifest") else name
+
+
+def _heads(model: Classifier) -> str:
+    lines = ["## What it tells apart", "", "| head | classes | for example |", "|---|---|---|"]
+    for head, names in model.classes.items():
+        more = ", ..." if len(names) > NUM_NAMES else ""
+        lines.append(f"| {_plain(head)} | {len(names)} | {', '.join(map(_plain, names[:NUM_NAMES]))}{more} |")
+    for head in model.units:
+        unit = model.about["labels"][head]["unit"]
+        lines.append(f"| {_plain(head)} | a number | in {_plain(unit) or 'its own unit'} |")
+    return "\n".join([*lines, "", "All names and ids stand in `model.json`."])
+
+
+def _use_and_limits(model: Classifier, data: str) -> str:
+    box = (
+        "It was trained on the part of each photo inside its box, so give it photos cut to the object, or the box."
+        if model.crop_to_box
+        else "It was trained on whole photos."
+    )
+    return (
+        f"## Use and limits\n\nFor photos like those of {_plain(data)}. It knows only the classes above and always "
+        "names one of them, also for a photo of something else: look at the probability before you trust a name. Its "
+        f"figures hold for photos of the kind it was tested on, and will be lower on others. {box} It was not tested "
+        "for fairness or for any use in which a wrong answer harms someone."
+    )
+
+
+def _training(model: Classifier, about: dict, data: str, splits: Path) -> str:
+    reading = model.preprocessing
+    lines = [f"- data: {_plain(data)}{_split_counts(splits)}"]
+    began = about["config"].get("model", {}).get("weights") or "not known"
+    if began == "pretrained":
+        cfg = timm.get_pretrained_cfg(model.description["backbone"])
+        terms = f", license as timm notes it: {cfg.license}" if cfg.license else ""
+        began = f"timm's pretrained weights {cfg.architecture}.{cfg.tag}{terms}"
+    lines.append(f"- began with: {_plain('random weights' if began == 'random' else began)}")
+    count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    lines.append(f"- backbone: `{model.description['backbone']}`; {count:.2f} million parameters in all")
+    lines.append(
+        f"- input: {reading.size_px} x {reading.size_px} px, {READING[reading.resize]}, {reading.interpolation}; RGB "
+        f"in 0..1, minus {_numbers(reading.mean)}, divided by {_numbers(reading.std)}"
+    )
+    lines.append(f"- decoding: `{about['decoding']}`, {DECODING[about['decoding']]}")
+    if any(value != 1 for value in model.temperature.values()):
+        lines.append(
+            f"- temperatures of the probabilities: {', '.join(f'{k} {v:.3g}' for k, v in model.temperature.items())}"
+        )
+    kind = about.get("weights", {}).get("kind")
+    lines += [f"- weights: {kind}"] if kind else []
+    lines.append(f"- versions: {', '.join(f'{name} {version}' for name, version in about.get('versions', {}).items())}")
+    return "\n".join(["## Training", "", *lines])
+
+
+def _split_counts(splits: Path) -> str:
+    if not splits.is_file():
+        return ""
+    with splits.open(newline="", encoding="utf-8") as file:
+        counts = Counter(row["split"] for row in csv.DictReader(file))
+    return ", " + ", ".join(f"{counts[name]:,} photos {name}" for name in ("train", "val", "test") if counts[name])
+
+
+def _figures(metrics: dict, model: Classifier, config: dict) -> str:
+    """A table of the figures, those of classes as fractions of 1."""
+    sides = [side for side in ("val", "test") if metrics.get(side)]
+    if not sides:
+        return "## Figures\n\nmodel.json has none."
+    lines = ["## Figures", "", f"| head | figure | {' | '.join(sides)} |", f"|---|---|{'---:|' * len(sides)}"]
+    keys = [(head, figure) for head in (*model.labels, "joint") for figure in FIGURES]
+    for head, figure in keys:
+        values = [metrics[side].get(f"{head}/{figure}") for side in sides]
+        if any(_is_number(value) for value in values):
+            shown = " | ".join(f"{value:.4g}" if _is_number(value) else "" for value in values)
+            name = "all heads right" if head == "joint" and "joint" not in model.labels else _plain(head)
+            lines.append(f"| {name} | {FIGURES[figure][1]} | {shown} |")
+    monitor = config.get("callbacks", {}).get("monitor", "val/loss")
+    chosen = f"The epoch was chosen by `{monitor}`; the test photos took no part in training or in any choice."
+    return "\n".join([*lines, "", chosen])
+
+
+def _loading(model: Classifier, in_timm: dict | None) -> str:
+    box = ", box=(10, 5, 60, 45)" if model.crop_to_box else ""
+    comment = "  # the object's left, top, right, bottom in pixels" if box else ""
+    lines = [
+        "## Load it", "", "```python", "import carvision", "import torch", "from PIL import Image", "",
+        'model = carvision.load(".")  # this folder',
+        f'images = model.transform(Image.open("a.jpg"){box})[None]{comment}',
+        "with torch.no_grad():", "    logits = model(images)",
+        "probs = model.probs(logits)",
+        "for head, codes in model.decode(logits).items():",
+        "    print(head, model.classes[head][codes.item()], probs[head][0, codes.item()].item())", "```",
+    ]  # fmt: skip
+    if in_timm:
+        note = in_timm["pretrained_cfg"]["notes"][0].removeprefix("written by carvision: ")
+        lines += [
+            "", f"timm alone opens the sub-folder `timm`: {note}.", "", "```python", "import timm", "",
+            'network = timm.create_model("local-dir:timm", pretrained=True).eval()',
+            "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))", "```",
+        ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _configuration(config: dict) -> str:
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True).rstrip()
+    return f"<details>\n<summary>Configuration of the training</summary>\n\n```yaml\n{text}\n```\n\n</details>"
+
+
+def _plain(text: object) -> str:
+    """One line in which Markdown, HTML and tables find nothing of theirs."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(str(text).split()))
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or "photos"
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

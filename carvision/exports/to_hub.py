@@ -1,0 +1,40 @@
+"""A folder in the layout of the Hugging Face hub: the model that travels, its card, and its timm form."""
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from carvision import portable
+from carvision.exports.about import public_about
+from carvision.exports.agreement import largest_difference, random_images, require
+from carvision.exports.files import written_whole
+from carvision.exports.model_card import model_card
+from carvision.exports.to_timm import TOLERANCE, chosen_head, export_timm, in_timm, require_in_timm
+from carvision.models.classifier import Classifier
+
+
+def export_hub(model: Classifier, source: Path, folder: Path, head: str | None = None) -> str:
+    """Write model.safetensors, model.json and README.md into the folder, and timm/ where timm has the network.
+
+    source: the folder that the model was loaded from; its splits.csv, if there, is counted for the card.
+    head: of timm's classifier, as export_timm takes it. Returns what to tell of it.
+    """
+    chosen_head(model, head)  # a wrong --head is said before anything is written
+    if head is not None:
+        require_in_timm(model)
+    weights = model.about.get("weights", {}).get("file", portable.WEIGHTS)
+    with written_whole(folder) as partial:
+        partial.mkdir()
+        shutil.copyfile(source / weights, partial / weights)
+        portable.write_description(partial, public_about(model.about))
+        timm_part = f"no timm form: timm lacks {model.description['backbone']}"
+        if in_timm(model):
+            timm_part = f"timm/: {export_timm(model, partial / 'timm', head)}"
+        card = model_card(model, source / "splits.csv", partial / "timm" / "config.json")
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        images = random_images(2, model.preprocessing.size_px)
+        with torch.no_grad():
+            difference = largest_difference(model(images), portable.load(partial)(images))
+        require(difference, TOLERANCE, folder.name)
+    return f"hub: model.safetensors, model.json, a card whose licence you fill in; {timm_part}"

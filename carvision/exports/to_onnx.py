@@ -1,0 +1,80 @@
+"""ONNX: the network for onnxruntime and others, with all that is needed to use it in the file's metadata."""
+
+import importlib.util
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+
+from carvision.errors import InputError
+from carvision.exports.about import document
+from carvision.exports.agreement import largest_difference, random_images, require
+from carvision.exports.files import written_whole
+from carvision.exports.to_torch_export import trace
+from carvision.models.classifier import Classifier
+
+OPSET = 18  # of December 2022, the one that torch's exporter is written for; onnxruntime has it since 1.14
+TOLERANCE = 1e-4
+LARGEST_FILE_MB = 2000  # protobuf's limit is 2 GiB: the weights of larger networks stand in a second file beside it
+METADATA_KEY = "carvision"
+
+
+def export_onnx(model: Classifier, path: Path) -> str:
+    """Write the .onnx file: "images" float32 (B, 3, size_px, size_px), normalised -> one output a head, by its name.
+
+    Its metadata hold under "carvision" the document of exports/about.py as JSON. Returns what to tell of it.
+    Raises InputError where onnx is not installed, the network can't be expressed, or the file disagrees with it.
+    """
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"--format onnx: {' and '.join(missing)} is not installed; pip install 'carvision[onnx]'")
+    if "images" in model.labels:
+        raise InputError("--format onnx: a head is called images, as the input; use --format torch-export")
+    with written_whole(path) as partial:
+        _write(model, partial)
+        difference = _check(model, partial)
+    agreement = f"largest difference from the run's logits, in onnxruntime: {difference:.1e} of their scale"
+    if difference is None:
+        agreement = "NOT checked: onnxruntime is not installed (pip install 'carvision[onnx]')"
+    return f"ONNX, opset {OPSET}: outputs {', '.join(model.labels)} from batches of any size; {agreement}"
+
+
+def _write(model: Classifier, path: Path) -> None:
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it tells what its optimiser does
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                trace(model), dynamo=True, input_names=["images"], output_names=list(model.labels),
+                dynamic_shapes=({0: "batch"},), opset_version=OPSET, verbose=False,
+            )  # fmt: skip
+    except torch.onnx.OnnxExporterError as error:
+        name, text = model.description["backbone"], " ".join(str(error).split())[:160]
+        raise InputError(f"{name} can't be expressed in ONNX ({text}); use --format torch-export") from error
+    network = program.model
+    for part in (network.graph, *network.graph.all_nodes()):
+        part.metadata_props.clear()  # how torch arrived at each node, and from which source file
+    network.producer_name, network.producer_version = "carvision", model.about["versions"]["carvision"]
+    network.metadata_props[METADATA_KEY] = json.dumps(document(model))
+    size_mb = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()) / 1e6
+    program.save(path, external_data=size_mb > LARGEST_FILE_MB)
+
+
+def _check(model: Classifier, path: Path) -> float | None:
+    """The largest difference from the network; None without onnxruntime."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return None
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    difference = 0.0
+    for num in (1, 3):
+        images = random_images(num, model.preprocessing.size_px)
+        outputs = session.run(list(model.labels), {"images": images.numpy()})
+        theirs = {name: torch.from_numpy(values) for name, values in zip(model.labels, outputs, strict=True)}
+        with torch.no_grad():
+            difference = max(difference, largest_difference(model(images), theirs))
+    require(difference, TOLERANCE, path.name)
+    return difference

@@ -1,0 +1,36 @@
+"""A tiny trained run, exported in every format once for all tests: tracing and ONNX take seconds each."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from carvision.config import conf_dir, plain_config
+
+RUN = Path("runs/demo/2026-01-31_12-00-00")  # as README.md's examples name it
+
+
+@pytest.fixture(scope="session")
+def workplace(demo_photos, tmp_path_factory) -> Path:
+    """A folder in which README.md's examples run as they stand: the run RUN with its exports, a.jpg and b.jpg."""
+    from carvision.export import write
+    from carvision.training import runs
+
+    place = tmp_path_factory.mktemp("workplace")
+    overrides = [
+        f"run.dir={place / RUN}", f"data.root={demo_photos}", "data.images_per_model=20", "data.num_workers=0",
+        "data.image_px=32", "trainer.max_epochs=1", "callbacks.progress_bar=false",
+    ]  # fmt: skip
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        runs.run(plain_config(compose("train", overrides=overrides)), "demo")
+    write(place / RUN, dict.fromkeys(("onnx", "torch-export", "timm", "hub")), None)
+    for name, photo in zip(("a.jpg", "b.jpg"), sorted(demo_photos.rglob("*.jpg")), strict=False):
+        shutil.copy(photo, place / name)
+    return place
+
+
+@pytest.fixture(scope="session")
+def exports(workplace) -> Path:
+    """The folder of the exports of RUN: model.onnx, model.pt2, timm, hub."""
+    return workplace / RUN / "export"

@@ -1,0 +1,50 @@
+"""What an export says of its network, and how its files appear."""
+
+import pytest
+import torch
+
+from carvision.errors import InputError
+from carvision.exports.about import public_about
+from carvision.exports.agreement import largest_difference, require
+from carvision.exports.files import written_whole
+from tests.exports.saved import CONFIG
+
+
+def test_paths_are_reduced_to_their_last_names():
+    public = public_about({"config": CONFIG, "decoding": "joint"})
+    assert public["config"]["data"] == {"name": "manifest", "root": "cars", "file": "table.csv"}
+    assert public["config"]["run"]["dir"] == "mine" and public["config"]["model"]["weights"] == "first"
+    assert public["config"]["more"] == [{"anything": "else"}] and public["decoding"] == "joint"
+    assert CONFIG["data"]["root"] == "/home/owner/secret/cars"  # untouched
+
+
+def test_what_is_no_path_stays():
+    config = {"model": {"weights": "pretrained", "mean": [0.5], "backbone": "a/b"}, "data": {"root": None, "x": True}}
+    assert public_about({"config": config})["config"] == config
+    assert public_about({})["config"] == {}
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path):
+    place = tmp_path / "new" / "file.txt"
+    with pytest.raises(ZeroDivisionError), written_whole(place) as partial:
+        partial.write_text("half")
+        1 / 0  # noqa: B018
+    assert not list((tmp_path / "new").iterdir())
+    with written_whole(place) as partial:
+        partial.write_text("all")
+        assert not place.exists()
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["file.txt"] and place.read_text() == "all"
+    with pytest.raises(InputError, match=r"file.txt exists already; give another place with --out, or remove it"):
+        written_whole(place).__enter__()
+    with pytest.raises(InputError, match="can't be written"):
+        written_whole(place / "inside").__enter__()
+
+
+def test_differences_count_by_the_scale_of_each_output():
+    ours = {"a": torch.tensor([100.0, 0.0]), "b": torch.tensor([1.0, 2.0])}
+    assert largest_difference(ours, ours) == 0
+    assert largest_difference(ours, {**ours, "a": torch.tensor([100.0, 1.0])}) == pytest.approx(0.01)
+    assert largest_difference(ours, {**ours, "b": torch.tensor([1.0, 3.0])}) == pytest.approx(0.5)
+    for wrong in (torch.tensor([1.0, float("nan")]), torch.ones(3)):
+        with pytest.raises(InputError):
+            require(largest_difference(ours, {**ours, "b": wrong}), 1e9, "it")

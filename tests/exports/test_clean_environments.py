@@ -1,0 +1,77 @@
+"""What was exported opens where carvision is not installed, and gives the run's figures."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import carvision
+from carvision.exports.agreement import random_images
+from tests.exports.clean import run_with_only
+from tests.exports.conftest import RUN
+
+
+@pytest.fixture(scope="module")
+def expected(workplace, tmp_path_factory):
+    """A folder with images, and the run's logits and features for them."""
+    folder = tmp_path_factory.mktemp("expected")
+    model = carvision.load(workplace / RUN)
+    images = random_images(3, 32)
+    with torch.no_grad():
+        figures = {"images": images, "features": model.features(images), **model(images)}
+    save_file(figures, folder / "figures.safetensors")
+    np.savez(folder / "figures.npz", **{name: values.numpy() for name, values in figures.items()})
+    torch.save(figures, folder / "figures.pt")
+    return folder
+
+
+def test_timm_needs_no_carvision(exports, expected):
+    code = f"""
+import timm, torch
+from safetensors.torch import load_file
+for refused in ("carvision", "pytorch_lightning", "hydra", "pandas", "torchmetrics", "onnx"):
+    try:
+        __import__(refused)
+    except ModuleNotFoundError:
+        continue
+    raise AssertionError(refused)
+expected = load_file("figures.safetensors")
+network = timm.create_model("local-dir:{exports / "timm"}", pretrained=True).eval()
+with torch.no_grad():
+    torch.testing.assert_close(network(expected["images"]), expected["model"], rtol=0, atol=1e-5)
+    network.reset_classifier(0)
+    torch.testing.assert_close(network(expected["images"]), expected["features"], rtol=0, atol=1e-5)
+"""
+    run_with_only(["torch", "torchvision", "timm", "safetensors"], code, expected)
+
+
+def test_onnx_needs_onnxruntime_and_numpy_alone(exports, expected):
+    code = f"""
+import numpy, onnxruntime
+try:
+    import torch
+except ModuleNotFoundError:
+    torch = None
+assert torch is None
+expected = numpy.load("figures.npz")
+session = onnxruntime.InferenceSession(r"{exports / "model.onnx"}")
+names = [output.name for output in session.get_outputs()]
+assert names == ["make", "model"], names
+for name, values in zip(names, session.run(None, {{"images": expected["images"]}})):
+    assert abs(values - expected[name]).max() < 1e-4
+"""
+    run_with_only(["onnxruntime", "numpy"], code, expected)
+
+
+def test_torch_export_needs_torch_alone(exports, expected):
+    code = f"""
+import torch
+expected = torch.load("figures.pt")
+network = torch.export.load(r"{exports / "model.pt2"}").module()
+logits = network(expected["images"])
+assert list(logits) == ["make", "model"], list(logits)
+for name, values in logits.items():
+    torch.testing.assert_close(values, expected[name], rtol=0, atol=1e-5)
+assert not {{"timm", "torchvision", "carvision", "safetensors"}} & set(sys.modules)
+"""
+    run_with_only(["torch"], code, expected)

@@ -1,0 +1,83 @@
+"""The hub's folder: a card that the hub's own library reads, the same model, nothing of the owner's machine."""
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+import carvision
+from carvision.errors import InputError
+from carvision.exports.to_hub import export_hub
+from tests.exports.conftest import RUN
+from tests.exports.saved import save_model
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    run = save_model(tmp_path_factory.mktemp("run"))
+    (run / "splits.csv").write_text("path,split,make\na.jpg,train,3\nb.jpg,train,7\nc.jpg,test,7\n")
+    told = export_hub(carvision.load(run), run, run / "hub")
+    assert "timm/: timm, test_resnet" in told
+    return run / "hub"
+
+
+def test_the_card_is_read_by_the_hubs_library(hub):
+    card = ModelCard.load(hub / "README.md").data
+    assert card.library_name == "carvision" and card.pipeline_tag == "image-classification"
+    assert card.license == "unknown" and "timm" in card.tags and card.datasets == ["cars"]
+    found = {result.metric_name: (result.metric_type, result.metric_value) for result in card.eval_results}
+    assert found == {
+        "make/top1": ("accuracy", 0.7), "model.name/top1": ("accuracy", 0.45), "speed/mae": ("mae", 13.0),
+    }  # fmt: skip
+    assert {result.dataset_split for result in card.eval_results} == {"test"}
+
+
+def test_the_card_says_what_the_run_was(hub):
+    text = (hub / "README.md").read_text()
+    for part in (
+        "| make | 2 | Audi, BMW |", "| model.name | 3 | A4, X5, X5 |", "| speed | a number | in km/h |",
+        "cars, 2 photos train, 1 photos test", "- began with: first", "64 x 64 px, the whole photo scaled to a square",
+        "| make | accuracy | 0.75 | 0.7 |", "| speed | mean error | 12 | 13 |", "| all heads right | accuracy | 0.4 |",
+        "`joint`, the most probable pair", "To be filled in by the owner", "local-dir:timm",
+    ):  # fmt: skip
+        assert part in text, part
+
+
+def test_the_cards_examples_run(workplace, exports, monkeypatch):
+    """Of a run on boxes, in whose example a box is given."""
+    monkeypatch.chdir(exports / "hub")
+    blocks = (exports / "hub" / "README.md").read_text().split("```python\n")[1:]
+    assert len(blocks) == 2 and "box=(" in blocks[0]
+    for block in blocks:
+        exec(block.partition("```")[0].replace("a.jpg", str(workplace / "a.jpg")), {})
+
+
+def test_it_loads_and_holds_no_path_of_the_owner(hub):
+    images = torch.randn(2, 3, 64, 64)
+    ours, theirs = carvision.load(hub.parent), carvision.load(hub)
+    with torch.no_grad():
+        for name, values in ours(images).items():
+            assert torch.equal(values, theirs(images)[name])
+    for file in hub.rglob("*"):
+        if file.is_file():
+            for private in (b"secret", b"owner/", str(hub.parent).encode()):
+                assert private not in file.read_bytes(), f"{private} in {file}"
+
+
+def test_no_exported_file_names_where_it_was_made(workplace, exports, demo_photos):
+    for file in exports.rglob("*"):
+        if file.is_file() and file.suffix != ".pt2":  # which is compressed: test_to_torch_export.py
+            for private in (str(workplace), str(demo_photos)):
+                assert private.encode() not in file.read_bytes(), file
+    assert "run:\n  dir: " + RUN.name in (exports / "hub" / "README.md").read_text()
+
+
+def test_without_figures_and_without_timm(tmp_path):
+    run = save_model(tmp_path / "run", "stanford_small_cnn")
+    model = carvision.load(run)
+    model.about["metrics"] = {}
+    told = export_hub(model, run, run / "hub")
+    assert "no timm form: timm lacks stanford_small_cnn" in told and not (run / "hub" / "timm").exists()
+    card = ModelCard.load(run / "hub" / "README.md")
+    assert card.data.eval_results is None and "timm alone" not in card.text
+    with pytest.raises(InputError, match="timm lacks the network stanford_small_cnn"):
+        export_hub(model, run, run / "other", head="make")

@@ -1,0 +1,168 @@
+"""timm's folder: the run's figures, names and pictures, from timm's own functions alone."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import CustomDatasetInfo, create_transform, resolve_model_data_config
+
+import carvision
+from carvision.data.images import Preprocessing
+from carvision.errors import InputError
+from carvision.exports.to_timm import CROP_MODES, export_timm
+from carvision.models.blocks import Neck
+from carvision.models.dense import Layers
+from carvision.portable import to_input
+from tests.exports.saved import LABELS, save_model
+
+
+def exported(folder: Path, head: str | None = None, **network):
+    """The run's model, timm's network, and what was told of it."""
+    model = carvision.load(save_model(folder, **network))
+    told = export_timm(model, folder / "timm", head)
+    return model, timm.create_model(f"local-dir:{folder / 'timm'}", pretrained=True).eval(), told
+
+
+VGG = {"backbone": "vgg11", "size_px": 32, "backbone_kwargs": {"mlp_ratio": 0.01}}  # 40 units of 4096: 400 MB fewer
+CASES = [
+    {"backbone": "resnet10_slim"},
+    {"backbone": "test_resnet"},
+    {"backbone": "mobilenetv2_035", "backbone_kwargs": {"pad_type": "same"}},
+    {"backbone": "test_vit", "size_px": 96},  # not its own size
+    {"backbone": "test_convnext"},
+]
+
+
+@pytest.mark.parametrize("network", CASES, ids=lambda network: network["backbone"])
+@torch.no_grad()
+def test_the_linear_head_is_timms_classifier(network, tmp_path):
+    model, theirs, told = exported(tmp_path, **network)
+    size_px = network.get("size_px", 64)
+    images = torch.randn(2, 3, size_px, size_px)
+    torch.testing.assert_close(theirs(images), model(images)["model.name"], rtol=0, atol=1e-5)
+    assert "model.name as its classifier with 3 classes (--head chooses another: make)" in told
+    theirs.reset_classifier(0)
+    torch.testing.assert_close(theirs(images), model.features(images), rtol=0, atol=1e-5)
+
+
+def test_the_first_convolution_is_named_for_other_channels(tmp_path):
+    exported(tmp_path, backbone="resnet10_slim")  # timm's resnet18 has another
+    grey = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True, in_chans=1)
+    assert grey.conv1[0].weight.shape[1] == 1
+
+
+@torch.no_grad()
+def test_the_head_can_be_chosen(tmp_path):
+    model, theirs, _ = exported(tmp_path, head="make")
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(theirs(images), model(images)["make"], rtol=0, atol=1e-5)
+    assert theirs.pretrained_cfg["label_names"] == ["Audi", "BMW"]
+
+
+def test_names_and_descriptions(tmp_path):
+    _, theirs, _ = exported(tmp_path)
+    info = CustomDatasetInfo(theirs.pretrained_cfg["label_names"], theirs.pretrained_cfg["label_descriptions"])
+    assert info.num_classes() == 3
+    # two classes are called X5, so that the ids are the names
+    assert [info.index_to_label_name(code) for code in range(3)] == LABELS["model.name"]["ids"]
+    assert [info.index_to_description(code) for code in range(3)] == ["A4 (Audi)", "X5 (BMW)", "X5 (BMW)"]
+
+
+@torch.no_grad()
+def test_the_backbone_alone_where_layers_stand_between(tmp_path):
+    model, theirs, told = exported(tmp_path, trunk=Layers((8,)))
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(theirs(images), model.features(images), rtol=0, atol=1e-5)
+    assert theirs.num_classes == 0 and "label_names" not in theirs.pretrained_cfg
+    assert "the backbone alone, whose pooled features are the run's" in told
+
+
+@torch.no_grad()
+def test_a_head_with_hidden_layers_is_passed_over(tmp_path):
+    model, theirs, told = exported(tmp_path, head_layers=Layers((8,)))
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(theirs(images), model(images)["model.name"], rtol=0, atol=1e-5)
+    assert "--head chooses" not in told
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {**VGG, "pool": "flatten"},  # without its dense layers
+        {"backbone": "test_resnet", "pool": "gem"},
+        {"backbone": "test_resnet", "neck": Neck(("se",))},
+    ],
+    ids=["flatten", "gem", "neck"],
+)
+@torch.no_grad()
+def test_of_another_pool_only_the_feature_map_is_the_runs(network, tmp_path):
+    model, theirs, told = exported(tmp_path, **network)
+    images = torch.randn(2, 3, network.get("size_px", 64), network.get("size_px", 64))
+    ours = model.backbone.forward_features(images)
+    torch.testing.assert_close(theirs.forward_features(images), ours, rtol=0, atol=1e-5)
+    notes = json.loads((tmp_path / "timm" / "config.json").read_text())["pretrained_cfg"]["notes"]
+    for text in (told, *notes):
+        assert "forward_features(images) is the run's and what follows is not" in text
+        assert ("pre_logits hold random values" in text) == (
+            network["pool"] == "flatten" if "pool" in network else False
+        )
+
+
+def test_left_out_layers_have_the_same_values_each_time(tmp_path):
+    model = carvision.load(save_model(tmp_path, **VGG, pool="flatten"))
+    for name in ("first", "second"):
+        export_timm(model, tmp_path / name)
+    assert (tmp_path / "first/model.safetensors").read_bytes() == (tmp_path / "second/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("resize", CROP_MODES)
+@pytest.mark.parametrize("size", [(300, 200), (90, 123), (64, 64)])
+def test_timm_reads_photos_nearly_as_we_do(resize, size, tmp_path):
+    """Equal where the whole photo is squashed. A crop's edges fall between pixels, and timm rounds them to one."""
+    model = carvision.load(save_model(tmp_path))
+    model.preprocessing = Preprocessing(64, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), "bicubic", resize)
+    export_timm(model, tmp_path / "timm")
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
+    transform = create_transform(**resolve_model_data_config(theirs))
+    x, y = np.meshgrid(np.linspace(0, 1, size[0]), np.linspace(0, 1, size[1]))
+    pixels = np.stack([np.sin(x + y), np.cos(x * y), np.sin(3 * x)], axis=-1) * 120 + 128
+    photo = Image.fromarray(pixels.astype(np.uint8))
+    levels = (transform(photo) - to_input(photo, preprocessing=model.preprocessing)).abs() * 255 * 0.3
+    assert levels.mean() < (0.01 if resize == "squash" else 1)
+
+
+@pytest.mark.parametrize(
+    ("head", "network", "says"),
+    [
+        ("modle", {}, "--head: 'modle' is not a head of this run; it has make, model.name, speed"),
+        ("speed", {}, "--head: speed estimates a number, .* give model.name or make"),
+        ("make", {"head_layers": Layers((8,))}, "--head: make is more than one linear layer .* give model.name"),
+        ("make", {"pool": "gem"}, "without --head the backbone alone is written"),
+        (None, {"backbone": "stanford_small_cnn"}, "timm lacks the network stanford_small_cnn; use --format onnx"),
+    ],
+)
+def test_refusals(head, network, says, tmp_path):
+    model = carvision.load(save_model(tmp_path, **network))
+    with pytest.raises(InputError, match=says):
+        export_timm(model, tmp_path / "timm", head)
+    assert not (tmp_path / "timm").exists()
+
+
+def test_a_folder_that_disagrees_is_not_kept(tmp_path, monkeypatch):
+    model = carvision.load(save_model(tmp_path, trunk=Layers((8,))))
+    original = timm.create_model
+
+    def create_other_weights(name, **kwargs):
+        network = original(name, **kwargs)
+        if name.startswith("local-dir:"):
+            next(network.parameters()).data.mul_(1.01)
+        return network
+
+    monkeypatch.setattr(timm, "create_model", create_other_weights)
+    with pytest.raises(InputError, match="differs from the run's network"):
+        export_timm(model, tmp_path / "timm")
+    assert not (tmp_path / "timm").exists() and not list(tmp_path.glob(".*"))
