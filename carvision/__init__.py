@@ -8,3 +8,29 @@ def load(path):
     from carvision import portable  # not above: `import carvision` alone loads no torch
 
     return portable.load(path)
+
+
+def predict(model, photos, *, boxes=None, top=1, batch_size=32, device="auto"):
+    """The classes of photos, as plain Python values, in this process alone: for an app or a web service.
+
+    model: of load(), or a path as load() takes it; load it once where predict is called often, it is then moved to
+    the device and stays there. photos: list of paths or PIL images; of one that Image.open has not decoded yet, a JPEG
+    is decoded at the size needed, as model.transform does. boxes: for each photo left, top, right, bottom in pixels of
+    the upright photo, or None for the whole of it; for a model that was trained on boxes (model.crop_to_box).
+
+    A dict a photo, in their order:
+        {"path": "a.jpg",                    None of a PIL image
+         "make": [{"id": "3", "name": "Audi", "prob": 0.97}, ...],   a list for each head with classes: the first by
+                                             the run's decoding rule, then the others by probability, `top` in all
+         "speed": 182.0,                     a float, in its unit, for each head that estimates a number
+         "error": None}                      why the photo can't be used; the lists are then empty, the numbers None
+
+    Raises InputError for a model, a device or arguments that are wrong.
+    """
+    from carvision.inference import in_process
+
+    return in_process.predict(model, photos, boxes, top, batch_size, device)
+
+
+# The module carvision.predict is the command `python -m carvision.predict`. No code imports it: the import would put
+# the module in the place of the function above.

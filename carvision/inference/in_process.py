@@ -1,0 +1,111 @@
+"""Photos to plain Python values, within the process that asks: for an app or a web service."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from carvision.data.images import BLANK, BadImage, Preprocessing, open_image, to_square
+from carvision.errors import InputError
+from carvision.inference.inputs import Photo
+from carvision.inference.predictor import Predictor
+from carvision.inference.reading import choose_device
+from carvision.inference.rows import Layout, column_of, rows_of
+from carvision.models.classifier import Classifier
+from carvision.portable import load
+
+Given = str | os.PathLike | Image.Image
+
+
+def predict(
+    model: Classifier | Predictor | str | os.PathLike,
+    photos: Iterable[Given],
+    boxes: Sequence | None = None,
+    top: int = 1,
+    batch_size: int = 32,
+    device: str = "auto",
+) -> list[dict]:
+    """carvision.predict, which see."""
+    if isinstance(photos, str | os.PathLike | Image.Image):
+        raise InputError(f"photos: {photos!r} is one photo; give a list, [photo]")
+    if top < 1 or batch_size < 1:
+        raise InputError(f"top and batch_size: {top} and {batch_size} are not both whole numbers from 1")
+    photos = list(photos)
+    if boxes is not None and len(boxes) != len(photos):
+        raise InputError(f"boxes: {len(boxes)} for {len(photos)} photos; give one for each photo, None for the whole")
+    boxes = [None] * len(photos) if boxes is None else boxes
+    predictor = _predictor_of(model).to(choose_device(device))
+    place = next(predictor.parameters()).device
+    found = []
+    for start in range(0, len(photos), batch_size):
+        batch = photos[start : start + batch_size]
+        images, reasons = _read(batch, boxes[start : start + batch_size], predictor.geometries)
+        logits = {head: values.cpu() for head, values in predictor([part.to(place) for part in images]).items()}
+        named = [Photo("" if isinstance(photo, Image.Image) else os.fspath(photo), "") for photo in batch]
+        rows = rows_of(predictor, Layout(top), named, [{}] * len(batch), logits, reasons)
+        found += [
+            _nested(row, None if isinstance(photo, Image.Image) else os.fspath(photo), predictor, top)
+            for row, photo in zip(rows, batch, strict=True)
+        ]
+    return found
+
+
+def _predictor_of(model: Classifier | Predictor | str | os.PathLike) -> Predictor:
+    if isinstance(model, Predictor):
+        return model
+    if isinstance(model, str | os.PathLike):
+        return Predictor([load(model)])
+    if not hasattr(model, "about"):
+        raise InputError(f"model: a {type(model).__name__} is no model of carvision.load, nor the folder of a run")
+    return Predictor([model])
+
+
+def _read(
+    photos: list[Given], boxes: Sequence, geometries: list[Preprocessing]
+) -> tuple[list[Tensor], list[str | None]]:
+    """[uint8 (B, 3, size_px, size_px) for each geometry], and why each photo can't be used, or None."""
+    images = [torch.full((len(photos), 3, way.size_px, way.size_px), BLANK, dtype=torch.uint8) for way in geometries]
+    reasons: list[str | None] = []
+    for place, (photo, box) in enumerate(zip(photos, boxes, strict=True)):
+        try:
+            region = None if box is None else _region(box)
+            for way, batch in zip(geometries, images, strict=True):
+                if isinstance(photo, Image.Image):
+                    batch[place] = torch.from_numpy(to_square(photo, way, region))
+                else:
+                    with open_image(Path(photo)) as image:
+                        batch[place] = torch.from_numpy(to_square(image, way, region))
+            reasons.append(None)
+        except BadImage as error:
+            reasons.append(str(error))
+    return images, reasons
+
+
+def _region(box: Sequence[float]) -> np.ndarray:
+    try:
+        region = np.asarray(box, np.float32)
+    except (ValueError, TypeError):
+        region = np.zeros(0)
+    if region.shape != (4,):
+        raise InputError(f"boxes: {box!r} is not left, top, right, bottom in pixels, or None for the whole photo")
+    return region
+
+
+def _nested(row: dict, path: str | None, predictor: Predictor, top: int) -> dict:
+    result = {"path": path}
+    error = row.get("error")
+    for label in predictor.labels:
+        if label not in predictor.classes:
+            result[label] = row.get(label)
+            continue
+        names = [column_of(label, place) for place in range(min(top, len(predictor.classes[label])))]
+        result[label] = (
+            []
+            if error
+            else [{"id": row[f"{name}_id"], "name": row[name], "prob": row[f"{name}_prob"]} for name in names]
+        )
+    return result | {"error": error}

@@ -1,0 +1,146 @@
+"""Which photos are meant: files, folders, lists and standard input, one photo after the other, never all at once."""
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from carvision.data.disk import PHOTO_EXTENSIONS
+from carvision.errors import InputError
+from carvision.inference import list_file
+
+STANDARD_INPUT = "-"
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the upright photo
+
+
+class Photo(NamedTuple):
+    """path: as it was given, and as the output shows it. file: where it lies. truth: {label: id or name}, as listed."""
+
+    path: str
+    file: str
+    box: Box | None = None
+    truth: dict[str, str] = {}  # noqa: RUF012  never written to
+
+
+@dataclass(frozen=True)
+class Sources:
+    """given: photos, folders, or "-" for paths on standard input. listed: see list_file. root: folder of the relative
+    paths of a list or of standard input (None: the current one). split: only the rows of a table's split."""
+
+    given: tuple[str, ...] = ()
+    listed: Path | None = None
+    root: Path | None = None
+    split: str | None = None
+
+    @property
+    def from_stdin(self) -> bool:
+        return STANDARD_INPUT in self.given
+
+
+def check_sources(sources: Sources) -> None:
+    """Raises InputError for what can be seen to be wrong before a single photo is read."""
+    if not sources.given and sources.listed is None:
+        raise InputError("no photos given; name files or folders, - for paths on standard input, or --list FILE")
+    if sources.given.count(STANDARD_INPUT) > 1:
+        raise InputError("-: standard input is given twice; it can be read once")
+    for path in sources.given:
+        if path != STANDARD_INPUT and not Path(path).exists():
+            raise InputError(f"{path} does not exist; give a photo, a folder of photos, or - for standard input")
+    if sources.root is not None:
+        if sources.listed is None and not sources.from_stdin:
+            raise InputError(f"--root: {sources.root} is for the relative paths of a list; give --list FILE or -")
+        if not sources.root.is_dir():
+            raise InputError(f"--root: {sources.root} is no folder; give the one that the list's paths are relative to")
+    if sources.listed is not None:
+        list_file.check(sources.listed, sources.split)
+    elif sources.split is not None:
+        raise InputError(f"--split: {sources.split} chooses rows of a table; give --list FILE with a column split")
+    if not sources.from_stdin and next(photos_of(sources), None) is None:
+        raise _no_photos(sources)
+
+
+def photos_of(sources: Sources, labels: Iterable[str] = (), passed_over: Counter | None = None) -> Iterator[Photo]:
+    """The photos in their order: what was given, in turn, then the list's rows.
+
+    labels: whose true classes are taken from a table's columns of these names. passed_over: counts, by extension, the
+    files in folders that are no photos. Raises InputError for a list or a folder that can't be read.
+    """
+    passed_over = Counter() if passed_over is None else passed_over
+    root = os.fspath(sources.root) if sources.root is not None else ""
+    for given in sources.given:
+        if given == STANDARD_INPUT:
+            for path in list_file.read_lines(sys.stdin.buffer, "standard input"):
+                yield Photo(shown(path), os.path.join(root, path))  # noqa: PTH118
+        elif Path(given).is_dir():
+            for path in walk(given, passed_over):
+                yield Photo(shown(path), path)
+        else:
+            yield Photo(shown(given), given)
+    if sources.listed is not None:
+        for path, box, truth in list_file.read_list(sources.listed, sources.split, tuple(labels)):
+            yield Photo(shown(path), os.path.join(root, path), box, truth)  # noqa: PTH118
+
+
+def checked_not_empty(photos: Iterator[Photo], sources: Sources) -> Iterator[Photo]:
+    """The same photos; raises InputError where there are none, as nobody knows of standard input before it ends."""
+    empty = True
+    for photo in photos:
+        empty = False
+        yield photo
+    if empty:
+        raise _no_photos(sources)
+
+
+def count_photos(sources: Sources, seconds: float) -> int | None:
+    """How many there are, or None where counting would take longer, or standard input is to be read."""
+    if sources.from_stdin:
+        return None
+    end = time.monotonic() + seconds
+    num = 0
+    for _ in photos_of(sources):
+        num += 1
+        if num % 1000 == 0 and time.monotonic() > end:
+            return None
+    return num
+
+
+def walk(folder: str, passed_over: Counter, above: tuple = ()) -> Iterator[str]:
+    """Photos in the folder and deeper, known by their extension; files and folders in turn, by name.
+
+    Hidden ones are ignored, linked folders followed, but not round in circles. In memory at a time: the names in one
+    folder and in those above it. above: what identifies the folders above.
+    """
+    try:
+        status = Path(folder).stat()
+        with os.scandir(folder) as entries:
+            found = sorted((e.name, e.is_dir()) for e in entries if not e.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"{folder}: the folder can't be read ({error.strerror}); its photos are missing") from None
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        return
+    for name, is_folder in found:
+        path = os.path.join(folder, name)  # noqa: PTH118
+        if is_folder:
+            yield from walk(path, passed_over, (*above, identity))
+        elif name.lower().endswith(PHOTO_EXTENSIONS):
+            yield path
+        else:
+            passed_over[Path(name).suffix.lower() or "no extension"] += 1
+
+
+def shown(path: str) -> str:
+    """The path as text that any file can hold: bytes that are no UTF-8 are written as \\xff."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _no_photos(sources: Sources) -> InputError:
+    if sources.split is not None:
+        return InputError(f"--split: no row of {sources.listed} has the split {sources.split!r}")
+    places = [*sources.given, *([str(sources.listed)] if sources.listed is not None else [])]
+    return InputError(f"no photos in {', '.join(places)} (in folders they are known by {' '.join(PHOTO_EXTENSIONS)})")

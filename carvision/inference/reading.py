@@ -1,0 +1,101 @@
+"""Photos to logits: read lazily, decoded by several processes, in the order in which they are given."""
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from carvision.data.images import BLANK, BadImage, Preprocessing, open_image, to_square
+from carvision.errors import InputError
+from carvision.inference.predictor import Predictor
+from carvision.machine import num_cores
+
+log = logging.getLogger(__name__)
+
+Item = tuple[str, Sequence[float] | None]  # path; box: left, top, right, bottom in pixels, or None for the whole photo
+
+
+class Batch(NamedTuple):
+    """items: as given. logits {head: float32 (B, C)}, on the CPU. reasons: why a photo can't be used, or None; the
+    logits of such a photo mean nothing."""
+
+    items: list[Item]
+    logits: dict[str, Tensor]
+    reasons: list[str | None]
+
+
+class PhotoBatches(Dataset):
+    """An item is a list of Items -> ([uint8 (B, 3, size_px, size_px) for each geometry], the items, the reasons)."""
+
+    def __init__(self, geometries: list[Preprocessing]):
+        self.geometries = geometries
+
+    def __getitem__(self, items: list[Item]) -> tuple[list[Tensor], list[Item], list[str | None]]:
+        # Channels last in memory, as decoders give them and as convolutions are fastest
+        shapes = [(len(items), way.size_px, way.size_px, 3) for way in self.geometries]
+        images = [np.empty(shape, np.uint8).transpose(0, 3, 1, 2) for shape in shapes]
+        reasons: list[str | None] = []
+        for place, (path, box) in enumerate(items):
+            reason = None
+            try:
+                for way, batch in zip(self.geometries, images, strict=True):
+                    with open_image(path) as image:
+                        batch[place] = to_square(image, way, None if box is None else np.asarray(box, np.float32))
+            except BadImage as error:
+                reason = str(error)
+                for batch in images:
+                    batch[place] = BLANK
+            reasons.append(reason)
+        return [torch.from_numpy(batch) for batch in images], items, reasons
+
+
+def predict_items(
+    predictor: Predictor,
+    items: Iterable[Item],
+    device: str = "auto",
+    batch_size: int = 64,
+    num_workers: int | None = None,
+) -> Iterator[Batch]:
+    """The predictor's logits of the photos, batch after batch, in the order of `items`.
+
+    items: read as they are needed, so that there may be any number. num_workers: processes that decode; None: one
+    fewer than there are cores, 16 at most. device: "auto", or as torch names it. Raises InputError for a device that
+    isn't there.
+    """
+    place = choose_device(device)
+    predictor.to(place)
+    if place.type == "cuda":
+        predictor.to(memory_format=torch.channels_last)
+    workers = max(1, min(16, num_cores() - 1)) if num_workers is None else num_workers
+    loader = DataLoader(
+        PhotoBatches(predictor.geometries),
+        sampler=batches_of(items, batch_size),  # the loader asks for no more than its workers are ahead
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=place.type == "cuda",
+    )
+    for images, batch, reasons in loader:
+        logits = predictor([values.to(place, non_blocking=True) for values in images])
+        yield Batch(batch, {name: values.cpu() for name, values in logits.items()}, reasons)
+
+
+def batches_of(items: Iterable[Item], batch_size: int) -> Iterator[list[Item]]:
+    rest = iter(items)
+    while batch := list(itertools.islice(rest, batch_size)):
+        yield batch
+
+
+def choose_device(name: str) -> torch.device:
+    """auto: the first GPU, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.zeros((), device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        text = " ".join(str(error).split())[:120]
+        raise InputError(f"--device: {name!r} is not auto, cpu or a device that is there ({text})") from None

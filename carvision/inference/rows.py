@@ -1,0 +1,102 @@
+"""From logits to the rows of the output: names, ids and probabilities of each photo's classes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from carvision.errors import InputError
+from carvision.inference.inputs import Photo
+
+NOT_A_NUMBER = "the model's output is not a number"
+
+# What a column holds: "text", "number", or the class ids of a vector of probabilities
+Kind = str | tuple[str, ...]
+Truth = dict[str, int | None]  # {head: code, None where not known}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """top: classes of each head, the decoded one first. brief: only paths and names. probs: all probabilities.
+    true_heads: heads whose true class is a column."""
+
+    top: int = 1
+    brief: bool = False
+    probs: bool = False
+    true_heads: tuple[str, ...] = ()
+
+    def columns(self, class_ids: dict[str, list[str]], labels: Sequence[str]) -> dict[str, Kind]:
+        """{name: kind}, in order. class_ids: of the heads with classes; labels: of all heads."""
+        columns: list[tuple[str, Kind]] = [("path", "text")]
+        for head, ids in class_ids.items():
+            columns += [(f"{head}_true", "text")] if head in self.true_heads and not self.brief else []
+            for place in range(min(self.top, len(ids))):
+                name = column_of(head, place)
+                columns.append((name, "text"))
+                columns += [] if self.brief else [(f"{name}_id", "text"), (f"{name}_prob", "number")]
+            columns += [(f"{head}_probs", tuple(ids))] if self.probs else []
+        columns += [(label, "number") for label in labels if label not in class_ids]
+        columns += [] if self.brief else [("error", "text")]
+        names = [name for name, _ in columns]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"the model's labels would give two columns {name!r}; rename one when you train it")
+        return dict(columns)
+
+
+def column_of(label: str, place: int) -> str:
+    """Of the class in that place of the best ones: make, make_2, make_3."""
+    return label if place == 0 else f"{label}_{place + 1}"
+
+
+def rows_of(
+    predictor, layout: Layout, photos: list[Photo], truths: list[Truth], logits: dict[str, Tensor], reasons: list
+) -> list[dict]:
+    """A row a photo, {column: value}; columns without a value (of an unreadable photo, of unknown truth) are left out.
+
+    logits: {head: (B, C)}; reasons: why a photo can't be used, else None.
+    """
+    probs = {head: values.numpy() for head, values in predictor.probs(logits).items()}
+    decoded = predictor.decode(logits)  # without a head of one class
+    best = {
+        head: best_codes(values, decoded[head].numpy() if head in decoded else np.zeros(len(values), int), layout.top)
+        for head, values in probs.items()
+    }
+    numbers = {label: logits[label][:, 0].float().numpy() for label in predictor.labels if label not in probs}
+    rows = []
+    for i, (photo, truth) in enumerate(zip(photos, truths, strict=True)):
+        row = {"path": photo.path}
+        for head, code in truth.items():
+            if code is not None:
+                row[f"{head}_true"] = predictor.classes[head][code]
+        values = [value[i] for value in (*probs.values(), *numbers.values())]
+        reason = reasons[i] or (None if all(np.isfinite(value).all() for value in values) else NOT_A_NUMBER)
+        if reason:
+            row["error"] = reason
+        else:
+            for head, values in probs.items():
+                row |= _best_cells(head, predictor, values[i], best[head][i])
+                row[f"{head}_probs"] = values[i]
+            row |= {label: float(number[i]) for label, number in numbers.items()}
+        rows.append(row)
+    return rows
+
+
+def best_codes(probs: np.ndarray, decoded: np.ndarray, top: int) -> np.ndarray:
+    """int64 (B, top): the decoded class, then the others by probability, equal ones in their order. probs: (B, C)."""
+    if top == 1:
+        return decoded[:, None]
+    order = -probs
+    order[np.arange(len(probs)), decoded] = -np.inf
+    return order.argsort(axis=1, kind="stable")[:, :top]
+
+
+def _best_cells(head: str, predictor, probs: np.ndarray, best: np.ndarray) -> dict:
+    cells = {}
+    for place, code in enumerate(best.tolist()):
+        name = column_of(head, place)
+        cells[name] = predictor.classes[head][code]
+        cells[f"{name}_id"] = predictor.class_ids[head][code]
+        cells[f"{name}_prob"] = float(probs[code])
+    return cells

@@ -1,0 +1,55 @@
+"""Photos through the network into the output, one batch after the other."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from carvision.errors import InputError
+from carvision.inference.inputs import Photo
+from carvision.inference.predictor import Predictor
+from carvision.inference.reading import predict_items
+from carvision.inference.rows import Layout, Truth, rows_of
+from carvision.inference.truth import TrueClasses
+from carvision.inference.writers import Output
+
+Seen = Callable[[Photo, Truth, dict], None]  # is shown each photo, its true classes and its row
+
+
+def skip_done(photos: Iterator[Photo], output: Output, truths: TrueClasses, seen: Seen) -> int:
+    """Takes from `photos` those that the unfinished output has already, and says how many.
+
+    Raises InputError where its rows are of other photos.
+    """
+    done = 0
+    for row in output.rows():
+        photo = next(photos, None)
+        if photo is None or photo.path != row["path"]:
+            now = "there are no more photos" if photo is None else f"now it is {photo.path}"
+            raise InputError(
+                f"the unfinished output has {row['path']} as photo {done + 1:,}, and {now}; give the same photos in "
+                "the same order, or delete the .partial beside it to begin anew"
+            )
+        seen(photo, truths.codes(photo), row)
+        done += 1
+    return done
+
+
+def predict_photos(
+    predictor: Predictor, photos: Iterator[Photo], output: Output, layout: Layout, truths: TrueClasses, seen: Seen,
+    advance: Callable[[int], None], **reading,
+) -> None:  # fmt: skip
+    """Writes a row for each photo, in order. advance: is told how many are done. reading: as predict_items takes it."""
+    waiting: deque[Photo] = deque()  # asked for ahead by the processes that decode
+
+    def items():
+        for photo in photos:
+            waiting.append(photo)
+            yield photo.file, photo.box
+
+    for batch in predict_items(predictor, items(), **reading):
+        taken = [waiting.popleft() for _ in batch.items]
+        known = [truths.codes(photo) for photo in taken]
+        rows = rows_of(predictor, layout, taken, known, batch.logits, batch.reasons)
+        output.write(rows)
+        for photo, truth, row in zip(taken, known, rows, strict=True):
+            seen(photo, truth, row)
+        advance(len(rows))

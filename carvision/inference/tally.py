@@ -1,0 +1,77 @@
+"""What is said when all photos are done: how many could not be used, how often the prediction was right."""
+
+import random
+
+from carvision.inference.inputs import Photo
+from carvision.inference.rows import Truth
+
+MAX_REASONS = 3
+
+
+class Tally:
+    """Counts over the rows. labels: of all heads; class_ids, class_names: {head: list} in the order of the codes."""
+
+    def __init__(self, labels: tuple[str, ...], class_ids: dict[str, list[str]], class_names: dict[str, list[str]]):
+        self.labels, self.class_ids, self.class_names = labels, class_ids, class_names
+        self.num_photos = self.num_bad = self.num_without_box = 0
+        self.first_bad: list[str] = []
+        self.num_right = dict.fromkeys(class_ids, 0)
+        self.num_judged = dict.fromkeys(class_ids, 0)
+
+    def add(self, photo: Photo, truth: Truth, row: dict) -> None:
+        """row: of rows_of, or as it was read again from the unfinished output."""
+        self.num_photos += 1
+        self.num_without_box += photo.box is None
+        if is_bad(row, self.labels):
+            self.num_bad += 1
+            if len(self.first_bad) < MAX_REASONS:
+                self.first_bad.append(f"{photo.path}: {row.get('error') or 'can not be used'}")
+            return
+        for head, code in truth.items():
+            if code is not None:
+                self.num_judged[head] += 1
+                self.num_right[head] += self.is_right(head, code, row)
+
+    def is_right(self, head: str, code: int, row: dict) -> bool:
+        """By id; by name where the row has no ids."""
+        id_ = row.get(f"{head}_id")
+        return row[head] == self.class_names[head][code] if id_ is None else id_ == self.class_ids[head][code]
+
+    def lines(self) -> list[str]:
+        """What is worth saying at the end."""
+        lines = []
+        if self.num_bad:
+            more = [f"and {self.num_bad - MAX_REASONS:,} more"] if self.num_bad > MAX_REASONS else []
+            lines.append(f"{self.num_bad:,} of {self.num_photos:,} photos could not be used; see the column error")
+            lines += [f"  {text}" for text in [*self.first_bad, *more]]
+        judged = [
+            f"{head} {100 * self.num_right[head] / num:.1f} % of {num:,}"
+            for head, num in self.num_judged.items()
+            if num
+        ]
+        return lines + ([f"right: {', '.join(judged)}"] if judged else [])
+
+
+def is_bad(row: dict, labels: tuple[str, ...]) -> bool:
+    """Whether the row has no prediction."""
+    return all(row.get(label) in (None, "") for label in labels)
+
+
+class Sample:
+    """A random choice of so many of the rows that pass by, each equally likely (algorithm R, Vitter 1985), in order.
+
+    The same rows give the same choice, also where a command was broken off and continued.
+    """
+
+    def __init__(self, size: int, seed: int = 0):
+        self.size, self.random, self.num_seen = size, random.Random(seed), 0
+        self.kept: dict[int, tuple] = {}  # place in the sample -> (number of the row, what was added)
+
+    def add(self, *what) -> None:
+        place = self.num_seen if self.num_seen < self.size else self.random.randrange(self.num_seen + 1)
+        if place < self.size:
+            self.kept[place] = (self.num_seen, *what)
+        self.num_seen += 1
+
+    def chosen(self) -> list[tuple]:
+        return [what for _, *what in sorted(self.kept.values(), key=lambda kept: kept[0])]

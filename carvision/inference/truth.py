@@ -1,0 +1,51 @@
+"""True classes where they are known: from a list's columns, or from the folders that a photo lies in."""
+
+from collections import Counter
+from pathlib import PurePath
+
+from carvision.inference.inputs import Photo
+
+
+class TrueClasses:
+    """The codes of a photo's true classes.
+
+    class_ids, class_names: {head: list}, in the order of the codes. parents: {child: (parent, codes)}, where
+    codes[i] is the parent's code of the child's class i. heads: whose truth is looked for. from_folders: also in the
+    names of the folders above a photo, the nearest first.
+    unknown: counts by head the values of a list that are no class, or the name of several.
+    """
+
+    def __init__(self, class_ids: dict, class_names: dict, parents: dict, heads: list[str], from_folders: bool):
+        self.heads = sorted(heads, key=lambda head: head in parents)  # parents first: they tell children apart
+        self.from_folders = from_folders
+        self.parents = {child: (parent, [int(code) for code in codes]) for child, (parent, codes) in parents.items()}
+        self.unknown: Counter[str] = Counter()
+        self.by_id = {head: {value: code for code, value in enumerate(class_ids[head])} for head in heads}
+        self.by_name: dict[str, dict[str, list[int]]] = {head: {} for head in heads}
+        for head in heads:
+            for code, name in enumerate(class_names[head]):
+                self.by_name[head].setdefault(name, []).append(code)
+
+    def codes(self, photo: Photo) -> dict[str, int | None]:
+        """{head: code, or None where it is not known}."""
+        found: dict[str, int | None] = {}
+        folders = PurePath(photo.path).parts[-2::-1] if self.from_folders else ()
+        for head in self.heads:
+            if value := photo.truth.get(head):
+                found[head] = self._code(head, value, found)
+                self.unknown[head] += found[head] is None
+            else:
+                codes = (self._code(head, folder, found) for folder in folders)
+                found[head] = next((code for code in codes if code is not None), None)
+        return found
+
+    def _code(self, head: str, value: str, found: dict[str, int | None]) -> int | None:
+        """Of an id, else of a name that no other class has; only of a class that fits the parent already found."""
+        parent, codes_of_parents = self.parents.get(head, (None, []))
+        parent_code = found.get(parent)
+        named = self.by_name[head].get(value, [])
+        candidates = [self.by_id[head][value]] if value in self.by_id[head] else []
+        candidates += named if len(named) == 1 or parent_code is not None else []
+        if parent_code is not None:
+            candidates = [code for code in candidates if codes_of_parents[code] == parent_code]
+        return candidates[0] if candidates else None

@@ -1,0 +1,207 @@
+"""Where the rows go: CSV, TSV, JSON Lines or Parquet, whole or not at all, continued where a killed command ended.
+
+All outputs are used alike:
+    rows()        once, to the end: {column: value} of the rows that an earlier command wrote, without the vectors;
+                  only whole batches, so that going on gives the same numbers to the last digit as one go does
+    write(rows)   further ones, in order
+    finish()      the file appears under its name
+    close()       in any case; what is unfinished stays to be continued
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from carvision.errors import InputError
+from carvision.inference.rows import Kind
+from carvision.inference.text_rows import JSON_LINES, SEPARATORS, header, read_rows, to_text
+from carvision.inference.unfinished import claim, explained, partial_of, release
+
+PARQUET = ".parquet"
+SUFFIXES = (*SEPARATORS, JSON_LINES, PARQUET)
+METADATA = "carvision"  # the key of the Parquet schema's metadata: JSON {"classes": {head: {"ids", "names"}}}
+PART_ROWS, PART_NUMBERS, PART_SECONDS = 8192, 4_000_000, 30  # whichever a part reaches first: 16 MB of vectors
+
+Output = "StandardOutput | TextFile | ParquetFile"
+
+
+def check_suffix(file: Path) -> None:
+    if file.suffix.lower() not in SUFFIXES:
+        raise InputError(f"--out: {file.name!r} does not end in one of {', '.join(SUFFIXES)}")
+
+
+def open_output(
+    file: Path | None, columns: dict[str, Kind], classes: dict, settings: dict, overwrite: bool, batch_size: int
+) -> Output:
+    """None: CSV to standard output. classes: {head: {"ids", "names"}}, kept in a Parquet file. batch_size: how many
+    rows are written at a time. settings, and what raises: as for unfinished.claim."""
+    if file is None:
+        return StandardOutput(columns)
+    check_suffix(file)
+    opened = claim(file, settings, overwrite)
+    try:
+        with explained(file):
+            if file.suffix.lower() == PARQUET:
+                return ParquetFile(file, columns, classes, opened)
+            return TextFile(file, columns, batch_size, opened)
+    except InputError:
+        opened.close()
+        raise
+
+
+class StandardOutput:
+    """CSV."""
+
+    def __init__(self, columns: dict[str, Kind]):
+        self.columns = columns
+        sys.stdout.reconfigure(encoding="utf-8", newline="")
+
+    def rows(self) -> Iterator[dict]:
+        sys.stdout.write(header(self.columns, ".csv"))
+        yield from ()
+
+    def write(self, rows: list[dict]) -> None:
+        sys.stdout.write(to_text(rows, self.columns, ".csv"))
+        sys.stdout.flush()
+
+    def finish(self) -> None:
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        pass
+
+
+class TextFile:
+    """CSV, TSV or JSON Lines. Unfinished, it is one file."""
+
+    def __init__(self, file: Path, columns: dict[str, Kind], batch_size: int, opened):
+        self.file, self.columns, self.suffix, self.opened = file, columns, file.suffix.lower(), opened
+        self.batch_size = batch_size
+        self.stream = partial_of(file).open("a+b")
+
+    def rows(self) -> Iterator[dict]:
+        self.stream.seek(0)
+        end, batch = 0, []
+        for row, place in read_rows(self.stream, self.columns, self.suffix, str(partial_of(self.file))):
+            batch += [row] if row else []
+            if not row or len(batch) == self.batch_size:
+                yield from batch
+                end, batch = place, []
+        with explained(self.file):
+            self.stream.truncate(end)
+            if end == 0:
+                self.stream.write(header(self.columns, self.suffix).encode())
+
+    def write(self, rows: list[dict]) -> None:
+        with explained(self.file):
+            self.stream.write(to_text(rows, self.columns, self.suffix).encode())
+            self.stream.flush()
+
+    def finish(self) -> None:
+        with explained(self.file):
+            self.stream.flush()
+            os.fsync(self.stream.fileno())
+            self.stream.close()
+            partial_of(self.file).replace(self.file)
+            release(self.file, self.opened)
+
+    def close(self) -> None:
+        self.stream.close()
+        self.opened.close()
+
+
+class ParquetFile:
+    """Unfinished, it is a folder of whole Parquet files, named by their first row; what a killed command had not put
+    into one is done again."""
+
+    def __init__(self, file: Path, columns: dict[str, Kind], classes: dict, opened):
+        self.file, self.opened, self.folder = file, opened, partial_of(file)
+        self.folder.mkdir(exist_ok=True)
+        self.schema = schema_of(columns, classes)
+        self.columns = columns
+        num_values = sum(1 if isinstance(kind, str) else len(kind) for kind in columns.values())
+        self.part_rows = max(1, min(PART_ROWS, PART_NUMBERS // num_values))
+        self.num_rows = 0  # in parts
+        self.waiting: list[pa.Table] = []
+        self.since = time.monotonic()
+
+    def rows(self) -> Iterator[dict]:
+        short = [name for name, kind in self.columns.items() if isinstance(kind, str)]
+        for part in self._parts():
+            try:
+                if int(part.stem) != self.num_rows or not pq.read_schema(part).equals(self.schema):
+                    raise ValueError("its parts do not follow each other")
+                rows = pq.read_table(part, columns=short).to_pylist()
+            except (ValueError, OSError, pa.ArrowException) as error:
+                text = " ".join(str(error).split())[:200]
+                raise InputError(
+                    f"{part} was not written by this command ({text}); delete {self.folder} to begin anew"
+                ) from None
+            self.num_rows += len(rows)
+            yield from rows
+
+    def write(self, rows: list[dict]) -> None:
+        self.waiting.append(pa.Table.from_pylist([self._cells(row) for row in rows], schema=self.schema))
+        num_waiting = sum(len(table) for table in self.waiting)
+        if num_waiting >= self.part_rows or time.monotonic() - self.since > PART_SECONDS:
+            self._write_part()
+
+    def finish(self) -> None:
+        self._write_part()
+        whole = self.folder / "whole"
+        with explained(self.file):
+            with pq.ParquetWriter(whole, self.schema) as writer:
+                for table in self._coalesced():
+                    writer.write_table(table)
+            with whole.open("rb+") as written:
+                os.fsync(written.fileno())
+            whole.replace(self.file)
+            shutil.rmtree(self.folder)
+            release(self.file, self.opened)
+
+    def close(self) -> None:
+        self.opened.close()
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.folder.glob("*.parquet"))
+
+    def _cells(self, row: dict) -> dict:
+        return {name: row.get(name) for name in self.columns}
+
+    def _write_part(self) -> None:
+        self.since = time.monotonic()
+        if not self.waiting:
+            return
+        table = pa.concat_tables(self.waiting)
+        with explained(self.file):
+            part = self.folder / f"{self.num_rows:012d}.parquet"
+            pq.write_table(table, part.with_suffix(".unfinished"))
+            part.with_suffix(".unfinished").replace(part)
+        self.num_rows += len(table)
+        self.waiting = []
+
+    def _coalesced(self) -> Iterator[pa.Table]:
+        """The parts in order, small ones joined, as each becomes a row group."""
+        tables: list[pa.Table] = []
+        for part in self._parts():
+            tables.append(pq.read_table(part, schema=self.schema))
+            if sum(len(table) for table in tables) >= self.part_rows:
+                yield pa.concat_tables(tables)
+                tables = []
+        if tables:
+            yield pa.concat_tables(tables)
+
+
+def schema_of(columns: dict[str, Kind], classes: dict) -> pa.Schema:
+    kinds = {"text": pa.string(), "number": pa.float32()}
+    fields = [
+        (name, kinds[kind] if isinstance(kind, str) else pa.list_(pa.float32())) for name, kind in columns.items()
+    ]
+    return pa.schema(fields, metadata={METADATA: json.dumps({"classes": classes})})

@@ -1,0 +1,242 @@
+"""python -m carvision.predict RUN PHOTO...: a table of predicted classes, a row a photo. See --help.
+
+Nobody imports this module: it would take the place of the function carvision.predict.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+from carvision.errors import InputError
+
+# Read by OpenMP when torch is imported: threads that wait sleep, instead of keeping the cores busy that the photo
+# readers need.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+log = logging.getLogger("carvision.predict")
+
+COUNT_SECONDS = 3  # for finding out how many photos there are, for the progress bar
+HELP = """Predict the classes of photos with a trained model: a row a photo, in their order.
+
+  python -m carvision.predict runs/demo/2026-01-31_12-00-00 a.jpg b.jpg        CSV to standard output
+  python -m carvision.predict RUN photos --out predictions.csv                 a folder of photos, and those below it
+  python -m carvision.predict RUN photos --out predictions.parquet --probs     all probabilities, too
+  find photos -name "*.jpg" | python -m carvision.predict RUN - --out predictions.jsonl --top 5
+  python -m carvision.predict RUN --list RUN/splits.csv --split test --root data --out test.csv --grid test.png
+
+The output stands in FILE.partial until it is whole; the same command again goes on where a killed one ended.
+"""
+
+
+def main() -> None:
+    options = parser().parse_intermixed_args()
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("carvision").setLevel(logging.INFO)
+    try:
+        num_photos, num_bad = predict(options)
+    except InputError as error:
+        if os.environ.get("CARVISION_DEBUG"):
+            raise
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        log.info("stopped%s", "" if options.out is None else "; the same command again goes on from here")
+        sys.exit(130)
+    except BrokenPipeError:  # by | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    sys.exit(1 if num_bad == num_photos else 0)
+
+
+def parser() -> argparse.ArgumentParser:
+    it = argparse.ArgumentParser(
+        "python -m carvision.predict", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    it.add_argument("run", metavar="RUN", help="the folder of a finished run, or its model.safetensors")
+    it.add_argument("photos", nargs="*", metavar="PHOTO", help="photos, folders, or - for a path a line from a pipe")
+    it.add_argument("--list", type=Path, metavar="FILE", dest="listed", help="a path a line; or a .csv, .tsv, .parquet "
+                    "with a column path, perhaps left, top, right, bottom (a box), and the true classes")  # fmt: skip
+    it.add_argument("--root", type=Path, metavar="DIR", help="what relative paths of a list are relative to")
+    it.add_argument("--split", metavar="NAME", help="only the rows of the table that have this in their column split")
+    it.add_argument("--out", type=Path, metavar="FILE", help=".csv, .tsv, .jsonl or .parquet (default: CSV to stdout)")
+    it.add_argument("--overwrite", action="store_true", help="replace FILE")
+    it.add_argument("--top", type=number_from(1), default=1, metavar="K", help="so many classes of each head (1)")
+    it.add_argument("--probs", action="store_true", help="the probabilities of all classes")
+    it.add_argument("--brief", action="store_true", help="only the path and the names")
+    it.add_argument("--true-from-folders", action="store_true", help="true classes are the names of photos' folders")
+    it.add_argument("--grid", type=Path, metavar="FILE.png", help="a picture of some photos and their predictions")
+    it.add_argument("--grid-photos", type=number_from(1), default=24, metavar="N", help="how many, at random (24)")
+    it.add_argument("--ensemble", nargs="+", default=[], metavar="RUN", help="further runs, averaged with RUN")
+    it.add_argument("--tta", choices=("none", "flip", "crops", "flip_crops"), default="none",
+                    help="average over views of each photo: mirrored, cropped, or both")  # fmt: skip
+    it.add_argument("--batch-size", type=number_from(1), default=64, metavar="N", help="photos at a time (64)")
+    it.add_argument("--workers", type=number_from(0), metavar="N", help="processes that decode photos")
+    it.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (auto: a GPU where there is one)")
+    it.add_argument("--no-progress", action="store_true", help="no progress bar")
+    return it
+
+
+def number_from(low: int):
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low}")
+        return int(text)
+
+    return number
+
+
+def predict(options: argparse.Namespace) -> tuple[int, int]:
+    """How many photos there were, and how many of them could not be used."""
+    # Only now: --help and a wrong option wait for neither torch nor pandas.
+    from carvision.inference.inputs import Sources, check_sources, checked_not_empty, photos_of
+    from carvision.inference.rows import Layout
+    from carvision.inference.stream import predict_photos, skip_done
+    from carvision.inference.tally import Sample, Tally, is_bad
+    from carvision.inference.writers import open_output
+
+    sources = Sources(tuple(options.photos), options.listed, options.root, options.split)
+    check_options(options)
+    check_sources(sources)
+    predictor, weights = load_predictor([options.run, *options.ensemble], options.tta)
+    truths = true_classes(predictor, options)
+    layout = Layout(options.top, options.brief, options.probs, tuple(truths.heads))
+    tally = Tally(predictor.labels, predictor.class_ids, predictor.classes)
+    sample = Sample(options.grid_photos)
+
+    def seen(photo, truth, row):
+        tally.add(photo, truth, row)
+        if options.grid and not is_bad(row, predictor.labels):
+            sample.add(photo, truth, row)
+
+    uses_boxes = look_at_boxes(predictor, options.listed)
+    passed_over: Counter[str] = Counter()
+    photos = checked_not_empty(photos_of(sources, truths.heads, passed_over), sources)
+    photos = photos if uses_boxes else (photo._replace(box=None) for photo in photos)
+    columns = layout.columns(predictor.class_ids, predictor.labels)
+    classes = {head: {"ids": ids, "names": predictor.classes[head]} for head, ids in predictor.class_ids.items()}
+    settings = {"weights": weights, **settings_of(options), "boxes": uses_boxes, "columns": list(columns)}
+    output = open_output(options.out, columns, classes, settings, options.overwrite, options.batch_size)
+    try:
+        if done := skip_done(photos, output, truths, seen):
+            log.info("going on after %s photos", f"{done:,}")
+        with progress(options, sources, done) as advance:
+            predict_photos(
+                predictor, photos, output, layout, truths, seen, advance,
+                device=options.device, batch_size=options.batch_size, num_workers=options.workers,
+            )  # fmt: skip
+        output.finish()
+    finally:
+        output.close()
+    finish(options, tally, truths, passed_over, sample, uses_boxes)
+    return tally.num_photos, tally.num_bad
+
+
+def check_options(options: argparse.Namespace) -> None:
+    from carvision.inference.unfinished import refuse_existing
+    from carvision.inference.writers import check_suffix
+
+    if options.out is not None:
+        check_suffix(options.out)
+        refuse_existing(options.out, options.overwrite)
+    if options.grid is not None and (options.grid.suffix.lower() != ".png" or options.grid.is_dir()):
+        raise InputError(f"--grid: {options.grid} is not the name of a picture, such as grid.png")
+    if options.brief and (options.probs or options.top > 1):
+        raise InputError("--brief gives names only; leave it out, or --probs and --top")
+
+
+def load_predictor(runs: list[str], tta: str):
+    """The Predictor, and what identifies the weights of its models."""
+    import carvision
+    from carvision.inference.predictor import Predictor
+
+    models = [carvision.load(run) for run in runs]
+    for run, model in zip(runs, models, strict=True):
+        if bool(model.crop_to_box) != bool(models[0].crop_to_box):
+            log.warning(
+                "%s and %s: one was trained on boxes, the other on whole photos; both get the same", runs[0], run
+            )
+    return Predictor(models, tta), [model.about["sha256"] for model in models]
+
+
+def settings_of(options: argparse.Namespace) -> dict:
+    """What makes the rows of an unfinished output what they are, beside the weights."""
+    settings = {f"--{name}": getattr(options, name) for name in ("tta", "top", "brief", "probs")}
+    return settings | {"--root": os.path.abspath(options.root or ".")}  # noqa: PTH100  as it is, links and all
+
+
+def true_classes(predictor, options: argparse.Namespace):
+    """Of the heads that the list has a column of, or of all, where folders are named by them."""
+    from carvision.inference.list_file import columns_of
+    from carvision.inference.truth import TrueClasses
+
+    there = (columns_of(options.listed) or []) if options.listed else []
+    heads = [head for head in predictor.class_ids if options.true_from_folders or head in there]
+    return TrueClasses(predictor.class_ids, predictor.classes, predictor.parents, heads, options.true_from_folders)
+
+
+def look_at_boxes(predictor, listed: Path | None) -> bool:
+    """Whether the list's boxes are used: by a model that was trained on boxes."""
+    from carvision.inference.list_file import has_boxes
+
+    boxes = listed is not None and has_boxes(listed)
+    if predictor.crop_to_box and not boxes:
+        log.warning(
+            "the model was trained on the boxes of its photos and now looks at whole photos, which it may know less "
+            "well; a table given with --list may have them in its columns left, top, right, bottom"
+        )
+    elif boxes and not predictor.crop_to_box:
+        log.info("the list's boxes are not looked at, as the model was trained on whole photos")
+    return bool(predictor.crop_to_box) and boxes
+
+
+def progress(options: argparse.Namespace, sources, done: int):
+    from carvision.inference.inputs import count_photos
+    from carvision.inference.progress import progress_of
+
+    rows_on_screen = options.out is None and sys.stdout.isatty()
+    bar = sys.stderr.isatty() and not options.no_progress and not rows_on_screen
+    return progress_of(count_photos(sources, COUNT_SECONDS) if bar else None, done, bar)
+
+
+def finish(options: argparse.Namespace, tally, truths, passed_over: Counter, sample, uses_boxes: bool) -> None:
+    """What was left to say and to draw."""
+    if passed_over:
+        kinds = ", ".join(f"{kind}: {num:,}" for kind, num in passed_over.most_common(5))
+        log.info("%s files in the folders are no photos by their extension (%s)", f"{passed_over.total():,}", kinds)
+    if uses_boxes and tally.num_without_box:
+        log.info("%s photos have no box and were looked at as a whole", f"{tally.num_without_box:,}")
+    for head, num in truths.unknown.items():
+        if num:
+            log.info("%s: the list's class of %s photos is none of the model's, by id or by name", head, f"{num:,}")
+    for line in tally.lines():
+        log.info("%s", line)
+    if options.grid is not None:
+        draw_grid(options.grid, tally, sample.chosen())
+    if options.out is not None:
+        print(f"predict: {options.out}")
+    if options.grid is not None:
+        print(f"grid: {options.grid}", file=sys.stderr if options.out is None else sys.stdout)
+
+
+def draw_grid(file: Path, tally, chosen: list) -> None:
+    """chosen: of each photo the Photo, its true classes and its row."""
+    from carvision.reports.prediction_grid import Caption, plot_predictions
+
+    shots = []
+    for photo, truth, row in chosen:
+        captions = []
+        for label in tally.labels:
+            if label not in tally.class_ids:
+                captions.append(Caption(f"{label} {float(row[label]):.4g}"))
+                continue
+            code, prob = truth.get(label), row.get(f"{label}_prob")
+            known = (tally.class_names[label][code], tally.is_right(label, code, row)) if code is not None else ()
+            captions.append(Caption(row[label], None if prob is None else float(prob), *known))
+        shots.append((photo.file, photo.box, captions))
+    plot_predictions(shots, file)
+
+
+if __name__ == "__main__":
+    main()

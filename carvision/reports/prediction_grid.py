@@ -1,0 +1,163 @@
+"""A grid of photos with what was predicted, and where the truth is known what is true: right green, wrong red."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import Rectangle
+from matplotlib.textpath import text_to_path
+from PIL import Image
+
+from carvision.data.images import SIDEWAYS, BadImage, open_image, to_rgb, upright_turn
+from carvision.errors import InputError
+from carvision.reports.style import DPI, FAINT, TEXT, save_figure
+
+RIGHT, WRONG, NOT_KNOWN = "#1a7f37", "#c62828", "#9a9a9a"
+BEHIND, BOX_COLOUR = "#f4f4f4", "#00d5ff"
+TILE_PX = (220, 165)  # width, height: of a photo of 4 : 3, as most are
+GAP_PX, EDGE_PX, HEAD_PX, LINE_PX, FRAME_PX = 16, 14, 40, 17, 4
+MAX_COLUMNS = 6
+TEXT_SIZE, TEXT_PX = 9, 214  # drawn text can be a little wider than it is measured
+ELLIPSIS, INDENT = "\u2026", "    "
+
+
+class Caption(NamedTuple):
+    """Of one head. predicted: the class's name, or a number with its head. prob: of the class, None where it is not
+    known. true: the true class's name, right: whether it was predicted (two classes may have one name); None where the
+    truth is not known."""
+
+    predicted: str
+    prob: float | None = None
+    true: str | None = None
+    right: bool | None = None
+
+
+Shot = tuple[str, Sequence[float] | None, list[Caption]]  # file, box in pixels or None, a caption for each head
+
+
+def plot_predictions(shots: list[Shot], file: Path) -> None:
+    """A PNG of the photos in their order. Raises InputError where there are none, or the file can't be written."""
+    if not shots:
+        raise InputError("--grid: no photo could be used, so that there is nothing to draw")
+    num_columns = min(MAX_COLUMNS, math.ceil(math.sqrt(1.2 * len(shots))))
+    rows = [shots[start : start + num_columns] for start in range(0, len(shots), num_columns)]
+    texts = [[_lines(captions) for _, _, captions in row] for row in rows]
+    heights = [TILE_PX[1] + 8 + LINE_PX * max(len(lines) for lines in row) + GAP_PX for row in texts]
+    # A narrow grid still has room for the explanation
+    width = max(2 * EDGE_PX + num_columns * (TILE_PX[0] + GAP_PX) - GAP_PX, 2 * EDGE_PX + 480)
+    height = HEAD_PX + sum(heights)
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))  # data are pixels from the top left
+    axes.axis("off")
+    _draw_key(axes, shots)
+    top = HEAD_PX
+    for row, lines_of_row, row_height in zip(rows, texts, heights, strict=True):
+        for column, (shot, lines) in enumerate(zip(row, lines_of_row, strict=True)):
+            _draw_shot(axes, shot, lines, EDGE_PX + column * (TILE_PX[0] + GAP_PX), top)
+        top += row_height
+    try:
+        save_figure(figure, file)
+    except OSError as error:
+        raise InputError(f"--grid: {file} can't be written ({error.strerror or error})") from None
+
+
+def _draw_key(axes: Axes, shots: list[Shot]) -> None:
+    known = [caption for _, _, captions in shots for caption in captions if caption.right is not None]
+    parts = [("predicted class and its probability", TEXT)]
+    if known:
+        parts = [("right", RIGHT), ("wrong: true / predicted", WRONG)]
+        if any(caption.right is None for _, _, captions in shots for caption in captions):
+            parts.append(("truth not known", NOT_KNOWN))
+    left = EDGE_PX
+    for text, colour in parts:
+        axes.text(left, HEAD_PX / 2 - 2, text, va="center", size=11, weight="bold", color=colour)
+        left += _width_px(text, 11, "bold") + 24
+
+
+def _draw_shot(axes: Axes, shot: Shot, lines: list[tuple[str, str]], left: float, top: float) -> None:
+    file, box, captions = shot
+    wide, high = TILE_PX
+    judged = [caption.right for caption in captions if caption.right is not None]
+    colour = NOT_KNOWN if not judged else RIGHT if all(judged) else WRONG
+    inner = (wide - 2 * FRAME_PX, high - 2 * FRAME_PX)
+    axes.add_patch(Rectangle((left, top), wide, high, facecolor=colour, linewidth=0, zorder=-2))
+    axes.add_patch(Rectangle((left + FRAME_PX, top + FRAME_PX), *inner, facecolor=BEHIND, linewidth=0, zorder=-1))
+    try:
+        image, scale = _fitted(file, inner)
+    except BadImage:  # it could be read a moment ago
+        axes.text(left + wide / 2, top + high / 2, "unreadable", ha="center", va="center", size=9, color=FAINT)
+    else:
+        x, y = left + (wide - image.width) // 2, top + (high - image.height) // 2
+        axes.imshow(image, extent=(x, x + image.width, y + image.height, y), aspect="auto", interpolation="none")
+        if box is not None:
+            x1, y1, x2, y2 = np.clip(np.asarray(box) * scale, 0, (image.width, image.height) * 2)
+            axes.add_patch(Rectangle((x + x1, y + y1), x2 - x1, y2 - y1, fill=False, edgecolor=BOX_COLOUR, linewidth=1))
+    for number, (text, text_colour) in enumerate(lines):
+        place = top + high + 8 + (number + 0.5) * LINE_PX
+        axes.text(left, place, text, va="center", size=TEXT_SIZE, color=text_colour, parse_math=False)
+
+
+def _lines(captions: list[Caption]) -> list[tuple[str, str]]:
+    """The lines below a photo, each with its colour: what is predicted, or true / predicted where that is wrong."""
+    lines = []
+    for caption in captions:
+        chance = "" if caption.prob is None else f" {100 * caption.prob:.0f} %"
+        if caption.right is not False:
+            colour = TEXT if caption.right is None else RIGHT
+            lines += [(line, colour) for line in _folded(caption.predicted, chance)]
+            continue
+        whole = f"{caption.true} / {caption.predicted}{chance}"
+        fits = _width_px(whole) <= TEXT_PX
+        texts = [whole] if fits else [*_folded(caption.true, " /"), *_folded(caption.predicted, chance)]
+        lines += [(line, WRONG) for line in texts]
+    return lines
+
+
+def _folded(name: str, end: str) -> list[str]:
+    """name + end in a line as wide as a photo, or in two, of which the second is indented and may be shortened."""
+    words = name.split()
+    if _width_px(" ".join(words) + end) <= TEXT_PX:
+        return [" ".join(words) + end]
+    num = max(1, len(words) - 1)  # words of the first line
+    while num > 1 and _width_px(" ".join(words[:num])) > TEXT_PX:
+        num -= 1
+    first, rest = " ".join(words[:num]), " ".join(words[num:])
+    if not rest:
+        return [_cut(first, end)]
+    return [_cut(first, ""), _cut(INDENT + rest, end)]
+
+
+def _cut(text: str, end: str) -> str:
+    """text + end, the text shortened until both are as wide as a photo."""
+    if _width_px(text + end) <= TEXT_PX:
+        return text + end
+    while len(text) > 1 and _width_px(text + ELLIPSIS + end) > TEXT_PX:
+        text = text[:-1].rstrip()
+    return text + ELLIPSIS + end
+
+
+def _width_px(line: str, size: float = TEXT_SIZE, weight: str = "normal") -> int:
+    font = FontProperties(size=size, weight=weight)
+    points, _, _ = text_to_path.get_text_width_height_descent(line, font, ismath=False)
+    return math.ceil(points * DPI / 72)
+
+
+def _fitted(file: str, size: tuple[int, int]) -> tuple[Image.Image, float]:
+    """The whole photo, upright, as large as it fits into that width and height; and its scale. Raises BadImage."""
+    with open_image(file) as image:
+        try:
+            turn = upright_turn(image)
+            width, height = image.size[::-1] if turn in SIDEWAYS else image.size
+            image.draft("RGB", (2 * max(size), 2 * max(size)))  # libjpeg's rough scaling to at least this
+            image = to_rgb(image)
+            image = image if turn is None else image.transpose(turn)
+            scale = min(size[0] / width, size[1] / height)
+            fitted = (max(1, round(width * scale)), max(1, round(height * scale)))
+            return image.resize(fitted, Image.Resampling.BICUBIC), scale
+        except Exception as error:  # each decoder has its own
+            raise BadImage(str(error)) from None

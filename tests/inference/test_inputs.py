@@ -1,0 +1,123 @@
+"""Which photos are meant, and in what order."""
+
+import io
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+
+from carvision.errors import InputError
+from carvision.inference.inputs import (
+    Photo,
+    Sources,
+    check_sources,
+    checked_not_empty,
+    count_photos,
+    photos_of,
+    shown,
+    walk,
+)
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    for name in (
+        "b/2.JPG",
+        "b/10.jpeg",
+        "b/c/1.png",
+        "a.webp",
+        "z.jpg",
+        "b/notes.txt",
+        "README",
+        ".hidden.jpg",
+        ".h/x.jpg",
+    ):
+        file = tmp_path / "photos" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_folder_is_walked_by_name_and_what_is_no_photo_counted(tree):
+    (tree / "photos" / "b" / "round").symlink_to(tree / "photos")
+    (tree / "elsewhere").mkdir()
+    (tree / "elsewhere" / "l.jpg").touch()
+    (tree / "photos" / "linked").symlink_to(tree / "elsewhere")
+    passed_over = Counter()
+    found = list(walk("photos", passed_over))
+    assert found == [
+        f"photos/{name}" for name in ("a.webp", "b/10.jpeg", "b/2.JPG", "b/c/1.png", "linked/l.jpg", "z.jpg")
+    ]
+    assert passed_over == {".txt": 1, "no extension": 1}
+
+
+def test_folders_are_read_only_when_their_turn_comes(tree):
+    found = walk("photos", Counter())
+    assert next(found) == "photos/a.webp"
+    (tree / "photos" / "b" / "new.jpg").touch()
+    assert "photos/b/new.jpg" in list(found)
+
+
+def test_an_unreadable_folder_is_an_error(tree):
+    found = walk("photos", Counter())
+    next(found)
+    for file in (tree / "photos" / "b").rglob("*"):
+        file.unlink() if file.is_file() else None
+    (tree / "photos" / "b" / "c").rmdir()
+    (tree / "photos" / "b").rmdir()
+    with pytest.raises(InputError, match="photos/b: the folder can't be read"):
+        list(found)
+
+
+def test_sources_come_in_the_order_given(tree, monkeypatch):
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"one.jpg\n\n/abs/two.jpg\r\nlast.jpg")))
+    (tree / "list.txt").write_text("in list.jpg\n")
+    sources = Sources(("photos/z.jpg", "-", "photos/b"), tree / "list.txt", root=tree / "photos")
+    photos = list(photos_of(sources))
+    assert [photo.path for photo in photos] == [
+        "photos/z.jpg", "one.jpg", "/abs/two.jpg", "last.jpg",
+        "photos/b/10.jpeg", "photos/b/2.JPG", "photos/b/c/1.png", "in list.jpg",
+    ]  # fmt: skip
+    assert photos[0].file == "photos/z.jpg"  # what is named on the command line is not relative to the root
+    assert photos[1].file == str(tree / "photos" / "one.jpg") and photos[2].file == "/abs/two.jpg"
+    assert photos[-1] == Photo("in list.jpg", str(tree / "photos" / "in list.jpg"))
+
+
+def test_mistakes_are_told_before_any_photo_is_read(tree):
+    (tree / "empty").mkdir()
+    (tree / "boxes.csv").write_text("path,left\na.jpg,1\n")
+    (tree / "t.csv").write_text("path,split\na.jpg,train\n")
+    for sources, message in {
+        Sources(): "no photos given",
+        Sources(("nowhere.jpg",)): "nowhere.jpg does not exist",
+        Sources(("-", "-")): "standard input is given twice",
+        Sources(("empty",)): "no photos in empty",
+        Sources(("photos",), root=tree): "--root: .* is for the relative paths of a list",
+        Sources(("-",), root=tree / "no"): "--root: .* is no folder",
+        Sources(("photos",), split="test"): "--split: test chooses rows of a table",
+        Sources(listed=tree / "nolist"): "--list: .* does not exist",
+        Sources(listed=tree / "README.csv"): "does not exist",
+        Sources(listed=tree / "boxes.csv"): "boxes without a column 'top'",
+        Sources(listed=tree / "t.csv", split="test"): "no row of .* has the split 'test'",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            check_sources(sources)
+    check_sources(Sources(("photos", "-"), tree / "t.csv", tree, "train"))
+
+
+def test_standard_input_without_a_line_is_an_error_when_it_ends():
+    with pytest.raises(InputError, match="no photos in -"):
+        list(checked_not_empty(iter(()), Sources(("-",))))
+    assert list(checked_not_empty(iter([Photo("a", "a")]), Sources(("-",)))) == [Photo("a", "a")]
+
+
+def test_counting(tree):
+    assert count_photos(Sources(("photos", "photos/z.jpg")), seconds=60) == 6
+    assert count_photos(Sources(("photos", "-")), seconds=60) is None
+    (tree / "long.txt").write_text("a.jpg\n" * 5000)
+    assert count_photos(Sources(listed=tree / "long.txt"), seconds=-1) is None
+
+
+def test_names_that_are_no_utf8_are_shown():
+    assert shown("caf\udce9.jpg") == "caf\\xe9.jpg" and shown("café.jpg") == "café.jpg"

@@ -1,0 +1,78 @@
+"""Lists: lines of text, and tables with boxes, splits and true classes."""
+
+import pandas as pd
+import pytest
+
+from carvision.errors import InputError
+from carvision.inference.list_file import check, columns_of, has_boxes, read_list
+
+TABLE = pd.DataFrame(
+    {
+        "model": ["9", None, " X5 "],
+        "path": ["a b.jpg", "x/ü,1.jpg", "c.jpg"],
+        "split": ["test", "valid", "TEST"],
+        "left": [1.0, None, 0.0],
+        "top": [2.0, None, 0.0],
+        "right": [30.5, None, 9.0],
+        "bottom": [40.0, None, 9.0],
+        "other": [1, 2, 3],
+    }
+)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
+def test_the_same_rows_of_every_kind_of_table(tmp_path, suffix):
+    file = tmp_path / f"list{suffix}"
+    if suffix == ".parquet":
+        TABLE.to_parquet(file)
+    else:
+        TABLE.to_csv(file, sep={".csv": ",", ".tsv": "\t"}[suffix], index=False, encoding="utf-8-sig")
+    check(file, "test")
+    assert columns_of(file) == list(TABLE.columns) and has_boxes(file)
+    rows = list(read_list(file, None, ("make", "model")))
+    assert rows == [
+        ("a b.jpg", (1.0, 2.0, 30.5, 40.0), {"model": "9"}),
+        ("x/ü,1.jpg", None, {}),
+        ("c.jpg", (0.0, 0.0, 9.0, 9.0), {"model": "X5"}),
+    ]
+    assert [row[0] for row in read_list(file, "test", ())] == ["a b.jpg", "c.jpg"]
+    assert [row[0] for row in read_list(file, "val", ())] == ["x/ü,1.jpg"]
+
+
+def test_whole_numbers_that_empty_cells_made_floats_are_ids(tmp_path):
+    file = tmp_path / "list.parquet"
+    pd.DataFrame({"path": ["a.jpg", "b.jpg"], "make": [3.0, None]}).to_parquet(file)
+    assert [row[2] for row in read_list(file, None, ("make",))] == [{"make": "3"}, {}]
+
+
+def test_lines_of_text(tmp_path):
+    file = tmp_path / "list.txt"
+    file.write_bytes("\ufeffa b.jpg\r\n\n ü,1.jpg\nlast.jpg".encode())
+    check(file, None)
+    assert columns_of(file) is None and not has_boxes(file)
+    assert [row[0] for row in read_list(file, None, ())] == ["a b.jpg", " ü,1.jpg", "last.jpg"]
+    file.write_bytes(b"caf\xe9.jpg\n")
+    assert [row[0] for row in read_list(file, None, ())] == ["caf\udce9.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("l.csv", b"file,split\na.jpg,test\n", "has no column 'path'; its columns: file, split"),
+        ("l.csv", b"", "has no column 'path'; its columns: none"),
+        ("l.csv", b"path\n\na.jpg\n\"\"\n", "photo 2 has no path"),
+        ("l.csv", b"path,left,top,right,bottom\na.jpg,1,2,x,4\n", "photo 1: the box 1 2 x 4 is not four numbers"),
+        ("l.csv", b"path,left,top,right,bottom\na.jpg,1,2\n", "photo 1: the box 1 2   is not four numbers"),
+        ("l.csv", b"path\n\"" + b"a" * 200_000 + b"\"\n", "line 2 can't be read as CSV"),
+        ("l.csv", "path\na.jpg\n".encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
+        ("l.txt", "a.jpg\n".encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
+        ("l.txt", b"a.jpg\n\0\n", "line 2 is no text"),
+        ("l.parquet", b"no parquet", "can't be read as Parquet"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(tmp_path, name, content, message):
+    file = tmp_path / name
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        check(file, None)
+        list(read_list(file, None, ()))

@@ -1,0 +1,176 @@
+"""Averages of networks and views, against loops over them; reading in order, with bounded reading ahead."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import carvision
+from carvision import portable
+from carvision.data.images import Preprocessing
+from carvision.errors import InputError
+from carvision.inference.predictor import CROP, Predictor, views
+from carvision.inference.reading import choose_device, predict_items
+from carvision.models.classifier import Classifier, Head
+
+LABELS = {
+    "make": {"ids": ["3", "7"], "names": ["Audi", "BMW"], "parent": None, "parent_codes": []},
+    "model": {"ids": ["1", "2", "9"], "names": ["A4", "X5", "X5"], "parent": "make", "parent_codes": [0, 1, 1]},
+    "speed": {"unit": "km/h", "mean": 180.0, "std": 20.0},
+}
+
+
+def load(folder, seed: int, preprocessing: Preprocessing, labels: dict = LABELS, temperature: float = 1.0):
+    torch.manual_seed(seed)
+    heads = {name: Head(len(v["ids"])) if "ids" in v else Head(1, mean=180.0, std=20.0) for name, v in labels.items()}
+    network = Classifier("test_resnet", heads, preprocessing.size_px).eval()
+    with torch.no_grad():
+        for name in heads:
+            network.get_submodule(f"head_{name}")["output"].weight.mul_(120)  # probabilities that differ clearly
+    folder.mkdir()
+    portable.save(network, folder, labels, preprocessing, "joint", {}, {})
+    model = carvision.load(folder)
+    model.temperature = dict.fromkeys(model.classes, temperature)
+    return model
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    paths = []
+    for i in range(7):
+        small = random.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        paths.append(str(folder / f"{i}.png"))
+        Image.fromarray(small).resize((50 + i, 40)).save(paths[-1])
+    return paths
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    half = (0.5, 0.5, 0.5)
+    turned = copy.deepcopy(LABELS)
+    turned["model"] = {
+        **turned["model"],
+        "ids": ["9", "1", "2"],
+        "names": ["X5", "A4", "X5"],
+        "parent_codes": [1, 0, 1],
+    }
+    return [
+        load(folder / "a", 0, Preprocessing(32, half, half), temperature=2.0),
+        load(folder / "b", 1, Preprocessing(32, (0.1, 0.2, 0.3), half)),
+        load(folder / "c", 2, Preprocessing(48, half, (0.2, 0.2, 0.2), resize="crop"), turned, temperature=0.5),
+    ]
+
+
+def probs_one_by_one(models, photos, tta: str) -> dict[str, np.ndarray]:
+    """{head: (N, C)}: model after model, view after view, photo after photo."""
+    found: dict = {"make": [], "model": [], "speed": []}
+    for path in photos:
+        rows: dict = {"make": [], "model": [], "speed": []}
+        for model in models:
+            mean, std = (torch.tensor(v)[:, None, None] for v in (model.preprocessing.mean, model.preprocessing.std))
+            with Image.open(path) as image, torch.no_grad():
+                pixels = model.transform(image) * std + mean
+                for view in views(pixels[None], tta):
+                    logits = model(((view[0] - mean) / std)[None])
+                    rows["speed"].append(logits["speed"][0])
+                    for head in ("make", "model"):
+                        probs = (logits[head][0] / model.temperature[head]).softmax(0)
+                        order = [model.class_ids[head].index(id_) for id_ in LABELS[head]["ids"]]
+                        rows[head].append(probs[order])
+        for head in found:
+            found[head].append(torch.stack(rows[head]).mean(0))
+    return {head: torch.stack(values).numpy() for head, values in found.items()}
+
+
+@pytest.mark.parametrize(
+    "chosen, tta", [([0], "none"), ([0], "flip"), ([0, 1], "none"), ([0, 1, 2], "flip"), ([2, 0], "flip_crops")]
+)
+def test_probabilities_are_the_mean_over_models_and_views(models, photos, chosen, tta):
+    predictor = Predictor([models[i] for i in chosen], tta)
+    batches = list(predict_items(predictor, ((path, None) for path in photos), "cpu", batch_size=3, num_workers=0))
+    logits = {head: torch.cat([batch.logits[head] for batch in batches]) for head in LABELS}
+    probs = predictor.probs(logits)
+    wanted = probs_one_by_one([models[i] for i in chosen], photos, tta)
+    order = [models[chosen[0]].class_ids["model"].index(id_) for id_ in LABELS["model"]["ids"]]
+    np.testing.assert_allclose(probs["make"].numpy(), wanted["make"], atol=2e-5)
+    np.testing.assert_allclose(probs["model"].numpy()[:, order], wanted["model"], atol=2e-5)
+    np.testing.assert_allclose(logits["speed"].numpy(), wanted["speed"], rtol=1e-4)
+    assert probs["model"].std() > 0.05  # the photos are told apart at all
+    if len(chosen) == 1 and tta == "none":  # the logits themselves, so that a temperature can be fitted to them
+        assert predictor.temperature == {"make": 2.0, "model": 2.0}
+    else:
+        assert predictor.temperature == {"make": 1.0, "model": 1.0}
+
+
+def test_views_are_mirror_images_and_crops_at_their_places():
+    size = 16
+    picture = torch.arange(size * size, dtype=torch.float32).view(1, 1, size, size).expand(1, 3, size, size)
+    assert len(views(picture, "none")) == 1
+    whole, mirrored = views(picture, "flip")
+    assert torch.equal(whole, picture) and torch.equal(mirrored, picture.flip(-1))
+    crops = views(picture, "crops")
+    side = round(CROP * size)
+    assert len(crops) == 6 and all(crop.shape == picture.shape for crop in crops)
+    far = size - side
+    for crop, (top, left) in zip(crops[1:], [(0, 0), (0, far), (far, 0), (far, far), (1, 1)], strict=True):
+        part = picture[..., top : top + side, left : left + side]
+        assert abs(crop.mean() - part.mean()) < 0.5  # the picture is a plane, of which each crop has its own mean
+    assert len(views(picture, "flip_crops")) == 12
+
+
+def test_models_of_other_classes_are_refused(models, tmp_path):
+    labels = {**LABELS, "make": {**LABELS["make"], "ids": ["3", "8"]}}
+    other = load(tmp_path / "other", 0, models[0].preprocessing, labels)
+    with pytest.raises(InputError, match=r"model 2 tells other classes of make apart.*'7'"):
+        Predictor([models[0], other])
+    labels = {"make": LABELS["make"]}
+    other = load(tmp_path / "heads", 0, models[0].preprocessing, labels)
+    with pytest.raises(InputError, match="has the heads make, the first make, model, speed"):
+        Predictor([models[0], other])
+    with pytest.raises(InputError, match="'mirror' is not one of none, flip"):
+        Predictor([models[0]], "mirror")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_photos_come_in_their_order_and_no_more_is_asked_for_than_is_needed(models, photos, num_workers, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no photo")
+    asked = 0
+
+    def endless():
+        nonlocal asked
+        while True:
+            asked += 1
+            yield (str(tmp_path / "bad.png") if asked % 5 == 0 else photos[asked % 7]), None
+
+    stream = predict_items(Predictor([models[0]]), endless(), "cpu", batch_size=4, num_workers=num_workers)
+    seen = []
+    for batch in stream:
+        seen += zip(batch.items, batch.reasons, strict=True)
+        if len(seen) >= 40:
+            break
+    stream.close()
+    assert asked <= 40 + 4 * (2 * num_workers + 2)
+    for number, ((path, _), reason) in enumerate(seen, start=1):
+        assert (reason is not None) == (number % 5 == 0) == path.endswith("bad.png")
+        assert reason is None or "not a photo" in reason
+        assert number % 5 == 0 or path == photos[number % 7]
+
+
+def test_a_box_is_read_as_transform_reads_it(models, photos):
+    box = (5.0, 4.0, 30.0, 33.0)
+    batch = next(predict_items(Predictor([models[2]]), [(photos[0], box)], "cpu", num_workers=0))
+    with Image.open(photos[0]) as image, torch.no_grad():
+        wanted = models[2](models[2].transform(image, box=box)[None])
+    np.testing.assert_allclose(batch.logits["model"].numpy(), wanted["model"].numpy(), atol=2e-5)
+
+
+def test_a_device_that_is_not_there_is_refused():
+    assert choose_device("cpu") == torch.device("cpu")
+    for name in ("cuda:99", "toaster"):
+        with pytest.raises(InputError, match=f"--device: '{name}' is not auto, cpu"):
+            choose_device(name)

@@ -1,0 +1,52 @@
+"""The closing lines, and the choice of photos for the grid."""
+
+from collections import Counter
+
+from carvision.inference.inputs import Photo
+from carvision.inference.tally import Sample, Tally
+
+LABELS = ("make", "model")
+IDS = {"make": ["3", "7"], "model": ["1", "2", "9"]}
+NAMES = {"make": ["Audi", "BMW"], "model": ["A4", "X5", "X5"]}
+
+
+def test_right_and_wrong_by_id_or_else_by_name():
+    tally = Tally(LABELS, IDS, NAMES)
+    good = {"make": "BMW", "make_id": "7", "model": "X5", "model_id": "9"}
+    brief = {"make": "BMW", "model": "X5"}
+    for row in (good, brief):
+        tally.add(Photo("a", "a"), {"make": 1, "model": 1}, row)
+    tally.add(Photo("b", "b"), {"make": 0, "model": None}, good)
+    tally.add(Photo("c", "c", (0, 0, 1, 1)), {"make": 0, "model": 0}, {"error": "the file is empty"})
+    assert tally.num_right == {"make": 2, "model": 1} and tally.num_judged == {"make": 3, "model": 2}
+    assert tally.num_without_box == 3
+    assert tally.lines() == [
+        "1 of 4 photos could not be used; see the column error",
+        "  c: the file is empty",
+        "right: make 66.7 % of 3, model 50.0 % of 2",
+    ]
+
+
+def test_only_the_first_reasons_are_said():
+    tally = Tally(LABELS, IDS, NAMES)
+    for i in range(1234):
+        tally.add(Photo(f"{i}", ""), {}, {"make": "", "model": "", "error": "torn"})  # as CSV gives it back
+    assert tally.lines() == [
+        "1,234 of 1,234 photos could not be used; see the column error",
+        "  0: torn", "  1: torn", "  2: torn", "  and 1,231 more",
+    ]  # fmt: skip
+
+
+def test_each_row_is_equally_likely_to_be_chosen_and_the_order_kept():
+    counts = Counter()
+    for seed in range(2000):
+        sample = Sample(3, seed)
+        for i in range(10):
+            sample.add(i)
+        chosen = [i for (i,) in sample.chosen()]
+        assert chosen == sorted(chosen) and len(chosen) == 3
+        counts.update(chosen)
+    assert all(520 < counts[i] < 680 for i in range(10)), counts  # 600 expected, standard deviation 20
+    few = Sample(3)
+    few.add("only")
+    assert few.chosen() == [["only"]]

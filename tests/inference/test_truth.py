@@ -1,0 +1,56 @@
+"""True classes from lists and folders."""
+
+import pytest
+
+from carvision.inference.inputs import Photo
+from carvision.inference.truth import TrueClasses
+
+IDS = {"make": ["3", "7", "307"], "model": ["1", "2", "307", "9"]}
+NAMES = {"make": ["Audi", "BMW", "Mazda"], "model": ["A4", "307", "X5", "X5"]}
+PARENTS = {"model": ("make", [0, 1, 1, 2])}
+
+
+def codes(photo, heads=("model", "make"), from_folders=False):
+    truths = TrueClasses(IDS, NAMES, PARENTS, list(heads), from_folders)
+    return truths.codes(photo), truths.unknown
+
+
+@pytest.mark.parametrize(
+    ("truth", "expected"),
+    [
+        ({"make": "7", "model": "2"}, {"make": 1, "model": 1}),
+        ({"make": "BMW", "model": "307"}, {"make": 1, "model": 2}),  # the id, before the name of another
+        ({"make": "BMW", "model": "X5"}, {"make": 1, "model": 2}),  # of the two of that name, BMW's
+        ({"make": "Mazda", "model": "X5"}, {"make": 2, "model": 3}),
+        ({"make": "Audi", "model": "A4"}, {"make": 0, "model": 0}),
+        ({"model": "A4"}, {"make": None, "model": 0}),
+        ({}, {"make": None, "model": None}),
+    ],
+)
+def test_of_a_list(truth, expected):
+    found, unknown = codes(Photo("p", "p", None, truth))
+    assert found == expected and not unknown.total()
+
+
+def test_what_is_no_class_is_counted():
+    for truth in (
+        {"model": "X5"},
+        {"model": "Z"},
+        {"make": "Audi", "model": "X5"},
+    ):  # two of one name, none, not Audi's
+        found, unknown = codes(Photo("p", "p", None, truth))
+        assert found["model"] is None and unknown["model"] == 1 and not unknown["make"]
+
+
+def test_of_folders_the_nearest_that_is_a_class():
+    assert codes(Photo("data/BMW/X5/2014/a.jpg", ""), from_folders=True)[0] == {"make": 1, "model": 2}
+    assert codes(Photo("data/7/2/9.jpg", ""), from_folders=True)[0] == {"make": 1, "model": 1}
+    # 1 is a model, but none of BMW's: a year or a part, not the class
+    assert codes(Photo("7/2/1/a.jpg", ""), from_folders=True)[0] == {"make": 1, "model": 1}
+    assert codes(Photo("BMW/Audi/a.jpg", ""), from_folders=True)[0] == {"make": 0, "model": None}
+    assert codes(Photo("other/a.jpg", ""), from_folders=True) == ({"make": None, "model": None}, {})
+    assert codes(Photo("7/2/a.jpg", "", None, {"make": "3"}), from_folders=True)[0]["make"] == 0  # lists come first
+
+
+def test_only_the_heads_asked_for():
+    assert codes(Photo("BMW/X5/a.jpg", ""), heads=("make",), from_folders=True)[0] == {"make": 1}

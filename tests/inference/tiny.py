@@ -1,0 +1,42 @@
+"""A tiny trained-looking model and photos for it."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from carvision import portable
+from carvision.data.images import Preprocessing
+from carvision.models.classifier import Classifier, Head, Layers
+
+LABELS = {
+    "make": {"ids": ["3", "7"], "names": ["Audi", "BMW"], "parent": None, "parent_codes": []},
+    "model": {"ids": ["1", "2", "9"], "names": ["A4", "X5", "X5"], "parent": "make", "parent_codes": [0, 1, 1]},
+    "speed": {"unit": "km/h", "mean": 180.0, "std": 20.0},
+}
+
+
+def save_tiny(folder: Path, seed: int = 0, crop_to_box: bool = False) -> Path:
+    """The folder of a run whose model has two heads with classes and one number, decoded jointly."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    heads = {"make": Head(2), "model": Head(3), "speed": Head(1, Layers(), 180.0, 20.0)}
+    model = Classifier("test_resnet", heads, 32).eval()
+    with torch.no_grad():  # random weights tell all photos alike; these have opinions
+        for name in ("make", "model"):
+            model.get_submodule(f"head_{name}").output.weight.mul_(40)
+    preprocessing = Preprocessing(32, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+    portable.save(model, folder, LABELS, preprocessing, "joint", {}, {}, crop_to_box=crop_to_box)
+    return folder
+
+
+def write_photos(folder: Path, num: int, seed: int = 0) -> list[Path]:
+    """Small coloured JPEGs 000.jpg, 001.jpg, ..."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    files = [folder / f"{i:03d}.jpg" for i in range(num)]
+    for file in files:
+        blocks = random.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+        Image.fromarray(blocks).resize((50, 40), Image.Resampling.NEAREST).save(file)
+    return files
