@@ -1,0 +1,92 @@
+"""Class by class: how each is recognised, and which are taken for which."""
+
+import numpy as np
+import pandas as pd
+import torch
+
+from carvision.evaluation.areas import class_areas, scores_of
+from carvision.evaluation.predictions import Predictions
+from carvision.metrics.heads import num_ahead
+
+
+def parent_names(head: str, labels: dict[str, dict]) -> list[str]:
+    """Of each class of the head, the name of its parent's class; "" where it has none."""
+    label = labels[head]
+    if label.get("parent") not in labels:
+        return [""] * len(label["ids"])
+    names = labels[label["parent"]]["names"]
+    return [names[code] for code in label["parent_codes"]]
+
+
+def class_order(head: str, labels: dict[str, dict]) -> np.ndarray:
+    """int64 (C,): the classes by their parents' names, then by their own, so that parents form blocks."""
+    parents, names, ids = parent_names(head, labels), labels[head]["names"], labels[head]["ids"]
+    codes = labels[head]["parent_codes"] if any(parents) else [0] * len(names)  # two parents may have one name
+    keys = [(parents[i].casefold(), codes[i], names[i].casefold(), ids[i]) for i in range(len(names))]
+    return np.array(sorted(range(len(names)), key=keys.__getitem__), dtype=np.int64)
+
+
+def class_table(predictions: Predictions, head: str, labels: dict[str, dict], predicted: torch.Tensor) -> pd.DataFrame:
+    """A row a class, by parent and name: id, name, parent, photos, predicted, right, recall (the accuracy on its
+    photos), precision, f1, top5, confidence (mean probability of the class predicted for its photos), auc (against
+    the rest), taken_for_id, taken_for, taken_for_photos (the wrong class that is predicted most often for it).
+
+    predicted int64 (N,). What is not defined is NaN, "" for a class: recall of a class without photos, say.
+    """
+    known = predictions.known(head)
+    logits, targets, predicted = predictions.logits[head][known], predictions.targets[head][known], predicted[known]
+    num_classes, names, ids = logits.shape[1], labels[head]["names"], labels[head]["ids"]
+    confidence = predictions.probs(head)[known].gather(1, predicted[:, None])[:, 0]
+    in_top5 = num_ahead(logits, targets) < min(5, num_classes)
+
+    def count(classes: torch.Tensor, weights: torch.Tensor | None = None) -> np.ndarray:
+        weights = None if weights is None else weights.double()
+        return torch.bincount(classes, weights, num_classes).double().numpy()
+
+    photos, guessed, right = count(targets), count(predicted), count(targets, predicted == targets)
+    with np.errstate(invalid="ignore"):
+        table = pd.DataFrame(
+            {
+                "id": ids, "name": names, "parent": parent_names(head, labels),
+                "photos": photos.astype(int), "predicted": guessed.astype(int), "right": right.astype(int),
+                "recall": right / photos, "precision": right / guessed, "f1": 2 * right / (photos + guessed),
+                "top5": count(targets, in_top5) / photos, "confidence": count(targets, confidence) / photos,
+                "auc": class_areas(scores_of(logits), targets).numpy(),
+            }
+        )  # fmt: skip
+    cells = confusions(targets.numpy(), predicted.numpy())
+    wrong = cells[cells["true"] != cells["predicted"]]
+    most = wrong.sort_values("photos", ascending=False, kind="stable").groupby("true").first()
+    taken = most.reindex(range(num_classes), fill_value=-1)["predicted"].to_numpy()
+    table["taken_for_id"] = [ids[code] if code >= 0 else "" for code in taken]
+    table["taken_for"] = [names[code] if code >= 0 else "" for code in taken]
+    table["taken_for_photos"] = most["photos"].reindex(range(num_classes), fill_value=0).to_numpy()
+    return table.iloc[class_order(head, labels)].reset_index(drop=True)
+
+
+def confusions(targets: np.ndarray, predicted: np.ndarray) -> pd.DataFrame:
+    """The cells of the confusion matrix that are not empty: true, predicted (codes), photos; by code."""
+    cells, photos = np.unique(np.stack([targets, predicted], axis=1), axis=0, return_counts=True)
+    return pd.DataFrame({"true": cells[:, 0], "predicted": cells[:, 1], "photos": photos})
+
+
+def share_within_parent(cells: pd.DataFrame, parent_codes: list[int]) -> float:
+    """Of the mistakes, the share in which the predicted class has the same parent as the true one; NaN without any."""
+    wrong = cells[cells["true"] != cells["predicted"]]
+    codes = np.asarray(parent_codes)
+    same = codes[wrong["true"]] == codes[wrong["predicted"]]
+    return float(wrong["photos"][same].sum() / wrong["photos"].sum()) if len(wrong) else float("nan")
+
+
+def confused_pairs(cells: pd.DataFrame) -> pd.DataFrame:
+    """Pairs of classes that are taken for each other, those with most photos first: a, b (codes), a_as_b, b_as_a
+    (photos), a being the class that is mistaken more often; photos: of both."""
+    wrong = cells[cells["true"] != cells["predicted"]]
+    both = {(true, guess): photos for true, guess, photos in wrong.itertuples(index=False)}
+    rows = []
+    for (a, b), photos in both.items():
+        back = both.get((b, a), 0)
+        if photos > back or (photos == back and a < b):
+            rows.append((a, b, photos, back, photos + back))
+    table = pd.DataFrame(rows, columns=["a", "b", "a_as_b", "b_as_a", "photos"])
+    return table.sort_values(["photos", "a_as_b"], ascending=False, kind="stable").reset_index(drop=True)

@@ -1,0 +1,57 @@
+"""The figures of training's metrics.json, from the logits of all photos."""
+
+import torch
+from torch import Tensor
+
+from carvision.evaluation.predictions import Predictions
+from carvision.losses import create_loss, smooth_l1
+from carvision.metrics import EpochMetrics
+from carvision.portable import parents_of
+
+CHUNK = 4096  # photos at a time, as metrics take several times the memory of the logits
+
+
+def losses_of(predictions: Predictions, labels: dict[str, dict], loss: dict) -> dict[str, Tensor]:
+    """{head: float (N,)} by the run's own loss (the keys of conf/loss), 0 where the label is not known."""
+    create = {key: value for key, value in loss.items() if key not in ("class_weights", "head_weights")}
+    class_loss = create_loss(**create)
+    losses = {}
+    for name, label in labels.items():
+        logits, targets = predictions.logits[name], predictions.targets[name]
+        parts = zip(logits.split(CHUNK), targets.split(CHUNK), strict=True)
+        losses[name] = torch.cat(
+            [class_loss(*part) if "ids" in label else smooth_l1(*part, label["std"]) for part in parts]
+        )
+    return losses
+
+
+def head_weights_of(labels: dict[str, dict], loss: dict) -> dict[str, float]:
+    """What each head counts in the sum; learned weights count in training alone."""
+    given = loss.get("head_weights") or {}
+    return dict.fromkeys(labels, 1.0) | ({} if given == "learned" else given)
+
+
+def measure(
+    predictions: Predictions,
+    labels: dict[str, dict],
+    losses: dict[str, Tensor],
+    head_weights: dict[str, float],
+    rule: str,
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """The figures, and what each decoding rule gives: EpochMetrics, with AUC. Penalties on weights are not counted."""
+    outputs = {name: len(label["ids"]) if "ids" in label else None for name, label in labels.items()}
+    metrics = EpochMetrics(outputs, head_weights, parents_of(labels), rule, compare_rules=True, with_auc=True)
+    num_photos = len(predictions.paths)
+    for start in range(0, num_photos, CHUNK):
+        part = slice(start, start + CHUNK)
+        metrics.update(
+            {name: predictions.logits[name][part] for name in labels},
+            {name: predictions.targets[name][part] for name in labels},
+            {name: losses[name][part] for name in labels},
+            {name: predictions.known(name)[part].float() for name in labels},
+            predictions.valid[part],
+            torch.zeros(()),
+        )
+    figures = metrics.compute()
+    del figures["loss_total"]
+    return figures, metrics.compute_rules() if len(metrics.rules) > 1 else {}

@@ -1,0 +1,82 @@
+"""The logits of a table's photos, by one process or by several that share the photos."""
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from carvision.data.table import BOX, Table
+from carvision.errors import InputError
+from carvision.evaluation.predictions import Predictions
+from carvision.inference.predictor import Predictor
+from carvision.inference.reading import predict_items
+
+log = logging.getLogger(__name__)
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """Of this process among those that torchrun started; (0, 1) if it is alone."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def predict_table(
+    predictor: Predictor, table: Table, targets: dict, data: dict, device: str, what: str
+) -> tuple[Predictions | None, dict[str, str]]:
+    """All photos of the table, each once, and {path: reason} of those that can't be used.
+
+    Of several processes each takes its share, and the first has the result; the others get None. data: its keys
+    batch_size, num_workers, crop_to_box and on_bad_image hold. what: for the progress bar.
+    Raises InputError for a photo that can't be used where on_bad_image is "error".
+    """
+    rank, world_size = rank_and_world_size()
+    rows = np.arange(rank, len(table), world_size)
+    boxes = table.rows[BOX].to_numpy(np.float32) if data["crop_to_box"] and table.has_boxes else None
+    paths = table.rows["path"].tolist()
+    items = ((os.fspath(table.root / paths[row]), None if boxes is None else boxes[row]) for row in rows)
+    place = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "auto" and torch.cuda.is_available() else device
+    parts, reasons = [], []
+    with _progress(rank) as progress:
+        task = progress.add_task(what, total=len(rows))
+        for batch in predict_items(predictor, items, place, data["batch_size"], data["num_workers"]):
+            bad = next((i for i, reason in enumerate(batch.reasons) if reason), None)
+            if bad is not None and data["on_bad_image"] == "error":
+                raise InputError(
+                    f"{batch.items[bad][0]}: {batch.reasons[bad]}. Mend or remove the photo, or go on without it with "
+                    "data.on_bad_image=skip (python -m carvision.check finds all such photos)"
+                )
+            parts.append(batch.logits)
+            reasons += batch.reasons
+            progress.advance(task, len(batch.items))
+    logits = {name: torch.cat([part[name] for part in parts]) for name in predictor.labels} if parts else {}
+    gathered = _gather((rows, logits, reasons), rank, world_size)
+    if gathered is None:
+        return None, {}
+    order = np.argsort(np.concatenate([part[0] for part in gathered]))
+    whole = [part[1] for part in gathered if part[1]]
+    logits = {name: torch.cat([part[name] for part in whole])[order] for name in predictor.labels}
+    reasons = np.array([reason for part in gathered for reason in part[2]], object)[order]
+    bad = {paths[i]: reasons[i] for i in np.flatnonzero(reasons)}
+    counts = np.ones(len(table), bool) if data["on_bad_image"] == "blank" else ~reasons.astype(bool)
+    predictions = Predictions(
+        paths, Path(table.root), boxes, logits, targets, torch.from_numpy(counts), dict(predictor.temperature)
+    )
+    return predictions, bad
+
+
+def _gather(part: tuple, rank: int, world_size: int) -> list[tuple] | None:
+    """The parts of all processes, on the first; None on the others."""
+    if world_size == 1:
+        return [part]
+    parts = [None] * world_size if rank == 0 else None
+    torch.distributed.gather_object(part, parts)
+    return parts
+
+
+def _progress(rank: int) -> Progress:
+    terminal = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=terminal, disable=rank > 0 or not terminal.is_terminal, transient=True)

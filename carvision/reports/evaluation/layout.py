@@ -1,0 +1,53 @@
+"""Pictures laid out in pixels, so that nothing overlaps."""
+
+import math
+import textwrap
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
+
+from carvision.reports.style import DPI, TEXT
+
+EDGE_PX = 14
+TITLE_PX, LINE_PX = 22, 17  # from line to line, of titles and of text in 9 points
+
+
+def create_sheet(width_px: int, height_px: int) -> tuple[Figure, Axes]:
+    """A figure and its only axes, whose data are pixels from the top left."""
+    figure = Figure(figsize=(width_px / DPI, height_px / DPI), dpi=DPI, facecolor="white")
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width_px), ylim=(height_px, 0))
+    axes.axis("off")
+    return figure, axes
+
+
+def write_text(axes: Axes, x: float, y: float, text: str, **style) -> None:
+    """Text as it is ("$" starts no formula), quiet in colour unless the style says another."""
+    axes.text(x, y, text, **{"color": TEXT, "size": 9, "parse_math": False, **style})
+
+
+def write_title(axes: Axes, lines: list[str]) -> None:
+    for i, line in enumerate(lines):
+        write_text(axes, EDGE_PX, EDGE_PX + i * TITLE_PX, line, va="top", size=12, weight="bold")
+
+
+def width_px(text: str, size: float, weight: str = "normal") -> int:
+    """Of a line in that size in points."""
+    points, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=size, weight=weight), False)
+    return math.ceil(points * DPI / 72)
+
+
+def shortened(name: str, length: int) -> str:
+    name = " ".join(name.split())
+    return name if len(name) <= length else name[: length - 1] + "\u2026"
+
+
+def wrapped(text: str, room_px: int, size: float, weight: str = "normal", max_lines: int | None = None) -> list[str]:
+    """Lines no wider than the room; a word that is too long is broken."""
+    letters = max(4, int(room_px / max(1, width_px(text, size, weight)) * len(text)))
+    while True:
+        lines = textwrap.wrap(text, letters, max_lines=max_lines, placeholder=" \u2026") or [""]
+        if letters <= 4 or max(width_px(line, size, weight) for line in lines) <= room_px:
+            return lines
+        letters -= 1

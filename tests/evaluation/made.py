@@ -1,0 +1,68 @@
+"""Predictions made up for tests: makes and models that are often confused within a make, and a number."""
+
+from pathlib import Path
+
+import torch
+
+from carvision.data.table import UNKNOWN
+from carvision.evaluation.predictions import Predictions
+from carvision.losses import cross_entropy, smooth_l1
+from carvision.metrics import EpochMetrics
+from carvision.portable import parents_of
+
+CODES = [1, 0, 0, 2, 1, 2, 2]  # the make of each model
+LABELS = {
+    "make": {"ids": [*"xyz"], "names": ["Velmora", "Kestrano", "Ironholt"], "parent": None, "parent_codes": []},
+    "model": {"ids": [*"0123456"], "names": [*"gfedcba"], "parent": "make", "parent_codes": CODES},
+    "speed": {"unit": "km/h", "mean": 180.0, "std": 20.0},
+}
+HEAD_WEIGHTS = {"make": 0.5, "model": 2.0, "speed": 0.25}
+
+
+def made(num: int = 120, seed: int = 0, temperature: dict | None = None, labels: dict = LABELS) -> Predictions:
+    """A tenth of the photos could not be read, a tenth of each label is not known."""
+    random = torch.Generator().manual_seed(seed)
+    model = torch.randint(len(CODES), (num,), generator=random)
+    targets = {"make": torch.tensor(CODES)[model], "model": model}
+    targets["speed"] = 180 + 20 * torch.randn(num, generator=random)
+    logits = {}
+    for head, classes in (("make", 3), ("model", 7)):
+        logits[head] = torch.randn(num, classes, generator=random)
+        logits[head][torch.arange(num), targets[head]] += 1.5
+    logits["speed"] = (targets["speed"] + 10 * torch.randn(num, generator=random))[:, None]
+    for head, values in targets.items():
+        unknown = torch.rand(num, generator=random) < 0.1
+        values[unknown] = torch.nan if head == "speed" else UNKNOWN
+    valid = torch.rand(num, generator=random) > 0.1
+    paths = [f"{i}.jpg" for i in range(num)]
+    kept = {name: {head: values[head] for head in labels} for name, values in (("l", logits), ("t", targets))}
+    return Predictions(paths, Path("photos"), None, kept["l"], kept["t"], valid, temperature or {})
+
+
+def losses_of(predictions: Predictions, labels: dict = LABELS) -> dict[str, torch.Tensor]:
+    return {
+        head: cross_entropy(predictions.logits[head], predictions.targets[head])
+        if "ids" in label
+        else smooth_l1(predictions.logits[head], predictions.targets[head], label["std"])
+        for head, label in labels.items()
+    }
+
+
+def epoch_of(predictions: Predictions, rule: str, labels: dict = LABELS, weights=None) -> EpochMetrics:
+    """The metrics of training; with weights, int (photos,), each photo so many times."""
+    rows = torch.arange(len(predictions.paths))
+    if weights is not None:
+        rows = rows.repeat_interleave(weights)
+    outputs = {head: len(label["ids"]) if "ids" in label else None for head, label in labels.items()}
+    metrics = EpochMetrics(outputs, HEAD_WEIGHTS, parents_of(labels), rule, compare_rules=True, with_auc=True)
+    losses = losses_of(predictions, labels)
+    metrics.update(
+        *(
+            {head: values[head][rows] for head in labels}
+            for values in (predictions.logits, predictions.targets, losses)
+        ),
+        {head: predictions.known(head)[rows].float() for head in labels},
+        predictions.valid[rows],
+        torch.tensor(0.0),
+    )
+    return metrics

@@ -1,0 +1,189 @@
+"""Pictures of an evaluation: they exist, have the size of what they show, and no text lies on another."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
+
+from carvision.data.images import BadImage
+from carvision.evaluation.calibration import reliability
+from carvision.evaluation.classes import confused_pairs, confusions
+from carvision.evaluation.predictions import Predictions
+from carvision.reports.evaluation import confusion, curves, pairs
+from carvision.reports.evaluation.layout import width_px, wrapped
+from carvision.reports.style import save_figure
+
+NAME = "Mercedes-Benz SL-Class Coupe"
+
+
+@pytest.fixture
+def figures(monkeypatch) -> list:
+    """The figures that are saved, as well."""
+    kept = []
+
+    def keep(figure, file):
+        kept.append(figure)
+        save_figure(figure, file)
+
+    for module in (confusion, curves, pairs):
+        monkeypatch.setattr(module, "save_figure", keep)
+    return kept
+
+
+def assert_nothing_overlaps(figure) -> None:
+    """No text lies on another or reaches out of the picture."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    texts = [text for axes in figure.axes for text in axes.texts if text.get_text()]
+    boxes = np.array([text.get_window_extent(renderer).extents for text in texts])
+    width, height = figure.get_size_inches() * figure.dpi
+    assert (boxes[:, :2] > -1).all() and (boxes[:, 2] < width + 1).all() and (boxes[:, 3] < height + 1).all()
+    for i, (left, bottom, right, top) in enumerate(boxes):
+        others = boxes[i + 1 :]
+        across = np.minimum(right, others[:, 2]) - np.maximum(left, others[:, 0])
+        upright = np.minimum(top, others[:, 3]) - np.maximum(bottom, others[:, 1])
+        both = np.flatnonzero((across > 1) & (upright > 1))
+        assert not len(both), (texts[i].get_text(), texts[i + 1 + both[0]].get_text())
+
+
+def make_cells(num_classes: int, num_photos: int) -> pd.DataFrame:
+    random = np.random.default_rng(0)
+    true = random.integers(num_classes, size=num_photos)
+    wrong = random.random(num_photos) < 0.3
+    return confusions(true, np.where(wrong, random.integers(num_classes, size=num_photos), true))
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "num_parents"), [(2, 0), (4, 0), (12, 4), (27, 8), (60, 20), (102, 0), (196, 49), (1716, 163)]
+)
+def test_a_confusion_matrix_of_any_size(num_classes, num_parents, tmp_path, figures):
+    cells = make_cells(num_classes, 5 * num_classes)
+    names = [f"{NAME} {i}" for i in range(num_classes)]
+    sizes = np.sort(np.random.default_rng(1).integers(max(1, num_parents), size=num_classes))
+    parents = [f"Make number {i}" if num_parents else "" for i in sizes]
+    file = tmp_path / "confusion.png"
+    confusion.plot_confusion(cells, names, parents, "a run on test: model", "5 photos. " * 20, file)
+    width, height = Image.open(file).size
+    assert 500 < width < 2600 and 400 < height < 2600
+    assert file.stat().st_size < 2e6
+    texts = [text.get_text() for text in figures[0].axes[0].texts]
+    assert_nothing_overlaps(figures[0])
+    assert sum(text.startswith("Mercedes") for text in texts) >= (2 * num_classes if num_classes <= 60 else 0)
+    assert sum(text.startswith("Make") for text in texts) >= num_parents * (0.9 if num_classes < 1000 else 0.4)
+
+
+@pytest.mark.parametrize("cell", [1, 2, 3, 20])
+def test_colours_of_the_matrix_are_shares_of_the_true_class(cell):
+    counts = np.zeros((9, 9), int)
+    counts[1, 1], counts[1, 4], counts[4, 8] = 3, 1, 2
+    pixels = confusion._pixels(counts, cell)
+    assert pixels.shape == (9 * cell, 9 * cell, 3)
+
+    def colour(row: int, column: int) -> list[int]:
+        return pixels[row * cell + cell // 2, column * cell + cell // 2].tolist()
+
+    of_share = {share: (255 * np.array(confusion.COLOURS(confusion.NORM(share))[:3])).astype(int).tolist()
+                for share in (0.25, 0.75, 1.0)}  # fmt: skip
+    assert [colour(1, 1), colour(1, 4), colour(4, 8)] == [of_share[0.75], of_share[0.25], of_share[1.0]]
+    assert colour(4, 2) == [255] * 3 and colour(7, 4) == [239] * 3  # class 7 has no photos
+    assert (colour(1, 5) == of_share[0.25]) == (cell < 3)  # a dot is no smaller than three pixels
+
+
+def test_a_class_without_photos_and_a_title_that_looks_like_a_formula(tmp_path, figures):
+    names, parents = ["$x_1$", "_", "long " * 30], ["", "", ""]
+    confusion.plot_confusion(make_cells(2, 9), names, parents, "$a on $ " * 30, "", tmp_path / "c.png")
+    assert_nothing_overlaps(figures[0])
+    assert any("grey" in text.get_text() for text in figures[0].axes[0].texts)
+
+
+def make_photos(folder: Path, targets: list[int], predicted: list[int], num_classes: int) -> Predictions:
+    """Photos as wide as their number is large, with boxes of half their width."""
+    for i in range(len(targets)):
+        Image.new("RGB", (300 + i, 200), (20 * i % 255, 90, 90)).save(folder / f"{i}.jpg")
+    logits = torch.randn(len(targets), num_classes) + 5 * torch.eye(num_classes)[torch.tensor(predicted)]
+    boxes = np.array([[50, 20, 250, 190]] * len(targets), np.float32)
+    paths = [f"{i}.jpg" for i in range(len(targets))]
+    valid = torch.ones(len(targets), dtype=torch.bool)
+    return Predictions(paths, folder, boxes, {"model": logits}, {"model": torch.tensor(targets)}, valid, {})
+
+
+def draw_pairs(predictions: Predictions, names: list[str], predicted: list[int], folder: Path) -> Path:
+    targets = predictions.targets["model"].numpy()
+    table = confused_pairs(confusions(targets, np.array(predicted)))
+    file = folder / "confused.png"
+    pairs.plot_pairs(table, predictions, "model", names, torch.tensor(predicted), "pairs", True, file)
+    return file
+
+
+def test_confused_pairs_with_photos_of_each_kind(tmp_path, figures):
+    targets = [0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3]
+    predicted = [0, 0, 0, 1, 1, 0, 1, 1, 2, 0, 2]
+    names = [f"{NAME} of a very long name {i}" for i in range(4)]
+    file = draw_pairs(make_photos(tmp_path, targets, predicted, 4), names, predicted, tmp_path)
+    axes = figures[0].axes[0]
+    assert_nothing_overlaps(figures[0])
+    texts = [text.get_text() for text in axes.texts]
+    assert {"2 of 5 taken for B", "1 of 3 taken for A", "1 of 2 taken for B", "0 of 5 taken for A"} <= set(texts)
+    assert sum("%" in text for text in texts) == len(axes.images) == (2 + 2 + 1 + 2) + (1 + 1 + 2) + (1 + 1)
+    assert texts.count("none") == 3  # no photo of 0 is taken for 2, none of 2 for 3, none of 3 is recognised
+    assert Image.open(file).height > 3 * pairs.TILE_PX
+
+
+def test_one_mistake_and_none(tmp_path, figures):
+    for predicted, num_rows in (([0, 0, 1], 1), ([0, 1, 1], 0)):
+        predictions = make_photos(tmp_path, [0, 1, 1], predicted, 2)
+        file = draw_pairs(predictions, ["one", "two"], predicted, tmp_path)
+        assert_nothing_overlaps(figures[-1])
+        assert file.stat().st_size > 1000 and bool(figures[-1].axes[0].images) == bool(num_rows)
+    assert "No photo" in figures[-1].axes[0].texts[-1].get_text()
+
+
+def test_a_photo_that_is_gone_is_grey(tmp_path, caplog, figures):
+    predictions = make_photos(tmp_path, [0, 1, 1], [0, 0, 1], 2)
+    (tmp_path / "1.jpg").unlink()
+    draw_pairs(predictions, ["one", "two"], [0, 0, 1], tmp_path)
+    assert "1.jpg: the file is missing" in caplog.text
+    assert "unreadable" in [text.get_text() for text in figures[0].axes[0].texts]
+
+
+def test_tiles_are_upright_and_cropped(tmp_path):
+    pixels = np.zeros((100, 200, 3), np.uint8)
+    pixels[:, 100:] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise: the white half is below
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    whole = np.asarray(pairs.read_tile(tmp_path / "a.png", None))
+    assert whole.shape == (140, 70, 3) and whole[:60].max() == 0 and whole[80:].min() == 255
+    part = np.asarray(pairs.read_tile(tmp_path / "a.png", np.array([0, 110, 100, 160], np.float32)))
+    assert part.shape == (70, 140, 3) and part.min() == 255
+    with pytest.raises(BadImage, match="outside"):
+        pairs.read_tile(tmp_path / "a.png", np.array([0, 0, 300, 90], np.float32))
+
+
+def test_reliability_and_coverage(tmp_path, figures):
+    random = torch.Generator().manual_seed(0)
+    probs = (2 * torch.randn(90, 4, generator=random)).softmax(1)
+    targets = torch.randint(4, (90,), generator=random)
+    bins = reliability(probs, targets)
+    for diagrams in ({"as it is": bins}, {"as it is": bins, "temperature 2": bins}):
+        curves.plot_reliability(diagrams, "a run: model", tmp_path / "reliability.png")
+        assert len(figures[-1].axes) == 2 * len(diagrams)
+        assert figures[-1].axes[0].get_title(loc="left").startswith("as it is: ECE ")
+    right = (probs.argmax(1) == targets).numpy()
+    surest = {f"head {i}": (probs.max(1).values.numpy(), right) for i in range(14)}
+    for heads in (surest, {"one photo": (np.array([0.5]), np.array([True]))}):
+        curves.plot_coverage(heads, "a run", tmp_path / "coverage.png")
+        assert len(figures[-1].axes[0].lines) == 2 * len(heads)
+    assert Image.open(tmp_path / "coverage.png").width > 500
+
+
+def test_wrapped_lines_fit_and_lose_nothing():
+    text = "Rolls-Royce Phantom Drophead Coupe Convertible 2012 and others " * 3
+    lines = wrapped(text, 200, 9, "bold")
+    assert max(width_px(line, 9, "bold") for line in lines) <= 200
+    assert " ".join(lines).split() == text.split()
+    assert len(wrapped(text, 200, 9, max_lines=2)) == 2
+    assert wrapped("", 200, 9) == [""]

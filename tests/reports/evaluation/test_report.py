@@ -1,0 +1,172 @@
+"""write_evaluation as a whole: its files, what they say, and that 80 columns hold the tables."""
+
+import contextlib
+import io
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from carvision.evaluation.predictions import Predictions
+from carvision.reports.evaluation import of_head
+from carvision.reports.evaluation.report import write_evaluation
+from carvision.reports.evaluation.tables import cell, figure_sheets, number, percent
+from tests.evaluation.made import HEAD_WEIGHTS, LABELS, epoch_of, losses_of, made
+
+
+def evaluate(
+    predictions: Predictions, folder, labels: dict = LABELS, rule: str = "joint", num_samples: int = 20
+) -> dict:
+    metrics = epoch_of(predictions, rule, labels)
+    figures = metrics.compute()
+    del figures["loss_total"]
+    return write_evaluation(
+        predictions, labels, folder, figures=figures, decodings=metrics.compute_rules(),
+        losses=losses_of(predictions, labels), head_weights=HEAD_WEIGHTS, rule=rule, title="a run on test",
+        notes=["2 classes are not known to the network"], num_samples=num_samples,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """A folder with a photo for each path of `made`."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(120):
+        Image.new("RGB", (60, 40), (i, 90, 90)).save(folder / f"{i}.jpg")
+    return folder
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    predictions: Predictions
+    result: dict
+    folder: Path
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def evaluated(photos, tmp_path_factory) -> Evaluated:
+    predictions = replace(made(temperature={"model": 1.5}), root=photos)
+    folder, printed = tmp_path_factory.mktemp("evaluation") / "out", io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        result = evaluate(predictions, folder)
+    return Evaluated(predictions, result, folder, printed.getvalue())
+
+
+def test_every_file_is_written_and_says_the_same(evaluated):
+    predictions, result, folder = evaluated.predictions, evaluated.result, evaluated.folder
+    assert result == json.loads(json.dumps(result, allow_nan=False))
+    of_head = {f"{kind}_{head}.{end}" for head in ("make", "model") for kind in ("confusion", "confused")
+               for end in ("csv", "png")}  # fmt: skip
+    of_head |= {f"per_class_{head}.csv" for head in ("make", "model")}
+    of_head |= {f"reliability_{head}.png" for head in ("make", "model")}
+    found = {file.name for file in folder.iterdir()}
+    assert found == of_head | {"coverage.png", "results.txt", "evaluation.md", "evaluation.html"}
+    results, page = (folder / "results.txt").read_text(), (folder / "evaluation.html").read_text()
+    shown = cell(result["figures"], result["intervals"], "model/top1")
+    assert re.fullmatch(r"\d\d\.\d \[\d\d\.\d, \d\d\.\d\]", shown)
+    for text in (evaluated.printed, results, page, (folder / "evaluation.md").read_text().replace("\\", "")):
+        assert shown in text and "2 classes are not known" in " ".join(text.split())
+        assert f"{int((~predictions.valid).sum())} more could not be read" in " ".join(text.split())
+    assert page.count("<img ") == 7 and "src='data:image/png" in page
+    assert max(len(line) for line in results.splitlines()) <= 80 and "…" not in results
+    assert set(result["intervals"]) == set(result["figures"])
+    assert result["temperature"] == {"make": 1.0, "model": 1.5}
+
+
+def test_tables_as_files_have_every_class_and_cell(evaluated):
+    result, folder = evaluated.result, evaluated.folder
+    per_class = pd.read_csv(folder / "per_class_model.csv")
+    cells, pairs = pd.read_csv(folder / "confusion_model.csv"), pd.read_csv(folder / "confused_model.csv")
+    assert sorted(per_class["id"]) == list(range(7))
+    assert list(cells) == ["true_id", "true", "predicted_id", "predicted", "photos"]
+    assert cells["photos"].sum() == per_class["photos"].sum() == int(evaluated.predictions.known("model").sum())
+    wrong = cells[cells["true_id"] != cells["predicted_id"]]
+    assert wrong["photos"].sum() == pairs["photos"].sum() == result["mistakes"]["model"]["photos"]
+    assert per_class["right"].sum() / per_class["photos"].sum() == pytest.approx(result["figures"]["model/top1"])
+    first = pairs.iloc[0]
+    there = wrong[(wrong["true_id"] == first["a_id"]) & (wrong["predicted_id"] == first["b_id"])]
+    assert there["photos"].item() == first["a_as_b"] and there["true"].item() == first["a"]
+    rows = result["coverage"]["model"]["rows"]
+    assert rows[0]["accuracy"] == pytest.approx(result["figures"]["model/top1"])
+    names = dict(zip(LABELS["model"]["ids"], LABELS["model"]["names"], strict=True))
+    assert [names[str(code)] for code in per_class["id"]] == per_class["name"].tolist()
+
+
+def test_areas_are_exact_and_other_figures_those_given(evaluated):
+    given = epoch_of(evaluated.predictions, "joint").compute()
+    figures = evaluated.result["figures"]
+    for name, value in figures.items():
+        if name in given and "auc" not in name:
+            assert value == given[name], name
+    known = evaluated.predictions.known("model")
+    probs = evaluated.predictions.probs("model", calibrated=False)[known]
+    exact = roc_auc_score(evaluated.predictions.targets["model"][known], probs, multi_class="ovr")
+    assert figures["model/auc"] == pytest.approx(exact, abs=1e-6) and abs(given["model/auc"] - exact) > 1e-6
+
+
+def test_the_matrix_is_of_the_right_names(evaluated, tmp_path, monkeypatch):
+    """Also where its classes stand in another order than the logits."""
+    drawn = []
+    for name in ("plot_confusion", "plot_pairs", "plot_reliability"):
+        monkeypatch.setattr(of_head, name, lambda *arguments: drawn.append(arguments))
+    part = of_head.parts_of_heads(evaluated.predictions, LABELS, "joint")["model"]
+    of_head.write_head(evaluated.predictions, LABELS, part, "a run", False, tmp_path)
+    cells, names, parents = drawn[0][:3]
+    assert names == [*"abdcgef"] and parents == ["Ironholt"] * 3 + ["Kestrano"] * 2 + ["Velmora"] * 2
+    table = pd.read_csv(tmp_path / "confusion_model.csv")
+    shown = {(names[true], names[guess], photos) for true, guess, photos in cells.itertuples(index=False)}
+    assert shown == set(table[["true", "predicted", "photos"]].itertuples(index=False, name=None))
+
+
+def test_without_samples_there_are_no_intervals(photos, tmp_path):
+    result = evaluate(replace(made(), root=photos), tmp_path, num_samples=0)
+    assert result["intervals"] == {} and "bootstrap" not in (tmp_path / "results.txt").read_text()
+
+
+def test_one_head_and_heads_of_which_nothing_is_known(photos, tmp_path):
+    labels = {"model": {**LABELS["model"], "parent": "make"}}
+    result = evaluate(replace(made(labels=labels), root=photos), tmp_path / "one", labels)
+    text = (tmp_path / "one" / "results.txt").read_text()
+    assert "All heads" not in text and "model.decoding" not in text and "within" not in text
+    assert result["mistakes"]["model"]["within_parent"] is None
+    predictions = replace(made(), root=photos)
+    predictions.targets["make"][:] = -1
+    evaluate(predictions, tmp_path / "two")
+    assert not list((tmp_path / "two").glob("*make*")) and (tmp_path / "two" / "per_class_model.csv").is_file()
+    predictions.valid[:] = False
+    assert evaluate(predictions, tmp_path / "none")["photos"] == 0
+    assert (tmp_path / "none" / "evaluation.html").is_file()
+
+
+def test_only_a_number(photos, tmp_path):
+    labels = {"speed": LABELS["speed"]}
+    result = evaluate(replace(made(labels=labels), root=photos), tmp_path, labels)
+    assert set(result["intervals"]) == {"loss", "speed/loss", "speed/mae", "speed/rmse"}
+    assert "speed, km/h" in (tmp_path / "results.txt").read_text()
+
+
+def test_many_heads_of_long_names_fit(tmp_path):
+    heads = [f"a head with a long name {i}" for i in range(5)]
+    labels = {head: {"ids": ["a"], "names": ["a"]} for head in heads}
+    figures = {f"{head}/{name}": 1.0 for head in heads for name in ("top1", "loss", "precision")}
+    sheets = figure_sheets(figures | {"joint/top1": 0.5}, {f"{heads[4]}/top1": (0.1, 1.0)}, labels)
+    assert [sheet.header[1:] for sheet in sheets] == [heads[:2], heads[2:4], heads[4:], ["all heads"]]
+    assert sheets[2].rows[0] == ["top-1 %", "100 [10.0, 100]"]
+    assert [row[1:] for row in sheets[3].rows] == [["50.0"]] and "bootstrap" in sheets[3].notes[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "as_percent", "as_number"),
+    [(1.0, "100", "1.00"), (0.9996, "100", "1.00"), (0.0, "0.0", "0.00"), (0.12345, "12.3", "0.123"),
+     (123.4, "12340.0", "123"), (10.0, "1000.0", "10.0")],
+)  # fmt: skip
+def test_how_figures_are_shown(value, as_percent, as_number):
+    assert number(value) == as_number
+    if value <= 1:
+        assert percent(value) == as_percent
