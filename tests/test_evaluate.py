@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from carvision.evaluate import evaluate
 from tests.conftest import ROOT
 
 
@@ -82,13 +83,13 @@ def test_the_temperature_was_fitted_on_validation_and_stored(run, evaluated):
     assert carvision.load(run).temperature == stored and stored["make"] != 1
     assert json.loads((evaluated / "evaluation.json").read_text())["temperature"] == stored
     # and its least is there: neighbours have a larger negative log likelihood on the validation photos
-    from carvision.evaluation.run import run as evaluate
+    from carvision.evaluation.run import run as run_evaluation
 
     def nll(temperature: dict) -> float:
         file = run / "model.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), "temperature": temperature}))
         folder = run.parent / f"val_{temperature['make']:.3f}"
-        evaluate(run, [], "val", folder, [], "none", "id", {}, 0, True, "cpu")
+        run_evaluation(run, [], "val", folder, [], "none", "id", {}, 0, True, "cpu")
         return figures_of(folder)["make/nll_calibrated"]
 
     least = nll(stored)
@@ -129,8 +130,8 @@ def test_ensemble_and_views_of_photos_in_class_folders(run, demo_photos, run_mod
     broken = next(file for file in (tmp_path / "folders").rglob("*.jpg") if file.parent.name != "another")
     broken.write_bytes(b"")
     arguments = ["data=folder", f"data.root={tmp_path / 'folders'}", "--split", "all", "--label", "class=model"]
-    done = run_module("carvision.evaluate", run, *arguments)
-    assert done.returncode == 1 and "the file is empty" in done.stderr and len(done.stderr.splitlines()) < 12
+    with pytest.raises(SystemExit, match="the file is empty"):
+        evaluate([str(run), *arguments])
     arguments += ["data.on_bad_image=skip", "--samples", "0", "--no-temperature", "--tta", "flip", "--out", "out"]
     done = run_module("carvision.evaluate", run, "--ensemble", run, run, *arguments, check=0)
     assert "make: the data have no such label" in done.stderr
@@ -145,8 +146,6 @@ def test_ensemble_and_views_of_photos_in_class_folders(run, demo_photos, run_mod
 
 
 def test_wrong_values_end_in_one_line_and_leave_nothing(run, tmp_path, monkeypatch, capsys):
-    from carvision.evaluate import evaluate
-
     monkeypatch.chdir(tmp_path)
     for arguments, words in (
         (["nowhere"], "nowhere does not exist"),

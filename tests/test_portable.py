@@ -229,7 +229,7 @@ class Bomb:
 def test_a_pickle_that_poses_as_a_model_runs_nothing(saved, name, tmp_path):
     trace = tmp_path / "executed"
     file = saved / name
-    file.write_bytes(pickle.dumps({"state_dict": Bomb(trace)}))
+    file.write_bytes(pickle.dumps({"state_dict": Bomb(trace)}, protocol=2))
     _rewrite(saved, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
     message = _refusal(saved if name == "model.safetensors" else file)
     assert "damaged" in message or "not a model file" in message
