@@ -23,7 +23,7 @@ how far its probabilities can be trusted.
 
 data=... and data.<key>=<value> are as in training (python -m carvision.train --help).
 """
-OVERRIDE = re.compile(r"[+~]*[a-z_]+([./@][a-z_]+)*=", re.ASCII)
+OVERRIDE = re.compile(r"[+~]*data[.=]")
 
 
 def evaluate(arguments: list[str] | None = None) -> None:
@@ -61,11 +61,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--label", action="append", default=[], metavar="LABEL=HEAD", help="a label of the data that a head tells"
     )
     it.add_argument("--samples", type=int, default=1000, metavar="N", help="of the bootstrap (1000); 0: no intervals")
-    it.add_argument("--no-temperature", action="store_true", help="do not fit one on the validation photos")
+    it.add_argument(
+        "--temperature", choices=["stored", "fit", "none"], default="stored",
+        help="stored in the model, or fitted on the run's validation photos where there is none (default); fit: anew",
+    )  # fmt: skip
     it.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
     words = sys.argv[1:] if arguments is None else arguments
-    overrides = [word for before, word in zip(["", *words], words, strict=False) if _is_override(before, word)]
-    options = it.parse_args([word for word in words if word not in overrides])
+    # Taken out before argparse, so that one may also stand after --ensemble RUN RUN.
+    overrides = [word for word in words if OVERRIDE.match(word)]
+    options, unknown = it.parse_known_args([word for word in words if word not in overrides])
+    if unknown:
+        hint = " (of training's keys evaluate takes data=<choice> and data.<key>=<value>; the rest is the run's)"
+        it.error(f"unrecognized arguments: {' '.join(unknown)}{hint if '=' in unknown[0] else ''}")
     if options.samples < 0:
         it.error(f"--samples: {options.samples} is not a whole number from 0")
     pairs = [word.partition("=") for word in options.label]
@@ -74,11 +81,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options.label = {head: label for label, _, head in pairs}
     options.overrides = overrides
     return options
-
-
-def _is_override(before: str, word: str) -> bool:
-    """Taken out before argparse, so that one may also stand after --ensemble RUN RUN."""
-    return OVERRIDE.match(word) is not None and before != "--label" and not Path(word).exists()
 
 
 if __name__ == "__main__":

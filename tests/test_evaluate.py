@@ -89,7 +89,7 @@ def test_the_temperature_was_fitted_on_validation_and_stored(run, evaluated):
         file = run / "model.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), "temperature": temperature}))
         folder = run.parent / f"val_{temperature['make']:.3f}"
-        run_evaluation(run, [], "val", folder, [], "none", "id", {}, 0, True, "cpu")
+        run_evaluation(run, [], "val", folder, [], "none", "id", {}, 0, "stored", "cpu")
         return figures_of(folder)["make/nll_calibrated"]
 
     least = nll(stored)
@@ -97,6 +97,30 @@ def test_the_temperature_was_fitted_on_validation_and_stored(run, evaluated):
         assert nll({head: value * factor for head, value in stored.items()}) > least
     shutil.rmtree(run.parent / f"val_{stored['make']:.3f}")
     assert nll(stored) == pytest.approx(least)  # and the file is as it was
+
+
+def test_a_temperature_of_other_conditions_is_not_stored(run, tmp_path):
+    """Fitted to whole photos, for this evaluation; the model's own is that of boxes, as it was trained."""
+    described = json.loads((run / "model.json").read_text())
+    stored = described["temperature"]
+    evaluate([str(run), "data.crop_to_box=false", "--samples", "0", "--out", str(tmp_path / "whole")])
+    fitted = json.loads((tmp_path / "whole" / "evaluation.json").read_text())["temperature"]
+    assert fitted != stored and json.loads((run / "model.json").read_text()) == described
+    evaluate([str(run), "--temperature", "none", "--samples", "0", "--out", str(tmp_path / "none")])
+    written = json.loads((tmp_path / "none" / "evaluation.json").read_text())
+    assert written["temperature"] == {"make": 1.0, "model": 1.0} and "no temperature" in written["notes"][0]
+
+
+def test_photos_that_the_run_was_trained_on_are_told(run, tmp_path):
+    evaluate(
+        [str(run), "data.split.kind=stratified", "data.split.seed=5", "--samples", "0", "--out", str(tmp_path / "e")]
+    )
+    written = json.loads((tmp_path / "e" / "evaluation.json").read_text())
+    (note,) = (note for note in written["notes"] if "trained on" in note)
+    splits = pd.read_csv(run / "splits.csv", dtype=str).set_index("path")["split"]
+    seen = pd.read_csv(tmp_path / "e" / "predictions.csv")["path"].map(splits)
+    assert f"run was trained on {(seen == 'train').sum()} of these {len(seen)} photos" in note
+    assert (seen == "train").any()
 
 
 def test_two_processes_count_each_photo_once(run, evaluated, tmp_path):
@@ -132,7 +156,7 @@ def test_ensemble_and_views_of_photos_in_class_folders(run, demo_photos, run_mod
     arguments = ["data=folder", f"data.root={tmp_path / 'folders'}", "--split", "all", "--label", "class=model"]
     with pytest.raises(SystemExit, match="the file is empty"):
         evaluate([str(run), *arguments])
-    arguments += ["data.on_bad_image=skip", "--samples", "0", "--no-temperature", "--tta", "flip", "--out", "out"]
+    arguments += ["data.on_bad_image=skip", "--samples", "0", "--temperature", "none", "--tta", "flip", "--out", "out"]
     done = run_module("carvision.evaluate", run, "--ensemble", run, run, *arguments, check=0)
     assert "make: the data have no such label" in done.stderr
     assert "their 5 photos are not judged" in done.stderr and "1 photos could not be read" in done.stderr

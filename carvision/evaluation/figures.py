@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from carvision.allowed import check_values
+from carvision.errors import InputError
 from carvision.evaluation.predictions import Predictions
 from carvision.losses import create_loss, smooth_l1
 from carvision.metrics import EpochMetrics
@@ -11,10 +13,30 @@ from carvision.portable import parents_of
 CHUNK = 4096  # photos at a time, as metrics take several times the memory of the logits
 
 
+def loss_of(about: dict, averages: bool) -> dict:
+    """The run's own loss, the keys of conf/loss; cross-entropy where the model does not tell it.
+
+    So it is where probabilities were averaged: a loss of sigmoids would be one of logits that no network gave.
+    Raises InputError for a loss that there is not.
+    """
+    loss = about.get("config", {}).get("loss")
+    if averages or not loss:
+        return {"name": "cross_entropy"}
+    check_values({"loss": loss})
+    try:
+        _create(loss)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"model.json: its loss can't be built ({error}); it was changed by hand") from None
+    return loss
+
+
+def _create(loss: dict):
+    return create_loss(**{key: value for key, value in loss.items() if key not in ("class_weights", "head_weights")})
+
+
 def losses_of(predictions: Predictions, labels: dict[str, dict], loss: dict) -> dict[str, Tensor]:
-    """{head: float (N,)} by the run's own loss (the keys of conf/loss), 0 where the label is not known."""
-    create = {key: value for key, value in loss.items() if key not in ("class_weights", "head_weights")}
-    class_loss = create_loss(**create)
+    """{head: float (N,)}, 0 where the label is not known."""
+    class_loss = _create(loss)
     losses = {}
     for name, label in labels.items():
         logits, targets = predictions.logits[name], predictions.targets[name]

@@ -97,12 +97,11 @@ def _notes(head, table, label, described, codes, counts, by: str) -> list[str]:
     same = codes != UNKNOWN
     num_model = len(described["ids"])
     if not same.any():
-        other = "name" if by == "id" else "id"
-        raise InputError(
-            f"{table.name}: none of its {len(label)} classes of {head} is one of the model's {num_model} by {by} "
-            f"(first: {label.ids[0]!r} {label.names[0]!r} against {described['ids'][0]!r} {described['names'][0]!r}); "
-            f"try --match {other}"
-        )
+        return [
+            f"{head}: none of the data's {len(label)} classes is one of the model's {num_model} by {by} (first: "
+            f"{label.ids[0]!r} {label.names[0]!r} against {described['ids'][0]!r} {described['names'][0]!r}), so this "
+            f"head is not judged; --match {'name' if by == 'id' else 'id'} may help"
+        ]
     notes = []
     if not same.all():
         notes.append(

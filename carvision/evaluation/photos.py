@@ -1,6 +1,8 @@
 """Which photos an evaluation looks at: the run's own, or those that overrides in training's grammar name."""
 
+import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -20,19 +22,34 @@ from carvision.errors import InputError, nearest
 log = logging.getLogger(__name__)
 
 OF_THE_MODEL = ("data.image_px", "data.resize")  # they belong to the weights
+# Keys that change neither which photos there are nor how they are read.
+NEUTRAL = {"data.root", "data.batch_size", "data.num_workers", "data.download", "data.on_bad_image"}
 
 
-def compose_data(about: dict, overrides: list[str]) -> tuple[dict, bool]:
-    """The `data` group for an evaluation, checked, and whether it is the data that the run was trained on.
+@dataclass(frozen=True)
+class Chosen:
+    """data: the checked group. own: it is what the run was trained on, with the run's split. plain: and it is read as
+    in training. moved: data.root was given."""
 
-    about: the run's model.json. overrides: data=folder, data.root=photos, ...; of no other group. A group that is
-    chosen anew begins from its own defaults, else the run's values hold. crop_to_box is the run's either way.
+    data: dict
+    own: bool
+    plain: bool
+    moved: bool
+
+
+def compose_data(about: dict, overrides: list[str]) -> Chosen:
+    """The `data` group for an evaluation: data=folder, data.root=photos, ..., and of no other group.
+
+    about: the run's model.json. A group that is chosen anew begins from its own defaults, else the run's values hold.
+    crop_to_box is the run's either way.
     """
     given = _parse(overrides)
     chosen = [each for each in given if each.key_or_group == "data"]
     own = about.get("config", {}).get("data", {})
     if not chosen and not own.get("name"):
         raise InputError("data: the model does not say what it was trained on; add data=folder data.root=<photos>")
+    if "${" in json.dumps(own):  # would be resolved, and show what is in this machine's environment
+        raise InputError("data: model.json has a value with ${, which a run never writes; it was changed by hand")
     name = chosen[-1].value() if chosen else own["name"]
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -50,7 +67,9 @@ def compose_data(about: dict, overrides: list[str]) -> tuple[dict, bool]:
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(one_line(error)) from None
     check_values({"data": data})
-    return data, not chosen
+    keys = {each.key_or_group for each in given}
+    same_split = not chosen and not any(key.startswith("data.split") for key in keys)
+    return Chosen(data, same_split, same_split and keys <= NEUTRAL, "data.root" in keys)
 
 
 def _parse(overrides: list[str]) -> list[Override]:
@@ -78,21 +97,34 @@ def _check_key(config: DictConfig, given: Override) -> None:
         raise InputError(f"{key}: there is no such key{nearest(key, known)}")
 
 
-def read_photos(data: dict, heads: list[str], split: str, splits_file: Path | None) -> tuple[Table, bool]:
-    """The table, and whether its split is that of splits_file, the run's splits.csv (None: these are other data).
+def read_photos(chosen: Chosen, heads: list[str], split: str, splits_file: Path) -> tuple[Table, bool | None]:
+    """The table, with a split where one is there or `split`, which may be "all", asks for one. And whether its split is
+    the run's: True, False if photos of it are missing, None if it is another one.
 
-    It has a split where one is there or `split`, which may be "all", asks for one.
+    splits_file: where the run's splits.csv lies, if it has one.
     """
+    data = chosen.data
     table = build_table(data, annotations=data["crop_to_box"] or "viewpoint" in heads)
     if data["crop_to_box"] and not table.has_boxes:
         log.warning(
             "%s: the network was trained on the boxes of its photos, and these have none: it looks at whole photos",
             table.name,
         )
-    repeated = None if splits_file is None else _repeat(table, splits_file)
-    if repeated is not None:
-        return repeated, True
-    return (table if split == "all" else build_split(table, data["split"], folds_of(data["split"])[0])), False
+    if chosen.own and splits_file.is_file():
+        repeated = _repeat(table, splits_file)
+        if repeated is not None:
+            return repeated
+    same = chosen.own and not chosen.moved
+    ready = data["split"]["kind"] == "official" and not data["split"]["file"] and not data["split"]["val_as_test"]
+    if not same and (split == "all" or (split == "test" and ready and (table.rows["split"] == "test").any())):
+        return table, None  # test photos of the data set's own split; it need not have others
+    if data["split"]["kind"] == "kfold" and data["split"]["fold"] == "all" and not data["split"]["file"]:
+        raise InputError(
+            "data.split.fold: all, and without the run's splits.csv nothing tells which fold it was; give the folder "
+            "of the run, data.split.file=<its splits.csv>, or data.split.fold=<i>"
+        )
+    divided = build_split(table, data["split"], folds_of(data["split"])[0])
+    return divided, True if same else None
 
 
 def photos_of(table: Table, split: str) -> Table:
@@ -105,9 +137,10 @@ def photos_of(table: Table, split: str) -> Table:
     return part
 
 
-def _repeat(table: Table, file: Path) -> Table | None:
-    """The table with the split of the run's splits.csv; None where that lists other photos altogether."""
-    listed = pd.read_csv(file, dtype=str, keep_default_na=False).set_index("path")["split"]
+def _repeat(table: Table, file: Path) -> tuple[Table, bool] | None:
+    """The table with the split of the run's splits.csv, and whether all photos of that are there; None where it lists
+    other photos altogether."""
+    listed = read_splits(file)
     here = listed.index.isin(table.rows["path"])
     if not here.any():
         log.warning("%s: no photo of %s is among the data, which are split anew", table.name, file)
@@ -117,4 +150,30 @@ def _repeat(table: Table, file: Path) -> Table | None:
             "%s: %s of the %s photos of %s are not among the data, and are left out (first: %s)",
             table.name, f"{(~here).sum():,}", f"{len(listed):,}", file, listed.index[~here][0],
         )  # fmt: skip
-    return table.with_split(table.rows["path"].map(listed).fillna(""))
+    return table.with_split(table.rows["path"].map(listed).fillna("")), bool(here.all())
+
+
+def notes_on_seen_photos(table: Table, split: str, splits_files: list[Path]) -> list[str]:
+    """A line for each run that was trained on some of these photos, or chose its weights by them.
+
+    Told by the photos' paths within the data set; runs without a splits.csv tell nothing.
+    """
+    notes = []
+    for file in (file for file in splits_files if file.is_file()):
+        of_run = table.rows["path"].map(read_splits(file))
+        num_train, num_val = ((of_run == part).sum() for part in ("train", "val"))
+        if num_train or (num_val and split != "val"):
+            notes.append(
+                f"{file.parent.name} was trained on {num_train:,} of these {len(table):,} photos, and its weights were "
+                f"chosen by {num_val:,} (told by their paths): the figures are not of photos that it never saw"
+            )
+    return notes
+
+
+def read_splits(file: Path) -> pd.Series:
+    """Path -> split, of a run's splits.csv."""
+    try:
+        listed = pd.read_csv(file, dtype=str, keep_default_na=False)
+        return listed.drop_duplicates("path").set_index("path")["split"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{file} is no splits.csv of a run ({' '.join(str(error).split())[:120]})") from None

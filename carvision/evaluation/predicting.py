@@ -2,17 +2,19 @@
 
 import logging
 import os
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from carvision.data.table import BOX, Table
 from carvision.errors import InputError
 from carvision.evaluation.predictions import Predictions
 from carvision.inference.predictor import Predictor
+from carvision.inference.progress import progress_of
 from carvision.inference.reading import predict_items
 
 log = logging.getLogger(__name__)
@@ -39,8 +41,7 @@ def predict_table(
     items = ((os.fspath(table.root / paths[row]), None if boxes is None else boxes[row]) for row in rows)
     place = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "auto" and torch.cuda.is_available() else device
     parts, reasons = [], []
-    with _progress(rank) as progress:
-        task = progress.add_task(what, total=len(rows))
+    with _progress(rank, len(rows), what) as advance:
         for batch in predict_items(predictor, items, place, data["batch_size"], data["num_workers"]):
             bad = next((i for i, reason in enumerate(batch.reasons) if reason), None)
             if bad is not None and data["on_bad_image"] == "error":
@@ -50,7 +51,7 @@ def predict_table(
                 )
             parts.append(batch.logits)
             reasons += batch.reasons
-            progress.advance(task, len(batch.items))
+            advance(len(batch.items))
     logits = {name: torch.cat([part[name] for part in parts]) for name in predictor.labels} if parts else {}
     gathered = _gather((rows, logits, reasons), rank, world_size)
     if gathered is None:
@@ -76,7 +77,6 @@ def _gather(part: tuple, rank: int, world_size: int) -> list[tuple] | None:
     return parts
 
 
-def _progress(rank: int) -> Progress:
-    terminal = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=terminal, disable=rank > 0 or not terminal.is_terminal, transient=True)
+def _progress(rank: int, total: int, what: str) -> AbstractContextManager[Callable[[int], None]]:
+    """Of the first process; the others, which do as much, say nothing."""
+    return progress_of(total, 0, sys.stderr.isatty(), what) if rank == 0 else nullcontext(lambda num: None)

@@ -11,9 +11,13 @@ PATHS = ("data.root", "data.file", "data.split.file", "run.dir", "model.weights"
 def public_about(about: dict) -> dict:
     """model.json's content with every path in its configuration reduced to its last name.
 
-    The folders of whoever trained say who they are and how their disks are laid out, and help no one else.
+    The folders of whoever trained say who they are and how their disks are laid out, and help no one else. data.root is
+    null: whoever evaluates it must say where their copy lies.
     """
-    return {**about, "config": _public(about.get("config", {}))}
+    config = _public(about.get("config", {}))
+    if isinstance(config.get("data"), dict) and "root" in config["data"]:
+        config["data"]["root"] = None
+    return {**about, "config": config}
 
 
 def _public(value: object, key: str = "") -> object:

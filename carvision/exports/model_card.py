@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import timm
 import yaml
@@ -42,7 +42,7 @@ def model_card(model: Classifier, splits: Path, timm_config: Path) -> str:
     about = public_about(model.about)
     in_timm = json.loads(timm_config.read_text(encoding="utf-8")) if timm_config.is_file() else None
     metrics = about.get("metrics", {})
-    data = _data_name(about["config"])
+    data = _data_name(model.about.get("config", {}))
     parts = [
         f"---\n{_front_matter(about, data, in_timm is not None)}\n---",
         f"# {_title(about, data)}",
@@ -82,7 +82,6 @@ def _front_matter(about: dict, data: str, in_timm: bool) -> str:
         license="unknown",
         pipeline_tag="image-classification",
         tags=["image-classification", "carvision", *(["timm"] if in_timm else []), "pytorch"],
-        datasets=[_slug(data)],
         metrics=sorted({result.metric_type for result in results}) or None,
         model_name=_title(about, data) if results else None,
         eval_results=results or None,
@@ -97,7 +96,8 @@ def _data_name(config: dict) -> str:
     """The data set's name: carvision's, or for photos of one's own that of their folder."""
     data = config.get("data", {})
     name = data.get("name") or "photos"
-    return data.get("root") or name if name in ("folder", "manifest") else name
+    folder = PureWindowsPath(str(data.get("root") or "")).name  # takes both kinds of slashes
+    return folder or name if name in ("folder", "manifest") else name
 
 
 def _heads(model: Classifier) -> str:

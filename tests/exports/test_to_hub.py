@@ -1,6 +1,7 @@
 """The hub's folder: a card that the hub's own library reads, the same model, nothing of the owner's machine."""
 
 import pytest
+import timm
 import torch
 from huggingface_hub import ModelCard
 
@@ -23,7 +24,7 @@ def hub(tmp_path_factory):
 def test_the_card_is_read_by_the_hubs_library(hub):
     card = ModelCard.load(hub / "README.md").data
     assert card.library_name == "carvision" and card.pipeline_tag == "image-classification"
-    assert card.license == "unknown" and "timm" in card.tags and card.datasets == ["cars"]
+    assert card.license == "unknown" and "timm" in card.tags
     found = {result.metric_name: (result.metric_type, result.metric_value) for result in card.eval_results}
     assert found == {
         "make/top1": ("accuracy", 0.7), "model.name/top1": ("accuracy", 0.45), "speed/mae": ("mae", 13.0),
@@ -61,6 +62,17 @@ def test_it_loads_and_holds_no_path_of_the_owner(hub):
         if file.is_file():
             for private in (b"secret", b"owner/", str(hub.parent).encode()):
                 assert private not in file.read_bytes(), f"{private} in {file}"
+
+
+def test_timm_finds_it_on_the_hub(hub, monkeypatch):
+    """Without a connection: what timm asks the hub for is taken from the folder."""
+    monkeypatch.setattr(timm.models._hub, "hf_hub_download", lambda repo_id, filename, **_: str(hub / filename))
+    network = timm.create_model("hf-hub:somebody/cars", pretrained=True).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        wanted = carvision.load(hub)(images)
+    assert torch.allclose(network(images), wanted["model.name"], atol=1e-5)
+    assert network.pretrained_cfg["label_names"] and (hub / "config.json").is_file()
 
 
 def test_no_exported_file_names_where_it_was_made(workplace, exports, demo_photos):

@@ -1,0 +1,70 @@
+"""Which temperature an evaluation takes: the one in the model, or one fitted on the run's validation photos."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from carvision import portable
+from carvision.description import read_description
+from carvision.evaluation.calibration import fit_temperature
+from carvision.evaluation.predictions import Predictions
+from carvision.inference.predictor import Predictor
+
+log = logging.getLogger(__name__)
+
+
+def is_stored(predictor: Predictor) -> bool:
+    return not predictor.averages and "temperature" in predictor.about
+
+
+def fit(predictor: Predictor, val: Predictions) -> dict[str, float]:
+    """{head: temperature} on validation photos."""
+    fitted = {}
+    for name in predictor.classes:
+        known = val.known(name)
+        fitted[name] = fit_temperature(val.logits[name][known], val.targets[name][known])
+    text = ", ".join(f"{name} {value:.2f}" for name, value in fitted.items())
+    log.info("temperature on %s validation photos: %s", f"{len(val.paths):,}", text)
+    return fitted
+
+
+def store(run: Path, temperature: dict[str, float]) -> None:
+    """In the run's model.json; where that can't be written, a warning."""
+    folder, file = portable.find_model(run)
+    try:
+        portable.write_description(folder, {**read_description(file), "temperature": temperature})
+    except OSError as error:
+        log.warning("%s: the temperature can't be stored there (%s); it serves this evaluation", file, error.strerror)
+
+
+def choose_temperature(
+    predictor: Predictor,
+    mode: str,
+    split: str,
+    plain: bool,
+    of_run: bool | None,
+    predict_val: Callable[[], Predictions | None],
+    run: Path,
+) -> list[str]:
+    """Sets predictor.temperature; returns what a reader must know of it.
+
+    mode: "stored" takes what the model holds and fits where it holds none, "fit" fits anew, "none" takes 1. plain: the
+    photos are read as in training, as those were whose temperature is stored. of_run: the split is the run's (False:
+    photos of it are missing, None: it is another one). predict_val: the logits of its validation photos; None in
+    another process than the first, and where there are none.
+    """
+    if mode == "none":
+        return ["no temperature: the probabilities are as the network gives them"]
+    if mode == "stored" and is_stored(predictor) and (plain or of_run is None):
+        return []
+    val = predict_val() if of_run is not None else None
+    if val is None:
+        return (
+            []
+            if is_stored(predictor)
+            else ["no temperature was fitted: the probabilities are as the network gives them"]
+        )
+    predictor.temperature = fit(predictor, val)
+    if plain and of_run and not predictor.averages:
+        store(run, predictor.temperature)
+    return ["the temperature was fitted on photos that are among these"] if split in ("val", "all") else []
