@@ -32,5 +32,5 @@ def predict(model, photos, *, boxes=None, top=1, batch_size=32, device="auto"):
     return in_process.predict(model, photos, boxes, top, batch_size, device)
 
 
-# The module carvision.predict is the command `python -m carvision.predict`. No code imports it: the import would put
-# the module in the place of the function above.
+# The module carvision.predict is the command `python -m carvision.predict`. An import of it puts the module in the
+# place of the function above; called, it does the same.

@@ -1,6 +1,7 @@
 """model.json: what it may hold. A file that somebody sent is read as data that can be wrong in any way."""
 
 import json
+import math
 from pathlib import Path
 
 import carvision
@@ -35,7 +36,7 @@ FIELDS: dict[str, Check] = {
     "network.heads.*.layers": mapping,
     **{f"network.heads.*.layers.{key}": check for key, check in _layers.items()},
     "network.heads.*.mean": optional(number()),
-    "network.heads.*.std": optional(number()),
+    "network.heads.*.std": optional(number(0, above=True)),
     "labels": mapping_of(mapping),
     "labels.*": mapping,
     "labels.*.ids": list_of(text),
@@ -44,7 +45,7 @@ FIELDS: dict[str, Check] = {
     "labels.*.parent_codes": list_of(whole(0)),
     "labels.*.unit": _any_text,
     "labels.*.mean": number(),
-    "labels.*.std": number(),
+    "labels.*.std": number(0, above=True),
     "preprocessing": mapping,
     "preprocessing.size_px": ALLOWED["data.image_px"],
     "preprocessing.mean": list_of(number(), 3),
@@ -61,9 +62,17 @@ FIELDS: dict[str, Check] = {
     "sha256": text,
     "metrics": mapping,
     "config": mapping,
-    "versions": mapping,
+    "versions": mapping_of(_any_text),
 }
-REQUIRED = ("format", "network", "labels", "preprocessing", "decoding", "sha256")
+REQUIRED = (
+    ("format",), ("network",), ("labels",), ("preprocessing",), ("decoding",), ("sha256",),
+    ("network", "backbone"), ("network", "heads"), ("network", "size_px"), ("network", "trunk"),
+    ("preprocessing", "size_px"), ("preprocessing", "mean"), ("preprocessing", "std"),
+)  # fmt: skip
+# What is read of "config" and "metrics", whose other keys are those of any version of carvision
+GROUPS = {"config": ("data", "model", "loss", "callbacks"), "metrics": ("train", "val", "test")}
+HUGE = 1e30  # above all that anything here counts or measures, and within float32
+MAX_DEPTH = 50
 FREE = ("network.backbone_kwargs", "metrics", "config", "versions", "temperature")  # their own keys are any
 
 
@@ -78,20 +87,37 @@ def read_description(file: Path) -> dict:
     version = described["format"]
     if FIELDS["format"](version) is None and version > FORMAT:
         raise InputError(
-            f"{file}: format {version} is newer than {FORMAT}, the newest that carvision {carvision.__version__} "
-            "knows; update carvision"
+            f"{file}: format {_brief(version)} is newer than {FORMAT}, the newest that carvision "
+            f"{carvision.__version__} knows; update carvision"
         )
     try:
-        missing = [key for key in REQUIRED if key not in described]
-        if missing:
-            raise InputError(f"{missing[0]} is missing")
+        _check_numbers(described)
         _check_fields(described)
-        for name, label in described["labels"].items():
-            _check_label(name, label, described["labels"], described["network"]["heads"])
+        _check_required(described)
+        _check_groups(described)
+        _check_heads(described["network"]["heads"], described["labels"])
         _check_file_name(described.get("weights", {}).get("file", "model.safetensors"))
     except InputError as error:
-        raise InputError(f"{file}: {error}; the model is damaged or was changed by hand") from None
+        text = " ".join(str(error).split())[:400]
+        raise InputError(f"{file}: {text}; the model is damaged or was changed by hand") from None
     return described
+
+
+def _check_numbers(described: dict) -> None:
+    """Every number is finite and no larger than HUGE; what was measured or configured may be NaN or infinite."""
+    waiting = [(key, value, 1) for key, value in described.items()]
+    while waiting:
+        place, value, depth = waiting.pop()
+        if depth > MAX_DEPTH:
+            raise InputError(f"{place.partition('.')[0]}: nested more than {MAX_DEPTH} deep")
+        if isinstance(value, dict):
+            waiting += [(f"{place}.{key}", inner, depth + 1) for key, inner in value.items()]
+        elif isinstance(value, list):
+            waiting += [(place, inner, depth + 1) for inner in value]
+        elif isinstance(value, int | float) and not abs(value) < HUGE:
+            measured = place.partition(".")[0] in GROUPS and not isinstance(value, int)
+            if not measured or math.isfinite(value):
+                raise InputError(f"{place}: {_brief(value)} is not a number below {HUGE:g}")
 
 
 def _check_fields(values: dict, prefix: str = "", pattern: str = "") -> None:
@@ -99,7 +125,7 @@ def _check_fields(values: dict, prefix: str = "", pattern: str = "") -> None:
     for key, value in values.items():
         place = f"{pattern}{key}" if f"{pattern}{key}" in FIELDS else f"{pattern}*"
         if place not in FIELDS:
-            raise InputError(f"{prefix}{key} is no part of format {FORMAT}")
+            raise InputError(f"{prefix}{key[:60]} is no part of format {FORMAT}")
         wrong = FIELDS[place](value)
         if wrong:
             raise InputError(f"{prefix}{key}: {_brief(value)} is not {wrong}")
@@ -107,22 +133,73 @@ def _check_fields(values: dict, prefix: str = "", pattern: str = "") -> None:
             _check_fields(value, f"{prefix}{key}.", f"{place}.")
 
 
-def _check_label(name: str, label: dict, labels: dict, heads: dict) -> None:
-    place = f"labels.{name}"
-    if name not in heads or "num_outputs" not in heads[name]:
-        raise InputError(f"{place}: the network has no such head")
-    if "ids" not in label:
-        if heads[name]["num_outputs"] != 1 or "unit" not in label:
-            raise InputError(f"{place}: holds neither classes nor the unit of a number")
-        return
-    ids, names, codes = label["ids"], label.get("names", []), label.get("parent_codes", [])
-    if not len(ids) == len(set(ids)) == len(names) == heads[name]["num_outputs"]:
+def _check_required(described: dict) -> None:
+    for *parents, key in REQUIRED:
+        inner = described
+        for parent in parents:
+            inner = inner[parent]
+        if key not in inner:
+            raise InputError(f"{'.'.join([*parents, key])} is missing")
+    ours, theirs = described["network"]["size_px"], described["preprocessing"]["size_px"]
+    if ours != theirs:
+        raise InputError(f"preprocessing.size_px: {theirs} is not the {ours} of network.size_px")
+
+
+def _check_groups(described: dict) -> None:
+    for part, groups in GROUPS.items():
+        for group in groups:
+            value = described.get(part, {}).get(group, {})
+            if mapping(value):
+                raise InputError(f"{part}.{group}: {_brief(value)} is not {mapping(value)}")
+    cropped = described.get("config", {}).get("data", {}).get("crop_to_box", False)
+    if _flag(cropped):
+        raise InputError(f"config.data.crop_to_box: {_brief(cropped)} is not {_flag(cropped)}")
+
+
+def _check_heads(heads: dict, labels: dict) -> None:
+    if not heads:
+        raise InputError("network.heads: holds no head")
+    for odd in sorted(heads.keys() ^ labels.keys()):
+        place = f"labels.{odd}: the network has no such head" if odd in labels else f"network.heads.{odd}: has no label"
+        raise InputError(place)
+    for name, label in labels.items():
+        head = heads[name]
+        if "num_outputs" not in head or "layers" not in head:
+            raise InputError(f"network.heads.{name}: num_outputs or layers is missing")
+        if (head.get("mean") is None) != (head.get("std") is None):
+            raise InputError(f"network.heads.{name}: has one of mean and std, and needs both or none")
+        if "ids" in label:
+            _check_classes(name, label, head)
+            _check_parent(name, label, labels)
+        elif head["num_outputs"] != 1 or not {"unit", "std"} <= label.keys() or label.get("parent") is not None:
+            raise InputError(f"labels.{name}: holds neither classes nor unit and std of a number, without a parent")
+
+
+def _check_classes(name: str, label: dict, head: dict) -> None:
+    ids, names, num_outputs = label["ids"], label.get("names", []), head["num_outputs"]
+    if head.get("mean") is not None:
+        raise InputError(f"labels.{name}: holds classes, and its head the mean of a number")
+    if not len(ids) == len(set(ids)) == len(names) == num_outputs:
         raise InputError(
-            f"{place}: {len(set(ids))} different ids and {len(names)} names for {heads[name]['num_outputs']} outputs"
+            f"labels.{name}: {len(set(ids))} different ids and {len(names)} names for {num_outputs} outputs"
         )
-    parent = labels.get(label.get("parent"), {}).get("ids")
-    if parent is not None and (len(codes) != len(ids) or max(codes, default=0) >= len(parent)):
-        raise InputError(f"{place}.parent_codes: not a class of {label['parent']} for each of {len(ids)} classes")
+
+
+def _check_parent(name: str, label: dict, labels: dict) -> None:
+    """A parent that the network has no head for (the make, of one that tells models alone) is a word like any other."""
+    above, parent = {name}, label.get("parent")
+    if parent not in labels:
+        return
+    ids, codes = labels[parent].get("ids"), label.get("parent_codes", [])
+    if ids is None:
+        raise InputError(f"labels.{name}.parent: {_brief(parent)} has no classes")
+    if len(codes) != len(label["ids"]) or max(codes) >= len(ids):
+        raise InputError(f"labels.{name}.parent_codes: not a class of {parent} for each of {len(label['ids'])} classes")
+    while parent in labels:
+        if parent in above:
+            raise InputError(f"labels.{name}.parent: {_brief(parent)} is above itself")
+        above.add(parent)
+        parent = labels[parent].get("parent")
 
 
 def _check_file_name(name: str) -> None:

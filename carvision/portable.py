@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -38,7 +37,7 @@ def save(
 ) -> None:
     """Write model.safetensors and model.json into the folder.
 
-    labels: {head: {"ids", "names", "parent", "parent_codes"}} or {head: {"unit"}}, plain values.
+    labels: {head: {"ids", "names", "parent", "parent_codes"}} or {head: {"unit", "mean", "std"}}, plain values.
     crop_to_box: the photos were read inside their boxes. averaged: the weights are a moving average of those of the
     steps. epoch: the one, from 0, after which the network had these weights.
     """
@@ -81,35 +80,47 @@ def load(path: str | Path) -> Classifier:
     model.probs(logits) -> {head: float32 (B, C)}   probabilities: softmax(logits / model.temperature[head])
     model.parents {child: (parent, codes)}   the make of each model: of each of the child's classes its parent's code
     model.crop_to_box   whether it was trained on the part of a photo inside its box
-    model.about   all that model.json says, as plain values
+    model.about   all that model.json says, as plain values; "config", "metrics" and "versions" are {} where it has none
 
     Nothing in the files is executed. Raises InputError for a path without a model, a newer format, values of a wrong
-    kind and files that do not belong together.
+    kind and files that do not belong together; whatever model.json holds, nothing else.
     """
     folder, file = find_model(Path(path))
     described = read_description(file)
-    weights = folder / described.get("weights", {}).get("file", WEIGHTS)
-    if not weights.is_file():
-        raise InputError(f"{path}: no model there ({weights} does not exist); give the folder of a finished run")
-    if described["sha256"] != _sha256(weights):
-        raise InputError(f"{weights}: not the weights that {file.name} describes (their sha256 differs)")
     try:
-        tensors = load_file(weights)
-        _check_sizes(described["network"], tensors)
-        model = classifier_from(described["network"])
-        _check_shapes(model, tensors)
-        model.load_state_dict(tensors)
-        preprocessing = Preprocessing(**described["preprocessing"])
-    except (KeyError, TypeError, ValueError, SafetensorError, RuntimeError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise InputError(f"{folder}: the model is damaged or was not written by carvision ({text})") from None
+        weights = folder / described.get("weights", {}).get("file", WEIGHTS)
+        if not weights.is_file():
+            raise InputError(f"{path}: no model there ({weights} does not exist); give the folder of a finished run")
+        if Path(path).is_file() and Path(path).name not in (weights.name, DESCRIPTION):
+            raise InputError(f"{path}: {file.name} beside it describes {weights.name}, and not this file")
+        if described["sha256"] != _sha256(weights):
+            raise InputError(f"{weights}: not the weights that {file.name} describes (their sha256 differs)")
+        return _assemble(described, load_file(weights))
+    except InputError as error:
+        text = str(error)
+        raise InputError(" ".join(text.split()) if "\n" in text else text) from None  # a name may hold a line's end
+    except Exception as error:  # timm's networks and torch's layers each stumble in their own way
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{folder}: the model is damaged or was not written by carvision ({text})") from error
+
+
+def _assemble(described: dict, tensors: dict[str, Tensor]) -> Classifier:
+    """The network as load() gives it. Raises anything where the description and the weights make none."""
+    _check_sizes(described["network"], tensors)
+    model = classifier_from(described["network"])
+    _check_shapes(model, tensors)
+    model.load_state_dict(tensors)
+    for key in ("config", "metrics", "versions"):
+        described.setdefault(key, {})
+    preprocessing = Preprocessing(**described["preprocessing"])
     labels = {name: described["labels"][name] for name in model.labels}
     model.classes = {name: label["names"] for name, label in labels.items() if "ids" in label}
     model.class_ids = {name: label["ids"] for name, label in labels.items() if "ids" in label}
     model.parents = parents_of(labels)
     model.temperature = {name: float(described.get("temperature", {}).get(name, 1.0)) for name in model.classes}
     model.preprocessing = preprocessing
-    model.crop_to_box = described.get("crop_to_box", described.get("config", {}).get("data", {}).get("crop_to_box"))
+    of_config = described["config"].get("data", {}).get("crop_to_box", False)  # where the first release told it
+    model.crop_to_box = described.get("crop_to_box", of_config)
     model.about = described
     model.transform = partial(to_input, preprocessing=preprocessing)
     model.decode = partial(decode_on_device, parents=model.parents, rule=described["decoding"])
@@ -119,12 +130,21 @@ def load(path: str | Path) -> Classifier:
 
 def find_model(path: Path) -> tuple[Path, Path]:
     """The folder of a model and its model.json. Raises InputError where there is none."""
+    try:
+        return _find_model(path)
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise InputError(f"{str(path)[:400]}: can't be opened ({error.strerror}); give a run's folder") from None
+
+
+def _find_model(path: Path) -> tuple[Path, Path]:
     if path.is_file() and path.suffix != ".safetensors" and path.name != DESCRIPTION:
         raise InputError(
             f"{path}: not a model file; give a run's folder or its {WEIGHTS} (a checkpoint opens with torch.load)"
         )
     folder = path if path.is_dir() else path.parent
     file = folder / DESCRIPTION
+    if not file.is_file() and (folder / "fold_0" / DESCRIPTION).is_file():
+        raise InputError(f"{path}: holds the folds of a run; give one of them, such as {folder / 'fold_0'}")
     if not path.exists() or not file.is_file():
         needed = path if not path.exists() else file
         raise InputError(f"{path}: no model there ({needed} does not exist); give the folder of a finished run")

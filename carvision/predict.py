@@ -1,20 +1,19 @@
 """python -m carvision.predict RUN PHOTO...: a table of predicted classes, a row a photo. See --help.
 
-Nobody imports this module: it would take the place of the function carvision.predict.
+Its import takes the place of the function carvision.predict, so the module can be called as that function is.
 """
 
 import argparse
+import hashlib
+import json
 import logging
 import os
 import sys
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 
 from carvision.errors import InputError
-
-# Read by OpenMP when torch is imported: threads that wait sleep, instead of keeping the cores busy that the photo
-# readers need.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 log = logging.getLogger("carvision.predict")
 
@@ -31,7 +30,19 @@ The output stands in FILE.partial until it is whole; the same command again goes
 """
 
 
+class CallableModule(ModuleType):
+    """A module that is called as the function carvision.predict is."""
+
+    def __call__(self, model, photos, **options):
+        from carvision.inference import in_process
+
+        return in_process.predict(model, photos, **options)
+
+
 def main() -> None:
+    # Read by OpenMP when torch is imported, which is later: threads that wait sleep, instead of keeping the cores busy
+    # that the photo readers need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     options = parser().parse_intermixed_args()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("carvision").setLevel(logging.INFO)
@@ -93,21 +104,21 @@ def predict(options: argparse.Namespace) -> tuple[int, int]:
     from carvision.inference.inputs import Sources, check_sources, checked_not_empty, photos_of
     from carvision.inference.rows import Layout
     from carvision.inference.stream import predict_photos, skip_done
-    from carvision.inference.tally import Sample, Tally, is_bad
+    from carvision.inference.tally import Sample, Tally
     from carvision.inference.writers import open_output
 
     sources = Sources(tuple(options.photos), options.listed, options.root, options.split)
     check_options(options)
     check_sources(sources)
-    predictor, weights = load_predictor([options.run, *options.ensemble], options.tta)
+    predictor = load_predictor([options.run, *options.ensemble], options.tta)
     truths = true_classes(predictor, options)
     layout = Layout(options.top, options.brief, options.probs, tuple(truths.heads))
-    tally = Tally(predictor.labels, predictor.class_ids, predictor.classes)
+    tally = Tally(predictor.labels, predictor.class_ids, predictor.classes, options.brief)
     sample = Sample(options.grid_photos)
 
     def seen(photo, truth, row):
         tally.add(photo, truth, row)
-        if options.grid and not is_bad(row, predictor.labels):
+        if options.grid and not tally.is_bad(row):
             sample.add(photo, truth, row)
 
     uses_boxes = look_at_boxes(predictor, options.listed)
@@ -116,7 +127,8 @@ def predict(options: argparse.Namespace) -> tuple[int, int]:
     photos = photos if uses_boxes else (photo._replace(box=None) for photo in photos)
     columns = layout.columns(predictor.class_ids, predictor.labels)
     classes = {head: {"ids": ids, "names": predictor.classes[head]} for head, ids in predictor.class_ids.items()}
-    settings = {"weights": weights, **settings_of(options), "boxes": uses_boxes, "columns": list(columns)}
+    settings = {**settings_of_models(predictor.models), **settings_of(options), "boxes": uses_boxes}
+    settings["columns"] = list(columns)
     output = open_output(options.out, columns, classes, settings, options.overwrite, options.batch_size)
     try:
         if done := skip_done(photos, output, truths, seen):
@@ -147,22 +159,28 @@ def check_options(options: argparse.Namespace) -> None:
 
 
 def load_predictor(runs: list[str], tta: str):
-    """The Predictor, and what identifies the weights of its models."""
     import carvision
     from carvision.inference.predictor import Predictor
 
-    models = [carvision.load(run) for run in runs]
-    for run, model in zip(runs, models, strict=True):
-        if bool(model.crop_to_box) != bool(models[0].crop_to_box):
-            log.warning(
-                "%s and %s: one was trained on boxes, the other on whole photos; both get the same", runs[0], run
-            )
-    return Predictor(models, tta), [model.about["sha256"] for model in models]
+    return Predictor([carvision.load(run) for run in runs], tta)
+
+
+def settings_of_models(models) -> dict:
+    """What of the models makes the rows of an unfinished output what they are; the label descriptions as a hash."""
+    settings = {"weights": [model.about["sha256"] for model in models]}
+    for number, model in enumerate(models, 1):
+        of = f" of model {number}" if len(models) > 1 else ""
+        labels = json.dumps(model.about["labels"], sort_keys=True).encode()
+        settings |= {f"decoding{of}": model.about["decoding"], f"labels{of}": hashlib.sha256(labels).hexdigest()[:16]}
+        settings |= {f"temperature of {head}{of}": value for head, value in model.temperature.items()}
+        settings |= {f"preprocessing {name}{of}": value for name, value in model.preprocessing.as_dict().items()}
+    return settings
 
 
 def settings_of(options: argparse.Namespace) -> dict:
-    """What makes the rows of an unfinished output what they are, beside the weights."""
+    """What of the command does; --batch-size, as the last digits of a photo depend on which others are in its batch."""
     settings = {f"--{name}": getattr(options, name) for name in ("tta", "top", "brief", "probs")}
+    settings["--batch-size"] = options.batch_size
     return settings | {"--root": os.path.abspath(options.root or ".")}  # noqa: PTH100  as it is, links and all
 
 
@@ -240,3 +258,5 @@ def draw_grid(file: Path, tally, chosen: list) -> None:
 
 if __name__ == "__main__":
     main()
+else:
+    sys.modules[__name__].__class__ = CallableModule

@@ -164,6 +164,11 @@ def test_refusals(saved, tmp_path_factory):
     assert "is newer than" in _refusal(saved)
     _rewrite(saved, format=portable.FORMAT, sha256="0" * 64)
     assert "sha256 differs" in _refusal(saved)
+    (saved / "other.safetensors").write_bytes((saved / "model.safetensors").read_bytes())
+    assert "describes model.safetensors, and not this file" in _refusal(saved / "other.safetensors")
+    saved.rename(empty / "fold_0")
+    assert "holds the folds of a run; give one of them" in _refusal(empty)
+    (empty / "fold_0").rename(saved)
     (saved / "model.safetensors").unlink()
     assert "model.safetensors does not exist" in _refusal(saved)
     for text in ("{", "[]", "null", '{"format": "1"}', "[" * 100_000, "\x00"):

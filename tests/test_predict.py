@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -182,6 +183,26 @@ def test_a_broken_off_command_is_continued(run, photos, predict):
     assert code == 0 and len(file.read_text().splitlines()) == 2
 
 
+def test_no_other_model_and_batch_size_go_on(run, photos, predict):
+    shutil.copytree(run, "run")
+    about = json.loads(Path("run/model.json").read_text())
+    Path("list.txt").write_text("\n".join(photos[:5]) + "\n\0\n")
+    predict("run", "--list", "list.txt", "--out", "out.csv", "--batch-size", "3")
+    for change, size, message in (
+        ({"decoding": "independent"}, 3, "decoding joint, not independent"),
+        ({"temperature": {"make": 2.0}}, 3, "temperature of make 1.0, not 2.0"),
+        ({"preprocessing": about["preprocessing"] | {"resize": "crop"}}, 3, "preprocessing resize squash, not crop"),
+        ({"labels": about["labels"] | {"make": about["labels"]["make"] | {"names": ["X", "Y"]}}}, 3, "labels "),
+        ({}, 4, "--batch-size 3, not 4"),
+    ):
+        Path("run/model.json").write_text(json.dumps(about | change))
+        code, _, messages = predict("run", "photos", "--out", "out.csv", "--batch-size", size)
+        assert code == 1 and f"out.csv.partial was begun with {message}" in messages[-1], messages
+    Path("run/model.json").write_text(json.dumps(about | {"metrics": {"later": 1}}))  # changes no row
+    code, _, messages = predict(Path("run").resolve(), "photos", "--out", "out.csv", "--batch-size", 3)
+    assert code == 0 and messages[0] == "going on after 3 photos"
+
+
 def test_an_ensemble_averages_probabilities(run, photos, predict, tmp_path_factory):
     other = save_tiny(tmp_path_factory.mktemp("other"), seed=1)
     both = read_csv(predict(run, photos[0], "--ensemble", other)[1])[0]
@@ -221,6 +242,35 @@ def test_a_pipe_in_and_a_pipe_that_closes(run, photos, tmp_path):
     assert child.wait(60) == 0 and child.stderr.read() == b""
 
 
+# The command, which keeps "nothing" or, to compare, all rows ("keep"), by its last argument. With each batch memory.txt
+# gets the rows so far, and the bytes that Python took after a fifth of them and has not given back.
+MEASURED = """
+import sys, tracemalloc
+from carvision.inference.writers import TextFile
+write, num, kept, what = TextFile.write, 0, [], sys.argv.pop()
+def measured(self, rows):
+    global num
+    write(self, rows)
+    num += len(rows)
+    if what == "keep":
+        kept.extend(rows)
+    if num > 2_000 and not tracemalloc.is_tracing():
+        tracemalloc.start()
+    print(num, tracemalloc.get_traced_memory()[0], file=memory)
+TextFile.write = measured
+from carvision.predict import main
+with open("memory.txt", "w") as memory:
+    main()
+"""
+
+
+def largest_growth(folder):
+    """Bytes for each of the rows in the last tenth, at the most."""
+    readings = [[int(value) for value in line.split()] for line in (folder / "memory.txt").read_text().splitlines()]
+    num = readings[-1][0]
+    return max(taken / (done - 2_000) for done, taken in readings if done > 0.9 * num)
+
+
 @pytest.mark.slow
 def test_ten_thousand_photos_killed_and_continued(run, tmp_path):
     """Memory flat, order kept, and the file of a killed command continued to the same bytes."""
@@ -229,20 +279,17 @@ def test_ten_thousand_photos_killed_and_continued(run, tmp_path):
     write_many(folder, num)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
-    def start(out):
-        command = [sys.executable, "-m", "carvision.predict", run, "photos", "--out", out, "--probs"]
+    def start(out, how=("-m", "carvision.predict"), *more):
+        command = [sys.executable, *how, run, "photos", "--out", out, "--probs", *more]
         return subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
 
-    child, memory = start("whole.csv"), {}
-    while child.poll() is None:
-        if (done := num_lines(tmp_path / "whole.csv.partial")) > num / 5:
-            memory[done] = resident_mb(child.pid)
-        time.sleep(0.1)
-    assert child.returncode == 0, child.stderr.read()
-    readings = [reading for reading in memory.values() if reading is not None]
-    if readings:  # where there is /proc
-        # It wavers by 3 MB; rows that were kept would add 13
-        assert len(readings) > 5 and max(readings) - min(readings[:3]) < 8, memory
+    growth = {}
+    for what in ("keep", "nothing"):
+        child = start("whole.csv", ("-c", MEASURED), "--overwrite", what)
+        _, messages = child.communicate()
+        assert child.returncode == 0, messages
+        growth[what] = largest_growth(tmp_path)
+    assert growth["nothing"] < 0.25 * growth["keep"], growth
     rows = read_csv((tmp_path / "whole.csv").read_text())
     assert [row["path"] for row in rows] == [f"photos/{i:05d}.jpg" for i in range(num)]
     assert len({row["model_prob"] for row in rows}) > 50
@@ -270,12 +317,3 @@ def write_many(folder, num):
 
 def num_lines(file):
     return file.read_bytes().count(b"\n") if file.exists() else 0
-
-
-def resident_mb(pid):
-    """Of a process, or None where it can't be known."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
-    except (OSError, StopIteration):
-        return None

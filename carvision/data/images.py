@@ -1,7 +1,9 @@
 """Photo file -> uint8 array: decode, turn upright, crop to the box, resize. No torch here."""
 
 import math
+import stat
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,11 @@ from PIL import Image
 from carvision.errors import InputError
 
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses: 0.5 GB decoded. More is taken for a decompression bomb
+# Pillow looks at the content, not at the name, and knows formats whose decoding runs a program (EPS: Ghostscript) or
+# opens another file within. Only these are decoded. A camera's MPO is opened as JPEG; AVIF came with Pillow 11.3.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+FORMATS += ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()
+RUN_PROGRAMS = ("EPS", "WMF", "IPTC", "BUFR", "GRIB", "HDF5")  # or hand the file to whatever decoder is registered
 BLANK = 128  # grey of the picture that stands in for a photo that can't be read
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -61,9 +68,16 @@ class Preprocessing:
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """The photo, opened but not decoded: size, mode and format are known. Raises BadImage."""
+    """The photo, opened but not decoded: size, mode and format are known. Raises BadImage.
+
+    The content must be of one of FORMATS, whatever the file's name says.
+    """
     try:
-        image = Image.open(path)
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # to open a pipe would wait for ever
+            raise BadImage("can't be opened (is no regular file)")
+        image = Image.open(path, formats=FORMATS)
+    except BadImage:
+        raise
     except FileNotFoundError:
         raise BadImage("the file is missing") from None
     except Image.UnidentifiedImageError:
@@ -96,9 +110,11 @@ def to_square(
     box: left, top, right, bottom in pixels of the upright photo (None or NaN: the whole photo).
     window: the part of that region that is wanted, as fractions of it: a random crop, in training.
     shift: with resize "crop", where along the longer side the square lies (0.5: centred).
-    Raises BadImage, also for a box that isn't inside the photo.
+    Raises BadImage, also for a box that isn't inside the photo, and for a file whose decoding would run a program.
     """
     check_size(image)
+    if image.format in RUN_PROGRAMS:
+        raise BadImage(f"is {image.format}, and to decode that may run a program; convert it to JPEG or PNG")
     try:
         turn = upright_turn(image)
         width, height = image.size[::-1] if turn in SIDEWAYS else image.size

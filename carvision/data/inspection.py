@@ -97,6 +97,8 @@ def become_worker() -> None:
 
 
 def _digest(path: Path) -> tuple[int, str]:
+    if not path.is_file():  # a pipe would be waited for
+        return 0, ""
     try:
         with path.open("rb") as file:
             return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,6 +9,7 @@ Columns, in any order:
 Further columns are not read.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,7 +23,10 @@ from carvision.data.table import BOX, Number, Table, encode, validate, with_pare
 from carvision.errors import InputError
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
-RESERVED = {"path", "split", "group", *BOX}
+# Columns of a manifest and of predictions ("error"), and the figures of all heads together ("joint")
+RESERVED = {"path", "split", "group", *BOX, "error", "joint"}
+# What carvision.predict adds to a label's name: make_true, make_id, make_2, make_2_prob
+ADDED = re.compile(r"_true|_probs|_\d+|(_\d+)?_(id|prob)")
 WHERE = "Give the folder that the paths of the manifest are relative to"
 
 
@@ -74,6 +78,9 @@ def _check_names(labels: Sequence[str], parents: Mapping[str, str], numbers: Seq
     for name in [*labels, *numbers]:
         if name in RESERVED:
             raise InputError(f"data.labels: {name!r} is a column with a meaning of its own; rename it in the manifest")
+        for label in labels:
+            if name.startswith(label) and ADDED.fullmatch(name.removeprefix(label)):
+                raise InputError(f"data.labels: {name!r} is a column of the predictions of {label!r}; rename it")
         if [*labels, *numbers].count(name) > 1:
             raise InputError(f"data.labels: {name!r} is given twice; a column is one label or one number")
     for name in [*parents, *parents.values()]:

@@ -56,7 +56,7 @@ def _write(model: Classifier, path: Path) -> None:
     network = program.model
     for part in (network.graph, *network.graph.all_nodes()):
         part.metadata_props.clear()  # how torch arrived at each node, and from which source file
-    network.producer_name, network.producer_version = "carvision", model.about["versions"]["carvision"]
+    network.producer_name, network.producer_version = "carvision", model.about["versions"].get("carvision", "")
     network.metadata_props[METADATA_KEY] = json.dumps(document(model))
     size_mb = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()) / 1e6
     program.save(path, external_data=size_mb > LARGEST_FILE_MB)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -32,13 +33,14 @@ def predict(
     """carvision.predict, which see."""
     if isinstance(photos, str | os.PathLike | Image.Image):
         raise InputError(f"photos: {photos!r} is one photo; give a list, [photo]")
-    if top < 1 or batch_size < 1:
-        raise InputError(f"top and batch_size: {top} and {batch_size} are not both whole numbers from 1")
-    photos = list(photos)
-    if boxes is not None and len(boxes) != len(photos):
+    if not all(isinstance(number, Integral) and number >= 1 for number in (top, batch_size)):
+        raise InputError(f"top and batch_size: {top!r} and {batch_size!r} are not both whole numbers from 1")
+    photos = _checked(photos)
+    boxes = [None] * len(photos) if boxes is None else _listed(boxes, "boxes", "a box for each photo")
+    if len(boxes) != len(photos):
         raise InputError(f"boxes: {len(boxes)} for {len(photos)} photos; give one for each photo, None for the whole")
-    boxes = [None] * len(photos) if boxes is None else boxes
     predictor = _predictor_of(model).to(choose_device(device))
+    Layout(top, probs=True).columns(predictor.class_ids, predictor.labels)  # refuses heads that are called as its keys
     place = next(predictor.parameters()).device
     found = []
     for start in range(0, len(photos), batch_size):
@@ -52,6 +54,24 @@ def predict(
             for row, photo in zip(rows, batch, strict=True)
         ]
     return found
+
+
+def _checked(photos: Iterable[Given]) -> list[Given]:
+    photos = _listed(photos, "photos", "paths or PIL images")
+    for number, photo in enumerate(photos, 1):
+        is_path = isinstance(photo, str | os.PathLike) and isinstance(os.fspath(photo), str)
+        if not is_path and not isinstance(photo, Image.Image):
+            mend = "; open its bytes with PIL.Image.open(io.BytesIO(data))" if isinstance(photo, bytes) else ""
+            mend = "; make an image of it with PIL.Image.fromarray" if isinstance(photo, np.ndarray) else mend
+            raise InputError(f"photos: number {number} is a {type(photo).__name__}, not a path or a PIL image{mend}")
+    return photos
+
+
+def _listed(values: Iterable, name: str, of_what: str) -> list:
+    try:
+        return list(values)
+    except TypeError:
+        raise InputError(f"{name}: a {type(values).__name__} is not a list of {of_what}") from None
 
 
 def _predictor_of(model: Classifier | Predictor | str | os.PathLike) -> Predictor:

@@ -1,6 +1,7 @@
 """Lists of photos: a path a line, or a table with a column `path`, read row by row.
 
-Columns of a table (CSV, TSV, Parquet), in any order; a run's splits.csv is one:
+Columns of a table (CSV, TSV, Parquet), in any order; a run's splits.csv is one. CSV and TSV may be separated by comma,
+semicolon (as Excel does where the comma is the decimal point) or tab:
     path                      of the photo
     left, top, right, bottom  optional: box in pixels of the upright photo; empty where there is none
     split                     optional: by which rows can be chosen
@@ -19,7 +20,7 @@ from carvision.data.folder import SPLIT_FOLDERS
 from carvision.data.table import BOX
 from carvision.errors import InputError
 
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
+SEPARATORS = {".csv": ",;\t", ".tsv": "\t,;"}  # by how likely they are
 UTF16 = (b"\xff\xfe", b"\xfe\xff")  # what PowerShell's ">" writes
 
 Row = tuple[str, tuple | None, dict[str, str]]  # path, box, {label: id or name}
@@ -50,8 +51,7 @@ def columns_of(file: Path) -> list[str] | None:
         return list(_schema(file).names)
     if suffix not in SEPARATORS:
         return None
-    with _opened(file) as text:
-        return next(_records(text, SEPARATORS[suffix], file), [])
+    return _header(file)[1]
 
 
 def has_boxes(file: Path) -> bool:
@@ -68,7 +68,7 @@ def read_list(file: Path, split: str | None, labels: tuple[str, ...]) -> Iterato
     labels = tuple(name for name in labels if name in names)
     box = tuple(BOX) if BOX[0] in names else ()
     wanted = ("path", *box, *labels, *(("split",) if split is not None else ()))
-    rows = _parquet_rows(file, wanted) if file.suffix.lower() == ".parquet" else _text_rows(file, names, wanted)
+    rows = _parquet_rows(file, wanted) if file.suffix.lower() == ".parquet" else _text_rows(file, wanted)
     for number, row in enumerate(rows, 1):
         if split is not None and _split(row["split"]) != _split(split):
             continue
@@ -109,10 +109,21 @@ def _records(text, separator: str, file: Path) -> Iterator[list[str]]:
         raise InputError(f"{file}: line {reader.line_num} can't be read as CSV ({error}); correct it") from None
 
 
-def _text_rows(file: Path, names: list[str], wanted: tuple[str, ...]) -> Iterator[dict[str, str]]:
+def _header(file: Path) -> tuple[str, list[str]]:
+    """The separator and the columns: the first separator that gives a column path, else that which gives the most."""
+    found = []
+    for separator in SEPARATORS[file.suffix.lower()]:
+        with _opened(file) as text:
+            found.append((separator, next(_records(text, separator, file), [])))
+    with_path = [(separator, names) for separator, names in found if "path" in names]
+    return with_path[0] if with_path else max(found, key=lambda pair: len(pair[1]))
+
+
+def _text_rows(file: Path, wanted: tuple[str, ...]) -> Iterator[dict[str, str]]:
+    separator, names = _header(file)
     places = {name: names.index(name) for name in wanted}
     with _opened(file) as text:
-        records = _records(text, SEPARATORS[file.suffix.lower()], file)
+        records = _records(text, separator, file)
         next(records, None)
         for record in records:
             if record:  # an empty line

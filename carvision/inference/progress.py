@@ -11,15 +11,15 @@ SECONDS = 30  # between two lines
 
 
 @contextlib.contextmanager
-def progress_of(total: int | None, done: int, bar: bool) -> Iterator[Callable[[int], None]]:
+def progress_of(total: int | None, done: int, bar: bool, what: str = "photos") -> Iterator[Callable[[int], None]]:
     """Gives a function to be called with the number of photos just done. total: None where it is not known.
-    done: before. bar: on standard error."""
-    with _bar(total, done) if bar else contextlib.nullcontext(_lines(total, done)) as advance:
+    done: before. bar: on standard error. what: beside the bar."""
+    with _bar(total, done, what) if bar else contextlib.nullcontext(_lines(total, done)) as advance:
         yield advance
 
 
 @contextlib.contextmanager
-def _bar(total: int | None, done: int) -> Iterator[Callable[[int], None]]:
+def _bar(total: int | None, done: int, what: str) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -31,12 +31,12 @@ def _bar(total: int | None, done: int) -> Iterator[Callable[[int], None]]:
     )
 
     columns = (
-        TextColumn("photos"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn() if total is None else TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"), TimeElapsedColumn() if total is None else TimeRemainingColumn(),
     )  # fmt: skip
     rate = _rate()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("photos", total=total, completed=done, rate="")
+        task = progress.add_task(what, total=total, completed=done, rate="")
         yield lambda num: progress.update(task, advance=num, rate=f"{rate(num)} a second")
 
 

@@ -1,5 +1,6 @@
 """From logits to the rows of the output: names, ids and probabilities of each photo's classes."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,10 +39,10 @@ class Layout:
             columns += [(f"{head}_probs", tuple(ids))] if self.probs else []
         columns += [(label, "number") for label in labels if label not in class_ids]
         columns += [] if self.brief else [("error", "text")]
-        names = [name for name, _ in columns]
-        for name in names:
-            if names.count(name) > 1:
-                raise InputError(f"the model's labels would give two columns {name!r}; rename one when you train it")
+        names = [name for name, _ in columns] + (["error"] if self.brief else [])  # rows have it, shown or not
+        name, count = Counter(names).most_common(1)[0]
+        if count > 1:
+            raise InputError(f"the model's labels would give two columns {name!r}; rename one when you train it")
         return dict(columns)
 
 

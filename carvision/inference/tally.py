@@ -9,10 +9,17 @@ MAX_REASONS = 3
 
 
 class Tally:
-    """Counts over the rows. labels: of all heads; class_ids, class_names: {head: list} in the order of the codes."""
+    """Counts over the rows. labels: of all heads; class_ids, class_names: {head: list} in the order of the codes.
+    brief: the output has no column error."""
 
-    def __init__(self, labels: tuple[str, ...], class_ids: dict[str, list[str]], class_names: dict[str, list[str]]):
-        self.labels, self.class_ids, self.class_names = labels, class_ids, class_names
+    def __init__(
+        self,
+        labels: tuple[str, ...],
+        class_ids: dict[str, list[str]],
+        class_names: dict[str, list[str]],
+        brief: bool = False,
+    ):
+        self.labels, self.class_ids, self.class_names, self.brief = labels, class_ids, class_names, brief
         self.num_photos = self.num_bad = self.num_without_box = 0
         self.first_bad: list[str] = []
         self.num_right = dict.fromkeys(class_ids, 0)
@@ -22,15 +29,28 @@ class Tally:
         """row: of rows_of, or as it was read again from the unfinished output."""
         self.num_photos += 1
         self.num_without_box += photo.box is None
-        if is_bad(row, self.labels):
+        if self.is_bad(row):
             self.num_bad += 1
             if len(self.first_bad) < MAX_REASONS:
-                self.first_bad.append(f"{photo.path}: {row.get('error') or 'can not be used'}")
+                reason = row.get("error")  # not known of a brief row that was read again
+                self.first_bad.append(f"{photo.path}: {reason}" if reason else photo.path)
             return
         for head, code in truth.items():
             if code is not None:
                 self.num_judged[head] += 1
                 self.num_right[head] += self.is_right(head, code, row)
+
+    def is_bad(self, row: dict) -> bool:
+        """Whether the photo could not be used: by its error; where there is none to read, by cells that are all empty.
+
+        In text an empty cell is also how a class without a name is written, and is taken for that.
+        """
+        if "error" in row:
+            return bool(row["error"])
+        return all(
+            row.get(label) is None or (row[label] == "" and "" not in self.class_names.get(label, ()))
+            for label in self.labels
+        )
 
     def is_right(self, head: str, code: int, row: dict) -> bool:
         """By id; by name where the row has no ids."""
@@ -42,7 +62,8 @@ class Tally:
         lines = []
         if self.num_bad:
             more = [f"and {self.num_bad - MAX_REASONS:,} more"] if self.num_bad > MAX_REASONS else []
-            lines.append(f"{self.num_bad:,} of {self.num_photos:,} photos could not be used; see the column error")
+            where = "without --brief, the column error says why" if self.brief else "see the column error"
+            lines.append(f"{self.num_bad:,} of {self.num_photos:,} photos could not be used; {where}")
             lines += [f"  {text}" for text in [*self.first_bad, *more]]
         judged = [
             f"{head} {100 * self.num_right[head] / num:.1f} % of {num:,}"
@@ -50,11 +71,6 @@ class Tally:
             if num
         ]
         return lines + ([f"right: {', '.join(judged)}"] if judged else [])
-
-
-def is_bad(row: dict, labels: tuple[str, ...]) -> bool:
-    """Whether the row has no prediction."""
-    return all(row.get(label) in (None, "") for label in labels)
 
 
 class Sample:

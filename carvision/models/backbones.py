@@ -36,7 +36,7 @@ def create_backbone(name: str, kwargs: dict | None = None, pretrained: bool = Fa
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **(kwargs or {}))
     except TypeError as error:
-        raise InputError(f"model.backbone_kwargs: {name} does not take {kwargs} ({error})") from None
+        raise InputError(f"model.backbone_kwargs: {name} does not take {kwargs} ({_brief(error)})") from None
     except Exception as error:
         if not pretrained:
             raise InputError(

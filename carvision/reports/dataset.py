@@ -1,7 +1,6 @@
 """Pictures of a data set: photos per class, and sheets of samples."""
 
 import logging
-import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,15 +9,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
-from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
-from carvision.data.images import SIDEWAYS, BadImage, check_box, open_image, to_rgb, upright_turn
+from carvision.data.images import BadImage, check_box
 from carvision.data.table import BOX, Table
-from carvision.reports.style import DPI, FAINT, SPLIT_COLOURS, TEXT, create_figure, save_figure, set_title, tidy
+from carvision.reports.evaluation.layout import create_sheet, shortened, write_text
+from carvision.reports.photos_on_sheets import read_small, width_px
+from carvision.reports.style import FAINT, SPLIT_COLOURS, TEXT, create_figure, save_figure, set_title, tidy
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +38,7 @@ def plot_class_counts(counts: pd.DataFrame, title: str, file: Path) -> None:
 
 
 def _bars(counts: pd.DataFrame, splits: list[str]) -> Figure:
-    names = [_shortened(name, 48) for name in counts["name"]]
+    names = [shortened(name, 48) for name in counts["name"]]
     figure = create_figure(8.5, 1.3 + 0.22 * len(counts))
     axes = figure.add_subplot()
     place = np.arange(len(counts))
@@ -77,7 +75,7 @@ def _curve_and_histogram(counts: pd.DataFrame, splits: list[str]) -> Figure:
         f"median {median:,.0f}", (1, median), (-4, 4), ("axes fraction", "data"), "offset points",
         ha="right", size=9, color=TEXT,
     )  # fmt: skip
-    first, last = (_shortened(counts["name"].iloc[i], 48) for i in (0, -1))
+    first, last = (shortened(counts["name"].iloc[i], 48) for i in (0, -1))
     curve.set_title(
         f"largest: {first} ({total[0]:,}); smallest: {last} ({total[-1]:,})",
         loc="left", size=9, color=FAINT, parse_math=False,
@@ -113,22 +111,20 @@ def plot_samples(
         log.warning("%s: the first %d of %d classes are shown", file.name, MAX_ROWS, len(classes))
         classes = classes[:MAX_ROWS]
     names = [_wrapped(table.class_labels[label].names[code], 22) for code in classes]
-    left_px = 24 + max((_width_px(line, 9) for name in names for line in name.split("\n")), default=0)
+    left_px = 24 + max((width_px(line, 9) for name in names for line in name.split("\n")), default=0)
     width = left_px + num_per_class * (TILE_PX + GAP_PX)
     height = HEAD_PX + len(classes) * (TILE_PX + GAP_PX)
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))  # data are pixels from the top left
-    axes.axis("off")
+    figure, axes = create_sheet(width, height)
     title = f"{table.name}: {label}, random photos"
-    axes.text(10, HEAD_PX / 2, title, va="center", size=12, weight="bold", color=TEXT, parse_math=False)
+    write_text(axes, 10, HEAD_PX / 2, title, va="center", size=12, weight="bold")
     codes = table.rows[label].to_numpy()
     for row, code in enumerate(classes):
         top = HEAD_PX + row * (TILE_PX + GAP_PX)
-        axes.text(10, top + TILE_PX / 2, names[row], va="center", size=9, color=TEXT, parse_math=False)
+        write_text(axes, 10, top + TILE_PX / 2, names[row], va="center")
         # By seed and class, so that a class shows the same photos whichever others are chosen.
         photos = np.random.default_rng((seed, int(code))).permutation(np.flatnonzero(codes == code))
         if not len(photos):
-            axes.text(left_px, top + TILE_PX / 2, "no photos", va="center", size=9, color=FAINT)
+            write_text(axes, left_px, top + TILE_PX / 2, "no photos", va="center", color=FAINT)
         for column, photo in enumerate(photos[:num_per_class]):
             _draw_tile(axes, table, photo, left_px + column * (TILE_PX + GAP_PX), top)
     save_figure(figure, file)
@@ -136,11 +132,10 @@ def plot_samples(
 
 def _draw_tile(axes: Axes, table: Table, photo: int, left: float, top: float) -> None:
     try:
-        image, width, height = _thumbnail(table.root / table.rows.at[photo, "path"])
+        image, (width, height) = read_small(table.root / table.rows.at[photo, "path"], (TILE_PX, TILE_PX))
     except BadImage:
         axes.add_patch(Rectangle((left, top), TILE_PX, TILE_PX, facecolor=UNREADABLE))
-        middle = (left + TILE_PX / 2, top + TILE_PX / 2)
-        axes.text(*middle, "unreadable", ha="center", va="center", size=9, color=TEXT)
+        write_text(axes, left + TILE_PX / 2, top + TILE_PX / 2, "unreadable", ha="center", va="center")
         return
     axes.add_patch(Rectangle((left, top), TILE_PX, TILE_PX, facecolor=BEHIND, zorder=-1))  # images lie at 0
     left, top = left + (TILE_PX - image.width) // 2, top + (TILE_PX - image.height) // 2
@@ -155,33 +150,6 @@ def _draw_tile(axes: Axes, table: Table, photo: int, left: float, top: float) ->
     scale = image.width / width
     x1, y1, x2, y2 = np.clip(box, 0, (width, height, width, height)) * scale
     axes.add_patch(Rectangle((left + x1, top + y1), x2 - x1, y2 - y1, fill=False, edgecolor=BOX_COLOUR, linewidth=1.2))
-
-
-def _thumbnail(path: Path) -> tuple[Image.Image, int, int]:
-    """The whole photo, upright, its longer side TILE_PX, and its own width and height. Raises BadImage."""
-    with open_image(path) as image:
-        try:
-            turn = upright_turn(image)
-            width, height = image.size[::-1] if turn in SIDEWAYS else image.size
-            image.draft("RGB", (2 * TILE_PX, 2 * TILE_PX))  # libjpeg's rough scaling to at least this
-            image = to_rgb(image)
-            image = image if turn is None else image.transpose(turn)
-            scale = TILE_PX / max(width, height)
-            size = (max(1, round(width * scale)), max(1, round(height * scale)))
-            return image.resize(size, Image.Resampling.BICUBIC), width, height
-        except Exception as error:  # each decoder has its own
-            raise BadImage(str(error)) from None
-
-
-def _width_px(line: str, size: float) -> int:
-    """Of text of that size in points."""
-    points, _, _ = text_to_path.get_text_width_height_descent(line, FontProperties(size=size), ismath=False)
-    return math.ceil(points * DPI / 72)
-
-
-def _shortened(name: str, length: int) -> str:
-    name = " ".join(name.split())
-    return name if len(name) <= length else name[: length - 1] + "\u2026"
 
 
 def _wrapped(name: str, width: int) -> str:

@@ -7,15 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
-from matplotlib.textpath import text_to_path
-from PIL import Image
 
-from carvision.data.images import SIDEWAYS, BadImage, open_image, to_rgb, upright_turn
+from carvision.data.images import BadImage
 from carvision.errors import InputError
-from carvision.reports.style import DPI, FAINT, TEXT, save_figure
+from carvision.reports.evaluation.layout import create_sheet, write_text
+from carvision.reports.photos_on_sheets import read_small, width_px
+from carvision.reports.style import FAINT, TEXT, save_figure
 
 RIGHT, WRONG, NOT_KNOWN = "#1a7f37", "#c62828", "#9a9a9a"
 BEHIND, BOX_COLOUR = "#f4f4f4", "#00d5ff"
@@ -51,9 +49,7 @@ def plot_predictions(shots: list[Shot], file: Path) -> None:
     # A narrow grid still has room for the explanation
     width = max(2 * EDGE_PX + num_columns * (TILE_PX[0] + GAP_PX) - GAP_PX, 2 * EDGE_PX + 480)
     height = HEAD_PX + sum(heights)
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))  # data are pixels from the top left
-    axes.axis("off")
+    figure, axes = create_sheet(width, height)
     _draw_key(axes, shots)
     top = HEAD_PX
     for row, lines_of_row, row_height in zip(rows, texts, heights, strict=True):
@@ -75,8 +71,8 @@ def _draw_key(axes: Axes, shots: list[Shot]) -> None:
             parts.append(("truth not known", NOT_KNOWN))
     left = EDGE_PX
     for text, colour in parts:
-        axes.text(left, HEAD_PX / 2 - 2, text, va="center", size=11, weight="bold", color=colour)
-        left += _width_px(text, 11, "bold") + 24
+        write_text(axes, left, HEAD_PX / 2 - 2, text, va="center", size=11, weight="bold", color=colour)
+        left += width_px(text, 11, "bold") + 24
 
 
 def _draw_shot(axes: Axes, shot: Shot, lines: list[tuple[str, str]], left: float, top: float) -> None:
@@ -88,18 +84,19 @@ def _draw_shot(axes: Axes, shot: Shot, lines: list[tuple[str, str]], left: float
     axes.add_patch(Rectangle((left, top), wide, high, facecolor=colour, linewidth=0, zorder=-2))
     axes.add_patch(Rectangle((left + FRAME_PX, top + FRAME_PX), *inner, facecolor=BEHIND, linewidth=0, zorder=-1))
     try:
-        image, scale = _fitted(file, inner)
+        image, (width, height) = read_small(file, inner)
     except BadImage:  # it could be read a moment ago
-        axes.text(left + wide / 2, top + high / 2, "unreadable", ha="center", va="center", size=9, color=FAINT)
+        write_text(axes, left + wide / 2, top + high / 2, "unreadable", ha="center", va="center", color=FAINT)
     else:
         x, y = left + (wide - image.width) // 2, top + (high - image.height) // 2
         axes.imshow(image, extent=(x, x + image.width, y + image.height, y), aspect="auto", interpolation="none")
         if box is not None:
+            scale = min(inner[0] / width, inner[1] / height)
             x1, y1, x2, y2 = np.clip(np.asarray(box) * scale, 0, (image.width, image.height) * 2)
             axes.add_patch(Rectangle((x + x1, y + y1), x2 - x1, y2 - y1, fill=False, edgecolor=BOX_COLOUR, linewidth=1))
     for number, (text, text_colour) in enumerate(lines):
         place = top + high + 8 + (number + 0.5) * LINE_PX
-        axes.text(left, place, text, va="center", size=TEXT_SIZE, color=text_colour, parse_math=False)
+        write_text(axes, left, place, text, va="center", size=TEXT_SIZE, color=text_colour)
 
 
 def _lines(captions: list[Caption]) -> list[tuple[str, str]]:
@@ -112,7 +109,7 @@ def _lines(captions: list[Caption]) -> list[tuple[str, str]]:
             lines += [(line, colour) for line in _folded(caption.predicted, chance)]
             continue
         whole = f"{caption.true} / {caption.predicted}{chance}"
-        fits = _width_px(whole) <= TEXT_PX
+        fits = width_px(whole, TEXT_SIZE) <= TEXT_PX
         texts = [whole] if fits else [*_folded(caption.true, " /"), *_folded(caption.predicted, chance)]
         lines += [(line, WRONG) for line in texts]
     return lines
@@ -121,10 +118,10 @@ def _lines(captions: list[Caption]) -> list[tuple[str, str]]:
 def _folded(name: str, end: str) -> list[str]:
     """name + end in a line as wide as a photo, or in two, of which the second is indented and may be shortened."""
     words = name.split()
-    if _width_px(" ".join(words) + end) <= TEXT_PX:
+    if width_px(" ".join(words) + end, TEXT_SIZE) <= TEXT_PX:
         return [" ".join(words) + end]
     num = max(1, len(words) - 1)  # words of the first line
-    while num > 1 and _width_px(" ".join(words[:num])) > TEXT_PX:
+    while num > 1 and width_px(" ".join(words[:num]), TEXT_SIZE) > TEXT_PX:
         num -= 1
     first, rest = " ".join(words[:num]), " ".join(words[num:])
     if not rest:
@@ -134,30 +131,8 @@ def _folded(name: str, end: str) -> list[str]:
 
 def _cut(text: str, end: str) -> str:
     """text + end, the text shortened until both are as wide as a photo."""
-    if _width_px(text + end) <= TEXT_PX:
+    if width_px(text + end, TEXT_SIZE) <= TEXT_PX:
         return text + end
-    while len(text) > 1 and _width_px(text + ELLIPSIS + end) > TEXT_PX:
+    while len(text) > 1 and width_px(text + ELLIPSIS + end, TEXT_SIZE) > TEXT_PX:
         text = text[:-1].rstrip()
     return text + ELLIPSIS + end
-
-
-def _width_px(line: str, size: float = TEXT_SIZE, weight: str = "normal") -> int:
-    font = FontProperties(size=size, weight=weight)
-    points, _, _ = text_to_path.get_text_width_height_descent(line, font, ismath=False)
-    return math.ceil(points * DPI / 72)
-
-
-def _fitted(file: str, size: tuple[int, int]) -> tuple[Image.Image, float]:
-    """The whole photo, upright, as large as it fits into that width and height; and its scale. Raises BadImage."""
-    with open_image(file) as image:
-        try:
-            turn = upright_turn(image)
-            width, height = image.size[::-1] if turn in SIDEWAYS else image.size
-            image.draft("RGB", (2 * max(size), 2 * max(size)))  # libjpeg's rough scaling to at least this
-            image = to_rgb(image)
-            image = image if turn is None else image.transpose(turn)
-            scale = min(size[0] / width, size[1] / height)
-            fitted = (max(1, round(width * scale)), max(1, round(height * scale)))
-            return image.resize(fitted, Image.Resampling.BICUBIC), scale
-        except Exception as error:  # each decoder has its own
-            raise BadImage(str(error)) from None

@@ -1,8 +1,10 @@
 """carvision.predict: the function for apps and services."""
 
+import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -72,6 +74,13 @@ def test_mistakes_are_named(run, photos):
         ((model, Image.new("RGB", (9, 9))), {}, "is one photo; give a list"),
         ((model, photos), {"boxes": [None]}, "boxes: 1 for 7 photos"),
         ((model, photos[:1]), {"boxes": [(1, 2)]}, r"boxes: \(1, 2\) is not left, top, right, bottom"),
+        ((model, [*photos[:1], None]), {}, "photos: number 2 is a NoneType, not a path or a PIL image"),
+        ((model, [b"x"]), {}, "is a bytes, .*open its bytes"),
+        ((model, [np.zeros((9, 9, 3), np.uint8)]), {}, "is a ndarray, .*fromarray"),
+        ((model, np.zeros((2, 9, 9, 3), np.uint8)), {}, "is a ndarray, .*fromarray"),
+        ((model, None), {}, "photos: a NoneType is not a list"),
+        ((model, photos), {"boxes": 5}, "boxes: a int is not a list"),
+        ((model, photos), {"top": "x"}, "top and batch_size: 'x' and 32"),
         ((model, photos), {"top": 0}, "top and batch_size: 0 and 32"),
         ((model, photos), {"device": "nowhere"}, "--device: 'nowhere'"),
         ((torch.nn.Linear(1, 1), photos), {}, "a Linear is no model of carvision.load"),
@@ -79,6 +88,25 @@ def test_mistakes_are_named(run, photos):
     ):
         with pytest.raises(InputError, match=message):
             carvision.predict(*arguments, **options)
+
+
+def test_the_command_can_be_imported_and_the_function_still_be_called(run, photos):
+    code = (
+        "import os, sys, carvision.predict;"
+        "assert 'OMP_WAIT_POLICY' not in os.environ and 'torch' not in sys.modules;"
+        "[row] = carvision.predict(carvision.load(sys.argv[1]), sys.argv[2:], top=2); assert len(row['make']) == 2;"
+        "from carvision import predict; assert predict(sys.argv[1], sys.argv[2:], boxes=[None], top=2) == [row]"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    subprocess.run([sys.executable, "-c", code, str(run), str(photos[0])], check=True, env=environment)
+
+
+@pytest.mark.parametrize("name", ["error", "path", "make_id"])
+def test_a_head_that_would_overwrite_a_key_of_the_result_is_refused(run, photos, name):
+    model = carvision.load(run)
+    model.labels = tuple(name if label == "speed" else label for label in model.labels)
+    with pytest.raises(InputError, match=f"two columns '{name}'"):
+        carvision.predict(model, photos[:1])
 
 
 def test_the_function_is_not_hidden_by_the_command_of_its_name(run, photos):

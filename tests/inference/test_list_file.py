@@ -45,6 +45,26 @@ def test_whole_numbers_that_empty_cells_made_floats_are_ids(tmp_path):
     assert [row[2] for row in read_list(file, None, ("make",))] == [{"make": "3"}, {}]
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_the_separator_is_that_of_the_header(tmp_path, suffix, separator):
+    """Excel writes semicolons where the comma is the decimal point."""
+    file = tmp_path / f"list{suffix}"
+    TABLE.replace("a b.jpg", "a,b;c.jpg").to_csv(file, sep=separator, index=False)
+    check(file, "test")
+    assert columns_of(file) == list(TABLE.columns) and has_boxes(file)
+    rows = list(read_list(file, "test", ("model",)))
+    assert rows[0] == ("a,b;c.jpg", (1.0, 2.0, 30.5, 40.0), {"model": "9"}) and rows[1][0] == "c.jpg"
+
+
+def test_other_separators_within_cells_are_text(tmp_path):
+    file = tmp_path / "list.csv"
+    file.write_text("path,a;b\nx;1.jpg,2\n")
+    assert columns_of(file) == ["path", "a;b"] and [row[0] for row in read_list(file, None, ())] == ["x;1.jpg"]
+    file.write_text("path\nx;1,2.jpg\n")
+    assert [row[0] for row in read_list(file, None, ())] == ["x;1"]
+
+
 def test_lines_of_text(tmp_path):
     file = tmp_path / "list.txt"
     file.write_bytes("\ufeffa b.jpg\r\n\n ü,1.jpg\nlast.jpg".encode())
@@ -59,6 +79,7 @@ def test_lines_of_text(tmp_path):
     ("name", "content", "message"),
     [
         ("l.csv", b"file,split\na.jpg,test\n", "has no column 'path'; its columns: file, split"),
+        ("l.csv", b"file;split\na.jpg;test\n", "has no column 'path'; its columns: file, split"),
         ("l.csv", b"", "has no column 'path'; its columns: none"),
         ("l.csv", b"path\n\na.jpg\n\"\"\n", "photo 2 has no path"),
         ("l.csv", b"path,left,top,right,bottom\na.jpg,1,2,x,4\n", "photo 1: the box 1 2 x 4 is not four numbers"),

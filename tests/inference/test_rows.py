@@ -73,6 +73,8 @@ def test_labels_that_would_share_a_column_are_refused():
     for label in ("path", "error", "make_id"):
         with pytest.raises(InputError, match=f"two columns '{label}'"):
             Layout().columns({"make": ["1"], label: ["1"]}, ("make", label))
+    with pytest.raises(InputError, match="two columns 'error'"):  # a row's error would be read as the class
+        Layout(brief=True).columns({"error": ["1"]}, ("error",))
 
 
 def test_equal_probabilities_keep_their_order():

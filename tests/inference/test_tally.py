@@ -27,6 +27,29 @@ def test_right_and_wrong_by_id_or_else_by_name():
     ]
 
 
+def test_a_class_without_a_name_is_a_prediction_and_an_error_is_none():
+    tally = Tally(("make",), {"make": ["3", "7"]}, {"make": ["", "BMW"]})
+    row = {"make": "", "make_id": "3"}
+    for known in (row, row | {"error": ""}, row | {"error": None}):  # fresh, of CSV, of JSON
+        tally.add(Photo("a", "a"), {"make": 0}, known)
+    assert (tally.num_bad, tally.num_right) == (0, {"make": 3}) and tally.lines() == ["right: make 100.0 % of 3"]
+    tally.add(Photo("b", "b"), {}, row | {"error": "torn"})
+    assert tally.num_bad == 1
+
+
+def test_brief_rows_read_again_are_bad_where_all_cells_are_empty():
+    tally = Tally((*LABELS, "speed"), IDS, NAMES, brief=True)
+    tally.add(Photo("a", "a"), {}, {"path": "a", "error": "torn"})  # fresh
+    for bad in ("", None):  # of CSV, of JSON
+        tally.add(Photo("b", "b"), {}, {"path": "b", "make": bad, "model": bad, "speed": bad})
+    tally.add(Photo("c", "c"), {}, {"path": "c", "make": "Audi", "model": "A4", "speed": "180"})
+    assert tally.lines() == [
+        "3 of 4 photos could not be used; without --brief, the column error says why", "  a: torn", "  b", "  b"
+    ]  # fmt: skip
+    unnamed = Tally(("make",), {"make": ["3", "7"]}, {"make": ["", "BMW"]}, brief=True)
+    assert not unnamed.is_bad({"make": ""}) and unnamed.is_bad({"make": None})
+
+
 def test_only_the_first_reasons_are_said():
     tally = Tally(LABELS, IDS, NAMES)
     for i in range(1234):

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from carvision.errors import InputError
-from carvision.reports.prediction_grid import RIGHT, TEXT_PX, WRONG, Caption, _lines, _width_px, plot_predictions
+from carvision.reports.photos_on_sheets import width_px
+from carvision.reports.prediction_grid import RIGHT, TEXT_PX, TEXT_SIZE, WRONG, Caption, _lines, plot_predictions
 
 LONG = "Chevrolet Corvette Ron Fellows Edition Z06 2007"
 
@@ -63,7 +64,7 @@ def test_long_names_stay_within_their_photo():
     for predicted in (LONG, "Unbreakable" * 9, f"{LONG} {LONG}"):
         for caption in (Caption(predicted, 1.0), Caption(predicted, 1.0, LONG, False)):
             lines = [text for text, _ in _lines([caption])]
-            assert all(_width_px(line) <= TEXT_PX for line in lines), lines
+            assert all(width_px(line, TEXT_SIZE) <= TEXT_PX for line in lines), lines
             assert len(lines) <= (4 if caption.true else 2) and lines[-1].endswith(" 100 %")
     two_lines = ["Chevrolet Silverado 1500", "    Hybrid Crew Cab 2012 98 %"]
     assert [text for text, _ in _lines([Caption("Chevrolet Silverado 1500 Hybrid Crew Cab 2012", 0.98)])] == two_lines

@@ -187,6 +187,7 @@ def test_early_stopping_ends_a_phase_and_the_next_one_begins(demo_photos, tmp_pa
 
 def test_averaged_weights_are_validated_and_saved_and_the_raw_ones_go_on(demo_photos, tmp_path):
     folder = train(tmp_path / "run", *demo(demo_photos), "callbacks.ema_decay=0.9", "callbacks.monitor=train/loss")
+    assert json.loads((folder / "model.json").read_text())["weights"]["kind"] == "averaged"
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     averaged, raw = last["state_dict"], last["current_model_state"]
     name = "model.head_make.output.weight"

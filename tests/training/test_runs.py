@@ -47,6 +47,13 @@ def test_the_folder_holds_what_the_contract_says(demo_run):
     assert not any(name.endswith(".partial") for name in names)
 
 
+def test_the_model_says_which_weights_it_has(demo_run):
+    best = json.loads((demo_run / "metrics.json").read_text())["best_epoch"]
+    described = json.loads((demo_run / "model.json").read_text())
+    assert described["weights"] == {"file": "model.safetensors", "kind": "raw", "epoch": best}
+    assert described["crop_to_box"] and carvision.load(demo_run).crop_to_box
+
+
 def test_history_has_a_row_an_epoch(demo_run):
     history = pd.read_csv(demo_run / "history.csv")
     assert history["epoch"].tolist() == [0, 1]

@@ -1,13 +1,11 @@
 """Pictures laid out in pixels, so that nothing overlaps."""
 
-import math
 import textwrap
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import text_to_path
 
+from carvision.reports.photos_on_sheets import width_px
 from carvision.reports.style import DPI, TEXT
 
 EDGE_PX = 14
@@ -30,12 +28,6 @@ def write_text(axes: Axes, x: float, y: float, text: str, **style) -> None:
 def write_title(axes: Axes, lines: list[str]) -> None:
     for i, line in enumerate(lines):
         write_text(axes, EDGE_PX, EDGE_PX + i * TITLE_PX, line, va="top", size=12, weight="bold")
-
-
-def width_px(text: str, size: float, weight: str = "normal") -> int:
-    """Of a line in that size in points."""
-    points, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=size, weight=weight), False)
-    return math.ceil(points * DPI / 72)
 
 
 def shortened(name: str, length: int) -> str:

@@ -1,7 +1,9 @@
 """What an evaluation leaves of each head with classes: tables and pictures."""
 
+import itertools
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,10 +77,10 @@ def _part(predictions: Predictions, labels: dict[str, dict], head: str, predicte
 def write_head(
     predictions: Predictions, labels: dict[str, dict], part: Part, title: str, crop_to_box: bool, folder: Path
 ) -> dict[str, Path]:
-    """per_class_<head>.csv, confusion_<head>.{csv,png}, confused_<head>.{csv,png}, reliability_<head>.png; returns
-    {what it shows: picture}."""
+    """per_class_<head>.csv, confusion_<head>.{csv,png}, confused_<head>.{csv,png}, reliability_<head>.png, the head as
+    file_stems has it; returns {what it shows: picture}."""
     head = part.head
-    stem = re.sub(r"[^\w.-]+", "_", head)
+    stem = file_stems([name for name, label in labels.items() if "ids" in label])[head]
     names = labels[head]["names"]
     _write_tables(predictions, labels, part, stem, folder)
     files = {kind: folder / f"{kind}_{stem}.png" for kind in ("confusion", "confused", "reliability")}
@@ -97,6 +99,20 @@ def write_head(
     plot_reliability(diagrams, f"{title}: {head}, confidence and accuracy", files["reliability"])
     words = {"confusion": "Confusion matrix", "confused": "Confused pairs", "reliability": "Confidence and accuracy"}
     return {f"{words[kind]}, {head}": file for kind, file in files.items()}
+
+
+def file_stems(heads: Sequence[str]) -> dict[str, str]:
+    """{head: what stands for it in names of files}: "_" for all that a name can't hold, and a number at the end where
+    two would be one file, also where upper and lower case are the same. A head that needs no change has its own name.
+    """
+    plain = {head: re.sub(r"[^\w.-]+", "_", head) for head in heads}
+    stems: dict[str, str] = {}
+    taken: set[str] = set()
+    for head in sorted(heads, key=lambda head: plain[head] != head):
+        names = itertools.chain([plain[head]], (f"{plain[head]}_{number}" for number in itertools.count(2)))
+        stems[head] = next(name for name in names if name.casefold() not in taken)
+        taken.add(stems[head].casefold())
+    return stems
 
 
 def _write_tables(predictions: Predictions, labels: dict[str, dict], part: Part, stem: str, folder: Path) -> None:

@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
-from PIL import Image
 from torch import Tensor
 
-from carvision.data.images import SIDEWAYS, BadImage, check_box, open_image, to_rgb, upright_turn
+from carvision.data.images import BadImage
 from carvision.evaluation.predictions import Predictions
 from carvision.reports.evaluation.layout import (
     EDGE_PX,
@@ -22,6 +21,7 @@ from carvision.reports.evaluation.layout import (
     write_text,
     write_title,
 )
+from carvision.reports.photos_on_sheets import read_small
 from carvision.reports.style import FAINT, TEXT, save_figure
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def _draw_tile(axes: Axes, predictions: Predictions, photo: int, crop: bool, lef
     box = predictions.boxes[photo] if crop and predictions.boxes is not None else None
     path = predictions.root / predictions.paths[photo]
     try:
-        image = read_tile(path, box)
+        image, _ = read_small(path, (TILE_PX, TILE_PX), box)
     except BadImage as reason:
         log.warning("%s: %s; its place on the sheet is grey", path, reason)
         axes.add_patch(Rectangle((left, top), TILE_PX, TILE_PX, facecolor=UNREADABLE))
@@ -103,28 +103,3 @@ def _draw_tile(axes: Axes, predictions: Predictions, photo: int, crop: bool, lef
     axes.add_patch(Rectangle((left, top), TILE_PX, TILE_PX, facecolor=BEHIND, zorder=-1))  # images lie at 0
     left, top = left + (TILE_PX - image.width) // 2, top + (TILE_PX - image.height) // 2
     axes.imshow(image, extent=(left, left + image.width, top + image.height, top), aspect="auto", interpolation="none")
-
-
-def read_tile(path: Path, box: np.ndarray | None) -> Image.Image:
-    """The photo, or what is inside its box, upright, its longer side TILE_PX. Raises BadImage."""
-    with open_image(path) as image:
-        try:
-            turn = upright_turn(image)
-            width, height = image.size[::-1] if turn in SIDEWAYS else image.size
-            part = np.array([0, 0, width, height], np.float64)
-            if box is not None and not np.isnan(box).any():
-                check_box(box, width, height)
-                part = np.clip(box.astype(np.float64), 0, (width, height, width, height))
-            longer = max(part[2] - part[0], part[3] - part[1])
-            wanted = TILE_PX / longer
-            draft = min(1.0, 2 * wanted)  # libjpeg's rough scaling to at least this
-            image.draft("RGB", (max(1, int(image.width * draft)), max(1, int(image.height * draft))))
-            image = to_rgb(image)
-            image = image if turn is None else image.transpose(turn)
-            scale = np.array([image.width / width, image.height / height] * 2)
-            size = tuple(max(1, round(side * wanted)) for side in (part[2] - part[0], part[3] - part[1]))
-            return image.resize(size, Image.Resampling.BICUBIC, box=tuple(part * scale))
-        except BadImage:
-            raise
-        except Exception as error:  # each decoder has its own
-            raise BadImage(f"can't be decoded ({error})") from None

@@ -9,12 +9,12 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from carvision.data.images import BadImage
 from carvision.evaluation.calibration import reliability
 from carvision.evaluation.classes import confused_pairs, confusions
 from carvision.evaluation.predictions import Predictions
 from carvision.reports.evaluation import confusion, curves, pairs
-from carvision.reports.evaluation.layout import width_px, wrapped
+from carvision.reports.evaluation.layout import wrapped
+from carvision.reports.photos_on_sheets import width_px
 from carvision.reports.style import save_figure
 
 NAME = "Mercedes-Benz SL-Class Coupe"
@@ -147,20 +147,6 @@ def test_a_photo_that_is_gone_is_grey(tmp_path, caplog, figures):
     draw_pairs(predictions, ["one", "two"], [0, 0, 1], tmp_path)
     assert "1.jpg: the file is missing" in caplog.text
     assert "unreadable" in [text.get_text() for text in figures[0].axes[0].texts]
-
-
-def test_tiles_are_upright_and_cropped(tmp_path):
-    pixels = np.zeros((100, 200, 3), np.uint8)
-    pixels[:, 100:] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise: the white half is below
-    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
-    whole = np.asarray(pairs.read_tile(tmp_path / "a.png", None))
-    assert whole.shape == (140, 70, 3) and whole[:60].max() == 0 and whole[80:].min() == 255
-    part = np.asarray(pairs.read_tile(tmp_path / "a.png", np.array([0, 110, 100, 160], np.float32)))
-    assert part.shape == (70, 140, 3) and part.min() == 255
-    with pytest.raises(BadImage, match="outside"):
-        pairs.read_tile(tmp_path / "a.png", np.array([0, 0, 300, 90], np.float32))
 
 
 def test_reliability_and_coverage(tmp_path, figures):

@@ -124,6 +124,27 @@ def test_the_matrix_is_of_the_right_names(evaluated, tmp_path, monkeypatch):
     assert shown == set(table[["true", "predicted", "photos"]].itertuples(index=False, name=None))
 
 
+def test_heads_of_like_names_have_files_of_their_own():
+    assert of_head.file_stems(["make", "model"]) == {"make": "make", "model": "model"}
+    assert of_head.file_stems(["a b", "a/b", "a_b", "A_B", "a_b_2"]) == {
+        "a_b": "a_b", "A_B": "A_B_2", "a_b_2": "a_b_2_2", "a b": "a_b_3", "a/b": "a_b_4"
+    }  # fmt: skip
+
+
+def test_heads_of_like_names_are_all_written(photos, tmp_path):
+    heads = {"make": "a b", "model": "a_b"}
+    labels = {heads[head]: {**LABELS[head], "parent": None, "parent_codes": []} for head in heads}
+    known = made()
+    renamed = {kind: {heads[head]: getattr(known, kind)[head] for head in heads} for kind in ("logits", "targets")}
+    predictions = replace(known, root=photos, **renamed)
+    for part in of_head.parts_of_heads(predictions, labels, "joint").values():
+        files = of_head.write_head(predictions, labels, part, "a run", False, tmp_path)
+        assert all(file.is_file() for file in files.values())
+    assert len(pd.read_csv(tmp_path / "per_class_a_b.csv")) == 7
+    assert len(pd.read_csv(tmp_path / "per_class_a_b_2.csv")) == 3
+    assert len(list(tmp_path.iterdir())) == 2 * 6
+
+
 def test_without_samples_there_are_no_intervals(photos, tmp_path):
     result = evaluate(replace(made(), root=photos), tmp_path, num_samples=0)
     assert result["intervals"] == {} and "bootstrap" not in (tmp_path / "results.txt").read_text()

@@ -1,0 +1,49 @@
+"""What sheets of photos share: small upright photos, and how wide a line of text is."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
+from PIL import Image
+
+from carvision.data.images import SIDEWAYS, BadImage, check_box, open_image, to_rgb, upright_turn
+from carvision.reports.style import DPI
+
+
+def read_small(
+    path: str | Path, room_px: tuple[int, int], box: np.ndarray | None = None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """The photo, or what is inside its box, upright and as large as it fits into that width and height; and the width
+    and height of the whole photo, upright, which boxes refer to. Raises BadImage, also for a box outside the photo."""
+    with open_image(path) as image:
+        try:
+            turn = upright_turn(image)
+            width, height = image.size[::-1] if turn in SIDEWAYS else image.size
+            left, top, right, bottom = 0, 0, width, height
+            if box is not None and not np.isnan(box).any():
+                check_box(box, width, height)
+                left, top, right, bottom = np.clip(box, 0, (width, height, width, height)).tolist()
+            wide, high = right - left, bottom - top
+            # libjpeg's rough scaling, while it decodes, to at least twice the wanted size
+            shrink = max(1, int(min(wide, high) // (2 * max(room_px))))
+            image.draft("RGB", (image.width // shrink, image.height // shrink))
+            image = to_rgb(image)
+            image = image if turn is None else image.transpose(turn)
+            scale = min(room_px[0] / wide, room_px[1] / high)
+            size = (max(1, round(wide * scale)), max(1, round(high * scale)))
+            x, y = image.width / width, image.height / height
+            part = (left * x, top * y, min(right * x, image.width), min(bottom * y, image.height))
+            return image.resize(size, Image.Resampling.BICUBIC, box=part), (width, height)
+        except BadImage:
+            raise
+        except Exception as error:  # each decoder has its own
+            raise BadImage(f"can't be decoded ({error})") from None
+
+
+def width_px(line: str, size: float, weight: str = "normal") -> int:
+    """Of text in that size in points."""
+    font = FontProperties(size=size, weight=weight)
+    points, _, _ = text_to_path.get_text_width_height_descent(line, font, ismath=False)
+    return math.ceil(points * DPI / 72)

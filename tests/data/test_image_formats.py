@@ -1,0 +1,62 @@
+"""Files of any kind that are called photos: those of photos are opened, and no other."""
+
+import contextlib
+import os
+
+import pytest
+from PIL import EpsImagePlugin, Image
+
+from carvision.data.images import FORMATS, BadImage, open_image, to_square
+from tests.data.test_images import difference, encoded, plain_square, preprocessing, smooth, square_of
+
+
+@pytest.fixture
+def ghostscript(tmp_path, monkeypatch):
+    """A `gs` that leaves a trace where it is run; returns the trace."""
+    trace, program = tmp_path / "executed", tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho ran >> {trace}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # Pillow looks for it once
+    return trace
+
+
+def test_a_file_that_is_a_program_is_not_run(tmp_path, ghostscript):
+    """Encapsulated PostScript, whatever it is called, is decoded by Ghostscript, which runs it."""
+    path = tmp_path / "evil.jpg"
+    path.write_bytes(encoded(smooth(), "EPS"))
+    with pytest.raises(BadImage, match="not a photo in any format known"):
+        square_of(path)
+    with Image.open(path) as image, pytest.raises(BadImage, match=r"is EPS, .* run a program"):
+        to_square(image, preprocessing())
+    assert not ghostscript.exists()
+    with contextlib.suppress(OSError), Image.open(path) as image:
+        image.load()
+    assert ghostscript.exists()  # the file is a real one
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_each_format_is_known_by_its_content(tmp_path, form):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(encoded(smooth(), form))
+    with open_image(path) as image:
+        assert image.format == form
+    assert difference(square_of(path), plain_square(smooth())) < 8  # GIF has 256 colours
+
+
+def test_a_camera_s_pair_of_pictures_in_one_file_is_a_photo(tmp_path):
+    smooth().save(tmp_path / "photo.jpg", "MPO", save_all=True, append_images=[smooth()], quality=95)
+    with open_image(tmp_path / "photo.jpg") as image:
+        assert image.format == "MPO"
+    assert difference(square_of(tmp_path / "photo.jpg"), plain_square(smooth())) < 2
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    monkeypatch.setattr(Image, "open", lambda *args, **options: pytest.fail("it would be waited for"))
+    for path in (tmp_path / "pipe.jpg", os.devnull, tmp_path):
+        with pytest.raises(BadImage, match="is no regular file"):
+            open_image(path)

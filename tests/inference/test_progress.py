@@ -1,0 +1,23 @@
+"""The bar and the lines, in a terminal that is made up."""
+
+import logging
+import sys
+
+from carvision.inference import progress
+
+
+def test_the_bar_is_on_standard_error_with_its_name(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress.progress_of(50, 10, True, "a run on [test]") as advance:
+        advance(40)
+    out, err = capsys.readouterr()
+    assert out == "" and "a run on [test]" in err and "50/50" in err
+
+
+def test_lines_where_there_is_no_terminal(caplog, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS", -1)
+    with caplog.at_level(logging.INFO), progress.progress_of(5000, 1000, False) as advance:
+        advance(500)
+    assert caplog.messages[0].startswith("1,500 of 5,000 photos, ")
