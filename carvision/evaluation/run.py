@@ -44,7 +44,6 @@ def run(
     """Returns the folder; None in all processes but the first. The arguments are those of carvision.evaluate."""
     rank, world_size = rank_and_world_size()
     start_log(None, quiet=rank > 0)
-    folder = (out or folder_of(run) / "evaluations" / f"{split}_{time.strftime('%Y-%m-%d_%H-%M-%S')}").expanduser()
     predictor = load_predictor([run, *ensemble], tta, temperature)
     labels = {name: predictor.about["labels"][name] for name in predictor.labels}
     loss = loss_of(predictor.about, predictor.averages)
@@ -57,7 +56,7 @@ def run(
         log.warning("%s", note)
     choose_device(device)
     if rank == 0:
-        claim_folder(folder)
+        folder = claim_folder(out, folder_of(run) / "evaluations", f"{split}_{time.strftime('%Y-%m-%d_%H-%M-%S')}")
     if world_size > 1:
         torch.distributed.init_process_group("gloo")
     log.info("%s: %s photos, %s", table.name, f"{len(table):,}", "all" if split == "all" else split)
@@ -130,11 +129,20 @@ def write_problems(folder: Path, bad: dict[str, str], unmatched: pd.DataFrame) -
         unmatched.to_csv(folder / "unmatched.csv", index=False)
 
 
-def claim_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        if not folder.is_dir() or any(folder.iterdir()):
-            raise InputError(f"--out: {folder} exists already; give a folder that does not, or remove it") from None
-    except OSError as error:
-        raise InputError(f"--out: {folder} can't be made ({error.strerror}); choose another with --out") from None
+def claim_folder(wanted: Path | None, parent: Path, name: str) -> Path:
+    """A new folder: the one that is wanted, or of this name in the parent. Two evaluations never get the same one."""
+    folder = (wanted or parent / name).expanduser()
+    number = 1
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            if wanted and folder.is_dir() and not any(folder.iterdir()):
+                return folder
+            if wanted:
+                raise InputError(f"--out: {folder} exists already; give a folder that does not, or remove it") from None
+            number += 1
+            folder = parent / f"{name}_{number}"  # another evaluation began within the same second
+        except OSError as error:
+            raise InputError(f"--out: {folder} can't be made ({error.strerror}); choose another with --out") from None

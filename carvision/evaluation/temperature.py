@@ -59,11 +59,7 @@ def choose_temperature(
         return []
     val = predict_val() if of_run is not None else None
     if val is None:
-        return (
-            []
-            if is_stored(predictor)
-            else ["no temperature was fitted: the probabilities are as the network gives them"]
-        )
+        return [] if is_stored(predictor) else ["no temperature was fitted to these probabilities"]
     predictor.temperature = fit(predictor, val)
     if plain and of_run and not predictor.averages:
         store(run, predictor.temperature)
