@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 
 from carvision.data.datamodule import PhotoDataModule
+from carvision.errors import InputError
 from carvision.training.lit_classifier import LitClassifier
 
 log = logging.getLogger(__name__)
@@ -57,12 +58,19 @@ def fit_phases(
 
 def _where_it_ended(last: Path) -> tuple[int, int, int, bool]:
     """The phase, the epoch with which it began, the epoch with which training goes on (all count from 0), and whether
-    early stopping had ended the phase."""
-    state = torch.load(last, map_location="cpu", weights_only=True)
+    early stopping had ended the phase. Raises InputError for a file that is no checkpoint, and executes nothing."""
+    try:
+        state = torch.load(last, map_location="cpu", weights_only=True)
+        places = state["phase"], state["phase_begun"], state["epoch"] + 1
+    except Exception as error:  # of torch, of pickle, of what a file that is none makes of them
+        text = " ".join(str(error).split())[:100]
+        raise InputError(
+            f"run.dir: {last} is no checkpoint of carvision ({text}); give another folder to begin anew"
+        ) from None
     log.info("going on after epoch %d", state["epoch"] + 1)
     stopping = [values for name, values in state["callbacks"].items() if name.startswith("EarlyStopping")]
     stopped = any(values["wait_count"] >= values["patience"] for values in stopping)
-    return state["phase"], state["phase_begun"], state["epoch"] + 1, stopped
+    return *places, stopped
 
 
 def _log_phase(lit: LitClassifier, number: int) -> None:

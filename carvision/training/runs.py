@@ -32,7 +32,7 @@ def run(cfg: dict, name: str) -> Path:
         else:
             _run_folds(cfg, folder, folds)
     except InputError:
-        if is_first_process() and not any(folder.rglob("history.csv")):
+        if is_first_process() and not resume and not any(folder.rglob("history.csv")):
             start_log(None)  # closes run.log
             shutil.rmtree(folder)  # not an epoch is in it, and the mended command may name the same run.dir
         raise

@@ -1,6 +1,7 @@
 """Phases in one run, runs in several starts, averaged weights, sharpness-aware steps: whole runs, small."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 
 from carvision.errors import InputError
 from carvision.training.build_phases import build_phases
+from carvision.training.lit_classifier import LitClassifier
 from tests.small_runs import config, demo, train
 
 PHASES = [
@@ -224,3 +226,20 @@ def test_sam_refuses_what_it_cannot_do(demo_photos, tmp_path):
         train(tmp_path / "a", *demo(demo_photos), "optimizer.sam_rho=0.05", "trainer.accumulate_grad_batches=2")
     with pytest.raises(InputError, match=r"optimizer.sam_rho: .*16-mixed"):
         train(tmp_path / "b", *demo(demo_photos), "optimizer.sam_rho=0.05", "trainer.precision=16-mixed")
+
+
+def test_a_pickle_that_poses_as_a_checkpoint_is_refused_and_runs_nothing(two_phases, demo_photos, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "executed"), "w"))
+
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    shutil.copy(two_phases / "config.yaml", folder)
+    torch.save({"phase": 0, "epoch": Bomb()}, folder / "checkpoints" / "last.ckpt")
+    with pytest.raises(InputError, match=r"last\.ckpt is no checkpoint of carvision"):
+        train(folder, *demo(demo_photos), *PHASES, "callbacks.monitor=train/loss")
+    assert (folder / "checkpoints" / "last.ckpt").exists()
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+        LitClassifier.load_from_checkpoint(folder / "checkpoints" / "last.ckpt", map_location="cpu")
+    assert not (tmp_path / "executed").exists()
