@@ -2,12 +2,11 @@
 
 import argparse
 import logging
-import os
 import sys
 import time
 from pathlib import Path
 
-from carvision.errors import InputError
+from carvision.errors import one_line_errors
 
 HELP = """Compare runs: a table of their figures, time and cost, their curves overlaid, accuracy against time and money.
 
@@ -22,18 +21,12 @@ HELP = """Compare runs: a table of their figures, time and cost, their curves ov
 def compare(arguments: list[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    try:
+    with one_line_errors():
         # Only now: --help and a wrong option wait for neither pandas nor matplotlib.
         from carvision.reports.comparison.report import write_comparison
 
         folder = options.out or Path("compare") / time.strftime("%Y-%m-%d_%H-%M-%S")
         write_comparison(folder=folder, **{k: v for k, v in vars(options).items() if k != "out"})
-    except InputError as error:
-        if os.environ.get("CARVISION_DEBUG"):
-            raise
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
     print(f"compare: {folder}")
 
 

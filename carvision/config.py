@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from carvision.allowed import ALLOWED, check_values, is_mapping
-from carvision.errors import InputError, nearest
+from carvision.errors import InputError, nearest, one_line_errors
 
 
 def conf_dir() -> Path:
@@ -43,14 +42,12 @@ def run_command(task: Callable[[DictConfig], None], config_name: str) -> None:
 
 @contextmanager
 def _one_line_errors():
-    try:
-        yield
-    except (InputError, HydraException, OmegaConfBaseException) as error:
-        if os.environ.get("CARVISION_DEBUG"):
-            raise
-        sys.exit(f"error: {one_line(error)}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    """Those of Hydra and OmegaConf, too."""
+    with one_line_errors():
+        try:
+            yield
+        except (InputError, HydraException, OmegaConfBaseException) as error:
+            raise InputError(one_line(error)) from error
 
 
 def plain_config(cfg: DictConfig) -> dict:

@@ -1,11 +1,30 @@
 """The one error that is shown to a person as a single line, without a traceback."""
 
 import difflib
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
     """Something a person gave is wrong. The message names the value, what was allowed, and the mend."""
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Around a command: an InputError ends it with its line and exit status 1, Ctrl-C with 130.
+
+    CARVISION_DEBUG=1 shows the traceback instead.
+    """
+    try:
+        yield
+    except InputError as error:
+        if os.environ.get("CARVISION_DEBUG"):
+            raise
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def nearest(value: str, allowed: Iterable[str], count: int = 3) -> str:

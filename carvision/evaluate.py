@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from carvision.errors import InputError
+from carvision.errors import one_line_errors
 
 # Read by OpenMP when torch is imported: threads that wait sleep, instead of keeping the cores busy that the photo
 # readers need.
@@ -28,17 +28,11 @@ OVERRIDE = re.compile(r"[+~]*data[.=]")
 
 def evaluate(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    try:
+    with one_line_errors():
         # Only now: --help and a wrong option do not wait for torch.
         from carvision.evaluation.run import run
 
         folder = run(**vars(options))
-    except InputError as error:
-        if os.environ.get("CARVISION_DEBUG"):
-            raise
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
     if folder is not None:  # the first of several processes
         print(f"evaluate: {folder}")
 

@@ -2,11 +2,10 @@
 
 import argparse
 import logging
-import os
 import sys
 from pathlib import Path
 
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line_errors
 
 HELP = """Write a trained network as others' code takes it, and measure that what was written agrees with the run.
 
@@ -33,14 +32,8 @@ def export(arguments: list[str] | None = None) -> None:
     if options.head and not {"timm", "hub"} & set(formats):
         it.error("--head belongs to --format timm and hub; the others hold all heads")
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    try:
+    with one_line_errors():
         write(options.run, dict.fromkeys(formats, options.out), options.head)
-    except InputError as error:
-        if os.environ.get("CARVISION_DEBUG"):
-            raise
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 def write(run: Path, outs: dict[str, Path | None], head: str | None) -> None:

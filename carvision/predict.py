@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line_errors
 
 log = logging.getLogger("carvision.predict")
 
@@ -46,18 +46,15 @@ def main() -> None:
     options = parser().parse_intermixed_args()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("carvision").setLevel(logging.INFO)
-    try:
-        num_photos, num_bad = predict(options)
-    except InputError as error:
-        if os.environ.get("CARVISION_DEBUG"):
+    with one_line_errors():
+        try:
+            num_photos, num_bad = predict(options)
+        except KeyboardInterrupt:
+            log.info("stopped%s", "" if options.out is None else "; the same command again goes on from here")
             raise
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        log.info("stopped%s", "" if options.out is None else "; the same command again goes on from here")
-        sys.exit(130)
-    except BrokenPipeError:  # by | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return
+        except BrokenPipeError:  # by | head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
     sys.exit(1 if num_bad == num_photos else 0)
 
 

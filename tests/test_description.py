@@ -9,36 +9,12 @@ import pytest
 import carvision
 from carvision.errors import InputError
 from tests.inference.tiny import save_tiny
+from tests.model_files import change, refusal, rewrite
 
 
 @pytest.fixture
 def saved(tmp_path):
     return save_tiny(tmp_path)
-
-
-def _rewrite(folder, **changes):
-    file = folder / "model.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-
-
-def _change(folder, place: str, value) -> None:
-    """Of model.json, by dots."""
-    file = folder / "model.json"
-    described = json.loads(file.read_text())
-    *parents, last = place.split(".")
-    inner = described
-    for key in parents:
-        inner = inner[key]
-    inner[last] = value
-    file.write_text(json.dumps(described))
-
-
-def _refusal(path) -> str:
-    with pytest.raises(InputError) as error:
-        carvision.load(path)
-    message = str(error.value)
-    assert "\n" not in message
-    return message
 
 
 @pytest.mark.parametrize(
@@ -72,19 +48,19 @@ def _refusal(path) -> str:
     ],
 )
 def test_what_does_not_fit_together_is_refused_in_one_line(saved, place, value, words):
-    _change(saved, place, value)
-    assert words in _refusal(saved)
+    change(saved, place, value)
+    assert words in refusal(saved)
 
 
 def test_a_label_above_itself_is_refused(saved):
-    _change(saved, "labels.model.parent", "model")
-    _change(saved, "labels.model.parent_codes", [0, 1, 2])
-    assert "is above itself" in _refusal(saved)
-    _change(saved, "labels.model.parent", "make")
-    _change(saved, "labels.model.parent_codes", [0, 1, 1])
-    _change(saved, "labels.make.parent", "model")
-    _change(saved, "labels.make.parent_codes", [0, 1])
-    assert "is above itself" in _refusal(saved)
+    change(saved, "labels.model.parent", "model")
+    change(saved, "labels.model.parent_codes", [0, 1, 2])
+    assert "is above itself" in refusal(saved)
+    change(saved, "labels.model.parent", "make")
+    change(saved, "labels.model.parent_codes", [0, 1, 1])
+    change(saved, "labels.make.parent", "model")
+    change(saved, "labels.make.parent_codes", [0, 1])
+    assert "is above itself" in refusal(saved)
 
 
 def test_what_was_not_told_is_empty_and_figures_may_be_no_numbers(saved):
@@ -95,7 +71,7 @@ def test_what_was_not_told_is_empty_and_figures_may_be_no_numbers(saved):
     file.write_text(json.dumps(described))
     about = carvision.load(saved).about
     assert about["config"] == about["metrics"] == about["versions"] == {}
-    _rewrite(saved, metrics={"val": {"loss": float("nan")}}, config={"trainer": {"gradient_clip_val": float("inf")}})
+    rewrite(saved, metrics={"val": {"loss": float("nan")}}, config={"trainer": {"gradient_clip_val": float("inf")}})
     assert np.isnan(carvision.load(saved).about["metrics"]["val"]["loss"])  # of a run that diverged
 
 
@@ -132,8 +108,8 @@ def test_whatever_a_description_holds_it_loads_or_is_refused_in_one_line(saved):
     changes += [lambda inner, key, odd=odd: operator.setitem(inner, key, odd) for odd in ODD]
     num_refused = 0
     for turn, place in enumerate(places):
-        for number, change in enumerate(changes[turn % 2 :: 2]):  # half of them, in turn: all would take ten seconds
-            file.write_text(json.dumps(_with(original, place, change)))
+        for number, other in enumerate(changes[turn % 2 :: 2]):  # half of them, in turn: all would take ten seconds
+            file.write_text(json.dumps(_with(original, place, other)))
             try:
                 carvision.load(saved)
             except InputError as error:

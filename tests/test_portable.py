@@ -20,6 +20,7 @@ from carvision.data.images import BadImage, Preprocessing, open_image, to_square
 from carvision.errors import InputError
 from carvision.models.backbones import read_weights
 from carvision.models.classifier import Classifier, Head, Layers
+from tests.model_files import change, refusal, rewrite
 
 LABELS = {
     "make": {"ids": ["3", "7"], "names": ["Audi", "BMW"], "parent": None, "parent_codes": []},
@@ -110,7 +111,7 @@ def test_what_the_description_says(saved, model):
 
 
 def test_probabilities_take_the_stored_temperature(saved):
-    _rewrite(saved, temperature={"make": 2.0})
+    rewrite(saved, temperature={"make": 2.0})
     loaded = carvision.load(saved)
     logits = {"make": torch.tensor([[2.0, 0.0]]), "model": torch.tensor([[0.0, 1.0, 0.5]]), "speed": torch.ones(1, 1)}
     probs = loaded.probs(logits)
@@ -132,48 +133,23 @@ def test_a_model_file_of_the_first_release_still_opens(saved):
     assert loaded.crop_to_box and loaded.temperature["make"] == 1.0
 
 
-def _rewrite(folder, **changes):
-    file = folder / "model.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-
-
-def _change(folder, place: str, value) -> None:
-    """Of model.json, by dots."""
-    file = folder / "model.json"
-    described = json.loads(file.read_text())
-    *parents, last = place.split(".")
-    inner = described
-    for key in parents:
-        inner = inner[key]
-    inner[last] = value
-    file.write_text(json.dumps(described))
-
-
-def _refusal(path) -> str:
-    with pytest.raises(InputError) as error:
-        carvision.load(path)
-    message = str(error.value)
-    assert "\n" not in message
-    return message
-
-
 def test_refusals(saved, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
-    assert "no model there" in _refusal(empty) and "no model there" in _refusal(empty / "nowhere")
-    _rewrite(saved, format=portable.FORMAT + 1)
-    assert "is newer than" in _refusal(saved)
-    _rewrite(saved, format=portable.FORMAT, sha256="0" * 64)
-    assert "sha256 differs" in _refusal(saved)
+    assert "no model there" in refusal(empty) and "no model there" in refusal(empty / "nowhere")
+    rewrite(saved, format=portable.FORMAT + 1)
+    assert "is newer than" in refusal(saved)
+    rewrite(saved, format=portable.FORMAT, sha256="0" * 64)
+    assert "sha256 differs" in refusal(saved)
     (saved / "other.safetensors").write_bytes((saved / "model.safetensors").read_bytes())
-    assert "describes model.safetensors, and not this file" in _refusal(saved / "other.safetensors")
+    assert "describes model.safetensors, and not this file" in refusal(saved / "other.safetensors")
     saved.rename(empty / "fold_0")
-    assert "holds the folds of a run; give one of them" in _refusal(empty)
+    assert "holds the folds of a run; give one of them" in refusal(empty)
     (empty / "fold_0").rename(saved)
     (saved / "model.safetensors").unlink()
-    assert "model.safetensors does not exist" in _refusal(saved)
+    assert "model.safetensors does not exist" in refusal(saved)
     for text in ("{", "[]", "null", '{"format": "1"}', "[" * 100_000, "\x00"):
         (saved / "model.json").write_text(text)
-        assert str(saved / "model.json") in _refusal(saved)
+        assert str(saved / "model.json") in refusal(saved)
 
 
 @pytest.mark.parametrize(
@@ -216,8 +192,8 @@ def test_refusals(saved, tmp_path_factory):
     ],
 )
 def test_a_description_of_the_wrong_kind_is_refused_in_one_line(saved, place, value, words):
-    _change(saved, place, value)
-    assert words in _refusal(saved)
+    change(saved, place, value)
+    assert words in refusal(saved)
 
 
 class Bomb:
@@ -235,8 +211,8 @@ def test_a_pickle_that_poses_as_a_model_runs_nothing(saved, name, tmp_path):
     trace = tmp_path / "executed"
     file = saved / name
     file.write_bytes(pickle.dumps({"state_dict": Bomb(trace)}, protocol=2))
-    _rewrite(saved, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
-    message = _refusal(saved if name == "model.safetensors" else file)
+    rewrite(saved, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+    message = refusal(saved if name == "model.safetensors" else file)
     assert "damaged" in message or "not a model file" in message
     with pytest.raises(InputError, match=r"model\.weights"):
         read_weights(file)
@@ -249,8 +225,8 @@ def test_weights_of_another_network_are_refused(saved):
     torch.manual_seed(0)
     other = Classifier("test_resnet", {"make": Head(2), "model": Head(3), "speed": Head(1)}, 32)
     save_file({name: value.contiguous() for name, value in other.state_dict().items()}, saved / "model.safetensors")
-    _rewrite(saved, sha256=hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest())
-    assert "is not in its weights" in _refusal(saved)
+    rewrite(saved, sha256=hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest())
+    assert "is not in its weights" in refusal(saved)
 
 
 def test_a_picture_that_unpacks_to_gigabytes_is_refused(saved, tmp_path):

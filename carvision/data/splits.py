@@ -81,6 +81,19 @@ def kfold_split(table: Table, num_folds: int, fold: int, val_fraction: float, se
 
 def file_split(table: Table, file: Path) -> Table:
     """The split of an earlier run: its splits.csv, columns path and split. Photos it doesn't list are left out."""
+    listed = read_splits(file)
+    absent = ~listed.index.isin(table.rows["path"])
+    if absent.any():
+        raise InputError(
+            f"data.split.file: {absent.sum():,} photos of {file} are not in {table.name} under {table.root} "
+            f"(first: {listed.index[absent][0]})"
+        )
+    split = table.rows["path"].map(listed).fillna("")
+    return _checked(table.with_split(split).select(split != ""))
+
+
+def read_splits(file: Path) -> pd.Series:
+    """Path -> split, of a run's splits.csv. Raises InputError for a file that is none."""
     if not file.is_file():
         raise InputError(f"data.split.file: {file} does not exist; give the splits.csv of a run")
     try:
@@ -97,14 +110,7 @@ def file_split(table: Table, file: Path) -> Table:
     twice = listed["path"].duplicated()
     if twice.any():
         raise InputError(f"data.split.file: {file} lists {listed['path'][twice].iloc[0]} more than once")
-    absent = ~listed["path"].isin(table.rows["path"])
-    if absent.any():
-        raise InputError(
-            f"data.split.file: {absent.sum():,} photos of {file} are not in {table.name} under {table.root} "
-            f"(first: {listed['path'][absent].iloc[0]})"
-        )
-    split = table.rows["path"].map(listed.set_index("path")["split"]).fillna("")
-    return _checked(table.with_split(split).select(split != ""))
+    return listed.set_index("path")["split"]
 
 
 def write_splits(table: Table, file: Path) -> None:

@@ -5,7 +5,6 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -16,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from carvision.allowed import ALLOWED, check_values
 from carvision.config import conf_dir, one_line
 from carvision.data.build import build_split, build_table, folds_of
+from carvision.data.splits import read_splits
 from carvision.data.table import SPLITS, Table
 from carvision.errors import InputError, nearest
 
@@ -168,12 +168,3 @@ def notes_on_seen_photos(table: Table, split: str, splits_files: list[Path]) -> 
                 f"chosen by {num_val:,} (told by their paths): the figures are not of photos that it never saw"
             )
     return notes
-
-
-def read_splits(file: Path) -> pd.Series:
-    """Path -> split, of a run's splits.csv."""
-    try:
-        listed = pd.read_csv(file, dtype=str, keep_default_na=False)
-        return listed.drop_duplicates("path").set_index("path")["split"]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{file} is no splits.csv of a run ({' '.join(str(error).split())[:120]})") from None

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,6 @@ import torch
 
 from carvision import portable
 from carvision.data.table import Table
-from carvision.errors import InputError
 from carvision.evaluation.figures import head_weights_of, loss_of, losses_of, measure
 from carvision.evaluation.matching import Matched, match_classes
 from carvision.evaluation.photos import compose_data, notes_on_seen_photos, photos_of, read_photos
@@ -20,6 +18,7 @@ from carvision.evaluation.predicting import predict_table, rank_and_world_size
 from carvision.evaluation.predictions import Predictions
 from carvision.evaluation.rows import layout_of, write_predictions
 from carvision.evaluation.temperature import choose_temperature
+from carvision.folders import claim_folder
 from carvision.inference.predictor import Predictor
 from carvision.inference.reading import choose_device
 from carvision.reports.evaluation.report import write_evaluation
@@ -56,7 +55,7 @@ def run(
         log.warning("%s", note)
     choose_device(device)
     if rank == 0:
-        folder = claim_folder(out, folder_of(run) / "evaluations", f"{split}_{time.strftime('%Y-%m-%d_%H-%M-%S')}")
+        folder = claim_folder(out, folder_of(run) / "evaluations", f"{split}_", "--out")
     if world_size > 1:
         torch.distributed.init_process_group("gloo")
     log.info("%s: %s photos, %s", table.name, f"{len(table):,}", "all" if split == "all" else split)
@@ -127,22 +126,3 @@ def write_problems(folder: Path, bad: dict[str, str], unmatched: pd.DataFrame) -
         log.warning("%d photos could not be read (first: %s); all are in %s", len(bad), next(iter(bad)), file)
     if len(unmatched):
         unmatched.to_csv(folder / "unmatched.csv", index=False)
-
-
-def claim_folder(wanted: Path | None, parent: Path, name: str) -> Path:
-    """A new folder: the one that is wanted, or of this name in the parent. Two evaluations never get the same one."""
-    folder = (wanted or parent / name).expanduser()
-    number = 1
-    while True:
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            if wanted and folder.is_dir() and not any(folder.iterdir()):
-                return folder
-            if wanted:
-                raise InputError(f"--out: {folder} exists already; give a folder that does not, or remove it") from None
-            number += 1
-            folder = parent / f"{name}_{number}"  # another evaluation began within the same second
-        except OSError as error:
-            raise InputError(f"--out: {folder} can't be made ({error.strerror}); choose another with --out") from None

@@ -3,18 +3,14 @@
 import os
 from collections.abc import Iterable, Sequence
 from numbers import Integral
-from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
-from carvision.data.images import BLANK, BadImage, Preprocessing, open_image, to_square
 from carvision.errors import InputError
 from carvision.inference.inputs import Photo
 from carvision.inference.predictor import Predictor
-from carvision.inference.reading import choose_device
+from carvision.inference.reading import PhotoBatches, choose_device
 from carvision.inference.rows import Layout, column_of, rows_of
 from carvision.models.classifier import Classifier
 from carvision.portable import load
@@ -44,15 +40,17 @@ def predict(
     place = next(predictor.parameters()).device
     found = []
     for start in range(0, len(photos), batch_size):
-        batch = photos[start : start + batch_size]
-        images, reasons = _read(batch, boxes[start : start + batch_size], predictor.geometries)
-        logits = {head: values.cpu() for head, values in predictor([part.to(place) for part in images]).items()}
-        named = [Photo("" if isinstance(photo, Image.Image) else os.fspath(photo), "") for photo in batch]
-        rows = rows_of(predictor, Layout(top), named, [{}] * len(batch), logits, reasons)
-        found += [
-            _nested(row, None if isinstance(photo, Image.Image) else os.fspath(photo), predictor, top)
-            for row, photo in zip(rows, batch, strict=True)
+        batch = [
+            photo if isinstance(photo, Image.Image) else os.fspath(photo)
+            for photo in photos[start : start + batch_size]
         ]
+        regions = [None if box is None else _region(box) for box in boxes[start : start + batch_size]]
+        images, _, reasons = PhotoBatches(predictor.geometries)[list(zip(batch, regions, strict=True))]
+        logits = {head: values.cpu() for head, values in predictor([part.to(place) for part in images]).items()}
+        paths = [None if isinstance(photo, Image.Image) else photo for photo in batch]
+        named = [Photo(path or "", "") for path in paths]
+        rows = rows_of(predictor, Layout(top), named, [{}] * len(batch), logits, reasons)
+        found += [_nested(row, path, predictor, top) for row, path in zip(rows, paths, strict=True)]
     return found
 
 
@@ -82,27 +80,6 @@ def _predictor_of(model: Classifier | Predictor | str | os.PathLike) -> Predicto
     if not hasattr(model, "about"):
         raise InputError(f"model: a {type(model).__name__} is no model of carvision.load, nor the folder of a run")
     return Predictor([model])
-
-
-def _read(
-    photos: list[Given], boxes: Sequence, geometries: list[Preprocessing]
-) -> tuple[list[Tensor], list[str | None]]:
-    """[uint8 (B, 3, size_px, size_px) for each geometry], and why each photo can't be used, or None."""
-    images = [torch.full((len(photos), 3, way.size_px, way.size_px), BLANK, dtype=torch.uint8) for way in geometries]
-    reasons: list[str | None] = []
-    for place, (photo, box) in enumerate(zip(photos, boxes, strict=True)):
-        try:
-            region = None if box is None else _region(box)
-            for way, batch in zip(geometries, images, strict=True):
-                if isinstance(photo, Image.Image):
-                    batch[place] = torch.from_numpy(to_square(photo, way, region))
-                else:
-                    with open_image(Path(photo)) as image:
-                        batch[place] = torch.from_numpy(to_square(image, way, region))
-            reasons.append(None)
-        except BadImage as error:
-            reasons.append(str(error))
-    return images, reasons
 
 
 def _region(box: Sequence[float]) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -17,7 +18,8 @@ from carvision.machine import num_cores
 
 log = logging.getLogger(__name__)
 
-Item = tuple[str, Sequence[float] | None]  # path; box: left, top, right, bottom in pixels, or None for the whole photo
+# A path or an image of PIL; its box: left, top, right, bottom in pixels, or None for the whole photo
+Item = tuple[str | Image.Image, Sequence[float] | None]
 
 
 class Batch(NamedTuple):
@@ -40,18 +42,25 @@ class PhotoBatches(Dataset):
         shapes = [(len(items), way.size_px, way.size_px, 3) for way in self.geometries]
         images = [np.empty(shape, np.uint8).transpose(0, 3, 1, 2) for shape in shapes]
         reasons: list[str | None] = []
-        for place, (path, box) in enumerate(items):
+        for place, (photo, box) in enumerate(items):
             reason = None
             try:
+                region = None if box is None else np.asarray(box, np.float32)
                 for way, batch in zip(self.geometries, images, strict=True):
-                    with open_image(path) as image:
-                        batch[place] = to_square(image, way, None if box is None else np.asarray(box, np.float32))
+                    batch[place] = _pixels_of(photo, way, region)
             except BadImage as error:
                 reason = str(error)
                 for batch in images:
                     batch[place] = BLANK
             reasons.append(reason)
         return [torch.from_numpy(batch) for batch in images], items, reasons
+
+
+def _pixels_of(photo: str | Image.Image, way: Preprocessing, region: np.ndarray | None) -> np.ndarray:
+    if isinstance(photo, Image.Image):
+        return to_square(photo, way, region)
+    with open_image(photo) as image:
+        return to_square(image, way, region)
 
 
 def predict_items(
@@ -96,6 +105,6 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         return torch.zeros((), device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         text = " ".join(str(error).split())[:120]
         raise InputError(f"--device: {name!r} is not auto, cpu or a device that is there ({text})") from None

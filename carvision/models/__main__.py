@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from itertools import islice
 
-from carvision.errors import InputError, nearest
+from carvision.errors import InputError, nearest, one_line_errors
 
 HEADER = ("network", "million parameters", "px", "weights", "reports")
 LINE = "{:<48} {:>18} {:>5}  {:<34} {}"
@@ -21,13 +21,12 @@ EXAMPLE = """examples:
 
 def main() -> None:
     options = parse()
-    try:
-        names = matching_names(options.words, options.report, options.pretrained, options.tags)
-        show(names, options.max_params, options.limit)
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except BrokenPipeError:  # by | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with one_line_errors():
+        try:
+            names = matching_names(options.words, options.report, options.pretrained, options.tags)
+            show(names, options.max_params, options.limit)
+        except BrokenPipeError:  # by | head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse() -> argparse.Namespace:

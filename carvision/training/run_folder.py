@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 
 import yaml
@@ -14,32 +13,6 @@ from carvision.errors import InputError
 def is_first_process() -> bool:
     """Whether this is the only or the first of a run's processes, the one that writes and prints."""
     return int(os.environ.get("LOCAL_RANK") or 0) == 0 and int(os.environ.get("NODE_RANK") or 0) == 0
-
-
-def claim_folder(wanted: str | None, name: str) -> Path:
-    """A new folder for a run: `wanted`, or runs/<name>/<time>. Two runs never get the same one.
-
-    Raises InputError where `wanted` holds something already, or can't be made.
-    """
-    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    folder = Path(wanted).expanduser() if wanted else Path("runs") / name / stamp
-    for number in range(2, 1000):
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            if wanted and folder.is_dir() and not any(folder.iterdir()):
-                return folder
-            if wanted:
-                raise InputError(
-                    f"run.dir: {folder} exists already; give a folder that does not, or remove it"
-                ) from None
-            folder = Path("runs") / name / f"{stamp}_{number}"  # another run began within the same second
-        except OSError as error:
-            raise InputError(
-                f"run.dir: {folder} can't be made ({error.strerror}); choose another with run.dir="
-            ) from None
-    raise InputError(f"run.dir: no free name left beside {folder}")
 
 
 def is_unfinished(config: dict) -> bool:

@@ -9,9 +9,10 @@ import numpy as np
 
 from carvision.data.build import folds_of
 from carvision.errors import InputError
+from carvision.folders import claim_folder
 from carvision.run_log import start_log
 from carvision.training.fit import run_training
-from carvision.training.run_folder import claim_folder, is_first_process, is_unfinished, write_config, write_metrics
+from carvision.training.run_folder import is_first_process, is_unfinished, write_config, write_metrics
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def _folder_of_all_processes(wanted: str | None, name: str) -> Path:
     """The first process of several claims the folder; those that Lightning starts from it inherit its choice."""
     if not is_first_process() and FOLDER in os.environ:
         return Path(os.environ[FOLDER])
-    folder = claim_folder(wanted, name)
+    folder = claim_folder(wanted, Path("runs") / name)
     os.environ[FOLDER] = str(folder.resolve())
     return folder
 

@@ -12,12 +12,12 @@ RUN = Path("runs/demo/2026-01-31_12-00-00")  # as README.md's examples name it
 
 
 @pytest.fixture(scope="session")
-def workplace(demo_photos, tmp_path_factory) -> Path:
+def example_folder(demo_photos, tmp_path_factory) -> Path:
     """A folder in which README.md's examples run as they stand: the run RUN with its exports, a.jpg and b.jpg."""
     from carvision.export import write
     from carvision.training import runs
 
-    place = tmp_path_factory.mktemp("workplace")
+    place = tmp_path_factory.mktemp("example_folder")
     overrides = [
         f"run.dir={place / RUN}", f"data.root={demo_photos}", "data.images_per_model=20", "data.num_workers=0",
         "data.image_px=32", "trainer.max_epochs=1", "callbacks.progress_bar=false",
@@ -31,6 +31,6 @@ def workplace(demo_photos, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def exports(workplace) -> Path:
+def exports(example_folder) -> Path:
     """The folder of the exports of RUN: model.onnx, model.pt2, timm, hub."""
-    return workplace / RUN / "export"
+    return example_folder / RUN / "export"

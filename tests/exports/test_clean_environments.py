@@ -12,10 +12,10 @@ from tests.exports.conftest import RUN
 
 
 @pytest.fixture(scope="module")
-def expected(workplace, tmp_path_factory):
+def expected(example_folder, tmp_path_factory):
     """A folder with images, and the run's logits and features for them."""
     folder = tmp_path_factory.mktemp("expected")
-    model = carvision.load(workplace / RUN)
+    model = carvision.load(example_folder / RUN)
     images = random_images(3, 32)
     with torch.no_grad():
         figures = {"images": images, "features": model.features(images), **model(images)}

@@ -14,8 +14,8 @@ MARKERS = (
 
 
 @pytest.mark.parametrize("marker", MARKERS)
-def test_the_example_runs(marker, workplace, monkeypatch):
-    monkeypatch.chdir(workplace)
+def test_the_example_runs(marker, example_folder, monkeypatch):
+    monkeypatch.chdir(example_folder)
     blocks = re.findall(
         r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
     )

@@ -1,4 +1,4 @@
-"""The hub's folder: a card that the hub's own library reads, the same model, nothing of the owner's machine."""
+"""The hub's folder: a card that the hub's own library reads, the same model, and no path of whoever trained it."""
 
 import pytest
 import timm
@@ -43,13 +43,13 @@ def test_the_card_says_what_the_run_was(hub):
         assert part in text, part
 
 
-def test_the_cards_examples_run(workplace, exports, monkeypatch):
+def test_the_cards_examples_run(example_folder, exports, monkeypatch):
     """Of a run on boxes, in whose example a box is given."""
     monkeypatch.chdir(exports / "hub")
     blocks = (exports / "hub" / "README.md").read_text().split("```python\n")[1:]
     assert len(blocks) == 2 and "box=(" in blocks[0]
     for block in blocks:
-        exec(block.partition("```")[0].replace("a.jpg", str(workplace / "a.jpg")), {})
+        exec(block.partition("```")[0].replace("a.jpg", str(example_folder / "a.jpg")), {})
 
 
 def test_it_loads_and_holds_no_path_of_the_owner(hub):
@@ -75,10 +75,10 @@ def test_timm_finds_it_on_the_hub(hub, monkeypatch):
     assert network.pretrained_cfg["label_names"] and (hub / "config.json").is_file()
 
 
-def test_no_exported_file_names_where_it_was_made(workplace, exports, demo_photos):
+def test_no_exported_file_names_where_it_was_made(example_folder, exports, demo_photos):
     for file in exports.rglob("*"):
         if file.is_file() and file.suffix != ".pt2":  # which is compressed: test_to_torch_export.py
-            for private in (str(workplace), str(demo_photos)):
+            for private in (str(example_folder), str(demo_photos)):
                 assert private.encode() not in file.read_bytes(), file
     assert "run:\n  dir: " + RUN.name in (exports / "hub" / "README.md").read_text()
 

@@ -16,10 +16,10 @@ from tests.exports.conftest import RUN
 from tests.exports.saved import save_model
 
 
-def test_the_metadata_say_all_that_is_needed(workplace, exports):
+def test_the_metadata_say_all_that_is_needed(example_folder, exports):
     session = onnxruntime.InferenceSession(exports / "model.onnx")
     about = json.loads(session.get_modelmeta().custom_metadata_map["carvision"])
-    model = carvision.load(workplace / RUN)
+    model = carvision.load(example_folder / RUN)
     assert about["classes"] == model.classes and about["class_ids"] == model.class_ids
     assert about["size_px"] == 32 and tuple(about["mean"]) == model.preprocessing.mean
     assert (about["resize"], about["interpolation"]) == (model.preprocessing.resize, model.preprocessing.interpolation)

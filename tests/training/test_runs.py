@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from PIL import Image
 import carvision
 import carvision.data.build
 from carvision.errors import InputError
-from carvision.training import runs
+from carvision.folders import claim_folder
 from carvision.training.lit_classifier import LitClassifier
 from tests.data.layouts import write_class_folders
 from tests.small_runs import demo, train
@@ -151,7 +152,7 @@ def test_an_existing_run_is_not_overwritten(demo_run, demo_photos):
 
 def test_two_runs_in_the_same_second_get_two_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folders = {runs.claim_folder(None, "demo") for _ in range(3)}
+    folders = {claim_folder(None, Path("runs/demo")) for _ in range(3)}
     assert len(folders) == 3
 
 

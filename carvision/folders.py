@@ -1,0 +1,28 @@
+"""Folders that a command makes for what it writes."""
+
+import time
+from pathlib import Path
+
+from carvision.errors import InputError
+
+
+def claim_folder(wanted: str | Path | None, parent: Path, prefix: str = "", key: str = "run.dir") -> Path:
+    """A new folder: `wanted`, or <parent>/<prefix><time>. Two commands never get the same one.
+
+    Raises InputError, which names `key`, where `wanted` holds something already, or can't be made.
+    """
+    stamp = f"{prefix}{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+    folder = Path(wanted).expanduser() if wanted else parent / stamp
+    for number in range(2, 1000):
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            if wanted and folder.is_dir() and not any(folder.iterdir()):
+                return folder
+            if wanted:
+                raise InputError(f"{key}: {folder} exists already; give a folder that does not, or remove it") from None
+            folder = parent / f"{stamp}_{number}"  # another command began within the same second
+        except OSError as error:
+            raise InputError(f"{key}: {folder} can't be made ({error.strerror}); choose another with {key}") from None
+    raise InputError(f"{key}: no free name left beside {folder}")
