@@ -19,7 +19,8 @@ from carvision.data.images import Preprocessing
 from carvision.data.splits import write_splits
 from carvision.errors import InputError
 from carvision.reports.summary import print_closing, summarise_network
-from carvision.training.build import build_datamodule, build_lit_classifier, build_trainer
+from carvision.training.build import build_datamodule, build_lit_classifier
+from carvision.training.build_trainer import build_trainer
 from carvision.training.lit_classifier import LitClassifier
 from carvision.training.phases import fit_phases
 from carvision.training.run_folder import is_first_process, require_space, write_config, write_metrics
