@@ -83,7 +83,11 @@ _layers = {
 ALLOWED: dict[str, Check] = {
     "seed": whole(0, 2**32 - 1),
     "run.dir": optional(path),
+    "run.allow_changes": flag,
+    "run.checkpoint_every_minutes": optional(number(0)),
+    "run.max_minutes": optional(number(0)),
     "run.max_epochs_per_start": optional(whole(1)),
+    "run.on_nonfinite_loss": one_of("stop", "skip"),
     "run.price_per_hour": optional(number(0)),
     "data.name": one_of("demo", "compcars", "stanford_cars", "oxford102", "folder", "manifest"),
     "data.root": optional(path),
