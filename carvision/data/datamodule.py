@@ -88,6 +88,8 @@ class PhotoDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            # Else the loader takes numbers from those that dropout draws, more of them without workers
+            generator=torch.Generator(),
         )
 
     def _rank_and_world_size(self) -> tuple[int, int]:

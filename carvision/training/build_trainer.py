@@ -45,6 +45,7 @@ def build_trainer(cfg: dict, folder: Path, labels: dict[str, dict]) -> pl.Traine
     try:
         return pl.Trainer(
             **{**cfg["trainer"], "max_epochs": 1},  # set anew for each phase
+            deterministic=cfg["deterministic"],
             callbacks=hooks,
             logger=tensorboard,
             default_root_dir=folder,

@@ -21,8 +21,10 @@ from carvision.errors import InputError
 from carvision.reports.summary import print_closing, summarise_network
 from carvision.training.build import build_datamodule, build_lit_classifier
 from carvision.training.build_trainer import build_trainer
+from carvision.training.determinism import refused_operation_is_an_input_error, set_deterministic
 from carvision.training.lit_classifier import LitClassifier
 from carvision.training.phases import fit_phases
+from carvision.training.provenance import write_environment
 from carvision.training.run_folder import is_first_process, require_space, write_config, write_metrics
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ def run_training(cfg: dict, folder: Path, fold: int | None = None, resume: bool 
     resume: the folder holds an earlier start of this run, which is gone on with.
     """
     _quiet_libraries()
+    set_deterministic(cfg["deterministic"])
     first = is_first_process()
     clock = Clock(folder / "seconds.json")
     if first and not resume:
@@ -57,8 +60,10 @@ def run_training(cfg: dict, folder: Path, fold: int | None = None, resume: bool 
         log.warning("trainer.max_epochs ends the phases after %d of their %d epochs", lit.num_epochs, asked)
     require_space(folder, total)
     trainer = build_trainer(cfg, folder, lit.labels)
+    if first:
+        write_environment(folder, cfg, trainer)
     clock.lap("building")
-    with full_disk_is_an_input_error(folder):
+    with full_disk_is_an_input_error(folder), refused_operation_is_an_input_error():
         last = folder / "checkpoints" / "last.ckpt"
         try:
             ended = fit_phases(trainer, lit, datamodule, last, resume, cfg["run"]["max_epochs_per_start"])
