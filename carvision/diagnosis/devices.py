@@ -111,7 +111,7 @@ def _judge_gpu(gpu: dict, architectures: list[str]) -> list[Finding]:
     )
     if known and not (fits or later):
         what = f"has compute capability {major}.{minor}, and this torch was built for {', '.join(architectures)} alone"
-        findings.append(Finding("breaks", gpu["name"], what, "a build of torch for this GPU, older or newer"))
+        return [Finding("breaks", gpu["name"], what, "a build of torch for this GPU, older or newer")]
     if [major, minor] < [8, 0]:
         what = "has no bf16 and no TF32: mixed precision is 16-mixed, which scales its losses"
         findings.append(Finding("note", gpu["name"], what))

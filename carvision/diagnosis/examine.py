@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from carvision import __version__
 from carvision.diagnosis import devices, packages, photos, processor, storage, variables
-from carvision.diagnosis.finding import Finding, one_line, size_text
+from carvision.diagnosis.finding import SEVERITIES, Finding, one_line, size_text
 from carvision.diagnosis.probing import probe, probe_together
 from carvision.machine import num_cores
 from carvision.versions import git_state, read_versions, requirements
@@ -50,8 +50,7 @@ def examine(data: str | None, out: str, online: bool, say: Callable[[str], None]
             more_rows, more_findings = [], [Finding("note", name, what)]
         rows += more_rows
         findings += more_findings
-    order = {"breaks": 0, "slow": 1, "note": 2}
-    return Examination(rows, sorted(findings, key=lambda finding: order[finding.severity]))
+    return Examination(rows, sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 
 def num_workers() -> int:
@@ -80,10 +79,12 @@ def look_at_packages(facts: dict, data: str | None, online: bool, say: Callable[
     left_out = packages.malicious_packages(versions)
     modules = [packages.module_of(name) for name in versions if name not in left_out]
     of_torch = [f"import:{name}" for name in OF_TORCH if name in modules]
+    if "torch" in modules:  # at once: what comes after it may crash
+        of_torch.insert(of_torch.index("import:torch") + 1, "devices")
     others = [f"import:{name}" for name in modules if name not in OF_TORCH]
     others += ["hub"] if online else []
     say("importing torch and the other packages, which may take half a minute")
-    answers = facts["answers"] = probe_together([[*of_torch, "devices"], others])
+    answers = facts["answers"] = probe_together([of_torch, others])
     facts["torch"] = answers.get("devices", {})
     known = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     seconds = answers.get("import:torch", {}).get("seconds")

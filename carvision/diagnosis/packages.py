@@ -8,7 +8,7 @@ from importlib import metadata
 from importlib.util import find_spec
 
 from carvision.diagnosis.finding import Finding, one_line
-from carvision.versions import name_of
+from carvision.versions import OPTIONAL, name_of
 
 OLDEST_PYTHON = (3, 11)  # as in pyproject.toml
 # Where the module is not called like the package
@@ -129,7 +129,8 @@ def judge_imports(versions: dict[str, str | None], answers: dict[str, dict]) -> 
         if place:
             of += f", taken from {place},"
             mend = f"take {place} away, or out of PYTHONPATH"
-        findings.append(Finding("breaks", first, f"{of} can't be imported: {one_line(reason)}{also}", mend))
+        severity = "note" if set(packages) <= set(OPTIONAL) else "breaks"
+        findings.append(Finding(severity, first, f"{of} can't be imported: {one_line(reason)}{also}", mend))
     return findings
 
 

@@ -17,11 +17,10 @@ def print_examination(found: Examination) -> None:
     for name, text in found.rows:
         print(_paragraph(name, text, width))
     print(f"\n{summary(found.findings)}")
-    for severity, word in (("breaks", "breaks"), ("slow", "slow"), ("note", "to know")):
-        for finding in (finding for finding in found.findings if finding.severity == severity):
-            print(_paragraph(f"  {word}", f"{finding.subject}: {finding.what}", width))
-            if finding.mend:
-                print(_paragraph("", f"mend: {finding.mend}", width))
+    for finding in found.findings:
+        print(_paragraph(f"  {finding.severity}", f"{finding.subject}: {finding.what}", width))
+        if finding.mend:
+            print(_paragraph("", f"mend: {finding.mend}", width))
 
 
 def summary(findings: list[Finding]) -> str:
