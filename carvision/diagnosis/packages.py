@@ -122,9 +122,10 @@ def judge_imports(versions: dict[str, str | None], answers: dict[str, dict]) -> 
     for reason, packages in by_reason.items():
         first, *others = packages
         also = f"; so it is with {', '.join(others)}" if others else ""
+        beside = f" (beside torch {versions.get('torch')})"
         of_torch = "torchvision" in packages and "torch" not in packages
         mend = TOGETHER if of_torch else f"pip install --force-reinstall {first}"
-        of = f"{first} {versions[first]} (beside torch {versions.get('torch')})" if of_torch else f"{versions[first]}"
+        of = f"{versions[first]}{beside if of_torch else ''}"
         place = _elsewhere(first)
         if place:
             of += f", taken from {place},"

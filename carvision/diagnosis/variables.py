@@ -62,7 +62,7 @@ def _judge_threads(name: str, value: str | None, num_cores: int) -> list[Finding
     if not first.isdigit() or int(first) < 1:
         return [Finding("slow", name, f"{value!r} is no number of threads, and is ignored", f"unset {name}")]
     if int(first) > num_cores:
-        what = f"is {value}, on {num_cores} cores: threads hold each other up"
+        what = f"is {value}, on {num_cores} cores: libraries that heed it start threads that hold each other up"
         return [Finding("slow", name, what, f"{name}={num_cores}, or unset it")]
     if int(first) == 1 and num_cores >= 4:
         what = f"is 1, on {num_cores} cores: training on the processor takes one of them (on a GPU that is right)"

@@ -17,7 +17,16 @@ from carvision.diagnosis.photos import (
     measure_decoding,
 )
 
-GOOD = {"found": 100, "all": True, "bad": 0, "tried": 64, "reads": 2000.0, "bytes": 60e3, "decodes": 300.0}
+GOOD = {
+    "found": 100,
+    "all": True,
+    "bad": 0,
+    "tried": 64,
+    "reads": 2000.0,
+    "bytes": 60e3,
+    "decodes": 300.0,
+    "by_clock": 250.0,
+}
 FAST = {"rates": [400.0, 100.0], "shared": 1.0, "turbo": True}
 
 
