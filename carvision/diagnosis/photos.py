@@ -59,8 +59,8 @@ def _decode(file: Path) -> tuple[float, float]:
 
 
 def measure_data(folder: str) -> dict:
-    """Of photos in the folder: "reads", photos read a second by one process, asking the disk rather than memory;
-    "bytes" of a photo; "decodes", photos a second and core; "by_clock", the same by the clock, as for "reads"; "bad", how many of "tried" can't be decoded."""
+    """Of photos in the folder: "reads", read a second by one process, from the disk rather than memory; "bytes" of one;
+    "decodes", decoded a second and core; "by_clock", the same by the clock that "reads" goes by; "bad" of "tried"."""
     from carvision.data.images import BadImage
 
     try:
@@ -68,9 +68,10 @@ def measure_data(folder: str) -> dict:
     except OSError as error:
         return {"error": error.strerror or str(error)}
     step = max(1, len(files) // NUM_PHOTOS)
-    reads, sizes, decodes, bad = [], [], [], 0
+    reads, sizes, decodes, bad, tried = [], [], [], 0, 0
     end = time.perf_counter() + MOST_SECONDS
     for file in files[::step]:
+        tried += 1
         try:
             seconds, size = _read_cold(file)
             reads.append(seconds)
@@ -80,7 +81,7 @@ def measure_data(folder: str) -> dict:
             bad += 1
         if time.perf_counter() > end:
             break
-    found = {"found": len(files), "all": len(files) < MOST_FILES, "bad": bad, "tried": len(reads)}
+    found = {"found": len(files), "all": len(files) < MOST_FILES, "bad": bad, "tried": tried}
     if decodes:
         own, by_clock = (1 / statistics.mean(times) for times in zip(*decodes, strict=True))
         found |= {"reads": 1 / statistics.mean(reads), "bytes": statistics.mean(sizes)}
