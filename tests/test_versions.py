@@ -13,6 +13,23 @@ def test_what_carvision_needs_is_known_with_its_versions():
     assert all(found[name] for name in ("torch", "timm", "pytorch-lightning", "pillow"))
 
 
+def test_an_installed_carvision_tells_its_needs_by_metadata(tmp_path, monkeypatch):
+    info = tmp_path / "carvision-0.1.0.dist-info"
+    info.mkdir()
+    lines = [
+        "Name: carvision",
+        "Version: 0.1.0",
+        "Requires-Dist: torch>=2.6",
+        "Requires-Dist: onnx>=1; extra == 'onnx'",
+    ]
+    (info / "METADATA").write_text("\n".join(lines) + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(versions, "PACKAGE", tmp_path / "carvision")  # no pyproject.toml beside it
+    assert requirements() == ["torch>=2.6"]
+    (tmp_path / "pyproject.toml").write_text("[project]\nname = 'somebody'\ndependencies = ['else']\n")
+    assert requirements() == ["torch>=2.6"]
+
+
 def test_a_build_is_read_from_the_package_and_damage_is_no_error(tmp_path, monkeypatch):
     info = tmp_path / "shiny-1.2.dist-info"
     info.mkdir()
