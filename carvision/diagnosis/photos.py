@@ -176,9 +176,9 @@ def judge_data(folder: str, answer: dict, kind: str) -> list[Finding]:
         what = f"{answer['bad']} of {answer['tried']} photos that were tried can't be used"
         mend = "python -m carvision.check data=... names them; data.on_bad_image=skip trains without them"
         findings.append(Finding("breaks", "data", what, mend))
-    if "reads" in answer and answer["reads"] < answer["by_clock"]:  # busy cores make both take longer
+    if "reads" in answer and 2 * answer["reads"] < answer["by_clock"]:  # busy cores make both take longer
         reading, decoding = (f"{1e3 / answer[name]:.0f} ms" for name in ("reads", "by_clock"))
-        what = f"reading a photo takes longer ({reading}) than decoding it ({decoding})"
+        what = f"reading a photo takes far longer ({reading}) than decoding it ({decoding})"
         where = "its network file system" if is_network(kind) else "its disk"
         mend = "copy the photos to a local disk, or take more data.num_workers, which wait side by side"
         findings.append(Finding("slow", "data", f"{what}: {folder} waits for {where}", mend))
