@@ -128,6 +128,8 @@ class PhotoDataModule(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=leave_signals_to_the_run,
+            # Else the loader takes numbers from those that dropout draws, more of them without workers
+            generator=torch.Generator(),
         )
 
     def _rank_and_world_size(self) -> tuple[int, int]:

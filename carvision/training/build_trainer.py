@@ -49,6 +49,7 @@ def build_trainer(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock) -> 
     try:
         trainer = pl.Trainer(
             **{**cfg["trainer"], "max_epochs": 1},  # set anew for each phase
+            deterministic=cfg["deterministic"],
             callbacks=hooks,
             plugins=[WholeCheckpoints()],
             logger=tensorboard,

@@ -16,8 +16,10 @@ from carvision.reports.summary import print_closing, summarise_network
 from carvision.training.build import build_datamodule, build_lit_classifier
 from carvision.training.build_trainer import build_trainer
 from carvision.training.clock import Clock
+from carvision.training.determinism import set_deterministic
 from carvision.training.lit_classifier import LitClassifier
 from carvision.training.phases import fit_phases
+from carvision.training.provenance import write_environment
 from carvision.training.resuming import find_place, log_place
 from carvision.training.run_folder import is_first_process, require_space, write_config, write_metrics
 from carvision.whole_files import write_csv, write_text
@@ -32,6 +34,7 @@ def run_training(cfg: dict, folder: Path, fold: int | None = None, resume: bool 
     resume: the folder holds an earlier start of this run, which is gone on with.
     """
     _quiet_libraries()
+    set_deterministic(cfg["deterministic"])
     first = is_first_process()
     clock = Clock(folder / "seconds.json")
     if first:
@@ -57,6 +60,8 @@ def run_training(cfg: dict, folder: Path, fold: int | None = None, resume: bool 
         log_place(place, lit.num_epochs)
     require_space(folder, total, averaged=cfg["callbacks"]["ema_decay"] is not None)
     trainer, stopping = build_trainer(cfg, folder, lit, clock)
+    if first:
+        write_environment(folder, cfg, trainer)
     clock.lap("building")
     try:
         ended = fit_phases(trainer, lit, datamodule, place, cfg["run"]["max_epochs_per_start"])

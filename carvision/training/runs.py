@@ -13,6 +13,7 @@ from carvision.data.build import folds_of
 from carvision.errors import InputError
 from carvision.folders import claim_folder
 from carvision.run_log import start_log
+from carvision.training.determinism import refused_operation_is_an_input_error
 from carvision.training.fit import run_training
 from carvision.training.run_folder import (
     LOCK,
@@ -40,7 +41,7 @@ def run(cfg: dict, name: str) -> Path:
     wanted = cfg["run"]["dir"] and Path(cfg["run"]["dir"]).expanduser()
     resume = bool(wanted) and holds_unfinished_run(wanted)
     folder = wanted if resume else _folder_of_all_processes(cfg["run"]["dir"], name)
-    with disk_errors(folder):
+    with disk_errors(folder), refused_operation_is_an_input_error():
         return _run_in(folder, cfg, resume)
 
 

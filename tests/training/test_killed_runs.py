@@ -20,7 +20,7 @@ NUM_KILLS = 20
 DEMANDING = [
     "trainer.max_epochs=null",
     "+phases.head={epochs:1,train_layers:none,optimizer:{lr:0.01}}",
-    "+phases.all={epochs:5,optimizer:{lr:0.003}}",
+    "+phases.all={epochs:3,optimizer:{lr:0.003}}",
     "schedule=plateau",
     "schedule.patience=1",
     "augment=mixup_cutmix",
@@ -31,7 +31,6 @@ DEMANDING = [
     "callbacks.monitor=val/joint/top1",
     "callbacks.mode=max",
     "trainer.accumulate_grad_batches=2",
-    "data.batch_size=8",
     "logger=none",
     "run.checkpoint_every_minutes=0.003",
 ]
