@@ -11,6 +11,7 @@ from carvision.errors import InputError, nearest
 from carvision.metrics import figure_names
 from carvision.training.build_phases import build_phases, check_trainer, phase_key
 from carvision.training.callbacks import Curves, EpochLines, History, MovingAverage, create_progress_bar
+from carvision.training.many_processes import let_steps_run
 
 
 def require_monitor(key: str, monitor: str, known: list[str]) -> None:
@@ -19,6 +20,7 @@ def require_monitor(key: str, monitor: str, known: list[str]) -> None:
 
 
 def build_trainer(cfg: dict, folder: Path, labels: dict[str, dict]) -> pl.Trainer:
+    let_steps_run()
     callbacks = cfg["callbacks"]
     known = [f"{split}/{name}" for split in ("val", "train") for name in figure_names(labels)]
     require_monitor("callbacks", callbacks["monitor"], known)
