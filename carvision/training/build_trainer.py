@@ -11,6 +11,7 @@ from carvision.errors import InputError, nearest
 from carvision.metrics import figure_names
 from carvision.training.build_phases import build_phases, check_trainer, phase_key
 from carvision.training.callbacks import Curves, EpochLines, History, MovingAverage, create_progress_bar
+from carvision.training.launch import create_environment, require_all_used
 from carvision.training.many_processes import let_steps_run
 
 
@@ -45,9 +46,10 @@ def build_trainer(cfg: dict, folder: Path, labels: dict[str, dict]) -> pl.Traine
         hooks.append(create_progress_bar())
     tensorboard = TensorBoardLogger(folder, name="tensorboard", version="") if cfg["logger"]["tensorboard"] else False
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             **{**cfg["trainer"], "max_epochs": 1},  # set anew for each phase
             callbacks=hooks,
+            plugins=None if cfg["trainer"]["accelerator"] == "tpu" else [create_environment()],
             logger=tensorboard,
             default_root_dir=folder,
             num_sanity_val_steps=0,
@@ -61,3 +63,5 @@ def build_trainer(cfg: dict, folder: Path, labels: dict[str, dict]) -> pl.Traine
         raise InputError(
             f"trainer: this machine can't run trainer.accelerator={cfg['trainer']['accelerator']} ({text})"
         ) from None
+    require_all_used(trainer.num_devices, trainer.num_nodes)
+    return trainer

@@ -21,9 +21,11 @@ from carvision.errors import InputError
 from carvision.reports.summary import print_closing, summarise_network
 from carvision.training.build import build_datamodule, build_lit_classifier
 from carvision.training.build_trainer import build_trainer
+from carvision.training.launch import first_goes_first, is_first_process
 from carvision.training.lit_classifier import LitClassifier
+from carvision.training.many_processes import of_all
 from carvision.training.phases import fit_phases
-from carvision.training.run_folder import is_first_process, require_space, write_config, write_metrics
+from carvision.training.run_folder import require_space, write_config, write_metrics
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +41,8 @@ def run_training(cfg: dict, folder: Path, fold: int | None = None, resume: bool 
     clock = Clock(folder / "seconds.json")
     if first and not resume:
         write_config(cfg, folder)
-    datamodule = build_datamodule(cfg, fold)
+    with first_goes_first():  # it may write the demo data, or download
+        datamodule = build_datamodule(cfg, fold)
     table = datamodule.table
     if first:
         write_splits(table, folder / "splits.csv")
@@ -81,9 +84,10 @@ def run_training(cfg: dict, folder: Path, fold: int | None = None, resume: bool 
         if first:
             _save(lit, cfg, metrics, folder)
             clock.file.unlink()
+    bad = {path: reason for part in of_all(datamodule.bad_images) for path, reason in part.items()}
     if first:
         print_closing(metrics, lit.labels, folder)
-        _report_bad_images(datamodule, folder)
+        _report_bad_images(bad, datamodule.on_bad_image, folder)
     return metrics
 
 
@@ -121,14 +125,13 @@ def _save(lit: LitClassifier, cfg: dict, metrics: dict, folder: Path) -> None:
     write_metrics(metrics, folder)
 
 
-def _report_bad_images(datamodule: PhotoDataModule, folder: Path) -> None:
-    bad = datamodule.bad_images
+def _report_bad_images(bad: dict[str, str], on_bad_image: str, folder: Path) -> None:
     if bad:
         file = folder / "bad_images.csv"
         pd.DataFrame({"path": list(bad), "reason": list(bad.values())}).to_csv(file, index=False)
         log.warning(
             "%d photos could not be read (data.on_bad_image=%s; first: %s); all are in %s",
-            len(bad), datamodule.on_bad_image, next(iter(bad)), file,
+            len(bad), on_bad_image, next(iter(bad)), file,
         )  # fmt: skip
 
 

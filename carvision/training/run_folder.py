@@ -1,18 +1,12 @@
 """A run's folder: claimed by one run, its config and its metrics."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import yaml
 
 from carvision.errors import InputError
-
-
-def is_first_process() -> bool:
-    """Whether this is the only or the first of a run's processes, the one that writes and prints."""
-    return int(os.environ.get("LOCAL_RANK") or 0) == 0 and int(os.environ.get("NODE_RANK") or 0) == 0
 
 
 def is_unfinished(config: dict) -> bool:

@@ -1,7 +1,6 @@
 """What one start of carvision.train does: one run, or one for each fold."""
 
 import logging
-import os
 import shutil
 from pathlib import Path
 
@@ -12,17 +11,26 @@ from carvision.errors import InputError
 from carvision.folders import claim_folder
 from carvision.run_log import start_log
 from carvision.training.fit import run_training
-from carvision.training.run_folder import is_first_process, is_unfinished, write_config, write_metrics
+from carvision.training.launch import from_first_at_start, is_echo, is_first_process, run_together
+from carvision.training.run_folder import is_unfinished, write_config, write_metrics
 
 log = logging.getLogger(__name__)
-
-FOLDER = "CARVISION_RUN_FOLDER"  # environment variable, from the first process of a run to its others
 
 
 def run(cfg: dict, name: str) -> Path:
     """Train as the plain config says; prints the run's folder last, and returns it. name: of runs/<name>/<time>."""
-    resume = is_unfinished(cfg)
-    folder = Path(cfg["run"]["dir"]).expanduser() if resume else _folder_of_all_processes(cfg["run"]["dir"], name)
+    with run_together(cfg["trainer"]):
+        return _run(cfg, name)
+
+
+def _run(cfg: dict, name: str) -> Path:
+    def choose_folder() -> tuple[str, bool]:
+        resume = is_unfinished(cfg)
+        wanted = cfg["run"]["dir"]
+        return str(Path(wanted).expanduser() if resume else claim_folder(wanted, Path("runs") / name)), resume
+
+    chosen, resume = from_first_at_start(choose_folder)
+    folder = Path(chosen)
     start_log(folder if is_first_process() else None, quiet=not is_first_process())
     folds = folds_of(cfg["data"]["split"])
     try:
@@ -32,8 +40,9 @@ def run(cfg: dict, name: str) -> Path:
             raise InputError("run.max_epochs_per_start: takes one fold at a time; add data.split.fold=<i>")
         else:
             _run_folds(cfg, folder, folds)
-    except InputError:
-        if is_first_process() and not resume and not any(folder.rglob("history.csv")):
+    except Exception as error:
+        told = isinstance(error, InputError) or is_echo(error)
+        if told and is_first_process() and not resume and not any(folder.rglob("history.csv")):
             start_log(None)  # closes run.log
             shutil.rmtree(folder)  # not an epoch is in it, and the mended command may name the same run.dir
         raise
@@ -50,7 +59,8 @@ def _run_folds(cfg: dict, folder: Path, folds: list[int]) -> None:
     for fold in folds:
         log.info("fold %d of %d", fold + 1, len(folds))
         part = folder / f"fold_{fold}"
-        part.mkdir(exist_ok=True)
+        if is_first_process():
+            part.mkdir(exist_ok=True)
         split = {**cfg["data"]["split"], "fold": fold}  # so that the fold's own files tell which one it is
         parts.append(run_training({**cfg, "data": {**cfg["data"], "split": split}}, part, fold))
     summary = mean_and_spread([part["test"] for part in parts])
@@ -62,15 +72,6 @@ def _run_folds(cfg: dict, folder: Path, folds: list[int]) -> None:
         write_metrics(metrics, folder)
     for figure in (f for f in summary if f.endswith("top1") or f == "loss"):
         log.info("test/%s over %d folds: %.4f +- %.4f", figure, len(folds), *summary[figure].values())
-
-
-def _folder_of_all_processes(wanted: str | None, name: str) -> Path:
-    """The first process of several claims the folder; those that Lightning starts from it inherit its choice."""
-    if not is_first_process() and FOLDER in os.environ:
-        return Path(os.environ[FOLDER])
-    folder = claim_folder(wanted, Path("runs") / name)
-    os.environ[FOLDER] = str(folder.resolve())
-    return folder
 
 
 def mean_and_spread(runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:
