@@ -177,7 +177,8 @@ def full_disk_is_an_input_error(folder: Path):
 
 def _quiet_libraries() -> None:
     """Messages of Lightning that tell a user nothing they could act on."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
         ".*The number of training batches.*is smaller than the logging interval.*",

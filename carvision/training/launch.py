@@ -8,6 +8,7 @@ must know of each other before Lightning connects them goes through a store of k
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -73,8 +74,8 @@ def require_all_used(num_devices: int, num_nodes: int) -> None:
     started = num_started()
     if started not in (None, num_devices * num_nodes):
         raise InputError(
-            f"trainer.devices: {launcher()} started {started} processes, and trainer.devices={num_devices} on "
-            f"trainer.num_nodes={num_nodes} machines make {num_devices * num_nodes}; give the numbers it starts"
+            f"trainer.devices: {launcher()} started {started} process{'es' * (started > 1)}, and trainer.devices="
+            f"{num_devices} with trainer.num_nodes={num_nodes} needs {num_devices * num_nodes}; give both the same"
         )
 
 
@@ -90,6 +91,8 @@ def run_together(trainer: dict) -> Iterator[None]:
     if trainer["accelerator"] == "tpu" or (num_started() in (None, 1) and one and trainer["num_nodes"] == 1):
         yield
         return
+    if devices != "auto":
+        require_all_used(len(devices) if isinstance(devices, list) else devices, trainer["num_nodes"])
     _connect(trainer["num_nodes"])
     over = threading.Event()
     threading.Thread(target=_watch, args=(over,), daemon=True).start()
@@ -216,7 +219,7 @@ def _fail(error: BaseException) -> None:
             raise SystemExit(1) from None
     except RuntimeError:  # the store is gone, and with it the first process
         raise SystemExit(1) from None
-    if isinstance(error, dist.DistError) or "Connection closed by peer" in str(error):
+    if isinstance(error, dist.DistError) or re.search("gloo/|NCCL|Connection (closed|reset)", str(error)):
         raise InputError("another process of this run ended without a word; did the system kill it (memory)?") from None
 
 
