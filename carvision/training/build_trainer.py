@@ -13,6 +13,7 @@ from carvision.training.build_phases import build_phases, check_trainer, phase_k
 from carvision.training.callbacks import Curves, EpochLines, History, MovingAverage, create_progress_bar
 from carvision.training.launch import create_environment, require_all_used
 from carvision.training.many_processes import let_steps_run
+from carvision.training.sharding import SameStatistics, check_fsdp, create_strategy
 
 
 def require_monitor(key: str, monitor: str, known: list[str]) -> None:
@@ -44,10 +45,15 @@ def build_trainer(cfg: dict, folder: Path, labels: dict[str, dict]) -> pl.Traine
         hooks.append(EarlyStopping(monitor, patience=callbacks["patience"], mode=mode, check_on_train_epoch_end=False))
     if callbacks["progress_bar"]:
         hooks.append(create_progress_bar())
+    strategy = cfg["trainer"]["strategy"]
+    if strategy == "fsdp":
+        check_fsdp(cfg)
+        strategy = create_strategy()
+        hooks.append(SameStatistics())
     tensorboard = TensorBoardLogger(folder, name="tensorboard", version="") if cfg["logger"]["tensorboard"] else False
     try:
         trainer = pl.Trainer(
-            **{**cfg["trainer"], "max_epochs": 1},  # set anew for each phase
+            **{**cfg["trainer"], "max_epochs": 1, "strategy": strategy},  # epochs are set anew for each phase
             callbacks=hooks,
             plugins=None if cfg["trainer"]["accelerator"] == "tpu" else [create_environment()],
             logger=tensorboard,

@@ -26,6 +26,7 @@ from carvision.training.lit_classifier import LitClassifier
 from carvision.training.many_processes import of_all
 from carvision.training.phases import fit_phases
 from carvision.training.run_folder import require_space, write_config, write_metrics
+from carvision.training.sharding import divide_over_all, make_whole
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ def run_training(cfg: dict, folder: Path, fold: int | None = None, resume: bool 
         log.warning("trainer.max_epochs ends the phases after %d of their %d epochs", lit.num_epochs, asked)
     require_space(folder, total)
     trainer = build_trainer(cfg, folder, lit.labels)
+    if cfg["trainer"]["strategy"] == "fsdp":
+        divide_over_all(trainer, lit)
     clock.lap("building")
     with full_disk_is_an_input_error(folder):
         last = folder / "checkpoints" / "last.ckpt"
@@ -95,6 +98,7 @@ def _test(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, 
     """Figures of the best epoch: train and val from the history, test measured now with the best weights."""
     history = pd.read_csv(folder / "history.csv")
     best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    make_whole(lit)
     lit.load_state_dict(best["state_dict"])
     row = history[history["epoch"] == best["epoch"]].iloc[0].dropna()
     metrics: dict = {"best_epoch": int(row["epoch"])}

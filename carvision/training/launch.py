@@ -91,12 +91,12 @@ def run_together(trainer: dict) -> Iterator[None]:
     if trainer["accelerator"] == "tpu" or (num_started() in (None, 1) and one and trainer["num_nodes"] == 1):
         yield
         return
-    if devices != "auto":
-        require_all_used(len(devices) if isinstance(devices, list) else devices, trainer["num_nodes"])
     _connect(trainer["num_nodes"])
     over = threading.Event()
     threading.Thread(target=_watch, args=(over,), daemon=True).start()
     try:
+        if devices != "auto":
+            require_all_used(len(devices) if isinstance(devices, list) else devices, trainer["num_nodes"])
         yield
     except (Exception, KeyboardInterrupt) as error:
         _fail(error)  # the watch goes on: this process may hang in what it has open
