@@ -13,9 +13,11 @@ from carvision.training.build_phases import build_phases, check_trainer, phase_k
 from carvision.training.callbacks import Curves, EpochLines, History, MovingAverage, create_progress_bar
 from carvision.training.checkpoints import Checkpoints, WholeCheckpoints
 from carvision.training.clock import Clock
+from carvision.training.launch import create_environment, require_all_used
 from carvision.training.lit_classifier import LitClassifier
 from carvision.training.many_processes import let_steps_run
 from carvision.training.nonfinite import NonFiniteLoss
+from carvision.training.sharding import SameStatistics, check_fsdp, create_strategy
 from carvision.training.stopping import Stopping
 
 
@@ -44,14 +46,21 @@ def build_trainer(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock) -> 
         hooks.append(EarlyStopping(monitor, patience=callbacks["patience"], mode=mode, check_on_train_epoch_end=False))
     if callbacks["progress_bar"]:
         hooks.append(create_progress_bar())
+    strategy, plugins = cfg["trainer"]["strategy"], [WholeCheckpoints()]
+    if strategy == "fsdp":
+        check_fsdp(cfg)
+        strategy = create_strategy()
+        hooks.append(SameStatistics())
+    if cfg["trainer"]["accelerator"] != "tpu":
+        plugins.append(create_environment())
     hooks += [stopping, checkpoints]  # last: what they save has all that the others do at a step or an epoch's end
     tensorboard = TensorBoardLogger(folder, name="tensorboard", version="") if cfg["logger"]["tensorboard"] else False
     try:
         trainer = pl.Trainer(
-            **{**cfg["trainer"], "max_epochs": 1},  # set anew for each phase
+            **{**cfg["trainer"], "max_epochs": 1, "strategy": strategy},  # epochs are set anew for each phase
             deterministic=cfg["deterministic"],
             callbacks=hooks,
-            plugins=[WholeCheckpoints()],
+            plugins=plugins,
             logger=tensorboard,
             default_root_dir=folder,
             num_sanity_val_steps=0,
@@ -65,4 +74,5 @@ def build_trainer(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock) -> 
         raise InputError(
             f"trainer: this machine can't run trainer.accelerator={cfg['trainer']['accelerator']} ({text})"
         ) from None
+    require_all_used(trainer.num_devices, trainer.num_nodes)
     return trainer, stopping

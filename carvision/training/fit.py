@@ -17,11 +17,14 @@ from carvision.training.build import build_datamodule, build_lit_classifier
 from carvision.training.build_trainer import build_trainer
 from carvision.training.clock import Clock
 from carvision.training.determinism import set_deterministic
+from carvision.training.launch import first_goes_first, is_first_process
 from carvision.training.lit_classifier import LitClassifier
+from carvision.training.many_processes import of_all
 from carvision.training.phases import fit_phases
 from carvision.training.provenance import write_environment
 from carvision.training.resuming import find_place, log_place
-from carvision.training.run_folder import is_first_process, require_space, write_config, write_metrics
+from carvision.training.run_folder import require_space, write_config, write_metrics
+from carvision.training.sharding import divide_over_all, make_whole
 from carvision.whole_files import write_csv, write_text
 
 log = logging.getLogger(__name__)
@@ -39,7 +42,8 @@ def run_training(cfg: dict, folder: Path, fold: int | None = None, resume: bool 
     clock = Clock(folder / "seconds.json")
     if first:
         write_config(cfg, folder)
-    datamodule = build_datamodule(cfg, fold)
+    with first_goes_first():  # it may write the demo data, or download
+        datamodule = build_datamodule(cfg, fold)
     table = datamodule.table
     if first:
         write_splits(table, folder / "splits.csv")
@@ -55,11 +59,14 @@ def run_training(cfg: dict, folder: Path, fold: int | None = None, resume: bool 
     asked = sum(phase["epochs"] for phase in (cfg["phases"] or {}).values())
     if asked > lit.num_epochs:
         log.warning("trainer.max_epochs ends the phases after %d of their %d epochs", lit.num_epochs, asked)
-    place = find_place(folder / "checkpoints") if resume else None
+    with first_goes_first():  # it mends what a start that was killed has left
+        place = find_place(folder / "checkpoints", mend=first) if resume else None
     if place:
         log_place(place, lit.num_epochs)
     require_space(folder, total, averaged=cfg["callbacks"]["ema_decay"] is not None)
     trainer, stopping = build_trainer(cfg, folder, lit, clock)
+    if cfg["trainer"]["strategy"] == "fsdp":
+        divide_over_all(trainer, lit)
     if first:
         write_environment(folder, cfg, trainer)
     clock.lap("building")
@@ -79,9 +86,10 @@ def run_training(cfg: dict, folder: Path, fold: int | None = None, resume: bool 
     price = cfg["run"]["price_per_hour"]
     if price is not None:
         metrics |= {"cost": clock.seconds["total"] / 3600 * price, "price_per_hour": price}
+    bad = {path: reason for part in of_all(datamodule.bad_images) for path, reason in part.items()}
     if first:
         print_closing(metrics, lit.labels, folder)
-        _report_bad_images(datamodule, folder)
+        _report_bad_images(bad, datamodule.on_bad_image, folder)
         _save(lit, cfg, metrics, folder)  # metrics.json last: with it the run is finished
         clock.file.unlink()
     return metrics
@@ -91,6 +99,7 @@ def _test(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, 
     """Figures of the best epoch: train and val from the history, test measured now with the best weights."""
     history = pd.read_csv(folder / "history.csv")
     best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    make_whole(lit)
     lit.load_state_dict(best["state_dict"])
     row = history[history["epoch"] == best["epoch"]].iloc[0].dropna()
     metrics: dict = {"best_epoch": int(row["epoch"])}
@@ -121,20 +130,20 @@ def _save(lit: LitClassifier, cfg: dict, metrics: dict, folder: Path) -> None:
     write_metrics(metrics, folder)
 
 
-def _report_bad_images(datamodule: PhotoDataModule, folder: Path) -> None:
-    bad = datamodule.bad_images
+def _report_bad_images(bad: dict[str, str], on_bad_image: str, folder: Path) -> None:
     if bad:
         file = folder / "bad_images.csv"
         write_csv(file, pd.DataFrame({"path": list(bad), "reason": list(bad.values())}))
         log.warning(
             "%d photos could not be read (data.on_bad_image=%s; first: %s); all are in %s",
-            len(bad), datamodule.on_bad_image, next(iter(bad)), file,
+            len(bad), on_bad_image, next(iter(bad)), file,
         )  # fmt: skip
 
 
 def _quiet_libraries() -> None:
     """Messages of Lightning that tell a user nothing they could act on."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
         ".*The number of training batches.*is smaller than the logging interval.*",

@@ -16,6 +16,7 @@ from carvision.metrics import EpochMetrics
 from carvision.models.classifier import Classifier, classifier_from
 from carvision.models.head_weights import HeadWeights
 from carvision.portable import parents_of
+from carvision.training.many_processes import num_processes, sum_of_all
 from carvision.training.optimizers import create_optimizer
 from carvision.training.sam import SAM, kept_statistics
 from carvision.training.schedules import create_schedule
@@ -137,9 +138,14 @@ class LitClassifier(pl.LightningModule):
                 batch["valid"],
                 counted[2].detach(),
             )
-        means = {name: weighted_mean(losses[name], weights[name]) for name in losses}
+        totals = torch.stack([values.sum() for values in weights.values()])
+        if self.training:
+            # Of several processes each takes its share of a batch, and the mean of their gradients is taken: with these
+            # divisors it is the gradient of the whole batch's weighted mean.
+            totals = sum_of_all(totals) / num_processes()
+        means = {name: weighted_mean(losses[name], weights[name], totals[i]) for i, name in enumerate(losses)}
         if self.training and self.learned_weights is not None:
-            return self.learned_weights(means) + penalty
+            return self.learned_weights(means, totals > 0) + penalty
         return sum(self.head_weights[name] * mean for name, mean in means.items()) + penalty
 
     def _head_loss(self, name: str, logits: Tensor, targets: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,9 +213,13 @@ class LitClassifier(pl.LightningModule):
         self.sam = optimizer if isinstance(optimizer, SAM) else None
         if self.learned_weights is not None:
             optimizer.add_param_group({"params": list(self.learned_weights.parameters()), "weight_decay": 0.0})
-        # Not the trainer's own numbers: asked now, it would begin to read before a checkpoint says where to go on
-        num_batches = self.trainer.datamodule.num_train_batches
-        steps_per_epoch = math.ceil(num_batches / self.trainer.accumulate_grad_batches)
+        if self.trainer.datamodule is not None:
+            # Not the trainer's own numbers: asked now, it would begin to read before a checkpoint says where to go on
+            num_batches = self.trainer.datamodule.num_train_batches
+            steps_per_epoch = math.ceil(num_batches / self.trainer.accumulate_grad_batches)
+        else:  # loaders of one's own
+            steps_per_epoch = self.trainer.estimated_stepping_batches / self.trainer.max_epochs
+            num_batches = self.trainer.num_training_batches
         schedule = create_schedule(
             optimizer,
             **self.phase["schedule"],

@@ -44,6 +44,17 @@ def from_first(value: T) -> T:
     return values[0]
 
 
+def of_all(value: T) -> list[T]:
+    """The values of all processes, in their order; anything that pickle takes. Waits for the device."""
+    if num_processes() == 1:
+        return [value]
+    if not dist.is_initialized():
+        return _of_xla("of_all", value, list)
+    values = [None] * num_processes()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def sum_of_all(values: Tensor) -> Tensor:
     """The sums over all processes, without gradient. Nothing waits for the device."""
     values = values.detach()

@@ -24,12 +24,14 @@ class Place(NamedTuple):
     stopped_early: bool  # whether early stopping has ended the phase
 
 
-def find_place(folder: Path) -> Place | None:
+def find_place(folder: Path, mend: bool) -> Place | None:
     """Of last.ckpt in the folder, or where that is damaged or missing, of previous.ckpt. None where there is neither.
 
-    Raises InputError where none that is there can be read; executes nothing.
+    mend: put in order what a start that was killed has left. Raises InputError where no checkpoint that is there can be
+    read; executes nothing.
     """
-    (folder / NEW).unlink(missing_ok=True)  # which was being written
+    if mend:
+        (folder / NEW).unlink(missing_ok=True)  # which was being written
     there = [file for file in (folder / LAST, folder / PREVIOUS) if file.exists()]
     problems = []
     for file in there:
@@ -40,7 +42,7 @@ def find_place(folder: Path) -> Place | None:
             continue
         for problem in problems:
             log.warning("%s; going on from %s", problem, file.name)
-        if not place.batches_done and best_epoch == place.epochs_done - 1:
+        if mend and not place.batches_done and best_epoch == place.epochs_done - 1:
             copy_whole(file, folder / BEST)  # which may not have been written any more
         return place
     if problems:

@@ -25,11 +25,6 @@ LOCK = ".lock"
 NO_RESULT = ("data.num_workers", "callbacks.progress_bar")  # keys that change no result
 
 
-def is_first_process() -> bool:
-    """Whether this is the only or the first of a run's processes, the one that writes and prints."""
-    return int(os.environ.get("LOCAL_RANK") or 0) == 0 and int(os.environ.get("NODE_RANK") or 0) == 0
-
-
 def holds_unfinished_run(folder: Path) -> bool:
     """Whether an earlier start of a run has begun there, and has not come to its end."""
     return (folder / "config.yaml").is_file() and not (folder / "metrics.json").exists()

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -15,11 +14,11 @@ from carvision.folders import claim_folder
 from carvision.run_log import start_log
 from carvision.training.determinism import refused_operation_is_an_input_error
 from carvision.training.fit import run_training
+from carvision.training.launch import from_first_at_start, is_echo, is_first_process, run_together
 from carvision.training.run_folder import (
     LOCK,
     disk_errors,
     holds_unfinished_run,
-    is_first_process,
     lock_folder,
     require_same_config,
     write_config,
@@ -30,19 +29,24 @@ from carvision.whole_files import PARTIAL
 
 log = logging.getLogger(__name__)
 
-FOLDER = "CARVISION_RUN_FOLDER"  # environment variable, from the first process of a run to its others
-
 
 def run(cfg: dict, name: str) -> Path:
     """Train as the plain config says; prints the run's folder last, and returns it. name: of runs/<name>/<time>.
 
     Exits with 128 + its number after a signal, as schedulers expect it.
     """
-    wanted = cfg["run"]["dir"] and Path(cfg["run"]["dir"]).expanduser()
-    resume = bool(wanted) and holds_unfinished_run(wanted)
-    folder = wanted if resume else _folder_of_all_processes(cfg["run"]["dir"], name)
-    with disk_errors(folder), refused_operation_is_an_input_error():
-        return _run_in(folder, cfg, resume)
+
+    def choose_folder() -> tuple[str, bool]:
+        wanted = cfg["run"]["dir"] and Path(cfg["run"]["dir"]).expanduser()
+        if wanted and holds_unfinished_run(wanted):
+            return str(wanted), True
+        return str(claim_folder(wanted, Path("runs") / name, leftovers=(LOCK, f"config.yaml{PARTIAL}"))), False
+
+    with run_together(cfg["trainer"]):
+        chosen, resume = from_first_at_start(choose_folder)
+        folder = Path(chosen)
+        with disk_errors(folder), refused_operation_is_an_input_error():
+            return _run_in(folder, cfg, resume)
 
 
 def _run_in(folder: Path, cfg: dict, resume: bool) -> Path:
@@ -55,8 +59,9 @@ def _run_in(folder: Path, cfg: dict, resume: bool) -> Path:
             require_same_config(cfg, folder)
         log.info("%s %s", "going on with" if resume else "training into", folder)
         _run_folds(cfg, folder, resume)
-    except InputError:
-        if first and not resume and not any(folder.rglob("history.csv")):
+    except Exception as error:
+        told = isinstance(error, InputError) or is_echo(error)
+        if told and first and not resume and not any(folder.rglob("history.csv")):
             start_log(None)  # closes run.log
             shutil.rmtree(folder)  # not an epoch is in it, and the mended command may name the same run.dir
         raise
@@ -67,11 +72,8 @@ def _run_in(folder: Path, cfg: dict, resume: bool) -> Path:
             lock.close()
     if first:
         if not (folder / "metrics.json").exists():
-            log.info(
-                "the run is not finished%s; the same command with run.dir=%s goes on",
-                f" ({ending})" if ending else "",
-                folder,
-            )
+            why = f" ({ending})" if ending else ""
+            log.info("the run is not finished%s; the same command with run.dir=%s goes on", why, folder)
         print(f"run: {folder}")
     if ending and ending.signal:
         sys.exit(128 + ending.signal)
@@ -93,13 +95,17 @@ def _run_folds(cfg: dict, folder: Path, resume: bool) -> None:
     for fold in folds:
         log.info("fold %d of %d", fold + 1, len(folds))
         part = folder / f"fold_{fold}"
-        part.mkdir(exist_ok=True)
+        done, begun = from_first_at_start(
+            lambda part=part: [(part / "metrics.json").exists(), holds_unfinished_run(part)]
+        )
+        if is_first_process():
+            part.mkdir(exist_ok=True)
         split = {**cfg["data"]["split"], "fold": fold}  # so that the fold's own files tell which one it is
-        if (part / "metrics.json").exists():
+        if done:
             parts.append(json.loads((part / "metrics.json").read_text()))
         else:
             own = {**cfg, "data": {**cfg["data"], "split": split}}
-            parts.append(run_training(own, part, fold, resume=holds_unfinished_run(part)))
+            parts.append(run_training(own, part, fold, resume=begun))
     summary = mean_and_spread([part["test"] for part in parts])
     seconds = {stage: round(sum(part["seconds"][stage] for part in parts), 3) for stage in parts[0]["seconds"]}
     metrics = {"folds": len(folds), "test": summary, "seconds": seconds}
@@ -109,15 +115,6 @@ def _run_folds(cfg: dict, folder: Path, resume: bool) -> None:
         write_metrics(metrics, folder)
     for figure in (f for f in summary if f.endswith("top1") or f == "loss"):
         log.info("test/%s over %d folds: %.4f +- %.4f", figure, len(folds), *summary[figure].values())
-
-
-def _folder_of_all_processes(wanted: str | None, name: str) -> Path:
-    """The first process of several claims the folder; those that Lightning starts from it inherit its choice."""
-    if not is_first_process() and FOLDER in os.environ:
-        return Path(os.environ[FOLDER])
-    folder = claim_folder(wanted, Path("runs") / name, leftovers=(LOCK, f"config.yaml{PARTIAL}"))
-    os.environ[FOLDER] = str(folder.resolve())
-    return folder
 
 
 def mean_and_spread(runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:

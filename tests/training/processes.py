@@ -1,46 +1,93 @@
-"""Training in processes of their own, which can be killed. All are forked from one that has imported everything, so
-that a start takes a second."""
+"""Processes of one run, started as torchrun and srun start them, and photos for them."""
 
-import multiprocessing
+import contextlib
 import os
-import signal
+import socket
+import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.small_runs"])
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT_S = 300
 
 
-def start(folder: Path, *overrides: str) -> multiprocessing.Process:
-    """A training that writes to `folder`; what it prints is in <folder>.out. A session of its own, as a terminal's."""
-    process = CONTEXT.Process(target=_train, args=(folder, overrides))
-    process.start()
-    return process
+def write_manifest(folder: Path, num: dict[str, int], bad: bool = False) -> list[str]:
+    """Noisy photos of 4 models of 2 makes, and how to train on them. Some labels of model and price are not known.
+
+    num: {split: photos}. bad: two photos of each split can't be read.
+    """
+    random = np.random.default_rng(0)
+    (folder / "photos").mkdir(parents=True)
+    rows = []
+    for split, count in num.items():
+        for i in range(count):
+            model = int(random.choice(4, p=[0.4, 0.3, 0.2, 0.1]))
+            pixels = random.integers(0, 150, (40, 40, 3), dtype=np.uint8)
+            pixels[..., model % 3] += 70 + 10 * model
+            path = f"photos/{split}_{i}.png"
+            Image.fromarray(pixels).save(folder / path)
+            if bad and i in (1, 4):
+                (folder / path).write_bytes(b"no photo")
+            known, priced = (random.random(2) < 0.7).tolist()
+            rows.append([path, split, f"make{model // 2}", f"m{model}" * known, str(1000.0 * (model + 1)) * priced])
+    pd.DataFrame(rows, columns=["path", "split", "make", "model", "price"]).to_csv(folder / "table.csv", index=False)
+    return [
+        "data=manifest", f"data.root={folder}", "data.file=table.csv", "data.labels=[make,model]",
+        "data.numbers=[price]", "data.on_bad_image=skip",
+    ]  # fmt: skip
 
 
-def _train(folder: Path, overrides: tuple[str, ...]) -> None:
-    os.setsid()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell that runs the tests may have ignored
-    out = os.open(f"{folder}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(out, stream)
-    from carvision.errors import one_line_errors
-    from tests.small_runs import train
-
-    with one_line_errors():
-        train(folder, *overrides)
-    sys.stdout.flush()
+def free_port() -> int:
+    with contextlib.closing(socket.socket()) as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
-def wait_for(condition: Callable[[], bool], process: multiprocessing.Process, seconds: float = 240) -> None:
-    """Returns as soon as the condition holds, or the process has ended."""
-    ends = time.monotonic() + seconds
-    while not condition() and process.exitcode is None:
-        assert time.monotonic() < ends, "nothing happened"
-        time.sleep(0.002)
+def environment(**variables: object) -> dict[str, str]:
+    """Of a process: this one's, without what a launcher of the tests may have set, and on the CPU."""
+    ours = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "MASTER_", "TORCHELASTIC_"))}
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE"):
+        ours.pop(name, None)
+    path = os.pathsep.join([str(ROOT), ours.get("PYTHONPATH", "")])
+    ours |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    return ours | {name: str(value) for name, value in variables.items()}
 
 
-def printed(folder: Path) -> str:
-    return Path(f"{folder}.out").read_text()
+def by_torchrun(rank: int, num: int, port: int) -> dict[str, str]:
+    """The environment of one of several processes on one machine, without torchrun's agent."""
+    return environment(
+        RANK=rank, LOCAL_RANK=rank, GROUP_RANK=0, WORLD_SIZE=num, LOCAL_WORLD_SIZE=num, MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=port, TORCHELASTIC_RUN_ID="none",
+    )  # fmt: skip
+
+
+def by_srun(rank: int, num: int, port: int) -> dict[str, str]:
+    return environment(
+        SLURM_JOB_ID=1, SLURM_JOB_NAME="train", SLURM_NTASKS=num, SLURM_NTASKS_PER_NODE=num, SLURM_NNODES=1,
+        SLURM_PROCID=rank, SLURM_LOCALID=rank, SLURM_NODEID=0, SLURM_NODELIST="127.0.0.1", MASTER_PORT=port,
+    )  # fmt: skip
+
+
+def run_all(commands: list[tuple[list[str], dict[str, str]]], cwd: Path) -> list[subprocess.CompletedProcess]:
+    """(arguments of python, environment) of each process, all at once; none of them outlives the test."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, *arguments], env=variables, cwd=cwd, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, start_new_session=True,
+        )
+        for arguments, variables in commands
+    ]  # fmt: skip
+    done = []
+    try:
+        for process in started:
+            out, err = process.communicate(timeout=TIMEOUT_S)
+            done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+    finally:
+        for process in started:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, 9)
+    return done

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.small_runs import demo
-from tests.training.processes import printed, start, wait_for
+from tests.training.forked import printed, start, wait_for
 
 NUM_KILLS = 20
 # All that a run carries from step to step: dropout, mixing, augmentation, averages, momentum, schedules, two phases,

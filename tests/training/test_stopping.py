@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.small_runs import demo
-from tests.training.processes import printed, start, wait_for
+from tests.training.forked import printed, start, wait_for
 
 OVERRIDES = ["trainer.max_epochs=300", "data.batch_size=8", "data.num_workers=1", "logger=none"]
 
