@@ -19,8 +19,11 @@ from carvision.data.images import Preprocessing
 from carvision.data.splits import write_splits
 from carvision.errors import InputError
 from carvision.reports.summary import print_closing, summarise_network
+from carvision.training.batch_size import with_batch_size, with_found_batch_size
 from carvision.training.build import build_datamodule, build_lit_classifier
 from carvision.training.build_trainer import build_trainer
+from carvision.training.compiling import first_step_seconds
+from carvision.training.hardware import hardware_used
 from carvision.training.lit_classifier import LitClassifier
 from carvision.training.phases import fit_phases
 from carvision.training.run_folder import is_first_process, require_space, write_config, write_metrics
@@ -36,6 +39,8 @@ def run_training(cfg: dict, folder: Path, fold: int | None = None, resume: bool 
     """
     _quiet_libraries()
     first = is_first_process()
+    if resume:
+        cfg = with_found_batch_size(cfg, folder)
     clock = Clock(folder / "seconds.json")
     if first and not resume:
         write_config(cfg, folder)
@@ -74,7 +79,9 @@ def run_training(cfg: dict, folder: Path, fold: int | None = None, resume: bool 
             return None
         metrics = _test(trainer, lit, datamodule, folder)
         clock.lap("test")
-        metrics["seconds"] = clock.seconds
+        metrics["seconds"] = clock.seconds | {"first_step": first_step_seconds(trainer)}
+        metrics["hardware"] = hardware_used(trainer)
+        cfg = with_batch_size(cfg, datamodule.batch_size)
         price = cfg["run"]["price_per_hour"]
         if price is not None:
             metrics |= {"cost": clock.seconds["total"] / 3600 * price, "price_per_hour": price}

@@ -30,6 +30,8 @@ def is_unfinished(config: dict) -> bool:
     for key in sorted({*earlier, *now}):
         if key.startswith("run.") or key in ("data.num_workers", "callbacks.progress_bar"):
             continue
+        if key == "data.batch_size" and now.get(key) == "auto":
+            continue  # the number that was found then is taken again
         if earlier.get(key) != now.get(key):
             raise InputError(
                 f"run.dir: {folder} holds the beginning of another run, with {key}={earlier.get(key)} instead of "
