@@ -167,6 +167,7 @@ def memory_limit(device: torch.device, share: float) -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.reset_peak_memory_stats(device)  # the peak that is reported is that of the run
 
 
 def free_memory() -> None:
