@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from carvision.data.photos import Photos, TableOrder, TrainOrder
+from carvision.data.prefetch import Prefetch
 from carvision.data.table import SPLITS, Table
 from carvision.errors import InputError
 from carvision.machine import num_cores
@@ -77,6 +78,7 @@ class PhotoDataModule(pl.LightningDataModule):
         self.on_bad_image = on_bad_image
         self.seed = seed
         self.bad_images: dict[str, str] = {}
+        self.prefetch = Prefetch()
 
     def prepare_data(self) -> None:  # called by Lightning in one process only
         if self.download is not None:
@@ -150,3 +152,6 @@ class PhotoDataModule(pl.LightningDataModule):
         if self.on_bad_image == "blank":
             batch["valid"] = torch.ones_like(batch["valid"])
         return batch
+
+    def transfer_batch_to_device(self, batch: dict, device: torch.device, dataloader_idx: int) -> dict:
+        return self.prefetch(batch, device)

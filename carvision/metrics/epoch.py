@@ -106,7 +106,8 @@ class EpochMetrics(nn.Module):
         for name, scores in zip(class_logits, self.scores, strict=False):  # none without AUC
             scores.update(logits[name], targets[name], weights[name])
         self.penalty.update(penalty * len(valid))
-        self.photos.update(len(valid))
+        # Made on the device: a number would be copied to it, for which the host waits until all before it is done
+        self.photos.update(torch.full((), float(len(valid)), device=valid.device))
 
     def compute(self) -> dict[str, float]:
         """{"loss", "loss_total", "make/top1", ..., "joint/top1", "joint/consistent"}, as far as they are defined."""

@@ -9,14 +9,19 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from carvision.errors import InputError, nearest
 from carvision.metrics import figure_names
+from carvision.training.batch_size import FindBatchSize, require_gpu, with_batch_size
 from carvision.training.build_phases import build_phases, check_trainer, phase_key
 from carvision.training.callbacks import Curves, EpochLines, History, MovingAverage, create_progress_bar
 from carvision.training.checkpoints import Checkpoints, WholeCheckpoints
 from carvision.training.clock import Clock
+from carvision.training.compiling import FirstStep, require_compiler
+from carvision.training.hardware import log_hardware, prepare_cuda, resolve_precision, uses_cuda
 from carvision.training.launch import create_environment, require_all_used
 from carvision.training.lit_classifier import LitClassifier
 from carvision.training.many_processes import let_steps_run
 from carvision.training.nonfinite import NonFiniteLoss
+from carvision.training.profiling import SimpleProfile, create_profile
+from carvision.training.run_folder import write_config
 from carvision.training.sharding import SameStatistics, check_fsdp, create_strategy
 from carvision.training.stopping import Stopping
 
@@ -26,12 +31,33 @@ def require_monitor(key: str, monitor: str, known: list[str]) -> None:
         raise InputError(f"{key}.monitor: {monitor!r} is no figure of this run{nearest(monitor, known)}")
 
 
+def trainer_values(cfg: dict) -> dict:
+    """The keys of conf/trainer as Lightning takes them, but for the profiler. Raises InputError for what this machine
+    can't do."""
+    values = dict(cfg["trainer"])
+    del values["profiler"]
+    cuda = uses_cuda(values["accelerator"])
+    values["precision"] = resolve_precision(values["precision"], values["accelerator"], values["devices"])
+    check_trainer(build_phases(cfg), values)
+    if cfg["compile"]:
+        require_compiler(values["accelerator"], cuda)
+    if cfg["data"]["batch_size"] == "auto":
+        require_gpu(values)
+    if cuda:
+        prepare_cuda()
+    if values["strategy"] == "fsdp":
+        check_fsdp(cfg)
+        values["strategy"] = create_strategy()
+    # Convolutions are timed when a shape first occurs, to take the fastest; a run has few shapes
+    return {**values, "deterministic": cfg["deterministic"], "benchmark": cuda and not cfg["deterministic"]}
+
+
 def build_trainer(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock) -> tuple[pl.Trainer, Stopping]:
     let_steps_run()
     callbacks, run = cfg["callbacks"], cfg["run"]
     known = [f"{split}/{name}" for split in ("val", "train") for name in figure_names(lit.labels)]
     require_monitor("callbacks", callbacks["monitor"], known)
-    check_trainer(build_phases(cfg), cfg["trainer"])
+    values = trainer_values(cfg)
     for phase in build_phases(cfg):
         require_monitor(f"{phase_key(phase)}schedule", phase["schedule"].get("monitor", known[0]), known)
     monitor, mode = callbacks["monitor"], callbacks["mode"]
@@ -39,17 +65,20 @@ def build_trainer(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock) -> 
     nonfinite = NonFiniteLoss(folder, skip=lit.leave_out_nonfinite)
     checkpoints = Checkpoints(folder / "checkpoints", monitor, mode, before=nonfinite.look)
     stopping = Stopping(checkpoints, run["max_minutes"], run["checkpoint_every_minutes"])
-    hooks = [nonfinite, clock, History(folder / "history.csv"), EpochLines(monitor, mode), Curves(folder)]
+    hooks = [nonfinite, clock, FirstStep(cfg["compile"])]
+    hooks += [History(folder / "history.csv"), EpochLines(monitor, mode), Curves(folder)]
     if callbacks["ema_decay"]:
         hooks.append(MovingAverage(callbacks["ema_decay"]))
+    # After the averages, which take memory too
+    hooks.append(FindBatchSize(lambda number: write_config(with_batch_size(cfg, number), folder), cfg["compile"]))
+    profile = create_profile(cfg["trainer"]["profiler"], folder)
+    hooks += [profile] if profile else []
     if callbacks["patience"]:
         hooks.append(EarlyStopping(monitor, patience=callbacks["patience"], mode=mode, check_on_train_epoch_end=False))
     if callbacks["progress_bar"]:
         hooks.append(create_progress_bar())
-    strategy, plugins = cfg["trainer"]["strategy"], [WholeCheckpoints()]
-    if strategy == "fsdp":
-        check_fsdp(cfg)
-        strategy = create_strategy()
+    plugins = [WholeCheckpoints()]
+    if cfg["trainer"]["strategy"] == "fsdp":
         hooks.append(SameStatistics())
     if cfg["trainer"]["accelerator"] != "tpu":
         plugins.append(create_environment())
@@ -57,8 +86,8 @@ def build_trainer(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock) -> 
     tensorboard = TensorBoardLogger(folder, name="tensorboard", version="") if cfg["logger"]["tensorboard"] else False
     try:
         trainer = pl.Trainer(
-            **{**cfg["trainer"], "max_epochs": 1, "strategy": strategy},  # epochs are set anew for each phase
-            deterministic=cfg["deterministic"],
+            **{**values, "max_epochs": 1},  # set anew for each phase
+            profiler=profile.profiler if isinstance(profile, SimpleProfile) else None,
             callbacks=hooks,
             plugins=plugins,
             logger=tensorboard,
@@ -75,4 +104,5 @@ def build_trainer(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock) -> 
             f"trainer: this machine can't run trainer.accelerator={cfg['trainer']['accelerator']} ({text})"
         ) from None
     require_all_used(trainer.num_devices, trainer.num_nodes)
+    log_hardware(trainer, cfg["trainer"]["precision"])
     return trainer, stopping

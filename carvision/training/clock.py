@@ -13,9 +13,8 @@ from carvision.whole_files import write_json
 
 
 class Clock(Callback):
-    """Seconds of each stage: reading, building, training, test; in training also of its first step (with what compiles
-    there, and the start of the readers) and of all validations. "total" of all stages, and "cpu" of this process and
-    those that read its photos.
+    """Seconds of each stage: reading, building, training, test; of training also those of all validations. "total" of
+    all stages, and "cpu" of this process and those that read its photos.
 
     file: what earlier starts of the run took, which is added; kept up to date with every epoch.
     """
@@ -24,35 +23,26 @@ class Clock(Callback):
         self.file = file
         self.seconds: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
         self.last, self.last_cpu = time.perf_counter(), cpu_seconds()
-        self.first_step_begun: float | None = None
 
     def lap(self, stage: str) -> None:
         """The time since the last lap was the stage's."""
         now, cpu = time.perf_counter(), cpu_seconds()
         for name, passed in {stage: now - self.last, "total": now - self.last, "cpu": cpu - self.last_cpu}.items():
-            self._add(name, passed)
+            self.add(name, passed)
         self.last, self.last_cpu = now, cpu
 
-    def _add(self, name: str, passed: float) -> None:
+    def add(self, name: str, passed: float) -> None:
         self.seconds[name] = round(self.seconds.pop(name, 0.0) + passed, 3)
 
     def save(self) -> None:
         write_json(self.file, self.seconds)
-
-    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.first_step_begun = time.perf_counter()
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs, batch, batch_idx) -> None:
-        if self.first_step_begun is not None:
-            self._add("first_step", time.perf_counter() - self.first_step_begun)
-            self.first_step_begun = None
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.validation_begun = time.perf_counter()
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
-            self._add("validation", time.perf_counter() - self.validation_begun)
+            self.add("validation", time.perf_counter() - self.validation_begun)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.lap("training")

@@ -13,10 +13,13 @@ from carvision.data.datamodule import PhotoDataModule
 from carvision.data.images import Preprocessing
 from carvision.data.splits import write_splits
 from carvision.reports.summary import print_closing, summarise_network
+from carvision.training.batch_size import with_batch_size, with_found_batch_size
 from carvision.training.build import build_datamodule, build_lit_classifier
 from carvision.training.build_trainer import build_trainer
 from carvision.training.clock import Clock
+from carvision.training.compiling import first_step_seconds
 from carvision.training.determinism import set_deterministic
+from carvision.training.hardware import hardware_used
 from carvision.training.launch import first_goes_first, is_first_process
 from carvision.training.lit_classifier import LitClassifier
 from carvision.training.many_processes import of_all
@@ -39,6 +42,8 @@ def run_training(cfg: dict, folder: Path, fold: int | None = None, resume: bool 
     _quiet_libraries()
     set_deterministic(cfg["deterministic"])
     first = is_first_process()
+    if resume:
+        cfg = with_found_batch_size(cfg, folder)
     clock = Clock(folder / "seconds.json")
     if first:
         write_config(cfg, folder)
@@ -75,6 +80,7 @@ def run_training(cfg: dict, folder: Path, fold: int | None = None, resume: bool 
         stopping.stop_between_epochs()  # before the test, which takes its time, too
     finally:
         clock.lap("training")
+        clock.add("first_step", first_step_seconds(trainer))
         if first:
             clock.save()  # for the start that goes on, if this one does not come to its end
     if not ended:
@@ -83,6 +89,8 @@ def run_training(cfg: dict, folder: Path, fold: int | None = None, resume: bool 
     metrics = _test(trainer, lit, datamodule, folder)
     clock.lap("test")
     metrics["seconds"] = clock.seconds
+    metrics["hardware"] = hardware_used(trainer)
+    cfg = with_batch_size(cfg, datamodule.batch_size)
     price = cfg["run"]["price_per_hour"]
     if price is not None:
         metrics |= {"cost": clock.seconds["total"] / 3600 * price, "price_per_hour": price}

@@ -89,7 +89,7 @@ class LitClassifier(pl.LightningModule):
         seed_step((self.hparams.seed, self.current_epoch, batch_idx, self.global_rank), self.device)
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        images = self.augment(to_float(batch["images"]), batch["draws"])
+        images = self.augmented(batch["images"], batch["draws"])
         mixed = None
         if self.mix.active:
             key = (self.hparams.seed, self.current_epoch, batch_idx, self.global_rank)
@@ -98,6 +98,16 @@ class LitClassifier(pl.LightningModule):
             with kept_statistics(self.model):
                 return self._step(images, batch, None, mixed)
         return self._step(images, batch, self.train_metrics, mixed)
+
+    # What compile=true compiles, see carvision.training.compiling
+
+    def augmented(self, images: Tensor, draws: Tensor) -> Tensor:
+        """images uint8 (B, 3, H, W) -> float, in 0..1."""
+        return self.augment(to_float(images), draws)
+
+    def outputs(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """images float (B, 3, H, W) in 0..1 -> logits and penalty, see Classifier.forward_with_penalty."""
+        return self.model.forward_with_penalty(self.normalise(images))
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         self._step(to_float(batch["images"]), batch, self.val_metrics)
@@ -110,7 +120,7 @@ class LitClassifier(pl.LightningModule):
 
         metrics: counts it. mixed: the partner of each photo and the share of its own targets, see Mix.
         """
-        logits, penalty = self.model.forward_with_penalty(self.normalise(images))
+        logits, penalty = self.outputs(images)
         losses, weights = {}, {}
         for name in self.labels:
             targets, valid = batch["targets"][name], batch["valid"]
@@ -207,12 +217,18 @@ class LitClassifier(pl.LightningModule):
         if "train_metrics" in checkpoint and self.global_rank == 0:
             self.train_metrics.set_counters(checkpoint["train_metrics"])
 
-    def configure_optimizers(self) -> dict:
-        values = self.phase["optimizer"]
-        optimizer = create_optimizer(self.model, **values)
+    def create_phase_optimizer(self, fused: bool = True) -> torch.optim.Optimizer:
+        """fused: see create_optimizer."""
+        optimizer = create_optimizer(self.model, **self.phase["optimizer"], fused=fused)
         self.sam = optimizer if isinstance(optimizer, SAM) else None
         if self.learned_weights is not None:
             optimizer.add_param_group({"params": list(self.learned_weights.parameters()), "weight_decay": 0.0})
+        return optimizer
+
+    def configure_optimizers(self) -> dict:
+        # Lightning's mixed precision refuses to clip gradients for a fused optimizer, which may unscale them itself
+        clipped = self.trainer.gradient_clip_val is not None and str(self.trainer.precision).endswith("-mixed")
+        optimizer = self.create_phase_optimizer(fused=not clipped)
         if self.trainer.datamodule is not None:
             # Not the trainer's own numbers: asked now, it would begin to read before a checkpoint says where to go on
             num_batches = self.trainer.datamodule.num_train_batches
@@ -223,7 +239,7 @@ class LitClassifier(pl.LightningModule):
         schedule = create_schedule(
             optimizer,
             **self.phase["schedule"],
-            lr=values["lr"],
+            lr=self.phase["optimizer"]["lr"],
             num_steps=max(1, round(steps_per_epoch * self.phase["epochs"])),
             steps_per_epoch=steps_per_epoch,
             batches_per_epoch=num_batches,

@@ -38,6 +38,8 @@ def require_same_config(config: dict, folder: Path) -> None:
     except (yaml.YAMLError, AttributeError):
         raise InputError(f"run.dir: {folder / 'config.yaml'} can't be read; give another folder") from None
     now = flat_config(config)
+    if now["data.batch_size"] == "auto":
+        earlier["data.batch_size"] = "auto"  # the number that was found then is taken again
     keys = [key for key in {**earlier, **now} if not key.startswith("run.") and key not in NO_RESULT]
     changed = [f"{key}={earlier.get(key)} became {now.get(key)}" for key in keys if earlier.get(key) != now.get(key)]
     if changed and not config["run"]["allow_changes"]:
