@@ -7,7 +7,6 @@ import torch
 
 from carvision.models.head_weights import HeadWeights
 
-
 BOTH = torch.tensor([True, True])
 
 

@@ -1,6 +1,8 @@
 """Processes of one run, started as torchrun and srun start them, and photos for them."""
 
 import contextlib
+import json
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -13,6 +15,9 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 300
+# Forked from a process that has imported everything, so that a start takes a second
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.small_runs"])
 
 
 def write_manifest(folder: Path, num: dict[str, int], bad: bool = False) -> list[str]:
@@ -27,11 +32,11 @@ def write_manifest(folder: Path, num: dict[str, int], bad: bool = False) -> list
         for i in range(count):
             model = int(random.choice(4, p=[0.4, 0.3, 0.2, 0.1]))
             pixels = random.integers(0, 150, (40, 40, 3), dtype=np.uint8)
-            pixels[..., model % 3] += 70 + 10 * model
+            pixels[..., model % 3] += 20 + 10 * model
             path = f"photos/{split}_{i}.png"
             Image.fromarray(pixels).save(folder / path)
             if bad and i in (1, 4):
-                (folder / path).write_bytes(b"no photo")
+                (folder / path).write_bytes(f"no photo: {path}".encode())
             known, priced = (random.random(2) < 0.7).tolist()
             rows.append([path, split, f"make{model // 2}", f"m{model}" * known, str(1000.0 * (model + 1)) * priced])
     pd.DataFrame(rows, columns=["path", "split", "make", "model", "price"]).to_csv(folder / "table.csv", index=False)
@@ -91,3 +96,57 @@ def run_all(commands: list[tuple[list[str], dict[str, str]]], cwd: Path) -> list
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, 9)
     return done
+
+
+def train_together(num: int, runs: list[tuple[Path, list[str]]]) -> None:
+    """The runs (folder, overrides) one after another, each by `num` processes, which are the same for all of them.
+
+    Beside each folder, <folder>.losses.json has the loss of every training step, the mean over the processes, and
+    <folder>.sizes.json of each process how many weights, and values of the optimizer, it holds at the end of training.
+    """
+    port = free_port()
+    ranks = [by_torchrun(rank, num, port) if num > 1 else environment() for rank in range(num)]
+    started = [CONTEXT.Process(target=_train_all, args=(variables, runs), daemon=True) for variables in ranks]
+    for process in started:
+        process.start()
+    try:
+        for process in started:
+            process.join(TIMEOUT_S)
+        assert [process.exitcode for process in started] == [0] * num
+    finally:
+        for process in started:
+            process.kill()
+
+
+def _train_all(variables: dict[str, str], runs: list[tuple[Path, list[str]]]) -> None:
+    os.environ.clear()
+    os.environ.update(variables)
+    from carvision.errors import one_line_errors
+    from carvision.training.launch import is_first_process
+    from carvision.training.lit_classifier import LitClassifier
+    from carvision.training.many_processes import of_all
+    from tests.small_runs import train
+
+    losses, sizes = [], {}
+    step = LitClassifier.training_step
+
+    def recording_step(self: LitClassifier, *args):
+        loss = step(self, *args)
+        losses.append(loss.item())
+        return loss
+
+    def recording_end(self: LitClassifier) -> None:
+        parts = [getattr(p, "_local_tensor", p) for p in self.model.parameters()]
+        moments = [v for state in self.trainer.optimizers[0].state.values() for v in state.values() if np.ndim(v)]
+        sizes["weights"] = sum(p.numel() for p in parts)
+        sizes["moments"] = sum(getattr(v, "_local_tensor", v).numel() for v in moments)
+
+    LitClassifier.training_step, LitClassifier.on_train_end = recording_step, recording_end
+    with one_line_errors():
+        for folder, overrides in runs:
+            losses.clear()
+            train(folder, *overrides)
+            parts = {"losses": np.mean(of_all(losses), axis=0).tolist(), "sizes": of_all(sizes)}
+            if is_first_process():
+                for name, values in parts.items():
+                    Path(f"{folder}.{name}.json").write_text(json.dumps(values))
