@@ -75,8 +75,8 @@ class EpochMetrics(nn.Module):
         self.links = [(child, parent) for child, (parent, _) in parents.items()]
         for i, (_, codes) in enumerate(parents.values()):
             self.register_buffer(f"codes_{i}", codes, persistent=False)  # so that they move with the module
-        # Penalties on activities are means over a batch, and the last batch may be smaller. "disable" looks for no
-        # NaN, for which every step would wait for the device.
+        # Penalties on activities are means over a batch's photos, of which the last batch may have fewer. "disable"
+        # looks for no NaN, for which every step would wait for the device.
         self.penalty, self.photos = (SumMetric(nan_strategy="disable") for _ in range(2))
 
     def update(
@@ -105,8 +105,9 @@ class EpochMetrics(nn.Module):
             head.update(*first, targets[name], losses[name], weights[name])
         for name, scores in zip(class_logits, self.scores, strict=False):  # none without AUC
             scores.update(logits[name], targets[name], weights[name])
-        self.penalty.update(penalty * len(valid))
-        self.photos.update(len(valid))
+        num_photos = valid.sum()
+        self.penalty.update(penalty * num_photos)
+        self.photos.update(num_photos)
 
     def compute(self) -> dict[str, float]:
         """{"loss", "loss_total", "make/top1", ..., "joint/top1", "joint/consistent"}, as far as they are defined."""
@@ -121,7 +122,7 @@ class EpochMetrics(nn.Module):
         for rule, values in self.compute_rules().items():
             if rule == self.rule:
                 figures |= {name: value for name, value in values.items() if name.startswith("joint/")}
-        total = loss + float(self.penalty.compute() / self.photos.compute())
+        total = loss + float(self.penalty.compute() / self.photos.compute().clamp(min=1))
         return {"loss": loss, "loss_total": total, **figures}
 
     def compute_rules(self) -> dict[str, dict[str, float]]:

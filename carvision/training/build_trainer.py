@@ -41,10 +41,16 @@ def build_trainer(cfg: dict, folder: Path, labels: dict[str, dict]) -> pl.Traine
         hooks.append(EarlyStopping(monitor, patience=callbacks["patience"], mode=mode, check_on_train_epoch_end=False))
     if callbacks["progress_bar"]:
         hooks.append(create_progress_bar())
+    arguments = {**cfg["trainer"], "max_epochs": 1}  # set anew for each phase
+    if cfg["trainer"]["accelerator"] == "tpu":
+        from carvision.training import xla  # only now: torch-xla lives in an environment of its own
+
+        arguments |= xla.trainer_arguments(cfg["trainer"])
+        hooks.append(xla.Steps())
     tensorboard = TensorBoardLogger(folder, name="tensorboard", version="") if cfg["logger"]["tensorboard"] else False
     try:
         return pl.Trainer(
-            **{**cfg["trainer"], "max_epochs": 1},  # set anew for each phase
+            **arguments,
             callbacks=hooks,
             logger=tensorboard,
             default_root_dir=folder,

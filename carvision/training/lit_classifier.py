@@ -95,7 +95,7 @@ class LitClassifier(pl.LightningModule):
 
         metrics: counts it. mixed: the partner of each photo and the share of its own targets, see Mix.
         """
-        logits, penalty = self.model.forward_with_penalty(self.normalise(images))
+        logits, penalty = self.model.forward_with_penalty(self.normalise(images), batch["valid"])
         losses, weights = {}, {}
         for name in self.labels:
             targets, valid = batch["targets"][name], batch["valid"]
