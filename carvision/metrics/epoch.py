@@ -40,11 +40,12 @@ class JointMetrics(Metric):
     def compute(self) -> dict[str, float]:
         figures = {
             f"{name}/top1": float(right / count)
-            for name, right, count in zip([*self.heads, "joint"], self.right, self.count, strict=True)
+            for name, right, count in zip([*self.heads, "joint"], self.right.cpu(), self.count.cpu(), strict=True)
             if count > 0
         }
-        if self.has_parents and self.seen > 0:
-            figures["joint/consistent"] = float(self.agreeing / self.seen)
+        seen = self.seen.cpu()
+        if self.has_parents and seen > 0:
+            figures["joint/consistent"] = float(self.agreeing.cpu() / seen)
         return figures
 
 
@@ -122,7 +123,7 @@ class EpochMetrics(nn.Module):
         for rule, values in self.compute_rules().items():
             if rule == self.rule:
                 figures |= {name: value for name, value in values.items() if name.startswith("joint/")}
-        total = loss + float(self.penalty.compute() / self.photos.compute().clamp(min=1))
+        total = loss + float(self.penalty.compute().cpu() / self.photos.compute().cpu().clamp(min=1))
         return {"loss": loss, "loss_total": total, **figures}
 
     def compute_rules(self) -> dict[str, dict[str, float]]:

@@ -46,7 +46,7 @@ def build_trainer(cfg: dict, folder: Path, labels: dict[str, dict]) -> pl.Traine
         from carvision.training import xla  # only now: torch-xla lives in an environment of its own
 
         arguments |= xla.trainer_arguments(cfg["trainer"])
-        hooks.append(xla.Steps())
+        hooks.insert(0, xla.Steps())
     tensorboard = TensorBoardLogger(folder, name="tensorboard", version="") if cfg["logger"]["tensorboard"] else False
     try:
         return pl.Trainer(
