@@ -45,17 +45,23 @@ def build_trainer(cfg: dict, folder: Path, labels: dict[str, dict]) -> pl.Traine
         hooks.append(EarlyStopping(monitor, patience=callbacks["patience"], mode=mode, check_on_train_epoch_end=False))
     if callbacks["progress_bar"]:
         hooks.append(create_progress_bar())
-    strategy = cfg["trainer"]["strategy"]
-    if strategy == "fsdp":
+    arguments = {**cfg["trainer"], "max_epochs": 1}  # set anew for each phase
+    if cfg["trainer"]["accelerator"] == "tpu":
+        from carvision.training import xla  # only now: torch-xla lives in an environment of its own
+
+        arguments |= xla.trainer_arguments(cfg["trainer"])
+        hooks.insert(0, xla.Steps())
+    else:
+        arguments["plugins"] = [create_environment()]
+    if cfg["trainer"]["strategy"] == "fsdp":
         check_fsdp(cfg)
-        strategy = create_strategy()
+        arguments["strategy"] = create_strategy()
         hooks.append(SameStatistics())
     tensorboard = TensorBoardLogger(folder, name="tensorboard", version="") if cfg["logger"]["tensorboard"] else False
     try:
         trainer = pl.Trainer(
-            **{**cfg["trainer"], "max_epochs": 1, "strategy": strategy},  # epochs are set anew for each phase
+            **arguments,
             callbacks=hooks,
-            plugins=None if cfg["trainer"]["accelerator"] == "tpu" else [create_environment()],
             logger=tensorboard,
             default_root_dir=folder,
             num_sanity_val_steps=0,

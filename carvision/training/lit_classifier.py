@@ -96,7 +96,9 @@ class LitClassifier(pl.LightningModule):
 
         metrics: counts it. mixed: the partner of each photo and the share of its own targets, see Mix.
         """
-        logits, penalty = self.model.forward_with_penalty(self.normalise(images))
+        num_photos = self._mean_of_all(batch["valid"].sum())
+        shares = batch["valid"] / num_photos.clamp(min=1e-12)  # photos that are not valid pay no penalty
+        logits, penalty = self.model.forward_with_penalty(self.normalise(images), shares)
         losses, weights = {}, {}
         for name in self.labels:
             targets, valid = batch["targets"][name], batch["valid"]
@@ -115,16 +117,18 @@ class LitClassifier(pl.LightningModule):
                 weights,
                 batch["valid"],
                 penalty.detach(),
+                num_photos,
             )
-        totals = torch.stack([values.sum() for values in weights.values()])
-        if self.training:
-            # Of several processes each takes its share of a batch, and the mean of their gradients is taken: with these
-            # divisors it is the gradient of the whole batch's weighted mean.
-            totals = sum_of_all(totals) / num_processes()
+        totals = self._mean_of_all(torch.stack([values.sum() for values in weights.values()]))
         means = {name: weighted_mean(losses[name], weights[name], totals[i]) for i, name in enumerate(losses)}
         if self.training and self.learned_weights is not None:
             return self.learned_weights(means, totals > 0) + penalty
         return sum(self.head_weights[name] * mean for name, mean in means.items()) + penalty
+
+    def _mean_of_all(self, totals: Tensor) -> Tensor:
+        """Of several processes each takes its share of a batch, and the mean of their gradients is taken. Where each
+        divides by the mean of their totals, that is the gradient of the whole batch's weighted mean."""
+        return sum_of_all(totals) / num_processes() if self.training else totals
 
     def _head_loss(self, name: str, logits: Tensor, targets: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and weight of each photo, both (B,). Weight 0: the label isn't known, or the photo can't be read."""
