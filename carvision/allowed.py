@@ -82,8 +82,13 @@ _layers = {
 # A "*" stands for any one name. A key that ends in a mapping is checked as a whole.
 ALLOWED: dict[str, Check] = {
     "seed": whole(0, 2**32 - 1),
+    "deterministic": flag,
     "run.dir": optional(path),
+    "run.allow_changes": flag,
+    "run.checkpoint_every_minutes": optional(number(0)),
+    "run.max_minutes": optional(number(0)),
     "run.max_epochs_per_start": optional(whole(1)),
+    "run.on_nonfinite_loss": one_of("stop", "skip"),
     "run.price_per_hour": optional(number(0)),
     "data.name": one_of("demo", "compcars", "stanford_cars", "oxford102", "folder", "manifest"),
     "data.root": optional(path),
@@ -187,7 +192,6 @@ ALLOWED: dict[str, Check] = {
     "trainer.max_epochs": optional(whole(1)),
     "trainer.accumulate_grad_batches": whole(1),
     "trainer.gradient_clip_val": optional(number(0, above=True)),
-    "trainer.deterministic": flag,
     "callbacks.monitor": text,
     "callbacks.mode": one_of("min", "max"),
     "callbacks.patience": optional(whole(1)),

@@ -135,8 +135,26 @@ class EpochMetrics(nn.Module):
         return {rule: joint.compute() for rule, joint in zip(self.rules, self.joint, strict=True)}
 
     def reset(self) -> None:
-        for metric in (*self.heads, *self.scores, *self.joint, self.penalty, self.photos):
+        for metric in self._all():
             metric.reset()
+
+    def counters(self) -> list[dict[str, Tensor]]:
+        """All that was counted so far, in all processes together; for set_counters() of another start of a run."""
+        counted = []
+        for metric in self._all():
+            with metric.sync_context():
+                counted.append({name: value.clone() for name, value in metric.metric_state.items()})
+        return counted
+
+    def set_counters(self, counted: list[dict[str, Tensor]]) -> None:
+        """In one of several processes: each counts on from what it has."""
+        for metric, values in zip(self._all(), counted, strict=True):
+            for name, value in values.items():
+                setattr(metric, name, value.to(metric.device))
+            metric._update_count = 1  # else torchmetrics takes it for new, and warns
+
+    def _all(self) -> list[Metric]:
+        return [*self.heads, *self.scores, *self.joint, self.penalty, self.photos]
 
 
 def figure_names(labels: dict[str, dict]) -> list[str]:

@@ -1,5 +1,8 @@
 """LitClassifier: a Classifier with its losses, metrics, optimizer and schedule, for Lightning's Trainer."""
 
+import math
+
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -17,6 +20,12 @@ from carvision.training.many_processes import num_processes, sum_of_all
 from carvision.training.optimizers import create_optimizer
 from carvision.training.sam import SAM, kept_statistics
 from carvision.training.schedules import create_schedule
+
+
+def seed_step(key: tuple[int, ...], device: torch.device) -> None:
+    """key: (seed, epoch, number of the batch, rank)."""
+    number = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+    torch.manual_seed(number)
 
 
 class LitClassifier(pl.LightningModule):
@@ -68,11 +77,16 @@ class LitClassifier(pl.LightningModule):
         self.train_metrics = EpochMetrics(*metrics)
         self.val_metrics = EpochMetrics(*metrics, compare_rules=True)
         self.test_metrics = EpochMetrics(*metrics, compare_rules=True, with_auc=True)
+        self.leave_out_nonfinite = False  # from the figures of training, where run.on_nonfinite_loss skips them
         self.start_phase(0)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """images uint8 (B, 3, H, W) -> {head: logits}."""
         return self.model(self.normalise(to_float(images)))
+
+    def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
+        # Dropout and the like are drawn from what the step is, so that a run which was cut goes on with the same draws
+        seed_step((self.hparams.seed, self.current_epoch, batch_idx, self.global_rank), self.device)
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         images = self.augment(to_float(batch["images"]), batch["draws"])
@@ -110,13 +124,21 @@ class LitClassifier(pl.LightningModule):
                 weights[name] = sum(parts)
                 losses[name] = (losses[name] * parts[0] + others * parts[1]) / weights[name].clamp(min=1e-12)
         if metrics is not None:
+            counted = losses, weights, penalty
+            if self.training and self.leave_out_nonfinite:
+                finite = {name: values.isfinite() for name, values in losses.items()}
+                counted = (
+                    {name: torch.where(finite[name], values, 0.0) for name, values in losses.items()},
+                    {name: values * finite[name] for name, values in weights.items()},
+                    torch.where(penalty.isfinite(), penalty, 0.0),
+                )
             metrics.update(
                 {name: values.detach() for name, values in logits.items()},
                 batch["targets"],
-                {name: values.detach() for name, values in losses.items()},
-                weights,
+                {name: values.detach() for name, values in counted[0].items()},
+                counted[1],
                 batch["valid"],
-                penalty.detach(),
+                counted[2].detach(),
                 num_photos,
             )
         totals = self._mean_of_all(torch.stack([values.sum() for values in weights.values()]))
@@ -179,7 +201,15 @@ class LitClassifier(pl.LightningModule):
         return self.phase
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint |= self.place
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        inside = 0 if done == self.trainer.num_training_batches else done
+        checkpoint |= {**self.place, "batches_done": inside}  # of the epoch, if it isn't over
+        if inside:
+            checkpoint["train_metrics"] = self.train_metrics.counters()
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        if "train_metrics" in checkpoint and self.global_rank == 0:
+            self.train_metrics.set_counters(checkpoint["train_metrics"])
 
     def configure_optimizers(self) -> dict:
         values = self.phase["optimizer"]
@@ -187,13 +217,19 @@ class LitClassifier(pl.LightningModule):
         self.sam = optimizer if isinstance(optimizer, SAM) else None
         if self.learned_weights is not None:
             optimizer.add_param_group({"params": list(self.learned_weights.parameters()), "weight_decay": 0.0})
-        steps_per_epoch = self.trainer.estimated_stepping_batches / self.trainer.max_epochs
+        if self.trainer.datamodule is not None:
+            # Not the trainer's own numbers: asked now, it would begin to read before a checkpoint says where to go on
+            num_batches = self.trainer.datamodule.num_train_batches
+            steps_per_epoch = math.ceil(num_batches / self.trainer.accumulate_grad_batches)
+        else:  # loaders of one's own
+            steps_per_epoch = self.trainer.estimated_stepping_batches / self.trainer.max_epochs
+            num_batches = self.trainer.num_training_batches
         schedule = create_schedule(
             optimizer,
             **self.phase["schedule"],
             lr=values["lr"],
             num_steps=max(1, round(steps_per_epoch * self.phase["epochs"])),
             steps_per_epoch=steps_per_epoch,
-            batches_per_epoch=self.trainer.num_training_batches,
+            batches_per_epoch=num_batches,
         )
         return {"optimizer": optimizer, "lr_scheduler": schedule}

@@ -1,0 +1,65 @@
+"""How long each stage of a run takes."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.trainer.states import TrainerFn
+
+from carvision.whole_files import write_json
+
+
+class Clock(Callback):
+    """Seconds of each stage: reading, building, training, test; in training also of its first step (with what compiles
+    there, and the start of the readers) and of all validations. "total" of all stages, and "cpu" of this process and
+    those that read its photos.
+
+    file: what earlier starts of the run took, which is added; kept up to date with every epoch.
+    """
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.seconds: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+        self.last, self.last_cpu = time.perf_counter(), cpu_seconds()
+        self.first_step_begun: float | None = None
+
+    def lap(self, stage: str) -> None:
+        """The time since the last lap was the stage's."""
+        now, cpu = time.perf_counter(), cpu_seconds()
+        for name, passed in {stage: now - self.last, "total": now - self.last, "cpu": cpu - self.last_cpu}.items():
+            self._add(name, passed)
+        self.last, self.last_cpu = now, cpu
+
+    def _add(self, name: str, passed: float) -> None:
+        self.seconds[name] = round(self.seconds.pop(name, 0.0) + passed, 3)
+
+    def save(self) -> None:
+        write_json(self.file, self.seconds)
+
+    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.first_step_begun = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs, batch, batch_idx) -> None:
+        if self.first_step_begun is not None:
+            self._add("first_step", time.perf_counter() - self.first_step_begun)
+            self.first_step_begun = None
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.validation_begun = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._add("validation", time.perf_counter() - self.validation_begun)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.lap("training")
+        if trainer.is_global_zero:
+            self.save()
+
+
+def cpu_seconds() -> float:
+    times = os.times()  # of children: of those that have ended, as Lightning ends its readers after each stage
+    return times.user + times.system + times.children_user + times.children_system
