@@ -150,7 +150,7 @@ class PhotoDataModule(pl.LightningDataModule):
                 log.warning("%s: %s (data.on_bad_image=%s)", self.table.root / path, reason, self.on_bad_image)
             self.bad_images[path] = reason
         if self.on_bad_image == "blank":
-            batch["valid"] = torch.ones_like(batch["valid"])
+            batch["valid"] = batch["index"] >= 0  # all but what pads the last batch
         return batch
 
     def transfer_batch_to_device(self, batch: dict, device: torch.device, dataloader_idx: int) -> dict:

@@ -10,6 +10,7 @@ from carvision.data.images import BLANK, WHOLE, BadImage, Preprocessing, open_im
 from carvision.data.table import BOX, Classes, Table
 
 Key = tuple[int, int]  # row of the table, epoch (-1: not training)
+PADDING: Key = (-1, -1)  # a place of a batch without a photo, so that all batches have the same size
 
 
 class Photos(Dataset):
@@ -17,10 +18,10 @@ class Photos(Dataset):
 
         images   uint8 (B, 3, H, W)
         targets  {label: int64 (B,), UNKNOWN where not known; or float32 (B,) with NaN for a Number}
-        index    int64 (B,), rows of the table
+        index    int64 (B,), rows of the table, -1 for PADDING
         draws    float32 (B, num_draws) in [0, 1): the chance of the augmentation on the device
-        valid    bool (B,), false for photos that can't be read
-        bad      list of (row, reason) of those
+        valid    bool (B,), false for photos that can't be read, and for PADDING
+        bad      list of (row, reason) of the photos that can't be read
 
     A photo's randomness depends on (seed, epoch, row) alone, so a run is the same at any number of workers.
     crop_scale: range of the area of the random crop in training, as a fraction; crop_ratio: of its aspect.
@@ -64,6 +65,9 @@ class Photos(Dataset):
         valid = np.ones(len(keys), bool)
         bad = []
         for place, (row, epoch) in enumerate(keys):
+            if row < 0:
+                images[place], valid[place] = BLANK, False
+                continue
             window, shift = WHOLE, 0.5
             if epoch >= 0:
                 random = np.random.default_rng((self.seed, epoch, row))
@@ -150,15 +154,23 @@ class TrainOrder(Sampler[list[Key]]):
 
 
 class TableOrder(Sampler[list[Key]]):
-    """Every photo once, in the table's order; the last batch may be smaller. For validation and test."""
+    """Every photo once, in the table's order. For validation and test.
+
+    All batches, of all processes, have the same size, so that a graph is compiled once: as many batches as batches of
+    batch_size would be, each as small as they then can be. Places that are left over in the last ones hold PADDING.
+    """
 
     def __init__(self, num_photos: int, batch_size: int, rank: int = 0, world_size: int = 1):
         self.rows = range(rank, num_photos, world_size)
-        self.batch_size = batch_size
+        most = -(-num_photos // world_size)  # of a process
+        self.num_batches = -(-most // batch_size)
+        self.batch_size = -(-most // self.num_batches)
 
     def __len__(self) -> int:
-        return -(-len(self.rows) // self.batch_size)
+        return self.num_batches
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for start in range(0, len(self.rows), self.batch_size):
-            yield [(row, -1) for row in self.rows[start : start + self.batch_size]]
+        keys = [(row, -1) for row in self.rows]
+        keys += [PADDING] * (self.num_batches * self.batch_size - len(keys))
+        for start in range(0, len(keys), self.batch_size):
+            yield keys[start : start + self.batch_size]

@@ -47,7 +47,8 @@ class ScoreHistograms(Metric):
         """log p / (1 - p) -> where it lies among the bins: bin 3 is from 3 to 4."""
         even = -math.log(max(self.num_classes - 1, 1))
         distance = score - even
-        signed_log = torch.copysign(torch.log1p(distance.abs() / CENTRE), distance)
+        # Not copysign, which torch-xla does on the CPU
+        signed_log = torch.sign(distance) * torch.log1p(distance.abs() / CENTRE)
         return (signed_log + REACH) * (NUM_BINS / (2 * REACH))
 
     def compute(self) -> dict[str, float]:

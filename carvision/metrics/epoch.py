@@ -40,11 +40,12 @@ class JointMetrics(Metric):
     def compute(self) -> dict[str, float]:
         figures = {
             f"{name}/top1": float(right / count)
-            for name, right, count in zip([*self.heads, "joint"], self.right, self.count, strict=True)
+            for name, right, count in zip([*self.heads, "joint"], self.right.cpu(), self.count.cpu(), strict=True)
             if count > 0
         }
-        if self.has_parents and self.seen > 0:
-            figures["joint/consistent"] = float(self.agreeing / self.seen)
+        seen = self.seen.cpu()
+        if self.has_parents and seen > 0:
+            figures["joint/consistent"] = float(self.agreeing.cpu() / seen)
         return figures
 
 
@@ -75,8 +76,8 @@ class EpochMetrics(nn.Module):
         self.links = [(child, parent) for child, (parent, _) in parents.items()]
         for i, (_, codes) in enumerate(parents.values()):
             self.register_buffer(f"codes_{i}", codes, persistent=False)  # so that they move with the module
-        # Penalties on activities are means over a batch, and the last batch may be smaller. "disable" looks for no
-        # NaN, for which every step would wait for the device.
+        # Penalties on activities are means over a batch's photos, of which the last batch may have fewer. "disable"
+        # looks for no NaN, for which every step would wait for the device.
         self.penalty, self.photos = (SumMetric(nan_strategy="disable") for _ in range(2))
 
     def update(
@@ -87,8 +88,12 @@ class EpochMetrics(nn.Module):
         weights: dict[str, Tensor],
         valid: Tensor,
         penalty: Tensor,
+        num_photos: Tensor | None = None,
     ) -> None:
-        """losses, weights {head: (B,)}: of each photo, weight 0 where the label isn't known or the photo is bad."""
+        """losses, weights {head: (B,)}: of each photo, weight 0 where the label isn't known or the photo is bad.
+
+        num_photos: scalar, for how many photos the penalty counts; None: those that are valid.
+        """
         class_logits = {name: logits[name] for name, n in self.outputs.items() if n}
         parents = {child: (parent, self.get_buffer(f"codes_{i}")) for i, (child, parent) in enumerate(self.links)}
         predicted = {}
@@ -105,9 +110,9 @@ class EpochMetrics(nn.Module):
             head.update(*first, targets[name], losses[name], weights[name])
         for name, scores in zip(class_logits, self.scores, strict=False):  # none without AUC
             scores.update(logits[name], targets[name], weights[name])
-        self.penalty.update(penalty * len(valid))
-        # Made on the device: a number would be copied to it, for which the host waits until all before it is done
-        self.photos.update(torch.full((), float(len(valid)), device=valid.device))
+        num_photos = valid.sum() if num_photos is None else num_photos
+        self.penalty.update(penalty * num_photos)
+        self.photos.update(num_photos)
 
     def compute(self) -> dict[str, float]:
         """{"loss", "loss_total", "make/top1", ..., "joint/top1", "joint/consistent"}, as far as they are defined."""
@@ -122,7 +127,7 @@ class EpochMetrics(nn.Module):
         for rule, values in self.compute_rules().items():
             if rule == self.rule:
                 figures |= {name: value for name, value in values.items() if name.startswith("joint/")}
-        total = loss + float(self.penalty.compute() / self.photos.compute())
+        total = loss + float(self.penalty.compute().cpu() / self.photos.compute().cpu().clamp(min=1))
         return {"loss": loss, "loss_total": total, **figures}
 
     def compute_rules(self) -> dict[str, dict[str, float]]:

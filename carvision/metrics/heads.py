@@ -52,8 +52,9 @@ class HeadMetrics(Metric):
         total = true.sum()
         if total == 0:
             return {}
-        figures = {"loss": self.loss_sum / self.weight_sum, **figures_of(right, true, predicted)}
-        figures |= {f"top{k}": self.hits[i] / total for i, k in enumerate(TOP)}
+        hits = self.hits.cpu()  # at once, rather than figure by figure
+        figures = {"loss": self.loss_sum.cpu() / self.weight_sum.cpu(), **figures_of(right, true, predicted)}
+        figures |= {f"top{k}": hits[i] / total for i, k in enumerate(TOP)}
         figures |= figures_at50(right_at50, true, predicted_at50)
         return {name: float(value) for name, value in figures.items()}
 
@@ -152,11 +153,12 @@ class NumberMetrics(Metric):
         self.square_sum += error.square().sum()
 
     def compute(self) -> dict[str, float]:
-        if self.count == 0:
+        count = self.count.cpu()
+        if count == 0:
             return {}
         figures = {
-            "loss": self.loss_sum / self.count,
-            "mae": self.absolute_sum / self.count,
-            "rmse": (self.square_sum / self.count).sqrt(),
+            "loss": self.loss_sum.cpu() / count,
+            "mae": self.absolute_sum.cpu() / count,
+            "rmse": (self.square_sum.cpu() / count).sqrt(),
         }
         return {name: float(value) for name, value in figures.items()}

@@ -65,7 +65,10 @@ NO_LAYERS = Layers()
 
 
 class Dense(nn.Module):
-    """Layers as a module: (B, F) -> ((B, units of the last layer, or F), penalty: a scalar)."""
+    """Layers as a module: (B, F) -> ((B, units of the last layer, or F), penalty: a scalar).
+
+    shares: (B,), of each photo in the mean of the penalties on activities; None: 1 / B.
+    """
 
     def __init__(self, num_inputs: int, layers: Layers):
         super().__init__()
@@ -84,7 +87,7 @@ class Dense(nn.Module):
         self.penalties = list(zip(layers.of_each("l2"), layers.of_each("activity_l1"), strict=True))
         self.num_outputs = num_inputs
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, shares: Tensor | None = None) -> tuple[Tensor, Tensor]:
         penalty = x.new_zeros(())
         if not self.penalties:  # no layers: at most dropout
             for block in self.blocks:
@@ -96,7 +99,14 @@ class Dense(nn.Module):
             if l2:
                 penalty = penalty + l2 * linear.weight.square().sum()
             if activity_l1:
-                penalty = penalty + activity_l1 * x.abs().sum() / len(x)
+                penalty = penalty + activity_l1 * _mean_activity(x, shares)
             for layer in rest:
                 x = layer(x)
         return x, penalty
+
+
+def _mean_activity(x: Tensor, shares: Tensor | None) -> Tensor:
+    """Scalar: the sum of a photo's absolute values (B, F), mean over the photos by their shares (B,)."""
+    if shares is None:
+        return x.abs().sum() / len(x)
+    return (x.abs() * shares[:, None]).sum()

@@ -77,19 +77,23 @@ def build_trainer(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock) -> 
         hooks.append(EarlyStopping(monitor, patience=callbacks["patience"], mode=mode, check_on_train_epoch_end=False))
     if callbacks["progress_bar"]:
         hooks.append(create_progress_bar())
-    plugins = [WholeCheckpoints()]
+    values["max_epochs"] = 1  # set anew for each phase
+    if cfg["trainer"]["accelerator"] == "tpu":
+        from carvision.training import xla  # only now: torch-xla lives in an environment of its own
+
+        values |= xla.trainer_arguments(cfg["trainer"], WholeCheckpoints())
+        hooks.insert(0, xla.Steps())
+    else:
+        values["plugins"] = [WholeCheckpoints(), create_environment()]
     if cfg["trainer"]["strategy"] == "fsdp":
         hooks.append(SameStatistics())
-    if cfg["trainer"]["accelerator"] != "tpu":
-        plugins.append(create_environment())
     hooks += [stopping, checkpoints]  # last: what they save has all that the others do at a step or an epoch's end
     tensorboard = TensorBoardLogger(folder, name="tensorboard", version="") if cfg["logger"]["tensorboard"] else False
     try:
         trainer = pl.Trainer(
-            **{**values, "max_epochs": 1},  # set anew for each phase
+            **values,
             profiler=profile.profiler if isinstance(profile, SimpleProfile) else None,
             callbacks=hooks,
-            plugins=plugins,
             logger=tensorboard,
             default_root_dir=folder,
             num_sanity_val_steps=0,

@@ -1,9 +1,11 @@
 """What happens at the end of each epoch: history.csv, a line in the log, curves; and the progress bar."""
 
+import itertools
 import logging
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -111,13 +113,26 @@ class MovingAverage(WeightAveraging):
     """
 
     def __init__(self, decay: float):
-        def average(averaged: Tensor, current: Tensor, num_averaged: Tensor) -> Tensor:
-            if not averaged.is_floating_point():
-                return current  # counters
-            warm = (1 + num_averaged) / (10 + num_averaged)
-            return torch.lerp(current, averaged, warm.clamp(max=decay).to(averaged))
+        super().__init__()
+        self.decay = decay
 
-        super().__init__(avg_fn=average)
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_) -> None:
+        if trainer.global_step > self._latest_update_step:
+            self._update(pl_module)
+            self._latest_update_step = trainer.global_step
+
+    @torch.no_grad()
+    def _update(self, module: pl.LightningModule) -> None:
+        # As torch's AveragedModel does it, which would read its counter from the device twice a step
+        average = self._average_model
+        count = average.n_averaged
+        decay = ((1 + count) / (10 + count)).clamp(max=self.decay) * (count > 0)  # the first average is the weights
+        for averaged, current in zip(_tensors(average.module), _tensors(module), strict=True):
+            if averaged.is_floating_point():
+                averaged.copy_(torch.lerp(current, averaged, decay.to(averaged)))
+            else:  # Counters. Not copy_, after which torch-xla holds both in one memory, to be overwritten by one
+                averaged.add_(current - averaged)
+        count += 1
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._device = trainer.strategy.root_device  # to which the module itself is moved only later
@@ -136,6 +151,10 @@ class MovingAverage(WeightAveraging):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
             super().on_validation_epoch_end(trainer, pl_module)
+
+
+def _tensors(module: torch.nn.Module) -> Iterator[Tensor]:
+    return itertools.chain(module.parameters(), module.buffers())
 
 
 def create_progress_bar() -> ProgressBar:

@@ -42,7 +42,7 @@ def compile_steps(lit: LitClassifier) -> None:
     # and then gives up without a word: the earlier ones are forgotten.
     torch.compiler.reset()
     plain, compiled = lit.outputs, one_line(torch.compile(lit.outputs, dynamic=False))
-    lit.outputs = lambda images: (compiled if lit.training else plain)(images)
+    lit.outputs = lambda *inputs: (compiled if lit.training else plain)(*inputs)
     if lit.device.type != "cpu":
         lit.augmented = one_line(torch.compile(lit.augmented, dynamic=False))
 

@@ -105,9 +105,9 @@ class LitClassifier(pl.LightningModule):
         """images uint8 (B, 3, H, W) -> float, in 0..1."""
         return self.augment(to_float(images), draws)
 
-    def outputs(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """images float (B, 3, H, W) in 0..1 -> logits and penalty, see Classifier.forward_with_penalty."""
-        return self.model.forward_with_penalty(self.normalise(images))
+    def outputs(self, images: Tensor, shares: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """images float (B, 3, H, W) in 0..1, shares (B,) -> logits, penalty: see Classifier.forward_with_penalty."""
+        return self.model.forward_with_penalty(self.normalise(images), shares)
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         self._step(to_float(batch["images"]), batch, self.val_metrics)
@@ -120,7 +120,9 @@ class LitClassifier(pl.LightningModule):
 
         metrics: counts it. mixed: the partner of each photo and the share of its own targets, see Mix.
         """
-        logits, penalty = self.outputs(images)
+        num_photos = self._mean_of_all(batch["valid"].sum())
+        shares = batch["valid"] / num_photos.clamp(min=1e-12)  # photos that are not valid pay no penalty
+        logits, penalty = self.outputs(images, shares)
         losses, weights = {}, {}
         for name in self.labels:
             targets, valid = batch["targets"][name], batch["valid"]
@@ -147,16 +149,18 @@ class LitClassifier(pl.LightningModule):
                 counted[1],
                 batch["valid"],
                 counted[2].detach(),
+                num_photos,
             )
-        totals = torch.stack([values.sum() for values in weights.values()])
-        if self.training:
-            # Of several processes each takes its share of a batch, and the mean of their gradients is taken: with these
-            # divisors it is the gradient of the whole batch's weighted mean.
-            totals = sum_of_all(totals) / num_processes()
+        totals = self._mean_of_all(torch.stack([values.sum() for values in weights.values()]))
         means = {name: weighted_mean(losses[name], weights[name], totals[i]) for i, name in enumerate(losses)}
         if self.training and self.learned_weights is not None:
             return self.learned_weights(means, totals > 0) + penalty
         return sum(self.head_weights[name] * mean for name, mean in means.items()) + penalty
+
+    def _mean_of_all(self, totals: Tensor) -> Tensor:
+        """Of several processes each takes its share of a batch, and the mean of their gradients is taken. Where each
+        divides by the mean of their totals, that is the gradient of the whole batch's weighted mean."""
+        return sum_of_all(totals) / num_processes() if self.training else totals
 
     def _head_loss(self, name: str, logits: Tensor, targets: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and weight of each photo, both (B,). Weight 0: the label isn't known, or the photo can't be read."""

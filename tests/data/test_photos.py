@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from carvision.data.images import BLANK, Preprocessing, open_image, to_square
-from carvision.data.photos import Photos, TableOrder, TrainOrder, random_window
+from carvision.data.photos import PADDING, Photos, TableOrder, TrainOrder, random_window
 from carvision.data.table import UNKNOWN, Classes, Number, Table
 
 PREPROCESSING = Preprocessing(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -229,14 +229,30 @@ def test_ranks_share_the_photos_in_as_many_batches(num, batch_size, kind, world_
         assert interleaved[:num] == rows_of(TrainOrder(codes, batch_size, kind))[:num]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize(("num", "batch_size"), [(10, 4), (12, 4), (2, 5)])
-def test_table_order_gives_every_photo_once(num, batch_size, world_size):
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize(("num", "batch_size"), [(10, 4), (12, 4), (2, 5), (9, 8), (1, 1), (100, 7)])
+def test_table_order_gives_every_photo_once_in_batches_of_one_size(num, batch_size, world_size):
     orders = [TableOrder(num, batch_size, rank, world_size) for rank in range(world_size)]
-    assert sorted(row for order in orders for row in rows_of(order)) == list(range(num))
-    for order in orders:
-        batches = list(order)
-        assert rows_of(order) == sorted(rows_of(order))
-        assert len(order) == len(batches)
-        assert all(len(batch) == batch_size for batch in batches[:-1])
-        assert all(epoch == -1 for batch in batches for _, epoch in batch)
+    photos = [[row for row in rows_of(order) if row >= 0] for order in orders]
+    assert sorted(row for rows in photos for row in rows) == list(range(num))
+    assert all(rows == sorted(rows) for rows in photos)
+    batches = [list(order) for order in orders]
+    assert [len(of_rank) for of_rank in batches] == [len(order) for order in orders]
+    assert len({len(order) for order in orders}) == 1
+    sizes = {len(batch) for of_rank in batches for batch in of_rank}
+    assert len(sizes) == 1
+    assert max(sizes) <= batch_size
+    assert all(epoch == -1 for of_rank in batches for batch in of_rank for _, epoch in batch)
+    if world_size == 1:  # no more batches than need be, and less than one place a batch to fill
+        assert len(orders[0]) == math.ceil(num / batch_size)
+        assert sum(len(batch) for batch in batches[0]) - num < len(orders[0])
+
+
+def test_padding_is_blank_invalid_and_no_bad_photo(table):
+    photos = photos_of(table, crop_to_box=True)
+    batch = photos[[(1, -1), PADDING, PADDING]]
+    assert batch["index"].tolist() == [1, -1, -1]
+    assert batch["valid"].tolist() == [True, False, False]
+    assert batch["bad"] == []
+    assert torch.equal(batch["images"][1:], torch.full_like(batch["images"][1:], BLANK))
+    assert torch.equal(batch["images"][:1], photos[[(1, -1)]]["images"])

@@ -134,6 +134,7 @@ def _auto_contrast(counts: Tensor) -> Tensor:
 def _equalize(counts: Tensor) -> Tensor:
     """Tables that make the values of each channel equally frequent, by Pillow's formula; of counts (B, 3, 256)."""
     all_values = torch.arange(256, device=counts.device)
+    counts = counts.long()  # of which torch-xla's sums are, as elsewhere, int64
     up_to = counts.cumsum(2)
     highest = torch.where(counts > 0, all_values, 0).amax(2, keepdim=True)
     step = torch.div(up_to[..., -1:] - counts.gather(2, highest), 255, rounding_mode="floor")

@@ -92,8 +92,37 @@ def warp(images: Tensor, x_from: Row, y_from: Row, border: str) -> Tensor:
 def sample(images: Tensor, x: Tensor, y: Tensor, border: str) -> Tensor:
     """The colours, bilinear, at x and y, which broadcast to (B, H, W). border: a key of BORDERS."""
     height, width = images.shape[2:]
+    if images.device.type == "xla":  # which would take the batch to the CPU for grid_sample
+        return sample_by_gathering(images, x + (width - 1) / 2, y + (height - 1) / 2, border)
     x, y = torch.broadcast_tensors(x * (2 / (width - 1)), y * (2 / (height - 1)))
     return F.grid_sample(images, torch.stack([x, y], -1), "bilinear", BORDERS[border], align_corners=True)
+
+
+def sample_by_gathering(images: Tensor, x: Tensor, y: Tensor, border: str) -> Tensor:
+    """As `sample`, but x and y count from the first pixel."""
+    height, width = images.shape[2:]
+    x, y = torch.broadcast_tensors(_within(x, width, border), _within(y, height, border))
+    left, top = x.floor(), y.floor()
+    pixels = images.flatten(2)
+    total = torch.zeros_like(images)
+    for column, row in ((left, top), (left + 1, top), (left, top + 1), (left + 1, top + 1)):
+        weight = (1 - (x - column).abs()) * (1 - (y - row).abs())
+        # Beyond the edge lies nothing; where the borders are mirrored or repeated only with the weight 0
+        weight = weight * ((column >= 0) & (column < width) & (row >= 0) & (row < height))
+        place = row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()
+        colours = pixels.gather(2, place.flatten(1)[:, None].expand(-1, pixels.shape[1], -1))
+        total = total + weight[:, None] * colours.view_as(images)
+    return total
+
+
+def _within(place: Tensor, size: int, border: str) -> Tensor:
+    """Where a place outside of 0 ... size - 1 finds its colour."""
+    if border == "edge":
+        return place.clamp(0, size - 1)
+    if border == "reflect":
+        place = place.abs() % (2 * (size - 1))
+        return torch.minimum(place, 2 * (size - 1) - place)
+    return place
 
 
 def _along(row: Row, x: Tensor, y: Tensor) -> Tensor:

@@ -147,3 +147,19 @@ def test_grids_stay_exact_under_autocast():
     assert half.dtype == distorted.dtype == torch.float32
     torch.testing.assert_close(half, geometry.affine(PHOTOS, draws, 40, 0.2, 0.2, 0.2, "edge"))
     torch.testing.assert_close(distorted, geometry.grid_distortion(PHOTOS, draws, 5, 0.2, "reflect"))
+
+
+@pytest.mark.parametrize("border", list(geometry.BORDERS))
+def test_gathering_samples_as_grid_sample_does(border):
+    images = torch.rand(3, 3, 7, 10, generator=torch.Generator().manual_seed(0))
+    x, y = (
+        4 * size * torch.rand(3, 7, 10, generator=torch.Generator().manual_seed(size)) - 2 * size for size in (10, 7)
+    )
+    x[0], y[0] = x[0].round(), y[0].round()  # on the pixels, the last ones too
+    expected = geometry.sample(images, x - 9 / 2, y - 6 / 2, border)
+    torch.testing.assert_close(geometry.sample_by_gathering(images, x, y, border), expected, atol=1e-5, rtol=0)
+    row = geometry.sample_by_gathering(images, torch.arange(10.0)[None, None], y[:, :, :1], border)  # as grids come
+    wide = geometry.sample_by_gathering(
+        images, torch.arange(10.0).expand(3, 7, 10), y[:, :, :1].expand(3, 7, 10), border
+    )
+    assert torch.equal(row, wide)

@@ -1,0 +1,65 @@
+"""What fills the last batch of an evaluation appears in no figure."""
+
+import logging
+import shutil
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+
+from carvision.data.images import BLANK
+from carvision.training.build import build_datamodule, build_lit_classifier
+from tests.small_runs import config, demo
+
+ACTIVITY = 0.01
+
+
+@pytest.fixture(scope="module")
+def photos_with_a_bad_one(tmp_path_factory, demo_photos):
+    """The demo photos, of which one for the test is a text file."""
+    root = shutil.copytree(demo_photos, tmp_path_factory.mktemp("bad") / "data")
+    table = build_datamodule(config(*demo(root)), None).table
+    (table.root / table.of_split("test").rows["path"].iloc[3]).write_text("no photo")
+    return root
+
+
+def evaluated(root, on_bad_image: str, batch_size: int):
+    """The network, the figures of its test, and the datamodule."""
+    overrides = ["model.trunk.hidden=[8]", f"model.trunk.activity_l1={ACTIVITY}", "model.decoding=joint"]
+    cfg = config(*demo(root), *overrides, f"data.batch_size={batch_size}", f"data.on_bad_image={on_bad_image}")
+    datamodule = build_datamodule(cfg, None)
+    lit = build_lit_classifier(cfg, datamodule.table)
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, use_distributed_sampler=False)
+    figures = trainer.test(lit, datamodule=datamodule, verbose=False)[0]
+    return lit, {name.removeprefix("test/"): value for name, value in figures.items()}, datamodule
+
+
+@pytest.mark.parametrize("on_bad_image", ["skip", "blank"])
+@pytest.mark.parametrize("batch_size", [100, 72, 50, 5])  # of 72 photos: no padding, none, 2 * 36, 15 * 5
+def test_figures_are_those_of_the_photos_alone(photos_with_a_bad_one, on_bad_image, batch_size):
+    lit, figures, datamodule = evaluated(photos_with_a_bad_one, on_bad_image, batch_size)
+    photos = datamodule.photos["test"]
+    assert len(photos.paths) == 72
+    assert len(datamodule.bad_images) == 1
+    rows = [row for row in range(72) if row != 3 or on_bad_image == "blank"]
+    batch = photos[[(row, -1) for row in rows]]
+    if on_bad_image == "blank":
+        assert (batch["images"][3] == BLANK).all()
+    with torch.no_grad():
+        logits = lit.eval()(batch["images"])
+        x = lit.model.features(lit.normalise(batch["images"].float() / 255))
+        activity = ACTIVITY * lit.model.trunk.blocks[0](x).abs().sum(1).mean()
+    losses = {name: F.cross_entropy(logits[name], batch["targets"][name]).item() for name in ("make", "model")}
+    for name, loss in losses.items():
+        assert figures[f"{name}/loss"] == pytest.approx(loss, rel=1e-5)
+    assert figures["loss"] == pytest.approx(sum(losses.values()), rel=1e-5)
+    assert activity > 1e-3
+    assert figures["loss_total"] - figures["loss"] == pytest.approx(activity.item(), rel=1e-4)
+    makes = torch.tensor(datamodule.table.labels["model"].parent_codes)
+    pairs = logits["model"].log_softmax(1) + logits["make"].log_softmax(1)[:, makes]
+    right = pairs.argmax(1) == batch["targets"]["model"]
+    assert figures["model/top1"] == pytest.approx(right.float().mean().item())
+    assert figures["joint/top1"] == pytest.approx(right.float().mean().item())
+    assert figures["joint/consistent"] == 1
