@@ -61,8 +61,8 @@ def build_trainer(cfg: dict, folder: Path, labels: dict[str, dict]) -> pl.Traine
     ]
     if callbacks["ema_decay"]:
         hooks.append(MovingAverage(callbacks["ema_decay"]))
-    # After the averages, which take memory too
-    hooks.append(FindBatchSize(lambda number: write_config(with_batch_size(cfg, number), folder), cfg["compile"]))
+    if cfg["data"]["batch_size"] == "auto":  # after the averages, which take memory too
+        hooks.append(FindBatchSize(lambda number: write_config(with_batch_size(cfg, number), folder), cfg["compile"]))
     profile = create_profile(cfg["trainer"]["profiler"], folder)
     hooks += [profile] if profile else []
     if callbacks["patience"]:
