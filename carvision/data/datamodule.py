@@ -154,4 +154,6 @@ class PhotoDataModule(pl.LightningDataModule):
         return batch
 
     def transfer_batch_to_device(self, batch: dict, device: torch.device, dataloader_idx: int) -> dict:
-        return self.prefetch(batch, device)
+        if device.type == "cuda":
+            return self.prefetch(batch, device)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)

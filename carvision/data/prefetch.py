@@ -1,12 +1,12 @@
 """Batches to the GPU while it is at work on the step before."""
 
 import torch
-from pytorch_lightning.utilities import move_data_to_device
 from torch import Tensor
 
 
 class Prefetch:
-    """Copies batches to CUDA on a stream of its own: prefetch(batch, device) -> the batch, on the device.
+    """Copies batches to CUDA on a stream of its own: prefetch(batch, device) -> the batch, on the device. A batch holds
+    tensors, and mappings of tensors.
 
     No batch is fetched ahead, so that a loader's place is always that of the step at hand. It is the host that is
     ahead: nothing in a step waits for the device, so the copy is asked for while the GPU still has the step before to
@@ -20,12 +20,10 @@ class Prefetch:
         self.stream: torch.cuda.Stream | None = None
 
     def __call__(self, batch: dict, device: torch.device) -> dict:
-        if device.type != "cuda":
-            return move_data_to_device(batch, device)
         self.stream = self.stream or torch.cuda.Stream(device)
         step = torch.cuda.current_stream(device)
         with torch.cuda.stream(self.stream):
-            copied = move_data_to_device(batch, device)  # asynchronous from pinned memory
+            copied = on_device(batch, device)
         step.wait_stream(self.stream)
         # The memory belongs to the stream of the copies, which would give it to the next batch as soon as Python drops
         # this one, and the step may not have come to reading it by then.
@@ -34,9 +32,16 @@ class Prefetch:
         return copied
 
 
+def on_device(batch: dict, device: torch.device) -> dict:
+    return {
+        name: on_device(value, device) if isinstance(value, dict) else value.to(device, non_blocking=True)
+        for name, value in batch.items()
+    }
+
+
 def tensors_of(batch: dict) -> list[Tensor]:
     """All of a batch, those in mappings within it too."""
     found = []
     for value in batch.values():
-        found += tensors_of(value) if isinstance(value, dict) else [value] if isinstance(value, Tensor) else []
+        found += tensors_of(value) if isinstance(value, dict) else [value]
     return found

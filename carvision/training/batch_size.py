@@ -44,15 +44,12 @@ def largest_batch(fits: Callable[[int], bool], limit: int) -> int:
     """
     sizes = [size for size in SMALL if size <= limit] + list(range(8, limit + 1, 8))
     good, bad = -1, len(sizes)  # places of the largest that fits and of the smallest that does not, so far
-    place = min(len(SMALL), bad - 1)
-    while place < bad:
-        if not fits(sizes[place]):
+    place = min(len(SMALL), bad - 1)  # 8, or the last
+    while good < place < bad:
+        if fits(sizes[place]):
+            good, place = place, min(2 * place - len(SMALL) + 1, bad - 1)  # twice the size, or the last
+        else:
             bad = place
-            break
-        good = place
-        place = (
-            len(sizes) if good == bad - 1 else min(2 * good - len(SMALL) + 1, bad - 1)
-        )  # twice the size, or the last
     while bad - good > 1:
         place = (good + bad) // 2
         good, bad = (place, bad) if fits(sizes[place]) else (good, place)

@@ -48,46 +48,59 @@ def trainer_values(cfg: dict) -> dict:
     if values["strategy"] == "fsdp":
         check_fsdp(cfg)
         values["strategy"] = create_strategy()
+    if values["accelerator"] == "tpu":
+        from carvision.training import xla
+
+        values = xla.trainer_arguments(values, WholeCheckpoints())
+    else:
+        values["plugins"] = [WholeCheckpoints(), create_environment()]
     # Convolutions are timed when a shape first occurs, to take the fastest; a run has few shapes
-    return {**values, "deterministic": cfg["deterministic"], "benchmark": cuda and not cfg["deterministic"]}
+    values |= {"deterministic": cfg["deterministic"], "benchmark": cuda and not cfg["deterministic"]}
+    return {**values, "max_epochs": 1}  # set anew for each phase
 
 
-def build_trainer(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock) -> tuple[pl.Trainer, Stopping]:
-    let_steps_run()
+def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock) -> list[pl.Callback]:
+    """In the order in which they are called. The last two save, with all that the others do at a step or an epoch's
+    end."""
     callbacks, run = cfg["callbacks"], cfg["run"]
-    known = [f"{split}/{name}" for split in ("val", "train") for name in figure_names(lit.labels)]
-    require_monitor("callbacks", callbacks["monitor"], known)
-    values = trainer_values(cfg)
-    for phase in build_phases(cfg):
-        require_monitor(f"{phase_key(phase)}schedule", phase["schedule"].get("monitor", known[0]), known)
     monitor, mode = callbacks["monitor"], callbacks["mode"]
     lit.leave_out_nonfinite = run["on_nonfinite_loss"] == "skip"
     nonfinite = NonFiniteLoss(folder, skip=lit.leave_out_nonfinite)
     checkpoints = Checkpoints(folder / "checkpoints", monitor, mode, before=nonfinite.look)
-    stopping = Stopping(checkpoints, run["max_minutes"], run["checkpoint_every_minutes"])
     hooks = [nonfinite, clock, FirstStep(cfg["compile"])]
     hooks += [History(folder / "history.csv"), EpochLines(monitor, mode), Curves(folder)]
+    if cfg["trainer"]["accelerator"] == "tpu":
+        from carvision.training import xla  # only now: torch-xla lives in an environment of its own
+
+        hooks.insert(0, xla.Steps())
     if callbacks["ema_decay"]:
         hooks.append(MovingAverage(callbacks["ema_decay"]))
     # After the averages, which take memory too
     hooks.append(FindBatchSize(lambda number: write_config(with_batch_size(cfg, number), folder), cfg["compile"]))
-    profile = create_profile(cfg["trainer"]["profiler"], folder)
-    hooks += [profile] if profile else []
     if callbacks["patience"]:
         hooks.append(EarlyStopping(monitor, patience=callbacks["patience"], mode=mode, check_on_train_epoch_end=False))
     if callbacks["progress_bar"]:
         hooks.append(create_progress_bar())
-    values["max_epochs"] = 1  # set anew for each phase
-    if cfg["trainer"]["accelerator"] == "tpu":
-        from carvision.training import xla  # only now: torch-xla lives in an environment of its own
-
-        values |= xla.trainer_arguments(cfg["trainer"], WholeCheckpoints())
-        hooks.insert(0, xla.Steps())
-    else:
-        values["plugins"] = [WholeCheckpoints(), create_environment()]
     if cfg["trainer"]["strategy"] == "fsdp":
         hooks.append(SameStatistics())
-    hooks += [stopping, checkpoints]  # last: what they save has all that the others do at a step or an epoch's end
+    return [*hooks, Stopping(checkpoints, run["max_minutes"], run["checkpoint_every_minutes"]), checkpoints]
+
+
+def check_monitors(cfg: dict, labels: dict[str, dict]) -> None:
+    known = [f"{split}/{name}" for split in ("val", "train") for name in figure_names(labels)]
+    require_monitor("callbacks", cfg["callbacks"]["monitor"], known)
+    for phase in build_phases(cfg):
+        require_monitor(f"{phase_key(phase)}schedule", phase["schedule"].get("monitor", known[0]), known)
+
+
+def build_trainer(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock) -> pl.Trainer:
+    let_steps_run()
+    check_monitors(cfg, lit.labels)
+    values = trainer_values(cfg)
+    hooks = build_callbacks(cfg, folder, lit, clock)
+    profile = create_profile(cfg["trainer"]["profiler"], folder)
+    if profile:
+        hooks.insert(0, profile)
     tensorboard = TensorBoardLogger(folder, name="tensorboard", version="") if cfg["logger"]["tensorboard"] else False
     try:
         trainer = pl.Trainer(
@@ -99,7 +112,7 @@ def build_trainer(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock) -> 
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the samplers of PhotoDataModule divide the photos themselves
             enable_model_summary=False,  # summary.txt has a better one
-            enable_progress_bar=callbacks["progress_bar"],
+            enable_progress_bar=cfg["callbacks"]["progress_bar"],
             log_every_n_steps=10,
         )
     except (MisconfigurationException, ModuleNotFoundError, ValueError, RuntimeError) as error:
@@ -109,4 +122,4 @@ def build_trainer(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock) -> 
         ) from None
     require_all_used(trainer.num_devices, trainer.num_nodes)
     log_hardware(trainer, cfg["trainer"]["precision"])
-    return trainer, stopping
+    return trainer

@@ -59,6 +59,8 @@ def one_line(function: Callable) -> Callable:
         try:
             return function(*args)
         except torch._dynamo.exc.TorchDynamoException as error:
+            if "out of memory" in str(error):
+                raise  # data.batch_size=auto tries whether it is
             text = " ".join(str(error).split())[:300]
             raise InputError(f"compile: torch.compile can't build this network ({text}); use compile=false") from error
 

@@ -69,7 +69,7 @@ def run_training(cfg: dict, folder: Path, fold: int | None = None, resume: bool 
     if place:
         log_place(place, lit.num_epochs)
     require_space(folder, total, averaged=cfg["callbacks"]["ema_decay"] is not None)
-    trainer, stopping = build_trainer(cfg, folder, lit, clock)
+    trainer = build_trainer(cfg, folder, lit, clock)
     if cfg["trainer"]["strategy"] == "fsdp":
         divide_over_all(trainer, lit)
     if first:
@@ -77,7 +77,6 @@ def run_training(cfg: dict, folder: Path, fold: int | None = None, resume: bool 
     clock.lap("building")
     try:
         ended = fit_phases(trainer, lit, datamodule, place, cfg["run"]["max_epochs_per_start"])
-        stopping.stop_between_epochs()  # before the test, which takes its time, too
     finally:
         clock.lap("training")
         clock.add("first_step", first_step_seconds(trainer))

@@ -23,9 +23,13 @@ from carvision.training.schedules import create_schedule
 
 
 def seed_step(key: tuple[int, ...], device: torch.device) -> None:
-    """key: (seed, epoch, number of the batch, rank)."""
+    """Seeds what a step draws on the device. key: (seed, epoch, number of the batch, rank)."""
     number = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
     torch.manual_seed(number)
+    if device.type == "xla":
+        from carvision.training import xla  # only now: torch-xla lives in an environment of its own
+
+        xla.seed(number)
 
 
 class LitClassifier(pl.LightningModule):

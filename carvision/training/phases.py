@@ -8,6 +8,7 @@ from carvision.data.datamodule import PhotoDataModule
 from carvision.errors import InputError
 from carvision.training.lit_classifier import LitClassifier
 from carvision.training.resuming import Place
+from carvision.training.stopping import Stopping
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ def fit_phases(
         number += 1
         if begun >= stop and number < len(lit.hparams.phases):
             return False
+    stopping = next(hook for hook in trainer.callbacks if isinstance(hook, Stopping))
+    stopping.stop_between_epochs()  # before the test, which takes its time, too
     return True
 
 

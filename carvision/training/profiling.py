@@ -8,6 +8,8 @@ import torch
 from pytorch_lightning.profilers import SimpleProfiler
 from torch.profiler import ProfilerActivity
 
+from carvision.whole_files import write_text
+
 log = logging.getLogger(__name__)
 
 TABLE = "profile.txt"
@@ -28,7 +30,7 @@ class SimpleProfile(pl.Callback):
     def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         if trainer.is_global_zero:
             table = self.profiler.summary().partition("Profiler Report")[2].strip()  # without the stage that was last
-            (self.folder / TABLE).write_text(table + "\n")
+            write_text(self.folder / TABLE, table + "\n")
             if stage == "fit":
                 log.info("trainer.profiler=simple: %s", self.folder / TABLE)
 
@@ -77,7 +79,7 @@ class TorchProfile(pl.Callback):
         trace.parent.mkdir(exist_ok=True)
         profile.export_chrome_trace(str(trace))
         order = "self_cuda_time_total" if ProfilerActivity.CUDA in profile.activities else "self_cpu_time_total"
-        (self.folder / TABLE).write_text(profile.key_averages().table(sort_by=order, row_limit=ROWS))
+        write_text(self.folder / TABLE, profile.key_averages().table(sort_by=order, row_limit=ROWS))
         self.written = True
         log.info("trainer.profiler=torch: %s (open it at https://ui.perfetto.dev) and %s", trace, self.folder / TABLE)
 

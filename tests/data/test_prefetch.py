@@ -5,6 +5,7 @@ import contextlib
 import pytest
 import torch
 
+from carvision.data.datamodule import PhotoDataModule
 from carvision.data.prefetch import Prefetch, tensors_of
 from tests.small_runs import demo, train
 
@@ -14,13 +15,11 @@ def batch_of(make) -> dict:
 
 
 def test_on_the_cpu_the_batch_is_handed_through():
+    datamodule = PhotoDataModule(read=None, create_photos=None, batch_size=8)
     batch = batch_of(lambda name: torch.rand(3))
-    moved = Prefetch()(batch, torch.device("cpu"))
-    assert all(a.data_ptr() == b.data_ptr() for a, b in zip(tensors_of(batch), tensors_of(moved), strict=True))
-
-
-def test_all_tensors_of_a_batch_are_found():
-    assert len(tensors_of(batch_of(lambda name: torch.rand(3)) | {"note": "no tensor"})) == 4
+    moved = datamodule.transfer_batch_to_device(batch, torch.device("cpu"), 0)
+    assert all(a is b for a, b in zip(tensors_of(batch), tensors_of(moved), strict=True))
+    assert datamodule.prefetch.stream is None
 
 
 @pytest.fixture
@@ -76,7 +75,9 @@ def test_on_cuda_the_copy_has_its_own_stream_the_step_waits_for_it_and_keeps_the
 
 def test_the_batches_of_a_run_go_through_it_without_what_ends_on_the_host(demo_photos, tmp_path, monkeypatch):
     seen = []
-    real = Prefetch.__call__
-    monkeypatch.setattr(Prefetch, "__call__", lambda self, *a: seen.append(set(a[0])) or real(self, *a))
+    real = PhotoDataModule.transfer_batch_to_device
+    monkeypatch.setattr(
+        PhotoDataModule, "transfer_batch_to_device", lambda self, *a: seen.append(set(a[0])) or real(self, *a)
+    )
     train(tmp_path / "run", *demo(demo_photos), "trainer.max_epochs=1")
     assert len(seen) > 10 and all("bad" not in keys and "images" in keys for keys in seen)
