@@ -5,9 +5,11 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.trainer.states import TrainerFn
 
 from carvision.training.checkpoints import Checkpoints
 from carvision.training.many_processes import any_of_all, from_first
@@ -33,6 +35,7 @@ class Stopping(Callback):
     """Writes last.ckpt and raises Stopped after SIGINT, SIGTERM, SIGUSR1 or `max_minutes` of this start.
 
     Within an epoch that is after the step at hand; in a validation, which is then brought to its end, after the epoch.
+    The test after training ends at once: the next start begins it anew.
     checkpoint_every_minutes: also writes last.ckpt within an epoch, and goes on.
     """
 
@@ -51,9 +54,19 @@ class Stopping(Callback):
         self.before: dict = {}
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._listen(self._receive)
+
+    def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._listen(self._end_at_once if trainer.world_size == 1 else signal.SIG_DFL)
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            self.on_test_start(trainer, module)
+
+    def _listen(self, handler: Callable | signal.Handlers) -> None:
         # After Lightning has set its own, which broadcast inside of a handler, and could hang there
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            self.before = {number: signal.signal(number, handler) for number in SIGNALS}
 
     def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         for number, handler in self.before.items():
@@ -69,6 +82,9 @@ class Stopping(Callback):
             "%s: the start ends with a checkpoint after this step, or the validation that is running%s",
             signal.Signals(number).name, again,
         )  # fmt: skip
+
+    def _end_at_once(self, number: int, frame) -> None:
+        raise Stopped(signal.Signals(number).name, number)  # all of training is in last.ckpt
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs, batch, batch_idx) -> None:
         # The last batch of an epoch is followed by validation and the epoch's own checkpoint. Gradients that are being

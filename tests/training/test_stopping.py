@@ -34,6 +34,21 @@ def test_a_signal_to_all_processes_ends_with_a_checkpoint_of_the_step(number, co
         assert "going on after" in printed(folder)
 
 
+def test_the_test_after_training_ends_at_once_and_is_made_up_for(demo_photos, tmp_path):
+    folder = tmp_path / "run"
+    slow_test = [*demo(demo_photos), "trainer.max_epochs=1", "data.image_px=256", "logger=none"]
+    process = start(folder, *slow_test)
+    wait_for((folder / "checkpoints" / "best.ckpt").exists, process)
+    time.sleep(1)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 143 and "not finished (SIGTERM)" in printed(folder), printed(folder)
+    before = (folder / "history.csv").read_text()
+    process = start(folder, *slow_test)
+    process.join(240)
+    assert process.exitcode == 0 and (folder / "history.csv").read_text() == before, printed(folder)
+
+
 def test_a_second_ctrl_c_ends_at_once(demo_photos, tmp_path):
     folder = tmp_path / "run"
     slow = ["data.image_px=256", "data.batch_size=64"]  # a step takes seconds
