@@ -176,19 +176,19 @@ def _prefixed(store: dist.Store) -> dist.Store:
 
 
 def _wait_for(key: str) -> None:
-    """As long as it takes: the first may be downloading."""
-    while not _is_there(_store, key):
+    """As long as it takes: the first may be downloading. Returns where the first has gone, too."""
+    while not _is_there(_store, key, if_gone=True):
         time.sleep(0.05)
-        if _is_there(_store, FAILED):
+        if _is_there(_store, FAILED, if_gone=False):
             sys.exit(1)
 
 
-def _is_there(store: dist.Store, key: str) -> bool:
-    """Also where the store is gone, and with it the first process."""
+def _is_there(store: dist.Store, key: str, if_gone: bool) -> bool:
+    """if_gone: the answer where the store is gone, and with it the first process."""
     try:
         return store.check([key])
     except RuntimeError:
-        return True
+        return if_gone
 
 
 def _end_together() -> None:
@@ -205,7 +205,7 @@ def is_echo(error: BaseException) -> bool:
     if _store is None or isinstance(error, (InputError, KeyboardInterrupt)):
         return False
     until = time.monotonic() + 3 * LOOK_EVERY_S
-    while not _is_there(_store, FAILED):
+    while not _is_there(_store, FAILED, if_gone=True):
         if time.monotonic() > until:
             return False
         time.sleep(0.05)
@@ -228,10 +228,10 @@ def _watch(over: threading.Event) -> None:
     store = _prefixed(_client())
     while not over.wait(LOOK_EVERY_S):
         died = [child for child in _children if child.poll()]
-        if died or _is_there(store, FAILED):
+        if died or _is_there(store, FAILED, if_gone=True):
             if over.wait(GRACE_S):
                 return
-            if died and not _is_there(store, FAILED):
+            if died and not _is_there(store, FAILED, if_gone=True):
                 print(f"error: another process of this run ended with status {died[0].returncode}", file=sys.stderr)
             for child in _children:
                 child.send_signal(signal.SIGKILL)

@@ -98,11 +98,12 @@ def run_all(commands: list[tuple[list[str], dict[str, str]]], cwd: Path) -> list
     return done
 
 
-def train_together(num: int, runs: list[tuple[Path, list[str]]]) -> None:
+def train_together(num: int, runs: list[tuple[Path, list[str]]], status: int = 0, meanwhile=None) -> None:
     """The runs (folder, overrides) one after another, each by `num` processes, which are the same for all of them.
 
     Beside each folder, <folder>.losses.json has the loss of every training step, the mean over the processes, and
     <folder>.sizes.json of each process how many weights, and values of the optimizer, it holds at the end of training.
+    status: with which all must end. meanwhile: called with the processes.
     """
     port = free_port()
     ranks = [by_torchrun(rank, num, port) if num > 1 else environment() for rank in range(num)]
@@ -110,9 +111,11 @@ def train_together(num: int, runs: list[tuple[Path, list[str]]]) -> None:
     for process in started:
         process.start()
     try:
+        if meanwhile:
+            meanwhile(started)
         for process in started:
             process.join(TIMEOUT_S)
-        assert [process.exitcode for process in started] == [0] * num
+        assert [process.exitcode for process in started] == [status] * num
     finally:
         for process in started:
             process.kill()
