@@ -80,6 +80,12 @@ class PhotoDataModule(pl.LightningDataModule):
         self.bad_images: dict[str, str] = {}
         self.prefetch = Prefetch()
 
+    def state_dict(self) -> dict:  # for checkpoints: the next start may not meet these photos again
+        return {"bad_images": self.bad_images}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.bad_images |= state_dict["bad_images"]
+
     def prepare_data(self) -> None:  # called by Lightning in one process only
         if self.download is not None:
             self.download()

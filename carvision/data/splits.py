@@ -115,7 +115,12 @@ def read_splits(file: Path) -> pd.Series:
 
 
 def write_splits(table: Table, file: Path) -> None:
-    """splits.csv: path, split, the class id of every label and the box, a row a photo, in the table's order.
+    """splits.csv, see splits_of."""
+    write_csv(file, splits_of(table))
+
+
+def splits_of(table: Table) -> pd.DataFrame:
+    """What splits.csv holds: path, split, the class id of every label and the box, a row a photo, in the table's order.
 
     With this carvision.predict --list finds the photos, their boxes and true classes.
     """
@@ -125,7 +130,7 @@ def write_splits(table: Table, file: Path) -> None:
         out[name] = ids[table.rows[name].to_numpy()]
     if table.has_boxes:
         out[BOX] = table.rows[BOX]
-    write_csv(file, out)
+    return out
 
 
 def equal_bytes(table: Table) -> np.ndarray:

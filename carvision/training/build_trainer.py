@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -11,7 +10,7 @@ from carvision.errors import InputError, nearest
 from carvision.metrics import figure_names
 from carvision.training.batch_size import FindBatchSize, require_gpu, with_batch_size
 from carvision.training.build_phases import build_phases, check_trainer, phase_key
-from carvision.training.callbacks import Curves, EpochLines, History, MovingAverage, create_progress_bar
+from carvision.training.callbacks import Curves, EpochLines, History, MovingAverage, Patience, create_progress_bar
 from carvision.training.checkpoints import Checkpoints, WholeCheckpoints
 from carvision.training.clock import Clock
 from carvision.training.compiling import FirstStep, require_compiler
@@ -59,14 +58,14 @@ def trainer_values(cfg: dict) -> dict:
     return {**values, "max_epochs": 1}  # set anew for each phase
 
 
-def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock) -> list[pl.Callback]:
+def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, ends: float | None) -> list[pl.Callback]:
     """In the order in which they are called. The last two save, with all that the others do at a step or an epoch's
     end."""
     callbacks, run = cfg["callbacks"], cfg["run"]
     monitor, mode = callbacks["monitor"], callbacks["mode"]
     lit.leave_out_nonfinite = run["on_nonfinite_loss"] == "skip"
     nonfinite = NonFiniteLoss(folder, skip=lit.leave_out_nonfinite)
-    checkpoints = Checkpoints(folder / "checkpoints", monitor, mode, before=nonfinite.look)
+    checkpoints = Checkpoints(folder / "checkpoints", monitor, mode, before=nonfinite.look_at_all)
     hooks = [nonfinite, clock, FirstStep(cfg["compile"])]
     hooks += [History(folder / "history.csv"), EpochLines(monitor, mode), Curves(folder)]
     if cfg["trainer"]["accelerator"] == "tpu":
@@ -78,12 +77,12 @@ def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock) -
     # After the averages, which take memory too
     hooks.append(FindBatchSize(lambda number: write_config(with_batch_size(cfg, number), folder), cfg["compile"]))
     if callbacks["patience"]:
-        hooks.append(EarlyStopping(monitor, patience=callbacks["patience"], mode=mode, check_on_train_epoch_end=False))
+        hooks.append(Patience(monitor, patience=callbacks["patience"], mode=mode, check_on_train_epoch_end=False))
     if callbacks["progress_bar"]:
         hooks.append(create_progress_bar())
     if cfg["trainer"]["strategy"] == "fsdp":
         hooks.append(SameStatistics())
-    stopping = Stopping(checkpoints, clock.begun, run["max_minutes"], run["checkpoint_every_minutes"])
+    stopping = Stopping(checkpoints, ends, run["checkpoint_every_minutes"])
     return [*hooks, stopping, checkpoints]
 
 
@@ -94,11 +93,11 @@ def check_monitors(cfg: dict, labels: dict[str, dict]) -> None:
         require_monitor(f"{phase_key(phase)}schedule", phase["schedule"].get("monitor", known[0]), known)
 
 
-def build_trainer(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock) -> pl.Trainer:
+def build_trainer(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, ends: float | None) -> pl.Trainer:
     let_steps_run()
     check_monitors(cfg, lit.labels)
     values = trainer_values(cfg)
-    hooks = build_callbacks(cfg, folder, lit, clock)
+    hooks = build_callbacks(cfg, folder, lit, clock, ends)
     profile = create_profile(cfg["trainer"]["profiler"], folder)
     if profile:
         hooks.insert(0, profile)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar, WeightAveraging
+from pytorch_lightning.callbacks import EarlyStopping, ProgressBar, RichProgressBar, TQDMProgressBar, WeightAveraging
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -151,6 +151,13 @@ class MovingAverage(WeightAveraging):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
             super().on_validation_epoch_end(trainer, pl_module)
+
+
+class Patience(EarlyStopping):
+    """With the patience of this start's configuration, not that of the checkpoint it goes on from."""
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})
 
 
 def _tensors(module: torch.nn.Module) -> Iterator[Tensor]:

@@ -36,6 +36,7 @@ class Checkpoints(Checkpoint):
     def __init__(self, folder: Path, monitor: str, mode: str, before: Callable[[pl.Trainer], None]):
         self.folder, self.monitor, self.sign = folder, monitor, 1 if mode == "max" else -1
         self.before = before
+        self.forget_best = False  # that of the checkpoint the run goes on from, as best.ckpt is lost
         self.best: float | None = None
         self.best_epoch: int | None = None
         self.saved_at = time.monotonic()
@@ -63,10 +64,11 @@ class Checkpoints(Checkpoint):
         self.saved_at = time.monotonic()
 
     def state_dict(self) -> dict:
-        return {"best": self.best, "best_epoch": self.best_epoch}
+        return {"best": self.best, "best_epoch": self.best_epoch, "monitor": self.monitor}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
+        if state_dict["monitor"] == self.monitor and not self.forget_best:  # values of another figure say nothing
+            self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
 
 
 class WholeCheckpoints(CheckpointIO):

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytorch_lightning as pl
-import torch
 
 from carvision import portable
 from carvision.data.datamodule import PhotoDataModule
@@ -20,12 +19,12 @@ from carvision.training.clock import Clock
 from carvision.training.compiling import first_step_seconds
 from carvision.training.determinism import set_deterministic
 from carvision.training.hardware import hardware_used
-from carvision.training.launch import first_goes_first, is_first_process
+from carvision.training.launch import first_goes_first, from_first_at_start, is_first_process
 from carvision.training.lit_classifier import LitClassifier
 from carvision.training.many_processes import of_all
 from carvision.training.phases import fit_phases
 from carvision.training.provenance import write_environment
-from carvision.training.resuming import find_place, log_place
+from carvision.training.resuming import are_steps_changed, find_place, load_best, log_place, require_same_photos
 from carvision.training.run_folder import require_space, write_config, write_metrics
 from carvision.training.sharding import divide_over_all, make_whole
 from carvision.whole_files import write_csv, write_text
@@ -33,11 +32,14 @@ from carvision.whole_files import write_csv, write_text
 log = logging.getLogger(__name__)
 
 
-def run_training(cfg: dict, folder: Path, fold: int | None = None, resume: bool = False) -> dict | None:
+def run_training(
+    cfg: dict, folder: Path, fold: int | None = None, resume: bool = False, ends: float | None = None
+) -> dict | None:
     """Train as `cfg` (plain and checked) says, into the folder. Returns what metrics.json holds; None where
     run.max_epochs_per_start ended it before. Raises Stopped where a signal or run.max_minutes did.
 
-    resume: the folder holds an earlier start of this run, which is gone on with.
+    resume: the folder holds an earlier start of this run, which is gone on with. ends: the time of time.monotonic()
+    after which this start is to end.
     """
     _quiet_libraries()
     set_deterministic(cfg["deterministic"])
@@ -45,11 +47,14 @@ def run_training(cfg: dict, folder: Path, fold: int | None = None, resume: bool 
     if resume:
         cfg = with_found_batch_size(cfg, folder)
     clock = Clock(folder / "seconds.json")
+    steps_changed = from_first_at_start(lambda: resume and are_steps_changed(cfg, folder))
     if first:
         write_config(cfg, folder)
     with first_goes_first():  # it may write the demo data, or download
         datamodule = build_datamodule(cfg, fold)
     table = datamodule.table
+    if resume:
+        require_same_photos(table, folder, cfg["run"]["allow_changes"])
     if first:
         write_splits(table, folder / "splits.csv")
     counts = table.rows["split"].value_counts()
@@ -64,12 +69,13 @@ def run_training(cfg: dict, folder: Path, fold: int | None = None, resume: bool 
     asked = sum(phase["epochs"] for phase in (cfg["phases"] or {}).values())
     if asked > lit.num_epochs:
         log.warning("trainer.max_epochs ends the phases after %d of their %d epochs", lit.num_epochs, asked)
+    lit.take_new_values = steps_changed
     with first_goes_first():  # it mends what a start that was killed has left
         place = find_place(folder / "checkpoints", mend=first) if resume else None
     if place:
         log_place(place, lit.num_epochs)
     require_space(folder, total, averaged=cfg["callbacks"]["ema_decay"] is not None)
-    trainer = build_trainer(cfg, folder, lit, clock)
+    trainer = build_trainer(cfg, folder, lit, clock, ends)
     if cfg["trainer"]["strategy"] == "fsdp":
         divide_over_all(trainer, lit)
     if first:
@@ -105,7 +111,7 @@ def run_training(cfg: dict, folder: Path, fold: int | None = None, resume: bool 
 def _test(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, folder: Path) -> dict:
     """Figures of the best epoch: train and val from the history, test measured now with the best weights."""
     history = pd.read_csv(folder / "history.csv")
-    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    best = load_best(folder / "checkpoints")
     make_whole(lit)
     lit.load_state_dict(best["state_dict"])
     row = history[history["epoch"] == best["epoch"]].iloc[0].dropna()

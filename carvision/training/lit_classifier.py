@@ -6,6 +6,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from carvision.data.images import Preprocessing
 from carvision.data.mixing import Mix
@@ -82,6 +83,7 @@ class LitClassifier(pl.LightningModule):
         self.val_metrics = EpochMetrics(*metrics, compare_rules=True)
         self.test_metrics = EpochMetrics(*metrics, compare_rules=True, with_auc=True)
         self.leave_out_nonfinite = False  # from the figures of training, where run.on_nonfinite_loss skips them
+        self.take_new_values = False  # of optimizer and schedule, where a checkpoint brings those of an earlier start
         self.start_phase(0)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -252,4 +254,19 @@ class LitClassifier(pl.LightningModule):
             steps_per_epoch=steps_per_epoch,
             batches_per_epoch=num_batches,
         )
+        self.new_groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        self.new_schedule = schedule["scheduler"].state_dict()
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_train_start(self) -> None:  # a checkpoint has been loaded
+        if not self.take_new_values:
+            return
+        optimizer, schedule = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
+        for group, new in zip(optimizer.param_groups, self.new_groups, strict=True):
+            group.update(new)
+        now = schedule.state_dict()
+        place = {key: now[key] for key in ("last_epoch", "_step_count") if key in now}
+        schedule.load_state_dict({**self.new_schedule, **place})
+        if isinstance(schedule, LambdaLR):  # the others set the rate at their next step
+            for group, base, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+                group["lr"] = base * factor(schedule.last_epoch)

@@ -10,6 +10,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from carvision.errors import InputError
+from carvision.training.checkpoints import LAST
 from carvision.training.many_processes import any_of_all
 from carvision.whole_files import write_csv
 
@@ -91,12 +92,34 @@ class NonFiniteLoss(Callback):
         if bad and not self.skip:
             batch_idx = self.begun + min(bad)
             photos = note_photos(trainer, range(batch_idx, batch_idx + 1), self.file)
-            raise InputError(
-                f"the loss is not finite in epoch {trainer.current_epoch + 1}, batch {batch_idx + 1} (photos: "
-                f"{photos}; all are in {self.file}). Often optimizer.lr is too large; try also another "
-                "trainer.precision, trainer.gradient_clip_val, or run.on_nonfinite_loss=skip. The checkpoints are from "
-                "before it"
-            )
+            what = f"the loss is not finite in epoch {trainer.current_epoch + 1}, batch {batch_idx + 1} (photos: "
+            raise InputError(f"{what}{photos}; all are in {self.file}). {self._mend()}")
+
+    def look_at_all(self, trainer: pl.Trainer) -> None:
+        """Before a checkpoint: also at the weights, which a gradient can ruin, and at the validation just made."""
+        self.look(trainer)
+        where = f"after epoch {trainer.current_epoch + 1}, batch {trainer.fit_loop.batch_idx + 1}"
+        if any_of_all(not are_finite(trainer.lightning_module)):
+            raise InputError(f"weights are not finite {where}. {self._mend()}")
+        value = trainer.callback_metrics.get("val/loss")
+        if value is not None and any_of_all(not value.isfinite()):
+            if not self.skip:
+                raise InputError(f"the validation loss is {value} {where}. {self._mend()}")
+            log.warning("the validation loss is %s %s", value, where)
+
+    def _mend(self) -> str:
+        kept = self.file.parent / "checkpoints" / LAST
+        then = f"{kept} is from before it" if kept.exists() else "no checkpoint was written yet"
+        return (
+            "Often optimizer.lr is too large: go on with another and run.allow_changes=true, or try "
+            "trainer.gradient_clip_val, another trainer.precision, or run.on_nonfinite_loss=skip; " + then
+        )
+
+
+def are_finite(module: pl.LightningModule) -> bool:
+    """Whether all weights and statistics are; waits for the device once."""
+    floats = [value for value in (*module.parameters(), *floating_buffers(module)) if value.is_floating_point()]
+    return bool(torch.stack([value.detach().isfinite().all() for value in floats]).all())
 
 
 def floating_buffers(module: pl.LightningModule) -> list[Tensor]:

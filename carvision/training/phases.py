@@ -25,6 +25,8 @@ def fit_phases(
 
     place: from where to go on. max_epochs: of this start, all if None.
     """
+    for checkpoints in trainer.checkpoint_callbacks:
+        checkpoints.forget_best = bool(place and place.best_lost)
     number, begun, epoch = (place.phase, place.phase_begun, place.epochs_done) if place else (0, 0, 0)
     stop = epoch + (max_epochs or lit.num_epochs)
     while number < len(lit.hparams.phases):

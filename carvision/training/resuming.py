@@ -5,12 +5,20 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import torch
+import yaml
+from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
+from carvision.data.splits import splits_of
+from carvision.data.table import Table
 from carvision.errors import InputError
 from carvision.training.checkpoints import BEST, LAST, NEW, PREVIOUS, copy_whole, is_whole
+from carvision.training.run_folder import flat_config
 
 log = logging.getLogger(__name__)
+
+NOT_STOPPED = EarlyStoppingReason.NOT_STOPPED.value
 
 
 class Place(NamedTuple):
@@ -22,6 +30,7 @@ class Place(NamedTuple):
     epochs_done: int
     batches_done: int  # of the epoch after them
     stopped_early: bool  # whether early stopping has ended the phase
+    best_lost: bool = False  # best.ckpt is damaged or of another epoch: the best of those to come takes its place
 
 
 def find_place(folder: Path, mend: bool) -> Place | None:
@@ -44,7 +53,10 @@ def find_place(folder: Path, mend: bool) -> Place | None:
             log.warning("%s; going on from %s", problem, file.name)
         if mend and not place.batches_done and best_epoch == place.epochs_done - 1:
             copy_whole(file, folder / BEST)  # which may not have been written any more
-        return place
+        if best_epoch is None or _epoch_of(folder / BEST) == best_epoch:
+            return place
+        log.warning("%s is damaged or of another epoch; the best epoch from now on takes its place", folder / BEST)
+        return place._replace(best_lost=True)
     if problems:
         raise InputError(f"run.dir: {'; '.join(problems)}; give another folder to begin anew")
     return None
@@ -55,11 +67,70 @@ def _read_place(file: Path) -> tuple[Place, int | None]:
         raise ValueError("its bytes are not those that were written")
     state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     batches = state["batches_done"]
-    early = [values for name, values in state["callbacks"].items() if name.startswith("EarlyStopping")]
-    stopped = any(values["wait_count"] >= values["patience"] for values in early)
+    early = [values for name, values in state["callbacks"].items() if name.startswith("Patience")]
+    stopped = any(v["stopping_reason"] != NOT_STOPPED and v["stopped_epoch"] == state["epoch"] for v in early)
     done = state["epoch"] + (0 if batches else 1)
     kept = next(values for name, values in state["callbacks"].items() if name.startswith("Checkpoints"))
     return Place(file, state["phase"], state["phase_begun"], done, batches, stopped), kept["best_epoch"]
+
+
+def _epoch_of(file: Path) -> int | None:
+    """None for a checkpoint that isn't whole."""
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)["epoch"] if is_whole(file) else None
+
+
+def load_best(folder: Path) -> dict:
+    """best.ckpt, for the test after training; where it is damaged, last.ckpt, and the log says so."""
+    if is_whole(folder / BEST):
+        return torch.load(folder / BEST, map_location="cpu", weights_only=True)
+    if not is_whole(folder / LAST):
+        raise InputError(f"run.dir: neither {folder / BEST} nor {LAST} is whole; the run must be made anew")
+    log.warning("%s is damaged or missing; the last epoch is tested and saved in its place", folder / BEST)
+    return torch.load(folder / LAST, map_location="cpu", weights_only=True)
+
+
+def are_steps_changed(config: dict, folder: Path) -> bool:
+    """Whether optimizer, schedule or their course have other values than the earlier start in the folder. Raises
+    InputError for another optimizer or schedule, which could not go on with the state of the one before."""
+    earlier = flat_config(yaml.safe_load((folder / "config.yaml").read_text()))
+    now = flat_config(config)
+    changed = [key for key in now if key in earlier and earlier[key] != now[key]]
+    for key in ("optimizer.name", "schedule.name"):
+        if key in changed:
+            raise InputError(
+                f"run.dir: {key}={earlier[key]} can't become {now[key]} within a run; give another folder, there with "
+                f"model.weights={folder} once this run is finished"
+            )
+    return any(key.startswith(("optimizer.", "schedule.", "phases", "trainer.", "data.batch_size")) for key in changed)
+
+
+def require_same_photos(table: Table, folder: Path, allow_changes: bool) -> None:
+    """Raises InputError where the photos, their classes or their splits are not those the run was begun with; where
+    `allow_changes` is true, the log says so."""
+    file = folder / "splits.csv"
+    if not file.exists():
+        return
+    try:
+        before = pd.read_csv(file, dtype=str, keep_default_na=False).set_index("path")
+    except (ValueError, KeyError):
+        raise InputError(f"run.dir: {file} can't be read; give another folder") from None
+    now = splits_of(table).astype(str).set_index("path")
+    common = before.index.intersection(now.index)
+    columns = [name for name in ("split", *table.class_labels) if name in before]
+    moved = (before.loc[common, columns] != now.loc[common, columns]).any(axis=1).sum()
+    more, fewer = len(now) - len(common), len(before) - len(common)
+    if not (more or fewer or moved):
+        return
+    what = (
+        f"the photos are not those the run was begun with ({file}): {more:,} more, {fewer:,} fewer, {moved:,} in "
+        "another split or class"
+    )
+    if not allow_changes:
+        raise InputError(
+            f"run.dir: {what}. Put them back, take the old splits with data.split.file=<a copy of that file>, or go on "
+            "with run.allow_changes=true"
+        )
+    log.warning("going on, though %s", what)
 
 
 def log_place(place: Place, num_epochs: int) -> None:

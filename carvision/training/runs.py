@@ -2,8 +2,10 @@
 
 import json
 import logging
+import multiprocessing
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,8 @@ from carvision.training.stopping import Stopped
 from carvision.whole_files import PARTIAL
 
 log = logging.getLogger(__name__)
+
+WORTH_KEEPING = ("*.ckpt", "history.csv", "nonfinite_loss.csv")
 
 
 def run(cfg: dict, name: str) -> Path:
@@ -55,15 +59,15 @@ def _run_in(folder: Path, cfg: dict, resume: bool) -> Path:
     ending = None
     try:
         start_log(folder if first else None, quiet=not first)
-        if resume:
+        if resume and any(folder.rglob("*.ckpt")):  # else there is nothing yet that another configuration could spoil
             require_same_config(cfg, folder)
         log.info("%s %s", "going on with" if resume else "training into", folder)
         _run_folds(cfg, folder, resume)
     except Exception as error:
         told = isinstance(error, InputError) or is_echo(error)
-        if told and first and not resume and not any(folder.rglob("history.csv")):
+        if told and first and not resume and not any(any(folder.rglob(name)) for name in WORTH_KEEPING):
             start_log(None)  # closes run.log
-            shutil.rmtree(folder)  # not an epoch is in it, and the mended command may name the same run.dir
+            shutil.rmtree(folder)  # nothing was trained, and the mended command may name the same run.dir
         raise
     except Stopped as stopped:
         ending = stopped
@@ -76,6 +80,8 @@ def _run_in(folder: Path, cfg: dict, resume: bool) -> Path:
             log.info("the run is not finished%s; the same command with run.dir=%s goes on", why, folder)
         print(f"run: {folder}")
     if ending and ending.signal:
+        for reader in multiprocessing.active_children():  # one may wait for a disk for ever, and Python for it
+            reader.kill()
         sys.exit(128 + ending.signal)
     return folder
 
@@ -83,9 +89,11 @@ def _run_in(folder: Path, cfg: dict, resume: bool) -> Path:
 def _run_folds(cfg: dict, folder: Path, resume: bool) -> None:
     """A run, or where there are several folds a run in fold_<i> for each, and mean and spread of their test figures in
     the folder's metrics.json. Folds that an earlier start has brought to their end stay as they are."""
+    minutes = cfg["run"]["max_minutes"]
+    ends = None if minutes is None else time.monotonic() + 60 * minutes  # of all folds together
     folds = folds_of(cfg["data"]["split"])
     if len(folds) == 1:
-        run_training(cfg, folder, folds[0], resume)
+        run_training(cfg, folder, folds[0], resume, ends)
         return
     if cfg["run"]["max_epochs_per_start"]:
         raise InputError("run.max_epochs_per_start: takes one fold at a time; add data.split.fold=<i>")
@@ -105,7 +113,7 @@ def _run_folds(cfg: dict, folder: Path, resume: bool) -> None:
             parts.append(json.loads((part / "metrics.json").read_text()))
         else:
             own = {**cfg, "data": {**cfg["data"], "split": split}}
-            parts.append(run_training(own, part, fold, resume=begun))
+            parts.append(run_training(own, part, fold, begun, ends))
     summary = mean_and_spread([part["test"] for part in parts])
     seconds = {stage: round(sum(part["seconds"][stage] for part in parts), 3) for stage in parts[0]["seconds"]}
     metrics = {"folds": len(folds), "test": summary, "seconds": seconds}

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 AGREE_EVERY_S = 5.0  # several processes ask each other so often whether to stop
+LOOK_EVERY_S = 60.0  # so often what a checkpoint waits for is asked without one: is the loss still a number?
 
 
 class Stopped(BaseException):
@@ -33,8 +34,7 @@ class Stopped(BaseException):
 
 
 class Stopping(Callback):
-    """Writes last.ckpt and raises Stopped after SIGINT, SIGTERM, SIGUSR1, or `max_minutes` after `begun`, a time of
-    time.monotonic().
+    """Writes last.ckpt and raises Stopped after SIGINT, SIGTERM, SIGUSR1, or when time.monotonic() is past `ends`.
 
     Within an epoch that is after the step at hand; in a validation, which is then brought to its end, after the epoch.
     The test after training ends at once: the next start begins it anew.
@@ -44,17 +44,16 @@ class Stopping(Callback):
     def __init__(
         self,
         checkpoints: Checkpoints,
-        begun: float,
-        max_minutes: float | None,
+        ends: float | None,
         checkpoint_every_minutes: float | None,
     ):
         self.checkpoints = checkpoints
-        self.max_minutes = max_minutes
-        self.ends = math.inf if max_minutes is None else begun + 60 * max_minutes
+        self.ends = math.inf if ends is None else ends
         self.every_s = math.inf if checkpoint_every_minutes is None else 60 * checkpoint_every_minutes
         self.received: int | None = None
         self.asked_at, self.steps, self.steps_between = time.monotonic(), 0, 1
         self.has_begun = False
+        self.looked_at = time.monotonic()
         self.before: dict = {}
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -77,9 +76,12 @@ class Stopping(Callback):
             signal.signal(number, handler)
         self.before = {}
 
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, module, "")
+
     def _receive(self, number: int, frame) -> None:
-        if number == signal.SIGINT and self.received == signal.SIGINT:
-            os._exit(128 + signal.SIGINT)  # the second Ctrl-C waits for nothing
+        if number == self.received:
+            os._exit(128 + number)  # the second one waits for nothing, not even for photos that do not come
         self.received = number
         again = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
         log.info(
@@ -103,6 +105,9 @@ class Stopping(Callback):
         stop = any_of_all(self._wants_to_stop())
         if stop or any_of_all(time.monotonic() - self.checkpoints.saved_at > self.every_s):
             self.checkpoints.save(trainer)
+        elif any_of_all(time.monotonic() - self.looked_at > LOOK_EVERY_S):
+            self.checkpoints.before(trainer)
+            self.looked_at = time.monotonic()
         if stop:
             self._stop()
 
@@ -129,4 +134,4 @@ class Stopping(Callback):
         for number in SIGNALS:
             if any_of_all(self.received == number):
                 raise Stopped(signal.Signals(number).name, number)
-        raise Stopped(f"run.max_minutes={self.max_minutes:g}")
+        raise Stopped("run.max_minutes")

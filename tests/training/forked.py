@@ -13,22 +13,32 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.small_runs"])
 
 
-def start(folder: Path, *overrides: str) -> multiprocessing.Process:
-    """A training that writes to `folder`; what it prints is in <folder>.out. A session of its own, as a terminal's."""
-    process = CONTEXT.Process(target=_train, args=(folder, overrides))
+def start(folder: Path, *overrides: str, stuck: bool = False) -> multiprocessing.Process:
+    """A training that writes to `folder`; what it prints is in <folder>.out. A session of its own, as a terminal's.
+
+    stuck: its first step does not end, and prints "stuck".
+    """
+    process = CONTEXT.Process(target=_train, args=(folder, overrides, stuck))
     process.start()
     return process
 
 
-def _train(folder: Path, overrides: tuple[str, ...]) -> None:
+def _train(folder: Path, overrides: tuple[str, ...], stuck: bool) -> None:
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell that runs the tests may have ignored
     out = os.open(f"{folder}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(out, stream)
     from carvision.errors import one_line_errors
+    from carvision.training.lit_classifier import LitClassifier
     from tests.small_runs import train
 
+    def training_step(self, batch, batch_idx):
+        print("stuck", flush=True)
+        time.sleep(600)
+
+    if stuck:
+        LitClassifier.training_step = training_step
     with one_line_errors():
         train(folder, *overrides)
     sys.stdout.flush()

@@ -38,9 +38,8 @@ DEMANDING = [
 
 def assert_same_run(ours: Path, theirs: Path) -> None:
     """Histories, weights, figures, and all that the last checkpoint holds but for times and paths."""
-    histories = [(folder / "history.csv").read_text() for folder in (ours, theirs)]
     frames = [pd.read_csv(folder / "history.csv", dtype=str).drop(columns="seconds") for folder in (ours, theirs)]
-    pd.testing.assert_frame_equal(*frames), histories
+    pd.testing.assert_frame_equal(*frames)
     weights = [load_file(folder / "model.safetensors") for folder in (ours, theirs)]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
@@ -101,4 +100,5 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(num_workers, demo_ph
             assert process.exitcode in (0, -signal.SIGKILL), printed(folder)
         assert_same_run(folder, whole)
     assert in_writing > 0
-    assert "batches of the next (last.ckpt" in printed(folder)  # it did go on from inside an epoch
+    told = [printed(tmp_path / f"killed_{i}") for i in range(runs)]
+    assert any("batches of the next (last.ckpt" in text for text in told)  # it did go on from inside an epoch

@@ -67,6 +67,26 @@ def test_it_leaves_the_update_out_where_told(poisoned, extra, demo_photos, tmp_p
     assert json.loads((folder / "metrics.json").read_text())["test"]["loss"] > 0
 
 
-def test_too_high_a_rate_is_found_out(demo_photos, tmp_path):
-    with pytest.raises(InputError, match=r"optimizer\.lr is too large"):
+def test_too_high_a_rate_is_found_out_in_the_first_epoch_and_the_photos_are_kept(demo_photos, tmp_path):
+    with pytest.raises(InputError, match=r"optimizer\.lr is too large.* no checkpoint was written yet"):
         train(tmp_path / "run", *demo(demo_photos), "optimizer=sgd", "optimizer.lr=1e30")
+    assert (tmp_path / "run" / "nonfinite_loss.csv").exists()
+    # Nothing is there that another configuration could spoil: the mended command may name the same folder
+    train(tmp_path / "run", *demo(demo_photos), "optimizer=sgd", "optimizer.lr=0.01")
+
+
+def test_weights_that_a_gradient_ruins_reach_no_checkpoint(demo_photos, tmp_path, monkeypatch):
+    """In the last step of the second epoch, so that no loss shows it before the checkpoint."""
+    real = LitClassifier.on_after_backward
+
+    def on_after_backward(self):
+        if self.current_epoch == 1 and self.trainer.fit_loop.batch_idx == 8:
+            next(self.parameters()).grad.fill_(float("nan"))
+        real(self)
+
+    monkeypatch.setattr(LitClassifier, "on_after_backward", on_after_backward)
+    folder = tmp_path / "run"
+    with pytest.raises(InputError, match=r"weights are not finite after epoch 2, batch 9\..*last\.ckpt is from before"):
+        train(folder, *demo(demo_photos))
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["epoch"] == 0 and all(value.isfinite().all() for value in last["state_dict"].values())

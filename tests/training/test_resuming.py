@@ -6,6 +6,7 @@ import shutil
 
 import pandas as pd
 import pytest
+import torch
 
 from carvision.errors import InputError
 from carvision.training.run_folder import lock_folder
@@ -69,7 +70,7 @@ def test_a_run_of_little_time_ends_each_start_with_a_checkpoint(demo_photos, tmp
         assert not (parts / "metrics.json").exists()
     train(parts, *overrides, "run.max_minutes=0.0001")  # the test
     assert_same_run(parts, whole)
-    assert "not finished (run.max_minutes=0.0001)" in (parts / "run.log").read_text()
+    assert "not finished (run.max_minutes)" in (parts / "run.log").read_text()
     seconds = json.loads((parts / "metrics.json").read_text())["seconds"]
     assert 0 < seconds["first_step"] < seconds["training"] and 0 < seconds["validation"] < seconds["training"]
     assert seconds["total"] == pytest.approx(sum(seconds[s] for s in ("reading", "building", "training", "test")))
@@ -87,6 +88,78 @@ def test_other_values_are_refused_unless_told(cut, demo_photos, tmp_path):
     assert "\n" not in str(refused.value)
     train(folder, *demo(demo_photos), "data.num_workers=1", *changed, "run.allow_changes=true")
     assert "going on with a changed configuration: optimizer.lr=0.001 became 0.1" in (folder / "run.log").read_text()
+    with pytest.raises(InputError, match="exists already"):
+        train(folder, *demo(demo_photos), *changed)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "one_cycle", "plateau"])
+def test_new_values_of_the_optimizer_take_effect(schedule, demo_photos, tmp_path):
+    overrides = [*demo(demo_photos), f"schedule={schedule}", "callbacks.patience=2", "trainer.max_epochs=2"]
+    folder = tmp_path / "run"
+    train(folder, *overrides, "run.max_epochs_per_start=1")
+    new = ["optimizer.lr=0.5", "optimizer.betas=[0.8,0.99]", "callbacks.patience=7", "trainer.max_epochs=3"]
+    train(folder, *overrides, *new, "run.allow_changes=true", "run.max_epochs_per_start=1")
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    fresh = pd.read_csv(train(tmp_path / "fresh", *overrides, *new, "run.max_epochs_per_start=2") / "history.csv")["lr"]
+    assert pd.read_csv(folder / "history.csv")["lr"][1] == pytest.approx(fresh[1], rel=1e-5)
+    group = state["optimizer_states"][0]["param_groups"][0]
+    if schedule != "one_cycle":  # which moves it
+        assert group["betas"] == [0.8, 0.99] or group["betas"] == (0.8, 0.99)
+    (patience,) = (values for name, values in state["callbacks"].items() if name.startswith("Patience"))
+    assert patience["patience"] == 7
+
+
+def test_another_optimizer_can_not_go_on_with_the_state_of_the_first(demo_photos, tmp_path):
+    train(tmp_path / "run", *demo(demo_photos), "run.max_epochs_per_start=1")
+    with pytest.raises(InputError, match=r"optimizer\.name=adamw can't become sgd within a run"):
+        train(tmp_path / "run", *demo(demo_photos), "optimizer=sgd", "run.allow_changes=true")
+
+
+def test_other_photos_are_noticed(demo_photos, tmp_path):
+    """Photos that are added move others to another side, with the same seed."""
+    table = pd.read_csv(train(tmp_path / "table", *demo(demo_photos)) / "splits.csv", dtype=str).sample(
+        frac=1, random_state=0
+    )
+    manifest = tmp_path / "photos.csv"
+    overrides = ["data=manifest", f"data.root={demo_photos / 'data' / 'image'}", f"data.file={manifest}"]
+    overrides += ["data.labels=[model]", "data.split.kind=stratified", "data.crop_to_box=false"]
+    root = next(f for f in (demo_photos, demo_photos / "data") if (f / table["path"].iloc[0]).exists())
+    overrides[1] = f"data.root={root}"
+    table[["path", "model"]].iloc[:200].to_csv(manifest, index=False)
+    folder = tmp_path / "run"
+    train(folder, *overrides, "run.max_epochs_per_start=1")
+    before = (folder / "splits.csv").read_text()
+    table[["path", "model"]].to_csv(manifest, index=False)
+    with pytest.raises(InputError, match=r"40 more, 0 fewer, \d+ in another split or class.*run.allow_changes=true"):
+        train(folder, *overrides)
+    assert (folder / "splits.csv").read_text() == before
+    train(folder, *overrides, "run.allow_changes=true")
+    assert "in another split or class" in (folder / "run.log").read_text()
+
+
+def test_a_lost_best_checkpoint_is_told_and_replaced(demo_photos, tmp_path):
+    first_is_best = ["callbacks.monitor=train/loss", "callbacks.mode=max", "optimizer.lr=0.01", "trainer.max_epochs=3"]
+    overrides = [*demo(demo_photos), *first_is_best]
+    folder = tmp_path / "run"
+    train(folder, *overrides, "run.max_epochs_per_start=2")
+    best = folder / "checkpoints" / "best.ckpt"
+    content = best.read_bytes()
+    best.unlink()
+    best.write_bytes(content[:-100])
+    train(folder, *overrides)
+    assert "best.ckpt is damaged or of another epoch" in (folder / "run.log").read_text()
+    assert json.loads((folder / "metrics.json").read_text())["best_epoch"] == 2
+
+
+def test_photos_that_could_not_be_read_are_remembered(demo_photos, tmp_path):
+    root = tmp_path / "demo"
+    shutil.copytree(demo_photos.parent, root)
+    bad = sorted(root.rglob("*.jpg"))[5]
+    bad.write_bytes(bad.read_bytes()[:50])
+    overrides = [f"data.root={root / demo_photos.name}", "data.images_per_model=20", "data.on_bad_image=skip"]
+    folder = tmp_path / "run"
+    train(folder, *overrides, "data.split.kind=stratified", "data.crop_to_box=false", "run.max_epochs_per_start=2")
+    assert pd.read_csv(folder / "bad_images.csv")["path"].str.contains(bad.name).all()
 
 
 def test_a_changed_network_does_not_fit_and_says_so(cut, demo_photos, tmp_path):

@@ -49,15 +49,15 @@ def test_the_test_after_training_ends_at_once_and_is_made_up_for(demo_photos, tm
     assert process.exitcode == 0 and (folder / "history.csv").read_text() == before, printed(folder)
 
 
-def test_a_second_ctrl_c_ends_at_once(demo_photos, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_second_signal_ends_at_once(number, code, demo_photos, tmp_path):
     folder = tmp_path / "run"
-    slow = ["data.image_px=256", "data.batch_size=64"]  # a step takes seconds
-    process = start(folder, *demo(demo_photos), *OVERRIDES, *slow)
-    wait_for(lambda: folder.with_suffix(".out").exists() and "epochs, adamw" in printed(folder), process)
-    time.sleep(1.5)
-    os.kill(process.pid, signal.SIGINT)
-    wait_for(lambda: "Ctrl-C again ends at once" in printed(folder), process)
-    os.kill(process.pid, signal.SIGINT)
-    process.join(60)
-    assert process.exitcode == 130, printed(folder)
-    assert not any((folder / "checkpoints").glob("*")) if (folder / "checkpoints").exists() else True
+    process = start(folder, *demo(demo_photos), *OVERRIDES, stuck=True)
+    wait_for(lambda: folder.with_suffix(".out").exists() and "stuck" in printed(folder), process)
+    os.kill(process.pid, number)
+    wait_for(lambda: "the start ends with a checkpoint" in printed(folder), process)
+    time.sleep(1)
+    assert process.exitcode is None
+    os.kill(process.pid, number)
+    process.join(30)
+    assert process.exitcode == code, printed(folder)
