@@ -46,7 +46,7 @@ def trainer_values(cfg: dict) -> dict:
     if cuda:
         prepare_cuda()
     if values["strategy"] == "fsdp":
-        check_fsdp(cfg)
+        check_fsdp(cfg, values["precision"])
         values["strategy"] = create_strategy()
     if values["accelerator"] == "tpu":
         from carvision.training import xla

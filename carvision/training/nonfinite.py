@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from carvision.errors import InputError
-from carvision.training.many_processes import any_of_all
+from carvision.training.many_processes import any_of_all, of_all
 from carvision.whole_files import write_csv
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class NonFiniteLoss(Callback):
 
     def look(self, trainer: pl.Trainer) -> None:
         """Raises InputError where one was met. To be called by all processes; waits for the device."""
-        firsts = trainer.strategy.all_gather(self.first_bad).reshape(-1).tolist()
+        firsts = of_all(int(self.first_bad))
         bad = [first for first in firsts if first >= 0]
         if bad and not self.skip:
             batch_idx = self.begun + min(bad)

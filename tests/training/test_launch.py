@@ -3,11 +3,13 @@
 import os
 
 import pytest
+import timm
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies.launchers import subprocess_script
 
 from carvision.errors import InputError
 from carvision.training import launch, many_processes
+from carvision.training.sharding import blocks_of, check_fsdp
 from tests.small_runs import config
 from tests.training.processes import by_srun, by_torchrun, environment
 
@@ -94,3 +96,37 @@ def test_lightnings_private_parts_that_are_replaced_are_still_there():
 def test_the_trainers_of_many_processes(group, strategy):
     chosen = config(f"trainer={group}", "data=demo")["trainer"]
     assert (chosen["strategy"], chosen["devices"]) == (strategy, 2)
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("callbacks.ema_decay=0.9", "callbacks.ema_decay: no averages with trainer=fsdp"),
+        ("optimizer.sam_rho=0.1", "optimizer.sam_rho: not with trainer=fsdp"),
+        ("optimizer=lamb", "optimizer.name: only sgd, .* with trainer=fsdp"),
+        ("loss.head_weights=learned", "loss.head_weights: no learned weights"),
+        ("compile=true", "compile: not with"),
+        ("+phases={a: {epochs: 1}, b: {epochs: 1}}", "phases: one phase alone"),
+    ],
+)
+def test_what_fsdp_refuses(override, message):
+    check_fsdp(config("trainer=fsdp"), "bf16-mixed")
+    with pytest.raises(InputError, match=message):
+        check_fsdp(config("trainer=fsdp", override.lstrip("+")), "32-true")
+
+
+def test_fsdp_refuses_16_mixed():
+    with pytest.raises(InputError, match="only 32-true and bf16-mixed, not 16-mixed, with trainer=fsdp"):
+        check_fsdp(config("trainer=fsdp"), "16-mixed")
+
+
+@pytest.mark.parametrize("name, number", [("test_vit", 6), ("resnet50", 16), ("convnext_tiny", 16)])
+def test_blocks_are_the_networks_own(name, number):
+    """The largest within lists of them, none inside of another, and most of the weights."""
+    backbone = timm.create_model(name, num_classes=0)
+    blocks = blocks_of(backbone)
+    inside = [module for block in blocks for module in block.modules()]
+    assert len({id(module) for module in inside}) == len(inside)
+    weights = sum(p.numel() for block in blocks for p in block.parameters())
+    assert weights > 0.7 * sum(p.numel() for p in backbone.parameters())
+    assert len(blocks) == number
