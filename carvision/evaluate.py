@@ -59,7 +59,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--temperature", choices=["stored", "fit", "none"], default="stored",
         help="stored in the model, or fitted on the run's validation photos where there is none (default); fit: anew",
     )  # fmt: skip
-    it.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
+    it.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, xla, ...")
     words = sys.argv[1:] if arguments is None else arguments
     # Taken out before argparse, so that one may also stand after --ensemble RUN RUN.
     overrides = [word for word in words if OVERRIDE.match(word)]

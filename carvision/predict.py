@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
                     help="average over views of each photo: mirrored, cropped, or both")  # fmt: skip
     it.add_argument("--batch-size", type=number_from(1), default=64, metavar="N", help="photos at a time (64)")
     it.add_argument("--workers", type=number_from(0), metavar="N", help="processes that decode photos")
-    it.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (auto: a GPU where there is one)")
+    it.add_argument("--device", default="auto", help="auto, cpu, cuda, xla, ... (auto: a GPU where there is one)")
     it.add_argument("--no-progress", action="store_true", help="no progress bar")
     return it
 

@@ -18,6 +18,10 @@ def train(cfg: DictConfig) -> None:
     config = plain_config(cfg)
     choices = HydraConfig.get().runtime.choices
     name = choices.get("experiment") or choices["data"]
+    if config["trainer"]["accelerator"] == "tpu":
+        from carvision.training.tpu_cores import use_cores
+
+        use_cores(config["trainer"]["devices"])
     # Only now: a wrong value was told without waiting for torch and Lightning.
     from carvision.training.runs import run
 

@@ -1,6 +1,8 @@
-"""Make .venv from requirements.lock if it is not there yet. Standard library only.
+"""Make .venv from requirements.lock, or .venv-tpu from requirements-tpu.lock, if it is not there yet. Standard library
+only.
 
     python3.11 scripts/setup_venv.py
+    python3.11 scripts/setup_venv.py tpu
 
 The environment is complete when its stamp equals the hash of everything it was made from, so an interrupted
 or outdated one is made anew, and two set-ups at once wait for each other.
@@ -14,8 +16,9 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / ".venv"
-LOCK = ROOT / "requirements.lock"
+SUFFIX = "-tpu" if sys.argv[1:] == ["tpu"] else ""
+VENV = ROOT / f".venv{SUFFIX}"
+LOCK = ROOT / f"requirements{SUFFIX}.lock"
 PYTHON = VENV / "bin" / "python"
 
 
@@ -57,18 +60,18 @@ def install() -> bool:
 
 
 def main() -> int:
-    with (ROOT / ".venv.lock").open("w") as guard:
+    with (ROOT / f"{VENV.name}.lock").open("w") as guard:
         try:
             fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("another set-up is at work on .venv; waiting for it")
+            say(f"another set-up is at work on {VENV.name}; waiting for it")
             fcntl.flock(guard, fcntl.LOCK_EX)
         stamp = VENV / "made-from.sha256"
         if stamp.exists() and stamp.read_text() == fingerprint() and PYTHON.exists():
             return 0
         version = ".".join(map(str, sys.version_info[:3]))
-        say(f"making {VENV} with Python {version} from requirements.lock")
-        say("this happens once; it downloads up to 3 GB (torch with its GPU libraries) and needs 6 GB of disk")
+        say(f"making {VENV} with Python {version} from {LOCK.name}")
+        say("this happens once; it downloads up to 3 GB (torch with its GPU libraries) and needs 6 to 8 GB of disk")
         if not install():
             say("failed. The lines above say why; once that is mended, run the same command again.")
             return 1

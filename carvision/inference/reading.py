@@ -1,5 +1,6 @@
 """Photos to logits: read lazily, decoded by several processes, in the order in which they are given."""
 
+import importlib
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -89,8 +90,16 @@ def predict_items(
         pin_memory=place.type == "cuda",
     )
     for images, batch, reasons in loader:
+        if place.type == "xla":
+            images = [_filled_up(values, batch_size) for values in images]
         logits = predictor([values.to(place, non_blocking=True) for values in images])
-        yield Batch(batch, {name: values.cpu() for name, values in logits.items()}, reasons)
+        yield Batch(batch, {name: values.cpu()[: len(batch)] for name, values in logits.items()}, reasons)
+
+
+def _filled_up(images: Tensor, batch_size: int) -> Tensor:
+    """With blank pictures to the size of all batches, as torch-xla compiles a graph for each size."""
+    blank = torch.full((batch_size - len(images), *images.shape[1:]), BLANK, dtype=images.dtype)
+    return torch.cat([images, blank])
 
 
 def batches_of(items: Iterable[Item], batch_size: int) -> Iterator[list[Item]]:
@@ -100,11 +109,13 @@ def batches_of(items: Iterable[Item], batch_size: int) -> Iterator[list[Item]]:
 
 
 def choose_device(name: str) -> torch.device:
-    """auto: the first GPU, else the CPU."""
+    """auto: the first GPU, else the CPU. xla: torch-xla's, a core of a TPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
+        if name == "xla":
+            importlib.import_module("torch_xla")  # which makes it known to torch
         return torch.zeros((), device=name).device
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         text = " ".join(str(error).split())[:120]
         raise InputError(f"--device: {name!r} is not auto, cpu or a device that is there ({text})") from None

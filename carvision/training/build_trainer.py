@@ -83,7 +83,8 @@ def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock) -
         hooks.append(create_progress_bar())
     if cfg["trainer"]["strategy"] == "fsdp":
         hooks.append(SameStatistics())
-    return [*hooks, Stopping(checkpoints, run["max_minutes"], run["checkpoint_every_minutes"]), checkpoints]
+    stopping = Stopping(checkpoints, clock.begun, run["max_minutes"], run["checkpoint_every_minutes"])
+    return [*hooks, stopping, checkpoints]
 
 
 def check_monitors(cfg: dict, labels: dict[str, dict]) -> None:

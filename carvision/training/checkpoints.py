@@ -79,7 +79,7 @@ class WholeCheckpoints(CheckpointIO):
         require_free(path.parent, num_bytes(checkpoint))
         try:
             with path.open("wb") as file:
-                out = _Output(file)
+                out = Output(file)
                 try:
                     torch.save(checkpoint, out)
                 except RuntimeError as error:  # torch's own words for a failed write tell nothing
@@ -98,7 +98,7 @@ class WholeCheckpoints(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-class _Output:
+class Output:
     """A file whose error is kept, as torch.save hides it."""
 
     def __init__(self, file: BinaryIO):

@@ -22,6 +22,7 @@ class Clock(Callback):
     def __init__(self, file: Path):
         self.file = file
         self.seconds: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+        self.begun = time.monotonic()
         self.last, self.last_cpu = time.perf_counter(), cpu_seconds()
 
     def lap(self, stage: str) -> None:

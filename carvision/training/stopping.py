@@ -1,6 +1,7 @@
 """Ending a start of a run before the run is over, with a checkpoint: signals, and limits of time."""
 
 import logging
+import math
 import os
 import signal
 import threading
@@ -32,7 +33,8 @@ class Stopped(BaseException):
 
 
 class Stopping(Callback):
-    """Writes last.ckpt and raises Stopped after SIGINT, SIGTERM, SIGUSR1 or `max_minutes` of this start.
+    """Writes last.ckpt and raises Stopped after SIGINT, SIGTERM, SIGUSR1, or `max_minutes` after `begun`, a time of
+    time.monotonic().
 
     Within an epoch that is after the step at hand; in a validation, which is then brought to its end, after the epoch.
     The test after training ends at once: the next start begins it anew.
@@ -42,12 +44,14 @@ class Stopping(Callback):
     def __init__(
         self,
         checkpoints: Checkpoints,
-        max_minutes: float | None = None,
-        checkpoint_every_minutes: float | None = None,
+        begun: float,
+        max_minutes: float | None,
+        checkpoint_every_minutes: float | None,
     ):
         self.checkpoints = checkpoints
-        self.ends = float("inf") if max_minutes is None else time.monotonic() + 60 * max_minutes
-        self.max_minutes, self.every_s = max_minutes, 60 * (checkpoint_every_minutes or float("inf"))
+        self.max_minutes = max_minutes
+        self.ends = math.inf if max_minutes is None else begun + 60 * max_minutes
+        self.every_s = math.inf if checkpoint_every_minutes is None else 60 * checkpoint_every_minutes
         self.received: int | None = None
         self.asked_at, self.steps, self.steps_between = time.monotonic(), 0, 1
         self.has_begun = False

@@ -14,6 +14,10 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.accelerators import XLAAccelerator
 from pytorch_lightning.plugins import CheckpointIO, XLACheckpointIO, XLAPrecision
+from pytorch_lightning.plugins.environments import TorchElasticEnvironment
+from pytorch_lightning.strategies import XLAStrategy
+from torch import Tensor
+from torchmetrics import Metric
 
 from carvision.errors import InputError
 
@@ -29,13 +33,13 @@ def require_xla() -> None:
     except Exception as error:  # ImportError, and whatever a build for another torch makes of it
         text = " ".join(str(error).split())[:120]
         raise InputError(
-            f"trainer.accelerator: tpu can't be used here ({text}); scripts/setup_tpu.sh makes the environment "
-            ".venv-tpu, for .venv-tpu/bin/python -m carvision.train trainer=tpu"
+            f"trainer.accelerator: tpu can't be used here ({text}); run scripts/setup_tpu.sh, and then "
+            ".venv-tpu/bin/python -m carvision.train trainer=tpu"
         ) from None
     if device != "TPU" and asked != "CPU":
         raise InputError(
-            "trainer.accelerator: tpu, and this machine has none; take trainer=cpu or trainer=gpu, or try the TPU's "
-            "way on the processor with the environment variable PJRT_DEVICE=CPU"
+            "trainer.accelerator: tpu, and this machine has none; take trainer=cpu or trainer=gpu, or set the "
+            "environment variable PJRT_DEVICE=CPU, which tries the TPU's way on the processor"
         )
 
 
@@ -45,6 +49,10 @@ def trainer_arguments(trainer: dict, checkpoint_io: CheckpointIO | None = None) 
     arguments = {**trainer, "plugins": [XLACheckpoints(checkpoint_io)] if checkpoint_io else []}
     if os.environ.get("PJRT_DEVICE") == "CPU":
         arguments |= {"accelerator": XLAOnCPU(), "devices": 1}
+    elif int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        arguments |= {"strategy": Cores()}
+    else:
+        arguments |= {"devices": 1 if trainer["devices"] == "auto" else trainer["devices"]}
     if trainer["precision"] == "bf16-mixed":
         log.info("bf16-mixed: torch's autocast of XLA; products and convolutions in bfloat16, weights in float32")
         arguments |= {"precision": None, "plugins": [*arguments["plugins"], BFloat16()]}
@@ -78,6 +86,43 @@ class XLAOnCPU(XLAAccelerator):
     @staticmethod
     def get_parallel_devices(devices: int) -> list[torch.device]:
         return [torch.device("xla", 0)]
+
+
+class Cores(XLAStrategy):
+    """Several cores, with a process for each that is there already, see tpu_cores.
+
+    Lightning's own starts them itself, for each fit and each test anew: it can't fit a second phase, and what callbacks
+    have learned in a fit is gone after it.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._launched = True
+        if TorchElasticEnvironment.detect():
+            self.cluster_environment = TorchElasticEnvironment()
+
+    def _configure_launcher(self) -> None:
+        self._launcher = None
+
+    def process_dataloader(self, dataloader):
+        return dataloader  # not in torch-xla's, which would hide from checkpoints how far it is
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        super().setup(trainer)
+        for module in trainer.lightning_module.modules():
+            if isinstance(module, Metric):  # torchmetrics looks for processes of torch.distributed only
+                module.dist_sync_fn, module.distributed_available_fn = gather, lambda: True
+
+    def teardown(self) -> None:
+        super().teardown()
+        self._launched = True
+
+
+def gather(values: Tensor, group: object = None) -> list[Tensor]:
+    """Of all cores, in their order; of one shape on all."""
+    import torch_xla.core.xla_model as xm
+
+    return list(xm.all_gather(values[None]).unbind(0))
 
 
 class BFloat16(XLAPrecision):

@@ -1,0 +1,44 @@
+"""All cores of a TPU: a process for each, which torchrun starts and watches."""
+
+import importlib
+import os
+import sys
+
+from carvision.errors import InputError
+from carvision.training.xla import require_xla
+
+PORT = 29_500  # at which the machines of a pod slice find the first one
+
+
+def use_cores(devices: str | int | list[int]) -> None:
+    """Called first of all. Returns where this process has its core; else the command begins anew under torchrun.
+
+    devices: trainer.devices, of one machine. All machines of a pod slice run the same command.
+    """
+    require_xla()
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has started this process
+        if int(os.environ["WORLD_SIZE"]) > 1:
+            # What torch-xla does itself where torch.distributed is used, which is not needed here
+            pjrt = importlib.import_module("torch_xla._internal.pjrt")
+            pjrt.initialize_multiprocess(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
+        return
+    if os.environ["PJRT_DEVICE"] == "CPU":  # has one
+        return
+    tpu = importlib.import_module("torch_xla._internal.tpu")
+    num_cores, machines = tpu.num_available_devices(), tpu.get_worker_ips()
+    if len(machines) == 1 and (num_cores == 1 or devices == 1 or isinstance(devices, list)):
+        return
+    if tpu.num_logical_cores_per_chip() > 1:
+        raise InputError("trainer.devices: on a TPU v2 or v3 carvision takes one core; use trainer.devices=1")
+    if devices not in ("auto", num_cores):
+        raise InputError(f"trainer.devices: {devices} of {num_cores} cores; use auto, which takes all, or 1")
+    os.execv(sys.executable, [sys.executable, *torchrun(num_cores, machines, tpu.worker_id()), *sys.argv[1:]])
+
+
+def torchrun(num_cores: int, machines: list[str], machine: int) -> list[str]:
+    """The command after "python", without the overrides. machines: their addresses, in their order."""
+    where = ["--standalone"]
+    if len(machines) > 1:
+        where = [f"--nnodes={len(machines)}", f"--node-rank={machine}", f"--master-addr={machines[0]}"]
+        where += [f"--master-port={PORT}"]
+    return ["-m", "torch.distributed.run", *where, f"--nproc-per-node={num_cores}", "-m", "carvision.train"]

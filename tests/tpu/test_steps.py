@@ -1,0 +1,122 @@
+"""The parts of a step under XLA: compiled once, done on the device, and the same as on the CPU."""
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch import nn
+
+from carvision.allowed import AUGMENT_STEPS
+from carvision.config import conf_dir
+from carvision.data.transforms import Augment
+from carvision.training.optimizers import OPTIMIZERS, create_optimizer
+from tests.training.test_lit_classifier import batch_of, lit_classifier
+
+NAMES = [*OPTIMIZERS, "lamb", "lion"]
+
+
+@pytest.fixture(scope="module")
+def device():
+    import torch_xla
+
+    return torch_xla.device()
+
+
+def test_every_step_of_the_augmentation_is_the_cpus(device):
+    from tests.tpu.counting import counted_steps
+
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        keys = OmegaConf.to_container(compose("train").augment, resolve=True)["steps"]
+    assert set(keys) == set(AUGMENT_STEPS)
+    random = torch.Generator().manual_seed(0)
+    images = torch.rand(3, 4, 3, 32, 24, generator=random)
+    for name in keys:
+        augment = Augment([name], {name: {**keys[name], "p": 0.5}})
+        draws = torch.rand(3, 4, augment.num_draws, generator=random)
+        done = []
+
+        def step(number, augment=augment, draws=draws, done=done):
+            done.append(augment(images[number].to(device), draws[number].to(device)))
+
+        first, *others = counted_steps(step, num=3)
+        assert set(first) <= {"compiled"}, name
+        assert others == [{}, {}], name
+        print(name)  # which a failure shows
+        for number, result in enumerate(done):
+            expected = augment(images[number], draws[number])
+            torch.testing.assert_close(result.cpu(), expected, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_optimizers_compile_at_most_twice_and_read_nothing(device, name):
+    from tests.tpu.counting import counted_steps
+
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)).to(device)
+    optimizer = create_optimizer(model, name, lr=0.01, weight_decay=0.01)
+    inputs = torch.rand(6, 8, 4)
+
+    def step(number):
+        optimizer.zero_grad()
+        model(inputs[number].to(device)).square().mean().backward()
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01 / (number + 1)
+        optimizer.step()
+
+    first, second, *others = counted_steps(step)  # the second has the optimizer's state
+    assert set(first) <= {"compiled"}
+    assert set(second) <= {"compiled"}
+    assert others == [{}] * 3
+
+
+def on_device(lit, batch: dict, device):
+    batch = {
+        name: {label: values.to(device) for label, values in value.items()}
+        if isinstance(value, dict)
+        else value.to(device)
+        for name, value in batch.items()
+    }
+    return lit.to(device), batch
+
+
+def test_bf16_mixed_puts_bfloat16_into_the_graph_and_not_into_the_weights(device):
+    import torch_xla
+
+    from carvision.training.xla import BFloat16
+
+    lit, batch = on_device(lit_classifier(), batch_of(), device)
+
+    def products() -> set[str]:
+        """The types of the results of products and convolutions in the graph of a step."""
+        torch_xla.sync()  # what was begun before is no part of it
+        loss = lit._step(batch["images"].float() / 255, batch, None)
+        loss.backward()
+        graph = torch_xla._XLAC._get_xla_tensors_hlo([loss, *(p.grad for p in lit.parameters() if p.grad is not None)])
+        assert {p.grad.dtype for p in lit.parameters() if p.grad is not None} == {torch.float32}
+        lit.zero_grad()
+        return set(re.findall(r"= (\w+)\[[^\n]* (?:dot|convolution)\(", graph))
+
+    assert products() == {"f32"}
+    with BFloat16().forward_context():
+        assert products() == {"bf16"}
+
+
+def test_dropout_follows_its_seed_and_nothing_is_compiled_for_it(device):
+    from carvision.training import xla
+    from tests.tpu.counting import counted_steps
+
+    seeds, results = [1, 2, 1, 2**62], []
+
+    def step(number):
+        xla.seed(seeds[number])
+        results.append(F.dropout(torch.ones(4, 64, device=device), 0.5))
+
+    first, *others = counted_steps(step, num=4)
+    assert set(first) <= {"compiled"}
+    assert others == [{}] * 3
+    one, two, again, large = (result.cpu() for result in results)
+    assert torch.equal(one, again)
+    assert not torch.equal(one, two)
+    assert not torch.equal(two, large)

@@ -1,0 +1,115 @@
+"""Whole runs under XLA: what is compiled when, and that they end as on the CPU."""
+
+import logging
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+import carvision
+from carvision.allowed import ALLOWED
+from carvision.evaluate import evaluate
+from carvision.export import export
+from tests.small_runs import demo, train
+
+# Most of what a step can hold
+EVERYTHING = [
+    "trainer=tpu", "trainer.max_epochs=3", "augment=r1", "augment.mixup=0.2", "augment.cutmix=1.0", "loss=focal",
+    "loss.class_weights=effective", "loss.head_weights=learned", "loss.label_smoothing=0.1", "model.decoding=joint",
+    "model.trunk.hidden=[8]", "model.trunk.dropout=0.3", "model.trunk.batch_norm=true", "model.trunk.activity_l1=0.01",
+    "+model/head@model.heads.speed=linear", "callbacks.ema_decay=0.9", "trainer.gradient_clip_val=1.0",
+    "schedule=one_cycle",
+]  # fmt: skip
+PLAIN = ["augment=light", "optimizer.lr=0.003"]
+LOSSES = ["train/loss", "val/loss"]
+
+
+def history(folder) -> pd.DataFrame:
+    return pd.read_csv(folder / "history.csv")
+
+
+def check_counts(counting, name: str, epochs: int) -> None:
+    """Prints them: pytest shows it with -rA or -s."""
+    print(f"{name}: graphs compiled by epoch", [epoch.get("compiled", 0) for epoch in counting.epochs])
+    assert len(counting.epochs) == epochs
+    assert counting.epochs[0]["compiled"] > 0
+    assert [epoch.get("compiled", 0) for epoch in counting.epochs[1:]] == [0] * (epochs - 1)
+    assert len(counting.steps) == epochs * 9  # 141 photos by 16
+    on_the_cpu = [{name for name in step if name != "compiled"} for step in counting.steps]
+    assert on_the_cpu == [set()] * len(on_the_cpu)  # not even a number was read
+    others = {name for epoch in counting.epochs for name in epoch} - {"compiled", "aten::_local_scalar_dense"}
+    assert not others  # nor in validation
+
+
+def test_everything_compiles_once_and_stays_on_the_device(demo_photos, tmp_path, counted):
+    folder = train(tmp_path / "run", *demo(demo_photos), *EVERYTHING)
+    check_counts(counted[0], "everything", epochs=3)
+    rows = history(folder)
+    assert rows["epoch"].tolist() == [0, 1, 2]
+    assert rows[[*LOSSES, "val/speed/mae"]].map(math.isfinite).all(axis=None)
+    state = torch.load(folder / "checkpoints" / "last.ckpt")
+    assert {value.device.type for value in state["state_dict"].values()} == {"cpu"}
+    model = carvision.load(folder)
+    assert model(torch.zeros(2, 3, 32, 32))["model"].shape == (2, 12)
+
+
+@pytest.mark.parametrize(
+    "overrides", [["optimizer.sam_rho=0.05"], ["trainer.accumulate_grad_batches=2"], ["augment=trivial_augment"]]
+)
+def test_other_steps_compile_once_and_stay_on_the_device(demo_photos, tmp_path, counted, overrides):
+    train(tmp_path / "run", *demo(demo_photos), "trainer=tpu", *overrides)
+    check_counts(counted[0], overrides[0], epochs=2)
+
+
+def test_a_run_is_the_cpus_and_goes_on_where_it_ended(demo_photos, tmp_path, counted):
+    plain = [*demo(demo_photos), *PLAIN]
+    cpu = history(train(tmp_path / "cpu", *plain))
+    whole = train(tmp_path / "whole", *plain, "trainer=tpu")
+    xla = history(whole)
+    print("losses on the CPU", cpu[LOSSES].to_numpy().tolist(), "and under XLA", xla[LOSSES].to_numpy().tolist())
+    assert xla.loc[0, LOSSES].to_numpy() == pytest.approx(cpu.loc[0, LOSSES].to_numpy(), rel=1e-3)
+    assert xla.loc[1, LOSSES].to_numpy() == pytest.approx(cpu.loc[1, LOSSES].to_numpy(), rel=2e-2)
+    cut = [*plain, "trainer=tpu", "run.max_epochs_per_start=1"]
+    for _ in range(2):
+        train(tmp_path / "cut", *cut)
+    assert len(counted) == 3
+    assert not {name for step in counted[-1].steps for name in step if name != "compiled"}
+    assert history(tmp_path / "cut")[LOSSES].to_numpy() == pytest.approx(xla[LOSSES].to_numpy(), rel=1e-5)
+    ours, theirs = (carvision.load(folder).state_dict() for folder in (whole, tmp_path / "cut"))
+    for name, value in ours.items():
+        torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif("run.allow_changes" not in ALLOWED, reason="no run.allow_changes yet")
+def test_a_run_begun_on_the_cpu_goes_on_under_xla_and_is_evaluated_on_the_cpu(demo_photos, tmp_path, caplog):
+    plain = [*demo(demo_photos), *PLAIN]
+    train(tmp_path / "run", *plain, "run.max_epochs_per_start=1")
+    train(tmp_path / "run", *plain, "trainer=tpu", "run.allow_changes=true")
+    rows = history(tmp_path / "run")
+    assert rows["epoch"].tolist() == [0, 1]
+    whole = history(train(tmp_path / "cpu", *plain))
+    assert rows.loc[1, LOSSES].to_numpy() == pytest.approx(whole.loc[1, LOSSES].to_numpy(), rel=2e-2)
+    evaluate([str(tmp_path / "run"), "--samples", "0", "--device", "cpu", "--out", str(tmp_path / "evaluation")])
+    assert (tmp_path / "evaluation" / "evaluation.json").exists()
+
+
+def test_bf16_mixed_trains_and_says_how(demo_photos, tmp_path, counted, caplog):
+    caplog.set_level(logging.INFO)
+    folder = train(tmp_path / "run", *demo(demo_photos), "trainer=tpu", "trainer.precision=bf16-mixed")
+    assert "bf16-mixed: torch's autocast" in caplog.text
+    check_counts(counted[0], "bf16-mixed", epochs=2)
+    assert history(folder)[LOSSES].map(math.isfinite).all(axis=None)
+
+
+def test_a_run_is_evaluated_and_exported_there(demo_photos, tmp_path, capsys):
+    folder = train(tmp_path / "run", *demo(demo_photos), *PLAIN, "trainer=tpu", "trainer.max_epochs=1")
+    figures = {}
+    for device in ("cpu", "xla"):
+        out = tmp_path / device
+        evaluate([str(folder), "--samples", "0", "--device", device, "--out", str(out), "data.batch_size=50"])
+        figures[device] = pd.read_csv(out / "predictions.csv")
+    assert figures["xla"]["model_id"].tolist() == figures["cpu"]["model_id"].tolist()
+    assert figures["xla"]["model_prob"].tolist() == pytest.approx(figures["cpu"]["model_prob"].tolist(), abs=1e-4)
+    export([str(folder), "--format", "torch-export", "onnx", "timm"])
+    assert {path.name for path in (folder / "export").iterdir()} == {"model.pt2", "model.onnx", "timm"}
