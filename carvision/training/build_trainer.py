@@ -121,6 +121,7 @@ def build_trainer(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock) -> 
         raise InputError(
             f"trainer: this machine can't run trainer.accelerator={cfg['trainer']['accelerator']} ({text})"
         ) from None
-    require_all_used(trainer.num_devices, trainer.num_nodes)
+    if cfg["trainer"]["accelerator"] != "tpu":
+        require_all_used(trainer.num_devices, trainer.num_nodes)
     log_hardware(trainer, cfg["trainer"]["precision"])
     return trainer

@@ -4,9 +4,11 @@ import os
 
 import pytest
 import timm
+import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies.launchers import subprocess_script
 
+from carvision.data.mixing import Mix
 from carvision.errors import InputError
 from carvision.training import launch, many_processes
 from carvision.training.sharding import blocks_of, check_fsdp
@@ -130,3 +132,18 @@ def test_blocks_are_the_networks_own(name, number):
     weights = sum(p.numel() for block in blocks for p in block.parameters())
     assert weights > 0.7 * sum(p.numel() for p in backbone.parameters())
     assert len(blocks) == number
+
+
+def test_processes_of_one_machine_share_its_cores(started_as):
+    started_as(by_torchrun(0, 3, 1))
+    assert launch.num_sharing(trainer(devices=3)) == 3
+    started_as(by_srun(0, 2, 1))
+    assert launch.num_sharing(trainer(devices=2)) == 1
+    started_as(environment())
+    assert [launch.num_sharing(trainer(devices=devices)) for devices in (1, 2, [0, 1, 3], "auto")] == [1, 2, 3, 1]
+
+
+def test_mixing_differs_by_process():
+    images, valid = torch.rand(8, 3, 8, 8), torch.ones(8, dtype=torch.bool)
+    shares = [Mix(mixup=1.0)(images, valid, (0, 0, 0, rank))[2] for rank in (0, 1)]
+    assert not torch.equal(*shares)
