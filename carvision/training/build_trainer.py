@@ -18,7 +18,7 @@ from carvision.training.compiling import FirstStep, require_compiler
 from carvision.training.hardware import log_hardware, prepare_cuda, resolve_precision, uses_cuda
 from carvision.training.launch import create_environment, require_all_used
 from carvision.training.lit_classifier import LitClassifier
-from carvision.training.many_processes import let_steps_run
+from carvision.training.many_processes import drop_lightnings_signals
 from carvision.training.nonfinite import NonFiniteLoss
 from carvision.training.profiling import SimpleProfile, create_profile
 from carvision.training.run_folder import write_config
@@ -95,7 +95,7 @@ def check_monitors(cfg: dict, labels: dict[str, dict]) -> None:
 
 
 def build_trainer(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock) -> pl.Trainer:
-    let_steps_run()
+    drop_lightnings_signals()
     check_monitors(cfg, lit.labels)
     values = trainer_values(cfg)
     hooks = build_callbacks(cfg, folder, lit, clock)

@@ -89,8 +89,10 @@ def test_one_process_asks_nobody(monkeypatch):
 def test_lightnings_private_parts_that_are_replaced_are_still_there():
     """Under another name in a later version they would do their work again, unseen."""
     from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
+    from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 
     assert callable(_TrainingEpochLoop._broadcast_sigterm_tensor)
+    assert callable(_SignalConnector.register_signal_handlers)
     assert callable(subprocess_script._launch_process_observer)
 
 
