@@ -1,6 +1,5 @@
 """What one start of carvision.evaluate does, from the model's folder to the folder of the evaluation."""
 
-import json
 import logging
 from dataclasses import replace
 from functools import partial
@@ -23,6 +22,7 @@ from carvision.inference.predictor import Predictor
 from carvision.inference.reading import choose_device
 from carvision.reports.evaluation.report import write_evaluation
 from carvision.run_log import start_log
+from carvision.whole_files import write_csv, write_json
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def run(
         predictions, labels, folder, figures=figures, decodings=decodings, losses=losses, head_weights=head_weights,
         rule=rule, title=title_of(about), notes=notes, crop_to_box=chosen.data["crop_to_box"], num_samples=samples,
     )  # fmt: skip
-    (folder / "evaluation.json").write_text(json.dumps({**about, **written}, indent=1))
+    write_json(folder / "evaluation.json", {**about, **written})
     return folder
 
 
@@ -122,7 +122,7 @@ def write_problems(folder: Path, bad: dict[str, str], unmatched: pd.DataFrame) -
     """bad_images.csv and unmatched.csv, where there is something to list."""
     if bad:
         file = folder / "bad_images.csv"
-        pd.DataFrame({"path": list(bad), "reason": list(bad.values())}).to_csv(file, index=False)
+        write_csv(file, pd.DataFrame({"path": list(bad), "reason": list(bad.values())}))
         log.warning("%d photos could not be read (first: %s); all are in %s", len(bad), next(iter(bad)), file)
     if len(unmatched):
-        unmatched.to_csv(folder / "unmatched.csv", index=False)
+        write_csv(folder / "unmatched.csv", unmatched)

@@ -17,6 +17,7 @@ from carvision.data.health import class_counts, describe_counts, find_copies
 from carvision.data.table import UNKNOWN, Table
 from carvision.errors import InputError, nearest
 from carvision.reports.dataset import plot_class_counts, plot_samples
+from carvision.whole_files import write_csv, write_text
 
 NUM_FIRST = 3  # paths shown of each kind of problem
 NUM_RANDOM = 12  # classes on a sheet of samples where none are chosen
@@ -38,14 +39,14 @@ def write_health(
     """
     folder.mkdir(parents=True, exist_ok=True)
     copies = find_copies(table, scan)
-    scan.to_csv(folder / "photos.csv", index=False)
-    scan[scan["problem"] != ""].to_csv(folder / "problems.csv", index=False)
-    copies.to_csv(folder / "copies.csv", index=False)
+    write_csv(folder / "photos.csv", scan)
+    write_csv(folder / "problems.csv", scan[scan["problem"] != ""])
+    write_csv(folder / "copies.csv", copies)
     figures = _figures(table, scan, copies)
     for label in table.class_labels:
         stem = re.sub(r"[^\w.-]+", "_", label)
         counts = class_counts(table, label)
-        counts.to_csv(folder / f"classes_{stem}.csv", index=False)
+        write_csv(folder / f"classes_{stem}.csv", counts)
         plot_class_counts(counts, f"{table.name}, {label}", folder / f"counts_{stem}.png")
         plot_samples(table, label, chosen[label], folder / f"samples_{stem}.png", num_per_class, seed)
         figures["labels"][label] = {
@@ -54,7 +55,7 @@ def write_health(
             "splits": [_plain(row) for row in describe_counts(counts).to_dict("records")],
         }
     text = json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / "health.json").write_text(text + "\n", encoding="utf-8")
+    write_text(folder / "health.json", text + "\n")
     return figures
 
 

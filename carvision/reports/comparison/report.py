@@ -16,6 +16,7 @@ from carvision.reports.comparison.runs import Run, find_runs, read_run
 from carvision.reports.comparison.sheets import Sheet, against_sheet, matrix_sheets, runs_sheet, settings_sheet
 from carvision.reports.comparison.tables import print_runs, print_sheet, write_html, write_markdown
 from carvision.reports.comparison.trade_off import plot_matrix, plot_trade_off
+from carvision.whole_files import write_csv
 
 log = logging.getLogger(__name__)
 
@@ -143,9 +144,8 @@ def _notes(frame: pd.DataFrame, keys: Sequence[str]) -> list[str]:
 def _write_csv(frame: pd.DataFrame, file: Path) -> None:
     """Numbers as the runs' files have them; whole numbers stay whole where a run lacks one."""
     whole = [c for c in frame.select_dtypes("number") if (frame[c].dropna() % 1 == 0).all() and "/" not in str(c)]
-    frame.astype({c: "Int64" for c in whole if c in ("folds", "epochs", "best_epoch", "epoch", "parameters")}).to_csv(
-        file
-    )
+    kinds = {c: "Int64" for c in whole if c in ("folds", "epochs", "best_epoch", "epoch", "parameters")}
+    write_csv(file, frame.astype(kinds), index=True)
 
 
 def _plot_runs(frame: pd.DataFrame, runs: Sequence[Run], figure: str, folder: Path) -> Pictures:
@@ -178,10 +178,10 @@ def _plot_runs(frame: pd.DataFrame, runs: Sequence[Run], figure: str, folder: Pa
 
 
 def _write_matrix(matrix, folder: Path) -> Pictures:
-    matrix.values.to_csv(folder / "matrix.csv")
-    matrix.minutes.to_csv(folder / "matrix_minutes.csv")
+    write_csv(folder / "matrix.csv", matrix.values, index=True)
+    write_csv(folder / "matrix_minutes.csv", matrix.minutes, index=True)
     if (matrix.counts > 1).to_numpy().any():
-        matrix.counts.to_csv(folder / "matrix_runs.csv")
+        write_csv(folder / "matrix_runs.csv", matrix.counts, index=True)
     for minutes, name in ((False, "matrix.png"), (True, "matrix_minutes.png")):
         plot_matrix(matrix, minutes, folder / name)
     return {"Matrix": folder / "matrix.png", "Matrix of minutes": folder / "matrix_minutes.png"}
@@ -189,6 +189,6 @@ def _write_matrix(matrix, folder: Path) -> Pictures:
 
 def _write_against(table: pd.DataFrame, key: str, figure: str, folder: Path) -> Pictures:
     columns = ["group", key, "epoch_s", "best_after_s", figure, "lowest_val_loss"]
-    table[list(dict.fromkeys(columns))].to_csv(folder / "against.csv")
+    write_csv(folder / "against.csv", table[list(dict.fromkeys(columns))], index=True)
     plot_against(table, key, figure, folder / "against.png")
     return {f"By {key}": folder / "against.png"}

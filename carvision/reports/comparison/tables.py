@@ -13,6 +13,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from carvision.reports.comparison.sheets import BEST, OVERALL, Sheet, runs_sheet, shown_columns
+from carvision.whole_files import write_text
 
 STYLES = {BEST: "bold green", OVERALL: "bold black on green", "": ""}
 NAME_SHARE = 0.44  # of a line of the terminal at most for a run's name; longer ones take several lines
@@ -132,7 +133,7 @@ def write_markdown(file: Path, title: str, about: str, sheets: Sequence[Sheet], 
     """pictures: {what they show: file beside this one}."""
     parts = [f"# {_plain(title)}\n", f"{_plain(about)}\n", *map(to_markdown, sheets)]
     parts += [f"## {_plain(name)}\n\n![{_plain(name)}]({picture.name})\n" for name, picture in pictures.items()]
-    file.write_text("\n".join(parts), encoding="utf-8")
+    write_text(file, "\n".join(parts))
 
 
 def write_html(file: Path, title: str, about: str, sheets: Sequence[Sheet], pictures: dict[str, Path]) -> None:
@@ -147,7 +148,7 @@ def write_html(file: Path, title: str, about: str, sheets: Sequence[Sheet], pict
         data = base64.b64encode(picture.read_bytes()).decode()
         shown = html.escape(name)
         parts.append(f"<h2>{shown}</h2><figure><img alt='{shown}' src='data:image/png;base64,{data}'></figure>")
-    file.write_text("\n".join(parts) + "\n", encoding="utf-8")
+    write_text(file, "\n".join(parts) + "\n")
 
 
 def _html_of(sheet: Sheet) -> str:

@@ -27,6 +27,7 @@ from carvision.portable import parents_of
 from carvision.reports.evaluation.confusion import plot_confusion
 from carvision.reports.evaluation.curves import plot_reliability
 from carvision.reports.evaluation.pairs import plot_pairs
+from carvision.whole_files import write_csv
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,10 @@ def file_stems(heads: Sequence[str]) -> dict[str, str]:
 def _write_tables(predictions: Predictions, labels: dict[str, dict], part: Part, stem: str, folder: Path) -> None:
     ids, names = (np.array(labels[part.head][kind], dtype=object) for kind in ("ids", "names"))
     table = class_table(predictions, part.head, labels, part.predicted)
-    table.to_csv(folder / f"per_class_{stem}.csv", index=False)
+    write_csv(folder / f"per_class_{stem}.csv", table)
     for kind, rows, columns in (("confusion", part.cells, ("true", "predicted")), ("confused", part.pairs, "ab")):
         named = {}
         for column in columns:
             named |= {f"{column}_id": ids[rows[column]], column: names[rows[column]]}
         counts = rows.drop(columns=list(columns))
-        pd.DataFrame({**named, **counts}).to_csv(folder / f"{kind}_{stem}.csv", index=False)
+        write_csv(folder / f"{kind}_{stem}.csv", pd.DataFrame({**named, **counts}))
