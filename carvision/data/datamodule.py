@@ -51,7 +51,8 @@ class PhotoDataModule(pl.LightningDataModule):
     """Batches as `Photos` gives them, without "bad", which ends here.
 
     read: returns the Table with its split. create_photos: (Table) -> Photos, with everything that reading them needs.
-    download: fetches the data set first, where its licence permits.
+    download: fetches the data set first, where its licence permits. num_sharing: processes of the run that share this
+    one's cores.
     on_bad_image: "error" raises InputError for the first photo that can't be read; "skip" leaves it out of losses and
     metrics; "blank" takes a grey picture in its place. bad_images {path: reason} holds those met so far.
     """
@@ -67,13 +68,14 @@ class PhotoDataModule(pl.LightningDataModule):
         on_bad_image: str = "error",
         seed: int = 0,
         download: Callable[[], None] | None = None,
+        num_sharing: int = 1,
     ):
         super().__init__()
         self.read, self.create_photos, self.download = read, create_photos, download
         self.table: Table | None = None
         self.photos: dict[str, Photos] = {}
         self.batch_size = batch_size
-        self.num_workers = max(1, min(16, num_cores() - 1)) if num_workers is None else num_workers
+        self.num_workers = max(1, min(16, num_cores() // num_sharing - 1)) if num_workers is None else num_workers
         self.sampler, self.epoch_fraction = sampler, epoch_fraction
         self.on_bad_image = on_bad_image
         self.seed = seed

@@ -22,6 +22,7 @@ from carvision.models.blocks import Neck
 from carvision.models.classifier import Classifier, Head
 from carvision.models.dense import Layers
 from carvision.training.build_phases import build_phases, try_phases
+from carvision.training.launch import num_sharing
 from carvision.training.lit_classifier import LitClassifier
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ def build_datamodule(cfg: dict, fold: int | None) -> PhotoDataModule:
         on_bad_image=data["on_bad_image"],
         seed=cfg["seed"],
         download=partial(download, data),
+        num_sharing=num_sharing(cfg["trainer"]),
     )
     datamodule.prepare_data()
     datamodule.setup()

@@ -17,7 +17,7 @@ from carvision.training.compiling import FirstStep, require_compiler
 from carvision.training.hardware import log_hardware, prepare_cuda, resolve_precision, uses_cuda
 from carvision.training.launch import create_environment, require_all_used
 from carvision.training.lit_classifier import LitClassifier
-from carvision.training.many_processes import let_steps_run
+from carvision.training.many_processes import drop_lightnings_signals
 from carvision.training.nonfinite import NonFiniteLoss
 from carvision.training.profiling import SimpleProfile, create_profile
 from carvision.training.run_folder import write_config
@@ -45,7 +45,7 @@ def trainer_values(cfg: dict) -> dict:
     if cuda:
         prepare_cuda()
     if values["strategy"] == "fsdp":
-        check_fsdp(cfg)
+        check_fsdp(cfg, values["precision"])
         values["strategy"] = create_strategy()
     if values["accelerator"] == "tpu":
         from carvision.training import xla
@@ -94,7 +94,7 @@ def check_monitors(cfg: dict, labels: dict[str, dict]) -> None:
 
 
 def build_trainer(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, ends: float | None) -> pl.Trainer:
-    let_steps_run()
+    drop_lightnings_signals()
     check_monitors(cfg, lit.labels)
     values = trainer_values(cfg)
     hooks = build_callbacks(cfg, folder, lit, clock, ends)
@@ -120,6 +120,7 @@ def build_trainer(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, end
         raise InputError(
             f"trainer: this machine can't run trainer.accelerator={cfg['trainer']['accelerator']} ({text})"
         ) from None
-    require_all_used(trainer.num_devices, trainer.num_nodes)
+    if cfg["trainer"]["accelerator"] != "tpu":
+        require_all_used(trainer.num_devices, trainer.num_nodes)
     log_hardware(trainer, cfg["trainer"]["precision"])
     return trainer

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
+import torch
 from pytorch_lightning.plugins.environments import (
     ClusterEnvironment,
     LightningEnvironment,
@@ -60,6 +61,18 @@ def num_started() -> int | None:
     return int(os.environ[name]) if name else None
 
 
+def num_sharing(trainer: dict) -> int:
+    """Processes of the run that share the cores this one may use. trainer: the keys of conf/trainer."""
+    if launcher() == "torchrun":
+        return int(os.environ["LOCAL_WORLD_SIZE"])
+    if launcher() == "srun":  # which gives each its own
+        return 1
+    devices = trainer["devices"]
+    if devices == "auto":
+        return max(1, torch.cuda.device_count()) if trainer["accelerator"] in ("gpu", "auto") else 1
+    return len(devices) if isinstance(devices, list) else devices
+
+
 def create_environment() -> ClusterEnvironment:
     """For the Trainer. Signals under SLURM are carvision's own matter, so it does not requeue."""
     return {
@@ -88,14 +101,15 @@ def run_together(trainer: dict) -> Iterator[None]:
     """
     devices = trainer["devices"]
     one = devices == 1 or (isinstance(devices, list) and len(devices) == 1)
-    if trainer["accelerator"] == "tpu" or (num_started() in (None, 1) and one and trainer["num_nodes"] == 1):
+    on_tpu = trainer["accelerator"] == "tpu"  # where torchrun starts a process for each core
+    if num_started() in (None, 1) and (on_tpu or (one and trainer["num_nodes"] == 1)):
         yield
         return
     _connect(trainer["num_nodes"])
     over = threading.Event()
     threading.Thread(target=_watch, args=(over,), daemon=True).start()
     try:
-        if devices != "auto":
+        if devices != "auto" and not on_tpu:
             require_all_used(len(devices) if isinstance(devices, list) else devices, trainer["num_nodes"])
         yield
     except (Exception, KeyboardInterrupt) as error:

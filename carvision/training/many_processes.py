@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
+from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 from torch import Tensor
 from torch import distributed as dist
 
@@ -68,13 +69,15 @@ def sum_of_all(values: Tensor) -> Tensor:
     return values
 
 
-def let_steps_run() -> None:
-    """Takes a broadcast out of Lightning's training step.
+def drop_lightnings_signals() -> None:
+    """Takes Lightning's handling of signals out of it: `stopping` has another, by which all processes agree.
 
-    Under several processes Lightning (2.6) broadcasts at every step whether the first process has got SIGTERM, and
-    reads the answer: each step would wait for the device. Here they agree every few seconds instead, see `stopping`.
+    Under several processes Lightning (2.6) broadcasts at every step whether the first has got SIGTERM, and reads the
+    answer, so that each step would wait for the device. Its handler, which it sets when training begins and which calls
+    the one that was there, broadcasts too, wherever the process just is: they then wait for each other for ever.
     """
     _TrainingEpochLoop._broadcast_sigterm_tensor = lambda loop: None
+    _SignalConnector.register_signal_handlers = lambda connector: None
 
 
 def _device() -> torch.device:

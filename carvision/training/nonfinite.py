@@ -11,7 +11,7 @@ from torch import Tensor
 
 from carvision.errors import InputError
 from carvision.training.checkpoints import LAST
-from carvision.training.many_processes import any_of_all
+from carvision.training.many_processes import any_of_all, of_all
 from carvision.whole_files import write_csv
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class NonFiniteLoss(Callback):
 
     def look(self, trainer: pl.Trainer) -> None:
         """Raises InputError where one was met. To be called by all processes; waits for the device."""
-        firsts = trainer.strategy.all_gather(self.first_bad).reshape(-1).tolist()
+        firsts = of_all(int(self.first_bad))
         bad = [first for first in firsts if first >= 0]
         if bad and not self.skip:
             batch_idx = self.begun + min(bad)
@@ -117,9 +117,9 @@ class NonFiniteLoss(Callback):
 
 
 def are_finite(module: pl.LightningModule) -> bool:
-    """Whether all weights and statistics are; waits for the device once."""
-    floats = [value for value in (*module.parameters(), *floating_buffers(module)) if value.is_floating_point()]
-    return bool(torch.stack([value.detach().isfinite().all() for value in floats]).all())
+    """Whether all weights and statistics are, of those in this process; waits for the device once."""
+    here = [getattr(p.detach(), "to_local", p.detach)() for p in module.parameters()]  # parts of them under FSDP
+    return bool(torch.stack([value.isfinite().all() for value in (*here, *floating_buffers(module))]).all())
 
 
 def floating_buffers(module: pl.LightningModule) -> list[Tensor]:

@@ -21,16 +21,20 @@ from carvision.training.optimizers import OPTIMIZERS
 NUM_BLOCKS = 8  # at least, in which weights are gathered, where the network has so many
 
 
-def check_fsdp(cfg: dict) -> None:
-    """Raises InputError for what would not be right where weights are divided, or has not been tried."""
-    optimizer, precision = cfg["optimizer"], cfg["trainer"]["precision"]
+def check_fsdp(cfg: dict, precision: str) -> None:
+    """Raises InputError for what would not be right where weights are divided, or has not been tried.
+
+    precision: what trainer.precision comes to on this machine.
+    """
+    optimizer = cfg["optimizer"]
     refused = {
         "phases: one phase alone": cfg["phases"] is not None and len(cfg["phases"]) > 1,
         "callbacks.ema_decay: no averages": cfg["callbacks"]["ema_decay"] is not None,
         "optimizer.sam_rho: not": bool(optimizer.get("sam_rho")),
         f"optimizer.name: only {', '.join(OPTIMIZERS)}": optimizer["name"] not in OPTIMIZERS,
+        "compile: not": cfg["compile"],
         "loss.head_weights: no learned weights": cfg["loss"]["head_weights"] == "learned",
-        "trainer.precision: only 32-true and bf16-mixed": precision not in ("32-true", "bf16-mixed"),
+        f"trainer.precision: only 32-true and bf16-mixed, not {precision},": precision not in ("32-true", "bf16-mixed"),
     }
     for what, wrong in refused.items():
         if wrong:
@@ -60,19 +64,31 @@ def shard(lit: LitClassifier) -> None:
 
 
 def blocks_of(backbone: nn.Module) -> list[nn.Module]:
-    """The parts whose weights are gathered together: of the elements of lists and sequences, which are called one
-    after the other, the largest with at most 1 / NUM_BLOCKS of the weights."""
-    limit = _size(backbone) // NUM_BLOCKS
+    """The parts whose weights are gathered together: of the parts that follow each other in the network, the largest
+    with at most 1 / NUM_BLOCKS of the weights, and no crumbs."""
+    limit, least = _size(backbone) // NUM_BLOCKS, _size(backbone) // 1000
 
     def within(module: nn.Module) -> list[nn.Module]:
         found = []
         for child in module.children():
             inner = within(child)
-            is_element = isinstance(module, nn.Sequential | nn.ModuleList) and _size(child) > 0
-            found += [child] if is_element and (_size(child) <= limit or not inner) else inner
+            covered = sum(map(_size, inner))
+            small = _size(child) <= limit or covered < _size(child) / 2
+            found += [child] if _size(child) > least and small and _is_called_alone(child, module) else inner
         return found
 
     return within(backbone)
+
+
+def _is_called_alone(child: nn.Module, parent: nn.Module) -> bool:
+    """Whether it is surely called as a module, which is when its weights are gathered: an element of a sequence or a
+    list, or one of several parts of a kind. Layers within a block are not always (attention may take their weights)."""
+    if isinstance(parent, nn.Sequential):
+        return True
+    if isinstance(child, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+        return False
+    of_a_kind = sum(type(other) is type(child) for other in parent.children())
+    return isinstance(parent, nn.ModuleList) or (of_a_kind > 1 and any(child.children()))
 
 
 def make_whole(lit: LitClassifier) -> None:

@@ -58,7 +58,7 @@ def environment(**variables: object) -> dict[str, str]:
     for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE"):
         ours.pop(name, None)
     path = os.pathsep.join([str(ROOT), ours.get("PYTHONPATH", "")])
-    ours |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    ours |= {"CUDA_VISIBLE_DEVICES": "", "TORCH_CPP_LOG_LEVEL": "ERROR", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return ours | {name: str(value) for name, value in variables.items()}
 
 

@@ -3,11 +3,15 @@
 import os
 
 import pytest
+import timm
+import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies.launchers import subprocess_script
 
+from carvision.data.mixing import Mix
 from carvision.errors import InputError
 from carvision.training import launch, many_processes
+from carvision.training.sharding import blocks_of, check_fsdp
 from tests.small_runs import config
 from tests.training.processes import by_srun, by_torchrun, environment
 
@@ -85,8 +89,10 @@ def test_one_process_asks_nobody(monkeypatch):
 def test_lightnings_private_parts_that_are_replaced_are_still_there():
     """Under another name in a later version they would do their work again, unseen."""
     from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
+    from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 
     assert callable(_TrainingEpochLoop._broadcast_sigterm_tensor)
+    assert callable(_SignalConnector.register_signal_handlers)
     assert callable(subprocess_script._launch_process_observer)
 
 
@@ -94,3 +100,52 @@ def test_lightnings_private_parts_that_are_replaced_are_still_there():
 def test_the_trainers_of_many_processes(group, strategy):
     chosen = config(f"trainer={group}", "data=demo")["trainer"]
     assert (chosen["strategy"], chosen["devices"]) == (strategy, 2)
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("callbacks.ema_decay=0.9", "callbacks.ema_decay: no averages with trainer=fsdp"),
+        ("optimizer.sam_rho=0.1", "optimizer.sam_rho: not with trainer=fsdp"),
+        ("optimizer=lamb", "optimizer.name: only sgd, .* with trainer=fsdp"),
+        ("loss.head_weights=learned", "loss.head_weights: no learned weights"),
+        ("compile=true", "compile: not with"),
+        ("+phases={a: {epochs: 1}, b: {epochs: 1}}", "phases: one phase alone"),
+    ],
+)
+def test_what_fsdp_refuses(override, message):
+    check_fsdp(config("trainer=fsdp"), "bf16-mixed")
+    with pytest.raises(InputError, match=message):
+        check_fsdp(config("trainer=fsdp", override.lstrip("+")), "32-true")
+
+
+def test_fsdp_refuses_16_mixed():
+    with pytest.raises(InputError, match="only 32-true and bf16-mixed, not 16-mixed, with trainer=fsdp"):
+        check_fsdp(config("trainer=fsdp"), "16-mixed")
+
+
+@pytest.mark.parametrize("name, number", [("test_vit", 6), ("resnet50", 16), ("convnext_tiny", 16)])
+def test_blocks_are_the_networks_own(name, number):
+    """The largest within lists of them, none inside of another, and most of the weights."""
+    backbone = timm.create_model(name, num_classes=0)
+    blocks = blocks_of(backbone)
+    inside = [module for block in blocks for module in block.modules()]
+    assert len({id(module) for module in inside}) == len(inside)
+    weights = sum(p.numel() for block in blocks for p in block.parameters())
+    assert weights > 0.7 * sum(p.numel() for p in backbone.parameters())
+    assert len(blocks) == number
+
+
+def test_processes_of_one_machine_share_its_cores(started_as):
+    started_as(by_torchrun(0, 3, 1))
+    assert launch.num_sharing(trainer(devices=3)) == 3
+    started_as(by_srun(0, 2, 1))
+    assert launch.num_sharing(trainer(devices=2)) == 1
+    started_as(environment())
+    assert [launch.num_sharing(trainer(devices=devices)) for devices in (1, 2, [0, 1, 3], "auto")] == [1, 2, 3, 1]
+
+
+def test_mixing_differs_by_process():
+    images, valid = torch.rand(8, 3, 8, 8), torch.ones(8, dtype=torch.bool)
+    shares = [Mix(mixup=1.0)(images, valid, (0, 0, 0, rank))[2] for rank in (0, 1)]
+    assert not torch.equal(*shares)

@@ -14,23 +14,23 @@ from tests.training.processes import train_together, write_manifest
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
-def test_a_signal_to_the_second_process_stops_both(tmp_path, trainer):
+@pytest.mark.parametrize("trainer, rank, number", [("ddp", 0, signal.SIGTERM), ("fsdp", 1, signal.SIGUSR1)])
+def test_a_signal_to_one_process_stops_both(tmp_path, trainer, rank, number):
     data = write_manifest(tmp_path / "data", {"train": 37, "val": 5, "test": 5}, bad=True)
     settings = [
         *data, "model.backbone=test_convnext", "data.batch_size=4", f"trainer={trainer}", "trainer.accelerator=cpu",
         "trainer.max_epochs=12", "logger=none", "model.trunk.dropout=0.2", "augment=mixup",
     ]  # fmt: skip
 
-    def signal_the_second(processes: list) -> None:
+    def send(processes: list) -> None:
         ends = time.monotonic() + 200
         while not (tmp_path / "cut" / "history.csv").exists():
-            assert time.monotonic() < ends and processes[1].is_alive()
+            assert time.monotonic() < ends and processes[rank].is_alive()
             time.sleep(0.02)
-        os.kill(processes[1].pid, signal.SIGUSR1)
+        os.kill(processes[rank].pid, number)
 
     cut, whole = tmp_path / "cut", tmp_path / "whole"
-    train_together(2, [(cut, settings)], status=128 + signal.SIGUSR1, meanwhile=signal_the_second)
+    train_together(2, [(cut, settings)], status=128 + number, meanwhile=send)
     assert 1 <= len(pd.read_csv(cut / "history.csv")) < 12 and not (cut / "metrics.json").exists()
     train_together(2, [(cut, settings), (whole, settings)])
     ours, theirs = (pd.read_csv(folder / "history.csv").drop(columns="seconds") for folder in (cut, whole))
