@@ -6,9 +6,12 @@ from pathlib import Path
 from carvision.errors import InputError
 
 
-def claim_folder(wanted: str | Path | None, parent: Path, prefix: str = "", key: str = "run.dir") -> Path:
+def claim_folder(
+    wanted: str | Path | None, parent: Path, prefix: str = "", key: str = "run.dir", leftovers: tuple[str, ...] = ()
+) -> Path:
     """A new folder: `wanted`, or <parent>/<prefix><time>. Two commands never get the same one.
 
+    leftovers: names of what a command that was killed at once may have left in `wanted`.
     Raises InputError, which names `key`, where `wanted` holds something already, or can't be made.
     """
     stamp = f"{prefix}{time.strftime('%Y-%m-%d_%H-%M-%S')}"
@@ -18,7 +21,7 @@ def claim_folder(wanted: str | Path | None, parent: Path, prefix: str = "", key:
             folder.mkdir(parents=True)
             return folder
         except FileExistsError:
-            if wanted and folder.is_dir() and not any(folder.iterdir()):
+            if wanted and folder.is_dir() and all(path.name in leftovers for path in folder.iterdir()):
                 return folder
             if wanted:
                 raise InputError(f"{key}: {folder} exists already; give a folder that does not, or remove it") from None

@@ -120,9 +120,12 @@ def smooth_l1(estimates: Tensor, targets: Tensor, std: float) -> Tensor:
     return F.smooth_l1_loss(error, torch.zeros_like(error), reduction="none") * known
 
 
-def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
-    """Scalar: sum(losses * weights) / sum(weights), and 0 where all weights are 0. Both (B,)."""
-    return (losses * weights).sum() / weights.sum().clamp(min=1e-12)
+def weighted_mean(losses: Tensor, weights: Tensor, total: Tensor | None = None) -> Tensor:
+    """Scalar: sum(losses * weights) / sum(weights), and 0 where all weights are 0. Both (B,).
+
+    total: scalar, to divide by instead of the sum of these weights.
+    """
+    return (losses * weights).sum() / (weights.sum() if total is None else total).clamp(min=1e-12)
 
 
 def create_class_weights(name: str, counts: Tensor) -> Tensor:

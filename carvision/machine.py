@@ -1,8 +1,81 @@
 """What this machine has."""
 
+from __future__ import annotations  # carvision.doctor shall say itself that a Python is too old
+
+import math
 import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUP = Path("/proc/self/cgroup")
+NO_LIMIT = 2**60  # bytes; version 1 writes a number near 2^63 where there is none
 
 
 def num_cores() -> int:
     """Processor cores that this process may use, which in a container can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = core_quota()
+    return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
+
+
+def core_quota(own: Path = OWN_CGROUP, root: Path = CGROUPS) -> float | None:
+    """Cores' worth of time that the control group grants, as `docker run --cpus=1.5` sets it; None: all there is.
+
+    Such a process still sees every core of the machine, and is halted when its share is used up.
+    """
+    quotas = []
+    for folder in _cgroup_folders("cpu", own, root):
+        words = _words(folder / "cpu.max") or [
+            *_words(folder / "cpu.cfs_quota_us"),
+            *_words(folder / "cpu.cfs_period_us"),
+        ]
+        if len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]):  # else "max" or -1
+            quotas.append(int(words[0]) / int(words[1]))
+    return min(quotas, default=None)
+
+
+def memory_limit(own: Path = OWN_CGROUP, root: Path = CGROUPS) -> int | None:
+    """Bytes that the control group may hold before the kernel ends one of its processes; None: all there is."""
+    limits = []
+    for folder in _cgroup_folders("memory", own, root):
+        for word in _words(folder / "memory.max") or _words(folder / "memory.limit_in_bytes"):
+            if word.isdigit() and int(word) < NO_LIMIT:
+                limits.append(int(word))
+    return min(limits, default=None)
+
+
+def _cgroup_folders(controller: str, own: Path, root: Path) -> Iterator[Path]:
+    """Of this process's control group and all that hold it, versions 1 and 2. The smallest limit of them counts."""
+    for line in _lines(own):
+        number, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if number == "0":
+            mounts = [root, root / "unified"]  # the latter beside version 1
+        elif controller in controllers.split(","):
+            mounts = [root / controllers, root / controller]
+        else:
+            continue
+        parts = [part for part in path.split("/") if part]
+        for mount in mounts:  # a container may see its own group at the top, and the path of the machine
+            yield from (mount.joinpath(*parts[:num]) for num in range(len(parts), -1, -1))
+
+
+def _words(file: Path) -> list[str]:
+    return [word for line in _lines(file) for word in line.split()]
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text().splitlines()
+    except OSError:
+        return []
+
+
+def processor_name() -> str:
+    """As its maker calls it, else the kind of its instructions."""
+    for line in _lines(Path("/proc/cpuinfo")):
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.processor() or platform.machine()

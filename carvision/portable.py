@@ -1,7 +1,6 @@
 """The model that travels: model.safetensors and model.json in one folder. No Lightning, no Hydra, nothing executed."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from carvision.description import FORMAT, read_description
 from carvision.errors import InputError
 from carvision.models.classifier import Classifier, classifier_from
 from carvision.models.decoding import decode
+from carvision.whole_files import write_json, written_whole
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
@@ -43,9 +43,10 @@ def save(
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     weights = folder / WEIGHTS
-    partial_file = weights.with_suffix(".partial")
-    save_file(tensors, partial_file)
-    partial_file.chmod(0o644)  # safetensors lets nobody else read it
+    with written_whole(weights) as place:
+        save_file(tensors, place)
+        place.chmod(0o644)  # safetensors lets nobody else read it
+        sha256 = _sha256(place)
     description = {
         "format": FORMAT,
         "network": model.description,
@@ -54,20 +55,17 @@ def save(
         "crop_to_box": crop_to_box,
         "decoding": decoding,
         "weights": {"file": WEIGHTS, "kind": "averaged" if averaged else "raw", "epoch": epoch},
-        "sha256": _sha256(partial_file),
+        "sha256": sha256,
         "metrics": metrics,
         "config": config,
         "versions": {"carvision": carvision.__version__, "torch": torch.__version__, "timm": version("timm")},
     }
-    partial_file.replace(weights)
     write_description(folder, description)
 
 
 def write_description(folder: Path, description: dict) -> None:
     """model.json, which is there whole or as it was."""
-    partial_file = folder / f"{DESCRIPTION}.partial"
-    partial_file.write_text(json.dumps(description, indent=1), encoding="utf-8")
-    partial_file.replace(folder / DESCRIPTION)
+    write_json(folder / DESCRIPTION, description)
 
 
 def load(path: str | Path) -> Classifier:

@@ -10,6 +10,8 @@ from carvision.config import plain_config, run_command
 # Read by OpenMP when torch is imported: threads that wait sleep, instead of keeping the cores busy that the photo
 # readers need. Steps took a tenth of the time where other processes were at work on the same two cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Where one of several processes ends, torch would print its own calls on the way to the others, in hundreds of lines.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def train(cfg: DictConfig) -> None:

@@ -66,7 +66,7 @@ def test_every_key_of_the_files_is_explained_in_place():
         assert "#" in text, f"{file} explains nothing"
 
 
-@pytest.mark.parametrize("group", ["cpu", "gpu", "tpu", "ddp"])
+@pytest.mark.parametrize("group", ["cpu", "gpu", "tpu", "ddp", "fsdp"])
 def test_trainer_files_have_the_same_keys(group):
     assert composed(f"trainer={group}")["trainer"].keys() == composed("trainer=cpu")["trainer"].keys()
 

@@ -1,18 +1,50 @@
 """PhotoDataModule: the loaders of a Table's splits. The only Lightning in this room."""
 
 import logging
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
 from carvision.data.photos import Photos, TableOrder, TrainOrder
+from carvision.data.prefetch import Prefetch
 from carvision.data.table import SPLITS, Table
 from carvision.errors import InputError
 from carvision.machine import num_cores
 
 log = logging.getLogger(__name__)
+
+
+class ResumableLoader(DataLoader):
+    """Knows how many batches of the pass at hand it has given. Lightning keeps that in checkpoints, and a run that goes
+    on inside an epoch begins with the batch after them."""
+
+    given = 0
+
+    def __iter__(self) -> Iterator[dict]:
+        self.given = self.sampler.start
+        return self._count(super().__iter__())
+
+    def _count(self, batches: Iterator[dict]) -> Iterator[dict]:
+        for batch in batches:
+            self.given += 1
+            yield batch
+
+    def state_dict(self) -> dict:
+        return {"given": self.given}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.sampler.start = state["given"] % len(self.sampler)  # of a whole epoch none: the next is begun
+
+
+def leave_signals_to_the_run(worker: int) -> None:
+    """Schedulers and Ctrl-C signal all processes; the readers go on, so that the run can end its step. They end with
+    the process that started them."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 class PhotoDataModule(pl.LightningDataModule):
@@ -46,6 +78,7 @@ class PhotoDataModule(pl.LightningDataModule):
         self.on_bad_image = on_bad_image
         self.seed = seed
         self.bad_images: dict[str, str] = {}
+        self.prefetch = Prefetch()
 
     def prepare_data(self) -> None:  # called by Lightning in one process only
         if self.download is not None:
@@ -62,12 +95,20 @@ class PhotoDataModule(pl.LightningDataModule):
                     self.photos[split] = self.create_photos(part)
 
     def train_dataloader(self) -> DataLoader:
-        photos = self.photos["train"]
-        codes = photos.targets[self.table.finest].numpy()
-        order = TrainOrder(
-            codes, self.batch_size, self.sampler, self.epoch_fraction, self.seed, *self._rank_and_world_size()
-        )
-        return self._loader(photos, order)
+        order = self._train_order()
+        if self.trainer:  # Lightning sets the epoch only after the readers have begun
+            order.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+        return self._loader(self.photos["train"], order, ResumableLoader)
+
+    @property
+    def num_train_batches(self) -> int:
+        """Of an epoch, in each process."""
+        return len(self._train_order())
+
+    def _train_order(self) -> TrainOrder:
+        codes = self.photos["train"].targets[self.table.finest].numpy()
+        shape = self._rank_and_world_size()
+        return TrainOrder(codes, self.batch_size, self.sampler, self.epoch_fraction, self.seed, *shape)
 
     def val_dataloader(self) -> DataLoader:
         return self._eval_loader("val")
@@ -79,15 +120,18 @@ class PhotoDataModule(pl.LightningDataModule):
         photos = self.photos[split]
         return self._loader(photos, TableOrder(len(photos.paths), self.batch_size, *self._rank_and_world_size()))
 
-    def _loader(self, photos: Photos, order) -> DataLoader:
+    def _loader(self, photos: Photos, order, kind: type[DataLoader] = DataLoader) -> DataLoader:
         # An item is a whole batch, so the loader neither batches nor collates.
-        return DataLoader(
+        return kind(
             photos,
             sampler=order,
             batch_size=None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=leave_signals_to_the_run,
+            # Else the loader takes numbers from those that dropout draws, more of them without workers
+            generator=torch.Generator(),
         )
 
     def _rank_and_world_size(self) -> tuple[int, int]:
@@ -108,3 +152,8 @@ class PhotoDataModule(pl.LightningDataModule):
         if self.on_bad_image == "blank":
             batch["valid"] = batch["index"] >= 0  # all but what pads the last batch
         return batch
+
+    def transfer_batch_to_device(self, batch: dict, device: torch.device, dataloader_idx: int) -> dict:
+        if device.type == "cuda":
+            return self.prefetch(batch, device)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)

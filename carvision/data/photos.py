@@ -126,6 +126,7 @@ class TrainOrder(Sampler[list[Key]]):
         self.batch_size = min(batch_size, max(1, self.num_photos // world_size))
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
+        self.start = 0  # batches of the next pass that are left out, as an earlier start of the run has had them
 
     def set_epoch(self, epoch: int) -> None:  # called by Lightning at the start of each epoch
         self.epoch = epoch
@@ -134,16 +135,22 @@ class TrainOrder(Sampler[list[Key]]):
         return -(-self.num_photos // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[list[Key]]:
-        random = np.random.default_rng((self.seed, self.epoch))
+        start, self.start = self.start, 0
+        rows = self.rows(self.epoch)[start:, self.rank :: self.world_size]
+        for batch in rows.tolist():
+            yield [(row, self.epoch) for row in batch]
+
+    def rows(self, epoch: int) -> np.ndarray:
+        """int (len(self), batch_size * world_size): of the whole epoch, a row of it the batches of all processes."""
+        random = np.random.default_rng((self.seed, epoch))
         if self.kind == "balanced":
             _, place, counts = np.unique(self.codes, return_inverse=True, return_counts=True)
             chance = (1 / counts)[place]
             order = random.choice(len(self.codes), self.num_photos, p=chance / chance.sum())
         else:
             order = random.permutation(len(self.codes))[: self.num_photos]
-        order = np.resize(order, len(self) * self.batch_size * self.world_size)  # repeats from the start
-        for rows in order[self.rank :: self.world_size].reshape(-1, self.batch_size).tolist():
-            yield [(row, self.epoch) for row in rows]
+        width = self.batch_size * self.world_size
+        return np.resize(order, len(self) * width).reshape(-1, width)  # repeats from the start
 
 
 class TableOrder(Sampler[list[Key]]):

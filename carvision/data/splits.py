@@ -11,6 +11,7 @@ from scipy.sparse.csgraph import connected_components
 
 from carvision.data.table import BOX, SPLITS, UNKNOWN, Table
 from carvision.errors import InputError
+from carvision.whole_files import write_csv
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ def write_splits(table: Table, file: Path) -> None:
         out[name] = ids[table.rows[name].to_numpy()]
     if table.has_boxes:
         out[BOX] = table.rows[BOX]
-    out.to_csv(file, index=False)
+    write_csv(file, out)
 
 
 def equal_bytes(table: Table) -> np.ndarray:

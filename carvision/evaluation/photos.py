@@ -67,6 +67,8 @@ def compose_data(about: dict, overrides: list[str]) -> Chosen:
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(one_line(error)) from None
     check_values({"data": data})
+    if data["batch_size"] == "auto":
+        raise InputError("data.batch_size: auto is for training; give a number, such as data.batch_size=64")
     keys = {each.key_or_group for each in given}
     same_split = not chosen and not any(key.startswith("data.split") for key in keys)
     return Chosen(data, same_split, same_split and keys <= NEUTRAL, "data.root" in keys)

@@ -88,8 +88,12 @@ class EpochMetrics(nn.Module):
         weights: dict[str, Tensor],
         valid: Tensor,
         penalty: Tensor,
+        num_photos: Tensor | None = None,
     ) -> None:
-        """losses, weights {head: (B,)}: of each photo, weight 0 where the label isn't known or the photo is bad."""
+        """losses, weights {head: (B,)}: of each photo, weight 0 where the label isn't known or the photo is bad.
+
+        num_photos: scalar, for how many photos the penalty counts; None: those that are valid.
+        """
         class_logits = {name: logits[name] for name, n in self.outputs.items() if n}
         parents = {child: (parent, self.get_buffer(f"codes_{i}")) for i, (child, parent) in enumerate(self.links)}
         predicted = {}
@@ -106,7 +110,7 @@ class EpochMetrics(nn.Module):
             head.update(*first, targets[name], losses[name], weights[name])
         for name, scores in zip(class_logits, self.scores, strict=False):  # none without AUC
             scores.update(logits[name], targets[name], weights[name])
-        num_photos = valid.sum()
+        num_photos = valid.sum() if num_photos is None else num_photos
         self.penalty.update(penalty * num_photos)
         self.photos.update(num_photos)
 
@@ -131,8 +135,26 @@ class EpochMetrics(nn.Module):
         return {rule: joint.compute() for rule, joint in zip(self.rules, self.joint, strict=True)}
 
     def reset(self) -> None:
-        for metric in (*self.heads, *self.scores, *self.joint, self.penalty, self.photos):
+        for metric in self._all():
             metric.reset()
+
+    def counters(self) -> list[dict[str, Tensor]]:
+        """All that was counted so far, in all processes together; for set_counters() of another start of a run."""
+        counted = []
+        for metric in self._all():
+            with metric.sync_context():
+                counted.append({name: value.clone() for name, value in metric.metric_state.items()})
+        return counted
+
+    def set_counters(self, counted: list[dict[str, Tensor]]) -> None:
+        """In one of several processes: each counts on from what it has."""
+        for metric, values in zip(self._all(), counted, strict=True):
+            for name, value in values.items():
+                setattr(metric, name, value.to(metric.device))
+            metric._update_count = 1  # else torchmetrics takes it for new, and warns
+
+    def _all(self) -> list[Metric]:
+        return [*self.heads, *self.scores, *self.joint, self.penalty, self.photos]
 
 
 def figure_names(labels: dict[str, dict]) -> list[str]:

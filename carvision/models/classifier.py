@@ -97,16 +97,16 @@ class Classifier(nn.Module):
                 feature_map = self.neck(feature_map)
         return self.backbone.forward_head(feature_map) if self.pool is None else self.pool(feature_map)
 
-    def forward_with_penalty(self, images: Tensor, valid: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor]:
+    def forward_with_penalty(self, images: Tensor, shares: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """The logits, and the sum of all penalties on weights and activities: a scalar to add to the loss.
 
-        valid: bool (B,), the photos whose activities are penalised; None: all.
+        shares: (B,), of each photo in the mean of the penalties on activities; None: 1 / B.
         """
-        x, penalty = self.trunk(self.features(images), valid)
+        x, penalty = self.trunk(self.features(images), shares)
         logits = {}
         for name in self.labels:
             head = self.get_submodule(head_module(name))
-            hidden, more = head["layers"](x, valid)
+            hidden, more = head["layers"](x, shares)
             logits[name] = head["output"](hidden)
             penalty = penalty + more
         for name, (mean, std) in self.units.items():

@@ -67,7 +67,7 @@ NO_LAYERS = Layers()
 class Dense(nn.Module):
     """Layers as a module: (B, F) -> ((B, units of the last layer, or F), penalty: a scalar).
 
-    valid: bool (B,), the photos whose activities are penalised; None: all.
+    shares: (B,), of each photo in the mean of the penalties on activities; None: 1 / B.
     """
 
     def __init__(self, num_inputs: int, layers: Layers):
@@ -87,7 +87,7 @@ class Dense(nn.Module):
         self.penalties = list(zip(layers.of_each("l2"), layers.of_each("activity_l1"), strict=True))
         self.num_outputs = num_inputs
 
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, shares: Tensor | None = None) -> tuple[Tensor, Tensor]:
         penalty = x.new_zeros(())
         if not self.penalties:  # no layers: at most dropout
             for block in self.blocks:
@@ -99,14 +99,14 @@ class Dense(nn.Module):
             if l2:
                 penalty = penalty + l2 * linear.weight.square().sum()
             if activity_l1:
-                penalty = penalty + activity_l1 * _mean_activity(x, valid)
+                penalty = penalty + activity_l1 * _mean_activity(x, shares)
             for layer in rest:
                 x = layer(x)
         return x, penalty
 
 
-def _mean_activity(x: Tensor, valid: Tensor | None) -> Tensor:
-    """Scalar: the sum of a photo's absolute values (B, F), mean over the photos that are valid, bool (B,)."""
-    if valid is None:
+def _mean_activity(x: Tensor, shares: Tensor | None) -> Tensor:
+    """Scalar: the sum of a photo's absolute values (B, F), mean over the photos by their shares (B,)."""
+    if shares is None:
         return x.abs().sum() / len(x)
-    return (x.abs() * valid[:, None]).sum() / valid.sum().clamp(min=1)
+    return (x.abs() * shares[:, None]).sum()

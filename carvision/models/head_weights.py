@@ -17,13 +17,13 @@ class HeadWeights(nn.Module):
         self.heads = list(heads)
         self.log_variances = nn.Parameter(torch.zeros(len(self.heads)))
 
-    def forward(self, losses: dict[str, Tensor]) -> Tensor:
-        """{head: scalar} -> scalar, which can be below 0.
+    def forward(self, losses: dict[str, Tensor], counts: Tensor) -> Tensor:
+        """{head: scalar}, bool (heads,) -> scalar, which can be below 0.
 
-        A head with a loss of 0 is left out: none of the batch's labels is known, and s / 2 alone would drive s down.
+        counts: false for a head none of whose labels is known in the batch. It is left out: s / 2 alone would drive s
+        down.
         """
         values = torch.stack([losses[head] for head in self.heads])
-        counts = values.detach() > 0
         return ((torch.exp(-self.log_variances) * values + self.log_variances / 2) * counts).sum()
 
     def weights(self) -> dict[str, float]:

@@ -5,6 +5,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from carvision.whole_files import written_whole
+
 SPLIT_COLOURS = {"train": "#4477aa", "val": "#ddaa33", "test": "#bb5566", "no split": "#bbbbbb"}  # safe for all eyes
 TEXT = "#333333"
 FAINT = "#8a8a8a"
@@ -35,9 +37,5 @@ def set_title(figure: Figure, title: str) -> None:
 def save_figure(figure: Figure, file: Path) -> None:
     """PNG; a file of that name is replaced when the new one is complete, so that none is ever half written."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(file.name + ".part")
-    try:
-        figure.savefig(part, format="png")
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+    with written_whole(file) as place:
+        figure.savefig(place, format="png")

@@ -1,11 +1,14 @@
 """What a person reads of a run: the network's parts (summary.txt) and the closing table."""
 
+import io
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 from torch import nn
+
+from carvision.whole_files import write_text
 
 WHERE = """In the run's folder: model.safetensors and model.json (the network), metrics.json and results.txt (figures),
 history.csv, loss.png, accuracy.png (epochs), checkpoints/, splits.csv, config.yaml, summary.txt, run.log"""
@@ -116,8 +119,9 @@ def print_closing(metrics: dict, labels: dict[str, dict], folder: Path) -> None:
     terminal = Console()
     terminal.print(*closing, sep="\n", highlight=False)
     terminal.print(WHERE, soft_wrap=True, highlight=False)
-    with (folder / "results.txt").open("w") as file:
-        Console(file=file, width=110).print(*closing, sep="\n", highlight=False)
+    text = io.StringIO()
+    Console(file=text, width=110).print(*closing, sep="\n", highlight=False)
+    write_text(folder / "results.txt", text.getvalue())
 
 
 def _percent(value: float | None) -> str:

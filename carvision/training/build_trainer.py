@@ -3,14 +3,27 @@
 from pathlib import Path
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from carvision.errors import InputError, nearest
 from carvision.metrics import figure_names
+from carvision.training.batch_size import FindBatchSize, require_gpu, with_batch_size
 from carvision.training.build_phases import build_phases, check_trainer, phase_key
 from carvision.training.callbacks import Curves, EpochLines, History, MovingAverage, create_progress_bar
+from carvision.training.checkpoints import Checkpoints, WholeCheckpoints
+from carvision.training.clock import Clock
+from carvision.training.compiling import FirstStep, require_compiler
+from carvision.training.hardware import log_hardware, prepare_cuda, resolve_precision, uses_cuda
+from carvision.training.launch import create_environment, require_all_used
+from carvision.training.lit_classifier import LitClassifier
+from carvision.training.many_processes import let_steps_run
+from carvision.training.nonfinite import NonFiniteLoss
+from carvision.training.profiling import SimpleProfile, create_profile
+from carvision.training.run_folder import write_config
+from carvision.training.sharding import SameStatistics, check_fsdp, create_strategy
+from carvision.training.stopping import Stopping
 
 
 def require_monitor(key: str, monitor: str, known: list[str]) -> None:
@@ -18,46 +31,89 @@ def require_monitor(key: str, monitor: str, known: list[str]) -> None:
         raise InputError(f"{key}.monitor: {monitor!r} is no figure of this run{nearest(monitor, known)}")
 
 
-def build_trainer(cfg: dict, folder: Path, labels: dict[str, dict]) -> pl.Trainer:
-    callbacks = cfg["callbacks"]
-    known = [f"{split}/{name}" for split in ("val", "train") for name in figure_names(labels)]
-    require_monitor("callbacks", callbacks["monitor"], known)
-    check_trainer(build_phases(cfg), cfg["trainer"])
-    for phase in build_phases(cfg):
-        require_monitor(f"{phase_key(phase)}schedule", phase["schedule"].get("monitor", known[0]), known)
+def trainer_values(cfg: dict) -> dict:
+    """The keys of conf/trainer as Lightning takes them, but for the profiler. Raises InputError for what this machine
+    can't do."""
+    values = dict(cfg["trainer"])
+    del values["profiler"]
+    cuda = uses_cuda(values["accelerator"])
+    values["precision"] = resolve_precision(values["precision"], values["accelerator"], values["devices"])
+    check_trainer(build_phases(cfg), values)
+    if cfg["compile"]:
+        require_compiler(values["accelerator"], cuda)
+    if cfg["data"]["batch_size"] == "auto":
+        require_gpu(values)
+    if cuda:
+        prepare_cuda()
+    if values["strategy"] == "fsdp":
+        check_fsdp(cfg)
+        values["strategy"] = create_strategy()
+    if values["accelerator"] == "tpu":
+        from carvision.training import xla
+
+        values = xla.trainer_arguments(values, WholeCheckpoints())
+    else:
+        values["plugins"] = [WholeCheckpoints(), create_environment()]
+    # Convolutions are timed when a shape first occurs, to take the fastest; a run has few shapes
+    values |= {"deterministic": cfg["deterministic"], "benchmark": cuda and not cfg["deterministic"]}
+    return {**values, "max_epochs": 1}  # set anew for each phase
+
+
+def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock) -> list[pl.Callback]:
+    """In the order in which they are called. The last two save, with all that the others do at a step or an epoch's
+    end."""
+    callbacks, run = cfg["callbacks"], cfg["run"]
     monitor, mode = callbacks["monitor"], callbacks["mode"]
-    # At the end of an epoch, when all else that belongs to it is done: "best" of the best epoch, "last" of every one.
-    checkpoints = {"dirpath": folder / "checkpoints", "enable_version_counter": False, "save_on_train_epoch_end": True}
-    hooks = [
-        History(folder / "history.csv"),
-        EpochLines(monitor, mode),
-        Curves(folder),
-        ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **checkpoints),
-        ModelCheckpoint(filename="last", **checkpoints),
-    ]
+    lit.leave_out_nonfinite = run["on_nonfinite_loss"] == "skip"
+    nonfinite = NonFiniteLoss(folder, skip=lit.leave_out_nonfinite)
+    checkpoints = Checkpoints(folder / "checkpoints", monitor, mode, before=nonfinite.look)
+    hooks = [nonfinite, clock, FirstStep(cfg["compile"])]
+    hooks += [History(folder / "history.csv"), EpochLines(monitor, mode), Curves(folder)]
+    if cfg["trainer"]["accelerator"] == "tpu":
+        from carvision.training import xla  # only now: torch-xla lives in an environment of its own
+
+        hooks.insert(0, xla.Steps())
     if callbacks["ema_decay"]:
         hooks.append(MovingAverage(callbacks["ema_decay"]))
+    # After the averages, which take memory too
+    hooks.append(FindBatchSize(lambda number: write_config(with_batch_size(cfg, number), folder), cfg["compile"]))
     if callbacks["patience"]:
         hooks.append(EarlyStopping(monitor, patience=callbacks["patience"], mode=mode, check_on_train_epoch_end=False))
     if callbacks["progress_bar"]:
         hooks.append(create_progress_bar())
-    arguments = {**cfg["trainer"], "max_epochs": 1}  # set anew for each phase
-    if cfg["trainer"]["accelerator"] == "tpu":
-        from carvision.training import xla  # only now: torch-xla lives in an environment of its own
+    if cfg["trainer"]["strategy"] == "fsdp":
+        hooks.append(SameStatistics())
+    stopping = Stopping(checkpoints, clock.begun, run["max_minutes"], run["checkpoint_every_minutes"])
+    return [*hooks, stopping, checkpoints]
 
-        arguments |= xla.trainer_arguments(cfg["trainer"])
-        hooks.insert(0, xla.Steps())
+
+def check_monitors(cfg: dict, labels: dict[str, dict]) -> None:
+    known = [f"{split}/{name}" for split in ("val", "train") for name in figure_names(labels)]
+    require_monitor("callbacks", cfg["callbacks"]["monitor"], known)
+    for phase in build_phases(cfg):
+        require_monitor(f"{phase_key(phase)}schedule", phase["schedule"].get("monitor", known[0]), known)
+
+
+def build_trainer(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock) -> pl.Trainer:
+    let_steps_run()
+    check_monitors(cfg, lit.labels)
+    values = trainer_values(cfg)
+    hooks = build_callbacks(cfg, folder, lit, clock)
+    profile = create_profile(cfg["trainer"]["profiler"], folder)
+    if profile:
+        hooks.insert(0, profile)
     tensorboard = TensorBoardLogger(folder, name="tensorboard", version="") if cfg["logger"]["tensorboard"] else False
     try:
-        return pl.Trainer(
-            **arguments,
+        trainer = pl.Trainer(
+            **values,
+            profiler=profile.profiler if isinstance(profile, SimpleProfile) else None,
             callbacks=hooks,
             logger=tensorboard,
             default_root_dir=folder,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the samplers of PhotoDataModule divide the photos themselves
             enable_model_summary=False,  # summary.txt has a better one
-            enable_progress_bar=callbacks["progress_bar"],
+            enable_progress_bar=cfg["callbacks"]["progress_bar"],
             log_every_n_steps=10,
         )
     except (MisconfigurationException, ModuleNotFoundError, ValueError, RuntimeError) as error:
@@ -65,3 +121,6 @@ def build_trainer(cfg: dict, folder: Path, labels: dict[str, dict]) -> pl.Traine
         raise InputError(
             f"trainer: this machine can't run trainer.accelerator={cfg['trainer']['accelerator']} ({text})"
         ) from None
+    require_all_used(trainer.num_devices, trainer.num_nodes)
+    log_hardware(trainer, cfg["trainer"]["precision"])
+    return trainer

@@ -16,6 +16,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from carvision.reports.curves import plot_curves
+from carvision.whole_files import write_csv
 
 log = logging.getLogger(__name__)
 
@@ -27,28 +28,24 @@ class History(pl.Callback):
     def __init__(self, file: Path):
         self.file = file
         self.rows: list[dict] = []
-        self.started = 0.0
+        self.started = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.started = time.perf_counter()
+
+    def state_dict(self) -> dict:  # for a run that goes on inside the epoch
+        return {"seconds": time.perf_counter() - self.started}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.started = time.perf_counter() - state_dict["seconds"]
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
         # Numbers on the host: nothing waits for the device
         self.lr = max(group["lr"] for group in trainer.optimizers[0].param_groups)
 
-    def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict) -> None:
-        # Lightning forgets which epoch was best where the folder has been moved since, and would overwrite best.ckpt
-        for callback in trainer.checkpoint_callbacks:
-            state = checkpoint["callbacks"].get(callback.state_key)
-            if state:
-                before, now = state["dirpath"], callback.dirpath
-                state["best_k_models"] = {k.replace(before, now): v for k, v in state["best_k_models"].items()}
-                for key in ("dirpath", "best_model_path", "kth_best_model_path", "last_model_path"):
-                    state[key] = state[key].replace(before, now)
-
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.current_epoch > 0 and not self.rows:  # an earlier start of this run is gone on with
-            earlier = pd.read_csv(self.file)
+            earlier = pd.read_csv(self.file, float_precision="round_trip")
             self.rows = earlier[earlier["epoch"] < trainer.current_epoch].to_dict("records")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -58,9 +55,7 @@ class History(pl.Callback):
         phase = {"phase": module.phase["name"]} if len(module.hparams.phases) > 1 else {}
         self.rows.append({"epoch": trainer.current_epoch, **phase, "lr": self.lr, "seconds": seconds, **figures})
         if trainer.is_global_zero:
-            partial = self.file.with_suffix(".partial")
-            pd.DataFrame(self.rows).to_csv(partial, index=False, float_format="%.6g")
-            partial.replace(self.file)
+            write_csv(self.file, pd.DataFrame(self.rows), float_format="%.6g")
 
 
 class EpochLines(pl.Callback):

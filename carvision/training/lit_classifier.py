@@ -1,5 +1,8 @@
 """LitClassifier: a Classifier with its losses, metrics, optimizer and schedule, for Lightning's Trainer."""
 
+import math
+
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -13,9 +16,20 @@ from carvision.metrics import EpochMetrics
 from carvision.models.classifier import Classifier, classifier_from
 from carvision.models.head_weights import HeadWeights
 from carvision.portable import parents_of
+from carvision.training.many_processes import num_processes, sum_of_all
 from carvision.training.optimizers import create_optimizer
 from carvision.training.sam import SAM, kept_statistics
 from carvision.training.schedules import create_schedule
+
+
+def seed_step(key: tuple[int, ...], device: torch.device) -> None:
+    """Seeds what a step draws on the device. key: (seed, epoch, number of the batch, rank)."""
+    number = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+    torch.manual_seed(number)
+    if device.type == "xla":
+        from carvision.training import xla  # only now: torch-xla lives in an environment of its own
+
+        xla.seed(number)
 
 
 class LitClassifier(pl.LightningModule):
@@ -67,14 +81,19 @@ class LitClassifier(pl.LightningModule):
         self.train_metrics = EpochMetrics(*metrics)
         self.val_metrics = EpochMetrics(*metrics, compare_rules=True)
         self.test_metrics = EpochMetrics(*metrics, compare_rules=True, with_auc=True)
+        self.leave_out_nonfinite = False  # from the figures of training, where run.on_nonfinite_loss skips them
         self.start_phase(0)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """images uint8 (B, 3, H, W) -> {head: logits}."""
         return self.model(self.normalise(to_float(images)))
 
+    def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
+        # Dropout and the like are drawn from what the step is, so that a run which was cut goes on with the same draws
+        seed_step((self.hparams.seed, self.current_epoch, batch_idx, self.global_rank), self.device)
+
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        images = self.augment(to_float(batch["images"]), batch["draws"])
+        images = self.augmented(batch["images"], batch["draws"])
         mixed = None
         if self.mix.active:
             key = (self.hparams.seed, self.current_epoch, batch_idx, self.global_rank)
@@ -83,6 +102,16 @@ class LitClassifier(pl.LightningModule):
             with kept_statistics(self.model):
                 return self._step(images, batch, None, mixed)
         return self._step(images, batch, self.train_metrics, mixed)
+
+    # What compile=true compiles, see carvision.training.compiling
+
+    def augmented(self, images: Tensor, draws: Tensor) -> Tensor:
+        """images uint8 (B, 3, H, W) -> float, in 0..1."""
+        return self.augment(to_float(images), draws)
+
+    def outputs(self, images: Tensor, shares: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """images float (B, 3, H, W) in 0..1, shares (B,) -> logits, penalty: see Classifier.forward_with_penalty."""
+        return self.model.forward_with_penalty(self.normalise(images), shares)
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         self._step(to_float(batch["images"]), batch, self.val_metrics)
@@ -95,7 +124,9 @@ class LitClassifier(pl.LightningModule):
 
         metrics: counts it. mixed: the partner of each photo and the share of its own targets, see Mix.
         """
-        logits, penalty = self.model.forward_with_penalty(self.normalise(images), batch["valid"])
+        num_photos = self._mean_of_all(batch["valid"].sum())
+        shares = batch["valid"] / num_photos.clamp(min=1e-12)  # photos that are not valid pay no penalty
+        logits, penalty = self.outputs(images, shares)
         losses, weights = {}, {}
         for name in self.labels:
             targets, valid = batch["targets"][name], batch["valid"]
@@ -107,18 +138,33 @@ class LitClassifier(pl.LightningModule):
                 weights[name] = sum(parts)
                 losses[name] = (losses[name] * parts[0] + others * parts[1]) / weights[name].clamp(min=1e-12)
         if metrics is not None:
+            counted = losses, weights, penalty
+            if self.training and self.leave_out_nonfinite:
+                finite = {name: values.isfinite() for name, values in losses.items()}
+                counted = (
+                    {name: torch.where(finite[name], values, 0.0) for name, values in losses.items()},
+                    {name: values * finite[name] for name, values in weights.items()},
+                    torch.where(penalty.isfinite(), penalty, 0.0),
+                )
             metrics.update(
                 {name: values.detach() for name, values in logits.items()},
                 batch["targets"],
-                {name: values.detach() for name, values in losses.items()},
-                weights,
+                {name: values.detach() for name, values in counted[0].items()},
+                counted[1],
                 batch["valid"],
-                penalty.detach(),
+                counted[2].detach(),
+                num_photos,
             )
-        means = {name: weighted_mean(losses[name], weights[name]) for name in losses}
+        totals = self._mean_of_all(torch.stack([values.sum() for values in weights.values()]))
+        means = {name: weighted_mean(losses[name], weights[name], totals[i]) for i, name in enumerate(losses)}
         if self.training and self.learned_weights is not None:
-            return self.learned_weights(means) + penalty
+            return self.learned_weights(means, totals > 0) + penalty
         return sum(self.head_weights[name] * mean for name, mean in means.items()) + penalty
+
+    def _mean_of_all(self, totals: Tensor) -> Tensor:
+        """Of several processes each takes its share of a batch, and the mean of their gradients is taken. Where each
+        divides by the mean of their totals, that is the gradient of the whole batch's weighted mean."""
+        return sum_of_all(totals) / num_processes() if self.training else totals
 
     def _head_loss(self, name: str, logits: Tensor, targets: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and weight of each photo, both (B,). Weight 0: the label isn't known, or the photo can't be read."""
@@ -169,21 +215,41 @@ class LitClassifier(pl.LightningModule):
         return self.phase
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint |= self.place
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        inside = 0 if done == self.trainer.num_training_batches else done
+        checkpoint |= {**self.place, "batches_done": inside}  # of the epoch, if it isn't over
+        if inside:
+            checkpoint["train_metrics"] = self.train_metrics.counters()
 
-    def configure_optimizers(self) -> dict:
-        values = self.phase["optimizer"]
-        optimizer = create_optimizer(self.model, **values)
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        if "train_metrics" in checkpoint and self.global_rank == 0:
+            self.train_metrics.set_counters(checkpoint["train_metrics"])
+
+    def create_phase_optimizer(self, fused: bool = True) -> torch.optim.Optimizer:
+        """fused: see create_optimizer."""
+        optimizer = create_optimizer(self.model, **self.phase["optimizer"], fused=fused)
         self.sam = optimizer if isinstance(optimizer, SAM) else None
         if self.learned_weights is not None:
             optimizer.add_param_group({"params": list(self.learned_weights.parameters()), "weight_decay": 0.0})
-        steps_per_epoch = self.trainer.estimated_stepping_batches / self.trainer.max_epochs
+        return optimizer
+
+    def configure_optimizers(self) -> dict:
+        # Lightning's mixed precision refuses to clip gradients for a fused optimizer, which may unscale them itself
+        clipped = self.trainer.gradient_clip_val is not None and str(self.trainer.precision).endswith("-mixed")
+        optimizer = self.create_phase_optimizer(fused=not clipped)
+        if self.trainer.datamodule is not None:
+            # Not the trainer's own numbers: asked now, it would begin to read before a checkpoint says where to go on
+            num_batches = self.trainer.datamodule.num_train_batches
+            steps_per_epoch = math.ceil(num_batches / self.trainer.accumulate_grad_batches)
+        else:  # loaders of one's own
+            steps_per_epoch = self.trainer.estimated_stepping_batches / self.trainer.max_epochs
+            num_batches = self.trainer.num_training_batches
         schedule = create_schedule(
             optimizer,
             **self.phase["schedule"],
-            lr=values["lr"],
+            lr=self.phase["optimizer"]["lr"],
             num_steps=max(1, round(steps_per_epoch * self.phase["epochs"])),
             steps_per_epoch=steps_per_epoch,
-            batches_per_epoch=self.trainer.num_training_batches,
+            batches_per_epoch=num_batches,
         )
         return {"optimizer": optimizer, "lr_scheduler": schedule}

@@ -1,41 +1,90 @@
 """A run's folder: claimed by one run, its config and its metrics."""
 
-import json
+import errno
+import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import yaml
 
 from carvision.errors import InputError
+from carvision.whole_files import write_json, write_text
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing keeps two commands from training into one folder at once
+    fcntl = None
+
+log = logging.getLogger(__name__)
+
+LOCK = ".lock"
+NO_RESULT = ("data.num_workers", "callbacks.progress_bar")  # keys that change no result
 
 
-def is_first_process() -> bool:
-    """Whether this is the only or the first of a run's processes, the one that writes and prints."""
-    return int(os.environ.get("LOCAL_RANK") or 0) == 0 and int(os.environ.get("NODE_RANK") or 0) == 0
+def holds_unfinished_run(folder: Path) -> bool:
+    """Whether an earlier start of a run has begun there, and has not come to its end."""
+    return (folder / "config.yaml").is_file() and not (folder / "metrics.json").exists()
 
 
-def is_unfinished(config: dict) -> bool:
-    """Whether run.dir holds an earlier start of this very run, with an epoch at least, that has not come to its end.
-
-    Raises InputError if it is a start of another run: with another configuration, but for `run` and what changes no
-    result.
-    """
-    folder = Path(config["run"]["dir"] or "").expanduser()
-    started = (folder / "checkpoints" / "last.ckpt").is_file() and not (folder / "metrics.json").exists()
-    if not config["run"]["dir"] or not started:
-        return False
-    earlier = flat_config(yaml.safe_load((folder / "config.yaml").read_text()))
+def require_same_config(config: dict, folder: Path) -> None:
+    """Raises InputError if the run in the folder was begun with another configuration, but for `run` and what changes
+    no result; where run.allow_changes is true, the log says what was changed."""
+    try:
+        earlier = flat_config(yaml.safe_load((folder / "config.yaml").read_text()))
+    except (yaml.YAMLError, AttributeError):
+        raise InputError(f"run.dir: {folder / 'config.yaml'} can't be read; give another folder") from None
     now = flat_config(config)
-    for key in sorted({*earlier, *now}):
-        if key.startswith("run.") or key in ("data.num_workers", "callbacks.progress_bar"):
-            continue
-        if earlier.get(key) != now.get(key):
+    if now["data.batch_size"] == "auto":
+        earlier["data.batch_size"] = "auto"  # the number that was found then is taken again
+    keys = [key for key in {**earlier, **now} if not key.startswith("run.") and key not in NO_RESULT]
+    changed = [f"{key}={earlier.get(key)} became {now.get(key)}" for key in keys if earlier.get(key) != now.get(key)]
+    if changed and not config["run"]["allow_changes"]:
+        raise InputError(
+            f"run.dir: {folder} holds the beginning of another run: {'; '.join(changed)}. Give the same values to go "
+            "on with it, run.allow_changes=true to go on with these, or another folder"
+        )
+    for change in changed:
+        log.warning("going on with a changed configuration: %s", change)
+
+
+def lock_folder(folder: Path) -> TextIO | None:
+    """Held until it is closed or the process ends. Raises InputError where another process trains into the folder."""
+    if fcntl is None:
+        return None
+    opened = (folder / LOCK).open("w")
+    try:
+        # Not flock(), whose locks the processes that read photos would inherit and outlive a killed run with
+        fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        opened.close()
+        raise InputError(
+            f"run.dir: another process is training into {folder} now; wait for it, or give another"
+        ) from None
+    return opened
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """A full disk, or one that nothing can be written to, ends as one line. What was whole before stays whole."""
+    try:
+        yield
+    except Exception as error:  # safetensors has its own exception, which carries the system's words
+        number, text = getattr(error, "errno", None), getattr(error, "strerror", None) or ""
+        mend = "the same command with this run.dir goes on"
+        if number == errno.EDQUOT or os.strerror(errno.ENOSPC) in str(error):
+            detail = f" ({text.partition(': ')[2]})" if ": " in text else ""
             raise InputError(
-                f"run.dir: {folder} holds the beginning of another run, with {key}={earlier.get(key)} instead of "
-                f"{now.get(key)}; give the same values to go on with it, or another folder"
-            )
-    return True
+                f"run.dir: no space is left on the disk of {folder}{detail}; checkpoints that were complete are still "
+                f"there. Free some space, and {mend}"
+            ) from None
+        file = getattr(error, "filename", None)
+        if isinstance(error, OSError) and file and Path(file).is_relative_to(folder):
+            raise InputError(f"run.dir: {file} can't be written ({text}); mend that, and {mend}") from None
+        raise
 
 
 def flat_config(config: dict, prefix: str = "") -> dict:
@@ -48,21 +97,23 @@ def flat_config(config: dict, prefix: str = "") -> dict:
     return values
 
 
-def require_space(folder: Path, num_parameters: int) -> None:
-    """Raises InputError if the run's files would not fit: best and last checkpoint, one in writing, and the model."""
+def require_space(folder: Path, num_parameters: int, averaged: bool) -> None:
+    """Raises InputError if the run's files would not fit: best, last and previous checkpoint, one in writing, and the
+    model. averaged: a moving average of the weights is kept, too."""
     # float32 weights, and two moments for each in a checkpoint
-    needed_mb = (3 * 3 + 1) * 4 * num_parameters / 1e6
+    needed_mb = (4 * (3 + averaged) + 1) * 4 * num_parameters / 1e6
+    there_mb = sum(file.stat().st_size for file in (folder / "checkpoints").glob("*.ckpt")) / 1e6
     free_mb = shutil.disk_usage(folder).free / 1e6
-    if free_mb < needed_mb:
+    if free_mb + there_mb < needed_mb:
         raise InputError(
             f"run.dir: {folder} has {free_mb:,.0f} MB free, and the checkpoints of this network need about "
-            f"{needed_mb:,.0f} MB; free some, or choose another disk with run.dir="
+            f"{needed_mb - there_mb:,.0f} MB; free some, or choose another disk with run.dir="
         )
 
 
 def write_config(config: dict, folder: Path) -> None:
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
 def write_metrics(metrics: dict, folder: Path) -> None:
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    write_json(folder / "metrics.json", metrics)

@@ -165,3 +165,12 @@ def test_normalise_and_to_float_are_torchvisions():
     normalise = Normalise(preprocessing)
     expected = tv.normalize(images, preprocessing.mean, preprocessing.std)
     torch.testing.assert_close(normalise(images), expected)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_off_the_cpu_channels_stay_together_in_memory(name):
+    """On the meta device, which has shapes and strides but no values."""
+    images = torch.empty(4, 24, 30, 3, dtype=torch.uint8, device="meta").permute(0, 3, 1, 2)
+    augment = Augment([name], always(name))
+    done = augment(to_float(images), torch.empty(4, augment.num_draws, device="meta"))
+    assert done.shape == images.shape and done.is_contiguous(memory_format=torch.channels_last)

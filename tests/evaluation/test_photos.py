@@ -71,6 +71,7 @@ def test_wrong_overrides_are_one_line_each():
     assert "data.image_px: belongs to the trained weights" in refusal(["data.image_px=64"])
     assert "data: 'foldr' is not one of" in refusal(["data=foldr"])
     assert "data.batch_size: 0 is not a whole number from 1" in refusal(["data.batch_size=0"])
+    assert "data.batch_size: auto is for training; give a number" in refusal(["data.batch_size=auto"])
     assert "data.root: must be given" in refusal(["data=compcars"])
     assert "one value for a key" in refusal(["data.root=a,b"])
     assert "one value for a key" in refusal(["~data.root"])

@@ -170,6 +170,6 @@ def test_activities_of_photos_that_are_not_valid_are_not_penalised():
     dense = Dense(3, Layers((5,), activity_l1=0.1))
     x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     valid = torch.tensor([True, False, True, False])
-    torch.testing.assert_close(dense(x, valid)[1], dense(x[valid])[1])
-    torch.testing.assert_close(dense(x, torch.ones(4, dtype=torch.bool))[1], dense(x)[1])
-    assert dense(x, torch.zeros(4, dtype=torch.bool))[1] == 0
+    torch.testing.assert_close(dense(x, valid / valid.sum())[1], dense(x[valid])[1])
+    torch.testing.assert_close(dense(x, torch.full((4,), 0.25))[1], dense(x)[1])
+    assert dense(x, torch.zeros(4))[1] == 0

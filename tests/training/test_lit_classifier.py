@@ -270,3 +270,17 @@ def test_learned_head_weights_learn_and_leave_the_reported_loss_alone():
     assert set(weights) == {"make", "model"} and all(value != 1 for value in weights.values())
     figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
     assert figures["val/loss"] == pytest.approx(figures["val/make/loss"] + figures["val/model/loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("precision", "clip", "fused"), [("32-true", 1.0, True), ("bf16-mixed", 1.0, False), ("bf16-mixed", None, True)]
+)
+def test_no_fused_optimizer_where_lightning_could_not_clip_its_gradients(precision, clip, fused, monkeypatch):
+    """CUDA is pretended: torch's fused kernels run on the CPU too."""
+    monkeypatch.setattr("carvision.training.optimizers.on_cuda", lambda groups: True)
+    lit = lit_classifier()
+    trainer = pl.Trainer(
+        accelerator="cpu", precision=precision, gradient_clip_val=clip, max_epochs=1, logger=False, barebones=True
+    )
+    trainer.fit(lit, DataLoader([batch_of()], batch_size=None))
+    assert bool(trainer.optimizers[0].defaults["fused"]) is fused

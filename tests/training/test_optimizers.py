@@ -12,7 +12,8 @@ from torch import nn
 from carvision.config import conf_dir, plain_config
 from carvision.errors import InputError
 from carvision.models.classifier import Classifier, Head
-from carvision.training.optimizers import OPTIMIZERS, create_optimizer, lr_factors_of
+from carvision.training import optimizers
+from carvision.training.optimizers import FUSED, OPTIMIZERS, create_optimizer, lr_factors_of
 from carvision.training.sam import SAM, kept_statistics
 
 CHOICES = sorted(file.stem for file in (conf_dir() / "optimizer").glob("*.yaml"))
@@ -247,3 +248,44 @@ def test_kept_statistics_keeps_them_and_gives_the_momentum_back():
         assert (model[1].running_mean == 0).all()
     model(images)
     assert (model[1].running_mean != 0).any()
+
+
+def trained(name: str, steps: int, state: dict | None = None, **values) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A network after so many steps with given gradients, which go on from the state of an earlier optimizer."""
+    model = network()
+    optimizer = create_optimizer(model, **of_conf(name) | values)
+    if state:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    for step in range(steps):
+        for place, parameter in enumerate(model.parameters()):
+            parameter.grad = torch.full_like(parameter, 0.1 * step - 0.05 * place)
+        optimizer.step()
+    return model, optimizer
+
+
+@pytest.mark.parametrize("name", sorted(FUSED))
+def test_fused_kernels_are_taken_on_cuda_alone_and_as_the_user_says(name, monkeypatch):
+    """CUDA is pretended: torch's fused kernels run on the CPU too."""
+    plain, optimizer = trained(name, 3)
+    assert not optimizer.defaults["fused"]
+    state = copy.deepcopy({"model": plain.state_dict(), "optimizer": optimizer.state_dict()})
+    monkeypatch.setattr(optimizers, "on_cuda", lambda groups: True)
+    model, optimizer = trained(name, 3)
+    assert optimizer.defaults["fused"] and all(group["fused"] for group in optimizer.param_groups)
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert not trained(name, 1, fused=False)[1].defaults["fused"]
+    for arguments in ({"fused": False}, {"foreach": True}):
+        assert not trained(name, 1, arguments=arguments)[1].defaults["fused"]
+
+    longer, resumed = trained(name, 2, state)  # begun without CUDA, gone on with it, and the other way round
+    assert all(group["fused"] for group in resumed.param_groups)
+    state = copy.deepcopy({"model": longer.state_dict(), "optimizer": resumed.state_dict()})
+    monkeypatch.setattr(optimizers, "on_cuda", lambda groups: False)
+    _, back = trained(name, 2, state)
+    assert not any(group["fused"] for group in back.param_groups)
+
+
+def test_a_parameter_on_the_cpu_is_not_on_cuda():
+    assert not optimizers.on_cuda([{"params": list(network().parameters())}])

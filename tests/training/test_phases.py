@@ -168,7 +168,7 @@ def test_a_start_with_other_values_is_refused_and_loses_nothing(demo_photos, tmp
     folder = tmp_path / "run"
     train(folder, *demo(demo_photos), "run.max_epochs_per_start=1")
     before = (folder / "history.csv").read_text()
-    with pytest.raises(InputError, match=r"the beginning of another run, with optimizer.lr=0.001 instead of 0.1"):
+    with pytest.raises(InputError, match=r"the beginning of another run: optimizer.lr=0.001 became 0.1\. Give"):
         train(folder, *demo(demo_photos), "run.max_epochs_per_start=1", "optimizer.lr=0.1")
     assert (folder / "history.csv").read_text() == before
     train(folder, *demo(demo_photos), "run.price_per_hour=3.6")  # the rest in one start
@@ -237,7 +237,7 @@ def test_a_pickle_that_poses_as_a_checkpoint_is_refused_and_runs_nothing(two_pha
     (folder / "checkpoints").mkdir(parents=True)
     shutil.copy(two_phases / "config.yaml", folder)
     torch.save({"phase": 0, "epoch": Bomb()}, folder / "checkpoints" / "last.ckpt")
-    with pytest.raises(InputError, match=r"last\.ckpt is no checkpoint of carvision"):
+    with pytest.raises(InputError, match=r"last\.ckpt is no whole checkpoint"):
         train(folder, *demo(demo_photos), *PHASES, "callbacks.monitor=train/loss")
     assert (folder / "checkpoints" / "last.ckpt").exists()
     with pytest.raises(Exception, match=r"[Ww]eights.only"):

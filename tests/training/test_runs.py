@@ -1,6 +1,5 @@
 """Whole runs, small: what a run's folder holds, and what happens when something is wrong."""
 
-import errno
 import json
 import logging
 import shutil
@@ -197,24 +196,6 @@ def test_mistakes_end_as_one_line(class_folders, tmp_path, override, message):
         train(tmp_path / "run", *folder_overrides(class_folders), override)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()  # so that the mended command can name it again
-
-
-def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(class_folders, tmp_path, monkeypatch):
-    """The second epoch's checkpoint meets a full disk; the first one's stays whole."""
-    import lightning_fabric.plugins.io.torch_io as torch_io
-
-    real, calls = torch_io._atomic_save, []
-
-    def save(checkpoint, path):
-        calls.append(path)
-        if checkpoint["epoch"] == 1:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(checkpoint, path)
-
-    monkeypatch.setattr(torch_io, "_atomic_save", save)
-    with pytest.raises(InputError, match=r"no space is left on the disk"):
-        train(tmp_path / "run", *folder_overrides(class_folders))
-    assert torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt")["epoch"] == 0
 
 
 def test_too_small_a_disk_is_told_before_training(class_folders, tmp_path, monkeypatch):

@@ -1,0 +1,161 @@
+"""All that is looked at, one part after the other. A part that fails is a finding, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from carvision import __version__
+from carvision.diagnosis import devices, packages, photos, processor, storage, variables
+from carvision.diagnosis.finding import SEVERITIES, Finding, one_line, size_text
+from carvision.diagnosis.probing import probe, probe_together
+from carvision.machine import num_cores
+from carvision.versions import git_state, read_versions, requirements
+
+# torch and what stands on it take most of the time; the rest is imported at the same time, by another process
+OF_TORCH = ("numpy", "torch", "torchvision", "timm", "torchmetrics", "pytorch_lightning")
+Row = tuple[str, str]
+
+
+class Examination(NamedTuple):
+    rows: list[Row]  # what there is: a name, and what of it; "" for the name of the part before
+    findings: list[Finding]  # the worst first
+
+
+def examine(data: str | None, out: str, online: bool, say: Callable[[str], None]) -> Examination:
+    """say: takes what is being done, for a person who waits."""
+    rows: list[Row] = []
+    findings: list[Finding] = []
+    facts: dict = {"versions": {}, "answers": {}, "torch": {}}
+    parts = (
+        ("Python", look_at_python),
+        ("cores and memory", look_at_machine),
+        ("packages", lambda facts: look_at_packages(facts, data, online, say)),
+        ("devices", look_at_devices),
+        ("memory and files", look_at_storage),
+        ("disk", lambda facts: look_at_disk(Path(out))),
+        ("photos", lambda facts: look_at_photos(facts, data, say)),
+        ("settings", look_at_settings),
+        ("hub", look_at_hub),
+    )
+    for name, look in parts:
+        try:
+            more_rows, more_findings = look(facts)
+        except Exception as error:  # of a machine unlike all that this was written for
+            what = f"this part of the machine could not be looked at ({one_line(f'{type(error).__name__}: {error}')})"
+            more_rows, more_findings = [], [Finding("note", name, what)]
+        rows += more_rows
+        findings += more_findings
+    return Examination(rows, sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
+
+
+def num_workers() -> int:
+    """Processes that read photos, where data.num_workers does not say it: as in PhotoDataModule."""
+    return max(1, min(16, num_cores() - 1))
+
+
+def look_at_python(facts: dict) -> Examination:
+    state = git_state()
+    commit = f" ({state['commit'][:7]}{', changed' if state['changed'] else ''})" if state else ""
+    rows = [("carvision", f"{__version__}{commit}")]
+    rows.append(("Python", f"{platform.python_version()} in {sys.prefix}"))
+    rows.append(("system", platform.platform()))
+    return Examination(rows, packages.judge_python())
+
+
+def look_at_machine(facts: dict) -> Examination:
+    found = facts["processor"] = processor.read_processor()  # now: what is started below adds to the load
+    facts["system"] = devices.read_accelerators()
+    return Examination(processor.describe_processor(found), [])
+
+
+def look_at_packages(facts: dict, data: str | None, online: bool, say: Callable[[str], None]) -> Examination:
+    needed, versions = requirements(), read_versions()
+    facts["versions"] = versions
+    left_out = packages.malicious_packages(versions)
+    modules = [packages.module_of(name) for name in versions if name not in left_out]
+    of_torch = [f"import:{name}" for name in OF_TORCH if name in modules]
+    if "torch" in modules:  # at once: what comes after it may crash
+        of_torch.insert(of_torch.index("import:torch") + 1, "devices")
+    others = [f"import:{name}" for name in modules if name not in OF_TORCH]
+    others += ["hub"] if online else []
+    say("importing torch and the other packages, which may take half a minute")
+    answers = facts["answers"] = probe_together([of_torch, others])
+    facts["torch"] = answers.get("devices", {})
+    known = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    seconds = answers.get("import:torch", {}).get("seconds")
+    rows = [("packages", known)]
+    if seconds:
+        rows.append(("import of torch", f"{seconds:.1f} s"))
+    findings = packages.judge_versions(needed, versions)
+    findings += packages.judge_imports(versions, answers)
+    findings += packages.judge_builds(versions, answers)
+    findings += packages.judge_places(versions, answers)
+    return Examination(rows, findings)
+
+
+def look_at_devices(facts: dict) -> Examination:
+    system, torch = facts["system"], facts["torch"]
+    findings = processor.judge_processor(facts["processor"], torch.get("num_threads"))
+    findings += devices.judge_devices(system, torch, facts["versions"])
+    return Examination(devices.describe_devices(system, torch), findings)
+
+
+def look_at_storage(facts: dict) -> Examination:
+    free, limits = storage.read_shared_memory(), storage.read_limits()
+    num_gpus = len(facts["torch"].get("gpus", []))
+    files = "without limit" if limits["files"] is None else f"{limits['files']:,} for a process"
+    rows = [("open files", files)]
+    if free is not None:
+        rows.insert(0, ("shared memory", f"{size_text(free)} free in {storage.SHARED_MEMORY}"))
+    findings = storage.judge_shared_memory(free, num_workers())
+    findings += storage.judge_limits(limits, num_workers(), num_gpus, facts["system"].get("infiniband", 0))
+    return Examination(rows, findings)
+
+
+def look_at_disk(out: Path) -> Examination:
+    disk = storage.read_disk(out)
+    return Examination([("disk", storage.describe_disk(disk))], storage.judge_disk(disk))
+
+
+def look_at_photos(facts: dict, data: str | None, say: Callable[[str], None]) -> Examination:
+    """Measured alone, when nothing else of the doctor's runs."""
+    if any("error" in facts["answers"].get(f"import:{name}", {"error": ""}) for name in ("PIL", "numpy")):
+        findings = [Finding("note", "decoding", "could not be measured without Pillow and NumPy")]
+        return Examination([], findings)
+    say("measuring how fast photos are decoded" + (" and read" if data else ""))
+    step = f"data:{data}"
+    answers = probe(["decoding", *([step] if data else [])])
+    decoding = answers.get("decoding", {})
+    rows = [("decoding", photos.describe_decoding(decoding))]
+    findings = photos.judge_decoding(decoding, num_workers(), len(facts["torch"].get("gpus", [])))
+    if "error" in decoding:
+        findings.append(Finding("note", "decoding", f"could not be measured: {decoding['error']}"))
+    if data:
+        kind = storage.file_system(Path(data).expanduser())
+        rows.append(("data", photos.describe_data(answers[step], kind)))
+        findings += photos.judge_data(data, answers[step], kind)
+    return Examination(rows, findings)
+
+
+def look_at_settings(facts: dict) -> Examination:
+    num_gpus = len(facts["torch"].get("gpus", []))
+    compiler = variables.read_compiler()
+    findings = variables.judge_variables(dict(os.environ), num_cores())
+    findings += variables.judge_compiler(compiler, num_gpus)
+    return Examination([("compiler", compiler["cpp"] or "none for C++")], findings)
+
+
+def look_at_hub(facts: dict) -> Examination:
+    answer = facts["answers"].get("hub")
+    if answer is None:
+        return Examination([], [])
+    if "error" not in answer:
+        return Examination([("hub", f"{answer['hub']} answers")], [])
+    what = f"does not answer ({answer['error']}): weights can't be fetched from there"
+    mend = "model.weights=<file>, or HF_ENDPOINT and HTTPS_PROXY where there is a mirror or a proxy"
+    return Examination([("hub", "no answer")], [Finding("note", "hub", what, mend)])

@@ -1,0 +1,189 @@
+"""How fast photos are read and decoded."""
+
+from __future__ import annotations
+
+import io
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from carvision.diagnosis.finding import Finding, size_text
+from carvision.diagnosis.storage import is_network
+
+INPUT_PX = 224
+SIZES = ((504, 336), (1600, 1200))  # of CompCars as it is often shrunk, and of a camera's small setting
+NUM_PHOTOS = 64  # of the data folder
+MOST_FILES, MOST_SECONDS = 20_000, 10.0  # looked at for photos; spent on reading those
+SLOW = 100  # photos of SIZES[0] a second and core; processors of the last ten years take 200 to 600
+# Photos a second and GPU from which on nothing is said; a guess, as no GPU was measured
+GPU_NEEDS = 1000
+
+
+def measure_decoding() -> dict:
+    """{"rates": photos a second and core, of each of SIZES, "shared": wall-clock time by processor time}."""
+    from PIL import features
+
+    rates, shared = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for width, height in SIZES:
+            file = Path(folder) / f"{width}.jpg"
+            file.write_bytes(draw_jpeg(width, height))
+            times = [_decode(file) for _ in range(25)][5:]
+            rates.append(1 / statistics.median(own for own, _ in times))
+            shared.append(sum(wall for _, wall in times) / sum(own for own, _ in times))
+    return {"rates": rates, "shared": max(shared), "turbo": bool(features.check_feature("libjpeg_turbo"))}
+
+
+def draw_jpeg(width: int, height: int) -> bytes:
+    """Something as hard to decode as a photo: broad shapes with fine noise."""
+    from PIL import Image
+
+    broad = [Image.effect_noise((width // 16, height // 16), 90).resize((width, height)) for _ in range(3)]
+    image = Image.blend(Image.merge("RGB", broad), Image.effect_noise((width, height), 40).convert("RGB"), 0.3)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def _decode(file: Path) -> tuple[float, float]:
+    """Seconds of this process, and of the clock, for what training does with a photo."""
+    from carvision.data.images import Preprocessing, open_image, to_square
+
+    preprocessing = Preprocessing(INPUT_PX, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    own, wall = time.process_time(), time.perf_counter()
+    with open_image(file) as image:
+        to_square(image, preprocessing)
+    return max(time.process_time() - own, 1e-6), max(time.perf_counter() - wall, 1e-6)
+
+
+def measure_data(folder: str) -> dict:
+    """Of photos in the folder: "reads", read a second by one process, from the disk rather than memory; "bytes" of one;
+    "decodes", decoded a second and core; "by_clock", the same by the clock that "reads" goes by; "bad" of "tried"."""
+    from carvision.data.images import BadImage
+
+    try:
+        files = find_some_photos(Path(folder).expanduser())
+    except OSError as error:
+        return {"error": error.strerror or str(error)}
+    step = max(1, len(files) // NUM_PHOTOS)
+    reads, sizes, decodes, bad, tried = [], [], [], 0, 0
+    end = time.perf_counter() + MOST_SECONDS
+    for file in files[::step]:
+        tried += 1
+        try:
+            seconds, size = _read_cold(file)
+            reads.append(seconds)
+            sizes.append(size)
+            decodes.append(_decode(file))
+        except (OSError, BadImage):
+            bad += 1
+        if time.perf_counter() > end:
+            break
+    found = {"found": len(files), "all": len(files) < MOST_FILES, "bad": bad, "tried": tried}
+    if decodes:
+        own, by_clock = (1 / statistics.mean(times) for times in zip(*decodes, strict=True))
+        found |= {"reads": 1 / statistics.mean(reads), "bytes": statistics.mean(sizes)}
+        found |= {"decodes": own, "by_clock": by_clock}
+    return found
+
+
+def find_some_photos(folder: Path) -> list[Path]:
+    """The first MOST_FILES, or what is found within MOST_SECONDS. Raises OSError for a folder that can't be read."""
+    from carvision.data.disk import PHOTO_EXTENSIONS
+
+    photos: list[Path] = []
+    end = time.perf_counter() + MOST_SECONDS
+    list(os.scandir(folder))  # os.walk is silent about it
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        photos += [Path(place) / name for name in sorted(names) if name.lower().endswith(PHOTO_EXTENSIONS)]
+        if len(photos) >= MOST_FILES or time.perf_counter() > end:
+            break
+    return photos[:MOST_FILES]
+
+
+def _read_cold(file: Path) -> tuple[float, int]:
+    """Seconds and bytes. What the system keeps of the file in memory is dropped first, where it can be."""
+    started = time.perf_counter()
+    with file.open("rb", buffering=0) as stream:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            started = time.perf_counter()
+        size = len(stream.read())
+    return max(time.perf_counter() - started, 1e-6), size
+
+
+def describe_decoding(answer: dict) -> str:
+    if "rates" not in answer:
+        return "not measured"
+    parts = [f"{rate:,.0f} of {w} x {h}" for (w, h), rate in zip(SIZES, answer["rates"], strict=True)]
+    return f"JPEG photos a second and core to {INPUT_PX} px: {', '.join(parts)}"
+
+
+def judge_decoding(answer: dict, num_workers: int, num_gpus: int) -> list[Finding]:
+    """answer: of probe's step "decoding"."""
+    if "rates" not in answer:
+        return []
+    findings = []
+    rate = answer["rates"][0]
+    if rate < SLOW:
+        turbo = "" if answer["turbo"] else ", as Pillow was built without libjpeg-turbo"
+        what = f"{rate:,.0f} photos a second and core are few{turbo}"
+        mend = "pip install --force-reinstall pillow" if turbo else "a faster processor, or photos shrunk beforehand"
+        findings.append(Finding("slow", "decoding", what, mend))
+    total = rate * num_workers
+    if num_gpus and total < GPU_NEEDS * num_gpus:
+        what = (
+            f"{num_workers} processes decode about {total:,.0f} photos a second; a GPU that could train on more waits"
+        )
+        mend = "more processor cores, photos shrunk beforehand, or a larger network, which needs fewer photos a second"
+        findings.append(Finding("slow", "decoding", what, mend))
+    return findings
+
+
+def describe_data(answer: dict, kind: str) -> str:
+    if "reads" not in answer:
+        return "nothing could be measured"
+    found = (
+        f"{answer['found']:,}{'' if answer['all'] else ' or more'} photos of about {size_text_small(answer['bytes'])}"
+    )
+    on = f" on {kind}" if kind else ""
+    speed = f"{answer['reads']:,.0f} read by one process, {answer['decodes']:,.0f} decoded by one core"
+    return f"{found}{on}; a second: {speed}"
+
+
+def size_text_small(num_bytes: float) -> str:
+    return f"{num_bytes / 1e3:,.0f} kB" if num_bytes < 1e6 else size_text(num_bytes)
+
+
+def judge_data(folder: str, answer: dict, kind: str) -> list[Finding]:
+    """answer: of probe's step "data:<folder>". kind: of the file system."""
+    if "error" in answer:
+        return [
+            Finding(
+                "breaks", "data", f"{folder} can't be looked at: {answer['error']}", "give the folder of the photos"
+            )
+        ]
+    if not answer["found"]:
+        return [
+            Finding("breaks", "data", f"{folder} holds no photos", "give the folder that holds them, or one above it")
+        ]
+    findings = []
+    if answer["bad"]:
+        what = f"{answer['bad']} of {answer['tried']} photos that were tried can't be used"
+        mend = "python -m carvision.check data=... names them; data.on_bad_image=skip trains without them"
+        findings.append(Finding("breaks", "data", what, mend))
+    if "reads" in answer and 2 * answer["reads"] < answer["by_clock"]:  # busy cores make both take longer
+        reading, decoding = (f"{1e3 / answer[name]:.0f} ms" for name in ("reads", "by_clock"))
+        what = f"reading a photo takes far longer ({reading}) than decoding it ({decoding})"
+        where = "its network file system" if is_network(kind) else "its disk"
+        mend = "copy the photos to a local disk, or take more data.num_workers, which wait side by side"
+        findings.append(Finding("slow", "data", f"{what}: {folder} waits for {where}", mend))
+    if "bytes" in answer and answer["bytes"] > 1.5e6:
+        what = (
+            f"the photos are large ({size_text(answer['bytes'])} each), and training takes them at {INPUT_PX} px or so"
+        )
+        findings.append(Finding("slow", "data", what, "shrink them once, to a longer side of some 600 px"))
+    return findings

@@ -1,0 +1,148 @@
+"""Shared memory, open files, and the disk on which a run is written."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from carvision.diagnosis.finding import Finding, size_text
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+SHARED_MEMORY = Path("/dev/shm")
+PREFETCH = 2  # batches that each process has ready, torch's default
+TENSORS = 8  # of a batch, each an open file of shared memory: images, targets, draws, ...
+LEAST_DISK, GOOD_DISK = 0.5e9, 5e9  # bytes: a small network's checkpoints; those of EfficientNet-B5 and more
+LEAST_FILES = 100
+NETWORK = ("nfs", "cifs", "smb", "lustre", "gpfs", "ceph", "beegfs", "gluster", "afs", "9p", "fuse.", "drvfs")
+MEMORY = ("tmpfs", "ramfs")
+
+
+def read_limits() -> dict:
+    """Numbers of open files ("files", "most_files") and "locked" memory in bytes; None: no limit, or not told."""
+    if resource is None:
+        return {"files": None, "most_files": None, "locked": None}
+    soft, hard = (_finite(value) for value in resource.getrlimit(resource.RLIMIT_NOFILE))
+    return {"files": soft, "most_files": hard, "locked": _finite(resource.getrlimit(resource.RLIMIT_MEMLOCK)[0])}
+
+
+def _finite(limit: int) -> int | None:
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def read_shared_memory(folder: Path = SHARED_MEMORY) -> int | None:
+    """Free bytes; None where the system has no such folder."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
+
+
+def read_disk(wanted: Path, mounts: Path = Path("/proc/mounts")) -> dict:
+    """Of the folder, or of the nearest one above it that exists. "error" where nothing can be told."""
+    folder = wanted.expanduser().absolute()
+    try:
+        if folder.exists() and not folder.is_dir():
+            return {"wanted": wanted, "error": "is a file, not a folder"}
+        while not folder.is_dir() and folder != folder.parent:
+            folder = folder.parent
+        usage, counts = shutil.disk_usage(folder), os.statvfs(folder) if hasattr(os, "statvfs") else None
+    except OSError as error:
+        return {"wanted": wanted, "error": f"can't be looked at ({error.strerror})"}
+    return {
+        "wanted": wanted,
+        "folder": folder,
+        "free": usage.free,
+        "files": counts.f_favail if counts and counts.f_files else None,  # 0: the file system has no such limit
+        "writable": os.access(folder, os.W_OK | os.X_OK),
+        "kind": file_system(folder, mounts),
+    }
+
+
+def file_system(folder: Path, mounts: Path = Path("/proc/mounts")) -> str:
+    """ext4, nfs4, ... of the mount that holds the folder, the last one where one hides another; "" if not told."""
+    try:
+        lines = [line.split() for line in mounts.read_text().splitlines()]
+        place = folder.resolve()
+    except OSError:
+        return ""
+    kind, longest = "", -1
+    for _, mounted, name, *_ in (line for line in lines if len(line) >= 3):
+        mounted = Path(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), mounted))  # "\040" is a blank
+        if (mounted == place or mounted in place.parents) and len(mounted.parts) >= longest:
+            kind, longest = name, len(mounted.parts)
+    return kind
+
+
+def judge_shared_memory(
+    free: int | None, num_workers: int, batch_size: int = 64, image_px: int = 224, prefetch: int = PREFETCH
+) -> list[Finding]:
+    """free: bytes, None where there is no such place. The defaults are those of conf/data."""
+    needed = 3 * image_px**2 * batch_size * (prefetch * num_workers + 1)
+    if free is None or free >= 4 * needed or not num_workers:
+        return []
+    what = f"{size_text(free)} are free in {SHARED_MEMORY}, and {num_workers} processes that read photos need "
+    what += f"{size_text(needed)} at data.image_px={image_px} data.batch_size={batch_size}"
+    mend = (
+        "docker run --shm-size=8g (or --ipc=host) for a container; else data.num_workers=1 or a smaller data.batch_size"
+    )
+    if free < needed:
+        return [Finding("breaks", "shared memory", f"{what}: they end with a bus error", mend)]
+    return [Finding("note", "shared memory", f"{what}; larger photos or batches may not fit", mend)]
+
+
+def judge_limits(limits: dict, num_workers: int, num_gpus: int = 0, infiniband: int = 0) -> list[Finding]:
+    findings = []
+    needed = 128 + num_workers * (PREFETCH + 1) * TENSORS
+    if limits["files"] is not None and limits["files"] < needed:
+        what = f"a process may have {limits['files']}; reading photos by {num_workers} processes takes about {needed}"
+        most = limits["most_files"]
+        mend = f"ulimit -n {4096 if most is None else min(most, 4096)} before the command"
+        if most is not None and most < needed:
+            mend = f"ulimit -n can go no further than {most} here: ask who runs the machine, or data.num_workers=0"
+        findings.append(Finding("breaks", "open files", f"{what}: it ends with 'Too many open files'", mend))
+    if num_gpus > 1 and infiniband and limits["locked"] is not None and limits["locked"] < 64e6:
+        what = f"is limited to {size_text(limits['locked'])}; over InfiniBand, GPUs of several machines need more"
+        findings.append(Finding("slow", "locked memory", what, "ulimit -l unlimited, set by who runs the machine"))
+    return findings
+
+
+def describe_disk(disk: dict) -> str:
+    if "error" in disk:
+        return f"{disk['wanted']} {disk['error']}"
+    kind = f", {disk['kind']}" if disk["kind"] else ""
+    return f"{size_text(disk['free'])} free for {disk['wanted']}{kind}"
+
+
+def judge_disk(disk: dict) -> list[Finding]:
+    wanted = disk["wanted"]
+    if "error" in disk:
+        return [Finding("breaks", "disk", f"{wanted} {disk['error']}", "choose another folder for run.dir=")]
+    findings = []
+    if not disk["writable"]:
+        what = f"{disk['folder']} can't be written to, so no run can be kept in {wanted}"
+        findings.append(Finding("breaks", "disk", what, "choose another folder for run.dir="))
+    if disk["free"] < GOOD_DISK:
+        what = f"{size_text(disk['free'])} are free for {wanted}"
+        more = "the checkpoints of a large network need some GB" if disk["free"] >= LEAST_DISK else "runs do not fit"
+        mend = "free some space, or choose another disk with run.dir="
+        findings.append(Finding("note" if disk["free"] >= LEAST_DISK else "breaks", "disk", f"{what}; {more}", mend))
+    if disk["files"] is not None and disk["files"] < LEAST_FILES:
+        what = f"{disk['files']} more files (inodes) can be made for {wanted}, though space is left"
+        findings.append(Finding("breaks", "disk", what, "remove files that are not needed, or choose another disk"))
+    if is_network(disk["kind"]):
+        what = f"{wanted} is on a network ({disk['kind']}): each checkpoint travels, and waits where the network does"
+        findings.append(Finding("note", "disk", what, "a local disk for run.dir=, copied when the run is done"))
+    if disk["kind"] in MEMORY:
+        what = f"{wanted} is in memory ({disk['kind']}): a run there is gone when the machine stops"
+        findings.append(Finding("note", "disk", what, "a real disk for run.dir="))
+    return findings
+
+
+def is_network(kind: str) -> bool:
+    return kind.startswith(NETWORK)

@@ -1,0 +1,55 @@
+"""python -m carvision.doctor: what this machine has, what will break or be slow here, and why. See --help."""
+
+from __future__ import annotations  # so that it also runs where Python is too old, and says so
+
+import argparse
+import os
+import sys
+
+from carvision.diagnosis.examine import examine
+from carvision.diagnosis.report import as_json, print_examination
+
+HELP = """Say what this machine has, and what will break or be slow in training, why, and what mends it: versions and
+builds of packages, GPUs, cores, memory, limits, disk, speed of decoding, settings.
+Exit status 1 if something will break, else 0.
+
+  python -m carvision.doctor
+  python -m carvision.doctor --data photos --out /scratch/runs    also how fast the photos are read
+"""
+
+
+def doctor(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    say = _to_terminal if sys.stderr.isatty() else (lambda text: None)
+    try:
+        found = examine(options.data, options.out, options.online, say)
+        say("")
+        if options.json:
+            print(as_json(found))
+        else:
+            print_examination(found)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # by | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return int(any(finding.severity == "breaks" for finding in found.findings))
+
+
+def _to_terminal(text: str) -> None:
+    print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    it = argparse.ArgumentParser(
+        "python -m carvision.doctor", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    it.add_argument("--data", metavar="FOLDER", help="photos: how fast are they read and decoded?")
+    it.add_argument("--out", metavar="FOLDER", default="runs", help="where runs are to be written (default: runs)")
+    it.add_argument("--online", action="store_true", help="also ask whether the hub of pretrained weights answers")
+    it.add_argument("--json", action="store_true", help="for programs")
+    return it
+
+
+if __name__ == "__main__":
+    sys.exit(doctor())

@@ -1,0 +1,155 @@
+"""Checkpoints that a run can't lose: last.ckpt, the one before it (previous.ckpt), and that of the best epoch."""
+
+import errno
+import logging
+import math
+import os
+import shutil
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import pytorch_lightning as pl
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.io import CheckpointIO
+
+from carvision.errors import InputError
+from carvision.whole_files import flush, rename
+
+log = logging.getLogger(__name__)
+
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+NEW = "new.ckpt"  # in writing, or not yet read back
+
+
+class Checkpoints(Checkpoint):
+    """After every epoch last.ckpt, and best.ckpt if `monitor` (mode: min or max) has its best value so far.
+
+    The last but one stays as previous.ckpt. Each is read back before it takes an older one's place, so that two whole
+    ones are there at any moment after the second epoch. before: is called before one is written, and may refuse.
+    """
+
+    def __init__(self, folder: Path, monitor: str, mode: str, before: Callable[[pl.Trainer], None]):
+        self.folder, self.monitor, self.sign = folder, monitor, 1 if mode == "max" else -1
+        self.before = before
+        self.best: float | None = None
+        self.best_epoch: int | None = None
+        self.saved_at = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        value = float(trainer.callback_metrics.get(self.monitor, math.nan))
+        is_best = self.best is None or self.sign * value > self.sign * self.best
+        if is_best and not math.isnan(value):
+            self.best, self.best_epoch = value, trainer.current_epoch
+        if self.best_epoch is None:  # no value yet: a run must have weights to test in the end
+            self.best_epoch = trainer.current_epoch
+        self.save(trainer)
+        if trainer.is_global_zero and self.best_epoch == trainer.current_epoch:
+            copy_whole(self.folder / LAST, self.folder / BEST)
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """last.ckpt of this moment; to be called by all processes."""
+        self.before(trainer)
+        trainer.save_checkpoint(self.folder / NEW)
+        if trainer.is_global_zero:
+            last = self.folder / LAST
+            if last.exists():
+                rename(last, self.folder / PREVIOUS)
+            rename(self.folder / NEW, last)
+        self.saved_at = time.monotonic()
+
+    def state_dict(self) -> dict:
+        return {"best": self.best, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
+
+
+class WholeCheckpoints(CheckpointIO):
+    """Writes checkpoints to the disk and reads them back; where that fails, nothing is left of them."""
+
+    def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options=None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint = apply_to_collection(checkpoint, torch.Tensor, lambda tensor: tensor.cpu())
+        require_free(path.parent, num_bytes(checkpoint))
+        try:
+            with path.open("wb") as file:
+                out = Output(file)
+                try:
+                    torch.save(checkpoint, out)
+                except RuntimeError as error:  # torch's own words for a failed write tell nothing
+                    raise out.error or error from None
+            flush(path)
+            if not is_whole(path):
+                raise InputError(f"{path} is damaged as soon as it is written; the disk needs a look")
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+    def load_checkpoint(self, path: str | Path, map_location=None, weights_only: bool | None = True) -> dict:
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+class Output:
+    """A file whose error is kept, as torch.save hides it."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.error = file, None
+
+    def write(self, data) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def is_whole(path: Path) -> bool:
+    """Whether all bytes of a checkpoint are as they were written: torch keeps a checksum of every tensor."""
+    try:
+        with path.open("rb") as file:
+            if hasattr(os, "posix_fadvise"):  # from the disk, where the system lets go of what it still holds
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            return zipfile.ZipFile(file).testzip() is None
+    except (OSError, zipfile.BadZipFile, EOFError):
+        return False
+
+
+def num_bytes(checkpoint: dict) -> int:
+    """Of all tensors in it, each storage once."""
+    storages = {}
+    apply_to_collection(
+        checkpoint, torch.Tensor, lambda t: storages.__setitem__(t.untyped_storage().data_ptr(), t.untyped_storage())
+    )
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def require_free(folder: Path, needed: int) -> None:
+    """Raises OSError, as a full disk does, where `needed` bytes would not fit."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed / 1e6:,.1f} MB are needed for a "
+                                    f"checkpoint, and {free / 1e6:,.1f} MB are free")  # fmt: skip
+
+
+def copy_whole(source: Path, wanted: Path) -> None:
+    """As a second name of the same bytes, where the disk can do that."""
+    partial = wanted.with_name(f"{wanted.name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(source, partial)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, partial)
+        flush(partial)
+    rename(partial, wanted)

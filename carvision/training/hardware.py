@@ -1,0 +1,56 @@
+"""What a run uses of the machine: the precision of its numbers, and what is set for NVIDIA's GPUs."""
+
+import logging
+
+import pytorch_lightning as pl
+import torch
+
+log = logging.getLogger(__name__)
+
+BF16_SINCE = (8, 0)  # compute capability of Ampere, the first of NVIDIA's chips with bfloat16 in its matrix units
+
+
+def uses_cuda(accelerator: str) -> bool:
+    """Whether Lightning takes CUDA for this trainer.accelerator."""
+    return accelerator in ("gpu", "auto") and torch.cuda.is_available()
+
+
+def resolve_precision(precision: str, accelerator: str, devices: str | int | list[int] = "auto") -> str:
+    """trainer.precision with "auto" replaced; the other arguments are those of conf/trainer.
+
+    On CUDA bf16-mixed if all devices have it in hardware, else 16-mixed; 32-true elsewhere. Not asked of
+    torch.cuda.is_bf16_supported(), which is also true where bfloat16 is emulated, slower than float32.
+    """
+    if precision != "auto":
+        return precision
+    if not uses_cuda(accelerator):
+        return "32-true"
+    numbers = devices if isinstance(devices, list) else range(torch.cuda.device_count())
+    native = all(torch.cuda.get_device_capability(number) >= BF16_SINCE for number in numbers)
+    return "bf16-mixed" if native else "16-mixed"
+
+
+def prepare_cuda() -> None:
+    """Products of float32 matrices may be taken in TF32 (10 bits of mantissa), as torch lets convolutions be anyway."""
+    torch.set_float32_matmul_precision("high")
+
+
+def log_hardware(trainer: pl.Trainer, wanted: str) -> None:
+    """wanted: trainer.precision as the user wrote it."""
+    device = trainer.strategy.root_device
+    asked = " (trainer.precision=auto)" if wanted == "auto" else ""
+    log.info("%s, precision %s%s", device_name(device), trainer.precision, asked)
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def hardware_used(trainer: pl.Trainer) -> dict:
+    """For metrics.json: the device, the precision that "auto" became, and on CUDA the most memory that tensors took
+    since the process began."""
+    device = trainer.strategy.root_device
+    used = {"device": device_name(device), "precision": str(trainer.precision)}
+    if device.type == "cuda":
+        used["peak_memory_mb"] = round(torch.cuda.max_memory_allocated(device) / 1e6)
+    return used

@@ -1,0 +1,239 @@
+"""The processes of one run: who started them, which one is first, and that all end when one of them does.
+
+Three launchers: "plain" (Lightning starts the others from the first), torchrun, and SLURM's srun. What the processes
+must know of each other before Lightning connects them goes through a store of keys and values, which the first serves
+(under torchrun its agent).
+"""
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from pytorch_lightning.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from pytorch_lightning.strategies.launchers import subprocess_script
+from torch import distributed as dist
+
+from carvision.errors import InputError
+
+log = logging.getLogger(__name__)
+
+FAILED, ENDED = "failed", "ended"
+LOOK_EVERY_S = 1.0
+GRACE_S = 10.0  # after which a process that should end by itself, and hangs in a question to others, is ended
+START_WITHIN = timedelta(minutes=5)
+
+_store: dist.Store | None = None  # of this process, for as long as it lives: the others may still ask the first's
+_turn = 0  # counts what is shared, in the same order in all processes
+_children: list[subprocess.Popen] = []
+
+
+def launcher() -> str:
+    if TorchElasticEnvironment.detect():
+        return "torchrun"
+    in_slurm = "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+    return "srun" if in_slurm else "plain"
+
+
+def is_first_process() -> bool:
+    """Whether this is the only or the first of a run's processes, the one that writes and prints."""
+    names = {"torchrun": ["RANK"], "srun": ["SLURM_PROCID"], "plain": ["LOCAL_RANK", "NODE_RANK"]}[launcher()]
+    return all(int(os.environ.get(name) or 0) == 0 for name in names)
+
+
+def num_started() -> int | None:
+    """By the launcher; None where Lightning starts them."""
+    name = {"torchrun": "WORLD_SIZE", "srun": "SLURM_NTASKS", "plain": ""}[launcher()]
+    return int(os.environ[name]) if name else None
+
+
+def create_environment() -> ClusterEnvironment:
+    """For the Trainer. Signals under SLURM are carvision's own matter, so it does not requeue."""
+    return {
+        "torchrun": TorchElasticEnvironment,
+        "srun": lambda: SLURMEnvironment(auto_requeue=False),
+        "plain": LightningEnvironment,
+    }[launcher()]()
+
+
+def require_all_used(num_devices: int, num_nodes: int) -> None:
+    """Raises InputError where the launcher started more or fewer processes than the Trainer would use."""
+    started = num_started()
+    if started not in (None, num_devices * num_nodes):
+        raise InputError(
+            f"trainer.devices: {launcher()} started {started} process{'es' * (started > 1)}, and trainer.devices="
+            f"{num_devices} with trainer.num_nodes={num_nodes} needs {num_devices * num_nodes}; give both the same"
+        )
+
+
+@contextmanager
+def run_together(trainer: dict) -> Iterator[None]:
+    """Around a run. Where it has several processes, an error in one ends all of them: the first that fails tells its
+    error, the others end with status 1 and without a word. Else the others wait at the end for the first.
+
+    trainer: the keys of conf/trainer.
+    """
+    devices = trainer["devices"]
+    one = devices == 1 or (isinstance(devices, list) and len(devices) == 1)
+    if trainer["accelerator"] == "tpu" or (num_started() in (None, 1) and one and trainer["num_nodes"] == 1):
+        yield
+        return
+    _connect(trainer["num_nodes"])
+    over = threading.Event()
+    threading.Thread(target=_watch, args=(over,), daemon=True).start()
+    try:
+        if devices != "auto":
+            require_all_used(len(devices) if isinstance(devices, list) else devices, trainer["num_nodes"])
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        _fail(error)  # the watch goes on: this process may hang in what it has open
+        raise
+    except BaseException:  # with which all end together
+        _end_together()
+        over.set()
+        raise
+    _end_together()
+    over.set()
+
+
+def from_first_at_start(compute: Callable[[], object]):
+    """What the first process computes, in all of them; to be called before they are connected. JSON's types alone."""
+    if _store is None:
+        return compute()
+    key = _next_key()
+    if is_first_process():
+        value = compute()
+        _store.set(key, json.dumps(value))
+        return value
+    _wait_for(key)
+    return json.loads(_store.get(key))
+
+
+@contextmanager
+def first_goes_first() -> Iterator[None]:
+    """The other processes begin what is inside when the first has done it: what it wrote is there then."""
+    key = _next_key()
+    if _store is not None and not is_first_process():
+        _wait_for(key)
+    yield
+    if _store is not None and is_first_process():
+        _store.set(key, "")
+
+
+def _next_key() -> str:
+    global _turn
+    _turn += 1
+    return f"turn {_turn}"
+
+
+def _connect(num_nodes: int) -> None:
+    """The store, and the address at which Lightning's own connection will find the first process."""
+    global _store
+    if _store is not None:  # a further run of the same command
+        return
+    subprocess_script._launch_process_observer = _children.extend  # Lightning's kills the first process
+    if launcher() == "plain" and (num_nodes > 1 or not is_first_process()):
+        for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")[: 3 if num_nodes > 1 else 2]:
+            if name not in os.environ:
+                raise InputError(
+                    f"trainer.num_nodes: {num_nodes} machines need the environment variables MASTER_ADDR, MASTER_PORT "
+                    f"(of the first one) and NODE_RANK (0, 1, ...), and there is no {name}; or start with torchrun"
+                )
+    if launcher() == "plain" and is_first_process():
+        host, port = os.environ.setdefault("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT") or 0)
+        store = dist.TCPStore(host, port, is_master=True, wait_for_workers=False, multi_tenant=True)
+        os.environ["MASTER_PORT"] = str(store.port)
+    elif launcher() == "plain":
+        store = _client()
+    else:
+        environment = create_environment()
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
+        rank, num = environment.global_rank(), environment.world_size()
+        store = next(dist.rendezvous("env://", rank, num, timeout=START_WITHIN))[0]
+    _store = _prefixed(store)
+
+
+def _client() -> dist.Store:
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=START_WITHIN)
+
+
+def _prefixed(store: dist.Store) -> dist.Store:
+    return dist.PrefixStore(f"carvision {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+def _wait_for(key: str) -> None:
+    """As long as it takes: the first may be downloading. Returns where the first has gone, too."""
+    while not _is_there(_store, key, if_gone=True):
+        time.sleep(0.05)
+        if _is_there(_store, FAILED, if_gone=False):
+            sys.exit(1)
+
+
+def _is_there(store: dist.Store, key: str, if_gone: bool) -> bool:
+    """if_gone: the answer where the store is gone, and with it the first process."""
+    try:
+        return store.check([key])
+    except RuntimeError:
+        return if_gone
+
+
+def _end_together() -> None:
+    """The first process has more to do at the end, and a launcher may kill all when one of them ends."""
+    key = f"{ENDED} {_next_key()}"
+    if is_first_process():
+        _store.set(key, "")
+    else:
+        _wait_for(key)
+
+
+def is_echo(error: BaseException) -> bool:
+    """Whether it only follows from the end of another process, which has told its error or is about to."""
+    if _store is None or isinstance(error, (InputError, KeyboardInterrupt)):
+        return False
+    until = time.monotonic() + 3 * LOOK_EVERY_S
+    while not _is_there(_store, FAILED, if_gone=True):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _fail(error: BaseException) -> None:
+    """Returns in the process that is to tell the error."""
+    try:
+        if is_echo(error) or _store.add(FAILED, 1) > 1:
+            raise SystemExit(1) from None
+    except RuntimeError:  # the store is gone, and with it the first process
+        raise SystemExit(1) from None
+    if isinstance(error, dist.DistError) or re.search("gloo/|NCCL|Connection (closed|reset)", str(error)):
+        raise InputError("another process of this run ended without a word; did the system kill it (memory)?") from None
+
+
+def _watch(over: threading.Event) -> None:
+    """Ends this process where it should have ended, and can't."""
+    store = _prefixed(_client())
+    while not over.wait(LOOK_EVERY_S):
+        died = [child for child in _children if child.poll()]
+        if died or _is_there(store, FAILED, if_gone=True):
+            if over.wait(GRACE_S):
+                return
+            if died and not _is_there(store, FAILED, if_gone=True):
+                print(f"error: another process of this run ended with status {died[0].returncode}", file=sys.stderr)
+            for child in _children:
+                child.send_signal(signal.SIGKILL)
+            sys.stderr.flush()
+            os._exit(1)

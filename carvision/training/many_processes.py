@@ -1,0 +1,86 @@
+"""Several processes that train one network together: what they tell each other, beside the gradients.
+
+Every function here is a question to all processes: all must ask it, at the same step. One process alone gets its own
+value back at no cost.
+"""
+
+import sys
+from typing import TypeVar
+
+import torch
+from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
+from torch import Tensor
+from torch import distributed as dist
+
+T = TypeVar("T")
+
+
+def num_processes() -> int:
+    """That are connected with each other; 1 before they are."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size()
+    return sys.modules["torch_xla.runtime"].world_size() if "torch_xla.runtime" in sys.modules else 1
+
+
+def any_of_all(value: bool) -> bool:
+    """Whether it is true in any process. Waits for the device: not for every step."""
+    if num_processes() == 1:
+        return bool(value)
+    if not dist.is_initialized():
+        return _of_xla("any_of_all", bool(value), any)
+    flag = torch.tensor(int(value), device=_device())
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag)
+
+
+def from_first(value: T) -> T:
+    """The first process's value, which can be anything that pickle takes. Waits for the device."""
+    if num_processes() == 1:
+        return value
+    if not dist.is_initialized():
+        return _of_xla("from_first", value, lambda values: values[0])
+    values = [value]
+    dist.broadcast_object_list(values, src=0, device=_device())
+    return values[0]
+
+
+def of_all(value: T) -> list[T]:
+    """The values of all processes, in their order; anything that pickle takes. Waits for the device."""
+    if num_processes() == 1:
+        return [value]
+    if not dist.is_initialized():
+        return _of_xla("of_all", value, list)
+    values = [None] * num_processes()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def sum_of_all(values: Tensor) -> Tensor:
+    """The sums over all processes, without gradient. Nothing waits for the device."""
+    values = values.detach()
+    if num_processes() == 1:
+        return values
+    if not dist.is_initialized():
+        model = sys.modules["torch_xla.core.xla_model"]
+        return model.all_reduce(model.REDUCE_SUM, values)
+    values = values.clone()
+    dist.all_reduce(values)
+    return values
+
+
+def let_steps_run() -> None:
+    """Takes a broadcast out of Lightning's training step.
+
+    Under several processes Lightning (2.6) broadcasts at every step whether the first process has got SIGTERM, and
+    reads the answer: each step would wait for the device. Here they agree every few seconds instead, see `stopping`.
+    """
+    _TrainingEpochLoop._broadcast_sigterm_tensor = lambda loop: None
+
+
+def _device() -> torch.device:
+    """Of the tensors that the processes send each other."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+def _of_xla(tag: str, value, reduce):
+    return sys.modules["torch_xla.core.xla_model"].mesh_reduce(f"carvision.{tag}", value, reduce)

@@ -1,0 +1,91 @@
+"""trainer.profiler: where the time of training goes."""
+
+import logging
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.profilers import SimpleProfiler
+from torch.profiler import ProfilerActivity
+
+from carvision.whole_files import write_text
+
+log = logging.getLogger(__name__)
+
+TABLE = "profile.txt"
+TRACE = "profile/trace.pt.trace.json.gz"  # the ending that TensorBoard's plugin looks for; Perfetto takes any
+ROWS = 40
+
+
+class SimpleProfile(pl.Callback):
+    """profile.txt: how often each part of the training loop ran and how long it took, after each fit and test.
+
+    Times are the host's: on a GPU a part also takes the time in which it waits for work that others asked for.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.profiler = SimpleProfiler()
+
+    def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        if trainer.is_global_zero:
+            table = self.profiler.summary().partition("Profiler Report")[2].strip()  # without the stage that was last
+            write_text(self.folder / TABLE, table + "\n")
+            if stage == "fit":
+                log.info("trainer.profiler=simple: %s", self.folder / TABLE)
+
+
+class TorchProfile(pl.Callback):
+    """A few training steps through torch.profiler: every operator and, on a GPU, every kernel. Of the first process.
+
+    Written are a trace in profile/, for https://ui.perfetto.dev or TensorBoard, and a table in profile.txt.
+    wait, warmup, active: the steps that are left out, run with the profiler on, and written.
+    """
+
+    def __init__(self, folder: Path, wait: int = 10, warmup: int = 2, active: int = 3):
+        self.folder = folder
+        self.schedule = torch.profiler.schedule(wait=wait, warmup=warmup, active=active, repeat=1)
+        self.profile: torch.profiler.profile | None = None
+        self.written = False
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and not self.written:
+            kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (module.device.type == "cuda")
+            self.profile = torch.profiler.profile(activities=kinds, schedule=self.schedule, on_trace_ready=self._write)
+            self.profile.start()
+
+    def on_train_batch_end(self, *_) -> None:
+        if self.profile is not None:
+            self.profile.step()
+            if self.written:
+                self._stop()
+
+    def on_train_end(self, *_) -> None:
+        if self.profile is not None:
+            self._stop()  # writes what there is, where the steps were too few
+            if not self.written:
+                log.warning("trainer.profiler=torch: training had too few steps for a trace")
+
+    def on_exception(self, *_) -> None:
+        if self.profile is not None:
+            self._stop()
+
+    def _stop(self) -> None:
+        profile, self.profile = self.profile, None
+        profile.stop()
+
+    def _write(self, profile: torch.profiler.profile) -> None:
+        trace = self.folder / TRACE
+        trace.parent.mkdir(exist_ok=True)
+        profile.export_chrome_trace(str(trace))
+        order = "self_cuda_time_total" if ProfilerActivity.CUDA in profile.activities else "self_cpu_time_total"
+        write_text(self.folder / TABLE, profile.key_averages().table(sort_by=order, row_limit=ROWS))
+        self.written = True
+        log.info("trainer.profiler=torch: %s (open it at https://ui.perfetto.dev) and %s", trace, self.folder / TABLE)
+
+
+def create_profile(kind: str | None, folder: Path) -> SimpleProfile | TorchProfile | None:
+    """kind: trainer.profiler."""
+    if kind is None:
+        return None
+    return {"simple": SimpleProfile, "torch": TorchProfile}[kind](folder)

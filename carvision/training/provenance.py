@@ -1,0 +1,84 @@
+"""environment.json: with what each start of a run was made."""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import shlex
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.accelerators import CUDAAccelerator
+
+from carvision import __version__
+from carvision.machine import num_cores, processor_name
+from carvision.versions import git_state, read_versions
+from carvision.whole_files import write_json
+
+log = logging.getLogger(__name__)
+
+# Variables that can change a result or its speed, and none that could hold a secret
+VARIABLES = (
+    "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "PYTHONHASHSEED", "PYTHONPATH", "CUDA_VISIBLE_DEVICES",
+    "CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "PJRT_DEVICE", "XLA_FLAGS",
+    "SLURM_JOB_ID", "SLURM_NTASKS",
+)  # fmt: skip
+
+
+def write_environment(folder: Path, config: dict, trainer: pl.Trainer) -> None:
+    """Add this start to the list in the folder's environment.json; splits.csv is in the folder already."""
+    file = folder / "environment.json"
+    starts = [*_earlier_starts(file), describe_start(folder, config, trainer)]
+    write_json(file, starts)
+
+
+def describe_start(folder: Path, config: dict, trainer: pl.Trainer) -> dict:
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.orig_argv),
+        "working_folder": str(Path.cwd()),
+        "seed": config["seed"],
+        "deterministic": config["deterministic"],
+        "precision": str(trainer.precision),
+        "world_size": trainer.world_size,
+        "devices": _device_names(trainer),
+        "splits_sha256": hashlib.sha256((folder / "splits.csv").read_bytes()).hexdigest(),
+        "carvision": {"version": __version__, **(git_state() or {"commit": None, "changed": None})},
+        "python": platform.python_version(),
+        "versions": read_versions(),
+        "cuda": torch.version.cuda or torch.version.hip,
+        "cudnn": torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None,
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "processor": processor_name(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),  # which of its vector units the CPU's kernels take
+        "num_cores": num_cores(),
+        "num_threads": torch.get_num_threads(),
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+
+
+def _device_names(trainer: pl.Trainer) -> list[str]:
+    """Of this machine. An XLA device is not asked, which would take it from the processes that are to use it."""
+    if isinstance(trainer.accelerator, CUDAAccelerator):
+        return [torch.cuda.get_device_name(number) for number in trainer.device_ids]
+    kind = type(trainer.accelerator).__name__.removesuffix("Accelerator").lower()
+    return [kind] * trainer.num_devices
+
+
+def _earlier_starts(file: Path) -> list[dict]:
+    try:
+        starts = json.loads(file.read_text())
+        if isinstance(starts, list):
+            return starts
+        reason = "is no list"
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    log.warning("%s can't be read (%s); what it told of earlier starts is lost", file, reason)
+    return []

@@ -1,0 +1,98 @@
+"""trainer=fsdp: each process keeps a part of every weight, of its gradient and of the optimizer's state.
+
+Zhao et al. 2023, "PyTorch FSDP", arXiv:2304.11277. The processes share the photos as under trainer=ddp; a block's
+weights are gathered when it is computed, and dropped after it. Checkpoints and the model file are those of any run.
+"""
+
+from functools import partial
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.strategies import ModelParallelStrategy
+from torch import distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+from carvision.errors import InputError
+from carvision.models.classifier import classifier_from
+from carvision.training.lit_classifier import LitClassifier
+from carvision.training.optimizers import OPTIMIZERS
+
+NUM_BLOCKS = 8  # at least, in which weights are gathered, where the network has so many
+
+
+def check_fsdp(cfg: dict) -> None:
+    """Raises InputError for what would not be right where weights are divided, or has not been tried."""
+    optimizer, precision = cfg["optimizer"], cfg["trainer"]["precision"]
+    refused = {
+        "phases: one phase alone": cfg["phases"] is not None and len(cfg["phases"]) > 1,
+        "callbacks.ema_decay: no averages": cfg["callbacks"]["ema_decay"] is not None,
+        "optimizer.sam_rho: not": bool(optimizer.get("sam_rho")),
+        f"optimizer.name: only {', '.join(OPTIMIZERS)}": optimizer["name"] not in OPTIMIZERS,
+        "loss.head_weights: no learned weights": cfg["loss"]["head_weights"] == "learned",
+        "trainer.precision: only 32-true and bf16-mixed": precision not in ("32-true", "bf16-mixed"),
+    }
+    for what, wrong in refused.items():
+        if wrong:
+            raise InputError(f"{what} with trainer=fsdp; trainer=ddp has no such limit")
+
+
+def create_strategy() -> ModelParallelStrategy:
+    # The sizes are known only to the Trainer: see `divide_over_all`
+    return ModelParallelStrategy(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+
+def divide_over_all(trainer: pl.Trainer, lit: LitClassifier) -> None:
+    """To be called before the Trainer fits: the weights are divided when the processes are connected."""
+    trainer.strategy._data_parallel_size = trainer.num_devices * trainer.num_nodes
+    lit.configure_model = partial(shard, lit)  # by Lightning, once a process
+
+
+def shard(lit: LitClassifier) -> None:
+    """Divides the weights of the network over the processes."""
+    if not any(_is_divided(p) for p in lit.model.parameters()):
+        lit.model.to(memory_format=torch.contiguous_format)  # which FSDP insists on
+        mesh = lit.device_mesh["data_parallel"]
+        for block in blocks_of(lit.model.backbone):
+            fully_shard(block, mesh=mesh)
+        fully_shard(lit.model, mesh=mesh)
+        register_fsdp_forward_method(lit.model, "forward_with_penalty")
+
+
+def blocks_of(backbone: nn.Module) -> list[nn.Module]:
+    """The parts whose weights are gathered together: of the elements of lists and sequences, which are called one
+    after the other, the largest with at most 1 / NUM_BLOCKS of the weights."""
+    limit = _size(backbone) // NUM_BLOCKS
+
+    def within(module: nn.Module) -> list[nn.Module]:
+        found = []
+        for child in module.children():
+            inner = within(child)
+            is_element = isinstance(module, nn.Sequential | nn.ModuleList) and _size(child) > 0
+            found += [child] if is_element and (_size(child) <= limit or not inner) else inner
+        return found
+
+    return within(backbone)
+
+
+def make_whole(lit: LitClassifier) -> None:
+    """A network of its own in each process again, with random weights. To be called after training."""
+    if any(_is_divided(p) for p in lit.model.parameters()):
+        lit.model = classifier_from(lit.model.description)
+        lit.configure_model = lambda: None  # Lightning insists on one
+
+
+class SameStatistics(pl.Callback):
+    """The statistics of batch norms are those of the first process wherever they are used, as under trainer=ddp."""
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        for buffer in module.model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _is_divided(parameter: nn.Parameter) -> bool:
+    return isinstance(parameter, dist.tensor.DTensor)

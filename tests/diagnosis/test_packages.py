@@ -1,0 +1,117 @@
+"""Versions, builds and imports that do not fit, from facts alone."""
+
+import tomllib
+
+import pytest
+
+from carvision.diagnosis import packages
+from carvision.diagnosis.packages import (
+    OLDEST_PYTHON,
+    judge_builds,
+    judge_imports,
+    judge_places,
+    judge_python,
+    judge_versions,
+    malicious_packages,
+    module_of,
+)
+from carvision.versions import read_versions, requirements
+from tests.conftest import ROOT
+from tests.diagnosis.stubs import write_stub
+
+LIGHTNING = "pytorch-lightning!=2.6.2,!=2.6.3,<3,>=2.5"
+NMS = {"import:torchvision": {"error": "RuntimeError: operator torchvision::nms does not exist"}}
+
+
+def test_the_oldest_python_is_that_of_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == f">={'.'.join(map(str, OLDEST_PYTHON))}"
+    assert judge_python((3, 11, 0)) == [] and judge_python((4, 0, 0)) == []
+    [finding] = judge_python((3, 9, 7))
+    assert finding.severity == "breaks" and "is 3.9.7; carvision needs 3.11" in finding.what
+
+
+def test_what_is_installed_here_is_in_order():
+    assert judge_versions(requirements(), read_versions()) == []
+    assert judge_builds(read_versions(), {}) == []
+
+
+@pytest.mark.parametrize(
+    "line, version, what, mend",
+    [
+        ("timm>=1.0.15,<2", None, "is not installed", "pip install 'timm>=1.0.15,<2'"),
+        ("timm>=1.0.15,<2", "0.9.2", "is 0.9.2; carvision needs <2,>=1.0.15", "pip install 'timm<2,>=1.0.15'"),
+        ("omegaconf>=2.3,<2.4", "2.4.0", "is 2.4.0; carvision needs", "pip install 'omegaconf"),
+        ("torch>=2.6", "no version", "is no version; carvision needs", "pip install"),
+    ],
+)
+def test_a_missing_or_wrong_version(line, version, what, mend):
+    [finding] = judge_versions([line], {line.partition(">")[0]: version})
+    assert finding.severity == "breaks" and what in finding.what and mend in finding.mend
+
+
+@pytest.mark.parametrize("version", ["2.6.0+cpu", "2.15.0+cu132", "2.16.0.dev20261101+cu132", "2.9.0a0+git123"])
+def test_builds_and_nightly_versions_are_in_range(version):
+    assert judge_versions(["torch>=2.6"], {"torch": version}) == []
+
+
+def test_malicious_releases_are_named_and_never_imported():
+    versions = {"pytorch-lightning": "2.6.2", "lightning": "2.6.3", "torch": "2.9.0"}
+    assert malicious_packages(versions) == ["pytorch-lightning", "lightning"]
+    found = judge_versions([LIGHTNING], versions)
+    assert [finding.subject for finding in found] == ["pytorch-lightning", "lightning"]
+    assert "malicious code" in found[0].what and "tokens" in found[0].mend
+    assert malicious_packages({"pytorch-lightning": "2.6.4"}) == []
+
+
+def test_without_packaging_or_requirements_it_goes_on(monkeypatch):
+    import sys
+
+    assert judge_versions([], {"torch": "1"})[0].severity == "note"
+    monkeypatch.setitem(sys.modules, "packaging.requirements", None)
+    [finding] = judge_versions(["torch>=2.6"], {"torch": "1"})
+    assert finding.subject == "packaging" and finding.severity == "breaks"
+
+
+def test_builds_of_torch_and_torchvision_that_do_not_fit():
+    versions = {"torch": "2.13.0+cpu", "torchvision": "0.28.0+cu130"}
+    assert judge_builds(versions, {})[0].severity == "note"
+    assert judge_builds(versions, NMS) == []  # told with the import
+    [finding] = judge_imports(versions, NMS)
+    assert finding.severity == "breaks" and finding.subject == "torchvision"
+    assert "0.28.0+cu130 (beside torch 2.13.0+cpu) can't be imported" in finding.what and "nms" in finding.what
+    assert "torch and torchvision together" in finding.mend
+    assert judge_builds({"torch": "2.13.0+cpu", "torchvision": "0.28.0"}, {}) == []
+    assert judge_builds({"torch": None, "torchvision": "0.28.0+cpu"}, {}) == []
+
+
+def test_torch_xla_goes_with_one_torch():
+    assert judge_builds({"torch": "2.9.1+cpu", "torch-xla": "2.9.0"}, {}) == []
+    [finding] = judge_builds({"torch": "2.15.0", "torch-xla": "2.9.0"}, {})
+    assert finding.severity == "breaks" and "setup_tpu.sh" in finding.mend
+
+
+def test_what_fails_for_one_reason_is_one_finding():
+    reason = {"error": "ImportError: libz.so.9: cannot open"}
+    versions = {"torch": "2.9", "torchvision": "0.24", "timm": "1.0", "pyyaml": "6", "onnx": "1"}
+    answers = {f"import:{module_of(name)}": reason for name in versions}
+    [finding] = judge_imports(versions, answers)
+    assert finding.subject == "torch" and "so it is with torchvision, timm, pyyaml, onnx" in finding.what
+    assert judge_imports({"onnx": "1"}, answers)[0].severity == "note"  # only exports need it
+    assert judge_imports({"torch": None}, answers) == []  # told already that it is missing
+
+
+def test_a_module_that_hides_the_installed_one(tmp_path, monkeypatch):
+    write_stub(tmp_path, "yaml")
+    monkeypatch.setattr(packages, "find_spec", lambda name: Spec(tmp_path / name))
+    [finding] = judge_places({"pyyaml": "6.0"}, {"import:yaml": {}})
+    assert finding.severity == "note" and str(tmp_path / "yaml") in finding.what
+    [finding] = judge_imports({"pyyaml": "6.0"}, {"import:yaml": {"error": "x"}})
+    assert f"take {tmp_path / 'yaml'} away" in finding.mend
+    monkeypatch.undo()
+    assert judge_places(read_versions(), {}) == []
+
+
+class Spec:
+    def __init__(self, place):
+        self.submodule_search_locations, self.origin = [str(place)], None

@@ -1,0 +1,79 @@
+"""Versions from metadata, and the commit of a checkout."""
+
+import os
+import subprocess
+
+from carvision import versions
+from carvision.versions import git_state, name_of, read_versions, requirements, version_of
+
+
+def test_what_carvision_needs_is_known_with_its_versions():
+    found = read_versions()
+    assert {name_of(line) for line in requirements()} <= set(found)
+    assert all(found[name] for name in ("torch", "timm", "pytorch-lightning", "pillow"))
+
+
+def test_an_installed_carvision_tells_its_needs_by_metadata(tmp_path, monkeypatch):
+    info = tmp_path / "carvision-0.1.0.dist-info"
+    info.mkdir()
+    lines = [
+        "Name: carvision",
+        "Version: 0.1.0",
+        "Requires-Dist: torch>=2.6",
+        "Requires-Dist: onnx>=1; extra == 'onnx'",
+    ]
+    (info / "METADATA").write_text("\n".join(lines) + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(versions, "PACKAGE", tmp_path / "carvision")  # no pyproject.toml beside it
+    assert requirements() == ["torch>=2.6"]
+    (tmp_path / "pyproject.toml").write_text("[project]\nname = 'somebody'\ndependencies = ['else']\n")
+    assert requirements() == ["torch>=2.6"]
+
+
+def test_a_build_is_read_from_the_package_and_damage_is_no_error(tmp_path, monkeypatch):
+    info = tmp_path / "shiny-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: shiny\nVersion: 1.2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert version_of("shiny") == "1.2"
+    (tmp_path / "shiny").mkdir()
+    (tmp_path / "shiny" / "version.py").write_text("__version__: str = '1.2+cpu'\ncuda = None\n")
+    assert version_of("shiny") == "1.2+cpu"
+    (tmp_path / "shiny" / "version.py").write_bytes(b"\xff\xfe\x00")
+    assert version_of("shiny") == "1.2"
+    (info / "METADATA").write_bytes(b"")
+    assert version_of("shiny") is None
+    assert version_of("not-installed-anywhere") is None
+
+
+def git(folder, *words):
+    for name in [name for name in os.environ if name.startswith("GIT_")]:  # set where a hook of git runs the tests
+        del os.environ[name]
+    subprocess.run(["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
+
+
+def test_commit_of_a_checkout_and_whether_it_has_changes(tmp_path, monkeypatch):
+    assert git_state(tmp_path) is None
+    git(tmp_path, "init", "-q")
+    assert git_state(tmp_path) is None  # not a commit yet
+    (tmp_path / "a.py").write_text("1")
+    git(tmp_path, "add", "a.py")
+    git(tmp_path, "commit", "-qm", "a")
+    (tmp_path / "notes.txt").write_text("not tracked")
+    state = git_state(tmp_path)
+    assert len(state["commit"]) == 40 and state["changed"] is False
+    (tmp_path / "a.py").write_text("2")
+    assert git_state(tmp_path)["changed"] is True
+    (tmp_path / "inside").mkdir()
+    assert git_state(tmp_path / "inside") is None  # an environment within somebody's own repository
+    monkeypatch.setenv("PATH", "")
+    assert git_state(tmp_path) is None
+
+
+def test_a_git_that_hangs_is_left_alone(tmp_path, monkeypatch):
+    def hang(command, timeout, **kwargs):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    (tmp_path / ".git").mkdir()
+    monkeypatch.setattr(versions.subprocess, "run", hang)
+    assert git_state(tmp_path) is None

@@ -1,0 +1,120 @@
+"""data.batch_size=auto: the search, what it leaves as it was, and runs that go on. No GPU: memory is pretended."""
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from pytorch_lightning.plugins.precision import Precision
+
+from carvision.data.photos import Photos
+from carvision.errors import InputError
+from carvision.training import batch_size
+from carvision.training.batch_size import find_batch_size, is_out_of_memory, largest_batch
+from carvision.training.lit_classifier import LitClassifier
+from tests.small_runs import config, demo, train
+from tests.training.test_lit_classifier import FLIP, lit_classifier, phases
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 5, 7, 8, 9, 16, 23, 24, 100, 1000])
+def test_the_largest_that_fits_is_found_for_every_memory(limit):
+    allowed = [size for size in (1, 2, 4, *range(8, limit + 1, 8)) if size <= limit]
+    for memory in range(limit + 2):
+        asked = []
+        found = largest_batch(lambda size: asked.append(size) or size <= memory, limit)  # noqa: B023
+        assert found == max([size for size in allowed if size <= memory], default=0)
+        assert set(asked) <= set(allowed) and len(asked) == len(set(asked))
+
+
+def test_few_sizes_are_asked_for():
+    asked = []
+    assert largest_batch(lambda size: asked.append(size) or size <= 1500, 100_000) == 1496
+    assert asked[:5] == [8, 16, 32, 64, 128] and len(asked) < 20
+
+
+@pytest.fixture
+def small_memory(monkeypatch):
+    """Steps of more than 20 photos run out of memory; the sizes and phases that were tried."""
+    tried = []
+    real = LitClassifier.training_step
+
+    def step(self, batch, batch_idx):
+        tried.append((len(batch["images"]), self.phase["name"]))
+        if len(batch["images"]) > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return real(self, batch, batch_idx)
+
+    monkeypatch.setattr(LitClassifier, "training_step", step)
+    return tried
+
+
+def test_real_steps_are_tried_and_nothing_is_changed_by_them(small_memory):
+    lit = lit_classifier(heads=("make", "model", "speed"), augment=FLIP | {"mixup": 0.2})
+    before = {name: value.clone() for name, value in lit.state_dict().items()}
+    torch.manual_seed(3), np.random.seed(3)
+    random = torch.get_rng_state().clone(), np.random.get_state()[1].copy()
+    assert find_batch_size(lit, Precision(), CPU, limit=1000, compile=False) == 16
+    assert [size for size, _ in small_memory] == [8, 8, 16, 16, 32, 24]
+    assert all(torch.equal(value, before[name]) for name, value in lit.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random[0]) and (np.random.get_state()[1] == random[1]).all()
+    assert all(parameter.grad is None for parameter in lit.parameters())
+    assert not lit.train_metrics.penalty.update_called
+
+
+def test_the_phase_that_trains_the_most_is_tried(small_memory):
+    parts = [("head", "none"), ("all", "all"), ("last", 2)]
+    lit = lit_classifier(phases=[{**phases()[0], "name": name, "train_layers": layers} for name, layers in parts])
+    assert find_batch_size(lit, Precision(), CPU, limit=8, compile=False) == 8
+    assert {name for _, name in small_memory} == {"all"}
+    assert lit.phase["name"] == "head" and not any(p.requires_grad for p in lit.model.backbone.parameters())
+
+
+def test_sharpness_aware_steps_are_tried_as_they_are(small_memory):
+    optimizer = phases()[0]["optimizer"] | {"sam_rho": 0.05}
+    assert find_batch_size(lit_classifier(phases=phases(optimizer=optimizer)), Precision(), CPU, 8, False) == 8
+    assert len(small_memory) == 4  # two passes a step
+
+
+def test_an_error_that_is_no_lack_of_memory_is_not_hidden(monkeypatch):
+    monkeypatch.setattr(LitClassifier, "training_step", lambda *_: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match=r"inconsistent|size"):
+        find_batch_size(lit_classifier(), Precision(), CPU, 8, False)
+    assert is_out_of_memory(RuntimeError("CUDNN_STATUS_ALLOC_FAILED")) and not is_out_of_memory(RuntimeError("shape"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "data.batch_size: auto looks for .* this run has none; give a number, such as data.batch_size=64"),
+        (["data.batch_size=many"], "data.batch_size: 'many' is not a whole number from 1 or one of auto"),
+    ],
+)
+def test_without_a_gpu_a_number_is_asked_for(demo_photos, tmp_path, overrides, message):
+    with pytest.raises(InputError, match=message) as caught:
+        train(tmp_path / "run", *demo(demo_photos), "data.batch_size=auto", *overrides)
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_the_number_is_stored_and_taken_again_by_a_run_that_goes_on(demo_photos, tmp_path, monkeypatch, small_memory):
+    monkeypatch.setattr("carvision.training.build_trainer.require_gpu", lambda trainer: None)
+    sizes, real = [], Photos.__getitem__
+    monkeypatch.setattr(Photos, "__getitem__", lambda self, keys: sizes.append(len(keys)) or real(self, keys))
+    overrides = [*demo(demo_photos), "data.batch_size=auto", "run.max_epochs_per_start=1"]
+    folder = train(tmp_path / "run", *overrides)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["batch_size"] == 16
+    assert "data.batch_size=auto: 16 on each device" in (folder / "run.log").read_text()
+    assert max(sizes) == 16
+    small_memory.clear(), sizes.clear()
+    monkeypatch.setattr(batch_size, "find_batch_size", lambda *_: pytest.fail("a size was looked for again"))
+    train(folder, *overrides)
+    assert (folder / "metrics.json").exists() and max(sizes) == 16
+    assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["batch_size"] == 16
+    assert config("data.batch_size=auto")["data"]["batch_size"] == "auto"
+
+
+def test_not_one_photo_that_fits_is_said(demo_photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("carvision.training.build_trainer.require_gpu", lambda trainer: None)
+    monkeypatch.setattr(batch_size, "find_batch_size", lambda *_: 0)
+    with pytest.raises(InputError, match="not even one photo fits on the GPU"):
+        train(tmp_path / "run", *demo(demo_photos), "data.batch_size=auto")

@@ -1,0 +1,99 @@
+"""deterministic=true: two runs are equal to the bit, and what can't be so is refused in one line."""
+
+import os
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from carvision.errors import InputError
+from carvision.training.determinism import refused_operation_is_an_input_error, set_deterministic
+from carvision.training.lit_classifier import LitClassifier
+from tests.small_runs import SMALL, demo, train
+
+ALL_CHANCE = [  # all that draws random numbers
+    "trainer.max_epochs=3",
+    "logger=none",
+    "augment=mixup_cutmix",
+    "augment.order=[flip,rotate,brightness,erase]",
+    "model.trunk.hidden=[16]",
+    "model.trunk.dropout=0.3",
+    "model.neck=[spatial_dropout,se]",
+    "callbacks.ema_decay=0.9",
+    "data.sampler=balanced",
+]
+
+
+@pytest.fixture(autouse=True)
+def as_before(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    yield
+    os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.deterministic = False
+
+
+def differences(one, two, where: str = "") -> list[str]:
+    """Places of nested dicts, lists and tensors that are not equal to the bit."""
+    if isinstance(one, dict) and isinstance(two, dict) and one.keys() == two.keys():
+        return [place for key in one for place in differences(one[key], two[key], f"{where}/{key}")]
+    if isinstance(one, list | tuple) and isinstance(two, list | tuple) and len(one) == len(two):
+        return [place for i in range(len(one)) for place in differences(one[i], two[i], f"{where}/{i}")]
+    if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):
+        return [] if torch.equal(one, two) else [where]
+    return [] if one == two else [f"{where}: {one} {two}"]
+
+
+def test_two_processes_with_other_numbers_of_workers_give_the_same_bits(run_module, demo_photos, tmp_path):
+    overrides = [*demo(demo_photos), *ALL_CHANCE, "deterministic=true"]
+    a, b = train(tmp_path / "a", *overrides), tmp_path / "b"
+    several = [*SMALL, *overrides, "data.num_workers=2", f"run.dir={b}"]
+    run_module("carvision.train", *several, check=0, env={"PYTHONHASHSEED": "1"})
+    histories = [pd.read_csv(folder / "history.csv", dtype=str).drop(columns="seconds") for folder in (a, b)]
+    pd.testing.assert_frame_equal(*histories)
+    assert not differences(load_file(a / "model.safetensors"), load_file(b / "model.safetensors"))
+    kept = []
+    for folder in (a, b):
+        checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        kept.append(
+            {key: checkpoint[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step")}
+        )
+        kept[-1] |= {key: value for key, value in checkpoint.items() if key.startswith("current_model")}
+    assert not differences(*kept)
+    assert (a / "splits.csv").read_bytes() == (b / "splits.csv").read_bytes()
+
+
+def test_deterministic_is_set_and_unset():
+    set_deterministic(True)
+    assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    set_deterministic(False)
+    assert not torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.deterministic
+
+
+def test_a_workspace_that_varies_is_refused(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    with pytest.raises(InputError, match=r"CUBLAS_WORKSPACE_CONFIG=:0:0 .*:4096:8 or :16:8"):
+        set_deterministic(True)
+    set_deterministic(False)
+
+
+def test_an_operation_without_a_deterministic_form_is_one_line(demo_photos, tmp_path, monkeypatch):
+    own = LitClassifier.training_step
+
+    def step(self, batch, batch_idx):
+        torch.zeros(3).put_(torch.tensor([1]), torch.ones(1))  # refused on the CPU, too
+        return own(self, batch, batch_idx)
+
+    monkeypatch.setattr(LitClassifier, "training_step", step)
+    with pytest.raises(InputError, match=r"deterministic: put_ has no form .* or deterministic=false") as error:
+        train(tmp_path / "run", *demo(demo_photos), "deterministic=true")
+    assert "\n" not in str(error.value)
+
+
+def test_other_errors_pass(monkeypatch):
+    with pytest.raises(RuntimeError, match=r"^something else$"), refused_operation_is_an_input_error():
+        raise RuntimeError("something else")
+    with pytest.raises(InputError, match=r"model\.pool=avg"), refused_operation_is_an_input_error():
+        raise RuntimeError("adaptive_max_pool2d_backward_cuda does not have a deterministic implementation, but ...")

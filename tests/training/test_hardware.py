@@ -1,0 +1,61 @@
+"""What is chosen for the machine at hand. The GPUs here are pretended: torch.cuda's answers are replaced."""
+
+import json
+
+import pytest
+import torch
+import yaml
+
+from carvision.training.hardware import resolve_precision
+from tests.small_runs import demo, train
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """gpus((8, 0), ...): so many GPUs of these compute capabilities."""
+
+    def pretend(*capabilities: tuple[int, int]) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capabilities[device])
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)  # as it says where bf16 is emulated
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"),
+    [
+        ((9, 0), "bf16-mixed"),
+        ((8, 6), "bf16-mixed"),
+        ((8, 0), "bf16-mixed"),
+        ((7, 5), "16-mixed"),
+        ((7, 0), "16-mixed"),
+    ],
+)
+def test_auto_is_bf16_where_the_chip_has_it_and_16_bits_elsewhere_on_cuda(gpus, capability, precision):
+    gpus(capability)
+    assert resolve_precision("auto", "gpu") == resolve_precision("auto", "auto") == precision
+    assert resolve_precision("auto", "cpu") == "32-true"
+    assert resolve_precision("32-true", "gpu") == "32-true"
+
+
+def test_auto_is_what_all_devices_of_the_run_have(gpus):
+    gpus((9, 0), (7, 5))
+    assert resolve_precision("auto", "gpu", 2) == "16-mixed"
+    assert resolve_precision("auto", "gpu", [0]) == "bf16-mixed"
+    assert resolve_precision("auto", "gpu", [1]) == "16-mixed"
+
+
+def test_auto_is_float32_without_cuda(gpus):
+    gpus()
+    assert resolve_precision("auto", "gpu") == resolve_precision("auto", "auto") == "32-true"
+
+
+def test_a_run_says_which_precision_auto_became(demo_photos, tmp_path):
+    folder = train(tmp_path / "run", *demo(demo_photos), "trainer.precision=auto", "trainer.max_epochs=1")
+    assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["precision"] == "auto"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["hardware"] == {"device": "cpu", "precision": "32-true"}
+    assert metrics["seconds"]["first_step"] > 0
+    assert "cpu, precision 32-true (trainer.precision=auto)" in (folder / "run.log").read_text()

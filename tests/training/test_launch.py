@@ -1,0 +1,96 @@
+"""Which process is first, by whom it was started, and what does not fit together: by the environment's variables."""
+
+import os
+
+import pytest
+from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from pytorch_lightning.strategies.launchers import subprocess_script
+
+from carvision.errors import InputError
+from carvision.training import launch, many_processes
+from tests.small_runs import config
+from tests.training.processes import by_srun, by_torchrun, environment
+
+
+@pytest.fixture
+def started_as(monkeypatch):
+    """started_as(variables): this process has those of a process that a launcher started."""
+
+    def start(variables: dict[str, str]) -> None:
+        for name in set(os.environ) - set(variables):
+            monkeypatch.delenv(name)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return start
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_process_of_each_launcher(started_as, rank):
+    for variables, launcher, kind, started in (
+        (by_torchrun(rank, 3, 1), "torchrun", TorchElasticEnvironment, 3),
+        # inside of SLURM torchrun counts
+        ({**by_srun(5, 8, 1), **by_torchrun(rank, 3, 1)}, "torchrun", TorchElasticEnvironment, 3),
+        (by_srun(rank, 2, 1), "srun", SLURMEnvironment, 2),
+        (environment(LOCAL_RANK=rank), "plain", LightningEnvironment, None),
+        (environment(NODE_RANK=rank, LOCAL_RANK=0), "plain", LightningEnvironment, None),
+        (environment(SLURM_NTASKS=4, SLURM_JOB_NAME="bash", LOCAL_RANK=rank), "plain", LightningEnvironment, None),
+    ):
+        started_as(variables)
+        assert (launch.launcher(), launch.num_started()) == (launcher, started)
+        assert launch.is_first_process() == (rank == 0), variables
+        made = launch.create_environment()
+        assert type(made) is kind
+        assert not getattr(made, "auto_requeue", False)
+
+
+def test_the_second_machines_first_process_is_not_the_runs(started_as):
+    started_as({**by_torchrun(0, 2, 1), "RANK": "1", "GROUP_RANK": "1"})
+    assert not launch.is_first_process()
+
+
+def test_the_launcher_must_start_what_the_trainer_uses(started_as):
+    started_as(by_srun(0, 4, 1))
+    launch.require_all_used(2, 2)
+    with pytest.raises(InputError, match=r"srun started 4 processes, and trainer.devices=2 with trainer.num_nodes=1"):
+        launch.require_all_used(2, 1)
+    started_as(environment())
+    launch.require_all_used(2, 1)
+
+
+def test_machines_without_launcher_need_an_address(started_as):
+    started_as(environment(MASTER_ADDR="127.0.0.1", NODE_RANK=1))
+    with pytest.raises(InputError, match="there is no MASTER_PORT"), launch.run_together(trainer(num_nodes=2)):
+        pass
+
+
+def trainer(**values) -> dict:
+    return {"accelerator": "cpu", "devices": 1, "num_nodes": 1, **values}
+
+
+def test_one_process_asks_nobody(monkeypatch):
+    monkeypatch.setattr(launch, "_store", None)
+    with launch.run_together(trainer()):
+        assert launch._store is None
+        assert launch.from_first_at_start(lambda: ["folder", True]) == ["folder", True]
+        with launch.first_goes_first():
+            pass
+    assert (many_processes.any_of_all(True), many_processes.any_of_all(False)) == (True, False)
+    assert many_processes.from_first("a") == "a"
+    assert many_processes.of_all({"a": 1}) == [{"a": 1}]
+    with pytest.raises(ValueError, match="as it was"), launch.run_together(trainer()):
+        raise ValueError("as it was")
+
+
+def test_lightnings_private_parts_that_are_replaced_are_still_there():
+    """Under another name in a later version they would do their work again, unseen."""
+    from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
+
+    assert callable(_TrainingEpochLoop._broadcast_sigterm_tensor)
+    assert callable(subprocess_script._launch_process_observer)
+
+
+@pytest.mark.parametrize("group, strategy", [("ddp", "ddp"), ("fsdp", "fsdp")])
+def test_the_trainers_of_many_processes(group, strategy):
+    chosen = config(f"trainer={group}", "data=demo")["trainer"]
+    assert (chosen["strategy"], chosen["devices"]) == (strategy, 2)

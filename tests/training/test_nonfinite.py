@@ -1,0 +1,72 @@
+"""A loss that is not finite: told with its photos, and kept out of every checkpoint."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from carvision.errors import InputError
+from carvision.training.lit_classifier import LitClassifier
+from tests.small_runs import demo, train
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """In epoch 1 the batch that row 7 of the training photos is in gives a loss of nan, and statistics, too. Returns
+    the rows of all batches in which that happened."""
+    met, step = [], LitClassifier.training_step
+
+    def training_step(self, batch, batch_idx):
+        bad = self.current_epoch == 1 and 7 in batch["index"].tolist()
+        if bad:
+            met.append(batch["index"].tolist())
+            batch["draws"] = batch["draws"].clone()
+            self.normalise.mean += float("nan")  # what the network sees, and with it batch norm's statistics
+        loss = step(self, batch, batch_idx)
+        if bad:
+            self.normalise.mean.nan_to_num_(nan=0.5)
+        return loss
+
+    monkeypatch.setattr(LitClassifier, "training_step", training_step)
+    return met
+
+
+def photos_of(folder, rows: list[int]) -> list[str]:
+    splits = pd.read_csv(folder / "splits.csv")
+    return splits.loc[splits["split"] == "train", "path"].iloc[rows].tolist()
+
+
+def test_it_stops_names_the_photos_and_leaves_the_checkpoint_of_before(poisoned, demo_photos, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(InputError) as stopped:
+        train(folder, *demo(demo_photos), "run.checkpoint_every_minutes=0")
+    listed = pd.read_csv(folder / "nonfinite_loss.csv")
+    assert listed["path"].tolist() == photos_of(folder, poisoned[0]) and set(listed["epoch"]) == {1}
+    assert listed["path"][0] in str(stopped.value) and "run.on_nonfinite_loss=skip" in str(stopped.value)
+    assert f"epoch 2, batch {listed['batch'][0] + 1}" in str(stopped.value) and "\n" not in str(stopped.value)
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(value.isfinite().all() for value in last["state_dict"].values())
+
+
+@pytest.mark.parametrize("extra", [[], ["optimizer.sam_rho=0.05"], ["trainer.accumulate_grad_batches=2"]])
+def test_it_leaves_the_update_out_where_told(poisoned, extra, demo_photos, tmp_path):
+    overrides = [*demo(demo_photos), "run.on_nonfinite_loss=skip", "data.batch_size=8", *extra]
+    folder = train(tmp_path / "run", *overrides)
+    listed = pd.read_csv(folder / "nonfinite_loss.csv")
+    assert set(photos_of(folder, poisoned[0])) <= set(listed["path"])
+    assert len(listed) == 8 * (2 if "accumulate" in str(extra) else 1)
+    assert "the loss or its gradient is not finite; its update is left out" in (folder / "run.log").read_text()
+    assert all(value.isfinite().all() for value in load_file(folder / "model.safetensors").values())
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]["state"]
+    batches = 18 / (2 if "accumulate" in str(extra) else 1)  # an epoch
+    assert {int(values["step"]) for values in state.values()} == {2 * batches - 1}
+    history = pd.read_csv(folder / "history.csv")
+    assert history.filter(like="loss").notna().all(axis=None)
+    assert json.loads((folder / "metrics.json").read_text())["test"]["loss"] > 0
+
+
+def test_too_high_a_rate_is_found_out(demo_photos, tmp_path):
+    with pytest.raises(InputError, match=r"optimizer\.lr is too large"):
+        train(tmp_path / "run", *demo(demo_photos), "optimizer=sgd", "optimizer.lr=1e30")

@@ -1,0 +1,39 @@
+"""environment.json: each start of a run tells with what it was made."""
+
+import hashlib
+import json
+import sys
+
+import pytorch_lightning as pl
+
+from carvision.training.provenance import write_environment
+from carvision.versions import name_of, requirements
+from tests.small_runs import demo, train
+
+
+def test_a_resumed_run_tells_of_both_starts(demo_photos, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "carvision.train", "run.dir=a b"])
+    train(run, *demo(demo_photos), "run.max_epochs_per_start=1", "seed=3", "logger=none")
+    train(run, *demo(demo_photos), "seed=3", "data.num_workers=1", "logger=none")
+    first, second = json.loads((run / "environment.json").read_text())
+    assert first["command"] == "python -m carvision.train 'run.dir=a b'"
+    assert first["time"] <= second["time"] and first["seed"] == second["seed"] == 3
+    digest = hashlib.sha256((run / "splits.csv").read_bytes()).hexdigest()
+    assert first["splits_sha256"] == second["splits_sha256"] == digest
+    assert {name_of(line) for line in requirements()} <= set(first["versions"])
+    assert first["deterministic"] is False and first["precision"] == "32-true"
+    assert first["world_size"] == 1 and first["devices"] == ["cpu"] and first["num_threads"] >= 1
+    assert set(first["carvision"]) == {"version", "commit", "changed"}
+    assert not list(run.glob("*.partial"))
+
+
+def test_a_damaged_file_is_told_and_begun_anew(tmp_path, caplog):
+    (tmp_path / "splits.csv").write_text("path,split\n")
+    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    for content in ("[{", '{"a": 1}'):
+        caplog.clear()
+        (tmp_path / "environment.json").write_text(content)
+        write_environment(tmp_path, {"seed": 0, "deterministic": False}, trainer)
+        assert len(json.loads((tmp_path / "environment.json").read_text())) == 1
+        assert "what it told of earlier starts is lost" in caplog.text

@@ -1,0 +1,63 @@
+"""Signals as schedulers and terminals send them, to real processes."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+
+from tests.small_runs import demo
+from tests.training.forked import printed, start, wait_for
+
+OVERRIDES = ["trainer.max_epochs=300", "data.batch_size=8", "data.num_workers=1", "logger=none"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)])
+def test_a_signal_to_all_processes_ends_with_a_checkpoint_of_the_step(number, code, demo_photos, tmp_path):
+    folder = tmp_path / "run"
+    process = start(folder, *demo(demo_photos), *OVERRIDES)
+    wait_for((folder / "checkpoints" / "last.ckpt").exists, process)
+    time.sleep(0.2)
+    os.killpg(process.pid, number)  # as a terminal does, or a scheduler: to the readers of photos, too
+    process.join(60)
+    told = printed(folder)
+    assert process.exitcode == code, told
+    assert f"{signal.Signals(number).name}: the start ends with a checkpoint" in told and "Traceback" not in told
+    assert told.splitlines()[-1] == f"run: {folder}"
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["epoch"] >= 0 and not (folder / "metrics.json").exists()
+    if number == signal.SIGTERM:  # the next start
+        process = start(folder, *demo(demo_photos), *OVERRIDES, "run.max_epochs_per_start=1")
+        process.join(120)
+        assert process.exitcode == 0, printed(folder)
+        assert "going on after" in printed(folder)
+
+
+def test_the_test_after_training_ends_at_once_and_is_made_up_for(demo_photos, tmp_path):
+    folder = tmp_path / "run"
+    slow_test = [*demo(demo_photos), "trainer.max_epochs=1", "data.image_px=256", "logger=none"]
+    process = start(folder, *slow_test)
+    wait_for((folder / "checkpoints" / "best.ckpt").exists, process)
+    time.sleep(1)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 143 and "not finished (SIGTERM)" in printed(folder), printed(folder)
+    before = (folder / "history.csv").read_text()
+    process = start(folder, *slow_test)
+    process.join(240)
+    assert process.exitcode == 0 and (folder / "history.csv").read_text() == before, printed(folder)
+
+
+def test_a_second_ctrl_c_ends_at_once(demo_photos, tmp_path):
+    folder = tmp_path / "run"
+    slow = ["data.image_px=256", "data.batch_size=64"]  # a step takes seconds
+    process = start(folder, *demo(demo_photos), *OVERRIDES, *slow)
+    wait_for(lambda: folder.with_suffix(".out").exists() and "epochs, adamw" in printed(folder), process)
+    time.sleep(1.5)
+    os.kill(process.pid, signal.SIGINT)
+    wait_for(lambda: "Ctrl-C again ends at once" in printed(folder), process)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 130, printed(folder)
+    assert not any((folder / "checkpoints").glob("*")) if (folder / "checkpoints").exists() else True
