@@ -88,14 +88,15 @@ def run_together(trainer: dict) -> Iterator[None]:
     """
     devices = trainer["devices"]
     one = devices == 1 or (isinstance(devices, list) and len(devices) == 1)
-    if trainer["accelerator"] == "tpu" or (num_started() in (None, 1) and one and trainer["num_nodes"] == 1):
+    tpu = trainer["accelerator"] == "tpu"  # whose cores have processes of torchrun, see tpu_cores
+    if num_started() in (None, 1) and (tpu or (one and trainer["num_nodes"] == 1)):
         yield
         return
     _connect(trainer["num_nodes"])
     over = threading.Event()
     threading.Thread(target=_watch, args=(over,), daemon=True).start()
     try:
-        if devices != "auto":
+        if devices != "auto" and not tpu:
             require_all_used(len(devices) if isinstance(devices, list) else devices, trainer["num_nodes"])
         yield
     except (Exception, KeyboardInterrupt) as error:

@@ -31,7 +31,8 @@ def trainer_arguments(trainer: dict, checkpoint_io: CheckpointIO | None = None) 
     if os.environ.get("PJRT_DEVICE") == "CPU":
         arguments |= {"accelerator": XLAOnCPU(), "devices": 1}
     elif int(os.environ.get("WORLD_SIZE") or 1) > 1:
-        arguments |= {"strategy": Cores()}
+        num_machines = int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"])
+        arguments |= {"strategy": Cores(), "num_nodes": num_machines}
     else:
         arguments |= {"devices": 1 if trainer["devices"] == "auto" else trainer["devices"]}
     if trainer["precision"] == "bf16-mixed":
