@@ -60,12 +60,16 @@ class Predictor(nn.Module):
         """{head: float32 (B, C)} of the heads with classes."""
         return probs_of(logits, self.temperature)
 
-    @torch.inference_mode()
     def forward(self, images: list[Tensor]) -> dict[str, Tensor]:
         """images: uint8 (B, 3, size_px, size_px) for each of `geometries` -> {head: float32 logits (B, C)}.
 
         Of averaged probabilities p the logits are log p, whose softmax is p. (B, 1) in its unit for a number.
         """
+        # torch-xla has no inference mode
+        with torch.no_grad() if images[0].device.type == "xla" else torch.inference_mode():
+            return self._of_all_models(images)
+
+    def _of_all_models(self, images: list[Tensor]) -> dict[str, Tensor]:
         if not self.averages:
             return self._of_model(0, to_float(images[0]))
         sums, number = {}, 0

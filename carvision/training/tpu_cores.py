@@ -1,13 +1,32 @@
-"""All cores of a TPU: a process for each, which torchrun starts and watches."""
+"""All cores of a TPU: a process for each, which torchrun starts and watches. Imports neither torch nor Lightning, so
+that what is missing is told at once."""
 
 import importlib
 import os
 import sys
 
 from carvision.errors import InputError
-from carvision.training.xla import require_xla
 
 PORT = 29_500  # at which the machines of a pod slice find the first one
+
+
+def require_xla() -> None:
+    """Raises InputError where torch-xla or a device for it is missing."""
+    asked = os.environ.get("PJRT_DEVICE")
+    try:
+        runtime = importlib.import_module("torch_xla.runtime")
+        device = runtime.device_type()
+    except Exception as error:  # ImportError, and whatever a build for another torch makes of it
+        text = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"trainer.accelerator: tpu can't be used here ({text}); run scripts/setup_tpu.sh, and then "
+            ".venv-tpu/bin/python -m carvision.train trainer=tpu"
+        ) from None
+    if device != "TPU" and asked != "CPU":
+        raise InputError(
+            "trainer.accelerator: tpu, and this machine has none; take trainer=cpu or trainer=gpu, or set the "
+            "environment variable PJRT_DEVICE=CPU, which tries the TPU's way on the processor"
+        )
 
 
 def use_cores(devices: str | int | list[int]) -> None:
@@ -18,11 +37,13 @@ def use_cores(devices: str | int | list[int]) -> None:
     require_xla()
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has started this process
         if int(os.environ["WORLD_SIZE"]) > 1:
+            if os.environ.get("PJRT_DEVICE") == "CPU":
+                raise InputError("trainer.accelerator: PJRT_DEVICE=CPU has one device; start one process")
             # What torch-xla does itself where torch.distributed is used, which is not needed here
             pjrt = importlib.import_module("torch_xla._internal.pjrt")
             pjrt.initialize_multiprocess(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
         return
-    if os.environ["PJRT_DEVICE"] == "CPU":  # has one
+    if os.environ.get("PJRT_DEVICE") == "CPU":  # has one
         return
     tpu = importlib.import_module("torch_xla._internal.tpu")
     num_cores, machines = tpu.num_available_devices(), tpu.get_worker_ips()

@@ -5,7 +5,6 @@ is recorded. So that it compiles in the first epoch only, all batches have one s
 Only imported where trainer.accelerator is tpu, as torch-xla lives in an environment of its own.
 """
 
-import importlib
 import logging
 import os
 from pathlib import Path
@@ -20,27 +19,9 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from carvision.errors import InputError
+from carvision.training.tpu_cores import require_xla
 
 log = logging.getLogger(__name__)
-
-
-def require_xla() -> None:
-    """Raises InputError where torch-xla or a device for it is missing."""
-    asked = os.environ.get("PJRT_DEVICE")
-    try:
-        runtime = importlib.import_module("torch_xla.runtime")
-        device = runtime.device_type()
-    except Exception as error:  # ImportError, and whatever a build for another torch makes of it
-        text = " ".join(str(error).split())[:120]
-        raise InputError(
-            f"trainer.accelerator: tpu can't be used here ({text}); run scripts/setup_tpu.sh, and then "
-            ".venv-tpu/bin/python -m carvision.train trainer=tpu"
-        ) from None
-    if device != "TPU" and asked != "CPU":
-        raise InputError(
-            "trainer.accelerator: tpu, and this machine has none; take trainer=cpu or trainer=gpu, or set the "
-            "environment variable PJRT_DEVICE=CPU, which tries the TPU's way on the processor"
-        )
 
 
 def trainer_arguments(trainer: dict, checkpoint_io: CheckpointIO | None = None) -> dict:
@@ -50,7 +31,8 @@ def trainer_arguments(trainer: dict, checkpoint_io: CheckpointIO | None = None) 
     if os.environ.get("PJRT_DEVICE") == "CPU":
         arguments |= {"accelerator": XLAOnCPU(), "devices": 1}
     elif int(os.environ.get("WORLD_SIZE") or 1) > 1:
-        arguments |= {"strategy": Cores()}
+        num_machines = int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"])
+        arguments |= {"strategy": Cores(), "num_nodes": num_machines}
     else:
         arguments |= {"devices": 1 if trainer["devices"] == "auto" else trainer["devices"]}
     if trainer["precision"] == "bf16-mixed":

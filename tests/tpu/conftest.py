@@ -9,7 +9,9 @@ import pytest
 HERE = Path(__file__).parent
 HAS_XLA = find_spec("torch_xla") is not None
 if HAS_XLA:
-    os.environ.setdefault("PJRT_DEVICE", "CPU")  # read when torch-xla is imported
+    # Read when torch-xla is imported
+    os.environ.setdefault("PJRT_DEVICE", "CPU")
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles in half the time
 
 
 def pytest_collection_modifyitems(items):

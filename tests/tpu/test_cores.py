@@ -1,0 +1,38 @@
+"""The strategy of several cores, in the only process that XLA's CPU device has."""
+
+import logging
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from carvision.training.build import build_datamodule, build_lit_classifier
+from tests.small_runs import config, demo
+
+
+def test_the_strategy_of_several_cores_trains_and_tests_in_its_own_process(demo_photos):
+    from carvision.training import xla
+
+    class Two(xla.XLAOnCPU):
+        """That says so: Lightning takes the strategy for more than one device only."""
+
+        @staticmethod
+        def get_parallel_devices(devices: int) -> list[torch.device]:
+            return [torch.device("xla", index) for index in range(2)]
+
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    cfg = config(*demo(demo_photos), "augment=none")
+    figures = []
+    for arguments in ({"accelerator": xla.XLAOnCPU()}, {"accelerator": Two(), "strategy": xla.Cores()}):
+        datamodule = build_datamodule(cfg, None)
+        lit = build_lit_classifier(cfg, datamodule.table)
+        trainer = pl.Trainer(
+            **arguments, devices=1, max_epochs=1, logger=False, enable_checkpointing=False, num_sanity_val_steps=0,
+            enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+            callbacks=[xla.Steps()],
+        )  # fmt: skip
+        trainer.fit(lit, datamodule=datamodule)
+        assert trainer.current_epoch == 1  # which Lightning's own launcher would have left behind in another process
+        figures.append(trainer.test(lit, datamodule=datamodule, verbose=False)[0])
+    assert lit.test_metrics.heads[0].distributed_available_fn()
+    assert figures[1] == pytest.approx(figures[0], rel=1e-5)
