@@ -3,7 +3,9 @@
 import errno
 import logging
 import os
+import re
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +25,7 @@ log = logging.getLogger(__name__)
 
 LOCK = ".lock"
 NO_RESULT = ("data.num_workers", "callbacks.progress_bar")  # keys that change no result
+FAILING = {errno.EIO, errno.ESTALE, errno.EFBIG, errno.EROFS}  # a disk's errors beside those of a full one
 
 
 def holds_unfinished_run(folder: Path) -> bool:
@@ -64,6 +67,8 @@ def lock_folder(folder: Path) -> TextIO | None:
         raise InputError(
             f"run.dir: another process is training into {folder} now; wait for it, or give another"
         ) from None
+    except OSError as error:  # as of network file systems whose service for locks does not run
+        log.warning("the disk of %s has no locks (%s): don't start two commands into it at once", folder, error)
     return opened
 
 
@@ -71,20 +76,62 @@ def lock_folder(folder: Path) -> TextIO | None:
 def disk_errors(folder: Path) -> Iterator[None]:
     """A full disk, or one that nothing can be written to, ends as one line. What was whole before stays whole."""
     try:
-        yield
-    except Exception as error:  # safetensors has its own exception, which carries the system's words
-        number, text = getattr(error, "errno", None), getattr(error, "strerror", None) or ""
-        mend = "the same command with this run.dir goes on"
-        if number == errno.EDQUOT or os.strerror(errno.ENOSPC) in str(error):
-            detail = f" ({text.partition(': ')[2]})" if ": " in text else ""
-            raise InputError(
-                f"run.dir: no space is left on the disk of {folder}{detail}; checkpoints that were complete are still "
-                f"there. Free some space, and {mend}"
-            ) from None
-        file = getattr(error, "filename", None)
-        if isinstance(error, OSError) and file and Path(file).is_relative_to(folder):
-            raise InputError(f"run.dir: {file} can't be written ({text}); mend that, and {mend}") from None
+        with _quiet_threads():
+            yield
+    except InputError:
         raise
+    except Exception as error:  # safetensors has its own exception, which carries the system's words
+        told = disk_error(error, folder)
+        if told is None:
+            raise
+        raise InputError(told) from None
+
+
+def disk_error(error: Exception, folder: Path) -> str | None:
+    """What to tell of an error that a disk is the cause of; None for others."""
+    words, number, text = str(error), getattr(error, "errno", None), getattr(error, "strerror", None) or ""
+    mend = "the same command with this run.dir goes on"
+    full = number == errno.EDQUOT or os.strerror(errno.ENOSPC) in words
+    # As torch and its DataLoader say it of the memory through which batches come from the processes that read photos
+    if (full and re.search("shared memory|</torch_", words)) or re.search("Bus error.*shared memory", words):
+        return (
+            "data.num_workers: /dev/shm is too small for the processes that read photos; in Docker start with "
+            "--shm-size=8g, or take data.num_workers=0 (python -m carvision.doctor says what is needed)"
+        )
+    if full:
+        detail = f" ({text.partition(': ')[2]})" if ": " in text else ""
+        return (
+            f"run.dir: no space is left on the disk of {folder}{detail}; checkpoints that were complete are still "
+            f"there. Free some space, and {mend}"
+        )
+    file = getattr(error, "filename", None)
+    if isinstance(error, OSError) and file:
+        inside = Path(os.fsdecode(file)).is_relative_to(folder)
+        return f"run.dir: {file} can't be written ({text}); mend that, and {mend}" if inside else None
+    # Of an open file, whose name the system does not tell. Not of photos: they have errors of their own
+    if number in FAILING:
+        return f"run.dir: the disk of {folder} fails ({os.strerror(number)}); mend that, and {mend}"
+    return None
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """A thread that can't write, as TensorBoard's, is told once, without its traceback. Its error comes to the main
+    thread by itself."""
+    before, told = threading.excepthook, []
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and args.exc_value.errno in {errno.ENOSPC, errno.EDQUOT, *FAILING}):
+            before(args)
+        elif not told:
+            told.append(args.exc_value)
+            log.warning("what is written beside the training stops: %s", args.exc_value)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def flat_config(config: dict, prefix: str = "") -> dict:
