@@ -31,7 +31,7 @@ class LogFile(logging.FileHandler):
 
     told = False
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, logging's name
+    def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)

@@ -1,7 +1,7 @@
 """run.log where the disk is full: /dev/full, a file of Linux to which nothing can be written."""
 
 import logging
-import os
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +22,7 @@ def test_messages_are_in_the_file_and_on_the_terminal(tmp_path, capsys):
     assert (tmp_path / "run.log").read_text().endswith("INFO hello\n") and capsys.readouterr().err == "hello\n"
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_disk_is_told_once(tmp_path, capsys):
     (tmp_path / "run.log").symlink_to("/dev/full")
     start_log(tmp_path)
