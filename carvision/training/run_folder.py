@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TextIO
 
 import yaml
+from omegaconf import OmegaConf
 
+from carvision.config import conf_dir
 from carvision.errors import InputError
 from carvision.whole_files import write_json, write_text
 
@@ -24,7 +26,8 @@ except ImportError:  # Windows, where nothing keeps two commands from training i
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
-NO_RESULT = ("data.num_workers", "callbacks.progress_bar")  # keys that change no result
+# Keys that change no result. Photos may lie elsewhere by now: whether they are the same ones is another check.
+NO_RESULT = {"data.num_workers", "data.root", "callbacks.progress_bar", "trainer.profiler", "logger.tensorboard"}
 FAILING = {errno.EIO, errno.ESTALE, errno.EFBIG, errno.EROFS}  # a disk's errors beside those of a full one
 
 
@@ -43,7 +46,13 @@ def require_same_config(config: dict, folder: Path) -> None:
     now = flat_config(config)
     if now["data.batch_size"] == "auto":
         earlier["data.batch_size"] = "auto"  # the number that was found then is taken again
-    keys = [key for key in {**earlier, **now} if not key.startswith("run.") and key not in NO_RESULT]
+    if "trainer.deterministic" in earlier:  # as an earlier version of carvision called it
+        earlier["deterministic"] = earlier.pop("trainer.deterministic")
+    added = [key for key in now if key not in earlier and is_as_shipped(key, now[key])]
+    if added:
+        log.info("%s, which the run was begun without, as conf/ has it", ", ".join(added))
+    left_out = NO_RESULT.union(added)
+    keys = [key for key in {**earlier, **now} if not key.startswith("run.") and key not in left_out]
     changed = [f"{key}={earlier.get(key)} became {now.get(key)}" for key in keys if earlier.get(key) != now.get(key)]
     if changed and not config["run"]["allow_changes"]:
         raise InputError(
@@ -52,6 +61,18 @@ def require_same_config(config: dict, folder: Path) -> None:
         )
     for change in changed:
         log.warning("going on with a changed configuration: %s", change)
+
+
+def is_as_shipped(key: str, value: object) -> bool:
+    """Whether a file of conf/ gives the key this value. Where an earlier version had no such key, that is what it did;
+    keys that a person adds, as those of a head or a phase, stand in no file."""
+    group, _, name = key.partition(".")
+    for file in [conf_dir() / "train.yaml", *sorted((conf_dir() / group).rglob("*.yaml"))]:
+        given = flat_config(OmegaConf.to_container(OmegaConf.load(file)))
+        prefix = "steps." if file.stem == "steps" else ""  # conf/augment/shared/base.yaml has it under that name
+        if value in [given[wanted] for wanted in (key, name.removeprefix(prefix)) if wanted in given]:
+            return True
+    return False
 
 
 def lock_folder(folder: Path) -> TextIO | None:

@@ -1,4 +1,4 @@
-"""What disks do to a run's folder, without such disks: their errors are raised, in the words of those who report them."""
+"""A run's folder: what a disk does to it (in the words of who raises the error), and whose configuration it has."""
 
 import errno
 import logging
@@ -10,7 +10,15 @@ from safetensors import SafetensorError
 
 from carvision.errors import InputError
 from carvision.training import run_folder
-from carvision.training.run_folder import disk_errors, lock_folder
+from carvision.training.run_folder import (
+    disk_errors,
+    flat_config,
+    is_as_shipped,
+    lock_folder,
+    require_same_config,
+    write_config,
+)
+from tests.small_runs import config
 
 FULL = os.strerror(errno.ENOSPC)
 
@@ -46,7 +54,10 @@ def test_a_folder_that_is_in_use_is_refused(number, tmp_path, monkeypatch):
         (OSError(errno.EROFS, os.strerror(errno.EROFS)), "fails .Read-only file system"),
         (OSError(errno.EFBIG, os.strerror(errno.EFBIG)), "fails .File too large"),
         (OSError(errno.ESTALE, os.strerror(errno.ESTALE)), "fails .Stale file handle"),
-        (RuntimeError(f"unable to write to file </torch_12_34_0>: {FULL} (28)"), "/dev/shm is too small.*--shm-size=8g"),
+        (
+            RuntimeError(f"unable to write to file </torch_12_34_0>: {FULL} (28)"),
+            "/dev/shm is too small.*--shm-size=8g",
+        ),
         (
             RuntimeError(
                 "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
@@ -101,3 +112,40 @@ def test_a_thread_that_can_not_write_is_told_once(tmp_path, caplog, capsys):
         threading.excepthook = hook
     assert [str(args.exc_value) for args in before] == ["a mistake"]
     assert len(caplog.records) == 1 and FULL in caplog.text and capsys.readouterr().err == ""
+
+
+def test_what_changes_no_result_may_change(tmp_path):
+    write_config(config("data.root=/here"), tmp_path)
+    free = ["data.root=/there", "data.num_workers=3", "trainer.profiler=simple", "logger=none", "run.max_minutes=1"]
+    require_same_config(config(*free), tmp_path)
+    with pytest.raises(InputError, match=r"another run: trainer\.accumulate_grad_batches=1 became 2\. Give"):
+        require_same_config(config(*free, "trainer.accumulate_grad_batches=2"), tmp_path)
+
+
+def test_keys_that_an_earlier_version_lacked_are_no_change(tmp_path, caplog):
+    earlier = config()
+    del earlier["run"]["on_nonfinite_loss"], earlier["optimizer"]["sam_rho"], earlier["augment"]["steps"]["erase"]
+    del earlier["trainer"]["accumulate_grad_batches"], earlier["data"]["on_bad_image"]
+    earlier["trainer"]["deterministic"] = earlier.pop("deterministic")
+    write_config(earlier, tmp_path)
+    with caplog.at_level(logging.INFO):
+        require_same_config(config(), tmp_path)
+    assert "optimizer.sam_rho" in caplog.text and "which the run was begun without" in caplog.text
+    for changed, told in (
+        ("optimizer.sam_rho=0.05", "optimizer.sam_rho=None became 0.05"),
+        ("deterministic=true", "deterministic=False became True"),
+        ("+model/head@model.heads.speed=linear", "model.heads.speed.hidden="),
+        ("+optimizer.arguments.amsgrad=true", "optimizer.arguments.amsgrad=None became True"),
+    ):
+        with pytest.raises(InputError, match=told):
+            require_same_config(config(changed), tmp_path)
+
+
+def test_values_of_conf_are_known_from_those_that_were_given():
+    composed = flat_config(
+        config("augment=r0", "schedule=r0", "optimizer=sgd", "trainer=ddp", "data=folder", "data.root=/photos")
+    )
+    for key in ("optimizer.momentum", "augment.steps.hue.turns", "trainer.num_nodes", "data.split.kind", "seed"):
+        assert is_as_shipped(key, composed[key]), key
+    for key in ("data.root", "data.image_px", "model.backbone", "model.heads.class.hidden"):
+        assert not is_as_shipped(key, composed[key]), key
