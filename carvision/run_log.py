@@ -1,5 +1,6 @@
 """carvision's messages: on the terminal, and in a run's run.log."""
 
+import contextlib
 import logging
 import sys
 from pathlib import Path
@@ -20,6 +21,24 @@ def start_log(folder: Path | None, quiet: bool = False) -> None:
     terminal.setFormatter(logging.Formatter("%(message)s"))
     root.addHandler(terminal)
     if folder is not None:
-        file = logging.FileHandler(folder / "run.log")
+        file = LogFile(folder / "run.log")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         root.addHandler(file)
+
+
+class LogFile(logging.FileHandler):
+    """A disk that can't be written to costs a line on the terminal, once, rather than a traceback a message."""
+
+    told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.told:
+            self.told = True
+            print(f"{self.baseFilename} can't be written ({error.strerror}): see the messages here", file=sys.stderr)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # of what could not be written before
+            super().close()

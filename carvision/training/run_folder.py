@@ -3,14 +3,18 @@
 import errno
 import logging
 import os
+import re
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 import yaml
+from omegaconf import OmegaConf
 
+from carvision.config import conf_dir
 from carvision.errors import InputError
 from carvision.whole_files import write_json, write_text
 
@@ -22,7 +26,9 @@ except ImportError:  # Windows, where nothing keeps two commands from training i
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
-NO_RESULT = ("data.num_workers", "callbacks.progress_bar")  # keys that change no result
+# Keys that change no result. Photos may lie elsewhere by now: whether they are the same ones is another check.
+NO_RESULT = {"data.num_workers", "data.root", "callbacks.progress_bar", "trainer.profiler", "logger.tensorboard"}
+FAILING = {errno.EIO, errno.ESTALE, errno.EFBIG, errno.EROFS}  # a disk's errors beside those of a full one
 
 
 def holds_unfinished_run(folder: Path) -> bool:
@@ -40,7 +46,13 @@ def require_same_config(config: dict, folder: Path) -> None:
     now = flat_config(config)
     if now["data.batch_size"] == "auto":
         earlier["data.batch_size"] = "auto"  # the number that was found then is taken again
-    keys = [key for key in {**earlier, **now} if not key.startswith("run.") and key not in NO_RESULT]
+    if "trainer.deterministic" in earlier:  # as an earlier version of carvision called it
+        earlier["deterministic"] = earlier.pop("trainer.deterministic")
+    added = [key for key in now if key not in earlier and is_as_shipped(key, now[key])]
+    if added:
+        log.info("%s, which the run was begun without, as conf/ has it", ", ".join(added))
+    left_out = NO_RESULT.union(added)
+    keys = [key for key in {**earlier, **now} if not key.startswith("run.") and key not in left_out]
     changed = [f"{key}={earlier.get(key)} became {now.get(key)}" for key in keys if earlier.get(key) != now.get(key)]
     if changed and not config["run"]["allow_changes"]:
         raise InputError(
@@ -49,6 +61,18 @@ def require_same_config(config: dict, folder: Path) -> None:
         )
     for change in changed:
         log.warning("going on with a changed configuration: %s", change)
+
+
+def is_as_shipped(key: str, value: object) -> bool:
+    """Whether a file of conf/ gives the key this value. Where an earlier version had no such key, that is what it did;
+    keys that a person adds, as those of a head or a phase, stand in no file."""
+    group, _, name = key.partition(".")
+    for file in [conf_dir() / "train.yaml", *sorted((conf_dir() / group).rglob("*.yaml"))]:
+        given = flat_config(OmegaConf.to_container(OmegaConf.load(file)))
+        prefix = "steps." if file.stem == "steps" else ""  # conf/augment/shared/base.yaml has it under that name
+        if value in [given[wanted] for wanted in (key, name.removeprefix(prefix)) if wanted in given]:
+            return True
+    return False
 
 
 def lock_folder(folder: Path) -> TextIO | None:
@@ -64,6 +88,8 @@ def lock_folder(folder: Path) -> TextIO | None:
         raise InputError(
             f"run.dir: another process is training into {folder} now; wait for it, or give another"
         ) from None
+    except OSError as error:  # as of network file systems whose service for locks does not run
+        log.warning("the disk of %s has no locks (%s): don't start two commands into it at once", folder, error)
     return opened
 
 
@@ -71,20 +97,62 @@ def lock_folder(folder: Path) -> TextIO | None:
 def disk_errors(folder: Path) -> Iterator[None]:
     """A full disk, or one that nothing can be written to, ends as one line. What was whole before stays whole."""
     try:
-        yield
-    except Exception as error:  # safetensors has its own exception, which carries the system's words
-        number, text = getattr(error, "errno", None), getattr(error, "strerror", None) or ""
-        mend = "the same command with this run.dir goes on"
-        if number == errno.EDQUOT or os.strerror(errno.ENOSPC) in str(error):
-            detail = f" ({text.partition(': ')[2]})" if ": " in text else ""
-            raise InputError(
-                f"run.dir: no space is left on the disk of {folder}{detail}; checkpoints that were complete are still "
-                f"there. Free some space, and {mend}"
-            ) from None
-        file = getattr(error, "filename", None)
-        if isinstance(error, OSError) and file and Path(file).is_relative_to(folder):
-            raise InputError(f"run.dir: {file} can't be written ({text}); mend that, and {mend}") from None
+        with _quiet_threads():
+            yield
+    except InputError:
         raise
+    except Exception as error:  # safetensors has its own exception, which carries the system's words
+        told = disk_error(error, folder)
+        if told is None:
+            raise
+        raise InputError(told) from None
+
+
+def disk_error(error: Exception, folder: Path) -> str | None:
+    """What to tell of an error that a disk is the cause of; None for others."""
+    words, number, text = str(error), getattr(error, "errno", None), getattr(error, "strerror", None) or ""
+    mend = "the same command with this run.dir goes on"
+    full = number == errno.EDQUOT or os.strerror(errno.ENOSPC) in words
+    # As torch and its DataLoader say it of the memory through which batches come from the processes that read photos
+    if (full and re.search("shared memory|</torch_", words)) or re.search("Bus error.*shared memory", words):
+        return (
+            "data.num_workers: /dev/shm is too small for the processes that read photos; in Docker start with "
+            "--shm-size=8g, or take data.num_workers=0 (python -m carvision.doctor says what is needed)"
+        )
+    if full:
+        detail = f" ({text.partition(': ')[2]})" if ": " in text else ""
+        return (
+            f"run.dir: no space is left on the disk of {folder}{detail}; checkpoints that were complete are still "
+            f"there. Free some space, and {mend}"
+        )
+    file = getattr(error, "filename", None)
+    if isinstance(error, OSError) and file:
+        inside = Path(os.fsdecode(file)).is_relative_to(folder)
+        return f"run.dir: {file} can't be written ({text}); mend that, and {mend}" if inside else None
+    # Of an open file, whose name the system does not tell. Not of photos: they have errors of their own
+    if number in FAILING:
+        return f"run.dir: the disk of {folder} fails ({os.strerror(number)}); mend that, and {mend}"
+    return None
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """A thread that can't write, as TensorBoard's, is told once, without its traceback. Its error comes to the main
+    thread by itself."""
+    before, told = threading.excepthook, []
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and args.exc_value.errno in {errno.ENOSPC, errno.EDQUOT, *FAILING}):
+            before(args)
+        elif not told:
+            told.append(args.exc_value)
+            log.warning("what is written beside the training stops: %s", args.exc_value)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def flat_config(config: dict, prefix: str = "") -> dict:

@@ -74,6 +74,12 @@ assert "MB are needed for a checkpoint, and" in told, told
 assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 0
 FILLER.unlink()
 
+# TensorBoard writes in a thread of its own
+build_trainer.Curves = Filling
+told = refused(run, "logger=tensorboard")
+assert "no space is left on the disk" in told, told
+FILLER.unlink()
+
 # A disk that can be read only
 start_log(None)  # closes run.log
 subprocess.run(["mount", "-o", "remount,ro", DISK], check=True)

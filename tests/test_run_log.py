@@ -1,0 +1,39 @@
+"""run.log where the disk is full: /dev/full, a file of Linux to which nothing can be written."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from carvision.run_log import start_log
+
+log = logging.getLogger("carvision.test")
+
+
+@pytest.fixture(autouse=True)
+def quiet_logs():
+    yield
+    start_log(None)
+
+
+def test_messages_are_in_the_file_and_on_the_terminal(tmp_path, capsys):
+    start_log(tmp_path)
+    log.info("hello")
+    assert (tmp_path / "run.log").read_text().endswith("INFO hello\n") and capsys.readouterr().err == "hello\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_told_once(tmp_path, capsys):
+    (tmp_path / "run.log").symlink_to("/dev/full")
+    start_log(tmp_path)
+    for number in range(3):
+        log.info("message %d", number)
+    start_log(None)  # closes run.log
+    first, told, *others = capsys.readouterr().err.splitlines()
+    assert [first, *others] == ["message 0", "message 1", "message 2"] and "No space left on device" in told
+
+
+def test_an_error_of_the_code_keeps_its_traceback(tmp_path, capsys):
+    start_log(tmp_path)
+    log.info("%d", "no number")
+    assert "Traceback" in capsys.readouterr().err

@@ -1,0 +1,151 @@
+"""A run's folder: what a disk does to it (in the words of who raises the error), and whose configuration it has."""
+
+import errno
+import logging
+import os
+import threading
+
+import pytest
+from safetensors import SafetensorError
+
+from carvision.errors import InputError
+from carvision.training import run_folder
+from carvision.training.run_folder import (
+    disk_errors,
+    flat_config,
+    is_as_shipped,
+    lock_folder,
+    require_same_config,
+    write_config,
+)
+from tests.small_runs import config
+
+FULL = os.strerror(errno.ENOSPC)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_disk_without_locks_is_told_and_used(number, tmp_path, monkeypatch, caplog):
+    def lockf(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(run_folder.fcntl, "lockf", lockf)
+    with lock_folder(tmp_path):
+        pass
+    assert f"has no locks ([Errno {number}]" in caplog.text
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EACCES])
+def test_a_folder_that_is_in_use_is_refused(number, tmp_path, monkeypatch):
+    def lockf(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(run_folder.fcntl, "lockf", lockf)
+    with pytest.raises(InputError, match="another process is training into"):
+        lock_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, FULL), r"run\.dir: no space is left on the disk of"),
+        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), r"run\.dir: no space is left"),
+        (SafetensorError(f'IoError(Os {{ code: 28, kind: StorageFull, message: "{FULL}" }})'), "no space is left"),
+        (OSError(errno.EIO, os.strerror(errno.EIO)), r"run\.dir: the disk of .* fails \(Input/output error\)"),
+        (OSError(errno.EROFS, os.strerror(errno.EROFS)), "fails .Read-only file system"),
+        (OSError(errno.EFBIG, os.strerror(errno.EFBIG)), "fails .File too large"),
+        (OSError(errno.ESTALE, os.strerror(errno.ESTALE)), "fails .Stale file handle"),
+        (
+            RuntimeError(f"unable to write to file </torch_12_34_0>: {FULL} (28)"),
+            "/dev/shm is too small.*--shm-size=8g",
+        ),
+        (
+            RuntimeError(
+                "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+                f"RuntimeError: unable to allocate shared memory(shm) for file </torch_1_2_3>: {FULL} (28)"
+            ),
+            r"/dev/shm is too small.*data\.num_workers=0",
+        ),
+        (
+            RuntimeError(
+                "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers "
+                "are out of shared memory. Please try to raise your shared memory limit."
+            ),
+            "/dev/shm is too small",
+        ),
+    ],
+)
+def test_a_disks_error_is_one_line(error, told, tmp_path):
+    with pytest.raises(InputError, match=told) as caught, disk_errors(tmp_path):
+        raise error
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, os.strerror(errno.EMFILE)),
+        OSError(errno.EIO, os.strerror(errno.EIO), "/photos/table.csv"),  # of another disk, perhaps
+        RuntimeError("unable to open shared memory object </torch_1> in read-write mode: Too many open files (24)"),
+        InputError(f"a download could not be written ({FULL})"),
+    ],
+)
+def test_other_errors_stay_as_they_are(error, tmp_path):
+    with pytest.raises(type(error)) as caught, disk_errors(tmp_path):
+        raise error
+    assert caught.value is error
+
+
+def test_a_thread_that_can_not_write_is_told_once(tmp_path, caplog, capsys):
+    def failing(error: Exception) -> None:
+        raise error
+
+    before = []
+    hook, threading.excepthook = threading.excepthook, before.append
+    try:
+        with caplog.at_level(logging.WARNING), disk_errors(tmp_path):
+            for error in (OSError(errno.ENOSPC, FULL), OSError(errno.ENOSPC, FULL), ValueError("a mistake")):
+                thread = threading.Thread(target=failing, args=[error])
+                thread.start()
+                thread.join()
+        assert threading.excepthook == before.append
+    finally:
+        threading.excepthook = hook
+    assert [str(args.exc_value) for args in before] == ["a mistake"]
+    assert len(caplog.records) == 1 and FULL in caplog.text and capsys.readouterr().err == ""
+
+
+def test_what_changes_no_result_may_change(tmp_path):
+    write_config(config("data.root=/here"), tmp_path)
+    free = ["data.root=/there", "data.num_workers=3", "trainer.profiler=simple", "logger=none", "run.max_minutes=1"]
+    require_same_config(config(*free), tmp_path)
+    with pytest.raises(InputError, match=r"another run: trainer\.accumulate_grad_batches=1 became 2\. Give"):
+        require_same_config(config(*free, "trainer.accumulate_grad_batches=2"), tmp_path)
+
+
+def test_keys_that_an_earlier_version_lacked_are_no_change(tmp_path, caplog):
+    earlier = config()
+    del earlier["run"]["on_nonfinite_loss"], earlier["optimizer"]["sam_rho"], earlier["augment"]["steps"]["erase"]
+    del earlier["trainer"]["accumulate_grad_batches"], earlier["data"]["on_bad_image"]
+    earlier["trainer"]["deterministic"] = earlier.pop("deterministic")
+    write_config(earlier, tmp_path)
+    with caplog.at_level(logging.INFO):
+        require_same_config(config(), tmp_path)
+    assert "optimizer.sam_rho" in caplog.text and "which the run was begun without" in caplog.text
+    for changed, told in (
+        ("optimizer.sam_rho=0.05", "optimizer.sam_rho=None became 0.05"),
+        ("deterministic=true", "deterministic=False became True"),
+        ("+model/head@model.heads.speed=linear", "model.heads.speed.hidden="),
+        ("+optimizer.arguments.amsgrad=true", "optimizer.arguments.amsgrad=None became True"),
+    ):
+        with pytest.raises(InputError, match=told):
+            require_same_config(config(changed), tmp_path)
+
+
+def test_values_of_conf_are_known_from_those_that_were_given():
+    composed = flat_config(
+        config("augment=r0", "schedule=r0", "optimizer=sgd", "trainer=ddp", "data=folder", "data.root=/photos")
+    )
+    for key in ("optimizer.momentum", "augment.steps.hue.turns", "trainer.num_nodes", "data.split.kind", "seed"):
+        assert is_as_shipped(key, composed[key]), key
+    for key in ("data.root", "data.image_px", "model.backbone", "model.heads.class.hidden"):
+        assert not is_as_shipped(key, composed[key]), key
