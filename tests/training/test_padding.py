@@ -37,7 +37,7 @@ def evaluated(root, on_bad_image: str, batch_size: int):
 
 
 @pytest.mark.parametrize("on_bad_image", ["skip", "blank"])
-@pytest.mark.parametrize("batch_size", [100, 72, 50, 5])  # of 72 photos: no padding, none, 2 * 36, 15 * 5
+@pytest.mark.parametrize("batch_size", [100, 50, 7, 5])  # 72 photos: 72, 2 * 36, 11 * 7 and 15 * 5 places
 def test_figures_are_those_of_the_photos_alone(photos_with_a_bad_one, on_bad_image, batch_size):
     lit, figures, datamodule = evaluated(photos_with_a_bad_one, on_bad_image, batch_size)
     photos = datamodule.photos["test"]
