@@ -37,7 +37,8 @@ def trainer_values(cfg: dict) -> dict:
     values = dict(cfg["trainer"])
     del values["profiler"]
     cuda = uses_cuda(values["accelerator"])
-    values["precision"] = resolve_precision(values["precision"], values["accelerator"], values["devices"])
+    asked = (values[key] for key in ("precision", "accelerator", "devices", "strategy"))
+    values["precision"] = resolve_precision(*asked)
     check_trainer(build_phases(cfg), values)
     if cfg["compile"]:
         require_compiler(values["accelerator"], cuda)
@@ -46,7 +47,7 @@ def trainer_values(cfg: dict) -> dict:
     if cuda:
         prepare_cuda()
     if values["strategy"] == "fsdp":
-        check_fsdp(cfg)
+        check_fsdp(cfg, values["precision"])
         values["strategy"] = create_strategy()
     if values["accelerator"] == "tpu":
         from carvision.training import xla

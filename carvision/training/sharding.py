@@ -21,9 +21,11 @@ from carvision.training.optimizers import OPTIMIZERS
 NUM_BLOCKS = 8  # at least, in which weights are gathered, where the network has so many
 
 
-def check_fsdp(cfg: dict) -> None:
-    """Raises InputError for what would not be right where weights are divided, or has not been tried."""
-    optimizer, precision = cfg["optimizer"], cfg["trainer"]["precision"]
+def check_fsdp(cfg: dict, precision: str) -> None:
+    """Raises InputError for what would not be right where weights are divided, or has not been tried.
+
+    precision: as resolve_precision gives it."""
+    optimizer = cfg["optimizer"]
     refused = {
         "phases: one phase alone": cfg["phases"] is not None and len(cfg["phases"]) > 1,
         "callbacks.ema_decay: no averages": cfg["callbacks"]["ema_decay"] is not None,
