@@ -36,7 +36,8 @@ def trainer_values(cfg: dict) -> dict:
     values = dict(cfg["trainer"])
     del values["profiler"]
     cuda = uses_cuda(values["accelerator"])
-    values["precision"] = resolve_precision(values["precision"], values["accelerator"], values["devices"])
+    asked = (values[key] for key in ("precision", "accelerator", "devices", "strategy"))
+    values["precision"] = resolve_precision(*asked)
     check_trainer(build_phases(cfg), values)
     if cfg["compile"]:
         require_compiler(values["accelerator"], cuda)

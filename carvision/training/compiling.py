@@ -35,8 +35,8 @@ def compile_steps(lit: LitClassifier) -> None:
     """From now on `lit` trains with compiled code, in place: the names of its weights stay as they are.
 
     Only what a training step calls, which is one graph of static shapes (two with SAM). Validation, a small part of
-    the work, would be two graphs more, which take as long to compile, for it and for its last, smaller batch. On the
-    CPU the augmentation stays as it is, made for the processor's cache.
+    the work, would be one graph more, which takes as long to compile. On the CPU the augmentation stays as it is, made
+    for the processor's cache.
     """
     # Each phase trains other parameters, and so is a graph of its own. torch.compile keeps a few graphs of a function
     # and then gives up without a word: the earlier ones are forgotten.

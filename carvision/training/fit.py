@@ -74,7 +74,7 @@ def run_training(
         place = find_place(folder / "checkpoints", mend=first) if resume else None
     if place:
         log_place(place, lit.num_epochs)
-    require_space(folder, total, averaged=cfg["callbacks"]["ema_decay"] is not None)
+    require_space(folder, lit, averaged=cfg["callbacks"]["ema_decay"] is not None)
     trainer = build_trainer(cfg, folder, lit, clock, ends)
     if cfg["trainer"]["strategy"] == "fsdp":
         divide_over_all(trainer, lit)

@@ -15,10 +15,13 @@ def uses_cuda(accelerator: str) -> bool:
     return accelerator in ("gpu", "auto") and torch.cuda.is_available()
 
 
-def resolve_precision(precision: str, accelerator: str, devices: str | int | list[int] = "auto") -> str:
+def resolve_precision(
+    precision: str, accelerator: str, devices: str | int | list[int] = "auto", strategy: str = "auto"
+) -> str:
     """trainer.precision with "auto" replaced; the other arguments are those of conf/trainer.
 
-    On CUDA bf16-mixed if all devices have it in hardware, else 16-mixed; 32-true elsewhere. Not asked of
+    On CUDA bf16-mixed if all devices have it in hardware, else 16-mixed (32-true with fsdp, which has no scaling of the
+    loss); 32-true elsewhere. Not asked of
     torch.cuda.is_bf16_supported(), which is also true where bfloat16 is emulated, slower than float32.
     """
     if precision != "auto":
@@ -27,7 +30,9 @@ def resolve_precision(precision: str, accelerator: str, devices: str | int | lis
         return "32-true"
     numbers = devices if isinstance(devices, list) else range(torch.cuda.device_count())
     native = all(torch.cuda.get_device_capability(number) >= BF16_SINCE for number in numbers)
-    return "bf16-mixed" if native else "16-mixed"
+    if native:
+        return "bf16-mixed"
+    return "32-true" if strategy == "fsdp" else "16-mixed"
 
 
 def prepare_cuda() -> None:

@@ -46,7 +46,13 @@ def launcher() -> str:
     if TorchElasticEnvironment.detect():
         return "torchrun"
     in_slurm = "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
-    return "srun" if in_slurm else "plain"
+    alone = os.environ.get("SLURM_NTASKS") == "1" and not _is_in_step()  # in a batch script of one task
+    return "srun" if in_slurm and not alone else "plain"
+
+
+def _is_in_step() -> bool:
+    """Whether srun has started this process: a batch script has SLURM's other variables, too."""
+    return "SLURM_STEP_ID" in os.environ or "SLURM_STEPID" in os.environ
 
 
 def is_first_process() -> bool:
@@ -105,7 +111,19 @@ def run_together(trainer: dict) -> Iterator[None]:
     if num_started() in (None, 1) and (on_tpu or (one and trainer["num_nodes"] == 1)):
         yield
         return
-    _connect(trainer["num_nodes"])
+    if launcher() == "srun" and not _is_in_step():
+        raise InputError(
+            f"trainer: SLURM has {num_started()} tasks for this job, and this process is not one that srun started; "
+            "write srun before the command, or ask for one task (--ntasks=1)"
+        )
+    try:
+        _connect(trainer["num_nodes"])
+    except dist.DistError as error:
+        text = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"trainer: the other processes of this run can't be reached ({text}); start all of them within "
+            f"{START_WITHIN.seconds // 60} minutes, under SLURM with srun"
+        ) from None
     over = threading.Event()
     threading.Thread(target=_watch, args=(over,), daemon=True).start()
     try:

@@ -236,9 +236,12 @@ class LitClassifier(pl.LightningModule):
         return optimizer
 
     def configure_optimizers(self) -> dict:
-        # Lightning's mixed precision refuses to clip gradients for a fused optimizer, which may unscale them itself
-        clipped = self.trainer.gradient_clip_val is not None and str(self.trainer.precision).endswith("-mixed")
-        optimizer = self.create_phase_optimizer(fused=not clipped)
+        # Lightning's mixed precision refuses to clip gradients for a fused optimizer, which may unscale them itself.
+        # That one, with 16-mixed, also fails where run.on_nonfinite_loss=skip has taken all gradients away.
+        precision = str(self.trainer.precision)
+        clipped = self.trainer.gradient_clip_val is not None and precision.endswith("-mixed")
+        taken_away = self.leave_out_nonfinite and precision == "16-mixed"
+        optimizer = self.create_phase_optimizer(fused=not (clipped or taken_away))
         if self.trainer.datamodule is not None:
             # Not the trainer's own numbers: asked now, it would begin to read before a checkpoint says where to go on
             num_batches = self.trainer.datamodule.num_train_batches

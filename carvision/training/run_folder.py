@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from carvision.config import conf_dir
 from carvision.errors import InputError
+from carvision.training.lit_classifier import LitClassifier
 from carvision.whole_files import write_json, write_text
 
 try:
@@ -165,18 +166,34 @@ def flat_config(config: dict, prefix: str = "") -> dict:
     return values
 
 
-def require_space(folder: Path, num_parameters: int, averaged: bool) -> None:
-    """Raises InputError if the run's files would not fit: best, last and previous checkpoint, one in writing, and the
-    model. averaged: a moving average of the weights is kept, too."""
-    # float32 weights, and two moments for each in a checkpoint
-    needed_mb = (4 * (3 + averaged) + 1) * 4 * num_parameters / 1e6
-    there_mb = sum(file.stat().st_size for file in (folder / "checkpoints").glob("*.ckpt")) / 1e6
+def require_space(folder: Path, lit: LitClassifier, averaged: bool) -> None:
+    """Raises InputError if the run's checkpoints would not fit: last, previous, best, and one in writing, in whose
+    place the model's file comes later. averaged: a moving average of the weights is kept, too."""
+    needed_mb = 4 * bytes_of_checkpoint(lit, averaged) / 1e6
+    files = [file.stat() for file in (folder / "checkpoints").glob("*.ckpt")]
+    there_mb = sum({file.st_ino: file.st_size for file in files}.values()) / 1e6  # best and last may be one file
     free_mb = shutil.disk_usage(folder).free / 1e6
     if free_mb + there_mb < needed_mb:
         raise InputError(
             f"run.dir: {folder} has {free_mb:,.0f} MB free, and the checkpoints of this network need about "
             f"{needed_mb - there_mb:,.0f} MB; free some, or choose another disk with run.dir="
         )
+
+
+def bytes_of_checkpoint(lit: LitClassifier, averaged: bool) -> int:
+    """About: float32 weights, their averages, and what the optimizer keeps of each that is trained."""
+    phases, sizes = lit.hparams.phases, [(p.numel(), p.requires_grad) for p in lit.parameters()]
+    # What a later phase trains is not known yet: all, at most
+    trained = sum(size for size, in_first in sizes if in_first or len(phases) > 1)
+    kept = max(_values_of_a_weight(phase["optimizer"]) for phase in phases)
+    return 4 * ((1 + averaged) * sum(size for size, _ in sizes) + kept * trained)
+
+
+def _values_of_a_weight(optimizer: dict) -> int:
+    """That the optimizer keeps: Adam's two moments, and not more by any that is usual."""
+    if "sgd" in optimizer["name"]:
+        return 1 if optimizer.get("momentum") else 0
+    return 2
 
 
 def write_config(config: dict, folder: Path) -> None:

@@ -72,8 +72,9 @@ def by_torchrun(rank: int, num: int, port: int) -> dict[str, str]:
 
 def by_srun(rank: int, num: int, port: int) -> dict[str, str]:
     return environment(
-        SLURM_JOB_ID=1, SLURM_JOB_NAME="train", SLURM_NTASKS=num, SLURM_NTASKS_PER_NODE=num, SLURM_NNODES=1,
-        SLURM_PROCID=rank, SLURM_LOCALID=rank, SLURM_NODEID=0, SLURM_NODELIST="127.0.0.1", MASTER_PORT=port,
+        SLURM_JOB_ID=1, SLURM_STEP_ID=0, SLURM_JOB_NAME="train", SLURM_NTASKS=num, SLURM_NTASKS_PER_NODE=num,
+        SLURM_NNODES=1, SLURM_PROCID=rank, SLURM_LOCALID=rank, SLURM_NODEID=0, SLURM_NODELIST="127.0.0.1",
+        MASTER_PORT=port,
     )  # fmt: skip
 
 

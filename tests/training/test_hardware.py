@@ -6,8 +6,11 @@ import pytest
 import torch
 import yaml
 
+from carvision.errors import InputError
+from carvision.training import build_trainer
+from carvision.training.build_trainer import trainer_values
 from carvision.training.hardware import resolve_precision
-from tests.small_runs import demo, train
+from tests.small_runs import config, demo, train
 
 
 @pytest.fixture
@@ -45,6 +48,22 @@ def test_auto_is_what_all_devices_of_the_run_have(gpus):
     assert resolve_precision("auto", "gpu", 2) == "16-mixed"
     assert resolve_precision("auto", "gpu", [0]) == "bf16-mixed"
     assert resolve_precision("auto", "gpu", [1]) == "16-mixed"
+
+
+@pytest.mark.parametrize(
+    ("group", "capability", "precision"),
+    [("ddp", (8, 0), "bf16-mixed"), ("ddp", (7, 5), "16-mixed"), ("fsdp", (8, 0), "bf16-mixed"),
+     ("fsdp", (7, 5), "32-true"), ("ddp", None, "32-true"), ("fsdp", None, "32-true")],
+)  # fmt: skip
+def test_many_processes_take_the_precision_of_the_chips(gpus, group, capability, precision, monkeypatch):
+    monkeypatch.setattr(build_trainer, "prepare_cuda", lambda: None)  # which is the whole process's
+    gpus(*[capability] * 2 if capability else ())
+    assert trainer_values(config(f"trainer={group}", "data=demo"))["precision"] == precision
+
+
+def test_fsdp_refuses_what_it_can_not_do():
+    with pytest.raises(InputError, match=r"trainer\.precision: only 32-true and bf16-mixed with trainer=fsdp"):
+        trainer_values(config("trainer=fsdp", "trainer.precision=16-mixed", "data=demo"))
 
 
 def test_auto_is_float32_without_cuda(gpus):

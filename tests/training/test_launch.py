@@ -1,6 +1,7 @@
 """Which process is first, by whom it was started, and what does not fit together: by the environment's variables."""
 
 import os
+from datetime import timedelta
 
 import pytest
 import timm
@@ -12,8 +13,8 @@ from carvision.data.mixing import Mix
 from carvision.errors import InputError
 from carvision.training import launch, many_processes
 from carvision.training.sharding import blocks_of, check_fsdp
-from tests.small_runs import config
-from tests.training.processes import by_srun, by_torchrun, environment
+from tests.small_runs import config, demo, train
+from tests.training.processes import by_srun, by_torchrun, environment, free_port
 
 
 @pytest.fixture
@@ -66,6 +67,47 @@ def test_machines_without_launcher_need_an_address(started_as):
     started_as(environment(MASTER_ADDR="127.0.0.1", NODE_RANK=1))
     with pytest.raises(InputError, match="there is no MASTER_PORT"), launch.run_together(trainer(num_nodes=2)):
         pass
+
+
+def by_sbatch(num: int) -> dict[str, str]:
+    """Of a batch script's own process, which srun has not started."""
+    return {name: value for name, value in by_srun(0, num, 1).items() if name != "SLURM_STEP_ID"}
+
+
+@pytest.mark.parametrize("devices", [1, 4, "auto"])
+def test_a_batch_script_of_several_tasks_needs_srun(started_as, monkeypatch, devices):
+    monkeypatch.setattr(launch, "_connect", lambda num_nodes: pytest.fail("waits for others that nobody starts"))
+    started_as(by_sbatch(4))
+    with (
+        pytest.raises(InputError, match=r"SLURM has 4 tasks .* write srun"),
+        launch.run_together(trainer(devices=devices)),
+    ):
+        pass
+
+
+def test_a_batch_script_of_one_task_is_a_plain_start(started_as):
+    started_as(by_sbatch(1))
+    assert (launch.launcher(), launch.num_started(), launch.is_first_process()) == ("plain", None, True)
+    launch.require_all_used(2, 1)  # Lightning starts the second
+    started_as(by_srun(0, 1, 1))
+    assert (launch.launcher(), launch.num_started()) == ("srun", 1)
+
+
+def test_others_that_do_not_come_are_told_in_one_line(started_as, monkeypatch):
+    monkeypatch.setattr(launch, "START_WITHIN", timedelta(seconds=1))
+    monkeypatch.setattr(launch, "_store", None)
+    started_as(by_srun(0, 2, free_port()))
+    message = r"the other processes of this run can't be reached .* srun"
+    with pytest.raises(InputError, match=message) as caught, launch.run_together(trainer(devices=2)):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("variables", [by_sbatch(1), by_srun(0, 1, 1)])
+def test_one_task_of_slurm_trains(started_as, variables, demo_photos, tmp_path):
+    started_as(variables)
+    train(tmp_path / "run", *demo(demo_photos), "trainer.max_epochs=1")
+    assert (tmp_path / "run" / "metrics.json").exists()
 
 
 def trainer(**values) -> dict:

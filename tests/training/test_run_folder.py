@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import shutil
 import threading
 
 import pytest
@@ -10,15 +11,19 @@ from safetensors import SafetensorError
 
 from carvision.errors import InputError
 from carvision.training import run_folder
+from carvision.training.lit_classifier import LitClassifier
 from carvision.training.run_folder import (
+    bytes_of_checkpoint,
     disk_errors,
     flat_config,
     is_as_shipped,
     lock_folder,
     require_same_config,
+    require_space,
     write_config,
 )
 from tests.small_runs import config
+from tests.training.test_lit_classifier import lit_classifier
 
 FULL = os.strerror(errno.ENOSPC)
 
@@ -149,3 +154,60 @@ def test_values_of_conf_are_known_from_those_that_were_given():
         assert is_as_shipped(key, composed[key]), key
     for key in ("data.root", "data.image_px", "model.backbone", "model.heads.class.hidden"):
         assert not is_as_shipped(key, composed[key]), key
+
+
+ADAM, SGD = {"name": "adamw", "lr": 0.1}, {"name": "sgd", "lr": 0.1, "momentum": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("phases", "averaged", "weights", "kept"),
+    [
+        ([(ADAM, "all")], False, 1, 2),
+        ([(ADAM, "all")], True, 2, 2),
+        ([({**SGD, "momentum": 0.9}, "all")], False, 1, 1),
+        ([(SGD, "all")], False, 1, 0),
+        ([(SGD, "all"), (ADAM, "all")], False, 1, 2),
+    ],
+)
+def test_the_bytes_of_a_checkpoint_by_optimizer(phases, averaged, weights, kept):
+    lit = lit_of(phases)
+    assert bytes_of_checkpoint(lit, averaged) == 4 * (weights + kept) * size_of(lit)
+
+
+def test_moments_are_kept_only_of_what_is_trained():
+    frozen = lit_of([(ADAM, "none")])
+    trained = sum(p.numel() for p in frozen.parameters() if p.requires_grad)
+    assert 0 < trained < size_of(frozen)
+    assert bytes_of_checkpoint(frozen, False) == 4 * (size_of(frozen) + 2 * trained)
+    later = lit_of([(ADAM, "none"), (ADAM, "all")])
+    assert bytes_of_checkpoint(later, False) == 4 * 3 * size_of(later)
+
+
+def test_the_space_that_checkpoints_have_taken_is_theirs_each_file_once(tmp_path, monkeypatch):
+    lit = lit_of([(ADAM, "all")])
+    size = bytes_of_checkpoint(lit, False)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(bytes(size))
+    (tmp_path / "checkpoints" / "best.ckpt").hardlink_to(tmp_path / "checkpoints" / "last.ckpt")
+
+    def with_free(free: int) -> None:
+        usage = shutil.disk_usage(tmp_path)._replace(free=free)
+        with monkeypatch.context() as replaced:
+            replaced.setattr(shutil, "disk_usage", lambda path: usage)
+            require_space(tmp_path, lit, averaged=False)
+
+    with_free(3 * size)
+    with pytest.raises(InputError, match="MB free, and the checkpoints of this network need about"):
+        with_free(3 * size - 1000)
+
+
+def lit_of(phases: list[tuple[dict, str]]) -> LitClassifier:
+    lit = lit_classifier()
+    named = [{**lit.hparams.phases[0], "optimizer": o, "train_layers": layers} for o, layers in phases]
+    lit.hparams.phases = named
+    lit.start_phase(0)
+    return lit
+
+
+def size_of(lit: LitClassifier) -> int:
+    return sum(p.numel() for p in lit.parameters())
