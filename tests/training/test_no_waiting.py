@@ -4,17 +4,24 @@ The GPU is pretended by torch's fake tensors, which have a device but no values:
 operation, with the devices it goes from and to, passes a dispatch mode.
 """
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchmetrics import Metric
 
 from carvision.config import conf_dir
 from carvision.data.transforms import STEPS
+from carvision.training.callbacks import MovingAverage
+from carvision.training.lit_classifier import seed_step
+from carvision.training.nonfinite import NonFiniteLoss
 from tests.training.test_lit_classifier import AUGMENT, batch_of, lit_classifier
 
 CUDA = torch.device("cuda", 0)
@@ -57,14 +64,29 @@ def on_fake_cuda(lit: nn.Module) -> None:
 
 
 def waits_of(lit) -> list[str]:
+    trainer = SimpleNamespace(global_step=0)
+    nonfinite, average = NonFiniteLoss(Path("nowhere"), skip=False), MovingAverage(0.99)
+    average._average_model = AveragedModel(lit, use_buffers=True)
+    hooks = [nonfinite, average]  # those that work on tensors at each step
     with FakeTensorMode(allow_non_fake_inputs=True):
         on_fake_cuda(lit)
         batch = batch_of() | {"draws": torch.rand(16, lit.augment.num_draws)}
         targets = {name: values.to(CUDA) for name, values in batch.pop("targets").items()}
         batch = {name: values.to(CUDA) for name, values in batch.items()} | {"targets": targets}
+        on_fake_cuda(average._average_model)
+        lit._device = CUDA  # Lightning's
+        nonfinite.on_train_start(trainer, lit)
         with Waits() as waits:
-            for _ in range(2):
-                loss = lit.train().training_step(batch, 0)
+            for number in range(2):
+                for hook in hooks:
+                    hook.on_train_batch_start(trainer, lit, batch, number)
+                seed_step((0, 0, number, 0), CUDA)
+                loss = lit.train().training_step(batch, number)
+                for hook in hooks:
+                    hook.on_before_backward(trainer, lit, loss)
+                trainer.global_step += 1
+                for hook in hooks:
+                    hook.on_train_batch_end(trainer, lit, {"loss": loss}, batch, number)
     assert loss.device == CUDA and loss.requires_grad
     return waits.found
 
