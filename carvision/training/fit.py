@@ -11,6 +11,7 @@ from carvision import portable
 from carvision.data.datamodule import PhotoDataModule
 from carvision.data.images import Preprocessing
 from carvision.data.splits import write_splits
+from carvision.diagnosis.storage import judge_shared_memory, read_shared_memory
 from carvision.reports.summary import print_closing, summarise_network
 from carvision.training.batch_size import with_batch_size, with_found_batch_size
 from carvision.training.build import build_datamodule, build_lit_classifier
@@ -60,6 +61,7 @@ def run_training(
     counts = table.rows["split"].value_counts()
     log.info("%s: %s", table.name, ", ".join(f"{counts.get(split, 0):,} {split}" for split in ("train", "val", "test")))
     clock.lap("reading")
+    _warn_of_little_shared_memory(cfg["data"], datamodule.num_workers)
     lit = build_lit_classifier(cfg, table)
     if first:
         write_text(folder / "summary.txt", summarise_network(lit.model) + "\n")
@@ -106,6 +108,15 @@ def run_training(
         _save(lit, cfg, metrics, folder)  # metrics.json last: with it the run is finished
         clock.file.unlink()
     return metrics
+
+
+def _warn_of_little_shared_memory(data: dict, num_workers: int) -> None:
+    """Without it photos never come, and the run would wait for them for ever."""
+    if data["batch_size"] != "auto":
+        free = read_shared_memory()
+        for finding in judge_shared_memory(free, num_workers, data["batch_size"], data["image_px"]):
+            if finding.severity == "breaks":
+                log.warning("%s, or never give any; %s", finding.what, finding.mend)
 
 
 def _test(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, folder: Path) -> dict:
