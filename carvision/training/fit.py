@@ -60,6 +60,8 @@ def run_training(
         write_splits(table, folder / "splits.csv")
     counts = table.rows["split"].value_counts()
     log.info("%s: %s", table.name, ", ".join(f"{counts.get(split, 0):,} {split}" for split in ("train", "val", "test")))
+    if not resume:
+        log.info("training into %s", folder)
     clock.lap("reading")
     _warn_of_little_shared_memory(cfg["data"], datamodule.num_workers)
     lit = build_lit_classifier(cfg, table)

@@ -13,8 +13,8 @@ from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from carvision.data.splits import splits_of
 from carvision.data.table import Table
 from carvision.errors import InputError
+from carvision.flat_config import flat_config
 from carvision.training.checkpoints import BEST, LAST, NEW, PREVIOUS, copy_whole, is_whole
-from carvision.training.run_folder import flat_config
 
 log = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from carvision.config import conf_dir
 from carvision.errors import InputError
+from carvision.flat_config import flat_config
 from carvision.training.lit_classifier import LitClassifier
 from carvision.whole_files import write_json, write_text
 
@@ -154,16 +155,6 @@ def _quiet_threads() -> Iterator[None]:
         yield
     finally:
         threading.excepthook = before
-
-
-def flat_config(config: dict, prefix: str = "") -> dict:
-    """{"data.root": ...} of a nested configuration."""
-    values = {}
-    for key, value in config.items():
-        values |= (
-            flat_config(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-        )
-    return values
 
 
 def require_space(folder: Path, lit: LitClassifier, averaged: bool) -> None:

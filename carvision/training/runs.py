@@ -61,7 +61,8 @@ def _run_in(folder: Path, cfg: dict, resume: bool) -> Path:
         start_log(folder if first else None, quiet=not first)
         if resume and any(folder.rglob("*.ckpt")):  # else there is nothing yet that another configuration could spoil
             require_same_config(cfg, folder)
-        log.info("%s %s", "going on with" if resume else "training into", folder)
+        if resume:
+            log.info("going on with %s", folder)
         _run_folds(cfg, folder, resume)
     except Exception as error:
         told = isinstance(error, InputError) or is_echo(error)

@@ -62,7 +62,7 @@ def test_many_processes_take_the_precision_of_the_chips(gpus, group, capability,
 
 
 def test_fsdp_refuses_what_it_can_not_do():
-    with pytest.raises(InputError, match=r"trainer\.precision: only 32-true and bf16-mixed with trainer=fsdp"):
+    with pytest.raises(InputError, match=r"trainer\.precision: only 32-true and bf16-mixed, not 16-mixed, with"):
         trainer_values(config("trainer=fsdp", "trainer.precision=16-mixed", "data=demo"))
 
 

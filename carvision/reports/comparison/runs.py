@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 
 from carvision.errors import InputError
-from carvision.training.run_folder import flat_config
+from carvision.flat_config import flat_config
 
 log = logging.getLogger(__name__)
 
