@@ -26,7 +26,6 @@ def half(monkeypatch):
         return create(self, fused)
 
     monkeypatch.setattr(build_trainer, "trainer_values", trainer_values)
-    monkeypatch.setattr(optimizers, "on_cuda", lambda groups: True)
     monkeypatch.setattr(LitClassifier, "create_phase_optimizer", create_phase_optimizer)
     return chosen
 
