@@ -5,7 +5,7 @@ import pytest
 import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
 
-from carvision.training import build_trainer, optimizers
+from carvision.training import build_trainer
 from carvision.training.lit_classifier import LitClassifier
 from tests.small_runs import demo, train
 
