@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import sys
 from collections.abc import Callable, Iterator
 
 import pytorch_lightning as pl
@@ -15,6 +16,10 @@ from carvision.errors import InputError
 from carvision.machine import num_cores
 
 log = logging.getLogger(__name__)
+
+# How readers begin on Linux, with any Python: a forked one imports nothing, and sees when the run is killed, which one
+# from a fork server, the default from Python 3.14 on, does not. Elsewhere forking is not safe.
+FORK = "fork" if sys.platform == "linux" else None
 
 
 class ResumableLoader(DataLoader):
@@ -135,6 +140,7 @@ class PhotoDataModule(pl.LightningDataModule):
             sampler=order,
             batch_size=None,
             num_workers=self.num_workers,
+            multiprocessing_context=FORK if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=leave_signals_to_the_run,
