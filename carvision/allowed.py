@@ -91,7 +91,7 @@ ALLOWED: dict[str, Check] = {
     "run.max_epochs_per_start": optional(whole(1)),
     "run.on_nonfinite_loss": one_of("stop", "skip"),
     "run.price_per_hour": optional(number(0)),
-    "data.name": one_of("demo", "compcars", "stanford_cars", "oxford102", "folder", "manifest"),
+    "data.name": one_of("demo", "compcars", "stanford_cars", "oxford102", "folder", "manifest", "packed"),
     "data.root": optional(path),
     "data.image_px": whole(8, 4096),
     "data.resize": one_of("squash", "crop"),
@@ -205,6 +205,12 @@ ALLOWED: dict[str, Check] = {
     "num_workers": optional(whole(0)),
     "show": list_of(either(text, whole(0))),
     "num_per_class": whole(1, 100),
+    # carvision.pack, beside out and num_workers
+    "photos": one_of("original", "shrunk", "decoded"),
+    "short_side_px": optional(whole(8)),
+    "jpeg_quality": whole(1, 100),
+    "shard_mb": number(0, above=True),
+    "verify": optional(path),
     # carvision.augment_sheet, beside out
     "num_photos": whole(1, 60),
     "num_versions": whole(1, 30),

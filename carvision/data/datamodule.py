@@ -148,14 +148,14 @@ class PhotoDataModule(pl.LightningDataModule):
     def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
         split = "train" if self.trainer.training else "test" if self.trainer.testing else "val"
         for row, reason in batch.pop("bad"):
-            path = self.photos[split].path(row)
+            path, place = self.photos[split].path(row), self.photos[split].place(row)
             if self.on_bad_image == "error":
                 raise InputError(
-                    f"{self.table.root / path}: {reason}. Mend or remove the photo, or go on without it with "
+                    f"{place}: {reason}. Mend or remove the photo, or go on without it with "
                     "data.on_bad_image=skip (python -m carvision.check finds all such photos)"
                 )
             if path not in self.bad_images:
-                log.warning("%s: %s (data.on_bad_image=%s)", self.table.root / path, reason, self.on_bad_image)
+                log.warning("%s: %s (data.on_bad_image=%s)", place, reason, self.on_bad_image)
             self.bad_images[path] = reason
         if self.on_bad_image == "blank":
             batch["valid"] = batch["index"] >= 0  # all but what pads the last batch

@@ -1,5 +1,6 @@
 """Photo file -> uint8 array: decode, turn upright, crop to the box, resize. No torch here."""
 
+import io
 import math
 import stat
 from dataclasses import asdict, dataclass
@@ -67,21 +68,26 @@ class Preprocessing:
         return {**values, "mean": list(self.mean), "std": list(self.std)}
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(photo) -> Image.Image:
     """The photo, opened but not decoded: size, mode and format are known. Raises BadImage.
 
-    The content must be of one of FORMATS, whatever the file's name says.
+    photo: a path, the bytes of a file, or what has them on read(), as a PackedPhoto. The content must be of one of
+    FORMATS, whatever the file's name says.
     """
     try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):  # to open a pipe would wait for ever
-            raise BadImage("can't be opened (is no regular file)")
-        image = Image.open(path, formats=FORMATS)
+        if isinstance(photo, str | Path):
+            if not stat.S_ISREG(Path(photo).stat().st_mode):  # to open a pipe would wait for ever
+                raise BadImage("can't be opened (is no regular file)")
+            image = Image.open(photo, formats=FORMATS)
+        else:
+            photo = photo if isinstance(photo, bytes) else photo.read()
+            image = Image.open(io.BytesIO(photo), formats=FORMATS)
     except BadImage:
         raise
     except FileNotFoundError:
         raise BadImage("the file is missing") from None
     except Image.UnidentifiedImageError:
-        empty = Path(path).stat().st_size == 0
+        empty = not photo if isinstance(photo, bytes) else Path(photo).stat().st_size == 0
         raise BadImage("the file is empty" if empty else "not a photo in any format known") from None
     except Image.DecompressionBombError:
         raise BadImage(f"more than {MAX_PIXELS:,} pixels: taken for a decompression bomb") from None

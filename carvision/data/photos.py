@@ -40,7 +40,7 @@ class Photos(Dataset):
         # Arrays rather than lists of objects: a forked worker that counts references to a million strings
         # would copy all the memory that holds them.
         self.paths = np.char.encode(table.rows["path"].to_numpy(dtype=str), "utf-8")
-        self.root = table.root
+        self.root, self.packed = table.root, table.packed
         self.boxes = table.rows[BOX].to_numpy(np.float32) if crop_to_box else None
         self.targets = {
             name: torch.from_numpy(
@@ -56,6 +56,11 @@ class Photos(Dataset):
     def path(self, row: int) -> str:
         """Of the photo of a row, as the table has it."""
         return self.paths[row].decode("utf-8")
+
+    def place(self, row: int) -> str:
+        """Where the photo lies, for messages."""
+        path = self.path(row)
+        return str(self.packed.photo(row, path) if self.packed else self.root / path)
 
     def __getitem__(self, keys: list[Key]) -> dict:
         size = self.preprocessing.size_px
@@ -74,7 +79,7 @@ class Photos(Dataset):
                 window, shift = random_window(random, self.crop_scale, self.crop_ratio), random.random()
                 draws[place] = random.random(self.num_draws, np.float32)
             try:
-                with open_image(self.root / self.path(row)) as image:
+                with open_image(self.packed.read(row) if self.packed else self.root / self.path(row)) as image:
                     box = None if self.boxes is None else self.boxes[row]
                     images[place] = to_square(image, self.preprocessing, box, window, shift)
             except BadImage as reason:

@@ -13,14 +13,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from carvision.data.images import BLANK, BadImage, Preprocessing, open_image, to_square
+from carvision.data.shards import PackedPhoto
 from carvision.errors import InputError
 from carvision.inference.predictor import Predictor
 from carvision.machine import num_cores
 
 log = logging.getLogger(__name__)
 
-# A path or an image of PIL; its box: left, top, right, bottom in pixels, or None for the whole photo
-Item = tuple[str | Image.Image, Sequence[float] | None]
+# A path, an image of PIL or a photo of a pack; its box: left, top, right, bottom in pixels, or None for the whole photo
+Item = tuple[str | Image.Image | PackedPhoto, Sequence[float] | None]
 
 
 class Batch(NamedTuple):
@@ -57,7 +58,7 @@ class PhotoBatches(Dataset):
         return [torch.from_numpy(batch) for batch in images], items, reasons
 
 
-def _pixels_of(photo: str | Image.Image, way: Preprocessing, region: np.ndarray | None) -> np.ndarray:
+def _pixels_of(photo: str | Image.Image | PackedPhoto, way: Preprocessing, region: np.ndarray | None) -> np.ndarray:
     if isinstance(photo, Image.Image):
         return to_square(photo, way, region)
     with open_image(photo) as image:
