@@ -151,5 +151,5 @@ def test_the_command_line_says_it_in_one_line_without_importing_torch(tmp_path):
 def test_help_shows_an_example_and_the_groups(run_module):
     text = run_module("carvision.train", "--help", check=0).stdout
     assert "python -m carvision.train data=folder data.root=photos" in text
-    assert "data: compcars, demo, folder, manifest, oxford102, stanford_cars" in text
+    assert "data: compcars, demo, folder, manifest, oxford102, packed, stanford_cars" in text
     assert "python -m carvision.check" in run_module("carvision.check", "--help", check=0).stdout

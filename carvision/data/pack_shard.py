@@ -42,8 +42,8 @@ Box = tuple[float, float, float, float]
 
 class Form(NamedTuple):
     """How photos are packed. photos: original (the file's bytes), shrunk (JPEG), decoded (uint8, as PPM); the latter
-    two upright, with this short side at most. of_box: the short side is that of the photo's box. on_bad_image: as
-    data.on_bad_image."""
+    two upright, with this short side at most. of_box: the short side is that of the photo's box, which must lie in the
+    photo. on_bad_image: as data.on_bad_image."""
 
     photos: str
     short_side_px: int
@@ -161,11 +161,12 @@ def encode(data: bytes, box: Box, form: Form) -> tuple[bytes, str, Box]:
         extension = EXTENSIONS.get(image.format, image.format.lower())
         turn = upright_turn(image)
         width, height = image.size[::-1] if turn in SIDEWAYS else image.size
-        if not math.isnan(box[0]):
+        of_box = form.of_box and not math.isnan(box[0])
+        if of_box:
             check_box(np.array(box), width, height)
         scale = 1.0
         if form.photos != "original":
-            measured = (box[2] - box[0], box[3] - box[1]) if form.of_box and not math.isnan(box[0]) else (width, height)
+            measured = (box[2] - box[0], box[3] - box[1]) if of_box else (width, height)
             scale = min(1.0, form.short_side_px / min(measured))
         if form.photos == "original" or (form.photos == "shrunk" and scale == 1.0):
             to_square(image, SMALLEST)

@@ -1,6 +1,7 @@
 """Shards: the tar files of a pack, read photo by photo. No torch and no pandas here."""
 
 import functools
+import hashlib
 import io
 import os
 import zlib
@@ -11,6 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from carvision.data.images import BadImage
+
+Place = tuple[str, int, int, int]  # of a photo: its path, and offset, length and crc32 of its bytes in the shard
+MEND = "the command that packed it writes such shards again (python -m carvision.pack verify=<folder> finds them)"
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,6 @@ class Shards:
         if len(data) < length or (crc32 is not None and zlib.crc32(data) != crc32):
             raise BadImage(f"damaged in {name} of {self.place}; {MEND}")
         return data
-
-
-MEND = "the command that packed it writes such shards again (python -m carvision.pack verify=<folder> finds them)"
 
 
 @functools.lru_cache(maxsize=128)  # of a thousand files that a process may open by default
@@ -104,3 +105,27 @@ class PackedPhotos:
     def photo(self, row: int, path: str) -> PackedPhoto:
         place = (int(values[row]) for values in (self.shard, self.offset, self.length, self.crc32))
         return PackedPhoto(path, self.shards, *place)
+
+
+def look_at_shard(file: Path, num_bytes: int, sha256: str, photos: list[Place]) -> str:
+    """What is wrong with a shard, in a few words, or ""."""
+    try:
+        with file.open("rb") as opened:
+            size = os.fstat(opened.fileno()).st_size
+            if size != num_bytes:
+                return f"it has {size:,} bytes instead of {num_bytes:,}"
+            damaged = [path for path, *place in photos if not _is_sound(opened, *place)]
+            if damaged:
+                return f"{len(damaged)} of its {len(photos)} photos are damaged (first: {damaged[0]})"
+            opened.seek(0)
+            found = hashlib.file_digest(opened, "sha256").hexdigest()
+            return "" if found == sha256 else "its bytes are others than were packed, though not those of photos"
+    except FileNotFoundError:
+        return "it is missing"
+    except OSError as error:
+        return f"it can't be read ({error.strerror})"
+
+
+def _is_sound(opened, offset: int, length: int, crc32: int) -> bool:
+    opened.seek(offset)
+    return zlib.crc32(opened.read(length)) == crc32

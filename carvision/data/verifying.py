@@ -1,18 +1,14 @@
 """Shards compared with what is known of them: sizes, hashes, and the checksum of every photo."""
 
 import contextlib
-import hashlib
-import os
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from carvision.data.shards import Place, look_at_shard
 from carvision.data.worker_pool import in_processes
-
-Place = tuple[str, int, int, int]  # of a photo: its path, and offset, length and crc32 of its bytes in the shard
 
 
 def verify_pack(folder: Path, num_workers: int) -> dict[str, str]:
@@ -41,30 +37,6 @@ def look_at_shards(
             found |= {name: problem} if problem else {}
             advance(1)
     return found
-
-
-def look_at_shard(file: Path, num_bytes: int, sha256: str, photos: list[Place]) -> str:
-    """What is wrong with a shard, in a few words, or ""."""
-    try:
-        with file.open("rb") as opened:
-            size = os.fstat(opened.fileno()).st_size
-            if size != num_bytes:
-                return f"it has {size:,} bytes instead of {num_bytes:,}"
-            damaged = [path for path, *place in photos if not _is_sound(opened, *place)]
-            if damaged:
-                return f"{len(damaged)} of its {len(photos)} photos are damaged (first: {damaged[0]})"
-            opened.seek(0)
-            found = hashlib.file_digest(opened, "sha256").hexdigest()
-            return "" if found == sha256 else "its bytes are others than were packed, though not those of photos"
-    except FileNotFoundError:
-        return "it is missing"
-    except OSError as error:
-        return f"it can't be read ({error.strerror})"
-
-
-def _is_sound(opened, offset: int, length: int, crc32: int) -> bool:
-    opened.seek(offset)
-    return zlib.crc32(opened.read(length)) == crc32
 
 
 @contextlib.contextmanager
