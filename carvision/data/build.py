@@ -51,7 +51,15 @@ def read_table(data: dict, annotations: bool) -> Table:
                 root, data["file"], labels, parents=parents, numbers=numbers, allow_missing=allow_missing
             )
         case "packed":
-            return read_packed(data["root"], allow_missing=allow_missing)
+            window, cache = data["shuffle_shards"], data["cache"]
+            if window is not None and data["sampler"] == "balanced":
+                raise InputError(
+                    "data.sampler: balanced draws from all photos at any time; take shuffle, or shuffle_shards=null"
+                )
+            cache = Path(cache).expanduser() if cache else None
+            return read_packed(
+                data["root"], allow_missing=allow_missing, window=window, cache=cache, cache_gb=data["cache_gb"]
+            )
     raise InputError(f"data.name: {data['name']!r} has no reader")
 
 

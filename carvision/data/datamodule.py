@@ -116,7 +116,9 @@ class PhotoDataModule(pl.LightningDataModule):
     def _train_order(self) -> TrainOrder:
         codes = self.photos["train"].targets[self.table.finest].numpy()
         shape = self._rank_and_world_size()
-        return TrainOrder(codes, self.batch_size, self.sampler, self.epoch_fraction, self.seed, *shape)
+        return TrainOrder(
+            codes, self.batch_size, self.sampler, self.epoch_fraction, self.seed, *shape, self.photos["train"].packed
+        )
 
     def val_dataloader(self) -> DataLoader:
         return self._eval_loader("val")
@@ -126,7 +128,9 @@ class PhotoDataModule(pl.LightningDataModule):
 
     def _eval_loader(self, split: str) -> DataLoader:
         photos = self.photos[split]
-        return self._loader(photos, TableOrder(len(photos.paths), self.batch_size, *self._rank_and_world_size()))
+        shape, packed = self._rank_and_world_size(), photos.packed
+        rows = packed.shard_by_shard() if packed and packed.shards.window else None
+        return self._loader(photos, TableOrder(len(photos.paths), self.batch_size, *shape, rows))
 
     def _loader(self, photos: Photos, order, kind: type[DataLoader] = DataLoader) -> DataLoader:
         # An item is a whole batch, so the loader neither batches nor collates.

@@ -18,9 +18,12 @@ import pandas as pd
 import pyarrow
 
 from carvision.data.disk import existing_root
+from carvision.data.fetch_ahead import NUM_AHEAD
+from carvision.data.fetching import Cache, fetch, fetch_text, is_url
 from carvision.data.shards import Shard, Shards
 from carvision.data.table import PLACE, SOURCE, Classes, Number, Table, validate
 from carvision.errors import InputError
+from carvision.folders import cache_folder
 from carvision.whole_files import write_json, written_whole
 
 log = logging.getLogger(__name__)
@@ -28,7 +31,7 @@ log = logging.getLogger(__name__)
 INDEX, TABLE = "pack.json", "table.parquet"
 STATE = "packing"
 FORMAT = 1
-WHERE = "Give the folder that python -m carvision.pack has written"
+WHERE = "Give the folder that python -m carvision.pack has written, or a URL of it"
 
 
 def write_index(table: Table, packed: dict) -> dict:
@@ -53,16 +56,48 @@ def write_index(table: Table, packed: dict) -> dict:
     return index
 
 
-def read_packed(root: Path | str | None, *, allow_missing: bool = False) -> Table:
+def read_packed(
+    root: Path | str | None,
+    *,
+    allow_missing: bool = False,
+    window: int | None = None,
+    cache: Path | None = None,
+    cache_gb: float | None = None,
+) -> Table:
     """The Table as it was packed: the same rows, labels, classes, boxes, groups and splits.
 
-    A shard that lacks or has another size is an error; with allow_missing its photos are left out with a warning.
+    root: a folder or a URL. A shard of a folder that lacks or has another size is an error; with allow_missing its
+    photos are left out with a warning. window: see Shards. cache, cache_gb: of a URL, where its shards are fetched to
+    (by default cache_folder()/packs), and how much of them is kept at most.
     """
+    if is_url(root):
+        return _read_remote(str(root).rstrip("/"), window, cache or cache_folder() / "packs", cache_gb)
     folder = existing_root(root, WHERE)
     index = read_index(folder)
-    table = table_of(index, (folder / TABLE).read_bytes(), str(folder))
+    table = table_of(index, (folder / TABLE).read_bytes(), str(folder), window)
     damaged = [i for i, shard in enumerate(table.shards.all) if _size(folder / shard.name) != shard.bytes]
     return without_shards(table, damaged, allow_missing) if damaged else table
+
+
+def _read_remote(url: str, window: int | None, folder: Path, cache_gb: float | None) -> Table:
+    cache = Cache(folder, None if cache_gb is None else round(cache_gb * 1e9))
+    index = parse_index(fetch_text(f"{url}/{INDEX}"), f"{url}/{INDEX}")
+    content = fetch(url, TABLE, index["table"]["bytes"], index["table"]["sha256"], cache).read_bytes()
+    table = table_of(index, content, url, window, cache)
+    shards = table.shards.all
+    needed = sum(shard.bytes for shard in shards)
+    if window is not None:
+        needed = min(needed, (window + NUM_AHEAD + 1) * max(shard.bytes for shard in shards))
+    if cache_gb is not None and cache.limit_bytes < needed:
+        raise InputError(
+            f"data.cache_gb: {cache_gb:g} is less than the {needed / 1e9:.3g} GB needed at a time; give more, or a "
+            f"smaller data.shuffle_shards ({'all are shuffled' if window is None else window} now)"
+        )
+    there = sum(cache.file(shard.name, shard.sha256).exists() for shard in shards)
+    log.info("%s: %d of %d shards are in %s, the others are fetched as needed", url, there, len(shards), folder)
+    if window is None and there < len(shards):
+        log.info("the first batches need nearly all of them; data.shuffle_shards=8 lets training begin with the first")
+    return table
 
 
 def read_index(folder: Path) -> dict:
@@ -86,7 +121,7 @@ def parse_index(content: bytes, name: str) -> dict:
     return index
 
 
-def table_of(index: dict, content: bytes, place: str) -> Table:
+def table_of(index: dict, content: bytes, place: str, window: int | None = None, cache: Cache | None = None) -> Table:
     """The Table from what pack.json and table.parquet hold. place: folder or URL of the shards."""
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != index["table"]["sha256"]:
@@ -95,7 +130,7 @@ def table_of(index: dict, content: bytes, place: str) -> Table:
         rows = pd.read_parquet(io.BytesIO(content))
         labels = {name: _label(values) for name, values in index["labels"].items()}
         shards = tuple(Shard(**values) for values in index["shards"])
-        shards = Shards(place, f"{place} {sha256}", shards)
+        shards = Shards(place, f"{place} {sha256}", shards, cache, window)
         return validate(Table(index["name"], place, rows, labels, index["finest"], shards, tuple(index["heads"])))
     except (KeyError, TypeError, pyarrow.ArrowException) as error:
         raise InputError(f"data.root: {INDEX} and {TABLE} of {place} don't fit ({error}); pack again") from None

@@ -34,8 +34,8 @@ def predict_table(
     Raises InputError for a photo that can't be used where on_bad_image is "error".
     """
     rank, world_size = rank_and_world_size()
-    rows = np.arange(rank, len(table), world_size)
-    boxes = table.rows[BOX].to_numpy(np.float32) if data["crop_to_box"] and table.has_boxes else None
+    rows = (table.packed.shard_by_shard() if table.packed else np.arange(len(table)))[rank::world_size]
+    boxes = table.rows[BOX].to_numpy(np.float32, copy=True) if data["crop_to_box"] and table.has_boxes else None
     paths = table.rows["path"].tolist()
     items = ((table.photo(row), None if boxes is None else boxes[row]) for row in rows)
     place = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "auto" and torch.cuda.is_available() else device

@@ -44,7 +44,7 @@ def test_a_pack_is_the_same_table_with_the_same_bytes(table, tmp_path):
     for row, path in enumerate(table.rows["path"]):
         content = (table.root / path).read_bytes()
         assert packed.photo(row).read() == packed.packed.read(row) == content
-    assert str(packed.photo(7)).startswith(f"{table.rows['path'][7]} in ")
+    assert str(packed.photo(7)).startswith(f"{table.rows['path'][7]} of ")
     assert verify_pack(tmp_path / "pack", 0) == {}
 
 
