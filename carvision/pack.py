@@ -54,7 +54,7 @@ def _pack(config: dict, heads: tuple[str, ...], num_workers: int) -> None:
     folder = Path(config["out"]).expanduser()
     packed = pack(replace(table, heads=heads or table.heads), form, config["shard_mb"], folder, num_workers)
     total_mb = sum(shard.bytes for shard in packed.shards.all) / 1e6
-    print(f"{len(packed):,} photos in {len(packed.shards.all)} shards of {total_mb:,.1f} MB; train with data=packed")
+    print(f"{len(packed):,} photos, {total_mb:,.1f} MB; shards: {len(packed.shards.all)}; train with data=packed")
     print(f"pack: {folder}")
 
 

@@ -73,7 +73,9 @@ def pack(table: Table, form: Form, shard_mb: float, folder: Path, num_workers: i
 
 def _pack(table: Table, form: Form, shard_mb: float, folder: Path, num_workers: int) -> Table:
     wanted = {**form._asdict(), "shard_mb": shard_mb, "num_photos": len(table), "table": digest_of(table)}
-    del wanted["on_bad_image"]
+    unused = {"original": ("short_side_px", "jpeg_quality"), "decoded": ("jpeg_quality",)}
+    for key in ("on_bad_image", *unused.get(form.photos, ())):
+        del wanted[key]
     begun = _begin(folder, wanted)
     plan = _plan(table, form, shard_mb, begun.get("num_shards"))
     if not begun:

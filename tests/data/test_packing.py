@@ -225,6 +225,7 @@ def test_a_photo_that_has_changed_since_is_packed_again(table, tmp_path):
 def test_another_pack_or_other_files_are_never_written_over(table, tmp_path):
     folder = tmp_path / "pack"
     pack_small(table, folder)
+    pack_small(table, folder, form(short_side_px=99))  # which says nothing of photos as they are
     with pytest.raises(InputError, match=r"holds another pack.*photos=original became shrunk"):
         pack_small(table, folder, form("shrunk"))
     with pytest.raises(InputError, match="num_photos=40 became 30; the photos, their labels or splits are others"):
