@@ -8,7 +8,7 @@ from carvision.errors import InputError
 
 
 def cache_folder() -> Path:
-    """$CARVISION_CACHE, else $XDG_CACHE_HOME/carvision, else ~/.cache/carvision."""
+    """Of what can be made again: $CARVISION_CACHE, else $XDG_CACHE_HOME/carvision, else ~/.cache/carvision."""
     own, common = os.environ.get("CARVISION_CACHE"), os.environ.get("XDG_CACHE_HOME")
     return (Path(own) if own else Path(common or "~/.cache") / "carvision").expanduser()
 

@@ -54,9 +54,10 @@ class Photo(NamedTuple):
 def demo_folder(cache: Path | None = None, images_per_model: int = IMAGES_PER_MODEL, seed: int = 0) -> Path:
     """Where the demo data of this version and these arguments belong.
 
-    cache: by default cache_folder().
+    cache: by default carvision's own.
     """
-    return Path(cache or cache_folder()).expanduser() / f"demo-v{DEMO_VERSION}-{images_per_model}-{seed}"
+    folder = cache_folder() if cache is None else Path(cache).expanduser()
+    return folder / f"demo-v{DEMO_VERSION}-{images_per_model}-{seed}"
 
 
 def write_demo(folder: Path, images_per_model: int = IMAGES_PER_MODEL, seed: int = 0) -> Path:

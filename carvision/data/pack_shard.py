@@ -23,7 +23,8 @@ from carvision.data.images import (
     BadImage,
     Preprocessing,
     check_box,
-    open_image,
+    open_bytes,
+    read_file,
     to_rgb,
     to_square,
     upright_turn,
@@ -119,7 +120,7 @@ def _add_photo(tar: tarfile.TarFile, original: Original, form: Form) -> tuple[Pa
     problem = ""
     source = short_digest(str(original.photo).encode())  # of a file that can't be read: no other has it
     try:
-        data = read_bytes(original.photo)
+        data = read_file(original.photo)
         source = short_digest(data)
         data, extension, box = encode(data, original.box, form)
     except BadImage as reason:
@@ -144,20 +145,10 @@ def short_digest(data: bytes) -> int:
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "little", signed=True)
 
 
-def read_bytes(photo: str | PackedPhoto) -> bytes:
-    if isinstance(photo, PackedPhoto):
-        return photo.read()
-    try:
-        with open_image(photo):  # which says why where it can't be opened
-            return Path(photo).read_bytes()
-    except OSError as error:
-        raise BadImage(f"can't be read ({error.strerror})") from None
-
-
 def encode(data: bytes, box: Box, form: Form) -> tuple[bytes, str, Box]:
     """A photo's bytes as they are to be packed, their file extension, and the box that belongs to them. Raises
     BadImage, also where they can't be decoded: nothing is packed unseen."""
-    with open_image(data) as image:
+    with open_bytes(data) as image:
         extension = EXTENSIONS.get(image.format, image.format.lower())
         turn = upright_turn(image)
         width, height = image.size[::-1] if turn in SIDEWAYS else image.size

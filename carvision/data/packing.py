@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from carvision.data.images import BadImage
+from carvision.data.images import BadImage, read_file
 from carvision.data.pack_shard import (
     BLOCK,
     NO_BOX,
@@ -22,7 +22,6 @@ from carvision.data.pack_shard import (
     Original,
     Part,
     encode,
-    read_bytes,
     read_part,
     short_digest,
     write_shard,
@@ -175,7 +174,7 @@ def _mean_bytes(table: Table, form: Form, rows: np.ndarray) -> float:
     lengths = []
     for row in rows:
         with contextlib.suppress(BadImage):
-            lengths.append(len(encode(read_bytes(table.photo(row)), _boxes(table)[row], form)[0]))
+            lengths.append(len(encode(read_file(table.photo(row)), _boxes(table)[row], form)[0]))
     return float(np.mean(lengths)) if lengths else 1e5
 
 

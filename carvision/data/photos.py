@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from carvision.data.images import BLANK, WHOLE, BadImage, Preprocessing, open_image, to_square
+from carvision.data.images import BLANK, WHOLE, BadImage, Preprocessing, read_file
+from carvision.data.jpeg_part import load_decoder
 from carvision.data.shards import PackedPhotos
+from carvision.data.squares import empty_squares, read_square
 from carvision.data.table import BOX, Classes, Table
 
 Key = tuple[int, int]  # row of the table, epoch (-1: not training)
@@ -55,6 +57,7 @@ class Photos(Dataset):
         self.crop_scale, self.crop_ratio = crop_scale, crop_ratio
         self.num_draws = num_draws
         self.seed = seed
+        load_decoder()  # once, before the processes that read photos are started
 
     def path(self, row: int) -> str:
         """Of the photo of a row, as the table has it."""
@@ -66,9 +69,7 @@ class Photos(Dataset):
         return str(self.packed.photo(row, path) if self.packed else self.root / path)
 
     def __getitem__(self, keys: list[Key]) -> dict:
-        size = self.preprocessing.size_px
-        # Channels last in memory, as decoders give them and as convolutions are fastest, on the CPU too
-        images = np.empty((len(keys), size, size, 3), np.uint8).transpose(0, 3, 1, 2)
+        images = empty_squares(len(keys), self.preprocessing.size_px)
         draws = np.zeros((len(keys), self.num_draws), np.float32)
         valid = np.ones(len(keys), bool)
         bad = []
@@ -82,15 +83,15 @@ class Photos(Dataset):
                 window, shift = random_window(random, self.crop_scale, self.crop_ratio), random.random()
                 draws[place] = random.random(self.num_draws, np.float32)
             try:
-                with open_image(self.packed.read(row, epoch) if self.packed else self.root / self.path(row)) as image:
-                    box = None if self.boxes is None else self.boxes[row]
-                    images[place] = to_square(image, self.preprocessing, box, window, shift)
+                data = self.packed.read(row, epoch) if self.packed else read_file(self.root / self.path(row))
+                box = None if self.boxes is None else self.boxes[row]
+                read_square(data, self.preprocessing, images[place], box, window, shift)
             except BadImage as reason:
                 images[place], valid[place] = BLANK, False
                 bad.append((row, str(reason)))
         rows = torch.tensor([row for row, _ in keys])
         return {
-            "images": torch.from_numpy(images),
+            "images": images,
             "targets": {name: values[rows] for name, values in self.targets.items()},
             "index": rows,
             "draws": torch.from_numpy(draws),
