@@ -116,7 +116,7 @@ class PackedPhoto(NamedTuple):
 
 
 class PackedPhotos:
-    """The photos of a table's rows, by arrays: a million of them take 21 MB.
+    """The photos of a table's rows, by arrays: a million of them take 33 MB.
 
     Their bytes are compared with their checksums when a process reads them for the first time. Shards of a URL that are
     needed next are fetched ahead. seed: of the order of training, see order().

@@ -93,7 +93,9 @@ class Table:
     def photo(self, row: int) -> str | PackedPhoto:
         """What opens the photo of a row (images.open_image), and names it in messages."""
         path = self.rows["path"].iloc[row]
-        return os.path.join(self.root, path) if self.shards is None else self.packed.photo(row, path)  # noqa: PTH118
+        if self.shards is None:
+            return os.path.join(self.root, path)  # noqa: PTH118
+        return PackedPhoto(path, self.shards, *(int(self.rows[name].to_numpy()[row]) for name in PLACE))
 
     def select(self, keep: np.ndarray | pd.Series) -> "Table":
         """The rows where the boolean array is true; codes and classes stay as they are."""

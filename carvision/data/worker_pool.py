@@ -24,8 +24,10 @@ def in_processes(function: Callable, tasks: Iterable[tuple], num_workers: int, a
         return
     # Spawned, not forked: the parent may hold threads and locks (a progress bar, torch), which a fork copies halfway.
     context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(num_workers, context, initializer=become_worker)
     waiting: deque = deque()
+    done = False
     try:
         for task in tasks:
             with _interrupts_held():
@@ -34,12 +36,15 @@ def in_processes(function: Callable, tasks: Iterable[tuple], num_workers: int, a
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+        done = True
     except BrokenProcessPool:
         raise InputError(
             "num_workers: a process that reads photos died, perhaps for want of memory; "
             f"use fewer than {num_workers}, or 0 to read in the main process"
         ) from None
     finally:
+        for process in () if done else set(multiprocessing.active_children()) - others:
+            process.terminate()  # an interrupted command does not wait for tasks that may take minutes
         pool.shutdown(cancel_futures=True)
 
 
