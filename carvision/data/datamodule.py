@@ -121,7 +121,9 @@ class PhotoDataModule(pl.LightningDataModule):
     def _train_order(self) -> TrainOrder:
         codes = self.photos["train"].targets[self.table.finest].numpy()
         shape = self._rank_and_world_size()
-        return TrainOrder(codes, self.batch_size, self.sampler, self.epoch_fraction, self.seed, *shape)
+        return TrainOrder(
+            codes, self.batch_size, self.sampler, self.epoch_fraction, self.seed, *shape, self.photos["train"].packed
+        )
 
     def val_dataloader(self) -> DataLoader:
         return self._eval_loader("val")
@@ -131,7 +133,9 @@ class PhotoDataModule(pl.LightningDataModule):
 
     def _eval_loader(self, split: str) -> DataLoader:
         photos = self.photos[split]
-        return self._loader(photos, TableOrder(len(photos.paths), self.batch_size, *self._rank_and_world_size()))
+        shape, packed = self._rank_and_world_size(), photos.packed
+        rows = packed.shard_by_shard() if packed and packed.shards.window else None
+        return self._loader(photos, TableOrder(len(photos.paths), self.batch_size, *shape, rows))
 
     def _loader(self, photos: Photos, order, kind: type[DataLoader] = DataLoader) -> DataLoader:
         # An item is a whole batch, so the loader neither batches nor collates.
@@ -154,14 +158,14 @@ class PhotoDataModule(pl.LightningDataModule):
     def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
         split = "train" if self.trainer.training else "test" if self.trainer.testing else "val"
         for row, reason in batch.pop("bad"):
-            path = self.photos[split].path(row)
+            path, place = self.photos[split].path(row), self.photos[split].place(row)
             if self.on_bad_image == "error":
                 raise InputError(
-                    f"{self.table.root / path}: {reason}. Mend or remove the photo, or go on without it with "
+                    f"{place}: {reason}. Mend or remove the photo, or go on without it with "
                     "data.on_bad_image=skip (python -m carvision.check finds all such photos)"
                 )
             if path not in self.bad_images:
-                log.warning("%s: %s (data.on_bad_image=%s)", self.table.root / path, reason, self.on_bad_image)
+                log.warning("%s: %s (data.on_bad_image=%s)", place, reason, self.on_bad_image)
             self.bad_images[path] = reason
         if self.on_bad_image == "blank":
             batch["valid"] = batch["index"] >= 0  # all but what pads the last batch

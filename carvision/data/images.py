@@ -10,7 +10,6 @@ import os
 import stat
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -86,10 +85,13 @@ class Preprocessing:
         return {**values, "mean": list(self.mean), "std": list(self.std)}
 
 
-def read_file(path: str | Path) -> bytes:
-    """All of a photo's file, undecoded. Raises BadImage."""
+def read_file(photo) -> bytes:
+    """All of a photo's file, undecoded. photo: its path, or what gives its bytes on read(), as a PackedPhoto does.
+    Raises BadImage."""
+    if hasattr(photo, "read"):
+        return photo.read()
     try:
-        number = os.open(path, os.O_RDONLY | NOT_WAITING)
+        number = os.open(photo, os.O_RDONLY | NOT_WAITING)
         try:
             found = os.fstat(number)
             if not stat.S_ISREG(found.st_mode):
@@ -107,9 +109,9 @@ def read_file(path: str | Path) -> bytes:
         raise BadImage(f"can't be opened ({_one_line(error)})") from None
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """The photo of a file as `open_bytes` gives it. Raises BadImage."""
-    return open_bytes(read_file(path))
+def open_image(photo) -> Image.Image:
+    """The photo of a file, or of a pack, as `open_bytes` gives it. Raises BadImage."""
+    return open_bytes(read_file(photo))
 
 
 def open_bytes(data: bytes | memoryview) -> Image.Image:

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from carvision.data.table import BOX, SPLITS, UNKNOWN, Table
+from carvision.data.table import BOX, SOURCE, SPLITS, UNKNOWN, Table
 from carvision.errors import InputError
 from carvision.whole_files import write_csv
 
@@ -136,8 +136,12 @@ def splits_of(table: Table) -> pd.DataFrame:
 def equal_bytes(table: Table) -> np.ndarray:
     """int (N,): the same number for photos whose files are equal to the byte, else different ones.
 
-    Reads little: files of different size differ, and so do nearly all of equal size within their last 4 kB.
+    Reads little: files of different size differ, and so do nearly all of equal size within their last 4 kB. Of packed
+    photos it is known of which files they were made.
     """
+    if table.shards is not None:
+        _, first, same_as = np.unique(table.rows[SOURCE], return_index=True, return_inverse=True)
+        return first[same_as]
     paths = [table.root / path for path in table.rows["path"]]
     number = np.arange(len(paths))
     suspects: dict = {}

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from carvision.data.images import BLANK, BadImage, Preprocessing, read_file
+from carvision.data.shards import PackedPhoto
 from carvision.data.squares import empty_squares, read_square, square_of
 from carvision.errors import InputError
 from carvision.inference.predictor import Predictor
@@ -20,8 +21,8 @@ from carvision.machine import num_cores
 
 log = logging.getLogger(__name__)
 
-# A path or an image of PIL; its box: left, top, right, bottom in pixels, or None for the whole photo
-Item = tuple[str | Image.Image, Sequence[float] | None]
+# A path, an image of PIL or a photo of a pack; its box: left, top, right, bottom in pixels, or None for the whole photo
+Item = tuple[str | Image.Image | PackedPhoto, Sequence[float] | None]
 
 
 class Batch(NamedTuple):

@@ -96,7 +96,7 @@ def description_beside(weights: Path) -> Path:
 
 def describe_labels(cfg: dict, table: Table) -> dict[str, dict]:
     """Of each head's label what LitClassifier and model.json need, as plain values."""
-    heads = list(cfg["model"]["heads"]) or list(table.labels)
+    heads = list(cfg["model"]["heads"]) or list(table.heads) or list(table.labels)
     described = {}
     for name in heads:
         label = table.labels.get(name)

@@ -12,13 +12,13 @@ import numpy as np
 
 from carvision.data.build import folds_of
 from carvision.errors import InputError
+from carvision.folder_lock import LOCK
 from carvision.folders import claim_folder
 from carvision.run_log import start_log
 from carvision.training.determinism import refused_operation_is_an_input_error
 from carvision.training.fit import run_training
 from carvision.training.launch import from_first_at_start, is_echo, is_first_process, run_together
 from carvision.training.run_folder import (
-    LOCK,
     disk_errors,
     holds_unfinished_run,
     lock_folder,
