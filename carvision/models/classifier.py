@@ -33,6 +33,8 @@ class Classifier(nn.Module):
     Raises InputError where the backbone can't be built, or gives no feature map for the neck or the pool.
     """
 
+    heads_are_trained = False  # set where their weights come with those of the backbone
+
     def __init__(
         self,
         backbone: str,

@@ -68,7 +68,8 @@ def _begin(file: Path, shape: tuple[int, ...], dtype: str, max_bytes: float) -> 
     """The file to be, or why it can't be."""
     needed = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if needed > max_bytes:
-        return None, f"features.max_gb={max_bytes / 1e9:g} does not take {needed / 1e6:,.1f} MB"
+        limit = f"features.max_gb={max_bytes / 1e9:g} is less than {needed / 1e9:.3g}"
+        return None, limit if max_bytes else "nothing is to be kept on the disk"
     try:
         make_room(file.parent, max_bytes, needed)
         return NewFeatures(file, shape, dtype), ""

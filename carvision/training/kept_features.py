@@ -14,6 +14,7 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import PIL
 import timm
 import torch
@@ -22,7 +23,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 import carvision
 from carvision.data.datamodule import PhotoDataModule
 from carvision.data.kept_photos import KeptPhotos
-from carvision.data.table import BOX
+from carvision.data.table import BOX, SPLITS
 from carvision.errors import InputError
 from carvision.training.clock import Clock
 from carvision.training.feature_files import Features, digest_of_tensors, features_folder, open_features
@@ -55,8 +56,13 @@ def what_forbids(cfg: dict) -> str | None:
     return "trainer=tpu" if cfg["trainer"]["accelerator"] == "tpu" else None
 
 
-def create_kept_features(cfg: dict, lit: LitClassifier, data: PhotoDataModule, clock: Clock) -> "KeptFeatures":
-    """For data.kept. Raises InputError where features.keep=true and nothing can be kept."""
+def create_kept_features(
+    cfg: dict, lit: LitClassifier, data: PhotoDataModule, clock: Clock, with_train: bool = False
+) -> "KeptFeatures":
+    """For data.kept. with_train: features of training photos are wanted, too, though these change in training.
+
+    Raises InputError where features.keep=true and nothing can be kept.
+    """
     wanted, phases = cfg["features"]["keep"], lit.hparams.phases
     frozen = [phase for phase in phases if phase["train_layers"] == "none"]
     changing, forbidden = what_changes_photos(cfg), what_forbids(cfg)
@@ -67,68 +73,77 @@ def create_kept_features(cfg: dict, lit: LitClassifier, data: PhotoDataModule, c
             )
         if not frozen:
             raise InputError("features.keep: true needs a phase with a frozen backbone; add model.train_layers=none")
-    splits = ("val",) if changing else ("train", "val")
+    taken = ("val",) if changing else ("train", "val")
     if len(frozen) == len(phases):
-        splits += ("test",)  # which the same backbone will see
+        taken += ("test",)  # which the same backbone will see
         if changing and wanted == "auto" and not forbidden:
             log.info(
                 "the backbone is frozen, but training photos change (%s), so that every epoch takes them through it; "
                 "with augment=none their features are kept, for epochs of a fifteenth of the time or less",
                 changing,
             )
-    return KeptFeatures(cfg, lit, data, clock, splits, enabled=wanted is not False and not forbidden)
+    splits = tuple(split for split in SPLITS if split in taken or (with_train and split == "train"))
+    return KeptFeatures(cfg, lit, data, clock, splits, taken if wanted is not False and not forbidden else ())
 
 
 class KeptFeatures:
     """kept(split) -> its KeptPhotos, or None where the photos themselves are to be taken. For PhotoDataModule.kept.
 
-    splits: those that may be kept, all in one file.
+    splits: those of which features are computed, all in one file. taken: those that they stand in for; without any,
+    nothing is kept on the disk.
     """
 
     def __init__(
-        self, cfg: dict, lit: LitClassifier, data: PhotoDataModule, clock: Clock, splits: tuple[str, ...], enabled: bool
+        self,
+        cfg: dict,
+        lit: LitClassifier,
+        data: PhotoDataModule,
+        clock: Clock,
+        splits: tuple[str, ...],
+        taken: tuple[str, ...],
     ):
-        self.lit, self.data, self.clock, self.enabled = lit, data, clock, enabled
+        self.lit, self.data, self.clock, self.taken = lit, data, clock, taken
         self.splits = tuple(split for split in splits if split in data.photos)
-        self.folder, self.max_bytes = features_folder(cfg["features"]["dir"]), 1e9 * cfg["features"]["max_gb"]
+        self.folder = features_folder(cfg["features"]["dir"])
+        self.max_bytes = 1e9 * cfg["features"]["max_gb"] * bool(taken)
         self.crop_to_box, self.epoch_fraction = cfg["data"]["crop_to_box"], cfg["data"]["epoch_fraction"]
         self.opened: dict[str, Features | None] = {}  # by their digest; the last ones
 
     def __call__(self, split: str) -> KeptPhotos | None:
         fitting = self.data.trainer.state.fn == TrainerFn.FITTING
-        if not self.enabled or split not in self.splits or (fitting and not self._is_worth_it()):
+        if split not in self.taken or split not in self.splits or (fitting and not self._is_worth_it()):
             return None
         # After training, what isn't there needs no pass of its own: the evaluation is one
-        features = self.obtain(self.splits, compute=fitting)
-        return features and self.photos_of(features, split, self.splits)
+        features = self.obtain(compute=fitting)
+        return features and self.photos_of(features, split)
 
     def _is_worth_it(self) -> bool:
         phase = self.lit.phase
         return phase["train_layers"] == "none" and phase["epochs"] * self.epoch_fraction >= 1
 
-    def photos_of(self, features: Features, split: str, splits: tuple[str, ...]) -> KeptPhotos:
-        places = place_of(self._rows(splits)["path"], self.data.table.of_split(split).rows["path"])
+    def photos_of(self, features: Features, split: str) -> KeptPhotos:
+        places = place_of(self._rows()["path"], self.data.table.of_split(split).rows["path"])
         row_of = {int(place): row for row, place in enumerate(places)}
         bad = {row_of[place]: reason for place, reason in features.bad.items() if place in row_of}
         return KeptPhotos(features.rows, places, bad, self.data.photos[split].targets)
 
-    def _rows(self, splits: tuple[str, ...]):
-        """Of the photos of these splits, by path: however they are divided, as into folds, the file is the same."""
+    def _rows(self) -> pd.DataFrame:
+        """Of the photos of all splits, by path: however they are divided, as into folds, the file is the same."""
         rows = self.data.table.rows
-        return rows[rows["split"].isin(splits)].sort_values("path").reset_index(drop=True)
+        return rows[rows["split"].isin(self.splits)].sort_values("path").reset_index(drop=True)
 
-    def obtain(self, splits: tuple[str, ...], compute: bool = True) -> Features | None:
-        """Of all photos of the splits, ordered by path, with the backbone's present weights; from the file, or else
+    def obtain(self, compute: bool = True) -> Features | None:
+        """Of all photos of the splits, ordered by path, with the backbone's present weights: from the file, or else
         computed now. None where they are not there and `compute` is false, or where they would be too large."""
-        key = self._digest(splits)
+        key = self._digest()
         if any_of_all(key not in self.opened):
             began = time.perf_counter()
             file = self.folder / f"{key}.safetensors"
-            found = open_features(file)
+            found = open_features(file) if self.taken else None
             if any_of_all(found is None):
                 if not compute:
                     return None
-                table = replace(self.data.table, rows=self._rows(splits))
+                table = replace(self.data.table, rows=self._rows())
                 found = compute_features(self.lit, self.data, table, file, self.max_bytes)
             else:
                 log.info("features of %s photos from %s", f"{len(found.rows):,}", file)
@@ -136,9 +151,9 @@ class KeptFeatures:
             self.clock.add("features", time.perf_counter() - began)
         return self.opened[key]
 
-    def _digest(self, splits: tuple[str, ...]) -> str:
+    def _digest(self) -> str:
         """Of all that the features depend on."""
-        trainer, table, rows = self.data.trainer, self.data.table, self._rows(splits)
+        trainer, table, rows = self.data.trainer, self.data.table, self._rows()
         device = trainer.strategy.root_device
         on_cuda = device.type == "cuda"
         network = self.lit.model.description

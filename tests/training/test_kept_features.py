@@ -165,7 +165,7 @@ def test_a_full_disk_and_a_small_limit_keep_them_in_memory(demo_photos, decoded,
     overrides = [*demo(demo_photos), *FROZEN, "trainer.max_epochs=2"]
     train(tmp_path / "limited", *overrides, f"features.dir={tmp_path / 'kept'}", "features.max_gb=0")
     assert len(decoded) == 240 and not (tmp_path / "kept").exists()
-    assert "for this run alone: features.max_gb=0" in (tmp_path / "limited" / "run.log").read_text()
+    assert "for this run alone: nothing is to be kept on the disk" in (tmp_path / "limited" / "run.log").read_text()
 
     def full(*_):
         raise OSError(28, "No space left on device")
