@@ -116,7 +116,7 @@ def _run_folds(cfg: dict, folder: Path, resume: bool) -> None:
             own = {**cfg, "data": {**cfg["data"], "split": split}}
             parts.append(run_training(own, part, fold, begun, ends))
     summary = mean_and_spread([part["test"] for part in parts])
-    seconds = {stage: round(sum(part["seconds"][stage] for part in parts), 3) for stage in parts[0]["seconds"]}
+    seconds = {stage: round(sum(part["seconds"].get(stage, 0) for part in parts), 3) for stage in parts[0]["seconds"]}
     metrics = {"folds": len(folds), "test": summary, "seconds": seconds}
     if "cost" in parts[0]:
         metrics |= {"cost": sum(part["cost"] for part in parts), "price_per_hour": parts[0]["price_per_hour"]}
