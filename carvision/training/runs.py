@@ -14,6 +14,7 @@ from carvision.data.build import folds_of
 from carvision.errors import InputError
 from carvision.folder_lock import LOCK
 from carvision.folders import claim_folder
+from carvision.freed_memory import keep_freed_memory
 from carvision.run_log import start_log
 from carvision.training.determinism import refused_operation_is_an_input_error
 from carvision.training.fit import run_training
@@ -46,6 +47,7 @@ def run(cfg: dict, name: str) -> Path:
             return str(wanted), True
         return str(claim_folder(wanted, Path("runs") / name, leftovers=(LOCK, f"config.yaml{PARTIAL}"))), False
 
+    keep_freed_memory()
     with run_together(cfg["trainer"]):
         chosen, resume = from_first_at_start(choose_folder)
         folder = Path(chosen)
