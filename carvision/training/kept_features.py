@@ -160,8 +160,9 @@ class KeptFeatures:
         network = self.lit.model.description
         decoder = found.name if (found := load_decoder()) else "pillow"
         said = [
-            FORMAT, carvision.__version__, torch.__version__, timm.__version__, PIL.__version__, decoder, trainer.precision,
-            device.type, torch.cuda.get_device_name(device) if on_cuda else torch.backends.cpu.get_cpu_capability(),
+            FORMAT, carvision.__version__, torch.__version__, timm.__version__, PIL.__version__, decoder,
+            trainer.precision, device.type,
+            torch.cuda.get_device_name(device) if on_cuda else torch.backends.cpu.get_cpu_capability(),
             network["backbone"], network["backbone_kwargs"], network["pool"], self.lit.model.learns_from_map,
             self.lit.hparams.preprocessing, digest_of_tensors(self.lit.model.backbone.state_dict()),
         ]  # fmt: skip

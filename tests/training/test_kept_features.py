@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -28,13 +29,13 @@ NECK = ["model.neck=[spatial_dropout,attention]", "model.pool=gem"]
 @pytest.fixture
 def decoded(monkeypatch):
     """A list to which the name of every photo is added that is opened."""
-    names, real = [], photos.open_image
+    names, real = [], photos.read_file
 
-    def open_image(path):
-        names.append(path.name)
+    def read_file(path):
+        names.append(Path(path).name)
         return real(path)
 
-    monkeypatch.setattr(photos, "open_image", open_image)
+    monkeypatch.setattr(photos, "read_file", read_file)
     return names
 
 

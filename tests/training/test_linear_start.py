@@ -1,6 +1,7 @@
 """The heads' first weights from a linear problem: better than random ones, without test photos, and once in a run."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -58,8 +59,8 @@ def test_it_is_better_than_random_heads_before_the_first_step_counts(overrides, 
 
 
 def test_it_never_sees_a_test_photo_and_leaves_the_backbone_alone(demo_photos, tmp_path, monkeypatch):
-    opened, real, seen = set(), photos.open_image, {}
-    monkeypatch.setattr(photos, "open_image", lambda path: (opened.add(path.name), real(path))[1])
+    opened, real, seen = set(), photos.read_file, {}
+    monkeypatch.setattr(photos, "read_file", lambda path: (opened.add(Path(path).name), real(path))[1])
 
     class Looking(linear_start.LinearStart):
         def on_train_start(self, trainer, module):
