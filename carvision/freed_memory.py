@@ -13,7 +13,7 @@ def keep_freed_memory() -> bool:
 
     glibc gets large tensors from the kernel and gives them back when they are freed. The kernel hands memory out page
     by page and filled with zeros, for each step on the CPU anew: 10,000 to 150,000 pages, which took a fifth to a third
-    of the time of the whole step (docs/benchmarks/step.md). Kept memory is simply used again. The peak grows by some percent,
+    of the time of the step (docs/benchmarks/step.md). Kept memory is simply used again. The peak grows by some percent,
     as blocks of different sizes leave gaps between each other.
     """
     if any(name in os.environ for name in CHOSEN_BY_THE_USER):
