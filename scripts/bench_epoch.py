@@ -4,26 +4,23 @@
 
 FOLDER has train/ and val/ with a folder a class. All train MobileNetV2 0.35 from random weights, with random crops and
 mirroring, cross-entropy and SGD with momentum, in the same batches, and validate after each epoch; each with the same
-number of threads and of processes that read photos. The first epoch warms up and is not counted; of the others, training
-and validation together, by each one's own account. "start to end" is the whole process.
+number of threads and of processes that read photos. epoch_s: training and validation together, from one epoch's line
+of the log to the next one's, without the first epoch; wall_s, cpu_s, peak_mb: of the whole process, start included.
 
 torchvision's reference script takes no network of 0.35: its loop is here (`--as-torchvision`), with what references/
 classification/train.py does for each batch and epoch, on Pillow's images, which are its default.
 """
 
 import argparse
-import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
 from side_by_side import machine, measure, summarise, table, write
 
 LR = "0.05"
@@ -61,13 +58,13 @@ def main() -> None:
 
 def run_carvision(options: argparse.Namespace, top: str) -> dict:
     folder = Path(top) / f"carvision{time.monotonic_ns()}"
-    run([
+    printed = run([
         sys.executable, "-m", "carvision.train", "data=folder", f"data.root={options.photos.resolve()}",
         f"data.image_px={options.image_px}", f"data.batch_size={options.batch_size}",
         f"data.num_workers={options.workers}", "model.backbone=mobilenetv2_035", "model.weights=random",
         "optimizer=sgd", f"optimizer.lr={LR}", f"trainer.max_epochs={options.epochs}", f"run.dir={folder}",
     ])  # fmt: skip
-    return {"epoch_s": pd.read_csv(folder / "history.csv")["seconds"].iloc[1:].mean()}
+    return {"epoch_s": seconds_between(printed, r"epoch \d+/")}
 
 
 def run_timm(options: argparse.Namespace, top: str) -> dict:
@@ -77,20 +74,17 @@ def run_timm(options: argparse.Namespace, top: str) -> dict:
         sys.executable, str(options.timm), "--data-dir", str(options.photos), "--train-split", "train", "--val-split",
         "val", "--num-classes", str(classes), "--device", "cpu", "--model", "mobilenetv2_035", "--img-size",
         str(options.image_px), "--batch-size", str(options.batch_size), "--workers", str(options.workers), "--opt",
-        "sgd", "--lr", LR, "--epochs", str(options.epochs), "--warmup-epochs", "0", "--cooldown-epochs", "0", "--color-jitter", "0",
-        "--output", str(folder), "--seed", "0",
+        "sgd", "--lr", LR, "--epochs", str(options.epochs), "--warmup-epochs", "0", "--cooldown-epochs",
+        "0", "--color-jitter", "0", "--output", str(folder), "--seed", "0",
     ])  # fmt: skip
-    return {"epoch_s": seconds_between(printed)}
+    return {"epoch_s": seconds_between(printed, r"Train: \d+ \[\s*0/")}
 
 
 def run_torchvision(options: argparse.Namespace) -> dict:
     own = ["image_px", "batch_size", "workers", "threads", "epochs"]
     flags = [text for name in own for text in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
-    return {
-        "epoch_s": seconds_between(
-            run([sys.executable, __file__, "--as-torchvision", "--photos", str(options.photos), *flags])
-        )
-    }
+    printed = run([sys.executable, __file__, "--as-torchvision", "--photos", str(options.photos), *flags])
+    return {"epoch_s": seconds_between(printed, r"Epoch: \[\d+\] \[0/")}
 
 
 def run(command: list[str]) -> list[tuple[float, str]]:
@@ -102,10 +96,12 @@ def run(command: list[str]) -> list[tuple[float, str]]:
     return lines
 
 
-def seconds_between(lines: list[tuple[float, str]]) -> float:
-    """An epoch's, from its first training batch to the next one's: by the lines that tell of batch 0 of training."""
-    begins = [second for second, line in lines if re.search(r"^(Train: \d+|Epoch: )\s*\[\s*\d*\s*\]?\s*\[?\s*0/", line)]
-    return (begins[-1] - begins[1]) / (len(begins) - 2)
+def seconds_between(lines: list[tuple[float, str]], told: str) -> float:
+    """Mean of the times from one line that begins so to the next; the first of them stands at the end of an epoch, or
+    after the first batch of one, which is left out with its warming up."""
+    at = [second for second, line in lines if re.match(told, line)]
+    at = at if told.startswith("epoch") else at[1:]
+    return (at[-1] - at[0]) / (len(at) - 1)
 
 
 def train_as_torchvision(options: argparse.Namespace) -> None:
