@@ -57,7 +57,7 @@ def fetch(place: str, name: str, num_bytes: int, sha256: str, cache: Cache, wait
         return file
     try:
         cache.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(cache.folder / f"{name}.lock", wait) as held:
+        with _locked(file.with_name(f"{file.name}.lock"), wait) as held:
             if held is not False and not file.exists():
                 for left in cache.folder.glob(f"{file.name}.*{PARTIAL}") if held else ():
                     left.unlink(missing_ok=True)  # of a process that was killed
