@@ -98,6 +98,7 @@ def number_from(low: int):
 def predict(options: argparse.Namespace) -> tuple[int, int]:
     """How many photos there were, and how many of them could not be used."""
     # Only now: --help and a wrong option wait for neither torch nor pandas.
+    from carvision.freed_memory import keep_freed_memory
     from carvision.inference.inputs import Sources, check_sources, checked_not_empty, photos_of
     from carvision.inference.rows import Layout
     from carvision.inference.stream import predict_photos, skip_done
@@ -107,6 +108,7 @@ def predict(options: argparse.Namespace) -> tuple[int, int]:
     sources = Sources(tuple(options.photos), options.listed, options.root, options.split)
     check_options(options)
     check_sources(sources)
+    keep_freed_memory()
     predictor = load_predictor([options.run, *options.ensemble], options.tta)
     truths = true_classes(predictor, options)
     layout = Layout(options.top, options.brief, options.probs, tuple(truths.heads))

@@ -1,11 +1,15 @@
 """Whole runs, small, in this process."""
 
+import tempfile
+
 from hydra import compose, initialize_config_dir
 
 from carvision.config import conf_dir, plain_config
 from carvision.training import runs
 
+FEATURES = tempfile.TemporaryDirectory(prefix="carvision-features-")  # of this process: nothing of a person's own
 SMALL = [
+    f"features.dir={FEATURES.name}",
     "data.image_px=32",
     "data.batch_size=16",
     "data.num_workers=0",

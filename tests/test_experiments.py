@@ -95,6 +95,15 @@ def test_all_networks_and_settings_of_the_reports_are_there():
     assert len(of_report(f"oxford102_({r4}|benchmark|finetune_densenet201)")) == 12
 
 
+REPORTED = "compcars_.*|cars196_.*|ten_classes_.*|oxford102_.*|stanford_cars_.*"
+
+
+@pytest.mark.parametrize("experiment", of_report(REPORTED))
+def test_what_was_reported_or_measured_begins_with_random_heads(experiment):
+    model = config(experiment, "data.root=.", "model.weights=pretrained")["model"]
+    assert model["start"] == "random"
+
+
 def test_settings_that_the_reports_state():
     """A few that a slip in a shared file would change in many experiments."""
     baseline, focal = config("compcars_baseline", "data.root=."), config("compcars_focal", "data.root=.")

@@ -2,12 +2,14 @@
 
 import logging
 import signal
+import sys
 from collections.abc import Callable, Iterator
 
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from carvision.data.kept_photos import KeptPhotos
 from carvision.data.photos import Photos, TableOrder, TrainOrder
 from carvision.data.prefetch import Prefetch
 from carvision.data.table import SPLITS, Table
@@ -15,6 +17,10 @@ from carvision.errors import InputError
 from carvision.machine import num_cores
 
 log = logging.getLogger(__name__)
+
+# How readers begin on Linux, with any Python: a forked one imports nothing, and sees when the run is killed, which one
+# from a fork server, the default from Python 3.14 on, does not. Elsewhere forking is not safe.
+FORK = "fork" if sys.platform == "linux" else None
 
 
 class ResumableLoader(DataLoader):
@@ -81,6 +87,7 @@ class PhotoDataModule(pl.LightningDataModule):
         self.seed = seed
         self.bad_images: dict[str, str] = {}
         self.prefetch = Prefetch()
+        self.kept: Callable[[str], KeptPhotos | None] = lambda split: None  # features in place of a split's photos
 
     def state_dict(self) -> dict:  # for checkpoints: the next start may not meet these photos again
         return {"bad_images": self.bad_images}
@@ -106,7 +113,7 @@ class PhotoDataModule(pl.LightningDataModule):
         order = self._train_order()
         if self.trainer:  # Lightning sets the epoch only after the readers have begun
             order.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
-        return self._loader(self.photos["train"], order, ResumableLoader)
+        return self.create_loader(self.kept("train") or self.photos["train"], order, ResumableLoader)
 
     @property
     def num_train_batches(self) -> int:
@@ -130,16 +137,20 @@ class PhotoDataModule(pl.LightningDataModule):
         photos = self.photos[split]
         shape, packed = self._rank_and_world_size(), photos.packed
         rows = packed.shard_by_shard() if packed and packed.shards.window else None
-        return self._loader(photos, TableOrder(len(photos.paths), self.batch_size, *shape, rows))
+        order = TableOrder(len(photos.paths), self.batch_size, *shape, rows)
+        return self.create_loader(self.kept(split) or photos, order)
 
-    def _loader(self, photos: Photos, order, kind: type[DataLoader] = DataLoader) -> DataLoader:
+    def create_loader(self, photos: Photos | KeptPhotos, order, kind: type[DataLoader] = DataLoader) -> DataLoader:
+        """order: gives lists of Keys, each a batch."""
         # An item is a whole batch, so the loader neither batches nor collates.
+        num_workers = 0 if isinstance(photos, KeptPhotos) else self.num_workers
         return kind(
             photos,
             sampler=order,
             batch_size=None,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=num_workers,
+            multiprocessing_context=FORK if num_workers else None,
+            persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=leave_signals_to_the_run,
             # Else the loader takes numbers from those that dropout draws, more of them without workers
@@ -152,18 +163,22 @@ class PhotoDataModule(pl.LightningDataModule):
     def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
         split = "train" if self.trainer.training else "test" if self.trainer.testing else "val"
         for row, reason in batch.pop("bad"):
-            path, place = self.photos[split].path(row), self.photos[split].place(row)
-            if self.on_bad_image == "error":
-                raise InputError(
-                    f"{place}: {reason}. Mend or remove the photo, or go on without it with "
-                    "data.on_bad_image=skip (python -m carvision.check finds all such photos)"
-                )
-            if path not in self.bad_images:
-                log.warning("%s: %s (data.on_bad_image=%s)", place, reason, self.on_bad_image)
-            self.bad_images[path] = reason
+            self.meet_bad_image(self.photos[split], row, reason)
         if self.on_bad_image == "blank":
             batch["valid"] = batch["index"] >= 0  # all but what pads the last batch
         return batch
+
+    def meet_bad_image(self, photos: Photos, row: int, reason: str) -> None:
+        """Raises InputError where such photos end the run."""
+        path, place = photos.path(row), photos.place(row)
+        if self.on_bad_image == "error":
+            raise InputError(
+                f"{place}: {reason}. Mend or remove the photo, or go on without it with "
+                "data.on_bad_image=skip (python -m carvision.check finds all such photos)"
+            )
+        if path not in self.bad_images:
+            log.warning("%s: %s (data.on_bad_image=%s)", place, reason, self.on_bad_image)
+        self.bad_images[path] = reason
 
     def transfer_batch_to_device(self, batch: dict, device: torch.device, dataloader_idx: int) -> dict:
         if device.type == "cuda":

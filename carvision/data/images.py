@@ -6,10 +6,10 @@ which gives the same picture but for rounding, and comes back here for whatever 
 
 import io
 import math
+import os
 import stat
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ MAX_BYTES = 12 * MAX_PIXELS  # of a file: more than so many pixels take in any f
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 FORMATS += ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()
 RUN_PROGRAMS = ("EPS", "WMF", "IPTC", "BUFR", "GRIB", "HDF5")  # or hand the file to whatever decoder is registered
+NOT_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # to open a pipe would wait for ever
 BLANK = 128  # grey of the picture that stands in for a photo that can't be read
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -90,12 +91,18 @@ def read_file(photo) -> bytes:
     if hasattr(photo, "read"):
         return photo.read()
     try:
-        found = Path(photo).stat()
-        if not stat.S_ISREG(found.st_mode):  # to open a pipe would wait for ever
-            raise BadImage("can't be opened (is no regular file)")
-        if found.st_size > MAX_BYTES:
-            raise BadImage(f"{found.st_size / 1e9:.1f} GB are more than {MAX_BYTES / 1e9:.1f} GB: taken for no photo")
-        return Path(photo).read_bytes()
+        number = os.open(photo, os.O_RDONLY | NOT_WAITING)
+        try:
+            found = os.fstat(number)
+            if not stat.S_ISREG(found.st_mode):
+                raise BadImage("can't be opened (is no regular file)")
+            if found.st_size > MAX_BYTES:
+                size = f"{found.st_size / 1e9:.1f} GB are more than {MAX_BYTES / 1e9:.1f} GB"
+                raise BadImage(f"{size}: taken for no photo")
+            with open(number, "rb", buffering=0, closefd=False) as file:
+                return file.readall()
+        finally:
+            os.close(number)
     except FileNotFoundError:
         raise BadImage("the file is missing") from None
     except OSError as error:

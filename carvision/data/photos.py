@@ -83,7 +83,7 @@ class Photos(Dataset):
                 window, shift = random_window(random, self.crop_scale, self.crop_ratio), random.random()
                 draws[place] = random.random(self.num_draws, np.float32)
             try:
-                data = self.packed.read(row, epoch) if self.packed else read_file(self.root / self.path(row))
+                data = self.packed.read(row, epoch) if self.packed else read_file(f"{self.root}/{self.path(row)}")
                 box = None if self.boxes is None else self.boxes[row]
                 read_square(data, self.preprocessing, images[place], box, window, shift)
             except BadImage as reason:

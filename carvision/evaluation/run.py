@@ -18,6 +18,7 @@ from carvision.evaluation.predictions import Predictions
 from carvision.evaluation.rows import layout_of, write_predictions
 from carvision.evaluation.temperature import choose_temperature
 from carvision.folders import claim_folder
+from carvision.freed_memory import keep_freed_memory
 from carvision.inference.predictor import Predictor
 from carvision.inference.reading import choose_device
 from carvision.reports.evaluation.report import write_evaluation
@@ -41,6 +42,7 @@ def run(
     device: str,
 ) -> Path | None:
     """Returns the folder; None in all processes but the first. The arguments are those of carvision.evaluate."""
+    keep_freed_memory()
     rank, world_size = rank_and_world_size()
     start_log(None, quiet=rank > 0)
     predictor = load_predictor([run, *ensemble], tta, temperature)

@@ -178,6 +178,7 @@ def load_weights(classifier: Classifier, source: Path, labels: dict[str, dict]) 
         log.info("weights: backbone from %s; trunk and heads begin from random weights, as %s", source, why)
         return
     classifier.load_state_dict(above, strict=False)
+    classifier.heads_are_trained = True
     log.info("weights: backbone, trunk and heads from %s", source)
 
 

@@ -50,7 +50,7 @@ def require_same_config(config: dict, folder: Path) -> None:
     if added:
         log.info("%s, which the run was begun without, as conf/ has it", ", ".join(added))
     left_out = NO_RESULT.union(added)
-    keys = [key for key in {**earlier, **now} if not key.startswith("run.") and key not in left_out]
+    keys = [key for key in {**earlier, **now} if not key.startswith(("run.", "features.")) and key not in left_out]
     changed = [f"{key}={earlier.get(key)} became {now.get(key)}" for key in keys if earlier.get(key) != now.get(key)]
     if changed and not config["run"]["allow_changes"]:
         raise InputError(

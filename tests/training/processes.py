@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import multiprocessing
 import os
 import socket
 import subprocess
@@ -13,11 +12,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from tests.training.forked import CONTEXT
+
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 300
-# Forked from a process that has imported everything, so that a start takes a second
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.small_runs"])
 
 
 def write_manifest(folder: Path, num: dict[str, int], bad: bool = False) -> list[str]:
