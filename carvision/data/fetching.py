@@ -57,10 +57,10 @@ def fetch(place: str, name: str, num_bytes: int, sha256: str, cache: Cache, wait
         return file
     try:
         cache.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(cache.folder / f"{name}.lock", wait) as held:
-            if held and not file.exists():
-                for left in cache.folder.glob(f"{file.name}.*{PARTIAL}") if fcntl else ():
-                    left.unlink(missing_ok=True)  # of a process that was killed: this one has the lock
+        with _locked(file.with_name(f"{file.name}.lock"), wait) as held:
+            if held is not False and not file.exists():
+                for left in cache.folder.glob(f"{file.name}.*{PARTIAL}") if held else ():
+                    left.unlink(missing_ok=True)  # of a process that was killed
                 partial = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}{PARTIAL}")
                 with _room(cache, partial.with_name(partial.name.replace(PARTIAL, ROOM)), num_bytes):
                     try:
@@ -136,10 +136,10 @@ def _open(url: str) -> tuple:
 
 
 @contextlib.contextmanager
-def _locked(file: Path, wait: bool) -> Iterator[bool]:
-    """Whether the lock is held. Where the disk has none, always: files are whole then, too, if fetched more often."""
+def _locked(file: Path, wait: bool) -> Iterator[bool | None]:
+    """Whether the lock is held; None where the disk has no locks: then a file may be fetched more often than once."""
     if fcntl is None:
-        yield True
+        yield None
         return
     with file.open("w") as opened:  # flock(), as lockf() would not keep the threads of a process apart
         try:
@@ -148,7 +148,7 @@ def _locked(file: Path, wait: bool) -> Iterator[bool]:
             yield False
             return
         except OSError:
-            yield True
+            yield None
             return
         yield True
 

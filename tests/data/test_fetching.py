@@ -213,6 +213,20 @@ def test_threads_of_a_process_wait_for_each_other_and_leftovers_go(server, tmp_p
     assert server.asked[shard.name] == 1 and not left.exists()
 
 
+def test_a_disk_without_locks_costs_no_more_than_traffic(server, tmp_path, monkeypatch):
+    def flock(*arguments):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fetching.fcntl, "flock", flock)
+    table = read_remote(server, tmp_path)
+    loader = DataLoader(photos_of(table), sampler=TrainOrder(np.zeros(NUM), 4), batch_size=None, num_workers=2)
+    assert not any(batch["bad"] for batch in loader)
+    for shard in range(len(table.shards.all)):
+        table.shards.file(shard)
+    sizes = {file.name[17:]: file.stat().st_size for file in (tmp_path / "cache").glob("*.tar")}
+    assert sizes == {shard.name: shard.bytes for shard in table.shards.all}
+
+
 def test_a_full_disk_is_told(server, tmp_path, monkeypatch):
     table = read_remote(server, tmp_path)
 
