@@ -14,6 +14,7 @@ from carvision.data.photos import Photos, TableOrder, TrainOrder
 from carvision.data.prefetch import Prefetch
 from carvision.data.table import SPLITS, Table
 from carvision.errors import InputError
+from carvision.freed_memory import give_back_freed_memory
 from carvision.machine import num_cores
 
 log = logging.getLogger(__name__)
@@ -45,9 +46,10 @@ class ResumableLoader(DataLoader):
         self.sampler.start = state["given"] % len(self.sampler)  # of a whole epoch none: the next is begun
 
 
-def leave_signals_to_the_run(worker: int) -> None:
+def begin_reading(worker: int) -> None:
     """Schedulers and Ctrl-C signal all processes; the readers go on, so that the run can end its step. They end with
     the process that started them."""
+    give_back_freed_memory()
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -152,7 +154,7 @@ class PhotoDataModule(pl.LightningDataModule):
             multiprocessing_context=FORK if num_workers else None,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=leave_signals_to_the_run,
+            worker_init_fn=begin_reading,
             # Else the loader takes numbers from those that dropout draws, more of them without workers
             generator=torch.Generator(),
         )
