@@ -74,7 +74,7 @@ def read_packed(
         return _read_remote(str(root).rstrip("/"), window, cache or cache_folder() / "packs", cache_gb)
     folder = existing_root(root, WHERE)
     index = read_index(folder)
-    table = table_of(index, (folder / TABLE).read_bytes(), str(folder), window)
+    table = table_of(index, (folder / TABLE).read_bytes(), folder, window)
     damaged = [i for i, shard in enumerate(table.shards.all) if _size(folder / shard.name) != shard.bytes]
     return without_shards(table, damaged, allow_missing) if damaged else table
 
@@ -130,7 +130,7 @@ def table_of(index: dict, content: bytes, place: str, window: int | None = None,
         rows = pd.read_parquet(io.BytesIO(content))
         labels = {name: _label(values) for name, values in index["labels"].items()}
         shards = tuple(Shard(**values) for values in index["shards"])
-        shards = Shards(place, f"{place} {sha256}", shards, cache, window)
+        shards = Shards(str(place), f"{place} {sha256}", shards, cache, window)
         return validate(Table(index["name"], place, rows, labels, index["finest"], shards, tuple(index["heads"])))
     except (KeyError, TypeError, pyarrow.ArrowException) as error:
         raise InputError(f"data.root: {INDEX} and {TABLE} of {place} don't fit ({error}); pack again") from None
@@ -170,4 +170,4 @@ def with_places(table: Table, photos: pd.DataFrame, shards: Shards) -> Table:
     rows = table.rows.iloc[photos["row"]].reset_index(drop=True)
     for name in photos.columns.drop("row"):
         rows[name] = photos[name].astype(np.int64 if name in (*PLACE, SOURCE) else np.float32).to_numpy()
-    return Table(table.name, shards.place, rows, table.labels, table.finest, shards, table.heads)
+    return Table(table.name, Path(shards.place), rows, table.labels, table.finest, shards, table.heads)

@@ -16,7 +16,7 @@ def verify_pack(folder: Path, num_workers: int) -> dict[str, str]:
     from carvision.data.packed import TABLE, read_index, table_of  # pandas, which worker processes need not import
     from carvision.data.table import PLACE
 
-    table = table_of(read_index(folder), (folder / TABLE).read_bytes(), str(folder))
+    table = table_of(read_index(folder), (folder / TABLE).read_bytes(), folder)
     shards = {shard.name: (shard.bytes, shard.sha256) for shard in table.shards.all}
     of_shard = dict(iter(table.rows.groupby(PLACE[0])))
     photos = (of_shard[i][["path", *PLACE[1:]]].itertuples(index=False, name=None) for i in range(len(shards)))

@@ -24,7 +24,7 @@ import carvision
 from carvision.data.datamodule import PhotoDataModule
 from carvision.data.jpeg_part import load_decoder
 from carvision.data.kept_photos import KeptPhotos
-from carvision.data.table import BOX, SPLITS
+from carvision.data.table import BOX, PLACE, SOURCE, SPLITS
 from carvision.errors import InputError
 from carvision.training.clock import Clock
 from carvision.training.feature_files import Features, digest_of_tensors, features_folder, open_features
@@ -167,9 +167,13 @@ class KeptFeatures:
             self.lit.hparams.preprocessing, digest_of_tensors(self.lit.model.backbone.state_dict()),
         ]  # fmt: skip
         digest = hashlib.sha256(repr(said).encode())
-        root = os.fspath(table.root.resolve())
-        for path in rows["path"]:
-            digest.update(f"{root} {path} {_size_and_time(root, path)}\n".encode())
+        if table.shards is None:
+            root = os.fspath(table.root.resolve())
+            for path in rows["path"]:
+                digest.update(f"{root} {path} {_size_and_time(root, path)}\n".encode())
+        else:  # wherever the pack lies
+            for photo in zip(*(rows[name] for name in ("path", SOURCE, *PLACE[2:])), strict=True):
+                digest.update(f"{photo}\n".encode())
         if self.crop_to_box:
             digest.update(rows[BOX].to_numpy(np.float32).tobytes())
         return digest.hexdigest()[:32]

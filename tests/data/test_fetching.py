@@ -1,5 +1,6 @@
 """Packs at a URL: fetched as they are needed, whole and verified, by several processes at once."""
 
+import logging
 import multiprocessing
 import threading
 import time
@@ -25,6 +26,7 @@ PREPROCESSING = Preprocessing(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
     monkeypatch.setattr(fetching, "PAUSES_S", (0, 0))
+    monkeypatch.setattr(logging.getLogger("carvision"), "propagate", True)  # a run in this process may have ended that
 
 
 @pytest.fixture(scope="module")
