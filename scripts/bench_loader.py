@@ -2,6 +2,7 @@
 
     python scripts/bench_loader.py --photos FOLDER                     photos as they are
     python scripts/bench_loader.py --photos FOLDER --resize 1600 1200  of a camera's size
+    python scripts/bench_loader.py --photos FOLDER --packed            and packed: as they are, shrunk, decoded
     python scripts/bench_loader.py --photos FOLDER --decoders          decoders alone, in one process, without batches
 
 Every candidate takes random crops of 8 to 100 % of the photo to 224 px, and mirrors half of them; what each hands on is
@@ -30,8 +31,11 @@ from carvision.data.datamodule import PhotoDataModule
 from carvision.data.folder import read_folder
 from carvision.data.images import Preprocessing, decode_part, open_bytes, wanted_part
 from carvision.data.jpeg_part import Libjpeg, Simplejpeg
+from carvision.data.pack_shard import Form
+from carvision.data.packing import pack
 from carvision.data.photos import Photos, random_window
 from carvision.data.table import Table
+from carvision.machine import num_cores
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
@@ -42,6 +46,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=512)
     parser.add_argument("--resize", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="scale them to this first")
     parser.add_argument("--decoders", action="store_true", help="compare decoders rather than loaders")
+    parser.add_argument("--packed", action="store_true", help="add data=packed in its three forms")
     parser.add_argument("--image-px", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--workers", type=int, default=1)
@@ -55,7 +60,7 @@ def main() -> None:
         sys.exit(f"--photos: {options.photos} holds no JPEGs")
     with tempfile.TemporaryDirectory() as folder:
         files = copy_photos(files, Path(folder) / "photos", options.resize)
-        candidates = decoders(files, options) if options.decoders else loaders(files, options)
+        candidates = decoders(files, options) if options.decoders else loaders(files, Path(folder), options)
         sizes = np.array([Image.open(file).size for file in files[:50]])
         samples = measure(candidates, options.rounds, warm_up=1, memory=False)
     figures = summarise(samples, baseline="timm")
@@ -80,14 +85,19 @@ def copy_photos(files: list[Path], folder: Path, size: list[int] | None) -> list
 # Loaders
 
 
-def loaders(files: list[Path], options: argparse.Namespace) -> dict[str, Callable[[], dict]]:
+def loaders(files: list[Path], folder: Path, options: argparse.Namespace) -> dict[str, Callable[[], dict]]:
     root = files[0].parent.parent
     made = {
         "timm": timm_batches(root, options),
         "torchvision v1": torchvision_batches(root, options, v2=False),
         "torchvision v2": torchvision_batches(root, options, v2=True),
-        "carvision": carvision_batches(root, options),
+        "carvision": carvision_batches(read_folder(root), options),
     }
+    if options.packed:
+        for photos in ("original", "shrunk", "decoded"):
+            form = Form(photos, options.image_px * 8 // 7, 90, False, "error")
+            table = pack(read_folder(root), form, 64, folder / photos, num_cores())
+            made[f"carvision, packed {photos}"] = carvision_batches(table, options)
     return {name: passes_of(loader, len(files)) for name, loader in made.items()}
 
 
@@ -150,7 +160,7 @@ def torchvision_batches(root: Path, options: argparse.Namespace, v2: bool) -> Da
     )
 
 
-def carvision_batches(root: Path, options: argparse.Namespace, read: Callable[[], Table] | None = None) -> DataLoader:
+def carvision_batches(table: Table, options: argparse.Namespace) -> DataLoader:
     preprocessing = Preprocessing(options.image_px, (0.5,) * 3, (0.5,) * 3, "bicubic")
     create_photos = partial(
         Photos,
@@ -161,7 +171,6 @@ def carvision_batches(root: Path, options: argparse.Namespace, read: Callable[[]
         num_draws=1,
         seed=0,
     )
-    table = read() if read else read_folder(root)
     rows = table.rows.assign(split="train")
     datamodule = PhotoDataModule(
         lambda: replace(table, rows=rows), create_photos, options.batch_size, num_workers=options.workers
