@@ -2,7 +2,6 @@
 
 import logging
 import signal
-import sys
 from collections.abc import Callable, Iterator
 
 import pytorch_lightning as pl
@@ -15,13 +14,9 @@ from carvision.data.prefetch import Prefetch
 from carvision.data.table import SPLITS, Table
 from carvision.errors import InputError
 from carvision.freed_memory import give_back_freed_memory
-from carvision.machine import num_cores
+from carvision.machine import FORK, num_cores
 
 log = logging.getLogger(__name__)
-
-# How readers begin on Linux, with any Python: a forked one imports nothing, and sees when the run is killed, which one
-# from a fork server, the default from Python 3.14 on, does not. Elsewhere forking is not safe.
-FORK = "fork" if sys.platform == "linux" else None
 
 
 class ResumableLoader(DataLoader):

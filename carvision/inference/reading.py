@@ -17,7 +17,7 @@ from carvision.data.shards import PackedPhoto
 from carvision.data.squares import empty_squares, read_square, square_of
 from carvision.errors import InputError
 from carvision.inference.predictor import Predictor
-from carvision.machine import num_cores
+from carvision.machine import FORK, num_cores
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +84,7 @@ def predict_items(
         sampler=batches_of(items, batch_size),  # the loader asks for no more than its workers are ahead
         batch_size=None,
         num_workers=workers,
+        multiprocessing_context=FORK if workers else None,
         pin_memory=place.type == "cuda",
     )
     for images, batch, reasons in loader:
