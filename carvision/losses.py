@@ -105,7 +105,7 @@ def _target_shares(like: Tensor, targets: Tensor, label_smoothing: float) -> Ten
 
 def _precise(logits: Tensor) -> Tensor:
     # sums over a thousand classes lose all their digits in bfloat16
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
 
 
 def _above_zero(chance: Tensor) -> Tensor:

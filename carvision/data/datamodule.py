@@ -180,4 +180,6 @@ class PhotoDataModule(pl.LightningDataModule):
     def transfer_batch_to_device(self, batch: dict, device: torch.device, dataloader_idx: int) -> dict:
         if device.type == "cuda":
             return self.prefetch(batch, device)
+        if device.type == "cpu":
+            return batch  # it is there
         return super().transfer_batch_to_device(batch, device, dataloader_idx)

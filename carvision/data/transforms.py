@@ -71,6 +71,8 @@ class Augment(nn.Module):
 
     def forward(self, images: Tensor, draws: Tensor) -> Tensor:
         """images float (B, 3, H, W) in 0..1, draws float (B, num_draws) -> images like them."""
+        if not self.steps:
+            return images
         draws = draws.to(images.dtype)  # which a run in half precision has made coarser
         if images.device.type != "cpu":
             # Some steps leave one channel after the other; convolutions are fastest with them together, as they came
@@ -98,7 +100,16 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(preprocessing.std)[:, None, None], persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        return (images - self.mean) / self.std
+        mean, std = self.mean, self.std
+        if images.device.type == "cpu" and images.is_contiguous(memory_format=torch.channels_last):
+            # A row of the photo at once, laid out as it is, takes a sixth of the time of three numbers over and over
+            mean, std = (_like_a_row(values, images.shape[3]) for values in (mean, std))
+        return (images - mean).div_(std)
+
+
+def _like_a_row(values: Tensor, width: int) -> Tensor:
+    """(3, 1, 1) -> (3, 1, width), with the channels last in memory."""
+    return values.expand(3, 1, width).permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from carvision.data.table import UNKNOWN
 from carvision.evaluation.areas import resampled_areas, resampled_keras, resampled_micro, scores_of
 from carvision.evaluation.calibration import NUM_BINS, bin_of
 from carvision.evaluation.predictions import Predictions
-from carvision.metrics.heads import TOP, above_half, figures_at50, figures_of, num_ahead
+from carvision.metrics.heads import TOP, figures_at50, figures_of, is_above_half, num_ahead
 from carvision.models.decoding import decode
 from carvision.portable import parents_of
 
@@ -130,7 +130,7 @@ def _mean_by(weights: Tensor) -> Callable[[Tensor], Tensor]:
 
 def _count_figures(predicted: Tensor, logits: Tensor, targets: Tensor, weights: Tensor) -> Resampled:
     """Those of figures_of and figures_at50, from the counts of each weighting."""
-    likeliest, sure = above_half(logits)
+    likeliest, sure = logits.argmax(dim=1), is_above_half(logits)
     places = [(targets, predicted == targets), (targets, None), (predicted, None)]
     places += [(targets, sure & (likeliest == targets)), (likeliest, sure)]
     rows = []

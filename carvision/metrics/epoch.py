@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric, SumMetric
+from torchmetrics import Metric
 
 from carvision.data.table import UNKNOWN
 from carvision.metrics.auc import ScoreHistograms
@@ -11,42 +11,73 @@ from carvision.models.decoding import RULES, decode
 
 
 class JointMetrics(Metric):
-    """Of all heads with classes together, under one decoding rule: each head's top-1, joint top-1 (all right), and how
+    """Of all heads with classes together, under each decoding rule: each head's top-1, joint top-1 (all right), and how
     often children and their parents agree."""
 
     full_state_update = False
 
-    def __init__(self, heads: list[str], has_parents: bool):
+    def __init__(self, rules: tuple[str, ...], heads: list[str], has_parents: bool):
         super().__init__()
-        self.heads, self.has_parents = heads, has_parents
+        self.rules, self.heads, self.has_parents = rules, heads, has_parents
         size = len(heads) + 1  # the last place is for all heads together
-        self.add_state("count", torch.zeros(size, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("right", torch.zeros(size, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("seen", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("agreeing", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        for name, shape in {
+            "count": (size,),
+            "right": (len(rules), size),
+            "seen": (),
+            "agreeing": (len(rules),),
+        }.items():
+            self.add_state(name, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, predicted: dict[str, Tensor], targets: dict[str, Tensor], agree: Tensor, valid: Tensor) -> None:
-        """predicted, targets {head: int64 (B,)}; agree, valid bool (B,).
+    def update(
+        self, predicted: list[dict[str, Tensor]], targets: dict[str, Tensor], agree: list[Tensor], valid: Tensor
+    ) -> None:
+        """predicted, agree: of each rule {head: int64 (B,)} and bool (B,). targets {head: int64 (B,)}; valid bool (B,).
 
         Joint top-1 counts the photos of which all classes are known.
         """
-        known = torch.stack([valid & (targets[name] != UNKNOWN) for name in self.heads])
-        right = torch.stack([predicted[name] == targets[name] for name in self.heads]) & known
-        self.count += torch.cat([known, known.all(0)[None]]).sum(1)
-        self.right += torch.cat([right, right.all(0)[None]]).sum(1)
-        self.seen += valid.sum()
-        self.agreeing += (agree & valid).sum()
+        true = torch.stack([targets[name] for name in self.heads])
+        known = (true != UNKNOWN) & valid
+        guesses = torch.stack([of_rule[name] for of_rule in predicted for name in self.heads])
+        right = (guesses.view(len(self.rules), *true.shape) == true) & known
+        self.count.add_(with_all(known).sum(dim=-1))
+        self.right.add_(with_all(right).sum(dim=-1))
+        self.seen.add_(valid.sum())
+        self.agreeing.add_((torch.stack(agree) & valid).sum(dim=1))
 
-    def compute(self) -> dict[str, float]:
-        figures = {
-            f"{name}/top1": float(right / count)
-            for name, right, count in zip([*self.heads, "joint"], self.right.cpu(), self.count.cpu(), strict=True)
-            if count > 0
-        }
-        seen = self.seen.cpu()
-        if self.has_parents and seen > 0:
-            figures["joint/consistent"] = float(self.agreeing.cpu() / seen)
+    def compute(self) -> dict[str, dict[str, float]]:
+        """{rule: figures}"""
+        count, seen, figures = self.count.cpu(), self.seen.cpu(), {}
+        for rule, right, agreeing in zip(self.rules, self.right.cpu(), self.agreeing.cpu(), strict=True):
+            pairs = zip([*self.heads, "joint"], right, count, strict=True)
+            figures[rule] = {f"{name}/top1": float(part / whole) for name, part, whole in pairs if whole > 0}
+            if self.has_parents and seen > 0:
+                figures[rule]["joint/consistent"] = float(agreeing / seen)
         return figures
+
+
+def with_all(heads: Tensor) -> Tensor:
+    """bool (..., H, B) -> (..., H + 1, B): the last is where all heads are."""
+    return torch.cat([heads, heads.all(dim=-2, keepdim=True)], dim=-2)
+
+
+class PenaltyMetrics(Metric):
+    """The mean of the penalties over photos: those on activities are means over a batch, of which the last may have
+    fewer."""
+
+    full_state_update = False
+
+    def __init__(self):
+        super().__init__()
+        for name in ("total", "photos"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, penalty: Tensor, num_photos: Tensor) -> None:
+        """Two scalars."""
+        self.total.add_(penalty * num_photos)
+        self.photos.add_(num_photos)
+
+    def compute(self) -> float:
+        return float(self.total.cpu() / self.photos.cpu().clamp(min=1))
 
 
 class EpochMetrics(nn.Module):
@@ -72,13 +103,11 @@ class EpochMetrics(nn.Module):
         rules = RULES if compare_rules and parents else (rule,)
         self.rules = rules if classes else ()
         self.scores = nn.ModuleList(ScoreHistograms(outputs[name]) for name in classes if with_auc)
-        self.joint = nn.ModuleList(JointMetrics(classes, bool(parents)) for _ in self.rules)
+        self.joint = JointMetrics(self.rules, classes, bool(parents)) if classes else None
         self.links = [(child, parent) for child, (parent, _) in parents.items()]
         for i, (_, codes) in enumerate(parents.values()):
             self.register_buffer(f"codes_{i}", codes, persistent=False)  # so that they move with the module
-        # Penalties on activities are means over a batch's photos, of which the last batch may have fewer. "disable"
-        # looks for no NaN, for which every step would wait for the device.
-        self.penalty, self.photos = (SumMetric(nan_strategy="disable") for _ in range(2))
+        self.penalty = PenaltyMetrics()
 
     def update(
         self,
@@ -96,23 +125,20 @@ class EpochMetrics(nn.Module):
         """
         class_logits = {name: logits[name] for name, n in self.outputs.items() if n}
         parents = {child: (parent, self.get_buffer(f"codes_{i}")) for i, (child, parent) in enumerate(self.links)}
-        predicted = {}
-        for rule, joint in zip(self.rules, self.joint, strict=True):
-            decoded = decode(class_logits, parents, rule)
-            agree = valid
+        likeliest = {name: values.argmax(dim=1) for name, values in class_logits.items()}
+        decoded = [decode(class_logits, parents, rule, likeliest) for rule in self.rules]
+        if self.joint is not None:
+            agree = [valid] * len(self.rules)
             for child, (parent, codes) in parents.items():
-                agree = agree & (codes[decoded[child]] == decoded[parent])
-            joint.update(decoded, targets, agree, valid)
-            if rule == self.rule:
-                predicted = decoded
+                agree = [so_far & (codes[of[child]] == of[parent]) for so_far, of in zip(agree, decoded, strict=True)]
+            self.joint.update(decoded, targets, agree, valid)
+        predicted = decoded[self.rules.index(self.rule)] if decoded else {}
         for (name, n), head in zip(self.outputs.items(), self.heads, strict=True):
-            first = (predicted[name], logits[name]) if n else (logits[name],)
-            head.update(*first, targets[name], losses[name], weights[name])
+            values = logits[name], targets[name], losses[name], weights[name]
+            head.update(*((predicted[name], *values, likeliest[name]) if n else values))
         for name, scores in zip(class_logits, self.scores, strict=False):  # none without AUC
             scores.update(logits[name], targets[name], weights[name])
-        num_photos = valid.sum() if num_photos is None else num_photos
-        self.penalty.update(penalty * num_photos)
-        self.photos.update(num_photos)
+        self.penalty.update(penalty, valid.sum() if num_photos is None else num_photos)
 
     def compute(self) -> dict[str, float]:
         """{"loss", "loss_total", "make/top1", ..., "joint/top1", "joint/consistent"}, as far as they are defined."""
@@ -127,12 +153,11 @@ class EpochMetrics(nn.Module):
         for rule, values in self.compute_rules().items():
             if rule == self.rule:
                 figures |= {name: value for name, value in values.items() if name.startswith("joint/")}
-        total = loss + float(self.penalty.compute().cpu() / self.photos.compute().cpu().clamp(min=1))
-        return {"loss": loss, "loss_total": total, **figures}
+        return {"loss": loss, "loss_total": loss + self.penalty.compute(), **figures}
 
     def compute_rules(self) -> dict[str, dict[str, float]]:
         """{decoding rule: {"make/top1", "model/top1", "joint/top1", "joint/consistent"}}."""
-        return {rule: joint.compute() for rule, joint in zip(self.rules, self.joint, strict=True)}
+        return self.joint.compute() if self.joint is not None else {}
 
     def reset(self) -> None:
         for metric in self._all():
@@ -154,7 +179,7 @@ class EpochMetrics(nn.Module):
             metric._update_count = 1  # else torchmetrics takes it for new, and warns
 
     def _all(self) -> list[Metric]:
-        return [*self.heads, *self.scores, *self.joint, self.penalty, self.photos]
+        return [*self.heads, *self.scores, *([] if self.joint is None else [self.joint]), self.penalty]
 
 
 def figure_names(labels: dict[str, dict]) -> list[str]:

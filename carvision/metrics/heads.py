@@ -20,31 +20,40 @@ class HeadMetrics(Metric):
     def __init__(self, num_classes: int):
         super().__init__()
         self.num_classes = num_classes
+        self.register_buffer("first_places", torch.arange(5)[:, None] * num_classes, persistent=False)  # of the rows
         # Five rows, one after the other: right, true, predicted, right at 50, predicted at 50.
         self.add_state("counts", torch.zeros(5 * num_classes, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("hits", torch.zeros(len(TOP), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("loss_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("weight_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, predicted: Tensor, logits: Tensor, targets: Tensor, losses: Tensor, weights: Tensor) -> None:
+    def update(
+        self,
+        predicted: Tensor,
+        logits: Tensor,
+        targets: Tensor,
+        losses: Tensor,
+        weights: Tensor,
+        likeliest: Tensor | None = None,
+    ) -> None:
         """predicted, targets int64 (B,); logits (B, C); losses, weights (B,): a photo with weight 0 does not count.
 
-        Photos whose target is UNKNOWN must have weight 0.
+        Photos whose target is UNKNOWN must have weight 0. likeliest: the most probable classes, where known already.
         """
-        counted = (weights > 0).long()
+        # In place: assigning to a state costs as much as a small operation, of which these are many
+        counted = weights > 0
         true_class = targets.clamp(min=0)
-        likeliest, sure = above_half(logits)
-        sure = sure * counted
+        likeliest = logits.argmax(dim=1) if likeliest is None else likeliest
+        sure = is_above_half(logits) & counted
         classes = torch.stack([true_class, true_class, predicted, true_class, likeliest])
-        found = torch.stack(
-            [(predicted == true_class) * counted, counted, counted, (likeliest == true_class) * sure, sure]
-        )
-        rows = torch.arange(5, device=classes.device)[:, None] * self.num_classes
-        self.counts.index_add_(0, (classes + rows).reshape(-1), found.reshape(-1))
+        right, right_at50 = (predicted == true_class) & counted, (likeliest == true_class) & sure
+        found = torch.stack([right, counted, counted, right_at50, sure]).long()
+        self.counts.index_add_(0, (classes + self.first_places).reshape(-1), found.reshape(-1))
         ahead = num_ahead(logits, true_class)
-        self.hits += torch.stack([((ahead < min(k, self.num_classes)) * counted).sum() for k in TOP])
-        self.loss_sum += (losses * weights).sum()
-        self.weight_sum += weights.sum()
+        hits = torch.stack([ahead < min(k, self.num_classes) for k in TOP])
+        self.hits.add_((hits & counted).sum(dim=1))
+        self.loss_sum.add_((losses * weights).sum())
+        self.weight_sum.add_(weights.sum())
 
     def compute(self) -> dict[str, float]:
         """The figures by name; empty if no photo counted."""
@@ -59,11 +68,9 @@ class HeadMetrics(Metric):
         return {name: float(value) for name, value in figures.items()}
 
 
-def above_half(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The most probable class, int64 (B,), and bool (B,): is its softmax probability above 0.5? At most one can be."""
-    largest, likeliest = logits.float().max(dim=1)
-    # 1 / p of that class; two equal logits give 2 exactly, and so no class above 0.5
-    return likeliest, (logits.float() - largest[:, None]).exp().sum(dim=1) < 2
+def is_above_half(logits: Tensor) -> Tensor:
+    """bool (B,): has a class, the most probable one, a softmax probability above 0.5? Of two equal logits none has."""
+    return logits.float().softmax(dim=1).amax(dim=1) > 0.5
 
 
 def num_ahead(logits: Tensor, true_class: Tensor) -> Tensor:

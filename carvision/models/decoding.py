@@ -5,27 +5,33 @@ from torch import Tensor
 RULES = ("independent", "joint", "marginal")
 
 
-def decode(logits: dict[str, Tensor], parents: dict[str, tuple[str, Tensor]], rule: str) -> dict[str, Tensor]:
+def decode(
+    logits: dict[str, Tensor],
+    parents: dict[str, tuple[str, Tensor]],
+    rule: str,
+    likeliest: dict[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
     """Predicted codes {head: int64 (B,)}.
 
     parents: {child: (parent, codes)}, codes int64 (child classes,): the parent's class for each of the child's.
+    likeliest: each head's most probable classes, where they are known already.
     independent: each head's most probable class; make and model may contradict each other.
     joint: the most probable pair that fits together, p(make) * p(model).
     marginal: the most probable model; the make whose models' probabilities have the largest sum.
     """
-    predicted = {name: values.argmax(dim=1) for name, values in logits.items()}
+    predicted = dict(likeliest or {name: values.argmax(dim=1) for name, values in logits.items()})
     if rule == "independent":
         return predicted
     for child, (parent, codes) in parents.items():
         if child not in logits or parent not in logits:
             continue
-        child_log = logits[child].float().log_softmax(dim=1)
+        of_child, of_parent = logits[child].float(), logits[parent].float()
         if rule == "joint":
-            pair = child_log + logits[parent].float().log_softmax(dim=1)[:, codes]
-            predicted[child] = pair.argmax(dim=1)
+            # Logits in place of log p: of one photo they differ by a number that is the same for all pairs
+            predicted[child] = (of_child + of_parent.index_select(1, codes)).argmax(dim=1)
             predicted[parent] = codes[predicted[child]]
         else:
-            predicted[parent] = sum_by_parent(child_log.exp(), codes, logits[parent].shape[1]).argmax(dim=1)
+            predicted[parent] = sum_by_parent(of_child.softmax(dim=1), codes, of_parent.shape[1]).argmax(dim=1)
     return predicted
 
 

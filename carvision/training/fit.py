@@ -140,7 +140,10 @@ def _test(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, 
     metrics["test"], metrics["decodings"] = {}, {}
     evaluated = {}
     if len(lit.val_metrics.rules) > 1:  # else the history has all of val already
-        evaluated["val"] = (trainer.validate, lit.val_metrics)
+        if "decodings" in best:
+            metrics["decodings"]["val"] = best["decodings"]
+        else:  # a checkpoint of an earlier version
+            evaluated["val"] = (trainer.validate, lit.val_metrics)
     if "test" in datamodule.photos:
         evaluated["test"] = (trainer.test, lit.test_metrics)
     for split, (evaluate, counters) in evaluated.items():

@@ -26,7 +26,10 @@ from carvision.training.schedules import create_schedule
 def seed_step(key: tuple[int, ...], device: torch.device) -> None:
     """Seeds what a step draws on the device. key: (seed, epoch, number of the batch, rank)."""
     number = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
-    torch.manual_seed(number)
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(number)  # torch.manual_seed prepares all kinds of devices, for half a ms
+    else:
+        torch.manual_seed(number)
     if device.type == "xla":
         from carvision.training import xla  # only now: torch-xla lives in an environment of its own
 
@@ -88,6 +91,7 @@ class LitClassifier(pl.LightningModule):
         self.val_metrics = EpochMetrics(*metrics, compare_rules=True)
         self.test_metrics = EpochMetrics(*metrics, compare_rules=True, with_auc=True)
         self.leave_out_nonfinite = False  # from the figures of training, where run.on_nonfinite_loss skips them
+        self.decodings: dict[str, dict[str, float]] = {}  # what each rule gave in the last validation
         self.take_new_values = False  # of optimizer and schedule, where a checkpoint brings those of an earlier start
         self.start_phase(0)
 
@@ -191,6 +195,7 @@ class LitClassifier(pl.LightningModule):
         # The training figures too: the epoch's steps are over, and what listens at the epoch's end then sees all.
         self._log_figures("train", self.train_metrics)
         self._log_figures("val", self.val_metrics)
+        self.decodings = self.val_metrics.compute_rules()
 
     def on_test_epoch_end(self) -> None:
         self._log_figures("test", self.test_metrics)
@@ -228,7 +233,8 @@ class LitClassifier(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
         inside = 0 if done == self.trainer.num_training_batches else done
-        checkpoint |= {**self.place, "batches_done": inside}  # of the epoch, if it isn't over
+        checkpoint |= {**self.place, "decodings": self.decodings}
+        checkpoint["batches_done"] = inside  # of the epoch, if it isn't over
         if inside:
             checkpoint["train_metrics"] = self.train_metrics.counters()
 

@@ -41,18 +41,19 @@ def test_number_metrics():
 
 
 def test_joint_metrics():
-    metrics = JointMetrics(["make", "model"], has_parents=True)
+    metrics = JointMetrics(("independent", "joint"), ["make", "model"], has_parents=True)
     targets = {"make": torch.tensor([0, 1, 2, UNKNOWN, 1]), "model": torch.tensor([0, 1, 2, 3, 4])}
     predicted = {"make": torch.tensor([0, 1, 0, 0, 1]), "model": torch.tensor([0, 9, 2, 3, 4])}
     agree = torch.tensor([True, False, True, False, True])
     valid = torch.tensor([True, True, True, True, False])
-    metrics.update(predicted, targets, agree, valid)
+    metrics.update([predicted, targets], targets, [agree, valid], valid)
     # make: known and valid are photos 0, 1, 2; model: 0 to 3; both: 0, 1, 2, of which photo 0 alone is right in both
     expected = {"make/top1": 2 / 3, "model/top1": 3 / 4, "joint/top1": 1 / 3, "joint/consistent": 2 / 4}
-    assert metrics.compute() == pytest.approx(expected)
-    alone = JointMetrics(["make"], has_parents=False)
-    alone.update(predicted, targets, agree, valid)
-    assert alone.compute() == pytest.approx({"make/top1": 2 / 3, "joint/top1": 2 / 3})
+    assert metrics.compute()["independent"] == pytest.approx(expected)
+    assert set(metrics.compute()["joint"].values()) == {1}
+    alone = JointMetrics(("independent",), ["make"], has_parents=False)
+    alone.update([predicted], targets, [agree], valid)
+    assert alone.compute()["independent"] == pytest.approx({"make/top1": 2 / 3, "joint/top1": 2 / 3})
 
 
 def epoch(num: int = 60) -> dict:

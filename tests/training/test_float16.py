@@ -5,7 +5,7 @@ import pytest
 import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
 
-from carvision.training import build_trainer, optimizers
+from carvision.training import build_trainer
 from carvision.training.lit_classifier import LitClassifier
 from tests.small_runs import demo, train
 
@@ -26,7 +26,6 @@ def half(monkeypatch):
         return create(self, fused)
 
     monkeypatch.setattr(build_trainer, "trainer_values", trainer_values)
-    monkeypatch.setattr(optimizers, "on_cuda", lambda groups: True)
     monkeypatch.setattr(LitClassifier, "create_phase_optimizer", create_phase_optimizer)
     return chosen
 

@@ -275,9 +275,7 @@ def test_learned_head_weights_learn_and_leave_the_reported_loss_alone():
 @pytest.mark.parametrize(
     ("precision", "clip", "fused"), [("32-true", 1.0, True), ("bf16-mixed", 1.0, False), ("bf16-mixed", None, True)]
 )
-def test_no_fused_optimizer_where_lightning_could_not_clip_its_gradients(precision, clip, fused, monkeypatch):
-    """CUDA is pretended: torch's fused kernels run on the CPU too."""
-    monkeypatch.setattr("carvision.training.optimizers.on_cuda", lambda groups: True)
+def test_no_fused_optimizer_where_lightning_could_not_clip_its_gradients(precision, clip, fused):
     lit = lit_classifier()
     trainer = pl.Trainer(
         accelerator="cpu", precision=precision, gradient_clip_val=clip, max_epochs=1, logger=False, barebones=True

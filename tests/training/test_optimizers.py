@@ -265,12 +265,12 @@ def trained(name: str, steps: int, state: dict | None = None, **values) -> tuple
 
 
 @pytest.mark.parametrize("name", sorted(FUSED))
-def test_fused_kernels_are_taken_on_cuda_alone_and_as_the_user_says(name, monkeypatch):
-    """CUDA is pretended: torch's fused kernels run on the CPU too."""
+def test_fused_kernels_are_taken_where_there_are_some_and_as_the_user_says(name, monkeypatch):
+    monkeypatch.setattr(optimizers, "has_fused_kernel", lambda groups: False)  # as on a TPU
     plain, optimizer = trained(name, 3)
     assert not optimizer.defaults["fused"]
     state = copy.deepcopy({"model": plain.state_dict(), "optimizer": optimizer.state_dict()})
-    monkeypatch.setattr(optimizers, "on_cuda", lambda groups: True)
+    monkeypatch.undo()
     model, optimizer = trained(name, 3)
     assert optimizer.defaults["fused"] and all(group["fused"] for group in optimizer.param_groups)
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
@@ -279,13 +279,16 @@ def test_fused_kernels_are_taken_on_cuda_alone_and_as_the_user_says(name, monkey
     for arguments in ({"fused": False}, {"foreach": True}):
         assert not trained(name, 1, arguments=arguments)[1].defaults["fused"]
 
-    longer, resumed = trained(name, 2, state)  # begun without CUDA, gone on with it, and the other way round
+    longer, resumed = trained(name, 2, state)  # begun on a TPU, gone on with on the CPU, and the other way round
     assert all(group["fused"] for group in resumed.param_groups)
     state = copy.deepcopy({"model": longer.state_dict(), "optimizer": resumed.state_dict()})
-    monkeypatch.setattr(optimizers, "on_cuda", lambda groups: False)
+    monkeypatch.setattr(optimizers, "has_fused_kernel", lambda groups: False)
     _, back = trained(name, 2, state)
     assert not any(group["fused"] for group in back.param_groups)
 
 
-def test_a_parameter_on_the_cpu_is_not_on_cuda():
-    assert not optimizers.on_cuda([{"params": list(network().parameters())}])
+def test_only_floats_on_the_cpu_and_on_cuda_have_a_fused_kernel():
+    parameters = list(network().parameters())
+    assert optimizers.has_fused_kernel([{"params": parameters}])
+    for odd in (torch.zeros(2, device="meta"), torch.zeros(2, dtype=torch.int64)):
+        assert not optimizers.has_fused_kernel([{"params": [*parameters, odd]}])

@@ -73,6 +73,8 @@ def test_metrics_are_those_of_the_best_epoch(demo_run):
     assert 0 <= metrics["test"]["model/top1"] <= metrics["test"]["model/top5"] <= 1
     assert set(metrics["decodings"]["test"]) == {"independent", "joint", "marginal"}
     assert metrics["decodings"]["test"]["joint"]["joint/consistent"] == 1.0
+    of_val = metrics["decodings"]["val"]["independent"]  # kept with the best weights, and not measured once more
+    assert of_val == pytest.approx({name: metrics["val"][name] for name in of_val}, rel=1e-5)
     assert metrics["decodings"]["test"]["independent"]["make/top1"] == pytest.approx(metrics["test"]["make/top1"])
     assert metrics["seconds"]["training"] > 0
 

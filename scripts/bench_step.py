@@ -1,0 +1,177 @@
+"""What carvision's training and validation cost beyond the network: side by side with bare PyTorch.
+
+    python scripts/bench_step.py --out bench_step.json                      both, one thread and two
+    python scripts/bench_step.py step --network resnet18 --threads 1        training steps alone
+    python scripts/bench_step.py validation --profile profile.txt           with what Python spends its time on
+
+step: LitClassifier under Lightning's Trainer with all callbacks of carvision.train, against a loop of forward,
+cross-entropy, backward and optimizer; the same network, uint8 batches that lie in memory, normalisation and optimizer.
+The loop has neither metrics nor a schedule nor checks. validation: the same with the forward pass in inference mode
+against Lightning's validation with all metrics.
+
+Both take turns within one process and one epoch, --chunk steps each, so that whatever else the machine does disturbs
+both alike. Of every two neighbouring turns the ratio is taken; the median over the turns counts.
+"""
+
+import argparse
+import contextlib
+import copy
+import cProfile
+import io
+import itertools
+import os
+import pstats
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as carvision.train does
+
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from made_photos import write_photos
+from side_by_side import machine, summarise, table, write
+
+from carvision.config import conf_dir, plain_config
+from carvision.freed_memory import keep_freed_memory
+from carvision.training.build import build_datamodule, build_lit_classifier
+from carvision.training.build_trainer import build_trainer
+from carvision.training.clock import Clock
+from carvision.training.fit import _quiet_libraries as quiet_libraries
+from carvision.training.lit_classifier import LitClassifier
+from carvision.training.optimizers import create_optimizer
+from carvision.training.phases import fit_phases
+
+NUM_BATCHES = 8  # that lie in memory
+WARM_UP = 2  # turns that do not count
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=["step", "validation", "both"], default="both")
+    parser.add_argument("--network", nargs="+", default=["mobilenetv2_035", "resnet18"])
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--classes", nargs="+", type=int, default=[10, 1716])
+    parser.add_argument("--image-px", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--chunk", type=int, default=5, help="steps of a turn")
+    parser.add_argument("--turns", type=int, default=20)
+    parser.add_argument("--set", nargs="+", default=[], help="of carvision.train, such as augment=light")
+    parser.add_argument("--profile", type=Path, help="a file for what Python spends its time on")
+    parser.add_argument("--out", type=Path, help="a file for all that was measured, as JSON")
+    options = parser.parse_args()
+    keep_freed_memory()  # as carvision.train does; so the bare loop has the use of it, too
+    quiet_libraries()
+    samples = {}
+    for network, num_classes in itertools.product(options.network, options.classes):
+        with tempfile.TemporaryDirectory() as scratch:
+            cfg = read_config(network, num_classes, options, Path(scratch))
+            for threads, what in itertools.product(options.threads, ["step", "validation"]):
+                if options.what in (what, "both"):
+                    torch.set_num_threads(threads)
+                    name = f"{what}, {network}, {num_classes:,} classes, {threads} threads"
+                    samples[name] = measure(what, cfg, options)
+                    print(f"\n{name}\n{table(summarise(samples[name], 'bare'), ['wall_s', 'cpu_s'])}", flush=True)
+    write(options.out, {"machine": machine(), "options": vars(options) | {"out": None}, "samples": samples})
+
+
+def read_config(network: str, num_classes: int, options: argparse.Namespace, scratch: Path) -> dict:
+    photos = max(4 * num_classes, NUM_BATCHES * options.batch_size * 2)
+    given = [
+        *write_photos(scratch / "photos", photos, num_classes, options.image_px), f"run.dir={scratch / 'run'}",
+        f"data.image_px={options.image_px}", f"data.batch_size={options.batch_size}", "data.num_workers=0",
+        f"model.backbone={network}", "model.weights=random", "augment=none", "trainer.max_epochs=1",
+    ]  # fmt: skip
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return plain_config(compose("train", overrides=[*given, *options.set]))
+
+
+def measure(what: str, cfg: dict, options: argparse.Namespace) -> dict[str, list[dict]]:
+    """The samples of "bare" and "carvision", a turn each."""
+    datamodule = build_datamodule(cfg, None)
+    lit = build_lit_classifier(cfg, datamodule.table)
+    trainer = build_trainer(cfg, Path(cfg["run"]["dir"]), lit, Clock(Path(cfg["run"]["dir"]) / "seconds.json"), None)
+    order = itertools.islice(datamodule.train_dataloader(), NUM_BATCHES)
+    turns = Turns(list(order), {"step": bare_step, "validation": bare_forward}[what](lit), options)
+    with profiled(options.profile, f"{what}, {cfg['model']['backbone']}"):
+        if what == "step":
+            datamodule.train_dataloader = lambda: turns
+            fit_phases(trainer, lit, datamodule)
+        else:
+            datamodule.val_dataloader = lambda: turns
+            trainer.validate(lit, datamodule=datamodule, verbose=False)
+    return turns.samples
+
+
+class Turns:
+    """A loader for Lightning. After each chunk of batches the bare loop takes as many, and both times are noted."""
+
+    def __init__(self, batches: list[dict], bare: Callable[[dict], None], options: argparse.Namespace):
+        self.batches, self.bare, self.chunk = batches, bare, options.chunk
+        self.num_turns = WARM_UP + options.turns
+        self.samples: dict[str, list[dict]] = {"bare": [], "carvision": []}
+
+    def __len__(self) -> int:
+        return (self.num_turns + 1) * self.chunk  # nothing is asked for after the last batch: its turn is not noted
+
+    def __iter__(self) -> Iterator[dict]:
+        for turn in range(self.num_turns + 1):
+            batches = [self.batches[i % len(self.batches)] for i in range(turn, turn + self.chunk)]
+            moments = [now()]
+            yield from map(dict, batches)
+            moments.append(now())  # Lightning comes for the next batch when it is through with the last
+            for batch in batches:
+                self.bare(batch)
+            moments.append(now())
+            if turn >= WARM_UP:
+                for name, (began, ended) in zip(("carvision", "bare"), itertools.pairwise(moments), strict=True):
+                    wall, cpu = ((ended[i] - began[i]) / self.chunk for i in range(2))
+                    self.samples[name].append({"wall_s": wall, "cpu_s": cpu})
+
+
+def now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def bare_step(lit: LitClassifier) -> Callable[[dict], None]:
+    """A step of a copy of the network, as a user's own loop would take it."""
+    model, normalise = copy.deepcopy(lit.model).train(), copy.deepcopy(lit.normalise)
+    optimizer = create_optimizer(model, **lit.phase["optimizer"])
+
+    def step(batch: dict) -> None:
+        optimizer.zero_grad()
+        logits = model(normalise(batch["images"].float() / 255))
+        loss = sum(F.cross_entropy(logits[name], batch["targets"][name]) for name in logits)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def bare_forward(lit: LitClassifier) -> Callable[[dict], None]:
+    model, normalise = copy.deepcopy(lit.model).eval(), copy.deepcopy(lit.normalise)
+
+    @torch.inference_mode()
+    def forward(batch: dict) -> None:
+        model(normalise(batch["images"].float() / 255))
+
+    return forward
+
+
+@contextlib.contextmanager
+def profiled(file: Path | None, title: str) -> Iterator[None]:
+    if file is None:
+        yield
+        return
+    profile, text = cProfile.Profile(), io.StringIO()
+    with profile:
+        yield
+    pstats.Stats(profile, stream=text).sort_stats("tottime").print_stats(45)
+    with file.open("a") as out:
+        out.write(f"{title}\n{text.getvalue()}\n")
+
+
+if __name__ == "__main__":
+    main()

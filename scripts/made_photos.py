@@ -1,0 +1,48 @@
+"""Photos and a manifest made for benches: any number of rows and classes, two labels of which one follows from the
+other."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+PHOTOS_IN_FOLDER = 1000
+MODELS_OF_MAKE = 10
+
+
+def write_photos(root: Path, num_photos: int, num_classes: int, image_px: int = 64) -> list[str]:
+    """root/table.csv with path, model and make, and its photos; returns the overrides by which carvision reads them.
+
+    The pixels of 256 photos are drawn, blocks of colour; what follows the end of each JPEG makes its bytes its own, so
+    that no two files are equal.
+    """
+    drawn = [_draw(seed, image_px) for seed in range(min(256, num_photos))]
+    paths = [f"{i // PHOTOS_IN_FOLDER}/{i}.jpg" for i in range(num_photos)]
+    for i, path in enumerate(paths):
+        if i % PHOTOS_IN_FOLDER == 0:
+            (root / path).parent.mkdir(parents=True)
+        (root / path).write_bytes(drawn[i % len(drawn)] + i.to_bytes(4, "little"))
+    write_table(root / "table.csv", paths, num_classes)
+    return overrides(root)
+
+
+def write_table(file: Path, paths: list[str], num_classes: int) -> None:
+    model = np.arange(len(paths)) % num_classes
+    rows = pd.DataFrame({"path": paths, "model": model, "make": model // MODELS_OF_MAKE})
+    rows.to_csv(file, index=False)
+
+
+def overrides(root: Path) -> list[str]:
+    labels = ["data.labels=[make,model]", "data.parents={model:make}"]
+    heads = [f"+model/head@model.heads.{name}=linear" for name in ("make", "model")]
+    return ["data=manifest", f"data.root={root}", "data.file=table.csv", "data.split.kind=stratified", *labels, *heads]
+
+
+def _draw(seed: int, size_px: int) -> bytes:
+    random = np.random.default_rng(seed)
+    blocks = Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8))
+    file = io.BytesIO()
+    blocks.resize((size_px, size_px), Image.Resampling.BILINEAR).save(file, "JPEG", quality=90)
+    return file.getvalue()
