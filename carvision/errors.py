@@ -10,6 +10,10 @@ from contextlib import contextmanager
 class InputError(ValueError):
     """Something a person gave is wrong. The message names the value, what was allowed, and the mend."""
 
+    def __init__(self, message: str):
+        # A DataLoader makes the error of a process of its own anew, with that process's traceback before the message
+        super().__init__(message.rpartition("carvision.errors.InputError: ")[2].strip())
+
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:

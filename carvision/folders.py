@@ -1,9 +1,16 @@
 """Folders that a command makes for what it writes."""
 
+import os
 import time
 from pathlib import Path
 
 from carvision.errors import InputError
+
+
+def cache_folder() -> Path:
+    """Of what can be made again: $CARVISION_CACHE, else $XDG_CACHE_HOME/carvision, else ~/.cache/carvision."""
+    own, common = os.environ.get("CARVISION_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return (Path(own) if own else Path(common or "~/.cache") / "carvision").expanduser()
 
 
 def claim_folder(

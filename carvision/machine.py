@@ -5,11 +5,15 @@ from __future__ import annotations  # carvision.doctor shall say itself that a P
 import math
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
+# How the loaders' readers of photos begin on Linux, with any Python: a forked one imports nothing, and sees when its
+# command is killed, which one from a fork server, the default from Python 3.14 on, does not. Elsewhere it is not safe.
+FORK = "fork" if sys.platform == "linux" else None
 NO_LIMIT = 2**60  # bytes; version 1 writes a number near 2^63 where there is none
 
 

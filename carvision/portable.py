@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import carvision
-from carvision.data.images import Preprocessing, to_square
+from carvision.data.images import Preprocessing
+from carvision.data.squares import square_of
 from carvision.description import FORMAT, read_description
 from carvision.errors import InputError
 from carvision.models.classifier import Classifier, classifier_from
@@ -184,7 +185,7 @@ def to_input(image: PIL.Image.Image, box: Sequence[float] | None = None, *, prep
     box: left, top, right, bottom in pixels, the part to look at; for a network that was trained on boxes.
     """
     region = None if box is None else np.asarray(box, np.float32)
-    pixels = torch.from_numpy(to_square(image, preprocessing, region)).float() / 255
+    pixels = square_of(image, preprocessing, region).float() / 255
     mean, std = (
         torch.from_numpy(np.float32(values))[:, None, None] for values in (preprocessing.mean, preprocessing.std)
     )

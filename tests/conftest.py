@@ -1,5 +1,6 @@
 """Shared by all tests: where the real photos are, and commands run as users run them."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -7,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
+
 # Read when torch is imported. Two threads that wait for each other on busy cores take many times as long as one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as carvision.train has it, for processes that are forked
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,7 +43,14 @@ def demo_run(tmp_path_factory, demo_photos) -> Path:
     from tests.small_runs import demo, train
 
     folder = tmp_path_factory.mktemp("runs") / "demo"
-    return train(folder, *demo(demo_photos), "+model/head@model.heads.speed=linear", "optimizer.lr=0.01")
+    speed = ["+model/head@model.heads.speed=linear", "optimizer.lr=0.01"]
+    return train(folder, *demo(demo_photos), *speed, pictures=True)
+
+
+@pytest.fixture
+def run_forked(tmp_path):
+    """As run_module, of commands that need torch: the process is forked from one that has imported it."""
+    return functools.partial(forked.run, cwd=tmp_path)
 
 
 @pytest.fixture

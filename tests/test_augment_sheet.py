@@ -118,9 +118,9 @@ def test_the_sheet_takes_all_that_train_takes():
     assert train["data"] == sheet["data"] and train["augment"] == sheet["augment"]
 
 
-def test_the_command_draws_a_picture(run_module, demo_photos, tmp_path):
+def test_the_command_draws_a_picture(run_forked, demo_photos, tmp_path):
     overrides = [f"data.root={demo_photos}", "data.images_per_model=20", "augment=r1", "augment.mixup=0.2"]
-    done = run_module("carvision.augment_sheet", *overrides, "num_photos=2", "num_versions=3", check=0)
+    done = run_forked("carvision.augment_sheet", *overrides, "num_photos=2", "num_versions=3", check=0)
     last = done.stdout.splitlines()[-1]
     assert last.startswith("augment_sheet: augment_sheets/demo_r1_")
     with Image.open(tmp_path / last.removeprefix("augment_sheet: ")) as image:

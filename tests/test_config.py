@@ -53,7 +53,7 @@ def test_every_allowed_key_exists_in_some_file():
             written.add(".".join(parts))
             written |= {".".join(parts[:n]) for n in range(1, len(parts))}
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        for command in ("check", "augment_sheet"):
+        for command in ("check", "augment_sheet", "pack"):
             written |= set(keys_of(OmegaConf.to_container(compose(command))))
     assert set(ALLOWED) - written == set()
 
@@ -151,5 +151,5 @@ def test_the_command_line_says_it_in_one_line_without_importing_torch(tmp_path):
 def test_help_shows_an_example_and_the_groups(run_module):
     text = run_module("carvision.train", "--help", check=0).stdout
     assert "python -m carvision.train data=folder data.root=photos" in text
-    assert "data: compcars, demo, folder, manifest, oxford102, stanford_cars" in text
+    assert "data: compcars, demo, folder, manifest, oxford102, packed, stanford_cars" in text
     assert "python -m carvision.check" in run_module("carvision.check", "--help", check=0).stdout

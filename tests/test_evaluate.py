@@ -1,10 +1,7 @@
 """carvision.evaluate as a command: the figures of training again, several processes, other data, wrong values."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +10,8 @@ import pytest
 from PIL import Image
 
 from carvision.evaluate import evaluate
-from tests.conftest import ROOT
+from tests import forked
+from tests.training.processes import by_torchrun, free_port, run_all
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +23,7 @@ def run(demo_run, tmp_path_factory):
 @pytest.fixture(scope="module")
 def evaluated(run):
     """The folder of an evaluation of the test photos."""
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "carvision.evaluate", str(run), "--samples", "200"]
-    done = subprocess.run(command, cwd=run.parent, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    done = forked.run("carvision.evaluate", run, "--samples", "200", cwd=run.parent, check=0)
     assert "Warning" not in done.stderr, done.stderr
     last = done.stdout.splitlines()[-1]
     assert last.startswith(f"evaluate: {run}/evaluations/test_")
@@ -130,12 +125,10 @@ def test_two_processes_count_each_photo_once(run, evaluated, tmp_path):
     assert len(one) % 2 == 0
     splits = pd.read_csv(run / "splits.csv", dtype=str)
     splits[splits["path"] != one["path"].iloc[-1]].to_csv(tmp_path / "run" / "splits.csv", index=False)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launch, "-m", "carvision.evaluate", "run", "--samples", "0", "--out", "two"]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("evaluate: ") == 1 and done.stdout.splitlines()[-1] == "evaluate: two"
+    command, port = ["carvision.evaluate", "run", "--samples", "0", "--out", "two"], free_port()
+    done = run_all([(command, by_torchrun(rank, 2, port)) for rank in (0, 1)], tmp_path)
+    assert [process.returncode for process in done] == [0, 0], done
+    assert done[0].stdout.splitlines()[-1] == "evaluate: two" and "evaluate: " not in done[1].stdout
     two = pd.read_csv(tmp_path / "two" / "predictions.csv")
     pd.testing.assert_frame_equal(two, one.iloc[:-1], rtol=1e-3)
     figures = figures_of(tmp_path / "two")
@@ -143,7 +136,7 @@ def test_two_processes_count_each_photo_once(run, evaluated, tmp_path):
         assert figures[f"{head}/top1"] == pytest.approx((one[head] == one[f"{head}_true"]).iloc[:-1].mean(), abs=1e-9)
 
 
-def test_ensemble_and_views_of_photos_in_class_folders(run, demo_photos, run_module, tmp_path):
+def test_ensemble_and_views_of_photos_in_class_folders(run, demo_photos, run_forked, tmp_path):
     """Other data, whose classes match in part, an unreadable photo among them; the run twice is itself."""
     splits = pd.read_csv(run / "splits.csv", dtype=str)
     for place, (_, row) in enumerate(splits[splits["split"] == "test"].head(20).iterrows()):
@@ -157,7 +150,7 @@ def test_ensemble_and_views_of_photos_in_class_folders(run, demo_photos, run_mod
     with pytest.raises(SystemExit, match="the file is empty"):
         evaluate([str(run), *arguments])
     arguments += ["data.on_bad_image=skip", "--samples", "0", "--temperature", "none", "--tta", "flip", "--out", "out"]
-    done = run_module("carvision.evaluate", run, "--ensemble", run, run, *arguments, check=0)
+    done = run_forked("carvision.evaluate", run, "--ensemble", run, run, *arguments, check=0)
     assert "make: the data have no such label" in done.stderr
     assert "their 5 photos are not judged" in done.stderr and "1 photos could not be read" in done.stderr
     unmatched = pd.read_csv(tmp_path / "out" / "unmatched.csv", dtype=str)

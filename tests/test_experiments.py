@@ -31,7 +31,10 @@ def photos(demo_photos, tmp_path_factory):
     layouts.write_stanford_mats(root / "stanford_cars", rows=layouts.many_stanford_rows(8, 2))
     layouts.write_oxford102(root / "oxford102", repeats=3)
     layouts.write_class_folders(root / "folder", {f"{top}/{name}": 8 for top in ("train", "val") for name in "ab"})
-    return {name: root / name for name in ("stanford_cars", "oxford102", "folder")} | {"compcars": demo_photos}
+    return {name: root / name for name in ("stanford_cars", "oxford102", "folder")} | {
+        "compcars": demo_photos,
+        "demo": demo_photos,
+    }
 
 
 def config(experiment: str, *overrides: str) -> dict:
@@ -44,7 +47,8 @@ def config(experiment: str, *overrides: str) -> dict:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_takes_two_steps_of_each_phase(experiment, photos):
     name = config(experiment, "data.root=.")["data"]["name"]
-    cfg = config(experiment, f"data.root={photos[name]}")
+    few = ["data.images_per_model=20"] if name == "demo" else []
+    cfg = config(experiment, f"data.root={photos[name]}", *few)
     datamodule = build_datamodule(cfg, None)
     lit = build_lit_classifier(cfg, datamodule.table)
     trained_before = None
@@ -93,6 +97,23 @@ def test_all_networks_and_settings_of_the_reports_are_there():
     assert of_report("ten_classes_mobilenetv2")
     r4 = "mobilenetv2|vgg16|vgg19|inception_resnet_v2|mobilenet|xception|resnet50|inception_v3|densenet201|nasnet"
     assert len(of_report(f"oxford102_({r4}|benchmark|finetune_densenet201)")) == 12
+
+
+REPORTED = "compcars_.*|cars196_.*|ten_classes_.*|oxford102_.*|stanford_cars_.*"
+
+
+@pytest.mark.parametrize("experiment", of_report(REPORTED))
+def test_what_was_reported_or_measured_begins_with_random_heads(experiment):
+    model = config(experiment, "data.root=.", "model.weights=pretrained")["model"]
+    assert model["start"] == "random"
+
+
+@pytest.mark.parametrize("data", ["demo", "folder", "stanford_cars", "oxford102", "compcars", "manifest"])
+@pytest.mark.parametrize("experiment", ["linear", "fast"])
+def test_recipes_take_any_photos(experiment, data):
+    own = {"manifest": ["data.file=table.csv", "data.labels=[make]"]}.get(data, [])
+    cfg = config(experiment, f"data={data}", "data.root=.", *own)
+    assert cfg["model"]["start"] == "linear" and cfg["data"]["name"] == data
 
 
 def test_settings_that_the_reports_state():

@@ -20,12 +20,12 @@ def test_help_loads_no_torch():
     assert "--format onnx torch-export hub" in done.stdout
 
 
-def test_it_says_what_it_wrote_and_refuses_to_write_it_again(run_module, tmp_path):
+def test_it_says_what_it_wrote_and_refuses_to_write_it_again(run_forked, tmp_path):
     run = save_model(tmp_path / "run")
-    done = run_module("carvision.export", run / "model.safetensors", "--format", "timm", check=0)
+    done = run_forked("carvision.export", run / "model.safetensors", "--format", "timm", check=0)
     *_, what, last = done.stdout.splitlines()
     assert "largest difference from the run's: " in what and last == f"export: {run / 'export' / 'timm'}"
-    again = run_module("carvision.export", run, "--format", "hub", "timm", check=1)
+    again = run_forked("carvision.export", run, "--format", "hub", "timm", check=1)
     assert again.stderr == f"error: {run}/export/timm exists already; give another place with --out, or remove it\n"
     assert not (run / "export" / "hub").exists()  # nothing is half done
 

@@ -47,3 +47,34 @@ def test_blocks_written_again_and_again_take_no_new_pages():
 
 def test_options_of_malloc_that_the_user_has_chosen_stay():
     assert kept_and_faults(keep=True, MALLOC_TRIM_THRESHOLD_="100000")[0] == "False"
+
+
+FORKING = f"""
+import os
+import numpy as np
+from carvision.freed_memory import give_back_freed_memory, keep_freed_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1])
+
+print(keep_freed_memory(), flush=True)
+some = [np.ones({PAGES} * 4096 // 8) for _ in range({NUM_BLOCKS})]
+kept = np.ones(1000)
+del some
+if os.fork() == 0:
+    before = resident()
+    give_back_freed_memory()
+    print(before - resident(), (kept == 1).all())
+    os._exit(0)
+os.wait()
+"""
+
+
+def test_a_reader_of_photos_does_not_carry_what_its_parent_had_freed():
+    done = subprocess.run(
+        [sys.executable, "-uc", FORKING], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    if done.stdout.startswith("False") or not sys.platform.startswith("linux"):
+        pytest.skip("this system's malloc has no such options")
+    pages, intact = done.stdout.split()[1:]
+    assert int(pages) > 0.9 * NUM_BLOCKS * PAGES and intact == "True"

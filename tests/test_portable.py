@@ -60,7 +60,8 @@ def test_transform_is_the_training_preprocessing(saved):
     ours = carvision.load(saved).transform(image)
     pixels = to_square(image, PREPROCESSING) / 255
     mean, std = np.array(PREPROCESSING.mean)[:, None, None], np.array(PREPROCESSING.std)[:, None, None]
-    np.testing.assert_allclose(ours.numpy(), (pixels - mean) / std, atol=1e-5)
+    # torch and Pillow round otherwise when they resize: by one of 255
+    np.testing.assert_allclose(ours.numpy(), (pixels - mean) / std, atol=1.01 / 255 / min(PREPROCESSING.std))
 
 
 def test_decode_uses_the_stored_rule(saved):

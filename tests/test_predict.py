@@ -7,7 +7,6 @@ import logging
 import os
 import runpy
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from PIL import Image
 
 import carvision
 from carvision.inference.unfinished import partial_of, settings_of
+from tests import forked
 from tests.conftest import ROOT
 from tests.inference.tiny import save_tiny, write_photos
 
@@ -242,12 +242,13 @@ def test_a_pipe_in_and_a_pipe_that_closes(run, photos, tmp_path):
     assert child.wait(60) == 0 and child.stderr.read() == b""
 
 
-# The command, which keeps "nothing" or, to compare, all rows ("keep"), by its last argument. With each batch memory.txt
-# gets the rows so far, and the bytes that Python took after a fifth of them and has not given back.
+# Before the command, which then keeps "nothing" or, to compare, all rows ("keep"), as MEASURED says. With each batch
+# memory.txt gets the rows so far, and the bytes that Python took after a fifth of them and has not given back.
 MEASURED = """
-import sys, tracemalloc
+import os, tracemalloc
 from carvision.inference.writers import TextFile
-write, num, kept, what = TextFile.write, 0, [], sys.argv.pop()
+write, num, kept, what = TextFile.write, 0, [], os.environ["MEASURED"]
+memory = open("memory.txt", "w", buffering=1)
 def measured(self, rows):
     global num
     write(self, rows)
@@ -258,9 +259,6 @@ def measured(self, rows):
         tracemalloc.start()
     print(num, tracemalloc.get_traced_memory()[0], file=memory)
 TextFile.write = measured
-from carvision.predict import main
-with open("memory.txt", "w") as memory:
-    main()
 """
 
 
@@ -277,34 +275,31 @@ def test_ten_thousand_photos_killed_and_continued(run, tmp_path):
     num = 10_000
     folder = tmp_path / "photos"
     write_many(folder, num)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-
-    def start(out, how=("-m", "carvision.predict"), *more):
-        command = [sys.executable, *how, run, "photos", "--out", out, "--probs", *more]
-        return subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-
+    command = ["carvision.predict", run, "photos", "--probs", "--out"]
     growth = {}
     for what in ("keep", "nothing"):
-        child = start("whole.csv", ("-c", MEASURED), "--overwrite", what)
-        _, messages = child.communicate()
-        assert child.returncode == 0, messages
+        variables = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "MEASURED": what}
+        child = forked.start(
+            *command, "whole.csv", "--overwrite", cwd=tmp_path, env=variables, out=tmp_path / what, first=MEASURED
+        )
+        (done,) = forked.finish([child], [tmp_path / what])
+        assert done.returncode == 0, done.stderr
         growth[what] = largest_growth(tmp_path)
     assert growth["nothing"] < 0.25 * growth["keep"], growth
     rows = read_csv((tmp_path / "whole.csv").read_text())
     assert [row["path"] for row in rows] == [f"photos/{i:05d}.jpg" for i in range(num)]
     assert len({row["model_prob"] for row in rows}) > 50
 
-    child = start("killed.csv")
+    child = forked.start(*command, "killed.csv", cwd=tmp_path, out=tmp_path / "killed")
     while num_lines(tmp_path / "killed.csv.partial") < num / 2:
-        assert child.poll() is None
+        assert child.exitcode is None
         time.sleep(0.02)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    child.kill()
+    child.join()
     assert not (tmp_path / "killed.csv").exists()
-    child = start("killed.csv")  # at once: the killed one's lock went with it
-    _, messages = child.communicate()
-    assert child.returncode == 0 and messages.startswith("going on after "), messages
-    assert num / 2 - 100 < int(messages.split()[3].replace(",", "")) < num
+    done = forked.run(*command, "killed.csv", cwd=tmp_path, check=0)  # at once: the killed one's lock went with it
+    assert done.stderr.startswith("going on after "), done.stderr
+    assert num / 2 - 100 < int(done.stderr.split()[3].replace(",", "")) < num
     assert (tmp_path / "killed.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 

@@ -8,6 +8,7 @@ from carvision.data.demo import demo_folder, write_demo
 from carvision.data.folder import read_folder
 from carvision.data.manifest import read_manifest
 from carvision.data.oxford102 import download_oxford102, read_oxford102
+from carvision.data.packed import read_packed
 from carvision.data.splits import file_split, kfold_split, official_split, stratified_split
 from carvision.data.stanford_cars import read_stanford_cars
 from carvision.data.table import Table
@@ -48,6 +49,16 @@ def read_table(data: dict, annotations: bool) -> Table:
             labels, numbers, parents = data["labels"], data["numbers"], data["parents"] or {}
             return read_manifest(
                 root, data["file"], labels, parents=parents, numbers=numbers, allow_missing=allow_missing
+            )
+        case "packed":
+            window, cache = data["shuffle_shards"], data["cache"]
+            if window is not None and data["sampler"] == "balanced":
+                raise InputError(
+                    "data.sampler: balanced draws from all photos at any time; take shuffle, or shuffle_shards=null"
+                )
+            cache = Path(cache).expanduser() if cache else None
+            return read_packed(
+                data["root"], allow_missing=allow_missing, window=window, cache=cache, cache_gb=data["cache_gb"]
             )
     raise InputError(f"data.name: {data['name']!r} has no reader")
 

@@ -8,11 +8,13 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from carvision.data.kept_photos import KeptPhotos
 from carvision.data.photos import Photos, TableOrder, TrainOrder
 from carvision.data.prefetch import Prefetch
 from carvision.data.table import SPLITS, Table
 from carvision.errors import InputError
-from carvision.machine import num_cores
+from carvision.freed_memory import give_back_freed_memory
+from carvision.machine import FORK, num_cores
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +41,10 @@ class ResumableLoader(DataLoader):
         self.sampler.start = state["given"] % len(self.sampler)  # of a whole epoch none: the next is begun
 
 
-def leave_signals_to_the_run(worker: int) -> None:
+def begin_reading(worker: int) -> None:
     """Schedulers and Ctrl-C signal all processes; the readers go on, so that the run can end its step. They end with
     the process that started them."""
+    give_back_freed_memory()
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -81,6 +84,7 @@ class PhotoDataModule(pl.LightningDataModule):
         self.seed = seed
         self.bad_images: dict[str, str] = {}
         self.prefetch = Prefetch()
+        self.kept: Callable[[str], KeptPhotos | None] = lambda split: None  # features in place of a split's photos
 
     def state_dict(self) -> dict:  # for checkpoints: the next start may not meet these photos again
         return {"bad_images": self.bad_images}
@@ -106,7 +110,7 @@ class PhotoDataModule(pl.LightningDataModule):
         order = self._train_order()
         if self.trainer:  # Lightning sets the epoch only after the readers have begun
             order.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
-        return self._loader(self.photos["train"], order, ResumableLoader)
+        return self.create_loader(self.kept("train") or self.photos["train"], order, ResumableLoader)
 
     @property
     def num_train_batches(self) -> int:
@@ -116,7 +120,9 @@ class PhotoDataModule(pl.LightningDataModule):
     def _train_order(self) -> TrainOrder:
         codes = self.photos["train"].targets[self.table.finest].numpy()
         shape = self._rank_and_world_size()
-        return TrainOrder(codes, self.batch_size, self.sampler, self.epoch_fraction, self.seed, *shape)
+        return TrainOrder(
+            codes, self.batch_size, self.sampler, self.epoch_fraction, self.seed, *shape, self.photos["train"].packed
+        )
 
     def val_dataloader(self) -> DataLoader:
         return self._eval_loader("val")
@@ -126,18 +132,24 @@ class PhotoDataModule(pl.LightningDataModule):
 
     def _eval_loader(self, split: str) -> DataLoader:
         photos = self.photos[split]
-        return self._loader(photos, TableOrder(len(photos.paths), self.batch_size, *self._rank_and_world_size()))
+        shape, packed = self._rank_and_world_size(), photos.packed
+        rows = packed.shard_by_shard() if packed and packed.shards.window else None
+        order = TableOrder(len(photos.paths), self.batch_size, *shape, rows)
+        return self.create_loader(self.kept(split) or photos, order)
 
-    def _loader(self, photos: Photos, order, kind: type[DataLoader] = DataLoader) -> DataLoader:
+    def create_loader(self, photos: Photos | KeptPhotos, order, kind: type[DataLoader] = DataLoader) -> DataLoader:
+        """order: gives lists of Keys, each a batch."""
         # An item is a whole batch, so the loader neither batches nor collates.
+        num_workers = 0 if isinstance(photos, KeptPhotos) else self.num_workers
         return kind(
             photos,
             sampler=order,
             batch_size=None,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=num_workers,
+            multiprocessing_context=FORK if num_workers else None,
+            persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=leave_signals_to_the_run,
+            worker_init_fn=begin_reading,
             # Else the loader takes numbers from those that dropout draws, more of them without workers
             generator=torch.Generator(),
         )
@@ -148,18 +160,22 @@ class PhotoDataModule(pl.LightningDataModule):
     def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
         split = "train" if self.trainer.training else "test" if self.trainer.testing else "val"
         for row, reason in batch.pop("bad"):
-            path = self.photos[split].path(row)
-            if self.on_bad_image == "error":
-                raise InputError(
-                    f"{self.table.root / path}: {reason}. Mend or remove the photo, or go on without it with "
-                    "data.on_bad_image=skip (python -m carvision.check finds all such photos)"
-                )
-            if path not in self.bad_images:
-                log.warning("%s: %s (data.on_bad_image=%s)", self.table.root / path, reason, self.on_bad_image)
-            self.bad_images[path] = reason
+            self.meet_bad_image(self.photos[split], row, reason)
         if self.on_bad_image == "blank":
             batch["valid"] = batch["index"] >= 0  # all but what pads the last batch
         return batch
+
+    def meet_bad_image(self, photos: Photos, row: int, reason: str) -> None:
+        """Raises InputError where such photos end the run."""
+        path, place = photos.path(row), photos.place(row)
+        if self.on_bad_image == "error":
+            raise InputError(
+                f"{place}: {reason}. Mend or remove the photo, or go on without it with "
+                "data.on_bad_image=skip (python -m carvision.check finds all such photos)"
+            )
+        if path not in self.bad_images:
+            log.warning("%s: %s (data.on_bad_image=%s)", place, reason, self.on_bad_image)
+        self.bad_images[path] = reason
 
     def transfer_batch_to_device(self, batch: dict, device: torch.device, dataloader_idx: int) -> dict:
         if device.type == "cuda":

@@ -15,7 +15,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +26,7 @@ from carvision.data.demo_drawing.cars import MAKES, MODELS, Model
 from carvision.data.demo_drawing.photo import VIEWPOINTS, draw_photo
 from carvision.data.demo_drawing.vehicle import PAINTS, create_finish, create_vehicle
 from carvision.errors import InputError
+from carvision.folders import cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +54,10 @@ class Photo(NamedTuple):
 def demo_folder(cache: Path | None = None, images_per_model: int = IMAGES_PER_MODEL, seed: int = 0) -> Path:
     """Where the demo data of this version and these arguments belong.
 
-    cache: by default $CARVISION_CACHE, else $XDG_CACHE_HOME/carvision, else ~/.cache/carvision.
+    cache: by default carvision's own.
     """
-    if cache is None:
-        own, common = os.environ.get("CARVISION_CACHE"), os.environ.get("XDG_CACHE_HOME")
-        cache = Path(own) if own else Path(common or "~/.cache") / "carvision"
-    return Path(cache).expanduser() / f"demo-v{DEMO_VERSION}-{images_per_model}-{seed}"
+    folder = cache_folder() if cache is None else Path(cache).expanduser()
+    return folder / f"demo-v{DEMO_VERSION}-{images_per_model}-{seed}"
 
 
 def write_demo(folder: Path, images_per_model: int = IMAGES_PER_MODEL, seed: int = 0) -> Path:

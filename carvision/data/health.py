@@ -1,20 +1,15 @@
 """The health of a data set before anything is trained: unreadable photos, copies, photos per class."""
 
 import contextlib
-import multiprocessing
-import signal
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from carvision.data.inspection import PhotoFacts, become_worker, inspect_photos
+from carvision.data.inspection import PhotoFacts, inspect_photos
 from carvision.data.table import BOX, SPLITS, UNKNOWN, Classes, Table
+from carvision.data.worker_pool import in_processes
 from carvision.errors import InputError
 
 CHUNK = 32  # photos a worker takes at a time: enough to make its messages cheap, few enough to end soon after Ctrl-C
@@ -30,17 +25,16 @@ def scan_photos(table: Table, boxes: bool, num_workers: int) -> pd.DataFrame:
     """
     if boxes and not table.has_boxes:
         raise InputError(f"data.crop_to_box: {table.name} has no boxes; set it to false")
-    paths = table.rows["path"].tolist()
     corners = table.rows[BOX].to_numpy(np.float32) if boxes else None
-    chunks = [slice(start, start + CHUNK) for start in range(0, len(table), CHUNK)]
-    tasks = ((table.root, paths[part], None if corners is None else corners[part]) for part in chunks)
+    chunks = [range(start, min(start + CHUNK, len(table))) for start in range(0, len(table), CHUNK)]
+    tasks = (([table.photo(i) for i in part], None if corners is None else corners[part]) for part in chunks)
     found: list[PhotoFacts] = []
     num_bad = 0
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     )  # fmt: skip
     with (
-        contextlib.closing(_inspect(tasks, min(num_workers, len(chunks)))) as results,  # closed: workers end, always
+        contextlib.closing(in_processes(inspect_photos, tasks, min(num_workers, len(chunks)))) as results,
         Progress(*columns, console=Console(stderr=True)) as progress,
     ):
         bar = progress.add_task("reading photos", total=len(table))
@@ -114,44 +108,3 @@ def describe_counts(counts: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(described)
-
-
-def _inspect(tasks: Iterator[tuple], num_workers: int) -> Iterator[list[PhotoFacts]]:
-    """Facts chunk by chunk, in order; only a few chunks are under way at a time, however many there are."""
-    if num_workers == 0:
-        for task in tasks:
-            yield inspect_photos(*task)
-        return
-    # Spawned, not forked: the parent may hold threads and locks (a progress bar, torch), which a fork copies halfway.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_workers, context, initializer=become_worker)
-    waiting: deque = deque()
-    try:
-        for task in tasks:
-            with _interrupts_held():
-                waiting.append(pool.submit(inspect_photos, *task))
-            if len(waiting) >= 4 * num_workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise InputError(
-            "num_workers: a process that reads photos died, perhaps for want of memory; "
-            f"use fewer than {num_workers}, or 0 to read in the main process"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """A Ctrl-C in here is delivered at the end. Processes that start in here inherit that and never see one, also
-    not while they still import and would print a traceback each."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,10 +1,16 @@
-"""Photo file -> uint8 array: decode, turn upright, crop to the box, resize. No torch here."""
+"""Photo file -> uint8 array, by Pillow: decode, turn upright, crop to the box, resize. No torch here.
 
+This is the plain way, which takes every format. What training and prediction read goes the fast way of squares.py,
+which gives the same picture but for rounding, and comes back here for whatever is odd.
+"""
+
+import io
 import math
+import os
 import stat
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -12,11 +18,13 @@ from PIL import Image
 from carvision.errors import InputError
 
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses: 0.5 GB decoded. More is taken for a decompression bomb
+MAX_BYTES = 12 * MAX_PIXELS  # of a file: more than so many pixels take in any format without compression
 # Pillow looks at the content, not at the name, and knows formats whose decoding runs a program (EPS: Ghostscript) or
 # opens another file within. Only these are decoded. A camera's MPO is opened as JPEG; AVIF came with Pillow 11.3.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 FORMATS += ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()
 RUN_PROGRAMS = ("EPS", "WMF", "IPTC", "BUFR", "GRIB", "HDF5")  # or hand the file to whatever decoder is registered
+NOT_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # to open a pipe would wait for ever
 BLANK = 128  # grey of the picture that stands in for a photo that can't be read
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -33,7 +41,17 @@ TURNS = {  # by EXIF orientation; 1 stands upright
     8: Image.Transpose.ROTATE_90,
 }
 SIDEWAYS = [TURNS[orientation] for orientation in (5, 6, 7, 8)]
+SCALED = ("JPEG", "MPO")  # can be decoded to 1/2, 1/4 or 1/8
 WHOLE = (0.0, 0.0, 1.0, 1.0)
+
+
+class Part(NamedTuple):
+    """Pixels of a photo, from left and top up to, without, right and bottom."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
 
 
 class BadImage(Exception):
@@ -67,77 +85,122 @@ class Preprocessing:
         return {**values, "mean": list(self.mean), "std": list(self.std)}
 
 
-def open_image(path: str | Path) -> Image.Image:
+def read_file(photo) -> bytes:
+    """All of a photo's file, undecoded. photo: its path, or what gives its bytes on read(), as a PackedPhoto does.
+    Raises BadImage."""
+    if hasattr(photo, "read"):
+        return photo.read()
+    try:
+        number = os.open(photo, os.O_RDONLY | NOT_WAITING)
+        try:
+            found = os.fstat(number)
+            if not stat.S_ISREG(found.st_mode):
+                raise BadImage("can't be opened (is no regular file)")
+            if found.st_size > MAX_BYTES:
+                size = f"{found.st_size / 1e9:.1f} GB are more than {MAX_BYTES / 1e9:.1f} GB"
+                raise BadImage(f"{size}: taken for no photo")
+            with open(number, "rb", buffering=0, closefd=False) as file:
+                return file.readall()
+        finally:
+            os.close(number)
+    except FileNotFoundError:
+        raise BadImage("the file is missing") from None
+    except OSError as error:
+        raise BadImage(f"can't be opened ({_one_line(error)})") from None
+
+
+def open_image(photo) -> Image.Image:
+    """The photo of a file, or of a pack, as `open_bytes` gives it. Raises BadImage."""
+    return open_bytes(read_file(photo))
+
+
+def open_bytes(data: bytes | memoryview) -> Image.Image:
     """The photo, opened but not decoded: size, mode and format are known. Raises BadImage.
 
     The content must be of one of FORMATS, whatever the file's name says.
     """
     try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):  # to open a pipe would wait for ever
-            raise BadImage("can't be opened (is no regular file)")
-        image = Image.open(path, formats=FORMATS)
-    except BadImage:
-        raise
-    except FileNotFoundError:
-        raise BadImage("the file is missing") from None
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError:
-        empty = Path(path).stat().st_size == 0
-        raise BadImage("the file is empty" if empty else "not a photo in any format known") from None
+        raise BadImage("not a photo in any format known" if len(data) else "the file is empty") from None
     except Image.DecompressionBombError:
         raise BadImage(f"more than {MAX_PIXELS:,} pixels: taken for a decompression bomb") from None
     except Exception as error:  # whatever a decoder stumbles over, it is this photo that can't be read
         raise BadImage(f"can't be opened ({_one_line(error)})") from None
-    check_size(image)
+    check_size(*image.size)
     return image
 
 
-def check_size(image: Image.Image) -> None:
-    width, height = image.size
+def check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        image.close()
         raise BadImage(f"{width} x {height} pixels are more than {MAX_PIXELS:,}: taken for a decompression bomb")
 
 
-def to_square(
+def to_square(image: Image.Image, preprocessing: Preprocessing, box: np.ndarray | None = None) -> np.ndarray:
+    """uint8 (3, size_px, size_px), RGB. Decodes the image; a JPEG no larger than needed.
+
+    box: left, top, right, bottom in pixels of the upright photo (None or NaN: the whole photo).
+    Raises BadImage, also for a box that isn't inside the photo, and for a file whose decoding would run a program.
+    """
+    size = (preprocessing.size_px, preprocessing.size_px)
+    square = decode_part(image, preprocessing, box).resize(size, INTERPOLATIONS[preprocessing.interpolation])
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+
+
+def decode_part(
     image: Image.Image,
     preprocessing: Preprocessing,
     box: np.ndarray | None = None,
     window: tuple[float, float, float, float] = WHOLE,
     shift: float = 0.5,
-) -> np.ndarray:
-    """uint8 (3, size_px, size_px), RGB. Decodes the image; a JPEG no larger than needed.
-
-    box: left, top, right, bottom in pixels of the upright photo (None or NaN: the whole photo).
-    window: the part of that region that is wanted, as fractions of it: a random crop, in training.
-    shift: with resize "crop", where along the longer side the square lies (0.5: centred).
-    Raises BadImage, also for a box that isn't inside the photo, and for a file whose decoding would run a program.
-    """
-    check_size(image)
+) -> Image.Image:
+    """What is to be resized to the square: upright, RGB. Arguments as of `wanted_part`, errors as of `to_square`."""
+    check_size(*image.size)
     if image.format in RUN_PROGRAMS:
         raise BadImage(f"is {image.format}, and to decode that may run a program; convert it to JPEG or PNG")
     try:
         turn = upright_turn(image)
-        width, height = image.size[::-1] if turn in SIDEWAYS else image.size
-        left, top, right, bottom = _region(width, height, preprocessing.resize, box, shift)
-        wide, high = right - left, bottom - top
-        left, right = left + window[0] * wide, left + window[2] * wide
-        top, bottom = top + window[1] * high, top + window[3] * high
-
-        # libjpeg scales by 1/2, 1/4, 1/8 while decoding, for a fraction of the time: the largest step that
-        # still leaves the wanted part no smaller than the input.
-        shrink = max(1.0, min(right - left, bottom - top) / preprocessing.size_px)
-        image.draft("RGB", (math.ceil(image.width / shrink), math.ceil(image.height / shrink)))
+        size = image.size[::-1] if turn in SIDEWAYS else image.size
+        eighths, part = wanted_part(*size, preprocessing, box, window, shift, can_scale=image.format in SCALED)
+        if eighths < 8:
+            image.draft("RGB", (image.width * eighths // 8, image.height * eighths // 8))
         image = to_rgb(image)
         image = image if turn is None else image.transpose(turn)
-        x, y = image.width / width, image.height / height
-        size = (preprocessing.size_px, preprocessing.size_px)
-        part = (left * x, top * y, min(right * x, image.width), min(bottom * y, image.height))
-        image = image.resize(size, INTERPOLATIONS[preprocessing.interpolation], box=part)
+        return image.crop(part)
     except BadImage:
         raise
     except Exception as error:  # truncated data shows only now, and each decoder has its own exceptions for it
         raise BadImage(f"can't be decoded ({_one_line(error)})") from None
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def wanted_part(
+    width: int,
+    height: int,
+    preprocessing: Preprocessing,
+    box: np.ndarray | None,
+    window: tuple[float, float, float, float],
+    shift: float,
+    can_scale: bool,
+) -> tuple[int, Part]:
+    """How a photo of width x height is decoded: scaled to how many eighths, and which part of that is wanted.
+
+    box: left, top, right, bottom in pixels of the upright photo (None or NaN: the whole photo).
+    window: the part of that region that is wanted, as fractions of it: a random crop, in training.
+    shift: with resize "crop", where along the longer side the square lies (0.5: centred).
+    can_scale: JPEG decoders scale by 1/2, 1/4 and 1/8, which takes a fraction of the time: by the largest that leaves
+    the part no smaller than the square. The part begins and ends at the nearest whole pixels of the scaled photo, so
+    that nothing outside of it is decoded.
+    """
+    left, top, right, bottom = _region(width, height, preprocessing.resize, box, shift)
+    wide, high = right - left, bottom - top
+    left, right = left + window[0] * wide, left + window[2] * wide
+    top, bottom = top + window[1] * high, top + window[3] * high
+    shrink = min(right - left, bottom - top) / preprocessing.size_px
+    eighths = 8 if shrink < 2 or not can_scale else 4 if shrink < 4 else 2 if shrink < 8 else 1
+    left, top, right, bottom = (round(value * eighths / 8) for value in (left, top, right, bottom))
+    width, height = math.ceil(width * eighths / 8), math.ceil(height * eighths / 8)
+    left, top = min(left, width - 1), min(top, height - 1)
+    return eighths, Part(left, top, min(max(right, left + 1), width), min(max(bottom, top + 1), height))
 
 
 def upright_turn(image: Image.Image) -> Image.Transpose | None:

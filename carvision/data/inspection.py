@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from carvision.data.images import SIDEWAYS, BadImage, Preprocessing, check_box, open_image, to_square, upright_turn
+from carvision.data.shards import PackedPhoto
 
 # The decoding that training does too, at the least size: libjpeg then scales by 1/8, which takes a fraction of the
 # time and still reads all the data, so that truncation shows as in a full decode.
@@ -44,17 +45,17 @@ class PhotoFacts(NamedTuple):
     digest: str
 
 
-def inspect_photo(path: Path, box: np.ndarray | None) -> PhotoFacts:
+def inspect_photo(photo: str | Path | PackedPhoto, box: np.ndarray | None) -> PhotoFacts:
     """Reads and decodes the whole photo. box: pixels of the upright photo, NaN where it has none; None: not wanted."""
-    num_bytes, digest = _digest(path)
+    num_bytes, digest = _digest(photo)
     width, height, mode, form, notes, reason = 0, 0, "", "", [], ""
     with warnings.catch_warnings(record=True) as complaints:  # Pillow's, of odd metadata; else printed by each worker
         warnings.simplefilter("always")
         try:
-            with open_image(path) as image:
+            with open_image(photo) as image:
                 width, height = image.size[::-1] if upright_turn(image) in SIDEWAYS else image.size
                 mode, form = image.mode, image.format
-                notes = _notes(image, path)
+                notes = _notes(image, photo)
                 to_square(image, SMALLEST)
                 if box is not None and np.isnan(box).any():
                     notes.append("no box")
@@ -67,9 +68,9 @@ def inspect_photo(path: Path, box: np.ndarray | None) -> PhotoFacts:
     return PhotoFacts(num_bytes, width, height, mode, form, kind_of_problem(reason), reason, "; ".join(notes), digest)
 
 
-def inspect_photos(root: Path, paths: list[str], boxes: np.ndarray | None) -> list[PhotoFacts]:
+def inspect_photos(photos: list[str | PackedPhoto], boxes: np.ndarray | None) -> list[PhotoFacts]:
     """What a worker does in one go: boxes is float (N, 4)."""
-    return [inspect_photo(root / path, None if boxes is None else boxes[i]) for i, path in enumerate(paths)]
+    return [inspect_photo(photo, None if boxes is None else boxes[i]) for i, photo in enumerate(photos)]
 
 
 def kind_of_problem(reason: str) -> str:
@@ -96,7 +97,14 @@ def become_worker() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _digest(path: Path) -> tuple[int, str]:
+def _digest(photo: str | Path | PackedPhoto) -> tuple[int, str]:
+    if isinstance(photo, PackedPhoto):
+        try:
+            data = photo.read()
+        except BadImage:  # why, open_image says
+            return 0, ""
+        return len(data), hashlib.sha256(data).hexdigest()
+    path = Path(photo)
     if not path.is_file():  # a pipe would be waited for
         return 0, ""
     try:
@@ -106,9 +114,10 @@ def _digest(path: Path) -> tuple[int, str]:
         return 0, ""
 
 
-def _notes(image: Image.Image, path: Path) -> list[str]:
+def _notes(image: Image.Image, photo: str | Path | PackedPhoto) -> list[str]:
     mode = image.mode
-    expected = Image.registered_extensions().get(path.suffix.lower())
+    suffix = "" if isinstance(photo, PackedPhoto) else Path(photo).suffix  # packed, it may be in another format
+    expected = Image.registered_extensions().get(suffix.lower())
     facts = {
         "greyscale": mode in ("1", "L", "LA") or mode.startswith("I"),
         "16-bit": mode.startswith("I"),
@@ -117,7 +126,7 @@ def _notes(image: Image.Image, path: Path) -> list[str]:
         "transparency": image.has_transparency_data,
         "turned by EXIF": upright_turn(image) is not None,
         "animated": image.format != "MPO" and _is_animated(image),  # MPO: a camera's JPEG with its preview
-        f"{image.format} named {path.suffix}": expected not in (None, image.format) and image.format != "MPO",
+        f"{image.format} named {suffix}": expected not in (None, image.format) and image.format != "MPO",
     }
     return [note for note, holds in facts.items() if holds]
 

@@ -6,7 +6,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from carvision.data.images import BLANK, WHOLE, BadImage, Preprocessing, open_image, to_square
+from carvision.data.images import BLANK, WHOLE, BadImage, Preprocessing, read_file
+from carvision.data.jpeg_part import load_decoder
+from carvision.data.shards import PackedPhotos
+from carvision.data.squares import empty_squares, read_square
 from carvision.data.table import BOX, Classes, Table
 
 Key = tuple[int, int]  # row of the table, epoch (-1: not training)
@@ -40,7 +43,9 @@ class Photos(Dataset):
         # Arrays rather than lists of objects: a forked worker that counts references to a million strings
         # would copy all the memory that holds them.
         self.paths = np.char.encode(table.rows["path"].to_numpy(dtype=str), "utf-8")
-        self.root = table.root
+        self.root, self.packed = table.root, table.packed
+        if self.packed:
+            self.packed.seed = seed
         self.boxes = table.rows[BOX].to_numpy(np.float32) if crop_to_box else None
         self.targets = {
             name: torch.from_numpy(
@@ -52,15 +57,19 @@ class Photos(Dataset):
         self.crop_scale, self.crop_ratio = crop_scale, crop_ratio
         self.num_draws = num_draws
         self.seed = seed
+        load_decoder()  # once, before the processes that read photos are started
 
     def path(self, row: int) -> str:
         """Of the photo of a row, as the table has it."""
         return self.paths[row].decode("utf-8")
 
+    def place(self, row: int) -> str:
+        """Where the photo lies, for messages."""
+        path = self.path(row)
+        return str(self.packed.photo(row, path) if self.packed else self.root / path)
+
     def __getitem__(self, keys: list[Key]) -> dict:
-        size = self.preprocessing.size_px
-        # Channels last in memory, as decoders give them and as convolutions are fastest, on the CPU too
-        images = np.empty((len(keys), size, size, 3), np.uint8).transpose(0, 3, 1, 2)
+        images = empty_squares(len(keys), self.preprocessing.size_px)
         draws = np.zeros((len(keys), self.num_draws), np.float32)
         valid = np.ones(len(keys), bool)
         bad = []
@@ -74,15 +83,15 @@ class Photos(Dataset):
                 window, shift = random_window(random, self.crop_scale, self.crop_ratio), random.random()
                 draws[place] = random.random(self.num_draws, np.float32)
             try:
-                with open_image(self.root / self.path(row)) as image:
-                    box = None if self.boxes is None else self.boxes[row]
-                    images[place] = to_square(image, self.preprocessing, box, window, shift)
+                data = self.packed.read(row, epoch) if self.packed else read_file(f"{self.root}/{self.path(row)}")
+                box = None if self.boxes is None else self.boxes[row]
+                read_square(data, self.preprocessing, images[place], box, window, shift)
             except BadImage as reason:
                 images[place], valid[place] = BLANK, False
                 bad.append((row, str(reason)))
         rows = torch.tensor([row for row, _ in keys])
         return {
-            "images": torch.from_numpy(images),
+            "images": images,
             "targets": {name: values[rows] for name, values in self.targets.items()},
             "index": rows,
             "draws": torch.from_numpy(draws),
@@ -108,7 +117,8 @@ class TrainOrder(Sampler[list[Key]]):
     codes: class of each photo, int (N,), by which "balanced" draws: every class is equally likely, with
     replacement. fraction: of the photos, how many an epoch takes. All batches have the same size, so that a graph
     is compiled once; the last one is filled up with the epoch's first photos. rank, world_size: each of several
-    processes gets its own share of each batch's worth, and all the same number of batches.
+    processes gets its own share of each batch's worth, and all the same number of batches. packed: the photos, where
+    they are of a pack, whose shards may be shuffled (data.shuffle_shards).
     """
 
     def __init__(
@@ -120,8 +130,9 @@ class TrainOrder(Sampler[list[Key]]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        packed: PackedPhotos | None = None,
     ):
-        self.codes, self.kind, self.seed = codes, kind, seed
+        self.codes, self.kind, self.seed, self.packed = codes, kind, seed, packed
         self.num_photos = max(1, round(len(codes) * fraction))
         self.batch_size = min(batch_size, max(1, self.num_photos // world_size))
         self.rank, self.world_size = rank, world_size
@@ -148,20 +159,23 @@ class TrainOrder(Sampler[list[Key]]):
             chance = (1 / counts)[place]
             order = random.choice(len(self.codes), self.num_photos, p=chance / chance.sum())
         else:
-            order = random.permutation(len(self.codes))[: self.num_photos]
+            order = self.packed.order(random) if self.packed else random.permutation(len(self.codes))
+            order = order[: self.num_photos]
         width = self.batch_size * self.world_size
         return np.resize(order, len(self) * width).reshape(-1, width)  # repeats from the start
 
 
 class TableOrder(Sampler[list[Key]]):
-    """Every photo once, in the table's order. For validation and test.
+    """Every photo once, in the table's order, or that of `rows`. For validation and test.
 
     All batches, of all processes, have the same size, so that a graph is compiled once: as many batches as batches of
     batch_size would be, each as small as they then can be. Places that are left over in the last ones hold PADDING.
     """
 
-    def __init__(self, num_photos: int, batch_size: int, rank: int = 0, world_size: int = 1):
-        self.rows = range(rank, num_photos, world_size)
+    def __init__(
+        self, num_photos: int, batch_size: int, rank: int = 0, world_size: int = 1, rows: np.ndarray | None = None
+    ):
+        self.rows = (range(num_photos) if rows is None else rows.tolist())[rank::world_size]
         most = -(-num_photos // world_size)  # of a process
         self.num_batches = -(-most // batch_size)
         self.batch_size = -(-most // self.num_batches)

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from carvision.data.table import BOX, SPLITS, UNKNOWN, Table
+from carvision.data.table import BOX, SOURCE, SPLITS, UNKNOWN, Table
 from carvision.errors import InputError
 from carvision.whole_files import write_csv
 
@@ -138,8 +138,12 @@ def splits_of(table: Table) -> pd.DataFrame:
 def equal_bytes(table: Table) -> np.ndarray:
     """int (N,): the same number for photos whose files are equal to the byte, else different ones.
 
-    Reads little: files of different size differ, and so do nearly all of equal size within their last 4 kB.
+    Reads little: files of different size differ, and so do nearly all of equal size within their last 4 kB. Of packed
+    photos it is known of which files they were made.
     """
+    if table.shards is not None:
+        _, first, same_as = np.unique(table.rows[SOURCE], return_index=True, return_inverse=True)
+        return first[same_as]
     root = os.fspath(table.root)  # strings and bare calls of the system: a million photos have a million of each
     paths = [os.path.join(root, path) for path in table.rows["path"]]  # noqa: PTH118
     sizes = np.fromiter((os.stat(path).st_size for path in paths), np.int64, len(paths))  # noqa: PTH116
@@ -147,9 +151,9 @@ def equal_bytes(table: Table) -> np.ndarray:
     ends = np.fromiter((_checksum_of_end(paths[i], sizes[i]) for i in suspects), np.int64, len(suspects))
     suspects = _repeated(sizes[suspects] << 32 | ends, suspects)  # no photo has 2 GB
     number = np.arange(len(paths))
-    first: dict[bytes, int] = {}
+    first_with: dict[bytes, int] = {}
     for i in suspects:
-        number[i] = first.setdefault(_digest(paths[i]), i)
+        number[i] = first_with.setdefault(_digest(paths[i]), i)
     return number
 
 
@@ -172,7 +176,7 @@ def _checksum_of_end(path: str, size: int) -> int:
 
 
 def _digest(path: str) -> bytes:
-    with Path(path).open("rb") as file:
+    with open(path, "rb") as file:  # noqa: PTH123
         return hashlib.file_digest(file, "sha256").digest()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from carvision.data.shards import PackedPhoto, PackedPhotos, Shards
 from carvision.errors import InputError, nearest
 
 log = logging.getLogger(__name__)
@@ -16,6 +17,9 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 BOX = ["left", "top", "right", "bottom"]  # pixels, 0-based, right and bottom excluded (as PIL's crop)
 UNKNOWN = -1  # code of a photo whose class of a label is not known; unknown numbers are NaN
+# Of packed photos: number of the shard, place and size of the bytes in it, their checksum; and 64 bits of the SHA-256
+# of the file that was packed, which may have been larger
+PLACE, SOURCE = ["_shard", "_offset", "_length", "_crc32"], "_source"
 
 
 @dataclass(frozen=True)
@@ -52,15 +56,21 @@ class Table:
         split  str, "train", "val", "test", or "" for a photo that the data set's own split leaves out
         left, top, right, bottom   optional, float32 pixels, NaN where there is no box
         group  optional, str: photos that show the same car and belong on one side of a split; "" if unknown
+        PLACE, SOURCE   where the photos are packed, int64
     labels: what each label column holds.
     finest: the label by which photos are stratified, counted and chosen: the one that tells most.
+    root: a folder; of a pack it may be a URL, as text.
+    shards: of a pack, where the photos' bytes are. heads: of a pack, the labels that are learned unless the
+    configuration names others; none: all.
     """
 
     name: str
-    root: Path
+    root: Path | str
     rows: pd.DataFrame
     labels: dict[str, Classes | Number]
     finest: str
+    shards: Shards | None = None
+    heads: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -72,6 +82,20 @@ class Table:
     @property
     def has_boxes(self) -> bool:
         return BOX[0] in self.rows
+
+    @property
+    def packed(self) -> PackedPhotos | None:
+        """The photos of a pack; None where each has a file of its own."""
+        if self.shards is None:
+            return None
+        return PackedPhotos(self.shards, *(self.rows[name].to_numpy() for name in PLACE))
+
+    def photo(self, row: int) -> str | PackedPhoto:
+        """What opens the photo of a row (images.open_image), and names it in messages."""
+        path = self.rows["path"].iloc[row]
+        if self.shards is None:
+            return os.path.join(self.root, path)  # noqa: PTH118
+        return PackedPhoto(path, self.shards, *(int(self.rows[name].to_numpy()[row]) for name in PLACE))
 
     def select(self, keep: np.ndarray | pd.Series) -> "Table":
         """The rows where the boolean array is true; codes and classes stay as they are."""

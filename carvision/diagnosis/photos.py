@@ -19,11 +19,16 @@ MOST_FILES, MOST_SECONDS = 20_000, 10.0  # looked at for photos; spent on readin
 SLOW = 100  # photos of SIZES[0] a second and core; processors of the last ten years take 200 to 600
 # Photos a second and GPU from which on nothing is said; a guess, as no GPU was measured
 GPU_NEEDS = 1000
+FASTER = (
+    "a C compiler and libjpeg-turbo with its header (apt install gcc libjpeg-dev; brew install jpeg-turbo; "
+    "conda install c-compiler libjpeg-turbo), or pip install simplejpeg"
+)
 
 
 def measure_decoding() -> dict:
-    """{"rates": photos a second and core, of each of SIZES, "shared": wall-clock time by processor time}."""
-    from PIL import features
+    """{"rates": photos a second and core, of each of SIZES, "shared": wall-clock time by processor time, "decoder": its
+    name, "why": no faster one, or ""}."""
+    from carvision.data.jpeg_part import choose_decoder
 
     rates, shared = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -33,7 +38,8 @@ def measure_decoding() -> dict:
             times = [_decode(file) for _ in range(25)][5:]
             rates.append(1 / statistics.median(own for own, _ in times))
             shared.append(sum(wall for _, wall in times) / sum(own for own, _ in times))
-    return {"rates": rates, "shared": max(shared), "turbo": bool(features.check_feature("libjpeg_turbo"))}
+    decoder, why = choose_decoder()
+    return {"rates": rates, "shared": max(shared), "decoder": decoder.name if decoder else "pillow", "why": why}
 
 
 def draw_jpeg(width: int, height: int) -> bytes:
@@ -49,12 +55,13 @@ def draw_jpeg(width: int, height: int) -> bytes:
 
 def _decode(file: Path) -> tuple[float, float]:
     """Seconds of this process, and of the clock, for what training does with a photo."""
-    from carvision.data.images import Preprocessing, open_image, to_square
+    from carvision.data.images import Preprocessing, read_file
+    from carvision.data.squares import empty_squares, read_square
 
     preprocessing = Preprocessing(INPUT_PX, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    [square] = empty_squares(1, INPUT_PX)
     own, wall = time.process_time(), time.perf_counter()
-    with open_image(file) as image:
-        to_square(image, preprocessing)
+    read_square(read_file(file), preprocessing, square)
     return max(time.process_time() - own, 1e-6), max(time.perf_counter() - wall, 1e-6)
 
 
@@ -128,11 +135,12 @@ def judge_decoding(answer: dict, num_workers: int, num_gpus: int) -> list[Findin
         return []
     findings = []
     rate = answer["rates"][0]
+    if answer["why"]:
+        what = f"JPEGs are decoded by {answer['decoder']}, as the fastest way can't be taken ({answer['why']})"
+        findings.append(Finding("slow", "decoding", what, FASTER))
     if rate < SLOW:
-        turbo = "" if answer["turbo"] else ", as Pillow was built without libjpeg-turbo"
-        what = f"{rate:,.0f} photos a second and core are few{turbo}"
-        mend = "pip install --force-reinstall pillow" if turbo else "a faster processor, or photos shrunk beforehand"
-        findings.append(Finding("slow", "decoding", what, mend))
+        what = f"{rate:,.0f} photos a second and core are few"
+        findings.append(Finding("slow", "decoding", what, "a faster processor, or photos shrunk beforehand"))
     total = rate * num_workers
     if num_gpus and total < GPU_NEEDS * num_gpus:
         what = (

@@ -23,7 +23,15 @@ log = logging.getLogger(__name__)
 
 OF_THE_MODEL = ("data.image_px", "data.resize")  # they belong to the weights
 # Keys that change neither which photos there are nor how they are read.
-NEUTRAL = {"data.root", "data.batch_size", "data.num_workers", "data.download", "data.on_bad_image"}
+NEUTRAL = {
+    "data.root",
+    "data.cache",
+    "data.cache_gb",
+    "data.batch_size",
+    "data.num_workers",
+    "data.download",
+    "data.on_bad_image",
+}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,10 +34,10 @@ def predict_table(
     Raises InputError for a photo that can't be used where on_bad_image is "error".
     """
     rank, world_size = rank_and_world_size()
-    rows = np.arange(rank, len(table), world_size)
-    boxes = table.rows[BOX].to_numpy(np.float32) if data["crop_to_box"] and table.has_boxes else None
+    rows = (table.packed.shard_by_shard() if table.packed else np.arange(len(table)))[rank::world_size]
+    boxes = table.rows[BOX].to_numpy(np.float32, copy=True) if data["crop_to_box"] and table.has_boxes else None
     paths = table.rows["path"].tolist()
-    items = ((os.fspath(table.root / paths[row]), None if boxes is None else boxes[row]) for row in rows)
+    items = ((table.photo(row), None if boxes is None else boxes[row]) for row in rows)
     place = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "auto" and torch.cuda.is_available() else device
     parts, reasons = [], []
     with _progress(rank, len(rows), what) as advance:
@@ -62,8 +61,9 @@ def predict_table(
     reasons = np.array([reason for part in gathered for reason in part[2]], object)[order]
     bad = {paths[i]: reasons[i] for i in np.flatnonzero(reasons)}
     counts = np.ones(len(table), bool) if data["on_bad_image"] == "blank" else ~reasons.astype(bool)
+    temperature = dict(predictor.temperature)
     predictions = Predictions(
-        paths, Path(table.root), boxes, logits, targets, torch.from_numpy(counts), dict(predictor.temperature)
+        paths, table.root, boxes, logits, targets, torch.from_numpy(counts), temperature, table.packed
     )
     return predictions, bad
 

@@ -1,5 +1,6 @@
 """What an evaluation is made of: the logits of every photo, and what is known of it."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from carvision.data.shards import PackedPhoto, PackedPhotos
 from carvision.data.table import UNKNOWN
 
 
@@ -19,15 +21,22 @@ class Predictions:
     targets {head: int64 (N,), UNKNOWN where not known}, of a number {head: float32 (N,), NaN where not known}.
     valid bool (N,): False where the photo could not be read; it counts nowhere. temperature {head: float}, of heads
     with classes: what their logits are divided by for probabilities; a head that is missing has 1.
+    packed: the same photos, where they are of a pack.
     """
 
     paths: list[str]
-    root: Path
+    root: Path | str
     boxes: np.ndarray | None
     logits: dict[str, Tensor]
     targets: dict[str, Tensor]
     valid: Tensor
     temperature: dict[str, float]
+    packed: PackedPhotos | None = None
+
+    def photo(self, row: int) -> str | PackedPhoto:
+        """What opens it."""
+        path = self.paths[row]
+        return self.packed.photo(row, path) if self.packed else os.fspath(self.root / path)
 
     def known(self, head: str) -> Tensor:
         """bool (N,): photos that could be read and whose label is known."""

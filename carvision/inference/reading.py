@@ -12,15 +12,17 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from carvision.data.images import BLANK, BadImage, Preprocessing, open_image, to_square
+from carvision.data.images import BLANK, BadImage, Preprocessing, read_file
+from carvision.data.shards import PackedPhoto
+from carvision.data.squares import empty_squares, read_square, square_of
 from carvision.errors import InputError
 from carvision.inference.predictor import Predictor
-from carvision.machine import num_cores
+from carvision.machine import FORK, num_cores
 
 log = logging.getLogger(__name__)
 
-# A path or an image of PIL; its box: left, top, right, bottom in pixels, or None for the whole photo
-Item = tuple[str | Image.Image, Sequence[float] | None]
+# A path, an image of PIL or a photo of a pack; its box: left, top, right, bottom in pixels, or None for the whole photo
+Item = tuple[str | Image.Image | PackedPhoto, Sequence[float] | None]
 
 
 class Batch(NamedTuple):
@@ -39,29 +41,24 @@ class PhotoBatches(Dataset):
         self.geometries = geometries
 
     def __getitem__(self, items: list[Item]) -> tuple[list[Tensor], list[Item], list[str | None]]:
-        # Channels last in memory, as decoders give them and as convolutions are fastest
-        shapes = [(len(items), way.size_px, way.size_px, 3) for way in self.geometries]
-        images = [np.empty(shape, np.uint8).transpose(0, 3, 1, 2) for shape in shapes]
+        images = [empty_squares(len(items), way.size_px) for way in self.geometries]
         reasons: list[str | None] = []
         for place, (photo, box) in enumerate(items):
             reason = None
             try:
                 region = None if box is None else np.asarray(box, np.float32)
+                data = photo if isinstance(photo, Image.Image) else read_file(photo)
                 for way, batch in zip(self.geometries, images, strict=True):
-                    batch[place] = _pixels_of(photo, way, region)
+                    if isinstance(data, bytes):
+                        read_square(data, way, batch[place], region)
+                    else:
+                        batch[place] = square_of(data, way, region)
             except BadImage as error:
                 reason = str(error)
                 for batch in images:
                     batch[place] = BLANK
             reasons.append(reason)
-        return [torch.from_numpy(batch) for batch in images], items, reasons
-
-
-def _pixels_of(photo: str | Image.Image, way: Preprocessing, region: np.ndarray | None) -> np.ndarray:
-    if isinstance(photo, Image.Image):
-        return to_square(photo, way, region)
-    with open_image(photo) as image:
-        return to_square(image, way, region)
+        return images, items, reasons
 
 
 def predict_items(
@@ -87,6 +84,7 @@ def predict_items(
         sampler=batches_of(items, batch_size),  # the loader asks for no more than its workers are ahead
         batch_size=None,
         num_workers=workers,
+        multiprocessing_context=FORK if workers else None,
         pin_memory=place.type == "cuda",
     )
     for images, batch, reasons in loader:

@@ -33,6 +33,8 @@ class Classifier(nn.Module):
     Raises InputError where the backbone can't be built, or gives no feature map for the neck or the pool.
     """
 
+    heads_are_trained = False  # set where their weights come with those of the backbone
+
     def __init__(
         self,
         backbone: str,
@@ -57,6 +59,8 @@ class Classifier(nn.Module):
         }
         self.backbone = create_backbone(backbone, backbone_kwargs, pretrained, size_px)
         self.trunk = Dense(self._create_neck_and_pool(neck, pool, size_px), trunk)
+        learned_pool = self.pool is not None and any(True for _ in self.pool.parameters())
+        self.learns_from_map = bool(neck.blocks) or learned_pool  # something below the trunk trains or draws
         self.labels = tuple(heads)
         for name, head in heads.items():
             layers = Dense(self.trunk.num_outputs, head.layers)
@@ -97,12 +101,25 @@ class Classifier(nn.Module):
                 feature_map = self.neck(feature_map)
         return self.backbone.forward_head(feature_map) if self.pool is None else self.pool(feature_map)
 
+    def below(self, images: Tensor) -> Tensor:
+        """What the first layer takes that trains with a frozen backbone, or that draws at random: the pooled features
+        (B, F); with a neck, or a pool that learns, the backbone's feature map."""
+        if self.learns_from_map:
+            return self.backbone.forward_features(images)
+        return self.features(images)
+
     def forward_with_penalty(self, images: Tensor, shares: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """The logits, and the sum of all penalties on weights and activities: a scalar to add to the loss.
 
         shares: (B,), of each photo in the mean of the penalties on activities; None: 1 / B.
         """
-        x, penalty = self.trunk(self.features(images), shares)
+        return self.above(self.below(images), shares)
+
+    def above(self, x: Tensor, shares: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        """As forward_with_penalty, from what `below` gives."""
+        if self.learns_from_map:
+            x = self._pooled(x)
+        x, penalty = self.trunk(x, shares)
         logits = {}
         for name in self.labels:
             head = self.get_submodule(head_module(name))

@@ -42,7 +42,7 @@ def plot_augmented(
     names = class_names(table, rows)
     originals = photos[[(row, -1) for row in rows]]
     for row, reason in originals["bad"]:
-        log.warning("%s: %s; its row of the sheet is grey", table.root / photos.path(row), reason)
+        log.warning("%s: %s; its row of the sheet is grey", photos.place(row), reason)
     columns = [("original", to_float(originals["images"]), [""] * len(rows))]
     for epoch in range(num_versions):
         batch = photos[[(row, epoch) for row in rows]]

@@ -132,7 +132,7 @@ def plot_samples(
 
 def _draw_tile(axes: Axes, table: Table, photo: int, left: float, top: float) -> None:
     try:
-        image, (width, height) = read_small(table.root / table.rows.at[photo, "path"], (TILE_PX, TILE_PX))
+        image, (width, height) = read_small(table.photo(photo), (TILE_PX, TILE_PX))
     except BadImage:
         axes.add_patch(Rectangle((left, top), TILE_PX, TILE_PX, facecolor=UNREADABLE))
         write_text(axes, left + TILE_PX / 2, top + TILE_PX / 2, "unreadable", ha="center", va="center")

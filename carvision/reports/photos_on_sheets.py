@@ -9,15 +9,16 @@ from matplotlib.textpath import text_to_path
 from PIL import Image
 
 from carvision.data.images import SIDEWAYS, BadImage, check_box, open_image, to_rgb, upright_turn
+from carvision.data.shards import PackedPhoto
 from carvision.reports.style import DPI
 
 
 def read_small(
-    path: str | Path, room_px: tuple[int, int], box: np.ndarray | None = None
+    photo: str | Path | PackedPhoto, room_px: tuple[int, int], box: np.ndarray | None = None
 ) -> tuple[Image.Image, tuple[int, int]]:
     """The photo, or what is inside its box, upright and as large as it fits into that width and height; and the width
     and height of the whole photo, upright, which boxes refer to. Raises BadImage, also for a box outside the photo."""
-    with open_image(path) as image:
+    with open_image(photo) as image:
         try:
             turn = upright_turn(image)
             width, height = image.size[::-1] if turn in SIDEWAYS else image.size

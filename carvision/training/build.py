@@ -96,7 +96,7 @@ def description_beside(weights: Path) -> Path:
 
 def describe_labels(cfg: dict, table: Table) -> dict[str, dict]:
     """Of each head's label what LitClassifier and model.json need, as plain values."""
-    heads = list(cfg["model"]["heads"]) or list(table.labels)
+    heads = list(cfg["model"]["heads"]) or list(table.heads) or list(table.labels)
     described = {}
     for name in heads:
         label = table.labels.get(name)
@@ -178,6 +178,7 @@ def load_weights(classifier: Classifier, source: Path, labels: dict[str, dict]) 
         log.info("weights: backbone from %s; trunk and heads begin from random weights, as %s", source, why)
         return
     classifier.load_state_dict(above, strict=False)
+    classifier.heads_are_trained = True
     log.info("weights: backbone, trunk and heads from %s", source)
 
 

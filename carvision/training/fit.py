@@ -20,7 +20,9 @@ from carvision.training.clock import Clock
 from carvision.training.compiling import first_step_seconds
 from carvision.training.determinism import set_deterministic
 from carvision.training.hardware import hardware_used
+from carvision.training.kept_features import create_kept_features
 from carvision.training.launch import first_goes_first, from_first_at_start, is_first_process
+from carvision.training.linear_start import LinearStart, wants_linear_start
 from carvision.training.lit_classifier import LitClassifier
 from carvision.training.many_processes import of_all
 from carvision.training.phases import fit_phases
@@ -84,6 +86,10 @@ def run_training(
         divide_over_all(trainer, lit)
     if first:
         write_environment(folder, cfg, trainer)
+    linear = wants_linear_start(cfg, lit.model)
+    datamodule.kept = create_kept_features(cfg, lit, datamodule, clock, with_train=linear)
+    if linear:
+        trainer.callbacks.insert(0, LinearStart(datamodule.kept, clock, cfg["seed"]))
     clock.lap("building")
     try:
         ended = fit_phases(trainer, lit, datamodule, place, cfg["run"]["max_epochs_per_start"])

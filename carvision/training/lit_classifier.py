@@ -36,6 +36,11 @@ def seed_step(key: tuple[int, ...], device: torch.device) -> None:
         xla.seed(number)
 
 
+def pixels_of(batch: dict) -> Tensor | None:
+    """float (B, 3, H, W) in 0..1; None of a batch of kept features."""
+    return to_float(batch["images"]) if "images" in batch else None
+
+
 class LitClassifier(pl.LightningModule):
     """Batches are those of PhotoDataModule. All arguments but `model` are plain values, so that a checkpoint opens
     with torch.load's safe default.
@@ -99,7 +104,7 @@ class LitClassifier(pl.LightningModule):
         seed_step((self.hparams.seed, self.current_epoch, batch_idx, self.global_rank), self.device)
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        images = self.augmented(batch["images"], batch["draws"])
+        images = self.augmented(batch["images"], batch["draws"]) if "images" in batch else None
         mixed = None
         if self.mix.active:
             key = (self.hparams.seed, self.current_epoch, batch_idx, self.global_rank)
@@ -120,19 +125,23 @@ class LitClassifier(pl.LightningModule):
         return self.model.forward_with_penalty(self.normalise(images), shares)
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
-        self._step(to_float(batch["images"]), batch, self.val_metrics)
+        self._step(pixels_of(batch), batch, self.val_metrics)
 
     def test_step(self, batch: dict, batch_idx: int) -> None:
-        self._step(to_float(batch["images"]), batch, self.test_metrics)
+        self._step(pixels_of(batch), batch, self.test_metrics)
 
-    def _step(self, images: Tensor, batch: dict, metrics: EpochMetrics | None, mixed: list | None = None) -> Tensor:
+    def _step(
+        self, images: Tensor | None, batch: dict, metrics: EpochMetrics | None, mixed: list | None = None
+    ) -> Tensor:
         """The loss of the batch: the heads' losses by their weights, and the penalties.
 
-        metrics: counts it. mixed: the partner of each photo and the share of its own targets, see Mix.
+        images: None where the batch has "kept" in their place, see KeptPhotos. metrics: counts it. mixed: the partner
+        of each photo and the share of its own targets, see Mix.
         """
         num_photos = self._mean_of_all(batch["valid"].sum())
         shares = batch["valid"] / num_photos.clamp(min=1e-12)  # photos that are not valid pay no penalty
-        logits, penalty = self.outputs(images, shares)
+        kept = images is None
+        logits, penalty = self.model.above(batch["kept"], shares) if kept else self.outputs(images, shares)
         losses, weights = {}, {}
         for name in self.labels:
             targets, valid = batch["targets"][name], batch["valid"]

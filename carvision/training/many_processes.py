@@ -69,6 +69,15 @@ def sum_of_all(values: Tensor) -> Tensor:
     return values
 
 
+def rows_of_all(values: Tensor) -> Tensor:
+    """(B, ...) of each of W processes -> (B * W, ...): the first row of each, then the second of each, ..."""
+    if num_processes() == 1:
+        return values
+    parts = [torch.empty_like(values) for _ in range(num_processes())]
+    dist.all_gather(parts, values.contiguous())
+    return torch.stack(parts, dim=1).flatten(0, 1)
+
+
 def drop_lightnings_signals() -> None:
     """Takes Lightning's handling of signals out of it: `stopping` has another, by which all processes agree.
 

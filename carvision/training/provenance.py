@@ -15,6 +15,7 @@ import torch
 from pytorch_lightning.accelerators import CUDAAccelerator
 
 from carvision import __version__
+from carvision.data.jpeg_part import load_decoder
 from carvision.machine import num_cores, processor_name
 from carvision.versions import git_state, read_versions
 from carvision.whole_files import write_json
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 VARIABLES = (
     "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "PYTHONHASHSEED", "PYTHONPATH", "CUDA_VISIBLE_DEVICES",
     "CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "PJRT_DEVICE", "XLA_FLAGS",
-    "SLURM_JOB_ID", "SLURM_NTASKS",
+    "CARVISION_JPEG", "SLURM_JOB_ID", "SLURM_NTASKS",
 )  # fmt: skip
 
 
@@ -56,6 +57,7 @@ def describe_start(folder: Path, config: dict, trainer: pl.Trainer) -> dict:
         "host": platform.node(),
         "processor": processor_name(),
         "instructions": torch.backends.cpu.get_cpu_capability(),  # which of its vector units the CPU's kernels take
+        "jpeg_decoder": decoder.name if (decoder := load_decoder()) else "pillow",
         "num_cores": num_cores(),
         "num_threads": torch.get_num_threads(),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},

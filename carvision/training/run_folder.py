@@ -14,22 +14,18 @@ from typing import TextIO
 import yaml
 from omegaconf import OmegaConf
 
+from carvision import folder_lock
 from carvision.config import conf_dir
 from carvision.errors import InputError
 from carvision.flat_config import flat_config
 from carvision.training.lit_classifier import LitClassifier
 from carvision.whole_files import write_json, write_text
 
-try:
-    import fcntl
-except ImportError:  # Windows, where nothing keeps two commands from training into one folder at once
-    fcntl = None
-
 log = logging.getLogger(__name__)
 
-LOCK = ".lock"
 # Keys that change no result. Photos may lie elsewhere by now: whether they are the same ones is another check.
-NO_RESULT = {"data.num_workers", "data.root", "callbacks.progress_bar", "trainer.profiler", "logger.tensorboard"}
+NO_RESULT = {"data.num_workers", "data.root", "data.cache", "data.cache_gb"}
+NO_RESULT |= {"callbacks.progress_bar", "trainer.profiler", "logger.tensorboard"}
 FAILING = {errno.EIO, errno.ESTALE, errno.EFBIG, errno.EROFS}  # a disk's errors beside those of a full one
 
 
@@ -54,7 +50,7 @@ def require_same_config(config: dict, folder: Path) -> None:
     if added:
         log.info("%s, which the run was begun without, as conf/ has it", ", ".join(added))
     left_out = NO_RESULT.union(added)
-    keys = [key for key in {**earlier, **now} if not key.startswith("run.") and key not in left_out]
+    keys = [key for key in {**earlier, **now} if not key.startswith(("run.", "features.")) and key not in left_out]
     changed = [f"{key}={earlier.get(key)} became {now.get(key)}" for key in keys if earlier.get(key) != now.get(key)]
     if changed and not config["run"]["allow_changes"]:
         raise InputError(
@@ -79,20 +75,9 @@ def is_as_shipped(key: str, value: object) -> bool:
 
 def lock_folder(folder: Path) -> TextIO | None:
     """Held until it is closed or the process ends. Raises InputError where another process trains into the folder."""
-    if fcntl is None:
-        return None
-    opened = (folder / LOCK).open("w")
-    try:
-        # Not flock(), whose locks the processes that read photos would inherit and outlive a killed run with
-        fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        opened.close()
-        raise InputError(
-            f"run.dir: another process is training into {folder} now; wait for it, or give another"
-        ) from None
-    except OSError as error:  # as of network file systems whose service for locks does not run
-        log.warning("the disk of %s has no locks (%s): don't start two commands into it at once", folder, error)
-    return opened
+    return folder_lock.lock_folder(
+        folder, f"run.dir: another process is training into {folder} now; wait for it, or give another"
+    )
 
 
 @contextmanager

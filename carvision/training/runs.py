@@ -12,6 +12,7 @@ import numpy as np
 
 from carvision.data.build import folds_of
 from carvision.errors import InputError
+from carvision.folder_lock import LOCK
 from carvision.folders import claim_folder
 from carvision.freed_memory import keep_freed_memory
 from carvision.run_log import start_log
@@ -19,7 +20,6 @@ from carvision.training.determinism import refused_operation_is_an_input_error
 from carvision.training.fit import run_training
 from carvision.training.launch import from_first_at_start, is_echo, is_first_process, run_together
 from carvision.training.run_folder import (
-    LOCK,
     disk_errors,
     holds_unfinished_run,
     lock_folder,
@@ -118,7 +118,7 @@ def _run_folds(cfg: dict, folder: Path, resume: bool) -> None:
             own = {**cfg, "data": {**cfg["data"], "split": split}}
             parts.append(run_training(own, part, fold, begun, ends))
     summary = mean_and_spread([part["test"] for part in parts])
-    seconds = {stage: round(sum(part["seconds"][stage] for part in parts), 3) for stage in parts[0]["seconds"]}
+    seconds = {stage: round(sum(part["seconds"].get(stage, 0) for part in parts), 3) for stage in parts[0]["seconds"]}
     metrics = {"folds": len(folds), "test": summary, "seconds": seconds}
     if "cost" in parts[0]:
         metrics |= {"cost": sum(part["cost"] for part in parts), "price_per_hour": parts[0]["price_per_hour"]}

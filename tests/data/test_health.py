@@ -193,7 +193,8 @@ def test_interrupt_ends_the_scan_without_a_word_from_workers(tmp_path, after_s):
 
 
 def test_workers_load_neither_torch_nor_pandas():
-    code = "import sys, carvision.data.inspection; print([m for m in ('torch', 'pandas', 'rich') if m in sys.modules])"
+    code = "import sys, carvision.data.inspection, carvision.data.pack_shard; "
+    code += "print([m for m in ('torch', 'pandas', 'rich') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=Path(__file__).parents[2]) == "[]\n"
     code = "import sys, carvision.data.health, carvision.reports.health; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=Path(__file__).parents[2]) == "False\n"

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from carvision.data.images import BLANK, Preprocessing, open_image, to_square
+from carvision.data.images import BLANK, Preprocessing, open_image
 from carvision.data.photos import PADDING, Photos, TableOrder, TrainOrder, random_window
+from carvision.data.squares import square_of
 from carvision.data.table import UNKNOWN, Classes, Number, Table
 
 PREPROCESSING = Preprocessing(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -52,7 +53,7 @@ def test_photos_that_do_not_train_are_the_whole_photo_or_box(table, crop_to_box)
     box = table.rows[["left", "top", "right", "bottom"]].to_numpy()[0] if crop_to_box else None
     for image, row in zip(batch["images"], (6, 0, 2), strict=True):
         with open_image(table.root / f"é{row}.png") as photo:
-            assert np.array_equal(image.numpy(), to_square(photo, PREPROCESSING, box))
+            assert torch.equal(image, square_of(photo, PREPROCESSING, box))
     assert batch["images"].dtype == torch.uint8
     assert batch["images"].shape == (3, 3, 8, 8)
     assert batch["index"].tolist() == [6, 0, 2]
@@ -106,7 +107,7 @@ def test_the_window_moves_the_square_of_resize_crop_too(table):
     photos = photos_of(table, scale=(1.0, 1.0), ratio=(1.0, 1.0), preprocessing=centred)
     assert len({items(photos, [(0, epoch)])[(0, epoch)][0] for epoch in range(6)}) > 1
     with open_image(table.root / "é0.png") as photo:
-        assert np.array_equal(photos[[(0, -1)]]["images"][0].numpy(), to_square(photo, centred, shift=0.5))
+        assert torch.equal(photos[[(0, -1)]]["images"][0], square_of(photo, centred))
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])

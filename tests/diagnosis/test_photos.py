@@ -27,7 +27,7 @@ GOOD = {
     "decodes": 300.0,
     "by_clock": 250.0,
 }
-FAST = {"rates": [400.0, 100.0], "shared": 1.0, "turbo": True}
+FAST = {"rates": [400.0, 100.0], "shared": 1.0, "decoder": "libjpeg", "why": ""}
 
 
 def test_the_drawn_photo_is_as_large_as_a_real_one():
@@ -93,6 +93,8 @@ def test_decoding_against_what_a_gpu_wants():
     [finding] = judge_decoding(FAST, num_workers=1, num_gpus=1)
     assert finding.severity == "slow" and "about 400 photos a second" in finding.what
     assert judge_decoding(FAST, num_workers=15, num_gpus=8)
-    [finding] = judge_decoding({**FAST, "rates": [40.0, 9.0], "turbo": False}, 15, 0)
-    assert "libjpeg-turbo" in finding.what
+    [finding] = judge_decoding({**FAST, "rates": [40.0, 9.0]}, 15, 0)
+    assert "40 photos a second" in finding.what
+    [finding] = judge_decoding({**FAST, "decoder": "pillow", "why": "libjpeg: no cc"}, 15, 0)
+    assert "no cc" in finding.what and "libjpeg-turbo" in finding.mend
     assert judge_decoding({"error": "x"}, 1, 1) == [] and describe_decoding({}) == "not measured"

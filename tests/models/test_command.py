@@ -70,8 +70,8 @@ def test_large_networks_and_long_lists_are_cut(capsys):
         show(["vgg16"], 30.0, 2)
 
 
-def test_the_command_without_a_match_ends_with_one_line(run_module):
-    done = run_module("carvision.models", "mobilnetv2_100", check=1)
+def test_the_command_without_a_match_ends_with_one_line(run_forked):
+    done = run_forked("carvision.models", "mobilnetv2_100", check=1)
     assert done.stdout == ""
     assert done.stderr.startswith("error: no network is named like mobilnetv2_100; nearest: mobilenetv2_100")
     assert done.stderr.count("\n") == 1

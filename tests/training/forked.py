@@ -1,5 +1,4 @@
-"""Training in processes of their own, which can be killed. All are forked from one that has imported everything, so
-that a start takes a second."""
+"""Training in processes of their own, which can be killed."""
 
 import multiprocessing
 import os
@@ -9,8 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.small_runs"])
+from tests.forked import CONTEXT
 
 
 def start(folder: Path, *overrides: str, stuck: bool = False) -> multiprocessing.Process:

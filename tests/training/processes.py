@@ -1,8 +1,7 @@
-"""Processes of one run, started as torchrun and srun start them, and photos for them."""
+"""Processes of one run, in the environment in which torchrun and srun start them, and photos for them."""
 
 import contextlib
 import json
-import multiprocessing
 import os
 import socket
 import subprocess
@@ -13,11 +12,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from tests import forked
+from tests.forked import CONTEXT
+
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 300
-# Forked from a process that has imported everything, so that a start takes a second
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.small_runs"])
 
 
 def write_manifest(folder: Path, num: dict[str, int], bad: bool = False) -> list[str]:
@@ -78,14 +77,14 @@ def by_srun(rank: int, num: int, port: int) -> dict[str, str]:
     )  # fmt: skip
 
 
-def run_all(commands: list[tuple[list[str], dict[str, str]]], cwd: Path) -> list[subprocess.CompletedProcess]:
-    """(arguments of python, environment) of each process, all at once; none of them outlives the test."""
+def run_afresh(commands: list[tuple[list[str], dict[str, str]]], cwd: Path) -> list[subprocess.CompletedProcess]:
+    """(module and its arguments, environment) of each process, all at once; none of them outlives the test."""
     started = [
         subprocess.Popen(
-            [sys.executable, *arguments], env=variables, cwd=cwd, text=True, stdout=subprocess.PIPE,
+            [sys.executable, "-m", *words], env=variables, cwd=cwd, text=True, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, start_new_session=True,
         )
-        for arguments, variables in commands
+        for words, variables in commands
     ]  # fmt: skip
     done = []
     try:
@@ -97,6 +96,16 @@ def run_all(commands: list[tuple[list[str], dict[str, str]]], cwd: Path) -> list
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, 9)
     return done
+
+
+def run_all(commands: list[tuple[list[str], dict[str, str]]], cwd: Path, first: str = ""):
+    """As run_afresh, of forked processes; those that they start are not. first: Python code that each runs before."""
+    outs = [cwd.parent / f"{cwd.name}.{number}" for number in range(len(commands))]
+    started = [
+        forked.start(*words, cwd=cwd, env=variables, out=out, first=first)
+        for (words, variables), out in zip(commands, outs, strict=True)
+    ]
+    return forked.finish(started, outs, TIMEOUT_S)
 
 
 def train_together(num: int, runs: list[tuple[Path, list[str]]], status: int = 0, meanwhile=None) -> None:

@@ -1,9 +1,12 @@
 """A run that is killed at any moment goes on, and ends as one that was never disturbed: equal to the bit."""
 
+import itertools
 import json
+import multiprocessing
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -11,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from carvision.training.checkpoints import LAST, NEW
 from tests.small_runs import demo
 from tests.training.forked import printed, start, wait_for
 
-NUM_KILLS = 20
 # All that a run carries from step to step: dropout, mixing, augmentation, averages, momentum, schedules, two phases,
 # accumulated gradients, the best epoch and the patience of early stopping
 DEMANDING = [
@@ -32,7 +35,7 @@ DEMANDING = [
     "callbacks.mode=max",
     "trainer.accumulate_grad_batches=2",
     "logger=none",
-    "run.checkpoint_every_minutes=0.003",
+    "run.checkpoint_every_minutes=0.001",
 ]
 
 
@@ -66,39 +69,65 @@ def assert_equal(ours, theirs, place: str) -> None:
         assert ours == theirs, place
 
 
+def at_any_moment(folder: Path, since: float) -> bool:
+    return True
+
+
+def in_writing(folder: Path, since: float) -> bool:
+    """Whether a checkpoint is being written that was begun after `since`, a time.time()."""
+    try:
+        return (folder / "checkpoints" / NEW).stat().st_mtime > since
+    except FileNotFoundError:
+        return False
+
+
+def inside_an_epoch(folder: Path, since: float) -> bool:
+    """Whether last.ckpt was written after `since`, and inside an epoch."""
+    file = folder / "checkpoints" / LAST
+    try:
+        return file.stat().st_mtime > since and torch.load(file, weights_only=True)["batches_done"] > 0
+    except FileNotFoundError:
+        return False
+
+
+KILLED_WHEN = [inside_an_epoch, in_writing, at_any_moment] * 2
+
+
+def is_killed(folder: Path, process: multiprocessing.Process, after_s: float, when: Callable) -> bool:
+    """In the first such moment after `after_s` seconds. False where it ends before, or is already one step further."""
+    since = time.time()
+    wait_for(lambda: time.time() - since > after_s, process)
+    wait_for(lambda: when(folder, since), process)
+    process.kill()
+    process.join()
+    return process.exitcode == -signal.SIGKILL and when(folder, since)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_killed_at_random_moments_it_ends_as_if_undisturbed(num_workers, demo_photos, tmp_path):
     overrides = [*demo(demo_photos), *DEMANDING, f"data.num_workers={num_workers}"]
     whole = tmp_path / "whole"
-    began = time.monotonic()
     process = start(whole, *overrides)
+    wait_for(whole.exists, process)  # the first process of all waits for the fork server
+    began = time.monotonic()
     process.join()
     assert process.exitcode == 0, printed(whole)
     duration = time.monotonic() - began
 
     moments = random.Random(num_workers)
-    kills = in_writing = runs = 0
-    while kills < NUM_KILLS // 2:  # of each of the two tests; a run may end before
-        folder = tmp_path / f"killed_{runs}"
-        runs += 1
+    to_come = KILLED_WHEN.copy()
+    for number in itertools.count():
+        folder = tmp_path / f"killed_{number}"
+        inside = 0
         while not (folder / "metrics.json").exists():
             process = start(folder, *overrides)
-            if kills < NUM_KILLS // 2:
-                if kills % 3 == 2:  # while a checkpoint is being written
-                    new = folder / "checkpoints" / "new.ckpt"
-                    new.unlink(missing_ok=True)
-                    wait_for(new.exists, process)
-                    in_writing += new.exists()
-                else:
-                    ends = time.monotonic() + moments.uniform(0, 0.8) * duration
-                    wait_for(lambda: time.monotonic() > ends, process)  # noqa: B023
-                if process.exitcode is None:
-                    process.kill()
-                    kills += 1
+            if to_come and is_killed(folder, process, moments.uniform(0, 0.5) * duration, to_come[0]):
+                inside += to_come.pop(0) is inside_an_epoch
             process.join()
             assert process.exitcode in (0, -signal.SIGKILL), printed(folder)
         assert_same_run(folder, whole)
-    assert in_writing > 0
-    told = [printed(tmp_path / f"killed_{i}") for i in range(runs)]
-    assert any("batches of the next (last.ckpt" in text for text in told)  # it did go on from inside an epoch
+        assert printed(folder).count(f"batches of the next ({LAST}") >= inside  # it did go on from there
+        if not to_come:
+            break
+        assert number < 10, f"never {to_come[0].__name__}"

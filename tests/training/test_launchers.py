@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 
 from carvision.data.photos import TrainOrder
-from tests.training.processes import by_srun, by_torchrun, environment, free_port, run_all, write_manifest
+from tests.training.processes import by_srun, by_torchrun, environment, free_port, run_afresh, run_all, write_manifest
 
 pytestmark = pytest.mark.slow
 
-COMMAND = ["-m", "carvision.train"]
+COMMAND = ["carvision.train"]
 SMALL = [
     "model.backbone=test_convnext", "model.weights=random", "data.image_px=32", "data.batch_size=4",
     "data.num_workers=0", "callbacks.progress_bar=false", "trainer=ddp", "trainer.accelerator=cpu",
     "trainer.max_epochs=2",
 ]  # fmt: skip
 ON_TWO_MACHINES = ["trainer.devices=1", "trainer.num_nodes=2"]
-# Python runs this at its start: what a process opens for writing, makes, renames or removes goes to a file of its own.
+# Each process runs this at its start: what it opens for writing, makes, renames or removes goes to a file of its own.
 LOGS_WRITING = """
 import os, sys
 rank = next((os.environ[n] for n in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if n in os.environ), "starter")
@@ -42,12 +42,14 @@ def launched(tmp_path_factory) -> Path:
     (top / "hook" / "sitecustomize.py").write_text(LOGS_WRITING)
     data = write_manifest(top / "data", {"train": 21, "val": 7, "test": 5}, bad=True)
     ports = [free_port() for _ in range(2)]
-    agent, train = ["-m", "torch.distributed.run"], [*COMMAND, *data, *SMALL]
+    agent, train = ["torch.distributed.run"], [*COMMAND, *data, *SMALL]
     nodes = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={ports[0]}"]
     commands = {
         "plain": [(train, environment())],
-        "torchrun": [([*agent, "--standalone", "--nproc-per-node=2", *train], environment())],
-        "machines": [([*agent, *nodes, f"--node-rank={n}", *train, *ON_TWO_MACHINES], environment()) for n in (0, 1)],
+        "torchrun": [([*agent, "--standalone", "--nproc-per-node=2", "-m", *train], environment())],
+        "machines": [
+            ([*agent, *nodes, f"--node-rank={n}", "-m", *train, *ON_TWO_MACHINES], environment()) for n in (0, 1)
+        ],
         "srun": [(train, by_srun(rank, 2, ports[1])) for rank in (0, 1)],
     }
     for name, started in commands.items():
@@ -56,7 +58,10 @@ def launched(tmp_path_factory) -> Path:
         for _, variables in started:
             variables["WRITES"] = str(folder / "writes")
             variables["PYTHONPATH"] = os.pathsep.join([str(top / "hook"), variables["PYTHONPATH"]])
-        done = run_all(started, folder)
+        if name in ("plain", "srun"):
+            done = run_all(started, folder, first=LOGS_WRITING)
+        else:  # torchrun's agents wait for each other when they end, not for one that is gone at once as a forked one
+            done = run_afresh(started, folder)
         text = "".join(process.stdout + process.stderr for process in done)
         assert [process.returncode for process in done] == [0] * len(done), text
         (folder / "output.txt").write_text(text)

@@ -24,6 +24,7 @@ SCENARIOS = {
     "accumulated": ["trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=0.1", "callbacks.ema_decay=0.9"],
     "sharpness": ["optimizer=sgd", "optimizer.sam_rho=0.05"],
     "sampled": ["data.sampler=balanced", "data.epoch_fraction=0.5"],
+    "kept": ["model.train_layers=none", "augment=none", *LAYERS],  # features of the frozen backbone
 }
 SHARDED = {
     "weighted": SCENARIOS["weighted"],
@@ -47,7 +48,9 @@ def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("many")
     data = write_manifest(folder / "data", NUM, bad=True)
     both = {**SCENARIOS, **SHARDED}
-    train_together(1, [(folder / f"{name}_1", [*data, *settings(1, "cpu", *own)]) for name, own in both.items()])
+    alone = [*data, f"features.dir={folder / 'features_1'}"]
+    train_together(1, [(folder / f"{name}_1", [*alone, *settings(1, "cpu", *own)]) for name, own in both.items()])
+    data.append(f"features.dir={folder / 'features_2'}")
     two = [(folder / f"{name}_2", [*data, *settings(2, "ddp", *own)]) for name, own in SCENARIOS.items()]
     two += [(folder / f"{name}_fsdp", [*data, *settings(2, "fsdp", *own)]) for name, own in SHARDED.items()]
     cut = [*data, *settings(2, "fsdp", *SHARDED["frozen"])]

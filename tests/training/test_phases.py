@@ -58,9 +58,8 @@ def test_a_wrong_phase_gives_one_line(override, line):
 
 @pytest.fixture(scope="module")
 def two_phases(demo_photos, tmp_path_factory):
-    return train(
-        tmp_path_factory.mktemp("runs") / "phases", *demo(demo_photos), *PHASES, "callbacks.monitor=train/loss"
-    )
+    folder = tmp_path_factory.mktemp("runs") / "phases"
+    return train(folder, *demo(demo_photos), *PHASES, "callbacks.monitor=train/loss", pictures=True)
 
 
 def test_each_phase_has_its_epochs_rates_and_layers(two_phases):

@@ -9,8 +9,8 @@ import threading
 import pytest
 from safetensors import SafetensorError
 
+from carvision import folder_lock
 from carvision.errors import InputError
-from carvision.training import run_folder
 from carvision.training.lit_classifier import LitClassifier
 from carvision.training.run_folder import (
     bytes_of_checkpoint,
@@ -33,7 +33,7 @@ def test_a_disk_without_locks_is_told_and_used(number, tmp_path, monkeypatch, ca
     def lockf(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(run_folder.fcntl, "lockf", lockf)
+    monkeypatch.setattr(folder_lock.fcntl, "lockf", lockf)
     with lock_folder(tmp_path):
         pass
     assert f"has no locks ([Errno {number}]" in caplog.text
@@ -44,7 +44,7 @@ def test_a_folder_that_is_in_use_is_refused(number, tmp_path, monkeypatch):
     def lockf(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(run_folder.fcntl, "lockf", lockf)
+    monkeypatch.setattr(folder_lock.fcntl, "lockf", lockf)
     with pytest.raises(InputError, match="another process is training into"):
         lock_folder(tmp_path)
 

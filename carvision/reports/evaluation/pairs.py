@@ -92,11 +92,11 @@ def _describe(axes: Axes, pair, names: Sequence[str], photos: np.ndarray, top: i
 
 def _draw_tile(axes: Axes, predictions: Predictions, photo: int, crop: bool, left: int, top: int) -> None:
     box = predictions.boxes[photo] if crop and predictions.boxes is not None else None
-    path = predictions.root / predictions.paths[photo]
+    opened = predictions.photo(photo)
     try:
-        image, _ = read_small(path, (TILE_PX, TILE_PX), box)
+        image, _ = read_small(opened, (TILE_PX, TILE_PX), box)
     except BadImage as reason:
-        log.warning("%s: %s; its place on the sheet is grey", path, reason)
+        log.warning("%s: %s; its place on the sheet is grey", opened, reason)
         axes.add_patch(Rectangle((left, top), TILE_PX, TILE_PX, facecolor=UNREADABLE))
         write_text(axes, left + TILE_PX / 2, top + TILE_PX / 2, "unreadable", ha="center", va="center", color=TEXT)
         return

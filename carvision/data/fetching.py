@@ -1,0 +1,188 @@
+"""Files of a pack from a URL (http, s3, gs, ... by fsspec) into a cache folder, whole and verified or not at all.
+
+Several processes and machines may share the folder. A file is fetched under a name of its own, compared with its hash,
+and renamed; a lock keeps others from fetching it at the same time, where the disk has locks.
+"""
+
+import contextlib
+import errno
+import hashlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from carvision.errors import InputError
+from carvision.whole_files import PARTIAL
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+log = logging.getLogger(__name__)
+
+PAUSES_S = (1, 2, 4, 8)  # before another attempt
+CONNECT_S, READ_S = 30, 60  # without an answer, without a byte
+ROOM = f".room{PARTIAL}"
+FINAL = (FileNotFoundError, PermissionError, NotImplementedError)  # another attempt would not help
+
+
+@dataclass(frozen=True)
+class Cache:
+    """limit_bytes: of all files in the folder; those least recently opened give way. None: no limit."""
+
+    folder: Path
+    limit_bytes: int | None = None
+
+    def file(self, name: str, sha256: str) -> Path:
+        """Named by its content, so that a changed pack never finds the files of the earlier one."""
+        return self.folder / f"{sha256[:16]}-{name}"
+
+
+def is_url(root: object) -> bool:
+    return "://" in str(root)
+
+
+def fetch(place: str, name: str, num_bytes: int, sha256: str, cache: Cache, wait: bool = True) -> Path:
+    """The file `name` of the pack at the URL `place`, in the cache; fetched if it is not there.
+
+    wait: for a process that fetches it now; else the file may not be there when this returns. Raises InputError.
+    """
+    file = cache.file(name, sha256)
+    if file.exists():
+        return file
+    try:
+        cache.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(file.with_name(f"{file.name}.lock"), wait) as held:
+            if held is not False and not file.exists():
+                for left in cache.folder.glob(f"{file.name}.*{PARTIAL}") if held else ():
+                    left.unlink(missing_ok=True)  # of a process that was killed
+                partial = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}{PARTIAL}")
+                with _room(cache, partial.with_name(partial.name.replace(PARTIAL, ROOM)), num_bytes):
+                    try:
+                        _fetch_often(f"{place.rstrip('/')}/{name}", partial, num_bytes, sha256)
+                        partial.replace(file)
+                    finally:
+                        partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(_disk_problem(error, cache.folder)) from None
+    return file
+
+
+def fetch_text(url: str) -> bytes:
+    """The bytes of a small file."""
+    return _often(url, lambda: _open(url)[0].cat_file(_open(url)[1]))
+
+
+def _fetch_often(url: str, partial: Path, num_bytes: int, sha256: str) -> None:
+    def attempt() -> None:
+        filesystem, path = _open(url)
+        filesystem.get_file(path, str(partial))
+        size = partial.stat().st_size
+        if size != num_bytes:
+            raise ConnectionError(f"{size:,} of {num_bytes:,} bytes came")
+        with partial.open("rb") as opened:
+            if hashlib.file_digest(opened, "sha256").hexdigest() != sha256:
+                raise ConnectionError("the bytes that came are not those that were packed: their SHA-256 is another")
+
+    _often(url, attempt)
+
+
+def _often(url: str, attempt):
+    """What attempt() returns, tried several times."""
+    for number, pause_s in enumerate((*PAUSES_S, None), 1):
+        try:
+            return attempt()
+        except InputError:
+            raise
+        except Exception as error:  # each file system has its own
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            reason = " ".join(str(error).split()) or type(error).__name__
+            if isinstance(error, FileNotFoundError):
+                reason = "it is not there"
+            if pause_s is None or isinstance(error, FINAL):
+                times = f"tried {number} times; " if number > 1 else ""
+                raise InputError(
+                    f"data.root: {url} can't be fetched ({times}{reason}); mend that, and the same command goes on"
+                ) from None
+            log.warning("%s: %s; trying again in %d s", url, reason, pause_s)
+            time.sleep(pause_s)
+
+
+def _open(url: str) -> tuple:
+    """fsspec's file system of a URL, made in the process that uses it, and the path in it."""
+    import fsspec  # only where there is a URL
+
+    options = {}
+    if url.startswith(("http://", "https://")):
+        import aiohttp
+
+        # aiohttp's own limit is five minutes for a whole file
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=READ_S)
+        options = {"client_kwargs": {"timeout": timeout}}
+    try:
+        return fsspec.core.url_to_fs(url, **options)
+    except ImportError as error:  # which names the package
+        raise InputError(f"data.root: {url} needs a package that is not installed: {error}") from None
+    except ValueError as error:
+        raise InputError(
+            f"data.root: {url}: {error}; give a folder, or a URL such as https://, s3:// or gs://"
+        ) from None
+
+
+@contextlib.contextmanager
+def _locked(file: Path, wait: bool) -> Iterator[bool | None]:
+    """Whether the lock is held; None where the disk has no locks: then a file may be fetched more often than once."""
+    if fcntl is None:
+        yield None
+        return
+    with file.open("w") as opened:  # flock(), as lockf() would not keep the threads of a process apart
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            yield None
+            return
+        yield True
+
+
+@contextlib.contextmanager
+def _room(cache: Cache, room: Path, num_bytes: int) -> Iterator[None]:
+    """Keeps the limit, with `num_bytes` more, by removing the files least recently read. Meanwhile the file `room`
+    tells other processes of those bytes; it is sparse, and takes none itself."""
+    if cache.limit_bytes is None:
+        yield
+        return
+    try:
+        with _locked(cache.folder / "room.lock", wait=True):
+            with room.open("wb") as opened:
+                opened.truncate(num_bytes)
+            files = []
+            for file in (*cache.folder.glob("*.tar"), *cache.folder.glob(f"*{ROOM}")):
+                with contextlib.suppress(FileNotFoundError):
+                    status = file.stat()
+                    files.append((file.suffix == ".tar", status.st_mtime_ns, status.st_size, file))
+            total = sum(size for _, _, size, _ in files)
+            for is_shard, _, size, file in sorted(files):
+                if is_shard and total > cache.limit_bytes:
+                    file.unlink(missing_ok=True)  # a process that reads it at the moment has it open
+                    total -= size
+        yield
+    finally:
+        room.unlink(missing_ok=True)
+
+
+def _disk_problem(error: OSError, folder: Path) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"data.cache: no space is left on the disk of {folder}; free some, choose another disk with data.cache, or "
+            "limit what it keeps with data.cache_gb"
+        )
+    return f"data.cache: {folder} can't be written ({error.strerror or error}); choose another with data.cache"

@@ -1,0 +1,173 @@
+"""A pack: photos in shards (tar files), and beside them the whole Table of the data set that was packed.
+
+pack.json               classes of the labels, size and SHA-256 of every file, how it was packed; written last
+table.parquet           a row a photo: path, labels, split, box, group; shard, offset, length and checksum
+train-00000.tar ...     the photos, and their labels once more for other readers; also val, test, unsplit
+packing/                what carvision.pack needs to go on with, or to mend, what it has begun; no reader does
+"""
+
+import hashlib
+import io
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow
+
+from carvision.data.disk import existing_root
+from carvision.data.fetch_ahead import NUM_AHEAD
+from carvision.data.fetching import Cache, fetch, fetch_text, is_url
+from carvision.data.shards import Shard, Shards
+from carvision.data.table import PLACE, SOURCE, Classes, Number, Table, validate
+from carvision.errors import InputError
+from carvision.folders import cache_folder
+from carvision.whole_files import write_json, written_whole
+
+log = logging.getLogger(__name__)
+
+INDEX, TABLE = "pack.json", "table.parquet"
+STATE = "packing"
+FORMAT = 1
+WHERE = "Give the folder that python -m carvision.pack has written, or a URL of it"
+
+
+def write_index(table: Table, packed: dict) -> dict:
+    """table.parquet and then pack.json into table.shards.place. packed: how. Returns what pack.json holds."""
+    folder = Path(table.shards.place)
+    with written_whole(folder / TABLE) as partial:
+        table.rows.to_parquet(partial, index=False)
+    content = (folder / TABLE).read_bytes()
+    counts = table.rows["split"].replace("", "unsplit").value_counts()
+    index = {
+        "format": FORMAT,
+        "name": table.name,
+        "photos": {name: int(counts[name]) for name in sorted(counts.index)},
+        "finest": table.finest,
+        "heads": list(table.heads),
+        "labels": {name: asdict(label) for name, label in table.labels.items()},
+        "table": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()},
+        "shards": [asdict(shard) for shard in table.shards.all],
+        "packed": packed,
+    }
+    write_json(folder / INDEX, index)
+    return index
+
+
+def read_packed(
+    root: Path | str | None,
+    *,
+    allow_missing: bool = False,
+    window: int | None = None,
+    cache: Path | None = None,
+    cache_gb: float | None = None,
+) -> Table:
+    """The Table as it was packed: the same rows, labels, classes, boxes, groups and splits.
+
+    root: a folder or a URL. A shard of a folder that lacks or has another size is an error; with allow_missing its
+    photos are left out with a warning. window: see Shards. cache, cache_gb: of a URL, where its shards are fetched to
+    (by default cache_folder()/packs), and how much of them is kept at most.
+    """
+    if is_url(root):
+        return _read_remote(str(root).rstrip("/"), window, cache or cache_folder() / "packs", cache_gb)
+    folder = existing_root(root, WHERE)
+    index = read_index(folder)
+    table = table_of(index, (folder / TABLE).read_bytes(), folder, window)
+    damaged = [i for i, shard in enumerate(table.shards.all) if _size(folder / shard.name) != shard.bytes]
+    return without_shards(table, damaged, allow_missing) if damaged else table
+
+
+def _read_remote(url: str, window: int | None, folder: Path, cache_gb: float | None) -> Table:
+    cache = Cache(folder, None if cache_gb is None else round(cache_gb * 1e9))
+    index = parse_index(fetch_text(f"{url}/{INDEX}"), f"{url}/{INDEX}")
+    content = fetch(url, TABLE, index["table"]["bytes"], index["table"]["sha256"], cache).read_bytes()
+    table = table_of(index, content, url, window, cache)
+    shards = table.shards.all
+    needed = sum(shard.bytes for shard in shards)
+    if window is not None:
+        needed = min(needed, (window + NUM_AHEAD + 1) * max(shard.bytes for shard in shards))
+    if cache_gb is not None and cache.limit_bytes < needed:
+        raise InputError(
+            f"data.cache_gb: {cache_gb:g} is less than the {needed / 1e9:.3g} GB needed at a time; give more, or a "
+            f"smaller data.shuffle_shards ({'all are shuffled' if window is None else window} now)"
+        )
+    there = sum(cache.file(shard.name, shard.sha256).exists() for shard in shards)
+    log.info("%s: %d of %d shards are in %s, the others are fetched as needed", url, there, len(shards), folder)
+    if window is None and there < len(shards):
+        log.info("the first batches need nearly all of them; data.shuffle_shards=8 lets training begin with the first")
+    return table
+
+
+def read_index(folder: Path) -> dict:
+    """What pack.json of the folder holds."""
+    file = folder / INDEX
+    if not file.is_file() and (folder / STATE).is_dir():
+        raise InputError(f"data.root: the pack in {folder} is not finished; the command that began it goes on with it")
+    if not file.is_file() or not (folder / TABLE).is_file():
+        raise InputError(f"data.root: {folder} is no pack, as it has no {INDEX} with {TABLE}. {WHERE}")
+    return parse_index(file.read_bytes(), str(file))
+
+
+def parse_index(content: bytes, name: str) -> dict:
+    try:
+        index = json.loads(content)
+        version = index["format"]
+    except (ValueError, TypeError, KeyError):
+        raise InputError(f"data.root: {name} is not what carvision.pack writes; pack again, or copy it again") from None
+    if version != FORMAT:
+        raise InputError(f"data.root: {name} has format {version}, and this carvision reads {FORMAT}; use a newer one")
+    return index
+
+
+def table_of(index: dict, content: bytes, place: str, window: int | None = None, cache: Cache | None = None) -> Table:
+    """The Table from what pack.json and table.parquet hold. place: folder or URL of the shards."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 != index["table"]["sha256"]:
+        raise InputError(f"data.root: {TABLE} of {place} is damaged, or belongs to another {INDEX}; copy both again")
+    try:
+        rows = pd.read_parquet(io.BytesIO(content))
+        labels = {name: _label(values) for name, values in index["labels"].items()}
+        shards = tuple(Shard(**values) for values in index["shards"])
+        shards = Shards(str(place), f"{place} {sha256}", shards, cache, window)
+        return validate(Table(index["name"], place, rows, labels, index["finest"], shards, tuple(index["heads"])))
+    except (KeyError, TypeError, pyarrow.ArrowException) as error:
+        raise InputError(f"data.root: {INDEX} and {TABLE} of {place} don't fit ({error}); pack again") from None
+
+
+def _label(values: dict) -> Classes | Number:
+    if "unit" in values:
+        return Number(**values)
+    return Classes(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def without_shards(table: Table, damaged: list[int], allow_missing: bool) -> Table:
+    """The table without the photos of these shards, which lack or have another size."""
+    shard = table.shards.all[damaged[0]]
+    size = _size(Path(table.shards.place) / shard.name)
+    what = "is missing" if size < 0 else f"has {size:,} bytes instead of {shard.bytes:,}"
+    lost = table.rows[PLACE[0]].isin(damaged)
+    text = (
+        f"data.root: {len(damaged)} of the {len(table.shards.all)} shards of {table.shards.place} are damaged or "
+        f"missing (first: {shard.name} {what})"
+    )
+    if not allow_missing or lost.all():
+        raise InputError(
+            f"{text}. The command that packed them writes such shards again; data.allow_missing=true goes on without "
+            f"their {lost.sum():,} photos"
+        )
+    log.warning("%s; going on without their %s photos", text, f"{lost.sum():,}")
+    return table.select(~lost).without_empty_classes()
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.is_file() else -1
+
+
+def with_places(table: Table, photos: pd.DataFrame, shards: Shards) -> Table:
+    """The rows of `photos` (row, PLACE, SOURCE and, of a table with boxes, BOX), with these values."""
+    rows = table.rows.iloc[photos["row"]].reset_index(drop=True)
+    for name in photos.columns.drop("row"):
+        rows[name] = photos[name].astype(np.int64 if name in (*PLACE, SOURCE) else np.float32).to_numpy()
+    return Table(table.name, Path(shards.place), rows, table.labels, table.finest, shards, table.heads)

@@ -1,0 +1,32 @@
+"""A folder that one process at a time writes into."""
+
+import logging
+from pathlib import Path
+from typing import TextIO
+
+from carvision.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing keeps two commands from writing into one folder at once
+    fcntl = None
+
+log = logging.getLogger(__name__)
+
+LOCK = ".lock"
+
+
+def lock_folder(folder: Path, refusal: str) -> TextIO | None:
+    """Held until it is closed or the process ends. Raises InputError with the text `refusal` where another holds it."""
+    if fcntl is None:
+        return None
+    opened = (folder / LOCK).open("w")
+    try:
+        # Not flock(), whose locks the processes that read photos would inherit and outlive a killed run with
+        fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        opened.close()
+        raise InputError(refusal) from None
+    except OSError as error:  # as of network file systems whose service for locks does not run
+        log.warning("the disk of %s has no locks (%s): don't start two commands into it at once", folder, error)
+    return opened

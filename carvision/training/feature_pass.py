@@ -1,0 +1,126 @@
+"""One pass of photos through the backbone, by all processes of a run together, into a file or into memory."""
+
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from carvision.data.datamodule import PhotoDataModule
+from carvision.data.photos import PADDING, Key
+from carvision.data.table import Table
+from carvision.data.transforms import to_float
+from carvision.training.feature_files import Features, NewFeatures, make_room, open_features
+from carvision.training.lit_classifier import LitClassifier
+from carvision.training.many_processes import of_all, rows_of_all
+from carvision.training.stopping import Stopping
+
+log = logging.getLogger(__name__)
+
+MOST_IN_MEMORY = 2e9  # bytes, where the disk does not take them
+
+
+def compute_features(
+    lit: LitClassifier, data: PhotoDataModule, table: Table, file: Path, max_bytes: float
+) -> Features | None:
+    """Of all photos of the table, each process its share; the first one of each machine writes the file.
+
+    max_bytes: of the file's folder. Where the disk does not take them they are in memory; None where they are too large
+    for that, too. Raises InputError for a photo that can't be read where data.on_bad_image=error.
+    """
+    began, num = time.perf_counter(), len(table)
+    log.info("computing the features of %s photos, once", f"{num:,}")
+    new, rows, own_bad, problem = None, None, {}, ""
+    try:
+        for start, values in passed(lit, data, table, own_bad):
+            if start == 0:
+                shape, dtype = (num, *values.shape[1:]), str(values.dtype).removeprefix("torch.")
+                if data.trainer.local_rank == 0:
+                    new, problem = _begin(file, shape, dtype, max_bytes)
+                problem = _first(problem)
+                if problem and (size := num * values[0].nbytes) > MOST_IN_MEMORY:
+                    log.warning("features of %.1f GB can't be kept: %s; going on without", size / 1e9, problem)
+                    return None
+                rows = new.rows if new else np.empty(shape, dtype) if problem else None
+            if rows is not None:
+                rows[start : start + len(values)] = values.numpy()
+        bad = {row: reason for part in of_all(own_bad) for row, reason in part.items()}
+        if new:
+            try:
+                new.finish(bad)
+            except OSError as error:
+                problem = _why(file, error)
+    finally:
+        if new:
+            new.abandon()
+    seconds, late = time.perf_counter() - began, _first(problem)
+    if late:
+        log.warning("features of %s photos in %.1f s, for this run alone: %s", f"{num:,}", seconds, late)
+        return None if rows is None else Features(torch.from_numpy(np.array(rows)), bad)
+    log.info("features of %s photos in %.1f s, %.1f MB: %s", f"{num:,}", seconds, file.stat().st_size / 1e6, file)
+    return open_features(file)
+
+
+def _begin(file: Path, shape: tuple[int, ...], dtype: str, max_bytes: float) -> tuple[NewFeatures | None, str]:
+    """The file to be, or why it can't be."""
+    needed = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if needed > max_bytes:
+        limit = f"features.max_gb={max_bytes / 1e9:g} is less than {needed / 1e9:.3g}"
+        return None, limit if max_bytes else "nothing is to be kept on the disk"
+    try:
+        make_room(file.parent, max_bytes, needed)
+        return NewFeatures(file, shape, dtype), ""
+    except OSError as error:
+        return None, _why(file, error)
+
+
+def _why(file: Path, error: OSError) -> str:
+    return f"{file.parent} does not take them ({error.strerror or error}); features.dir= names another folder"
+
+
+def _first(problem: str) -> str:
+    """Of all processes, the first that has one; else ""."""
+    return next(filter(None, of_all(problem)), "")
+
+
+@torch.no_grad()
+def passed(
+    lit: LitClassifier, data: PhotoDataModule, table: Table, bad: dict[int, str]
+) -> Iterator[tuple[int, Tensor]]:
+    """(row of the first, features of some photos on the CPU), of all photos of the table in their order, in every
+    process. Fills `bad` with {row: reason} of the photos that this process could not read. Stops where the run does.
+    """
+    trainer, model = data.trainer, lit.model
+    photos = data.create_photos(table)
+    batches = batches_of(len(table), data.batch_size, trainer.global_rank, trainer.world_size)
+    stopping = next((hook for hook in trainer.callbacks if isinstance(hook, Stopping)), None)
+    start, was_training = 0, model.training
+    model.eval()
+    try:
+        for batch in data.create_loader(photos, batches):
+            for row, reason in batch.pop("bad"):
+                data.meet_bad_image(photos, row, reason)
+                bad[row] = reason
+            batch = data.transfer_batch_to_device(batch, trainer.strategy.root_device, 0)
+            with trainer.precision_plugin.forward_context():
+                values = model.below(lit.normalise(to_float(batch["images"])))
+            values = rows_of_all(values if values.dtype == torch.float64 else values.float())
+            yield start, values[: len(table) - start].cpu()
+            start += len(values)
+            if stopping:
+                stopping.stop_between_epochs()
+    finally:
+        model.train(was_training)
+
+
+def batches_of(num: int, batch_size: int, rank: int, world_size: int) -> list[list[Key]]:
+    """Of one process: the rows 0 to num - 1 dealt out to all in turn, in batches of one size, padded."""
+    width = batch_size * world_size
+    batches = []
+    for start in range(0, num, width):
+        rows = range(start, min(start + width, num))[rank::world_size]
+        batches.append([(row, -1) for row in rows] + [PADDING] * (batch_size - len(rows)))
+    return batches

@@ -1,0 +1,191 @@
+"""The first weights of trunk and heads, from a regularised linear problem on one pass of features.
+
+Fine-tuning from random heads first pulls the backbone along with their errors, which costs epochs and distorts features
+that were good (Kumar et al. 2022, "Fine-tuning can distort pretrained features", arXiv:2202.10054, LP-FT). A linear
+head of classes is a logistic regression with the run's own loss, that of a number a ridge regression; the strength of
+the L2 penalty is the one of STRENGTHS with the least loss on validation photos. Deeper heads, a neck and a pool that
+learns train for a few epochs on the features. Photos are not augmented. Test photos have no part in it.
+"""
+
+import logging
+import time
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from carvision.data.kept_photos import KeptPhotos
+from carvision.data.photos import TableOrder, TrainOrder
+from carvision.data.table import UNKNOWN
+from carvision.errors import InputError
+from carvision.models.classifier import Classifier, head_module
+from carvision.training.clock import Clock
+from carvision.training.kept_features import KeptFeatures, what_forbids
+from carvision.training.linear_solvers import Layer, Loss, fit_layer, half_squared_error, standardise, undo
+from carvision.training.lit_classifier import LitClassifier, seed_step
+from carvision.training.many_processes import from_first
+
+log = logging.getLogger(__name__)
+
+STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4)  # tried from the strongest on, until validation gets worse
+MOST_TO_CHOOSE = 20_000  # training photos with which the strength is chosen; all of them then give the layer
+DEEP_EPOCHS, DEEP_STEPS = 20, 400  # of deeper heads, whichever is more
+DEEP_LR, DEEP_DECAY = 1e-3, 0.01  # of AdamW, the rate falling to 0 by a cosine
+
+
+def wants_linear_start(cfg: dict, model: Classifier) -> bool:
+    """model.start, with what `auto` comes to. Raises InputError for "linear" where it can't be."""
+    wanted, forbidden = cfg["model"]["start"], what_forbids(cfg)
+    if wanted == "linear" and forbidden:
+        raise InputError(f"model.start: linear is not possible with {forbidden}; use model.start=random")
+    if wanted == "auto":
+        return cfg["model"]["weights"] != "random" and not model.heads_are_trained and not forbidden
+    return wanted == "linear"
+
+
+class LinearStart(pl.Callback):
+    """Before the first step of a run that is new."""
+
+    def __init__(self, kept: KeptFeatures, clock: Clock, seed: int):
+        self.kept, self.clock, self.seed = kept, clock, seed
+
+    def on_train_start(self, trainer: pl.Trainer, module: LitClassifier) -> None:
+        if trainer.ckpt_path or trainer.current_epoch or module.place["phase"]:
+            return
+        features = self.kept.obtain()
+        if features is None:
+            log.warning("model.start: the heads begin from random weights, as there are no features")
+            return
+        began = time.perf_counter()
+        photos = {split: self.kept.photos_of(features, split) for split in ("train", "val")}
+        with torch.random.fork_rng():
+            how = fit_above(module, photos, self.seed)
+        above = {name: value for name, value in module.model.state_dict().items() if not name.startswith("backbone.")}
+        cpu = {name: value.cpu() for name, value in above.items()}
+        module.model.load_state_dict(from_first(cpu), strict=False)  # of others it may differ in the last bits
+        figures = accuracies(module, photos["val"])
+        seconds = time.perf_counter() - began
+        self.clock.add("linear_start", seconds)
+        told = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        log.info("linear start: %s; val: %s (%.1f s)", how, told, seconds)
+
+
+def fit_above(lit: LitClassifier, photos: dict[str, KeptPhotos], seed: int) -> str:
+    """Sets what stands above the backbone; returns in a few words how."""
+    model = lit.model
+    heads = {name: model.get_submodule(head_module(name)) for name in model.labels}
+    deep = model.learns_from_map or model.trunk.layers.hidden or any(h["layers"].layers.hidden for h in heads.values())
+    if deep:
+        num_epochs = train_above(lit, photos["train"], seed)
+        return f"all layers above the backbone, {num_epochs} epochs on its features"
+    features = {split: part.rows[part.places].to(lit.device) for split, part in photos.items()}
+    mean, scale = standardise(features["train"])
+    features = {split: (values - mean) / scale for split, values in features.items()}
+    strengths = {}
+    for name, head in heads.items():
+        loss, of_split = problem_of(lit, name, photos)
+        num_outputs = head["output"].out_features
+        layer, strengths[name] = choose_layer(features, of_split, num_outputs, loss, seed)
+        layer = undo(layer, mean, scale)
+        with torch.no_grad():
+            head["output"].weight.copy_(layer.weight)
+            head["output"].bias.copy_(layer.bias)
+    return "L2 " + ", ".join(f"{name} {strength:g}" for name, strength in strengths.items())
+
+
+def problem_of(
+    lit: LitClassifier, name: str, photos: dict[str, KeptPhotos]
+) -> tuple[Loss, dict[str, tuple[Tensor, Tensor]]]:
+    """The head's loss, and {split: (targets, weights)}, weight 0 of photos that do not count.
+
+    A number's targets have mean 0 and variance 1, as the head's own output has before its unit.
+    """
+    label, found = lit.labels[name], {}
+    for split, part in photos.items():
+        targets = part.targets[name].to(lit.device)
+        valid = torch.ones(len(targets), device=lit.device)
+        valid[list(part.bad)] = 0.0
+        if "ids" not in label:
+            weights = valid * ~targets.isnan()
+            targets = (targets.nan_to_num(label["mean"]) - label["mean"]) / label["std"]
+        else:
+            weights = valid * (targets != UNKNOWN)
+            of_class = lit.hparams.class_weights.get(name)
+            if of_class and split == "train":
+                weights = weights * torch.tensor(of_class, device=lit.device)[targets.clamp(min=0)]
+        found[split] = targets, weights
+    return (lit.class_loss if "ids" in label else half_squared_error), found
+
+
+def choose_layer(
+    features: dict[str, Tensor], known: dict[str, tuple[Tensor, Tensor]], num_outputs: int, loss: Loss, seed: int
+) -> tuple[Layer, float]:
+    """The layer of all training photos, and the strength of its penalty, chosen on validation photos.
+
+    features, known: {"train", "val"}: (N, F), and (targets, weights) (N,).
+    """
+    (targets, weights), (val_targets, val_weights) = known["train"], known["val"]
+    x, num = features["train"], len(targets)
+    chosen = slice(None)
+    if num > MOST_TO_CHOOSE:
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(num, generator=generator)[:MOST_TO_CHOOSE].to(x.device)
+    layer, best, least = None, (None, STRENGTHS[2]), float("inf")
+    for l2 in STRENGTHS:
+        layer = fit_layer(x[chosen], targets[chosen], weights[chosen], num_outputs, loss, l2, layer)
+        losses = loss(torch.nn.functional.linear(features["val"], *layer), val_targets)
+        value = float((losses * val_weights).sum() / val_weights.sum())  # no photo that counts: no number
+        if not value < least:
+            break
+        least, best = value, (layer, l2)
+    layer, l2 = best
+    if layer is None or num > MOST_TO_CHOOSE:
+        layer = fit_layer(x, targets, weights, num_outputs, loss, l2, layer)
+    return layer, l2
+
+
+def train_above(lit: LitClassifier, photos: KeptPhotos, seed: int) -> int:
+    """Trunk, heads, neck and pool, on features, with the run's loss, penalties and dropout. Returns the epochs."""
+    backbone = {id(parameter) for parameter in lit.model.backbone.parameters()}
+    parameters = [p for p in lit.model.parameters() if id(p) not in backbone]
+    optimizer = torch.optim.AdamW(parameters, lr=DEEP_LR, weight_decay=DEEP_DECAY)
+    size = min(64, len(photos.places))
+    order = TrainOrder(photos.places.numpy(), size, seed=seed)
+    num_epochs = max(DEEP_EPOCHS, -(-DEEP_STEPS // len(order)))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_epochs * len(order))
+    for epoch in range(num_epochs):
+        order.set_epoch(epoch)
+        for number, keys in enumerate(order):
+            seed_step((seed, epoch, number, 0), lit.device)  # the same in all processes
+            optimizer.zero_grad()
+            lit._step(None, on_device(photos[keys], lit.device), None).backward()
+            optimizer.step()
+            schedule.step()
+    optimizer.zero_grad()
+    return num_epochs
+
+
+def on_device(batch: dict, device: torch.device) -> dict:
+    targets = {name: values.to(device) for name, values in batch["targets"].items()}
+    return {**batch, "kept": batch["kept"].to(device), "targets": targets, "valid": batch["valid"].to(device)}
+
+
+@torch.no_grad()
+def accuracies(lit: LitClassifier, photos: KeptPhotos) -> dict[str, float]:
+    """{head: top-1 of the photos whose class is known; of a number its mean error}."""
+    was_training = lit.model.training
+    lit.model.eval()
+    sums = dict.fromkeys(lit.model.labels, 0.0)
+    counts = dict.fromkeys(lit.model.labels, 0.0)
+    for keys in TableOrder(len(photos.places), 256):
+        batch = on_device(photos[keys], lit.device)
+        for name, logits in lit.model.above(batch["kept"])[0].items():
+            targets = batch["targets"][name]
+            if "ids" in lit.labels[name]:
+                known, right = batch["valid"] & (targets != UNKNOWN), logits.argmax(dim=1) == targets
+            else:
+                known, right = batch["valid"] & ~targets.isnan(), (logits[:, 0] - targets).abs().nan_to_num()
+            sums[name] += float((right * known).sum())
+            counts[name] += float(known.sum())
+    lit.model.train(was_training)
+    return {name: sums[name] / counts[name] for name in sums if counts[name]}

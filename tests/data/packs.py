@@ -1,0 +1,56 @@
+"""Packs in miniature."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from carvision.data.pack_shard import Form
+from carvision.data.packing import pack
+from carvision.data.table import BOX, Classes, Number, Table
+
+NUM = 40
+SMALL_MB = 0.02  # some seven photos of `write_photos` a shard
+
+
+def write_photos(folder: Path, num: int = NUM) -> Table:
+    """Noisy photos of several sizes and formats, of 3 models of 2 makes; 1 and 2 have the same bytes; boxes, groups,
+    a number; a photo in four has no split, and some values are not known."""
+    random = np.random.default_rng(0)
+    paths = []
+    for i in range(num):
+        width, height = 40 + i, 30
+        image = Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8))
+        paths.append(f"of model {i % 3}/é{i}.{'png' if i % 5 == 0 else 'JPEG'}")
+        (folder / paths[-1]).parent.mkdir(parents=True, exist_ok=True)
+        image.save(folder / paths[-1], format="PNG" if i % 5 == 0 else "JPEG", quality=95)
+    (folder / paths[2]).write_bytes((folder / paths[1]).read_bytes())
+    model = np.arange(num, dtype=np.int32) % 3
+    model[3::10] = -1
+    rows = pd.DataFrame(
+        {
+            "path": paths,
+            "model": model,
+            "make": np.where(model == 2, 1, np.where(model < 0, -1, 0)).astype(np.int32),
+            "speed": np.where(np.arange(num) % 4, np.arange(num), np.nan).astype(np.float32),
+            "split": ["", "train", "train", "test"] * (num // 4),
+            "group": [f"car {i // 2}" for i in range(num)],
+            **{name: np.float32(value) for name, value in zip(BOX, (4, 6, 30, 24), strict=True)},
+        }
+    )
+    rows.loc[5, BOX] = np.nan
+    labels = {
+        "model": Classes(("7", "8", "9"), ("a", "b", "a"), "make", (0, 0, 1)),
+        "make": Classes(("Ä", "B"), ("Ä", "B")),
+        "speed": Number("km/h"),
+    }
+    return Table("some", folder, rows, labels, "model", heads=("model", "make"))
+
+
+def form(photos: str = "original", short_side_px: int = 16, of_box: bool = False, on_bad_image: str = "error") -> Form:
+    return Form(photos, short_side_px, 90, of_box, on_bad_image)
+
+
+def pack_small(table: Table, folder: Path, how: Form | None = None, num_workers: int = 0) -> Table:
+    return pack(table, how or form(), SMALL_MB, folder, num_workers)

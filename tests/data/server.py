@@ -1,0 +1,50 @@
+"""A web server of a folder in this process, without ranges, that can be told to misbehave."""
+
+import contextlib
+import threading
+from collections import Counter
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """server.bad {name: (times, what)}: the next answers to requests for that file are cut off in the middle ("cut"),
+    have a changed byte ("damage"), or are an error 500 ("refuse"). server.asked counts requests for each file."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        name = Path(self.path).name
+        self.server.asked[name] += 1
+        times, what = self.server.bad.get(name, (0, ""))
+        if not times:
+            super().do_GET()
+            return
+        self.server.bad[name] = (times - 1, what)
+        if what == "refuse":
+            self.send_error(500)
+            return
+        content = bytearray(Path(self.translate_path(self.path)).read_bytes())
+        content[len(content) // 2] ^= 1
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content if what == "damage" else content[: len(content) // 2])
+        self.close_connection = True
+
+    def log_message(self, *arguments) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def serving(folder: Path):
+    """Gives the server; its url is server.url."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
+        server.daemon_threads = True
+        server.bad, server.asked = {}, Counter()
+        server.url = f"http://127.0.0.1:{server.server_address[1]}"
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()

@@ -1,0 +1,144 @@
+"""Decoders of a part of a JPEG: its pixels are those of the whole as Pillow decodes it; damage is left to Pillow."""
+
+import io
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from carvision.data.images import Part
+from carvision.data.jpeg_part import Libjpeg, Simplejpeg, choose_decoder
+from carvision.errors import InputError
+
+DECODERS = {"libjpeg": Libjpeg, "simplejpeg": Simplejpeg}
+
+
+@pytest.fixture(scope="module", params=DECODERS)
+def decoder(request):
+    try:
+        return DECODERS[request.param]()
+    except ImportError:
+        pytest.skip("simplejpeg is not installed")
+    except (OSError, subprocess.SubprocessError):
+        pytest.skip("no C compiler, or no libjpeg-turbo with its header")
+
+
+def photo(width, height, mode="RGB", seed=0):
+    """Large shapes in strong colours, with noise."""
+    random = np.random.default_rng(seed)
+    shapes = Image.fromarray(random.integers(0, 255, (7, 9, 3), np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    noise = random.integers(-20, 20, (height, width, 3))
+    return Image.fromarray((np.asarray(shapes) + noise).clip(0, 255).astype(np.uint8)).convert(mode)
+
+
+def jpeg(image, **options):
+    data = io.BytesIO()
+    image.save(data, "JPEG", **{"quality": 90, **options})
+    return data.getvalue()
+
+
+def decoded_whole(data, eighths):
+    image = Image.open(io.BytesIO(data))
+    width, height = image.size
+    image.draft("RGB", (width * eighths // 8, height * eighths // 8))
+    return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.parametrize("size", [(333, 217), (64, 48), (17, 300)])
+@pytest.mark.parametrize("mode, subsampling", [("RGB", 0), ("RGB", 1), ("RGB", 2), ("L", 0)])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_any_part_has_the_pixels_of_the_whole_as_pillow_decodes_it(decoder, size, mode, subsampling, progressive):
+    data = jpeg(photo(*size, mode), progressive=progressive, subsampling=subsampling)
+    assert decoder.size(data) == size
+    random = np.random.default_rng(0)
+    for eighths in (8, 4, 2, 1):
+        whole = decoded_whole(data, eighths)
+        height, width = whole.shape[:2]
+        for _ in range(6):
+            left, right = sorted(random.choice(width + 1, 2, replace=False).tolist())
+            top, bottom = sorted(random.choice(height + 1, 2, replace=False).tolist())
+            found = decoder.part(memoryview(data), eighths, Part(left, top, right, bottom))
+            assert np.array_equal(found, whole[top:bottom, left:right])
+
+
+def test_what_is_no_grey_or_colour_jpeg_is_left_to_pillow(decoder):
+    png = io.BytesIO()
+    photo(30, 20).save(png, "PNG")
+    assert decoder.size(png.getvalue()) is None
+    assert decoder.size(jpeg(photo(30, 20, "CMYK"))) is None
+    assert (
+        decoder.size(b"") is None and decoder.size(b"\xff\xd8\xff") is None and decoder.size(b"\xff\xd8" * 50) is None
+    )
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_file_that_is_cut_off_is_left_to_pillow_whatever_the_part(decoder, progressive):
+    data = jpeg(photo(320, 240), progressive=progressive)
+    for length in [*range(700, len(data), 997), len(data) - 300, len(data) - 2]:
+        if decoder.size(data[:length]):
+            assert decoder.part(data[:length], 8, Part(0, 0, 40, 8)) is None, length
+
+
+def test_damage_within_the_part_is_left_to_pillow(decoder):
+    data = bytearray(jpeg(photo(320, 240)))
+    data[len(data) // 2 : len(data) // 2 + 60] = b"\xff\xd0" * 30  # marks that do not belong there
+    assert decoder.part(bytes(data), 8, Part(0, 0, 320, 240)) is None
+
+
+def test_a_part_that_is_not_inside_is_refused():
+    try:
+        decoder = Libjpeg()
+    except (OSError, subprocess.SubprocessError):
+        pytest.skip("no C compiler, or no libjpeg-turbo with its header")
+    data = jpeg(photo(64, 48))
+    for part in (Part(-1, 0, 5, 5), Part(0, -1, 5, 5), Part(0, 0, 65, 5), Part(0, 0, 5, 49), Part(0, 0, 33, 5)):
+        assert decoder.part(data, 4 if part == Part(0, 0, 33, 5) else 8, part) is None
+
+
+def test_threads_decode_at_once(decoder):
+    files = [jpeg(photo(200, 150, seed=seed)) for seed in range(8)]
+    alone = [decoder.part(data, 4, Part(10, 5, 90, 70)) for data in files]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda data: decoder.part(data, 4, Part(10, 5, 90, 70)), files * 20))
+    assert all(np.array_equal(found, alone[i % 8]) for i, found in enumerate(together))
+
+
+def chosen(cache, **variables) -> list[str]:
+    code = (
+        "from carvision.data.jpeg_part import choose_decoder; found, why = choose_decoder();"
+        "print(found.name if found else 'pillow'); print(why)"
+    )
+    environment = {**os.environ, "CARVISION_CACHE": str(cache), **variables}
+    made = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return made.stdout.splitlines()
+
+
+def test_without_a_compiler_another_serves_and_the_reason_is_told(tmp_path):
+    name, why = chosen(tmp_path, CC="no-such-compiler")
+    assert name in ("simplejpeg", "pillow") and "no-such-compiler" in why
+    assert not list(tmp_path.iterdir())
+    assert chosen(tmp_path, CARVISION_JPEG="pillow") == ["pillow", ""]
+
+
+def test_two_processes_that_compile_at_once_and_a_library_that_is_broken(tmp_path):
+    try:
+        Libjpeg()
+    except (OSError, subprocess.SubprocessError):
+        pytest.skip("no C compiler, or no libjpeg-turbo with its header")
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(lambda _: chosen(tmp_path)[0], range(3))) == ["libjpeg"] * 3
+    [library] = tmp_path.iterdir()
+    library.write_bytes(b"no library of this machine")
+    assert chosen(tmp_path)[0] == "libjpeg"
+
+
+def test_a_decoder_that_does_not_exist(monkeypatch):
+    monkeypatch.setenv("CARVISION_JPEG", "fastest")
+    with pytest.raises(InputError, match="CARVISION_JPEG: 'fastest' is not one of auto, pillow, libjpeg, simplejpeg"):
+        choose_decoder.__wrapped__()

@@ -1,0 +1,65 @@
+"""Commands in processes of their own, forked from one that has imported everything: a start takes a second, not ten."""
+
+import contextlib
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+# One for all tests of this process: what is imported before the first fork, and no more than that
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.small_runs"])
+
+
+def start(module: str, *arguments, cwd: Path, env: dict | None = None, out: Path, first: str = ""):
+    """The process of `python -m module arguments`; what it prints is in <out>.stdout and <out>.stderr.
+
+    env: all of its environment; by default this process's. first: Python code that is run before. The process leads a
+    session of its own, as a terminal's.
+    """
+    variables = dict(os.environ) if env is None else env
+    process = CONTEXT.Process(target=_main, args=(module, list(map(str, arguments)), cwd, variables, out, first))
+    process.start()
+    return process
+
+
+def _main(module: str, arguments: list[str], cwd: Path, variables: dict[str, str], out: Path, first: str) -> None:
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell that runs the tests may have ignored
+    for stream, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(f"{out}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(variables)
+    exec(first, {})
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def finish(processes: list, outs: list[Path], timeout_s: float = 300) -> list[subprocess.CompletedProcess]:
+    """Of started ones, all of which have ended then, with all that they started."""
+    try:
+        for process in processes:
+            process.join(timeout_s)
+            assert process.exitcode is not None, f"not ended after {timeout_s} s"
+    finally:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    texts = [[Path(f"{out}.{name}").read_text() for name in ("stdout", "stderr")] for out in outs]
+    return [
+        subprocess.CompletedProcess([], process.exitcode, *text) for process, text in zip(processes, texts, strict=True)
+    ]
+
+
+def run(module: str, *arguments, cwd: Path, check: int | None = None, env: dict | None = None):
+    """The CompletedProcess of `python -m module arguments`, without a GPU. env: is added to this environment."""
+    variables = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **(env or {})}
+    out = cwd.with_name(f"{cwd.name}.out")  # beside the folder, which the command is to find as it was
+    (done,) = finish([start(module, *arguments, cwd=cwd, env=variables, out=out)], [out])
+    if check is not None:
+        assert done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done

@@ -1,0 +1,116 @@
+"""Files of kept features: whole or not there, right or computed anew, and never more than wanted."""
+
+import logging
+import os
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from carvision.training import feature_files
+from carvision.training.feature_files import NewFeatures, digest_of_tensors, features_folder, make_room, open_features
+
+
+def write(file, rows: np.ndarray, bad: dict | None = None) -> None:
+    new = NewFeatures(file, rows.shape, str(rows.dtype))
+    new.rows[:] = rows
+    new.finish(bad or {})
+    new.abandon()
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((5, 3), "float32"), ((2, 4, 3, 3), "float32"), ((7, 2), "float64")])
+def test_what_was_written_is_read(shape, dtype, tmp_path):
+    rows = np.random.default_rng(0).normal(size=shape).astype(dtype)
+    write(tmp_path / "sub" / "a.safetensors", rows, {1: "is no photo: déjà vu"})
+    features = open_features(tmp_path / "sub" / "a.safetensors")
+    assert np.array_equal(features.rows.numpy(), rows) and features.rows.numpy().dtype == dtype
+    assert features.bad == {1: "is no photo: déjà vu"}
+    assert [file.name for file in (tmp_path / "sub").iterdir()] == ["a.safetensors"]
+    assert np.array_equal(load_file(tmp_path / "sub" / "a.safetensors")["features"].numpy(), rows)  # by anybody
+
+
+@pytest.mark.parametrize("place", [0, 5, 40, 4096, 4103, -1])
+def test_a_damaged_file_is_not_taken(place, tmp_path, caplog):
+    file = tmp_path / "a.safetensors"
+    write(file, np.ones((3, 2), np.float32), {2: "is empty"})
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        assert open_features(file) is None
+    assert f"{file} is damaged" in caplog.text
+
+
+def test_a_file_cut_short_is_not_taken_and_a_missing_one_needs_no_word(tmp_path, caplog):
+    file = tmp_path / "a.safetensors"
+    write(file, np.ones((3, 2), np.float32))
+    file.write_bytes(file.read_bytes()[:-3])
+    assert open_features(file) is None and "damaged" in caplog.text
+    caplog.clear()
+    assert open_features(tmp_path / "b.safetensors") is None and not caplog.text
+
+
+def test_two_that_write_the_same_file_do_not_meet(tmp_path):
+    file, rows = tmp_path / "a.safetensors", np.arange(6, dtype=np.float32).reshape(3, 2)
+    first, second = NewFeatures(file, (3, 2), "float32"), NewFeatures(file, (3, 2), "float32")
+    first.rows[:], second.rows[:2] = rows, rows[:2]
+    first.finish({})
+    taken = open_features(file)
+    second.rows[2:] = rows[2:]
+    second.finish({})
+    assert torch.equal(taken.rows, open_features(file).rows)
+    NewFeatures(file, (3, 2), "float32").abandon()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_disk_without_room_says_so_before_anything_is_computed(tmp_path, monkeypatch):
+    def full(number, start, size):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        NewFeatures(tmp_path / "a.safetensors", (3, 2), "float32")
+    assert not list(tmp_path.iterdir())
+
+
+def test_those_unused_for_longest_make_room(tmp_path, monkeypatch):
+    size = 0
+    for age, name in enumerate("abcd"):
+        write(tmp_path / f"{name}.safetensors", np.ones((100, 10), np.float32))
+        size = (tmp_path / f"{name}.safetensors").stat().st_size
+        os.utime(tmp_path / f"{name}.safetensors", (1e9 - age, 1e9 - age))
+    open_features(tmp_path / "d.safetensors")  # the oldest has just been used
+    (tmp_path / "notes.txt").write_text("not ours")
+    (tmp_path / "old.1.partial").write_text("")
+    (tmp_path / "new.1.partial").write_text("")
+    os.utime(tmp_path / "old.1.partial", (1e9, 1e9))
+    make_room(tmp_path, 3 * size, needed=size)
+    left = ["a.safetensors", "d.safetensors", "new.1.partial", "notes.txt"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == left
+
+
+def test_the_folder_is_that_of_the_key_or_of_the_environment(monkeypatch):
+    assert features_folder("/some/place").as_posix() == "/some/place"
+    monkeypatch.delenv("CARVISION_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert features_folder(None).as_posix() == "/xdg/carvision/features"
+    monkeypatch.setenv("CARVISION_CACHE", "/own")
+    assert features_folder(None).as_posix() == "/own/features"
+
+
+def test_the_digest_of_weights_sees_every_change():
+    weights = {"a": torch.zeros(2, 3), "b": torch.tensor(1)}
+    changed = [
+        {"a": torch.zeros(3, 2), "b": torch.tensor(1)},
+        {"a": torch.zeros(2, 3), "b": torch.tensor(2)},
+        {"a": torch.zeros(2, 3, dtype=torch.float64), "b": torch.tensor(1)},
+        {"c": torch.zeros(2, 3), "b": torch.tensor(1)},
+    ]
+    digests = {digest_of_tensors(tensors) for tensors in [weights, *changed]}
+    assert len(digests) == 5
+    channels_last = torch.randn(2, 3, 4, 4)
+    assert digest_of_tensors({"a": channels_last}) == digest_of_tensors(
+        {"a": channels_last.to(memory_format=torch.channels_last)}
+    )
+    assert feature_files.HEADER % 4096 == 0
