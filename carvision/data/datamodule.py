@@ -41,6 +41,20 @@ class ResumableLoader(DataLoader):
         self.sampler.start = state["given"] % len(self.sampler)  # of a whole epoch none: the next is begun
 
 
+class EarlyLoader(DataLoader):
+    """Its readers can begin before its batches are asked for."""
+
+    begun: Iterator[dict] | None = None
+
+    def begin(self) -> None:
+        if self.num_workers and self.begun is None:
+            self.begun = super().__iter__()
+
+    def __iter__(self) -> Iterator[dict]:
+        begun, self.begun = self.begun, None
+        return begun or super().__iter__()
+
+
 def begin_reading(worker: int) -> None:
     """Schedulers and Ctrl-C signal all processes; the readers go on, so that the run can end its step. They end with
     the process that started them."""
@@ -135,7 +149,7 @@ class PhotoDataModule(pl.LightningDataModule):
         shape, packed = self._rank_and_world_size(), photos.packed
         rows = packed.shard_by_shard() if packed and packed.shards.window else None
         order = TableOrder(len(photos.paths), self.batch_size, *shape, rows)
-        return self.create_loader(self.kept(split) or photos, order)
+        return self.create_loader(self.kept(split) or photos, order, EarlyLoader)
 
     def create_loader(self, photos: Photos | KeptPhotos, order, kind: type[DataLoader] = DataLoader) -> DataLoader:
         """order: gives lists of Keys, each a batch."""

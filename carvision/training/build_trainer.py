@@ -10,7 +10,15 @@ from carvision.errors import InputError, nearest
 from carvision.metrics import figure_names
 from carvision.training.batch_size import FindBatchSize, require_gpu, with_batch_size
 from carvision.training.build_phases import build_phases, check_trainer, phase_key
-from carvision.training.callbacks import Curves, EpochLines, History, MovingAverage, Patience, create_progress_bar
+from carvision.training.callbacks import (
+    Curves,
+    EpochLines,
+    History,
+    MovingAverage,
+    Patience,
+    ReadAhead,
+    create_progress_bar,
+)
 from carvision.training.checkpoints import Checkpoints, WholeCheckpoints
 from carvision.training.clock import Clock
 from carvision.training.compiling import FirstStep, require_compiler
@@ -67,7 +75,7 @@ def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, e
     lit.leave_out_nonfinite = run["on_nonfinite_loss"] == "skip"
     nonfinite = NonFiniteLoss(folder, skip=lit.leave_out_nonfinite)
     checkpoints = Checkpoints(folder / "checkpoints", monitor, mode, before=nonfinite.look_at_all)
-    hooks = [nonfinite, clock, FirstStep(cfg["compile"])]
+    hooks = [nonfinite, clock, FirstStep(cfg["compile"]), ReadAhead()]
     hooks += [History(folder / "history.csv"), EpochLines(monitor, mode), Curves(folder)]
     if cfg["trainer"]["accelerator"] == "tpu":
         from carvision.training import xla  # only now: torch-xla lives in an environment of its own

@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import EarlyStopping, ProgressBar, RichProgress
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
+from carvision.data.datamodule import EarlyLoader
 from carvision.reports.curves import plot_curves
 from carvision.whole_files import write_csv
 
@@ -103,6 +104,16 @@ class Curves(pl.Callback):
         file = self.folder / "history.csv"
         if trainer.is_global_zero and file.exists():
             plot_curves(pd.read_csv(file), self.folder)
+
+
+class ReadAhead(pl.Callback):
+    """The readers begin with validation photos when they have nothing left to read for the epoch's last steps: they
+    keep two batches each ahead."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch, batch_idx: int) -> None:
+        loader = trainer.val_dataloaders
+        if isinstance(loader, EarlyLoader) and trainer.num_training_batches - batch_idx <= 2 * loader.num_workers:
+            loader.begin()
 
 
 class MovingAverage(WeightAveraging):

@@ -49,12 +49,8 @@ def create_optimizer(
         raise InputError(f"optimizer.lr: must be given with name: {name}")
     groups = parameter_groups(model, lr, weight_decay, lr_factors_of(model, lr_factors or {}, layer_decay))
     values |= arguments or {}
-    if (
-        fused
-        and name in FUSED
-        and has_fused_kernel(groups)
-        and not {"fused", "foreach", "differentiable"} & values.keys()
-    ):
+    chosen_by_the_user = {"fused", "foreach", "differentiable"} & values.keys()
+    if fused and name in FUSED and has_fused_kernel(name, groups) and not chosen_by_the_user:
         values["fused"] = True
     try:
         if name in OPTIMIZERS:
@@ -71,9 +67,12 @@ def create_optimizer(
     return SAM(optimizer, sam_rho) if sam_rho else optimizer
 
 
-def has_fused_kernel(groups: list[dict]) -> bool:
-    """Whether all parameters are floats on CUDA or the CPU."""
+def has_fused_kernel(name: str, groups: list[dict]) -> bool:
+    """Whether all parameters are floats on CUDA or the CPU. For SGD they must be whole, not the parts of them that a
+    process has with trainer.strategy=fsdp."""
     parameters = [parameter for group in groups for parameter in group["params"]]
+    if name == "sgd" and any(hasattr(parameter, "to_local") for parameter in parameters):
+        return False
     return all(parameter.device.type in ("cuda", "cpu") and parameter.is_floating_point() for parameter in parameters)
 
 

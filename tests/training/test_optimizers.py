@@ -266,7 +266,7 @@ def trained(name: str, steps: int, state: dict | None = None, **values) -> tuple
 
 @pytest.mark.parametrize("name", sorted(FUSED))
 def test_fused_kernels_are_taken_where_there_are_some_and_as_the_user_says(name, monkeypatch):
-    monkeypatch.setattr(optimizers, "has_fused_kernel", lambda groups: False)  # as on a TPU
+    monkeypatch.setattr(optimizers, "has_fused_kernel", lambda name, groups: False)  # as on a TPU
     plain, optimizer = trained(name, 3)
     assert not optimizer.defaults["fused"]
     state = copy.deepcopy({"model": plain.state_dict(), "optimizer": optimizer.state_dict()})
@@ -282,13 +282,13 @@ def test_fused_kernels_are_taken_where_there_are_some_and_as_the_user_says(name,
     longer, resumed = trained(name, 2, state)  # begun on a TPU, gone on with on the CPU, and the other way round
     assert all(group["fused"] for group in resumed.param_groups)
     state = copy.deepcopy({"model": longer.state_dict(), "optimizer": resumed.state_dict()})
-    monkeypatch.setattr(optimizers, "has_fused_kernel", lambda groups: False)
+    monkeypatch.setattr(optimizers, "has_fused_kernel", lambda name, groups: False)
     _, back = trained(name, 2, state)
     assert not any(group["fused"] for group in back.param_groups)
 
 
 def test_only_floats_on_the_cpu_and_on_cuda_have_a_fused_kernel():
     parameters = list(network().parameters())
-    assert optimizers.has_fused_kernel([{"params": parameters}])
+    assert optimizers.has_fused_kernel("sgd", [{"params": parameters}])
     for odd in (torch.zeros(2, device="meta"), torch.zeros(2, dtype=torch.int64)):
-        assert not optimizers.has_fused_kernel([{"params": [*parameters, odd]}])
+        assert not optimizers.has_fused_kernel("sgd", [{"params": [*parameters, odd]}])

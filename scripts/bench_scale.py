@@ -1,0 +1,279 @@
+"""How carvision's cost grows with photos, classes and readers.
+
+    python scripts/bench_scale.py --out bench_scale.json        all but the table of a million rows
+    python scripts/bench_scale.py photos --photos 1000 10000
+    python scripts/bench_scale.py rows --rows 1000000           makes a million files of 1 kB first, in --scratch
+
+photos: reading the table, dividing it, writing splits.csv, making loaders, an epoch's order, the first batch. classes:
+what a step costs beyond the network (loss, its gradient, counters), a step of validation and of the test, the figures
+at an epoch's end, the report of an evaluation. workers: the memory of a process that reads photos. rows: what
+carvision.train does with a manifest until its first step is done.
+
+Seconds are of the processor unless it says wall. "growth" is the exponent p of cost ~ size^p between the last two
+sizes: 1 is linear. Each measurement is a process of its own, in turns; medians, least and most.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from made_photos import overrides, write_photos
+from side_by_side import machine, measure, memory_mb, rows_as_table, write
+
+PARTS = ("photos", "classes", "workers")
+CLASSES = 200  # where the number of photos grows
+BATCH = 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="*", metavar=f"{{{','.join(MEASURES)}}}", help="default: all but rows")
+    parser.add_argument("--photos", nargs="+", type=int, default=[1000, 10_000, 100_000])
+    parser.add_argument("--classes", nargs="+", type=int, default=[10, 200, 2000])
+    parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2, 4])
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scratch", type=Path, help="where photos are made; default: a temporary folder")
+    parser.add_argument("--out", type=Path, help="a file for all that was measured, as JSON")
+    parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)  # a measurement in this process
+    options = parser.parse_args()
+    if unknown := set(options.part) - set(MEASURES):
+        parser.error(f"{min(unknown)} is not one of {', '.join(MEASURES)}")
+    if options.one:
+        name, root, *numbers = options.one
+        print(json.dumps(ONE[name](Path(root), *map(int, numbers))))
+        return
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ""}
+    os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)
+    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
+        samples = {part: MEASURES[part](options, Path(scratch)) for part in options.part or PARTS}
+    write(options.out, {"machine": machine(), "samples": samples})
+
+
+def command(name: str, root: Path, *numbers: int) -> list[str]:
+    return [sys.executable, __file__, "--one", name, str(root), *map(str, numbers)]
+
+
+def measure_photos(options: argparse.Namespace, scratch: Path) -> dict:
+    roots = {number: folder_of(scratch, number) for number in options.photos}
+    samples = measure({f"{n:,}": command("photos", root, n) for n, root in roots.items()}, options.rounds)
+    show("photos", samples, options.photos)
+    return samples
+
+
+def measure_classes(options: argparse.Namespace, scratch: Path) -> dict:
+    samples = measure({f"{n:,}": command("classes", scratch, n) for n in options.classes}, options.rounds)
+    show("classes", samples, options.classes)
+    return samples
+
+
+def measure_workers(options: argparse.Namespace, scratch: Path) -> dict:
+    samples = {}
+    for number in (min(options.photos), max(options.photos)):
+        root = folder_of(scratch, number)
+        found = measure({f"{n}": command("workers", root, number, n) for n in options.workers}, options.rounds)
+        show(f"workers, {number:,} photos", found, [])
+        samples[number] = found
+    return samples
+
+
+def measure_rows(options: argparse.Namespace, scratch: Path) -> dict:
+    samples = measure({f"{options.rows:,}": command("rows", folder_of(scratch, options.rows), options.rows)}, 1)
+    show("rows", samples, [])
+    return samples
+
+
+def folder_of(scratch: Path, num_photos: int) -> Path:
+    root = scratch / f"{num_photos}"
+    if not root.exists():
+        write_photos(root, num_photos, CLASSES, image_px=32)
+    return root
+
+
+def show(title: str, samples: dict[str, list[dict]], sizes: list[int]) -> None:
+    """A row a figure, a column a size, and the growth between the last two."""
+    figures = [key for key in next(iter(samples.values()))[0] if key not in ("wall_s", "cpu_s")]
+    rows = []
+    for figure in [*figures, "cpu_s"]:
+        values = [[one[figure] for one in rounds] for rounds in samples.values()]
+        cells = [f"{statistics.median(v):.3g} ({min(v):.3g} to {max(v):.3g})" for v in values]
+        growth = []
+        if len(sizes) > 1:
+            before, last = (statistics.median(v) for v in values[-2:])
+            steps = math.log(sizes[-1] / sizes[-2])
+            growth = [f"{math.log(last / before) / steps:.2f}" if min(before, last) > 0 else "-"]
+        rows.append([figure if figure != "cpu_s" else "whole process, cpu_s", *cells, *growth])
+    print(f"\n{rows_as_table([title, *samples, *(['growth'] if len(sizes) > 1 else [])], rows)}", flush=True)
+
+
+class Stages:
+    """Processor seconds of each stage, and at the end how much memory they have left behind."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self.before = memory_mb(os.getpid())
+
+    def __call__(self, name: str, function: Callable, *arguments):
+        began = time.process_time()
+        result = function(*arguments)
+        self.seconds[f"{name}, s"] = time.process_time() - began
+        return result
+
+    def done(self) -> dict[str, float]:
+        return self.seconds | {"memory kept, MB": memory_mb(os.getpid()) - self.before}
+
+
+def config_of(root: Path, *more: str) -> dict:
+    from hydra import compose, initialize_config_dir
+
+    from carvision.config import conf_dir, plain_config
+
+    given = [*overrides(root), "data.image_px=32", f"data.batch_size={BATCH}", "model.backbone=test_resnet"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return plain_config(compose("train", overrides=[*given, "model.weights=random", *more]))
+
+
+def one_of_photos(root: Path, num_photos: int) -> dict:
+    from carvision.data import splits
+    from carvision.data.build import build_split, build_table
+    from carvision.training.build import build_datamodule, describe_labels
+
+    cfg, stages = config_of(root, "data.num_workers=0"), Stages()
+    table = stages("read", build_table, cfg["data"], False)
+    copies = stages("equal bytes", splits.equal_bytes, table)
+    plain, splits.equal_bytes = splits.equal_bytes, lambda _: copies
+    table = stages("divide", build_split, table, cfg["data"]["split"])
+    splits.equal_bytes = plain
+    stages("write splits.csv", splits.write_splits, table, root / "splits.csv")
+    del table
+    datamodule = stages("all of these and the photos' arrays", build_datamodule, cfg, None)
+    stages("labels", describe_labels, cfg, datamodule.table)
+    loader = stages("loader", datamodule.train_dataloader)
+    stages("order of an epoch", list, loader.sampler)
+    stages("first batch", lambda: next(iter(loader)))
+    return stages.done()
+
+
+def one_of_classes(root: Path, num_classes: int) -> dict:
+    """A network whose logits are there already: what is left is what the step itself costs."""
+    import torch
+
+    from carvision.freed_memory import keep_freed_memory
+    from carvision.training.build import build_datamodule, build_lit_classifier
+
+    keep_freed_memory()
+    folder = Path(tempfile.mkdtemp(dir=root)) / "photos"
+    write_photos(folder, max(4 * num_classes, 8 * BATCH), num_classes, image_px=32)
+    cfg = config_of(folder, "data.num_workers=0", "model.decoding=joint", "loss.class_weights=balanced")
+    datamodule = build_datamodule(cfg, None)
+    lit = build_lit_classifier(cfg, datamodule.table)
+    batch = next(iter(datamodule.train_dataloader()))
+    sizes = {name: len(label["ids"]) for name, label in lit.labels.items()}
+    logits = {name: torch.randn(BATCH, size, requires_grad=True) for name, size in sizes.items()}
+    lit.outputs = lambda images, shares: (logits, torch.zeros(()))
+    found = {"training step, ms": milliseconds(lambda: lit.train().training_step(batch, 0).backward())}
+    with torch.inference_mode():
+        found["validation step, ms"] = milliseconds(lambda: lit.eval().validation_step(batch, 0))
+        found["test step, ms"] = milliseconds(lambda: lit.eval().test_step(batch, 0))
+        for name, metrics in {"an epoch": lit.val_metrics, "the test": lit.test_metrics}.items():
+            began = time.process_time()
+            metrics.compute()  # once: it keeps them
+            found[f"figures of {name}, ms"] = 1000 * (time.process_time() - began)
+    began = time.process_time()
+    write_report(folder, lit.labels)
+    return found | {"report, s": time.process_time() - began}
+
+
+def write_report(photos: Path, labels: dict[str, dict], num_photos: int = 2000) -> None:
+    """What carvision.evaluate does with the logits of 2,000 photos."""
+    import torch
+
+    from carvision.evaluation.figures import measure as figures_of
+    from carvision.evaluation.predictions import Predictions
+    from carvision.losses import cross_entropy
+    from carvision.reports.evaluation.report import write_evaluation
+
+    random = torch.Generator().manual_seed(0)
+    model = torch.randint(len(labels["model"]["ids"]), (num_photos,), generator=random)
+    targets = {"make": torch.tensor(labels["model"]["parent_codes"])[model], "model": model}
+    logits = {name: torch.randn(num_photos, len(labels[name]["ids"]), generator=random) for name in targets}
+    for name, codes in targets.items():
+        logits[name][torch.arange(num_photos), codes] += 3
+    valid = torch.ones(num_photos, dtype=torch.bool)
+    paths = [f"0/{i % 256}.jpg" for i in range(num_photos)]
+    predictions = Predictions(paths, photos, None, logits, targets, valid, {})
+    losses = {name: cross_entropy(logits[name], targets[name]) for name in targets}
+    weights = dict.fromkeys(targets, 1.0)
+    figures, decodings = figures_of(predictions, labels, losses, weights, "joint")
+    with contextlib.redirect_stdout(io.StringIO()):  # its tables
+        write_evaluation(
+            predictions, labels, photos / "report", figures=figures, decodings=decodings, losses=losses,
+            head_weights=weights, rule="joint", title="made up",
+        )  # fmt: skip
+
+
+def milliseconds(function: Callable) -> float:
+    """Median, of the processor."""
+    for _ in range(3):
+        function()
+    times = []
+    for _ in range(30):
+        began = time.process_time()
+        function()
+        times.append(time.process_time() - began)
+    return 1000 * statistics.median(times)
+
+
+def one_of_workers(root: Path, num_photos: int, num_workers: int) -> dict:
+    """After 60 batches: the memory of this process and of those that it started, and what is each reader's alone."""
+    from carvision.training.build import build_datamodule
+
+    datamodule = build_datamodule(config_of(root, f"data.num_workers={num_workers}"), None)
+    loader = datamodule.train_dataloader()
+    began = time.perf_counter()
+    while time.perf_counter() - began < 60:
+        for number, _ in enumerate(loader):  # an epoch of 1,000 photos is 22 batches
+            if number >= 60:
+                break
+        if number >= 60 or len(loader) < 60:
+            break
+    wall = time.perf_counter() - began
+    iterator = getattr(loader, "_iterator", None)
+    readers = [worker.pid for worker in iterator._workers] if iterator else []
+    alone = [private_mb(pid) for pid in readers]
+    return {
+        "all processes, MB": memory_mb(os.getpid()),
+        "a reader's own, MB": statistics.mean(alone) if alone else 0.0,
+        "batches a second, wall": min(60, len(loader)) / wall,
+    }
+
+
+def private_mb(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) * 1024 / 1e6
+
+
+def one_of_rows(root: Path, num_rows: int) -> dict:
+    run = Path(tempfile.mkdtemp(dir=root)) / "run"
+    given = [*overrides(root), "data.image_px=32", f"data.batch_size={BATCH}", "model.backbone=test_resnet"]
+    given += ["model.weights=random", "run.max_minutes=0.001", f"run.dir={run}"]  # one step is taken in any case
+    subprocess.run([sys.executable, "-m", "carvision.train", *given], check=False, stdout=subprocess.DEVNULL)
+    seconds = json.loads((run / "seconds.json").read_text())
+    return {f"{stage}, s wall": seconds[stage] for stage in ("reading", "building", "training", "first_step")}
+
+
+MEASURES = {"photos": measure_photos, "classes": measure_classes, "workers": measure_workers, "rows": measure_rows}
+ONE = {"photos": one_of_photos, "classes": one_of_classes, "workers": one_of_workers, "rows": one_of_rows}
+
+if __name__ == "__main__":
+    main()
