@@ -43,7 +43,7 @@ def demo_run(tmp_path_factory, demo_photos) -> Path:
     from tests.small_runs import demo, train
 
     folder = tmp_path_factory.mktemp("runs") / "demo"
-    speed = ["+model/head@model.heads.speed=linear", "optimizer.lr=0.01"]
+    speed = ["+model/head@model.heads.speed=linear", "optimizer.lr=0.003"]
     return train(folder, *demo(demo_photos), *speed, pictures=True)
 
 
