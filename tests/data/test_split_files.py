@@ -1,6 +1,7 @@
 """splits.csv, written and read again; and files of equal bytes, found without reading all of them."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -80,7 +81,7 @@ def test_equal_bytes_against_the_sha256_of_every_file(tmp_path):
 
 def test_files_of_another_size_or_another_end_are_not_read_whole(tmp_path, monkeypatch):
     read = []
-    monkeypatch.setattr(splits, "_digest", lambda path: read.append(path.name) or path.read_bytes())
+    monkeypatch.setattr(splits, "_digest", lambda path: read.append(Path(path).name) or Path(path).read_bytes())
     contents = [b"a" * 9000, b"a" * 9001, b"a" * 8999 + b"b", b"c" + b"a" * 9000]
     found = equal_bytes(table_of(tmp_path, [0] * 4, contents=contents))
     assert len(set(found)) == 4
