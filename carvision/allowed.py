@@ -134,6 +134,7 @@ ALLOWED: dict[str, Check] = {
     "model.attention_reduction": whole(1),
     "model.se_reduction": whole(1),
     "model.train_layers": train_layers,
+    "model.freeze_statistics": flag,
     "model.start": one_of("auto", "linear", "random"),
     "model.decoding": one_of("independent", "joint", "marginal"),
     **{f"model.trunk.{key}": check for key, check in _layers.items()},

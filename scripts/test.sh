@@ -9,7 +9,8 @@ python=${PYTHON:-$(command -v python3.11 || command -v python3)}
 echo "[test] ruff check, ruff format --check"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-# The whole suite by several processes, each file of tests by one of them, so that fixtures are made once a file.
-[ $# -gt 0 ] || set -- --numprocesses auto --maxprocesses 4 --dist loadfile
+# The whole suite by several processes, each file of tests by one of them, so that fixtures are made once a file; files in
+# the order of tests/conftest.py, slow ones first.
+[ $# -gt 0 ] || set -- --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 echo "[test] pytest $*"
 exec .venv/bin/python -m pytest "$@"

@@ -21,6 +21,12 @@ def real_data() -> Path:
     return Path(os.environ.get("CARVISION_REAL_DATA", ROOT.parent / "shared" / "data"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: begun last, one of them would keep one process busy while the others have ended."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def real_photos() -> Path:
     """The folder of real data sets, which is no part of the project."""
@@ -43,7 +49,7 @@ def demo_run(tmp_path_factory, demo_photos) -> Path:
     from tests.small_runs import demo, train
 
     folder = tmp_path_factory.mktemp("runs") / "demo"
-    speed = ["+model/head@model.heads.speed=linear", "optimizer.lr=0.01"]
+    speed = ["+model/head@model.heads.speed=linear", "optimizer.lr=0.003"]
     return train(folder, *demo(demo_photos), *speed, pictures=True)
 
 

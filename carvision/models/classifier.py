@@ -34,6 +34,7 @@ class Classifier(nn.Module):
     """
 
     heads_are_trained = False  # set where their weights come with those of the backbone
+    freeze_statistics = False  # true: the backbone's batch norms keep their means and variances in training, too
 
     def __init__(
         self,
@@ -85,6 +86,10 @@ class Classifier(nn.Module):
         super().train(mode)
         for module in self.frozen if hasattr(self, "frozen") else ():
             module.eval()  # frozen batch norm keeps its statistics, frozen dropout stays off
+        if self.freeze_statistics:
+            for module in self.backbone.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
         return self
 
     def features(self, images: Tensor) -> Tensor:

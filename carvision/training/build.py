@@ -150,6 +150,7 @@ def build_classifier(cfg: dict, labels: dict[str, dict]) -> Classifier:
     )
     if model["weights"] not in ("pretrained", "random"):
         load_weights(classifier, Path(model["weights"]).expanduser(), labels)
+    classifier.freeze_statistics = model["freeze_statistics"]
     try_phases(build_phases(cfg), classifier)
     return classifier
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from carvision.errors import InputError
 from carvision.models.classifier import Classifier, Head
+from carvision.models.dense import Layers
 from carvision.models.freezing import frozen_parameters, wholly_frozen
 
 
@@ -162,3 +163,17 @@ def test_parameters_that_the_backbone_itself_holds_fixed_stay_so():
     model.set_trained("none")
     model.set_trained("all")
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["backbone.bn1.weight"]
+
+
+def test_frozen_statistics_stay_while_scales_and_the_trunks_own_norms_train():
+    model = Classifier("test_resnet", {"a": Head(3)}, 32, trunk=Layers((4,), batch_norm=True))
+    model.freeze_statistics = True
+    model.set_trained("all")
+    model.train()
+    norms = [m for m in model.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    before = [(norm.running_mean.clone(), norm.num_batches_tracked.clone()) for norm in norms]
+    (trunk,) = (m for m in model.trunk.modules() if isinstance(m, torch.nn.BatchNorm1d))
+    model(torch.randn(4, 3, 32, 32))["a"].sum().backward()
+    assert norms and all(norm.weight.grad is not None for norm in norms)
+    assert all(torch.equal(norm.running_mean, mean) for norm, (mean, _) in zip(norms, before, strict=True))
+    assert trunk.training and trunk.num_batches_tracked == 1

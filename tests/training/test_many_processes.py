@@ -14,7 +14,7 @@ from tests.training.processes import train_together, write_manifest
 pytestmark = pytest.mark.slow
 
 NUM = {"train": 37, "val": 13, "test": 11}  # none of which two or three processes divide evenly
-SETTINGS = ["model.backbone=test_convnext", "schedule=constant", "trainer.max_epochs=3", "logger=none"]
+SETTINGS = ["model.backbone=test_convnext", "schedule=constant", "logger=none"]
 LAYERS = ["model.trunk.hidden=[16]", "model.trunk.l2=0.01", "model.trunk.activity_l1=0.01"]
 # Labels that are not known and photos that can't be read are in all of them.
 SCENARIOS = {
@@ -37,7 +37,7 @@ TOTAL_BATCH = 12
 def settings(num: int, trainer: str, *overrides: str) -> list[str]:
     return [
         *SETTINGS, *overrides, f"data.batch_size={TOTAL_BATCH // num}", f"trainer={trainer}",
-        f"trainer.devices={num}", "trainer.accelerator=cpu", "trainer.max_epochs=3",
+        f"trainer.devices={num}", "trainer.accelerator=cpu", "trainer.max_epochs=2",
         *(value for value in overrides if value.startswith("trainer.")),
     ]  # fmt: skip
 

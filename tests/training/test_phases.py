@@ -127,14 +127,22 @@ def test_the_best_epoch_is_still_known_where_the_folder_was_moved(demo_photos, t
     assert json.loads((tmp_path / "there" / "metrics.json").read_text())["best_epoch"] == 0
 
 
-def test_a_phase_that_stopped_early_is_over_for_the_next_start_too(demo_photos, tmp_path):
-    never_better = ["callbacks.monitor=val/loss", "callbacks.patience=1", "callbacks.mode=max", "optimizer.lr=0.01"]
-    phases = ["+phases.a={epochs:9,train_layers:none}", "+phases.b={epochs:9}", "trainer.max_epochs=null"]
+NEVER_BETTER = [
+    "callbacks.monitor=val/loss", "callbacks.patience=1", "callbacks.mode=max", "optimizer.lr=0.01",
+    "+phases.a={epochs:9,train_layers:none}", "+phases.b={epochs:9}", "trainer.max_epochs=null",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stopped_early(demo_photos, tmp_path_factory):
+    return train(tmp_path_factory.mktemp("early") / "run", *demo(demo_photos), *NEVER_BETTER)
+
+
+def test_a_phase_that_stopped_early_is_over_for_the_next_start_too(stopped_early, demo_photos, tmp_path):
     folder = tmp_path / "run"
     while not (folder / "metrics.json").exists():
-        train(folder, *demo(demo_photos), *phases, *never_better, "run.max_epochs_per_start=1")
-    train(tmp_path / "whole", *demo(demo_photos), *phases, *never_better)
-    parts, whole = (pd.read_csv(f / "history.csv")["phase"].tolist() for f in (folder, tmp_path / "whole"))
+        train(folder, *demo(demo_photos), *NEVER_BETTER, "run.max_epochs_per_start=1")
+    parts, whole = (pd.read_csv(f / "history.csv")["phase"].tolist() for f in (folder, stopped_early))
     assert parts == whole and set(whole) == {"a", "b"}
 
 
@@ -152,13 +160,13 @@ def test_a_plateau_is_met_at_the_same_epoch_in_one_start_and_in_several(demo_pho
     plateau = [
         "schedule=plateau",
         "schedule.mode=max",
-        "schedule.patience=2",
+        "schedule.patience=1",
         "optimizer.lr=0.01",
-        "trainer.max_epochs=6",
+        "trainer.max_epochs=4",
         f"trainer.accumulate_grad_batches={accumulate}",
     ]
     train(tmp_path / "whole", *demo(demo_photos), *plateau)
-    for _ in range(3):
+    for _ in range(2):
         train(tmp_path / "parts", *demo(demo_photos), *plateau, "run.max_epochs_per_start=2")
     rates = [pd.read_csv(tmp_path / name / "history.csv")["lr"].tolist() for name in ("whole", "parts")]
     assert rates[0] == rates[1] and min(rates[0]) < 0.01  # a falling loss is no gain with mode=max
@@ -178,13 +186,10 @@ def test_a_start_with_other_values_is_refused_and_loses_nothing(demo_photos, tmp
         train(folder, *demo(demo_photos))
 
 
-def test_early_stopping_ends_a_phase_and_the_next_one_begins(demo_photos, tmp_path):
-    never_better = ["callbacks.monitor=val/loss", "callbacks.patience=1", "callbacks.mode=max", "optimizer.lr=0.01"]
-    phases = ["+phases.a={epochs:9,train_layers:none}", "+phases.b={epochs:9}", "trainer.max_epochs=null"]
-    folder = train(tmp_path / "run", *demo(demo_photos), *phases, *never_better)
-    history = pd.read_csv(folder / "history.csv")
+def test_early_stopping_ends_a_phase_and_the_next_one_begins(stopped_early):
+    history = pd.read_csv(stopped_early / "history.csv")
     assert set(history["phase"]) == {"a", "b"} and len(history) < 18
-    assert "stopped after epoch" in (folder / "run.log").read_text()
+    assert "stopped after epoch" in (stopped_early / "run.log").read_text()
 
 
 def assert_tested_what_was_saved(folder, metrics: dict) -> None:

@@ -32,6 +32,12 @@ def cut(monkeypatch):
     return lambda epoch, batch: asked.append((epoch, batch))
 
 
+@pytest.fixture(scope="module")
+def whole(demo_photos, tmp_path_factory):
+    """Of two epochs."""
+    return train(tmp_path_factory.mktemp("whole") / "run", *demo(demo_photos))
+
+
 def start_and_cut(folder, *overrides: str) -> None:
     with pytest.raises(SystemExit) as ended:
         train(folder, *overrides)
@@ -41,8 +47,15 @@ def start_and_cut(folder, *overrides: str) -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["optimizer.sam_rho=0.05", "model.trunk.hidden=[16]", "model.trunk.dropout=0.5"],
-        ["schedule=one_cycle", "data.sampler=balanced", "data.num_workers=2", "augment=rand_augment"],
+        [
+            "optimizer.sam_rho=0.05",
+            "model.trunk.hidden=[16]",
+            "model.trunk.dropout=0.5",
+            "schedule=one_cycle",
+            "data.sampler=balanced",
+            "data.num_workers=2",
+            "augment=rand_augment",
+        ],
         ["trainer.accumulate_grad_batches=4", "callbacks.ema_decay=0.99", "loss=r0_focal", "loss.head_weights=learned"],
     ],
 )
@@ -115,11 +128,9 @@ def test_another_optimizer_can_not_go_on_with_the_state_of_the_first(demo_photos
         train(tmp_path / "run", *demo(demo_photos), "optimizer=sgd", "run.allow_changes=true")
 
 
-def test_other_photos_are_noticed(demo_photos, tmp_path):
+def test_other_photos_are_noticed(whole, demo_photos, tmp_path):
     """Photos that are added move others to another side, with the same seed."""
-    table = pd.read_csv(train(tmp_path / "table", *demo(demo_photos)) / "splits.csv", dtype=str).sample(
-        frac=1, random_state=0
-    )
+    table = pd.read_csv(whole / "splits.csv", dtype=str).sample(frac=1, random_state=0)
     manifest = tmp_path / "photos.csv"
     overrides = ["data=manifest", f"data.root={demo_photos / 'data' / 'image'}", f"data.file={manifest}"]
     overrides += ["data.labels=[model]", "data.split.kind=stratified", "data.crop_to_box=false"]
@@ -170,12 +181,18 @@ def test_a_changed_network_does_not_fit_and_says_so(cut, demo_photos, tmp_path):
         train(tmp_path / "run", *demo(demo_photos), *wider)
 
 
+@pytest.fixture(scope="module")
+def three_epochs(demo_photos, tmp_path_factory):
+    """(overrides, the whole run, the same after two of its epochs)"""
+    top, overrides = tmp_path_factory.mktemp("three"), [*demo(demo_photos), "optimizer.lr=0.01", "trainer.max_epochs=3"]
+    part = train(top / "part", *overrides, "run.max_epochs_per_start=2")
+    return overrides, train(top / "whole", *overrides), part
+
+
 @pytest.mark.parametrize("damage", ["cut in half", "one bit", "gone"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, demo_photos, tmp_path):
-    overrides = [*demo(demo_photos), "optimizer.lr=0.01", "trainer.max_epochs=3"]
-    folder, checkpoints = tmp_path / "run", tmp_path / "run" / "checkpoints"
-    train(folder, *overrides, "run.max_epochs_per_start=2")
-    last = checkpoints / "last.ckpt"
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, three_epochs, tmp_path):
+    overrides, whole, part = three_epochs
+    folder, last = shutil.copytree(part, tmp_path / "run"), tmp_path / "run" / "checkpoints" / "last.ckpt"
     content = bytearray(last.read_bytes())
     if damage == "gone":
         last.unlink()
@@ -187,17 +204,16 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, demo_photos, t
     assert "going on after 1 of 3 epochs (previous.ckpt of" in told
     if damage != "gone":
         assert "last.ckpt is no whole checkpoint" in told
-    train(tmp_path / "whole", *overrides)
-    assert_same_run(folder, tmp_path / "whole")
+    assert_same_run(folder, whole)
 
 
-def test_nothing_is_begun_anew_where_both_checkpoints_are_damaged(demo_photos, tmp_path):
-    folder = tmp_path / "run"
-    train(folder, *demo(demo_photos), "trainer.max_epochs=3", "run.max_epochs_per_start=2")
+def test_nothing_is_begun_anew_where_both_checkpoints_are_damaged(three_epochs, tmp_path):
+    overrides, _, part = three_epochs
+    folder = shutil.copytree(part, tmp_path / "run")
     for name in ("last", "previous"):
         (folder / "checkpoints" / f"{name}.ckpt").write_bytes(b"PK")
     with pytest.raises(InputError, match=r"last\.ckpt is no whole checkpoint.*previous\.ckpt is no whole"):
-        train(folder, *demo(demo_photos), "trainer.max_epochs=3")
+        train(folder, *overrides)
     assert len(pd.read_csv(folder / "history.csv")) == 2
 
 
@@ -211,19 +227,18 @@ def test_a_best_checkpoint_that_was_not_written_any_more_is(demo_photos, tmp_pat
     assert_same_run(folder, tmp_path / "whole")
 
 
-def test_killed_before_the_first_checkpoint_it_begins_anew_in_its_folder(demo_photos, tmp_path):
+def test_killed_before_the_first_checkpoint_it_begins_anew_in_its_folder(whole, demo_photos, tmp_path):
     folder = tmp_path / "run"
-    train(tmp_path / "whole", *demo(demo_photos))
     folder.mkdir()
     (folder / ".lock").touch()
     (folder / "config.yaml.partial").write_text("ru")  # as far as it came
     train(folder, *demo(demo_photos))
-    assert_same_run(folder, tmp_path / "whole")
+    assert_same_run(folder, whole)
     for path in folder.iterdir():
         if path.name != "config.yaml":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     train(folder, *demo(demo_photos))
-    assert_same_run(folder, tmp_path / "whole")
+    assert_same_run(folder, whole)
 
 
 def test_folds_that_are_done_stay_as_they_are(cut, demo_photos, tmp_path):
