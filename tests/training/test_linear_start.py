@@ -17,7 +17,7 @@ from carvision.training.linear_solvers import half_squared_error
 from carvision.training.linear_start import choose_layer, wants_linear_start
 from carvision.training.lit_classifier import LitClassifier
 from tests.small_runs import config, demo, train
-from tests.training.processes import write_manifest
+from tests.training.processes import train_together, write_manifest
 from tests.training.test_killed_runs import assert_same_run
 from tests.training.test_resuming import cut, start_and_cut  # noqa: F401 - cut is a fixture
 
@@ -151,3 +151,18 @@ def test_kept_photos_that_are_bad_or_unknown_do_not_count():
     part = KeptPhotos(torch.zeros(4, 2), np.arange(4), {1: "empty"}, {"make": torch.tensor([0, 0, -1, 1])})
     _, found = linear_start.problem_of(lit, "make", {"train": part, "val": part})
     assert found["train"][1].tolist() == [1, 0, 0, 3] and found["val"][1].tolist() == [1, 0, 0, 1]
+
+
+@pytest.mark.slow
+def test_two_processes_begin_as_one(manifest, tmp_path):
+    overrides = [*manifest, *START, "model.train_layers=none", "schedule=constant"]
+    own = {
+        1: ["data.batch_size=16"],
+        2: ["data.batch_size=8", "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"],
+    }
+    for num, more in own.items():
+        dirs = [f"features.dir={tmp_path / f'features_{num}'}", "trainer.max_epochs=1"]
+        train_together(num, [(tmp_path / str(num), [*overrides, *more, *dirs])])
+    one, two = (pd.read_csv(tmp_path / str(num) / "history.csv").iloc[0] for num in own)
+    assert two["val/loss"] == pytest.approx(one["val/loss"], rel=0.01)
+    assert line_of(tmp_path / "1").split("(")[0][24:] == line_of(tmp_path / "2").split("(")[0][24:]
