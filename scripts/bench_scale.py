@@ -16,6 +16,7 @@ sizes: 1 is linear. Each measurement is a process of its own, in turns; medians,
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import math
 import os
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--classes", nargs="+", type=int, default=[10, 200, 2000])
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2, 4])
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--scratch", type=Path, help="where photos are made; default: a temporary folder")
     parser.add_argument("--out", type=Path, help="a file for all that was measured, as JSON")
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)  # a measurement in this process
@@ -78,12 +79,10 @@ def measure_classes(options: argparse.Namespace, scratch: Path) -> dict:
 
 
 def measure_workers(options: argparse.Namespace, scratch: Path) -> dict:
-    samples = {}
-    for number in (min(options.photos), max(options.photos)):
-        root = folder_of(scratch, number)
-        found = measure({f"{n}": command("workers", root, number, n) for n in options.workers}, options.rounds)
-        show(f"workers, {number:,} photos", found, [])
-        samples[number] = found
+    roots = {number: folder_of(scratch, number) for number in (min(options.photos), max(options.photos))}
+    commands = {f"{n:,}": command("workers", root, n, *options.workers) for n, root in roots.items()}
+    samples = measure(commands, options.rounds)
+    show("photos", samples, list(roots))
     return samples
 
 
@@ -234,28 +233,22 @@ def milliseconds(function: Callable) -> float:
     return 1000 * statistics.median(times)
 
 
-def one_of_workers(root: Path, num_photos: int, num_workers: int) -> dict:
-    """After 60 batches: the memory of this process and of those that it started, and what is each reader's alone."""
+def one_of_workers(root: Path, num_photos: int, *workers: int) -> dict:
+    """After 60 batches: the memory of this process with those that it started, and what is each reader's alone."""
     from carvision.training.build import build_datamodule
 
-    datamodule = build_datamodule(config_of(root, f"data.num_workers={num_workers}"), None)
-    loader = datamodule.train_dataloader()
-    began = time.perf_counter()
-    while time.perf_counter() - began < 60:
-        for number, _ in enumerate(loader):  # an epoch of 1,000 photos is 22 batches
-            if number >= 60:
-                break
-        if number >= 60 or len(loader) < 60:
-            break
-    wall = time.perf_counter() - began
-    iterator = getattr(loader, "_iterator", None)
-    readers = [worker.pid for worker in iterator._workers] if iterator else []
-    alone = [private_mb(pid) for pid in readers]
-    return {
-        "all processes, MB": memory_mb(os.getpid()),
-        "a reader's own, MB": statistics.mean(alone) if alone else 0.0,
-        "batches a second, wall": min(60, len(loader)) / wall,
-    }
+    datamodule, found = build_datamodule(config_of(root), None), {}
+    for num_workers in workers:
+        datamodule.num_workers = num_workers
+        loader = datamodule.train_dataloader()
+        for _ in range(math.ceil(60 / len(loader))):  # epochs
+            list(itertools.islice(loader, 60))
+        readers = [worker.pid for worker in loader._iterator._workers] if num_workers else []
+        found[f"{num_workers} readers, all processes, MB"] = memory_mb(os.getpid())
+        if readers:
+            found[f"{num_workers} readers, each one's own, MB"] = statistics.mean(map(private_mb, readers))
+        del loader  # ends its readers
+    return found
 
 
 def private_mb(pid: int) -> float:

@@ -1,6 +1,6 @@
 """What carvision's training and validation cost beyond the network: side by side with bare PyTorch.
 
-    python scripts/bench_step.py --out bench_step.json                      both, one thread and two
+    python scripts/bench_step.py --out bench_step.json                      all, one thread and two
     python scripts/bench_step.py step --network resnet18 --threads 1        training steps alone
     python scripts/bench_step.py validation --profile profile.txt           with what Python spends its time on
 
@@ -9,7 +9,11 @@ cross-entropy, backward and optimizer; the same network, uint8 batches that lie 
 The loop has neither metrics nor a schedule nor checks. validation: the same with the forward pass in inference mode
 against Lightning's validation with all metrics.
 
-Both take turns within one process and one epoch, --chunk steps each, so that whatever else the machine does disturbs
+files: validation of photos that one process reads, each of --photo-px square, between the epochs of a training run;
+against the forward pass on as many batches in memory. The wall clock shows whether decoding hides behind the network,
+and cpu_s, of the main process alone, what Python and the counting cost.
+
+All take turns within one process and one epoch, --chunk steps each, so that whatever else the machine does disturbs
 both alike. Of every two neighbouring turns the ratio is taken; the median over the turns counts.
 """
 
@@ -28,6 +32,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as carvision.train does
 
+import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
@@ -46,18 +51,23 @@ from carvision.training.phases import fit_phases
 
 NUM_BATCHES = 8  # that lie in memory
 WARM_UP = 2  # turns that do not count
+ALL = ("step", "validation", "files")
+FILES_CLASSES = 100
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=["step", "validation", "both"], default="both")
+    parser.add_argument("what", nargs="*", metavar="{step,validation,files}", help="default: all")
     parser.add_argument("--network", nargs="+", default=["mobilenetv2_035", "resnet18"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--classes", nargs="+", type=int, default=[10, 1716])
     parser.add_argument("--image-px", type=int, default=64)
+    parser.add_argument("--files-px", type=int, default=128, help="what the network takes where photos are read")
+    parser.add_argument("--photo-px", type=int, default=400)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--chunk", type=int, default=5, help="steps of a turn")
     parser.add_argument("--turns", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=4, help="validations of photos that are read")
     parser.add_argument("--set", nargs="+", default=[], help="of carvision.train, such as augment=light")
     parser.add_argument("--profile", type=Path, help="a file for what Python spends its time on")
     parser.add_argument("--out", type=Path, help="a file for all that was measured, as JSON")
@@ -67,32 +77,43 @@ def main() -> None:
     samples = {}
     for network, num_classes in itertools.product(options.network, options.classes):
         with tempfile.TemporaryDirectory() as scratch:
-            cfg = read_config(network, num_classes, options, Path(scratch))
+            cfg = read_config(network, num_classes, options, Path(scratch), options.image_px)
             for threads, what in itertools.product(options.threads, ["step", "validation"]):
-                if options.what in (what, "both"):
+                if what in (options.what or ALL):
                     torch.set_num_threads(threads)
                     name = f"{what}, {network}, {num_classes:,} classes, {threads} threads"
                     samples[name] = measure(what, cfg, options)
-                    print(f"\n{name}\n{table(summarise(samples[name], 'bare'), ['wall_s', 'cpu_s'])}", flush=True)
+                    show(name, samples[name])
+    if "files" in (options.what or ALL):
+        torch.set_num_threads(1)
+        for network in options.network:
+            with tempfile.TemporaryDirectory() as scratch:
+                name = f"files, {network}, {FILES_CLASSES} classes, {options.files_px} px, 1 thread and 1 reader"
+                samples[name] = measure_files(network, options, Path(scratch))
+                show(name, samples[name])
     write(options.out, {"machine": machine(), "options": vars(options) | {"out": None}, "samples": samples})
 
 
-def read_config(network: str, num_classes: int, options: argparse.Namespace, scratch: Path) -> dict:
+def show(name: str, samples: dict[str, list[dict]]) -> None:
+    print(f"\n{name}\n{table(summarise(samples, 'bare'), ['wall_s', 'cpu_s'])}", flush=True)
+
+
+def read_config(
+    network: str, num_classes: int, options: argparse.Namespace, scratch: Path, photo_px: int, *more: str
+) -> dict:
     photos = max(4 * num_classes, NUM_BATCHES * options.batch_size * 2)
     given = [
-        *write_photos(scratch / "photos", photos, num_classes, options.image_px), f"run.dir={scratch / 'run'}",
+        *write_photos(scratch / "photos", photos, num_classes, photo_px), f"run.dir={scratch / 'run'}",
         f"data.image_px={options.image_px}", f"data.batch_size={options.batch_size}", "data.num_workers=0",
         f"model.backbone={network}", "model.weights=random", "augment=none", "trainer.max_epochs=1",
     ]  # fmt: skip
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return plain_config(compose("train", overrides=[*given, *options.set]))
+        return plain_config(compose("train", overrides=[*given, *more, *options.set]))
 
 
 def measure(what: str, cfg: dict, options: argparse.Namespace) -> dict[str, list[dict]]:
     """The samples of "bare" and "carvision", a turn each."""
-    datamodule = build_datamodule(cfg, None)
-    lit = build_lit_classifier(cfg, datamodule.table)
-    trainer = build_trainer(cfg, Path(cfg["run"]["dir"]), lit, Clock(Path(cfg["run"]["dir"]) / "seconds.json"), None)
+    datamodule, lit, trainer = built(cfg)
     order = itertools.islice(datamodule.train_dataloader(), NUM_BATCHES)
     turns = Turns(list(order), {"step": bare_step, "validation": bare_forward}[what](lit), options)
     with profiled(options.profile, f"{what}, {cfg['model']['backbone']}"):
@@ -103,6 +124,46 @@ def measure(what: str, cfg: dict, options: argparse.Namespace) -> dict[str, list
             datamodule.val_dataloader = lambda: turns
             trainer.validate(lit, datamodule=datamodule, verbose=False)
     return turns.samples
+
+
+def built(cfg: dict) -> tuple:
+    folder = Path(cfg["run"]["dir"])
+    datamodule = build_datamodule(cfg, None)
+    lit = build_lit_classifier(cfg, datamodule.table)
+    return datamodule, lit, build_trainer(cfg, folder, lit, Clock(folder / "seconds.json"), None)
+
+
+def measure_files(network: str, options: argparse.Namespace, scratch: Path) -> dict[str, list[dict]]:
+    """Of each epoch of a run the validation, and after it the forward pass on as many batches in memory."""
+    epochs = options.epochs + 1  # the first begins the readers, and does not count
+    cfg = read_config(
+        network, FILES_CLASSES, options, scratch, options.photo_px, "data.num_workers=1", f"trainer.max_epochs={epochs}",
+        f"data.image_px={options.files_px}", "data.split.fractions=[0.4,0.6,0]",
+    )  # fmt: skip
+    datamodule, lit, trainer = built(cfg)
+    validations = Validations(lit)
+    trainer.callbacks.append(validations)
+    fit_phases(trainer, lit, datamodule)
+    return {name: found[1:] for name, found in validations.samples.items()}
+
+
+class Validations(pl.Callback):
+    def __init__(self, lit: LitClassifier):
+        self.forward, self.batch = bare_forward(lit), None
+        self.samples: dict[str, list[dict]] = {"bare": [], "carvision": []}
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.began = now()
+
+    def on_validation_batch_end(self, trainer, module, outputs, batch: dict, batch_idx: int) -> None:
+        self.batch = self.batch or copy.deepcopy(batch)
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        moments = [self.began, now()]
+        for _ in range(trainer.num_val_batches[0]):
+            self.forward(self.batch)
+        moments.append(now())
+        note(self.samples, moments)
 
 
 class Turns:
@@ -126,9 +187,14 @@ class Turns:
                 self.bare(batch)
             moments.append(now())
             if turn >= WARM_UP:
-                for name, (began, ended) in zip(("carvision", "bare"), itertools.pairwise(moments), strict=True):
-                    wall, cpu = ((ended[i] - began[i]) / self.chunk for i in range(2))
-                    self.samples[name].append({"wall_s": wall, "cpu_s": cpu})
+                note(self.samples, moments, self.chunk)
+
+
+def note(samples: dict[str, list[dict]], moments: list[tuple[float, float]], steps: int = 1) -> None:
+    """moments: before carvision's steps, between them and the bare ones, after those."""
+    for name, (began, ended) in zip(("carvision", "bare"), itertools.pairwise(moments), strict=True):
+        wall, cpu = ((ended[i] - began[i]) / steps for i in range(2))
+        samples[name].append({"wall_s": wall, "cpu_s": cpu})
 
 
 def now() -> tuple[float, float]:

@@ -15,7 +15,7 @@ MODELS_OF_MAKE = 10
 def write_photos(root: Path, num_photos: int, num_classes: int, image_px: int = 64) -> list[str]:
     """root/table.csv with path, model and make, and its photos; returns the overrides by which carvision reads them.
 
-    The pixels of 256 photos are drawn, blocks of colour; what follows the end of each JPEG makes its bytes its own, so
+XX
     that no two files are equal.
     """
     drawn = [_draw(seed, image_px) for seed in range(min(256, num_photos))]
@@ -30,8 +30,7 @@ def write_photos(root: Path, num_photos: int, num_classes: int, image_px: int = 
 
 def write_table(file: Path, paths: list[str], num_classes: int) -> None:
     model = np.arange(len(paths)) % num_classes
-    rows = pd.DataFrame({"path": paths, "model": model, "make": model // MODELS_OF_MAKE})
-    rows.to_csv(file, index=False)
+    pd.DataFrame({"path": paths, "model": model, "make": model // MODELS_OF_MAKE}).to_csv(file, index=False)
 
 
 def overrides(root: Path) -> list[str]:
@@ -43,6 +42,8 @@ def overrides(root: Path) -> list[str]:
 def _draw(seed: int, size_px: int) -> bytes:
     random = np.random.default_rng(seed)
     blocks = Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8))
+    pixels = np.asarray(blocks.resize((size_px, size_px), Image.Resampling.BILINEAR), np.float32)
+    grain = np.repeat(random.normal(0, 12, (-(-size_px // 2), size_px)), 2, axis=0)[:size_px, :, None]
     file = io.BytesIO()
-    blocks.resize((size_px, size_px), Image.Resampling.BILINEAR).save(file, "JPEG", quality=90)
+    Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
     return file.getvalue()
