@@ -137,8 +137,8 @@ def measure_files(network: str, options: argparse.Namespace, scratch: Path) -> d
     """Of each epoch of a run the validation, and after it the forward pass on as many batches in memory."""
     epochs = options.epochs + 1  # the first begins the readers, and does not count
     cfg = read_config(
-        network, FILES_CLASSES, options, scratch, options.photo_px, "data.num_workers=1", f"trainer.max_epochs={epochs}",
-        f"data.image_px={options.files_px}", "data.split.fractions=[0.4,0.6,0]",
+        network, FILES_CLASSES, options, scratch, options.photo_px, "data.num_workers=1",
+        f"trainer.max_epochs={epochs}", f"data.image_px={options.files_px}", "data.split.fractions=[0.4,0.6,0]",
     )  # fmt: skip
     datamodule, lit, trainer = built(cfg)
     validations = Validations(lit)
