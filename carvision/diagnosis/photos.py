@@ -54,14 +54,21 @@ def draw_jpeg(width: int, height: int) -> bytes:
 
 
 def _decode(file: Path) -> tuple[float, float]:
-    """Seconds of this process, and of the clock, for what training does with a photo."""
-    from carvision.data.images import Preprocessing, read_file
-    from carvision.data.squares import empty_squares, read_square
+    """Seconds of this process, and of the clock, for what training does with a photo; resized by Pillow, which takes
+    somewhat longer, as torch may not be there."""
+    from PIL import Image
 
+    from carvision.data.images import WHOLE, Preprocessing, decode_part, open_bytes, read_file, wanted_part
+    from carvision.data.jpeg_part import load_decoder
+
+    decoder = load_decoder()
     preprocessing = Preprocessing(INPUT_PX, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    [square] = empty_squares(1, INPUT_PX)
     own, wall = time.process_time(), time.perf_counter()
-    read_square(read_file(file), preprocessing, square)
+    data, pixels = read_file(file), None
+    if decoder and (size := decoder.size(data)):
+        pixels = decoder.part(data, *wanted_part(*size, preprocessing, None, WHOLE, 0.5, can_scale=True))
+    image = decode_part(open_bytes(data), preprocessing) if pixels is None else Image.fromarray(pixels)
+    image.resize((INPUT_PX, INPUT_PX), Image.Resampling.BICUBIC)
     return max(time.process_time() - own, 1e-6), max(time.perf_counter() - wall, 1e-6)
 
 

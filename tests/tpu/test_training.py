@@ -71,7 +71,8 @@ def test_a_run_is_the_cpus_and_goes_on_where_it_ended(demo_photos, tmp_path, cou
     whole = train(tmp_path / "whole", *plain, "trainer=tpu")
     xla = history(whole)
     print("losses on the CPU", cpu[LOSSES].to_numpy().tolist(), "and under XLA", xla[LOSSES].to_numpy().tolist())
-    assert xla.loc[0, LOSSES].to_numpy() == pytest.approx(cpu.loc[0, LOSSES].to_numpy(), rel=1e-3)
+    # after nine steps of which each takes up the roundings of those before; the optimizer of the CPU is a fused one
+    assert xla.loc[0, LOSSES].to_numpy() == pytest.approx(cpu.loc[0, LOSSES].to_numpy(), rel=2e-3)
     assert xla.loc[1, LOSSES].to_numpy() == pytest.approx(cpu.loc[1, LOSSES].to_numpy(), rel=2e-2)
     cut = [*plain, "trainer=tpu", "run.max_epochs_per_start=1"]
     for _ in range(2):

@@ -32,7 +32,7 @@ def of_pack(root, *overrides: str) -> list[str]:
 
 
 def test_a_run_on_packed_photos_equals_that_on_files(packed, demo_run, tmp_path):
-    train(tmp_path / "run", *of_pack(packed), *HEADS, "optimizer.lr=0.01", "data.num_workers=2")
+    train(tmp_path / "run", *of_pack(packed), *HEADS, "optimizer.lr=0.003", "data.num_workers=2")
     assert_same_run(tmp_path / "run", demo_run)
     assert (tmp_path / "run" / "splits.csv").read_bytes() == (demo_run / "splits.csv").read_bytes()
 

@@ -114,7 +114,7 @@ def test_checkpoints_open_with_torchs_safe_default(demo_run):
 
 def test_the_same_seed_and_splits_give_the_same_run(demo_run, demo_photos, tmp_path):
     again = train(
-        tmp_path / "again", *demo(demo_photos), "+model/head@model.heads.speed=linear", "optimizer.lr=0.01",
+        tmp_path / "again", *demo(demo_photos), "+model/head@model.heads.speed=linear", "optimizer.lr=0.003",
         f"data.split.file={demo_run / 'splits.csv'}", "data.num_workers=2",
     )  # fmt: skip
     ours, theirs = (pd.read_csv(run / "history.csv").drop(columns="seconds") for run in (demo_run, again))
