@@ -3,6 +3,7 @@
 import os
 import queue
 import threading
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -14,14 +15,15 @@ NUM_AHEAD = 2  # shards, where a window of them is shuffled; else all are wanted
 
 class FetchAhead:
     """fetch: gets a shard by its number, or passes it over if another process is getting it, so that they share the
-    work. window: see Shards."""
+    work. window: see Shards. The thread ends when nothing refers to this object any more."""
 
     def __init__(self, fetch: Callable[[int], object], window: int | None):
-        self.fetch, self.window = fetch, window
+        self.window = window
         self.process = os.getpid()  # where the thread is
         self.epoch: int | None = None
         self.wanted: queue.SimpleQueue = queue.SimpleQueue()
-        threading.Thread(target=self._work, daemon=True).start()
+        threading.Thread(target=_work, args=(weakref.ref(self), self.wanted, fetch), daemon=True).start()
+        weakref.finalize(self, self.wanted.put, None)  # wakes the thread
 
     def begin(self, epoch: int, sequence: np.ndarray) -> None:
         """sequence: of the shards, as the epoch needs them."""
@@ -43,11 +45,16 @@ class FetchAhead:
             self.wanted.put((self.epoch, shard))
         self.asked = max(self.asked, min(end, len(self.sequence)))
 
-    def _work(self) -> None:
-        while True:
-            epoch, shard = self.wanted.get()
-            if epoch == self.epoch:
-                try:
-                    self.fetch(shard)
-                except InputError:  # whoever needs it will try again, and tell
-                    continue
+
+def _work(owner: weakref.ref, wanted: queue.SimpleQueue, fetch: Callable[[int], object]) -> None:
+    while asked := wanted.get():
+        epoch, shard = asked
+        if _is_of_epoch(owner(), epoch):
+            try:
+                fetch(shard)
+            except InputError:  # whoever needs it will try again, and tell
+                continue
+
+
+def _is_of_epoch(owner: FetchAhead | None, epoch: int) -> bool:
+    return owner is not None and owner.epoch == epoch

@@ -2,6 +2,7 @@
 
 import logging
 import multiprocessing
+import queue
 import threading
 import time
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from carvision.data import fetching
+from carvision.data.fetch_ahead import FetchAhead
 from carvision.data.fetching import Cache, fetch
 from carvision.data.images import Preprocessing
 from carvision.data.packed import read_packed
@@ -252,3 +254,15 @@ def test_the_next_shards_are_fetched_ahead(made, server, tmp_path):
     rows = order.rows(0).ravel()
     needed = list(dict.fromkeys(table.shards.all[table.rows["_shard"][row]].name for row in rows))
     assert shards_in(tmp_path / "cache") == sorted(needed[:3])
+
+
+def test_the_thread_that_fetches_ahead_ends_with_its_photos():
+    fetched = queue.SimpleQueue()
+    before = {*threading.enumerate()}
+    ahead = FetchAhead(fetched.put, None)
+    ahead.begin(0, np.arange(3))
+    assert [fetched.get(timeout=60) for _ in range(3)] == [0, 1, 2]
+    (thread,) = {*threading.enumerate()} - before
+    del ahead
+    thread.join(60)
+    assert not thread.is_alive()

@@ -95,7 +95,8 @@ def test_the_split_of_the_run_is_repeated(photos, tmp_path, caplog):
     chosen = compose_data(ABOUT, [f"data.root={photos}"])
     table, of_run = read_photos(chosen, ["class"], "test", splits)
     assert of_run and list(photos_of(table, "test").rows["path"]) == paths[:20:3]
-    assert len(photos_of(table, "all")) == 24 and not caplog.text
+    # those of other modules may come from a thread that another test left, which still fetches from its server
+    assert len(photos_of(table, "all")) == 24 and not [r for r in caplog.records if "evaluation" in r.name]
     pd.concat([listed, pd.DataFrame({"path": ["gone.jpg"], "split": ["val"]})]).to_csv(splits, index=False)
     _, of_run = read_photos(chosen, ["class"], "test", splits)
     assert of_run is False and "1 of the 21 photos" in caplog.text and "gone.jpg" in caplog.text
