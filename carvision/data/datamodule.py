@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
+from carvision.data.handover import HandedOver
 from carvision.data.kept_photos import KeptPhotos
 from carvision.data.photos import Photos, TableOrder, TrainOrder
 from carvision.data.prefetch import Prefetch
@@ -19,7 +20,15 @@ from carvision.machine import FORK, num_cores
 log = logging.getLogger(__name__)
 
 
-class ResumableLoader(DataLoader):
+class Loader(DataLoader):
+    """Of batches that are handed over, where processes read them."""
+
+    def __iter__(self) -> Iterator[dict]:
+        batches = super().__iter__()
+        return self.dataset.epoch_of(batches) if isinstance(self.dataset, HandedOver) else batches
+
+
+class ResumableLoader(Loader):
     """Knows how many batches of the pass at hand it has given. Lightning keeps that in checkpoints, and a run that goes
     on inside an epoch begins with the batch after them."""
 
@@ -41,7 +50,7 @@ class ResumableLoader(DataLoader):
         self.sampler.start = state["given"] % len(self.sampler)  # of a whole epoch none: the next is begun
 
 
-class EarlyLoader(DataLoader):
+class EarlyLoader(Loader):
     """Its readers can begin before its batches are asked for."""
 
     begun: Iterator[dict] | None = None
@@ -151,10 +160,12 @@ class PhotoDataModule(pl.LightningDataModule):
         order = TableOrder(len(photos.paths), self.batch_size, *shape, rows)
         return self.create_loader(self.kept(split) or photos, order, EarlyLoader)
 
-    def create_loader(self, photos: Photos | KeptPhotos, order, kind: type[DataLoader] = DataLoader) -> DataLoader:
+    def create_loader(self, photos: Photos | KeptPhotos, order, kind: type[Loader] = Loader) -> DataLoader:
         """order: gives lists of Keys, each a batch."""
         # An item is a whole batch, so the loader neither batches nor collates.
         num_workers = 0 if isinstance(photos, KeptPhotos) else self.num_workers
+        if num_workers and FORK:
+            photos = HandedOver(photos, num_workers, photos.num_bytes(self.batch_size))
         return kind(
             photos,
             sampler=order,

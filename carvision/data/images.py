@@ -99,8 +99,10 @@ def read_file(photo) -> bytes:
             if found.st_size > MAX_BYTES:
                 size = f"{found.st_size / 1e9:.1f} GB are more than {MAX_BYTES / 1e9:.1f} GB"
                 raise BadImage(f"{size}: taken for no photo")
-            with open(number, "rb", buffering=0, closefd=False) as file:
-                return file.readall()
+            data = os.read(number, found.st_size)
+            while len(data) < found.st_size and (more := os.read(number, found.st_size - len(data))):
+                data += more
+            return data
         finally:
             os.close(number)
     except FileNotFoundError:

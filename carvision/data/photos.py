@@ -68,6 +68,10 @@ class Photos(Dataset):
         path = self.path(row)
         return str(self.packed.photo(row, path) if self.packed else self.root / path)
 
+    def num_bytes(self, batch_size: int) -> int:
+        """Of a batch's images."""
+        return batch_size * 3 * self.preprocessing.size_px**2
+
     def __getitem__(self, keys: list[Key]) -> dict:
         images = empty_squares(len(keys), self.preprocessing.size_px)
         draws = np.zeros((len(keys), self.num_draws), np.float32)

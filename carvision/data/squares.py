@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
+from carvision.data.handover import empty_bytes
 from carvision.data.images import (
     INTERPOLATIONS,
     WHOLE,
@@ -47,13 +47,9 @@ STEPS = {
 
 def empty_squares(count: int, size_px: int) -> Tensor:
     """uint8 (count, 3, size_px, size_px), not filled. Channels last in memory, as decoders give them and as
-    convolutions are fastest, on the CPU too. A process that reads photos has it where the training process sees it as
-    well, or the batch would be copied there."""
+    convolutions are fastest, on the CPU too."""
     shape = (count, size_px, size_px, 3)
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8).permute(0, 3, 1, 2)
-    shared = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")  # as torch's own collating does it
-    return torch.empty(0, dtype=torch.uint8).set_(shared, 0, shape).permute(0, 3, 1, 2)
+    return empty_bytes(math.prod(shape)).view(shape).permute(0, 3, 1, 2)
 
 
 def read_square(

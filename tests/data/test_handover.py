@@ -1,0 +1,112 @@
+"""Batches that reading processes hand over in memory that is used again."""
+
+import gc
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from carvision.data.handover import SLOTS_OF_READER, HandedOver, empty_bytes
+from carvision.errors import InputError
+from carvision.machine import FORK
+
+pytestmark = pytest.mark.skipif(FORK is None, reason="readers are not forked here")
+SIZE = 5000  # bytes: less than two pages
+
+
+class Numbered(Dataset):
+    """Item i: a tensor full of i, and what else a batch may hold."""
+
+    def __getitem__(self, number: int) -> dict:
+        if number == 99:
+            raise InputError("99 is wrong")
+        images = empty_bytes(SIZE if number < 50 else 3 * SIZE).fill_(number)
+        return {
+            "images": images[: SIZE // 8 * 8].view(-1, 2, 4).permute(2, 0, 1),
+            "more": [(number, torch.tensor([number] * 3)), {"valid": torch.ones(2, dtype=torch.bool)}],
+            "large": torch.full((40_000,), float(number)),
+        }
+
+
+def loader_of(numbers, num_readers: int = 1) -> tuple[DataLoader, HandedOver]:
+    handed = HandedOver(Numbered(), num_readers, SIZE)
+    loader = DataLoader(
+        handed, sampler=numbers, batch_size=None, num_workers=num_readers, multiprocessing_context=FORK,
+        persistent_workers=True,
+    )  # fmt: skip
+    return loader, handed
+
+
+def is_right(batch: dict, number: int) -> bool:
+    plain = Numbered()[number]
+    images, (pair, rest) = batch["images"], batch["more"]
+    return (
+        torch.equal(images, plain["images"])
+        and images.stride() == plain["images"].stride()
+        and (pair[0], pair[1].tolist(), pair[1].dtype) == (number, [number] * 3, torch.int64)
+        and rest["valid"].dtype == torch.bool
+        and torch.equal(batch["large"], plain["large"])
+    )
+
+
+def num_taken(handed: HandedOver) -> int:
+    return sum(handed.slots.taken[:])
+
+
+@pytest.mark.parametrize("num_readers", [1, 2])
+def test_batches_arrive_as_they_were_made_and_slots_are_used_again(num_readers):
+    loader, handed = loader_of(range(40), num_readers)
+    addresses = set()
+    for _ in range(2):
+        for number, batch in enumerate(loader):
+            assert is_right(batch, number)
+            addresses.add(batch["images"].untyped_storage().data_ptr())
+    del batch
+    gc.collect()
+    assert len(addresses) <= num_readers * SLOTS_OF_READER and num_taken(handed) == 0
+
+
+def test_batches_that_are_kept_stay_as_they_are():
+    """Also views of them, and more of them than there are slots."""
+    loader, handed = loader_of(range(30))
+    kept = list(loader)
+    assert all(is_right(batch, number) for number, batch in enumerate(kept))
+    assert num_taken(handed) == SLOTS_OF_READER
+    views = [batch["images"][0, 0].numpy() for batch in kept]
+    del kept
+    again = list(loader)
+    assert all(is_right(batch, number) for number, batch in enumerate(again))
+    assert all((view == number).all() for number, view in enumerate(views))
+
+
+def test_what_is_larger_than_a_slot_arrives_too():
+    loader, _ = loader_of([1, 60, 2])
+    first, large, last = loader
+    assert is_right(first, 1) and is_right(last, 2) and (large["images"] == 60).all()
+
+
+def test_a_batch_that_fails_leaves_no_slot_behind():
+    loader, handed = loader_of([1, 99] * (2 * SLOTS_OF_READER))
+    batches = iter(loader)
+    for _ in range(2 * SLOTS_OF_READER):
+        assert is_right(next(batches), 1)
+        with pytest.raises(InputError, match=r"^99 is wrong$"):
+            next(batches)
+    gc.collect()
+    assert num_taken(handed) == 0
+
+
+def test_an_epoch_that_is_over_gives_its_memory_back():
+    loader, handed = loader_of(range(20))
+    for _ in range(2):
+        for batch in handed.epoch_of(iter(loader)):
+            last = batch["images"]
+    assert (last == 19).all()
+    slots = [handed.slots.bytes_of(slot) for slot in range(SLOTS_OF_READER)]
+    assert np.count_nonzero([values.any() for values in slots]) == 1  # that of the batch that is still held
+
+
+def test_without_readers_it_is_the_dataset_itself():
+    handed = HandedOver(Numbered(), 1, SIZE)
+    assert is_right(handed[3], 3) and num_taken(handed) == 0
