@@ -3,19 +3,20 @@ conf/augment_sheet.yaml."""
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
-
-from carvision.config import plain_config, run_command
+from carvision.config import choices, plain_config, run_command
 from carvision.errors import InputError
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
-def augment_sheet(cfg: DictConfig) -> None:
+
+def augment_sheet(cfg: "DictConfig") -> None:
     config = plain_config(cfg)
-    choices = HydraConfig.get().runtime.choices
+    chosen = choices()
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    file = Path("augment_sheets") / f"{choices['data']}_{choices['augment']}_{stamp}.png"
+    file = Path("augment_sheets") / f"{chosen['data']}_{chosen['augment']}_{stamp}.png"
     if config["out"]:
         file = Path(config["out"]).expanduser()
         if file.suffix.lower() != ".png" or file.is_dir():
@@ -36,7 +37,7 @@ def augment_sheet(cfg: DictConfig) -> None:
         datamodule.table.of_split("train"),
         Augment(augment["order"], augment["steps"]),
         Mix(augment["mixup"], augment["cutmix"], augment["mix_p"]),
-        f"augment={choices['augment']}: {describe(augment)}",
+        f"augment={chosen['augment']}: {describe(augment)}",
         file,
         config["num_photos"],
         config["num_versions"],

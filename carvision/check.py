@@ -4,17 +4,21 @@ import logging
 import sys
 import time
 from pathlib import Path
-
-from omegaconf import DictConfig, open_dict
+from typing import TYPE_CHECKING
 
 from carvision.config import plain_config, run_command
 from carvision.errors import InputError
 from carvision.machine import num_cores
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
 log = logging.getLogger(__name__)
 
 
-def check(cfg: DictConfig) -> None:
+def check(cfg: "DictConfig") -> None:
+    from omegaconf import open_dict
+
     with open_dict(cfg):
         cfg.pop("model", None)  # the heads that a data group brings for training
     config = plain_config(cfg)

@@ -1,18 +1,23 @@
-"""Finding, composing and checking the configuration. Imports Hydra, and neither torch nor Lightning."""
+"""Finding, composing and checking the configuration. Imports neither torch nor Lightning, and Hydra only to compose."""
+
+from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import hydra
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+import yaml
 
 from carvision.allowed import ALLOWED, check_values, is_mapping
+from carvision.completion import complete
 from carvision.errors import InputError, nearest, one_line_errors
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def conf_dir() -> Path:
@@ -30,6 +35,12 @@ def run_command(task: Callable[[DictConfig], None], config_name: str) -> None:
     What a person got wrong ends as one line and exit status 1; CARVISION_DEBUG=1 shows the traceback instead.
     Ctrl-C ends with status 130.
     """
+    words = sys.argv[1:]
+    if {"--help", "-h"} & {*words}:
+        print(help_of(config_name))
+        return
+    if complete(words, sorted(file.stem for file in conf_dir().glob("*.yaml"))):
+        return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, instead of printing an error of several lines
 
     def quiet_task(cfg: DictConfig) -> None:  # an exception that reaches Hydra makes it print lines of its own
@@ -37,12 +48,73 @@ def run_command(task: Callable[[DictConfig], None], config_name: str) -> None:
             task(cfg)
 
     with _one_line_errors():
+        cfg = compose_once(config_name, words)
+    if cfg is not None:
+        quiet_task(cfg)
+        return
+    with _one_line_errors():
+        import hydra
+
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(quiet_task)()
+
+
+def compose_once(config_name: str, overrides: list[str]) -> DictConfig | None:
+    """The configuration of one run in this process; None for all that Hydra itself has to do: its flags, several runs.
+
+    hydra.main composes everything once before, to see whether there are several, which takes longer than all else
+    that comes before a mistake is told.
+    """
+    if any(re.match(r"-|[+~]*hydra\b", word) for word in overrides):
+        return None
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import ConfigCompositionException
+    from hydra.types import RunMode
+    from omegaconf import open_dict
+
+    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=config_name):
+        try:
+            cfg = GlobalHydra.instance().hydra.compose_config(
+                config_name, overrides, run_mode=RunMode.RUN, with_log_configuration=False
+            )
+        except ConfigCompositionException as error:
+            if "--multirun" in str(error):  # which an experiment may ask for
+                return None
+            raise
+    if cfg.hydra.mode == RunMode.MULTIRUN:
+        return None
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+def choices() -> Mapping[str, str | None]:
+    """{group: what was chosen of it} for the command that runs."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return HydraConfig.get().runtime.choices
+
+
+def help_of(config_name: str) -> str:
+    """What conf/<config_name>.yaml has for --help, with the groups; Hydra would first compose a configuration."""
+    top = conf_dir()
+    groups: dict[str, list[str]] = {}
+    for file in sorted(top.rglob("*.yaml")):
+        if file.parent != top:
+            groups.setdefault(file.parent.relative_to(top).as_posix(), []).append(file.stem)
+    lines = [f"{group}: {', '.join(names)}\n" for group, names in sorted(groups.items())]
+    template = yaml.safe_load((top / f"{config_name}.yaml").read_text(encoding="utf-8"))["hydra"]["help"]["template"]
+    return template.replace("$APP_CONFIG_GROUPS", "".join(lines))
 
 
 @contextmanager
 def _one_line_errors():
     """Those of Hydra and OmegaConf, too."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
     with one_line_errors():
         try:
             yield
@@ -52,6 +124,9 @@ def _one_line_errors():
 
 def plain_config(cfg: DictConfig) -> dict:
     """The configuration as plain dicts, lists and values, all checked. Raises InputError."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:

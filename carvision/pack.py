@@ -2,15 +2,19 @@
 
 import sys
 from pathlib import Path
-
-from omegaconf import DictConfig, OmegaConf, open_dict
+from typing import TYPE_CHECKING
 
 from carvision.config import plain_config, run_command
 from carvision.errors import InputError
 from carvision.machine import num_cores
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
-def pack_command(cfg: DictConfig) -> None:
+
+def pack_command(cfg: "DictConfig") -> None:
+    from omegaconf import OmegaConf, open_dict
+
     heads = tuple(OmegaConf.select(cfg, "model.heads") or ())  # that the data group brings for training
     with open_dict(cfg):
         cfg.pop("model", None)

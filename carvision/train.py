@@ -1,11 +1,12 @@
 """python -m carvision.train [overrides]: train a classifier, test it, save it. See --help and conf/train.yaml."""
 
 import os
+from typing import TYPE_CHECKING
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from carvision.config import choices, plain_config, run_command
 
-from carvision.config import plain_config, run_command
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 # Read by OpenMP when torch is imported: threads that wait sleep, instead of keeping the cores busy that the photo
 # readers need. Steps took a tenth of the time where other processes were at work on the same two cores.
@@ -14,10 +15,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
-def train(cfg: DictConfig) -> None:
+def train(cfg: "DictConfig") -> None:
     config = plain_config(cfg)
-    choices = HydraConfig.get().runtime.choices
-    name = choices.get("experiment") or choices["data"]
+    name = choices().get("experiment") or choices()["data"]
     if config["trainer"]["accelerator"] == "tpu":
         from carvision.training.tpu_cores import use_cores
 

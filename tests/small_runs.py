@@ -31,7 +31,7 @@ def train(folder, *overrides: str, pictures: bool = False):
     cfg = config(f"run.dir={folder}", *overrides)
     if pictures:
         return runs.run(cfg, "test")
-    with mock.patch("carvision.training.callbacks.plot_curves"):
+    with mock.patch("carvision.reports.curves.plot_curves"):
         return runs.run(cfg, "test")
 
 

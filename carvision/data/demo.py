@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import scipy.io
 
 from carvision.data.demo_drawing.cars import MAKES, MODELS, Model
 from carvision.data.demo_drawing.photo import VIEWPOINTS, draw_photo
@@ -189,6 +188,8 @@ def _cells(names: dict[int, str]) -> np.ndarray:
 
 
 def _write_mat(path: Path, content: dict[str, np.ndarray]) -> None:
+    import scipy.io
+
     buffer = io.BytesIO()
     scipy.io.savemat(buffer, content)
     header = b"MATLAB 5.0 MAT-file".ljust(116)  # scipy writes the time into these bytes: never the same twice

@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 
 from carvision.errors import InputError
 
@@ -79,6 +78,8 @@ def read_mat(path: Path, *keys: str) -> list[np.ndarray]:
     """The named variables of a Matlab file, as scipy gives them: 2-D, strings and structs as object cells."""
     if not path.is_file():
         raise InputError(f"{path} does not exist")
+    import scipy.io  # only now: it takes as long to import as pandas, and few data sets have such files
+
     try:
         content = scipy.io.loadmat(path, appendmat=False)
     except Exception as error:  # scipy raises anything from TypeError to zlib.error on a damaged file

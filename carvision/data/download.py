@@ -7,8 +7,6 @@ import logging
 import urllib.request
 from pathlib import Path
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
 from carvision.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -48,6 +46,8 @@ def download(url: str, file: Path, md5: str) -> bool:
 
 def _fetch(url: str, part: Path) -> str:
     """Write the bytes of `url` into `part` under a progress bar, and return their MD5."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
     digest = hashlib.md5(usedforsecurity=False)
     columns = (
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()

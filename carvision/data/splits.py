@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from carvision.data.table import BOX, SOURCE, SPLITS, UNKNOWN, Table
 from carvision.errors import InputError
@@ -184,6 +182,9 @@ def _units(table: Table, copies: np.ndarray, keep_groups: bool) -> np.ndarray:
     """int (N,): photos with the same number may not be parted, directly or through a chain of others."""
     if not keep_groups or "group" not in table.rows:
         return copies
+    from scipy.sparse import coo_array  # only now: few data sets have groups
+    from scipy.sparse.csgraph import connected_components
+
     groups, _ = pd.factorize(table.rows["group"].replace("", None), use_na_sentinel=True)
     grouped = np.flatnonzero(groups >= 0)
     num = len(table)

@@ -1,5 +1,8 @@
 """Networks: normalised images -> {head: logits}. Plain torch and timm."""
 
-from carvision.models.quick_timm import import_timm
+import sys
 
-import_timm()  # before any module here imports it in its own, slow way
+from carvision.quick_imports import import_timm
+
+if sys.argv[:1] != ["-m"]:  # Python imports this before `python -m carvision.models`, which may have no need of it
+    import_timm()  # before any module here imports it in its own, slow way

@@ -9,6 +9,7 @@ from functools import cache
 from itertools import islice
 
 from carvision.errors import InputError, nearest, one_line_errors
+from carvision.quick_imports import import_timm
 
 HEADER = ("network", "million parameters", "px", "weights", "reports")
 LINE = "{:<48} {:>18} {:>5}  {:<34} {}"
@@ -50,6 +51,7 @@ def parse() -> argparse.Namespace:
 
 def matching_names(words: list[str], report: str | None, pretrained: bool, tags: bool) -> list[str]:
     """With tags, or where a word has a dot, as timm names weights: resnet50.a1_in1k; else without."""
+    import_timm()
     import timm
 
     from carvision.models import small_networks  # noqa: F401 - registers them with timm

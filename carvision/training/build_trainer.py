@@ -63,7 +63,7 @@ def trainer_values(cfg: dict) -> dict:
     else:
         values["plugins"] = [WholeCheckpoints(), create_environment()]
     # Convolutions are timed when a shape first occurs, to take the fastest; a run has few shapes
-    values |= {"deterministic": cfg["deterministic"], "benchmark": cuda and not cfg["deterministic"]}
+    values |= {"deterministic": cfg["deterministic"] or None, "benchmark": cuda and not cfg["deterministic"]}
     return {**values, "max_epochs": 1}  # set anew for each phase
 
 

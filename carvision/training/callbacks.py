@@ -16,7 +16,6 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from carvision.data.datamodule import EarlyLoader
-from carvision.reports.curves import plot_curves
 from carvision.whole_files import write_csv
 
 log = logging.getLogger(__name__)
@@ -103,6 +102,8 @@ class Curves(pl.Callback):
     def _draw(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         file = self.folder / "history.csv"
         if trainer.is_global_zero and file.exists():
+            from carvision.reports.curves import plot_curves  # only now: matplotlib, which training does not need
+
             plot_curves(pd.read_csv(file), self.folder)
 
 

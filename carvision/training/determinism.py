@@ -20,7 +20,8 @@ def set_deterministic(wanted: bool) -> None:
             f"deterministic: the environment variable {WORKSPACE}={os.environ[WORKSPACE]} lets matrix products differ; "
             f"unset it, or set it to {' or '.join(REPEATABLE)}"
         )
-    torch.use_deterministic_algorithms(wanted)
+    if torch.are_deterministic_algorithms_enabled() != wanted:  # setting it imports torch's compiler
+        torch.use_deterministic_algorithms(wanted)
     torch.backends.cudnn.deterministic = wanted
     if wanted:
         torch.backends.cudnn.benchmark = False  # which would choose the kernels by a race

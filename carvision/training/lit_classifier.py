@@ -67,7 +67,8 @@ class LitClassifier(pl.LightningModule):
         model: Classifier | None = None,
     ):
         super().__init__()
-        self.save_hyperparameters(ignore=["model"])
+        # For checkpoints; TensorBoard would take a second to write the names of 1,700 classes, and can't show them
+        self.save_hyperparameters(ignore=["model"], logger=False)
         self.labels = labels
         self.class_heads = [name for name, label in labels.items() if "ids" in label]
         # Batches come with their channels last in memory; weights laid out like them save turning them each step.

@@ -1,6 +1,5 @@
 """Optimizers by name: PyTorch's, timm's, and any of them made sharpness-aware; what rate each layer learns at."""
 
-import timm.optim
 import torch
 from timm.models import group_parameters
 from torch import nn
@@ -57,9 +56,13 @@ def create_optimizer(
             optimizer = OPTIMIZERS[name](groups, lr=lr, weight_decay=weight_decay, **values)
             optimizer.register_load_state_dict_pre_hook(keep_implementation)
         else:
+            import timm.optim  # only now: one of its optimizers imports torch's compiler
+
             optimizer = timm.optim.create_optimizer_v2(groups, name, lr=lr, weight_decay=weight_decay, **values)
     except (TypeError, ValueError, AssertionError, ImportError) as error:
-        names = sorted({*OPTIMIZERS, *timm.optim.list_optimizers()})
+        from timm.optim import list_optimizers
+
+        names = sorted({*OPTIMIZERS, *list_optimizers()})
         if name not in names:
             raise InputError(f"optimizer.name: {name!r} is no optimizer{nearest(name, names)}") from None
         text = " ".join(str(error).split())

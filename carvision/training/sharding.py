@@ -4,6 +4,7 @@ Zhao et al. 2023, "PyTorch FSDP", arXiv:2304.11277. The processes share the phot
 weights are gathered when it is computed, and dropped after it. Checkpoints and the model file are those of any run.
 """
 
+import sys
 from functools import partial
 
 import pytorch_lightning as pl
@@ -11,7 +12,6 @@ import torch
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import distributed as dist
 from torch import nn
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from carvision.errors import InputError
 from carvision.models.classifier import classifier_from
@@ -54,6 +54,8 @@ def divide_over_all(trainer: pl.Trainer, lit: LitClassifier) -> None:
 
 def shard(lit: LitClassifier) -> None:
     """Divides the weights of the network over the processes."""
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # only now: half a second
+
     if not any(_is_divided(p) for p in lit.model.parameters()):
         lit.model.to(memory_format=torch.contiguous_format)  # which FSDP insists on
         mesh = lit.device_mesh["data_parallel"]
@@ -111,4 +113,5 @@ def _size(module: nn.Module) -> int:
 
 
 def _is_divided(parameter: nn.Parameter) -> bool:
-    return isinstance(parameter, dist.tensor.DTensor)
+    tensor = sys.modules.get("torch.distributed.tensor")  # without which none is
+    return tensor is not None and isinstance(parameter, tensor.DTensor)

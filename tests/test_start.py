@@ -1,0 +1,147 @@
+"""What is imported when: counts, which no busy machine can change. scripts/bench_start.py measures the time."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from torch.utils.data import Dataset
+
+from carvision.data.datamodule import PhotoDataModule
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = sorted(file.stem for file in (ROOT / "carvision").glob("*.py") if "__main__" in file.read_text())
+HEAVY = {"torch", "numpy", "pandas", "pytorch_lightning", "timm", "matplotlib"}
+# A training needs none of these before it compiles, plots or reads Matlab files
+UNUSED = {
+    "torch._dynamo",
+    "torch._inductor",
+    "sympy",
+    "triton",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+    "IPython",
+}
+FIRST_STEP = """
+import os, runpy, sys
+import carvision.training.lit_classifier as module
+
+def training_step(*arguments):
+    os._exit(0)
+
+module.LitClassifier.training_step = training_step
+runpy.run_module("carvision.train", run_name="__main__", alter_sys=True)
+"""
+
+
+def python(*arguments: str, check: int = 0, cwd: Path = ROOT, **environment: str) -> tuple[str, set[str]]:
+    """What it printed, and every module that it imported."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *arguments], cwd=cwd, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == check, done.stderr[-3000:]
+    return done.stdout, set(re.findall(r"^import time:.*\| +(\S+)$", done.stderr, re.MULTILINE))
+
+
+def test_the_package_itself_imports_nothing():
+    _, without = python("-c", "pass")
+    _, imported = python("-c", "import carvision")
+    assert imported - without == {"carvision"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_imports_nothing_heavy(command):
+    text, imported = python("-m", f"carvision.{command}", "--help")
+    assert f"carvision.{command}" in text and not imported & HEAVY
+    assert not {"hydra", "omegaconf"} & imported
+
+
+def test_completion_imports_nothing_heavy():
+    asked = "python -m carvision.train data=demo optimizer.l"
+    text, imported = python("-m", "carvision.train", "--shell-completion", "query=bash", COMP_LINE=asked)
+    assert "optimizer.lr=" in text.split() and not imported & HEAVY
+
+
+def test_completion_in_a_shell():
+    script = f"""
+eval "$({sys.executable} -m carvision.train --shell-completion install=bash)"
+for line in "-m carvision.train data=" "-m carvision.check data.ro" "-m json.tool da"; do
+    COMP_LINE="{sys.executable} $line"; COMP_POINT=${{#COMP_LINE}}
+    COMP_WORDS=($COMP_LINE); COMP_CWORD=$((${{#COMP_WORDS[@]}}-1)); COMPREPLY=()
+    carvision_completion
+    echo "$line: ${{COMPREPLY[@]}}"
+done
+"""
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    choices = " ".join(f"data={file.stem}" for file in sorted((ROOT / "conf" / "data").glob("*.yaml")))
+    assert done.stdout.splitlines() == [
+        f"-m carvision.train data=: {choices}", "-m carvision.check data.ro: data.root=", "-m json.tool da: "
+    ], done.stderr  # fmt: skip
+
+
+def test_a_training_imports_only_what_it_uses(tmp_path):
+    for number in range(24):
+        file = tmp_path / "photos" / f"class {number % 2}" / f"{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (10 * number, 0, 0)).save(file)
+    words = ["data=folder", "data.root=photos", "data.split.kind=stratified", "data.image_px=32", "data.num_workers=1"]
+    words += ["model.backbone=test_resnet", "model.weights=random"]
+    _, imported = python("-c", FIRST_STEP, *words, f"run.dir={tmp_path / 'run'}", cwd=tmp_path)
+    assert "pytorch_lightning.callbacks" in imported
+    assert not {name for name in imported if name in UNUSED or name.partition(".")[0] in UNUSED}
+
+
+class Seen(Dataset):
+    """In place of photos: what a reader has imported."""
+
+    def num_bytes(self, batch_size: int) -> int:
+        return 8
+
+    def __getitem__(self, keys) -> list[str]:
+        return sorted(sys.modules)
+
+
+def test_readers_import_nothing():
+    data = PhotoDataModule(lambda: None, lambda table: None, batch_size=1, num_workers=1)
+    [first, _] = data.create_loader(Seen(), [[(0, 0)], [(1, 0)]])
+    assert len(first) > 500 and not set(first) - set(sys.modules)
+
+
+def test_what_was_deferred_is_there_when_it_is_asked_for():
+    code = """
+import sys
+import carvision.training, carvision.models
+assert not {"sympy", "matplotlib", "scipy"} & sys.modules.keys()
+import torch, torchmetrics, timm
+model = torch.nn.Sequential(torch.nn.Linear(3, 2))
+assert not isinstance(model, torch._dynamo.OptimizedModule) and "sympy" not in sys.modules
+assert torchmetrics.Metric is torchmetrics.metric.Metric and "scipy" not in sys.modules
+
+@torch._dynamo.disable
+def double(values):
+    return values * 2
+
+assert double(torch.ones(1)).item() == 2 and "sympy" not in sys.modules
+from torchmetrics.classification import MulticlassAccuracy
+metric = MulticlassAccuracy(2)
+metric.update(torch.tensor([0, 1]), torch.tensor([0, 0]))
+assert metric.compute().item() == 0.25 and issubclass(MulticlassAccuracy, torchmetrics.Metric)
+from torch.utils.flop_counter import FlopCounterMode
+with FlopCounterMode(display=False) as counter:
+    model(torch.ones(4, 3))
+assert counter.get_total_flops() == 2 * 4 * 3 * 2
+compiled = torch.compile(model, backend="eager")
+assert isinstance(compiled, torch._dynamo.OptimizedModule) and "sympy" in sys.modules
+assert torch.allclose(compiled(torch.ones(4, 3)), model(torch.ones(4, 3)))
+assert double(torch.ones(1)).item() == 2
+import torch._dynamo.utils
+assert torch._dynamo.utils.is_compile_supported("cpu") in (True, False)
+assert torchmetrics.Accuracy(task="binary")(torch.ones(1), torch.ones(1)).item() == 1
+assert type(torch._dynamo) is type(sys) and type(torchmetrics) is type(sys)
+"""
+    python("-c", code)
