@@ -27,6 +27,9 @@ def complete(words: list[str], commands: list[str]) -> bool:
     """
     if not any(ASKED.match(word) for word in words):
         return False
+    if words[-1].endswith("uninstall=bash"):
+        print("complete -r python python3; unset -f carvision_completion")
+        return True
     if words[-1].endswith("install=bash"):
         print(INSTALL % "|".join(commands))
         return True

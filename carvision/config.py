@@ -64,7 +64,7 @@ def compose_once(config_name: str, overrides: list[str]) -> DictConfig | None:
     hydra.main composes everything once before, to see whether there are several, which takes longer than all else
     that comes before a mistake is told.
     """
-    if any(re.match(r"-|[+~]*hydra\b", word) for word in overrides):
+    if any(re.match(r"-|[+~]*hydra\b", word) or "hydra:" in word for word in overrides):
         return None
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra

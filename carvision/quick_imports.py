@@ -26,7 +26,7 @@ class Deferred(types.ModuleType):
     """A module that is executed as soon as it is asked for an attribute that it was not given."""
 
     def __init__(self, spec: ModuleSpec, later: tuple[str, ...] = (), **given):
-        """later: functions and classes of it that are asked for at once, and called only later."""
+        """later: functions and classes of it that others take when they are imported, and call only later."""
         super().__init__(spec.name)
         given |= {name: functools.partial(self.call, name) for name in later}
         self.__dict__.update(given, __spec__=spec, __file__=spec.origin, executing=None)
@@ -49,8 +49,12 @@ class Deferred(types.ModuleType):
         with EXECUTING:  # as long as another thread has it executed, this one waits
             if isinstance(self, Deferred) and not self.executing:
                 self.executing = threading.get_ident()
-                self.__dict__.update(vars(importlib.util.module_from_spec(self.__spec__)))
-                self.__spec__.loader.exec_module(self)
+                try:
+                    self.__dict__.update(vars(importlib.util.module_from_spec(self.__spec__)))
+                    self.__spec__.loader.exec_module(self)
+                except BaseException:
+                    self.executing = None  # who asks again is told the same
+                    raise
                 self.__class__ = types.ModuleType
 
 
@@ -136,8 +140,10 @@ def _of(package: str) -> list[types.ModuleType]:
 
 
 def _remove(*modules: types.ModuleType) -> None:
+    """But for those that stood in for a module, and meanwhile are that."""
     for module in modules:
-        if sys.modules.get(module.__name__) is module:
+        became_real = hasattr(module, "executing") and not isinstance(module, Deferred)
+        if sys.modules.get(module.__name__) is module and not became_real:
             del sys.modules[module.__name__]
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,7 @@ def test_completion_imports_nothing_heavy():
     assert "optimizer.lr=" in text.split() and not imported & HEAVY
 
 
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
 def test_completion_in_a_shell():
     script = f"""
 eval "$({sys.executable} -m carvision.train --shell-completion install=bash)"
@@ -76,6 +78,8 @@ for line in "-m carvision.train data=" "-m carvision.check data.ro" "-m json.too
     carvision_completion
     echo "$line: ${{COMPREPLY[@]}}"
 done
+eval "$({sys.executable} -m carvision.train --shell-completion uninstall=bash)"
+complete -p python; type -t carvision_completion
 """
     done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
     choices = " ".join(f"data={file.stem}" for file in sorted((ROOT / "conf" / "data").glob("*.yaml")))

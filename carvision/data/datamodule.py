@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from carvision.data.handover import HandedOver
+from carvision.data.handover import HandedOver, handed_over
 from carvision.data.kept_photos import KeptPhotos
 from carvision.data.photos import Photos, TableOrder, TrainOrder
 from carvision.data.prefetch import Prefetch
@@ -20,15 +20,7 @@ from carvision.machine import FORK, num_cores
 log = logging.getLogger(__name__)
 
 
-class Loader(DataLoader):
-    """Of batches that are handed over, where processes read them."""
-
-    def __iter__(self) -> Iterator[dict]:
-        batches = super().__iter__()
-        return self.dataset.epoch_of(batches) if isinstance(self.dataset, HandedOver) else batches
-
-
-class ResumableLoader(Loader):
+class ResumableLoader(DataLoader):
     """Knows how many batches of the pass at hand it has given. Lightning keeps that in checkpoints, and a run that goes
     on inside an epoch begins with the batch after them."""
 
@@ -50,8 +42,9 @@ class ResumableLoader(Loader):
         self.sampler.start = state["given"] % len(self.sampler)  # of a whole epoch none: the next is begun
 
 
-class EarlyLoader(Loader):
-    """Its readers can begin before its batches are asked for."""
+class EarlyLoader(DataLoader):
+    """Its readers can begin before its batches are asked for. After the last of them their memory is given back, as
+    training comes next."""
 
     begun: Iterator[dict] | None = None
 
@@ -60,8 +53,14 @@ class EarlyLoader(Loader):
             self.begun = super().__iter__()
 
     def __iter__(self) -> Iterator[dict]:
-        begun, self.begun = self.begun, None
-        return begun or super().__iter__()
+        batches, self.begun = self.begun or super().__iter__(), None
+        return self._give_back_after(batches) if isinstance(self.dataset, HandedOver) else batches
+
+    def _give_back_after(self, batches: Iterator[dict]) -> Iterator[dict]:
+        for number, batch in enumerate(batches, 1):
+            if number == len(self):  # Lightning does not ask for more
+                self.dataset.slots.give_back()
+            yield batch
 
 
 def begin_reading(worker: int) -> None:
@@ -160,14 +159,12 @@ class PhotoDataModule(pl.LightningDataModule):
         order = TableOrder(len(photos.paths), self.batch_size, *shape, rows)
         return self.create_loader(self.kept(split) or photos, order, EarlyLoader)
 
-    def create_loader(self, photos: Photos | KeptPhotos, order, kind: type[Loader] = Loader) -> DataLoader:
+    def create_loader(self, photos: Photos | KeptPhotos, order, kind: type[DataLoader] = DataLoader) -> DataLoader:
         """order: gives lists of Keys, each a batch."""
         # An item is a whole batch, so the loader neither batches nor collates.
         num_workers = 0 if isinstance(photos, KeptPhotos) else self.num_workers
-        if num_workers and FORK:
-            photos = HandedOver(photos, num_workers, photos.num_bytes(self.batch_size))
         return kind(
-            photos,
+            handed_over(photos, num_workers, photos.num_bytes(self.batch_size)) if num_workers else photos,
             sampler=order,
             batch_size=None,
             num_workers=num_workers,

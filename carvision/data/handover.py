@@ -5,12 +5,13 @@ filled with zeros, and its name travels through a socket, which takes as long as
 photos. Here the memory is there before the readers begin, and what is small travels through the pipe itself.
 """
 
+import contextlib
 import io
 import itertools
 import mmap
+import os
 import pickle
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,19 +19,32 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-SLOTS_OF_READER = 6  # two batches that it is ahead, and those that the training process still has
-SMALL = 2**16  # bytes of a tensor that travels through the pipe
-NO_RESERVE = 0x4000  # MAP_NORESERVE, of which Python 3.11 does not know the name: only what is used is memory
+from carvision.machine import FORK
+
+# Two batches that it is ahead, and those that the training process still has. Who keeps more of them gets the others
+# through the pipe, several copies later.
+SLOTS_OF_READER = 6
+NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # only pages that are used count as memory; new in Python 3.13
 NUMBERS = itertools.count()
 ALL: "weakref.WeakValueDictionary[int, Slots]" = weakref.WeakValueDictionary()  # by number: those of living loaders
 begun: "Slot | None" = None  # where this process, a reader, puts the photos of the batch at hand
 
 
+def handed_over(batches: Dataset, num_readers: int, num_bytes: int) -> Dataset:
+    """A dataset whose items are batches, for a loader with so many processes that read. num_bytes: at most what
+    empty_bytes gives for one batch. The dataset itself where nothing can be shared."""
+    if num_readers and FORK:
+        with contextlib.suppress(OSError):  # a system that does not give memory before it is used
+            return HandedOver(batches, num_readers, num_bytes)
+    return batches
+
+
 class Slots:
     """Memory for the batches of the readers that are forked after it was made, num_bytes a batch.
 
-    A slot is free again once nothing in the training process refers to its tensors. Pages that were never used cost
-    nothing, and of the free slots the first is taken, so that no more of them are used than are needed at a time.
+    A reader takes a slot; the process that has unpickled the batch frees it, once nothing there refers to its tensors.
+    Pages that were never used cost nothing, and of the free slots the first is taken, so that no more of them are used
+    than are needed at a time.
     """
 
     def __init__(self, num_readers: int, num_bytes: int):
@@ -55,15 +69,21 @@ class Slots:
 
     def give_back(self) -> None:
         """The pages of free slots to the kernel. To be called while no reader is at work."""
-        for slot in range(len(self.taken)):
-            if not self.taken[slot]:
-                self.memory.madvise(mmap.MADV_REMOVE, slot * self.num_bytes, self.num_bytes)
+        with contextlib.suppress(OSError):  # sandboxes that can't
+            for slot in range(len(self.taken)):
+                if not self.taken[slot]:
+                    self.memory.madvise(mmap.MADV_REMOVE, slot * self.num_bytes, self.num_bytes)
 
     def open(self, slot: int) -> Tensor:
         """uint8 (num_bytes,), in the training process; the slot is free when it and all its views are gone."""
         values = self.bytes_of(slot)
-        weakref.finalize(values, self.taken.__setitem__, slot, 0).atexit = False
+        weakref.finalize(values, _free, self.taken, slot, os.getpid()).atexit = False
         return torch.from_numpy(values)
+
+
+def _free(taken: mmap.mmap, slot: int, process: int) -> None:
+    if os.getpid() == process:  # else a fork of it, whose copy of the tensor is of no account
+        taken[slot] = 0
 
 
 class Slot:
@@ -85,27 +105,16 @@ class Slot:
 
 
 def empty_bytes(num_bytes: int) -> Tensor:
-    """uint8 (num_bytes,), not filled; in a process that reads photos where the training process sees it, too."""
-    if get_worker_info() is None:
-        return torch.empty(num_bytes, dtype=torch.uint8)
+    """uint8 (num_bytes,), not filled; in a process that reads photos in its slot, if it has a free one."""
     part = begun.cut(num_bytes) if begun else None
-    if part is None:  # as torch's own collating does it
-        shared = torch.UntypedStorage._new_shared(num_bytes, device="cpu")
-        part = torch.empty(0, dtype=torch.uint8).set_(shared, 0, (num_bytes,))
-    return part
+    return torch.empty(num_bytes, dtype=torch.uint8) if part is None else part
 
 
 class HandedOver(Dataset):
-    """A dataset whose items are batches, for a loader with processes that are forked. num_bytes: of what empty_bytes
-    gives for a batch."""
+    """See handed_over."""
 
     def __init__(self, batches: Dataset, num_readers: int, num_bytes: int):
         self.batches, self.slots = batches, Slots(num_readers, num_bytes)
-
-    def epoch_of(self, batches: Iterator) -> Iterator:
-        """A loader's pass, to its end; after it the memory is given back until the next one."""
-        yield from batches
-        self.slots.give_back()
 
     def __getitem__(self, keys: Any) -> Any:
         reader = get_worker_info()
@@ -125,48 +134,46 @@ class HandedOver(Dataset):
 
 
 class Parcel:
-    """A batch on its way: what is unpickled is the batch itself."""
+    """A batch on its way, packed at once, so that what can't be is an error of the reader. What is unpickled is the
+    batch itself."""
 
     def __init__(self, batch: Any, slot: Slot | None):
-        self.batch, self.slot = batch, slot
+        file = io.BytesIO()
+        _Pack(file, slot).dump(batch)
+        self.data, self.place = file.getvalue(), slot and (slot.slots.number, slot.number)
 
     def __reduce__(self):
-        file, large = io.BytesIO(), []
-        _Pack(file, self.slot, large).dump(self.batch)
-        place = None if self.slot is None else (self.slot.slots.number, self.slot.number)
-        return _unpack, (file.getvalue(), place, large)
+        return _unpack, (self.data, self.place)
 
 
 class _Pack(pickle.Pickler):
-    """Tensors are noted as where they lie in the slot, as bytes, or as their place in `large`, for torch to send."""
+    """Tensors are noted as where they lie in the slot; others, small ones as a rule, as their bytes. torch would make a
+    file of shared memory for each."""
 
-    def __init__(self, file: io.BytesIO, slot: Slot | None, large: list[Tensor]):
+    def __init__(self, file: io.BytesIO, slot: Slot | None):
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
-        self.slot, self.large = slot, large
+        self.slot = slot
 
-    def persistent_id(self, values: Any) -> tuple | None:
+    def persistent_id(self, values: Any) -> tuple | None:  # called for each object that is pickled
         if not isinstance(values, Tensor):
             return None
         if self.slot is not None and self.slot.holds(values):
-            return "slot", values.shape, values.stride(), values.storage_offset()
-        if values.nbytes <= SMALL and values.device.type == "cpu":
-            return "bytes", values.numpy()
-        self.large.append(values)
-        return "large", len(self.large) - 1
+            return values.shape, values.stride(), values.storage_offset()
+        order = sorted(range(values.ndim), key=values.stride, reverse=True)  # NumPy would exchange what lies otherwise
+        return values.permute(order).numpy(), np.argsort(order).tolist()
 
 
 class _Unpack(pickle.Unpickler):
-    def __init__(self, data: bytes, slot: Tensor | None, large: list[Tensor]):
+    def __init__(self, data: bytes, slot: Tensor | None):
         super().__init__(io.BytesIO(data))
-        self.slot, self.large = slot, large
+        self.slot = slot
 
     def persistent_load(self, note: tuple) -> Tensor:
-        kind, *rest = note
-        if kind == "slot":
-            return self.slot.as_strided(*rest)
-        return torch.from_numpy(rest[0]) if kind == "bytes" else self.large[rest[0]]
+        if len(note) == 3:
+            return self.slot.as_strided(*note)
+        array, order = note
+        return torch.from_numpy(array).permute(order)
 
 
-def _unpack(data: bytes, place: tuple[int, int] | None, large: list[Tensor]) -> Any:
-    slot = None if place is None else ALL[place[0]].open(place[1])
-    return _Unpack(data, slot, large).load()
+def _unpack(data: bytes, place: tuple[int, int] | None) -> Any:
+    return _Unpack(data, place and ALL[place[0]].open(place[1])).load()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from carvision.data.table import BOX, SOURCE, SPLITS, UNKNOWN, Table
+from carvision.data.table import BOX, SOURCE, SPLITS, UNKNOWN, Table, full_paths
 from carvision.errors import InputError
 from carvision.whole_files import write_csv
 
@@ -142,8 +142,7 @@ def equal_bytes(table: Table) -> np.ndarray:
     if table.shards is not None:
         _, first, same_as = np.unique(table.rows[SOURCE], return_index=True, return_inverse=True)
         return first[same_as]
-    root = os.fspath(table.root)  # strings and bare calls of the system: a million photos have a million of each
-    paths = [os.path.join(root, path) for path in table.rows["path"]]  # noqa: PTH118
+    paths = full_paths(table)  # and bare calls of the system: a million photos have a million of each
     sizes = np.fromiter((os.stat(path).st_size for path in paths), np.int64, len(paths))  # noqa: PTH116
     suspects = _repeated(sizes, np.arange(len(paths)))
     ends = np.fromiter((_checksum_of_end(paths[i], sizes[i]) for i in suspects), np.int64, len(suspects))

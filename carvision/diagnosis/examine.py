@@ -112,7 +112,7 @@ def look_at_storage(facts: dict) -> Examination:
     rows = [("open files", files)]
     if free is not None:
         rows.insert(0, ("shared memory", f"{size_text(free)} free in {storage.SHARED_MEMORY}"))
-    findings = storage.judge_shared_memory(free, num_workers())
+    findings = storage.judge_shared_memory(free, num_gpus)
     findings += storage.judge_limits(limits, num_workers(), num_gpus, facts["system"].get("infiniband", 0))
     return Examination(rows, findings)
 

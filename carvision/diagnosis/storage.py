@@ -15,8 +15,7 @@ except ImportError:  # Windows
     resource = None
 
 SHARED_MEMORY = Path("/dev/shm")
-PREFETCH = 2  # batches that each process has ready, torch's default
-TENSORS = 8  # of a batch, each an open file of shared memory: images, targets, draws, ...
+FILES_OF_READER = 6  # pipes and locks that a process which reads photos takes of the training process
 LEAST_DISK, GOOD_DISK = 0.5e9, 5e9  # bytes: a small network's checkpoints; those of EfficientNet-B5 and more
 LEAST_FILES = 100
 NETWORK = ("nfs", "cifs", "smb", "lustre", "gpfs", "ceph", "beegfs", "gluster", "afs", "9p", "fuse.", "drvfs")
@@ -79,26 +78,18 @@ def file_system(folder: Path, mounts: Path = Path("/proc/mounts")) -> str:
     return kind
 
 
-def judge_shared_memory(
-    free: int | None, num_workers: int, batch_size: int = 64, image_px: int = 224, prefetch: int = PREFETCH
-) -> list[Finding]:
-    """free: bytes, None where there is no such place. The defaults are those of conf/data."""
-    needed = 3 * image_px**2 * batch_size * (prefetch * num_workers + 1)
-    if free is None or free >= 4 * needed or not num_workers:
+def judge_shared_memory(free: int | None, num_gpus: int) -> list[Finding]:
+    """free: bytes, None where there is no such place. Photos need none of it; NCCL does, by which the GPUs of a machine
+    exchange gradients. Its user guide ("Troubleshooting") advises 1 GB."""
+    if free is None or num_gpus < 2 or free >= 1e9:
         return []
-    what = f"{size_text(free)} are free in {SHARED_MEMORY}, and {num_workers} processes that read photos need "
-    what += f"{size_text(needed)} at data.image_px={image_px} data.batch_size={batch_size}"
-    mend = (
-        "docker run --shm-size=8g (or --ipc=host) for a container; else data.num_workers=1 or a smaller data.batch_size"
-    )
-    if free < needed:
-        return [Finding("breaks", "shared memory", f"{what}: they end with a bus error", mend)]
-    return [Finding("note", "shared memory", f"{what}; larger photos or batches may not fit", mend)]
+    what = f"{size_text(free)} are free in {SHARED_MEMORY}, and NCCL, by which GPUs exchange gradients, may want 1 GB"
+    return [Finding("note", "shared memory", what, "docker run --shm-size=1g (or --ipc=host) for a container")]
 
 
 def judge_limits(limits: dict, num_workers: int, num_gpus: int = 0, infiniband: int = 0) -> list[Finding]:
     findings = []
-    needed = 128 + num_workers * (PREFETCH + 1) * TENSORS
+    needed = 128 + num_workers * FILES_OF_READER
     if limits["files"] is not None and limits["files"] < needed:
         what = f"a process may have {limits['files']}; reading photos by {num_workers} processes takes about {needed}"
         most = limits["most_files"]

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from carvision.data.handover import HandedOver
+from carvision.data.handover import handed_over
 from carvision.data.images import BLANK, BadImage, Preprocessing, read_file
 from carvision.data.shards import PackedPhoto
 from carvision.data.squares import empty_squares, read_square, square_of
@@ -80,11 +80,9 @@ def predict_items(
     if place.type == "cuda":
         predictor.to(memory_format=torch.channels_last)
     workers = max(1, min(16, num_cores() - 1)) if num_workers is None else num_workers
-    photos = PhotoBatches(predictor.geometries)
-    if workers and FORK:
-        photos = HandedOver(photos, workers, batch_size * sum(3 * way.size_px**2 for way in predictor.geometries))
+    num_bytes = batch_size * sum(3 * way.size_px**2 for way in predictor.geometries)
     loader = DataLoader(
-        photos,
+        handed_over(PhotoBatches(predictor.geometries), workers, num_bytes),
         sampler=batches_of(items, batch_size),  # the loader asks for no more than its workers are ahead
         batch_size=None,
         num_workers=workers,

@@ -11,7 +11,6 @@ from carvision import portable
 from carvision.data.datamodule import PhotoDataModule
 from carvision.data.images import Preprocessing
 from carvision.data.splits import write_splits
-from carvision.diagnosis.storage import judge_shared_memory, read_shared_memory
 from carvision.reports.summary import print_closing, summarise_network
 from carvision.training.batch_size import with_batch_size, with_found_batch_size
 from carvision.training.build import build_datamodule, build_lit_classifier
@@ -65,7 +64,6 @@ def run_training(
     if not resume:
         log.info("training into %s", folder)
     clock.lap("reading")
-    _warn_of_little_shared_memory(cfg["data"], datamodule.num_workers)
     lit = build_lit_classifier(cfg, table)
     if first:
         write_text(folder / "summary.txt", summarise_network(lit.model) + "\n")
@@ -118,15 +116,6 @@ def run_training(
     return metrics
 
 
-def _warn_of_little_shared_memory(data: dict, num_workers: int) -> None:
-    """Without it photos never come, and the run would wait for them for ever."""
-    if data["batch_size"] != "auto":
-        free = read_shared_memory()
-        for finding in judge_shared_memory(free, num_workers, data["batch_size"], data["image_px"]):
-            if finding.severity == "breaks":
-                log.warning("%s, or never give any; %s", finding.what, finding.mend)
-
-
 def _test(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, folder: Path) -> dict:
     """Figures of the best epoch: train and val from the history, test measured now with the best weights."""
     history = pd.read_csv(folder / "history.csv")
@@ -147,9 +136,10 @@ def _test(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, 
     if "test" in datamodule.photos:
         evaluated["test"] = (trainer.test, lit.test_metrics)
     for split, (evaluate, counters) in evaluated.items():
-        figures = evaluate(lit, datamodule=datamodule, verbose=False)[0]
+        evaluate(lit, datamodule=datamodule, verbose=False)
         if split == "test":
-            metrics["test"] = {name.removeprefix("test/"): value for name, value in figures.items()}
+            figures = trainer.callback_metrics.items()
+            metrics["test"] = {k.removeprefix("test/"): v.item() for k, v in figures if k.startswith("test/")}
         if len(counters.rules) > 1:
             metrics["decodings"][split] = counters.compute_rules()
     return metrics

@@ -3,7 +3,6 @@
 import errno
 import logging
 import os
-import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -100,12 +99,6 @@ def disk_error(error: Exception, folder: Path) -> str | None:
     words, number, text = str(error), getattr(error, "errno", None), getattr(error, "strerror", None) or ""
     mend = "the same command with this run.dir goes on"
     full = number == errno.EDQUOT or os.strerror(errno.ENOSPC) in words
-    # As torch and its DataLoader say it of the memory through which batches come from the processes that read photos
-    if (full and re.search("shared memory|</torch_", words)) or re.search("Bus error.*shared memory", words):
-        return (
-            "data.num_workers: /dev/shm is too small for the processes that read photos; in Docker start with "
-            "--shm-size=8g, or take data.num_workers=0 (python -m carvision.doctor says what is needed)"
-        )
     if full:
         detail = f" ({text.partition(': ')[2]})" if ": " in text else ""
         return (

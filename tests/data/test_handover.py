@@ -1,13 +1,14 @@
 """Batches that reading processes hand over in memory that is used again."""
 
 import gc
+import multiprocessing
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from carvision.data.handover import SLOTS_OF_READER, HandedOver, empty_bytes
+from carvision.data.datamodule import EarlyLoader
+from carvision.data.handover import SLOTS_OF_READER, HandedOver, empty_bytes, handed_over
 from carvision.errors import InputError
 from carvision.machine import FORK
 
@@ -97,14 +98,54 @@ def test_a_batch_that_fails_leaves_no_slot_behind():
     assert num_taken(handed) == 0
 
 
-def test_an_epoch_that_is_over_gives_its_memory_back():
-    loader, handed = loader_of(range(20))
-    for _ in range(2):
-        for batch in handed.epoch_of(iter(loader)):
-            last = batch["images"]
-    assert (last == 19).all()
-    slots = [handed.slots.bytes_of(slot) for slot in range(SLOTS_OF_READER)]
-    assert np.count_nonzero([values.any() for values in slots]) == 1  # that of the batch that is still held
+def test_after_its_last_batch_a_validation_gives_its_memory_back():
+    handed = HandedOver(Numbered(), 1, SIZE)
+    loader = EarlyLoader(
+        handed, sampler=range(20), batch_size=None, num_workers=1, multiprocessing_context=FORK, persistent_workers=True
+    )
+    for begun_early in (True, False):
+        if begun_early:
+            loader.begin()
+        batches = iter(loader)
+        for _ in range(20):  # and no more, as Lightning does it
+            last = next(batches)["images"]
+        slots = [handed.slots.bytes_of(slot) for slot in range(SLOTS_OF_READER)]
+        # But for this batch, and the one before, which was held while this one came
+        assert (last == 19).all() and sum(values.any() for values in slots) == 2
+
+
+def test_only_the_process_that_has_a_batch_frees_its_slot():
+    """A fork of it has a copy of the tensor, and memory that is the same."""
+    loader, handed = loader_of(range(3))
+    batch = next(iter(loader))
+    child = multiprocessing.get_context(FORK).Process(target=lambda: (batch.clear(), gc.collect()))
+    child.start()
+    child.join()
+    assert child.exitcode == 0 and handed.slots.taken[0] == 1 and is_right(batch, 0)
+
+
+def test_what_cannot_be_packed_is_an_error_of_the_reader():
+    class Odd(Numbered):
+        def __getitem__(self, number: int) -> dict:
+            return super().__getitem__(number) | {"odd": torch.ones(1, dtype=torch.bfloat16)}
+
+    handed = HandedOver(Odd(), 1, SIZE)
+    with pytest.raises(TypeError, match="BFloat16"):
+        list(
+            DataLoader(handed, sampler=[1, 2], batch_size=None, num_workers=1, multiprocessing_context=FORK, timeout=60)
+        )
+    gc.collect()
+    assert num_taken(handed) == 0
+
+
+def test_a_system_without_that_memory_gives_the_dataset_itself(monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError(12, "Cannot allocate memory")
+
+    batches = Numbered()
+    assert handed_over(batches, 0, SIZE) is batches and isinstance(handed_over(batches, 1, SIZE), HandedOver)
+    monkeypatch.setattr("carvision.data.handover.mmap.mmap", refuse)
+    assert handed_over(batches, 1, SIZE) is batches
 
 
 def test_without_readers_it_is_the_dataset_itself():

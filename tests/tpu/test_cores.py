@@ -33,6 +33,7 @@ def test_the_strategy_of_several_cores_trains_and_tests_in_its_own_process(demo_
         )  # fmt: skip
         trainer.fit(lit, datamodule=datamodule)
         assert trainer.current_epoch == 1  # which Lightning's own launcher would have left behind in another process
-        figures.append(trainer.test(lit, datamodule=datamodule, verbose=False)[0])
+        trainer.test(lit, datamodule=datamodule, verbose=False)
+        figures.append({name: value.item() for name, value in trainer.callback_metrics.items()})
     assert lit.test_metrics.heads[0].distributed_available_fn()
     assert figures[1] == pytest.approx(figures[0], rel=1e-5)

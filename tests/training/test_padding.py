@@ -32,7 +32,8 @@ def evaluated(root, on_bad_image: str, batch_size: int):
     lit = build_lit_classifier(cfg, datamodule.table)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, use_distributed_sampler=False)
-    figures = trainer.test(lit, datamodule=datamodule, verbose=False)[0]
+    trainer.test(lit, datamodule=datamodule, verbose=False)
+    figures = {name: value.item() for name, value in trainer.callback_metrics.items()}
     return lit, {name.removeprefix("test/"): value for name, value in figures.items()}, datamodule
 
 

@@ -59,24 +59,6 @@ def test_a_folder_that_is_in_use_is_refused(number, tmp_path, monkeypatch):
         (OSError(errno.EROFS, os.strerror(errno.EROFS)), "fails .Read-only file system"),
         (OSError(errno.EFBIG, os.strerror(errno.EFBIG)), "fails .File too large"),
         (OSError(errno.ESTALE, os.strerror(errno.ESTALE)), "fails .Stale file handle"),
-        (
-            RuntimeError(f"unable to write to file </torch_12_34_0>: {FULL} (28)"),
-            "/dev/shm is too small.*--shm-size=8g",
-        ),
-        (
-            RuntimeError(
-                "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
-                f"RuntimeError: unable to allocate shared memory(shm) for file </torch_1_2_3>: {FULL} (28)"
-            ),
-            r"/dev/shm is too small.*data\.num_workers=0",
-        ),
-        (
-            RuntimeError(
-                "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers "
-                "are out of shared memory. Please try to raise your shared memory limit."
-            ),
-            "/dev/shm is too small",
-        ),
     ],
 )
 def test_a_disks_error_is_one_line(error, told, tmp_path):

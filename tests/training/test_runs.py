@@ -208,13 +208,6 @@ def test_too_small_a_disk_is_told_before_training(class_folders, tmp_path, monke
     assert not (tmp_path / "run" / "history.csv").exists()
 
 
-def test_too_little_shared_memory_is_told_before_training(class_folders, tmp_path, monkeypatch):
-    monkeypatch.setattr("carvision.training.fit.read_shared_memory", lambda: 100_000)
-    folder = train(tmp_path / "run", *folder_overrides(class_folders), "data.num_workers=1", "trainer.max_epochs=1")
-    told = (folder / "run.log").read_text()
-    assert "are free in /dev/shm" in told and "docker run --shm-size=8g" in told
-
-
 def test_training_stops_early_when_nothing_gets_better(class_folders, tmp_path):
     overrides = [
         "trainer.max_epochs=9",
