@@ -1,6 +1,8 @@
 """PhotoDataModule: the loaders of a Table's splits. The only Lightning in this room."""
 
+import functools
 import logging
+import os
 import signal
 from collections.abc import Callable, Iterator
 
@@ -63,13 +65,15 @@ class EarlyLoader(DataLoader):
             yield batch
 
 
-def begin_reading(worker: int) -> None:
+def begin_reading(training: int, worker: int) -> None:
     """Schedulers and Ctrl-C signal all processes; the readers go on, so that the run can end its step. They end with
-    the process that started them."""
+    the process that started them, whose number is `training`: torch sees to that, unless it has gone by now."""
     give_back_freed_memory()
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if os.getppid() != training:  # else this one would wait for ever, and the run's folder stay locked
+        os._exit(1)
 
 
 class PhotoDataModule(pl.LightningDataModule):
@@ -171,7 +175,7 @@ class PhotoDataModule(pl.LightningDataModule):
             multiprocessing_context=FORK if num_workers else None,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=begin_reading,
+            worker_init_fn=functools.partial(begin_reading, os.getpid()),
             # Else the loader takes numbers from those that dropout draws, more of them without workers
             generator=torch.Generator(),
         )

@@ -2,12 +2,13 @@
 
 import gc
 import multiprocessing
+import os
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from carvision.data.datamodule import EarlyLoader
+from carvision.data.datamodule import EarlyLoader, begin_reading
 from carvision.data.handover import SLOTS_OF_READER, HandedOver, empty_bytes, handed_over
 from carvision.errors import InputError
 from carvision.machine import FORK
@@ -136,6 +137,16 @@ def test_what_cannot_be_packed_is_an_error_of_the_reader():
         )
     gc.collect()
     assert num_taken(handed) == 0
+
+
+def test_a_reader_whose_training_process_has_gone_ends():
+    """Gone before torch looks whose child it is: it would never see that, and hold the lock of the run's folder."""
+    context = multiprocessing.get_context(FORK)
+    for training, code in ((os.getpid(), 0), (os.getppid(), 1)):
+        reader = context.Process(target=begin_reading, args=(training, 0))
+        reader.start()
+        reader.join()
+        assert reader.exitcode == code
 
 
 def test_a_system_without_that_memory_gives_the_dataset_itself(monkeypatch):
