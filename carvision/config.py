@@ -37,7 +37,10 @@ def run_command(task: Callable[[DictConfig], None], config_name: str) -> None:
     """
     words = sys.argv[1:]
     if {"--help", "-h"} & {*words}:
-        print(help_of(config_name))
+        try:
+            print(help_of(config_name), flush=True)
+        except BrokenPipeError:  # by | head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     if complete(words, sorted(file.stem for file in conf_dir().glob("*.yaml"))):
         return

@@ -62,6 +62,15 @@ def test_help_imports_nothing_heavy(command):
     assert not {"hydra", "omegaconf"} & imported
 
 
+def test_help_for_a_reader_that_stops_early_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "carvision.train", "--help"]
+    done = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_completion_imports_nothing_heavy():
     asked = "python -m carvision.train data=demo optimizer.l"
     text, imported = python("-m", "carvision.train", "--shell-completion", "query=bash", COMP_LINE=asked)
