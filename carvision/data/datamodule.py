@@ -72,7 +72,7 @@ def begin_reading(training: int, worker: int) -> None:
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if os.getppid() != training:  # else this one would wait for ever, and the run's folder stay locked
+    if os.getppid() != training:  # else this one would wait for ever, with all the memory that it shares
         os._exit(1)
 
 

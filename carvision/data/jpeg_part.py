@@ -57,18 +57,18 @@ class Libjpeg:
         data = (ctypes.c_void_p, ctypes.c_size_t)
         library.jpeg_size.argtypes = (*data, ctypes.c_void_p)
         library.jpeg_part.argtypes = (*data, *[ctypes.c_int] * 6, ctypes.c_void_p)
-        self.library = library
+        self.compiled = library
 
     def size(self, data: Bytes) -> tuple[int, int] | None:
         if data[:2] != START:
             return None
         size = (ctypes.c_int * 2)()
-        return None if self.library.jpeg_size(_address(data), len(data), size) else (size[0], size[1])
+        return None if self.compiled.jpeg_size(_address(data), len(data), size) else (size[0], size[1])
 
     def part(self, data: Bytes, eighths: int, part: Part) -> np.ndarray | None:
         pixels = np.empty((part.bottom - part.top, part.right - part.left, 3), np.uint8)
         to_end = END not in bytes(data[-64:])
-        failed = self.library.jpeg_part(_address(data), len(data), eighths, *part, to_end, pixels.ctypes.data)
+        failed = self.compiled.jpeg_part(_address(data), len(data), eighths, *part, to_end, pixels.ctypes.data)
         return None if failed else pixels
 
 
@@ -79,13 +79,13 @@ class Simplejpeg:
         """Raises ImportError."""
         import simplejpeg
 
-        self.library = simplejpeg
+        self.simplejpeg = simplejpeg
 
     def size(self, data: Bytes) -> tuple[int, int] | None:
         if data[:2] != START:
             return None
         try:
-            height, width, colours, _ = self.library.decode_jpeg_header(data)
+            height, width, colours, _ = self.simplejpeg.decode_jpeg_header(data)
         except ValueError:
             return None
         return (width, height) if colours in GREY_OR_COLOUR else None
@@ -93,7 +93,7 @@ class Simplejpeg:
     def part(self, data: Bytes, eighths: int, part: Part) -> np.ndarray | None:
         width, height = self.size(data)
         try:
-            pixels = self.library.decode_jpeg(
+            pixels = self.simplejpeg.decode_jpeg(
                 data, "RGB", min_width=-(-width * eighths // 8), min_height=-(-height * eighths // 8)
             )
         except ValueError:

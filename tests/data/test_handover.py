@@ -140,7 +140,7 @@ def test_what_cannot_be_packed_is_an_error_of_the_reader():
 
 
 def test_a_reader_whose_training_process_has_gone_ends():
-    """Gone before torch looks whose child it is: it would never see that, and hold the lock of the run's folder."""
+    """Gone before torch looks whose child it is: it would never see that, and wait for ever."""
     context = multiprocessing.get_context(FORK)
     for training, code in ((os.getpid(), 0), (os.getppid(), 1)):
         reader = context.Process(target=begin_reading, args=(training, 0))
