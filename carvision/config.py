@@ -14,7 +14,7 @@ import yaml
 
 from carvision.allowed import ALLOWED, check_values, is_mapping
 from carvision.completion import complete
-from carvision.errors import InputError, nearest, one_line_errors
+from carvision.errors import InputError, drop_output, nearest, one_line_errors
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -40,7 +40,7 @@ def run_command(task: Callable[[DictConfig], None], config_name: str) -> None:
         try:
             print(help_of(config_name), flush=True)
         except BrokenPipeError:  # by | head
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            drop_output()
         return
     if complete(words, sorted(file.stem for file in conf_dir().glob("*.yaml"))):
         return

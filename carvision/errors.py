@@ -36,3 +36,9 @@ def nearest(value: str, allowed: Iterable[str], count: int = 3) -> str:
     by_lower = {word.lower(): word for word in allowed}
     hits = difflib.get_close_matches(value.lower(), by_lower, n=count, cutoff=0.5)
     return f"; nearest: {', '.join(by_lower[hit] for hit in hits)}" if hits else ""
+
+
+def drop_output() -> None:
+    """After a BrokenPipeError, as where `| head` has read enough: what is left goes nowhere, and Python says nothing of
+    it when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

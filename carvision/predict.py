@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
-from carvision.errors import InputError, one_line_errors
+from carvision.errors import InputError, drop_output, one_line_errors
 
 log = logging.getLogger("carvision.predict")
 
@@ -53,7 +53,7 @@ def main() -> None:
             log.info("stopped%s", "" if options.out is None else "; the same command again goes on from here")
             raise
         except BrokenPipeError:  # by | head
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            drop_output()
             return
     sys.exit(1 if num_bad == num_photos else 0)
 

@@ -1,14 +1,13 @@
 """python -m carvision.models [WORD...]: the networks that model.backbone can name."""
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import cache
 from itertools import islice
 
-from carvision.errors import InputError, nearest, one_line_errors
+from carvision.errors import InputError, drop_output, nearest, one_line_errors
 from carvision.quick_imports import import_timm
 
 HEADER = ("network", "million parameters", "px", "weights", "reports")
@@ -27,7 +26,7 @@ def main() -> None:
             names = matching_names(options.words, options.report, options.pretrained, options.tags)
             show(names, options.max_params, options.limit)
         except BrokenPipeError:  # by | head
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            drop_output()
 
 
 def parse() -> argparse.Namespace:
