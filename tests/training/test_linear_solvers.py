@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from carvision.data.table import UNKNOWN
 from carvision.losses import cross_entropy
-from carvision.training.linear_solvers import Layer, fit_layer, half_squared_error, standardise, undo
+from carvision.training.linear_solvers import Layer, class_frame, fit_layer, half_squared_error, plain_frame
 
 
 @pytest.fixture
@@ -57,12 +58,41 @@ def test_a_better_start_ends_in_the_same_place(problem):
     torch.testing.assert_close(warm.weight, cold.weight, atol=3e-3, rtol=0)
 
 
-def test_standardising_is_undone_in_the_layer():
-    features = 5 + 3 * torch.randn(50, 6, dtype=torch.float64)
-    mean, scale = standardise(features)
-    scaled = (features - mean) / scale
-    assert scaled.mean(0).abs().max() < 1e-12 and scaled.var(0, correction=0).mean().item() == pytest.approx(1)
-    layer = Layer(torch.randn(3, 6).double(), torch.randn(3).double())
-    torch.testing.assert_close(
-        torch.nn.functional.linear(features, *undo(layer, mean, scale)), torch.nn.functional.linear(scaled, *layer)
-    )
+def test_a_frame_is_undone_in_the_layer(problem):
+    features, targets, _ = problem
+    layer = Layer(torch.randn(3, 7).double(), torch.randn(3).double())
+    for frame in (plain_frame(features), class_frame(features, targets, 4, 0.3)):
+        framed = frame.of(features)
+        assert framed.mean(0).abs().max() < 1e-12 and framed.square().mean().item() == pytest.approx(1)
+        scores = torch.nn.functional.linear(framed, *layer)
+        torch.testing.assert_close(torch.nn.functional.linear(features, *frame.undo(layer)), scores)
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 0.4, 1.0])
+def test_within_classes_the_covariance_is_white_as_far_as_the_shrinkage_lets_it(problem, shrinkage):
+    features, targets, _ = problem
+    frame = class_frame(features, targets, 4, shrinkage)
+    within = np.concatenate([(x - x.mean(0)) for x in (features[targets == code].numpy() for code in range(4))])
+    covariance = within.T @ within / len(within)
+    shrunk = (1 - shrinkage) * covariance + shrinkage * np.trace(covariance) / 7 * np.eye(7)
+    matrix = frame.matrix.numpy()
+    white = matrix @ shrunk @ matrix.T
+    np.testing.assert_allclose(white / white[0, 0], np.eye(7), atol=1e-10)
+
+
+def test_with_few_classes_and_a_strong_penalty_it_is_discriminant_analysis(problem):
+    """The direction between two classes is that of scikit-learn's LDA, whatever the scale of single features."""
+    features, targets, _ = problem
+    two = targets < 2
+    x, y = features[two] * torch.tensor([100.0, 1, 1, 1, 1, 1, 0.01]), targets[two]
+    frame = class_frame(x, y, 2, 0.0)
+    layer = frame.undo(fit_layer(frame.of(x), y, torch.ones(len(y)).double(), 2, cross_entropy, 1e3, max_steps=500))
+    theirs = LinearDiscriminantAnalysis(solver="lsqr").fit(x, y).coef_[0]
+    ours = (layer.weight[1] - layer.weight[0]).numpy()
+    np.testing.assert_allclose(ours / np.linalg.norm(ours), theirs / np.linalg.norm(theirs), atol=0.02)
+
+
+def test_one_photo_of_each_class_and_classes_without_photos_have_a_frame():
+    features = torch.randn(3, 5)
+    frame = class_frame(features, torch.tensor([0, 2, 7]), 9, 0.7)
+    torch.testing.assert_close(frame.of(features), plain_frame(features).of(features))
