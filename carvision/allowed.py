@@ -91,6 +91,8 @@ ALLOWED: dict[str, Check] = {
     "run.max_epochs_per_start": optional(whole(1)),
     "run.on_nonfinite_loss": one_of("stop", "skip"),
     "run.price_per_hour": optional(number(0)),
+    "run.seeds": optional(list_of(whole(0, 2**32 - 1))),
+    "run.test": flag,
     "data.name": one_of("demo", "compcars", "stanford_cars", "oxford102", "folder", "manifest", "packed"),
     "data.root": optional(path),
     "data.image_px": whole(8, 4096),
@@ -208,6 +210,26 @@ ALLOWED: dict[str, Check] = {
     "callbacks.ema_decay": optional(number(0, 0.99999, above=True)),
     "callbacks.progress_bar": flag,
     "logger.tensorboard": flag,
+    # carvision.sweep
+    "sweep.space": mapping,
+    "sweep.follows": mapping,
+    "sweep.trials": optional(whole(1)),
+    "sweep.objective": optional(mapping_of(one_of("min", "max"))),
+    "sweep.seed": whole(0, 2**32 - 1),
+    "sweep.sampler": one_of("tpe", "random", "grid", "cmaes", "gp"),
+    "sweep.startup_trials": whole(0),
+    "sweep.grid_fraction": optional(number(0, 1, above=True)),
+    "sweep.cells": optional(list_of(whole(0))),
+    "sweep.pruner": one_of("hyperband", "halving", "median", "none"),
+    "sweep.min_epochs": whole(1),
+    "sweep.reduction_factor": whole(2),
+    "sweep.dir": optional(path),
+    "sweep.storage": optional(text),
+    "sweep.study": optional(text),
+    "sweep.workers": whole(1, 1000),
+    "sweep.keep": whole(1),
+    "sweep.retries": whole(0),
+    "sweep.dead_after_s": number(1),
     # carvision.check
     "out": optional(path),
     "num_workers": optional(whole(0)),
@@ -223,6 +245,10 @@ ALLOWED: dict[str, Check] = {
     "num_photos": whole(1, 60),
     "num_versions": whole(1, 30),
 }
+
+# Keys that change no result. Photos may lie elsewhere by now: whether they are the same ones is another check.
+NO_RESULT = {"data.num_workers", "data.root", "data.cache", "data.cache_gb"}
+NO_RESULT |= {"callbacks.progress_bar", "trainer.profiler", "logger.tensorboard"}
 
 
 def check_values(config: dict, prefix: str = "") -> None:
@@ -257,6 +283,11 @@ def _check_of(key: str) -> Check | None:
     if parts[0] == "phases" and parts[2] in ("optimizer", "schedule"):  # the same keys as of the whole run
         return ALLOWED.get(".".join(parts[2:]))
     return None
+
+
+def is_key(key: str) -> bool:
+    """Whether a configuration may have it: data.root, model.heads.make.hidden, or +phases.head."""
+    return _check_of(key.lstrip("+~")) is not None
 
 
 def is_mapping(key: str) -> bool:

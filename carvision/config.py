@@ -36,29 +36,34 @@ def run_command(task: Callable[[DictConfig], None], config_name: str) -> None:
     Ctrl-C ends with status 130.
     """
     words = sys.argv[1:]
+    if answers_itself(words, config_name):
+        return
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, instead of printing an error of several lines
+
+    def quiet_task(cfg: DictConfig) -> None:  # an exception that reaches Hydra makes it print lines of its own
+        with one_line_errors(), as_input_errors():
+            task(cfg)
+
+    with one_line_errors(), as_input_errors():
+        cfg = compose_once(config_name, words)
+    if cfg is not None:
+        quiet_task(cfg)
+        return
+    with one_line_errors(), as_input_errors():
+        import hydra
+
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(quiet_task)()
+
+
+def answers_itself(words: list[str], config_name: str) -> bool:
+    """Whether the words ask for --help or a completion that is printed here."""
     if {"--help", "-h"} & {*words}:
         try:
             print(help_of(config_name), flush=True)
         except BrokenPipeError:  # by | head
             drop_output()
-        return
-    if complete(words, sorted(file.stem for file in conf_dir().glob("*.yaml"))):
-        return
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, instead of printing an error of several lines
-
-    def quiet_task(cfg: DictConfig) -> None:  # an exception that reaches Hydra makes it print lines of its own
-        with _one_line_errors():
-            task(cfg)
-
-    with _one_line_errors():
-        cfg = compose_once(config_name, words)
-    if cfg is not None:
-        quiet_task(cfg)
-        return
-    with _one_line_errors():
-        import hydra
-
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(quiet_task)()
+        return True
+    return complete(words, sorted(file.stem for file in conf_dir().glob("*.yaml")))
 
 
 def compose_once(config_name: str, overrides: list[str]) -> DictConfig | None:
@@ -69,6 +74,10 @@ def compose_once(config_name: str, overrides: list[str]) -> DictConfig | None:
     """
     if any(re.match(r"-|[+~]*hydra\b", word) or "hydra:" in word for word in overrides):
         return None
+    return _compose(config_name, overrides)
+
+
+def _compose(config_name: str, overrides: list[str]) -> DictConfig | None:
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
@@ -93,11 +102,34 @@ def compose_once(config_name: str, overrides: list[str]) -> DictConfig | None:
     return cfg
 
 
+def compose_training(config_name: str, overrides: list[str]) -> tuple[dict, dict | None]:
+    """The plain configuration of a training, checked, and what the file gives beside it as `sweep`, as it stands there.
+
+    Raises InputError, also for what only Hydra's own start can do.
+    """
+    from omegaconf import OmegaConf, open_dict
+
+    with as_input_errors():
+        cfg = _compose(config_name, overrides)
+        if cfg is None:
+            raise InputError("an experiment that asks for Hydra's own multirun is not for this command")
+        with open_dict(cfg):
+            beside = cfg.pop("sweep", None)
+        return plain_config(cfg), None if beside is None else OmegaConf.to_container(beside, resolve=False)
+
+
 def choices() -> Mapping[str, str | None]:
     """{group: what was chosen of it} for the command that runs."""
     from hydra.core.hydra_config import HydraConfig
 
     return HydraConfig.get().runtime.choices
+
+
+def is_multirun() -> bool:
+    """Whether the command makes several runs, one after another (Hydra's -m)."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return HydraConfig.get().mode is not None and HydraConfig.get().mode.name == "MULTIRUN"
 
 
 def help_of(config_name: str) -> str:
@@ -113,16 +145,15 @@ def help_of(config_name: str) -> str:
 
 
 @contextmanager
-def _one_line_errors():
-    """Those of Hydra and OmegaConf, too."""
+def as_input_errors():
+    """Errors of Hydra and OmegaConf, each as one line."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    with one_line_errors():
-        try:
-            yield
-        except (InputError, HydraException, OmegaConfBaseException) as error:
-            raise InputError(one_line(error)) from error
+    try:
+        yield
+    except (InputError, HydraException, OmegaConfBaseException) as error:
+        raise InputError(one_line(error)) from error
 
 
 def plain_config(cfg: DictConfig) -> dict:

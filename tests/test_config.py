@@ -53,7 +53,7 @@ def test_every_allowed_key_exists_in_some_file():
             written.add(".".join(parts))
             written |= {".".join(parts[:n]) for n in range(1, len(parts))}
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        for command in ("check", "augment_sheet", "pack"):
+        for command in ("check", "augment_sheet", "pack", "sweep"):
             written |= set(keys_of(OmegaConf.to_container(compose(command))))
     assert set(ALLOWED) - written == set()
 

@@ -1,5 +1,6 @@
 """From the configuration to Lightning's Trainer with its callbacks."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -102,11 +103,13 @@ def check_monitors(cfg: dict, labels: dict[str, dict]) -> None:
         require_monitor(f"{phase_key(phase)}schedule", phase["schedule"].get("monitor", known[0]), known)
 
 
-def build_trainer(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, ends: float | None) -> pl.Trainer:
+def build_trainer(
+    cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, ends: float | None, callbacks: Sequence[pl.Callback] = ()
+) -> pl.Trainer:
     drop_lightnings_signals()
     check_monitors(cfg, lit.labels)
     values = trainer_values(cfg)
-    hooks = build_callbacks(cfg, folder, lit, clock, ends)
+    hooks = [*callbacks, *build_callbacks(cfg, folder, lit, clock, ends)]
     profile = create_profile(cfg["trainer"]["profiler"], folder)
     if profile:
         hooks.insert(0, profile)

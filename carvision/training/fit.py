@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -35,13 +36,18 @@ log = logging.getLogger(__name__)
 
 
 def run_training(
-    cfg: dict, folder: Path, fold: int | None = None, resume: bool = False, ends: float | None = None
+    cfg: dict,
+    folder: Path,
+    fold: int | None = None,
+    resume: bool = False,
+    ends: float | None = None,
+    callbacks: Sequence[pl.Callback] = (),
 ) -> dict | None:
     """Train as `cfg` (plain and checked) says, into the folder. Returns what metrics.json holds; None where
     run.max_epochs_per_start ended it before. Raises Stopped where a signal or run.max_minutes did.
 
     resume: the folder holds an earlier start of this run, which is gone on with. ends: the time of time.monotonic()
-    after which this start is to end.
+    after which this start is to end. callbacks: beside the run's own.
     """
     _quiet_libraries()
     set_deterministic(cfg["deterministic"])
@@ -79,7 +85,7 @@ def run_training(
     if place:
         log_place(place, lit.num_epochs)
     require_space(folder, lit, averaged=cfg["callbacks"]["ema_decay"] is not None)
-    trainer = build_trainer(cfg, folder, lit, clock, ends)
+    trainer = build_trainer(cfg, folder, lit, clock, ends, callbacks)
     if cfg["trainer"]["strategy"] == "fsdp":
         divide_over_all(trainer, lit)
     if first:
@@ -99,7 +105,8 @@ def run_training(
     if not ended:
         log.info("%d of %d epochs (run.max_epochs_per_start)", trainer.current_epoch, lit.num_epochs)
         return None
-    metrics = _test(trainer, lit, datamodule, folder)
+    metrics = _test(trainer, lit, datamodule, folder, with_test=cfg["run"]["test"])
+    metrics["parameters"] = total
     clock.lap("test")
     metrics["seconds"] = clock.seconds
     metrics["hardware"] = hardware_used(trainer)
@@ -116,7 +123,7 @@ def run_training(
     return metrics
 
 
-def _test(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, folder: Path) -> dict:
+def _test(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, folder: Path, with_test: bool) -> dict:
     """Figures of the best epoch: train and val from the history, test measured now with the best weights."""
     history = pd.read_csv(folder / "history.csv")
     best = load_best(folder / "checkpoints")
@@ -133,7 +140,7 @@ def _test(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, 
             metrics["decodings"]["val"] = best["decodings"]
         else:  # a checkpoint of an earlier version
             evaluated["val"] = (trainer.validate, lit.val_metrics)
-    if "test" in datamodule.photos:
+    if with_test and "test" in datamodule.photos:
         evaluated["test"] = (trainer.test, lit.test_metrics)
     for split, (evaluate, counters) in evaluated.items():
         evaluate(lit, datamodule=datamodule, verbose=False)

@@ -26,6 +26,7 @@ from carvision.data.jpeg_part import load_decoder
 from carvision.data.kept_photos import KeptPhotos
 from carvision.data.table import BOX, PLACE, SOURCE, SPLITS
 from carvision.errors import InputError
+from carvision.fixed_photos import what_changes_photos, what_forbids
 from carvision.training.clock import Clock
 from carvision.training.feature_files import Features, digest_of_tensors, features_folder, open_features
 from carvision.training.feature_pass import compute_features
@@ -35,26 +36,6 @@ from carvision.training.many_processes import any_of_all
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # to be raised with every change of what a photo's features are
-
-
-def what_changes_photos(cfg: dict) -> str | None:
-    """The keys that give a training photo another look in each epoch; None where it is always the same."""
-    augment = cfg["augment"]
-    steps = [name for name in augment["order"] if augment["steps"][name]["p"] > 0]
-    changing = [f"augment.order=[{','.join(steps)}]"] if steps else []
-    changing += [f"augment.{key}={augment[key]}" for key in ("crop_scale", "crop_ratio") if set(augment[key]) != {1}]
-    if augment["mix_p"]:
-        changing += [f"augment.{key}={augment[key]}" for key in ("mixup", "cutmix") if augment[key]]
-    if cfg["data"]["resize"] == "crop":
-        changing.append("data.resize=crop")  # the square lies anywhere in a training photo
-    return ", ".join(changing) or None
-
-
-def what_forbids(cfg: dict) -> str | None:
-    """What of this run has not been tried with kept features, or can't be."""
-    if cfg["trainer"]["strategy"] == "fsdp":
-        return "trainer=fsdp, whose weights are divided"
-    return "trainer=tpu" if cfg["trainer"]["accelerator"] == "tpu" else None
 
 
 def create_kept_features(

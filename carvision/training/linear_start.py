@@ -19,9 +19,10 @@ from carvision.data.kept_photos import KeptPhotos
 from carvision.data.photos import TableOrder, TrainOrder
 from carvision.data.table import UNKNOWN
 from carvision.errors import InputError
+from carvision.fixed_photos import what_forbids
 from carvision.models.classifier import Classifier, head_module
 from carvision.training.clock import Clock
-from carvision.training.kept_features import KeptFeatures, what_forbids
+from carvision.training.kept_features import KeptFeatures
 from carvision.training.linear_solvers import (
     Frame,
     Layer,

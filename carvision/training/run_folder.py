@@ -14,6 +14,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from carvision import folder_lock
+from carvision.allowed import NO_RESULT
 from carvision.config import conf_dir
 from carvision.errors import InputError
 from carvision.flat_config import flat_config
@@ -22,9 +23,6 @@ from carvision.whole_files import write_json, write_text
 
 log = logging.getLogger(__name__)
 
-# Keys that change no result. Photos may lie elsewhere by now: whether they are the same ones is another check.
-NO_RESULT = {"data.num_workers", "data.root", "data.cache", "data.cache_gb"}
-NO_RESULT |= {"callbacks.progress_bar", "trainer.profiler", "logger.tensorboard"}
 FAILING = {errno.EIO, errno.ESTALE, errno.EFBIG, errno.EROFS}  # a disk's errors beside those of a full one
 
 

@@ -12,9 +12,9 @@ import torch
 import carvision
 from carvision.data import photos
 from carvision.errors import InputError
+from carvision.fixed_photos import what_changes_photos
 from carvision.training import feature_files
 from carvision.training.feature_pass import batches_of
-from carvision.training.kept_features import what_changes_photos
 from tests.small_runs import config, demo, train
 from tests.training.processes import write_manifest
 from tests.training.test_resuming import cut, start_and_cut  # noqa: F401 - cut is a fixture

@@ -11,7 +11,16 @@ from carvision.reports.comparison.runs import SPLITS, Part, Run
 
 log = logging.getLogger(__name__)
 
-NO_FIGURES = ("folder", "state", "folds", "epochs", "best_epoch", "epoch", "parameters")  # of which none is best
+NO_FIGURES = (
+    "folder",
+    "state",
+    "folds",
+    "seeds",
+    "epochs",
+    "best_epoch",
+    "epoch",
+    "parameters",
+)  # of which none is best
 TIMES = ("wall_min", "cpu_min", "cost", "training_s", "best_after_s", "epoch_s")
 SPREAD = "/std"  # a column's standard deviation over the folds, in a column of its own
 NAN = float("nan")
@@ -42,7 +51,7 @@ def frame_of(
 def _row(run: Run, epoch: int | None, price_per_hour: float | None) -> dict[str, object]:
     parts = pd.DataFrame([_part_row(part, run.config, epoch) for part in run.parts])
     row = parts.iloc[0].to_dict()
-    if run.num_folds:
+    if run.kind:
         numbers = parts.select_dtypes("number")
         row = numbers.mean().to_dict()
         row |= {f"{name}{SPREAD}": value for name, value in numbers.std(ddof=1).items() if "/" in str(name)}
@@ -56,7 +65,9 @@ def _row(run: Run, epoch: int | None, price_per_hour: float | None) -> dict[str,
     if price_per_hour is not None or (np.isnan(row.get("cost", NAN)) and own_price is not None):
         row["cost"] = row["wall_min"] / 60 * float(own_price if price_per_hour is None else price_per_hour)
     state = f"epoch {epoch}" if epoch is not None else "finished" if run.finished else "unfinished"
-    return {"folder": str(run.folder), "state": state, "folds": run.num_folds or NAN, **row}
+    return {"folder": str(run.folder), "state": state, "folds": NAN, "seeds": NAN, **row} | (
+        {f"{run.kind}s": run.num_parts} if run.kind else {}
+    )
 
 
 def _part_row(part: Part, config: dict, epoch: int | None) -> dict[str, float]:

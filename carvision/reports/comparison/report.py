@@ -134,8 +134,9 @@ def _notes(frame: pd.DataFrame, keys: Sequence[str]) -> list[str]:
     photos = [key for key in keys if key.startswith(("data.name", "data.split.", "data.classes", "data.min_images"))]
     if photos:
         notes.append(f"The runs have not the same photos ({', '.join(photos)}).")
-    if frame["folds"].notna().any():
-        notes.append("\u00b1: standard deviation over the folds; minutes and cost are of all folds together.")
+    for kind in ("folds", "seeds"):
+        if frame[kind].notna().any():
+            notes.append(f"\u00b1: standard deviation over the {kind}; minutes and cost are of all {kind} together.")
     if (frame["state"] == "unfinished").any():
         notes.append("Unfinished: figures, time and cost so far; time and cost are marked in no such run.")
     return notes
@@ -144,7 +145,7 @@ def _notes(frame: pd.DataFrame, keys: Sequence[str]) -> list[str]:
 def _write_csv(frame: pd.DataFrame, file: Path) -> None:
     """Numbers as the runs' files have them; whole numbers stay whole where a run lacks one."""
     whole = [c for c in frame.select_dtypes("number") if (frame[c].dropna() % 1 == 0).all() and "/" not in str(c)]
-    kinds = {c: "Int64" for c in whole if c in ("folds", "epochs", "best_epoch", "epoch", "parameters")}
+    kinds = {c: "Int64" for c in whole if c in ("folds", "seeds", "epochs", "best_epoch", "epoch", "parameters")}
     write_csv(file, frame.astype(kinds), index=True)
 
 

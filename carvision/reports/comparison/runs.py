@@ -17,12 +17,13 @@ from carvision.flat_config import flat_config
 log = logging.getLogger(__name__)
 
 HISTORY, METRICS, CONFIG = "history.csv", "metrics.json", "config.yaml"
+PART = re.compile(r"(fold|seed)_(\d+)")  # the folder of a run's part
 SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
 class Part:
-    """A run, or a fold of one. metrics: of metrics.json, None if the run did not end. history: epochs from 0."""
+    """A run, or a part of one. metrics: of metrics.json, None if the run did not end. history: epochs from 0."""
 
     history: pd.DataFrame
     metrics: dict | None
@@ -32,21 +33,23 @@ class Part:
 
 @dataclass(frozen=True)
 class Run:
-    """parts: one, or one a fold. config: flat, {"optimizer.lr": 0.1}. summary: metrics.json of all folds together."""
+    """parts: one, or one a fold or seed. config: flat, {"optimizer.lr": 0.1}. summary: metrics.json of all parts
+    together. kind: "fold" or "seed"; "" of a run that is one. num_parts: 0 of such a run."""
 
     folder: Path
     config: dict[str, object]
     parts: tuple[Part, ...]
-    num_folds: int
+    kind: str
+    num_parts: int
     summary: dict | None
 
     @property
     def finished(self) -> bool:
-        return bool(self.summary) if self.num_folds else self.parts[0].metrics is not None
+        return bool(self.summary) if self.kind else self.parts[0].metrics is not None
 
     @property
     def history(self) -> pd.DataFrame:
-        """Of several folds, the mean of each epoch that all of them have."""
+        """Of several parts, the mean of each epoch that all of them have."""
         if len(self.parts) == 1:
             return self.parts[0].history
         rows = pd.concat([part.history for part in self.parts]).select_dtypes("number")
@@ -59,7 +62,7 @@ class Run:
 def find_runs(given: Iterable[Path]) -> list[Path]:
     """The runs among the given folders and below them, each once, in the order given, and by name within a folder.
 
-    A run of several folds is one. Raises InputError where there is none.
+    A run of several folds or seeds is one. Raises InputError where there is none.
     """
     found: dict[Path, Path] = {}
     for folder in given:
@@ -72,8 +75,8 @@ def find_runs(given: Iterable[Path]) -> list[Path]:
             if run.resolve() in found:
                 log.warning("%s was given twice, and is counted once", run)
             found.setdefault(run.resolve(), run)
-    for place in [place for place in found if place.parent in found]:  # a fold was given besides its run
-        log.warning("%s is a fold of %s, which is compared as a whole", found[place], found[place.parent])
+    for place in [place for place in found if place.parent in found]:  # a part was given besides its run
+        log.warning("%s is a part of %s, which is compared as a whole", found[place], found[place.parent])
         del found[place]
     return list(found.values())
 
@@ -81,7 +84,7 @@ def find_runs(given: Iterable[Path]) -> list[Path]:
 def _runs_below(folder: Path) -> list[Path]:
     runs = []
     for place, folders, files in os.walk(folder):
-        if HISTORY in files or METRICS in files or any(_is_fold(Path(place, name)) for name in folders):
+        if HISTORY in files or METRICS in files or any(_is_part(Path(place, name)) for name in folders):
             runs.append(Path(place))
             folders.clear()  # a run's own folders hold no other runs
         elif CONFIG in files:
@@ -95,19 +98,21 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in re.split(r"(\d+)", name)]
 
 
-def _is_fold(folder: Path) -> bool:
-    return re.fullmatch(r"fold_\d+", folder.name) is not None and (folder / HISTORY).is_file()
+def _is_part(folder: Path) -> bool:
+    return PART.fullmatch(folder.name) is not None and (folder / HISTORY).is_file()
 
 
 def read_run(folder: Path) -> Run:
     """Raises InputError for a file that is not what a run writes."""
-    folds = sorted((f for f in folder.glob("fold_*") if _is_fold(f)), key=lambda f: int(f.name.removeprefix("fold_")))
+    places = sorted((f for f in folder.iterdir() if _is_part(f)), key=lambda f: int(PART.fullmatch(f.name)[2]))
     summary = _read_metrics(folder)
-    if not folds and not (summary or {}).get("folds"):
-        return Run(folder, _read_config(folder), (_read_part(folder),), 0, None)
-    num_folds = int((summary or {}).get("folds", len(folds)))
-    parts = tuple(_read_part(fold) for fold in folds) or (Part(_no_history(), None, float("nan"), {}),)
-    return Run(folder, _read_config(folder), parts, num_folds, summary)
+    kind = next((kind for kind in ("fold", "seed") if f"{kind}s" in (summary or {})), None)
+    kind = kind or (PART.fullmatch(places[0].name)[1] if places else "")
+    if not kind:
+        return Run(folder, _read_config(folder), (_read_part(folder),), "", 0, None)
+    num_parts = int((summary or {}).get(f"{kind}s", len(places)))
+    parts = tuple(_read_part(place) for place in places) or (Part(_no_history(), None, float("nan"), {}),)
+    return Run(folder, _read_config(folder), parts, kind, num_parts, summary)
 
 
 def _no_history() -> pd.DataFrame:

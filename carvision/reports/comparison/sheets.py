@@ -132,8 +132,8 @@ def run_names(frame: pd.DataFrame) -> list[str]:
     """With what a reader must know of a run."""
     extras = []
     for _, run in frame.iterrows():
-        folds = [] if pd.isna(run["folds"]) else [f"{run['folds']:.0f} folds"]
-        extras.append(folds + (["unfinished"] if run["state"] == "unfinished" else []))
+        parts = [f"{run[kind]:.0f} {kind}" for kind in ("folds", "seeds") if pd.notna(run[kind])]
+        extras.append(parts + (["unfinished"] if run["state"] == "unfinished" else []))
     return [f"{n} ({', '.join(e)})" if e else str(n) for n, e in zip(frame.index, extras, strict=True)]
 
 

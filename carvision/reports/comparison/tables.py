@@ -95,9 +95,9 @@ def _wrapped(sheet: Sheet, room: int) -> Sheet:
 
 
 def _broken(name: str, width: int) -> str:
-    """At spaces, and within a word that is too long for a line after "_" and "/"."""
+    """At spaces, and within a word that is too long for a line after "_", "." and "/"."""
     pieces = re.findall(r"\([^)]*\) ?|[^ ]+ ?", name)
-    pieces = [p for piece in pieces for p in ([piece] if len(piece) <= width else re.findall("[^_/]*[_/]?", piece))]
+    pieces = [p for piece in pieces for p in ([piece] if len(piece) <= width else re.findall("[^_/.]*[_/.]?", piece))]
     lines = [""]
     for piece in pieces:
         if lines[-1] and len((lines[-1] + piece).rstrip()) > width:
@@ -136,8 +136,15 @@ def write_markdown(file: Path, title: str, about: str, sheets: Sequence[Sheet], 
     write_text(file, "\n".join(parts))
 
 
-def write_html(file: Path, title: str, about: str, sheets: Sequence[Sheet], pictures: dict[str, Path]) -> None:
-    """One file with its pictures in it, so that it can be sent."""
+def write_html(
+    file: Path,
+    title: str,
+    about: str,
+    sheets: Sequence[Sheet],
+    pictures: dict[str, Path],
+    fragments: Sequence[str] = (),
+) -> None:
+    """One file with its pictures in it, so that it can be sent. fragments: of HTML, below the pictures."""
     parts = [
         f"<!doctype html>\n<html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>",
         f"<meta name=viewport content='width=device-width'><style>{CSS}</style>",
@@ -148,7 +155,7 @@ def write_html(file: Path, title: str, about: str, sheets: Sequence[Sheet], pict
         data = base64.b64encode(picture.read_bytes()).decode()
         shown = html.escape(name)
         parts.append(f"<h2>{shown}</h2><figure><img alt='{shown}' src='data:image/png;base64,{data}'></figure>")
-    write_text(file, "\n".join(parts) + "\n")
+    write_text(file, "\n".join([*parts, *fragments]) + "\n")
 
 
 def _html_of(sheet: Sheet) -> str:

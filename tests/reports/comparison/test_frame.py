@@ -140,7 +140,7 @@ def test_a_fold_besides_its_run_and_a_run_given_twice_count_once(tmp_path, caplo
     with caplog.at_level(logging.WARNING):
         found = find_runs([parent / "fold_1", single, tmp_path / "folds" / ".."])
     assert [run.resolve() for run in found] == [single, parent]
-    assert "is a fold of" in caplog.text and "given twice" in caplog.text
+    assert "is a part of" in caplog.text and "given twice" in caplog.text
 
 
 def test_runs_are_found_below_in_the_order_of_their_numbers(tmp_path):

@@ -1,0 +1,111 @@
+"""What carvision.sweep does: begins, joins or goes on with a search, alone or with several workers, and reports."""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import warnings
+
+import optuna
+
+from carvision.fixed_photos import what_changes_photos, what_forbids
+from carvision.search.build import Sweep
+from carvision.search.many_workers import WORKER, run_workers
+from carvision.search.progress import Progress, line_of, summarise
+from carvision.search.queue import num_to_run
+from carvision.search.study import describe_brackets, open_storage, open_study
+from carvision.search.trial_process import end_with_parent
+from carvision.search.worker import Interrupted, Worker
+
+log = logging.getLogger(__name__)
+
+
+def search(sweep: Sweep, words: list[str]) -> None:
+    """Until no trial is left to begin; prints the search's folder last. Exits with 128 + its number after a signal."""
+    quiet_optuna()
+    start_log()
+    storage = open_storage(sweep.settings["storage"], sweep.folder)
+    study = open_study(sweep, storage)
+    progress = Progress(sweep, study)
+    if WORKER in os.environ:
+        end_with_parent(sys.stdin.fileno(), signal.SIGTERM)
+        with contextlib.suppress(Interrupted):  # the process that started this one tells it
+            Worker(sweep, study, storage, progress.told).work()
+        return
+    introduce(sweep, study)
+    ending = None
+    try:
+        with progress:
+            if sweep.settings["workers"] > 1:
+                run_workers(sweep, words, quiet=progress.console.is_terminal)
+            else:
+                Worker(sweep, study, storage, progress.told).work()
+    except Interrupted as interrupted:
+        ending = interrupted.args[0]
+    report(sweep, study)
+    summary = summarise(sweep, study.get_trials(deepcopy=False))
+    if summary.ended < summary.total:
+        others = f"; {summary.running} are run by other workers" if summary.running else ""
+        log.info("the search is not finished%s; the same command goes on", others)
+    print(f"sweep: {sweep.folder}")
+    if ending is not None:
+        sys.exit(128 + ending)
+
+
+def quiet_optuna() -> None:
+    """Its messages of single trials, and that what is used here of it may change one day: the lock pins its version."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+def start_log() -> None:
+    logger = logging.getLogger("carvision")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers = [handler]
+
+
+def introduce(sweep: Sweep, study: optuna.Study) -> None:
+    """What is searched, how, and what is there already."""
+    for dimension in sweep.space.dimensions:
+        log.info("%s: %s", dimension.key, dimension)
+    objective = ", ".join(f"{mode} {figure}" for figure, mode in sweep.objective.items())
+    sampler, epochs = sweep.settings["sampler"], sweep.num_epochs
+    log.info(
+        "%d trials of at most %d epoch%s; %s; sampler %s, pruner %s",
+        num_to_run(sweep), epochs, "s" * (epochs > 1), objective, sampler, sweep.settings["pruner"],
+    )  # fmt: skip
+    if sweep.settings["pruner"] == "hyperband":
+        for line in describe_brackets(sweep):
+            log.info("%s", line)
+    if keeps_features(sweep):
+        log.info(
+            "the backbone is frozen and its photos stay the same: of each backbone its features are computed once, and "
+            "trials train on them"
+        )
+    trials = study.get_trials(deepcopy=False)
+    if trials:
+        log.info("going on with %s: %s", sweep.folder, line_of(summarise(sweep, trials), sweep))
+
+
+def keeps_features(sweep: Sweep) -> bool:
+    """Whether what the backbone gives depends on no value that is searched, but for which backbone it is."""
+    model, features = sweep.config["model"], sweep.config["features"]["keep"]
+    keys = [dimension.key.lstrip("+") for dimension in sweep.space.dimensions] + [*sweep.space.follows]
+    below = ("augment", "data", "phases", "model.train_layers")
+    return (
+        model["train_layers"] == "none"
+        and features is not False
+        and not what_changes_photos(sweep.config)
+        and not what_forbids(sweep.config)
+        and not any(key == name or key.startswith(f"{name}.") for key in keys for name in below)
+    )
+
+
+def report(sweep: Sweep, study: optuna.Study) -> None:
+    from carvision.reports.search.report import write_report  # only now: it takes matplotlib and plotly
+
+    write_report(sweep, study)

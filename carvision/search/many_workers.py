@@ -1,0 +1,140 @@
+"""Several workers of one search on this machine: each a process with its share of the cores, and a GPU where there are
+several. One that is killed is started again."""
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from carvision.errors import InputError
+from carvision.search.build import Sweep
+from carvision.search.worker import Interrupted
+
+log = logging.getLogger(__name__)
+
+WORKER = "CARVISION_SWEEP_WORKER"  # its number, in the environment of a worker that another carvision.sweep has started
+LOOK_EVERY_S = 0.2
+MOST_STARTS = 5  # of one worker that is killed again and again
+
+
+def run_workers(sweep: Sweep, words: list[str], quiet: bool) -> None:
+    """Until all have ended; what they say goes to files in the search's folder, and without `quiet` to the terminal.
+
+    Raises InputError with what a worker told where none came to its end, Interrupted after a signal.
+    """
+    num, trainer = sweep.settings["workers"], sweep.config["trainer"]
+    gpus = visible_gpus() if trainer["accelerator"] in ("gpu", "auto") else []
+    each = trainer["devices"] if isinstance(trainer["devices"], int) else len(gpus) or 1
+    if gpus and num * each > len(gpus):
+        log.warning("%d workers with %d GPU%s each share %d GPUs", num, each, "s" * (each > 1), len(gpus))
+    workers = [
+        _Worker(sweep, words, number, share_of_cores(number, num), share_of_gpus(gpus, number, each))
+        for number in range(num)
+    ]
+    received: list[int] = []
+    before = {s: signal.signal(s, lambda number, _: received.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for worker in workers:
+            worker.start()
+        told = 0
+        while any(worker.process.poll() is None for worker in workers):
+            time.sleep(LOOK_EVERY_S)
+            if len(received) > told:
+                told = len(received)
+                for worker in workers:
+                    worker.stop()
+            for worker in workers:
+                worker.relay(quiet)
+                if not received and worker.was_killed() and worker.starts < MOST_STARTS:
+                    log.warning("worker %d was ended by %s, and is started again", worker.number, worker.ending())
+                    worker.start()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for worker in workers:
+            worker.stop()
+    for worker in workers:
+        worker.relay(quiet)
+    if received:
+        raise Interrupted(received[0])
+    failed = [worker for worker in workers if worker.process.returncode]
+    if len(failed) == len(workers):
+        raise InputError(failed[0].last_line() or f"a worker ended with status {failed[0].process.returncode}")
+    for worker in failed:
+        log.warning("worker %d ended: %s", worker.number, worker.last_line())
+
+
+class _Worker:
+    def __init__(self, sweep: Sweep, words: list[str], index: int, cores: set[int], gpus: list[str]):
+        self.number, self.starts, self.cores = index + 1, 0, cores
+        self.command = [sys.executable, "-m", "carvision.sweep", *words, "sweep.workers=1"]
+        self.environment = {**os.environ, WORKER: str(index)}
+        if gpus:
+            self.environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        self.output = sweep.folder / "logs" / f"worker_{self.number}.txt"
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        self.relayed = self.output.stat().st_size if self.output.exists() else 0
+
+    def start(self) -> None:
+        self.starts += 1
+        with self.output.open("ab") as file:
+            self.process = subprocess.Popen(
+                self.command, env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=file
+            )
+        if self.cores:
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(self.process.pid, self.cores)
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+
+    def was_killed(self) -> bool:
+        return (self.process.poll() or 0) < 0
+
+    def ending(self) -> str:
+        return signal.Signals(-self.process.returncode).name
+
+    def relay(self, quiet: bool) -> None:
+        """What it has said since."""
+        with self.output.open("rb") as file:
+            file.seek(self.relayed)
+            said = file.read()
+        whole = said[: said.rfind(b"\n") + 1]
+        self.relayed += len(whole)
+        if not quiet:
+            sys.stderr.write(whole.decode(errors="replace"))
+            sys.stderr.flush()
+
+    def last_line(self) -> str:
+        lines = self.output.read_text(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "").removeprefix("error: ")
+
+
+def visible_gpus() -> list[str]:
+    """As CUDA_VISIBLE_DEVICES names them; without torch, whose import takes seconds."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is not None:
+        return [name.strip() for name in allowed.split(",") if name.strip() not in ("", "-1")]
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return []
+    done = subprocess.run([command, "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True)
+    return [line.strip() for line in done.stdout.splitlines() if line.strip().isdigit()]
+
+
+def share_of_gpus(gpus: list[str], index: int, each: int) -> list[str]:
+    """Of the worker; with too few of them, workers share."""
+    return [gpus[(index * each + i) % len(gpus)] for i in range(min(each, len(gpus)))]
+
+
+def share_of_cores(index: int, num: int) -> set[int]:
+    """Of the worker; empty where the system can't give cores."""
+    if not hasattr(os, "sched_getaffinity"):
+        return set()
+    cores = sorted(os.sched_getaffinity(0))
+    return set(cores[index::num]) if len(cores) >= num else {cores[index % len(cores)]}

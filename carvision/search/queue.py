@@ -1,0 +1,161 @@
+"""Which trial comes next: each once, no more than were asked for, and those whose worker has died go on.
+
+Everything is decided from the study alone, so that any number of workers agree without a word. A trial of Optuna's
+that goes on for another is a new one with a number of its own; both together are one trial of the search, counted at
+the place of the first. Where two workers bring the same one back, that of the smaller number holds.
+"""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from carvision.search.alive import Alive, Watch, place_of
+from carvision.search.build import Sweep
+
+# Attributes of a trial
+CELL = "cell"  # of the grid
+RETRY_OF, ROOT = "retry_of", "root"  # the trial it goes on for, and the first of them
+DEATHS = "deaths"  # of workers that had it
+BROKEN, WHY = "broken_off", "why"  # of a failed one: its worker has died or was stopped; what happened
+SURPLUS = "surplus"  # one too many, of which nothing was run
+
+
+def root_of(trial: FrozenTrial) -> int:
+    return trial.user_attrs.get(ROOT, trial.number)
+
+
+def folder_of(trial: FrozenTrial) -> Path:
+    """Of its training, in the search's folder. One that goes on for another has that one's."""
+    return Path("trials") / f"{root_of(trial):04d}"
+
+
+def latest(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials of the search: of those that go on for each other the last one."""
+    found: dict[int, FrozenTrial] = {}
+    for trial in trials:
+        if SURPLUS not in trial.user_attrs:
+            found[root_of(trial)] = trial
+    return [found[root] for root in sorted(found)]
+
+
+def is_finished(trial: FrozenTrial, retries: int) -> bool:
+    """Whether nothing more is to come of it."""
+    if BROKEN in trial.user_attrs and trial.state == TrialState.FAIL:
+        return trial.user_attrs.get(DEATHS, 0) > retries
+    return trial.state.is_finished()
+
+
+class Queue:
+    """Of one worker."""
+
+    def __init__(self, sweep: Sweep, study: optuna.Study, storage: optuna.storages.BaseStorage):
+        self.sweep, self.study, self.storage = sweep, study, storage
+        self.watch = Watch(sweep.folder, sweep.settings["dead_after_s"])
+        self.cells, self.budget = cells_of(sweep), num_to_run(sweep)
+        self.retries = sweep.settings["retries"]
+        if self.cells is not None:
+            self._enqueue_cells()
+
+    def trials(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
+    def _enqueue_cells(self) -> None:
+        there = {trial.user_attrs.get(CELL) for trial in self.trials()}
+        grid = self.sweep.space.grid()
+        for cell in self.cells[: self.budget]:
+            if cell not in there:
+                self.study.enqueue_trial(grid[cell], {CELL: cell})
+
+    def next(self) -> tuple[Trial, Alive] | None:
+        """One that is this worker's now, with its sign of life. None where none is left to begin."""
+        while True:
+            self.bring_back()
+            trials = self.trials()
+            waiting = any(trial.state == TrialState.WAITING for trial in trials)
+            if not waiting and (self.cells is not None or len(latest(trials)) >= self.budget):
+                return None
+            trial = self.study.ask()
+            place = place_of(self.sweep.folder, trial.number)
+            alive = Alive(self.storage, trial._trial_id, place, self.sweep.settings["dead_after_s"])
+            if not self._is_surplus(trial.number):
+                return trial, alive
+            trial.set_user_attr(SURPLUS, True)
+            self.fail(trial._trial_id, "")
+            alive.end()
+
+    def _is_surplus(self, number: int) -> bool:
+        """Whether there was one too many, or this one twice: several workers may have asked at the same moment."""
+        trials = [trial for trial in self.trials() if SURPLUS not in trial.user_attrs]
+        own = next(trial for trial in trials if trial.number == number)
+        same = (RETRY_OF, CELL) if RETRY_OF not in own.user_attrs else (RETRY_OF,)
+        for trial in trials:
+            for key in same:
+                value = own.user_attrs.get(key)
+                if value is not None and trial.user_attrs.get(key) == value and trial.number < number:
+                    return True
+        if self.cells is not None:  # without one where another worker took the last that waited
+            return CELL not in own.user_attrs
+        return sorted({root_of(trial) for trial in trials}).index(root_of(own)) >= self.budget
+
+    def bring_back(self) -> None:
+        """Trials whose worker has died fail, and are put in again to go on."""
+        for trial in self.trials():
+            if trial.state == TrialState.RUNNING and self.watch.state(trial) == "dead":
+                self.break_off(trial, "its worker has died")
+        trials = self.trials()
+        succeeded = {trial.user_attrs.get(RETRY_OF) for trial in trials}
+        for trial in trials:
+            broken = BROKEN in trial.user_attrs and trial.state == TrialState.FAIL
+            if broken and trial.number not in succeeded and not is_finished(trial, self.retries):
+                known = {key: trial.user_attrs[key] for key in (CELL, DEATHS) if key in trial.user_attrs}
+                attributes = {RETRY_OF: trial.number, ROOT: root_of(trial), **known}
+                self.study.enqueue_trial(trial.params, attributes)
+
+    def break_off(self, trial: FrozenTrial, why: str, death: bool = True) -> None:
+        """Another worker may do the same at this moment."""
+        try:
+            self.storage.set_trial_user_attr(trial._trial_id, BROKEN, True)
+            self.storage.set_trial_user_attr(trial._trial_id, DEATHS, trial.user_attrs.get(DEATHS, 0) + death)
+        except UpdateFinishedTrialError:
+            return
+        self.fail(trial._trial_id, why)
+
+    def fail(self, trial_id: int, why: str) -> None:
+        try:
+            self.storage.set_trial_user_attr(trial_id, WHY, why)
+            self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
+        except UpdateFinishedTrialError:
+            return
+
+    def others_running(self) -> dict[str, list[FrozenTrial]]:
+        """Running trials by what is known of their workers."""
+        found: dict[str, list[FrozenTrial]] = {"alive": [], "dead": [], "unknown": []}
+        for trial in self.trials():
+            if trial.state == TrialState.RUNNING:
+                found[self.watch.state(trial)].append(trial)
+        return found
+
+
+def num_to_run(sweep: Sweep) -> int:
+    """Trials of the whole search."""
+    wanted, cells = sweep.settings["trials"], cells_of(sweep)
+    return wanted if cells is None else len(cells) if wanted is None else min(wanted, len(cells))
+
+
+def cells_of(sweep: Sweep) -> list[int] | None:
+    """Numbers of the grid's cells that are to be run, in their order; None without a grid."""
+    settings = sweep.settings
+    if settings["sampler"] != "grid":
+        return None
+    num = len(sweep.space.grid())
+    if settings["cells"] is not None:
+        return list(dict.fromkeys(settings["cells"]))
+    if settings["grid_fraction"] is None:
+        return list(range(num))
+    count = max(1, int(num * settings["grid_fraction"]))
+    # The same draws for every network: by the seed and the number of cells alone
+    return sorted(random.Random(settings["seed"]).sample(range(num), count))

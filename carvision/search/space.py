@@ -1,0 +1,280 @@
+"""What is searched, in the grammar of Hydra's overrides: `optimizer.lr=tag(log,interval(1e-5,1e-1))`.
+
+choice(a,b), and a,b         one of these values
+range(0,0.6,step=0.1)        0 to 0.5: the stop is excluded, as in Hydra's own multirun
+interval(1e-5,1e-1)          any number between; tag(log,interval(...)): as likely in each decade; int(interval(1,9))
+tag('layers>=2',choice(64,128))   only where that holds for the values drawn; several tags must all hold
+
+The key may be any of a training's, or a name of its own (`layers`), which conditions and the keys that follow from it
+use. Those keys are given as OmegaConf's interpolations of keys and names without dots:
+follows {model.trunk.hidden: "${repeat:${units},${layers}}"}.
+"""
+
+import itertools
+import operator
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep, Sweep, Transformer
+from hydra.errors import OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from carvision.allowed import ALLOWED
+from carvision.errors import InputError, nearest
+
+COMPARE = {
+    ">=": operator.ge, "<=": operator.le, "==": operator.eq, "!=": operator.ne, ">": operator.gt, "<": operator.lt,
+}  # fmt: skip
+CONDITION = re.compile(r"\s*([^\s<>=!]+)\s*(>=|<=|==|!=|>|<)\s*(\S.*?)\s*")
+DIGITS = 12  # of a step's multiple: 0.30000000000000004 is 0.3
+FOLLOWING = "keys that follow"
+Value = str | int | float
+
+
+def _whole(value: float) -> int:
+    if value != int(value):
+        raise ValueError(f"{value} is not a whole number")
+    return int(value)
+
+
+# For keys that follow from what was drawn, as ${times:2,${units}}
+RESOLVERS = {
+    "times": lambda a, b: a * b,
+    "repeat": lambda value, count: [value] * count,  # the same units in each of so many layers
+    "pick": lambda value, found: found.get(
+        value
+    ),  # of {adam: ..., sgd: ...}; a key that comes out as null is not given
+    "halving": lambda value, count: [_whole(value / 2**i) for i in range(count)],  # 256, 128, 64
+}
+for _name, _function in RESOLVERS.items():
+    OmegaConf.register_new_resolver(_name, _function, replace=True)
+
+
+@dataclass(frozen=True)
+class Condition:
+    key: str
+    sign: str
+    value: Value
+
+    def holds(self, drawn: Mapping[str, Value]) -> bool:
+        """Not where the other one was not drawn."""
+        return self.key in drawn and COMPARE[self.sign](drawn[self.key], self.value)
+
+    def __str__(self) -> str:
+        return f"{self.key}{self.sign}{self.value}"
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """choices: of a choice, each as it stands in an override. Else low, high (both included), step or None, log; ints
+    where low and high are."""
+
+    key: str
+    conditions: tuple[Condition, ...] = ()
+    choices: tuple[Value, ...] = ()
+    low: float | int | None = None
+    high: float | int | None = None
+    step: float | int | None = None
+    log: bool = False
+
+    def suggest(self, trial) -> Value:
+        """trial: optuna.Trial."""
+        if self.choices:
+            return trial.suggest_categorical(self.key, list(self.choices))
+        if isinstance(self.low, int):
+            return trial.suggest_int(self.key, self.low, self.high, step=self.step or 1, log=self.log)
+        value = trial.suggest_float(self.key, self.low, self.high, step=self.step, log=self.log)
+        return round(value, DIGITS) if self.step else value
+
+    def values(self) -> list[Value] | None:
+        """All there are, in order; None of an interval of floats, or a logarithmic one."""
+        if self.choices:
+            return list(self.choices)
+        if self.log or (self.step is None and not isinstance(self.low, int)):
+            return None
+        step = self.step or 1
+        count = round((self.high - self.low) / step) + 1
+        values = [self.low + i * step for i in range(count)]
+        return values if isinstance(self.low, int) else [round(value, DIGITS) for value in values]
+
+    def __str__(self) -> str:
+        if self.choices:
+            text = f"choice({','.join(map(str, self.choices))})"
+        elif self.step:
+            text = f"{self.low} to {self.high} by {self.step}"
+        else:
+            text = f"{self.low} to {self.high}"
+        when = f" if {' and '.join(map(str, self.conditions))}" if self.conditions else ""
+        return f"{text}{', log' if self.log else ''}{when}"
+
+
+@dataclass(frozen=True)
+class Space:
+    """dimensions: in an order in which each stands after those that its conditions name. follows: {key: OmegaConf's
+    interpolation of what was drawn}. names: the dimensions that are no keys of the configuration."""
+
+    dimensions: tuple[Dimension, ...]
+    follows: Mapping[str, str] = field(default_factory=dict)
+    names: frozenset[str] = frozenset()
+
+    def draw(self, trial) -> dict[str, Value]:
+        """{key: value} of the dimensions whose conditions hold. trial: optuna.Trial."""
+        drawn: dict[str, Value] = {}
+        for dimension in self.dimensions:
+            if all(condition.holds(drawn) for condition in dimension.conditions):
+                drawn[dimension.key] = dimension.suggest(trial)
+        return drawn
+
+    def overrides(self, drawn: Mapping[str, Value]) -> list[str]:
+        """Of a trial's training. Raises InputError."""
+        searched = [f"{key}={value}" for key, value in drawn.items() if key not in self.names]
+        if not self.follows:
+            return searched
+        # What was not drawn is null: a key may follow from values that only some trials have
+        made = {dimension.key: drawn.get(dimension.key) for dimension in self.dimensions}
+        try:
+            made = OmegaConf.create({**made, FOLLOWING: dict(self.follows)})
+            values = OmegaConf.to_container(made, resolve=True)[FOLLOWING]
+        except (OmegaConfBaseException, ValueError, TypeError) as error:
+            raise InputError(f"sweep.follows: {' '.join(str(error).split())}") from None
+        return [*searched, *(f"{key}={Transformer.encode(v)}" for key, v in values.items() if v is not None)]
+
+    def grid(self) -> list[dict[str, Value]]:
+        """Every combination once, of dimensions that have finitely many values. Raises InputError."""
+        drawn: list[dict[str, Value]] = [{}]
+        for dimension in self.dimensions:
+            values = dimension.values()
+            if values is None:
+                raise InputError(
+                    f"{dimension.key}: {dimension} has no end of values, which a grid can't hold; take choice or range"
+                )
+            drawn = [
+                {**so_far, **one}
+                for so_far in drawn
+                for one in (
+                    [{dimension.key: value} for value in values]
+                    if all(condition.holds(so_far) for condition in dimension.conditions)
+                    else [{}]
+                )
+            ]
+        return drawn
+
+    def description(self) -> dict[str, str]:
+        """What must not change while a study goes on, as plain text."""
+        return {dimension.key: str(dimension) for dimension in self.dimensions} | dict(self.follows)
+
+
+def divide(words: list[str]) -> tuple[list[str], list[str]]:
+    """Overrides that give a value, and those that search one. Of one key the last word holds. Raises InputError."""
+    given: dict[str, str] = {}
+    searched: dict[str, str] = {}
+    for word in words:
+        override = _parse(word)
+        mine, other = (searched, given) if override.is_sweep_override() else (given, searched)
+        other.pop(_key(override), None)
+        mine.pop(_key(override), None)
+        mine[_key(override)] = word
+    return list(given.values()), list(searched.values())
+
+
+def read_space(words: list[str], follows: Mapping[str, str], is_known: Callable[[str], bool]) -> Space:
+    """words: those that search. is_known: whether a key is one of the configuration. Raises InputError."""
+    found = {}
+    for word in words:
+        dimension = _dimension(_parse(word), word)
+        found[dimension.key] = dimension
+    if not found:
+        raise InputError("nothing is searched; give a space such as optimizer.lr=tag(log,interval(1e-4,1e-1))")
+    used = set(re.findall(r"\$\{([^${}:,]+)\}", " ".join(map(str, follows.values()))))
+    used |= {condition.key for dimension in found.values() for condition in dimension.conditions}
+    ordered = _in_order(found)
+    names = frozenset(key for key in found if not is_known(key))
+    for key in sorted(names - used):
+        raise InputError(
+            f"{key}: there is no such key, and nothing follows from it{nearest(key, ALLOWED)} (all keys: python -m "
+            "carvision.train --cfg job)"
+        )
+    return Space(ordered, follows, names)
+
+
+def _parse(word: str) -> Override:
+    try:
+        [override] = OverridesParser.create().parse_overrides([word])
+    except OverrideParseException as error:
+        raise InputError(f"{word!r} is no override: {' '.join(str(error).split())}") from None
+    return override
+
+
+def _key(override: Override) -> str:
+    return override.get_key_element().removesuffix("=")
+
+
+def _dimension(override: Override, word: str) -> Dimension:
+    sweep: Sweep = override.value()
+    if not isinstance(sweep, ChoiceSweep | IntervalSweep | RangeSweep):
+        raise InputError(f"{word}: takes choice, range or interval, not {type(sweep).__name__.lower()}")
+    key = _key(override)
+    conditions, log = [], False
+    for tag in sorted(sweep.tags):
+        if match := CONDITION.fullmatch(tag):
+            conditions.append(Condition(match[1], match[2], _plain(match[3])))
+        elif tag == "log":
+            log = True
+        else:
+            raise InputError(f"{word}: the tag {tag!r} is neither log nor a condition such as 'layers>=2'")
+    known = {"key": key, "conditions": tuple(conditions)}
+    if isinstance(sweep, ChoiceSweep):
+        if log:
+            raise InputError(f"{word}: log is for intervals; a choice is drawn as it stands")
+        return Dimension(**known, choices=tuple(_plain(text) for text in _encoded(override)))
+    if isinstance(sweep, IntervalSweep):
+        low, high = sweep.start, sweep.end
+        if not low < high or (log and low <= 0):
+            raise InputError(f"{word}: takes two numbers, the smaller first{', above 0' if log else ''}")
+        return Dimension(**known, low=low, high=high, log=log)
+    values = [_plain(text) for text in _encoded(override)]
+    if log or not values:
+        raise InputError(f"{word}: {'log is for intervals' if log else 'this range is empty, as its stop is excluded'}")
+    if len(values) == 1:
+        return Dimension(**known, choices=tuple(values))
+    return Dimension(**known, low=min(values), high=max(values), step=abs(sweep.step))
+
+
+def _encoded(override: Override) -> list[str]:
+    return list(override.sweep_string_iterator())
+
+
+def _plain(text: str) -> Value:
+    """A number as a number, all else as it stands."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _in_order(found: dict[str, Dimension]) -> tuple[Dimension, ...]:
+    """Each after those that its conditions name."""
+    for dimension in found.values():
+        for condition in dimension.conditions:
+            if condition.key not in found:
+                raise InputError(
+                    f"{dimension.key}: the condition {str(condition)!r} names {condition.key}, which is not searched"
+                    f"{nearest(condition.key, found)}"
+                )
+    placed: dict[str, Dimension] = {}
+    while len(placed) < len(found):
+        ready = [
+            dimension
+            for key, dimension in found.items()
+            if key not in placed and all(condition.key in placed for condition in dimension.conditions)
+        ]
+        if not ready:
+            circle = sorted(itertools.filterfalse(placed.__contains__, found))
+            raise InputError(f"the conditions of {' and '.join(circle)} wait for each other")
+        placed |= {dimension.key: dimension for dimension in ready[:1]}
+    return tuple(placed.values())

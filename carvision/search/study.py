@@ -1,0 +1,219 @@
+"""The study that all workers of a search share: where it is kept, what draws and prunes, what it was begun with."""
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import optuna
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+
+from carvision.allowed import NO_RESULT
+from carvision.errors import InputError
+from carvision.flat_config import flat_config
+from carvision.search.build import Sweep
+
+JOURNAL = "journal.log"
+BEGUN_WITH = "carvision"  # the study's attribute
+MINUS_OR_PLUS = {"min": "minimize", "max": "maximize"}
+
+
+class RepairingLock(JournalFileSymlinkLock):
+    """Optuna's lock of a journal. Who holds it finds whole lines: a worker that was killed while it wrote may have left
+    a part of one, after which the next would be written into the same line, and nobody could read the journal again."""
+
+    def __init__(self, journal: Path):
+        super().__init__(str(journal.resolve()))  # the link that is the lock must lead to it from any folder
+        self.journal = journal
+
+    def acquire(self) -> bool:
+        held = super().acquire()
+        try:
+            cut_torn_line(self.journal)
+        except BaseException:
+            self.release()
+            raise
+        return held
+
+
+def cut_torn_line(journal: Path) -> None:
+    """Ends the file after its last newline."""
+    with journal.open("r+b") as file:
+        end = file.seek(0, 2)
+        whole = end
+        while whole:
+            start = max(0, whole - 4096)
+            file.seek(start)
+            place = file.read(whole - start).rfind(b"\n")
+            whole = start + place + 1
+            if place >= 0:
+                break
+            whole = start
+        if whole < end:
+            file.truncate(whole)
+
+
+def open_storage(url: str | None, folder: Path) -> BaseStorage:
+    """The database, or without a URL the journal in the folder, which is made. Raises InputError."""
+    if url is None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"sweep.dir: {folder} can't be made ({error.strerror}); give another") from None
+        journal = folder / JOURNAL
+        return JournalStorage(JournalFileBackend(str(journal), lock_obj=RepairingLock(journal)))
+    try:
+        return RDBStorage(url)
+    except Exception as error:  # SQLAlchemy's, the driver's, Optuna's own, or that a driver is not installed
+        text = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"sweep.storage: {url} can't be opened ({text}); takes a database's URL such as sqlite:///sweep.db or "
+            "postgresql://user@host/name, or null for a journal in the search's folder"
+        ) from None
+
+
+def open_study(sweep: Sweep, storage: BaseStorage) -> optuna.Study:
+    """Begun now, or by an earlier or another start. Raises InputError where that one searched something else."""
+    study = optuna.create_study(
+        storage=storage,
+        sampler=create_sampler(sweep),
+        pruner=create_pruner(sweep.settings, sweep.num_epochs),
+        study_name=sweep.name,
+        directions=[MINUS_OR_PLUS[mode] for mode in sweep.objective.values()],
+        load_if_exists=True,
+    )
+    now, before = begun_with(sweep), study.user_attrs.get(BEGUN_WITH)
+    if before is None:
+        study.set_user_attr(BEGUN_WITH, now)
+    else:
+        require_same(before, now, sweep)
+    return study
+
+
+def begun_with(sweep: Sweep) -> dict[str, dict]:
+    """What gives all trials of a study the same meaning, in JSON's types."""
+    config = {
+        key: value
+        for key, value in flat_config(sweep.config).items()
+        if not key.startswith(("run.", "features.", "callbacks.")) and key not in NO_RESULT
+    }
+    settings = {key: sweep.settings[key] for key in ("sampler", "grid_fraction", "cells")}
+    if settings["sampler"] != "grid":
+        settings = {}
+    elif settings["grid_fraction"]:
+        settings["seed"] = sweep.settings["seed"]
+    return {
+        "space": sweep.space.description(),
+        "objective": sweep.objective,
+        "sweep": settings,
+        "training": config,
+    }
+
+
+def require_same(before: Mapping, now: Mapping, sweep: Sweep) -> None:
+    """Raises InputError with the difference."""
+    changes = []
+    for part, values in now.items():
+        earlier = before.get(part, {})
+        for key in {**earlier, **values}:
+            if earlier.get(key) != values.get(key):
+                changes.append(f"{key}: {_told(earlier, key)} became {_told(values, key)}")
+    if changes:
+        raise InputError(
+            f"sweep.dir: {sweep.folder} holds a search that was begun otherwise: {'; '.join(changes)}. Give the same "
+            "words to go on with it, or another sweep.dir"
+        )
+
+
+def _told(values: Mapping, key: str) -> str:
+    return str(values[key]) if key in values else "nothing"
+
+
+def create_pruner(settings: Mapping, most: int) -> BasePruner:
+    """Judges after so many epochs, of `most`; the values of a trial are numbered from 1."""
+    first, factor = settings["min_epochs"], settings["reduction_factor"]
+    return {
+        "none": NopPruner,
+        "median": lambda: MedianPruner(n_startup_trials=5, n_warmup_steps=first - 1),
+        "halving": lambda: SuccessiveHalvingPruner(min_resource=first, reduction_factor=factor),
+        "hyperband": lambda: HyperbandPruner(min_resource=first, max_resource=most, reduction_factor=factor),
+    }[settings["pruner"]]()
+
+
+class SeededByNumber(BaseSampler):
+    """A sampler anew for each trial, seeded by the trial's number: several workers never draw the same by chance, and a
+    search that is broken off and gone on with draws what it would have drawn."""
+
+    def __init__(self, create: Callable[[int], BaseSampler], seed: int):
+        self.create, self.seed = create, seed
+        self.sampler = create(seed)
+
+    def before_trial(self, study, trial) -> None:
+        digest = hashlib.sha256(f"{self.seed} {trial.number}".encode()).digest()
+        self.sampler = self.create(int.from_bytes(digest[:4], "little"))
+        self.sampler.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study, trial):
+        return self.sampler.infer_relative_search_space(study, trial)
+
+    def sample_relative(self, study, trial, search_space):
+        return self.sampler.sample_relative(study, trial, search_space)
+
+    def sample_independent(self, study, trial, param_name, param_distribution):
+        return self.sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(self, study, trial, state, values) -> None:
+        self.sampler.after_trial(study, trial, state, values)
+
+
+def create_sampler(sweep: Sweep) -> BaseSampler:
+    return SeededByNumber(partial(_create_sampler, sweep), sweep.settings["seed"])
+
+
+def _create_sampler(sweep: Sweep, seed: int) -> BaseSampler:
+    startup = sweep.settings["startup_trials"]
+    return {
+        "grid": lambda: RandomSampler(seed),  # draws nothing: all cells are given
+        "random": lambda: RandomSampler(seed),
+        # group: keys that are there under a condition are drawn together where it holds
+        "tpe": lambda: TPESampler(
+            seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True
+        ),
+        "cmaes": lambda: CmaEsSampler(seed=seed, n_startup_trials=max(1, startup), warn_independent_sampling=False),
+        "gp": lambda: GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False),
+    }[sweep.settings["sampler"]]()
+
+
+def brackets_of(sweep: Sweep) -> list[tuple[int, list[int]]]:
+    """Hyperband's: (share of the trials, epochs after which each is judged), as Optuna divides them (ASHA's rungs in
+    each bracket; Li et al. 2018, "Hyperband", J. Mach. Learn. Res. 18, algorithm 1)."""
+    first, factor, most = sweep.settings["min_epochs"], sweep.settings["reduction_factor"], sweep.num_epochs
+    count = math.floor(math.log(most / first, factor)) + 1
+    found = []
+    for number in range(count):
+        rungs = [first * factor ** (number + i) for i in range(count - number)]
+        num = math.ceil(count * factor ** (count - 1 - number) / (count - number))
+        found.append((num, [rung for rung in rungs if rung < most]))
+    return found
+
+
+def describe_brackets(sweep: Sweep) -> list[str]:
+    """A line a bracket, and a warning where the trials are too few for them."""
+    found, trials = brackets_of(sweep), sweep.settings["trials"]
+    whole = sum(share for share, _ in found)
+    factor = sweep.settings["reduction_factor"]
+    lines = [f"hyperband: {len(found)} bracket{'s' * (len(found) > 1)} of trials of up to {sweep.num_epochs} epochs"]
+    for number, (share, rungs) in enumerate(found):
+        told = f"one of {factor} goes on after {', '.join(map(str, rungs))}" if rungs else "none is pruned"
+        about = "" if trials is None else f", about {trials * share / whole:.0f} trials"
+        lines.append(f"  bracket {number + 1}: {share / whole:.0%}{about}; {told}")
+    if trials is not None and trials < whole:
+        lines.append(
+            f"  {trials} trials are too few for these brackets, which want {whole}: prunings will be rare; give more "
+            "with sweep.trials=, or fewer brackets by sweep.min_epochs= or sweep.reduction_factor="
+        )
+    return lines

@@ -1,0 +1,90 @@
+"""One trial, in a process of its own: a training whose epochs are reported to the study, which may prune it.
+
+As a command, where the training has several processes: python -m carvision.search.trial PLAN
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import pytorch_lightning as pl
+
+from carvision.errors import one_line_errors
+from carvision.search.build import compose
+from carvision.search.study import create_pruner, open_storage
+from carvision.training.launch import is_first_process
+from carvision.training.many_processes import from_first
+from carvision.training.runs import run
+from carvision.training.stopping import Stopped
+
+PRUNED = 64  # exit status
+
+
+class Reporting(pl.Callback):
+    """After each epoch the value of `monitor` goes to the study. Where its pruner has seen enough, the run ends before
+    the next epoch, in all its processes; its folder holds what it reached, as of any run that was stopped.
+
+    plan: what the worker wrote for this trial.
+    """
+
+    def __init__(self, plan: dict):
+        self.plan, self.wanted, self.pruned = plan, False, False  # wanted: by the pruner
+        self.study: optuna.Study | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """A trial that goes on for one that broke off has the earlier epochs' values, too."""
+        if not trainer.is_global_zero or self.study is not None or not trainer.current_epoch:
+            return
+        history = pd.read_csv(Path(self.plan["run"]) / "history.csv")
+        done = history[history["epoch"] < trainer.current_epoch]
+        for epoch, value in zip(done["epoch"], done.get(self.plan["monitor"], []), strict=False):
+            self.wanted = self._report(int(epoch) + 1, float(value))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        value = trainer.callback_metrics.get(self.plan["monitor"])
+        if trainer.is_global_zero and value is not None:
+            self.wanted = self._report(trainer.current_epoch + 1, float(value))
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        # Not before: the checkpoint of the epoch that was judged is the last thing written of it. After the last
+        # epoch there is nothing left to save
+        self.pruned = from_first(self.wanted)
+        if self.pruned:
+            raise Stopped(f"pruned after {trainer.current_epoch} epochs")
+
+    def _report(self, step: int, value: float) -> bool:
+        """Whether the trial is to be pruned."""
+        if self.study is None:
+            optuna.logging.set_verbosity(optuna.logging.ERROR)
+            self.storage = open_storage(self.plan["storage"], Path(self.plan["folder"]))
+            pruner = create_pruner(self.plan["settings"], self.plan["num_epochs"])
+            self.study = optuna.load_study(study_name=self.plan["study"], storage=self.storage, pruner=pruner)
+        trial_id = self.plan["trial_id"]
+        self.storage.set_trial_intermediate_value(trial_id, step, value)
+        return self.study.pruner.prune(self.study, self.storage.get_trial(trial_id))
+
+
+def run_trial(plan_file: Path) -> None:
+    """Ends the process, with status 0, PRUNED, or another of carvision.train's."""
+    plan = json.loads(plan_file.read_text())
+    with one_line_errors():
+        config = compose(plan["words"])[0]
+        config["run"] |= {"dir": plan["run"], "test": False}
+        config["callbacks"] |= {"monitor": plan["monitor"], "mode": plan["mode"], "progress_bar": False}
+        if config["trainer"]["accelerator"] == "tpu":
+            from carvision.training.tpu_cores import use_cores
+
+            use_cores(config["trainer"]["devices"])
+        reporting = Reporting(plan)
+        run(config, plan["study"], [reporting])
+    sys.exit(PRUNED if reporting.pruned and is_first_process() else 0)
+
+
+if __name__ == "__main__":
+    from carvision.search.trial_process import end_with_parent
+
+    if is_first_process():
+        end_with_parent(sys.stdin.fileno())
+    run_trial(Path(sys.argv[1]))

@@ -1,0 +1,77 @@
+"""Starting the process of a trial; forked, where that can be, from one that has imported everything already."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from carvision.machine import FORK
+
+
+class TrialProcess:
+    """exitcode: None while it runs; negative where a signal ended it. What it prints is added to the file `output`."""
+
+    def __init__(self, plan: Path, output: Path, alone: bool):
+        """alone: the training is one process, on a device that a forked one can use."""
+        self.forked = FORK is not None and alone
+        if self.forked:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["carvision.search.trial"])
+            # The process ends when nobody holds the other end any more, as after kill -9 of this one
+            theirs, self.lifeline = context.Pipe(duplex=False)
+            self.process = context.Process(target=_run_forked, args=(plan, output, theirs))
+            self.process.start()
+            theirs.close()
+        else:
+            with output.open("ab") as file:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "carvision.search.trial", str(plan)],
+                    stdin=subprocess.PIPE, stdout=file, stderr=file,
+                )  # fmt: skip
+
+    @property
+    def exitcode(self) -> int | None:
+        return self.process.exitcode if self.forked else self.process.poll()
+
+    def wait(self, seconds: float) -> None:
+        if self.forked:
+            self.process.join(seconds)
+            return
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return
+
+    def stop(self) -> None:
+        """It ends with a checkpoint."""
+        if self.exitcode is None:
+            self.process.terminate()
+
+    def kill(self) -> None:
+        if self.exitcode is None:
+            self.process.kill()
+
+
+def _run_forked(plan: Path, output: Path, lifeline) -> None:
+    number = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(number, stream)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a fork server ignores
+    end_with_parent(lifeline.fileno())
+    from carvision.search.trial import run_trial
+
+    run_trial(plan)
+
+
+def end_with_parent(lifeline: int, ending: signal.Signals = signal.SIGKILL) -> None:
+    """Sends this process the signal when the process that holds the other end of the pipe has gone."""
+
+    def watch() -> None:
+        while os.read(lifeline, 1):
+            pass
+        os.kill(os.getpid(), ending)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()

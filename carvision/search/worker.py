@@ -1,0 +1,236 @@
+"""One worker of a search: takes trial after trial, each in its own process, and tells the study what came of it."""
+
+import json
+import logging
+import math
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import optuna
+import pandas as pd
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from carvision.errors import InputError
+from carvision.folder_lock import is_locked
+from carvision.search.alive import clear, place_of
+from carvision.search.build import OF_THE_RUN, Sweep
+from carvision.search.queue import BROKEN, WHY, Queue, folder_of, latest
+from carvision.search.trial_process import TrialProcess
+from carvision.whole_files import write_json
+
+log = logging.getLogger(__name__)
+
+PRUNED = 64  # exit status of a trial's process, as carvision.search.trial has it
+EPOCHS, SECONDS, PARAMETERS, BEST_EPOCH = "epochs", "seconds", "parameters", "best_epoch"  # attributes of a trial
+MOST_FAILURES = 3  # with which a worker begins before it gives up: then it is not the values that are wrong
+LOOK_EVERY_S = 0.2
+
+
+class Interrupted(Exception):
+    """By a signal, whose number it has."""
+
+
+class Worker:
+    """told: called with a trial when it begins and when something came of it."""
+
+    def __init__(self, sweep: Sweep, study: optuna.Study, storage: BaseStorage, told):
+        self.sweep, self.study, self.storage, self.told = sweep, study, storage, told
+        self.queue = Queue(sweep, study, storage)
+        self.received: int | None = None
+        self.failures: list[str] | None = []  # None once a trial has not failed
+        trainer = sweep.config["trainer"]
+        self.alone = trainer["devices"] in (1, "1") and trainer["num_nodes"] == 1 and trainer["accelerator"] != "tpu"
+        searched = [dimension.key for dimension in sweep.space.dimensions]
+        self.alone &= not any(key.lstrip("+").partition(".")[0] == "trainer" for key in searched)
+
+    def work(self) -> None:
+        """Until no trial is left to begin. Raises InputError where all fail, Interrupted after a signal."""
+        before = {}
+        if threading.current_thread() is threading.main_thread():
+            before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            while True:
+                self._stop_if_asked()
+                claimed = self.queue.next()
+                if claimed:
+                    self._run(*claimed)
+                elif not self._wait_for_unknown():
+                    return
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame) -> None:
+        self.received = number
+
+    def _stop_if_asked(self) -> None:
+        if self.received is not None:
+            raise Interrupted(self.received)
+
+    def _wait_for_unknown(self) -> bool:
+        """Whether there may be something to do soon: a worker may have died, which is not sure yet. Those that are
+        alive end their trials without this one."""
+        if self.queue.others_running()["unknown"]:
+            time.sleep(LOOK_EVERY_S)
+            return True
+        return bool(self.queue.others_running()["dead"])
+
+    def _run(self, trial: optuna.trial.Trial, alive) -> None:
+        number = trial.number
+        try:
+            drawn = self.sweep.space.draw(trial)
+            frozen = self.storage.get_trial(trial._trial_id)
+            run = self.sweep.folder / folder_of(frozen)
+            self.told(frozen)
+            exitcode, output = self._train(frozen, self.sweep.words_of(drawn), run)
+            self._tell(frozen, run, exitcode, output)
+        finally:
+            alive.end()
+            clear(place_of(self.sweep.folder, number))
+        self.told(self.storage.get_trial(trial._trial_id))
+        self._stop_if_asked()
+
+    def _train(self, trial: FrozenTrial, words: list[str], run: Path) -> tuple[int, Path]:
+        """The exit status of the trial's process, and the file with what it printed."""
+        output = self.sweep.folder / "logs" / f"{run.name}.txt"
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if (run / "metrics.json").exists():  # the worker that ran it died before it could tell
+            return 0, output
+        while run.is_dir() and is_locked(run):  # that of a worker that has died ends at this moment
+            time.sleep(LOOK_EVERY_S)
+            if self.received is not None:
+                return 128 + self.received, output
+        plan = self.sweep.folder / "running" / f"{trial.number:04d}.json"
+        settings = {key: self.sweep.settings[key] for key in ("pruner", "min_epochs", "reduction_factor")}
+        monitor, mode = self.sweep.monitor
+        write_json(plan, {
+            "words": words, "run": str(run), "folder": str(self.sweep.folder), "study": self.sweep.name,
+            "storage": self.sweep.settings["storage"], "trial_id": trial._trial_id, "settings": settings,
+            "num_epochs": self.sweep.num_epochs, "monitor": monitor, "mode": mode,
+        })  # fmt: skip
+        process = TrialProcess(plan, output, self.alone)
+        asked = None
+        try:
+            while process.exitcode is None:
+                process.wait(LOOK_EVERY_S)
+                if self.received is not None and asked != self.received:
+                    asked = self.received
+                    process.stop()
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            plan.unlink(missing_ok=True)
+        return process.exitcode, output
+
+    def _tell(self, trial: FrozenTrial, run: Path, exitcode: int, output: Path) -> None:
+        for key, value in facts_of(run).items():
+            self._attribute(trial, key, value)
+        values, why = None, ""
+        if exitcode == 0 and (run / "metrics.json").exists():
+            values, why = values_of(run, self.sweep.objective)
+        elif exitcode == PRUNED:
+            self._finish(trial, TrialState.PRUNED)
+            return
+        elif self.received is not None:
+            self.queue.break_off(trial, "interrupted", death=False)
+            return
+        else:
+            why = reason_of(exitcode, output)
+        if values is None:
+            self._attribute(trial, WHY, why)
+            self._finish(trial, TrialState.FAIL)
+            self._count_failure(why)
+            return
+        self.failures = None
+        self._finish(trial, TrialState.COMPLETE, values)
+        drop_checkpoints(self.sweep, self.queue.trials())
+
+    def _attribute(self, trial: FrozenTrial, key: str, value) -> None:
+        try:
+            self.storage.set_trial_user_attr(trial._trial_id, key, value)
+        except UpdateFinishedTrialError:
+            return
+
+    def _finish(self, trial: FrozenTrial, state: TrialState, values: list[float] | None = None) -> None:
+        try:
+            self.study.tell(trial.number, values, state)
+        except (UpdateFinishedTrialError, ValueError) as error:  # others took this worker for dead, and the trial over
+            log.warning("trial %d: %s", trial.number, " ".join(str(error).split())[:200])
+
+    def _count_failure(self, why: str) -> None:
+        if self.failures is None:
+            return
+        self.failures.append(why)
+        if len(self.failures) == MOST_FAILURES:
+            raise InputError(
+                f"sweep: the first {MOST_FAILURES} trials of this worker failed, the last with: {why}. Mend that, and "
+                f"give the same command again; what they printed is in {self.sweep.folder / 'logs'}"
+            )
+
+
+def facts_of(run: Path) -> dict[str, float]:
+    """What is known of a trial's training, also of one that did not end."""
+    facts: dict[str, float] = {}
+    if (run / "history.csv").exists():
+        history = pd.read_csv(run / "history.csv")
+        facts |= {EPOCHS: len(history), SECONDS: round(float(history["seconds"].sum()), 3)}
+    if (run / "metrics.json").exists():
+        metrics = json.loads((run / "metrics.json").read_text())
+        facts |= {SECONDS: metrics["seconds"]["total"], PARAMETERS: metrics["parameters"]}
+        facts[BEST_EPOCH] = metrics["best_epoch"] + 1
+    return facts
+
+
+def values_of(run: Path, objective: dict[str, str]) -> tuple[list[float] | None, str]:
+    """Of the best epoch; None and why where one is missing or no number."""
+    metrics = json.loads((run / "metrics.json").read_text())
+    values = []
+    for figure in objective:
+        if figure in OF_THE_RUN:
+            value = metrics["seconds"]["total"] if figure == "seconds" else metrics["parameters"]
+        else:
+            value = metrics["val"].get(figure.removeprefix("val/"), math.nan)
+        if math.isnan(value):
+            return None, f"{figure} is no number, or no figure of this training"
+        values.append(float(value))
+    return values, ""
+
+
+def reason_of(exitcode: int, output: Path) -> str:
+    if exitcode < 0:
+        name = signal.Signals(-exitcode).name
+        return f"its process was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    lines = [line.strip() for line in output.read_text(errors="replace").splitlines()] if output.exists() else []
+    last = next((line for line in reversed(lines) if line), f"its process ended with status {exitcode}")
+    return last.removeprefix("error: ")[:500]
+
+
+def drop_checkpoints(sweep: Sweep, trials: list[FrozenTrial]) -> None:
+    """All but those of the best trials. Another worker may be doing the same."""
+    finished = [t for t in latest(trials) if t.state.is_finished() and BROKEN not in t.user_attrs]
+    kept = {trial.number for trial in best_first(sweep, finished)[: sweep.settings["keep"]]}
+    for trial in finished:
+        if trial.number not in kept:
+            run = sweep.folder / folder_of(trial)
+            shutil.rmtree(run / "checkpoints", ignore_errors=True)
+            for name in ("model.safetensors", "model.json"):
+                (run / name).unlink(missing_ok=True)
+
+
+def best_first(sweep: Sweep, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Those that came to their end, by the first objective; of several, those of the Pareto front before all others."""
+    done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    signs = [1 if mode == "min" else -1 for mode in sweep.objective.values()]
+    costs = {trial.number: [sign * value for sign, value in zip(signs, trial.values, strict=True)] for trial in done}
+
+    def is_dominated(trial: FrozenTrial) -> bool:
+        own = costs[trial.number]
+        return any(all(a <= b for a, b in zip(other, own, strict=True)) and other != own for other in costs.values())
+
+    return sorted(done, key=lambda trial: (is_dominated(trial), costs[trial.number], trial.number))

@@ -1,0 +1,103 @@
+"""The space of a search: Hydra's grammar, conditions, what follows."""
+
+import optuna
+import pytest
+
+from carvision.errors import InputError
+from carvision.search.space import divide, read_space
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+def space_of(words, follows=None):
+    """Keys with a dot are the configuration's, others names."""
+    return read_space(words, follows or {}, lambda key: "." in key or key in ("optimizer", "loss", "seed"))
+
+
+def drawn_of(space, count: int = 60) -> list[dict]:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    return [space.draw(study.ask()) for _ in range(count)]
+
+
+def test_each_kind_of_dimension_draws_what_the_grammar_says():
+    space = space_of([
+        "optimizer.lr=tag(log,interval(1e-5,1e-1))", "model.trunk.dropout=range(0,0.6,step=0.1)",
+        "optimizer=choice(sgd,adam,rmsprop)", "data.batch_size=16,32", "trainer.max_epochs=int(interval(2,4))",
+        "model.neck=choice([se],[attention,se])", "seed=range(3)", "loss=null,focal",
+    ])  # fmt: skip
+    drawn = drawn_of(space, 300)
+    lr = [one["optimizer.lr"] for one in drawn]
+    assert 1e-5 <= min(lr) < 1e-4 and 1e-2 < max(lr) <= 1e-1 and 0.3 < sum(v < 1e-3 for v in lr) / 300 < 0.7
+    assert {one["model.trunk.dropout"] for one in drawn} == {0, 0.1, 0.2, 0.3, 0.4, 0.5}
+    assert {one["optimizer"] for one in drawn} == {"sgd", "adam", "rmsprop"}
+    assert {one["data.batch_size"] for one in drawn} == {16, 32}
+    assert {one["trainer.max_epochs"] for one in drawn} == {2, 3, 4}
+    assert {one["model.neck"] for one in drawn} == {"[se]", "[attention,se]"}
+    assert {one["seed"] for one in drawn} == {0, 1, 2} and {one["loss"] for one in drawn} == {"null", "focal"}
+    assert f"model.neck={drawn[0]['model.neck']}" in space.overrides(drawn[0])
+
+
+def test_conditions_hold_for_what_was_drawn_whatever_the_order_of_the_words():
+    words = [
+        "a.b=tag('n>=2','m!=x',choice(64,128))", "n=range(1,4)", "m=choice(x,y)", "c.d=tag('a.b==128',interval(0,1))"
+    ]  # fmt: skip
+    drawn = drawn_of(space_of(words))
+    assert all(("a.b" in one) == (one["n"] >= 2 and one["m"] != "x") for one in drawn)
+    assert all(("c.d" in one) == (one.get("a.b") == 128) for one in drawn)
+    assert {len(one) for one in drawn} == {2, 3, 4}
+
+
+def test_a_grid_has_every_combination_once():
+    space = space_of(["n=range(1,4)", "a.b=tag('n>=2',choice(64,128))", "a.m=choice(x,y)"])
+    grid = [tuple(sorted(one.items())) for one in space.grid()]
+    assert len(grid) == len(set(grid)) == (1 + 2 + 2) * 2
+    with pytest.raises(InputError, match=r"a\.lr: .* has no end of values"):
+        space_of(["a.lr=interval(0,1)", "a.n=1,2"]).grid()
+
+
+def test_of_one_key_the_last_word_holds():
+    words = ["optimizer.lr=1e-3", "seed=1,2", "optimizer.lr=interval(0,1)", "seed=3", "loss=focal"]
+    assert divide(words) == (["seed=3", "loss=focal"], ["optimizer.lr=interval(0,1)"])
+
+
+def test_keys_follow_from_what_was_drawn_also_from_names_of_its_own():
+    follows = {
+        "model.trunk.hidden": "${repeat:${times:2,${units}},${layers}}",
+        "model.heads.make.hidden": "${halving:${units},${layers}}",
+    }
+    space = space_of(["units=choice(64,128)", "layers=range(1,4)", "seed=range(3)"], follows)
+    words = space.overrides({"units": 64, "layers": 3, "seed": 2})
+    assert words == ["seed=2", "model.trunk.hidden=[128,128,128]", "model.heads.make.hidden=[64,32,16]"]
+    with pytest.raises(InputError, match=r"sweep\.follows: .* is not a whole number"):
+        space_of(["units=choice(5,7)"], {"a.b": "${halving:${units},2}"}).overrides({"units": 5})
+    with pytest.raises(InputError, match=r"sweep\.follows: .*'unit' not found"):
+        space_of(["units=choice(5,7)"], {"a.b": "${times:${unit},${units}}"}).overrides({"units": 5})
+
+
+def test_a_key_that_nothing_knows_and_nothing_uses_is_refused():
+    with pytest.raises(InputError, match="optimiser: there is no such key, and nothing follows from it; nearest: opt"):
+        space_of(["optimiser=choice(a,b)"])
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["optimizer.lr=tag(lg,interval(0,1))"], "the tag 'lg' is neither log nor a condition"),
+        (["a.b=tag('layer>=2',choice(1,2))", "layers=1,2"], "names layer, which is not searched; nearest: layers"),
+        (
+            ["a.a=tag('a.b==1',choice(1,2))", "a.b=tag('a.a==1',choice(1,2))"],
+            "the conditions of a.a and a.b wait for each other",
+        ),
+        (["a.b=range(2,2)"], "this range is empty"),
+        (["a.b=interval(2,1)"], "the smaller first"),
+        (["a.b=tag(log,interval(0,1))"], "above 0"),
+        (["a.b=tag(log,choice(1,2))"], "log is for intervals"),
+        (["a.b=glob(*)"], "takes choice, range or interval, not glob"),
+        (["a.b=choice("], "is no override"),
+        (["a=1"], "nothing is searched"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(words, told):
+    with pytest.raises(InputError, match=told) as caught:
+        space_of(divide(words)[1])
+    assert "\n" not in str(caught.value)

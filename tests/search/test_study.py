@@ -1,0 +1,130 @@
+"""The study: its journal after a kill, what it was begun with, Hyperband's brackets, samplers."""
+
+import optuna
+import pytest
+from optuna.pruners import HyperbandPruner
+from optuna.trial import TrialState
+
+from carvision.errors import InputError
+from carvision.search.study import (
+    JOURNAL,
+    brackets_of,
+    create_pruner,
+    cut_torn_line,
+    describe_brackets,
+    open_storage,
+    open_study,
+)
+from tests.search.small_sweeps import LR, small_sweep
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+def study_of(sweep):
+    return open_study(sweep, open_storage(sweep.settings["storage"], sweep.folder))
+
+
+@pytest.mark.parametrize(
+    "text, whole",
+    [
+        (b"", b""),
+        (b"a\nb\n", b"a\nb\n"),
+        (b"a\nb\n{torn", b"a\nb\n"),
+        (b"torn" * 5000, b""),
+        (b"a\n" + b"torn" * 5000, b"a\n"),
+    ],
+)
+def test_a_torn_last_line_is_cut(text, whole, tmp_path):
+    file = tmp_path / "journal"
+    file.write_bytes(text)
+    cut_torn_line(file)
+    assert file.read_bytes() == whole
+
+
+def test_a_worker_killed_while_it_wrote_leaves_a_journal_that_others_go_on_with(tmp_path):
+    sweep = small_sweep(tmp_path / "sweep", LR)
+    study, other = study_of(sweep), study_of(sweep)
+    study.tell(study.ask(), 1.0)
+    journal = sweep.folder / JOURNAL
+    before = journal.read_bytes()
+    with journal.open("ab") as file:
+        file.write(b'{"op_code":4,"worker_id":"x","study')
+    assert len(other.trials) == 1
+    other.tell(other.ask(), 2.0)
+    study.tell(study.ask(), 3.0)
+    assert journal.read_bytes().startswith(before) and b"study{" not in journal.read_bytes()
+    assert [trial.value for trial in study_of(sweep).trials] == [1.0, 2.0, 3.0]
+
+
+def test_a_changed_search_is_refused_with_the_difference(tmp_path):
+    folder = tmp_path / "sweep"
+    study_of(small_sweep(folder, LR, "optimizer=choice(sgd,adam)"))
+    study_of(
+        small_sweep(folder, LR, "optimizer=choice(sgd,adam)", "sweep.trials=7", "data.root=elsewhere", "sweep.keep=1")
+    )
+    for words, told in (
+        (["optimizer=choice(sgd,adamw)", LR], r"optimizer: choice\(sgd,adam\) became choice\(sgd,adamw\)\. Give the"),
+        ([LR], "optimizer: choice.* became nothing"),
+        ([LR, "optimizer=choice(sgd,adam)", "seed=1"], "seed: 0 became 1"),
+        ([LR, "optimizer=choice(sgd,adam)", "callbacks.mode=max"], "val/loss: min became max"),
+    ):
+        with pytest.raises(InputError, match=told) as caught:
+            study_of(small_sweep(folder, *words))
+        assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("first, most, factor", [(1, 5, 5), (1, 27, 3), (2, 30, 3), (1, 100, 4), (3, 3, 2)])
+def test_brackets_are_those_of_optuna(first, most, factor, tmp_path):
+    words = ["sweep.pruner=hyperband", f"sweep.min_epochs={first}", f"sweep.reduction_factor={factor}"]
+    sweep = small_sweep(tmp_path, LR, *words, f"trainer.max_epochs={most}")
+    pruner = create_pruner(sweep.settings, sweep.num_epochs)
+    pruner._try_initialization(None)
+    assert [share for share, _ in brackets_of(sweep)] == pruner._trial_allocation_budgets
+    for number, (_, rungs) in enumerate(brackets_of(sweep)):
+        halving = pruner._pruners[number]
+        early = halving._min_early_stopping_rate
+        theirs = [first * factor ** (early + rung) for rung in range(9)]
+        assert rungs == [rung for rung in theirs if rung < most]
+
+
+def test_too_few_trials_for_the_brackets_are_told(tmp_path):
+    words = [LR, "sweep=r0_hyperband"]
+    lines = describe_brackets(small_sweep(tmp_path, *words, "trainer.max_epochs=5", "sweep.trials=4"))
+    assert lines[0] == "hyperband: 2 brackets of trials of up to 5 epochs"
+    assert lines[1].endswith("about 3 trials; one of 5 goes on after 1") and "none is pruned" in lines[2]
+    assert "4 trials are too few for these brackets, which want 7" in lines[3]
+    assert len(describe_brackets(small_sweep(tmp_path, *words, "trainer.max_epochs=5", "sweep.trials=7"))) == 3
+
+
+def test_hyperband_prunes_what_is_worse_than_the_others_at_its_rung(tmp_path):
+    sweep = small_sweep(tmp_path, LR, "sweep.pruner=hyperband", "trainer.max_epochs=3", "sweep.reduction_factor=3")
+    study = study_of(sweep)
+    assert isinstance(study.pruner, HyperbandPruner)
+    pruned = []
+    for value in (1.0, 0.9, 5.0, 6.0, 7.0, 0.5, 8.0, 0.4, 9.0):
+        trial = study.ask()
+        trial.report(value, 1)
+        pruned.append(trial.should_prune())
+    assert not pruned[0] and any(pruned) and not pruned[7]  # the first has no others yet, the eighth is the best of all
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes", "gp"])
+def test_every_sampler_draws_within_the_space_and_again_the_same(sampler, tmp_path):
+    words = [LR, "model.trunk.dropout=range(0,0.6,step=0.1)", "seed=int(interval(1,9))"]
+    if sampler != "cmaes":
+        words += ["optimizer=choice(sgd,adamw)", "optimizer.momentum=tag('optimizer==sgd',choice(0,0.9))"]
+    drawn = []
+    for name in ("one", "two"):
+        sweep = small_sweep(tmp_path / name, *words, f"sweep.sampler={sampler}", "sweep.startup_trials=4")
+        study = study_of(sweep)
+        drawn.append([])
+        for _ in range(8):
+            trial = study.ask()
+            values = sweep.space.draw(trial)
+            drawn[-1].append(values)
+            study.tell(trial, values["optimizer.lr"] + values["model.trunk.dropout"])
+            assert 1e-4 <= values["optimizer.lr"] <= 1e-1 and values["seed"] in range(1, 10)
+            assert values["model.trunk.dropout"] in (0, 0.1, 0.2, 0.3, 0.4, 0.5)
+            assert ("optimizer.momentum" in values) == (values.get("optimizer") == "sgd")
+        assert all(trial.state == TrialState.COMPLETE for trial in study.trials)
+    assert drawn[0] == drawn[1]
