@@ -77,6 +77,8 @@ def line_of(summary: Summary, sweep: Sweep) -> str:
 
 
 def duration_text(seconds: float) -> str:
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

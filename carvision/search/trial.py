@@ -52,7 +52,7 @@ class Reporting(pl.Callback):
         # epoch there is nothing left to save
         self.pruned = from_first(self.wanted)
         if self.pruned:
-            raise Stopped(f"pruned after {trainer.current_epoch} epochs")
+            raise Stopped(f"pruned after epoch {trainer.current_epoch}")
 
     def _report(self, step: int, value: float) -> bool:
         """Whether the trial is to be pruned."""
