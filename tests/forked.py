@@ -11,7 +11,7 @@ from pathlib import Path
 
 # One for all tests of this process: what is imported before the first fork, and no more than that
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.small_runs"])
+CONTEXT.set_forkserver_preload(["tests.small_runs", "carvision.search.trial", "carvision.reports.search.report"])
 
 
 def start(module: str, *arguments, cwd: Path, env: dict | None = None, out: Path, first: str = ""):
