@@ -6,8 +6,8 @@ interval(1e-5,1e-1)          any number between; tag(log,interval(...)): as like
 tag('layers>=2',choice(64,128))   only where that holds for the values drawn; several tags must all hold
 
 The key may be any of a training's, or a name of its own (`layers`), which conditions and the keys that follow from it
-use. Those keys are given as OmegaConf's interpolations of keys and names without dots:
-follows {model.trunk.hidden: "${repeat:${units},${layers}}"}.
+use. Those keys are given as OmegaConf's interpolations of what was drawn:
+follows {model.trunk.hidden: "${repeat:${units},${layers}}", model.heads.make.dropout: "${model.trunk.dropout}"}.
 """
 
 import itertools
@@ -134,9 +134,10 @@ class Space:
         if not self.follows:
             return searched
         # What was not drawn is null: a key may follow from values that only some trials have
-        made = {dimension.key: drawn.get(dimension.key) for dimension in self.dimensions}
+        made = {_without_dots(dimension.key): drawn.get(dimension.key) for dimension in self.dimensions}
+        follows = _with_names_without_dots(dict(self.follows), [dimension.key for dimension in self.dimensions])
         try:
-            made = OmegaConf.create({**made, FOLLOWING: dict(self.follows)})
+            made = OmegaConf.create({**made, FOLLOWING: follows})
             values = OmegaConf.to_container(made, resolve=True)[FOLLOWING]
         except (OmegaConfBaseException, ValueError, TypeError) as error:
             raise InputError(f"sweep.follows: {' '.join(str(error).split())}") from None
@@ -165,6 +166,22 @@ class Space:
     def description(self) -> dict[str, str]:
         """What must not change while a study goes on, as plain text."""
         return {dimension.key: str(dimension) for dimension in self.dimensions} | dict(self.follows)
+
+
+def _without_dots(key: str) -> str:
+    """As OmegaConf takes it for one name, instead of a path of several."""
+    return re.sub(r"\W", "_", key)
+
+
+def _with_names_without_dots(value, keys: list[str]):
+    """The same interpolations, of such names."""
+    if isinstance(value, dict):
+        return {name: _with_names_without_dots(item, keys) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_with_names_without_dots(item, keys) for item in value]
+    for key in keys if isinstance(value, str) else ():
+        value = value.replace(f"${{{key}}}", f"${{{_without_dots(key)}}}")
+    return value
 
 
 def divide(words: list[str]) -> tuple[list[str], list[str]]:

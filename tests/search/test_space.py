@@ -64,10 +64,18 @@ def test_keys_follow_from_what_was_drawn_also_from_names_of_its_own():
     follows = {
         "model.trunk.hidden": "${repeat:${times:2,${units}},${layers}}",
         "model.heads.make.hidden": "${halving:${units},${layers}}",
+        "model.heads.make.dropout": "${model.trunk.dropout}",
+        "optimizer.betas": "${pick:${optimizer},{adam:[${beta},0.999]}}",
     }
-    space = space_of(["units=choice(64,128)", "layers=range(1,4)", "seed=range(3)"], follows)
-    words = space.overrides({"units": 64, "layers": 3, "seed": 2})
-    assert words == ["seed=2", "model.trunk.hidden=[128,128,128]", "model.heads.make.hidden=[64,32,16]"]
+    names = ["units=choice(64,128)", "layers=range(1,4)", "beta=tag('optimizer==adam',choice(0.8,0.9))"]
+    space = space_of([*names, "model.trunk.dropout=range(3)", "optimizer=choice(adam,sgd)"], follows)
+    words = space.overrides({"units": 64, "layers": 3, "model.trunk.dropout": 2, "optimizer": "adam", "beta": 0.9})
+    assert words == [
+        "model.trunk.dropout=2", "optimizer=adam", "model.trunk.hidden=[128,128,128]",
+        "model.heads.make.hidden=[64,32,16]", "model.heads.make.dropout=2", "optimizer.betas=[0.9,0.999]",
+    ]  # fmt: skip
+    words = space.overrides({"units": 64, "layers": 1, "model.trunk.dropout": 2, "optimizer": "sgd"})
+    assert not any(word.startswith("optimizer.betas") for word in words)  # what comes out as null is not given
     with pytest.raises(InputError, match=r"sweep\.follows: .* is not a whole number"):
         space_of(["units=choice(5,7)"], {"a.b": "${halving:${units},2}"}).overrides({"units": 5})
     with pytest.raises(InputError, match=r"sweep\.follows: .*'unit' not found"):
