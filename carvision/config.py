@@ -85,6 +85,10 @@ def _compose(config_name: str, overrides: list[str]) -> DictConfig | None:
     from hydra.types import RunMode
     from omegaconf import open_dict
 
+    for word in overrides:  # at which Hydra raises a ValueError
+        group, _, value = word.partition("=")
+        if value == "null" and (conf_dir() / group.lstrip("+").partition("@")[0]).is_dir():
+            raise InputError(f"{word}: {group} takes the name of one of its files (--help); ~{group} leaves it out")
     with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=config_name):
         try:
             cfg = GlobalHydra.instance().hydra.compose_config(
@@ -116,6 +120,13 @@ def compose_training(config_name: str, overrides: list[str]) -> tuple[dict, dict
         with open_dict(cfg):
             beside = cfg.pop("sweep", None)
         return plain_config(cfg), None if beside is None else OmegaConf.to_container(beside, resolve=False)
+
+
+def choices_of(config_name: str, overrides: list[str]) -> Mapping[str, str | None]:
+    """{group: what is chosen of it} by these words, whatever their values are."""
+    with as_input_errors():
+        _compose(config_name, overrides)
+    return choices()
 
 
 def choices() -> Mapping[str, str | None]:

@@ -54,8 +54,7 @@ def build_sweep(words: list[str]) -> Sweep:
     for key in [*found.follows, *(dimension.key for dimension in found.dimensions)]:
         if key.lstrip("+~").startswith(RULED):
             raise InputError(f"{key}: can't be searched; it belongs to the search itself")
-    if config["run"]["dir"]:
-        raise InputError(f"run.dir: a search has a folder for each trial; give sweep.dir={config['run']['dir']}")
+    check_run(config)
     objective = check_objective(settings["objective"] or {config["callbacks"]["monitor"]: config["callbacks"]["mode"]})
     data = chosen.get("experiment") or chosen["data"]
     name = f"{data}-{chosen['sweep']}"
@@ -81,6 +80,20 @@ def compose(words: list[str]) -> tuple[dict, dict, Mapping]:
 def is_group(key: str) -> bool:
     """Whether the key chooses a file of conf/, as optimizer or +model/head@model.heads.type."""
     return (conf_dir() / key.lstrip("+~").partition("@")[0]).is_dir()
+
+
+def check_run(config: dict) -> None:
+    """What of a run's own keys makes no sense in a trial."""
+    run, split = config["run"], config["data"]["split"]
+    if run["dir"]:
+        raise InputError(f"run.dir: a search has a folder for each trial; give sweep.dir={run['dir']}")
+    for key in ("seeds", "max_epochs_per_start", "max_minutes"):
+        if run[key]:
+            raise InputError(f"run.{key}: is not for trials, each of which is one run to its end; leave it out")
+    if split["kind"] == "kfold" and split["fold"] == "all":
+        raise InputError(
+            "data.split.fold: all is not for trials; give the fold that they validate on, as data.split.fold=0"
+        )
 
 
 def check_objective(objective: dict[str, str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ import time
 
 from carvision.errors import InputError
 from carvision.search.build import Sweep
+from carvision.search.trial_process import SIGNALS
 from carvision.search.worker import Interrupted
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def run_workers(sweep: Sweep, words: list[str], quiet: bool) -> None:
         for number in range(num)
     ]
     received: list[int] = []
-    before = {s: signal.signal(s, lambda number, _: received.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.signal(s, lambda number, _: received.append(number)) for s in SIGNALS}
     try:
         for worker in workers:
             worker.start()

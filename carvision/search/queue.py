@@ -13,7 +13,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from carvision.search.alive import Alive, Watch, place_of
+from carvision.search.alive import Alive, Watch, clear, place_of
 from carvision.search.build import Sweep
 
 # Attributes of a trial
@@ -106,6 +106,7 @@ class Queue:
         for trial in self.trials():
             if trial.state == TrialState.RUNNING and self.watch.state(trial) == "dead":
                 self.break_off(trial, "its worker has died")
+                clear(place_of(self.sweep.folder, trial.number))
         trials = self.trials()
         succeeded = {trial.user_attrs.get(RETRY_OF) for trial in trials}
         for trial in trials:

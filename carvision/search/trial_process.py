@@ -10,6 +10,8 @@ from pathlib import Path
 
 from carvision.machine import FORK
 
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # that end it
+
 
 class TrialProcess:
     """exitcode: None while it runs; negative where a signal ended it. What it prints is added to the file `output`."""

@@ -20,7 +20,7 @@ from carvision.folder_lock import is_locked
 from carvision.search.alive import clear, place_of
 from carvision.search.build import OF_THE_RUN, Sweep
 from carvision.search.queue import BROKEN, WHY, Queue, folder_of, latest
-from carvision.search.trial_process import TrialProcess
+from carvision.search.trial_process import SIGNALS, TrialProcess
 from carvision.whole_files import write_json
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Worker:
         """Until no trial is left to begin. Raises InputError where all fail, Interrupted after a signal."""
         before = {}
         if threading.current_thread() is threading.main_thread():
-            before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+            before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         try:
             while True:
                 self._stop_if_asked()

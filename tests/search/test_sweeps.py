@@ -13,12 +13,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from optuna.trial import TrialState
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState, create_trial
 
+from carvision.reports.search.report import write_best
+from carvision.search.build import compose
 from carvision.search.queue import SURPLUS, latest
 from tests import forked
 from tests.conftest import ROOT
-from tests.search.small_sweeps import LR, table_of, trials_of, words_of
+from tests.search.small_sweeps import LR, small_sweep, table_of, trials_of, words_of
 from tests.small_runs import demo
 
 HYPERBAND = ["sweep=hyperband", "trainer.max_epochs=3", "sweep.reduction_factor=3", "sweep.keep=2", "sweep.trials=9"]
@@ -293,6 +296,8 @@ def test_several_runs_of_several_processes_are_refused(run_module):
         (["optimizer=sgd,foo"], "error: optimizer: 'foo' is not one of adadelta"),
         (["run.dir=a,b"], "error: run.dir: can't be searched"),
         ([LR, "run.dir=a"], "error: run.dir: a search has a folder for each trial; give sweep.dir=a"),
+        ([LR, "run.seeds=[1,2]"], "run.seeds: is not for trials"),
+        ([LR, "data.split.kind=kfold"], "data.split.fold: all is not for trials"),
         ([LR, "sweep.objective={test/loss: min}"], "photos of training and test choose nothing"),
         ([LR, "sweep.objective={seconds: min}"], "needs a figure of validation"),
         ([LR, "sweep=pareto", "sweep.pruner=median"], "judges by one objective"),
@@ -326,3 +331,21 @@ def test_help_and_mistakes_wait_for_neither_torch_nor_optuna():
             [sys.executable, "-c", code.replace("{words}", repr(words))], capture_output=True, text=True, cwd=ROOT
         )
         assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_the_best_trial_has_the_heads_that_were_added_and_lacks_those_that_were_taken_away(tmp_path, run_forked):
+    heads = ["~model/head@model.heads.make", "+model/head@model.heads.speed=linear"]
+    sweep = small_sweep(tmp_path / "sweep", LR, "optimizer=sgd,adam", *heads)
+    trial = create_trial(
+        value=0.5,
+        params={"optimizer": "sgd", "optimizer.lr": 0.0123},
+        distributions={"optimizer": CategoricalDistribution(["sgd", "adam"]), "optimizer.lr": FloatDistribution(0, 1)},
+    )
+    sweep.folder.mkdir()
+    write_best(sweep, trial)
+    words = ["--config-dir", sweep.folder, "experiment=best", "--cfg", "job", "--resolve"]
+    config = yaml.safe_load(run_forked("carvision.train", *words, check=0).stdout)
+    expected = dict(compose(sweep.words_of(trial.params))[0])
+    assert sorted(config["model"]["heads"]) == ["model", "speed"] and config["optimizer"]["lr"] == 0.0123
+    del config["run"], expected["run"]
+    assert config == expected

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shlex
 from pathlib import Path
 
 import optuna
@@ -10,7 +11,7 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
-from carvision.config import choices
+from carvision.config import choices_of
 from carvision.folder_lock import lock_when_free
 from carvision.reports.comparison.sheets import Sheet
 from carvision.reports.comparison.tables import print_sheet, write_html
@@ -43,8 +44,7 @@ def write_report(sweep: Sweep, study: optuna.Study) -> None:
         about = f"{line_of(summarise(sweep, trials), sweep)}. {ABOUT}"
         write_html(sweep.folder / "search.html", sweep.name, about, [sheet], pictures, interactive(study, sweep))
     print_sheet(sheet, Console())
-    again = f"python -m carvision.train --config-dir {sweep.folder} experiment=best 'run.seeds=[0,1,2]'"
-    print(f"the best trial, {root_of(best[0])}, over three seeds: {again}")
+    print(f"the best trial, {root_of(best[0])}, over three seeds: {command_of(sweep)}")
 
 
 def trials_frame(sweep: Sweep, trials: list[FrozenTrial]) -> pd.DataFrame:
@@ -97,22 +97,30 @@ def value_text(value) -> str:
 def write_best(sweep: Sweep, trial: FrozenTrial) -> None:
     """experiment/best.yaml, which carvision.train finds with --config-dir <the search's folder>."""
     words = sweep.words_of(trial.params)
-    config, _, _ = compose(words)
-    chosen = {group: name for group, name in choices().items() if not group.startswith(OWN)}
+    config, _, groups = compose(words)
+    chosen = {group: name for group, name in groups.items() if not group.startswith(OWN)}
+    # Others, as heads that were added, have nothing to override; and heads may have been taken away
+    there = choices_of("train", [f"{group}={name}" for group, name in chosen.items() if "@" not in group])
     monitor, mode = sweep.monitor
     config["callbacks"] |= {"monitor": monitor, "mode": mode}
     config["run"] = {"dir": None}
-    defaults = [{f"override /{group}": name} for group, name in chosen.items()]
+    chosen |= {group: None for group in there if "@" in group and group not in chosen}
+    defaults = [{f"{'override ' * (group in there)}/{group}": name} for group, name in chosen.items()]
     values = ", ".join(f"{figure} {number_text(v)}" for figure, v in zip(sweep.objective, trial.values, strict=True))
     head = (
         "# @package _global_\n"
         f"# The best trial of the search {sweep.name}: trial {root_of(trial)}, {values} at epoch "
         f"{trial.user_attrs.get(BEST_EPOCH)}.\n# {drawn_text(trial)}\n"
-        f"#   python -m carvision.train --config-dir {sweep.folder} experiment=best 'run.seeds=[0,1,2]'\n"
+        f"#   {command_of(sweep)}\n"
     )
     text = yaml.safe_dump({"defaults": [*defaults, "_self_"], **config}, sort_keys=False, allow_unicode=True)
     (sweep.folder / "experiment").mkdir(exist_ok=True)
     write_text(sweep.folder / "experiment" / "best.yaml", head + text)
+
+
+def command_of(sweep: Sweep) -> str:
+    folder = shlex.quote(str(sweep.folder))
+    return f"python -m carvision.train --config-dir {folder} experiment=best 'run.seeds=[0,1,2]'"
 
 
 def write_plots(sweep: Sweep, study: optuna.Study, trials: list[FrozenTrial]) -> dict[str, Path]:
