@@ -57,7 +57,8 @@ def create_kept_features(
             raise InputError("features.keep: true needs a phase with a frozen backbone; add model.train_layers=none")
     taken = ("val",) if changing else ("train", "val")
     if len(frozen) == len(phases):
-        taken += ("test",)  # which the same backbone will see
+        if cfg["run"]["test"]:
+            taken += ("test",)  # which the same backbone will see
         if changing and wanted == "auto" and not forbidden:
             log.info(
                 "the backbone is frozen, but training photos change (%s), so that every epoch takes them through it; "

@@ -214,6 +214,7 @@ def test_features_of_a_frozen_backbone_are_computed_once_for_all_trials(tmp_path
     logs = [(folder / "trials" / f"{number:04d}" / "run.log").read_text() for number in range(4)]
     assert ["computing the features" in log for log in logs] == [True, False, False, False]
     assert "its features are computed once" in done.stderr
+    assert "computing the features of 168 photos, once" in logs[0]  # of 240: 72 are test photos
     done = search(tmp_path / "other", *words, "augment=choice(none,light)", "sweep.trials=1")
     assert "its features are computed once" not in done.stderr
 

@@ -3,6 +3,7 @@
 import logging
 import math
 import shlex
+import sys
 from pathlib import Path
 
 import optuna
@@ -24,6 +25,7 @@ from carvision.whole_files import write_csv, write_text
 
 log = logging.getLogger(__name__)
 
+WIDTH = 120  # of the table where there is no terminal
 MOST_SHOWN = 5  # best trials, as in report R0
 OWN = ("sweep", "experiment", "hydra")  # groups that an experiment can't choose
 ABOUT = "Each value is that of the trial's best epoch, on validation photos; test photos have no part in it."
@@ -43,7 +45,7 @@ def write_report(sweep: Sweep, study: optuna.Study) -> None:
         pictures = write_plots(sweep, study, shown)
         about = f"{line_of(summarise(sweep, trials), sweep)}. {ABOUT}"
         write_html(sweep.folder / "search.html", sweep.name, about, [sheet], pictures, interactive(study, sweep))
-    print_sheet(sheet, Console())
+    print_sheet(sheet, Console(width=None if sys.stdout.isatty() else WIDTH))
     print(f"the best trial, {root_of(best[0])}, over three seeds: {command_of(sweep)}")
 
 
