@@ -20,7 +20,7 @@ from carvision.folder_lock import is_locked, lock_folder
 
 log = logging.getLogger(__name__)
 
-HOST, BEAT = "host", "beat"  # attributes of a trial
+HOST, BEAT, EVERY_S = "host", "beat", "beat_every_s"  # attributes of a trial
 BEATS = 4  # in the time after which a worker counts as dead
 
 
@@ -32,6 +32,7 @@ class Alive:
         self.storage, self.trial_id, self.every_s = storage, trial_id, dead_after_s / BEATS
         place.mkdir(parents=True, exist_ok=True)
         self.lock: TextIO | None = lock_folder(place, f"{place} belongs to another worker")
+        storage.set_trial_user_attr(trial_id, EVERY_S, self.every_s)
         storage.set_trial_user_attr(trial_id, HOST, platform.node())
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._beat, daemon=True, name="sign-of-life")
@@ -76,7 +77,7 @@ class Watch:
         if beat != last:
             since, moved = now, True
         self.seen[trial.number] = beat, since, moved
-        if now - since > self.dead_after_s:
+        if now - since > max(self.dead_after_s, BEATS * trial.user_attrs.get(EVERY_S, 0)):
             return "dead"
         return "alive" if moved else "unknown"
 

@@ -59,7 +59,7 @@ def build_sweep(words: list[str]) -> Sweep:
     data = chosen.get("experiment") or chosen["data"]
     name = f"{data}-{chosen['sweep']}"
     folder = Path(settings["dir"] or Path("sweeps") / f"{data}" / f"{chosen['sweep']}").expanduser()
-    study = settings["study"] or (folder.name if settings["dir"] else name)
+    study = settings["study"] or (folder.resolve().name if settings["dir"] else name)
     phases = sum(phase["epochs"] for phase in (config["phases"] or {}).values())
     num_epochs = min(filter(None, (config["trainer"]["max_epochs"], phases)), default=1)
     sweep = Sweep(study, folder, tuple(given), found, config, settings, objective, num_epochs)

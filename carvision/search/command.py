@@ -25,6 +25,7 @@ def search(sweep: Sweep, words: list[str]) -> None:
     """Until no trial is left to begin; prints the search's folder last. Exits with 128 + its number after a signal."""
     quiet_optuna()
     start_log()
+    drop_launchers_variables()
     storage = open_storage(sweep.settings["storage"], sweep.folder)
     study = open_study(sweep, storage)
     progress = Progress(sweep, study)
@@ -51,6 +52,13 @@ def search(sweep: Sweep, words: list[str]) -> None:
     print(f"sweep: {sweep.folder}")
     if ending is not None:
         sys.exit(128 + ending)
+
+
+def drop_launchers_variables() -> None:
+    """Of srun and torchrun: each process that they start is a worker here, and its trials are no parts of one run."""
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "TORCHELASTIC_")) or name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK"):
+            del os.environ[name]
 
 
 def quiet_optuna() -> None:

@@ -84,7 +84,12 @@ class _Worker:
         self.starts += 1
         with self.output.open("ab") as file:
             self.process = subprocess.Popen(
-                self.command, env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=file
+                self.command,
+                env=self.environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=file,
+                start_new_session=True,  # signals of a terminal reach it through this process alone, once
             )
         if self.cores:
             with contextlib.suppress(OSError):

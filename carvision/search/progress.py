@@ -85,6 +85,8 @@ def duration_text(seconds: float) -> str:
 
 
 def number_text(value: float) -> str:
+    if math.isnan(value):
+        return ""
     return f"{value:,}" if isinstance(value, int) or abs(value) >= 1e5 else f"{value:.4g}"
 
 

@@ -13,13 +13,16 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from carvision.errors import InputError
 from carvision.search.alive import Alive, Watch, clear, place_of
 from carvision.search.build import Sweep
 
+TRIALS = "trials"  # the folder of their trainings, in that of the search
 # Attributes of a trial
 CELL = "cell"  # of the grid
 RETRY_OF, ROOT = "retry_of", "root"  # the trial it goes on for, and the first of them
 DEATHS = "deaths"  # of workers that had it
+GIVEN = "given"  # the values that it is to draw, of a cell or of one that goes on
 BROKEN, WHY = "broken_off", "why"  # of a failed one: its worker has died or was stopped; what happened
 SURPLUS = "surplus"  # one too many, of which nothing was run
 
@@ -30,7 +33,7 @@ def root_of(trial: FrozenTrial) -> int:
 
 def folder_of(trial: FrozenTrial) -> Path:
     """Of its training, in the search's folder. One that goes on for another has that one's."""
-    return Path("trials") / f"{root_of(trial):04d}"
+    return Path(TRIALS) / f"{root_of(trial):04d}"
 
 
 def latest(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -68,7 +71,7 @@ class Queue:
         grid = self.sweep.space.grid()
         for cell in self.cells[: self.budget]:
             if cell not in there:
-                self.study.enqueue_trial(grid[cell], {CELL: cell})
+                self.study.enqueue_trial(grid[cell], {CELL: cell, GIVEN: grid[cell]})
 
     def next(self) -> tuple[Trial, Alive] | None:
         """One that is this worker's now, with its sign of life. None where none is left to begin."""
@@ -80,7 +83,10 @@ class Queue:
                 return None
             trial = self.study.ask()
             place = place_of(self.sweep.folder, trial.number)
-            alive = Alive(self.storage, trial._trial_id, place, self.sweep.settings["dead_after_s"])
+            try:
+                alive = Alive(self.storage, trial._trial_id, place, self.sweep.settings["dead_after_s"])
+            except InputError:  # SQLite may give one trial to two workers
+                continue
             if not self._is_surplus(trial.number):
                 return trial, alive
             trial.set_user_attr(SURPLUS, True)
@@ -108,13 +114,15 @@ class Queue:
                 self.break_off(trial, "its worker has died")
                 clear(place_of(self.sweep.folder, trial.number))
         trials = self.trials()
-        succeeded = {trial.user_attrs.get(RETRY_OF) for trial in trials}
-        for trial in trials:
+        succeeded = {trial.user_attrs.get(RETRY_OF) for trial in trials if SURPLUS not in trial.user_attrs}
+        for trial in latest(trials)[: self.budget if self.cells is None else None]:
             broken = BROKEN in trial.user_attrs and trial.state == TrialState.FAIL
             if broken and trial.number not in succeeded and not is_finished(trial, self.retries):
                 known = {key: trial.user_attrs[key] for key in (CELL, DEATHS) if key in trial.user_attrs}
-                attributes = {RETRY_OF: trial.number, ROOT: root_of(trial), **known}
-                self.study.enqueue_trial(trial.params, attributes)
+                # Its worker may have died before all was drawn
+                given = {**trial.user_attrs.get(GIVEN, {}), **trial.params}
+                attributes = {RETRY_OF: trial.number, ROOT: root_of(trial), GIVEN: given, **known}
+                self.study.enqueue_trial(given, attributes)
 
     def break_off(self, trial: FrozenTrial, why: str, death: bool = True) -> None:
         """Another worker may do the same at this moment."""

@@ -134,8 +134,10 @@ class Space:
         if not self.follows:
             return searched
         # What was not drawn is null: a key may follow from values that only some trials have
-        made = {_without_dots(dimension.key): drawn.get(dimension.key) for dimension in self.dimensions}
-        follows = _with_names_without_dots(dict(self.follows), [dimension.key for dimension in self.dimensions])
+        # OmegaConf would take optimizer.lr for a path of two names
+        names = {dimension.key: f"drawn_{place}" for place, dimension in enumerate(self.dimensions)}
+        made = {name: drawn.get(key) for key, name in names.items()}
+        follows = _renamed(dict(self.follows), names)
         try:
             made = OmegaConf.create({**made, FOLLOWING: follows})
             values = OmegaConf.to_container(made, resolve=True)[FOLLOWING]
@@ -168,19 +170,14 @@ class Space:
         return {dimension.key: str(dimension) for dimension in self.dimensions} | dict(self.follows)
 
 
-def _without_dots(key: str) -> str:
-    """As OmegaConf takes it for one name, instead of a path of several."""
-    return re.sub(r"\W", "_", key)
-
-
-def _with_names_without_dots(value, keys: list[str]):
-    """The same interpolations, of such names."""
+def _renamed(value, names: Mapping[str, str]):
+    """The same interpolations, of other names."""
     if isinstance(value, dict):
-        return {name: _with_names_without_dots(item, keys) for name, item in value.items()}
+        return {key: _renamed(item, names) for key, item in value.items()}
     if isinstance(value, list):
-        return [_with_names_without_dots(item, keys) for item in value]
-    for key in keys if isinstance(value, str) else ():
-        value = value.replace(f"${{{key}}}", f"${{{_without_dots(key)}}}")
+        return [_renamed(item, names) for item in value]
+    for key, name in names.items() if isinstance(value, str) else ():
+        value = value.replace(f"${{{key}}}", f"${{{name}}}")
     return value
 
 
@@ -237,7 +234,9 @@ def _dimension(override: Override, word: str) -> Dimension:
     conditions, log = [], False
     for tag in sorted(sweep.tags):
         if match := CONDITION.fullmatch(tag):
-            conditions.append(Condition(match[1], match[2], _plain(match[3])))
+            # As Hydra writes it where it is drawn
+            value = {"true": "True", "false": "False"}.get(match[3].lower(), match[3])
+            conditions.append(Condition(match[1], match[2], _plain(value)))
         elif tag == "log":
             log = True
         else:
@@ -258,6 +257,17 @@ def _dimension(override: Override, word: str) -> Dimension:
     if len(values) == 1:
         return Dimension(**known, choices=tuple(values))
     return Dimension(**known, low=min(values), high=max(values), step=abs(sweep.step))
+
+
+def _require_comparable(dimension: Dimension, condition: Condition, other: Dimension) -> None:
+    if condition.sign in ("==", "!="):
+        if other.choices and condition.value not in other.choices:
+            raise InputError(
+                f"{dimension.key}: the condition {str(condition)!r} compares with none of the values that are drawn: "
+                f"{other}"
+            )
+    elif any(isinstance(value, str) for value in (condition.value, *other.choices)):
+        raise InputError(f"{dimension.key}: the condition {str(condition)!r} needs numbers on both sides")
 
 
 def _encoded(override: Override) -> list[str]:
@@ -283,6 +293,7 @@ def _in_order(found: dict[str, Dimension]) -> tuple[Dimension, ...]:
                     f"{dimension.key}: the condition {str(condition)!r} names {condition.key}, which is not searched"
                     f"{nearest(condition.key, found)}"
                 )
+            _require_comparable(dimension, condition, found[condition.key])
     placed: dict[str, Dimension] = {}
     while len(placed) < len(found):
         ready = [

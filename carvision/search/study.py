@@ -2,6 +2,9 @@
 
 import hashlib
 import math
+import os
+import random
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -10,24 +13,28 @@ import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalFileSymlinkLock
 
 from carvision.allowed import NO_RESULT
 from carvision.errors import InputError
 from carvision.flat_config import flat_config
 from carvision.search.build import Sweep
+from carvision.search.queue import RETRY_OF, TRIALS, num_to_run
 
 JOURNAL = "journal.log"
 BEGUN_WITH = "carvision"  # the study's attribute
+OPENINGS = 5  # of a database, until it counts as one that can't be opened
 MINUS_OR_PLUS = {"min": "minimize", "max": "maximize"}
 
 
-class RepairingLock(JournalFileSymlinkLock):
+class RepairingLock(JournalFileSymlinkLock if os.name == "posix" else JournalFileOpenLock):
     """Optuna's lock of a journal. Who holds it finds whole lines: a worker that was killed while it wrote may have left
     a part of one, after which the next would be written into the same line, and nobody could read the journal again."""
 
     def __init__(self, journal: Path):
-        super().__init__(str(journal.resolve()))  # the link that is the lock must lead to it from any folder
+        super().__init__(str(journal))
+        # The link that is the lock leads to the journal from any folder, and wherever others have mounted it
+        self._lock_target_file = journal.name
         self.journal = journal
 
     def acquire(self) -> bool:
@@ -58,22 +65,29 @@ def cut_torn_line(journal: Path) -> None:
 
 
 def open_storage(url: str | None, folder: Path) -> BaseStorage:
-    """The database, or without a URL the journal in the folder, which is made. Raises InputError."""
-    if url is None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"sweep.dir: {folder} can't be made ({error.strerror}); give another") from None
-        journal = folder / JOURNAL
-        return JournalStorage(JournalFileBackend(str(journal), lock_obj=RepairingLock(journal)))
+    """The database, or without a URL the journal in the folder, which is made in either case. Raises InputError."""
+    database = url and _open_database(url)
     try:
-        return RDBStorage(url)
-    except Exception as error:  # SQLAlchemy's, the driver's, Optuna's own, or that a driver is not installed
-        text = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"sweep.storage: {url} can't be opened ({text}); takes a database's URL such as sqlite:///sweep.db or "
-            "postgresql://user@host/name, or null for a journal in the search's folder"
-        ) from None
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"sweep.dir: {folder} can't be made ({error.strerror}); give another") from None
+    journal = folder / JOURNAL
+    return database or JournalStorage(JournalFileBackend(str(journal), lock_obj=RepairingLock(journal)))
+
+
+def _open_database(url: str) -> RDBStorage:
+    for tries_left in reversed(range(OPENINGS)):
+        try:
+            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})  # connections may drop between long epochs
+        except Exception as error:  # SQLAlchemy's, the driver's, Optuna's own, or that a driver is not installed
+            if tries_left:  # several workers make the tables of a new database at the same moment
+                time.sleep(random.uniform(0.05, 0.5))
+                continue
+            text = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"sweep.storage: {url} can't be opened ({text}); takes a database's URL such as sqlite:///sweep.db or "
+                "postgresql://user@host/name, or null for a journal in the search's folder"
+            ) from None
 
 
 def open_study(sweep: Sweep, storage: BaseStorage) -> optuna.Study:
@@ -88,6 +102,10 @@ def open_study(sweep: Sweep, storage: BaseStorage) -> optuna.Study:
     )
     now, before = begun_with(sweep), study.user_attrs.get(BEGUN_WITH)
     if before is None:
+        if (sweep.folder / TRIALS).is_dir():
+            raise InputError(
+                f"sweep.dir: {sweep.folder} holds trials of another study than {sweep.name!r}; give another"
+            )
         study.set_user_attr(BEGUN_WITH, now)
     else:
         require_same(before, now, sweep)
@@ -104,11 +122,13 @@ def begun_with(sweep: Sweep) -> dict[str, dict]:
     settings = {key: sweep.settings[key] for key in ("sampler", "grid_fraction", "cells")}
     if settings["sampler"] != "grid":
         settings = {}
-    elif settings["grid_fraction"]:
+    else:  # the order of the keys numbers the cells
+        settings["space"] = ", ".join(dimension.key for dimension in sweep.space.dimensions)
+    if settings.get("grid_fraction"):
         settings["seed"] = sweep.settings["seed"]
     return {
         "space": sweep.space.description(),
-        "objective": sweep.objective,
+        "objective": {"sweep.objective": ", ".join(f"{mode} {figure}" for figure, mode in sweep.objective.items())},
         "sweep": settings,
         "training": config,
     }
@@ -145,15 +165,17 @@ def create_pruner(settings: Mapping, most: int) -> BasePruner:
 
 
 class SeededByNumber(BaseSampler):
-    """A sampler anew for each trial, seeded by the trial's number: several workers never draw the same by chance, and a
-    search that is broken off and gone on with draws what it would have drawn."""
+    """A sampler anew for each trial, seeded by how many drew before it: several workers never draw the same by chance,
+    and a search that is broken off and gone on with draws what it would have drawn."""
 
     def __init__(self, create: Callable[[int], BaseSampler], seed: int):
         self.create, self.seed = create, seed
         self.sampler = create(seed)
 
     def before_trial(self, study, trial) -> None:
-        digest = hashlib.sha256(f"{self.seed} {trial.number}".encode()).digest()
+        drawn = (other for other in study.get_trials(deepcopy=False) if RETRY_OF not in other.user_attrs)
+        place = sum(other.number < trial.number for other in drawn)
+        digest = hashlib.sha256(f"{self.seed} {place}".encode()).digest()
         self.sampler = self.create(int.from_bytes(digest[:4], "little"))
         self.sampler.before_trial(study, trial)
 
@@ -203,15 +225,14 @@ def brackets_of(sweep: Sweep) -> list[tuple[int, list[int]]]:
 
 def describe_brackets(sweep: Sweep) -> list[str]:
     """A line a bracket, and a warning where the trials are too few for them."""
-    found, trials = brackets_of(sweep), sweep.settings["trials"]
+    found, trials = brackets_of(sweep), num_to_run(sweep)
     whole = sum(share for share, _ in found)
     factor = sweep.settings["reduction_factor"]
     lines = [f"hyperband: {len(found)} bracket{'s' * (len(found) > 1)} of trials of up to {sweep.num_epochs} epochs"]
     for number, (share, rungs) in enumerate(found):
         told = f"one of {factor} goes on after {', '.join(map(str, rungs))}" if rungs else "none is pruned"
-        about = "" if trials is None else f", about {trials * share / whole:.0f} trials"
-        lines.append(f"  bracket {number + 1}: {share / whole:.0%}{about}; {told}")
-    if trials is not None and trials < whole:
+        lines.append(f"  bracket {number + 1}: {share / whole:.0%}, about {trials * share / whole:.0f} trials; {told}")
+    if trials < whole:
         lines.append(
             f"  {trials} trials are too few for these brackets, which want {whole}: prunings will be rare; give more "
             "with sweep.trials=, or fewer brackets by sweep.min_epochs= or sweep.reduction_factor="

@@ -3,21 +3,28 @@
 As a command, where the training has several processes: python -m carvision.search.trial PLAN
 """
 
+import copy
 import json
+import logging
 import sys
 from pathlib import Path
 
 import optuna
 import pandas as pd
 import pytorch_lightning as pl
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial
 
 from carvision.errors import one_line_errors
 from carvision.search.build import compose
+from carvision.search.queue import BROKEN, SURPLUS, root_of
 from carvision.search.study import create_pruner, open_storage
 from carvision.training.launch import is_first_process
 from carvision.training.many_processes import from_first
 from carvision.training.runs import run
 from carvision.training.stopping import Stopped
+
+log = logging.getLogger(__name__)
 
 PRUNED = 64  # exit status
 
@@ -56,14 +63,42 @@ class Reporting(pl.Callback):
 
     def _report(self, step: int, value: float) -> bool:
         """Whether the trial is to be pruned."""
+        try:
+            return self._ask(step, value)
+        except UpdateFinishedTrialError:  # other workers took this one's for dead: one of them has the trial now
+            return True
+        except Exception as error:  # the database or the disk is away for a moment; the training is worth more
+            log.warning("epoch %d could not be reported: %s", step, " ".join(str(error).split())[:200])
+            return False
+
+    def _ask(self, step: int, value: float) -> bool:
         if self.study is None:
             optuna.logging.set_verbosity(optuna.logging.ERROR)
             self.storage = open_storage(self.plan["storage"], Path(self.plan["folder"]))
             pruner = create_pruner(self.plan["settings"], self.plan["num_epochs"])
             self.study = optuna.load_study(study_name=self.plan["study"], storage=self.storage, pruner=pruner)
+            count_once(self.study)
         trial_id = self.plan["trial_id"]
         self.storage.set_trial_intermediate_value(trial_id, step, value)
-        return self.study.pruner.prune(self.study, self.storage.get_trial(trial_id))
+        return self.study.pruner.prune(self.study, as_first(self.storage.get_trial(trial_id)))
+
+
+def count_once(study: optuna.Study) -> None:
+    """For the pruner, a trial that went on for another is one with it: what broke off does not compete, and the number,
+    which decides about Hyperband's bracket, is the first one's."""
+    every = study._storage.get_all_trials
+
+    def get_all_trials(study_id: int, deepcopy: bool = True, states=None) -> list[FrozenTrial]:
+        trials = every(study_id, deepcopy=deepcopy, states=states)
+        return [as_first(t) for t in trials if BROKEN not in t.user_attrs and SURPLUS not in t.user_attrs]
+
+    study._storage.get_all_trials = get_all_trials
+
+
+def as_first(trial: FrozenTrial) -> FrozenTrial:
+    same = copy.copy(trial)
+    same.number = root_of(trial)
+    return same
 
 
 def run_trial(plan_file: Path) -> None:

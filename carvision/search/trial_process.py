@@ -31,7 +31,7 @@ class TrialProcess:
             with output.open("ab") as file:
                 self.process = subprocess.Popen(
                     [sys.executable, "-m", "carvision.search.trial", str(plan)],
-                    stdin=subprocess.PIPE, stdout=file, stderr=file,
+                    stdin=subprocess.PIPE, stdout=file, stderr=file, start_new_session=True,
                 )  # fmt: skip
 
     @property
@@ -58,6 +58,7 @@ class TrialProcess:
 
 
 def _run_forked(plan: Path, output: Path, lifeline) -> None:
+    os.setsid()  # signals of a terminal or a scheduler reach it through the worker alone, once
     number = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(number, stream)
@@ -68,8 +69,10 @@ def _run_forked(plan: Path, output: Path, lifeline) -> None:
     run_trial(plan)
 
 
-def end_with_parent(lifeline: int, ending: signal.Signals = signal.SIGKILL) -> None:
-    """Sends this process the signal when the process that holds the other end of the pipe has gone."""
+def end_with_parent(lifeline: int, ending: signal.Signals | None = None) -> None:
+    """Sends this process the signal (None: the one that can't be caught) when the process that holds the other end of
+    the pipe has gone."""
+    ending = ending or getattr(signal, "SIGKILL", signal.SIGTERM)
 
     def watch() -> None:
         while os.read(lifeline, 1):

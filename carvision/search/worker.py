@@ -19,7 +19,7 @@ from carvision.errors import InputError
 from carvision.folder_lock import is_locked
 from carvision.search.alive import clear, place_of
 from carvision.search.build import OF_THE_RUN, Sweep
-from carvision.search.queue import BROKEN, WHY, Queue, folder_of, latest
+from carvision.search.queue import BROKEN, RETRY_OF, WHY, Queue, folder_of, latest
 from carvision.search.trial_process import SIGNALS, TrialProcess
 from carvision.whole_files import write_json
 
@@ -41,7 +41,7 @@ class Worker:
     def __init__(self, sweep: Sweep, study: optuna.Study, storage: BaseStorage, told):
         self.sweep, self.study, self.storage, self.told = sweep, study, storage, told
         self.queue = Queue(sweep, study, storage)
-        self.received: int | None = None
+        self.received: list[int] = []  # numbers of signals
         self.failures: list[str] | None = []  # None once a trial has not failed
         trainer = sweep.config["trainer"]
         self.alone = trainer["devices"] in (1, "1") and trainer["num_nodes"] == 1 and trainer["accelerator"] != "tpu"
@@ -66,11 +66,11 @@ class Worker:
                 signal.signal(number, handler)
 
     def _receive(self, number: int, frame) -> None:
-        self.received = number
+        self.received.append(number)
 
     def _stop_if_asked(self) -> None:
-        if self.received is not None:
-            raise Interrupted(self.received)
+        if self.received:
+            raise Interrupted(self.received[0])
 
     def _wait_for_unknown(self) -> bool:
         """Whether there may be something to do soon: a worker may have died, which is not sure yet. Those that are
@@ -87,8 +87,14 @@ class Worker:
             frozen = self.storage.get_trial(trial._trial_id)
             run = self.sweep.folder / folder_of(frozen)
             self.told(frozen)
-            exitcode, output = self._train(frozen, self.sweep.words_of(drawn), run)
-            self._tell(frozen, run, exitcode, output)
+            try:
+                words = self.sweep.words_of(drawn)
+            except InputError as error:  # keys that can't follow from what was drawn
+                self._fail(frozen, str(error))
+            else:
+                exitcode, output = self._train(frozen, words, run)
+                self._tell(frozen, run, exitcode, output)
+            drop_checkpoints(self.sweep, self.queue.trials())
         finally:
             alive.end()
             clear(place_of(self.sweep.folder, number))
@@ -99,12 +105,12 @@ class Worker:
         """The exit status of the trial's process, and the file with what it printed."""
         output = self.sweep.folder / "logs" / f"{run.name}.txt"
         output.parent.mkdir(parents=True, exist_ok=True)
-        if (run / "metrics.json").exists():  # the worker that ran it died before it could tell
-            return 0, output
         while run.is_dir() and is_locked(run):  # that of a worker that has died ends at this moment
             time.sleep(LOOK_EVERY_S)
-            if self.received is not None:
-                return 128 + self.received, output
+            if self.received:
+                return 128 + self.received[0], output
+        if (run / "metrics.json").exists() and RETRY_OF in trial.user_attrs:  # its worker died before it could tell
+            return 0, output
         plan = self.sweep.folder / "running" / f"{trial.number:04d}.json"
         settings = {key: self.sweep.settings[key] for key in ("pruner", "min_epochs", "reduction_factor")}
         monitor, mode = self.sweep.monitor
@@ -114,13 +120,13 @@ class Worker:
             "num_epochs": self.sweep.num_epochs, "monitor": monitor, "mode": mode,
         })  # fmt: skip
         process = TrialProcess(plan, output, self.alone)
-        asked = None
+        asked = 0
         try:
             while process.exitcode is None:
                 process.wait(LOOK_EVERY_S)
-                if self.received is not None and asked != self.received:
-                    asked = self.received
-                    process.stop()
+                if len(self.received) > asked:  # the first signal leaves it time for a checkpoint, a second one none
+                    process.kill() if asked else process.stop()
+                    asked = len(self.received)
         except BaseException:
             process.kill()
             raise
@@ -137,19 +143,22 @@ class Worker:
         elif exitcode == PRUNED:
             self._finish(trial, TrialState.PRUNED)
             return
-        elif self.received is not None:
+        elif self.received:
             self.queue.break_off(trial, "interrupted", death=False)
             return
         else:
             why = reason_of(exitcode, output)
         if values is None:
-            self._attribute(trial, WHY, why)
-            self._finish(trial, TrialState.FAIL)
-            self._count_failure(why)
+            self._fail(trial, why)
             return
         self.failures = None
         self._finish(trial, TrialState.COMPLETE, values)
-        drop_checkpoints(self.sweep, self.queue.trials())
+
+    def _fail(self, trial: FrozenTrial, why: str) -> None:
+        self._attribute(trial, WHY, why)
+        self._finish(trial, TrialState.FAIL)
+        if "memory" not in why.lower():  # which other values may need less of
+            self._count_failure(why)
 
     def _attribute(self, trial: FrozenTrial, key: str, value) -> None:
         try:

@@ -71,7 +71,7 @@ def test_workers_that_know_nothing_of_each_other_run_each_trial_once(words, num,
 def test_a_dead_worker_of_this_machine_is_found_at_once_and_its_trial_goes_on(tmp_path):
     words = [LR, "sweep.trials=3", "sweep.dead_after_s=1000"]
     (process,) = start(1, tmp_path / "sweep", words, pause=1000)
-    while (
+    while process.is_alive() and (
         not (running := (tmp_path / "sweep" / "running").is_dir() and trials_of(tmp_path / "sweep"))
         or not running[0].params
     ):
@@ -133,6 +133,31 @@ def test_a_trial_goes_on_so_often_and_then_counts_as_failed(tmp_path):
     assert [trial.user_attrs.get(ROOT, 0) for trial in trials] == [0, 0, 0, 0] and len(latest(trials)) == 1
     assert len({trial.params["optimizer.lr"] for trial in trials}) == 1
     assert is_finished(trials[-1], 2) and not is_finished(trials[-2], 2)
+
+
+def test_a_cell_whose_worker_died_before_it_drew_is_drawn_by_the_next(tmp_path):
+    queue = queue_of(small_sweep(tmp_path / "sweep", *GRID, "sweep.cells=[5]"))
+    for _ in range(2):
+        trial, sign = queue.next()
+        sign.end()
+        queue.break_off(queue.storage.get_trial(trial._trial_id), "gone")
+    trial, sign = take(queue)
+    sign.end()
+    assert trial.user_attrs[ROOT] == 0 and trial.params == queue.sweep.space.grid()[5]
+
+
+def test_fewer_trials_and_then_more_again_lose_none(tmp_path):
+    words = [tmp_path / "sweep", LR]
+    queue = queue_of(small_sweep(*words, "sweep.trials=3"))
+    for _ in range(2):
+        trial, sign = take(queue)
+        sign.end()
+        queue.study.tell(trial, 1.0)
+    break_off(queue)
+    assert take(queue_of(small_sweep(*words, "sweep.trials=1"))) is None
+    trial, sign = take(queue_of(small_sweep(*words, "sweep.trials=3")))
+    sign.end()
+    assert trial.user_attrs[ROOT] == 2
 
 
 def test_what_two_workers_bring_back_at_the_same_moment_goes_on_once(tmp_path):

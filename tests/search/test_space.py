@@ -47,6 +47,12 @@ def test_conditions_hold_for_what_was_drawn_whatever_the_order_of_the_words():
     assert {len(one) for one in drawn} == {2, 3, 4}
 
 
+def test_conditions_on_true_and_false_are_those_of_hydra():
+    space = space_of(["optimizer.nesterov=true,false", "a.b=tag('optimizer.nesterov==true',choice(1,2))"])
+    drawn = drawn_of(space)
+    assert {("a.b" in one, one["optimizer.nesterov"]) for one in drawn} == {(True, "True"), (False, "False")}
+
+
 def test_a_grid_has_every_combination_once():
     space = space_of(["n=range(1,4)", "a.b=tag('n>=2',choice(64,128))", "a.m=choice(x,y)"])
     grid = [tuple(sorted(one.items())) for one in space.grid()]
@@ -96,6 +102,8 @@ def test_a_key_that_nothing_knows_and_nothing_uses_is_refused():
             ["a.a=tag('a.b==1',choice(1,2))", "a.b=tag('a.a==1',choice(1,2))"],
             "the conditions of a.a and a.b wait for each other",
         ),
+        (["a.b=tag('optimizer==adm',choice(1,2))", "optimizer=sgd,adam"], "compares with none of the values that are"),
+        (["a.b=tag('optimizer>=2',choice(1,2))", "optimizer=sgd,adam"], "needs numbers on both sides"),
         (["a.b=range(2,2)"], "this range is empty"),
         (["a.b=interval(2,1)"], "the smaller first"),
         (["a.b=tag(log,interval(0,1))"], "above 0"),

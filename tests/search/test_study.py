@@ -6,6 +6,7 @@ from optuna.pruners import HyperbandPruner
 from optuna.trial import TrialState
 
 from carvision.errors import InputError
+from carvision.search.queue import BROKEN, ROOT
 from carvision.search.study import (
     JOURNAL,
     brackets_of,
@@ -15,6 +16,7 @@ from carvision.search.study import (
     open_storage,
     open_study,
 )
+from carvision.search.trial import as_first, count_once
 from tests.search.small_sweeps import LR, small_sweep
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -66,11 +68,40 @@ def test_a_changed_search_is_refused_with_the_difference(tmp_path):
         (["optimizer=choice(sgd,adamw)", LR], r"optimizer: choice\(sgd,adam\) became choice\(sgd,adamw\)\. Give the"),
         ([LR], "optimizer: choice.* became nothing"),
         ([LR, "optimizer=choice(sgd,adam)", "seed=1"], "seed: 0 became 1"),
-        ([LR, "optimizer=choice(sgd,adam)", "callbacks.mode=max"], "val/loss: min became max"),
+        ([LR, "optimizer=choice(sgd,adam)", "callbacks.mode=max"], "sweep.objective: min val/loss became max val/loss"),
     ):
         with pytest.raises(InputError, match=told) as caught:
             study_of(small_sweep(folder, *words))
         assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+
+
+def test_another_study_does_not_take_over_the_trials_of_the_folder(tmp_path):
+    sweep = small_sweep(tmp_path / "sweep", LR)
+    study_of(sweep)
+    (sweep.folder / "trials").mkdir()
+    study_of(sweep)
+    with pytest.raises(InputError, match="holds trials of another study than 'other'"):
+        study_of(small_sweep(tmp_path / "sweep", LR, "sweep.study=other"))
+
+
+def test_what_broke_off_does_not_compete_with_the_trial_that_goes_on_for_it(tmp_path):
+    """Of six with halving by 3 two go on; the copy of the best one would take the second place."""
+    sweep = small_sweep(tmp_path / "sweep", LR, "sweep.pruner=halving", "trainer.max_epochs=9")
+    study = study_of(sweep)
+    storage = study._storage
+
+    def judge(value, **attributes):
+        trial = study.ask()
+        for key, known in attributes.items():
+            trial.set_user_attr(key, known)
+        storage.set_trial_intermediate_value(trial._trial_id, 1, value)
+        return study.pruner.prune(study, as_first(storage.get_trial(trial._trial_id)))
+
+    judge(0.1, **{BROKEN: True})
+    count_once(study)
+    judge(0.1, **{ROOT: 0})
+    assert [judge(value) for value in (0.5, 0.6, 0.7, 0.8)] == [True] * 4
+    assert not judge(0.2)
 
 
 @pytest.mark.parametrize("first, most, factor", [(1, 5, 5), (1, 27, 3), (2, 30, 3), (1, 100, 4), (3, 3, 2)])

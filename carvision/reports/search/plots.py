@@ -9,6 +9,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from optuna.trial import FrozenTrial, TrialState
 
 from carvision.reports.style import FAINT, GRID, TEXT, create_figure, save_figure, set_title, tidy
@@ -41,7 +42,8 @@ def plot_history(sweep: Sweep, trials: Sequence[FrozenTrial], file: Path) -> boo
     best = np.minimum.accumulate(values) if _is_min(sweep) else np.maximum.accumulate(values)
     places = [*(root_of(t) for t in done), max(map(root_of, trials))]
     axes.step(places, [*best, best[-1]], where="post", color=BEST, linewidth=1.6, label="best so far", zorder=1)
-    _set_scale(axes, "y", values)
+    _set_scale(axes, "y", values, _figure(sweep))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("trial")
     axes.set_ylabel(_figure(sweep))
     tidy(axes, "y")
@@ -93,12 +95,14 @@ def plot_slices(sweep: Sweep, trials: Sequence[FrozenTrial], file: Path) -> bool
         _label(axes, labels, [value for value, _, _ in own])
         axes.set_xlabel(key, parse_math=False)
         tidy(axes, "both")
-    _set_scale(all_axes[0], "y", [trial.values[0] for trial in done])
+    _set_scale(all_axes[0], "y", [trial.values[0] for trial in done], _figure(sweep))
     for axes in all_axes[len(keys) :]:
         axes.set_visible(False)
     for row in range(rows):
         all_axes[row * columns].set_ylabel(_figure(sweep))
     bar = figure.colorbar(shades, ax=all_axes.tolist(), shrink=0.7, aspect=30, pad=0.01)
+    bar.locator = MaxNLocator(integer=True)
+    bar.update_ticks()
     bar.set_label("trial", size=9, color=TEXT)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, colors=TEXT, labelsize=8)
@@ -155,8 +159,8 @@ def plot_pareto(sweep: Sweep, done: Sequence[FrozenTrial], file: Path) -> bool:
     for trial in front:
         axes.annotate(str(root_of(trial)), (trial.values[1], trial.values[0]), xytext=(5, 5), size=8, color=FAINT,
                       textcoords="offset points")  # fmt: skip
-    for axis, values in (("x", [t.values[1] for t in done]), ("y", [t.values[0] for t in done])):
-        _set_scale(axes, axis, values)
+    _set_scale(axes, "x", [trial.values[1] for trial in done], second)
+    _set_scale(axes, "y", [trial.values[0] for trial in done], first)
     axes.set_xlabel(f"{second} ({'less' if sweep.objective[second] == 'min' else 'more'} is better)")
     axes.set_ylabel(f"{first} ({'less' if sweep.objective[first] == 'min' else 'more'} is better)")
     tidy(axes, "both")
@@ -211,8 +215,9 @@ def _is_wide(values) -> bool:
     return bool(finite) and min(finite) > 0 and max(finite) > WIDE_RANGE * min(finite)
 
 
-def _set_scale(axes: Axes, axis: str, values: Sequence[float]) -> None:
-    if _is_wide(values):
+def _set_scale(axes: Axes, axis: str, values: Sequence[float], figure: str = "") -> None:
+    """Logarithmic where it helps; not for shares, as accuracies are."""
+    if _is_wide(values) and not (figure.startswith("val/") and max(values) <= 1):
         (axes.set_xscale if axis == "x" else axes.set_yscale)("log")
 
 
@@ -242,4 +247,4 @@ def _spread(axes: Axes, column: int, places: np.ndarray, labels: list[str] | Non
 
 
 def _short(value: float) -> str:
-    return f"{value:.3g}"
+    return f"{value:,.0f}" if 100 <= abs(value) < 1e6 else f"{value:.3g}"

@@ -28,7 +28,10 @@ log = logging.getLogger(__name__)
 WIDTH = 120  # of the table where there is no terminal
 MOST_SHOWN = 5  # best trials, as in report R0
 OWN = ("sweep", "experiment", "hydra")  # groups that an experiment can't choose
-ABOUT = "Each value is that of the trial's best epoch, on validation photos; test photos have no part in it."
+ABOUT = (
+    "Each value is that of the trial's best epoch, of a pruned trial that of its last one, on validation photos; test "
+    "photos have no part in it."
+)
 
 
 def write_report(sweep: Sweep, study: optuna.Study) -> None:
