@@ -3,7 +3,8 @@
 import os
 import sys
 
-from carvision.config import answers_itself
+from carvision.completion import ASKED
+from carvision.config import answers_itself, run_command
 from carvision.errors import InputError, one_line_errors
 from carvision.thread_settings import set_thread_defaults
 
@@ -11,6 +12,9 @@ set_thread_defaults()
 
 
 def sweep(words: list[str]) -> None:
+    if any(ASKED.match(word) for word in words):  # Hydra finds what TAB completes
+        run_command(lambda cfg: None, "sweep")
+        return
     if answers_itself(words, "sweep"):
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, instead of printing an error of several lines
