@@ -106,20 +106,20 @@ def _compose(config_name: str, overrides: list[str]) -> DictConfig | None:
     return cfg
 
 
-def compose_training(config_name: str, overrides: list[str]) -> tuple[dict, dict | None]:
-    """The plain configuration of a training, checked, and what the file gives beside it as `sweep`, as it stands there.
+def compose_sweep(overrides: list[str]) -> tuple[dict, dict]:
+    """The plain configuration of a training, checked, and what conf/sweep gives beside it, as it stands there.
 
     Raises InputError, also for what only Hydra's own start can do.
     """
     from omegaconf import OmegaConf, open_dict
 
     with as_input_errors():
-        cfg = _compose(config_name, overrides)
+        cfg = _compose("sweep", overrides)
         if cfg is None:
             raise InputError("an experiment that asks for Hydra's own multirun is not for this command")
         with open_dict(cfg):
-            beside = cfg.pop("sweep", None)
-        return plain_config(cfg), None if beside is None else OmegaConf.to_container(beside, resolve=False)
+            beside = OmegaConf.to_container(cfg.pop("sweep"), resolve=False)
+        return plain_config(cfg), beside
 
 
 def choices_of(config_name: str, overrides: list[str]) -> Mapping[str, str | None]:

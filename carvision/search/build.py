@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from carvision.allowed import check_values, is_key
-from carvision.config import choices, compose_training, conf_dir
+from carvision.config import choices, compose_sweep, conf_dir
 from carvision.errors import InputError
 from carvision.flat_config import flat_config
 from carvision.search.space import Space, Value, divide, read_space
 
 RULED = ("run.", "sweep.", "callbacks.monitor", "callbacks.mode")  # what a search says itself to its trials
-OF_THE_RUN = {"seconds": "of the whole trial", "parameters": "of the network"}  # objectives beside those of validation
+OF_THE_RUN = ("seconds", "parameters")  # objectives beside those of validation
 MOST_TRIED = 12  # draws that are looked at before the first trial
 
 
@@ -71,8 +71,7 @@ def build_sweep(words: list[str]) -> Sweep:
 
 def compose(words: list[str]) -> tuple[dict, dict, Mapping]:
     """The training's configuration, the search's settings and the choices of both, all checked. Raises InputError."""
-    config, raw = compose_training("sweep", words)
-    settings = {"space": {}, "follows": {}, **(raw or {})}
+    config, settings = compose_sweep(words)
     check_values({"sweep": settings})
     return config, settings, choices()
 

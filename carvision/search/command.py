@@ -10,6 +10,7 @@ import warnings
 import optuna
 
 from carvision.fixed_photos import what_changes_photos, what_forbids
+from carvision.run_log import start_log
 from carvision.search.build import Sweep
 from carvision.search.many_workers import WORKER, run_workers
 from carvision.search.progress import Progress, line_of, summarise
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 def search(sweep: Sweep, words: list[str]) -> None:
     """Until no trial is left to begin; prints the search's folder last. Exits with 128 + its number after a signal."""
     quiet_optuna()
-    start_log()
+    start_log(None)
     drop_launchers_variables()
     storage = open_storage(sweep.settings["storage"], sweep.folder)
     study = open_study(sweep, storage)
@@ -65,15 +66,6 @@ def quiet_optuna() -> None:
     """Its messages of single trials, and that what is used here of it may change one day: the lock pins its version."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-
-
-def start_log() -> None:
-    logger = logging.getLogger("carvision")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.handlers = [handler]
 
 
 def introduce(sweep: Sweep, study: optuna.Study) -> None:

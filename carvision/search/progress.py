@@ -13,8 +13,19 @@ from rich.table import Table
 from rich.text import Text
 
 from carvision.search.build import Sweep
-from carvision.search.queue import BROKEN, RETRY_OF, WHY, is_finished, latest, num_to_run, root_of
-from carvision.search.worker import BEST_EPOCH, EPOCHS, SECONDS, best_first
+from carvision.search.queue import num_to_run
+from carvision.search.trials import (
+    BEST_EPOCH,
+    BROKEN,
+    EPOCHS,
+    RETRY_OF,
+    SECONDS,
+    WHY,
+    best_first,
+    is_finished,
+    latest,
+    root_of,
+)
 
 log = logging.getLogger(__name__)
 

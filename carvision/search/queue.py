@@ -6,8 +6,6 @@ the place of the first. Where two workers bring the same one back, that of the s
 """
 
 import random
-from collections.abc import Sequence
-from pathlib import Path
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -16,40 +14,19 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from carvision.errors import InputError
 from carvision.search.alive import Alive, Watch, clear, place_of
 from carvision.search.build import Sweep
-
-TRIALS = "trials"  # the folder of their trainings, in that of the search
-# Attributes of a trial
-CELL = "cell"  # of the grid
-RETRY_OF, ROOT = "retry_of", "root"  # the trial it goes on for, and the first of them
-DEATHS = "deaths"  # of workers that had it
-GIVEN = "given"  # the values that it is to draw, of a cell or of one that goes on
-BROKEN, WHY = "broken_off", "why"  # of a failed one: its worker has died or was stopped; what happened
-SURPLUS = "surplus"  # one too many, of which nothing was run
-
-
-def root_of(trial: FrozenTrial) -> int:
-    return trial.user_attrs.get(ROOT, trial.number)
-
-
-def folder_of(trial: FrozenTrial) -> Path:
-    """Of its training, in the search's folder. One that goes on for another has that one's."""
-    return Path(TRIALS) / f"{root_of(trial):04d}"
-
-
-def latest(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The trials of the search: of those that go on for each other the last one."""
-    found: dict[int, FrozenTrial] = {}
-    for trial in trials:
-        if SURPLUS not in trial.user_attrs:
-            found[root_of(trial)] = trial
-    return [found[root] for root in sorted(found)]
-
-
-def is_finished(trial: FrozenTrial, retries: int) -> bool:
-    """Whether nothing more is to come of it."""
-    if BROKEN in trial.user_attrs and trial.state == TrialState.FAIL:
-        return trial.user_attrs.get(DEATHS, 0) > retries
-    return trial.state.is_finished()
+from carvision.search.trials import (
+    BROKEN,
+    CELL,
+    DEATHS,
+    GIVEN,
+    RETRY_OF,
+    ROOT,
+    SURPLUS,
+    WHY,
+    is_finished,
+    latest,
+    root_of,
+)
 
 
 class Queue:

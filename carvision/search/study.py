@@ -19,7 +19,8 @@ from carvision.allowed import NO_RESULT
 from carvision.errors import InputError
 from carvision.flat_config import flat_config
 from carvision.search.build import Sweep
-from carvision.search.queue import RETRY_OF, TRIALS, num_to_run
+from carvision.search.queue import num_to_run
+from carvision.search.trials import RETRY_OF, TRIALS
 
 JOURNAL = "journal.log"
 BEGUN_WITH = "carvision"  # the study's attribute

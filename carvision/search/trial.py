@@ -17,16 +17,15 @@ from optuna.trial import FrozenTrial
 
 from carvision.errors import one_line_errors
 from carvision.search.build import compose
-from carvision.search.queue import BROKEN, SURPLUS, root_of
 from carvision.search.study import create_pruner, open_storage
+from carvision.search.trial_process import PRUNED, end_with_parent
+from carvision.search.trials import BROKEN, SURPLUS, root_of
 from carvision.training.launch import is_first_process
 from carvision.training.many_processes import from_first
 from carvision.training.runs import run
 from carvision.training.stopping import Stopped
 
 log = logging.getLogger(__name__)
-
-PRUNED = 64  # exit status
 
 
 class Reporting(pl.Callback):
@@ -118,8 +117,6 @@ def run_trial(plan_file: Path) -> None:
 
 
 if __name__ == "__main__":
-    from carvision.search.trial_process import end_with_parent
-
     if is_first_process():
         end_with_parent(sys.stdin.fileno())
     run_trial(Path(sys.argv[1]))

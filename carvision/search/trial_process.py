@@ -10,6 +10,7 @@ from pathlib import Path
 
 from carvision.machine import FORK
 
+PRUNED = 64  # exit status of a trial that ended before its last epoch because the pruner had seen enough
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # that end it
 
 

@@ -19,14 +19,24 @@ from carvision.errors import InputError
 from carvision.folder_lock import is_locked
 from carvision.search.alive import clear, place_of
 from carvision.search.build import OF_THE_RUN, Sweep
-from carvision.search.queue import BROKEN, RETRY_OF, WHY, Queue, folder_of, latest
-from carvision.search.trial_process import SIGNALS, TrialProcess
+from carvision.search.queue import Queue
+from carvision.search.trial_process import PRUNED, SIGNALS, TrialProcess
+from carvision.search.trials import (
+    BEST_EPOCH,
+    BROKEN,
+    EPOCHS,
+    PARAMETERS,
+    RETRY_OF,
+    SECONDS,
+    WHY,
+    best_first,
+    folder_of,
+    latest,
+)
 from carvision.whole_files import write_json
 
 log = logging.getLogger(__name__)
 
-PRUNED = 64  # exit status of a trial's process, as carvision.search.trial has it
-EPOCHS, SECONDS, PARAMETERS, BEST_EPOCH = "epochs", "seconds", "parameters", "best_epoch"  # attributes of a trial
 MOST_FAILURES = 3  # with which a worker begins before it gives up: then it is not the values that are wrong
 LOOK_EVERY_S = 0.2
 
@@ -75,10 +85,10 @@ class Worker:
     def _wait_for_unknown(self) -> bool:
         """Whether there may be something to do soon: a worker may have died, which is not sure yet. Those that are
         alive end their trials without this one."""
-        if self.queue.others_running()["unknown"]:
+        others = self.queue.others_running()
+        if others["unknown"]:
             time.sleep(LOOK_EVERY_S)
-            return True
-        return bool(self.queue.others_running()["dead"])
+        return bool(others["unknown"] or others["dead"])
 
     def _run(self, trial: optuna.trial.Trial, alive) -> None:
         number = trial.number
@@ -230,16 +240,3 @@ def drop_checkpoints(sweep: Sweep, trials: list[FrozenTrial]) -> None:
             shutil.rmtree(run / "checkpoints", ignore_errors=True)
             for name in ("model.safetensors", "model.json"):
                 (run / name).unlink(missing_ok=True)
-
-
-def best_first(sweep: Sweep, trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """Those that came to their end, by the first objective; of several, those of the Pareto front before all others."""
-    done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    signs = [1 if mode == "min" else -1 for mode in sweep.objective.values()]
-    costs = {trial.number: [sign * value for sign, value in zip(signs, trial.values, strict=True)] for trial in done}
-
-    def is_dominated(trial: FrozenTrial) -> bool:
-        own = costs[trial.number]
-        return any(all(a <= b for a, b in zip(other, own, strict=True)) and other != own for other in costs.values())
-
-    return sorted(done, key=lambda trial: (is_dominated(trial), costs[trial.number], trial.number))

@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from carvision.folders import cache_folder
 from carvision.whole_files import PARTIAL, flush, rename
 
 log = logging.getLogger(__name__)
@@ -43,8 +44,7 @@ def features_folder(wanted: str | None) -> Path:
     """features.dir; None: $CARVISION_CACHE/features, else $XDG_CACHE_HOME/carvision/features, else under ~/.cache."""
     if wanted:
         return Path(wanted).expanduser()
-    own, common = os.environ.get("CARVISION_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    return (Path(own) if own else Path(common or "~/.cache") / "carvision").expanduser() / "features"
+    return cache_folder() / "features"
 
 
 def open_features(file: Path) -> Features | None:

@@ -23,7 +23,7 @@ def hub(tmp_path_factory):
 
 def test_the_card_is_read_by_the_hubs_library(hub):
     card = ModelCard.load(hub / "README.md").data
-    assert card.library_name == "carvision" and card.pipeline_tag == "image-classification"
+    assert card.to_dict()["library_name"] == "carvision" and card.pipeline_tag == "image-classification"
     assert card.license == "unknown" and "timm" in card.tags
     found = {result.metric_name: (result.metric_type, result.metric_value) for result in card.eval_results}
     assert found == {

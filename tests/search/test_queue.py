@@ -12,14 +12,14 @@ from optuna.trial import TrialState
 
 from carvision.search import alive
 from carvision.search.build import build_sweep
-from carvision.search.queue import (
+from carvision.search.queue import cells_of
+from carvision.search.trials import (
     BROKEN,
     CELL,
     DEATHS,
     RETRY_OF,
     ROOT,
     SURPLUS,
-    cells_of,
     folder_of,
     is_finished,
     latest,

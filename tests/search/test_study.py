@@ -6,7 +6,6 @@ from optuna.pruners import HyperbandPruner
 from optuna.trial import TrialState
 
 from carvision.errors import InputError
-from carvision.search.queue import BROKEN, ROOT
 from carvision.search.study import (
     JOURNAL,
     brackets_of,
@@ -17,6 +16,7 @@ from carvision.search.study import (
     open_study,
 )
 from carvision.search.trial import as_first, count_once
+from carvision.search.trials import BROKEN, ROOT
 from tests.search.small_sweeps import LR, small_sweep
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)

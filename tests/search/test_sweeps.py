@@ -18,7 +18,7 @@ from optuna.trial import TrialState, create_trial
 
 from carvision.reports.search.report import write_best
 from carvision.search.build import compose
-from carvision.search.queue import SURPLUS, latest
+from carvision.search.trials import SURPLUS, latest
 from tests import forked
 from tests.conftest import ROOT
 from tests.search.small_sweeps import LR, queue_of, small_sweep, table_of, trials_of, words_of

@@ -14,8 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from carvision.reports.style import FAINT, GRID, TEXT, create_figure, save_figure, set_title, tidy
 from carvision.search.build import Sweep
-from carvision.search.queue import root_of
-from carvision.search.worker import best_first
+from carvision.search.trials import best_first, pareto_front, root_of
 
 DONE, PRUNED, BEST = "#4477aa", "#bbbbbb", "#bb5566"
 MOST_KEYS = 16  # in one picture
@@ -150,10 +149,9 @@ def plot_pareto(sweep: Sweep, done: Sequence[FrozenTrial], file: Path) -> bool:
         return False
     figure = create_figure(7, 4.6)
     axes = figure.add_subplot()
-    (first, second), costs = list(sweep.objective)[:2], _costs(sweep, done)
-    front = [t for t, own in zip(done, costs, strict=True) if not any(_dominates(other, own) for other in costs)]
+    first, second = list(sweep.objective)[:2]
+    front = sorted(pareto_front(sweep, done), key=lambda trial: trial.values[1])
     axes.scatter([t.values[1] for t in done], [t.values[0] for t in done], s=26, color=PRUNED, label="trials")
-    front.sort(key=lambda trial: trial.values[1])
     x, y = [t.values[1] for t in front], [t.values[0] for t in front]
     axes.plot(x, y, color=BEST, linewidth=1.3, marker="o", markersize=6, label="Pareto front")
     for trial in front:
@@ -176,15 +174,6 @@ def _figure(sweep: Sweep) -> str:
 
 def _is_min(sweep: Sweep) -> bool:
     return next(iter(sweep.objective.values())) == "min"
-
-
-def _costs(sweep: Sweep, trials: Sequence[FrozenTrial]) -> list[tuple[float, ...]]:
-    signs = [1 if mode == "min" else -1 for mode in sweep.objective.values()]
-    return [tuple(sign * value for sign, value in zip(signs, trial.values, strict=True)) for trial in trials]
-
-
-def _dominates(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    return a != b and all(x <= y for x, y in zip(a, b, strict=True))
 
 
 def _keys(trials: Sequence[FrozenTrial]) -> list[str]:

@@ -19,8 +19,17 @@ from carvision.reports.comparison.tables import print_sheet, write_html
 from carvision.reports.search.plots import plot_history, plot_importance, plot_parallel, plot_pareto, plot_slices
 from carvision.search.build import Sweep, compose
 from carvision.search.progress import drawn_text, line_of, num_epochs, number_text, summarise
-from carvision.search.queue import RETRY_OF, WHY, folder_of, latest, root_of
-from carvision.search.worker import BEST_EPOCH, PARAMETERS, SECONDS, best_first
+from carvision.search.trials import (
+    BEST_EPOCH,
+    PARAMETERS,
+    RETRY_OF,
+    SECONDS,
+    WHY,
+    best_first,
+    folder_of,
+    latest,
+    root_of,
+)
 from carvision.whole_files import write_csv, write_text
 
 log = logging.getLogger(__name__)
