@@ -71,6 +71,8 @@ def _run_in(folder: Path, cfg: dict, resume: bool, callbacks: Sequence[Callback]
         _run_parts(cfg, folder, resume, callbacks)
     except Exception as error:
         told = isinstance(error, InputError) or is_echo(error)
+        if not told:
+            _end_readers()
         if told and first and not resume and not any(any(folder.rglob(name)) for name in WORTH_KEEPING):
             start_log(None)  # closes run.log
             shutil.rmtree(folder)  # nothing was trained, and the mended command may name the same run.dir
@@ -86,10 +88,15 @@ def _run_in(folder: Path, cfg: dict, resume: bool, callbacks: Sequence[Callback]
             log.info("the run is not finished%s; the same command with run.dir=%s goes on", why, folder)
         print(f"run: {folder}")
     if ending and ending.signal:
-        for reader in multiprocessing.active_children():  # one may wait for a disk for ever, and Python for it
-            reader.kill()
+        _end_readers()
         sys.exit(128 + ending.signal)
     return folder
+
+
+def _end_readers() -> None:
+    """At its exit Python waits for them: for ever, as they ignore its signal, and one may wait for a disk."""
+    for reader in multiprocessing.active_children():
+        reader.kill()
 
 
 def _run_parts(cfg: dict, folder: Path, resume: bool, callbacks: Sequence[Callback]) -> None:

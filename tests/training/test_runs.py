@@ -16,8 +16,9 @@ import carvision.data.build
 from carvision.errors import InputError
 from carvision.folders import claim_folder
 from carvision.training.lit_classifier import LitClassifier
+from tests import forked
 from tests.data.layouts import write_class_folders
-from tests.small_runs import demo, train
+from tests.small_runs import SMALL, demo, train
 
 
 @pytest.fixture
@@ -252,3 +253,12 @@ def test_prepare_data_downloads_where_asked(tmp_path, monkeypatch):
     folder = train(tmp_path / "with", *overrides, "data.download=true")
     assert asked == [str(tmp_path / "flowers")]
     assert carvision.load(folder).class_ids == {"class": ["1", "2"]}
+
+
+def test_an_error_of_our_own_ends_the_command_though_readers_still_live(tmp_path, demo_photos):
+    words = [*demo(demo_photos), *SMALL, "data.num_workers=1", "run.dir=run"]
+    broken = "import carvision.metrics.epoch as epoch; epoch.EpochMetrics.compute = lambda self: 1 / 0"
+    out = tmp_path / "out"
+    process = forked.start("carvision.train", *words, cwd=tmp_path, out=out, first=broken)
+    (done,) = forked.finish([process], [out], timeout_s=120)
+    assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
