@@ -21,6 +21,13 @@ from carvision.checks import (
 from carvision.errors import InputError, nearest
 
 _border = one_of("reflect", "edge", "black")
+_data_sets = (
+    "demo", "compcars", "compcars_surveillance", "compcars_parts", "stanford_cars", "oxford102", "folder", "manifest",
+    "packed",
+)  # fmt: skip
+_parts = (
+    "headlight", "taillight", "fog_light", "air_intake", "console", "steering_wheel", "dashboard", "gear_lever",
+)  # fmt: skip
 
 # The keys of each step of the augmentation, beside p
 AUGMENT_STEPS: dict[str, dict[str, Check]] = {
@@ -93,7 +100,7 @@ ALLOWED: dict[str, Check] = {
     "run.price_per_hour": optional(number(0)),
     "run.seeds": optional(list_of(whole(0, 2**32 - 1))),
     "run.test": flag,
-    "data.name": one_of("demo", "compcars", "stanford_cars", "oxford102", "folder", "manifest", "packed"),
+    "data.name": one_of(*_data_sets),
     "data.root": optional(path),
     "data.image_px": whole(8, 4096),
     "data.resize": one_of("squash", "crop"),
@@ -103,10 +110,12 @@ ALLOWED: dict[str, Check] = {
     "data.allow_missing": flag,
     "data.min_images_per_class": whole(1),
     "data.classes": optional(list_of(either(text, whole(0)))),
-    "data.sampler": one_of("shuffle", "balanced"),
+    "data.sampler": one_of("shuffle", "balanced", "per_class"),
+    "data.photos_per_class": whole(1),
     "data.epoch_fraction": number(0, 1, above=True),
     "data.on_bad_image": one_of("error", "skip", "blank"),
-    "data.split.kind": one_of("official", "stratified", "kfold"),
+    "data.split.kind": one_of("official", "stratified", "kfold", "unseen_classes"),
+    "data.split.train_classes": either(whole(2), number(0, 0.999, above=True)),
     "data.split.fractions": list_of(number(0, 1), 3),
     "data.split.val_fraction": number(0, 0.9),
     "data.split.val_as_test": flag,
@@ -116,6 +125,7 @@ ALLOWED: dict[str, Check] = {
     "data.split.seed": whole(0, 2**32 - 1),
     "data.split.file": optional(path),
     "data.images_per_model": whole(20, 10_000),
+    "data.part": either(one_of("all", *_parts), whole(1, len(_parts))),
     "data.download": flag,
     "data.file": path,
     "data.labels": list_of(text),
@@ -139,7 +149,7 @@ ALLOWED: dict[str, Check] = {
     "model.freeze_statistics": flag,
     "model.start": one_of("auto", "linear", "random"),
     "model.decoding": one_of("independent", "joint", "marginal"),
-    **{f"model.trunk.{key}": check for key, check in _layers.items()},
+    **{f"model.{part}.{key}": check for part in ("trunk", "embedding", "difference") for key, check in _layers.items()},
     **{f"model.heads.*.{key}": check for key, check in _layers.items()},
     "loss.name": one_of("cross_entropy", "binary_cross_entropy", "focal"),
     "loss.label_smoothing": number(0, 1),
@@ -148,6 +158,17 @@ ALLOWED: dict[str, Check] = {
     "loss.alpha": optional(number(0, 1)),
     "loss.class_weights": one_of("none", "balanced", "effective"),
     "loss.head_weights": optional(either(mapping_of(number(0)), learned)),
+    "metric_loss.name": one_of("none", "triplet", "coupled_clusters", "supcon", "arcface", "proxy_anchor"),
+    "metric_loss.label": optional(text),
+    "metric_loss.weight": number(0, above=True),
+    "metric_loss.heads": one_of("joint", "probe"),
+    "metric_loss.margin": number(0),
+    "metric_loss.mining": one_of("semi_hard", "batch_hard"),
+    "metric_loss.unit_length": flag,
+    "metric_loss.temperature": number(0, above=True),
+    "metric_loss.scale": number(0, above=True),
+    "metric_loss.alpha": number(0, above=True),
+    "metric_loss.sub_centres": whole(1, 100),
     "augment.crop_scale": span(number(0, 1, above=True)),
     "augment.crop_ratio": span(number(0, above=True)),
     "augment.order": steps_in_order,

@@ -153,9 +153,11 @@ def _find_model(path: Path) -> tuple[Path, Path]:
 def _check_sizes(network: dict, tensors: dict[str, Tensor]) -> None:
     """Before memory is taken for it: a layer that has more units than any of the weights is described wrongly."""
     largest = max((size for value in tensors.values() for size in value.shape), default=0)
+    embedding = network.get("embedding", {})
     parts = [network["trunk"], *(head["layers"] for head in network["heads"].values())]
-    units = [unit for part in parts for unit in part["hidden"]]
-    units += [head["num_outputs"] for head in network["heads"].values()]
+    parts += [embedding[key] for key in ("layers", "difference") if key in embedding]
+    units = [unit for part in parts for unit in part.get("hidden", [])]
+    units += [head["num_outputs"] for head in network["heads"].values()] + [embedding.get("num_classes", 0)]
     if max(units) > largest:
         raise ValueError(f"a layer of {max(units)} units, and no weights of that size")
 

@@ -13,7 +13,10 @@ from carvision.allowed import ALLOWED, check_values
 from carvision.config import conf_dir, one_line, plain_config
 from carvision.errors import InputError
 
-GROUPS = ("data", "model", "loss", "augment", "optimizer", "schedule", "trainer", "callbacks", "logger", "experiment")
+GROUPS = (
+    "data", "model", "loss", "metric_loss", "augment", "optimizer", "schedule", "trainer", "callbacks", "logger",
+    "experiment",
+)  # fmt: skip
 CHOICES = [f"{group}={file.stem}" for group in GROUPS for file in sorted((conf_dir() / group).glob("*.yaml"))]
 MUST = {"data.root": "photos", "data.file": "table.csv", "optimizer.name": "adan"}
 
@@ -89,7 +92,7 @@ def test_open_mappings_take_new_keys():
     [
         (
             "data.split.kind=offical",
-            "data.split.kind: 'offical' is not one of official, stratified, kfold; nearest: official",
+            "data.split.kind: 'offical' is not one of official, stratified, kfold, unseen_classes; nearest: official",
         ),
         ("optimizer.lr=fast", "optimizer.lr: 'fast' is not a number above 0"),
         ("optimizer.lr=0", "optimizer.lr: 0 is not a number above 0"),
@@ -115,7 +118,7 @@ def test_a_wrong_value_is_named_with_what_was_allowed(override, line):
     ("override", "line"),
     [
         ("data.rot=photos", "data.rot: there is no such key; nearest: data.root"),
-        ("data=foldr", "data: 'foldr' is not one of compcars, demo, folder"),
+        ("data=foldr", "data: 'foldr' is not one of compcars, compcars_parts, compcars_surveillance, demo, folder"),
         ("experiment=typo", "experiment: 'typo' is not"),
         ("dta=folder", "dta: there is no such key"),
         ("optimizer.momentum=0.9", "optimizer.momentum: the optimizer that is chosen has no such key; choose another"),
@@ -151,5 +154,5 @@ def test_the_command_line_says_it_in_one_line_without_importing_torch(tmp_path):
 def test_help_shows_an_example_and_the_groups(run_module):
     text = run_module("carvision.train", "--help", check=0).stdout
     assert "python -m carvision.train data=folder data.root=photos" in text
-    assert "data: compcars, demo, folder, manifest, oxford102, packed, stanford_cars" in text
+    assert "data: compcars, compcars_parts, compcars_surveillance, demo, folder, manifest, oxford102, packed, " in text
     assert "python -m carvision.check" in run_module("carvision.check", "--help", check=0).stdout

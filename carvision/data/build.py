@@ -4,12 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from carvision.data.compcars import read_compcars
+from carvision.data.compcars_parts import read_compcars_parts
+from carvision.data.compcars_surveillance import read_compcars_surveillance
 from carvision.data.demo import demo_folder, write_demo
 from carvision.data.folder import read_folder
 from carvision.data.manifest import read_manifest
 from carvision.data.oxford102 import download_oxford102, read_oxford102
 from carvision.data.packed import read_packed
-from carvision.data.splits import file_split, kfold_split, official_split, stratified_split
+from carvision.data.splits import file_split, kfold_split, official_split, stratified_split, unseen_classes_split
 from carvision.data.stanford_cars import read_stanford_cars
 from carvision.data.table import Table
 from carvision.errors import InputError
@@ -39,6 +41,10 @@ def read_table(data: dict, annotations: bool) -> Table:
         case "compcars":
             photos = "listed" if data["split"]["kind"] == "official" and not data["split"]["file"] else "all"
             return read_compcars(root, allow_missing=allow_missing, photos=photos, annotations=annotations)
+        case "compcars_surveillance":
+            return read_compcars_surveillance(root, allow_missing=allow_missing)
+        case "compcars_parts":
+            return read_compcars_parts(root, data["part"], allow_missing=allow_missing)
         case "stanford_cars":
             return read_stanford_cars(root, allow_missing=allow_missing)
         case "oxford102":
@@ -51,10 +57,10 @@ def read_table(data: dict, annotations: bool) -> Table:
                 root, data["file"], labels, parents=parents, numbers=numbers, allow_missing=allow_missing
             )
         case "packed":
-            window, cache = data["shuffle_shards"], data["cache"]
-            if window is not None and data["sampler"] == "balanced":
+            window, cache, sampler = data["shuffle_shards"], data["cache"], data["sampler"]
+            if window is not None and sampler != "shuffle":
                 raise InputError(
-                    "data.sampler: balanced draws from all photos at any time; take shuffle, or shuffle_shards=null"
+                    f"data.sampler: {sampler} draws from all photos at any time; take shuffle, or shuffle_shards=null"
                 )
             cache = Path(cache).expanduser() if cache else None
             return read_packed(
@@ -79,6 +85,8 @@ def build_split(table: Table, split: dict, fold: int | None = None) -> Table:
             return stratified_split(table, tuple(split["fractions"]), seed, keep_groups)
         case "kfold":
             return kfold_split(table, split["num_folds"], fold, val_fraction, seed, keep_groups)
+        case "unseen_classes":
+            return unseen_classes_split(table, split["train_classes"], val_fraction, seed, keep_groups)
         case _:
             return official_split(table, val_fraction, seed, keep_groups, split["val_as_test"])
 

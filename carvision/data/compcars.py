@@ -7,11 +7,13 @@ On disk, below data.root, data.root/data or data.root/data/data:
     misc/car_type.mat                  types: 12 names, 1-based
     misc/make_model_name.mat           make_names, model_names: by 1-based id; some cells are empty, names repeat
     train_test_split/classification/{train,test}.txt    lines like 78/1/2014/3ac218c0c6c378.jpg
+    train_test_split/verification/verification_train.txt                        the same
+    train_test_split/verification/verification_pairs_{easy,medium,hard}.txt     path1 path2 label, 1 = same model
 """
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -29,8 +31,11 @@ KNOWN = {
     "all": {"photos": 136_726, "make": 163, "model": 1_716},
     "listed": {"train": 16_016, "test": 14_939, "make": 75, "model": 431},
 }
+PHOTOS = (*KNOWN, "verification")
 # The authors' lists name a few photos that no copy has. A lost model folder is larger than this.
 MAX_LISTED_BUT_ABSENT = 50
+PATH = "make/model/year/photo.jpg"  # the lines of lists
+PAIR = f"{PATH} {PATH} label"
 VIEWPOINTS = {"1": "front", "2": "rear", "3": "side", "4": "front-side", "5": "rear-side"}
 WHERE = (
     "CompCars is given out by its authors on request (form on mmlab.ie.cuhk.edu.hk/datasets/comp_cars); unpack it so "
@@ -51,23 +56,24 @@ def read_compcars(
     """Labels make, model (finest, parent make), type, doors, seats, viewpoint; Numbers speed (km/h), displacement (l).
 
     photos: "all" walks image/ (the official lists give their photos a split, the others have ""); "listed" takes
-        the photos of the official classification lists alone and never walks.
+        the photos of the official classification lists alone and never walks; "verification" those of the verification
+        lists alone: verification_train.txt is train, and the photos that a list of pairs names are test.
     annotations: read label/: viewpoint and box. It is one small file a photo.
     known: the counts to assert, as KNOWN; None for data in this layout that is not CompCars itself.
     group is make/model/year, the finest clue to photos of one car; "" where the year is unknown.
     """
-    if photos not in KNOWN:
-        raise InputError(f"photos of CompCars: {photos!r} is not one of {', '.join(KNOWN)}")
+    if photos not in PHOTOS:
+        raise InputError(f"photos of CompCars: {photos!r} is not one of {', '.join(PHOTOS)}")
     base = _base(existing_root(root, WHERE))
-    listed = _read_lists(base, required=photos == "listed")
-    paths = listed.index.to_numpy(object) if photos == "listed" else _walk(base)
+    listed = _read_verification_lists(base) if photos == "verification" else _read_lists(base, photos == "listed")
+    paths = _walk(base) if photos == "all" else listed.index.to_numpy(object)
     table = _table(base, paths, listed.reindex(paths).fillna(""), annotations)
-    table = check_counts(table, known[photos] if known else {}, allow_missing)
+    table = check_counts(table, known.get(photos, {}) if known else {}, allow_missing)
     tolerated = MAX_LISTED_BUT_ABSENT if known else 0
-    if photos == "listed":
+    if photos != "all":
         table = without_missing_files(table, allow_missing, tolerated)
     else:
-        _check_absent(base, listed.index.difference(paths), allow_missing, tolerated)
+        check_absent(base, listed.index.difference(paths), allow_missing, tolerated)
     return validate(table)
 
 
@@ -87,16 +93,46 @@ def _read_lists(base: Path, required: bool) -> pd.Series:
         if not required and not file.is_file():
             log.warning("compcars: %s does not exist; no photo is in the official split %s", file, split)
             continue
-        for number, line in enumerate(read_text(file, WHERE).splitlines(), start=1):
-            path = f"image/{line.strip()}"
-            if not line.strip():
-                continue
-            if path.count("/") != 4:
-                raise InputError(f"{file}, line {number}: {line!r} is not make/model/year/photo.jpg")
+        for number, (path,) in _read_list(file):
             if path in splits:
-                raise InputError(f"{file}, line {number}: {line.strip()} is listed before; list each photo once")
+                text = path.removeprefix("image/")
+                raise InputError(f"{file}, line {number}: {text} is listed before; list each photo once")
             splits[path] = split
     return pd.Series(splits, dtype=object)
+
+
+def pair_lists(base: Path) -> dict[str, Path]:
+    """{"easy": file, "medium": ..., "hard": ...} of the official pairs; base: the table's root. They need not exist."""
+    folder = base / "train_test_split" / "verification"
+    return {level: folder / f"verification_pairs_{level}.txt" for level in ("easy", "medium", "hard")}
+
+
+def _read_verification_lists(base: Path) -> pd.Series:
+    """path -> "train" or "test", of which a photo of both lists is the latter."""
+    tested = {}
+    for file in pair_lists(base).values():
+        tested |= dict.fromkeys((path for _, pair in _read_list(file, PAIR) for path in pair), "test")
+    file = base / "train_test_split" / "verification" / "verification_train.txt"
+    train = dict.fromkeys((path for _, (path,) in _read_list(file)), "train")
+    both = [path for path in train if path in tested]
+    if both:
+        log.warning(
+            "compcars: %s of the %s photos of %s are in the lists of pairs, too: test photos alone (first: %s)",
+            f"{len(both):,}", f"{len(train):,}", file, both[0],
+        )  # fmt: skip
+    return pd.Series(train | tested, dtype=object)
+
+
+def _read_list(file: Path, form: str = PATH) -> Iterator[tuple[int, list[str]]]:
+    """Of each line its number and the paths of its photos, relative to the root. form: the words of a line."""
+    for number, line in enumerate(read_text(file, WHERE).splitlines(), start=1):
+        words, wanted = line.split(), form.split()
+        if not words:
+            continue
+        paths = [f"image/{word}" for word, what in zip(words, wanted, strict=False) if what == PATH]
+        if len(words) != len(wanted) or any(path.count("/") != 4 for path in paths):
+            raise InputError(f"{file}, line {number}: {line!r} is not {form}")
+        yield number, paths
 
 
 def _walk(base: Path) -> np.ndarray:
@@ -111,7 +147,7 @@ def _walk(base: Path) -> np.ndarray:
     return np.array(paths, dtype=object)
 
 
-def _check_absent(base: Path, absent: pd.Index, allow_missing: bool, tolerated: int) -> None:
+def check_absent(base: Path, absent: pd.Index, allow_missing: bool, tolerated: int) -> None:
     """Photos that the lists name and image/ lacks; the photos there are counted by check_counts."""
     if absent.empty:
         return
@@ -128,7 +164,7 @@ def _table(base: Path, paths: np.ndarray, split: pd.Series, annotations: bool) -
     # All that follows from the folder is found once a folder (about 4,500) and then spread over its photos.
     of_photo, names = pd.factorize(np.array([path.rpartition("/")[0] for path in paths], dtype=object))
     folders = pd.DataFrame([name.split("/")[1:] for name in names], columns=["make", "model", "year"])
-    make_names, model_names = _read_names(base)
+    make_names, model_names = read_names(base)
     labels = {}
     columns = {}
     columns["make"], labels["make"] = encode(folders["make"], make_names)
@@ -148,7 +184,7 @@ def _table(base: Path, paths: np.ndarray, split: pd.Series, annotations: bool) -
     return Table("compcars", base, rows, labels, "model")
 
 
-def _read_names(base: Path) -> tuple[dict[str, str], dict[str, str]]:
+def read_names(base: Path) -> tuple[dict[str, str], dict[str, str]]:
     """Names of makes and of models by id; empty where the file is absent, so that ids are shown."""
     file = base / "misc" / "make_model_name.mat"
     if not file.is_file():

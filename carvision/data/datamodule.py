@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 
 from carvision.data.handover import HandedOver, handed_over
 from carvision.data.kept_photos import KeptPhotos
-from carvision.data.photos import Photos, TableOrder, TrainOrder
+from carvision.data.orders import TableOrder, TrainOrder
+from carvision.data.photos import Photos
 from carvision.data.prefetch import Prefetch
 from carvision.data.table import SPLITS, Table
 from carvision.errors import InputError
@@ -81,7 +82,8 @@ class PhotoDataModule(pl.LightningDataModule):
 
     read: returns the Table with its split. create_photos: (Table) -> Photos, with everything that reading them needs.
     download: fetches the data set first, where its licence permits. num_sharing: processes of the run that share this
-    one's cores.
+    one's cores. sampler, photos_per_class: see TrainOrder, as data.sampler. sampler_label: whose classes that goes by;
+    None: the finest.
     on_bad_image: "error" raises InputError for the first photo that can't be read; "skip" leaves it out of losses and
     metrics; "blank" takes a grey picture in its place. bad_images {path: reason} holds those met so far.
     """
@@ -98,6 +100,8 @@ class PhotoDataModule(pl.LightningDataModule):
         seed: int = 0,
         download: Callable[[], None] | None = None,
         num_sharing: int = 1,
+        photos_per_class: int = 4,
+        sampler_label: str | None = None,
     ):
         super().__init__()
         self.read, self.create_photos, self.download = read, create_photos, download
@@ -106,6 +110,7 @@ class PhotoDataModule(pl.LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = max(1, min(16, num_cores() // num_sharing - 1)) if num_workers is None else num_workers
         self.sampler, self.epoch_fraction = sampler, epoch_fraction
+        self.photos_per_class, self.sampler_label = photos_per_class, sampler_label
         self.on_bad_image = on_bad_image
         self.seed = seed
         self.bad_images: dict[str, str] = {}
@@ -131,6 +136,8 @@ class PhotoDataModule(pl.LightningDataModule):
                 part = self.table.of_split(split)
                 if len(part):
                     self.photos[split] = self.create_photos(part)
+            if self.sampler == "per_class" and "train" in self.photos and self.batch_size != "auto":
+                self._train_order()  # so that values that don't fit are told now
 
     def train_dataloader(self) -> DataLoader:
         order = self._train_order()
@@ -144,11 +151,16 @@ class PhotoDataModule(pl.LightningDataModule):
         return len(self._train_order())
 
     def _train_order(self) -> TrainOrder:
-        codes = self.photos["train"].targets[self.table.finest].numpy()
+        photos, label = self.photos["train"], self.sampler_label or self.table.finest
+        if label not in self.table.class_labels:
+            known = ", ".join(self.table.class_labels)
+            raise InputError(f"data.sampler: {label!r} is no label of {self.table.name} with classes; it has {known}")
+        codes = photos.targets[label].numpy()
         shape = self._rank_and_world_size()
         return TrainOrder(
-            codes, self.batch_size, self.sampler, self.epoch_fraction, self.seed, *shape, self.photos["train"].packed
-        )
+            codes, self.batch_size, self.sampler, self.epoch_fraction, self.seed, *shape, photos.packed,
+            self.photos_per_class,
+        )  # fmt: skip
 
     def val_dataloader(self) -> DataLoader:
         return self._eval_loader("val")

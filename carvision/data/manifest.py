@@ -24,7 +24,7 @@ from carvision.errors import InputError
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 # Columns of a manifest and of predictions ("error"), and the figures of all heads together ("joint")
-RESERVED = {"path", "split", "group", *BOX, "error", "joint"}
+RESERVED = {"path", "split", "group", *BOX, "error", "joint", "embedding"}
 # What carvision.predict adds to a label's name: make_true, make_id, make_2, make_2_prob
 ADDED = re.compile(r"_true|_probs|_\d+|(_\d+)?_(id|prob)")
 WHERE = "Give the folder that the paths of the manifest are relative to"

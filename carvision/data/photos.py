@@ -1,14 +1,11 @@
-"""Photos: the dataset whose item is a whole batch, and the order in which batches are drawn."""
-
-from collections.abc import Iterator
+"""Photos: the dataset whose item is a whole batch."""
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from carvision.data.images import BLANK, WHOLE, BadImage, Preprocessing, read_file
 from carvision.data.jpeg_part import load_decoder
-from carvision.data.shards import PackedPhotos
 from carvision.data.squares import empty_squares, read_square
 from carvision.data.table import BOX, Classes, Table
 
@@ -113,82 +110,3 @@ def random_window(random: np.random.Generator, scale: tuple, ratio: tuple) -> tu
     wide, high = min(1.0, np.sqrt(area * aspect)), min(1.0, np.sqrt(area / aspect))
     left, top = x * (1 - wide), y * (1 - high)
     return left, top, left + wide, top + high
-
-
-class TrainOrder(Sampler[list[Key]]):
-    """Lists of Keys, each a batch, in an order that depends on (seed, epoch) alone.
-
-    codes: class of each photo, int (N,), by which "balanced" draws: every class is equally likely, with
-    replacement. fraction: of the photos, how many an epoch takes. All batches have the same size, so that a graph
-    is compiled once; the last one is filled up with the epoch's first photos. rank, world_size: each of several
-    processes gets its own share of each batch's worth, and all the same number of batches. packed: the photos, where
-    they are of a pack, whose shards may be shuffled (data.shuffle_shards).
-    """
-
-    def __init__(
-        self,
-        codes: np.ndarray,
-        batch_size: int,
-        kind: str = "shuffle",
-        fraction: float = 1.0,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        packed: PackedPhotos | None = None,
-    ):
-        self.codes, self.kind, self.seed, self.packed = codes, kind, seed, packed
-        self.num_photos = max(1, round(len(codes) * fraction))
-        self.batch_size = min(batch_size, max(1, self.num_photos // world_size))
-        self.rank, self.world_size = rank, world_size
-        self.epoch = 0
-        self.start = 0  # batches of the next pass that are left out, as an earlier start of the run has had them
-
-    def set_epoch(self, epoch: int) -> None:  # called by Lightning at the start of each epoch
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return -(-self.num_photos // (self.batch_size * self.world_size))
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        start, self.start = self.start, 0
-        rows = self.rows(self.epoch)[start:, self.rank :: self.world_size]
-        for batch in rows.tolist():
-            yield [(row, self.epoch) for row in batch]
-
-    def rows(self, epoch: int) -> np.ndarray:
-        """int (len(self), batch_size * world_size): of the whole epoch, a row of it the batches of all processes."""
-        random = np.random.default_rng((self.seed, epoch))
-        if self.kind == "balanced":
-            _, place, counts = np.unique(self.codes, return_inverse=True, return_counts=True)
-            chance = (1 / counts)[place]
-            order = random.choice(len(self.codes), self.num_photos, p=chance / chance.sum())
-        else:
-            order = self.packed.order(random) if self.packed else random.permutation(len(self.codes))
-            order = order[: self.num_photos]
-        width = self.batch_size * self.world_size
-        return np.resize(order, len(self) * width).reshape(-1, width)  # repeats from the start
-
-
-class TableOrder(Sampler[list[Key]]):
-    """Every photo once, in the table's order, or that of `rows`. For validation and test.
-
-    All batches, of all processes, have the same size, so that a graph is compiled once: as many batches as batches of
-    batch_size would be, each as small as they then can be. Places that are left over in the last ones hold PADDING.
-    """
-
-    def __init__(
-        self, num_photos: int, batch_size: int, rank: int = 0, world_size: int = 1, rows: np.ndarray | None = None
-    ):
-        self.rows = (range(num_photos) if rows is None else rows.tolist())[rank::world_size]
-        most = -(-num_photos // world_size)  # of a process
-        self.num_batches = -(-most // batch_size)
-        self.batch_size = -(-most // self.num_batches)
-
-    def __len__(self) -> int:
-        return self.num_batches
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        keys = [(row, -1) for row in self.rows]
-        keys += [PADDING] * (self.num_batches * self.batch_size - len(keys))
-        for start in range(0, len(keys), self.batch_size):
-            yield keys[start : start + self.batch_size]

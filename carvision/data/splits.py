@@ -2,8 +2,10 @@
 
 import hashlib
 import logging
+import math
 import os
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,18 +41,9 @@ def official_split(table: Table, val_fraction: float, seed: int, keep_groups: bo
         split[split == "val"] = "test"
     copies = equal_bytes(table)
     for learned, held_out in (("val", ["test"]), ("train", ["val", "test"])):
-        twice = (split == learned) & np.isin(copies, copies[np.isin(split, held_out)])
-        if twice.any():
-            log.warning(
-                "%s: %d %s photos are left out, as their bytes equal those of %s photos",
-                table.name, twice.sum(), learned, " or ".join(held_out),
-            )  # fmt: skip
-            split[twice] = ""
+        _leave_out_copies(table, split, copies, learned, held_out)
     if not (split == "val").any() and (split == "train").any():
-        train = np.flatnonzero(split == "train")
-        part = table.select(split == "train")
-        units = _units(part, copies[train], keep_groups)
-        split[train] = _stratify(part, units, (1 - val_fraction, val_fraction), ("train", "val"), seed)
+        _take_val_of_train(table, split, copies, val_fraction, seed, keep_groups)
     return _checked(table.with_split(split))
 
 
@@ -78,6 +71,55 @@ def kfold_split(table: Table, num_folds: int, fold: int, val_fraction: float, se
     part = table.select(split == "train")
     split[rest] = _stratify(part, units[rest], (1 - val_fraction, val_fraction), ("train", "val"), seed)
     return _checked(table.with_split(split))
+
+
+def unseen_classes_split(
+    table: Table, train_classes: float, val_fraction: float, seed: int, keep_groups: bool
+) -> Table:
+    """All photos of the last classes are the test; of those of the first `train_classes`, a whole number of the classes
+    of the finest label, or below 1 a share of them, `val_fraction` of every class validates. The data set's own split
+    does not count.
+
+    So metric learning is measured: of the 196 cars, 98 and 98. Hyun Oh Song et al., Deep metric learning via lifted
+    structured feature embedding, CVPR 2016. Training photos with the bytes of a test photo are left out, and photos
+    whose class is not known.
+    """
+    label, codes = table.labels[table.finest], table.rows[table.finest].to_numpy()
+    # Rounded before, as 0.7 * 10 is a little more than 7
+    num_train = train_classes if train_classes >= 1 else math.ceil(round(train_classes * len(label), 6))
+    if not 2 <= num_train < len(label):
+        raise InputError(
+            f"data.split.train_classes: {train_classes} are {num_train} of the {len(label)} classes of {table.finest} "
+            f"of {table.name}; training needs 2 and the test 1"
+        )
+    split = np.where(codes < num_train, "train", "test").astype(object)
+    unknown = codes == UNKNOWN
+    split[unknown] = ""
+    if unknown.any():
+        log.warning("%s: %d photos are left out, as their %s is not known", table.name, unknown.sum(), table.finest)
+    copies = equal_bytes(table)
+    _leave_out_copies(table, split, copies, "train", ["test"])
+    _take_val_of_train(table, split, copies, val_fraction, seed, keep_groups)
+    return _checked(table.with_split(split))
+
+
+def without_unseen_classes(table: Table) -> Table:
+    """Labels have the classes alone that a training or validation photo has, and a test photo of another class counts
+    as one whose class is not known: heads can't tell what is never shown to them."""
+    seen = table.select(table.rows["split"].isin(["train", "val"])).without_empty_classes().labels
+    rows = table.rows.copy(deep=False)
+    for name, label in table.class_labels.items():
+        code_of = {class_id: code for code, class_id in enumerate(seen[name].ids)}
+        codes = [*(code_of.get(class_id, UNKNOWN) for class_id in label.ids), UNKNOWN]  # the last serves UNKNOWN = -1
+        rows[name] = np.array(codes, np.int32)[table.rows[name]]
+    unseen = (rows[table.finest] == UNKNOWN) & (table.rows[table.finest] != UNKNOWN)
+    if unseen.any():
+        log.info(
+            "%s: %s test photos are of %d classes that are not trained: their %s has no figures here, as "
+            "python -m carvision.retrieve measures how well they are found",
+            table.name, f"{unseen.sum():,}", len(table.labels[table.finest]) - len(seen[table.finest]), table.finest,
+        )  # fmt: skip
+    return replace(table, rows=rows, labels=seen)
 
 
 def file_split(table: Table, file: Path) -> Table:
@@ -131,6 +173,27 @@ def splits_of(table: Table) -> pd.DataFrame:
     if table.has_boxes:
         out[BOX] = table.rows[BOX]
     return out
+
+
+def _leave_out_copies(table: Table, split: np.ndarray, copies: np.ndarray, learned: str, held_out: list[str]) -> None:
+    """In `split`, photos of `learned` become "" if their bytes are those of a photo of `held_out`."""
+    twice = (split == learned) & np.isin(copies, copies[np.isin(split, held_out)])
+    if twice.any():
+        log.warning(
+            "%s: %d %s photos are left out, as their bytes equal those of %s photos",
+            table.name, twice.sum(), learned, " or ".join(held_out),
+        )  # fmt: skip
+        split[twice] = ""
+
+
+def _take_val_of_train(
+    table: Table, split: np.ndarray, copies: np.ndarray, val_fraction: float, seed: int, keep_groups: bool
+) -> None:
+    """In `split`, a share of the training photos of each class become "val"."""
+    train = np.flatnonzero(split == "train")
+    part = table.select(split == "train")
+    units = _units(part, copies[train], keep_groups)
+    split[train] = _stratify(part, units, (1 - val_fraction, val_fraction), ("train", "val"), seed)
 
 
 def equal_bytes(table: Table) -> np.ndarray:

@@ -60,7 +60,10 @@ def match_classes(
     known = [~values.isnan() if values.is_floating_point() else values != UNKNOWN for values in targets.values()]
     judged = torch.stack(known).any(0).numpy()
     if not judged.any():
-        raise InputError(f"{table.name}: no photo has a label that the model knows ({'; '.join(notes)})")
+        raise InputError(
+            f"{table.name}: no photo has a label that the model knows ({'; '.join(notes)}); python -m "
+            "carvision.retrieve tells how good its embeddings are for classes that it has never seen"
+        )
     unmatched = pd.DataFrame(odd, columns=["head", "only_in", "id", "name", "photos"])
     return Matched(targets, judged, unmatched, notes)
 

@@ -92,9 +92,9 @@ def _parse(overrides: list[str]) -> list[Override]:
         if key in OF_THE_MODEL:
             raise InputError(f"{key}: belongs to the trained weights, and is stored with them; leave it out")
         if key != "data" and not key.startswith("data."):
-            raise InputError(f"{key}: evaluate takes data=<choice> and data.<key>=<value>; the rest is the run's")
+            raise InputError(f"{key}: this command takes data=<choice> and data.<key>=<value>; the rest is the run's")
         if each.is_sweep_override() or each.is_delete():
-            raise InputError(f"{each.input_line}: evaluate takes one value for a key, as in data.root=photos")
+            raise InputError(f"{each.input_line}: this command takes one value for a key, as in data.root=photos")
     return given
 
 

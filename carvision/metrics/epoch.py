@@ -7,6 +7,7 @@ from torchmetrics import Metric
 from carvision.data.table import UNKNOWN
 from carvision.metrics.auc import ScoreHistograms
 from carvision.metrics.heads import TOP, HeadMetrics, NumberMetrics, figures_at50, figures_of
+from carvision.metrics.neighbours import Embedded, NeighbourMetrics
 from carvision.models.decoding import RULES, decode
 
 
@@ -60,9 +61,9 @@ def with_all(heads: Tensor) -> Tensor:
     return torch.cat([heads, heads.all(dim=-2, keepdim=True)], dim=-2)
 
 
-class PenaltyMetrics(Metric):
-    """The mean of the penalties over photos: those on activities are means over a batch, of which the last may have
-    fewer."""
+class MeanOverPhotos(Metric):
+    """The mean over photos of what is itself a mean over a batch, of which the last may have fewer: of the penalties,
+    those on activities are, and of a metric loss."""
 
     full_state_update = False
 
@@ -71,9 +72,9 @@ class PenaltyMetrics(Metric):
         for name in ("total", "photos"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, penalty: Tensor, num_photos: Tensor) -> None:
+    def update(self, value: Tensor, num_photos: Tensor) -> None:
         """Two scalars."""
-        self.total.add_(penalty * num_photos)
+        self.total.add_(value * num_photos)
         self.photos.add_(num_photos)
 
     def compute(self) -> float:
@@ -85,6 +86,7 @@ class EpochMetrics(nn.Module):
 
     outputs: {head: number of classes, or None for a number}. rule: how make and model are decoded.
     compare_rules: also count what every other rule would have given. with_auc: also the areas under the ROC curve.
+    metric_weight: of a metric loss in the sum; None: there is none. with_neighbours: also Recall@1 and MAP@R.
     """
 
     def __init__(
@@ -95,6 +97,8 @@ class EpochMetrics(nn.Module):
         rule: str,
         compare_rules: bool = False,
         with_auc: bool = False,
+        metric_weight: float | None = None,
+        with_neighbours: bool = False,
     ):
         super().__init__()
         self.outputs, self.head_weights, self.rule = outputs, head_weights, rule
@@ -107,7 +111,10 @@ class EpochMetrics(nn.Module):
         self.links = [(child, parent) for child, (parent, _) in parents.items()]
         for i, (_, codes) in enumerate(parents.values()):
             self.register_buffer(f"codes_{i}", codes, persistent=False)  # so that they move with the module
-        self.penalty = PenaltyMetrics()
+        self.penalty = MeanOverPhotos()
+        self.metric_weight = metric_weight
+        self.metric_loss = None if metric_weight is None else MeanOverPhotos()
+        self.neighbours = NeighbourMetrics() if with_neighbours and metric_weight is not None else None
 
     def update(
         self,
@@ -118,10 +125,12 @@ class EpochMetrics(nn.Module):
         valid: Tensor,
         penalty: Tensor,
         num_photos: Tensor | None = None,
+        embedded: Embedded | None = None,
     ) -> None:
         """losses, weights {head: (B,)}: of each photo, weight 0 where the label isn't known or the photo is bad.
 
-        num_photos: scalar, for how many photos the penalty counts; None: those that are valid.
+        num_photos: scalar, for how many photos the penalty counts; None: those that are valid. embedded: where there
+        is a metric loss.
         """
         class_logits = {name: logits[name] for name, n in self.outputs.items() if n}
         parents = {child: (parent, self.get_buffer(f"codes_{i}")) for i, (child, parent) in enumerate(self.links)}
@@ -139,9 +148,14 @@ class EpochMetrics(nn.Module):
         for name, scores in zip(class_logits, self.scores, strict=False):  # none without AUC
             scores.update(logits[name], targets[name], weights[name])
         self.penalty.update(penalty, valid.sum() if num_photos is None else num_photos)
+        if self.metric_loss is not None:
+            self.metric_loss.update(embedded.loss.detach(), embedded.counts.sum())
+        if self.neighbours is not None:
+            self.neighbours.update(embedded)
 
     def compute(self) -> dict[str, float]:
-        """{"loss", "loss_total", "make/top1", ..., "joint/top1", "joint/consistent"}, as far as they are defined."""
+        """{"loss", "loss_total", "make/top1", ..., "joint/top1", "joint/consistent", "embedding/map_at_r"}, as far as
+        they are defined."""
         figures, loss = {}, 0.0
         for name, head in zip(self.outputs, self.heads, strict=True):
             values = head.compute()
@@ -153,6 +167,11 @@ class EpochMetrics(nn.Module):
         for rule, values in self.compute_rules().items():
             if rule == self.rule:
                 figures |= {name: value for name, value in values.items() if name.startswith("joint/")}
+        if self.metric_loss is not None:
+            figures["embedding/loss"] = self.metric_loss.compute()
+            loss += self.metric_weight * figures["embedding/loss"]
+        if self.neighbours is not None:
+            figures |= {f"embedding/{figure}": value for figure, value in self.neighbours.compute().items()}
         return {"loss": loss, "loss_total": loss + self.penalty.compute(), **figures}
 
     def compute_rules(self) -> dict[str, dict[str, float]]:
@@ -179,10 +198,11 @@ class EpochMetrics(nn.Module):
             metric._update_count = 1  # else torchmetrics takes it for new, and warns
 
     def _all(self) -> list[Metric]:
-        return [*self.heads, *self.scores, *([] if self.joint is None else [self.joint]), self.penalty]
+        optional = [metric for metric in (self.joint, self.metric_loss, self.neighbours) if metric is not None]
+        return [*self.heads, *self.scores, *optional, self.penalty]
 
 
-def figure_names(labels: dict[str, dict]) -> list[str]:
+def figure_names(labels: dict[str, dict], with_metric_loss: bool = False) -> list[str]:
     """The names of all figures that every epoch has for these labels (see LitClassifier).
 
     auc, auc_micro and auc_keras are not among them: they are counted once, at the end, when nothing can listen to them.
@@ -196,4 +216,6 @@ def figure_names(labels: dict[str, dict]) -> list[str]:
         names += ["joint/consistent"]
     for label, described in labels.items():
         names += [f"{label}/{figure}" for figure in (of_classes if "ids" in described else ("loss", "mae", "rmse"))]
+    if with_metric_loss:
+        names += [f"embedding/{figure}" for figure in ("loss", "recall_at_1", "map_at_r")]
     return names

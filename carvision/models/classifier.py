@@ -1,6 +1,7 @@
-"""Classifier: timm backbone -> neck -> pool -> trunk -> one head for each label."""
+"""Classifier: timm backbone -> neck -> pool -> trunk -> one head for each label, and an embedding beside the heads."""
 
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from carvision.errors import InputError
 from carvision.models.backbones import create_backbone
 from carvision.models.blocks import NO_NECK, Neck, create_neck, create_pool
 from carvision.models.dense import NO_LAYERS, Dense, Layers
+from carvision.models.embedding import NO_EMBEDDING, Embedding, EmbeddingLayers, Proxies, embedding_from
 from carvision.models.feature_map import has_channels_last, leave_out, take_feature_map
 from carvision.models.freezing import frozen_parameters, wholly_frozen
 
@@ -23,6 +25,17 @@ class Head:
     std: float | None = None
 
 
+class Outputs(NamedTuple):
+    """What a training step needs. logits {head: (B, classes)}. penalty: scalar, the sum of all penalties on weights and
+    activities, to add to the loss. embeddings: float (B, D), not normalised. cosines: float32 (B, classes), of the
+    embeddings and the proxies; None without proxies."""
+
+    logits: dict[str, Tensor]
+    penalty: Tensor
+    embeddings: Tensor
+    cosines: Tensor | None
+
+
 class Classifier(nn.Module):
     """model(images) -> {head: logits}: images float (B, 3, size_px, size_px), normalised; logits (B, classes), or
     (B, 1) in its own unit for a head that estimates a number.
@@ -30,10 +43,12 @@ class Classifier(nn.Module):
     neck: blocks on the backbone's feature map. pool: "default" as the backbone does it, with all its layers that come
     after; "avg", "max", "avgmax", "catavgmax", "flatten" or "gem" of the feature map, without those layers (the dense
     ones of VGG, as Keras' include_top=False), which are then no part of the backbone.
+    embedding: what a metric loss shapes, and the class weights that it learns.
     Raises InputError where the backbone can't be built, or gives no feature map for the neck or the pool.
     """
 
     heads_are_trained = False  # set where their weights come with those of the backbone
+    heads_are_probes = False  # true: trunk and backbone learn nothing from the heads' losses
     freeze_statistics = False  # true: the backbone's batch norms keep their means and variances in training, too
 
     def __init__(
@@ -47,6 +62,7 @@ class Classifier(nn.Module):
         train_layers: str | int = "all",
         pretrained: bool = False,
         neck: Neck = NO_NECK,
+        embedding: Embedding = NO_EMBEDDING,
     ):
         super().__init__()
         self.description = {
@@ -58,8 +74,11 @@ class Classifier(nn.Module):
             "trunk": asdict(trunk),
             "neck": asdict(neck),
         }
+        if embedding != NO_EMBEDDING:  # so that the description of a network without is what it has always been
+            self.description["embedding"] = asdict(embedding)
         self.backbone = create_backbone(backbone, backbone_kwargs, pretrained, size_px)
-        self.trunk = Dense(self._create_neck_and_pool(neck, pool, size_px), trunk)
+        num_pooled = self._create_neck_and_pool(neck, pool, size_px)
+        self.trunk = Dense(num_pooled, trunk)
         learned_pool = self.pool is not None and any(True for _ in self.pool.parameters())
         self.learns_from_map = bool(neck.blocks) or learned_pool  # something below the trunk trains or draws
         self.labels = tuple(heads)
@@ -67,6 +86,8 @@ class Classifier(nn.Module):
             layers = Dense(self.trunk.num_outputs, head.layers)
             output = nn.Linear(layers.num_outputs, head.num_outputs)
             self.add_module(head_module(name), nn.ModuleDict({"layers": layers, "output": output}))
+        self.embedding = EmbeddingLayers(self.trunk.num_outputs, num_pooled, embedding)
+        self.proxies = Proxies(embedding, self.embedding.num_outputs) if embedding.proxies_per_class else None
         self.units = {name: (head.mean, head.std) for name, head in heads.items() if head.mean is not None}
         self.frozen_parameters = []
         self.set_trained(train_layers)
@@ -113,19 +134,22 @@ class Classifier(nn.Module):
             return self.backbone.forward_features(images)
         return self.features(images)
 
-    def forward_with_penalty(self, images: Tensor, shares: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor]:
-        """The logits, and the sum of all penalties on weights and activities: a scalar to add to the loss.
-
-        shares: (B,), of each photo in the mean of the penalties on activities; None: 1 / B.
-        """
+    def outputs(self, images: Tensor, shares: Tensor | None = None) -> Outputs:
+        """shares: (B,), of each photo in the mean of the penalties on activities; None: 1 / B."""
         return self.above(self.below(images), shares)
 
-    def above(self, x: Tensor, shares: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor]:
-        """As forward_with_penalty, from what `below` gives."""
-        if self.learns_from_map:
-            x = self._pooled(x)
-        x, penalty = self.trunk(x, shares)
-        logits = {}
+    def above(self, x: Tensor, shares: Tensor | None = None) -> Outputs:
+        """As `outputs`, from what `below` gives."""
+        pooled = self._pooled(x) if self.learns_from_map else x
+        trunk, penalty = self.trunk(pooled, shares)
+        embeddings, more = self.embedding(trunk, pooled, shares)
+        logits, of_heads = self._logits(trunk.detach() if self.heads_are_probes else trunk, shares)
+        cosines = self.proxies(embeddings) if self.proxies is not None else None
+        return Outputs(logits, penalty + more + of_heads, embeddings, cosines)
+
+    def _logits(self, x: Tensor, shares: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
+        """Of what the trunk gives, and the penalty of the heads."""
+        logits, penalty = {}, x.new_zeros(())
         for name in self.labels:
             head = self.get_submodule(head_module(name))
             hidden, more = head["layers"](x, shares)
@@ -136,7 +160,25 @@ class Classifier(nn.Module):
         return logits, penalty
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return self.forward_with_penalty(images)[0]
+        trunk, _ = self.trunk(self.features(images))
+        return self._logits(trunk, None)[0]
+
+    def embed(self, images: Tensor, layer: str = "auto") -> Tensor:
+        """(B, D), not normalised: "pooled" features of the backbone, what the "trunk" gives of them, or the
+        "embedding", which a metric loss has shaped; "auto": the last of them that has layers of its own."""
+        pooled = self.features(images)
+        layer = self.last_layer if layer == "auto" else layer
+        if layer == "pooled":
+            return pooled
+        trunk, _ = self.trunk(pooled)
+        return trunk if layer == "trunk" else self.embedding(trunk, pooled)[0]
+
+    @property
+    def last_layer(self) -> str:
+        """Of "pooled", "trunk" and "embedding" the last that has layers of its own."""
+        if self.embedding.num_layers:
+            return "embedding"
+        return "trunk" if self.trunk.layers.hidden else "pooled"
 
     @torch.no_grad()
     def _create_neck_and_pool(self, neck: Neck, pool: str, size_px: int) -> int:
@@ -178,4 +220,5 @@ def classifier_from(description: dict) -> Classifier:
     """The Classifier that `description` (of an earlier one, read from a file) describes, with random weights."""
     heads = {name: Head(**{**head, "layers": Layers(**head["layers"])}) for name, head in description["heads"].items()}
     parts = {"heads": heads, "trunk": Layers(**description["trunk"]), "neck": Neck(**description.get("neck", {}))}
+    parts["embedding"] = embedding_from(description.get("embedding", {}))
     return Classifier(**{**description, **parts})

@@ -12,6 +12,8 @@ from carvision.data.images import SIDEWAYS, BadImage, check_box, open_image, to_
 from carvision.data.shards import PackedPhoto
 from carvision.reports.style import DPI
 
+ELLIPSIS, INDENT = "\u2026", "    "
+
 
 def read_small(
     photo: str | Path | PackedPhoto, room_px: tuple[int, int], box: np.ndarray | None = None
@@ -48,3 +50,26 @@ def width_px(line: str, size: float, weight: str = "normal") -> int:
     font = FontProperties(size=size, weight=weight)
     points, _, _ = text_to_path.get_text_width_height_descent(line, font, ismath=False)
     return math.ceil(points * DPI / 72)
+
+
+def shortened(text: str, end: str, room_px: int, size: float) -> str:
+    """text + end, the text shortened until both are no wider than that, in that size in points."""
+    if width_px(text + end, size) <= room_px:
+        return text + end
+    while len(text) > 1 and width_px(text + ELLIPSIS + end, size) > room_px:
+        text = text[:-1].rstrip()
+    return text + ELLIPSIS + end
+
+
+def folded(name: str, end: str, room_px: int, size: float) -> list[str]:
+    """name + end in a line no wider than that, or in two, of which the second is indented and may be shortened."""
+    words = name.split()
+    if width_px(" ".join(words) + end, size) <= room_px:
+        return [" ".join(words) + end]
+    num = max(1, len(words) - 1)  # words of the first line
+    while num > 1 and width_px(" ".join(words[:num]), size) > room_px:
+        num -= 1
+    first, rest = " ".join(words[:num]), " ".join(words[num:])
+    if not rest:
+        return [shortened(first, end, room_px, size)]
+    return [shortened(first, "", room_px, size), shortened(INDENT + rest, end, room_px, size)]

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from carvision.data.images import BadImage
 from carvision.errors import InputError
 from carvision.reports.evaluation.layout import create_sheet, write_text
-from carvision.reports.photos_on_sheets import read_small, width_px
+from carvision.reports.photos_on_sheets import folded, read_small, width_px
 from carvision.reports.style import FAINT, TEXT, save_figure
 
 RIGHT, WRONG, NOT_KNOWN = "#1a7f37", "#c62828", "#9a9a9a"
@@ -21,7 +21,6 @@ TILE_PX = (220, 165)  # width, height: of a photo of 4 : 3, as most are
 GAP_PX, EDGE_PX, HEAD_PX, LINE_PX, FRAME_PX = 16, 14, 40, 17, 4
 MAX_COLUMNS = 6
 TEXT_SIZE, TEXT_PX = 9, 214  # drawn text can be a little wider than it is measured
-ELLIPSIS, INDENT = "\u2026", "    "
 
 
 class Caption(NamedTuple):
@@ -106,33 +105,17 @@ def _lines(captions: list[Caption]) -> list[tuple[str, str]]:
         chance = "" if caption.prob is None else f" {100 * caption.prob:.0f} %"
         if caption.right is not False:
             colour = TEXT if caption.right is None else RIGHT
-            lines += [(line, colour) for line in _folded(caption.predicted, chance)]
+            lines += [(line, colour) for line in folded(caption.predicted, chance, TEXT_PX, TEXT_SIZE)]
             continue
         whole = f"{caption.true} / {caption.predicted}{chance}"
         fits = width_px(whole, TEXT_SIZE) <= TEXT_PX
-        texts = [whole] if fits else [*_folded(caption.true, " /"), *_folded(caption.predicted, chance)]
+        texts = (
+            [whole]
+            if fits
+            else [
+                *folded(caption.true, " /", TEXT_PX, TEXT_SIZE),
+                *folded(caption.predicted, chance, TEXT_PX, TEXT_SIZE),
+            ]
+        )
         lines += [(line, WRONG) for line in texts]
     return lines
-
-
-def _folded(name: str, end: str) -> list[str]:
-    """name + end in a line as wide as a photo, or in two, of which the second is indented and may be shortened."""
-    words = name.split()
-    if width_px(" ".join(words) + end, TEXT_SIZE) <= TEXT_PX:
-        return [" ".join(words) + end]
-    num = max(1, len(words) - 1)  # words of the first line
-    while num > 1 and width_px(" ".join(words[:num]), TEXT_SIZE) > TEXT_PX:
-        num -= 1
-    first, rest = " ".join(words[:num]), " ".join(words[num:])
-    if not rest:
-        return [_cut(first, end)]
-    return [_cut(first, ""), _cut(INDENT + rest, end)]
-
-
-def _cut(text: str, end: str) -> str:
-    """text + end, the text shortened until both are as wide as a photo."""
-    if width_px(text + end, TEXT_SIZE) <= TEXT_PX:
-        return text + end
-    while len(text) > 1 and width_px(text + ELLIPSIS + end, TEXT_SIZE) > TEXT_PX:
-        text = text[:-1].rstrip()
-    return text + ELLIPSIS + end

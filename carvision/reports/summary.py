@@ -50,6 +50,7 @@ def closing_tables(metrics: dict, labels: dict[str, dict]) -> list[RichTable]:
     tables = [_accuracy_table(split, metrics[split], classes), _precision_table(split, metrics[split], classes)]
     tables = tables if classes else []
     tables += [_error_table(split, metrics[split], numbers)] if numbers else []
+    tables += [_embedding_table(split, metrics[split])] if "embedding/map_at_r" in metrics[split] else []
     return tables + ([_decoding_table(split, metrics["decodings"][split])] if metrics.get("decodings") else [])
 
 
@@ -81,6 +82,14 @@ def _error_table(split: str, figures: dict, units: dict[str, str]) -> RichTable:
     table = _table(f"{split}: errors", "head", ["mean", "root mean square", "unit"])
     for head, unit in units.items():
         table.add_row(head, *(f"{figures[f'{head}/{name}']:.4g}" for name in ("mae", "rmse")), unit)
+    return table
+
+
+def _embedding_table(split: str, figures: dict) -> RichTable:
+    """Of the nearest neighbours of each photo among the others of the split."""
+    table = _table(f"{split}: nearest neighbours in %", "of each photo", ["Recall@1", "MAP@R"])
+    names = ("recall_at_1", "map_at_r")
+    table.add_row("its embedding's", *(_percent(figures.get(f"embedding/{name}")) for name in names))
     return table
 
 

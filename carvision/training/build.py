@@ -13,14 +13,17 @@ from carvision.data.build import build_split, build_table, download
 from carvision.data.datamodule import PhotoDataModule
 from carvision.data.images import INTERPOLATIONS, Preprocessing
 from carvision.data.photos import Photos
+from carvision.data.splits import without_unseen_classes
 from carvision.data.table import UNKNOWN, Classes, Table
 from carvision.data.transforms import Augment
 from carvision.errors import InputError, nearest
 from carvision.losses import create_class_weights
+from carvision.metric_losses import WITH_PROXIES
 from carvision.models.backbones import check_name, load_backbone_weights, read_weights
 from carvision.models.blocks import Neck
 from carvision.models.classifier import Classifier, Head
 from carvision.models.dense import Layers
+from carvision.models.embedding import Embedding
 from carvision.training.build_phases import build_phases, try_phases
 from carvision.training.launch import num_sharing
 from carvision.training.lit_classifier import LitClassifier
@@ -37,6 +40,8 @@ def build_datamodule(cfg: dict, fold: int | None) -> PhotoDataModule:
     def read() -> Table:
         annotations = data["crop_to_box"] or bool(BOX_LABELS & set(cfg["model"]["heads"]))
         table = build_split(build_table(data, annotations), data["split"], fold)
+        if data["split"]["kind"] == "unseen_classes":
+            table = without_unseen_classes(table)
         if data["crop_to_box"] and not table.has_boxes:
             raise InputError(f"data.crop_to_box: {table.name} under {table.root} comes without boxes")
         return table
@@ -61,6 +66,7 @@ def build_datamodule(cfg: dict, fold: int | None) -> PhotoDataModule:
         seed=cfg["seed"],
         download=partial(download, data),
         num_sharing=num_sharing(cfg["trainer"]),
+        photos_per_class=data["photos_per_class"],
     )
     datamodule.prepare_data()
     datamodule.setup()
@@ -128,8 +134,9 @@ def describe_labels(cfg: dict, table: Table) -> dict[str, dict]:
     return described
 
 
-def build_classifier(cfg: dict, labels: dict[str, dict]) -> Classifier:
-    """The network with its first weights, random ones from the seed."""
+def build_classifier(cfg: dict, labels: dict[str, dict], embedding: Embedding | None = None) -> Classifier:
+    """The network with its first weights, random ones from the seed. embedding: None: as the configuration has it,
+    without class weights."""
     model = cfg["model"]
     torch.manual_seed(cfg["seed"])
     heads = {}
@@ -147,10 +154,12 @@ def build_classifier(cfg: dict, labels: dict[str, dict]) -> Classifier:
         build_layers(model["trunk"], "model.trunk"),
         pretrained=model["weights"] == "pretrained",
         neck=Neck(model["neck"], model["neck_dropout"], model["attention_reduction"], model["se_reduction"]),
+        embedding=embedding or build_embedding(cfg),
     )
     if model["weights"] not in ("pretrained", "random"):
         load_weights(classifier, Path(model["weights"]).expanduser(), labels)
     classifier.freeze_statistics = model["freeze_statistics"]
+    classifier.heads_are_probes = cfg["metric_loss"].get("heads") == "probe"
     try_phases(build_phases(cfg), classifier)
     return classifier
 
@@ -183,9 +192,55 @@ def load_weights(classifier: Classifier, source: Path, labels: dict[str, dict]) 
     log.info("weights: backbone, trunk and heads from %s", source)
 
 
+def build_embedding(cfg: dict, num_classes: int = 0) -> Embedding:
+    """num_classes: of the label whose classes a metric loss has weights for; 0 where it has none."""
+    model = cfg["model"]
+    return Embedding(
+        build_layers(model["embedding"], "model.embedding"),
+        build_layers(model["difference"], "model.difference"),
+        cfg["metric_loss"].get("sub_centres", 1) if num_classes else 0,
+        num_classes,
+    )
+
+
+def build_metric_loss(cfg: dict, table: Table) -> tuple[dict | None, Embedding]:
+    """What LitClassifier's metric_loss takes, None where there is none, and the embedding that it shapes."""
+    values = {key: value for key, value in cfg["metric_loss"].items() if key not in ("heads", "sub_centres")}
+    layers = [key for key in ("embedding", "difference") if cfg["model"][key]["hidden"]]
+    if values["name"] == "none":
+        if layers:
+            raise InputError(
+                f"model.{layers[0]}.hidden: nothing would train these layers; choose a metric_loss, such as "
+                "metric_loss=triplet, or leave them out"
+            )
+        return None, build_embedding(cfg)
+    mixing = next((key for key in ("mixup", "cutmix") if cfg["augment"]["mix_p"] and cfg["augment"][key]), None)
+    if mixing:
+        raise InputError(f"augment.{mixing}: a photo made of two has no class that a metric loss could take; use 0")
+    if layers == ["difference"]:
+        raise InputError(
+            "model.difference.hidden: joins the trunk in model.embedding; give model.embedding.hidden, too"
+        )
+    label = metric_label(cfg, table)
+    num_classes = len(table.labels[label]) if values["name"] in WITH_PROXIES else 0
+    return {**values, "label": label}, build_embedding(cfg, num_classes)
+
+
+def metric_label(cfg: dict, table: Table) -> str:
+    """The label whose classes a metric loss takes apart."""
+    label = cfg["metric_loss"].get("label") or table.finest
+    if label not in table.class_labels:
+        raise InputError(
+            f"metric_loss.label: {label!r} is no label of {table.name} with classes"
+            f"{nearest(label, table.class_labels)}; those are {', '.join(table.class_labels)}"
+        )
+    return label
+
+
 def build_lit_classifier(cfg: dict, table: Table) -> LitClassifier:
     labels = describe_labels(cfg, table)
-    classifier = build_classifier(cfg, labels)
+    metric_loss, embedding = build_metric_loss(cfg, table)
+    classifier = build_classifier(cfg, labels, embedding)
     loss = dict(cfg["loss"])
     class_weights = {}
     weighting = loss.pop("class_weights")
@@ -210,5 +265,6 @@ def build_lit_classifier(cfg: dict, table: Table) -> LitClassifier:
         class_weights,
         cfg["model"]["decoding"],
         cfg["seed"],
+        metric_loss,
         model=classifier,
     )

@@ -97,7 +97,8 @@ def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, e
 
 
 def check_monitors(cfg: dict, labels: dict[str, dict]) -> None:
-    known = [f"{split}/{name}" for split in ("val", "train") for name in figure_names(labels)]
+    names = figure_names(labels, with_metric_loss=cfg["metric_loss"]["name"] != "none")
+    known = [f"{split}/{name}" for split in ("val", "train") for name in names]
     require_monitor("callbacks", cfg["callbacks"]["monitor"], known)
     for phase in build_phases(cfg):
         require_monitor(f"{phase_key(phase)}schedule", phase["schedule"].get("monitor", known[0]), known)

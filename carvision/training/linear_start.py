@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from carvision.data.kept_photos import KeptPhotos
-from carvision.data.photos import TableOrder, TrainOrder
+from carvision.data.orders import TableOrder, TrainOrder
 from carvision.data.table import UNKNOWN
 from carvision.errors import InputError
 from carvision.fixed_photos import what_forbids

@@ -14,10 +14,11 @@ from carvision.data.table import UNKNOWN
 from carvision.data.transforms import Augment, Normalise, to_float
 from carvision.losses import create_loss, smooth_l1, weighted_mean
 from carvision.metrics import EpochMetrics
-from carvision.models.classifier import Classifier, classifier_from
+from carvision.models.classifier import Classifier, Outputs, classifier_from
 from carvision.models.head_weights import HeadWeights
 from carvision.portable import parents_of
 from carvision.training.many_processes import num_processes, sum_of_all
+from carvision.training.metric_learning import MetricLearning
 from carvision.training.optimizers import create_optimizer
 from carvision.training.sam import SAM, kept_statistics
 from carvision.training.schedules import create_schedule
@@ -50,6 +51,7 @@ class LitClassifier(pl.LightningModule):
     phases: one after the other, [{"name", "epochs", "train_layers", "optimizer", "schedule"}], the last three as in
     conf/; the first is begun, start_phase begins another.
     class_weights: {head: a weight for each class}, of training photos in the loss. seed: of mixing photos.
+    metric_loss: what MetricLearning takes; None: there is none.
     model: the Classifier to train; None: one with random weights, as load_from_checkpoint needs it.
     """
 
@@ -64,6 +66,7 @@ class LitClassifier(pl.LightningModule):
         class_weights: dict[str, list[float]],
         decoding: str = "independent",
         seed: int = 0,
+        metric_loss: dict | None = None,
         model: Classifier | None = None,
     ):
         super().__init__()
@@ -82,15 +85,18 @@ class LitClassifier(pl.LightningModule):
         self.learned_weights = HeadWeights(list(labels)) if given == "learned" else None
         self.head_weights = dict.fromkeys(labels, 1.0) | ({} if given == "learned" else given)
         self.class_loss = create_loss(**loss)
+        self.metric_learning = MetricLearning(**metric_loss) if metric_loss else None
         for name, weights in class_weights.items():
             place = self.class_heads.index(name)  # a buffer's name may not hold all that a label's may
             self.register_buffer(f"class_weights_{place}", torch.tensor(weights), persistent=False)
 
         outputs = {name: len(label["ids"]) if "ids" in label else None for name, label in labels.items()}
         metrics = (outputs, self.head_weights, parents_of(labels), decoding)
-        self.train_metrics = EpochMetrics(*metrics)
-        self.val_metrics = EpochMetrics(*metrics, compare_rules=True)
-        self.test_metrics = EpochMetrics(*metrics, compare_rules=True, with_auc=True)
+        weight = metric_loss["weight"] if metric_loss else None
+        judged = {"compare_rules": True, "metric_weight": weight, "with_neighbours": True}
+        self.train_metrics = EpochMetrics(*metrics, metric_weight=weight)
+        self.val_metrics = EpochMetrics(*metrics, **judged)
+        self.test_metrics = EpochMetrics(*metrics, **judged, with_auc=True)
         self.leave_out_nonfinite = False  # from the figures of training, where run.on_nonfinite_loss skips them
         self.decodings: dict[str, dict[str, float]] = {}  # what each rule gave in the last validation
         self.take_new_values = False  # of optimizer and schedule, where a checkpoint brings those of an earlier start
@@ -121,9 +127,9 @@ class LitClassifier(pl.LightningModule):
         """images uint8 (B, 3, H, W) -> float, in 0..1."""
         return self.augment(to_float(images), draws)
 
-    def outputs(self, images: Tensor, shares: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """images float (B, 3, H, W) in 0..1, shares (B,) -> logits, penalty: see Classifier.forward_with_penalty."""
-        return self.model.forward_with_penalty(self.normalise(images), shares)
+    def outputs(self, images: Tensor, shares: Tensor) -> Outputs:
+        """images float (B, 3, H, W) in 0..1, shares (B,): see Classifier.outputs."""
+        return self.model.outputs(self.normalise(images), shares)
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         self._step(pixels_of(batch), batch, self.val_metrics)
@@ -134,15 +140,17 @@ class LitClassifier(pl.LightningModule):
     def _step(
         self, images: Tensor | None, batch: dict, metrics: EpochMetrics | None, mixed: list | None = None
     ) -> Tensor:
-        """The loss of the batch: the heads' losses by their weights, and the penalties.
+        """The loss of the batch: the heads' losses and the metric loss by their weights, and the penalties.
 
         images: None where the batch has "kept" in their place, see KeptPhotos. metrics: counts it. mixed: the partner
         of each photo and the share of its own targets, see Mix.
         """
         num_photos = self._mean_of_all(batch["valid"].sum())
         shares = batch["valid"] / num_photos.clamp(min=1e-12)  # photos that are not valid pay no penalty
-        kept = images is None
-        logits, penalty = self.model.above(batch["kept"], shares) if kept else self.outputs(images, shares)
+        outputs = self.model.above(batch["kept"], shares) if images is None else self.outputs(images, shares)
+        logits, penalty = outputs.logits, outputs.penalty
+        learning = self.metric_learning
+        embedded = learning.embedded(outputs, batch["targets"], batch["valid"]) if learning else None
         losses, weights = {}, {}
         for name in self.labels:
             targets, valid = batch["targets"][name], batch["valid"]
@@ -154,13 +162,14 @@ class LitClassifier(pl.LightningModule):
                 weights[name] = sum(parts)
                 losses[name] = (losses[name] * parts[0] + others * parts[1]) / weights[name].clamp(min=1e-12)
         if metrics is not None:
-            counted = losses, weights, penalty
+            counted = losses, weights, penalty, embedded
             if self.training and self.leave_out_nonfinite:
                 finite = {name: values.isfinite() for name, values in losses.items()}
                 counted = (
                     {name: torch.where(finite[name], values, 0.0) for name, values in losses.items()},
                     {name: values * finite[name] for name, values in weights.items()},
                     torch.where(penalty.isfinite(), penalty, 0.0),
+                    embedded and embedded.if_finite(),
                 )
             metrics.update(
                 {name: values.detach() for name, values in logits.items()},
@@ -170,12 +179,14 @@ class LitClassifier(pl.LightningModule):
                 batch["valid"],
                 counted[2].detach(),
                 num_photos,
+                counted[3],
             )
         totals = self._mean_of_all(torch.stack([values.sum() for values in weights.values()]))
         means = {name: weighted_mean(losses[name], weights[name], totals[i]) for i, name in enumerate(losses)}
+        beside = penalty + learning.weight * embedded.loss if learning else penalty
         if self.training and self.learned_weights is not None:
-            return self.learned_weights(means, totals > 0) + penalty
-        return sum(self.head_weights[name] * mean for name, mean in means.items()) + penalty
+            return self.learned_weights(means, totals > 0) + beside
+        return sum(self.head_weights[name] * mean for name, mean in means.items()) + beside
 
     def _mean_of_all(self, totals: Tensor) -> Tensor:
         """Of several processes each takes its share of a batch, and the mean of their gradients is taken. Where each

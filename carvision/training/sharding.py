@@ -62,7 +62,7 @@ def shard(lit: LitClassifier) -> None:
         for block in blocks_of(lit.model.backbone):
             fully_shard(block, mesh=mesh)
         fully_shard(lit.model, mesh=mesh)
-        register_fsdp_forward_method(lit.model, "forward_with_penalty")
+        register_fsdp_forward_method(lit.model, "outputs")
 
 
 def blocks_of(backbone: nn.Module) -> list[nn.Module]:

@@ -45,6 +45,22 @@ COMPCARS_PHOTOS = {
 COMPCARS_TRAIN = ["1/10/2012/3ac218c0c6c303.jpg", "1/3/2012/3ac218c0c6c301.jpg", "2/11/unknown/3ac218c0c6c306.jpg"]
 COMPCARS_TEST = ["1/10/2013/3ac218c0c6c304.jpg", "1/3/2012/3ac218c0c6c302.jpg"]
 
+# Of CompCars' surveillance photos: names by folder, 1-based, with the ids of the web-nature models; photos by split.
+SURVEILLANCE_NAMES = [("Ford", "Kuga", 594), ("Audi", "Audi Q5", 5), ("Hyundai ", "i30", 955), ("Audi", "Audi A1", 19)]
+SURVEILLANCE_PHOTOS = {
+    "train": ["1/431e8997607101.jpg", "2/431e8997607102.jpg", "2/431e8997607103.jpg", "4/431e8997607104.jpg"],
+    "test": ["2/431e8997607105.jpg", "1/431e8997607106.jpg"],
+}
+# Of CompCars' parts: make/model/year/part/photo -> its list, if any.
+PART_PHOTOS = {
+    "1/2/2012/1/5ac218c0c6c301.jpg": "train",
+    "1/2/2012/3/5ac218c0c6c301.jpg": "test",
+    "1/2/2013/1/5ac218c0c6c302.jpg": "test",
+    "2/4/unknown/1/5ac218c0c6c303.jpg": "train",
+    "2/4/unknown/8/5ac218c0c6c304.jpg": "train",
+    "2/4/2014/8/5ac218c0c6c305.jpg": "",
+}
+
 
 def real_data(name: str) -> Path:
     """A folder of real photos; the test is skipped where it is absent."""
@@ -101,6 +117,38 @@ def write_compcars(root: Path, nesting: str = "data") -> Path:
         (pairs / f"verification_pairs_{level}.txt").write_text(
             f"{COMPCARS_TRAIN[1]} {COMPCARS_TEST[1]} 1\n{COMPCARS_TRAIN[0]} {COMPCARS_TEST[1]} 0\n"
         )
+    return base
+
+
+def write_compcars_surveillance(root: Path, nesting: str = "sv_data") -> Path:
+    """SURVEILLANCE_PHOTOS with both lists and the names, below root/<nesting>, which is returned."""
+    base = root / nesting
+    for split, names in SURVEILLANCE_PHOTOS.items():
+        for name in names:
+            write_photo(base / "image" / name)
+        (base / f"{split}_surveillance.txt").write_text("\n".join(names) + "\n")
+    table = np.empty((len(SURVEILLANCE_NAMES), 3), dtype=object)
+    table[:] = [(make, model, np.uint16([[number]])) for make, model, number in SURVEILLANCE_NAMES]
+    scipy.io.savemat(base / "sv_make_model_name.mat", {"sv_make_model_name": table})
+    return base
+
+
+def write_compcars_parts(root: Path, nesting: str = "data") -> Path:
+    """PART_PHOTOS with the lists of all parts and the names, below root/<nesting>, which is returned."""
+    base = root / nesting
+    lists = base / "train_test_split" / "part"
+    lists.mkdir(parents=True)
+    for split in ("train", "test"):
+        for part in range(1, 9):
+            (lists / f"{split}_part_{part}.txt").touch()
+    for name, split in PART_PHOTOS.items():
+        write_photo(base / "part" / name)
+        if split:
+            with (lists / f"{split}_part_{name.split('/')[3]}.txt").open("a") as stream:
+                stream.write(f"{name}\n")
+    (base / "misc").mkdir()
+    names = {"make_names": cells(["Audi", "Benz"]), "model_names": cells(["", "A4L", "", "GLK"])}
+    scipy.io.savemat(base / "misc" / "make_model_name.mat", names)
     return base
 
 

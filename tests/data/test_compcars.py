@@ -54,6 +54,35 @@ def test_listed_photos_alone_without_walking(tmp_path, monkeypatch):
     assert table.labels["model"].ids == ("3", "10", "11")
 
 
+def test_the_photos_of_the_verification_lists_without_walking(tmp_path, monkeypatch):
+    base = layouts.write_compcars(tmp_path)
+    monkeypatch.setattr(compcars, "find_photos", lambda *_: pytest.fail("image/ was walked"))
+    table = read_compcars(tmp_path, photos="verification", known=None)
+    rows = by_name(table)
+    assert rows["split"].to_dict() == {"06": "train", "03": "test", "01": "test", "02": "test"}
+    assert rows["viewpoint"].to_dict() == {"06": 1, "03": UNKNOWN, "01": 0, "02": 2}  # rear, unknown, front, front-side
+    assert table.labels["model"].ids == ("3", "10", "11") and table.labels["model"].parent_codes == (0, 0, 1)
+    assert all(file.is_file() for file in compcars.pair_lists(table.root).values())
+    assert list(compcars.pair_lists(base)) == ["easy", "medium", "hard"]
+
+
+def test_photos_of_the_verification_lists_on_both_sides_or_absent(tmp_path, caplog):
+    base = layouts.write_compcars(tmp_path)
+    lists = base / "train_test_split/verification"
+    read_compcars(tmp_path, photos="verification", known=None)
+    assert "2 of the 3 photos of" in caplog.text and "in the lists of pairs, too" in caplog.text
+    (base / "image/2/11/unknown/3ac218c0c6c306.jpg").unlink()
+    with pytest.raises(InputError, match=r"1 of 4 listed photos are not there"):
+        read_compcars(tmp_path, photos="verification", known=None)
+    assert len(read_compcars(tmp_path, photos="verification")) == 3  # so few the real lists may name
+    (lists / "verification_pairs_hard.txt").write_text("1/3/2012/a.jpg 1/3/2012/b.jpg\n")
+    with pytest.raises(InputError, match=r"hard.txt, line 1: '1/3/2012/a.jpg 1/3/2012/b.jpg' is not make.* label"):
+        read_compcars(tmp_path, photos="verification", known=None)
+    (lists / "verification_pairs_hard.txt").unlink()
+    with pytest.raises(InputError, match=r"verification_pairs_hard.txt does not exist.*comp_cars"):
+        read_compcars(tmp_path, photos="verification", known=None)
+
+
 def test_attributes_follow_from_the_model_and_zero_is_unknown(tmp_path):
     layouts.write_compcars(tmp_path)
     table = read_compcars(tmp_path, known=None)
@@ -235,7 +264,7 @@ def test_a_wrong_root_says_where_to_get_the_data(tmp_path):
     (tmp_path / "image").mkdir()
     with pytest.raises(InputError, match=r"holds no photos.*comp_cars"):
         read_compcars(tmp_path)
-    with pytest.raises(InputError, match="'some' is not one of all, listed"):
+    with pytest.raises(InputError, match="'some' is not one of all, listed, verification"):
         read_compcars(tmp_path, photos="some")
 
 

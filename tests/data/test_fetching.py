@@ -16,8 +16,9 @@ from carvision.data import fetching
 from carvision.data.fetch_ahead import FetchAhead
 from carvision.data.fetching import Cache, fetch
 from carvision.data.images import Preprocessing
+from carvision.data.orders import TrainOrder
 from carvision.data.packed import read_packed
-from carvision.data.photos import Photos, TrainOrder
+from carvision.data.photos import Photos
 from carvision.errors import InputError
 from tests.data.packs import NUM, pack_small, write_photos
 from tests.data.server import serving

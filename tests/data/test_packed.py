@@ -7,8 +7,9 @@ from carvision.data.build import build_table
 from carvision.data.health import scan_photos
 from carvision.data.images import Preprocessing
 from carvision.data.mixing import Mix
+from carvision.data.orders import TableOrder, TrainOrder
 from carvision.data.packed import read_packed
-from carvision.data.photos import Photos, TableOrder, TrainOrder
+from carvision.data.photos import Photos
 from carvision.data.shard_order import windowed_order
 from carvision.data.table import Table
 from carvision.data.transforms import Augment
@@ -123,8 +124,9 @@ def test_classes_can_be_chosen_and_balanced_needs_all_shards(folder):
     }  # fmt: skip
     table = build_table(data, annotations=True)
     assert table.labels["model"].ids == ("8",) and photos_of(table)[[(0, 0)]]["bad"] == []
-    with pytest.raises(InputError, match=r"data.sampler: balanced draws from all photos"):
-        build_table({**data, "shuffle_shards": 2}, annotations=True)
+    for sampler in ("balanced", "per_class"):
+        with pytest.raises(InputError, match=rf"data.sampler: {sampler} draws from all photos"):
+            build_table({**data, "shuffle_shards": 2, "sampler": sampler}, annotations=True)
 
 
 def test_without_a_window_the_order_is_that_of_a_folder(folder):

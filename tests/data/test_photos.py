@@ -10,9 +10,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from carvision.data.images import BLANK, Preprocessing, open_image
-from carvision.data.photos import PADDING, Photos, TableOrder, TrainOrder, random_window
+from carvision.data.orders import TableOrder, TrainOrder, shuffled_cycles
+from carvision.data.photos import PADDING, Photos, random_window
 from carvision.data.squares import square_of
 from carvision.data.table import UNKNOWN, Classes, Number, Table
+from carvision.errors import InputError
 
 PREPROCESSING = Preprocessing(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 NUM = 8
@@ -228,6 +230,103 @@ def test_ranks_share_the_photos_in_as_many_batches(num, batch_size, kind, world_
         assert sorted(interleaved[:num]) == list(range(num))
     else:  # the same draw as one process makes
         assert interleaved[:num] == rows_of(TrainOrder(codes, batch_size, kind))[:num]
+
+
+@pytest.mark.parametrize(
+    ("num", "num_groups", "size"),
+    [(7, 40, 3), (5, 33, 4), (4, 9, 4), (12, 30, 5), (2, 20, 2), (9, 1, 4), (6, 0, 3), (1, 3, 1), (100, 7, 3)],
+)
+def test_cycles_give_all_numbers_equally_often_and_none_twice_in_a_group(num, num_groups, size):
+    groups = shuffled_cycles(num, num_groups, size, np.random.default_rng(0))
+    assert groups.shape == (num_groups, size)
+    assert all(len(set(group)) == size for group in groups.tolist())
+    numbers = groups.ravel().tolist()
+    for start in range(0, len(numbers), num):  # a cycle after the other
+        cycle = numbers[start : start + num]
+        assert len(set(cycle)) == len(cycle)
+        assert set(cycle) <= set(range(num))
+
+
+def test_cycles_of_fewer_numbers_than_a_group_has():
+    groups = shuffled_cycles(3, 50, 7, np.random.default_rng(0))
+    for group in groups:
+        assert sorted(np.bincount(group)) == [2, 2, 3]
+    assert len({tuple(group) for group in groups.tolist()}) == 6  # all orders
+
+
+def test_cycles_are_uniform():
+    """Each number in each place of a later cycle, as far as the one before leaves it free."""
+    random = np.random.default_rng(0)
+    drawn = np.array([shuffled_cycles(5, 5, 3, random).ravel() for _ in range(6_000)])
+    for place in range(15):
+        assert np.bincount(drawn[:, place], minlength=5) / 6_000 == pytest.approx([0.2] * 5, abs=0.03)
+    # Place 5 begins the second cycle, in a group with the places 3 and 4 of the first
+    same = drawn[:, 5:6] == drawn[:, :5]
+    assert same.mean(axis=0) == pytest.approx([1 / 3] * 3 + [0, 0], abs=0.03)
+
+
+PER_CLASS = np.repeat([3, 0, UNKNOWN, 1, 2, 8], [20, 8, 9, 3, 14, 1])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize(("batch_size", "photos_per_class"), [(8, 4), (20, 4), (6, 2), (5, 1), (9, 3)])
+def test_per_class_gives_each_process_whole_classes(batch_size, photos_per_class, world_size):
+    for rank in range(world_size):
+        order = TrainOrder(
+            PER_CLASS, batch_size, "per_class", rank=rank, world_size=world_size, photos_per_class=photos_per_class
+        )
+        batches = [[row for row, _ in batch] for batch in order]
+        assert len(batches) == len(order) == math.ceil(len(PER_CLASS) / (batch_size * world_size))
+        for rows in batches:
+            of_class = PER_CLASS[rows].reshape(-1, photos_per_class)
+            assert (of_class == of_class[:, :1]).all()
+            assert len(set(of_class[:, 0])) == batch_size // photos_per_class
+            assert UNKNOWN not in of_class
+            for code in of_class[:, 0]:
+                there, drawn = (code == PER_CLASS).sum(), {row for row in rows if PER_CLASS[row] == code}
+                assert len(drawn) == min(there, photos_per_class)
+
+
+def test_per_class_takes_all_classes_equally_often_and_each_photo_of_a_class(world_size=2):
+    codes = np.random.default_rng(1).permutation(np.repeat(np.arange(10), 30))
+    orders = [TrainOrder(codes, 12, "per_class", rank=r, world_size=world_size, photos_per_class=3) for r in range(2)]
+    rows = [row for order in orders for row in rows_of(order)]
+    assert len(rows) == 13 * 24
+    counts = np.bincount(rows, minlength=300)
+    of_class = np.bincount(codes, weights=counts)
+    assert of_class.max() - of_class.min() <= 3  # one draw
+    assert (counts >= 1).all() and (counts <= 2).all()  # 312 places for 300 photos
+    few = TrainOrder(np.repeat([0, 1, 2], [300, 30, 3]), 6, "per_class", photos_per_class=3)
+    few.set_epoch(5)
+    drawn = np.bincount(rows_of(few), minlength=333)
+    totals = [drawn[:300].sum(), drawn[300:330].sum(), drawn[330:].sum()]
+    assert max(totals) - min(totals) <= 3
+    for part in (drawn[:300], drawn[300:330], drawn[330:]):
+        assert part.max() - part.min() <= 1
+
+
+def test_per_class_depends_on_seed_and_epoch_alone_and_goes_on_inside_an_epoch():
+    def batches(seed: int, epoch: int, start: int = 0) -> list:
+        order = TrainOrder(PER_CLASS, 8, "per_class", seed=seed, photos_per_class=4)
+        order.set_epoch(epoch)
+        order.start = start
+        return list(order)
+
+    assert batches(1, 3) == batches(1, 3)
+    assert batches(1, 3, start=2) == batches(1, 3)[2:]
+    assert len({str([[row for row, _ in b] for b in batches(seed, e)]) for seed in (0, 1) for e in (0, 1)}) == 4
+    assert len(TrainOrder(PER_CLASS, 8, "per_class", fraction=0.5)) == 4  # of 55 photos 28
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "photos_per_class", "world_size"), [(10, 4, 1), (4, 4, 1), (24, 4, 2), (3, 4, 1), (6, 1, 1)]
+)
+def test_batches_that_do_not_hold_so_many_of_so_many_classes(batch_size, photos_per_class, world_size):
+    known = (
+        rf"a multiple of {photos_per_class} from {2 * photos_per_class} to {5 * photos_per_class} \(2 to all 5 classes"
+    )
+    with pytest.raises(InputError, match=rf"^data.batch_size: {batch_size} is not, .*per_class.*{known}"):
+        TrainOrder(PER_CLASS, batch_size, "per_class", world_size=world_size, photos_per_class=photos_per_class)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])

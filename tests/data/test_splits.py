@@ -1,14 +1,21 @@
 """Splits: sizes counted class by class, nothing that belongs together on two sides, and every bad input."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from carvision.data import splits
-from carvision.data.splits import kfold_split, official_split, stratified_split
-from carvision.data.table import UNKNOWN, Classes, Table
+from carvision.data.splits import (
+    kfold_split,
+    official_split,
+    stratified_split,
+    unseen_classes_split,
+    without_unseen_classes,
+)
+from carvision.data.table import UNKNOWN, Classes, Number, Table
 from carvision.errors import InputError
 
 R0 = (0.675, 0.225, 0.1)
@@ -126,7 +133,7 @@ def random_groups(num: int) -> list[str]:
     return np.where(random.random(num) < 0.1, "", names).tolist()
 
 
-@pytest.mark.parametrize("kind", ["stratified", "kfold", "official"])
+@pytest.mark.parametrize("kind", ["stratified", "kfold", "official", "unseen_classes"])
 def test_groups_are_kept_together(tmp_path, unequal, kind):
     codes = np.repeat(np.arange(6), 60)
     groups = random_groups(len(codes))
@@ -136,6 +143,8 @@ def test_groups_are_kept_together(tmp_path, unequal, kind):
         table = table_of(tmp_path, codes, "train", groups)
         if kind == "stratified":
             return stratified_split(table, R0, 0, keep_groups)
+        if kind == "unseen_classes":
+            return unseen_classes_split(table, 0.5, 0.2, 0, keep_groups)
         return (
             kfold_split(table, 4, 2, 0.2, 0, keep_groups)
             if kind == "kfold"
@@ -143,6 +152,8 @@ def test_groups_are_kept_together(tmp_path, unequal, kind):
         )
 
     kept = divide(True)
+    if kind == "unseen_classes":  # groups that have photos of classes on both sides are parted, as the classes are
+        kept = kept.select(kept.rows["class"] < 3)
     assert_kept_together(kept, by)
     assert (sizes(kept) > 0).all(axis=None)
     with pytest.raises(AssertionError):
@@ -301,3 +312,93 @@ def test_kfold_spreads_the_groups_of_a_class_with_fewer_groups_than_folds(tmp_pa
         assert (part.of_split("train").rows["class"] == 0).any()
         tested += part.of_split("test").rows.loc[lambda rows: rows["class"] == 0, "group"].unique().tolist()
     assert sorted(tested) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "train_classes", "wanted"),
+    [(196, 0.5, 98), (196, 98, 98), (11, 0.5, 6), (10, 0.7, 7), (5, 0.3, 2), (5, 4, 4), (100, 0.07, 7), (3, 2, 2)],
+)
+def test_unseen_classes_are_the_last(tmp_path, unequal, num_classes, train_classes, wanted):
+    """0.7 * 10 and 0.07 * 100 are a little more than 7 in the computer."""
+    codes = np.random.default_rng(0).permutation(np.repeat(np.arange(num_classes), 8))
+    table = table_of(tmp_path, codes, np.resize(["train", "test", "val", ""], len(codes)))
+    divided = unseen_classes_split(table, train_classes, 0.25, 0, False)
+    assert len(divided) == len(table)  # also those in no split of the data set's own
+    found = sizes(divided)
+    assert (found.loc[: wanted - 1, ["test", "train", "val"]] == [0, 6, 2]).all(axis=None)
+    assert (found.loc[wanted:, ["test", "train", "val"]] == [8, 0, 0]).all(axis=None)
+
+
+def test_unseen_classes_leave_out_copies_and_photos_of_no_class(tmp_path, caplog):
+    codes = [0] * 6 + [1] * 6 + [2] * 3 + [UNKNOWN] * 2
+    contents = [str(i).encode() for i in range(len(codes))]
+    contents[3] = contents[12]  # a photo that trains and is tested
+    contents[4] = contents[5] = contents[0]
+    divided = unseen_classes_split(table_of(tmp_path, codes, contents=contents), 2, 0.3, 0, False)
+    assert set(divided.rows["path"]) == {f"{i:04d}.jpg" for i in range(15)} - {"0003.jpg"}
+    assert paths_of(divided, "test") == {"0012.jpg", "0013.jpg", "0014.jpg"}
+    assert_kept_together(divided, dict(zip([f"{i:04d}.jpg" for i in range(17)], contents, strict=True)))
+    assert "1 train photos are left out, as their bytes equal those of test photos" in caplog.text
+    assert "2 photos are left out, as their class is not known" in caplog.text
+
+
+def test_unseen_classes_depend_on_the_seed(tmp_path, unequal):
+    table = table_of(tmp_path, CODES)
+    val = [paths_of(unseen_classes_split(table, 0.5, 0.2, seed, False), "val") for seed in (0, 0, 1)]
+    assert val[0] == val[1] != val[2]
+
+
+@pytest.mark.parametrize("train_classes", [12, 40, 0.999, 0.01])
+def test_numbers_of_training_classes_that_are_none(tmp_path, unequal, train_classes):
+    message = rf"data\.split\.train_classes: {train_classes} are \d+ of the 12 classes of class of some; training needs"
+    with pytest.raises(InputError, match=message):
+        unseen_classes_split(table_of(tmp_path, CODES), train_classes, 0.2, 0, False)
+    with pytest.raises(InputError, match=r"the val split of some is empty; .*val_fraction"):
+        unseen_classes_split(table_of(tmp_path, CODES), 0.5, 0.0, 0, False)
+
+
+def makes_and_models() -> Table:
+    """Six photos: make a has the models 0 and 1, b the model 2; of some the make or the colour alone is known."""
+    rows = pd.DataFrame(
+        {
+            "path": list("uvwxyz"),
+            "make": np.array([0, 0, 1, 0, 1, UNKNOWN], np.int32),
+            "model": np.array([1, 0, 2, UNKNOWN, 2, UNKNOWN], np.int32),
+            "colour": np.array([1, 0, 0, 2, 1, UNKNOWN], np.int32),
+            "speed": np.float32(100),
+            "split": ["train", "test", "test", "val", "test", "test"],
+        }
+    )
+    labels = {
+        "make": Classes(("a", "b"), ("A", "B")),
+        "model": Classes(("0", "1", "2"), ("zero", "one", "two"), "make", (0, 0, 1)),
+        "colour": Classes(("r", "g", "b"), ("red", "green", "blue")),
+        "speed": Number("km/h"),
+    }
+    return Table("some", Path("nowhere"), rows, labels, "model")
+
+
+def test_without_unseen_classes(caplog):
+    caplog.set_level(logging.INFO)
+    table = makes_and_models()
+    seen = without_unseen_classes(table)
+    assert seen.labels["make"] == Classes(("a",), ("A",))
+    assert seen.labels["model"] == Classes(("1",), ("one",), "make", (0,))
+    assert seen.labels["colour"] == Classes(("g", "b"), ("green", "blue"))
+    assert seen.labels["speed"] == table.labels["speed"]
+    assert seen.rows["make"].tolist() == [0, 0, UNKNOWN, 0, UNKNOWN, UNKNOWN]
+    assert seen.rows["model"].tolist() == [0, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN]
+    assert seen.rows["colour"].tolist() == [0, UNKNOWN, UNKNOWN, 1, 0, UNKNOWN]
+    assert all(seen.rows[name].dtype == np.int32 for name in seen.class_labels)
+    assert "3 test photos are of 2 classes that are not trained" in caplog.text
+    assert "carvision.retrieve" in caplog.text
+    pd.testing.assert_frame_equal(table.rows, makes_and_models().rows)  # as it was
+
+
+def test_nothing_changes_where_all_classes_are_trained(caplog):
+    caplog.set_level(logging.INFO)
+    table = makes_and_models().with_split(["train"] * 6)
+    seen = without_unseen_classes(table)
+    assert seen.labels == table.labels
+    pd.testing.assert_frame_equal(seen.rows, table.rows)
+    assert caplog.text == ""

@@ -66,7 +66,7 @@ def test_a_network_of_boxes_looks_at_boxes_of_other_data_too():
 
 
 def test_wrong_overrides_are_one_line_each():
-    assert "optimizer.lr: evaluate takes data=<choice>" in refusal(["optimizer.lr=3"])
+    assert "optimizer.lr: this command takes data=<choice>" in refusal(["optimizer.lr=3"])
     assert "data.rot: there is no such key; nearest: data.root" in refusal(["data.rot=x"])
     assert "data.image_px: belongs to the trained weights" in refusal(["data.image_px=64"])
     assert "data: 'foldr' is not one of" in refusal(["data=foldr"])

@@ -65,7 +65,7 @@ def test_penalties_are_keras_formulas():
     hidden[1].register_forward_hook(lambda _, __, out: seen.update({"head": out}))
     for mode in (True, False):
         model.train(mode)
-        _, penalty = model.forward_with_penalty(photos)
+        penalty = model.outputs(photos).penalty
         expected = 0.0
         for block, name, l2, l1 in (
             (model.trunk.blocks[0], "0", 0.01, 0.002),
@@ -83,7 +83,7 @@ def test_penalties_are_keras_formulas():
 
 def test_no_penalty_without_l2_and_activity_l1():
     model = Classifier("test_resnet", {"class": Head(3, Layers(hidden=(4,)))}, 32)
-    assert model.forward_with_penalty(images())[1] == 0
+    assert model.outputs(images()).penalty == 0
 
 
 POOLS = {
@@ -165,5 +165,5 @@ def test_description_goes_through_json():
     photos = images(size_px=48)
     for name, values in model.eval()(photos).items():
         torch.testing.assert_close(other.eval()(photos)[name], values, rtol=0, atol=0)
-    torch.testing.assert_close(other.forward_with_penalty(photos)[1], model.forward_with_penalty(photos)[1])
+    torch.testing.assert_close(other.outputs(photos).penalty, model.outputs(photos).penalty)
     assert other.trunk.layers == replace(trunk) == model.trunk.layers

@@ -12,6 +12,7 @@ from torch import nn
 from carvision.allowed import AUGMENT_STEPS
 from carvision.config import conf_dir
 from carvision.data.transforms import Augment
+from carvision.metric_losses import create_metric_loss
 from carvision.training.optimizers import OPTIMIZERS, create_optimizer
 from tests.training.test_lit_classifier import batch_of, lit_classifier
 
@@ -69,6 +70,34 @@ def test_optimizers_compile_at_most_twice_and_read_nothing(device, name):
     assert set(first) <= {"compiled"}
     assert set(second) <= {"compiled"}
     assert others == [{}] * 3
+
+
+@pytest.mark.parametrize("name", ["semi_hard", "batch_hard", "coupled_clusters", "supcon", "arcface", "proxy_anchor"])
+def test_metric_losses_compile_once_and_are_the_cpus(device, name):
+    """Though each batch has other classes, and another number of pairs."""
+    from tests.tpu.counting import counted_steps
+
+    loss = create_metric_loss("triplet", mining=name) if name.endswith("hard") else create_metric_loss(name)
+    random = torch.Generator().manual_seed(0)
+    inputs = torch.rand(4, 12, 8, generator=random) * 0.9
+    targets = torch.randint(-1, 8, (4, 12), generator=random)
+    values, done = [], []
+
+    def step(number):
+        x = inputs[number].to(device).requires_grad_()
+        classes = targets[number].to(device)
+        found = loss(x, classes, classes >= 0)
+        values.append(found.detach())
+        done.append(torch.autograd.grad(found, x)[0])
+
+    first, *others = counted_steps(step, num=4)
+    assert set(first) <= {"compiled"}
+    assert others == [{}] * 3
+    for number, (value, slope) in enumerate(zip(values, done, strict=True)):
+        x = inputs[number].requires_grad_()
+        expected = loss(x, targets[number], targets[number] >= 0)
+        torch.testing.assert_close(value.cpu(), expected.detach(), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(slope.cpu(), torch.autograd.grad(expected, x)[0], atol=1e-3, rtol=1e-3)
 
 
 def on_device(lit, batch: dict, device):

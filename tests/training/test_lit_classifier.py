@@ -140,7 +140,7 @@ def test_the_loss_is_the_heads_losses_by_their_weights_and_the_penalties():
     lit = lit_classifier(heads=("make", "model", "speed"), trunk=trunk, loss=loss).eval()
     batch = batch_of()
     batch["targets"]["make"][:3], batch["targets"]["speed"][5:9], batch["valid"][10:12] = UNKNOWN, math.nan, False
-    logits, penalty = lit.model.forward_with_penalty(normalised(batch["images"]))
+    logits, penalty, *_ = lit.model.outputs(normalised(batch["images"]))
     expected = {}
     for name in ("make", "model"):
         known = batch["valid"] & (batch["targets"][name] >= 0)

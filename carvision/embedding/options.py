@@ -1,0 +1,52 @@
+"""The options that embed, retrieve and verify share. Imports no torch, so that --help and a typo do not wait for it."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+OVERRIDE = re.compile(r"[+~]*(data|model)[.=]")
+LAYERS = ("auto", "pooled", "trunk", "embedding")
+
+
+def create_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """With the network, the layer, the photos and where they are computed."""
+    it = argparse.ArgumentParser(
+        f"python -m carvision.{command}", description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s (RUN | --backbone NAME) [data=<choice>] [data.<key>=<value> ...] [options]",
+    )  # fmt: skip
+    it.add_argument("run", type=Path, nargs="?", metavar="RUN", help="a run's folder, or its model.safetensors")
+    it.add_argument(
+        "--backbone", metavar="NAME", help="any backbone of timm, instead of a run; model.<key>=... beside it"
+    )
+    it.add_argument(
+        "--weights", default="pretrained", metavar="FILE", help="of --backbone: pretrained (default), random, or a file"
+    )
+    it.add_argument(
+        "--layer", choices=LAYERS, default="auto",
+        help="pooled: the backbone's features; trunk: what the heads read; embedding: what a metric loss has shaped; "
+        "auto (default): the last of them that has layers of its own",
+    )  # fmt: skip
+    it.add_argument("--raw", action="store_true", help="leave embeddings as they are; else each has the length 1")
+    it.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, xla, ...")
+    it.add_argument("--out", type=Path, metavar="DIR", help="where to write; default: beside the model, by time")
+    return it
+
+
+def parse(it: argparse.ArgumentParser, arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options, with `overrides` of data and, without a run, of the model."""
+    words = sys.argv[1:] if arguments is None else arguments
+    # Taken out before argparse, so that one may also stand behind an option that takes several words.
+    overrides = [word for word in words if OVERRIDE.match(word)]
+    options, unknown = it.parse_known_args([word for word in words if word not in overrides])
+    if unknown:
+        hint = " (of training's keys this command takes data=<choice> and data.<key>=<value>; the rest is the run's)"
+        it.error(f"unrecognized arguments: {' '.join(unknown)}{hint if '=' in unknown[0] else ''}")
+    if (options.run is None) == (options.backbone is None):
+        both = "not both" if options.run else "as in: runs/mine, or --backbone resnet50"
+        it.error(f"RUN or --backbone: give one of them, {both}")
+    if options.run and options.weights != "pretrained":
+        it.error(f"--weights: {options.weights} belongs to --backbone; a run has its own weights")
+    options.overrides = overrides
+    return options

@@ -1,0 +1,137 @@
+"""Source: a network and the photos that it is to embed, as the command line names them."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from carvision import portable
+from carvision.config import as_input_errors, conf_dir, plain_config
+from carvision.data.build import build_split, build_table, folds_of
+from carvision.data.table import BOX, Table
+from carvision.embedding.embedder import Embedder
+from carvision.embedding.files import Embeddings
+from carvision.errors import InputError
+from carvision.evaluation.photos import Chosen, compose_data, read_photos
+from carvision.folders import claim_folder, left_when_used
+from carvision.inference.progress import progress_of
+from carvision.inference.reading import predict_items
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """embedder: the network. chosen: the data group, and what it has to do with the run's own. run: None without one.
+    about: what an evaluation says of it, plain values.
+    """
+
+    embedder: Embedder
+    chosen: Chosen
+    device: str
+    run: Path | None
+    about: dict
+
+    @property
+    def splits_file(self) -> Path | None:
+        """splits.csv of the run, by which its own training photos are known; None where there is none."""
+        file = None if self.run is None else (self.run if self.run.is_dir() else self.run.parent) / "splits.csv"
+        return file if file and file.is_file() else None
+
+    def read_table(self, split: str) -> Table:
+        """All photos of the data, with the run's split where they are its own, with all labels that the data have."""
+        data = self.chosen.data
+        if self.run is None:
+            table = build_table(data, annotations=True)
+            return table if split == "all" else build_split(table, data["split"], folds_of(data["split"])[0])
+        return read_photos(self.chosen, ["viewpoint"], split, self.splits_file or Path("splits.csv"))[0]
+
+    def embed(self, table: Table) -> Embeddings:
+        """In memory. Photos that can't be read are left out, where data.on_bad_image permits it."""
+        blocks, good = [], []
+        for block, readable in self.blocks(table):
+            blocks.append(block[readable])
+            good.append(readable)
+        return Embeddings(np.concatenate(blocks), table.select(np.concatenate(good)))
+
+    def blocks(self, table: Table) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(float32 (B, D), bool (B,): whether it could be read), of all photos in the table's order.
+
+        Raises InputError for a photo that can't be read where data.on_bad_image is "error"; else it is logged.
+        """
+        data = self.chosen.data
+        boxes = table.rows[BOX].to_numpy(np.float32, copy=True) if data["crop_to_box"] and table.has_boxes else None
+        items = ((table.photo(row), None if boxes is None else boxes[row]) for row in range(len(table)))
+        num_bad = 0
+        with progress_of(len(table), 0, sys.stderr.isatty(), "embedding") as advance:
+            for batch in predict_items(self.embedder, items, self.device, data["batch_size"], data["num_workers"]):
+                for (photo, _), reason in zip(batch.items, batch.reasons, strict=True):
+                    if reason and data["on_bad_image"] == "error":
+                        raise InputError(
+                            f"{photo}: {reason}. Mend or remove the photo, or go on without it with "
+                            "data.on_bad_image=skip (python -m carvision.check finds all such photos)"
+                        )
+                    if reason:
+                        num_bad += 1
+                        log.warning("%s: %s; left out", photo, reason)
+                advance(len(batch.items))
+                yield batch.logits["embeddings"].numpy(), np.array([reason is None for reason in batch.reasons])
+        if num_bad:
+            log.warning("%d of %s photos could not be read and are left out", num_bad, f"{len(table):,}")
+
+    def embed_files(self, files: list[Path]) -> np.ndarray:
+        """float32 (N, D), of whole photos. Raises InputError for one that can't be read."""
+        if self.chosen.data["crop_to_box"]:
+            log.warning("the network was trained on the boxes of its photos, and here it looks at whole photos")
+        data, values = self.chosen.data, []
+        items = ((str(file), None) for file in files)
+        for batch in predict_items(self.embedder, items, self.device, data["batch_size"], num_workers=0):
+            for (photo, _), reason in zip(batch.items, batch.reasons, strict=True):
+                if reason:
+                    raise InputError(f"--query: {photo}: {reason}")
+            values.append(batch.logits["embeddings"].numpy())
+        return np.concatenate(values)
+
+    def claim_folder(self, out: Path | None, kind: str) -> AbstractContextManager[Path]:
+        """`out`, or a new one for `kind` ("embeddings", "retrievals") beside the model; see left_when_used."""
+        parent = Path(kind) if self.run is None else (self.run if self.run.is_dir() else self.run.parent) / kind
+        return left_when_used(claim_folder(out, parent, key="--out"))
+
+
+def open_source(options: argparse.Namespace) -> Source:
+    """options: of options.parse. Raises InputError for what does not exist or does not fit."""
+    if options.run is not None:
+        wrong = next((word for word in options.overrides if word.lstrip("+~").startswith("model")), None)
+        if wrong:
+            raise InputError(f"{wrong}: the network is the run's; model.<key> belongs to --backbone")
+        model = portable.load(options.run)
+        chosen = compose_data(model.about, options.overrides)
+        preprocessing, what = model.preprocessing, str(options.run)
+    else:
+        model, preprocessing, chosen = _of_backbone(options.backbone, options.weights, options.overrides)
+        what = options.backbone
+    embedder = Embedder(model, preprocessing, options.layer, not options.raw)
+    about = {"network": what, "weights": None if options.run else options.weights, "layer": embedder.layer}
+    about |= {"unit_length": not options.raw, "crop_to_box": chosen.data["crop_to_box"]}
+    return Source(embedder, chosen, options.device, options.run, about)
+
+
+def _of_backbone(name: str, weights: str, overrides: list[str]) -> tuple:
+    """The network without heads, its preprocessing, and the data, as training would take them."""
+    from hydra import compose, initialize_config_dir
+
+    from carvision.training.build import build_classifier, build_preprocessing  # which imports Lightning
+
+    with as_input_errors(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        composed = compose("train", overrides)
+        composed.model.backbone, composed.model.weights = name, weights
+        cfg = plain_config(composed)
+    if cfg["data"]["batch_size"] == "auto":
+        raise InputError("data.batch_size: auto is for training; give a number, such as data.batch_size=64")
+    preprocessing = build_preprocessing(cfg)
+    return build_classifier(cfg, {}).eval(), preprocessing, Chosen(cfg["data"], own=False, plain=False, moved=False)

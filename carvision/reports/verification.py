@@ -1,0 +1,151 @@
+"""A verification as a whole: its tables on the terminal, its files, and the ROC curves."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
+from rich.console import Console
+from rich.text import Text
+
+from carvision.reports.comparison.plots import COLOURS, legend_below
+from carvision.reports.comparison.sheets import BEST, Sheet
+from carvision.reports.comparison.tables import print_sheet
+from carvision.reports.style import FAINT, TEXT, create_figure, save_figure, set_title, tidy
+from carvision.verification import METHODS
+from carvision.verification.figures import FAR_LEVELS, roc, tar_name
+from carvision.verification.scoring import Scored
+from carvision.whole_files import write_csv, write_json
+
+NAMES = {"cosine": "cosine", "l2": "L2 distance", "svm": "linear SVM", "joint_bayes": "Joint Bayesian"}
+STYLES = {"l2": (0, (4, 3))}  # of embeddings of length 1 it has the curve of the cosine, which shows through
+LEAST_FAR = 1e-3  # where the logarithmic curves begin, if there are as many different pairs
+
+
+def write_verification(folder: Path, title: str, about: dict, scored: dict[str, Scored]) -> None:
+    """verification.json, verification.csv, pairs_<difficulty>.csv and roc.png into the folder; tables on the terminal.
+
+    title: one line. about: what verification.json says besides, plain values.
+    """
+    for difficulty, pairs in scored.items():
+        columns = {"path1": pairs.first, "path2": pairs.second, "same": pairs.same.astype(int)}
+        write_csv(folder / f"pairs_{difficulty}.csv", pd.DataFrame(columns | pairs.scores), float_format="%.6g")
+    write_csv(folder / "verification.csv", frame_of(scored))
+    plot_roc(scored, f"{title}: pairs told apart", folder / "roc.png")
+    difficulties = {
+        difficulty: {"pairs": len(pairs.same), "same": int(pairs.same.sum()), "figures": _without_nan(pairs.figures)}
+        for difficulty, pairs in scored.items()
+    }
+    write_json(folder / "verification.json", {**about, "difficulties": difficulties})
+    console = Console()
+    console.print(Text(" ".join(f"{line.rstrip('.')}." for line in (title, *about["notes"]))))
+    for sheet in (accuracy_sheet(scored), *curve_sheets(scored)):
+        print_sheet(sheet, console)
+
+
+def frame_of(scored: dict[str, Scored]) -> pd.DataFrame:
+    """A row a difficulty and method: difficulty, method, pairs, same, and the figures."""
+    rows = [
+        {"difficulty": difficulty, "method": method, "pairs": len(pairs.same), "same": int(pairs.same.sum()), **figures}
+        for difficulty, pairs in scored.items()
+        for method, figures in pairs.figures.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _without_nan(figures: dict[str, dict[str, float]]) -> dict:
+    """For JSON, which has no NaN."""
+    return {
+        method: {name: None if math.isnan(value) else value for name, value in of_method.items()}
+        for method, of_method in figures.items()
+    }
+
+
+def accuracy_sheet(scored: dict[str, Scored]) -> Sheet:
+    """As the field shows it: a row a method, a column a difficulty."""
+    frame = frame_of(scored)
+    wide = frame.pivot(index="method", columns="difficulty", values="accuracy")
+    wide = wide.loc[[method for method in METHODS if method in wide.index], list(scored)]
+    rows = [[NAMES[method], *(_percent(value) for value in wide.loc[method])] for method in wide.index]
+    marks = [["", *marks] for marks in _best(wide, largest=True)]
+    counts = ", ".join(f"{name} {len(pairs.same):,}" for name, pairs in scored.items())
+    return Sheet("Pairs told rightly, %, at the threshold of the training pairs", ["method", *scored], rows, marks,
+                 notes=[f"Pairs: {counts}."])  # fmt: skip
+
+
+def curve_sheets(scored: dict[str, Scored]) -> list[Sheet]:
+    """Of each difficulty what needs no threshold: AUC, equal error rate, true accepts at false-accept rates."""
+    titles = {"auc": "AUC", "eer": "EER %"} | {tar_name(far): f"TAR % at FAR {100 * far:g} %" for far in FAR_LEVELS}
+    sheets = []
+    for difficulty, pairs in scored.items():
+        frame = pd.DataFrame(pairs.figures).T[list(titles)]
+        rows = [[NAMES[method], f"{row['auc']:.4f}".replace("nan", "–"), *map(_percent, row[1:])]
+                for method, row in frame.iterrows()]  # fmt: skip
+        marks = np.stack([_best(frame[[name]], largest=name != "eer") for name in titles], axis=1)[..., 0]
+        num_different = int((~pairs.same).sum())
+        notes = [
+            f"FAR {100 * far:g} % takes {round(1 / far):,} different pairs to tell; here are {num_different:,}."
+            for far in FAR_LEVELS
+            if num_different * far < 1
+        ]
+        sheets.append(Sheet(difficulty, ["method", *titles.values()], rows, [["", *row] for row in marks], notes=notes))
+    return sheets
+
+
+def _percent(value: float) -> str:
+    return "–" if math.isnan(value) else f"{100 * value:.2f}"
+
+
+def _best(frame: pd.DataFrame, largest: bool) -> np.ndarray:
+    """ "best" or "" for each, by columns, ties as shown included; none where there is nothing to compare."""
+    shown = frame.round(4)
+    best = shown == (shown.max() if largest else shown.min())
+    return np.where(best & (len(frame) > 1), BEST, "")
+
+
+def plot_roc(scored: dict[str, Scored], title: str, file: Path) -> None:
+    """A PNG: a column a difficulty, a curve a method; above as it is, below with few false accepts drawn wide."""
+    figure = create_figure(max(5.6, 3.7 * len(scored)), 6.6)
+    panels = figure.subplots(2, len(scored), squeeze=False, sharey=True)
+    methods = [method for method in METHODS if method in next(iter(scored.values())).scores]
+    for (difficulty, pairs), (even, wide) in zip(scored.items(), panels.T, strict=True):
+        num_different = int((~pairs.same).sum())
+        least = max(LEAST_FAR, 1 / num_different) if num_different > 1 else LEAST_FAR
+        chance = np.geomspace(least, 1, 100)
+        for axes in (even, wide):
+            axes.plot(chance, chance, color=FAINT, linewidth=1, linestyle=(0, (1, 2)))
+        for method in methods if 0 < num_different < len(pairs.same) else []:
+            curve = roc(pairs.scores[method], pairs.same)
+            style = {"color": _colour(method), "linewidth": 1.6, "linestyle": STYLES.get(method, "-")}
+            even.plot(curve.far, curve.tar, **style)
+            begin = np.flatnonzero(curve.far <= least)[-1]  # what lies left of it would be a line along the edge
+            far = curve.far[begin:].clip(min=least)
+            wide.plot(far, curve.tar[begin:], drawstyle="steps-post", **style)
+        even.set_title(f"{difficulty}: {len(pairs.same):,} pairs", loc="left", size=10, color=TEXT, parse_math=False)
+        even.set(xlim=(0, 1), ylim=(0, 1.01))
+        wide.set_xscale("log")
+        wide.set_xlim(least, 1)
+        for axes in (even, wide):
+            axes.set_xlabel("different pairs accepted (FAR)")
+            _percent_axes(axes)
+            tidy(axes, "both")
+        wide.tick_params(which="minor", length=0)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("same pairs accepted (TAR)")
+    lines = [Line2D([], [], color=_colour(m), linewidth=1.6, linestyle=STYLES.get(m, "-")) for m in methods]
+    chance = Line2D([], [], color=FAINT, linewidth=1, linestyle=(0, (1, 2)))
+    legend_below(figure, [*lines, chance], [*(NAMES[method] for method in methods), "by chance"])
+    set_title(figure, title)
+    save_figure(figure, file)
+
+
+def _colour(method: str) -> str:
+    return COLOURS[METHODS.index(method)]
+
+
+def _percent_axes(axes: Axes) -> None:
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.6g}%"))

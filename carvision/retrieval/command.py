@@ -1,0 +1,145 @@
+"""What one start of carvision.retrieve does."""
+
+import argparse
+import logging
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from carvision.folders import claim_folder, left_when_used
+from carvision.freed_memory import keep_freed_memory
+from carvision.reports.retrieval import draw_sheet, print_answers, print_figures, write_figures
+from carvision.retrieval.classify import knn_figures, vote
+from carvision.retrieval.engine import Engine
+from carvision.retrieval.figures import blocks_of, joined, judge, num_at_once, num_relevant
+from carvision.retrieval.task import Photos, Task, gallery_of, label_of, name_of, open_photos, read_task
+from carvision.run_log import start_log
+from carvision.whole_files import written_whole
+
+log = logging.getLogger(__name__)
+
+LISTED = 10  # neighbours of each query in neighbours.csv, and on the sheet
+
+
+@dataclass(frozen=True)
+class Found:
+    """of_queries {figure: float (Q,)}: NaN of queries whose class has no other photo. predicted {k: int (Q,)}: classes.
+    rows int (Q, LISTED), scores float (Q, LISTED): of the nearest photos."""
+
+    of_queries: dict[str, np.ndarray]
+    predicted: dict[int, np.ndarray]
+    rows: np.ndarray
+    scores: np.ndarray
+
+
+def run(options: argparse.Namespace) -> Path:
+    """Returns the folder. The options are those of carvision.retrieve."""
+    keep_freed_memory()
+    start_log(None)
+    photos = open_photos(options)
+    if options.query:
+        return _answer(photos, options)
+    for note in photos.notes:
+        log.warning("%s", note)
+    with _claim(photos, options) as folder:
+        _retrieve(photos, options, folder)
+    return folder
+
+
+def _retrieve(photos: Photos, options: argparse.Namespace, folder: Path) -> None:
+    task = read_task(photos, options)
+    log.info(
+        "%s queries among %s photos, %d numbers each, %s",
+        f"{len(task.queries):,}", f"{len(task.gallery):,}", task.queries.values.shape[1], options.index,
+    )  # fmt: skip
+    began = time.perf_counter()
+    engine = Engine(task.gallery.values, options.distance, options.index, options.device)
+    found = search(task, engine, options)
+    seconds = time.perf_counter() - began
+    about = {**task.about, "distance": options.distance, "votes": options.votes, "index": options.index}
+    about |= {"num_queries": len(task.queries), "num_gallery": len(task.gallery), "search_seconds": round(seconds, 3)}
+    about |= engine.checked(task.queries.values, task.leave_one_out)
+    num_classes = len(task.queries.table.labels[task.label])
+    knn = {k: knn_figures(task.query_codes, codes, num_classes) for k, codes in found.predicted.items()}
+    means = {name: float(np.nanmean(values)) for name, values in found.of_queries.items()}
+    write_figures(folder, task, about, knn, means, found.of_queries)
+    _write_neighbours(folder / "neighbours.csv", task, found)
+    if options.sheet:
+        chosen = np.sort(np.random.default_rng(0).permutation(len(task.queries))[: options.sheet])
+        draw_sheet(folder / "neighbours.png", task, chosen, found.rows, found.scores, options.distance)
+    print_figures(f"{name_of(options)} on {task.queries.table.name}", about, knn, means)
+
+
+def search(task: Task, engine: Engine, options: argparse.Namespace) -> Found:
+    """Block by block of queries, so that no more than the neighbours of one are in memory."""
+    most = len(task.gallery) - int(task.leave_one_out)
+    ks, recall_at = _within(options.k, most, "--k"), _within(options.recall_at, most, "--recall-at")
+    relevant = num_relevant(task.query_codes, task.gallery_codes, task.leave_one_out)
+    alone = int((relevant == 0).sum())
+    if alone:
+        log.warning(
+            "%s of %s queries have no other photo of their %s to be found; they count for k-NN alone",
+            f"{alone:,}", f"{len(relevant):,}", task.label,
+        )  # fmt: skip
+    num = int(min(most, max(LISTED, relevant.max(), *ks, *recall_at)))
+    num_classes = len(task.queries.table.labels[task.label])
+    figures, predicted, listed = [], [], []
+    for rows in blocks_of(np.arange(len(relevant)), num_at_once(num)):
+        scores, found = engine.nearest(task.queries.values[rows], num, rows if task.leave_one_out else None)
+        codes = task.gallery_codes[found]
+        distances = np.maximum(0, 1 - scores) if options.distance == "cosine" else scores
+        predicted.append(vote(codes, distances, ks, options.votes, num_classes))
+        of_block = judge(codes == task.query_codes[rows, None], relevant[rows].clip(min=1), recall_at)
+        figures.append({name: np.where(relevant[rows] > 0, values, np.nan) for name, values in of_block.items()})
+        listed.append({"rows": found[:, :LISTED], "scores": scores[:, :LISTED]})
+    nearest_ones = joined(listed)
+    return Found(joined(figures), joined(predicted), nearest_ones["rows"], nearest_ones["scores"])
+
+
+def _within(wanted: list[int], most: int, option: str) -> list[int]:
+    """Those that the gallery has photos for, rising."""
+    fitting = sorted({value for value in wanted if value <= most})
+    if len(fitting) < len(set(wanted)):
+        log.warning("%s: there are %d photos to be found, so that larger values than that are left out", option, most)
+    return fitting or [most]
+
+
+def _claim(photos: Photos, options: argparse.Namespace) -> AbstractContextManager[Path]:
+    if photos.source is not None:
+        return photos.source.claim_folder(options.out, "retrievals")
+    return left_when_used(claim_folder(options.out, options.run / "retrievals", key="--out"))
+
+
+def _write_neighbours(file: Path, task: Task, found: Found) -> None:
+    """A line for each query and each of its nearest photos."""
+    queries, gallery = task.queries.table.rows["path"].to_numpy(), task.gallery.table.rows["path"].to_numpy()
+    ids = np.array(task.queries.table.labels[task.label].ids, dtype=object)
+    with written_whole(file) as place, place.open("w", encoding="utf-8", newline="") as opened:
+        for number, rows in enumerate(blocks_of(np.arange(len(queries)))):
+            near, times = found.rows[rows], found.rows.shape[1]
+            columns = {
+                "path": np.repeat(queries[rows], times),
+                task.label: np.repeat(ids[task.query_codes[rows]], times),
+                "rank": np.tile(np.arange(1, times + 1), len(rows)),
+                "neighbour": gallery[near].ravel(),
+                f"neighbour_{task.label}": ids[task.gallery_codes[near]].ravel(),
+                "score": found.scores[rows].ravel(),
+            }
+            pd.DataFrame(columns).to_csv(opened, index=False, header=number == 0, float_format="%.6g")
+
+
+def _answer(photos: Photos, options: argparse.Namespace) -> Path:
+    """The nearest photos of the gallery to photos of one's own."""
+    source = photos.require_network(options)
+    label = label_of(photos.table, options.label)
+    queries = source.embed_files(options.query)
+    gallery = photos.embed(gallery_of(photos.table, label, options.gallery))
+    engine = Engine(gallery.values, options.distance, options.index, options.device)
+    scores, rows = engine.nearest(queries, min(LISTED, len(gallery)), None)
+    with _claim(photos, options) as folder:
+        print_answers(gallery, label, photos.about, options.query, rows, scores, options.distance, folder)
+    return folder

@@ -1,0 +1,70 @@
+"""How good neighbours are, in the field's terms: Recall@K, R-precision, MAP@R.
+
+Musgrave et al. 2020, "A metric learning reality check". R of a query is the number of gallery photos of its class,
+without its own photo in leave-one-out. Recall@K: whether one of the K nearest is of the class. R-precision: the share
+of the class among the R nearest. MAP@R: the sum of the precisions among the first i, over those i <= R where the i-th
+is of the class, divided by R.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from carvision.retrieval.search import nearest
+
+BLOCK = 1024  # queries whose neighbours are in memory at a time
+NEIGHBOURS = 4_000_000  # of a block; with what is computed of each they take about 150 MB
+
+
+def num_relevant(query_codes: np.ndarray, gallery_codes: np.ndarray, leave_one_out: bool) -> np.ndarray:
+    """int64 (Q,): R of each query. Codes int, from 0."""
+    most = max(query_codes.max(initial=-1), gallery_codes.max(initial=-1)) + 1
+    return np.bincount(gallery_codes, minlength=most)[query_codes] - int(leave_one_out)
+
+
+def judge(right: np.ndarray, relevant: np.ndarray, recall_at: Sequence[int]) -> dict[str, np.ndarray]:
+    """{"recall_at_<k>", "r_precision", "map_at_r"}: float64 (B,), of queries whose R is above 0.
+
+    right: bool (B, K), whether the i-th nearest is of the query's class, for K at least the largest R and k (or all
+    there are). relevant int (B,): R.
+    """
+    places = np.arange(1, right.shape[1] + 1)
+    hits = right & (places <= relevant[:, None])
+    precisions = np.cumsum(hits, axis=1) / places
+    figures = {f"recall_at_{k}": right[:, :k].any(axis=1).astype(np.float64) for k in recall_at}
+    figures["r_precision"] = hits.sum(axis=1) / relevant
+    figures["map_at_r"] = (precisions * hits).sum(axis=1) / relevant
+    return figures
+
+
+def leave_one_out_figures(embeddings: np.ndarray, codes: np.ndarray, recall_at: Sequence[int] = (1,)) -> dict:
+    """{"recall_at_<k>", "r_precision", "map_at_r"}: means over the photos, each looked for among all others by cosine.
+
+    embeddings float32 (N, D), codes int (N,) from 0. {} where no class has two photos.
+    """
+    relevant = num_relevant(codes, codes, leave_one_out=True) if len(codes) else np.zeros(0, int)
+    counting = np.flatnonzero(relevant > 0)
+    if not len(counting):
+        return {}
+    k = int(min(len(codes) - 1, max(relevant.max(), *recall_at)))
+    parts = []
+    for rows in blocks_of(counting, num_at_once(k)):
+        _, found = nearest(embeddings[rows], embeddings, k, own=rows)
+        parts.append(judge(codes[found] == codes[rows, None], relevant[rows], recall_at))
+    return {name: float(values.mean()) for name, values in joined(parts).items()}
+
+
+def num_at_once(k: int) -> int:
+    """Queries of a block, of whose k nearest the memory is bounded; the more they are, the less often the search has to
+    prepare the gallery."""
+    return max(256, min(8192, NEIGHBOURS // k))
+
+
+def blocks_of(rows: np.ndarray, size: int = BLOCK) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The figures of blocks of queries, one after the other."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,136 @@
+"""Which photos are the queries, and among which they are looked for."""
+
+import argparse
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from carvision.data.table import UNKNOWN, Table
+from carvision.embedding.files import Embeddings, is_folder_of_embeddings, read_embeddings
+from carvision.embedding.source import Source, open_source
+from carvision.errors import InputError, nearest
+from carvision.evaluation.photos import notes_on_seen_photos, photos_of
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Task:
+    """queries, gallery: embeddings of photos whose class of `label` is known. leave_one_out: both are the same.
+
+    about: what retrieval.json says of them, plain values.
+    """
+
+    queries: Embeddings
+    gallery: Embeddings
+    label: str
+    leave_one_out: bool
+    about: dict
+
+    @property
+    def query_codes(self) -> np.ndarray:
+        """int (Q,)."""
+        return self.queries.table.rows[self.label].to_numpy()
+
+    @property
+    def gallery_codes(self) -> np.ndarray:
+        """int (G,)."""
+        return self.gallery.table.rows[self.label].to_numpy()
+
+
+@dataclass(frozen=True)
+class Photos:
+    """The photos of the data, embedded as they are asked for. source: None where they have been embedded before."""
+
+    source: Source | None
+    saved: Embeddings | None
+    table: Table
+    about: dict
+    notes: list[str]
+
+    def embed(self, table: Table) -> Embeddings:
+        """table: some of the photos."""
+        if self.saved is None:
+            return self.source.embed(table)
+        return self.saved.select(self.table.rows["path"].isin(table.rows["path"]).to_numpy())
+
+    def require_network(self, options: argparse.Namespace) -> Source:
+        """Raises InputError where there are embeddings alone."""
+        if self.source is None:
+            raise InputError(f"--query: {options.run} holds embeddings and no network; give the run that made them")
+        return self.source
+
+
+def open_photos(options: argparse.Namespace) -> Photos:
+    """Of a run, a backbone, or a folder that carvision.embed has written."""
+    split = options.split if options.leave_one_out else "train"  # a gallery is wanted, which `test` would not ask for
+    if options.run is not None and is_folder_of_embeddings(options.run):
+        if options.overrides:
+            raise InputError(
+                f"{options.overrides[0]}: {options.run} holds embeddings of photos; give the run for others"
+            )
+        saved, about = read_embeddings(options.run)
+        about = {
+            key: about[key] for key in ("network", "weights", "layer", "unit_length", "crop_to_box") if key in about
+        }
+        return Photos(None, saved, saved.table, {"embeddings": str(options.run), **about}, [])
+    source = open_source(options)
+    table = source.read_table(split)
+    files = [source.splits_file] if source.splits_file and not options.query else []
+    notes = notes_on_seen_photos(photos_of(table, options.split), options.split, files)
+    return Photos(source, None, table, source.about, notes)
+
+
+def read_task(photos: Photos, options: argparse.Namespace) -> Task:
+    """options: of carvision.retrieve. Raises InputError for labels and photos that are not there."""
+    label = label_of(photos.table, options.label)
+    queries = known(photos_of(photos.table, options.split), label)
+    gallery = None if options.leave_one_out else gallery_of(photos.table, label, options.gallery)
+    if gallery is not None and not set(queries.rows[label]) & set(gallery.rows[label]):
+        log.warning("none of the queries' classes is among the gallery's: each is looked for among the other queries")
+        gallery = None
+    about = {
+        **photos.about, "data": {"name": photos.table.name, "root": str(photos.table.root)}, "label": label,
+        "split": options.split, "gallery": "leave one out" if gallery is None else options.gallery or ["train"],
+        "notes": photos.notes,
+    }  # fmt: skip
+    embedded = photos.embed(queries)
+    return Task(embedded, embedded if gallery is None else photos.embed(gallery), label, gallery is None, about)
+
+
+def gallery_of(table: Table, label: str, splits: list[str] | None) -> Table:
+    """The photos of these splits (None: train), without photos that the data set itself leaves out."""
+    splits = splits or ["train"]
+    part = table.select(table.rows["split"].isin(splits))
+    if not len(part):
+        raise InputError(
+            f"--gallery: {table.name} has no {' or '.join(splits)} photos; choose others, or --leave-one-out"
+        )
+    return known(part, label)
+
+
+def known(table: Table, label: str) -> Table:
+    """The photos whose class is known; how many are not is told."""
+    unknown = (table.rows[label] == UNKNOWN).to_numpy()
+    if unknown.all():
+        raise InputError(f"--label: no photo of {table.name} has a known {label}; choose another label")
+    if unknown.any():
+        log.warning("%s photos of unknown %s are left out", f"{unknown.sum():,}", label)
+    return table.select(~unknown)
+
+
+def label_of(table: Table, wanted: str | None) -> str:
+    label = wanted or table.finest
+    if label not in table.class_labels:
+        raise InputError(
+            f"--label: {label!r} is no label of {table.name} with classes{nearest(label, table.class_labels)}; those "
+            f"are {', '.join(table.class_labels)}"
+        )
+    return label
+
+
+def name_of(options: argparse.Namespace) -> str:
+    """Of the network or the folder, for titles."""
+    return options.backbone or Path(options.run).resolve().name

@@ -1,0 +1,74 @@
+"""python -m carvision.retrieve RUN [overrides]: which photos are nearest, and do they show the same. See --help."""
+
+import argparse
+import os
+from pathlib import Path
+
+from carvision.embedding.options import create_parser, parse
+from carvision.errors import one_line_errors
+
+# Read by OpenMP when torch is imported: threads that wait sleep, instead of keeping the cores busy that the photo
+# readers need.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+HELP = """Find the nearest photos by a network's embeddings: k-NN classification, Recall@K, MAP@R, R-precision.
+
+  python -m carvision.retrieve runs/mine                      the run's test photos among its training photos
+  python -m carvision.retrieve runs/mine --leave-one-out      each test photo among the other test photos
+  python -m carvision.retrieve runs/mine --query car.jpg      the training photos that are nearest to one photo
+  python -m carvision.retrieve runs/mine data=folder data.root=others --leave-one-out --split all
+  python -m carvision.retrieve --backbone resnet50 data=stanford_cars data.root=cars    a backbone, without a run
+  python -m carvision.retrieve runs/mine/embeddings/2026-05-01_10-00-00     what carvision.embed has written
+
+data=... and data.<key>=<value> are as in training (python -m carvision.train --help).
+"""
+SPLITS = ["train", "val", "test"]
+
+
+def retrieve(arguments: list[str] | None = None) -> None:
+    options = options_of(arguments)
+    with one_line_errors():
+        # Only now: --help and a wrong option do not wait for torch.
+        from carvision.retrieval.command import run
+
+        folder = run(options)
+    print(f"retrieve: {folder}")
+
+
+def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
+    it = create_parser("retrieve", HELP)
+    it.add_argument("--split", choices=[*SPLITS, "all"], default="test", help="the queries (default: test)")
+    it.add_argument(
+        "--gallery", nargs="+", choices=SPLITS, metavar="SPLIT", help="where they are looked for (default: train)"
+    )
+    it.add_argument("--leave-one-out", action="store_true", help="look for each query among the other queries")
+    it.add_argument("--query", nargs="+", type=Path, default=[], metavar="PHOTO", help="instead of a split's photos")
+    it.add_argument("--label", help="whose classes count (default: the finest, the model of a car)")
+    it.add_argument(
+        "--k", nargs="+", type=int, default=[1, 2, 3, 4, 5, 10, 20], help="neighbours that vote (default: %(default)s)"
+    )
+    it.add_argument(
+        "--votes", choices=["uniform", "distance"], default="uniform",
+        help="of neighbours: equal, or in inverse proportion to their distance (default: uniform)",
+    )  # fmt: skip
+    it.add_argument("--recall-at", nargs="+", type=int, default=[1, 2, 4, 8], metavar="K", help="default: %(default)s")
+    it.add_argument("--distance", choices=["cosine", "l2"], default="cosine", help="default: cosine")
+    it.add_argument(
+        "--index", choices=["exact", "hnsw", "ivf"], default="exact",
+        help="exact (default); hnsw or ivf: approximate, through faiss (pip install faiss-cpu), for millions of photos",
+    )  # fmt: skip
+    it.add_argument("--sheet", type=int, default=12, metavar="N", help="queries on neighbours.png (12); 0: no sheet")
+    options = parse(it, arguments)
+    for name in ("k", "recall_at"):
+        wrong = next((value for value in getattr(options, name) if value < 1), None)
+        if wrong is not None:
+            it.error(f"--{name.replace('_', '-')}: {wrong} is not a whole number from 1")
+    if options.leave_one_out and options.gallery:
+        it.error("--leave-one-out: the queries are their own gallery; leave --gallery out")
+    if options.query and options.leave_one_out:
+        it.error("--query: a photo of your own is looked for among others; leave --leave-one-out out")
+    return options
+
+
+if __name__ == "__main__":
+    retrieve()

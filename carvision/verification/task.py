@@ -1,0 +1,108 @@
+"""Which pairs a verification is of: those that the command line names, those of the data set's lists, or drawn ones."""
+
+import argparse
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from carvision.data.compcars import pair_lists, read_compcars
+from carvision.data.demo import demo_folder, write_demo
+from carvision.data.table import UNKNOWN, Table
+from carvision.embedding.source import Source
+from carvision.errors import InputError, nearest
+from carvision.evaluation.photos import photos_of
+from carvision.verification.pairs import DIFFICULTIES, MEDIUM, Pairs, generate_pairs, read_pairs
+
+log = logging.getLogger(__name__)
+
+WITH_LISTS = ("compcars", "demo")  # data sets that have lists of pairs
+NUM_TRAIN_PAIRS = 10_000
+
+
+@dataclass(frozen=True)
+class Task:
+    """tests: {difficulty: pairs}, lists: {difficulty: where they are listed}, of those that were not drawn.
+
+    label: whose classes are told apart. learned: bool (N,), the photos that methods may learn from, which are in no
+    test; train: pairs of them. All pairs are of rows of the table.
+    """
+
+    table: Table
+    label: str
+    tests: dict[str, Pairs]
+    lists: dict[str, str]
+    learned: np.ndarray
+    train: Pairs
+
+    @property
+    def tested(self) -> np.ndarray:
+        """bool (N,): the photos of the tests."""
+        return np.any([pairs.names(len(self.table)) for pairs in self.tests.values()], axis=0)
+
+
+def read_task(source: Source, options: argparse.Namespace) -> Task:
+    """options: of carvision.verify. Raises InputError for labels, lists and photos that are not there."""
+    data, split = source.chosen.data, options.split
+    if options.pairs and split:
+        raise InputError(f"--split: {split} chooses the photos of drawn pairs, and --pairs gives others; leave one out")
+    official = not options.pairs and not split and data["name"] in WITH_LISTS
+    # As for training photos, which `test` alone would not ask for
+    table = _photos_of_lists(data) if official else source.read_table("train")
+    label = _label(table, options.label)
+    files = pair_lists(table.root) if official else {file.stem: file for file in options.pairs}
+    if len(files) < len(options.pairs):
+        raise InputError(f"--pairs: two of {' '.join(map(str, options.pairs))} have the same name; rename one")
+    # The reader of the official lists has judged which of their photos may be missing
+    tests = {name: read_pairs(file, table, official or data["allow_missing"]) for name, file in files.items()}
+    tests = tests or _drawn(photos_of(table, split or "test"), table, label, options)
+    learned = (table.rows["split"] == options.train_split) & (table.rows[label] != UNKNOWN)
+    learned = learned.to_numpy() & ~np.any([pairs.names(len(table)) for pairs in tests.values()], axis=0)
+    try:
+        train = generate_pairs(table.select(learned), label, MEDIUM, NUM_TRAIN_PAIRS, options.seed)
+    except InputError as error:
+        raise InputError(
+            f"{error}; thresholds are learned from {options.train_split} photos, see --train-split"
+        ) from None
+    lists = {name: str(file) for name, file in files.items()}
+    return Task(table, label, tests, lists, learned, train.of_rows(np.flatnonzero(learned)))
+
+
+def _photos_of_lists(data: dict) -> Table:
+    boxes = data["crop_to_box"]
+    if data["name"] == "demo":
+        num = data["images_per_model"]
+        folder = write_demo(Path(data["root"]).expanduser() if data["root"] else demo_folder(images_per_model=num), num)
+        return replace(read_compcars(folder, photos="verification", annotations=boxes, known=None), name="demo")
+    return read_compcars(data["root"], allow_missing=data["allow_missing"], photos="verification", annotations=boxes)
+
+
+def _label(table: Table, wanted: str | None) -> str:
+    label = wanted or table.finest
+    if label not in table.class_labels:
+        near = nearest(label, table.class_labels)
+        raise InputError(f"--label: {label!r} is no label with classes of {table.name}{near}; it has "
+                         f"{', '.join(table.class_labels)}")  # fmt: skip
+    return label
+
+
+def _drawn(photos: Table, table: Table, label: str, options: argparse.Namespace) -> dict[str, Pairs]:
+    """Pairs of `photos`, as rows of the table, of each difficulty that the data can give."""
+    rows = np.flatnonzero(table.rows["path"].isin(photos.rows["path"]))
+    tests = {}
+    for difficulty in DIFFICULTIES:
+        try:
+            pairs = generate_pairs(photos, label, difficulty, options.num_pairs, options.seed)
+        except InputError as error:
+            if difficulty == MEDIUM:  # which needs nothing but photos of a class
+                raise InputError(f"{error}; choose other photos with --split, or give a list with --pairs") from None
+            log.warning("%s; this difficulty is left out", error)
+            continue
+        if len(pairs) < options.num_pairs // 2 * 2:
+            log.warning(
+                "%s: only %s %s pairs instead of %s are possible, half of them of one %s",
+                table.name, f"{len(pairs):,}", difficulty, f"{options.num_pairs:,}", label,
+            )  # fmt: skip
+        tests[difficulty] = pairs.of_rows(rows)
+    return tests

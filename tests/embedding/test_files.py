@@ -1,0 +1,108 @@
+"""A folder of embeddings: what is written is read again, by numpy too, and what is damaged is said in one line."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from carvision.data.table import UNKNOWN, Classes, Number, Table
+from carvision.embedding.files import ABOUT, INDEX, VALUES, Embeddings, read_embeddings, write_index, write_values
+from carvision.errors import InputError
+
+
+def made_table(root) -> Table:
+    rows = pd.DataFrame(
+        {
+            "path": ["a/1.jpg", "a/2, then.jpg", "b/ü.jpg", "b/4.jpg"],
+            "split": ["train", "test", "", "test"],
+            "make": np.array([0, 0, 1, UNKNOWN], np.int32),
+            "model": np.array([0, 1, 2, UNKNOWN], np.int32),
+            "speed": np.array([200, np.nan, 180.5, np.nan], np.float32),
+            "group": ["x", "", "y", "y"],
+            "left": np.array([1, np.nan, 0, 3], np.float32),
+            "top": np.array([1, np.nan, 0, 3], np.float32),
+            "right": np.array([9, np.nan, 8, 7.5], np.float32),
+            "bottom": np.array([9, np.nan, 8, 7], np.float32),
+        }
+    )
+    labels = {
+        "make": Classes(("7", "12"), ("Audi", "Audi")),
+        "model": Classes(("1", "2", "30"), ("A4", "A6", "X5"), "make", (0, 0, 1)),
+        "speed": Number("km/h"),
+    }
+    return Table("made", root, rows, labels, "model")
+
+
+@pytest.fixture
+def written(tmp_path):
+    values = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
+    assert write_values(tmp_path / VALUES, iter([values[:3], values[3:]])) == (4, 5)
+    write_index(tmp_path, made_table(tmp_path), {"layer": "pooled"})
+    return tmp_path, values
+
+
+def test_what_is_written_is_read_again(written):
+    folder, values = written
+    found, about = read_embeddings(folder)
+    assert isinstance(found.values, np.memmap)
+    np.testing.assert_array_equal(found.values, values)
+    assert about["layer"] == "pooled"
+    expected = made_table(folder)
+    assert (found.table.labels, found.table.finest, found.table.root) == (expected.labels, "model", folder)
+    pd.testing.assert_frame_equal(found.table.rows[list(expected.rows)], expected.rows, check_dtype=False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("num", [0, 1, 123_456])
+def test_numpy_reads_and_maps_the_values(tmp_path, dtype, num):
+    values = np.arange(num * 2, dtype=np.float32).reshape(num, 2) % 100
+    blocks = np.array_split(values, max(1, num // 1000))
+    write_values(tmp_path / VALUES, iter(blocks), dtype)
+    for mode in (None, "r"):
+        if num or mode is None:  # nothing can't be mapped
+            found = np.load(tmp_path / VALUES, mmap_mode=mode, allow_pickle=False)
+            assert found.dtype == dtype
+            np.testing.assert_array_equal(found, values)
+
+
+def test_no_file_is_left_where_the_embeddings_could_not_all_be_computed(tmp_path):
+    def blocks():
+        yield np.zeros((2, 3), np.float32)
+        raise InputError("a photo can't be read")
+
+    with pytest.raises(InputError):
+        write_values(tmp_path / VALUES, blocks())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [VALUES, INDEX, ABOUT])
+def test_a_damaged_folder_is_refused_in_one_line(written, name):
+    folder, _ = written
+    whole = (folder / name).read_bytes()
+    for content in (None, b"", whole[: len(whole) // 2]):
+        (folder / name).unlink(missing_ok=True)
+        if content is not None:
+            (folder / name).write_bytes(content)
+        with pytest.raises(InputError, match="compute them again") as caught:
+            read_embeddings(folder)
+        assert "\n" not in str(caught.value)
+
+
+def test_files_that_do_not_belong_together_are_refused(written):
+    folder, values = written
+    write_values(folder / VALUES, iter([values[:3]]))
+    with pytest.raises(InputError, match=r"shape \(3, 5\).*4 lines"):
+        read_embeddings(folder)
+    about = json.loads((folder / ABOUT).read_text())
+    about["labels"]["model"]["ids"][0] = "77"
+    (folder / ABOUT).write_text(json.dumps(about))
+    with pytest.raises(InputError, match="compute them again"):
+        read_embeddings(folder)
+
+
+def test_select_keeps_values_and_photos_together(tmp_path):
+    values = np.arange(8.0).reshape(4, 2)
+    some = Embeddings(values, made_table(tmp_path)).select(np.array([False, True, False, True]))
+    assert some.values[:, 0].tolist() == [2, 6]
+    assert some.table.rows["path"].tolist() == ["a/2, then.jpg", "b/4.jpg"]

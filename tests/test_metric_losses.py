@@ -1,0 +1,234 @@
+"""Every metric loss against loops over photos, and against pytorch-metric-learning where that has the same one."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from pytorch_metric_learning import losses, miners, reducers
+from torch.nn.functional import normalize
+
+from carvision.data.table import UNKNOWN
+from carvision.metric_losses import (
+    arcface,
+    coupled_clusters,
+    create_metric_loss,
+    proxy_anchor,
+    supervised_contrastive,
+    triplet,
+)
+from carvision.models.embedding import Embedding, Proxies
+
+TARGETS = torch.tensor([0, 1, 0, 2, 1, 0, 2, 3])  # class 3 has one photo
+ALL = torch.ones(len(TARGETS), dtype=torch.bool)
+NUM_CLASSES, NUM_FEATURES = 5, 6  # class 4 has none
+
+
+@pytest.fixture
+def embeddings():
+    return torch.randn(len(TARGETS), NUM_FEATURES, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+@pytest.fixture
+def proxies():
+    torch.manual_seed(4)
+    return Proxies(Embedding(proxies_per_class=2, num_classes=NUM_CLASSES), NUM_FEATURES)
+
+
+def same(i: int) -> list[int]:
+    return [j for j in range(len(TARGETS)) if j != i and TARGETS[j] == TARGETS[i]]
+
+
+def other(i: int) -> list[int]:
+    return [j for j in range(len(TARGETS)) if TARGETS[j] != TARGETS[i]]
+
+
+def distance(x: torch.Tensor, i: int, j: int) -> float:
+    return float((x[i] - x[j]).square().sum().sqrt())
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize("unit_length", [True, False])
+@pytest.mark.parametrize("margin", [0.05, 0.7])
+def test_triplet_batch_hard_is_that_of_loops(embeddings, margin, unit_length):
+    x = normalize(embeddings, dim=1) if unit_length else embeddings
+    expected = [
+        max(0.0, max(distance(x, i, j) for j in same(i)) - min(distance(x, i, j) for j in other(i)) + margin)
+        for i in range(len(TARGETS))
+        if same(i)
+    ]
+    found = triplet(embeddings, TARGETS, ALL, margin, "batch_hard", unit_length)
+    assert float(found) == pytest.approx(mean(expected))
+
+
+@pytest.mark.parametrize("margin", [0.05, 0.7])
+def test_triplet_semi_hard_is_that_of_loops(embeddings, margin):
+    x = normalize(embeddings, dim=1)
+    expected, without = [], 0
+    for i in range(len(TARGETS)):
+        for j in same(i):
+            negatives = [distance(x, i, k) for k in other(i)]
+            farther = [d for d in negatives if d > distance(x, i, j)]
+            without += not farther
+            negative = min(farther) if farther else max(negatives)
+            expected.append(max(0.0, distance(x, i, j) - negative + margin))
+    assert without  # else the farthest negative would not be tried
+    assert float(triplet(embeddings, TARGETS, ALL, margin)) == pytest.approx(mean(expected))
+
+
+def test_triplet_batch_hard_is_pytorch_metric_learnings(embeddings):
+    loss = losses.TripletMarginLoss(margin=0.7, reducer=reducers.MeanReducer())
+    expected = loss(embeddings, TARGETS, miners.BatchHardMiner()(embeddings, TARGETS))
+    assert float(triplet(embeddings, TARGETS, ALL, 0.7, "batch_hard")) == pytest.approx(float(expected))
+
+
+def test_every_semi_hard_negative_is_one_for_pytorch_metric_learning_too(embeddings):
+    """Its miner gives all of them, of which the nearest is taken here; where it has none, the loss has no slope for the
+    pair, or falls back on the farthest."""
+    x, margin = normalize(embeddings, dim=1), 0.7
+    mined = list(zip(*miners.TripletMarginMiner(margin, "semihard")(embeddings, TARGETS), strict=True))
+    pairs = {(int(a), int(p)) for a, p, _ in mined}
+    assert pairs
+    for a, p in pairs:
+        nearest = min(distance(x, a, int(n)) for i, j, n in mined if (i, j) == (a, p))
+        farther = min(d for d in (distance(x, a, k) for k in other(a)) if d > distance(x, a, p))
+        assert nearest == pytest.approx(farther)
+
+
+@pytest.mark.parametrize("unit_length", [True, False])
+@pytest.mark.parametrize("margin", [0.1, 3.0])
+def test_coupled_clusters_is_that_of_loops(embeddings, margin, unit_length):
+    x = normalize(embeddings, dim=1) if unit_length else embeddings
+    expected = []
+    for label in (0, 1, 2):
+        members = [i for i in range(len(TARGETS)) if TARGETS[i] == label]
+        centre = sum(x[i] for i in members) / len(members)
+        squared = [float((x[i] - centre).square().sum()) for i in range(len(TARGETS))]
+        nearest = min(squared[i] for i in range(len(TARGETS)) if i not in members)
+        expected += [max(0.0, squared[i] + margin - nearest) / 2 for i in members]
+    assert float(coupled_clusters(embeddings, TARGETS, ALL, margin, unit_length)) == pytest.approx(mean(expected))
+
+
+def test_supervised_contrastive_is_that_of_loops_and_pytorch_metric_learnings(embeddings):
+    x, temperature, expected = normalize(embeddings, dim=1), 0.3, []
+    for i in range(len(TARGETS)):
+        total = sum(math.exp(float(x[i] @ x[j]) / temperature) for j in range(len(TARGETS)) if j != i)
+        if same(i):
+            expected.append(-mean([math.log(math.exp(float(x[i] @ x[j]) / temperature) / total) for j in same(i)]))
+    found = float(supervised_contrastive(embeddings, TARGETS, ALL, temperature))
+    assert found == pytest.approx(mean(expected))
+    assert found == pytest.approx(float(losses.SupConLoss(temperature)(embeddings, TARGETS)))
+
+
+def weights_of(proxies: Proxies) -> torch.Tensor:
+    """(D, C * K), as pytorch-metric-learning keeps them."""
+    return proxies.weight.detach().flatten(0, 1).T
+
+
+@pytest.mark.parametrize("per_class", [1, 2])
+def test_arcface_is_that_of_loops_and_pytorch_metric_learnings(embeddings, per_class):
+    proxies = Proxies(Embedding(proxies_per_class=per_class, num_classes=NUM_CLASSES), NUM_FEATURES)
+    x, margin, scale = embeddings.float(), 0.5, 8.0
+    found = float(arcface(proxies(x), TARGETS, ALL, margin, scale))
+    expected = []
+    for i, target in enumerate(TARGETS.tolist()):
+        logits = []
+        for c in range(NUM_CLASSES):
+            cosine = max(float(normalize(x[i], dim=0) @ normalize(w, dim=0)) for w in proxies.weight[c])
+            angle = math.acos(cosine) + (margin if c == target else 0.0)
+            logits.append(scale * (math.cos(angle) if angle <= math.pi else cosine - margin * math.sin(margin)))
+        expected.append(-logits[target] + math.log(sum(math.exp(v) for v in logits)))
+    assert found == pytest.approx(mean(expected), rel=1e-5)
+    size = {"num_classes": NUM_CLASSES, "embedding_size": NUM_FEATURES}
+    kind = losses.ArcFaceLoss if per_class == 1 else losses.SubCenterArcFaceLoss
+    theirs = kind(**size, margin=math.degrees(margin), scale=scale, **({"sub_centers": 2} if per_class == 2 else {}))
+    theirs.W.data = weights_of(proxies)
+    assert found == pytest.approx(float(theirs(x, TARGETS)), rel=1e-5)
+
+
+def test_arcface_grows_with_the_angle_beyond_where_the_wider_one_passes_pi():
+    angles = torch.linspace(0, math.pi - 1e-3, 50)
+    cosines = torch.stack([angles.cos(), torch.zeros(50)], dim=1)
+    each = [float(arcface(c[None], torch.tensor([0]), torch.tensor([True]), 0.5, 8.0)) for c in cosines]
+    assert all(b > a for a, b in itertools.pairwise(each))
+
+
+def test_proxy_anchor_is_that_of_loops_and_pytorch_metric_learnings(embeddings):
+    proxies = Proxies(Embedding(proxies_per_class=1, num_classes=NUM_CLASSES), NUM_FEATURES)
+    x, margin, alpha = embeddings.float(), 0.1, 5.0
+    cosines = proxies(x)
+    near, far = [], []
+    for c in range(NUM_CLASSES):
+        own = [float(cosines[i, c]) for i in range(len(TARGETS)) if TARGETS[i] == c]
+        rest = [float(cosines[i, c]) for i in range(len(TARGETS)) if TARGETS[i] != c]
+        if own:
+            near.append(math.log(1 + sum(math.exp(-alpha * (s - margin)) for s in own)))
+        far.append(math.log(1 + sum(math.exp(alpha * (s + margin)) for s in rest)))
+    found = float(proxy_anchor(cosines, TARGETS, ALL, margin, alpha))
+    assert found == pytest.approx(mean(near) + mean(far), rel=1e-5)
+    theirs = losses.ProxyAnchorLoss(NUM_CLASSES, NUM_FEATURES, margin, alpha)
+    theirs.proxies.data = weights_of(proxies).T.contiguous()
+    assert found == pytest.approx(float(theirs(x, TARGETS)), rel=1e-5)
+
+
+NAMES = ("triplet", "coupled_clusters", "supcon", "arcface", "proxy_anchor")
+EACH = [(name, {}) for name in NAMES] + [("triplet", {"mining": "batch_hard"})]
+
+
+@pytest.mark.parametrize(("name", "values"), EACH)
+def test_photos_that_do_not_count_change_nothing(embeddings, proxies, name, values):
+    loss, with_proxies = create_metric_loss(name, **values), name in ("arcface", "proxy_anchor")
+
+    def value(x: torch.Tensor, targets: torch.Tensor, counts: torch.Tensor) -> tuple[float, torch.Tensor]:
+        x = x.detach().float().requires_grad_()
+        found = loss(proxies(x) if with_proxies else x, targets, counts)
+        (slope,) = torch.autograd.grad(found, x)
+        return float(found.detach()), slope
+
+    alone, slope = value(embeddings, TARGETS, ALL)
+    assert alone > 0
+    assert slope.abs().sum() > 0
+    more = torch.cat([embeddings, 9 * embeddings[:2], embeddings[:1]])  # the last one equals a photo that counts
+    targets = torch.cat([TARGETS, torch.tensor([0, UNKNOWN, 1])])
+    counts = torch.cat([ALL, torch.zeros(3, dtype=torch.bool)])
+    found, slope_of_more = value(more, targets, counts)
+    assert found == pytest.approx(alone, rel=1e-5)
+    torch.testing.assert_close(slope_of_more[: len(TARGETS)], slope, rtol=1e-4, atol=1e-6)
+    assert slope_of_more[len(TARGETS) :].abs().sum() == 0
+
+
+@pytest.mark.parametrize(("name", "values"), EACH)
+@pytest.mark.parametrize("batch", ["none counts", "all different", "all of one class", "all equal"])
+def test_odd_batches_have_a_loss_and_slopes_that_are_numbers(proxies, name, values, batch):
+    x = torch.randn(4, NUM_FEATURES, generator=torch.Generator().manual_seed(1))
+    x = (torch.ones(4, NUM_FEATURES) if batch == "all equal" else x).requires_grad_()
+    targets = torch.tensor({"all different": [0, 1, 2, 3], "all of one class": [1] * 4}.get(batch, [0, 0, 1, 1]))
+    counts = torch.full((4,), batch != "none counts")
+    loss = create_metric_loss(name, **values)
+    found = loss(proxies(x) if name in ("arcface", "proxy_anchor") else x, targets, counts)
+    (slope,) = torch.autograd.grad(found, x)
+    assert found.isfinite()
+    assert slope.isfinite().all()
+    if batch == "none counts" and name != "proxy_anchor":  # log(1 + 0) of each class
+        assert found == 0
+
+
+@pytest.mark.parametrize(("name", "values"), EACH)
+def test_slopes_are_those_of_small_steps(embeddings, name, values):
+    if name in ("arcface", "proxy_anchor"):
+        x = (embeddings[:, :NUM_CLASSES] / 4).clamp(-0.9, 0.9).requires_grad_()
+    else:
+        x = embeddings.requires_grad_()
+    loss = create_metric_loss(name, **values)
+    assert torch.autograd.gradcheck(lambda x: loss(x, TARGETS, ALL), (x,))
+
+
+def test_proxies_have_the_cosine_of_the_nearest_direction(proxies):
+    x = torch.randn(3, NUM_FEATURES, generator=torch.Generator().manual_seed(2))
+    found = proxies(x)
+    for i, c in itertools.product(range(3), range(NUM_CLASSES)):
+        each = [float(torch.cosine_similarity(x[i], w, dim=0)) for w in proxies.weight[c]]
+        assert float(found[i, c]) == pytest.approx(max(each), abs=1e-6)

@@ -1,0 +1,168 @@
+"""carvision.verify as a command: the data set's lists, drawn pairs, one's own lists, other data, wrong values."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from carvision.verify import options_of, verify
+from tests import forked
+
+METHODS = ["cosine", "l2", "svm", "joint_bayes"]
+
+
+@pytest.fixture(scope="module")
+def run(demo_run, tmp_path_factory):
+    return shutil.copytree(demo_run, tmp_path_factory.mktemp("verify") / "run")
+
+
+@pytest.fixture(scope="module")
+def verified(run):
+    """The folder of a verification on the data set's own lists."""
+    done = forked.run("carvision.verify", run, cwd=run.parent, check=0)
+    assert "Warning" not in done.stderr, done.stderr
+    assert "Pairs told rightly" in done.stdout and "Joint Bayesian" in done.stdout
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith(f"verify: {run}/verifications/")
+    return Path(last.removeprefix("verify: "))
+
+
+def about_of(folder) -> dict:
+    return json.loads((folder / "verification.json").read_text())
+
+
+def verify_in(folder: Path, *arguments) -> dict:
+    verify([*map(str, arguments), "--out", str(folder)])
+    return about_of(folder)
+
+
+def test_the_lists_of_the_data_set_are_told_apart(verified, demo_photos):
+    lists = demo_photos / "data" / "train_test_split" / "verification"
+    about, frame = about_of(verified), pd.read_csv(verified / "verification.csv")
+    assert about["label"] == "model" and about["notes"] == []  # no photo of them that the run was trained on
+    assert list(frame["method"]) == METHODS * 3
+    assert list(frame["difficulty"]) == [name for name in ("easy", "medium", "hard") for _ in METHODS]
+    num_train = len((lists / "verification_train.txt").read_text().split())
+    assert about["train"]["photos"] == num_train and about["train"]["classes"] == 12
+    for difficulty, rows in frame.groupby("difficulty"):
+        listed = pd.read_csv(lists / f"verification_pairs_{difficulty}.txt", sep=" ", header=None)
+        pairs = pd.read_csv(verified / f"pairs_{difficulty}.csv")
+        assert (pairs["path1"] == "image/" + listed[0]).all() and (pairs["path2"] == "image/" + listed[1]).all()
+        assert (pairs["same"] == listed[2]).all()
+        for _, row in rows.iterrows():
+            assert row["auc"] == pytest.approx(roc_auc_score(listed[2], pairs[row["method"]]), abs=1e-3)
+            assert ((pairs[row["method"]] >= row["threshold"]) == listed[2]).mean() == pytest.approx(
+                row["accuracy"], abs=0.01
+            )
+    assert np.asarray(Image.open(verified / "roc.png")).std() > 5
+
+
+def test_drawn_pairs_are_of_the_photos_asked_for_and_of_the_seed(run, tmp_path):
+    splits = pd.read_csv(run / "splits.csv", dtype=str).set_index("path")
+    drawn = ["--split", "test", "--num-pairs", "40", "--methods", "svm", "cosine"]
+    about = verify_in(tmp_path / "test", run, *drawn)
+    verify_in(tmp_path / "again", run, *drawn)
+    verify_in(tmp_path / "seed", run, *drawn, "--seed", "1")
+    assert list(about["difficulties"]) == ["easy", "medium", "hard"] and about["lists"] == {}
+    assert list(about["difficulties"]["easy"]["figures"]) == ["cosine", "svm"]
+    for difficulty in ("easy", "medium", "hard"):
+        texts = [(tmp_path / name / f"pairs_{difficulty}.csv").read_bytes() for name in ("test", "again", "seed")]
+        assert texts[0] == texts[1] != texts[2]
+        pairs = pd.read_csv(tmp_path / "test" / f"pairs_{difficulty}.csv")
+        one, other = (splits.loc[pairs[path]].reset_index() for path in ("path1", "path2"))
+        assert (one["split"] == "test").all() and (other["split"] == "test").all()
+        assert ((one["model"] == other["model"]) == pairs["same"]).all()
+        if difficulty == "easy":
+            assert (one["viewpoint"] == other["viewpoint"]).all()
+        if difficulty == "hard":
+            assert (one["make"] == other["make"]).all()
+
+
+def test_photos_that_the_run_was_trained_on_are_told_and_not_learned_from(run, tmp_path):
+    """Of its training photos, those of the drawn pairs are left to the test."""
+    splits = pd.read_csv(run / "splits.csv", dtype=str).set_index("path")["split"]
+    about = verify_in(tmp_path / "train", run, "--split", "train", "--num-pairs", "20", "--label", "make")
+    files = [tmp_path / "train" / f"pairs_{difficulty}.csv" for difficulty in about["difficulties"]]
+    tested = {path for file in files for path in pd.read_csv(file)[["path1", "path2"]].to_numpy().ravel()}
+    assert list(about["difficulties"]) == ["easy", "medium"]  # nothing follows from the make
+    (note,) = about["notes"]
+    assert f"trained on {len(tested)} of these {len(tested)} photos" in note
+    assert about["label"] == "make" and about["train"]["photos"] == (splits == "train").sum() - len(tested)
+
+
+def test_lists_of_ones_own(run, verified, tmp_path, caplog):
+    """One that an earlier verification wrote; and one of the same pairs alone, of which a photo is not there."""
+    earlier = pd.read_csv(verified / "pairs_hard.csv")
+    same = earlier[earlier["same"] == 1].head(9)
+    text = same[["path1", "path2", "same"]].to_csv(sep="\t", index=False, header=False)
+    (tmp_path / "mine.txt").write_text(f"{text}nowhere.jpg\t{same['path1'].iloc[0]}\t0\n")
+    lists = ["--pairs", verified / "pairs_hard.csv", tmp_path / "mine.txt"]
+    with pytest.raises(
+        SystemExit, match=r"1 of 10 pairs name photos that demo lacks \(first: nowhere.jpg in line 10\)"
+    ):
+        verify_in(tmp_path / "e", run, *lists, "--methods", "cosine")
+    about = verify_in(tmp_path / "e", run, *lists, "--methods", "cosine", "data.allow_missing=true")
+    assert list(about["difficulties"]) == ["pairs_hard", "mine"]
+    assert about["lists"]["mine"] == str(tmp_path / "mine.txt")
+    again = pd.read_csv(tmp_path / "e" / "pairs_pairs_hard.csv")
+    np.testing.assert_allclose(again["cosine"], earlier["cosine"], atol=1e-4)
+    mine = about["difficulties"]["mine"]
+    assert mine["pairs"] == mine["same"] == 9
+    assert mine["figures"]["cosine"]["auc"] is None and 0 <= mine["figures"]["cosine"]["accuracy"] <= 1
+
+
+def test_photos_in_class_folders_by_a_backbone_without_a_run(demo_photos, run_forked, tmp_path):
+    """Data that have neither viewpoints nor makes; a photo that can't be read."""
+    photos = sorted((demo_photos / "data" / "image").rglob("*.jpg"))
+    for place, photo in enumerate(photos):
+        target = tmp_path / "folders" / ("train", "val", "test")[place % 3] / photo.parent.parent.name / photo.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photo, target)
+    next((tmp_path / "folders" / "test").rglob("*.jpg")).write_bytes(b"")
+    arguments = ["--backbone", "mobilenetv3_small_050", "--weights", "random", "data=folder", "data.root=folders"]
+    arguments += ["data.on_bad_image=skip", "--num-pairs", "100", "--train-split", "val", "--out", "out"]
+    done = run_forked("carvision.verify", *arguments, check=0)
+    assert "no easy pairs: it has no label viewpoint; this difficulty is left out" in done.stderr
+    assert "no hard pairs: no other label, as a make, follows from its class; this" in done.stderr
+    about = about_of(tmp_path / "out")
+    assert list(about["difficulties"]) == ["medium"] and about["network"] == "mobilenetv3_small_050"
+    assert about["train"]["split"] == "val" and about["train"]["photos"] == 80
+    assert list(about["difficulties"]["medium"]["figures"]) == METHODS
+
+
+def test_wrong_values_end_in_one_line_and_leave_nothing(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for arguments, words in (
+        (["nowhere"], "nowhere does not exist"),
+        ([run, "data.rot=3"], "data.rot: there is no such key; nearest: data.root"),
+        (
+            [run, "--label", "mdel"],
+            "--label: 'mdel' is no label with classes of demo; nearest: model, make; it has make, model, ",
+        ),
+        ([run, "--label", "speed"], "--label: 'speed' is no label with classes"),
+        ([run, "--pairs", "list.txt"], "list.txt does not exist"),
+        ([run, "--pairs", "list.txt", "other/list.csv"], "--pairs: two of list.txt other/list.csv have the same name"),
+        ([run, "--pairs", "list.txt", "--split", "test"], "--split: test chooses the photos of drawn pairs"),
+        ([run, "--train-split", "val"], "thresholds are learned from val photos, see --train-split"),
+        ([run, "--out", run], "exists already"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            verify([str(word) for word in arguments])
+        assert ended.value.code.startswith("error: ") and words in ended.value.code, ended.value.code
+        assert "\n" not in ended.value.code
+    assert list(tmp_path.iterdir()) == []
+    for arguments, words in (
+        ([run, "--split", "tests"], "invalid choice: 'tests'"),
+        ([run, "--num-pairs", "1"], "--num-pairs: 1 is not a whole number from 2"),
+        ([run, "--seed", "-1"], "--seed: -1 is not a whole number from 0"),
+        ([run, "--methods", "l3"], "invalid choice: 'l3'"),
+        ([], "RUN or --backbone"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            options_of([str(word) for word in arguments])
+        assert ended.value.code == 2 and words in capsys.readouterr().err

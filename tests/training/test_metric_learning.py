@@ -1,0 +1,157 @@
+"""Training with a metric loss: what is shaped, counted, kept and refused."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import carvision
+from carvision.errors import InputError
+from carvision.metrics.neighbours import Embedded, NeighbourMetrics
+from carvision.training.build import build_datamodule, build_lit_classifier
+from tests.small_runs import config, demo, train
+
+
+def built(photos, *overrides: str):
+    cfg = config(*demo(photos), *overrides)
+    datamodule = build_datamodule(cfg, None)
+    return datamodule, build_lit_classifier(cfg, datamodule.table)
+
+
+def first_batch(datamodule) -> dict:
+    return next(iter(datamodule.train_dataloader()))
+
+
+@pytest.mark.parametrize(
+    "name", ["triplet", "coupled_clusters", "supcon", "arcface", "sub_centre_arcface", "proxy_anchor"]
+)
+def test_the_loss_of_a_step_is_that_of_the_heads_and_the_metric_loss(demo_photos, name):
+    datamodule, lit = built(demo_photos, f"metric_loss={name}", "metric_loss.weight=0.25", "augment=none")
+    batch = first_batch(datamodule)
+    if name in ("triplet", "coupled_clusters", "supcon"):
+        assert torch.unique(batch["targets"]["model"], return_counts=True)[1].tolist() == [4, 4, 4, 4]
+    lit.eval()
+    with torch.no_grad():
+        images = batch["images"].float() / 255
+        outputs = lit.outputs(images, torch.full((16,), 1 / 16))
+        heads = sum(
+            torch.nn.functional.cross_entropy(outputs.logits[head], batch["targets"][head])
+            for head in ("make", "model")
+        )
+        values = outputs.cosines if "arcface" in name or name == "proxy_anchor" else outputs.embeddings
+        counts = torch.ones(16, dtype=torch.bool)
+        expected = heads + 0.25 * lit.metric_learning.loss(values, batch["targets"]["model"], counts)
+        torch.testing.assert_close(lit._step(images, batch, None), expected)
+    assert outputs.embeddings.shape == (16, 128)
+    assert (lit.model.proxies is not None) == ("arcface" in name or name == "proxy_anchor")
+    if name == "sub_centre_arcface":
+        assert lit.model.proxies.weight.shape == (12, 3, 128)
+
+
+def test_photos_of_unknown_class_and_unreadable_ones_take_no_part(demo_photos):
+    datamodule, lit = built(demo_photos, "metric_loss=triplet", "augment=none")
+    batch = first_batch(datamodule)
+    lit.eval()
+    outputs = lit.outputs(batch["images"].float() / 255, torch.full((16,), 1 / 16))
+    batch["targets"]["model"][:3] = -1
+    batch["valid"][3:5] = False
+    found = lit.metric_learning.embedded(outputs, batch["targets"], batch["valid"])
+    rest = [values[5:] for values in (outputs.embeddings, batch["targets"]["model"], batch["valid"])]
+    torch.testing.assert_close(found.loss, lit.metric_learning.loss(*rest))
+    assert found.counts.tolist() == [False] * 5 + [True] * 11
+
+
+@pytest.fixture(scope="module")
+def trained(demo_photos, tmp_path_factory):
+    """Two epochs of ArcFace, with heads that are probes."""
+    words = ["metric_loss=arcface", "metric_loss.heads=probe", "optimizer.lr=0.003", "model.trunk.hidden=[16]"]
+    return train(tmp_path_factory.mktemp("arcface") / "run", *demo(demo_photos), *words)
+
+
+def test_a_run_counts_its_neighbours_and_keeps_the_epoch_with_the_best(trained):
+    history, metrics = pd.read_csv(trained / "history.csv"), json.loads((trained / "metrics.json").read_text())
+    figures = {f"{split}/embedding/loss" for split in ("train", "val")}
+    figures |= {f"val/embedding/{name}" for name in ("recall_at_1", "map_at_r")}
+    assert figures <= set(history) and "train/embedding/map_at_r" not in history
+    assert metrics["best_epoch"] == history["val/embedding/map_at_r"].idxmax()
+    assert 0 < metrics["test"]["embedding/map_at_r"] < metrics["test"]["embedding/recall_at_1"] <= 1
+    losses = metrics["val"]["make/loss"] + metrics["val"]["model/loss"] + metrics["val"]["embedding/loss"]
+    assert metrics["val"]["loss"] == pytest.approx(losses, rel=1e-5)
+    assert "nearest neighbours in %" in (trained / "results.txt").read_text()
+
+
+def test_the_class_weights_travel_with_the_model_and_are_in_the_checkpoint(trained):
+    model = carvision.load(trained)
+    assert model.proxies.weight.shape == (12, 1, 128)
+    state = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(state["model.proxies.weight"], model.proxies.weight)
+    assert model.embed(torch.zeros(2, 3, 32, 32)).shape == (2, 128)
+
+
+def test_the_embedding_figures_of_an_epoch_are_those_of_loops():
+    generator = torch.Generator().manual_seed(0)
+    x, targets = torch.randn(9, 4, generator=generator), torch.tensor([0, 0, 1, 1, 1, 2, -1, 0, 1])
+    counts = (targets >= 0) & (torch.arange(9) != 7)
+    metrics = NeighbourMetrics()
+    for part in (slice(0, 4), slice(4, 9)):
+        metrics.update(Embedded(torch.tensor(0.0), x[part], targets[part], counts[part]))
+    cosines = torch.cosine_similarity(x[:, None], x[None], dim=2)
+    first, precisions = [], []
+    for i in np.flatnonzero(counts):
+        others = [j for j in np.flatnonzero(counts) if j != i]
+        order = sorted(others, key=lambda j: -float(cosines[i, j]))
+        right = [bool(targets[j] == targets[i]) for j in order]
+        if any(right):
+            num = sum(right)
+            first.append(right[0])
+            precisions.append(sum(sum(right[: n + 1]) / (n + 1) for n in range(num) if right[n]) / num)
+    assert metrics.compute() == pytest.approx({"recall_at_1": np.mean(first), "map_at_r": np.mean(precisions)})
+    assert len(first) == 6  # class 2 has one photo
+
+
+def test_a_frozen_backbone_is_passed_once_and_the_embedding_trains_on_its_features(demo_photos, tmp_path):
+    words = ["metric_loss=triplet", "augment=none", "model.train_layers=none", "optimizer.lr=0.01"]
+    kept = train(tmp_path / "kept", *demo(demo_photos), *words, "features.keep=true")
+    plain = train(tmp_path / "plain", *demo(demo_photos), *words, "features.keep=false")
+    assert "features of 240 photos" in (kept / "run.log").read_text()
+    ours, theirs = (pd.read_csv(folder / "history.csv").drop(columns="seconds") for folder in (kept, plain))
+    np.testing.assert_allclose(ours.to_numpy(float), theirs.to_numpy(float), rtol=1e-3, atol=1e-3)
+
+
+def test_the_label_can_be_another(demo_photos):
+    datamodule, lit = built(demo_photos, "metric_loss=arcface", "metric_loss.label=make", "data.sampler=per_class")
+    assert lit.model.proxies.weight.shape[0] == 4
+    counts = torch.unique(first_batch(datamodule)["targets"]["make"], return_counts=True)[1]
+    assert counts.tolist() == [4, 4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (
+            ["model.embedding.hidden=[8]"],
+            "model.embedding.hidden: nothing would train these layers; choose a metric_loss",
+        ),
+        (["model.difference.hidden=[8]"], "model.difference.hidden: nothing would train these layers"),
+        (
+            ["metric_loss=triplet", "model.embedding.hidden=[]", "model.difference.hidden=[8]"],
+            "model.difference.hidden: joins the trunk in model.embedding",
+        ),
+        (["metric_loss=triplet", "augment=mixup"], "augment.mixup: a photo made of two has no class"),
+        (
+            ["metric_loss=triplet", "metric_loss.label=modle"],
+            "metric_loss.label: 'modle' is no label of demo with classes",
+        ),
+        (
+            ["metric_loss=triplet", "metric_loss.label=speed"],
+            "metric_loss.label: 'speed' is no label of demo with classes",
+        ),
+        (["metric_loss=triplet", "data.batch_size=18"], "data.batch_size: 18"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_line(demo_photos, overrides, line):
+    with pytest.raises(InputError) as caught:
+        built(demo_photos, *overrides)
+    assert str(caught.value).startswith(line) and "\n" not in str(caught.value), str(caught.value)

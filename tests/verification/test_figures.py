@@ -1,0 +1,106 @@
+import math
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, roc_auc_score, roc_curve
+
+from carvision.verification.figures import (
+    Roc,
+    accuracy,
+    area_under,
+    best_threshold,
+    equal_error_rate,
+    measure,
+    roc,
+    tar_at_far,
+)
+
+
+def made_scores(num: int, seed: int, ties: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    same = np.append([True, False], rng.random(num - 2) < 0.4)
+    scores = rng.normal(size=num) + same
+    return (np.round(2 * scores) / 2 if ties else scores).astype(np.float32), same
+
+
+CASES = [(2, 0, False), (7, 1, True), (50, 2, False), (50, 3, True), (1000, 4, False), (1000, 5, True)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_roc_and_its_area_are_those_of_scikit_learn(case):
+    scores, same = made_scores(*case)
+    curve = roc(scores, same)
+    far, tar, _ = roc_curve(same, scores, drop_intermediate=False)
+    np.testing.assert_allclose(curve.far, far)
+    np.testing.assert_allclose(curve.tar, tar)
+    assert curve.num_negatives == (~same).sum()
+    assert area_under(curve) == pytest.approx(roc_auc_score(same, scores))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_threshold_is_better(case):
+    scores, same = made_scores(*case)
+    best = best_threshold(scores, same)
+    every = [scores.min() - 1, *((a + b) / 2 for a in scores for b in scores[:60]), scores.max() + 1]
+    reached = accuracy(scores, same, best)
+    assert reached == accuracy_score(same, scores >= best)
+    assert reached == pytest.approx(max(np.mean((scores >= threshold) == same) for threshold in every))
+
+
+@pytest.mark.parametrize(
+    ("scores", "same", "threshold"),
+    [
+        ([1, 2, 5, 6], [0, 0, 1, 1], 3.5),  # the middle of the gap
+        ([1, 1, 4, 4], [0, 0, 1, 1], 2.5),
+        ([1, 2, 3, 4], [0, 1, 0, 1], 3.5),  # as good as 1.5, and the highest
+        ([1, 2, 3], [1, 1, 1], 1),  # all are accepted
+        ([3, 3, 3], [0, 0, 1], np.nextafter(3, 4)),  # none is
+        ([1, np.nextafter(1, 2)], [0, 1], np.nextafter(1, 2)),  # no number between them
+    ],
+)
+def test_where_the_threshold_lies(scores, same, threshold):
+    assert best_threshold(np.array(scores, float), np.array(same, bool)) == threshold
+
+
+def test_equal_error_rate_by_hand():
+    # rejected same pairs and accepted different ones: (1, 0), (0.5, 0), (0.5, 0.5), (0, 0.5), (0, 1)
+    assert equal_error_rate(roc(np.array([4.0, 3, 2, 1]), np.array([1, 0, 1, 0], bool))) == 0.5
+    assert equal_error_rate(roc(np.array([4.0, 3, 2, 1]), np.array([1, 1, 0, 0], bool))) == 0
+    assert equal_error_rate(roc(np.array([4.0, 3, 2, 1]), np.array([0, 0, 1, 1], bool))) == 1
+    assert equal_error_rate(roc(np.zeros(4), np.array([0, 0, 1, 1], bool))) == 0.5
+    # from (far 0, tar 0.75) to (1/3, 1): 0 + t / 3 = 1 - (0.75 + t / 4), t = 3/7
+    curve = Roc(np.array([0, 0, 1 / 3, 1]), np.array([0, 0.75, 1, 1]), 3)
+    assert equal_error_rate(curve) == pytest.approx(1 / 7)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equal_error_rate_is_where_the_curve_meets_the_diagonal(case):
+    scores, same = made_scores(*case)
+    curve = roc(scores, same)
+    rate = equal_error_rate(curve)
+    highest = np.interp(rate, curve.far, curve.tar)
+    lowest = 1 - np.interp(-rate, -curve.far[::-1], 1 - curve.tar[::-1])
+    assert min(lowest, highest) - 1e-9 <= 1 - rate <= max(lowest, highest) + 1e-9
+
+
+def test_accepted_at_a_false_accept_rate_as_counted_one_by_one():
+    rng = np.random.default_rng(0)
+    same = np.arange(3000) < 1000
+    scores = np.round(rng.normal(size=3000) + 2 * same, 2)
+    curve = roc(scores, same)
+    for level in (0.5, 1e-2, 1e-3, 5e-4):
+        best = 0.0
+        for threshold in np.unique(scores):
+            if (scores[~same] >= threshold).sum() <= level * 2000:
+                best = max(best, (scores[same] >= threshold).mean())
+        assert tar_at_far(curve, level) == pytest.approx(best)
+    assert math.isnan(tar_at_far(curve, 4.9e-4))  # one of 2,000 is more
+
+
+def test_few_different_pairs_tell_nothing_of_low_false_accept_rates():
+    for num_negatives, known in ((999, False), (1000, True)):
+        same = np.arange(num_negatives + 10) < 10
+        figures = measure(np.where(same, 1.0, 0.0), same, 0.5)
+        assert figures["accuracy"] == 1 and figures["auc"] == 1 and figures["eer"] == 0
+        assert figures["tar_at_far_0.01"] == 1
+        assert figures["tar_at_far_0.001"] == 1 if known else math.isnan(figures["tar_at_far_0.001"])

@@ -1,0 +1,184 @@
+import itertools
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from carvision.data.table import UNKNOWN, Classes, Table
+from carvision.errors import InputError
+from carvision.verification.pairs import generate_pairs, read_pairs
+
+MAKES, MODELS, VIEWPOINTS = ("Audi", "BMW"), ("A4", "A6", "X3", "X5"), ("front", "rear")
+
+
+def made_table(num=40, seed=0, **columns) -> Table:
+    """Models 0 and 1 are of make 0, models 2 and 3 of make 1."""
+    rng = np.random.default_rng(seed)
+    model = rng.integers(0, 4, num)
+    rows = {
+        "path": [f"image/{i}.jpg" for i in range(num)],
+        "split": "test",
+        "make": model // 2,
+        "model": model,
+        "viewpoint": rng.integers(0, 2, num),
+    }
+    labels = {
+        "make": Classes(MAKES, MAKES),
+        "model": Classes(MODELS, MODELS, "make", (0, 0, 1, 1)),
+        "viewpoint": Classes(VIEWPOINTS, VIEWPOINTS),
+    }
+    rows = pd.DataFrame({**rows, **columns})
+    return Table("made", "photos", rows, {name: labels[name] for name in labels if name in rows}, "model")
+
+
+def all_pairs(table, difficulty) -> dict:
+    """{(i, j): same} of all pairs that the difficulty allows, i < j, one by one."""
+    rows, found = table.rows, {}
+    for i, j in itertools.combinations(range(len(rows)), 2):
+        one, other = rows.iloc[i], rows.iloc[j]
+        same = one["model"] == other["model"]
+        if UNKNOWN in (one["model"], other["model"]):
+            continue
+        if difficulty == "easy" and (one["viewpoint"] != other["viewpoint"] or one["viewpoint"] == UNKNOWN):
+            continue
+        if difficulty == "hard" and not same and one["make"] != other["make"]:
+            continue
+        found[i, j] = bool(same)
+    return found
+
+
+def as_dict(pairs) -> dict:
+    ends = np.sort(np.stack([pairs.first, pairs.second], axis=1), axis=1)
+    found = {tuple(map(int, end)): bool(same) for end, same in zip(ends, pairs.same, strict=True)}
+    assert len(found) == len(pairs)  # none twice
+    return found
+
+
+@pytest.mark.parametrize("difficulty", ["easy", "medium", "hard"])
+def test_only_possible_pairs_and_in_the_end_all_of_them(difficulty):
+    table = made_table()
+    table.rows.loc[3, "model"] = table.rows.loc[7, "viewpoint"] = UNKNOWN
+    possible = all_pairs(table, difficulty)
+    drawn = as_dict(generate_pairs(table, "model", difficulty, 60, seed=1))
+    assert len(drawn) == 60 and sum(drawn.values()) == 30
+    assert drawn.items() <= possible.items()
+    seen = {}
+    for seed in range(200):
+        seen |= as_dict(generate_pairs(table, "model", difficulty, 100, seed))
+    assert seen == possible
+
+
+def test_every_pair_is_as_likely():
+    table = made_table(12)
+    counts = np.zeros((2, 12, 12))
+    for seed in range(3000):
+        pairs = generate_pairs(table, "model", "medium", 10, seed)
+        np.add.at(counts, (pairs.same.astype(int), pairs.first, pairs.second), 1)
+    for same in (0, 1):
+        seen = counts[same][counts[same] > 0]  # each order of a pair by itself
+        assert len(seen) == 2 * sum(value == same for value in all_pairs(table, "medium").values())
+        assert abs(seen / seen.mean() - 1).max() < 5 / np.sqrt(seen.mean())  # five standard deviations
+
+
+def test_the_seed_decides():
+    table = made_table()
+    one, again, other = (generate_pairs(table, "model", "medium", 50, seed) for seed in (1, 1, 2))
+    assert (one.first == again.first).all() and (one.second == again.second).all() and (one.same == again.same).all()
+    assert as_dict(one) != as_dict(other)
+    assert one.first.dtype == one.second.dtype == np.int64 and one.same.dtype == bool
+    assert 0 < one.same[:25].sum() < 25  # in random order
+
+
+def test_too_few_possible_pairs_are_all_taken():
+    table = made_table(5, model=[0, 0, 0, 1, 2], make=[0, 0, 0, 0, 1])  # 3 pairs of one model, 7 of two
+    pairs = generate_pairs(table, "model", "medium", 1000, seed=0)
+    assert len(as_dict(pairs)) == 6 and pairs.same.sum() == 3
+
+
+@pytest.mark.parametrize(
+    ("columns", "difficulty", "words"),
+    [
+        ({"model": [0, 1, 2, 3]}, "medium", "two photos of one model$"),
+        ({"model": [0, 0, 0, 0]}, "medium", "photos of two model$"),
+        ({"model": [0, 0, 2, 2]}, "hard", "photos of two model of one parent"),
+        ({"model": [0, 0, 1, 1], "viewpoint": [0, 1, 0, 1]}, "easy", "two photos of one model from one viewpoint"),
+        ({"model": [UNKNOWN] * 4}, "medium", "two photos of one model$"),
+    ],
+)
+def test_no_possible_pair_is_an_error(columns, difficulty, words):
+    with pytest.raises(InputError, match=words):
+        generate_pairs(made_table(4, **columns), "model", difficulty, 10, seed=0)
+
+
+def test_data_without_the_label_that_a_difficulty_needs():
+    table = made_table(4)
+    table.labels.pop("viewpoint")
+    with pytest.raises(InputError, match="no easy pairs: it has no label viewpoint"):
+        generate_pairs(table, "model", "easy", 10, seed=0)
+    with pytest.raises(InputError, match="no hard pairs: no other label, as a make, follows from its make"):
+        generate_pairs(table, "make", "hard", 10, seed=0)
+    with pytest.raises(InputError, match="'harder' is not one of easy, medium, hard"):
+        generate_pairs(table, "model", "harder", 10, seed=0)
+
+
+def test_many_photos_need_no_table_of_all_pairs():
+    """Of 100,000 photos there are 5 thousand million pairs."""
+    table = made_table(100_000)
+    assert len(as_dict(generate_pairs(table, "model", "hard", 1000, seed=0))) == 1000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0.jpg 3.jpg 1\n2.jpg 1.jpg 0\n",
+        "\ufeffimage/0.jpg\timage/3.jpg\t1\r\n\r\nimage/2.jpg\timage/1.jpg\t0\r\n",
+        "path1,path2,same,cosine\nimage/0.jpg,image/3.jpg,1,0.5\nimage/2.jpg, image/1.jpg ,0,0.4",
+        'first second label\n0.jpg 3.jpg True\n2.jpg 1.jpg -1',
+    ],
+)  # fmt: skip
+def test_lists_in_every_spelling(tmp_path, text):
+    (tmp_path / "list.txt").write_text(text, encoding="utf-8")
+    pairs = read_pairs(tmp_path / "list.txt", made_table(4))
+    assert pairs.first.tolist() == [0, 2] and pairs.second.tolist() == [3, 1] and pairs.same.tolist() == [True, False]
+    assert pairs.first.dtype == np.int64
+
+
+def test_paths_with_blanks_and_commas(tmp_path):
+    table = made_table(2, path=["a b.jpg", "c,d.jpg"])
+    (tmp_path / "list.csv").write_text('a b.jpg,"c,d.jpg",1\n')
+    assert read_pairs(tmp_path / "list.csv", table).second.tolist() == [1]
+    (tmp_path / "list.tsv").write_text("a b.jpg\tc,d.jpg\t1\n")
+    assert read_pairs(tmp_path / "list.tsv", table).first.tolist() == [0]
+
+
+def test_unknown_photos_are_an_error_or_counted(tmp_path, caplog):
+    file = tmp_path / "list.txt"
+    file.write_text("0.jpg 1.jpg 1\n\n0.jpg 9.jpg 0\n8.jpg 1.jpg 0\n")
+    with pytest.raises(InputError, match=r"2 of 3 pairs name photos that made lacks \(first: 9.jpg in line 3\).*allow"):
+        read_pairs(file, made_table(4))
+    caplog.set_level(logging.WARNING)
+    assert len(read_pairs(file, made_table(4), allow_missing=True)) == 1
+    assert "2 of 3 pairs" in caplog.text
+    file.write_text("8.jpg 9.jpg 1\n")
+    with pytest.raises(InputError, match="none is left; paths are relative to photos"):
+        read_pairs(file, made_table(4), allow_missing=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("0.jpg 1.jpg 2\n", "line 1: '0.jpg 1.jpg 2' is not path1 path2 label"),
+        ("0.jpg 1.jpg\n", "line 1: '0.jpg 1.jpg' is not path1 path2 label"),
+        ("0.jpg 1.jpg 1\n0.jpg 1.jpg 2\n", "line 2: '0.jpg 1.jpg 2' is not path1 path2 label"),
+        ("0.jpg 1.jpg 1\n0 1.jpg 2.jpg 0\n", "line 2"),
+        ("path1 path2 label\n", "there is no pair in it"),
+        ("\n", "there is no pair in it"),
+    ],
+)
+def test_what_is_no_list_is_named(tmp_path, text, words):
+    (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(InputError, match=words):
+        read_pairs(tmp_path / "list.txt", made_table(4))
+    with pytest.raises(InputError, match=r"absent\.txt does not exist"):
+        read_pairs(tmp_path / "absent.txt", made_table(4))
