@@ -142,8 +142,11 @@ def _find_model(path: Path) -> tuple[Path, Path]:
         )
     folder = path if path.is_dir() else path.parent
     file = folder / DESCRIPTION
-    if not file.is_file() and (folder / "fold_0" / DESCRIPTION).is_file():
-        raise InputError(f"{path}: holds the folds of a run; give one of them, such as {folder / 'fold_0'}")
+    if not file.is_file():
+        for what in ("fold", "seed"):
+            part = next((each.parent for each in sorted(folder.glob(f"{what}_*/{DESCRIPTION}"))), None)
+            if part:
+                raise InputError(f"{path}: holds the {what}s of a run; give one of them, such as {part}")
     if not path.exists() or not file.is_file():
         needed = path if not path.exists() else file
         raise InputError(f"{path}: no model there ({needed} does not exist); give the folder of a finished run")

@@ -16,6 +16,7 @@ import json
 import resource
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from side_by_side import machine, measure, rows_as_table, summarise, table, write
@@ -63,13 +64,10 @@ def search_by(name: str, distance: str, embeddings: np.ndarray, k: int):
     if name in (OURS, PLAIN):
         from carvision.retrieval import search
 
-        is_fast = search._is_fast_in_bfloat16
-
         def run():
-            search._is_fast_in_bfloat16 = is_fast if name == OURS else lambda: False
             return search.nearest(embeddings, embeddings, k, distance)
 
-        return run
+        return run if name == OURS else mock.patch.object(search, "_is_fast_in_bfloat16", lambda: False)(run)
     if name == FAISS:
         import faiss
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 import carvision
 from carvision.data.images import open_image
+from carvision.embed import options_of
 from tests import forked
 
 
@@ -104,6 +105,35 @@ def test_photos_that_cannot_be_read_end_it_or_are_left_out(run, tmp_path):
     folder = folder_of(embed(*words, "data.on_bad_image=skip", "--out", "b", cwd=tmp_path), tmp_path)
     assert len(np.load(folder / "embeddings.npy")) == 3
     assert "class1/1.jpg" not in (folder / "index.csv").read_text()
+
+
+def test_a_division_that_the_data_can_have_is_told_in_the_index(tmp_path):
+    for number in range(20):
+        (tmp_path / "photos" / f"class{number % 2}").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (12 * number, 0, 0)).save(
+            tmp_path / "photos" / f"class{number % 2}" / f"{number}.jpg"
+        )
+    words = ["--backbone", "test_resnet", "--weights", "random", "data=folder", f"data.root={tmp_path / 'photos'}"]
+    words += ["data.image_px=32", "data.num_workers=0"]
+    done = embed(*words, "data.split.kind=stratified", "--out", "a", cwd=tmp_path)
+    index = pd.read_csv(folder_of(done, tmp_path) / "index.csv")
+    assert len(index) == 20 and set(index["split"]) == {"train", "val", "test"}
+    done = embed(*words, "--out", "b", cwd=tmp_path)
+    assert "comes without a split of its own" in done.stderr and "the photos are in no split" in done.stderr
+    assert pd.read_csv(folder_of(done, tmp_path) / "index.csv")["split"].isna().all()
+
+
+def test_a_file_is_no_override(run):
+    options = options_of([str(run / "model.safetensors"), "data.root=x", "+data.odd=3"])
+    assert options.overrides == ["data.root=x", "+data.odd=3"]
+    options = options_of(["--backbone", "x", "--weights", "model.safetensors", "model.backbone_kwargs={a:1}"])
+    assert options.weights == "model.safetensors" and options.overrides == ["model.backbone_kwargs={a:1}"]
+
+
+def test_several_processes_are_refused(run, tmp_path):
+    environment = {"RANK": "1", "WORLD_SIZE": "2"}
+    done = forked.run("carvision.embed", run, cwd=tmp_path, env=environment, check=1)
+    assert "torchrun: this command takes one process" in done.stderr
 
 
 def test_help_is_there_at_once(run_module):

@@ -143,9 +143,10 @@ def test_refusals(saved, tmp_path_factory):
     assert "sha256 differs" in refusal(saved)
     (saved / "other.safetensors").write_bytes((saved / "model.safetensors").read_bytes())
     assert "describes model.safetensors, and not this file" in refusal(saved / "other.safetensors")
-    saved.rename(empty / "fold_0")
-    assert "holds the folds of a run; give one of them" in refusal(empty)
-    (empty / "fold_0").rename(saved)
+    for part in ("fold_0", "seed_3"):
+        saved.rename(empty / part)
+        assert f"holds the {part[:4]}s of a run; give one of them, such as {empty / part}" in refusal(empty)
+        (empty / part).rename(saved)
     (saved / "model.safetensors").unlink()
     assert "model.safetensors does not exist" in refusal(saved)
     for text in ("{", "[]", "null", '{"format": "1"}', "[" * 100_000, "\x00"):

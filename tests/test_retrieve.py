@@ -91,6 +91,14 @@ def test_leave_one_out_never_finds_the_query_itself(vectors, tmp_path):
         assert not (folder / "neighbours.png").exists()
 
 
+@pytest.mark.parametrize("index", ["exact", "ivf"])
+def test_a_query_that_is_in_the_gallery_never_finds_itself(vectors, tmp_path, index):
+    words = [vectors, "--split", "all", "--gallery", "train", "val", "--sheet", "0", "--index", index]
+    folder = folder_of(retrieve(*words, "--out", "out", cwd=tmp_path), tmp_path)
+    near = pd.read_csv(folder / "neighbours.csv")
+    assert near["path"].nunique() == 240 and not (near["path"] == near["neighbour"]).any()
+
+
 def test_one_photo_is_answered(run, vectors, tmp_path):
     rows = pd.read_csv(run / "splits.csv", dtype=str)
     row = rows[rows["split"] == "train"].iloc[3]
@@ -126,7 +134,12 @@ def test_classes_that_were_never_seen_are_looked_for_among_themselves(demo_photo
         (["{run}", "--leave-one-out", "--gallery", "train"], "--leave-one-out: the queries are their own gallery"),
         (["{run}", "--query", "no.jpg"], "--query: no.jpg"),
         (["{run}", "--query", "x.jpg", "--leave-one-out"], "--query: a photo of your own is looked for among others"),
-        (["{vectors}", "data.root=x"], "data.root=x: {vectors} holds embeddings of photos; give the run for others"),
+        (
+            ["{vectors}", "data.root=x"],
+            "data.root=x: {vectors} holds embeddings that are made; give the run for others",
+        ),
+        (["{vectors}", "--raw"], "--raw: {vectors} holds embeddings that are made"),
+        (["{vectors}", "--layer", "trunk"], "--layer trunk: {vectors} holds embeddings that are made"),
         (["{vectors}", "--query", "x.jpg"], "--query: {vectors} holds embeddings and no network"),
         (["{run}", "--out", "{run}"], "--out: {run} exists already"),
     ],

@@ -148,7 +148,10 @@ def test_wrong_values_end_in_one_line_and_leave_nothing(run, tmp_path, monkeypat
         ([run, "--pairs", "list.txt"], "list.txt does not exist"),
         ([run, "--pairs", "list.txt", "other/list.csv"], "--pairs: two of list.txt other/list.csv have the same name"),
         ([run, "--pairs", "list.txt", "--split", "test"], "--split: test chooses the photos of drawn pairs"),
-        ([run, "--train-split", "val"], "thresholds are learned from val photos, see --train-split"),
+        (
+            [run, "--train-split", "val"],
+            "--train-split: val, and the lists of pairs of demo come with training photos alone",
+        ),
         ([run, "--out", run], "exists already"),
     ):
         with pytest.raises(SystemExit) as ended:

@@ -107,6 +107,11 @@ def pair_lists(base: Path) -> dict[str, Path]:
     return {level: folder / f"verification_pairs_{level}.txt" for level in ("easy", "medium", "hard")}
 
 
+def has_pair_lists(root: Path | str | None) -> bool:
+    """Whether data.root holds all three lists of pairs."""
+    return all(file.is_file() for file in pair_lists(_base(existing_root(root, WHERE))).values())
+
+
 def _read_verification_lists(base: Path) -> pd.Series:
     """path -> "train" or "test", of which a photo of both lists is the latter."""
     tested = {}

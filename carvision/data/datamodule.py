@@ -154,7 +154,9 @@ class PhotoDataModule(pl.LightningDataModule):
         photos, label = self.photos["train"], self.sampler_label or self.table.finest
         if label not in self.table.class_labels:
             known = ", ".join(self.table.class_labels)
-            raise InputError(f"data.sampler: {label!r} is no label of {self.table.name} with classes; it has {known}")
+            raise InputError(
+                f"metric_loss.label: {label!r} is no label of {self.table.name} with classes; it has {known}"
+            )
         codes = photos.targets[label].numpy()
         shape = self._rank_and_world_size()
         return TrainOrder(

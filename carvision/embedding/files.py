@@ -26,15 +26,33 @@ HEADER = 128  # bytes, of numpy's format 1.0
 class Embeddings:
     """values: float (N, D), in memory or mapped from the disk. table: the N photos in the same order."""
 
-    values: np.ndarray
+    values: "np.ndarray | SomeRows"
     table: Table
 
     def __len__(self) -> int:
         return len(self.table)
 
     def select(self, keep: np.ndarray) -> "Embeddings":
-        """The rows where the boolean array is true."""
-        return self if keep.all() else Embeddings(self.values[keep], self.table.select(keep))
+        """The rows where the boolean array is true. Of values that are mapped none is read yet."""
+        if keep.all():
+            return self
+        rows = np.flatnonzero(keep)
+        mapped = isinstance(self.values, np.memmap)
+        return Embeddings(SomeRows(self.values, rows) if mapped else self.values[rows], self.table.select(keep))
+
+
+class SomeRows:
+    """Some rows of an array (N, D): what is asked for by a slice or by numbers is read, and no more."""
+
+    def __init__(self, values: np.ndarray, rows: np.ndarray):
+        self.values, self.rows = values, rows
+        self.shape, self.ndim, self.dtype = (len(rows), values.shape[1]), 2, values.dtype
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, which: slice | np.ndarray) -> np.ndarray:
+        return self.values[self.rows[which]]
 
 
 def write_values(file: Path, blocks: Iterable[np.ndarray], dtype: str = "float32") -> tuple[int, int]:
@@ -78,6 +96,7 @@ def write_index(folder: Path, table: Table, about: dict) -> None:
         for name, label in table.labels.items()
     }
     described = {"data": table.name, "root": str(table.root), "finest": table.finest, "labels": labels}
+    described["packed"] = table.shards is not None
     write_json(folder / ABOUT, {**about, **described})
 
 

@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-OVERRIDE = re.compile(r"[+~]*(data|model)[.=]")
+OVERRIDE = re.compile(r"[+~]*(data|model)(\.\w+)*=")  # and no file of the name model.safetensors
 LAYERS = ("auto", "pooled", "trunk", "embedding")
 
 

@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from carvision.embedding.embedder import Embedder
 from carvision.embedding.files import Embeddings
 from carvision.errors import InputError
 from carvision.evaluation.photos import Chosen, compose_data, read_photos
+from carvision.evaluation.predicting import rank_and_world_size
 from carvision.folders import claim_folder, left_when_used
 from carvision.inference.progress import progress_of
 from carvision.inference.reading import predict_items
@@ -44,12 +45,38 @@ class Source:
         return file if file and file.is_file() else None
 
     def read_table(self, split: str) -> Table:
-        """All photos of the data, with the run's split where they are its own, with all labels that the data have."""
-        data = self.chosen.data
+        """All photos of the data with all their labels, divided as the run's where they are its own. Photos of a pack
+        stand shard by shard, so that each shard is fetched once.
+
+        split: the one that is wanted; "all": also photos that are in none, and data that can't be divided.
+        """
+        data, file = self.chosen.data, self.splits_file or Path("splits.csv")
         if self.run is None:
             table = build_table(data, annotations=True)
-            return table if split == "all" else build_split(table, data["split"], folds_of(data["split"])[0])
-        return read_photos(self.chosen, ["viewpoint"], split, self.splits_file or Path("splits.csv"))[0]
+            if data["crop_to_box"] and not table.has_boxes:
+                log.warning(
+                    "%s: data.crop_to_box, and the photos have no boxes: whole photos are looked at", table.name
+                )
+            table = self._divided(table) if split == "all" else build_split(table, *self._split)
+        else:
+            table, as_run = read_photos(self.chosen, ["viewpoint"], split, file)
+            table = self._divided(table) if split == "all" and as_run is None else table
+        if table.packed is None:
+            return table
+        return replace(table, rows=table.rows.iloc[table.packed.shard_by_shard()].reset_index(drop=True))
+
+    @property
+    def _split(self) -> tuple[dict, int | None]:
+        return self.chosen.data["split"], folds_of(self.chosen.data["split"])[0]
+
+    def _divided(self, table: Table) -> Table:
+        """All photos, with their split where the data can be divided as the configuration says."""
+        try:
+            splits = build_split(table, *self._split).rows.set_index("path")["split"]
+        except InputError as error:
+            log.info("%s; so the photos are in no split", error)
+            return table
+        return table.with_split(table.rows["path"].map(splits).fillna(""))
 
     def embed(self, table: Table) -> Embeddings:
         """In memory. Photos that can't be read are left out, where data.on_bad_image permits it."""
@@ -105,6 +132,8 @@ class Source:
 
 def open_source(options: argparse.Namespace) -> Source:
     """options: of options.parse. Raises InputError for what does not exist or does not fit."""
+    if rank_and_world_size()[1] > 1:
+        raise InputError("torchrun: this command takes one process; start it by python -m")
     if options.run is not None:
         wrong = next((word for word in options.overrides if word.lstrip("+~").startswith("model")), None)
         if wrong:

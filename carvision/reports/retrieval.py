@@ -65,7 +65,8 @@ def print_figures(title: str, about: dict, knn: dict[int, dict], means: dict) ->
     titles = {"r_precision": "R-precision", "map_at_r": "MAP@R"}
     header = [titles.get(name, name.replace("recall_at_", "Recall@")) for name in means]
     row = [f"{100 * value:.2f}" for value in means.values()]
-    print_sheet(Sheet("Retrieval, %", ["", *header], [[about["label"], *row]], [[""] * (1 + len(row))]), console)
+    if means:
+        print_sheet(Sheet("Retrieval, %", ["", *header], [[about["label"], *row]], [[""] * (1 + len(row))]), console)
 
 
 def draw_sheet(
@@ -101,6 +102,7 @@ def print_answers(
     scores: np.ndarray,
     distance: str,
     folder: Path,
+    with_sheet: bool = True,
 ) -> None:
     """The nearest photos of each file: printed, in neighbours.csv, and on neighbours.png. rows, scores (files, K)."""
     table, console, measure = gallery.table, Console(), MEASURES[distance]
@@ -120,4 +122,5 @@ def print_answers(
         sheet.append((Tile(file, None, file.name), tiles))
     columns = ["path", "rank", "neighbour", f"neighbour_{label}", "name", "score"]
     write_csv(folder / "neighbours.csv", pd.DataFrame(listed, columns=columns), float_format="%.6g")
-    plot_neighbours(sheet, measure, folder / "neighbours.png")
+    if with_sheet:
+        plot_neighbours(sheet, measure, folder / "neighbours.png")

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from carvision.errors import InputError
-from carvision.retrieval.search import nearest, without_own
+from carvision.retrieval.search import lengths, nearest, without_own
 
 KINDS = ("hnsw", "ivf")
 BLOCK = 65_536  # rows that are copied at a time
@@ -18,11 +18,12 @@ class Index:
     """gallery float (G, D). kind "hnsw": a graph of near rows (Malkov and Yashunin 2018), the quicker and larger one;
     "ivf": 4 sqrt(G) lists, of which a sixteenth is looked at. distance: as of search.nearest.
 
-    Raises InputError where faiss is not installed.
+    Raises InputError where faiss is not installed, or a value is not finite.
     """
 
     def __init__(self, gallery: np.ndarray, kind: str, distance: str):
         self.faiss = _faiss(kind)
+        lengths(gallery, "gallery", distance)
         self.gallery, self.distance = gallery, distance
         num, width = gallery.shape
         metric = self.faiss.METRIC_INNER_PRODUCT if distance == "cosine" else self.faiss.METRIC_L2
@@ -46,6 +47,7 @@ class Index:
 
     def nearest(self, queries: np.ndarray, k: int, own: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """As search.nearest. Queries for which the index finds fewer than k are searched for exactly."""
+        lengths(queries, "query", self.distance)
         num = k + (own is not None)
         if hasattr(self.index, "hnsw"):
             self.index.hnsw.efSearch = max(64, 2 * num)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from carvision.errors import InputError
 from carvision.folders import claim_folder, left_when_used
 from carvision.freed_memory import keep_freed_memory
 from carvision.reports.retrieval import draw_sheet, print_answers, print_figures, write_figures
@@ -62,13 +63,16 @@ def _retrieve(photos: Photos, options: argparse.Namespace, folder: Path) -> None
     seconds = time.perf_counter() - began
     about = {**task.about, "distance": options.distance, "votes": options.votes, "index": options.index}
     about |= {"num_queries": len(task.queries), "num_gallery": len(task.gallery), "search_seconds": round(seconds, 3)}
-    about |= engine.checked(task.queries.values, task.leave_one_out)
+    about |= engine.checked(task.queries.values, task.own)
     num_classes = len(task.queries.table.labels[task.label])
     knn = {k: knn_figures(task.query_codes, codes, num_classes) for k, codes in found.predicted.items()}
-    means = {name: float(np.nanmean(values)) for name, values in found.of_queries.items()}
+    judged = np.isfinite(found.of_queries["map_at_r"])
+    means = {name: float(values[judged].mean()) for name, values in found.of_queries.items() if judged.any()}
     write_figures(folder, task, about, knn, means, found.of_queries)
     _write_neighbours(folder / "neighbours.csv", task, found)
-    if options.sheet:
+    if options.sheet and photos.packed:
+        log.warning("no sheet is drawn, as the embeddings are of a pack, which only the run itself can open")
+    elif options.sheet:
         chosen = np.sort(np.random.default_rng(0).permutation(len(task.queries))[: options.sheet])
         draw_sheet(folder / "neighbours.png", task, chosen, found.rows, found.scores, options.distance)
     print_figures(f"{name_of(options)} on {task.queries.table.name}", about, knn, means)
@@ -76,9 +80,11 @@ def _retrieve(photos: Photos, options: argparse.Namespace, folder: Path) -> None
 
 def search(task: Task, engine: Engine, options: argparse.Namespace) -> Found:
     """Block by block of queries, so that no more than the neighbours of one are in memory."""
-    most = len(task.gallery) - int(task.leave_one_out)
+    most = len(task.gallery) - int((task.own >= 0).any())
+    if most < 1:
+        raise InputError(f"--gallery: {len(task.gallery)} photo is there, and the query is that one; give more photos")
     ks, recall_at = _within(options.k, most, "--k"), _within(options.recall_at, most, "--recall-at")
-    relevant = num_relevant(task.query_codes, task.gallery_codes, task.leave_one_out)
+    relevant = num_relevant(task.query_codes, task.gallery_codes, task.own)
     alone = int((relevant == 0).sum())
     if alone:
         log.warning(
@@ -88,8 +94,8 @@ def search(task: Task, engine: Engine, options: argparse.Namespace) -> Found:
     num = int(min(most, max(LISTED, relevant.max(), *ks, *recall_at)))
     num_classes = len(task.queries.table.labels[task.label])
     figures, predicted, listed = [], [], []
-    for rows in blocks_of(np.arange(len(relevant)), num_at_once(num)):
-        scores, found = engine.nearest(task.queries.values[rows], num, rows if task.leave_one_out else None)
+    for rows in blocks_of(np.arange(len(relevant)), num_at_once(num, num_classes)):
+        scores, found = engine.nearest(task.queries.values[rows], num, task.own[rows])
         codes = task.gallery_codes[found]
         distances = np.maximum(0, 1 - scores) if options.distance == "cosine" else scores
         predicted.append(vote(codes, distances, ks, options.votes, num_classes))
@@ -119,7 +125,7 @@ def _write_neighbours(file: Path, task: Task, found: Found) -> None:
     queries, gallery = task.queries.table.rows["path"].to_numpy(), task.gallery.table.rows["path"].to_numpy()
     ids = np.array(task.queries.table.labels[task.label].ids, dtype=object)
     with written_whole(file) as place, place.open("w", encoding="utf-8", newline="") as opened:
-        for number, rows in enumerate(blocks_of(np.arange(len(queries)))):
+        for number, rows in enumerate(blocks_of(np.arange(len(queries)), num_at_once(LISTED))):
             near, times = found.rows[rows], found.rows.shape[1]
             columns = {
                 "path": np.repeat(queries[rows], times),
@@ -141,5 +147,6 @@ def _answer(photos: Photos, options: argparse.Namespace) -> Path:
     engine = Engine(gallery.values, options.distance, options.index, options.device)
     scores, rows = engine.nearest(queries, min(LISTED, len(gallery)), None)
     with _claim(photos, options) as folder:
-        print_answers(gallery, label, photos.about, options.query, rows, scores, options.distance, folder)
+        sheet = bool(options.sheet)
+        print_answers(gallery, label, photos.about, options.query, rows, scores, options.distance, folder, sheet)
     return folder

@@ -25,20 +25,30 @@ class Engine:
             self.index = Index(gallery, index, distance)
 
     def nearest(self, queries: np.ndarray, k: int, own: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Scores float32 (Q, k) and rows int64 (Q, k); own: see search.nearest."""
+        """Scores float32 (Q, k) and rows int64 (Q, k). own int (Q,): the query's own row, which is left out; -1: it has
+        none; None: none has."""
+        alone = np.ones(len(queries), bool) if own is None else own < 0
+        if alone.all() or not alone.any():
+            return self._nearest(queries, k, None if alone.all() else own)
+        scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+        scores[alone], rows[alone] = self._nearest(queries[alone], k, None)
+        scores[~alone], rows[~alone] = self._nearest(queries[~alone], k, own[~alone])
+        return scores, rows
+
+    def _nearest(self, queries: np.ndarray, k: int, own: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         if self.index is not None:
             return self.index.nearest(queries, k, own)
         return nearest(queries, self.gallery, k, self.distance, own=own, device=self.device)
 
-    def checked(self, queries: np.ndarray, leave_one_out: bool) -> dict:
+    def checked(self, queries: np.ndarray, own: np.ndarray) -> dict:
         """{"index_recall"}: of an approximate index the share of the 10 nearest that it finds, on a sample; else {}."""
         if self.index is None:
             return {}
         rows = np.sort(np.random.default_rng(0).permutation(len(queries))[:SAMPLE])
-        k = min(CHECKED_AT, len(self.gallery) - int(leave_one_out))
-        own = rows if leave_one_out else None
-        found = self.nearest(queries[rows], k, own)[1]
-        true = nearest(queries[rows], self.gallery, k, self.distance, own=own, device=self.device)[1]
+        k = min(CHECKED_AT, len(self.gallery) - int((own >= 0).any()))
+        found = self.nearest(queries[rows], k, own[rows])[1]
+        exact = Engine(self.gallery, self.distance, "exact", str(self.device))
+        true = exact.nearest(queries[rows], k, own[rows])[1]
         share = float(np.mean([len(np.intersect1d(*pair)) / k for pair in zip(found, true, strict=True)]))
         log.info("the index finds %.1f %% of the %d nearest (of %d queries)", 100 * share, k, len(rows))
         return {"index_recall": share}

@@ -1,7 +1,7 @@
 """How good neighbours are, in the field's terms: Recall@K, R-precision, MAP@R.
 
 Musgrave et al. 2020, "A metric learning reality check". R of a query is the number of gallery photos of its class,
-without its own photo in leave-one-out. Recall@K: whether one of the K nearest is of the class. R-precision: the share
+without its own photo if that is there. Recall@K: whether one of the K nearest is of the class. R-precision: the share
 of the class among the R nearest. MAP@R: the sum of the precisions among the first i, over those i <= R where the i-th
 is of the class, divided by R.
 """
@@ -16,10 +16,10 @@ BLOCK = 1024  # queries whose neighbours are in memory at a time
 NEIGHBOURS = 4_000_000  # of a block; with what is computed of each they take about 150 MB
 
 
-def num_relevant(query_codes: np.ndarray, gallery_codes: np.ndarray, leave_one_out: bool) -> np.ndarray:
-    """int64 (Q,): R of each query. Codes int, from 0."""
+def num_relevant(query_codes: np.ndarray, gallery_codes: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """int64 (Q,): R of each query. Codes int, from 0. own int (Q,): the query's own row of the gallery, -1 for none."""
     most = max(query_codes.max(initial=-1), gallery_codes.max(initial=-1)) + 1
-    return np.bincount(gallery_codes, minlength=most)[query_codes] - int(leave_one_out)
+    return np.bincount(gallery_codes, minlength=most)[query_codes] - (own >= 0)
 
 
 def judge(right: np.ndarray, relevant: np.ndarray, recall_at: Sequence[int]) -> dict[str, np.ndarray]:
@@ -42,7 +42,7 @@ def leave_one_out_figures(embeddings: np.ndarray, codes: np.ndarray, recall_at: 
 
     embeddings float32 (N, D), codes int (N,) from 0. {} where no class has two photos.
     """
-    relevant = num_relevant(codes, codes, leave_one_out=True) if len(codes) else np.zeros(0, int)
+    relevant = num_relevant(codes, codes, own=np.arange(len(codes)))
     counting = np.flatnonzero(relevant > 0)
     if not len(counting):
         return {}
@@ -54,10 +54,10 @@ def leave_one_out_figures(embeddings: np.ndarray, codes: np.ndarray, recall_at: 
     return {name: float(values.mean()) for name, values in joined(parts).items()}
 
 
-def num_at_once(k: int) -> int:
-    """Queries of a block, of whose k nearest the memory is bounded; the more they are, the less often the search has to
-    prepare the gallery."""
-    return max(256, min(8192, NEIGHBOURS // k))
+def num_at_once(k: int, num_classes: int = 1) -> int:
+    """Queries of a block, of whose k nearest, and votes for each class, the memory is bounded; the more they are, the
+    less often the search has to prepare the gallery."""
+    return max(16, min(8192, NEIGHBOURS // max(k, num_classes)))
 
 
 def blocks_of(rows: np.ndarray, size: int = BLOCK) -> Iterator[np.ndarray]:

@@ -45,10 +45,10 @@ def nearest(
     first. leave_one_out: query i is row i of the gallery, which is left out of its neighbours; own int64 (Q,): it is
     row own[i]. Of equal scores the lower row stands first.
 
-    A pair's score does not depend on the blocks nor on the other rows, so equal embeddings tie; it is computed in
-    float32, whose rounding (about 1e-7 of the product of the lengths) decides between rows that differ by less. Another
-    kind of device can give other last bits. An embedding of zeros has a cosine of 0 with all others, and a warning
-    tells how many there are. Raises InputError if a value is not finite, or k is not from 1 to the rows there are.
+    A pair's score is the same whatever the blocks are, and equal embeddings tie. It is computed in float32, whose
+    rounding (about 1e-7 of the product of the lengths) decides between rows that differ by less; another kind of
+    device can give other last bits. An embedding of zeros has a cosine of 0 with all others, and a warning tells how
+    many there are. Raises InputError if a value is not finite, or k is not from 1 to the number of rows there are.
 
     What is prepared of the gallery is prepared in every call: give a thousand queries or more at a time.
     """
@@ -94,7 +94,7 @@ def _norms(embeddings: np.ndarray, centre: np.ndarray | float = 0.0) -> np.ndarr
     norms = np.empty(len(embeddings), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         for part, rows in zip(_blocks(norms), _blocks(embeddings), strict=True):
-            rows = rows - np.float32(centre)
+            rows = rows.astype(np.float32) - np.float32(centre)
             part[:] = np.sqrt(np.einsum("nd,nd->n", rows, rows))
     return norms
 
@@ -222,9 +222,9 @@ def _merge_all(rows: Tensor, columns: Tensor, first: int, best: Tensor, step: in
 def _largest_error(rows: Side, columns: Side) -> Tensor:
     """(B,): how far a rough product can be from the exact one, by Cauchy and Schwarz, and the rounding of sums."""
     length = columns.length.max()
-    rounding = 4 * rows.exact.shape[1] * 2.0**-24 + (
-        0.002 if rows.rough.dtype == torch.bfloat16 else 0
-    )  # 2^-9, a bit more
+    rounding = 4 * rows.exact.shape[1] * 2.0**-24
+    if rows.rough.dtype == torch.bfloat16:
+        rounding += 0.002  # of the result: 2^-9, and a bit more
     return rows.error * length + (rows.length + rows.error) * columns.error.max() + rounding * rows.length * length
 
 
@@ -256,16 +256,21 @@ def _rows_of(keys: Tensor) -> Tensor:
     return ROW_MASK - (keys & ROW_MASK)
 
 
-def _distances(queries, gallery, scores, rows, norms, step: int = 1024) -> tuple[np.ndarray, np.ndarray]:
+def _distances(
+    queries: np.ndarray, gallery: np.ndarray, scores: np.ndarray, rows: np.ndarray, norms: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
     """Distances from q.g - |g|^2 / 2, smallest first. Of near pairs, where little is left of the numbers that are
     subtracted, they are computed anew from the difference."""
-    squares = norms[0].astype(np.float64)[:, None] ** 2 - 2 * scores.astype(np.float64)
-    scales = norms[0][:, None] ** 2 + norms[1][rows] ** 2
-    for pairs in _blocks(np.argwhere(squares < 0.01 * scales), step):
-        query = queries[pairs[:, 0]].astype(np.float64)
-        squares[pairs[:, 0], pairs[:, 1]] = ((query - gallery[rows[pairs[:, 0], pairs[:, 1]]]) ** 2).sum(axis=1)
-    distances = torch.from_numpy(np.sqrt(squares).astype(np.float32))
-    keys = _keys_of(-distances, torch.from_numpy(rows)).sort(dim=1, descending=True).values
+    found = []
+    for part in _blocks(np.arange(len(queries)), 512):
+        lengths_squared = np.square(norms[0][part, None], dtype=np.float64)
+        squares = lengths_squared - 2 * scores[part].astype(np.float64)
+        query, place = np.nonzero(squares < 0.01 * (lengths_squared + np.square(norms[1])[rows[part]]))
+        differences = queries[part[query]].astype(np.float64) - gallery[rows[part[query], place]]
+        squares[query, place] = np.einsum("pd,pd->p", differences, differences)
+        distances = torch.from_numpy(np.sqrt(squares).astype(np.float32))
+        found.append(_keys_of(-distances, torch.from_numpy(rows[part])).sort(dim=1, descending=True).values)
+    keys = torch.cat(found) if found else torch.empty(rows.shape, dtype=torch.int64)
     return -_scores_of(keys).numpy(), _rows_of(keys).numpy()
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from carvision.data.table import UNKNOWN, Table
 from carvision.embedding.files import Embeddings, is_folder_of_embeddings, read_embeddings
@@ -15,10 +16,13 @@ from carvision.evaluation.photos import notes_on_seen_photos, photos_of
 
 log = logging.getLogger(__name__)
 
+KEPT = ("network", "weights", "layer", "unit_length", "crop_to_box")  # of embeddings.json, in retrieval.json
+
 
 @dataclass(frozen=True)
 class Task:
-    """queries, gallery: embeddings of photos whose class of `label` is known. leave_one_out: both are the same.
+    """queries, gallery: embeddings of photos whose class of `label` is known. own int (Q,): the query's own row of the
+    gallery, which does not count as found; -1: it is not there.
 
     about: what retrieval.json says of them, plain values.
     """
@@ -26,7 +30,7 @@ class Task:
     queries: Embeddings
     gallery: Embeddings
     label: str
-    leave_one_out: bool
+    own: np.ndarray
     about: dict
 
     @property
@@ -49,6 +53,7 @@ class Photos:
     table: Table
     about: dict
     notes: list[str]
+    packed: bool = False  # photos that lie in a pack, which the saved embeddings do not tell how to open
 
     def embed(self, table: Table) -> Embeddings:
         """table: some of the photos."""
@@ -67,15 +72,13 @@ def open_photos(options: argparse.Namespace) -> Photos:
     """Of a run, a backbone, or a folder that carvision.embed has written."""
     split = options.split if options.leave_one_out else "train"  # a gallery is wanted, which `test` would not ask for
     if options.run is not None and is_folder_of_embeddings(options.run):
-        if options.overrides:
-            raise InputError(
-                f"{options.overrides[0]}: {options.run} holds embeddings of photos; give the run for others"
-            )
+        given = options.overrides[:1] or (["--raw"] if options.raw else [])
+        given = given or ([f"--layer {options.layer}"] if options.layer != "auto" else [])
+        if given:
+            raise InputError(f"{given[0]}: {options.run} holds embeddings that are made; give the run for others")
         saved, about = read_embeddings(options.run)
-        about = {
-            key: about[key] for key in ("network", "weights", "layer", "unit_length", "crop_to_box") if key in about
-        }
-        return Photos(None, saved, saved.table, {"embeddings": str(options.run), **about}, [])
+        kept = {"embeddings": str(options.run), **{key: about[key] for key in KEPT if key in about}}
+        return Photos(None, saved, saved.table, kept, [], about.get("packed", False))
     source = open_source(options)
     table = source.read_table(split)
     files = [source.splits_file] if source.splits_file and not options.query else []
@@ -97,7 +100,9 @@ def read_task(photos: Photos, options: argparse.Namespace) -> Task:
         "notes": photos.notes,
     }  # fmt: skip
     embedded = photos.embed(queries)
-    return Task(embedded, embedded if gallery is None else photos.embed(gallery), label, gallery is None, about)
+    among = embedded if gallery is None else photos.embed(gallery)
+    own = pd.Index(among.table.rows["path"]).get_indexer(embedded.table.rows["path"])
+    return Task(embedded, among, label, own, about)
 
 
 def gallery_of(table: Table, label: str, splits: list[str] | None) -> Table:

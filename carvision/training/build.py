@@ -67,6 +67,7 @@ def build_datamodule(cfg: dict, fold: int | None) -> PhotoDataModule:
         download=partial(download, data),
         num_sharing=num_sharing(cfg["trainer"]),
         photos_per_class=data["photos_per_class"],
+        sampler_label=cfg["metric_loss"].get("label"),
     )
     datamodule.prepare_data()
     datamodule.setup()
@@ -221,9 +222,22 @@ def build_metric_loss(cfg: dict, table: Table) -> tuple[dict | None, Embedding]:
         raise InputError(
             "model.difference.hidden: joins the trunk in model.embedding; give model.embedding.hidden, too"
         )
+    if cfg["data"]["batch_size"] == "auto":
+        raise InputError("data.batch_size: auto does not know the batches that a metric_loss needs; give a number")
     label = metric_label(cfg, table)
+    _require_neighbours(cfg["callbacks"]["monitor"], table.of_split("val"), label)
     num_classes = len(table.labels[label]) if values["name"] in WITH_PROXIES else 0
     return {**values, "label": label}, build_embedding(cfg, num_classes)
+
+
+def _require_neighbours(monitor: str, val: Table, label: str) -> None:
+    """Raises InputError where the epochs are to be judged by neighbours, and no validation photo has one."""
+    codes = val.rows[label].to_numpy()
+    if monitor.startswith("val/embedding/") and np.bincount(codes[codes != UNKNOWN], minlength=1).max() < 2:
+        raise InputError(
+            f"callbacks.monitor: {monitor} is not defined, as no {label} has two validation photos; raise "
+            "data.split.val_fraction, or take callbacks.monitor=val/loss callbacks.mode=min"
+        )
 
 
 def metric_label(cfg: dict, table: Table) -> str:

@@ -168,7 +168,11 @@ def choose_layer(
 
 
 def train_above(lit: LitClassifier, photos: KeptPhotos, seed: int) -> int:
-    """Trunk, heads, neck and pool, on features, with the run's loss, penalties and dropout. Returns the epochs."""
+    """Trunk, heads, neck and pool, on features, with the heads' losses, penalties and dropout. Returns the epochs.
+
+    A metric loss, which needs batches of its own kind, begins with the run.
+    """
+    learning, lit.metric_learning = lit.metric_learning, None
     backbone = {id(parameter) for parameter in lit.model.backbone.parameters()}
     parameters = [p for p in lit.model.parameters() if id(p) not in backbone]
     optimizer = torch.optim.AdamW(parameters, lr=DEEP_LR, weight_decay=DEEP_DECAY)
@@ -185,6 +189,7 @@ def train_above(lit: LitClassifier, photos: KeptPhotos, seed: int) -> int:
             optimizer.step()
             schedule.step()
     optimizer.zero_grad()
+    lit.metric_learning = learning
     return num_epochs
 
 

@@ -56,7 +56,8 @@ def best_threshold(scores: np.ndarray, same: np.ndarray) -> float:
 
 
 def accuracy(scores: np.ndarray, same: np.ndarray, threshold: float) -> float:
-    return float(((scores >= threshold) == same).mean())
+    # As float64, as the threshold is, or it would be rounded onto a score that it lies next to
+    return float(((scores.astype(np.float64) >= threshold) == same).mean())
 
 
 def area_under(curve: Roc) -> float:

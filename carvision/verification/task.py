@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from carvision.data.compcars import pair_lists, read_compcars
+from carvision.data.compcars import has_pair_lists, pair_lists, read_compcars
 from carvision.data.demo import demo_folder, write_demo
 from carvision.data.table import UNKNOWN, Table
 from carvision.embedding.source import Source
@@ -47,7 +47,15 @@ def read_task(source: Source, options: argparse.Namespace) -> Task:
     data, split = source.chosen.data, options.split
     if options.pairs and split:
         raise InputError(f"--split: {split} chooses the photos of drawn pairs, and --pairs gives others; leave one out")
-    official = not options.pairs and not split and data["name"] in WITH_LISTS
+    official = not options.pairs and not split and data["name"] in WITH_LISTS and options.label in (None, "model")
+    if official and data["name"] == "compcars" and not has_pair_lists(data["root"]):
+        log.warning("compcars: %s has no lists of pairs (train_test_split/verification): pairs are drawn", data["root"])
+        official = False
+    if official and options.train_split != "train":
+        raise InputError(
+            f"--train-split: {options.train_split}, and the lists of pairs of {data['name']} come with training photos "
+            "alone; draw pairs with --split test, or leave --train-split out"
+        )
     # As for training photos, which `test` alone would not ask for
     table = _photos_of_lists(data) if official else source.read_table("train")
     label = _label(table, options.label)

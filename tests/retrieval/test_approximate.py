@@ -38,8 +38,8 @@ def test_it_is_the_same_each_time_and_few_photos_are_enough(kind):
 
 def test_the_share_that_is_found_is_told():
     embeddings, _ = made(1500, 20, seed=9, width=16)
-    assert Engine(embeddings, "cosine", "exact", "cpu").checked(embeddings, True) == {}
-    share = Engine(embeddings, "cosine", "ivf", "cpu").checked(embeddings, True)["index_recall"]
+    assert Engine(embeddings, "cosine", "exact", "cpu").checked(embeddings, np.arange(1500)) == {}
+    share = Engine(embeddings, "cosine", "ivf", "cpu").checked(embeddings, np.arange(1500))["index_recall"]
     assert 0.5 < share <= 1
 
 
@@ -47,3 +47,13 @@ def test_without_faiss_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(InputError, match="--index: hnsw needs faiss; pip install faiss-cpu"):
         Index(np.eye(3, dtype=np.float32), "hnsw", "cosine")
+
+
+def test_values_that_are_not_finite_are_an_error():
+    embeddings, _ = made(100, 3, seed=10)
+    index = Index(embeddings, "ivf", "l2")
+    embeddings[4, 0] = np.nan
+    with pytest.raises(InputError, match="1 of 100 gallery embeddings are not finite, the first in row 4"):
+        Index(embeddings, "ivf", "l2")
+    with pytest.raises(InputError, match="1 of 10 query embeddings"):
+        index.nearest(embeddings[:10], 3)

@@ -120,11 +120,48 @@ def test_a_frozen_backbone_is_passed_once_and_the_embedding_trains_on_its_featur
     np.testing.assert_allclose(ours.to_numpy(float), theirs.to_numpy(float), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
+def test_a_triplet_loss_alone_converges_on_the_demo_data(demo_photos, tmp_path):
+    """What the preset sets is enough: the neighbours of photos that it was not trained on become those of the class."""
+    words = [f"data.root={demo_photos}", "data.images_per_model=20", "data.batch_size=32", "data.num_workers=0"]
+    words += ["data.split.kind=stratified", "data.split.fractions=[0.6,0.35,0.05]", "data.image_px=64"]
+    cfg = [*words, "metric_loss=triplet", "metric_loss.heads=probe", "model.backbone=resnet10_slim"]
+    run = train(tmp_path / "run", *cfg, "trainer.max_epochs=30", "optimizer.lr=0.003", "run.test=false")
+    neighbours = pd.read_csv(run / "history.csv")["val/embedding/map_at_r"]
+    assert neighbours.iloc[-5:].mean() > 2.5 * neighbours.iloc[0]
+
+
+def test_a_linear_start_leaves_the_metric_loss_to_the_run(demo_photos, tmp_path):
+    words = [
+        "metric_loss=triplet",
+        "model.trunk.hidden=[8]",
+        "model.start=linear",
+        "augment=none",
+        "trainer.max_epochs=1",
+    ]
+    run = train(tmp_path / "run", *demo(demo_photos), *words, "optimizer.lr=1e-9", "run.test=false")
+    model = carvision.load(run)
+    torch.manual_seed(0)
+    expected = built(demo_photos, *words[:2])[1].model
+    torch.testing.assert_close(
+        model.embedding.layers.blocks[0][0].weight, expected.embedding.layers.blocks[0][0].weight
+    )
+    assert not torch.equal(model.trunk.blocks[0][0].weight, expected.trunk.blocks[0][0].weight)
+
+
 def test_the_label_can_be_another(demo_photos):
     datamodule, lit = built(demo_photos, "metric_loss=arcface", "metric_loss.label=make", "data.sampler=per_class")
     assert lit.model.proxies.weight.shape[0] == 4
-    counts = torch.unique(first_batch(datamodule)["targets"]["make"], return_counts=True)[1]
-    assert counts.tolist() == [4, 4, 4, 4]
+    for batch in datamodule.train_dataloader():
+        assert torch.unique(batch["targets"]["make"], return_counts=True)[1].tolist() == [4, 4, 4, 4]
+
+
+ONE_FOR_VALIDATION = [
+    "metric_loss=arcface",
+    "data.split.kind=stratified",
+    "data.split.fractions=[0.9,0.05,0.05]",
+    "data.split.keep_groups=false",
+]
 
 
 @pytest.mark.parametrize(
@@ -149,6 +186,11 @@ def test_the_label_can_be_another(demo_photos):
             "metric_loss.label: 'speed' is no label of demo with classes",
         ),
         (["metric_loss=triplet", "data.batch_size=18"], "data.batch_size: 18"),
+        (["metric_loss=arcface", "data.batch_size=auto"], "data.batch_size: auto does not know the batches"),
+        (
+            ONE_FOR_VALIDATION,
+            "callbacks.monitor: val/embedding/map_at_r is not defined, as no model has two validation photos",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said_in_one_line(demo_photos, overrides, line):

@@ -104,3 +104,12 @@ def test_few_different_pairs_tell_nothing_of_low_false_accept_rates():
         assert figures["accuracy"] == 1 and figures["auc"] == 1 and figures["eer"] == 0
         assert figures["tar_at_far_0.01"] == 1
         assert figures["tar_at_far_0.001"] == 1 if known else math.isnan(figures["tar_at_far_0.001"])
+
+
+def test_a_threshold_next_to_a_score_parts_it_from_the_next_one():
+    """Scores are float32, and what lies between two neighbouring ones is not."""
+    same, different = np.float32(0.5), np.nextafter(np.float32(0.5), np.float32(0))
+    scores, truth = np.array([same, different], np.float32), np.array([True, False])
+    assert accuracy(scores, truth, best_threshold(scores, truth)) == 1
+    scores, truth = np.full(3, 0.5, np.float32), np.array([False, False, True])
+    assert accuracy(scores, truth, best_threshold(scores, truth)) == pytest.approx(2 / 3)
