@@ -43,6 +43,10 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     it.add_argument("--leave-one-out", action="store_true", help="look for each query among the other queries")
     it.add_argument("--query", nargs="+", type=Path, default=[], metavar="PHOTO", help="instead of a split's photos")
+    it.add_argument(
+        "--box", nargs=4, type=float, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
+        help="of the --query, in pixels: the part to look at, for a network that was trained on boxes",
+    )  # fmt: skip
     it.add_argument("--label", help="whose classes count (default: the finest, the model of a car)")
     it.add_argument(
         "--k", nargs="+", type=int, default=[1, 2, 3, 4, 5, 10, 20], help="neighbours that vote (default: %(default)s)"
@@ -65,6 +69,8 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
             it.error(f"--{name.replace('_', '-')}: {wrong} is not a whole number from 1")
     if options.leave_one_out and options.gallery:
         it.error("--leave-one-out: the queries are their own gallery; leave --gallery out")
+    if options.box and len(options.query) != 1:
+        it.error(f"--box: is of one --query, and {len(options.query)} are given")
     if options.query and options.leave_one_out:
         it.error("--query: a photo of your own is looked for among others; leave --leave-one-out out")
     return options

@@ -48,6 +48,8 @@ def config(experiment: str, *overrides: str) -> dict:
 def test_every_experiment_takes_two_steps_of_each_phase(experiment, photos):
     name = config(experiment, "data.root=.")["data"]["name"]
     few = ["data.images_per_model=20"] if name == "demo" else []
+    if config(experiment, "data.root=.")["data"]["sampler"] == "per_class":
+        few.append("data.batch_size=8")  # two classes
     cfg = config(experiment, f"data.root={photos[name]}", *few)
     datamodule = build_datamodule(cfg, None)
     lit = build_lit_classifier(cfg, datamodule.table)
@@ -90,7 +92,7 @@ def of_report(pattern: str) -> list[str]:
 
 
 def test_all_networks_and_settings_of_the_reports_are_there():
-    assert of_report("compcars_.*") == ["compcars_baseline", "compcars_focal", "compcars_optimal"]
+    assert of_report("compcars_.*") == ["compcars_baseline", "compcars_drdl", "compcars_focal", "compcars_optimal"]
     r1 = "alexnet|vgg16|resnet50|densenet121|imagenet|efficientnet_b0|inception_v3|small_cnn"
     assert len(of_report(f"stanford_cars_({r1})")) == len(of_report(f"stanford_cars_({r1})_tuned")) == 8
     assert len(of_report("cars196_(transfer[123]|scratch_(resnet50|vgg16|custom))")) == 6

@@ -103,13 +103,12 @@ def test_one_photo_is_answered(run, vectors, tmp_path):
     rows = pd.read_csv(run / "splits.csv", dtype=str)
     row = rows[rows["split"] == "train"].iloc[3]
     root = json.loads((vectors / "embeddings.json").read_text())["root"]
-    # The network looks at boxes: what is inside one is the photo
-    box = [float(row[side]) for side in ("left", "top", "right", "bottom")]
-    with Image.open(f"{root}/{row['path']}") as image:
-        image.crop(box).save(tmp_path / "mine.png")
-    done = retrieve(run, "--query", "mine.png", "--out", "answer", cwd=tmp_path)
+    box = [row[side] for side in ("left", "top", "right", "bottom")]
+    shutil.copy(f"{root}/{row['path']}", tmp_path / "mine.jpg")
+    done = retrieve(run, "--query", "mine.jpg", "--box", *box, "--out", "answer", cwd=tmp_path)
     near = pd.read_csv(folder_of(done, tmp_path) / "neighbours.csv", dtype=str)
-    assert row["path"] in set(near["neighbour"][:3]) and row["path"] in done.stdout.replace("\n", "")
+    assert near["neighbour"][0] == row["path"] and float(near["score"][0]) == pytest.approx(1, abs=1e-4)
+    assert row["path"] in done.stdout.replace("\n", "")
     assert np.asarray(Image.open(tmp_path / "answer" / "neighbours.png")).std() > 5
 
 
@@ -133,6 +132,10 @@ def test_classes_that_were_never_seen_are_looked_for_among_themselves(demo_photo
         (["{run}", "--label", "modle"], "--label: 'modle' is no label of demo with classes; nearest: model"),
         (["{run}", "--leave-one-out", "--gallery", "train"], "--leave-one-out: the queries are their own gallery"),
         (["{run}", "--query", "no.jpg"], "--query: no.jpg"),
+        (
+            ["{run}", "--query", "x.jpg", "y.jpg", "--box", "1", "2", "3", "4"],
+            "--box: is of one --query, and 2 are given",
+        ),
         (["{run}", "--query", "x.jpg", "--leave-one-out"], "--query: a photo of your own is looked for among others"),
         (
             ["{vectors}", "data.root=x"],

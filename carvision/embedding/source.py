@@ -111,12 +111,13 @@ class Source:
         if num_bad:
             log.warning("%d of %s photos could not be read and are left out", num_bad, f"{len(table):,}")
 
-    def embed_files(self, files: list[Path]) -> np.ndarray:
-        """float32 (N, D), of whole photos. Raises InputError for one that can't be read."""
-        if self.chosen.data["crop_to_box"]:
-            log.warning("the network was trained on the boxes of its photos, and here it looks at whole photos")
+    def embed_files(self, files: list[Path], box: list[float] | None = None) -> np.ndarray:
+        """float32 (N, D), of whole photos, or what is inside the box (left, top, right, bottom in pixels). Raises
+        InputError for one that can't be read."""
+        if self.chosen.data["crop_to_box"] and box is None:
+            log.warning("the network was trained on the boxes of its photos, and here it looks at whole photos (--box)")
         data, values = self.chosen.data, []
-        items = ((str(file), None) for file in files)
+        items = ((str(file), box) for file in files)
         for batch in predict_items(self.embedder, items, self.device, data["batch_size"], num_workers=0):
             for (photo, _), reason in zip(batch.items, batch.reasons, strict=True):
                 if reason:

@@ -97,18 +97,19 @@ def print_answers(
     gallery: Embeddings,
     label: str,
     about: dict,
-    files: list[Path],
+    queries: list[tuple[Path, list[float] | None]],
     rows: np.ndarray,
     scores: np.ndarray,
     distance: str,
     folder: Path,
     with_sheet: bool = True,
 ) -> None:
-    """The nearest photos of each file: printed, in neighbours.csv, and on neighbours.png. rows, scores (files, K)."""
+    """The nearest photos of each query, a file and its box: printed, in neighbours.csv, and on neighbours.png. rows,
+    scores (queries, K)."""
     table, console, measure = gallery.table, Console(), MEASURES[distance]
     codes, paths, classes = table.rows[label].to_numpy(), table.rows["path"].to_numpy(), table.labels[label]
     sheet, listed = [], []
-    for file, near, nearness in zip(files, rows, scores, strict=True):
+    for (file, box), near, nearness in zip(queries, rows, scores, strict=True):
         answers = [
             (rank, paths[row], classes.ids[codes[row]], classes.names[codes[row]], score)
             for rank, (row, score) in enumerate(zip(near, nearness, strict=True), start=1)
@@ -119,7 +120,7 @@ def print_answers(
         listed += [(str(file), *answer) for answer in answers]
         shown = zip(near[:SHOWN], nearness[:SHOWN], strict=True)
         tiles = [tile_of(gallery, label, row, about["crop_to_box"], score) for row, score in shown]
-        sheet.append((Tile(file, None, file.name), tiles))
+        sheet.append((Tile(file, box, file.name), tiles))
     columns = ["path", "rank", "neighbour", f"neighbour_{label}", "name", "score"]
     write_csv(folder / "neighbours.csv", pd.DataFrame(listed, columns=columns), float_format="%.6g")
     if with_sheet:

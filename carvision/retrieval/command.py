@@ -142,11 +142,12 @@ def _answer(photos: Photos, options: argparse.Namespace) -> Path:
     """The nearest photos of the gallery to photos of one's own."""
     source = photos.require_network(options)
     label = label_of(photos.table, options.label)
-    queries = source.embed_files(options.query)
+    queries = source.embed_files(options.query, options.box)
     gallery = photos.embed(gallery_of(photos.table, label, options.gallery))
     engine = Engine(gallery.values, options.distance, options.index, options.device)
     scores, rows = engine.nearest(queries, min(LISTED, len(gallery)), None)
     with _claim(photos, options) as folder:
         sheet = bool(options.sheet)
-        print_answers(gallery, label, photos.about, options.query, rows, scores, options.distance, folder, sheet)
+        queries = [(file, options.box) for file in options.query]
+        print_answers(gallery, label, photos.about, queries, rows, scores, options.distance, folder, sheet)
     return folder
