@@ -39,10 +39,14 @@ class Source:
     about: dict
 
     @property
-    def splits_file(self) -> Path | None:
-        """splits.csv of the run, by which its own training photos are known; None where there is none."""
-        file = None if self.run is None else (self.run if self.run.is_dir() else self.run.parent) / "splits.csv"
-        return file if file and file.is_file() else None
+    def folder(self) -> Path | None:
+        """Of the run; None without one."""
+        return self.run and (self.run if self.run.is_dir() else self.run.parent)
+
+    @property
+    def splits_files(self) -> list[Path]:
+        """splits.csv of the run, by which its own training photos are known, if it is there."""
+        return [file for file in ([self.folder / "splits.csv"] if self.folder else []) if file.is_file()]
 
     def read_table(self, split: str) -> Table:
         """All photos of the data with all their labels, divided as the run's where they are its own. Photos of a pack
@@ -50,8 +54,8 @@ class Source:
 
         split: the one that is wanted; "all": also photos that are in none, and data that can't be divided.
         """
-        data, file = self.chosen.data, self.splits_file or Path("splits.csv")
-        if self.run is None:
+        data = self.chosen.data
+        if self.folder is None:
             table = build_table(data, annotations=True)
             if data["crop_to_box"] and not table.has_boxes:
                 log.warning(
@@ -59,7 +63,7 @@ class Source:
                 )
             table = self._divided(table) if split == "all" else build_split(table, *self._split)
         else:
-            table, as_run = read_photos(self.chosen, ["viewpoint"], split, file)
+            table, as_run = read_photos(self.chosen, ["viewpoint"], split, self.folder / "splits.csv")
             table = self._divided(table) if split == "all" and as_run is None else table
         if table.packed is None:
             return table
@@ -79,11 +83,14 @@ class Source:
         return table.with_split(table.rows["path"].map(splits).fillna(""))
 
     def embed(self, table: Table) -> Embeddings:
-        """In memory. Photos that can't be read are left out, where data.on_bad_image permits it."""
+        """In memory. Photos that can't be read are left out, where data.on_bad_image permits it; InputError where none
+        can be."""
         blocks, good = [], []
         for block, readable in self.blocks(table):
             blocks.append(block[readable])
             good.append(readable)
+        if not np.concatenate(good).any():
+            raise InputError(f"{table.name}: none of the {len(table):,} photos can be read")
         return Embeddings(np.concatenate(blocks), table.select(np.concatenate(good)))
 
     def blocks(self, table: Table) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -127,8 +134,7 @@ class Source:
 
     def claim_folder(self, out: Path | None, kind: str) -> AbstractContextManager[Path]:
         """`out`, or a new one for `kind` ("embeddings", "retrievals") beside the model; see left_when_used."""
-        parent = Path(kind) if self.run is None else (self.run if self.run.is_dir() else self.run.parent) / kind
-        return left_when_used(claim_folder(out, parent, key="--out"))
+        return left_when_used(claim_folder(out, (self.folder or Path()) / kind, key="--out"))
 
 
 def open_source(options: argparse.Namespace) -> Source:

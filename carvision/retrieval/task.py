@@ -81,9 +81,12 @@ def open_photos(options: argparse.Namespace) -> Photos:
         return Photos(None, saved, saved.table, kept, [], about.get("packed", False))
     source = open_source(options)
     table = source.read_table(split)
-    files = [source.splits_file] if source.splits_file and not options.query else []
-    notes = notes_on_seen_photos(photos_of(table, options.split), options.split, files)
+    notes = [] if options.query else _notes(source, table, options.split)
     return Photos(source, None, table, source.about, notes)
+
+
+def _notes(source: Source, table: Table, split: str) -> list[str]:
+    return notes_on_seen_photos(photos_of(table, split), split, source.splits_files)
 
 
 def read_task(photos: Photos, options: argparse.Namespace) -> Task:

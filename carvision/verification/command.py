@@ -44,5 +44,4 @@ def run(options: argparse.Namespace) -> Path:
 
 
 def _notes(source: Source, task: Task, split: str) -> list[str]:
-    files = [source.splits_file] if source.splits_file else []
-    return notes_on_seen_photos(task.table.select(task.tested), split, files)
+    return notes_on_seen_photos(task.table.select(task.tested), split, source.splits_files)
