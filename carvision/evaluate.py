@@ -2,11 +2,10 @@
 
 import argparse
 import os
-import re
-import sys
 from pathlib import Path
 
 from carvision.errors import one_line_errors
+from carvision.overrides import parse_with_overrides
 
 # Read by OpenMP when torch is imported: threads that wait sleep, instead of keeping the cores busy that the photo
 # readers need.
@@ -23,7 +22,6 @@ how far its probabilities can be trusted.
 
 data=... and data.<key>=<value> are as in training (python -m carvision.train --help).
 """
-OVERRIDE = re.compile(r"[+~]*data[.=]")
 
 
 def evaluate(arguments: list[str] | None = None) -> None:
@@ -60,20 +58,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="stored in the model, or fitted on the run's validation photos where there is none (default); fit: anew",
     )  # fmt: skip
     it.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, xla, ...")
-    words = sys.argv[1:] if arguments is None else arguments
-    # Taken out before argparse, so that one may also stand after --ensemble RUN RUN.
-    overrides = [word for word in words if OVERRIDE.match(word)]
-    options, unknown = it.parse_known_args([word for word in words if word not in overrides])
-    if unknown:
-        hint = " (of training's keys evaluate takes data=<choice> and data.<key>=<value>; the rest is the run's)"
-        it.error(f"unrecognized arguments: {' '.join(unknown)}{hint if '=' in unknown[0] else ''}")
+    options = parse_with_overrides(it, arguments)
     if options.samples < 0:
         it.error(f"--samples: {options.samples} is not a whole number from 0")
     pairs = [word.partition("=") for word in options.label]
     if not all(label and head for label, _, head in pairs):
         it.error(f"--label: {' '.join(options.label)} is not of the form <label of the data>=<head of the model>")
     options.label = {head: label for label, _, head in pairs}
-    options.overrides = overrides
     return options
 
 

@@ -143,7 +143,7 @@ def config_of(root: Path, *more: str) -> dict:
 
 
 def one_of_photos(root: Path, num_photos: int) -> dict:
-    from carvision.data import splits
+    from carvision.data import split_files, splits
     from carvision.data.build import build_split, build_table
     from carvision.training.build import build_datamodule, describe_labels
 
@@ -153,7 +153,7 @@ def one_of_photos(root: Path, num_photos: int) -> dict:
     plain, splits.equal_bytes = splits.equal_bytes, lambda _: copies
     table = stages("divide", build_split, table, cfg["data"]["split"])
     splits.equal_bytes = plain
-    stages("write splits.csv", splits.write_splits, table, root / "splits.csv")
+    stages("write splits.csv", split_files.write_splits, table, root / "splits.csv")
     del table
     datamodule = stages("all of these and the photos' arrays", build_datamodule, cfg, None)
     stages("labels", describe_labels, cfg, datamodule.table)

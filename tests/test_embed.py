@@ -76,7 +76,7 @@ def test_a_backbone_of_timm_needs_no_run(demo_photos, tmp_path):
             "--layer: the network has no layers of an embedding; use one of pooled, trunk",
         ),
         (["{run}", "model.pool=avg"], "model.pool=avg: the network is the run's; model.<key> belongs to --backbone"),
-        (["{run}", "optimizer.lr=3"], "unrecognized arguments: optimizer.lr=3 (of training's keys this command takes"),
+        (["{run}", "optimizer.lr=3"], "unrecognized arguments: optimizer.lr=3 (of training's keys embed takes"),
         (["{run}", "data.rot=3"], "data.rot: there is no such key"),
         (["{run}", "--out", "{run}"], "--out: {run} exists already"),
         (["--backbone", "resnt18"], "model.backbone: 'resnt18'"),

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from carvision.data.handover import HandedOver, handed_over
+from carvision.data.images import unusable
 from carvision.data.kept_photos import KeptPhotos
 from carvision.data.orders import TableOrder, TrainOrder
 from carvision.data.photos import Photos
@@ -209,10 +210,7 @@ class PhotoDataModule(pl.LightningDataModule):
         """Raises InputError where such photos end the run."""
         path, place = photos.path(row), photos.place(row)
         if self.on_bad_image == "error":
-            raise InputError(
-                f"{place}: {reason}. Mend or remove the photo, or go on without it with "
-                "data.on_bad_image=skip (python -m carvision.check finds all such photos)"
-            )
+            raise unusable(place, reason)
         if path not in self.bad_images:
             log.warning("%s: %s (data.on_bad_image=%s)", place, reason, self.on_bad_image)
         self.bad_images[path] = reason

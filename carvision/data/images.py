@@ -58,6 +58,14 @@ class BadImage(Exception):
     """A photo that can't be used. The message is the reason, without the path."""
 
 
+def unusable(photo: object, reason: str) -> InputError:
+    """What ends a command at such a photo, where data.on_bad_image is "error"; photo: what names it."""
+    return InputError(
+        f"{photo}: {reason}. Mend or remove the photo, or go on without it with data.on_bad_image=skip "
+        "(python -m carvision.check finds all such photos)"
+    )
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How a photo becomes a network's input. It belongs to the weights and is stored with them.

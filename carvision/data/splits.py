@@ -1,19 +1,17 @@
 """Which photos train, validate and test: pure functions from a Table to a Table with another `split` column."""
 
-import hashlib
 import logging
 import math
-import os
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from carvision.data.table import BOX, SOURCE, SPLITS, UNKNOWN, Table, full_paths
+from carvision.data.copies import equal_bytes
+from carvision.data.split_files import read_splits
+from carvision.data.table import SPLITS, UNKNOWN, Table
 from carvision.errors import InputError
-from carvision.whole_files import write_csv
 
 log = logging.getLogger(__name__)
 
@@ -135,46 +133,6 @@ def file_split(table: Table, file: Path) -> Table:
     return _checked(table.with_split(split).select(split != ""))
 
 
-def read_splits(file: Path) -> pd.Series:
-    """Path -> split, of a run's splits.csv. Raises InputError for a file that is none."""
-    if not file.is_file():
-        raise InputError(f"data.split.file: {file} does not exist; give the splits.csv of a run")
-    try:
-        listed = pd.read_csv(file, dtype=str, keep_default_na=False)
-    except (ValueError, OSError) as error:  # pandas' own errors are ValueErrors
-        raise InputError(f"data.split.file: {file} can't be read ({' '.join(str(error).split())})") from None
-    if not {"path", "split"} <= set(listed.columns):
-        raise InputError(
-            f"data.split.file: {file} has the columns {', '.join(listed.columns)}; path and split are needed"
-        )
-    odd = set(listed["split"]) - set(SPLITS)
-    if odd:
-        raise InputError(f"data.split.file: split {sorted(odd)[0]!r} in {file} is not one of {', '.join(SPLITS)}")
-    twice = listed["path"].duplicated()
-    if twice.any():
-        raise InputError(f"data.split.file: {file} lists {listed['path'][twice].iloc[0]} more than once")
-    return listed.set_index("path")["split"]
-
-
-def write_splits(table: Table, file: Path) -> None:
-    """splits.csv, see splits_of."""
-    write_csv(file, splits_of(table))
-
-
-def splits_of(table: Table) -> pd.DataFrame:
-    """What splits.csv holds: path, split, the class id of every label and the box, a row a photo, in the table's order.
-
-    With this carvision.predict --list finds the photos, their boxes and true classes.
-    """
-    out = table.rows[["path", "split"]].copy()
-    for name, label in table.class_labels.items():
-        ids = np.array([*label.ids, ""], dtype=object)  # the last place serves UNKNOWN = -1
-        out[name] = ids[table.rows[name].to_numpy()]
-    if table.has_boxes:
-        out[BOX] = table.rows[BOX]
-    return out
-
-
 def _leave_out_copies(table: Table, split: np.ndarray, copies: np.ndarray, learned: str, held_out: list[str]) -> None:
     """In `split`, photos of `learned` become "" if their bytes are those of a photo of `held_out`."""
     twice = (split == learned) & np.isin(copies, copies[np.isin(split, held_out)])
@@ -194,50 +152,6 @@ def _take_val_of_train(
     part = table.select(split == "train")
     units = _units(part, copies[train], keep_groups)
     split[train] = _stratify(part, units, (1 - val_fraction, val_fraction), ("train", "val"), seed)
-
-
-def equal_bytes(table: Table) -> np.ndarray:
-    """int (N,): the same number for photos whose files are equal to the byte, else different ones.
-
-    Reads little: files of different size differ, and so do nearly all of equal size within their last 4 kB. Of packed
-    photos it is known of which files they were made.
-    """
-    if table.shards is not None:
-        _, first, same_as = np.unique(table.rows[SOURCE], return_index=True, return_inverse=True)
-        return first[same_as]
-    paths = full_paths(table)  # and bare calls of the system: a million photos have a million of each
-    sizes = np.fromiter((os.stat(path).st_size for path in paths), np.int64, len(paths))  # noqa: PTH116
-    suspects = _repeated(sizes, np.arange(len(paths)))
-    ends = np.fromiter((_checksum_of_end(paths[i], sizes[i]) for i in suspects), np.int64, len(suspects))
-    suspects = _repeated(sizes[suspects] << 32 | ends, suspects)  # no photo has 2 GB
-    number = np.arange(len(paths))
-    first_with: dict[bytes, int] = {}
-    for i in suspects:
-        number[i] = first_with.setdefault(_digest(paths[i]), i)
-    return number
-
-
-def _repeated(values: np.ndarray, which: np.ndarray) -> np.ndarray:
-    """Of `which`, those whose value occurs more than once."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return which[counts[places] > 1]
-
-
-def _checksum_of_end(path: str, size: int) -> int:
-    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-    try:
-        start = max(0, int(size) - 4096)
-        if hasattr(os, "pread"):
-            return zlib.crc32(os.pread(file, 4096, start))
-        os.lseek(file, start, os.SEEK_SET)  # Windows
-        return zlib.crc32(os.read(file, 4096))
-    finally:
-        os.close(file)
-
-
-def _digest(path: str) -> bytes:
-    with open(path, "rb") as file:  # noqa: PTH123
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _units(table: Table, copies: np.ndarray, keep_groups: bool) -> np.ndarray:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from carvision.data.splits import splits_of
+from carvision.data.split_files import splits_of
 from carvision.data.table import UNKNOWN, Classes, Number, Table, validate
 from carvision.errors import InputError
 from carvision.whole_files import write_csv, write_json, written_whole

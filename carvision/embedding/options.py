@@ -1,11 +1,10 @@
 """The options that embed, retrieve and verify share. Imports no torch, so that --help and a typo do not wait for it."""
 
 import argparse
-import re
-import sys
 from pathlib import Path
 
-OVERRIDE = re.compile(r"[+~]*(data|model)(\.\w+)*=")  # and no file of the name model.safetensors
+from carvision.overrides import parse_with_overrides
+
 LAYERS = ("auto", "pooled", "trunk", "embedding")
 
 
@@ -36,17 +35,10 @@ def create_parser(command: str, description: str) -> argparse.ArgumentParser:
 
 def parse(it: argparse.ArgumentParser, arguments: list[str] | None = None) -> argparse.Namespace:
     """The options, with `overrides` of data and, without a run, of the model."""
-    words = sys.argv[1:] if arguments is None else arguments
-    # Taken out before argparse, so that one may also stand behind an option that takes several words.
-    overrides = [word for word in words if OVERRIDE.match(word)]
-    options, unknown = it.parse_known_args([word for word in words if word not in overrides])
-    if unknown:
-        hint = " (of training's keys this command takes data=<choice> and data.<key>=<value>; the rest is the run's)"
-        it.error(f"unrecognized arguments: {' '.join(unknown)}{hint if '=' in unknown[0] else ''}")
+    options = parse_with_overrides(it, arguments, ("data", "model"))
     if (options.run is None) == (options.backbone is None):
         both = "not both" if options.run else "as in: runs/mine, or --backbone resnet50"
         it.error(f"RUN or --backbone: give one of them, {both}")
     if options.run and options.weights != "pretrained":
         it.error(f"--weights: {options.weights} belongs to --backbone; a run has its own weights")
-    options.overrides = overrides
     return options

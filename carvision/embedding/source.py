@@ -13,6 +13,7 @@ import numpy as np
 from carvision import portable
 from carvision.config import as_input_errors, conf_dir, plain_config
 from carvision.data.build import build_split, build_table, folds_of
+from carvision.data.images import unusable
 from carvision.data.table import BOX, Table
 from carvision.embedding.embedder import Embedder
 from carvision.embedding.files import Embeddings
@@ -106,10 +107,7 @@ class Source:
             for batch in predict_items(self.embedder, items, self.device, data["batch_size"], data["num_workers"]):
                 for (photo, _), reason in zip(batch.items, batch.reasons, strict=True):
                     if reason and data["on_bad_image"] == "error":
-                        raise InputError(
-                            f"{photo}: {reason}. Mend or remove the photo, or go on without it with "
-                            "data.on_bad_image=skip (python -m carvision.check finds all such photos)"
-                        )
+                        raise unusable(photo, reason)
                     if reason:
                         num_bad += 1
                         log.warning("%s: %s; left out", photo, reason)

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from carvision.allowed import ALLOWED, check_values
 from carvision.config import conf_dir, one_line
 from carvision.data.build import build_split, build_table, folds_of
-from carvision.data.splits import read_splits
+from carvision.data.split_files import read_splits
 from carvision.data.table import SPLITS, Table
 from carvision.errors import InputError, nearest
 

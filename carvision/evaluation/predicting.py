@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 import torch
 
+from carvision.data.images import unusable
 from carvision.data.table import BOX, Table
-from carvision.errors import InputError
 from carvision.evaluation.predictions import Predictions
 from carvision.inference.predictor import Predictor
 from carvision.inference.progress import progress_of
@@ -44,10 +44,7 @@ def predict_table(
         for batch in predict_items(predictor, items, place, data["batch_size"], data["num_workers"]):
             bad = next((i for i, reason in enumerate(batch.reasons) if reason), None)
             if bad is not None and data["on_bad_image"] == "error":
-                raise InputError(
-                    f"{batch.items[bad][0]}: {batch.reasons[bad]}. Mend or remove the photo, or go on without it with "
-                    "data.on_bad_image=skip (python -m carvision.check finds all such photos)"
-                )
+                raise unusable(batch.items[bad][0], batch.reasons[bad])
             parts.append(batch.logits)
             reasons += batch.reasons
             advance(len(batch.items))

@@ -9,7 +9,6 @@ than k pairs a query, is computed again in float32, and the k best of it are kep
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from carvision.errors import InputError
+from carvision.full_precision import full_precision
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +60,9 @@ def nearest(
         total = sum(part.sum(axis=0, dtype=np.float64) for part in _blocks(gallery))
         centre = (total / len(gallery)).astype(np.float32)
         norms = [_norms(array, centre) for array in (queries, gallery)]
-    with _full_precision():
-        found = _search(queries, gallery, k + (own is not None), distance, torch.device(device), centre, norms, blocks)
+    device = torch.device(device)
+    with torch.no_grad(), full_precision(device.type):
+        found = _search(queries, gallery, k + (own is not None), distance, device, centre, norms, blocks)
     scores, rows = _scores_of(found).numpy(), _rows_of(found).numpy()
     if distance == "l2":
         scores, rows = _distances(queries, gallery, scores, rows, norms)
@@ -278,18 +279,6 @@ def _is_fast_in_bfloat16() -> bool:
     """Where it is not, bfloat16 is emulated, which is slower than float32."""
     tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, bool)() for name in tests)
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """Products in float32, whatever the network may compute in."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _to(block: np.ndarray, device: torch.device) -> Tensor:

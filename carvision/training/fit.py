@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from carvision import portable
 from carvision.data.datamodule import PhotoDataModule
 from carvision.data.images import Preprocessing
-from carvision.data.splits import write_splits
+from carvision.data.split_files import write_splits
 from carvision.reports.summary import print_closing, summarise_network
 from carvision.training.batch_size import with_batch_size, with_found_batch_size
 from carvision.training.build import build_datamodule, build_lit_classifier

@@ -1,27 +1,12 @@
 """A metric loss beside the heads' losses: what of a batch it takes, and what is counted of it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
 from torch import Tensor
 
 from carvision.data.table import UNKNOWN
+from carvision.full_precision import full_precision
 from carvision.metric_losses import WITH_PROXIES, create_metric_loss
 from carvision.metrics.neighbours import Embedded
 from carvision.models.classifier import Outputs
-
-
-@contextmanager
-def _full_precision(device: str) -> Iterator[None]:
-    """Neither 16 bits nor TF32 on the device: of the distance of near photos these leave few digits."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 class MetricLearning:
@@ -39,7 +24,7 @@ class MetricLearning:
         """The loss of a batch. targets {label: int64 (B,)}, valid bool (B,)."""
         own = targets[self.label]
         counts = valid & (own != UNKNOWN)
-        with _full_precision(outputs.embeddings.device.type):
+        with full_precision(outputs.embeddings.device.type):  # of near photos' distances else few digits are left
             values = outputs.cosines if self.takes_cosines else outputs.embeddings.float()
             loss = self.loss(values, own, counts)
         return Embedded(loss, outputs.embeddings, own, counts)

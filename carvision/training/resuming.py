@@ -10,7 +10,7 @@ import torch
 import yaml
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
-from carvision.data.splits import splits_of
+from carvision.data.split_files import splits_of
 from carvision.data.table import Table
 from carvision.errors import InputError
 from carvision.flat_config import flat_config
