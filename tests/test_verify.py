@@ -142,9 +142,9 @@ def test_wrong_values_end_in_one_line_and_leave_nothing(run, tmp_path, monkeypat
         ([run, "data.rot=3"], "data.rot: there is no such key; nearest: data.root"),
         (
             [run, "--label", "mdel"],
-            "--label: 'mdel' is no label with classes of demo; nearest: model, make; it has make, model, ",
+            "--label: 'mdel' is no label of demo with classes; nearest: model, make; those are make, model, ",
         ),
-        ([run, "--label", "speed"], "--label: 'speed' is no label with classes"),
+        ([run, "--label", "speed"], "--label: 'speed' is no label of demo with classes"),
         ([run, "--pairs", "list.txt"], "list.txt does not exist"),
         ([run, "--pairs", "list.txt", "other/list.csv"], "--pairs: two of list.txt other/list.csv have the same name"),
         ([run, "--pairs", "list.txt", "--split", "test"], "--split: test chooses the photos of drawn pairs"),

@@ -17,7 +17,6 @@ from carvision.data.orders import TableOrder, TrainOrder
 from carvision.data.photos import Photos
 from carvision.data.prefetch import Prefetch
 from carvision.data.table import SPLITS, Table
-from carvision.errors import InputError
 from carvision.freed_memory import give_back_freed_memory
 from carvision.machine import FORK, num_cores
 
@@ -152,12 +151,7 @@ class PhotoDataModule(pl.LightningDataModule):
         return len(self._train_order())
 
     def _train_order(self) -> TrainOrder:
-        photos, label = self.photos["train"], self.sampler_label or self.table.finest
-        if label not in self.table.class_labels:
-            known = ", ".join(self.table.class_labels)
-            raise InputError(
-                f"metric_loss.label: {label!r} is no label of {self.table.name} with classes; it has {known}"
-            )
+        photos, label = self.photos["train"], self.table.class_label(self.sampler_label, "metric_loss.label")
         codes = photos.targets[label].numpy()
         shape = self._rank_and_world_size()
         return TrainOrder(

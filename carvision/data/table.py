@@ -79,6 +79,16 @@ class Table:
     def class_labels(self) -> dict[str, Classes]:
         return {name: label for name, label in self.labels.items() if isinstance(label, Classes)}
 
+    def class_label(self, wanted: str | None, key: str) -> str:
+        """The label with classes that is wanted; None: the finest. Raises InputError, which names `key`."""
+        label = wanted or self.finest
+        if label not in self.class_labels:
+            raise InputError(
+                f"{key}: {label!r} is no label of {self.name} with classes{nearest(label, self.class_labels)}; those "
+                f"are {', '.join(self.class_labels)}"
+            )
+        return label
+
     @property
     def has_boxes(self) -> bool:
         return BOX[0] in self.rows

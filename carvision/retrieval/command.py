@@ -17,7 +17,7 @@ from carvision.reports.retrieval import draw_sheet, print_answers, print_figures
 from carvision.retrieval.classify import knn_figures, vote
 from carvision.retrieval.engine import Engine
 from carvision.retrieval.figures import blocks_of, joined, judge, num_at_once, num_relevant
-from carvision.retrieval.task import Photos, Task, gallery_of, label_of, name_of, open_photos, read_task
+from carvision.retrieval.task import Photos, Task, gallery_of, name_of, open_photos, read_task
 from carvision.run_log import start_log
 from carvision.whole_files import written_whole
 
@@ -141,7 +141,7 @@ def _write_neighbours(file: Path, task: Task, found: Found) -> None:
 def _answer(photos: Photos, options: argparse.Namespace) -> Path:
     """The nearest photos of the gallery to photos of one's own."""
     source = photos.require_network(options)
-    label = label_of(photos.table, options.label)
+    label = photos.table.class_label(options.label, "--label")
     queries = source.embed_files(options.query, options.box)
     gallery = photos.embed(gallery_of(photos.table, label, options.gallery))
     engine = Engine(gallery.values, options.distance, options.index, options.device)

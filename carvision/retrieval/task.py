@@ -11,7 +11,7 @@ import pandas as pd
 from carvision.data.table import UNKNOWN, Table
 from carvision.embedding.files import Embeddings, is_folder_of_embeddings, read_embeddings
 from carvision.embedding.source import Source, open_source
-from carvision.errors import InputError, nearest
+from carvision.errors import InputError
 from carvision.evaluation.photos import notes_on_seen_photos, photos_of
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def _notes(source: Source, table: Table, split: str) -> list[str]:
 
 def read_task(photos: Photos, options: argparse.Namespace) -> Task:
     """options: of carvision.retrieve. Raises InputError for labels and photos that are not there."""
-    label = label_of(photos.table, options.label)
+    label = photos.table.class_label(options.label, "--label")
     queries = known(photos_of(photos.table, options.split), label)
     gallery = None if options.leave_one_out else gallery_of(photos.table, label, options.gallery)
     if gallery is not None and not set(queries.rows[label]) & set(gallery.rows[label]):
@@ -127,16 +127,6 @@ def known(table: Table, label: str) -> Table:
     if unknown.any():
         log.warning("%s photos of unknown %s are left out", f"{unknown.sum():,}", label)
     return table.select(~unknown)
-
-
-def label_of(table: Table, wanted: str | None) -> str:
-    label = wanted or table.finest
-    if label not in table.class_labels:
-        raise InputError(
-            f"--label: {label!r} is no label of {table.name} with classes{nearest(label, table.class_labels)}; those "
-            f"are {', '.join(table.class_labels)}"
-        )
-    return label
 
 
 def name_of(options: argparse.Namespace) -> str:

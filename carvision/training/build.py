@@ -224,7 +224,7 @@ def build_metric_loss(cfg: dict, table: Table) -> tuple[dict | None, Embedding]:
         )
     if cfg["data"]["batch_size"] == "auto":
         raise InputError("data.batch_size: auto does not know the batches that a metric_loss needs; give a number")
-    label = metric_label(cfg, table)
+    label = table.class_label(values["label"], "metric_loss.label")
     _require_neighbours(cfg["callbacks"]["monitor"], table.of_split("val"), label)
     num_classes = len(table.labels[label]) if values["name"] in WITH_PROXIES else 0
     return {**values, "label": label}, build_embedding(cfg, num_classes)
@@ -238,17 +238,6 @@ def _require_neighbours(monitor: str, val: Table, label: str) -> None:
             f"callbacks.monitor: {monitor} is not defined, as no {label} has two validation photos; raise "
             "data.split.val_fraction, or take callbacks.monitor=val/loss callbacks.mode=min"
         )
-
-
-def metric_label(cfg: dict, table: Table) -> str:
-    """The label whose classes a metric loss takes apart."""
-    label = cfg["metric_loss"].get("label") or table.finest
-    if label not in table.class_labels:
-        raise InputError(
-            f"metric_loss.label: {label!r} is no label of {table.name} with classes"
-            f"{nearest(label, table.class_labels)}; those are {', '.join(table.class_labels)}"
-        )
-    return label
 
 
 def build_lit_classifier(cfg: dict, table: Table) -> LitClassifier:

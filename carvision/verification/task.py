@@ -11,7 +11,7 @@ from carvision.data.compcars import has_pair_lists, pair_lists, read_compcars
 from carvision.data.demo import demo_folder, write_demo
 from carvision.data.table import UNKNOWN, Table
 from carvision.embedding.source import Source
-from carvision.errors import InputError, nearest
+from carvision.errors import InputError
 from carvision.evaluation.photos import photos_of
 from carvision.verification.pairs import DIFFICULTIES, MEDIUM, Pairs, generate_pairs, read_pairs
 
@@ -58,7 +58,7 @@ def read_task(source: Source, options: argparse.Namespace) -> Task:
         )
     # As for training photos, which `test` alone would not ask for
     table = _photos_of_lists(data) if official else source.read_table("train")
-    label = _label(table, options.label)
+    label = table.class_label(options.label, "--label")
     files = pair_lists(table.root) if official else {file.stem: file for file in options.pairs}
     if len(files) < len(options.pairs):
         raise InputError(f"--pairs: two of {' '.join(map(str, options.pairs))} have the same name; rename one")
@@ -84,15 +84,6 @@ def _photos_of_lists(data: dict) -> Table:
         folder = write_demo(Path(data["root"]).expanduser() if data["root"] else demo_folder(images_per_model=num), num)
         return replace(read_compcars(folder, photos="verification", annotations=boxes, known=None), name="demo")
     return read_compcars(data["root"], allow_missing=data["allow_missing"], photos="verification", annotations=boxes)
-
-
-def _label(table: Table, wanted: str | None) -> str:
-    label = wanted or table.finest
-    if label not in table.class_labels:
-        near = nearest(label, table.class_labels)
-        raise InputError(f"--label: {label!r} is no label with classes of {table.name}{near}; it has "
-                         f"{', '.join(table.class_labels)}")  # fmt: skip
-    return label
 
 
 def _drawn(photos: Table, table: Table, label: str, options: argparse.Namespace) -> dict[str, Pairs]:

@@ -68,7 +68,7 @@ def test_values_that_do_not_fit_are_told_before_anything_is_built(tmp_path):
         datamodule_of(tmp_path, batch_size=6, sampler="per_class")
     for label in ("colour", "speed"):
         with pytest.raises(
-            InputError, match=rf"metric_loss.label: '{label}' is no label .* with classes; it has make, model"
+            InputError, match=rf"metric_loss.label: '{label}' is no label .* with classes.*; those are make, model"
         ):
             datamodule_of(tmp_path, batch_size=8, sampler="per_class", sampler_label=label)
     assert datamodule_of(tmp_path, batch_size="auto", sampler="per_class").batch_size == "auto"
