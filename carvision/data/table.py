@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from carvision.data.photo_paths import file_of
 from carvision.data.shards import PackedPhoto, PackedPhotos, Shards
 from carvision.errors import InputError, nearest
 
@@ -51,7 +52,8 @@ class Table:
     """One row a photo.
 
     rows: pandas DataFrame with a RangeIndex and the columns
-        path   str, relative to root, with forward slashes, unique
+        path   str, relative to root, with forward slashes, unique; absolute of a photo outside of root. As text, see
+               photo_paths: file_of gives what opens the file
         one column a label   int32 code (UNKNOWN where not known), or float32 (NaN) for a Number
         split  str, "train", "val", "test", or "" for a photo that the data set's own split leaves out
         left, top, right, bottom   optional, float32 pixels, NaN where there is no box
@@ -104,7 +106,7 @@ class Table:
         """What opens the photo of a row (images.open_image), and names it in messages."""
         path = self.rows["path"].iloc[row]
         if self.shards is None:
-            return os.path.join(self.root, path)  # noqa: PTH118
+            return file_of(self.root, path)
         return PackedPhoto(path, self.shards, *(int(self.rows[name].to_numpy()[row]) for name in PLACE))
 
     def select(self, keep: np.ndarray | pd.Series) -> "Table":
@@ -238,10 +240,7 @@ def validate(table: Table) -> Table:
 
 def full_paths(table: Table) -> list[str]:
     """Of all photos. Strings: of a million rows, building Paths would take longer than the disk."""
-    root, paths = os.fspath(table.root), table.rows["path"].tolist()
-    if os.name == "nt":
-        return [os.path.join(root, path) for path in paths]  # noqa: PTH118
-    return [path if path.startswith("/") else f"{root}/{path}" for path in paths]  # a fifth of the time
+    return [file_of(table.root, path) for path in table.rows["path"].tolist()]
 
 
 def without_missing_files(table: Table, allow_missing: bool, tolerated: int = 0) -> Table:
