@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
+from carvision.data.images import HEIC_HINT
 from carvision.data.photo_paths import text_of_path
 from carvision.errors import InputError
 
 HEIC_EXTENSIONS = (".heic", ".heif", ".hif", ".heics", ".heifs")  # as iPhones write them; the extra "heic" reads them
-HEIC_HINT = "which need the extra heic (pip install 'carvision[heic]')"
 # By the format that images.FORMATS names, in any case. Not .pfm: its floating-point values have no known range.
 PHOTO_EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff",

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from carvision.data import walk as walking
-from carvision.data.images import FORMATS
+from carvision.data.images import FORMATS, with_heic
 from carvision.data.photo_paths import file_of, path_of_text, text_of_path
 from carvision.data.walk import PHOTO_EXTENSIONS, LeftOut, walk
 from carvision.errors import InputError
@@ -100,7 +100,9 @@ def test_an_unreadable_folder_is_an_error(tree):
 
 def test_what_the_decoder_reads_is_a_photo_by_its_extension():
     Image.init()
-    decoded = {extension for extension, form in Image.registered_extensions().items() if form in FORMATS}
+    decoded = {
+        extension for extension, form in Image.registered_extensions().items() if form in (*FORMATS, *with_heic())
+    }
     assert decoded - {".pfm"} <= set(PHOTO_EXTENSIONS)
     assert set(PHOTO_EXTENSIONS) - decoded - {".mpo", ".dib"} <= set(walking.HEIC_EXTENSIONS)
 
