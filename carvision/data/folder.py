@@ -7,14 +7,14 @@ from pathlib import Path
 import pandas as pd
 
 from carvision.data.disk import existing_root, find_photos, sub_folders
-from carvision.data.photo_paths import text_of_path
+from carvision.data.photo_paths import nfc, text_of_path
 from carvision.data.table import Table, encode, validate
+from carvision.data.table_file import SPLIT_WORDS
 from carvision.data.walk import LeftOut, is_folder, is_photo, walk
 from carvision.errors import InputError
 
 log = logging.getLogger(__name__)
 
-SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 WHERE = (
     "Lay the photos out as <data.root>/<class>/*.jpg, or as <data.root>/train/<class>/*.jpg beside "
     "val/<class>/ and test/<class>/ (each of these two is optional)"
@@ -54,7 +54,7 @@ def _split_folders(root: Path) -> dict[str, str]:
     """{folder: split} where there are folders of splits with class folders in them; {} where the folders in `root` are
     the classes, one of which may be called train, val or test. Raises InputError where it is not clear which."""
     names = sub_folders(root)
-    tops = {name: split for name in names if (split := SPLIT_FOLDERS.get(name.lower()))}
+    tops = {name: split for name in names if (split := SPLIT_WORDS.get(name.lower()))}
     rest = [name for name in names if name not in tops]
     with_classes = [top for top in tops if any(_has_photos(root / top / name) for name in sub_folders(root / top))]
     flat = [top for top in tops if _has_photos(root / top, below=False)]
@@ -121,7 +121,8 @@ def _require_photos_in_each(
 
 def _known_to_train(root: Path, rows: pd.DataFrame, allow_missing: bool) -> pd.DataFrame:
     """The rows whose class has photos in train: a class met only in val or test can't be learned."""
-    known = rows["class"].isin(rows.loc[rows["split"] == "train", "class"])
+    names = rows["class"].map(nfc)
+    known = names.isin(names[rows["split"] == "train"])
     if known.all():
         return rows
     strange = sorted(set(rows.loc[~known, "class"]))

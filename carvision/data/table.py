@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from carvision.data.photo_paths import file_of
+from carvision.data.photo_paths import file_of, nfc
 from carvision.data.shards import PackedPhoto, PackedPhotos, Shards
 from carvision.errors import InputError, nearest
 
@@ -150,7 +150,7 @@ class Table:
         label = self.labels[self.finest]
         codes = []
         for value in map(str, wanted):
-            hits = [i for i in range(len(label)) if value in (label.ids[i], label.names[i])]
+            hits = [i for i in range(len(label)) if nfc(value) in (nfc(label.ids[i]), nfc(label.names[i]))]
             if not hits:
                 known = nearest(value, {*label.names, *label.ids})
                 raise InputError(
@@ -179,12 +179,20 @@ class Table:
 
 
 def encode(ids: Iterable[str], names: Mapping[str, str] | None = None) -> tuple[np.ndarray, Classes]:
-    """Codes (int32, one a value of `ids`; UNKNOWN for "" and None) and the Classes, in the order of `sorted_ids`."""
+    """Codes (int32, one a value of `ids`; UNKNOWN for "" and None) and the Classes, in the order of `sorted_ids`.
+
+    Ids that differ in their Unicode form alone, as after a copy from macOS, are one class, shown in its composed form.
+    """
     series = pd.Series(ids, dtype=object)
     known = series.notna() & (series != "")
-    order = sorted_ids(series[known].astype(str).unique())
+    spellings = series[known].astype(str).unique()
+    shown: dict[str, str] = {}
+    for value in sorted(spellings, key=lambda value: value != nfc(value)):
+        shown.setdefault(nfc(value), value)
+    order = sorted_ids(shown.values())
+    code_of = {value: i for i, value in enumerate(order)}
     codes = np.full(len(series), UNKNOWN, dtype=np.int32)
-    codes[known.to_numpy()] = series[known].astype(str).map({value: i for i, value in enumerate(order)})
+    codes[known.to_numpy()] = series[known].astype(str).map({value: code_of[shown[nfc(value)]] for value in spellings})
     names = names or {}
     return codes, Classes(tuple(order), tuple(names.get(value) or value for value in order))
 

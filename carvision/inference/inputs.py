@@ -1,6 +1,5 @@
 """Which photos are meant: files, folders, lists and standard input, one photo after the other, never all at once."""
 
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from carvision.data.photo_paths import text_of_path
+from carvision.data.photo_paths import PhotoPaths, file_of, is_utf8, text_of_path
 from carvision.data.walk import PHOTO_EXTENSIONS, LeftOut, walk
 from carvision.errors import InputError
 from carvision.inference import list_file
@@ -72,19 +71,19 @@ def photos_of(sources: Sources, labels: Iterable[str] = (), left_out: LeftOut | 
     in folders. Raises InputError for a list or a folder that can't be read.
     """
     left_out = LeftOut() if left_out is None else left_out
-    root = os.fspath(sources.root) if sources.root is not None else ""
+    paths = PhotoPaths(sources.root if sources.root is not None else "")
     for given in sources.given:
         if given == STANDARD_INPUT:
             for path in list_file.read_lines(sys.stdin.buffer, "standard input"):
-                yield Photo(text_of_path(path), os.path.join(root, path))  # noqa: PTH118
+                yield Photo(_shown(path), file_of(paths.root, paths.find(path)))
         elif Path(given).is_dir():
             for path in walk(given, left_out):
                 yield Photo(text_of_path(path), path)
         else:
             yield Photo(text_of_path(given), given)
     if sources.listed is not None:
-        for path, box, truth in list_file.read_list(sources.listed, sources.split, tuple(labels)):
-            yield Photo(text_of_path(path), os.path.join(root, path), box, truth)  # noqa: PTH118
+        for path, file, box, truth in list_file.read_list(sources.listed, sources.split, tuple(labels), paths):
+            yield Photo(_shown(path), file, box, truth)
 
 
 def checked_not_empty(photos: Iterator[Photo], sources: Sources) -> Iterator[Photo]:
@@ -108,6 +107,11 @@ def count_photos(sources: Sources, seconds: float) -> int | None:
         if num % 1000 == 0 and time.monotonic() > end:
             return None
     return num
+
+
+def _shown(path: str) -> str:
+    """As a list has it: that is text already, but for bytes that are no UTF-8."""
+    return path if is_utf8(path) else text_of_path(path)
 
 
 def _no_photos(sources: Sources, left_out: LeftOut | None = None) -> InputError:

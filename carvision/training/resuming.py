@@ -10,6 +10,7 @@ import torch
 import yaml
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
+from carvision.data.photo_paths import nfc
 from carvision.data.split_files import splits_of
 from carvision.data.table import Table
 from carvision.errors import InputError
@@ -115,6 +116,7 @@ def require_same_photos(table: Table, folder: Path, allow_changes: bool) -> None
     except (ValueError, KeyError):
         raise InputError(f"run.dir: {file} can't be read; give another folder") from None
     now = splits_of(table).astype(str).set_index("path")
+    before, now = (frame.map(nfc).set_axis(frame.index.map(nfc)) for frame in (before, now))
     common = before.index.intersection(now.index)
     columns = [name for name in ("split", *table.class_labels) if name in before]
     moved = (before.loc[common, columns] != now.loc[common, columns]).any(axis=1).sum()

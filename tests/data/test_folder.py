@@ -121,6 +121,17 @@ def test_an_unlabelled_test_folder_is_left_out(tmp_path, caplog):
     assert "3 photos are in no class folder" in caplog.text
 
 
+def test_class_folders_in_either_form_of_unicode_are_one_class(tmp_path):
+    composed, decomposed = "Ros\u00e9", "Rose\u0301"
+    layouts.write_class_folders(tmp_path, {f"train/{decomposed}": 2, f"val/{composed}": 1, "train/ash": 1})
+    table = read_folder(tmp_path)
+    assert table.labels["class"].ids == (composed, "ash") and len(table) == 4
+    for value in (composed, decomposed):
+        assert table.only_classes([value]).rows["path"].str.contains("/Ros").all()
+    layouts.write_class_folders(tmp_path / "alone", {decomposed: 2, "ash": 1})
+    assert read_folder(tmp_path / "alone").labels["class"].names == (decomposed, "ash")  # shown as it is on disk
+
+
 def test_names_that_are_no_utf8(tmp_path):
     layouts.write_class_folders(tmp_path, {"Bl\udcfcte": 2, "ash": 1})
     layouts.write_photo(tmp_path / "ash" / "K\udce4fer.jpg")

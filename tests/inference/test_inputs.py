@@ -64,7 +64,7 @@ def test_mistakes_are_told_before_any_photo_is_read(tree):
         Sources(("photos",), split="test"): "--split: test chooses rows of a table",
         Sources(listed=tree / "nolist"): "--list: .* does not exist",
         Sources(listed=tree / "README.csv"): "does not exist",
-        Sources(listed=tree / "boxes.csv"): "boxes without a column 'top'",
+        Sources(listed=tree / "boxes.csv"): "has no column 'top', and a box needs",
         Sources(listed=tree / "t.csv", split="test"): "no row of .* has the split 'test'",
     }.items():
         with pytest.raises(InputError, match=message):
