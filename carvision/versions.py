@@ -75,7 +75,8 @@ def _git(folder: Path, *words: str) -> str | None:
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *words],
-            env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10,
+            env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=10,
+            encoding="utf-8", errors="replace",
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None

@@ -80,7 +80,7 @@ def build_preprocessing(cfg: dict) -> Preprocessing:
     check_name(model["backbone"])
     described = description_beside(Path(model["weights"]).expanduser())
     if described.is_file():  # an earlier run
-        own = json.loads(described.read_text())["preprocessing"]
+        own = json.loads(described.read_text(encoding="utf-8"))["preprocessing"]
         mean, std, interpolation = own["mean"], own["std"], own["interpolation"]
     else:
         own = timm.get_pretrained_cfg(model["backbone"], allow_unregistered=True)
@@ -181,7 +181,7 @@ def load_weights(classifier: Classifier, source: Path, labels: dict[str, dict]) 
     described = description_beside(source)
     if not above or not described.is_file():
         return
-    theirs = json.loads(described.read_text())["labels"]
+    theirs = json.loads(described.read_text(encoding="utf-8"))["labels"]
     changed = [name for name, label in labels.items() if theirs.get(name, {}).get("ids") != label.get("ids")]
     fitting = all(value.shape == own[name].shape for name, value in above.items())
     if changed or not fitting or len(above) != sum(not name.startswith("backbone.") for name in own):

@@ -93,7 +93,7 @@ def load_best(folder: Path) -> dict:
 def are_steps_changed(config: dict, folder: Path) -> bool:
     """Whether optimizer, schedule or their course have other values than the earlier start in the folder. Raises
     InputError for another optimizer or schedule, which could not go on with the state of the one before."""
-    earlier = flat_config(yaml.safe_load((folder / "config.yaml").read_text()))
+    earlier = flat_config(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
     now = flat_config(config)
     changed = [key for key in now if key in earlier and earlier[key] != now[key]]
     for key in ("optimizer.name", "schedule.name"):
