@@ -12,6 +12,8 @@ from carvision.errors import InputError
 
 log = logging.getLogger(__name__)
 
+UTF16 = (b"\xff\xfe", b"\xfe\xff")  # the first bytes of what PowerShell's ">" writes
+
 
 def existing_root(root: Path | str | None, where: str) -> Path:
     """`root` as a Path ("~" is the home folder), or an InputError. where: how to get the data and lay it out."""
@@ -47,6 +49,9 @@ def find_photos(root: Path, *only: str, left_out: LeftOut | None = None) -> list
 def read_text(path: Path, where: str = "") -> str:
     """The text of a UTF-8 file without its byte-order mark, any line ends as "\\n"."""
     try:
+        with path.open("rb") as file:
+            if file.read(2) in UTF16:
+                raise InputError(f"{path} is UTF-16 text; save it as UTF-8")
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist. {where}".rstrip()) from error

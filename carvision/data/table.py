@@ -200,7 +200,7 @@ def encode(ids: Iterable[str], names: Mapping[str, str] | None = None) -> tuple[
 def sorted_ids(ids: Iterable[str]) -> list[str]:
     """By number where every id is one ("2" before "10"), else alphabetically."""
     ids = list(ids)
-    return sorted(ids, key=int) if all(value.isdecimal() for value in ids) else sorted(ids)
+    return sorted(ids, key=int if all(value.isdecimal() for value in ids) else nfc)
 
 
 def with_parent(rows: pd.DataFrame, child: str, classes: Classes, parent: str) -> Classes:

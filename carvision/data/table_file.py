@@ -13,13 +13,13 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
+from carvision.data.disk import UTF16
 from carvision.data.photo_paths import is_utf8, nfc, text_of_path
 from carvision.data.table import BOX
 from carvision.errors import InputError
 
 SEPARATORS = {".csv": ",;\t", ".tsv": "\t,;"}  # by how likely they are
 PARQUET = ".parquet"
-UTF16 = (b"\xff\xfe", b"\xfe\xff")  # what PowerShell's ">" writes
 NO_SEPARATOR = "\x1f"  # of a table with one column, where all in a line is its cell
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}

@@ -10,9 +10,10 @@ Columns of a table (CSV, TSV, Parquet; see data/table_file), in any order; a run
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from carvision.data.disk import UTF16
 from carvision.data.photo_paths import PhotoPaths, file_of, is_utf8
 from carvision.data.table import BOX
-from carvision.data.table_file import PARQUET, SEPARATORS, SPLIT_WORDS, UTF16, TableFile
+from carvision.data.table_file import PARQUET, SEPARATORS, SPLIT_WORDS, TableFile
 from carvision.errors import InputError
 
 KEY = "--list"

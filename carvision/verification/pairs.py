@@ -88,7 +88,10 @@ def _cells(file: Path) -> list[tuple[int, list[str]]]:
 
 def _separated(line: str) -> list[str]:
     """By the separator that gives a label in the third cell, else by one that is there, as in a header."""
-    rows = [[cell.strip() for cell in next(csv.reader([line], delimiter=separator))] for separator in "\t;,"]
+    rows = [
+        [cell.strip() for cell in next(csv.reader([line], delimiter=separator, skipinitialspace=True))]
+        for separator in "\t;,"
+    ]
     rows.append(line.split())
     labelled = [row for row in rows if len(row) >= 3 and row[2].lower() in SAME]
     return next(iter(labelled or [row for row in rows if len(row) > 1]), rows[-1])
