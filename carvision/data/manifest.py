@@ -130,11 +130,8 @@ def _require_each_once(
     for one, other in pairs:
         for name in labels:
             ours, theirs = columns[name][one], columns[name][other]
-            if nfc(ours) != nfc(theirs):
-                raise InputError(
-                    f"{KEY}: {listed.file}: one photo has two classes: {name} is {ours!r} of {cells[one]} in line "
-                    f"{lines[one]}, and {theirs!r} of {cells[other]} in line {lines[other]}; keep the right one"
-                )
+            if ours and theirs and nfc(ours) != nfc(theirs):
+                raise listed.two_classes(name, (lines[one], cells[one], ours), (lines[other], cells[other], theirs))
     one, other = pairs[0]
     raise InputError(
         f"{KEY}: {listed.file}: {len(pairs):,} photos are listed more than once (first: {cells[one]} in line "

@@ -85,7 +85,7 @@ class PhotoPaths:
         return (self._below_root(path) or path) if os.path.isabs(path) else path  # noqa: PTH117
 
     def whole(self, text: str) -> str:
-        """The absolute path, by which photos outside of the root are told apart."""
+        """The absolute path, by which photos outside of the root are compared."""
         return text if os.path.isabs(text) or not self.roots else posixpath.normpath(self.roots[0] + text)  # noqa: PTH117
 
     def _below_root(self, path: str) -> str | None:

@@ -128,6 +128,14 @@ class TableFile:
             f"{self.where(line)}: '{text_of_path(cell)}' is not in the encoding UTF-8; save the table as UTF-8"
         )
 
+    def two_classes(self, label: str, one: tuple[int, str, str], other: tuple[int, str, str]) -> InputError:
+        """one, other: the line, the path as it is written there, and the class."""
+        (line, path, ours), (other_line, other_path, theirs) = one, other
+        return InputError(
+            f"{self.key}: {self.file}: one photo has two classes: {label} is {ours!r} of {text_of_path(path)} in line "
+            f"{line}, and {theirs!r} of {text_of_path(other_path)} in line {other_line}; keep the right one"
+        )
+
     def _records(self, separator: str, strict: bool = True) -> Iterator[tuple[int, Sequence[str]]]:
         """strict: odd quotes are errors, one that is never closed among them."""
         with open_text(self.file, self.key) as text:

@@ -7,11 +7,14 @@ Columns of a table (CSV, TSV, Parquet; see data/table_file), in any order; a run
     <label>                   optional: the true class of a label, as its id or its name; empty where not known
 """
 
+from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from carvision.data.disk import UTF16
-from carvision.data.photo_paths import PhotoPaths, file_of, is_utf8
+from carvision.data.photo_paths import PhotoPaths, file_of, is_utf8, nfc
 from carvision.data.table import BOX
 from carvision.data.table_file import PARQUET, SEPARATORS, SPLIT_WORDS, TableFile
 from carvision.errors import InputError
@@ -41,15 +44,23 @@ def has_boxes(file: Path) -> bool:
 
 
 def read_list(file: Path, split: str | None, labels: tuple[str, ...], paths: PhotoPaths) -> Iterator[Row]:
-    """The rows in order. Raises InputError, naming the row, for one without a path or with a box of no numbers."""
+    """The rows in order. Raises InputError, naming the row, for one without a path or with a box of no numbers, and for
+    a photo (or a box of one) that has two classes of a label."""
     if not _is_table(file):
         with file.open("rb") as lines:
             yield from ((path, _file(paths, path), None, {}) for path in read_lines(lines, str(file)))
         return
     table = TableFile(file, KEY)
     labels = tuple(name for name in labels if name in table.columns)
-    box = tuple(BOX) if table.has_boxes else ()
     table.require(("path", *labels))
+    if labels:
+        _require_one_class(table, split, labels, paths)
+    yield from (row for _, row in _rows(table, split, labels, paths))
+
+
+def _rows(table: TableFile, split: str | None, labels: tuple[str, ...], paths: PhotoPaths) -> Iterator[tuple[int, Row]]:
+    """Each with its line."""
+    box = tuple(BOX) if table.has_boxes else ()
     for line, row in table.rows(("path", *box, *labels, *(("split",) if split is not None else ()))):
         if split is not None and _split(row["split"]) != _split(split):
             continue
@@ -57,7 +68,24 @@ def read_list(file: Path, split: str | None, labels: tuple[str, ...], paths: Pho
         if not is_utf8(row["path"]) and not Path(found).exists():
             raise table.not_utf8(line, row["path"])
         truth = {name: row[name] for name in labels if row[name]}
-        yield row["path"], found, table.box(row, line) if box else None, truth
+        yield line, (row["path"], found, table.box(row, line) if box else None, truth)
+
+
+def _require_one_class(table: TableFile, split: str | None, labels: tuple[str, ...], paths: PhotoPaths) -> None:
+    """In memory are hashes alone: 8 bytes of each photo and of each of its classes."""
+    photos, classes = array("q"), {name: array("q") for name in labels}
+    for _, (_, file, box, truth) in _rows(table, split, labels, paths):
+        photos.append(hash((paths.whole(file), box)))
+        for name in labels:
+            classes[name].append(hash(nfc(truth[name])) if name in truth else 0)
+    for name, values in classes.items():
+        known = np.flatnonzero(values)
+        known = known[np.argsort(np.asarray(photos)[known], kind="stable")]
+        same, other = (np.asarray(each)[known][1:] == np.asarray(each)[known][:-1] for each in (photos, values))
+        for place in np.flatnonzero(same & ~other)[:1]:
+            chosen = known[place : place + 2]
+            rows = [row for i, row in enumerate(_rows(table, split, labels, paths)) if i in chosen]
+            raise table.two_classes(name, *((line, path, truth[name]) for line, (path, _, _, truth) in rows))
 
 
 def read_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:

@@ -73,6 +73,37 @@ def test_other_separators_within_cells_are_text(tmp_path):
     assert [row[0] for row in read_list(file, None, ())] == ["x;1,2.jpg"]  # with one column, nothing separates
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (("a.jpg,x,1", "b.jpg,y,2", "./a.jpg,z,1"), "model is 'x' of a.jpg in line 2, and 'z' of ./a.jpg in line 4"),
+        (
+            ("a.jpg,x,1", "sub\\..\\a.jpg,x,2", "b.jpg,x,1"),
+            r"make is '1' of a.jpg in line 2, and '2' of sub\\..\\a.jpg in line 3",
+        ),
+        (
+            ("{root}/a.jpg,x,1", "a.jpg,,1", "a.jpg,y,1"),
+            "model is 'x' of /.*/a.jpg in line 2, and 'y' of a.jpg in line 4",
+        ),
+    ],
+)
+def test_one_photo_with_two_classes(tmp_path, rows, message):
+    file = tmp_path / "list.csv"
+    (tmp_path / "a.jpg").touch()
+    file.write_text("path,model,make\n" + "".join(f"{row.format(root=tmp_path)}\n" for row in rows), encoding="utf-8")
+    with pytest.raises(InputError, match=f"^--list: .*list.csv: one photo has two classes: {message}; keep the right"):
+        read_list(file, None, ("model", "make"))
+    assert len(read_list(file, None, ())) == 3  # nobody asks
+
+
+def test_one_photo_with_two_boxes_may_have_two_classes(tmp_path):
+    file = tmp_path / "list.csv"
+    file.write_text(
+        "path,model,left,top,right,bottom\na.jpg,x,1,1,9,9\na.jpg,y,9,1,19,9\na.jpg,x,1,1,9,9\n", encoding="utf-8"
+    )
+    assert [row[2] for row in read_list(file, None, ("model",))] == [{"model": "x"}, {"model": "y"}, {"model": "x"}]
+
+
 def test_lines_of_text(tmp_path):
     file = tmp_path / "list.txt"
     file.write_bytes("\ufeffa b.jpg\r\n\n ü,1.jpg\nlast.jpg".encode())
