@@ -118,7 +118,9 @@ def read_part(part_file: Path) -> Part | None:
 def _add_photo(tar: tarfile.TarFile, original: Original, form: Form) -> tuple[Packed | None, str]:
     """The photo and its JSON file, appended; and why the photo can't be read, or ""."""
     problem = ""
-    source = short_digest(str(original.photo).encode())  # of a file that can't be read: no other has it
+    source = short_digest(
+        str(original.photo).encode("utf-8", "surrogateescape")
+    )  # of a file that can't be read: no other has it
     try:
         data = read_file(original.photo)
         source = short_digest(data)

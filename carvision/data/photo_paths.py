@@ -11,7 +11,7 @@ ESCAPED_BYTES = re.compile(rb"\\x(5c|[89a-f][0-9a-f])")
 
 
 def text_of_path(path: str) -> str:
-    """The path as text that any file and terminal can hold: bytes that are no UTF-8 are written as \\xe4.
+    """Write the path as text that any file and terminal can hold: bytes that are no UTF-8 become \\xe4.
 
     path: as Python gives it, undecodable bytes being surrogates. A file name that really holds "\\xe4" is written as
     "\\x5cxe4", so that `path_of_text` finds the file again in any case.
@@ -22,7 +22,7 @@ def text_of_path(path: str) -> str:
 
 
 def path_of_text(text: str) -> str:
-    """The path that opens the file; undoes `text_of_path`."""
+    """Return the path that opens the file; undoes `text_of_path`."""
     if os.name == "nt" or (text.isascii() and "\\x" not in text):
         return text
     content = text.encode("utf-8", "surrogateescape")
@@ -30,12 +30,12 @@ def path_of_text(text: str) -> str:
 
 
 def file_of(root: str | os.PathLike, text: str) -> str:
-    """The file of a photo of a table: text is relative to `root`, or absolute."""
+    """Return what opens a photo of a table. text: its path there, relative to `root` or absolute."""
     return os.path.join(root, path_of_text(text))  # noqa: PTH118  strings are faster, of a million photos
 
 
 def nfc(text: str) -> str:
-    """The name as Unicode composes it (NFC), by which names are compared: macOS and Linux write ü in different ways."""
+    """Compose the name as Unicode does (NFC). So names are compared, as macOS and Linux write ü in different ways."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
@@ -51,7 +51,7 @@ class PhotoPaths:
         self._names = functools.lru_cache(maxsize=8)(_names_by_nfc)  # of one folder after the other, never of all
 
     def find(self, cell: str) -> str:
-        """The photo's path as tables have it (`text_of_path`), relative to the root where it is below that.
+        """Return the photo's path as tables have it (`text_of_path`), relative to the root where it is below that.
 
         The disk is asked only about cells that can be read in several ways, and the first that exists holds: "\\" is a
         slash unless the file has it in its name, and "\\xe4" is a byte where there is such a file.
@@ -66,7 +66,7 @@ class PhotoPaths:
         return next((text for text in found if text is not None), spellings[-1])
 
     def spellings(self, cell: str) -> list[str]:
-        """What the cell may mean, each as `find` returns it, the likeliest first; the last as people read it."""
+        """List what the cell may mean, each as `find` returns it, the likeliest first; the last as people read it."""
         bare = cell.strip()
         texts = [cell if is_utf8(cell) else text_of_path(cell), bare, bare.replace("\\", "/")]
         if bare[:1] == "~":
@@ -75,7 +75,7 @@ class PhotoPaths:
         return list(dict.fromkeys(map(self.normal, texts)))
 
     def normal(self, text: str) -> str:
-        """Without "./", "//" and "..", as far as they can be resolved without the disk; relative if below the root."""
+        """Resolve "./", "//" and ".." without asking the disk; the result is relative if it is below the root."""
         path = posixpath.normpath(text)
         if path.startswith("//"):
             path = path[1:]
@@ -85,14 +85,14 @@ class PhotoPaths:
         return (self._below_root(path) or path) if os.path.isabs(path) else path  # noqa: PTH117
 
     def whole(self, text: str) -> str:
-        """The absolute path, by which photos outside of the root are compared."""
+        """Return the absolute path, by which photos outside of the root are compared."""
         return text if os.path.isabs(text) or not self.roots else posixpath.normpath(self.roots[0] + text)  # noqa: PTH117
 
     def _below_root(self, path: str) -> str | None:
         return next((path[len(root) :] for root in self.roots if path.startswith(root)), None)
 
     def _by_nfc(self, text: str) -> str | None:
-        """The path of a photo whose folders and name are the same after Unicode normalisation."""
+        """Find a photo whose folders and name are the same after Unicode normalisation."""
         found = "/" if text.startswith("/") else ""
         for part in text.strip("/").split("/"):
             name = part if part == ".." else self._names(file_of(self.root or ".", found)).get(nfc(part))
@@ -110,5 +110,5 @@ def _names_by_nfc(folder: str) -> dict[str, str]:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether the text was UTF-8, as far as Python read it with surrogates for other bytes."""
+    """Check that the text was UTF-8, where Python has read it with surrogates for other bytes."""
     return text.isascii() or not any("\ud800" <= one <= "\udfff" for one in text)

@@ -25,8 +25,9 @@ PHOTO_EXTENSIONS = (
 
 @dataclass
 class LeftOut:
-    """What a walk passed over. others: files that are no photos, by extension. heic: photos that lack their decoder.
+    """Collects what a walk passed over.
 
+    others: files that are no photos, by extension. heic: the number of photos that lack their decoder.
     links: {link to a folder: where else that folder is read}; dangling: links that lead nowhere, apart from those that
     are photos by their name, which whoever reads them reports as missing.
     """
@@ -38,7 +39,7 @@ class LeftOut:
     first: dict[str, str] = field(default_factory=dict)  # of the others and of heic
 
     def line(self) -> str:
-        """All of it in one line, "" where nothing was left out."""
+        """Report all of it in one line, "" where nothing was left out."""
         parts = []
         if self.heic:
             parts.append(f"{self.heic:,} HEIC photos (first: {self.first['heic']}), {HEIC_HINT}")
@@ -54,8 +55,11 @@ class LeftOut:
             parts.append(f"{len(self.dangling):,} links lead nowhere (first: {text_of_path(self.dangling[0])})")
         return "left out: " + "; ".join(parts) if parts else ""
 
-    def add_file(self, path: str, extension: str) -> None:
-        if extension in HEIC_EXTENSIONS:
+    def add_file(self, path: str, is_link: bool) -> None:
+        extension = os.path.splitext(path)[1].lower()
+        if is_link and not os.path.exists(path):
+            self.dangling.append(path)
+        elif extension in HEIC_EXTENSIONS:
             self.heic += 1
             self.first.setdefault("heic", text_of_path(path))
         else:
@@ -64,7 +68,7 @@ class LeftOut:
 
 
 def walk(folder: str, left_out: LeftOut, only: Collection[str] | None = None) -> Iterator[str]:
-    """Photos in the folder and deeper, known by their extension; files and folders in turn, by name.
+    """Yield the photos in the folder and deeper, known by their extension; files and folders in turn, by name.
 
     Hidden files and folders are ignored. Links are followed, and each real folder is read once: under its own name
     where it lies in `folder`, else under the first link to it; never a folder that holds `folder`. only: names of the
@@ -78,30 +82,30 @@ def walk(folder: str, left_out: LeftOut, only: Collection[str] | None = None) ->
         inside = {name: os.path.join(folder, name) for name in only}
         homes = {os.path.join(top, name): path for name, path in inside.items() if not os.path.islink(path)}
     through_links: dict[str, str] = {}  # real path -> the path it is read under, of folders outside of the homes
-    pending = [iter(_entries(folder, top, False, only))]
+    pending = [(folder, False, iter(_entries(folder, top, only)))]
     while pending:
-        path, name, real, is_link, linked = next(pending[-1], (None,) * 5)
-        if path is None:
+        above, came_by_link, entries = pending[-1]
+        name, real, is_link = next(entries, (None, None, False))
+        if name is None:
             pending.pop()
-        elif real is None:
+            continue
+        path = os.path.join(above, name)
+        by_link = is_link or came_by_link
+        if real is None:
             if is_photo(name):
                 yield path
-            elif is_link and not os.path.exists(path):
-                left_out.dangling.append(path)
             else:
-                left_out.add_file(path, os.path.splitext(name)[1].lower())
+                left_out.add_file(path, is_link)
+        elif by_link and (there := _read_elsewhere(real, homes, through_links)):
+            left_out.links[path] = there
         else:
-            there = _read_elsewhere(real, homes, through_links) if is_link or linked else None
-            if there is None:
-                if is_link or linked:
-                    through_links[real] = path
-                pending.append(iter(_entries(path, real, is_link or linked)))
-            else:
-                left_out.links[path] = there
+            if by_link:
+                through_links[real] = path
+            pending.append((path, by_link, iter(_entries(path, real))))
 
 
-def _entries(folder: str, real: str, linked: bool, only: Collection[str] | None = None) -> list[tuple]:
-    """(path, name, real path of a folder or None, is a link, came through a link) of what is in the folder, by name."""
+def _entries(folder: str, real: str, only: Collection[str] | None = None) -> list[tuple[str, str | None, bool]]:
+    """List what is in the folder, by name: (name, real path of a folder or None, is a link)."""
     found = []
     try:
         with os.scandir(folder) as entries:
@@ -111,20 +115,21 @@ def _entries(folder: str, real: str, linked: bool, only: Collection[str] | None 
                 is_link, target = entry.is_symlink(), None
                 if is_folder(entry):
                     target = os.path.realpath(entry.path) if is_link else os.path.join(real, entry.name)
-                found.append((entry.path, entry.name, target, is_link, linked))
+                found.append((entry.name, target, is_link))
     except OSError as error:
         raise InputError(
             f"{text_of_path(folder)}: the folder can't be read ({error.strerror}); its photos are missing"
         ) from None
-    return sorted(found, key=lambda entry: entry[1])
+    return sorted(found, key=lambda entry: entry[0])
 
 
 def is_photo(name: str) -> bool:
-    """By its extension."""
+    """Tell a photo by its extension."""
     return name.lower().endswith(PHOTO_EXTENSIONS) and not name.startswith(".")
 
 
 def is_folder(entry: os.DirEntry) -> bool:
+    """Tell a folder, or a link to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link to itself, or into a folder that can't be entered
@@ -132,7 +137,7 @@ def is_folder(entry: os.DirEntry) -> bool:
 
 
 def _read_elsewhere(real: str, homes: dict[str, str], through_links: dict[str, str]) -> str | None:
-    """Under which path the folder is read anyway; None where it is not."""
+    """Return the path under which the folder is read anyway; None where it is not."""
     for home, shown in homes.items():
         inside = os.path.relpath(real, home) if _holds(home, real) else None
         if inside is not None and not any(part.startswith(".") and part != "." for part in Path(inside).parts):

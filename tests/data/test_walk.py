@@ -100,9 +100,8 @@ def test_an_unreadable_folder_is_an_error(tree):
 
 def test_what_the_decoder_reads_is_a_photo_by_its_extension():
     Image.init()
-    decoded = {
-        extension for extension, form in Image.registered_extensions().items() if form in (*FORMATS, *with_heic())
-    }
+    forms = {*FORMATS, *with_heic()}
+    decoded = {extension for extension, form in Image.registered_extensions().items() if form in forms}
     assert decoded - {".pfm"} <= set(PHOTO_EXTENSIONS)
     assert set(PHOTO_EXTENSIONS) - decoded - {".mpo", ".dib"} <= set(walking.HEIC_EXTENSIONS)
 
