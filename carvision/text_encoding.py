@@ -6,7 +6,7 @@ import sys
 
 
 def use_utf8() -> None:
-    """What a command prints is UTF-8 from here on, whatever the locale and PYTHONIOENCODING are.
+    """Print UTF-8 from here on, whatever the locale and PYTHONIOENCODING are.
 
     Where the locale's encoding is another one, Python has decoded the arguments by it, could not even name most files,
     and would hand that to every process it starts. There the command begins again, in Python's UTF-8 mode; its process

@@ -68,7 +68,7 @@ def test_csv_to_standard_output_in_the_order_of_the_input(run, photos, predict):
     rows = read_csv(out)
     assert code == 0 and list(rows[0]) == COLUMNS
     assert [row["path"] for row in rows] == [photos[5], *photos, photos[0]]
-    assert messages == ["1 files in the folders are no photos by their extension (.txt: 1)"]
+    assert messages == ["left out: 1 files are no photos by their extension (.txt: 1; first: photos/7/notes.txt)"]
     expected = carvision.predict(run, photos)
     for row, known in zip(rows[1:-1], expected, strict=True):
         for head in ("make", "model"):

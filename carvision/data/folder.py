@@ -51,8 +51,8 @@ def read_folder(root: Path | str | None, *, allow_missing: bool = False) -> Tabl
 
 
 def _split_folders(root: Path) -> dict[str, str]:
-    """{folder: split} where there are folders of splits with class folders in them; {} where the folders in `root` are
-    the classes, one of which may be called train, val or test. Raises InputError where it is not clear which."""
+    """Find {folder: split} where there are folders of splits with class folders in them; {} where the folders in `root`
+    are the classes, one of which may be called train, val or test. Raises InputError where it is not clear which."""
     names = sub_folders(root)
     tops = {name: split for name in names if (split := SPLIT_WORDS.get(name.lower()))}
     rest = [name for name in names if name not in tops]
@@ -79,7 +79,7 @@ def _split_folders(root: Path) -> dict[str, str]:
 
 
 def _has_photos(folder: Path, below: bool = True) -> bool:
-    """Whether there is a photo in the folder; below: or deeper."""
+    """Tell whether there is a photo in the folder; below: or deeper."""
     if below:
         return next(walk(os.fspath(folder), LeftOut()), None) is not None
     with os.scandir(folder) as entries:
@@ -87,7 +87,7 @@ def _has_photos(folder: Path, below: bool = True) -> bool:
 
 
 def _require_one_link_to_each(root: Path, depth: int, left_out: LeftOut) -> None:
-    """An error where two class folders are links to one folder, whose photos can't be of both classes."""
+    """Raise InputError where two class folders are links to one folder, whose photos can't be of both classes."""
     for link, there in left_out.links.items():
         link, there = Path(link), Path(there)
         if len(link.relative_to(root).parts) == depth and link.parent == there.parent and there.is_symlink():
@@ -100,7 +100,7 @@ def _require_one_link_to_each(root: Path, depth: int, left_out: LeftOut) -> None
 def _require_photos_in_each(
     root: Path, tops: dict[str, str], filled: set[str], left_out: LeftOut, allow_missing: bool
 ) -> None:
-    """An error, or with allow_missing a warning, where a class folder holds no photo or is a dangling link.
+    """Raise InputError, or with allow_missing warn, where a class folder holds no photo or is a dangling link.
 
     A link to a folder that is read elsewhere is no class folder.
     """

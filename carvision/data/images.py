@@ -149,8 +149,8 @@ def open_bytes(data: bytes | memoryview) -> Image.Image:
 
 @functools.cache
 def with_heic() -> tuple[str, ...]:
-    """The format of HEIC photos, where the extra heic is installed. Its decoder is loaded when the first such photo is
-    opened, in whatever process or thread that is; it turns photos upright itself."""
+    """Return the format of HEIC photos, where the extra heic is installed. Its decoder is loaded when the first such
+    photo is opened, in whatever process or thread that is; it turns photos upright itself."""
     try:
         import pillow_heif
     except ImportError:

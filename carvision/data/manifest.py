@@ -85,7 +85,7 @@ def _check_names(labels: Sequence[str], parents: Mapping[str, str], numbers: Seq
 
 
 def _read_columns(file: Path, labels: Sequence[str], numbers: list[str], paths: PhotoPaths) -> dict[str, list]:
-    """Of all rows: path, labels, numbers, and split, group and box where the file has them."""
+    """Read of all rows path, labels, numbers, and split, group and box where the file has them."""
     listed = TableFile(file, KEY, ["path", *labels], "a relative name is looked for in data.root")
     listed.require(["path", *labels, *numbers])
     optional = [name for name in ("split", "group") if name in listed.columns]
@@ -118,7 +118,7 @@ def _read_columns(file: Path, labels: Sequence[str], numbers: list[str], paths: 
 def _require_each_once(
     listed: TableFile, columns: dict[str, list], labels: Sequence[str], paths: PhotoPaths, lines: list, cells: list
 ) -> None:
-    """Raises InputError for a photo that is listed twice, in whatever spelling; first for one with two classes."""
+    """Raise InputError for a photo that is listed twice, in whatever spelling; first for one with two classes."""
     whole = pd.Series(columns["path"], dtype=object)
     if any(path.startswith(("../", "/")) for path in columns["path"]):
         whole = whole.map(paths.whole)

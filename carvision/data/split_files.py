@@ -16,7 +16,7 @@ KEY = "data.split.file"
 
 
 def read_splits(file: Path) -> pd.Series:
-    """Path -> split, of a run's splits.csv or another table. Raises InputError for a file that is none."""
+    """Read path -> split of a run's splits.csv or another table. Raises InputError for a file that is none."""
     listed = TableFile(file, KEY, ["path", "split"], "give the splits.csv of a run")
     listed.require(["path", "split"])
     splits: dict[str, str] = {}
@@ -29,7 +29,7 @@ def read_splits(file: Path) -> pd.Series:
 
 
 def splits_in(file: Path, table: Table) -> tuple[np.ndarray, list[str]]:
-    """object (N,): the split that the file gives each photo of the table, "" where it lists none; and the paths that it
+    """Find the split of each photo of the table, object (N,), "" where the file lists none; and the paths that the file
     lists and the table lacks. Raises InputError as read_splits does, and for a photo listed in two spellings."""
     listed = read_splits(file)
     rows = find_rows(table, listed.index)
@@ -44,7 +44,7 @@ def splits_in(file: Path, table: Table) -> tuple[np.ndarray, list[str]]:
 
 
 def find_rows(table: Table, paths: Iterable[str]) -> np.ndarray:
-    """int64: the row of each photo, in whatever spelling of `PhotoPaths`; -1 where the table has none."""
+    """Find the row of each photo, in whatever spelling of `PhotoPaths`, int64; -1 where the table has none."""
     paths = [path if is_utf8(path) else text_of_path(path) for path in paths]
     rows = pd.Index(table.rows["path"]).get_indexer(pd.Index(paths, dtype=str)).astype(np.int64)
     if (rows < 0).any():

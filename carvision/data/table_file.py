@@ -26,7 +26,7 @@ SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "va
 
 
 class TableFile:
-    """columns: their names, without blanks around them. separator: "" of Parquet.
+    """Reads one table, row by row. columns: their names, without blanks around them. separator: "" of Parquet.
 
     key: the option that names the file, and where: how to give it, for errors. needed: the columns by which the
     separator is known.
@@ -44,12 +44,12 @@ class TableFile:
             self.separator, self.columns = "", [nfc(name.strip()) for name in self._parquet_schema().names]
             return
         headers = [(separator, self._header(separator)) for separator in SEPARATORS[suffix]]
-        fitting = [header for header in headers if set(needed) <= set(header[1])]
+        fitting = [header for header in headers if set(map(nfc, needed)) <= set(header[1])]
         self.separator, self.columns = fitting[0] if fitting else max(headers, key=lambda header: len(header[1]))
         self.separator = self.separator if len(self.columns) > 1 else NO_SEPARATOR
 
     def require(self, names: Iterable[str]) -> None:
-        """Raises InputError for a column that is not there, or there twice, and for boxes without all four sides."""
+        """Raise InputError for a column that is not there, or there twice, and for boxes without all four sides."""
         sides = [name for name in BOX if name in self.columns]
         if sides and len(sides) < len(BOX):
             lacking = next(name for name in BOX if name not in sides)
@@ -69,16 +69,15 @@ class TableFile:
         return BOX[0] in self.columns
 
     def rows(self, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-        """Of each row its line (of Parquet its number from 1), and the cells of the columns `wanted`, without blanks
-        around them but for the path, where a blank may belong to the name. Rows without anything are passed over.
+        """Yield of each row its line (of Parquet its number from 1), and the cells of the columns `wanted`, without
+        blanks around them but for the path, where a blank may belong to the name. Empty rows are passed over.
 
         Raises InputError for what is no table or no UTF-8; only a path may hold other bytes, as surrogates, for file
         names may.
         """
         places = {name: self.columns.index(nfc(name)) for name in wanted}
-        for line, cells in (
-            self._parquet_rows(sorted(set(places.values()))) if not self.separator else self._text_rows()
-        ):
+        rows = self._text_rows() if self.separator else self._parquet_rows(sorted(set(places.values())))
+        for line, cells in rows:
             num = len(cells)
             row = {name: cells[place] if place < num else "" for name, place in places.items()}
             for name, cell in row.items():
@@ -94,7 +93,7 @@ class TableFile:
             yield line, row
 
     def number(self, row: dict[str, str], name: str, line: int) -> float:
-        """The number in a cell; NaN where it is empty."""
+        """Read the number in a cell; NaN where it is empty."""
         text = row[name]
         if not text or text.lower() == "nan":
             return float("nan")
@@ -104,7 +103,7 @@ class TableFile:
         return float(plain)
 
     def box(self, row: dict[str, str], line: int) -> tuple[float, float, float, float] | None:
-        """left, top, right, bottom; None where all are empty."""
+        """Read left, top, right, bottom; None where all are empty."""
         sides = tuple(self.number(row, name, line) for name in BOX)
         empty = [side != side for side in sides]
         if any(empty) and not all(empty):
@@ -113,7 +112,7 @@ class TableFile:
         return None if any(empty) else sides
 
     def split(self, row: dict[str, str], line: int) -> str:
-        """train, val, test or ""."""
+        """Read the split: train, val, test or ""."""
         word = row["split"].lower()
         if word and word not in SPLIT_WORDS:
             words = ", ".join(SPLIT_WORDS)
@@ -129,7 +128,7 @@ class TableFile:
         )
 
     def two_classes(self, label: str, one: tuple[int, str, str], other: tuple[int, str, str]) -> InputError:
-        """one, other: the line, the path as it is written there, and the class."""
+        """Make the error. one, other: the line, the path as it is written there, and the class."""
         (line, path, ours), (other_line, other_path, theirs) = one, other
         return InputError(
             f"{self.key}: {self.file}: one photo has two classes: {label} is {ours!r} of {text_of_path(path)} in line "
@@ -137,7 +136,7 @@ class TableFile:
         )
 
     def _records(self, separator: str, strict: bool = True) -> Iterator[tuple[int, Sequence[str]]]:
-        """strict: odd quotes are errors, one that is never closed among them."""
+        """Yield the line and the cells of each. strict: odd quotes are errors, one that is never closed among them."""
         with open_text(self.file, self.key) as text:
             # "path, class": blanks after separators mean nothing, as then before a quoted cell
             spaced = re.match(rf"[^\n]*{re.escape(separator)} ", text.readline()) is not None
@@ -180,7 +179,7 @@ class TableFile:
             raise self._no_parquet(error) from None
 
     def _parquet_rows(self, wanted: list[int]) -> Iterator[tuple[int, Sequence[str]]]:
-        """With empty cells for all columns but those numbered in `wanted`."""
+        """Yield rows with empty cells for all columns but those numbered in `wanted`."""
         line, names = 0, self._parquet_schema().names
         try:
             with pyarrow.parquet.ParquetFile(self.file) as table:
@@ -200,7 +199,7 @@ class TableFile:
 
 
 def open_text(file: Path, key: str):
-    """The file as UTF-8 without its byte-order mark, other bytes as surrogates, lines as they are."""
+    """Open the file as UTF-8 without its byte-order mark, other bytes as surrogates, lines as they are."""
     try:
         with file.open("rb") as binary:
             if binary.read(2) in UTF16:
@@ -211,7 +210,7 @@ def open_text(file: Path, key: str):
 
 
 def _text(value) -> str:
-    """ "" for an empty cell; 3.0, a whole number in a column that empty cells made floats, as "3"."""
+    """Write a value as CSV has it: "" for none; 3.0, a whole number that empty cells made a float, as "3"."""
     if value is None or value != value:
         return ""
     if isinstance(value, bytes):

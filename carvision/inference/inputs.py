@@ -110,7 +110,7 @@ def count_photos(sources: Sources, seconds: float) -> int | None:
 
 
 def _shown(path: str) -> str:
-    """As a list has it: that is text already, but for bytes that are no UTF-8."""
+    """Show a path as a list has it: that is text already, but for bytes that are no UTF-8."""
     return path if is_utf8(path) else text_of_path(path)
 
 

@@ -59,7 +59,7 @@ def read_list(file: Path, split: str | None, labels: tuple[str, ...], paths: Pho
 
 
 def _rows(table: TableFile, split: str | None, labels: tuple[str, ...], paths: PhotoPaths) -> Iterator[tuple[int, Row]]:
-    """Each with its line."""
+    """Yield each with its line."""
     box = tuple(BOX) if table.has_boxes else ()
     for line, row in table.rows(("path", *box, *labels, *(("split",) if split is not None else ()))):
         if split is not None and _split(row["split"]) != _split(split):
@@ -72,7 +72,7 @@ def _rows(table: TableFile, split: str | None, labels: tuple[str, ...], paths: P
 
 
 def _require_one_class(table: TableFile, split: str | None, labels: tuple[str, ...], paths: PhotoPaths) -> None:
-    """In memory are hashes alone: 8 bytes of each photo and of each of its classes."""
+    """Raise InputError for two classes of a photo. In memory are hashes alone: 8 bytes a photo and a class of it."""
     photos, classes = array("q"), {name: array("q") for name in labels}
     for _, (_, file, box, truth) in _rows(table, split, labels, paths):
         photos.append(hash((paths.whole(file), box)))
