@@ -8,7 +8,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-OPTIONAL = ("torch-xla", "lightning", "onnx", "onnxruntime")  # told where they are installed
+OPTIONAL = ("torch-xla", "lightning", "onnx", "onnxruntime", "pillow-heif")  # told where they are installed
 PACKAGE = Path(__file__).resolve().parent
 
 

@@ -55,6 +55,8 @@ def _split_folders(root: Path) -> dict[str, str]:
     are the classes, one of which may be called train, val or test. Raises InputError where it is not clear which."""
     names = sub_folders(root)
     tops = {name: split for name in names if (split := SPLIT_WORDS.get(name.lower()))}
+    if not tops:
+        return {}
     rest = [name for name in names if name not in tops]
     with_classes = [top for top in tops if any(_has_photos(root / top / name) for name in sub_folders(root / top))]
     flat = [top for top in tops if _has_photos(root / top, below=False)]
@@ -62,7 +64,7 @@ def _split_folders(root: Path) -> dict[str, str]:
     if not with_classes:
         if flat and not classes and not any(_has_photos(root / name) for name in rest):
             raise InputError(f"data.root: {flat[0]} in {root} holds photos without a class folder. {WHERE}")
-        return {} if flat else tops
+        return {} if flat or (classes and not any(sub_folders(root / top) for top in tops)) else tops
     # Else a split's stray photos, and folders beside the splits, are left out with a warning.
     odd = [top for top in with_classes if classes and (top in flat or (len(tops) == 1 and len(classes) > 1))]
     if odd:
@@ -104,9 +106,10 @@ def _require_photos_in_each(
 
     A link to a folder that is read elsewhere is no class folder.
     """
-    prefixes = [f"{top}/" for top in tops if os.fspath(root / top) not in left_out.links] if tops else [""]
+    links = {os.path.relpath(link, root) for link in left_out.links}
+    prefixes = [f"{top}/" for top in tops if top not in links] if tops else [""]
     folders = [prefix + name for prefix in prefixes for name in sub_folders(root / prefix)]
-    folders = [folder for folder in folders if os.fspath(root / folder) not in left_out.links]
+    folders = [folder for folder in folders if os.path.normpath(folder) not in links]
     depth = 2 if tops else 1
     dangling = [os.path.relpath(link, root) for link in left_out.dangling]
     folders += [link for link in dangling if len(Path(link).parts) == depth]

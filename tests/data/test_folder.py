@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,11 +54,14 @@ def test_linked_class_folders_are_followed(tmp_path):
     assert read_folder(tmp_path / "root").rows["path"].tolist() == ["oak/0.jpg", "oak/1.jpg"]
 
 
-def test_links_within_the_data_never_give_a_photo_another_class(tmp_path, caplog):
+@pytest.mark.parametrize("relative", [False, True])
+def test_links_within_the_data_never_give_a_photo_another_class(tmp_path, caplog, monkeypatch, relative):
     layouts.write_class_folders(tmp_path, {"ash": 2, "oak": 1})
     (tmp_path / "ash" / "all").symlink_to("..")
     (tmp_path / "elm").symlink_to("oak")
-    table = read_folder(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    root = "." if relative else tmp_path
+    table = read_folder(root)
     assert table.rows["path"].tolist() == ["ash/0.jpg", "ash/1.jpg", "oak/0.jpg"]
     assert table.labels["class"].ids == ("ash", "oak")
     assert (
@@ -94,6 +98,12 @@ def test_a_class_folder_that_is_a_dangling_link_is_not_lost_in_silence(tmp_path)
 
 @pytest.mark.parametrize("name", ["train", "Test", "val"])
 def test_a_class_may_have_the_name_of_a_split(tmp_path, name):
+    layouts.write_class_folders(tmp_path / "empty", {"bus": 1, "car": 2, name: 0})
+    with pytest.raises(
+        InputError, match=rf"1 class folders .* hold no photos, or are dangling links \(first: {name}\)"
+    ):
+        read_folder(tmp_path / "empty")
+    shutil.rmtree(tmp_path / "empty")
     layouts.write_class_folders(tmp_path, {"bus": 1, "car": 2, name: 2})
     table = read_folder(tmp_path)
     assert set(table.labels["class"].ids) == {"bus", "car", name} and len(table) == 5
