@@ -8,6 +8,7 @@ import sys
 
 from carvision.diagnosis.examine import examine
 from carvision.diagnosis.report import as_json, print_examination
+from carvision.text_encoding import use_utf8
 
 HELP = """Say what this machine has, and what will break or be slow in training, why, and what mends it: versions and
 builds of packages, GPUs, cores, memory, limits, disk, speed of decoding, settings.
@@ -19,6 +20,7 @@ Exit status 1 if something will break, else 0.
 
 
 def doctor(arguments: list[str] | None = None) -> int:
+    use_utf8()
     options = parser().parse_args(arguments)
     say = _to_terminal if sys.stderr.isatty() else (lambda text: None)
     try:

@@ -6,21 +6,26 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from carvision.text_encoding import use_utf8
+
 
 class InputError(ValueError):
     """Something a person gave is wrong. The message names the value, what was allowed, and the mend."""
 
     def __init__(self, message: str):
         # A DataLoader makes the error of a process of its own anew, with that process's traceback before the message
-        super().__init__(message.rpartition("carvision.errors.InputError: ")[2].strip())
+        message = message.rpartition("carvision.errors.InputError: ")[2].strip()
+        # File names may hold bytes that are no UTF-8, as surrogates
+        super().__init__(message.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Around a command: an InputError ends it with its line and exit status 1, Ctrl-C with 130.
 
-    CARVISION_DEBUG=1 shows the traceback instead.
+    CARVISION_DEBUG=1 shows the traceback instead. What the command prints is UTF-8.
     """
+    use_utf8()
     try:
         yield
     except InputError as error:

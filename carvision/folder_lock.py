@@ -23,7 +23,7 @@ def lock_folder(folder: Path, refusal: str) -> TextIO | None:
     """Held until it is closed or the process ends. Raises InputError with the text `refusal` where another holds it."""
     if fcntl is None:
         return None
-    opened = (folder / LOCK).open("w")
+    opened = (folder / LOCK).open("w", encoding="utf-8")
     try:
         # Not flock(), whose locks the processes that read photos would inherit and outlive a killed run with
         fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -58,7 +58,7 @@ def is_locked(folder: Path) -> bool | None:
     if fcntl is None:
         return None
     try:
-        with (folder / LOCK).open("a") as opened:
+        with (folder / LOCK).open("a", encoding="utf-8") as opened:
             fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return True

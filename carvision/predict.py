@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import sys
-from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
@@ -98,6 +97,7 @@ def number_from(low: int):
 def predict(options: argparse.Namespace) -> tuple[int, int]:
     """How many photos there were, and how many of them could not be used."""
     # Only now: --help and a wrong option wait for neither torch nor pandas.
+    from carvision.data.walk import LeftOut
     from carvision.freed_memory import keep_freed_memory
     from carvision.inference.inputs import Sources, check_sources, checked_not_empty, photos_of
     from carvision.inference.rows import Layout
@@ -121,8 +121,8 @@ def predict(options: argparse.Namespace) -> tuple[int, int]:
             sample.add(photo, truth, row)
 
     uses_boxes = look_at_boxes(predictor, options.listed)
-    passed_over: Counter[str] = Counter()
-    photos = checked_not_empty(photos_of(sources, truths.heads, passed_over), sources)
+    left_out = LeftOut()
+    photos = checked_not_empty(photos_of(sources, truths.heads, left_out), sources)
     photos = photos if uses_boxes else (photo._replace(box=None) for photo in photos)
     columns = layout.columns(predictor.class_ids, predictor.labels)
     classes = {head: {"ids": ids, "names": predictor.classes[head]} for head, ids in predictor.class_ids.items()}
@@ -140,7 +140,7 @@ def predict(options: argparse.Namespace) -> tuple[int, int]:
         output.finish()
     finally:
         output.close()
-    finish(options, tally, truths, passed_over, sample, uses_boxes)
+    finish(options, tally, truths, left_out.line(), sample, uses_boxes)
     return tally.num_photos, tally.num_bad
 
 
@@ -217,11 +217,10 @@ def progress(options: argparse.Namespace, sources, done: int):
     return progress_of(count_photos(sources, COUNT_SECONDS) if bar else None, done, bar)
 
 
-def finish(options: argparse.Namespace, tally, truths, passed_over: Counter, sample, uses_boxes: bool) -> None:
+def finish(options: argparse.Namespace, tally, truths, left_out: str, sample, uses_boxes: bool) -> None:
     """What was left to say and to draw."""
-    if passed_over:
-        kinds = ", ".join(f"{kind}: {num:,}" for kind, num in passed_over.most_common(5))
-        log.info("%s files in the folders are no photos by their extension (%s)", f"{passed_over.total():,}", kinds)
+    if left_out:
+        log.info("%s", left_out)
     if uses_boxes and tally.num_without_box:
         log.info("%s photos have no box and were looked at as a whole", f"{tally.num_without_box:,}")
     for head, num in truths.unknown.items():

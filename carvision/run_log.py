@@ -21,7 +21,7 @@ def start_log(folder: Path | None, quiet: bool = False) -> None:
     terminal.setFormatter(logging.Formatter("%(message)s"))
     root.addHandler(terminal)
     if folder is not None:
-        file = LogFile(folder / "run.log")
+        file = LogFile(folder / "run.log", encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         root.addHandler(file)
 

@@ -8,7 +8,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-OPTIONAL = ("torch-xla", "lightning", "onnx", "onnxruntime")  # told where they are installed
+OPTIONAL = ("torch-xla", "lightning", "onnx", "onnxruntime", "pillow-heif")  # told where they are installed
 PACKAGE = Path(__file__).resolve().parent
 
 
@@ -75,7 +75,8 @@ def _git(folder: Path, *words: str) -> str | None:
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *words],
-            env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10,
+            env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=10,
+            encoding="utf-8", errors="replace",
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None

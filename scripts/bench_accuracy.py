@@ -48,7 +48,9 @@ LABEL = {"ten": "class", "cars": "model"}
 
 
 def run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, encoding="utf-8"
+    )
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
 
@@ -69,7 +71,7 @@ def carvision(top: Path, name: str, args: argparse.Namespace, overrides: list[st
 
 def ours(top: Path, name: str, args: argparse.Namespace, *overrides: str) -> Callable[[], dict]:
     def start() -> dict:
-        metrics = json.loads((carvision(top, name, args, list(overrides)) / "metrics.json").read_text())
+        metrics = json.loads((carvision(top, name, args, list(overrides)) / "metrics.json").read_text(encoding="utf-8"))
         return {"accuracy": 100 * metrics["test"][f"{LABEL[name]}/top1"]}
 
     return start

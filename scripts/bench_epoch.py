@@ -89,7 +89,7 @@ def run_torchvision(options: argparse.Namespace) -> dict:
 
 def run(command: list[str]) -> list[tuple[float, str]]:
     """Its lines, each with the second at which it came."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8")
     lines = [(time.perf_counter(), line) for line in process.stdout]
     if process.wait():
         sys.exit(f"{' '.join(command)} ended with {process.returncode}:\n{''.join(line for _, line in lines)[-4000:]}")

@@ -62,9 +62,11 @@ def main() -> None:
                 for compile in {"off": [False], "on": [True], "both": [False, True]}[compiled]:
                     for kind in KINDS:
                         measure(kind, network, compile, options, Path(scratch) / f"{kind}_{repeat}_{network}_{compile}")
-    table = summarise([json.loads(line) for line in (options.out / "measures.jsonl").read_text().splitlines()])
-    (options.out / "bench.json").write_text(json.dumps(table, indent=1))
-    (options.out / "bench.md").write_text(as_markdown(table))
+    table = summarise(
+        [json.loads(line) for line in (options.out / "measures.jsonl").read_text(encoding="utf-8").splitlines()]
+    )
+    (options.out / "bench.json").write_text(json.dumps(table, indent=1), encoding="utf-8")
+    (options.out / "bench.md").write_text(as_markdown(table), encoding="utf-8")
     print(as_markdown(table))
 
 
@@ -74,7 +76,11 @@ def measure(kind: str, network: str, compile: bool, options: argparse.Namespace,
     command = train_command if kind == "carvision" else loop_command
     with Utilisation(options.device) as utilisation:
         done = subprocess.run(
-            command(kind, network, compile, options, folder), capture_output=True, text=True, env=environment()
+            command(kind, network, compile, options, folder),
+            capture_output=True,
+            text=True,
+            env=environment(),
+            encoding="utf-8",
         )
     if done.returncode != 0:
         sys.exit(f"{kind} of {network} ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
@@ -91,7 +97,7 @@ def measure(kind: str, network: str, compile: bool, options: argparse.Namespace,
         "before_s": result["began"] - began,  # imports, reading, compiling, and the first epoch or warm-up
         "utilisation": utilisation.mean(result["began"], result["ended"]),
     }
-    with (options.out / "measures.jsonl").open("a") as file:
+    with (options.out / "measures.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
     print(f"{KINDS[kind]}: {network}, compile={compile}: {line['images_per_s']:.1f} images/s", flush=True)
 
@@ -121,13 +127,13 @@ def train_command(kind: str, network: str, compile: bool, options: argparse.Name
 
 def read_run(folder: Path, options: argparse.Namespace) -> dict:
     """Speed over the epochs after the first, validation of a few photos included, and when they were."""
-    with (folder / "history.csv").open() as file:
+    with (folder / "history.csv").open(encoding="utf-8") as file:
         seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
-    with (folder / "splits.csv").open() as file:
+    with (folder / "splits.csv").open(encoding="utf-8") as file:
         photos = sum(row["split"] == "train" for row in csv.DictReader(file))
-    lines = [line for line in (folder / "run.log").read_text().splitlines() if " INFO epoch " in line]
+    lines = [line for line in (folder / "run.log").read_text(encoding="utf-8").splitlines() if " INFO epoch " in line]
     moments = [datetime.strptime(line[:23], "%Y-%m-%d %H:%M:%S,%f").timestamp() for line in lines]
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     batches = -(-photos // options.batch_size)  # the last is filled up
     return {
         "images_per_s": batches * options.batch_size * (options.epochs - 1) / sum(seconds[1:]),
@@ -146,7 +152,7 @@ class Utilisation:
         self.samples: list[tuple[float, float]] = []
 
     def __enter__(self) -> "Utilisation":
-        self.process, self.file = None, tempfile.TemporaryFile("w+")
+        self.process, self.file = None, tempfile.TemporaryFile("w+", encoding="utf-8")
         if self.device == "cuda":
             number = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
             fields = ["--query-gpu=timestamp,utilization.gpu", "--format=csv,noheader,nounits", "-lms", "500"]

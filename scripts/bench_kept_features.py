@@ -24,11 +24,11 @@ COLUMNS = ["later_epoch_s", "first_epoch_s", "wall_s", "cpu_s"]
 
 def run(folder: Path, overrides: list[str]) -> dict:
     command = [sys.executable, "-m", "carvision.train", *overrides, f"run.dir={folder}", "callbacks.progress_bar=false"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     if done.returncode:
         sys.exit(done.stderr[-2000:])
     history = pd.read_csv(folder / "history.csv")
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     epochs = history["seconds"].tolist()
     return {
         "later_epoch_s": statistics.median(epochs[1:]),

@@ -126,7 +126,7 @@ def peak_of(options: argparse.Namespace) -> dict[str, float]:
     set_threads(options.threads)
     torch.ones(8, 8) @ torch.ones(8, 8)
     run = search_by(options.alone, options.distance[0], made(options), options.k)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
     before = peak_mb()
     run()
     return {"above_mb": peak_mb() - before}
@@ -137,7 +137,7 @@ def peak_mb() -> float:
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024 / 1e6
 
 

@@ -252,7 +252,7 @@ def one_of_workers(root: Path, num_photos: int, *workers: int) -> dict:
 
 
 def private_mb(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) * 1024 / 1e6
 
 
@@ -261,7 +261,7 @@ def one_of_rows(root: Path, num_rows: int) -> dict:
     given = [*overrides(root), "data.image_px=32", f"data.batch_size={BATCH}", "model.backbone=test_resnet"]
     given += ["model.weights=random", "run.max_minutes=0.001", f"run.dir={run}"]  # one step is taken in any case
     subprocess.run([sys.executable, "-m", "carvision.train", *given], check=False, stdout=subprocess.DEVNULL)
-    seconds = json.loads((run / "seconds.json").read_text())
+    seconds = json.loads((run / "seconds.json").read_text(encoding="utf-8"))
     return {f"{stage}, s wall": seconds[stage] for stage in ("reading", "building", "training", "first_step")}
 
 

@@ -83,7 +83,7 @@ def measure_messages(options: argparse.Namespace, scratch: Path) -> dict:
 
 
 def run(command: list[str], status: int = 0, **environment: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, encoding="utf-8")
     assert done.returncode == status, f"{command} ended with {done.returncode}: {done.stderr}"
 
 
@@ -140,7 +140,7 @@ def measure_imports(options: argparse.Namespace, scratch: Path) -> dict:
 
 
 def milliseconds_of_packages(command: list[str]) -> dict[str, float]:
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     total: Counter[str] = Counter()
     for own_us, name in re.findall(r"^import time:\s+(\d+) \|\s+\d+ \|\s*(\S+)$", done.stderr, re.MULTILINE):
         package = ".".join(name.split(".")[: 2 if name.startswith("torch.") else 1])

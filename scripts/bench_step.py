@@ -235,7 +235,7 @@ def profiled(file: Path | None, title: str) -> Iterator[None]:
     with profile:
         yield
     pstats.Stats(profile, stream=text).sort_stats("tottime").print_stats(45)
-    with file.open("a") as out:
+    with file.open("a", encoding="utf-8") as out:
         out.write(f"{title}\n{text.getvalue()}\n")
 
 

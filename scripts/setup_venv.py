@@ -34,7 +34,7 @@ def fingerprint() -> str:
 
 def locked_block(package: str) -> str:
     """The lines of the lock file that pin one package with its hashes."""
-    lines = LOCK.read_text().splitlines()
+    lines = LOCK.read_text(encoding="utf-8").splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(f"{package}=="))
     end = next(i for i in range(start + 1, len(lines) + 1) if i == len(lines) or lines[i][:1].strip())
     return "\n".join(line for line in lines[start:end] if "# via" not in line)
@@ -47,7 +47,7 @@ def run(*command: str | Path) -> bool:
 def install() -> bool:
     venv.create(VENV, with_pip=True, clear=True)
     bootstrap = VENV / "uv.lock"
-    bootstrap.write_text(locked_block("uv"))
+    bootstrap.write_text(locked_block("uv"), encoding="utf-8")
     pip = (PYTHON, "-m", "pip", "--quiet", "--disable-pip-version-check", "install")
     uv = (VENV / "bin" / "uv", "pip", "install", "--quiet", "--python", PYTHON)
     if run(*pip, "--require-hashes", "-r", bootstrap) and run(*uv, "--require-hashes", "-r", LOCK):
@@ -60,14 +60,14 @@ def install() -> bool:
 
 
 def main() -> int:
-    with (ROOT / f"{VENV.name}.lock").open("w") as guard:
+    with (ROOT / f"{VENV.name}.lock").open("w", encoding="utf-8") as guard:
         try:
             fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             say(f"another set-up is at work on {VENV.name}; waiting for it")
             fcntl.flock(guard, fcntl.LOCK_EX)
         stamp = VENV / "made-from.sha256"
-        if stamp.exists() and stamp.read_text() == fingerprint() and PYTHON.exists():
+        if stamp.exists() and stamp.read_text(encoding="utf-8") == fingerprint() and PYTHON.exists():
             return 0
         version = ".".join(map(str, sys.version_info[:3]))
         say(f"making {VENV} with Python {version} from {LOCK.name}")
@@ -75,7 +75,7 @@ def main() -> int:
         if not install():
             say("failed. The lines above say why; once that is mended, run the same command again.")
             return 1
-        stamp.write_text(fingerprint())
+        stamp.write_text(fingerprint(), encoding="utf-8")
         say("done; later runs reuse it")
     return 0
 

@@ -111,7 +111,7 @@ def write(out: Path | None, result: dict) -> None:
     """JSON, where a file is wanted."""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1) + "\n")
+        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def _call(candidate: Callable[[], object], memory: bool) -> dict:
@@ -145,7 +145,7 @@ def cpu_seconds() -> float:
     alive = 0
     for pid in _descendants(os.getpid())[1:]:
         with suppress(OSError):  # it has just ended
-            words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            words = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
             alive += sum(map(int, words[11:15]))  # user and system, its own and of its children that have ended
     return time.process_time() + ended.ru_utime + ended.ru_stime + alive / TICKS_PER_S
 
@@ -175,7 +175,7 @@ def memory_mb(pid: int) -> float:
     total = 0
     for each in _descendants(pid):
         with suppress(OSError, StopIteration):  # it has just ended
-            lines = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()
+            lines = Path(f"/proc/{each}/smaps_rollup").read_text(encoding="utf-8").splitlines()
             total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total * 1024 / 1e6
 
@@ -186,7 +186,7 @@ def _descendants(pid: int) -> list[int]:
     for parent in found:
         for file in Path(f"/proc/{parent}/task").glob("*/children"):
             with suppress(OSError):
-                found += map(int, file.read_text().split())
+                found += map(int, file.read_text(encoding="utf-8").split())
     return found
 
 

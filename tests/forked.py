@@ -49,7 +49,7 @@ def finish(processes: list, outs: list[Path], timeout_s: float = 300) -> list[su
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-    texts = [[Path(f"{out}.{name}").read_text() for name in ("stdout", "stderr")] for out in outs]
+    texts = [[Path(f"{out}.{name}").read_text(encoding="utf-8") for name in ("stdout", "stderr")] for out in outs]
     return [
         subprocess.CompletedProcess([], process.exitcode, *text) for process, text in zip(processes, texts, strict=True)
     ]

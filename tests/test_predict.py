@@ -68,7 +68,7 @@ def test_csv_to_standard_output_in_the_order_of_the_input(run, photos, predict):
     rows = read_csv(out)
     assert code == 0 and list(rows[0]) == COLUMNS
     assert [row["path"] for row in rows] == [photos[5], *photos, photos[0]]
-    assert messages == ["1 files in the folders are no photos by their extension (.txt: 1)"]
+    assert messages == ["left out: 1 files are no photos by their extension (.txt: 1; first: photos/7/notes.txt)"]
     expected = carvision.predict(run, photos)
     for row, known in zip(rows[1:-1], expected, strict=True):
         for head in ("make", "model"):
@@ -110,7 +110,7 @@ def test_a_table_with_boxes_splits_and_truth(photos, predict, tmp_path_factory):
         run, "--list", "list.csv", "--split", "test", "--root", "photos", "--out", "o.jsonl", "--grid", "g.png"
     )
     assert code == 0 and Image.open("g.png").width > 500
-    rows = [json.loads(line) for line in Path("o.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in Path("o.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["path"] for row in rows] == [*paths[1:9], "gone.jpg"]
     assert [row["model_true"] for row in rows] == ["X5", "X5", "A4", None, None, None, "A4", "A4", "A4"]
     assert rows[-1]["error"] == "the file is missing" and rows[-1]["make"] is None
@@ -143,7 +143,7 @@ def test_truth_from_folders_and_the_two_columns_of_the_report(run, photos, predi
 def test_photos_that_cant_be_used_have_their_reason_in_their_row(run, photos, predict, monkeypatch):
     Path("photos/empty.jpg").touch()
     Path("photos/torn.jpg").write_bytes(Path(photos[0]).read_bytes()[:300])
-    Path("photos/text.png").write_text("no photo")
+    Path("photos/text.png").write_text("no photo", encoding="utf-8")
     Image.new("1", (300, 300)).save("photos/bomb.png")
     monkeypatch.setattr("carvision.data.images.MAX_PIXELS", 50_000)
     code, out, messages = predict(run, "photos")
@@ -163,7 +163,7 @@ def test_a_broken_off_command_is_continued(run, photos, predict):
     predict(run, "photos", "--out", whole, *options)
     lines = whole.read_bytes().splitlines(keepends=True)
     # As a command leaves it that is killed in the middle of a line: of an unreadable list here, for once
-    Path("list.txt").write_text("\n".join(photos[:5]) + "\n\0\n")
+    Path("list.txt").write_text("\n".join(photos[:5]) + "\n\0\n", encoding="utf-8")
     code, _, messages = predict(run, "--list", "list.txt", "--out", file, *options)
     assert code == 1 and messages[-1].endswith("line 6 is no text; give paths, one a line")
     assert not file.exists() and settings_of(file).exists()
@@ -180,13 +180,13 @@ def test_a_broken_off_command_is_continued(run, photos, predict):
     code, _, messages = predict(run, "photos", "--out", file, *options)
     assert code == 1 and messages == [f"error: --out: {file} exists; give another name, or replace it with --overwrite"]
     code, _, _ = predict(run, photos[0], "--out", file, "--overwrite")
-    assert code == 0 and len(file.read_text().splitlines()) == 2
+    assert code == 0 and len(file.read_text(encoding="utf-8").splitlines()) == 2
 
 
 def test_no_other_model_and_batch_size_go_on(run, photos, predict):
     shutil.copytree(run, "run")
-    about = json.loads(Path("run/model.json").read_text())
-    Path("list.txt").write_text("\n".join(photos[:5]) + "\n\0\n")
+    about = json.loads(Path("run/model.json").read_text(encoding="utf-8"))
+    Path("list.txt").write_text("\n".join(photos[:5]) + "\n\0\n", encoding="utf-8")
     predict("run", "--list", "list.txt", "--out", "out.csv", "--batch-size", "3")
     for change, size, message in (
         ({"decoding": "independent"}, 3, "decoding joint, not independent"),
@@ -195,10 +195,10 @@ def test_no_other_model_and_batch_size_go_on(run, photos, predict):
         ({"labels": about["labels"] | {"make": about["labels"]["make"] | {"names": ["X", "Y"]}}}, 3, "labels "),
         ({}, 4, "--batch-size 3, not 4"),
     ):
-        Path("run/model.json").write_text(json.dumps(about | change))
+        Path("run/model.json").write_text(json.dumps(about | change), encoding="utf-8")
         code, _, messages = predict("run", "photos", "--out", "out.csv", "--batch-size", size)
         assert code == 1 and f"out.csv.partial was begun with {message}" in messages[-1], messages
-    Path("run/model.json").write_text(json.dumps(about | {"metrics": {"later": 1}}))  # changes no row
+    Path("run/model.json").write_text(json.dumps(about | {"metrics": {"later": 1}}), encoding="utf-8")  # changes no row
     code, _, messages = predict(Path("run").resolve(), "photos", "--out", "out.csv", "--batch-size", 3)
     assert code == 0 and messages[0] == "going on after 3 photos"
 

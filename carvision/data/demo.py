@@ -89,7 +89,7 @@ def write_demo(folder: Path, images_per_model: int = IMAGES_PER_MODEL, seed: int
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
             draft = Path(temporary) / "draft"
             _write_all(draft, images_per_model, seed)
-            (draft / "demo.json").write_text(stamp)
+            (draft / "demo.json").write_text(stamp, encoding="utf-8")
             _move(draft, folder, stamp)
     except OSError as error:
         raise InputError(
@@ -100,7 +100,7 @@ def write_demo(folder: Path, images_per_model: int = IMAGES_PER_MODEL, seed: int
 
 
 def _is_complete(folder: Path, stamp: str) -> bool:
-    return (folder / "demo.json").is_file() and (folder / "demo.json").read_text() == stamp
+    return (folder / "demo.json").is_file() and (folder / "demo.json").read_text(encoding="utf-8") == stamp
 
 
 def _move(draft: Path, folder: Path, stamp: str) -> None:
@@ -125,7 +125,7 @@ def _write_all(root: Path, images_per_model: int, seed: int) -> None:
 
 def _write_lines(path: Path, lines: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", newline="\n")
+    path.write_text("\n".join(lines) + "\n", newline="\n", encoding="utf-8")
 
 
 def _write_photos(data: Path, model: Model, num_images: int, seed: int) -> list[Photo]:
@@ -149,7 +149,7 @@ def _write_photos(data: Path, model: Model, num_images: int, seed: int) -> list[
             stem = f"{folder}/{hashlib.sha256(f'{seed}/{folder}/{i}'.encode()).hexdigest()[:14]}"
             image.save(data / "image" / f"{stem}.jpg", quality=int(rng.integers(70, 95)))
             box = f"{left + 1} {top + 1} {right} {bottom}"  # CompCars counts from 1 and includes both ends
-            (data / "label" / f"{stem}.txt").write_text(f"{viewpoint}\n1\n{box}\n", newline="\n")
+            (data / "label" / f"{stem}.txt").write_text(f"{viewpoint}\n1\n{box}\n", newline="\n", encoding="utf-8")
             photos.append(Photo(f"{stem}.jpg", model, viewpoint, "test" if is_test[y] else "train"))
     return photos
 

@@ -1,17 +1,18 @@
-"""What the readers share: the root folder, a walk over photos, lists in text files, Matlab files."""
+"""What the readers share: the root folder, the photos below it, lists in text files, Matlab files."""
 
 import logging
 import os
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
+from carvision.data.photo_paths import text_of_path
+from carvision.data.walk import LeftOut, is_folder, walk
 from carvision.errors import InputError
 
 log = logging.getLogger(__name__)
 
-PHOTO_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # in any case
+UTF16 = (b"\xff\xfe", b"\xfe\xff")  # the first bytes of what PowerShell's ">" writes
 
 
 def existing_root(root: Path | str | None, where: str) -> Path:
@@ -28,45 +29,29 @@ def existing_root(root: Path | str | None, where: str) -> Path:
 def sub_folders(folder: Path) -> list[str]:
     """Names of the folders in `folder`, sorted; hidden ones are left out."""
     with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        return sorted(e.name for e in entries if is_folder(e) and not e.name.startswith("."))
 
 
-def find_photos(root: Path, below: str = "") -> list[str]:
-    """Paths of all photos in root/below and deeper, relative to `root` with forward slashes, sorted.
+def find_photos(root: Path, *only: str, left_out: LeftOut | None = None) -> list[str]:
+    """Paths of all photos in `root` and deeper, as `text_of_path` relative to `root` with forward slashes, sorted.
 
-    Photos are known by their extension. Hidden files and folders are ignored, linked folders are followed;
-    other files are counted in one warning. Only folders are read, so that 100,000 photos take a second.
+    only: names of the sub-folders that are read. What `walk` leaves out is reported in one warning, and added to
+    `left_out`. Only folders are read, so that 100,000 photos take a second.
     """
-    photos: list[str] = []
-    others: list[str] = []
-    start = os.path.join(root, below) if below else os.fspath(root)  # noqa: PTH118  string paths are faster here
-    for folder, folders, files in os.walk(start, onerror=_unreadable, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = os.path.relpath(folder, root).replace(os.sep, "/")
-        prefix = "" if inside == "." else inside + "/"
-        for name in files:
-            if name.lower().endswith(PHOTO_EXTENSIONS):
-                if not name.startswith("."):
-                    photos.append(prefix + name)
-            elif not name.startswith("."):
-                others.append(prefix + name)
-    if others:
-        kinds = Counter(Path(name).suffix.lower() or "no extension" for name in others)
-        log.warning(
-            "%s: %s files are no photos by their extension and are left out (%s; first: %s)",
-            start, f"{len(others):,}", ", ".join(f"{kind}: {n:,}" for kind, n in kinds.most_common(5)),
-            min(others),
-        )  # fmt: skip
-    return sorted(photos)
-
-
-def _unreadable(error: OSError) -> None:
-    raise InputError(f"data.root: the folder {error.filename} cannot be read: {error.strerror}") from error
+    left_out = LeftOut() if left_out is None else left_out
+    start = len(os.path.join(root, ""))  # noqa: PTH118  strings are faster here
+    photos = [path[start:].replace(os.sep, "/") for path in walk(os.fspath(root), left_out, only or None)]
+    if line := left_out.line():
+        log.warning("%s: %s", root, line)
+    return sorted(map(text_of_path, photos))
 
 
 def read_text(path: Path, where: str = "") -> str:
     """The text of a UTF-8 file without its byte-order mark, any line ends as "\\n"."""
     try:
+        with path.open("rb") as file:
+            if file.read(2) in UTF16:
+                raise InputError(f"{path} is UTF-16 text; save it as UTF-8")
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist. {where}".rstrip()) from error

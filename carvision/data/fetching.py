@@ -141,7 +141,8 @@ def _locked(file: Path, wait: bool) -> Iterator[bool | None]:
     if fcntl is None:
         yield None
         return
-    with file.open("w") as opened:  # flock(), as lockf() would not keep the threads of a process apart
+    # flock(), as lockf() would not keep the threads of a process apart
+    with file.open("w", encoding="utf-8") as opened:
         try:
             fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

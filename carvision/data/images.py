@@ -4,6 +4,7 @@ This is the plain way, which takes every format. What training and prediction re
 which gives the same picture but for rounding, and comes back here for whatever is odd.
 """
 
+import functools
 import io
 import math
 import os
@@ -23,6 +24,8 @@ MAX_BYTES = 12 * MAX_PIXELS  # of a file: more than so many pixels take in any f
 # opens another file within. Only these are decoded. A camera's MPO is opened as JPEG; AVIF came with Pillow 11.3.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 FORMATS += ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+HEIC_HINT = "which need the extra heic (pip install 'carvision[heic]')"
 RUN_PROGRAMS = ("EPS", "WMF", "IPTC", "BUFR", "GRIB", "HDF5")  # or hand the file to whatever decoder is registered
 NOT_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # to open a pipe would wait for ever
 BLANK = 128  # grey of the picture that stands in for a photo that can't be read
@@ -127,11 +130,14 @@ def open_image(photo) -> Image.Image:
 def open_bytes(data: bytes | memoryview) -> Image.Image:
     """The photo, opened but not decoded: size, mode and format are known. Raises BadImage.
 
-    The content must be of one of FORMATS, whatever the file's name says.
+    The content must be of one of FORMATS or HEIC, whatever the file's name says.
     """
+    is_heic = data[4:8] == b"ftyp" and bytes(data[8:12]) in HEIC_BRANDS
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=(*FORMATS, *(with_heic() if is_heic else ())))
     except Image.UnidentifiedImageError:
+        if is_heic and not with_heic():
+            raise BadImage(f"is one of the HEIC photos, {HEIC_HINT}") from None
         raise BadImage("not a photo in any format known" if len(data) else "the file is empty") from None
     except Image.DecompressionBombError:
         raise BadImage(f"more than {MAX_PIXELS:,} pixels: taken for a decompression bomb") from None
@@ -139,6 +145,18 @@ def open_bytes(data: bytes | memoryview) -> Image.Image:
         raise BadImage(f"can't be opened ({_one_line(error)})") from None
     check_size(*image.size)
     return image
+
+
+@functools.cache
+def with_heic() -> tuple[str, ...]:
+    """Return the format of HEIC photos, where the extra heic is installed. Its decoder is loaded when the first such
+    photo is opened, in whatever process or thread that is; it turns photos upright itself."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return ()
+    pillow_heif.register_heif_opener()
+    return ("HEIF",)
 
 
 def check_size(width: int, height: int) -> None:

@@ -146,7 +146,7 @@ def compile_to(file: Path) -> None:
         compiler = shlex.split(os.environ.get("CC", "cc"))
         places = [f"-I{prefix / 'include'}", f"-L{prefix / 'lib'}", f"-Wl,-rpath,{prefix / 'lib'}"]
         command = [*compiler, "-O2", "-shared", "-fPIC", *places, str(SOURCE), "-ljpeg", "-o", str(made)]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+        subprocess.run(command, check=True, capture_output=True, timeout=60, encoding="utf-8", errors="replace")
         made.replace(file)
 
 

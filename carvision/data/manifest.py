@@ -6,7 +6,7 @@ Columns, in any order:
     split                     optional: train, val (or valid, validation), test, or empty
     left, top, right, bottom  optional: box in 0-based pixels, right and bottom excluded; empty where there is none
     group                     optional: equal for photos of the same car, that belong on one side of a split
-Further columns are not read.
+Further columns are not read. What a cell may hold, see table_file; how paths may be spelled, see photo_paths.
 """
 
 import re
@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet
 
 from carvision.data.disk import existing_root
-from carvision.data.folder import SPLIT_FOLDERS
+from carvision.data.photo_paths import PhotoPaths, file_of, is_utf8, nfc
 from carvision.data.table import BOX, Number, Table, encode, validate, with_parent, without_missing_files
+from carvision.data.table_file import TableFile
 from carvision.errors import InputError
 
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
+KEY = "data.file"
 # Columns of a manifest and of predictions ("error"), and the figures of all heads together ("joint")
 RESERVED = {"path", "split", "group", *BOX, "error", "joint", "embedding"}
 # What carvision.predict adds to a label's name: make_true, make_id, make_2, make_2_prob
@@ -50,23 +50,19 @@ def read_manifest(
     parents, numbers = dict(parents or {}), list(numbers)
     _check_names(labels, parents, numbers)
     file = root / Path(file).expanduser()
-    columns = _read_columns(file, ["path", *labels, *numbers], ["split", "group"])
-    rows = pd.DataFrame({"path": _as_text(columns["path"]).str.replace("\\", "/", regex=False)})
-    if (rows["path"] == "").any():
-        line = int((rows["path"] == "").to_numpy().argmax()) + 1
-        raise InputError(f"{file}: photo {line} has no path; fill the column path")
-    rows["split"] = _splits(file, columns["split"]) if "split" in columns else ""
+    columns = _read_columns(file, labels, numbers, PhotoPaths(root))
+    rows = pd.DataFrame({"path": columns["path"], "split": columns.get("split", "")}, dtype=str)
     found: dict = {}
     for name in labels:
-        rows[name], found[name] = encode(_as_text(columns[name]))
+        rows[name], found[name] = encode(columns[name])
     for child, parent in parents.items():
         found[child] = with_parent(rows, child, found[child], parent)
     for name in numbers:
-        rows[name], found[name] = _as_numbers(file, columns[name]), Number()
+        rows[name], found[name] = np.array(columns[name], np.float32), Number()
     if "group" in columns:
-        rows["group"] = _as_text(columns["group"])
-    for name in BOX if BOX[0] in columns else []:
-        rows[name] = _as_numbers(file, columns[name])
+        rows["group"] = pd.Series(columns["group"], dtype=str)
+    if "box" in columns:
+        rows[BOX] = np.array(columns["box"], np.float32).reshape(-1, 4)
     children = [child for child in parents if child not in parents.values()]
     table = Table("manifest", root, rows, found, children[0] if children else labels[0])
     return validate(without_missing_files(table, allow_missing))
@@ -88,57 +84,56 @@ def _check_names(labels: Sequence[str], parents: Mapping[str, str], numbers: Seq
             raise InputError(f"data.parents: {name!r} is not one of data.labels ({', '.join(labels)})")
 
 
-def _read_columns(file: Path, required: list[str], optional: list[str]) -> pd.DataFrame:
-    """The columns `required`, and those of `optional` that are there; those of a text file as str."""
-    separator = SEPARATORS.get(file.suffix.lower())
-    if separator is None and file.suffix.lower() != ".parquet":
-        raise InputError(f"data.file: {file.name!r} does not end in one of {', '.join(SEPARATORS)}, .parquet")
-    if not file.is_file():
-        raise InputError(f"data.file: {file} does not exist; a relative name is looked for in data.root")
-    text = {"sep": separator, "encoding": "utf-8-sig", "index_col": False}
-    try:
-        if separator:
-            wanted = _wanted(file, list(pd.read_csv(file, nrows=0, **text).columns), required, optional)
-            # "NA" and "None" may be classes: only an empty cell is empty.
-            return pd.read_csv(file, usecols=wanted, dtype=str, keep_default_na=False, **text)
-        wanted = _wanted(file, pyarrow.parquet.read_schema(file).names, required, optional)
-        return pd.read_parquet(file, columns=wanted)
-    except InputError:
-        raise
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise InputError(f"data.file: {file} cannot be read: {' '.join(str(error).split())}") from error
+def _read_columns(file: Path, labels: Sequence[str], numbers: list[str], paths: PhotoPaths) -> dict[str, list]:
+    """Read of all rows path, labels, numbers, and split, group and box where the file has them."""
+    listed = TableFile(file, KEY, ["path", *labels], "a relative name is looked for in data.root")
+    listed.require(["path", *labels, *numbers])
+    optional = [name for name in ("split", "group") if name in listed.columns]
+    box = BOX if listed.has_boxes else []
+    listed.require(optional)
+    columns: dict[str, list] = {name: [] for name in ["path", *labels, *numbers, *optional, *(["box"] if box else [])]}
+    lines, cells = [], []
+    known: dict[str, str] = {}  # one string for all cells of the same text
+    for line, row in listed.rows(["path", *labels, *numbers, *optional, *box]):
+        path = paths.find(row["path"])
+        if not is_utf8(row["path"]) and not Path(file_of(paths.root, path)).exists():
+            raise listed.not_utf8(line, row["path"])
+        lines.append(line)
+        cells.append(row["path"])
+        columns["path"].append(path)
+        for name in labels:
+            columns[name].append(known.setdefault(row[name], row[name]))
+        for name in numbers:
+            columns[name].append(listed.number(row, name, line))
+        if "split" in columns:
+            columns["split"].append(listed.split(row, line))
+        if "group" in columns:
+            columns["group"].append(nfc(row["group"]))
+        if box:
+            columns["box"].append(listed.box(row, line) or (np.nan,) * 4)
+    _require_each_once(listed, columns, labels, paths, lines, cells)
+    return columns
 
 
-def _wanted(file: Path, there: list[str], required: list[str], optional: list[str]) -> list[str]:
-    wanted = required + [name for name in optional if name in there]
-    if any(name in there for name in BOX):
-        wanted += [name for name in BOX if name not in wanted]  # a box has all four
-    for name in wanted:
-        if name not in there:
-            raise InputError(f"data.file: {file} has no column {name!r}; its columns: {', '.join(map(str, there))}")
-    return wanted
-
-
-def _as_text(column: pd.Series) -> pd.Series:
-    """Stripped str, "" where empty. Whole numbers that empty cells made floats (3.0) become "3" again."""
-    if pd.api.types.is_float_dtype(column):
-        column = column.convert_dtypes()
-    return column.astype("string").fillna("").astype(str).str.strip()
-
-
-def _as_numbers(file: Path, column: pd.Series) -> np.ndarray:
-    """float32, NaN where empty."""
-    values = pd.to_numeric(column, errors="coerce")
-    wrong = values.isna() & (_as_text(column) != "")
-    if wrong.any():
-        row = int(wrong.to_numpy().argmax())
-        raise InputError(f"{file}: {column.name} of photo {row + 1} is {column.iloc[row]!r}, no number; correct it")
-    return values.to_numpy(np.float32, na_value=np.nan)
-
-
-def _splits(file: Path, column: pd.Series) -> pd.Series:
-    given = _as_text(column).str.lower()
-    wrong = set(given.unique()) - {*SPLIT_FOLDERS, ""}
-    if wrong:
-        raise InputError(f"{file}: split {min(wrong)!r} is not one of {', '.join(SPLIT_FOLDERS)}, or empty")
-    return given.map({**SPLIT_FOLDERS, "": ""})
+def _require_each_once(
+    listed: TableFile, columns: dict[str, list], labels: Sequence[str], paths: PhotoPaths, lines: list, cells: list
+) -> None:
+    """Raise InputError for a photo that is listed twice, in whatever spelling; first for one with two classes."""
+    whole = pd.Series(columns["path"], dtype=object)
+    if any(path.startswith(("../", "/")) for path in columns["path"]):
+        whole = whole.map(paths.whole)
+    twice = whole.duplicated()
+    if not twice.any():
+        return
+    first = dict(zip(whole[::-1], range(len(whole) - 1, -1, -1), strict=True))
+    pairs = [(first[whole[i]], i) for i in np.flatnonzero(twice)]
+    for one, other in pairs:
+        for name in labels:
+            ours, theirs = columns[name][one], columns[name][other]
+            if ours and theirs and nfc(ours) != nfc(theirs):
+                raise listed.two_classes(name, (lines[one], cells[one], ours), (lines[other], cells[other], theirs))
+    one, other = pairs[0]
+    raise InputError(
+        f"{KEY}: {listed.file}: {len(pairs):,} photos are listed more than once (first: {cells[one]} in line "
+        f"{lines[one]}, as {cells[other]} in line {lines[other]}); list each once"
+    )

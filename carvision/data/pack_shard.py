@@ -108,7 +108,7 @@ def write_shard(file: Path, part_file: Path, originals: list[Original], form: Fo
 def read_part(part_file: Path) -> Part | None:
     """What write_shard has written; None where there is none, or it is damaged."""
     try:
-        part = Part(**json.loads(part_file.read_text()))
+        part = Part(**json.loads(part_file.read_text(encoding="utf-8")))
         photos = [Packed(*values) for values in part.photos]
         return part._replace(photos=photos, bad={int(row): reason for row, reason in part.bad.items()})
     except (OSError, ValueError, TypeError):
@@ -118,7 +118,9 @@ def read_part(part_file: Path) -> Part | None:
 def _add_photo(tar: tarfile.TarFile, original: Original, form: Form) -> tuple[Packed | None, str]:
     """The photo and its JSON file, appended; and why the photo can't be read, or ""."""
     problem = ""
-    source = short_digest(str(original.photo).encode())  # of a file that can't be read: no other has it
+    source = short_digest(
+        str(original.photo).encode("utf-8", "surrogateescape")
+    )  # of a file that can't be read: no other has it
     try:
         data = read_file(original.photo)
         source = short_digest(data)

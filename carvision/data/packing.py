@@ -123,7 +123,7 @@ def _begin(folder: Path, wanted: dict) -> dict:
     something else."""
     plan = folder / STATE / "plan.json"
     if plan.is_file():
-        earlier = json.loads(plan.read_text())
+        earlier = json.loads(plan.read_text(encoding="utf-8"))
         changed = [
             f"{key}={earlier.get(key)} became {value}" for key, value in wanted.items() if earlier.get(key) != value
         ]

@@ -6,6 +6,7 @@ from torch.utils.data import Dataset
 
 from carvision.data.images import BLANK, WHOLE, BadImage, Preprocessing, read_file
 from carvision.data.jpeg_part import load_decoder
+from carvision.data.photo_paths import file_of
 from carvision.data.squares import empty_squares, read_square
 from carvision.data.table import BOX, Classes, Table
 
@@ -84,7 +85,7 @@ class Photos(Dataset):
                 window, shift = random_window(random, self.crop_scale, self.crop_ratio), random.random()
                 draws[place] = random.random(self.num_draws, np.float32)
             try:
-                data = self.packed.read(row, epoch) if self.packed else read_file(f"{self.root}/{self.path(row)}")
+                data = self.packed.read(row, epoch) if self.packed else read_file(file_of(self.root, self.path(row)))
                 box = None if self.boxes is None else self.boxes[row]
                 read_square(data, self.preprocessing, images[place], box, window, shift)
             except BadImage as reason:

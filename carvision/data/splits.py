@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from carvision.data.copies import equal_bytes
-from carvision.data.split_files import read_splits
+from carvision.data.split_files import splits_in
 from carvision.data.table import SPLITS, UNKNOWN, Table
 from carvision.errors import InputError
 
@@ -122,14 +122,12 @@ def without_unseen_classes(table: Table) -> Table:
 
 def file_split(table: Table, file: Path) -> Table:
     """The split of an earlier run: its splits.csv, columns path and split. Photos it doesn't list are left out."""
-    listed = read_splits(file)
-    absent = ~listed.index.isin(table.rows["path"])
-    if absent.any():
+    split, absent = splits_in(file, table)
+    if absent:
         raise InputError(
-            f"data.split.file: {absent.sum():,} photos of {file} are not in {table.name} under {table.root} "
-            f"(first: {listed.index[absent][0]})"
+            f"data.split.file: {len(absent):,} photos of {file} are not in {table.name} under {table.root} "
+            f"(first: {absent[0]})"
         )
-    split = table.rows["path"].map(listed).fillna("")
     return _checked(table.with_split(split).select(split != ""))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from carvision.data.photo_paths import file_of, nfc
 from carvision.data.shards import PackedPhoto, PackedPhotos, Shards
 from carvision.errors import InputError, nearest
 
@@ -51,7 +52,8 @@ class Table:
     """One row a photo.
 
     rows: pandas DataFrame with a RangeIndex and the columns
-        path   str, relative to root, with forward slashes, unique
+        path   str, relative to root, with forward slashes, unique; absolute of a photo outside of root. As text, see
+               photo_paths: file_of gives what opens the file
         one column a label   int32 code (UNKNOWN where not known), or float32 (NaN) for a Number
         split  str, "train", "val", "test", or "" for a photo that the data set's own split leaves out
         left, top, right, bottom   optional, float32 pixels, NaN where there is no box
@@ -104,7 +106,7 @@ class Table:
         """What opens the photo of a row (images.open_image), and names it in messages."""
         path = self.rows["path"].iloc[row]
         if self.shards is None:
-            return os.path.join(self.root, path)  # noqa: PTH118
+            return file_of(self.root, path)
         return PackedPhoto(path, self.shards, *(int(self.rows[name].to_numpy()[row]) for name in PLACE))
 
     def select(self, keep: np.ndarray | pd.Series) -> "Table":
@@ -148,7 +150,7 @@ class Table:
         label = self.labels[self.finest]
         codes = []
         for value in map(str, wanted):
-            hits = [i for i in range(len(label)) if value in (label.ids[i], label.names[i])]
+            hits = [i for i in range(len(label)) if nfc(value) in (nfc(label.ids[i]), nfc(label.names[i]))]
             if not hits:
                 known = nearest(value, {*label.names, *label.ids})
                 raise InputError(
@@ -177,12 +179,20 @@ class Table:
 
 
 def encode(ids: Iterable[str], names: Mapping[str, str] | None = None) -> tuple[np.ndarray, Classes]:
-    """Codes (int32, one a value of `ids`; UNKNOWN for "" and None) and the Classes, in the order of `sorted_ids`."""
+    """Codes (int32, one a value of `ids`; UNKNOWN for "" and None) and the Classes, in the order of `sorted_ids`.
+
+    Ids that differ in their Unicode form alone, as after a copy from macOS, are one class, shown in its composed form.
+    """
     series = pd.Series(ids, dtype=object)
     known = series.notna() & (series != "")
-    order = sorted_ids(series[known].astype(str).unique())
+    spellings = series[known].astype(str).unique()
+    shown: dict[str, str] = {}
+    for value in sorted(spellings, key=lambda value: value != nfc(value)):
+        shown.setdefault(nfc(value), value)
+    order = sorted_ids(shown.values())
+    code_of = {value: i for i, value in enumerate(order)}
     codes = np.full(len(series), UNKNOWN, dtype=np.int32)
-    codes[known.to_numpy()] = series[known].astype(str).map({value: i for i, value in enumerate(order)})
+    codes[known.to_numpy()] = series[known].astype(str).map({value: code_of[shown[nfc(value)]] for value in spellings})
     names = names or {}
     return codes, Classes(tuple(order), tuple(names.get(value) or value for value in order))
 
@@ -190,7 +200,7 @@ def encode(ids: Iterable[str], names: Mapping[str, str] | None = None) -> tuple[
 def sorted_ids(ids: Iterable[str]) -> list[str]:
     """By number where every id is one ("2" before "10"), else alphabetically."""
     ids = list(ids)
-    return sorted(ids, key=int) if all(value.isdecimal() for value in ids) else sorted(ids)
+    return sorted(ids, key=int if all(value.isdecimal() for value in ids) else nfc)
 
 
 def with_parent(rows: pd.DataFrame, child: str, classes: Classes, parent: str) -> Classes:
@@ -238,10 +248,7 @@ def validate(table: Table) -> Table:
 
 def full_paths(table: Table) -> list[str]:
     """Of all photos. Strings: of a million rows, building Paths would take longer than the disk."""
-    root, paths = os.fspath(table.root), table.rows["path"].tolist()
-    if os.name == "nt":
-        return [os.path.join(root, path) for path in paths]  # noqa: PTH118
-    return [path if path.startswith("/") else f"{root}/{path}" for path in paths]  # a fifth of the time
+    return [file_of(table.root, path) for path in table.rows["path"].tolist()]
 
 
 def without_missing_files(table: Table, allow_missing: bool, tolerated: int = 0) -> Table:

@@ -32,7 +32,7 @@ def read_accelerators(root: Path = Path("/")) -> dict:
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(errors="replace")
+        return file.read_text(errors="replace", encoding="utf-8")
     except OSError:
         return ""
 

@@ -76,11 +76,12 @@ def measure_data(folder: str) -> dict:
     """Of photos in the folder: "reads", read a second by one process, from the disk rather than memory; "bytes" of one;
     "decodes", decoded a second and core; "by_clock", the same by the clock that "reads" goes by; "bad" of "tried"."""
     from carvision.data.images import BadImage
+    from carvision.errors import InputError
 
     try:
         files = find_some_photos(Path(folder).expanduser())
-    except OSError as error:
-        return {"error": error.strerror or str(error)}
+    except InputError as error:
+        return {"error": str(error)}
     step = max(1, len(files) // NUM_PHOTOS)
     reads, sizes, decodes, bad, tried = [], [], [], 0, 0
     end = time.perf_counter() + MOST_SECONDS
@@ -104,18 +105,16 @@ def measure_data(folder: str) -> dict:
 
 
 def find_some_photos(folder: Path) -> list[Path]:
-    """The first MOST_FILES, or what is found within MOST_SECONDS. Raises OSError for a folder that can't be read."""
-    from carvision.data.disk import PHOTO_EXTENSIONS
+    """The first MOST_FILES, or what is found within MOST_SECONDS. Raises InputError for a folder that can't be read."""
+    from carvision.data.walk import LeftOut, walk
 
     photos: list[Path] = []
     end = time.perf_counter() + MOST_SECONDS
-    list(os.scandir(folder))  # os.walk is silent about it
-    for place, folders, names in os.walk(folder):
-        folders.sort()
-        photos += [Path(place) / name for name in sorted(names) if name.lower().endswith(PHOTO_EXTENSIONS)]
-        if len(photos) >= MOST_FILES or time.perf_counter() > end:
+    for photo in walk(os.fspath(folder), LeftOut()):
+        photos.append(Path(photo))
+        if len(photos) == MOST_FILES or time.perf_counter() > end:
             break
-    return photos[:MOST_FILES]
+    return photos
 
 
 def _read_cold(file: Path) -> tuple[float, int]:

@@ -25,7 +25,7 @@ def read_processor() -> dict:
 def read_memory(file: Path = Path("/proc/meminfo")) -> dict:
     """ "memory" and "available" in bytes, None where the system does not tell; "memory_limit" of the control group."""
     try:
-        lines = [line.split() for line in file.read_text().splitlines()]
+        lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
         found = {words[0]: int(words[1]) * 1024 for words in lines if len(words) > 1 and words[1].isdigit()}
     except OSError:
         found = {}

@@ -66,7 +66,7 @@ def read_disk(wanted: Path, mounts: Path = Path("/proc/mounts")) -> dict:
 def file_system(folder: Path, mounts: Path = Path("/proc/mounts")) -> str:
     """ext4, nfs4, ... of the mount that holds the folder, the last one where one hides another; "" if not told."""
     try:
-        lines = [line.split() for line in mounts.read_text().splitlines()]
+        lines = [line.split() for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines()]
         place = folder.resolve()
     except OSError:
         return ""

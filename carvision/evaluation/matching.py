@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from carvision.data.photo_paths import nfc
 from carvision.data.table import UNKNOWN, Classes, Table
 from carvision.errors import InputError, nearest
 
@@ -86,7 +87,7 @@ def _check_names(names: dict[str, str], renamed: dict[str, str], table: Table, l
 def _codes(head: str, label: Classes, described: dict, by: str) -> np.ndarray:
     """Of each class of the data its place among the model's, UNKNOWN where it has none."""
     theirs, ours = (described["ids"], label.ids) if by == "id" else (described["names"], label.names)
-    fold = str if by == "id" else str.casefold
+    fold = nfc if by == "id" else lambda name: nfc(name).casefold()
     repeated = {value for side in (theirs, ours) for value in pd.Series(map(fold, side))[lambda s: s.duplicated()]}
     if repeated:  # ids never repeat
         raise InputError(
@@ -115,7 +116,7 @@ def _notes(head, table, label, described, codes, counts, by: str) -> list[str]:
         notes.append(f"{head}: {num_model - same.sum():,} of the model's {num_model:,} classes are not among the data")
     if by == "id":
         pairs = [(label.names[i], described["names"][codes[i]], label.ids[i]) for i in np.flatnonzero(same)]
-        differ = [pair for pair in pairs if pair[0].casefold() != pair[1].casefold()]
+        differ = [pair for pair in pairs if nfc(pair[0]).casefold() != nfc(pair[1]).casefold()]
         if differ:
             ours, theirs, id_ = differ[0]
             notes.append(

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from carvision.allowed import ALLOWED, check_values
 from carvision.config import conf_dir, one_line
 from carvision.data.build import build_split, build_table, folds_of
-from carvision.data.split_files import read_splits
+from carvision.data.split_files import splits_in
 from carvision.data.table import SPLITS, Table
 from carvision.errors import InputError, nearest
 
@@ -150,17 +150,17 @@ def photos_of(table: Table, split: str) -> Table:
 def _repeat(table: Table, file: Path) -> tuple[Table, bool] | None:
     """The table with the split of the run's splits.csv, and whether all photos of that are there; None where it lists
     other photos altogether."""
-    listed = read_splits(file)
-    here = listed.index.isin(table.rows["path"])
-    if not here.any():
+    splits, absent = splits_in(file, table)
+    num_here = int((splits != "").sum())
+    if not num_here:
         log.warning("%s: no photo of %s is among the data, which are split anew", table.name, file)
         return None
-    if not here.all():
+    if absent:
         log.warning(
             "%s: %s of the %s photos of %s are not among the data, and are left out (first: %s)",
-            table.name, f"{(~here).sum():,}", f"{len(listed):,}", file, listed.index[~here][0],
+            table.name, f"{len(absent):,}", f"{len(absent) + num_here:,}", file, absent[0],
         )  # fmt: skip
-    return table.with_split(table.rows["path"].map(listed).fillna("")), bool(here.all())
+    return table.with_split(splits), not absent
 
 
 def notes_on_seen_photos(table: Table, split: str, splits_files: list[Path]) -> list[str]:
@@ -170,7 +170,7 @@ def notes_on_seen_photos(table: Table, split: str, splits_files: list[Path]) -> 
     """
     notes = []
     for file in (file for file in splits_files if file.is_file()):
-        of_run = table.rows["path"].map(read_splits(file))
+        of_run, _ = splits_in(file, table)
         num_train, num_val = ((of_run == part).sum() for part in ("train", "val"))
         if num_train or (num_val and split != "val"):
             notes.append(

@@ -1,6 +1,5 @@
 """What an evaluation is made of: the logits of every photo, and what is known of it."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from carvision.data.photo_paths import file_of
 from carvision.data.shards import PackedPhoto, PackedPhotos
 from carvision.data.table import UNKNOWN
 
@@ -36,7 +36,7 @@ class Predictions:
     def photo(self, row: int) -> str | PackedPhoto:
         """What opens it."""
         path = self.paths[row]
-        return self.packed.photo(row, path) if self.packed else os.fspath(self.root / path)
+        return self.packed.photo(row, path) if self.packed else file_of(self.root, path)
 
     def known(self, head: str) -> Tensor:
         """bool (N,): photos that could be read and whose label is known."""

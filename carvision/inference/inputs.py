@@ -1,15 +1,14 @@
 """Which photos are meant: files, folders, lists and standard input, one photo after the other, never all at once."""
 
-import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from carvision.data.disk import PHOTO_EXTENSIONS
+from carvision.data.photo_paths import PhotoPaths, file_of, is_utf8, text_of_path
+from carvision.data.walk import PHOTO_EXTENSIONS, LeftOut, walk
 from carvision.errors import InputError
 from carvision.inference import list_file
 
@@ -60,30 +59,31 @@ def check_sources(sources: Sources) -> None:
         list_file.check(sources.listed, sources.split)
     elif sources.split is not None:
         raise InputError(f"--split: {sources.split} chooses rows of a table; give --list FILE with a column split")
-    if not sources.from_stdin and next(photos_of(sources), None) is None:
-        raise _no_photos(sources)
+    left_out = LeftOut()
+    if not sources.from_stdin and next(photos_of(sources, left_out=left_out), None) is None:
+        raise _no_photos(sources, left_out)
 
 
-def photos_of(sources: Sources, labels: Iterable[str] = (), passed_over: Counter | None = None) -> Iterator[Photo]:
+def photos_of(sources: Sources, labels: Iterable[str] = (), left_out: LeftOut | None = None) -> Iterator[Photo]:
     """The photos in their order: what was given, in turn, then the list's rows.
 
-    labels: whose true classes are taken from a table's columns of these names. passed_over: counts, by extension, the
-    files in folders that are no photos. Raises InputError for a list or a folder that can't be read.
+    labels: whose true classes are taken from a table's columns of these names. left_out: gets what is passed over
+    in folders. Raises InputError for a list or a folder that can't be read.
     """
-    passed_over = Counter() if passed_over is None else passed_over
-    root = os.fspath(sources.root) if sources.root is not None else ""
+    left_out = LeftOut() if left_out is None else left_out
+    paths = PhotoPaths(sources.root if sources.root is not None else "")
     for given in sources.given:
         if given == STANDARD_INPUT:
             for path in list_file.read_lines(sys.stdin.buffer, "standard input"):
-                yield Photo(shown(path), os.path.join(root, path))  # noqa: PTH118
+                yield Photo(_shown(path), file_of(paths.root, paths.find(path)))
         elif Path(given).is_dir():
-            for path in walk(given, passed_over):
-                yield Photo(shown(path), path)
+            for path in walk(given, left_out):
+                yield Photo(text_of_path(path), path)
         else:
-            yield Photo(shown(given), given)
+            yield Photo(text_of_path(given), given)
     if sources.listed is not None:
-        for path, box, truth in list_file.read_list(sources.listed, sources.split, tuple(labels)):
-            yield Photo(shown(path), os.path.join(root, path), box, truth)  # noqa: PTH118
+        for path, file, box, truth in list_file.read_list(sources.listed, sources.split, tuple(labels), paths):
+            yield Photo(_shown(path), file, box, truth)
 
 
 def checked_not_empty(photos: Iterator[Photo], sources: Sources) -> Iterator[Photo]:
@@ -109,38 +109,16 @@ def count_photos(sources: Sources, seconds: float) -> int | None:
     return num
 
 
-def walk(folder: str, passed_over: Counter, above: tuple = ()) -> Iterator[str]:
-    """Photos in the folder and deeper, known by their extension; files and folders in turn, by name.
-
-    Hidden ones are ignored, linked folders followed, but not round in circles. In memory at a time: the names in one
-    folder and in those above it. above: what identifies the folders above.
-    """
-    try:
-        status = Path(folder).stat()
-        with os.scandir(folder) as entries:
-            found = sorted((e.name, e.is_dir()) for e in entries if not e.name.startswith("."))
-    except OSError as error:
-        raise InputError(f"{folder}: the folder can't be read ({error.strerror}); its photos are missing") from None
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        return
-    for name, is_folder in found:
-        path = os.path.join(folder, name)  # noqa: PTH118
-        if is_folder:
-            yield from walk(path, passed_over, (*above, identity))
-        elif name.lower().endswith(PHOTO_EXTENSIONS):
-            yield path
-        else:
-            passed_over[Path(name).suffix.lower() or "no extension"] += 1
+def _shown(path: str) -> str:
+    """Show a path as a list has it: that is text already, but for bytes that are no UTF-8."""
+    return path if is_utf8(path) else text_of_path(path)
 
 
-def shown(path: str) -> str:
-    """The path as text that any file can hold: bytes that are no UTF-8 are written as \\xff."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def _no_photos(sources: Sources) -> InputError:
+def _no_photos(sources: Sources, left_out: LeftOut | None = None) -> InputError:
     if sources.split is not None:
         return InputError(f"--split: no row of {sources.listed} has the split {sources.split!r}")
     places = [*sources.given, *([str(sources.listed)] if sources.listed is not None else [])]
-    return InputError(f"no photos in {', '.join(places)} (in folders they are known by {' '.join(PHOTO_EXTENSIONS)})")
+    also = f"; {left_out.line()}" if left_out and left_out.line() else ""
+    return InputError(
+        f"no photos in {', '.join(places)} (in folders they are known by {' '.join(PHOTO_EXTENSIONS)}){also}"
+    )

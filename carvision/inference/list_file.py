@@ -1,84 +1,91 @@
 """Lists of photos: a path a line, or a table with a column `path`, read row by row.
 
-Columns of a table (CSV, TSV, Parquet), in any order; a run's splits.csv is one. CSV and TSV may be separated by comma,
-semicolon (as Excel does where the comma is the decimal point) or tab:
+Columns of a table (CSV, TSV, Parquet; see data/table_file), in any order; a run's splits.csv is one:
     path                      of the photo
     left, top, right, bottom  optional: box in pixels of the upright photo; empty where there is none
     split                     optional: by which rows can be chosen
     <label>                   optional: the true class of a label, as its id or its name; empty where not known
 """
 
-import csv
-import os
+from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import pyarrow
-import pyarrow.parquet
+import numpy as np
 
-from carvision.data.folder import SPLIT_FOLDERS
+from carvision.data.disk import UTF16
+from carvision.data.photo_paths import PhotoPaths, file_of, is_utf8, nfc
 from carvision.data.table import BOX
+from carvision.data.table_file import PARQUET, SEPARATORS, SPLIT_WORDS, TableFile
 from carvision.errors import InputError
 
-SEPARATORS = {".csv": ",;\t", ".tsv": "\t,;"}  # by how likely they are
-UTF16 = (b"\xff\xfe", b"\xfe\xff")  # what PowerShell's ">" writes
+KEY = "--list"
 
-Row = tuple[str, tuple | None, dict[str, str]]  # path, box, {label: id or name}
+Row = tuple[str, str, tuple | None, dict[str, str]]  # path as it is written, file, box, {label: id or name}
 
 
 def check(file: Path, split: str | None) -> None:
     """Raises InputError for a list that does not exist, or a table without the columns needed."""
     if not file.is_file():
-        raise InputError(f"--list: {file} does not exist; give a text file with a path a line, or a table")
-    names = columns_of(file)
-    if names is None:
-        if split is not None:
-            raise InputError(f"--split: {file} is no table; give a .csv, .tsv or .parquet with a column split")
-        return
-    there = ", ".join(names) or "none"
-    for name in ["path", *(["split"] if split is not None else [])]:
-        if name not in names:
-            raise InputError(f"--list: {file} has no column {name!r}; its columns: {there}")
-    missing = [name for name in BOX if name not in names]
-    if missing and len(missing) < len(BOX):
-        raise InputError(f"--list: {file} has boxes without a column {missing[0]!r}; a box needs {', '.join(BOX)}")
+        raise InputError(f"{KEY}: {file} does not exist; give a text file with a path a line, or a table")
+    if _is_table(file):
+        TableFile(file, KEY).require(["path", *(["split"] if split is not None else [])])
+    elif split is not None:
+        raise InputError(f"--split: {file} is no table; give a .csv, .tsv or .parquet with a column split")
 
 
 def columns_of(file: Path) -> list[str] | None:
     """Of a table; None for a text file with a path a line."""
-    suffix = file.suffix.lower()
-    if suffix == ".parquet":
-        return list(_schema(file).names)
-    if suffix not in SEPARATORS:
-        return None
-    return _header(file)[1]
+    return TableFile(file, KEY).columns if _is_table(file) else None
 
 
 def has_boxes(file: Path) -> bool:
     return BOX[0] in (columns_of(file) or [])
 
 
-def read_list(file: Path, split: str | None, labels: tuple[str, ...]) -> Iterator[Row]:
-    """The rows in order. Raises InputError, naming the row, for one without a path or with a box of no numbers."""
-    names = columns_of(file)
-    if names is None:
+def read_list(file: Path, split: str | None, labels: tuple[str, ...], paths: PhotoPaths) -> Iterator[Row]:
+    """The rows in order. Raises InputError, naming the row, for one without a path or with a box of no numbers, and for
+    a photo (or a box of one) that has two classes of a label."""
+    if not _is_table(file):
         with file.open("rb") as lines:
-            yield from ((path, None, {}) for path in read_lines(lines, str(file)))
+            yield from ((path, _file(paths, path), None, {}) for path in read_lines(lines, str(file)))
         return
-    labels = tuple(name for name in labels if name in names)
-    box = tuple(BOX) if BOX[0] in names else ()
-    wanted = ("path", *box, *labels, *(("split",) if split is not None else ()))
-    rows = _parquet_rows(file, wanted) if file.suffix.lower() == ".parquet" else _text_rows(file, wanted)
-    for number, row in enumerate(rows, 1):
+    table = TableFile(file, KEY)
+    labels = tuple(name for name in labels if name in table.columns)
+    table.require(("path", *labels))
+    if labels:
+        _require_one_class(table, split, labels, paths)
+    yield from (row for _, row in _rows(table, split, labels, paths))
+
+
+def _rows(table: TableFile, split: str | None, labels: tuple[str, ...], paths: PhotoPaths) -> Iterator[tuple[int, Row]]:
+    """Yield each with its line."""
+    box = tuple(BOX) if table.has_boxes else ()
+    for line, row in table.rows(("path", *box, *labels, *(("split",) if split is not None else ()))):
         if split is not None and _split(row["split"]) != _split(split):
             continue
-        if not row["path"]:
-            raise InputError(f"{file}: photo {number} has no path; fill the column path")
-        yield (
-            row["path"],
-            _box([row[name] for name in box], f"{file}: photo {number}"),
-            {name: row[name].strip() for name in labels if row[name].strip()},
-        )
+        found = _file(paths, row["path"])
+        if not is_utf8(row["path"]) and not Path(found).exists():
+            raise table.not_utf8(line, row["path"])
+        truth = {name: row[name] for name in labels if row[name]}
+        yield line, (row["path"], found, table.box(row, line) if box else None, truth)
+
+
+def _require_one_class(table: TableFile, split: str | None, labels: tuple[str, ...], paths: PhotoPaths) -> None:
+    """Raise InputError for two classes of a photo. In memory are hashes alone: 8 bytes a photo and a class of it."""
+    photos, classes = array("q"), {name: array("q") for name in labels}
+    for _, (_, file, box, truth) in _rows(table, split, labels, paths):
+        photos.append(hash((paths.whole(file), box)))
+        for name in labels:
+            classes[name].append(hash(nfc(truth[name])) if name in truth else 0)
+    for name, values in classes.items():
+        known = np.flatnonzero(values)
+        known = known[np.argsort(np.asarray(photos)[known], kind="stable")]
+        same, other = (np.asarray(each)[known][1:] == np.asarray(each)[known][:-1] for each in (photos, values))
+        for place in np.flatnonzero(same & ~other)[:1]:
+            chosen = known[place : place + 2]
+            rows = [row for i, row in enumerate(_rows(table, split, labels, paths)) if i in chosen]
+            raise table.two_classes(name, *((line, path, truth[name]) for line, (path, _, _, truth) in rows))
 
 
 def read_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
@@ -91,81 +98,17 @@ def read_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
         if b"\0" in line:
             raise InputError(f"{name}: line {number + 1} is no text; give paths, one a line")
         if line := line.rstrip(b"\r\n"):
-            yield os.fsdecode(line)
+            yield line.decode("utf-8", "surrogateescape")
 
 
-def _opened(file: Path):
-    with file.open("rb") as binary:
-        if binary.read(2) in UTF16:
-            raise InputError(f"{file} is UTF-16 text; save it as UTF-8")
-    return file.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+def _is_table(file: Path) -> bool:
+    return file.suffix.lower() in (*SEPARATORS, PARQUET)
 
 
-def _records(text, separator: str, file: Path) -> Iterator[list[str]]:
-    reader = csv.reader(text, delimiter=separator)
-    try:
-        yield from reader
-    except csv.Error as error:
-        raise InputError(f"{file}: line {reader.line_num} can't be read as CSV ({error}); correct it") from None
-
-
-def _header(file: Path) -> tuple[str, list[str]]:
-    """The separator and the columns: the first separator that gives a column path, else that which gives the most."""
-    found = []
-    for separator in SEPARATORS[file.suffix.lower()]:
-        with _opened(file) as text:
-            found.append((separator, next(_records(text, separator, file), [])))
-    with_path = [(separator, names) for separator, names in found if "path" in names]
-    return with_path[0] if with_path else max(found, key=lambda pair: len(pair[1]))
-
-
-def _text_rows(file: Path, wanted: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    separator, names = _header(file)
-    places = {name: names.index(name) for name in wanted}
-    with _opened(file) as text:
-        records = _records(text, separator, file)
-        next(records, None)
-        for record in records:
-            if record:  # an empty line
-                yield {name: record[place] if place < len(record) else "" for name, place in places.items()}
-
-
-def _parquet_rows(file: Path, wanted: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    try:
-        with pyarrow.parquet.ParquetFile(file) as table:
-            for batch in table.iter_batches(batch_size=4096, columns=list(wanted)):
-                for row in batch.to_pylist():
-                    yield {name: _text(value) for name, value in row.items()}
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{file} can't be read as Parquet: {' '.join(str(error).split())[:200]}") from None
-
-
-def _schema(file: Path) -> pyarrow.Schema:
-    try:
-        return pyarrow.parquet.read_schema(file)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"--list: {file} can't be read as Parquet: {' '.join(str(error).split())[:200]}") from None
-
-
-def _text(value) -> str:
-    """ "" for an empty cell; 3.0, a whole number in a column that empty cells made floats, as "3"."""
-    if value is None or value != value:
-        return ""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _box(values: list[str], place: str) -> tuple | None:
-    if not any(value.strip() for value in values):
-        return None
-    try:
-        box = tuple(map(float, values))
-    except ValueError:
-        raise InputError(
-            f"{place}: the box {' '.join(values)} is not four numbers; correct it, or leave all empty"
-        ) from None
-    return None if any(value != value for value in box) else box
+def _file(paths: PhotoPaths, cell: str) -> str:
+    return file_of(paths.root or "", paths.find(cell))
 
 
 def _split(name: str) -> str:
     name = name.strip().lower()
-    return SPLIT_FOLDERS.get(name, name)
+    return SPLIT_WORDS.get(name, name)

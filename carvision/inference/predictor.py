@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from carvision.data.images import Preprocessing
+from carvision.data.photo_paths import nfc
 from carvision.data.transforms import Normalise, to_float
 from carvision.errors import InputError
 from carvision.models.classifier import Classifier
@@ -114,8 +115,8 @@ def _class_orders(first: Classifier, model: Classifier, number: int) -> dict[str
             f"--ensemble: model {number} has the heads {', '.join(model.labels)}, the first {', '.join(first.labels)}"
         )
     orders = {}
-    for name, ids in first.class_ids.items():
-        theirs = model.class_ids.get(name, [])
+    for name in first.class_ids:
+        ids, theirs = ([nfc(class_id) for class_id in each.class_ids.get(name, [])] for each in (first, model))
         odd = sorted(set(ids) ^ set(theirs))
         if odd:
             raise InputError(

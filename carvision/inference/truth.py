@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import PurePath
 
+from carvision.data.photo_paths import nfc, text_of_path
 from carvision.inference.inputs import Photo
 
 
@@ -20,16 +21,17 @@ class TrueClasses:
         self.from_folders = from_folders
         self.parents = {child: (parent, [int(code) for code in codes]) for child, (parent, codes) in parents.items()}
         self.unknown: Counter[str] = Counter()
-        self.by_id = {head: {value: code for code, value in enumerate(class_ids[head])} for head in heads}
+        self.by_id = {head: {nfc(value): code for code, value in enumerate(class_ids[head])} for head in heads}
         self.by_name: dict[str, dict[str, list[int]]] = {head: {} for head in heads}
         for head in heads:
             for code, name in enumerate(class_names[head]):
-                self.by_name[head].setdefault(name, []).append(code)
+                self.by_name[head].setdefault(nfc(name), []).append(code)
 
     def codes(self, photo: Photo) -> dict[str, int | None]:
         """{head: code, or None where it is not known}."""
         found: dict[str, int | None] = {}
-        folders = PurePath(photo.path).parts[-2::-1] if self.from_folders else ()
+        path = text_of_path(photo.file) if "\\" in photo.path else photo.path  # a list may have other slashes
+        folders = PurePath(path).parts[-2::-1] if self.from_folders else ()
         for head in self.heads:
             if value := photo.truth.get(head):
                 found[head] = self._code(head, value, found)
@@ -43,6 +45,7 @@ class TrueClasses:
         """Of an id, else of a name that no other class has; only of a class that fits the parent already found."""
         parent, codes_of_parents = self.parents.get(head, (None, []))
         parent_code = found.get(parent)
+        value = nfc(value)
         named = self.by_name[head].get(value, [])
         candidates = [self.by_id[head][value]] if value in self.by_id[head] else []
         candidates += named if len(named) == 1 or parent_code is not None else []

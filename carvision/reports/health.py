@@ -14,6 +14,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from carvision.data.health import class_counts, describe_counts, find_copies
+from carvision.data.photo_paths import nfc, text_of_path
 from carvision.data.table import UNKNOWN, Table
 from carvision.errors import InputError, nearest
 from carvision.reports.dataset import plot_class_counts, plot_samples
@@ -136,7 +137,7 @@ def _figures(table: Table, scan: pd.DataFrame, copies: pd.DataFrame) -> dict:
     sized = scan[scan["width"] > 0]
     return {
         "name": table.name,
-        "root": str(table.root),
+        "root": text_of_path(str(table.root)),
         "photos": len(scan),
         "bytes": int(scan["bytes"].sum()),
         "formats": {k: int(n) for k, n in scan.loc[scan["format"] != "", "format"].value_counts().items()},
@@ -167,7 +168,7 @@ def choose_classes(table: Table, show: Sequence[str | int] = (), seed: int = 0) 
             (label, code)
             for label, classes in table.class_labels.items()
             for code in range(len(classes))
-            if value in (classes.ids[code], classes.names[code])
+            if nfc(value) in (nfc(classes.ids[code]), nfc(classes.names[code]))
         ]
         if not hits:
             known = {word for classes in table.class_labels.values() for word in (*classes.names, *classes.ids)}

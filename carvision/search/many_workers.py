@@ -117,7 +117,7 @@ class _Worker:
             sys.stderr.flush()
 
     def last_line(self) -> str:
-        lines = self.output.read_text(errors="replace").split("\n")
+        lines = self.output.read_text(errors="replace", encoding="utf-8").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "").removeprefix("error: ")
 
 
@@ -129,7 +129,8 @@ def visible_gpus() -> list[str]:
     command = shutil.which("nvidia-smi")
     if command is None:
         return []
-    done = subprocess.run([command, "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True)
+    words = [command, "--query-gpu=index", "--format=csv,noheader"]
+    done = subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace")
     return [line.strip() for line in done.stdout.splitlines() if line.strip().isdigit()]
 
 

@@ -102,7 +102,7 @@ def as_first(trial: FrozenTrial) -> FrozenTrial:
 
 def run_trial(plan_file: Path) -> None:
     """Ends the process, with status 0, PRUNED, or another of carvision.train's."""
-    plan = json.loads(plan_file.read_text())
+    plan = json.loads(plan_file.read_text(encoding="utf-8"))
     with one_line_errors():
         config = compose(plan["words"])[0]
         config["run"] |= {"dir": plan["run"], "test": False}

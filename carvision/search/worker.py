@@ -200,7 +200,7 @@ def facts_of(run: Path) -> dict[str, float]:
         history = pd.read_csv(run / "history.csv")
         facts |= {EPOCHS: len(history), SECONDS: round(float(history["seconds"].sum()), 3)}
     if (run / "metrics.json").exists():
-        metrics = json.loads((run / "metrics.json").read_text())
+        metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
         facts |= {SECONDS: metrics["seconds"]["total"], PARAMETERS: metrics["parameters"]}
         facts[BEST_EPOCH] = metrics["best_epoch"] + 1
     return facts
@@ -208,7 +208,7 @@ def facts_of(run: Path) -> dict[str, float]:
 
 def values_of(run: Path, objective: dict[str, str]) -> tuple[list[float] | None, str]:
     """Of the best epoch; None and why where one is missing or no number."""
-    metrics = json.loads((run / "metrics.json").read_text())
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     values = []
     for figure in objective:
         if figure in OF_THE_RUN:
@@ -225,7 +225,8 @@ def reason_of(exitcode: int, output: Path) -> str:
     if exitcode < 0:
         name = signal.Signals(-exitcode).name
         return f"its process was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-    lines = [line.strip() for line in output.read_text(errors="replace").splitlines()] if output.exists() else []
+    text = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
+    lines = [line.strip() for line in text.splitlines()]
     last = next((line for line in reversed(lines) if line), f"its process ended with status {exitcode}")
     return last.removeprefix("error: ")[:500]
 

@@ -211,4 +211,5 @@ def with_found_batch_size(cfg: dict, folder: Path) -> dict:
     """cfg, with the number that an earlier start of the run has found in place of "auto"."""
     if cfg["data"]["batch_size"] != "auto":
         return cfg
-    return with_batch_size(cfg, yaml.safe_load((folder / "config.yaml").read_text())["data"]["batch_size"])
+    earlier = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    return with_batch_size(cfg, earlier["data"]["batch_size"])

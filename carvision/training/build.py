@@ -12,6 +12,7 @@ import torch
 from carvision.data.build import build_split, build_table, download
 from carvision.data.datamodule import PhotoDataModule
 from carvision.data.images import INTERPOLATIONS, Preprocessing
+from carvision.data.photo_paths import nfc
 from carvision.data.photos import Photos
 from carvision.data.splits import without_unseen_classes
 from carvision.data.table import UNKNOWN, Classes, Table
@@ -80,7 +81,7 @@ def build_preprocessing(cfg: dict) -> Preprocessing:
     check_name(model["backbone"])
     described = description_beside(Path(model["weights"]).expanduser())
     if described.is_file():  # an earlier run
-        own = json.loads(described.read_text())["preprocessing"]
+        own = json.loads(described.read_text(encoding="utf-8"))["preprocessing"]
         mean, std, interpolation = own["mean"], own["std"], own["interpolation"]
     else:
         own = timm.get_pretrained_cfg(model["backbone"], allow_unregistered=True)
@@ -181,8 +182,9 @@ def load_weights(classifier: Classifier, source: Path, labels: dict[str, dict]) 
     described = description_beside(source)
     if not above or not described.is_file():
         return
-    theirs = json.loads(described.read_text())["labels"]
-    changed = [name for name, label in labels.items() if theirs.get(name, {}).get("ids") != label.get("ids")]
+    theirs = json.loads(described.read_text(encoding="utf-8"))["labels"]
+    ids = [{name: [*map(nfc, label.get("ids", ()))] for name, label in each.items()} for each in (theirs, labels)]
+    changed = [name for name in labels if ids[0].get(name, []) != ids[1][name]]
     fitting = all(value.shape == own[name].shape for name, value in above.items())
     if changed or not fitting or len(above) != sum(not name.startswith("backbone.") for name in own):
         why = f"its classes of {changed[0]} are others" if changed else "its trunk or heads are built otherwise"

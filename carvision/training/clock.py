@@ -21,7 +21,7 @@ class Clock(Callback):
 
     def __init__(self, file: Path):
         self.file = file
-        self.seconds: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+        self.seconds: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         self.last, self.last_cpu = time.perf_counter(), cpu_seconds()
 
     def lap(self, stage: str) -> None:

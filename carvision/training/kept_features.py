@@ -24,6 +24,7 @@ import carvision
 from carvision.data.datamodule import PhotoDataModule
 from carvision.data.jpeg_part import load_decoder
 from carvision.data.kept_photos import KeptPhotos
+from carvision.data.photo_paths import file_of, text_of_path
 from carvision.data.table import BOX, PLACE, SOURCE, SPLITS
 from carvision.errors import InputError
 from carvision.fixed_photos import what_changes_photos, what_forbids
@@ -152,7 +153,7 @@ class KeptFeatures:
         if table.shards is None:
             root = os.fspath(table.root.resolve())
             for path in rows["path"]:
-                digest.update(f"{root} {path} {_size_and_time(root, path)}\n".encode())
+                digest.update(f"{text_of_path(root)} {path} {_size_and_time(root, path)}\n".encode())
         else:  # wherever the pack lies
             for photo in zip(*(rows[name] for name in ("path", SOURCE, *PLACE[2:])), strict=True):
                 digest.update(f"{photo}\n".encode())
@@ -168,7 +169,7 @@ def place_of(paths, wanted) -> np.ndarray:
 
 def _size_and_time(root: str, path: str) -> tuple[int, int]:
     try:
-        stat = os.stat(os.path.join(root, path))  # noqa: PTH116, PTH118 - a million Paths take longer than the disk
+        stat = os.stat(file_of(root, path))  # noqa: PTH116 - a million Paths take longer than the disk
     except OSError:
         return -1, -1
     return stat.st_size, stat.st_mtime_ns

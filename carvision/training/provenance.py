@@ -74,7 +74,7 @@ def _device_names(trainer: pl.Trainer) -> list[str]:
 
 def _earlier_starts(file: Path) -> list[dict]:
     try:
-        starts = json.loads(file.read_text())
+        starts = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(starts, list):
             return starts
         reason = "is no list"

@@ -10,6 +10,7 @@ import torch
 import yaml
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
+from carvision.data.photo_paths import nfc
 from carvision.data.split_files import splits_of
 from carvision.data.table import Table
 from carvision.errors import InputError
@@ -92,7 +93,7 @@ def load_best(folder: Path) -> dict:
 def are_steps_changed(config: dict, folder: Path) -> bool:
     """Whether optimizer, schedule or their course have other values than the earlier start in the folder. Raises
     InputError for another optimizer or schedule, which could not go on with the state of the one before."""
-    earlier = flat_config(yaml.safe_load((folder / "config.yaml").read_text()))
+    earlier = flat_config(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
     now = flat_config(config)
     changed = [key for key in now if key in earlier and earlier[key] != now[key]]
     for key in ("optimizer.name", "schedule.name"):
@@ -115,6 +116,7 @@ def require_same_photos(table: Table, folder: Path, allow_changes: bool) -> None
     except (ValueError, KeyError):
         raise InputError(f"run.dir: {file} can't be read; give another folder") from None
     now = splits_of(table).astype(str).set_index("path")
+    before, now = (frame.map(nfc).set_axis(frame.index.map(nfc)) for frame in (before, now))
     common = before.index.intersection(now.index)
     columns = [name for name in ("split", *table.class_labels) if name in before]
     moved = (before.loc[common, columns] != now.loc[common, columns]).any(axis=1).sum()

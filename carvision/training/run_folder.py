@@ -35,7 +35,7 @@ def require_same_config(config: dict, folder: Path) -> None:
     """Raises InputError if the run in the folder was begun with another configuration, but for `run` and what changes
     no result; where run.allow_changes is true, the log says what was changed."""
     try:
-        earlier = flat_config(yaml.safe_load((folder / "config.yaml").read_text()))
+        earlier = flat_config(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
     except (yaml.YAMLError, AttributeError):
         raise InputError(f"run.dir: {folder / 'config.yaml'} can't be read; give another folder") from None
     now = flat_config(config)

@@ -132,7 +132,7 @@ def _run_parts(cfg: dict, folder: Path, resume: bool, callbacks: Sequence[Callba
         else:
             own = {**cfg, "data": {**cfg["data"], "split": {**cfg["data"]["split"], "fold": value}}}
         if done:
-            parts.append(json.loads((part / "metrics.json").read_text()))
+            parts.append(json.loads((part / "metrics.json").read_text(encoding="utf-8")))
         else:
             parts.append(run_training(own, part, folds[0] if seeds else value, begun, ends, callbacks))
     split = "test" if cfg["run"]["test"] else "val"

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from carvision.data.disk import read_text
+from carvision.data.split_files import find_rows
 from carvision.data.table import UNKNOWN, Classes, Table
 from carvision.errors import InputError
 
@@ -45,9 +45,11 @@ class Pairs:
 
 
 def read_pairs(file: Path, table: Table, allow_missing: bool = False) -> Pairs:
-    """The pairs of a text file: a line a pair, `path1 path2 label`, separated by blanks, tabs or commas, in any order.
+    """The pairs of a text file: a line a pair, `path1 path2 label`, separated by blanks, tabs, semicolons or commas, in
+    any order.
 
-    Paths are those of the table, or below its folder image/, as in CompCars' lists. label: 1 (same) or 0 (different);
+    Paths are those of the table, in any spelling of `PhotoPaths`, or below its folder image/, as in CompCars' lists.
+    label: 1 (same) or 0 (different);
     also -1, true, false. The first line may be a header; what stands after the label is left aside, so that a
     pairs_<name>.csv of an earlier verification can be read.
     allow_missing: pairs of photos that the table lacks are left out, and counted, instead of raising InputError.
@@ -85,19 +87,24 @@ def _cells(file: Path) -> list[tuple[int, list[str]]]:
 
 
 def _separated(line: str) -> list[str]:
-    for separator in "\t,":
-        if separator in line:
-            return [cell.strip() for cell in next(csv.reader([line], delimiter=separator))]
-    return line.split()
+    """By the separator that gives a label in the third cell, else by one that is there, as in a header."""
+    rows = [
+        [cell.strip() for cell in next(csv.reader([line], delimiter=separator, skipinitialspace=True))]
+        for separator in "\t;,"
+    ]
+    rows.append(line.split())
+    labelled = [row for row in rows if len(row) >= 3 and row[2].lower() in SAME]
+    return next(iter(labelled or [row for row in rows if len(row) > 1]), rows[-1])
 
 
 def _rows_of(paths: np.ndarray, table: Table) -> np.ndarray:
     """int64: the rows of these photos; -1 where the table has none."""
-    index = pd.Index(table.rows["path"])
-    places = index.get_indexer(paths)
-    absent = places < 0
-    places[absent] = index.get_indexer([f"image/{path}" for path in paths[absent]])
-    return places.astype(np.int64)
+    known = set(table.rows["path"])
+    below = [f"image/{path}" for path in paths]
+    places = find_rows(table, [inner if inner in known else path for path, inner in zip(paths, below, strict=True)])
+    absent = np.flatnonzero(places < 0)
+    places[absent] = find_rows(table, [below[i] for i in absent])
+    return places
 
 
 def generate_pairs(table: Table, label: str, difficulty: str, num_pairs: int, seed: int) -> Pairs:

@@ -74,7 +74,7 @@ def real_data(name: str) -> Path:
 def write_photo(path: Path, size: tuple[int, int] = (16, 12)) -> Path:
     """A JPEG of a few hundred bytes whose colour, and so whose bytes, depend on the last four parts of its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    seed = zlib.crc32("/".join(path.parts[-4:]).encode())
+    seed = zlib.crc32(os.fsencode("/".join(path.parts[-4:])))
     noise = np.random.default_rng(seed).integers(0, 256, (2, 2, 3), dtype=np.uint8)
     Image.fromarray(noise).resize(size).save(path, quality=95)
     return path

@@ -1,3 +1,6 @@
+import shutil
+from pathlib import Path
+
 import pytest
 
 from carvision.data.folder import read_folder
@@ -34,14 +37,14 @@ def test_photos_by_extension_in_any_case_and_depth(tmp_path, caplog):
     layouts.write_class_folders(tmp_path, {"oak/near/trunk": 1, "oak": 1})
     for name in ("a.JPG", "b.jpeg", "c.Png", "d.webp", "e.bmp", "f.gif", "g.tif", "h.TIFF"):
         (tmp_path / "oak" / name).write_bytes(b"not decoded here")
-    for name in (".hidden.jpg", ".DS_Store", "notes.txt", "more.txt", "photo.heic"):
+    for name in (".hidden.jpg", ".DS_Store", "notes.txt", "more.txt", "photo.mov"):
         (tmp_path / "oak" / name).write_bytes(b"x")
     layouts.write_photo(tmp_path / "oak" / ".cache" / "thumb.jpg")
     table = read_folder(tmp_path)
     assert len(table) == 10
     assert "oak/near/trunk/0.jpg" in table.rows["path"].tolist()
     assert "3 files are no photos" in caplog.text
-    assert ".txt: 2, .heic: 1" in caplog.text
+    assert ".txt: 2, .mov: 1" in caplog.text
 
 
 def test_linked_class_folders_are_followed(tmp_path):
@@ -51,9 +54,105 @@ def test_linked_class_folders_are_followed(tmp_path):
     assert read_folder(tmp_path / "root").rows["path"].tolist() == ["oak/0.jpg", "oak/1.jpg"]
 
 
+@pytest.mark.parametrize("relative", [False, True])
+def test_links_within_the_data_never_give_a_photo_another_class(tmp_path, caplog, monkeypatch, relative):
+    layouts.write_class_folders(tmp_path, {"ash": 2, "oak": 1})
+    (tmp_path / "ash" / "all").symlink_to("..")
+    (tmp_path / "elm").symlink_to("oak")
+    monkeypatch.chdir(tmp_path)
+    root = "." if relative else tmp_path
+    table = read_folder(root)
+    assert table.rows["path"].tolist() == ["ash/0.jpg", "ash/1.jpg", "oak/0.jpg"]
+    assert table.labels["class"].ids == ("ash", "oak")
+    assert f"2 links lead to folders that are read elsewhere (first: {root}/ash/all, which is {root}" in caplog.text
+
+
+def test_two_class_folders_that_are_links_to_one(tmp_path):
+    layouts.write_class_folders(tmp_path / "elsewhere", {"x": 2})
+    layouts.write_class_folders(tmp_path / "root", {"ash": 1})
+    for name in ("elm", "oak"):
+        (tmp_path / "root" / name).symlink_to(tmp_path / "elsewhere" / "x")
+    with pytest.raises(InputError, match=r"root/oak and .*root/elm are links to the same folder \(.*elsewhere/x\)"):
+        read_folder(tmp_path / "root")
+
+
+def test_splits_by_links_to_folders_that_are_no_split(tmp_path):
+    layouts.write_class_folders(tmp_path, {"all/oak": 2, "all/ash": 1, "train/elm": 1})
+    (tmp_path / "train" / "oak").symlink_to("../all/oak")
+    (tmp_path / "val").symlink_to("train")
+    rows = read_folder(tmp_path).rows
+    assert rows["path"].tolist() == ["train/elm/0.jpg", "train/oak/0.jpg", "train/oak/1.jpg"]
+    assert set(rows["split"]) == {"train"}
+
+
+def test_a_class_folder_that_is_a_dangling_link_is_not_lost_in_silence(tmp_path):
+    layouts.write_class_folders(tmp_path, {"ash": 1})
+    (tmp_path / "oak").symlink_to("/unmounted/oak")
+    with pytest.raises(InputError, match=r"hold no photos, or are dangling links \(first: oak\)"):
+        read_folder(tmp_path)
+    assert read_folder(tmp_path, allow_missing=True).labels["class"].ids == ("ash",)
+
+
+@pytest.mark.parametrize("name", ["train", "Test", "val"])
+def test_a_class_may_have_the_name_of_a_split(tmp_path, name):
+    layouts.write_class_folders(tmp_path / "empty", {"bus": 1, "car": 2, name: 0})
+    with pytest.raises(
+        InputError, match=rf"1 class folders .* hold no photos, or are dangling links \(first: {name}\)"
+    ):
+        read_folder(tmp_path / "empty")
+    shutil.rmtree(tmp_path / "empty")
+    layouts.write_class_folders(tmp_path, {"bus": 1, "car": 2, name: 2})
+    table = read_folder(tmp_path)
+    assert set(table.labels["class"].ids) == {"bus", "car", name} and len(table) == 5
+    assert set(table.rows["split"]) == {""}
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"bus": 1, "car": 1, "train": 1, "train/steam": 1}, "train in .* holds folders with photos, as a split does"),
+        ({"bus": 1, "car": 1, "train/steam": 1, "train/diesel": 1}, "stands beside bus, car, with photos directly"),
+        ({"train": 3, "val": 2}, "train in .* holds photos without a class folder"),
+        ({"bus": 1, "test/bus": 1}, "has test but no folder train"),
+    ],
+)
+def test_layouts_that_can_be_read_in_two_ways(tmp_path, counts, message):
+    layouts.write_class_folders(tmp_path, counts)
+    with pytest.raises(InputError, match=rf"^data\.root: .*{message}"):
+        read_folder(tmp_path)
+
+
+def test_an_unlabelled_test_folder_is_left_out(tmp_path, caplog):
+    layouts.write_class_folders(tmp_path, {"train/oak": 2, "train/ash": 1, "test": 3})
+    assert set(read_folder(tmp_path).rows["split"]) == {"train"}
+    assert "3 photos are in no class folder" in caplog.text
+
+
+def test_class_folders_in_either_form_of_unicode_are_one_class(tmp_path):
+    composed, decomposed = "Ros\u00e9", "Rose\u0301"
+    layouts.write_class_folders(tmp_path, {f"train/{decomposed}": 2, f"val/{composed}": 1, "train/ash": 1})
+    table = read_folder(tmp_path)
+    assert table.labels["class"].ids == (composed, "ash") and len(table) == 4
+    for value in (composed, decomposed):
+        assert table.only_classes([value]).rows["path"].str.contains("/Ros").all()
+    layouts.write_class_folders(tmp_path / "alone", {decomposed: 2, "ash": 1})
+    assert read_folder(tmp_path / "alone").labels["class"].names == (decomposed, "ash")  # shown as it is on disk
+
+
+def test_names_that_are_no_utf8(tmp_path):
+    layouts.write_class_folders(tmp_path, {"Bl\udcfcte": 2, "ash": 1})
+    layouts.write_photo(tmp_path / "ash" / "K\udce4fer.jpg")
+    table = read_folder(tmp_path)
+    assert table.rows["path"].tolist() == ["Bl\\xfcte/0.jpg", "Bl\\xfcte/1.jpg", "ash/0.jpg", "ash/K\\xe4fer.jpg"]
+    assert table.labels["class"].names == ("Bl\\xfcte", "ash")
+    assert all(Path(table.photo(row)).is_file() for row in range(4))
+
+
 def test_an_empty_class_folder(tmp_path, caplog):
     layouts.write_class_folders(tmp_path, {"train/oak": 2, "train/ash": 0, "val/oak": 1})
-    with pytest.raises(InputError, match=r"1 class folders .*hold no photos \(first: train/ash\)"):
+    with pytest.raises(
+        InputError, match=r"1 class folders .*hold no photos, or are dangling links \(first: train/ash\)"
+    ):
         read_folder(tmp_path)
     assert read_folder(tmp_path, allow_missing=True).labels["class"].ids == ("oak",)
     assert "train/ash" in caplog.text

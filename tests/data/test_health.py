@@ -181,7 +181,7 @@ def test_interrupt_ends_the_scan_without_a_word_from_workers(tmp_path, after_s):
     try:
         assert child.stdout.readline() == "ready\n"
         children = Path(f"/proc/{child.pid}/task/{child.pid}/children")
-        while len(children.read_text().split()) < 3:  # two workers and multiprocessing's own process
+        while len(children.read_text(encoding="utf-8").split()) < 3:  # two workers and multiprocessing's own process
             time.sleep(0.01)
         time.sleep(after_s)
         os.killpg(child.pid, signal.SIGINT)

@@ -6,7 +6,8 @@ import os
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from carvision.data.images import FORMATS, BadImage, open_image, to_square
+from carvision.data import images
+from carvision.data.images import FORMATS, BadImage, open_image, to_square, with_heic
 from tests.data.test_images import difference, encoded, plain_square, preprocessing, smooth, square_of
 
 
@@ -36,13 +37,35 @@ def test_a_file_that_is_a_program_is_not_run(tmp_path, ghostscript):
     assert ghostscript.exists()  # the file is a real one
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", [*FORMATS, *with_heic()])
 def test_each_format_is_known_by_its_content(tmp_path, form):
     path = tmp_path / "photo.jpg"
     path.write_bytes(encoded(smooth(), form))
     with open_image(path) as image:
         assert image.format == form
     assert difference(square_of(path), plain_square(smooth())) < 8  # GIF has 256 colours
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_heic_stands_upright_once(tmp_path, orientation):
+    """Its decoder turns it, by the boxes irot and imir, and then the EXIF orientation must not turn it again."""
+    if not with_heic():
+        pytest.skip("the extra heic is not installed")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned = smooth()
+    turned.save(tmp_path / "photo.heic", "HEIF", quality=95, exif=exif.tobytes())
+    turned.save(tmp_path / "photo.png", exif=exif.tobytes())
+    assert difference(square_of(tmp_path / "photo.heic"), square_of(tmp_path / "photo.png")) < 3
+    box = [10, 5, 40, 30]
+    assert difference(square_of(tmp_path / "photo.heic", box=box), square_of(tmp_path / "photo.png", box=box)) < 3
+
+
+def test_heic_without_its_decoder_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "with_heic", lambda: ())
+    (tmp_path / "photo.jpg").write_bytes(b"\0\0\0\x1cftypheic" + bytes(100))
+    with pytest.raises(BadImage, match=r"HEIC photos, which need the extra heic \(pip install 'carvision\[heic\]'\)"):
+        square_of(tmp_path / "photo.jpg")
 
 
 def test_a_camera_s_pair_of_pictures_in_one_file_is_a_photo(tmp_path):

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -74,7 +76,38 @@ def test_absolute_paths_backslashes_and_a_byte_order_mark(tmp_path):
     file.write_text(f"path,class\r\n{absolute},x\r\nsub\\2.jpg,y\r\n", encoding="utf-8-sig")
     table = read_manifest(tmp_path / "root", file, ["class"])
     assert table.rows["path"].tolist() == [str(absolute), "sub/2.jpg"]
-    assert all((table.root / path).is_file() for path in table.rows["path"])
+    assert all(Path(table.photo(row)).is_file() for row in range(2))
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        (
+            ("a.jpg,x", "./a.jpg,y"),
+            "one photo has two classes: class is 'x' of a.jpg in line 2, and 'y' of ./a.jpg in line 3",
+        ),
+        (("a.jpg,x", "sub\\..\\a.jpg,y"), "one photo has two classes: class is 'x'"),
+        (
+            ("b.jpg,x", "a.jpg,x", "b.jpg,x", "{root}//a.jpg,y"),
+            "one .* of a.jpg in line 3, and 'y' of /.*//a.jpg in line 5",
+        ),
+        (("../o.jpg,x", "{root}/../o.jpg,y"), "one photo has two classes"),
+        (("Bl\u00fcte.jpg,x", "Blu\u0308te.jpg,y"), "one photo has two classes"),
+        (
+            ("a.jpg,x", "./a.jpg,x"),
+            r"1 photos are listed more than once \(first: a.jpg in line 2, as ./a.jpg in line 3\)",
+        ),
+    ],
+)
+def test_one_photo_in_two_spellings(tmp_path, cells, message):
+    root = tmp_path / "root"
+    for name in ("a.jpg", "b.jpg", "../o.jpg", "Bl\u00fcte.jpg", "sub/c.jpg"):
+        layouts.write_photo(root / name)
+    (root / "m.csv").write_text(
+        "path,class\n" + "".join(f"{cell.format(root=root)}\n" for cell in cells), encoding="utf-8"
+    )
+    with pytest.raises(InputError, match=rf"^data.file: .*m.csv: {message}"):
+        read_manifest(root, "m.csv", ["class"])
 
 
 def test_an_absent_photo(tmp_path):
@@ -95,7 +128,7 @@ def test_an_absent_photo(tmp_path):
         ({"labels": ["make", "make"]}, "'make' is given twice"),
         ({"labels": ["make"], "numbers": ["make"]}, "'make' is given twice"),
         ({"labels": ["make"], "parents": {"model": "make"}}, r"data.parents: 'model' is not one of data.labels"),
-        ({"labels": ["make"], "numbers": ["note"]}, r"note of photo 1 is 'x', no number"),
+        ({"labels": ["make"], "numbers": ["note"]}, r"line 2: note is 'x', no number"),
         ({"labels": ["error"]}, "'error' is a column with a meaning"),
         ({"labels": ["make"], "numbers": ["joint"]}, "'joint' is a column with a meaning"),
         ({"labels": ["make", "make_2"]}, "'make_2' is a column of the predictions of 'make'"),
@@ -115,12 +148,12 @@ def test_wrong_arguments(tmp_path, arguments, message):
     ("text", "message"),
     [
         ("path,class,split\n1.jpg,x,dev\n", "split 'dev' is not one of train, val, valid, validation, test, or empty"),
-        ("path,class\n1.jpg,x\n,y\n", "photo 2 has no path"),
+        ("path,class\n1.jpg,x\n,y\n", "line 3 has no path"),
         ("path,class\n1.jpg,x\n1.jpg,x\n", "1 photos are listed more than once"),
         ("path,class\n", "no photos"),
-        ("", "cannot be read"),
-        ('path,class\n1.jpg,"x\n', "cannot be read"),
-        ("path;class\n1.jpg;x\n", "has no column 'path'; its columns: path;class"),
+        ("", "has no column 'path'; its columns: none"),
+        ('path,class\n1.jpg,"x\n', "line 2 can't be read as CSV"),
+        ("path|class\n1.jpg|x\n", "has no column 'path'; its columns: path|class"),
     ],
 )
 def test_wrong_content(tmp_path, text, message):
@@ -137,10 +170,10 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(InputError, match=r"m.csv does not exist"):
         read_manifest(tmp_path, "m.csv", ["class"])
     (tmp_path / "m.parquet").write_bytes(b"PAR1 but no more")
-    with pytest.raises(InputError, match=r"m.parquet cannot be read"):
+    with pytest.raises(InputError, match=r"m.parquet can't be read as Parquet"):
         read_manifest(tmp_path, "m.parquet", ["class"])
     (tmp_path / "m.csv").write_bytes(b"path,class\n1.jpg,caf\xe9\n")
-    with pytest.raises(InputError, match=r"m.csv cannot be read"):
+    with pytest.raises(InputError, match=r"m.csv, line 2: 'caf\\xe9' is not in the encoding UTF-8"):
         read_manifest(tmp_path, "m.csv", ["class"])
     with pytest.raises(InputError, match=r"'m.xlsx' does not end in one of .csv, .tsv, .parquet"):
         read_manifest(tmp_path, "m.xlsx", ["class"])

@@ -7,6 +7,7 @@ import multiprocessing
 import tarfile
 from collections import namedtuple
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from PIL import Image
 
 from carvision.data import packing
 from carvision.data.compcars import read_compcars
+from carvision.data.folder import read_folder
 from carvision.data.images import BLANK, open_image
 from carvision.data.packed import read_packed
 from carvision.data.splits import kfold_split, official_split, stratified_split
@@ -22,7 +24,7 @@ from carvision.data.table import BOX, PLACE, SOURCE, Table
 from carvision.data.verifying import verify_pack
 from carvision.errors import InputError
 from carvision.folder_lock import lock_folder
-from tests.data.layouts import write_compcars
+from tests.data.layouts import write_compcars, write_photo
 from tests.data.packs import NUM, form, pack_small, write_photos
 
 
@@ -47,6 +49,17 @@ def test_a_pack_is_the_same_table_with_the_same_bytes(table, tmp_path):
         assert packed.photo(row).read() == packed.packed.read(row) == content
     assert str(packed.photo(7)).startswith(f"{table.rows['path'][7]} of ")
     assert verify_pack(tmp_path / "pack", 0) == {}
+
+
+def test_file_names_of_any_bytes(tmp_path):
+    for name in ("Bl\udcfcten/K\udce4fer.jpg", "Bl\udcfcten/2.jpg", "\u65e5\u672c/1.jpg"):
+        write_photo(tmp_path / "photos" / name)
+    table = read_folder(tmp_path / "photos")
+    pack_small(table, tmp_path / "pack")
+    packed = read_packed(tmp_path / "pack")
+    assert_same_table(packed, table)
+    assert packed.rows["path"].tolist() == ["Bl\\xfcten/2.jpg", "Bl\\xfcten/K\\xe4fer.jpg", "\u65e5\u672c/1.jpg"]
+    assert all(packed.photo(row).read() == Path(table.photo(row)).read_bytes() for row in range(3))
 
 
 def test_every_label_of_compcars_is_packed_with_its_parents_and_boxes(tmp_path):

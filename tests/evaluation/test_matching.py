@@ -55,6 +55,14 @@ def test_other_names_of_the_same_ids_are_told(tmp_path):
     assert "2 of 3 classes that match by id have other names (first: id 10 is 'rose' in the data, 'A4'" in note
 
 
+@pytest.mark.parametrize("by", ["id", "name"])
+def test_either_form_of_unicode(tmp_path, by):
+    described = {"ids": ["Ros\u00e9", "x"], "names": ["Ros\u00e9", "x"], "parent": None, "parent_codes": []}
+    model = Classes(("x", "Rose\u0301"), ("x", "Rose\u0301"))
+    found = match_classes(table(tmp_path, model, [1, 0]), {"model": described}, by=by)
+    assert found.targets["model"].tolist() == [0, 1] and not found.notes and found.unmatched.empty
+
+
 def test_by_name_whatever_its_case(tmp_path):
     model = Classes(("0", "1"), ("z4", "a4"))
     found = match_classes(table(tmp_path, model, [0, 1]), {"model": LABELS["model"]}, by="name")

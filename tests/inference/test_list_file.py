@@ -3,8 +3,16 @@
 import pandas as pd
 import pytest
 
+from carvision.data.photo_paths import PhotoPaths
 from carvision.errors import InputError
-from carvision.inference.list_file import check, columns_of, has_boxes, read_list
+from carvision.inference import list_file
+from carvision.inference.list_file import check, columns_of, has_boxes
+
+
+def read_list(file, split, labels):
+    """Without the files."""
+    return [(path, *rest) for path, _, *rest in list_file.read_list(file, split, labels, PhotoPaths(file.parent))]
+
 
 TABLE = pd.DataFrame(
     {
@@ -62,7 +70,38 @@ def test_other_separators_within_cells_are_text(tmp_path):
     file.write_text("path,a;b\nx;1.jpg,2\n")
     assert columns_of(file) == ["path", "a;b"] and [row[0] for row in read_list(file, None, ())] == ["x;1.jpg"]
     file.write_text("path\nx;1,2.jpg\n")
-    assert [row[0] for row in read_list(file, None, ())] == ["x;1"]
+    assert [row[0] for row in read_list(file, None, ())] == ["x;1,2.jpg"]  # with one column, nothing separates
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (("a.jpg,x,1", "b.jpg,y,2", "./a.jpg,z,1"), "model is 'x' of a.jpg in line 2, and 'z' of ./a.jpg in line 4"),
+        (
+            ("a.jpg,x,1", "sub\\..\\a.jpg,x,2", "b.jpg,x,1"),
+            r"make is '1' of a.jpg in line 2, and '2' of sub\\..\\a.jpg in line 3",
+        ),
+        (
+            ("{root}/a.jpg,x,1", "a.jpg,,1", "a.jpg,y,1"),
+            "model is 'x' of /.*/a.jpg in line 2, and 'y' of a.jpg in line 4",
+        ),
+    ],
+)
+def test_one_photo_with_two_classes(tmp_path, rows, message):
+    file = tmp_path / "list.csv"
+    (tmp_path / "a.jpg").touch()
+    file.write_text("path,model,make\n" + "".join(f"{row.format(root=tmp_path)}\n" for row in rows), encoding="utf-8")
+    with pytest.raises(InputError, match=f"^--list: .*list.csv: one photo has two classes: {message}; keep the right"):
+        read_list(file, None, ("model", "make"))
+    assert len(read_list(file, None, ())) == 3  # nobody asks
+
+
+def test_one_photo_with_two_boxes_may_have_two_classes(tmp_path):
+    file = tmp_path / "list.csv"
+    file.write_text(
+        "path,model,left,top,right,bottom\na.jpg,x,1,1,9,9\na.jpg,y,9,1,19,9\na.jpg,x,1,1,9,9\n", encoding="utf-8"
+    )
+    assert [row[2] for row in read_list(file, None, ("model",))] == [{"model": "x"}, {"model": "y"}, {"model": "x"}]
 
 
 def test_lines_of_text(tmp_path):
@@ -81,9 +120,9 @@ def test_lines_of_text(tmp_path):
         ("l.csv", b"file,split\na.jpg,test\n", "has no column 'path'; its columns: file, split"),
         ("l.csv", b"file;split\na.jpg;test\n", "has no column 'path'; its columns: file, split"),
         ("l.csv", b"", "has no column 'path'; its columns: none"),
-        ("l.csv", b"path\n\na.jpg\n\"\"\n", "photo 2 has no path"),
-        ("l.csv", b"path,left,top,right,bottom\na.jpg,1,2,x,4\n", "photo 1: the box 1 2 x 4 is not four numbers"),
-        ("l.csv", b"path,left,top,right,bottom\na.jpg,1,2\n", "photo 1: the box 1 2   is not four numbers"),
+        ("l.csv", b"path,make\n\na.jpg,x\n,y\n", "line 4 has no path"),
+        ("l.csv", b"path,left,top,right,bottom\na.jpg,1,2,x,4\n", "line 2: right is 'x', no number"),
+        ("l.csv", b"path,left,top,right,bottom\na.jpg,1,2\n", "line 2: the box 1 2 - - is not four numbers"),
         ("l.csv", b"path\n\"" + b"a" * 200_000 + b"\"\n", "line 2 can't be read as CSV"),
         ("l.csv", "path\na.jpg\n".encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
         ("l.txt", "a.jpg\n".encode("utf-16"), "is UTF-16 text; save it as UTF-8"),

@@ -52,5 +52,14 @@ def test_of_folders_the_nearest_that_is_a_class():
     assert codes(Photo("7/2/a.jpg", "", None, {"make": "3"}), from_folders=True)[0]["make"] == 0  # lists come first
 
 
+def test_folders_of_windows_paths_of_other_bytes_and_of_either_form_of_unicode():
+    ids = {"make": ["Ros\u00e9", "Bl\\xfcte"]}
+    truths = TrueClasses(ids, ids, {}, ["make"], True)
+    assert truths.codes(Photo("Rose\u0301/1.jpg", "Rose\u0301/1.jpg"))["make"] == 0
+    assert truths.codes(Photo("Rose\u0301\\1.jpg", "Rose\u0301/1.jpg"))["make"] == 0
+    assert truths.codes(Photo("Bl\\xfcte/1.jpg", "Bl\udcfcte/1.jpg"))["make"] == 1
+    assert truths.codes(Photo("a.jpg", "a.jpg", None, {"make": "Rose\u0301"}))["make"] == 0
+
+
 def test_only_the_heads_asked_for():
     assert codes(Photo("BMW/X5/a.jpg", ""), heads=("make",), from_folders=True)[0] == {"make": 1}

@@ -51,4 +51,4 @@ def wait_for(condition: Callable[[], bool], process: multiprocessing.Process, se
 
 
 def printed(folder: Path) -> str:
-    return Path(f"{folder}.out").read_text()
+    return Path(f"{folder}.out").read_text(encoding="utf-8")

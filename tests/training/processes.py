@@ -162,4 +162,4 @@ def _train_all(variables: dict[str, str], runs: list[tuple[Path, list[str]]]) ->
             parts = {"losses": np.mean(of_all(losses), axis=0).tolist(), "sizes": of_all(sizes)}
             if is_first_process():
                 for name, values in parts.items():
-                    Path(f"{folder}.{name}.json").write_text(json.dumps(values))
+                    Path(f"{folder}.{name}.json").write_text(json.dumps(values), encoding="utf-8")

@@ -3,12 +3,17 @@
 import json
 import multiprocessing
 import shutil
+import unicodedata
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from carvision.data.split_files import write_splits
+from carvision.data.table import Classes, Table
 from carvision.errors import InputError
+from carvision.training.resuming import require_same_photos
 from carvision.training.run_folder import lock_folder
 from carvision.training.stopping import Stopping
 from tests.small_runs import demo, train
@@ -30,6 +35,19 @@ def cut(monkeypatch):
 
     monkeypatch.setattr(Stopping, "on_train_batch_end", on_train_batch_end)
     return lambda epoch, batch: asked.append((epoch, batch))
+
+
+def test_photos_and_classes_are_the_same_in_either_form_of_unicode(tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "Ros\u00e9") for form in ("NFC", "NFD"))
+    for name in (composed, decomposed):
+        rows = pd.DataFrame({"path": [f"{name}/1.jpg", f"{name}/2.jpg"], "split": ["train", "val"]})
+        rows["class"] = np.zeros(2, np.int32)
+        table = Table("folder", tmp_path, rows, {"class": Classes((name,), (name,))}, "class")
+        if name == composed:
+            write_splits(table, tmp_path / "splits.csv")
+        require_same_photos(table, tmp_path, allow_changes=False)
+    with pytest.raises(InputError, match="0 more, 0 fewer, 2 in another split or class"):
+        require_same_photos(table.with_split(["val", "train"]), tmp_path, allow_changes=False)
 
 
 @pytest.fixture(scope="module")

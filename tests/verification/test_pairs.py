@@ -152,6 +152,20 @@ def test_paths_with_blanks_and_commas(tmp_path):
     assert read_pairs(tmp_path / "list.tsv", table).first.tolist() == [0]
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["a b.jpg;Bl\u00fcte/c,d.jpg;0", ".\\a b.jpg\tBlu\u0308te\\c,d.jpg\t0", '"./a b.jpg", "Bl\u00fcte//c,d.jpg", 0'],
+)
+def test_paths_in_other_spellings(tmp_path, line):
+    table = made_table(2, path=["a b.jpg", "Bl\u00fcte/c,d.jpg"])
+    (tmp_path / "list.txt").write_text(f"{line}\n", encoding="utf-8-sig")
+    pairs = read_pairs(tmp_path / "list.txt", table)
+    assert pairs.first.tolist() == [0] and pairs.second.tolist() == [1]
+    (tmp_path / "list.txt").write_text(f"{line}\n", encoding="utf-16")
+    with pytest.raises(InputError, match=r"list\.txt is UTF-16 text; save it as UTF-8"):
+        read_pairs(tmp_path / "list.txt", table)
+
+
 def test_unknown_photos_are_an_error_or_counted(tmp_path, caplog):
     file = tmp_path / "list.txt"
     file.write_text("0.jpg 1.jpg 1\n\n0.jpg 9.jpg 0\n8.jpg 1.jpg 0\n")

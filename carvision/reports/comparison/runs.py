@@ -137,7 +137,7 @@ def _read_metrics(folder: Path) -> dict | None:
     if not file.exists():
         return None
     try:
-        metrics = json.loads(file.read_text())
+        metrics = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{file} can't be read ({_first_line(error)}); leave this run out") from None
     if not isinstance(metrics, dict) or not all(isinstance(metrics.get(split, {}), dict) for split in SPLITS):
@@ -150,7 +150,7 @@ def _read_config(folder: Path) -> dict[str, object]:
     if not file.exists():
         return {}
     try:
-        config = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        config = yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{file} can't be read ({_first_line(error)}); leave this run out") from None
     return flat_config(config or {})
@@ -159,14 +159,14 @@ def _read_config(folder: Path) -> dict[str, object]:
 def _num_parameters(folder: Path) -> float:
     """From the line "all" of summary.txt."""
     file = folder / "summary.txt"
-    line = re.search(r"^all +([\d,]+)", file.read_text(), re.MULTILINE) if file.exists() else None
+    line = re.search(r"^all +([\d,]+)", file.read_text(encoding="utf-8"), re.MULTILINE) if file.exists() else None
     return float(line[1].replace(",", "")) if line else float("nan")
 
 
 def _num_classes(folder: Path) -> dict[str, int]:
     file = folder / "model.json"
     try:
-        labels = json.loads(file.read_text())["labels"] if file.exists() else {}
+        labels = json.loads(file.read_text(encoding="utf-8"))["labels"] if file.exists() else {}
         return {head: len(label["ids"]) for head, label in labels.items() if "ids" in label}
     except (ValueError, KeyError, TypeError):
         return {}  # only the choice of the finest head needs them, and has another way

@@ -1,0 +1,151 @@
+"""Which files in a folder, and in the folders below it, are photos."""
+# Strings, as Path objects of a million files would take longer than the disk:
+# ruff: noqa: PTH110, PTH114, PTH118, PTH122
+
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+from carvision.data.images import HEIC_HINT
+from carvision.data.photo_paths import text_of_path
+from carvision.errors import InputError
+
+HEIC_EXTENSIONS = (".heic", ".heif", ".hif", ".heics", ".heifs")  # as iPhones write them; the extra "heic" reads them
+# By the format that images.FORMATS names, in any case. Not .pfm: its floating-point values have no known range.
+PHOTO_EXTENSIONS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx",
+    *((".avif", ".avifs") if find_spec("PIL.AvifImagePlugin") else ()),
+    *(HEIC_EXTENSIONS if find_spec("pillow_heif") else ()),
+)  # fmt: skip
+
+
+@dataclass
+class LeftOut:
+    """Collects what a walk passed over.
+
+    others: files that are no photos, by extension. heic: the number of photos that lack their decoder.
+    links: {link to a folder: where else that folder is read}; dangling: links that lead nowhere, apart from those that
+    are photos by their name, which whoever reads them reports as missing.
+    """
+
+    others: Counter[str] = field(default_factory=Counter)
+    heic: int = 0
+    links: dict[str, str] = field(default_factory=dict)
+    dangling: list[str] = field(default_factory=list)
+    first: dict[str, str] = field(default_factory=dict)  # of the others and of heic
+
+    def line(self) -> str:
+        """Report all of it in one line, "" where nothing was left out."""
+        parts = []
+        if self.heic:
+            parts.append(f"{self.heic:,} HEIC photos (first: {self.first['heic']}), {HEIC_HINT}")
+        if self.others:
+            kinds = ", ".join(f"{kind}: {num:,}" for kind, num in self.others.most_common(5))
+            text = f"{self.others.total():,} files are no photos by their extension"
+            parts.append(f"{text} ({kinds}; first: {self.first['others']})")
+        if self.links:
+            link, there = next(iter(self.links.items()))
+            text = f"{len(self.links):,} links lead to folders that are read elsewhere"
+            parts.append(f"{text} (first: {text_of_path(link)}, which is {text_of_path(there)})")
+        if self.dangling:
+            parts.append(f"{len(self.dangling):,} links lead nowhere (first: {text_of_path(self.dangling[0])})")
+        return "left out: " + "; ".join(parts) if parts else ""
+
+    def add_file(self, path: str, is_link: bool) -> None:
+        extension = os.path.splitext(path)[1].lower()
+        if is_link and not os.path.exists(path):
+            self.dangling.append(path)
+        elif extension in HEIC_EXTENSIONS:
+            self.heic += 1
+            self.first.setdefault("heic", text_of_path(path))
+        else:
+            self.others[extension or "no extension"] += 1
+            self.first.setdefault("others", text_of_path(path))
+
+
+def walk(folder: str, left_out: LeftOut, only: Collection[str] | None = None) -> Iterator[str]:
+    """Yield the photos in the folder and deeper, known by their extension; files and folders in turn, by name.
+
+    Hidden files and folders are ignored. Links are followed, and each real folder is read once: under its own name
+    where it lies in `folder`, else under the first link to it; never a folder that holds `folder`. only: names of the
+    sub-folders that are read, instead of all that is in `folder`. In memory at a time are the names in one folder and
+    in those above it, and of the folders that links led to. Raises InputError for a folder that can't be read.
+    """
+    top = os.path.realpath(folder)
+    if only is None:
+        homes = {top: folder}
+    else:
+        inside = {name: os.path.join(folder, name) for name in only}
+        homes = {os.path.join(top, name): path for name, path in inside.items() if not os.path.islink(path)}
+    through_links: dict[str, str] = {}  # real path -> the path it is read under, of folders outside of the homes
+    pending = [(folder, False, iter(_entries(folder, top, only)))]
+    while pending:
+        above, came_by_link, entries = pending[-1]
+        name, real, is_link = next(entries, (None, None, False))
+        if name is None:
+            pending.pop()
+            continue
+        path = os.path.join(above, name)
+        by_link = is_link or came_by_link
+        if real is None:
+            if is_photo(name):
+                yield path
+            else:
+                left_out.add_file(path, is_link)
+        elif by_link and (there := _read_elsewhere(real, homes, through_links)):
+            left_out.links[path] = there
+        else:
+            if by_link:
+                through_links[real] = path
+            pending.append((path, by_link, iter(_entries(path, real))))
+
+
+def _entries(folder: str, real: str, only: Collection[str] | None = None) -> list[tuple[str, str | None, bool]]:
+    """List what is in the folder, by name: (name, real path of a folder or None, is a link)."""
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or (only is not None and entry.name not in only):
+                    continue
+                is_link, target = entry.is_symlink(), None
+                if is_folder(entry):
+                    target = os.path.realpath(entry.path) if is_link else os.path.join(real, entry.name)
+                found.append((entry.name, target, is_link))
+    except OSError as error:
+        raise InputError(
+            f"{text_of_path(folder)}: the folder can't be read ({error.strerror}); its photos are missing"
+        ) from None
+    return sorted(found, key=lambda entry: entry[0])
+
+
+def is_photo(name: str) -> bool:
+    """Tell a photo by its extension."""
+    return name.lower().endswith(PHOTO_EXTENSIONS) and not name.startswith(".")
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Tell a folder, or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into a folder that can't be entered
+        return False
+
+
+def _read_elsewhere(real: str, homes: dict[str, str], through_links: dict[str, str]) -> str | None:
+    """Return the path under which the folder is read anyway; None where it is not."""
+    for home, shown in homes.items():
+        inside = os.path.relpath(real, home) if _holds(home, real) else None
+        if inside is not None and not any(part.startswith(".") and part != "." for part in Path(inside).parts):
+            return os.path.normpath(os.path.join(shown, inside))
+        if inside is None and _holds(real, home):
+            return f"a folder above {shown}"
+    return through_links.get(real)
+
+
+def _holds(folder: str, path: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)

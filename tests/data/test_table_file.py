@@ -1,0 +1,154 @@
+"""Tables as people write them: data=manifest, carvision.predict --list and data.split.file read them alike."""
+
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from carvision.data.manifest import read_manifest
+from carvision.data.photo_paths import PhotoPaths
+from carvision.data.split_files import read_splits, splits_in
+from carvision.data.table import BOX
+from carvision.errors import InputError
+from carvision.inference.list_file import check, read_list
+from tests.data import layouts
+
+NAMES = ["a/1.jpg", "a/2.jpg", "b/\u00fc 3.jpg", "b/4.jpg"]
+PLAIN = "path,class,split,left,top,right,bottom\na/1.jpg,x,train,1,2,10.5,12\na/2.jpg,y,Validation,,,,\n"
+COMMA = "path;class;split;left;top;right;bottom\na/1.jpg;x;train;1;2;10,5;12\na/2.jpg;y;Validation;;;;\n"
+
+
+@pytest.fixture
+def root(tmp_path):
+    for name in NAMES:
+        layouts.write_photo(tmp_path / "photos" / name)
+    return tmp_path / "photos"
+
+
+def manifest(root, file):
+    table = read_manifest(root, file, ["class"])
+    classes = [table.labels["class"].ids[code] if code >= 0 else "" for code in table.rows["class"]]
+    boxes = table.rows[BOX].to_numpy().tolist() if table.has_boxes else [None] * len(table)
+    boxes = [None if box is None or np.isnan(box).all() else tuple(box) for box in boxes]
+    files = [table.photo(row) for row in range(len(table))]
+    return list(zip(files, classes, boxes, strict=True)), table.rows["split"].tolist()
+
+
+def listed(root, file):
+    check(file, None)
+    rows = read_list(file, None, ("class",), PhotoPaths(root))
+    return [(found, truth.get("class", ""), box) for _, found, box, truth in rows]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        PLAIN.encode(),
+        b"\xef\xbb\xbf" + PLAIN.replace("\n", "\r\n").encode(),
+        PLAIN.replace(",", ";").encode(),
+        PLAIN.replace(",", "\t").encode(),
+        COMMA.encode(),
+        PLAIN.replace("path,class", " path , class ").replace("x,train", " x ,  train").encode(),
+        COMMA.replace("path;class", '"path";"class"').replace("a/1.jpg;x", '"a/1.jpg";"x"').encode(),
+        PLAIN.replace("path,class", "path, class").replace("a/1.jpg,x", '"a/1.jpg", "x"').encode(),
+        ("\n" + PLAIN.replace("\na/2", "\n\n,,,,,,\n  \na/2") + "\n\n").encode(),
+        PLAIN.replace("\n", ",\n").encode(),
+        PLAIN.replace("a/", ".\\a\\").encode(),
+        PLAIN.replace("a/", "./a//").encode(),
+        PLAIN.replace("a/", "b/../a/").encode(),
+        PLAIN.replace("a/", "{root}/a/").encode(),
+        PLAIN.replace("a/", "{root}/../photos/a/").encode(),
+        PLAIN.replace("a/", "../photos/a/").encode(),
+        PLAIN.replace("a/", "  a/").replace(".jpg", ".jpg ").encode(),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_the_same_table_in_many_forms(root, content, suffix):
+    file = root.parent / f"t{suffix}"
+    file.write_bytes(content.replace(b"{root}", str(root).encode()))
+    wanted = [(f"{root}/a/1.jpg", "x", (1.0, 2.0, 10.5, 12.0)), (f"{root}/a/2.jpg", "y", None)]
+    assert manifest(root, file) == (wanted, ["train", "val"])
+    assert listed(root, file) == wanted
+    assert read_splits(file).tolist() == ["train", "val"]
+    table = read_manifest(root, file, ["class"])
+    splits, absent = splits_in(file, table)
+    assert splits.tolist() == ["train", "val"] and not absent and table.rows["path"].tolist() == ["a/1.jpg", "a/2.jpg"]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+def test_names_are_compared_after_unicode_normalisation(tmp_path, form, on_disk):
+    name, wanted = (unicodedata.normalize(kind, "Bl\u00fcten/Gro\u00df \u00e9.jpg") for kind in (form, on_disk))
+    layouts.write_photo(tmp_path / wanted)
+    layouts.write_photo(tmp_path / "Bl\u00fcten" / "2.jpg")  # the folder in both forms
+    file = tmp_path / "t.csv"
+    file.write_text(f"path,class,split\n{name},x,train\n", encoding="utf-8")
+    if (tmp_path / name).exists() and form != on_disk:
+        pytest.skip("this file system takes both for one name")
+    assert listed(tmp_path, file) == [(str(tmp_path / wanted), "x", None)]
+    table = read_manifest(tmp_path, file, ["class"])
+    assert table.rows["path"].tolist() == [wanted]
+    assert splits_in(file, table)[0].tolist() == ["train"]
+
+
+def test_file_names_of_any_bytes(tmp_path):
+    """A "\\" is a slash unless the file has it in its name, and "\\xe4" a byte where there is such a file."""
+    names = ["K\udce4fer.jpg", "a\\b.jpg", "volvo/xc90/1.jpg", "\u00fc\udcff.jpg", "K\\xe4fer.jpg"]
+    for name in names:
+        layouts.write_photo(tmp_path / name)
+    file = tmp_path / "t.csv"
+    cells = [b"K\xe4fer.jpg", b"a\\b.jpg", b"volvo\\xc90\\1.jpg", "\u00fc".encode() + b"\\xff.jpg", b"K\\x5cxe4fer.jpg"]
+    file.write_bytes(b"path,class\n" + b"".join(cell + b",x\n" for cell in cells))
+    assert [Path(row[0]).name for row in listed(tmp_path, file)] == [Path(name).name for name in names]
+    table = read_manifest(tmp_path, file, ["class"])
+    assert [table.photo(row) for row in range(5)] == [str(tmp_path / name) for name in names]
+    assert table.rows["path"][0] == "K\\xe4fer.jpg" and table.rows["path"][4] == "K\\x5cxe4fer.jpg"
+
+
+def test_parquet_as_text(root):
+    file = root.parent / "t.parquet"
+    frame = pd.DataFrame({"path": ["a\\1.jpg", "./a/2.jpg"], "class": [3.0, None], "split": ["train", None]})
+    frame.to_parquet(file)
+    wanted = [(f"{root}/a/1.jpg", "3", None), (f"{root}/a/2.jpg", "", None)]
+    assert manifest(root, file) == (wanted, ["train", ""]) and listed(root, file) == wanted
+    assert read_splits(file).to_dict() == {"a\\1.jpg": "train"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (PLAIN.encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
+        (PLAIN.encode("utf-16-le"), "line 1: .* is not in the encoding UTF-8"),
+        ("path,class\nb/\u00fc 3.jpg,x\n".encode("latin-1"), r"line 2: 'b/\\xfc 3.jpg' is not in the encoding UTF-8"),
+        ("path,class\na/1.jpg,\u00fc\n".encode("latin-1"), r"line 2: '\\xfc' is not in the encoding UTF-8"),
+        (
+            "path,Gr\u00f6\u00dfe,class\na/1.jpg,1,x\n".encode("latin-1"),
+            r"line 1: 'Gr\\xf6\\xdfe' is not in the encoding UTF-8",
+        ),
+        (b"path,class,class\na/1.jpg,x,y\n", "has two columns 'class'; rename one"),
+        (b"path,class,path\na/1.jpg,x,y\n", "has two columns 'path'; rename one"),
+        (b"path,class,left,right\na/1.jpg,x,1,2\n", "has no column 'top', and a box needs left, top, right, bottom"),
+        (b"path,class\na/1.jpg,x,y\n", "line 2 has 3 cells and the first line 2; put double quotes around"),
+        (b"path,class\na/1.jpg,x\n\n,y\n", "line 4 has no path"),
+        (b'path,class\n"a/1.jpg,x\na/2.jpg,y\n', "can't be read as CSV"),
+        (PLAIN.replace("10.5", "10.5px").encode(), "line 2: right is '10.5px', no number"),
+        (PLAIN.replace("10.5", "inf").encode(), "line 2: right is 'inf', no number"),
+        (PLAIN.replace("10.5", '"10,5"').encode(), "line 2: right is '10,5', no number"),
+        (
+            PLAIN.replace("10.5", "").encode(),
+            "line 2: the box 1 2 - 12 is not four numbers; fill it, or leave all empty",
+        ),
+        (b"file,class\na/1.jpg,x\n", "has no column 'path'; its columns: file, class"),
+        (b"", "has no column 'path'; its columns: none"),
+    ],
+)
+def test_the_same_message_for_each_option(root, content, message):
+    file = root.parent / "t.csv"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=f"^data.file: .*{message}") as error:
+        manifest(root, file)
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=f"^--list: .*{message}"):
+        listed(root, file)

@@ -1,0 +1,129 @@
+"""Folders in the wild: links, circles, names in other encodings, files that are no photos."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from carvision.data import walk as walking
+from carvision.data.images import FORMATS, with_heic
+from carvision.data.photo_paths import file_of, path_of_text, text_of_path
+from carvision.data.walk import PHOTO_EXTENSIONS, LeftOut, walk
+from carvision.errors import InputError
+
+FILES = ("b/2.JPG", "b/10.jpeg", "b/c/1.png", "a.webp", "z.jpg", "b/notes.txt", "README", ".hidden.jpg", ".h/x.jpg")
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    for name in FILES:
+        file = tmp_path / "photos" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_folder_is_walked_by_name_and_what_is_no_photo_counted(tree):
+    left_out = LeftOut()
+    found = list(walk("photos", left_out))
+    assert found == [f"photos/{name}" for name in ("a.webp", "b/10.jpeg", "b/2.JPG", "b/c/1.png", "z.jpg")]
+    assert left_out.others == {".txt": 1, "no extension": 1}
+    assert left_out.line() == (
+        "left out: 2 files are no photos by their extension (no extension: 1, .txt: 1; first: photos/README)"
+    )
+    assert LeftOut().line() == ""
+
+
+def test_each_real_folder_is_read_once(tree):
+    photos = tree / "photos"
+    for name in ("outside/l.jpg", "outside/in/m.jpg", ".h/x.jpg"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).touch()
+    links = {
+        "b/round": photos, "b/itself": photos / "b", "b/above": tree, "b/c/sibling": "../c", "0": photos / "b" / "c",
+        "first": tree / "outside", "second": tree / "outside", "third": tree / "outside" / "in", "dot": photos / ".h",
+    }  # fmt: skip
+    for link, target in links.items():
+        (photos / link).symlink_to(target)
+    (tree / "outside" / "back").symlink_to(photos / "b")
+    (tree / "outside" / "again").symlink_to(tree / "outside")
+    left_out = LeftOut()
+    found = list(walk("photos", left_out))
+    assert found == [
+        f"photos/{name}"
+        for name in (
+            "a.webp", "b/10.jpeg", "b/2.JPG", "b/c/1.png", "dot/x.jpg", "first/in/m.jpg", "first/l.jpg", "z.jpg"
+        )
+    ]  # fmt: skip
+    assert left_out.links == {
+        "photos/0": "photos/b/c", "photos/b/above": "a folder above photos", "photos/b/c/sibling": "photos/b/c",
+        "photos/b/itself": "photos/b", "photos/b/round": "photos", "photos/first/again": "photos/first",
+        "photos/first/back": "photos/b", "photos/second": "photos/first", "photos/third": "photos/first/in",
+    }  # fmt: skip
+    assert "9 links lead to folders that are read elsewhere (first: photos/0, which is photos/b/c)" in left_out.line()
+
+
+def test_a_folder_may_itself_be_a_link(tree):
+    (tree / "link").symlink_to(tree / "photos")
+    (tree / "photos" / "b" / "round").symlink_to(tree / "link")
+    assert len(list(walk("link", LeftOut()))) == 5
+
+
+def test_linked_photos_are_photos_and_links_that_lead_nowhere_are_named(tree):
+    for link, target in {"b/l.jpg": tree / "photos/z.jpg", "b/gone.jpg": "no", "gone": "/no", "self": "self"}.items():
+        (tree / "photos" / link).symlink_to(target)
+    left_out = LeftOut()
+    found = list(walk("photos", left_out))
+    assert {"photos/b/l.jpg", "photos/b/gone.jpg"} <= set(found) and len(found) == 7  # reading tells of the absent one
+    assert left_out.dangling == ["photos/gone", "photos/self"]
+    assert "2 links lead nowhere (first: photos/gone)" in left_out.line()
+
+
+def test_folders_are_read_only_when_their_turn_comes(tree):
+    found = walk("photos", LeftOut())
+    assert next(found) == "photos/a.webp"
+    (tree / "photos" / "b" / "new.jpg").touch()
+    assert "photos/b/new.jpg" in list(found)
+
+
+def test_an_unreadable_folder_is_an_error(tree):
+    found = walk("photos", LeftOut())
+    next(found)
+    for name in ("b/2.JPG", "b/10.jpeg", "b/c/1.png", "b/notes.txt"):
+        (tree / "photos" / name).unlink()
+    (tree / "photos" / "b" / "c").rmdir()
+    (tree / "photos" / "b").rmdir()
+    with pytest.raises(InputError, match="photos/b: the folder can't be read"):
+        list(found)
+
+
+def test_what_the_decoder_reads_is_a_photo_by_its_extension():
+    Image.init()
+    forms = {*FORMATS, *with_heic()}
+    decoded = {extension for extension, form in Image.registered_extensions().items() if form in forms}
+    assert decoded - {".pfm"} <= set(PHOTO_EXTENSIONS)
+    assert set(PHOTO_EXTENSIONS) - decoded - {".mpo", ".dib"} <= set(walking.HEIC_EXTENSIONS)
+
+
+def test_heic_without_its_decoder_is_counted_and_the_extra_named(tree, monkeypatch):
+    plain = tuple(extension for extension in PHOTO_EXTENSIONS if extension not in walking.HEIC_EXTENSIONS)
+    monkeypatch.setattr(walking, "PHOTO_EXTENSIONS", plain)
+    for name in ("b/IMG_1.HEIC", "b/IMG_2.heif"):
+        (tree / "photos" / name).touch()
+    left_out = LeftOut()
+    assert len(list(walk("photos", left_out))) == 5
+    assert "2 HEIC photos (first: photos/b/IMG_1.HEIC), which need the extra heic (pip install" in left_out.line()
+
+
+def test_names_that_are_no_utf8_are_text_that_finds_the_file_again(tmp_path):
+    assert text_of_path("caf\udce9.jpg") == "caf\\xe9.jpg" and text_of_path("café/日本.jpg") == "café/日本.jpg"
+    names = ["K\udce4fer", "K\\xe4fer", "K\\x5cxe4fer", "K\\x41", "a\\b", "日本 \udcff\udcfe", "Blüten", "x\\", "\\x5c"]
+    texts = [text_of_path(name) for name in names]
+    assert len(set(texts)) == len(names) and [path_of_text(text) for text in texts] == names
+    for text in texts:
+        text.encode("utf-8")
+    for name in names:
+        (tmp_path / name).touch()
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(names)
+    assert all(Path(file_of(tmp_path, text)).is_file() for text in texts)

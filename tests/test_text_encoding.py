@@ -1,0 +1,73 @@
+"""UTF-8 in every locale: what commands print, the names of files, and the text files that the project opens."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from carvision.errors import InputError
+from tests.conftest import ROOT
+
+PRINTS = """
+import os, sys
+from carvision.errors import one_line_errors
+with one_line_errors():
+    print(sys.argv[1], os.listdir(sys.argv[1])[0])
+    print("Bl\\xfcten", file=sys.stderr)
+"""
+LOCALES = [
+    {"LC_ALL": "C", "PYTHONUTF8": "0"},
+    {"LC_ALL": "POSIX"},
+    {"LANG": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+    {"PYTHONIOENCODING": "ascii"},
+]
+
+
+@pytest.mark.parametrize("locale", LOCALES)
+def test_what_a_command_prints_is_utf8(tmp_path, locale):
+    (tmp_path / "Blüten" / "日本").mkdir(parents=True)
+    removed = ("LC_ALL", "LANG", "LC_CTYPE", "PYTHONUTF8", "PYTHONIOENCODING", "PYTHONCOERCECLOCALE")
+    environment = {name: value for name, value in os.environ.items() if name not in removed}
+    done = subprocess.run(
+        [sys.executable, "-c", PRINTS, "Blüten"], cwd=tmp_path, capture_output=True,
+        env={**environment, **locale, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode("utf-8") == "Blüten 日本\n" and done.stderr.decode("utf-8") == "Blüten\n"
+
+
+def test_errors_name_files_of_any_bytes():
+    assert str(InputError("K\udce4fer.jpg is missing")) == "K\\xe4fer.jpg is missing"
+
+
+def _opened_as_text(tree: ast.AST) -> list[ast.Call]:
+    """Calls that open a text file, or read a process's output as text, without an encoding."""
+    found = []
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        given = {keyword.arg for keyword in call.keywords}
+        of = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
+        modes = [part.value for part in call.args if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+        is_binary = any("b" in mode for mode in modes if len(mode) <= 3)
+        if (
+            (name == "open" and of not in ("os", "Image", "tarfile", "gzip") and "ALL" not in of and not is_binary)
+            or (name == "read_text" and not call.args)
+            or (name == "write_text" and of)
+            or (name in ("run", "Popen", "check_output") and "text" in given)
+        ) and "encoding" not in given:
+            found.append(call)
+    return found
+
+
+@pytest.mark.parametrize("folder", ["carvision", "scripts"])
+def test_text_files_are_opened_as_utf8(folder):
+    """ruff's PLW1514 sees only some of them."""
+    odd = [
+        f"{file.relative_to(ROOT)}:{call.lineno}: {ast.unparse(call)}"
+        for file in sorted(Path(ROOT, folder).rglob("*.py"))
+        for call in _opened_as_text(ast.parse(file.read_text(encoding="utf-8")))
+    ]
+    assert not odd, "\n".join(odd)
