@@ -36,7 +36,7 @@ from carvision.training.stopping import Stopping
 
 def require_monitor(key: str, monitor: str, known: list[str]) -> None:
     if monitor not in known:
-        raise InputError(f"{key}.monitor: {monitor!r} is no figure of this run{nearest(monitor, known)}")
+        raise InputError(f"{key}: {monitor!r} is no figure of this run{nearest(monitor, known)}")
 
 
 def trainer_values(cfg: dict) -> dict:
@@ -87,7 +87,8 @@ def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, e
     # After the averages, which take memory too
     hooks.append(FindBatchSize(lambda number: write_config(with_batch_size(cfg, number), folder), cfg["compile"]))
     if callbacks["patience"]:
-        hooks.append(Patience(monitor, patience=callbacks["patience"], mode=mode, check_on_train_epoch_end=False))
+        stop = callbacks["stop_monitor"] or monitor, callbacks["stop_mode"] or mode
+        hooks.append(Patience(*stop, patience=callbacks["patience"]))
     if callbacks["progress_bar"]:
         hooks.append(create_progress_bar())
     if cfg["trainer"]["strategy"] == "fsdp":
@@ -97,11 +98,12 @@ def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, e
 
 
 def check_monitors(cfg: dict, labels: dict[str, dict]) -> None:
-    names = figure_names(labels, with_metric_loss=cfg["metric_loss"]["name"] != "none")
+    names = figure_names(labels, with_metric_loss=cfg["metric_loss"]["name"] != "none", with_auc=True)
     known = [f"{split}/{name}" for split in ("val", "train") for name in names]
-    require_monitor("callbacks", cfg["callbacks"]["monitor"], known)
+    for key in ("monitor", "stop_monitor"):
+        require_monitor(f"callbacks.{key}", cfg["callbacks"][key] or known[0], known)
     for phase in build_phases(cfg):
-        require_monitor(f"{phase_key(phase)}schedule", phase["schedule"].get("monitor", known[0]), known)
+        require_monitor(f"{phase_key(phase)}schedule.monitor", phase["schedule"].get("monitor", known[0]), known)
 
 
 def build_trainer(
