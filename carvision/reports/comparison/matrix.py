@@ -43,7 +43,7 @@ def matrix_of(frame: pd.DataFrame, runs: Sequence[Run], rows: str, columns: str,
         counts.loc[row, column] += 1
         if counts.loc[row, column] == 1 or sign * value > sign * values.loc[row, column]:
             values.loc[row, column], minutes.loc[row, column] = value, frame["wall_min"].iloc[i]
-    return Matrix(rows, columns, figure, values, minutes, counts)
+    return Matrix(rows.replace(",", ", "), columns.replace(",", ", "), figure, values, minutes, counts)
 
 
 def _values_of(runs: Sequence[Run], key: str, option: str) -> list[str | None]:
