@@ -9,6 +9,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from carvision.errors import InputError, nearest
 from carvision.metrics import figure_names
+from carvision.reports.comparison.frame import lower_is_better
 from carvision.training.batch_size import FindBatchSize, require_gpu, with_batch_size
 from carvision.training.build_phases import build_phases, check_trainer, phase_key
 from carvision.training.callbacks import (
@@ -87,14 +88,21 @@ def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, e
     # After the averages, which take memory too
     hooks.append(FindBatchSize(lambda number: write_config(with_batch_size(cfg, number), folder), cfg["compile"]))
     if callbacks["patience"]:
-        stop = callbacks["stop_monitor"] or monitor, callbacks["stop_mode"] or mode
-        hooks.append(Patience(*stop, patience=callbacks["patience"]))
+        hooks.append(Patience(*stop_rule(callbacks), patience=callbacks["patience"]))
     if callbacks["progress_bar"]:
         hooks.append(create_progress_bar())
     if cfg["trainer"]["strategy"] == "fsdp":
         hooks.append(SameStatistics())
     stopping = Stopping(checkpoints, ends, run["checkpoint_every_minutes"])
     return [*hooks, stopping, checkpoints]
+
+
+def stop_rule(callbacks: dict) -> tuple[str, str]:
+    """The metric by which patience counts, and which value of it is better: "min" or "max"."""
+    monitor, mode = callbacks["stop_monitor"], callbacks["stop_mode"]
+    if monitor is None:
+        return callbacks["monitor"], mode or callbacks["mode"]
+    return monitor, mode or ("min" if lower_is_better(monitor) else "max")
 
 
 def check_monitors(cfg: dict, labels: dict[str, dict]) -> None:

@@ -15,10 +15,11 @@ import carvision
 import carvision.data.build
 from carvision.errors import InputError
 from carvision.folders import claim_folder
+from carvision.training.build_trainer import stop_rule
 from carvision.training.lit_classifier import LitClassifier
 from tests import forked
 from tests.data.layouts import write_class_folders
-from tests.small_runs import SMALL, demo, train
+from tests.small_runs import SMALL, config, demo, train
 
 
 @pytest.fixture
@@ -237,6 +238,11 @@ def test_patience_counts_by_a_metric_of_its_own(class_folders, tmp_path):
     assert len(losses) == 3 and losses.is_monotonic_decreasing
     assert json.loads((folder / "metrics.json").read_text())["best_epoch"] == 2
     assert "stopped after epoch 3: no better train/loss" in (folder / "run.log").read_text()
+    callbacks = config("callbacks.monitor=val/class/top3", "callbacks.mode=max")["callbacks"]
+    assert stop_rule(callbacks) == ("val/class/top3", "max")
+    assert stop_rule(callbacks | {"stop_monitor": "val/loss_total"}) == ("val/loss_total", "min")
+    assert stop_rule(callbacks | {"stop_monitor": "val/loss", "stop_mode": "max"}) == ("val/loss", "max")
+    assert stop_rule(callbacks | {"stop_monitor": "val/class/auc"}) == ("val/class/auc", "max")
 
 
 def test_focal_loss_class_weights_and_a_balanced_sampler_train(class_folders, tmp_path):
