@@ -84,6 +84,7 @@ _layers = {
     "bias": flag,
     "l2": either(number(0), list_of(number(0))),
     "activity_l1": either(number(0), list_of(number(0))),
+    "activity_l1_reduction": one_of("mean", "sum"),
 }
 
 # A "*" stands for any one name. A key that ends in a mapping is checked as a whole.
@@ -119,6 +120,7 @@ ALLOWED: dict[str, Check] = {
     "data.split.fractions": list_of(number(0, 1), 3),
     "data.split.val_fraction": number(0, 0.9),
     "data.split.val_as_test": flag,
+    "data.split.test_as_train": flag,
     "data.split.num_folds": whole(2),
     "data.split.fold": either(one_of("all"), whole(0)),
     "data.split.keep_groups": flag,
@@ -199,6 +201,7 @@ ALLOWED: dict[str, Check] = {
     "schedule.warmup_epochs": number(0),
     "schedule.final_fraction": number(0, 1),
     "schedule.decay": number(0),
+    "schedule.peak": optional(number(0, above=True)),
     "schedule.monitor": text,
     "schedule.mode": one_of("min", "max"),
     "schedule.factor": number(0, 0.999, above=True),
@@ -228,6 +231,8 @@ ALLOWED: dict[str, Check] = {
     "callbacks.monitor": text,
     "callbacks.mode": one_of("min", "max"),
     "callbacks.patience": optional(whole(1)),
+    "callbacks.stop_monitor": optional(text),
+    "callbacks.stop_mode": optional(one_of("min", "max")),
     "callbacks.ema_decay": optional(number(0, 0.99999, above=True)),
     "callbacks.progress_bar": flag,
     "logger.tensorboard": flag,

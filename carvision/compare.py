@@ -40,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--epoch", type=int, metavar="N", help="figures of the end of this epoch, from 1; not the best one")
     it.add_argument("--figure", help="on which runs are judged (default: val/<head with most classes>/top1)")
     it.add_argument("--sort", metavar="FIGURE", help="a figure, wall_min, cpu_min or cost by which runs stand in order")
-    it.add_argument("--matrix", nargs=2, metavar=("ROWS", "COLUMNS"), help="two keys of the configuration")
+    it.add_argument("--matrix", nargs=2, metavar=("ROWS", "COLUMNS"),
+                    help="two keys of the configuration, or sets of them: optimizer.lr,optimizer.momentum")  # fmt: skip
     it.add_argument("--against", metavar="KEY", help="a key of the configuration whose values are numbers")
     it.add_argument("--price-per-hour", type=float, metavar="MONEY", help="instead of the runs' own run.price_per_hour")
     return it

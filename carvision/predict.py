@@ -74,7 +74,10 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--brief", action="store_true", help="only the path and the names")
     it.add_argument("--true-from-folders", action="store_true", help="true classes are the names of photos' folders")
     it.add_argument("--grid", type=Path, metavar="FILE.png", help="a picture of some photos and their predictions")
-    it.add_argument("--grid-photos", type=number_from(1), default=24, metavar="N", help="how many, at random (24)")
+    it.add_argument("--grid-photos", type=number_from(1), metavar="N",
+                    help="how many, at random (24; with --grid-classes of each class, 5)")  # fmt: skip
+    it.add_argument("--grid-classes", type=number_from(1), metavar="N",
+                    help="a row for each of N classes, at random (true ones, where they are known)")  # fmt: skip
     it.add_argument("--ensemble", nargs="+", default=[], metavar="RUN", help="further runs, averaged with RUN")
     it.add_argument("--tta", choices=("none", "flip", "crops", "flip_crops"), default="none",
                     help="average over views of each photo: mirrored, cropped, or both")  # fmt: skip
@@ -102,7 +105,7 @@ def predict(options: argparse.Namespace) -> tuple[int, int]:
     from carvision.inference.inputs import Sources, check_sources, checked_not_empty, photos_of
     from carvision.inference.rows import Layout
     from carvision.inference.stream import predict_photos, skip_done
-    from carvision.inference.tally import Sample, Tally
+    from carvision.inference.tally import Tally
     from carvision.inference.writers import open_output
 
     sources = Sources(tuple(options.photos), options.listed, options.root, options.split)
@@ -113,7 +116,7 @@ def predict(options: argparse.Namespace) -> tuple[int, int]:
     truths = true_classes(predictor, options)
     layout = Layout(options.top, options.brief, options.probs, tuple(truths.heads))
     tally = Tally(predictor.labels, predictor.class_ids, predictor.classes, options.brief)
-    sample = Sample(options.grid_photos)
+    sample = create_sample(options, predictor)
 
     def seen(photo, truth, row):
         tally.add(photo, truth, row)
@@ -153,6 +156,8 @@ def check_options(options: argparse.Namespace) -> None:
         refuse_existing(options.out, options.overwrite)
     if options.grid is not None and (options.grid.suffix.lower() != ".png" or options.grid.is_dir()):
         raise InputError(f"--grid: {options.grid} is not the name of a picture, such as grid.png")
+    if options.grid_classes is not None and options.grid is None:
+        raise InputError("--grid-classes: is of a picture; give --grid FILE.png, too")
     if options.brief and (options.probs or options.top > 1):
         raise InputError("--brief gives names only; leave it out, or --probs and --top")
 
@@ -229,29 +234,46 @@ def finish(options: argparse.Namespace, tally, truths, left_out: str, sample, us
     for line in tally.lines():
         log.info("%s", line)
     if options.grid is not None:
-        draw_grid(options.grid, tally, sample.chosen())
+        draw_grid(options.grid, tally, sample.chosen(), by_class=options.grid_classes is not None)
     if options.out is not None:
         print(f"predict: {options.out}")
     if options.grid is not None:
         print(f"grid: {options.grid}", file=sys.stderr if options.out is None else sys.stdout)
 
 
-def draw_grid(file: Path, tally, chosen: list) -> None:
-    """chosen: of each photo the Photo, its true classes and its row."""
-    from carvision.reports.prediction_grid import Caption, plot_predictions
+def create_sample(options: argparse.Namespace, predictor):
+    """What of the photos is drawn for --grid."""
+    from carvision.inference.tally import Sample, SampleOfClasses
 
-    shots = []
-    for photo, truth, row in chosen:
-        captions = []
-        for label in tally.labels:
-            if label not in tally.class_ids:
-                captions.append(Caption(f"{label} {float(row[label]):.4g}"))
-                continue
-            code, prob = truth.get(label), row.get(f"{label}_prob")
-            known = (tally.class_names[label][code], tally.is_right(label, code, row)) if code is not None else ()
-            captions.append(Caption(row[label], None if prob is None else float(prob), *known))
-        shots.append((photo.file, photo.box, captions))
-    plot_predictions(shots, file)
+    if options.grid_classes is None:
+        return Sample(options.grid_photos or 24)
+    if not predictor.class_ids:
+        raise InputError("--grid-classes: no head of this model has classes; leave it out")
+    return SampleOfClasses(options.grid_classes, options.grid_photos or 5, list(predictor.class_ids)[-1])
+
+
+def draw_grid(file: Path, tally, chosen: list[list], by_class: bool) -> None:
+    """chosen: of each photo the Photo, its true classes and its row; by_class: a list of them for each class."""
+    from carvision.reports.prediction_grid import plot_predictions, plot_rows
+
+    if by_class:
+        plot_rows([[shot_of(tally, *drawn) for drawn in of_class] for of_class in chosen], file)
+    else:
+        plot_predictions([shot_of(tally, *drawn) for drawn in chosen], file)
+
+
+def shot_of(tally, photo, truth: dict, row: dict):
+    from carvision.reports.prediction_grid import Caption
+
+    captions = []
+    for label in tally.labels:
+        if label not in tally.class_ids:
+            captions.append(Caption(f"{label} {float(row[label]):.4g}"))
+            continue
+        code, prob = truth.get(label), row.get(f"{label}_prob")
+        known = (tally.class_names[label][code], tally.is_right(label, code, row)) if code is not None else ()
+        captions.append(Caption(row[label], None if prob is None else float(prob), *known))
+    return photo.file, photo.box, captions
 
 
 if __name__ == "__main__":

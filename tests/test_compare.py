@@ -163,6 +163,30 @@ def test_matrix_and_study_come_in_all_forms(tmp_path):
         assert 500 <= width <= 1600 and 200 <= height <= 1200
 
 
+def test_cells_of_a_grid_by_networks(tmp_path):
+    """Report R4's tables 3 and 4: a search for each network, of the same cells."""
+    cells = {11: (0.1, 0.9), 4: (0.01, 0.5)}  # of other numbers than the trials
+    for i, backbone in enumerate(("vgg19", "mobilenet")):
+        sweep = tmp_path / backbone / "r4_sgd"
+        for trial, (lr, momentum) in enumerate(cells.values()):
+            keys = {"model__backbone": backbone, "optimizer__lr": lr, "optimizer__momentum": momentum}
+            write_run(sweep / "trials" / f"000{trial}", (0.2, 0.3 + (10 * i + trial) / 100), **keys)
+        listed = {"trial": [0, 1], "cell": list(cells), "folder": ["trials/0000", "trials/0001"]}
+        pd.DataFrame(listed).to_csv(sweep / "trials.csv", index=False)
+    searches = [tmp_path / name / "r4_sgd" for name in ("vgg19", "mobilenet")]
+    keys = "sweep.cells,optimizer.lr,optimizer.momentum"
+    frame = write_comparison(searches, tmp_path / "out", matrix=[keys, "model.backbone"])
+    matrix = pd.read_csv(tmp_path / "out" / "matrix.csv", index_col=0)
+    assert matrix.index.tolist() == ["11, 0.1, 0.9", "4, 0.01, 0.5"]
+    assert matrix["vgg19"].tolist() == [0.3, 0.31] and matrix["mobilenet"].tolist() == [0.4, 0.41]
+    assert not any("sweep.cells" in name for name in frame.index)
+    write_comparison(searches, tmp_path / "turned", matrix=["model.backbone", "sweep.cells"])
+    turned = pd.read_csv(tmp_path / "turned" / "matrix.csv", index_col=0)
+    assert turned.columns.tolist() == ["4", "11"] and turned.loc["vgg19"].tolist() == [0.31, 0.3]
+    with pytest.raises(InputError, match=r"--matrix: 'optimizer\.ls' is no key"):
+        write_comparison(searches, tmp_path / "no", matrix=["optimizer.lr,optimizer.ls", "model.backbone"])
+
+
 def test_of_many_runs_the_best_twelve_are_drawn_and_it_is_said(tmp_path, caplog):
     for i in range(14):
         write_run(tmp_path / "runs" / f"run_{i}", (0.2, 0.3 + i / 100), optimizer__lr=i)

@@ -1,6 +1,7 @@
 """Every experiment of conf/experiment composes, builds its network and trains, on miniature data in its layout."""
 
 import logging
+import math
 import re
 import warnings
 
@@ -11,6 +12,7 @@ from hydra import compose, initialize_config_dir
 
 from carvision.config import conf_dir, plain_config
 from carvision.training.build import build_datamodule, build_lit_classifier
+from carvision.training.schedules import lr_factor
 from tests.data import layouts
 
 EXPERIMENTS = sorted(file.stem for file in (conf_dir() / "experiment").glob("*.yaml"))
@@ -133,3 +135,34 @@ def test_settings_that_the_reports_state():
     assert flowers["optimizer"]["eps"] == 1e-7 and flowers["data"]["epoch_fraction"] == 0.5
     tuning = config("oxford102_finetune_densenet201", "data.root=.")["phases"]
     assert list(tuning) == ["head", "top_block"] and tuning["top_block"]["optimizer"]["lr"] == 1e-4
+
+
+def test_r0_trains_by_its_curve_and_is_judged_with_penalties():
+    """Its code has the peak 0.1, whatever rate the optimizer was given."""
+    for name in ("compcars_baseline", "compcars_optimal", "compcars_focal"):
+        cfg = config(name, "data.root=.")
+        schedule = {key: value for key, value in cfg["schedule"].items() if key != "name"}
+        factor = lr_factor("r0", cfg["optimizer"]["lr"], num_steps=40, steps_per_epoch=1, **schedule)
+        rates = [cfg["optimizer"]["lr"] * factor(epoch) for epoch in range(40)]
+        assert rates[:2] == pytest.approx([1e-6, 1e-6 + (0.1 - 1e-6) / 6])
+        assert rates[39] == pytest.approx(0.1 * math.exp(-3.9))
+        assert (cfg["callbacks"]["monitor"], cfg["callbacks"]["mode"]) == ("val/loss_total", "min")
+        assert (cfg["model"]["mean"], cfg["model"]["std"]) == ([0.0] * 3, [1.0] * 3)
+    constant = config("compcars_optimal", "data.root=.", "schedule=constant")
+    assert constant["schedule"] == {"name": "constant"} and constant["optimizer"]["lr"] == 1e-3
+
+
+def test_r1_keeps_by_top3_and_stops_by_loss():
+    callbacks = config("stanford_cars_vgg16", "data.root=.")["callbacks"]
+    assert (callbacks["monitor"], callbacks["mode"], callbacks["patience"]) == ("val/model/top3", "max", 5)
+    assert (callbacks["stop_monitor"], callbacks["stop_mode"]) == ("val/loss", "min")
+    for name in of_report("stanford_cars_.*_tuned"):
+        cfg = config(name, "data.root=.", "model.weights=pretrained")
+        destroys = cfg["optimizer"]["name"] != "sgd" and cfg["optimizer"]["lr"] > 5e-4
+        assert not destroys or name in ("stanford_cars_alexnet_tuned", "stanford_cars_small_cnn_tuned")
+
+
+def test_r4_sums_the_activities_over_the_batch_and_drdl_trains_on_all_of_part_1():
+    assert config("oxford102_nasnet", "data.root=.")["model"]["trunk"]["activity_l1_reduction"] == "sum"
+    split = config("compcars_drdl", "data.root=.")["data"]["split"]
+    assert split["kind"] == "official" and split["test_as_train"]

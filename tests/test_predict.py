@@ -110,6 +110,9 @@ def test_a_table_with_boxes_splits_and_truth(photos, predict, tmp_path_factory):
         run, "--list", "list.csv", "--split", "test", "--root", "photos", "--out", "o.jsonl", "--grid", "g.png"
     )
     assert code == 0 and Image.open("g.png").width > 500
+    by_class = ["--grid-classes", "2", "--grid-photos", "3", "--grid", "c.png"]
+    code, _, _ = predict(run, "--list", "list.csv", "--split", "test", "--root", "photos", *by_class)
+    assert code == 0 and Image.open("c.png").width == 720  # three photos a row
     rows = [json.loads(line) for line in Path("o.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["path"] for row in rows] == [*paths[1:9], "gone.jpg"]
     assert [row["model_true"] for row in rows] == ["X5", "X5", "A4", None, None, None, "A4", "A4", "A4"]
@@ -218,6 +221,7 @@ def test_mistakes_end_as_one_line_before_the_model_is_loaded(photos, predict, ru
             "nowhere.jpg",
         ): "nowhere.jpg does not exist; give a photo, a folder of photos, or - for standard input",
         ("nowhere", photos[0], "--out", "o.txt"): "--out: 'o.txt' does not end in one of .csv, .tsv, .jsonl, .parquet",
+        ("nowhere", photos[0], "--grid-classes", "3"): "--grid-classes: is of a picture; give --grid FILE.png, too",
         ("nowhere", photos[0], "--grid", "g.gif"): "--grid: g.gif is not the name of a picture, such as grid.png",
         ("nowhere", photos[0], "--brief", "--probs"): "--brief gives names only; leave it out, or --probs and --top",
         ("nowhere", photos[0]): "nowhere: no model there (nowhere does not exist); give the folder of a finished run",

@@ -39,7 +39,9 @@ def read_table(data: dict, annotations: bool) -> Table:
             write_demo(folder, data["images_per_model"])
             return replace(read_compcars(folder, known=None), name="demo")
         case "compcars":
-            photos = "listed" if data["split"]["kind"] == "official" and not data["split"]["file"] else "all"
+            split = data["split"]
+            official = "parts_1_and_2" if split.get("test_as_train") else "listed"
+            photos = official if split["kind"] == "official" and not split["file"] else "all"
             return read_compcars(root, allow_missing=allow_missing, photos=photos, annotations=annotations)
         case "compcars_surveillance":
             return read_compcars_surveillance(root, allow_missing=allow_missing)
@@ -88,7 +90,8 @@ def build_split(table: Table, split: dict, fold: int | None = None) -> Table:
         case "unseen_classes":
             return unseen_classes_split(table, split["train_classes"], val_fraction, seed, keep_groups)
         case _:
-            return official_split(table, val_fraction, seed, keep_groups, split["val_as_test"])
+            test_as_train = split.get("test_as_train", False)  # runs of earlier versions lack it
+            return official_split(table, val_fraction, seed, keep_groups, split["val_as_test"], test_as_train)
 
 
 def folds_of(split: dict) -> list[int | None]:

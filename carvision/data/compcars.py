@@ -30,8 +30,9 @@ log = logging.getLogger(__name__)
 KNOWN = {
     "all": {"photos": 136_726, "make": 163, "model": 1_716},
     "listed": {"train": 16_016, "test": 14_939, "make": 75, "model": 431},
+    "parts_1_and_2": {"train": 16_016, "test": 14_939},
 }
-PHOTOS = (*KNOWN, "verification")
+PHOTOS = ("all", "listed", "verification", "parts_1_and_2")
 # The authors' lists name a few photos that no copy has. A lost model folder is larger than this.
 MAX_LISTED_BUT_ABSENT = 50
 PATH = "make/model/year/photo.jpg"  # the lines of lists
@@ -56,8 +57,9 @@ def read_compcars(
     """Labels make, model (finest, parent make), type, doors, seats, viewpoint; Numbers speed (km/h), displacement (l).
 
     photos: "all" walks image/ (the official lists give their photos a split, the others have ""); "listed" takes
-        the photos of the official classification lists alone and never walks; "verification" those of the verification
-        lists alone: verification_train.txt is train, and the photos that a list of pairs names are test.
+        the photos of the official classification lists (Part-I of the authors' paper) alone and never walks;
+        "parts_1_and_2" also those of verification_train.txt that are in no other list, as val; "verification" those of
+        the verification lists alone: verification_train.txt is train, and what a list of pairs names is test.
     annotations: read label/: viewpoint and box. It is one small file a photo.
     known: the counts to assert, as KNOWN; None for data in this layout that is not CompCars itself.
     group is make/model/year, the finest clue to photos of one car; "" where the year is unknown.
@@ -65,7 +67,11 @@ def read_compcars(
     if photos not in PHOTOS:
         raise InputError(f"photos of CompCars: {photos!r} is not one of {', '.join(PHOTOS)}")
     base = _base(existing_root(root, WHERE))
-    listed = _read_verification_lists(base) if photos == "verification" else _read_lists(base, photos == "listed")
+    listed = _read_verification_lists(base) if photos == "verification" else _read_lists(base, photos != "all")
+    if photos == "parts_1_and_2" and verification_train(base).is_file():
+        more = _read_verification_lists(base)
+        more = more[(more == "train") & ~more.index.isin(listed.index)]
+        listed = pd.concat([listed, pd.Series("val", more.index, dtype=object)])
     paths = _walk(base) if photos == "all" else listed.index.to_numpy(object)
     table = _table(base, paths, listed.reindex(paths).fillna(""), annotations)
     table = check_counts(table, known.get(photos, {}) if known else {}, allow_missing)
@@ -112,12 +118,16 @@ def has_pair_lists(root: Path | str | None) -> bool:
     return all(file.is_file() for file in pair_lists(_base(existing_root(root, WHERE))).values())
 
 
+def verification_train(base: Path) -> Path:
+    return base / "train_test_split" / "verification" / "verification_train.txt"
+
+
 def _read_verification_lists(base: Path) -> pd.Series:
     """path -> "train" or "test", of which a photo of both lists is the latter."""
     tested = {}
     for file in pair_lists(base).values():
         tested |= dict.fromkeys((path for _, pair in _read_list(file, PAIR) for path in pair), "test")
-    file = base / "train_test_split" / "verification" / "verification_train.txt"
+    file = verification_train(base)
     train = dict.fromkeys((path for _, (path,) in _read_list(file)), "train")
     both = [path for path in train if path in tested]
     if both:

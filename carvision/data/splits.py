@@ -16,10 +16,13 @@ from carvision.errors import InputError
 log = logging.getLogger(__name__)
 
 
-def official_split(table: Table, val_fraction: float, seed: int, keep_groups: bool, val_as_test: bool) -> Table:
+def official_split(
+    table: Table, val_fraction: float, seed: int, keep_groups: bool, val_as_test: bool, test_as_train: bool = False
+) -> Table:
     """The data set's own lists. Where they name no validation photos, a share of train becomes that, never of test.
 
     val_as_test: the data set's validation photos are held out as the test (for one that comes without a test).
+    test_as_train: the photos of its test train, too, and there is no test.
     Training photos with the bytes of a validation or test photo are left out, and validation photos with the bytes
     of a test photo.
     """
@@ -30,6 +33,8 @@ def official_split(table: Table, val_fraction: float, seed: int, keep_groups: bo
             "use data.split.kind=stratified or kfold"
         )
     split = table.rows["split"].to_numpy(dtype=object).copy()
+    if val_as_test and test_as_train:
+        raise InputError("data.split.test_as_train: leaves no test, which data.split.val_as_test makes; take one")
     if val_as_test:
         if (split == "test").any() or not (split == "val").any():
             raise InputError(
@@ -37,6 +42,8 @@ def official_split(table: Table, val_fraction: float, seed: int, keep_groups: bo
                 f"{(split == 'test').sum()} test photos; the option is for data with validation and without test"
             )
         split[split == "val"] = "test"
+    if test_as_train:
+        split[split == "test"] = "train"
     copies = equal_bytes(table)
     for learned, held_out in (("val", ["test"]), ("train", ["val", "test"])):
         _leave_out_copies(table, split, copies, learned, held_out)

@@ -125,7 +125,9 @@ def read_photos(chosen: Chosen, heads: list[str], split: str, splits_file: Path)
         if repeated is not None:
             return repeated
     same = chosen.own and not chosen.moved
-    ready = data["split"]["kind"] == "official" and not data["split"]["file"] and not data["split"]["val_as_test"]
+    wanted = data["split"]
+    moved = wanted["val_as_test"] or wanted.get("test_as_train", False)
+    ready = wanted["kind"] == "official" and not wanted["file"] and not moved
     if not same and (split == "all" or (split == "test" and ready and (table.rows["split"] == "test").any())):
         return table, None  # test photos of the data set's own split; it need not have others
     if data["split"]["kind"] == "kfold" and data["split"]["fold"] == "all" and not data["split"]["file"]:

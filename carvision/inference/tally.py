@@ -79,7 +79,7 @@ class Sample:
     The same rows give the same choice, also where a command was broken off and continued.
     """
 
-    def __init__(self, size: int, seed: int = 0):
+    def __init__(self, size: int, seed: int | str = 0):
         self.size, self.random, self.num_seen = size, random.Random(seed), 0
         self.kept: dict[int, tuple] = {}  # place in the sample -> (number of the row, what was added)
 
@@ -89,5 +89,28 @@ class Sample:
             self.kept[place] = (self.num_seen, *what)
         self.num_seen += 1
 
-    def chosen(self) -> list[tuple]:
+    def chosen(self) -> list[list]:
         return [what for _, *what in sorted(self.kept.values(), key=lambda kept: kept[0])]
+
+
+class SampleOfClasses:
+    """So many classes at random, and of each a Sample of `size` rows: report R4's ten classes with five photos each.
+
+    head: whose true class counts, or where that is not known the predicted one.
+    """
+
+    def __init__(self, num_classes: int, size: int, head: str, seed: int = 0):
+        self.num_classes, self.size, self.head, self.seed = num_classes, size, head, seed
+        self.of_class: dict[str, Sample] = {}
+
+    def add(self, photo: Photo, truth: Truth, row: dict) -> None:
+        code = truth.get(self.head)
+        key = str(row[self.head]) if code is None else f"#{code:09d}"
+        sample = self.of_class.setdefault(key, Sample(self.size, f"{self.seed} {key}"))
+        sample.add(photo, truth, row)
+
+    def chosen(self) -> list[list[list]]:
+        """A list for each class."""
+        keys = sorted(self.of_class)
+        drawn = random.Random(self.seed).sample(keys, min(self.num_classes, len(keys)))
+        return [self.of_class[key].chosen() for key in sorted(drawn)]

@@ -11,6 +11,7 @@ NUM_BINS = 512
 CENTRE = 0.01  # bins are finest within so much of an even guess; further out, 4 % of the distance from it
 REACH = math.log1p(100 / CENTRE)
 KERAS_THRESHOLDS = 200
+AREAS = ("auc", "auc_micro", "auc_keras")
 
 
 class ScoreHistograms(Metric):
@@ -22,8 +23,8 @@ class ScoreHistograms(Metric):
     of another) that lie in one bin. That is below 0.01, and as the errors of bins and classes cancel, auc and auc_micro
     are within 0.0005 in the tests, with 2 to 1,716 classes; that of one class with few photos can be off by 0.01.
 
-    7 MB at 1,716 classes, and as much in torchmetrics' defaults. An epoch has as many scores as photos times classes:
-    this is for the last evaluation.
+    7 MB at 1,716 classes, and as much in torchmetrics' defaults, however many photos there are. A batch takes
+    2.5 ms of a processor core at 64 photos and 1,716 classes, 0.15 ms at 16 and 12.
     """
 
     full_state_update = False

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from carvision.data.table import UNKNOWN
-from carvision.metrics.auc import ScoreHistograms
+from carvision.metrics.auc import AREAS, ScoreHistograms
 from carvision.metrics.heads import TOP, HeadMetrics, NumberMetrics, figures_at50, figures_of
 from carvision.metrics.neighbours import Embedded, NeighbourMetrics
 from carvision.models.decoding import RULES, decode
@@ -202,13 +202,14 @@ class EpochMetrics(nn.Module):
         return [*self.heads, *self.scores, *optional, self.penalty]
 
 
-def figure_names(labels: dict[str, dict], with_metric_loss: bool = False) -> list[str]:
+def figure_names(labels: dict[str, dict], with_metric_loss: bool = False, with_auc: bool = False) -> list[str]:
     """The names of all figures that every epoch has for these labels (see LitClassifier).
 
-    auc, auc_micro and auc_keras are not among them: they are counted once, at the end, when nothing can listen to them.
+    with_auc: also the areas under the ROC curve, which a split with a single class lacks.
     """
     one = torch.ones(2, dtype=torch.float64)
     of_classes = ["loss", *figures_of(one, one, one), *(f"top{k}" for k in TOP), *figures_at50(one, one, one)]
+    of_classes += AREAS if with_auc else ()
     names = ["loss", "loss_total"]
     if any("ids" in described for described in labels.values()):
         names += ["joint/top1"]

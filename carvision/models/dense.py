@@ -26,9 +26,10 @@ BATCH_NORMS = {
 class Layers:
     """Fully connected layers; in each: linear, activation, batch norm, dropout. Without any, dropout alone.
 
-    hidden: units of each layer. l2: penalty l2 * sum of squares of the weights. activity_l1: penalty
-    activity_l1 * sum of absolute outputs of the activation, mean over the batch (both as Keras has them).
-    dropout, l2 and activity_l1 are each one number for all layers, or one for each.
+    hidden: units of each layer. l2: penalty l2 * sum of squares of the weights (as Keras has it). activity_l1: penalty
+    activity_l1 * sum of absolute outputs of the activation, over the batch by activity_l1_reduction: "mean" as in
+    tf.keras, or "sum" as in stand-alone Keras (2019). dropout, l2 and activity_l1 are each one number for all
+    layers, or one for each.
     activation_slope: of leaky_relu, below zero. batch_norm: "keras" is one with Keras' epsilon and momentum.
     Raises InputError where a list does not have one number for each layer.
     """
@@ -40,6 +41,7 @@ class Layers:
     bias: bool = True
     l2: float | tuple[float, ...] = 0.0
     activity_l1: float | tuple[float, ...] = 0.0
+    activity_l1_reduction: str = "mean"
     activation_slope: float = 0.01
 
     def __post_init__(self):
@@ -67,7 +69,8 @@ NO_LAYERS = Layers()
 class Dense(nn.Module):
     """Layers as a module: (B, F) -> ((B, units of the last layer, or F), penalty: a scalar).
 
-    shares: (B,), of each photo in the mean of the penalties on activities; None: 1 / B.
+    shares: (B,), of each photo in the mean of the penalties on activities; None: 1 / B. Where they are summed, every
+    photo with a share counts once: of several processes each sums over its own batch.
     """
 
     def __init__(self, num_inputs: int, layers: Layers):
@@ -99,14 +102,15 @@ class Dense(nn.Module):
             if l2:
                 penalty = penalty + l2 * linear.weight.square().sum()
             if activity_l1:
-                penalty = penalty + activity_l1 * _mean_activity(x, shares)
+                penalty = penalty + activity_l1 * _activity(x, shares, self.layers.activity_l1_reduction)
             for layer in rest:
                 x = layer(x)
         return x, penalty
 
 
-def _mean_activity(x: Tensor, shares: Tensor | None) -> Tensor:
-    """Scalar: the sum of a photo's absolute values (B, F), mean over the photos by their shares (B,)."""
+def _activity(x: Tensor, shares: Tensor | None, reduction: str) -> Tensor:
+    """Scalar: the sum of a photo's absolute values (B, F); over the photos their mean by shares (B,), or their sum."""
     if shares is None:
-        return x.abs().sum() / len(x)
-    return (x.abs() * shares[:, None]).sum()
+        return x.abs().sum() / (1 if reduction == "sum" else len(x))
+    weights = (shares > 0).to(x) if reduction == "sum" else shares
+    return (x.abs() * weights[:, None]).sum()

@@ -1,5 +1,6 @@
-"""Curves of a run by epoch: loss and accuracy, training against validation."""
+"""Curves of a run by epoch, training against validation: loss, accuracy, and the other figures of each head."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -8,49 +9,71 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from carvision.reports.style import FAINT, SPLIT_COLOURS, create_figure, save_figure, set_title, tidy
 
+# Panels of metrics.png, a column each. The second figure, dashed, is the same as Keras counts it
+OTHERS = {
+    "top-3 accuracy": ("top3",),
+    "top-5 accuracy": ("top5",),
+    "precision": ("precision", "precision_at50"),
+    "recall": ("recall", "recall_at50"),
+    "AUC": ("auc", "auc_keras"),
+}
+STYLES = ("-", "--")
+
 
 def plot_curves(history: pd.DataFrame, folder: Path) -> None:
-    """loss.png and, where there are heads with classes, accuracy.png, from the rows of history.csv."""
+    """loss.png and, where there are heads with classes, accuracy.png and metrics.png, from the rows of history.csv."""
     heads = sorted({name.split("/")[1] for name in history if name.count("/") == 2 and name.endswith("/loss")})
-    losses = {"all heads": "loss"} | ({head: f"{head}/loss" for head in heads} if len(heads) > 1 else {})
-    _plot(history, losses, "Loss", folder / "loss.png")
-    accuracies = {head: f"{head}/top1" for head in heads if f"val/{head}/top1" in history}
-    if accuracies:
-        _plot(history, accuracies, "Top-1 accuracy", folder / "accuracy.png", percent=True)
+    losses = {"all heads": ["loss"]} | ({head: [f"{head}/loss"] for head in heads} if len(heads) > 1 else {})
+    _plot(history, [losses], "Loss", folder / "loss.png")
+    classes = [head for head in heads if f"val/{head}/top1" in history]
+    if not classes:
+        return
+    accuracies = {head: [f"{head}/top1"] for head in classes}
+    _plot(history, [accuracies], "Top-1 accuracy", folder / "accuracy.png", percent=True)
+    others = [
+        {f"{head}: {title}": [f"{head}/{name}" for name in names] for title, names in OTHERS.items()}
+        for head in classes
+    ]
+    _plot(history, others, "Other metrics (dashed: as Keras counts them)", folder / "metrics.png", percent=True)
 
 
-def _plot(history: pd.DataFrame, panels: dict[str, str], title: str, file: Path, percent: bool = False) -> None:
-    """panels: {title: name of the figure, without its split}."""
-    figure = create_figure(max(5.0, 3.6 * len(panels)), 3.4)
+def _plot(
+    history: pd.DataFrame, rows: Sequence[dict[str, list[str]]], title: str, file: Path, percent: bool = False
+) -> None:
+    """rows: of panels, {title: names of its figures, without their split}."""
+    num_columns = max(map(len, rows))
+    figure = create_figure(max(5.0, 3.6 * num_columns), 3.4 * len(rows))
     set_title(figure, title)
-    for i, (name, figure_name) in enumerate(panels.items()):
-        axes = figure.add_subplot(1, len(panels), i + 1)
-        for split in ("train", "val"):
-            column = f"{split}/{figure_name}"
+    for i, panels in enumerate(rows):
+        for j, (name, figure_names) in enumerate(panels.items()):
+            axes = figure.add_subplot(len(rows), num_columns, i * num_columns + j + 1)
+            _draw(axes, history, figure_names)
+            axes.set_title(name, fontsize=10, loc="left", parse_math=False)
+            if percent:
+                axes.set_ylim(0, 1.02)
+                axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+            else:
+                axes.set_ylim(bottom=0)
+            tidy(axes, "y")
+            if i == j == 0:
+                axes.legend(frameon=False, fontsize=9)
+    save_figure(figure, file)
+
+
+def _draw(axes: Axes, history: pd.DataFrame, figure_names: Sequence[str]) -> None:
+    """A line for each split and figure, as far as the history has them."""
+    for split in ("train", "val"):
+        for name, style in zip(figure_names, STYLES, strict=False):
+            column = f"{split}/{name}"
             if column in history:
                 known = history[["epoch", column]].dropna()
-                marker = "o" if len(known) < 30 else None
                 axes.plot(
-                    known["epoch"] + 1,
-                    known[column],
-                    color=SPLIT_COLOURS[split],
-                    label=split,
-                    marker=marker,
-                    markersize=3.5,
-                )
-        _mark_phases(axes, history)
-        axes.set_title(name, fontsize=10, loc="left", parse_math=False)
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if percent:
-            axes.set_ylim(0, 1.02)
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        else:
-            axes.set_ylim(bottom=0)
-        tidy(axes, "y")
-        if i == 0:
-            axes.legend(frameon=False, fontsize=9)
-    save_figure(figure, file)
+                    known["epoch"] + 1, known[column], style, color=SPLIT_COLOURS[split],
+                    label=split if style == "-" else None, marker="o" if len(known) < 30 else None, markersize=3.5,
+                )  # fmt: skip
+    _mark_phases(axes, history)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _mark_phases(axes: Axes, history: pd.DataFrame) -> None:

@@ -39,10 +39,16 @@ Shot = tuple[str, Sequence[float] | None, list[Caption]]  # file, box in pixels 
 
 def plot_predictions(shots: list[Shot], file: Path) -> None:
     """A PNG of the photos in their order. Raises InputError where there are none, or the file can't be written."""
+    num_columns = min(MAX_COLUMNS, math.ceil(math.sqrt(1.2 * len(shots))))
+    plot_rows([shots[start : start + num_columns] for start in range(0, len(shots), num_columns or 1)], file)
+
+
+def plot_rows(rows: list[list[Shot]], file: Path) -> None:
+    """A PNG of the photos, in rows that may differ in length. Raises InputError as plot_predictions does."""
+    shots = [shot for row in rows for shot in row]
     if not shots:
         raise InputError("--grid: no photo could be used, so that there is nothing to draw")
-    num_columns = min(MAX_COLUMNS, math.ceil(math.sqrt(1.2 * len(shots))))
-    rows = [shots[start : start + num_columns] for start in range(0, len(shots), num_columns)]
+    num_columns = max(map(len, rows))
     texts = [[_lines(captions) for _, _, captions in row] for row in rows]
     heights = [TILE_PX[1] + 8 + LINE_PX * max(len(lines) for lines in row) + GAP_PX for row in texts]
     # A narrow grid still has room for the explanation

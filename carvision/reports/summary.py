@@ -11,7 +11,7 @@ from torch import nn
 from carvision.whole_files import write_text
 
 WHERE = """In the run's folder: model.safetensors and model.json (the network), metrics.json and results.txt (figures),
-history.csv, loss.png, accuracy.png (epochs), checkpoints/, splits.csv, config.yaml, summary.txt, run.log"""
+history.csv and loss, accuracy, metrics.png (epochs), checkpoints/, splits.csv, config.yaml, summary.txt, run.log"""
 ACCURACIES = {
     "top1": "top1", "top3": "top3", "top5": "top5", "balanced_accuracy": "balanced", "auc": "AUC",
 }  # fmt: skip

@@ -9,6 +9,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from carvision.errors import InputError, nearest
 from carvision.metrics import figure_names
+from carvision.reports.comparison.frame import lower_is_better
 from carvision.training.batch_size import FindBatchSize, require_gpu, with_batch_size
 from carvision.training.build_phases import build_phases, check_trainer, phase_key
 from carvision.training.callbacks import (
@@ -36,7 +37,7 @@ from carvision.training.stopping import Stopping
 
 def require_monitor(key: str, monitor: str, known: list[str]) -> None:
     if monitor not in known:
-        raise InputError(f"{key}.monitor: {monitor!r} is no figure of this run{nearest(monitor, known)}")
+        raise InputError(f"{key}: {monitor!r} is no figure of this run{nearest(monitor, known)}")
 
 
 def trainer_values(cfg: dict) -> dict:
@@ -87,7 +88,7 @@ def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, e
     # After the averages, which take memory too
     hooks.append(FindBatchSize(lambda number: write_config(with_batch_size(cfg, number), folder), cfg["compile"]))
     if callbacks["patience"]:
-        hooks.append(Patience(monitor, patience=callbacks["patience"], mode=mode, check_on_train_epoch_end=False))
+        hooks.append(Patience(*stop_rule(callbacks), patience=callbacks["patience"]))
     if callbacks["progress_bar"]:
         hooks.append(create_progress_bar())
     if cfg["trainer"]["strategy"] == "fsdp":
@@ -96,12 +97,21 @@ def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, e
     return [*hooks, stopping, checkpoints]
 
 
+def stop_rule(callbacks: dict) -> tuple[str, str]:
+    """The metric by which patience counts, and which value of it is better: "min" or "max"."""
+    monitor, mode = callbacks["stop_monitor"], callbacks["stop_mode"]
+    if monitor is None:
+        return callbacks["monitor"], mode or callbacks["mode"]
+    return monitor, mode or ("min" if lower_is_better(monitor) else "max")
+
+
 def check_monitors(cfg: dict, labels: dict[str, dict]) -> None:
-    names = figure_names(labels, with_metric_loss=cfg["metric_loss"]["name"] != "none")
+    names = figure_names(labels, with_metric_loss=cfg["metric_loss"]["name"] != "none", with_auc=True)
     known = [f"{split}/{name}" for split in ("val", "train") for name in names]
-    require_monitor("callbacks", cfg["callbacks"]["monitor"], known)
+    for key in ("monitor", "stop_monitor"):
+        require_monitor(f"callbacks.{key}", cfg["callbacks"][key] or known[0], known)
     for phase in build_phases(cfg):
-        require_monitor(f"{phase_key(phase)}schedule", phase["schedule"].get("monitor", known[0]), known)
+        require_monitor(f"{phase_key(phase)}schedule.monitor", phase["schedule"].get("monitor", known[0]), known)
 
 
 def build_trainer(

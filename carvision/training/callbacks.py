@@ -168,6 +168,9 @@ class MovingAverage(WeightAveraging):
 class Patience(EarlyStopping):
     """With the patience of this start's configuration, not that of the checkpoint it goes on from."""
 
+    def __init__(self, monitor: str, mode: str, patience: int):
+        super().__init__(monitor, mode=mode, patience=patience, check_on_train_epoch_end=False)
+
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict({**state_dict, "patience": self.patience})
 

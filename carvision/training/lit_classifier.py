@@ -93,10 +93,10 @@ class LitClassifier(pl.LightningModule):
         outputs = {name: len(label["ids"]) if "ids" in label else None for name, label in labels.items()}
         metrics = (outputs, self.head_weights, parents_of(labels), decoding)
         weight = metric_loss["weight"] if metric_loss else None
-        judged = {"compare_rules": True, "metric_weight": weight, "with_neighbours": True}
-        self.train_metrics = EpochMetrics(*metrics, metric_weight=weight)
+        judged = {"compare_rules": True, "metric_weight": weight, "with_neighbours": True, "with_auc": True}
+        self.train_metrics = EpochMetrics(*metrics, metric_weight=weight, with_auc=True)
         self.val_metrics = EpochMetrics(*metrics, **judged)
-        self.test_metrics = EpochMetrics(*metrics, **judged, with_auc=True)
+        self.test_metrics = EpochMetrics(*metrics, **judged)
         self.leave_out_nonfinite = False  # from the figures of training, where run.on_nonfinite_loss skips them
         self.decodings: dict[str, dict[str, float]] = {}  # what each rule gave in the last validation
         self.take_new_values = False  # of optimizer and schedule, where a checkpoint brings those of an earlier start

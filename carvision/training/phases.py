@@ -72,6 +72,7 @@ def _log_phase(lit: LitClassifier, number: int) -> None:
     trained = sum(p.numel() for p in lit.parameters() if p.requires_grad)
     log.info(
         "%s%d epochs, %s, lr %g; trained: %s (%s parameters)",
-        where, phase["epochs"], phase["optimizer"]["name"], phase["optimizer"]["lr"], phase["train_layers"],
+        where, phase["epochs"], phase["optimizer"]["name"],
+        phase["schedule"].get("peak") or phase["optimizer"]["lr"], phase["train_layers"],
         f"{trained:,}",
     )  # fmt: skip

@@ -61,6 +61,7 @@ def lr_factor(
     warmup_epochs: float = 0.0,
     final_fraction: float = 0.0,
     decay: float | None = None,
+    peak: float | None = None,
 ) -> Callable[[int], float]:
     """step -> factor of the learning rate `lr`, by the name and keys of conf/schedule."""
     if name == "inverse_time" and decay is None:
@@ -68,7 +69,7 @@ def lr_factor(
     if name == "constant":
         return lambda step: 1.0
     if name == "r0":
-        return lambda step: r0_lr(int(step / steps_per_epoch), lr) / lr
+        return lambda step: r0_lr(int(step / steps_per_epoch), peak or lr) / lr
     if name == "inverse_time":
         return lambda step: 1 / (1 + decay * step)
     num_warmup = min(round(warmup_epochs * steps_per_epoch), num_steps - 1)

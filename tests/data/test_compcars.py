@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from carvision.data import compcars
+from carvision.data.build import build_split, read_table
 from carvision.data.compcars import KNOWN, MAX_LISTED_BUT_ABSENT, read_compcars
 from carvision.data.table import BOX, UNKNOWN, Number
 from carvision.errors import InputError
@@ -64,6 +65,30 @@ def test_the_photos_of_the_verification_lists_without_walking(tmp_path, monkeypa
     assert table.labels["model"].ids == ("3", "10", "11") and table.labels["model"].parent_codes == (0, 0, 1)
     assert all(file.is_file() for file in compcars.pair_lists(table.root).values())
     assert list(compcars.pair_lists(base)) == ["easy", "medium", "hard"]
+
+
+def test_part_1_trains_and_what_only_the_verification_list_has_validates(tmp_path):
+    base = layouts.write_compcars(tmp_path)
+    pairs = base / "train_test_split/verification"
+    own, tested = "12/4/2014/3ac218c0c6c308.jpg", "1/3/2012/3ac218c0c6c30a.jpg"
+    for path in (own, tested):
+        layouts.write_photo(base / "image" / path)
+    (pairs / "verification_train.txt").write_text("\n".join([layouts.COMPCARS_TRAIN[0], own, tested]) + "\n")
+    (pairs / "verification_pairs_hard.txt").write_text(f"{tested} {layouts.COMPCARS_TEST[0]} 0\n")
+    split = {
+        "kind": "official",
+        "file": None,
+        "val_fraction": 0.2,
+        "seed": 0,
+        "keep_groups": True,
+        "val_as_test": False,
+    }
+    data = {"name": "compcars", "root": str(tmp_path), "allow_missing": True, "split": split | {"test_as_train": True}}
+    divided = build_split(read_table(data, annotations=False), data["split"]).rows.set_index("path")["split"]
+    lists = [*layouts.COMPCARS_TRAIN, *layouts.COMPCARS_TEST]
+    assert divided.to_dict() == {f"image/{path}": "train" for path in lists} | {f"image/{own}": "val"}
+    data["split"] = split  # without it the lists are what they were
+    assert set(read_table(data, annotations=False).rows["split"]) == {"train", "test"}
 
 
 def test_photos_of_the_verification_lists_on_both_sides_or_absent(tmp_path, caplog):

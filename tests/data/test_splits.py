@@ -249,6 +249,20 @@ def test_val_as_test(tmp_path, unequal):
             official_split(table_of(tmp_path, [0] * 12, np.resize(wrong, 12)), 0.2, 0, False, True)
 
 
+def test_test_as_train(tmp_path, unequal):
+    codes = np.tile(np.arange(5), 40)
+    table = table_of(tmp_path, codes, np.where(np.arange(200) < 100, "train", "test"))
+    divided = official_split(table, 0.2, 0, False, False, test_as_train=True)
+    assert paths_of(divided, "train") | paths_of(divided, "val") == paths_of(table, "train") | paths_of(table, "test")
+    assert len(paths_of(divided, "val")) == 40 and not paths_of(divided, "test")
+    table = table_of(tmp_path, codes, np.tile(["train", "val", "test", ""], 50))
+    divided = official_split(table, 0.2, 0, False, False, test_as_train=True)
+    assert paths_of(divided, "train") == paths_of(table, "train") | paths_of(table, "test")
+    assert paths_of(divided, "val") == paths_of(table, "val")
+    with pytest.raises(InputError, match=r"data\.split\.test_as_train: leaves no test"):
+        official_split(table, 0.2, 0, False, True, test_as_train=True)
+
+
 def test_photos_of_unknown_class_are_divided_too(tmp_path, unequal):
     table = table_of(tmp_path, [0] * 20 + [1] * 20 + [UNKNOWN] * 20)
     assert (sizes(stratified_split(table, R0, 0, False)) > 0).all(axis=None)

@@ -117,6 +117,28 @@ def test_a_number_is_the_list_that_repeats_it():
     assert Dense(4, numbers).penalties == Dense(4, lists).penalties == [(0.1, 0.2)] * 2
 
 
+def test_activities_are_summed_over_the_photos_of_the_batch():
+    torch.manual_seed(0)
+    dense = Dense(8, Layers((6, 4), activity_l1=[0.5, 0.02], activity_l1_reduction="sum")).double()
+    x = torch.randn(7, 8, dtype=torch.float64)
+    shares = torch.tensor([1, 1, 0, 1, 0, 1, 1], dtype=torch.float64) / 5  # two photos could not be read
+
+    def expected(rows: list[int]) -> float:
+        total = 0.0
+        for row in rows:
+            hidden = x[row]
+            for block, l1 in zip(dense.blocks, (0.5, 0.02), strict=True):
+                hidden = (block[0].weight @ hidden + block[0].bias).clamp(min=0)
+                total += l1 * sum(abs(value) for value in hidden.tolist())
+        return total
+
+    assert dense(x)[1].item() == pytest.approx(expected(list(range(7))))
+    assert dense(x, shares)[1].item() == pytest.approx(expected([0, 1, 3, 5, 6]))
+    mean = Dense(8, Layers((6, 4), activity_l1=[0.5, 0.02])).double()
+    mean.load_state_dict(dense.state_dict())
+    assert dense(x, shares)[1].item() == pytest.approx(5 * mean(x, shares)[1].item())
+
+
 @pytest.mark.parametrize("key", ["dropout", "l2", "activity_l1"])
 def test_a_list_of_another_length_is_one_line(key):
     with pytest.raises(InputError) as raised:

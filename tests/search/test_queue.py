@@ -10,6 +10,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from carvision.reports.search.report import trials_frame
 from carvision.search import alive
 from carvision.search.build import build_sweep
 from carvision.search.queue import cells_of
@@ -193,6 +194,7 @@ def test_a_share_of_the_grid_is_the_same_draw_for_every_network(tmp_path):
     trial, sign = take(queue)
     sign.end()
     assert trial.user_attrs[CELL] == cells[0][0] and len(queue.trials()) == 14
+    assert trials_frame(queue.sweep, queue.trials())["cell"].tolist() == cells[0]  # for carvision.compare --matrix
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,7 @@ def test_photos_are_augmented_in_training_alone():
         lit.validation_step(batch, 0)
         lit.test_step(batch, 0)
     figures = [metrics.compute() for lit in (flipping, still) for metrics in (lit.val_metrics, lit.test_metrics)]
-    figures = [{name: value for name, value in part.items() if "/auc" not in name} for part in figures]  # of test alone
+    figures = [{name: value for name, value in part.items() if "/auc" not in name} for part in figures]
     assert figures == [figures[0]] * 4
 
 

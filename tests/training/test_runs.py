@@ -15,10 +15,11 @@ import carvision
 import carvision.data.build
 from carvision.errors import InputError
 from carvision.folders import claim_folder
+from carvision.training.build_trainer import stop_rule
 from carvision.training.lit_classifier import LitClassifier
 from tests import forked
 from tests.data.layouts import write_class_folders
-from tests.small_runs import SMALL, demo, train
+from tests.small_runs import SMALL, config, demo, train
 
 
 @pytest.fixture
@@ -43,6 +44,7 @@ def test_the_folder_holds_what_the_contract_says(demo_run):
     assert {
         "config.yaml", "splits.csv", "history.csv", "metrics.json", "run.log", "summary.txt", "results.txt",
         "checkpoints/last.ckpt", "checkpoints/best.ckpt", "model.safetensors", "model.json", "loss.png", "accuracy.png",
+        "metrics.png",
     } <= names  # fmt: skip
     assert any("tensorboard/events" in name for name in names)
     assert not any(name.endswith(".partial") for name in names)
@@ -59,7 +61,8 @@ def test_history_has_a_row_an_epoch(demo_run):
     history = pd.read_csv(demo_run / "history.csv")
     assert history["epoch"].tolist() == [0, 1]
     wanted = {"lr", "seconds", "train/loss", "val/loss", "val/loss_total", "val/make/top1", "train/model/top5",
-              "val/model/f1", "val/joint/top1", "val/joint/consistent", "val/speed/mae"}  # fmt: skip
+              "val/model/f1", "train/model/auc", "val/model/auc_keras", "val/joint/top1", "val/joint/consistent",
+              "val/speed/mae"}  # fmt: skip
     assert wanted <= set(history.columns)
     assert history["lr"].between(0, 0.01).all() and (history["seconds"] > 0).all()
 
@@ -71,6 +74,8 @@ def test_metrics_are_those_of_the_best_epoch(demo_run):
     assert metrics["best_epoch"] == best["epoch"]
     assert metrics["val"]["loss"] == pytest.approx(best["val/loss"])
     assert metrics["train"]["make/top1"] == pytest.approx(best["train/make/top1"])
+    for split in ("train", "val"):
+        assert metrics[split]["make/auc"] == pytest.approx(best[f"{split}/make/auc"])
     assert 0 <= metrics["test"]["model/top1"] <= metrics["test"]["model/top5"] <= 1
     assert set(metrics["decodings"]["test"]) == {"independent", "joint", "marginal"}
     assert metrics["decodings"]["test"]["joint"]["joint/consistent"] == 1.0
@@ -187,6 +192,8 @@ def test_a_bad_photo_stops_or_is_skipped_or_blank_and_is_always_told(class_folde
         ("loss.head_weights={make:1}", "loss.head_weights: 'make' is not one of the heads class"),
         ("model.train_layers=500", "model.train_layers: 500 is more than"),
         ("model.train_layers=from:layer9", "model.train_layers: the backbone has no module 'layer9'"),
+        ("callbacks.stop_monitor=val/acc", "callbacks.stop_monitor: 'val/acc' is no figure of this run"),
+        ("callbacks.monitor=val/class/aucc", "callbacks.monitor: 'val/class/aucc' .*nearest: val/class/auc"),
         ("trainer=gpu", "trainer: this machine can't run trainer.accelerator=gpu"),
         ("data.split.kind=official", "data.split.kind: folder under .* comes without a split of its own"),
         ("data.root=nowhere", "data.root: .*nowhere.* does not exist"),
@@ -220,6 +227,22 @@ def test_training_stops_early_when_nothing_gets_better(class_folders, tmp_path):
     folder = train(tmp_path / "run", *folder_overrides(class_folders), *overrides, "model.train_layers=none")
     assert len(pd.read_csv(folder / "history.csv")) < 9
     assert "stopped after epoch" in (folder / "run.log").read_text()
+
+
+def test_patience_counts_by_a_metric_of_its_own(class_folders, tmp_path):
+    """By the one that is kept, training would not end: its loss falls at every epoch."""
+    kept = ["callbacks.monitor=train/loss", "callbacks.mode=min", "callbacks.patience=2", "optimizer.lr=0.01"]
+    stop = ["callbacks.stop_monitor=train/loss", "callbacks.stop_mode=max"]
+    folder = train(tmp_path / "run", *folder_overrides(class_folders), *kept, *stop, "trainer.max_epochs=9")
+    losses = pd.read_csv(folder / "history.csv")["train/loss"]
+    assert len(losses) == 3 and losses.is_monotonic_decreasing
+    assert json.loads((folder / "metrics.json").read_text())["best_epoch"] == 2
+    assert "stopped after epoch 3: no better train/loss" in (folder / "run.log").read_text()
+    callbacks = config("callbacks.monitor=val/class/top3", "callbacks.mode=max")["callbacks"]
+    assert stop_rule(callbacks) == ("val/class/top3", "max")
+    assert stop_rule(callbacks | {"stop_monitor": "val/loss_total"}) == ("val/loss_total", "min")
+    assert stop_rule(callbacks | {"stop_monitor": "val/loss", "stop_mode": "max"}) == ("val/loss", "max")
+    assert stop_rule(callbacks | {"stop_monitor": "val/class/auc"}) == ("val/class/auc", "max")
 
 
 def test_focal_loss_class_weights_and_a_balanced_sampler_train(class_folders, tmp_path):

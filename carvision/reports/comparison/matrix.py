@@ -28,7 +28,8 @@ class Matrix:
 
 
 def matrix_of(frame: pd.DataFrame, runs: Sequence[Run], rows: str, columns: str, figure: str) -> Matrix:
-    """rows, columns: keys of the runs' configs. Raises InputError if no run has such a key."""
+    """rows, columns: keys of the runs' configs, or several with commas between: a row (column) for each set of their
+    values. Raises InputError if no run has such a key."""
     keys = {key: _values_of(runs, key, "--matrix") for key in (rows, columns)}
     labels = {key: list(dict.fromkeys(_in_order(values))) for key, values in keys.items()}
     shape = {"index": pd.Index(labels[rows], name=rows), "columns": pd.Index(labels[columns], name=columns)}
@@ -42,11 +43,14 @@ def matrix_of(frame: pd.DataFrame, runs: Sequence[Run], rows: str, columns: str,
         counts.loc[row, column] += 1
         if counts.loc[row, column] == 1 or sign * value > sign * values.loc[row, column]:
             values.loc[row, column], minutes.loc[row, column] = value, frame["wall_min"].iloc[i]
-    return Matrix(rows, columns, figure, values, minutes, counts)
+    return Matrix(rows.replace(",", ", "), columns.replace(",", ", "), figure, values, minutes, counts)
 
 
 def _values_of(runs: Sequence[Run], key: str, option: str) -> list[str | None]:
     """Of each run as text; None, and a warning, where its config lacks the key."""
+    if "," in key:
+        of_each = zip(*(_values_of(runs, each.strip(), option) for each in key.split(",")), strict=True)
+        return [None if None in values else ", ".join(values) for values in of_each]
     known = {name for run in runs for name in run.config}
     if key not in known:
         raise InputError(f"{option}: {key!r} is no key of these runs' config.yaml{nearest(key, known)}")

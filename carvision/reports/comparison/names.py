@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from carvision.reports.comparison.runs import Run
 
 # Differences that say where and how a run was made, and not what was trained.
-IGNORED = re.compile(r"run\.|logger\.|hydra\.|data\.(root|file|num_workers)$|callbacks\.progress_bar$")
+IGNORED = re.compile(r"run\.|sweep\.|logger\.|hydra\.|data\.(root|file|num_workers)$|callbacks\.progress_bar$")
 # Of several settings that would tell runs apart, those that people think of first.
 FIRST = (
     "experiment", "model.backbone", "model.weights", "model.train_layers", "optimizer.name", "optimizer.lr",

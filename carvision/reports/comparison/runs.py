@@ -1,5 +1,6 @@
 """The folders of runs, found and read: the only place that knows their layout. No torch is imported."""
 
+import csv
 import json
 import logging
 import os
@@ -17,6 +18,8 @@ from carvision.flat_config import flat_config
 log = logging.getLogger(__name__)
 
 HISTORY, METRICS, CONFIG = "history.csv", "metrics.json", "config.yaml"
+TRIALS = "trials.csv"  # of a search, whose runs lie in trials/ beside it
+CELL_KEY = "sweep.cells"  # in a run's config: the number of the grid's cell that it was
 PART = re.compile(r"(fold|seed)_(\d+)")  # the folder of a run's part
 SPLITS = ("train", "val", "test")
 
@@ -153,7 +156,17 @@ def _read_config(folder: Path) -> dict[str, object]:
         config = yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{file} can't be read ({_first_line(error)}); leave this run out") from None
-    return flat_config(config or {})
+    return flat_config(config or {}) | _cell_of(folder)
+
+
+def _cell_of(folder: Path) -> dict[str, object]:
+    """Of a run of a grid search, from the search's table."""
+    file = folder.parent.with_name(TRIALS)
+    if folder.parent.name != "trials" or not file.is_file():
+        return {}
+    with file.open(encoding="utf-8", newline="") as rows:
+        cells = [row.get("cell") for row in csv.DictReader(rows) if row.get("folder") == f"trials/{folder.name}"]
+    return {CELL_KEY: int(cells[-1])} if cells and (cells[-1] or "").isdecimal() else {}
 
 
 def _num_parameters(folder: Path) -> float:

@@ -1,5 +1,6 @@
 """Accuracy weighed against time and money, which was R4's question; and its matrix as a picture."""
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from carvision.reports.style import FAINT, TEXT, create_figure, save_figure, set
 
 WIDE_RANGE = 20  # largest amount over the smallest one, above which the axis of amounts is logarithmic
 FRONT = "#bb5566"
+LETTERS_PER_INCH = 9  # of a title
 
 
 def plot_matrix(matrix: Matrix, minutes: bool, file: Path) -> None:
@@ -55,7 +57,8 @@ def plot_matrix(matrix: Matrix, minutes: bool, file: Path) -> None:
     if is_fraction(column):
         bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     best = "lowest" if lower_is_better(column) else "highest"
-    set_title(figure, f"{title_of(column)} by {matrix.rows} and {matrix.columns}")
+    title = f"{title_of(column)} by {matrix.rows} and {matrix.columns}"
+    set_title(figure, textwrap.fill(title, int(LETTERS_PER_INCH * figure.get_figwidth())))
     axes.set_xlabel(f"framed: the {best} of each row; heavy frame: of all", size=9, color=FAINT)
     save_figure(figure, file)
 

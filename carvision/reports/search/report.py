@@ -21,6 +21,7 @@ from carvision.search.build import Sweep, compose
 from carvision.search.progress import drawn_text, line_of, num_epochs, number_text, summarise
 from carvision.search.trials import (
     BEST_EPOCH,
+    CELL,
     PARAMETERS,
     RETRY_OF,
     SECONDS,
@@ -77,13 +78,14 @@ def trials_frame(sweep: Sweep, trials: list[FrozenTrial]) -> pd.DataFrame:
             "seconds": known.get(SECONDS),
             "parameters": known.get(PARAMETERS),
             **{key: trial.params.get(key) for key in keys},
+            **({"cell": known.get(CELL)} if sweep.settings["sampler"] == "grid" else {}),
             "folder": folder_of(trial).as_posix(),
             "number": trial.number,
             "goes_on_for": known.get(RETRY_OF),
             "why": known.get(WHY),
         })  # fmt: skip
     frame = pd.DataFrame(rows)
-    whole = [name for name in ("best_epoch", "parameters", "goes_on_for") if name in frame]
+    whole = [name for name in ("best_epoch", "parameters", "goes_on_for", "cell") if name in frame]
     return frame.astype(dict.fromkeys(whole, "Int64"))
 
 
