@@ -108,10 +108,10 @@ def write_shard(file: Path, part_file: Path, originals: list[Original], form: Fo
 def read_part(part_file: Path) -> Part | None:
     """What write_shard has written; None where there is none, or it is damaged."""
     try:
-        part = Part(**json.loads(part_file.read_text()))
+        part = Part(**json.loads(part_file.read_text(encoding="utf-8")))
         photos = [Packed(*values) for values in part.photos]
         return part._replace(photos=photos, bad={int(row): reason for row, reason in part.bad.items()})
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 
