@@ -1,12 +1,32 @@
-"""Checks of values: what the table ALLOWED is written with."""
+"""Checks of values: what the table ALLOWED is written with, and what is read of files that anybody may have written."""
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
-from carvision.errors import nearest
+from carvision.errors import InputError, nearest
 
 # A check returns None for a good value, else what was allowed: the end of the sentence "<key>: <value> is not ...".
 Check = Callable[[object], str | None]
+
+
+# Of one JSON file: more than a model of 100,000 classes or a pack of 100,000 shards needs, and read within seconds
+MAX_JSON_BYTES, MAX_JSON_VALUES = 16_000_000, 1_000_000
+
+
+def parse_json(content: bytes, name: str) -> object:
+    """What JSON text in UTF-8 holds. name: of the file, for messages. Raises InputError where it is no JSON, or more
+    than MAX_JSON_BYTES or MAX_JSON_VALUES."""
+    if len(content) > MAX_JSON_BYTES or content.count(b",") > MAX_JSON_VALUES:
+        raise InputError(
+            f"{name}: holds more than {MAX_JSON_BYTES / 1e6:.0f} MB or {MAX_JSON_VALUES:,} values, which none that "
+            "carvision writes does; it is damaged or was changed by hand"
+        )
+    try:
+        return json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name}: can't be read as JSON ({' '.join(str(error).split())[:120]})") from None
 
 
 def one_of(*words: str) -> Check:
@@ -67,6 +87,25 @@ def list_of(check: Check, length: int | None = None) -> Check:
         return wrong and f"a list whose items are each {wrong}"
 
     return all_items
+
+
+def record(**checks: Check) -> Check:
+    """A mapping with these keys and no others."""
+
+    def all_keys(value):
+        if not isinstance(value, dict) or value.keys() != checks.keys():
+            return f"a mapping with the keys {', '.join(checks)}"
+        return next(
+            (f"one whose {key} is {wrong}" for key, each in checks.items() if (wrong := each(value[key]))), None
+        )
+
+    return all_keys
+
+
+def matching(pattern: str, what: str) -> Check:
+    """A text of which all matches the pattern, in ASCII."""
+    compiled = re.compile(pattern, re.ASCII)
+    return lambda value: None if isinstance(value, str) and compiled.fullmatch(value) else what
 
 
 def optional(check: Check) -> Check:

@@ -1,12 +1,23 @@
 """model.json: what it may hold. A file that somebody sent is read as data that can be wrong in any way."""
 
-import json
 import math
 from pathlib import Path
 
 import carvision
 from carvision.allowed import ALLOWED
-from carvision.checks import Check, list_of, mapping, mapping_of, number, one_of, optional, text, whole
+from carvision.checks import (
+    MAX_JSON_BYTES,
+    Check,
+    list_of,
+    mapping,
+    mapping_of,
+    number,
+    one_of,
+    optional,
+    parse_json,
+    text,
+    whole,
+)
 from carvision.errors import InputError
 
 FORMAT = 1
@@ -72,7 +83,7 @@ FIELDS: dict[str, Check] = {
     "versions": mapping_of(_any_text),
 }
 REQUIRED = (
-    ("format",), ("network",), ("labels",), ("preprocessing",), ("decoding",), ("sha256",),
+    ("format",), ("network",), ("labels",), ("preprocessing",), ("decoding",),
     ("network", "backbone"), ("network", "heads"), ("network", "size_px"), ("network", "trunk"),
     ("preprocessing", "size_px"), ("preprocessing", "mean"), ("preprocessing", "std"),
 )  # fmt: skip
@@ -80,15 +91,15 @@ REQUIRED = (
 GROUPS = {"config": ("data", "model", "loss", "callbacks"), "metrics": ("train", "val", "test")}
 HUGE = 1e30  # above all that anything here counts or measures, and within float32
 MAX_DEPTH = 50
+MAX_KWARGS = 1000  # values in network.backbone_kwargs, lists within lists counted through
+MAX_NECK = 100  # blocks
 FREE = ("network.backbone_kwargs", "metrics", "config", "versions", "temperature")  # their own keys are any
 
 
 def read_description(file: Path) -> dict:
-    """What model.json says, checked. Raises InputError, in one line, where it is newer, damaged or wrong in itself."""
-    try:
-        described = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file}: can't be read as JSON ({' '.join(str(error).split())[:120]})") from None
+    """What model.json says, checked. Raises InputError, in one line, where it is newer, damaged, larger than any that
+    carvision writes, or wrong in itself."""
+    described = read_json(file)
     if not isinstance(described, dict) or "format" not in described:
         raise InputError(f"{file}: was not written by carvision; give the folder of a run that has finished")
     version = described["format"]
@@ -97,17 +108,34 @@ def read_description(file: Path) -> dict:
             f"{file}: format {_brief(version)} is newer than {FORMAT}, the newest that carvision "
             f"{carvision.__version__} knows; update carvision"
         )
+    if "sha256" not in described:
+        raise InputError(f"{file}: sha256 is missing; the model is damaged or was changed by hand")
+    check_description(described, file)
+    return described
+
+
+def read_json(file: Path) -> object:
+    """Of a file that anybody may have written. Raises InputError where it is no JSON, or too large."""
+    try:
+        with file.open("rb") as opened:
+            return parse_json(opened.read(MAX_JSON_BYTES + 1), str(file))
+    except OSError as error:
+        raise InputError(f"{file}: can't be read ({error.strerror})") from None
+
+
+def check_description(described: dict, file: Path) -> None:
+    """Raises InputError, in one line that names the file, for what a model can't be described by."""
     try:
         _check_numbers(described)
         _check_fields(described)
         _check_required(described)
         _check_groups(described)
+        _check_network(described["network"])
         _check_heads(described["network"]["heads"], described["labels"])
         _check_file_name(described.get("weights", {}).get("file", "model.safetensors"))
     except InputError as error:
         text = " ".join(str(error).split())[:400]
         raise InputError(f"{file}: {text}; the model is damaged or was changed by hand") from None
-    return described
 
 
 def _check_numbers(described: dict) -> None:
@@ -115,10 +143,11 @@ def _check_numbers(described: dict) -> None:
     waiting = [(key, value, 1) for key, value in described.items()]
     while waiting:
         place, value, depth = waiting.pop()
+        place = place[:100]  # repeated for each value within it
         if depth > MAX_DEPTH:
             raise InputError(f"{place.partition('.')[0]}: nested more than {MAX_DEPTH} deep")
         if isinstance(value, dict):
-            waiting += [(f"{place}.{key}", inner, depth + 1) for key, inner in value.items()]
+            waiting += [(f"{place}.{key[:60]}", inner, depth + 1) for key, inner in value.items()]
         elif isinstance(value, list):
             waiting += [(place, inner, depth + 1) for inner in value]
         elif isinstance(value, int | float) and not abs(value) < HUGE:
@@ -163,6 +192,29 @@ def _check_groups(described: dict) -> None:
         raise InputError(f"config.data.crop_to_box: {_brief(cropped)} is not {_flag(cropped)}")
 
 
+def _check_network(network: dict) -> None:
+    """What would be built before anything could be compared with the weights."""
+    num_blocks = len(network.get("neck", {}).get("blocks", []))
+    if num_blocks > MAX_NECK:
+        raise InputError(f"network.neck.blocks: {num_blocks:,} blocks are more than the {MAX_NECK} allowed")
+    if len(values_within(network.get("backbone_kwargs", {}))) > MAX_KWARGS:
+        raise InputError(f"network.backbone_kwargs: holds more than the {MAX_KWARGS:,} values allowed")
+
+
+def values_within(value: object) -> list:
+    """All values in mappings and lists, at any depth, that are neither."""
+    found, waiting = [], [value]
+    while waiting:
+        inner = waiting.pop()
+        if isinstance(inner, dict):
+            waiting += inner.values()
+        elif isinstance(inner, list):
+            waiting += inner
+        else:
+            found.append(inner)
+    return found
+
+
 def _check_heads(heads: dict, labels: dict) -> None:
     if not heads:
         raise InputError("network.heads: holds no head")
@@ -177,7 +229,7 @@ def _check_heads(heads: dict, labels: dict) -> None:
             raise InputError(f"network.heads.{name}: has one of mean and std, and needs both or none")
         if "ids" in label:
             _check_classes(name, label, head)
-            _check_parent(name, label, labels)
+            check_parent(name, label, labels)
         elif head["num_outputs"] != 1 or not {"unit", "std"} <= label.keys() or label.get("parent") is not None:
             raise InputError(f"labels.{name}: holds neither classes nor unit and std of a number, without a parent")
 
@@ -192,7 +244,7 @@ def _check_classes(name: str, label: dict, head: dict) -> None:
         )
 
 
-def _check_parent(name: str, label: dict, labels: dict) -> None:
+def check_parent(name: str, label: dict, labels: dict) -> None:
     """A parent that the network has no head for (the make, of one that tells models alone) is a word like any other."""
     above, parent = {name}, label.get("parent")
     if parent not in labels:

@@ -2,7 +2,9 @@
 
 import argparse
 import logging
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from carvision.errors import InputError, one_line_errors
@@ -14,6 +16,8 @@ HELP = """Write a trained network as others' code takes it, and measure that wha
   timm          a folder for timm.create_model("local-dir:<folder>", pretrained=True): the backbone, and as classifier
                 a head that is one linear layer on the pooled features
   hub           a folder for the Hugging Face hub: the model, its card, and its timm form
+
+Where one of several formats can't be written, the others are, and the exit status is 1.
 
 examples:
   python -m carvision.export runs/demo/2026-01-31_12-00-00 --format onnx
@@ -33,44 +37,71 @@ def export(arguments: list[str] | None = None) -> None:
         it.error("--head belongs to --format timm and hub; the others hold all heads")
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     with one_line_errors():
-        write(options.run, dict.fromkeys(formats, options.out), options.head)
+        problems = write(options.run, dict.fromkeys(formats, options.out), options.head)
+    if problems:
+        sys.exit("\n".join(f"error: {problem}" for problem in problems))
 
 
-def write(run: Path, outs: dict[str, Path | None], head: str | None) -> None:
-    """Write each format to its place (None: the default one), and print what it is and where."""
-    # Only now: --help and a wrong option do not wait for torch.
-    from carvision import portable
-    from carvision.exports.files import refuse_existing
-
+def write(run: Path, outs: dict[str, Path | None], head: str | None) -> list[str]:
+    """Write each format to its path (None: the default one), and print what it is and where. Returns a line for each
+    that could not be written; the others are all the same."""
     folder = run if run.is_dir() else run.parent
     outs = {name: out or folder / "export" / NAMES[name] for name, out in outs.items()}
+    problems = {name: problem for name, out in outs.items() if (problem := problem_of(check_out, name, out))}
+    if len(problems) < len(outs):
+        from carvision import portable  # only now: --help and a wrong option do not wait for torch
+
+        model = portable.load(run)
     for name, out in outs.items():
-        suffix = Path(NAMES[name]).suffix
-        if out.suffix != suffix and suffix:  # torch.export.load takes no other name
-            raise InputError(f"--out: {out} is the name of a file for --format {name}; it must end in {suffix}")
-        refuse_existing(out)
-    model = portable.load(run)
-    for name, out in outs.items():
-        print(write_one(name, model, folder, out, head))
-        print(f"export: {out}")
+        if name not in problems and (problem := problem_of(write_one, name, model, folder, out, head)):
+            problems[name] = problem
+    return [problems[name] for name in outs if name in problems]
 
 
-def write_one(name: str, model, folder: Path, out: Path, head: str | None) -> str:
+def problem_of(step: Callable, name: str, *arguments) -> str | None:
+    """What step(name, *arguments) ends with, in one line; None where it ends well."""
+    try:
+        step(name, *arguments)
+    except InputError as error:
+        text = str(error)
+        return text if text.startswith("--") else f"--format {name}: {text}"
+    except Exception as error:  # of torch, onnx, timm or the hub's client, each in its own way
+        if os.environ.get("CARVISION_DEBUG"):
+            raise
+        return f"--format {name}: it failed ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+    return None
+
+
+def check_out(name: str, out: Path) -> None:
+    """Raises InputError for a path that the format can't be written to."""
+    from carvision.exports.files import refuse_existing
+
+    suffix = Path(NAMES[name]).suffix
+    if out.suffix != suffix and suffix:  # torch.export.load takes no other name
+        raise InputError(f"--out: {out} is the name of a file for --format {name}; it must end in {suffix}")
+    refuse_existing(out)
+
+
+def write_one(name: str, model, folder: Path, out: Path, head: str | None) -> None:
+    """Print what was written, and where."""
     if name == "onnx":
         from carvision.exports.to_onnx import export_onnx
 
-        return export_onnx(model, out)
-    if name == "torch-export":
+        what = export_onnx(model, out)
+    elif name == "torch-export":
         from carvision.exports.to_torch_export import export_torch
 
-        return export_torch(model, out)
-    if name == "timm":
+        what = export_torch(model, out)
+    elif name == "timm":
         from carvision.exports.to_timm import export_timm
 
-        return export_timm(model, out, head)
-    from carvision.exports.to_hub import export_hub
+        what = export_timm(model, out, head)
+    else:
+        from carvision.exports.to_hub import export_hub
 
-    return export_hub(model, folder, out, head)
+        what = export_hub(model, folder, out, head)
+    print(what)
+    print(f"export: {out}")
 
 
 def parser() -> argparse.ArgumentParser:

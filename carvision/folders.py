@@ -2,8 +2,6 @@
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from carvision.errors import InputError
@@ -13,18 +11,6 @@ def cache_folder() -> Path:
     """Of what can be made again: $CARVISION_CACHE, else $XDG_CACHE_HOME/carvision, else ~/.cache/carvision."""
     own, common = os.environ.get("CARVISION_CACHE"), os.environ.get("XDG_CACHE_HOME")
     return (Path(own) if own else Path(common or "~/.cache") / "carvision").expanduser()
-
-
-@contextmanager
-def left_when_used(folder: Path) -> Iterator[Path]:
-    """The folder, which goes again where an error comes before anything was written to it: the mended command may name
-    the same one."""
-    try:
-        yield folder
-    except BaseException:
-        with suppress(OSError):  # it holds something
-            folder.rmdir()
-        raise
 
 
 def claim_folder(

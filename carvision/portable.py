@@ -1,9 +1,13 @@
 """The model that travels: model.safetensors and model.json in one folder. No Lightning, no Hydra, nothing executed."""
 
 import hashlib
+import json
+import logging
+import math
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +19,19 @@ from torch import Tensor
 import carvision
 from carvision.data.images import Preprocessing
 from carvision.data.squares import square_of
-from carvision.description import FORMAT, read_description
+from carvision.description import FORMAT, check_description, read_description, read_json, values_within
 from carvision.errors import InputError
+from carvision.models.backbones import create_backbone, read_pickled, tensor_shapes
 from carvision.models.classifier import Classifier, classifier_from
 from carvision.models.decoding import decode
+from carvision.models.limits import Limits, WithoutValues
 from carvision.whole_files import write_json, written_whole
 
+log = logging.getLogger(__name__)
+
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+LAYERS = ("layers", "difference")  # of an embedding
+LARGEST_NUMBER = 10_000  # for a backbone, whatever its weights' sizes: a rotary embedding's temperature
 
 
 def save(
@@ -92,22 +102,63 @@ def load(path: str | Path) -> Classifier:
             raise InputError(f"{path}: no model there ({weights} does not exist); give the folder of a finished run")
         if Path(path).is_file() and Path(path).name not in (weights.name, DESCRIPTION):
             raise InputError(f"{path}: {file.name} beside it describes {weights.name}, and not this file")
+        shapes = tensor_shapes(weights)
+        require_fitting(described["network"], shapes)  # quick, and before anything of the size described is made
         if described["sha256"] != _sha256(weights):
             raise InputError(f"{weights}: not the weights that {file.name} describes (their sha256 differs)")
         return _assemble(described, load_file(weights))
     except InputError as error:
-        text = str(error)
-        raise InputError(" ".join(text.split()) if "\n" in text else text) from None  # a name may hold a line's end
+        text = " ".join(str(error).split()) if "\n" in str(error) else str(error)  # a name may hold a line's end
+        raise InputError(text if len(text) <= 1000 else f"{text[:1000]}...") from None
     except Exception as error:  # timm's networks and torch's layers each stumble in their own way
         text = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{folder}: the model is damaged or was not written by carvision ({text})") from error
 
 
+def description_of(source: Path) -> dict | None:
+    """What the model that `model.weights` names says of itself: a run's folder, its .safetensors file, or a checkpoint,
+    wherever that was copied to. None of weights that are not carvision's, whatever lies beside them.
+
+    Raises InputError where a run's folder holds other weights than its model.json describes, or a damaged one.
+    """
+    if source.is_file() and source.suffix != ".safetensors":
+        return _description_in_checkpoint(source)
+    weights = source / WEIGHTS if source.is_dir() else source
+    file = weights.with_name(DESCRIPTION)
+    if not (file.is_file() and weights.is_file()):
+        return None
+    described = read_json(file)
+    if not isinstance(described, dict) or not {"network", "preprocessing", "sha256"} <= described.keys():
+        return None  # of another program
+    if described["sha256"] == _sha256(weights):
+        return read_description(file)
+    if source.is_dir():
+        raise InputError(f"model.weights: {weights} is not what {file.name} describes (their sha256 differs)")
+    log.warning("%s describes other weights than %s, and is not read", file, weights.name)
+    return None
+
+
+def _description_in_checkpoint(file: Path) -> dict | None:
+    checkpoint = read_pickled(file)
+    own = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
+    keys = {"description": "network", "labels": "labels", "preprocessing": "preprocessing", "decoding": "decoding"}
+    if not isinstance(own, dict) or not keys.keys() <= own.keys():
+        return None
+    described = {"format": FORMAT} | {ours: own[key] for key, ours in keys.items()}
+    try:
+        described = json.loads(json.dumps(described))  # tuples as lists, as in model.json
+    except (TypeError, ValueError, RecursionError):
+        return None
+    check_description(described, file)
+    return described
+
+
 def _assemble(described: dict, tensors: dict[str, Tensor]) -> Classifier:
     """The network as load() gives it. Raises anything where the description and the weights make none."""
-    _check_sizes(described["network"], tensors)
-    model = classifier_from(described["network"])
-    _check_shapes(model, tensors)
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    with _limits(described["network"], shapes):
+        model = classifier_from(described["network"])
+    _require_same({name: tuple(value.shape) for name, value in model.state_dict().items()}, shapes)
     model.load_state_dict(tensors)
     for key in ("config", "metrics", "versions"):
         described.setdefault(key, {})
@@ -137,8 +188,10 @@ def find_model(path: Path) -> tuple[Path, Path]:
 
 def _find_model(path: Path) -> tuple[Path, Path]:
     if path.is_file() and path.suffix != ".safetensors" and path.name != DESCRIPTION:
+        run = path.absolute().parent.parent
+        way = f"give its run, {run}" if (run / DESCRIPTION).is_file() else "give the folder of a finished run"
         raise InputError(
-            f"{path}: not a model file; give a run's folder or its {WEIGHTS} (a checkpoint opens with torch.load)"
+            f"{path}: not a model file; {way}, or its {WEIGHTS} (training begins from a checkpoint with model.weights=)"
         )
     folder = path if path.is_dir() else path.parent
     file = folder / DESCRIPTION
@@ -153,26 +206,62 @@ def _find_model(path: Path) -> tuple[Path, Path]:
     return folder, file
 
 
-def _check_sizes(network: dict, tensors: dict[str, Tensor]) -> None:
-    """Before memory is taken for it: a layer that has more units than any of the weights is described wrongly."""
-    largest = max((size for value in tensors.values() for size in value.shape), default=0)
+def require_fitting(network: dict, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raises an error where the network described has larger layers than these weights, or another backbone, in little
+    time and memory however large it is described."""
+    sizes = [size for shape in shapes.values() if 0 not in shape for size in shape]  # 0: no byte of the file is of it
+    _require_layers(network, {shape for shape in shapes.values() if 0 not in shape}, len(shapes))
+    numbers = [value for value in values_within(network.get("backbone_kwargs", {})) if isinstance(value, int | float)]
+    if numbers and max(map(abs, numbers)) > max(LARGEST_NUMBER, *sizes):
+        raise ValueError(f"backbone_kwargs hold {max(map(abs, numbers)):g}, and no weights are of that size")
+    limits = _limits(network, shapes)
+    try:
+        with torch.device("meta"), WithoutValues(), limits:  # parameters that take no memory
+            backbone = create_backbone(network["backbone"], network.get("backbone_kwargs"), False, network["size_px"])
+    except Exception:
+        if limits.exceeded:
+            raise
+        log.debug("%s can't be built without memory", network["backbone"], exc_info=True)
+        return  # it is built within the limits, and compared then
+    own = {f"backbone.{name}": tuple(value.shape) for name, value in backbone.state_dict().items()}
+    if network.get("pool", "default") != "default":  # which leaves out what comes after the feature map
+        own = {name: shape for name, shape in own.items() if name in shapes}
+    _require_same(own, {name: shape for name, shape in shapes.items() if name.startswith("backbone.")})
+
+
+def _limits(network: dict, shapes: dict[str, tuple[int, ...]]) -> Limits:
+    """What a network with these parameters makes while it is built, its activations and what it replaces included: a
+    pool of its own replaces the dense layers of VGG, of 120 million values."""
+    num_values = sum(math.prod(shape) for shape in shapes.values())
+    replaced = 10_000_000 if network.get("pool", "default") == "default" else 200_000_000
+    return Limits(100 + 2 * len(shapes), replaced + 2 * num_values, 1000 + 20 * len(shapes))
+
+
+def _require_layers(network: dict, shapes: set[tuple[int, ...]], num_tensors: int) -> None:
+    """Each layer of trunk, heads and embedding has the shape of some of the weights."""
     embedding = network.get("embedding", {})
-    parts = [network["trunk"], *(head["layers"] for head in network["heads"].values())]
-    parts += [embedding[key] for key in ("layers", "difference") if key in embedding]
-    units = [unit for part in parts for unit in part.get("hidden", [])]
-    units += [head["num_outputs"] for head in network["heads"].values()] + [embedding.get("num_classes", 0)]
-    if max(units) > largest:
-        raise ValueError(f"a layer of {max(units)} units, and no weights of that size")
+    chains = [network["trunk"].get("hidden", []), *(embedding.get(key, {}).get("hidden", []) for key in LAYERS)]
+    chains += [[*head["layers"].get("hidden", []), head["num_outputs"]] for head in network["heads"].values()]
+    num_layers = sum(map(len, chains))
+    if num_layers > num_tensors:
+        raise ValueError(f"{num_layers:,} layers, and weights of {num_tensors:,} tensors")
+    first = {shape[0] for shape in shapes if shape}
+    for units in chains:
+        missing = next((pair for pair in pairwise(units) if pair[::-1] not in shapes), units[:1])
+        if len(missing) == 2 or (missing and missing[0] not in first):
+            raise ValueError(f"a layer of {missing[-1]} units, and no weights of that size")
+    num_classes, proxies = embedding.get("num_classes", 0), embedding.get("proxies_per_class", 0)
+    if proxies and not any(shape[:2] == (num_classes, proxies) for shape in shapes):
+        raise ValueError(f"proxies of {num_classes} classes, and no weights of that size")
 
 
-def _check_shapes(model: Classifier, tensors: dict[str, Tensor]) -> None:
-    own = {name: value.shape for name, value in model.state_dict().items()}
-    odd = sorted(own.keys() ^ tensors.keys())
+def _require_same(own: dict[str, tuple[int, ...]], shapes: dict[str, tuple[int, ...]]) -> None:
+    odd = sorted(own.keys() ^ shapes.keys())
     if odd:
         raise ValueError(f"{odd[0]} is {'not in its weights' if odd[0] in own else 'no part of its network'}")
-    wrong = next((name for name, shape in own.items() if tensors[name].shape != shape), None)
+    wrong = next((name for name, shape in own.items() if shapes[name] != shape), None)
     if wrong:
-        raise ValueError(f"{wrong} has the shape {tuple(tensors[wrong].shape)}, and its network {tuple(own[wrong])}")
+        raise ValueError(f"{wrong} has the shape {shapes[wrong]}, and its network {own[wrong]}")
 
 
 def parents_of(labels: dict) -> dict[str, tuple[str, Tensor]]:

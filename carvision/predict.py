@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -23,7 +24,7 @@ HELP = """Predict the classes of photos with a trained model: a row a photo, in 
   python -m carvision.predict RUN photos --out predictions.csv                 a folder of photos, and those below it
   python -m carvision.predict RUN photos --out predictions.parquet --probs     all probabilities, too
   find photos -name "*.jpg" | python -m carvision.predict RUN - --out predictions.jsonl --top 5
-  python -m carvision.predict RUN --list RUN/splits.csv --split test --root data --out test.csv --grid test.png
+  python -m carvision.predict RUN --list RUN/splits.csv --split test --out test.csv --grid test.png
 
 The output stands in FILE.partial until it is whole; the same command again goes on where a killed one ended.
 """
@@ -65,7 +66,8 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("photos", nargs="*", metavar="PHOTO", help="photos, folders, or - for a path a line from a pipe")
     it.add_argument("--list", type=Path, metavar="FILE", dest="listed", help="a path a line; or a .csv, .tsv, .parquet "
                     "with a column path, perhaps left, top, right, bottom (a box), and the true classes")  # fmt: skip
-    it.add_argument("--root", type=Path, metavar="DIR", help="what relative paths of a list are relative to")
+    it.add_argument("--root", type=Path, metavar="DIR", help="what relative paths of a list are relative to "
+                    "(default: of a run's splits.csv its data root, else the current folder)")  # fmt: skip
     it.add_argument("--split", metavar="NAME", help="only the rows of the table that have this in their column split")
     it.add_argument("--out", type=Path, metavar="FILE", help=".csv, .tsv, .jsonl or .parquet (default: CSV to stdout)")
     it.add_argument("--overwrite", action="store_true", help="replace FILE")
@@ -113,13 +115,17 @@ def predict(options: argparse.Namespace) -> tuple[int, int]:
     check_sources(sources)
     keep_freed_memory()
     predictor = load_predictor([options.run, *options.ensemble], options.tta)
+    sources = with_root(sources, options, predictor)
     truths = true_classes(predictor, options)
     layout = Layout(options.top, options.brief, options.probs, tuple(truths.heads))
     tally = Tally(predictor.labels, predictor.class_ids, predictor.classes, options.brief)
     sample = create_sample(options, predictor)
 
+    seen_photos = create_seen_photos(options, predictor, truths)
+
     def seen(photo, truth, row):
         tally.add(photo, truth, row)
+        seen_photos.add(photo)
         if options.grid and not tally.is_bad(row):
             sample.add(photo, truth, row)
 
@@ -143,7 +149,7 @@ def predict(options: argparse.Namespace) -> tuple[int, int]:
         output.finish()
     finally:
         output.close()
-    finish(options, tally, truths, left_out.line(), sample, uses_boxes)
+    finish(options, tally, truths, seen_photos, left_out.line(), sample, uses_boxes)
     return tally.num_photos, tally.num_bad
 
 
@@ -167,6 +173,32 @@ def load_predictor(runs: list[str], tta: str):
     from carvision.inference.predictor import Predictor
 
     return Predictor([carvision.load(run) for run in runs], tta)
+
+
+def with_root(sources, options: argparse.Namespace, predictor):
+    """The sources, and options.root, with what a list's paths are relative to, where --root does not say it."""
+    from carvision.inference.inputs import Sources, photos_of
+    from carvision.inference.run_photos import root_of_list
+
+    if sources.root is not None or sources.listed is None or sources.from_stdin:
+        return sources
+    listed = photos_of(Sources(listed=sources.listed, split=sources.split))
+    options.root = root_of_list(sources.listed, listed, predictor.about["config"])
+    if options.root is not None:
+        log.info("--root: %s, the data root of the run", options.root)
+    return replace(sources, root=options.root)
+
+
+def create_seen_photos(options: argparse.Namespace, predictor, truths):
+    """Of the runs, where the truth is known: else nothing is judged."""
+    from carvision.inference.run_photos import SeenPhotos, data_roots
+
+    runs = [Path(run) for run in (options.run, *options.ensemble) if truths.heads]
+    given = [Path(path) for path in options.photos if Path(path).is_dir()]
+    roots = [*given, *([options.root] if options.root else [])]
+    for model in predictor.models:
+        roots += data_roots(model.about["config"])
+    return SeenPhotos([run if run.is_dir() else run.parent for run in runs], roots)
 
 
 def settings_of_models(models) -> dict:
@@ -222,16 +254,13 @@ def progress(options: argparse.Namespace, sources, done: int):
     return progress_of(count_photos(sources, COUNT_SECONDS) if bar else None, done, bar)
 
 
-def finish(options: argparse.Namespace, tally, truths, left_out: str, sample, uses_boxes: bool) -> None:
+def finish(options: argparse.Namespace, tally, truths, seen_photos, left_out: str, sample, uses_boxes: bool) -> None:
     """What was left to say and to draw."""
     if left_out:
         log.info("%s", left_out)
     if uses_boxes and tally.num_without_box:
         log.info("%s photos have no box and were looked at as a whole", f"{tally.num_without_box:,}")
-    for head, num in truths.unknown.items():
-        if num:
-            log.info("%s: the list's class of %s photos is none of the model's, by id or by name", head, f"{num:,}")
-    for line in tally.lines():
+    for line in [*truths.lines(), *seen_photos.lines(), *tally.lines()]:
         log.info("%s", line)
     if options.grid is not None:
         draw_grid(options.grid, tally, sample.chosen(), by_class=options.grid_classes is not None)

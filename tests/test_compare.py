@@ -119,7 +119,7 @@ def test_markdown_has_equal_columns_and_marks_the_best(runs, tmp_path):
     lines = to_markdown(runs_sheet(frame, "Figures", ["a note"])).splitlines()
     rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines if line.startswith("|")]
     assert {len(row) for row in rows} == {5}
-    assert r"\<b>$x\|y" in rows[0][1] and "a note" in lines
+    assert r"\<b>\$x\|y" in rows[0][1] and "a note" in lines
     (accuracy,) = [row for row in rows if row[0].strip() == "val class top-1 %"]
     assert [cell.strip() for cell in accuracy[1:]] == ["55.00", "10.00", "**60.00 ± 14.14**", ""]
     (wall,) = [row for row in rows if row[0].strip() == "wall minutes"]

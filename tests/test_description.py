@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 import carvision
+from carvision import portable
 from carvision.errors import InputError
+from carvision.models import backbones
 from tests.inference.tiny import save_tiny
 from tests.model_files import change, refusal, rewrite
 
@@ -116,3 +118,51 @@ def test_whatever_a_description_holds_it_loads_or_is_refused_in_one_line(saved):
                 assert "\n" not in str(error) and len(str(error)) < 1200, (place, number)
                 num_refused += 1
     assert num_refused > 0.75 * len(places) * len(changes) / 2
+
+
+HUGE_NETWORKS = {
+    "depth_multiplier": ("network.backbone_kwargs", {"depth_multiplier": 1e7}),
+    "layers": ("network.backbone_kwargs", {"layers": [1_000_000] * 4}),
+    "deep": ("network.backbone_kwargs", {"layers": [10_000] * 4}),
+    "list": ("network.backbone_kwargs", {"layers": [1] * 2000}),
+    "wide": ("network.backbone_kwargs", {"channels": [9999] * 4}),
+    "giant": ("network.backbone", "vit_giant_patch14_224"),
+    "neck": ("network.neck.blocks", ["spatial_dropout"] * 100_000),
+    "trunk": ("network.trunk.hidden", [32] * 100_000),
+    "unit": ("network.trunk.hidden", [10**9]),
+    "squared": ("network.trunk.hidden", [32, 32]),
+    "outputs": ("network.heads.speed.num_outputs", 10**9),
+    "proxies": ("network.embedding", {"num_classes": 10**7, "proxies_per_class": 100}),
+    "classes": ("labels.make.ids", [str(i) for i in range(300_000)]),
+    "keys": ("metrics", {str(i): 1 for i in range(1_100_000)}),
+    "long": ("metrics", {"a" * 17_000_000: 1}),
+}
+
+
+@pytest.mark.parametrize("what", HUGE_NETWORKS)
+def test_what_the_weights_have_no_room_for_is_never_built(saved, what, monkeypatch):
+    change(saved, *HUGE_NETWORKS[what])
+    monkeypatch.setattr(portable, "load_file", None)  # before the weights are read
+    refused = refusal(saved)
+    assert len(refused) < 1200 and "NoneType" not in refused
+
+
+def test_more_gates_than_the_weights_have_room_for_are_not_built(saved):
+    change(saved, "network.neck.blocks", ["se"] * 100)
+    assert "more parameters than the weights leave room for" in refusal(saved)
+
+
+def test_a_long_key_is_not_repeated_for_all_within_it(saved):
+    rewrite(saved, metrics={"a" * 1_000_000: {str(i): {"b": 1} for i in range(100_000)}})  # 100 GB, were it repeated
+    assert len(carvision.load(saved).about["metrics"]) == 1
+
+
+def test_a_weights_file_of_too_many_tensors_is_refused(saved, monkeypatch):
+    for source in (saved, saved / "model.safetensors"):
+        monkeypatch.undo()
+        monkeypatch.setattr(backbones, "MAX_TENSORS", 5)
+        assert "tensors are more than the 5 allowed" in refusal(source)
+        with pytest.raises(InputError, match=r"model.weights: .*tensors are more than the 5 allowed"):
+            backbones.read_weights(source)
+        monkeypatch.setattr(backbones, "MAX_HEADER_BYTES", 100)
+        assert "its header has more than the 0 MB allowed" in refusal(source)

@@ -47,6 +47,30 @@ def test_the_figures_are_those_that_training_measured(run, evaluated):
     assert decodings == trained["decodings"]["test"]
 
 
+@pytest.mark.parametrize(
+    ("module", "words", "last"),
+    [
+        ("carvision.evaluate", ["--samples", "0"], "carvision.evaluation.run.write_json"),
+        ("carvision.embed", ["--split", "val"], "carvision.embedding.command.write_index"),
+    ],
+)
+def test_a_killed_command_begins_anew_in_its_folder(run, module, words, last, tmp_path):
+    """Killed before it has written its last file."""
+    killing = f"import os; from unittest import mock; mock.patch('{last}', lambda *_: os._exit(9)).start()"
+    out = tmp_path.with_name(f"{tmp_path.name}.killed")
+    begun = forked.start(module, run, *words, "--out", "out", cwd=tmp_path, out=out, first=killing)
+    assert forked.finish([begun], [out])[0].returncode == 9
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert ".unfinished" in left and len(left) > 1
+    done = forked.run(module, run, *words, "--out", "out", cwd=tmp_path, check=0)
+    assert "beginning anew in it" in done.stderr and done.stdout.splitlines()[-1].endswith(": out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert not {".unfinished", ".lock"} & names
+    assert names & {"evaluation.json", "embeddings.json"}
+    again = forked.run(module, run, *words, "--out", "out", cwd=tmp_path, check=1)
+    assert "error: --out: out exists already" in again.stderr
+
+
 def test_every_file_that_was_promised_is_there(evaluated):
     names = {file.name for file in evaluated.iterdir()}
     for head in ("make", "model"):

@@ -22,6 +22,7 @@ from carvision.inference.unfinished import partial_of, settings_of
 from tests import forked
 from tests.conftest import ROOT
 from tests.inference.tiny import save_tiny, write_photos
+from tests.model_files import rewrite
 
 COLUMNS = ["path", "make", "make_id", "make_prob", "model", "model_id", "model_prob", "speed", "error"]
 
@@ -124,7 +125,7 @@ def test_a_table_with_boxes_splits_and_truth(photos, predict, tmp_path_factory):
     judged = [row["model_id"] == id_ for row, id_ in zip(rows, ids, strict=False) if id_]
     assert messages == [
         "4 photos have no box and were looked at as a whole",
-        "model: the list's class of 2 photos is none of the model's, by id or by name",
+        "model: 2 photos are of classes unknown to the model, by id and by name ('X5', 'Z'); they are not judged",
         "1 of 9 photos could not be used; see the column error",
         "  gone.jpg: the file is missing",
         f"right: model {100 * sum(judged) / 5:.1f} % of 5",
@@ -141,6 +142,37 @@ def test_truth_from_folders_and_the_two_columns_of_the_report(run, photos, predi
     known = [(row["make"], truth[row["path"].split("/")[1]]) for row in rows if "/b/" not in row["path"]]
     right = sum(predicted == true for predicted, true in known)
     assert messages[-1].startswith(f"right: make {100 * right / 6:.1f} % of 6, model ")
+    unknown = "photos are of folders or classes unknown to the model, by id and by name ('b'); they are not judged"
+    assert f"make: 4 {unknown}" in messages
+
+
+def test_a_runs_own_list_needs_no_root_and_its_photos_are_recognised(photos, predict, tmp_path_factory):
+    run = save_tiny(tmp_path_factory.mktemp("listed"))
+    root = Path("photos").absolute()
+    rewrite(run, config={"data": {"name": "folder", "root": str(root)}})
+    paths = [path.removeprefix("photos/") for path in photos]
+    table = pd.DataFrame({"path": paths, "split": ["train"] * 5 + ["val"] * 2 + ["test"] * 3, "model": "2"})
+    table.to_csv(run / "splits.csv", index=False)
+    code, out, messages = predict(run, "--list", run / "splits.csv")
+    assert code == 0 and [row["path"] for row in read_csv(out)] == paths
+    assert all(not row["error"] for row in read_csv(out))
+    assert f"--root: {root}, the data root of the run" in messages
+    seen = (
+        f"{run.name} was trained on 5 of these 10 photos, and its weights were chosen by 2 (recognised by their paths)"
+    )
+    assert any(message.startswith(seen) for message in messages)
+    code, out, messages = predict(run, "photos", "--true-from-folders")  # by the data root
+    assert any(message.startswith(seen) for message in messages)
+    code, out, messages = predict(run, "--list", run / "splits.csv", "--split", "test")
+    assert not any("was trained on" in message for message in messages)
+    shutil.copy(run / "splits.csv", "others.csv")  # not found from here, but below the data root
+    code, out, _ = predict(run, "--list", "others.csv")
+    assert code == 0 and not any(row["error"] for row in read_csv(out))
+    rewrite(run, config={"data": {"name": "folder", "root": "/nowhere/photos"}})
+    code, _, messages = predict(run, "--list", run / "splits.csv")
+    assert code == 1 and "are not in /nowhere/photos, the data root of that run; give the folder" in messages[-1]
+    code, out, _ = predict(run, "--list", run / "splits.csv", "--root", "photos")
+    assert code == 0 and not any(row["error"] for row in read_csv(out))
 
 
 def test_photos_that_cant_be_used_have_their_reason_in_their_row(run, photos, predict, monkeypatch):

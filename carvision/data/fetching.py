@@ -9,9 +9,10 @@ import errno
 import hashlib
 import logging
 import os
+import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,9 @@ log = logging.getLogger(__name__)
 PAUSES_S = (1, 2, 4, 8)  # before another attempt
 CONNECT_S, READ_S = 30, 60  # without an answer, without a byte
 ROOM = f".room{PARTIAL}"
-FINAL = (FileNotFoundError, PermissionError, NotImplementedError)  # another attempt would not help
+HTTP = ("http://", "https://")
+CHUNK_BYTES = 1 << 20
+PATIENCE_S, LEAST_BYTES_S = 30, 10_000  # after so many seconds fewer bytes a second, on average, are a trickle
 
 
 @dataclass(frozen=True)
@@ -73,16 +76,24 @@ def fetch(place: str, name: str, num_bytes: int, sha256: str, cache: Cache, wait
     return file
 
 
-def fetch_text(url: str) -> bytes:
-    """The bytes of a small file."""
-    return _often(url, lambda: _open(url)[0].cat_file(_open(url)[1]))
+def fetch_text(url: str, max_bytes: int) -> bytes:
+    """The bytes of a small file. Raises InputError where there are more than max_bytes."""
+
+    def attempt() -> bytes:
+        content = bytearray()
+        _receive(url, content.extend, max_bytes)
+        return bytes(content)
+
+    return _often(url, attempt)
 
 
 def _fetch_often(url: str, partial: Path, num_bytes: int, sha256: str) -> None:
+    if shutil.disk_usage(partial.parent).free < num_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     def attempt() -> None:
-        filesystem, path = _open(url)
-        filesystem.get_file(path, str(partial))
-        size = partial.stat().st_size
+        with partial.open("wb") as opened:
+            size = _receive(url, opened.write, num_bytes)
         if size != num_bytes:
             raise ConnectionError(f"{size:,} of {num_bytes:,} bytes came")
         with partial.open("rb") as opened:
@@ -90,6 +101,33 @@ def _fetch_often(url: str, partial: Path, num_bytes: int, sha256: str) -> None:
                 raise ConnectionError("the bytes that came are not those that were packed: their SHA-256 is another")
 
     _often(url, attempt)
+
+
+class Refused(Exception):
+    """What a server sends is too much, or too slow, and would be with another attempt, too."""
+
+
+# Another attempt would not help
+FINAL = (FileNotFoundError, PermissionError, NotImplementedError, Refused)
+
+
+def _receive(url: str, write: Callable[[bytes], object], max_bytes: int) -> int:
+    """The bytes of a file, to write(), chunk by chunk as they come; returns how many. Raises Refused for more than
+    max_bytes, whatever the server has said of their number, and for a trickle."""
+    filesystem, path = _open(url)
+    # Of http a stream: with a size there is no request beforehand, and without blocks no ranges
+    options = {"block_size": 0, "size": max_bytes} if url.startswith(HTTP) else {}
+    begun, received = time.monotonic(), 0
+    with filesystem.open(path, "rb", **options) as opened:
+        while chunk := opened.read(min(CHUNK_BYTES, max_bytes + 1 - received)):
+            received += len(chunk)
+            if received > max_bytes:
+                raise Refused(f"it has more than the {max_bytes:,} bytes that it may have")
+            write(chunk)
+            seconds = time.monotonic() - begun
+            if seconds > PATIENCE_S and received < seconds * LEAST_BYTES_S:
+                raise Refused(f"{received:,} bytes came in {seconds:.0f} s, which is too slow")
+    return received
 
 
 def _often(url: str, attempt):
@@ -119,12 +157,14 @@ def _open(url: str) -> tuple:
     import fsspec  # only where there is a URL
 
     options = {}
-    if url.startswith(("http://", "https://")):
+    if url.startswith(HTTP):
         import aiohttp
 
-        # aiohttp's own limit is five minutes for a whole file
+        # aiohttp's own limit is five minutes for a whole file. Bytes are taken as they come: a few that were compressed
+        # could become any number
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=READ_S)
-        options = {"client_kwargs": {"timeout": timeout}}
+        as_it_is = {"auto_decompress": False, "headers": {"Accept-Encoding": "identity"}}
+        options = {"client_kwargs": {"timeout": timeout, **as_it_is}}
     try:
         return fsspec.core.url_to_fs(url, **options)
     except ImportError as error:  # which names the package

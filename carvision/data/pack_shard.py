@@ -111,7 +111,7 @@ def read_part(part_file: Path) -> Part | None:
         part = Part(**json.loads(part_file.read_text(encoding="utf-8")))
         photos = [Packed(*values) for values in part.photos]
         return part._replace(photos=photos, bad={int(row): reason for row, reason in part.bad.items()})
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 

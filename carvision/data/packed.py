@@ -8,20 +8,33 @@ packing/                what carvision.pack needs to go on with, or to mend, wha
 
 import hashlib
 import io
-import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow
+import pyarrow.parquet
 
+from carvision.checks import (
+    MAX_JSON_BYTES,
+    Check,
+    either,
+    list_of,
+    mapping_of,
+    matching,
+    optional,
+    parse_json,
+    record,
+    text,
+    whole,
+)
 from carvision.data.disk import existing_root
 from carvision.data.fetch_ahead import NUM_AHEAD
 from carvision.data.fetching import Cache, fetch, fetch_text, is_url
 from carvision.data.shards import Shard, Shards
-from carvision.data.table import PLACE, SOURCE, Classes, Number, Table, validate
+from carvision.data.table import BOX, PLACE, SOURCE, Classes, Number, Table, validate
+from carvision.description import check_parent
 from carvision.errors import InputError
 from carvision.folders import cache_folder
 from carvision.whole_files import write_json, written_whole
@@ -32,6 +45,28 @@ INDEX, TABLE = "pack.json", "table.parquet"
 STATE = "packing"
 FORMAT = 1
 WHERE = "Give the folder that python -m carvision.pack has written, or a URL of it"
+
+# What pack.json may hold: it comes from whoever runs the server of a URL, and tells what is read, and written where.
+_sha256 = matching("[0-9a-f]{64}", "a SHA-256 as 64 hexadecimal digits")
+_any_text = matching("(?s).*", "a text")
+_classes = record(ids=list_of(text), names=list_of(_any_text), parent=optional(text), parent_codes=list_of(whole(0)))
+FIELDS: dict[str, Check] = {
+    "name": text,
+    "photos": mapping_of(whole(1, 2**40)),
+    "finest": text,
+    "heads": list_of(text),
+    "labels": mapping_of(either(_classes, record(unit=_any_text))),
+    "table": record(bytes=whole(1, 2**31), sha256=_sha256),
+    "shards": list_of(
+        record(
+            name=matching(r"[a-z]{1,20}-\d{5,9}\.tar", "a name such as train-00000.tar"),
+            bytes=whole(1, 2**40),
+            sha256=_sha256,
+        )
+    ),
+}
+RESERVED = ("path", "split", "group", *BOX, *PLACE, SOURCE)  # columns that are no labels
+LEAST_BYTES = 2 * 512  # of a photo in a shard: the headers of its two members
 
 
 def write_index(table: Table, packed: dict) -> dict:
@@ -81,7 +116,7 @@ def read_packed(
 
 def _read_remote(url: str, window: int | None, folder: Path, cache_gb: float | None) -> Table:
     cache = Cache(folder, None if cache_gb is None else round(cache_gb * 1e9))
-    index = parse_index(fetch_text(f"{url}/{INDEX}"), f"{url}/{INDEX}")
+    index = parse_index(fetch_text(f"{url}/{INDEX}", MAX_JSON_BYTES), f"{url}/{INDEX}")
     content = fetch(url, TABLE, index["table"]["bytes"], index["table"]["sha256"], cache).read_bytes()
     table = table_of(index, content, url, window, cache)
     shards = table.shards.all
@@ -107,18 +142,57 @@ def read_index(folder: Path) -> dict:
         raise InputError(f"data.root: the pack in {folder} is not finished; the command that began it goes on with it")
     if not file.is_file() or not (folder / TABLE).is_file():
         raise InputError(f"data.root: {folder} is no pack, as it has no {INDEX} with {TABLE}. {WHERE}")
-    return parse_index(file.read_bytes(), str(file))
+    with file.open("rb") as opened:
+        return parse_index(opened.read(MAX_JSON_BYTES + 1), str(file))
 
 
 def parse_index(content: bytes, name: str) -> dict:
+    """pack.json, checked: files have plain names, numbers are in range, classes belong together. Raises InputError."""
     try:
-        index = json.loads(content)
-        version = index["format"]
-    except (ValueError, TypeError, KeyError):
-        raise InputError(f"data.root: {name} is not what carvision.pack writes; pack again, or copy it again") from None
+        index = parse_json(content, name)
+    except InputError as error:
+        reason = str(error).removeprefix(f"{name}: ")
+        raise InputError(
+            f"data.root: {name} is not what carvision.pack writes ({reason}); pack again, or copy it again"
+        ) from None
+    version = index.get("format") if isinstance(index, dict) else None
+    if whole(1)(version):
+        raise InputError(f"data.root: {name} is not what carvision.pack writes; pack again, or copy it again")
     if version != FORMAT:
         raise InputError(f"data.root: {name} has format {version}, and this carvision reads {FORMAT}; use a newer one")
+    problem = _problem_of(index)
+    if problem:
+        problem = " ".join(problem.split())[:300]
+        raise InputError(f"data.root: {name}: {problem}; it is damaged or was changed, so pack again, or copy it again")
     return index
+
+
+def _problem_of(index: dict) -> str | None:
+    """What is wrong in a pack.json, or None."""
+    for key, check in FIELDS.items():
+        if wrong := check(index.get(key)):
+            return f"{key} is not {wrong}"
+    labels, shards = index["labels"], index["shards"]
+    if len({shard["name"] for shard in shards}) < len(shards):
+        return "shards: a name is there twice"
+    if LEAST_BYTES * sum(index["photos"].values()) > sum(shard["bytes"] for shard in shards):
+        return f"photos: {sum(index['photos'].values()):,} are more than the shards have room for"
+    if odd := next((name for name in (index["finest"], *index["heads"]) if name not in labels), None):
+        return f"{odd!r} is not one of its labels"
+    for name, label in labels.items():
+        if name in RESERVED:
+            return f"labels: {name!r} can't be one"
+        if "unit" in label:
+            continue
+        if not len(set(label["ids"])) == len(label["ids"]) == len(label["names"]):
+            return f"labels: {name!r} has not one name for each of its different ids"
+        if label["parent"] is not None and label["parent"] not in labels:
+            return f"labels: {label['parent']!r}, the parent of {name!r}, is none"
+        try:
+            check_parent(name, label, labels)
+        except InputError as error:
+            return str(error)
+    return None
 
 
 def table_of(index: dict, content: bytes, place: str, window: int | None = None, cache: Cache | None = None) -> Table:
@@ -127,13 +201,33 @@ def table_of(index: dict, content: bytes, place: str, window: int | None = None,
     if sha256 != index["table"]["sha256"]:
         raise InputError(f"data.root: {TABLE} of {place} is damaged, or belongs to another {INDEX}; copy both again")
     try:
+        if pyarrow.parquet.read_metadata(io.BytesIO(content)).num_rows != sum(index["photos"].values()):
+            raise ValueError("they have not the same number of photos")
         rows = pd.read_parquet(io.BytesIO(content))
         labels = {name: _label(values) for name, values in index["labels"].items()}
         shards = tuple(Shard(**values) for values in index["shards"])
+        _check_rows(rows, labels, shards)
         shards = Shards(str(place), f"{place} {sha256}", shards, cache, window)
         return validate(Table(index["name"], place, rows, labels, index["finest"], shards, tuple(index["heads"])))
-    except (KeyError, TypeError, pyarrow.ArrowException) as error:
-        raise InputError(f"data.root: {INDEX} and {TABLE} of {place} don't fit ({error}); pack again") from None
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, pyarrow.ArrowException) as error:
+        text = " ".join(str(error).split())[:200]
+        raise InputError(f"data.root: {INDEX} and {TABLE} of {place} don't fit ({text}); pack again") from None
+
+
+def _check_rows(rows: pd.DataFrame, labels: dict[str, Classes | Number], shards: tuple[Shard, ...]) -> None:
+    """Raises ValueError where a column is of another kind, or a photo does not lie within its shard."""
+    kinds = {name: "i" if isinstance(label, Classes) else "f" for name, label in labels.items()}
+    kinds |= dict.fromkeys((*PLACE, SOURCE), "i") | {name: "f" for name in BOX if name in rows}
+    odd = next((name for name, kind in kinds.items() if rows[name].dtype.kind != kind), None)
+    if odd or not all(isinstance(value, str) for name in ("path", "split") for value in rows[name]):
+        raise ValueError(f"the column {odd or 'path or split'} holds values of another kind")
+    shard, offset, length, crc32 = (rows[name].to_numpy(np.int64) for name in PLACE)
+    good = (shard >= 0) & (shard < len(shards)) & (offset >= 0) & (length > 0) & (crc32 >= 0) & (crc32 < 2**32)
+    good[good] &= offset[good] <= np.array([each.bytes for each in shards])[shard[good]] - length[good]
+    if not good.all():
+        raise ValueError(f"a photo does not lie within its shard: {rows['path'][~good].iloc[0]}")
 
 
 def _label(values: dict) -> Classes | Number:

@@ -20,9 +20,9 @@ from carvision.embedding.files import Embeddings
 from carvision.errors import InputError
 from carvision.evaluation.photos import Chosen, compose_data, read_photos
 from carvision.evaluation.predicting import rank_and_world_size
-from carvision.folders import claim_folder, left_when_used
 from carvision.inference.progress import progress_of
 from carvision.inference.reading import predict_items
+from carvision.output_folder import output_folder
 
 log = logging.getLogger(__name__)
 
@@ -131,8 +131,8 @@ class Source:
         return np.concatenate(values)
 
     def claim_folder(self, out: Path | None, kind: str) -> AbstractContextManager[Path]:
-        """`out`, or a new one for `kind` ("embeddings", "retrievals") beside the model; see left_when_used."""
-        return left_when_used(claim_folder(out, (self.folder or Path()) / kind, key="--out"))
+        """`out`, or a new one for `kind` ("embeddings", "retrievals") beside the model; see output_folder."""
+        return output_folder(out, (self.folder or Path()) / kind, kind)
 
 
 def open_source(options: argparse.Namespace) -> Source:

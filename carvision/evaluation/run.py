@@ -1,6 +1,7 @@
 """What one start of carvision.evaluate does, from the model's folder to the folder of the evaluation."""
 
 import logging
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,10 @@ from carvision.evaluation.predicting import predict_table, rank_and_world_size
 from carvision.evaluation.predictions import Predictions
 from carvision.evaluation.rows import layout_of, write_predictions
 from carvision.evaluation.temperature import choose_temperature
-from carvision.folders import claim_folder
 from carvision.freed_memory import keep_freed_memory
 from carvision.inference.predictor import Predictor
 from carvision.inference.reading import choose_device
+from carvision.output_folder import output_folder
 from carvision.reports.evaluation.report import write_evaluation
 from carvision.run_log import start_log
 from carvision.whole_files import write_csv, write_json
@@ -56,41 +57,41 @@ def run(
     for note in notes:
         log.warning("%s", note)
     choose_device(device)
-    if rank == 0:
-        folder = claim_folder(out, folder_of(run) / "evaluations", f"{split}_", "--out")
-    if world_size > 1:
-        torch.distributed.init_process_group("gloo")
-    log.info("%s: %s photos, %s", table.name, f"{len(table):,}", "all" if split == "all" else split)
-    predict = partial(predict_table, predictor, data=chosen.data, device=device)
-    predictions, bad = predict(table, matched.targets, what=split)
+    parent = folder_of(run) / "evaluations"
+    with output_folder(out, parent, "evaluate", f"{split}_") if rank == 0 else nullcontext() as folder:
+        if world_size > 1:
+            torch.distributed.init_process_group("gloo")
+        log.info("%s: %s photos, %s", table.name, f"{len(table):,}", "all" if split == "all" else split)
+        predict = partial(predict_table, predictor, data=chosen.data, device=device)
+        predictions, bad = predict(table, matched.targets, what=split)
 
-    def predict_val() -> Predictions | None:
-        if split == "val" or not (whole.rows["split"] == "val").any():
-            return predictions if split == "val" else None
-        val, of_val = judged_photos(photos_of(whole, "val"), labels, match, label)
-        return predict(val, of_val.targets, what="val")[0]
+        def predict_val() -> Predictions | None:
+            if split == "val" or not (whole.rows["split"] == "val").any():
+                return predictions if split == "val" else None
+            val, of_val = judged_photos(photos_of(whole, "val"), labels, match, label)
+            return predict(val, of_val.targets, what="val")[0]
 
-    notes += choose_temperature(predictor, temperature, split, chosen.plain, of_run, predict_val, run)
-    if world_size > 1:
-        torch.distributed.destroy_process_group()
-    if predictions is None:
-        return None
-    predictions = replace(predictions, temperature=predictor.temperature)
-    about = {
-        "run": str(run), "ensemble": [str(path) for path in ensemble], "tta": tta, "split": split,
-        "data": {"name": chosen.data["name"], "root": str(table.root)}, "num_photos": len(table), "notes": notes,
-    }  # fmt: skip
-    write_predictions(folder / "predictions.csv", predictor, predictions, bad)
-    write_problems(folder, bad, matched.unmatched)
-    losses, head_weights = losses_of(predictions, labels, loss), head_weights_of(labels, loss)
-    rule = predictor.about["decoding"]
-    figures, decodings = measure(predictions, labels, losses, head_weights, rule)
-    written = write_evaluation(
-        predictions, labels, folder, figures=figures, decodings=decodings, losses=losses, head_weights=head_weights,
-        rule=rule, title=title_of(about), notes=notes, crop_to_box=chosen.data["crop_to_box"], num_samples=samples,
-    )  # fmt: skip
-    write_json(folder / "evaluation.json", {**about, **written})
-    return folder
+        notes += choose_temperature(predictor, temperature, split, chosen.plain, of_run, predict_val, run)
+        if world_size > 1:
+            torch.distributed.destroy_process_group()
+        if predictions is None:
+            return None
+        predictions = replace(predictions, temperature=predictor.temperature)
+        about = {
+            "run": str(run), "ensemble": [str(path) for path in ensemble], "tta": tta, "split": split,
+            "data": {"name": chosen.data["name"], "root": str(table.root)}, "num_photos": len(table), "notes": notes,
+        }  # fmt: skip
+        write_predictions(folder / "predictions.csv", predictor, predictions, bad)
+        write_problems(folder, bad, matched.unmatched)
+        losses, head_weights = losses_of(predictions, labels, loss), head_weights_of(labels, loss)
+        rule = predictor.about["decoding"]
+        figures, decodings = measure(predictions, labels, losses, head_weights, rule)
+        written = write_evaluation(
+            predictions, labels, folder, figures=figures, decodings=decodings, losses=losses, head_weights=head_weights,
+            rule=rule, title=title_of(about), notes=notes, crop_to_box=chosen.data["crop_to_box"], num_samples=samples,
+        )  # fmt: skip
+        write_json(folder / "evaluation.json", {**about, **written})
+        return folder
 
 
 def load_predictor(runs: list[Path], tta: str, temperature: str) -> Predictor:

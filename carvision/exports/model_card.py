@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from carvision.exports.about import public_about
 from carvision.models.classifier import Classifier
+from carvision.reports.markdown import code_block, escape_markdown
 
 NUM_NAMES = 8  # of a head's classes that the card lists
 # The figures shown, where a run has them: name in metrics.json -> (metric on the hub, in words)
@@ -97,17 +98,18 @@ def _data_name(config: dict) -> str:
     data = config.get("data", {})
     name = data.get("name") or "photos"
     folder = PureWindowsPath(str(data.get("root") or "")).name  # takes both kinds of slashes
-    return folder or name if name in ("folder", "manifest") else name
+    return " ".join((folder or name if name in ("folder", "manifest") else str(name)).split())
 
 
 def _heads(model: Classifier) -> str:
     lines = ["## What it tells apart", "", "| head | classes | for example |", "|---|---|---|"]
     for head, names in model.classes.items():
         more = ", ..." if len(names) > NUM_NAMES else ""
-        lines.append(f"| {_plain(head)} | {len(names)} | {', '.join(map(_plain, names[:NUM_NAMES]))}{more} |")
+        shown = ", ".join(map(escape_markdown, names[:NUM_NAMES]))
+        lines.append(f"| {escape_markdown(head)} | {len(names)} | {shown}{more} |")
     for head in model.units:
         unit = model.about["labels"][head]["unit"]
-        lines.append(f"| {_plain(head)} | a number | in {_plain(unit) or 'its own unit'} |")
+        lines.append(f"| {escape_markdown(head)} | a number | in {escape_markdown(unit) or 'its own unit'} |")
     return "\n".join([*lines, "", "All names and ids stand in `model.json`."])
 
 
@@ -118,22 +120,23 @@ def _use_and_limits(model: Classifier, data: str) -> str:
         else "It was trained on whole photos."
     )
     return (
-        f"## Use and limits\n\nFor photos like those of {_plain(data)}. It knows only the classes above and always "
-        "names one of them, also for a photo of something else: look at the probability before you trust a name. Its "
-        f"figures hold for photos of the kind it was tested on, and will be lower on others. {box} It was not tested "
+        f"## Use and limits\n\nFor photos like those of {escape_markdown(data)}. It knows only the classes above and "
+        "always names one of them, also for a photo of something else: look at the probability before you trust a "
+        "name. Its figures hold for photos of the kind it was tested on, and will be lower on others. "
+        f"{box} It was not tested "
         "for fairness or for any use in which a wrong answer harms someone."
     )
 
 
 def _training(model: Classifier, about: dict, data: str, splits: Path) -> str:
     reading = model.preprocessing
-    lines = [f"- data: {_plain(data)}{_split_counts(splits)}"]
+    lines = [f"- data: {escape_markdown(data)}{_split_counts(splits)}"]
     began = about["config"].get("model", {}).get("weights") or "not known"
     if began == "pretrained":
         cfg = timm.get_pretrained_cfg(model.description["backbone"])
         terms = f", license as timm notes it: {cfg.license}" if cfg.license else ""
         began = f"timm's pretrained weights {cfg.architecture}.{cfg.tag}{terms}"
-    lines.append(f"- began with: {_plain('random weights' if began == 'random' else began)}")
+    lines.append(f"- began with: {escape_markdown('random weights' if began == 'random' else began)}")
     count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     lines.append(f"- backbone: `{model.description['backbone']}`; {count:.2f} million parameters in all")
     lines.append(
@@ -143,11 +146,13 @@ def _training(model: Classifier, about: dict, data: str, splits: Path) -> str:
     lines.append(f"- decoding: `{about['decoding']}`, {DECODING[about['decoding']]}")
     if any(value != 1 for value in model.temperature.values()):
         lines.append(
-            f"- temperatures of the probabilities: {', '.join(f'{k} {v:.3g}' for k, v in model.temperature.items())}"
+            "- temperatures of the probabilities: "
+            + ", ".join(f"{escape_markdown(head)} {value:.3g}" for head, value in model.temperature.items())
         )
     kind = about.get("weights", {}).get("kind")
     lines += [f"- weights: {kind}"] if kind else []
-    lines.append(f"- versions: {', '.join(f'{name} {version}' for name, version in about.get('versions', {}).items())}")
+    versions = ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items())
+    lines.append(f"- versions: {escape_markdown(versions)}")
     return "\n".join(["## Training", "", *lines])
 
 
@@ -155,7 +160,7 @@ def _split_counts(splits: Path) -> str:
     if not splits.is_file():
         return ""
     with splits.open(newline="", encoding="utf-8") as file:
-        counts = Counter(row["split"] for row in csv.DictReader(file))
+        counts = Counter(row.get("split") for row in csv.DictReader(file))
     return ", " + ", ".join(f"{counts[name]:,} photos {name}" for name in ("train", "val", "test") if counts[name])
 
 
@@ -170,11 +175,11 @@ def _figures(metrics: dict, model: Classifier, config: dict) -> str:
         values = [metrics[side].get(f"{head}/{figure}") for side in sides]
         if any(_is_number(value) for value in values):
             shown = " | ".join(f"{value:.4g}" if _is_number(value) else "" for value in values)
-            name = "all heads right" if head == "joint" and "joint" not in model.labels else _plain(head)
+            name = "all heads right" if head == "joint" and "joint" not in model.labels else escape_markdown(head)
             lines.append(f"| {name} | {FIGURES[figure][1]} | {shown} |")
     monitor = config.get("callbacks", {}).get("monitor", "val/loss")
-    chosen = f"The epoch was chosen by `{monitor}`; the test photos took no part in training or in any choice."
-    return "\n".join([*lines, "", chosen])
+    chosen = f"The epoch was chosen by {escape_markdown(monitor)}; the test photos took no part in "
+    return "\n".join([*lines, "", f"{chosen}training or in any choice."])
 
 
 def _loading(model: Classifier, in_timm: dict | None) -> str:
@@ -192,7 +197,7 @@ def _loading(model: Classifier, in_timm: dict | None) -> str:
     if in_timm:
         note = in_timm["pretrained_cfg"]["notes"][0].removeprefix("written by carvision: ")
         lines += [
-            "", f"timm alone opens the sub-folder `timm`: {note}.", "", "```python", "import timm", "",
+            "", f"timm alone opens the sub-folder `timm`: {escape_markdown(note)}.", "", "```python", "import timm", "",
             'network = timm.create_model("local-dir:timm", pretrained=True).eval()',
             "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))", "```",
         ]  # fmt: skip
@@ -201,12 +206,7 @@ def _loading(model: Classifier, in_timm: dict | None) -> str:
 
 def _configuration(config: dict) -> str:
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True).rstrip()
-    return f"<details>\n<summary>Configuration of the training</summary>\n\n```yaml\n{text}\n```\n\n</details>"
-
-
-def _plain(text: object) -> str:
-    """One line in which Markdown, HTML and tables find nothing of theirs."""
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(str(text).split()))
+    return f"<details>\n<summary>Configuration of the training</summary>\n\n{code_block(text, 'yaml')}\n\n</details>"
 
 
 def _slug(text: str) -> str:

@@ -32,8 +32,7 @@ def export_hub(model: Classifier, source: Path, folder: Path, head: str | None =
         portable.write_description(partial, public_about(model.about))
         timm_part = f"no timm form: timm lacks {model.description['backbone']}"
         if in_timm(model):
-            timm_part = f"timm/: {export_timm(model, partial / 'timm', head)}"
-            _point_to_timm(partial)
+            timm_part = _add_timm_form(model, partial, head)
         card = model_card(model, source / "splits.csv", partial / "timm" / "config.json")
         (partial / "README.md").write_text(card, encoding="utf-8")
         images = random_images(2, model.preprocessing.size_px)
@@ -41,6 +40,18 @@ def export_hub(model: Classifier, source: Path, folder: Path, head: str | None =
             difference = largest_difference(model(images), portable.load(partial)(images))
         require(difference, TOLERANCE, folder.name)
     return f"hub: model.safetensors, model.json, a card whose licence you fill in; {timm_part}"
+
+
+def _add_timm_form(model: Classifier, folder: Path, head: str | None) -> str:
+    """What to tell of it; where it fails and no head was asked for, the rest of the folder is as good without."""
+    try:
+        told = f"timm/: {export_timm(model, folder / 'timm', head)}"
+        _point_to_timm(folder)
+        return told
+    except Exception as error:  # of timm, whose networks each have their own
+        if head is not None:
+            raise
+        return f"no timm form: {' '.join(str(error).split())[:200]}"
 
 
 def _point_to_timm(folder: Path) -> None:

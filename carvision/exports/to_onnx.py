@@ -34,10 +34,7 @@ def export_onnx(model: Classifier, path: Path) -> str:
         raise InputError("--format onnx: a head is called images, as the input; use --format torch-export")
     with written_whole(path) as partial:
         _write(model, partial)
-        difference = _check(model, partial)
-    agreement = f"largest difference from the run's logits, in onnxruntime: {difference:.1e} of their scale"
-    if difference is None:
-        agreement = "NOT checked: onnxruntime is not installed (pip install 'carvision[onnx]')"
+        agreement = _check(model, partial)
     return f"ONNX, opset {OPSET}: outputs {', '.join(model.labels)} from batches of any size; {agreement}"
 
 
@@ -62,12 +59,15 @@ def _write(model: Classifier, path: Path) -> None:
     program.save(path, external_data=size_mb > LARGEST_FILE_MB)
 
 
-def _check(model: Classifier, path: Path) -> float | None:
-    """The largest difference from the network; None without onnxruntime."""
-    if importlib.util.find_spec("onnxruntime") is None:
-        return None
-    import onnxruntime
-
+def _check(model: Classifier, path: Path) -> str:
+    """How well the file agrees with the network, of one photo and of several, in words. Raises InputError where it does
+    not."""
+    try:
+        import onnxruntime
+    except Exception as error:  # not installed, or not for this machine or this NumPy
+        missing = getattr(error, "name", "") == "onnxruntime"
+        reason = "is not installed" if missing else f"can't be imported ({' '.join(str(error).split())[:120]})"
+        return f"not verified: onnxruntime {reason} (pip install 'carvision[onnx]')"
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     difference = 0.0
     for num in (1, 3):
@@ -77,4 +77,4 @@ def _check(model: Classifier, path: Path) -> float | None:
         with torch.no_grad():
             difference = max(difference, largest_difference(model(images), theirs))
     require(difference, TOLERANCE, path.name)
-    return difference
+    return f"largest difference from the run's logits, in onnxruntime: {difference:.1e} of their scale"

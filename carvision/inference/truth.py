@@ -13,14 +13,15 @@ class TrueClasses:
     class_ids, class_names: {head: list}, in the order of the codes. parents: {child: (parent, codes)}, where
     codes[i] is the parent's code of the child's class i. heads: whose truth is looked for. from_folders: also in the
     names of the folders above a photo, the nearest first.
-    unknown: counts by head the values of a list that are no class, or the name of several.
+    unknown: {head: {the value of a list, or the folder of a photo that is in no class' folder: number of photos}},
+    where that is no class, or the name of several.
     """
 
     def __init__(self, class_ids: dict, class_names: dict, parents: dict, heads: list[str], from_folders: bool):
         self.heads = sorted(heads, key=lambda head: head in parents)  # parents first: they tell children apart
         self.from_folders = from_folders
         self.parents = {child: (parent, [int(code) for code in codes]) for child, (parent, codes) in parents.items()}
-        self.unknown: Counter[str] = Counter()
+        self.unknown: dict[str, Counter[str]] = {head: Counter() for head in heads}
         self.by_id = {head: {nfc(value): code for code, value in enumerate(class_ids[head])} for head in heads}
         self.by_name: dict[str, dict[str, list[int]]] = {head: {} for head in heads}
         for head in heads:
@@ -35,11 +36,27 @@ class TrueClasses:
         for head in self.heads:
             if value := photo.truth.get(head):
                 found[head] = self._code(head, value, found)
-                self.unknown[head] += found[head] is None
             else:
                 codes = (self._code(head, folder, found) for folder in folders)
                 found[head] = next((code for code in codes if code is not None), None)
+                value = folders[0] if folders else ""
+            if found[head] is None and (value or self.from_folders):
+                self.unknown[head][value] += 1
         return found
+
+    def lines(self) -> list[str]:
+        """How many photos were of classes that the model does not know, a line a head."""
+        lines = []
+        for head, counts in self.unknown.items():
+            if counts:
+                shown = ", ".join(repr(value) for value, _ in counts.most_common(3))
+                more = f" and {len(counts) - 3:,} more" if len(counts) > 3 else ""
+                what = "folders or classes" if self.from_folders else "classes"
+                lines.append(
+                    f"{head}: {counts.total():,} photos are of {what} unknown to the model, by id and by name "
+                    f"({shown}{more}); they are not judged"
+                )
+        return lines
 
     def _code(self, head: str, value: str, found: dict[str, int | None]) -> int | None:
         """Of an id, else of a name that no other class has; only of a class that fits the parent already found."""

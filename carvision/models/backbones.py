@@ -1,10 +1,11 @@
 """timm backbones, and weights for them from timm, a file or an earlier run."""
 
+import zipfile
 from pathlib import Path
 
 import timm
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -16,6 +17,10 @@ NOT_ITS_OWN = {
     "cache_dir", "checkpoint_path", "exportable", "features_only", "no_jit", "num_classes", "pretrained",
     "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "scriptable",
 }  # fmt: skip
+
+
+# Of a .safetensors file; the networks of timm have up to some 5,000 tensors, and 100 bytes of the header for each
+MAX_TENSORS, MAX_HEADER_BYTES = 20_000, 10_000_000
 
 
 def create_backbone(name: str, kwargs: dict | None = None, pretrained: bool = False, size_px: int = 224) -> nn.Module:
@@ -69,18 +74,19 @@ def read_weights(source: Path) -> dict[str, torch.Tensor]:
     """
     file = source / "model.safetensors" if source.is_dir() else source
     if not file.is_file():
+        best = source / "checkpoints" / "best.ckpt"
+        unfinished = f"; of a run that has not finished: model.weights={best}" if best.is_file() else ""
         raise InputError(
             f"model.weights: {str(source)!r} is not pretrained, random, or a file that exists (a .safetensors or .pth "
-            "file, or the folder of a run that holds model.safetensors)"
+            f"file, a checkpoint, or the folder of a run that holds model.safetensors){unfinished}"
         )
-    try:
-        if file.suffix == ".safetensors":
+    if file.suffix == ".safetensors":
+        try:
+            tensor_shapes(file)
             return load_file(file)
-        tensors = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError) as error:
-        raise InputError(f"model.weights: {file} can't be read ({_brief(error)})") from None
-    except Exception as error:  # pickle.UnpicklingError and what a file that isn't one makes of it
-        raise InputError(f"model.weights: {file} is no file of weights alone ({_brief(error)})") from None
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InputError(f"model.weights: {file} can't be read ({_brief(error)})") from None
+    tensors = read_pickled(file)
     if isinstance(tensors, dict):
         for key in ("state_dict", "model"):
             tensors = tensors[key] if isinstance(tensors.get(key), dict) else tensors
@@ -88,6 +94,32 @@ def read_weights(source: Path) -> dict[str, torch.Tensor]:
     if not isinstance(tensors, dict) or not tensors:
         raise InputError(f"model.weights: {file} holds no tensors by name")
     return tensors
+
+
+def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of a .safetensors file, from its header, which may have been written by anyone.
+
+    Raises ValueError for more than any network has, SafetensorError where the header does not fit the file.
+    """
+    with file.open("rb") as opened:
+        num_bytes = int.from_bytes(opened.read(8), "little")
+    if num_bytes > MAX_HEADER_BYTES:
+        raise ValueError(f"its header has more than the {MAX_HEADER_BYTES / 1e6:.0f} MB allowed")
+    with safe_open(file, "pt") as tensors:
+        names = list(tensors.keys())
+        if len(names) > MAX_TENSORS:
+            raise ValueError(f"{len(names):,} tensors are more than the {MAX_TENSORS:,} allowed")
+        return {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
+
+
+def read_pickled(file: Path) -> object:
+    """What torch.save has written, its tensors mapped where that is possible. Raises InputError."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except (OSError, EOFError, RuntimeError, ValueError) as error:
+        raise InputError(f"model.weights: {file} can't be read ({_brief(error)})") from None
+    except Exception as error:  # pickle.UnpicklingError and what a file that isn't one makes of it
+        raise InputError(f"model.weights: {file} is no file of weights alone ({_brief(error)})") from None
 
 
 def load_backbone_weights(backbone: nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from carvision.errors import InputError
-from carvision.folders import claim_folder, left_when_used
 from carvision.freed_memory import keep_freed_memory
+from carvision.output_folder import output_folder
 from carvision.reports.retrieval import draw_sheet, print_answers, print_figures, write_figures
 from carvision.retrieval.classify import knn_figures, vote
 from carvision.retrieval.engine import Engine
@@ -117,7 +117,7 @@ def _within(wanted: list[int], most: int, option: str) -> list[int]:
 def _claim(photos: Photos, options: argparse.Namespace) -> AbstractContextManager[Path]:
     if photos.source is not None:
         return photos.source.claim_folder(options.out, "retrievals")
-    return left_when_used(claim_folder(options.out, options.run / "retrievals", key="--out"))
+    return output_folder(options.out, options.run / "retrievals", "retrievals")
 
 
 def _write_neighbours(file: Path, task: Task, found: Found) -> None:

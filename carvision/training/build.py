@@ -1,6 +1,5 @@
 """From the configuration to objects. The plain config (see config.plain_config) goes no further than here."""
 
-import json
 import logging
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from carvision.models.blocks import Neck
 from carvision.models.classifier import Classifier, Head
 from carvision.models.dense import Layers
 from carvision.models.embedding import Embedding
+from carvision.portable import description_of
 from carvision.training.build_phases import build_phases, try_phases
 from carvision.training.launch import num_sharing
 from carvision.training.lit_classifier import LitClassifier
@@ -79,27 +79,26 @@ def build_preprocessing(cfg: dict) -> Preprocessing:
     """What belongs to the backbone's weights, where the configuration says nothing else."""
     model, data = cfg["model"], cfg["data"]
     check_name(model["backbone"])
-    described = description_beside(Path(model["weights"]).expanduser())
-    if described.is_file():  # an earlier run
-        own = json.loads(described.read_text(encoding="utf-8"))["preprocessing"]
-        mean, std, interpolation = own["mean"], own["std"], own["interpolation"]
+    described = description_of(file) if (file := weights_file(model["weights"])) else None
+    if described:
+        own = Preprocessing(**described["preprocessing"])
+        if own.resize != data["resize"]:
+            log.warning("%s was trained with data.resize=%s, and this run has %s", file, own.resize, data["resize"])
     else:
         own = timm.get_pretrained_cfg(model["backbone"], allow_unregistered=True)
-        mean, std, interpolation = own.mean, own.std, own.interpolation
-    if interpolation not in INTERPOLATIONS:
-        interpolation = "bicubic"
+    interpolation = own.interpolation if own.interpolation in INTERPOLATIONS else "bicubic"
     return Preprocessing(
         size_px=data["image_px"],
-        mean=model["mean"] or mean,
-        std=model["std"] or std,
+        mean=model["mean"] or own.mean,
+        std=model["std"] or own.std,
         interpolation=model["interpolation"] or interpolation,
         resize=data["resize"],
     )
 
 
-def description_beside(weights: Path) -> Path:
-    """Where model.json is, if these weights (a run's folder, or a file of it) are of an earlier run."""
-    return weights / "model.json" if weights.is_dir() else weights.with_name("model.json")
+def weights_file(weights: str) -> Path | None:
+    """The file or folder that model.weights names; None of its words pretrained and random, whatever is called so."""
+    return None if weights in ("pretrained", "random") else Path(weights).expanduser()
 
 
 def describe_labels(cfg: dict, table: Table) -> dict[str, dict]:
@@ -158,8 +157,8 @@ def build_classifier(cfg: dict, labels: dict[str, dict], embedding: Embedding | 
         neck=Neck(model["neck"], model["neck_dropout"], model["attention_reduction"], model["se_reduction"]),
         embedding=embedding or build_embedding(cfg),
     )
-    if model["weights"] not in ("pretrained", "random"):
-        load_weights(classifier, Path(model["weights"]).expanduser(), labels)
+    if file := weights_file(model["weights"]):
+        load_weights(classifier, file, labels)
     classifier.freeze_statistics = model["freeze_statistics"]
     classifier.heads_are_probes = cfg["metric_loss"].get("heads") == "probe"
     try_phases(build_phases(cfg), classifier)
@@ -174,15 +173,16 @@ def build_layers(values: dict, key: str) -> Layers:
 
 
 def load_weights(classifier: Classifier, source: Path, labels: dict[str, dict]) -> None:
-    """The backbone's weights from a file or run; of a run with the same trunk and classes, also those above it."""
+    """The backbone's weights from a file, checkpoint or run; where that has the same trunk and classes, also those
+    above it."""
     tensors = read_weights(source)
     load_backbone_weights(classifier.backbone, tensors, str(source))
     own = classifier.state_dict()
     above = {name: value for name, value in tensors.items() if name in own and not name.startswith("backbone.")}
-    described = description_beside(source)
-    if not above or not described.is_file():
+    described = description_of(source) if above else None
+    if not described:
         return
-    theirs = json.loads(described.read_text(encoding="utf-8"))["labels"]
+    theirs = described["labels"]
     ids = [{name: [*map(nfc, label.get("ids", ()))] for name, label in each.items()} for each in (theirs, labels)]
     changed = [name for name in labels if ids[0].get(name, []) != ids[1][name]]
     fitting = all(value.shape == own[name].shape for name, value in above.items())

@@ -1,7 +1,9 @@
 """Optimizers by name: PyTorch's, timm's, and any of them made sharpness-aware; what rate each layer learns at."""
 
+from fnmatch import fnmatch
+
 import torch
-from timm.models import group_parameters
+from timm.models._manipulate import group_with_matcher
 from torch import nn
 
 from carvision.errors import InputError, nearest
@@ -88,15 +90,30 @@ def keep_implementation(optimizer: torch.optim.Optimizer, state: dict) -> dict:
 def parameter_groups(model: nn.Module, lr: float, weight_decay: float, factors: dict[str, float]) -> list[dict]:
     """A group for each learning rate and weight decay, of the parameters that require gradients.
 
-    Biases and the scales of norms (parameters with one dimension) get no weight decay, as is usual: decay would pull
-    a norm's scale to 0, which is no simpler network. factors: {name of a parameter: factor of its learning rate}.
+    No weight decay for biases and the scales of norms (parameters with one dimension): it would pull a norm's scale to
+    0, which is no simpler network; nor for those of `exempt_from_decay`.
+    factors: {name of a parameter: factor of its learning rate}.
     """
+    exempt = exempt_from_decay(model)
     groups: dict[tuple, list] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = (lr * factors.get(name, 1.0), weight_decay if parameter.ndim > 1 else 0.0)
+            decayed = parameter.ndim > 1 and not name.endswith(".bias") and name not in exempt
+            key = (lr * factors.get(name, 1.0), weight_decay if decayed else 0.0)
             groups.setdefault(key, []).append(parameter)
     return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
+
+
+def exempt_from_decay(model: nn.Module) -> set[str]:
+    """Names of the parameters that the timm networks within the model name in no_weight_decay(), as patterns: position
+    embeddings, class and register tokens, tables of relative positions."""
+    exempt = set()
+    for prefix, module in model.named_modules():
+        if callable(getattr(module, "no_weight_decay", None)):
+            patterns = module.no_weight_decay()
+            names = [name for name, _ in module.named_parameters() if any(fnmatch(name, each) for each in patterns)]
+            exempt |= {f"{prefix}.{name}" if prefix else name for name in names}
+    return exempt
 
 
 def lr_factors_of(model: nn.Module, lr_factors: dict[str, float], layer_decay: float) -> dict[str, float]:
@@ -104,7 +121,8 @@ def lr_factors_of(model: nn.Module, lr_factors: dict[str, float], layer_decay: f
 
     lr_factors: {module: factor}, for all parameters within it; of several that hold a parameter the innermost counts.
     layer_decay d: the layers of the backbone, as timm groups them, learn at d, d^2, ... from the last to the first
-    (Clark et al. 2020, ELECTRA). Both multiply. Raises InputError for a module that does not exist.
+    (Clark et al. 2020, ELECTRA), what timm counts to the classifier (ConvNeXt's last norm) at 1. Both multiply.
+    Raises InputError for a module that does not exist.
     """
     modules = dict(model.named_modules())
     for name in lr_factors:
@@ -119,8 +137,14 @@ def lr_factors_of(model: nn.Module, lr_factors: dict[str, float], layer_decay: f
 
 
 def _layer_factors(backbone: nn.Module, decay: float) -> dict[str, float]:
+    """As timm's param_groups_layer_decay has them for the network with its classifier, which learns at 1: here the
+    heads are in its place. So the classifier's name is grouped with those of the parameters, where it ends the layers.
+    """
     if not hasattr(backbone, "group_matcher"):
         raise InputError("optimizer.layer_decay: timm does not say what the layers of this backbone are; use 1.0")
-    layers = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
+    classifiers = getattr(backbone, "pretrained_cfg", {}).get("classifier") or "classifier"
+    classifiers = [classifiers] if isinstance(classifiers, str) else classifiers
+    names = [*(name for name, _ in backbone.named_parameters()), *(f"{name}.weight" for name in classifiers)]
+    layers = group_with_matcher(((name, None) for name in names), backbone.group_matcher(coarse=False), reverse=True)
     last = max(layers.values())
-    return {f"backbone.{name}": decay ** (last - layer + 1) for name, layer in layers.items()}
+    return {f"backbone.{name}": decay ** (last - layer) for name, layer in layers.items() if layer < last}

@@ -1,6 +1,7 @@
 """A web server of a folder in this process, without ranges, that can be told to misbehave."""
 
 import contextlib
+import gzip
 import threading
 from collections import Counter
 from functools import partial
@@ -10,7 +11,8 @@ from pathlib import Path
 
 class Handler(SimpleHTTPRequestHandler):
     """server.bad {name: (times, what)}: the next answers to requests for that file are cut off in the middle ("cut"),
-    have a changed byte ("damage"), or are an error 500 ("refuse"). server.asked counts requests for each file."""
+    have a changed byte ("damage"), are an error 500 ("refuse"), never end ("endless"), or are 30 MB of zeros,
+    compressed ("bomb"). server.asked counts requests for each file."""
 
     protocol_version = "HTTP/1.1"
 
@@ -24,6 +26,21 @@ class Handler(SimpleHTTPRequestHandler):
         self.server.bad[name] = (times - 1, what)
         if what == "refuse":
             self.send_error(500)
+            return
+        if what == "endless":
+            self.send_response(200)
+            self.end_headers()
+            self.close_connection = True
+            with contextlib.suppress(OSError):  # whoever asked has gone
+                while True:
+                    self.wfile.write(bytes(1 << 20))
+        if what == "bomb":
+            content = gzip.compress(bytes(30_000_000))
+            self.send_response(200)
+            self.send_header("Content-Encoding", "gzip")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
             return
         content = bytearray(Path(self.translate_path(self.path)).read_bytes())
         content[len(content) // 2] ^= 1

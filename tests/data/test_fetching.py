@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -105,6 +106,49 @@ def test_a_shard_that_cannot_be_fetched_ends_the_reading_in_one_line(num_workers
     with pytest.raises(InputError) as told:
         list(loader)
     assert "\n" not in str(told.value) and str(told.value).startswith("data.root: http://127.0.0.1")
+
+
+def test_a_server_that_sends_more_than_stated_is_refused_at_once(server, tmp_path):
+    table = read_remote(server, tmp_path)
+    shard = table.shards.all[table.photo(0).shard]
+    server.bad = {shard.name: (99, "endless"), "pack.json": (99, "endless")}
+    with pytest.raises(
+        InputError, match=rf"{shard.name} can't be fetched \(it has more than the {shard.bytes:,} bytes"
+    ):
+        table.photo(0).read()
+    assert server.asked[shard.name] == 1 and not list((tmp_path / "cache").glob("*.partial"))
+    with pytest.raises(InputError, match=r"pack.json can't be fetched \(it has more than the 16,000,000 bytes"):
+        read_remote(server, tmp_path)
+    assert server.asked["pack.json"] == 2
+
+
+def test_what_was_compressed_is_not_unpacked(server, tmp_path):
+    server.bad["pack.json"] = (1, "bomb")
+    with pytest.raises(InputError, match=r"pack.json is not what carvision.pack writes \(can't be read as JSON"):
+        read_remote(server, tmp_path)
+    table = read_remote(server, tmp_path)
+    name = table.shards.all[table.photo(0).shard].name
+    server.bad[name] = (99, "bomb")
+    with pytest.raises(
+        InputError, match=r"can't be fetched \((it has more|tried 3 times; [\d,]+ of [\d,]+ bytes came)"
+    ):
+        table.photo(0).read()
+
+
+def test_a_trickle_is_refused(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetching, "PATIENCE_S", -1)
+    monkeypatch.setattr(fetching, "LEAST_BYTES_S", 10**15)
+    with pytest.raises(InputError, match=r"pack.json can't be fetched \([\d,]+ bytes came in 0 s, which is too slow"):
+        read_remote(server, tmp_path)
+    assert server.asked["pack.json"] == 1
+
+
+def test_a_shard_that_would_not_fit_is_not_begun(server, tmp_path, monkeypatch):
+    table = read_remote(server, tmp_path)
+    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(InputError, match=r"data.cache: no space is left on the disk of"):
+        table.photo(0).read()
+    assert not server.asked[table.shards.all[table.photo(0).shard].name]
 
 
 def test_what_is_not_there_is_told_at_once(server, tmp_path):

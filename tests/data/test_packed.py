@@ -1,6 +1,11 @@
 """Packs as they are read: damage is named, and the order of photos is as said."""
 
+import functools
+import hashlib
+import json
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from carvision.data.build import build_table
@@ -114,6 +119,91 @@ def test_what_is_no_pack_is_told(source, folder, tmp_path):
         read_packed(folder)
     (folder / "pack.json").write_text("{")
     with pytest.raises(InputError, match=r"pack.json is not what carvision.pack writes"):
+        read_packed(folder)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        ("format", True, "is not what carvision.pack writes"),
+        ("format", 2**70, "has format"),
+        ("name", ["a"], "name is not a word"),
+        ("photos", {"train": -1}, "photos is not"),
+        ("photos", {"train": 10**7}, "more than the shards have room for"),
+        ("photos", {"train": float("nan")}, "photos is not"),
+        ("table.bytes", 10**12, "one whose bytes is a whole number from 1 to"),
+        ("table.bytes", True, "one whose bytes is"),
+        ("table.sha256", "../../x", "one whose sha256 is a SHA-256"),
+        ("table.sha256", "a" * 63 + "\u0660", "one whose sha256 is a SHA-256"),
+        ("shards.0.name", "../x.tar", "a name such as train-00000.tar"),
+        ("shards.0.name", "/etc/train-00000.tar", "a name such as train-00000.tar"),
+        ("shards.0.name", "train-00000.tar\n", "a name such as train-00000.tar"),
+        ("shards.0.name", "a\0b", "a name such as train-00000.tar"),
+        ("shards.0.name", "", "a name such as train-00000.tar"),
+        ("shards.0.name", "train-00001.tar", "a name is there twice"),
+        ("shards.0.bytes", -1, "one whose bytes is"),
+        ("shards.0.bytes", 2.5, "one whose bytes is"),
+        ("shards.0.sha256", 7, "one whose sha256 is"),
+        ("shards.0.more", 7, "a mapping with the keys name, bytes, sha256"),
+        ("shards.0", [], "a mapping with the keys name, bytes, sha256"),
+        ("shards", {}, "shards is not a list"),
+        ("heads", ["other"], "'other' is not one of its labels"),
+        ("finest", "other", "'other' is not one of its labels"),
+        ("labels.model.ids", ["7", "7", "9"], "not one name for each of its different ids"),
+        ("labels.model.names", ["a"], "not one name for each of its different ids"),
+        ("labels.model.parent", "other", "the parent of 'model', is none"),
+        ("labels.model.parent_codes", [0, 0, 9], "parent_codes"),
+        ("labels.make.parent", "make", "is above itself"),
+        ("labels.path", {"unit": ""}, "'path' can't be one"),
+        ("labels.model", {"unit": 3}, "labels is not"),
+    ],
+)
+def test_an_index_is_checked_before_anything_is_read_by_it(folder, place, value, words):
+    index = json.loads((folder / "pack.json").read_text())
+    *above, last = [int(key) if key.isdecimal() else key for key in place.split(".")]
+    functools.reduce(lambda inner, key: inner[key], above, index)[last] = value
+    if place == "labels.make.parent":
+        index["labels"]["make"]["parent_codes"] = [0, 1]
+    (folder / "pack.json").write_text(json.dumps(index))
+    with pytest.raises(InputError) as told:
+        read_packed(folder)
+    message = str(told.value)
+    assert words in message and message.startswith("data.root: ") and "\n" not in message and len(message) < 800
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, "7", '{"format": 1}', '"' + "a" * 17_000_000, "[" + "0," * 1_100_000]
+)
+def test_json_that_is_no_index_is_refused(folder, content):
+    (folder / "pack.json").write_text(content)
+    with pytest.raises(InputError, match=r"data.root: .*pack.json") as told:
+        read_packed(folder)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("_shard", 10**6), ("_shard", -1), ("_offset", -1), ("_offset", 2**62), ("_length", 2**62), ("_length", 0),
+        ("_crc32", -5), ("_offset", 0.5), ("path", 3), ("model", 0.5), ("model", 3), ("_length", None),
+    ],
+)  # fmt: skip
+def test_a_table_whose_photos_lie_outside_their_shards_is_refused(folder, column, value):
+    rows = pd.read_parquet(folder / "table.parquet").astype({column: object})
+    rows.loc[3, column] = value
+    rows = rows.astype({"path": str}) if column != "path" else rows.assign(path=range(len(rows)))
+    (folder / "table.parquet").write_bytes(rows.infer_objects().to_parquet())
+    index = json.loads((folder / "pack.json").read_text())
+    content = (folder / "table.parquet").read_bytes()
+    index["table"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / "pack.json").write_text(json.dumps(index))
+    with pytest.raises(InputError) as told:
+        read_packed(folder)
+    assert "\n" not in str(told.value)
+    (folder / "table.parquet").write_bytes(rows[:5].drop(columns=column).to_parquet())
+    index["table"]["sha256"] = hashlib.sha256((folder / "table.parquet").read_bytes()).hexdigest()
+    (folder / "pack.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match="not the same number of photos"):
         read_packed(folder)
 
 

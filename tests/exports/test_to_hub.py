@@ -1,5 +1,7 @@
 """The hub's folder: a card that the hub's own library reads, the same model, and no path of whoever trained it."""
 
+import re
+
 import pytest
 import timm
 import torch
@@ -10,6 +12,7 @@ from carvision.errors import InputError
 from carvision.exports.to_hub import export_hub
 from tests.exports.conftest import RUN
 from tests.exports.saved import save_model
+from tests.model_files import change, rewrite
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +65,24 @@ def test_it_loads_and_holds_no_path_of_the_owner(hub):
         if file.is_file():
             for private in (b"secret", b"owner/", str(hub.parent).encode()):
                 assert private not in file.read_bytes(), f"{private} in {file}"
+
+
+def test_names_mean_nothing_in_the_card(tmp_path):
+    run = save_model(tmp_path / "run")
+    nasty = "a|b\n---\nlicense: mit\n```\n<script>alert(1)</script> [x](javascript:y)"
+    change(run, "labels.make.names", [nasty, "*b*"])
+    change(run, "labels.speed.unit", nasty)
+    rewrite(run, versions={"carvision": nasty}, config={
+        "data": {"name": "folder", "root": f"/x/{nasty}"}, "model": {"weights": nasty}, "callbacks": {"monitor": nasty},
+    })  # fmt: skip
+    export_hub(carvision.load(run), run, run / "hub")
+    card = ModelCard.load(run / "hub" / "README.md")
+    assert card.data.license == "unknown" and card.data.library_name == "carvision"
+    text, _, configuration = card.text.partition("<summary>Configuration of the training</summary>")
+    assert r"\<script>alert(1)\</script> \[x\](javascript:y)" in text and r"\*b\*" in text
+    assert not re.search(r"(?<!\\)(<script|\|b|\[x)", text) and "\nlicense: mit" not in text
+    fence = re.search(r"^(`{4,})yaml$", configuration, re.MULTILINE)[1]
+    assert configuration.rstrip().endswith(f"\n{fence}\n\n</details>")
 
 
 def test_timm_finds_it_on_the_hub(hub, monkeypatch):

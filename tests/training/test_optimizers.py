@@ -4,16 +4,25 @@ import copy
 import math
 
 import pytest
-import timm.optim
+import timm
 import torch
 from hydra import compose, initialize_config_dir
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from carvision.config import conf_dir, plain_config
 from carvision.errors import InputError
 from carvision.models.classifier import Classifier, Head
+from carvision.models.embedding import Embedding
 from carvision.training import optimizers
-from carvision.training.optimizers import FUSED, OPTIMIZERS, create_optimizer, lr_factors_of
+from carvision.training.optimizers import (
+    FUSED,
+    OPTIMIZERS,
+    create_optimizer,
+    exempt_from_decay,
+    lr_factors_of,
+    parameter_groups,
+)
 from carvision.training.sam import SAM, kept_statistics
 
 CHOICES = sorted(file.stem for file in (conf_dir() / "optimizer").glob("*.yaml"))
@@ -165,6 +174,50 @@ def test_layer_wise_decay_falls_from_the_heads_to_the_first_layer():
     assert all(math.log2(rate).is_integer() for rate in found.values())
     halved = lr_factors_of(model, {"backbone": 0.1}, 0.5)
     assert halved[first] == pytest.approx(0.1 * found[first])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "swin_tiny_patch4_window7_224",
+        "beit_base_patch16_224", "eva02_tiny_patch14_224", "convnext_atto", "efficientnet_b0", "resnet18",
+    ],
+)  # fmt: skip
+def test_layers_and_weight_decay_are_those_of_timm(name):
+    with torch.device("meta"):
+        whole, backbone = (timm.create_model(name, num_classes=num) for num in (3, 0))
+    exempt = whole.no_weight_decay() if hasattr(whole, "no_weight_decay") else ()
+    groups = param_groups_layer_decay(whole, 0.05, exempt, layer_decay=0.7)
+    names = {id(parameter): name for name, parameter in whole.named_parameters()}
+    theirs = {names[id(p)]: (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]}
+    model = nn.ModuleDict({"backbone": backbone})
+    groups = parameter_groups(model, 1.0, 0.05, lr_factors_of(Wrapped(backbone), {}, 0.7))
+    names = {id(parameter): name for name, parameter in backbone.named_parameters()}
+    ours = {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert len(ours) == len(theirs) - 2  # the classifier's, in whose place the heads are
+    assert all(ours[name] == pytest.approx(theirs[name]) for name in ours)
+
+
+class Wrapped(nn.Module):
+    def __init__(self, backbone: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+
+
+def test_networks_within_others_name_what_is_not_decayed():
+    with torch.device("meta"):
+        inner = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    found = exempt_from_decay(Wrapped(Wrapped(inner)))
+    assert found == {"backbone.backbone.pos_embed", "backbone.backbone.cls_token"}
+    gem = Classifier(
+        "test_resnet", {"make": Head(3)}, 32, pool="gem", embedding=Embedding(proxies_per_class=2, num_classes=3)
+    )
+    decayed = {
+        name for group in parameter_groups(gem, 1.0, 0.1, {}) if group["weight_decay"]
+        for name, p in gem.named_parameters() if any(p is each for each in group["params"])
+    }  # fmt: skip
+    assert {"proxies.weight", "head_make.output.weight"} <= decayed
+    assert not {"pool.p", "head_make.output.bias"} & decayed
 
 
 @pytest.mark.parametrize(

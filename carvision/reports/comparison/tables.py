@@ -5,6 +5,7 @@ import html
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
@@ -13,6 +14,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from carvision.reports.comparison.sheets import BEST, OVERALL, Sheet, runs_sheet, shown_columns
+from carvision.reports.markdown import escape_markdown
 from carvision.whole_files import write_text
 
 STYLES = {BEST: "bold green", OVERALL: "bold black on green", "": ""}
@@ -116,23 +118,19 @@ def to_markdown(sheet: Sheet) -> str:
     def row(texts: Sequence[str]) -> str:
         return f"| {' | '.join(texts)} |"
 
-    lines = [f"## {_plain(sheet.title)}", "", row([_plain(name) for name in sheet.header])]
+    lines = [f"## {escape_markdown(sheet.title)}", "", row([escape_markdown(name) for name in sheet.header])]
     lines.append(row(["---", *["---:"] * (len(sheet.header) - 1)]))
     forms = {BEST: "**{}**", OVERALL: "***{}***", "": "{}"}
     for texts, marks in zip(sheet.rows, sheet.marks, strict=True):
-        lines.append(row([forms[mark].format(_plain(cell)) for cell, mark in zip(texts, marks, strict=True)]))
-    return "\n".join([*lines, "", *(f"{_plain(note)}\n" for note in sheet.notes)])
-
-
-def _plain(name: str) -> str:
-    """As it is, whatever it means in Markdown."""
-    return re.sub(r"([\\|*`<\[\]])", r"\\\1", name).replace("\n", " ")
+        lines.append(row([forms[mark].format(escape_markdown(cell)) for cell, mark in zip(texts, marks, strict=True)]))
+    return "\n".join([*lines, "", *(f"{escape_markdown(note)}\n" for note in sheet.notes)])
 
 
 def write_markdown(file: Path, title: str, about: str, sheets: Sequence[Sheet], pictures: dict[str, Path]) -> None:
     """pictures: {what they show: file beside this one}."""
-    parts = [f"# {_plain(title)}\n", f"{_plain(about)}\n", *map(to_markdown, sheets)]
-    parts += [f"## {_plain(name)}\n\n![{_plain(name)}]({picture.name})\n" for name, picture in pictures.items()]
+    parts = [f"# {escape_markdown(title)}\n", f"{escape_markdown(about)}\n", *map(to_markdown, sheets)]
+    named = {escape_markdown(name): quote(picture.name) for name, picture in pictures.items()}
+    parts += [f"## {name}\n\n![{name}]({file})\n" for name, file in named.items()]
     write_text(file, "\n".join(parts))
 
 

@@ -1,0 +1,101 @@
+"""What runs know of the photos they predict: where their own photos lie, and which of them they were trained on."""
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+from carvision.data.demo import demo_folder
+from carvision.data.fetching import is_url
+from carvision.data.split_files import read_splits
+from carvision.description import read_json
+from carvision.errors import InputError
+from carvision.inference.inputs import Photo
+
+NUM_LOOKED_AT = 100  # photos of a list, to find out what its paths are relative to
+
+
+def root_of_list(listed: Path, photos: Iterable[Photo], config: dict) -> Path | None:
+    """What the relative paths of a list are relative to, where nothing was given: for the splits.csv of a run that
+    run's data root, unless its photos have been moved and are in the current folder; for another list the current
+    folder, or where none of its photos is there, the data root of the run that predicts. None: the current folder.
+
+    photos: of the list, their files relative. config: of that run. Raises InputError where a run's own photos are not
+    where it found them.
+    """
+    owner, paths = _config_beside(listed) if listed.name == "splits.csv" else None, []
+    for photo in islice(photos, NUM_LOOKED_AT):
+        if owner is None and Path(photo.file).exists():
+            return None
+        paths += [] if Path(photo.file).is_absolute() else [photo.file]
+    if not paths:
+        return None
+    roots = data_roots(config if owner is None else owner)
+    found = next((root for root in roots if any((root / path).exists() for path in paths)), None)
+    if found is None and owner is not None and not any(Path(path).exists() for path in paths):
+        if owner.get("data", {}).get("name") == "packed":
+            raise InputError(
+                f"--list: the photos of {listed} are in a pack, not in files of their own; python -m "
+                "carvision.evaluate reads them"
+            )
+        where = f"not in {roots[0]}, the data root of that run" if roots else "in a folder that model.json doesn't name"
+        raise InputError(f"--root: the photos of {listed} are {where}; give the folder that its paths are relative to")
+    return found
+
+
+def data_roots(config: dict) -> list[Path]:
+    """Folders that the paths of a run's splits.csv may be relative to. CompCars' lie below data.root."""
+    data = config.get("data", {})
+    root = data.get("root")
+    if data.get("name") == "demo" and root is None:
+        root = demo_folder(images_per_model=data.get("images_per_model", 0))
+    if not isinstance(root, str | Path) or is_url(root):
+        return []
+    root = Path(root).expanduser()
+    return [root, root / "data", root / "data" / "data"]
+
+
+def _config_beside(listed: Path) -> dict | None:
+    """Of the finished run in whose folder the list lies; None where it lies in none."""
+    described = None
+    with suppress(InputError):  # it is not there, or of something else
+        described = read_json(listed.with_name("model.json"))
+    config = described.get("config") if isinstance(described, dict) else None
+    return config if isinstance(config, dict) and isinstance(config.get("data"), dict) else None
+
+
+class SeenPhotos:
+    """Counts, of the photos that are added, those that runs were trained on or have chosen their weights by, recognised
+    by their paths within the data set.
+
+    runs: their folders. roots: folders that paths may be relative to, beside what the photos were given by.
+    """
+
+    def __init__(self, runs: list[Path], roots: Iterable[Path]):
+        self.splits: dict[str, dict[str, str]] = {}
+        for run in runs:
+            with suppress(InputError):  # it has none, or the file is of something else
+                self.splits[run.resolve().name] = read_splits(run / "splits.csv").to_dict()
+        self.counts = {run: {"train": 0, "val": 0} for run in self.splits}
+        self.roots = [f"{os.path.abspath(root)}{os.sep}" for root in dict.fromkeys(roots)]  # noqa: PTH100  links and all
+        self.num_photos = 0
+
+    def add(self, photo: Photo) -> None:
+        self.num_photos += 1
+        if not self.splits:
+            return
+        file = os.path.abspath(photo.file)  # noqa: PTH100
+        paths = [photo.path, *(file[len(root) :].replace(os.sep, "/") for root in self.roots if file.startswith(root))]
+        for run, splits in self.splits.items():
+            split = next((splits[path] for path in paths if path in splits), None)
+            if split in self.counts[run]:
+                self.counts[run][split] += 1
+
+    def lines(self) -> list[str]:
+        return [
+            f"{run} was trained on {counts['train']:,} of these {self.num_photos:,} photos, and its weights were "
+            f"chosen by {counts['val']:,} (recognised by their paths): what is right is not of photos that it never saw"
+            for run, counts in self.counts.items()
+            if any(counts.values())
+        ]
