@@ -73,6 +73,7 @@ def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, e
     end."""
     callbacks, run = cfg["callbacks"], cfg["run"]
     monitor, mode = callbacks["monitor"], callbacks["mode"]
+    lit.monitors = list(monitors_of(cfg).values())
     lit.leave_out_nonfinite = run["on_nonfinite_loss"] == "skip"
     nonfinite = NonFiniteLoss(folder, skip=lit.leave_out_nonfinite)
     checkpoints = Checkpoints(folder / "checkpoints", monitor, mode, before=nonfinite.look_at_all)
@@ -96,12 +97,24 @@ def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, e
     return [*hooks, stopping, checkpoints]
 
 
+def monitors_of(cfg: dict) -> dict[str, str]:
+    """{key without .monitor: metric}: by what epochs are chosen, and learning rates changed."""
+    found = {"callbacks": cfg["callbacks"]["monitor"]}
+    schedules = {f"{phase_key(phase)}schedule": phase["schedule"] for phase in build_phases(cfg)}
+    return found | {key: schedule["monitor"] for key, schedule in schedules.items() if "monitor" in schedule}
+
+
+def splits_needed(cfg: dict) -> list[str]:
+    """Without a usable photo of these the run can't come to its end."""
+    monitored = any(monitor.startswith("val/") for monitor in monitors_of(cfg).values())
+    return ["train", *(["val"] if monitored else []), *(["test"] if cfg["run"]["test"] else [])]
+
+
 def check_monitors(cfg: dict, labels: dict[str, dict]) -> None:
     names = figure_names(labels, with_metric_loss=cfg["metric_loss"]["name"] != "none")
     known = [f"{split}/{name}" for split in ("val", "train") for name in names]
-    require_monitor("callbacks", cfg["callbacks"]["monitor"], known)
-    for phase in build_phases(cfg):
-        require_monitor(f"{phase_key(phase)}schedule", phase["schedule"].get("monitor", known[0]), known)
+    for key, monitor in monitors_of(cfg).items():
+        require_monitor(key, monitor, known)
 
 
 def build_trainer(

@@ -53,7 +53,9 @@ class History(pl.Callback):
         figures = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         seconds = time.perf_counter() - self.started
         phase = {"phase": module.phase["name"]} if len(module.hparams.phases) > 1 else {}
-        self.rows.append({"epoch": trainer.current_epoch, **phase, "lr": self.lr, "seconds": seconds, **figures})
+        undefined = dict.fromkeys(f"{split}/{name}" for split in ("train", "val") for name in ("loss", "loss_total"))
+        about = {"epoch": trainer.current_epoch, **phase, "lr": self.lr, "seconds": seconds}
+        self.rows.append({**about, **undefined, **figures})
         if trainer.is_global_zero:
             write_csv(self.file, pd.DataFrame(self.rows), float_format="%.6g")
 
@@ -69,11 +71,12 @@ class EpochLines(pl.Callback):
         figures = trainer.callback_metrics
         parts = [f"epoch {trainer.current_epoch + 1}/{module.num_epochs}"]
         for split in ("train", "val"):
-            parts.append(f"{split} loss {figures[f'{split}/loss']:.4f}")
-            for name in module.labels:
-                key = "top1" if f"{split}/{name}/top1" in figures else "mae"
-                if f"{split}/{name}/{key}" in figures:
-                    parts.append(f"{name} {key} {figures[f'{split}/{name}/{key}']:.4g}")
+            loss = figures.get(f"{split}/loss")
+            parts.append(f"{split} loss {'–' if loss is None else f'{loss:.4f}'}")
+            for name, label in module.labels.items():
+                key = "top1" if "ids" in label else "mae"
+                value = figures.get(f"{split}/{name}/{key}")
+                parts.append(f"{name} {key} {'–' if value is None else f'{value:.4g}'}")
         value = self.sign * float(figures.get(self.monitor, math.nan))
         if value > (-math.inf if self.best is None else self.best):
             self.best = value
