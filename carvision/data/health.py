@@ -7,7 +7,7 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from carvision.data.inspection import CHANNELS, FEWER_BITS, NEARLY_BLACK, PhotoFacts, inspect_photos
+from carvision.data.inspection import FEWER_BITS, NEARLY_BLACK, PhotoFacts, inspect_photos
 from carvision.data.table import BOX, SPLITS, UNKNOWN, Classes, Table
 from carvision.data.worker_pool import in_processes
 from carvision.errors import InputError
@@ -93,19 +93,15 @@ def class_counts(table: Table, label: str) -> pd.DataFrame:
 
 
 def describe_colours(table: Table, scan: pd.DataFrame) -> pd.DataFrame:
-    """A row a split and one for all: split, photos that could be read, mean and standard deviation (red, ..., blue_std)
-    of their channels in 0..1, each photo with the same weight."""
+    """A row a split and one for all: split, photos that could be read, and over them the mean of each photo's mean and
+    standard deviation (red, ..., blue_std), in 0..1; so those of ImageNet were made."""
     split = table.rows["split"].replace("", NO_SPLIT).to_numpy()
     good = scan["red"].notna().to_numpy()
     there = [name for name in (*SPLITS, NO_SPLIT) if (good & (split == name)).any()]
     described = []
     for name in [*there, *(["all"] if len(there) > 1 else [])]:
         photos = scan[good & ((split == name) | (name == "all"))]
-        row = {"split": name, "photos": len(photos), **photos[list(CHANNELS)].mean()}
-        for channel in CHANNELS:
-            squares = photos[channel] ** 2 + photos[f"{channel}_std"] ** 2
-            row[f"{channel}_std"] = np.sqrt(max(0.0, squares.mean() - row[channel] ** 2))
-        described.append(row)
+        described.append({"split": name, "photos": len(photos), **photos[list(IMAGENET)].mean()})
     return pd.DataFrame(described, columns=["split", "photos", *IMAGENET])
 
 

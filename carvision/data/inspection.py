@@ -28,7 +28,6 @@ from carvision.data.shards import PackedPhoto
 # The decoding that training does too, at a small size: libjpeg then scales by up to 1/8, which takes a fraction of the
 # time and still reads all the data, so that truncation shows as in a full decode.
 SMALL = Preprocessing(size_px=64, mean=(0, 0, 0), std=(1, 1, 1))
-CHANNELS = ("red", "green", "blue")
 DARK = 16  # of 255; a photo is nearly black where 99 % of its values are below
 NEARLY_BLACK, FEWER_BITS = "nearly black", "values of {} bits"  # notes
 

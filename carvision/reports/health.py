@@ -129,7 +129,7 @@ def _print_copies(copies: dict, console: Console) -> None:
 
 def _colour_table(colours: list[dict]) -> RichTable:
     """Mean ± standard deviation of each channel, a row a split."""
-    title = Text("\ncolours, 0 to 1 (mean ± standard deviation):", "bold")
+    title = Text("\ncolours of a photo, 0 to 1 (mean ± standard deviation):", "bold")
     table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     channels = ("red", "green", "blue")
     for name in ("split", "photos", *channels):
