@@ -50,12 +50,12 @@ class History(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         # Lightning calls the checkpoints after this: an epoch that has one has its row too.
-        figures = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        losses = [f"{split}/{name}" for split in ("train", "val") for name in ("loss", "loss_total")]
+        found = {**dict.fromkeys(losses), **trainer.callback_metrics}  # a loss that is undefined is an empty cell
+        figures = {name: value if value is None else float(value) for name, value in sorted(found.items())}
         seconds = time.perf_counter() - self.started
         phase = {"phase": module.phase["name"]} if len(module.hparams.phases) > 1 else {}
-        undefined = dict.fromkeys(f"{split}/{name}" for split in ("train", "val") for name in ("loss", "loss_total"))
-        about = {"epoch": trainer.current_epoch, **phase, "lr": self.lr, "seconds": seconds}
-        self.rows.append({**about, **undefined, **figures})
+        self.rows.append({"epoch": trainer.current_epoch, **phase, "lr": self.lr, "seconds": seconds, **figures})
         if trainer.is_global_zero:
             write_csv(self.file, pd.DataFrame(self.rows), float_format="%.6g")
 

@@ -1,12 +1,18 @@
 """Runs some of whose splits have no photo that can be read, or none whose label is known: no metric is 0 for that."""
 
 import json
+import math
 
 import pandas as pd
 import pytest
 
+import carvision
 from carvision.errors import InputError
 from carvision.evaluation import run as evaluation
+from carvision.reports.comparison.frame import frame_of
+from carvision.reports.comparison.runs import read_run
+from carvision.reports.curves import plot_curves
+from carvision.search.worker import values_of
 from tests.data.layouts import write_photo
 from tests.small_runs import train
 
@@ -70,6 +76,13 @@ def test_validation_that_nothing_goes_by_is_undefined(manifest, tmp_path, caplog
     assert metrics["train"]["loss"] > 0 and "kind/top1" in metrics["test"]
     history = pd.read_csv(folder / "history.csv")
     assert history["val/loss"].isna().all() and history["train/loss"].notna().all()
+    plot_curves(history, tmp_path)
+    assert carvision.load(folder).classes == {"kind": ["a", "b"]}
+    [row] = frame_of([read_run(folder)], ["run"]).to_dict("records")
+    assert math.isnan(row["lowest_val_loss"]) and math.isnan(row.get("val/loss", math.nan)) and row["train/loss"] > 0
+    assert values_of(folder, {"val/loss": "min"}) == (
+        None, "val/loss is undefined in the best epoch, or no metric of this training"
+    )  # fmt: skip
     assert "val loss –  kind top1 –" in (folder / "run.log").read_text(encoding="utf-8")
 
 
