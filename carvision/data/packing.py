@@ -258,11 +258,9 @@ def _finish(table: Table, plan: Plan, parts: dict[int, Part], folder: Path, want
         columns=["row", *PLACE, SOURCE, *BOX],
     ).sort_values("row", ignore_index=True)
     bad = {row: reason for part in ordered for row, reason in part.bad.items()}
-    if not set(range(len(table))) - set(bad):
-        path, reason = table.rows["path"][min(bad)], bad[min(bad)]
-        raise InputError(
-            f"data.on_bad_image: not one of the {len(table):,} photos can be read (first: {path}: {reason})"
-        )
+    if len(bad) == len(table) and not len(photos):
+        first = f"{table.rows['path'][min(bad)]}: {bad[min(bad)]}"
+        raise InputError(f"data.on_bad_image: not one of the {len(table):,} photos can be read (first: {first})")
     rows = photos["row"].to_numpy()
     left_out = np.setdiff1d(np.arange(len(table)), rows)
     if len(np.unique(rows)) != len(rows) or not set(left_out.tolist()) <= set(bad):
