@@ -177,11 +177,12 @@ def test_absolute_paths_are_packed_under_plain_names(table, tmp_path):
     assert read_file(again.photo(3)) == read_file(table.rows["path"][3])
 
 
-def test_a_pack_of_no_photo_is_an_error(table, tmp_path):
-    for path in table.rows["path"]:
+@pytest.mark.parametrize("how", ["skip", "blank"])
+def test_a_split_of_which_no_photo_can_be_packed_is_an_error(table, tmp_path, how):
+    for path in table.of_split("test").rows["path"]:
         (tmp_path / "photos" / path).write_bytes(b"")
-    with pytest.raises(InputError, match="not one of the 40 photos can be read"):
-        pack_small(table, tmp_path / "packed", form(on_bad_image="skip"))
+    with pytest.raises(InputError, match="not one of the 10 photos of the split 'test' can be read"):
+        pack_small(table, tmp_path / "packed", form(on_bad_image=how))
 
 
 @pytest.mark.parametrize("how", ["error", "skip", "blank"])
