@@ -7,7 +7,6 @@ from carvision.data.compcars import read_compcars
 from carvision.data.compcars_parts import read_compcars_parts
 from carvision.data.compcars_surveillance import read_compcars_surveillance
 from carvision.data.demo import demo_folder, write_demo
-from carvision.data.fetching import is_url
 from carvision.data.folder import read_folder
 from carvision.data.labels import one_against_rest, with_names
 from carvision.data.manifest import read_manifest
@@ -26,8 +25,8 @@ def build_table(data: dict, annotations: bool) -> Table:
     """
     table = read_table(data, annotations)
     if data.get("names"):
-        file = Path(data["names"]).expanduser()
-        table = with_names(table, file if file.is_file() or is_url(table.root) else Path(table.root) / file)
+        file, root = Path(data["names"]).expanduser(), data["root"]
+        table = with_names(table, file if file.is_file() or not root else Path(root).expanduser() / file)
     if data["classes"]:
         table = table.only_classes(data["classes"])
     if data["min_images_per_class"] > 1:

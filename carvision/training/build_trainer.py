@@ -88,7 +88,7 @@ def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, e
     # After the averages, which take memory too
     hooks.append(FindBatchSize(lambda number: write_config(with_batch_size(cfg, number), folder), cfg["compile"]))
     if callbacks["patience"]:
-        hooks.append(Patience(monitor, patience=callbacks["patience"], mode=mode, check_on_train_epoch_end=False))
+        hooks.append(Patience(monitor, callbacks["patience"], mode))
     if callbacks["progress_bar"]:
         hooks.append(create_progress_bar())
     if cfg["trainer"]["strategy"] == "fsdp":

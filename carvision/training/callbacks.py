@@ -169,7 +169,11 @@ class MovingAverage(WeightAveraging):
 
 
 class Patience(EarlyStopping):
-    """With the patience of this start's configuration, not that of the checkpoint it goes on from."""
+    """With the patience of this start's configuration, not that of the checkpoint it goes on from. NaN is no better
+    value; Lightning would stop at it, also where run.on_nonfinite_loss=skip goes on."""
+
+    def __init__(self, monitor: str, patience: int, mode: str):
+        super().__init__(monitor, patience=patience, mode=mode, check_finite=False, check_on_train_epoch_end=False)
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict({**state_dict, "patience": self.patience})

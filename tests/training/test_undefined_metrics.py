@@ -2,9 +2,12 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
+from pytorch_lightning.trainer.states import TrainerFn
 
 import carvision
 from carvision.errors import InputError
@@ -13,6 +16,7 @@ from carvision.reports.comparison.frame import frame_of
 from carvision.reports.comparison.runs import read_run
 from carvision.reports.curves import plot_curves
 from carvision.search.worker import values_of
+from carvision.training.callbacks import Patience
 from tests.data.layouts import write_photo
 from tests.small_runs import train
 
@@ -99,6 +103,21 @@ def test_a_monitor_that_no_photo_defines(manifest, tmp_path):
     with pytest.raises(InputError, match=r"val/colour/top1 is undefined in epoch 1: the split 'val' has no readable"):
         train(tmp_path / "run", *overrides, "callbacks.monitor=val/colour/top1", "callbacks.mode=max")
     assert not (tmp_path / "run" / "checkpoints" / "best.ckpt").exists()
+
+
+@pytest.mark.parametrize(("mode", "values"), [("min", [2.0, 1.0]), ("max", [1.0, 2.0])])
+def test_nan_is_no_better_value_for_early_stopping(mode, values):
+    patience = Patience("val/loss", 2, mode)
+    trainer = SimpleNamespace(
+        state=SimpleNamespace(fn=TrainerFn.FITTING), sanity_checking=False, fast_dev_run=False, should_stop=False,
+        strategy=SimpleNamespace(reduce_boolean_decision=lambda value, all: value, root_device="cpu"), current_epoch=0,
+    )  # fmt: skip
+    stopped = []
+    for value in (math.nan, values[0], math.nan, values[1], math.nan, math.nan):
+        trainer.callback_metrics = {"val/loss": torch.tensor(value)}
+        patience.on_validation_end(trainer, None)
+        stopped.append(trainer.should_stop)
+    assert stopped == [False] * 5 + [True] and float(patience.best_score) == values[1]
 
 
 def test_a_head_that_no_training_photo_could_teach(manifest, tmp_path):
