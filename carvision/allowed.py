@@ -111,6 +111,8 @@ ALLOWED: dict[str, Check] = {
     "data.allow_missing": flag,
     "data.min_images_per_class": whole(1),
     "data.classes": optional(list_of(either(text, whole(0)))),
+    "data.names": optional(path),
+    "data.one_against_rest": optional(either(text, whole(0))),
     "data.sampler": one_of("shuffle", "balanced", "per_class"),
     "data.photos_per_class": whole(1),
     "data.epoch_fraction": number(0, 1, above=True),

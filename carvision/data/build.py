@@ -8,6 +8,7 @@ from carvision.data.compcars_parts import read_compcars_parts
 from carvision.data.compcars_surveillance import read_compcars_surveillance
 from carvision.data.demo import demo_folder, write_demo
 from carvision.data.folder import read_folder
+from carvision.data.labels import one_against_rest, with_names
 from carvision.data.manifest import read_manifest
 from carvision.data.oxford102 import download_oxford102, read_oxford102
 from carvision.data.packed import read_packed
@@ -23,10 +24,15 @@ def build_table(data: dict, annotations: bool) -> Table:
     annotations: whether CompCars' boxes and viewpoints are wanted, which lie in a file for each photo.
     """
     table = read_table(data, annotations)
+    if data.get("names"):
+        file, root = Path(data["names"]).expanduser(), data["root"]
+        table = with_names(table, file if file.is_file() or not root else Path(root).expanduser() / file)
     if data["classes"]:
         table = table.only_classes(data["classes"])
     if data["min_images_per_class"] > 1:
         table = table.without_sparse_classes(data["min_images_per_class"])
+    if data.get("one_against_rest") is not None:
+        table = one_against_rest(table, str(data["one_against_rest"]))
     return table
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from carvision.data.compcars import MAX_LISTED_BUT_ABSENT, check_absent, read_names
+from carvision.data.compcars import A_FEW, check_absent, read_names
 from carvision.data.compcars_surveillance import read_lists
 from carvision.data.disk import existing_root, find_photos
 from carvision.data.table import Table, check_counts, encode, validate, with_parent
@@ -58,8 +58,8 @@ def read_compcars_parts(
     paths, listed = _walk(base), _read_lists(base)
     if not paths:
         raise InputError(f"data.root: {base / 'part'} holds no photos. {WHERE}")
-    table = check_counts(_table(base, paths, listed), known or {}, allow_missing)
-    check_absent(base, listed.index.difference(paths), allow_missing, MAX_LISTED_BUT_ABSENT if known else 0)
+    table = check_counts(_table(base, paths, listed), known or {}, allow_missing, A_FEW)
+    check_absent(base, listed.index.difference(paths), allow_missing, A_FEW if known else 0)
     if name != "all":
         names = np.array(table.labels["part"].names)
         table = table.select(names[table.rows["part"]] == name).without_empty_classes()

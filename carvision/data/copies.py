@@ -10,7 +10,8 @@ from carvision.data.table import SOURCE, Table, full_paths
 
 
 def equal_bytes(table: Table) -> np.ndarray:
-    """int (N,): the same number for photos whose files are equal to the byte, else different ones.
+    """int (N,): the same number for photos whose files are equal to the byte, else different ones. Empty files are no
+    copies of each other.
 
     Reads little: files of different size differ, and so do nearly all of equal size within their last 4 kB. Of packed
     photos it is known of which files they were made.
@@ -20,7 +21,7 @@ def equal_bytes(table: Table) -> np.ndarray:
         return first[same_as]
     paths = full_paths(table)  # and bare calls of the system: a million photos have a million of each
     sizes = np.fromiter((os.stat(path).st_size for path in paths), np.int64, len(paths))  # noqa: PTH116
-    suspects = _repeated(sizes, np.arange(len(paths)))
+    suspects = _repeated(sizes[sizes > 0], np.flatnonzero(sizes > 0))
     ends = np.fromiter((_checksum_of_end(paths[i], sizes[i]) for i in suspects), np.int64, len(suspects))
     suspects = _repeated(sizes[suspects] << 32 | ends, suspects)  # no photo has 2 GB
     number = np.arange(len(paths))

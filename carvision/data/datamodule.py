@@ -4,19 +4,20 @@ import functools
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
 from carvision.data.handover import HandedOver, handed_over
-from carvision.data.images import unusable
+from carvision.data.images import none_usable, unusable
 from carvision.data.kept_photos import KeptPhotos
 from carvision.data.orders import TableOrder, TrainOrder
 from carvision.data.photos import Photos
 from carvision.data.prefetch import Prefetch
-from carvision.data.table import SPLITS, Table
+from carvision.data.table import SPLITS, UNKNOWN, Table
 from carvision.freed_memory import give_back_freed_memory
 from carvision.machine import FORK, num_cores
 
@@ -138,6 +139,28 @@ class PhotoDataModule(pl.LightningDataModule):
                     self.photos[split] = self.create_photos(part)
             if self.sampler == "per_class" and "train" in self.photos and self.batch_size != "auto":
                 self._train_order()  # so that values that don't fit are told now
+
+    def require_usable(self, splits: Iterable[str], labels: Iterable[str]) -> None:
+        """Raise InputError for the first of these splits of which no photo can be read, where on_bad_image would leave
+        all of them out: a run would end as if it had learned from them.
+
+        labels: only photos with a known value of one of them count; a split without any is not looked at, as test
+        photos of classes that are not trained. Reads the photos up to the first good one: of nearly all data, one.
+        """
+        if self.on_bad_image == "error":  # then the first bad photo ends the run anyway
+            return
+        for split in filter(self.photos.__contains__, splits):
+            photos, first = self.photos[split], None
+            targets = [photos.targets[label].numpy() for label in labels]
+            known = np.any([~np.isnan(t) if t.dtype.kind == "f" else t != UNKNOWN for t in targets], axis=0)
+            for row in np.flatnonzero(known).tolist():
+                bad = photos[[(row, -1)]]["bad"]
+                if not bad:
+                    break
+                first = first or bad[0]
+            else:
+                if first:
+                    raise none_usable(split, known.sum(), photos.place(first[0]), first[1])
 
     def train_dataloader(self) -> DataLoader:
         order = self._train_order()

@@ -7,14 +7,18 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from carvision.data.inspection import PhotoFacts, inspect_photos
+from carvision.data.inspection import FEWER_BITS, NEARLY_BLACK, PhotoFacts, inspect_photos
 from carvision.data.table import BOX, SPLITS, UNKNOWN, Classes, Table
 from carvision.data.worker_pool import in_processes
 from carvision.errors import InputError
 
 CHUNK = 32  # photos a worker takes at a time: enough to make its messages cheap, few enough to end soon after Ctrl-C
 NO_SPLIT = "no split"
-PERCENTILES = tuple(range(10, 100, 10))
+PERCENTILES = (10, 20, 25, 30, 40, 50, 60, 70, 75, 80, 90)
+IMAGENET = {"red": 0.485, "green": 0.456, "blue": 0.406, "red_std": 0.229, "green_std": 0.224, "blue_std": 0.225}
+# In sets of photos of things, people and places red is on average the brightest channel and blue the darkest. So much
+# more blue than red, and more than chance would make, is rare without a cause: sky, sea, or exchanged channels.
+MORE_BLUE, STANDARD_ERRORS, FEWEST = 0.01, 3, 30
 
 
 def scan_photos(table: Table, boxes: bool, num_workers: int) -> pd.DataFrame:
@@ -88,9 +92,53 @@ def class_counts(table: Table, label: str) -> pd.DataFrame:
     return counts
 
 
+def describe_colours(table: Table, scan: pd.DataFrame) -> pd.DataFrame:
+    """A row a split and one for all: split, photos that could be read, and over them the mean of each photo's mean and
+    standard deviation (red, ..., blue_std), in 0..1; so those of ImageNet were made."""
+    split = table.rows["split"].replace("", NO_SPLIT).to_numpy()
+    good = scan["red"].notna().to_numpy()
+    there = [name for name in (*SPLITS, NO_SPLIT) if (good & (split == name)).any()]
+    described = []
+    for name in [*there, *(["all"] if len(there) > 1 else [])]:
+        photos = scan[good & ((split == name) | (name == "all"))]
+        described.append({"split": name, "photos": len(photos), **photos[list(IMAGENET)].mean()})
+    return pd.DataFrame(described, columns=["split", "photos", *IMAGENET])
+
+
+def hints_on_values(table: Table, scan: pd.DataFrame) -> list[str]:
+    """A line for each thing about the photos' brightness and colours that a person should look at."""
+    hints = []
+    dark = scan.loc[scan["note"].str.contains(NEARLY_BLACK), "path"]
+    if len(dark):
+        hints.append(
+            f"{len(dark):,} photos are nearly black (first: {dark.iloc[0]}). If they should not be, their files hold "
+            "more than 8 bits a channel and use few of them: convert them to 8 bits, with one scale for all"
+        )
+    bits = scan["note"].str.extract(rf"({FEWER_BITS.format('[0-9]+')})")[0].dropna()
+    if len(bits):
+        counts = ", ".join(f"{count:,} {note}" for note, count in bits.value_counts().items())
+        hints.append(
+            f"{len(bits):,} grey photos of 16 or 32 bits are taken for {counts}, the fewest that hold the photo's "
+            f"largest value (first: {scan['path'][bits.index[0]]}). So a photo that is dark becomes brighter; where it "
+            "should not, convert them to 8 bits, with one scale for all, or state MaxSampleValue in TIFF"
+        )
+    for split in (name for name in (*SPLITS, "") if (table.rows["split"] == name).any()):
+        photos = scan[(table.rows["split"] == split).to_numpy()].dropna(subset="red")
+        more = photos["blue"] - photos["red"]
+        if len(more) >= FEWEST and more.mean() > max(MORE_BLUE, STANDARD_ERRORS * more.std() / np.sqrt(len(more))):
+            of_split = f" of {split}" if split else ""
+            hints.append(
+                f"the photos{of_split} are on average more blue than red ({photos['blue'].mean():.3f} and "
+                f"{photos['red'].mean():.3f}). Sky, sea and studio light make them so; else red and blue may have been "
+                "exchanged (BGR saved as RGB): look at samples_<label>.png"
+            )
+    return hints
+
+
 def describe_counts(counts: pd.DataFrame) -> pd.DataFrame:
     """Of `class_counts`, a row a split and one for all: split, classes (that have photos), photos, and over all the
-    label's classes, also those without photos: mean, std (sample, NaN for one class), min, p10 to p90, max."""
+    label's classes, also those without photos: mean, std (sample, NaN for one class), min, p10 to p90 with p25 and p75,
+    max."""
     splits = [name for name in (*SPLITS, NO_SPLIT) if name in counts]
     described = []
     for split, column in [(name, name) for name in splits] + ([("all", "total")] if len(splits) > 1 else []):

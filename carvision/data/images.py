@@ -9,6 +9,7 @@ import io
 import math
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -28,6 +29,19 @@ HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"
 HEIC_HINT = "which need the extra heic (pip install 'carvision[heic]')"
 RUN_PROGRAMS = ("EPS", "WMF", "IPTC", "BUFR", "GRIB", "HDF5")  # or hand the file to whatever decoder is registered
 NOT_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # to open a pipe would wait for ever
+# The most pixels that a byte of a file can stand for; a header that claims more lies, and is not decoded: 700 bytes
+# would ask for half a gigabyte. Not below what a photo of one colour takes (in brackets: Pillow's, 13,000 x 13,000).
+# JPEG: a Huffman code of one bit for the DC value of each 8 x 8 block, where a progressive one leaves out the rest;
+# half of that for sampling factors by which no component has all blocks (170, grey 256). PNG: deflate makes 1,032
+# bytes of one, of 8 pixels each (872). GIF: a code of 12 bits is a string of at most 4,096 pixels (1,355). WebP, lossy:
+# some 2.6 bits for the modes of each 16 x 16 block (562). BMP: 255 pixels in a run of two bytes. PPM: 8 to the byte.
+# The others have no such bound: a grey JPEG 2000 of 12 million pixels takes 226 bytes, as AVIF and lossless WebP may.
+MOST_PIXELS_A_BYTE = {"JPEG": 1024, "MPO": 1024, "PNG": 8 * 1032, "GIF": 2731, "WEBP": 1024, "BMP": 128, "PPM": 8}
+# TIFF, by its compression: LZW as GIF and deflate as PNG, of bytes that hold 8 pixels at most
+MOST_PIXELS_A_BYTE |= {"raw": 8, "packbits": 8 * 64, "tiff_lzw": 8 * 2731, "jpeg": 1024}
+MOST_PIXELS_A_BYTE |= dict.fromkeys(("tiff_deflate", "tiff_adobe_deflate"), 8 * 1032)
+BITS_PER_SAMPLE, MAX_SAMPLE_VALUE = 258, 281  # tags of TIFF
+BITS = (8, 10, 12, 14, 16)  # of the samples that cameras, scanners and microscopes store in 16 or 32
 BLANK = 128  # grey of the picture that stands in for a photo that can't be read
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -66,6 +80,14 @@ def unusable(photo: object, reason: str) -> InputError:
     return InputError(
         f"{photo}: {reason}. Mend or remove the photo, or go on without it with data.on_bad_image=skip "
         "(python -m carvision.check finds all such photos)"
+    )
+
+
+def none_usable(split: str, num_photos: int, path: str, reason: str) -> InputError:
+    """The error that ends a command where no photo of a split it needs can be used. path, reason: of the first one."""
+    return InputError(
+        f"data.on_bad_image: not one of the {num_photos:,} photos of the split {split!r} can be read (first: {path}: "
+        f"{reason}); correct data.root, or the files (python -m carvision.check lists the reason of each)"
     )
 
 
@@ -144,6 +166,7 @@ def open_bytes(data: bytes | memoryview) -> Image.Image:
     except Exception as error:  # whatever a decoder stumbles over, it is this photo that can't be read
         raise BadImage(f"can't be opened ({_one_line(error)})") from None
     check_size(*image.size)
+    check_claim(*image.size, data, image.info.get("compression") if image.format == "TIFF" else image.format)
     return image
 
 
@@ -162,6 +185,33 @@ def with_heic() -> tuple[str, ...]:
 def check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise BadImage(f"{width} x {height} pixels are more than {MAX_PIXELS:,}: taken for a decompression bomb")
+
+
+def check_claim(width: int, height: int, data: bytes | memoryview, form: str | None) -> None:
+    """Raises BadImage where the file is too small for the size in its header. form: a key of MOST_PIXELS_A_BYTE; any
+    other has no bound."""
+    bound = MOST_PIXELS_A_BYTE.get(form)
+    if bound is None or width * height <= bound * len(data):
+        return
+    if (form == "WEBP" and data[12:16] != b"VP8 ") or (form in SCALED and is_arithmetic(data)):
+        return
+    raise BadImage(f"too few bytes ({len(data):,}) for the {width} x {height} pixels that its header claims: damaged")
+
+
+def is_arithmetic(data: bytes | memoryview) -> bool:
+    """Whether a JPEG's coding is arithmetic, which takes next to no bits for blocks of one colour."""
+    return any(marker in (0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF) for marker in jpeg_markers(data))
+
+
+def jpeg_markers(data: bytes | memoryview) -> Iterator[int]:
+    """The second byte of each marker, up to the start of the scan."""
+    place = 2
+    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != 0xDA:
+        if data[place + 1] == 0xFF:  # filling
+            place += 1
+            continue
+        yield data[place + 1]
+        place += 2 + (data[place + 2] << 8) + data[place + 3]
 
 
 def to_square(image: Image.Image, preprocessing: Preprocessing, box: np.ndarray | None = None) -> np.ndarray:
@@ -242,12 +292,17 @@ def upright_turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB from any mode: 16-bit grey is scaled (Pillow would clip it), transparency is laid on white."""
+    """RGB from any mode: transparency is laid on white; grey of more than 8 bits is scaled, which Pillow would clip.
+
+    The scale is that of the bits which the values fill (see grey_bits), from 0 on: 4,095 is white in a photo of 12
+    bits, whether they are stored in 16 or 32.
+    """
     if image.mode == "RGB":
         image.load()
         return image
     if image.mode.startswith("I"):  # I;16 and its relatives, and I, as which some decoders give 16 bits
-        grey = np.asarray(image).clip(0, 65535) >> 8
+        values = np.asarray(image)
+        grey = values.clip(min=0) >> (grey_bits(image, values)[0] - 8)
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise BadImage("holds floating-point values, which have no known range")
@@ -256,6 +311,24 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", layer.size, "white")
         return Image.alpha_composite(white, layer).convert("RGB")
     return image.convert("RGB")
+
+
+def grey_bits(image: Image.Image, values: np.ndarray) -> tuple[int, bool]:
+    """(how many bits the values of a photo of mode I or I;16 fill, whether the file says so).
+
+    A TIFF may say so, by BitsPerSample below 16 or MaxSampleValue; of PPM and JPEG 2000 Pillow gives all 16. Else they
+    are the fewest of 8, 10, 12, 14 and 16 that hold the photo's own largest value, or as many as it needs: nothing
+    else tells the 12 bits of a camera from a photo that is dark. carvision.check reports photos of fewer than 16.
+    """
+    largest, stated = max(0, int(values.max(initial=0))), None
+    if image.format in ("PPM", "JPEG2000"):
+        stated = 16
+    elif image.format == "TIFF":
+        most, bits = (int(np.max(image.tag_v2.get(tag, 0))) for tag in (MAX_SAMPLE_VALUE, BITS_PER_SAMPLE))
+        stated = most.bit_length() or (bits if bits < 16 else None)
+    if stated and largest < 1 << stated:
+        return max(8, stated), True
+    return next((bits for bits in BITS if largest < 1 << bits), largest.bit_length()), False
 
 
 def check_box(box: np.ndarray, width: int, height: int) -> None:

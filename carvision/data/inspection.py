@@ -1,6 +1,7 @@
 """One photo looked at closely. Apart from health.py, so that its worker processes load little more than Pillow."""
 
 import hashlib
+import math
 import multiprocessing
 import os
 import signal
@@ -12,18 +13,30 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from carvision.data.images import SIDEWAYS, BadImage, Preprocessing, check_box, open_image, to_square, upright_turn
+from carvision.data.images import (
+    SIDEWAYS,
+    BadImage,
+    Preprocessing,
+    check_box,
+    decode_part,
+    grey_bits,
+    open_image,
+    upright_turn,
+)
 from carvision.data.shards import PackedPhoto
 
-# The decoding that training does too, at the least size: libjpeg then scales by 1/8, which takes a fraction of the
+# The decoding that training does too, at a small size: libjpeg then scales by up to 1/8, which takes a fraction of the
 # time and still reads all the data, so that truncation shows as in a full decode.
-SMALLEST = Preprocessing(size_px=1, mean=(0, 0, 0), std=(1, 1, 1))
+SMALL = Preprocessing(size_px=64, mean=(0, 0, 0), std=(1, 1, 1))
+DARK = 16  # of 255; a photo is nearly black where 99 % of its values are below
+NEARLY_BLACK, FEWER_BITS = "nearly black", "values of {} bits"  # notes
 
 # The kind under which a problem is counted, by the first words of its reason; "truncated" may stand anywhere.
 KINDS = {
     "the file is missing": "missing",
     "the file is empty": "empty",
     "not a photo": "not a photo",
+    "too few bytes": "too few bytes",
     "box": "box outside the photo",
 }
 
@@ -32,6 +45,8 @@ class PhotoFacts(NamedTuple):
     """bytes: size of the file. width, height: pixels of the upright photo; 0, as mode and format are "", where they
     could not be read. problem: "" or its kind, detail: the reason in full. note: what is uncommon, though training
     copes with it, several joined by "; ". digest: SHA-256 of the bytes as hex, "" where they could not be read.
+    red to blue_std: mean and standard deviation of each channel in 0..1, of the photo scaled down to a short side of 64
+    to 127 pixels at least; NaN where it could not be read.
     """
 
     bytes: int
@@ -43,12 +58,18 @@ class PhotoFacts(NamedTuple):
     detail: str
     note: str
     digest: str
+    red: float = math.nan
+    green: float = math.nan
+    blue: float = math.nan
+    red_std: float = math.nan
+    green_std: float = math.nan
+    blue_std: float = math.nan
 
 
 def inspect_photo(photo: str | Path | PackedPhoto, box: np.ndarray | None) -> PhotoFacts:
     """Reads and decodes the whole photo. box: pixels of the upright photo, NaN where it has none; None: not wanted."""
     num_bytes, digest = _digest(photo)
-    width, height, mode, form, notes, reason = 0, 0, "", "", [], ""
+    width, height, mode, form, notes, reason, colours = 0, 0, "", "", [], "", []
     with warnings.catch_warnings(record=True) as complaints:  # Pillow's, of odd metadata; else printed by each worker
         warnings.simplefilter("always")
         try:
@@ -56,7 +77,9 @@ def inspect_photo(photo: str | Path | PackedPhoto, box: np.ndarray | None) -> Ph
                 width, height = image.size[::-1] if upright_turn(image) in SIDEWAYS else image.size
                 mode, form = image.mode, image.format
                 notes = _notes(image, photo)
-                to_square(image, SMALLEST)
+                pixels = decode_part(image, SMALL)
+                colours = _colours(pixels)
+                notes += _notes_on_values(image, pixels)
                 if box is not None and np.isnan(box).any():
                     notes.append("no box")
                 elif box is not None:
@@ -65,7 +88,8 @@ def inspect_photo(photo: str | Path | PackedPhoto, box: np.ndarray | None) -> Ph
             reason = str(error)
     if complaints:
         notes.append("odd metadata")
-    return PhotoFacts(num_bytes, width, height, mode, form, kind_of_problem(reason), reason, "; ".join(notes), digest)
+    problem = kind_of_problem(reason), reason, "; ".join(notes)
+    return PhotoFacts(num_bytes, width, height, mode, form, *problem, digest, *colours)
 
 
 def inspect_photos(photos: list[str | PackedPhoto], boxes: np.ndarray | None) -> list[PhotoFacts]:
@@ -129,6 +153,25 @@ def _notes(image: Image.Image, photo: str | Path | PackedPhoto) -> list[str]:
         f"{image.format} named {suffix}": expected not in (None, image.format) and image.format != "MPO",
     }
     return [note for note, holds in facts.items() if holds]
+
+
+def _colours(pixels: Image.Image) -> list[float]:
+    """Mean and standard deviation of red, green and blue."""
+    counts = np.array(pixels.histogram(), np.float64).reshape(3, 256)
+    values, shares = np.arange(256) / 255, counts / counts.sum(axis=1, keepdims=True)
+    means = shares @ values
+    stds = np.sqrt((shares @ values**2 - means**2).clip(min=0))
+    return [round(float(value), 5) for value in (*means, *stds)]
+
+
+def _notes_on_values(image: Image.Image, pixels: Image.Image) -> list[str]:
+    """pixels: the image as training sees it."""
+    notes = []
+    if image.mode.startswith("I"):
+        bits, stated = grey_bits(image, np.asarray(image))
+        notes += [] if stated or bits == 16 else [FEWER_BITS.format(bits)]
+    counts = np.array(pixels.histogram()).reshape(3, 256)
+    return notes + ([NEARLY_BLACK] if counts[:, :DARK].sum() >= 0.99 * counts.sum() else [])
 
 
 def _is_animated(image: Image.Image) -> bool:

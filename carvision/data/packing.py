@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from carvision.checks import mapping_of, whole
-from carvision.data.images import BadImage, read_file
+from carvision.data.images import BadImage, none_usable, read_file
 from carvision.data.pack_shard import (
     BLOCK,
     NO_BOX,
@@ -264,6 +264,10 @@ def _finish(table: Table, plan: Plan, parts: dict[int, Part], folder: Path, want
         columns=["row", *PLACE, SOURCE, *BOX],
     ).sort_values("row", ignore_index=True)
     bad = {row: reason for part in ordered for row, reason in part.bad.items()}
+    for split, of_split in table.rows.groupby("split"):
+        if set(of_split.index) <= set(bad):
+            first = of_split.index[0]
+            raise none_usable(split or NO_SPLIT, len(of_split), of_split["path"].iloc[0], bad[first])
     rows = photos["row"].to_numpy()
     left_out = np.setdiff1d(np.arange(len(table)), rows)
     if len(np.unique(rows)) != len(rows) or not set(left_out.tolist()) <= set(bad):

@@ -1,5 +1,7 @@
 """Photos: the dataset whose item is a whole batch."""
 
+import os
+
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -40,7 +42,7 @@ class Photos(Dataset):
     ):
         # Arrays rather than lists of objects: a forked worker that counts references to a million strings
         # would copy all the memory that holds them.
-        self.paths = np.char.encode(table.rows["path"].to_numpy(dtype=str), "utf-8")
+        self.paths = np.char.encode(table.rows["path"].to_numpy(dtype=str), "utf-8", "surrogateescape")
         self.root, self.packed = table.root, table.packed
         if self.packed:
             self.packed.seed = seed
@@ -59,12 +61,12 @@ class Photos(Dataset):
 
     def path(self, row: int) -> str:
         """Of the photo of a row, as the table has it."""
-        return self.paths[row].decode("utf-8")
+        return self.paths[row].decode("utf-8", "surrogateescape")
 
     def place(self, row: int) -> str:
         """Where the photo lies, for messages."""
         path = self.path(row)
-        return str(self.packed.photo(row, path) if self.packed else self.root / path)
+        return str(self.packed.photo(row, path)) if self.packed else os.path.join(self.root, path)  # noqa: PTH118
 
     def num_bytes(self, batch_size: int) -> int:
         """Of a batch's images."""

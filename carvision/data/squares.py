@@ -20,8 +20,10 @@ from carvision.data.images import (
     WHOLE,
     Part,
     Preprocessing,
+    check_claim,
     check_size,
     decode_part,
+    jpeg_markers,
     open_bytes,
     upright_turn,
     wanted_part,
@@ -113,6 +115,7 @@ def jpeg_part(data: Bytes, preprocessing: Preprocessing, box, window, shift: flo
     if not size:
         return None
     check_size(*size)
+    check_claim(*size, data, "JPEG")
     steps = STEPS[upright_turn(open_bytes(data))] if has_metadata(data) else 0
     upright_size = size[::-1] if steps & TRANSPOSE else size
     eighths, part = wanted_part(*upright_size, preprocessing, box, window, shift, can_scale=True)
@@ -123,13 +126,7 @@ def jpeg_part(data: Bytes, preprocessing: Preprocessing, box, window, shift: flo
 def has_metadata(data: Bytes) -> bool:
     """Whether a JPEG has EXIF or XMP, either of which may say how to stand it upright. Most photos of data sets have
     neither, and to ask Pillow takes as long as a tenth of their decoding."""
-    place = 2
-    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != 0xDA:  # up to the start of the scan
-        if data[place + 1] == 0xE1:  # APP1
-            return True
-        filling = data[place + 1] == 0xFF
-        place += 1 if filling else 2 + (data[place + 2] << 8) + data[place + 3]
-    return False
+    return 0xE1 in jpeg_markers(data)  # APP1
 
 
 def as_stored(part: Part, eighths: int, size: tuple[int, int], steps: int) -> Part:

@@ -279,10 +279,11 @@ def without_missing_files(table: Table, allow_missing: bool, tolerated: int = 0)
     return partial
 
 
-def check_counts(table: Table, known: Mapping[str, int], allow_missing: bool) -> Table:
+def check_counts(table: Table, known: Mapping[str, int], allow_missing: bool, tolerated: int = 0) -> Table:
     """Compare the table with the counts its data set is known to have.
 
-    known: "photos", a split's name ("train"), or a label's name -> count of photos or classes.
+    known: "photos", a split's name ("train"), or a label's name -> count of photos or classes. tolerated: so many
+    photos more or fewer are logged and accepted, as copies differ by a few.
     """
     found = {
         "photos": len(table),
@@ -297,6 +298,9 @@ def check_counts(table: Table, known: Mapping[str, int], allow_missing: bool) ->
     if not wrong:
         return table
     text = f"{table.name}: {', '.join(wrong)} under {table.root}"
+    if all(abs(found.get(what, 0) - n) <= (0 if what in table.labels else tolerated) for what, n in known.items()):
+        log.warning("%s; copies differ by a few photos, and this one is taken as it is", text)
+        return table
     if not allow_missing:
         raise InputError(f"{text}. Complete the copy, or accept it as it is with data.allow_missing=true")
     log.warning("%s; going on, as data.allow_missing=true says", text)

@@ -13,7 +13,7 @@ import numpy as np
 from carvision import portable
 from carvision.config import as_input_errors, conf_dir, plain_config
 from carvision.data.build import build_split, build_table, folds_of
-from carvision.data.images import unusable
+from carvision.data.images import none_usable, unusable
 from carvision.data.table import BOX, Table
 from carvision.embedding.embedder import Embedder
 from carvision.embedding.files import Embeddings
@@ -84,25 +84,23 @@ class Source:
         return table.with_split(table.rows["path"].map(splits).fillna(""))
 
     def embed(self, table: Table) -> Embeddings:
-        """In memory. Photos that can't be read are left out, where data.on_bad_image permits it; InputError where none
-        can be."""
+        """In memory. Photos that can't be read are left out, where data.on_bad_image permits it."""
         blocks, good = [], []
         for block, readable in self.blocks(table):
             blocks.append(block[readable])
             good.append(readable)
-        if not np.concatenate(good).any():
-            raise InputError(f"{table.name}: none of the {len(table):,} photos can be read")
         return Embeddings(np.concatenate(blocks), table.select(np.concatenate(good)))
 
     def blocks(self, table: Table) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(float32 (B, D), bool (B,): whether it could be read), of all photos in the table's order.
 
-        Raises InputError for a photo that can't be read where data.on_bad_image is "error"; else it is logged.
+        Raises InputError for a photo that can't be read where data.on_bad_image is "error"; else it is logged, and
+        the error is that none can be.
         """
         data = self.chosen.data
         boxes = table.rows[BOX].to_numpy(np.float32, copy=True) if data["crop_to_box"] and table.has_boxes else None
         items = ((table.photo(row), None if boxes is None else boxes[row]) for row in range(len(table)))
-        num_bad = 0
+        num_bad, first = 0, ("", "")
         with progress_of(len(table), 0, sys.stderr.isatty(), "embedding") as advance:
             for batch in predict_items(self.embedder, items, self.device, data["batch_size"], data["num_workers"]):
                 for (photo, _), reason in zip(batch.items, batch.reasons, strict=True):
@@ -110,9 +108,12 @@ class Source:
                         raise unusable(photo, reason)
                     if reason:
                         num_bad += 1
+                        first = first if num_bad > 1 else (str(photo), reason)
                         log.warning("%s: %s; left out", photo, reason)
                 advance(len(batch.items))
                 yield batch.logits["embeddings"].numpy(), np.array([reason is None for reason in batch.reasons])
+        if num_bad == len(table):
+            raise none_usable(" and ".join(filter(None, table.rows["split"].unique())) or "all", num_bad, *first)
         if num_bad:
             log.warning("%d of %s photos could not be read and are left out", num_bad, f"{len(table):,}")
 

@@ -80,7 +80,8 @@ def resampled_figures(
     targets = {head: predictions.targets[head][valid] for head in labels}
     heads = [head for head, label in labels.items() if "ids" in label]
     decoded = decode({head: logits[head] for head in heads}, parents_of(labels), rule)
-    figures: Resampled = {"loss": torch.zeros(len(weights), dtype=torch.float64)}
+    figures: Resampled = {}
+    loss: Tensor | None = None  # a head of which no photo's label is known has none, and no part in the sum
     for head in labels:
         known = predictions.known(head)[valid]
         given = (logits[head][known], targets[head][known], losses[head][valid][known], weights[:, known])
@@ -88,8 +89,10 @@ def resampled_figures(
             of_head = _class_figures(decoded[head][known], *given, predictions.temperature.get(head, 1.0))
         else:
             of_head = _number_figures(*given)
-        figures["loss"] += head_weights.get(head, 1.0) * of_head["loss"].nan_to_num()
+        if known.any():
+            loss = (0.0 if loss is None else loss) + head_weights.get(head, 1.0) * of_head["loss"]
         figures |= {f"{head}/{name}": values for name, values in of_head.items()}
+    figures |= {} if loss is None else {"loss": loss}
     return figures | (_joint_figures(decoded, targets, parents_of(labels), weights) if heads else {})
 
 

@@ -75,5 +75,5 @@ def measure(
             torch.zeros(()),
         )
     figures = metrics.compute()
-    del figures["loss_total"]
+    figures.pop("loss_total", None)
     return figures, metrics.compute_rules() if len(metrics.rules) > 1 else {}

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 import torch
 
-from carvision.data.images import unusable
+from carvision.data.images import none_usable, unusable
 from carvision.data.table import BOX, Table
 from carvision.evaluation.predictions import Predictions
 from carvision.inference.predictor import Predictor
@@ -31,7 +31,7 @@ def predict_table(
 
     Of several processes each takes its share, and the first has the result; the others get None. data: its keys
     batch_size, num_workers, crop_to_box and on_bad_image hold. what: for the progress bar.
-    Raises InputError for a photo that can't be used where on_bad_image is "error".
+    Raises InputError for a photo that can't be used where on_bad_image is "error", else where none can.
     """
     rank, world_size = rank_and_world_size()
     rows = (table.packed.shard_by_shard() if table.packed else np.arange(len(table)))[rank::world_size]
@@ -56,6 +56,8 @@ def predict_table(
     whole = [part[1] for part in gathered if part[1]]
     logits = {name: torch.cat([part[name] for part in whole])[order] for name in predictor.labels}
     reasons = np.array([reason for part in gathered for reason in part[2]], object)[order]
+    if reasons.all():
+        raise none_usable(what, len(table), paths[0], reasons[0])
     bad = {paths[i]: reasons[i] for i in np.flatnonzero(reasons)}
     counts = np.ones(len(table), bool) if data["on_bad_image"] == "blank" else ~reasons.astype(bool)
     temperature = dict(predictor.temperature)

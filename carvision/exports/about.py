@@ -5,7 +5,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from carvision.models.classifier import Classifier
 
 # Keys of the configuration whose values are files or folders.
-PATHS = ("data.root", "data.cache", "data.file", "data.split.file", "run.dir", "model.weights")
+PATHS = ("data.root", "data.cache", "data.file", "data.names", "data.split.file", "run.dir", "model.weights")
 
 
 def public_about(about: dict) -> dict:

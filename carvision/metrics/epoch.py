@@ -77,8 +77,9 @@ class MeanOverPhotos(Metric):
         self.total.add_(value * num_photos)
         self.photos.add_(num_photos)
 
-    def compute(self) -> float:
-        return float(self.total.cpu() / self.photos.cpu().clamp(min=1))
+    def compute(self) -> float | None:
+        """None where no photo counted."""
+        return float(self.total.cpu() / self.photos.cpu()) if self.photos else None
 
 
 class EpochMetrics(nn.Module):
@@ -154,12 +155,15 @@ class EpochMetrics(nn.Module):
             self.neighbours.update(embedded)
 
     def compute(self) -> dict[str, float]:
-        """{"loss", "loss_total", "make/top1", ..., "joint/top1", "joint/consistent", "embedding/map_at_r"}, as far as
-        they are defined."""
-        figures, loss = {}, 0.0
+        """{"loss", "loss_total", "make/top1", ..., "joint/top1", "joint/consistent", "embedding/map_at_r"}.
+
+        A metric over no photo is undefined, and left out: those of a head of which no photo's class is known, and the
+        losses where no photo counted at all. The loss is the sum over the heads that have one.
+        """
+        figures, losses = {}, []
         for name, head in zip(self.outputs, self.heads, strict=True):
             values = head.compute()
-            loss += self.head_weights[name] * values.get("loss", 0.0)
+            losses += [self.head_weights[name] * values["loss"]] if values else []
             figures |= {f"{name}/{figure}": value for figure, value in values.items()}
         classes = [name for name, n in self.outputs.items() if n]
         for name, scores in zip(classes, self.scores, strict=False):
@@ -167,12 +171,15 @@ class EpochMetrics(nn.Module):
         for rule, values in self.compute_rules().items():
             if rule == self.rule:
                 figures |= {name: value for name, value in values.items() if name.startswith("joint/")}
-        if self.metric_loss is not None:
-            figures["embedding/loss"] = self.metric_loss.compute()
-            loss += self.metric_weight * figures["embedding/loss"]
+        of_embeddings = self.metric_loss.compute() if self.metric_loss is not None else None
+        if of_embeddings is not None:
+            figures["embedding/loss"] = of_embeddings
+            losses.append(self.metric_weight * of_embeddings)
         if self.neighbours is not None:
             figures |= {f"embedding/{figure}": value for figure, value in self.neighbours.compute().items()}
-        return {"loss": loss, "loss_total": loss + self.penalty.compute(), **figures}
+        if not losses:
+            return figures
+        return {"loss": sum(losses), "loss_total": sum(losses) + (self.penalty.compute() or 0.0), **figures}
 
     def compute_rules(self) -> dict[str, dict[str, float]]:
         """{decoding rule: {"make/top1", "model/top1", "joint/top1", "joint/consistent"}}."""

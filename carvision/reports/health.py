@@ -10,10 +10,18 @@ import numpy as np
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from carvision.data.health import class_counts, describe_counts, find_copies
+from carvision.data.health import (
+    IMAGENET,
+    class_counts,
+    describe_colours,
+    describe_counts,
+    find_copies,
+    hints_on_values,
+)
 from carvision.data.photo_paths import nfc, text_of_path
 from carvision.data.table import UNKNOWN, Table
 from carvision.errors import InputError, nearest
@@ -21,6 +29,7 @@ from carvision.reports.dataset import plot_class_counts, plot_samples
 from carvision.whole_files import write_csv, write_text
 
 NUM_FIRST = 3  # paths shown of each kind of problem
+HIDDEN = ("", "p[234678]0", "p([234678]0|[27]5)")  # columns, on ever narrower terminals
 NUM_RANDOM = 12  # classes on a sheet of samples where none are chosen
 
 
@@ -35,15 +44,20 @@ def write_health(
     """Write the report's files into `folder` and return its figures, which health.json holds.
 
     scan: of `scan_photos`. chosen: of `choose_classes`, the classes on the sheets of samples. Files: photos.csv (the
-    scan), problems.csv, copies.csv, and of each label with classes classes_<label>.csv, counts_<label>.png,
-    samples_<label>.png.
+    scan), problems.csv, copies.csv, colours.csv, and of each label with classes classes_<label>.csv,
+    counts_<label>.png, samples_<label>.png.
     """
     folder.mkdir(parents=True, exist_ok=True)
     copies = find_copies(table, scan)
     write_csv(folder / "photos.csv", scan)
     write_csv(folder / "problems.csv", scan[scan["problem"] != ""])
     write_csv(folder / "copies.csv", copies)
+    colours = describe_colours(table, scan)
+    reference = pd.DataFrame([{"split": "ImageNet", **IMAGENET}])
+    write_csv(folder / "colours.csv", pd.concat([colours, reference]).round(4).astype({"photos": "Int64"}))
     figures = _figures(table, scan, copies)
+    figures["colours"] = [_plain(row) for row in colours.to_dict("records")]
+    figures["hints"] = hints_on_values(table, scan)
     for label in table.class_labels:
         stem = re.sub(r"[^\w.-]+", "_", label)
         counts = class_counts(table, label)
@@ -77,8 +91,12 @@ def print_health(figures: dict, console: Console | None = None) -> int:
         console.print(Text(shape, "dim"))
     _print_problems(figures, console)
     _print_copies(figures["copies"], console)
+    for hint in figures["hints"]:
+        console.print(Text(f"Look at this: {hint}.", "yellow"), soft_wrap=True)
+    if figures["colours"]:
+        console.print(_colour_table(figures["colours"]))
     for label, of_label in figures["labels"].items():
-        console.print(_count_table(label, of_label, wide=console.width >= 120))
+        console.print(_count_table(label, of_label, console))
     return figures["num_problems"]
 
 
@@ -110,12 +128,33 @@ def _print_copies(copies: dict, console: Console) -> None:
         console.print(Text(f"  with photos in more than one split: {copies['across_splits']:,}", "yellow"))
 
 
-def _count_table(label: str, of_label: dict, wide: bool) -> RichTable:
-    """Photos a class, a row a split; of the percentiles only three where the terminal is narrow."""
+def _colour_table(colours: list[dict]) -> RichTable:
+    """Mean ± standard deviation of each channel, a row a split."""
+    title = Text("\ncolours of a photo, 0 to 1 (mean ± standard deviation):", "bold")
+    table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    channels = ("red", "green", "blue")
+    for name in ("split", "photos", *channels):
+        table.add_column(name, justify="left" if name == "split" else "right", no_wrap=True)
+    for row in (*colours, {"split": "ImageNet", "photos": None, **IMAGENET}):
+        values = (f"{row[name]:.3f} ± {row[f'{name}_std']:.3f}" for name in channels)
+        table.add_row(row["split"], _number(row["photos"]), *values)
+    return table
+
+
+def _count_table(label: str, of_label: dict, console: Console) -> RichTable:
+    """Photos a class, a row a split; of the percentiles as many as the terminal is wide enough for."""
+    for hidden in HIDDEN:
+        table = _count_table_without(hidden, label, of_label)
+        if Measurement.get(console, console.options.update(max_width=1000), table).maximum <= console.width:
+            break
+    return table
+
+
+def _count_table_without(hidden: str, label: str, of_label: dict) -> RichTable:
     unknown = f" (photos of unknown {label}: {of_label['unknown']:,})" if of_label["unknown"] else ""
     title = Text(f"\n{label}: {of_label['classes']:,} classes{unknown}; photos of a class:", "bold")
-    table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    names = [name for name in of_label["splits"][0] if wide or not re.fullmatch("p[234678]0", name)]
+    table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    names = [name for name in of_label["splits"][0] if not re.fullmatch(hidden, name)]
     for name in names:
         table.add_column(name, justify="left" if name == "split" else "right", no_wrap=True)
     for row in of_label["splits"]:

@@ -46,7 +46,7 @@ def closing_tables(metrics: dict, labels: dict[str, dict]) -> list[RichTable]:
     """
     split = "test" if metrics.get("test") else "val"
     classes = [head for head, label in labels.items() if "ids" in label]
-    numbers = {head: label["unit"] for head, label in labels.items() if f"{head}/mae" in metrics[split]}
+    numbers = {head: label["unit"] for head, label in labels.items() if metrics[split].get(f"{head}/mae") is not None}
     tables = [_accuracy_table(split, metrics[split], classes), _precision_table(split, metrics[split], classes)]
     tables = tables if classes else []
     tables += [_error_table(split, metrics[split], numbers)] if numbers else []
@@ -55,7 +55,11 @@ def closing_tables(metrics: dict, labels: dict[str, dict]) -> list[RichTable]:
 
 
 def _accuracy_table(split: str, figures: dict, heads: list[str]) -> RichTable:
-    columns = {name: heading for name, heading in ACCURACIES.items() if any(f"{h}/{name}" in figures for h in heads)}
+    columns = {
+        name: heading
+        for name, heading in ACCURACIES.items()
+        if name == "top1" or any(f"{head}/{name}" in figures for head in heads)
+    }
     table = _table(f"{split}: accuracy in %", "head", list(columns.values()))
     for head in heads:
         table.add_row(head, *(_percent(figures.get(f"{head}/{name}")) for name in columns))
@@ -134,4 +138,4 @@ def print_closing(metrics: dict, labels: dict[str, dict], folder: Path) -> None:
 
 
 def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}"
+    return "–" if value is None else f"{100 * value:.1f}"

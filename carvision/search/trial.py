@@ -6,6 +6,7 @@ As a command, where the training has several processes: python -m carvision.sear
 import copy
 import json
 import logging
+import math
 import sys
 from pathlib import Path
 
@@ -46,7 +47,8 @@ class Reporting(pl.Callback):
         history = pd.read_csv(Path(self.plan["run"]) / "history.csv")
         done = history[history["epoch"] < trainer.current_epoch]
         for epoch, value in zip(done["epoch"], done.get(self.plan["monitor"], []), strict=False):
-            self.wanted = self._report(int(epoch) + 1, float(value))
+            if not math.isnan(value):
+                self.wanted = self._report(int(epoch) + 1, float(value))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         value = trainer.callback_metrics.get(self.plan["monitor"])

@@ -215,8 +215,8 @@ def values_of(run: Path, objective: dict[str, str]) -> tuple[list[float] | None,
             value = metrics["seconds"]["total"] if figure == "seconds" else metrics["parameters"]
         else:
             value = metrics["val"].get(figure.removeprefix("val/"), math.nan)
-        if math.isnan(value):
-            return None, f"{figure} is no number, or no figure of this training"
+        if value is None or math.isnan(value):
+            return None, f"{figure} is undefined in the best epoch, or no metric of this training"
         values.append(float(value))
     return values, ""
 

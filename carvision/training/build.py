@@ -104,7 +104,7 @@ def weights_file(weights: str) -> Path | None:
 def describe_labels(cfg: dict, table: Table) -> dict[str, dict]:
     """Of each head's label what LitClassifier and model.json need, as plain values."""
     heads = list(cfg["model"]["heads"]) or list(table.heads) or list(table.labels)
-    described = {}
+    described, train = {}, table.of_split("train").rows
     for name in heads:
         label = table.labels.get(name)
         if label is None:
@@ -112,6 +112,9 @@ def describe_labels(cfg: dict, table: Table) -> dict[str, dict]:
                 f"model.heads.{name}: {table.name} has no label {name!r}{nearest(name, table.labels)}; "
                 f"its labels are {', '.join(table.labels)}"
             )
+        known = train[name][train[name] != UNKNOWN].dropna()
+        if known.empty:
+            raise InputError(f"model.heads.{name}: no training photo of {table.name} has a known {name}")
         if isinstance(label, Classes):
             parent = label.parent if label.parent in heads else None
             described[name] = {
@@ -121,9 +124,6 @@ def describe_labels(cfg: dict, table: Table) -> dict[str, dict]:
                 "parent_codes": list(label.parent_codes) if parent else [],
             }
         else:
-            known = table.of_split("train").rows[name].dropna()
-            if known.empty:
-                raise InputError(f"model.heads.{name}: no training photo of {table.name} has a known {name}")
             described[name] = {
                 "unit": label.unit,
                 "mean": float(known.mean()),

@@ -74,6 +74,7 @@ def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, e
     end."""
     callbacks, run = cfg["callbacks"], cfg["run"]
     monitor, mode = callbacks["monitor"], callbacks["mode"]
+    lit.monitors = list(monitors_of(cfg).values())
     lit.leave_out_nonfinite = run["on_nonfinite_loss"] == "skip"
     nonfinite = NonFiniteLoss(folder, skip=lit.leave_out_nonfinite)
     checkpoints = Checkpoints(folder / "checkpoints", monitor, mode, before=nonfinite.look_at_all)
@@ -105,13 +106,29 @@ def stop_rule(callbacks: dict) -> tuple[str, str]:
     return monitor, mode or ("min" if lower_is_better(monitor) else "max")
 
 
+def monitors_of(cfg: dict) -> dict[str, str]:
+    """{key: metric} by which epochs are chosen, training is stopped, and learning rates are changed."""
+    callbacks = cfg["callbacks"]
+    found = {"callbacks.monitor": callbacks["monitor"]}
+    if callbacks["patience"] and callbacks["stop_monitor"]:
+        found["callbacks.stop_monitor"] = callbacks["stop_monitor"]
+    schedules = {f"{phase_key(phase)}schedule": phase["schedule"] for phase in build_phases(cfg)}
+    return found | {
+        f"{key}.monitor": schedule["monitor"] for key, schedule in schedules.items() if "monitor" in schedule
+    }
+
+
+def splits_needed(cfg: dict) -> list[str]:
+    """Splits without a usable photo of which the run can't come to its end."""
+    monitored = any(monitor.startswith("val/") for monitor in monitors_of(cfg).values())
+    return ["train", *(["val"] if monitored else []), *(["test"] if cfg["run"]["test"] else [])]
+
+
 def check_monitors(cfg: dict, labels: dict[str, dict]) -> None:
     names = figure_names(labels, with_metric_loss=cfg["metric_loss"]["name"] != "none", with_auc=True)
     known = [f"{split}/{name}" for split in ("val", "train") for name in names]
-    for key in ("monitor", "stop_monitor"):
-        require_monitor(f"callbacks.{key}", cfg["callbacks"][key] or known[0], known)
-    for phase in build_phases(cfg):
-        require_monitor(f"{phase_key(phase)}schedule.monitor", phase["schedule"].get("monitor", known[0]), known)
+    for key, monitor in monitors_of(cfg).items():
+        require_monitor(key, monitor, known)
 
 
 def build_trainer(

@@ -50,7 +50,9 @@ class History(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         # Lightning calls the checkpoints after this: an epoch that has one has its row too.
-        figures = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        losses = [f"{split}/{name}" for split in ("train", "val") for name in ("loss", "loss_total")]
+        found = {**dict.fromkeys(losses), **trainer.callback_metrics}  # a loss that is undefined is an empty cell
+        figures = {name: value if value is None else float(value) for name, value in sorted(found.items())}
         seconds = time.perf_counter() - self.started
         phase = {"phase": module.phase["name"]} if len(module.hparams.phases) > 1 else {}
         self.rows.append({"epoch": trainer.current_epoch, **phase, "lr": self.lr, "seconds": seconds, **figures})
@@ -69,11 +71,12 @@ class EpochLines(pl.Callback):
         figures = trainer.callback_metrics
         parts = [f"epoch {trainer.current_epoch + 1}/{module.num_epochs}"]
         for split in ("train", "val"):
-            parts.append(f"{split} loss {figures[f'{split}/loss']:.4f}")
-            for name in module.labels:
-                key = "top1" if f"{split}/{name}/top1" in figures else "mae"
-                if f"{split}/{name}/{key}" in figures:
-                    parts.append(f"{name} {key} {figures[f'{split}/{name}/{key}']:.4g}")
+            loss = figures.get(f"{split}/loss")
+            parts.append(f"{split} loss {'–' if loss is None else f'{loss:.4f}'}")
+            for name, label in module.labels.items():
+                key = "top1" if "ids" in label else "mae"
+                value = figures.get(f"{split}/{name}/{key}")
+                parts.append(f"{name} {key} {'–' if value is None else f'{value:.4g}'}")
         value = self.sign * float(figures.get(self.monitor, math.nan))
         if value > (-math.inf if self.best is None else self.best):
             self.best = value
@@ -166,10 +169,11 @@ class MovingAverage(WeightAveraging):
 
 
 class Patience(EarlyStopping):
-    """With the patience of this start's configuration, not that of the checkpoint it goes on from."""
+    """With the patience of this start's configuration, not that of the checkpoint it goes on from. NaN is no better
+    value; Lightning would stop at it, also where run.on_nonfinite_loss=skip goes on."""
 
     def __init__(self, monitor: str, mode: str, patience: int):
-        super().__init__(monitor, mode=mode, patience=patience, check_on_train_epoch_end=False)
+        super().__init__(monitor, patience=patience, mode=mode, check_finite=False, check_on_train_epoch_end=False)
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict({**state_dict, "patience": self.patience})

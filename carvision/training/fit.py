@@ -1,6 +1,7 @@
 """One run: fit, test the best weights, save the model and the figures."""
 
 import logging
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from carvision.data.split_files import write_splits
 from carvision.reports.summary import print_closing, summarise_network
 from carvision.training.batch_size import with_batch_size, with_found_batch_size
 from carvision.training.build import build_datamodule, build_lit_classifier
-from carvision.training.build_trainer import build_trainer
+from carvision.training.build_trainer import build_trainer, splits_needed
 from carvision.training.clock import Clock
 from carvision.training.compiling import first_step_seconds
 from carvision.training.determinism import set_deterministic
@@ -71,6 +72,7 @@ def run_training(
         log.info("training into %s", folder)
     clock.lap("reading")
     lit = build_lit_classifier(cfg, table)
+    datamodule.require_usable(splits_needed(cfg), list(lit.labels))
     if first:
         write_text(folder / "summary.txt", summarise_network(lit.model) + "\n")
     total = sum(p.numel() for p in lit.parameters())
@@ -124,15 +126,17 @@ def run_training(
 
 
 def _test(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, folder: Path, with_test: bool) -> dict:
-    """Figures of the best epoch: train and val from the history, test measured now with the best weights."""
+    """Metrics of the best epoch: train and val from the history, test measured now with the best weights. None: those
+    that are undefined, as no photo counted."""
     history = pd.read_csv(folder / "history.csv")
     best = load_best(folder / "checkpoints")
     make_whole(lit)
     lit.load_state_dict(best["state_dict"])
-    row = history[history["epoch"] == best["epoch"]].iloc[0].dropna()
+    row = history[history["epoch"] == best["epoch"]].iloc[0]
     metrics: dict = {"best_epoch": int(row["epoch"])}
     for split in ("train", "val"):
-        metrics[split] = {k.removeprefix(f"{split}/"): float(v) for k, v in row.items() if k.startswith(f"{split}/")}
+        of_split = {k.removeprefix(f"{split}/"): float(v) for k, v in row.items() if k.startswith(f"{split}/")}
+        metrics[split] = {name: None if math.isnan(value) else value for name, value in of_split.items()}
     metrics["test"], metrics["decodings"] = {}, {}
     evaluated = {}
     if len(lit.val_metrics.rules) > 1:  # else the history has all of val already
@@ -148,6 +152,8 @@ def _test(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, 
             figures = trainer.callback_metrics.items()
             found = {k.removeprefix("test/"): v.item() for k, v in figures if k.startswith("test/")}
             judged = any(f"{name}/loss" in found for name in lit.labels)  # no photo may be of a class that it knows
+            if not judged:
+                datamodule.require_usable(["test"], list(lit.labels))
             metrics["test"] = found if judged else {}
         if len(counters.rules) > 1 and (split != "test" or metrics["test"]):
             metrics["decodings"][split] = counters.compute_rules()

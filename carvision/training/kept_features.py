@@ -36,7 +36,7 @@ from carvision.training.many_processes import any_of_all
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # to be raised with every change of what a photo's features are
+FORMAT = 2  # to be raised with every change of what a photo's features are
 
 
 def create_kept_features(

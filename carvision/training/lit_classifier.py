@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -12,6 +13,7 @@ from carvision.data.images import Preprocessing
 from carvision.data.mixing import Mix
 from carvision.data.table import UNKNOWN
 from carvision.data.transforms import Augment, Normalise, to_float
+from carvision.errors import InputError
 from carvision.losses import create_loss, smooth_l1, weighted_mean
 from carvision.metrics import EpochMetrics
 from carvision.models.classifier import Classifier, Outputs, classifier_from
@@ -97,6 +99,7 @@ class LitClassifier(pl.LightningModule):
         self.train_metrics = EpochMetrics(*metrics, metric_weight=weight, with_auc=True)
         self.val_metrics = EpochMetrics(*metrics, **judged)
         self.test_metrics = EpochMetrics(*metrics, **judged)
+        self.monitors: list[str] = []  # metrics that choose epochs or rates, which must be defined
         self.leave_out_nonfinite = False  # from the figures of training, where run.on_nonfinite_loss skips them
         self.decodings: dict[str, dict[str, float]] = {}  # what each rule gave in the last validation
         self.take_new_values = False  # of optimizer and schedule, where a checkpoint brings those of an earlier start
@@ -207,6 +210,13 @@ class LitClassifier(pl.LightningModule):
         # The training figures too: the epoch's steps are over, and what listens at the epoch's end then sees all.
         self._log_figures(train=self.train_metrics, val=self.val_metrics)
         self.decodings = self.val_metrics.compute_rules()
+        undefined = [name for name in self.monitors if name not in self.trainer.callback_metrics]
+        if undefined and self.trainer.state.fn == TrainerFn.FITTING:
+            raise InputError(
+                f"{undefined[0]} is undefined in epoch {self.current_epoch + 1}: the split "
+                f"{undefined[0].partition('/')[0]!r} has no readable photo that counts for it; correct the files or "
+                "their labels, or choose another monitor"
+            )
 
     def on_test_epoch_end(self) -> None:
         self._log_figures(test=self.test_metrics)
@@ -225,7 +235,10 @@ class LitClassifier(pl.LightningModule):
         steps and processes, which the counters are already; so Trainer.test() returns none of them."""
         counted = {split: metrics for split, metrics in of_splits.items() if metrics.penalty.update_called}
         figures = {f"{split}/{name}": v for split, metrics in counted.items() for name, v in metrics.compute().items()}
-        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in figures.items()})
+        found = self.trainer.callback_metrics
+        for name in [name for name in found if name.partition("/")[0] in counted]:
+            del found[name]  # else one that is undefined in this epoch would keep the value of the one before
+        found.update({name: torch.tensor(value) for name, value in figures.items()})
         for logger in self.trainer.loggers:
             logger.log_metrics({**figures, "epoch": self.current_epoch}, self.global_step)
             logger.save()

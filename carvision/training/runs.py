@@ -149,8 +149,8 @@ def _run_parts(cfg: dict, folder: Path, resume: bool, callbacks: Sequence[Callba
 
 
 def mean_and_spread(runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """{figure: {"mean", "std"}} of the figures that all runs have; std with n - 1, as of a sample (of one: 0)."""
-    shared = [name for name in runs[0] if all(name in figures for figures in runs)]
+    """{metric: {"mean", "std"}} of the metrics that all runs have; std with n - 1, as of a sample (of one: 0)."""
+    shared = [name for name in runs[0] if all(metrics.get(name) is not None for metrics in runs)]
     columns = {name: np.array([figures[name] for figures in runs]) for name in shared}
     return {
         name: {"mean": float(v.mean()), "std": float(v.std(ddof=1)) if len(v) > 1 else 0.0}

@@ -5,7 +5,7 @@ import pytest
 
 from carvision.data import compcars
 from carvision.data.build import build_split, read_table
-from carvision.data.compcars import KNOWN, MAX_LISTED_BUT_ABSENT, read_compcars
+from carvision.data.compcars import A_FEW, KNOWN, read_compcars
 from carvision.data.table import BOX, UNKNOWN, Number
 from carvision.errors import InputError
 from tests.data import layouts
@@ -220,7 +220,7 @@ def test_the_real_lists_may_name_a_few_absent_photos(tmp_path, monkeypatch, phot
         stream.write("1/3/2012/00000000000000.jpg\n")
     table = read_compcars(tmp_path, photos=photos, known=known)
     assert len(table) == known[photos].get("photos", 5)
-    monkeypatch.setattr(compcars, "MAX_LISTED_BUT_ABSENT", 0)
+    monkeypatch.setattr(compcars, "A_FEW", 0)
     with pytest.raises(InputError, match=r"00000000000000.jpg"):
         read_compcars(tmp_path, photos=photos, known=known)
 
@@ -234,7 +234,23 @@ def test_known_counts_are_asserted(tmp_path, caplog):
     assert len(read_compcars(tmp_path, allow_missing=True)) == 8
     assert "8 photos instead of 136,726" in caplog.text
     assert KNOWN["listed"]["train"] + KNOWN["listed"]["test"] == 30_955  # as the paper's table says
-    assert MAX_LISTED_BUT_ABSENT < 30_955 / 431  # a lost model folder is noticed
+    assert A_FEW < 30_955 / 431  # a lost model folder is noticed
+
+
+@pytest.mark.parametrize("difference", [-A_FEW, -1, 1, A_FEW])
+def test_a_copy_with_a_few_photos_more_or_fewer_is_taken_with_a_line(tmp_path, caplog, difference):
+    """As one of 136,732 in place of 136,726."""
+    layouts.write_compcars(tmp_path)
+    known = {"all": {"photos": 8 - difference, "make": 3, "model": 4}}
+    assert len(read_compcars(tmp_path, known=known)) == 8
+    assert f"8 photos instead of {8 - difference}" in caplog.text and "taken as it is" in caplog.text
+
+
+@pytest.mark.parametrize("wrong", [{"photos": 9 + A_FEW}, {"photos": 9, "make": 4}, {"model": 5}])
+def test_many_photos_or_a_class_more_or_fewer_are_an_error(tmp_path, wrong):
+    layouts.write_compcars(tmp_path)
+    with pytest.raises(InputError, match=r"instead of .*data\.allow_missing=true"):
+        read_compcars(tmp_path, known={"all": {"photos": 8, "make": 3, "model": 4, **wrong}})
 
 
 def test_a_photo_on_both_lists_is_an_error(tmp_path):

@@ -14,7 +14,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from carvision.data.health import class_counts, describe_counts, find_copies, scan_photos
+from carvision.data.health import (
+    class_counts,
+    describe_colours,
+    describe_counts,
+    find_copies,
+    hints_on_values,
+    scan_photos,
+)
 from carvision.data.images import BadImage, Preprocessing, open_image, to_square
 from carvision.data.inspection import inspect_photo
 from carvision.data.table import BOX, Classes, Number, Table
@@ -57,6 +64,8 @@ def odd_photos(tmp_path):
     photo(mode="L").save(tmp_path / "grey.jpg")
     photo(mode="CMYK").save(tmp_path / "print.jpg")
     Image.fromarray(np.full((40, 60), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(np.full((40, 60), 3_000, np.uint16)).save(tmp_path / "camera.tif")
+    Image.new("RGB", (60, 40), (15, 9, 0)).save(tmp_path / "night.png")
     photo(mode="P").save(tmp_path / "palette.png")
     photo(mode="RGBA").save(tmp_path / "glass.png")
     photo().save(tmp_path / "film.gif", save_all=True, append_images=[photo(seed=1)])
@@ -77,6 +86,8 @@ def odd_photos(tmp_path):
         "grey.jpg": ("", "greyscale"),
         "print.jpg": ("", "CMYK"),
         "deep.png": ("", "greyscale; 16-bit"),
+        "camera.tif": ("", "greyscale; 16-bit; values of 12 bits"),
+        "night.png": ("", "nearly black"),
         "palette.png": ("", "palette"),
         "glass.png": ("", "transparency"),
         "film.gif": ("", "animated"),
@@ -251,12 +262,69 @@ def test_description_of_counts():
     (row,) = describe_counts(counts).to_dict("records")
     assert row == {
         "split": "train", "classes": 2, "photos": 12, "mean": 4.0, "std": 4.0, "min": 0, "max": 8,
-        **{f"p{q}": pytest.approx(8 * q / 100) for q in range(10, 100, 10)},
+        **{f"p{q}": pytest.approx(8 * q / 100) for q in (10, 20, 25, 30, 40, 50, 60, 70, 75, 80, 90)},
     }  # fmt: skip
     both = describe_counts(counts.assign(test=[1, 1, 1], total=[5, 1, 9]))
     assert both["split"].tolist() == ["train", "test", "all"]
     assert both["photos"].tolist() == [12, 3, 15]
     assert both["classes"].tolist() == [2, 3, 3]
+
+
+def test_colours_equal_those_of_all_pixels(tmp_path):
+    """Of photos too small to be scaled down, as they are then decoded whole."""
+    photos = [photo(70, 66, seed, mode) for seed, mode in enumerate(["RGB", "RGB", "L"])]
+    for i, each in enumerate(photos):
+        each.save(tmp_path / f"{i}.png")
+    table = table_of(tmp_path, ["0.png", "1.png", "2.png", "gone.png"])
+    table.rows["split"] = ["train", "train", "test", "test"]
+    colours = describe_colours(table, scan_photos(table, boxes=False, num_workers=0)).set_index("split")
+    assert colours["photos"].to_dict() == {"train": 2, "test": 1, "all": 3}
+    values = np.stack([np.asarray(each.convert("RGB")).reshape(-1, 3) / 255 for each in photos])
+    for split, part in (("train", values[:2]), ("test", values[2:]), ("all", values)):
+        found = colours.loc[split, ["red", "green", "blue", "red_std", "green_std", "blue_std"]].to_numpy(float)
+        assert found == pytest.approx([*part.mean(axis=(0, 1)), *part.std(axis=1).mean(axis=0)], abs=1e-4)
+    nothing = table.select(table.rows["path"] == "gone.png")
+    assert describe_colours(nothing, scan_photos(nothing, boxes=False, num_workers=0)).empty
+
+
+def scanned(**columns) -> tuple[Table, pd.DataFrame]:
+    """A table and a scan of 40 photos with these columns."""
+    paths = [f"{i}.jpg" for i in range(40)]
+    fixed = {"path": paths, "note": "", "red": 0.4, "green": 0.4, "blue": 0.4}
+    return table_of(Path(), paths, split=columns.pop("split", "train")), pd.DataFrame({**fixed, **columns})
+
+
+def test_more_blue_than_red_is_a_hint_and_more_red_is_none():
+    random = np.random.default_rng(0)
+    red, blue = random.normal(0.45, 0.02, 40), random.normal(0.42, 0.02, 40)
+    assert hints_on_values(*scanned(red=red, blue=blue)) == []
+    (hint,) = hints_on_values(*scanned(red=blue, blue=red))
+    assert hint.startswith("the photos of train are on average more blue than red") and "BGR" in hint
+    half = np.repeat(["train", "test"], 20)
+    assert hints_on_values(*scanned(red=blue, blue=red, split=half)) == []  # too few to say so of either
+    noisy = random.normal(0, 0.2, 40)
+    assert hints_on_values(*scanned(red=0.42 + noisy, blue=0.42 - noisy + noisy.mean() + 0.02)) == []
+    assert hints_on_values(*scanned()) == []  # grey photos
+
+
+def test_dark_photos_and_assumed_bits_are_counted_and_named():
+    notes = ["16-bit; values of 12 bits; nearly black", "values of 8 bits", "values of 12 bits"] + [""] * 37
+    dark, bits = hints_on_values(*scanned(note=notes))
+    assert dark.startswith("1 photos are nearly black (first: 0.jpg)")
+    assert "3 grey photos" in bits and "2 values of 12 bits, 1 values of 8 bits" in bits and "first: 0.jpg" in bits
+
+
+@pytest.mark.skipif(not (REAL / "oxford102").is_dir(), reason="no real photos on this machine")
+def test_real_photos_have_hints_only_where_red_and_blue_are_exchanged():
+    files = [f"oxford102/jpg/image_{i:05d}.jpg" for i in range(1, 8189, 100)]
+    files += [f"imagenette/val/{path.parent.name}/{path.name}" for path in sorted(REAL.glob("imagenette/val/*/*"))[::5]]
+    table = table_of(REAL, files, split=["train"] * 82 + ["val"] * (len(files) - 82), codes=[0] * len(files))
+    scan = scan_photos(table, boxes=False, num_workers=0)
+    assert hints_on_values(table, scan) == []
+    exchanged = scan.rename(columns={"red": "blue", "blue": "red"})
+    assert [hint.split(" are ")[0] for hint in hints_on_values(table, exchanged)] == [
+        "the photos of train", "the photos of val"
+    ]  # fmt: skip
 
 
 @pytest.mark.skipif(not (REAL / "stanford_cars" / "cars_train").is_dir(), reason="no Stanford photos on this machine")

@@ -1,13 +1,19 @@
 """Files of any kind that are called photos: those of photos are opened, and no other."""
 
 import contextlib
+import io
 import os
+import struct
+import zlib
 
+import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
 from carvision.data import images
-from carvision.data.images import FORMATS, BadImage, open_image, to_square, with_heic
+from carvision.data.images import FORMATS, BadImage, Preprocessing, open_bytes, open_image, to_square, with_heic
+from carvision.data.inspection import inspect_photo
+from carvision.data.squares import empty_squares, read_square
 from tests.data.test_images import difference, encoded, plain_square, preprocessing, smooth, square_of
 
 
@@ -83,3 +89,75 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path, monkeypatch):
     for path in (tmp_path / "pipe.jpg", os.devnull, tmp_path):
         with pytest.raises(BadImage, match="is no regular file"):
             open_image(path)
+
+
+# A header that claims more pixels than the bytes can hold
+
+CLAIMED = 13_000  # pixels a side
+
+
+def claiming(form: str, **options) -> bytes:
+    """A photo of 16 x 16 pixels, in some hundred bytes, whose header claims 13,000 x 13,000."""
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, form, **options)
+    data = bytearray(out.getvalue())
+    if form == "JPEG":
+        frame = data.find(b"\xff\xc2" if options.get("progressive") else b"\xff\xc0")
+        data[frame + 5 : frame + 9] = struct.pack(">HH", CLAIMED, CLAIMED)
+    elif form == "PNG":
+        data[16:24] = struct.pack(">II", CLAIMED, CLAIMED)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    elif form == "GIF":
+        data[6:10] = struct.pack("<HH", CLAIMED, CLAIMED)
+    elif form == "BMP":
+        data[18:26] = struct.pack("<ii", CLAIMED, CLAIMED)
+    elif form == "PPM":
+        data = data.replace(b"16 16", b"13000 13000")
+    elif form == "WEBP":
+        data[26:30] = struct.pack("<HH", CLAIMED, CLAIMED)
+    elif form == "TIFF":
+        for tag in (256, 257):
+            entry = max(data.find(struct.pack("<HH", tag, kind)) for kind in (3, 4))
+            data[entry + 2 : entry + 12] = struct.pack("<HII", 4, 1, CLAIMED)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [
+        ("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("GIF", {}), ("BMP", {}), ("PPM", {}),
+        ("WEBP", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"compression": "tiff_adobe_deflate"}), ("TIFF", {"compression": "packbits"}),
+    ],
+)  # fmt: skip
+def test_a_small_file_that_claims_many_pixels_is_damaged(tmp_path, form, options):
+    data = claiming(form, **options)
+    assert len(data) < 2000
+    (path := tmp_path / "small").write_bytes(data)
+    with pytest.raises(BadImage, match=r"too few bytes \(\S+\) for the 13000 x 13000 pixels"):
+        open_bytes(data)
+    out = empty_squares(1, 8)[0]
+    with pytest.raises(BadImage, match="too few bytes"):
+        read_square(data, Preprocessing(8, (0.5,) * 3, (0.5,) * 3), out)
+    assert inspect_photo(path, None).problem == "too few bytes"
+
+
+@pytest.mark.parametrize(
+    ("form", "options", "modes"),
+    [
+        ("JPEG", {}, ["L", "RGB"]), ("JPEG", {"progressive": True, "optimize": True}, ["L", "RGB"]),
+        ("JPEG", {"quality": 1, "optimize": True}, ["L", "RGB"]), ("JPEG2000", {}, ["L"]),
+        ("PNG", {}, ["1", "L", "RGB"]), ("GIF", {}, ["1", "L"]), ("BMP", {}, ["1", "L"]), ("PPM", {}, ["1", "L"]),
+        ("WEBP", {"method": 0}, ["L"]), ("WEBP", {"lossless": True, "method": 0}, ["L"]),
+        ("TIFF", {"compression": "tiff_lzw"}, ["1", "L"]), ("TIFF", {"compression": "packbits"}, ["1", "L"]),
+        ("TIFF", {"compression": "tiff_adobe_deflate"}, ["1", "L"]), ("TIFF", {"compression": "group4"}, ["1"]),
+    ],
+)  # fmt: skip
+def test_a_large_photo_of_one_colour_is_no_lie(form, options, modes):
+    """Of 2,000 x 2,000 pixels; those of 13,000 x 13,000 take the same bytes a pixel, within some percent."""
+    for mode in modes:
+        out = io.BytesIO()
+        Image.new(mode, (2000, 2000), 1 if mode == "1" else 128).save(out, form, **options)
+        with open_bytes(out.getvalue()) as image:
+            assert image.size == (2000, 2000)

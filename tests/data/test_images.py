@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from carvision.data.images import BadImage, Preprocessing, check_box, decode_part, open_image, to_rgb, to_square
+from carvision.data.images import (
+    BadImage,
+    Preprocessing,
+    check_box,
+    decode_part,
+    grey_bits,
+    open_bytes,
+    open_image,
+    to_rgb,
+    to_square,
+)
+from carvision.data.squares import empty_squares, read_square
 
 WIDTH, HEIGHT = 96, 64
 
@@ -136,9 +147,43 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     assert rgb.tolist() == [[[v // 256] * 3 for v in row] for row in values.tolist()]
 
 
-def test_thirty_two_bit_integers_hold_sixteen():
-    values = np.array([[-5, 0, 65535, 70000]], np.int32)
-    assert np.asarray(to_rgb(Image.fromarray(values)))[..., 0].tolist() == [[0, 0, 255, 255]]
+def test_thirty_two_bit_integers_hold_as_many_bits_as_their_values_fill():
+    for largest, white in ((65535, 255), (70000, 136), (2**31 - 1, 255), (0, 0)):
+        values = np.array([[-5, 0, largest]], np.int32)
+        assert np.asarray(to_rgb(Image.fromarray(values)))[..., 0].tolist() == [[0, 0, white]]
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_fewer_bits_than_the_file_has_are_scaled_by_the_fewest_that_hold_the_largest(kind, bits):
+    grey = np.arange(256).reshape(16, 16)
+    values = (grey << (bits - 8)).astype(kind)
+    out = io.BytesIO()
+    Image.fromarray(values).save(out, "TIFF")
+    found = []
+    for data in (out.getvalue(), pgm(values)):
+        with open_bytes(data) as image:
+            found.append(np.asarray(to_rgb(image))[..., 0])
+        square = empty_squares(1, 16)[0]
+        read_square(data, preprocessing(16), square)
+        assert np.abs(square[0].numpy().astype(int) - found[-1]).max() <= 0
+    assert (found[0] == grey).all()
+    assert np.abs(found[1].astype(int) - (grey << (bits - 8)) // 256).max() <= 1  # which says that it has 16
+
+
+def pgm(values: np.ndarray) -> bytes:
+    return b"P5 %d %d 65535 " % values.shape[::-1] + values.astype(">u2").tobytes()
+
+
+@pytest.mark.parametrize(("most", "white"), [(65535, 15), (4095, 255), (300, 255), (None, 255)])
+def test_a_tiff_can_say_which_value_is_white(most, white):
+    """300 is less than the photo's own largest value, and so no statement about it."""
+    out = io.BytesIO()
+    values = np.array([[0, 4095]], np.uint16)
+    Image.fromarray(values).save(out, "TIFF", tiffinfo={} if most is None else {281: most})
+    with open_bytes(out.getvalue()) as image:
+        assert np.asarray(to_rgb(image))[0, 1, 0] == white
+        assert grey_bits(image, values)[1] == (most in (4095, 65535))
 
 
 def test_floating_point_photo_is_refused():

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import multiprocessing
+import re
 import tarfile
 from collections import namedtuple
 from dataclasses import replace
@@ -17,7 +18,7 @@ from PIL import Image
 from carvision.data import packing
 from carvision.data.compcars import read_compcars
 from carvision.data.folder import read_folder
-from carvision.data.images import BLANK, open_image
+from carvision.data.images import BLANK, open_image, read_file
 from carvision.data.packed import read_packed
 from carvision.data.splits import kfold_split, official_split, stratified_split
 from carvision.data.table import BOX, PLACE, SOURCE, Table
@@ -176,6 +177,25 @@ def test_decoded_photos_are_pixels_behind_a_short_header(table, tmp_path):
         data = packed.packed.read(row)
         head = f"P6\n{pixels.shape[1]} {pixels.shape[0]}\n255\n".encode()
         assert data == head + pixels.tobytes()
+
+
+def test_absolute_paths_are_packed_under_plain_names(table, tmp_path):
+    table.rows["path"] = [str(tmp_path / "photos" / path) for path in table.rows["path"]]
+    packed = pack_small(replace(table, root=tmp_path / "elsewhere"), tmp_path / "packed", form())
+    assert packed.rows["path"].tolist() == table.rows["path"].tolist()
+    for file in (tmp_path / "packed").glob("*.tar"):
+        with tarfile.open(file) as tar:
+            assert all(re.fullmatch(r"\d{8}\.\w+", name) for name in tar.getnames())
+    again = read_packed(tmp_path / "packed")
+    assert read_file(again.photo(3)) == read_file(table.rows["path"][3])
+
+
+@pytest.mark.parametrize("how", ["skip", "blank"])
+def test_a_split_of_which_no_photo_can_be_packed_is_an_error(table, tmp_path, how):
+    for path in table.of_split("test").rows["path"]:
+        (tmp_path / "photos" / path).write_bytes(b"")
+    with pytest.raises(InputError, match="not one of the 10 photos of the split 'test' can be read"):
+        pack_small(table, tmp_path / "packed", form(on_bad_image=how))
 
 
 @pytest.mark.parametrize("how", ["error", "skip", "blank"])

@@ -107,7 +107,7 @@ def test_report_writes_all_files_and_counts_problems(tmp_path, table, capsys):
     out = tmp_path / "out"
     figures = write_health(table, scan, out, choose_classes(table, ["7"]))
     assert {path.name for path in out.iterdir()} == {
-        "photos.csv", "problems.csv", "copies.csv", "health.json",
+        "photos.csv", "problems.csv", "copies.csv", "colours.csv", "health.json",
         "classes_make.csv", "counts_make.png", "samples_make.png",
         "classes_model.csv", "counts_model.png", "samples_model.png",
     }  # fmt: skip
@@ -125,6 +125,11 @@ def test_report_writes_all_files_and_counts_problems(tmp_path, table, capsys):
     assert "Photos that can't be used (problems.csv): 2" in text
     assert "truncated: 1" in text and "4.png" in text
     assert "model: 3 classes (photos of unknown model: 1)" in text
+    assert "0.485 ± 0.229   0.456 ± 0.224   0.406 ± 0.225" in text
+    counts = next(line for line in text.splitlines() if line.split()[:2] == ["split", "classes"])
+    assert counts.split()[-6:] == ["p10", "p25", "p50", "p75", "p90", "max"]
+    colours = pd.read_csv(out / "colours.csv").set_index("split")
+    assert colours.loc["ImageNet", "blue"] == 0.406 and colours.loc["all", "photos"] == 5
     assert max(map(len, text.splitlines())) <= 100
 
 

@@ -66,14 +66,14 @@ def test_nothing_is_cut_off_in_80_columns(heads):
     assert sorted(narrow.replace("─", "").split()) == sorted(wide.replace("─", "").split())
 
 
-def test_what_is_not_known_leaves_its_place_empty():
+def test_what_is_not_known_is_a_dash():
     labels = {"class": {"ids": list("ab"), "parent": None}}
     text = text_of(closing_tables({"test": {}, "val": {"class/top1": 0.5, "class/recall": 0.25}}, labels))
     assert "val: accuracy" in text
     assert "AUC" not in text  # measured at the end only
     assert "Keras" not in text
     assert rows_of(text, "class")[0] == ["class", "50.0"]
-    assert rows_of(text, "class")[1][-1] == "25.0"
+    assert rows_of(text, "class")[1][-3:] == ["–", "25.0", "–"]
     assert "joint" not in text
 
 

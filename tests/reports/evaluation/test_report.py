@@ -24,7 +24,7 @@ def evaluate(
 ) -> dict:
     metrics = epoch_of(predictions, rule, labels)
     figures = metrics.compute()
-    del figures["loss_total"]
+    figures.pop("loss_total", None)
     return write_evaluation(
         predictions, labels, folder, figures=figures, decodings=metrics.compute_rules(),
         losses=losses_of(predictions, labels), head_weights=HEAD_WEIGHTS, rule=rule, title="a run on test",

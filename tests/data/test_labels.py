@@ -1,0 +1,138 @@
+"""Names that classes are shown by, and one class against the rest."""
+
+import csv
+import json
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import carvision
+from carvision.data.build import build_split, build_table
+from carvision.data.labels import one_against_rest, with_names
+from carvision.data.splits import stratified_split
+from carvision.data.table import UNKNOWN, Classes, Table
+from carvision.errors import InputError
+from tests.data.layouts import write_class_folders
+from tests.data.packs import form, pack_small
+from tests.small_runs import config, train
+
+WORDS = {"n01": "tench", "n02": "English springer", "n03": "cassette player"}
+
+
+def table_of(root="photos") -> Table:
+    """Twelve photos of three models of two makes; of the last one nothing is known."""
+    model = np.array([0, 1, 2] * 4, np.int32)
+    model[-1] = UNKNOWN
+    rows = pd.DataFrame({"path": [f"{i}.jpg" for i in range(12)], "model": model, "split": ""})
+    rows["make"] = np.array([0, 0, 1, UNKNOWN], np.int32)[model]
+    ids = tuple(WORDS)
+    labels = {"make": Classes(("7", "9"), ("A", "B")), "model": Classes(ids, ids, "make", (0, 0, 1))}
+    return Table("some", root, rows, labels, "model")
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("header", [None, ["id", "name"], ["Name", "more", "ID"]])
+def test_classes_are_shown_by_the_names_of_a_file(tmp_path, separator, header):
+    with (tmp_path / "names.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        rows = csv.writer(file, delimiter=separator)
+        rows.writerows([header] if header else [])
+        for key, name in WORDS.items():
+            rows.writerow([name, 1, key] if header and "more" in header else [key, name])
+    named = with_names(table_of(), tmp_path / "names.csv")
+    assert named.labels["model"] == Classes(tuple(WORDS), tuple(WORDS.values()), "make", (0, 0, 1))
+    assert named.labels["make"] == table_of().labels["make"]
+
+
+def test_ids_are_compared_after_normalisation_and_further_ones_are_logged(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    table = table_of()
+    table.labels["model"] = Classes(("Bl\u00fcte", "b", "c"), ("", "", ""))
+    (tmp_path / "names.csv").write_text("Blu\u0308te,flower\nb,B\nc,C\nd,D\n", encoding="utf-8")
+    assert with_names(table, tmp_path / "names.csv").labels["model"].names == ("flower", "B", "C")
+    assert "1 of the 4 ids" in caplog.text and "are no model of some (first: d)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("n01,tench\nn02,dog\n", "has no name for 1 of the 3 classes of model .first: n03"),
+        ("n01,tench\nn02\n", "line 2 of .* is 'n02', not <id>,<name>"),
+        ("n01,tench,fish\n", "line 1 of .* is 'n01,tench,fish', not <id>,<name>"),
+        ("id,name\nn01,\n", "line 2 of .* has no name"),
+        ("n01,tench\nn01,dog\n", "line 2 of .* gives n01 a second name"),
+        ("", "is empty"),
+        (None, "does not exist"),
+    ],
+)
+def test_files_of_names_that_do_not_fit(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "names.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=message) as caught:
+        with_names(table_of(), tmp_path / "names.csv")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wanted", ["n02", "English springer"])
+def test_one_class_against_the_rest(wanted):
+    table = table_of()
+    table.labels["model"] = Classes(tuple(WORDS), tuple(WORDS.values()), "make", (0, 0, 1))
+    pair = one_against_rest(table, wanted)
+    assert pair.labels["model"] == Classes(("n02", "rest"), ("English springer", "rest"))
+    assert pair.rows["model"].tolist() == [1, 0, 1] * 3 + [1, 0, UNKNOWN]
+    assert pair.labels["make"] == table.labels["make"] and pair.finest == "model"
+
+
+def test_the_class_may_be_a_parent():
+    pair = one_against_rest(table_of(), "B")
+    assert pair.finest == "make" and pair.labels["make"].ids == ("9", "rest")
+    assert pair.labels["model"].parent_codes == (1, 1, 0)
+    assert pair.rows["make"].tolist() == [1, 1, 0] * 3 + [1, 1, UNKNOWN]
+    known = pair.rows["model"] != UNKNOWN
+    assert (np.array(pair.labels["model"].parent_codes)[pair.rows["model"][known]] == pair.rows["make"][known]).all()
+
+
+def test_classes_that_cannot_stand_against_the_rest():
+    table = table_of()
+    with pytest.raises(InputError, match=r"data.one_against_rest: 'n04' is no class of some .*; nearest: n0"):
+        one_against_rest(table, "n04")
+    with pytest.raises(InputError, match="has photos of 'n01' or of others, not of both"):
+        one_against_rest(table.select(table.rows["model"] == 0), "n01")
+    table.labels["model"] = Classes(tuple(WORDS), ("cat", "cat", "dog"))
+    with pytest.raises(InputError, match="2 classes of model are called 'cat'; give an id: n01, n02"):
+        one_against_rest(table, "cat")
+
+
+def test_the_two_classes_are_stratified(tmp_path):
+    rows = pd.DataFrame({"path": [f"{i}.jpg" for i in range(40)], "split": ""})
+    rows["model"] = np.arange(40, dtype=np.int32) % 4
+    for i, path in enumerate(rows["path"]):
+        (tmp_path / path).write_bytes(bytes([i]))
+    ids = tuple("abcd")
+    pair = one_against_rest(Table("some", tmp_path, rows, {"model": Classes(ids, ids)}, "model"), "c")
+    split = stratified_split(pair, (0.6, 0.2, 0.2), 0, keep_groups=True)
+    counts = pd.crosstab(split.rows["split"], split.rows["model"])
+    assert counts[0].to_dict() == {"train": 6, "val": 2, "test": 2}
+    assert counts[1].to_dict() == {"train": 18, "val": 6, "test": 6}
+
+
+def test_a_run_of_one_class_against_the_rest_with_names(tmp_path):
+    """As of Imagenette: official splits, folders called by ids; balanced classes in the sampler and in the loss."""
+    root = tmp_path / "photos"
+    write_class_folders(root, {f"{split}/{name}": 6 for split in ("train", "val", "test") for name in WORDS})
+    (root / "words.csv").write_text("".join(f"{key},{name}\n" for key, name in WORDS.items()), encoding="utf-8")
+    chosen = ["data=folder", f"data.root={root}", "data.names=words.csv", "data.one_against_rest=tench"]
+    folder = train(tmp_path / "run", *chosen, "data.sampler=balanced", "loss.class_weights=balanced")
+    model = carvision.load(folder)
+    assert model.classes["class"] == ["tench", "rest"] and model.class_ids["class"] == ["n01", "rest"]
+    test = json.loads((folder / "metrics.json").read_text())["test"]
+    assert {"class/top1", "class/precision", "class/recall", "class/auc"} <= set(test)
+    splits = pd.read_csv(folder / "splits.csv")
+    assert splits.groupby("split")["class"].value_counts().unstack().loc["test"].to_dict() == {"n01": 6, "rest": 12}
+
+    packed = pack_small(build_table(config(*chosen)["data"], False), tmp_path / "packed", form())
+    assert packed.labels["class"].names == ("tench", "rest")
+    data = config("data=packed", f"data.root={tmp_path / 'packed'}")["data"]
+    again = build_split(build_table(data, False), data["split"])
+    assert again.labels["class"] == packed.labels["class"] and len(again) == 54
