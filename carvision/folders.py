@@ -12,7 +12,12 @@ from carvision.errors import InputError
 def cache_folder() -> Path:
     """Of what can be made again: $CARVISION_CACHE, else $XDG_CACHE_HOME/carvision, else ~/.cache/carvision."""
     own, common = os.environ.get("CARVISION_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    return (Path(own) if own else Path(common or "~/.cache") / "carvision").expanduser()
+    return Path(expand_home(own or Path(common or "~/.cache") / "carvision"))
+
+
+def expand_home(path: str | Path) -> str:
+    """The path with "~" or "~user" expanded; as it stands where there is no such user."""
+    return os.path.expanduser(path)  # noqa: PTH111  Path.expanduser raises there
 
 
 @contextmanager
@@ -36,7 +41,7 @@ def claim_folder(
     Raises InputError, which names `key`, where `wanted` holds something already, or can't be made.
     """
     stamp = f"{prefix}{time.strftime('%Y-%m-%d_%H-%M-%S')}"
-    folder = Path(wanted).expanduser() if wanted else parent / stamp
+    folder = Path(expand_home(wanted)) if wanted else parent / stamp
     for number in range(2, 1000):
         try:
             folder.mkdir(parents=True)

@@ -31,7 +31,7 @@ def build_table(data: dict, annotations: bool) -> Table:
 
 
 def read_table(data: dict, annotations: bool) -> Table:
-    root = Path(data["root"]).expanduser() if data["root"] else None
+    root = Path(data["root"]) if data["root"] else None
     allow_missing = data["allow_missing"]
     match data["name"]:
         case "demo":
@@ -62,7 +62,7 @@ def read_table(data: dict, annotations: bool) -> Table:
                 raise InputError(
                     f"data.sampler: {sampler} draws from all photos at any time; take shuffle, or shuffle_shards=null"
                 )
-            cache = Path(cache).expanduser() if cache else None
+            cache = Path(cache) if cache else None
             return read_packed(
                 data["root"], allow_missing=allow_missing, window=window, cache=cache, cache_gb=data["cache_gb"]
             )

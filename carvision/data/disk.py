@@ -15,10 +15,10 @@ PHOTO_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".
 
 
 def existing_root(root: Path | str | None, where: str) -> Path:
-    """`root` as a Path ("~" is the home folder), or an InputError. where: how to get the data and lay it out."""
+    """`root` as a Path, or an InputError. where: how to get the data and lay it out."""
     if root is None:
         raise InputError(f"data.root: null does not exist; give the folder of the data. {where}")
-    folder = Path(root).expanduser()
+    folder = Path(root)
     if not folder.is_dir():
         what = "is no folder" if folder.exists() else "does not exist"
         raise InputError(f"data.root: {root} {what}. {where}")

@@ -78,7 +78,7 @@ def build_preprocessing(cfg: dict) -> Preprocessing:
     """What belongs to the backbone's weights, where the configuration says nothing else."""
     model, data = cfg["model"], cfg["data"]
     check_name(model["backbone"])
-    described = description_beside(Path(model["weights"]).expanduser())
+    described = description_beside(Path(model["weights"]))
     if described.is_file():  # an earlier run
         own = json.loads(described.read_text())["preprocessing"]
         mean, std, interpolation = own["mean"], own["std"], own["interpolation"]
@@ -158,7 +158,7 @@ def build_classifier(cfg: dict, labels: dict[str, dict], embedding: Embedding | 
         embedding=embedding or build_embedding(cfg),
     )
     if model["weights"] not in ("pretrained", "random"):
-        load_weights(classifier, Path(model["weights"]).expanduser(), labels)
+        load_weights(classifier, Path(model["weights"]), labels)
     classifier.freeze_statistics = model["freeze_statistics"]
     classifier.heads_are_probes = cfg["metric_loss"].get("heads") == "probe"
     try_phases(build_phases(cfg), classifier)
