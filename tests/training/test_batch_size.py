@@ -142,7 +142,7 @@ def test_which_batch_norms_are_trained():
     lit = lit_classifier(phases=parts, trunk=Layers((8,), batch_norm=True))
     assert any(name.startswith("backbone.") for name in trained_batch_norms(lit))
     lit.model.freeze_statistics = True
-    assert trained_batch_norms(lit) == ["trunk.1"]
+    assert trained_batch_norms(lit) == ["trunk.blocks.0.2"]
     lit = lit_classifier(phases=parts)
     before = {name: p.requires_grad for name, p in lit.named_parameters()}
     assert (
