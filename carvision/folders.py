@@ -1,8 +1,9 @@
 """Folders that a command makes for what it writes."""
 
 import os
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,6 +19,11 @@ def cache_folder() -> Path:
 def expand_home(path: str | Path) -> str:
     """The path with "~" or "~user" expanded; as it stands where there is no such user."""
     return os.path.expanduser(path)  # noqa: PTH111  Path.expanduser raises there
+
+
+def expand_options(words: Iterable[str]) -> list[str]:
+    """The words of a command line, with "~" expanded where shells leave it as it is: --out=~/predictions.csv."""
+    return [re.sub(r"^(--[\w-]+=)(~.*)", lambda match: match[1] + expand_home(match[2]), word) for word in words]
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from carvision.allowed import ALLOWED, check_of, is_path
 from carvision.errors import nearest
-from carvision.folders import expand_home
+from carvision.folders import expand_home, expand_options
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -42,8 +42,7 @@ def with_quoted_paths(words: list[str], sweeps: bool = False) -> list[str]:
 def _with_quoted_path(word: str, sweeps: bool) -> str:
     match = WORD.fullmatch(word)
     if not match:
-        flag, equals, value = word.rpartition("=")  # as in --config-dir=~/searches
-        return f"{flag}{equals}{expand_home(value)}" if flag.startswith("--") else word
+        return expand_options([word])[0]
     key, value = match["key"], match["value"]
     head = word[: match.start("value")]
     choice = CHOICE.fullmatch(value) if sweeps else None
@@ -156,7 +155,7 @@ def parse_with_overrides(
     """The options, with `overrides`: the words <group>=<choice> and <group>.<key>=<value> of these groups. Ends the
     command at any other word that it does not know."""
     override = re.compile(rf"[+~]*({'|'.join(groups)})(\.\w+)*=")  # and no file of the name data.jpg
-    words = sys.argv[1:] if arguments is None else arguments
+    words = expand_options(sys.argv[1:] if arguments is None else arguments)
     # Taken out before argparse, so that one may also stand behind an option that takes several words.
     overrides = [word for word in words if override.match(word)]
     options, unknown = it.parse_known_args([word for word in words if word not in overrides])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from carvision.allowed import ALLOWED, is_path
 from carvision.config import checked, compose_alone, compose_sweep, one_line, plain_config
@@ -86,6 +87,10 @@ def test_several_paths_in_a_search(word, wanted):
     [dimension] = [dimension for dimension in space.dimensions if dimension.key != "seed"]
     drawn = [space.overrides({dimension.key: value})[0] for value in dimension.values()]
     assert [value_of(word) for word in drawn] == wanted
+    if "tag(" not in word:  # and as Hydra's -m takes them apart
+        [override] = OverridesParser.create().parse_overrides(with_quoted_paths([word], sweeps=True))
+        parts = override.sweep_string_iterator()
+        assert [value_of(f"{override.get_key_element()}={part}") for part in parts] == wanted
 
 
 def test_one_path_in_a_search(tmp_path, monkeypatch):
