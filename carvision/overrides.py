@@ -25,7 +25,8 @@ WORD = re.compile(r"(?P<prefix>\+{0,2})(?P<key>[A-Za-z_][^\s=]*)=(?P<value>.*)",
 QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 IS_QUOTED = re.compile(QUOTED, re.DOTALL)
 ITEM = re.compile(rf"\s*({QUOTED}|(?:\$\{{[^{{}}]*\}}|[^,])+?)\s*(?:,|$)", re.DOTALL)  # of a list, without its comma
-PLAIN = re.compile(r"[A-Za-z0-9_/.+%@|-]+")  # is the same word with and without quotes
+PLAIN = re.compile(r"[A-Za-z0-9_/.+%@|-]+")  # needs no quotes, if a number may be one
+PLAIN_PATH = re.compile(r"(?!(?:true|false|inf|nan)$)[a-z_][a-z0-9_/.+%@|-]*", re.IGNORECASE)
 CHOICE = re.compile(r"(?P<tags>tag\(.*?)?\bchoice\((?P<items>.*)\)(?(tags)\))", re.DOTALL)
 FUNCTION = re.compile(r"(bool|choice|float|glob|int|interval|range|shuffle|sort|str|tag)\(")
 
@@ -53,11 +54,11 @@ def _with_quoted_path(word: str, sweeps: bool) -> str:
     if sweeps and not key.startswith("sweep.") and not _exists(value):
         items = ITEM.findall(choice["items"] if choice else value)
         if choice and choice["tags"]:
-            return f"{head}{choice['tags']}choice({','.join(map(quote_if_needed, items))}))"
+            return f"{head}{choice['tags']}choice({','.join(map(quote_item, items))}))"
         if not choice and FUNCTION.match(value) and value.endswith(")"):
             return word
         if choice or len(items) > 1:
-            return head + ",".join(map(quote_if_needed, items))
+            return head + ",".join(map(quote_item, items))
     return head + quote(value)
 
 
@@ -72,8 +73,9 @@ def quote(path: str) -> str:
     return QuotedString(path, Quote.single).with_quotes()
 
 
-def quote_if_needed(item: str) -> str:
-    return item if PLAIN.fullmatch(item) else quote(item)
+def quote_item(path: str) -> str:
+    """One of several paths, in quotes only where it would be something else without."""
+    return path if PLAIN_PATH.fullmatch(path) else quote(path)
 
 
 def _exists(path: str) -> bool:
@@ -136,9 +138,13 @@ def _quotings(value: str) -> list[str]:
     is_list = value.startswith("[") and value.endswith("]")
     is_mapping = value.startswith("{") and value.endswith("}")
     items = ITEM.findall(value[1:-1] if is_list or is_mapping else value)
-    as_list = f"[{','.join(map(quote_if_needed, items))}]"
+
+    def quoted(item: str) -> str:
+        return item if PLAIN.fullmatch(item) else quote(item)
+
+    as_list = f"[{','.join(map(quoted, items))}]"
     pairs = [item.partition(":") for item in items]
-    as_mapping = "{" + ",".join(f"{key}:{quote_if_needed(text.strip())}" for key, _, text in pairs) + "}"
+    as_mapping = "{" + ",".join(f"{key}:{quoted(text.strip())}" for key, _, text in pairs) + "}"
     return [as_list] * is_list + [as_mapping] * is_mapping + [quote(value), as_list]
 
 

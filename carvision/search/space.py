@@ -31,7 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from carvision.allowed import ALLOWED, is_path
 from carvision.config import as_input_errors
 from carvision.errors import InputError, nearest
-from carvision.overrides import parse_overrides, quote_if_needed, with_quoted_paths
+from carvision.overrides import parse_overrides, quote_item, with_quoted_paths
 
 COMPARE = {
     ">=": operator.ge, "<=": operator.le, "==": operator.eq, "!=": operator.ne, ">": operator.gt, "<": operator.lt,
@@ -286,7 +286,7 @@ def _encoded(override: Override) -> list[str]:
 
     def encode(value) -> str:
         if of_path and isinstance(value, str | QuotedString):  # whose quotes Hydra drops within choice()
-            return quote_if_needed(value if isinstance(value, str) else value.text)
+            return quote_item(value if isinstance(value, str) else value.text)
         return Transformer.str(value)
 
     return list(override.sweep_iterator(encode))
