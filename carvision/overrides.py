@@ -26,7 +26,7 @@ QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 IS_QUOTED = re.compile(QUOTED, re.DOTALL)
 ITEM = re.compile(rf"\s*({QUOTED}|(?:\$\{{[^{{}}]*\}}|[^,])+?)\s*(?:,|$)", re.DOTALL)  # of a list, without its comma
 PLAIN = re.compile(r"[A-Za-z0-9_/.+%@|-]+")  # needs no quotes, if a number may be one
-PLAIN_PATH = re.compile(r"(?!(?:true|false|inf|nan)$)[a-z_][a-z0-9_/.+%@|-]*", re.IGNORECASE)
+PLAIN_PATH = re.compile(r"(?!(?:true|false|inf|nan)$)(?:[a-z_]|\.{0,2}/)[a-z0-9_/.+%@|-]*", re.IGNORECASE)
 CHOICE = re.compile(r"(?P<tags>tag\(.*?)?\bchoice\((?P<items>.*)\)(?(tags)\))", re.DOTALL)
 FUNCTION = re.compile(r"(bool|choice|float|glob|int|interval|range|shuffle|sort|str|tag)\(")
 

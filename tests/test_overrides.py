@@ -80,6 +80,7 @@ def test_home_folders_of_a_file_are_expanded_too(monkeypatch):
         ("model.weights=tag('seed==1',choice(~/x,random,a (1)))", ["~/x", "random", "a (1)"]),
         ("data.root=range(1,3)", ["1", "2"]),
         ("data.root=2024_01,1e-3,true", ["2024_01", "1e-3", "true"]),
+        ("data.root=/2024_01,./1e3,../true", ["/2024_01", "./1e3", "../true"]),
         ("data.root=null,a b", [None, "a b"]),
     ],
 )
