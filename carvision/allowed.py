@@ -1,7 +1,10 @@
 """ALLOWED: what each key of the configuration may hold. Looked at before anything slow is imported or read."""
 
+from pathlib import Path
+
 from carvision.checks import (
     Check,
+    distinct,
     either,
     flag,
     learned,
@@ -99,7 +102,7 @@ ALLOWED: dict[str, Check] = {
     "run.max_epochs_per_start": optional(whole(1)),
     "run.on_nonfinite_loss": one_of("stop", "skip"),
     "run.price_per_hour": optional(number(0)),
-    "run.seeds": optional(list_of(whole(0, 2**32 - 1))),
+    "run.seeds": optional(distinct(list_of(whole(0, 2**32 - 1)))),
     "run.test": flag,
     "data.name": one_of(*_data_sets),
     "data.root": optional(path),
@@ -110,7 +113,7 @@ ALLOWED: dict[str, Check] = {
     "data.crop_to_box": flag,
     "data.allow_missing": flag,
     "data.min_images_per_class": whole(1),
-    "data.classes": optional(list_of(either(text, whole(0)))),
+    "data.classes": optional(distinct(list_of(either(text, whole(0))))),
     "data.names": optional(path),
     "data.one_against_rest": optional(either(text, whole(0))),
     "data.sampler": one_of("shuffle", "balanced", "per_class"),
@@ -132,8 +135,8 @@ ALLOWED: dict[str, Check] = {
     "data.part": either(one_of("all", *_parts), whole(1, len(_parts))),
     "data.download": flag,
     "data.file": path,
-    "data.labels": list_of(text),
-    "data.numbers": list_of(text),
+    "data.labels": distinct(list_of(text)),
+    "data.numbers": distinct(list_of(text)),
     "data.parents": optional(mapping_of(text)),
     "data.shuffle_shards": optional(whole(1)),
     "data.cache": optional(path),
@@ -222,7 +225,7 @@ ALLOWED: dict[str, Check] = {
     "phases.*.epochs": whole(1),
     "phases.*.train_layers": train_layers,
     "trainer.accelerator": one_of("cpu", "gpu", "tpu", "auto"),
-    "trainer.devices": either(one_of("auto"), whole(1), list_of(whole(0))),
+    "trainer.devices": either(one_of("auto"), whole(1), distinct(list_of(whole(0)))),
     "trainer.num_nodes": whole(1),
     "trainer.strategy": text,
     "trainer.precision": one_of("auto", "32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true", "64-true"),
@@ -247,12 +250,12 @@ ALLOWED: dict[str, Check] = {
     "sweep.sampler": one_of("tpe", "random", "grid", "cmaes", "gp"),
     "sweep.startup_trials": whole(0),
     "sweep.grid_fraction": optional(number(0, 1, above=True)),
-    "sweep.cells": optional(list_of(whole(0))),
+    "sweep.cells": optional(distinct(list_of(whole(0)))),
     "sweep.pruner": one_of("hyperband", "halving", "median", "none"),
     "sweep.min_epochs": whole(1),
     "sweep.reduction_factor": whole(2),
     "sweep.dir": optional(path),
-    "sweep.storage": optional(text),
+    "sweep.storage": optional(path),  # or a URL
     "sweep.study": optional(text),
     "sweep.workers": whole(1, 1000),
     "sweep.keep": whole(1),
@@ -285,7 +288,7 @@ def check_values(config: dict, prefix: str = "") -> None:
         key = f"{prefix}{name}"
         if prefix == "phases." and "." in str(name):
             raise InputError(f"phases: {name!r} is not a name without dots")
-        check = _check_of(key)
+        check = check_of(key)
         if check is not None:
             if value == "???":
                 raise InputError(f"{key}: must be given; add {key}=<value>")
@@ -300,7 +303,8 @@ def check_values(config: dict, prefix: str = "") -> None:
         raise InputError(f"{prefix}epochs: must be given; add +{prefix}epochs=<n>")
 
 
-def _check_of(key: str) -> Check | None:
+def check_of(key: str) -> Check | None:
+    """The check of the key's value; None where there is no such key."""
     if key in ALLOWED:
         return ALLOWED[key]
     parts = key.split(".")
@@ -315,10 +319,16 @@ def _check_of(key: str) -> Check | None:
 
 def is_key(key: str) -> bool:
     """Whether a configuration may have it: data.root, model.heads.make.hidden, or +phases.head."""
-    return _check_of(key.lstrip("+~")) is not None
+    return check_of(key.lstrip("+~")) is not None
+
+
+def is_path(key: str) -> bool:
+    """Whether the key may hold a path: its check is the only kind that takes a Path."""
+    check = check_of(key)
+    return check is not None and check(Path()) is None
 
 
 def is_mapping(key: str) -> bool:
     """Whether the key may hold a mapping, to which keys can be added."""
-    check = _check_of(key)
+    check = check_of(key)
     return check is not None and check({}) is None

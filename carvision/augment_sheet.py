@@ -18,7 +18,7 @@ def augment_sheet(cfg: "DictConfig") -> None:
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     file = Path("augment_sheets") / f"{chosen['data']}_{chosen['augment']}_{stamp}.png"
     if config["out"]:
-        file = Path(config["out"]).expanduser()
+        file = Path(config["out"])
         if file.suffix.lower() != ".png" or file.is_dir():
             raise InputError(f"out: {config['out']!r} is not the name of a picture, such as sheet.png")
     # Only now: a wrong value was told without waiting for torch and Lightning.

@@ -30,7 +30,7 @@ def check(cfg: "DictConfig") -> None:
     start_log(None)
     data = config["data"]
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    folder = Path(config["out"]).expanduser() if config["out"] else Path("checks") / data["name"] / stamp
+    folder = Path(config["out"]) if config["out"] else Path("checks") / data["name"] / stamp
     table, complete = _read(data)
     num_workers = num_cores() if config["num_workers"] is None else config["num_workers"]
     chosen = choose_classes(table, config["show"])

@@ -108,6 +108,19 @@ def matching(pattern: str, what: str) -> Check:
     return lambda value: None if isinstance(value, str) and compiled.fullmatch(value) else what
 
 
+def distinct(check: Check) -> Check:
+    """A list that the check accepts, and that has nothing twice."""
+
+    def without_doubles(value):
+        wrong = check(value)
+        if wrong:
+            return wrong
+        twice = next((item for place, item in enumerate(value) if str(item) in map(str, value[:place])), None)
+        return None if twice is None else f"a list without doubles: {twice!r} comes twice"
+
+    return without_doubles
+
+
 def optional(check: Check) -> Check:
     return lambda value: None if value is None else (lambda wrong: wrong and f"{wrong}, or null")(check(value))
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from carvision.errors import one_line_errors
+from carvision.folders import expand_options
 
 HELP = """Compare runs: a table of their figures, time and cost, their curves overlaid, accuracy against time and money.
 
@@ -19,7 +20,7 @@ HELP = """Compare runs: a table of their figures, time and cost, their curves ov
 
 
 def compare(arguments: list[str] | None = None) -> None:
-    options = parser().parse_args(arguments)
+    options = parser().parse_args(expand_options(sys.argv[1:] if arguments is None else arguments))
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     with one_line_errors():
         # Only now: --help and a wrong option wait for neither pandas nor matplotlib.

@@ -7,6 +7,9 @@ Hydra finds the answers; its own function for bash knows `python file.py` alone,
 
 import os
 import re
+import shlex
+
+from carvision.allowed import is_path
 
 INSTALL = """carvision_completion() {
     local words=($COMP_LINE)
@@ -33,5 +36,17 @@ def complete(words: list[str], commands: list[str]) -> bool:
     if words[-1].endswith("install=bash"):
         print(INSTALL % "|".join(commands))
         return True
-    os.environ["COMP_LINE"] = re.sub(r"^\s*\S+\s+-m\s+\S+", "python file.py", os.environ.get("COMP_LINE", ""))
+    line = re.sub(r"^\s*\S+\s+-m\s+\S+", "python file.py", os.environ.get("COMP_LINE", ""))
+    os.environ["COMP_LINE"] = _without_paths(line)
     return False
+
+
+def _without_paths(line: str) -> str:
+    """The line without those of its words before the last that decide nothing: paths, which Hydra may not parse."""
+    try:
+        words = shlex.split(line)
+    except ValueError:  # a quote that is not closed yet
+        words = line.split()
+    last = "" if not words or line[-1].isspace() else words.pop()
+    kept = [word for word in words if not is_path(word.lstrip("+").partition("=")[0]) and not re.search(r"\s", word)]
+    return " ".join([*kept, last])

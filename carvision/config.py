@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from carvision.allowed import ALLOWED, check_values, is_mapping
+from carvision.allowed import ALLOWED, check_values, is_mapping, is_path
 from carvision.completion import complete
 from carvision.errors import InputError, drop_output, nearest, one_line_errors
+from carvision.folders import expand_home
+from carvision.overrides import explain, with_quoted_paths
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -52,6 +54,7 @@ def run_command(task: Callable[[DictConfig], None], config_name: str) -> None:
     with one_line_errors(), as_input_errors():
         import hydra
 
+        sys.argv[1:] = with_quoted_paths(words, sweeps=bool({"-m", "--multirun"} & {*words}))
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(quiet_task)()
 
 
@@ -74,30 +77,42 @@ def compose_once(config_name: str, overrides: list[str]) -> DictConfig | None:
     """
     if any(re.match(r"-|[+~]*hydra\b", word) or "hydra:" in word for word in overrides):
         return None
-    return _compose(config_name, overrides)
+    from hydra.errors import ConfigCompositionException
+
+    try:
+        return _compose(config_name, overrides)
+    except ConfigCompositionException as error:
+        if "--multirun" in str(error):  # which an experiment may ask for
+            return None
+        raise
+
+
+def compose_alone(config_name: str, overrides: list[str]) -> DictConfig:
+    """The configuration of one run; InputError where the words or an experiment ask for several."""
+    with as_input_errors():
+        cfg = _compose(config_name, overrides)
+        if cfg is None:
+            raise InputError("an experiment that asks for Hydra's own multirun is not for this command")
+    return cfg
 
 
 def _compose(config_name: str, overrides: list[str]) -> DictConfig | None:
+    """None for an experiment that asks for several runs."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import ConfigCompositionException
     from hydra.types import RunMode
     from omegaconf import open_dict
 
+    overrides = with_quoted_paths(overrides)
     for word in overrides:  # at which Hydra raises a ValueError
         group, _, value = word.partition("=")
         if value == "null" and (conf_dir() / group.lstrip("+").partition("@")[0]).is_dir():
             raise InputError(f"{word}: {group} takes the name of one of its files (--help); ~{group} leaves it out")
     with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=config_name):
-        try:
-            cfg = GlobalHydra.instance().hydra.compose_config(
-                config_name, overrides, run_mode=RunMode.RUN, with_log_configuration=False
-            )
-        except ConfigCompositionException as error:
-            if "--multirun" in str(error):  # which an experiment may ask for
-                return None
-            raise
+        cfg = GlobalHydra.instance().hydra.compose_config(
+            config_name, overrides, run_mode=RunMode.RUN, with_log_configuration=False
+        )
     if cfg.hydra.mode == RunMode.MULTIRUN:
         return None
     HydraConfig.instance().set_config(cfg)
@@ -107,19 +122,17 @@ def _compose(config_name: str, overrides: list[str]) -> DictConfig | None:
 
 
 def compose_sweep(overrides: list[str]) -> tuple[dict, dict]:
-    """The plain configuration of a training, checked, and what conf/sweep gives beside it, as it stands there.
-
-    Raises InputError, also for what only Hydra's own start can do.
-    """
+    """The plain configuration of a training, and what conf/sweep gives beside it, both checked. The space and what
+    follows from it are as they stand there. Raises InputError."""
     from omegaconf import OmegaConf, open_dict
 
-    with as_input_errors():
-        cfg = _compose("sweep", overrides)
-        if cfg is None:
-            raise InputError("an experiment that asks for Hydra's own multirun is not for this command")
-        with open_dict(cfg):
-            beside = OmegaConf.to_container(cfg.pop("sweep"), resolve=False)
-        return plain_config(cfg), beside
+    cfg = compose_alone("sweep", overrides)
+    with as_input_errors(), open_dict(cfg):
+        drawn = {key: OmegaConf.to_container(cfg.sweep[key], resolve=False) for key in ("space", "follows")}
+        cfg.sweep.update(space={}, follows={})  # their interpolations are of values that no configuration has
+        plain = plain_config(cfg)
+    check_values({"sweep": drawn})
+    return plain, plain.pop("sweep") | drawn
 
 
 def choices_of(config_name: str, overrides: list[str]) -> Mapping[str, str | None]:
@@ -176,19 +189,48 @@ def plain_config(cfg: DictConfig) -> dict:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
         raise InputError(one_line(error)) from None
+    return checked(plain)
+
+
+def checked(plain: dict) -> dict:
+    """The same configuration, its values checked and "~" of its paths expanded. Raises InputError."""
     check_values(plain)
-    return plain
+    return _expanded(plain)
+
+
+def require_weights(config: dict) -> None:
+    """Raises InputError for weights that are a file, and are not there: seconds before torch could read them."""
+    weights = config["model"]["weights"]
+    if weights not in ("pretrained", "random") and not Path(weights).exists():
+        raise InputError(f"model.weights: {weights!r} is not pretrained, random, or a file or a run that exists")
+
+
+def _expanded(plain: dict, prefix: str = "") -> dict:
+    values = {}
+    for name, value in plain.items():
+        if isinstance(value, dict):
+            value = _expanded(value, f"{prefix}{name}.")
+        elif isinstance(value, str) and is_path(f"{prefix}{name}"):
+            value = expand_home(value)
+        values[name] = value
+    return values
 
 
 def one_line(error: Exception) -> str:
     """Hydra's and OmegaConf's messages of several lines, as one that says what to type."""
+    from hydra.errors import OverrideParseException
+
     text = str(error)
+    if isinstance(error, OverrideParseException):
+        return _unparsed(error.override, text)
     choice = re.search(r"Could not find '([^']+)/([^'/]+)'(.*)", text, re.DOTALL)
     if choice:
         options = re.sub(r"Config search path.*|Available options in '[^']+':", "", choice[3], flags=re.DOTALL).split()
-        if not options:
-            return f"{choice[1]}: {choice[2]!r} is not a file of conf/{choice[1]}"
-        return f"{choice[1]}: {choice[2]!r} is not one of {', '.join(options)}{nearest(choice[2], options)}"
+        return _no_choice(choice[1], choice[2], options)
+    several = re.match(r"Ambiguous value for argument '([^=]+)=(.*?)'$", text, re.MULTILINE)
+    if several:
+        key, value = several.groups()
+        return f"{key}: {value} are several values; write {key}=[{value}] for a list, or -m for a run with each of them"
     unknown = re.match(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
     if unknown and is_mapping(unknown[1]):  # one that has keys already
         return f"{unknown[1]}: to add a key to it, write '+{unknown[1]}.<key>=<value>'"
@@ -200,3 +242,18 @@ def one_line(error: Exception) -> str:
     if unknown:
         return f"{unknown[1]}: there is no such key{nearest(unknown[1], ALLOWED)} (all keys: --cfg job)"
     return " ".join(text.split())
+
+
+def _unparsed(word: str, reason: str) -> str:
+    """reason: Hydra's message."""
+    group, _, name = word.lstrip("+").partition("=")
+    folder = conf_dir() / group.partition("@")[0]
+    if group and folder.is_dir():
+        return _no_choice(group, name, sorted(file.stem for file in folder.glob("*.yaml")))
+    return explain(word, " ".join(reason.partition("\nSee https:")[0].split()))
+
+
+def _no_choice(group: str, name: str, options: list[str]) -> str:
+    if not options:
+        return f"{group}: {name!r} is not a file of conf/{group}"
+    return f"{group}: {name!r} is not one of {', '.join(options)}{nearest(name, options)}"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from carvision.errors import InputError, one_line_errors
+from carvision.folders import expand_options
 
 HELP = """Write a trained network as others' code takes it, and measure that what was written agrees with the run.
 
@@ -29,7 +30,7 @@ NAMES = {"onnx": "model.onnx", "torch-export": "model.pt2", "timm": "timm", "hub
 
 def export(arguments: list[str] | None = None) -> None:
     it = parser()
-    options = it.parse_args(arguments)
+    options = it.parse_args(expand_options(sys.argv[1:] if arguments is None else arguments))
     formats = list(dict.fromkeys(options.format))
     if options.out and len(formats) > 1:
         it.error("--out names one file or folder: give one --format with it")

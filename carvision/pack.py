@@ -24,7 +24,7 @@ def pack_command(cfg: "DictConfig") -> None:
     config = plain_config(cfg)
     num_workers = num_cores() if config["num_workers"] is None else config["num_workers"]
     if config["verify"] is not None:
-        _verify(Path(config["verify"]).expanduser(), num_workers)
+        _verify(Path(config["verify"]), num_workers)
         return
     if config["out"] is None:
         raise InputError("out: must be given; add out=<folder>")
@@ -55,7 +55,7 @@ def _pack(config: dict, heads: tuple[str, ...], num_workers: int) -> None:
         data["crop_to_box"] and table.has_boxes,
         data["on_bad_image"],
     )
-    folder = Path(config["out"]).expanduser()
+    folder = Path(config["out"])
     packed = pack(replace(table, heads=heads or table.heads), form, config["shard_mb"], folder, num_workers)
     total_mb = sum(shard.bytes for shard in packed.shards.all) / 1e6
     print(f"{len(packed):,} photos, {total_mb:,.1f} MB; shards: {len(packed.shards.all)}; train with data=packed")

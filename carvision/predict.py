@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 from carvision.errors import InputError, drop_output, one_line_errors
+from carvision.folders import expand_options
 
 log = logging.getLogger("carvision.predict")
 
@@ -43,7 +44,7 @@ def main() -> None:
     # Read by OpenMP when torch is imported, which is later: threads that wait sleep, instead of keeping the cores busy
     # that the photo readers need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    options = parser().parse_intermixed_args()
+    options = parser().parse_intermixed_args(expand_options(sys.argv[1:]))
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("carvision").setLevel(logging.INFO)
     with one_line_errors():

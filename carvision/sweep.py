@@ -2,10 +2,13 @@
 
 import os
 import sys
+from pathlib import Path
 
 from carvision.completion import ASKED
 from carvision.config import answers_itself, run_command
 from carvision.errors import InputError, one_line_errors
+from carvision.folders import expand_home
+from carvision.overrides import quote
 from carvision.thread_settings import set_thread_defaults
 
 set_thread_defaults()
@@ -21,33 +24,41 @@ def sweep(words: list[str]) -> None:
     with one_line_errors():
         if {"-m", "--multirun"} & {*words}:
             raise InputError("-m: a search needs none; it begins trial after trial by itself")
-        from carvision.search.build import build_sweep
+        from carvision.search.build import build_sweep, describe
 
-        sweep = build_sweep(with_searchpath(words))
+        overrides, shown = read_flags(words)
+        sweep = build_sweep(overrides)
+        if shown:
+            print(describe(sweep), end="")
+            return
         # Only now: a mistake was told without waiting for Optuna
         from carvision.search.command import search
 
         search(sweep, words)
 
 
-def with_searchpath(words: list[str]) -> list[str]:
-    """--config-dir DIR as the override that it stands for, which the trials' own processes take, too."""
-    from pathlib import Path
-
-    rest, folders = [], []
+def read_flags(words: list[str]) -> tuple[list[str], bool]:
+    """The overrides, and whether --cfg job asks for the search to be printed only. --config-dir DIR becomes the
+    override that it stands for, which the trials' own processes take, too."""
+    overrides, folders, shown = [], [], False
     waiting = iter(words)
     for word in waiting:
         name, equals, value = word.partition("=")
         if name in ("--config-dir", "-cd"):
-            folder = Path(value if equals else next(waiting, "")).expanduser().resolve()
+            folder = Path(expand_home(value if equals else next(waiting, ""))).resolve()
             if not folder.is_dir():
                 raise InputError(f"{name}: {folder} is no folder")
-            folders.append(f"'file://{folder}'")
+            folders.append(quote(f"file://{folder}"))
+        elif name in ("--cfg", "-c"):
+            part = value if equals else next(waiting, "")
+            if part != "job":
+                raise InputError(f"{name}: {part!r} is not job, which prints the search without starting it")
+            shown = True
         elif word.startswith("-"):
             raise InputError(f"{word}: is not for this command; see --help")
         else:
-            rest.append(word)
-    return [f"hydra.searchpath=[{','.join(folders)}]", *rest] if folders else rest
+            overrides.append(word)
+    return [f"hydra.searchpath=[{','.join(folders)}]"] * bool(folders) + overrides, shown
 
 
 if __name__ == "__main__":

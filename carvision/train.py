@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from carvision.config import choices, is_multirun, plain_config, run_command
+from carvision.config import choices, is_multirun, plain_config, require_weights, run_command
 from carvision.errors import InputError
 from carvision.thread_settings import set_thread_defaults
 
@@ -14,6 +14,7 @@ set_thread_defaults()
 
 def train(cfg: "DictConfig") -> None:
     config = plain_config(cfg)
+    require_weights(config)
     name = choices().get("experiment") or choices()["data"]
     trainer = config["trainer"]
     if is_multirun() and (trainer["devices"] not in (1, [0]) or trainer["num_nodes"] > 1):

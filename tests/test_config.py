@@ -1,6 +1,8 @@
 """The configuration: every file composes, every key is checked and documented, every mistake gives one line."""
 
+import importlib.util
 import os
+import re
 import subprocess
 import sys
 from functools import cache
@@ -102,6 +104,12 @@ def test_open_mappings_take_new_keys():
         ("model.train_layers=some", "model.train_layers: 'some' is not all, none, partial, a whole number"),
         ("model.heads.make.dropout=7", "model.heads.make.dropout: 7 is not a number from 0 to 1"),
         ("loss.head_weights={make:heavy}", "loss.head_weights: {'make': 'heavy'} is not a mapping onto values"),
+        ("run.seeds=[0,1,0]", "run.seeds: [0, 1, 0] is not a list without doubles: 0 comes twice"),
+        ("data.classes=[3,'3']", "data.classes: [3, '3'] is not a list without doubles: '3' comes twice"),
+        (
+            "trainer.devices=[1,1]",
+            "trainer.devices: [1, 1] is not one of auto or a whole number from 1 or a list without",
+        ),
         ("+data.colour=red", "data.colour: there is no such key"),
         ("data=folder", "data.root: must be given"),
     ],
@@ -129,6 +137,21 @@ def test_hydras_errors_become_one_line(override, line):
     with initialize_config_dir(str(conf_dir()), version_base="1.3"), pytest.raises(Exception) as caught:
         compose("train", overrides=[override])
     assert one_line(caught.value).startswith(line) and "\n" not in one_line(caught.value)
+
+
+def test_what_the_comments_point_to_is_there():
+    top = conf_dir()
+    names = {group: {file.stem for file in (top / group).glob("*.yaml")} for group in (*GROUPS, "sweep")}
+    for file in top.rglob("*.yaml"):
+        comments = " ".join(re.findall(r"#(.*)", file.read_text(encoding="utf-8")))
+        for name in re.findall(r"(?:README|docs/[\w/-]+)\.md", comments):
+            assert (top.parent / name).is_file(), f"{file}: {name}"
+        for name in re.findall(r"(shared/\w+\.yaml)", comments):
+            assert (file.parent / name).is_file() or (top / "experiment" / name).is_file(), f"{file}: {name}"
+        for group, name in re.findall(r"(?<![\w.])(\w+)=(\w+)(?![\w.(])", comments):
+            assert group not in names or name in names[group], f"{file}: {group}={name}"
+        for name in re.findall(r"python -m (carvision[.\w]*)", comments):
+            assert importlib.util.find_spec(name), f"{file}: {name}"
 
 
 def test_values_of_unknown_keys_are_refused():

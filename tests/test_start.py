@@ -72,7 +72,7 @@ def test_help_for_a_reader_that_stops_early_is_no_error():
 
 
 def test_completion_imports_nothing_heavy():
-    asked = "python -m carvision.train data=demo optimizer.l"
+    asked = "python -m carvision.train data=demo data.root=~/it\\'s 'run.dir=my runs (1)' optimizer.l"
     text, imported = python("-m", "carvision.train", "--shell-completion", "query=bash", COMP_LINE=asked)
     assert "optimizer.lr=" in text.split() and not imported & HEAVY
 

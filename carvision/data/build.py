@@ -25,8 +25,8 @@ def build_table(data: dict, annotations: bool) -> Table:
     """
     table = read_table(data, annotations)
     if data.get("names"):
-        file, root = Path(data["names"]).expanduser(), data["root"]
-        table = with_names(table, file if file.is_file() or not root else Path(root).expanduser() / file)
+        file, root = Path(data["names"]), data["root"]
+        table = with_names(table, file if file.is_file() or not root else Path(root) / file)
     if data["classes"]:
         table = table.only_classes(data["classes"])
     if data["min_images_per_class"] > 1:
@@ -37,7 +37,7 @@ def build_table(data: dict, annotations: bool) -> Table:
 
 
 def read_table(data: dict, annotations: bool) -> Table:
-    root = Path(data["root"]).expanduser() if data["root"] else None
+    root = Path(data["root"]) if data["root"] else None
     allow_missing = data["allow_missing"]
     match data["name"]:
         case "demo":
@@ -70,7 +70,7 @@ def read_table(data: dict, annotations: bool) -> Table:
                 raise InputError(
                     f"data.sampler: {sampler} draws from all photos at any time; take shuffle, or shuffle_shards=null"
                 )
-            cache = Path(cache).expanduser() if cache else None
+            cache = Path(cache) if cache else None
             return read_packed(
                 data["root"], allow_missing=allow_missing, window=window, cache=cache, cache_gb=data["cache_gb"]
             )

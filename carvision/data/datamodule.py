@@ -173,6 +173,11 @@ class PhotoDataModule(pl.LightningDataModule):
         """Of an epoch, in each process."""
         return len(self._train_order())
 
+    @property
+    def train_batch_size(self) -> int:
+        """Photos in each batch of training, in each process: no more than there are."""
+        return self._train_order().batch_size
+
     def _train_order(self) -> TrainOrder:
         photos, label = self.photos["train"], self.table.class_label(self.sampler_label, "metric_loss.label")
         codes = photos.targets[label].numpy()

@@ -16,10 +16,10 @@ UTF16 = (b"\xff\xfe", b"\xfe\xff")  # the first bytes of what PowerShell's ">" w
 
 
 def existing_root(root: Path | str | None, where: str) -> Path:
-    """`root` as a Path ("~" is the home folder), or an InputError. where: how to get the data and lay it out."""
+    """`root` as a Path, or an InputError. where: how to get the data and lay it out."""
     if root is None:
         raise InputError(f"data.root: null does not exist; give the folder of the data. {where}")
-    folder = Path(root).expanduser()
+    folder = Path(root)
     if not folder.is_dir():
         what = "is no folder" if folder.exists() else "does not exist"
         raise InputError(f"data.root: {root} {what}. {where}")

@@ -4,15 +4,22 @@ import contextlib
 import hashlib
 import http.client
 import logging
+import queue
+import threading
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from carvision.errors import InputError
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 CHUNK = 1 << 20  # bytes
 TIMEOUT_S = 30.0  # without a byte from the server
+ANSWER_S = 10.0  # until its answer begins
 
 
 def download(url: str, file: Path, md5: str) -> bool:
@@ -44,6 +51,27 @@ def download(url: str, file: Path, md5: str) -> bool:
     return True
 
 
+def answer_within(seconds: float, ask: Callable[[], T]) -> T:
+    """What ask() returns or raises; TimeoutError after so many seconds, whatever it waits for: names, proxies, or bytes
+    that come one by one."""
+    answers: queue.SimpleQueue = queue.SimpleQueue()
+
+    def answer() -> None:
+        try:
+            answers.put((ask(), None))
+        except Exception as error:
+            answers.put((None, error))
+
+    threading.Thread(target=answer, daemon=True).start()  # the end of the process does not wait for it
+    try:
+        value, error = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
+    if error:
+        raise error
+    return value
+
+
 def _fetch(url: str, part: Path) -> str:
     """Write the bytes of `url` into `part` under a progress bar, and return their MD5."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -53,7 +81,7 @@ def _fetch(url: str, part: Path) -> str:
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
     )  # fmt: skip
     with (
-        urllib.request.urlopen(url, timeout=TIMEOUT_S) as response,
+        answer_within(ANSWER_S, lambda: urllib.request.urlopen(url, timeout=TIMEOUT_S)) as response,
         part.open("wb") as out,
         Progress(*columns) as progress,
     ):

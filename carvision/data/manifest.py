@@ -49,7 +49,7 @@ def read_manifest(
     root = existing_root(root, WHERE)
     parents, numbers = dict(parents or {}), list(numbers)
     _check_names(labels, parents, numbers)
-    file = root / Path(file).expanduser()
+    file = root / file
     columns = _read_columns(file, labels, numbers, PhotoPaths(root))
     rows = pd.DataFrame({"path": columns["path"], "split": columns.get("split", "")}, dtype=str)
     found: dict = {}

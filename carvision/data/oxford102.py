@@ -115,7 +115,7 @@ def download_oxford102(root: Path | str | None, url: str = URL) -> None:
     """
     if root is None:
         raise InputError("data.root: null does not exist; data.download=true needs the folder to download into")
-    root = Path(root).expanduser()
+    root = Path(root)
     for name in ("imagelabels.mat", "setid.mat"):
         download(f"{url}/{name}", root / name, MD5[name])
     table = _from_mats(root)

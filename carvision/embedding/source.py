@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from carvision import portable
-from carvision.config import as_input_errors, conf_dir, plain_config
+from carvision.config import compose_alone, plain_config
 from carvision.data.build import build_split, build_table, folds_of
 from carvision.data.images import none_usable, unusable
 from carvision.data.table import BOX, Table
@@ -158,14 +158,11 @@ def open_source(options: argparse.Namespace) -> Source:
 
 def _of_backbone(name: str, weights: str, overrides: list[str]) -> tuple:
     """The network without heads, its preprocessing, and the data, as training would take them."""
-    from hydra import compose, initialize_config_dir
-
     from carvision.training.build import build_classifier, build_preprocessing  # which imports Lightning
 
-    with as_input_errors(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        composed = compose("train", overrides)
-        composed.model.backbone, composed.model.weights = name, weights
-        cfg = plain_config(composed)
+    composed = compose_alone("train", overrides)
+    composed.model.backbone, composed.model.weights = name, weights
+    cfg = plain_config(composed)
     if cfg["data"]["batch_size"] == "auto":
         raise InputError("data.batch_size: auto is for training; give a number, such as data.batch_size=64")
     preprocessing = build_preprocessing(cfg)

@@ -5,19 +5,16 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from carvision.allowed import ALLOWED, check_values
-from carvision.config import conf_dir, one_line
+from carvision.allowed import ALLOWED
+from carvision.config import as_input_errors, checked, compose_alone
 from carvision.data.build import build_split, build_table, folds_of
 from carvision.data.split_files import splits_in
 from carvision.data.table import SPLITS, Table
 from carvision.errors import InputError, nearest
+from carvision.overrides import parse_overrides
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +56,8 @@ def compose_data(about: dict, overrides: list[str]) -> Chosen:
     if "${" in json.dumps(own):  # would be resolved, and show what is in this machine's environment
         raise InputError("data: model.json has a value with ${, which a run never writes; it was changed by hand")
     name = chosen[-1].value() if chosen else own["name"]
-    try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            config = OmegaConf.create({"data": compose("train", [f"data={name}"]).data})
+    with as_input_errors():
+        config = OmegaConf.create({"data": compose_alone("train", [f"data={name}"]).data})
         if not chosen:
             config = OmegaConf.merge(config, {"data": own})
         OmegaConf.set_struct(config, True)
@@ -72,9 +68,7 @@ def compose_data(about: dict, overrides: list[str]) -> Chosen:
         if chosen and not any(each.key_or_group == "data.crop_to_box" for each in given):
             config.data.crop_to_box = bool(own.get("crop_to_box"))
         data = OmegaConf.to_container(config.data, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(one_line(error)) from None
-    check_values({"data": data})
+    data = checked({"data": data})["data"]
     if data["batch_size"] == "auto":
         raise InputError("data.batch_size: auto is for training; give a number, such as data.batch_size=64")
     keys = {each.key_or_group for each in given}
@@ -83,10 +77,8 @@ def compose_data(about: dict, overrides: list[str]) -> Chosen:
 
 
 def _parse(overrides: list[str]) -> list[Override]:
-    try:
-        given = OverridesParser.create().parse_overrides(overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(one_line(error)) from None
+    with as_input_errors():
+        given = parse_overrides(overrides)
     for each in given:
         key = each.key_or_group
         if key in OF_THE_MODEL:

@@ -11,6 +11,7 @@ from torch import nn
 
 from carvision.errors import InputError, nearest
 from carvision.models import report_networks, small_networks  # noqa: F401 - registers them with timm
+from carvision.models.pretrained import source_of
 
 # Arguments of timm.create_model that are none of the network's own: they read files, fetch, or change what comes back.
 NOT_ITS_OWN = {
@@ -38,8 +39,11 @@ def create_backbone(name: str, kwargs: dict | None = None, pretrained: bool = Fa
         )
     if timm.get_pretrained_cfg(name, allow_unregistered=True).fixed_input_size:
         kwargs = {"img_size": size_px, **(kwargs or {})}
+    source = source_of(name) if pretrained else {}
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, **(kwargs or {}))
+        network = timm.create_model(
+            name, pretrained=pretrained, pretrained_cfg_overlay=source, num_classes=0, **(kwargs or {})
+        )
     except TypeError as error:
         raise InputError(f"model.backbone_kwargs: {name} does not take {kwargs} ({_brief(error)})") from None
     except Exception as error:
@@ -48,9 +52,12 @@ def create_backbone(name: str, kwargs: dict | None = None, pretrained: bool = Fa
                 f"model.backbone: timm can't build {name} with {kwargs or {}} ({_brief(error)})"
             ) from error
         raise InputError(
-            f"model.weights: the pretrained weights of {name} could not be had ({_brief(error)}). Without a "
-            "connection give a file (model.weights=<file>), or begin from random ones (model.weights=random)"
+            f"model.weights: the pretrained weights of {name} can't be loaded ({_brief(error)}); give "
+            "model.weights=<file>, or begin from random ones (model.weights=random)"
         ) from None
+    for key in source:  # where they lay on this machine is nothing that the network should keep
+        network.pretrained_cfg.pop(key, None)
+    return network
 
 
 def check_name(name: str) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from carvision.allowed import check_values, is_key
+from carvision.allowed import is_key
 from carvision.config import choices, compose_sweep, conf_dir
 from carvision.errors import InputError
 from carvision.flat_config import flat_config
@@ -58,7 +58,7 @@ def build_sweep(words: list[str]) -> Sweep:
     objective = check_objective(settings["objective"] or {config["callbacks"]["monitor"]: config["callbacks"]["mode"]})
     data = chosen.get("experiment") or chosen["data"]
     name = f"{data}-{chosen['sweep']}"
-    folder = Path(settings["dir"] or Path("sweeps") / f"{data}" / f"{chosen['sweep']}").expanduser()
+    folder = Path(settings["dir"] or Path("sweeps") / f"{data}" / f"{chosen['sweep']}")
     study = settings["study"] or (folder.resolve().name if settings["dir"] else name)
     phases = sum(phase["epochs"] for phase in (config["phases"] or {}).values())
     num_epochs = min(filter(None, (config["trainer"]["max_epochs"], phases)), default=1)
@@ -69,11 +69,30 @@ def build_sweep(words: list[str]) -> Sweep:
     return sweep
 
 
+def describe(sweep: Sweep) -> str:
+    """The search as YAML: its settings with what each trial draws, and the configuration that all trials share."""
+    import yaml
+
+    drawn = {dimension.key: str(dimension) for dimension in sweep.space.dimensions}
+    follows = dict(sweep.space.follows)
+    settings = {"space": drawn, "follows": follows, **sweep.settings}
+    settings |= {"objective": sweep.objective, "dir": str(sweep.folder), "study": sweep.name}
+    fixed = _without(sweep.config, {*drawn, *follows})
+    return yaml.safe_dump({"sweep": settings, **fixed}, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _without(config: dict, keys: set[str], prefix: str = "") -> dict:
+    """The configuration without these keys, which are written with dots."""
+    return {
+        name: _without(value, keys, f"{prefix}{name}.") if isinstance(value, dict) else value
+        for name, value in config.items()
+        if f"{prefix}{name}" not in keys
+    }
+
+
 def compose(words: list[str]) -> tuple[dict, dict, Mapping]:
     """The training's configuration, the search's settings and the choices of both, all checked. Raises InputError."""
-    config, settings = compose_sweep(words)
-    check_values({"sweep": settings})
-    return config, settings, choices()
+    return *compose_sweep(words), choices()
 
 
 def is_group(key: str) -> bool:

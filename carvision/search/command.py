@@ -9,6 +9,7 @@ import warnings
 
 import optuna
 
+from carvision.errors import InputError
 from carvision.fixed_photos import what_changes_photos, what_forbids
 from carvision.run_log import start_log
 from carvision.search.build import Sweep
@@ -17,6 +18,7 @@ from carvision.search.progress import Progress, line_of, summarise
 from carvision.search.queue import num_to_run
 from carvision.search.study import describe_brackets, open_storage, open_study
 from carvision.search.trial_process import end_with_parent
+from carvision.search.trials import WHY, latest
 from carvision.search.worker import Interrupted, Worker
 
 log = logging.getLogger(__name__)
@@ -53,6 +55,12 @@ def search(sweep: Sweep, words: list[str]) -> None:
     print(f"sweep: {sweep.folder}")
     if ending is not None:
         sys.exit(128 + ending)
+    if summary.failed == summary.total:
+        why = latest(study.get_trials(deepcopy=False))[-1].user_attrs.get(WHY)
+        raise InputError(
+            f"sweep: all {summary.total} trials failed, the last with: {why}. Fix that and search in another folder "
+            f"(sweep.dir=<folder>); what they printed is in {sweep.folder / 'logs'}"
+        )
 
 
 def drop_launchers_variables() -> None:

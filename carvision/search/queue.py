@@ -139,7 +139,7 @@ def cells_of(sweep: Sweep) -> list[int] | None:
         return None
     num = len(sweep.space.grid())
     if settings["cells"] is not None:
-        return list(dict.fromkeys(settings["cells"]))
+        return settings["cells"]
     if settings["grid_fraction"] is None:
         return list(range(num))
     count = max(1, int(num * settings["grid_fraction"]))

@@ -16,14 +16,22 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep, Sweep, Transformer
-from hydra.errors import OverrideParseException
+from hydra.core.override_parser.types import (
+    ChoiceSweep,
+    IntervalSweep,
+    Override,
+    QuotedString,
+    RangeSweep,
+    Sweep,
+    Transformer,
+)
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from carvision.allowed import ALLOWED
+from carvision.allowed import ALLOWED, is_path
+from carvision.config import as_input_errors
 from carvision.errors import InputError, nearest
+from carvision.overrides import parse_overrides, quote_item, with_quoted_paths
 
 COMPARE = {
     ">=": operator.ge, "<=": operator.le, "==": operator.eq, "!=": operator.ne, ">": operator.gt, "<": operator.lt,
@@ -182,10 +190,11 @@ def _renamed(value, names: Mapping[str, str]):
 
 
 def divide(words: list[str]) -> tuple[list[str], list[str]]:
-    """Overrides that give a value, and those that search one. Of one key the last word holds. Raises InputError."""
+    """Overrides that give a value, and those that search one, their paths quoted. Of one key the last word holds.
+    Raises InputError."""
     given: dict[str, str] = {}
     searched: dict[str, str] = {}
-    for word in words:
+    for word in with_quoted_paths(words, sweeps=True):
         override = _parse(word)
         mine, other = (searched, given) if override.is_sweep_override() else (given, searched)
         other.pop(_key(override), None)
@@ -215,11 +224,8 @@ def read_space(words: list[str], follows: Mapping[str, str], is_known: Callable[
 
 
 def _parse(word: str) -> Override:
-    try:
-        [override] = OverridesParser.create().parse_overrides([word])
-    except OverrideParseException as error:
-        raise InputError(f"{word!r} is no override: {' '.join(str(error).split())}") from None
-    return override
+    with as_input_errors():
+        return parse_overrides([word], sweeps=True)[0]
 
 
 def _key(override: Override) -> str:
@@ -245,7 +251,11 @@ def _dimension(override: Override, word: str) -> Dimension:
     if isinstance(sweep, ChoiceSweep):
         if log:
             raise InputError(f"{word}: log is for intervals; a choice is drawn as it stands")
-        return Dimension(**known, choices=tuple(_plain(text) for text in _encoded(override)))
+        choices = tuple(_plain(text) for text in _encoded(override))
+        twice = next((choice for place, choice in enumerate(choices) if choice in choices[:place]), None)
+        if twice is not None:
+            raise InputError(f"{word}: {twice} comes twice; give each choice once")
+        return Dimension(**known, choices=choices)
     if isinstance(sweep, IntervalSweep):
         low, high = sweep.start, sweep.end
         if not low < high or (log and low <= 0):
@@ -271,7 +281,15 @@ def _require_comparable(dimension: Dimension, condition: Condition, other: Dimen
 
 
 def _encoded(override: Override) -> list[str]:
-    return list(override.sweep_string_iterator())
+    """Each value as it stands in an override."""
+    of_path = is_path(override.key_or_group)
+
+    def encode(value) -> str:
+        if of_path and isinstance(value, str | QuotedString):  # whose quotes Hydra drops within choice()
+            return quote_item(value if isinstance(value, str) else value.text)
+        return Transformer.str(value)
+
+    return list(override.sweep_iterator(encode))
 
 
 def _plain(text: str) -> Value:

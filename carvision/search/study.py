@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -18,6 +19,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, Jou
 from carvision.allowed import NO_RESULT
 from carvision.errors import InputError
 from carvision.flat_config import flat_config
+from carvision.folders import expand_home
 from carvision.search.build import Sweep
 from carvision.search.queue import num_to_run
 from carvision.search.trials import RETRY_OF, TRIALS
@@ -77,6 +79,7 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
 
 
 def _open_database(url: str) -> RDBStorage:
+    url = re.sub(r"^sqlite:///(~.*)", lambda match: f"sqlite:///{expand_home(match[1])}", url)
     for tries_left in reversed(range(OPENINGS)):
         try:
             return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})  # connections may drop between long epochs

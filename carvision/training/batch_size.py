@@ -11,6 +11,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 import yaml
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from carvision.errors import InputError
 from carvision.training.compiling import compile_steps
@@ -72,8 +73,9 @@ def find_batch_size(lit: LitClassifier, precision, device: torch.device, limit: 
 
 def _search(twin: LitClassifier, precision, device: torch.device, limit: int, compile: bool) -> int:
     twin.start_phase(most_trained(twin))
+    least = 2 if trained_batch_norms(twin) else 1
     step = create_step(twin.train(), precision, device)
-    found = largest_batch(lambda size: fits_in_memory(step, size), limit)
+    found = largest_batch(lambda size: size >= least and fits_in_memory(step, size), limit)
     if compile and found:
         compile_steps(twin)
         while found and not fits_in_memory(step, found):
@@ -174,7 +176,8 @@ def free_memory() -> None:
 
 
 class FindBatchSize(pl.Callback):
-    """Replaces the datamodule's batch size "auto" before the first phase; all processes take the smallest.
+    """Replaces the datamodule's batch size "auto" before the first phase; all processes take the smallest. Refuses a
+    size with which the network can't be trained.
 
     store: is given the number, in the first process. compile: whether the run trains compiled code.
     """
@@ -184,23 +187,54 @@ class FindBatchSize(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: LitClassifier, stage: str) -> None:
         data = trainer.datamodule
-        if stage != "fit" or data.batch_size != "auto":
+        if stage != "fit":
             return
+        if data.batch_size == "auto":
+            self._find(trainer, pl_module)
+        require_two_photos(pl_module, data.train_batch_size)
+
+    def _find(self, trainer: pl.Trainer, pl_module: LitClassifier) -> None:
+        data = trainer.datamodule
         began = time.perf_counter()
         limit = max(1, round(len(data.photos["train"].paths) * data.epoch_fraction) // trainer.world_size)
+        require_two_photos(pl_module, limit)
         device = trainer.strategy.root_device
         number = find_batch_size(pl_module, trainer.precision_plugin, device, limit, self.compile)
         number = int(trainer.strategy.reduce(torch.tensor(number, device=device), reduce_op="min"))
         if number == 0:
             raise InputError(
-                "data.batch_size: auto finds that not even one photo fits on the GPU; give a smaller data.image_px or "
-                "model.backbone, or train fewer layers with model.train_layers"
+                "data.batch_size: auto finds that not even one photo fits on the GPU, or two with batch norm; give a "
+                "smaller data.image_px or model.backbone, or train fewer layers with model.train_layers"
             )
         bound = ", as many as there are training photos" if number > limit - 8 else ""
         log.info("data.batch_size=auto: %d on each device%s (%.0f s)", number, bound, time.perf_counter() - began)
         data.batch_size = number
         if trainer.is_global_zero:
             self.store(number)
+
+
+def require_two_photos(lit: LitClassifier, size: int) -> None:
+    """Raises InputError where batches of one photo would train a batch norm, in any of the phases: one value has no
+    spread that it could be divided by."""
+    names = [] if size > 1 else trained_batch_norms(lit)
+    if names:
+        raise InputError(
+            f"data.batch_size: batches of one photo can't train batch norm ({names[0]} and {len(names) - 1} more); "
+            "give 2 or more and as many training photos to each process, or do without: model.freeze_statistics=true "
+            "for the backbone, batch_norm=false for other layers"
+        )
+
+
+def trained_batch_norms(lit: LitClassifier) -> list[str]:
+    """Names of the batch norms that take their statistics from the batches of some phase."""
+    model, found = lit.model, {}
+    was_training = model.training
+    model.train()
+    for phase in (*lit.hparams.phases, lit.phase):  # the last of them is the one at hand
+        model.set_trained(phase["train_layers"])
+        found |= {name: None for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.training}
+    model.train(was_training)
+    return list(found)
 
 
 def with_batch_size(cfg: dict, number: int) -> dict:

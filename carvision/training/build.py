@@ -98,7 +98,7 @@ def build_preprocessing(cfg: dict) -> Preprocessing:
 
 def weights_file(weights: str) -> Path | None:
     """The file or folder that model.weights names; None of its words pretrained and random, whatever is called so."""
-    return None if weights in ("pretrained", "random") else Path(weights).expanduser()
+    return None if weights in ("pretrained", "random") else Path(weights)
 
 
 def describe_labels(cfg: dict, table: Table) -> dict[str, dict]:

@@ -43,7 +43,7 @@ class Features(NamedTuple):
 def features_folder(wanted: str | None) -> Path:
     """features.dir; None: $CARVISION_CACHE/features, else $XDG_CACHE_HOME/carvision/features, else under ~/.cache."""
     if wanted:
-        return Path(wanted).expanduser()
+        return Path(wanted)
     return cache_folder() / "features"
 
 

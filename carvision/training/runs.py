@@ -45,7 +45,7 @@ def run(cfg: dict, name: str, callbacks: Sequence[Callback] = ()) -> Path:
     """
 
     def choose_folder() -> tuple[str, bool]:
-        wanted = cfg["run"]["dir"] and Path(cfg["run"]["dir"]).expanduser()
+        wanted = cfg["run"]["dir"] and Path(cfg["run"]["dir"])
         if wanted and holds_unfinished_run(wanted):
             return str(wanted), True
         return str(claim_folder(wanted, Path("runs") / name, leftovers=(LOCK, f"config.yaml{PARTIAL}"))), False

@@ -81,7 +81,7 @@ def _photos_of_lists(data: dict) -> Table:
     boxes = data["crop_to_box"]
     if data["name"] == "demo":
         num = data["images_per_model"]
-        folder = write_demo(Path(data["root"]).expanduser() if data["root"] else demo_folder(images_per_model=num), num)
+        folder = write_demo(Path(data["root"]) if data["root"] else demo_folder(images_per_model=num), num)
         return replace(read_compcars(folder, photos="verification", annotations=boxes, known=None), name="demo")
     return read_compcars(data["root"], allow_missing=data["allow_missing"], photos="verification", annotations=boxes)
 

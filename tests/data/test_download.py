@@ -1,5 +1,6 @@
 import hashlib
 import io
+import socket
 import tarfile
 import threading
 from functools import partial
@@ -84,6 +85,15 @@ def test_what_cannot_be_fetched_is_one_line(tmp_path, server, url):
         download(url.format(url=server.url), tmp_path / "into" / "a.bin", md5(b""))
     assert "\n" not in str(error.value)
     assert names_in(tmp_path / "into") == []
+
+
+def test_a_server_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("carvision.data.download.ANSWER_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/a.bin"
+        with pytest.raises(InputError, match=r"could not be fetched into .*: no answer within 0\.2 s\. Check the"):
+            download(url, tmp_path / "a.bin", md5(b""))
+    assert names_in(tmp_path) == []
 
 
 def test_a_place_that_cannot_be_written(tmp_path, server):

@@ -108,6 +108,7 @@ def test_a_key_that_nothing_knows_and_nothing_uses_is_refused():
         (["a.b=interval(2,1)"], "the smaller first"),
         (["a.b=tag(log,interval(0,1))"], "above 0"),
         (["a.b=tag(log,choice(1,2))"], "log is for intervals"),
+        (["a.b=choice(1,2,1.0)"], "1.0 comes twice; give each choice once"),
         (["a.b=glob(*)"], "takes choice, range or interval, not glob"),
         (["a.b=choice("], "is no override"),
         (["a=1"], "nothing is searched"),

@@ -19,6 +19,7 @@ from optuna.trial import TrialState, create_trial
 from carvision.reports.search.report import write_best
 from carvision.search.build import compose
 from carvision.search.trials import SURPLUS, latest
+from carvision.sweep import sweep
 from tests import forked
 from tests.conftest import ROOT
 from tests.search.small_sweeps import LR, queue_of, small_sweep, table_of, trials_of, words_of
@@ -163,6 +164,45 @@ def test_where_all_fail_the_search_ends_with_one_line(tmp_path):
     errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert len(errors) == 1 and "first 3 trials of this worker failed, the last with: data.root: nowhere" in errors[0]
     assert "Traceback" not in done.stderr
+
+
+def test_a_search_of_which_all_trials_failed_ends_with_status_1(tmp_path):
+    folder = tmp_path / "sweep"
+    for _ in range(2):  # the same command again finds nothing left to run
+        done = search(folder, "data=folder", "data.root=nowhere", LR, "sweep.trials=2", check=1)
+        [line] = [line for line in done.stderr.splitlines() if line.startswith("error")]
+        assert "sweep: all 2 trials failed, the last with: data.root: nowhere does not exist" in line
+        assert "sweep.dir=<folder>" in line and done.stdout.splitlines()[-1] == f"sweep: {folder}"
+    assert table_of(folder)["state"].tolist() == ["fail", "fail"]
+
+
+def test_paths_of_any_name_are_searched_and_null_is_a_choice(tmp_path, demo_photos):
+    roots = [tmp_path / "it's (1)", tmp_path / "Blüten=a#b"]
+    for root in roots:
+        root.symlink_to(demo_photos)
+    words = ["sweep=grid", f"data.root=choice({roots[0]},{roots[1]})", "callbacks.patience=choice(null,3)"]
+    search(tmp_path / "a,b", *demo(demo_photos), *words)
+    table = table_of(tmp_path / "a,b")
+    assert table["state"].tolist() == ["complete"] * 4
+    runs = [yaml.safe_load((tmp_path / "a,b" / name / "config.yaml").read_text()) for name in table["folder"]]
+    drawn = [(run["data"]["root"], run["callbacks"]["patience"]) for run in runs]
+    assert drawn == [(str(root), patience) for root in roots for patience in (None, 3)]
+
+
+def test_cfg_job_prints_the_search_and_starts_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["sweep=hyperband", "trainer.max_epochs=9", *SPACE, "data=folder", "data.root=~/it's (1)", "sweep.seed=3"]
+    sweep([*words, "--cfg", "job"])
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["sweep"]["space"] == {
+        "optimizer.lr": "0.001 to 3.0, log", "optimizer": "choice(sgd,adamw)",
+        "optimizer.momentum": "choice(0,0.9) if optimizer==sgd",
+    }  # fmt: skip
+    assert (shown["sweep"]["sampler"], shown["sweep"]["pruner"], shown["sweep"]["seed"]) == ("tpe", "hyperband", 3)
+    assert shown["data"]["root"].endswith("/it's (1)") and shown["trainer"]["max_epochs"] == 9
+    assert "optimizer" not in shown and not list(tmp_path.iterdir())
+    with pytest.raises(SystemExit, match="--cfg: 'hydra' is not job"):
+        sweep([*words, "--cfg=hydra"])
 
 
 def test_a_signal_ends_it_with_a_checkpoint_and_the_same_command_goes_on(tmp_path, demo_photos):

@@ -8,8 +8,15 @@ from pytorch_lightning.plugins.precision import Precision
 
 from carvision.data.photos import Photos
 from carvision.errors import InputError
+from carvision.models.dense import Layers
 from carvision.training import batch_size
-from carvision.training.batch_size import find_batch_size, is_out_of_memory, largest_batch
+from carvision.training.batch_size import (
+    find_batch_size,
+    is_out_of_memory,
+    largest_batch,
+    require_two_photos,
+    trained_batch_norms,
+)
 from carvision.training.lit_classifier import LitClassifier
 from tests.small_runs import config, demo, train
 from tests.training.test_lit_classifier import FLIP, lit_classifier, phases
@@ -111,6 +118,43 @@ def test_the_number_is_stored_and_taken_again_by_a_run_that_goes_on(demo_photos,
     assert (folder / "metrics.json").exists() and max(sizes) == 16
     assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["batch_size"] == 16
     assert config("data.batch_size=auto")["data"]["batch_size"] == "auto"
+
+
+@pytest.mark.parametrize("overrides", [
+    ["data.batch_size=1"], ["data.epoch_fraction=0.001"], ["data.batch_size=1", "trainer.accumulate_grad_batches=8"],
+    ["data.batch_size=1", "model.train_layers=none", "model.trunk.hidden=[8]", "model.trunk.batch_norm=true"],
+    ["data.batch_size=1", "model.train_layers=none", "+phases.a={epochs:1}", "+phases.b={epochs:1,train_layers:all}"],
+])  # fmt: skip
+def test_batches_of_one_photo_and_batch_norm_are_refused(demo_photos, tmp_path, overrides):
+    with pytest.raises(InputError, match=r"data\.batch_size: batches of one photo can't train batch norm") as caught:
+        train(tmp_path / "run", *demo(demo_photos), *overrides)
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("overrides", [["model.train_layers=none"], ["model.backbone=stanford_small_cnn"]])
+def test_batches_of_one_photo_are_fine_without_or_with_frozen_batch_norm(demo_photos, tmp_path, overrides):
+    small = ["data.batch_size=1", "trainer.max_epochs=1", "data.epoch_fraction=0.05", "run.test=false"]
+    assert (train(tmp_path / "run", *demo(demo_photos), *small, *overrides) / "metrics.json").exists()
+
+
+def test_which_batch_norms_are_trained():
+    parts = [{**phases()[0], "name": layers, "train_layers": layers} for layers in ("none", "all")]
+    lit = lit_classifier(phases=parts, trunk=Layers((8,), batch_norm=True))
+    assert any(name.startswith("backbone.") for name in trained_batch_norms(lit))
+    lit.model.freeze_statistics = True
+    assert trained_batch_norms(lit) == ["trunk.blocks.0.2"]
+    lit = lit_classifier(phases=parts)
+    before = {name: p.requires_grad for name, p in lit.named_parameters()}
+    assert (
+        trained_batch_norms(lit)
+        and lit.model.training
+        and {name: p.requires_grad for name, p in lit.named_parameters()} == before
+    )
+    require_two_photos(lit, 2)
+
+
+def test_a_search_for_the_batch_size_knows_that_batch_norm_needs_two(small_memory):
+    assert find_batch_size(lit_classifier(), Precision(), CPU, 1, False) == 0
 
 
 def test_not_one_photo_that_fits_is_said(demo_photos, tmp_path, monkeypatch):

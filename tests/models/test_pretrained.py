@@ -1,0 +1,164 @@
+"""Pretrained weights from a hub on this machine: downloaded, cached, and where nothing answers."""
+
+import socket
+import threading
+import time
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import timm
+import torch
+from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from safetensors.torch import save
+
+from carvision.errors import InputError
+from carvision.models import pretrained
+from carvision.models.backbones import create_backbone
+
+FILE = "/timm/test_resnet.r160_in1k/resolve/main/model.safetensors"
+WAYS_OUT = ("model.weights=<file>", "model.weights=random", "HF_ENDPOINT", "cache")
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Serves server.files {path: bytes}; server.status other than 200 is the answer to everything."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self.server.asked.append(f"{self.command} {self.path}")
+        content = self.server.files.get(self.path)
+        status = self.server.status if self.server.status != 200 or content else 404
+        self.send_response(status)
+        if status == 200:
+            self.send_header("ETag", '"1"')
+            self.send_header("X-Repo-Commit", "c" * 40)
+        elif self.server.status == 200:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        self.send_header("Content-Length", str(len(content) if status == 200 else 0))
+        self.end_headers()
+        if self.command == "GET" and status == 200:
+            self.wfile.write(content)
+
+    do_GET = do_HEAD
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    torch.manual_seed(5)
+    return timm.create_model("test_resnet").state_dict()
+
+
+@pytest.fixture
+def hub(weights):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        server.daemon_threads = True
+        server.files, server.status, server.asked = {FILE: save(weights)}, 200, []
+        server.url = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def ask(monkeypatch, tmp_path):
+    """ask(url) has the hub at that address, and an empty cache of its own."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pretrained, "ANSWER_S", 0.5)
+
+    def point(url: str) -> None:
+        monkeypatch.setattr(pretrained, "hf_hub_url", partial(hf_hub_url, endpoint=url))
+        monkeypatch.setattr(pretrained, "hf_hub_download", partial(hf_hub_download, endpoint=url, cache_dir=tmp_path))
+        monkeypatch.setattr(pretrained, "try_to_load_from_cache", partial(try_to_load_from_cache, cache_dir=tmp_path))
+
+    return point
+
+
+def silent_server(drip: bool) -> tuple[socket.socket, str]:
+    """Takes connections, and answers nothing, or a byte now and then without end."""
+    server = socket.create_server(("127.0.0.1", 0))
+    connections = []
+
+    def serve() -> None:
+        while True:
+            try:
+                connections.append(server.accept()[0])
+            except OSError:
+                return
+            if drip:
+                threading.Thread(target=feed, args=(connections[-1],), daemon=True).start()
+
+    def feed(connection: socket.socket) -> None:
+        for byte in b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100:
+            try:
+                connection.send(bytes([byte]))
+            except OSError:
+                return
+            time.sleep(0.1)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return server, f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def refusal(name: str = "test_resnet") -> str:
+    with pytest.raises(InputError) as caught:
+        create_backbone(name, pretrained=True)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_they_are_downloaded_once_and_then_need_no_network(hub, ask, weights):
+    ask(hub.url)
+    network = create_backbone("test_resnet", pretrained=True)
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+    assert hub.asked[-1] == f"GET {FILE}" and "file" not in network.pretrained_cfg
+    hub.asked.clear()
+    assert create_backbone("test_resnet", pretrained=True).state_dict().keys() == network.state_dict().keys()
+    server, url = silent_server(drip=False)
+    ask(url)
+    again = create_backbone("test_resnet", pretrained=True)
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in network.state_dict().items())
+    assert hub.asked == []
+    server.close()
+
+
+@pytest.mark.parametrize("drip", [False, True])
+def test_a_server_that_does_not_answer_is_one_line(ask, drip, caplog):
+    server, url = silent_server(drip)
+    ask(url)
+    line = refusal()
+    assert "of test_resnet can't be downloaded from https://huggingface.co (no answer within 0.5 s)" in line
+    assert all(way in line for way in WAYS_OUT) and not caplog.records
+    server.close()
+
+
+@pytest.mark.parametrize("status", [401, 404, 500, 503])
+def test_an_error_of_the_server_is_not_tried_again(hub, ask, status, caplog):
+    ask(hub.url)
+    hub.status = status
+    line = refusal()
+    assert f"(it answered {status})" in line and all(way in line for way in WAYS_OUT) and not caplog.records
+    assert len(hub.asked) == 1
+
+
+def test_a_closed_port_and_an_offline_hub(ask, monkeypatch, caplog):
+    ask("http://127.0.0.1:1")
+    assert "refused" in refusal() and not caplog.records
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "offline mode is enabled" in refusal()
+
+
+def test_the_older_file_is_taken_where_it_is_the_only_one(hub, ask, weights, tmp_path):
+    torch.save(weights, tmp_path / "weights")
+    hub.files = {FILE.replace("model.safetensors", "pytorch_model.bin"): (tmp_path / "weights").read_bytes()}
+    ask(hub.url)
+    network = create_backbone("test_resnet", pretrained=True)
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+
+
+def test_a_network_without_pretrained_weights_says_so():
+    assert "there are no pretrained weights of alexnet; give model.weights=<file>" in refusal("alexnet")
