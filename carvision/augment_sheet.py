@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from carvision.config import choices, plain_config, run_command
 from carvision.errors import InputError
+from carvision.folders import refuse_foreign_picture
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -21,6 +22,7 @@ def augment_sheet(cfg: "DictConfig") -> None:
         file = Path(config["out"]).expanduser()
         if file.suffix.lower() != ".png" or file.is_dir():
             raise InputError(f"out: {config['out']!r} is not the name of a picture, such as sheet.png")
+        refuse_foreign_picture(file, "out")
     # Only now: a wrong value was told without waiting for torch and Lightning.
     from carvision.data.build import folds_of
     from carvision.data.mixing import Mix

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from carvision.errors import InputError, one_line_errors
+from carvision.whole_files import refuse_link_out
 
 HELP = """Write a trained network as others' code takes it, and measure that what was written agrees with the run.
 
@@ -43,6 +44,8 @@ def write(run: Path, outs: dict[str, Path | None], head: str | None) -> None:
     from carvision.exports.files import refuse_existing
 
     folder = run if run.is_dir() else run.parent
+    if None in outs.values():
+        refuse_link_out(folder / "export")
     outs = {name: out or folder / "export" / NAMES[name] for name, out in outs.items()}
     for name, out in outs.items():
         suffix = Path(NAMES[name]).suffix

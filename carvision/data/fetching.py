@@ -9,6 +9,7 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from carvision.errors import InputError
-from carvision.whole_files import PARTIAL
+from carvision.whole_files import PARTIAL, open_kept, open_new
 
 try:
     import fcntl
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 PAUSES_S = (1, 2, 4, 8)  # before another attempt
 CONNECT_S, READ_S = 30, 60  # without an answer, without a byte
 ROOM = f".room{PARTIAL}"
+# As Cache.file names the shards of carvision.pack: nothing else in the folder is counted or removed
+SHARD = re.compile(rf"[0-9a-f]{{16}}-(train|val|test|unsplit)-\d{{5,}}\.tar(\.\d+\.\d+{re.escape(ROOM)})?$")
 FINAL = (FileNotFoundError, PermissionError, NotImplementedError)  # another attempt would not help
 
 
@@ -59,8 +62,8 @@ def fetch(place: str, name: str, num_bytes: int, sha256: str, cache: Cache, wait
         cache.folder.mkdir(parents=True, exist_ok=True)
         with _locked(file.with_name(f"{file.name}.lock"), wait) as held:
             if held is not False and not file.exists():
-                for left in cache.folder.glob(f"{file.name}.*{PARTIAL}") if held else ():
-                    left.unlink(missing_ok=True)  # of a process that was killed
+                if held:
+                    _remove_unfinished(file)
                 partial = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}{PARTIAL}")
                 with _room(cache, partial.with_name(partial.name.replace(PARTIAL, ROOM)), num_bytes):
                     try:
@@ -71,6 +74,14 @@ def fetch(place: str, name: str, num_bytes: int, sha256: str, cache: Cache, wait
     except OSError as error:
         raise InputError(_disk_problem(error, cache.folder)) from None
     return file
+
+
+def _remove_unfinished(file: Path) -> None:
+    """Remove what a killed process has left of the file."""
+    name = re.compile(rf"{re.escape(file.name)}\.\d+\.\d+({re.escape(PARTIAL)}|{re.escape(ROOM)})")
+    for left in file.parent.iterdir():
+        if name.fullmatch(left.name):
+            left.unlink(missing_ok=True)
 
 
 def fetch_text(url: str) -> bytes:
@@ -141,7 +152,7 @@ def _locked(file: Path, wait: bool) -> Iterator[bool | None]:
     if fcntl is None:
         yield None
         return
-    with file.open("w") as opened:  # flock(), as lockf() would not keep the threads of a process apart
+    with open_kept(file, "a") as opened:  # flock(), as lockf() would not keep the threads of a process apart
         try:
             fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -162,12 +173,14 @@ def _room(cache: Cache, room: Path, num_bytes: int) -> Iterator[None]:
         return
     try:
         with _locked(cache.folder / "room.lock", wait=True):
-            with room.open("wb") as opened:
+            with open_new(room) as opened:
                 opened.truncate(num_bytes)
             files = []
-            for file in (*cache.folder.glob("*.tar"), *cache.folder.glob(f"*{ROOM}")):
+            for file in cache.folder.iterdir():
+                if not SHARD.match(file.name):
+                    continue
                 with contextlib.suppress(FileNotFoundError):
-                    status = file.stat()
+                    status = file.lstat()
                     files.append((file.suffix == ".tar", status.st_mtime_ns, status.st_size, file))
             total = sum(size for _, _, size, _ in files)
             for is_shard, _, size, file in sorted(files):

@@ -11,7 +11,7 @@ from carvision.errors import InputError
 
 def refuse_existing(path: Path) -> None:
     if path.exists() or path.is_symlink():
-        raise InputError(f"{path} exists already; give another place with --out, or remove it")
+        raise InputError(f"{path} exists already; give another path with --out")
 
 
 @contextmanager

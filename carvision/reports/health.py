@@ -17,7 +17,7 @@ from carvision.data.health import class_counts, describe_counts, find_copies
 from carvision.data.table import UNKNOWN, Table
 from carvision.errors import InputError, nearest
 from carvision.reports.dataset import plot_class_counts, plot_samples
-from carvision.whole_files import write_csv, write_text
+from carvision.whole_files import file_stems, write_csv, write_text
 
 NUM_FIRST = 3  # paths shown of each kind of problem
 NUM_RANDOM = 12  # classes on a sheet of samples where none are chosen
@@ -43,8 +43,9 @@ def write_health(
     write_csv(folder / "problems.csv", scan[scan["problem"] != ""])
     write_csv(folder / "copies.csv", copies)
     figures = _figures(table, scan, copies)
+    stems = file_stems(list(table.class_labels))
     for label in table.class_labels:
-        stem = re.sub(r"[^\w.-]+", "_", label)
+        stem = stems[label]
         counts = class_counts(table, label)
         write_csv(folder / f"classes_{stem}.csv", counts)
         plot_class_counts(counts, f"{table.name}, {label}", folder / f"counts_{stem}.png")
@@ -57,6 +58,16 @@ def write_health(
     text = json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False)
     write_text(folder / "health.json", text + "\n")
     return figures
+
+
+def is_health(folder: Path) -> bool:
+    """Whether the folder holds what write_health has written."""
+    try:
+        return {"name", "root", "photos", "bytes", "formats"} <= json.loads(
+            (folder / "health.json").read_text(encoding="utf-8")
+        ).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def print_health(figures: dict, console: Console | None = None) -> int:
