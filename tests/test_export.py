@@ -26,7 +26,7 @@ def test_it_says_what_it_wrote_and_refuses_to_write_it_again(run_forked, tmp_pat
     *_, what, last = done.stdout.splitlines()
     assert "largest difference from the run's: " in what and last == f"export: {run / 'export' / 'timm'}"
     again = run_forked("carvision.export", run, "--format", "hub", "timm", check=1)
-    assert again.stderr == f"error: {run}/export/timm exists already; give another place with --out, or remove it\n"
+    assert again.stderr == f"error: {run}/export/timm exists already; give another path with --out\n"
     assert not (run / "export" / "hub").exists()  # nothing is half done
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-import yaml
 
 from carvision.errors import InputError
 from carvision.training.compiling import compile_steps
 from carvision.training.hardware import uses_cuda
 from carvision.training.lit_classifier import LitClassifier
+from carvision.training.run_folder import read_config
 
 log = logging.getLogger(__name__)
 
@@ -211,4 +211,4 @@ def with_found_batch_size(cfg: dict, folder: Path) -> dict:
     """cfg, with the number that an earlier start of the run has found in place of "auto"."""
     if cfg["data"]["batch_size"] != "auto":
         return cfg
-    return with_batch_size(cfg, yaml.safe_load((folder / "config.yaml").read_text())["data"]["batch_size"])
+    return with_batch_size(cfg, read_config(folder)["data"].get("batch_size", "auto"))

@@ -24,7 +24,7 @@ from carvision.training.checkpoints import Checkpoints, WholeCheckpoints
 from carvision.training.clock import Clock
 from carvision.training.compiling import FirstStep, require_compiler
 from carvision.training.hardware import log_hardware, prepare_cuda, resolve_precision, uses_cuda
-from carvision.training.launch import create_environment, require_all_used
+from carvision.training.launch import create_environment, is_first_process, require_all_used
 from carvision.training.lit_classifier import LitClassifier
 from carvision.training.many_processes import drop_lightnings_signals
 from carvision.training.nonfinite import NonFiniteLoss
@@ -32,6 +32,7 @@ from carvision.training.profiling import SimpleProfile, create_profile
 from carvision.training.run_folder import write_config
 from carvision.training.sharding import SameStatistics, check_fsdp, create_strategy
 from carvision.training.stopping import Stopping
+from carvision.whole_files import own_folder
 
 
 def require_monitor(key: str, monitor: str, known: list[str]) -> None:
@@ -96,6 +97,14 @@ def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, e
     return [*hooks, stopping, checkpoints]
 
 
+def _create_tensorboard(folder: Path) -> TensorBoardLogger:
+    if is_first_process():
+        described = own_folder(folder / "tensorboard") / TensorBoardLogger.NAME_HPARAMS_FILE
+        if described.is_symlink():  # through which Lightning would write
+            described.unlink()
+    return TensorBoardLogger(folder, name="tensorboard", version="")
+
+
 def check_monitors(cfg: dict, labels: dict[str, dict]) -> None:
     names = figure_names(labels, with_metric_loss=cfg["metric_loss"]["name"] != "none")
     known = [f"{split}/{name}" for split in ("val", "train") for name in names]
@@ -114,7 +123,7 @@ def build_trainer(
     profile = create_profile(cfg["trainer"]["profiler"], folder)
     if profile:
         hooks.insert(0, profile)
-    tensorboard = TensorBoardLogger(folder, name="tensorboard", version="") if cfg["logger"]["tensorboard"] else False
+    tensorboard = _create_tensorboard(folder) if cfg["logger"]["tensorboard"] else False
     try:
         trainer = pl.Trainer(
             **values,

@@ -34,7 +34,7 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
         partial.write_text("all")
         assert not place.exists()
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["file.txt"] and place.read_text() == "all"
-    with pytest.raises(InputError, match=r"file.txt exists already; give another place with --out, or remove it"):
+    with pytest.raises(InputError, match=r"file.txt exists already; give another path with --out"):
         written_whole(place).__enter__()
     with pytest.raises(InputError, match="can't be written"):
         written_whole(place / "inside").__enter__()
