@@ -20,9 +20,9 @@ def augment_sheet(cfg: "DictConfig") -> None:
     file = Path("augment_sheets") / f"{chosen['data']}_{chosen['augment']}_{stamp}.png"
     if config["out"]:
         file = Path(config["out"]).expanduser()
+        refuse_foreign_picture(file, "out")
         if file.suffix.lower() != ".png" or file.is_dir():
             raise InputError(f"out: {config['out']!r} is not the name of a picture, such as sheet.png")
-        refuse_foreign_picture(file, "out")
     # Only now: a wrong value was told without waiting for torch and Lightning.
     from carvision.data.build import folds_of
     from carvision.data.mixing import Mix

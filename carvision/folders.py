@@ -86,6 +86,8 @@ def shorten(text: str) -> str:
 def is_run(folder: Path) -> bool:
     """Whether a run has begun there, recognised by the keys of its config.yaml. Others have files of that name, too."""
     try:
+        if not (folder / CONFIG).is_file():
+            return False
         config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return False

@@ -26,8 +26,8 @@ from carvision.search.queue import num_to_run
 from carvision.search.trials import RETRY_OF, TRIALS
 
 JOURNAL = "journal.log"
-# Beside the journal, of a search that has begun; "running" and "logs" come first
-WRITTEN = {LOCK, "running", "logs", TRIALS, "experiment", "trials.csv", "search.html"}
+FIRST = {LOCK, "running", "logs"}  # what a search writes to its folder before anything else, if it keeps no journal
+WRITTEN = {*FIRST, TRIALS, "experiment", "trials.csv", "search.html"}
 WRITTEN |= {f"{name}.png" for name in ("history", "importance", "slices", "parallel", "pareto")}
 BEGUN_WITH = "carvision"  # the study's attribute
 OPENINGS = 5  # of a database, until it counts as one that can't be opened
@@ -74,7 +74,7 @@ def cut_torn_line(journal: Path) -> None:
 def open_storage(url: str | None, folder: Path) -> BaseStorage:
     """The database, or without a URL the journal in the folder, which is made in either case. Raises InputError."""
     database = url and _open_database(url)
-    refuse_foreign_folder(folder, "sweep.dir", is_search)
+    refuse_foreign_folder(folder, "sweep.dir", partial(is_search, database=Path(url or "").name))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -83,13 +83,17 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     return database or JournalStorage(JournalFileBackend(str(journal), lock_obj=RepairingLock(journal)))
 
 
-def is_search(folder: Path) -> bool:
-    """Whether the folder is that of a search: by its journal, by its trials, or as it holds nothing else."""
+def is_search(folder: Path, database: str) -> bool:
+    """Whether the folder is that of a search: by its journal, or where it is kept in a database, by its trials or its
+    names. database: the name of the storage's file, which may lie there; "" for a journal."""
     journal = folder / JOURNAL
     if os.path.lexists(journal):
         return not journal.is_symlink() and _is_our_journal(journal)
+    if not database:
+        return False
     trials = (folder / TRIALS).glob("[0-9]*")
-    return any(is_run(trial) for trial in trials) or all(path.name in WRITTEN for path in folder.iterdir())
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(database)}
+    return any(is_run(trial) for trial in trials) or (names <= WRITTEN and (not names or bool(names & FIRST)))
 
 
 def _is_our_journal(journal: Path) -> bool:

@@ -197,11 +197,15 @@ class Worker:
 def facts_of(run: Path) -> dict[str, float]:
     """What is known of a trial's training, also of one that did not end."""
     facts: dict[str, float] = {}
-    if (run / "history.csv").exists():
-        history = pd.read_csv(run / "history.csv")
+    try:
+        history = pd.read_csv(run / "history.csv", encoding="utf-8")
         facts |= {EPOCHS: len(history), SECONDS: round(float(history["seconds"].sum()), 3)}
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s can't be read (%s)", run / "history.csv", " ".join(str(error).split())[:100])
     if (run / "metrics.json").exists():
-        metrics = json.loads((run / "metrics.json").read_text())
+        metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
         facts |= {SECONDS: metrics["seconds"]["total"], PARAMETERS: metrics["parameters"]}
         facts[BEST_EPOCH] = metrics["best_epoch"] + 1
     return facts
@@ -209,7 +213,7 @@ def facts_of(run: Path) -> dict[str, float]:
 
 def values_of(run: Path, objective: dict[str, str]) -> tuple[list[float] | None, str]:
     """Of the best epoch; None and why where one is missing or no number."""
-    metrics = json.loads((run / "metrics.json").read_text())
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     values = []
     for figure in objective:
         if figure in OF_THE_RUN:

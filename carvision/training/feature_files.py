@@ -66,8 +66,8 @@ def open_features(file: Path) -> Features | None:
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         log.warning("%s is damaged (%s): its features are computed anew", file, " ".join(str(error).split())[:100])
         return None
-    with contextlib.suppress(OSError):  # in a folder that others own
-        os.utime(file)  # those used last stay longest
+    with contextlib.suppress(OSError, NotImplementedError):  # in a folder that others own
+        os.utime(file, follow_symlinks=False)  # those used last stay longest
     return Features(rows, reasons)
 
 
