@@ -142,7 +142,7 @@ def heed_patience(place: Place, patience: int | None) -> Place:
 
 def require_as_many_epochs(place: Place, phases: list[dict]) -> None:
     """Raise InputError where the phases have fewer epochs than the run has trained."""
-    name = phases[-1]["name"]
+    name = phases[min(place.phase, len(phases) - 1)]["name"]
     key = f"phases.{name}.epochs" if name else "trainer.max_epochs"
     if place.phase >= len(phases):
         raise InputError(

@@ -281,11 +281,12 @@ def test_files_of_a_pack_have_the_permissions_of_the_umask(table, tmp_path):
 def test_two_at_once_are_refused(table, tmp_path):
     context = multiprocessing.get_context("fork")
     ready, done = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(tmp_path, ready, done))
+    (tmp_path / "pack").mkdir()
+    other = context.Process(target=_hold, args=(tmp_path / "pack", ready, done))
     other.start()
     assert ready.wait(60)
     with pytest.raises(InputError, match="another process is packing into"):
-        pack_small(table, tmp_path)
+        pack_small(table, tmp_path / "pack")
     done.set()
     other.join()
 
