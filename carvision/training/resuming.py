@@ -22,15 +22,9 @@ from carvision.training.run_folder import METRICS, read_config
 log = logging.getLogger(__name__)
 
 NOT_STOPPED = EarlyStoppingReason.NOT_STOPPED.value
-KEYS = {
-    "state_dict",
-    "optimizer_states",
-    "callbacks",
-    "epoch",
-    "batches_done",
-    "phase",
-    "phase_begun",
-}  # of a checkpoint
+# Of a checkpoint; Lightning would begin those of training anew where they are empty, without a word
+KEYS = {"state_dict", "callbacks", "epoch", "batches_done", "phase", "phase_begun"}
+OF_TRAINING = {"optimizer_states", "lr_schedulers", "loops"}
 STEPS = ("optimizer.", "schedule.", "phases", "trainer.", "data.batch_size")  # what a step of training depends on
 
 
@@ -85,7 +79,8 @@ def read_checkpoint(file: Path) -> dict:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # of torch, of pickle, of what a file that is none makes of them
         raise ValueError(" ".join(str(error).split())[:100] or type(error).__name__) from None
-    missing = KEYS - state.keys() if isinstance(state, dict) else KEYS
+    given = {key for key in state if key not in OF_TRAINING or state[key]} if isinstance(state, dict) else set()
+    missing = (KEYS | OF_TRAINING) - given
     if missing:
         raise ValueError(f"it lacks {', '.join(sorted(missing))}: another program or version wrote it")
     return state
