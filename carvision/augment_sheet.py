@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from carvision.config import choices, plain_config, run_command
 from carvision.errors import InputError
+from carvision.folders import refuse_foreign_picture
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -19,6 +20,7 @@ def augment_sheet(cfg: "DictConfig") -> None:
     file = Path("augment_sheets") / f"{chosen['data']}_{chosen['augment']}_{stamp}.png"
     if config["out"]:
         file = Path(config["out"])
+        refuse_foreign_picture(file, "out")
         if file.suffix.lower() != ".png" or file.is_dir():
             raise InputError(f"out: {config['out']!r} is not the name of a picture, such as sheet.png")
     # Only now: a wrong value was told without waiting for torch and Lightning.

@@ -24,13 +24,15 @@ def check(cfg: "DictConfig") -> None:
     config = plain_config(cfg)
     # Only now: a wrong value was told without waiting for pandas and matplotlib.
     from carvision.data.health import scan_photos
-    from carvision.reports.health import choose_classes, print_health, write_health
+    from carvision.folders import refuse_foreign_folder
+    from carvision.reports.health import choose_classes, is_health, print_health, write_health
     from carvision.run_log import start_log
 
     start_log(None)
     data = config["data"]
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     folder = Path(config["out"]) if config["out"] else Path("checks") / data["name"] / stamp
+    refuse_foreign_folder(folder, "out", is_health)
     table, complete = _read(data)
     num_workers = num_cores() if config["num_workers"] is None else config["num_workers"]
     chosen = choose_classes(table, config["show"])

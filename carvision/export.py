@@ -9,6 +9,7 @@ from pathlib import Path
 
 from carvision.errors import InputError, one_line_errors
 from carvision.folders import expand_options
+from carvision.whole_files import refuse_link_out
 
 HELP = """Write a trained network as others' code takes it, and measure that what was written agrees with the run.
 
@@ -47,6 +48,8 @@ def write(run: Path, outs: dict[str, Path | None], head: str | None) -> list[str
     """Write each format to its path (None: the default one), and print what it is and where. Returns a line for each
     that could not be written; the others are all the same."""
     folder = run if run.is_dir() else run.parent
+    if None in outs.values():
+        refuse_link_out(folder / "export")
     outs = {name: out or folder / "export" / NAMES[name] for name, out in outs.items()}
     problems = {name: problem for name, out in outs.items() if (problem := problem_of(check_out, name, out))}
     if len(problems) < len(outs):

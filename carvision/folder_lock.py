@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TextIO
 
 from carvision.errors import InputError
+from carvision.folders import LOCK
+from carvision.whole_files import open_kept
 
 try:
     import fcntl
@@ -16,14 +18,12 @@ except ImportError:  # Windows, where nothing keeps two commands from writing in
 
 log = logging.getLogger(__name__)
 
-LOCK = ".lock"
-
 
 def lock_folder(folder: Path, refusal: str) -> TextIO | None:
     """Held until it is closed or the process ends. Raises InputError with the text `refusal` where another holds it."""
     if fcntl is None:
         return None
-    opened = (folder / LOCK).open("w", encoding="utf-8")
+    opened = open_kept(folder / LOCK, "a")
     try:
         # Not flock(), whose locks the processes that read photos would inherit and outlive a killed run with
         fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -58,10 +58,10 @@ def is_locked(folder: Path) -> bool | None:
     if fcntl is None:
         return None
     try:
-        with (folder / LOCK).open("a", encoding="utf-8") as opened:
+        with open_kept(folder / LOCK, "a") as opened:
             fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return True
-    except OSError:
+    except (OSError, InputError):
         return None
     return False

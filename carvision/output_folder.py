@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from carvision.folder_lock import LOCK, lock_folder
-from carvision.folders import claim_folder
+from carvision.folder_lock import lock_folder
+from carvision.folders import LOCK, claim_folder
 from carvision.whole_files import PARTIAL, write_text
 
 log = logging.getLogger(__name__)
@@ -16,7 +16,9 @@ WRITTEN = ("*.csv", "*.json", "*.md", "*.html", "*.txt", "*.png", "*.npy", f"*{P
 
 
 @contextmanager
-def output_folder(wanted: Path | None, parent: Path, command: str, prefix: str = "") -> Iterator[Path]:
+def output_folder(
+    wanted: Path | None, parent: Path, command: str, prefix: str = "", within_run: bool = False
+) -> Iterator[Path]:
     """`wanted`, or a new one below `parent` (see claim_folder), which holds MARK and a lock meanwhile.
 
     Where the same command was killed in `wanted`, it is taken again, and what was written there, which may be of other
@@ -26,7 +28,7 @@ def output_folder(wanted: Path | None, parent: Path, command: str, prefix: str =
     folder = Path(wanted).expanduser() if wanted else None
     again = folder is not None and _is_unfinished(folder, command)
     if not again:
-        folder = claim_folder(wanted, parent, prefix, "--out", leftovers=(LOCK, f"{MARK}{PARTIAL}"))
+        folder = claim_folder(wanted, parent, prefix, "--out", (LOCK, f"{MARK}{PARTIAL}"), within_run)
     lock = lock_folder(folder, f"--out: another command is writing into {folder} now; wait for it, or give another")
     try:
         if again:

@@ -56,7 +56,6 @@ def save(
     weights = folder / WEIGHTS
     with written_whole(weights) as place:
         save_file(tensors, place)
-        place.chmod(0o644)  # safetensors lets nobody else read it
         sha256 = _sha256(place)
     description = {
         "format": FORMAT,

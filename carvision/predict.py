@@ -155,12 +155,15 @@ def predict(options: argparse.Namespace) -> tuple[int, int]:
 
 
 def check_options(options: argparse.Namespace) -> None:
+    from carvision.folders import refuse_foreign_picture
     from carvision.inference.unfinished import refuse_existing
     from carvision.inference.writers import check_suffix
 
     if options.out is not None:
         check_suffix(options.out)
         refuse_existing(options.out, options.overwrite)
+    if options.grid is not None and not options.overwrite:
+        refuse_foreign_picture(options.grid, "--grid")
     if options.grid is not None and (options.grid.suffix.lower() != ".png" or options.grid.is_dir()):
         raise InputError(f"--grid: {options.grid} is not the name of a picture, such as grid.png")
     if options.grid_classes is not None and options.grid is None:

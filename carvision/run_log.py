@@ -5,6 +5,8 @@ import logging
 import sys
 from pathlib import Path
 
+from carvision.whole_files import open_kept
+
 
 def start_log(folder: Path | None, quiet: bool = False) -> None:
     """carvision's messages go to the terminal and, with the time, to run.log in the folder.
@@ -30,6 +32,9 @@ class LogFile(logging.FileHandler):
     """A disk that can't be written to costs a line on the terminal, once, rather than a traceback a message."""
 
     told = False
+
+    def _open(self):
+        return open_kept(Path(self.baseFilename), self.mode, encoding="utf-8")
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]

@@ -2,12 +2,26 @@
 
 import json
 import os
+import stat
+import tempfile
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from carvision.whole_files import write_csv, write_json, write_text, written_whole
+from carvision.errors import InputError
+from carvision.whole_files import (
+    file_stems,
+    open_kept,
+    open_new,
+    own_folder,
+    write_csv,
+    write_json,
+    write_text,
+    written_whole,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -51,3 +65,65 @@ def test_it_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     write_csv(tmp_path / "t.csv", pd.DataFrame({"a": [1]}))
     assert calls == [("fsync", "t.csv.partial"), ("rename", "t.csv.partial"), ("fsync", tmp_path.name)]
     assert (tmp_path / "t.csv").read_text() == "a\n1\n"
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o022, 0o002])
+def test_permissions_are_those_of_the_umask(umask, tmp_path):
+    before = os.umask(umask)
+    try:
+        write_text(tmp_path / "a", "text")
+        with written_whole(tmp_path / "b") as partial:
+            save_file({"x": torch.zeros(2)}, partial)  # by way of a file with permissions of its own
+        with written_whole(tmp_path / "c") as partial:
+            number, name = tempfile.mkstemp(dir=tmp_path)
+            os.close(number)
+            Path(name).replace(partial)
+        open_new(tmp_path / "d").close()
+        open_kept(tmp_path / "e", "a").close()
+    finally:
+        os.umask(before)
+    assert names(tmp_path) and {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o666 & ~umask}
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+def test_nothing_is_written_through_a_link(dangling, tmp_path):
+    outside, inside = tmp_path / "outside", tmp_path / "inside"
+    inside.mkdir()
+    if not dangling:
+        outside.write_text("precious")
+    for name in ("a", "a.partial", "b", "kept"):
+        (inside / name).symlink_to(outside)
+    write_text(inside / "a", "new")
+    with open_new(inside / "b", "w", encoding="utf-8") as file:
+        file.write("new")
+    with pytest.raises(InputError, match="kept is a symbolic link, and nothing is written through one"):
+        open_kept(inside / "kept", "a")
+    assert (inside / "a").read_text() == (inside / "b").read_text() == "new" and not (inside / "a").is_symlink()
+    assert outside.exists() != dangling and (dangling or outside.read_text() == "precious")
+
+
+def test_a_folder_may_be_a_link_that_stays_inside(tmp_path):
+    (tmp_path / "run" / "real").mkdir(parents=True)
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "run" / "inner").symlink_to(tmp_path / "run" / "real")
+    (tmp_path / "run" / "outer").symlink_to(tmp_path / "outside")
+    (tmp_path / "run" / "loop").symlink_to("loop")
+    (tmp_path / "run_2").symlink_to(tmp_path / "run")
+    assert own_folder(tmp_path / "run_2" / "inner").is_dir() and own_folder(tmp_path / "run_2" / "new").is_dir()
+    with pytest.raises(InputError, match=r"outer is a symbolic link to .*outside, outside of"):
+        own_folder(tmp_path / "run_2" / "outer")
+    with pytest.raises((InputError, OSError)):
+        own_folder(tmp_path / "run" / "loop")
+
+
+def test_a_pipe_does_not_hang_what_is_continued(tmp_path):
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(OSError, match="No such device"):
+        open_kept(tmp_path / ".lock", "a")
+
+
+def test_long_names_are_cut_and_stay_apart():
+    long = ["x" * 300, "x" * 299 + "y", "ä" * 300]
+    stems = file_stems(["make", *long])
+    assert stems["make"] == "make" and len({*stems.values()}) == 4
+    assert all(len(stem.encode()) < 200 for stem in stems.values())

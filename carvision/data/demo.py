@@ -80,7 +80,7 @@ def write_demo(folder: Path, images_per_model: int = IMAGES_PER_MODEL, seed: int
         return folder
     if occupied:
         raise InputError(
-            f"demo data: {folder} holds something else than {stamp.strip()}; delete it or name another folder"
+            f"demo data: {folder} holds something else than {stamp.strip()}; name another folder with data.root"
         )
     num_photos = images_per_model * len(MODELS)
     log.info("drawing %s photos of the demo data into %s (once, some ten seconds)", f"{num_photos:,}", folder)

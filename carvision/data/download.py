@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import http.client
-import logging
+import os
 import queue
 import threading
 import urllib.request
@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from carvision.errors import InputError
-
-log = logging.getLogger(__name__)
+from carvision.whole_files import PARTIAL, open_new
 
 T = TypeVar("T")
 
@@ -25,14 +24,17 @@ ANSWER_S = 10.0  # until its answer begins
 def download(url: str, file: Path, md5: str) -> bool:
     """Fetch `url` into `file`; False if it is there with the right sum already, and nothing was fetched.
 
-    The bytes go to <file>.part, which is renamed when its MD5 is right and removed otherwise, so that `file` is
-    always whole. Raises InputError where the server can't be reached, the disk is full, or the sum differs.
+    The bytes go to a file beside it, which is renamed when its MD5 is right and removed otherwise, so that `file` is
+    always whole. Raises InputError where the server can't be reached, the disk is full, or the sum differs, also that
+    of a file which is there: somebody else has put it there.
     """
     if file.is_file():
         if _md5(file) == md5:
             return False
-        log.warning("%s has not the MD5 %s; fetching it again", file, md5)
-    part = file.with_name(file.name + ".part")
+        raise InputError(
+            f"{file} is not the original, whose MD5 is {md5}; put the original there, or give another data.root"
+        )
+    part = file.with_name(f"{file.name}.{os.getpid()}{PARTIAL}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         found = _fetch(url, part)
@@ -82,7 +84,7 @@ def _fetch(url: str, part: Path) -> str:
     )  # fmt: skip
     with (
         answer_within(ANSWER_S, lambda: urllib.request.urlopen(url, timeout=TIMEOUT_S)) as response,
-        part.open("wb") as out,
+        open_new(part) as out,
         Progress(*columns) as progress,
     ):
         length = response.headers.get("Content-Length")

@@ -9,6 +9,7 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import shutil
 import threading
 import time
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from carvision.errors import InputError
-from carvision.whole_files import PARTIAL
+from carvision.whole_files import PARTIAL, open_kept, open_new
 
 try:
     import fcntl
@@ -32,6 +33,8 @@ ROOM = f".room{PARTIAL}"
 HTTP = ("http://", "https://")
 CHUNK_BYTES = 1 << 20
 PATIENCE_S, LEAST_BYTES_S = 30, 10_000  # after so many seconds fewer bytes a second, on average, are a trickle
+# As Cache.file names the shards of carvision.pack: nothing else in the folder is counted or removed
+SHARD = re.compile(rf"[0-9a-f]{{16}}-(train|val|test|unsplit)-\d{{5,}}\.tar(\.\d+\.\d+{re.escape(ROOM)})?$")
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ def fetch(place: str, name: str, num_bytes: int, sha256: str, cache: Cache, wait
         cache.folder.mkdir(parents=True, exist_ok=True)
         with _locked(file.with_name(f"{file.name}.lock"), wait) as held:
             if held is not False and not file.exists():
-                for left in cache.folder.glob(f"{file.name}.*{PARTIAL}") if held else ():
-                    left.unlink(missing_ok=True)  # of a process that was killed
+                if held:
+                    _remove_unfinished(file)
                 partial = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}{PARTIAL}")
                 with _room(cache, partial.with_name(partial.name.replace(PARTIAL, ROOM)), num_bytes):
                     try:
@@ -74,6 +77,14 @@ def fetch(place: str, name: str, num_bytes: int, sha256: str, cache: Cache, wait
     except OSError as error:
         raise InputError(_disk_problem(error, cache.folder)) from None
     return file
+
+
+def _remove_unfinished(file: Path) -> None:
+    """Remove what a killed process has left of the file."""
+    name = re.compile(rf"{re.escape(file.name)}\.\d+\.\d+({re.escape(PARTIAL)}|{re.escape(ROOM)})")
+    for left in file.parent.iterdir():
+        if name.fullmatch(left.name):
+            left.unlink(missing_ok=True)
 
 
 def fetch_text(url: str, max_bytes: int) -> bytes:
@@ -92,7 +103,7 @@ def _fetch_often(url: str, partial: Path, num_bytes: int, sha256: str) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def attempt() -> None:
-        with partial.open("wb") as opened:
+        with open_new(partial) as opened:
             size = _receive(url, opened.write, num_bytes)
         if size != num_bytes:
             raise ConnectionError(f"{size:,} of {num_bytes:,} bytes came")
@@ -181,8 +192,7 @@ def _locked(file: Path, wait: bool) -> Iterator[bool | None]:
     if fcntl is None:
         yield None
         return
-    # flock(), as lockf() would not keep the threads of a process apart
-    with file.open("w", encoding="utf-8") as opened:
+    with open_kept(file, "a") as opened:  # flock(), as lockf() would not keep the threads of a process apart
         try:
             fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -203,12 +213,14 @@ def _room(cache: Cache, room: Path, num_bytes: int) -> Iterator[None]:
         return
     try:
         with _locked(cache.folder / "room.lock", wait=True):
-            with room.open("wb") as opened:
+            with open_new(room) as opened:
                 opened.truncate(num_bytes)
             files = []
-            for file in (*cache.folder.glob("*.tar"), *cache.folder.glob(f"*{ROOM}")):
+            for file in cache.folder.iterdir():
+                if not SHARD.match(file.name):
+                    continue
                 with contextlib.suppress(FileNotFoundError):
-                    status = file.stat()
+                    status = file.lstat()
                     files.append((file.suffix == ".tar", status.st_mtime_ns, status.st_size, file))
             total = sum(size for _, _, size, _ in files)
             for is_shard, _, size, file in sorted(files):

@@ -118,7 +118,7 @@ def _require_photos_in_each(
         return
     text = f"folder: {len(empty)} class folders in {root} hold no photos, or are dangling links (first: {empty[0]})"
     if not allow_missing:
-        raise InputError(f"{text}. Fill or remove them, or leave them out with data.allow_missing=true")
+        raise InputError(f"{text}. Fill them, or leave them out with data.allow_missing=true")
     log.warning("%s and are left out", text)
 
 

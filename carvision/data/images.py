@@ -78,7 +78,7 @@ class BadImage(Exception):
 def unusable(photo: object, reason: str) -> InputError:
     """What ends a command at such a photo, where data.on_bad_image is "error"; photo: what names it."""
     return InputError(
-        f"{photo}: {reason}. Mend or remove the photo, or go on without it with data.on_bad_image=skip "
+        f"{photo}: {reason}. Fix the photo, or continue without it with data.on_bad_image=skip "
         "(python -m carvision.check finds all such photos)"
     )
 

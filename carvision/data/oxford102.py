@@ -102,9 +102,7 @@ def _names(root: Path) -> dict[str, str]:
     try:
         return {str(i): str(name) for i, name in json.loads(read_text(file)).items()}
     except (ValueError, AttributeError) as error:
-        raise InputError(
-            f"{file} is not a JSON object of names by label: {error}; remove it or get it again"
-        ) from error
+        raise InputError(f"{file} is not a JSON object of names by label: {error}; get it again") from error
 
 
 def download_oxford102(root: Path | str | None, url: str = URL) -> None:
@@ -129,7 +127,8 @@ def download_oxford102(root: Path | str | None, url: str = URL) -> None:
         with tempfile.TemporaryDirectory(dir=root) as aside, tarfile.open(archive) as tar:
             tar.extractall(aside, filter="data")
             for photo in Path(aside, "jpg").iterdir():
-                photo.replace(root / "jpg" / photo.name)
+                if not (root / "jpg" / photo.name).exists():
+                    photo.replace(root / "jpg" / photo.name)
     except (OSError, tarfile.TarError) as error:
         raise InputError(
             f"{archive} could not be unpacked into {root}: {error}; free the disk and try again"

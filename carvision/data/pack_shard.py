@@ -129,7 +129,7 @@ def _add_photo(tar: tarfile.TarFile, original: Original, form: Form) -> tuple[Pa
         problem = str(reason)
         if form.on_bad_image == "error":
             raise InputError(
-                f"{original.photo}: {problem}. Mend or remove the photo, or pack without it with "
+                f"{original.photo}: {problem}. Fix the photo, or pack without it with "
                 "data.on_bad_image=skip (python -m carvision.check finds all such photos)"
             ) from None
         if form.on_bad_image == "skip":

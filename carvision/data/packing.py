@@ -27,17 +27,18 @@ from carvision.data.pack_shard import (
     short_digest,
     write_shard,
 )
-from carvision.data.packed import INDEX, STATE, with_places, write_index
+from carvision.data.packed import INDEX, STATE, TABLE, with_places, write_index
 from carvision.data.shards import PackedPhoto, Shard, Shards
 from carvision.data.table import BOX, PLACE, SOURCE, SPLITS, UNKNOWN, Classes, Table
 from carvision.data.verifying import look_at_shards, progress
 from carvision.data.worker_pool import in_processes
 from carvision.errors import InputError
 from carvision.folder_lock import LOCK, lock_folder
-from carvision.whole_files import PARTIAL, write_csv, write_json
+from carvision.whole_files import PARTIAL, own_folder, write_csv, write_json
 
 log = logging.getLogger(__name__)
 
+BAD = "bad_images.csv"
 NO_SPLIT = "unsplit"  # of photos that the data set's own split leaves out
 SAMPLE = 32  # photos that are encoded to know how large the pack will be
 BESIDE = 3 * BLOCK  # bytes of a photo in a shard, about, besides its own: two headers, and the labels
@@ -62,6 +63,7 @@ def pack(table: Table, form: Form, shard_mb: float, folder: Path, num_workers: i
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _refuse_strange(folder)
         lock = lock_folder(folder, f"out: another process is packing into {folder} now; wait for it, or give another")
         with contextlib.closing(lock) if lock else contextlib.nullcontext():
             return _pack(table, form, shard_mb, folder, num_workers)
@@ -122,14 +124,9 @@ def digest_of(table: Table) -> str:
 def _begin(folder: Path, wanted: dict) -> dict:
     """The plan of an earlier start, {} if there is none. Raises InputError where the folder holds another pack, or
     something else."""
-    plan = folder / STATE / "plan.json"
+    plan = own_folder(folder / STATE) / "plan.json"
     if plan.is_file():
-        try:
-            earlier = json.loads(plan.read_text(encoding="utf-8"))
-            if mapping_of(whole(1))(earlier["num_shards"]) or not earlier["num_shards"].keys() <= {*SPLITS, NO_SPLIT}:
-                raise ValueError("num_shards")
-        except (ValueError, TypeError, KeyError, RecursionError):
-            raise InputError(f"out: {plan} is damaged; give another folder") from None
+        earlier = _read_plan(plan)
         changed = [
             f"{key}={earlier.get(key)} became {value}" for key, value in wanted.items() if earlier.get(key) != value
         ]
@@ -141,11 +138,30 @@ def _begin(folder: Path, wanted: dict) -> dict:
                 "go on with it, or another folder"
             )
         return earlier
-    strange = sorted(path.name for path in folder.iterdir() if path.name not in (LOCK, STATE))
-    if strange:
-        raise InputError(f"out: {folder} holds something else ({strange[0]}); give a new folder, or empty it")
-    (folder / STATE).mkdir(exist_ok=True)
     return {}
+
+
+def _read_plan(plan: Path) -> dict:
+    """Read the plan of an earlier start. Raises InputError where it is not what this command writes."""
+    try:
+        earlier = json.loads(plan.read_text(encoding="utf-8"))
+        if mapping_of(whole(1))(earlier["num_shards"]) or not earlier["num_shards"].keys() <= {*SPLITS, NO_SPLIT}:
+            raise ValueError("num_shards are not numbers of shards by split")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InputError(f"out: {plan} is damaged ({' '.join(str(error).split())}); give another folder") from None
+    return earlier
+
+
+def _refuse_strange(folder: Path) -> None:
+    """Raise InputError where the folder holds something else than a pack, or its beginning."""
+    state = folder / STATE
+    if (state / "plan.json").is_file():
+        return
+    inside = [path for path in state.iterdir() if path.name != f"plan.json{PARTIAL}"] if state.is_dir() else []
+    beside = [path for path in folder.iterdir() if path.name not in (LOCK, STATE)]
+    strange = sorted(path.relative_to(folder).as_posix() for path in (*beside, *inside))
+    if strange:
+        raise InputError(f"out: {folder} holds something else ({strange[0]}); give a new folder")
 
 
 def _plan(table: Table, form: Form, shard_mb: float, num_shards: dict[str, int] | None) -> Plan:
@@ -271,7 +287,7 @@ def _finish(table: Table, plan: Plan, parts: dict[int, Part], folder: Path, want
     rows = photos["row"].to_numpy()
     left_out = np.setdiff1d(np.arange(len(table)), rows)
     if len(np.unique(rows)) != len(rows) or not set(left_out.tolist()) <= set(bad):
-        raise InputError(f"out: {folder / STATE} does not fit the photos; remove {folder} and pack again")
+        raise InputError(f"out: {folder / STATE} does not fit the photos; give a new folder")
     if not len(rows):
         first = min(bad)
         raise InputError(
@@ -285,12 +301,12 @@ def _finish(table: Table, plan: Plan, parts: dict[int, Part], folder: Path, want
     paths = table.rows["path"]
     if bad:
         listed = pd.DataFrame({"path": paths.iloc[list(bad)], "reason": list(bad.values())})
-        write_csv(folder / "bad_images.csv", listed)
+        write_csv(folder / BAD, listed)
         log.warning(
             "%d photos can't be read (%d of them left out; first: %s: %s); all are in %s",
-            len(bad), len(left_out), paths.iloc[min(bad)], bad[min(bad)], folder / "bad_images.csv",
+            len(bad), len(left_out), paths.iloc[min(bad)], bad[min(bad)], folder / BAD,
         )  # fmt: skip
-    for partial in folder.glob(f"*{PARTIAL}"):
-        partial.unlink()
+    for name in (*plan.names, TABLE, INDEX, BAD):
+        (folder / f"{name}{PARTIAL}").unlink(missing_ok=True)
     write_index(packed, wanted)
     return packed

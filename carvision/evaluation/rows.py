@@ -9,6 +9,7 @@ from carvision.inference.inputs import Photo
 from carvision.inference.predictor import Predictor
 from carvision.inference.rows import Layout, rows_of
 from carvision.inference.text_rows import header, to_text
+from carvision.whole_files import written_whole
 
 
 def layout_of(predictor: Predictor) -> tuple[Layout, dict]:
@@ -21,7 +22,7 @@ def write_predictions(file: Path, predictor: Predictor, predictions: Predictions
     """A row a photo, as carvision.predict writes it: path, true class, predicted class, its id and probability."""
     layout, columns = layout_of(predictor)
     codes = {head: predictions.targets[head].tolist() for head in predictor.classes}
-    with file.open("w", encoding="utf-8", newline="") as out:
+    with written_whole(file) as partial, partial.open("w", encoding="utf-8", newline="") as out:
         out.write(header(columns, file.suffix))
         for start in range(0, len(predictions.paths), CHUNK):
             paths = predictions.paths[start : start + CHUNK]

@@ -7,11 +7,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from carvision.errors import InputError
+from carvision.folders import shorten
 
 
 def refuse_existing(path: Path) -> None:
-    if path.exists() or path.is_symlink():
-        raise InputError(f"{path} exists already; give another path with --out")
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputError(
+            f"{shorten(str(path))} can't be written ({error.strerror}); give another path with --out"
+        ) from None
+    raise InputError(f"{path} exists already; give another path with --out")
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def skip_done(photos: Iterator[Photo], output: Output, truths: TrueClasses, seen
             now = "there are no more photos" if photo is None else f"now it is {photo.path}"
             raise InputError(
                 f"the unfinished output has {row['path']} as photo {done + 1:,}, and {now}; give the same photos in "
-                "the same order, or delete the .partial beside it to begin anew"
+                "the same order, or another --out"
             )
         seen(photo, truths.codes(photo), row)
         done += 1

@@ -53,7 +53,7 @@ def read_rows(file: BinaryIO, columns: dict[str, Kind], suffix: str, name: str) 
                 raise ValueError("a line without a path")
             yield row, end
     except (ValueError, csv.Error) as error:  # of JSON, of UTF-8, of a wrong number of cells
-        raise InputError(f"{name} was not written by this command ({error}); delete it to begin anew") from None
+        raise InputError(f"{name} was not written by this command ({error}); give another --out") from None
 
 
 def _whole_records(file: BinaryIO, quoted: bool) -> Iterator[tuple[bytes, int]]:

@@ -2,18 +2,24 @@
 they were made with. Whoever writes holds a lock on the latter."""
 
 import contextlib
+import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
 from carvision.errors import InputError
+from carvision.folders import shorten
+from carvision.whole_files import open_kept
 
 try:
     import fcntl
 except ImportError:  # Windows, where nothing keeps two commands from writing the same file at once
     fcntl = None
+
+PART = re.compile(r"\d{12}\.(parquet|unfinished)|whole")  # in the folder of an unfinished Parquet file
 
 
 def partial_of(file: Path) -> Path:
@@ -34,18 +40,18 @@ def claim(file: Path, settings: dict, overwrite: bool) -> TextIO:
     with explained(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         opened = _lock(file)
+    written = opened.read()
     try:
         refuse_existing(file, overwrite)  # the one that held the lock may have finished it
-        if partial_of(file).exists():
-            _compare(file, opened.read(), settings)
-        else:
-            opened.seek(0)
-            opened.truncate()
-            json.dump(settings, opened, indent=1)
-            opened.flush()
+        if not _is_continued(file, written, settings, overwrite):
+            with explained(file):
+                opened.seek(0)
+                opened.truncate()
+                json.dump(settings, opened, indent=1)
+                opened.flush()
     except InputError:
         opened.close()
-        if not partial_of(file).exists():
+        if not written:  # it was made just now
             settings_of(file).unlink(missing_ok=True)
         raise
     return opened
@@ -65,23 +71,25 @@ def explained(file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(
-            f"--out: {file} can't be written ({error.strerror or error}); the same command goes on once that is mended"
-        ) from None
+        name, reason = shorten(str(file)), error.strerror or error
+        way = "give a shorter one" if error.errno == errno.ENAMETOOLONG else "fix that, and the same command resumes"
+        raise InputError(f"--out: {name} can't be written ({reason}); {way}") from None
 
 
 def refuse_existing(file: Path, overwrite: bool) -> None:
-    if file.is_dir():
+    with explained(file):
+        is_folder, is_there = file.is_dir(), file.exists()
+    if is_folder:
         raise InputError(
             f"--out: {file} is a folder; give the name of a file in it, such as {file / 'predictions.csv'}"
         )
-    if file.exists() and not overwrite:
+    if is_there and not overwrite:
         raise InputError(f"--out: {file} exists; give another name, or replace it with --overwrite")
 
 
 def _lock(file: Path) -> TextIO:
     while True:
-        opened = settings_of(file).open("a+", encoding="utf-8")
+        opened = open_kept(settings_of(file), "a+", encoding="utf-8")
         opened.seek(0)
         if fcntl is None:
             return opened
@@ -99,20 +107,48 @@ def _lock(file: Path) -> TextIO:
         opened.close()  # it was deleted between our opening and our locking it
 
 
-def _compare(file: Path, written: str, settings: dict) -> None:
-    partial = partial_of(file)
-    anew = f"delete {partial} to begin anew"
+def _is_continued(file: Path, written: str, settings: dict, overwrite: bool) -> bool:
+    """Whether the output has begun with these settings. `written` are those that it was begun with, "" if none.
+
+    Raises InputError for files that are not of this command. An output that was begun with others is discarded where it
+    is to be overwritten, else refused.
+    """
+    partial, begun = partial_of(file), os.path.lexists(partial_of(file))
+    if not begun and not written:
+        return False
     try:
         before = json.loads(written)
-        differing = [what for what in settings if before.get(what) != settings[what]]
-    except (ValueError, AttributeError):
-        raise InputError(f"{partial} was begun with settings that are lost ({settings_of(file)}); {anew}") from None
-    if differing:
+    except ValueError:
+        before = None
+    if not isinstance(before, dict) or not before.keys() & settings.keys():
+        strange = partial if begun else settings_of(file)
+        raise InputError(
+            f"{strange} is not of this command, or was begun with settings that are lost ({settings_of(file)}); give "
+            "another --out"
+        )
+    differing = [what for what in settings if before.get(what) != settings[what]]
+    if differing and begun and not overwrite:
         what = differing[0]
         raise InputError(
             f"{partial} was begun with {what} {_brief(before.get(what))}, not {_brief(settings[what])}; "
-            f"give the same again, or {anew}"
+            "give the same again, another --out, or --overwrite to begin anew"
         )
+    if differing and begun:
+        discard(file)
+    return begun and not differing
+
+
+def discard(file: Path) -> None:
+    """Remove what was written of `file` before it was whole."""
+    partial = partial_of(file)
+    if partial.is_symlink() or not partial.is_dir():
+        partial.unlink(missing_ok=True)
+        return
+    for part in partial.iterdir():
+        if PART.fullmatch(part.name):
+            part.unlink()
+    with contextlib.suppress(OSError):  # somebody has put something else there
+        partial.rmdir()
 
 
 def _brief(value) -> str:

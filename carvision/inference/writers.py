@@ -10,7 +10,6 @@ All outputs are used alike:
 
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -22,7 +21,8 @@ import pyarrow.parquet as pq
 from carvision.errors import InputError
 from carvision.inference.rows import Kind
 from carvision.inference.text_rows import JSON_LINES, SEPARATORS, header, read_rows, to_text
-from carvision.inference.unfinished import claim, explained, partial_of, release
+from carvision.inference.unfinished import claim, discard, explained, partial_of, release
+from carvision.whole_files import open_kept, open_new, own_folder
 
 PARQUET = ".parquet"
 SUFFIXES = (*SEPARATORS, JSON_LINES, PARQUET)
@@ -84,7 +84,7 @@ class TextFile:
     def __init__(self, file: Path, columns: dict[str, Kind], batch_size: int, opened):
         self.file, self.columns, self.suffix, self.opened = file, columns, file.suffix.lower(), opened
         self.batch_size = batch_size
-        self.stream = partial_of(file).open("a+b")
+        self.stream = open_kept(partial_of(file), "a+b")
 
     def rows(self) -> Iterator[dict]:
         self.stream.seek(0)
@@ -123,7 +123,7 @@ class ParquetFile:
 
     def __init__(self, file: Path, columns: dict[str, Kind], classes: dict, opened):
         self.file, self.opened, self.folder = file, opened, partial_of(file)
-        self.folder.mkdir(exist_ok=True)
+        own_folder(self.folder)
         self.schema = schema_of(columns, classes)
         self.columns = columns
         num_values = sum(1 if isinstance(kind, str) else len(kind) for kind in columns.values())
@@ -141,9 +141,7 @@ class ParquetFile:
                 rows = pq.read_table(part, columns=short).to_pylist()
             except (ValueError, OSError, pa.ArrowException) as error:
                 text = " ".join(str(error).split())[:200]
-                raise InputError(
-                    f"{part} was not written by this command ({text}); delete {self.folder} to begin anew"
-                ) from None
+                raise InputError(f"{part} was not written by this command ({text}); give another --out") from None
             self.num_rows += len(rows)
             yield from rows
 
@@ -157,20 +155,21 @@ class ParquetFile:
         self._write_part()
         whole = self.folder / "whole"
         with explained(self.file):
-            with pq.ParquetWriter(whole, self.schema) as writer:
-                for table in self._coalesced():
-                    writer.write_table(table)
-            with whole.open("rb+") as written:
-                os.fsync(written.fileno())
+            with open_new(whole) as out:
+                with pq.ParquetWriter(out, self.schema) as writer:
+                    for table in self._coalesced():
+                        writer.write_table(table)
+                out.flush()
+                os.fsync(out.fileno())
             whole.replace(self.file)
-            shutil.rmtree(self.folder)
+            discard(self.file)
             release(self.file, self.opened)
 
     def close(self) -> None:
         self.opened.close()
 
     def _parts(self) -> list[Path]:
-        return sorted(self.folder.glob("*.parquet"))
+        return sorted(self.folder.glob(f"{'[0-9]' * 12}.parquet"))
 
     def _cells(self, row: dict) -> dict:
         return {name: row.get(name) for name in self.columns}
@@ -182,7 +181,8 @@ class ParquetFile:
         table = pa.concat_tables(self.waiting)
         with explained(self.file):
             part = self.folder / f"{self.num_rows:012d}.parquet"
-            pq.write_table(table, part.with_suffix(".unfinished"))
+            with open_new(part.with_suffix(".unfinished")) as out:
+                pq.write_table(table, out)
             part.with_suffix(".unfinished").replace(part)
         self.num_rows += len(table)
         self.waiting = []

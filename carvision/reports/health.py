@@ -26,7 +26,7 @@ from carvision.data.photo_paths import nfc, text_of_path
 from carvision.data.table import UNKNOWN, Table
 from carvision.errors import InputError, nearest
 from carvision.reports.dataset import plot_class_counts, plot_samples
-from carvision.whole_files import write_csv, write_text
+from carvision.whole_files import file_stems, write_csv, write_text
 
 NUM_FIRST = 3  # paths shown of each kind of problem
 HIDDEN = ("", "p[234678]0", "p([234678]0|[27]5)")  # columns, on ever narrower terminals
@@ -58,8 +58,9 @@ def write_health(
     figures = _figures(table, scan, copies)
     figures["colours"] = [_plain(row) for row in colours.to_dict("records")]
     figures["hints"] = hints_on_values(table, scan)
+    stems = file_stems(list(table.class_labels))
     for label in table.class_labels:
-        stem = re.sub(r"[^\w.-]+", "_", label)
+        stem = stems[label]
         counts = class_counts(table, label)
         write_csv(folder / f"classes_{stem}.csv", counts)
         plot_class_counts(counts, f"{table.name}, {label}", folder / f"counts_{stem}.png")
@@ -72,6 +73,16 @@ def write_health(
     text = json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False)
     write_text(folder / "health.json", text + "\n")
     return figures
+
+
+def is_health(folder: Path) -> bool:
+    """Whether the folder holds what write_health has written."""
+    try:
+        return {"name", "root", "photos", "bytes", "formats"} <= json.loads(
+            (folder / "health.json").read_text(encoding="utf-8")
+        ).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def print_health(figures: dict, console: Console | None = None) -> int:

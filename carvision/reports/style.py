@@ -5,6 +5,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from carvision.folders import PROGRAM
 from carvision.whole_files import written_whole
 
 SPLIT_COLOURS = {"train": "#4477aa", "val": "#ddaa33", "test": "#bb5566", "no split": "#bbbbbb"}  # safe for all eyes
@@ -38,4 +39,4 @@ def save_figure(figure: Figure, file: Path) -> None:
     """PNG; a file of that name is replaced when the new one is complete, so that none is ever half written."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(file) as place:
-        figure.savefig(place, format="png")
+        figure.savefig(place, format="png", metadata={"Software": PROGRAM})

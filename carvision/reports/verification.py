@@ -18,7 +18,7 @@ from carvision.reports.style import FAINT, TEXT, create_figure, save_figure, set
 from carvision.verification import METHODS
 from carvision.verification.figures import FAR_LEVELS, roc, tar_name
 from carvision.verification.scoring import Scored
-from carvision.whole_files import write_csv, write_json
+from carvision.whole_files import file_stems, write_csv, write_json
 
 NAMES = {"cosine": "cosine", "l2": "L2 distance", "svm": "linear SVM", "joint_bayes": "Joint Bayesian"}
 STYLES = {"l2": (0, (4, 3))}  # of embeddings of length 1 it has the curve of the cosine, which shows through
@@ -30,9 +30,10 @@ def write_verification(folder: Path, title: str, about: dict, scored: dict[str, 
 
     title: one line. about: what verification.json says besides, plain values.
     """
+    stems = file_stems(list(scored))
     for difficulty, pairs in scored.items():
         columns = {"path1": pairs.first, "path2": pairs.second, "same": pairs.same.astype(int)}
-        write_csv(folder / f"pairs_{difficulty}.csv", pd.DataFrame(columns | pairs.scores), float_format="%.6g")
+        write_csv(folder / f"pairs_{stems[difficulty]}.csv", pd.DataFrame(columns | pairs.scores), float_format="%.6g")
     write_csv(folder / "verification.csv", frame_of(scored))
     plot_roc(scored, f"{title}: pairs told apart", folder / "roc.png")
     difficulties = {

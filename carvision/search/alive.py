@@ -16,7 +16,8 @@ from typing import TextIO
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
-from carvision.folder_lock import is_locked, lock_folder
+from carvision.folder_lock import LOCK, is_locked, lock_folder
+from carvision.whole_files import own_folder
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,8 @@ class Alive:
     def __init__(self, storage: BaseStorage, trial_id: int, place: Path, dead_after_s: float):
         """place: a folder of the trial's own for the lock."""
         self.storage, self.trial_id, self.every_s = storage, trial_id, dead_after_s / BEATS
-        place.mkdir(parents=True, exist_ok=True)
+        own_folder(place.parent)
+        own_folder(place)
         self.lock: TextIO | None = lock_folder(place, f"{place} belongs to another worker")
         storage.set_trial_user_attr(trial_id, EVERY_S, self.every_s)
         storage.set_trial_user_attr(trial_id, HOST, platform.node())
@@ -87,8 +89,7 @@ def place_of(folder: Path, number: int) -> Path:
 
 
 def clear(place: Path) -> None:
-    """Of a trial that has ended."""
+    """Remove the lock of a trial that has ended."""
     with contextlib.suppress(OSError):
-        for file in place.iterdir():
-            file.unlink()
+        (place / LOCK).unlink(missing_ok=True)
         place.rmdir()

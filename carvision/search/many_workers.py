@@ -14,6 +14,7 @@ from carvision.errors import InputError
 from carvision.search.build import Sweep
 from carvision.search.trial_process import SIGNALS
 from carvision.search.worker import Interrupted
+from carvision.whole_files import open_kept, own_folder
 
 log = logging.getLogger(__name__)
 
@@ -77,12 +78,12 @@ class _Worker:
         if gpus:
             self.environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         self.output = sweep.folder / "logs" / f"worker_{self.number}.txt"
-        self.output.parent.mkdir(parents=True, exist_ok=True)
+        own_folder(self.output.parent)
         self.relayed = self.output.stat().st_size if self.output.exists() else 0
 
     def start(self) -> None:
         self.starts += 1
-        with self.output.open("ab") as file:
+        with open_kept(self.output, "ab") as file:
             self.process = subprocess.Popen(
                 self.command,
                 env=self.environment,

@@ -1,6 +1,8 @@
 """The study that all workers of a search share: where it is kept, what draws and prunes, what it was begun with."""
 
 import hashlib
+import itertools
+import json
 import math
 import os
 import random
@@ -19,12 +21,15 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, Jou
 from carvision.allowed import NO_RESULT
 from carvision.errors import InputError
 from carvision.flat_config import flat_config
-from carvision.folders import expand_home
+from carvision.folders import LOCK, expand_home, is_run, refuse_foreign_folder, shorten
 from carvision.search.build import Sweep
 from carvision.search.queue import num_to_run
 from carvision.search.trials import RETRY_OF, TRIALS
 
 JOURNAL = "journal.log"
+FIRST = {LOCK, "running", "logs"}  # what a search writes to its folder before anything else, if it keeps no journal
+WRITTEN = {*FIRST, TRIALS, "experiment", "trials.csv", "search.html"}
+WRITTEN |= {f"{name}.png" for name in ("history", "importance", "slices", "parallel", "pareto")}
 BEGUN_WITH = "carvision"  # the study's attribute
 OPENINGS = 5  # of a database, until it counts as one that can't be opened
 MINUS_OR_PLUS = {"min": "minimize", "max": "maximize"}
@@ -70,12 +75,38 @@ def cut_torn_line(journal: Path) -> None:
 def open_storage(url: str | None, folder: Path) -> BaseStorage:
     """The database, or without a URL the journal in the folder, which is made in either case. Raises InputError."""
     database = url and _open_database(url)
+    refuse_foreign_folder(folder, "sweep.dir", partial(is_search, database=Path(url or "").name))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"sweep.dir: {folder} can't be made ({error.strerror}); give another") from None
+        raise InputError(f"sweep.dir: {shorten(str(folder))} can't be made ({error.strerror}); give another") from None
     journal = folder / JOURNAL
     return database or JournalStorage(JournalFileBackend(str(journal), lock_obj=RepairingLock(journal)))
+
+
+def is_search(folder: Path, database: str) -> bool:
+    """Whether the folder is that of a search: by its journal, or where it is kept in a database, by its trials or its
+    names. database: the name of the storage's file, which may lie there; "" for a journal."""
+    journal = folder / JOURNAL
+    if os.path.lexists(journal):
+        return not journal.is_symlink() and _is_our_journal(journal)
+    if not database:
+        return False
+    trials = (folder / TRIALS).glob("[0-9]*")
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(database)}
+    return any(is_run(trial) for trial in trials) or (names <= WRITTEN and (not names or bool(names & FIRST)))
+
+
+def _is_our_journal(journal: Path) -> bool:
+    """Whether a study in it is one of carvision's, or it has no more than the names of studies yet."""
+    try:
+        with journal.open(encoding="utf-8") as file:
+            begun = [json.loads(line) for line in itertools.islice(file, 100) if line.endswith("\n")]
+        return any(BEGUN_WITH in line.get("user_attr", {}) for line in begun) or all(
+            line["op_code"] == 0 for line in begun
+        )
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return False
 
 
 def _open_database(url: str) -> RDBStorage:
@@ -110,6 +141,8 @@ def open_study(sweep: Sweep, storage: BaseStorage) -> optuna.Study:
             raise InputError(
                 f"sweep.dir: {sweep.folder} holds trials of another study than {sweep.name!r}; give another"
             )
+        if study.get_trials(deepcopy=False):
+            raise InputError(f"sweep.study: {sweep.name!r} is another program's study; give another name")
         study.set_user_attr(BEGUN_WITH, now)
     else:
         require_same(before, now, sweep)

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import optuna
-import pandas as pd
 import pytorch_lightning as pl
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial
@@ -21,6 +20,7 @@ from carvision.search.build import compose
 from carvision.search.study import create_pruner, open_storage
 from carvision.search.trial_process import PRUNED, end_with_parent
 from carvision.search.trials import BROKEN, SURPLUS, root_of
+from carvision.training.callbacks import History, read_history
 from carvision.training.launch import is_first_process
 from carvision.training.many_processes import from_first
 from carvision.training.runs import run
@@ -44,11 +44,11 @@ class Reporting(pl.Callback):
         """A trial that goes on for one that broke off has the earlier epochs' values, too."""
         if not trainer.is_global_zero or self.study is not None or not trainer.current_epoch:
             return
-        history = pd.read_csv(Path(self.plan["run"]) / "history.csv")
-        done = history[history["epoch"] < trainer.current_epoch]
-        for epoch, value in zip(done["epoch"], done.get(self.plan["monitor"], []), strict=False):
-            if not math.isnan(value):
-                self.wanted = self._report(int(epoch) + 1, float(value))
+        history = next(hook for hook in trainer.callbacks if isinstance(hook, History))
+        for row in history.rows or read_history(history.file):
+            value = row.get(self.plan["monitor"])
+            if row["epoch"] < trainer.current_epoch and value is not None and not math.isnan(value):
+                self.wanted = self._report(row["epoch"] + 1, float(value))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         value = trainer.callback_metrics.get(self.plan["monitor"])

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 from carvision.machine import FORK
+from carvision.whole_files import open_kept
 
 PRUNED = 64  # exit status of a trial that ended before its last epoch because the pruner had seen enough
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # that end it
@@ -29,7 +30,7 @@ class TrialProcess:
             self.process.start()
             theirs.close()
         else:
-            with output.open("ab") as file:
+            with open_kept(output, "ab") as file:
                 self.process = subprocess.Popen(
                     [sys.executable, "-m", "carvision.search.trial", str(plan)],
                     stdin=subprocess.PIPE, stdout=file, stderr=file, start_new_session=True,
@@ -60,9 +61,9 @@ class TrialProcess:
 
 def _run_forked(plan: Path, output: Path, lifeline) -> None:
     os.setsid()  # signals of a terminal or a scheduler reach it through the worker alone, once
-    number = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(number, stream)
+    with open_kept(output, "ab") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a fork server ignores
     end_with_parent(lifeline.fileno())
     from carvision.search.trial import run_trial

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import shutil
 import signal
 import threading
 import time
@@ -17,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from carvision.errors import InputError
 from carvision.folder_lock import is_locked
+from carvision.folders import remove_checkpoints
 from carvision.search.alive import clear, place_of
 from carvision.search.build import OF_THE_RUN, Sweep
 from carvision.search.queue import Queue
@@ -33,7 +33,7 @@ from carvision.search.trials import (
     folder_of,
     latest,
 )
-from carvision.whole_files import write_json
+from carvision.whole_files import own_folder, write_json
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,8 @@ class Worker:
     def _train(self, trial: FrozenTrial, words: list[str], run: Path) -> tuple[int, Path]:
         """The exit status of the trial's process, and the file with what it printed."""
         output = self.sweep.folder / "logs" / f"{run.name}.txt"
-        output.parent.mkdir(parents=True, exist_ok=True)
+        own_folder(output.parent)
+        own_folder(run.parent)
         while run.is_dir() and is_locked(run):  # that of a worker that has died ends at this moment
             time.sleep(LOOK_EVERY_S)
             if self.received:
@@ -196,9 +197,13 @@ class Worker:
 def facts_of(run: Path) -> dict[str, float]:
     """What is known of a trial's training, also of one that did not end."""
     facts: dict[str, float] = {}
-    if (run / "history.csv").exists():
-        history = pd.read_csv(run / "history.csv")
+    try:
+        history = pd.read_csv(run / "history.csv", encoding="utf-8")
         facts |= {EPOCHS: len(history), SECONDS: round(float(history["seconds"].sum()), 3)}
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s can't be read (%s)", run / "history.csv", " ".join(str(error).split())[:100])
     if (run / "metrics.json").exists():
         metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
         facts |= {SECONDS: metrics["seconds"]["total"], PARAMETERS: metrics["parameters"]}
@@ -238,6 +243,6 @@ def drop_checkpoints(sweep: Sweep, trials: list[FrozenTrial]) -> None:
     for trial in finished:
         if trial.number not in kept:
             run = sweep.folder / folder_of(trial)
-            shutil.rmtree(run / "checkpoints", ignore_errors=True)
+            remove_checkpoints(run / "checkpoints")
             for name in ("model.safetensors", "model.json"):
                 (run / name).unlink(missing_ok=True)

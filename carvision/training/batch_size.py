@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-import yaml
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from carvision.errors import InputError
 from carvision.training.compiling import compile_steps
 from carvision.training.hardware import uses_cuda
 from carvision.training.lit_classifier import LitClassifier
+from carvision.training.run_folder import read_config
 
 log = logging.getLogger(__name__)
 
@@ -245,5 +245,4 @@ def with_found_batch_size(cfg: dict, folder: Path) -> dict:
     """cfg, with the number that an earlier start of the run has found in place of "auto"."""
     if cfg["data"]["batch_size"] != "auto":
         return cfg
-    earlier = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    return with_batch_size(cfg, earlier["data"]["batch_size"])
+    return with_batch_size(cfg, read_config(folder)["data"].get("batch_size", "auto"))

@@ -25,7 +25,7 @@ from carvision.training.checkpoints import Checkpoints, WholeCheckpoints
 from carvision.training.clock import Clock
 from carvision.training.compiling import FirstStep, require_compiler
 from carvision.training.hardware import log_hardware, prepare_cuda, resolve_precision, uses_cuda
-from carvision.training.launch import create_environment, require_all_used
+from carvision.training.launch import create_environment, is_first_process, require_all_used
 from carvision.training.lit_classifier import LitClassifier
 from carvision.training.many_processes import drop_lightnings_signals
 from carvision.training.nonfinite import NonFiniteLoss
@@ -33,6 +33,7 @@ from carvision.training.profiling import SimpleProfile, create_profile
 from carvision.training.run_folder import write_config
 from carvision.training.sharding import SameStatistics, check_fsdp, create_strategy
 from carvision.training.stopping import Stopping
+from carvision.whole_files import own_folder
 
 
 def require_monitor(key: str, monitor: str, known: list[str]) -> None:
@@ -112,16 +113,24 @@ def monitors_of(cfg: dict) -> dict[str, str]:
     found = {"callbacks.monitor": callbacks["monitor"]}
     if callbacks["patience"] and callbacks["stop_monitor"]:
         found["callbacks.stop_monitor"] = callbacks["stop_monitor"]
-    schedules = {f"{phase_key(phase)}schedule": phase["schedule"] for phase in build_phases(cfg)}
-    return found | {
-        f"{key}.monitor": schedule["monitor"] for key, schedule in schedules.items() if "monitor" in schedule
-    }
+    for phase in build_phases(cfg):
+        if "monitor" in phase["schedule"]:
+            found[f"{phase_key(phase)}schedule.monitor"] = phase["schedule"]["monitor"]
+    return found
 
 
 def splits_needed(cfg: dict) -> list[str]:
     """Splits without a usable photo of which the run can't come to its end."""
     monitored = any(monitor.startswith("val/") for monitor in monitors_of(cfg).values())
     return ["train", *(["val"] if monitored else []), *(["test"] if cfg["run"]["test"] else [])]
+
+
+def _create_tensorboard(folder: Path) -> TensorBoardLogger:
+    if is_first_process():
+        described = own_folder(folder / "tensorboard") / TensorBoardLogger.NAME_HPARAMS_FILE
+        if described.is_symlink():  # through which Lightning would write
+            described.unlink()
+    return TensorBoardLogger(folder, name="tensorboard", version="")
 
 
 def check_monitors(cfg: dict, labels: dict[str, dict]) -> None:
@@ -141,7 +150,7 @@ def build_trainer(
     profile = create_profile(cfg["trainer"]["profiler"], folder)
     if profile:
         hooks.insert(0, profile)
-    tensorboard = TensorBoardLogger(folder, name="tensorboard", version="") if cfg["logger"]["tensorboard"] else False
+    tensorboard = _create_tensorboard(folder) if cfg["logger"]["tensorboard"] else False
     try:
         trainer = pl.Trainer(
             **values,

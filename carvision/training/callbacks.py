@@ -12,6 +12,7 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ProgressBar, RichProgressBar, TQDMProgressBar, WeightAveraging
+from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -28,25 +29,38 @@ class History(pl.Callback):
     def __init__(self, file: Path):
         self.file = file
         self.rows: list[dict] = []
+        self.compared = False  # with the file, where an earlier start of the run is resumed
         self.started = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.started = time.perf_counter()
 
-    def state_dict(self) -> dict:  # for a run that goes on inside the epoch
-        return {"seconds": time.perf_counter() - self.started}
+    def state_dict(self) -> dict:
+        """Seconds of the epoch at hand, and all rows: a checkpoint has what the file may lose. NaN is None here."""
+        rows = [{key: None if value != value else value for key, value in row.items()} for row in self.rows]
+        return {"seconds": time.perf_counter() - self.started, "rows": rows}
 
     def load_state_dict(self, state_dict: dict) -> None:
         self.started = time.perf_counter() - state_dict["seconds"]
+        self.rows = rows_of_state(state_dict)
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
         # Numbers on the host: nothing waits for the device
         self.lr = max(group["lr"] for group in trainer.optimizers[0].param_groups)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if trainer.current_epoch > 0 and not self.rows:  # an earlier start of this run is gone on with
-            earlier = pd.read_csv(self.file, float_precision="round_trip")
-            self.rows = earlier[earlier["epoch"] < trainer.current_epoch].to_dict("records")
+        if self.compared or not trainer.current_epoch:
+            self.compared = True
+            return
+        self.compared = True
+        there = read_history(self.file)
+        missing = sorted({*range(trainer.current_epoch)} - {row["epoch"] for row in there})
+        restored = bool(self.rows)
+        if not restored:  # by a checkpoint of an earlier version, which held none
+            self.rows = [row for row in there if row["epoch"] < trainer.current_epoch]
+        if missing:
+            what = "restored from the checkpoint" if restored else "lost"
+            log.warning("%s lacked %d rows, from epoch %d on: they are %s", self.file, len(missing), missing[0], what)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         # Lightning calls the checkpoints after this: an epoch that has one has its row too.
@@ -55,9 +69,28 @@ class History(pl.Callback):
         figures = {name: value if value is None else float(value) for name, value in sorted(found.items())}
         seconds = time.perf_counter() - self.started
         phase = {"phase": module.phase["name"]} if len(module.hparams.phases) > 1 else {}
-        self.rows.append({"epoch": trainer.current_epoch, **phase, "lr": self.lr, "seconds": seconds, **figures})
+        self.rows.append({"epoch": trainer.current_epoch, **phase, "lr": float(self.lr), "seconds": seconds, **figures})
         if trainer.is_global_zero:
             write_csv(self.file, pd.DataFrame(self.rows), float_format="%.6g")
+
+
+def rows_of_state(state: dict) -> list[dict]:
+    """The rows of a History's state; those of an earlier version had none."""
+    return [{key: math.nan if value is None else value for key, value in row.items()} for row in state.get("rows", [])]
+
+
+def read_history(file: Path) -> list[dict]:
+    """The rows of a history.csv, one an epoch; [] where it is missing, or damaged, which the log says."""
+    try:
+        frame = pd.read_csv(file, float_precision="round_trip", encoding="utf-8")
+        epochs = pd.to_numeric(frame["epoch"], errors="coerce")
+        whole = frame[epochs.notna() & (epochs % 1 == 0)].astype({"epoch": int})
+        return whole.drop_duplicates("epoch").to_dict("records")
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError) as error:
+        log.warning("%s can't be read (%s)", file, " ".join(str(error).split())[:100])
+        return []
 
 
 class EpochLines(pl.Callback):
@@ -107,7 +140,9 @@ class Curves(pl.Callback):
         if trainer.is_global_zero and file.exists():
             from carvision.reports.curves import plot_curves  # only now: matplotlib, which training does not need
 
-            plot_curves(pd.read_csv(file), self.folder)
+            rows = read_history(file)
+            if rows:
+                plot_curves(pd.DataFrame(rows), self.folder)
 
 
 class ReadAhead(pl.Callback):
@@ -176,7 +211,11 @@ class Patience(EarlyStopping):
         super().__init__(monitor, patience=patience, mode=mode, check_finite=False, check_on_train_epoch_end=False)
 
     def load_state_dict(self, state_dict: dict) -> None:
-        super().load_state_dict({**state_dict, "patience": self.patience})
+        state = {**state_dict, "patience": self.patience}
+        if state["wait_count"] < self.patience:  # it has not ended the run, or would not have with this patience
+            state |= {"stopped_epoch": 0, "stopping_reason": EarlyStoppingReason.NOT_STOPPED.value}
+            state["stopping_reason_message"] = None
+        super().load_state_dict(state)
 
 
 def _tensors(module: torch.nn.Module) -> Iterator[Tensor]:

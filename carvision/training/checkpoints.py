@@ -18,12 +18,10 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from carvision.errors import InputError
-from carvision.whole_files import flush, rename
+from carvision.folders import BEST, LAST, NEW, PREVIOUS
+from carvision.whole_files import flush, open_new, own_folder, rename
 
 log = logging.getLogger(__name__)
-
-LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
-NEW = "new.ckpt"  # in writing, or not yet read back
 
 
 class Checkpoints(Checkpoint):
@@ -76,11 +74,11 @@ class WholeCheckpoints(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options=None) -> None:
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        own_folder(path.parent)
         checkpoint = apply_to_collection(checkpoint, torch.Tensor, lambda tensor: tensor.cpu())
         require_free(path.parent, num_bytes(checkpoint))
         try:
-            with path.open("wb") as file:
+            with open_new(path) as file:
                 out = Output(file)
                 try:
                     torch.save(checkpoint, out)

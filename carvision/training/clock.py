@@ -1,6 +1,7 @@
 """How long each stage of a run takes."""
 
 import json
+import logging
 import os
 import time
 from pathlib import Path
@@ -11,17 +12,20 @@ from pytorch_lightning.trainer.states import TrainerFn
 
 from carvision.whole_files import write_json
 
+log = logging.getLogger(__name__)
+
 
 class Clock(Callback):
     """Seconds of each stage: reading, building, training, test; of training also those of all validations. "total" of
     all stages, and "cpu" of this process and those that read its photos.
 
-    file: what earlier starts of the run took, which is added; kept up to date with every epoch.
+    file: what earlier starts of the run took, which is added; kept up to date with every epoch. earlier: instead of
+    what the file holds.
     """
 
-    def __init__(self, file: Path):
+    def __init__(self, file: Path, earlier: dict[str, float] | None = None):
         self.file = file
-        self.seconds: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        self.seconds = dict(earlier or _read_seconds(file))
         self.last, self.last_cpu = time.perf_counter(), cpu_seconds()
 
     def lap(self, stage: str) -> None:
@@ -48,6 +52,17 @@ class Clock(Callback):
         self.lap("training")
         if trainer.is_global_zero:
             self.save()
+
+
+def _read_seconds(file: Path) -> dict[str, float]:
+    try:
+        seconds = json.loads(file.read_text(encoding="utf-8"))
+        return {name: float(value) for name, value in seconds.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        log.warning("%s is damaged (%s): the time of earlier starts is not counted", file, " ".join(str(error).split()))
+        return {}
 
 
 def cpu_seconds() -> float:

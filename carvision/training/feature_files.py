@@ -11,11 +11,13 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 import uuid
 import zlib
 from pathlib import Path
+from stat import S_ISREG
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +32,9 @@ log = logging.getLogger(__name__)
 
 HEADER = 4096  # bytes before the features, more than their description needs; a whole page, as mapped memory has
 DTYPES = {"float32": "F32", "float64": "F64"}
+TENSORS = {"__metadata__", "features", "bad"}
+NAME = re.compile(r"[0-9a-f]{32}\.safetensors")
+UNFINISHED_NAME = re.compile(rf"[0-9a-f]{{32}}\.\d+\.[0-9a-f]{{8}}{re.escape(PARTIAL)}")
 LEFT_BEHIND_S = 24 * 3600  # a file in writing that is older is of a process that was killed
 
 
@@ -61,8 +66,8 @@ def open_features(file: Path) -> Features | None:
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         log.warning("%s is damaged (%s): its features are computed anew", file, " ".join(str(error).split())[:100])
         return None
-    with contextlib.suppress(OSError):  # in a folder that others own
-        os.utime(file)  # those used last stay longest
+    with contextlib.suppress(OSError, NotImplementedError):  # in a folder that others own
+        os.utime(file, follow_symlinks=False)  # those used last stay longest
     return Features(rows, reasons)
 
 
@@ -125,20 +130,34 @@ def _allocate(number: int, size: int, folder: Path) -> None:
         os.truncate(number, size)
 
 
-def make_room(folder: Path, max_bytes: float, needed: float = 0) -> None:
-    """Deletes the files that were used longest ago, until all together with `needed` take no more than max_bytes.
+def _is_ours(file: Path) -> bool:
+    """Whether the file begins as NewFeatures writes it. A person's own file may be named by a digest, too."""
+    with file.open("rb") as opened:
+        start = opened.read(HEADER)
+    try:
+        described = json.loads(start[8:])
+        return int.from_bytes(start[:8], "little") == HEADER - 8 and described.keys() == TENSORS
+    except (ValueError, AttributeError):
+        return False
 
-    A run that has one open keeps it: its bytes go when the run ends.
+
+def make_room(folder: Path, max_bytes: float, needed: float = 0) -> None:
+    """Delete the files that were used longest ago, until all together with `needed` take no more than max_bytes.
+
+    Only files of cached features count, recognised by their names and what is in them. A run that has one open keeps
+    it: its bytes go when the run ends.
     """
     now = time.time()
     files = []
     for file in folder.glob("*"):
         try:
-            stat = file.stat()
-            if file.name.endswith(PARTIAL):
+            stat = file.lstat()
+            if not S_ISREG(stat.st_mode):
+                continue
+            if UNFINISHED_NAME.fullmatch(file.name):
                 if now - stat.st_mtime > LEFT_BEHIND_S:
                     file.unlink()
-            elif file.suffix == ".safetensors":
+            elif NAME.fullmatch(file.name) and _is_ours(file):
                 files.append((stat.st_mtime, stat.st_size, file))
         except OSError:
             continue  # another process has deleted it

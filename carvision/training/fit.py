@@ -13,10 +13,12 @@ from carvision import portable
 from carvision.data.datamodule import PhotoDataModule
 from carvision.data.images import Preprocessing
 from carvision.data.split_files import write_splits
+from carvision.errors import InputError
 from carvision.reports.summary import print_closing, summarise_network
 from carvision.training.batch_size import with_batch_size, with_found_batch_size
 from carvision.training.build import build_datamodule, build_lit_classifier
 from carvision.training.build_trainer import build_trainer, splits_needed
+from carvision.training.callbacks import read_history, rows_of_state
 from carvision.training.clock import Clock
 from carvision.training.compiling import first_step_seconds
 from carvision.training.determinism import set_deterministic
@@ -28,10 +30,27 @@ from carvision.training.lit_classifier import LitClassifier
 from carvision.training.many_processes import of_all
 from carvision.training.phases import fit_phases
 from carvision.training.provenance import write_environment
-from carvision.training.resuming import are_steps_changed, find_place, load_best, log_place, require_same_photos
-from carvision.training.run_folder import require_space, write_config, write_metrics
+from carvision.training.resuming import (
+    find_place,
+    heed_patience,
+    load_best,
+    log_place,
+    require_as_many_epochs,
+    require_more,
+    require_nothing_lost,
+    require_same_photos,
+    what_steps_change,
+)
+from carvision.training.run_folder import (
+    EXTENDING,
+    is_finished,
+    read_metrics,
+    require_space,
+    write_config,
+    write_metrics,
+)
 from carvision.training.sharding import divide_over_all, make_whole
-from carvision.whole_files import write_csv, write_text
+from carvision.whole_files import write_csv, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -55,16 +74,19 @@ def run_training(
     first = is_first_process()
     if resume:
         cfg = with_found_batch_size(cfg, folder)
-    clock = Clock(folder / "seconds.json")
-    steps_changed = from_first_at_start(lambda: resume and are_steps_changed(cfg, folder))
-    if first:
+    steps_changed = from_first_at_start(lambda: what_steps_change(cfg, folder) if resume else "")
+    finished = from_first_at_start(lambda: resume and is_finished(folder))  # and is to be trained further
+    if finished:
+        require_more(folder, cfg)
+    clock = Clock(folder / "seconds.json", read_metrics(folder).get("seconds") if finished else None)
+    if first and not finished:
         write_config(cfg, folder)
     with first_goes_first():  # it may write the demo data, or download
         datamodule = build_datamodule(cfg, fold)
     table = datamodule.table
     if resume:
         require_same_photos(table, folder, cfg["run"]["allow_changes"])
-    if first:
+    if first and not finished:
         write_splits(table, folder / "splits.csv")
     counts = table.rows["split"].value_counts()
     log.info("%s: %s", table.name, ", ".join(f"{counts.get(split, 0):,} {split}" for split in ("train", "val", "test")))
@@ -73,8 +95,6 @@ def run_training(
     clock.lap("reading")
     lit = build_lit_classifier(cfg, table)
     datamodule.require_usable(splits_needed(cfg), list(lit.labels))
-    if first:
-        write_text(folder / "summary.txt", summarise_network(lit.model) + "\n")
     total = sum(p.numel() for p in lit.parameters())
     heads = ", ".join(f"{n} ({len(v['ids'])})" if "ids" in v else n for n, v in lit.labels.items())
     log.info("%s: %s parameters; heads: %s", cfg["model"]["backbone"], f"{total:,}", heads)
@@ -85,12 +105,21 @@ def run_training(
     with first_goes_first():  # it mends what a start that was killed has left
         place = find_place(folder / "checkpoints", mend=first) if resume else None
     if place:
+        place = heed_patience(place, cfg["callbacks"]["patience"])
+        require_as_many_epochs(place, lit.hparams.phases)
         log_place(place, lit.num_epochs)
+    elif resume and first:
+        require_nothing_lost(folder)
     require_space(folder, lit, averaged=cfg["callbacks"]["ema_decay"] is not None)
     trainer = build_trainer(cfg, folder, lit, clock, ends, callbacks)
     if cfg["trainer"]["strategy"] == "fsdp":
         divide_over_all(trainer, lit)
     if first:
+        if finished:  # from now on, until it has come to its new end
+            write_json(folder / EXTENDING, {"epochs": place.epochs_done})
+            write_config(cfg, folder)
+            write_splits(table, folder / "splits.csv")
+        write_text(folder / "summary.txt", summarise_network(lit.model) + "\n")
         write_environment(folder, cfg, trainer)
     linear = wants_linear_start(cfg, lit.model)
     datamodule.kept = create_kept_features(cfg, lit, datamodule, clock, with_train=linear)
@@ -121,22 +150,21 @@ def run_training(
         print_closing(metrics, lit.labels, folder)
         _report_bad_images(bad, datamodule.on_bad_image, folder)
         _save(lit, cfg, metrics, folder)  # metrics.json last: with it the run is finished
-        clock.file.unlink()
+        clock.file.unlink(missing_ok=True)
+        (folder / EXTENDING).unlink(missing_ok=True)
     return metrics
 
 
 def _test(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, folder: Path, with_test: bool) -> dict:
     """Metrics of the best epoch: train and val from the history, test measured now with the best weights. None: those
     that are undefined, as no photo counted."""
-    history = pd.read_csv(folder / "history.csv")
-    best = load_best(folder / "checkpoints")
     make_whole(lit)
-    lit.load_state_dict(best["state_dict"])
-    row = history[history["epoch"] == best["epoch"]].iloc[0]
-    metrics: dict = {"best_epoch": int(row["epoch"])}
+    best = load_best(folder / "checkpoints", lit)
+    row = _row_of(best, folder / "history.csv")
+    metrics: dict = {"best_epoch": best["epoch"]}
     for split in ("train", "val"):
-        of_split = {k.removeprefix(f"{split}/"): float(v) for k, v in row.items() if k.startswith(f"{split}/")}
-        metrics[split] = {name: None if math.isnan(value) else value for name, value in of_split.items()}
+        of_split = {k.removeprefix(f"{split}/"): v for k, v in row.items() if k.startswith(f"{split}/")}
+        metrics[split] = {k: None if v is None or math.isnan(v) else float(v) for k, v in of_split.items()}
     metrics["test"], metrics["decodings"] = {}, {}
     evaluated = {}
     if len(lit.val_metrics.rules) > 1:  # else the history has all of val already
@@ -158,6 +186,17 @@ def _test(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, 
         if len(counters.rules) > 1 and (split != "test" or metrics["test"]):
             metrics["decodings"][split] = counters.compute_rules()
     return metrics
+
+
+def _row_of(checkpoint: dict, history: Path) -> dict:
+    """The history's row of the checkpoint's epoch, from the checkpoint; those of an earlier version held none."""
+    kept = next((state for name, state in checkpoint["callbacks"].items() if name.startswith("History")), {})
+    for row in rows_of_state(kept) or read_history(history):
+        if row["epoch"] == checkpoint["epoch"]:
+            return row
+    raise InputError(
+        f"run.dir: {history} lacks epoch {checkpoint['epoch']}, the best; put the file back, or give another folder"
+    )
 
 
 def _save(lit: LitClassifier, cfg: dict, metrics: dict, folder: Path) -> None:
@@ -193,5 +232,6 @@ def _quiet_libraries() -> None:
         ".*LeafSpec.*",
         ".*module.s. in eval mode at the start of training.*",
         ".*lr_scheduler.step.*before.*optimizer.step.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",  # one may be left out with allow_changes
     ):
         warnings.filterwarnings("ignore", message)

@@ -1,13 +1,15 @@
 """LitClassifier: a Classifier with its losses, metrics, optimizer and schedule, for Lightning's Trainer."""
 
+import logging
 import math
+import warnings
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
 from carvision.data.images import Preprocessing
 from carvision.data.mixing import Mix
@@ -24,6 +26,8 @@ from carvision.training.metric_learning import MetricLearning
 from carvision.training.optimizers import create_optimizer
 from carvision.training.sam import SAM, kept_statistics
 from carvision.training.schedules import create_schedule
+
+log = logging.getLogger(__name__)
 
 
 def seed_step(key: tuple[int, ...], device: torch.device) -> None:
@@ -102,7 +106,9 @@ class LitClassifier(pl.LightningModule):
         self.monitors: list[str] = []  # metrics that choose epochs or rates, which must be defined
         self.leave_out_nonfinite = False  # from the figures of training, where run.on_nonfinite_loss skips them
         self.decodings: dict[str, dict[str, float]] = {}  # what each rule gave in the last validation
-        self.take_new_values = False  # of optimizer and schedule, where a checkpoint brings those of an earlier start
+        # Of optimizer and schedule, where a checkpoint brings those of an earlier start; see what_steps_change
+        self.take_new_values = ""
+        self.restoring = False  # a checkpoint is being loaded
         self.start_phase(0)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -268,6 +274,7 @@ class LitClassifier(pl.LightningModule):
             checkpoint["train_metrics"] = self.train_metrics.counters()
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.restoring = True
         if "train_metrics" in checkpoint and self.global_rank == 0:
             self.train_metrics.set_counters(checkpoint["train_metrics"])
 
@@ -306,14 +313,26 @@ class LitClassifier(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_train_start(self) -> None:  # a checkpoint has been loaded
-        if not self.take_new_values:
-            return
+        self.restoring = False
         optimizer, schedule = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
+        keeps_rate = isinstance(schedule, ReduceLROnPlateau)  # and what it has seen, whenever the run is to end
+        if not self.take_new_values or (keeps_rate and self.take_new_values == "epochs"):
+            return
+        before = max(group["lr"] for group in optimizer.param_groups)
         for group, new in zip(optimizer.param_groups, self.new_groups, strict=True):
             group.update(new)
         now = schedule.state_dict()
         place = {key: now[key] for key in ("last_epoch", "_step_count") if key in now}
         schedule.load_state_dict({**self.new_schedule, **place})
-        if isinstance(schedule, LambdaLR):  # the others set the rate at their next step
+        if isinstance(schedule, LambdaLR):
             for group, base, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
                 group["lr"] = base * factor(schedule.last_epoch)
+        elif isinstance(schedule, OneCycleLR):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that it is asked outside of its step
+                rates = schedule.get_lr()  # which sets the momentum by itself
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+        now = max(group["lr"] for group in optimizer.param_groups)
+        name, epochs = self.phase["schedule"]["name"], self.phase["epochs"]
+        log.info("schedule %s over %d epochs: the next step has lr %.6g, not %.6g", name, epochs, now, before)

@@ -127,6 +127,16 @@ def floating_buffers(module: pl.LightningModule) -> list[Tensor]:
     return [value for value in module.model.buffers() if value.is_floating_point()]
 
 
+def _earlier_notes(file: Path) -> list[pd.DataFrame]:
+    try:
+        return [pd.read_csv(file, encoding="utf-8")]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        log.warning("%s can't be read (%s): what it listed is lost", file, " ".join(str(error).split())[:100])
+        return []
+
+
 def note_photos(trainer: pl.Trainer, batches: range, file: Path) -> str:
     """The photos of batches of this epoch, of all processes, into the file; returns the first of them."""
     rows = trainer.train_dataloader.sampler.rows(trainer.current_epoch)
@@ -135,5 +145,5 @@ def note_photos(trainer: pl.Trainer, batches: range, file: Path) -> str:
     if trainer.is_global_zero:
         new = pd.DataFrame(listed, columns=["batch", "path"])
         new.insert(0, "epoch", trainer.current_epoch)
-        write_csv(file, pd.concat([pd.read_csv(file), new]) if file.exists() else new)
+        write_csv(file, pd.concat([*_earlier_notes(file), new]))
     return ", ".join(path for _, path in listed[:SHOWN])

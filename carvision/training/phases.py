@@ -56,14 +56,14 @@ def _fit(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, p
         trainer.fit(lit, datamodule, ckpt_path=place and place.file)
     except SystemExit:  # so Lightning ends after a Ctrl-C that came before `Stopping` was there to take it
         raise KeyboardInterrupt from None
-    except (RuntimeError, KeyError, ValueError) as error:
-        if place and any(words in str(error) for words in ("state_dict", "parameter group")):
-            text = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"run.dir: {place.file} does not fit the changed configuration ({text}); give another folder to begin "
-                f"anew, there with model.weights={place.file.parent.parent} where the weights are to be taken over"
-            ) from None
-        raise
+    except Exception as error:
+        if isinstance(error, InputError) or not (place and lit.restoring):
+            raise
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(
+            f"run.dir: {place.file} does not fit the changed configuration or is of another network ({text}); give "
+            f"another folder to begin anew, there with model.weights={place.file} where the weights are to be kept"
+        ) from error
 
 
 def _log_phase(lit: LitClassifier, number: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning.profilers import SimpleProfiler
 from torch.profiler import ProfilerActivity
 
-from carvision.whole_files import write_text
+from carvision.whole_files import own_folder, write_text
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,8 @@ class TorchProfile(pl.Callback):
 
     def _write(self, profile: torch.profiler.profile) -> None:
         trace = self.folder / TRACE
-        trace.parent.mkdir(exist_ok=True)
+        own_folder(trace.parent)
+        trace.unlink(missing_ok=True)  # the profiler would write through a link
         profile.export_chrome_trace(str(trace))
         order = "self_cuda_time_total" if ProfilerActivity.CUDA in profile.activities else "self_cpu_time_total"
         write_text(self.folder / TABLE, profile.key_averages().table(sort_by=order, row_limit=ROWS))

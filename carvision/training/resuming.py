@@ -1,13 +1,13 @@
 """Where an earlier start of a run ended, and going on from there."""
 
 import logging
+import re
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 import torch
-import yaml
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 from carvision.data.photo_paths import nfc
@@ -15,11 +15,18 @@ from carvision.data.split_files import splits_of
 from carvision.data.table import Table
 from carvision.errors import InputError
 from carvision.flat_config import flat_config
+from carvision.training.build_phases import build_phases
+from carvision.training.callbacks import read_history
 from carvision.training.checkpoints import BEST, LAST, NEW, PREVIOUS, copy_whole, is_whole
+from carvision.training.run_folder import METRICS, read_config
 
 log = logging.getLogger(__name__)
 
 NOT_STOPPED = EarlyStoppingReason.NOT_STOPPED.value
+# Of a checkpoint; Lightning would begin those of training anew where they are empty, without a word
+KEYS = {"state_dict", "callbacks", "epoch", "batches_done", "phase", "phase_begun"}
+OF_TRAINING = {"optimizer_states", "lr_schedulers", "loops"}
+STEPS = ("optimizer.", "schedule.", "phases", "trainer.", "data.batch_size")  # what a step of training depends on
 
 
 class Place(NamedTuple):
@@ -31,6 +38,7 @@ class Place(NamedTuple):
     epochs_done: int
     batches_done: int  # of the epoch after them
     stopped_early: bool  # whether early stopping has ended the phase
+    waited: int = 0  # epochs without a better value, as early stopping counts them
     best_lost: bool = False  # best.ckpt is damaged or of another epoch: the best of those to come takes its place
 
 
@@ -59,42 +67,141 @@ def find_place(folder: Path, mend: bool) -> Place | None:
         log.warning("%s is damaged or of another epoch; the best epoch from now on takes its place", folder / BEST)
         return place._replace(best_lost=True)
     if problems:
-        raise InputError(f"run.dir: {'; '.join(problems)}; give another folder to begin anew")
+        best = f", there with model.weights={folder / BEST}" if is_whole(folder / BEST) else ""
+        raise InputError(f"run.dir: {'; '.join(problems)}; give another folder to begin anew{best}")
     return None
 
 
-def _read_place(file: Path) -> tuple[Place, int | None]:
+def read_checkpoint(file: Path) -> dict:
+    """A checkpoint of carvision, its tensors mapped; executes nothing. Raises ValueError."""
     if not is_whole(file):
         raise ValueError("its bytes are not those that were written")
-    state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    batches = state["batches_done"]
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # of torch, of pickle, of what a file that is none makes of them
+        raise ValueError(" ".join(str(error).split())[:100] or type(error).__name__) from None
+    given = {key for key in state if key not in OF_TRAINING or state[key]} if isinstance(state, dict) else set()
+    missing = (KEYS | OF_TRAINING) - given
+    if missing:
+        raise ValueError(f"it lacks {', '.join(sorted(missing))}: another program or version wrote it")
+    return state
+
+
+def _read_place(file: Path) -> tuple[Place, int | None]:
+    state = read_checkpoint(file)
+    epoch, batches = state["epoch"], state["batches_done"]
     early = [values for name, values in state["callbacks"].items() if name.startswith("Patience")]
-    stopped = any(v["stopping_reason"] != NOT_STOPPED and v["stopped_epoch"] == state["epoch"] for v in early)
-    done = state["epoch"] + (0 if batches else 1)
+    stopped = any(v["stopping_reason"] != NOT_STOPPED and v["stopped_epoch"] == epoch for v in early)
+    waited = max((v["wait_count"] for v in early), default=0)
+    done = epoch + (0 if batches else 1)
     kept = next(values for name, values in state["callbacks"].items() if name.startswith("Checkpoints"))
-    return Place(file, state["phase"], state["phase_begun"], done, batches, stopped), kept["best_epoch"]
+    counts = (epoch, batches, state["phase"], state["phase_begun"])
+    if not all(isinstance(count, int) and count >= 0 for count in counts):
+        raise ValueError("it counts its epochs wrongly")
+    return Place(file, state["phase"], state["phase_begun"], done, batches, stopped, waited), kept["best_epoch"]
 
 
 def _epoch_of(file: Path) -> int | None:
-    """None for a checkpoint that isn't whole."""
-    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)["epoch"] if is_whole(file) else None
+    """None for a checkpoint that can't be read."""
+    try:
+        return read_checkpoint(file)["epoch"]
+    except ValueError:
+        return None
 
 
-def load_best(folder: Path) -> dict:
-    """best.ckpt, for the test after training; where it is damaged, last.ckpt, and the log says so."""
-    if is_whole(folder / BEST):
-        return torch.load(folder / BEST, map_location="cpu", weights_only=True)
-    if not is_whole(folder / LAST):
-        raise InputError(f"run.dir: neither {folder / BEST} nor {LAST} is whole; the run must be made anew")
-    log.warning("%s is damaged or missing; the last epoch is tested and saved in its place", folder / BEST)
-    return torch.load(folder / LAST, map_location="cpu", weights_only=True)
+def load_best(folder: Path, lit: torch.nn.Module) -> dict:
+    """Load the weights of best.ckpt, for the test after training; where it is damaged, of last.ckpt, and the log says
+    so. Returns the checkpoint."""
+    problems = []
+    for name in (BEST, LAST):
+        try:
+            state = read_checkpoint(folder / name)
+            lit.load_state_dict(state["state_dict"])
+        except (ValueError, RuntimeError) as error:
+            problems.append(f"{folder / name}: {' '.join(str(error).split())[:100]}")
+            continue
+        for problem in problems:
+            log.warning("%s; the last epoch is tested and saved instead", problem)
+        return state
+    raise InputError(f"run.dir: no checkpoint can be tested ({'; '.join(problems)}); give another folder to begin anew")
 
 
-def are_steps_changed(config: dict, folder: Path) -> bool:
-    """Whether optimizer, schedule or their course have other values than the earlier start in the folder. Raises
-    InputError for another optimizer or schedule, which could not go on with the state of the one before."""
-    earlier = flat_config(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-    now = flat_config(config)
+def planned_end(place: Place, phases: list[dict]) -> int:
+    """The number of epochs after which the phase of the place is to end."""
+    return place.phase_begun + phases[place.phase]["epochs"]
+
+
+def heed_patience(place: Place, patience: int | None) -> Place:
+    """The place, where early stopping ends the phase only if it would with this patience, too."""
+    return place._replace(stopped_early=place.stopped_early and patience is not None and place.waited >= patience)
+
+
+def require_as_many_epochs(place: Place, phases: list[dict]) -> None:
+    """Raise InputError where the phases have fewer epochs than the run has trained."""
+    name = phases[min(place.phase, len(phases) - 1)]["name"]
+    key = f"phases.{name}.epochs" if name else "trainer.max_epochs"
+    if place.phase >= len(phases):
+        raise InputError(
+            f"{key}: the run has begun phase {place.phase + 1}, and there are {len(phases)} now; give as many"
+        )
+    end = planned_end(place, phases)
+    if place.epochs_done + (place.batches_done > 0) > end:
+        inside = f" and {place.batches_done} batches" if place.batches_done else ""
+        raise InputError(
+            f"{key}: the run has trained {place.epochs_done} epochs{inside} already, and is to end after {end} now; "
+            f"give {place.epochs_done + (place.batches_done > 0)} or more"
+        )
+
+
+def reason_to_end(folder: Path, cfg: dict) -> str | None:
+    """Why a finished run is not trained further under this configuration; None where it is."""
+    phases = build_phases(cfg)
+    try:
+        place = find_place(folder / "checkpoints", mend=False)
+    except InputError as error:
+        return str(error).removeprefix("run.dir: ")
+    if place is None:
+        return f"its checkpoints are gone; give another folder, there with model.weights={folder}"
+    require_as_many_epochs(place, phases)
+    if place.phase < len(phases) - 1:
+        return None
+    patience = cfg["callbacks"]["patience"]
+    if heed_patience(place, patience).stopped_early:
+        return (
+            f"early stopping has ended it after {place.epochs_done} epochs, and callbacks.patience={patience} would "
+            "again; give a larger one, or null"
+        )
+    if place.epochs_done >= planned_end(place, phases) and not place.batches_done:
+        key = f"phases.{phases[-1]['name']}.epochs" if phases[-1]["name"] else "trainer.max_epochs"
+        asked = sum(phase["epochs"] for phase in phases)
+        return f"all of its {place.epochs_done} epochs are trained, and {asked} are asked for; give more with {key}"
+    return None
+
+
+def require_more(folder: Path, cfg: dict) -> None:
+    """Raise InputError where a finished run is not trained further."""
+    reason = reason_to_end(folder, cfg)
+    if reason:
+        raise InputError(f"run.dir: {folder} holds a finished run: {reason}")
+
+
+def require_nothing_lost(folder: Path) -> None:
+    """Raise InputError for a run without checkpoints that has trained: it does not begin anew over what it holds."""
+    history, rows = folder / "history.csv", 0
+    if history.exists():
+        rows = len(read_history(history))
+    results = [name for name in ("model.safetensors", METRICS) if (folder / name).exists()]
+    # A run that is killed just before its first checkpoint has one row
+    if results or rows > 1:
+        what = results[0] if results else f"a history of {rows} epochs"
+        raise InputError(f"run.dir: {folder} holds {what}, and its checkpoints are gone; give another folder")
+
+
+def what_steps_change(config: dict, folder: Path) -> str:
+    """What has other values than in the earlier start in the folder: "epochs" for no more than the number of epochs,
+    "values" for those of optimizer, schedule or their course, or "". Raises InputError for another optimizer or
+    schedule, which could not continue with the state of the one before."""
+    earlier, now = flat_config(read_config(folder)), flat_config(config)
     changed = [key for key in now if key in earlier and earlier[key] != now[key]]
     for key in ("optimizer.name", "schedule.name"):
         if key in changed:
@@ -102,7 +209,9 @@ def are_steps_changed(config: dict, folder: Path) -> bool:
                 f"run.dir: {key}={earlier[key]} can't become {now[key]} within a run; give another folder, there with "
                 f"model.weights={folder} once this run is finished"
             )
-    return any(key.startswith(("optimizer.", "schedule.", "phases", "trainer.", "data.batch_size")) for key in changed)
+    steps = [key for key in changed if key.startswith(STEPS)]
+    epochs = all(key == "trainer.max_epochs" or re.fullmatch(r"phases\.[^.]+\.epochs", key) for key in steps)
+    return ("epochs" if epochs else "values") if steps else ""
 
 
 def require_same_photos(table: Table, folder: Path, allow_changes: bool) -> None:
@@ -110,11 +219,21 @@ def require_same_photos(table: Table, folder: Path, allow_changes: bool) -> None
     `allow_changes` is true, the log says so."""
     file = folder / "splits.csv"
     if not file.exists():
+        if any((folder / "checkpoints").glob("*.ckpt")):
+            log.warning("%s is missing: that the photos are those the run was begun with can't be verified", file)
         return
     try:
-        before = pd.read_csv(file, dtype=str, keep_default_na=False).set_index("path")
-    except (ValueError, KeyError):
-        raise InputError(f"run.dir: {file} can't be read; give another folder") from None
+        before = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8").set_index("path")
+        if "split" not in before or not before.index.is_unique:
+            raise ValueError("it is no list of photos and their splits")
+    except (OSError, ValueError, KeyError) as error:
+        what = f"{file} can't be read ({' '.join(str(error).split())[:100]})"
+        if not allow_changes:
+            raise InputError(
+                f"run.dir: {what}; give another folder, or take the photos as they are with run.allow_changes=true"
+            ) from None
+        log.warning("%s; the photos are taken as they are now", what)
+        return
     now = splits_of(table).astype(str).set_index("path")
     before, now = (frame.map(nfc).set_axis(frame.index.map(nfc)) for frame in (before, now))
     common = before.index.intersection(now.index)

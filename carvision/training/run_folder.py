@@ -1,6 +1,7 @@
 """A run's folder: claimed by one run, its config and its metrics."""
 
 import errno
+import json
 import logging
 import os
 import shutil
@@ -8,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 import yaml
 from omegaconf import OmegaConf
@@ -18,6 +19,7 @@ from carvision.allowed import NO_RESULT
 from carvision.config import conf_dir
 from carvision.errors import InputError
 from carvision.flat_config import flat_config
+from carvision.folders import BEST, CONFIG, LAST, is_run, shorten
 from carvision.training.lit_classifier import LitClassifier
 from carvision.whole_files import write_json, write_text
 
@@ -26,19 +28,60 @@ log = logging.getLogger(__name__)
 FAILING = {errno.EIO, errno.ESTALE, errno.EFBIG, errno.EROFS}  # a disk's errors beside those of a full one
 
 
-def holds_unfinished_run(folder: Path) -> bool:
-    """Whether an earlier start of a run has begun there, and has not come to its end."""
-    return (folder / "config.yaml").is_file() and not (folder / "metrics.json").exists()
+METRICS = "metrics.json"
+# In the folder of a finished run that is trained further, from then until its new end. Its model and metrics are those
+# of the end before
+EXTENDING = "extending.json"
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run there has come to its end, and is not being trained further."""
+    return not (folder / EXTENDING).exists() and read_metrics(folder) is not None
+
+
+def read_metrics(folder: Path) -> dict | None:
+    """metrics.json; None where there is none, or it is damaged, which the log says."""
+    try:
+        metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+        if isinstance(metrics, dict) and metrics:
+            return metrics
+        reason = "it holds no metrics"
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:100]
+    log.warning("%s is damaged (%s): the run counts as not finished", folder / METRICS, reason)
+    return None
+
+
+def read_config(folder: Path) -> dict:
+    """The configuration that the run there was begun with. Raises InputError."""
+    if not is_run(folder):
+        raise InputError(f"run.dir: {folder / CONFIG} can't be read as the configuration of a run; give another folder")
+    return yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+
+
+def refuse_finished(folder: Path) -> NoReturn:
+    raise InputError(
+        f"run.dir: {folder} exists already and holds a finished run; to train it further give more epochs with "
+        "run.allow_changes=true, as in trainer.max_epochs=<more>, or begin another run with its weights in another "
+        f"folder, with model.weights={folder}"
+    )
+
+
+def refuse_unknown(folder: Path) -> None:
+    """Raise InputError for a folder with a run's checkpoints, and without the configuration that belongs to them."""
+    if (folder / "checkpoints" / LAST).exists():
+        raise InputError(
+            f"run.dir: {folder} exists already with checkpoints, and its {CONFIG} is missing, damaged or another "
+            f"program's; give another folder, there with model.weights={folder / 'checkpoints' / BEST}"
+        )
 
 
 def require_same_config(config: dict, folder: Path) -> None:
     """Raises InputError if the run in the folder was begun with another configuration, but for `run` and what changes
     no result; where run.allow_changes is true, the log says what was changed."""
-    try:
-        earlier = flat_config(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-    except (yaml.YAMLError, AttributeError):
-        raise InputError(f"run.dir: {folder / 'config.yaml'} can't be read; give another folder") from None
-    now = flat_config(config)
+    earlier, now = flat_config(read_config(folder)), flat_config(config)
     if now["data.batch_size"] == "auto":
         earlier["data.batch_size"] = "auto"  # the number that was found then is taken again
     if "trainer.deterministic" in earlier:  # as an earlier version of carvision called it
@@ -106,7 +149,7 @@ def disk_error(error: Exception, folder: Path) -> str | None:
     file = getattr(error, "filename", None)
     if isinstance(error, OSError) and file:
         inside = Path(os.fsdecode(file)).is_relative_to(folder)
-        return f"run.dir: {file} can't be written ({text}); mend that, and {mend}" if inside else None
+        return f"run.dir: {shorten(str(file))} can't be written ({text}); fix that, and {mend}" if inside else None
     # Of an open file, whose name the system does not tell. Not of photos: they have errors of their own
     if number in FAILING:
         return f"run.dir: the disk of {folder} fails ({os.strerror(number)}); mend that, and {mend}"
@@ -164,8 +207,8 @@ def _values_of_a_weight(optimizer: dict) -> int:
 
 
 def write_config(config: dict, folder: Path) -> None:
-    write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    write_text(folder / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
 def write_metrics(metrics: dict, folder: Path) -> None:
-    write_json(folder / "metrics.json", metrics)
+    write_json(folder / METRICS, metrics)

@@ -1,9 +1,8 @@
 """What one start of carvision.train does: one run, or one for each fold or seed."""
 
-import json
 import logging
 import multiprocessing
-import shutil
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -14,23 +13,27 @@ from pytorch_lightning.callbacks import Callback
 
 from carvision.data.build import folds_of
 from carvision.errors import InputError
-from carvision.folder_lock import LOCK
-from carvision.folders import claim_folder
+from carvision.folders import CONFIG, LOCK, claim_folder, is_run, remove_beginning
 from carvision.freed_memory import keep_freed_memory
 from carvision.run_log import start_log
 from carvision.training.determinism import refused_operation_is_an_input_error
 from carvision.training.fit import run_training
 from carvision.training.launch import from_first_at_start, is_echo, is_first_process, run_together
+from carvision.training.resuming import reason_to_end, require_more
 from carvision.training.run_folder import (
+    EXTENDING,
     disk_errors,
-    holds_unfinished_run,
+    is_finished,
     lock_folder,
+    read_metrics,
+    refuse_finished,
+    refuse_unknown,
     require_same_config,
     write_config,
     write_metrics,
 )
 from carvision.training.stopping import Stopped
-from carvision.whole_files import PARTIAL
+from carvision.whole_files import PARTIAL, own_folder, write_json
 
 log = logging.getLogger(__name__)
 
@@ -44,21 +47,27 @@ def run(cfg: dict, name: str, callbacks: Sequence[Callback] = ()) -> Path:
     Exits with 128 + its number after a signal, as schedulers expect it.
     """
 
-    def choose_folder() -> tuple[str, bool]:
+    def choose_folder() -> tuple[str, bool, bool]:
+        """The folder, whether a run has begun there, and whether the folder was made now."""
         wanted = cfg["run"]["dir"] and Path(cfg["run"]["dir"])
-        if wanted and holds_unfinished_run(wanted):
-            return str(wanted), True
-        return str(claim_folder(wanted, Path("runs") / name, leftovers=(LOCK, f"config.yaml{PARTIAL}"))), False
+        if wanted and is_run(wanted):
+            if is_finished(wanted) and not cfg["run"]["allow_changes"]:
+                refuse_finished(wanted)
+            return str(wanted), True, False
+        made = not (wanted and os.path.lexists(wanted))
+        if not made:
+            refuse_unknown(wanted)
+        return str(claim_folder(wanted, Path("runs") / name, leftovers=(LOCK, f"{CONFIG}{PARTIAL}"))), False, made
 
     keep_freed_memory()
     with run_together(cfg["trainer"]):
-        chosen, resume = from_first_at_start(choose_folder)
+        chosen, resume, made = from_first_at_start(choose_folder)
         folder = Path(chosen)
         with disk_errors(folder), refused_operation_is_an_input_error():
-            return _run_in(folder, cfg, resume, callbacks)
+            return _run_in(folder, cfg, resume, made, callbacks)
 
 
-def _run_in(folder: Path, cfg: dict, resume: bool, callbacks: Sequence[Callback]) -> Path:
+def _run_in(folder: Path, cfg: dict, resume: bool, made: bool, callbacks: Sequence[Callback]) -> Path:
     first = is_first_process()
     lock = lock_folder(folder) if first else None
     ending = None
@@ -75,7 +84,7 @@ def _run_in(folder: Path, cfg: dict, resume: bool, callbacks: Sequence[Callback]
             _end_readers()
         if told and first and not resume and not any(any(folder.rglob(name)) for name in WORTH_KEEPING):
             start_log(None)  # closes run.log
-            shutil.rmtree(folder)  # nothing was trained, and the mended command may name the same run.dir
+            remove_beginning(folder, made)  # nothing was trained; the corrected command may name the same run.dir
         raise
     except Stopped as stopped:
         ending = stopped
@@ -83,7 +92,7 @@ def _run_in(folder: Path, cfg: dict, resume: bool, callbacks: Sequence[Callback]
         if lock:
             lock.close()
     if first:
-        if not (folder / "metrics.json").exists():
+        if not is_finished(folder):
             why = f" ({ending})" if ending else ""
             log.info("the run is not finished%s; the same command with run.dir=%s goes on", why, folder)
         print(f"run: {folder}")
@@ -105,6 +114,8 @@ def _run_parts(cfg: dict, folder: Path, resume: bool, callbacks: Sequence[Callba
     minutes = cfg["run"]["max_minutes"]
     ends = None if minutes is None else time.monotonic() + 60 * minutes  # of all together
     folds, seeds = folds_of(cfg["data"]["split"]), cfg["run"]["seeds"]
+    what, values = ("seed", seeds) if seeds else ("fold", folds)
+    _refuse_other_kind(folder, what if seeds or len(folds) > 1 else None)
     if len(folds) == 1 and not seeds:
         run_training(cfg, folder, folds[0], resume, ends, callbacks)
         return
@@ -115,26 +126,35 @@ def _run_parts(cfg: dict, folder: Path, resume: bool, callbacks: Sequence[Callba
             "run.max_epochs_per_start: takes one run at a time; "
             + ("give seed= instead of run.seeds" if seeds else "add data.split.fold=<i>")
         )
+    if seeds:  # the part's own files tell which one it is
+        own = [{**cfg, "seed": value, "run": {**cfg["run"], "seeds": None}} for value in values]
+    else:
+        split = cfg["data"]["split"]
+        own = [{**cfg, "data": {**cfg["data"], "split": {**split, "fold": value}}} for value in values]
+    folders = [folder / f"{what}_{value}" for value in values]
+    begun, done, extending = from_first_at_start(
+        lambda: [
+            [is_run(part) for part in folders],
+            [is_done(part, config) for part, config in zip(folders, own, strict=True)],
+            resume and is_finished(folder),
+        ]
+    )
+    if extending and all(done):
+        require_more(folders[0], own[0])
     if is_first_process():
+        if extending:
+            write_json(folder / EXTENDING, {f"{what}s": values})
         write_config(cfg, folder)
     parts = []
-    what, values = ("seed", seeds) if seeds else ("fold", folds)
-    for number, value in enumerate(values, 1):
-        log.info("%s %d: %d of %d", what, value, number, len(values))
-        part = folder / f"{what}_{value}"
-        done, begun = from_first_at_start(
-            lambda part=part: [(part / "metrics.json").exists(), holds_unfinished_run(part)]
-        )
+    for number, (value, part) in enumerate(zip(values, folders, strict=True)):
+        log.info("%s %d: %d of %d", what, value, number + 1, len(values))
         if is_first_process():
-            part.mkdir(exist_ok=True)
-        if seeds:  # the part's own files tell which one it is
-            own = {**cfg, "seed": value, "run": {**cfg["run"], "seeds": None}}
+            own_folder(part)
+        if done[number]:
+            parts.append(from_first_at_start(lambda part=part: read_metrics(part)))
         else:
-            own = {**cfg, "data": {**cfg["data"], "split": {**cfg["data"]["split"], "fold": value}}}
-        if done:
-            parts.append(json.loads((part / "metrics.json").read_text(encoding="utf-8")))
-        else:
-            parts.append(run_training(own, part, folds[0] if seeds else value, begun, ends, callbacks))
+            fold = folds[0] if seeds else value
+            parts.append(run_training(own[number], part, fold, begun[number], ends, callbacks))
     split = "test" if cfg["run"]["test"] else "val"
     summary = mean_and_spread([part[split] for part in parts])
     seconds = {stage: round(sum(part["seconds"].get(stage, 0) for part in parts), 3) for stage in parts[0]["seconds"]}
@@ -143,9 +163,24 @@ def _run_parts(cfg: dict, folder: Path, resume: bool, callbacks: Sequence[Callba
         metrics |= {"cost": sum(part["cost"] for part in parts), "price_per_hour": parts[0]["price_per_hour"]}
     if is_first_process():
         write_metrics(metrics, folder)
+        (folder / EXTENDING).unlink(missing_ok=True)
     for figure in (f for f in summary if f.endswith("top1") or f == "loss"):
         mean, std = summary[figure].values()
         log.info("%s/%s over %d %ss: %.4f +- %.4f", split, figure, len(values), what, mean, std)
+
+
+def is_done(part: Path, cfg: dict) -> bool:
+    """Whether the run of a fold or seed there is finished, and this configuration trains it no further."""
+    return is_run(part) and is_finished(part) and reason_to_end(part, cfg) is not None
+
+
+def _refuse_other_kind(folder: Path, what: str | None) -> None:
+    """Raise InputError where the folder holds parts of another kind. what: "seed" or "fold", None for a run alone."""
+    kinds = {None: "checkpoints", "seed": "seed_*/checkpoints", "fold": "fold_*/checkpoints"}
+    for kind, place in kinds.items():
+        if kind != what and any(folder.glob(place)):
+            holds = f"a run of several {kind}s" if kind else "a single run"
+            raise InputError(f"run.dir: {folder} holds {holds}, which this command is not; give another folder")
 
 
 def mean_and_spread(runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:

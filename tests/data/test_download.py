@@ -63,13 +63,13 @@ def test_a_file_is_fetched_once(tmp_path, server, capsys):
     assert server.asked == ["/a.bin"]
 
 
-def test_a_damaged_file_is_fetched_again(tmp_path, server, caplog):
+def test_another_file_of_that_name_is_left_alone(tmp_path, server):
     (tmp_path / "served" / "a.bin").write_bytes(b"right")
     file = tmp_path / "a.bin"
-    file.write_bytes(b"wrong")
-    assert download(f"{server.url}/a.bin", file, md5(b"right"))
-    assert file.read_bytes() == b"right"
-    assert "fetching it again" in caplog.text
+    file.write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"a\.bin is not the original, whose MD5 is .*another data\.root"):
+        download(f"{server.url}/a.bin", file, md5(b"right"))
+    assert file.read_bytes() == b"mine" and server.asked == []
 
 
 def test_a_wrong_checksum_leaves_no_file(tmp_path, server):

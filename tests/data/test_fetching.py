@@ -2,6 +2,7 @@
 
 import logging
 import multiprocessing
+import os
 import queue
 import threading
 import time
@@ -149,6 +150,22 @@ def test_a_shard_that_would_not_fit_is_not_begun(server, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"data.cache: no space is left on the disk of"):
         table.photo(0).read()
     assert not server.asked[table.shards.all[table.photo(0).shard].name]
+
+
+def test_files_of_others_neither_count_nor_go(made, server, tmp_path):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    names = ["holiday.tar", f"{'0' * 16}-holiday.tar", "train-00000.tar", "x.partial", "room.lock"]
+    for name in names:
+        (cache / name).write_bytes(b"precious" * 10_000)
+        os.utime(cache / name, (1e9, 1e9))
+    limit = 4 * max(file.stat().st_size for file in made[1].glob("*.tar"))
+    table = read_remote(server, tmp_path, window=1, cache_gb=limit / 1e9)
+    for row in range(len(table)):
+        assert table.photo(row).read()
+    ours = [file for file in cache.glob("*.tar") if file.name not in names]
+    assert 0 < sum(file.stat().st_size for file in ours) <= limit < len(table.shards.all) * limit / 4
+    assert all((cache / name).read_bytes() == b"precious" * 10_000 for name in names)
 
 
 def test_what_is_not_there_is_told_at_once(server, tmp_path):

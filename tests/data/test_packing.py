@@ -4,7 +4,9 @@ import io
 import json
 import logging
 import multiprocessing
+import os
 import re
+import stat
 import tarfile
 from collections import namedtuple
 from dataclasses import replace
@@ -289,14 +291,44 @@ def _hold(folder, ready, done) -> None:
     held.close()
 
 
+def test_files_of_others_beside_a_pack_stay(table, tmp_path):
+    folder = tmp_path / "pack"
+    (folder / "packing").mkdir(parents=True)
+    (folder / "packing" / "plan.json").write_text('{"shopping": ["tar"]}')
+    with pytest.raises(InputError, match=r"plan\.json is no plan of a pack; give a new folder"):
+        pack_small(table, folder)
+    (folder / "packing" / "plan.json").unlink()
+    (folder / "packing" / "notes.json").write_text("mine")
+    with pytest.raises(InputError, match=r"pack holds something else \(packing/notes\.json\); give a new folder"):
+        pack_small(table, folder)
+    assert [path.name for path in folder.iterdir()][1:] in ([], [".lock"])
+    (folder / "packing" / "notes.json").unlink()
+    pack_small(table, folder)
+    (folder / "pack.json").unlink()
+    (folder / "film.mkv.partial").write_text("mine")
+    pack_small(table, folder)
+    assert (folder / "pack.json").is_file() and (folder / "film.mkv.partial").read_text() == "mine"
+
+
+def test_files_of_a_pack_have_the_permissions_of_the_umask(table, tmp_path):
+    before = os.umask(0o077)
+    try:
+        pack_small(table, tmp_path / "pack")
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "pack").rglob("*") if path.is_file()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+
+
 def test_two_at_once_are_refused(table, tmp_path):
     context = multiprocessing.get_context("fork")
     ready, done = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(tmp_path, ready, done))
+    (tmp_path / "pack").mkdir()
+    other = context.Process(target=_hold, args=(tmp_path / "pack", ready, done))
     other.start()
     assert ready.wait(60)
     with pytest.raises(InputError, match="another process is packing into"):
-        pack_small(table, tmp_path)
+        pack_small(table, tmp_path / "pack")
     done.set()
     other.join()
 

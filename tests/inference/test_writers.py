@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 import subprocess
 import sys
 
@@ -158,11 +157,31 @@ def test_other_settings_are_refused(tmp_path, suffix):
     with pytest.raises(InputError, match=r"out.*partial was begun with --tta none, not flip; give the same again"):
         opened(file, {"--top": 1, "--tta": "flip"})
     settings_of(file).write_text("torn")
-    with pytest.raises(InputError, match=r"settings that are lost .*delete .*partial to begin anew"):
+    with pytest.raises(InputError, match=r"settings that are lost .*; give another --out"):
         opened(file)
-    partial = partial_of(file)
-    shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
-    assert write(file) == []  # the mend that the line names
+    assert partial_of(file).exists() and settings_of(file).read_text() == "torn"
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_overwrite_begins_an_unfinished_output_anew(tmp_path, suffix):
+    file = tmp_path / f"out{suffix}"
+    output = opened(file, {"--top": 1, "--tta": "none"})
+    list(output.rows())
+    output.write(ROWS[:1])
+    output.close()
+    output = opened(file, {"--top": 1, "--tta": "flip"}, overwrite=True)
+    assert list(output.rows()) == []
+    output.close()
+
+
+@pytest.mark.parametrize("name", ["out.csv.partial", "out.csv.partial.json"])
+def test_unfinished_files_of_others_are_left_alone(tmp_path, name):
+    strange = tmp_path / name
+    strange.write_text('{"mine": 1}')
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match=r"out\.csv\.partial.* is not of this command.*give another --out"):
+            opened(tmp_path / "out.csv", overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == [name] and strange.read_text() == '{"mine": 1}'
 
 
 def test_files_of_something_else_are_refused(tmp_path):
@@ -176,7 +195,7 @@ def test_files_of_something_else_are_refused(tmp_path):
         opened(file).close()
         partial_of(file).write_bytes(content)
         output = opened(file)
-        with pytest.raises(InputError, match=r"was not written by this command .*delete it to begin anew"):
+        with pytest.raises(InputError, match=r"was not written by this command .*give another --out"):
             list(output.rows())
         output.close()
         assert partial_of(file).read_bytes() == content
@@ -184,7 +203,7 @@ def test_files_of_something_else_are_refused(tmp_path):
     opened(file).close()
     (partial_of(file) / "000000000005.parquet").write_bytes(b"")
     output = opened(file)
-    with pytest.raises(InputError, match=r"parts do not follow each other.*delete .*partial to begin anew"):
+    with pytest.raises(InputError, match=r"parts do not follow each other.*give another --out"):
         list(output.rows())
 
 

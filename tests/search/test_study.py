@@ -75,6 +75,34 @@ def test_a_changed_search_is_refused_with_the_difference(tmp_path):
         assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
 
 
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    for name, content in {
+        "notes.txt": "mine",
+        "journal.log": "Dear diary\n",
+        "trials.csv": "patient,dose\n",
+    }.items():
+        (folder / name).write_text(content)
+        with pytest.raises(InputError, match=r"sweep\.dir: .*sweep holds something that this command did not write"):
+            study_of(small_sweep(folder, LR))
+        for path in folder.iterdir():
+            path.unlink()
+    storage = open_storage(None, folder)  # a new journal, in which another program begins a study
+    optuna.create_study(storage=storage, study_name="theirs").ask()
+    with pytest.raises(InputError, match=r"sweep\.dir: .*did not write \(journal\.log\)"):
+        study_of(small_sweep(folder, LR, "sweep.study=theirs"))
+
+
+def test_another_programs_study_is_not_continued(tmp_path):
+    url = f"sqlite:///{tmp_path / 'sweep' / 'studies.db'}"
+    (tmp_path / "sweep").mkdir()
+    optuna.create_study(storage=url, study_name="theirs", direction="minimize").ask()
+    with pytest.raises(InputError, match=r"sweep\.study: 'theirs' is another program's study; give another name"):
+        study_of(small_sweep(tmp_path / "sweep", LR, "sweep.study=theirs", f"sweep.storage={url}"))
+    study_of(small_sweep(tmp_path / "sweep", LR, "sweep.study=mine", f"sweep.storage={url}"))
+
+
 def test_another_study_does_not_take_over_the_trials_of_the_folder(tmp_path):
     sweep = small_sweep(tmp_path / "sweep", LR)
     study_of(sweep)

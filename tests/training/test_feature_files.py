@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from carvision.training import feature_files
 from carvision.training.feature_files import NewFeatures, digest_of_tensors, features_folder, make_room, open_features
@@ -74,20 +74,39 @@ def test_a_disk_without_room_says_so_before_anything_is_computed(tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
-def test_those_unused_for_longest_make_room(tmp_path, monkeypatch):
+def test_those_unused_for_longest_make_room(tmp_path):
     size = 0
-    for age, name in enumerate("abcd"):
-        write(tmp_path / f"{name}.safetensors", np.ones((100, 10), np.float32))
-        size = (tmp_path / f"{name}.safetensors").stat().st_size
-        os.utime(tmp_path / f"{name}.safetensors", (1e9 - age, 1e9 - age))
-    open_features(tmp_path / "d.safetensors")  # the oldest has just been used
-    (tmp_path / "notes.txt").write_text("not ours")
-    (tmp_path / "old.1.partial").write_text("")
-    (tmp_path / "new.1.partial").write_text("")
-    os.utime(tmp_path / "old.1.partial", (1e9, 1e9))
+    files = [tmp_path / f"{name * 32}.safetensors" for name in "abcd"]
+    for age, file in enumerate(files):
+        write(file, np.ones((100, 10), np.float32))
+        size = file.stat().st_size
+        os.utime(file, (1e9 - age, 1e9 - age))
+    open_features(files[3])  # the oldest has just been used
+    old, new = (tmp_path / f"{'e' * 32}.{number}.0123abcd.partial" for number in (1, 2))
+    for file in (old, new):
+        file.write_text("")
+    os.utime(old, (1e9, 1e9))
     make_room(tmp_path, 3 * size, needed=size)
-    left = ["a.safetensors", "d.safetensors", "new.1.partial", "notes.txt"]
-    assert sorted(file.name for file in tmp_path.iterdir()) == left
+    assert {*tmp_path.iterdir()} == {files[0], files[3], new}
+
+
+def test_files_of_others_neither_count_nor_go(tmp_path):
+    """Whatever they are called: weights may be named by a digest, too."""
+    ours = tmp_path / f"{'a' * 32}.safetensors"
+    write(ours, np.ones((100, 10), np.float32))
+    size = ours.stat().st_size
+    strange = [tmp_path / name for name in ("resnet50.safetensors", f"{'b' * 32}.safetensors", "film.mkv.partial")]
+    strange += [tmp_path / f"{'c' * 32}.safetensors", tmp_path / f"{'d' * 32}.safetensors", tmp_path / "notes.txt"]
+    for file in strange:
+        save_file({"features": torch.zeros(5000)}, file)
+        os.utime(file, (1e9, 1e9))
+    strange[3].write_bytes(b"")
+    strange[4].unlink()
+    strange[4].symlink_to(strange[0])
+    make_room(tmp_path, size)
+    assert {*tmp_path.iterdir()} == {ours, *strange}
+    make_room(tmp_path, 0)
+    assert {*tmp_path.iterdir()} == {*strange}
 
 
 def test_the_folder_is_that_of_the_key_or_of_the_environment(monkeypatch):

@@ -120,7 +120,7 @@ def test_photos_that_cannot_be_read_and_unknown_labels(tmp_path, decoded):
             set(pd.read_csv(tmp_path / f"{mode}_{n}" / "bad_images.csv")["path"]) for n in ("kept", "again", "plain")
         ]
         assert lists[0] == lists[1] == lists[2] and len(lists[0]) == 6
-    with pytest.raises(InputError, match=r"photos/\w+.png: not a photo in any format known. Mend or remove"):
+    with pytest.raises(InputError, match=r"photos/\w+.png: not a photo in any format known. Fix the photo"):
         train(tmp_path / "error", *overrides, "data.on_bad_image=error")
     assert len(list((tmp_path / "kept").iterdir())) == 1
 

@@ -8,6 +8,7 @@ import pandas as pd
 from rich.console import Console
 
 from carvision.errors import InputError
+from carvision.folders import refuse_foreign_folder
 from carvision.reports.comparison.frame import check_column, finest_figure, frame_of, sort_by
 from carvision.reports.comparison.matrix import against_of, matrix_of
 from carvision.reports.comparison.names import differing_keys, name_runs, text_of
@@ -53,6 +54,7 @@ def write_comparison(
     if against:
         groups = name_runs(runs, ignored=(against, "seed"))
         tables["against"] = against_of(frame, runs, against, groups)
+    refuse_foreign_folder(folder, "--out", _is_comparison)
     _make_folder(folder)
     sheets = []
     pictures = _plot_runs(frame, runs, figure, folder)
@@ -86,6 +88,15 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out: {folder} can't be made ({error.strerror}); choose another folder") from None
+
+
+def _is_comparison(folder: Path) -> bool:
+    """Whether the folder's compare.csv is one of ours."""
+    try:
+        with (folder / "compare.csv").open(encoding="utf-8") as file:
+            return {"run", "state", "wall_min"} <= {*file.readline(10_000).rstrip().split(",")}
+    except (OSError, ValueError):
+        return False
 
 
 def _write(

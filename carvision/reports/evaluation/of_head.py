@@ -1,9 +1,6 @@
 """What an evaluation leaves of each head with classes: tables and pictures."""
 
-import itertools
 import math
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +24,7 @@ from carvision.portable import parents_of
 from carvision.reports.evaluation.confusion import plot_confusion
 from carvision.reports.evaluation.curves import plot_reliability
 from carvision.reports.evaluation.pairs import plot_pairs
-from carvision.whole_files import write_csv
+from carvision.whole_files import file_stems, write_csv
 
 
 @dataclass(frozen=True)
@@ -100,20 +97,6 @@ def write_head(
     plot_reliability(diagrams, f"{title}: {head}, confidence and accuracy", files["reliability"])
     words = {"confusion": "Confusion matrix", "confused": "Confused pairs", "reliability": "Confidence and accuracy"}
     return {f"{words[kind]}, {head}": file for kind, file in files.items()}
-
-
-def file_stems(heads: Sequence[str]) -> dict[str, str]:
-    """{head: what stands for it in names of files}: "_" for all that a name can't hold, and a number at the end where
-    two would be one file, also where upper and lower case are the same. A head that needs no change has its own name.
-    """
-    plain = {head: re.sub(r"[^\w.-]+", "_", head) for head in heads}
-    stems: dict[str, str] = {}
-    taken: set[str] = set()
-    for head in sorted(heads, key=lambda head: plain[head] != head):
-        names = itertools.chain([plain[head]], (f"{plain[head]}_{number}" for number in itertools.count(2)))
-        stems[head] = next(name for name in names if name.casefold() not in taken)
-        taken.add(stems[head].casefold())
-    return stems
 
 
 def _write_tables(predictions: Predictions, labels: dict[str, dict], part: Part, stem: str, folder: Path) -> None:

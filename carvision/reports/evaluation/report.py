@@ -22,6 +22,7 @@ from carvision.reports.evaluation.tables import (
     figure_sheets,
     pairs_sheet,
 )
+from carvision.whole_files import open_new
 
 EXACT = ("auc", "auc_micro", "auc_keras")  # EpochMetrics has them from histograms
 
@@ -104,7 +105,7 @@ def _write_texts(
     about = " ".join(f"{note.rstrip('.')}." for note in notes)
     for write, file in ((write_markdown, "evaluation.md"), (write_html, "evaluation.html")):
         write(folder / file, title, about, sheets, pictures)
-    with (folder / "results.txt").open("w", encoding="utf-8") as file:
+    with open_new(folder / "results.txt", "w", encoding="utf-8") as file:
         for console in (Console(), Console(file=file, width=80)):
             console.print(Text(f"{title}. {about}"))
             for sheet in sheets:

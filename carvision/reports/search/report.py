@@ -31,7 +31,7 @@ from carvision.search.trials import (
     latest,
     root_of,
 )
-from carvision.whole_files import write_csv, write_text
+from carvision.whole_files import own_folder, write_csv, write_text
 
 log = logging.getLogger(__name__)
 
@@ -130,8 +130,7 @@ def write_best(sweep: Sweep, trial: FrozenTrial) -> None:
         f"#   {command_of(sweep)}\n"
     )
     text = yaml.safe_dump({"defaults": [*defaults, "_self_"], **config}, sort_keys=False, allow_unicode=True)
-    (sweep.folder / "experiment").mkdir(exist_ok=True)
-    write_text(sweep.folder / "experiment" / "best.yaml", head + text)
+    write_text(own_folder(sweep.folder / "experiment") / "best.yaml", head + text)
 
 
 def command_of(sweep: Sweep) -> str:

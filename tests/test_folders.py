@@ -1,0 +1,103 @@
+"""Folders and files of others are told from ours before anything is written to them."""
+
+import json
+
+import matplotlib.figure
+import pytest
+import yaml
+
+from carvision.config import conf_dir
+from carvision.errors import InputError
+from carvision.folders import claim_folder, is_run, refuse_foreign_folder, refuse_foreign_picture, remove_checkpoints
+from carvision.reports.health import is_health
+from carvision.reports.style import create_figure, save_figure
+
+OURS = {
+    **{group: {} for group in ("data", "loss", "augment", "optimizer", "schedule", "trainer", "callbacks")},
+    "model": {"backbone": "resnet50"},
+    "run": {"dir": None},
+}
+
+
+def test_a_run_is_recognised_by_the_keys_of_its_configuration(tmp_path):
+    file = tmp_path / "config.yaml"
+    assert not is_run(tmp_path) and not is_run(tmp_path / "nowhere") and not is_run(tmp_path / ("x" * 300))
+    file.write_text(yaml.safe_dump(OURS))
+    assert is_run(tmp_path)
+    missing = [{key: value for key, value in OURS.items() if key != group} for group in OURS]
+    others = [[OURS], "text", {}, {**OURS, "data": "photos"}, {**OURS, "model": {"name": "x"}}, {**OURS, "run": {}}]
+    for content in (*missing, *others):
+        file.write_text(yaml.safe_dump(content))
+        assert not is_run(tmp_path), content
+    for damaged in (b"", b"\xff\x00", b"a: [", b"\t", b"!!python/object:os.system {}"):
+        file.write_bytes(damaged)
+        assert not is_run(tmp_path)
+    file.unlink()
+    file.mkdir()
+    assert not is_run(tmp_path)
+    shipped = yaml.safe_load((conf_dir() / "train.yaml").read_text(encoding="utf-8"))
+    assert "dir" in shipped["run"] and "backbone" in (conf_dir() / "model" / "default.yaml").read_text(encoding="utf-8")
+
+
+def test_a_claimed_folder_is_new_or_empty(tmp_path):
+    assert claim_folder(tmp_path / "new", tmp_path) == tmp_path / "new"
+    assert claim_folder(tmp_path / "new", tmp_path) == tmp_path / "new"  # still empty
+    (tmp_path / "new" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="new exists already and holds something else; give a folder that is new or"):
+        claim_folder(tmp_path / "new", tmp_path)
+    with pytest.raises(InputError, match=r"x{100}.*\.\.\. can't be made \(File name too long\); choose another"):
+        claim_folder(tmp_path / ("x" * 300), tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "evaluations").symlink_to(tmp_path / "new")
+    with pytest.raises(InputError, match="evaluations is a symbolic link to"):
+        claim_folder(None, tmp_path / "run" / "evaluations", "test_", "--out", within_run=True)
+    assert (
+        claim_folder(None, tmp_path / "run" / "evaluations", "test_").parent.name == "evaluations"
+    )  # of the user's own
+
+
+def test_the_health_of_a_data_set_replaces_an_earlier_one_alone(tmp_path):
+    refuse_foreign_folder(tmp_path / "new", "out", is_health)
+    refuse_foreign_folder(tmp_path, "out", is_health)
+    ours = {"name": "x", "root": ".", "photos": 3, "bytes": 4, "formats": {}, "sizes": {}}
+    for content in ("", "[]", '{"name": "x"}', '{"pulse": 70}', "\u00ff"):
+        (tmp_path / "health.json").write_text(content, encoding="latin-1")
+        with pytest.raises(InputError, match=r"out: .* did not write \(health\.json\); give a folder that is new or"):
+            refuse_foreign_folder(tmp_path, "out", is_health)
+    (tmp_path / "health.json").write_text(json.dumps(ours))
+    (tmp_path / "notes.txt").write_text("mine")
+    refuse_foreign_folder(tmp_path, "out", is_health)
+    with pytest.raises(InputError, match="is no folder to write to"):
+        refuse_foreign_folder(tmp_path / "notes.txt", "out", is_health)
+
+
+def test_a_picture_replaces_one_of_ours_alone(tmp_path):
+    file = tmp_path / "sheet.png"
+    refuse_foreign_picture(file, "out")
+    save_figure(create_figure(1, 1), file)
+    refuse_foreign_picture(file, "out")
+    matplotlib.figure.Figure(figsize=(1, 1)).savefig(file)
+    for content in (file.read_bytes(), b"", b"\x89PNG\r\n\x1a\n", b"text"):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=r"out: .*sheet\.png exists and is no picture of carvision's"):
+            refuse_foreign_picture(file, "out")
+        assert file.read_bytes() == content
+    with pytest.raises(InputError, match="File name too long"):
+        refuse_foreign_picture(tmp_path / ("x" * 300), "out")
+
+
+def test_only_checkpoints_are_removed(tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for name in ("last.ckpt", "previous.ckpt", "best.ckpt", "mine.ckpt"):
+        (folder / name).write_text("")
+    remove_checkpoints(folder)
+    assert [path.name for path in folder.iterdir()] == ["mine.ckpt"]
+    (folder / "mine.ckpt").rename(folder / "best.ckpt")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "..")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(folder)
+    remove_checkpoints(tmp_path / "run" / "checkpoints")
+    assert (folder / "best.ckpt").exists()
+    remove_checkpoints(folder)
+    assert not folder.exists()

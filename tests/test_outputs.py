@@ -1,0 +1,80 @@
+"""What the commands on a finished run write: with the permissions of the umask, and through no link of the run's."""
+
+import os
+import shutil
+import stat
+
+import pytest
+
+from carvision.embed import embed
+from carvision.errors import InputError
+from carvision.evaluate import evaluate
+from carvision.export import export
+from carvision.predict import parser, predict
+
+
+@pytest.fixture
+def run(demo_run, tmp_path):
+    """A copy, with folders of its own for what is to be written."""
+    return shutil.copytree(demo_run, tmp_path / "run")
+
+
+@pytest.fixture
+def photos(demo_photos):
+    """A folder of some photos."""
+    return next(path.parent for path in sorted(demo_photos.rglob("*.jpg")))
+
+
+def test_permissions_are_those_of_the_umask(run, photos):
+    there = {*run.rglob("*")} - {run / "model.json"}  # in which evaluate stores the temperature
+    before = os.umask(0o077)
+    try:
+        evaluate([str(run), "--samples", "0"])
+        embed([str(run), "--split", "test"])
+        export([str(run), "--format", "timm", "hub"])
+        for name in ("out.csv", "out.parquet"):
+            predict(parser().parse_args([str(run), str(photos), "--out", str(run / name), "--workers", "0"]))
+    finally:
+        os.umask(before)
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in {*run.rglob("*")} - there}
+    names = {path.name for path in modes}
+    assert {"model.json", "predictions.csv", "results.txt", "embeddings.npy", "out.csv", "out.parquet"} <= names
+    assert {"config.json", "README.md", "model.safetensors", "coverage.png"} <= names
+    assert not {path: oct(mode) for path, mode in modes.items() if mode != (0o700 if path.is_dir() else 0o600)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "command"),
+    [
+        ("evaluations", lambda run: evaluate([str(run), "--samples", "0"])),
+        ("embeddings", lambda run: embed([str(run)])),
+        ("export", lambda run: export([str(run), "--format", "timm"])),
+    ],
+)
+def test_no_folder_of_the_run_may_lead_out_of_it(kind, command, run, tmp_path):
+    (tmp_path / "outside").mkdir()
+    (run / kind).symlink_to(tmp_path / "outside")
+    with pytest.raises(SystemExit, match=rf"^error: .*{kind} is a symbolic link to .*outside, outside of.*[^\n]$"):
+        command(run)
+    assert not [*(tmp_path / "outside").iterdir()]
+
+
+@pytest.mark.parametrize("name", ["out.csv.partial", "out.csv.partial.json", "out.parquet.partial"])
+def test_predictions_go_through_no_link(name, run, photos, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir() if "parquet" in name else outside.write_text("")
+    (run / name).symlink_to(outside)
+    out = run / name.partition(".partial")[0]
+    with pytest.raises(InputError) as told:
+        predict(parser().parse_args([str(run), str(photos), "--out", str(out), "--workers", "0"]))
+    assert "\n" not in str(told.value) and not out.exists()
+    assert not [*outside.iterdir()] if outside.is_dir() else outside.read_text() == ""
+
+
+def test_a_name_that_is_too_long_is_one_line(run, photos):
+    for options in (["--out", "x" * 300 + ".csv"], ["--out", "x" * 250 + ".csv"], ["--grid", "x" * 300 + ".png"]):
+        with pytest.raises(InputError, match="File name too long") as told:
+            predict(parser().parse_args([str(run), str(photos), *options]))
+        assert "\n" not in str(told.value) and len(str(told.value)) < 400
+    with pytest.raises(SystemExit, match=r"^error: .*File name too long"):
+        export([str(run), "--format", "timm", "--out", "x" * 300])
