@@ -111,7 +111,7 @@ def monitors_of(cfg: dict) -> dict[str, str]:
     """{key: metric} by which epochs are chosen, training is stopped, and learning rates are changed."""
     callbacks = cfg["callbacks"]
     found = {"callbacks.monitor": callbacks["monitor"]}
-    if callbacks["patience"] and callbacks["stop_monitor"]:
+    if callbacks["stop_monitor"]:
         found["callbacks.stop_monitor"] = callbacks["stop_monitor"]
     for phase in build_phases(cfg):
         if "monitor" in phase["schedule"]:

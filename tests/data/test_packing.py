@@ -295,7 +295,7 @@ def test_files_of_others_beside_a_pack_stay(table, tmp_path):
     folder = tmp_path / "pack"
     (folder / "packing").mkdir(parents=True)
     (folder / "packing" / "plan.json").write_text('{"shopping": ["tar"]}')
-    with pytest.raises(InputError, match=r"plan\.json is no plan of a pack; give a new folder"):
+    with pytest.raises(InputError, match=r"plan\.json is damaged .*; give another folder"):
         pack_small(table, folder)
     (folder / "packing" / "plan.json").unlink()
     (folder / "packing" / "notes.json").write_text("mine")
