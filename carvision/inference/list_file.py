@@ -51,7 +51,7 @@ def read_list(file: Path, split: str | None, labels: tuple[str, ...], paths: Pho
             yield from ((path, _file(paths, path), None, {}) for path in read_lines(lines, str(file)))
         return
     table = TableFile(file, KEY)
-    labels = tuple(name for name in labels if name in table.columns)
+    labels = tuple(name for name in labels if nfc(name) in table.columns)
     table.require(("path", *labels))
     if labels:
         _require_one_class(table, split, labels, paths)
@@ -97,8 +97,8 @@ def read_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
             line = line.removeprefix(b"\xef\xbb\xbf")
         if b"\0" in line:
             raise InputError(f"{name}: line {number + 1} is no text; give paths, one a line")
-        if line := line.rstrip(b"\r\n"):
-            yield line.decode("utf-8", "surrogateescape")
+        if line.strip():
+            yield line.rstrip(b"\r\n").decode("utf-8", "surrogateescape")
 
 
 def _is_table(file: Path) -> bool:
