@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from carvision.data.disk import UTF16
-from carvision.data.photo_paths import PhotoPaths, file_of, is_utf8, nfc
+from carvision.data.photo_paths import PhotoPaths, file_of, is_utf8, nfc, text_of_path
 from carvision.data.table import BOX
 from carvision.data.table_file import PARQUET, SEPARATORS, SPLIT_WORDS, TableFile
 from carvision.errors import InputError
@@ -48,7 +48,12 @@ def read_list(file: Path, split: str | None, labels: tuple[str, ...], paths: Pho
     a photo (or a box of one) that has two classes of a label."""
     if not _is_table(file):
         with file.open("rb") as lines:
-            yield from ((path, _file(paths, path), None, {}) for path in read_lines(lines, str(file)))
+            for path in read_lines(lines, str(file)):
+                found = _file(paths, path)
+                if not is_utf8(path) and not Path(found).exists():
+                    text = text_of_path(path)
+                    raise InputError(f"{KEY}: {file}: '{text}' is not in the encoding UTF-8; save the list as UTF-8")
+                yield path, found, None, {}
         return
     table = TableFile(file, KEY)
     labels = tuple(name for name in labels if nfc(name) in table.columns)
