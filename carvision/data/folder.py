@@ -117,6 +117,7 @@ def _require_photos_in_each(
     if not empty:
         return
     text = f"folder: {len(empty)} class folders in {root} hold no photos, or are dangling links (first: {empty[0]})"
+    text += f"; {left_out.line()}" if left_out.heic else ""
     if not allow_missing:
         raise InputError(f"{text}. Fill them, or leave them out with data.allow_missing=true")
     log.warning("%s and are left out", text)

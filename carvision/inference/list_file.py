@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from carvision.data.disk import UTF16
-from carvision.data.photo_paths import PhotoPaths, file_of, is_utf8, nfc
+from carvision.data.photo_paths import PhotoPaths, file_of, is_utf8, nfc, text_of_path
 from carvision.data.table import BOX
 from carvision.data.table_file import PARQUET, SEPARATORS, SPLIT_WORDS, TableFile
 from carvision.errors import InputError
@@ -48,10 +48,15 @@ def read_list(file: Path, split: str | None, labels: tuple[str, ...], paths: Pho
     a photo (or a box of one) that has two classes of a label."""
     if not _is_table(file):
         with file.open("rb") as lines:
-            yield from ((path, _file(paths, path), None, {}) for path in read_lines(lines, str(file)))
+            for path in read_lines(lines, str(file)):
+                found = _file(paths, path)
+                if not is_utf8(path) and not Path(found).exists():
+                    text = text_of_path(path)
+                    raise InputError(f"{KEY}: {file}: '{text}' is not in the encoding UTF-8; save the list as UTF-8")
+                yield path, found, None, {}
         return
     table = TableFile(file, KEY)
-    labels = tuple(name for name in labels if name in table.columns)
+    labels = tuple(name for name in labels if nfc(name) in table.columns)
     table.require(("path", *labels))
     if labels:
         _require_one_class(table, split, labels, paths)
@@ -97,8 +102,8 @@ def read_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
             line = line.removeprefix(b"\xef\xbb\xbf")
         if b"\0" in line:
             raise InputError(f"{name}: line {number + 1} is no text; give paths, one a line")
-        if line := line.rstrip(b"\r\n"):
-            yield line.decode("utf-8", "surrogateescape")
+        if line.strip():
+            yield line.rstrip(b"\r\n").decode("utf-8", "surrogateescape")
 
 
 def _is_table(file: Path) -> bool:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from carvision.data import walk
 from carvision.data.folder import read_folder
 from carvision.errors import InputError
 from tests.data import layouts
@@ -126,6 +127,15 @@ def test_an_unlabelled_test_folder_is_left_out(tmp_path, caplog):
     layouts.write_class_folders(tmp_path, {"train/oak": 2, "train/ash": 1, "test": 3})
     assert set(read_folder(tmp_path).rows["split"]) == {"train"}
     assert "3 photos are in no class folder" in caplog.text
+
+
+def test_a_class_of_heic_alone_names_the_extra_that_it_lacks(tmp_path, monkeypatch):
+    plain = tuple(extension for extension in walk.PHOTO_EXTENSIONS if extension not in walk.HEIC_EXTENSIONS)
+    monkeypatch.setattr(walk, "PHOTO_EXTENSIONS", plain)
+    layouts.write_class_folders(tmp_path, {"ash": 1, "oak": 0})
+    (tmp_path / "oak" / "IMG_1.HEIC").touch()
+    with pytest.raises(InputError, match=r"first: oak\); left out: 1 HEIC photos .* need the extra heic"):
+        read_folder(tmp_path)
 
 
 def test_class_folders_in_either_form_of_unicode_are_one_class(tmp_path):

@@ -106,11 +106,14 @@ def test_one_photo_with_two_boxes_may_have_two_classes(tmp_path):
 
 def test_lines_of_text(tmp_path):
     file = tmp_path / "list.txt"
-    file.write_bytes("\ufeffa b.jpg\r\n\n ü,1.jpg\nlast.jpg".encode())
+    file.write_bytes("\ufeffa b.jpg\r\n\n  \r\n ü,1.jpg\nlast.jpg".encode())
     check(file, None)
     assert columns_of(file) is None and not has_boxes(file)
     assert [row[0] for row in read_list(file, None, ())] == ["a b.jpg", " ü,1.jpg", "last.jpg"]
     file.write_bytes(b"caf\xe9.jpg\n")
+    with pytest.raises(InputError, match=r"^--list: .*: 'caf\\xe9.jpg' is not in the encoding UTF-8; save the list"):
+        read_list(file, None, ())
+    (tmp_path / "caf\udce9.jpg").touch()
     assert [row[0] for row in read_list(file, None, ())] == ["caf\udce9.jpg"]
 
 
