@@ -67,8 +67,8 @@ NO_LAYERS = Layers()
 
 
 def described(part) -> dict:
-    """Write a dataclass of layers as plain values. The default of activity_l1_reduction is left out: earlier versions can
-    then read the description."""
+    """Write a dataclass of layers as plain values. The default of activity_l1_reduction is left out, so that earlier
+    versions can read the description."""
     default = ("activity_l1_reduction", "mean")
     return asdict(part, dict_factory=lambda pairs: dict(pair for pair in pairs if pair != default))
 
