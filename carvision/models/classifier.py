@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from carvision.errors import InputError
 from carvision.models.backbones import create_backbone
 from carvision.models.blocks import NO_NECK, Neck, create_neck, create_pool
-from carvision.models.dense import NO_LAYERS, Dense, Layers
+from carvision.models.dense import NO_LAYERS, Dense, Layers, described
 from carvision.models.embedding import NO_EMBEDDING, Embedding, EmbeddingLayers, Proxies, embedding_from
 from carvision.models.feature_map import has_channels_last, leave_out, take_feature_map
 from carvision.models.freezing import frozen_parameters, wholly_frozen
@@ -67,15 +67,15 @@ class Classifier(nn.Module):
         super().__init__()
         self.description = {
             "backbone": backbone,
-            "heads": {name: asdict(head) for name, head in heads.items()},
+            "heads": {name: described(head) for name, head in heads.items()},
             "size_px": size_px,
             "backbone_kwargs": backbone_kwargs or {},
             "pool": pool,
-            "trunk": asdict(trunk),
+            "trunk": described(trunk),
             "neck": asdict(neck),
         }
         if embedding != NO_EMBEDDING:  # so that the description of a network without is what it has always been
-            self.description["embedding"] = asdict(embedding)
+            self.description["embedding"] = described(embedding)
         self.backbone = create_backbone(backbone, backbone_kwargs, pretrained, size_px)
         num_pooled = self._create_neck_and_pool(neck, pool, size_px)
         self.trunk = Dense(num_pooled, trunk)

@@ -1,6 +1,6 @@
 """Fully connected layers: what trunk and heads are made of."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from torch import Tensor, nn
 
@@ -64,6 +64,13 @@ class Layers:
 
 
 NO_LAYERS = Layers()
+
+
+def described(part) -> dict:
+    """Write a dataclass of layers as plain values. The default of activity_l1_reduction is left out, so that earlier
+    versions can read the description."""
+    default = ("activity_l1_reduction", "mean")
+    return asdict(part, dict_factory=lambda pairs: dict(pair for pair in pairs if pair != default))
 
 
 class Dense(nn.Module):

@@ -227,18 +227,19 @@ def build_metric_loss(cfg: dict, table: Table) -> tuple[dict | None, Embedding]:
     if cfg["data"]["batch_size"] == "auto":
         raise InputError("data.batch_size: auto does not know the batches that a metric_loss needs; give a number")
     label = table.class_label(values["label"], "metric_loss.label")
-    _require_neighbours(cfg["callbacks"]["monitor"], table.of_split("val"), label)
+    for key in ("monitor", "stop_monitor"):
+        _require_neighbours(f"callbacks.{key}", cfg["callbacks"][key] or "", table.of_split("val"), label)
     num_classes = len(table.labels[label]) if values["name"] in WITH_PROXIES else 0
     return {**values, "label": label}, build_embedding(cfg, num_classes)
 
 
-def _require_neighbours(monitor: str, val: Table, label: str) -> None:
+def _require_neighbours(key: str, monitor: str, val: Table, label: str) -> None:
     """Raises InputError where the epochs are to be judged by neighbours, and no validation photo has one."""
     codes = val.rows[label].to_numpy()
     if monitor.startswith("val/embedding/") and np.bincount(codes[codes != UNKNOWN], minlength=1).max() < 2:
         raise InputError(
-            f"callbacks.monitor: {monitor} is not defined, as no {label} has two validation photos; raise "
-            "data.split.val_fraction, or take callbacks.monitor=val/loss callbacks.mode=min"
+            f"{key}: {monitor} is not defined, as no {label} has two validation photos; raise "
+            f"data.split.val_fraction, or take {key}=val/loss {key.replace('monitor', 'mode')}=min"
         )
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from carvision.config import conf_dir, plain_config
 from carvision.errors import InputError
-from carvision.models.dense import ACTIVATIONS, Dense, Layers
+from carvision.models.dense import ACTIVATIONS, Dense, Layers, described
 from carvision.training.build import build_layers
 
 
@@ -134,7 +134,10 @@ def test_activities_are_summed_over_the_photos_of_the_batch():
 
     assert dense(x)[1].item() == pytest.approx(expected(list(range(7))))
     assert dense(x, shares)[1].item() == pytest.approx(expected([0, 1, 3, 5, 6]))
-    mean = Dense(8, Layers((6, 4), activity_l1=[0.5, 0.02])).double()
+    layers = Layers((6, 4), activity_l1=(0.5, 0.02))
+    assert "activity_l1_reduction" not in described(layers) and Layers(**described(layers)) == layers
+    assert Layers(**described(dense.layers)) == dense.layers
+    mean = Dense(8, layers).double()
     mean.load_state_dict(dense.state_dict())
     assert dense(x, shares)[1].item() == pytest.approx(5 * mean(x, shares)[1].item())
 
