@@ -1,6 +1,7 @@
 """A folder that a command fills: where it was killed, the same command takes it again, and begins anew."""
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,18 +13,28 @@ from carvision.whole_files import PARTIAL, write_text
 log = logging.getLogger(__name__)
 
 MARK = ".unfinished"  # holds the command's name; there from the first to the last moment
-WRITTEN = ("*.csv", "*.json", "*.md", "*.html", "*.txt", "*.png", "*.npy", f"*{PARTIAL}")  # by these commands
+# By these commands, here by each one's name
+WRITTEN = {
+    "evaluate": (
+        "evaluation.*", "predictions.csv", "bad_images.csv", "unmatched.csv", "results.txt", "coverage.png",
+        "per_class_*.csv", "confusion_*.*", "confused_*.*", "reliability_*.png",
+    ),
+    "embeddings": ("embeddings.*", "index.csv"),
+    "retrievals": ("retrieval.json", "knn.csv", "per_class.csv", "neighbours.*"),
+    "verifications": ("verification.*", "pairs_*.csv", "roc.png"),
+}  # fmt: skip
 
 
 @contextmanager
 def output_folder(wanted: Path | None, parent: Path, command: str, prefix: str = "") -> Iterator[Path]:
-    """`wanted`, or a new one below `parent` (see claim_folder), which holds MARK and a lock meanwhile.
+    """`wanted`, or a new one below `parent` (see claim_folder), which holds MARK and a lock meanwhile. command: of
+    WRITTEN.
 
     Where the same command was killed in `wanted`, it is taken again, and what was written there, which may be of other
     options, goes. After an error before anything was written the folder goes. Raises InputError for a folder with
     anything else in it, a finished output too, and one that another process fills now.
     """
-    folder = Path(wanted).expanduser() if wanted else None
+    folder = Path(os.path.expanduser(wanted)) if wanted else None  # noqa: PTH111  Path's own raises for "~nobody"
     again = folder is not None and _is_unfinished(folder, command)
     if not again:
         folder = claim_folder(wanted, parent, prefix, "--out", leftovers=(LOCK, f"{MARK}{PARTIAL}"))
@@ -31,8 +42,9 @@ def output_folder(wanted: Path | None, parent: Path, command: str, prefix: str =
     try:
         if again:
             log.info("%s is of a start that did not end; beginning anew in it", folder)
-            for file in [file for pattern in WRITTEN for file in folder.glob(pattern)]:
-                file.unlink(missing_ok=True)
+            for pattern in WRITTEN[command]:
+                for file in [*folder.glob(pattern), *folder.glob(f"{pattern}{PARTIAL}")]:
+                    file.unlink(missing_ok=True)
         write_text(folder / MARK, command)
         yield folder
         (folder / MARK).unlink()
