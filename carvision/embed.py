@@ -19,7 +19,8 @@ HELP = """Write the embeddings of a data set: a vector for each photo, near to t
 
 The folder then holds embeddings.npy (numpy.load(..., mmap_mode="r") maps it), index.csv, a line for each of its rows,
 and embeddings.json. python -m carvision.retrieve takes it in place of a run.
-data=... and data.<key>=<value> are as in training (python -m carvision.train --help).
+data=... and data.<key>=<value> are as in training (python -m carvision.train --help). Where the command was killed, the
+same one with the same --out begins anew there.
 """
 
 

@@ -20,7 +20,8 @@ how far its probabilities can be trusted.
   python -m carvision.evaluate runs/a --ensemble runs/b runs/c --tta flip  the average of three runs and two views
   torchrun --nproc-per-node 4 -m carvision.evaluate runs/mine              four processes share the photos
 
-data=... and data.<key>=<value> are as in training (python -m carvision.train --help).
+data=... and data.<key>=<value> are as in training (python -m carvision.train --help). Where the command was killed, the
+same one with the same --out begins anew there.
 """
 
 

@@ -6,35 +6,44 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from carvision.folder_lock import lock_folder
-from carvision.folders import LOCK, claim_folder
+from carvision.folders import LOCK, claim_folder, expand_home
 from carvision.whole_files import PARTIAL, write_text
 
 log = logging.getLogger(__name__)
 
 MARK = ".unfinished"  # holds the command's name; there from the first to the last moment
-WRITTEN = ("*.csv", "*.json", "*.md", "*.html", "*.txt", "*.png", "*.npy", f"*{PARTIAL}")  # by these commands
+# By these commands, here by each one's name
+WRITTEN = {
+    "evaluate": (
+        "evaluation.*", "predictions.csv", "bad_images.csv", "unmatched.csv", "results.txt", "coverage.png",
+        "per_class_*.csv", "confusion_*.*", "confused_*.*", "reliability_*.png",
+    ),
+    "embeddings": ("embeddings.*", "index.csv"),
+    "retrievals": ("retrieval.json", "knn.csv", "per_class.csv", "neighbours.*"),
+    "verifications": ("verification.*", "pairs_*.csv", "roc.png"),
+}  # fmt: skip
 
 
 @contextmanager
-def output_folder(
-    wanted: Path | None, parent: Path, command: str, prefix: str = "", within_run: bool = False
-) -> Iterator[Path]:
-    """`wanted`, or a new one below `parent` (see claim_folder), which holds MARK and a lock meanwhile.
+def output_folder(wanted: Path | None, parent: Path, command: str, prefix: str = "") -> Iterator[Path]:
+    """`wanted`, or a new one below `parent` (see claim_folder), which holds MARK and a lock meanwhile. command: of
+    WRITTEN.
 
     Where the same command was killed in `wanted`, it is taken again, and what was written there, which may be of other
     options, goes. After an error before anything was written the folder goes. Raises InputError for a folder with
     anything else in it, a finished output too, and one that another process fills now.
     """
-    folder = Path(wanted).expanduser() if wanted else None
+    folder = Path(expand_home(wanted)) if wanted else None
     again = folder is not None and _is_unfinished(folder, command)
     if not again:
-        folder = claim_folder(wanted, parent, prefix, "--out", (LOCK, f"{MARK}{PARTIAL}"), within_run)
+        folder = claim_folder(wanted, parent, prefix, "--out", (LOCK, f"{MARK}{PARTIAL}"))
     lock = lock_folder(folder, f"--out: another command is writing into {folder} now; wait for it, or give another")
     try:
         if again:
             log.info("%s is of a start that did not end; beginning anew in it", folder)
-            for file in [file for pattern in WRITTEN for file in folder.glob(pattern)]:
-                file.unlink(missing_ok=True)
+            for pattern in WRITTEN[command]:
+                for file in [*folder.glob(pattern), *folder.glob(f"{pattern}{PARTIAL}")]:
+                    file.unlink(missing_ok=True)
         write_text(folder / MARK, command)
         yield folder
         (folder / MARK).unlink()

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 LAYERS = ("layers", "difference")  # of an embedding
+SMALL_LAYER = 1_000_000  # values
 LARGEST_NUMBER = 10_000  # for a backbone, whatever its weights' sizes: a rotary embedding's temperature
 
 
@@ -237,7 +238,8 @@ def _limits(network: dict, shapes: dict[str, tuple[int, ...]]) -> Limits:
 
 
 def _require_layers(network: dict, shapes: set[tuple[int, ...]], num_tensors: int) -> None:
-    """Each layer of trunk, heads and embedding has the shape of some of the weights."""
+    """Each large layer of trunk, heads and embedding has the shape of some of the weights; small ones are built, and
+    compared then by their names."""
     embedding = network.get("embedding", {})
     chains = [network["trunk"].get("hidden", []), *(embedding.get(key, {}).get("hidden", []) for key in LAYERS)]
     chains += [[*head["layers"].get("hidden", []), head["num_outputs"]] for head in network["heads"].values()]
@@ -245,10 +247,13 @@ def _require_layers(network: dict, shapes: set[tuple[int, ...]], num_tensors: in
     if num_layers > num_tensors:
         raise ValueError(f"{num_layers:,} layers, and weights of {num_tensors:,} tensors")
     first = {shape[0] for shape in shapes if shape}
+    largest = max((size for shape in shapes for size in shape), default=1)
     for units in chains:
-        missing = next((pair for pair in pairwise(units) if pair[::-1] not in shapes), units[:1])
-        if len(missing) == 2 or (missing and missing[0] not in first):
-            raise ValueError(f"a layer of {missing[-1]} units, and no weights of that size")
+        missing = [outputs for inputs, outputs in pairwise(units)
+                   if inputs * outputs > SMALL_LAYER and (outputs, inputs) not in shapes]  # fmt: skip
+        missing += [outputs for outputs in units[:1] if outputs * largest > SMALL_LAYER and outputs not in first]
+        if missing:
+            raise ValueError(f"a layer of {max(missing)} units, and no weights of that size")
     num_classes, proxies = embedding.get("num_classes", 0), embedding.get("proxies_per_class", 0)
     if proxies and not any(shape[:2] == (num_classes, proxies) for shape in shapes):
         raise ValueError(f"proxies of {num_classes} classes, and no weights of that size")

@@ -194,10 +194,10 @@ def with_root(sources, options: argparse.Namespace, predictor):
 
 
 def create_seen_photos(options: argparse.Namespace, predictor, truths):
-    """Of the runs, where the truth is known: else nothing is judged."""
+    """Of the runs, where photos of a data set are likely: with a list, or with true classes."""
     from carvision.inference.run_photos import SeenPhotos, data_roots
 
-    runs = [Path(run) for run in (options.run, *options.ensemble) if truths.heads]
+    runs = [Path(run) for run in (options.run, *options.ensemble) if truths.heads or options.listed]
     given = [Path(path) for path in options.photos if Path(path).is_dir()]
     roots = [*given, *([options.root] if options.root else [])]
     for model in predictor.models:

@@ -130,7 +130,7 @@ HUGE_NETWORKS = {
     "neck": ("network.neck.blocks", ["spatial_dropout"] * 100_000),
     "trunk": ("network.trunk.hidden", [32] * 100_000),
     "unit": ("network.trunk.hidden", [10**9]),
-    "squared": ("network.trunk.hidden", [32, 32]),
+    "squared": ("network.trunk.hidden", [2000, 2000]),
     "outputs": ("network.heads.speed.num_outputs", 10**9),
     "proxies": ("network.embedding", {"num_classes": 10**7, "proxies_per_class": 100}),
     "classes": ("labels.make.ids", [str(i) for i in range(300_000)]),

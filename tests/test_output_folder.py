@@ -12,7 +12,7 @@ def killed(folder, *names) -> None:
     """As a process leaves it that is killed after it has written these files."""
     child = os.fork()
     if not child:
-        with output_folder(folder, folder.parent, "embed"):
+        with output_folder(folder, folder.parent, "embeddings"):
             for name in names:
                 (folder / name).write_text("of the killed one")
             os._exit(9)
@@ -20,11 +20,11 @@ def killed(folder, *names) -> None:
 
 
 def test_a_folder_is_whole_or_marked(tmp_path):
-    with output_folder(None, tmp_path / "all", "embed", "test_") as folder:
+    with output_folder(None, tmp_path / "all", "embeddings", "test_") as folder:
         assert folder.parent == tmp_path / "all" and folder.name.startswith("test_") and (folder / MARK).exists()
         (folder / "embeddings.json").write_text("{}")
     assert [path.name for path in folder.iterdir()] == ["embeddings.json"]
-    with pytest.raises(InputError, match=r"--out: .* exists already"), output_folder(folder, tmp_path, "embed"):
+    with pytest.raises(InputError, match=r"--out: .* exists already"), output_folder(folder, tmp_path, "embeddings"):
         pass
 
 
@@ -32,11 +32,11 @@ def test_a_folder_is_whole_or_marked(tmp_path):
 def test_the_same_command_begins_anew_where_it_was_killed(tmp_path, names):
     folder = tmp_path / "out"
     killed(folder, *names)
-    for command in ("evaluate", ""):  # of another command, or of nobody
+    for command in ("evaluate", "retrievals"):  # of another command, or of nobody
         with pytest.raises(InputError, match=r"--out: .* exists already"), output_folder(folder, tmp_path, command):
             pass
     assert {path.name for path in folder.iterdir()} >= {MARK, *names}
-    with output_folder(folder, tmp_path, "embed"):
+    with output_folder(folder, tmp_path, "embeddings"):
         assert not {path.name for path in folder.iterdir()} & set(names)
         (folder / "embeddings.json").write_text("{}")
     assert [path.name for path in folder.iterdir()] == ["embeddings.json"]
@@ -44,34 +44,34 @@ def test_the_same_command_begins_anew_where_it_was_killed(tmp_path, names):
 
 def test_what_is_not_ours_is_left_alone(tmp_path):
     (tmp_path / "notes.csv").write_text("mine")
-    with pytest.raises(InputError, match=r"--out: .* exists already"), output_folder(tmp_path, tmp_path, "embed"):
+    with pytest.raises(InputError, match=r"--out: .* exists already"), output_folder(tmp_path, tmp_path, "embeddings"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["notes.csv"]
     killed(tmp_path / "out")
-    (tmp_path / "out" / "notes.doc").write_text("mine")
-    with output_folder(tmp_path / "out", tmp_path, "embed"):
+    (tmp_path / "out" / "history.csv").write_text("mine")
+    with output_folder(tmp_path / "out", tmp_path, "embeddings"):
         pass
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.doc"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["history.csv"]
 
 
 def test_after_an_error_before_anything_was_written_nothing_is_left(tmp_path):
-    with pytest.raises(KeyboardInterrupt), output_folder(tmp_path / "out", tmp_path, "embed"):
+    with pytest.raises(KeyboardInterrupt), output_folder(tmp_path / "out", tmp_path, "embeddings"):
         raise KeyboardInterrupt
     assert not (tmp_path / "out").exists()
-    with pytest.raises(KeyboardInterrupt), output_folder(tmp_path / "out", tmp_path, "embed") as folder:
+    with pytest.raises(KeyboardInterrupt), output_folder(tmp_path / "out", tmp_path, "embeddings") as folder:
         (folder / "index.csv").write_text("")
         raise KeyboardInterrupt
-    with output_folder(tmp_path / "out", tmp_path, "embed") as folder:
+    with output_folder(tmp_path / "out", tmp_path, "embeddings") as folder:
         assert not (folder / "index.csv").exists()
 
 
 def test_two_commands_do_not_write_into_one_folder(tmp_path):
     killed(tmp_path / "out")
-    with output_folder(tmp_path / "out", tmp_path, "embed"):
+    with output_folder(tmp_path / "out", tmp_path, "embeddings"):
         child = os.fork()
         if not child:
             try:
-                with output_folder(tmp_path / "out", tmp_path, "embed"):
+                with output_folder(tmp_path / "out", tmp_path, "embeddings"):
                     os._exit(1)
             except InputError as error:
                 os._exit(0 if "another command is writing into" in str(error) else 2)

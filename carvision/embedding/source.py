@@ -133,7 +133,7 @@ class Source:
 
     def claim_folder(self, out: Path | None, kind: str) -> AbstractContextManager[Path]:
         """`out`, or a new one for `kind` ("embeddings", "retrievals") beside the model; see output_folder."""
-        return output_folder(out, (self.folder or Path()) / kind, kind, within_run=self.folder is not None)
+        return output_folder(out, (self.folder or Path()) / kind, kind)
 
 
 def open_source(options: argparse.Namespace) -> Source:

@@ -58,7 +58,7 @@ def run(
         log.warning("%s", note)
     choose_device(device)
     parent = folder_of(run) / "evaluations"
-    with output_folder(out, parent, "evaluate", f"{split}_", within_run=True) if rank == 0 else nullcontext() as folder:
+    with output_folder(out, parent, "evaluate", f"{split}_") if rank == 0 else nullcontext() as folder:
         if world_size > 1:
             torch.distributed.init_process_group("gloo")
         log.info("%s: %s photos, %s", table.name, f"{len(table):,}", "all" if split == "all" else split)

@@ -95,7 +95,7 @@ class SeenPhotos:
     def lines(self) -> list[str]:
         return [
             f"{run} was trained on {counts['train']:,} of these {self.num_photos:,} photos, and its weights were "
-            f"chosen by {counts['val']:,} (recognised by their paths): what is right is not of photos that it never saw"
+            f"chosen by {counts['val']:,} (recognised by their paths): not all are photos that it never saw"
             for run, counts in self.counts.items()
             if any(counts.values())
         ]
