@@ -18,7 +18,7 @@ PERCENTILES = (10, 20, 25, 30, 40, 50, 60, 70, 75, 80, 90)
 IMAGENET = {"red": 0.485, "green": 0.456, "blue": 0.406, "red_std": 0.229, "green_std": 0.224, "blue_std": 0.225}
 # In sets of photos of things, people and places red is on average the brightest channel and blue the darkest. So much
 # more blue than red, and more than chance would make, is rare without a cause: sky, sea, or exchanged channels.
-MORE_BLUE, STANDARD_ERRORS, FEWEST = 0.01, 3, 30
+MORE_BLUE, STANDARD_ERRORS, FEWEST = 0.01, 3, 10
 
 
 def scan_photos(table: Table, boxes: bool, num_workers: int) -> pd.DataFrame:

@@ -34,7 +34,7 @@ NOT_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # to op
 # JPEG: a Huffman code of one bit for the DC value of each 8 x 8 block, where a progressive one leaves out the rest;
 # half of that for sampling factors by which no component has all blocks (170, grey 256). PNG: deflate makes 1,032
 # bytes of one, of 8 pixels each (872). GIF: a code of 12 bits is a string of at most 4,096 pixels (1,355). WebP, lossy:
-# some 2.6 bits for the modes of each 16 x 16 block (562). BMP: 255 pixels in a run of two bytes. PPM: 8 to the byte.
+# two bits and more for the modes of each 16 x 16 block (562). BMP: 255 pixels in a run of two bytes. PPM: 8 in one.
 # The others have no such bound: a grey JPEG 2000 of 12 million pixels takes 226 bytes, as AVIF and lossless WebP may.
 MOST_PIXELS_A_BYTE = {"JPEG": 1024, "MPO": 1024, "PNG": 8 * 1032, "GIF": 2731, "WEBP": 1024, "BMP": 128, "PPM": 8}
 # TIFF, by its compression: LZW as GIF and deflate as PNG, of bytes that hold 8 pixels at most
@@ -205,13 +205,13 @@ def is_arithmetic(data: bytes | memoryview) -> bool:
 
 def jpeg_markers(data: bytes | memoryview) -> Iterator[int]:
     """The second byte of each marker, up to the start of the scan."""
-    place = 2
-    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != 0xDA:
-        if data[place + 1] == 0xFF:  # filling
-            place += 1
+    start = 2
+    while start + 4 <= len(data) and data[start] == 0xFF and data[start + 1] != 0xDA:
+        if data[start + 1] == 0xFF:  # filling
+            start += 1
             continue
-        yield data[place + 1]
-        place += 2 + (data[place + 2] << 8) + data[place + 3]
+        yield data[start + 1]
+        start += 2 + (data[start + 2] << 8) + data[start + 3]
 
 
 def to_square(image: Image.Image, preprocessing: Preprocessing, box: np.ndarray | None = None) -> np.ndarray:

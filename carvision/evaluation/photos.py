@@ -22,6 +22,7 @@ OF_THE_MODEL = ("data.image_px", "data.resize")  # they belong to the weights
 # Keys that change neither which photos there are nor how they are read.
 NEUTRAL = {
     "data.root",
+    "data.names",
     "data.cache",
     "data.cache_gb",
     "data.batch_size",

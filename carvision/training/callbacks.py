@@ -17,6 +17,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from carvision.data.datamodule import EarlyLoader
+from carvision.metrics import figure_names
 from carvision.whole_files import write_csv
 
 log = logging.getLogger(__name__)
@@ -64,8 +65,10 @@ class History(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         # Lightning calls the checkpoints after this: an epoch that has one has its row too.
-        losses = [f"{split}/{name}" for split in ("train", "val") for name in ("loss", "loss_total")]
-        found = {**dict.fromkeys(losses), **trainer.callback_metrics}  # a loss that is undefined is an empty cell
+        names = figure_names(module.labels, module.metric_learning is not None)
+        of_train = [name for name in names if name not in ("embedding/recall_at_1", "embedding/map_at_r")]
+        columns = [*(f"train/{name}" for name in of_train), *(f"val/{name}" for name in names)]
+        found = {**dict.fromkeys(columns), **trainer.callback_metrics}  # what is undefined is an empty cell
         figures = {name: value if value is None else float(value) for name, value in sorted(found.items())}
         seconds = time.perf_counter() - self.started
         phase = {"phase": module.phase["name"]} if len(module.hparams.phases) > 1 else {}
