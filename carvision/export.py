@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from carvision.errors import InputError, one_line_errors
-from carvision.folders import expand_options
+from carvision.overrides import expand_options
 
 HELP = """Write a trained network as others' code takes it, and measure that what was written agrees with the run.
 

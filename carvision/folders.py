@@ -1,9 +1,8 @@
 """Folders that a command makes for what it writes."""
 
 import os
-import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -13,17 +12,7 @@ from carvision.errors import InputError
 def cache_folder() -> Path:
     """Of what can be made again: $CARVISION_CACHE, else $XDG_CACHE_HOME/carvision, else ~/.cache/carvision."""
     own, common = os.environ.get("CARVISION_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    return Path(expand_home(own or Path(common or "~/.cache") / "carvision"))
-
-
-def expand_home(path: str | Path) -> str:
-    """The path with "~" or "~user" expanded; as it stands where there is no such user."""
-    return os.path.expanduser(path)  # noqa: PTH111  Path.expanduser raises there
-
-
-def expand_options(words: Iterable[str]) -> list[str]:
-    """The words of a command line, with "~" expanded where shells leave it as it is: --out=~/predictions.csv."""
-    return [re.sub(r"^(--[\w-]+=)(~.*)", lambda match: match[1] + expand_home(match[2]), word) for word in words]
+    return (Path(own) if own else Path(common or "~/.cache") / "carvision").expanduser()
 
 
 @contextmanager
@@ -47,7 +36,7 @@ def claim_folder(
     Raises InputError, which names `key`, where `wanted` holds something already, or can't be made.
     """
     stamp = f"{prefix}{time.strftime('%Y-%m-%d_%H-%M-%S')}"
-    folder = Path(expand_home(wanted)) if wanted else parent / stamp
+    folder = Path(wanted) if wanted else parent / stamp
     for number in range(2, 1000):
         try:
             folder.mkdir(parents=True)

@@ -19,7 +19,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, Jou
 from carvision.allowed import NO_RESULT
 from carvision.errors import InputError
 from carvision.flat_config import flat_config
-from carvision.folders import expand_home
+from carvision.overrides import expand_home
 from carvision.search.build import Sweep
 from carvision.search.queue import num_to_run
 from carvision.search.trials import RETRY_OF, TRIALS
