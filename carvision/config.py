@@ -15,8 +15,7 @@ import yaml
 from carvision.allowed import ALLOWED, check_values, is_mapping, is_path
 from carvision.completion import complete
 from carvision.errors import InputError, drop_output, nearest, one_line_errors
-from carvision.folders import expand_home
-from carvision.overrides import explain, with_quoted_paths
+from carvision.overrides import expand_home, explain, with_quoted_paths
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from carvision.errors import InputError, one_line_errors
-from carvision.folders import expand_options
+from carvision.overrides import expand_options
 from carvision.whole_files import refuse_link_out
 
 HELP = """Write a trained network as others' code takes it, and measure that what was written agrees with the run.

@@ -1,9 +1,8 @@
 """Folders that a command makes for what it writes, and how one of ours is told from somebody else's."""
 
 import os
-import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,17 +27,7 @@ BEGINNING = (
 def cache_folder() -> Path:
     """Of what can be made again: $CARVISION_CACHE, else $XDG_CACHE_HOME/carvision, else ~/.cache/carvision."""
     own, common = os.environ.get("CARVISION_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    return Path(expand_home(own or Path(common or "~/.cache") / "carvision"))
-
-
-def expand_home(path: str | Path) -> str:
-    """The path with "~" or "~user" expanded; as it stands where there is no such user."""
-    return os.path.expanduser(path)  # noqa: PTH111  Path.expanduser raises there
-
-
-def expand_options(words: Iterable[str]) -> list[str]:
-    """The words of a command line, with "~" expanded where shells leave it as it is: --out=~/predictions.csv."""
-    return [re.sub(r"^(--[\w-]+=)(~.*)", lambda match: match[1] + expand_home(match[2]), word) for word in words]
+    return (Path(own) if own else Path(common or "~/.cache") / "carvision").expanduser()
 
 
 def claim_folder(
@@ -58,7 +47,7 @@ def claim_folder(
     if within_run and not wanted:
         refuse_link_out(parent)
     stamp = f"{prefix}{time.strftime('%Y-%m-%d_%H-%M-%S')}"
-    folder = Path(expand_home(wanted)) if wanted else parent / stamp
+    folder = Path(wanted) if wanted else parent / stamp
     for number in range(2, 1000):
         try:
             folder.mkdir(parents=True)

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from carvision.folder_lock import lock_folder
-from carvision.folders import LOCK, claim_folder, expand_home
+from carvision.folders import LOCK, claim_folder
 from carvision.whole_files import PARTIAL, write_text
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def output_folder(wanted: Path | None, parent: Path, command: str, prefix: str =
     options, goes. After an error before anything was written the folder goes. Raises InputError for a folder with
     anything else in it, a finished output too, and one that another process fills now.
     """
-    folder = Path(expand_home(wanted)) if wanted else None
+    folder = Path(wanted) if wanted else None
     again = folder is not None and _is_unfinished(folder, command)
     if not again:
         folder = claim_folder(wanted, parent, prefix, "--out", (LOCK, f"{MARK}{PARTIAL}"))

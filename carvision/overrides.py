@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from carvision.allowed import ALLOWED, check_of, is_path
 from carvision.errors import nearest
-from carvision.folders import expand_home, expand_options
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -76,6 +75,16 @@ def quote(path: str) -> str:
 def quote_item(path: str) -> str:
     """One of several paths, in quotes only where it would be something else without."""
     return path if PLAIN_PATH.fullmatch(path) else quote(path)
+
+
+def expand_home(path: str) -> str:
+    """The path with "~" or "~user" expanded; as it stands where there is no such user."""
+    return os.path.expanduser(path)  # noqa: PTH111  Path.expanduser raises there
+
+
+def expand_options(words: list[str]) -> list[str]:
+    """The words of a command line, with "~" expanded where shells leave it as it is: --out=~/predictions.csv."""
+    return [re.sub(r"^(--[\w-]+=)(~.*)", lambda match: match[1] + expand_home(match[2]), word) for word in words]
 
 
 def _exists(path: str) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 from carvision.errors import InputError, drop_output, one_line_errors
-from carvision.folders import expand_options
+from carvision.overrides import expand_options
 
 log = logging.getLogger("carvision.predict")
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from carvision.completion import ASKED
 from carvision.config import answers_itself, run_command
 from carvision.errors import InputError, one_line_errors
-from carvision.folders import expand_home
-from carvision.overrides import quote
+from carvision.overrides import expand_home, quote
 from carvision.thread_settings import set_thread_defaults
 
 set_thread_defaults()

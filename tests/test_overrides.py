@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from carvision.allowed import ALLOWED, is_path
 from carvision.config import checked, compose_alone, compose_sweep, one_line, plain_config
 from carvision.errors import InputError
-from carvision.overrides import parse_overrides, with_quoted_paths
+from carvision.overrides import expand_options, parse_overrides, with_quoted_paths
 from carvision.search.space import divide, read_space
 
 PATHS = [
@@ -69,6 +69,12 @@ def test_home_folders_of_a_file_are_expanded_too(monkeypatch):
     given = {"data": {"root": "~/photos", "classes": ["~"], "split": {"file": "~no-one/s.csv"}}, "out": "~"}
     data = {"root": "/home/me/photos", "classes": ["~"], "split": {"file": "~no-one/s.csv"}}
     assert checked(given) == {"data": data, "out": "/home/me"}
+
+
+def test_home_folders_behind_options_are_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ["RUN", "--out=~/a.csv", "--out", "~/b", "--label=a=~b", "--root=~no-one", "-x=~"]
+    assert expand_options(words) == ["RUN", "--out=/home/me/a.csv", *words[2:]]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, Jou
 from carvision.allowed import NO_RESULT
 from carvision.errors import InputError
 from carvision.flat_config import flat_config
-from carvision.folders import LOCK, expand_home, is_run, refuse_foreign_folder, shorten
+from carvision.folders import LOCK, is_run, refuse_foreign_folder, shorten
+from carvision.overrides import expand_home
 from carvision.search.build import Sweep
 from carvision.search.queue import num_to_run
 from carvision.search.trials import RETRY_OF, TRIALS

@@ -187,3 +187,9 @@ def test_every_sampler_draws_within_the_space_and_again_the_same(sampler, tmp_pa
             assert ("optimizer.momentum" in values) == (values.get("optimizer") == "sgd")
         assert all(trial.state == TrialState.COMPLETE for trial in study.trials)
     assert drawn[0] == drawn[1]
+
+
+def test_a_database_may_lie_below_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    open_storage("sqlite:///~/my studies.db", tmp_path / "sweep")
+    assert (tmp_path / "my studies.db").is_file()
