@@ -20,7 +20,7 @@ GROUPS = ("data", "model", "loss", "augment", "optimizer", "schedule", "trainer"
 # What a run writes before its first epoch is over
 BEGINNING = (
     LOCK, CONFIG, "run.log", "splits.csv", "summary.txt", "environment.json", "seconds.json", "bad_images.csv",
-    f"checkpoints/{NEW}", "tensorboard/hparams.yaml", "tensorboard/events.out.tfevents.*",
+    f"checkpoints/{NEW}", "profile.txt", "profile/*.trace.json.gz", "tensorboard/hparams.yaml", "tensorboard/events.out.tfevents.*",
 )  # fmt: skip
 
 
@@ -136,17 +136,29 @@ def refuse_foreign_folder(folder: Path, key: str, is_ours: Callable[[Path], bool
 
 def refuse_foreign_picture(file: Path, key: str) -> None:
     """Raise InputError where there is a file that save_figure has not written, or the name can't be one."""
+    partial = file.with_name(f"{file.name}{PARTIAL}")
     try:
-        file.lstat()
-    except FileNotFoundError:
-        return
+        there = _is_there(partial), _is_there(file)
     except OSError as error:
         raise InputError(
             f"{key}: {shorten(str(file))} can't be written ({error.strerror}); give another name"
         ) from None
+    if there[0]:
+        raise InputError(f"{key}: {partial} exists, through which {file.name} would be written; give another name")
+    if not there[1]:
+        return
     from PIL import Image  # only where there is a picture
 
     with suppress(OSError, ValueError, SyntaxError), Image.open(file, formats=["PNG"]) as image:
         if image.info.get("Software") == PROGRAM:
             return
     raise InputError(f"{key}: {file} exists and is no picture of carvision's; give another name")
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is anything of that name, a dangling link too. Raises OSError for a name that can't be."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True

@@ -82,8 +82,12 @@ def test_a_picture_replaces_one_of_ours_alone(tmp_path):
         with pytest.raises(InputError, match=r"out: .*sheet\.png exists and is no picture of carvision's"):
             refuse_foreign_picture(file, "out")
         assert file.read_bytes() == content
-    with pytest.raises(InputError, match="File name too long"):
-        refuse_foreign_picture(tmp_path / ("x" * 300), "out")
+    (tmp_path / "other.png.partial").write_text("mine")
+    with pytest.raises(InputError, match=r"other\.png\.partial exists, .*give another name"):
+        refuse_foreign_picture(tmp_path / "other.png", "out")
+    for length in (300, 250):  # also where it is that of the unfinished file alone
+        with pytest.raises(InputError, match="File name too long"):
+            refuse_foreign_picture(tmp_path / ("x" * length), "out")
 
 
 def test_only_checkpoints_are_removed(tmp_path):
