@@ -20,7 +20,8 @@ GROUPS = ("data", "model", "loss", "augment", "optimizer", "schedule", "trainer"
 # What a run writes before its first epoch is over
 BEGINNING = (
     LOCK, CONFIG, "run.log", "splits.csv", "summary.txt", "environment.json", "seconds.json", "bad_images.csv",
-    f"checkpoints/{NEW}", "profile.txt", "profile/*.trace.json.gz", "tensorboard/hparams.yaml", "tensorboard/events.out.tfevents.*",
+    f"checkpoints/{NEW}", "profile.txt", "profile/*.trace.json.gz",
+    "tensorboard/hparams.yaml", "tensorboard/events.out.tfevents.*",
 )  # fmt: skip
 
 
