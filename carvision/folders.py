@@ -16,6 +16,7 @@ LOCK = ".lock"
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"  # of a run, in its checkpoints/
 NEW = "new.ckpt"  # in writing, or not yet read back
 CONFIG = "config.yaml"
+RESULTS = ("model.json", "embeddings.json")  # of a run, or of its photos, below which other commands write
 GROUPS = ("data", "model", "loss", "augment", "optimizer", "schedule", "trainer", "callbacks", "run")  # in CONFIG
 # What a run writes before its first epoch is over
 BEGINNING = (
@@ -44,20 +45,15 @@ def left_when_used(folder: Path) -> Iterator[Path]:
 
 
 def claim_folder(
-    wanted: str | Path | None,
-    parent: Path,
-    prefix: str = "",
-    key: str = "run.dir",
-    leftovers: tuple[str, ...] = (),
-    within_run: bool = False,
+    wanted: str | Path | None, parent: Path, prefix: str = "", key: str = "run.dir", leftovers: tuple[str, ...] = ()
 ) -> Path:
     """A new folder: `wanted`, or <parent>/<prefix><time>. Two commands never get the same one.
 
-    leftovers: names of what a command that was killed at once may have left in `wanted`. within_run: `parent` stands in
-    a run's folder, and must not be a link that leads out of it.
-    Raises InputError, which names `key`, where `wanted` holds something already, or can't be made.
+    leftovers: names of what a command that was killed at once may have left in `wanted`.
+    Raises InputError, which names `key`, where `wanted` holds something already, or can't be made; and where `parent`
+    is a link that leads out of the run's folder it stands in.
     """
-    if within_run and not wanted:
+    if not wanted and any((parent.parent / name).exists() for name in RESULTS):
         refuse_link_out(parent)
     stamp = f"{prefix}{time.strftime('%Y-%m-%d_%H-%M-%S')}"
     folder = Path(wanted).expanduser() if wanted else parent / stamp

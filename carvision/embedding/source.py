@@ -132,9 +132,7 @@ class Source:
 
     def claim_folder(self, out: Path | None, kind: str) -> AbstractContextManager[Path]:
         """`out`, or a new one for `kind` ("embeddings", "retrievals") beside the model; see left_when_used."""
-        return left_when_used(
-            claim_folder(out, (self.folder or Path()) / kind, key="--out", within_run=self.folder is not None)
-        )
+        return left_when_used(claim_folder(out, (self.folder or Path()) / kind, key="--out"))
 
 
 def open_source(options: argparse.Namespace) -> Source:

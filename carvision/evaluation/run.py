@@ -57,7 +57,7 @@ def run(
         log.warning("%s", note)
     choose_device(device)
     if rank == 0:
-        folder = claim_folder(out, folder_of(run) / "evaluations", f"{split}_", "--out", within_run=True)
+        folder = claim_folder(out, folder_of(run) / "evaluations", f"{split}_", "--out")
     if world_size > 1:
         torch.distributed.init_process_group("gloo")
     log.info("%s: %s photos, %s", table.name, f"{len(table):,}", "all" if split == "all" else split)

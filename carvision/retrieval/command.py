@@ -117,7 +117,7 @@ def _within(wanted: list[int], most: int, option: str) -> list[int]:
 def _claim(photos: Photos, options: argparse.Namespace) -> AbstractContextManager[Path]:
     if photos.source is not None:
         return photos.source.claim_folder(options.out, "retrievals")
-    return left_when_used(claim_folder(options.out, options.run / "retrievals", key="--out", within_run=True))
+    return left_when_used(claim_folder(options.out, options.run / "retrievals", key="--out"))
 
 
 def _write_neighbours(file: Path, task: Task, found: Found) -> None:
