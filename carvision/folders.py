@@ -16,11 +16,13 @@ LOCK = ".lock"
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"  # of a run, in its checkpoints/
 NEW = "new.ckpt"  # in writing, or not yet read back
 CONFIG = "config.yaml"
+RESULTS = ("model.json", "embeddings.json")  # of a run, or of its photos, below which other commands write
 GROUPS = ("data", "model", "loss", "augment", "optimizer", "schedule", "trainer", "callbacks", "run")  # in CONFIG
 # What a run writes before its first epoch is over
 BEGINNING = (
     LOCK, CONFIG, "run.log", "splits.csv", "summary.txt", "environment.json", "seconds.json", "bad_images.csv",
-    f"checkpoints/{NEW}", "tensorboard/hparams.yaml", "tensorboard/events.out.tfevents.*",
+    f"checkpoints/{NEW}", "profile.txt", "profile/*.trace.json.gz",
+    "tensorboard/hparams.yaml", "tensorboard/events.out.tfevents.*",
 )  # fmt: skip
 
 
@@ -31,20 +33,15 @@ def cache_folder() -> Path:
 
 
 def claim_folder(
-    wanted: str | Path | None,
-    parent: Path,
-    prefix: str = "",
-    key: str = "run.dir",
-    leftovers: tuple[str, ...] = (),
-    within_run: bool = False,
+    wanted: str | Path | None, parent: Path, prefix: str = "", key: str = "run.dir", leftovers: tuple[str, ...] = ()
 ) -> Path:
     """A new folder: `wanted`, or <parent>/<prefix><time>. Two commands never get the same one.
 
-    leftovers: names of what a command that was killed at once may have left in `wanted`. within_run: `parent` stands in
-    a run's folder, and must not be a link that leads out of it.
-    Raises InputError, which names `key`, where `wanted` holds something already, or can't be made.
+    leftovers: names of what a command that was killed at once may have left in `wanted`.
+    Raises InputError, which names `key`, where `wanted` holds something already, or can't be made; and where `parent`
+    is a link that leads out of the run's folder it stands in.
     """
-    if within_run and not wanted:
+    if not wanted and any((parent.parent / name).exists() for name in RESULTS):
         refuse_link_out(parent)
     stamp = f"{prefix}{time.strftime('%Y-%m-%d_%H-%M-%S')}"
     folder = Path(wanted) if wanted else parent / stamp
@@ -124,17 +121,29 @@ def refuse_foreign_folder(folder: Path, key: str, is_ours: Callable[[Path], bool
 
 def refuse_foreign_picture(file: Path, key: str) -> None:
     """Raise InputError where there is a file that save_figure has not written, or the name can't be one."""
+    partial = file.with_name(f"{file.name}{PARTIAL}")
     try:
-        file.lstat()
-    except FileNotFoundError:
-        return
+        there = _is_there(partial), _is_there(file)
     except OSError as error:
         raise InputError(
             f"{key}: {shorten(str(file))} can't be written ({error.strerror}); give another name"
         ) from None
+    if there[0]:
+        raise InputError(f"{key}: {partial} exists, through which {file.name} would be written; give another name")
+    if not there[1]:
+        return
     from PIL import Image  # only where there is a picture
 
     with suppress(OSError, ValueError, SyntaxError), Image.open(file, formats=["PNG"]) as image:
         if image.info.get("Software") == PROGRAM:
             return
     raise InputError(f"{key}: {file} exists and is no picture of carvision's; give another name")
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is anything of that name, a dangling link too. Raises OSError for a name that can't be."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True

@@ -52,6 +52,19 @@ class Rows(HTMLParser):
             self.rows[-1][-1] += data.strip()
 
 
+def test_a_folder_of_something_else_is_left_alone(runs, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name, content in {"notes.txt": "mine", "compare.csv": "drug,dose\n"}.items():
+        (out / name).write_text(content)
+        with pytest.raises(InputError, match=r"--out: .*out holds something that this command did not write"):
+            write_comparison([runs], out)
+        assert [path.name for path in out.iterdir()] == [name] and (out / name).read_text() == content
+        (out / name).unlink()
+    write_comparison([runs], out)
+    write_comparison([runs], out)  # it may replace its own
+
+
 def test_the_command_writes_all_files_and_ends_with_its_folder(run_module, runs, tmp_path):
     done = run_module("carvision.compare", "runs", "--sort", "val/class/top1", check=0)
     last = done.stdout.splitlines()[-1]

@@ -49,11 +49,10 @@ def test_a_claimed_folder_is_new_or_empty(tmp_path):
         claim_folder(tmp_path / ("x" * 300), tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "evaluations").symlink_to(tmp_path / "new")
+    assert claim_folder(None, tmp_path / "run" / "evaluations").is_dir()  # of no run
+    (tmp_path / "run" / "model.json").touch()
     with pytest.raises(InputError, match="evaluations is a symbolic link to"):
-        claim_folder(None, tmp_path / "run" / "evaluations", "test_", "--out", within_run=True)
-    assert (
-        claim_folder(None, tmp_path / "run" / "evaluations", "test_").parent.name == "evaluations"
-    )  # of the user's own
+        claim_folder(None, tmp_path / "run" / "evaluations", "test_", "--out")
 
 
 def test_the_health_of_a_data_set_replaces_an_earlier_one_alone(tmp_path):
@@ -82,8 +81,12 @@ def test_a_picture_replaces_one_of_ours_alone(tmp_path):
         with pytest.raises(InputError, match=r"out: .*sheet\.png exists and is no picture of carvision's"):
             refuse_foreign_picture(file, "out")
         assert file.read_bytes() == content
-    with pytest.raises(InputError, match="File name too long"):
-        refuse_foreign_picture(tmp_path / ("x" * 300), "out")
+    (tmp_path / "other.png.partial").write_text("mine")
+    with pytest.raises(InputError, match=r"other\.png\.partial exists, .*give another name"):
+        refuse_foreign_picture(tmp_path / "other.png", "out")
+    for length in (300, 250):  # also where it is that of the unfinished file alone
+        with pytest.raises(InputError, match="File name too long"):
+            refuse_foreign_picture(tmp_path / ("x" * length), "out")
 
 
 def test_only_checkpoints_are_removed(tmp_path):

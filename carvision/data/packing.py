@@ -156,6 +156,7 @@ def _refuse_strange(folder: Path) -> None:
     """Raise InputError where the folder holds something else than a pack, or its beginning."""
     state = folder / STATE
     if (state / "plan.json").is_file():
+        _read_plan(state / "plan.json")
         return
     inside = [path for path in state.iterdir() if path.name != f"plan.json{PARTIAL}"] if state.is_dir() else []
     beside = [path for path in folder.iterdir() if path.name not in (LOCK, STATE)]
