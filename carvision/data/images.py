@@ -26,7 +26,7 @@ MAX_BYTES = 12 * MAX_PIXELS  # of a file: more than so many pixels take in any f
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 FORMATS += ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
-HEIC_HINT = "which need the extra heic (pip install 'carvision[heic]')"
+HEIC_HINT = "which need the extra heic (pip install pillow-heif)"
 RUN_PROGRAMS = ("EPS", "WMF", "IPTC", "BUFR", "GRIB", "HDF5")  # or hand the file to whatever decoder is registered
 NOT_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # to open a pipe would wait for ever
 # The most pixels that a byte of a file can stand for; a header that claims more lies, and is not decoded: 700 bytes

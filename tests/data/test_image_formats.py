@@ -70,7 +70,7 @@ def test_heic_stands_upright_once(tmp_path, orientation):
 def test_heic_without_its_decoder_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "with_heic", lambda: ())
     (tmp_path / "photo.jpg").write_bytes(b"\0\0\0\x1cftypheic" + bytes(100))
-    with pytest.raises(BadImage, match=r"HEIC photos, which need the extra heic \(pip install 'carvision\[heic\]'\)"):
+    with pytest.raises(BadImage, match=r"HEIC photos, which need the extra heic \(pip install pillow-heif\)"):
         square_of(tmp_path / "photo.jpg")
 
 
