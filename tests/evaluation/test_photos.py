@@ -87,7 +87,7 @@ def test_wrong_overrides_are_one_line_each():
     assert "data.parents.model" in refusal(["data.parents.model=make"])
     assert "does not say what it was trained on" in refusal([], {})
     assert "data.split.kind" in refusal(["data.split.kind=offical"])
-    assert r"""quote it within the word: "data.classes=['it\'s']\"""" in refusal(["data.classes=[it's]"])
+    assert "quote it within the word: \"data.classes=['it\\'s']\"" in refusal(["data.classes=[it's]"])
 
 
 @pytest.fixture
