@@ -38,6 +38,7 @@ def lock_folder(folder: Path, refusal: str) -> TextIO | None:
 @contextmanager
 def lock_when_free(folder: Path, within_s: float = 120.0) -> Iterator[None]:
     """Holds the folder's lock, for which it waits; after so long it goes on without, as whoever holds it hangs."""
+    open_kept(folder / LOCK, "a").close()  # a link is refused at once, and not waited for
     until, lock = time.monotonic() + within_s, None
     while lock is None and time.monotonic() < until:
         try:

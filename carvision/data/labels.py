@@ -4,11 +4,11 @@ import csv
 import logging
 from dataclasses import replace
 from pathlib import Path
-from unicodedata import normalize
 
 import numpy as np
 
 from carvision.data.disk import read_text
+from carvision.data.photo_paths import nfc
 from carvision.data.table import UNKNOWN, Classes, Table
 from carvision.errors import InputError, nearest
 
@@ -25,19 +25,19 @@ def with_names(table: Table, file: Path) -> Table:
     """
     label = table.labels[table.finest]
     names = _read_names(file)
-    missing = [i for i in label.ids if normalize("NFC", i) not in names]
+    missing = [i for i in label.ids if nfc(i) not in names]
     if missing:
         raise InputError(
             f"data.names: {file} has no name for {len(missing)} of the {len(label)} classes of {table.finest} (first: "
             f"{missing[0]}{nearest(missing[0], names)}); add a line <id>,<name> for each, the id as the data have it"
         )
-    unknown = names.keys() - {normalize("NFC", i) for i in label.ids}
+    unknown = names.keys() - {nfc(i) for i in label.ids}
     if unknown:
         log.info(
             "data.names: %d of the %d ids in %s are no %s of %s (first: %s)",
             len(unknown), len(names), file, table.finest, table.name, min(unknown),
         )  # fmt: skip
-    named = replace(label, names=tuple(names[normalize("NFC", i)] for i in label.ids))
+    named = replace(label, names=tuple(names[nfc(i)] for i in label.ids))
     return replace(table, labels={**table.labels, table.finest: named})
 
 
@@ -57,7 +57,7 @@ def _read_names(file: Path) -> dict[str, str]:
         key, name = (row[column].strip() for column in columns)
         if not key or not name:
             raise InputError(f"data.names: line {number} of {file} has no {'name' if key else 'id'}; fill it in")
-        if names.setdefault(normalize("NFC", key), name) != name:
+        if names.setdefault(nfc(key), name) != name:
             raise InputError(f"data.names: line {number} of {file} gives {key} a second name; keep one")
     if not names:
         raise InputError(f"data.names: {file} is empty; give lines of <id>,<name>")
@@ -89,7 +89,9 @@ def _find_class(table: Table, wanted: str) -> tuple[str, int]:
     known: set[str] = set()
     for name in (table.finest, *(name for name in table.class_labels if name != table.finest)):
         label = table.labels[name]
-        of_ids, of_names = ([i for i, v in enumerate(values) if v == wanted] for values in (label.ids, label.names))
+        of_ids, of_names = (
+            [i for i, v in enumerate(values) if nfc(v) == nfc(wanted)] for values in (label.ids, label.names)
+        )
         found = of_ids or of_names
         if len(found) > 1:
             ids = ", ".join(label.ids[i] for i in found)
