@@ -289,12 +289,6 @@ def _finish(table: Table, plan: Plan, parts: dict[int, Part], folder: Path, want
     left_out = np.setdiff1d(np.arange(len(table)), rows)
     if len(np.unique(rows)) != len(rows) or not set(left_out.tolist()) <= set(bad):
         raise InputError(f"out: {folder / STATE} does not fit the photos; give a new folder")
-    if not len(rows):
-        first = min(bad)
-        raise InputError(
-            f"data.on_bad_image: skip leaves none of the {len(table):,} photos of {table.name} to pack (first: "
-            f"{table.rows['path'].iloc[first]}: {bad[first]}); look at them with python -m carvision.check"
-        )
     if not table.has_boxes:
         photos = photos.drop(columns=BOX)
     shards = tuple(Shard(name, part.bytes, part.sha256) for name, part in zip(plan.names, ordered, strict=True))

@@ -224,15 +224,6 @@ def test_bad_photos_are_treated_as_on_bad_image_says(how, table, tmp_path):
         assert packed.rows.loc[7, BOX].isna().all() and packed.rows["path"].equals(table.rows["path"])
 
 
-def test_a_pack_of_photos_of_which_none_can_be_read_is_an_error(table, tmp_path):
-    for path in table.rows["path"]:
-        (table.root / path).write_bytes(b"no photo")
-    with pytest.raises(InputError, match=rf"skip leaves none of the {NUM} photos of .*carvision\.check"):
-        pack_small(table, tmp_path / "pack", form(on_bad_image="skip"))
-    with pytest.raises(InputError, match="is not finished"):
-        read_packed(tmp_path / "pack")
-
-
 def times(folder) -> dict[str, int]:
     return {file.name: file.stat().st_mtime_ns for file in sorted(folder.glob("*.tar"))}
 

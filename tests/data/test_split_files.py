@@ -76,7 +76,8 @@ def test_equal_bytes_against_the_sha256_of_every_file(tmp_path):
     ]  # fmt: skip
     contents += [bytes(random.integers(0, 2, random.integers(1, 4), np.uint8)) for _ in range(40)]
     found = equal_bytes(table_of(tmp_path, [0] * len(contents), contents=contents))
-    digests = [hashlib.sha256(content).hexdigest() for content in contents]
+    # Empty files are no copies of each other
+    digests = [hashlib.sha256(content).hexdigest() if content else i for i, content in enumerate(contents)]
     assert [[a == b for b in found] for a in found] == [[a == b for b in digests] for a in digests]
     assert len(set(found)) < len(contents) - 20
 
