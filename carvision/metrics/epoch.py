@@ -198,8 +198,15 @@ class EpochMetrics(nn.Module):
         return counted
 
     def set_counters(self, counted: list[dict[str, Tensor]]) -> None:
-        """In one of several processes: each counts on from what it has."""
-        for metric, values in zip(self._all(), counted, strict=True):
+        """In one of several processes: each counts on from what it has.
+
+        Counters of a version that counted no scores in training lack them: the areas under the ROC curve of that epoch
+        are then of the photos that follow.
+        """
+        metrics = self._all()
+        if len(counted) == len(metrics) - len(self.scores):
+            metrics = [metric for metric in metrics if not isinstance(metric, ScoreHistograms)]
+        for metric, values in zip(metrics, counted, strict=True):
             for name, value in values.items():
                 setattr(metric, name, value.to(metric.device))
             metric._update_count = 1  # else torchmetrics takes it for new, and warns

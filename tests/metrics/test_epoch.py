@@ -140,6 +140,22 @@ def test_batches_of_any_size_give_the_figures_of_one():
     assert many.compute_rules() == first.compute_rules()
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_an_epoch_that_was_interrupted_is_counted_on(before):
+    """before: whether the version that was interrupted counted scores; of one that did not, all else is whole."""
+    batch, penalty = epoch(), torch.tensor(0.5)
+    first, second, whole = epoch_metrics(with_auc=before), epoch_metrics(with_auc=True), epoch_metrics(with_auc=True)
+    first.update(**part(batch, slice(0, 20)), penalty=penalty)
+    second.set_counters(first.counters())
+    second.update(**part(batch, slice(20, 60)), penalty=penalty)
+    for rows in (slice(0, 20), slice(20, 60)):
+        whole.update(**part(batch, rows), penalty=penalty)
+    found, expected = second.compute(), whole.compute()
+    same = [name for name in expected if before or "/auc" not in name]
+    assert found.keys() == expected.keys() and len(same) < len(expected) + before
+    assert {name: found[name] for name in same} == pytest.approx({name: expected[name] for name in same})
+
+
 @pytest.mark.parametrize("heads", [("make", "model", "speed"), ("model",), ("speed",), ("make", "speed")])
 def test_figure_names_are_those_that_an_epoch_gives(heads):
     labels = {name: LABELS[name] for name in heads}
