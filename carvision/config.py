@@ -15,6 +15,7 @@ import yaml
 from carvision.allowed import ALLOWED, check_values, is_mapping, is_path
 from carvision.completion import complete
 from carvision.errors import InputError, drop_output, nearest, one_line_errors
+from carvision.flat_config import flat_config
 from carvision.overrides import expand_home, explain, with_quoted_paths
 
 if TYPE_CHECKING:
@@ -165,6 +166,36 @@ def help_of(config_name: str) -> str:
     lines = [f"{group}: {', '.join(names)}\n" for group, names in sorted(groups.items())]
     template = yaml.safe_load((top / f"{config_name}.yaml").read_text(encoding="utf-8"))["hydra"]["help"]["template"]
     return template.replace("$APP_CONFIG_GROUPS", "".join(lines))
+
+
+def keys_added_since(earlier: Mapping, now: Mapping) -> list[str]:
+    """Return the keys of `now` that a version of carvision which composed `earlier` did not have yet: those with the
+    value that conf/ gives them, as that is what the version did. Both are flat. The keys of a head that `earlier` lacks
+    are none of them.
+    """
+    groups = {key.rpartition(".")[0] for key in earlier}
+    return [
+        key
+        for key in now
+        if key not in earlier
+        and (not key.startswith("model.heads.") or key.rpartition(".")[0] in groups)
+        and is_as_shipped(key, now[key])
+    ]
+
+
+def is_as_shipped(key: str, value: object) -> bool:
+    """Return whether a file of conf/ gives the key this value. The keys of a head stand in conf/model/head without its
+    name; those of a phase stand in no file."""
+    from omegaconf import OmegaConf
+
+    group, _, name = key.partition(".")
+    for file in [conf_dir() / "train.yaml", *sorted((conf_dir() / group).rglob("*.yaml"))]:
+        given = flat_config(OmegaConf.to_container(OmegaConf.load(file)))
+        prefix = "steps." if file.stem == "steps" else ""  # conf/augment/shared/base.yaml has it under that name
+        names = (key, name.removeprefix(prefix), re.sub(r"^heads\.[^.]+\.", "", name))
+        if value in [given[wanted] for wanted in names if wanted in given]:
+            return True
+    return False
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalFileSymlinkLock
 
 from carvision.allowed import NO_RESULT
+from carvision.config import keys_added_since
 from carvision.errors import InputError
 from carvision.flat_config import flat_config
 from carvision.folders import LOCK, is_run, refuse_foreign_folder, shorten
@@ -173,12 +174,13 @@ def begun_with(sweep: Sweep) -> dict[str, dict]:
 
 
 def require_same(before: Mapping, now: Mapping, sweep: Sweep) -> None:
-    """Raises InputError with the difference."""
+    """Raises InputError with the difference. A key that an earlier version lacked is none, if it is as in conf/."""
     changes = []
     for part, values in now.items():
         earlier = before.get(part, {})
+        added = keys_added_since(earlier, values) if part == "training" else []
         for key in {**earlier, **values}:
-            if earlier.get(key) != values.get(key):
+            if earlier.get(key) != values.get(key) and key not in added:
                 changes.append(f"{key}: {_told(earlier, key)} became {_told(values, key)}")
     if changes:
         raise InputError(

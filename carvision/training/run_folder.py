@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 import yaml
-from omegaconf import OmegaConf
 
 from carvision import folder_lock
 from carvision.allowed import NO_RESULT
-from carvision.config import conf_dir
+from carvision.config import keys_added_since
 from carvision.errors import InputError
 from carvision.flat_config import flat_config
 from carvision.folders import BEST, CONFIG, LAST, is_run, shorten
@@ -86,7 +85,7 @@ def require_same_config(config: dict, folder: Path) -> None:
         earlier["data.batch_size"] = "auto"  # the number that was found then is taken again
     if "trainer.deterministic" in earlier:  # as an earlier version of carvision called it
         earlier["deterministic"] = earlier.pop("trainer.deterministic")
-    added = [key for key in now if key not in earlier and is_as_shipped(key, now[key])]
+    added = keys_added_since(earlier, now)
     if added:
         log.info("%s, which the run was begun without, as conf/ has it", ", ".join(added))
     left_out = NO_RESULT.union(added)
@@ -99,18 +98,6 @@ def require_same_config(config: dict, folder: Path) -> None:
         )
     for change in changed:
         log.warning("going on with a changed configuration: %s", change)
-
-
-def is_as_shipped(key: str, value: object) -> bool:
-    """Whether a file of conf/ gives the key this value. Where an earlier version had no such key, that is what it did;
-    keys that a person adds, as those of a head or a phase, stand in no file."""
-    group, _, name = key.partition(".")
-    for file in [conf_dir() / "train.yaml", *sorted((conf_dir() / group).rglob("*.yaml"))]:
-        given = flat_config(OmegaConf.to_container(OmegaConf.load(file)))
-        prefix = "steps." if file.stem == "steps" else ""  # conf/augment/shared/base.yaml has it under that name
-        if value in [given[wanted] for wanted in (key, name.removeprefix(prefix)) if wanted in given]:
-            return True
-    return False
 
 
 def lock_folder(folder: Path) -> TextIO | None:

@@ -7,6 +7,7 @@ from optuna.trial import TrialState
 
 from carvision.errors import InputError
 from carvision.search.study import (
+    BEGUN_WITH,
     JOURNAL,
     brackets_of,
     create_pruner,
@@ -73,6 +74,17 @@ def test_a_changed_search_is_refused_with_the_difference(tmp_path):
         with pytest.raises(InputError, match=told) as caught:
             study_of(small_sweep(folder, *words))
         assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+
+
+def test_a_search_of_a_version_that_lacked_a_key_is_continued(tmp_path):
+    folder = tmp_path / "sweep"
+    study = study_of(small_sweep(folder, LR))
+    begun = study.user_attrs[BEGUN_WITH]
+    del begun["training"]["data.names"], begun["training"]["model.heads.make.l2"]
+    study.set_user_attr(BEGUN_WITH, begun)
+    study_of(small_sweep(folder, LR))
+    with pytest.raises(InputError, match=r"otherwise: data\.names: nothing became names\.csv\. Give"):
+        study_of(small_sweep(folder, LR, "data.names=names.csv"))
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):

@@ -10,13 +10,13 @@ import pytest
 from safetensors import SafetensorError
 
 from carvision import folder_lock
+from carvision.config import is_as_shipped
 from carvision.errors import InputError
 from carvision.training.lit_classifier import LitClassifier
 from carvision.training.run_folder import (
     bytes_of_checkpoint,
     disk_errors,
     flat_config,
-    is_as_shipped,
     lock_folder,
     require_same_config,
     require_space,
@@ -113,6 +113,7 @@ def test_keys_that_an_earlier_version_lacked_are_no_change(tmp_path, caplog):
     earlier = config()
     del earlier["run"]["on_nonfinite_loss"], earlier["optimizer"]["sam_rho"], earlier["augment"]["steps"]["erase"]
     del earlier["trainer"]["accumulate_grad_batches"], earlier["data"]["on_bad_image"]
+    del earlier["model"]["heads"]["make"]["activity_l1_reduction"]
     earlier["trainer"]["deterministic"] = earlier.pop("deterministic")
     write_config(earlier, tmp_path)
     with caplog.at_level(logging.INFO):
@@ -122,6 +123,7 @@ def test_keys_that_an_earlier_version_lacked_are_no_change(tmp_path, caplog):
         ("optimizer.sam_rho=0.05", "optimizer.sam_rho=None became 0.05"),
         ("deterministic=true", "deterministic=False became True"),
         ("+model/head@model.heads.speed=linear", "model.heads.speed.hidden="),
+        ("model.heads.make.activity_l1_reduction=sum", "model.heads.make.activity_l1_reduction=None became sum"),
         ("+optimizer.arguments.amsgrad=true", "optimizer.arguments.amsgrad=None became True"),
     ):
         with pytest.raises(InputError, match=told):
@@ -132,9 +134,16 @@ def test_values_of_conf_are_known_from_those_that_were_given():
     composed = flat_config(
         config("augment=r0", "schedule=r0", "optimizer=sgd", "trainer=ddp", "data=folder", "data.root=/photos")
     )
-    for key in ("optimizer.momentum", "augment.steps.hue.turns", "trainer.num_nodes", "data.split.kind", "seed"):
+    for key in (
+        "optimizer.momentum",
+        "augment.steps.hue.turns",
+        "trainer.num_nodes",
+        "data.split.kind",
+        "seed",
+        "model.heads.class.l2",
+    ):
         assert is_as_shipped(key, composed[key]), key
-    for key in ("data.root", "data.image_px", "model.backbone", "model.heads.class.hidden"):
+    for key in ("data.root", "data.image_px", "model.backbone"):
         assert not is_as_shipped(key, composed[key]), key
 
 
