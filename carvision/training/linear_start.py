@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 # Tried from the strongest on, until validation gets worse
 STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4)
 WITHOUT_VALIDATION = 0.01
-# Of the covariance within classes. On cars and flowers validation loss is 3 to 12 % less than with 1, flat about 0.7,
+# Of the covariance within classes. On cars and flowers validation loss is 3 to 14 % less than with 1, flat about 0.7,
 # on ten easy classes 1 % (docs/benchmarks/accuracy.md)
 SHRINKAGE = 0.7
 MOST_TO_CHOOSE = 20_000  # training photos with which the strength is chosen; all of them then give the layer
