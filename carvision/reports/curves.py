@@ -73,7 +73,10 @@ def _draw(axes: Axes, history: pd.DataFrame, figure_names: Sequence[str]) -> Non
                 )  # fmt: skip
     _mark_phases(axes, history)
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    first, last = history["epoch"].min() + 1, history["epoch"].max() + 1
+    margin = max(0.2, 0.04 * (last - first))
+    axes.set_xlim(first - margin, last + margin)  # the same for all, also for one that some epochs lack
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _mark_phases(axes: Axes, history: pd.DataFrame) -> None:
