@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 from carvision.errors import InputError
 from carvision.folders import LOCK
@@ -19,11 +19,11 @@ except ImportError:  # Windows, where nothing keeps two commands from writing in
 log = logging.getLogger(__name__)
 
 
-def lock_folder(folder: Path, refusal: str) -> TextIO | None:
+def lock_folder(folder: Path, refusal: str) -> BinaryIO | None:
     """Held until it is closed or the process ends. Raises InputError with the text `refusal` where another holds it."""
     if fcntl is None:
         return None
-    opened = open_kept(folder / LOCK, "a")
+    opened = open_kept(folder / LOCK, "ab")
     try:
         # Not flock(), whose locks the processes that read photos would inherit and outlive a killed run with
         fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -38,7 +38,7 @@ def lock_folder(folder: Path, refusal: str) -> TextIO | None:
 @contextmanager
 def lock_when_free(folder: Path, within_s: float = 120.0) -> Iterator[None]:
     """Holds the folder's lock, for which it waits; after so long it goes on without, as whoever holds it hangs."""
-    open_kept(folder / LOCK, "a").close()  # a link is refused at once, and not waited for
+    open_kept(folder / LOCK, "ab").close()  # a link is refused at once, and not waited for
     until, lock = time.monotonic() + within_s, None
     while lock is None and time.monotonic() < until:
         try:
@@ -59,7 +59,7 @@ def is_locked(folder: Path) -> bool | None:
     if fcntl is None:
         return None
     try:
-        with open_kept(folder / LOCK, "a") as opened:
+        with open_kept(folder / LOCK, "ab") as opened:
             fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return True

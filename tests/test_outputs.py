@@ -1,16 +1,16 @@
 """What the commands on a finished run write: with the permissions of the umask, and through no link of the run's."""
 
 import os
+import runpy
 import shutil
 import stat
+import sys
 
 import pytest
 
 from carvision.embed import embed
-from carvision.errors import InputError
 from carvision.evaluate import evaluate
 from carvision.export import export
-from carvision.predict import parser, predict
 
 
 @pytest.fixture
@@ -20,12 +20,28 @@ def run(demo_run, tmp_path):
 
 
 @pytest.fixture
+def predict(monkeypatch, capsys):
+    """The command, as __main__: an import of its module would hide the function carvision.predict from other tests."""
+
+    def call(*arguments) -> tuple[int, str]:
+        """Exit status, and what went to standard error."""
+        monkeypatch.setattr(sys, "argv", ["predict", *map(str, arguments), "--workers", "0"])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as done:
+            runpy.run_module("carvision.predict", run_name="__main__")
+        code = done.value.code
+        return (code or 0, capsys.readouterr().err) if code is None or isinstance(code, int) else (1, f"{code}\n")
+
+    return call
+
+
+@pytest.fixture
 def photos(demo_photos):
     """A folder of some photos."""
     return next(path.parent for path in sorted(demo_photos.rglob("*.jpg")))
 
 
-def test_permissions_are_those_of_the_umask(run, photos):
+def test_permissions_are_those_of_the_umask(run, photos, predict):
     there = {*run.rglob("*")} - {run / "model.json"}  # in which evaluate stores the temperature
     before = os.umask(0o077)
     try:
@@ -33,7 +49,7 @@ def test_permissions_are_those_of_the_umask(run, photos):
         embed([str(run), "--split", "test"])
         export([str(run), "--format", "timm", "hub"])
         for name in ("out.csv", "out.parquet"):
-            predict(parser().parse_args([str(run), str(photos), "--out", str(run / name), "--workers", "0"]))
+            assert predict(run, photos, "--out", run / name)[0] == 0
     finally:
         os.umask(before)
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in {*run.rglob("*")} - there}
@@ -60,21 +76,19 @@ def test_no_folder_of_the_run_may_lead_out_of_it(kind, command, run, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["out.csv.partial", "out.csv.partial.json", "out.parquet.partial"])
-def test_predictions_go_through_no_link(name, run, photos, tmp_path):
+def test_predictions_go_through_no_link(name, run, photos, tmp_path, predict):
     outside = tmp_path / "outside"
     outside.mkdir() if "parquet" in name else outside.write_text("")
     (run / name).symlink_to(outside)
     out = run / name.partition(".partial")[0]
-    with pytest.raises(InputError) as told:
-        predict(parser().parse_args([str(run), str(photos), "--out", str(out), "--workers", "0"]))
-    assert "\n" not in str(told.value) and not out.exists()
+    code, error = predict(run, photos, "--out", out)
+    assert code == 1 and error.startswith("error: ") and error.count("\n") == 1 and not out.exists()
     assert not [*outside.iterdir()] if outside.is_dir() else outside.read_text() == ""
 
 
-def test_a_name_that_is_too_long_is_one_line(run, photos):
+def test_a_name_that_is_too_long_is_one_line(run, photos, predict):
     for options in (["--out", "x" * 300 + ".csv"], ["--out", "x" * 250 + ".csv"], ["--grid", "x" * 300 + ".png"]):
-        with pytest.raises(InputError, match="File name too long") as told:
-            predict(parser().parse_args([str(run), str(photos), *options]))
-        assert "\n" not in str(told.value) and len(str(told.value)) < 400
+        code, error = predict(run, photos, *options)
+        assert code == 1 and "File name too long" in error and error.count("\n") == 1 and len(error) < 400
     with pytest.raises(SystemExit, match=r"^error: .*File name too long"):
         export([str(run), "--format", "timm", "--out", "x" * 300])

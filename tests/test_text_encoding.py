@@ -53,7 +53,13 @@ def _opened_as_text(tree: ast.AST) -> list[ast.Call]:
         modes = [part.value for part in call.args if isinstance(part, ast.Constant) and isinstance(part.value, str)]
         is_binary = any("b" in mode for mode in modes if len(mode) <= 3)
         if (
-            (name == "open" and of not in ("os", "Image", "tarfile", "gzip") and "ALL" not in of and not is_binary)
+            (
+                name in ("open", "open_kept")
+                and None not in given
+                and of not in ("os", "Image", "tarfile", "gzip")
+                and "ALL" not in of
+                and not is_binary
+            )
             or (name == "read_text" and not call.args)
             or (name == "write_text" and of)
             or (name in ("run", "Popen", "check_output") and "text" in given)

@@ -192,7 +192,7 @@ def _locked(file: Path, wait: bool) -> Iterator[bool | None]:
     if fcntl is None:
         yield None
         return
-    with open_kept(file, "a") as opened:  # flock(), as lockf() would not keep the threads of a process apart
+    with open_kept(file, "ab") as opened:  # flock(), as lockf() would not keep the threads of a process apart
         try:
             fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

@@ -80,7 +80,9 @@ def measure_data(folder: str) -> dict:
 
     try:
         files = find_some_photos(Path(folder).expanduser())
-    except InputError as error:
+    except OSError as error:
+        return {"error": error.strerror or str(error)}
+    except InputError as error:  # of a folder inside
         return {"error": str(error)}
     step = max(1, len(files) // NUM_PHOTOS)
     reads, sizes, decodes, bad, tried = [], [], [], 0, 0
@@ -105,9 +107,11 @@ def measure_data(folder: str) -> dict:
 
 
 def find_some_photos(folder: Path) -> list[Path]:
-    """The first MOST_FILES, or what is found within MOST_SECONDS. Raises InputError for a folder that can't be read."""
+    """The first MOST_FILES, or what is found within MOST_SECONDS. Raises OSError for a folder that can't be read, and
+    InputError for one inside."""
     from carvision.data.walk import LeftOut, walk
 
+    os.scandir(folder).close()
     photos: list[Path] = []
     end = time.perf_counter() + MOST_SECONDS
     for photo in walk(os.fspath(folder), LeftOut()):

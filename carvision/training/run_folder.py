@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import BinaryIO, NoReturn
 
 import yaml
 
@@ -100,7 +100,7 @@ def require_same_config(config: dict, folder: Path) -> None:
         log.warning("going on with a changed configuration: %s", change)
 
 
-def lock_folder(folder: Path) -> TextIO | None:
+def lock_folder(folder: Path) -> BinaryIO | None:
     """Held until it is closed or the process ends. Raises InputError where another process trains into the folder."""
     return folder_lock.lock_folder(
         folder, f"run.dir: another process is training into {folder} now; wait for it, or give another"
