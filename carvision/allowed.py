@@ -282,14 +282,16 @@ NO_RESULT = {"data.num_workers", "data.root", "data.cache", "data.cache_gb"}
 NO_RESULT |= {"callbacks.progress_bar", "trainer.profiler", "logger.tensorboard"}
 
 
-def check_values(config: dict, prefix: str = "") -> None:
-    """Raises InputError for the first key that isn't known or whose value isn't allowed."""
+def check_values(config: dict, prefix: str = "", complete: bool = True) -> None:
+    """Raises InputError for the first key that isn't known or whose value isn't allowed; if complete, or is missing."""
     for name, value in config.items():
         key = f"{prefix}{name}"
         if prefix == "phases." and "." in str(name):
             raise InputError(f"phases: {name!r} is not a name without dots")
         check = check_of(key)
         if check is not None:
+            if value == "???" and not complete:
+                continue
             if value == "???":
                 raise InputError(f"{key}: must be given; add {key}=<value>")
             wrong = check(value)
@@ -298,7 +300,7 @@ def check_values(config: dict, prefix: str = "") -> None:
         elif not isinstance(value, dict):
             raise InputError(f"{key}: there is no such key{nearest(key, ALLOWED)}")
         if isinstance(value, dict) and (check is None or f"{key}.".startswith("phases.")):
-            check_values(value, f"{key}.")
+            check_values(value, f"{key}.", complete)
     if prefix.startswith("phases.") and prefix.count(".") == 2 and "epochs" not in config:
         raise InputError(f"{prefix}epochs: must be given; add +{prefix}epochs=<n>")
 

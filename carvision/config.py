@@ -121,16 +121,17 @@ def _compose(config_name: str, overrides: list[str]) -> DictConfig | None:
     return cfg
 
 
-def compose_sweep(overrides: list[str]) -> tuple[dict, dict]:
+def compose_sweep(overrides: list[str], complete: bool = True) -> tuple[dict, dict]:
     """The plain configuration of a training, and what conf/sweep gives beside it, both checked. The space and what
-    follows from it are as they stand there. Raises InputError."""
+    follows from it are as they stand there. complete: values that must be given may not be missing. Raises InputError.
+    """
     from omegaconf import OmegaConf, open_dict
 
     cfg = compose_alone("sweep", overrides)
     with as_input_errors(), open_dict(cfg):
         drawn = {key: OmegaConf.to_container(cfg.sweep[key], resolve=False) for key in ("space", "follows")}
         cfg.sweep.update(space={}, follows={})  # their interpolations are of values that no configuration has
-        plain = plain_config(cfg)
+        plain = plain_config(cfg, complete)
     check_values({"sweep": drawn})
     return plain, plain.pop("sweep") | drawn
 
@@ -210,7 +211,7 @@ def as_input_errors():
         raise InputError(one_line(error)) from error
 
 
-def plain_config(cfg: DictConfig) -> dict:
+def plain_config(cfg: DictConfig, complete: bool = True) -> dict:
     """The configuration as plain dicts, lists and values, all checked. Raises InputError."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -219,12 +220,12 @@ def plain_config(cfg: DictConfig) -> dict:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
         raise InputError(one_line(error)) from None
-    return checked(plain)
+    return checked(plain, complete)
 
 
-def checked(plain: dict) -> dict:
+def checked(plain: dict, complete: bool = True) -> dict:
     """The same configuration, its values checked and "~" of its paths expanded. Raises InputError."""
-    check_values(plain)
+    check_values(plain, complete=complete)
     return _expanded(plain)
 
 

@@ -1,7 +1,9 @@
 """The one error that is shown to a person as a single line, without a traceback."""
 
 import difflib
+import errno
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,13 +17,15 @@ class InputError(ValueError):
     def __init__(self, message: str):
         # A DataLoader makes the error of a process of its own anew, with that process's traceback before the message
         message = message.rpartition("carvision.errors.InputError: ")[2].strip()
-        # File names may hold bytes that are no UTF-8, as surrogates
-        super().__init__(message.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
+        # File names and cells may hold anything: bytes that are no UTF-8, as surrogates; codes that a terminal obeys
+        text = message.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        super().__init__(re.sub(r"[\x00-\x1f\x7f]", lambda code: repr(code[0])[1:-1], text))
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Around a command: an InputError ends it with its line and exit status 1, Ctrl-C with 130.
+    """Around a command: an InputError, and a name too long for a disk, end it with a line and exit status 1, Ctrl-C
+    with 130.
 
     CARVISION_DEBUG=1 shows the traceback instead. What the command prints is UTF-8.
     """
@@ -32,6 +36,11 @@ def one_line_errors() -> Iterator[None]:
         if os.environ.get("CARVISION_DEBUG"):
             raise
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG or os.environ.get("CARVISION_DEBUG"):
+            raise
+        name = os.fsdecode(error.filename or "")
+        sys.exit(f"error: {InputError(name[:100])}...: the name is too long for this disk; give a shorter one")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 LAYERS = ("layers", "difference")  # of an embedding
 SMALL_LAYER = 1_000_000  # values
+LARGEST_SUM = 100_000  # of all numbers for a backbone: those of a large one are a tenth of it
 LARGEST_NUMBER = 10_000  # for a backbone, whatever its weights' sizes: a rotary embedding's temperature
 
 
@@ -108,7 +109,7 @@ def load(path: str | Path) -> Classifier:
             raise InputError(f"{weights}: not the weights that {file.name} describes (their sha256 differs)")
         return _assemble(described, load_file(weights))
     except InputError as error:
-        text = " ".join(str(error).split()) if "\n" in str(error) else str(error)  # a name may hold a line's end
+        text = str(error)
         raise InputError(text if len(text) <= 1000 else f"{text[:1000]}...") from None
     except Exception as error:  # timm's networks and torch's layers each stumble in their own way
         text = " ".join(str(error).split())[:200] or type(error).__name__
@@ -125,7 +126,14 @@ def description_of(source: Path) -> dict | None:
         return _description_in_checkpoint(source)
     weights = source / WEIGHTS if source.is_dir() else source
     file = weights.with_name(DESCRIPTION)
-    if not (file.is_file() and weights.is_file()):
+    if not weights.is_file():
+        return None
+    if not file.is_file():
+        if any(name.startswith("backbone.") for name in tensor_shapes(weights)):
+            raise InputError(
+                f"model.weights: {weights} is of a run, and its {file.name} is missing; put that back, or give a "
+                f"checkpoint, as {weights.parent / 'checkpoints' / 'best.ckpt'}"
+            )
         return None
     described = read_json(file)
     if not isinstance(described, dict) or not {"network", "preprocessing", "sha256"} <= described.keys():
@@ -214,6 +222,8 @@ def require_fitting(network: dict, shapes: dict[str, tuple[int, ...]]) -> None:
     numbers = [value for value in values_within(network.get("backbone_kwargs", {})) if isinstance(value, int | float)]
     if numbers and max(map(abs, numbers)) > max(LARGEST_NUMBER, *sizes):
         raise ValueError(f"backbone_kwargs hold {max(map(abs, numbers)):g}, and no weights are of that size")
+    if sum(map(abs, numbers)) > max(LARGEST_SUM, *sizes):  # timm makes lists of as many blocks before it makes one
+        raise ValueError(f"backbone_kwargs hold {sum(map(abs, numbers)):g} in all, and no weights are of that size")
     limits = _limits(network, shapes)
     try:
         with torch.device("meta"), WithoutValues(), limits:  # parameters that take no memory

@@ -231,7 +231,12 @@ def true_classes(predictor, options: argparse.Namespace):
 
     there = (columns_of(options.listed) or []) if options.listed else []
     heads = [head for head in predictor.class_ids if options.true_from_folders or head in there]
-    return TrueClasses(predictor.class_ids, predictor.classes, predictor.parents, heads, options.true_from_folders)
+    data = predictor.about.get("config", {}).get("data", {})
+    against_rest = data.get("one_against_rest") is not None
+    rest = {head: 1 for head in heads if against_rest and predictor.class_ids[head][1:] in (["rest"], ["not rest"])}
+    return TrueClasses(
+        predictor.class_ids, predictor.classes, predictor.parents, heads, options.true_from_folders, rest
+    )
 
 
 def look_at_boxes(predictor, listed: Path | None) -> bool:

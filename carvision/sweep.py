@@ -26,7 +26,7 @@ def sweep(words: list[str]) -> None:
         from carvision.search.build import build_sweep, describe
 
         overrides, shown = read_flags(words)
-        sweep = build_sweep(overrides)
+        sweep = build_sweep(overrides, complete=not shown)
         if shown:
             print(describe(sweep), end="")
             return

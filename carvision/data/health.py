@@ -122,8 +122,11 @@ def hints_on_values(table: Table, scan: pd.DataFrame) -> list[str]:
             f"largest value (first: {scan['path'][bits.index[0]]}). So a photo that is dark becomes brighter; where it "
             "should not, convert them to 8 bits, with one scale for all, or state MaxSampleValue in TIFF"
         )
-    for split in (name for name in (*SPLITS, "") if (table.rows["split"] == name).any()):
-        photos = scan[(table.rows["split"] == split).to_numpy()].dropna(subset="red")
+    there = [name for name in (*SPLITS, "") if (table.rows["split"] == name).any()]
+    for split in [*there, *([None] if len(there) > 1 else [])]:  # None: all together, where each has too few to tell
+        if split is None and any("more blue than red" in hint for hint in hints):
+            break
+        photos = scan[(table.rows["split"] == split).to_numpy() | (split is None)].dropna(subset="red")
         more = photos["blue"] - photos["red"]
         if len(more) >= FEWEST and more.mean() > max(MORE_BLUE, STANDARD_ERRORS * more.std() / np.sqrt(len(more))):
             of_split = f" of {split}" if split else ""

@@ -193,14 +193,9 @@ def check_claim(width: int, height: int, data: bytes | memoryview, form: str | N
     bound = MOST_PIXELS_A_BYTE.get(form)
     if bound is None or width * height <= bound * len(data):
         return
-    if (form == "WEBP" and data[12:16] != b"VP8 ") or (form in SCALED and is_arithmetic(data)):
+    if form == "WEBP" and data[12:16] != b"VP8 ":
         return
     raise BadImage(f"too few bytes ({len(data):,}) for the {width} x {height} pixels that its header claims: damaged")
-
-
-def is_arithmetic(data: bytes | memoryview) -> bool:
-    """Whether a JPEG's coding is arithmetic, which takes next to no bits for blocks of one colour."""
-    return any(marker in (0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF) for marker in jpeg_markers(data))
 
 
 def jpeg_markers(data: bytes | memoryview) -> Iterator[int]:

@@ -119,9 +119,7 @@ def _require_each_once(
     listed: TableFile, columns: dict[str, list], labels: Sequence[str], paths: PhotoPaths, lines: list, cells: list
 ) -> None:
     """Raise InputError for a photo that is listed twice, in whatever spelling; first for one with two classes."""
-    whole = pd.Series(columns["path"], dtype=object)
-    if any(path.startswith(("../", "/")) for path in columns["path"]):
-        whole = whole.map(paths.whole)
+    whole = pd.Series(columns["path"], dtype=object).map(paths.whole)
     twice = whole.duplicated()
     if not twice.any():
         return

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute
 import pyarrow.parquet
 
 from carvision.checks import (
@@ -33,7 +34,7 @@ from carvision.data.disk import existing_root
 from carvision.data.fetch_ahead import NUM_AHEAD
 from carvision.data.fetching import Cache, fetch, fetch_text, is_url
 from carvision.data.shards import Shard, Shards
-from carvision.data.table import BOX, PLACE, SOURCE, Classes, Number, Table, validate
+from carvision.data.table import BOX, PLACE, SOURCE, SPLITS, Classes, Number, Table, validate
 from carvision.description import check_parent
 from carvision.errors import InputError
 from carvision.folders import cache_folder
@@ -66,6 +67,8 @@ FIELDS: dict[str, Check] = {
     ),
 }
 RESERVED = ("path", "split", "group", *BOX, *PLACE, SOURCE)  # columns that are no labels
+# Bytes of a photo in table.parquet: the checksum alone is four that can't be packed, and a path is the longest text
+LEAST_ROW, MOST_ROW = 4, 5000
 LEAST_BYTES = 2 * 512  # of a photo in a shard: the headers of its two members
 
 
@@ -173,6 +176,8 @@ def _problem_of(index: dict) -> str | None:
         if wrong := check(index.get(key)):
             return f"{key} is not {wrong}"
     labels, shards = index["labels"], index["shards"]
+    if odd := index["photos"].keys() - {*SPLITS, "unsplit"}:
+        return f"photos: {min(odd)!r} is no split"
     if len({shard["name"] for shard in shards}) < len(shards):
         return "shards: a name is there twice"
     if LEAST_BYTES * sum(index["photos"].values()) > sum(shard["bytes"] for shard in shards):
@@ -201,9 +206,7 @@ def table_of(index: dict, content: bytes, place: str, window: int | None = None,
     if sha256 != index["table"]["sha256"]:
         raise InputError(f"data.root: {TABLE} of {place} is damaged, or belongs to another {INDEX}; copy both again")
     try:
-        if pyarrow.parquet.read_metadata(io.BytesIO(content)).num_rows != sum(index["photos"].values()):
-            raise ValueError("they have not the same number of photos")
-        rows = pd.read_parquet(io.BytesIO(content))
+        rows = _read_rows(content, sum(index["photos"].values()))
         labels = {name: _label(values) for name, values in index["labels"].items()}
         shards = tuple(Shard(**values) for values in index["shards"])
         _check_rows(rows, labels, shards)
@@ -214,6 +217,28 @@ def table_of(index: dict, content: bytes, place: str, window: int | None = None,
     except (KeyError, TypeError, ValueError, IndexError, pyarrow.ArrowException) as error:
         text = " ".join(str(error).split())[:200]
         raise InputError(f"data.root: {INDEX} and {TABLE} of {place} don't fit ({text}); pack again") from None
+
+
+def _read_rows(content: bytes, num_photos: int) -> pd.DataFrame:
+    """The rows of table.parquet. Raises ValueError where a few bytes would become any number of them, or long texts."""
+    file = pyarrow.parquet.ParquetFile(io.BytesIO(content))
+    about, schema = file.metadata, file.schema_arrow
+    if about.num_rows != num_photos:
+        raise ValueError("they have not the same number of photos")
+    unpacked = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+    if LEAST_ROW * num_photos > LEAST_ROW * 1024 + len(content) or unpacked > MOST_ROW * (num_photos + 1024):
+        raise ValueError(f"{len(content):,} bytes that unpack to {num_photos:,} photos of {unpacked:,} bytes")
+    if odd := next((field.name for field in schema if pyarrow.types.is_nested(field.type)), None):
+        raise ValueError(f"the column {odd} holds values of another kind")
+    texts = [field.name for field in schema if field.type in (pyarrow.string(), pyarrow.large_string())]
+    # With each text once, until it is known that none is long: 16 rows of one text of 100 MB are a few kB
+    table = pyarrow.parquet.read_table(io.BytesIO(content), read_dictionary=texts)
+    for name in texts:
+        lengths = [pyarrow.compute.binary_length(chunk.dictionary) for chunk in table[name].chunks]
+        if any((pyarrow.compute.max(each).as_py() or 0) > MOST_ROW for each in lengths):
+            raise ValueError(f"a {name} of more than {MOST_ROW:,} bytes")
+        table = table.set_column(table.column_names.index(name), name, table[name].cast(pyarrow.string()))
+    return table.to_pandas()
 
 
 def _check_rows(rows: pd.DataFrame, labels: dict[str, Classes | Number], shards: tuple[Shard, ...]) -> None:

@@ -48,6 +48,7 @@ class PhotoPaths:
         self.root = root
         roots = () if root is None else (os.path.abspath(root), os.path.realpath(root))  # noqa: PTH100
         self.roots = [text_of_path(folder).replace(os.sep, "/").rstrip("/") + "/" for folder in roots]
+        self._real = functools.lru_cache(maxsize=4096)(_real_folder)
         self._names = functools.lru_cache(maxsize=8)(_names_by_nfc)  # of one folder after the other, never of all
 
     def find(self, cell: str) -> str:
@@ -85,8 +86,10 @@ class PhotoPaths:
         return (self._below_root(path) or path) if os.path.isabs(path) else path  # noqa: PTH117
 
     def whole(self, text: str) -> str:
-        """Return the absolute path, by which photos outside of the root are compared."""
-        return text if os.path.isabs(text) or not self.roots else posixpath.normpath(self.roots[0] + text)  # noqa: PTH117
+        """Return the absolute path of the real folder, links resolved, by which photos are compared."""
+        absolute = os.path.isabs(text) or not self.roots  # noqa: PTH117
+        folder, _, name = (text if absolute else posixpath.normpath(self.roots[0] + text)).rpartition("/")
+        return f"{self._real(folder)}/{name}"
 
     def _below_root(self, path: str) -> str | None:
         return next((path[len(root) :] for root in self.roots if path.startswith(root)), None)
@@ -100,6 +103,10 @@ class PhotoPaths:
                 return None
             found = posixpath.join(found, name)
         return found
+
+
+def _real_folder(text: str) -> str:
+    return text_of_path(os.path.realpath(path_of_text(text))).replace(os.sep, "/")
 
 
 def _names_by_nfc(folder: str) -> dict[str, str]:

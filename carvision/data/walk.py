@@ -2,6 +2,7 @@
 # Strings, as Path objects of a million files would take longer than the disk:
 # ruff: noqa: PTH110, PTH114, PTH118, PTH122
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -21,6 +22,8 @@ PHOTO_EXTENSIONS = (
     *((".avif", ".avifs") if find_spec("PIL.AvifImagePlugin") else ()),
     *(HEIC_EXTENSIONS if find_spec("pillow_heif") else ()),
 )  # fmt: skip
+
+ITSELF = "a link to itself"
 
 
 @dataclass
@@ -58,7 +61,7 @@ class LeftOut:
     def add_file(self, path: str, is_link: bool) -> None:
         extension = os.path.splitext(path)[1].lower()
         if is_link and not os.path.exists(path):
-            self.dangling.append(path)
+            self.links.setdefault(path, ITSELF) if _leads_to_itself(path) else self.dangling.append(path)
         elif extension in HEIC_EXTENSIONS:
             self.heic += 1
             self.first.setdefault("heic", text_of_path(path))
@@ -121,6 +124,14 @@ def _entries(folder: str, real: str, only: Collection[str] | None = None) -> lis
             f"{text_of_path(folder)}: the folder can't be read ({error.strerror}); its photos are missing"
         ) from None
     return sorted(found, key=lambda entry: entry[0])
+
+
+def _leads_to_itself(link: str) -> bool:
+    try:
+        os.stat(link)  # noqa: PTH116
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def is_photo(name: str) -> bool:

@@ -13,6 +13,8 @@ from carvision.description import read_json
 from carvision.errors import InputError
 from carvision.inference.inputs import Photo
 
+# ruff: noqa: PTH100, PTH110  Path.exists raises for names that are too long, and Path.resolve follows links
+
 NUM_LOOKED_AT = 100  # photos of a list, to find out what its paths are relative to
 
 
@@ -26,14 +28,14 @@ def root_of_list(listed: Path, photos: Iterable[Photo], config: dict) -> Path | 
     """
     owner, paths = _config_beside(listed) if listed.name == "splits.csv" else None, []
     for photo in islice(photos, NUM_LOOKED_AT):
-        if owner is None and Path(photo.file).exists():
+        if owner is None and os.path.exists(photo.file):
             return None
         paths += [] if Path(photo.file).is_absolute() else [photo.file]
     if not paths:
         return None
     roots = data_roots(config if owner is None else owner)
-    found = next((root for root in roots if any((root / path).exists() for path in paths)), None)
-    if found is None and owner is not None and not any(Path(path).exists() for path in paths):
+    found = next((root for root in roots if any(os.path.exists(root / path) for path in paths)), None)
+    if found is None and owner is not None and not any(map(os.path.exists, paths)):
         if owner.get("data", {}).get("name") == "packed":
             raise InputError(
                 f"--list: the photos of {listed} are in a pack, not in files of their own; python -m "
@@ -78,15 +80,17 @@ class SeenPhotos:
             with suppress(InputError):  # it has none, or the file is of something else
                 self.splits[run.resolve().name] = read_splits(run / "splits.csv").to_dict()
         self.counts = {run: {"train": 0, "val": 0} for run in self.splits}
-        self.roots = [f"{os.path.abspath(root)}{os.sep}" for root in dict.fromkeys(roots)]  # noqa: PTH100  links and all
+        both = [resolve(root) for root in roots for resolve in (os.path.abspath, os.path.realpath)]
+        self.roots = [f"{root}{os.sep}" for root in dict.fromkeys(both)]
         self.num_photos = 0
 
     def add(self, photo: Photo) -> None:
         self.num_photos += 1
         if not self.splits:
             return
-        file = os.path.abspath(photo.file)  # noqa: PTH100
-        paths = [photo.path, *(file[len(root) :].replace(os.sep, "/") for root in self.roots if file.startswith(root))]
+        files = dict.fromkeys((os.path.abspath(photo.file), os.path.realpath(photo.file)))
+        below = (file[len(root) :] for file in files for root in self.roots if file.startswith(root))
+        paths = [photo.path, *(path.replace(os.sep, "/") for path in below)]
         for run, splits in self.splits.items():
             split = next((splits[path] for path in paths if path in splits), None)
             if split in self.counts[run]:

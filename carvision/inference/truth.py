@@ -1,7 +1,10 @@
 """True classes where they are known: from a list's columns, or from the folders that a photo lies in."""
 
+import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import PurePath
+from types import MappingProxyType
 
 from carvision.data.photo_paths import nfc, text_of_path
 from carvision.inference.inputs import Photo
@@ -13,11 +16,16 @@ class TrueClasses:
     class_ids, class_names: {head: list}, in the order of the codes. parents: {child: (parent, codes)}, where
     codes[i] is the parent's code of the child's class i. heads: whose truth is looked for. from_folders: also in the
     names of the folders above a photo, the nearest first.
+    rest: {head: code} of heads with one class against the rest, which all that is no other class is of.
     unknown: {head: {the value of a list, or the folder of a photo that is in no class' folder: number of photos}},
     where that is no class, or the name of several.
     """
 
-    def __init__(self, class_ids: dict, class_names: dict, parents: dict, heads: list[str], from_folders: bool):
+    def __init__(
+        self, class_ids: dict, class_names: dict, parents: dict, heads: list[str], from_folders: bool,
+        rest: Mapping[str, int] = MappingProxyType({}),
+    ):  # fmt: skip
+        self.rest = rest
         self.heads = sorted(heads, key=lambda head: head in parents)  # parents first: they tell children apart
         self.from_folders = from_folders
         self.parents = {child: (parent, [int(code) for code in codes]) for child, (parent, codes) in parents.items()}
@@ -32,7 +40,7 @@ class TrueClasses:
         """{head: code, or None where it is not known}."""
         found: dict[str, int | None] = {}
         path = text_of_path(photo.file) if "\\" in photo.path else photo.path  # a list may have other slashes
-        folders = PurePath(path).parts[-2::-1] if self.from_folders else ()
+        folders = PurePath(os.path.abspath(path)).parts[-2::-1] if self.from_folders else ()  # noqa: PTH100
         for head in self.heads:
             if value := photo.truth.get(head):
                 found[head] = self._code(head, value, found)
@@ -40,6 +48,8 @@ class TrueClasses:
                 codes = (self._code(head, folder, found) for folder in folders)
                 found[head] = next((code for code in codes if code is not None), None)
                 value = folders[0] if folders else ""
+            if found[head] is None and value:
+                found[head] = self.rest.get(head)
             if found[head] is None and (value or self.from_folders):
                 self.unknown[head][value] += 1
         return found

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlparse
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import timm
 import torch
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.utils import build_hf_headers
 from huggingface_hub.utils import logging as hub_logging
 
 from carvision.data.download import ANSWER_S, answer_within
@@ -43,14 +44,17 @@ def _hub_file(repository: str, revision: str | None) -> str:
             return cached
 
     def first_there() -> str:
-        for file in FILES[:-1]:
+        for number, file in enumerate(FILES, 1):
+            url = hf_hub_url(repository, file, revision=revision)
             try:
-                get_hf_file_metadata(hf_hub_url(repository, file, revision=revision), timeout=ANSWER_S)
+                get_hf_file_metadata(url, timeout=ANSWER_S)
             except EntryNotFoundError:
-                continue
+                if number < len(FILES):
+                    continue
+                raise
+            # A server may describe files, and send none: one byte of it, if it gives less than all
+            urlopen(Request(url, headers=build_hf_headers() | {"Range": "bytes=0-0"}), timeout=ANSWER_S).close()
             return file
-        get_hf_file_metadata(hf_hub_url(repository, FILES[-1], revision=revision), timeout=ANSWER_S)
-        return FILES[-1]
 
     file = answer_within(ANSWER_S, first_there)
     return hf_hub_download(repository, file, revision=revision)

@@ -29,6 +29,7 @@ from carvision.reports.dataset import plot_class_counts, plot_samples
 from carvision.whole_files import file_stems, write_csv, write_text
 
 NUM_FIRST = 3  # paths shown of each kind of problem
+FILE_WIDTH = 120
 HIDDEN = ("", "p[234678]0", "p([234678]0|[27]5)")  # columns, on ever narrower terminals
 NUM_RANDOM = 12  # classes on a sheet of samples where none are chosen
 
@@ -88,6 +89,8 @@ def is_health(folder: Path) -> bool:
 def print_health(figures: dict, console: Console | None = None) -> int:
     """The figures of `write_health` on the terminal. Returns the number of photos that can't be used."""
     console = console or Console()
+    if not console.is_terminal:  # a file or a pipe has no width: room for the percentiles of report R4
+        console.width = max(console.width, FILE_WIDTH)
     megabytes = figures["bytes"] / 1e6
     kinds = ", ".join(f"{count:,} {name}" for name, count in figures["formats"].items())
     sizes = figures["sizes"]
@@ -153,8 +156,9 @@ def _colour_table(colours: list[dict]) -> RichTable:
 
 
 def _count_table(label: str, of_label: dict, console: Console) -> RichTable:
-    """Photos a class, a row a split; of the percentiles as many as the terminal is wide enough for."""
-    for hidden in HIDDEN:
+    """Photos a class, a row a split; of the percentiles as many as the terminal is wide enough for: in a file or a pipe
+    those of report R4 at least."""
+    for hidden in HIDDEN if console.is_terminal else HIDDEN[:2]:
         table = _count_table_without(hidden, label, of_label)
         if Measurement.get(console, console.options.update(max_width=1000), table).maximum <= console.width:
             break

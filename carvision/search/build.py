@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from carvision.allowed import is_key
+from carvision.allowed import check_values, is_key
 from carvision.config import choices, compose_sweep, conf_dir
 from carvision.errors import InputError
 from carvision.flat_config import flat_config
@@ -39,10 +39,10 @@ class Sweep:
         return [*self.words, *self.space.overrides(drawn)]
 
 
-def build_sweep(words: list[str]) -> Sweep:
-    """Raises InputError."""
+def build_sweep(words: list[str], complete: bool = True) -> Sweep:
+    """complete: values that must be given may not be missing. Raises InputError."""
     given, searched = divide(words)
-    config, raw, chosen = compose(given)
+    config, raw, chosen = compose(given, complete=False)
     in_file = [f"{key}={text}" for key, text in flat_config(raw["space"]).items()]
     idle = divide(in_file)[0]
     if idle:
@@ -50,6 +50,9 @@ def build_sweep(words: list[str]) -> Sweep:
     searched = divide([*in_file, *given, *searched])[1]  # what the line gives is not searched
     known = {*flat_config(config), *config}
     found = read_space(searched, flat_config(raw["follows"]), lambda key: key in known or is_key(key) or is_group(key))
+    drawn = {key.lstrip("+") for key in (*found.follows, *(dimension.key for dimension in found.dimensions))}
+    if complete:
+        check_values({key: value for key, value in flat_config(config).items() if value == "???" and key not in drawn})
     settings = {key: value for key, value in raw.items() if key not in ("space", "follows")}
     for key in [*found.follows, *(dimension.key for dimension in found.dimensions)]:
         if key.lstrip("+~").startswith(RULED):
@@ -90,9 +93,9 @@ def _without(config: dict, keys: set[str], prefix: str = "") -> dict:
     }
 
 
-def compose(words: list[str]) -> tuple[dict, dict, Mapping]:
+def compose(words: list[str], complete: bool = True) -> tuple[dict, dict, Mapping]:
     """The training's configuration, the search's settings and the choices of both, all checked. Raises InputError."""
-    return *compose_sweep(words), choices()
+    return *compose_sweep(words, complete), choices()
 
 
 def is_group(key: str) -> bool:

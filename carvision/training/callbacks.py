@@ -87,11 +87,11 @@ def read_history(file: Path) -> list[dict]:
     try:
         frame = pd.read_csv(file, float_precision="round_trip", encoding="utf-8")
         epochs = pd.to_numeric(frame["epoch"], errors="coerce")
-        whole = frame[epochs.notna() & (epochs % 1 == 0)].astype({"epoch": int})
+        whole = frame[epochs.between(0, 1e9) & (epochs % 1 == 0)].astype({"epoch": int})
         return whole.drop_duplicates("epoch").to_dict("records")
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, OverflowError) as error:
         log.warning("%s can't be read (%s)", file, " ".join(str(error).split())[:100])
         return []
 

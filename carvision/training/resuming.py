@@ -19,6 +19,7 @@ from carvision.training.build_phases import build_phases
 from carvision.training.callbacks import read_history
 from carvision.training.checkpoints import BEST, LAST, NEW, PREVIOUS, copy_whole, is_whole
 from carvision.training.run_folder import METRICS, read_config
+from carvision.whole_files import refuse_link_out
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ def find_place(folder: Path, mend: bool) -> Place | None:
     read; executes nothing.
     """
     if mend:
+        refuse_link_out(folder)
         (folder / NEW).unlink(missing_ok=True)  # which was being written
     there = [file for file in (folder / LAST, folder / PREVIOUS) if file.exists()]
     problems = []
@@ -194,7 +196,9 @@ def require_nothing_lost(folder: Path) -> None:
     # A run that is killed just before its first checkpoint has one row
     if results or rows > 1:
         what = results[0] if results else f"a history of {rows} epochs"
-        raise InputError(f"run.dir: {folder} holds {what}, and its checkpoints are gone; give another folder")
+        best = folder / "checkpoints" / BEST
+        way = f", there with model.weights={best}" if is_whole(best) else ""
+        raise InputError(f"run.dir: {folder} holds {what}, and its last checkpoint is gone; give another folder{way}")
 
 
 def what_steps_change(config: dict, folder: Path) -> str:

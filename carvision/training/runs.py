@@ -12,6 +12,7 @@ import numpy as np
 from pytorch_lightning.callbacks import Callback
 
 from carvision.data.build import folds_of
+from carvision.data.fetching import is_url
 from carvision.errors import InputError
 from carvision.folders import CONFIG, LOCK, claim_folder, is_run, remove_beginning
 from carvision.freed_memory import keep_freed_memory
@@ -59,6 +60,9 @@ def run(cfg: dict, name: str, callbacks: Sequence[Callback] = ()) -> Path:
             refuse_unknown(wanted)
         return str(claim_folder(wanted, Path("runs") / name, leftovers=(LOCK, f"{CONFIG}{PARTIAL}"))), False, made
 
+    root = cfg["data"]["root"]
+    if root is not None and not is_url(root):  # what the run stores of it holds from any folder
+        cfg = {**cfg, "data": {**cfg["data"], "root": os.path.abspath(root)}}  # noqa: PTH100  links stay
     keep_freed_memory()
     with run_together(cfg["trainer"]):
         chosen, resume, made = from_first_at_start(choose_folder)

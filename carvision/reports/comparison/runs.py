@@ -161,11 +161,15 @@ def _read_config(folder: Path) -> dict[str, object]:
 
 def _cell_of(folder: Path) -> dict[str, object]:
     """Of a run of a grid search, from the search's table."""
-    file = folder.parent.with_name(TRIALS)
+    folder = folder.absolute()
+    file = folder.parent.parent / TRIALS
     if folder.parent.name != "trials" or not file.is_file():
         return {}
-    with file.open(encoding="utf-8", newline="") as rows:
-        cells = [row.get("cell") for row in csv.DictReader(rows) if row.get("folder") == f"trials/{folder.name}"]
+    try:
+        with file.open(encoding="utf-8", newline="") as rows:
+            cells = [row.get("cell") for row in csv.DictReader(rows) if row.get("folder") == f"trials/{folder.name}"]
+    except (csv.Error, ValueError) as error:
+        raise InputError(f"{file} can't be read ({_first_line(error)}); leave its runs out") from None
     return {CELL_KEY: int(cells[-1])} if cells and (cells[-1] or "").isdecimal() else {}
 
 
