@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -224,3 +225,11 @@ def test_comparing_loads_neither_torch_nor_hydra():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_runs_in_the_current_folder_go_by_their_bare_names(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(runs)
+    write_comparison([Path("broken_off"), Path("folds")], tmp_path / "both")
+    monkeypatch.chdir(runs / "broken_off")
+    write_comparison([Path()], tmp_path / "here")
+    assert (tmp_path / "both" / "compare.csv").is_file() and (tmp_path / "here" / "compare.csv").is_file()

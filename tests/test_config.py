@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -13,7 +14,7 @@ from omegaconf import OmegaConf
 
 from carvision.allowed import ALLOWED, check_values
 from carvision.config import conf_dir, one_line, plain_config
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line_errors
 
 GROUPS = (
     "data", "model", "loss", "metric_loss", "augment", "optimizer", "schedule", "trainer", "callbacks", "logger",
@@ -179,3 +180,13 @@ def test_help_shows_an_example_and_the_groups(run_module):
     assert "python -m carvision.train data=folder data.root=photos" in text
     assert "data: compcars, compcars_parts, compcars_surveillance, demo, folder, manifest, oxford102, packed, " in text
     assert "python -m carvision.check" in run_module("carvision.check", "--help", check=0).stdout
+
+
+def test_a_name_that_is_too_long_is_one_line():
+    message = r"^error: x{100}\.\.\.: the name is too long for this disk; give a shorter one$"
+    with pytest.raises(SystemExit, match=message), one_line_errors():
+        Path("x" * 300).stat()
+
+
+def test_a_message_has_no_codes_for_a_terminal():
+    assert str(InputError("'a\nb\x1b[31m' is wrong")) == "'a\\nb\\x1b[31m' is wrong"

@@ -124,6 +124,8 @@ HUGE_NETWORKS = {
     "depth_multiplier": ("network.backbone_kwargs", {"depth_multiplier": 1e7}),
     "layers": ("network.backbone_kwargs", {"layers": [1_000_000] * 4}),
     "deep": ("network.backbone_kwargs", {"layers": [10_000] * 4}),
+    "long lists": ("network.backbone_kwargs", {"layers": [9999] * 900}),
+    "nested lists": ("network.backbone_kwargs", {"layers": [[9999] * 3] * 300}),
     "list": ("network.backbone_kwargs", {"layers": [1] * 2000}),
     "wide": ("network.backbone_kwargs", {"channels": [9999] * 4}),
     "giant": ("network.backbone", "vit_giant_patch14_224"),

@@ -52,8 +52,10 @@ def _hub_file(repository: str, revision: str | None) -> str:
                 if number < len(FILES):
                     continue
                 raise
-            # A server may describe files, and send none: one byte of it, if it gives less than all
-            urlopen(Request(url, headers=build_hf_headers() | {"Range": "bytes=0-0"}), timeout=ANSWER_S).close()
+            # A server may describe files, and send none
+            first_byte = Request(url, headers=build_hf_headers() | {"Range": "bytes=0-0"})
+            with urlopen(first_byte, timeout=ANSWER_S) as answer:
+                answer.read(1)
             return file
 
     file = answer_within(ANSWER_S, first_there)

@@ -302,6 +302,9 @@ def test_more_blue_than_red_is_a_hint_and_more_red_is_none():
     assert hint.startswith("the photos of train are on average more blue than red") and "BGR" in hint
     table, scan = scanned(red=blue, blue=red)
     assert hints_on_values(table.select(np.arange(40) < 9), scan[:9]) == []  # too few to say so
+    small = ["train"] * 26 + ["val"] * 7 + ["test"] * 7
+    (hint,) = hints_on_values(*scanned(red=blue, blue=blue + 0.026 + 0.05 * (-1) ** np.arange(40), split=small))
+    assert hint.startswith("the photos are on average more blue than red")  # all together; each split has too few
     noisy = random.normal(0, 0.2, 40)
     assert hints_on_values(*scanned(red=0.42 + noisy, blue=0.42 - noisy + noisy.mean() + 0.02)) == []
     assert hints_on_values(*scanned()) == []  # grey photos

@@ -6,6 +6,8 @@ import json
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from carvision.data.build import build_table
@@ -16,7 +18,7 @@ from carvision.data.orders import TableOrder, TrainOrder
 from carvision.data.packed import read_packed
 from carvision.data.photos import Photos
 from carvision.data.shard_order import windowed_order
-from carvision.data.table import Table
+from carvision.data.table import PLACE, Table
 from carvision.data.transforms import Augment
 from carvision.data.verifying import verify_pack
 from carvision.errors import InputError
@@ -284,3 +286,29 @@ def test_sheets_of_photos_are_the_same(source, folder, tmp_path):
         )
     for what in ("samples", "sheet"):
         assert (tmp_path / f"ours_{what}.png").read_bytes() == (tmp_path / f"theirs_{what}.png").read_bytes()
+
+
+def test_a_table_that_unpacks_to_gigabytes_is_refused(folder):
+    rows = pd.read_parquet(folder / "table.parquet")
+    long = rows.assign(path="a" * 10_000)
+    text = pa.array(["x" * 3_000_000]).dictionary_encode()
+    one = pa.Table.from_pandas(rows, preserve_index=False)
+    indices = pa.DictionaryArray.from_arrays(pa.array([0] * len(rows), pa.int32()), text.dictionary)
+    repeated = one.set_column(one.column_names.index("path"), "path", indices.cast(pa.string()))
+    nested = one.set_column(one.column_names.index("path"), "path", pa.array([["a"]] * len(rows)))
+    many = pd.concat([rows] * 20_000, ignore_index=True).assign(path="a.jpg", **dict.fromkeys(PLACE, 0))
+    for table, count, words in (
+        (pa.Table.from_pandas(long, preserve_index=False), len(rows), "a path of more than 5,000 bytes"),
+        (repeated, len(rows), "a path of more than 5,000 bytes"),
+        (nested, len(rows), "the column path holds values of another kind"),
+        (pa.Table.from_pandas(many, preserve_index=False), len(many), "bytes that unpack to"),
+    ):
+        pq.write_table(table, folder / "table.parquet", compression="zstd")
+        content = (folder / "table.parquet").read_bytes()
+        index = json.loads((folder / "pack.json").read_text())
+        index["table"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        index["photos"] = {"train": count}
+        index["shards"] = [shard | {"bytes": 2**30} for shard in index["shards"]]
+        (folder / "pack.json").write_text(json.dumps(index))
+        with pytest.raises(InputError, match=words):
+            read_packed(folder)

@@ -139,3 +139,13 @@ def test_mistakes_are_named(tmp_path, name, content, message):
     with pytest.raises(InputError, match=message):
         check(file, None)
         list(read_list(file, None, ()))
+
+
+def test_one_photo_with_two_classes_through_a_link(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    file = tmp_path / "list.csv"
+    file.write_text("path,model\nphotos/a.jpg,x\nlink/a.jpg,y\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"one photo has two classes: model is 'x' of photos/a\.jpg in line 2, and"):
+        read_list(file, None, ("model",))

@@ -64,3 +64,17 @@ def test_folders_of_windows_paths_of_other_bytes_and_of_either_form_of_unicode()
 
 def test_only_the_heads_asked_for():
     assert codes(Photo("BMW/X5/a.jpg", ""), heads=("make",), from_folders=True)[0] == {"make": 1}
+
+
+def test_where_one_class_stands_against_the_rest_all_others_are_the_rest():
+    ids = {"make": ["7", "rest"]}
+    truths = TrueClasses(ids, {"make": ["BMW", "rest"]}, {}, ["make"], True, {"make": 1})
+    found = [truths.codes(Photo(path, path))["make"] for path in ("x/BMW/a.jpg", "x/Audi/a.jpg", "x/7/a.jpg")]
+    assert found == [0, 1, 0] and not truths.unknown["make"]
+    assert truths.codes(Photo("a.jpg", "a.jpg", None, {"make": "Audi"}))["make"] == 1
+
+
+def test_folders_above_those_that_were_typed_count_too(tmp_path, monkeypatch):
+    (tmp_path / "BMW").mkdir()
+    monkeypatch.chdir(tmp_path / "BMW")
+    assert codes(Photo("a.jpg", "a.jpg"), heads=("make",), from_folders=True)[0] == {"make": 1}

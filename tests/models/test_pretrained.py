@@ -38,6 +38,7 @@ class Hub(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content) if status == 200 else 0))
         self.end_headers()
         if self.command == "GET" and status == 200:
+            self.server.sends.wait()
             self.wfile.write(content)
 
     do_GET = do_HEAD
@@ -57,9 +58,12 @@ def hub(weights):
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         server.daemon_threads = True
         server.files, server.status, server.asked = {FILE: save(weights)}, 200, []
+        server.sends = threading.Event()
+        server.sends.set()
         server.url = f"http://127.0.0.1:{server.server_port}"
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
+        server.sends.set()
         server.shutdown()
 
 
@@ -134,6 +138,14 @@ def test_a_server_that_does_not_answer_is_one_line(ask, drip, caplog):
     assert "of test_resnet can't be downloaded from https://huggingface.co (no answer within 0.5 s)" in line
     assert all(way in line for way in WAYS_OUT) and not caplog.records
     server.close()
+
+
+def test_a_server_that_describes_the_file_and_does_not_send_it_is_one_line(hub, ask, caplog):
+    hub.sends.clear()
+    ask(hub.url)
+    line = refusal()
+    assert ("(no answer within" in line or "timed out" in line) and all(way in line for way in WAYS_OUT)
+    assert not caplog.records and len(hub.asked) == 2
 
 
 @pytest.mark.parametrize("status", [401, 404, 500, 503])
