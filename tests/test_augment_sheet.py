@@ -17,6 +17,7 @@ from carvision.data.mixing import Mix
 from carvision.data.photos import Photos
 from carvision.data.table import UNKNOWN, Table
 from carvision.data.transforms import Augment
+from carvision.errors import InputError
 from carvision.reports import augment_sheet
 
 SIZE = augment_sheet.TILE_PX  # so that tiles are not resized
@@ -78,6 +79,9 @@ def test_a_photo_that_cannot_be_read_and_a_class_that_is_not_known(table, tmp_pa
     photos = photos_of(table, 0)
     augment_sheet.plot_augmented(photos, table, Augment([], {}), Mix(mixup=1.0), "title", file, 2, 1)
     assert "nowhere.jpg: the file is missing; its row of the sheet is grey" in caplog.text
+    gone = replace(table, rows=table.rows.assign(path=["nowhere.jpg", "gone.jpg"]))
+    with pytest.raises(InputError, match="not one of the 2 photos of the split 'train' can be read"):
+        augment_sheet.plot_augmented(photos_of(gone, 0), gone, Augment([], {}), Mix(), "title", file, 2, 1)
     assert augment_sheet.class_names(table, [0, 1]) == ["model not known"] * 2
     assert file.exists()
 

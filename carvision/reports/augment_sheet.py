@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from carvision.data.images import none_usable
 from carvision.data.mixing import Mix
 from carvision.data.photos import Photos
 from carvision.data.table import UNKNOWN, Table
@@ -34,13 +35,17 @@ def plot_augmented(
     seed: int = 0,
 ) -> None:
     """A PNG with a row for each of some random photos, of different classes as far as there are: its name, the photo as
-    validation sees it, and its versions in the first epochs of a run with this seed.
+    validation sees it, and its versions in the first epochs of a run with this seed. Raises InputError where none of
+    them can be read.
 
     photos: of the table's rows. Mixing, if any, is among the photos of the sheet; captions name the other photo.
     """
     rows = choose_rows(table, num_photos, seed)
     names = class_names(table, rows)
     originals = photos[[(row, -1) for row in rows]]
+    if len(originals["bad"]) == len(rows):
+        row, reason = originals["bad"][0]
+        raise none_usable("train", len(rows), photos.place(row), reason)
     for row, reason in originals["bad"]:
         log.warning("%s: %s; its row of the sheet is grey", photos.place(row), reason)
     columns = [("original", to_float(originals["images"]), [""] * len(rows))]
