@@ -119,7 +119,7 @@ def test_a_run_whose_checkpoints_are_gone_is_left_alone(finished, tmp_path):
     assert contents(folder) == before
     (folder / "metrics.json").unlink()
     with pytest.raises(
-        InputError, match=r"holds model\.safetensors, and its checkpoints are gone; give another folder"
+        InputError, match=r"holds model\.safetensors, and its last checkpoint is gone; give another folder"
     ):
         train(folder, *overrides)
 

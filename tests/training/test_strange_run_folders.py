@@ -297,7 +297,7 @@ def test_a_history_without_checkpoints_is_not_begun_over(begun):
     for name in ("metrics.json", "model.safetensors"):
         (folder / name).unlink()
     shutil.rmtree(folder / "checkpoints")
-    with pytest.raises(InputError, match="holds a history of 2 epochs, and its checkpoints are gone") as told:
+    with pytest.raises(InputError, match="holds a history of 2 epochs, and its last checkpoint is gone") as told:
         train(folder, *overrides)
     assert is_one_line(told) and len(pd.read_csv(folder / "history.csv")) == 2
 

@@ -108,7 +108,7 @@ def test_a_monitor_that_no_photo_defines(manifest, tmp_path):
 
 @pytest.mark.parametrize(("mode", "values"), [("min", [2.0, 1.0]), ("max", [1.0, 2.0])])
 def test_nan_is_no_better_value_for_early_stopping(mode, values):
-    patience = Patience("val/loss", 2, mode)
+    patience = Patience("val/loss", mode, 2)
     trainer = SimpleNamespace(
         state=SimpleNamespace(fn=TrainerFn.FITTING), sanity_checking=False, fast_dev_run=False, should_stop=False,
         strategy=SimpleNamespace(reduce_boolean_decision=lambda value, all: value, root_device="cpu"), current_epoch=0,
