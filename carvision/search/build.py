@@ -68,7 +68,7 @@ def build_sweep(words: list[str], complete: bool = True) -> Sweep:
     sweep = Sweep(study, folder, tuple(given), found, config, settings, objective, num_epochs)
     check_pruner(sweep)
     check_sampler(sweep)
-    try_space(sweep)
+    try_space(sweep, complete)
     return sweep
 
 
@@ -177,14 +177,14 @@ class Nth:
     suggest_int = suggest_float
 
 
-def try_space(sweep: Sweep) -> None:
+def try_space(sweep: Sweep, complete: bool = True) -> None:
     """Composes and checks trials in which each choice comes once. Raises InputError for the first that is wrong."""
     num = max(max(len(dimension.choices), 2) for dimension in sweep.space.dimensions)
     for number in range(min(num, MOST_TRIED)):
         drawn = sweep.space.draw(Nth(number))
         words = sweep.words_of(drawn)
         try:
-            compose(words)
+            compose(words, complete)
         except InputError as error:
             told = ", ".join(f"{key}={value}" for key, value in drawn.items())
             raise InputError(f"{error} (in a trial with {told})") from None

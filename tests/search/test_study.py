@@ -6,6 +6,7 @@ from optuna.pruners import HyperbandPruner
 from optuna.trial import TrialState
 
 from carvision.errors import InputError
+from carvision.search.build import build_sweep
 from carvision.search.study import (
     BEGUN_WITH,
     JOURNAL,
@@ -85,6 +86,13 @@ def test_a_search_of_a_version_that_lacked_a_key_is_continued(tmp_path):
     study_of(small_sweep(folder, LR))
     with pytest.raises(InputError, match=r"otherwise: data\.names: nothing became names\.csv\. Give"):
         study_of(small_sweep(folder, LR, "data.names=names.csv"))
+
+
+def test_the_root_may_be_searched_and_is_missed_only_where_the_search_is_to_run():
+    assert [one.key for one in build_sweep(["data=folder", "data.root=a b,c"]).space.dimensions] == ["data.root"]
+    assert "optimizer.lr" in {one.key for one in build_sweep(["sweep=r1"], complete=False).space.dimensions}
+    with pytest.raises(InputError, match=r"^data\.root: must be given; add data\.root=<value>$"):
+        build_sweep(["sweep=r1"])
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
