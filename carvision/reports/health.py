@@ -88,9 +88,10 @@ def is_health(folder: Path) -> bool:
 
 def print_health(figures: dict, console: Console | None = None) -> int:
     """The figures of `write_health` on the terminal. Returns the number of photos that can't be used."""
-    console = console or Console()
-    if not console.is_terminal:  # a file or a pipe has no width: room for the percentiles of report R4
-        console.width = max(console.width, FILE_WIDTH)
+    if console is None:
+        console = Console()
+        if not console.is_terminal:  # a file or a pipe has no width: room for the percentiles of report R4
+            console.width = max(console.width, FILE_WIDTH)
     megabytes = figures["bytes"] / 1e6
     kinds = ", ".join(f"{count:,} {name}" for name, count in figures["formats"].items())
     sizes = figures["sizes"]
