@@ -77,7 +77,7 @@ def test_names_mean_nothing_in_the_card(tmp_path):
     })  # fmt: skip
     export_hub(carvision.load(run), run, run / "hub")
     card = ModelCard.load(run / "hub" / "README.md")
-    assert card.data.license == "unknown" and card.data.library_name == "carvision"
+    assert card.data.license == "unknown" and card.data.to_dict()["library_name"] == "carvision"
     text, _, configuration = card.text.partition("<summary>Configuration of the training</summary>")
     assert r"\<script>alert(1)\</script> \[x\](javascript:y)" in text and r"\*b\*" in text
     assert not re.search(r"(?<!\\)(<script|\|b|\[x)", text) and "\nlicense: mit" not in text
