@@ -197,7 +197,7 @@ def write_report(photos: Path, labels: dict[str, dict], num_photos: int = 2000) 
     """What carvision.evaluate does with the logits of 2,000 photos."""
     import torch
 
-    from carvision.evaluation.figures import measure as figures_of
+    from carvision.evaluation.figures import compute_metrics as figures_of
     from carvision.evaluation.predictions import Predictions
     from carvision.losses import cross_entropy
     from carvision.reports.evaluation.report import write_evaluation

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 import carvision
-from carvision.inference.unfinished import partial_of, settings_of
+from carvision.inference.unfinished import partial_path, settings_path
 from tests import forked
 from tests.conftest import ROOT
 from tests.inference.tiny import save_tiny, write_photos
@@ -84,7 +84,7 @@ def test_every_format_has_the_same_and_all_probabilities(run, photos, predict):
     for name in ("o.csv", "o.tsv", "o.jsonl", "o.parquet"):
         code, out, _ = predict(run, "photos", "--out", name, "--probs", "--top", "3")
         assert code == 0 and out == f"predict: {name}\n"
-        assert not partial_of(Path(name)).exists() and not settings_of(Path(name)).exists()
+        assert not partial_path(Path(name)).exists() and not settings_path(Path(name)).exists()
     tables["o.csv"] = pd.read_csv("o.csv", dtype={"make_id": str})
     tables["o.tsv"] = pd.read_csv("o.tsv", sep="\t")
     tables["o.jsonl"] = pd.read_json("o.jsonl", lines=True)
@@ -201,8 +201,8 @@ def test_a_broken_off_command_is_continued(run, photos, predict):
     Path("list.txt").write_text("\n".join(photos[:5]) + "\n\0\n", encoding="utf-8")
     code, _, messages = predict(run, "--list", "list.txt", "--out", file, *options)
     assert code == 1 and messages[-1].endswith("line 6 is no text; give paths, one a line")
-    assert not file.exists() and settings_of(file).exists()
-    partial_of(file).write_bytes(b"".join(lines[:6]) + lines[6][:10])
+    assert not file.exists() and settings_path(file).exists()
+    partial_path(file).write_bytes(b"".join(lines[:6]) + lines[6][:10])
     code, _, messages = predict(run, "photos", "--out", file, *options, "--tta", "flip")
     assert code == 1 and "was begun with --tta none, not flip" in messages[-1]
     code, _, messages = predict(run, "photos/b", "--out", file, *options)

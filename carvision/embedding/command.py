@@ -10,7 +10,7 @@ import numpy as np
 from carvision.data.table import Table
 from carvision.embedding.files import VALUES, write_index, write_values
 from carvision.embedding.source import Source, open_source
-from carvision.evaluation.photos import photos_of
+from carvision.evaluation.photos import select_split
 from carvision.freed_memory import keep_freed_memory
 from carvision.run_log import start_log
 
@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> Path:
     keep_freed_memory()
     start_log(None)
     source = open_source(options)
-    table = photos_of(source.read_table(options.split), options.split)
+    table = select_split(source.read_table(options.split), options.split)
     log.info("%s: %s photos, layer %s", table.name, f"{len(table):,}", source.embedder.layer)
     readable: list[np.ndarray] = []
     with source.claim_folder(options.out, "embeddings") as folder:

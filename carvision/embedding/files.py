@@ -26,7 +26,7 @@ HEADER = 128  # bytes, of numpy's format 1.0
 class Embeddings:
     """values: float (N, D), in memory or mapped from the disk. table: the N photos in the same order."""
 
-    values: "np.ndarray | SomeRows"
+    values: "np.ndarray | RowSubset"
     table: Table
 
     def __len__(self) -> int:
@@ -38,10 +38,10 @@ class Embeddings:
             return self
         rows = np.flatnonzero(keep)
         mapped = isinstance(self.values, np.memmap)
-        return Embeddings(SomeRows(self.values, rows) if mapped else self.values[rows], self.table.select(keep))
+        return Embeddings(RowSubset(self.values, rows) if mapped else self.values[rows], self.table.select(keep))
 
 
-class SomeRows:
+class RowSubset:
     """Some rows of an array (N, D): what is asked for by a slice or by numbers is read, and no more."""
 
     def __init__(self, values: np.ndarray, rows: np.ndarray):
@@ -60,24 +60,24 @@ def write_values(file: Path, blocks: Iterable[np.ndarray], dtype: str = "float32
 
     Only a block is in memory, and how many there will be need not be known.
     """
-    num, width = 0, 0
-    with written_whole(file) as place, place.open("wb") as opened:
+    num_rows, width = 0, 0
+    with written_whole(file) as partial, partial.open("wb") as opened:
         opened.write(bytes(HEADER))
         for block in blocks:
             opened.write(np.ascontiguousarray(block, dtype).tobytes())
-            num, width = num + len(block), block.shape[1]
+            num_rows, width = num_rows + len(block), block.shape[1]
         opened.seek(0)
-        opened.write(_header(num, width, dtype))
-    return num, width
+        opened.write(_header(num_rows, width, dtype))
+    return num_rows, width
 
 
 def _header(num: int, width: int, dtype: str) -> bytes:
     """See numpy.lib.format, version 1.0: the length of all is a multiple of 64, filled up with blanks."""
-    said = (
+    description = (
         f"{{'descr': '{np.dtype(dtype).newbyteorder('<').str}', 'fortran_order': False, 'shape': ({num}, {width}), }}"
     )
     start = b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little")
-    return start + said.encode().ljust(HEADER - 11) + b"\n"
+    return start + description.encode().ljust(HEADER - 11) + b"\n"
 
 
 def write_index(folder: Path, table: Table, about: dict) -> None:
@@ -113,7 +113,7 @@ def read_embeddings(folder: Path) -> tuple[Embeddings, dict]:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         values = np.load(folder / VALUES, mmap_mode="r", allow_pickle=False)
         index = pd.read_csv(folder / INDEX, dtype=str, keep_default_na=False)
-        table = _table(index, about)
+        table = _restore_table(index, about)
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         text = " ".join(str(error).split())[:200]
         raise InputError(f"{folder}: its embeddings can't be read ({text}); compute them again") from None
@@ -124,7 +124,7 @@ def read_embeddings(folder: Path) -> tuple[Embeddings, dict]:
     return Embeddings(values, table), about
 
 
-def _table(index: pd.DataFrame, about: dict) -> Table:
+def _restore_table(index: pd.DataFrame, about: dict) -> Table:
     rows = index[["path", "split"]].copy()
     labels: dict = {}
     for name, described in about["labels"].items():

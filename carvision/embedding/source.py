@@ -18,9 +18,9 @@ from carvision.data.table import BOX, Table
 from carvision.embedding.embedder import Embedder
 from carvision.embedding.files import Embeddings
 from carvision.errors import InputError
-from carvision.evaluation.photos import Chosen, compose_data, read_photos
+from carvision.evaluation.photos import DataChoice, compose_data, read_photos
 from carvision.evaluation.predicting import rank_and_world_size
-from carvision.inference.progress import progress_of
+from carvision.inference.progress import show_progress
 from carvision.inference.reading import predict_items
 from carvision.output_folder import output_folder
 
@@ -34,7 +34,7 @@ class Source:
     """
 
     embedder: Embedder
-    chosen: Chosen
+    chosen: DataChoice
     device: str
     run: Path | None
     about: dict
@@ -101,7 +101,7 @@ class Source:
         boxes = table.rows[BOX].to_numpy(np.float32, copy=True) if data["crop_to_box"] and table.has_boxes else None
         items = ((table.photo(row), None if boxes is None else boxes[row]) for row in range(len(table)))
         num_bad, first = 0, ("", "")
-        with progress_of(len(table), 0, sys.stderr.isatty(), "embedding") as advance:
+        with show_progress(len(table), 0, sys.stderr.isatty(), "embedding") as advance:
             for batch in predict_items(self.embedder, items, self.device, data["batch_size"], data["num_workers"]):
                 for (photo, _), reason in zip(batch.items, batch.reasons, strict=True):
                     if reason and data["on_bad_image"] == "error":
@@ -148,7 +148,7 @@ def open_source(options: argparse.Namespace) -> Source:
         chosen = compose_data(model.about, options.overrides)
         preprocessing, what = model.preprocessing, str(options.run)
     else:
-        model, preprocessing, chosen = _of_backbone(options.backbone, options.weights, options.overrides)
+        model, preprocessing, chosen = _load_backbone(options.backbone, options.weights, options.overrides)
         what = options.backbone
     embedder = Embedder(model, preprocessing, options.layer, not options.raw)
     about = {"network": what, "weights": None if options.run else options.weights, "layer": embedder.layer}
@@ -156,7 +156,7 @@ def open_source(options: argparse.Namespace) -> Source:
     return Source(embedder, chosen, options.device, options.run, about)
 
 
-def _of_backbone(name: str, weights: str, overrides: list[str]) -> tuple:
+def _load_backbone(name: str, weights: str, overrides: list[str]) -> tuple:
     """The network without heads, its preprocessing, and the data, as training would take them."""
     from carvision.training.build import build_classifier, build_preprocessing  # which imports Lightning
 
@@ -166,4 +166,4 @@ def _of_backbone(name: str, weights: str, overrides: list[str]) -> tuple:
     if cfg["data"]["batch_size"] == "auto":
         raise InputError("data.batch_size: auto is for training; give a number, such as data.batch_size=64")
     preprocessing = build_preprocessing(cfg)
-    return build_classifier(cfg, {}).eval(), preprocessing, Chosen(cfg["data"], own=False, plain=False, moved=False)
+    return build_classifier(cfg, {}).eval(), preprocessing, DataChoice(cfg["data"], own=False, plain=False, moved=False)

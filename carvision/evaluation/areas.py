@@ -22,7 +22,7 @@ def scores_of(logits: Tensor) -> Tensor:
     return log_odds(logits).nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
-def class_areas(scores: Tensor, targets: Tensor) -> Tensor:
+def class_aucs(scores: Tensor, targets: Tensor) -> Tensor:
     """float64 (C,): the area of each class against the rest; NaN where it has no photo, or no other has one.
 
     scores (N, C); targets int64 (N,), all known.
@@ -31,11 +31,11 @@ def class_areas(scores: Tensor, targets: Tensor) -> Tensor:
     for code in range(scores.shape[1]):
         own = torch.nonzero(targets == code)[:, 0]
         if 0 < len(own) < len(targets):
-            areas[code] = _parts(scores[:, code].contiguous(), own)[0].mean()
+            areas[code] = _placement_values(scores[:, code].contiguous(), own)[0].mean()
     return areas
 
 
-def resampled_areas(scores: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+def resampled_aucs(scores: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """float64 (R, C): the areas of all classes under each of R weightings, weights float32 (R, N).
 
     NaN where a class has no photo of its own or of others.
@@ -49,23 +49,23 @@ def resampled_areas(scores: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         codes = range(first, min(first + step, num_classes))
         columns = scores[:, first : first + step].t().contiguous()
         above = torch.zeros(columns.shape)  # V01
-        for place, code in enumerate(codes):
+        for row, code in enumerate(codes):
             own = of_class[code]
             if 0 < len(own) < len(targets):
-                below, above[place] = _parts(columns[place], own)
+                below, above[row] = _placement_values(columns[row], own)
                 weight = weights[:, own].double()
                 areas[:, code] = weight @ below / weight.sum(dim=1)
         from_others = (weights @ above.t()).double()
-        for place, code in enumerate(codes):
+        for row, code in enumerate(codes):
             own = of_class[code]
             if 0 < len(own) < len(targets):
                 others = total - weights[:, own].sum(dim=1).double()
-                whole = above[place].double().sum() / (len(targets) - len(own))
-                areas[:, code] = (areas[:, code] + from_others[:, place] / others - whole).clamp(0, 1)
+                whole = above[row].double().sum() / (len(targets) - len(own))
+                areas[:, code] = (areas[:, code] + from_others[:, row] / others - whole).clamp(0, 1)
     return areas
 
 
-def _parts(scores: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+def _placement_values(scores: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     """V10 of the class' photos `own`, float64 (n,), and V01 of all photos, float32 (N,), 0 of the class' own."""
     mine = scores[own]
     every, of_own = scores.sort().values, mine.sort().values
@@ -81,7 +81,7 @@ def _rank(ordered: Tensor, scores: Tensor) -> Tensor:
     return (torch.searchsorted(ordered, scores) + torch.searchsorted(ordered, scores, right=True)).double() / 2
 
 
-def resampled_micro(scores: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+def resampled_micro_auc(scores: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """float64 (R,): the area of all pairs of a photo and a class together, where each photo's own class is a positive
     and each other class a negative; NaN without classes to hold against."""
     num_photos, num_classes = scores.shape
@@ -113,7 +113,7 @@ def _is_other(targets: Tensor, num_classes: int) -> Tensor:
     return (targets[:, None] != torch.arange(num_classes)).flatten()
 
 
-def resampled_keras(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+def resampled_keras_auc(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """float64 (R,): the micro area as Keras' AUC() estimates it from 200 thresholds, exact for each weighting."""
     num_photos, num_classes = logits.shape
     if num_classes < 2:
@@ -124,10 +124,10 @@ def resampled_keras(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     step = max(1, BLOCK // num_classes)
     for first in range(0, num_photos, step):
         rows = slice(first, first + step)
-        places = torch.searchsorted(thresholds, logits[rows].float().softmax(dim=1))  # how many thresholds are below
-        own = places.gather(1, targets[rows, None])
+        bins = torch.searchsorted(thresholds, logits[rows].float().softmax(dim=1))  # how many thresholds are below
+        own = bins.gather(1, targets[rows, None])
         positives[rows] = positives[rows].scatter_add(1, own, torch.ones(own.shape))
-        negatives[rows] = negatives[rows].scatter_add(1, places, torch.ones(places.shape)) - positives[rows]
+        negatives[rows] = negatives[rows].scatter_add(1, bins, torch.ones(bins.shape)) - positives[rows]
     rates = []
     for counts in (positives, negatives):
         found = (weights @ counts).double()

@@ -66,10 +66,10 @@ def reliability(probs: Tensor, targets: Tensor, num_bins: int = NUM_BINS) -> pd.
     """
     confidence, likeliest = (values.numpy() for values in probs.max(dim=1))
     right = likeliest == targets.numpy()
-    places = bin_of(confidence, num_bins)
-    photos = np.bincount(places, minlength=num_bins)
+    bins = bin_of(confidence, num_bins)
+    photos = np.bincount(bins, minlength=num_bins)
     with np.errstate(invalid="ignore"):
-        means = [np.bincount(places, values, num_bins) / photos for values in (confidence.astype(float), right)]
+        means = [np.bincount(bins, values, num_bins) / photos for values in (confidence.astype(float), right)]
     low = np.arange(num_bins) / num_bins
     return pd.DataFrame(
         {"low": low, "high": low + 1 / num_bins, "photos": photos, "confidence": means[0], "accuracy": means[1]}

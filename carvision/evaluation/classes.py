@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from carvision.evaluation.areas import class_areas, scores_of
+from carvision.evaluation.areas import class_aucs, scores_of
 from carvision.evaluation.predictions import Predictions
 from carvision.metrics.heads import num_ahead
 
@@ -51,7 +51,7 @@ def class_table(predictions: Predictions, head: str, labels: dict[str, dict], pr
                 "photos": photos.astype(int), "predicted": guessed.astype(int), "right": right.astype(int),
                 "recall": right / photos, "precision": right / guessed, "f1": 2 * right / (photos + guessed),
                 "top5": count(targets, in_top5) / photos, "confidence": count(targets, confidence) / photos,
-                "auc": class_areas(scores_of(logits), targets).numpy(),
+                "auc": class_aucs(scores_of(logits), targets).numpy(),
             }
         )  # fmt: skip
     cells = confusions(targets.numpy(), predicted.numpy())

@@ -27,13 +27,13 @@ def coverage_table(confidence: np.ndarray, right: np.ndarray, coverages: tuple =
     """
     accuracy, sorted_confidence = accuracy_by_coverage(confidence, right)
     counts = [math.ceil(share * len(accuracy)) for share in coverages]
-    places = np.array(counts) - 1
+    last = np.array(counts) - 1
     return pd.DataFrame(
         {
             "coverage": coverages,
             "photos": counts,
-            "accuracy": accuracy[places],
-            "threshold": sorted_confidence[places],
+            "accuracy": accuracy[last],
+            "threshold": sorted_confidence[last],
         }
     )
 

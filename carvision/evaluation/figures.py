@@ -13,7 +13,7 @@ from carvision.portable import parents_of
 CHUNK = 4096  # photos at a time, as metrics take several times the memory of the logits
 
 
-def loss_of(about: dict, averages: bool) -> dict:
+def evaluation_loss(about: dict, averages: bool) -> dict:
     """The run's own loss, the keys of conf/loss; cross-entropy where the model does not tell it.
 
     So it is where probabilities were averaged: a loss of sigmoids would be one of logits that no network gave.
@@ -34,7 +34,7 @@ def _create(loss: dict):
     return create_loss(**{key: value for key, value in loss.items() if key not in ("class_weights", "head_weights")})
 
 
-def losses_of(predictions: Predictions, labels: dict[str, dict], loss: dict) -> dict[str, Tensor]:
+def photo_losses(predictions: Predictions, labels: dict[str, dict], loss: dict) -> dict[str, Tensor]:
     """{head: float (N,)}, 0 where the label is not known."""
     class_loss = _create(loss)
     losses = {}
@@ -53,7 +53,7 @@ def head_weights_of(labels: dict[str, dict], loss: dict) -> dict[str, float]:
     return dict.fromkeys(labels, 1.0) | ({} if given == "learned" else given)
 
 
-def measure(
+def compute_metrics(
     predictions: Predictions,
     labels: dict[str, dict],
     losses: dict[str, Tensor],
@@ -62,11 +62,11 @@ def measure(
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """The figures, and what each decoding rule gives: EpochMetrics, with AUC. Penalties on weights are not counted."""
     outputs = {name: len(label["ids"]) if "ids" in label else None for name, label in labels.items()}
-    metrics = EpochMetrics(outputs, head_weights, parents_of(labels), rule, compare_rules=True, with_auc=True)
+    epoch_metrics = EpochMetrics(outputs, head_weights, parents_of(labels), rule, compare_rules=True, with_auc=True)
     num_photos = len(predictions.paths)
     for start in range(0, num_photos, CHUNK):
         part = slice(start, start + CHUNK)
-        metrics.update(
+        epoch_metrics.update(
             {name: predictions.logits[name][part] for name in labels},
             {name: predictions.targets[name][part] for name in labels},
             {name: losses[name][part] for name in labels},
@@ -74,6 +74,6 @@ def measure(
             predictions.valid[part],
             torch.zeros(()),
         )
-    figures = metrics.compute()
-    figures.pop("loss_total", None)
-    return figures, metrics.compute_rules() if len(metrics.rules) > 1 else {}
+    metrics = epoch_metrics.compute()
+    metrics.pop("loss_total", None)
+    return metrics, epoch_metrics.compute_rules() if len(epoch_metrics.rules) > 1 else {}

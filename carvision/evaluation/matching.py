@@ -86,15 +86,16 @@ def _check_names(names: dict[str, str], renamed: dict[str, str], table: Table, l
 
 def _codes(head: str, label: Classes, described: dict, by: str) -> np.ndarray:
     """Of each class of the data its place among the model's, UNKNOWN where it has none."""
-    theirs, ours = (described["ids"], label.ids) if by == "id" else (described["names"], label.names)
+    model_values, data_values = (described["ids"], label.ids) if by == "id" else (described["names"], label.names)
     fold = nfc if by == "id" else lambda name: nfc(name).casefold()
-    repeated = {value for side in (theirs, ours) for value in pd.Series(map(fold, side))[lambda s: s.duplicated()]}
+    sides = (model_values, data_values)
+    repeated = {value for side in sides for value in pd.Series(map(fold, side))[lambda s: s.duplicated()]}
     if repeated:  # ids never repeat
         raise InputError(
             f"--match name: the name {sorted(repeated)[0]!r} of {head} stands for several classes; match by id"
         )
-    place = {fold(value): i for i, value in enumerate(theirs)}
-    return np.array([place.get(fold(value), UNKNOWN) for value in ours], np.int64)
+    index_of = {fold(value): i for i, value in enumerate(model_values)}
+    return np.array([index_of.get(fold(value), UNKNOWN) for value in data_values], np.int64)
 
 
 def _notes(head, table, label, described, codes, counts, by: str) -> list[str]:

@@ -18,7 +18,7 @@ from carvision.overrides import parse_overrides
 
 log = logging.getLogger(__name__)
 
-OF_THE_MODEL = ("data.image_px", "data.resize")  # they belong to the weights
+MODEL_KEYS = ("data.image_px", "data.resize")  # they belong to the weights
 # Keys that change neither which photos there are nor how they are read.
 NEUTRAL = {
     "data.root",
@@ -33,7 +33,7 @@ NEUTRAL = {
 
 
 @dataclass(frozen=True)
-class Chosen:
+class DataChoice:
     """data: the checked group. own: it is what the run was trained on, with the run's split. plain: and it is read as
     in training. moved: data.root was given."""
 
@@ -43,7 +43,7 @@ class Chosen:
     moved: bool
 
 
-def compose_data(about: dict, overrides: list[str]) -> Chosen:
+def compose_data(about: dict, overrides: list[str]) -> DataChoice:
     """The `data` group for an evaluation: data=folder, data.root=photos, ..., and of no other group.
 
     about: the run's model.json. A group that is chosen anew begins from its own defaults, else the run's values hold.
@@ -74,7 +74,7 @@ def compose_data(about: dict, overrides: list[str]) -> Chosen:
         raise InputError("data.batch_size: auto is for training; give a number, such as data.batch_size=64")
     keys = {each.key_or_group for each in given}
     same_split = not chosen and not any(key.startswith("data.split") for key in keys)
-    return Chosen(data, same_split, same_split and keys <= NEUTRAL, "data.root" in keys)
+    return DataChoice(data, same_split, same_split and keys <= NEUTRAL, "data.root" in keys)
 
 
 def _parse(overrides: list[str]) -> list[Override]:
@@ -82,7 +82,7 @@ def _parse(overrides: list[str]) -> list[Override]:
         given = parse_overrides(overrides)
     for each in given:
         key = each.key_or_group
-        if key in OF_THE_MODEL:
+        if key in MODEL_KEYS:
             raise InputError(f"{key}: belongs to the trained weights, and is stored with them; leave it out")
         if key != "data" and not key.startswith("data."):
             raise InputError(f"{key}: this command takes data=<choice> and data.<key>=<value>; the rest is the run's")
@@ -96,11 +96,11 @@ def _check_key(config: DictConfig, given: Override) -> None:
     parent = OmegaConf.select(config, key.rpartition(".")[0])
     # not `in parent`, which is false of a key that must be given
     if not isinstance(parent, DictConfig) or not (given.is_add() or key.rpartition(".")[2] in list(parent)):
-        known = [name for name in ALLOWED if name.startswith("data.") and name not in OF_THE_MODEL]
+        known = [name for name in ALLOWED if name.startswith("data.") and name not in MODEL_KEYS]
         raise InputError(f"{key}: there is no such key{nearest(key, known)}")
 
 
-def read_photos(chosen: Chosen, heads: list[str], split: str, splits_file: Path) -> tuple[Table, bool | None]:
+def read_photos(chosen: DataChoice, heads: list[str], split: str, splits_file: Path) -> tuple[Table, bool | None]:
     """The table, with a split where one is there or `split`, which may be "all", asks for one. And whether its split is
     the run's: True, False if photos of it are missing, None if it is another one.
 
@@ -114,7 +114,7 @@ def read_photos(chosen: Chosen, heads: list[str], split: str, splits_file: Path)
             table.name,
         )
     if chosen.own and splits_file.is_file():
-        repeated = _repeat(table, splits_file)
+        repeated = _apply_run_split(table, splits_file)
         if repeated is not None:
             return repeated
     same = chosen.own and not chosen.moved
@@ -132,7 +132,7 @@ def read_photos(chosen: Chosen, heads: list[str], split: str, splits_file: Path)
     return divided, True if same else None
 
 
-def photos_of(table: Table, split: str) -> Table:
+def select_split(table: Table, split: str) -> Table:
     """Of a split, or all. Raises InputError where there are none."""
     part = table if split == "all" else table.of_split(split)
     if not len(part):
@@ -142,7 +142,7 @@ def photos_of(table: Table, split: str) -> Table:
     return part
 
 
-def _repeat(table: Table, file: Path) -> tuple[Table, bool] | None:
+def _apply_run_split(table: Table, file: Path) -> tuple[Table, bool] | None:
     """The table with the split of the run's splits.csv, and whether all photos of that are there; None where it lists
     other photos altogether."""
     splits, absent = splits_in(file, table)

@@ -13,7 +13,7 @@ from carvision.data.images import none_usable, unusable
 from carvision.data.table import BOX, Table
 from carvision.evaluation.predictions import Predictions
 from carvision.inference.predictor import Predictor
-from carvision.inference.progress import progress_of
+from carvision.inference.progress import show_progress
 from carvision.inference.reading import predict_items
 
 log = logging.getLogger(__name__)
@@ -38,10 +38,11 @@ def predict_table(
     boxes = table.rows[BOX].to_numpy(np.float32, copy=True) if data["crop_to_box"] and table.has_boxes else None
     paths = table.rows["path"].tolist()
     items = ((table.photo(row), None if boxes is None else boxes[row]) for row in rows)
-    place = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "auto" and torch.cuda.is_available() else device
+    if device == "auto" and torch.cuda.is_available():
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     parts, reasons = [], []
     with _progress(rank, len(rows), what) as advance:
-        for batch in predict_items(predictor, items, place, data["batch_size"], data["num_workers"]):
+        for batch in predict_items(predictor, items, device, data["batch_size"], data["num_workers"]):
             bad = next((i for i, reason in enumerate(batch.reasons) if reason), None)
             if bad is not None and data["on_bad_image"] == "error":
                 raise unusable(batch.items[bad][0], batch.reasons[bad])
@@ -78,4 +79,4 @@ def _gather(part: tuple, rank: int, world_size: int) -> list[tuple] | None:
 
 def _progress(rank: int, total: int, what: str) -> AbstractContextManager[Callable[[int], None]]:
     """Of the first process; the others, which do as much, say nothing."""
-    return progress_of(total, 0, sys.stderr.isatty(), what) if rank == 0 else nullcontext(lambda num: None)
+    return show_progress(total, 0, sys.stderr.isatty(), what) if rank == 0 else nullcontext(lambda num: None)

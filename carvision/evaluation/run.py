@@ -11,9 +11,9 @@ import torch
 
 from carvision import portable
 from carvision.data.table import Table
-from carvision.evaluation.figures import head_weights_of, loss_of, losses_of, measure
+from carvision.evaluation.figures import compute_metrics, evaluation_loss, head_weights_of, photo_losses
 from carvision.evaluation.matching import Matched, match_classes
-from carvision.evaluation.photos import compose_data, notes_on_seen_photos, photos_of, read_photos
+from carvision.evaluation.photos import compose_data, notes_on_seen_photos, read_photos, select_split
 from carvision.evaluation.predicting import predict_table, rank_and_world_size
 from carvision.evaluation.predictions import Predictions
 from carvision.evaluation.rows import layout_of, write_predictions
@@ -48,16 +48,16 @@ def run(
     start_log(None, quiet=rank > 0)
     predictor = load_predictor([run, *ensemble], tta, temperature)
     labels = {name: predictor.about["labels"][name] for name in predictor.labels}
-    loss = loss_of(predictor.about, predictor.averages)
+    loss = evaluation_loss(predictor.about, predictor.averages)
     chosen = compose_data(predictor.about, overrides)
-    splits_files = [folder_of(path) / "splits.csv" for path in (run, *ensemble)]
+    splits_files = [model_folder(path) / "splits.csv" for path in (run, *ensemble)]
     whole, of_run = read_photos(chosen, list(labels), split, splits_files[0])
-    table, matched = judged_photos(photos_of(whole, split), labels, match, label)
+    table, matched = judged_photos(select_split(whole, split), labels, match, label)
     notes = [*matched.notes, *notes_on_seen_photos(table, split, splits_files)]
     for note in notes:
         log.warning("%s", note)
     choose_device(device)
-    parent = folder_of(run) / "evaluations"
+    parent = model_folder(run) / "evaluations"
     with output_folder(out, parent, "evaluate", f"{split}_") if rank == 0 else nullcontext() as folder:
         if world_size > 1:
             torch.distributed.init_process_group("gloo")
@@ -68,7 +68,7 @@ def run(
         def predict_val() -> Predictions | None:
             if split == "val" or not (whole.rows["split"] == "val").any():
                 return predictions if split == "val" else None
-            val, of_val = judged_photos(photos_of(whole, "val"), labels, match, label)
+            val, of_val = judged_photos(select_split(whole, "val"), labels, match, label)
             return predict(val, of_val.targets, what="val")[0]
 
         notes += choose_temperature(predictor, temperature, split, chosen.plain, of_run, predict_val, run)
@@ -83,11 +83,11 @@ def run(
         }  # fmt: skip
         write_predictions(folder / "predictions.csv", predictor, predictions, bad)
         write_problems(folder, bad, matched.unmatched)
-        losses, head_weights = losses_of(predictions, labels, loss), head_weights_of(labels, loss)
+        losses, head_weights = photo_losses(predictions, labels, loss), head_weights_of(labels, loss)
         rule = predictor.about["decoding"]
-        figures, decodings = measure(predictions, labels, losses, head_weights, rule)
+        metrics, decodings = compute_metrics(predictions, labels, losses, head_weights, rule)
         written = write_evaluation(
-            predictions, labels, folder, figures=figures, decodings=decodings, losses=losses, head_weights=head_weights,
+            predictions, labels, folder, metrics=metrics, decodings=decodings, losses=losses, head_weights=head_weights,
             rule=rule, title=title_of(about), notes=notes, crop_to_box=chosen.data["crop_to_box"], num_samples=samples,
         )  # fmt: skip
         write_json(folder / "evaluation.json", {**about, **written})
@@ -104,7 +104,7 @@ def load_predictor(runs: list[Path], tta: str, temperature: str) -> Predictor:
     return predictor
 
 
-def folder_of(run: Path) -> Path:
+def model_folder(run: Path) -> Path:
     return run if run.is_dir() else run.parent
 
 

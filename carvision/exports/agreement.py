@@ -25,7 +25,7 @@ def largest_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> fl
     return largest
 
 
-def require(difference: float, allowed: float, what: str) -> None:
+def require_agreement(difference: float, allowed: float, what: str) -> None:
     """Raises InputError where the difference is more than allowed, or not a number."""
     if not difference <= allowed:
         raise InputError(

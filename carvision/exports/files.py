@@ -10,7 +10,7 @@ from carvision.errors import InputError
 from carvision.folders import shorten
 
 
-def refuse_existing(path: Path) -> None:
+def require_absent(path: Path) -> None:
     try:
         path.lstat()
     except FileNotFoundError:
@@ -23,14 +23,14 @@ def refuse_existing(path: Path) -> None:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_export(path: Path) -> Iterator[Path]:
     """Gives a place for the file or folder `path`, of the same name, in a hidden folder beside it. What stands there at
     the end is renamed to `path`, with any other files there (the weights of a large ONNX file); if anything fails,
     nothing is left.
 
     Raises InputError where `path` exists already or can't be written.
     """
-    refuse_existing(path)
+    require_absent(path)
     hidden = path.parent / f".{path.name}.{os.getpid()}.partial"
     try:
         hidden.mkdir(parents=True)
@@ -38,7 +38,7 @@ def written_whole(path: Path) -> Iterator[Path]:
             yield hidden / path.name
             others = [file for file in hidden.iterdir() if file.name != path.name]
             for file in [*others, hidden / path.name]:  # what names the others comes last
-                refuse_existing(path.parent / file.name)
+                require_absent(path.parent / file.name)
                 file.rename(path.parent / file.name)
         finally:
             shutil.rmtree(hidden, ignore_errors=True)

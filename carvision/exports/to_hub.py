@@ -8,8 +8,8 @@ import torch
 
 from carvision import portable
 from carvision.exports.about import public_about
-from carvision.exports.agreement import largest_difference, random_images, require
-from carvision.exports.files import written_whole
+from carvision.exports.agreement import largest_difference, random_images, require_agreement
+from carvision.exports.files import atomic_export
 from carvision.exports.model_card import model_card
 from carvision.exports.to_timm import TOLERANCE, chosen_head, export_timm, in_timm, require_in_timm
 from carvision.models.classifier import Classifier
@@ -26,7 +26,7 @@ def export_hub(model: Classifier, source: Path, folder: Path, head: str | None =
     if head is not None:
         require_in_timm(model)
     weights = model.about.get("weights", {}).get("file", portable.WEIGHTS)
-    with written_whole(folder) as partial:
+    with atomic_export(folder) as partial:
         partial.mkdir()
         shutil.copyfile(source / weights, partial / weights)
         portable.write_description(partial, public_about(model.about))
@@ -38,16 +38,16 @@ def export_hub(model: Classifier, source: Path, folder: Path, head: str | None =
         images = random_images(2, model.preprocessing.size_px)
         with torch.no_grad():
             difference = largest_difference(model(images), portable.load(partial)(images))
-        require(difference, TOLERANCE, folder.name)
+        require_agreement(difference, TOLERANCE, folder.name)
     return f"hub: model.safetensors, model.json, a card whose licence you fill in; {timm_part}"
 
 
 def _add_timm_form(model: Classifier, folder: Path, head: str | None) -> str:
     """What to tell of it; where it fails and no head was asked for, the rest of the folder is as good without."""
     try:
-        told = f"timm/: {export_timm(model, folder / 'timm', head)}"
+        description = f"timm/: {export_timm(model, folder / 'timm', head)}"
         _point_to_timm(folder)
-        return told
+        return description
     except Exception as error:  # of timm, whose networks each have their own
         if head is not None:
             raise

@@ -10,8 +10,8 @@ import torch
 
 from carvision.errors import InputError
 from carvision.exports.about import document
-from carvision.exports.agreement import largest_difference, random_images, require
-from carvision.exports.files import written_whole
+from carvision.exports.agreement import largest_difference, random_images, require_agreement
+from carvision.exports.files import atomic_export
 from carvision.exports.to_torch_export import trace
 from carvision.models.classifier import Classifier
 
@@ -32,7 +32,7 @@ def export_onnx(model: Classifier, path: Path) -> str:
         raise InputError(f"--format onnx: {' and '.join(missing)} is not installed; pip install 'carvision[onnx]'")
     if "images" in model.labels:
         raise InputError("--format onnx: a head is called images, as the input; use --format torch-export")
-    with written_whole(path) as partial:
+    with atomic_export(path) as partial:
         _write(model, partial)
         agreement = _check(model, partial)
     return f"ONNX, opset {OPSET}: outputs {', '.join(model.labels)} from batches of any size; {agreement}"
@@ -76,5 +76,5 @@ def _check(model: Classifier, path: Path) -> str:
         theirs = {name: torch.from_numpy(values) for name, values in zip(model.labels, outputs, strict=True)}
         with torch.no_grad():
             difference = max(difference, largest_difference(model(images), theirs))
-    require(difference, TOLERANCE, path.name)
+    require_agreement(difference, TOLERANCE, path.name)
     return f"largest difference from the run's logits, in onnxruntime: {difference:.1e} of their scale"

@@ -10,8 +10,8 @@ from safetensors.torch import save
 from torch import nn
 
 from carvision.errors import InputError
-from carvision.exports.agreement import largest_difference, random_images, require
-from carvision.exports.files import written_whole
+from carvision.exports.agreement import largest_difference, random_images, require_agreement
+from carvision.exports.files import atomic_export
 from carvision.models.classifier import Classifier, head_module
 from carvision.models.small_networks import IN_TIMM
 
@@ -34,14 +34,14 @@ def export_timm(model: Classifier, folder: Path, head: str | None = None) -> str
     network = _with_classifier(model, architecture, arguments, head) if head else None
     if network is None:
         head, network = None, _without_classifier(model, architecture, arguments)
-    what = _what(model, head)
-    with written_whole(folder) as partial:
+    what = _content_line(model, head)
+    with atomic_export(folder) as partial:
         partial.mkdir()
         (partial / "model.safetensors").write_bytes(save(_plain_tensors(network), {"format": "pt"}))
         config = _config(model, network, architecture, arguments, head, what)
         (partial / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
         difference = _difference(model, timm.create_model(f"local-dir:{partial}", pretrained=True).eval(), head)
-        require(difference, TOLERANCE, folder.name)
+        require_agreement(difference, TOLERANCE, folder.name)
     others = [name for name in linear_heads(model) if name != head]
     more = f" (--head chooses another: {', '.join(others)})" if head and others else ""
     return f"timm, {architecture}: {what}{more}; largest difference from the run's: {difference:.1e} of their scale"
@@ -89,8 +89,8 @@ def chosen_head(model: Classifier, wanted: str | None) -> str | None:
         raise InputError(f"--head: {wanted!r} is not a head of this run; it has {', '.join(model.labels)}")
     if wanted not in possible:
         why = "estimates a number" if wanted in model.units else "is more than one linear layer on the pooled features"
-        mend = f"give {' or '.join(possible)}" if possible else "without --head the backbone alone is written"
-        raise InputError(f"--head: {wanted} {why}, which timm's classifier can't be; {mend}")
+        fix = f"give {' or '.join(possible)}" if possible else "without --head the backbone alone is written"
+        raise InputError(f"--head: {wanted} {why}, which timm's classifier can't be; {fix}")
     return wanted
 
 
@@ -150,7 +150,7 @@ def _difference(model: Classifier, network: nn.Module, head: str | None) -> floa
     return largest_difference({"out": ours}, {"out": theirs})
 
 
-def _what(model: Classifier, head: str | None) -> str:
+def _content_line(model: Classifier, head: str | None) -> str:
     """What of the run the folder holds, in one line."""
     if head is not None:
         return f"the backbone, and {head} as its classifier with {len(model.classes[head])} classes"

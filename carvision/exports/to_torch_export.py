@@ -8,8 +8,8 @@ from torch.export import Dim, ExportedProgram
 
 from carvision.errors import InputError
 from carvision.exports.about import public_about
-from carvision.exports.agreement import largest_difference, random_images, require
-from carvision.exports.files import written_whole
+from carvision.exports.agreement import largest_difference, random_images, require_agreement
+from carvision.exports.files import atomic_export
 from carvision.models.classifier import Classifier
 
 TOLERANCE = 1e-5
@@ -19,7 +19,7 @@ def export_torch(model: Classifier, path: Path) -> str:
     """Write the .pt2 file: images (B, 3, size_px, size_px) -> {head: logits}, with model.json inside. Returns what to
     tell of it. Raises InputError where torch.export can't follow the network, or the file disagrees with it.
     """
-    with written_whole(path) as partial:
+    with atomic_export(path) as partial:
         about = json.dumps(public_about(model.about))
         torch.export.save(trace(model), partial, extra_files={"model.json": about})
         loaded = torch.export.load(partial).module()
@@ -28,7 +28,7 @@ def export_torch(model: Classifier, path: Path) -> str:
             images = random_images(num, model.preprocessing.size_px)
             with torch.no_grad():
                 difference = max(difference, largest_difference(model(images), loaded(images)))
-        require(difference, TOLERANCE, path.name)
+        require_agreement(difference, TOLERANCE, path.name)
     return (
         f"torch.export: {', '.join(model.labels)} from batches of any size, with torch alone; "
         f"largest difference from the run's logits: {difference:.1e} of their scale"

@@ -60,11 +60,11 @@ def check_sources(sources: Sources) -> None:
     elif sources.split is not None:
         raise InputError(f"--split: {sources.split} chooses rows of a table; give --list FILE with a column split")
     left_out = LeftOut()
-    if not sources.from_stdin and next(photos_of(sources, left_out=left_out), None) is None:
+    if not sources.from_stdin and next(iterate_photos(sources, left_out=left_out), None) is None:
         raise _no_photos(sources, left_out)
 
 
-def photos_of(sources: Sources, labels: Iterable[str] = (), left_out: LeftOut | None = None) -> Iterator[Photo]:
+def iterate_photos(sources: Sources, labels: Iterable[str] = (), left_out: LeftOut | None = None) -> Iterator[Photo]:
     """The photos in their order: what was given, in turn, then the list's rows.
 
     labels: whose true classes are taken from a table's columns of these names. left_out: gets what is passed over
@@ -75,7 +75,7 @@ def photos_of(sources: Sources, labels: Iterable[str] = (), left_out: LeftOut | 
     for given in sources.given:
         if given == STANDARD_INPUT:
             for path in list_file.read_lines(sys.stdin.buffer, "standard input"):
-                yield Photo(_shown(path), file_of(paths.root, paths.find(path)))
+                yield Photo(_displayed_path(path), file_of(paths.root, paths.find(path)))
         elif Path(given).is_dir():
             for path in walk(given, left_out):
                 yield Photo(text_of_path(path), path)
@@ -83,10 +83,10 @@ def photos_of(sources: Sources, labels: Iterable[str] = (), left_out: LeftOut | 
             yield Photo(text_of_path(given), given)
     if sources.listed is not None:
         for path, file, box, truth in list_file.read_list(sources.listed, sources.split, tuple(labels), paths):
-            yield Photo(_shown(path), file, box, truth)
+            yield Photo(_displayed_path(path), file, box, truth)
 
 
-def checked_not_empty(photos: Iterator[Photo], sources: Sources) -> Iterator[Photo]:
+def require_photos(photos: Iterator[Photo], sources: Sources) -> Iterator[Photo]:
     """The same photos; raises InputError where there are none, as nobody knows of standard input before it ends."""
     empty = True
     for photo in photos:
@@ -102,14 +102,14 @@ def count_photos(sources: Sources, seconds: float) -> int | None:
         return None
     end = time.monotonic() + seconds
     num = 0
-    for _ in photos_of(sources):
+    for _ in iterate_photos(sources):
         num += 1
         if num % 1000 == 0 and time.monotonic() > end:
             return None
     return num
 
 
-def _shown(path: str) -> str:
+def _displayed_path(path: str) -> str:
     """Show a path as a list has it: that is text already, but for bytes that are no UTF-8."""
     return path if is_utf8(path) else text_of_path(path)
 
@@ -117,8 +117,8 @@ def _shown(path: str) -> str:
 def _no_photos(sources: Sources, left_out: LeftOut | None = None) -> InputError:
     if sources.split is not None:
         return InputError(f"--split: no row of {sources.listed} has the split {sources.split!r}")
-    places = [*sources.given, *([str(sources.listed)] if sources.listed is not None else [])]
+    searched = [*sources.given, *([str(sources.listed)] if sources.listed is not None else [])]
     also = f"; {left_out.line()}" if left_out and left_out.line() else ""
     return InputError(
-        f"no photos in {', '.join(places)} (in folders they are known by {' '.join(PHOTO_EXTENSIONS)}){also}"
+        f"no photos in {', '.join(searched)} (in folders they are known by {' '.join(PHOTO_EXTENSIONS)}){also}"
     )

@@ -21,7 +21,7 @@ from carvision.errors import InputError
 
 KEY = "--list"
 
-Row = tuple[str, str, tuple | None, dict[str, str]]  # path as it is written, file, box, {label: id or name}
+ListRow = tuple[str, str, tuple | None, dict[str, str]]  # path as it is written, file, box, {label: id or name}
 
 
 def check(file: Path, split: str | None) -> None:
@@ -43,7 +43,7 @@ def has_boxes(file: Path) -> bool:
     return BOX[0] in (columns_of(file) or [])
 
 
-def read_list(file: Path, split: str | None, labels: tuple[str, ...], paths: PhotoPaths) -> Iterator[Row]:
+def read_list(file: Path, split: str | None, labels: tuple[str, ...], paths: PhotoPaths) -> Iterator[ListRow]:
     """The rows in order. Raises InputError, naming the row, for one without a path or with a box of no numbers, and for
     a photo (or a box of one) that has two classes of a label."""
     if not _is_table(file):
@@ -63,7 +63,9 @@ def read_list(file: Path, split: str | None, labels: tuple[str, ...], paths: Pho
     yield from (row for _, row in _rows(table, split, labels, paths))
 
 
-def _rows(table: TableFile, split: str | None, labels: tuple[str, ...], paths: PhotoPaths) -> Iterator[tuple[int, Row]]:
+def _rows(
+    table: TableFile, split: str | None, labels: tuple[str, ...], paths: PhotoPaths
+) -> Iterator[tuple[int, ListRow]]:
     """Yield each with its line."""
     box = tuple(BOX) if table.has_boxes else ()
     for line, row in table.rows(("path", *box, *labels, *(("split",) if split is not None else ()))):
@@ -87,8 +89,8 @@ def _require_one_class(table: TableFile, split: str | None, labels: tuple[str, .
         known = np.flatnonzero(values)
         known = known[np.argsort(np.asarray(photos)[known], kind="stable")]
         same, other = (np.asarray(each)[known][1:] == np.asarray(each)[known][:-1] for each in (photos, values))
-        for place in np.flatnonzero(same & ~other)[:1]:
-            chosen = known[place : place + 2]
+        for index in np.flatnonzero(same & ~other)[:1]:
+            chosen = known[index : index + 2]
             rows = [row for i, row in enumerate(_rows(table, split, labels, paths)) if i in chosen]
             raise table.two_classes(name, *((line, path, truth[name]) for line, (path, _, _, truth) in rows))
 

@@ -68,15 +68,15 @@ class Predictor(nn.Module):
         """
         # torch-xla has no inference mode
         with torch.no_grad() if images[0].device.type == "xla" else torch.inference_mode():
-            return self._of_all_models(images)
+            return self._average_logits(images)
 
-    def _of_all_models(self, images: list[Tensor]) -> dict[str, Tensor]:
+    def _average_logits(self, images: list[Tensor]) -> dict[str, Tensor]:
         if not self.averages:
-            return self._of_model(0, to_float(images[0]))
+            return self._model_logits(0, to_float(images[0]))
         sums, number = {}, 0
-        for place, model in enumerate(self.models):
-            for view in views(to_float(images[self.geometry_of[place]]), self.tta):
-                logits = self._of_model(place, view)
+        for index, model in enumerate(self.models):
+            for view in views(to_float(images[self.geometry_of[index]]), self.tta):
+                logits = self._model_logits(index, view)
                 for name, values in (logits | probs_of(logits, model.temperature)).items():
                     sums[name] = sums.get(name, 0) + values
                 number += 1
@@ -84,9 +84,9 @@ class Predictor(nn.Module):
         means = {name: value / number for name, value in sums.items()}
         return {name: mean.clamp(min=tiny).log() if name in self.classes else mean for name, mean in means.items()}
 
-    def _of_model(self, place: int, images: Tensor) -> dict[str, Tensor]:
-        logits = self.models[place](self.normalise[place](images))
-        orders = self.orders[place]
+    def _model_logits(self, index: int, images: Tensor) -> dict[str, Tensor]:
+        logits = self.models[index](self.normalise[index](images))
+        orders = self.orders[index]
         return {
             name: values.float()[:, orders[name]] if name in orders else values.float()
             for name, values in logits.items()
@@ -100,8 +100,8 @@ def views(images: Tensor, tta: str) -> list[Tensor]:
         size = images.shape[-1]
         side = max(1, round(CROP * size))
         ends = (0, size - side)
-        places = [*((top, left) for top in ends for left in ends), ((size - side) // 2,) * 2]
-        parts = [images[..., top : top + side, left : left + side] for top, left in places]
+        corners = [*((top, left) for top in ends for left in ends), ((size - side) // 2,) * 2]
+        parts = [images[..., top : top + side, left : left + side] for top, left in corners]
         found += [interpolate(part, size=(size, size), mode="bilinear", antialias=True) for part in parts]
     if "flip" in tta:
         found += [view.flip(-1) for view in found]
@@ -116,16 +116,16 @@ def _class_orders(first: Classifier, model: Classifier, number: int) -> dict[str
         )
     orders = {}
     for name in first.class_ids:
-        ids, theirs = ([nfc(class_id) for class_id in each.class_ids.get(name, [])] for each in (first, model))
-        odd = sorted(set(ids) ^ set(theirs))
+        ids, other_ids = ([nfc(class_id) for class_id in each.class_ids.get(name, [])] for each in (first, model))
+        odd = sorted(set(ids) ^ set(other_ids))
         if odd:
             raise InputError(
                 f"--ensemble: model {number} tells other classes of {name} apart than the first (first difference: id "
                 f"{odd[0]!r}); give runs that were trained on the same classes"
             )
-        if theirs != ids:
-            place = {id_: i for i, id_ in enumerate(theirs)}
-            orders[name] = torch.tensor([place[id_] for id_ in ids])
+        if other_ids != ids:
+            index_of = {id_: i for i, id_ in enumerate(other_ids)}
+            orders[name] = torch.tensor([index_of[id_] for id_ in ids])
     return orders
 
 

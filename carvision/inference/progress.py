@@ -11,7 +11,7 @@ SECONDS = 30  # between two lines
 
 
 @contextlib.contextmanager
-def progress_of(total: int | None, done: int, bar: bool, what: str = "photos") -> Iterator[Callable[[int], None]]:
+def show_progress(total: int | None, done: int, bar: bool, what: str = "photos") -> Iterator[Callable[[int], None]]:
     """Gives a function to be called with the number of photos just done. total: None where it is not known.
     done: before. bar: on standard error. what: beside the bar."""
     with _bar(total, done, what) if bar else contextlib.nullcontext(_lines(total, done)) as advance:

@@ -42,22 +42,22 @@ class PhotoBatches(Dataset):
         self.geometries = geometries
 
     def __getitem__(self, items: list[Item]) -> tuple[list[Tensor], list[Item], list[str | None]]:
-        images = [empty_squares(len(items), way.size_px) for way in self.geometries]
+        images = [empty_squares(len(items), preprocessing.size_px) for preprocessing in self.geometries]
         reasons: list[str | None] = []
-        for place, (photo, box) in enumerate(items):
+        for row, (photo, box) in enumerate(items):
             reason = None
             try:
                 region = None if box is None else np.asarray(box, np.float32)
                 data = photo if isinstance(photo, Image.Image) else read_file(photo)
-                for way, batch in zip(self.geometries, images, strict=True):
+                for preprocessing, batch in zip(self.geometries, images, strict=True):
                     if isinstance(data, bytes):
-                        read_square(data, way, batch[place], region)
+                        read_square(data, preprocessing, batch[row], region)
                     else:
-                        batch[place] = square_of(data, way, region)
+                        batch[row] = square_of(data, preprocessing, region)
             except BadImage as error:
                 reason = str(error)
                 for batch in images:
-                    batch[place] = BLANK
+                    batch[row] = BLANK
             reasons.append(reason)
         return images, items, reasons
 
@@ -75,28 +75,28 @@ def predict_items(
     fewer than there are cores, 16 at most. device: "auto", or as torch names it. Raises InputError for a device that
     isn't there.
     """
-    place = choose_device(device)
-    predictor.to(place)
-    if place.type == "cuda":
+    torch_device = choose_device(device)
+    predictor.to(torch_device)
+    if torch_device.type == "cuda":
         predictor.to(memory_format=torch.channels_last)
     workers = max(1, min(16, num_cores() - 1)) if num_workers is None else num_workers
-    num_bytes = batch_size * sum(3 * way.size_px**2 for way in predictor.geometries)
+    num_bytes = batch_size * sum(3 * preprocessing.size_px**2 for preprocessing in predictor.geometries)
     loader = DataLoader(
         handed_over(PhotoBatches(predictor.geometries), workers, num_bytes),
         sampler=batches_of(items, batch_size),  # the loader asks for no more than its workers are ahead
         batch_size=None,
         num_workers=workers,
         multiprocessing_context=FORK if workers else None,
-        pin_memory=place.type == "cuda",
+        pin_memory=torch_device.type == "cuda",
     )
     for images, batch, reasons in loader:
-        if place.type == "xla":
-            images = [_filled_up(values, batch_size) for values in images]
-        logits = predictor([values.to(place, non_blocking=True) for values in images])
+        if torch_device.type == "xla":
+            images = [_pad_batch(values, batch_size) for values in images]
+        logits = predictor([values.to(torch_device, non_blocking=True) for values in images])
         yield Batch(batch, {name: values.cpu()[: len(batch)] for name, values in logits.items()}, reasons)
 
 
-def _filled_up(images: Tensor, batch_size: int) -> Tensor:
+def _pad_batch(images: Tensor, batch_size: int) -> Tensor:
     """With blank pictures to the size of all batches, as torch-xla compiles a graph for each size."""
     blank = torch.full((batch_size - len(images), *images.shape[1:]), BLANK, dtype=images.dtype)
     return torch.cat([images, blank])

@@ -32,8 +32,8 @@ class Layout:
         columns: list[tuple[str, Kind]] = [("path", "text")]
         for head, ids in class_ids.items():
             columns += [(f"{head}_true", "text")] if head in self.true_heads and not self.brief else []
-            for place in range(min(self.top, len(ids))):
-                name = column_of(head, place)
+            for rank in range(min(self.top, len(ids))):
+                name = column_name(head, rank)
                 columns.append((name, "text"))
                 columns += [] if self.brief else [(f"{name}_id", "text"), (f"{name}_prob", "number")]
             columns += [(f"{head}_probs", tuple(ids))] if self.probs else []
@@ -46,9 +46,9 @@ class Layout:
         return dict(columns)
 
 
-def column_of(label: str, place: int) -> str:
+def column_name(label: str, rank: int) -> str:
     """Of the class in that place of the best ones: make, make_2, make_3."""
-    return label if place == 0 else f"{label}_{place + 1}"
+    return label if rank == 0 else f"{label}_{rank + 1}"
 
 
 def rows_of(
@@ -95,8 +95,8 @@ def best_codes(probs: np.ndarray, decoded: np.ndarray, top: int) -> np.ndarray:
 
 def _best_cells(head: str, predictor, probs: np.ndarray, best: np.ndarray) -> dict:
     cells = {}
-    for place, code in enumerate(best.tolist()):
-        name = column_of(head, place)
+    for rank, code in enumerate(best.tolist()):
+        name = column_name(head, rank)
         cells[name] = predictor.classes[head][code]
         cells[f"{name}_id"] = predictor.class_ids[head][code]
         cells[f"{name}_prob"] = float(probs[code])

@@ -11,10 +11,10 @@ from carvision.inference.rows import Layout, Truth, rows_of
 from carvision.inference.truth import TrueClasses
 from carvision.inference.writers import Output
 
-Seen = Callable[[Photo, Truth, dict], None]  # is shown each photo, its true classes and its row
+OnRow = Callable[[Photo, Truth, dict], None]  # is shown each photo, its true classes and its row
 
 
-def skip_done(photos: Iterator[Photo], output: Output, truths: TrueClasses, seen: Seen) -> int:
+def skip_done(photos: Iterator[Photo], output: Output, truths: TrueClasses, on_row: OnRow) -> int:
     """Takes from `photos` those that the unfinished output has already, and says how many.
 
     Raises InputError where its rows are of other photos.
@@ -28,13 +28,13 @@ def skip_done(photos: Iterator[Photo], output: Output, truths: TrueClasses, seen
                 f"the unfinished output has {row['path']} as photo {done + 1:,}, and {now}; give the same photos in "
                 "the same order, or another --out"
             )
-        seen(photo, truths.codes(photo), row)
+        on_row(photo, truths.codes(photo), row)
         done += 1
     return done
 
 
 def predict_photos(
-    predictor: Predictor, photos: Iterator[Photo], output: Output, layout: Layout, truths: TrueClasses, seen: Seen,
+    predictor: Predictor, photos: Iterator[Photo], output: Output, layout: Layout, truths: TrueClasses, on_row: OnRow,
     advance: Callable[[int], None], **reading,
 ) -> None:  # fmt: skip
     """Writes a row for each photo, in order. advance: is told how many are done. reading: as predict_items takes it."""
@@ -51,5 +51,5 @@ def predict_photos(
         rows = rows_of(predictor, layout, taken, known, batch.logits, batch.reasons)
         output.write(rows)
         for photo, truth, row in zip(taken, known, rows, strict=True):
-            seen(photo, truth, row)
+            on_row(photo, truth, row)
         advance(len(rows))

@@ -73,7 +73,7 @@ class Tally:
         return lines + ([f"right: {', '.join(judged)}"] if judged else [])
 
 
-class Sample:
+class ReservoirSample:
     """A random choice of so many of the rows that pass by, each equally likely (algorithm R, Vitter 1985), in order.
 
     The same rows give the same choice, also where a command was broken off and continued.
@@ -83,17 +83,17 @@ class Sample:
         self.size, self.random, self.num_seen = size, random.Random(seed), 0
         self.kept: dict[int, tuple] = {}  # place in the sample -> (number of the row, what was added)
 
-    def add(self, *what) -> None:
-        place = self.num_seen if self.num_seen < self.size else self.random.randrange(self.num_seen + 1)
-        if place < self.size:
-            self.kept[place] = (self.num_seen, *what)
+    def add(self, *item) -> None:
+        slot = self.num_seen if self.num_seen < self.size else self.random.randrange(self.num_seen + 1)
+        if slot < self.size:
+            self.kept[slot] = (self.num_seen, *item)
         self.num_seen += 1
 
     def chosen(self) -> list[list]:
         return [what for _, *what in sorted(self.kept.values(), key=lambda kept: kept[0])]
 
 
-class SampleOfClasses:
+class ClassSample:
     """So many classes at random, and of each a Sample of `size` rows: report R4's ten classes with five photos each.
 
     head: whose true class counts, or where that is not known the predicted one.
@@ -101,12 +101,12 @@ class SampleOfClasses:
 
     def __init__(self, num_classes: int, size: int, head: str, seed: int = 0):
         self.num_classes, self.size, self.head, self.seed = num_classes, size, head, seed
-        self.of_class: dict[str, Sample] = {}
+        self.of_class: dict[str, ReservoirSample] = {}
 
     def add(self, photo: Photo, truth: Truth, row: dict) -> None:
         code = truth.get(self.head)
         key = str(row[self.head]) if code is None else f"#{code:09d}"
-        sample = self.of_class.setdefault(key, Sample(self.size, f"{self.seed} {key}"))
+        sample = self.of_class.setdefault(key, ReservoirSample(self.size, f"{self.seed} {key}"))
         sample.add(photo, truth, row)
 
     def chosen(self) -> list[list[list]]:

@@ -20,14 +20,14 @@ def header(columns: dict[str, Kind], suffix: str) -> str:
     names = []
     for name, kind in columns.items():
         names += [name] if isinstance(kind, str) else [f"{name.removesuffix('s')}:{one}" for one in kind]
-    return _separated([names], suffix)
+    return _delimited([names], suffix)
 
 
 def to_text(rows: list[dict], columns: dict[str, Kind], suffix: str) -> str:
     """Lines, one a row; columns without a value are empty cells, null in JSON. Six significant digits."""
     if suffix == JSON_LINES:
-        return "".join(json.dumps(_plain(row, columns), ensure_ascii=False) + "\n" for row in rows)
-    return _separated([_cells(row, columns) for row in rows], suffix)
+        return "".join(json.dumps(_json_row(row, columns), ensure_ascii=False) + "\n" for row in rows)
+    return _delimited([_cells(row, columns) for row in rows], suffix)
 
 
 def read_rows(file: BinaryIO, columns: dict[str, Kind], suffix: str, name: str) -> Iterator[tuple[dict, int]]:
@@ -36,7 +36,7 @@ def read_rows(file: BinaryIO, columns: dict[str, Kind], suffix: str, name: str) 
     The header is an empty row; the cells of CSV are text; a torn last line is left out. name: of the file.
     Raises InputError for anything else.
     """
-    records = _whole_records(file, quoted=suffix != JSON_LINES)
+    records = _complete_records(file, quoted=suffix != JSON_LINES)
     head, names = header(columns, suffix), []
     try:
         if head:
@@ -56,7 +56,7 @@ def read_rows(file: BinaryIO, columns: dict[str, Kind], suffix: str, name: str) 
         raise InputError(f"{name} was not written by this command ({error}); give another --out") from None
 
 
-def _whole_records(file: BinaryIO, quoted: bool) -> Iterator[tuple[bytes, int]]:
+def _complete_records(file: BinaryIO, quoted: bool) -> Iterator[tuple[bytes, int]]:
     """Lines, several joined where a quoted cell holds line ends, each with the place where it ends."""
     record, end = b"", 0
     for line in file:
@@ -67,7 +67,7 @@ def _whole_records(file: BinaryIO, quoted: bool) -> Iterator[tuple[bytes, int]]:
             record = b""
 
 
-def _separated(records: list[list[str]], suffix: str) -> str:
+def _delimited(records: list[list[str]], suffix: str) -> str:
     """Quoted as RFC 4180 has it. Not by the csv module, which before Python 3.13 left "\\r" bare."""
     separator = SEPARATORS[suffix]
     special = (separator, '"', "\n", "\r")
@@ -93,7 +93,7 @@ def _cells(row: dict, columns: dict[str, Kind]) -> list[str]:
     return cells
 
 
-def _plain(row: dict, columns: dict[str, Kind]) -> dict:
+def _json_row(row: dict, columns: dict[str, Kind]) -> dict:
     plain = dict.fromkeys(columns)
     for name, kind in columns.items():
         value = row.get(name)

@@ -22,11 +22,11 @@ except ImportError:  # Windows, where nothing keeps two commands from writing th
 PART = re.compile(r"\d{12}\.(parquet|unfinished)|whole")  # in the folder of an unfinished Parquet file
 
 
-def partial_of(file: Path) -> Path:
+def partial_path(file: Path) -> Path:
     return file.with_name(file.name + ".partial")
 
 
-def settings_of(file: Path) -> Path:
+def settings_path(file: Path) -> Path:
     return file.with_name(file.name + ".partial.json")
 
 
@@ -37,14 +37,14 @@ def claim(file: Path, settings: dict, overwrite: bool) -> TextIO:
     be overwritten, another process writes it, or it was begun with other settings.
     """
     refuse_existing(file, overwrite)
-    with explained(file):
+    with oserror_as_input_error(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         opened = _lock(file)
     written = opened.read()
     try:
         refuse_existing(file, overwrite)  # the one that held the lock may have finished it
         if not _is_continued(file, written, settings, overwrite):
-            with explained(file):
+            with oserror_as_input_error(file):
                 opened.seek(0)
                 opened.truncate()
                 json.dump(settings, opened, indent=1)
@@ -52,7 +52,7 @@ def claim(file: Path, settings: dict, overwrite: bool) -> TextIO:
     except InputError:
         opened.close()
         if not written:  # it was made just now
-            settings_of(file).unlink(missing_ok=True)
+            settings_path(file).unlink(missing_ok=True)
         raise
     return opened
 
@@ -61,12 +61,12 @@ def release(file: Path, opened: TextIO) -> None:
     """After `file` is complete."""
     if fcntl is None:
         opened.close()  # Windows deletes no open file
-    settings_of(file).unlink(missing_ok=True)
+    settings_path(file).unlink(missing_ok=True)
     opened.close()
 
 
 @contextlib.contextmanager
-def explained(file: Path) -> Iterator[None]:
+def oserror_as_input_error(file: Path) -> Iterator[None]:
     """An OSError becomes an InputError."""
     try:
         yield
@@ -77,7 +77,7 @@ def explained(file: Path) -> Iterator[None]:
 
 
 def refuse_existing(file: Path, overwrite: bool) -> None:
-    with explained(file):
+    with oserror_as_input_error(file):
         is_folder, is_there = file.is_dir(), file.exists()
     if is_folder:
         raise InputError(
@@ -89,7 +89,7 @@ def refuse_existing(file: Path, overwrite: bool) -> None:
 
 def _lock(file: Path) -> TextIO:
     while True:
-        opened = open_kept(settings_of(file), "a+", encoding="utf-8")
+        opened = open_kept(settings_path(file), "a+", encoding="utf-8")
         opened.seek(0)
         if fcntl is None:
             return opened
@@ -102,7 +102,7 @@ def _lock(file: Path) -> TextIO:
                 f"--out: another command is writing {file} now; wait for it, or give another name"
             ) from None
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(opened.fileno()), settings_of(file).stat()):
+            if os.path.samestat(os.fstat(opened.fileno()), settings_path(file).stat()):
                 return opened
         opened.close()  # it was deleted between our opening and our locking it
 
@@ -113,7 +113,7 @@ def _is_continued(file: Path, written: str, settings: dict, overwrite: bool) -> 
     Raises InputError for files that are not of this command. An output that was begun with others is discarded where it
     is to be overwritten, else refused.
     """
-    partial, begun = partial_of(file), os.path.lexists(partial_of(file))
+    partial, begun = partial_path(file), os.path.lexists(partial_path(file))
     if not begun and not written:
         return False
     try:
@@ -121,9 +121,9 @@ def _is_continued(file: Path, written: str, settings: dict, overwrite: bool) -> 
     except ValueError:
         before = None
     if not isinstance(before, dict) or not before.keys() & settings.keys():
-        strange = partial if begun else settings_of(file)
+        strange = partial if begun else settings_path(file)
         raise InputError(
-            f"{strange} is not of this command, or was begun with settings that are lost ({settings_of(file)}); give "
+            f"{strange} is not of this command, or was begun with settings that are lost ({settings_path(file)}); give "
             "another --out"
         )
     differing = [what for what in settings if before.get(what) != settings[what]]
@@ -140,7 +140,7 @@ def _is_continued(file: Path, written: str, settings: dict, overwrite: bool) -> 
 
 def discard(file: Path) -> None:
     """Remove what was written of `file` before it was whole."""
-    partial = partial_of(file)
+    partial = partial_path(file)
     if partial.is_symlink() or not partial.is_dir():
         partial.unlink(missing_ok=True)
         return

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from carvision.errors import InputError
 from carvision.inference.rows import Kind
 from carvision.inference.text_rows import JSON_LINES, SEPARATORS, header, read_rows, to_text
-from carvision.inference.unfinished import claim, discard, explained, partial_of, release
+from carvision.inference.unfinished import claim, discard, oserror_as_input_error, partial_path, release
 from carvision.whole_files import open_kept, open_new, own_folder
 
 PARQUET = ".parquet"
@@ -47,7 +47,7 @@ def open_output(
     check_suffix(file)
     opened = claim(file, settings, overwrite)
     try:
-        with explained(file):
+        with oserror_as_input_error(file):
             if file.suffix.lower() == PARQUET:
                 return ParquetFile(file, columns, classes, opened)
             return TextFile(file, columns, batch_size, opened)
@@ -84,32 +84,32 @@ class TextFile:
     def __init__(self, file: Path, columns: dict[str, Kind], batch_size: int, opened):
         self.file, self.columns, self.suffix, self.opened = file, columns, file.suffix.lower(), opened
         self.batch_size = batch_size
-        self.stream = open_kept(partial_of(file), "a+b")
+        self.stream = open_kept(partial_path(file), "a+b")
 
     def rows(self) -> Iterator[dict]:
         self.stream.seek(0)
         end, batch = 0, []
-        for row, place in read_rows(self.stream, self.columns, self.suffix, str(partial_of(self.file))):
+        for row, row_end in read_rows(self.stream, self.columns, self.suffix, str(partial_path(self.file))):
             batch += [row] if row else []
             if not row or len(batch) == self.batch_size:
                 yield from batch
-                end, batch = place, []
-        with explained(self.file):
+                end, batch = row_end, []
+        with oserror_as_input_error(self.file):
             self.stream.truncate(end)
             if end == 0:
                 self.stream.write(header(self.columns, self.suffix).encode())
 
     def write(self, rows: list[dict]) -> None:
-        with explained(self.file):
+        with oserror_as_input_error(self.file):
             self.stream.write(to_text(rows, self.columns, self.suffix).encode())
             self.stream.flush()
 
     def finish(self) -> None:
-        with explained(self.file):
+        with oserror_as_input_error(self.file):
             self.stream.flush()
             os.fsync(self.stream.fileno())
             self.stream.close()
-            partial_of(self.file).replace(self.file)
+            partial_path(self.file).replace(self.file)
             release(self.file, self.opened)
 
     def close(self) -> None:
@@ -122,7 +122,7 @@ class ParquetFile:
     into one is done again."""
 
     def __init__(self, file: Path, columns: dict[str, Kind], classes: dict, opened):
-        self.file, self.opened, self.folder = file, opened, partial_of(file)
+        self.file, self.opened, self.folder = file, opened, partial_path(file)
         own_folder(self.folder)
         self.schema = schema_of(columns, classes)
         self.columns = columns
@@ -154,7 +154,7 @@ class ParquetFile:
     def finish(self) -> None:
         self._write_part()
         whole = self.folder / "whole"
-        with explained(self.file):
+        with oserror_as_input_error(self.file):
             with open_new(whole) as out:
                 with pq.ParquetWriter(out, self.schema) as writer:
                     for table in self._coalesced():
@@ -179,7 +179,7 @@ class ParquetFile:
         if not self.waiting:
             return
         table = pa.concat_tables(self.waiting)
-        with explained(self.file):
+        with oserror_as_input_error(self.file):
             part = self.folder / f"{self.num_rows:012d}.parquet"
             with open_new(part.with_suffix(".unfinished")) as out:
                 pq.write_table(table, out)

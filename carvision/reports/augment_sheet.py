@@ -95,8 +95,8 @@ def _draw(columns: list[tuple[str, Tensor, list[str]]], names: list[str], title:
     for row, name in enumerate(names):
         wrapped = "\n".join(textwrap.wrap(name, 22, max_lines=4, placeholder=" \u2026"))
         axes.text(EDGE_PX, head + row * step + TILE_PX / 2, wrapped, va="center", size=9, **style)
-    for place, (heading, images, captions) in enumerate(columns):
-        left = EDGE_PX + LEFT_PX + place * (TILE_PX + GAP_PX) - (GAP_PX if place == 0 else 0)  # the original apart
+    for index, (heading, images, captions) in enumerate(columns):
+        left = EDGE_PX + LEFT_PX + index * (TILE_PX + GAP_PX) - (GAP_PX if index == 0 else 0)  # the original apart
         axes.text(left, head - 5, heading, va="baseline", size=9, **style)
         for row, caption in enumerate(captions):
             top = head + row * step

@@ -45,9 +45,9 @@ def _plot(
     figure = create_figure(max(5.0, 3.6 * num_columns), 3.4 * len(rows))
     set_title(figure, title)
     for i, panels in enumerate(rows):
-        for j, (name, figure_names) in enumerate(panels.items()):
+        for j, (name, metric_names) in enumerate(panels.items()):
             axes = figure.add_subplot(len(rows), num_columns, i * num_columns + j + 1)
-            _draw(axes, history, figure_names)
+            _draw(axes, history, metric_names)
             axes.set_title(name, fontsize=10, loc="left", parse_math=False)
             if percent:
                 axes.set_ylim(0, 1.02)
@@ -60,10 +60,10 @@ def _plot(
     save_figure(figure, file)
 
 
-def _draw(axes: Axes, history: pd.DataFrame, figure_names: Sequence[str]) -> None:
+def _draw(axes: Axes, history: pd.DataFrame, metric_names: Sequence[str]) -> None:
     """A line for each split and figure, as far as the history has them."""
     for split in ("train", "val"):
-        for name, style in zip(figure_names, STYLES, strict=False):
+        for name, style in zip(metric_names, STYLES, strict=False):
             column = f"{split}/{name}"
             if column in history:
                 known = history[["epoch", column]].dropna()

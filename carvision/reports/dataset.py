@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from carvision.data.images import BadImage, check_box
 from carvision.data.table import BOX, Table
-from carvision.reports.evaluation.layout import create_sheet, shortened, write_text
+from carvision.reports.evaluation.layout import create_sheet, shorten_name, write_text
 from carvision.reports.photos_on_sheets import read_small, width_px
 from carvision.reports.style import FAINT, SPLIT_COLOURS, TEXT, create_figure, save_figure, set_title, tidy
 
@@ -38,17 +38,17 @@ def plot_class_counts(counts: pd.DataFrame, title: str, file: Path) -> None:
 
 
 def _bars(counts: pd.DataFrame, splits: list[str]) -> Figure:
-    names = [shortened(name, 48) for name in counts["name"]]
+    names = [shorten_name(name, 48) for name in counts["name"]]
     figure = create_figure(8.5, 1.3 + 0.22 * len(counts))
     axes = figure.add_subplot()
-    place = np.arange(len(counts))
+    y_positions = np.arange(len(counts))
     start = np.zeros(len(counts))
     for split in splits:
-        axes.barh(place, counts[split], left=start, height=0.78, color=SPLIT_COLOURS[split], label=split)
+        axes.barh(y_positions, counts[split], left=start, height=0.78, color=SPLIT_COLOURS[split], label=split)
         start += counts[split]
     for y, total in enumerate(counts["total"]):
         axes.annotate(f"{total:,}", (total, y), (4, 0), textcoords="offset points", va="center", size=8, color=FAINT)
-    axes.set_yticks(place, names, parse_math=False)
+    axes.set_yticks(y_positions, names, parse_math=False)
     axes.set_ylim(len(counts) - 0.4, -0.6)  # the largest on top
     axes.set_xlabel("photos")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
@@ -75,7 +75,7 @@ def _curve_and_histogram(counts: pd.DataFrame, splits: list[str]) -> Figure:
         f"median {median:,.0f}", (1, median), (-4, 4), ("axes fraction", "data"), "offset points",
         ha="right", size=9, color=TEXT,
     )  # fmt: skip
-    first, last = (shortened(counts["name"].iloc[i], 48) for i in (0, -1))
+    first, last = (shorten_name(counts["name"].iloc[i], 48) for i in (0, -1))
     curve.set_title(
         f"largest: {first} ({total[0]:,}); smallest: {last} ({total[-1]:,})",
         loc="left", size=9, color=FAINT, parse_math=False,

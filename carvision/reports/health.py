@@ -56,9 +56,9 @@ def write_health(
     colours = describe_colours(table, scan)
     reference = pd.DataFrame([{"split": "ImageNet", **IMAGENET}])
     write_csv(folder / "colours.csv", pd.concat([colours, reference]).round(4).astype({"photos": "Int64"}))
-    figures = _figures(table, scan, copies)
-    figures["colours"] = [_plain(row) for row in colours.to_dict("records")]
-    figures["hints"] = hints_on_values(table, scan)
+    report = _summarise(table, scan, copies)
+    report["colours"] = [_plain(row) for row in colours.to_dict("records")]
+    report["hints"] = hints_on_values(table, scan)
     stems = file_stems(list(table.class_labels))
     for label in table.class_labels:
         stem = stems[label]
@@ -66,14 +66,14 @@ def write_health(
         write_csv(folder / f"classes_{stem}.csv", counts)
         plot_class_counts(counts, f"{table.name}, {label}", folder / f"counts_{stem}.png")
         plot_samples(table, label, chosen[label], folder / f"samples_{stem}.png", num_per_class, seed)
-        figures["labels"][label] = {
+        report["labels"][label] = {
             "classes": len(counts),
             "unknown": int((table.rows[label] == UNKNOWN).sum()),
             "splits": [_plain(row) for row in describe_counts(counts).to_dict("records")],
         }
-    text = json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
     write_text(folder / "health.json", text + "\n")
-    return figures
+    return report
 
 
 def is_health(folder: Path) -> bool:
@@ -86,48 +86,46 @@ def is_health(folder: Path) -> bool:
         return False
 
 
-def print_health(figures: dict, console: Console | None = None) -> int:
+def print_health(report: dict, console: Console | None = None) -> int:
     """The figures of `write_health` on the terminal. Returns the number of photos that can't be used."""
     if console is None:
         console = Console()
         if not console.is_terminal:  # a file or a pipe has no width: room for the percentiles of report R4
             console.width = max(console.width, FILE_WIDTH)
-    megabytes = figures["bytes"] / 1e6
-    kinds = ", ".join(f"{count:,} {name}" for name, count in figures["formats"].items())
-    sizes = figures["sizes"]
-    console.print(
-        Text(f"\n{figures['name']}: {figures['photos']:,} photos in {figures['root']}", "bold"), soft_wrap=True
-    )
+    megabytes = report["bytes"] / 1e6
+    kinds = ", ".join(f"{count:,} {name}" for name, count in report["formats"].items())
+    sizes = report["sizes"]
+    console.print(Text(f"\n{report['name']}: {report['photos']:,} photos in {report['root']}", "bold"), soft_wrap=True)
     console.print(Text(f"{megabytes:,.1f} MB; {kinds or 'none readable'}", "dim"))
     if sizes:
         shape = "; ".join(
             f"{side} {s['min']:,} to {s['max']:,} px, median {s['median']:,}" for side, s in sizes.items()
         )
         console.print(Text(shape, "dim"))
-    _print_problems(figures, console)
-    _print_copies(figures["copies"], console)
-    for hint in figures["hints"]:
+    _print_problems(report, console)
+    _print_copies(report["copies"], console)
+    for hint in report["hints"]:
         console.print(Text(f"Look at this: {hint}.", "yellow"), soft_wrap=True)
-    if figures["colours"]:
-        console.print(_colour_table(figures["colours"]))
-    for label, of_label in figures["labels"].items():
+    if report["colours"]:
+        console.print(_colour_table(report["colours"]))
+    for label, of_label in report["labels"].items():
         console.print(_count_table(label, of_label, console))
-    return figures["num_problems"]
+    return report["num_problems"]
 
 
-def _print_problems(figures: dict, console: Console) -> None:
-    if not figures["num_problems"]:
+def _print_problems(report: dict, console: Console) -> None:
+    if not report["num_problems"]:
         console.print(Text("All photos can be read.", "green"))
     else:
-        console.print(Text(f"Photos that can't be used (problems.csv): {figures['num_problems']:,}", "bold red"))
-        for kind, found in figures["problems"].items():
+        console.print(Text(f"Photos that can't be used (problems.csv): {report['num_problems']:,}", "bold red"))
+        for kind, found in report["problems"].items():
             console.print(Text(f"  {kind}: {found['photos']:,}"))
             for path, detail in found["first"].items():
                 console.print(Text(f"    {path}: {detail}", "dim"), soft_wrap=True)
             if found["photos"] > len(found["first"]):
                 console.print(Text("    ...", "dim"))
-    if figures["notes"]:
-        notes = ", ".join(f"{count:,} {note}" for note, count in figures["notes"].items())
+    if report["notes"]:
+        notes = ", ".join(f"{count:,} {note}" for note, count in report["notes"].items())
         console.print(Text(f"Uncommon, but no obstacle (photos.csv): {notes}"))
 
 
@@ -182,7 +180,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:,.1f}".removesuffix(".0")
 
 
-def _figures(table: Table, scan: pd.DataFrame, copies: pd.DataFrame) -> dict:
+def _summarise(table: Table, scan: pd.DataFrame, copies: pd.DataFrame) -> dict:
     bad = scan[scan["problem"] != ""]
     problems = {
         kind: {"photos": len(rows), "first": dict(zip(rows["path"][:NUM_FIRST], rows["detail"], strict=False))}

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from carvision.data.images import BadImage
 from carvision.data.shards import PackedPhoto
 from carvision.reports.evaluation.layout import create_sheet, write_text
-from carvision.reports.photos_on_sheets import folded, read_small, width_px
+from carvision.reports.photos_on_sheets import read_small, width_px, wrap_label
 from carvision.reports.prediction_grid import BEHIND, NOT_KNOWN, RIGHT, WRONG
 from carvision.reports.style import FAINT, TEXT, save_figure
 
@@ -47,8 +47,8 @@ def plot_neighbours(rows: list[tuple[Tile, list[Tile]]], measure: str, file: Pat
     for number, (query, neighbours) in enumerate(rows):
         top = HEAD_PX + number * row_height
         _draw(axes, query, EDGE_PX, top)
-        for place, tile in enumerate(neighbours, start=1):
-            _draw(axes, tile, EDGE_PX + place * pitch + APART_PX, top)
+        for rank, tile in enumerate(neighbours, start=1):
+            _draw(axes, tile, EDGE_PX + rank * pitch + APART_PX, top)
     save_figure(figure, file)
 
 
@@ -65,8 +65,8 @@ def _draw(axes: Axes, tile: Tile, left: float, top: float) -> None:
     else:
         x, y = left + (wide - image.width) // 2, top + (high - image.height) // 2
         axes.imshow(image, extent=(x, x + image.width, y + image.height, y), aspect="auto", interpolation="none")
-    lines = folded(tile.name, "", wide, TEXT_SIZE)
+    lines = wrap_label(tile.name, "", wide, TEXT_SIZE)
     lines += [f"{tile.score:.3f}"] if tile.score is not None else []
     for number, line in enumerate(lines):
-        place = top + high + 6 + (number + 0.5) * LINE_PX
-        write_text(axes, left, place, line, va="center", size=TEXT_SIZE, color=TEXT if tile.right is None else colour)
+        y_text = top + high + 6 + (number + 0.5) * LINE_PX
+        write_text(axes, left, y_text, line, va="center", size=TEXT_SIZE, color=TEXT if tile.right is None else colour)

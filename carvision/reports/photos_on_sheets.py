@@ -52,7 +52,7 @@ def width_px(line: str, size: float, weight: str = "normal") -> int:
     return math.ceil(points * DPI / 72)
 
 
-def shortened(text: str, end: str, room_px: int, size: float) -> str:
+def shorten_to_width(text: str, end: str, room_px: int, size: float) -> str:
     """text + end, the text shortened until both are no wider than that, in that size in points."""
     if width_px(text + end, size) <= room_px:
         return text + end
@@ -61,7 +61,7 @@ def shortened(text: str, end: str, room_px: int, size: float) -> str:
     return text + ELLIPSIS + end
 
 
-def folded(name: str, end: str, room_px: int, size: float) -> list[str]:
+def wrap_label(name: str, end: str, room_px: int, size: float) -> list[str]:
     """name + end in a line no wider than that, or in two, of which the second is indented and may be shortened."""
     words = name.split()
     if width_px(" ".join(words) + end, size) <= room_px:
@@ -71,5 +71,5 @@ def folded(name: str, end: str, room_px: int, size: float) -> list[str]:
         num -= 1
     first, rest = " ".join(words[:num]), " ".join(words[num:])
     if not rest:
-        return [shortened(first, end, room_px, size)]
-    return [shortened(first, "", room_px, size), shortened(INDENT + rest, end, room_px, size)]
+        return [shorten_to_width(first, end, room_px, size)]
+    return [shorten_to_width(first, "", room_px, size), shorten_to_width(INDENT + rest, end, room_px, size)]

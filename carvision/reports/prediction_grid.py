@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from carvision.data.images import BadImage
 from carvision.errors import InputError
 from carvision.reports.evaluation.layout import create_sheet, write_text
-from carvision.reports.photos_on_sheets import folded, read_small, width_px
+from carvision.reports.photos_on_sheets import read_small, width_px, wrap_label
 from carvision.reports.style import FAINT, TEXT, save_figure
 
 RIGHT, WRONG, NOT_KNOWN = "#1a7f37", "#c62828", "#9a9a9a"
@@ -100,8 +100,8 @@ def _draw_shot(axes: Axes, shot: Shot, lines: list[tuple[str, str]], left: float
             x1, y1, x2, y2 = np.clip(np.asarray(box) * scale, 0, (image.width, image.height) * 2)
             axes.add_patch(Rectangle((x + x1, y + y1), x2 - x1, y2 - y1, fill=False, edgecolor=BOX_COLOUR, linewidth=1))
     for number, (text, text_colour) in enumerate(lines):
-        place = top + high + 8 + (number + 0.5) * LINE_PX
-        write_text(axes, left, place, text, va="center", size=TEXT_SIZE, color=text_colour)
+        y_text = top + high + 8 + (number + 0.5) * LINE_PX
+        write_text(axes, left, y_text, text, va="center", size=TEXT_SIZE, color=text_colour)
 
 
 def _lines(captions: list[Caption]) -> list[tuple[str, str]]:
@@ -111,7 +111,7 @@ def _lines(captions: list[Caption]) -> list[tuple[str, str]]:
         chance = "" if caption.prob is None else f" {100 * caption.prob:.0f} %"
         if caption.right is not False:
             colour = TEXT if caption.right is None else RIGHT
-            lines += [(line, colour) for line in folded(caption.predicted, chance, TEXT_PX, TEXT_SIZE)]
+            lines += [(line, colour) for line in wrap_label(caption.predicted, chance, TEXT_PX, TEXT_SIZE)]
             continue
         whole = f"{caption.true} / {caption.predicted}{chance}"
         fits = width_px(whole, TEXT_SIZE) <= TEXT_PX
@@ -119,8 +119,8 @@ def _lines(captions: list[Caption]) -> list[tuple[str, str]]:
             [whole]
             if fits
             else [
-                *folded(caption.true, " /", TEXT_PX, TEXT_SIZE),
-                *folded(caption.predicted, chance, TEXT_PX, TEXT_SIZE),
+                *wrap_label(caption.true, " /", TEXT_PX, TEXT_SIZE),
+                *wrap_label(caption.predicted, chance, TEXT_PX, TEXT_SIZE),
             ]
         )
         lines += [(line, WRONG) for line in texts]

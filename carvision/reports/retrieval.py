@@ -16,7 +16,7 @@ from carvision.reports.neighbours_sheet import Tile, plot_neighbours
 from carvision.whole_files import write_csv, write_json
 
 if TYPE_CHECKING:
-    from carvision.retrieval.task import Task
+    from carvision.retrieval.task import RetrievalTask
 
 SHOWN = 8  # neighbours on the sheet
 MEASURES = {"cosine": "cosine", "l2": "distance"}
@@ -29,8 +29,13 @@ KNN = {
 }
 
 
-def write_figures(
-    folder: Path, task: "Task", about: dict, knn: dict[int, dict], means: dict, of_queries: dict[str, np.ndarray]
+def write_metrics(
+    folder: Path,
+    task: "RetrievalTask",
+    about: dict,
+    knn: dict[int, dict],
+    means: dict,
+    per_query: dict[str, np.ndarray],
 ) -> None:
     """retrieval.json, knn.csv and per_class.csv into the folder.
 
@@ -40,7 +45,7 @@ def write_figures(
     write_csv(folder / "knn.csv", frame.rename_axis("k").reset_index())
     label = task.queries.table.labels[task.label]
     codes = task.query_codes
-    each = pd.DataFrame(of_queries).groupby(codes).mean().reindex(np.unique(codes))
+    each = pd.DataFrame(per_query).groupby(codes).mean().reindex(np.unique(codes))
     each.insert(0, "queries", np.bincount(codes, minlength=len(label))[each.index])
     each.insert(0, "name", [label.names[code] for code in each.index])
     each.insert(0, "id", [label.ids[code] for code in each.index])
@@ -48,20 +53,20 @@ def write_figures(
     write_json(folder / "retrieval.json", {**about, "knn": {str(k): v for k, v in knn.items()}, "retrieval": means})
 
 
-def print_figures(title: str, about: dict, knn: dict[int, dict], means: dict) -> None:
+def print_metrics(title: str, about: dict, knn: dict[int, dict], means: dict) -> None:
     """As R2's table, k by figure, and retrieval in a line."""
     gallery = about["gallery"] if isinstance(about["gallery"], str) else f"gallery: {', '.join(about['gallery'])}"
-    told = f"{title}: {about['num_queries']:,} queries ({about['split']}), {about['num_gallery']:,} photos ({gallery})"
+    counts = f"{about['num_queries']:,} queries ({about['split']}), {about['num_gallery']:,} photos ({gallery})"
     console = Console()
-    console.print(Text(". ".join([told, *about["notes"]]) + "."), soft_wrap=True)
+    console.print(Text(". ".join([f"{title}: {counts}", *about["notes"]]) + "."), soft_wrap=True)
     values = pd.DataFrame(knn).T
     shown = (100 * values).round(2)
     best = (shown == shown.max()) & (len(shown) > 1)
     rows = [[str(k), *(f"{shown.loc[k, name]:.2f}" for name in KNN)] for k in shown.index]
     marks = [["", *(BEST if best.loc[k, name] else "" for name in KNN)] for k in shown.index]
     note = "Precision, recall and F1 are weighted by the size of the classes."
-    heading = f"k-nearest-neighbour classification of {about['label']}, %"
-    print_sheet(Sheet(heading, ["k", *KNN.values()], rows, marks, notes=[note]), console)
+    title = f"k-nearest-neighbour classification of {about['label']}, %"
+    print_sheet(Sheet(title, ["k", *KNN.values()], rows, marks, notes=[note]), console)
     titles = {"r_precision": "R-precision", "map_at_r": "MAP@R"}
     header = [titles.get(name, name.replace("recall_at_", "Recall@")) for name in means]
     row = [f"{100 * value:.2f}" for value in means.values()]
@@ -70,21 +75,21 @@ def print_figures(title: str, about: dict, knn: dict[int, dict], means: dict) ->
 
 
 def draw_sheet(
-    file: Path, task: "Task", chosen: np.ndarray, rows: np.ndarray, scores: np.ndarray, distance: str
+    file: Path, task: "RetrievalTask", chosen: np.ndarray, rows: np.ndarray, scores: np.ndarray, distance: str
 ) -> None:
     """The chosen queries, int (N,), with the nearest of rows and scores (Q, K)."""
     cropped = task.about.get("crop_to_box", False)
     lines = []
     for query in chosen:
         tiles = [
-            tile_of(task.gallery, task.label, row, cropped, score, task.gallery_codes[row] == task.query_codes[query])
+            make_tile(task.gallery, task.label, row, cropped, score, task.gallery_codes[row] == task.query_codes[query])
             for row, score in zip(rows[query, :SHOWN], scores[query, :SHOWN], strict=True)
         ]
-        lines.append((tile_of(task.queries, task.label, query, cropped), tiles))
+        lines.append((make_tile(task.queries, task.label, query, cropped), tiles))
     plot_neighbours(lines, MEASURES[distance], file)
 
 
-def tile_of(
+def make_tile(
     photos: Embeddings, label: str, row: int, cropped: bool, score: float | None = None, right: bool | None = None
 ) -> Tile:
     table = photos.table
@@ -119,7 +124,7 @@ def print_answers(
         print_sheet(Sheet(f"Nearest to {file}", header, cells, [[""] * len(header)] * len(cells)), console)
         listed += [(str(file), *answer) for answer in answers]
         shown = zip(near[:SHOWN], nearness[:SHOWN], strict=True)
-        tiles = [tile_of(gallery, label, row, about["crop_to_box"], score) for row, score in shown]
+        tiles = [make_tile(gallery, label, row, about["crop_to_box"], score) for row, score in shown]
         sheet.append((Tile(file, box, file.name), tiles))
     columns = ["path", "rank", "neighbour", f"neighbour_{label}", "name", "score"]
     write_csv(folder / "neighbours.csv", pd.DataFrame(listed, columns=columns), float_format="%.6g")

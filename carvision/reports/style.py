@@ -38,5 +38,5 @@ def set_title(figure: Figure, title: str) -> None:
 def save_figure(figure: Figure, file: Path) -> None:
     """PNG; a file of that name is replaced when the new one is complete, so that none is ever half written."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(file) as place:
-        figure.savefig(place, format="png", metadata={"Software": PROGRAM})
+    with written_whole(file) as partial:
+        figure.savefig(partial, format="png", metadata={"Software": PROGRAM})

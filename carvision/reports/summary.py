@@ -54,46 +54,46 @@ def closing_tables(metrics: dict, labels: dict[str, dict]) -> list[RichTable]:
     return tables + ([_decoding_table(split, metrics["decodings"][split])] if metrics.get("decodings") else [])
 
 
-def _accuracy_table(split: str, figures: dict, heads: list[str]) -> RichTable:
+def _accuracy_table(split: str, metrics: dict, heads: list[str]) -> RichTable:
     columns = {
         name: heading
         for name, heading in ACCURACIES.items()
-        if name == "top1" or any(f"{head}/{name}" in figures for head in heads)
+        if name == "top1" or any(f"{head}/{name}" in metrics for head in heads)
     }
     table = _table(f"{split}: accuracy in %", "head", list(columns.values()))
     for head in heads:
-        table.add_row(head, *(_percent(figures.get(f"{head}/{name}")) for name in columns))
+        table.add_row(head, *(_percent(metrics.get(f"{head}/{name}")) for name in columns))
     if len(heads) > 1:
-        table.add_row("all heads right", _percent(figures.get("joint/top1")))
-    if "joint/consistent" in figures:
-        table.add_row("fit together", _percent(figures["joint/consistent"]))
+        table.add_row("all heads right", _percent(metrics.get("joint/top1")))
+    if "joint/consistent" in metrics:
+        table.add_row("fit together", _percent(metrics["joint/consistent"]))
     return table
 
 
-def _precision_table(split: str, figures: dict, heads: list[str]) -> RichTable:
+def _precision_table(split: str, metrics: dict, heads: list[str]) -> RichTable:
     """A row a head and way of counting."""
     table = _table(f"{split}: precision and recall in %", "head", ["counted as", "precision", "recall", "F1"])
     table.columns[1].justify = "left"
     for head in heads:
         for end, average in AVERAGES.items():
-            values = [figures.get(f"{head}/{name}{end}") for name in ("precision", "recall", "f1")]
+            values = [metrics.get(f"{head}/{name}{end}") for name in ("precision", "recall", "f1")]
             if any(value is not None for value in values):
                 table.add_row("" if end else head, average, *map(_percent, values))
     return table
 
 
-def _error_table(split: str, figures: dict, units: dict[str, str]) -> RichTable:
+def _error_table(split: str, metrics: dict, units: dict[str, str]) -> RichTable:
     table = _table(f"{split}: errors", "head", ["mean", "root mean square", "unit"])
     for head, unit in units.items():
-        table.add_row(head, *(f"{figures[f'{head}/{name}']:.4g}" for name in ("mae", "rmse")), unit)
+        table.add_row(head, *(f"{metrics[f'{head}/{name}']:.4g}" for name in ("mae", "rmse")), unit)
     return table
 
 
-def _embedding_table(split: str, figures: dict) -> RichTable:
+def _embedding_table(split: str, metrics: dict) -> RichTable:
     """Of the nearest neighbours of each photo among the others of the split."""
     table = _table(f"{split}: nearest neighbours in %", "of each photo", ["Recall@1", "MAP@R"])
     names = ("recall_at_1", "map_at_r")
-    table.add_row("its embedding's", *(_percent(figures.get(f"embedding/{name}")) for name in names))
+    table.add_row("its embedding's", *(_percent(metrics.get(f"embedding/{name}")) for name in names))
     return table
 
 
@@ -102,7 +102,7 @@ def _decoding_table(split: str, rules: dict[str, dict]) -> RichTable:
     table = _table(f"{split}: accuracy in % by model.decoding", "figure", list(rules))
     for name in next(iter(rules.values())):
         words = {"joint/top1": "all heads right", "joint/consistent": "fit together"}.get(name, name)
-        table.add_row(words, *(_percent(figures.get(name)) for figures in rules.values()))
+        table.add_row(words, *(_percent(metrics.get(name)) for metrics in rules.values()))
     return table
 
 

@@ -17,7 +17,7 @@ from carvision.reports.comparison.tables import print_sheet
 from carvision.reports.style import FAINT, TEXT, create_figure, save_figure, set_title, tidy
 from carvision.verification import METHODS
 from carvision.verification.figures import FAR_LEVELS, roc, tar_name
-from carvision.verification.scoring import Scored
+from carvision.verification.scoring import ScoredPairs
 from carvision.whole_files import file_stems, write_csv, write_json
 
 NAMES = {"cosine": "cosine", "l2": "L2 distance", "svm": "linear SVM", "joint_bayes": "Joint Bayesian"}
@@ -25,7 +25,7 @@ STYLES = {"l2": (0, (4, 3))}  # of embeddings of length 1 it has the curve of th
 LEAST_FAR = 1e-3  # where the logarithmic curves begin, if there are as many different pairs
 
 
-def write_verification(folder: Path, title: str, about: dict, scored: dict[str, Scored]) -> None:
+def write_verification(folder: Path, title: str, about: dict, scored: dict[str, ScoredPairs]) -> None:
     """verification.json, verification.csv, pairs_<difficulty>.csv and roc.png into the folder; tables on the terminal.
 
     title: one line. about: what verification.json says besides, plain values.
@@ -34,10 +34,10 @@ def write_verification(folder: Path, title: str, about: dict, scored: dict[str, 
     for difficulty, pairs in scored.items():
         columns = {"path1": pairs.first, "path2": pairs.second, "same": pairs.same.astype(int)}
         write_csv(folder / f"pairs_{stems[difficulty]}.csv", pd.DataFrame(columns | pairs.scores), float_format="%.6g")
-    write_csv(folder / "verification.csv", frame_of(scored))
+    write_csv(folder / "verification.csv", scores_frame(scored))
     plot_roc(scored, f"{title}: pairs told apart", folder / "roc.png")
     difficulties = {
-        difficulty: {"pairs": len(pairs.same), "same": int(pairs.same.sum()), "figures": _without_nan(pairs.figures)}
+        difficulty: {"pairs": len(pairs.same), "same": int(pairs.same.sum()), "figures": _without_nan(pairs.metrics)}
         for difficulty, pairs in scored.items()
     }
     write_json(folder / "verification.json", {**about, "difficulties": difficulties})
@@ -47,27 +47,27 @@ def write_verification(folder: Path, title: str, about: dict, scored: dict[str, 
         print_sheet(sheet, console)
 
 
-def frame_of(scored: dict[str, Scored]) -> pd.DataFrame:
+def scores_frame(scored: dict[str, ScoredPairs]) -> pd.DataFrame:
     """A row a difficulty and method: difficulty, method, pairs, same, and the figures."""
     rows = [
-        {"difficulty": difficulty, "method": method, "pairs": len(pairs.same), "same": int(pairs.same.sum()), **figures}
+        {"difficulty": difficulty, "method": method, "pairs": len(pairs.same), "same": int(pairs.same.sum()), **metrics}
         for difficulty, pairs in scored.items()
-        for method, figures in pairs.figures.items()
+        for method, metrics in pairs.metrics.items()
     ]
     return pd.DataFrame(rows)
 
 
-def _without_nan(figures: dict[str, dict[str, float]]) -> dict:
+def _without_nan(metrics: dict[str, dict[str, float]]) -> dict:
     """For JSON, which has no NaN."""
     return {
         method: {name: None if math.isnan(value) else value for name, value in of_method.items()}
-        for method, of_method in figures.items()
+        for method, of_method in metrics.items()
     }
 
 
-def accuracy_sheet(scored: dict[str, Scored]) -> Sheet:
+def accuracy_sheet(scored: dict[str, ScoredPairs]) -> Sheet:
     """As the field shows it: a row a method, a column a difficulty."""
-    frame = frame_of(scored)
+    frame = scores_frame(scored)
     wide = frame.pivot(index="method", columns="difficulty", values="accuracy")
     wide = wide.loc[[method for method in METHODS if method in wide.index], list(scored)]
     rows = [[NAMES[method], *(_percent(value) for value in wide.loc[method])] for method in wide.index]
@@ -77,12 +77,12 @@ def accuracy_sheet(scored: dict[str, Scored]) -> Sheet:
                  notes=[f"Pairs: {counts}."])  # fmt: skip
 
 
-def curve_sheets(scored: dict[str, Scored]) -> list[Sheet]:
+def curve_sheets(scored: dict[str, ScoredPairs]) -> list[Sheet]:
     """Of each difficulty what needs no threshold: AUC, equal error rate, true accepts at false-accept rates."""
     titles = {"auc": "AUC", "eer": "EER %"} | {tar_name(far): f"TAR % at FAR {100 * far:g} %" for far in FAR_LEVELS}
     sheets = []
     for difficulty, pairs in scored.items():
-        frame = pd.DataFrame(pairs.figures).T[list(titles)]
+        frame = pd.DataFrame(pairs.metrics).T[list(titles)]
         rows = [[NAMES[method], f"{row['auc']:.4f}".replace("nan", "–"), *map(_percent, row[1:])]
                 for method, row in frame.iterrows()]  # fmt: skip
         marks = np.stack([_best(frame[[name]], largest=name != "eer") for name in titles], axis=1)[..., 0]
@@ -107,7 +107,7 @@ def _best(frame: pd.DataFrame, largest: bool) -> np.ndarray:
     return np.where(best & (len(frame) > 1), BEST, "")
 
 
-def plot_roc(scored: dict[str, Scored], title: str, file: Path) -> None:
+def plot_roc(scored: dict[str, ScoredPairs], title: str, file: Path) -> None:
     """A PNG: a column a difficulty, a curve a method; above as it is, below with few false accepts drawn wide."""
     figure = create_figure(max(5.6, 3.7 * len(scored)), 6.6)
     panels = figure.subplots(2, len(scored), squeeze=False, sharey=True)

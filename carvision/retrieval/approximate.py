@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from carvision.errors import InputError
-from carvision.retrieval.search import lengths, nearest, without_own
+from carvision.retrieval.search import checked_norms, nearest, without_own
 
 KINDS = ("hnsw", "ivf")
 BLOCK = 65_536  # rows that are copied at a time
@@ -23,7 +23,7 @@ class Index:
 
     def __init__(self, gallery: np.ndarray, kind: str, distance: str):
         self.faiss = _faiss(kind)
-        lengths(gallery, "gallery", distance)
+        checked_norms(gallery, "gallery", distance)
         self.gallery, self.distance = gallery, distance
         num, width = gallery.shape
         metric = self.faiss.METRIC_INNER_PRODUCT if distance == "cosine" else self.faiss.METRIC_L2
@@ -47,7 +47,7 @@ class Index:
 
     def nearest(self, queries: np.ndarray, k: int, own: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """As search.nearest. Queries for which the index finds fewer than k are searched for exactly."""
-        lengths(queries, "query", self.distance)
+        checked_norms(queries, "query", self.distance)
         num = k + (own is not None)
         if hasattr(self.index, "hnsw"):
             self.index.hnsw.efSearch = max(64, 2 * num)

@@ -8,7 +8,7 @@ import torch
 from carvision.metrics.heads import figures_of
 
 VOTES = ("uniform", "distance")
-FIGURES = {
+METRICS = {
     "accuracy": "top1",
     "balanced_accuracy": "balanced_accuracy",
     "precision": "precision_weighted",
@@ -30,16 +30,16 @@ def vote(
         zero = distances <= 0
         weights = np.where(zero[:, :1], zero, 1 / np.where(zero, 1, distances).astype(np.float64))
     sums, queries, predicted = np.zeros((len(codes), num_classes)), np.arange(len(codes)), {}
-    for place in range(max(ks)):
-        sums[queries, codes[:, place]] += weights[:, place]
-        if place + 1 in ks:
-            predicted[place + 1] = sums.argmax(axis=1)
+    for rank in range(max(ks)):
+        sums[queries, codes[:, rank]] += weights[:, rank]
+        if rank + 1 in ks:
+            predicted[rank + 1] = sums.argmax(axis=1)
     return predicted
 
 
-def knn_figures(true: np.ndarray, predicted: np.ndarray, num_classes: int) -> dict[str, float]:
+def knn_metrics(true: np.ndarray, predicted: np.ndarray, num_classes: int) -> dict[str, float]:
     """accuracy; balanced_accuracy, the mean recall of the classes that occur; precision, recall and F1 weighted by the
     size of the classes, 0 where they are 0 / 0. int (N,) both."""
     counts = [np.bincount(codes, minlength=num_classes) for codes in (true[true == predicted], true, predicted)]
     found = figures_of(*(torch.from_numpy(values).double() for values in counts))
-    return {name: float(found[theirs]) for name, theirs in FIGURES.items()}
+    return {name: float(found[metric]) for name, metric in METRICS.items()}

@@ -54,7 +54,7 @@ def nearest(
     """
     own = np.arange(len(queries)) if leave_one_out and own is None else own
     _check(queries, gallery, k, distance, own)
-    norms = [lengths(array, name, distance) for array, name in ((queries, "query"), (gallery, "gallery"))]
+    norms = [checked_norms(array, name, distance) for array, name in ((queries, "query"), (gallery, "gallery"))]
     centre = np.zeros(gallery.shape[1], np.float32)
     if distance == "l2":  # counted from the mean, numbers have more of their digits for what differs
         total = sum(part.sum(axis=0, dtype=np.float64) for part in _blocks(gallery))
@@ -77,7 +77,7 @@ def without_own(scores: np.ndarray, rows: np.ndarray, own: np.ndarray) -> tuple[
     return scores[others].reshape(shape), rows[others].reshape(shape)
 
 
-def lengths(embeddings: np.ndarray, name: str, distance: str) -> np.ndarray:
+def checked_norms(embeddings: np.ndarray, name: str, distance: str) -> np.ndarray:
     """float32 (N,); tells of zeros, and raises InputError of what is not finite or whose square is not."""
     norms = _norms(embeddings)
     bad = np.flatnonzero(~np.isfinite(norms))
@@ -199,12 +199,12 @@ def _merge(rows: Side, columns: Side, first: int, best: Tensor, most: int | None
     if k <= num_chunks:
         floor = torch.maximum(floor, maxima.topk(k, dim=1).values[:, -1] - 2 * error)
     floor = floor.clamp(min=torch.finfo(torch.float32).min)  # above what only pads
-    query, place = (maxima >= floor[:, None]).nonzero(as_tuple=True)
-    above = products.view(-1, columns.chunk)[query * num_chunks + place] >= floor[query, None]
+    query, chunk = (maxima >= floor[:, None]).nonzero(as_tuple=True)
+    above = products.view(-1, columns.chunk)[query * num_chunks + chunk] >= floor[query, None]
     if most is not None and above.count_nonzero() > most:
         return None
     which, offset = above.nonzero(as_tuple=True)
-    query, column = query[which], offset * num_chunks + place[which]
+    query, column = query[which], offset * num_chunks + chunk[which]
     counts = query.bincount(minlength=num)
     starts = counts.cumsum(0) - counts
     found = best.new_full((num, int(counts.max())), NOTHING)
@@ -266,9 +266,9 @@ def _distances(
     for part in _blocks(np.arange(len(queries)), 512):
         lengths_squared = np.square(norms[0][part, None], dtype=np.float64)
         squares = lengths_squared - 2 * scores[part].astype(np.float64)
-        query, place = np.nonzero(squares < 0.01 * (lengths_squared + np.square(norms[1])[rows[part]]))
-        differences = queries[part[query]].astype(np.float64) - gallery[rows[part[query], place]]
-        squares[query, place] = np.einsum("pd,pd->p", differences, differences)
+        query, rank = np.nonzero(squares < 0.01 * (lengths_squared + np.square(norms[1])[rows[part]]))
+        differences = queries[part[query]].astype(np.float64) - gallery[rows[part[query], rank]]
+        squares[query, rank] = np.einsum("pd,pd->p", differences, differences)
         distances = torch.from_numpy(np.sqrt(squares).astype(np.float32))
         found.append(_keys_of(-distances, torch.from_numpy(rows[part])).sort(dim=1, descending=True).values)
     keys = torch.cat(found) if found else torch.empty(rows.shape, dtype=torch.int64)

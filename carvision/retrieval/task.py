@@ -12,7 +12,7 @@ from carvision.data.table import UNKNOWN, Table
 from carvision.embedding.files import Embeddings, is_folder_of_embeddings, read_embeddings
 from carvision.embedding.source import Source, open_source
 from carvision.errors import InputError
-from carvision.evaluation.photos import notes_on_seen_photos, photos_of
+from carvision.evaluation.photos import notes_on_seen_photos, select_split
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ KEPT = ("network", "weights", "layer", "unit_length", "crop_to_box")  # of embed
 
 
 @dataclass(frozen=True)
-class Task:
+class RetrievalTask:
     """queries, gallery: embeddings of photos whose class of `label` is known. own int (Q,): the query's own row of the
     gallery, which does not count as found; -1: it is not there.
 
@@ -45,7 +45,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Photos:
+class PhotoCollection:
     """The photos of the data, embedded as they are asked for. source: None where they have been embedded before."""
 
     source: Source | None
@@ -68,7 +68,7 @@ class Photos:
         return self.source
 
 
-def open_photos(options: argparse.Namespace) -> Photos:
+def open_photos(options: argparse.Namespace) -> PhotoCollection:
     """Of a run, a backbone, or a folder that carvision.embed has written."""
     split = options.split if options.leave_one_out else "train"  # a gallery is wanted, which `test` would not ask for
     if options.run is not None and is_folder_of_embeddings(options.run):
@@ -78,21 +78,21 @@ def open_photos(options: argparse.Namespace) -> Photos:
             raise InputError(f"{given[0]}: {options.run} holds embeddings that are made; give the run for others")
         saved, about = read_embeddings(options.run)
         kept = {"embeddings": str(options.run), **{key: about[key] for key in KEPT if key in about}}
-        return Photos(None, saved, saved.table, kept, [], about.get("packed", False))
+        return PhotoCollection(None, saved, saved.table, kept, [], about.get("packed", False))
     source = open_source(options)
     table = source.read_table(split)
     notes = [] if options.query else _notes(source, table, options.split)
-    return Photos(source, None, table, source.about, notes)
+    return PhotoCollection(source, None, table, source.about, notes)
 
 
 def _notes(source: Source, table: Table, split: str) -> list[str]:
-    return notes_on_seen_photos(photos_of(table, split), split, source.splits_files)
+    return notes_on_seen_photos(select_split(table, split), split, source.splits_files)
 
 
-def read_task(photos: Photos, options: argparse.Namespace) -> Task:
+def read_task(photos: PhotoCollection, options: argparse.Namespace) -> RetrievalTask:
     """options: of carvision.retrieve. Raises InputError for labels and photos that are not there."""
     label = photos.table.class_label(options.label, "--label")
-    queries = known(photos_of(photos.table, options.split), label)
+    queries = known(select_split(photos.table, options.split), label)
     gallery = None if options.leave_one_out else gallery_of(photos.table, label, options.gallery)
     if gallery is not None and not set(queries.rows[label]) & set(gallery.rows[label]):
         log.warning("none of the queries' classes is among the gallery's: each is looked for among the other queries")
@@ -105,7 +105,7 @@ def read_task(photos: Photos, options: argparse.Namespace) -> Task:
     embedded = photos.embed(queries)
     among = embedded if gallery is None else photos.embed(gallery)
     own = pd.Index(among.table.rows["path"]).get_indexer(embedded.table.rows["path"])
-    return Task(embedded, among, label, own, about)
+    return RetrievalTask(embedded, among, label, own, about)
 
 
 def gallery_of(table: Table, label: str, splits: list[str] | None) -> Table:

@@ -10,7 +10,7 @@ from carvision.freed_memory import keep_freed_memory
 from carvision.reports.verification import write_verification
 from carvision.run_log import start_log
 from carvision.verification.scoring import score
-from carvision.verification.task import Task, read_task
+from carvision.verification.task import VerificationTask, read_task
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> Path:
     notes = _notes(source, task, options.split or "test")
     for note in notes:
         log.warning("%s", note)
-    needed = task.tested | task.train.names(len(task.table))
+    needed = task.tested | task.train.photo_mask(len(task.table))
     if "joint_bayes" in options.methods:  # the others learn from pairs
         needed |= task.learned
     log.info(
@@ -43,5 +43,5 @@ def run(options: argparse.Namespace) -> Path:
     return folder
 
 
-def _notes(source: Source, task: Task, split: str) -> list[str]:
+def _notes(source: Source, task: VerificationTask, split: str) -> list[str]:
     return notes_on_seen_photos(task.table.select(task.tested), split, source.splits_files)

@@ -45,14 +45,14 @@ def best_threshold(scores: np.ndarray, same: np.ndarray) -> float:
     """
     falling, num_same, num_different = _accepted(scores, same)
     right = num_same + num_different[-1] - num_different
-    place = int(right.argmax())  # so many of the different scores are accepted
-    if place == 0:
+    num_accepted = int(right.argmax())  # so many of the different scores are accepted
+    if num_accepted == 0:
         return float(np.nextafter(falling[0], np.inf))
-    lowest = falling[place - 1]
-    if place == len(falling):
+    lowest = falling[num_accepted - 1]
+    if num_accepted == len(falling):
         return float(lowest)
-    middle = (lowest + falling[place]) / 2
-    return float(middle if middle > falling[place] else lowest)  # neighbouring numbers have no middle
+    middle = (lowest + falling[num_accepted]) / 2
+    return float(middle if middle > falling[num_accepted] else lowest)  # neighbouring numbers have no middle
 
 
 def accuracy(scores: np.ndarray, same: np.ndarray, threshold: float) -> float:
@@ -60,7 +60,7 @@ def accuracy(scores: np.ndarray, same: np.ndarray, threshold: float) -> float:
     return float(((scores.astype(np.float64) >= threshold) == same).mean())
 
 
-def area_under(curve: Roc) -> float:
+def roc_auc(curve: Roc) -> float:
     """AUC: the chance that a same pair has a higher score than a different one, ties counted half."""
     return float((np.diff(curve.far) * (curve.tar[1:] + curve.tar[:-1])).sum() / 2)
 
@@ -85,17 +85,17 @@ def tar_at_far(curve: Roc, level: float) -> float:
     return float(curve.tar[curve.far <= level * (1 + 1e-9)][-1])
 
 
-def measure(scores: np.ndarray, same: np.ndarray, threshold: float) -> dict[str, float]:
+def pair_metrics(scores: np.ndarray, same: np.ndarray, threshold: float) -> dict[str, float]:
     """accuracy at the threshold, threshold, auc, eer, tar_at_far_<level> of each FAR_LEVELS.
 
     Pairs of one kind alone, which a list may have, are measured by their accuracy; all others are NaN.
     """
-    figures = {"accuracy": accuracy(scores, same, threshold), "threshold": threshold}
+    metrics = {"accuracy": accuracy(scores, same, threshold), "threshold": threshold}
     if same.all() or not same.any():
-        return figures | dict.fromkeys(["auc", "eer", *map(tar_name, FAR_LEVELS)], float("nan"))
+        return metrics | dict.fromkeys(["auc", "eer", *map(tar_name, FAR_LEVELS)], float("nan"))
     curve = roc(scores, same)
-    figures |= {"auc": area_under(curve), "eer": equal_error_rate(curve)}
-    return figures | {tar_name(level): tar_at_far(curve, level) for level in FAR_LEVELS}
+    metrics |= {"auc": roc_auc(curve), "eer": equal_error_rate(curve)}
+    return metrics | {tar_name(level): tar_at_far(curve, level) for level in FAR_LEVELS}
 
 
 def tar_name(level: float) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.svm import LinearSVC
 
 from carvision.verification.pairs import Pairs
-from carvision.verification.scores import of_blocks
+from carvision.verification.scores import score_in_blocks
 
 # C times the number of training pairs. With a larger one, as scikit-learn's C=1, it learns its pairs by heart: of 5,000
 # pairs of cars of other models (ImageNet features) it told 66 % rightly with 0.5, 59 % with 50, and the cosine 61 %.
@@ -22,7 +22,7 @@ class LinearSvm:
 
     def scores(self, embeddings: np.ndarray, pairs: Pairs) -> np.ndarray:
         """float (M,): the distance from the plane between both kinds of pairs, in units of its margin."""
-        return of_blocks(lambda a, b: np.abs(a - b) @ self.weights, embeddings, pairs) + self.bias
+        return score_in_blocks(lambda a, b: np.abs(a - b) @ self.weights, embeddings, pairs) + self.bias
 
 
 def fit_linear_svm(embeddings: np.ndarray, pairs: Pairs) -> LinearSvm:

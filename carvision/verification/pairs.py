@@ -33,11 +33,11 @@ class Pairs:
     def select(self, keep: np.ndarray) -> "Pairs":
         return Pairs(self.first[keep], self.second[keep], self.same[keep])
 
-    def of_rows(self, rows: np.ndarray) -> "Pairs":
+    def map_rows(self, rows: np.ndarray) -> "Pairs":
         """The pairs of another table, whose row of photo i is rows[i], int64 (N,)."""
         return Pairs(rows[self.first], rows[self.second], self.same)
 
-    def names(self, num_photos: int) -> np.ndarray:
+    def photo_mask(self, num_photos: int) -> np.ndarray:
         """bool (num_photos,): whether a photo is in a pair."""
         named = np.zeros(num_photos, dtype=bool)
         named[self.first] = named[self.second] = True
@@ -59,10 +59,10 @@ def read_pairs(file: Path, table: Table, allow_missing: bool = False) -> Pairs:
         raise InputError(f"{file}: there is no pair in it; give lines of path1 path2 label, label 1 (same) or 0")
     paths = np.array([row[:2] for _, row in rows], dtype=object)
     same = np.array([SAME[row[2].lower()] for _, row in rows])
-    places = _rows_of(paths.ravel(), table).reshape(-1, 2)
-    known = (places >= 0).all(axis=1)
+    photo_rows = _rows_of(paths.ravel(), table).reshape(-1, 2)
+    known = (photo_rows >= 0).all(axis=1)
     if not known.all():
-        line, first = rows[int(np.argmin(known))][0], paths[places < 0][0]
+        line, first = rows[int(np.argmin(known))][0], paths[photo_rows < 0][0]
         text = f"{file}: {(~known).sum():,} of {len(known):,} pairs name photos that {table.name} lacks"
         text += f" (first: {first} in line {line})"
         if not allow_missing:
@@ -70,18 +70,18 @@ def read_pairs(file: Path, table: Table, allow_missing: bool = False) -> Pairs:
         if not known.any():
             raise InputError(f"{text}, so that none is left; paths are relative to {table.root}")
         log.warning("%s; they are left out", text)
-    return Pairs(places[:, 0], places[:, 1], same).select(known)
+    return Pairs(photo_rows[:, 0], photo_rows[:, 1], same).select(known)
 
 
 def _cells(file: Path) -> list[tuple[int, list[str]]]:
     """Number and cells of each line with a pair."""
     lines = [(number, line) for number, line in enumerate(read_text(file).splitlines(), start=1) if line.strip()]
     found = []
-    for place, (number, line) in enumerate(lines):
+    for index, (number, line) in enumerate(lines):
         row = _separated(line)
         if len(row) >= 3 and row[2].lower() in SAME:
             found.append((number, row))
-        elif place > 0 or len(row) < 3 or row[2].lstrip("-").isdecimal():  # else a header
+        elif index > 0 or len(row) < 3 or row[2].lstrip("-").isdecimal():  # else a header
             raise InputError(f"{file}, line {number}: {line.strip()!r} is not path1 path2 label, label 1 (same) or 0")
     return found
 
@@ -101,10 +101,10 @@ def _rows_of(paths: np.ndarray, table: Table) -> np.ndarray:
     """int64: the rows of these photos; -1 where the table has none."""
     known = set(table.rows["path"])
     below = [f"image/{path}" for path in paths]
-    places = find_rows(table, [inner if inner in known else path for path, inner in zip(paths, below, strict=True)])
-    absent = np.flatnonzero(places < 0)
-    places[absent] = find_rows(table, [below[i] for i in absent])
-    return places
+    rows = find_rows(table, [inner if inner in known else path for path, inner in zip(paths, below, strict=True)])
+    absent = np.flatnonzero(rows < 0)
+    rows[absent] = find_rows(table, [below[i] for i in absent])
+    return rows
 
 
 def generate_pairs(table: Table, label: str, difficulty: str, num_pairs: int, seed: int) -> Pairs:
@@ -136,7 +136,9 @@ def generate_pairs(table: Table, label: str, difficulty: str, num_pairs: int, se
             f"{_where(difficulty, positives.sum() == 0)}"
         )
     rng = np.random.default_rng([seed, DIFFICULTIES.index(difficulty)])
-    ones, others = zip(_drawn(positives, after, half, rng), _drawn(negatives, end_of_class, half, rng), strict=True)
+    ones, others = zip(
+        _draw_positions(positives, after, half, rng), _draw_positions(negatives, end_of_class, half, rng), strict=True
+    )
     ends = photos[np.stack([np.concatenate(ones), np.concatenate(others)])]
     ends = rng.permuted(ends, axis=0)  # either may come first
     order = rng.permutation(2 * half)
@@ -176,7 +178,7 @@ def _ends(keys: np.ndarray) -> np.ndarray:
     return bounds[np.searchsorted(bounds, np.arange(keys.shape[1]), side="right")]
 
 
-def _drawn(counts: np.ndarray, starts: np.ndarray, num: int, rng: np.random.Generator) -> tuple:
+def _draw_positions(counts: np.ndarray, starts: np.ndarray, num: int, rng: np.random.Generator) -> tuple:
     """num different pairs of places, of those where place i stands with each of the counts[i] places from starts[i]."""
     ends = np.cumsum(counts)
     numbers = rng.choice(ends[-1], num, replace=False)

@@ -9,7 +9,9 @@ from carvision.verification.pairs import Pairs
 BLOCK = 4096  # pairs whose embeddings are in memory at a time
 
 
-def of_blocks(score: Callable[[np.ndarray, np.ndarray], np.ndarray], values: np.ndarray, pairs: Pairs) -> np.ndarray:
+def score_in_blocks(
+    score: Callable[[np.ndarray, np.ndarray], np.ndarray], values: np.ndarray, pairs: Pairs
+) -> np.ndarray:
     """score(values of the first photos, values of the second ones), block by block of pairs, as one array."""
     starts = range(0, len(pairs), BLOCK)
     return np.concatenate(
@@ -19,7 +21,7 @@ def of_blocks(score: Callable[[np.ndarray, np.ndarray], np.ndarray], values: np.
 
 def products(values: np.ndarray, pairs: Pairs) -> np.ndarray:
     """The scalar product of the two rows (D,) of values (N, D)."""
-    return of_blocks(lambda a, b: np.einsum("md,md->m", a, b), values, pairs)
+    return score_in_blocks(lambda a, b: np.einsum("md,md->m", a, b), values, pairs)
 
 
 def cosine(embeddings: np.ndarray, pairs: Pairs) -> np.ndarray:
@@ -30,4 +32,4 @@ def cosine(embeddings: np.ndarray, pairs: Pairs) -> np.ndarray:
 
 def l2(embeddings: np.ndarray, pairs: Pairs) -> np.ndarray:
     """The negative Euclidean distance. Of embeddings of length 1 it orders pairs as the cosine does."""
-    return of_blocks(lambda a, b: -np.linalg.norm(a - b, axis=1), embeddings, pairs)
+    return score_in_blocks(lambda a, b: -np.linalg.norm(a - b, axis=1), embeddings, pairs)

@@ -10,9 +10,9 @@ from carvision.inference.inputs import (
     Photo,
     Sources,
     check_sources,
-    checked_not_empty,
     count_photos,
-    photos_of,
+    iterate_photos,
+    require_photos,
 )
 
 
@@ -40,7 +40,7 @@ def test_sources_come_in_the_order_given(tree, monkeypatch):
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"one.jpg\n\n/abs/two.jpg\r\nlast.jpg")))
     (tree / "list.txt").write_text("in list.jpg\n")
     sources = Sources(("photos/z.jpg", "-", "photos/b"), tree / "list.txt", root=tree / "photos")
-    photos = list(photos_of(sources))
+    photos = list(iterate_photos(sources))
     assert [photo.path for photo in photos] == [
         "photos/z.jpg", "one.jpg", "/abs/two.jpg", "last.jpg",
         "photos/b/10.jpeg", "photos/b/2.JPG", "photos/b/c/1.png", "in list.jpg",
@@ -74,8 +74,8 @@ def test_mistakes_are_told_before_any_photo_is_read(tree):
 
 def test_standard_input_without_a_line_is_an_error_when_it_ends():
     with pytest.raises(InputError, match="no photos in -"):
-        list(checked_not_empty(iter(()), Sources(("-",))))
-    assert list(checked_not_empty(iter([Photo("a", "a")]), Sources(("-",)))) == [Photo("a", "a")]
+        list(require_photos(iter(()), Sources(("-",))))
+    assert list(require_photos(iter([Photo("a", "a")]), Sources(("-",)))) == [Photo("a", "a")]
 
 
 def test_counting(tree):

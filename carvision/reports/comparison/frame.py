@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 
 from carvision.errors import InputError, nearest
-from carvision.reports.comparison.runs import SPLITS, Part, Run
+from carvision.reports.comparison.runs import SPLITS, Run, RunPart
 
 log = logging.getLogger(__name__)
 
-NO_FIGURES = (
+NOT_METRICS = (
     "folder",
     "state",
     "folds",
@@ -26,7 +26,7 @@ SPREAD = "/std"  # a column's standard deviation over the folds, in a column of 
 NAN = float("nan")
 
 
-def frame_of(
+def runs_frame(
     runs: Sequence[Run], names: Sequence[str], epoch: int | None = None, price_per_hour: float | None = None
 ) -> pd.DataFrame:
     """A row a run, indexed by its name: figures as the run's files have them (epochs from 0, accuracies as fractions).
@@ -41,11 +41,11 @@ def frame_of(
     if epoch is not None:
         for name in frame.index[frame["epoch"].isna()]:
             log.warning("%s has no epoch %d: its figures are empty", name, epoch)
-    facts = [name for name in (*NO_FIGURES, *TIMES, "lowest_val_loss") if name in frame]
-    figures = [name for name in frame if name not in facts]
+    facts = [name for name in (*NOT_METRICS, *TIMES, "lowest_val_loss") if name in frame]
+    metrics = [name for name in frame if name not in facts]
     order = {split: i for i, split in enumerate(SPLITS)}
-    figures.sort(key=lambda name: order[name.split("/")[0]])  # stable: a run's own order within a split
-    return frame[facts + figures]
+    metrics.sort(key=lambda name: order[name.split("/")[0]])  # stable: a run's own order within a split
+    return frame[facts + metrics]
 
 
 def _row(run: Run, epoch: int | None, price_per_hour: float | None) -> dict[str, object]:
@@ -70,17 +70,17 @@ def _row(run: Run, epoch: int | None, price_per_hour: float | None) -> dict[str,
     )
 
 
-def _part_row(part: Part, config: dict, epoch: int | None) -> dict[str, float]:
-    history, metrics = part.history, part.metrics
+def _part_row(part: RunPart, config: dict, epoch: int | None) -> dict[str, float]:
+    history, saved = part.history, part.metrics
     seconds = history["seconds"] if "seconds" in history else pd.Series(dtype=float)
-    spent = (metrics or {}).get("seconds", {})
+    spent = (saved or {}).get("seconds", {})
     row: dict[str, float] = {"epochs": len(history) or NAN, "parameters": part.num_parameters}
     if epoch is not None:
         at = history[history["epoch"] == epoch - 1]
         row["epoch"] = epoch - 1 if len(at) else NAN
         row["training_s"] = seconds[history["epoch"] < epoch].sum() if len(at) else NAN
         row["wall_min"] = row["training_s"] / 60
-        figures = _figures_of(at.iloc[0]) if len(at) else {}
+        metrics = _row_metrics(at.iloc[0]) if len(at) else {}
     else:
         at = _best_epoch(part, config)
         row["best_epoch"] = at
@@ -88,22 +88,22 @@ def _part_row(part: Part, config: dict, epoch: int | None) -> dict[str, float]:
         stages = [value for name, value in spent.items() if name not in ("total", "cpu")]
         row["wall_min"] = spent.get("total", sum(stages) if stages else row["training_s"]) / 60
         row["cpu_min"] = spent.get("cpu", NAN) / 60
-        row["cost"] = (metrics or {}).get("cost", NAN)
+        row["cost"] = (saved or {}).get("cost", NAN)
         row["best_after_s"] = seconds[history["epoch"] <= at].sum() if len(seconds) else NAN
-        if metrics:
-            figures = {f"{split}/{name}": v for split in SPLITS for name, v in metrics.get(split, {}).items()}
+        if saved:
+            metrics = {f"{split}/{name}": v for split in SPLITS for name, v in saved.get(split, {}).items()}
         else:
-            figures = _figures_of(history[history["epoch"] == at].iloc[0]) if len(history) else {}
+            metrics = _row_metrics(history[history["epoch"] == at].iloc[0]) if len(history) else {}
     row["epoch_s"] = seconds.mean() if len(seconds) else NAN
     row["lowest_val_loss"] = history["val/loss"].min() if "val/loss" in history else NAN
-    return row | {name: value for name, value in figures.items() if isinstance(value, int | float)}
+    return row | {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
 
-def _figures_of(epoch: pd.Series) -> dict[str, float]:
+def _row_metrics(epoch: pd.Series) -> dict[str, float]:
     return {str(k): v for k, v in epoch.items() if str(k).split("/")[0] in SPLITS and not pd.isna(v)}
 
 
-def _best_epoch(part: Part, config: dict) -> float:
+def _best_epoch(part: RunPart, config: dict) -> float:
     """From 0. Of a run that did not end, the best so far in the sense of its callbacks.monitor."""
     if part.metrics and "best_epoch" in part.metrics:
         return part.metrics["best_epoch"]
@@ -131,7 +131,7 @@ def heads_of(frame: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(n[1] for n in names if len(n) == 3 and n[2] in ("top1", "mae") and n[1] != "joint"))
 
 
-def finest_figure(frame: pd.DataFrame, runs: Sequence[Run]) -> str:
+def finest_metric(frame: pd.DataFrame, runs: Sequence[Run]) -> str:
     """Top-1 on validation of the head that most runs have, of these the one with most classes, or else the last."""
     num_classes = {head: n for run in runs for part in run.parts for head, n in part.num_classes.items()}
     for split in ("val", "test", "train"):
@@ -166,8 +166,8 @@ def pareto_front(amounts: Sequence[float], values: Sequence[float], lower: bool 
     known = np.flatnonzero(~(np.isnan(amounts) | np.isnan(values)))
     order = known[np.lexsort((-values[known], amounts[known]))]
     front: list[int] = []
-    for place in order:
-        same = front and (amounts[place], values[place]) == (amounts[front[-1]], values[front[-1]])
-        if not front or values[place] > values[front[-1]] or same:
-            front.append(int(place))
+    for index in order:
+        same = front and (amounts[index], values[index]) == (amounts[front[-1]], values[front[-1]])
+        if not front or values[index] > values[front[-1]] or same:
+            front.append(int(index))
     return np.array(front, dtype=int)

@@ -21,13 +21,13 @@ class Matrix:
 
     rows: str
     columns: str
-    figure: str
+    metric: str
     values: pd.DataFrame
     minutes: pd.DataFrame
     counts: pd.DataFrame  # runs in each cell
 
 
-def matrix_of(frame: pd.DataFrame, runs: Sequence[Run], rows: str, columns: str, figure: str) -> Matrix:
+def matrix_of(frame: pd.DataFrame, runs: Sequence[Run], rows: str, columns: str, metric: str) -> Matrix:
     """rows, columns: keys of the runs' configs, or several with commas between: a row (column) for each set of their
     values. Raises InputError if no run has such a key."""
     keys = {key: _values_of(runs, key, "--matrix") for key in (rows, columns)}
@@ -35,15 +35,15 @@ def matrix_of(frame: pd.DataFrame, runs: Sequence[Run], rows: str, columns: str,
     shape = {"index": pd.Index(labels[rows], name=rows), "columns": pd.Index(labels[columns], name=columns)}
     values, minutes = (pd.DataFrame(float("nan"), **shape) for _ in range(2))
     counts = pd.DataFrame(0, **shape)
-    sign = -1 if lower_is_better(figure) else 1
+    sign = -1 if lower_is_better(metric) else 1
     for i, (row, column) in enumerate(zip(keys[rows], keys[columns], strict=True)):
-        value = frame[figure].iloc[i]
+        value = frame[metric].iloc[i]
         if row is None or column is None or math.isnan(value):
             continue
         counts.loc[row, column] += 1
         if counts.loc[row, column] == 1 or sign * value > sign * values.loc[row, column]:
             values.loc[row, column], minutes.loc[row, column] = value, frame["wall_min"].iloc[i]
-    return Matrix(rows.replace(",", ", "), columns.replace(",", ", "), figure, values, minutes, counts)
+    return Matrix(rows.replace(",", ", "), columns.replace(",", ", "), metric, values, minutes, counts)
 
 
 def _values_of(runs: Sequence[Run], key: str, option: str) -> list[str | None]:

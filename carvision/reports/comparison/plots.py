@@ -22,16 +22,16 @@ MARKERS = "osD^vPX<>*hp"
 MAX_CURVES = len(COLOURS)
 
 
-def plot_comparison(histories: dict[str, pd.DataFrame], figures: Sequence[str], title: str, file: Path) -> None:
+def plot_comparison(histories: dict[str, pd.DataFrame], metrics: Sequence[str], title: str, file: Path) -> None:
     """The runs' histories overlaid, a panel a figure ("loss", "make/top1"): validation solid, training faint, dashed.
 
     histories: {name of the run: rows of history.csv}, at most MAX_CURVES.
     """
-    panels_a_row = min(len(figures), 3)
-    rows = -(-len(figures) // panels_a_row)
+    panels_a_row = min(len(metrics), 3)
+    rows = -(-len(metrics) // panels_a_row)
     figure = create_figure(4.3 * panels_a_row if panels_a_row > 1 else 8.5, 3.4 * rows if rows > 1 else 3.8)
-    logarithmic = any(_is_wide(histories, name) for name in figures)
-    for i, name in enumerate(figures):
+    logarithmic = any(_is_wide(histories, name) for name in metrics)
+    for i, name in enumerate(metrics):
         axes = figure.add_subplot(rows, panels_a_row, i + 1)
         for run, (history, colour) in enumerate(zip(histories.values(), COLOURS, strict=False)):
             _curve(axes, history, f"train/{name}", color=colour, alpha=0.45, linestyle=(0, (4, 2)), linewidth=1.1)
@@ -95,9 +95,9 @@ def legend_below(figure: Figure, handles: Sequence[Line2D], names: Sequence[str]
     figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(names) // columns))
 
 
-def plot_against(table: pd.DataFrame, key: str, figure_name: str, file: Path) -> None:
+def plot_against(table: pd.DataFrame, key: str, metric: str, file: Path) -> None:
     """R4's study of one setting: time to best, the figure, the lowest loss, a line a group. table: of `against_of`."""
-    panels = {"best_after_s": "minutes to the best epoch", figure_name: title_of(figure_name).removesuffix(" %")}
+    panels = {"best_after_s": "minutes to the best epoch", metric: title_of(metric).removesuffix(" %")}
     panels |= {"lowest_val_loss": "lowest validation loss"}
     panels = {column: title for column, title in panels.items() if table[column].notna().any()}
     figure = create_figure(max(6.0, 3.7 * len(panels)), 3.9)

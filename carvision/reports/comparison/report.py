@@ -9,7 +9,7 @@ from rich.console import Console
 
 from carvision.errors import InputError
 from carvision.folders import refuse_foreign_folder
-from carvision.reports.comparison.frame import check_column, finest_figure, frame_of, sort_by
+from carvision.reports.comparison.frame import check_column, finest_metric, runs_frame, sort_by
 from carvision.reports.comparison.matrix import against_of, matrix_of
 from carvision.reports.comparison.names import differing_keys, name_runs, text_of
 from carvision.reports.comparison.plots import MAX_CURVES, plot_against, plot_comparison
@@ -29,7 +29,7 @@ def write_comparison(
     folder: Path,
     names: Sequence[str] | None = None,
     epoch: int | None = None,
-    figure: str | None = None,
+    metric: str | None = None,
     sort: str | None = None,
     matrix: Sequence[str] | None = None,
     against: str | None = None,
@@ -43,31 +43,31 @@ def write_comparison(
         raise InputError(f"--epoch: {epoch} is not 1 or more; epochs count from 1")
     if price_per_hour is not None and not price_per_hour >= 0:
         raise InputError(f"--price-per-hour: {price_per_hour} is not 0 or more")
-    runs = [read_run(place) for place in find_runs(given)]
-    frame = frame_of(runs, _checked(names, runs), epoch, price_per_hour)
-    figure = check_column(frame, figure, "--figure") if figure else finest_figure(frame, runs)
+    runs = [read_run(path) for path in find_runs(given)]
+    frame = runs_frame(runs, _checked(names, runs), epoch, price_per_hour)
+    metric = check_column(frame, metric, "--figure") if metric else finest_metric(frame, runs)
     if sort:
         by_name = dict(zip(frame.index, runs, strict=True))
         frame = sort_by(frame, check_column(frame, sort, "--sort"))
         runs = [by_name[name] for name in frame.index]
-    tables = {"matrix": matrix_of(frame, runs, *matrix, figure)} if matrix else {}
+    tables = {"matrix": matrix_of(frame, runs, *matrix, metric)} if matrix else {}
     if against:
         groups = name_runs(runs, ignored=(against, "seed"))
         tables["against"] = against_of(frame, runs, against, groups)
     refuse_foreign_folder(folder, "--out", _is_comparison)
     _make_folder(folder)
     sheets = []
-    pictures = _plot_runs(frame, runs, figure, folder)
+    pictures = _plot_runs(frame, runs, metric, folder)
     if "matrix" in tables:
         sheets += matrix_sheets(tables["matrix"])
         pictures |= _write_matrix(tables["matrix"], folder)
     if "against" in tables:
-        sheets.append(against_sheet(tables["against"], against, figure))
-        pictures |= _write_against(tables["against"], against, figure, folder)
+        sheets.append(against_sheet(tables["against"], against, metric))
+        pictures |= _write_against(tables["against"], against, metric, folder)
     unfinished = list(frame.index[frame["state"] == "unfinished"])
     for sheet in sheets if unfinished else []:
         sheet.notes.append(f"Unfinished runs count with what they reached so far: {', '.join(unfinished)}.")
-    _write(frame, runs, figure, epoch, sheets, pictures, folder)
+    _write(frame, runs, metric, epoch, sheets, pictures, folder)
     return frame
 
 
@@ -102,7 +102,7 @@ def _is_comparison(folder: Path) -> bool:
 def _write(
     frame: pd.DataFrame,
     runs: Sequence[Run],
-    figure: str,
+    metric: str,
     epoch: int | None,
     studies: list[Sheet],
     pictures: Pictures,
@@ -124,7 +124,7 @@ def _write(
     if not console.is_terminal:
         console = Console(width=110)  # rich takes a file for 80 columns wide
     print_runs(
-        frame, f"{title}. {about}", notes, console, [figure, figure.replace("val/", "test/"), "wall_min", "cost"]
+        frame, f"{title}. {about}", notes, console, [metric, metric.replace("val/", "test/"), "wall_min", "cost"]
     )
     for sheet in studies:
         print_sheet(sheet, console)
@@ -160,15 +160,15 @@ def _write_csv(frame: pd.DataFrame, file: Path) -> None:
     write_csv(file, frame.astype(kinds), index=True)
 
 
-def _plot_runs(frame: pd.DataFrame, runs: Sequence[Run], figure: str, folder: Path) -> Pictures:
+def _plot_runs(frame: pd.DataFrame, runs: Sequence[Run], metric: str, folder: Path) -> Pictures:
     """Curves overlaid, and the figure against time and, where it is known, money."""
     pictures = {}
     histories = {name: run.history for name, run in zip(frame.index, runs, strict=True) if len(run.history)}
     shown = ""
     if len(histories) > MAX_CURVES:
-        best = [name for name in sort_by(frame, figure).index if name in histories][:MAX_CURVES]
+        best = [name for name in sort_by(frame, metric).index if name in histories][:MAX_CURVES]
         shown = f", the best {MAX_CURVES} of {len(histories)} runs"
-        log.warning("curves: %s by %s are drawn", shown.removeprefix(", "), figure)
+        log.warning("curves: %s by %s are drawn", shown.removeprefix(", "), metric)
         histories = {name: histories[name] for name in best}
     columns = dict.fromkeys(column for history in histories.values() for column in history)
     heads = dict.fromkeys(c.split("/")[1] for c in columns if c.count("/") == 2 and c.endswith("/loss"))
@@ -181,11 +181,11 @@ def _plot_runs(frame: pd.DataFrame, runs: Sequence[Run], figure: str, folder: Pa
             plot_comparison(histories, drawn, f"{kind} by epoch{shown}", file)
             pictures[f"{kind} by epoch"] = file
     for amount, word in {"training_s": "time", "cost": "cost"}.items():
-        if len(frame) > 1 and amount in frame and frame[[amount, figure]].notna().all(axis=1).sum() > 1:
-            pictures[f"Accuracy against {word}" if "top" in figure else f"{figure} against {word}"] = (
+        if len(frame) > 1 and amount in frame and frame[[amount, metric]].notna().all(axis=1).sum() > 1:
+            pictures[f"Accuracy against {word}" if "top" in metric else f"{metric} against {word}"] = (
                 file := folder / f"against_{word}.png"
             )
-            plot_trade_off(frame, amount, figure, file)
+            plot_trade_off(frame, amount, metric, file)
     return pictures
 
 
@@ -199,8 +199,8 @@ def _write_matrix(matrix, folder: Path) -> Pictures:
     return {"Matrix": folder / "matrix.png", "Matrix of minutes": folder / "matrix_minutes.png"}
 
 
-def _write_against(table: pd.DataFrame, key: str, figure: str, folder: Path) -> Pictures:
-    columns = ["group", key, "epoch_s", "best_after_s", figure, "lowest_val_loss"]
+def _write_against(table: pd.DataFrame, key: str, metric: str, folder: Path) -> Pictures:
+    columns = ["group", key, "epoch_s", "best_after_s", metric, "lowest_val_loss"]
     write_csv(folder / "against.csv", table[list(dict.fromkeys(columns))], index=True)
-    plot_against(table, key, figure, folder / "against.png")
+    plot_against(table, key, metric, folder / "against.png")
     return {f"By {key}": folder / "against.png"}

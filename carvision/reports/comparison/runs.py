@@ -25,7 +25,7 @@ SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
-class Part:
+class RunPart:
     """A run, or a part of one. metrics: of metrics.json, None if the run did not end. history: epochs from 0."""
 
     history: pd.DataFrame
@@ -41,7 +41,7 @@ class Run:
 
     folder: Path
     config: dict[str, object]
-    parts: tuple[Part, ...]
+    parts: tuple[RunPart, ...]
     kind: str
     num_parts: int
     summary: dict | None
@@ -78,20 +78,20 @@ def find_runs(given: Iterable[Path]) -> list[Path]:
             if run.resolve() in found:
                 log.warning("%s was given twice, and is counted once", run)
             found.setdefault(run.resolve(), run)
-    for place in [place for place in found if place.parent in found]:  # a part was given besides its run
-        log.warning("%s is a part of %s, which is compared as a whole", found[place], found[place.parent])
-        del found[place]
+    for path in [path for path in found if path.parent in found]:  # a part was given besides its run
+        log.warning("%s is a part of %s, which is compared as a whole", found[path], found[path.parent])
+        del found[path]
     return list(found.values())
 
 
 def _runs_below(folder: Path) -> list[Path]:
     runs = []
-    for place, folders, files in os.walk(folder):
-        if HISTORY in files or METRICS in files or any(_is_part(Path(place, name)) for name in folders):
-            runs.append(Path(place))
+    for path, folders, files in os.walk(folder):
+        if HISTORY in files or METRICS in files or any(_is_part(Path(path, name)) for name in folders):
+            runs.append(Path(path))
             folders.clear()  # a run's own folders hold no other runs
         elif CONFIG in files:
-            log.warning("%s has not ended its first epoch, and is left out", place)
+            log.warning("%s has not ended its first epoch, and is left out", path)
         folders.sort(key=_natural)
     return runs
 
@@ -107,14 +107,14 @@ def _is_part(folder: Path) -> bool:
 
 def read_run(folder: Path) -> Run:
     """Raises InputError for a file that is not what a run writes."""
-    places = sorted((f for f in folder.iterdir() if _is_part(f)), key=lambda f: int(PART.fullmatch(f.name)[2]))
+    folders = sorted((f for f in folder.iterdir() if _is_part(f)), key=lambda f: int(PART.fullmatch(f.name)[2]))
     summary = _read_metrics(folder)
     kind = next((kind for kind in ("fold", "seed") if f"{kind}s" in (summary or {})), None)
-    kind = kind or (PART.fullmatch(places[0].name)[1] if places else "")
+    kind = kind or (PART.fullmatch(folders[0].name)[1] if folders else "")
     if not kind:
         return Run(folder, _read_config(folder), (_read_part(folder),), "", 0, None)
-    num_parts = int((summary or {}).get(f"{kind}s", len(places)))
-    parts = tuple(_read_part(place) for place in places) or (Part(_no_history(), None, float("nan"), {}),)
+    num_parts = int((summary or {}).get(f"{kind}s", len(folders)))
+    parts = tuple(_read_part(part) for part in folders) or (RunPart(_no_history(), None, float("nan"), {}),)
     return Run(folder, _read_config(folder), parts, kind, num_parts, summary)
 
 
@@ -122,7 +122,7 @@ def _no_history() -> pd.DataFrame:
     return pd.DataFrame({"epoch": [], "seconds": []})
 
 
-def _read_part(folder: Path) -> Part:
+def _read_part(folder: Path) -> RunPart:
     history = _no_history()
     file = folder / HISTORY
     if file.exists():
@@ -132,7 +132,7 @@ def _read_part(folder: Path) -> Part:
             raise InputError(f"{file} can't be read ({_first_line(error)}); leave this run out") from None
         if "epoch" not in history or not pd.api.types.is_numeric_dtype(history["epoch"]):
             raise InputError(f"{file} has no column of numbers 'epoch', so it is no run's; leave this folder out")
-    return Part(history, _read_metrics(folder), _num_parameters(folder), _num_classes(folder))
+    return RunPart(history, _read_metrics(folder), _num_parameters(folder), _num_classes(folder))
 
 
 def _read_metrics(folder: Path) -> dict | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from carvision.reports.comparison.frame import (
-    NO_FIGURES,
+    NOT_METRICS,
     SPREAD,
     TIMES,
     heads_of,
@@ -65,8 +65,8 @@ def shown_value(column: str, value: float) -> float:
         return round(value / 60, 2)
     if column == "cost":
         return round(value, _cost_digits(value))
-    digits = 0 if column == "parameters" else 1 if column.endswith("_s") or column in NO_FIGURES else 2
-    return round(value, digits if column in NO_FIGURES + TIMES else 4)
+    digits = 0 if column == "parameters" else 1 if column.endswith("_s") or column in NOT_METRICS else 2
+    return round(value, digits if column in NOT_METRICS + TIMES else 4)
 
 
 def _cost_digits(value: float) -> int:
@@ -77,7 +77,7 @@ def text(column: str, value: float, spread: float = float("nan")) -> str:
     if pd.isna(value):
         return ""
     number = shown_value(column, value)
-    if column in NO_FIGURES:
+    if column in NOT_METRICS:
         shown = f"{number:,.1f}".removesuffix(".0")
     else:
         digits = 2 if is_fraction(column) or column in TIMES else 4
@@ -93,7 +93,7 @@ def best_marks(frame: pd.DataFrame) -> pd.DataFrame:
     of a run that did not end."""
     marks = pd.DataFrame(False, index=frame.index, columns=frame.columns)
     for column in frame.select_dtypes("number"):
-        if column in NO_FIGURES or column.endswith(SPREAD):
+        if column in NOT_METRICS or column.endswith(SPREAD):
             continue
         values = frame[column].map(lambda value, column=column: shown_value(column, value))
         if column in TIMES and "state" in frame:
@@ -111,11 +111,11 @@ def shown_columns(frame: pd.DataFrame) -> list[list[str]]:
         for s in SPLITS
         if f"{s}/loss_total" in frame and f"{s}/loss" in frame
     )
-    figures = ["loss", *(["loss_total"] if penalised else [])]
-    figures += [f"{head}/loss" for head in heads] if len(heads) > 1 else []
-    figures += [f"{head}/{name}" for head in heads for name in ("top1", "mae")]
-    figures += ["joint/top1"] if len(heads) > 1 else []  # of one head, its own
-    groups = [[f"{split}/{figure}" for figure in figures] for split in SPLITS]
+    metrics = ["loss", *(["loss_total"] if penalised else [])]
+    metrics += [f"{head}/loss" for head in heads] if len(heads) > 1 else []
+    metrics += [f"{head}/{name}" for head in heads for name in ("top1", "mae")]
+    metrics += ["joint/top1"] if len(heads) > 1 else []  # of one head, its own
+    groups = [[f"{split}/{metric}" for metric in metrics] for split in SPLITS]
     groups.append(["best_epoch", "epochs", "parameters", "wall_min", "cpu_min", "cost"])
     kept = [[c for c in group if c in frame and frame[c].notna().any()] for group in groups]
     return [group for group in kept if group]
@@ -169,9 +169,9 @@ def settings_sheet(runs: Sequence[Run], names: Sequence[str], keys: Sequence[str
 def matrix_sheets(matrix: Matrix) -> list[Sheet]:
     """The figure, and the minutes it took; best of each row, and overall."""
     sheets = []
-    for frame, column in ((matrix.values, matrix.figure), (matrix.minutes, "wall_min")):
+    for frame, column in ((matrix.values, matrix.metric), (matrix.minutes, "wall_min")):
         texts = [[text(column, value) for value in row] for row in frame.to_numpy()]
-        if column == matrix.figure:
+        if column == matrix.metric:
             counts = matrix.counts.to_numpy()
             texts = [
                 [f"{t} (of {n})" if n > 1 else t for t, n in zip(*both, strict=True)]
@@ -204,9 +204,9 @@ def matrix_marks(frame: pd.DataFrame, column: str) -> list[list[str]]:
     ]
 
 
-def against_sheet(table: pd.DataFrame, key: str, figure: str) -> Sheet:
+def against_sheet(table: pd.DataFrame, key: str, metric: str) -> Sheet:
     """R4's study: time to best, best figure and lowest loss by one setting; the best of each group marked."""
-    columns = ["epoch_s", "best_after_s", figure, "lowest_val_loss"]
+    columns = ["epoch_s", "best_after_s", metric, "lowest_val_loss"]
     columns = [column for column in dict.fromkeys(columns) if table[column].notna().any()]
     rows, marks, breaks = [], [], set()
     named = table["group"].nunique() > 1

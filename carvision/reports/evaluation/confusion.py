@@ -16,9 +16,9 @@ from carvision.reports.evaluation.layout import (
     LINE_PX,
     TITLE_PX,
     create_sheet,
-    shortened,
+    shorten_name,
     width_px,
-    wrapped,
+    wrap_text,
     write_text,
     write_title,
 )
@@ -62,8 +62,8 @@ def plot_confusion(
     block_px = max((width_px(label.text, PARENT_PT, "bold") for label in blocks), default=-GAP_PX) + GAP_PX
     left = EDGE_PX + LINE_PX + block_px + class_px
     width = max(left + size + EDGE_PX, SMALLEST_WIDTH_PX)
-    lines = wrapped(title, width - 2 * EDGE_PX, 12, "bold")
-    notes = wrapped(note, width - 2 * EDGE_PX, 9)
+    lines = wrap_text(title, width - 2 * EDGE_PX, 12, "bold")
+    notes = wrap_text(note, width - 2 * EDGE_PX, 9)
     top = EDGE_PX + TITLE_PX * len(lines) + LINE_PX + GAP_PX + block_px + class_px
     figure, axes = create_sheet(width, top + size + LEGEND_PX + LINE_PX * len(notes) + EDGE_PX)
     write_title(axes, lines)
@@ -91,13 +91,14 @@ def plot_confusion(
 def _class_labels(names: Sequence[str], cell: int) -> list[Label]:
     """All, or every so many that there is room."""
     step = 1 if len(names) <= MAX_NAMED else -(-_height_px(NAME_PT) // cell)
-    return [Label((i + 0.5) * cell, shortened(names[i], 44), 1) for i in range(0, len(names), step)]
+    return [Label((i + 0.5) * cell, shorten_name(names[i], 44), 1) for i in range(0, len(names), step)]
 
 
 def _block_labels(parents: Sequence[str], edges: list[int], cell: int) -> list[Label]:
     ends = [0, *edges, len(parents)]
     return [
-        Label((first + last) / 2 * cell, shortened(parents[first], 24), last - first) for first, last in pairwise(ends)
+        Label((first + last) / 2 * cell, shorten_name(parents[first], 24), last - first)
+        for first, last in pairwise(ends)
     ]
 
 
@@ -129,9 +130,9 @@ def _pixels(counts: np.ndarray, cell: int) -> np.ndarray:
 def _draw_lines(axes: Axes, edges: list[int], left: int, top: int, cell: int, size: int) -> None:
     strong = len(edges) < 60
     style = {"colors": FAINT if strong else "#c8c8c8", "linewidths": 0.7 if strong else 0.4}
-    places = np.array(edges) * cell
-    axes.hlines(top + places, left, left + size, **style)
-    axes.vlines(left + places, top, top + size, **style)
+    offsets = np.array(edges) * cell
+    axes.hlines(top + offsets, left, left + size, **style)
+    axes.vlines(left + offsets, top, top + size, **style)
 
 
 def _write_counts(axes: Axes, counts: np.ndarray, left: int, top: int, cell: int) -> None:
@@ -150,8 +151,8 @@ def _draw_legend(axes: Axes, left: int, top: int, with_empty: bool) -> None:
     ramp = COLOURS(NORM(np.linspace(0, 1, length) ** 2))[None, :, :3]  # by the root, so that small shares have room
     axes.imshow(ramp, extent=(left, left + length, top + height, top), interpolation="none", aspect="auto")
     for share in (0.01, 0.1, 0.25, 0.5, 1.0):
-        place = left + length * share**0.5
-        axes.vlines(place, top + height, top + height + 3, colors=FAINT, linewidths=0.7)
-        write_text(axes, place, top + height + 5, f"{100 * share:.0f}", ha="center", va="top", size=8)
+        x = left + length * share**0.5
+        axes.vlines(x, top + height, top + height + 3, colors=FAINT, linewidths=0.7)
+        write_text(axes, x, top + height + 5, f"{100 * share:.0f}", ha="center", va="top", size=8)
     words = "% of the true class' photos" + ("; grey: a class without photos" if with_empty else "")
     write_text(axes, left + length + 16, top + height / 2, words, va="center_baseline", size=8)

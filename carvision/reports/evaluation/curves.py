@@ -24,17 +24,19 @@ def plot_reliability(diagrams: dict[str, pd.DataFrame], title: str, file: Path) 
     panels = figure.subplots(2, len(diagrams), height_ratios=(3, 1), squeeze=False, sharex=True)
     for (heading, bins), (diagram, histogram) in zip(diagrams.items(), panels.T, strict=True):
         width = bins["high"] - bins["low"]
-        place, seen = bins["low"] + width / 2, bins["photos"] > 0
-        accuracy, confidence = bins["accuracy"][seen], bins["confidence"][seen]
-        bars = {"width": width[seen], "edgecolor": "white", "linewidth": 0.8}
-        diagram.bar(place[seen], accuracy, color=BAR, label="accuracy", **bars)
-        for colour, gap, words in ((ABOVE, confidence - accuracy, "confidence above it"),
+        middle, filled = bins["low"] + width / 2, bins["photos"] > 0
+        accuracy, confidence = bins["accuracy"][filled], bins["confidence"][filled]
+        bars = {"width": width[filled], "edgecolor": "white", "linewidth": 0.8}
+        diagram.bar(middle[filled], accuracy, color=BAR, label="accuracy", **bars)
+        for colour, gap, label in ((ABOVE, confidence - accuracy, "confidence above it"),
                                    (BELOW, accuracy - confidence, "confidence below it")):  # fmt: skip
             bottom = np.minimum(accuracy, confidence)
-            diagram.bar(place[seen], gap.clip(lower=0), bottom=bottom, color=colour, label=words, **bars)
+            diagram.bar(middle[filled], gap.clip(lower=0), bottom=bottom, color=colour, label=label, **bars)
         diagram.plot((0, 1), (0, 1), color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
         diagram.set_title(f"{heading}: ECE {100 * calibration_error(bins):.1f} %", loc="left", size=10, color=TEXT)
-        histogram.bar(place, bins["photos"] / max(1, bins["photos"].sum()), color=HISTOGRAM, **{**bars, "width": width})
+        histogram.bar(
+            middle, bins["photos"] / max(1, bins["photos"].sum()), color=HISTOGRAM, **{**bars, "width": width}
+        )
         histogram.set_xlabel("probability of the most probable class")
         diagram.set(xlim=(0, 1), ylim=(0, 1))
         for axes, grid in ((diagram, "both"), (histogram, "y")):
@@ -59,10 +61,10 @@ def plot_coverage(heads: dict[str, tuple[np.ndarray, np.ndarray]], title: str, f
     for (head, (confidence, right)), colour in zip(heads.items(), _colours(len(heads)), strict=True):
         accuracy, threshold = accuracy_by_coverage(confidence, right)
         share = np.arange(1, len(accuracy) + 1) / len(accuracy)
-        places = np.ceil(np.array(COVERAGES) * len(share)).astype(int) - 1
+        indices = np.ceil(np.array(COVERAGES) * len(share)).astype(int) - 1
         for axes, values in zip(panels, (accuracy, threshold), strict=True):
             axes.plot(share, values, color=colour, linewidth=1.6, label=head, drawstyle="steps-pre")
-            axes.plot(share[places], values[places], color=colour, marker="o", markersize=4, linestyle="")
+            axes.plot(share[indices], values[indices], color=colour, marker="o", markersize=4, linestyle="")
         lowest = min(lowest, accuracy.min())
     panels[0].set_ylabel("accuracy on them")
     panels[0].set_ylim(max(0.0, lowest - 0.05), 1.005)

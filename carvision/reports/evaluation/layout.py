@@ -30,12 +30,12 @@ def write_title(axes: Axes, lines: list[str]) -> None:
         write_text(axes, EDGE_PX, EDGE_PX + i * TITLE_PX, line, va="top", size=12, weight="bold")
 
 
-def shortened(name: str, length: int) -> str:
+def shorten_name(name: str, length: int) -> str:
     name = " ".join(name.split())
     return name if len(name) <= length else name[: length - 1] + "\u2026"
 
 
-def wrapped(text: str, room_px: int, size: float, weight: str = "normal", max_lines: int | None = None) -> list[str]:
+def wrap_text(text: str, room_px: int, size: float, weight: str = "normal", max_lines: int | None = None) -> list[str]:
     """Lines no wider than the room; a word that is too long is broken."""
     letters = max(4, int(room_px / max(1, width_px(text, size, weight)) * len(text)))
     while True:

@@ -8,18 +8,18 @@ from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
-from carvision.evaluation.bootstrap import bootstrap_intervals, point_figures
+from carvision.evaluation.bootstrap import bootstrap_intervals, point_metrics
 from carvision.evaluation.predictions import Predictions
 from carvision.portable import parents_of
 from carvision.reports.comparison.sheets import Sheet
 from carvision.reports.comparison.tables import print_sheet, write_html, write_markdown
 from carvision.reports.evaluation.curves import plot_coverage
-from carvision.reports.evaluation.of_head import parts_of_heads, write_head
+from carvision.reports.evaluation.of_head import head_results, write_head
 from carvision.reports.evaluation.tables import (
     calibration_sheets,
     coverage_sheets,
     decoding_sheet,
-    figure_sheets,
+    metric_sheets,
     pairs_sheet,
 )
 from carvision.whole_files import open_new
@@ -32,7 +32,7 @@ def write_evaluation(
     labels: dict[str, dict],
     folder: Path,
     *,
-    figures: dict[str, float],
+    metrics: dict[str, float],
     decodings: dict[str, dict[str, float]],
     losses: dict[str, Tensor],
     head_weights: dict[str, float],
@@ -57,10 +57,10 @@ def write_evaluation(
     """
     folder.mkdir(parents=True, exist_ok=True)
     given = (predictions, labels, rule, losses, head_weights)
-    points = point_figures(*given) if predictions.valid.any() else {}
-    figures = figures | {name: value for name, value in points.items() if name not in figures or name.endswith(EXACT)}
+    points = point_metrics(*given) if predictions.valid.any() else {}
+    metrics = metrics | {name: value for name, value in points.items() if name not in metrics or name.endswith(EXACT)}
     intervals = bootstrap_intervals(*given, num_samples, seed) if num_samples and points else {}
-    parts = parts_of_heads(predictions, labels, rule)
+    parts = head_results(predictions, labels, rule)
     pictures: dict[str, Path] = {}
     if parts:
         pictures["Accuracy on the surest photos"] = folder / "coverage.png"
@@ -68,10 +68,10 @@ def write_evaluation(
         plot_coverage(surest, f"{title}: accuracy on the surest photos", folder / "coverage.png")
     for part in parts.values():
         pictures |= write_head(predictions, labels, part, title, crop_to_box, folder)
-    sheets = figure_sheets(figures, intervals, labels)
+    sheets = metric_sheets(metrics, intervals, labels)
     if parents_of(labels) and len(decodings) > 1:
         sheets.append(decoding_sheet(decodings, rule))
-    sheets += calibration_sheets(figures, intervals, predictions.temperature, list(parts))
+    sheets += calibration_sheets(metrics, intervals, predictions.temperature, list(parts))
     sheets += coverage_sheets({head: part.coverage for head, part in parts.items()},
                               {head: part.aurc for head, part in parts.items()})  # fmt: skip
     sheets += [pairs_sheet(head, part.pairs, labels[head]["names"], part.note) for head, part in parts.items()]
@@ -80,7 +80,7 @@ def write_evaluation(
         {
             "photos": int(predictions.valid.sum()),
             "unreadable": int((~predictions.valid).sum()),
-            "figures": figures,
+            "figures": metrics,
             "intervals": intervals,
             "bootstrap": {"samples": num_samples, "seed": seed, "level": 0.95},
             "decoding": rule,

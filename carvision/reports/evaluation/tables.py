@@ -29,13 +29,13 @@ BINS_NOTE = (
 )
 
 
-def cell(figures: dict[str, float], intervals: Intervals, name: str) -> str:
+def cell(metrics: dict[str, float], intervals: Intervals, name: str) -> str:
     """ "85.0 [79.6, 90.4]"; a figure that is not known leaves its place empty."""
-    if name not in figures:
+    if name not in metrics:
         return ""
     show = number if name.rsplit("/", 1)[-1] in NO_PERCENT else percent
     ends = intervals.get(name)
-    return show(figures[name]) + (f" [{show(ends[0])}, {show(ends[1])}]" if ends else "")
+    return show(metrics[name]) + (f" [{show(ends[0])}, {show(ends[1])}]" if ends else "")
 
 
 def percent(value: float) -> str:
@@ -47,17 +47,17 @@ def number(value: float) -> str:
     return f"{value:#.3g}".removesuffix(".")
 
 
-def figure_sheets(figures: dict[str, float], intervals: Intervals, labels: dict[str, dict]) -> list[Sheet]:
+def metric_sheets(metrics: dict[str, float], intervals: Intervals, labels: dict[str, dict]) -> list[Sheet]:
     """Of heads with classes, of all of them together, and of numbers."""
-    heads = [head for head, label in labels.items() if "ids" in label and f"{head}/top1" in figures]
-    sheets = _by_head("Figures", heads, SHOWN, figures, intervals)
+    heads = [head for head, label in labels.items() if "ids" in label and f"{head}/top1" in metrics]
+    sheets = _by_head("Figures", heads, SHOWN, metrics, intervals)
     if len(labels) > 1:
-        rows = [[words, cell(figures, intervals, name)] for name, words in OF_ALL.items() if name in figures]
+        rows = [[words, cell(metrics, intervals, name)] for name, words in OF_ALL.items() if name in metrics]
         sheets.append(_sheet("All heads together", ["", "all heads"], rows))
     rows = []
     for head, label in labels.items():
-        if f"{head}/mae" in figures:
-            errors = [_error(figures, intervals, f"{head}/{name}") for name in ("mae", "rmse")]
+        if f"{head}/mae" in metrics:
+            errors = [_error(metrics, intervals, f"{head}/{name}") for name in ("mae", "rmse")]
             rows.append([f"{head}, {label['unit']}", *errors])
     if rows:
         sheets.append(_sheet("Errors of numbers", ["", "mean", "root mean square"], rows))
@@ -66,18 +66,18 @@ def figure_sheets(figures: dict[str, float], intervals: Intervals, labels: dict[
     return sheets
 
 
-def _error(figures: dict[str, float], intervals: Intervals, name: str) -> str:
+def _error(metrics: dict[str, float], intervals: Intervals, name: str) -> str:
     ends = intervals.get(name)
-    return number(figures[name]) + (f" [{number(ends[0])}, {number(ends[1])}]" if ends else "")
+    return number(metrics[name]) + (f" [{number(ends[0])}, {number(ends[1])}]" if ends else "")
 
 
-def _by_head(title: str, heads: Sequence[str], shown: dict[str, str], figures: dict, intervals: Intervals):
+def _by_head(title: str, heads: Sequence[str], shown: dict[str, str], metrics: dict, intervals: Intervals):
     """A row a figure, a column a head, and several sheets where there are many heads."""
     sheets = []
     for first in range(0, len(heads), MAX_COLUMNS):
         some, rows, breaks = heads[first : first + MAX_COLUMNS], [], set()
         for name, words in shown.items():
-            texts = [cell(figures, intervals, f"{head}/{name}") for head in some]
+            texts = [cell(metrics, intervals, f"{head}/{name}") for head in some]
             if any(texts):
                 breaks |= {len(rows)} if name in BREAKS else set()
                 rows.append([words, *texts])
@@ -86,10 +86,10 @@ def _by_head(title: str, heads: Sequence[str], shown: dict[str, str], figures: d
 
 
 def calibration_sheets(
-    figures: dict[str, float], intervals: Intervals, temperature: dict[str, float], heads: Sequence[str]
+    metrics: dict[str, float], intervals: Intervals, temperature: dict[str, float], heads: Sequence[str]
 ) -> list[Sheet]:
     """With and without the temperature."""
-    sheets = _by_head("Calibration", heads, CALIBRATION, figures, intervals)
+    sheets = _by_head("Calibration", heads, CALIBRATION, metrics, intervals)
     for sheet in sheets:
         row = ["temperature", *(f"{temperature.get(head, 1.0):.3f}" for head in sheet.header[1:])]
         sheet.rows.insert(0, row)
@@ -106,8 +106,8 @@ def coverage_sheets(coverage: dict[str, pd.DataFrame], areas: dict[str, float]) 
     for first in range(0, len(heads), MAX_COLUMNS):
         some = heads[first : first + MAX_COLUMNS]
         rows = [
-            [f"{100 * share:.0f} % of the photos", *(_at(coverage[head].iloc[place]) for head in some)]
-            for place, share in enumerate(coverage[some[0]]["coverage"])
+            [f"{100 * share:.0f} % of the photos", *(_at(coverage[head].iloc[index]) for head in some)]
+            for index, share in enumerate(coverage[some[0]]["coverage"])
         ]
         rows.append(["area under the risk-coverage curve", *(f"{areas[head]:.4f}" for head in some)])
         sheets.append(_sheet("Accuracy on the surest photos", ["", *some], rows, {len(rows) - 1}))

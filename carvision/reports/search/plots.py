@@ -39,15 +39,15 @@ def plot_history(sweep: Sweep, trials: Sequence[FrozenTrial], file: Path) -> boo
                      label="pruned: its last epoch" if marker == "o" else None, zorder=2)  # fmt: skip
     axes.scatter([root_of(t) for t in done], values, s=26, color=DONE, label="to the end", zorder=3)
     best = np.minimum.accumulate(values) if _is_min(sweep) else np.maximum.accumulate(values)
-    places = [*(root_of(t) for t in done), max(map(root_of, trials))]
-    axes.step(places, [*best, best[-1]], where="post", color=BEST, linewidth=1.6, label="best so far", zorder=1)
-    _set_scale(axes, "y", values, _figure(sweep))
+    positions = [*(root_of(t) for t in done), max(map(root_of, trials))]
+    axes.step(positions, [*best, best[-1]], where="post", color=BEST, linewidth=1.6, label="best so far", zorder=1)
+    _set_scale(axes, "y", values, _objective(sweep))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("trial")
-    axes.set_ylabel(_figure(sweep))
+    axes.set_ylabel(_objective(sweep))
     tidy(axes, "y")
     axes.legend(frameon=False, fontsize=9, labelcolor=TEXT, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=3)
-    set_title(figure, f"{_figure(sweep)} of {len(done)} trials to the end, {len(pruned)} pruned")
+    set_title(figure, f"{_objective(sweep)} of {len(done)} trials to the end, {len(pruned)} pruned")
     save_figure(figure, file)
     return True
 
@@ -87,25 +87,25 @@ def plot_slices(sweep: Sweep, trials: Sequence[FrozenTrial], file: Path) -> bool
             for trial, n in zip(done, numbers, strict=True)
             if key in trial.params
         ]
-        places, labels = _places([value for value, _, _ in own])
-        shades = axes.scatter(places, [value for _, value, _ in own], c=[n for _, _, n in own], cmap=SHADES, s=24,
+        positions, labels = _axis_positions([value for value, _, _ in own])
+        shades = axes.scatter(positions, [value for _, value, _ in own], c=[n for _, _, n in own], cmap=SHADES, s=24,
                               vmin=numbers.min(), vmax=max(numbers.max(), numbers.min() + 1), edgecolors="white",
                               linewidths=0.4)  # fmt: skip
         _label(axes, labels, [value for value, _, _ in own])
         axes.set_xlabel(key, parse_math=False)
         tidy(axes, "both")
-    _set_scale(all_axes[0], "y", [trial.values[0] for trial in done], _figure(sweep))
+    _set_scale(all_axes[0], "y", [trial.values[0] for trial in done], _objective(sweep))
     for axes in all_axes[len(keys) :]:
         axes.set_visible(False)
     for row in range(rows):
-        all_axes[row * columns].set_ylabel(_figure(sweep))
+        all_axes[row * columns].set_ylabel(_objective(sweep))
     bar = figure.colorbar(shades, ax=all_axes.tolist(), shrink=0.7, aspect=30, pad=0.01)
     bar.locator = MaxNLocator(integer=True)
     bar.update_ticks()
     bar.set_label("trial", size=9, color=TEXT)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, colors=TEXT, labelsize=8)
-    set_title(figure, f"{_figure(sweep)} by what was drawn")
+    set_title(figure, f"{_objective(sweep)} by what was drawn")
     save_figure(figure, file)
     return True
 
@@ -118,13 +118,13 @@ def plot_parallel(sweep: Sweep, done: Sequence[FrozenTrial], file: Path) -> bool
     figure = create_figure(max(6.5, 1.35 * (len(keys) + 1)), 4.6)
     axes = figure.add_subplot()
     ranked = best_first(sweep, list(done))
-    rank = {trial.number: place for place, trial in enumerate(ranked)}
-    names = [*keys, _figure(sweep)]
+    rank = {trial.number: position for position, trial in enumerate(ranked)}
+    names = [*keys, _objective(sweep)]
     heights = np.full((len(ranked), len(names)), np.nan)
     for column, key in enumerate(keys):
         known = [row for row, trial in enumerate(ranked) if key in trial.params]
-        places, labels = _places([ranked[row].params[key] for row in known])
-        heights[known, column] = _spread(axes, column, np.array(places), labels)
+        positions, labels = _axis_positions([ranked[row].params[key] for row in known])
+        heights[known, column] = _spread(axes, column, np.array(positions), labels)
     values = np.array([trial.values[0] for trial in ranked])
     heights[:, -1] = _spread(axes, len(keys), values, None)
     lines = [np.column_stack([np.arange(len(names)), row])[~np.isnan(row)] for row in heights]
@@ -138,7 +138,7 @@ def plot_parallel(sweep: Sweep, done: Sequence[FrozenTrial], file: Path) -> bool
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, colors=TEXT, labelsize=9)
-    set_title(figure, f"{len(ranked)} trials: the darker, the better their {_figure(sweep)}")
+    set_title(figure, f"{len(ranked)} trials: the darker, the better their {_objective(sweep)}")
     save_figure(figure, file)
     return True
 
@@ -168,7 +168,7 @@ def plot_pareto(sweep: Sweep, done: Sequence[FrozenTrial], file: Path) -> bool:
     return True
 
 
-def _figure(sweep: Sweep) -> str:
+def _objective(sweep: Sweep) -> str:
     return next(iter(sweep.objective))
 
 
@@ -182,7 +182,7 @@ def _keys(trials: Sequence[FrozenTrial]) -> list[str]:
     return [key for key in keys if len({str(t.params[key]) for t in trials if key in t.params}) > 1][:MOST_KEYS]
 
 
-def _places(values: Sequence) -> tuple[list[float], list[str] | None]:
+def _axis_positions(values: Sequence) -> tuple[list[float], list[str] | None]:
     """Where values stand on an axis, and the labels of one with words."""
     if all(isinstance(value, int | float) for value in values):
         return list(values), None
@@ -204,16 +204,16 @@ def _is_wide(values) -> bool:
     return bool(finite) and min(finite) > 0 and max(finite) > WIDE_RANGE * min(finite)
 
 
-def _set_scale(axes: Axes, axis: str, values: Sequence[float], figure: str = "") -> None:
+def _set_scale(axes: Axes, axis: str, values: Sequence[float], metric: str = "") -> None:
     """Logarithmic where it helps; not for shares, as accuracies are."""
-    if _is_wide(values) and not (figure.startswith("val/") and max(values) <= 1):
+    if _is_wide(values) and not (metric.startswith("val/") and max(values) <= 1):
         (axes.set_xscale if axis == "x" else axes.set_yscale)("log")
 
 
-def _spread(axes: Axes, column: int, places: np.ndarray, labels: list[str] | None) -> np.ndarray:
+def _spread(axes: Axes, column: int, positions: np.ndarray, labels: list[str] | None) -> np.ndarray:
     """Heights 0 to 1 on a vertical axis of its own, which is drawn with its ends or labels."""
-    logs = labels is None and _is_wide(places)
-    heights = np.log10(places) if logs else places
+    logs = labels is None and _is_wide(positions)
+    heights = np.log10(positions) if logs else positions
     heights = heights.astype(float)
     low, high = (0, len(labels) - 1) if labels else (heights.min(), heights.max())
     axes.add_line(Line2D([column, column], [0, 1], color=GRID, linewidth=1.2, zorder=0))

@@ -92,7 +92,7 @@ def trials_frame(sweep: Sweep, trials: list[FrozenTrial]) -> pd.DataFrame:
 def best_sheet(sweep: Sweep, best: list[FrozenTrial]) -> Sheet:
     """The best trials, what was drawn a row each."""
     keys = list(dict.fromkeys(key for trial in best for key in trial.params))
-    rows = [[figure, *(number_text(trial.values[i]) for trial in best)] for i, figure in enumerate(sweep.objective)]
+    rows = [[metric, *(number_text(trial.values[i]) for trial in best)] for i, metric in enumerate(sweep.objective)]
     rows.append(["at epoch", *(str(trial.user_attrs.get(BEST_EPOCH, "")) for trial in best)])
     rows.append(["seconds", *(number_text(trial.user_attrs.get(SECONDS, math.nan)) for trial in best)])
     below = len(rows)
@@ -122,7 +122,7 @@ def write_best(sweep: Sweep, trial: FrozenTrial) -> None:
     config["run"] = {"dir": None}
     chosen |= {group: None for group in there if "@" in group and group not in chosen}
     defaults = [{f"{'override ' * (group in there)}/{group}": name} for group, name in chosen.items()]
-    values = ", ".join(f"{figure} {number_text(v)}" for figure, v in zip(sweep.objective, trial.values, strict=True))
+    values = ", ".join(f"{metric} {number_text(v)}" for metric, v in zip(sweep.objective, trial.values, strict=True))
     head = (
         "# @package _global_\n"
         f"# The best trial of the search {sweep.name}: trial {root_of(trial)}, {values} at epoch "
