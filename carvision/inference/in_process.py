@@ -1,4 +1,4 @@
-"""Photos to plain Python values, within the process that asks: for an app or a web service."""
+"""Predict photos in the calling process and return plain Python values, for an app or a web service."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ def predict(
     batch_size: int = 32,
     device: str = "auto",
 ) -> list[dict]:
-    """carvision.predict, which see."""
+    """Predict photos with a trained model; see carvision.predict, which documents the arguments and the result."""
     if isinstance(photos, str | os.PathLike | Image.Image):
         raise InputError(f"photos: {photos!r} is one photo; give a list, [photo]")
     if not all(isinstance(number, Integral) and number >= 1 for number in (top, batch_size)):
@@ -36,7 +36,7 @@ def predict(
     if len(boxes) != len(photos):
         raise InputError(f"boxes: {len(boxes)} for {len(photos)} photos; give one for each photo, None for the whole")
     predictor = _as_predictor(model).to(choose_device(device))
-    Layout(top, probs=True).columns(predictor.class_ids, predictor.labels)  # refuses heads that are called as its keys
+    Layout(top, probs=True).columns(predictor.class_ids, predictor.labels)  # refuses heads named like its columns
     torch_device = next(predictor.parameters()).device
     found = []
     for start in range(0, len(photos), batch_size):
@@ -78,7 +78,7 @@ def _as_predictor(model: Classifier | Predictor | str | os.PathLike) -> Predicto
     if isinstance(model, str | os.PathLike):
         return Predictor([load(model)])
     if not hasattr(model, "about"):
-        raise InputError(f"model: a {type(model).__name__} is no model of carvision.load, nor the folder of a run")
+        raise InputError(f"model: a {type(model).__name__} is not a model of carvision.load, nor the folder of a run")
     return Predictor([model])
 
 

@@ -1,4 +1,5 @@
-"""Which photos are meant: files, folders, lists and standard input, one photo after the other, never all at once."""
+"""Resolve which photos to predict (files, folders, lists, standard input) lazily, never holding all of them in
+memory."""
 
 import sys
 import time
@@ -18,7 +19,8 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of
 
 
 class Photo(NamedTuple):
-    """path: as it was given, and as the output shows it. file: where it lies. truth: {label: id or name}, as listed."""
+    """A photo to predict. path: as given, and as the output shows it. file: the path that opens it. truth: {label: id
+    or name}, from the list."""
 
     path: str
     file: str
@@ -28,8 +30,9 @@ class Photo(NamedTuple):
 
 @dataclass(frozen=True)
 class Sources:
-    """given: photos, folders, or "-" for paths on standard input. listed: see list_file. root: folder of the relative
-    paths of a list or of standard input (None: the current one). split: only the rows of a table's split."""
+    """Where the photos come from. given: photos, folders, or "-" for paths on standard input. listed: a list of photos,
+    see list_file. root: folder that the relative paths of a list or of standard input start from (None: the current
+    one). split: use only the rows of a table with this split."""
 
     given: tuple[str, ...] = ()
     listed: Path | None = None
@@ -42,7 +45,7 @@ class Sources:
 
 
 def check_sources(sources: Sources) -> None:
-    """Raises InputError for what can be seen to be wrong before a single photo is read."""
+    """Raise InputError for mistakes that can be detected before any photo is read."""
     if not sources.given and sources.listed is None:
         raise InputError("no photos given; name files or folders, - for paths on standard input, or --list FILE")
     if sources.given.count(STANDARD_INPUT) > 1:
@@ -54,7 +57,9 @@ def check_sources(sources: Sources) -> None:
         if sources.listed is None and not sources.from_stdin:
             raise InputError(f"--root: {sources.root} is for the relative paths of a list; give --list FILE or -")
         if not sources.root.is_dir():
-            raise InputError(f"--root: {sources.root} is no folder; give the one that the list's paths are relative to")
+            raise InputError(
+                f"--root: {sources.root} is not a folder; give the one that the list's paths are relative to"
+            )
     if sources.listed is not None:
         list_file.check(sources.listed, sources.split)
     elif sources.split is not None:
@@ -65,10 +70,10 @@ def check_sources(sources: Sources) -> None:
 
 
 def iterate_photos(sources: Sources, labels: Iterable[str] = (), left_out: LeftOut | None = None) -> Iterator[Photo]:
-    """The photos in their order: what was given, in turn, then the list's rows.
+    """Yield the photos in order: the given ones first, then the rows of the list.
 
-    labels: whose true classes are taken from a table's columns of these names. left_out: gets what is passed over
-    in folders. Raises InputError for a list or a folder that can't be read.
+    labels: take the true classes from a table's columns of these names. left_out: records what is skipped in folders.
+    Raises InputError for a list or a folder that can't be read.
     """
     left_out = LeftOut() if left_out is None else left_out
     paths = PhotoPaths(sources.root if sources.root is not None else "")
@@ -87,7 +92,8 @@ def iterate_photos(sources: Sources, labels: Iterable[str] = (), left_out: LeftO
 
 
 def require_photos(photos: Iterator[Photo], sources: Sources) -> Iterator[Photo]:
-    """The same photos; raises InputError where there are none, as nobody knows of standard input before it ends."""
+    """Yield the same photos; raise InputError at the end if there were none, as standard input can't be checked
+    before."""
     empty = True
     for photo in photos:
         empty = False
@@ -97,7 +103,7 @@ def require_photos(photos: Iterator[Photo], sources: Sources) -> Iterator[Photo]
 
 
 def count_photos(sources: Sources, seconds: float) -> int | None:
-    """How many there are, or None where counting would take longer, or standard input is to be read."""
+    """Count the photos; return None if that takes longer than `seconds`, or if they come from standard input."""
     if sources.from_stdin:
         return None
     end = time.monotonic() + seconds
@@ -110,7 +116,7 @@ def count_photos(sources: Sources, seconds: float) -> int | None:
 
 
 def _displayed_path(path: str) -> str:
-    """Show a path as a list has it: that is text already, but for bytes that are no UTF-8."""
+    """Return a path as a list has it: already text, except for bytes that are not UTF-8."""
     return path if is_utf8(path) else text_of_path(path)
 
 
@@ -120,5 +126,5 @@ def _no_photos(sources: Sources, left_out: LeftOut | None = None) -> InputError:
     searched = [*sources.given, *([str(sources.listed)] if sources.listed is not None else [])]
     also = f"; {left_out.line()}" if left_out and left_out.line() else ""
     return InputError(
-        f"no photos in {', '.join(searched)} (in folders they are known by {' '.join(PHOTO_EXTENSIONS)}){also}"
+        f"no photos in {', '.join(searched)} (in folders they are recognised by {' '.join(PHOTO_EXTENSIONS)}){also}"
     )

@@ -1,4 +1,4 @@
-"""Predictor: one network, or the average of several and of several views of a photo, from pixels to probabilities."""
+"""Predictor: one network, or the average of several networks and views of a photo, from pixels to probabilities."""
 
 import logging
 from functools import partial
@@ -17,18 +17,21 @@ from carvision.portable import decode_on_device, probs_of
 log = logging.getLogger(__name__)
 
 VIEWS = ("none", "flip", "crops", "flip_crops")
-CROP = 0.875  # side of a view's crop, as a share of the picture's; timm's usual crop_pct
+CROP = 0.875  # side of a view's crop, as a fraction of the image's; timm's usual crop_pct
 
 
 class Predictor(nn.Module):
-    """models: as carvision.load gives them, for the same classes. tta: which views of each photo are averaged, too:
-    "flip" its mirror image, "crops" its corners and centre at 7/8 of the side, "flip_crops" both, 12 views in all.
+    """Averages the probabilities of several models and views; with one model and one view it is that model.
 
-    What is averaged are the probabilities, each model's by its own temperature. classes, class_ids, parents, labels,
-    units, decode and probs are as of a model, temperature too; it is 1 where probabilities were averaged.
-    geometries: the distinct ways in which the models want a photo cropped and scaled.
+    models: from carvision.load, with the same classes. tta: test-time augmentation, the views of each photo that are
+    averaged: "none", "flip" (adds the mirror image), "crops" (adds the corners and the centre at 7/8 of the side),
+    "flip_crops" (both, 12 views in all).
 
-    Raises InputError for models whose heads or classes differ; the order of the classes may.
+    Each model's probabilities use its own temperature. classes, class_ids, parents, labels, units, decode and probs are
+    those of the first model, temperature too; it is 1 where probabilities are averaged. geometries: the distinct
+    preprocessings (size, interpolation, resize) of the models.
+
+    Raises InputError for models whose heads or classes differ; the order of the classes may differ.
     """
 
     def __init__(self, models: list[Classifier], tta: str = "none"):
@@ -43,7 +46,7 @@ class Predictor(nn.Module):
         for number, model in enumerate(models, start=1):
             if bool(model.crop_to_box) != bool(first.crop_to_box):
                 log.warning(
-                    "model %d was trained on %s and the first on %s; both get the same pictures", number,
+                    "model %d was trained on %s and the first on %s; both get the same images", number,
                     *("boxes" if each.crop_to_box else "whole photos" for each in (model, first)),
                 )  # fmt: skip
         self.averages = len(models) > 1 or tta != "none"
@@ -58,13 +61,14 @@ class Predictor(nn.Module):
         self.eval()
 
     def probs(self, logits: dict[str, Tensor]) -> dict[str, Tensor]:
-        """{head: float32 (B, C)} of the heads with classes."""
+        """Return {head: probabilities float32 (B, C)} for the heads with classes."""
         return probs_of(logits, self.temperature)
 
     def forward(self, images: list[Tensor]) -> dict[str, Tensor]:
-        """images: uint8 (B, 3, size_px, size_px) for each of `geometries` -> {head: float32 logits (B, C)}.
+        """Map images, uint8 (B, 3, size_px, size_px) for each of `geometries`, to {head: float32 logits (B, C)}.
 
-        Of averaged probabilities p the logits are log p, whose softmax is p. (B, 1) in its unit for a number.
+        The logits of averaged probabilities p are log p, whose softmax is p. A regression head returns (B, 1) in its
+        unit.
         """
         # torch-xla has no inference mode
         with torch.no_grad() if images[0].device.type == "xla" else torch.inference_mode():
@@ -94,7 +98,7 @@ class Predictor(nn.Module):
 
 
 def views(images: Tensor, tta: str) -> list[Tensor]:
-    """The pictures, float (B, 3, S, S), and what `tta` adds to them, of the same size."""
+    """Return the images, float (B, 3, S, S), followed by the views that `tta` adds, all of the same size."""
     found = [images]
     if "crops" in tta:
         size = images.shape[-1]
@@ -109,7 +113,7 @@ def views(images: Tensor, tta: str) -> list[Tensor]:
 
 
 def _class_orders(first: Classifier, model: Classifier, number: int) -> dict[str, Tensor]:
-    """{head: for each class of the first model its place in this one}, of the heads where they differ."""
+    """Return {head: this model's index of each class of the first model} for the heads whose order differs."""
     if set(model.labels) != set(first.labels):
         raise InputError(
             f"--ensemble: model {number} has the heads {', '.join(model.labels)}, the first {', '.join(first.labels)}"
@@ -120,7 +124,7 @@ def _class_orders(first: Classifier, model: Classifier, number: int) -> dict[str
         odd = sorted(set(ids) ^ set(other_ids))
         if odd:
             raise InputError(
-                f"--ensemble: model {number} tells other classes of {name} apart than the first (first difference: id "
+                f"--ensemble: model {number} has other classes of {name} than the first (first difference: id "
                 f"{odd[0]!r}); give runs that were trained on the same classes"
             )
         if other_ids != ids:

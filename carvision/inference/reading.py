@@ -1,4 +1,4 @@
-"""Photos to logits: read lazily, decoded by several processes, in the order in which they are given."""
+"""Photos to logits: read lazily, decoded by worker processes, returned in the order given."""
 
 import importlib
 import itertools
@@ -22,13 +22,13 @@ from carvision.machine import FORK, num_cores
 
 log = logging.getLogger(__name__)
 
-# A path, an image of PIL or a photo of a pack; its box: left, top, right, bottom in pixels, or None for the whole photo
+# A path, a PIL image or a photo of a pack; its box: left, top, right, bottom in pixels, or None for the whole photo
 Item = tuple[str | Image.Image | PackedPhoto, Sequence[float] | None]
 
 
 class Batch(NamedTuple):
-    """items: as given. logits {head: float32 (B, C)}, on the CPU. reasons: why a photo can't be used, or None; the
-    logits of such a photo mean nothing."""
+    """The logits of a batch of photos. items: as given. logits: {head: float32 (B, C)}, on the CPU. reasons: why a
+    photo is unusable, else None; the logits of an unusable photo are meaningless."""
 
     items: list[Item]
     logits: dict[str, Tensor]
@@ -36,7 +36,8 @@ class Batch(NamedTuple):
 
 
 class PhotoBatches(Dataset):
-    """An item is a list of Items -> ([uint8 (B, 3, size_px, size_px) for each geometry], the items, the reasons)."""
+    """Dataset whose index is a list of Items; returns ([uint8 (B, 3, size_px, size_px) per geometry], items,
+    reasons)."""
 
     def __init__(self, geometries: list[Preprocessing]):
         self.geometries = geometries
@@ -69,11 +70,10 @@ def predict_items(
     batch_size: int = 64,
     num_workers: int | None = None,
 ) -> Iterator[Batch]:
-    """The predictor's logits of the photos, batch after batch, in the order of `items`.
+    """Yield the predictor's logits of the photos, batch by batch, in the order of `items`.
 
-    items: read as they are needed, so that there may be any number. num_workers: processes that decode; None: one
-    fewer than there are cores, 16 at most. device: "auto", or as torch names it. Raises InputError for a device that
-    isn't there.
+    items: read lazily, so there may be any number. num_workers: processes that decode; None: one fewer than there are
+    cores, at most 16. device: "auto", or a torch device. Raises InputError for a device that isn't available.
     """
     torch_device = choose_device(device)
     predictor.to(torch_device)
@@ -83,7 +83,7 @@ def predict_items(
     num_bytes = batch_size * sum(3 * preprocessing.size_px**2 for preprocessing in predictor.geometries)
     loader = DataLoader(
         handed_over(PhotoBatches(predictor.geometries), workers, num_bytes),
-        sampler=batches_of(items, batch_size),  # the loader asks for no more than its workers are ahead
+        sampler=batches_of(items, batch_size),  # consumed only as far as the workers prefetch
         batch_size=None,
         num_workers=workers,
         multiprocessing_context=FORK if workers else None,
@@ -97,25 +97,29 @@ def predict_items(
 
 
 def _pad_batch(images: Tensor, batch_size: int) -> Tensor:
-    """With blank pictures to the size of all batches, as torch-xla compiles a graph for each size."""
+    """Pad with blank images to the full batch size, as torch-xla compiles one graph per size."""
     blank = torch.full((batch_size - len(images), *images.shape[1:]), BLANK, dtype=images.dtype)
     return torch.cat([images, blank])
 
 
 def batches_of(items: Iterable[Item], batch_size: int) -> Iterator[list[Item]]:
+    """Yield lists of `batch_size` items; the last may be shorter."""
     rest = iter(items)
     while batch := list(itertools.islice(rest, batch_size)):
         yield batch
 
 
 def choose_device(name: str) -> torch.device:
-    """auto: the first GPU, else the CPU. xla: torch-xla's, a core of a TPU."""
+    """Return the torch device of that name. "auto": the first GPU, else the CPU. "xla": torch-xla's, a TPU core.
+
+    Raises InputError for a device that isn't available.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         if name == "xla":
-            importlib.import_module("torch_xla")  # which makes it known to torch
+            importlib.import_module("torch_xla")  # registers the device with torch
         return torch.zeros((), device=name).device
     except (RuntimeError, AssertionError, ImportError) as error:
         text = " ".join(str(error).split())[:120]
-        raise InputError(f"--device: {name!r} is not auto, cpu or a device that is there ({text})") from None
+        raise InputError(f"--device: {name!r} is not auto, cpu or an available device ({text})") from None

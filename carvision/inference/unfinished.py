@@ -1,5 +1,5 @@
-"""What stands beside a file while it is being written: FILE.partial with the rows, FILE.partial.json with the settings
-they were made with. Whoever writes holds a lock on the latter."""
+"""Files beside an output that is being written: FILE.partial with the rows, FILE.partial.json with the settings they
+were made with. The writing process holds a lock on the latter."""
 
 import contextlib
 import errno
@@ -16,10 +16,10 @@ from carvision.whole_files import open_kept
 
 try:
     import fcntl
-except ImportError:  # Windows, where nothing keeps two commands from writing the same file at once
+except ImportError:  # Windows, where nothing prevents two commands from writing the same file at once
     fcntl = None
 
-PART = re.compile(r"\d{12}\.(parquet|unfinished)|whole")  # in the folder of an unfinished Parquet file
+PART = re.compile(r"\d{12}\.(parquet|unfinished)|whole")  # files in the folder of an unfinished Parquet file
 
 
 def partial_path(file: Path) -> Path:
@@ -31,10 +31,11 @@ def settings_path(file: Path) -> Path:
 
 
 def claim(file: Path, settings: dict, overwrite: bool) -> TextIO:
-    """The right to write `file`: the opened settings, locked until they are closed or the process ends.
+    """Lock `file` for writing; return the open settings file, which holds the lock until it is closed or the process
+    ends.
 
-    settings: {what: plain value} that make the rows what they are. Raises InputError where `file` exists and is not to
-    be overwritten, another process writes it, or it was begun with other settings.
+    settings: {name: plain value} that determine the rows. Raises InputError if `file` exists and must not be
+    overwritten, another process writes it, or it was begun with other settings.
     """
     refuse_existing(file, overwrite)
     with oserror_as_input_error(file):
@@ -42,7 +43,7 @@ def claim(file: Path, settings: dict, overwrite: bool) -> TextIO:
         opened = _lock(file)
     written = opened.read()
     try:
-        refuse_existing(file, overwrite)  # the one that held the lock may have finished it
+        refuse_existing(file, overwrite)  # the process that held the lock may have finished it
         if not _is_continued(file, written, settings, overwrite):
             with oserror_as_input_error(file):
                 opened.seek(0)
@@ -51,32 +52,33 @@ def claim(file: Path, settings: dict, overwrite: bool) -> TextIO:
                 opened.flush()
     except InputError:
         opened.close()
-        if not written:  # it was made just now
+        if not written:  # we have just created it
             settings_path(file).unlink(missing_ok=True)
         raise
     return opened
 
 
 def release(file: Path, opened: TextIO) -> None:
-    """After `file` is complete."""
+    """Remove the settings file and its lock, once `file` is complete."""
     if fcntl is None:
-        opened.close()  # Windows deletes no open file
+        opened.close()  # Windows can't delete an open file
     settings_path(file).unlink(missing_ok=True)
     opened.close()
 
 
 @contextlib.contextmanager
 def oserror_as_input_error(file: Path) -> Iterator[None]:
-    """An OSError becomes an InputError."""
+    """Turn an OSError into an InputError."""
     try:
         yield
     except OSError as error:
         name, reason = shorten(str(file)), error.strerror or error
-        way = "give a shorter one" if error.errno == errno.ENAMETOOLONG else "fix that, and the same command resumes"
-        raise InputError(f"--out: {name} can't be written ({reason}); {way}") from None
+        fix = "give a shorter one" if error.errno == errno.ENAMETOOLONG else "fix that, and the same command resumes"
+        raise InputError(f"--out: {name} can't be written ({reason}); {fix}") from None
 
 
 def refuse_existing(file: Path, overwrite: bool) -> None:
+    """Raise InputError if `file` is a folder, or exists and must not be overwritten."""
     with oserror_as_input_error(file):
         is_folder, is_there = file.is_dir(), file.exists()
     if is_folder:
@@ -94,7 +96,7 @@ def _lock(file: Path) -> TextIO:
         if fcntl is None:
             return opened
         try:
-            # Not flock(), whose locks the processes that decode photos would inherit and outlive a killed command with
+            # Not flock(): the decoding workers would inherit its lock and hold it after the command is killed
             fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             opened.close()
@@ -104,14 +106,15 @@ def _lock(file: Path) -> TextIO:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(opened.fileno()), settings_path(file).stat()):
                 return opened
-        opened.close()  # it was deleted between our opening and our locking it
+        opened.close()  # deleted between opening and locking
 
 
 def _is_continued(file: Path, written: str, settings: dict, overwrite: bool) -> bool:
-    """Whether the output has begun with these settings. `written` are those that it was begun with, "" if none.
+    """Return whether an output begun with these settings exists. written: the settings that it was begun with, "" if
+    none.
 
-    Raises InputError for files that are not of this command. An output that was begun with others is discarded where it
-    is to be overwritten, else refused.
+    Raises InputError for files of another origin. An output begun with other settings is discarded if it may be
+    overwritten, else refused.
     """
     partial, begun = partial_path(file), os.path.lexists(partial_path(file))
     if not begun and not written:
@@ -123,15 +126,15 @@ def _is_continued(file: Path, written: str, settings: dict, overwrite: bool) -> 
     if not isinstance(before, dict) or not before.keys() & settings.keys():
         strange = partial if begun else settings_path(file)
         raise InputError(
-            f"{strange} is not of this command, or was begun with settings that are lost ({settings_path(file)}); give "
-            "another --out"
+            f"{strange} was not written by this command, or the settings it was begun with are lost "
+            f"({settings_path(file)}); give another --out"
         )
     differing = [what for what in settings if before.get(what) != settings[what]]
     if differing and begun and not overwrite:
         what = differing[0]
         raise InputError(
             f"{partial} was begun with {what} {_brief(before.get(what))}, not {_brief(settings[what])}; "
-            "give the same again, another --out, or --overwrite to begin anew"
+            "give the same again, another --out, or --overwrite to start over"
         )
     if differing and begun:
         discard(file)
@@ -139,7 +142,7 @@ def _is_continued(file: Path, written: str, settings: dict, overwrite: bool) -> 
 
 
 def discard(file: Path) -> None:
-    """Remove what was written of `file` before it was whole."""
+    """Remove the unfinished output of `file`."""
     partial = partial_path(file)
     if partial.is_symlink() or not partial.is_dir():
         partial.unlink(missing_ok=True)
@@ -147,7 +150,7 @@ def discard(file: Path) -> None:
     for part in partial.iterdir():
         if PART.fullmatch(part.name):
             part.unlink()
-    with contextlib.suppress(OSError):  # somebody has put something else there
+    with contextlib.suppress(OSError):  # it holds files that are not ours
         partial.rmdir()
 
 

@@ -60,7 +60,7 @@ def test_mistakes_are_told_before_any_photo_is_read(tree):
         Sources(("-", "-")): "standard input is given twice",
         Sources(("empty",)): "no photos in empty",
         Sources(("photos",), root=tree): "--root: .* is for the relative paths of a list",
-        Sources(("-",), root=tree / "no"): "--root: .* is no folder",
+        Sources(("-",), root=tree / "no"): "--root: .* is not a folder",
         Sources(("photos",), split="test"): "--split: test chooses rows of a table",
         Sources(listed=tree / "nolist"): "--list: .* does not exist",
         Sources(listed=tree / "README.csv"): "does not exist",

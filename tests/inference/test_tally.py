@@ -44,7 +44,7 @@ def test_brief_rows_read_again_are_bad_where_all_cells_are_empty():
         tally.add(Photo("b", "b"), {}, {"path": "b", "make": bad, "model": bad, "speed": bad})
     tally.add(Photo("c", "c"), {}, {"path": "c", "make": "Audi", "model": "A4", "speed": "180"})
     assert tally.lines() == [
-        "3 of 4 photos could not be used; without --brief, the column error says why", "  a: torn", "  b", "  b"
+        "3 of 4 photos could not be used; without --brief, the column error has the reasons", "  a: torn", "  b", "  b"
     ]  # fmt: skip
     unnamed = Tally(("make",), {"make": ["3", "7"]}, {"make": ["", "BMW"]}, brief=True)
     assert not unnamed.is_bad({"make": ""}) and unnamed.is_bad({"make": None})

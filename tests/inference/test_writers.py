@@ -157,7 +157,7 @@ def test_other_settings_are_refused(tmp_path, suffix):
     with pytest.raises(InputError, match=r"out.*partial was begun with --tta none, not flip; give the same again"):
         opened(file, {"--top": 1, "--tta": "flip"})
     settings_path(file).write_text("torn")
-    with pytest.raises(InputError, match=r"settings that are lost .*; give another --out"):
+    with pytest.raises(InputError, match=r"settings it was begun with are lost .*; give another --out"):
         opened(file)
     assert partial_path(file).exists() and settings_path(file).read_text() == "torn"
 
@@ -179,7 +179,7 @@ def test_unfinished_files_of_others_are_left_alone(tmp_path, name):
     strange = tmp_path / name
     strange.write_text('{"mine": 1}')
     for overwrite in (False, True):
-        with pytest.raises(InputError, match=r"out\.csv\.partial.* is not of this command.*give another --out"):
+        with pytest.raises(InputError, match=r"out\.csv\.partial.* was not written by this.*give another --out"):
             opened(tmp_path / "out.csv", overwrite=overwrite)
     assert [path.name for path in tmp_path.iterdir()] == [name] and strange.read_text() == '{"mine": 1}'
 
@@ -203,7 +203,7 @@ def test_files_of_something_else_are_refused(tmp_path):
     opened(file).close()
     (partial_path(file) / "000000000005.parquet").write_bytes(b"")
     output = opened(file)
-    with pytest.raises(InputError, match=r"parts do not follow each other.*give another --out"):
+    with pytest.raises(InputError, match=r"parts are not consecutive.*give another --out"):
         list(output.rows())
 
 
