@@ -1,4 +1,4 @@
-"""How far the figures of an evaluation could be off, from photos drawn anew out of those that were evaluated."""
+"""Bootstrap confidence intervals of an evaluation's metrics, by resampling its photos."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from carvision.metrics.heads import TOP, figures_at50, figures_of, is_above_half
 from carvision.models.decoding import decode
 from carvision.portable import parents_of
 
-Resampled = dict[str, Tensor]  # {figure: float64 (R,)}, NaN where it is not defined
+Resampled = dict[str, Tensor]  # {metric: float64 (R,)}, NaN where undefined
 
 
 def bootstrap_intervals(
@@ -27,10 +27,10 @@ def bootstrap_intervals(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, tuple[float, float]]:
-    """{figure: (low, high)}: the percentile interval (Efron and Tibshirani 1993, chapter 13) of every figure of
-    `resampled_figures`, over samples of as many photos, drawn with replacement.
+    """Return {metric: (low, high)}, the percentile interval (Efron and Tibshirani 1993, chapter 13) of every metric.
 
-    A sample in which a figure is not defined does not count for it.
+    The samples have as many photos, drawn with replacement. A sample in which a metric is undefined does not count for
+    it. See resampled_metrics for the metrics and the arguments.
     """
     weights = draw_weights(int(predictions.valid.sum()), num_samples, seed)
     ends = [(1 - level) / 2, (1 + level) / 2]
@@ -46,14 +46,14 @@ def bootstrap_intervals(
 def point_metrics(
     predictions: Predictions, labels: dict[str, dict], rule: str, losses: dict, head_weights: dict
 ) -> dict[str, float]:
-    """The figures themselves, every photo once."""
+    """Return {metric: value} with every photo counted once; undefined metrics are omitted."""
     ones = torch.ones(1, int(predictions.valid.sum()))
     values = resampled_metrics(predictions, labels, rule, losses, head_weights, ones)
     return {name: float(value[0]) for name, value in values.items() if not value.isnan()[0]}
 
 
 def draw_weights(num_photos: int, num_samples: int, seed: int) -> Tensor:
-    """float32 (num_samples, num_photos): how often each photo is in each sample."""
+    """Return how often each photo is in each sample, float32 (num_samples, num_photos)."""
     random = np.random.default_rng(seed)
     weights = torch.empty(num_samples, num_photos)
     for row in weights:
@@ -69,11 +69,11 @@ def resampled_metrics(
     head_weights: dict[str, float],
     weights: Tensor,
 ) -> Resampled:
-    """Every figure under each of R weightings of the photos; weights float32 (R, photos that could be read).
+    """Return every metric under each of R weightings of the photos; weights float32 (R, photos that could be read).
 
-    The figures are those of EpochMetrics, but for loss_total, and further of each head with classes nll (mean negative
-    log likelihood) and ece (expected calibration error, 15 bins); the same with "_calibrated" where the head has a
-    temperature. The areas under the ROC curve are exact where all weights are equal, else of first order, see areas.py.
+    The metrics are those of EpochMetrics except loss_total and, for each head with classes, nll (mean negative log
+    likelihood) and ece (expected calibration error, 15 bins); both again with "_calibrated" if the head has a
+    temperature. The areas under the ROC curve are exact for equal weights, else of first order, see areas.py.
     """
     valid = predictions.valid
     logits = {head: predictions.logits[head][valid] for head in labels}
@@ -81,17 +81,17 @@ def resampled_metrics(
     heads = [head for head, label in labels.items() if "ids" in label]
     decoded = decode({head: logits[head] for head in heads}, parents_of(labels), rule)
     metrics: Resampled = {}
-    loss: Tensor | None = None  # a head of which no photo's label is known has none, and no part in the sum
+    loss: Tensor | None = None  # heads without a known label are not part of the sum
     for head in labels:
         known = predictions.known(head)[valid]
         given = (logits[head][known], targets[head][known], losses[head][valid][known], weights[:, known])
         if head in heads:
-            of_head = _class_metrics(decoded[head][known], *given, predictions.temperature.get(head, 1.0))
+            head_metrics = _class_metrics(decoded[head][known], *given, predictions.temperature.get(head, 1.0))
         else:
-            of_head = _number_metrics(*given)
+            head_metrics = _number_metrics(*given)
         if known.any():
-            loss = (0.0 if loss is None else loss) + head_weights.get(head, 1.0) * of_head["loss"]
-        metrics |= {f"{head}/{name}": values for name, values in of_head.items()}
+            loss = (0.0 if loss is None else loss) + head_weights.get(head, 1.0) * head_metrics["loss"]
+        metrics |= {f"{head}/{name}": values for name, values in head_metrics.items()}
     metrics |= {} if loss is None else {"loss": loss}
     return metrics | (_joint_metrics(decoded, targets, parents_of(labels), weights) if heads else {})
 
@@ -99,7 +99,7 @@ def resampled_metrics(
 def _class_metrics(
     predicted: Tensor, logits: Tensor, targets: Tensor, losses: Tensor, weights: Tensor, temperature: float
 ) -> Resampled:
-    """Of the photos whose label is known."""
+    """Return the metrics of a head with classes; all arguments are restricted to the photos whose label is known."""
     mean = _weighted_mean(weights)
     metrics = {"loss": mean(losses)}
     metrics |= _count_metrics(predicted, logits, targets, weights)
@@ -109,12 +109,12 @@ def _class_metrics(
         return metrics
     scores = scores_of(logits)
     metrics["auc"] = resampled_aucs(scores, targets, weights).nanmean(dim=1)
-    some = metrics["auc"].isnan()  # where no class has both, there is no area at all
+    undefined = metrics["auc"].isnan()  # without a class that has both, no area is defined
     for name, values in {
         "auc_micro": resampled_micro_auc(scores, targets, weights),
         "auc_keras": resampled_keras_auc(logits, targets, weights),
     }.items():
-        metrics[name] = values.masked_fill(some, torch.nan)
+        metrics[name] = values.masked_fill(undefined, torch.nan)
     for end, divisor in {"": 1.0, "_calibrated": temperature}.items():
         if end and divisor == 1:
             continue
@@ -125,19 +125,20 @@ def _class_metrics(
 
 
 def _weighted_mean(weights: Tensor) -> Callable[[Tensor], Tensor]:
-    """The mean over photos of values (N,) under each weighting; NaN where no photo has weight."""
+    """Return a function that averages values (N,) over the photos, one mean per weighting; NaN if no photo has
+    weight."""
     weights = weights.double()
     total = weights.sum(dim=1)
     return lambda values: weights @ values.double() / total
 
 
 def _count_metrics(predicted: Tensor, logits: Tensor, targets: Tensor, weights: Tensor) -> Resampled:
-    """Those of figures_of and figures_at50, from the counts of each weighting."""
+    """Return the metrics of figures_of and figures_at50, computed from the counts of each weighting."""
     likeliest, above_half = logits.argmax(dim=1), is_above_half(logits)
     groups = [(targets, predicted == targets), (targets, None), (predicted, None)]
     groups += [(targets, above_half & (likeliest == targets)), (likeliest, above_half)]
     rows = []
-    for part in weights.split(64):  # float64 counts of all would take much memory
+    for part in weights.split(64):  # bounds the memory of the float64 counts
         counts = torch.stack([_counts(part if which is None else part * which, classes, logits.shape[1])
                               for classes, which in groups], dim=1)  # fmt: skip
         for right, true, predicted_count, right_at50, predicted_at50 in counts:
@@ -148,12 +149,12 @@ def _count_metrics(predicted: Tensor, logits: Tensor, targets: Tensor, weights: 
 
 
 def _counts(weights: Tensor, classes: Tensor, num_classes: int) -> Tensor:
-    """float64 (R, C): the weight of the photos of each class; weights (R, N), classes int64 (N,)."""
+    """Return the total weight of the photos of each class, float64 (R, C); weights (R, N), classes int64 (N,)."""
     return torch.zeros(len(weights), num_classes, dtype=torch.float64).index_add_(1, classes, weights.double())
 
 
 def _calibration_errors(log_probs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """As calibration_error of each weighting: in each bin, the sum of what the confidence is above or below."""
+    """Return calibration_error for each weighting: confidence minus accuracy, summed within each bin."""
     log_confidence, likeliest = log_probs.max(dim=1)
     confidence = log_confidence.exp()
     bins = torch.from_numpy(bin_of(confidence.numpy()))
@@ -168,7 +169,8 @@ def _number_metrics(estimates: Tensor, targets: Tensor, losses: Tensor, weights:
 
 
 def _joint_metrics(decoded: dict, targets: dict, parents: dict, weights: Tensor) -> Resampled:
-    """All heads right, of the photos of which all classes are known; children and parents agreeing, of all photos."""
+    """Return "joint/top1" (all heads right, over photos with all classes known) and "joint/consistent" (children agree
+    with their parents, over all photos)."""
     known = torch.stack([targets[head] != UNKNOWN for head in decoded]).all(dim=0)
     right = torch.stack([decoded[head] == targets[head] for head in decoded]).all(dim=0)
     metrics = {"joint/top1": _weighted_mean(weights[:, known])(right[known])}

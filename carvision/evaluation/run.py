@@ -1,4 +1,4 @@
-"""What one start of carvision.evaluate does, from the model's folder to the folder of the evaluation."""
+"""Run carvision.evaluate, from the model's folder to the folder of the evaluation."""
 
 import logging
 from contextlib import nullcontext
@@ -42,7 +42,8 @@ def run(
     temperature: str,
     device: str,
 ) -> Path | None:
-    """Returns the folder; None in all processes but the first. The arguments are those of carvision.evaluate."""
+    """Evaluate and return the folder written; None in all processes but the first. See carvision.evaluate for the
+    arguments."""
     keep_freed_memory()
     rank, world_size = rank_and_world_size()
     start_log(None, quiet=rank > 0)
@@ -95,21 +96,24 @@ def run(
 
 
 def load_predictor(runs: list[Path], tta: str, temperature: str) -> Predictor:
+    """Load the models of the runs; temperature "none" resets theirs to 1. Raises InputError for models that don't
+    fit."""
     models = [portable.load(path) for path in runs]
     if temperature == "none":
         for model in models:
             model.temperature = dict.fromkeys(model.classes, 1.0)
     predictor = Predictor(models, tta)
-    layout_of(predictor)  # names of heads that can't stand beside each other are said before anything is predicted
+    layout_of(predictor)  # refuses clashing column names before anything is predicted
     return predictor
 
 
 def model_folder(run: Path) -> Path:
+    """Return the folder of a model that was given as a folder or as a file in it."""
     return run if run.is_dir() else run.parent
 
 
 def judged_photos(table: Table, labels: dict, match: str, renamed: dict[str, str]) -> tuple[Table, Matched]:
-    """The photos that can be judged, and their targets."""
+    """Return the photos with a known target of some head, and their targets."""
     matched = match_classes(table, labels, match, renamed)
     targets = {name: values[torch.from_numpy(matched.judged)] for name, values in matched.targets.items()}
     return table.select(matched.judged), replace(matched, targets=targets)
@@ -122,7 +126,7 @@ def title_of(about: dict) -> str:
 
 
 def write_problems(folder: Path, bad: dict[str, str], unmatched: pd.DataFrame) -> None:
-    """bad_images.csv and unmatched.csv, where there is something to list."""
+    """Write bad_images.csv and unmatched.csv if there is anything to list."""
     if bad:
         file = folder / "bad_images.csv"
         write_csv(file, pd.DataFrame({"path": list(bad), "reason": list(bad.values())}))
