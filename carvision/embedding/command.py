@@ -1,4 +1,4 @@
-"""What one start of carvision.embed does."""
+"""Run carvision.embed."""
 
 import argparse
 import logging
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def run(options: argparse.Namespace) -> Path:
-    """Returns the folder. The options are those of carvision.embed."""
+    """Embed the photos and return the folder written. options: of carvision.embed."""
     keep_freed_memory()
     start_log(None)
     source = open_source(options)
@@ -28,12 +28,15 @@ def run(options: argparse.Namespace) -> Path:
     with source.claim_folder(options.out, "embeddings") as folder:
         shape = write_values(folder / VALUES, _readable_rows(source, table, readable), options.dtype)
         write_index(folder, table.select(np.concatenate(readable)), {**source.about, "split": options.split})
-    log.info("%s embeddings of %d numbers, %.1f MB", f"{shape[0]:,}", shape[1], (folder / VALUES).stat().st_size / 1e6)
+    log.info(
+        "%s embeddings, %d-dimensional, %.1f MB", f"{shape[0]:,}", shape[1], (folder / VALUES).stat().st_size / 1e6
+    )
     return folder
 
 
 def _readable_rows(source: Source, table: Table, readable: list[np.ndarray]) -> Iterator[np.ndarray]:
-    """The embeddings, block by block; fills `readable` with which photos they are of."""
+    """Yield the embeddings of readable photos, block by block; append to `readable` which photos of each block they
+    are."""
     for block, good in source.blocks(table):
         readable.append(good)
         yield block[good]

@@ -1,4 +1,5 @@
-"""The options that embed, retrieve and verify share. Imports no torch, so that --help and a typo do not wait for it."""
+"""Command-line options shared by embed, retrieve and verify. Imports no torch, so that --help and a typo answer at
+once."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +10,7 @@ LAYERS = ("auto", "pooled", "trunk", "embedding")
 
 
 def create_parser(command: str, description: str) -> argparse.ArgumentParser:
-    """With the network, the layer, the photos and where they are computed."""
+    """Return a parser with the options for network, layer, photos and device."""
     parser = argparse.ArgumentParser(
         f"python -m carvision.{command}", description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -20,7 +21,10 @@ def create_parser(command: str, description: str) -> argparse.ArgumentParser:
         "--backbone", metavar="NAME", help="any backbone of timm, instead of a run; model.<key>=... beside it"
     )
     parser.add_argument(
-        "--weights", default="pretrained", metavar="FILE", help="of --backbone: pretrained (default), random, or a file"
+        "--weights",
+        default="pretrained",
+        metavar="FILE",
+        help="for --backbone: pretrained (default), random, or a file",
     )
     parser.add_argument(
         "--layer", choices=LAYERS, default="auto",
@@ -34,7 +38,7 @@ def create_parser(command: str, description: str) -> argparse.ArgumentParser:
 
 
 def parse(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -> argparse.Namespace:
-    """The options, with `overrides` of data and, without a run, of the model."""
+    """Return the options, with `overrides` of data and, without a run, of the model."""
     options = parse_with_overrides(parser, arguments, ("data", "model"))
     if (options.run is None) == (options.backbone is None):
         both = "not both" if options.run else "as in: runs/mine, or --backbone resnet50"
