@@ -1,4 +1,4 @@
-"""What one start of carvision.retrieve does."""
+"""Run carvision.retrieve."""
 
 import argparse
 import logging
@@ -28,8 +28,8 @@ LISTED = 10  # neighbours of each query in neighbours.csv, and on the sheet
 
 @dataclass(frozen=True)
 class Found:
-    """of_queries {figure: float (Q,)}: NaN of queries whose class has no other photo. predicted {k: int (Q,)}: classes.
-    rows int (Q, LISTED), scores float (Q, LISTED): of the nearest photos."""
+    """Results of a search. per_query {metric: float (Q,)}: NaN for queries whose class has no other photo. predicted
+    {k: int (Q,)}: classes. rows int (Q, LISTED), scores float (Q, LISTED): of the nearest photos."""
 
     per_query: dict[str, np.ndarray]
     predicted: dict[int, np.ndarray]
@@ -38,7 +38,7 @@ class Found:
 
 
 def run(options: argparse.Namespace) -> Path:
-    """Returns the folder. The options are those of carvision.retrieve."""
+    """Search and return the folder written. options: of carvision.retrieve."""
     keep_freed_memory()
     start_log(None)
     photos = open_photos(options)
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> Path:
 def _retrieve(photos: PhotoCollection, options: argparse.Namespace, folder: Path) -> None:
     task = read_task(photos, options)
     log.info(
-        "%s queries among %s photos, %d numbers each, %s",
+        "%s queries among %s photos, %d-dimensional, %s",
         f"{len(task.queries):,}", f"{len(task.gallery):,}", task.queries.values.shape[1], options.index,
     )  # fmt: skip
     began = time.perf_counter()
@@ -71,7 +71,7 @@ def _retrieve(photos: PhotoCollection, options: argparse.Namespace, folder: Path
     write_metrics(folder, task, about, knn, means, found.per_query)
     _write_neighbours(folder / "neighbours.csv", task, found)
     if options.sheet and photos.packed:
-        log.warning("no sheet is drawn, as the embeddings are of a pack, which only the run itself can open")
+        log.warning("no sheet is drawn: the photos are in a pack, which only the run itself can open")
     elif options.sheet:
         chosen = np.sort(np.random.default_rng(0).permutation(len(task.queries))[: options.sheet])
         draw_sheet(folder / "neighbours.png", task, chosen, found.rows, found.scores, options.distance)
@@ -79,16 +79,16 @@ def _retrieve(photos: PhotoCollection, options: argparse.Namespace, folder: Path
 
 
 def search(task: RetrievalTask, engine: Engine, options: argparse.Namespace) -> Found:
-    """Block by block of queries, so that no more than the neighbours of one are in memory."""
+    """Search in blocks of queries, so that only one block's neighbours are in memory."""
     most = len(task.gallery) - int((task.own >= 0).any())
     if most < 1:
-        raise InputError(f"--gallery: {len(task.gallery)} photo is there, and the query is that one; give more photos")
+        raise InputError("--gallery: its only photo is the query itself; give more photos")
     ks, recall_at = _fitting_values(options.k, most, "--k"), _fitting_values(options.recall_at, most, "--recall-at")
     relevant = num_relevant(task.query_codes, task.gallery_codes, task.own)
     alone = int((relevant == 0).sum())
     if alone:
         log.warning(
-            "%s of %s queries have no other photo of their %s to be found; they count for k-NN alone",
+            "%s of %s queries have no other photo of their %s in the gallery; they count for k-NN only",
             f"{alone:,}", f"{len(relevant):,}", task.label,
         )  # fmt: skip
     num = int(min(most, max(LISTED, relevant.max(), *ks, *recall_at)))
@@ -109,10 +109,10 @@ def search(task: RetrievalTask, engine: Engine, options: argparse.Namespace) -> 
 
 
 def _fitting_values(wanted: list[int], most: int, option: str) -> list[int]:
-    """Those that the gallery has photos for, rising."""
+    """Return the values that the gallery has enough photos for, ascending."""
     fitting = sorted({value for value in wanted if value <= most})
     if len(fitting) < len(set(wanted)):
-        log.warning("%s: there are %d photos to be found, so that larger values than that are left out", option, most)
+        log.warning("%s: the gallery has %d other photos; larger values are left out", option, most)
     return fitting or [most]
 
 
@@ -123,7 +123,7 @@ def _claim(photos: PhotoCollection, options: argparse.Namespace) -> AbstractCont
 
 
 def _write_neighbours(file: Path, task: RetrievalTask, found: Found) -> None:
-    """A line for each query and each of its nearest photos."""
+    """Write one line for each query and each of its nearest photos."""
     queries, gallery = task.queries.table.rows["path"].to_numpy(), task.gallery.table.rows["path"].to_numpy()
     ids = np.array(task.queries.table.labels[task.label].ids, dtype=object)
     with written_whole(file) as partial, partial.open("w", encoding="utf-8", newline="") as opened:
@@ -141,7 +141,7 @@ def _write_neighbours(file: Path, task: RetrievalTask, found: Found) -> None:
 
 
 def _answer_queries(photos: PhotoCollection, options: argparse.Namespace) -> Path:
-    """The nearest photos of the gallery to photos of one's own."""
+    """Find the gallery photos nearest to the files given with --query."""
     source = photos.require_network(options)
     label = photos.table.class_label(options.label, "--label")
     queries = source.embed_files(options.query, options.box)

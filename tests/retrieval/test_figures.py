@@ -74,7 +74,7 @@ def test_queries_and_gallery_are_those_of_loops_and_of_pytorch_metric_learning()
 def test_the_blocks_of_queries_make_no_difference(monkeypatch):
     embeddings, codes = made(100, 5, seed=4)
     whole = leave_one_out_metrics(embeddings, codes)
-    monkeypatch.setattr(figures, "num_at_once", lambda k: 7)
+    monkeypatch.setattr(figures, "queries_per_block", lambda k: 7)
     assert leave_one_out_metrics(embeddings, codes) == pytest.approx(whole)
 
 
