@@ -1,4 +1,4 @@
-"""What one start of carvision.verify does, from the network's folder to the folder of the verification."""
+"""Run carvision.verify, from the network's folder to the folder of the verification."""
 
 import argparse
 import logging
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def run(options: argparse.Namespace) -> Path:
-    """Returns the folder. The options are those of carvision.verify."""
+    """Verify and return the folder written. options: of carvision.verify."""
     keep_freed_memory()
     start_log(None)
     source = open_source(options)
@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> Path:
     for note in notes:
         log.warning("%s", note)
     needed = task.tested | task.train.photo_mask(len(task.table))
-    if "joint_bayes" in options.methods:  # the others learn from pairs
+    if "joint_bayes" in options.methods:  # it learns from photos, the others from pairs
         needed |= task.learned
     log.info(
         "%s: %s photos, layer %s; %s training pairs",

@@ -1,4 +1,4 @@
-"""Which pairs a verification is of: those that the command line names, those of the data set's lists, or drawn ones."""
+"""Choose the pairs to verify: those the command line names, those of the data set's lists, or random ones."""
 
 import argparse
 import logging
@@ -17,16 +17,16 @@ from carvision.verification.pairs import DIFFICULTIES, MEDIUM, Pairs, generate_p
 
 log = logging.getLogger(__name__)
 
-WITH_LISTS = ("compcars", "demo")  # data sets that have lists of pairs
+WITH_LISTS = ("compcars", "demo")  # data sets with official lists of pairs
 NUM_TRAIN_PAIRS = 10_000
 
 
 @dataclass(frozen=True)
 class VerificationTask:
-    """tests: {difficulty: pairs}, lists: {difficulty: where they are listed}, of those that were not drawn.
+    """The pairs of a verification, all as rows of the table.
 
-    label: whose classes are told apart. learned: bool (N,), the photos that methods may learn from, which are in no
-    test; train: pairs of them. All pairs are of rows of the table.
+    tests: {difficulty: pairs}; lists: {difficulty: file}, of pairs that were not drawn. label: whose classes are
+    compared. learned: bool (N,), the photos that methods may learn from, none of them in a test; train: pairs of these.
     """
 
     table: Table
@@ -38,12 +38,12 @@ class VerificationTask:
 
     @property
     def tested(self) -> np.ndarray:
-        """bool (N,): the photos of the tests."""
+        """Photos of the tests, bool (N,)."""
         return np.any([pairs.photo_mask(len(self.table)) for pairs in self.tests.values()], axis=0)
 
 
 def read_task(source: Source, options: argparse.Namespace) -> VerificationTask:
-    """options: of carvision.verify. Raises InputError for labels, lists and photos that are not there."""
+    """Read or draw the pairs. options: of carvision.verify. Raises InputError for missing labels, lists and photos."""
     data, split = source.chosen.data, options.split
     if options.pairs and split:
         raise InputError(f"--split: {split} chooses the photos of drawn pairs, and --pairs gives others; leave one out")
@@ -56,13 +56,13 @@ def read_task(source: Source, options: argparse.Namespace) -> VerificationTask:
             f"--train-split: {options.train_split}, and the lists of pairs of {data['name']} come with training photos "
             "alone; draw pairs with --split test, or leave --train-split out"
         )
-    # As for training photos, which `test` alone would not ask for
+    # Training photos are needed, too, so the table is split as for training
     table = _read_listed_photos(data) if official else source.read_table("train")
     label = table.class_label(options.label, "--label")
     files = pair_lists(table.root) if official else {file.stem: file for file in options.pairs}
     if len(files) < len(options.pairs):
         raise InputError(f"--pairs: two of {' '.join(map(str, options.pairs))} have the same name; rename one")
-    # The reader of the official lists has judged which of their photos may be missing
+    # For the official lists, their reader has already checked which photos may be missing
     tests = {name: read_pairs(file, table, official or data["allow_missing"]) for name, file in files.items()}
     tests = tests or _draw_pairs(select_split(table, split or "test"), table, label, options)
     learned = (table.rows["split"] == options.train_split) & (table.rows[label] != UNKNOWN)
@@ -87,14 +87,14 @@ def _read_listed_photos(data: dict) -> Table:
 
 
 def _draw_pairs(photos: Table, table: Table, label: str, options: argparse.Namespace) -> dict[str, Pairs]:
-    """Pairs of `photos`, as rows of the table, of each difficulty that the data can give."""
+    """Draw pairs of `photos`, as rows of the table, of each difficulty that the data support."""
     rows = np.flatnonzero(table.rows["path"].isin(photos.rows["path"]))
     tests = {}
     for difficulty in DIFFICULTIES:
         try:
             pairs = generate_pairs(photos, label, difficulty, options.num_pairs, options.seed)
         except InputError as error:
-            if difficulty == MEDIUM:  # which needs nothing but photos of a class
+            if difficulty == MEDIUM:  # needs nothing but classes
                 raise InputError(f"{error}; choose other photos with --split, or give a list with --pairs") from None
             log.warning("%s; this difficulty is left out", error)
             continue

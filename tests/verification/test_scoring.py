@@ -80,7 +80,7 @@ def test_pairs_of_photos_that_can_not_be_read_are_counted(caplog):
 def test_embeddings_that_are_no_numbers_name_their_photo():
     task, values = made_task()
     values[7, 2] = np.nan
-    with pytest.raises(InputError, match=r"7\.jpg: its embedding has numbers that are not finite"):
+    with pytest.raises(InputError, match=r"7\.jpg: its embedding has values that are not finite"):
         score(task, Embeddings(values, task.table), ["cosine"])
 
 
@@ -113,7 +113,7 @@ def test_tables_hold_the_figures(scored):
     assert [row[2] == "best" for row in all_pairs.marks] == (eers == eers.min()).tolist()  # the least
     assert {cell for row in same_alone.rows for cell in row[1:]} == {"–"}
     assert not any(cell for row in same_alone.marks for cell in row)
-    assert all_pairs.notes[0] == "FAR 1 % takes 100 different pairs to tell; here are 50."
+    assert all_pairs.notes[0] == "FAR 1 % needs 100 different pairs to measure; here are 50."
 
 
 def test_files_hold_the_figures(scored, tmp_path, capsys):
