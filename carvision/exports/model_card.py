@@ -1,4 +1,4 @@
-"""The model card, README.md of a hub folder: written from what model.json says of the run."""
+"""Write the model card, README.md of a hub folder, from the run's model.json."""
 
 import csv
 import json
@@ -15,8 +15,8 @@ from carvision.exports.about import public_about
 from carvision.models.classifier import Classifier
 from carvision.reports.markdown import code_block, escape_markdown
 
-NUM_NAMES = 8  # of a head's classes that the card lists
-# The figures shown, where a run has them: name in metrics.json -> (metric on the hub, in words)
+NUM_NAMES = 8  # class names listed per head
+# The metrics shown, if a run has them: name in metrics.json -> (name on the hub, description)
 METRICS = {
     "top1": ("accuracy", "accuracy"),
     "top3": ("top_3_accuracy", "right among the best 3"),
@@ -36,7 +36,7 @@ DECODING_TEXTS = {
 
 
 def model_card(model: Classifier, splits: Path, timm_config: Path) -> str:
-    """The card as Markdown with YAML front matter.
+    """Return the card as Markdown with YAML front matter.
 
     splits: the run's splits.csv, timm_config: config.json of the folder's timm form; either may be missing.
     """
@@ -47,7 +47,7 @@ def model_card(model: Classifier, splits: Path, timm_config: Path) -> str:
     parts = [
         f"---\n{_front_matter(about, data, in_timm is not None)}\n---",
         f"# {_title(about, data)}",
-        "A network that tells photos apart, trained with carvision.",
+        "An image classifier, trained with carvision.",
         _heads_section(model),
         _use_section(model, data),
         _training_section(model, about, data, splits),
@@ -94,7 +94,7 @@ def _title(about: dict, data: str) -> str:
 
 
 def _data_name(config: dict) -> str:
-    """The data set's name: carvision's, or for photos of one's own that of their folder."""
+    """Return the data set's name: carvision's or, for the user's own photos, their folder's."""
     data = config.get("data", {})
     name = data.get("name") or "photos"
     folder = PureWindowsPath(str(data.get("root") or "")).name  # takes both kinds of slashes
@@ -102,7 +102,7 @@ def _data_name(config: dict) -> str:
 
 
 def _heads_section(model: Classifier) -> str:
-    lines = ["## What it tells apart", "", "| head | classes | for example |", "|---|---|---|"]
+    lines = ["## Classes", "", "| head | classes | for example |", "|---|---|---|"]
     for head, names in model.classes.items():
         more = ", ..." if len(names) > NUM_NAMES else ""
         shown = ", ".join(map(escape_markdown, names[:NUM_NAMES]))
@@ -110,7 +110,7 @@ def _heads_section(model: Classifier) -> str:
     for head in model.units:
         unit = model.about["labels"][head]["unit"]
         lines.append(f"| {escape_markdown(head)} | a number | in {escape_markdown(unit) or 'its own unit'} |")
-    return "\n".join([*lines, "", "All names and ids stand in `model.json`."])
+    return "\n".join([*lines, "", "All names and ids are in `model.json`."])
 
 
 def _use_section(model: Classifier, data: str) -> str:
@@ -122,7 +122,7 @@ def _use_section(model: Classifier, data: str) -> str:
     return (
         f"## Use and limits\n\nFor photos like those of {escape_markdown(data)}. It knows only the classes above and "
         "always names one of them, also for a photo of something else: look at the probability before you trust a "
-        "name. Its figures hold for photos of the kind it was tested on, and will be lower on others. "
+        "name. Its metrics hold for photos of the kind it was tested on, and will be lower on others. "
         f"{box} It was not tested "
         "for fairness or for any use in which a wrong answer harms someone."
     )
@@ -165,11 +165,11 @@ def _split_counts(splits: Path) -> str:
 
 
 def _metrics_section(metrics: dict, model: Classifier, config: dict) -> str:
-    """A table of the figures, those of classes as fractions of 1."""
+    """Return a table of the metrics; those of classes are fractions of 1."""
     sides = [side for side in ("val", "test") if metrics.get(side)]
     if not sides:
-        return "## Figures\n\nmodel.json has none."
-    lines = ["## Figures", "", f"| head | figure | {' | '.join(sides)} |", f"|---|---|{'---:|' * len(sides)}"]
+        return "## Metrics\n\nmodel.json has none."
+    lines = ["## Metrics", "", f"| head | metric | {' | '.join(sides)} |", f"|---|---|{'---:|' * len(sides)}"]
     keys = [(head, metric) for head in (*model.labels, "joint") for metric in METRICS]
     for head, metric in keys:
         values = [metrics[side].get(f"{head}/{metric}") for side in sides]
@@ -178,7 +178,7 @@ def _metrics_section(metrics: dict, model: Classifier, config: dict) -> str:
             name = "all heads right" if head == "joint" and "joint" not in model.labels else escape_markdown(head)
             lines.append(f"| {name} | {METRICS[metric][1]} | {shown} |")
     monitor = config.get("callbacks", {}).get("monitor", "val/loss")
-    chosen = f"The epoch was chosen by {escape_markdown(monitor)}; the test photos took no part in "
+    chosen = f"The epoch was chosen by {escape_markdown(monitor)}; the test photos were not used in "
     return "\n".join([*lines, "", f"{chosen}training or in any choice."])
 
 

@@ -1,4 +1,4 @@
-"""A folder in the layout of the Hugging Face hub: the model that travels, its card, and its timm form."""
+"""Export a folder in the layout of the Hugging Face hub: the model, its card, and its timm form."""
 
 import json
 import shutil
@@ -16,13 +16,13 @@ from carvision.models.classifier import Classifier
 
 
 def export_hub(model: Classifier, source: Path, folder: Path, head: str | None = None) -> str:
-    """Write model.safetensors, model.json and README.md into the folder, and where timm has the network timm/ and a
-    config.json by which `timm.create_model("hf-hub:<owner>/<name>", pretrained=True)` finds it.
+    """Write model.safetensors, model.json and README.md into the folder; return a summary line.
 
-    source: the folder that the model was loaded from; its splits.csv, if there, is counted for the card.
-    head: of timm's classifier, as export_timm takes it. Returns what to tell of it.
+    If timm has the network, also timm/ and a config.json by which `timm.create_model("hf-hub:<owner>/<name>",
+    pretrained=True)` finds it. source: the folder that the model was loaded from; its splits.csv, if any, is summarised
+    in the card. head: timm's classifier, see export_timm.
     """
-    chosen_head(model, head)  # a wrong --head is said before anything is written
+    chosen_head(model, head)  # refuses a wrong --head before anything is written
     if head is not None:
         require_in_timm(model)
     weights = model.about.get("weights", {}).get("file", portable.WEIGHTS)
@@ -43,19 +43,19 @@ def export_hub(model: Classifier, source: Path, folder: Path, head: str | None =
 
 
 def _add_timm_form(model: Classifier, folder: Path, head: str | None) -> str:
-    """What to tell of it; where it fails and no head was asked for, the rest of the folder is as good without."""
+    """Write timm/ and return its description; a failure is only reported unless a head was requested."""
     try:
         description = f"timm/: {export_timm(model, folder / 'timm', head)}"
         _point_to_timm(folder)
         return description
-    except Exception as error:  # of timm, whose networks each have their own
+    except Exception as error:  # timm's networks raise various types
         if head is not None:
             raise
         return f"no timm form: {' '.join(str(error).split())[:200]}"
 
 
 def _point_to_timm(folder: Path) -> None:
-    """config.json of timm/ at the top, where timm looks for it, naming the weights in timm/."""
+    """Copy timm/config.json to the top, where timm looks for it, and let it name the weights in timm/."""
     config = json.loads((folder / "timm" / "config.json").read_text(encoding="utf-8"))
     config["pretrained_cfg"]["hf_hub_filename"] = "timm/model.safetensors"
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
