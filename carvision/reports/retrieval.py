@@ -1,4 +1,4 @@
-"""A retrieval as a whole: its tables on the terminal, its files, and the sheet of queries with their nearest photos."""
+"""Report a retrieval: tables on the terminal, files, and the sheet of queries with their nearest photos."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,9 +37,9 @@ def write_metrics(
     means: dict,
     per_query: dict[str, np.ndarray],
 ) -> None:
-    """retrieval.json, knn.csv and per_class.csv into the folder.
+    """Write retrieval.json, knn.csv and per_class.csv into the folder.
 
-    knn {k: figures}. means {figure: mean over the queries}. of_queries {figure: float (Q,)}, NaN where it has none.
+    knn {k: metrics}. means {metric: mean over the queries}. per_query {metric: float (Q,)}, NaN if undefined.
     """
     frame = pd.DataFrame(knn).T
     write_csv(folder / "knn.csv", frame.rename_axis("k").reset_index())
@@ -54,7 +54,7 @@ def write_metrics(
 
 
 def print_metrics(title: str, about: dict, knn: dict[int, dict], means: dict) -> None:
-    """As R2's table, k by figure, and retrieval in a line."""
+    """Print a table like R2's, k by metric, and retrieval in one line."""
     gallery = about["gallery"] if isinstance(about["gallery"], str) else f"gallery: {', '.join(about['gallery'])}"
     counts = f"{about['num_queries']:,} queries ({about['split']}), {about['num_gallery']:,} photos ({gallery})"
     console = Console()
@@ -77,7 +77,7 @@ def print_metrics(title: str, about: dict, knn: dict[int, dict], means: dict) ->
 def draw_sheet(
     file: Path, task: "RetrievalTask", chosen: np.ndarray, rows: np.ndarray, scores: np.ndarray, distance: str
 ) -> None:
-    """The chosen queries, int (N,), with the nearest of rows and scores (Q, K)."""
+    """Draw the chosen queries, int (N,), with the first of their nearest photos; rows, scores (Q, K)."""
     cropped = task.about.get("crop_to_box", False)
     lines = []
     for query in chosen:
@@ -92,6 +92,7 @@ def draw_sheet(
 def make_tile(
     photos: Embeddings, label: str, row: int, cropped: bool, score: float | None = None, right: bool | None = None
 ) -> Tile:
+    """Return the tile of a photo, with its box if the network saw boxes."""
     table = photos.table
     box = table.rows[BOX].iloc[row].to_numpy(np.float32) if cropped and table.has_boxes else None
     code = table.rows[label].iloc[row]
@@ -109,8 +110,8 @@ def print_answers(
     folder: Path,
     with_sheet: bool = True,
 ) -> None:
-    """The nearest photos of each query, a file and its box: printed, in neighbours.csv, and on neighbours.png. rows,
-    scores (queries, K)."""
+    """Print the nearest photos of each query (file, box) and write neighbours.csv and neighbours.png. rows, scores
+    (queries, K)."""
     table, console, measure = gallery.table, Console(), MEASURES[distance]
     codes, paths, classes = table.rows[label].to_numpy(), table.rows["path"].to_numpy(), table.labels[label]
     sheet, listed = [], []

@@ -1,4 +1,4 @@
-"""Runs drawn over each other: their curves by epoch, and what they reached by one setting."""
+"""Plot several runs together: their curves by epoch, and their results by one setting."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from carvision.reports.comparison.frame import is_fraction
 from carvision.reports.comparison.sheets import title_of
 from carvision.reports.style import TEXT, create_figure, save_figure, set_title, tidy
 
-# Told apart by people with any colour vision, and by their lightness where two are near; the marker differs as well.
+# Distinguishable with any colour vision, near ones also by lightness; the markers differ as well
 COLOURS = (
     "#4477aa", "#ee7733", "#228833", "#aa3377", "#66ccee", "#222222",
     "#ccbb44", "#332288", "#cc3311", "#44aa99", "#999999", "#884400",
@@ -23,7 +23,8 @@ MAX_CURVES = len(COLOURS)
 
 
 def plot_comparison(histories: dict[str, pd.DataFrame], metrics: Sequence[str], title: str, file: Path) -> None:
-    """The runs' histories overlaid, a panel a figure ("loss", "make/top1"): validation solid, training faint, dashed.
+    """Write a PNG of the runs' histories, one panel per metric ("loss", "make/top1"): validation solid, training
+    dashed.
 
     histories: {name of the run: rows of history.csv}, at most MAX_CURVES.
     """
@@ -61,7 +62,7 @@ def plot_comparison(histories: dict[str, pd.DataFrame], metrics: Sequence[str], 
 
 
 def _is_wide(histories: dict[str, pd.DataFrame], name: str) -> bool:
-    """Whether some losses are so large that on an even scale the others would lie on the floor."""
+    """Return whether some losses are so large that a linear scale would flatten the others."""
     columns = [history[f"{s}/{name}"] for history in histories.values() for s in ("train", "val")
                if f"{s}/{name}" in history]  # fmt: skip
     values = pd.concat(columns).dropna() if columns else pd.Series(dtype=float)
@@ -69,6 +70,7 @@ def _is_wide(histories: dict[str, pd.DataFrame], name: str) -> bool:
 
 
 def percent_axis(axes: Axes) -> None:
+    """Format the y axis in percent."""
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.6g}%"))
 
 
@@ -80,23 +82,24 @@ def _curve(axes: Axes, history: pd.DataFrame, column: str, **style) -> Line2D | 
 
 
 def _every(num_epochs: int, run: int) -> tuple[int, int]:
-    """A marker now and then, at other epochs for each run."""
+    """Return an offset and a step for sparse markers, different for each run."""
     step = max(1, num_epochs // 8)
     return run % step, step
 
 
 def legend_below(figure: Figure, handles: Sequence[Line2D], names: Sequence[str]) -> None:
-    """In as many columns as the names leave room for. The figure grows by the legend's height."""
-    letters = max(map(len, names)) + 7
-    columns = max(1, min(len(names), int(figure.get_figwidth() * 13 / letters)))
+    """Add a legend below, with as many columns as the names allow; the figure grows by the legend's height."""
+    num_letters = max(map(len, names)) + 7
+    columns = max(1, min(len(names), int(figure.get_figwidth() * 13 / num_letters)))
     legend = figure.legend(handles, names, loc="outside lower left", ncols=columns, frameon=False, fontsize=9)
     for shown in legend.get_texts():
-        shown.set(parse_math=False, color=TEXT)  # a "$" in a name starts no formula
+        shown.set(parse_math=False, color=TEXT)
     figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(names) // columns))
 
 
 def plot_against(table: pd.DataFrame, key: str, metric: str, file: Path) -> None:
-    """R4's study of one setting: time to best, the figure, the lowest loss, a line a group. table: of `against_of`."""
+    """Write R4's plot of one setting: time to best, the metric, the lowest loss, one line per group. table: from
+    `against_of`."""
     panels = {"best_after_s": "minutes to the best epoch", metric: title_of(metric).removesuffix(" %")}
     panels |= {"lowest_val_loss": "lowest validation loss"}
     panels = {column: title for column, title in panels.items() if table[column].notna().any()}

@@ -1,4 +1,4 @@
-"""A comparison as a whole: runs read, tables on the terminal and in files, pictures."""
+"""Write a comparison of runs: tables on the terminal and in files, and plots."""
 
 import logging
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from carvision.whole_files import write_csv
 
 log = logging.getLogger(__name__)
 
-Pictures = dict[str, Path]  # {what it shows: file}
+Pictures = dict[str, Path]  # {title: file}
 
 
 def write_comparison(
@@ -35,9 +35,9 @@ def write_comparison(
     against: str | None = None,
     price_per_hour: float | None = None,
 ) -> pd.DataFrame:
-    """Write compare.{csv,md,html} and the pictures into the folder, print the tables; returns the frame.
+    """Write compare.{csv,md,html} and the plots into the folder, print the tables; return the frame.
 
-    The arguments are the options of carvision.compare, whose --help has them. Raises InputError.
+    The arguments are the options of carvision.compare, documented by its --help. Raises InputError.
     """
     if epoch is not None and epoch < 1:
         raise InputError(f"--epoch: {epoch} is not 1 or more; epochs count from 1")
@@ -66,7 +66,7 @@ def write_comparison(
         pictures |= _write_against(tables["against"], against, metric, folder)
     unfinished = list(frame.index[frame["state"] == "unfinished"])
     for sheet in sheets if unfinished else []:
-        sheet.notes.append(f"Unfinished runs count with what they reached so far: {', '.join(unfinished)}.")
+        sheet.notes.append(f"Unfinished runs count with their results so far: {', '.join(unfinished)}.")
     _write(frame, runs, metric, epoch, sheets, pictures, folder)
     return frame
 
@@ -91,7 +91,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _is_comparison(folder: Path) -> bool:
-    """Whether the folder's compare.csv is one of ours."""
+    """Return whether the folder's compare.csv was written by this command."""
     try:
         with (folder / "compare.csv").open(encoding="utf-8") as file:
             return {"run", "state", "wall_min"} <= {*file.readline(10_000).rstrip().split(",")}
@@ -108,21 +108,21 @@ def _write(
     pictures: Pictures,
     folder: Path,
 ) -> None:
-    """compare.csv, compare.md, compare.html, and the tables on the terminal."""
+    """Write compare.csv, compare.md and compare.html, and print the tables."""
     keys = differing_keys(runs)
     _write_csv(
         frame.assign(**{key: [text_of(run.config.get(key)) for run in runs] for key in keys}), folder / "compare.csv"
     )
     title = f"{len(runs)} runs compared" if len(runs) > 1 else f"One run: {frame.index[0]}"
     about, notes = _about(frame, epoch), _notes(frame, keys)
-    sheets = [runs_sheet(frame, "Figures", notes), *studies]
+    sheets = [runs_sheet(frame, "Metrics", notes), *studies]
     if keys:
         sheets.append(settings_sheet(runs, list(frame.index), keys))
     for write, file in ((write_markdown, "compare.md"), (write_html, "compare.html")):
         write(folder / file, title, about, sheets, pictures)
     console = Console()
     if not console.is_terminal:
-        console = Console(width=110)  # rich takes a file for 80 columns wide
+        console = Console(width=110)  # rich assumes 80 columns for a file
     print_runs(
         frame, f"{title}. {about}", notes, console, [metric, metric.replace("val/", "test/"), "wall_min", "cost"]
     )
@@ -132,36 +132,36 @@ def _write(
 
 def _about(frame: pd.DataFrame, epoch: int | None) -> str:
     if epoch is not None:
-        return f"Figures at the end of epoch {epoch}, wall minutes of training until then."
-    return "Figures of each run's best epoch, the test with the weights of that epoch."
+        return f"Metrics at the end of epoch {epoch}, wall minutes of training until then."
+    return "Metrics of each run's best epoch, the test with the weights of that epoch."
 
 
 def _notes(frame: pd.DataFrame, keys: Sequence[str]) -> list[str]:
-    """What a reader must know to read the table rightly."""
+    """Return what a reader must know to interpret the table."""
     notes = []
     losses = [key for key in keys if key.startswith("loss.")]
     if losses:
-        notes.append(f"The runs' losses are not the same ({', '.join(losses)}), so their values can't be compared.")
+        notes.append(f"The runs have different losses ({', '.join(losses)}), so their values can't be compared.")
     photos = [key for key in keys if key.startswith(("data.name", "data.split.", "data.classes", "data.min_images"))]
     if photos:
-        notes.append(f"The runs have not the same photos ({', '.join(photos)}).")
+        notes.append(f"The runs have different photos ({', '.join(photos)}).")
     for kind in ("folds", "seeds"):
         if frame[kind].notna().any():
             notes.append(f"\u00b1: standard deviation over the {kind}; minutes and cost are of all {kind} together.")
     if (frame["state"] == "unfinished").any():
-        notes.append("Unfinished: figures, time and cost so far; time and cost are marked in no such run.")
+        notes.append("Unfinished: metrics, time and cost so far; their time and cost are never marked.")
     return notes
 
 
 def _write_csv(frame: pd.DataFrame, file: Path) -> None:
-    """Numbers as the runs' files have them; whole numbers stay whole where a run lacks one."""
+    """Write numbers as in the runs' files; integer columns stay integer if a run lacks a value."""
     whole = [c for c in frame.select_dtypes("number") if (frame[c].dropna() % 1 == 0).all() and "/" not in str(c)]
     kinds = {c: "Int64" for c in whole if c in ("folds", "seeds", "epochs", "best_epoch", "epoch", "parameters")}
     write_csv(file, frame.astype(kinds), index=True)
 
 
 def _plot_runs(frame: pd.DataFrame, runs: Sequence[Run], metric: str, folder: Path) -> Pictures:
-    """Curves overlaid, and the figure against time and, where it is known, money."""
+    """Plot the curves, and the metric against time and, if known, cost."""
     pictures = {}
     histories = {name: run.history for name, run in zip(frame.index, runs, strict=True) if len(run.history)}
     shown = ""
@@ -180,10 +180,10 @@ def _plot_runs(frame: pd.DataFrame, runs: Sequence[Run], metric: str, folder: Pa
             file = folder / f"{kind.removeprefix('Top-1 ').lower()}.png"
             plot_comparison(histories, drawn, f"{kind} by epoch{shown}", file)
             pictures[f"{kind} by epoch"] = file
-    for amount, word in {"training_s": "time", "cost": "cost"}.items():
+    for amount, noun in {"training_s": "time", "cost": "cost"}.items():
         if len(frame) > 1 and amount in frame and frame[[amount, metric]].notna().all(axis=1).sum() > 1:
-            pictures[f"Accuracy against {word}" if "top" in metric else f"{metric} against {word}"] = (
-                file := folder / f"against_{word}.png"
+            pictures[f"Accuracy against {noun}" if "top" in metric else f"{metric} against {noun}"] = (
+                file := folder / f"against_{noun}.png"
             )
             plot_trade_off(frame, amount, metric, file)
     return pictures

@@ -1,4 +1,4 @@
-"""The tables of a comparison in their forms: terminal, Markdown, and HTML that needs nothing beside it."""
+"""Render tables for the terminal, as Markdown, and as self-contained HTML."""
 
 import base64
 import html
@@ -18,7 +18,7 @@ from carvision.reports.markdown import escape_markdown
 from carvision.whole_files import write_text
 
 STYLES = {BEST: "bold green", OVERALL: "bold black on green", "": ""}
-NAME_SHARE = 0.44  # of a line of the terminal at most for a run's name; longer ones take several lines
+NAME_SHARE = 0.44  # of a terminal line, at most, for a run's name; longer names wrap
 CSS = """
 body { font: 15px/1.5 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; color: #333; margin: 2.5rem auto;
   max-width: 76rem; padding: 0 1.5rem; }
@@ -39,9 +39,9 @@ figure { margin: 1rem 0 2rem; } img { max-width: 100%; height: auto; }
 
 
 def print_runs(frame: pd.DataFrame, title: str, notes: list[str], console: Console, first: Sequence[str]) -> None:
-    """The main table as it fits: a column a run, else a row a run with as many columns as there is room for.
+    """Print the main table: one column per run if that fits, else one row per run with as many columns as fit.
 
-    first: the columns that are chosen before others.
+    first: the columns with priority.
     """
     upright = runs_sheet(frame, title, notes, upright=True)
     if _width(_wrapped(upright, console.width)) <= console.width:
@@ -49,7 +49,7 @@ def print_runs(frame: pd.DataFrame, title: str, notes: list[str], console: Conso
         return
     groups = shown_columns(frame)
     every = [column for group in groups for column in group]
-    ranked = [*first, *sorted(every, key=lambda column: column.startswith("train/"))]  # those of train last
+    ranked = [*first, *sorted(every, key=lambda column: column.startswith("train/"))]  # train last
     chosen: list[str] = []
     for column in dict.fromkeys(column for column in ranked if column in every):
         wider = runs_sheet(frame, title, notes, upright=False, only=[*chosen, column])
@@ -61,7 +61,7 @@ def print_runs(frame: pd.DataFrame, title: str, notes: list[str], console: Conso
 
 
 def print_sheet(sheet: Sheet, console: Console) -> None:
-    """Where there is no colour, a star marks the best, and two the best of all."""
+    """Print a table. Without colour, one star marks the best and two the best of all."""
     coloured = console.color_system is not None and not console.no_color
     stars = {BEST: "*", OVERALL: "**", "": ""}
     width = 0 if coloured else max((len(stars[mark]) for marks in sheet.marks for mark in marks), default=0)
@@ -78,7 +78,7 @@ def print_sheet(sheet: Sheet, console: Console) -> None:
             for j, (cell, mark) in enumerate(zip(row, marks, strict=True))
         ]
         table.add_row(*texts)
-    console.print(Text(f"\n{sheet.title}", "bold"))  # a title of the table would be as narrow as the table
+    console.print(Text(f"\n{sheet.title}", "bold"))  # rich would wrap a table title to the table's width
     console.print(table)
     for note in sheet.notes:
         console.print(Text(note, "dim"))
@@ -89,7 +89,7 @@ def _is_numbers(texts) -> bool:
 
 
 def _wrapped(sheet: Sheet, room: int) -> Sheet:
-    """Long names over several lines, broken where a person would. room: letters in a line of the terminal."""
+    """Wrap long names, broken at natural positions. room: characters per line of the terminal."""
     width = 10 if len(sheet.header) > 4 else 18
     header = [sheet.header[0], *(_broken(name, width) for name in sheet.header[1:])]
     rows = [[_broken(row[0], int(NAME_SHARE * room)), *row[1:]] for row in sheet.rows]
@@ -97,7 +97,7 @@ def _wrapped(sheet: Sheet, room: int) -> Sheet:
 
 
 def _broken(name: str, width: int) -> str:
-    """At spaces, and within a word that is too long for a line after "_", "." and "/"."""
+    """Break at spaces, and within words that are too long after "_", "." and "/"."""
     pieces = re.findall(r"\([^)]*\) ?|[^ ]+ ?", name)
     pieces = [p for piece in pieces for p in ([piece] if len(piece) <= width else re.findall("[^_/.]*[_/.]?", piece))]
     lines = [""]
@@ -109,12 +109,14 @@ def _broken(name: str, width: int) -> str:
 
 
 def _width(sheet: Sheet) -> int:
-    """Of the table on the terminal, in letters, a star and the gaps included."""
+    """Return the width of the table on the terminal, in characters, including a star and the gaps."""
     columns = zip(sheet.header, *sheet.rows, strict=True)
     return sum(max(len(line) for cell in column for line in cell.split("\n")) + 4 for column in columns)
 
 
 def to_markdown(sheet: Sheet) -> str:
+    """Return the table as Markdown."""
+
     def row(texts: Sequence[str]) -> str:
         return f"| {' | '.join(texts)} |"
 
@@ -127,7 +129,7 @@ def to_markdown(sheet: Sheet) -> str:
 
 
 def write_markdown(file: Path, title: str, about: str, sheets: Sequence[Sheet], pictures: dict[str, Path]) -> None:
-    """pictures: {what they show: file beside this one}."""
+    """Write the tables and links to the pictures, {title: file beside this one}."""
     parts = [f"# {escape_markdown(title)}\n", f"{escape_markdown(about)}\n", *map(to_markdown, sheets)]
     named = {escape_markdown(name): quote(picture.name) for name, picture in pictures.items()}
     parts += [f"## {name}\n\n![{name}]({file})\n" for name, file in named.items()]
@@ -142,7 +144,7 @@ def write_html(
     pictures: dict[str, Path],
     fragments: Sequence[str] = (),
 ) -> None:
-    """One file with its pictures in it, so that it can be sent. fragments: of HTML, below the pictures."""
+    """Write a single file with embedded pictures, so that it can be sent. fragments: HTML below the pictures."""
     parts = [
         f"<!doctype html>\n<html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>",
         f"<meta name=viewport content='width=device-width'><style>{CSS}</style>",

@@ -1,4 +1,4 @@
-"""Accuracy weighed against time and money, which was R4's question; and its matrix as a picture."""
+"""Plot accuracy against time and cost, R4's question; and its matrix as a heat map."""
 
 import textwrap
 from pathlib import Path
@@ -16,13 +16,13 @@ from carvision.reports.comparison.plots import COLOURS, MARKERS, MAX_CURVES, leg
 from carvision.reports.comparison.sheets import OVERALL, matrix_marks, text, title_of
 from carvision.reports.style import FAINT, TEXT, create_figure, save_figure, set_title, tidy
 
-WIDE_RANGE = 20  # largest amount over the smallest one, above which the axis of amounts is logarithmic
+WIDE_RANGE = 20  # ratio of largest to smallest amount above which its axis is logarithmic
 FRONT = "#bb5566"
-LETTERS_PER_INCH = 9  # of a title
+LETTERS_PER_INCH = 9  # in a title
 
 
 def plot_matrix(matrix: Matrix, minutes: bool, file: Path) -> None:
-    """R4's table as a heat map with its numbers; the best of each row framed, the best of all with a heavy frame."""
+    """Write R4's table as a heat map with numbers; the best of each row is framed, the best of all heavily."""
     frame, column = (matrix.minutes, "wall_min") if minutes else (matrix.values, matrix.metric)
     rows, columns = frame.shape
     left_in = 0.5 + 0.075 * max(len(str(name)) for name in frame.index)
@@ -64,9 +64,9 @@ def plot_matrix(matrix: Matrix, minutes: bool, file: Path) -> None:
 
 
 def plot_trade_off(frame: pd.DataFrame, amount: str, metric: str, file: Path) -> None:
-    """The figure against time ("training_s") or money ("cost"), a point a run; the Pareto front drawn and named.
+    """Write a PNG of the metric against time ("training_s") or cost ("cost"), one point per run, with the Pareto front.
 
-    Runs that did not end are drawn hollow, and are on no front, because what they cost is not known yet.
+    Unfinished runs are hollow and never on the front, as their final cost is unknown.
     """
     known = frame.dropna(subset=[amount, metric])
     finished = known["state"] != "unfinished"
@@ -103,7 +103,7 @@ def plot_trade_off(frame: pd.DataFrame, amount: str, metric: str, file: Path) ->
 
 
 def _looks(frame: pd.DataFrame, known: pd.DataFrame, front: np.ndarray) -> list[dict]:
-    """Colour and marker of each known run: as in the curves, or where runs are many, of the front or not."""
+    """Return each known run's colour and marker: as in the curves or, with many runs, by membership of the front."""
     looks = []
     for i, name in enumerate(known.index):
         index = frame.index.get_loc(name)
@@ -123,7 +123,7 @@ def _front_legend(
     metric: str,
     looks: list[dict],
 ) -> None:
-    """Below: the runs of the front by their numbers, then the others, where they are few enough for a name."""
+    """Add a legend below: the numbered runs of the front, then the others if they are few."""
     handles = [Line2D([], [], color=FRONT, linewidth=1.2)]
     names = [f"Pareto front: no run is both better and {'faster' if unit else 'cheaper'}"]
     others = [i for i in range(len(known)) if i not in front]

@@ -1,4 +1,4 @@
-"""Reliability diagrams, and accuracy at coverage as curves."""
+"""Plot reliability diagrams and selective accuracy."""
 
 from pathlib import Path
 
@@ -16,9 +16,10 @@ BAR, ABOVE, BELOW, HISTOGRAM = "#4477aa", "#efbcc2", "#a98db0", "#9db8d2"
 
 
 def plot_reliability(diagrams: dict[str, pd.DataFrame], title: str, file: Path) -> None:
-    """A PNG of the tables of `reliability`, side by side: accuracy by confidence, and below how many photos have it.
+    """Write a PNG of tables of `reliability`, side by side: accuracy by confidence, with a histogram of the photos
+    below.
 
-    diagrams: {heading: bins}, as they are and with the temperature.
+    diagrams: {heading: bins}, uncalibrated and with the temperature.
     """
     figure = create_figure(max(5.6, 4.3 * len(diagrams)), 5.2)
     panels = figure.subplots(2, len(diagrams), height_ratios=(3, 1), squeeze=False, sharex=True)
@@ -51,7 +52,7 @@ def plot_reliability(diagrams: dict[str, pd.DataFrame], title: str, file: Path) 
 
 
 def plot_coverage(heads: dict[str, tuple[np.ndarray, np.ndarray]], title: str, file: Path) -> None:
-    """A PNG: accuracy on the surest photos, and the probability that is the threshold for it, by their share.
+    """Write a PNG of the accuracy on the most confident photos, and of the confidence threshold, by their fraction.
 
     heads: {head: (confidence, right)}, each (N,).
     """
@@ -72,7 +73,7 @@ def plot_coverage(heads: dict[str, tuple[np.ndarray, np.ndarray]], title: str, f
     panels[1].set_ylim(0, 1.02)
     for axes in panels:
         axes.set_xlim(0, 1.01)
-        axes.set_xlabel("share of photos, the surest first")
+        axes.set_xlabel("share of photos, the most confident first")
         _percent(axes)
         tidy(axes, "both")
     handles, names = panels[0].get_legend_handles_labels()

@@ -1,4 +1,4 @@
-"""What an evaluation leaves of each head with classes: tables and pictures."""
+"""Write the tables and plots of each head with classes."""
 
 import math
 from dataclasses import dataclass
@@ -29,10 +29,8 @@ from carvision.whole_files import file_stems, write_csv
 
 @dataclass(frozen=True)
 class HeadResult:
-    """Of one head. predicted int64 (N,), of all photos; confidence, right (n,), of those whose label is known.
-
-    within_parent: the share of the mistakes that name a class of the true parent, NaN where there is none.
-    """
+    """The results of one head. predicted int64 (N,), for all photos; confidence, right (n,), for those whose label is
+    known. within_parent: fraction of the mistakes that name a class of the true parent, NaN if there is none."""
 
     head: str
     predicted: Tensor
@@ -48,7 +46,7 @@ class HeadResult:
 
 
 def head_results(predictions: Predictions, labels: dict[str, dict], rule: str) -> dict[str, HeadResult]:
-    """Of the heads with classes of which any photo's class is known. rule: by which classes are predicted."""
+    """Return the results of the heads with classes of which some photo's class is known. rule: the decoding rule."""
     heads = [head for head, label in labels.items() if "ids" in label]
     predicted = decode({head: predictions.logits[head] for head in heads}, parents_of(labels), rule)
     return {
@@ -79,8 +77,11 @@ def _head_result(predictions: Predictions, labels: dict[str, dict], head: str, p
 def write_head(
     predictions: Predictions, labels: dict[str, dict], part: HeadResult, title: str, crop_to_box: bool, folder: Path
 ) -> dict[str, Path]:
-    """per_class_<head>.csv, confusion_<head>.{csv,png}, confused_<head>.{csv,png}, reliability_<head>.png, the head as
-    file_stems has it; returns {what it shows: picture}."""
+    """Write the head's files; return {title: picture}.
+
+    Files: per_class_<head>.csv, confusion_<head>.{csv,png}, confused_<head>.{csv,png}, reliability_<head>.png, with the
+    head's name as in file_stems.
+    """
     head = part.head
     stem = file_stems([name for name, label in labels.items() if "ids" in label])[head]
     names = labels[head]["names"]

@@ -1,4 +1,4 @@
-"""An evaluation as a whole: figures with their intervals, tables on the terminal and in files, pictures."""
+"""Write an evaluation: metrics with intervals, tables on the terminal and in files, plots."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from carvision.reports.evaluation.tables import (
 )
 from carvision.whole_files import open_new
 
-EXACT = ("auc", "auc_micro", "auc_keras")  # EpochMetrics has them from histograms
+EXACT = ("auc", "auc_micro", "auc_keras")  # replace EpochMetrics' values, which come from histograms
 
 
 def write_evaluation(
@@ -43,17 +43,18 @@ def write_evaluation(
     num_samples: int = 1000,
     seed: int = 0,
 ) -> dict:
-    """Write results.txt, evaluation.md, evaluation.html, the tables and the pictures into the folder, and print the
-    closing tables; returns what evaluation.json holds, plain values alone.
+    """Write results.txt, evaluation.md, evaluation.html, the tables and the plots into the folder, and print the
+    tables.
 
-    labels: {head: {"ids", "names", "parent", "parent_codes"}} or {head: {"unit", "mean", "std"}}, as in model.json.
-    figures, decodings: of EpochMetrics, compute() and compute_rules(). losses {head: float (N,)}: of each photo, by the
-    run's own loss. head_weights: the heads' weights in the sum of the losses. rule: the decoding rule of the figures.
-    title: one line, such as "stanford_cars_frozen on test". notes: lines that a reader must know, below the title.
-    crop_to_box: photos are shown as the network saw them. num_samples, seed: of the bootstrap; 0 samples: no intervals.
+    Returns the content of evaluation.json, plain values. labels: {head: {"ids", "names", "parent", "parent_codes"}} or
+    {head: {"unit", "mean", "std"}}, as in model.json. metrics, decodings: of EpochMetrics, compute() and
+    compute_rules(). losses {head: float (N,)}: of each photo, by the run's own loss. head_weights: of the heads in the
+    summed loss. rule: the decoding rule of the metrics. title: one line, such as "stanford_cars_frozen on test". notes:
+    shown below the title. crop_to_box: show photos as the network saw them. num_samples, seed: of the bootstrap; 0
+    samples: no intervals.
 
-    Of each head with classes: per_class_<head>.csv, confusion_<head>.{csv,png}, confused_<head>.{csv,png},
-    reliability_<head>.png; of all of them coverage.png. A head of whose photos no class is known has none.
+    For each head with classes: per_class_<head>.csv, confusion_<head>.{csv,png}, confused_<head>.{csv,png},
+    reliability_<head>.png; for all of them coverage.png. A head without any known class has none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     given = (predictions, labels, rule, losses, head_weights)
@@ -63,9 +64,9 @@ def write_evaluation(
     parts = head_results(predictions, labels, rule)
     pictures: dict[str, Path] = {}
     if parts:
-        pictures["Accuracy on the surest photos"] = folder / "coverage.png"
-        surest = {head: (part.confidence, part.right) for head, part in parts.items()}
-        plot_coverage(surest, f"{title}: accuracy on the surest photos", folder / "coverage.png")
+        pictures["Accuracy on the most confident photos"] = folder / "coverage.png"
+        confidences = {head: (part.confidence, part.right) for head, part in parts.items()}
+        plot_coverage(confidences, f"{title}: accuracy on the most confident photos", folder / "coverage.png")
     for part in parts.values():
         pictures |= write_head(predictions, labels, part, title, crop_to_box, folder)
     sheets = metric_sheets(metrics, intervals, labels)
@@ -101,7 +102,7 @@ def _photos_line(predictions: Predictions) -> str:
 def _write_texts(
     folder: Path, title: str, notes: Sequence[str], sheets: Sequence[Sheet], pictures: dict[str, Path]
 ) -> None:
-    """results.txt, evaluation.md and evaluation.html; the terminal."""
+    """Write results.txt, evaluation.md and evaluation.html; print to the terminal."""
     about = " ".join(f"{note.rstrip('.')}." for note in notes)
     for write, file in ((write_markdown, "evaluation.md"), (write_html, "evaluation.html")):
         write(folder / file, title, about, sheets, pictures)
@@ -113,7 +114,7 @@ def _write_texts(
 
 
 def _plain(value):
-    """For JSON, which has no NaN."""
+    """Replace NaN by None, as JSON has no NaN."""
     if isinstance(value, dict):
         return {name: _plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):

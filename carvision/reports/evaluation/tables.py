@@ -1,4 +1,4 @@
-"""The tables of an evaluation, as sheets that the terminal, Markdown and HTML show."""
+"""Tables of an evaluation, as sheets for the terminal, Markdown and HTML."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from carvision.reports.comparison.sheets import Sheet
 
 Intervals = dict[str, tuple[float, float]]
 
-MAX_COLUMNS = 2  # with their intervals, so many fit into 80 letters beside the names of the figures
+MAX_COLUMNS = 2  # heads with intervals that fit into 80 characters beside the metrics' names
 SHOWN = {
     "top1": "top-1 %", "top3": "top-3 %", "top5": "top-5 %", "balanced_accuracy": "balanced accuracy %", "auc": "AUC %",
     "precision": "precision %, mean of the classes", "recall": "recall %, mean of the classes",
@@ -20,9 +20,9 @@ CALIBRATION = {
     "nll": "negative log likelihood", "nll_calibrated": "the same with the temperature",
 }  # fmt: skip
 OF_ALL = {"joint/top1": "all heads right %", "joint/consistent": "fit together %", "loss": "loss"}
-BREAKS = ("precision", "precision_at50", "loss")  # rows above which a line is drawn
+BREAKS = ("precision", "precision_at50", "loss")  # rows with a line above them
 NO_PERCENT = ("loss", "nll", "nll_calibrated")
-INTERVALS_NOTE = "In brackets: 95 % bootstrap intervals, from photos drawn anew out of those that were evaluated."
+INTERVALS_NOTE = "In brackets: 95 % bootstrap intervals, from resampling the evaluated photos."
 BINS_NOTE = (
     "Calibration error: mean distance of confidence and accuracy in 15 bins. Samples have a larger one than the whole, "
     "so its interval reaches further up than down."
@@ -30,7 +30,7 @@ BINS_NOTE = (
 
 
 def cell(metrics: dict[str, float], intervals: Intervals, name: str) -> str:
-    """ "85.0 [79.6, 90.4]"; a figure that is not known leaves its place empty."""
+    """Return a metric with its interval, "85.0 [79.6, 90.4]"; "" if it is unknown."""
     if name not in metrics:
         return ""
     show = number if name.rsplit("/", 1)[-1] in NO_PERCENT else percent
@@ -43,14 +43,14 @@ def percent(value: float) -> str:
 
 
 def number(value: float) -> str:
-    """With three digits that count."""
+    """Format with three significant digits."""
     return f"{value:#.3g}".removesuffix(".")
 
 
 def metric_sheets(metrics: dict[str, float], intervals: Intervals, labels: dict[str, dict]) -> list[Sheet]:
-    """Of heads with classes, of all of them together, and of numbers."""
+    """Return the tables of heads with classes, of all heads together, and of numbers."""
     heads = [head for head, label in labels.items() if "ids" in label and f"{head}/top1" in metrics]
-    sheets = _by_head("Figures", heads, SHOWN, metrics, intervals)
+    sheets = _by_head("Metrics", heads, SHOWN, metrics, intervals)
     if len(labels) > 1:
         rows = [[words, cell(metrics, intervals, name)] for name, words in OF_ALL.items() if name in metrics]
         sheets.append(_sheet("All heads together", ["", "all heads"], rows))
@@ -72,7 +72,7 @@ def _error(metrics: dict[str, float], intervals: Intervals, name: str) -> str:
 
 
 def _by_head(title: str, heads: Sequence[str], shown: dict[str, str], metrics: dict, intervals: Intervals):
-    """A row a figure, a column a head, and several sheets where there are many heads."""
+    """Return tables with one row per metric and one column per head; several if there are many heads."""
     sheets = []
     for first in range(0, len(heads), MAX_COLUMNS):
         some, rows, breaks = heads[first : first + MAX_COLUMNS], [], set()
@@ -88,7 +88,7 @@ def _by_head(title: str, heads: Sequence[str], shown: dict[str, str], metrics: d
 def calibration_sheets(
     metrics: dict[str, float], intervals: Intervals, temperature: dict[str, float], heads: Sequence[str]
 ) -> list[Sheet]:
-    """With and without the temperature."""
+    """Return the calibration with and without the temperature."""
     sheets = _by_head("Calibration", heads, CALIBRATION, metrics, intervals)
     for sheet in sheets:
         row = ["temperature", *(f"{temperature.get(head, 1.0):.3f}" for head in sheet.header[1:])]
@@ -100,7 +100,7 @@ def calibration_sheets(
 
 
 def coverage_sheets(coverage: dict[str, pd.DataFrame], areas: dict[str, float]) -> list[Sheet]:
-    """Accuracy on the surest photos, and from which probability on they are. coverage {head: coverage_table}."""
+    """Return the selective accuracy and its confidence thresholds. coverage {head: coverage_table}."""
     sheets = []
     heads = list(coverage)
     for first in range(0, len(heads), MAX_COLUMNS):
@@ -110,9 +110,9 @@ def coverage_sheets(coverage: dict[str, pd.DataFrame], areas: dict[str, float]) 
             for index, share in enumerate(coverage[some[0]]["coverage"])
         ]
         rows.append(["area under the risk-coverage curve", *(f"{areas[head]:.4f}" for head in some)])
-        sheets.append(_sheet("Accuracy on the surest photos", ["", *some], rows, {len(rows) - 1}))
+        sheets.append(_sheet("Accuracy on the most confident photos", ["", *some], rows, {len(rows) - 1}))
     if sheets:
-        sheets[-1].notes.append("Accuracy in %, and the least probability of the predicted class among these photos.")
+        sheets[-1].notes.append("Accuracy in %, and the lowest probability of the predicted class among these photos.")
     return sheets
 
 
@@ -121,7 +121,7 @@ def _at(row: pd.Series) -> str:
 
 
 def decoding_sheet(decodings: dict[str, dict[str, float]], used: str) -> Sheet:
-    """A row a rule: each head right, all right, parents and children that fit together."""
+    """Return one row per decoding rule: each head right, all right, parents and children consistent."""
     words = {"joint/top1": "all right %", "joint/consistent": "fit together %"}
     names = list(dict.fromkeys(name for values in decodings.values() for name in values))
     rows = [
@@ -129,11 +129,11 @@ def decoding_sheet(decodings: dict[str, dict[str, float]], used: str) -> Sheet:
         for rule, values in decodings.items()
     ]
     header = ["model.decoding", *(words.get(name, f"{name.rsplit('/', 1)[0]} %") for name in names)]
-    return _sheet("Ways of reading the heads together", header, rows)
+    return _sheet("Decoding rules", header, rows)
 
 
 def pairs_sheet(head: str, pairs: pd.DataFrame, names: Sequence[str], note: str, num: int = 8) -> Sheet:
-    """pairs: of `confused_pairs`, of which the first are shown."""
+    """Return the first of `confused_pairs` as a table."""
     rows = [
         [names[pair.a], names[pair.b], f"{pair.a_as_b:,}", f"{pair.b_as_a:,}"] for pair in pairs.iloc[:num].itertuples()
     ]

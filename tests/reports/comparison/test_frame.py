@@ -233,9 +233,9 @@ def test_sorting_puts_the_best_first_and_the_unknown_last():
     ("file", "content", "message"),
     [
         ("metrics.json", "{", r"metrics\.json can't be read"),
-        ("metrics.json", "[1]", r"metrics\.json does not hold the figures of a run"),
+        ("metrics.json", "[1]", r"metrics\.json does not hold the metrics of a run"),
         ("history.csv", "", r"history\.csv can't be read"),
-        ("history.csv", "name,x\na,1\n", r"history\.csv has no column of numbers 'epoch'"),
+        ("history.csv", "name,x\na,1\n", r"history\.csv has no numeric column 'epoch'"),
         ("config.yaml", "a: [", r"config\.yaml can't be read"),
     ],
 )
@@ -258,7 +258,7 @@ def test_a_run_needs_only_its_history_or_its_metrics(tmp_path, caplog):
     frame, _ = compared(tmp_path)
     assert frame["state"].tolist() == ["unfinished", "finished"]
     assert frame["val/class/top1"].tolist() == [0.5, 0.5] and np.isnan(frame["epochs"].iloc[1])
-    assert "has not ended its first epoch" in caplog.text
+    assert "has not finished its first epoch" in caplog.text
 
 
 def test_of_folds_whose_folders_are_gone_the_summary_is_left(tmp_path):

@@ -22,11 +22,11 @@ from tests.evaluation.made import HEAD_WEIGHTS, LABELS, epoch_of, made, photo_lo
 def evaluate(
     predictions: Predictions, folder, labels: dict = LABELS, rule: str = "joint", num_samples: int = 20
 ) -> dict:
-    metrics = epoch_of(predictions, rule, labels)
-    metrics = metrics.compute()
+    epoch = epoch_of(predictions, rule, labels)
+    metrics = epoch.compute()
     metrics.pop("loss_total", None)
     return write_evaluation(
-        predictions, labels, folder, metrics=metrics, decodings=metrics.compute_rules(),
+        predictions, labels, folder, metrics=metrics, decodings=epoch.compute_rules(),
         losses=photo_losses(predictions, labels), head_weights=HEAD_WEIGHTS, rule=rule, title="a run on test",
         notes=["2 classes are not known to the network"], num_samples=num_samples,
     )  # fmt: skip
