@@ -13,7 +13,7 @@ from rich.console import Console
 
 from carvision.errors import InputError
 from carvision.reports.comparison.report import write_comparison
-from carvision.reports.comparison.sheets import runs_sheet
+from carvision.reports.comparison.sheets import runs_table
 from carvision.reports.comparison.tables import print_runs, to_markdown
 from tests.reports.comparison.test_frame import compared, write_folds, write_run
 
@@ -133,7 +133,7 @@ def test_html_stands_alone_and_escapes_names(runs, tmp_path):
 
 def test_markdown_has_equal_columns_and_marks_the_best(runs, tmp_path):
     frame, _ = compared(runs)
-    lines = to_markdown(runs_sheet(frame, "Metrics", ["a note"])).splitlines()
+    lines = to_markdown(runs_table(frame, "Metrics", ["a note"])).splitlines()
     rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines if line.startswith("|")]
     assert {len(row) for row in rows} == {5}
     assert r"\<b>\$x\|y" in rows[0][1] and "a note" in lines

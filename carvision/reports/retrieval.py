@@ -10,8 +10,8 @@ from rich.text import Text
 
 from carvision.data.table import BOX
 from carvision.embedding.files import Embeddings
-from carvision.reports.comparison.sheets import BEST, Sheet
-from carvision.reports.comparison.tables import print_sheet
+from carvision.reports.comparison.sheets import BEST, TextTable
+from carvision.reports.comparison.tables import print_table
 from carvision.reports.neighbours_sheet import Tile, plot_neighbours
 from carvision.whole_files import write_csv, write_json
 
@@ -66,12 +66,14 @@ def print_metrics(title: str, about: dict, knn: dict[int, dict], means: dict) ->
     marks = [["", *(BEST if best.loc[k, name] else "" for name in KNN)] for k in shown.index]
     note = "Precision, recall and F1 are weighted by the size of the classes."
     title = f"k-nearest-neighbour classification of {about['label']}, %"
-    print_sheet(Sheet(title, ["k", *KNN.values()], rows, marks, notes=[note]), console)
+    print_table(TextTable(title, ["k", *KNN.values()], rows, marks, notes=[note]), console)
     titles = {"r_precision": "R-precision", "map_at_r": "MAP@R"}
     header = [titles.get(name, name.replace("recall_at_", "Recall@")) for name in means]
     row = [f"{100 * value:.2f}" for value in means.values()]
     if means:
-        print_sheet(Sheet("Retrieval, %", ["", *header], [[about["label"], *row]], [[""] * (1 + len(row))]), console)
+        print_table(
+            TextTable("Retrieval, %", ["", *header], [[about["label"], *row]], [[""] * (1 + len(row))]), console
+        )
 
 
 def draw_sheet(
@@ -122,7 +124,7 @@ def print_answers(
         ]
         cells = [[str(rank), f"{score:.4f}", name, path] for rank, path, _, name, score in answers]
         header = ["", measure, label, "photo"]
-        print_sheet(Sheet(f"Nearest to {file}", header, cells, [[""] * len(header)] * len(cells)), console)
+        print_table(TextTable(f"Nearest to {file}", header, cells, [[""] * len(header)] * len(cells)), console)
         listed += [(str(file), *answer) for answer in answers]
         shown = zip(near[:SHOWN], nearness[:SHOWN], strict=True)
         tiles = [make_tile(gallery, label, row, about["crop_to_box"], score) for row, score in shown]

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.text import Text
 
 from carvision.reports.comparison.plots import COLOURS, legend_below
-from carvision.reports.comparison.sheets import BEST, Sheet
-from carvision.reports.comparison.tables import print_sheet
+from carvision.reports.comparison.sheets import BEST, TextTable
+from carvision.reports.comparison.tables import print_table
 from carvision.reports.style import FAINT, TEXT, create_figure, save_figure, set_title, tidy
 from carvision.verification import METHODS
 from carvision.verification.figures import FAR_LEVELS, roc, tar_name
@@ -44,8 +44,8 @@ def write_verification(folder: Path, title: str, about: dict, scored: dict[str, 
     write_json(folder / "verification.json", {**about, "difficulties": difficulties})
     console = Console()
     console.print(Text(" ".join(f"{line.rstrip('.')}." for line in (title, *about["notes"]))))
-    for sheet in (accuracy_sheet(scored), *curve_sheets(scored)):
-        print_sheet(sheet, console)
+    for table in (accuracy_table(scored), *curve_tables(scored)):
+        print_table(table, console)
 
 
 def scores_frame(scored: dict[str, ScoredPairs]) -> pd.DataFrame:
@@ -66,7 +66,7 @@ def _without_nan(metrics: dict[str, dict[str, float]]) -> dict:
     }
 
 
-def accuracy_sheet(scored: dict[str, ScoredPairs]) -> Sheet:
+def accuracy_table(scored: dict[str, ScoredPairs]) -> TextTable:
     """Tabulate accuracy as is usual in the field: one row per method, one column per difficulty."""
     frame = scores_frame(scored)
     wide = frame.pivot(index="method", columns="difficulty", values="accuracy")
@@ -74,15 +74,15 @@ def accuracy_sheet(scored: dict[str, ScoredPairs]) -> Sheet:
     rows = [[NAMES[method], *(_percent(value) for value in wide.loc[method])] for method in wide.index]
     marks = [["", *marks] for marks in _best(wide, largest=True)]
     counts = ", ".join(f"{name} {len(pairs.same):,}" for name, pairs in scored.items())
-    return Sheet("Pair accuracy (%), at the threshold of the training pairs", ["method", *scored], rows, marks,
+    return TextTable("Pair accuracy (%), at the threshold of the training pairs", ["method", *scored], rows, marks,
                  notes=[f"Pairs: {counts}."])  # fmt: skip
 
 
-def curve_sheets(scored: dict[str, ScoredPairs]) -> list[Sheet]:
+def curve_tables(scored: dict[str, ScoredPairs]) -> list[TextTable]:
     """Tabulate for each difficulty what needs no threshold: AUC, equal error rate, true accept rates at false accept
     rates."""
     titles = {"auc": "AUC", "eer": "EER %"} | {tar_name(far): f"TAR % at FAR {100 * far:g} %" for far in FAR_LEVELS}
-    sheets = []
+    tables = []
     for difficulty, pairs in scored.items():
         frame = pd.DataFrame(pairs.metrics).T[list(titles)]
         rows = [[NAMES[method], f"{row['auc']:.4f}".replace("nan", "–"), *map(_percent, row[1:])]
@@ -94,8 +94,10 @@ def curve_sheets(scored: dict[str, ScoredPairs]) -> list[Sheet]:
             for far in FAR_LEVELS
             if num_different * far < 1
         ]
-        sheets.append(Sheet(difficulty, ["method", *titles.values()], rows, [["", *row] for row in marks], notes=notes))
-    return sheets
+        tables.append(
+            TextTable(difficulty, ["method", *titles.values()], rows, [["", *row] for row in marks], notes=notes)
+        )
+    return tables
 
 
 def _percent(value: float) -> str:

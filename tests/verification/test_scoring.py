@@ -12,7 +12,7 @@ from PIL import Image
 from carvision.data.table import Classes, Table
 from carvision.embedding.files import Embeddings
 from carvision.errors import InputError
-from carvision.reports.verification import accuracy_sheet, curve_sheets, scores_frame, write_verification
+from carvision.reports.verification import accuracy_table, curve_tables, scores_frame, write_verification
 from carvision.verification import METHODS
 from carvision.verification.figures import accuracy, best_threshold
 from carvision.verification.pairs import Pairs, generate_pairs
@@ -99,7 +99,7 @@ def scored() -> dict[str, ScoredPairs]:
 
 def test_tables_hold_the_figures(scored):
     frame = scores_frame(scored).set_index(["difficulty", "method"])
-    sheet = accuracy_sheet(scored)
+    sheet = accuracy_table(scored)
     assert sheet.header == ["method", "all $a_b$", "same alone"]
     assert [row[0] for row in sheet.rows] == ["cosine", "Joint Bayesian"]
     for row, marks, method in zip(sheet.rows, sheet.marks, ("cosine", "joint_bayes"), strict=True):
@@ -107,7 +107,7 @@ def test_tables_hold_the_figures(scored):
             column = frame.xs(name)["accuracy"].round(4)
             assert cell == f"{100 * frame.loc[(name, method), 'accuracy']:.2f}"
             assert (mark == "best") == (column[method] == column.max())
-    all_pairs, same_alone = curve_sheets(scored)
+    all_pairs, same_alone = curve_tables(scored)
     assert [row[1] for row in all_pairs.rows] == [f"{value:.4f}" for value in frame.xs("all $a_b$")["auc"]]
     eers = frame.xs("all $a_b$")["eer"].round(4)
     assert [row[2] == "best" for row in all_pairs.marks] == (eers == eers.min()).tolist()  # the least

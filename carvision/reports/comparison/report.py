@@ -14,8 +14,8 @@ from carvision.reports.comparison.matrix import against_of, matrix_of
 from carvision.reports.comparison.names import differing_keys, name_runs, text_of
 from carvision.reports.comparison.plots import MAX_CURVES, plot_against, plot_comparison
 from carvision.reports.comparison.runs import Run, find_runs, read_run
-from carvision.reports.comparison.sheets import Sheet, against_sheet, matrix_sheets, runs_sheet, settings_sheet
-from carvision.reports.comparison.tables import print_runs, print_sheet, write_html, write_markdown
+from carvision.reports.comparison.sheets import TextTable, against_table, matrix_tables, runs_table, settings_table
+from carvision.reports.comparison.tables import print_runs, print_table, write_html, write_markdown
 from carvision.reports.comparison.trade_off import plot_matrix, plot_trade_off
 from carvision.whole_files import write_csv
 
@@ -50,24 +50,24 @@ def write_comparison(
         by_name = dict(zip(frame.index, runs, strict=True))
         frame = sort_by(frame, check_column(frame, sort, "--sort"))
         runs = [by_name[name] for name in frame.index]
-    tables = {"matrix": matrix_of(frame, runs, *matrix, metric)} if matrix else {}
+    arranged = {"matrix": matrix_of(frame, runs, *matrix, metric)} if matrix else {}
     if against:
         groups = name_runs(runs, ignored=(against, "seed"))
-        tables["against"] = against_of(frame, runs, against, groups)
+        arranged["against"] = against_of(frame, runs, against, groups)
     refuse_foreign_folder(folder, "--out", _is_comparison)
     _make_folder(folder)
-    sheets = []
+    tables = []
     pictures = _plot_runs(frame, runs, metric, folder)
-    if "matrix" in tables:
-        sheets += matrix_sheets(tables["matrix"])
-        pictures |= _write_matrix(tables["matrix"], folder)
-    if "against" in tables:
-        sheets.append(against_sheet(tables["against"], against, metric))
-        pictures |= _write_against(tables["against"], against, metric, folder)
+    if "matrix" in arranged:
+        tables += matrix_tables(arranged["matrix"])
+        pictures |= _write_matrix(arranged["matrix"], folder)
+    if "against" in arranged:
+        tables.append(against_table(arranged["against"], against, metric))
+        pictures |= _write_against(arranged["against"], against, metric, folder)
     unfinished = list(frame.index[frame["state"] == "unfinished"])
-    for sheet in sheets if unfinished else []:
-        sheet.notes.append(f"Unfinished runs count with their results so far: {', '.join(unfinished)}.")
-    _write(frame, runs, metric, epoch, sheets, pictures, folder)
+    for table in tables if unfinished else []:
+        table.notes.append(f"Unfinished runs count with their results so far: {', '.join(unfinished)}.")
+    _write(frame, runs, metric, epoch, tables, pictures, folder)
     return frame
 
 
@@ -104,7 +104,7 @@ def _write(
     runs: Sequence[Run],
     metric: str,
     epoch: int | None,
-    studies: list[Sheet],
+    studies: list[TextTable],
     pictures: Pictures,
     folder: Path,
 ) -> None:
@@ -115,19 +115,19 @@ def _write(
     )
     title = f"{len(runs)} runs compared" if len(runs) > 1 else f"One run: {frame.index[0]}"
     about, notes = _about(frame, epoch), _notes(frame, keys)
-    sheets = [runs_sheet(frame, "Metrics", notes), *studies]
+    tables = [runs_table(frame, "Metrics", notes), *studies]
     if keys:
-        sheets.append(settings_sheet(runs, list(frame.index), keys))
+        tables.append(settings_table(runs, list(frame.index), keys))
     for write, file in ((write_markdown, "compare.md"), (write_html, "compare.html")):
-        write(folder / file, title, about, sheets, pictures)
+        write(folder / file, title, about, tables, pictures)
     console = Console()
     if not console.is_terminal:
         console = Console(width=110)  # rich assumes 80 columns for a file
     print_runs(
         frame, f"{title}. {about}", notes, console, [metric, metric.replace("val/", "test/"), "wall_min", "cost"]
     )
-    for sheet in studies:
-        print_sheet(sheet, console)
+    for table in studies:
+        print_table(table, console)
 
 
 def _about(frame: pd.DataFrame, epoch: int | None) -> str:

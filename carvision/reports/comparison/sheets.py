@@ -34,7 +34,7 @@ MAX_UPRIGHT = 6  # runs shown as columns; more are shown as rows
 
 
 @dataclass(frozen=True)
-class Sheet:
+class TextTable:
     """A table of text. rows, marks: of the same shape, marks "", "best" or "overall". breaks: rows with a line above
     them."""
 
@@ -141,9 +141,9 @@ def run_names(frame: pd.DataFrame) -> list[str]:
     return [f"{n} ({', '.join(e)})" if e else str(n) for n, e in zip(frame.index, extras, strict=True)]
 
 
-def runs_sheet(
+def runs_table(
     frame: pd.DataFrame, title: str, notes: list[str], upright: bool | None = None, only: Sequence[str] | None = None
-) -> Sheet:
+) -> TextTable:
     """Return the main table.
 
     upright: one column per run, as in the reports; None: if there are few. only: restrict the columns.
@@ -156,26 +156,26 @@ def runs_sheet(
         upright = len(frame) <= MAX_UPRIGHT
     if not upright:
         named = [[name, *row] for name, row in zip(names, rows, strict=True)]
-        return Sheet(title, ["run", *map(title_of, columns)], named, [["", *m] for m in marks], notes=notes)
+        return TextTable(title, ["run", *map(title_of, columns)], named, [["", *m] for m in marks], notes=notes)
     starts = {sum(map(len, groups[:i])) for i in range(1, len(groups))}
     turned = [[title_of(c), *(row[i] for row in rows)] for i, c in enumerate(columns)]
     turned_marks = [["", *(row[i] for row in marks)] for i in range(len(columns))]
-    return Sheet(title, ["", *names], turned, turned_marks, starts, notes)
+    return TextTable(title, ["", *names], turned, turned_marks, starts, notes)
 
 
-def settings_sheet(runs: Sequence[Run], names: Sequence[str], keys: Sequence[str]) -> Sheet:
+def settings_table(runs: Sequence[Run], names: Sequence[str], keys: Sequence[str]) -> TextTable:
     """Return the settings that differ, one row per key, or one row per run if there are many."""
     rows = [[key, *(text_of(run.config[key]) if key in run.config else "" for run in runs)] for key in keys]
     header = ["", *names]
     if len(runs) > MAX_UPRIGHT:
         header, *rows = [list(row) for row in zip(header, *rows, strict=True)]
         header[0] = "run"
-    return Sheet("Settings that differ", header, rows, [[""] * len(row) for row in rows])
+    return TextTable("Settings that differ", header, rows, [[""] * len(row) for row in rows])
 
 
-def matrix_sheets(matrix: Matrix) -> list[Sheet]:
+def matrix_tables(matrix: Matrix) -> list[TextTable]:
     """Return the matrices of the metric and of the minutes; the best of each row and overall are marked."""
-    sheets = []
+    tables = []
     for frame, column in ((matrix.values, matrix.metric), (matrix.minutes, "wall_min")):
         texts = [[text(column, value) for value in row] for row in frame.to_numpy()]
         if column == matrix.metric:
@@ -195,8 +195,8 @@ def matrix_sheets(matrix: Matrix) -> list[Sheet]:
             note = [f"Slowest: {slowest}, {text(column, known.max())} minutes."]
         elif (matrix.counts > 1).to_numpy().any():
             note = ["(of n): the best of n runs in this cell."]
-        sheets.append(Sheet(title, ["", *map(str, frame.columns)], rows, marks, notes=note))
-    return sheets
+        tables.append(TextTable(title, ["", *map(str, frame.columns)], rows, marks, notes=note))
+    return tables
 
 
 def matrix_marks(frame: pd.DataFrame, column: str) -> list[list[str]]:
@@ -211,7 +211,7 @@ def matrix_marks(frame: pd.DataFrame, column: str) -> list[list[str]]:
     ]
 
 
-def against_sheet(table: pd.DataFrame, key: str, metric: str) -> Sheet:
+def against_table(table: pd.DataFrame, key: str, metric: str) -> TextTable:
     """Return R4's table of one setting: time to best, best metric and lowest loss; the best of each group is marked."""
     columns = ["epoch_s", "best_after_s", metric, "lowest_val_loss"]
     columns = [column for column in dict.fromkeys(columns) if table[column].notna().any()]
@@ -224,4 +224,4 @@ def against_sheet(table: pd.DataFrame, key: str, metric: str) -> Sheet:
             rows.append([*([str(group)] if named else []), text_of(value), *row])
             marks.append(["", *([""] if named else []), *mark])
     header = [*(["runs"] if named else []), key, *map(title_of, columns)]
-    return Sheet(f"By {key}", header, rows, marks, breaks)
+    return TextTable(f"By {key}", header, rows, marks, breaks)

@@ -11,16 +11,16 @@ from torch import Tensor
 from carvision.evaluation.bootstrap import bootstrap_intervals, point_metrics
 from carvision.evaluation.predictions import Predictions
 from carvision.portable import parents_of
-from carvision.reports.comparison.sheets import Sheet
-from carvision.reports.comparison.tables import print_sheet, write_html, write_markdown
+from carvision.reports.comparison.sheets import TextTable
+from carvision.reports.comparison.tables import print_table, write_html, write_markdown
 from carvision.reports.evaluation.curves import plot_coverage
 from carvision.reports.evaluation.of_head import head_results, write_head
 from carvision.reports.evaluation.tables import (
-    calibration_sheets,
-    coverage_sheets,
-    decoding_sheet,
-    metric_sheets,
-    pairs_sheet,
+    calibration_tables,
+    coverage_tables,
+    decoding_table,
+    metric_tables,
+    pairs_table,
 )
 from carvision.whole_files import open_new
 
@@ -69,14 +69,14 @@ def write_evaluation(
         plot_coverage(confidences, f"{title}: accuracy on the most confident photos", folder / "coverage.png")
     for part in parts.values():
         pictures |= write_head(predictions, labels, part, title, crop_to_box, folder)
-    sheets = metric_sheets(metrics, intervals, labels)
+    tables = metric_tables(metrics, intervals, labels)
     if parents_of(labels) and len(decodings) > 1:
-        sheets.append(decoding_sheet(decodings, rule))
-    sheets += calibration_sheets(metrics, intervals, predictions.temperature, list(parts))
-    sheets += coverage_sheets({head: part.coverage for head, part in parts.items()},
+        tables.append(decoding_table(decodings, rule))
+    tables += calibration_tables(metrics, intervals, predictions.temperature, list(parts))
+    tables += coverage_tables({head: part.coverage for head, part in parts.items()},
                               {head: part.aurc for head, part in parts.items()})  # fmt: skip
-    sheets += [pairs_sheet(head, part.pairs, labels[head]["names"], part.note) for head, part in parts.items()]
-    _write_texts(folder, title, [_photos_line(predictions), *notes], sheets, pictures)
+    tables += [pairs_table(head, part.pairs, labels[head]["names"], part.note) for head, part in parts.items()]
+    _write_texts(folder, title, [_photos_line(predictions), *notes], tables, pictures)
     return _plain(
         {
             "photos": int(predictions.valid.sum()),
@@ -100,17 +100,17 @@ def _photos_line(predictions: Predictions) -> str:
 
 
 def _write_texts(
-    folder: Path, title: str, notes: Sequence[str], sheets: Sequence[Sheet], pictures: dict[str, Path]
+    folder: Path, title: str, notes: Sequence[str], tables: Sequence[TextTable], pictures: dict[str, Path]
 ) -> None:
     """Write results.txt, evaluation.md and evaluation.html; print to the terminal."""
     about = " ".join(f"{note.rstrip('.')}." for note in notes)
     for write, file in ((write_markdown, "evaluation.md"), (write_html, "evaluation.html")):
-        write(folder / file, title, about, sheets, pictures)
+        write(folder / file, title, about, tables, pictures)
     with open_new(folder / "results.txt", "w", encoding="utf-8") as file:
         for console in (Console(), Console(file=file, width=80)):
             console.print(Text(f"{title}. {about}"))
-            for sheet in sheets:
-                print_sheet(sheet, console)
+            for table in tables:
+                print_table(table, console)
 
 
 def _plain(value):

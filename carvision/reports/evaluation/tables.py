@@ -1,10 +1,10 @@
-"""Tables of an evaluation, as sheets for the terminal, Markdown and HTML."""
+"""Tables of an evaluation, for the terminal, Markdown and HTML."""
 
 from collections.abc import Sequence
 
 import pandas as pd
 
-from carvision.reports.comparison.sheets import Sheet
+from carvision.reports.comparison.sheets import TextTable
 
 Intervals = dict[str, tuple[float, float]]
 
@@ -47,23 +47,23 @@ def number(value: float) -> str:
     return f"{value:#.3g}".removesuffix(".")
 
 
-def metric_sheets(metrics: dict[str, float], intervals: Intervals, labels: dict[str, dict]) -> list[Sheet]:
+def metric_tables(metrics: dict[str, float], intervals: Intervals, labels: dict[str, dict]) -> list[TextTable]:
     """Return the tables of heads with classes, of all heads together, and of numbers."""
     heads = [head for head, label in labels.items() if "ids" in label and f"{head}/top1" in metrics]
-    sheets = _by_head("Metrics", heads, SHOWN, metrics, intervals)
+    tables = _by_head("Metrics", heads, SHOWN, metrics, intervals)
     if len(labels) > 1:
         rows = [[words, cell(metrics, intervals, name)] for name, words in OF_ALL.items() if name in metrics]
-        sheets.append(_sheet("All heads together", ["", "all heads"], rows))
+        tables.append(_table("All heads together", ["", "all heads"], rows))
     rows = []
     for head, label in labels.items():
         if f"{head}/mae" in metrics:
             errors = [_error(metrics, intervals, f"{head}/{name}") for name in ("mae", "rmse")]
             rows.append([f"{head}, {label['unit']}", *errors])
     if rows:
-        sheets.append(_sheet("Errors of numbers", ["", "mean", "root mean square"], rows))
-    if sheets and intervals:
-        sheets[-1].notes.append(INTERVALS_NOTE)
-    return sheets
+        tables.append(_table("Errors of numbers", ["", "mean", "root mean square"], rows))
+    if tables and intervals:
+        tables[-1].notes.append(INTERVALS_NOTE)
+    return tables
 
 
 def _error(metrics: dict[str, float], intervals: Intervals, name: str) -> str:
@@ -73,7 +73,7 @@ def _error(metrics: dict[str, float], intervals: Intervals, name: str) -> str:
 
 def _by_head(title: str, heads: Sequence[str], shown: dict[str, str], metrics: dict, intervals: Intervals):
     """Return tables with one row per metric and one column per head; several if there are many heads."""
-    sheets = []
+    tables = []
     for first in range(0, len(heads), MAX_COLUMNS):
         some, rows, breaks = heads[first : first + MAX_COLUMNS], [], set()
         for name, words in shown.items():
@@ -81,27 +81,27 @@ def _by_head(title: str, heads: Sequence[str], shown: dict[str, str], metrics: d
             if any(texts):
                 breaks |= {len(rows)} if name in BREAKS else set()
                 rows.append([words, *texts])
-        sheets.append(_sheet(title, ["", *some], rows, breaks))
-    return sheets
+        tables.append(_table(title, ["", *some], rows, breaks))
+    return tables
 
 
-def calibration_sheets(
+def calibration_tables(
     metrics: dict[str, float], intervals: Intervals, temperature: dict[str, float], heads: Sequence[str]
-) -> list[Sheet]:
+) -> list[TextTable]:
     """Return the calibration with and without the temperature."""
-    sheets = _by_head("Calibration", heads, CALIBRATION, metrics, intervals)
-    for sheet in sheets:
-        row = ["temperature", *(f"{temperature.get(head, 1.0):.3f}" for head in sheet.header[1:])]
-        sheet.rows.insert(0, row)
-        sheet.marks.insert(0, [""] * len(row))
-    if sheets:
-        sheets[-1].notes.append(BINS_NOTE)
-    return sheets
+    tables = _by_head("Calibration", heads, CALIBRATION, metrics, intervals)
+    for table in tables:
+        row = ["temperature", *(f"{temperature.get(head, 1.0):.3f}" for head in table.header[1:])]
+        table.rows.insert(0, row)
+        table.marks.insert(0, [""] * len(row))
+    if tables:
+        tables[-1].notes.append(BINS_NOTE)
+    return tables
 
 
-def coverage_sheets(coverage: dict[str, pd.DataFrame], areas: dict[str, float]) -> list[Sheet]:
+def coverage_tables(coverage: dict[str, pd.DataFrame], areas: dict[str, float]) -> list[TextTable]:
     """Return the selective accuracy and its confidence thresholds. coverage {head: coverage_table}."""
-    sheets = []
+    tables = []
     heads = list(coverage)
     for first in range(0, len(heads), MAX_COLUMNS):
         some = heads[first : first + MAX_COLUMNS]
@@ -110,17 +110,17 @@ def coverage_sheets(coverage: dict[str, pd.DataFrame], areas: dict[str, float]) 
             for index, share in enumerate(coverage[some[0]]["coverage"])
         ]
         rows.append(["area under the risk-coverage curve", *(f"{areas[head]:.4f}" for head in some)])
-        sheets.append(_sheet("Accuracy on the most confident photos", ["", *some], rows, {len(rows) - 1}))
-    if sheets:
-        sheets[-1].notes.append("Accuracy in %, and the lowest probability of the predicted class among these photos.")
-    return sheets
+        tables.append(_table("Accuracy on the most confident photos", ["", *some], rows, {len(rows) - 1}))
+    if tables:
+        tables[-1].notes.append("Accuracy in %, and the lowest probability of the predicted class among these photos.")
+    return tables
 
 
 def _at(row: pd.Series) -> str:
     return f"{percent(row['accuracy'])} (p {row['threshold']:.3f})"
 
 
-def decoding_sheet(decodings: dict[str, dict[str, float]], used: str) -> Sheet:
+def decoding_table(decodings: dict[str, dict[str, float]], used: str) -> TextTable:
     """Return one row per decoding rule: each head right, all right, parents and children consistent."""
     words = {"joint/top1": "all right %", "joint/consistent": "fit together %"}
     names = list(dict.fromkeys(name for values in decodings.values() for name in values))
@@ -129,19 +129,19 @@ def decoding_sheet(decodings: dict[str, dict[str, float]], used: str) -> Sheet:
         for rule, values in decodings.items()
     ]
     header = ["model.decoding", *(words.get(name, f"{name.rsplit('/', 1)[0]} %") for name in names)]
-    return _sheet("Decoding rules", header, rows)
+    return _table("Decoding rules", header, rows)
 
 
-def pairs_sheet(head: str, pairs: pd.DataFrame, names: Sequence[str], note: str, num: int = 8) -> Sheet:
+def pairs_table(head: str, pairs: pd.DataFrame, names: Sequence[str], note: str, num: int = 8) -> TextTable:
     """Return the first of `confused_pairs` as a table."""
     rows = [
         [names[pair.a], names[pair.b], f"{pair.a_as_b:,}", f"{pair.b_as_a:,}"] for pair in pairs.iloc[:num].itertuples()
     ]
     header = ["A", "B", "A taken for B", "B taken for A"]
-    return _sheet(f"Most confused pairs of {head}", header, rows, notes=[note])
+    return _table(f"Most confused pairs of {head}", header, rows, notes=[note])
 
 
-def _sheet(
+def _table(
     title: str, header: list[str], rows: list[list[str]], breaks: set[int] | None = None, notes: Sequence[str] = ()
-) -> Sheet:
-    return Sheet(title, header, rows, [[""] * len(row) for row in rows], breaks or set(), list(notes))
+) -> TextTable:
+    return TextTable(title, header, rows, [[""] * len(row) for row in rows], breaks or set(), list(notes))

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from carvision.config import choices_of
 from carvision.folder_lock import lock_when_free
-from carvision.reports.comparison.sheets import Sheet
-from carvision.reports.comparison.tables import print_sheet, write_html
+from carvision.reports.comparison.sheets import TextTable
+from carvision.reports.comparison.tables import print_table, write_html
 from carvision.reports.search.plots import plot_history, plot_importance, plot_parallel, plot_pareto, plot_slices
 from carvision.search.build import Sweep, compose
 from carvision.search.progress import drawn_text, line_of, num_epochs, number_text, summarise
@@ -54,12 +54,12 @@ def write_report(sweep: Sweep, study: optuna.Study) -> None:
         best = best_first(sweep, shown)
         if not best:
             return
-        sheet = best_sheet(sweep, best[:MAX_SHOWN])
+        table = best_table(sweep, best[:MAX_SHOWN])
         write_best(sweep, best[0])
         pictures = write_plots(sweep, study, shown)
         about = f"{line_of(summarise(sweep, trials), sweep)}. {ABOUT}"
-        write_html(sweep.folder / "search.html", sweep.name, about, [sheet], pictures, interactive(study, sweep))
-    print_sheet(sheet, Console(width=None if sys.stdout.isatty() else WIDTH))
+        write_html(sweep.folder / "search.html", sweep.name, about, [table], pictures, interactive(study, sweep))
+    print_table(table, Console(width=None if sys.stdout.isatty() else WIDTH))
     print(f"the best trial, {root_of(best[0])}, over three seeds: {command_of(sweep)}")
 
 
@@ -90,7 +90,7 @@ def trials_frame(sweep: Sweep, trials: list[FrozenTrial]) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(whole, "Int64"))
 
 
-def best_sheet(sweep: Sweep, best: list[FrozenTrial]) -> Sheet:
+def best_table(sweep: Sweep, best: list[FrozenTrial]) -> TextTable:
     """Return the best trials, with one row per sampled key."""
     keys = list(dict.fromkeys(key for trial in best for key in trial.params))
     rows = [[metric, *(number_text(trial.values[i]) for trial in best)] for i, metric in enumerate(sweep.objective)]
@@ -98,7 +98,7 @@ def best_sheet(sweep: Sweep, best: list[FrozenTrial]) -> Sheet:
     rows.append(["seconds", *(number_text(trial.user_attrs.get(SECONDS, math.nan)) for trial in best)])
     below = len(rows)
     rows += [[key, *(value_text(trial.params.get(key)) for trial in best)] for key in keys]
-    return Sheet(
+    return TextTable(
         "The best trials",
         ["trial", *(str(root_of(trial)) for trial in best)],
         rows,

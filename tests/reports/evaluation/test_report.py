@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from carvision.evaluation.predictions import Predictions
 from carvision.reports.evaluation import of_head
 from carvision.reports.evaluation.report import write_evaluation
-from carvision.reports.evaluation.tables import cell, metric_sheets, number, percent
+from carvision.reports.evaluation.tables import cell, metric_tables, number, percent
 from tests.evaluation.made import HEAD_WEIGHTS, LABELS, epoch_of, made, photo_losses
 
 
@@ -176,7 +176,7 @@ def test_many_heads_of_long_names_fit(tmp_path):
     heads = [f"a head with a long name {i}" for i in range(5)]
     labels = {head: {"ids": ["a"], "names": ["a"]} for head in heads}
     metrics = {f"{head}/{name}": 1.0 for head in heads for name in ("top1", "loss", "precision")}
-    sheets = metric_sheets(metrics | {"joint/top1": 0.5}, {f"{heads[4]}/top1": (0.1, 1.0)}, labels)
+    sheets = metric_tables(metrics | {"joint/top1": 0.5}, {f"{heads[4]}/top1": (0.1, 1.0)}, labels)
     assert [sheet.header[1:] for sheet in sheets] == [heads[:2], heads[2:4], heads[4:], ["all heads"]]
     assert sheets[2].rows[0] == ["top-1 %", "100 [10.0, 100]"]
     assert [row[1:] for row in sheets[3].rows] == [["50.0"]] and "bootstrap" in sheets[3].notes[0]
