@@ -184,10 +184,10 @@ def with_root(sources, options: argparse.Namespace, predictor):
     from carvision.inference.inputs import Sources, iterate_photos
     from carvision.inference.run_photos import root_of_list
 
-    if sources.root is not None or sources.listed is None or sources.from_stdin:
+    if sources.root is not None or sources.list_path is None or sources.from_stdin:
         return sources
-    listed = iterate_photos(Sources(listed=sources.listed, split=sources.split))
-    options.root = root_of_list(sources.listed, listed, predictor.about["config"])
+    listed = iterate_photos(Sources(list_path=sources.list_path, split=sources.split))
+    options.root = root_of_list(sources.list_path, listed, predictor.about["config"])
     if options.root is not None:
         log.info("--root: %s, the data root of the run", options.root)
     return replace(sources, root=options.root)

@@ -167,4 +167,8 @@ def _load_backbone(name: str, weights: str, overrides: list[str]) -> tuple:
     if cfg["data"]["batch_size"] == "auto":
         raise InputError("data.batch_size: auto is for training; give a number, such as data.batch_size=64")
     preprocessing = build_preprocessing(cfg)
-    return build_classifier(cfg, {}).eval(), preprocessing, DataChoice(cfg["data"], own=False, plain=False, moved=False)
+    return (
+        build_classifier(cfg, {}).eval(),
+        preprocessing,
+        DataChoice(cfg["data"], is_run_data=False, as_in_training=False, root_given=False),
+    )

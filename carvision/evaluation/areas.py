@@ -69,11 +69,11 @@ def resampled_aucs(scores: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
 def _placement_values(scores: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     """Return V10 of the class' photos `own`, float64 (n,), and V01 of all photos, float32 (N,), 0 for the class'
     own."""
-    mine = scores[own]
-    every, of_own = scores.sort().values, mine.sort().values
+    class_scores = scores[own]
+    all_sorted, class_sorted = scores.sort().values, class_scores.sort().values
     num_others = len(scores) - len(own)
-    below = (_rank(every, mine) - _rank(of_own, mine)) / num_others
-    above = 1 - _rank(of_own, scores) / len(own)
+    below = (_rank(all_sorted, class_scores) - _rank(class_sorted, class_scores)) / num_others
+    above = 1 - _rank(class_sorted, scores) / len(own)
     above[own] = 0
     return below, above.float()
 
@@ -92,8 +92,8 @@ def resampled_micro_auc(scores: Tensor, targets: Tensor, weights: Tensor) -> Ten
     num_photos, num_classes = scores.shape
     if num_classes < 2:
         return torch.full((len(weights),), torch.nan, dtype=torch.float64)
-    mine = scores.gather(1, targets[:, None])[:, 0]
-    ordered, order = mine.sort()
+    own_scores = scores.gather(1, targets[:, None])[:, 0]
+    ordered, order = own_scores.sort()
     lower, not_higher = torch.zeros(2, num_photos + 1, dtype=torch.int64)
     above = torch.zeros(num_photos, dtype=torch.float64)
     step = max(1, BLOCK // num_classes)

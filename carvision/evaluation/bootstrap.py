@@ -84,11 +84,11 @@ def resampled_metrics(
     loss: Tensor | None = None  # heads without a known label are not part of the sum
     for head in labels:
         known = predictions.known(head)[valid]
-        given = (logits[head][known], targets[head][known], losses[head][valid][known], weights[:, known])
+        head_args = (logits[head][known], targets[head][known], losses[head][valid][known], weights[:, known])
         if head in heads:
-            head_metrics = _class_metrics(decoded[head][known], *given, predictions.temperature.get(head, 1.0))
+            head_metrics = _class_metrics(decoded[head][known], *head_args, predictions.temperature.get(head, 1.0))
         else:
-            head_metrics = _number_metrics(*given)
+            head_metrics = _number_metrics(*head_args)
         if known.any():
             loss = (0.0 if loss is None else loss) + head_weights.get(head, 1.0) * head_metrics["loss"]
         metrics |= {f"{head}/{name}": values for name, values in head_metrics.items()}

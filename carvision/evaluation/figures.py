@@ -49,8 +49,8 @@ def photo_losses(predictions: Predictions, labels: dict[str, dict], loss: dict) 
 
 def head_weights_of(labels: dict[str, dict], loss: dict) -> dict[str, float]:
     """Return each head's weight in the summed loss; learned weights apply in training only, here each is 1."""
-    given = loss.get("head_weights") or {}
-    return dict.fromkeys(labels, 1.0) | ({} if given == "learned" else given)
+    weights = loss.get("head_weights") or {}
+    return dict.fromkeys(labels, 1.0) | ({} if weights == "learned" else weights)
 
 
 def compute_metrics(

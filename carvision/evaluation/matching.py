@@ -40,7 +40,7 @@ def match_classes(
     """
     names = {head: (renamed or {}).get(head, head) for head in labels}
     _check_names(names, renamed or {}, table, labels)
-    targets, notes, odd = {}, [], []
+    targets, notes, unmatched_rows = {}, [], []
     for head, described in labels.items():
         label = table.labels.get(names[head])
         has_classes = "ids" in described
@@ -58,9 +58,11 @@ def match_classes(
         )  # the appended value is what UNKNOWN = -1 indexes
         counts = np.bincount(values[values != UNKNOWN], minlength=len(label))
         notes += _notes(head, table, label, described, codes, counts, by)
-        odd += [(head, "data", label.ids[i], label.names[i], counts[i]) for i in np.flatnonzero(codes == UNKNOWN)]
-        lacking = np.setdiff1d(np.arange(len(described["ids"])), codes)
-        odd += [(head, "model", described["ids"][i], described["names"][i], 0) for i in lacking]
+        unmatched_rows += [
+            (head, "data", label.ids[i], label.names[i], counts[i]) for i in np.flatnonzero(codes == UNKNOWN)
+        ]
+        missing = np.setdiff1d(np.arange(len(described["ids"])), codes)
+        unmatched_rows += [(head, "model", described["ids"][i], described["names"][i], 0) for i in missing]
     known = [~values.isnan() if values.is_floating_point() else values != UNKNOWN for values in targets.values()]
     judged = torch.stack(known).any(0).numpy()
     if not judged.any():
@@ -68,7 +70,7 @@ def match_classes(
             f"{table.name}: no photo has a label that the model knows ({'; '.join(notes)}); python -m "
             "carvision.retrieve measures its embeddings on classes that it has never seen"
         )
-    unmatched = pd.DataFrame(odd, columns=["head", "only_in", "id", "name", "photos"])
+    unmatched = pd.DataFrame(unmatched_rows, columns=["head", "only_in", "id", "name", "photos"])
     return Matched(targets, judged, unmatched, notes)
 
 

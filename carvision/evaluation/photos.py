@@ -34,13 +34,13 @@ NEUTRAL = {
 
 @dataclass(frozen=True)
 class DataChoice:
-    """The photos to read. data: the checked group. own: the run was trained on these data, with the run's split. plain:
-    own, and read as in training. moved: data.root was given."""
+    """The photos to read. data: the checked group. is_run_data: the run was trained on these data, with the run's
+    split. as_in_training: and they are read as in training. root_given: data.root was given."""
 
     data: dict
-    own: bool
-    plain: bool
-    moved: bool
+    is_run_data: bool
+    as_in_training: bool
+    root_given: bool
 
 
 def compose_data(about: dict, overrides: list[str]) -> DataChoice:
@@ -49,8 +49,8 @@ def compose_data(about: dict, overrides: list[str]) -> DataChoice:
     about: the run's model.json. A group that is chosen anew starts from its own defaults, else the run's values apply;
     crop_to_box is the run's either way. Raises InputError for overrides that don't apply here.
     """
-    given = _parse(overrides)
-    chosen = [each for each in given if each.key_or_group == "data"]
+    parsed = _parse(overrides)
+    chosen = [override for override in parsed if override.key_or_group == "data"]
     own = about.get("config", {}).get("data", {})
     if not chosen and not own.get("name"):
         raise InputError("data: the model does not say what it was trained on; add data=folder data.root=<photos>")
@@ -62,33 +62,33 @@ def compose_data(about: dict, overrides: list[str]) -> DataChoice:
         if not chosen:
             config = OmegaConf.merge(config, {"data": own})
         OmegaConf.set_struct(config, True)
-        for each in given:
-            if each not in chosen:
-                _check_key(config, each)
-                OmegaConf.update(config, each.key_or_group, each.value(), force_add=each.is_add())
-        if chosen and not any(each.key_or_group == "data.crop_to_box" for each in given):
+        for override in parsed:
+            if override not in chosen:
+                _check_key(config, override)
+                OmegaConf.update(config, override.key_or_group, override.value(), force_add=override.is_add())
+        if chosen and not any(override.key_or_group == "data.crop_to_box" for override in parsed):
             config.data.crop_to_box = bool(own.get("crop_to_box"))
         data = OmegaConf.to_container(config.data, resolve=True)
     data = checked({"data": data})["data"]
     if data["batch_size"] == "auto":
         raise InputError("data.batch_size: auto is for training; give a number, such as data.batch_size=64")
-    keys = {each.key_or_group for each in given}
+    keys = {override.key_or_group for override in parsed}
     same_split = not chosen and not any(key.startswith("data.split") for key in keys)
     return DataChoice(data, same_split, same_split and keys <= NEUTRAL, "data.root" in keys)
 
 
 def _parse(overrides: list[str]) -> list[Override]:
     with as_input_errors():
-        given = parse_overrides(overrides)
-    for each in given:
-        key = each.key_or_group
+        parsed = parse_overrides(overrides)
+    for override in parsed:
+        key = override.key_or_group
         if key in MODEL_KEYS:
             raise InputError(f"{key}: belongs to the trained weights, and is stored with them; leave it out")
         if key != "data" and not key.startswith("data."):
             raise InputError(f"{key}: this command takes data=<choice> and data.<key>=<value>; the rest is the run's")
-        if each.is_sweep_override() or each.is_delete():
-            raise InputError(f"{each.input_line}: this command takes one value for a key, as in data.root=photos")
-    return given
+        if override.is_sweep_override() or override.is_delete():
+            raise InputError(f"{override.input_line}: this command takes one value for a key, as in data.root=photos")
+    return parsed
 
 
 def _check_key(config: DictConfig, given: Override) -> None:
@@ -114,23 +114,25 @@ def read_photos(chosen: DataChoice, heads: list[str], split: str, splits_file: P
             "%s: the network was trained on the boxes of its photos, and these have none: whole photos are used",
             table.name,
         )
-    if chosen.own and splits_file.is_file():
-        repeated = _apply_run_split(table, splits_file)
-        if repeated is not None:
-            return repeated
-    same = chosen.own and not chosen.moved
-    wanted = data["split"]
-    moved = wanted["val_as_test"] or wanted.get("test_as_train", False)
-    ready = wanted["kind"] == "official" and not wanted["file"] and not moved
-    if not same and (split == "all" or (split == "test" and ready and (table.rows["split"] == "test").any())):
+    if chosen.is_run_data and splits_file.is_file():
+        run_split = _apply_run_split(table, splits_file)
+        if run_split is not None:
+            return run_split
+    is_unmoved_run_data = chosen.is_run_data and not chosen.root_given
+    split_config = data["split"]
+    splits_merged = split_config["val_as_test"] or split_config.get("test_as_train", False)
+    has_official_split = split_config["kind"] == "official" and not split_config["file"] and not splits_merged
+    if not is_unmoved_run_data and (
+        split == "all" or (split == "test" and has_official_split and (table.rows["split"] == "test").any())
+    ):
         return table, None  # the data set's own test split; it need not have others
     if data["split"]["kind"] == "kfold" and data["split"]["fold"] == "all" and not data["split"]["file"]:
         raise InputError(
             "data.split.fold: all, and without the run's splits.csv the fold is not known; give the folder "
             "of the run, data.split.file=<its splits.csv>, or data.split.fold=<i>"
         )
-    divided = build_split(table, data["split"], folds_of(data["split"])[0])
-    return divided, True if same else None
+    split_table = build_split(table, data["split"], folds_of(data["split"])[0])
+    return split_table, True if is_unmoved_run_data else None
 
 
 def select_split(table: Table, split: str) -> Table:
@@ -138,8 +140,8 @@ def select_split(table: Table, split: str) -> Table:
     part = table if split == "all" else table.of_split(split)
     if not len(part):
         counts = table.rows["split"].value_counts()
-        there = ", ".join(f"{counts[name]:,} {name}" for name in SPLITS if name in counts) or "none in any split"
-        raise InputError(f"--split: {table.name} has no {split} photos ({there}); choose another, or --split all")
+        available = ", ".join(f"{counts[name]:,} {name}" for name in SPLITS if name in counts) or "none in any split"
+        raise InputError(f"--split: {table.name} has no {split} photos ({available}); choose another, or --split all")
     return part
 
 
@@ -168,8 +170,8 @@ def notes_on_seen_photos(table: Table, split: str, splits_files: list[Path]) -> 
     """
     notes = []
     for file in (file for file in splits_files if file.is_file()):
-        of_run, _ = splits_in(file, table)
-        num_train, num_val = ((of_run == part).sum() for part in ("train", "val"))
+        run_splits, _ = splits_in(file, table)
+        num_train, num_val = ((run_splits == part).sum() for part in ("train", "val"))
         if num_train or (num_val and split != "val"):
             notes.append(
                 f"{file.parent.name} was trained on {num_train:,} of these {len(table):,} photos, and its weights were "

@@ -52,8 +52,8 @@ def run(
     loss = evaluation_loss(predictor.about, predictor.averages)
     chosen = compose_data(predictor.about, overrides)
     splits_files = [model_folder(path) / "splits.csv" for path in (run, *ensemble)]
-    whole, of_run = read_photos(chosen, list(labels), split, splits_files[0])
-    table, matched = judged_photos(select_split(whole, split), labels, match, label)
+    all_photos, is_run_split = read_photos(chosen, list(labels), split, splits_files[0])
+    table, matched = judged_photos(select_split(all_photos, split), labels, match, label)
     notes = [*matched.notes, *notes_on_seen_photos(table, split, splits_files)]
     for note in notes:
         log.warning("%s", note)
@@ -67,12 +67,14 @@ def run(
         predictions, bad = predict(table, matched.targets, what=split)
 
         def predict_val() -> Predictions | None:
-            if split == "val" or not (whole.rows["split"] == "val").any():
+            if split == "val" or not (all_photos.rows["split"] == "val").any():
                 return predictions if split == "val" else None
-            val, of_val = judged_photos(select_split(whole, "val"), labels, match, label)
-            return predict(val, of_val.targets, what="val")[0]
+            val, matched_val = judged_photos(select_split(all_photos, "val"), labels, match, label)
+            return predict(val, matched_val.targets, what="val")[0]
 
-        notes += choose_temperature(predictor, temperature, split, chosen.plain, of_run, predict_val, run)
+        notes += choose_temperature(
+            predictor, temperature, split, chosen.as_in_training, is_run_split, predict_val, run
+        )
         if world_size > 1:
             torch.distributed.destroy_process_group()
         if predictions is None:

@@ -127,9 +127,11 @@ def _without_classifier(model: Classifier, architecture: str, arguments: dict) -
         network = timm.create_model(architecture, num_classes=0, **arguments).eval()
     missing, unexpected = network.load_state_dict(model.backbone.state_dict(), strict=False)
     left_out = tuple(f"{name}." for name in getattr(model.backbone, "left_out", ()))
-    odd = [*unexpected, *(name for name in missing if not name.startswith(left_out))]
-    if odd:
-        raise InputError(f"--format timm: {odd[0]} is not the same in timm's {architecture}; use --format torch-export")
+    differing = [*unexpected, *(name for name in missing if not name.startswith(left_out))]
+    if differing:
+        raise InputError(
+            f"--format timm: {differing[0]} is not the same in timm's {architecture}; use --format torch-export"
+        )
     return network
 
 

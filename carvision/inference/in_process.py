@@ -38,7 +38,7 @@ def predict(
     predictor = _as_predictor(model).to(choose_device(device))
     Layout(top, probs=True).columns(predictor.class_ids, predictor.labels)  # refuses heads named like its columns
     torch_device = next(predictor.parameters()).device
-    found = []
+    results = []
     for start in range(0, len(photos), batch_size):
         batch = [
             photo if isinstance(photo, Image.Image) else os.fspath(photo)
@@ -48,10 +48,10 @@ def predict(
         images, _, reasons = PhotoBatches(predictor.geometries)[list(zip(batch, regions, strict=True))]
         logits = {head: values.cpu() for head, values in predictor([part.to(torch_device) for part in images]).items()}
         paths = [None if isinstance(photo, Image.Image) else photo for photo in batch]
-        named = [Photo(path or "", "") for path in paths]
-        rows = rows_of(predictor, Layout(top), named, [{}] * len(batch), logits, reasons)
-        found += [_nested(row, path, predictor, top) for row, path in zip(rows, paths, strict=True)]
-    return found
+        named_photos = [Photo(path or "", "") for path in paths]
+        rows = rows_of(predictor, Layout(top), named_photos, [{}] * len(batch), logits, reasons)
+        results += [_nested(row, path, predictor, top) for row, path in zip(rows, paths, strict=True)]
+    return results
 
 
 def _check_photos(photos: Iterable[PhotoInput]) -> list[PhotoInput]:

@@ -30,38 +30,38 @@ class Photo(NamedTuple):
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the photos come from. given: photos, folders, or "-" for paths on standard input. listed: a list of photos,
-    see list_file. root: folder that the relative paths of a list or of standard input start from (None: the current
-    one). split: use only the rows of a table with this split."""
+    """Where the photos come from. inputs: photos, folders, or "-" for paths on standard input. list_path: a list of
+    photos, see list_file. root: folder that the relative paths of a list or of standard input start from (None: the
+    current one). split: use only the rows of a table with this split."""
 
-    given: tuple[str, ...] = ()
-    listed: Path | None = None
+    inputs: tuple[str, ...] = ()
+    list_path: Path | None = None
     root: Path | None = None
     split: str | None = None
 
     @property
     def from_stdin(self) -> bool:
-        return STANDARD_INPUT in self.given
+        return STANDARD_INPUT in self.inputs
 
 
 def check_sources(sources: Sources) -> None:
     """Raise InputError for mistakes that can be detected before any photo is read."""
-    if not sources.given and sources.listed is None:
+    if not sources.inputs and sources.list_path is None:
         raise InputError("no photos given; name files or folders, - for paths on standard input, or --list FILE")
-    if sources.given.count(STANDARD_INPUT) > 1:
+    if sources.inputs.count(STANDARD_INPUT) > 1:
         raise InputError("-: standard input is given twice; it can be read once")
-    for path in sources.given:
+    for path in sources.inputs:
         if path != STANDARD_INPUT and not Path(path).exists():
             raise InputError(f"{path} does not exist; give a photo, a folder of photos, or - for standard input")
     if sources.root is not None:
-        if sources.listed is None and not sources.from_stdin:
+        if sources.list_path is None and not sources.from_stdin:
             raise InputError(f"--root: {sources.root} is for the relative paths of a list; give --list FILE or -")
         if not sources.root.is_dir():
             raise InputError(
                 f"--root: {sources.root} is not a folder; give the one that the list's paths are relative to"
             )
-    if sources.listed is not None:
-        list_file.check(sources.listed, sources.split)
+    if sources.list_path is not None:
+        list_file.check(sources.list_path, sources.split)
     elif sources.split is not None:
         raise InputError(f"--split: {sources.split} chooses rows of a table; give --list FILE with a column split")
     left_out = LeftOut()
@@ -70,24 +70,24 @@ def check_sources(sources: Sources) -> None:
 
 
 def iterate_photos(sources: Sources, labels: Iterable[str] = (), left_out: LeftOut | None = None) -> Iterator[Photo]:
-    """Yield the photos in order: the given ones first, then the rows of the list.
+    """Yield the photos in order: those of `inputs` first, then the rows of the list.
 
     labels: take the true classes from a table's columns of these names. left_out: records what is skipped in folders.
     Raises InputError for a list or a folder that can't be read.
     """
     left_out = LeftOut() if left_out is None else left_out
     paths = PhotoPaths(sources.root if sources.root is not None else "")
-    for given in sources.given:
-        if given == STANDARD_INPUT:
+    for item in sources.inputs:
+        if item == STANDARD_INPUT:
             for path in list_file.read_lines(sys.stdin.buffer, "standard input"):
                 yield Photo(_displayed_path(path), file_of(paths.root, paths.find(path)))
-        elif Path(given).is_dir():
-            for path in walk(given, left_out):
+        elif Path(item).is_dir():
+            for path in walk(item, left_out):
                 yield Photo(text_of_path(path), path)
         else:
-            yield Photo(text_of_path(given), given)
-    if sources.listed is not None:
-        for path, file, box, truth in list_file.read_list(sources.listed, sources.split, tuple(labels), paths):
+            yield Photo(text_of_path(item), item)
+    if sources.list_path is not None:
+        for path, file, box, truth in list_file.read_list(sources.list_path, sources.split, tuple(labels), paths):
             yield Photo(_displayed_path(path), file, box, truth)
 
 
@@ -122,8 +122,8 @@ def _displayed_path(path: str) -> str:
 
 def _no_photos(sources: Sources, left_out: LeftOut | None = None) -> InputError:
     if sources.split is not None:
-        return InputError(f"--split: no row of {sources.listed} has the split {sources.split!r}")
-    searched = [*sources.given, *([str(sources.listed)] if sources.listed is not None else [])]
+        return InputError(f"--split: no row of {sources.list_path} has the split {sources.split!r}")
+    searched = [*sources.inputs, *([str(sources.list_path)] if sources.list_path is not None else [])]
     also = f"; {left_out.line()}" if left_out and left_out.line() else ""
     return InputError(
         f"no photos in {', '.join(searched)} (in folders they are recognised by {' '.join(PHOTO_EXTENSIONS)}){also}"

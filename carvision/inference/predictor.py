@@ -121,11 +121,11 @@ def _class_orders(first: Classifier, model: Classifier, number: int) -> dict[str
     orders = {}
     for name in first.class_ids:
         ids, other_ids = ([nfc(class_id) for class_id in each.class_ids.get(name, [])] for each in (first, model))
-        odd = sorted(set(ids) ^ set(other_ids))
-        if odd:
+        differing = sorted(set(ids) ^ set(other_ids))
+        if differing:
             raise InputError(
                 f"--ensemble: model {number} has other classes of {name} than the first (first difference: id "
-                f"{odd[0]!r}); give runs that were trained on the same classes"
+                f"{differing[0]!r}); give runs that were trained on the same classes"
             )
         if other_ids != ids:
             index_of = {id_: i for i, id_ in enumerate(other_ids)}

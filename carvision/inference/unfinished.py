@@ -116,29 +116,29 @@ def _is_continued(file: Path, written: str, settings: dict, overwrite: bool) -> 
     Raises InputError for files of another origin. An output begun with other settings is discarded if it may be
     overwritten, else refused.
     """
-    partial, begun = partial_path(file), os.path.lexists(partial_path(file))
-    if not begun and not written:
+    partial, exists = partial_path(file), os.path.lexists(partial_path(file))
+    if not exists and not written:
         return False
     try:
         before = json.loads(written)
     except ValueError:
         before = None
     if not isinstance(before, dict) or not before.keys() & settings.keys():
-        strange = partial if begun else settings_path(file)
+        unknown_file = partial if exists else settings_path(file)
         raise InputError(
-            f"{strange} was not written by this command, or the settings it was begun with are lost "
+            f"{unknown_file} was not written by this command, or the settings it was begun with are lost "
             f"({settings_path(file)}); give another --out"
         )
     differing = [what for what in settings if before.get(what) != settings[what]]
-    if differing and begun and not overwrite:
+    if differing and exists and not overwrite:
         what = differing[0]
         raise InputError(
             f"{partial} was begun with {what} {_brief(before.get(what))}, not {_brief(settings[what])}; "
             "give the same again, another --out, or --overwrite to start over"
         )
-    if differing and begun:
+    if differing and exists:
         discard(file)
-    return begun and not differing
+    return exists and not differing
 
 
 def discard(file: Path) -> None:

@@ -7,7 +7,6 @@ import torch
 
 from carvision.metrics.heads import figures_of
 
-VOTES = ("uniform", "distance")
 METRICS = {
     "accuracy": "top1",
     "balanced_accuracy": "balanced_accuracy",

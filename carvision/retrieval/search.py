@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 DISTANCES = ("cosine", "l2")
 BLOCKS = (1024, 16384)  # queries, gallery; their products take 67 MB in float32
 CHUNK = 64  # columns at most; fewer let fewer candidates through, but take longer to scan
-SPARE = 256  # candidates per query beyond 2 k with which the rough pass still pays
+MAX_EXTRA_CANDIDATES = 256  # candidates per query beyond 2 k with which the rough pass still pays
 ROW_MASK = 0xFFFFFFFF  # the half of a key that holds the row
-NOTHING = -0x7F800001 << 32  # the key of an empty slot: a score of minus infinity
+EMPTY_KEY = -0x7F800001 << 32  # the key of an empty slot: a score of minus infinity
 
 
 def nearest(
@@ -142,7 +142,7 @@ def _search(
     """Return the keys of the nearest, int64 (Q, k). In l2 their scores are those of _gallery_side."""
     kind = torch.bfloat16 if device.type == "cpu" and _is_fast_in_bfloat16() else torch.float32
     scale = max(float(norms[1].max()), 1e-30)
-    best = torch.full((len(queries), k), NOTHING)
+    best = torch.full((len(queries), k), EMPTY_KEY)
     for first in range(0, len(gallery), blocks[1]):
         part = slice(first, first + blocks[1])
         exact = _gallery_side(_to(gallery[part] - centre, device), _to(norms[1][part], device), distance, scale)
@@ -150,7 +150,7 @@ def _search(
         for start in range(0, len(queries), blocks[0]):
             part = slice(start, start + blocks[0])
             rows = _query_side(_to(queries[part] - centre, device), _to(norms[0][part], device), distance, scale)
-            known, most = best[part].to(device), len(rows) * (2 * k + SPARE)
+            known, most = best[part].to(device), len(rows) * (2 * k + MAX_EXTRA_CANDIDATES)
             found = _merge(_side(rows, kind), columns, first, known, most)
             if found is None and kind == torch.bfloat16:  # too coarse for these embeddings: float32 from here on
                 kind, columns = torch.float32, _side(exact, torch.float32, columns.chunk)
@@ -212,7 +212,7 @@ def _merge(rows: Side, columns: Side, first: int, best: Tensor, most: int | None
     query, column = query[which], offset * num_chunks + chunk[which]
     counts = query.bincount(minlength=num)
     starts = counts.cumsum(0) - counts
-    found = best.new_full((num, int(counts.max())), NOTHING)
+    found = best.new_full((num, int(counts.max())), EMPTY_KEY)
     keys = _keys_of(_inner_products(rows.exact, columns.exact, query, column), column + first)
     found[query, torch.arange(len(query), device=query.device) - starts[query]] = keys
     return torch.cat([best, found], dim=1).topk(k, dim=1).values

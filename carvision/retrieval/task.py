@@ -75,13 +75,15 @@ def open_photos(options: argparse.Namespace) -> PhotoCollection:
     """Open the photos of a run, a backbone, or a folder that carvision.embed has written."""
     split = options.split if options.leave_one_out else "train"  # the gallery needs the full split, not just test
     if options.run is not None and is_folder_of_embeddings(options.run):
-        given = options.overrides[:1] or (["--raw"] if options.raw else [])
-        given = given or ([f"--layer {options.layer}"] if options.layer != "auto" else [])
-        if given:
-            raise InputError(f"{given[0]}: {options.run} holds computed embeddings; give the run to compute others")
+        unsupported = options.overrides[:1] or (["--raw"] if options.raw else [])
+        unsupported = unsupported or ([f"--layer {options.layer}"] if options.layer != "auto" else [])
+        if unsupported:
+            raise InputError(
+                f"{unsupported[0]}: {options.run} holds computed embeddings; give the run to compute others"
+            )
         saved, about = read_embeddings(options.run)
-        kept = {"embeddings": str(options.run), **{key: about[key] for key in COPIED_KEYS if key in about}}
-        return PhotoCollection(None, saved, saved.table, kept, [], about.get("packed", False))
+        about_saved = {"embeddings": str(options.run), **{key: about[key] for key in COPIED_KEYS if key in about}}
+        return PhotoCollection(None, saved, saved.table, about_saved, [], about.get("packed", False))
     source = open_source(options)
     table = source.read_table(split)
     notes = [] if options.query else _notes(source, table, options.split)

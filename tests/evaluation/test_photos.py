@@ -21,7 +21,7 @@ def refusal(overrides: list[str], about: dict = ABOUT) -> str:
 def test_without_overrides_the_data_are_the_runs():
     chosen = compose_data(ABOUT, [])
     data = chosen.data
-    assert (chosen.own, chosen.plain, chosen.moved) == (True, True, False)
+    assert (chosen.is_run_data, chosen.as_in_training, chosen.root_given) == (True, True, False)
     assert (data["root"], data["batch_size"], data["split"]["kind"]) == ("somewhere", 7, "stratified")
     assert data["split"]["fractions"] == [0.675, 0.225, 0.1]  # a key that the run's file did not have
 
@@ -30,7 +30,7 @@ def test_keys_change_and_groups_are_chosen_as_in_training():
     chosen = compose_data(ABOUT, ["data.root=else/where", "data.split.seed=3", "data.classes=[oak,'a b']"])
     data = chosen.data
     assert (
-        (chosen.own, chosen.plain, chosen.moved) == (False, False, True)
+        (chosen.is_run_data, chosen.as_in_training, chosen.root_given) == (False, False, True)
         and data["root"] == "else/where"
         and data["split"]["seed"] == 3
         and data["classes"] == ["oak", "a b"]
@@ -38,7 +38,7 @@ def test_keys_change_and_groups_are_chosen_as_in_training():
     chosen = compose_data(ABOUT, ["data=manifest", "data.root=r", "data.file=f.csv", "data.parents={model:make}"])
     data = chosen.data
     assert (
-        not chosen.own
+        not chosen.is_run_data
         and data["name"] == "manifest"
         and data["parents"] == {"model": "make"}
         and data["batch_size"] == 64
@@ -57,8 +57,8 @@ def test_paths_are_taken_as_they_are_typed(monkeypatch):
 def test_what_reads_photos_otherwise_is_not_plain():
     for override in ("data.crop_to_box=true", "data.classes=[oak]", "data.allow_missing=true"):
         chosen = compose_data(ABOUT, [override])
-        assert (chosen.own, chosen.plain) == (True, False)
-    assert compose_data(ABOUT, ["data.root=r", "data.batch_size=3", "data.on_bad_image=skip"]).plain
+        assert (chosen.is_run_data, chosen.as_in_training) == (True, False)
+    assert compose_data(ABOUT, ["data.root=r", "data.batch_size=3", "data.on_bad_image=skip"]).as_in_training
 
 
 def test_a_strangers_file_is_not_resolved(monkeypatch):

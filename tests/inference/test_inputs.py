@@ -62,10 +62,10 @@ def test_mistakes_are_told_before_any_photo_is_read(tree):
         Sources(("photos",), root=tree): "--root: .* is for the relative paths of a list",
         Sources(("-",), root=tree / "no"): "--root: .* is not a folder",
         Sources(("photos",), split="test"): "--split: test chooses rows of a table",
-        Sources(listed=tree / "nolist"): "--list: .* does not exist",
-        Sources(listed=tree / "README.csv"): "does not exist",
-        Sources(listed=tree / "boxes.csv"): "has no column 'top', and a box needs",
-        Sources(listed=tree / "t.csv", split="test"): "no row of .* has the split 'test'",
+        Sources(list_path=tree / "nolist"): "--list: .* does not exist",
+        Sources(list_path=tree / "README.csv"): "does not exist",
+        Sources(list_path=tree / "boxes.csv"): "has no column 'top', and a box needs",
+        Sources(list_path=tree / "t.csv", split="test"): "no row of .* has the split 'test'",
     }.items():
         with pytest.raises(InputError, match=message):
             check_sources(sources)
@@ -82,4 +82,4 @@ def test_counting(tree):
     assert count_photos(Sources(("photos", "photos/z.jpg")), seconds=60) == 6
     assert count_photos(Sources(("photos", "-")), seconds=60) is None
     (tree / "long.txt").write_text("a.jpg\n" * 5000)
-    assert count_photos(Sources(listed=tree / "long.txt"), seconds=-1) is None
+    assert count_photos(Sources(list_path=tree / "long.txt"), seconds=-1) is None

@@ -57,25 +57,25 @@ def write_evaluation(
     reliability_<head>.png; for all of them coverage.png. A head without any known class has none.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    given = (predictions, labels, rule, losses, head_weights)
-    points = point_metrics(*given) if predictions.valid.any() else {}
+    arguments = (predictions, labels, rule, losses, head_weights)
+    points = point_metrics(*arguments) if predictions.valid.any() else {}
     metrics = metrics | {name: value for name, value in points.items() if name not in metrics or name.endswith(EXACT)}
-    intervals = bootstrap_intervals(*given, num_samples, seed) if num_samples and points else {}
-    parts = head_results(predictions, labels, rule)
+    intervals = bootstrap_intervals(*arguments, num_samples, seed) if num_samples and points else {}
+    results = head_results(predictions, labels, rule)
     pictures: dict[str, Path] = {}
-    if parts:
+    if results:
         pictures["Accuracy on the most confident photos"] = folder / "coverage.png"
-        confidences = {head: (part.confidence, part.right) for head, part in parts.items()}
+        confidences = {head: (part.confidence, part.right) for head, part in results.items()}
         plot_coverage(confidences, f"{title}: accuracy on the most confident photos", folder / "coverage.png")
-    for part in parts.values():
+    for part in results.values():
         pictures |= write_head(predictions, labels, part, title, crop_to_box, folder)
     tables = metric_tables(metrics, intervals, labels)
     if parents_of(labels) and len(decodings) > 1:
         tables.append(decoding_table(decodings, rule))
-    tables += calibration_tables(metrics, intervals, predictions.temperature, list(parts))
-    tables += coverage_tables({head: part.coverage for head, part in parts.items()},
-                              {head: part.aurc for head, part in parts.items()})  # fmt: skip
-    tables += [pairs_table(head, part.pairs, labels[head]["names"], part.note) for head, part in parts.items()]
+    tables += calibration_tables(metrics, intervals, predictions.temperature, list(results))
+    tables += coverage_tables({head: part.coverage for head, part in results.items()},
+                              {head: part.aurc for head, part in results.items()})  # fmt: skip
+    tables += [pairs_table(head, part.pairs, labels[head]["names"], part.note) for head, part in results.items()]
     _write_texts(folder, title, [_photos_line(predictions), *notes], tables, pictures)
     return _plain(
         {
@@ -86,9 +86,9 @@ def write_evaluation(
             "bootstrap": {"samples": num_samples, "seed": seed, "level": 0.95},
             "decoding": rule,
             "decodings": decodings,
-            "temperature": {head: predictions.temperature.get(head, 1.0) for head in parts},
-            "coverage": {h: {"rows": p.coverage.to_dict("records"), "aurc": p.aurc} for h, p in parts.items()},
-            "mistakes": {h: {"photos": p.mistakes, "within_parent": p.within_parent} for h, p in parts.items()},
+            "temperature": {head: predictions.temperature.get(head, 1.0) for head in results},
+            "coverage": {h: {"rows": p.coverage.to_dict("records"), "aurc": p.aurc} for h, p in results.items()},
+            "mistakes": {h: {"photos": p.mistakes, "within_parent": p.within_parent} for h, p in results.items()},
         }
     )
 

@@ -75,13 +75,13 @@ def _by_head(title: str, heads: Sequence[str], shown: dict[str, str], metrics: d
     """Return tables with one row per metric and one column per head; several if there are many heads."""
     tables = []
     for first in range(0, len(heads), MAX_COLUMNS):
-        some, rows, breaks = heads[first : first + MAX_COLUMNS], [], set()
+        group, rows, breaks = heads[first : first + MAX_COLUMNS], [], set()
         for name, words in shown.items():
-            texts = [cell(metrics, intervals, f"{head}/{name}") for head in some]
+            texts = [cell(metrics, intervals, f"{head}/{name}") for head in group]
             if any(texts):
                 breaks |= {len(rows)} if name in BREAKS else set()
                 rows.append([words, *texts])
-        tables.append(_table(title, ["", *some], rows, breaks))
+        tables.append(_table(title, ["", *group], rows, breaks))
     return tables
 
 
@@ -104,13 +104,13 @@ def coverage_tables(coverage: dict[str, pd.DataFrame], areas: dict[str, float]) 
     tables = []
     heads = list(coverage)
     for first in range(0, len(heads), MAX_COLUMNS):
-        some = heads[first : first + MAX_COLUMNS]
+        group = heads[first : first + MAX_COLUMNS]
         rows = [
-            [f"{100 * share:.0f} % of the photos", *(_at(coverage[head].iloc[index]) for head in some)]
-            for index, share in enumerate(coverage[some[0]]["coverage"])
+            [f"{100 * share:.0f} % of the photos", *(_at(coverage[head].iloc[index]) for head in group)]
+            for index, share in enumerate(coverage[group[0]]["coverage"])
         ]
-        rows.append(["area under the risk-coverage curve", *(f"{areas[head]:.4f}" for head in some)])
-        tables.append(_table("Accuracy on the most confident photos", ["", *some], rows, {len(rows) - 1}))
+        rows.append(["area under the risk-coverage curve", *(f"{areas[head]:.4f}" for head in group)])
+        tables.append(_table("Accuracy on the most confident photos", ["", *group], rows, {len(rows) - 1}))
     if tables:
         tables[-1].notes.append("Accuracy in %, and the lowest probability of the predicted class among these photos.")
     return tables

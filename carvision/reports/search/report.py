@@ -117,12 +117,12 @@ def write_best(sweep: Sweep, trial: FrozenTrial) -> None:
     config, _, groups = compose(overrides)
     chosen = {group: name for group, name in groups.items() if not group.startswith(RESERVED)}
     # Added groups, such as heads, have nothing to override; others may have been removed
-    there = choices_of("train", [f"{group}={name}" for group, name in chosen.items() if "@" not in group])
+    available = choices_of("train", [f"{group}={name}" for group, name in chosen.items() if "@" not in group])
     monitor, mode = sweep.monitor
     config["callbacks"] |= {"monitor": monitor, "mode": mode}
     config["run"] = {"dir": None}
-    chosen |= {group: None for group in there if "@" in group and group not in chosen}
-    defaults = [{f"{'override ' * (group in there)}/{group}": name} for group, name in chosen.items()]
+    chosen |= {group: None for group in available if "@" in group and group not in chosen}
+    defaults = [{f"{'override ' * (group in available)}/{group}": name} for group, name in chosen.items()]
     values = ", ".join(f"{metric} {number_text(v)}" for metric, v in zip(sweep.objective, trial.values, strict=True))
     head = (
         "# @package _global_\n"
