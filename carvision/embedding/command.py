@@ -35,8 +35,7 @@ def run(options: argparse.Namespace) -> Path:
 
 
 def _readable_rows(source: Source, table: Table, readable: list[np.ndarray]) -> Iterator[np.ndarray]:
-    """Yield the embeddings of readable photos, block by block; append to `readable` which photos of each block they
-    are."""
+    """Yield the embeddings of readable photos, block by block; append each block's mask of them to `readable`."""
     for block, good in source.blocks(table):
         readable.append(good)
         yield block[good]

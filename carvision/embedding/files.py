@@ -24,8 +24,7 @@ HEADER = 128  # bytes, of numpy's format 1.0
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings and their photos. values: float (N, D), in memory or memory-mapped. table: the N photos, in the same
-    order."""
+    """Embeddings, float (N, D), in memory or memory-mapped, and the table of their photos, in the same order."""
 
     values: "np.ndarray | RowSubset"
     table: Table

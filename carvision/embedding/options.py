@@ -1,5 +1,4 @@
-"""Command-line options shared by embed, retrieve and verify. Imports no torch, so that --help and a typo answer at
-once."""
+"""Command-line options shared by embed, retrieve and verify. Imports no torch, so that --help answers at once."""
 
 import argparse
 from pathlib import Path

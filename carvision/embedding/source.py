@@ -137,8 +137,10 @@ class Source:
 
 
 def open_source(options: argparse.Namespace) -> Source:
-    """Load the network and compose the data. options: of options.parse. Raises InputError if they don't exist or
-    fit."""
+    """Load the network and compose the data. options: of options.parse.
+
+    Raises InputError for a network or data that don't exist or don't fit.
+    """
     if rank_and_world_size()[1] > 1:
         raise InputError("torchrun: this command runs in one process; start it with python -m")
     if options.run is not None:

@@ -18,8 +18,7 @@ BLOCK = 1 << 22  # scores processed at a time
 
 
 def scores_of(logits: Tensor) -> Tensor:
-    """Return the log odds log p / (1 - p), float32 (N, C), which stay distinct for p near 1; NaN ranks below all
-    others."""
+    """Return log p / (1 - p), float32 (N, C), which stays distinct for p near 1; NaN ranks below all others."""
     return log_odds(logits).nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
@@ -67,8 +66,7 @@ def resampled_aucs(scores: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
 
 
 def _placement_values(scores: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """Return V10 of the class' photos `own`, float64 (n,), and V01 of all photos, float32 (N,), 0 for the class'
-    own."""
+    """Return V10 of the class' photos `own`, float64 (n,), and V01 of all photos, float32 (N,), 0 for `own`."""
     class_scores = scores[own]
     all_sorted, class_sorted = scores.sort().values, class_scores.sort().values
     num_others = len(scores) - len(own)
@@ -119,8 +117,7 @@ def _is_other(targets: Tensor, num_classes: int) -> Tensor:
 
 
 def resampled_keras_auc(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Return the micro area as Keras' AUC() estimates it from 200 thresholds, exact for each weighting, float64
-    (R,)."""
+    """Return the micro area as Keras' AUC() estimates it from 200 thresholds, for each weighting, float64 (R,)."""
     num_photos, num_classes = logits.shape
     if num_classes < 2:
         return torch.full((len(weights),), torch.nan, dtype=torch.float64)

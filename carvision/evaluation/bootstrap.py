@@ -125,8 +125,7 @@ def _class_metrics(
 
 
 def _weighted_mean(weights: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return a function that averages values (N,) over the photos, one mean per weighting; NaN if no photo has
-    weight."""
+    """Return a function that averages values (N,) over the photos for each weighting; NaN without any weight."""
     weights = weights.double()
     total = weights.sum(dim=1)
     return lambda values: weights @ values.double() / total
@@ -169,8 +168,11 @@ def _number_metrics(estimates: Tensor, targets: Tensor, losses: Tensor, weights:
 
 
 def _joint_metrics(decoded: dict, targets: dict, parents: dict, weights: Tensor) -> Resampled:
-    """Return "joint/top1" (all heads right, over photos with all classes known) and "joint/consistent" (children agree
-    with their parents, over all photos)."""
+    """Return "joint/top1" and, for heads with parents, "joint/consistent".
+
+    joint/top1: all heads right, over photos with all classes known. joint/consistent: children agree with their
+    parents, over all photos.
+    """
     known = torch.stack([targets[head] != UNKNOWN for head in decoded]).all(dim=0)
     right = torch.stack([decoded[head] == targets[head] for head in decoded]).all(dim=0)
     metrics = {"joint/top1": _weighted_mean(weights[:, known])(right[known])}

@@ -56,8 +56,7 @@ def _nll(logits: Tensor, targets: Tensor, temperature: float) -> float:
 
 
 def bin_of(confidence: np.ndarray, num_bins: int = NUM_BINS) -> np.ndarray:
-    """Return the index of each confidence's bin, int64 (N,); bins have equal width and include their upper edge
-    only."""
+    """Return the bin index of each confidence, int64 (N,); bins have equal width and include only their upper edge."""
     edges = np.arange(1, num_bins) / num_bins
     return np.searchsorted(edges, np.asarray(confidence, np.float64), side="left")
 

@@ -19,8 +19,7 @@ def parent_names(head: str, labels: dict[str, dict]) -> list[str]:
 
 
 def class_order(head: str, labels: dict[str, dict]) -> np.ndarray:
-    """Return the classes ordered by their parents' names, then by their own, int64 (C,), so that parents form
-    blocks."""
+    """Return the classes ordered by parent name, then by their own, int64 (C,), so that parents form blocks."""
     parents, names, ids = parent_names(head, labels), labels[head]["names"], labels[head]["ids"]
     codes = labels[head]["parent_codes"] if any(parents) else [0] * len(names)  # two parents may share a name
     keys = [(parents[i].casefold(), codes[i], names[i].casefold(), ids[i]) for i in range(len(names))]
@@ -82,10 +81,10 @@ def share_within_parent(cells: pd.DataFrame, parent_codes: list[int]) -> float:
 
 
 def confused_pairs(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return pairs of classes confused with each other, those with most photos first: a, b (codes), a_as_b, b_as_a,
-    photos.
+    """Return pairs of classes confused with each other, those with most photos first.
 
-    a is the class that is mistaken more often; photos is the sum of both directions.
+    Columns: a, b (codes), a_as_b, b_as_a, photos. a is the class that is mistaken more often; photos is the sum of both
+    directions.
     """
     wrong = cells[cells["true"] != cells["predicted"]]
     both = {(true, guess): photos for true, guess, photos in wrong.itertuples(index=False)}

@@ -9,8 +9,7 @@ COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
 
 
 def accuracy_by_coverage(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the accuracy on the k most confident photos and the lowest confidence among them, float64 (N,) each, k =
-    1..N.
+    """Return the accuracy on the k most confident photos, and their lowest confidence; float64 (N,) each, k = 1..N.
 
     Photos of equal confidence can't be ranked: each counts with their mean, as if their order were random.
     """

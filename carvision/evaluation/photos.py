@@ -101,8 +101,7 @@ def _check_key(config: DictConfig, given: Override) -> None:
 
 
 def read_photos(chosen: DataChoice, heads: list[str], split: str, splits_file: Path) -> tuple[Table, bool | None]:
-    """Return the table and whether its split is the run's: True, False if photos of it are missing, None if it is
-    another.
+    """Return the table, and whether its split is the run's (False: photos of it are missing, None: it is another).
 
     The table is split if it has a split of its own or `split`, which may be "all", requires one. splits_file: path of
     the run's splits.csv; it may be missing.

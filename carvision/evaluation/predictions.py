@@ -43,7 +43,6 @@ class Predictions:
         return self.valid & (~targets.isnan() if targets.is_floating_point() else targets != UNKNOWN)
 
     def probs(self, head: str, calibrated: bool = True) -> Tensor:
-        """Return probabilities, float32 (N, C): softmax of the logits, divided by the head's temperature if
-        calibrated."""
+        """Return probabilities, float32 (N, C): the softmax of the logits, divided by the temperature if calibrated."""
         temperature = self.temperature.get(head, 1.0) if calibrated else 1.0
         return torch.softmax(self.logits[head].float() / temperature, dim=1)

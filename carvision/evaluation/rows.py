@@ -13,8 +13,7 @@ from carvision.whole_files import written_whole
 
 
 def layout_of(predictor: Predictor) -> tuple[Layout, dict]:
-    """Return the layout with the true classes, and its columns. Raises InputError if two columns would have the same
-    name."""
+    """Return the layout with the true classes, and its columns. Raises InputError if two columns have the same name."""
     layout = Layout(true_heads=tuple(predictor.classes))
     return layout, layout.columns(predictor.class_ids, predictor.labels)
 

@@ -42,8 +42,10 @@ def run(
     temperature: str,
     device: str,
 ) -> Path | None:
-    """Evaluate and return the folder written; None in all processes but the first. See carvision.evaluate for the
-    arguments."""
+    """Evaluate and return the folder written; None in all processes but the first.
+
+    The arguments are those of carvision.evaluate.
+    """
     keep_freed_memory()
     rank, world_size = rank_and_world_size()
     start_log(None, quiet=rank > 0)
@@ -98,8 +100,10 @@ def run(
 
 
 def load_predictor(runs: list[Path], tta: str, temperature: str) -> Predictor:
-    """Load the models of the runs; temperature "none" resets theirs to 1. Raises InputError for models that don't
-    fit."""
+    """Load the models of the runs; temperature "none" resets theirs to 1.
+
+    Raises InputError for models that don't fit together.
+    """
     models = [portable.load(path) for path in runs]
     if temperature == "none":
         for model in models:

@@ -60,8 +60,10 @@ def _write(model: Classifier, path: Path) -> None:
 
 
 def _check(model: Classifier, path: Path) -> str:
-    """Compare the file with the network, for one image and for several; return a summary. Raises InputError if they
-    disagree."""
+    """Compare the file with the network, for one image and for several; return a summary.
+
+    Raises InputError if they disagree.
+    """
     try:
         import onnxruntime
     except Exception as error:  # not installed, or not for this machine or this NumPy

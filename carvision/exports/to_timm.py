@@ -71,8 +71,7 @@ def in_timm(model: Classifier) -> tuple[str, dict] | None:
 
 
 def linear_heads(model: Classifier) -> list[str]:
-    """Return the heads that are one linear layer on the backbone's own pooled features, those with most classes
-    first."""
+    """Return the heads that are one linear layer on the backbone's own pooled features, most classes first."""
     network = model.description
     if network["pool"] != "default" or network["neck"]["blocks"] or network["trunk"]["hidden"]:
         return []
@@ -120,8 +119,10 @@ def _with_classifier(model: Classifier, architecture: str, arguments: dict, head
 
 
 def _without_classifier(model: Classifier, architecture: str, arguments: dict) -> nn.Module:
-    """Return timm's network without classifier. Layers that model.pool left out get timm's initial values, with a fixed
-    seed."""
+    """Return timm's network without classifier.
+
+    Layers that model.pool left out get timm's initial values, with a fixed seed.
+    """
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
         network = timm.create_model(architecture, num_classes=0, **arguments).eval()
@@ -170,8 +171,7 @@ def _content_line(model: Classifier, head: str | None) -> str:
 def _config(
     model: Classifier, network: nn.Module, architecture: str, arguments: dict, head: str | None, what: str
 ) -> dict:
-    """Return config.json as timm's save_config_for_hf writes it (timm/models/_hub.py), for all versions that read
-    it."""
+    """Return config.json as timm's save_config_for_hf writes it (timm/models/_hub.py), readable by all its versions."""
     known = model.backbone.pretrained_cfg  # the new network's config could name another first convolution
     size_px, reading = model.preprocessing.size_px, model.preprocessing
     same_size = tuple(known["input_size"]) == (3, size_px, size_px)

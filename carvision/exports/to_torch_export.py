@@ -16,10 +16,9 @@ TOLERANCE = 1e-5
 
 
 def export_torch(model: Classifier, path: Path) -> str:
-    """Write the .pt2 file: images (B, 3, size_px, size_px) -> {head: logits}, with model.json inside; return a summary
-    line.
+    """Write the .pt2 file: images (B, 3, size_px, size_px) -> {head: logits}, with model.json inside.
 
-    Raises InputError if torch.export can't trace the network, or the file disagrees with it.
+    Returns a summary line. Raises InputError if torch.export can't trace the network, or the file disagrees with it.
     """
     with atomic_export(path) as partial:
         about = json.dumps(public_about(model.about))

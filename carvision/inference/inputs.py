@@ -1,5 +1,4 @@
-"""Resolve which photos to predict (files, folders, lists, standard input) lazily, never holding all of them in
-memory."""
+"""Resolve lazily which photos to predict: files, folders, lists, standard input."""
 
 import sys
 import time
@@ -19,8 +18,10 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of
 
 
 class Photo(NamedTuple):
-    """A photo to predict. path: as given, and as the output shows it. file: the path that opens it. truth: {label: id
-    or name}, from the list."""
+    """A photo to predict.
+
+    path: as given, and as the output shows it. file: the path that opens it. truth: {label: id or name}, from the list.
+    """
 
     path: str
     file: str
@@ -92,8 +93,7 @@ def iterate_photos(sources: Sources, labels: Iterable[str] = (), left_out: LeftO
 
 
 def require_photos(photos: Iterator[Photo], sources: Sources) -> Iterator[Photo]:
-    """Yield the same photos; raise InputError at the end if there were none, as standard input can't be checked
-    before."""
+    """Yield the same photos; raise InputError if there were none, which standard input reveals only at its end."""
     empty = True
     for photo in photos:
         empty = False

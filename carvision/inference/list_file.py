@@ -83,8 +83,10 @@ def _rows(
 
 
 def _require_one_class(table: TableFile, split: str | None, labels: tuple[str, ...], paths: PhotoPaths) -> None:
-    """Raise InputError for a photo with two classes. Keeps only hashes in memory: 8 bytes per photo and per class of
-    it."""
+    """Raise InputError for a photo with two classes.
+
+    Keeps only hashes in memory: 8 bytes per photo and per class of it.
+    """
     photos, classes = array("q"), {name: array("q") for name in labels}
     for _, (_, file, box, truth) in _rows(table, split, labels, paths):
         photos.append(hash((paths.whole(file), box)))

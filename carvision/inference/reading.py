@@ -36,8 +36,7 @@ class Batch(NamedTuple):
 
 
 class PhotoBatches(Dataset):
-    """Dataset whose index is a list of Items; returns ([uint8 (B, 3, size_px, size_px) per geometry], items,
-    reasons)."""
+    """Dataset indexed by lists of Items; returns ([uint8 (B, 3, size_px, size_px) per geometry], items, reasons)."""
 
     def __init__(self, geometries: list[Preprocessing]):
         self.geometries = geometries

@@ -69,8 +69,7 @@ def _config_beside(listed: Path) -> dict | None:
 
 
 class SeenPhotos:
-    """Counts the added photos that runs were trained on or chose their weights by, matched by paths within the data
-    set.
+    """Counts photos that runs were trained on or chose their weights by, matched by their paths within the data set.
 
     runs: their folders. roots: folders that paths may be relative to, besides what the photos were given by.
     """

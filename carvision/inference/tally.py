@@ -9,8 +9,11 @@ MAX_REASONS = 3
 
 
 class Tally:
-    """Counts over the output's rows. labels: of all heads; class_ids, class_names: {head: list} in the order of the
-    codes. brief: the output has no column error."""
+    """Counts over the output's rows.
+
+    labels: of all heads; class_ids, class_names: {head: list} in the order of the codes. brief: the output has no
+    column error.
+    """
 
     def __init__(
         self,
@@ -41,8 +44,7 @@ class Tally:
                 self.num_right[head] += self.is_right(head, code, row)
 
     def is_bad(self, row: dict) -> bool:
-        """Return whether the photo was unusable: by its error or, if the row has no such column, by all cells being
-        empty.
+        """Return whether the photo was unusable: by its error or, without that column, by all cells being empty.
 
         In text, a class with an empty name has an empty cell, too, and does not count as missing.
         """
@@ -96,8 +98,7 @@ class ReservoirSample:
 
 
 class ClassSample:
-    """A random sample of classes, and of each class a sample of `size` rows: report R4's ten classes with five photos
-    each.
+    """A random sample of classes, with `size` sampled rows each: report R4's ten classes with five photos each.
 
     head: whose true class groups the rows or, if unknown, its predicted class.
     """

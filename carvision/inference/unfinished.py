@@ -31,8 +31,7 @@ def settings_path(file: Path) -> Path:
 
 
 def claim(file: Path, settings: dict, overwrite: bool) -> TextIO:
-    """Lock `file` for writing; return the open settings file, which holds the lock until it is closed or the process
-    ends.
+    """Lock `file` for writing; return the open settings file, which holds the lock while it is open.
 
     settings: {name: plain value} that determine the rows. Raises InputError if `file` exists and must not be
     overwritten, another process writes it, or it was begun with other settings.
@@ -110,11 +109,10 @@ def _lock(file: Path) -> TextIO:
 
 
 def _is_continued(file: Path, written: str, settings: dict, overwrite: bool) -> bool:
-    """Return whether an output begun with these settings exists. written: the settings that it was begun with, "" if
-    none.
+    """Return whether an output begun with these settings exists.
 
-    Raises InputError for files of another origin. An output begun with other settings is discarded if it may be
-    overwritten, else refused.
+    written: the settings that it was begun with, "" if none. Raises InputError for files of another origin. An output
+    begun with other settings is discarded if it may be overwritten, else refused.
     """
     partial, exists = partial_path(file), os.path.lexists(partial_path(file))
     if not exists and not written:

@@ -126,8 +126,10 @@ class TextFile:
 
 
 class ParquetFile:
-    """Parquet; unfinished, it is a folder of complete Parquet files named by their first row. Rows that a killed
-    command had not written to one are predicted again."""
+    """Parquet; unfinished, it is a folder of complete Parquet files named by their first row.
+
+    Rows that a killed command had not written to one are predicted again.
+    """
 
     def __init__(self, file: Path, columns: dict[str, Kind], classes: dict, opened):
         self.file, self.opened, self.folder = file, opened, partial_path(file)

@@ -112,8 +112,10 @@ def print_answers(
     folder: Path,
     with_sheet: bool = True,
 ) -> None:
-    """Print the nearest photos of each query (file, box) and write neighbours.csv and neighbours.png. rows, scores
-    (queries, K)."""
+    """Print the nearest photos of each query (file, box), and write neighbours.csv and neighbours.png.
+
+    rows, scores: (queries, K).
+    """
     table, console, measure = gallery.table, Console(), MEASURES[distance]
     codes, paths, classes = table.rows[label].to_numpy(), table.rows["path"].to_numpy(), table.labels[label]
     sheet, listed = [], []

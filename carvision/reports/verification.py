@@ -26,8 +26,7 @@ LEAST_FAR = 1e-3  # left end of the logarithmic curves, if there are enough diff
 
 
 def write_verification(folder: Path, title: str, about: dict, scored: dict[str, ScoredPairs]) -> None:
-    """Write verification.json, verification.csv, pairs_<difficulty>.csv and roc.png into the folder, and print the
-    tables.
+    """Write verification.{json,csv}, pairs_<difficulty>.csv and roc.png into the folder, and print the tables.
 
     title: one line. about: further content of verification.json, plain values.
     """
@@ -79,8 +78,7 @@ def accuracy_table(scored: dict[str, ScoredPairs]) -> TextTable:
 
 
 def curve_tables(scored: dict[str, ScoredPairs]) -> list[TextTable]:
-    """Tabulate for each difficulty what needs no threshold: AUC, equal error rate, true accept rates at false accept
-    rates."""
+    """Tabulate for each difficulty what needs no threshold: AUC, equal error rate, true at false accept rates."""
     titles = {"auc": "AUC", "eer": "EER %"} | {tar_name(far): f"TAR % at FAR {100 * far:g} %" for far in FAR_LEVELS}
     tables = []
     for difficulty, pairs in scored.items():
@@ -105,16 +103,14 @@ def _percent(value: float) -> str:
 
 
 def _best(frame: pd.DataFrame, largest: bool) -> np.ndarray:
-    """Return "best" or "" for each value, by column; values that are displayed the same tie. None if there is a single
-    row."""
+    """Return "best" or "" for each value, by column, ties as displayed included; no best in a single row."""
     shown = frame.round(4)
     best = shown == (shown.max() if largest else shown.min())
     return np.where(best & (len(frame) > 1), BEST, "")
 
 
 def plot_roc(scored: dict[str, ScoredPairs], title: str, file: Path) -> None:
-    """Write a PNG with one column per difficulty and one curve per method, above on linear, below on logarithmic
-    FAR."""
+    """Write a PNG with one column per difficulty and one curve per method; linear FAR above, logarithmic below."""
     figure = create_figure(max(5.6, 3.7 * len(scored)), 6.6)
     panels = figure.subplots(2, len(scored), squeeze=False, sharey=True)
     methods = [method for method in METHODS if method in next(iter(scored.values())).scores]

@@ -14,8 +14,10 @@ CHECKED_AT = 10
 
 
 class Engine:
-    """Searches a gallery, float (G, D). distance, device: see search.nearest. index: "exact", or one of
-    approximate.KINDS."""
+    """Searches a gallery, float (G, D).
+
+    distance, device: see search.nearest. index: "exact", or one of approximate.KINDS.
+    """
 
     def __init__(self, gallery: np.ndarray, distance: str, index: str, device: str):
         self.gallery, self.distance, self.device = gallery, distance, choose_device(device)
@@ -44,8 +46,7 @@ class Engine:
         return nearest(queries, self.gallery, k, self.distance, own=own, device=self.device)
 
     def checked(self, queries: np.ndarray, own: np.ndarray) -> dict:
-        """Return {"index_recall"}: the fraction of the true 10 nearest that an approximate index finds, on a sample;
-        else {}."""
+        """Return {"index_recall"}, the fraction of the true 10 nearest that an approximate index finds; else {}."""
         if self.index is None:
             return {}
         rows = np.sort(np.random.default_rng(0).permutation(len(queries))[:SAMPLE])

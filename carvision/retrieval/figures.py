@@ -16,8 +16,10 @@ NEIGHBOURS = 4_000_000  # per block; with everything computed from them about 15
 
 
 def num_relevant(query_codes: np.ndarray, gallery_codes: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Return R of each query, int64 (Q,). Codes int, from 0. own int (Q,): the query's own row of the gallery, -1:
-    none."""
+    """Return R of each query, int64 (Q,).
+
+    Codes int, from 0. own int (Q,): the query's own row of the gallery, -1: none.
+    """
     most = max(query_codes.max(initial=-1), gallery_codes.max(initial=-1)) + 1
     return np.bincount(gallery_codes, minlength=most)[query_codes] - (own >= 0)
 
@@ -38,8 +40,7 @@ def query_metrics(right: np.ndarray, relevant: np.ndarray, recall_at: Sequence[i
 
 
 def leave_one_out_metrics(embeddings: np.ndarray, codes: np.ndarray, recall_at: Sequence[int] = (1,)) -> dict:
-    """Return {"recall_at_<k>", "r_precision", "map_at_r"}: means over the photos, each searched among all others by
-    cosine.
+    """Return mean {"recall_at_<k>", "r_precision", "map_at_r"}, each photo searched among all others by cosine.
 
     embeddings float32 (N, D), codes int (N,) from 0. {} if no class has two photos.
     """
@@ -56,8 +57,7 @@ def leave_one_out_metrics(embeddings: np.ndarray, codes: np.ndarray, recall_at: 
 
 
 def queries_per_block(k: int, num_classes: int = 1) -> int:
-    """Return how many queries to search at a time: memory is bounded, and each block has to prepare the gallery
-    again."""
+    """Return how many queries to search at a time: bounds memory, yet prepares the gallery as rarely as possible."""
     return max(16, min(8192, NEIGHBOURS // max(k, num_classes)))
 
 

@@ -78,8 +78,10 @@ def without_own(scores: np.ndarray, rows: np.ndarray, own: np.ndarray) -> tuple[
 
 
 def checked_norms(embeddings: np.ndarray, name: str, distance: str) -> np.ndarray:
-    """Return the lengths, float32 (N,); warn about zeros. Raises InputError for values not finite, or with such
-    squares."""
+    """Return the lengths, float32 (N,); warn about zeros.
+
+    Raises InputError for values that are not finite, or whose squares are not.
+    """
     norms = _norms(embeddings)
     bad = np.flatnonzero(~np.isfinite(norms))
     if len(bad):

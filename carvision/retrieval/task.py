@@ -95,8 +95,10 @@ def _notes(source: Source, table: Table, split: str) -> list[str]:
 
 
 def read_task(photos: PhotoCollection, options: argparse.Namespace) -> RetrievalTask:
-    """Embed the queries and the gallery. options: of carvision.retrieve. Raises InputError for missing labels and
-    photos."""
+    """Embed the queries and the gallery. options: of carvision.retrieve.
+
+    Raises InputError for missing labels and photos.
+    """
     label = photos.table.class_label(options.label, "--label")
     queries = known(select_split(photos.table, options.split), label)
     gallery = None if options.leave_one_out else gallery_of(photos.table, label, options.gallery)

@@ -28,8 +28,10 @@ def roc(scores: np.ndarray, same: np.ndarray) -> Roc:
 
 
 def _accepted(scores: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the distinct scores, descending (K,), and how many same and different pairs reach each, with a leading 0
-    (K + 1,)."""
+    """Return the distinct scores, descending (K,), and the numbers of same and different pairs that reach each.
+
+    The numbers have a leading 0, (K + 1,).
+    """
     order = np.argsort(-scores, kind="stable")
     falling = scores[order].astype(np.float64)
     last = np.append(np.flatnonzero(falling[1:] != falling[:-1]), len(falling) - 1)  # of each group of ties
@@ -75,8 +77,7 @@ def equal_error_rate(curve: Roc) -> float:
 
 
 def tar_at_far(curve: Roc, level: float) -> float:
-    """Return the true accept rate at a given false accept rate: the largest with at most `level` of different pairs
-    accepted.
+    """Return the true accept rate (same pairs) at a false accept rate (different pairs) of at most `level`.
 
     NaN with fewer than 1 / level different pairs: a single accepted one would exceed the level, and none accepted is no
     evidence that the rate is below it.

@@ -31,9 +31,9 @@ LEAST_VARIANCE = 1e-9  # of a direction, as a fraction of the largest: below is 
 
 @dataclass(frozen=True)
 class JointBayes:
-    """A fitted model: mean (D,); projection (D, K) to the basis in which within is 1 and between `ratios` (K,), all
-    above 0.
+    """A fitted model.
 
+    mean (D,); projection (D, K) to the basis in which within is 1 and between `ratios` (K,), all above 0.
     log_likelihoods: per training photo, of each EM step.
     """
 
@@ -57,8 +57,10 @@ class JointBayes:
 
 @dataclass(frozen=True)
 class Covariances:
-    """Estimated covariances. between, within: float64 (D, D). log_likelihoods: per photo, of the matrices before each
-    step, including the prior's term."""
+    """Estimated covariances between, within: float64 (D, D).
+
+    log_likelihoods: per photo, of the matrices before each step, including the prior's term.
+    """
 
     between: np.ndarray
     within: np.ndarray
@@ -136,8 +138,7 @@ def _with_prior(scatter: np.ndarray, num: int, added: float, prior_photos: float
 
 
 def _diagonalise(between: np.ndarray, within: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (basis, ratios): basis.T @ within @ basis is the identity, basis.T @ between @ basis has the ratios
-    (D,)."""
+    """Return (basis, ratios (D,)): basis.T @ within @ basis is the identity, basis.T @ between @ basis diag(ratios)."""
     ratios, basis = eigh((between + between.T) / 2, (within + within.T) / 2)
     return basis, ratios.clip(min=0)
 

@@ -21,8 +21,10 @@ SAME = {"1": True, "true": True, "0": False, "-1": False, "false": False}
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of photos. first, second: int64 (M,), rows of a table. same: bool (M,), whether both show the same
-    class."""
+    """Pairs of photos.
+
+    first, second: int64 (M,), rows of a table. same: bool (M,), whether both show the same class.
+    """
 
     first: np.ndarray
     second: np.ndarray
@@ -147,8 +149,7 @@ def generate_pairs(table: Table, label: str, difficulty: str, num_pairs: int, se
 
 
 def _contexts(table: Table, label: str, difficulty: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return two int64 (N,): photos of any pair agree in the first, those of a pair of different classes also in the
-    second.
+    """Return two int64 (N,): photos of any pair agree in the first, those of different classes also in the second.
 
     All photos of a class have the same value of the second, so it does not restrict pairs of the same class.
     """

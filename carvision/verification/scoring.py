@@ -18,8 +18,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ScoredPairs:
-    """The pairs of one difficulty: paths of both photos and same, (M,) each; scores {method: float (M,)}; metrics
-    {method: result of figures.pair_metrics}."""
+    """The pairs of one difficulty.
+
+    first, second, same: paths of both photos and truth, (M,) each. scores {method: float (M,)}; metrics {method: result
+    of figures.pair_metrics}.
+    """
 
     first: np.ndarray
     second: np.ndarray
@@ -65,8 +68,7 @@ def score(
 
 
 def _readable(pairs: Pairs, embedding_rows: np.ndarray, what: str) -> Pairs:
-    """Map pairs of table rows to embedding rows (-1 for an unreadable photo), and leave out pairs with an unreadable
-    photo."""
+    """Map pairs of table rows to embedding rows (-1: unreadable), and leave out pairs with an unreadable photo."""
     found = pairs.map_rows(embedding_rows)
     readable = (found.first >= 0) & (found.second >= 0)
     if not readable.all():

@@ -29,8 +29,7 @@ NAN = float("nan")
 def runs_frame(
     runs: Sequence[Run], names: Sequence[str], epoch: int | None = None, price_per_hour: float | None = None
 ) -> pd.DataFrame:
-    """Return one row per run, indexed by its name, with values as in the run's files (epochs from 0, accuracies as
-    fractions).
+    """Return one row per run, indexed by name: values as in its files (epochs from 0, accuracies as fractions).
 
     epoch (from 1): metrics of the end of that epoch instead of the best one, and the training time until then.
     price_per_hour: replaces the run's own. Raises InputError if no run has that epoch.

@@ -20,8 +20,7 @@ Config = dict[str, object]
 
 
 def differing_keys(runs: Sequence[Run]) -> list[str]:
-    """Return the settings that are not the same in all runs, the best known first. A missing setting counts as
-    different."""
+    """Return the settings that differ between the runs, the best known first; a missing setting differs."""
     known = {key: None for run in runs for key in run.config if not IGNORED.match(key)}
     keys = [key for key in known if len({text_of(run.config.get(key)) for run in runs}) > 1]
     return sorted(keys, key=_rank)

@@ -23,10 +23,9 @@ MAX_CURVES = len(COLOURS)
 
 
 def plot_comparison(histories: dict[str, pd.DataFrame], metrics: Sequence[str], title: str, file: Path) -> None:
-    """Write a PNG of the runs' histories, one panel per metric ("loss", "make/top1"): validation solid, training
-    dashed.
+    """Write a PNG of the runs' histories, one panel per metric ("loss", "make/top1").
 
-    histories: {name of the run: rows of history.csv}, at most MAX_CURVES.
+    Validation is solid, training dashed. histories: {name of the run: rows of history.csv}, at most MAX_CURVES.
     """
     panels_a_row = min(len(metrics), 3)
     rows = -(-len(metrics) // panels_a_row)
@@ -98,8 +97,10 @@ def legend_below(figure: Figure, handles: Sequence[Line2D], names: Sequence[str]
 
 
 def plot_against(table: pd.DataFrame, key: str, metric: str, file: Path) -> None:
-    """Write R4's plot of one setting: time to best, the metric, the lowest loss, one line per group. table: from
-    `against_of`."""
+    """Write R4's plot of one setting: time to best, the metric, the lowest loss, one line per group.
+
+    table: from `against_of`.
+    """
     panels = {"best_after_s": "minutes to the best epoch", metric: title_of(metric).removesuffix(" %")}
     panels |= {"lowest_val_loss": "lowest validation loss"}
     panels = {column: title for column, title in panels.items() if table[column].notna().any()}

@@ -26,8 +26,10 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class RunPart:
-    """A run, or one fold or seed of a run. metrics: of metrics.json, None if it is unfinished. history: epochs
-    from 0."""
+    """A run, or one fold or seed of a run.
+
+    metrics: of metrics.json, None if it is unfinished. history: epochs from 0.
+    """
 
     history: pd.DataFrame
     metrics: dict | None

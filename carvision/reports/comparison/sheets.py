@@ -35,8 +35,10 @@ MAX_UPRIGHT = 6  # runs shown as columns; more are shown as rows
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table of text. rows, marks: of the same shape, marks "", "best" or "overall". breaks: rows with a line above
-    them."""
+    """A table of text.
+
+    rows, marks: of the same shape, marks "", "best" or "overall". breaks: rows with a line above them.
+    """
 
     title: str
     header: list[str]

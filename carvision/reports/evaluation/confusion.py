@@ -36,8 +36,10 @@ NORM = PowerNorm(0.5, 0, 1)  # keeps a few percent visible beside a hundred
 
 @dataclass(frozen=True)
 class Label:
-    """A name beside the matrix. middle: its centre, in pixels from the matrix' top or left. weight: heavier labels are
-    placed first."""
+    """A name beside the matrix.
+
+    middle: its centre, in pixels from the matrix' top or left. weight: heavier labels are placed first.
+    """
 
     middle: float
     text: str

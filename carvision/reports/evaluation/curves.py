@@ -16,8 +16,7 @@ BAR, ABOVE, BELOW, HISTOGRAM = "#4477aa", "#efbcc2", "#a98db0", "#9db8d2"
 
 
 def plot_reliability(diagrams: dict[str, pd.DataFrame], title: str, file: Path) -> None:
-    """Write a PNG of tables of `reliability`, side by side: accuracy by confidence, with a histogram of the photos
-    below.
+    """Write a PNG of tables of `reliability`, side by side: accuracy by confidence, and a histogram of the photos.
 
     diagrams: {heading: bins}, uncalibrated and with the temperature.
     """

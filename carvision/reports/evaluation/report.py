@@ -43,8 +43,7 @@ def write_evaluation(
     num_samples: int = 1000,
     seed: int = 0,
 ) -> dict:
-    """Write results.txt, evaluation.md, evaluation.html, the tables and the plots into the folder, and print the
-    tables.
+    """Write results.txt, evaluation.{md,html}, the tables and the plots into the folder, and print the tables.
 
     Returns the content of evaluation.json, plain values. labels: {head: {"ids", "names", "parent", "parent_codes"}} or
     {head: {"unit", "mean", "std"}}, as in model.json. metrics, decodings: of EpochMetrics, compute() and

@@ -45,8 +45,10 @@ ABOUT = (
 
 
 def write_report(sweep: Sweep, study: optuna.Study) -> None:
-    """Write the report, also for a search that is still running. Workers that finish together write one after
-    another."""
+    """Write the report, also for a search that is still running.
+
+    Holds a lock, as several workers may finish at the same time.
+    """
     with lock_when_free(sweep.folder):
         trials = study.get_trials(deepcopy=False)
         shown = latest(trials)
