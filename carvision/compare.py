@@ -39,7 +39,12 @@ def parser() -> argparse.ArgumentParser:
     it.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: compare/<time>)")
     it.add_argument("--names", type=lambda text: text.split(","), metavar="A,B", help="what the runs are called")
     it.add_argument("--epoch", type=int, metavar="N", help="figures of the end of this epoch, from 1; not the best one")
-    it.add_argument("--figure", help="on which runs are judged (default: val/<head with most classes>/top1)")
+    it.add_argument(
+        "--figure",
+        dest="metric",
+        metavar="FIGURE",
+        help="on which runs are judged (default: val/<head with most classes>/top1)",
+    )
     it.add_argument("--sort", metavar="FIGURE", help="a figure, wall_min, cpu_min or cost by which runs stand in order")
     it.add_argument("--matrix", nargs=2, metavar=("ROWS", "COLUMNS"),
                     help="two keys of the configuration, or sets of them: optimizer.lr,optimizer.momentum")  # fmt: skip

@@ -78,12 +78,12 @@ def problem_of(step: Callable, name: str, *arguments) -> str | None:
 
 def check_out(name: str, out: Path) -> None:
     """Raises InputError for a path that the format can't be written to."""
-    from carvision.exports.files import refuse_existing
+    from carvision.exports.files import require_absent
 
     suffix = Path(NAMES[name]).suffix
     if out.suffix != suffix and suffix:  # torch.export.load takes no other name
         raise InputError(f"--out: {out} is the name of a file for --format {name}; it must end in {suffix}")
-    refuse_existing(out)
+    require_absent(out)
 
 
 def write_one(name: str, model, folder: Path, out: Path, head: str | None) -> None:

@@ -105,7 +105,7 @@ def predict(options: argparse.Namespace) -> tuple[int, int]:
     # Only now: --help and a wrong option wait for neither torch nor pandas.
     from carvision.data.walk import LeftOut
     from carvision.freed_memory import keep_freed_memory
-    from carvision.inference.inputs import Sources, check_sources, checked_not_empty, photos_of
+    from carvision.inference.inputs import Sources, check_sources, iterate_photos, require_photos
     from carvision.inference.rows import Layout
     from carvision.inference.stream import predict_photos, skip_done
     from carvision.inference.tally import Tally
@@ -132,11 +132,11 @@ def predict(options: argparse.Namespace) -> tuple[int, int]:
 
     uses_boxes = look_at_boxes(predictor, options.listed)
     left_out = LeftOut()
-    photos = checked_not_empty(photos_of(sources, truths.heads, left_out), sources)
+    photos = require_photos(iterate_photos(sources, truths.heads, left_out), sources)
     photos = photos if uses_boxes else (photo._replace(box=None) for photo in photos)
     columns = layout.columns(predictor.class_ids, predictor.labels)
     classes = {head: {"ids": ids, "names": predictor.classes[head]} for head, ids in predictor.class_ids.items()}
-    settings = {**settings_of_models(predictor.models), **settings_of(options), "boxes": uses_boxes}
+    settings = {**settings_of_models(predictor.models), **settings_path(options), "boxes": uses_boxes}
     settings["columns"] = list(columns)
     output = open_output(options.out, columns, classes, settings, options.overwrite, options.batch_size)
     try:
@@ -181,13 +181,13 @@ def load_predictor(runs: list[str], tta: str):
 
 def with_root(sources, options: argparse.Namespace, predictor):
     """The sources, and options.root, with what a list's paths are relative to, where --root does not say it."""
-    from carvision.inference.inputs import Sources, photos_of
+    from carvision.inference.inputs import Sources, iterate_photos
     from carvision.inference.run_photos import root_of_list
 
-    if sources.root is not None or sources.listed is None or sources.from_stdin:
+    if sources.root is not None or sources.list_path is None or sources.from_stdin:
         return sources
-    listed = photos_of(Sources(listed=sources.listed, split=sources.split))
-    options.root = root_of_list(sources.listed, listed, predictor.about["config"])
+    listed = iterate_photos(Sources(list_path=sources.list_path, split=sources.split))
+    options.root = root_of_list(sources.list_path, listed, predictor.about["config"])
     if options.root is not None:
         log.info("--root: %s, the data root of the run", options.root)
     return replace(sources, root=options.root)
@@ -217,7 +217,7 @@ def settings_of_models(models) -> dict:
     return settings
 
 
-def settings_of(options: argparse.Namespace) -> dict:
+def settings_path(options: argparse.Namespace) -> dict:
     """What of the command does; --batch-size, as the last digits of a photo depend on which others are in its batch."""
     settings = {f"--{name}": getattr(options, name) for name in ("tta", "top", "brief", "probs")}
     settings["--batch-size"] = options.batch_size
@@ -256,11 +256,11 @@ def look_at_boxes(predictor, listed: Path | None) -> bool:
 
 def progress(options: argparse.Namespace, sources, done: int):
     from carvision.inference.inputs import count_photos
-    from carvision.inference.progress import progress_of
+    from carvision.inference.progress import show_progress
 
     rows_on_screen = options.out is None and sys.stdout.isatty()
     bar = sys.stderr.isatty() and not options.no_progress and not rows_on_screen
-    return progress_of(count_photos(sources, COUNT_SECONDS) if bar else None, done, bar)
+    return show_progress(count_photos(sources, COUNT_SECONDS) if bar else None, done, bar)
 
 
 def finish(options: argparse.Namespace, tally, truths, seen_photos, left_out: str, sample, uses_boxes: bool) -> None:
@@ -281,13 +281,13 @@ def finish(options: argparse.Namespace, tally, truths, seen_photos, left_out: st
 
 def create_sample(options: argparse.Namespace, predictor):
     """What of the photos is drawn for --grid."""
-    from carvision.inference.tally import Sample, SampleOfClasses
+    from carvision.inference.tally import ClassSample, ReservoirSample
 
     if options.grid_classes is None:
-        return Sample(options.grid_photos or 24)
+        return ReservoirSample(options.grid_photos or 24)
     if not predictor.class_ids:
         raise InputError("--grid-classes: no head of this model has classes; leave it out")
-    return SampleOfClasses(options.grid_classes, options.grid_photos or 5, list(predictor.class_ids)[-1])
+    return ClassSample(options.grid_classes, options.grid_photos or 5, list(predictor.class_ids)[-1])
 
 
 def draw_grid(file: Path, tally, chosen: list[list], by_class: bool) -> None:

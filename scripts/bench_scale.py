@@ -197,7 +197,7 @@ def write_report(photos: Path, labels: dict[str, dict], num_photos: int = 2000) 
     """What carvision.evaluate does with the logits of 2,000 photos."""
     import torch
 
-    from carvision.evaluation.figures import measure as figures_of
+    from carvision.evaluation.figures import compute_metrics
     from carvision.evaluation.predictions import Predictions
     from carvision.losses import cross_entropy
     from carvision.reports.evaluation.report import write_evaluation
@@ -213,10 +213,10 @@ def write_report(photos: Path, labels: dict[str, dict], num_photos: int = 2000) 
     predictions = Predictions(paths, photos, None, logits, targets, valid, {})
     losses = {name: cross_entropy(logits[name], targets[name]) for name in targets}
     weights = dict.fromkeys(targets, 1.0)
-    figures, decodings = figures_of(predictions, labels, losses, weights, "joint")
+    metrics, decodings = compute_metrics(predictions, labels, losses, weights, "joint")
     with contextlib.redirect_stdout(io.StringIO()):  # its tables
         write_evaluation(
-            predictions, labels, photos / "report", figures=figures, decodings=decodings, losses=losses,
+            predictions, labels, photos / "report", metrics=metrics, decodings=decodings, losses=losses,
             head_weights=weights, rule="joint", title="made up",
         )  # fmt: skip
 

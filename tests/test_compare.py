@@ -13,7 +13,7 @@ from rich.console import Console
 
 from carvision.errors import InputError
 from carvision.reports.comparison.report import write_comparison
-from carvision.reports.comparison.sheets import runs_sheet
+from carvision.reports.comparison.sheets import runs_table
 from carvision.reports.comparison.tables import print_runs, to_markdown
 from tests.reports.comparison.test_frame import compared, write_folds, write_run
 
@@ -86,7 +86,7 @@ def test_the_command_writes_all_files_and_ends_with_its_folder(run_module, runs,
 def test_mistakes_end_as_one_line(run_module, runs, tmp_path):
     (tmp_path / "empty").mkdir()
     for arguments, message in {
-        ("nowhere",): "error: nowhere is no folder; give a run's folder, or a folder that holds runs",
+        ("nowhere",): "error: nowhere is not a folder; give a run's folder, or a folder that holds runs",
         ("empty",): "error: empty: no run in it (a run's folder holds history.csv or metrics.json)",
     }.items():
         done = run_module("carvision.compare", *arguments, check=1)
@@ -99,12 +99,15 @@ def test_mistakes_end_as_one_line(run_module, runs, tmp_path):
     [
         ({"names": ["a", "b"]}, "--names: 2 names for 4 runs"),
         ({"names": ["a", "b", "c", "a"]}, "--names: .* has a name twice"),
-        ({"figure": "val/clas/top1"}, "--figure: 'val/clas/top1' is no figure of these runs.*nearest: val/class/top1"),
-        ({"sort": "folder"}, "--sort: 'folder' is no figure"),
+        (
+            {"metric": "val/clas/top1"},
+            "--figure: 'val/clas/top1' is not a metric of these runs.*nearest: val/class/top1",
+        ),
+        ({"sort": "folder"}, "--sort: 'folder' is not a metric"),
         ({"epoch": 0}, "--epoch: 0 is not 1 or more"),
         ({"epoch": 7}, "--epoch 7: no run has as many epochs; the longest has 3"),
         ({"price_per_hour": -1.0}, "--price-per-hour: -1.0 is not 0 or more"),
-        ({"matrix": ["model.backbon", "optimizer.name"]}, "--matrix: 'model.backbon' is no key .*model.backbone"),
+        ({"matrix": ["model.backbon", "optimizer.name"]}, "--matrix: 'model.backbon' is not a key .*model.backbone"),
         ({"against": "model.backbone"}, "--against: model.backbone is .* must be a number"),
     ],
 )
@@ -130,7 +133,7 @@ def test_html_stands_alone_and_escapes_names(runs, tmp_path):
 
 def test_markdown_has_equal_columns_and_marks_the_best(runs, tmp_path):
     frame, _ = compared(runs)
-    lines = to_markdown(runs_sheet(frame, "Figures", ["a note"])).splitlines()
+    lines = to_markdown(runs_table(frame, "Metrics", ["a note"])).splitlines()
     rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines if line.startswith("|")]
     assert {len(row) for row in rows} == {5}
     assert r"\<b>\$x\|y" in rows[0][1] and "a note" in lines
@@ -197,7 +200,7 @@ def test_cells_of_a_grid_by_networks(tmp_path):
     write_comparison(searches, tmp_path / "turned", matrix=["model.backbone", "sweep.cells"])
     turned = pd.read_csv(tmp_path / "turned" / "matrix.csv", index_col=0)
     assert turned.columns.tolist() == ["4", "11"] and turned.loc["vgg19"].tolist() == [0.31, 0.3]
-    with pytest.raises(InputError, match=r"--matrix: 'optimizer\.ls' is no key"):
+    with pytest.raises(InputError, match=r"--matrix: 'optimizer\.ls' is not a key"):
         write_comparison(searches, tmp_path / "no", matrix=["optimizer.lr,optimizer.ls", "model.backbone"])
 
 

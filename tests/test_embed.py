@@ -73,7 +73,7 @@ def test_a_backbone_of_timm_needs_no_run(demo_photos, tmp_path):
         (["nowhere"], "nowhere: no model there"),
         (
             ["{run}", "--layer", "embedding"],
-            "--layer: the network has no layers of an embedding; use one of pooled, trunk",
+            "--layer: the network has no embedding layers; use one of pooled, trunk",
         ),
         (["{run}", "model.pool=avg"], "model.pool=avg: the network is the run's; model.<key> belongs to --backbone"),
         (["{run}", "optimizer.lr=3"], "unrecognized arguments: optimizer.lr=3 (of training's keys embed takes"),
@@ -133,7 +133,7 @@ def test_a_file_is_no_override(run):
 def test_several_processes_are_refused(run, tmp_path):
     environment = {"RANK": "1", "WORLD_SIZE": "2"}
     done = forked.run("carvision.embed", run, cwd=tmp_path, env=environment, check=1)
-    assert "torchrun: this command takes one process" in done.stderr
+    assert "torchrun: this command runs in one process" in done.stderr
 
 
 def test_help_is_there_at_once(run_module):

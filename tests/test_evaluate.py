@@ -195,7 +195,7 @@ def test_wrong_values_end_in_one_line_and_leave_nothing(run, tmp_path, monkeypat
         ([run, "--ensemble", "nowhere"], "nowhere does not exist"),
         ([run, "--device", "toaster"], "--device: 'toaster' is not auto"),
         ([run, "--out", run], "exists already"),
-        ([run, "--label", "class=make"], "--label: 'class' is no label of demo; it has "),
+        ([run, "--label", "class=make"], "--label: 'class' is not a label of demo; it has "),
         ([run / "checkpoints" / "best.ckpt"], "not a model file"),
         ([run.parent], "no model there"),
     ):

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 import carvision
-from carvision.inference.unfinished import partial_of, settings_of
+from carvision.inference.unfinished import partial_path, settings_path
 from tests import forked
 from tests.conftest import ROOT
 from tests.inference.tiny import save_tiny, write_photos
@@ -84,7 +84,7 @@ def test_every_format_has_the_same_and_all_probabilities(run, photos, predict):
     for name in ("o.csv", "o.tsv", "o.jsonl", "o.parquet"):
         code, out, _ = predict(run, "photos", "--out", name, "--probs", "--top", "3")
         assert code == 0 and out == f"predict: {name}\n"
-        assert not partial_of(Path(name)).exists() and not settings_of(Path(name)).exists()
+        assert not partial_path(Path(name)).exists() and not settings_path(Path(name)).exists()
     tables["o.csv"] = pd.read_csv("o.csv", dtype={"make_id": str})
     tables["o.tsv"] = pd.read_csv("o.tsv", sep="\t")
     tables["o.jsonl"] = pd.read_json("o.jsonl", lines=True)
@@ -157,9 +157,7 @@ def test_a_runs_own_list_needs_no_root_and_its_photos_are_recognised(photos, pre
     assert code == 0 and [row["path"] for row in read_csv(out)] == paths
     assert all(not row["error"] for row in read_csv(out))
     assert f"--root: {root}, the data root of the run" in messages
-    seen = (
-        f"{run.name} was trained on 5 of these 10 photos, and its weights were chosen by 2 (recognised by their paths)"
-    )
+    seen = f"{run.name} was trained on 5 of these 10 photos, and its weights were chosen by 2 (matched by path)"
     assert any(message.startswith(seen) for message in messages)
     code, out, messages = predict(run, "photos", "--true-from-folders")  # by the data root
     assert any(message.startswith(seen) for message in messages)
@@ -200,9 +198,9 @@ def test_a_broken_off_command_is_continued(run, photos, predict):
     # As a command leaves it that is killed in the middle of a line: of an unreadable list here, for once
     Path("list.txt").write_text("\n".join(photos[:5]) + "\n\0\n", encoding="utf-8")
     code, _, messages = predict(run, "--list", "list.txt", "--out", file, *options)
-    assert code == 1 and messages[-1].endswith("line 6 is no text; give paths, one a line")
-    assert not file.exists() and settings_of(file).exists()
-    partial_of(file).write_bytes(b"".join(lines[:6]) + lines[6][:10])
+    assert code == 1 and messages[-1].endswith("line 6 is not text; give one path per line")
+    assert not file.exists() and settings_path(file).exists()
+    partial_path(file).write_bytes(b"".join(lines[:6]) + lines[6][:10])
     code, _, messages = predict(run, "photos", "--out", file, *options, "--tta", "flip")
     assert code == 1 and "was begun with --tta none, not flip" in messages[-1]
     code, _, messages = predict(run, "photos/b", "--out", file, *options)

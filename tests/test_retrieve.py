@@ -139,7 +139,7 @@ def test_classes_that_were_never_seen_are_looked_for_among_themselves(demo_photo
         (["{run}", "--query", "x.jpg", "--leave-one-out"], "--query: a photo of your own is looked for among others"),
         (
             ["{vectors}", "data.root=x"],
-            "data.root=x: {vectors} holds embeddings that are made; give the run for others",
+            "data.root=x: {vectors} holds computed embeddings; give the run to compute others",
         ),
         (["{vectors}", "--raw"], "--raw: {vectors} holds embeddings that are made"),
         (["{vectors}", "--layer", "trunk"], "--layer trunk: {vectors} holds embeddings that are made"),

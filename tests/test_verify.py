@@ -26,7 +26,7 @@ def verified(run):
     """The folder of a verification on the data set's own lists."""
     done = forked.run("carvision.verify", run, cwd=run.parent, check=0)
     assert "Warning" not in done.stderr, done.stderr
-    assert "Pairs told rightly" in done.stdout and "Joint Bayesian" in done.stdout
+    assert "Pair accuracy" in done.stdout and "Joint Bayesian" in done.stdout
     last = done.stdout.splitlines()[-1]
     assert last.startswith(f"verify: {run}/verifications/")
     return Path(last.removeprefix("verify: "))
@@ -128,7 +128,7 @@ def test_photos_in_class_folders_by_a_backbone_without_a_run(demo_photos, run_fo
     arguments += ["data.on_bad_image=skip", "--num-pairs", "100", "--train-split", "val", "--out", "out"]
     done = run_forked("carvision.verify", *arguments, check=0)
     assert "no easy pairs: it has no label viewpoint; this difficulty is left out" in done.stderr
-    assert "no hard pairs: no other label, as a make, follows from its class; this" in done.stderr
+    assert "no hard pairs: its class has no parent label, such as a make; this" in done.stderr
     about = about_of(tmp_path / "out")
     assert list(about["difficulties"]) == ["medium"] and about["network"] == "mobilenetv3_small_050"
     assert about["train"]["split"] == "val" and about["train"]["photos"] == 80

@@ -1,1 +1,1 @@
-"""Photos to embeddings: which network, which photos, and how they lie on the disk. Used by embed, retrieve, verify."""
+"""Compute, store and read embeddings of photos; shared by embed, retrieve and verify."""

@@ -1,8 +1,8 @@
-"""A folder of embeddings: embeddings.npy, index.csv with a line for each of its rows, and embeddings.json.
+"""Store embeddings in a folder: embeddings.npy, index.csv with one line per row of it, and embeddings.json.
 
-embeddings.npy   float32 or float16 (N, D); numpy.load(..., mmap_mode="r") reads it as mapped memory
-index.csv        path, split, the class id of every label (or the number), group and box where the data have them
-embeddings.json  what they are: network, layer, length; root of the photos; names, ids and parents of all classes
+embeddings.npy   float32 or float16 (N, D); numpy.load(..., mmap_mode="r") maps it without reading
+index.csv        path, split, the class id of every label (or the number), group and box if the data have them
+embeddings.json  provenance: network, layer, length; root of the photos; names, ids and parents of all classes
 """
 
 import json
@@ -24,25 +24,25 @@ HEADER = 128  # bytes, of numpy's format 1.0
 
 @dataclass(frozen=True)
 class Embeddings:
-    """values: float (N, D), in memory or mapped from the disk. table: the N photos in the same order."""
+    """Embeddings, float (N, D), in memory or memory-mapped, and the table of their photos, in the same order."""
 
-    values: "np.ndarray | SomeRows"
+    values: "np.ndarray | RowSubset"
     table: Table
 
     def __len__(self) -> int:
         return len(self.table)
 
     def select(self, keep: np.ndarray) -> "Embeddings":
-        """The rows where the boolean array is true. Of values that are mapped none is read yet."""
+        """Return the rows where the boolean array is true; memory-mapped values are not read yet."""
         if keep.all():
             return self
         rows = np.flatnonzero(keep)
         mapped = isinstance(self.values, np.memmap)
-        return Embeddings(SomeRows(self.values, rows) if mapped else self.values[rows], self.table.select(keep))
+        return Embeddings(RowSubset(self.values, rows) if mapped else self.values[rows], self.table.select(keep))
 
 
-class SomeRows:
-    """Some rows of an array (N, D): what is asked for by a slice or by numbers is read, and no more."""
+class RowSubset:
+    """Lazy subset of the rows of an array (N, D): indexing by a slice or row numbers reads only those rows."""
 
     def __init__(self, values: np.ndarray, rows: np.ndarray):
         self.values, self.rows = values, rows
@@ -56,32 +56,32 @@ class SomeRows:
 
 
 def write_values(file: Path, blocks: Iterable[np.ndarray], dtype: str = "float32") -> tuple[int, int]:
-    """Blocks (B, D), one after the other, as one array (N, D) in numpy's format; returns its shape.
+    """Write blocks (B, D) as one array (N, D) in numpy's format; return its shape.
 
-    Only a block is in memory, and how many there will be need not be known.
+    Holds one block at a time in memory; the number of blocks need not be known in advance.
     """
-    num, width = 0, 0
-    with written_whole(file) as place, place.open("wb") as opened:
+    num_rows, width = 0, 0
+    with written_whole(file) as partial, partial.open("wb") as opened:
         opened.write(bytes(HEADER))
         for block in blocks:
             opened.write(np.ascontiguousarray(block, dtype).tobytes())
-            num, width = num + len(block), block.shape[1]
+            num_rows, width = num_rows + len(block), block.shape[1]
         opened.seek(0)
-        opened.write(_header(num, width, dtype))
-    return num, width
+        opened.write(_header(num_rows, width, dtype))
+    return num_rows, width
 
 
 def _header(num: int, width: int, dtype: str) -> bytes:
-    """See numpy.lib.format, version 1.0: the length of all is a multiple of 64, filled up with blanks."""
-    said = (
+    """Return the header of numpy.lib.format, version 1.0, padded with blanks to HEADER bytes, a multiple of 64."""
+    description = (
         f"{{'descr': '{np.dtype(dtype).newbyteorder('<').str}', 'fortran_order': False, 'shape': ({num}, {width}), }}"
     )
     start = b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little")
-    return start + said.encode().ljust(HEADER - 11) + b"\n"
+    return start + description.encode().ljust(HEADER - 11) + b"\n"
 
 
 def write_index(folder: Path, table: Table, about: dict) -> None:
-    """index.csv and embeddings.json; with the latter the folder is complete."""
+    """Write index.csv, then embeddings.json, which marks the folder as complete."""
     index = splits_of(table)
     for name, label in table.labels.items():
         if isinstance(label, Number):
@@ -101,19 +101,20 @@ def write_index(folder: Path, table: Table, about: dict) -> None:
 
 
 def is_folder_of_embeddings(folder: Path) -> bool:
+    """Return whether the folder holds complete embeddings."""
     return (folder / ABOUT).is_file()
 
 
 def read_embeddings(folder: Path) -> tuple[Embeddings, dict]:
-    """What write_values and write_index wrote, the values mapped; and what embeddings.json says.
+    """Read what write_values and write_index wrote, memory-mapping the values; also return embeddings.json.
 
-    Raises InputError where the files are not there, are damaged or do not belong together.
+    Raises InputError if the files are missing, damaged or don't belong together.
     """
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         values = np.load(folder / VALUES, mmap_mode="r", allow_pickle=False)
         index = pd.read_csv(folder / INDEX, dtype=str, keep_default_na=False)
-        table = _table(index, about)
+        table = _restore_table(index, about)
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         text = " ".join(str(error).split())[:200]
         raise InputError(f"{folder}: its embeddings can't be read ({text}); compute them again") from None
@@ -124,7 +125,7 @@ def read_embeddings(folder: Path) -> tuple[Embeddings, dict]:
     return Embeddings(values, table), about
 
 
-def _table(index: pd.DataFrame, about: dict) -> Table:
+def _restore_table(index: pd.DataFrame, about: dict) -> Table:
     rows = index[["path", "split"]].copy()
     labels: dict = {}
     for name, described in about["labels"].items():

@@ -1,4 +1,4 @@
-"""The options that embed, retrieve and verify share. Imports no torch, so that --help and a typo do not wait for it."""
+"""Command-line options shared by embed, retrieve and verify. Imports no torch, so that --help answers at once."""
 
 import argparse
 from pathlib import Path
@@ -9,36 +9,39 @@ LAYERS = ("auto", "pooled", "trunk", "embedding")
 
 
 def create_parser(command: str, description: str) -> argparse.ArgumentParser:
-    """With the network, the layer, the photos and where they are computed."""
-    it = argparse.ArgumentParser(
+    """Return a parser with the options for network, layer, photos and device."""
+    parser = argparse.ArgumentParser(
         f"python -m carvision.{command}", description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s (RUN | --backbone NAME) [data=<choice>] [data.<key>=<value> ...] [options]",
     )  # fmt: skip
-    it.add_argument("run", type=Path, nargs="?", metavar="RUN", help="a run's folder, or its model.safetensors")
-    it.add_argument(
+    parser.add_argument("run", type=Path, nargs="?", metavar="RUN", help="a run's folder, or its model.safetensors")
+    parser.add_argument(
         "--backbone", metavar="NAME", help="any backbone of timm, instead of a run; model.<key>=... beside it"
     )
-    it.add_argument(
-        "--weights", default="pretrained", metavar="FILE", help="of --backbone: pretrained (default), random, or a file"
+    parser.add_argument(
+        "--weights",
+        default="pretrained",
+        metavar="FILE",
+        help="for --backbone: pretrained (default), random, or a file",
     )
-    it.add_argument(
+    parser.add_argument(
         "--layer", choices=LAYERS, default="auto",
         help="pooled: the backbone's features; trunk: what the heads read; embedding: what a metric loss has shaped; "
         "auto (default): the last of them that has layers of its own",
     )  # fmt: skip
-    it.add_argument("--raw", action="store_true", help="leave embeddings as they are; else each has the length 1")
-    it.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, xla, ...")
-    it.add_argument("--out", type=Path, metavar="DIR", help="where to write; default: beside the model, by time")
-    return it
+    parser.add_argument("--raw", action="store_true", help="leave embeddings as they are; else each has the length 1")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, xla, ...")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write; default: beside the model, by time")
+    return parser
 
 
-def parse(it: argparse.ArgumentParser, arguments: list[str] | None = None) -> argparse.Namespace:
-    """The options, with `overrides` of data and, without a run, of the model."""
-    options = parse_with_overrides(it, arguments, ("data", "model"))
+def parse(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -> argparse.Namespace:
+    """Return the options, with `overrides` of data and, without a run, of the model."""
+    options = parse_with_overrides(parser, arguments, ("data", "model"))
     if (options.run is None) == (options.backbone is None):
         both = "not both" if options.run else "as in: runs/mine, or --backbone resnet50"
-        it.error(f"RUN or --backbone: give one of them, {both}")
+        parser.error(f"RUN or --backbone: give one of them, {both}")
     if options.run and options.weights != "pretrained":
-        it.error(f"--weights: {options.weights} belongs to --backbone; a run has its own weights")
+        parser.error(f"--weights: {options.weights} belongs to --backbone; a run has its own weights")
     return options

@@ -1,4 +1,4 @@
-"""Source: a network and the photos that it is to embed, as the command line names them."""
+"""Source: the network and the photos to embed that a command line names."""
 
 import argparse
 import logging
@@ -18,9 +18,9 @@ from carvision.data.table import BOX, Table
 from carvision.embedding.embedder import Embedder
 from carvision.embedding.files import Embeddings
 from carvision.errors import InputError
-from carvision.evaluation.photos import Chosen, compose_data, read_photos
+from carvision.evaluation.photos import DataChoice, compose_data, read_photos
 from carvision.evaluation.predicting import rank_and_world_size
-from carvision.inference.progress import progress_of
+from carvision.inference.progress import show_progress
 from carvision.inference.reading import predict_items
 from carvision.output_folder import output_folder
 
@@ -29,39 +29,37 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """embedder: the network. chosen: the data group, and what it has to do with the run's own. run: None without one.
-    about: what an evaluation says of it, plain values.
-    """
+    """A network and the photos it embeds. embedder: the network. chosen: the data group, and how it relates to the
+    run's own. run: None for a backbone without a run. about: description of network and data for the report, plain
+    values."""
 
     embedder: Embedder
-    chosen: Chosen
+    chosen: DataChoice
     device: str
     run: Path | None
     about: dict
 
     @property
     def folder(self) -> Path | None:
-        """Of the run; None without one."""
+        """The run's folder; None without a run."""
         return self.run and (self.run if self.run.is_dir() else self.run.parent)
 
     @property
     def splits_files(self) -> list[Path]:
-        """splits.csv of the run, by which its own training photos are known, if it is there."""
+        """The run's splits.csv, which lists its own training photos, if it exists."""
         return [file for file in ([self.folder / "splits.csv"] if self.folder else []) if file.is_file()]
 
     def read_table(self, split: str) -> Table:
-        """All photos of the data with all their labels, divided as the run's where they are its own. Photos of a pack
-        stand shard by shard, so that each shard is fetched once.
+        """Return all photos of the data with all their labels, split as in the run if they are its own.
 
-        split: the one that is wanted; "all": also photos that are in none, and data that can't be divided.
+        Photos of a pack are ordered by shard, so that each shard is fetched once. split: the one required; "all" also
+        accepts photos without a split, and data that can't be split.
         """
         data = self.chosen.data
         if self.folder is None:
             table = build_table(data, annotations=True)
             if data["crop_to_box"] and not table.has_boxes:
-                log.warning(
-                    "%s: data.crop_to_box, and the photos have no boxes: whole photos are looked at", table.name
-                )
+                log.warning("%s: data.crop_to_box, and the photos have no boxes: whole photos are used", table.name)
             table = self._divided(table) if split == "all" else build_split(table, *self._split)
         else:
             table, as_run = read_photos(self.chosen, ["viewpoint"], split, self.folder / "splits.csv")
@@ -75,7 +73,7 @@ class Source:
         return self.chosen.data["split"], folds_of(self.chosen.data["split"])[0]
 
     def _divided(self, table: Table) -> Table:
-        """All photos, with their split where the data can be divided as the configuration says."""
+        """Return all photos, with a split if the data can be split as configured."""
         try:
             splits = build_split(table, *self._split).rows.set_index("path")["split"]
         except InputError as error:
@@ -84,7 +82,7 @@ class Source:
         return table.with_split(table.rows["path"].map(splits).fillna(""))
 
     def embed(self, table: Table) -> Embeddings:
-        """In memory. Photos that can't be read are left out, where data.on_bad_image permits it."""
+        """Embed the photos, in memory. Unreadable photos are left out if data.on_bad_image permits it."""
         blocks, good = [], []
         for block, readable in self.blocks(table):
             blocks.append(block[readable])
@@ -92,16 +90,16 @@ class Source:
         return Embeddings(np.concatenate(blocks), table.select(np.concatenate(good)))
 
     def blocks(self, table: Table) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(float32 (B, D), bool (B,): whether it could be read), of all photos in the table's order.
+        """Yield (float32 (B, D), bool (B,): readable) for all photos in the table's order.
 
-        Raises InputError for a photo that can't be read where data.on_bad_image is "error"; else it is logged, and
-        the error is that none can be.
+        Raises InputError for an unreadable photo if data.on_bad_image is "error", else only if none is readable; single
+        ones are logged.
         """
         data = self.chosen.data
         boxes = table.rows[BOX].to_numpy(np.float32, copy=True) if data["crop_to_box"] and table.has_boxes else None
         items = ((table.photo(row), None if boxes is None else boxes[row]) for row in range(len(table)))
         num_bad, first = 0, ("", "")
-        with progress_of(len(table), 0, sys.stderr.isatty(), "embedding") as advance:
+        with show_progress(len(table), 0, sys.stderr.isatty(), "embedding") as advance:
             for batch in predict_items(self.embedder, items, self.device, data["batch_size"], data["num_workers"]):
                 for (photo, _), reason in zip(batch.items, batch.reasons, strict=True):
                     if reason and data["on_bad_image"] == "error":
@@ -118,10 +116,12 @@ class Source:
             log.warning("%d of %s photos could not be read and are left out", num_bad, f"{len(table):,}")
 
     def embed_files(self, files: list[Path], box: list[float] | None = None) -> np.ndarray:
-        """float32 (N, D), of whole photos, or what is inside the box (left, top, right, bottom in pixels). Raises
-        InputError for one that can't be read."""
+        """Embed whole photos, or the box (left, top, right, bottom in pixels) of each, as float32 (N, D).
+
+        Raises InputError for an unreadable photo.
+        """
         if self.chosen.data["crop_to_box"] and box is None:
-            log.warning("the network was trained on the boxes of its photos, and here it looks at whole photos (--box)")
+            log.warning("the network was trained on the boxes of its photos, and here whole photos are used (--box)")
         data, values = self.chosen.data, []
         items = ((str(file), box) for file in files)
         for batch in predict_items(self.embedder, items, self.device, data["batch_size"], num_workers=0):
@@ -132,23 +132,26 @@ class Source:
         return np.concatenate(values)
 
     def claim_folder(self, out: Path | None, kind: str) -> AbstractContextManager[Path]:
-        """`out`, or a new one for `kind` ("embeddings", "retrievals") beside the model; see output_folder."""
+        """Claim `out`, or a new folder for `kind` ("embeddings", "retrievals") beside the model; see output_folder."""
         return output_folder(out, (self.folder or Path()) / kind, kind)
 
 
 def open_source(options: argparse.Namespace) -> Source:
-    """options: of options.parse. Raises InputError for what does not exist or does not fit."""
+    """Load the network and compose the data. options: of options.parse.
+
+    Raises InputError for a network or data that don't exist or don't fit.
+    """
     if rank_and_world_size()[1] > 1:
-        raise InputError("torchrun: this command takes one process; start it by python -m")
+        raise InputError("torchrun: this command runs in one process; start it with python -m")
     if options.run is not None:
-        wrong = next((word for word in options.overrides if word.lstrip("+~").startswith("model")), None)
+        wrong = next((override for override in options.overrides if override.lstrip("+~").startswith("model")), None)
         if wrong:
             raise InputError(f"{wrong}: the network is the run's; model.<key> belongs to --backbone")
         model = portable.load(options.run)
         chosen = compose_data(model.about, options.overrides)
         preprocessing, what = model.preprocessing, str(options.run)
     else:
-        model, preprocessing, chosen = _of_backbone(options.backbone, options.weights, options.overrides)
+        model, preprocessing, chosen = _load_backbone(options.backbone, options.weights, options.overrides)
         what = options.backbone
     embedder = Embedder(model, preprocessing, options.layer, not options.raw)
     about = {"network": what, "weights": None if options.run else options.weights, "layer": embedder.layer}
@@ -156,8 +159,8 @@ def open_source(options: argparse.Namespace) -> Source:
     return Source(embedder, chosen, options.device, options.run, about)
 
 
-def _of_backbone(name: str, weights: str, overrides: list[str]) -> tuple:
-    """The network without heads, its preprocessing, and the data, as training would take them."""
+def _load_backbone(name: str, weights: str, overrides: list[str]) -> tuple:
+    """Return the network without heads, its preprocessing, and the data, configured as for training."""
     from carvision.training.build import build_classifier, build_preprocessing  # which imports Lightning
 
     composed = compose_alone("train", overrides)
@@ -166,4 +169,8 @@ def _of_backbone(name: str, weights: str, overrides: list[str]) -> tuple:
     if cfg["data"]["batch_size"] == "auto":
         raise InputError("data.batch_size: auto is for training; give a number, such as data.batch_size=64")
     preprocessing = build_preprocessing(cfg)
-    return build_classifier(cfg, {}).eval(), preprocessing, Chosen(cfg["data"], own=False, plain=False, moved=False)
+    return (
+        build_classifier(cfg, {}).eval(),
+        preprocessing,
+        DataChoice(cfg["data"], is_run_data=False, as_in_training=False, root_given=False),
+    )

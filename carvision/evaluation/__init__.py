@@ -1,1 +1,1 @@
-"""What a network says of photos with known labels, and how good and how sure that is: pure functions of predictions."""
+"""Evaluate a network on photos with known labels: metrics and calibration, as pure functions of its predictions."""

@@ -1,4 +1,4 @@
-"""How far the figures of an evaluation could be off, from photos drawn anew out of those that were evaluated."""
+"""Bootstrap confidence intervals of an evaluation's metrics, by resampling its photos."""
 
 from collections.abc import Callable
 
@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from carvision.data.table import UNKNOWN
-from carvision.evaluation.areas import resampled_areas, resampled_keras, resampled_micro, scores_of
+from carvision.evaluation.areas import resampled_aucs, resampled_keras_auc, resampled_micro_auc, scores_of
 from carvision.evaluation.calibration import NUM_BINS, bin_of
 from carvision.evaluation.predictions import Predictions
 from carvision.metrics.heads import TOP, figures_at50, figures_of, is_above_half, num_ahead
 from carvision.models.decoding import decode
 from carvision.portable import parents_of
 
-Resampled = dict[str, Tensor]  # {figure: float64 (R,)}, NaN where it is not defined
+Resampled = dict[str, Tensor]  # {metric: float64 (R,)}, NaN where undefined
 
 
 def bootstrap_intervals(
@@ -27,15 +27,15 @@ def bootstrap_intervals(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, tuple[float, float]]:
-    """{figure: (low, high)}: the percentile interval (Efron and Tibshirani 1993, chapter 13) of every figure of
-    `resampled_figures`, over samples of as many photos, drawn with replacement.
+    """Return {metric: (low, high)}, the percentile interval (Efron and Tibshirani 1993, chapter 13) of every metric.
 
-    A sample in which a figure is not defined does not count for it.
+    The samples have as many photos, drawn with replacement. A sample in which a metric is undefined does not count for
+    it. See resampled_metrics for the metrics and the arguments.
     """
     weights = draw_weights(int(predictions.valid.sum()), num_samples, seed)
     ends = [(1 - level) / 2, (1 + level) / 2]
     intervals = {}
-    for name, values in resampled_figures(predictions, labels, rule, losses, head_weights, weights).items():
+    for name, values in resampled_metrics(predictions, labels, rule, losses, head_weights, weights).items():
         values = values[~values.isnan()].numpy()
         if len(values):
             low, high = np.quantile(values, ends)
@@ -43,17 +43,17 @@ def bootstrap_intervals(
     return intervals
 
 
-def point_figures(
+def point_metrics(
     predictions: Predictions, labels: dict[str, dict], rule: str, losses: dict, head_weights: dict
 ) -> dict[str, float]:
-    """The figures themselves, every photo once."""
+    """Return {metric: value} with every photo counted once; undefined metrics are omitted."""
     ones = torch.ones(1, int(predictions.valid.sum()))
-    values = resampled_figures(predictions, labels, rule, losses, head_weights, ones)
+    values = resampled_metrics(predictions, labels, rule, losses, head_weights, ones)
     return {name: float(value[0]) for name, value in values.items() if not value.isnan()[0]}
 
 
 def draw_weights(num_photos: int, num_samples: int, seed: int) -> Tensor:
-    """float32 (num_samples, num_photos): how often each photo is in each sample."""
+    """Return how often each photo is in each sample, float32 (num_samples, num_photos)."""
     random = np.random.default_rng(seed)
     weights = torch.empty(num_samples, num_photos)
     for row in weights:
@@ -61,7 +61,7 @@ def draw_weights(num_photos: int, num_samples: int, seed: int) -> Tensor:
     return weights
 
 
-def resampled_figures(
+def resampled_metrics(
     predictions: Predictions,
     labels: dict[str, dict],
     rule: str,
@@ -69,110 +69,114 @@ def resampled_figures(
     head_weights: dict[str, float],
     weights: Tensor,
 ) -> Resampled:
-    """Every figure under each of R weightings of the photos; weights float32 (R, photos that could be read).
+    """Return every metric under each of R weightings of the photos; weights float32 (R, photos that could be read).
 
-    The figures are those of EpochMetrics, but for loss_total, and further of each head with classes nll (mean negative
-    log likelihood) and ece (expected calibration error, 15 bins); the same with "_calibrated" where the head has a
-    temperature. The areas under the ROC curve are exact where all weights are equal, else of first order, see areas.py.
+    The metrics are those of EpochMetrics except loss_total and, for each head with classes, nll (mean negative log
+    likelihood) and ece (expected calibration error, 15 bins); both again with "_calibrated" if the head has a
+    temperature. The areas under the ROC curve are exact for equal weights, else of first order, see areas.py.
     """
     valid = predictions.valid
     logits = {head: predictions.logits[head][valid] for head in labels}
     targets = {head: predictions.targets[head][valid] for head in labels}
     heads = [head for head, label in labels.items() if "ids" in label]
     decoded = decode({head: logits[head] for head in heads}, parents_of(labels), rule)
-    figures: Resampled = {}
-    loss: Tensor | None = None  # a head of which no photo's label is known has none, and no part in the sum
+    metrics: Resampled = {}
+    loss: Tensor | None = None  # heads without a known label are not part of the sum
     for head in labels:
         known = predictions.known(head)[valid]
-        given = (logits[head][known], targets[head][known], losses[head][valid][known], weights[:, known])
+        head_args = (logits[head][known], targets[head][known], losses[head][valid][known], weights[:, known])
         if head in heads:
-            of_head = _class_figures(decoded[head][known], *given, predictions.temperature.get(head, 1.0))
+            head_metrics = _class_metrics(decoded[head][known], *head_args, predictions.temperature.get(head, 1.0))
         else:
-            of_head = _number_figures(*given)
+            head_metrics = _number_metrics(*head_args)
         if known.any():
-            loss = (0.0 if loss is None else loss) + head_weights.get(head, 1.0) * of_head["loss"]
-        figures |= {f"{head}/{name}": values for name, values in of_head.items()}
-    figures |= {} if loss is None else {"loss": loss}
-    return figures | (_joint_figures(decoded, targets, parents_of(labels), weights) if heads else {})
+            loss = (0.0 if loss is None else loss) + head_weights.get(head, 1.0) * head_metrics["loss"]
+        metrics |= {f"{head}/{name}": values for name, values in head_metrics.items()}
+    metrics |= {} if loss is None else {"loss": loss}
+    return metrics | (_joint_metrics(decoded, targets, parents_of(labels), weights) if heads else {})
 
 
-def _class_figures(
+def _class_metrics(
     predicted: Tensor, logits: Tensor, targets: Tensor, losses: Tensor, weights: Tensor, temperature: float
 ) -> Resampled:
-    """Of the photos whose label is known."""
-    mean = _mean_by(weights)
-    figures = {"loss": mean(losses)}
-    figures |= _count_figures(predicted, logits, targets, weights)
+    """Return the metrics of a head with classes; all arguments are restricted to the photos whose label is known."""
+    mean = _weighted_mean(weights)
+    metrics = {"loss": mean(losses)}
+    metrics |= _count_metrics(predicted, logits, targets, weights)
     ahead = num_ahead(logits, targets)
-    figures |= {f"top{k}": mean(ahead < min(k, logits.shape[1])) for k in TOP}
+    metrics |= {f"top{k}": mean(ahead < min(k, logits.shape[1])) for k in TOP}
     if not len(targets):
-        return figures
+        return metrics
     scores = scores_of(logits)
-    figures["auc"] = resampled_areas(scores, targets, weights).nanmean(dim=1)
-    some = figures["auc"].isnan()  # where no class has both, there is no area at all
+    metrics["auc"] = resampled_aucs(scores, targets, weights).nanmean(dim=1)
+    undefined = metrics["auc"].isnan()  # without a class that has both, no area is defined
     for name, values in {
-        "auc_micro": resampled_micro(scores, targets, weights),
-        "auc_keras": resampled_keras(logits, targets, weights),
+        "auc_micro": resampled_micro_auc(scores, targets, weights),
+        "auc_keras": resampled_keras_auc(logits, targets, weights),
     }.items():
-        figures[name] = values.masked_fill(some, torch.nan)
+        metrics[name] = values.masked_fill(undefined, torch.nan)
     for end, divisor in {"": 1.0, "_calibrated": temperature}.items():
         if end and divisor == 1:
             continue
         log_probs = (logits.float() / divisor).log_softmax(dim=1)
-        figures[f"nll{end}"] = mean(-log_probs.gather(1, targets[:, None])[:, 0])
-        figures[f"ece{end}"] = _calibration_errors(log_probs, targets, weights)
-    return figures
+        metrics[f"nll{end}"] = mean(-log_probs.gather(1, targets[:, None])[:, 0])
+        metrics[f"ece{end}"] = _calibration_errors(log_probs, targets, weights)
+    return metrics
 
 
-def _mean_by(weights: Tensor) -> Callable[[Tensor], Tensor]:
-    """The mean over photos of values (N,) under each weighting; NaN where no photo has weight."""
+def _weighted_mean(weights: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return a function that averages values (N,) over the photos for each weighting; NaN without any weight."""
     weights = weights.double()
     total = weights.sum(dim=1)
     return lambda values: weights @ values.double() / total
 
 
-def _count_figures(predicted: Tensor, logits: Tensor, targets: Tensor, weights: Tensor) -> Resampled:
-    """Those of figures_of and figures_at50, from the counts of each weighting."""
-    likeliest, sure = logits.argmax(dim=1), is_above_half(logits)
-    places = [(targets, predicted == targets), (targets, None), (predicted, None)]
-    places += [(targets, sure & (likeliest == targets)), (likeliest, sure)]
+def _count_metrics(predicted: Tensor, logits: Tensor, targets: Tensor, weights: Tensor) -> Resampled:
+    """Return the metrics of figures_of and figures_at50, computed from the counts of each weighting."""
+    likeliest, above_half = logits.argmax(dim=1), is_above_half(logits)
+    groups = [(targets, predicted == targets), (targets, None), (predicted, None)]
+    groups += [(targets, above_half & (likeliest == targets)), (likeliest, above_half)]
     rows = []
-    for part in weights.split(64):  # float64 counts of all would take much memory
+    for part in weights.split(64):  # bounds the memory of the float64 counts
         counts = torch.stack([_counts(part if which is None else part * which, classes, logits.shape[1])
-                              for classes, which in places], dim=1)  # fmt: skip
-        for right, true, guessed, right_at50, guessed_at50 in counts:
-            values = figures_of(right, true, guessed) | figures_at50(right_at50, true, guessed_at50)
+                              for classes, which in groups], dim=1)  # fmt: skip
+        for right, true, predicted_count, right_at50, predicted_at50 in counts:
+            values = figures_of(right, true, predicted_count) | figures_at50(right_at50, true, predicted_at50)
             rows.append(torch.stack(list(values.values())).where(true.sum() > 0, torch.nan))
     names = list(values)
     return dict(zip(names, torch.stack(rows, dim=1), strict=True))
 
 
 def _counts(weights: Tensor, classes: Tensor, num_classes: int) -> Tensor:
-    """float64 (R, C): the weight of the photos of each class; weights (R, N), classes int64 (N,)."""
+    """Return the total weight of the photos of each class, float64 (R, C); weights (R, N), classes int64 (N,)."""
     return torch.zeros(len(weights), num_classes, dtype=torch.float64).index_add_(1, classes, weights.double())
 
 
 def _calibration_errors(log_probs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """As calibration_error of each weighting: in each bin, the sum of what the confidence is above or below."""
+    """Return calibration_error for each weighting: confidence minus accuracy, summed within each bin."""
     log_confidence, likeliest = log_probs.max(dim=1)
     confidence = log_confidence.exp()
-    places = torch.from_numpy(bin_of(confidence.numpy()))
-    gaps = _counts(weights * (confidence - (likeliest == targets).float()), places, NUM_BINS)
+    bins = torch.from_numpy(bin_of(confidence.numpy()))
+    gaps = _counts(weights * (confidence - (likeliest == targets).float()), bins, NUM_BINS)
     return gaps.abs().sum(dim=1) / weights.sum(dim=1).double()
 
 
-def _number_figures(estimates: Tensor, targets: Tensor, losses: Tensor, weights: Tensor) -> Resampled:
-    mean = _mean_by(weights)
+def _number_metrics(estimates: Tensor, targets: Tensor, losses: Tensor, weights: Tensor) -> Resampled:
+    mean = _weighted_mean(weights)
     error = estimates[:, 0] - targets
     return {"loss": mean(losses), "mae": mean(error.abs()), "rmse": mean(error.square()).sqrt()}
 
 
-def _joint_figures(decoded: dict, targets: dict, parents: dict, weights: Tensor) -> Resampled:
-    """All heads right, of the photos of which all classes are known; children and parents agreeing, of all photos."""
+def _joint_metrics(decoded: dict, targets: dict, parents: dict, weights: Tensor) -> Resampled:
+    """Return "joint/top1" and, for heads with parents, "joint/consistent".
+
+    joint/top1: all heads right, over photos with all classes known. joint/consistent: children agree with their
+    parents, over all photos.
+    """
     known = torch.stack([targets[head] != UNKNOWN for head in decoded]).all(dim=0)
     right = torch.stack([decoded[head] == targets[head] for head in decoded]).all(dim=0)
-    figures = {"joint/top1": _mean_by(weights[:, known])(right[known])}
+    metrics = {"joint/top1": _weighted_mean(weights[:, known])(right[known])}
     if parents:
         agree = torch.stack([codes[decoded[child]] == decoded[parent] for child, (parent, codes) in parents.items()])
-        figures["joint/consistent"] = _mean_by(weights)(agree.all(dim=0))
-    return figures
+        metrics["joint/consistent"] = _weighted_mean(weights)(agree.all(dim=0))
+    return metrics

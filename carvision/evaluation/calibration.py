@@ -1,4 +1,4 @@
-"""How far a network's confidence can be believed, and the temperature that mends it."""
+"""Calibration: how far a network's confidence can be trusted, and the temperature that corrects it."""
 
 import logging
 import math
@@ -19,11 +19,11 @@ BLOCK = 1 << 22
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:
-    """The T between 0.05 and 20 for which softmax(logits / T) has the least negative log likelihood.
+    """Return the T between 0.05 and 20 for which softmax(logits / T) has the smallest negative log likelihood.
 
-    logits (N, C); targets int64 (N,), photos whose target is UNKNOWN do not count. Guo et al. 2017, section 4.2.
-    Where every photo is right, the least likelihood is at T = 0, which would make the first mistake elsewhere cost
-    without bound: they can't tell a temperature, and it is 1. So it is without a known photo, or with one class.
+    logits (N, C); targets int64 (N,), UNKNOWN is ignored. Guo et al. 2017, section 4.2. If every photo is right, the
+    optimum is T = 0, with which the first mistake elsewhere would cost without bound; such photos can't determine a
+    temperature, and 1 is returned. The same holds without known photos and for a single class.
     """
     known = targets != UNKNOWN
     logits, targets = logits[known], targets[known]
@@ -31,7 +31,9 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
         log.warning("no temperature can be fitted to %d photos with %d logits each; it is 1", *logits.shape)
         return 1.0
     if (logits.argmax(dim=1) == targets).all():
-        log.warning("all of %s photos are right, so that they can't tell a temperature; it is 1", f"{len(targets):,}")
+        log.warning(
+            "all of %s photos are right, so that they can't determine a temperature; it is 1", f"{len(targets):,}"
+        )
         return 1.0
     # Of 1 / T the likelihood is concave, so that it has one maximum, also over log T.
     bounds = (math.log(COLDEST), math.log(HOTTEST))
@@ -54,22 +56,22 @@ def _nll(logits: Tensor, targets: Tensor, temperature: float) -> float:
 
 
 def bin_of(confidence: np.ndarray, num_bins: int = NUM_BINS) -> np.ndarray:
-    """int64 (N,): which of the bins of equal width, each without its lower edge and with its upper one."""
+    """Return the bin index of each confidence, int64 (N,); bins have equal width and include only their upper edge."""
     edges = np.arange(1, num_bins) / num_bins
     return np.searchsorted(edges, np.asarray(confidence, np.float64), side="left")
 
 
 def reliability(probs: Tensor, targets: Tensor, num_bins: int = NUM_BINS) -> pd.DataFrame:
-    """Of the most probable class, a row a bin of its probability: low, high, photos, confidence (mean), accuracy.
+    """Tabulate the probability of the most probable class by bins: low, high, photos, confidence (mean), accuracy.
 
     probs (N, C); targets int64 (N,), all known. Confidence and accuracy are NaN in an empty bin.
     """
     confidence, likeliest = (values.numpy() for values in probs.max(dim=1))
     right = likeliest == targets.numpy()
-    places = bin_of(confidence, num_bins)
-    photos = np.bincount(places, minlength=num_bins)
+    bins = bin_of(confidence, num_bins)
+    photos = np.bincount(bins, minlength=num_bins)
     with np.errstate(invalid="ignore"):
-        means = [np.bincount(places, values, num_bins) / photos for values in (confidence.astype(float), right)]
+        means = [np.bincount(bins, values, num_bins) / photos for values in (confidence.astype(float), right)]
     low = np.arange(num_bins) / num_bins
     return pd.DataFrame(
         {"low": low, "high": low + 1 / num_bins, "photos": photos, "confidence": means[0], "accuracy": means[1]}
@@ -77,6 +79,6 @@ def reliability(probs: Tensor, targets: Tensor, num_bins: int = NUM_BINS) -> pd.
 
 
 def calibration_error(bins: pd.DataFrame) -> float:
-    """The expected calibration error: mean distance of accuracy and confidence, by photos (Guo et al. 2017, eq. 3)."""
+    """Return the expected calibration error: |accuracy - confidence|, weighted by photos (Guo et al. 2017, eq. 3)."""
     distance = (bins["accuracy"] - bins["confidence"]).abs()
     return float((distance.fillna(0) * bins["photos"]).sum() / bins["photos"].sum()) if bins["photos"].any() else np.nan

@@ -1,16 +1,16 @@
-"""Class by class: how each is recognised, and which are taken for which."""
+"""Per-class results: how well each class is recognised, and which classes are confused."""
 
 import numpy as np
 import pandas as pd
 import torch
 
-from carvision.evaluation.areas import class_areas, scores_of
+from carvision.evaluation.areas import class_aucs, scores_of
 from carvision.evaluation.predictions import Predictions
 from carvision.metrics.heads import num_ahead
 
 
 def parent_names(head: str, labels: dict[str, dict]) -> list[str]:
-    """Of each class of the head, the name of its parent's class; "" where it has none."""
+    """Return the parent's class name for each class of the head; "" without a parent."""
     label = labels[head]
     if label.get("parent") not in labels:
         return [""] * len(label["ids"])
@@ -19,19 +19,21 @@ def parent_names(head: str, labels: dict[str, dict]) -> list[str]:
 
 
 def class_order(head: str, labels: dict[str, dict]) -> np.ndarray:
-    """int64 (C,): the classes by their parents' names, then by their own, so that parents form blocks."""
+    """Return the classes ordered by parent name, then by their own, int64 (C,), so that parents form blocks."""
     parents, names, ids = parent_names(head, labels), labels[head]["names"], labels[head]["ids"]
-    codes = labels[head]["parent_codes"] if any(parents) else [0] * len(names)  # two parents may have one name
+    codes = labels[head]["parent_codes"] if any(parents) else [0] * len(names)  # two parents may share a name
     keys = [(parents[i].casefold(), codes[i], names[i].casefold(), ids[i]) for i in range(len(names))]
     return np.array(sorted(range(len(names)), key=keys.__getitem__), dtype=np.int64)
 
 
 def class_table(predictions: Predictions, head: str, labels: dict[str, dict], predicted: torch.Tensor) -> pd.DataFrame:
-    """A row a class, by parent and name: id, name, parent, photos, predicted, right, recall (the accuracy on its
-    photos), precision, f1, top5, confidence (mean probability of the class predicted for its photos), auc (against
-    the rest), taken_for_id, taken_for, taken_for_photos (the wrong class that is predicted most often for it).
+    """Return one row per class, ordered by parent and name.
 
-    predicted int64 (N,). What is not defined is NaN, "" for a class: recall of a class without photos, say.
+    Columns: id, name, parent, photos, predicted, right, recall (the accuracy on its photos), precision, f1, top5,
+    confidence (mean probability of the predicted class of its photos), auc (against the rest), taken_for_id, taken_for,
+    taken_for_photos (the wrong class predicted most often for it).
+
+    predicted int64 (N,). Undefined values, such as the recall of a class without photos, are NaN, "" for a class.
     """
     known = predictions.known(head)
     logits, targets, predicted = predictions.logits[head][known], predictions.targets[head][known], predicted[known]
@@ -51,7 +53,7 @@ def class_table(predictions: Predictions, head: str, labels: dict[str, dict], pr
                 "photos": photos.astype(int), "predicted": guessed.astype(int), "right": right.astype(int),
                 "recall": right / photos, "precision": right / guessed, "f1": 2 * right / (photos + guessed),
                 "top5": count(targets, in_top5) / photos, "confidence": count(targets, confidence) / photos,
-                "auc": class_areas(scores_of(logits), targets).numpy(),
+                "auc": class_aucs(scores_of(logits), targets).numpy(),
             }
         )  # fmt: skip
     cells = confusions(targets.numpy(), predicted.numpy())
@@ -65,13 +67,13 @@ def class_table(predictions: Predictions, head: str, labels: dict[str, dict], pr
 
 
 def confusions(targets: np.ndarray, predicted: np.ndarray) -> pd.DataFrame:
-    """The cells of the confusion matrix that are not empty: true, predicted (codes), photos; by code."""
+    """Return the non-empty cells of the confusion matrix: true, predicted (codes), photos; ordered by code."""
     cells, photos = np.unique(np.stack([targets, predicted], axis=1), axis=0, return_counts=True)
     return pd.DataFrame({"true": cells[:, 0], "predicted": cells[:, 1], "photos": photos})
 
 
 def share_within_parent(cells: pd.DataFrame, parent_codes: list[int]) -> float:
-    """Of the mistakes, the share in which the predicted class has the same parent as the true one; NaN without any."""
+    """Return the fraction of the mistakes whose predicted class has the true class' parent; NaN without mistakes."""
     wrong = cells[cells["true"] != cells["predicted"]]
     codes = np.asarray(parent_codes)
     same = codes[wrong["true"]] == codes[wrong["predicted"]]
@@ -79,8 +81,11 @@ def share_within_parent(cells: pd.DataFrame, parent_codes: list[int]) -> float:
 
 
 def confused_pairs(cells: pd.DataFrame) -> pd.DataFrame:
-    """Pairs of classes that are taken for each other, those with most photos first: a, b (codes), a_as_b, b_as_a
-    (photos), a being the class that is mistaken more often; photos: of both."""
+    """Return pairs of classes confused with each other, those with most photos first.
+
+    Columns: a, b (codes), a_as_b, b_as_a, photos. a is the class that is mistaken more often; photos is the sum of both
+    directions.
+    """
     wrong = cells[cells["true"] != cells["predicted"]]
     both = {(true, guess): photos for true, guess, photos in wrong.itertuples(index=False)}
     rows = []

@@ -1,4 +1,4 @@
-"""The figures of training's metrics.json, from the logits of all photos."""
+"""The metrics of training's metrics.json, computed from the logits of all photos."""
 
 import torch
 from torch import Tensor
@@ -10,14 +10,14 @@ from carvision.losses import create_loss, smooth_l1
 from carvision.metrics import EpochMetrics
 from carvision.portable import parents_of
 
-CHUNK = 4096  # photos at a time, as metrics take several times the memory of the logits
+CHUNK = 4096  # photos at a time, as metrics need several times the memory of the logits
 
 
-def loss_of(about: dict, averages: bool) -> dict:
-    """The run's own loss, the keys of conf/loss; cross-entropy where the model does not tell it.
+def evaluation_loss(about: dict, averages: bool) -> dict:
+    """Return the run's own loss, the keys of conf/loss; cross-entropy if the model does not record it.
 
-    So it is where probabilities were averaged: a loss of sigmoids would be one of logits that no network gave.
-    Raises InputError for a loss that there is not.
+    Averaged probabilities are measured by cross-entropy, too, as a sigmoid loss would apply to logits that no network
+    gave. Raises InputError for an unknown loss.
     """
     loss = about.get("config", {}).get("loss")
     if averages or not loss:
@@ -34,8 +34,8 @@ def _create(loss: dict):
     return create_loss(**{key: value for key, value in loss.items() if key not in ("class_weights", "head_weights")})
 
 
-def losses_of(predictions: Predictions, labels: dict[str, dict], loss: dict) -> dict[str, Tensor]:
-    """{head: float (N,)}, 0 where the label is not known."""
+def photo_losses(predictions: Predictions, labels: dict[str, dict], loss: dict) -> dict[str, Tensor]:
+    """Return the loss of each photo, {head: float (N,)}; 0 if the label is unknown."""
     class_loss = _create(loss)
     losses = {}
     for name, label in labels.items():
@@ -48,25 +48,28 @@ def losses_of(predictions: Predictions, labels: dict[str, dict], loss: dict) -> 
 
 
 def head_weights_of(labels: dict[str, dict], loss: dict) -> dict[str, float]:
-    """What each head counts in the sum; learned weights count in training alone."""
-    given = loss.get("head_weights") or {}
-    return dict.fromkeys(labels, 1.0) | ({} if given == "learned" else given)
+    """Return each head's weight in the summed loss; learned weights apply in training only, here each is 1."""
+    weights = loss.get("head_weights") or {}
+    return dict.fromkeys(labels, 1.0) | ({} if weights == "learned" else weights)
 
 
-def measure(
+def compute_metrics(
     predictions: Predictions,
     labels: dict[str, dict],
     losses: dict[str, Tensor],
     head_weights: dict[str, float],
     rule: str,
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """The figures, and what each decoding rule gives: EpochMetrics, with AUC. Penalties on weights are not counted."""
+    """Return the metrics and those of each decoding rule, as EpochMetrics computes them, with AUC.
+
+    Penalties on weights are not included.
+    """
     outputs = {name: len(label["ids"]) if "ids" in label else None for name, label in labels.items()}
-    metrics = EpochMetrics(outputs, head_weights, parents_of(labels), rule, compare_rules=True, with_auc=True)
+    epoch_metrics = EpochMetrics(outputs, head_weights, parents_of(labels), rule, compare_rules=True, with_auc=True)
     num_photos = len(predictions.paths)
     for start in range(0, num_photos, CHUNK):
         part = slice(start, start + CHUNK)
-        metrics.update(
+        epoch_metrics.update(
             {name: predictions.logits[name][part] for name in labels},
             {name: predictions.targets[name][part] for name in labels},
             {name: losses[name][part] for name in labels},
@@ -74,6 +77,6 @@ def measure(
             predictions.valid[part],
             torch.zeros(()),
         )
-    figures = metrics.compute()
-    figures.pop("loss_total", None)
-    return figures, metrics.compute_rules() if len(metrics.rules) > 1 else {}
+    metrics = epoch_metrics.compute()
+    metrics.pop("loss_total", None)
+    return metrics, epoch_metrics.compute_rules() if len(epoch_metrics.rules) > 1 else {}

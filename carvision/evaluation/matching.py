@@ -1,4 +1,4 @@
-"""The classes of a data set and those of a model: which are the same."""
+"""Match the classes of a data set with those of a model."""
 
 import logging
 from dataclasses import dataclass
@@ -17,10 +17,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Matched:
-    """targets {head: int64 (N,) of the model's classes, UNKNOWN where it has none; float32 (N,) of a number}.
+    """A data set's labels in terms of a model's classes.
 
-    judged: bool (N,), photos of which at least one head can be judged. unmatched: a row for each class that only one
-    side has: head, only_in ("data" or "model"), id, name, photos. notes: lines that say what could not be matched.
+    targets {head: int64 (N,) codes of the model, UNKNOWN if it lacks the class; float32 (N,) for a number}. judged:
+    bool (N,), photos with a known target of at least one head. unmatched: one row per class that only one side has:
+    head, only_in ("data" or "model"), id, name, photos. notes: lines that report what could not be matched.
     """
 
     targets: dict[str, Tensor]
@@ -32,14 +33,14 @@ class Matched:
 def match_classes(
     table: Table, labels: dict[str, dict], by: str = "id", renamed: dict[str, str] | None = None
 ) -> Matched:
-    """labels: of the model, as in model.json. by: "id" or "name" (whatever its case). renamed: {head: the label of the
-    data that it is held against}, where that has another name.
+    """Match the table's classes with the model's.
 
-    Raises InputError where no head has a label, or no class is the same.
+    labels: of the model, as in model.json. by: "id" or "name" (case-insensitive). renamed: {head: the data's label it
+    is compared with}, if that has another name. Raises InputError if no head has a label, or no class matches.
     """
     names = {head: (renamed or {}).get(head, head) for head in labels}
     _check_names(names, renamed or {}, table, labels)
-    targets, notes, odd = {}, [], []
+    targets, notes, unmatched_rows = {}, [], []
     for head, described in labels.items():
         label = table.labels.get(names[head])
         has_classes = "ids" in described
@@ -52,20 +53,24 @@ def match_classes(
             targets[head] = torch.from_numpy(values.astype(np.float32))
             continue
         codes = _codes(head, label, described, by)
-        targets[head] = torch.from_numpy(np.append(codes, UNKNOWN)[values])  # the last place serves UNKNOWN = -1
+        targets[head] = torch.from_numpy(
+            np.append(codes, UNKNOWN)[values]
+        )  # the appended value is what UNKNOWN = -1 indexes
         counts = np.bincount(values[values != UNKNOWN], minlength=len(label))
         notes += _notes(head, table, label, described, codes, counts, by)
-        odd += [(head, "data", label.ids[i], label.names[i], counts[i]) for i in np.flatnonzero(codes == UNKNOWN)]
-        lacking = np.setdiff1d(np.arange(len(described["ids"])), codes)
-        odd += [(head, "model", described["ids"][i], described["names"][i], 0) for i in lacking]
+        unmatched_rows += [
+            (head, "data", label.ids[i], label.names[i], counts[i]) for i in np.flatnonzero(codes == UNKNOWN)
+        ]
+        missing = np.setdiff1d(np.arange(len(described["ids"])), codes)
+        unmatched_rows += [(head, "model", described["ids"][i], described["names"][i], 0) for i in missing]
     known = [~values.isnan() if values.is_floating_point() else values != UNKNOWN for values in targets.values()]
     judged = torch.stack(known).any(0).numpy()
     if not judged.any():
         raise InputError(
             f"{table.name}: no photo has a label that the model knows ({'; '.join(notes)}); python -m "
-            "carvision.retrieve tells how good its embeddings are for classes that it has never seen"
+            "carvision.retrieve measures its embeddings on classes that it has never seen"
         )
-    unmatched = pd.DataFrame(odd, columns=["head", "only_in", "id", "name", "photos"])
+    unmatched = pd.DataFrame(unmatched_rows, columns=["head", "only_in", "id", "name", "photos"])
     return Matched(targets, judged, unmatched, notes)
 
 
@@ -73,10 +78,10 @@ def _check_names(names: dict[str, str], renamed: dict[str, str], table: Table, l
     for head, label in renamed.items():
         if head not in labels:
             raise InputError(
-                f"--label: {head!r} is no head of the model{nearest(head, labels)}; it has {', '.join(labels)}"
+                f"--label: {head!r} is not a head of the model{nearest(head, labels)}; it has {', '.join(labels)}"
             )
         if label not in table.labels:
-            raise InputError(f"--label: {label!r} is no label of {table.name}; it has {', '.join(table.labels)}")
+            raise InputError(f"--label: {label!r} is not a label of {table.name}; it has {', '.join(table.labels)}")
     if not set(names.values()) & set(table.labels):
         raise InputError(
             f"{table.name} has the labels {', '.join(table.labels)} and the model the heads {', '.join(labels)}; say "
@@ -85,16 +90,17 @@ def _check_names(names: dict[str, str], renamed: dict[str, str], table: Table, l
 
 
 def _codes(head: str, label: Classes, described: dict, by: str) -> np.ndarray:
-    """Of each class of the data its place among the model's, UNKNOWN where it has none."""
-    theirs, ours = (described["ids"], label.ids) if by == "id" else (described["names"], label.names)
+    """Return the model's code of each class of the data, UNKNOWN if it has none."""
+    model_values, data_values = (described["ids"], label.ids) if by == "id" else (described["names"], label.names)
     fold = nfc if by == "id" else lambda name: nfc(name).casefold()
-    repeated = {value for side in (theirs, ours) for value in pd.Series(map(fold, side))[lambda s: s.duplicated()]}
+    sides = (model_values, data_values)
+    repeated = {value for side in sides for value in pd.Series(map(fold, side))[lambda s: s.duplicated()]}
     if repeated:  # ids never repeat
         raise InputError(
             f"--match name: the name {sorted(repeated)[0]!r} of {head} stands for several classes; match by id"
         )
-    place = {fold(value): i for i, value in enumerate(theirs)}
-    return np.array([place.get(fold(value), UNKNOWN) for value in ours], np.int64)
+    index_of = {fold(value): i for i, value in enumerate(model_values)}
+    return np.array([index_of.get(fold(value), UNKNOWN) for value in data_values], np.int64)
 
 
 def _notes(head, table, label, described, codes, counts, by: str) -> list[str]:

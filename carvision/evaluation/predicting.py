@@ -1,4 +1,4 @@
-"""The logits of a table's photos, by one process or by several that share the photos."""
+"""Compute the logits of a table's photos, in one process or in several that share the photos."""
 
 import logging
 import os
@@ -13,35 +13,36 @@ from carvision.data.images import none_usable, unusable
 from carvision.data.table import BOX, Table
 from carvision.evaluation.predictions import Predictions
 from carvision.inference.predictor import Predictor
-from carvision.inference.progress import progress_of
+from carvision.inference.progress import show_progress
 from carvision.inference.reading import predict_items
 
 log = logging.getLogger(__name__)
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """Of this process among those that torchrun started; (0, 1) if it is alone."""
+    """Return this process' rank and the number of processes that torchrun started; (0, 1) for a single process."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def predict_table(
     predictor: Predictor, table: Table, targets: dict, data: dict, device: str, what: str
 ) -> tuple[Predictions | None, dict[str, str]]:
-    """All photos of the table, each once, and {path: reason} of those that can't be used.
+    """Predict all photos of the table, each once; also return {path: reason} of the unusable ones.
 
-    Of several processes each takes its share, and the first has the result; the others get None. data: its keys
-    batch_size, num_workers, crop_to_box and on_bad_image hold. what: for the progress bar.
-    Raises InputError for a photo that can't be used where on_bad_image is "error", else where none can.
+    With several processes each takes its share; the first returns the result, the others None. data: its keys
+    batch_size, num_workers, crop_to_box and on_bad_image apply. what: text of the progress bar. Raises InputError for
+    an unusable photo if on_bad_image is "error", else if no photo is usable.
     """
     rank, world_size = rank_and_world_size()
     rows = (table.packed.shard_by_shard() if table.packed else np.arange(len(table)))[rank::world_size]
     boxes = table.rows[BOX].to_numpy(np.float32, copy=True) if data["crop_to_box"] and table.has_boxes else None
     paths = table.rows["path"].tolist()
     items = ((table.photo(row), None if boxes is None else boxes[row]) for row in rows)
-    place = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "auto" and torch.cuda.is_available() else device
+    if device == "auto" and torch.cuda.is_available():
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     parts, reasons = [], []
     with _progress(rank, len(rows), what) as advance:
-        for batch in predict_items(predictor, items, place, data["batch_size"], data["num_workers"]):
+        for batch in predict_items(predictor, items, device, data["batch_size"], data["num_workers"]):
             bad = next((i for i, reason in enumerate(batch.reasons) if reason), None)
             if bad is not None and data["on_bad_image"] == "error":
                 raise unusable(batch.items[bad][0], batch.reasons[bad])
@@ -68,7 +69,7 @@ def predict_table(
 
 
 def _gather(part: tuple, rank: int, world_size: int) -> list[tuple] | None:
-    """The parts of all processes, on the first; None on the others."""
+    """Return the parts of all processes on the first one, None on the others."""
     if world_size == 1:
         return [part]
     parts = [None] * world_size if rank == 0 else None
@@ -77,5 +78,5 @@ def _gather(part: tuple, rank: int, world_size: int) -> list[tuple] | None:
 
 
 def _progress(rank: int, total: int, what: str) -> AbstractContextManager[Callable[[int], None]]:
-    """Of the first process; the others, which do as much, say nothing."""
-    return progress_of(total, 0, sys.stderr.isatty(), what) if rank == 0 else nullcontext(lambda num: None)
+    """Show progress in the first process only."""
+    return show_progress(total, 0, sys.stderr.isatty(), what) if rank == 0 else nullcontext(lambda num: None)

@@ -1,4 +1,4 @@
-"""predictions.csv of an evaluation, in the form of carvision.predict."""
+"""Write an evaluation's predictions.csv in the format of carvision.predict."""
 
 from pathlib import Path
 
@@ -13,13 +13,13 @@ from carvision.whole_files import written_whole
 
 
 def layout_of(predictor: Predictor) -> tuple[Layout, dict]:
-    """With the true classes, and the columns. Raises InputError for heads whose names make two columns the same."""
+    """Return the layout with the true classes, and its columns. Raises InputError if two columns have the same name."""
     layout = Layout(true_heads=tuple(predictor.classes))
     return layout, layout.columns(predictor.class_ids, predictor.labels)
 
 
 def write_predictions(file: Path, predictor: Predictor, predictions: Predictions, bad: dict[str, str]) -> None:
-    """A row a photo, as carvision.predict writes it: path, true class, predicted class, its id and probability."""
+    """Write one row per photo, as carvision.predict does: path, true class, predicted class, its id and probability."""
     layout, columns = layout_of(predictor)
     codes = {head: predictions.targets[head].tolist() for head in predictor.classes}
     with written_whole(file) as partial, partial.open("w", encoding="utf-8", newline="") as out:

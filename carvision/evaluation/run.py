@@ -1,4 +1,4 @@
-"""What one start of carvision.evaluate does, from the model's folder to the folder of the evaluation."""
+"""Run carvision.evaluate, from the model's folder to the folder of the evaluation."""
 
 import logging
 from contextlib import nullcontext
@@ -11,9 +11,9 @@ import torch
 
 from carvision import portable
 from carvision.data.table import Table
-from carvision.evaluation.figures import head_weights_of, loss_of, losses_of, measure
+from carvision.evaluation.figures import compute_metrics, evaluation_loss, head_weights_of, photo_losses
 from carvision.evaluation.matching import Matched, match_classes
-from carvision.evaluation.photos import compose_data, notes_on_seen_photos, photos_of, read_photos
+from carvision.evaluation.photos import compose_data, notes_on_seen_photos, read_photos, select_split
 from carvision.evaluation.predicting import predict_table, rank_and_world_size
 from carvision.evaluation.predictions import Predictions
 from carvision.evaluation.rows import layout_of, write_predictions
@@ -42,22 +42,25 @@ def run(
     temperature: str,
     device: str,
 ) -> Path | None:
-    """Returns the folder; None in all processes but the first. The arguments are those of carvision.evaluate."""
+    """Evaluate and return the folder written; None in all processes but the first.
+
+    The arguments are those of carvision.evaluate.
+    """
     keep_freed_memory()
     rank, world_size = rank_and_world_size()
     start_log(None, quiet=rank > 0)
     predictor = load_predictor([run, *ensemble], tta, temperature)
     labels = {name: predictor.about["labels"][name] for name in predictor.labels}
-    loss = loss_of(predictor.about, predictor.averages)
+    loss = evaluation_loss(predictor.about, predictor.averages)
     chosen = compose_data(predictor.about, overrides)
-    splits_files = [folder_of(path) / "splits.csv" for path in (run, *ensemble)]
-    whole, of_run = read_photos(chosen, list(labels), split, splits_files[0])
-    table, matched = judged_photos(photos_of(whole, split), labels, match, label)
+    splits_files = [model_folder(path) / "splits.csv" for path in (run, *ensemble)]
+    all_photos, is_run_split = read_photos(chosen, list(labels), split, splits_files[0])
+    table, matched = judged_photos(select_split(all_photos, split), labels, match, label)
     notes = [*matched.notes, *notes_on_seen_photos(table, split, splits_files)]
     for note in notes:
         log.warning("%s", note)
     choose_device(device)
-    parent = folder_of(run) / "evaluations"
+    parent = model_folder(run) / "evaluations"
     with output_folder(out, parent, "evaluate", f"{split}_") if rank == 0 else nullcontext() as folder:
         if world_size > 1:
             torch.distributed.init_process_group("gloo")
@@ -66,12 +69,14 @@ def run(
         predictions, bad = predict(table, matched.targets, what=split)
 
         def predict_val() -> Predictions | None:
-            if split == "val" or not (whole.rows["split"] == "val").any():
+            if split == "val" or not (all_photos.rows["split"] == "val").any():
                 return predictions if split == "val" else None
-            val, of_val = judged_photos(photos_of(whole, "val"), labels, match, label)
-            return predict(val, of_val.targets, what="val")[0]
+            val, matched_val = judged_photos(select_split(all_photos, "val"), labels, match, label)
+            return predict(val, matched_val.targets, what="val")[0]
 
-        notes += choose_temperature(predictor, temperature, split, chosen.plain, of_run, predict_val, run)
+        notes += choose_temperature(
+            predictor, temperature, split, chosen.as_in_training, is_run_split, predict_val, run
+        )
         if world_size > 1:
             torch.distributed.destroy_process_group()
         if predictions is None:
@@ -83,11 +88,11 @@ def run(
         }  # fmt: skip
         write_predictions(folder / "predictions.csv", predictor, predictions, bad)
         write_problems(folder, bad, matched.unmatched)
-        losses, head_weights = losses_of(predictions, labels, loss), head_weights_of(labels, loss)
+        losses, head_weights = photo_losses(predictions, labels, loss), head_weights_of(labels, loss)
         rule = predictor.about["decoding"]
-        figures, decodings = measure(predictions, labels, losses, head_weights, rule)
+        metrics, decodings = compute_metrics(predictions, labels, losses, head_weights, rule)
         written = write_evaluation(
-            predictions, labels, folder, figures=figures, decodings=decodings, losses=losses, head_weights=head_weights,
+            predictions, labels, folder, metrics=metrics, decodings=decodings, losses=losses, head_weights=head_weights,
             rule=rule, title=title_of(about), notes=notes, crop_to_box=chosen.data["crop_to_box"], num_samples=samples,
         )  # fmt: skip
         write_json(folder / "evaluation.json", {**about, **written})
@@ -95,21 +100,26 @@ def run(
 
 
 def load_predictor(runs: list[Path], tta: str, temperature: str) -> Predictor:
+    """Load the models of the runs; temperature "none" resets theirs to 1.
+
+    Raises InputError for models that don't fit together.
+    """
     models = [portable.load(path) for path in runs]
     if temperature == "none":
         for model in models:
             model.temperature = dict.fromkeys(model.classes, 1.0)
     predictor = Predictor(models, tta)
-    layout_of(predictor)  # names of heads that can't stand beside each other are said before anything is predicted
+    layout_of(predictor)  # refuses clashing column names before anything is predicted
     return predictor
 
 
-def folder_of(run: Path) -> Path:
+def model_folder(run: Path) -> Path:
+    """Return the folder of a model that was given as a folder or as a file in it."""
     return run if run.is_dir() else run.parent
 
 
 def judged_photos(table: Table, labels: dict, match: str, renamed: dict[str, str]) -> tuple[Table, Matched]:
-    """The photos that can be judged, and their targets."""
+    """Return the photos with a known target of some head, and their targets."""
     matched = match_classes(table, labels, match, renamed)
     targets = {name: values[torch.from_numpy(matched.judged)] for name, values in matched.targets.items()}
     return table.select(matched.judged), replace(matched, targets=targets)
@@ -122,7 +132,7 @@ def title_of(about: dict) -> str:
 
 
 def write_problems(folder: Path, bad: dict[str, str], unmatched: pd.DataFrame) -> None:
-    """bad_images.csv and unmatched.csv, where there is something to list."""
+    """Write bad_images.csv and unmatched.csv if there is anything to list."""
     if bad:
         file = folder / "bad_images.csv"
         write_csv(file, pd.DataFrame({"path": list(bad), "reason": list(bad.values())}))

@@ -1,4 +1,4 @@
-"""Which temperature an evaluation takes: the one in the model, or one fitted on the run's validation photos."""
+"""Choose the temperature of an evaluation: the model's own, or one fitted on the run's validation photos."""
 
 import logging
 from collections.abc import Callable
@@ -14,11 +14,12 @@ log = logging.getLogger(__name__)
 
 
 def is_stored(predictor: Predictor) -> bool:
+    """Return whether the model holds a temperature that applies to the predictor."""
     return not predictor.averages and "temperature" in predictor.about
 
 
 def fit(predictor: Predictor, val: Predictions) -> dict[str, float]:
-    """{head: temperature} on validation photos."""
+    """Fit {head: temperature} on validation photos."""
     fitted = {}
     for name in predictor.classes:
         known = val.known(name)
@@ -29,7 +30,7 @@ def fit(predictor: Predictor, val: Predictions) -> dict[str, float]:
 
 
 def store(run: Path, temperature: dict[str, float]) -> None:
-    """In the run's model.json; where that can't be written, a warning."""
+    """Write the temperature into the run's model.json; log a warning if that fails."""
     folder, file = portable.find_model(run)
     try:
         portable.write_description(folder, {**read_description(file), "temperature": temperature})
@@ -41,26 +42,26 @@ def choose_temperature(
     predictor: Predictor,
     mode: str,
     split: str,
-    plain: bool,
-    of_run: bool | None,
+    as_in_training: bool,
+    is_run_split: bool | None,
     predict_val: Callable[[], Predictions | None],
     run: Path,
 ) -> list[str]:
-    """Sets predictor.temperature; returns what a reader must know of it.
+    """Set predictor.temperature; return notes for the report.
 
-    mode: "stored" takes what the model holds and fits where it holds none, "fit" fits anew, "none" takes 1. plain: the
-    photos are read as in training, as those were whose temperature is stored. of_run: the split is the run's (False:
-    photos of it are missing, None: it is another one). predict_val: the logits of its validation photos; None in
-    another process than the first, and where there are none.
+    mode: "stored" uses the model's temperature and fits one if it has none, "fit" always fits, "none" uses 1.
+    as_in_training: the photos are read as in training, as those were that the stored temperature was fitted on.
+    is_run_split: the split is the run's (False: photos of it are missing, None: it is another). predict_val: returns
+    the predictions of the validation photos; None in processes other than the first, and if there are none.
     """
     if mode == "none":
         return ["no temperature: the probabilities are as the network gives them"]
-    if mode == "stored" and is_stored(predictor) and (plain or of_run is None):
+    if mode == "stored" and is_stored(predictor) and (as_in_training or is_run_split is None):
         return []
-    val = predict_val() if of_run is not None else None
+    val = predict_val() if is_run_split is not None else None
     if val is None:
         return [] if is_stored(predictor) else ["no temperature was fitted to these probabilities"]
     predictor.temperature = fit(predictor, val)
-    if plain and of_run and not predictor.averages:
+    if as_in_training and is_run_split and not predictor.averages:
         store(run, predictor.temperature)
     return ["the temperature was fitted on photos that are among these"] if split in ("val", "all") else []

@@ -1,1 +1,1 @@
-"""A trained network as others' code takes it: ONNX, torch.export, timm, a folder for the Hugging Face hub."""
+"""Export a trained network for other software: ONNX, torch.export, timm, a folder for the Hugging Face hub."""

@@ -1,4 +1,4 @@
-"""What an export says of its network, without what is private to the owner's machine."""
+"""Metadata of an exported network, without private information of the owner's machine."""
 
 from pathlib import PurePosixPath, PureWindowsPath
 
@@ -9,10 +9,10 @@ PATHS = ("data.root", "data.cache", "data.file", "data.names", "data.split.file"
 
 
 def public_about(about: dict) -> dict:
-    """model.json's content with every path in its configuration reduced to its last name.
+    """Return model.json's content with every path in its configuration reduced to its last component.
 
-    The folders of whoever trained say who they are and how their disks are laid out, and help no one else. data.root is
-    null: whoever evaluates it must say where their copy lies.
+    The full folders reveal who trained and how their disks are laid out, and help no one else. data.root becomes null:
+    whoever evaluates must say where their copy is.
     """
     config = _public(about.get("config", {}))
     if isinstance(config.get("data"), dict) and "root" in config["data"]:
@@ -35,9 +35,9 @@ def _is_absolute(text: str) -> bool:
 
 
 def document(model: Classifier) -> dict:
-    """All that is needed to prepare photos for the network and to read its logits, as plain values.
+    """Return everything needed to prepare photos for the network and to interpret its logits, as plain values.
 
-    parents: {child: [parent, the parent's class for each of the child's]}. units: of heads that estimate a number.
+    parents: {child: [parent, parent class of each child class]}. units: of heads that predict a number.
     """
     labels = model.about["labels"]
     return {

@@ -1,4 +1,4 @@
-"""How closely an exported network agrees with the run's: measured on random images after writing."""
+"""Measure on random images how closely an exported network agrees with the run's."""
 
 import torch
 from torch import Tensor
@@ -7,14 +7,14 @@ from carvision.errors import InputError
 
 
 def random_images(num: int, size_px: int) -> Tensor:
-    """Standard normal (num, 3, size_px, size_px), as normalised photos are; the same ones each time."""
+    """Return standard normal (num, 3, size_px, size_px), as normalised photos are; always the same ones."""
     return torch.randn(num, 3, size_px, size_px, generator=torch.Generator().manual_seed(num))
 
 
 def largest_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
-    """Over the names: the largest |ours - theirs|, as a fraction of the largest |ours| of that name.
+    """Return the largest |ours - theirs| over all names, as a fraction of the largest |ours| of that name.
 
-    Infinite where shapes differ or a value is not finite.
+    Infinite if shapes differ or a value is not finite.
     """
     largest = 0.0
     for name, values in ours.items():
@@ -25,8 +25,8 @@ def largest_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> fl
     return largest
 
 
-def require(difference: float, allowed: float, what: str) -> None:
-    """Raises InputError where the difference is more than allowed, or not a number."""
+def require_agreement(difference: float, allowed: float, what: str) -> None:
+    """Raise InputError if the difference is more than allowed, or NaN."""
     if not difference <= allowed:
         raise InputError(
             f"{what} differs from the run's network by {difference:.1e} of its largest value, more than {allowed:.0e}: "

@@ -1,4 +1,4 @@
-"""Export files that appear whole or not at all."""
+"""Write export files and folders completely or not at all."""
 
 import os
 import shutil
@@ -10,7 +10,8 @@ from carvision.errors import InputError
 from carvision.folders import shorten
 
 
-def refuse_existing(path: Path) -> None:
+def require_absent(path: Path) -> None:
+    """Raise InputError if the path exists or can't be checked."""
     try:
         path.lstat()
     except FileNotFoundError:
@@ -23,25 +24,24 @@ def refuse_existing(path: Path) -> None:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Gives a place for the file or folder `path`, of the same name, in a hidden folder beside it. What stands there at
-    the end is renamed to `path`, with any other files there (the weights of a large ONNX file); if anything fails,
-    nothing is left.
+def atomic_export(path: Path) -> Iterator[Path]:
+    """Yield a temporary path, in a hidden folder beside `path`, for the file or folder to write.
 
-    Raises InputError where `path` exists already or can't be written.
+    On success it is renamed to `path`, together with any other files written beside it (the weights of a large ONNX
+    file); on failure nothing is left. Raises InputError if `path` already exists or can't be written.
     """
-    refuse_existing(path)
+    require_absent(path)
     hidden = path.parent / f".{path.name}.{os.getpid()}.partial"
     try:
         hidden.mkdir(parents=True)
         try:
             yield hidden / path.name
             others = [file for file in hidden.iterdir() if file.name != path.name]
-            for file in [*others, hidden / path.name]:  # what names the others comes last
-                refuse_existing(path.parent / file.name)
+            for file in [*others, hidden / path.name]:  # last, as it refers to the others
+                require_absent(path.parent / file.name)
                 file.rename(path.parent / file.name)
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
-        raise InputError(f"{path} can't be written ({reason}); give another place with --out") from None
+        raise InputError(f"{path} can't be written ({reason}); give another path with --out") from None

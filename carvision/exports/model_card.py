@@ -1,4 +1,4 @@
-"""The model card, README.md of a hub folder: written from what model.json says of the run."""
+"""Write the model card, README.md of a hub folder, from the run's model.json."""
 
 import csv
 import json
@@ -15,9 +15,9 @@ from carvision.exports.about import public_about
 from carvision.models.classifier import Classifier
 from carvision.reports.markdown import code_block, escape_markdown
 
-NUM_NAMES = 8  # of a head's classes that the card lists
-# The figures shown, where a run has them: name in metrics.json -> (metric on the hub, in words)
-FIGURES = {
+NUM_NAMES = 8  # class names listed per head
+# The metrics shown, if a run has them: name in metrics.json -> (name on the hub, description)
+METRICS = {
     "top1": ("accuracy", "accuracy"),
     "top3": ("top_3_accuracy", "right among the best 3"),
     "top5": ("top_5_accuracy", "right among the best 5"),
@@ -27,8 +27,8 @@ FIGURES = {
     "mae": ("mae", "mean error"),
     "rmse": ("rmse", "root mean squared error"),
 }
-READING = {"squash": "the whole photo scaled to a square", "crop": "the largest centred square"}
-DECODING = {
+RESIZE_TEXTS = {"squash": "the whole photo scaled to a square", "crop": "the largest centred square"}
+DECODING_TEXTS = {
     "independent": "each head's most probable class",
     "joint": "the most probable pair of classes that fits together",
     "marginal": "the most probable class, and the parent class whose children's probabilities have the largest sum",
@@ -36,7 +36,7 @@ DECODING = {
 
 
 def model_card(model: Classifier, splits: Path, timm_config: Path) -> str:
-    """The card as Markdown with YAML front matter.
+    """Return the card as Markdown with YAML front matter.
 
     splits: the run's splits.csv, timm_config: config.json of the folder's timm form; either may be missing.
     """
@@ -47,15 +47,15 @@ def model_card(model: Classifier, splits: Path, timm_config: Path) -> str:
     parts = [
         f"---\n{_front_matter(about, data, in_timm is not None)}\n---",
         f"# {_title(about, data)}",
-        "A network that tells photos apart, trained with carvision.",
-        _heads(model),
-        _use_and_limits(model, data),
-        _training(model, about, data, splits),
-        _figures(metrics, model, about["config"]),
-        _loading(model, in_timm),
+        "An image classifier, trained with carvision.",
+        _heads_section(model),
+        _use_section(model, data),
+        _training_section(model, about, data, splits),
+        _metrics_section(metrics, model, about["config"]),
+        _loading_section(model, in_timm),
         "## Licence\n\nTo be filled in by the owner: the head of this file says `license: unknown`. Mind the terms of "
         "the training photos and of the weights that training began with.",
-        _configuration(about["config"]),
+        _configuration_section(about["config"]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -64,8 +64,8 @@ def _front_matter(about: dict, data: str, in_timm: bool) -> str:
     split = "test" if about.get("metrics", {}).get("test") else "val"
     results = []
     for key, value in about.get("metrics", {}).get(split, {}).items():
-        head, _, figure = key.rpartition("/")
-        if figure in FIGURES and (head in about["labels"] or key == "joint/top1") and _is_number(value):
+        head, _, metric = key.rpartition("/")
+        if metric in METRICS and (head in about["labels"] or key == "joint/top1") and _is_number(value):
             results.append(
                 EvalResult(
                     task_type="image-classification",
@@ -73,7 +73,7 @@ def _front_matter(about: dict, data: str, in_timm: bool) -> str:
                     dataset_type=_slug(data),
                     dataset_name=data,
                     dataset_split=split,
-                    metric_type=FIGURES[figure][0],
+                    metric_type=METRICS[metric][0],
                     metric_name=key if key != "joint/top1" else "all heads right",
                     metric_value=round(float(value), 6),
                 )
@@ -94,15 +94,15 @@ def _title(about: dict, data: str) -> str:
 
 
 def _data_name(config: dict) -> str:
-    """The data set's name: carvision's, or for photos of one's own that of their folder."""
+    """Return the data set's name: carvision's or, for the user's own photos, their folder's."""
     data = config.get("data", {})
     name = data.get("name") or "photos"
     folder = PureWindowsPath(str(data.get("root") or "")).name  # takes both kinds of slashes
     return " ".join((folder or name if name in ("folder", "manifest") else str(name)).split())
 
 
-def _heads(model: Classifier) -> str:
-    lines = ["## What it tells apart", "", "| head | classes | for example |", "|---|---|---|"]
+def _heads_section(model: Classifier) -> str:
+    lines = ["## Classes", "", "| head | classes | for example |", "|---|---|---|"]
     for head, names in model.classes.items():
         more = ", ..." if len(names) > NUM_NAMES else ""
         shown = ", ".join(map(escape_markdown, names[:NUM_NAMES]))
@@ -110,10 +110,10 @@ def _heads(model: Classifier) -> str:
     for head in model.units:
         unit = model.about["labels"][head]["unit"]
         lines.append(f"| {escape_markdown(head)} | a number | in {escape_markdown(unit) or 'its own unit'} |")
-    return "\n".join([*lines, "", "All names and ids stand in `model.json`."])
+    return "\n".join([*lines, "", "All names and ids are in `model.json`."])
 
 
-def _use_and_limits(model: Classifier, data: str) -> str:
+def _use_section(model: Classifier, data: str) -> str:
     box = (
         "It was trained on the part of each photo inside its box, so give it photos cut to the object, or the box."
         if model.crop_to_box
@@ -122,13 +122,13 @@ def _use_and_limits(model: Classifier, data: str) -> str:
     return (
         f"## Use and limits\n\nFor photos like those of {escape_markdown(data)}. It knows only the classes above and "
         "always names one of them, also for a photo of something else: look at the probability before you trust a "
-        "name. Its figures hold for photos of the kind it was tested on, and will be lower on others. "
+        "name. Its metrics hold for photos of the kind it was tested on, and will be lower on others. "
         f"{box} It was not tested "
         "for fairness or for any use in which a wrong answer harms someone."
     )
 
 
-def _training(model: Classifier, about: dict, data: str, splits: Path) -> str:
+def _training_section(model: Classifier, about: dict, data: str, splits: Path) -> str:
     reading = model.preprocessing
     lines = [f"- data: {escape_markdown(data)}{_split_counts(splits)}"]
     began = about["config"].get("model", {}).get("weights") or "not known"
@@ -140,10 +140,10 @@ def _training(model: Classifier, about: dict, data: str, splits: Path) -> str:
     count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     lines.append(f"- backbone: `{model.description['backbone']}`; {count:.2f} million parameters in all")
     lines.append(
-        f"- input: {reading.size_px} x {reading.size_px} px, {READING[reading.resize]}, {reading.interpolation}; RGB "
-        f"in 0..1, minus {_numbers(reading.mean)}, divided by {_numbers(reading.std)}"
+        f"- input: {reading.size_px} x {reading.size_px} px, {RESIZE_TEXTS[reading.resize]}, {reading.interpolation}; "
+        f"RGB in 0..1, minus {_numbers(reading.mean)}, divided by {_numbers(reading.std)}"
     )
-    lines.append(f"- decoding: `{about['decoding']}`, {DECODING[about['decoding']]}")
+    lines.append(f"- decoding: `{about['decoding']}`, {DECODING_TEXTS[about['decoding']]}")
     if any(value != 1 for value in model.temperature.values()):
         lines.append(
             "- temperatures of the probabilities: "
@@ -164,25 +164,25 @@ def _split_counts(splits: Path) -> str:
     return ", " + ", ".join(f"{counts[name]:,} photos {name}" for name in ("train", "val", "test") if counts[name])
 
 
-def _figures(metrics: dict, model: Classifier, config: dict) -> str:
-    """A table of the figures, those of classes as fractions of 1."""
+def _metrics_section(metrics: dict, model: Classifier, config: dict) -> str:
+    """Return a table of the metrics; those of classes are fractions of 1."""
     sides = [side for side in ("val", "test") if metrics.get(side)]
     if not sides:
-        return "## Figures\n\nmodel.json has none."
-    lines = ["## Figures", "", f"| head | figure | {' | '.join(sides)} |", f"|---|---|{'---:|' * len(sides)}"]
-    keys = [(head, figure) for head in (*model.labels, "joint") for figure in FIGURES]
-    for head, figure in keys:
-        values = [metrics[side].get(f"{head}/{figure}") for side in sides]
+        return "## Metrics\n\nmodel.json has none."
+    lines = ["## Metrics", "", f"| head | metric | {' | '.join(sides)} |", f"|---|---|{'---:|' * len(sides)}"]
+    keys = [(head, metric) for head in (*model.labels, "joint") for metric in METRICS]
+    for head, metric in keys:
+        values = [metrics[side].get(f"{head}/{metric}") for side in sides]
         if any(_is_number(value) for value in values):
             shown = " | ".join(f"{value:.4g}" if _is_number(value) else "" for value in values)
             name = "all heads right" if head == "joint" and "joint" not in model.labels else escape_markdown(head)
-            lines.append(f"| {name} | {FIGURES[figure][1]} | {shown} |")
+            lines.append(f"| {name} | {METRICS[metric][1]} | {shown} |")
     monitor = config.get("callbacks", {}).get("monitor", "val/loss")
-    chosen = f"The epoch was chosen by {escape_markdown(monitor)}; the test photos took no part in "
+    chosen = f"The epoch was chosen by {escape_markdown(monitor)}; the test photos were not used in "
     return "\n".join([*lines, "", f"{chosen}training or in any choice."])
 
 
-def _loading(model: Classifier, in_timm: dict | None) -> str:
+def _loading_section(model: Classifier, in_timm: dict | None) -> str:
     box = ", box=(10, 5, 60, 45)" if model.crop_to_box else ""
     comment = "  # the object's left, top, right, bottom in pixels" if box else ""
     lines = [
@@ -204,7 +204,7 @@ def _loading(model: Classifier, in_timm: dict | None) -> str:
     return "\n".join(lines)
 
 
-def _configuration(config: dict) -> str:
+def _configuration_section(config: dict) -> str:
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True).rstrip()
     return f"<details>\n<summary>Configuration of the training</summary>\n\n{code_block(text, 'yaml')}\n\n</details>"
 

@@ -1,4 +1,4 @@
-"""ONNX: the network for onnxruntime and others, with all that is needed to use it in the file's metadata."""
+"""Export to ONNX for onnxruntime and others, with everything needed to use the network in the file's metadata."""
 
 import importlib.util
 import json
@@ -10,36 +10,36 @@ import torch
 
 from carvision.errors import InputError
 from carvision.exports.about import document
-from carvision.exports.agreement import largest_difference, random_images, require
-from carvision.exports.files import written_whole
+from carvision.exports.agreement import largest_difference, random_images, require_agreement
+from carvision.exports.files import atomic_export
 from carvision.exports.to_torch_export import trace
 from carvision.models.classifier import Classifier
 
-OPSET = 18  # of December 2022, the one that torch's exporter is written for; onnxruntime has it since 1.14
+OPSET = 18  # December 2022, the one that torch's exporter targets; in onnxruntime since 1.14
 TOLERANCE = 1e-4
-LARGEST_FILE_MB = 2000  # protobuf's limit is 2 GiB: the weights of larger networks stand in a second file beside it
+LARGEST_FILE_MB = 2000  # protobuf's limit is 2 GiB: weights of larger networks go into a second file beside it
 METADATA_KEY = "carvision"
 
 
 def export_onnx(model: Classifier, path: Path) -> str:
-    """Write the .onnx file: "images" float32 (B, 3, size_px, size_px), normalised -> one output a head, by its name.
+    """Write the .onnx file: "images" float32 (B, 3, size_px, size_px), normalised -> one output per head, by its name.
 
-    Its metadata hold under "carvision" the document of exports/about.py as JSON. Returns what to tell of it.
-    Raises InputError where onnx is not installed, the network can't be expressed, or the file disagrees with it.
+    The metadata hold exports/about.py's document as JSON under "carvision". Returns a summary line. Raises InputError
+    if onnx is not installed, the network can't be expressed, or the file disagrees with it.
     """
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"--format onnx: {' and '.join(missing)} is not installed; pip install 'carvision[onnx]'")
     if "images" in model.labels:
         raise InputError("--format onnx: a head is called images, as the input; use --format torch-export")
-    with written_whole(path) as partial:
+    with atomic_export(path) as partial:
         _write(model, partial)
         agreement = _check(model, partial)
     return f"ONNX, opset {OPSET}: outputs {', '.join(model.labels)} from batches of any size; {agreement}"
 
 
 def _write(model: Classifier, path: Path) -> None:
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it tells what its optimiser does
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # silences its optimiser's messages
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -52,7 +52,7 @@ def _write(model: Classifier, path: Path) -> None:
         raise InputError(f"{name} can't be expressed in ONNX ({text}); use --format torch-export") from error
     network = program.model
     for part in (network.graph, *network.graph.all_nodes()):
-        part.metadata_props.clear()  # how torch arrived at each node, and from which source file
+        part.metadata_props.clear()  # trace information, which names source files of this machine
     network.producer_name, network.producer_version = "carvision", model.about["versions"].get("carvision", "")
     network.metadata_props[METADATA_KEY] = json.dumps(document(model))
     size_mb = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()) / 1e6
@@ -60,8 +60,10 @@ def _write(model: Classifier, path: Path) -> None:
 
 
 def _check(model: Classifier, path: Path) -> str:
-    """How well the file agrees with the network, of one photo and of several, in words. Raises InputError where it does
-    not."""
+    """Compare the file with the network, for one image and for several; return a summary.
+
+    Raises InputError if they disagree.
+    """
     try:
         import onnxruntime
     except Exception as error:  # not installed, or not for this machine or this NumPy
@@ -76,5 +78,5 @@ def _check(model: Classifier, path: Path) -> str:
         theirs = {name: torch.from_numpy(values) for name, values in zip(model.labels, outputs, strict=True)}
         with torch.no_grad():
             difference = max(difference, largest_difference(model(images), theirs))
-    require(difference, TOLERANCE, path.name)
+    require_agreement(difference, TOLERANCE, path.name)
     return f"largest difference from the run's logits, in onnxruntime: {difference:.1e} of their scale"

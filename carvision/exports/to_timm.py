@@ -1,4 +1,4 @@
-"""timm: a folder that timm.create_model("local-dir:<folder>", pretrained=True) opens, without carvision."""
+"""Export a folder that timm.create_model("local-dir:<folder>", pretrained=True) opens, without carvision."""
 
 import json
 import logging
@@ -10,45 +10,44 @@ from safetensors.torch import save
 from torch import nn
 
 from carvision.errors import InputError
-from carvision.exports.agreement import largest_difference, random_images, require
-from carvision.exports.files import written_whole
+from carvision.exports.agreement import largest_difference, random_images, require_agreement
+from carvision.exports.files import atomic_export
 from carvision.models.classifier import Classifier, head_module
 from carvision.models.small_networks import IN_TIMM
 
 log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-5
-CROP_MODES = {"squash": "squash", "crop": "center"}  # Preprocessing.resize in timm's words
+CROP_MODES = {"squash": "squash", "crop": "center"}  # Preprocessing.resize -> timm's name
 
 
 def export_timm(model: Classifier, folder: Path, head: str | None = None) -> str:
-    """Write config.json and model.safetensors into the folder. Returns what to tell of it.
+    """Write config.json and model.safetensors into the folder; return a summary line.
 
-    The classifier is the head given, or the one with most classes of those that are a single linear layer on the
-    pooled features; where there is none, the backbone alone is written.
-    Raises InputError for a network that only carvision has, a head that can't be the classifier, and where the
-    folder disagrees with the run.
+    The classifier is the given head, or the one with most classes among those that are a single linear layer on the
+    pooled features; without such a head only the backbone is written. Raises InputError for a network that only
+    carvision has, a head that can't be the classifier, and if the folder disagrees with the run.
     """
     architecture, arguments = require_in_timm(model)
     head = chosen_head(model, head)
     network = _with_classifier(model, architecture, arguments, head) if head else None
     if network is None:
         head, network = None, _without_classifier(model, architecture, arguments)
-    what = _what(model, head)
-    with written_whole(folder) as partial:
+    what = _content_line(model, head)
+    with atomic_export(folder) as partial:
         partial.mkdir()
         (partial / "model.safetensors").write_bytes(save(_plain_tensors(network), {"format": "pt"}))
         config = _config(model, network, architecture, arguments, head, what)
         (partial / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
         difference = _difference(model, timm.create_model(f"local-dir:{partial}", pretrained=True).eval(), head)
-        require(difference, TOLERANCE, folder.name)
+        require_agreement(difference, TOLERANCE, folder.name)
     others = [name for name in linear_heads(model) if name != head]
     more = f" (--head chooses another: {', '.join(others)})" if head and others else ""
     return f"timm, {architecture}: {what}{more}; largest difference from the run's: {difference:.1e} of their scale"
 
 
 def require_in_timm(model: Classifier) -> tuple[str, dict]:
-    """As in_timm. Raises InputError where timm does not have the network."""
+    """Return the architecture and its arguments, as in_timm does. Raises InputError if timm lacks the network."""
     found = in_timm(model)
     if found is None:
         name = model.description["backbone"]
@@ -57,22 +56,22 @@ def require_in_timm(model: Classifier) -> tuple[str, dict]:
 
 
 def in_timm(model: Classifier) -> tuple[str, dict] | None:
-    """The architecture by its name in timm, and its arguments; None where only carvision has it."""
+    """Return the architecture's name in timm, and its arguments; None if only carvision has it."""
     name = model.description["backbone"]
     arguments = dict(model.description["backbone_kwargs"])
-    if timm.get_pretrained_cfg(name).fixed_input_size:  # as create_backbone does
+    if timm.get_pretrained_cfg(name).fixed_input_size:  # as in create_backbone
         arguments = {"img_size": model.description["size_px"], **arguments}
-    name = name.partition(".")[0]  # the tag names weights, not the network
+    name = name.partition(".")[0]  # the tag identifies weights, not the network
     if name in IN_TIMM:
-        architecture, its_own = IN_TIMM[name]
-        return architecture, {**its_own, **arguments}
+        architecture, defaults = IN_TIMM[name]
+        return architecture, {**defaults, **arguments}
     if not timm.models.model_entrypoint(name).__module__.startswith("timm."):
         return None
     return name, arguments
 
 
 def linear_heads(model: Classifier) -> list[str]:
-    """The heads with classes that are one linear layer on the backbone's own pooled features; most classes first."""
+    """Return the heads that are one linear layer on the backbone's own pooled features, most classes first."""
     network = model.description
     if network["pool"] != "default" or network["neck"]["blocks"] or network["trunk"]["hidden"]:
         return []
@@ -81,7 +80,10 @@ def linear_heads(model: Classifier) -> list[str]:
 
 
 def chosen_head(model: Classifier, wanted: str | None) -> str | None:
-    """The head that becomes timm's classifier: the one wanted, else the one with most classes, if any can."""
+    """Return the head that becomes timm's classifier: the one wanted, else the one with most classes, None if none can.
+
+    Raises InputError for a head that doesn't exist or can't be the classifier.
+    """
     possible = linear_heads(model)
     if wanted is None:
         return possible[0] if possible else None
@@ -89,13 +91,13 @@ def chosen_head(model: Classifier, wanted: str | None) -> str | None:
         raise InputError(f"--head: {wanted!r} is not a head of this run; it has {', '.join(model.labels)}")
     if wanted not in possible:
         why = "estimates a number" if wanted in model.units else "is more than one linear layer on the pooled features"
-        mend = f"give {' or '.join(possible)}" if possible else "without --head the backbone alone is written"
-        raise InputError(f"--head: {wanted} {why}, which timm's classifier can't be; {mend}")
+        fix = f"give {' or '.join(possible)}" if possible else "without --head the backbone alone is written"
+        raise InputError(f"--head: {wanted} {why}, which timm's classifier can't be; {fix}")
     return wanted
 
 
 def _with_classifier(model: Classifier, architecture: str, arguments: dict, head: str) -> nn.Module | None:
-    """timm's network with the head as its classifier; None where timm's classifier is not that simple."""
+    """Return timm's network with the head as its classifier; None if timm's classifier is more complex."""
     output = model.get_submodule(head_module(head))["output"]
     network = timm.create_model(architecture, num_classes=output.out_features, **arguments).eval()
     tensors = model.backbone.state_dict()
@@ -117,25 +119,30 @@ def _with_classifier(model: Classifier, architecture: str, arguments: dict, head
 
 
 def _without_classifier(model: Classifier, architecture: str, arguments: dict) -> nn.Module:
-    """timm's network without classifier. Layers that model.pool left out get timm's initial values, always the same."""
+    """Return timm's network without classifier.
+
+    Layers that model.pool left out get timm's initial values, with a fixed seed.
+    """
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
         network = timm.create_model(architecture, num_classes=0, **arguments).eval()
     missing, unexpected = network.load_state_dict(model.backbone.state_dict(), strict=False)
     left_out = tuple(f"{name}." for name in getattr(model.backbone, "left_out", ()))
-    odd = [*unexpected, *(name for name in missing if not name.startswith(left_out))]
-    if odd:
-        raise InputError(f"--format timm: {odd[0]} is not the same in timm's {architecture}; use --format torch-export")
+    differing = [*unexpected, *(name for name in missing if not name.startswith(left_out))]
+    if differing:
+        raise InputError(
+            f"--format timm: {differing[0]} is not the same in timm's {architecture}; use --format torch-export"
+        )
     return network
 
 
 def _plain_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Its weights, each with memory of its own, as safetensors wants them."""
+    """Return the weights, each in memory of its own, as safetensors requires."""
     return {name: value.detach().clone().contiguous() for name, value in network.state_dict().items()}
 
 
 def _features_are_the_runs(model: Classifier) -> bool:
-    """Whether timm's pooled features are those of the run; else its feature map alone is."""
+    """Return whether timm's pooled features equal the run's; else only its feature map does."""
     return model.description["pool"] == "default" and not model.description["neck"]["blocks"]
 
 
@@ -150,8 +157,8 @@ def _difference(model: Classifier, network: nn.Module, head: str | None) -> floa
     return largest_difference({"out": ours}, {"out": theirs})
 
 
-def _what(model: Classifier, head: str | None) -> str:
-    """What of the run the folder holds, in one line."""
+def _content_line(model: Classifier, head: str | None) -> str:
+    """Describe in one line what of the run the folder holds."""
     if head is not None:
         return f"the backbone, and {head} as its classifier with {len(model.classes[head])} classes"
     if _features_are_the_runs(model):
@@ -164,8 +171,8 @@ def _what(model: Classifier, head: str | None) -> str:
 def _config(
     model: Classifier, network: nn.Module, architecture: str, arguments: dict, head: str | None, what: str
 ) -> dict:
-    """config.json as timm's save_config_for_hf writes it (timm/models/_hub.py), for all versions that read it."""
-    known = model.backbone.pretrained_cfg  # network's own is that of the architecture, with another first convolution
+    """Return config.json as timm's save_config_for_hf writes it (timm/models/_hub.py), readable by all its versions."""
+    known = model.backbone.pretrained_cfg  # the new network's config could name another first convolution
     size_px, reading = model.preprocessing.size_px, model.preprocessing
     same_size = tuple(known["input_size"]) == (3, size_px, size_px)
     config = {
@@ -195,7 +202,7 @@ def _config(
 
 
 def _global_pool(network: nn.Module) -> str | None:
-    """The kind of pool, for information."""
+    """Return the type of pooling, for information."""
     for owner in (getattr(network, "head", None), network):
         pool = getattr(owner, "global_pool", None)
         pool = getattr(pool, "pool_type", pool)
@@ -205,7 +212,7 @@ def _global_pool(network: nn.Module) -> str | None:
 
 
 def _label_names(model: Classifier, head: str) -> dict:
-    """timm wants names that are unique: the ids, where two classes have the same name."""
+    """Return the label names and descriptions. timm needs unique names: the ids, if two classes share a name."""
     names, ids = model.classes[head], model.class_ids[head]
     keys = names if len(set(names)) == len(names) else ids
     described = names

@@ -1,1 +1,1 @@
-"""From photos on disk to probabilities, with trained models: what evaluate and predict share. No Lightning here."""
+"""Turn photos on disk into probabilities with trained models; shared by evaluate and predict. Imports no Lightning."""

@@ -1,4 +1,4 @@
-"""Photos to plain Python values, within the process that asks: for an app or a web service."""
+"""Predict photos in the calling process and return plain Python values, for an app or a web service."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -11,78 +11,78 @@ from carvision.errors import InputError
 from carvision.inference.inputs import Photo
 from carvision.inference.predictor import Predictor
 from carvision.inference.reading import PhotoBatches, choose_device
-from carvision.inference.rows import Layout, column_of, rows_of
+from carvision.inference.rows import Layout, column_name, rows_of
 from carvision.models.classifier import Classifier
 from carvision.portable import load
 
-Given = str | os.PathLike | Image.Image
+PhotoInput = str | os.PathLike | Image.Image
 
 
 def predict(
     model: Classifier | Predictor | str | os.PathLike,
-    photos: Iterable[Given],
+    photos: Iterable[PhotoInput],
     boxes: Sequence | None = None,
     top: int = 1,
     batch_size: int = 32,
     device: str = "auto",
 ) -> list[dict]:
-    """carvision.predict, which see."""
+    """Predict photos with a trained model; see carvision.predict, which documents the arguments and the result."""
     if isinstance(photos, str | os.PathLike | Image.Image):
         raise InputError(f"photos: {photos!r} is one photo; give a list, [photo]")
     if not all(isinstance(number, Integral) and number >= 1 for number in (top, batch_size)):
         raise InputError(f"top and batch_size: {top!r} and {batch_size!r} are not both whole numbers from 1")
-    photos = _checked(photos)
-    boxes = [None] * len(photos) if boxes is None else _listed(boxes, "boxes", "a box for each photo")
+    photos = _check_photos(photos)
+    boxes = [None] * len(photos) if boxes is None else _as_list(boxes, "boxes", "a box for each photo")
     if len(boxes) != len(photos):
         raise InputError(f"boxes: {len(boxes)} for {len(photos)} photos; give one for each photo, None for the whole")
-    predictor = _predictor_of(model).to(choose_device(device))
-    Layout(top, probs=True).columns(predictor.class_ids, predictor.labels)  # refuses heads that are called as its keys
-    place = next(predictor.parameters()).device
-    found = []
+    predictor = _as_predictor(model).to(choose_device(device))
+    Layout(top, probs=True).columns(predictor.class_ids, predictor.labels)  # refuses heads named like its columns
+    torch_device = next(predictor.parameters()).device
+    results = []
     for start in range(0, len(photos), batch_size):
         batch = [
             photo if isinstance(photo, Image.Image) else os.fspath(photo)
             for photo in photos[start : start + batch_size]
         ]
-        regions = [None if box is None else _region(box) for box in boxes[start : start + batch_size]]
+        regions = [None if box is None else _as_box(box) for box in boxes[start : start + batch_size]]
         images, _, reasons = PhotoBatches(predictor.geometries)[list(zip(batch, regions, strict=True))]
-        logits = {head: values.cpu() for head, values in predictor([part.to(place) for part in images]).items()}
+        logits = {head: values.cpu() for head, values in predictor([part.to(torch_device) for part in images]).items()}
         paths = [None if isinstance(photo, Image.Image) else photo for photo in batch]
-        named = [Photo(path or "", "") for path in paths]
-        rows = rows_of(predictor, Layout(top), named, [{}] * len(batch), logits, reasons)
-        found += [_nested(row, path, predictor, top) for row, path in zip(rows, paths, strict=True)]
-    return found
+        named_photos = [Photo(path or "", "") for path in paths]
+        rows = rows_of(predictor, Layout(top), named_photos, [{}] * len(batch), logits, reasons)
+        results += [_nested(row, path, predictor, top) for row, path in zip(rows, paths, strict=True)]
+    return results
 
 
-def _checked(photos: Iterable[Given]) -> list[Given]:
-    photos = _listed(photos, "photos", "paths or PIL images")
+def _check_photos(photos: Iterable[PhotoInput]) -> list[PhotoInput]:
+    photos = _as_list(photos, "photos", "paths or PIL images")
     for number, photo in enumerate(photos, 1):
         is_path = isinstance(photo, str | os.PathLike) and isinstance(os.fspath(photo), str)
         if not is_path and not isinstance(photo, Image.Image):
-            mend = "; open its bytes with PIL.Image.open(io.BytesIO(data))" if isinstance(photo, bytes) else ""
-            mend = "; make an image of it with PIL.Image.fromarray" if isinstance(photo, np.ndarray) else mend
-            raise InputError(f"photos: number {number} is a {type(photo).__name__}, not a path or a PIL image{mend}")
+            fix = "; open its bytes with PIL.Image.open(io.BytesIO(data))" if isinstance(photo, bytes) else ""
+            fix = "; make an image of it with PIL.Image.fromarray" if isinstance(photo, np.ndarray) else fix
+            raise InputError(f"photos: number {number} is a {type(photo).__name__}, not a path or a PIL image{fix}")
     return photos
 
 
-def _listed(values: Iterable, name: str, of_what: str) -> list:
+def _as_list(values: Iterable, name: str, of_what: str) -> list:
     try:
         return list(values)
     except TypeError:
         raise InputError(f"{name}: a {type(values).__name__} is not a list of {of_what}") from None
 
 
-def _predictor_of(model: Classifier | Predictor | str | os.PathLike) -> Predictor:
+def _as_predictor(model: Classifier | Predictor | str | os.PathLike) -> Predictor:
     if isinstance(model, Predictor):
         return model
     if isinstance(model, str | os.PathLike):
         return Predictor([load(model)])
     if not hasattr(model, "about"):
-        raise InputError(f"model: a {type(model).__name__} is no model of carvision.load, nor the folder of a run")
+        raise InputError(f"model: a {type(model).__name__} is not a model of carvision.load, nor the folder of a run")
     return Predictor([model])
 
 
-def _region(box: Sequence[float]) -> np.ndarray:
+def _as_box(box: Sequence[float]) -> np.ndarray:
     try:
         region = np.asarray(box, np.float32)
     except (ValueError, TypeError):
@@ -99,7 +99,7 @@ def _nested(row: dict, path: str | None, predictor: Predictor, top: int) -> dict
         if label not in predictor.classes:
             result[label] = row.get(label)
             continue
-        names = [column_of(label, place) for place in range(min(top, len(predictor.classes[label])))]
+        names = [column_name(label, rank) for rank in range(min(top, len(predictor.classes[label])))]
         result[label] = (
             []
             if error

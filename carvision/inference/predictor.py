@@ -1,4 +1,4 @@
-"""Predictor: one network, or the average of several and of several views of a photo, from pixels to probabilities."""
+"""Predictor: one network, or the average of several networks and views of a photo, from pixels to probabilities."""
 
 import logging
 from functools import partial
@@ -17,18 +17,21 @@ from carvision.portable import decode_on_device, probs_of
 log = logging.getLogger(__name__)
 
 VIEWS = ("none", "flip", "crops", "flip_crops")
-CROP = 0.875  # side of a view's crop, as a share of the picture's; timm's usual crop_pct
+CROP = 0.875  # side of a view's crop, as a fraction of the image's; timm's usual crop_pct
 
 
 class Predictor(nn.Module):
-    """models: as carvision.load gives them, for the same classes. tta: which views of each photo are averaged, too:
-    "flip" its mirror image, "crops" its corners and centre at 7/8 of the side, "flip_crops" both, 12 views in all.
+    """Averages the probabilities of several models and views; with one model and one view it is that model.
 
-    What is averaged are the probabilities, each model's by its own temperature. classes, class_ids, parents, labels,
-    units, decode and probs are as of a model, temperature too; it is 1 where probabilities were averaged.
-    geometries: the distinct ways in which the models want a photo cropped and scaled.
+    models: from carvision.load, with the same classes. tta: test-time augmentation, the views of each photo that are
+    averaged: "none", "flip" (adds the mirror image), "crops" (adds the corners and the centre at 7/8 of the side),
+    "flip_crops" (both, 12 views in all).
 
-    Raises InputError for models whose heads or classes differ; the order of the classes may.
+    Each model's probabilities use its own temperature. classes, class_ids, parents, labels, units, decode and probs are
+    those of the first model, temperature too; it is 1 where probabilities are averaged. geometries: the distinct
+    preprocessings (size, interpolation, resize) of the models.
+
+    Raises InputError for models whose heads or classes differ; the order of the classes may differ.
     """
 
     def __init__(self, models: list[Classifier], tta: str = "none"):
@@ -43,7 +46,7 @@ class Predictor(nn.Module):
         for number, model in enumerate(models, start=1):
             if bool(model.crop_to_box) != bool(first.crop_to_box):
                 log.warning(
-                    "model %d was trained on %s and the first on %s; both get the same pictures", number,
+                    "model %d was trained on %s and the first on %s; both get the same images", number,
                     *("boxes" if each.crop_to_box else "whole photos" for each in (model, first)),
                 )  # fmt: skip
         self.averages = len(models) > 1 or tta != "none"
@@ -58,25 +61,26 @@ class Predictor(nn.Module):
         self.eval()
 
     def probs(self, logits: dict[str, Tensor]) -> dict[str, Tensor]:
-        """{head: float32 (B, C)} of the heads with classes."""
+        """Return {head: probabilities float32 (B, C)} for the heads with classes."""
         return probs_of(logits, self.temperature)
 
     def forward(self, images: list[Tensor]) -> dict[str, Tensor]:
-        """images: uint8 (B, 3, size_px, size_px) for each of `geometries` -> {head: float32 logits (B, C)}.
+        """Map images, uint8 (B, 3, size_px, size_px) for each of `geometries`, to {head: float32 logits (B, C)}.
 
-        Of averaged probabilities p the logits are log p, whose softmax is p. (B, 1) in its unit for a number.
+        The logits of averaged probabilities p are log p, whose softmax is p. A regression head returns (B, 1) in its
+        unit.
         """
         # torch-xla has no inference mode
         with torch.no_grad() if images[0].device.type == "xla" else torch.inference_mode():
-            return self._of_all_models(images)
+            return self._average_logits(images)
 
-    def _of_all_models(self, images: list[Tensor]) -> dict[str, Tensor]:
+    def _average_logits(self, images: list[Tensor]) -> dict[str, Tensor]:
         if not self.averages:
-            return self._of_model(0, to_float(images[0]))
+            return self._model_logits(0, to_float(images[0]))
         sums, number = {}, 0
-        for place, model in enumerate(self.models):
-            for view in views(to_float(images[self.geometry_of[place]]), self.tta):
-                logits = self._of_model(place, view)
+        for index, model in enumerate(self.models):
+            for view in views(to_float(images[self.geometry_of[index]]), self.tta):
+                logits = self._model_logits(index, view)
                 for name, values in (logits | probs_of(logits, model.temperature)).items():
                     sums[name] = sums.get(name, 0) + values
                 number += 1
@@ -84,9 +88,9 @@ class Predictor(nn.Module):
         means = {name: value / number for name, value in sums.items()}
         return {name: mean.clamp(min=tiny).log() if name in self.classes else mean for name, mean in means.items()}
 
-    def _of_model(self, place: int, images: Tensor) -> dict[str, Tensor]:
-        logits = self.models[place](self.normalise[place](images))
-        orders = self.orders[place]
+    def _model_logits(self, index: int, images: Tensor) -> dict[str, Tensor]:
+        logits = self.models[index](self.normalise[index](images))
+        orders = self.orders[index]
         return {
             name: values.float()[:, orders[name]] if name in orders else values.float()
             for name, values in logits.items()
@@ -94,14 +98,14 @@ class Predictor(nn.Module):
 
 
 def views(images: Tensor, tta: str) -> list[Tensor]:
-    """The pictures, float (B, 3, S, S), and what `tta` adds to them, of the same size."""
+    """Return the images, float (B, 3, S, S), followed by the views that `tta` adds, all of the same size."""
     found = [images]
     if "crops" in tta:
         size = images.shape[-1]
         side = max(1, round(CROP * size))
         ends = (0, size - side)
-        places = [*((top, left) for top in ends for left in ends), ((size - side) // 2,) * 2]
-        parts = [images[..., top : top + side, left : left + side] for top, left in places]
+        corners = [*((top, left) for top in ends for left in ends), ((size - side) // 2,) * 2]
+        parts = [images[..., top : top + side, left : left + side] for top, left in corners]
         found += [interpolate(part, size=(size, size), mode="bilinear", antialias=True) for part in parts]
     if "flip" in tta:
         found += [view.flip(-1) for view in found]
@@ -109,23 +113,23 @@ def views(images: Tensor, tta: str) -> list[Tensor]:
 
 
 def _class_orders(first: Classifier, model: Classifier, number: int) -> dict[str, Tensor]:
-    """{head: for each class of the first model its place in this one}, of the heads where they differ."""
+    """Return {head: this model's index of each class of the first model} for the heads whose order differs."""
     if set(model.labels) != set(first.labels):
         raise InputError(
             f"--ensemble: model {number} has the heads {', '.join(model.labels)}, the first {', '.join(first.labels)}"
         )
     orders = {}
     for name in first.class_ids:
-        ids, theirs = ([nfc(class_id) for class_id in each.class_ids.get(name, [])] for each in (first, model))
-        odd = sorted(set(ids) ^ set(theirs))
-        if odd:
+        ids, other_ids = ([nfc(class_id) for class_id in each.class_ids.get(name, [])] for each in (first, model))
+        differing = sorted(set(ids) ^ set(other_ids))
+        if differing:
             raise InputError(
-                f"--ensemble: model {number} tells other classes of {name} apart than the first (first difference: id "
-                f"{odd[0]!r}); give runs that were trained on the same classes"
+                f"--ensemble: model {number} has other classes of {name} than the first (first difference: id "
+                f"{differing[0]!r}); give runs that were trained on the same classes"
             )
-        if theirs != ids:
-            place = {id_: i for i, id_ in enumerate(theirs)}
-            orders[name] = torch.tensor([place[id_] for id_ in ids])
+        if other_ids != ids:
+            index_of = {id_: i for i, id_ in enumerate(other_ids)}
+            orders[name] = torch.tensor([index_of[id_] for id_ in ids])
     return orders
 
 

@@ -1,4 +1,4 @@
-"""How far it is: a bar where somebody looks at a terminal, else a line now and then."""
+"""Progress of long-running commands: a bar on a terminal, otherwise a log line every 30 seconds."""
 
 import contextlib
 import logging
@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator
 
 log = logging.getLogger(__name__)
 
-SECONDS = 30  # between two lines
+SECONDS = 30  # between log lines
 
 
 @contextlib.contextmanager
-def progress_of(total: int | None, done: int, bar: bool, what: str = "photos") -> Iterator[Callable[[int], None]]:
-    """Gives a function to be called with the number of photos just done. total: None where it is not known.
-    done: before. bar: on standard error. what: beside the bar."""
+def show_progress(total: int | None, done: int, bar: bool, what: str = "photos") -> Iterator[Callable[[int], None]]:
+    """Yield a function to call with the number of photos just done.
+
+    total: None if unknown. done: number finished before this start. bar: draw a bar on standard error. what: text
+    beside the bar.
+    """
     with _bar(total, done, what) if bar else contextlib.nullcontext(_lines(total, done)) as advance:
         yield advance
 

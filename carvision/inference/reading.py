@@ -1,4 +1,4 @@
-"""Photos to logits: read lazily, decoded by several processes, in the order in which they are given."""
+"""Photos to logits: read lazily, decoded by worker processes, returned in the order given."""
 
 import importlib
 import itertools
@@ -22,13 +22,13 @@ from carvision.machine import FORK, num_cores
 
 log = logging.getLogger(__name__)
 
-# A path, an image of PIL or a photo of a pack; its box: left, top, right, bottom in pixels, or None for the whole photo
+# A path, a PIL image or a photo of a pack; its box: left, top, right, bottom in pixels, or None for the whole photo
 Item = tuple[str | Image.Image | PackedPhoto, Sequence[float] | None]
 
 
 class Batch(NamedTuple):
-    """items: as given. logits {head: float32 (B, C)}, on the CPU. reasons: why a photo can't be used, or None; the
-    logits of such a photo mean nothing."""
+    """The logits of a batch of photos. items: as given. logits: {head: float32 (B, C)}, on the CPU. reasons: why a
+    photo is unusable, else None; the logits of an unusable photo are meaningless."""
 
     items: list[Item]
     logits: dict[str, Tensor]
@@ -36,28 +36,28 @@ class Batch(NamedTuple):
 
 
 class PhotoBatches(Dataset):
-    """An item is a list of Items -> ([uint8 (B, 3, size_px, size_px) for each geometry], the items, the reasons)."""
+    """Dataset indexed by lists of Items; returns ([uint8 (B, 3, size_px, size_px) per geometry], items, reasons)."""
 
     def __init__(self, geometries: list[Preprocessing]):
         self.geometries = geometries
 
     def __getitem__(self, items: list[Item]) -> tuple[list[Tensor], list[Item], list[str | None]]:
-        images = [empty_squares(len(items), way.size_px) for way in self.geometries]
+        images = [empty_squares(len(items), preprocessing.size_px) for preprocessing in self.geometries]
         reasons: list[str | None] = []
-        for place, (photo, box) in enumerate(items):
+        for row, (photo, box) in enumerate(items):
             reason = None
             try:
                 region = None if box is None else np.asarray(box, np.float32)
                 data = photo if isinstance(photo, Image.Image) else read_file(photo)
-                for way, batch in zip(self.geometries, images, strict=True):
+                for preprocessing, batch in zip(self.geometries, images, strict=True):
                     if isinstance(data, bytes):
-                        read_square(data, way, batch[place], region)
+                        read_square(data, preprocessing, batch[row], region)
                     else:
-                        batch[place] = square_of(data, way, region)
+                        batch[row] = square_of(data, preprocessing, region)
             except BadImage as error:
                 reason = str(error)
                 for batch in images:
-                    batch[place] = BLANK
+                    batch[row] = BLANK
             reasons.append(reason)
         return images, items, reasons
 
@@ -69,53 +69,56 @@ def predict_items(
     batch_size: int = 64,
     num_workers: int | None = None,
 ) -> Iterator[Batch]:
-    """The predictor's logits of the photos, batch after batch, in the order of `items`.
+    """Yield the predictor's logits of the photos, batch by batch, in the order of `items`.
 
-    items: read as they are needed, so that there may be any number. num_workers: processes that decode; None: one
-    fewer than there are cores, 16 at most. device: "auto", or as torch names it. Raises InputError for a device that
-    isn't there.
+    items: read lazily, so there may be any number. num_workers: processes that decode; None: one fewer than there are
+    cores, at most 16. device: "auto", or a torch device. Raises InputError for a device that isn't available.
     """
-    place = choose_device(device)
-    predictor.to(place)
-    if place.type == "cuda":
+    torch_device = choose_device(device)
+    predictor.to(torch_device)
+    if torch_device.type == "cuda":
         predictor.to(memory_format=torch.channels_last)
     workers = max(1, min(16, num_cores() - 1)) if num_workers is None else num_workers
-    num_bytes = batch_size * sum(3 * way.size_px**2 for way in predictor.geometries)
+    num_bytes = batch_size * sum(3 * preprocessing.size_px**2 for preprocessing in predictor.geometries)
     loader = DataLoader(
         handed_over(PhotoBatches(predictor.geometries), workers, num_bytes),
-        sampler=batches_of(items, batch_size),  # the loader asks for no more than its workers are ahead
+        sampler=batches_of(items, batch_size),  # consumed only as far as the workers prefetch
         batch_size=None,
         num_workers=workers,
         multiprocessing_context=FORK if workers else None,
-        pin_memory=place.type == "cuda",
+        pin_memory=torch_device.type == "cuda",
     )
     for images, batch, reasons in loader:
-        if place.type == "xla":
-            images = [_filled_up(values, batch_size) for values in images]
-        logits = predictor([values.to(place, non_blocking=True) for values in images])
+        if torch_device.type == "xla":
+            images = [_pad_batch(values, batch_size) for values in images]
+        logits = predictor([values.to(torch_device, non_blocking=True) for values in images])
         yield Batch(batch, {name: values.cpu()[: len(batch)] for name, values in logits.items()}, reasons)
 
 
-def _filled_up(images: Tensor, batch_size: int) -> Tensor:
-    """With blank pictures to the size of all batches, as torch-xla compiles a graph for each size."""
+def _pad_batch(images: Tensor, batch_size: int) -> Tensor:
+    """Pad with blank images to the full batch size, as torch-xla compiles one graph per size."""
     blank = torch.full((batch_size - len(images), *images.shape[1:]), BLANK, dtype=images.dtype)
     return torch.cat([images, blank])
 
 
 def batches_of(items: Iterable[Item], batch_size: int) -> Iterator[list[Item]]:
+    """Yield lists of `batch_size` items; the last may be shorter."""
     rest = iter(items)
     while batch := list(itertools.islice(rest, batch_size)):
         yield batch
 
 
 def choose_device(name: str) -> torch.device:
-    """auto: the first GPU, else the CPU. xla: torch-xla's, a core of a TPU."""
+    """Return the torch device of that name. "auto": the first GPU, else the CPU. "xla": torch-xla's, a TPU core.
+
+    Raises InputError for a device that isn't available.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         if name == "xla":
-            importlib.import_module("torch_xla")  # which makes it known to torch
+            importlib.import_module("torch_xla")  # registers the device with torch
         return torch.zeros((), device=name).device
     except (RuntimeError, AssertionError, ImportError) as error:
         text = " ".join(str(error).split())[:120]
-        raise InputError(f"--device: {name!r} is not auto, cpu or a device that is there ({text})") from None
+        raise InputError(f"--device: {name!r} is not auto, cpu or an available device ({text})") from None

@@ -1,4 +1,4 @@
-"""From logits to the rows of the output: names, ids and probabilities of each photo's classes."""
+"""Turn logits into output rows: names, ids and probabilities of each photo's classes."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,17 +10,17 @@ from torch import Tensor
 from carvision.errors import InputError
 from carvision.inference.inputs import Photo
 
-NOT_A_NUMBER = "the model's output is not a number"
+NOT_A_NUMBER = "the model's output is inf or NaN"
 
 # What a column holds: "text", "number", or the class ids of a vector of probabilities
 Kind = str | tuple[str, ...]
-Truth = dict[str, int | None]  # {head: code, None where not known}
+Truth = dict[str, int | None]  # {head: code, None if unknown}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """top: classes of each head, the decoded one first. brief: only paths and names. probs: all probabilities.
-    true_heads: heads whose true class is a column."""
+    """The columns of the output. top: number of classes per head, the decoded one first. brief: only paths and names.
+    probs: all probabilities. true_heads: heads whose true class has a column."""
 
     top: int = 1
     brief: bool = False
@@ -28,38 +28,43 @@ class Layout:
     true_heads: tuple[str, ...] = ()
 
     def columns(self, class_ids: dict[str, list[str]], labels: Sequence[str]) -> dict[str, Kind]:
-        """{name: kind}, in order. class_ids: of the heads with classes; labels: of all heads."""
+        """Return {name: kind} in order. class_ids: of the heads with classes; labels: of all heads.
+
+        Raises InputError if two columns would have the same name.
+        """
         columns: list[tuple[str, Kind]] = [("path", "text")]
         for head, ids in class_ids.items():
             columns += [(f"{head}_true", "text")] if head in self.true_heads and not self.brief else []
-            for place in range(min(self.top, len(ids))):
-                name = column_of(head, place)
+            for rank in range(min(self.top, len(ids))):
+                name = column_name(head, rank)
                 columns.append((name, "text"))
                 columns += [] if self.brief else [(f"{name}_id", "text"), (f"{name}_prob", "number")]
             columns += [(f"{head}_probs", tuple(ids))] if self.probs else []
         columns += [(label, "number") for label in labels if label not in class_ids]
         columns += [] if self.brief else [("error", "text")]
-        names = [name for name, _ in columns] + (["error"] if self.brief else [])  # rows have it, shown or not
+        names = [name for name, _ in columns] + (
+            ["error"] if self.brief else []
+        )  # rows have it, even if it is not shown
         name, count = Counter(names).most_common(1)[0]
         if count > 1:
             raise InputError(f"the model's labels would give two columns {name!r}; rename one when you train it")
         return dict(columns)
 
 
-def column_of(label: str, place: int) -> str:
-    """Of the class in that place of the best ones: make, make_2, make_3."""
-    return label if place == 0 else f"{label}_{place + 1}"
+def column_name(label: str, rank: int) -> str:
+    """Return the column of the class of that rank, counted from 0: make, make_2, make_3."""
+    return label if rank == 0 else f"{label}_{rank + 1}"
 
 
 def rows_of(
     predictor, layout: Layout, photos: list[Photo], truths: list[Truth], logits: dict[str, Tensor], reasons: list
 ) -> list[dict]:
-    """A row a photo, {column: value}; columns without a value (of an unreadable photo, of unknown truth) are left out.
+    """Return one row per photo, {column: value}; columns without a value (unreadable photo, unknown truth) are omitted.
 
-    logits: {head: (B, C)}; reasons: why a photo can't be used, else None.
+    logits: {head: (B, C)}; reasons: why a photo is unusable, else None.
     """
     probs = {head: values.numpy() for head, values in predictor.probs(logits).items()}
-    decoded = predictor.decode(logits)  # without a head of one class
+    decoded = predictor.decode(logits)  # omits heads with a single class
     best = {
         head: best_codes(values, decoded[head].numpy() if head in decoded else np.zeros(len(values), int), layout.top)
         for head, values in probs.items()
@@ -85,7 +90,7 @@ def rows_of(
 
 
 def best_codes(probs: np.ndarray, decoded: np.ndarray, top: int) -> np.ndarray:
-    """int64 (B, top): the decoded class, then the others by probability, equal ones in their order. probs: (B, C)."""
+    """Return int64 (B, top): the decoded class, then the others by probability, ties in class order. probs: (B, C)."""
     if top == 1:
         return decoded[:, None]
     order = -probs
@@ -95,8 +100,8 @@ def best_codes(probs: np.ndarray, decoded: np.ndarray, top: int) -> np.ndarray:
 
 def _best_cells(head: str, predictor, probs: np.ndarray, best: np.ndarray) -> dict:
     cells = {}
-    for place, code in enumerate(best.tolist()):
-        name = column_of(head, place)
+    for rank, code in enumerate(best.tolist()):
+        name = column_name(head, rank)
         cells[name] = predictor.classes[head][code]
         cells[f"{name}_id"] = predictor.class_ids[head][code]
         cells[f"{name}_prob"] = float(probs[code])

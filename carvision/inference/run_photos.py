@@ -1,4 +1,4 @@
-"""What runs know of the photos they predict: where their own photos lie, and which of them they were trained on."""
+"""Find a run's own photos, and count which predicted photos runs were trained on."""
 
 import os
 from collections.abc import Iterable
@@ -15,19 +15,20 @@ from carvision.inference.inputs import Photo
 
 # ruff: noqa: PTH100, PTH110  Path.exists raises for names that are too long, and Path.resolve follows links
 
-NUM_LOOKED_AT = 100  # photos of a list, to find out what its paths are relative to
+NUM_CHECKED = 100  # photos of a list, to find out what its paths are relative to
 
 
 def root_of_list(listed: Path, photos: Iterable[Photo], config: dict) -> Path | None:
-    """What the relative paths of a list are relative to, where nothing was given: for the splits.csv of a run that
-    run's data root, unless its photos have been moved and are in the current folder; for another list the current
-    folder, or where none of its photos is there, the data root of the run that predicts. None: the current folder.
+    """Return the folder that a list's relative paths start from when --root is not given; None: the current folder.
 
-    photos: of the list, their files relative. config: of that run. Raises InputError where a run's own photos are not
-    where it found them.
+    For a run's splits.csv it is that run's data root, unless its photos have been moved to the current folder. For any
+    other list it is the current folder or, if none of its photos exists there, the data root of the predicting run.
+
+    photos: of the list, with relative files. config: of the predicting run. Raises InputError if a run's own photos are
+    not where it found them.
     """
     owner, paths = _config_beside(listed) if listed.name == "splits.csv" else None, []
-    for photo in islice(photos, NUM_LOOKED_AT):
+    for photo in islice(photos, NUM_CHECKED):
         if owner is None and os.path.exists(photo.file):
             return None
         paths += [] if Path(photo.file).is_absolute() else [photo.file]
@@ -47,7 +48,7 @@ def root_of_list(listed: Path, photos: Iterable[Photo], config: dict) -> Path | 
 
 
 def data_roots(config: dict) -> list[Path]:
-    """Folders that the paths of a run's splits.csv may be relative to. CompCars' lie below data.root."""
+    """Return the folders that the paths of a run's splits.csv may be relative to. CompCars' are below data.root."""
     data = config.get("data", {})
     root = data.get("root")
     if data.get("name") == "demo" and root is None:
@@ -59,25 +60,24 @@ def data_roots(config: dict) -> list[Path]:
 
 
 def _config_beside(listed: Path) -> dict | None:
-    """Of the finished run in whose folder the list lies; None where it lies in none."""
+    """Return the config of the finished run whose folder holds the list, or None."""
     described = None
-    with suppress(InputError):  # it is not there, or of something else
+    with suppress(InputError):  # missing, or not a run's
         described = read_json(listed.with_name("model.json"))
     config = described.get("config") if isinstance(described, dict) else None
     return config if isinstance(config, dict) and isinstance(config.get("data"), dict) else None
 
 
 class SeenPhotos:
-    """Counts, of the photos that are added, those that runs were trained on or have chosen their weights by, recognised
-    by their paths within the data set.
+    """Counts photos that runs were trained on or chose their weights by, matched by their paths within the data set.
 
-    runs: their folders. roots: folders that paths may be relative to, beside what the photos were given by.
+    runs: their folders. roots: folders that paths may be relative to, besides what the photos were given by.
     """
 
     def __init__(self, runs: list[Path], roots: Iterable[Path]):
         self.splits: dict[str, dict[str, str]] = {}
         for run in runs:
-            with suppress(InputError):  # it has none, or the file is of something else
+            with suppress(InputError):  # missing, or not a run's
                 self.splits[run.resolve().name] = read_splits(run / "splits.csv").to_dict()
         self.counts = {run: {"train": 0, "val": 0} for run in self.splits}
         both = [resolve(root) for root in roots for resolve in (os.path.abspath, os.path.realpath)]
@@ -97,9 +97,10 @@ class SeenPhotos:
                 self.counts[run][split] += 1
 
     def lines(self) -> list[str]:
+        """Return one warning for each run that has seen any of the photos."""
         return [
             f"{run} was trained on {counts['train']:,} of these {self.num_photos:,} photos, and its weights were "
-            f"chosen by {counts['val']:,} (recognised by their paths): not all are photos that it never saw"
+            f"chosen by {counts['val']:,} (matched by path): not all are photos that it has never seen"
             for run, counts in self.counts.items()
             if any(counts.values())
         ]

@@ -1,4 +1,4 @@
-"""Photos through the network into the output, one batch after the other."""
+"""Send photos through the network to the output, batch by batch."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -11,13 +11,13 @@ from carvision.inference.rows import Layout, Truth, rows_of
 from carvision.inference.truth import TrueClasses
 from carvision.inference.writers import Output
 
-Seen = Callable[[Photo, Truth, dict], None]  # is shown each photo, its true classes and its row
+OnRow = Callable[[Photo, Truth, dict], None]  # called with each photo, its true classes and its row
 
 
-def skip_done(photos: Iterator[Photo], output: Output, truths: TrueClasses, seen: Seen) -> int:
-    """Takes from `photos` those that the unfinished output has already, and says how many.
+def skip_done(photos: Iterator[Photo], output: Output, truths: TrueClasses, on_row: OnRow) -> int:
+    """Consume the photos that the unfinished output already has, and return their number.
 
-    Raises InputError where its rows are of other photos.
+    Raises InputError if its rows belong to other photos.
     """
     done = 0
     for row in output.rows():
@@ -28,17 +28,20 @@ def skip_done(photos: Iterator[Photo], output: Output, truths: TrueClasses, seen
                 f"the unfinished output has {row['path']} as photo {done + 1:,}, and {now}; give the same photos in "
                 "the same order, or another --out"
             )
-        seen(photo, truths.codes(photo), row)
+        on_row(photo, truths.codes(photo), row)
         done += 1
     return done
 
 
 def predict_photos(
-    predictor: Predictor, photos: Iterator[Photo], output: Output, layout: Layout, truths: TrueClasses, seen: Seen,
+    predictor: Predictor, photos: Iterator[Photo], output: Output, layout: Layout, truths: TrueClasses, on_row: OnRow,
     advance: Callable[[int], None], **reading,
 ) -> None:  # fmt: skip
-    """Writes a row for each photo, in order. advance: is told how many are done. reading: as predict_items takes it."""
-    waiting: deque[Photo] = deque()  # asked for ahead by the processes that decode
+    """Write one row per photo, in order.
+
+    advance: called with the number of photos of each batch. reading: keyword arguments of predict_items.
+    """
+    waiting: deque[Photo] = deque()  # requested ahead by the workers
 
     def items():
         for photo in photos:
@@ -51,5 +54,5 @@ def predict_photos(
         rows = rows_of(predictor, layout, taken, known, batch.logits, batch.reasons)
         output.write(rows)
         for photo, truth, row in zip(taken, known, rows, strict=True):
-            seen(photo, truth, row)
+            on_row(photo, truth, row)
         advance(len(rows))

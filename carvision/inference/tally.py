@@ -1,4 +1,4 @@
-"""What is said when all photos are done: how many could not be used, how often the prediction was right."""
+"""Summarise a finished prediction: unusable photos and accuracy, and random samples of its rows."""
 
 import random
 
@@ -9,8 +9,11 @@ MAX_REASONS = 3
 
 
 class Tally:
-    """Counts over the rows. labels: of all heads; class_ids, class_names: {head: list} in the order of the codes.
-    brief: the output has no column error."""
+    """Counts over the output's rows.
+
+    labels: of all heads; class_ids, class_names: {head: list} in the order of the codes. brief: the output has no
+    column error.
+    """
 
     def __init__(
         self,
@@ -26,13 +29,13 @@ class Tally:
         self.num_judged = dict.fromkeys(class_ids, 0)
 
     def add(self, photo: Photo, truth: Truth, row: dict) -> None:
-        """row: of rows_of, or as it was read again from the unfinished output."""
+        """Count a photo. row: from rows_of, or read back from the unfinished output."""
         self.num_photos += 1
         self.num_without_box += photo.box is None
         if self.is_bad(row):
             self.num_bad += 1
             if len(self.first_bad) < MAX_REASONS:
-                reason = row.get("error")  # not known of a brief row that was read again
+                reason = row.get("error")  # missing from a brief row that was read back
                 self.first_bad.append(f"{photo.path}: {reason}" if reason else photo.path)
             return
         for head, code in truth.items():
@@ -41,9 +44,9 @@ class Tally:
                 self.num_right[head] += self.is_right(head, code, row)
 
     def is_bad(self, row: dict) -> bool:
-        """Whether the photo could not be used: by its error; where there is none to read, by cells that are all empty.
+        """Return whether the photo was unusable: by its error or, without that column, by all cells being empty.
 
-        In text an empty cell is also how a class without a name is written, and is taken for that.
+        In text, a class with an empty name has an empty cell, too, and does not count as missing.
         """
         if "error" in row:
             return bool(row["error"])
@@ -53,16 +56,16 @@ class Tally:
         )
 
     def is_right(self, head: str, code: int, row: dict) -> bool:
-        """By id; by name where the row has no ids."""
+        """Return whether the prediction is correct: by id, or by name if the row has no ids."""
         id_ = row.get(f"{head}_id")
         return row[head] == self.class_names[head][code] if id_ is None else id_ == self.class_ids[head][code]
 
     def lines(self) -> list[str]:
-        """What is worth saying at the end."""
+        """Return the lines to print at the end: unusable photos, and the accuracy of each head whose truth is known."""
         lines = []
         if self.num_bad:
             more = [f"and {self.num_bad - MAX_REASONS:,} more"] if self.num_bad > MAX_REASONS else []
-            where = "without --brief, the column error says why" if self.brief else "see the column error"
+            where = "without --brief, the column error has the reasons" if self.brief else "see the column error"
             lines.append(f"{self.num_bad:,} of {self.num_photos:,} photos could not be used; {where}")
             lines += [f"  {text}" for text in [*self.first_bad, *more]]
         judged = [
@@ -73,44 +76,45 @@ class Tally:
         return lines + ([f"right: {', '.join(judged)}"] if judged else [])
 
 
-class Sample:
-    """A random choice of so many of the rows that pass by, each equally likely (algorithm R, Vitter 1985), in order.
+class ReservoirSample:
+    """A uniform random sample of the added rows, in their order (algorithm R, Vitter 1985).
 
-    The same rows give the same choice, also where a command was broken off and continued.
+    The same rows give the same sample, also when a command was interrupted and resumed.
     """
 
     def __init__(self, size: int, seed: int | str = 0):
         self.size, self.random, self.num_seen = size, random.Random(seed), 0
-        self.kept: dict[int, tuple] = {}  # place in the sample -> (number of the row, what was added)
+        self.kept: dict[int, tuple] = {}  # slot in the sample -> (number of the row, what was added)
 
-    def add(self, *what) -> None:
-        place = self.num_seen if self.num_seen < self.size else self.random.randrange(self.num_seen + 1)
-        if place < self.size:
-            self.kept[place] = (self.num_seen, *what)
+    def add(self, *item) -> None:
+        slot = self.num_seen if self.num_seen < self.size else self.random.randrange(self.num_seen + 1)
+        if slot < self.size:
+            self.kept[slot] = (self.num_seen, *item)
         self.num_seen += 1
 
     def chosen(self) -> list[list]:
+        """Return what was added for each sampled row, in order."""
         return [what for _, *what in sorted(self.kept.values(), key=lambda kept: kept[0])]
 
 
-class SampleOfClasses:
-    """So many classes at random, and of each a Sample of `size` rows: report R4's ten classes with five photos each.
+class ClassSample:
+    """A random sample of classes, with `size` sampled rows each: report R4's ten classes with five photos each.
 
-    head: whose true class counts, or where that is not known the predicted one.
+    head: whose true class groups the rows or, if unknown, its predicted class.
     """
 
     def __init__(self, num_classes: int, size: int, head: str, seed: int = 0):
         self.num_classes, self.size, self.head, self.seed = num_classes, size, head, seed
-        self.of_class: dict[str, Sample] = {}
+        self.of_class: dict[str, ReservoirSample] = {}
 
     def add(self, photo: Photo, truth: Truth, row: dict) -> None:
         code = truth.get(self.head)
         key = str(row[self.head]) if code is None else f"#{code:09d}"
-        sample = self.of_class.setdefault(key, Sample(self.size, f"{self.seed} {key}"))
+        sample = self.of_class.setdefault(key, ReservoirSample(self.size, f"{self.seed} {key}"))
         sample.add(photo, truth, row)
 
     def chosen(self) -> list[list[list]]:
-        """A list for each class."""
+        """Return a list of sampled rows for each sampled class."""
         keys = sorted(self.of_class)
         drawn = random.Random(self.seed).sample(keys, min(self.num_classes, len(keys)))
         return [self.of_class[key].chosen() for key in sorted(drawn)]

@@ -1,4 +1,4 @@
-"""Rows as lines of CSV, TSV or JSON, and back."""
+"""Convert rows to lines of CSV, TSV or JSON, and read them back."""
 
 import csv
 import io
@@ -14,29 +14,29 @@ JSON_LINES = ".jsonl"
 
 
 def header(columns: dict[str, Kind], suffix: str) -> str:
-    """The first line, "" for JSON Lines. A vector of probabilities, make_probs, has a column make_prob:<id> a class."""
+    """Return the header line, "" for JSON Lines. The vector make_probs becomes one column make_prob:<id> per class."""
     if suffix == JSON_LINES:
         return ""
     names = []
     for name, kind in columns.items():
         names += [name] if isinstance(kind, str) else [f"{name.removesuffix('s')}:{one}" for one in kind]
-    return _separated([names], suffix)
+    return _delimited([names], suffix)
 
 
 def to_text(rows: list[dict], columns: dict[str, Kind], suffix: str) -> str:
-    """Lines, one a row; columns without a value are empty cells, null in JSON. Six significant digits."""
+    """Return one line per row; missing values are empty cells, null in JSON. Numbers have six significant digits."""
     if suffix == JSON_LINES:
-        return "".join(json.dumps(_plain(row, columns), ensure_ascii=False) + "\n" for row in rows)
-    return _separated([_cells(row, columns) for row in rows], suffix)
+        return "".join(json.dumps(_json_row(row, columns), ensure_ascii=False) + "\n" for row in rows)
+    return _delimited([_cells(row, columns) for row in rows], suffix)
 
 
 def read_rows(file: BinaryIO, columns: dict[str, Kind], suffix: str, name: str) -> Iterator[tuple[dict, int]]:
-    """The whole rows of a file of a header and lines of to_text, each with the place in bytes where it ends.
+    """Yield (row, end offset in bytes) for the complete rows of a file written with `header` and `to_text`.
 
-    The header is an empty row; the cells of CSV are text; a torn last line is left out. name: of the file.
-    Raises InputError for anything else.
+    The header yields an empty row; the cells of CSV are text; an incomplete last line is skipped. name: of the file,
+    for errors. Raises InputError for any other content.
     """
-    records = _whole_records(file, quoted=suffix != JSON_LINES)
+    records = _complete_records(file, quoted=suffix != JSON_LINES)
     head, names = header(columns, suffix), []
     try:
         if head:
@@ -52,12 +52,12 @@ def read_rows(file: BinaryIO, columns: dict[str, Kind], suffix: str, name: str) 
             if not isinstance(row, dict) or "path" not in row:
                 raise ValueError("a line without a path")
             yield row, end
-    except (ValueError, csv.Error) as error:  # of JSON, of UTF-8, of a wrong number of cells
+    except (ValueError, csv.Error) as error:  # invalid JSON or UTF-8, or a wrong number of cells
         raise InputError(f"{name} was not written by this command ({error}); give another --out") from None
 
 
-def _whole_records(file: BinaryIO, quoted: bool) -> Iterator[tuple[bytes, int]]:
-    """Lines, several joined where a quoted cell holds line ends, each with the place where it ends."""
+def _complete_records(file: BinaryIO, quoted: bool) -> Iterator[tuple[bytes, int]]:
+    """Yield (record, end offset), joining lines of a quoted cell that contains newlines."""
     record, end = b"", 0
     for line in file:
         record += line
@@ -67,8 +67,8 @@ def _whole_records(file: BinaryIO, quoted: bool) -> Iterator[tuple[bytes, int]]:
             record = b""
 
 
-def _separated(records: list[list[str]], suffix: str) -> str:
-    """Quoted as RFC 4180 has it. Not by the csv module, which before Python 3.13 left "\\r" bare."""
+def _delimited(records: list[list[str]], suffix: str) -> str:
+    """Quote as RFC 4180 requires. Not with the csv module, which left "\\r" unquoted before Python 3.13."""
     separator = SEPARATORS[suffix]
     special = (separator, '"', "\n", "\r")
 
@@ -93,7 +93,7 @@ def _cells(row: dict, columns: dict[str, Kind]) -> list[str]:
     return cells
 
 
-def _plain(row: dict, columns: dict[str, Kind]) -> dict:
+def _json_row(row: dict, columns: dict[str, Kind]) -> dict:
     plain = dict.fromkeys(columns)
     for name, kind in columns.items():
         value = row.get(name)

@@ -1,4 +1,4 @@
-"""True classes where they are known: from a list's columns, or from the folders that a photo lies in."""
+"""Find the true classes of photos: in the columns of a list, or in the names of the folders above a photo."""
 
 import os
 from collections import Counter
@@ -11,14 +11,13 @@ from carvision.inference.inputs import Photo
 
 
 class TrueClasses:
-    """The codes of a photo's true classes.
+    """Looks up the codes of a photo's true classes.
 
-    class_ids, class_names: {head: list}, in the order of the codes. parents: {child: (parent, codes)}, where
-    codes[i] is the parent's code of the child's class i. heads: whose truth is looked for. from_folders: also in the
-    names of the folders above a photo, the nearest first.
-    rest: {head: code} of heads with one class against the rest, which all that is no other class is of.
-    unknown: {head: {the value of a list, or the folder of a photo that is in no class' folder: number of photos}},
-    where that is no class, or the name of several.
+    class_ids, class_names: {head: list}, in the order of the codes. parents: {child: (parent, codes)}, where codes[i]
+    is the parent's code of the child's class i. heads: those to look up. from_folders: also use the names of the
+    folders above a photo, the nearest first. rest: {head: code} for one-against-the-rest heads; the class of everything
+    else. unknown: {head: {value of the list, or folder of a photo outside all class folders: number of photos}}, for
+    values that match no class or several.
     """
 
     def __init__(
@@ -26,7 +25,9 @@ class TrueClasses:
         rest: Mapping[str, int] = MappingProxyType({}),
     ):  # fmt: skip
         self.rest = rest
-        self.heads = sorted(heads, key=lambda head: head in parents)  # parents first: they tell children apart
+        self.heads = sorted(
+            heads, key=lambda head: head in parents
+        )  # parents first: they distinguish children of the same name
         self.from_folders = from_folders
         self.parents = {child: (parent, [int(code) for code in codes]) for child, (parent, codes) in parents.items()}
         self.unknown: dict[str, Counter[str]] = {head: Counter() for head in heads}
@@ -37,9 +38,9 @@ class TrueClasses:
                 self.by_name[head].setdefault(nfc(name), []).append(code)
 
     def codes(self, photo: Photo) -> dict[str, int | None]:
-        """{head: code, or None where it is not known}."""
+        """Return {head: code, or None if unknown}."""
         found: dict[str, int | None] = {}
-        path = text_of_path(photo.file) if "\\" in photo.path else photo.path  # a list may have other slashes
+        path = text_of_path(photo.file) if "\\" in photo.path else photo.path  # a list may use the other kind of slash
         folders = PurePath(os.path.abspath(path)).parts[-2::-1] if self.from_folders else ()  # noqa: PTH100
         for head in self.heads:
             if value := photo.truth.get(head):
@@ -55,7 +56,7 @@ class TrueClasses:
         return found
 
     def lines(self) -> list[str]:
-        """How many photos were of classes that the model does not know, a line a head."""
+        """Return one line per head that says how many photos have classes unknown to the model."""
         lines = []
         for head, counts in self.unknown.items():
             if counts:
@@ -69,7 +70,7 @@ class TrueClasses:
         return lines
 
     def _code(self, head: str, value: str, found: dict[str, int | None]) -> int | None:
-        """Of an id, else of a name that no other class has; only of a class that fits the parent already found."""
+        """Return the class with this id, else the only class with this name; it must fit the parent already found."""
         parent, codes_of_parents = self.parents.get(head, (None, []))
         parent_code = found.get(parent)
         value = nfc(value)

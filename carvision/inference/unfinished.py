@@ -1,5 +1,5 @@
-"""What stands beside a file while it is being written: FILE.partial with the rows, FILE.partial.json with the settings
-they were made with. Whoever writes holds a lock on the latter."""
+"""Files beside an output that is being written: FILE.partial with the rows, FILE.partial.json with the settings they
+were made with. The writing process holds a lock on the latter."""
 
 import contextlib
 import errno
@@ -16,68 +16,69 @@ from carvision.whole_files import open_kept
 
 try:
     import fcntl
-except ImportError:  # Windows, where nothing keeps two commands from writing the same file at once
+except ImportError:  # Windows, where nothing prevents two commands from writing the same file at once
     fcntl = None
 
-PART = re.compile(r"\d{12}\.(parquet|unfinished)|whole")  # in the folder of an unfinished Parquet file
+PART = re.compile(r"\d{12}\.(parquet|unfinished)|whole")  # files in the folder of an unfinished Parquet file
 
 
-def partial_of(file: Path) -> Path:
+def partial_path(file: Path) -> Path:
     return file.with_name(file.name + ".partial")
 
 
-def settings_of(file: Path) -> Path:
+def settings_path(file: Path) -> Path:
     return file.with_name(file.name + ".partial.json")
 
 
 def claim(file: Path, settings: dict, overwrite: bool) -> TextIO:
-    """The right to write `file`: the opened settings, locked until they are closed or the process ends.
+    """Lock `file` for writing; return the open settings file, which holds the lock while it is open.
 
-    settings: {what: plain value} that make the rows what they are. Raises InputError where `file` exists and is not to
-    be overwritten, another process writes it, or it was begun with other settings.
+    settings: {name: plain value} that determine the rows. Raises InputError if `file` exists and must not be
+    overwritten, another process writes it, or it was begun with other settings.
     """
     refuse_existing(file, overwrite)
-    with explained(file):
+    with oserror_as_input_error(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         opened = _lock(file)
     written = opened.read()
     try:
-        refuse_existing(file, overwrite)  # the one that held the lock may have finished it
+        refuse_existing(file, overwrite)  # the process that held the lock may have finished it
         if not _is_continued(file, written, settings, overwrite):
-            with explained(file):
+            with oserror_as_input_error(file):
                 opened.seek(0)
                 opened.truncate()
                 json.dump(settings, opened, indent=1)
                 opened.flush()
     except InputError:
         opened.close()
-        if not written:  # it was made just now
-            settings_of(file).unlink(missing_ok=True)
+        if not written:  # we have just created it
+            settings_path(file).unlink(missing_ok=True)
         raise
     return opened
 
 
 def release(file: Path, opened: TextIO) -> None:
-    """After `file` is complete."""
+    """Remove the settings file and its lock, once `file` is complete."""
     if fcntl is None:
-        opened.close()  # Windows deletes no open file
-    settings_of(file).unlink(missing_ok=True)
+        opened.close()  # Windows can't delete an open file
+    settings_path(file).unlink(missing_ok=True)
     opened.close()
 
 
 @contextlib.contextmanager
-def explained(file: Path) -> Iterator[None]:
-    """An OSError becomes an InputError."""
+def oserror_as_input_error(file: Path) -> Iterator[None]:
+    """Turn an OSError into an InputError."""
     try:
         yield
     except OSError as error:
         name, reason = shorten(str(file)), error.strerror or error
-        way = "give a shorter one" if error.errno == errno.ENAMETOOLONG else "fix that, and the same command resumes"
-        raise InputError(f"--out: {name} can't be written ({reason}); {way}") from None
+        fix = "give a shorter one" if error.errno == errno.ENAMETOOLONG else "fix that, and the same command resumes"
+        raise InputError(f"--out: {name} can't be written ({reason}); {fix}") from None
 
 
 def refuse_existing(file: Path, overwrite: bool) -> None:
-    with explained(file):
+    """Raise InputError if `file` is a folder, or exists and must not be overwritten."""
+    with oserror_as_input_error(file):
         is_folder, is_there = file.is_dir(), file.exists()
     if is_folder:
         raise InputError(
@@ -89,12 +90,12 @@ def refuse_existing(file: Path, overwrite: bool) -> None:
 
 def _lock(file: Path) -> TextIO:
     while True:
-        opened = open_kept(settings_of(file), "a+", encoding="utf-8")
+        opened = open_kept(settings_path(file), "a+", encoding="utf-8")
         opened.seek(0)
         if fcntl is None:
             return opened
         try:
-            # Not flock(), whose locks the processes that decode photos would inherit and outlive a killed command with
+            # Not flock(): the decoding workers would inherit its lock and hold it after the command is killed
             fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             opened.close()
@@ -102,52 +103,52 @@ def _lock(file: Path) -> TextIO:
                 f"--out: another command is writing {file} now; wait for it, or give another name"
             ) from None
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(opened.fileno()), settings_of(file).stat()):
+            if os.path.samestat(os.fstat(opened.fileno()), settings_path(file).stat()):
                 return opened
-        opened.close()  # it was deleted between our opening and our locking it
+        opened.close()  # deleted between opening and locking
 
 
 def _is_continued(file: Path, written: str, settings: dict, overwrite: bool) -> bool:
-    """Whether the output has begun with these settings. `written` are those that it was begun with, "" if none.
+    """Return whether an output begun with these settings exists.
 
-    Raises InputError for files that are not of this command. An output that was begun with others is discarded where it
-    is to be overwritten, else refused.
+    written: the settings that it was begun with, "" if none. Raises InputError for files of another origin. An output
+    begun with other settings is discarded if it may be overwritten, else refused.
     """
-    partial, begun = partial_of(file), os.path.lexists(partial_of(file))
-    if not begun and not written:
+    partial, exists = partial_path(file), os.path.lexists(partial_path(file))
+    if not exists and not written:
         return False
     try:
         before = json.loads(written)
     except ValueError:
         before = None
     if not isinstance(before, dict) or not before.keys() & settings.keys():
-        strange = partial if begun else settings_of(file)
+        unknown_file = partial if exists else settings_path(file)
         raise InputError(
-            f"{strange} is not of this command, or was begun with settings that are lost ({settings_of(file)}); give "
-            "another --out"
+            f"{unknown_file} was not written by this command, or the settings it was begun with are lost "
+            f"({settings_path(file)}); give another --out"
         )
     differing = [what for what in settings if before.get(what) != settings[what]]
-    if differing and begun and not overwrite:
+    if differing and exists and not overwrite:
         what = differing[0]
         raise InputError(
             f"{partial} was begun with {what} {_brief(before.get(what))}, not {_brief(settings[what])}; "
-            "give the same again, another --out, or --overwrite to begin anew"
+            "give the same again, another --out, or --overwrite to start over"
         )
-    if differing and begun:
+    if differing and exists:
         discard(file)
-    return begun and not differing
+    return exists and not differing
 
 
 def discard(file: Path) -> None:
-    """Remove what was written of `file` before it was whole."""
-    partial = partial_of(file)
+    """Remove the unfinished output of `file`."""
+    partial = partial_path(file)
     if partial.is_symlink() or not partial.is_dir():
         partial.unlink(missing_ok=True)
         return
     for part in partial.iterdir():
         if PART.fullmatch(part.name):
             part.unlink()
-    with contextlib.suppress(OSError):  # somebody has put something else there
+    with contextlib.suppress(OSError):  # it holds files that are not ours
         partial.rmdir()
 
 

@@ -1,11 +1,11 @@
-"""Where the rows go: CSV, TSV, JSON Lines or Parquet, whole or not at all, continued where a killed command ended.
+"""Write rows to CSV, TSV, JSON Lines or Parquet: complete or not at all, resumed where a killed command stopped.
 
-All outputs are used alike:
-    rows()        once, to the end: {column: value} of the rows that an earlier command wrote, without the vectors;
-                  only whole batches, so that going on gives the same numbers to the last digit as one go does
-    write(rows)   further ones, in order
-    finish()      the file appears under its name
-    close()       in any case; what is unfinished stays to be continued
+All outputs have the same methods:
+    rows()        call once, and exhaust: {column: value} of the rows that an earlier command wrote, without the
+                  vectors; only complete batches, so that a resumed output equals an uninterrupted one bit for bit
+    write(rows)   append rows, in order
+    finish()      make the file appear under its name
+    close()       call in any case; an unfinished output stays and can be resumed
 """
 
 import json
@@ -21,18 +21,23 @@ import pyarrow.parquet as pq
 from carvision.errors import InputError
 from carvision.inference.rows import Kind
 from carvision.inference.text_rows import JSON_LINES, SEPARATORS, header, read_rows, to_text
-from carvision.inference.unfinished import claim, discard, explained, partial_of, release
+from carvision.inference.unfinished import claim, discard, oserror_as_input_error, partial_path, release
 from carvision.whole_files import open_kept, open_new, own_folder
 
 PARQUET = ".parquet"
 SUFFIXES = (*SEPARATORS, JSON_LINES, PARQUET)
 METADATA = "carvision"  # the key of the Parquet schema's metadata: JSON {"classes": {head: {"ids", "names"}}}
-PART_ROWS, PART_NUMBERS, PART_SECONDS = 8192, 4_000_000, 30  # whichever a part reaches first: 16 MB of vectors
+PART_ROWS, PART_NUMBERS, PART_SECONDS = (
+    8192,
+    4_000_000,
+    30,
+)  # limits of a part, the first one reached counts: 16 MB of vectors
 
 Output = "StandardOutput | TextFile | ParquetFile"
 
 
 def check_suffix(file: Path) -> None:
+    """Raise InputError for a file whose suffix is not one of SUFFIXES."""
     if file.suffix.lower() not in SUFFIXES:
         raise InputError(f"--out: {file.name!r} does not end in one of {', '.join(SUFFIXES)}")
 
@@ -40,14 +45,17 @@ def check_suffix(file: Path) -> None:
 def open_output(
     file: Path | None, columns: dict[str, Kind], classes: dict, settings: dict, overwrite: bool, batch_size: int
 ) -> Output:
-    """None: CSV to standard output. classes: {head: {"ids", "names"}}, kept in a Parquet file. batch_size: how many
-    rows are written at a time. settings, and what raises: as for unfinished.claim."""
+    """Open the output of `file`; None: CSV on standard output.
+
+    classes: {head: {"ids", "names"}}, stored in a Parquet file. batch_size: number of rows written at a time. settings,
+    and errors: see unfinished.claim.
+    """
     if file is None:
         return StandardOutput(columns)
     check_suffix(file)
     opened = claim(file, settings, overwrite)
     try:
-        with explained(file):
+        with oserror_as_input_error(file):
             if file.suffix.lower() == PARQUET:
                 return ParquetFile(file, columns, classes, opened)
             return TextFile(file, columns, batch_size, opened)
@@ -57,7 +65,7 @@ def open_output(
 
 
 class StandardOutput:
-    """CSV."""
+    """CSV on standard output; can't be resumed."""
 
     def __init__(self, columns: dict[str, Kind]):
         self.columns = columns
@@ -79,37 +87,37 @@ class StandardOutput:
 
 
 class TextFile:
-    """CSV, TSV or JSON Lines. Unfinished, it is one file."""
+    """CSV, TSV or JSON Lines; unfinished, it is a single file."""
 
     def __init__(self, file: Path, columns: dict[str, Kind], batch_size: int, opened):
         self.file, self.columns, self.suffix, self.opened = file, columns, file.suffix.lower(), opened
         self.batch_size = batch_size
-        self.stream = open_kept(partial_of(file), "a+b")
+        self.stream = open_kept(partial_path(file), "a+b")
 
     def rows(self) -> Iterator[dict]:
         self.stream.seek(0)
         end, batch = 0, []
-        for row, place in read_rows(self.stream, self.columns, self.suffix, str(partial_of(self.file))):
+        for row, row_end in read_rows(self.stream, self.columns, self.suffix, str(partial_path(self.file))):
             batch += [row] if row else []
             if not row or len(batch) == self.batch_size:
                 yield from batch
-                end, batch = place, []
-        with explained(self.file):
+                end, batch = row_end, []
+        with oserror_as_input_error(self.file):
             self.stream.truncate(end)
             if end == 0:
                 self.stream.write(header(self.columns, self.suffix).encode())
 
     def write(self, rows: list[dict]) -> None:
-        with explained(self.file):
+        with oserror_as_input_error(self.file):
             self.stream.write(to_text(rows, self.columns, self.suffix).encode())
             self.stream.flush()
 
     def finish(self) -> None:
-        with explained(self.file):
+        with oserror_as_input_error(self.file):
             self.stream.flush()
             os.fsync(self.stream.fileno())
             self.stream.close()
-            partial_of(self.file).replace(self.file)
+            partial_path(self.file).replace(self.file)
             release(self.file, self.opened)
 
     def close(self) -> None:
@@ -118,17 +126,19 @@ class TextFile:
 
 
 class ParquetFile:
-    """Unfinished, it is a folder of whole Parquet files, named by their first row; what a killed command had not put
-    into one is done again."""
+    """Parquet; unfinished, it is a folder of complete Parquet files named by their first row.
+
+    Rows that a killed command had not written to one are predicted again.
+    """
 
     def __init__(self, file: Path, columns: dict[str, Kind], classes: dict, opened):
-        self.file, self.opened, self.folder = file, opened, partial_of(file)
+        self.file, self.opened, self.folder = file, opened, partial_path(file)
         own_folder(self.folder)
         self.schema = schema_of(columns, classes)
         self.columns = columns
         num_values = sum(1 if isinstance(kind, str) else len(kind) for kind in columns.values())
         self.part_rows = max(1, min(PART_ROWS, PART_NUMBERS // num_values))
-        self.num_rows = 0  # in parts
+        self.num_rows = 0  # in the parts written
         self.waiting: list[pa.Table] = []
         self.since = time.monotonic()
 
@@ -137,7 +147,7 @@ class ParquetFile:
         for part in self._parts():
             try:
                 if int(part.stem) != self.num_rows or not pq.read_schema(part).equals(self.schema):
-                    raise ValueError("its parts do not follow each other")
+                    raise ValueError("its parts are not consecutive")
                 rows = pq.read_table(part, columns=short).to_pylist()
             except (ValueError, OSError, pa.ArrowException) as error:
                 text = " ".join(str(error).split())[:200]
@@ -154,7 +164,7 @@ class ParquetFile:
     def finish(self) -> None:
         self._write_part()
         whole = self.folder / "whole"
-        with explained(self.file):
+        with oserror_as_input_error(self.file):
             with open_new(whole) as out:
                 with pq.ParquetWriter(out, self.schema) as writer:
                     for table in self._coalesced():
@@ -179,7 +189,7 @@ class ParquetFile:
         if not self.waiting:
             return
         table = pa.concat_tables(self.waiting)
-        with explained(self.file):
+        with oserror_as_input_error(self.file):
             part = self.folder / f"{self.num_rows:012d}.parquet"
             with open_new(part.with_suffix(".unfinished")) as out:
                 pq.write_table(table, out)
@@ -188,7 +198,7 @@ class ParquetFile:
         self.waiting = []
 
     def _coalesced(self) -> Iterator[pa.Table]:
-        """The parts in order, small ones joined, as each becomes a row group."""
+        """Yield the parts in order, joining small ones, as each becomes a row group."""
         tables: list[pa.Table] = []
         for part in self._parts():
             tables.append(pq.read_table(part, schema=self.schema))
@@ -200,6 +210,7 @@ class ParquetFile:
 
 
 def schema_of(columns: dict[str, Kind], classes: dict) -> pa.Schema:
+    """Return the Arrow schema of the columns, with the classes as metadata."""
     kinds = {"text": pa.string(), "number": pa.float32()}
     fields = [
         (name, kinds[kind] if isinstance(kind, str) else pa.list_(pa.float32())) for name, kind in columns.items()

@@ -41,10 +41,10 @@ class NeighbourMetrics(Metric):
 
     def compute(self) -> dict[str, float]:
         """{"recall_at_1", "map_at_r"}; {} where no class has two photos."""
-        from carvision.retrieval.figures import leave_one_out_figures  # only now: few runs have a metric loss
+        from carvision.retrieval.figures import leave_one_out_metrics  # only now: few runs have a metric loss
 
         embeddings, targets, counts = (_joined(values) for values in (self.embeddings, self.targets, self.counts))
-        figures = leave_one_out_figures(embeddings[counts].cpu().numpy(), targets[counts].cpu().numpy())
+        figures = leave_one_out_metrics(embeddings[counts].cpu().numpy(), targets[counts].cpu().numpy())
         return {name: figures[name] for name in ("recall_at_1", "map_at_r") if name in figures}
 
 

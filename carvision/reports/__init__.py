@@ -1,1 +1,1 @@
-"""What a person looks at: tables, plots, summaries."""
+"""Reports for people: tables, plots, summaries."""

@@ -1,4 +1,4 @@
-"""A sheet of photos beside their augmented versions."""
+"""Draw photos beside their augmented versions."""
 
 import logging
 import textwrap
@@ -34,11 +34,11 @@ def plot_augmented(
     num_versions: int = 8,
     seed: int = 0,
 ) -> None:
-    """A PNG with a row for each of some random photos, of different classes as far as there are: its name, the photo as
-    validation sees it, and its versions in the first epochs of a run with this seed. Raises InputError where none of
-    them can be read.
+    """Write a PNG with one row per random photo: its class, the photo as validation sees it, and augmented versions.
 
-    photos: of the table's rows. Mixing, if any, is among the photos of the sheet; captions name the other photo.
+    The photos are of different classes as far as possible; the versions are those of the first epochs of a run with
+    this seed. photos: of the table's rows. Mixing, if active, combines photos of the sheet; captions name the other
+    one. Raises InputError if no photo can be read.
     """
     rows = choose_rows(table, num_photos, seed)
     names = class_names(table, rows)
@@ -62,7 +62,7 @@ def plot_augmented(
 
 
 def choose_rows(table: Table, num: int, seed: int) -> list[int]:
-    """Of random photos: one of each class before there is a second of any."""
+    """Choose random photos, one of each class before a second of any."""
     codes = table.rows[table.finest].to_numpy()
     order = np.random.default_rng(seed).permutation(len(codes))
     seen: dict[int, int] = {}
@@ -74,13 +74,14 @@ def choose_rows(table: Table, num: int, seed: int) -> list[int]:
 
 
 def class_names(table: Table, rows: list[int]) -> list[str]:
+    """Return the class names of these rows, by the table's finest label."""
     label = table.class_labels[table.finest]
     codes = table.rows[table.finest].to_numpy()[rows]
     return [label.names[code] if code != UNKNOWN else f"{table.finest} not known" for code in codes]
 
 
 def _draw(columns: list[tuple[str, Tensor, list[str]]], names: list[str], title: str, file: Path) -> None:
-    """columns: of each its heading, images float (photos, 3, size, size) in 0..1, and captions to stand below them."""
+    """Draw the columns: for each its heading, images float (photos, 3, size, size) in 0..1, and captions below them."""
     width = EDGE_PX + LEFT_PX + len(columns) * (TILE_PX + GAP_PX) + GAP_PX
     lines = textwrap.wrap(title, max(40, (width - 2 * EDGE_PX) // 9))
     head = 2 * EDGE_PX + LINE_PX * len(lines) + LINE_PX
@@ -88,15 +89,19 @@ def _draw(columns: list[tuple[str, Tensor, list[str]]], names: list[str], title:
     step = TILE_PX + (CAPTION_PX if captioned else GAP_PX)
     height = head + step * len(names) + EDGE_PX
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))  # data are pixels from the top left
+    axes = figure.add_axes(
+        (0, 0, 1, 1), xlim=(0, width), ylim=(height, 0)
+    )  # data coordinates are pixels from the top left
     axes.axis("off")
     style = {"color": TEXT, "parse_math": False}
     axes.text(EDGE_PX, EDGE_PX, "\n".join(lines), va="top", size=11, weight="bold", linespacing=1.3, **style)
     for row, name in enumerate(names):
         wrapped = "\n".join(textwrap.wrap(name, 22, max_lines=4, placeholder=" \u2026"))
         axes.text(EDGE_PX, head + row * step + TILE_PX / 2, wrapped, va="center", size=9, **style)
-    for place, (heading, images, captions) in enumerate(columns):
-        left = EDGE_PX + LEFT_PX + place * (TILE_PX + GAP_PX) - (GAP_PX if place == 0 else 0)  # the original apart
+    for index, (heading, images, captions) in enumerate(columns):
+        left = (
+            EDGE_PX + LEFT_PX + index * (TILE_PX + GAP_PX) - (GAP_PX if index == 0 else 0)
+        )  # the original stands apart
         axes.text(left, head - 5, heading, va="baseline", size=9, **style)
         for row, caption in enumerate(captions):
             top = head + row * step

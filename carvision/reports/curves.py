@@ -1,4 +1,4 @@
-"""Curves of a run by epoch, training against validation: loss, accuracy, and the other figures of each head."""
+"""Plot a run by epoch, training against validation: loss, accuracy, and the other metrics of each head."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from carvision.reports.style import FAINT, SPLIT_COLOURS, create_figure, save_figure, set_title, tidy
 
-# Panels of metrics.png, a column each. The second figure, dashed, is the same as Keras counts it
+# Panels of metrics.png, one column each. The second metric, dashed, is computed as in Keras
 OTHERS = {
     "top-3 accuracy": ("top3",),
     "top-5 accuracy": ("top5",),
@@ -21,7 +21,7 @@ STYLES = ("-", "--")
 
 
 def plot_curves(history: pd.DataFrame, folder: Path) -> None:
-    """loss.png and, where there are heads with classes, accuracy.png and metrics.png, from the rows of history.csv."""
+    """Write loss.png and, for heads with classes, accuracy.png and metrics.png, from the rows of history.csv."""
     heads = sorted({name.split("/")[1] for name in history if name.count("/") == 2 and name.endswith("/loss")})
     losses = {"all heads": ["loss"]} | ({head: [f"{head}/loss"] for head in heads} if len(heads) > 1 else {})
     _plot(history, [losses], "Loss", folder / "loss.png")
@@ -40,14 +40,14 @@ def plot_curves(history: pd.DataFrame, folder: Path) -> None:
 def _plot(
     history: pd.DataFrame, rows: Sequence[dict[str, list[str]]], title: str, file: Path, percent: bool = False
 ) -> None:
-    """rows: of panels, {title: names of its figures, without their split}."""
+    """Plot rows of panels, each {title: names of its metrics, without the split}."""
     num_columns = max(map(len, rows))
     figure = create_figure(max(5.0, 3.6 * num_columns), 3.4 * len(rows))
     set_title(figure, title)
     for i, panels in enumerate(rows):
-        for j, (name, figure_names) in enumerate(panels.items()):
+        for j, (name, metric_names) in enumerate(panels.items()):
             axes = figure.add_subplot(len(rows), num_columns, i * num_columns + j + 1)
-            _draw(axes, history, figure_names)
+            _draw(axes, history, metric_names)
             axes.set_title(name, fontsize=10, loc="left", parse_math=False)
             if percent:
                 axes.set_ylim(0, 1.02)
@@ -60,10 +60,10 @@ def _plot(
     save_figure(figure, file)
 
 
-def _draw(axes: Axes, history: pd.DataFrame, figure_names: Sequence[str]) -> None:
-    """A line for each split and figure, as far as the history has them."""
+def _draw(axes: Axes, history: pd.DataFrame, metric_names: Sequence[str]) -> None:
+    """Draw one line for each split and metric that the history has."""
     for split in ("train", "val"):
-        for name, style in zip(figure_names, STYLES, strict=False):
+        for name, style in zip(metric_names, STYLES, strict=False):
             column = f"{split}/{name}"
             if column in history:
                 known = history[["epoch", column]].dropna()
@@ -75,12 +75,12 @@ def _draw(axes: Axes, history: pd.DataFrame, figure_names: Sequence[str]) -> Non
     axes.set_xlabel("epoch")
     first, last = history["epoch"].min() + 1, history["epoch"].max() + 1
     margin = max(0.2, 0.04 * (last - first))
-    axes.set_xlim(first - margin, last + margin)  # the same for all, also for one that some epochs lack
+    axes.set_xlim(first - margin, last + margin)  # the same for all panels, even if some epochs lack a metric
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _mark_phases(axes: Axes, history: pd.DataFrame) -> None:
-    """A line where a phase begins, if the run has several."""
+    """Mark the beginning of each phase, if the run has several."""
     if "phase" in history:
         for epoch in history["epoch"][history["phase"] != history["phase"].shift()][1:]:
             axes.axvline(epoch + 0.5, color=FAINT, linewidth=1, linestyle="--", zorder=0)

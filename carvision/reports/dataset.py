@@ -1,4 +1,4 @@
-"""Pictures of a data set: photos per class, and sheets of samples."""
+"""Plot a data set: photos per class, and sheets of sample photos."""
 
 import logging
 import textwrap
@@ -14,21 +14,24 @@ from matplotlib.ticker import MaxNLocator
 
 from carvision.data.images import BadImage, check_box
 from carvision.data.table import BOX, Table
-from carvision.reports.evaluation.layout import create_sheet, shortened, write_text
+from carvision.reports.evaluation.layout import create_sheet, shorten_name, write_text
 from carvision.reports.photos_on_sheets import read_small, width_px
 from carvision.reports.style import FAINT, SPLIT_COLOURS, TEXT, create_figure, save_figure, set_title, tidy
 
 log = logging.getLogger(__name__)
 
-MAX_BARS = 60  # classes that have a bar and a name each; more are drawn as a curve
-MAX_ROWS = 60  # classes on a sheet of samples: 60 rows are a picture of 9,000 pixels
+MAX_BARS = 60  # classes drawn as bars with names; more are drawn as a curve
+MAX_ROWS = 60  # classes on a sheet of samples: 60 rows are 9,000 pixels high
 TILE_PX, GAP_PX, HEAD_PX = 140, 8, 40
 BEHIND, UNREADABLE, BOX_COLOUR = "#f4f4f4", "#d0d0d0", "#00d5ff"
 
 
 def plot_class_counts(counts: pd.DataFrame, title: str, file: Path) -> None:
-    """A PNG of `carvision.data.health.class_counts`, splits stacked: a bar a class, the largest first, for up to 60
-    classes; for more, the curve over the sorted classes, and below how many classes have how many photos."""
+    """Write a PNG of `carvision.data.health.class_counts`, with stacked splits.
+
+    Up to 60 classes: one bar per class, the largest first. More: the curve over the sorted classes, and below it a
+    histogram of the class sizes.
+    """
     splits = [name for name in SPLIT_COLOURS if name in counts]
     order = np.argsort(-counts["total"].to_numpy(), kind="stable")
     counts = counts.iloc[order].reset_index(drop=True)
@@ -38,17 +41,17 @@ def plot_class_counts(counts: pd.DataFrame, title: str, file: Path) -> None:
 
 
 def _bars(counts: pd.DataFrame, splits: list[str]) -> Figure:
-    names = [shortened(name, 48) for name in counts["name"]]
+    names = [shorten_name(name, 48) for name in counts["name"]]
     figure = create_figure(8.5, 1.3 + 0.22 * len(counts))
     axes = figure.add_subplot()
-    place = np.arange(len(counts))
+    y_positions = np.arange(len(counts))
     start = np.zeros(len(counts))
     for split in splits:
-        axes.barh(place, counts[split], left=start, height=0.78, color=SPLIT_COLOURS[split], label=split)
+        axes.barh(y_positions, counts[split], left=start, height=0.78, color=SPLIT_COLOURS[split], label=split)
         start += counts[split]
     for y, total in enumerate(counts["total"]):
         axes.annotate(f"{total:,}", (total, y), (4, 0), textcoords="offset points", va="center", size=8, color=FAINT)
-    axes.set_yticks(place, names, parse_math=False)
+    axes.set_yticks(y_positions, names, parse_math=False)
     axes.set_ylim(len(counts) - 0.4, -0.6)  # the largest on top
     axes.set_xlabel("photos")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
@@ -75,7 +78,7 @@ def _curve_and_histogram(counts: pd.DataFrame, splits: list[str]) -> Figure:
         f"median {median:,.0f}", (1, median), (-4, 4), ("axes fraction", "data"), "offset points",
         ha="right", size=9, color=TEXT,
     )  # fmt: skip
-    first, last = (shortened(counts["name"].iloc[i], 48) for i in (0, -1))
+    first, last = (shorten_name(counts["name"].iloc[i], 48) for i in (0, -1))
     curve.set_title(
         f"largest: {first} ({total[0]:,}); smallest: {last} ({total[-1]:,})",
         loc="left", size=9, color=FAINT, parse_math=False,
@@ -90,7 +93,7 @@ def _curve_and_histogram(counts: pd.DataFrame, splits: list[str]) -> Figure:
 
 
 def _bins(total: np.ndarray) -> np.ndarray:
-    """Edges of at most 40 bars of equal, whole width, so that each covers equally many possible counts."""
+    """Return the edges of at most 40 bins of equal integer width, so that each covers equally many possible counts."""
     low, high = int(total.min()), int(total.max())
     width = -(-(high - low + 1) // 40)
     return np.arange(low, high + width + 1, width) - 0.5
@@ -105,8 +108,10 @@ def _legend(figure: Figure, axes: Axes, splits: list[str]) -> None:
 def plot_samples(
     table: Table, label: str, classes: Sequence[int], file: Path, num_per_class: int = 8, seed: int = 0
 ) -> None:
-    """A PNG with a row for each of these codes of `label`: its name and random photos of it, whole and upright,
-    with their boxes where the table has any. At most 60 rows. A photo that can't be read is a grey tile."""
+    """Write a PNG with one row for each of these codes of `label`: its name and random photos of it, whole and upright.
+
+    Boxes are drawn if the table has any. At most 60 rows. An unreadable photo is a grey tile.
+    """
     if len(classes) > MAX_ROWS:
         log.warning("%s: the first %d of %d classes are shown", file.name, MAX_ROWS, len(classes))
         classes = classes[:MAX_ROWS]
@@ -121,7 +126,7 @@ def plot_samples(
     for row, code in enumerate(classes):
         top = HEAD_PX + row * (TILE_PX + GAP_PX)
         write_text(axes, 10, top + TILE_PX / 2, names[row], va="center")
-        # By seed and class, so that a class shows the same photos whichever others are chosen.
+        # Seeded by class, so that it shows the same photos whichever other classes are chosen
         photos = np.random.default_rng((seed, int(code))).permutation(np.flatnonzero(codes == code))
         if not len(photos):
             write_text(axes, left_px, top + TILE_PX / 2, "no photos", va="center", color=FAINT)
@@ -137,7 +142,7 @@ def _draw_tile(axes: Axes, table: Table, photo: int, left: float, top: float) ->
         axes.add_patch(Rectangle((left, top), TILE_PX, TILE_PX, facecolor=UNREADABLE))
         write_text(axes, left + TILE_PX / 2, top + TILE_PX / 2, "unreadable", ha="center", va="center")
         return
-    axes.add_patch(Rectangle((left, top), TILE_PX, TILE_PX, facecolor=BEHIND, zorder=-1))  # images lie at 0
+    axes.add_patch(Rectangle((left, top), TILE_PX, TILE_PX, facecolor=BEHIND, zorder=-1))  # images have zorder 0
     left, top = left + (TILE_PX - image.width) // 2, top + (TILE_PX - image.height) // 2
     axes.imshow(image, extent=(left, left + image.width, top + image.height, top), aspect="auto", interpolation="none")
     box = table.rows.loc[photo, BOX].to_numpy(np.float32) if table.has_boxes else None
@@ -146,12 +151,12 @@ def _draw_tile(axes: Axes, table: Table, photo: int, left: float, top: float) ->
     try:
         check_box(box, width, height)
     except BadImage:
-        return  # a wrong box is the scan's to report; the photo is shown without
+        return  # the scan reports wrong boxes; the photo is shown without
     scale = image.width / width
     x1, y1, x2, y2 = np.clip(box, 0, (width, height, width, height)) * scale
     axes.add_patch(Rectangle((left + x1, top + y1), x2 - x1, y2 - y1, fill=False, edgecolor=BOX_COLOUR, linewidth=1.2))
 
 
 def _wrapped(name: str, width: int) -> str:
-    """In at most three lines of `width` letters."""
+    """Wrap to at most three lines of `width` characters."""
     return "\n".join(textwrap.wrap(name, width, max_lines=3, placeholder=" \u2026")) or " "

@@ -1,4 +1,4 @@
-"""The report on a data set's health: on the terminal, and as tables and pictures in a folder."""
+"""Report a data set's health: on the terminal, and as tables and plots in a folder."""
 
 import json
 import math
@@ -28,10 +28,10 @@ from carvision.errors import InputError, nearest
 from carvision.reports.dataset import plot_class_counts, plot_samples
 from carvision.whole_files import file_stems, write_csv, write_text
 
-NUM_FIRST = 3  # paths shown of each kind of problem
+NUM_FIRST = 3  # paths shown per kind of problem
 FILE_WIDTH = 120
-HIDDEN = ("", "p[234678]0", "p([234678]0|[27]5)")  # columns, on ever narrower terminals
-NUM_RANDOM = 12  # classes on a sheet of samples where none are chosen
+HIDDEN = ("", "p[234678]0", "p([234678]0|[27]5)")  # columns hidden on ever narrower terminals
+NUM_RANDOM = 12  # classes on a sheet of samples if none are chosen
 
 
 def write_health(
@@ -42,10 +42,10 @@ def write_health(
     num_per_class: int = 8,
     seed: int = 0,
 ) -> dict:
-    """Write the report's files into `folder` and return its figures, which health.json holds.
+    """Write the report's files into `folder` and return the content of health.json.
 
-    scan: of `scan_photos`. chosen: of `choose_classes`, the classes on the sheets of samples. Files: photos.csv (the
-    scan), problems.csv, copies.csv, colours.csv, and of each label with classes classes_<label>.csv,
+    scan: from `scan_photos`. chosen: from `choose_classes`, the classes on the sheets of samples. Files: photos.csv
+    (the scan), problems.csv, copies.csv, colours.csv, and for each label with classes classes_<label>.csv,
     counts_<label>.png, samples_<label>.png.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,9 +56,9 @@ def write_health(
     colours = describe_colours(table, scan)
     reference = pd.DataFrame([{"split": "ImageNet", **IMAGENET}])
     write_csv(folder / "colours.csv", pd.concat([colours, reference]).round(4).astype({"photos": "Int64"}))
-    figures = _figures(table, scan, copies)
-    figures["colours"] = [_plain(row) for row in colours.to_dict("records")]
-    figures["hints"] = hints_on_values(table, scan)
+    report = _summarise(table, scan, copies)
+    report["colours"] = [_plain(row) for row in colours.to_dict("records")]
+    report["hints"] = hints_on_values(table, scan)
     stems = file_stems(list(table.class_labels))
     for label in table.class_labels:
         stem = stems[label]
@@ -66,18 +66,18 @@ def write_health(
         write_csv(folder / f"classes_{stem}.csv", counts)
         plot_class_counts(counts, f"{table.name}, {label}", folder / f"counts_{stem}.png")
         plot_samples(table, label, chosen[label], folder / f"samples_{stem}.png", num_per_class, seed)
-        figures["labels"][label] = {
+        report["labels"][label] = {
             "classes": len(counts),
             "unknown": int((table.rows[label] == UNKNOWN).sum()),
             "splits": [_plain(row) for row in describe_counts(counts).to_dict("records")],
         }
-    text = json.dumps(figures, indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
     write_text(folder / "health.json", text + "\n")
-    return figures
+    return report
 
 
 def is_health(folder: Path) -> bool:
-    """Whether the folder holds what write_health has written."""
+    """Return whether the folder holds a report of write_health."""
     try:
         return {"name", "root", "photos", "bytes", "formats"} <= json.loads(
             (folder / "health.json").read_text(encoding="utf-8")
@@ -86,56 +86,54 @@ def is_health(folder: Path) -> bool:
         return False
 
 
-def print_health(figures: dict, console: Console | None = None) -> int:
-    """The figures of `write_health` on the terminal. Returns the number of photos that can't be used."""
+def print_health(report: dict, console: Console | None = None) -> int:
+    """Print the report of `write_health`. Returns the number of unusable photos."""
     if console is None:
         console = Console()
-        if not console.is_terminal:  # a file or a pipe has no width: room for the percentiles of report R4
+        if not console.is_terminal:  # a file or pipe has no width: make room for the percentiles of report R4
             console.width = max(console.width, FILE_WIDTH)
-    megabytes = figures["bytes"] / 1e6
-    kinds = ", ".join(f"{count:,} {name}" for name, count in figures["formats"].items())
-    sizes = figures["sizes"]
-    console.print(
-        Text(f"\n{figures['name']}: {figures['photos']:,} photos in {figures['root']}", "bold"), soft_wrap=True
-    )
+    megabytes = report["bytes"] / 1e6
+    kinds = ", ".join(f"{count:,} {name}" for name, count in report["formats"].items())
+    sizes = report["sizes"]
+    console.print(Text(f"\n{report['name']}: {report['photos']:,} photos in {report['root']}", "bold"), soft_wrap=True)
     console.print(Text(f"{megabytes:,.1f} MB; {kinds or 'none readable'}", "dim"))
     if sizes:
         shape = "; ".join(
             f"{side} {s['min']:,} to {s['max']:,} px, median {s['median']:,}" for side, s in sizes.items()
         )
         console.print(Text(shape, "dim"))
-    _print_problems(figures, console)
-    _print_copies(figures["copies"], console)
-    for hint in figures["hints"]:
+    _print_problems(report, console)
+    _print_copies(report["copies"], console)
+    for hint in report["hints"]:
         console.print(Text(f"Look at this: {hint}.", "yellow"), soft_wrap=True)
-    if figures["colours"]:
-        console.print(_colour_table(figures["colours"]))
-    for label, of_label in figures["labels"].items():
-        console.print(_count_table(label, of_label, console))
-    return figures["num_problems"]
+    if report["colours"]:
+        console.print(_colour_table(report["colours"]))
+    for label, counts in report["labels"].items():
+        console.print(_count_table(label, counts, console))
+    return report["num_problems"]
 
 
-def _print_problems(figures: dict, console: Console) -> None:
-    if not figures["num_problems"]:
+def _print_problems(report: dict, console: Console) -> None:
+    if not report["num_problems"]:
         console.print(Text("All photos can be read.", "green"))
     else:
-        console.print(Text(f"Photos that can't be used (problems.csv): {figures['num_problems']:,}", "bold red"))
-        for kind, found in figures["problems"].items():
+        console.print(Text(f"Photos that can't be used (problems.csv): {report['num_problems']:,}", "bold red"))
+        for kind, found in report["problems"].items():
             console.print(Text(f"  {kind}: {found['photos']:,}"))
             for path, detail in found["first"].items():
                 console.print(Text(f"    {path}: {detail}", "dim"), soft_wrap=True)
             if found["photos"] > len(found["first"]):
                 console.print(Text("    ...", "dim"))
-    if figures["notes"]:
-        notes = ", ".join(f"{count:,} {note}" for note, count in figures["notes"].items())
-        console.print(Text(f"Uncommon, but no obstacle (photos.csv): {notes}"))
+    if report["notes"]:
+        notes = ", ".join(f"{count:,} {note}" for note, count in report["notes"].items())
+        console.print(Text(f"Unusual, but usable (photos.csv): {notes}"))
 
 
 def _print_copies(copies: dict, console: Console) -> None:
     if not copies["groups"]:
-        console.print(Text("No two photos are equal to the byte.", "green"))
+        console.print(Text("No two photos are byte-identical.", "green"))
         return
-    text = f"Groups of photos equal to the byte (copies.csv): {copies['groups']:,}, of {copies['photos']:,} photos"
+    text = f"Groups of byte-identical photos (copies.csv): {copies['groups']:,}, of {copies['photos']:,} photos"
     console.print(Text(text, "yellow"))
     if copies["conflicts"]:
         console.print(Text(f"  with contradictory labels: {copies['conflicts']:,}", "yellow"))
@@ -144,7 +142,7 @@ def _print_copies(copies: dict, console: Console) -> None:
 
 
 def _colour_table(colours: list[dict]) -> RichTable:
-    """Mean ± standard deviation of each channel, a row a split."""
+    """Tabulate mean ± standard deviation of each channel, one row per split."""
     title = Text("\ncolours of a photo, 0 to 1 (mean ± standard deviation):", "bold")
     table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     channels = ("red", "green", "blue")
@@ -156,24 +154,26 @@ def _colour_table(colours: list[dict]) -> RichTable:
     return table
 
 
-def _count_table(label: str, of_label: dict, console: Console) -> RichTable:
-    """Photos a class, a row a split; of the percentiles as many as the terminal is wide enough for: in a file or a pipe
-    those of report R4 at least."""
+def _count_table(label: str, counts: dict, console: Console) -> RichTable:
+    """Tabulate the photos per class, one row per split, with as many percentiles as fit the terminal.
+
+    In a file or a pipe, at least those of report R4.
+    """
     for hidden in HIDDEN if console.is_terminal else HIDDEN[:2]:
-        table = _count_table_without(hidden, label, of_label)
+        table = _count_table_without(hidden, label, counts)
         if Measurement.get(console, console.options.update(max_width=1000), table).maximum <= console.width:
             break
     return table
 
 
-def _count_table_without(hidden: str, label: str, of_label: dict) -> RichTable:
-    unknown = f" (photos of unknown {label}: {of_label['unknown']:,})" if of_label["unknown"] else ""
-    title = Text(f"\n{label}: {of_label['classes']:,} classes{unknown}; photos of a class:", "bold")
+def _count_table_without(hidden: str, label: str, counts: dict) -> RichTable:
+    unknown = f" (photos of unknown {label}: {counts['unknown']:,})" if counts["unknown"] else ""
+    title = Text(f"\n{label}: {counts['classes']:,} classes{unknown}; photos per class:", "bold")
     table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    names = [name for name in of_label["splits"][0] if not re.fullmatch(hidden, name)]
+    names = [name for name in counts["splits"][0] if not re.fullmatch(hidden, name)]
     for name in names:
         table.add_column(name, justify="left" if name == "split" else "right", no_wrap=True)
-    for row in of_label["splits"]:
+    for row in counts["splits"]:
         table.add_row(row["split"], *(_number(row[name]) for name in names[1:]))
     return table
 
@@ -182,7 +182,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:,.1f}".removesuffix(".0")
 
 
-def _figures(table: Table, scan: pd.DataFrame, copies: pd.DataFrame) -> dict:
+def _summarise(table: Table, scan: pd.DataFrame, copies: pd.DataFrame) -> dict:
     bad = scan[scan["problem"] != ""]
     problems = {
         kind: {"photos": len(rows), "first": dict(zip(rows["path"][:NUM_FIRST], rows["detail"], strict=False))}
@@ -215,8 +215,11 @@ def _figures(table: Table, scan: pd.DataFrame, copies: pd.DataFrame) -> dict:
 
 
 def choose_classes(table: Table, show: Sequence[str | int] = (), seed: int = 0) -> dict[str, list[int]]:
-    """Codes of each label's classes for its sheet of samples: those that `show` names by id or name; of a label
-    that has none of them, 12 random ones. Raises InputError for a class that no label has."""
+    """Choose the codes of each label's classes for its sheet of samples.
+
+    Those that `show` names by id or name; for a label without any of them, 12 random ones. Raises InputError for a
+    class that no label has.
+    """
     chosen: dict[str, list[int]] = {label: [] for label in table.class_labels}
     for value in map(str, show):
         hits = [
@@ -226,8 +229,8 @@ def choose_classes(table: Table, show: Sequence[str | int] = (), seed: int = 0) 
             if nfc(value) in (nfc(classes.ids[code]), nfc(classes.names[code]))
         ]
         if not hits:
-            known = {word for classes in table.class_labels.values() for word in (*classes.names, *classes.ids)}
-            raise InputError(f"show: {value!r} is no class of {table.name} (id or name){nearest(value, known)}")
+            known = {name for classes in table.class_labels.values() for name in (*classes.names, *classes.ids)}
+            raise InputError(f"show: {value!r} is not a class of {table.name} (id or name){nearest(value, known)}")
         for label, code in hits:
             chosen[label].append(code)
     for label, classes in table.class_labels.items():
@@ -238,5 +241,5 @@ def choose_classes(table: Table, show: Sequence[str | int] = (), seed: int = 0) 
 
 
 def _plain(row: dict) -> dict:
-    """For JSON, which has no NaN."""
+    """Round floats and replace NaN by None, as JSON has no NaN."""
     return {k: (None if math.isnan(v) else round(v, 3)) if isinstance(v, float) else v for k, v in row.items()}

@@ -1,15 +1,15 @@
-"""Text as it is shown in Markdown: names that anybody may have chosen."""
+"""Escape arbitrary text, such as class names, for Markdown."""
 
 import re
 
-# Of CommonMark and GitHub's tables, strikethrough, formulas and entities; "://" and "www." make links of their own.
+# CommonMark and GitHub's tables, strikethrough, formulas and entities; "://" and "www." become links automatically.
 # "_" means nothing between letters.
 SPECIAL = re.compile(r"[\\`*\[\]<|#~$&]|(?<![^\W_])_|_(?![^\W_])|(?<=:)//|(?<=\bwww)\.", re.IGNORECASE)
 FIRST = re.compile(r">|[-+=](?=[-+=\s]|$)|\d+(?=[.)](?:\s|$))")  # begins a quotation or list, underlines a heading
 
 
 def escape_markdown(text: object) -> str:
-    """One line that is shown as it is wherever it stands: nothing in it is Markdown, HTML, or ends a table's cell."""
+    """Return one line that Markdown shows literally wherever it stands: no markup, no HTML, no end of a table cell."""
     line = " ".join(str(text).replace("\0", "\ufffd").split())
     line = SPECIAL.sub(lambda match: f"\\{match[0]}", line)
     start = FIRST.match(line)
@@ -19,7 +19,7 @@ def escape_markdown(text: object) -> str:
 
 
 def code_block(text: str, language: str = "") -> str:
-    """Fenced so that nothing in the text ends it."""
+    """Return a fenced code block whose fence does not occur in the text."""
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"

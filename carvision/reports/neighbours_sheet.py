@@ -1,4 +1,4 @@
-"""A sheet of queries with their nearest photos: those of the query's class in a green frame, others in a red one."""
+"""Draw queries with their nearest photos: those of the query's class in a green frame, others in a red one."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,19 +10,20 @@ from matplotlib.patches import Rectangle
 from carvision.data.images import BadImage
 from carvision.data.shards import PackedPhoto
 from carvision.reports.evaluation.layout import create_sheet, write_text
-from carvision.reports.photos_on_sheets import folded, read_small, width_px
+from carvision.reports.photos_on_sheets import read_small, width_px, wrap_label
 from carvision.reports.prediction_grid import BEHIND, NOT_KNOWN, RIGHT, WRONG
 from carvision.reports.style import FAINT, TEXT, save_figure
 
-TILE_PX = (150, 112)  # width, height: of a photo of 4 : 3, as most are
+TILE_PX = (150, 112)  # width, height: 4 : 3, as most photos are
 GAP_PX, EDGE_PX, HEAD_PX, LINE_PX, FRAME_PX = 12, 14, 40, 16, 4
 APART_PX = 26  # between a query and its neighbours
 TEXT_SIZE = 8
 
 
 class Tile(NamedTuple):
-    """photo: what images.open_image takes. box: the part of it to show, or None. name: of its class. score: how near it
-    is, None of a query. right: whether its class is the query's; None where that is not known."""
+    """A photo on the sheet. photo: what images.open_image takes. box: the part of it to show, or None. name: of its
+    class. score: similarity or distance to the query, None for a query. right: whether its class is the query's; None
+    if unknown."""
 
     photo: str | Path | PackedPhoto
     box: Sequence[float] | None
@@ -32,10 +33,10 @@ class Tile(NamedTuple):
 
 
 def plot_neighbours(rows: list[tuple[Tile, list[Tile]]], measure: str, file: Path) -> None:
-    """rows: a query each, with its neighbours, the nearest first. measure: what their scores are."""
+    """Write a PNG with one row per query and its neighbours, the nearest first. measure: name of their scores."""
     most = max(len(neighbours) for _, neighbours in rows)
     pitch, row_height = TILE_PX[0] + GAP_PX, TILE_PX[1] + 6 + 3 * LINE_PX + GAP_PX
-    width = max(2 * EDGE_PX + (1 + most) * pitch + APART_PX, 640)  # a narrow sheet still has room for the explanation
+    width = max(2 * EDGE_PX + (1 + most) * pitch + APART_PX, 640)  # leaves room for the legend
     figure, axes = create_sheet(width, HEAD_PX + len(rows) * row_height)
     left = EDGE_PX
     known = any(tile.right is not None for _, neighbours in rows for tile in neighbours)
@@ -47,8 +48,8 @@ def plot_neighbours(rows: list[tuple[Tile, list[Tile]]], measure: str, file: Pat
     for number, (query, neighbours) in enumerate(rows):
         top = HEAD_PX + number * row_height
         _draw(axes, query, EDGE_PX, top)
-        for place, tile in enumerate(neighbours, start=1):
-            _draw(axes, tile, EDGE_PX + place * pitch + APART_PX, top)
+        for rank, tile in enumerate(neighbours, start=1):
+            _draw(axes, tile, EDGE_PX + rank * pitch + APART_PX, top)
     save_figure(figure, file)
 
 
@@ -60,13 +61,13 @@ def _draw(axes: Axes, tile: Tile, left: float, top: float) -> None:
     axes.add_patch(Rectangle((left + FRAME_PX, top + FRAME_PX), *room, facecolor=BEHIND, linewidth=0, zorder=-1))
     try:
         image, _ = read_small(tile.photo, room, tile.box)
-    except BadImage:  # it could be read a moment ago
+    except BadImage:  # changed since it was embedded
         write_text(axes, left + wide / 2, top + high / 2, "unreadable", ha="center", va="center", color=FAINT)
     else:
         x, y = left + (wide - image.width) // 2, top + (high - image.height) // 2
         axes.imshow(image, extent=(x, x + image.width, y + image.height, y), aspect="auto", interpolation="none")
-    lines = folded(tile.name, "", wide, TEXT_SIZE)
+    lines = wrap_label(tile.name, "", wide, TEXT_SIZE)
     lines += [f"{tile.score:.3f}"] if tile.score is not None else []
     for number, line in enumerate(lines):
-        place = top + high + 6 + (number + 0.5) * LINE_PX
-        write_text(axes, left, place, line, va="center", size=TEXT_SIZE, color=TEXT if tile.right is None else colour)
+        y_text = top + high + 6 + (number + 0.5) * LINE_PX
+        write_text(axes, left, y_text, line, va="center", size=TEXT_SIZE, color=TEXT if tile.right is None else colour)

@@ -1,4 +1,4 @@
-"""What sheets of photos share: small upright photos, and how wide a line of text is."""
+"""Helpers for sheets of photos: small upright photos, and text of a given width."""
 
 import math
 from pathlib import Path
@@ -18,8 +18,11 @@ ELLIPSIS, INDENT = "\u2026", "    "
 def read_small(
     photo: str | Path | PackedPhoto, room_px: tuple[int, int], box: np.ndarray | None = None
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """The photo, or what is inside its box, upright and as large as it fits into that width and height; and the width
-    and height of the whole photo, upright, which boxes refer to. Raises BadImage, also for a box outside the photo."""
+    """Read a photo, or its box, upright and scaled to fit into room_px (width, height).
+
+    Also returns the size of the whole upright photo, which boxes refer to. Raises BadImage, also for a box outside the
+    photo.
+    """
     with open_image(photo) as image:
         try:
             turn = upright_turn(image)
@@ -29,7 +32,7 @@ def read_small(
                 check_box(box, width, height)
                 left, top, right, bottom = np.clip(box, 0, (width, height, width, height)).tolist()
             wide, high = right - left, bottom - top
-            # libjpeg's rough scaling, while it decodes, to at least twice the wanted size
+            # libjpeg scales while decoding, to at least twice the wanted size
             shrink = max(1, int(min(wide, high) // (2 * max(room_px))))
             image.draft("RGB", (image.width // shrink, image.height // shrink))
             image = to_rgb(image)
@@ -41,19 +44,19 @@ def read_small(
             return image.resize(size, Image.Resampling.BICUBIC, box=part), (width, height)
         except BadImage:
             raise
-        except Exception as error:  # each decoder has its own
+        except Exception as error:  # each decoder raises its own types
             raise BadImage(f"can't be decoded ({error})") from None
 
 
 def width_px(line: str, size: float, weight: str = "normal") -> int:
-    """Of text in that size in points."""
+    """Return the width of a line of text; size in points."""
     font = FontProperties(size=size, weight=weight)
     points, _, _ = text_to_path.get_text_width_height_descent(line, font, ismath=False)
     return math.ceil(points * DPI / 72)
 
 
-def shortened(text: str, end: str, room_px: int, size: float) -> str:
-    """text + end, the text shortened until both are no wider than that, in that size in points."""
+def shorten_to_width(text: str, end: str, room_px: int, size: float) -> str:
+    """Return text + end, with the text shortened to fit into room_px; size in points."""
     if width_px(text + end, size) <= room_px:
         return text + end
     while len(text) > 1 and width_px(text + ELLIPSIS + end, size) > room_px:
@@ -61,8 +64,8 @@ def shortened(text: str, end: str, room_px: int, size: float) -> str:
     return text + ELLIPSIS + end
 
 
-def folded(name: str, end: str, room_px: int, size: float) -> list[str]:
-    """name + end in a line no wider than that, or in two, of which the second is indented and may be shortened."""
+def wrap_label(name: str, end: str, room_px: int, size: float) -> list[str]:
+    """Wrap name + end to one or two lines of room_px; the second is indented and shortened if necessary."""
     words = name.split()
     if width_px(" ".join(words) + end, size) <= room_px:
         return [" ".join(words) + end]
@@ -71,5 +74,5 @@ def folded(name: str, end: str, room_px: int, size: float) -> list[str]:
         num -= 1
     first, rest = " ".join(words[:num]), " ".join(words[num:])
     if not rest:
-        return [shortened(first, end, room_px, size)]
-    return [shortened(first, "", room_px, size), shortened(INDENT + rest, end, room_px, size)]
+        return [shorten_to_width(first, end, room_px, size)]
+    return [shorten_to_width(first, "", room_px, size), shorten_to_width(INDENT + rest, end, room_px, size)]

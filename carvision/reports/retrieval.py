@@ -1,4 +1,4 @@
-"""A retrieval as a whole: its tables on the terminal, its files, and the sheet of queries with their nearest photos."""
+"""Report a retrieval: tables on the terminal, files, and the sheet of queries with their nearest photos."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,13 +10,13 @@ from rich.text import Text
 
 from carvision.data.table import BOX
 from carvision.embedding.files import Embeddings
-from carvision.reports.comparison.sheets import BEST, Sheet
-from carvision.reports.comparison.tables import print_sheet
+from carvision.reports.comparison.sheets import BEST, TextTable
+from carvision.reports.comparison.tables import print_table
 from carvision.reports.neighbours_sheet import Tile, plot_neighbours
 from carvision.whole_files import write_csv, write_json
 
 if TYPE_CHECKING:
-    from carvision.retrieval.task import Task
+    from carvision.retrieval.task import RetrievalTask
 
 SHOWN = 8  # neighbours on the sheet
 MEASURES = {"cosine": "cosine", "l2": "distance"}
@@ -29,18 +29,23 @@ KNN = {
 }
 
 
-def write_figures(
-    folder: Path, task: "Task", about: dict, knn: dict[int, dict], means: dict, of_queries: dict[str, np.ndarray]
+def write_metrics(
+    folder: Path,
+    task: "RetrievalTask",
+    about: dict,
+    knn: dict[int, dict],
+    means: dict,
+    per_query: dict[str, np.ndarray],
 ) -> None:
-    """retrieval.json, knn.csv and per_class.csv into the folder.
+    """Write retrieval.json, knn.csv and per_class.csv into the folder.
 
-    knn {k: figures}. means {figure: mean over the queries}. of_queries {figure: float (Q,)}, NaN where it has none.
+    knn {k: metrics}. means {metric: mean over the queries}. per_query {metric: float (Q,)}, NaN if undefined.
     """
     frame = pd.DataFrame(knn).T
     write_csv(folder / "knn.csv", frame.rename_axis("k").reset_index())
     label = task.queries.table.labels[task.label]
     codes = task.query_codes
-    each = pd.DataFrame(of_queries).groupby(codes).mean().reindex(np.unique(codes))
+    each = pd.DataFrame(per_query).groupby(codes).mean().reindex(np.unique(codes))
     each.insert(0, "queries", np.bincount(codes, minlength=len(label))[each.index])
     each.insert(0, "name", [label.names[code] for code in each.index])
     each.insert(0, "id", [label.ids[code] for code in each.index])
@@ -48,45 +53,48 @@ def write_figures(
     write_json(folder / "retrieval.json", {**about, "knn": {str(k): v for k, v in knn.items()}, "retrieval": means})
 
 
-def print_figures(title: str, about: dict, knn: dict[int, dict], means: dict) -> None:
-    """As R2's table, k by figure, and retrieval in a line."""
+def print_metrics(title: str, about: dict, knn: dict[int, dict], means: dict) -> None:
+    """Print a table like R2's, k by metric, and retrieval in one line."""
     gallery = about["gallery"] if isinstance(about["gallery"], str) else f"gallery: {', '.join(about['gallery'])}"
-    told = f"{title}: {about['num_queries']:,} queries ({about['split']}), {about['num_gallery']:,} photos ({gallery})"
+    counts = f"{about['num_queries']:,} queries ({about['split']}), {about['num_gallery']:,} photos ({gallery})"
     console = Console()
-    console.print(Text(". ".join([told, *about["notes"]]) + "."), soft_wrap=True)
+    console.print(Text(". ".join([f"{title}: {counts}", *about["notes"]]) + "."), soft_wrap=True)
     values = pd.DataFrame(knn).T
     shown = (100 * values).round(2)
     best = (shown == shown.max()) & (len(shown) > 1)
     rows = [[str(k), *(f"{shown.loc[k, name]:.2f}" for name in KNN)] for k in shown.index]
     marks = [["", *(BEST if best.loc[k, name] else "" for name in KNN)] for k in shown.index]
     note = "Precision, recall and F1 are weighted by the size of the classes."
-    heading = f"k-nearest-neighbour classification of {about['label']}, %"
-    print_sheet(Sheet(heading, ["k", *KNN.values()], rows, marks, notes=[note]), console)
+    title = f"k-nearest-neighbour classification of {about['label']}, %"
+    print_table(TextTable(title, ["k", *KNN.values()], rows, marks, notes=[note]), console)
     titles = {"r_precision": "R-precision", "map_at_r": "MAP@R"}
     header = [titles.get(name, name.replace("recall_at_", "Recall@")) for name in means]
     row = [f"{100 * value:.2f}" for value in means.values()]
     if means:
-        print_sheet(Sheet("Retrieval, %", ["", *header], [[about["label"], *row]], [[""] * (1 + len(row))]), console)
+        print_table(
+            TextTable("Retrieval, %", ["", *header], [[about["label"], *row]], [[""] * (1 + len(row))]), console
+        )
 
 
 def draw_sheet(
-    file: Path, task: "Task", chosen: np.ndarray, rows: np.ndarray, scores: np.ndarray, distance: str
+    file: Path, task: "RetrievalTask", chosen: np.ndarray, rows: np.ndarray, scores: np.ndarray, distance: str
 ) -> None:
-    """The chosen queries, int (N,), with the nearest of rows and scores (Q, K)."""
+    """Draw the chosen queries, int (N,), with the first of their nearest photos; rows, scores (Q, K)."""
     cropped = task.about.get("crop_to_box", False)
     lines = []
     for query in chosen:
         tiles = [
-            tile_of(task.gallery, task.label, row, cropped, score, task.gallery_codes[row] == task.query_codes[query])
+            make_tile(task.gallery, task.label, row, cropped, score, task.gallery_codes[row] == task.query_codes[query])
             for row, score in zip(rows[query, :SHOWN], scores[query, :SHOWN], strict=True)
         ]
-        lines.append((tile_of(task.queries, task.label, query, cropped), tiles))
+        lines.append((make_tile(task.queries, task.label, query, cropped), tiles))
     plot_neighbours(lines, MEASURES[distance], file)
 
 
-def tile_of(
+def make_tile(
     photos: Embeddings, label: str, row: int, cropped: bool, score: float | None = None, right: bool | None = None
 ) -> Tile:
+    """Return the tile of a photo, with its box if the network saw boxes."""
     table = photos.table
     box = table.rows[BOX].iloc[row].to_numpy(np.float32) if cropped and table.has_boxes else None
     code = table.rows[label].iloc[row]
@@ -104,8 +112,10 @@ def print_answers(
     folder: Path,
     with_sheet: bool = True,
 ) -> None:
-    """The nearest photos of each query, a file and its box: printed, in neighbours.csv, and on neighbours.png. rows,
-    scores (queries, K)."""
+    """Print the nearest photos of each query (file, box), and write neighbours.csv and neighbours.png.
+
+    rows, scores: (queries, K).
+    """
     table, console, measure = gallery.table, Console(), MEASURES[distance]
     codes, paths, classes = table.rows[label].to_numpy(), table.rows["path"].to_numpy(), table.labels[label]
     sheet, listed = [], []
@@ -116,10 +126,10 @@ def print_answers(
         ]
         cells = [[str(rank), f"{score:.4f}", name, path] for rank, path, _, name, score in answers]
         header = ["", measure, label, "photo"]
-        print_sheet(Sheet(f"Nearest to {file}", header, cells, [[""] * len(header)] * len(cells)), console)
+        print_table(TextTable(f"Nearest to {file}", header, cells, [[""] * len(header)] * len(cells)), console)
         listed += [(str(file), *answer) for answer in answers]
         shown = zip(near[:SHOWN], nearness[:SHOWN], strict=True)
-        tiles = [tile_of(gallery, label, row, about["crop_to_box"], score) for row, score in shown]
+        tiles = [make_tile(gallery, label, row, about["crop_to_box"], score) for row, score in shown]
         sheet.append((Tile(file, box, file.name), tiles))
     columns = ["path", "rank", "neighbour", f"neighbour_{label}", "name", "score"]
     write_csv(folder / "neighbours.csv", pd.DataFrame(listed, columns=columns), float_format="%.6g")

@@ -1,4 +1,4 @@
-"""How all plots look, and how they are saved. Figures are made without pyplot, which would keep global state."""
+"""Shared style of all plots. Figures are created without pyplot, which would keep global state."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from carvision.folders import PROGRAM
 from carvision.whole_files import written_whole
 
-SPLIT_COLOURS = {"train": "#4477aa", "val": "#ddaa33", "test": "#bb5566", "no split": "#bbbbbb"}  # safe for all eyes
+SPLIT_COLOURS = {"train": "#4477aa", "val": "#ddaa33", "test": "#bb5566", "no split": "#bbbbbb"}  # colour-blind safe
 TEXT = "#333333"
 FAINT = "#8a8a8a"
 GRID = "#e4e4e4"
@@ -20,7 +20,7 @@ def create_figure(width_in: float, height_in: float) -> Figure:
 
 
 def tidy(axes: Axes, grid: str) -> None:
-    """Faint grid lines ("x" or "y": the axis they mark), no frame but at the foot and the left, quiet text."""
+    """Draw faint grid lines for the `grid` axis ("x", "y", "both"), only the bottom and left spine, and muted text."""
     axes.grid(axis=grid, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -31,12 +31,12 @@ def tidy(axes: Axes, grid: str) -> None:
 
 
 def set_title(figure: Figure, title: str) -> None:
-    """At the top left. Names from data sets are shown as they are: a "$" starts no formula."""
+    """Set the title at the top left. Names from data sets are shown literally: a "$" starts no formula."""
     figure.suptitle(title, x=0.01, ha="left", color=TEXT, size=12, weight="bold", parse_math=False)
 
 
 def save_figure(figure: Figure, file: Path) -> None:
-    """PNG; a file of that name is replaced when the new one is complete, so that none is ever half written."""
+    """Write a PNG atomically: an existing file is replaced only when the new one is complete."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(file) as place:
-        figure.savefig(place, format="png", metadata={"Software": PROGRAM})
+    with written_whole(file) as partial:
+        figure.savefig(partial, format="png", metadata={"Software": PROGRAM})

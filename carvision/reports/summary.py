@@ -1,4 +1,4 @@
-"""What a person reads of a run: the network's parts (summary.txt) and the closing table."""
+"""Summarise a run: the network's parts (summary.txt) and the closing tables."""
 
 import io
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import nn
 
 from carvision.whole_files import write_text
 
-WHERE = """In the run's folder: model.safetensors and model.json (the network), metrics.json and results.txt (figures),
+WHERE = """In the run's folder: model.safetensors and model.json (the network), metrics.json and results.txt (metrics),
 history.csv and loss, accuracy, metrics.png (epochs), checkpoints/, splits.csv, config.yaml, summary.txt, run.log"""
 ACCURACIES = {
     "top1": "top1", "top3": "top3", "top5": "top5", "balanced_accuracy": "balanced", "auc": "AUC",
@@ -19,7 +19,7 @@ AVERAGES = {"": "mean of the classes", "_at50": "all p > 0.5 (Keras)"}
 
 
 def summarise_network(model: nn.Module) -> str:
-    """Parts of the network with their parameters, and how many of those are trained."""
+    """Return a table of the network's parts with their parameters, and how many of those are trained."""
     rows = [("part", "parameters", "trained")]
     parts = dict(model.named_children())
     for name, part in parts.items():
@@ -40,9 +40,9 @@ def _counts(name: str, module: nn.Module) -> tuple[str, str, str]:
 
 
 def closing_tables(metrics: dict, labels: dict[str, dict]) -> list[RichTable]:
-    """Of the test split, or of validation where there is no test. None is wider than 80 columns.
+    """Return the tables of the test split, or of validation if there is no test; none is wider than 80 columns.
 
-    metrics: as in metrics.json. labels: as LitClassifier has them.
+    metrics: as in metrics.json. labels: as in LitClassifier.
     """
     split = "test" if metrics.get("test") else "val"
     classes = [head for head, label in labels.items() if "ids" in label]
@@ -54,68 +54,68 @@ def closing_tables(metrics: dict, labels: dict[str, dict]) -> list[RichTable]:
     return tables + ([_decoding_table(split, metrics["decodings"][split])] if metrics.get("decodings") else [])
 
 
-def _accuracy_table(split: str, figures: dict, heads: list[str]) -> RichTable:
+def _accuracy_table(split: str, metrics: dict, heads: list[str]) -> RichTable:
     columns = {
         name: heading
         for name, heading in ACCURACIES.items()
-        if name == "top1" or any(f"{head}/{name}" in figures for head in heads)
+        if name == "top1" or any(f"{head}/{name}" in metrics for head in heads)
     }
     table = _table(f"{split}: accuracy in %", "head", list(columns.values()))
     for head in heads:
-        table.add_row(head, *(_percent(figures.get(f"{head}/{name}")) for name in columns))
+        table.add_row(head, *(_percent(metrics.get(f"{head}/{name}")) for name in columns))
     if len(heads) > 1:
-        table.add_row("all heads right", _percent(figures.get("joint/top1")))
-    if "joint/consistent" in figures:
-        table.add_row("fit together", _percent(figures["joint/consistent"]))
+        table.add_row("all heads right", _percent(metrics.get("joint/top1")))
+    if "joint/consistent" in metrics:
+        table.add_row("fit together", _percent(metrics["joint/consistent"]))
     return table
 
 
-def _precision_table(split: str, figures: dict, heads: list[str]) -> RichTable:
-    """A row a head and way of counting."""
+def _precision_table(split: str, metrics: dict, heads: list[str]) -> RichTable:
+    """Tabulate precision and recall, one row per head and way of averaging."""
     table = _table(f"{split}: precision and recall in %", "head", ["counted as", "precision", "recall", "F1"])
     table.columns[1].justify = "left"
     for head in heads:
         for end, average in AVERAGES.items():
-            values = [figures.get(f"{head}/{name}{end}") for name in ("precision", "recall", "f1")]
+            values = [metrics.get(f"{head}/{name}{end}") for name in ("precision", "recall", "f1")]
             if any(value is not None for value in values):
                 table.add_row("" if end else head, average, *map(_percent, values))
     return table
 
 
-def _error_table(split: str, figures: dict, units: dict[str, str]) -> RichTable:
+def _error_table(split: str, metrics: dict, units: dict[str, str]) -> RichTable:
     table = _table(f"{split}: errors", "head", ["mean", "root mean square", "unit"])
     for head, unit in units.items():
-        table.add_row(head, *(f"{figures[f'{head}/{name}']:.4g}" for name in ("mae", "rmse")), unit)
+        table.add_row(head, *(f"{metrics[f'{head}/{name}']:.4g}" for name in ("mae", "rmse")), unit)
     return table
 
 
-def _embedding_table(split: str, figures: dict) -> RichTable:
-    """Of the nearest neighbours of each photo among the others of the split."""
+def _embedding_table(split: str, metrics: dict) -> RichTable:
+    """Tabulate the retrieval metrics of each photo's nearest neighbours among the others of the split."""
     table = _table(f"{split}: nearest neighbours in %", "of each photo", ["Recall@1", "MAP@R"])
     names = ("recall_at_1", "map_at_r")
-    table.add_row("its embedding's", *(_percent(figures.get(f"embedding/{name}")) for name in names))
+    table.add_row("its embedding's", *(_percent(metrics.get(f"embedding/{name}")) for name in names))
     return table
 
 
 def _decoding_table(split: str, rules: dict[str, dict]) -> RichTable:
-    """Accuracy under each rule by which parent and child are read from the probabilities."""
-    table = _table(f"{split}: accuracy in % by model.decoding", "figure", list(rules))
+    """Tabulate accuracy under each rule for decoding parent and child classes from the probabilities."""
+    table = _table(f"{split}: accuracy in % by model.decoding", "metric", list(rules))
     for name in next(iter(rules.values())):
-        words = {"joint/top1": "all heads right", "joint/consistent": "fit together"}.get(name, name)
-        table.add_row(words, *(_percent(figures.get(name)) for figures in rules.values()))
+        title = {"joint/top1": "all heads right", "joint/consistent": "fit together"}.get(name, name)
+        table.add_row(title, *(_percent(metrics.get(name)) for metrics in rules.values()))
     return table
 
 
 def _table(title: str, first: str, others: list[str]) -> RichTable:
     table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD)
-    table.add_column(first, overflow="fold")  # a long name goes on in the next line, and no heading is cut off
+    table.add_column(first, overflow="fold")  # wraps long names instead of truncating headings
     for heading in others:
         table.add_column(heading, justify="right")
     return table
 
 
 def time_line(metrics: dict) -> str:
-    """ "12.3 min wall, 20.1 min CPU, 0.19 (0.90 an hour)", as far as metrics.json knows them."""
+    """Return time and cost as far as metrics.json has them: "12.3 min wall, 20.1 min CPU, 0.19 (0.90 an hour)"."""
     seconds = metrics.get("seconds", {})
     parts = [
         f"{seconds[key] / 60:.1f} min {name}" for key, name in (("total", "wall"), ("cpu", "CPU")) if key in seconds
@@ -127,7 +127,7 @@ def time_line(metrics: dict) -> str:
 
 
 def print_closing(metrics: dict, labels: dict[str, dict], folder: Path) -> None:
-    """The tables on the terminal, and as text in results.txt."""
+    """Print the closing tables, and write them to results.txt."""
     closing = [*closing_tables(metrics, labels), *filter(None, [time_line(metrics)])]
     terminal = Console()
     terminal.print(*closing, sep="\n", highlight=False)

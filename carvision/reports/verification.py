@@ -1,4 +1,4 @@
-"""A verification as a whole: its tables on the terminal, its files, and the ROC curves."""
+"""Report a verification: tables on the terminal, files, and ROC curves."""
 
 import math
 from pathlib import Path
@@ -12,88 +12,90 @@ from rich.console import Console
 from rich.text import Text
 
 from carvision.reports.comparison.plots import COLOURS, legend_below
-from carvision.reports.comparison.sheets import BEST, Sheet
-from carvision.reports.comparison.tables import print_sheet
+from carvision.reports.comparison.sheets import BEST, TextTable
+from carvision.reports.comparison.tables import print_table
 from carvision.reports.style import FAINT, TEXT, create_figure, save_figure, set_title, tidy
 from carvision.verification import METHODS
 from carvision.verification.figures import FAR_LEVELS, roc, tar_name
-from carvision.verification.scoring import Scored
+from carvision.verification.scoring import ScoredPairs
 from carvision.whole_files import file_stems, write_csv, write_json
 
 NAMES = {"cosine": "cosine", "l2": "L2 distance", "svm": "linear SVM", "joint_bayes": "Joint Bayesian"}
-STYLES = {"l2": (0, (4, 3))}  # of embeddings of length 1 it has the curve of the cosine, which shows through
-LEAST_FAR = 1e-3  # where the logarithmic curves begin, if there are as many different pairs
+STYLES = {"l2": (0, (4, 3))}  # dashed: for embeddings of length 1 it covers the cosine's curve
+LEAST_FAR = 1e-3  # left end of the logarithmic curves, if there are enough different pairs
 
 
-def write_verification(folder: Path, title: str, about: dict, scored: dict[str, Scored]) -> None:
-    """verification.json, verification.csv, pairs_<difficulty>.csv and roc.png into the folder; tables on the terminal.
+def write_verification(folder: Path, title: str, about: dict, scored: dict[str, ScoredPairs]) -> None:
+    """Write verification.{json,csv}, pairs_<difficulty>.csv and roc.png into the folder, and print the tables.
 
-    title: one line. about: what verification.json says besides, plain values.
+    title: one line. about: further content of verification.json, plain values.
     """
     stems = file_stems(list(scored))
     for difficulty, pairs in scored.items():
         columns = {"path1": pairs.first, "path2": pairs.second, "same": pairs.same.astype(int)}
         write_csv(folder / f"pairs_{stems[difficulty]}.csv", pd.DataFrame(columns | pairs.scores), float_format="%.6g")
-    write_csv(folder / "verification.csv", frame_of(scored))
-    plot_roc(scored, f"{title}: pairs told apart", folder / "roc.png")
+    write_csv(folder / "verification.csv", scores_frame(scored))
+    plot_roc(scored, f"{title}: ROC", folder / "roc.png")
     difficulties = {
-        difficulty: {"pairs": len(pairs.same), "same": int(pairs.same.sum()), "figures": _without_nan(pairs.figures)}
+        difficulty: {"pairs": len(pairs.same), "same": int(pairs.same.sum()), "figures": _without_nan(pairs.metrics)}
         for difficulty, pairs in scored.items()
     }
     write_json(folder / "verification.json", {**about, "difficulties": difficulties})
     console = Console()
     console.print(Text(" ".join(f"{line.rstrip('.')}." for line in (title, *about["notes"]))))
-    for sheet in (accuracy_sheet(scored), *curve_sheets(scored)):
-        print_sheet(sheet, console)
+    for table in (accuracy_table(scored), *curve_tables(scored)):
+        print_table(table, console)
 
 
-def frame_of(scored: dict[str, Scored]) -> pd.DataFrame:
-    """A row a difficulty and method: difficulty, method, pairs, same, and the figures."""
+def scores_frame(scored: dict[str, ScoredPairs]) -> pd.DataFrame:
+    """Return one row per difficulty and method: difficulty, method, pairs, same, and the metrics."""
     rows = [
-        {"difficulty": difficulty, "method": method, "pairs": len(pairs.same), "same": int(pairs.same.sum()), **figures}
+        {"difficulty": difficulty, "method": method, "pairs": len(pairs.same), "same": int(pairs.same.sum()), **metrics}
         for difficulty, pairs in scored.items()
-        for method, figures in pairs.figures.items()
+        for method, metrics in pairs.metrics.items()
     ]
     return pd.DataFrame(rows)
 
 
-def _without_nan(figures: dict[str, dict[str, float]]) -> dict:
-    """For JSON, which has no NaN."""
+def _without_nan(metrics: dict[str, dict[str, float]]) -> dict:
+    """Replace NaN by None, as JSON has no NaN."""
     return {
         method: {name: None if math.isnan(value) else value for name, value in of_method.items()}
-        for method, of_method in figures.items()
+        for method, of_method in metrics.items()
     }
 
 
-def accuracy_sheet(scored: dict[str, Scored]) -> Sheet:
-    """As the field shows it: a row a method, a column a difficulty."""
-    frame = frame_of(scored)
+def accuracy_table(scored: dict[str, ScoredPairs]) -> TextTable:
+    """Tabulate accuracy as is usual in the field: one row per method, one column per difficulty."""
+    frame = scores_frame(scored)
     wide = frame.pivot(index="method", columns="difficulty", values="accuracy")
     wide = wide.loc[[method for method in METHODS if method in wide.index], list(scored)]
     rows = [[NAMES[method], *(_percent(value) for value in wide.loc[method])] for method in wide.index]
     marks = [["", *marks] for marks in _best(wide, largest=True)]
     counts = ", ".join(f"{name} {len(pairs.same):,}" for name, pairs in scored.items())
-    return Sheet("Pairs told rightly, %, at the threshold of the training pairs", ["method", *scored], rows, marks,
+    return TextTable("Pair accuracy (%), at the threshold of the training pairs", ["method", *scored], rows, marks,
                  notes=[f"Pairs: {counts}."])  # fmt: skip
 
 
-def curve_sheets(scored: dict[str, Scored]) -> list[Sheet]:
-    """Of each difficulty what needs no threshold: AUC, equal error rate, true accepts at false-accept rates."""
+def curve_tables(scored: dict[str, ScoredPairs]) -> list[TextTable]:
+    """Tabulate for each difficulty what needs no threshold: AUC, equal error rate, true at false accept rates."""
     titles = {"auc": "AUC", "eer": "EER %"} | {tar_name(far): f"TAR % at FAR {100 * far:g} %" for far in FAR_LEVELS}
-    sheets = []
+    tables = []
     for difficulty, pairs in scored.items():
-        frame = pd.DataFrame(pairs.figures).T[list(titles)]
+        frame = pd.DataFrame(pairs.metrics).T[list(titles)]
         rows = [[NAMES[method], f"{row['auc']:.4f}".replace("nan", "–"), *map(_percent, row[1:])]
                 for method, row in frame.iterrows()]  # fmt: skip
         marks = np.stack([_best(frame[[name]], largest=name != "eer") for name in titles], axis=1)[..., 0]
         num_different = int((~pairs.same).sum())
         notes = [
-            f"FAR {100 * far:g} % takes {round(1 / far):,} different pairs to tell; here are {num_different:,}."
+            f"FAR {100 * far:g} % needs {round(1 / far):,} different pairs to measure; here are {num_different:,}."
             for far in FAR_LEVELS
             if num_different * far < 1
         ]
-        sheets.append(Sheet(difficulty, ["method", *titles.values()], rows, [["", *row] for row in marks], notes=notes))
-    return sheets
+        tables.append(
+            TextTable(difficulty, ["method", *titles.values()], rows, [["", *row] for row in marks], notes=notes)
+        )
+    return tables
 
 
 def _percent(value: float) -> str:
@@ -101,14 +103,14 @@ def _percent(value: float) -> str:
 
 
 def _best(frame: pd.DataFrame, largest: bool) -> np.ndarray:
-    """ "best" or "" for each, by columns, ties as shown included; none where there is nothing to compare."""
+    """Return "best" or "" for each value, by column, ties as displayed included; no best in a single row."""
     shown = frame.round(4)
     best = shown == (shown.max() if largest else shown.min())
     return np.where(best & (len(frame) > 1), BEST, "")
 
 
-def plot_roc(scored: dict[str, Scored], title: str, file: Path) -> None:
-    """A PNG: a column a difficulty, a curve a method; above as it is, below with few false accepts drawn wide."""
+def plot_roc(scored: dict[str, ScoredPairs], title: str, file: Path) -> None:
+    """Write a PNG with one column per difficulty and one curve per method; linear FAR above, logarithmic below."""
     figure = create_figure(max(5.6, 3.7 * len(scored)), 6.6)
     panels = figure.subplots(2, len(scored), squeeze=False, sharey=True)
     methods = [method for method in METHODS if method in next(iter(scored.values())).scores]
@@ -122,7 +124,7 @@ def plot_roc(scored: dict[str, Scored], title: str, file: Path) -> None:
             curve = roc(pairs.scores[method], pairs.same)
             style = {"color": _colour(method), "linewidth": 1.6, "linestyle": STYLES.get(method, "-")}
             even.plot(curve.far, curve.tar, **style)
-            begin = np.flatnonzero(curve.far <= least)[-1]  # what lies left of it would be a line along the edge
+            begin = np.flatnonzero(curve.far <= least)[-1]  # points further left would draw a line along the edge
             far = curve.far[begin:].clip(min=least)
             wide.plot(far, curve.tar[begin:], drawstyle="steps-post", **style)
         even.set_title(f"{difficulty}: {len(pairs.same):,} pairs", loc="left", size=10, color=TEXT, parse_math=False)

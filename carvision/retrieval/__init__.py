@@ -1,1 +1,1 @@
-"""Nearest neighbours of embeddings, and what they tell of a network: retrieval and k-NN classification."""
+"""Nearest neighbours of embeddings, and the metrics computed from them: retrieval and k-NN classification."""

@@ -1,4 +1,4 @@
-"""Approximate nearest neighbours through faiss, for galleries that are too large to be searched exactly each time."""
+"""Approximate nearest neighbours with faiss, for galleries too large for exact search."""
 
 import importlib
 
@@ -6,24 +6,25 @@ import numpy as np
 import torch
 
 from carvision.errors import InputError
-from carvision.retrieval.search import lengths, nearest, without_own
+from carvision.retrieval.search import checked_norms, nearest, without_own
 
 KINDS = ("hnsw", "ivf")
 BLOCK = 65_536  # rows that are copied at a time
-LINKS, BUILD_WIDTH = 32, 200  # of hnsw: of each row; candidates while it is built
-MOST_TO_TRAIN = 64  # of ivf: rows for each list, as faiss advises
+LINKS, BUILD_WIDTH = 32, 200  # hnsw: links per row; candidates considered while building
+MOST_TO_TRAIN = 64  # ivf: training rows per list, as faiss advises
 
 
 class Index:
-    """gallery float (G, D). kind "hnsw": a graph of near rows (Malkov and Yashunin 2018), the quicker and larger one;
-    "ivf": 4 sqrt(G) lists, of which a sixteenth is looked at. distance: as of search.nearest.
+    """An approximate index of the gallery, float (G, D).
 
-    Raises InputError where faiss is not installed, or a value is not finite.
+    kind "hnsw": a graph of neighbouring rows (Malkov and Yashunin 2018), the faster and larger one; "ivf": 4 sqrt(G)
+    lists, of which a sixteenth is searched. distance: see search.nearest. Raises InputError if faiss is not installed,
+    or a value is not finite.
     """
 
     def __init__(self, gallery: np.ndarray, kind: str, distance: str):
         self.faiss = _faiss(kind)
-        lengths(gallery, "gallery", distance)
+        checked_norms(gallery, "gallery", distance)
         self.gallery, self.distance = gallery, distance
         num, width = gallery.shape
         metric = self.faiss.METRIC_INNER_PRODUCT if distance == "cosine" else self.faiss.METRIC_L2
@@ -31,7 +32,7 @@ class Index:
             self.index = self.faiss.IndexHNSWFlat(width, LINKS, metric)
             self.index.hnsw.efConstruction = BUILD_WIDTH
         else:
-            num_lists = max(1, min(int(4 * num**0.5), num // 39))  # faiss asks for 39 rows a list
+            num_lists = max(1, min(int(4 * num**0.5), num // 39))  # faiss wants at least 39 rows per list
             self.index = self.faiss.index_factory(width, f"IVF{num_lists},Flat", metric)
             self.index.nprobe = max(1, min(num_lists, max(8, num_lists // 16)))
             chosen = np.random.default_rng(0).permutation(num)[: MOST_TO_TRAIN * num_lists]
@@ -46,8 +47,8 @@ class Index:
         return rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(min=1e-30)
 
     def nearest(self, queries: np.ndarray, k: int, own: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """As search.nearest. Queries for which the index finds fewer than k are searched for exactly."""
-        lengths(queries, "query", self.distance)
+        """Return scores and rows as search.nearest does; queries with fewer than k results are searched exactly."""
+        checked_norms(queries, "query", self.distance)
         num = k + (own is not None)
         if hasattr(self.index, "hnsw"):
             self.index.hnsw.efSearch = max(64, 2 * num)

@@ -1,4 +1,4 @@
-"""What one start of carvision.retrieve does."""
+"""Run carvision.retrieve."""
 
 import argparse
 import logging
@@ -13,11 +13,11 @@ import pandas as pd
 from carvision.errors import InputError
 from carvision.freed_memory import keep_freed_memory
 from carvision.output_folder import output_folder
-from carvision.reports.retrieval import draw_sheet, print_answers, print_figures, write_figures
-from carvision.retrieval.classify import knn_figures, vote
+from carvision.reports.retrieval import draw_sheet, print_answers, print_metrics, write_metrics
+from carvision.retrieval.classify import knn_metrics, vote
 from carvision.retrieval.engine import Engine
-from carvision.retrieval.figures import blocks_of, joined, judge, num_at_once, num_relevant
-from carvision.retrieval.task import Photos, Task, gallery_of, name_of, open_photos, read_task
+from carvision.retrieval.figures import concatenate_blocks, num_relevant, queries_per_block, query_metrics, split_blocks
+from carvision.retrieval.task import PhotoCollection, RetrievalTask, gallery_of, name_of, open_photos, read_task
 from carvision.run_log import start_log
 from carvision.whole_files import written_whole
 
@@ -28,22 +28,22 @@ LISTED = 10  # neighbours of each query in neighbours.csv, and on the sheet
 
 @dataclass(frozen=True)
 class Found:
-    """of_queries {figure: float (Q,)}: NaN of queries whose class has no other photo. predicted {k: int (Q,)}: classes.
-    rows int (Q, LISTED), scores float (Q, LISTED): of the nearest photos."""
+    """Results of a search. per_query {metric: float (Q,)}: NaN for queries whose class has no other photo. predicted
+    {k: int (Q,)}: classes. rows int (Q, LISTED), scores float (Q, LISTED): of the nearest photos."""
 
-    of_queries: dict[str, np.ndarray]
+    per_query: dict[str, np.ndarray]
     predicted: dict[int, np.ndarray]
     rows: np.ndarray
     scores: np.ndarray
 
 
 def run(options: argparse.Namespace) -> Path:
-    """Returns the folder. The options are those of carvision.retrieve."""
+    """Search and return the folder written. options: of carvision.retrieve."""
     keep_freed_memory()
     start_log(None)
     photos = open_photos(options)
     if options.query:
-        return _answer(photos, options)
+        return _answer_queries(photos, options)
     for note in photos.notes:
         log.warning("%s", note)
     with _claim(photos, options) as folder:
@@ -51,10 +51,10 @@ def run(options: argparse.Namespace) -> Path:
     return folder
 
 
-def _retrieve(photos: Photos, options: argparse.Namespace, folder: Path) -> None:
+def _retrieve(photos: PhotoCollection, options: argparse.Namespace, folder: Path) -> None:
     task = read_task(photos, options)
     log.info(
-        "%s queries among %s photos, %d numbers each, %s",
+        "%s queries among %s photos, %d-dimensional, %s",
         f"{len(task.queries):,}", f"{len(task.gallery):,}", task.queries.values.shape[1], options.index,
     )  # fmt: skip
     began = time.perf_counter()
@@ -65,67 +65,69 @@ def _retrieve(photos: Photos, options: argparse.Namespace, folder: Path) -> None
     about |= {"num_queries": len(task.queries), "num_gallery": len(task.gallery), "search_seconds": round(seconds, 3)}
     about |= engine.checked(task.queries.values, task.own)
     num_classes = len(task.queries.table.labels[task.label])
-    knn = {k: knn_figures(task.query_codes, codes, num_classes) for k, codes in found.predicted.items()}
-    judged = np.isfinite(found.of_queries["map_at_r"])
-    means = {name: float(values[judged].mean()) for name, values in found.of_queries.items() if judged.any()}
-    write_figures(folder, task, about, knn, means, found.of_queries)
+    knn = {k: knn_metrics(task.query_codes, codes, num_classes) for k, codes in found.predicted.items()}
+    judged = np.isfinite(found.per_query["map_at_r"])
+    means = {name: float(values[judged].mean()) for name, values in found.per_query.items() if judged.any()}
+    write_metrics(folder, task, about, knn, means, found.per_query)
     _write_neighbours(folder / "neighbours.csv", task, found)
     if options.sheet and photos.packed:
-        log.warning("no sheet is drawn, as the embeddings are of a pack, which only the run itself can open")
+        log.warning("no sheet is drawn: the photos are in a pack, which only the run itself can open")
     elif options.sheet:
         chosen = np.sort(np.random.default_rng(0).permutation(len(task.queries))[: options.sheet])
         draw_sheet(folder / "neighbours.png", task, chosen, found.rows, found.scores, options.distance)
-    print_figures(f"{name_of(options)} on {task.queries.table.name}", about, knn, means)
+    print_metrics(f"{name_of(options)} on {task.queries.table.name}", about, knn, means)
 
 
-def search(task: Task, engine: Engine, options: argparse.Namespace) -> Found:
-    """Block by block of queries, so that no more than the neighbours of one are in memory."""
+def search(task: RetrievalTask, engine: Engine, options: argparse.Namespace) -> Found:
+    """Search in blocks of queries, so that only one block's neighbours are in memory."""
     most = len(task.gallery) - int((task.own >= 0).any())
     if most < 1:
-        raise InputError(f"--gallery: {len(task.gallery)} photo is there, and the query is that one; give more photos")
-    ks, recall_at = _within(options.k, most, "--k"), _within(options.recall_at, most, "--recall-at")
+        raise InputError("--gallery: its only photo is the query itself; give more photos")
+    ks, recall_at = _fitting_values(options.k, most, "--k"), _fitting_values(options.recall_at, most, "--recall-at")
     relevant = num_relevant(task.query_codes, task.gallery_codes, task.own)
     alone = int((relevant == 0).sum())
     if alone:
         log.warning(
-            "%s of %s queries have no other photo of their %s to be found; they count for k-NN alone",
+            "%s of %s queries have no other photo of their %s in the gallery; they count for k-NN only",
             f"{alone:,}", f"{len(relevant):,}", task.label,
         )  # fmt: skip
     num = int(min(most, max(LISTED, relevant.max(), *ks, *recall_at)))
     num_classes = len(task.queries.table.labels[task.label])
-    figures, predicted, listed = [], [], []
-    for rows in blocks_of(np.arange(len(relevant)), num_at_once(num, num_classes)):
+    metrics, predicted, listed = [], [], []
+    for rows in split_blocks(np.arange(len(relevant)), queries_per_block(num, num_classes)):
         scores, found = engine.nearest(task.queries.values[rows], num, task.own[rows])
         codes = task.gallery_codes[found]
         distances = np.maximum(0, 1 - scores) if options.distance == "cosine" else scores
         predicted.append(vote(codes, distances, ks, options.votes, num_classes))
-        of_block = judge(codes == task.query_codes[rows, None], relevant[rows].clip(min=1), recall_at)
-        figures.append({name: np.where(relevant[rows] > 0, values, np.nan) for name, values in of_block.items()})
+        block_metrics = query_metrics(codes == task.query_codes[rows, None], relevant[rows].clip(min=1), recall_at)
+        metrics.append({name: np.where(relevant[rows] > 0, values, np.nan) for name, values in block_metrics.items()})
         listed.append({"rows": found[:, :LISTED], "scores": scores[:, :LISTED]})
-    nearest_ones = joined(listed)
-    return Found(joined(figures), joined(predicted), nearest_ones["rows"], nearest_ones["scores"])
+    nearest_ones = concatenate_blocks(listed)
+    return Found(
+        concatenate_blocks(metrics), concatenate_blocks(predicted), nearest_ones["rows"], nearest_ones["scores"]
+    )
 
 
-def _within(wanted: list[int], most: int, option: str) -> list[int]:
-    """Those that the gallery has photos for, rising."""
+def _fitting_values(wanted: list[int], most: int, option: str) -> list[int]:
+    """Return the values that the gallery has enough photos for, ascending."""
     fitting = sorted({value for value in wanted if value <= most})
     if len(fitting) < len(set(wanted)):
-        log.warning("%s: there are %d photos to be found, so that larger values than that are left out", option, most)
+        log.warning("%s: the gallery has %d other photos; larger values are left out", option, most)
     return fitting or [most]
 
 
-def _claim(photos: Photos, options: argparse.Namespace) -> AbstractContextManager[Path]:
+def _claim(photos: PhotoCollection, options: argparse.Namespace) -> AbstractContextManager[Path]:
     if photos.source is not None:
         return photos.source.claim_folder(options.out, "retrievals")
     return output_folder(options.out, options.run / "retrievals", "retrievals")
 
 
-def _write_neighbours(file: Path, task: Task, found: Found) -> None:
-    """A line for each query and each of its nearest photos."""
+def _write_neighbours(file: Path, task: RetrievalTask, found: Found) -> None:
+    """Write one line for each query and each of its nearest photos."""
     queries, gallery = task.queries.table.rows["path"].to_numpy(), task.gallery.table.rows["path"].to_numpy()
     ids = np.array(task.queries.table.labels[task.label].ids, dtype=object)
-    with written_whole(file) as place, place.open("w", encoding="utf-8", newline="") as opened:
-        for number, rows in enumerate(blocks_of(np.arange(len(queries)), num_at_once(LISTED))):
+    with written_whole(file) as partial, partial.open("w", encoding="utf-8", newline="") as opened:
+        for number, rows in enumerate(split_blocks(np.arange(len(queries)), queries_per_block(LISTED))):
             near, times = found.rows[rows], found.rows.shape[1]
             columns = {
                 "path": np.repeat(queries[rows], times),
@@ -138,8 +140,8 @@ def _write_neighbours(file: Path, task: Task, found: Found) -> None:
             pd.DataFrame(columns).to_csv(opened, index=False, header=number == 0, float_format="%.6g")
 
 
-def _answer(photos: Photos, options: argparse.Namespace) -> Path:
-    """The nearest photos of the gallery to photos of one's own."""
+def _answer_queries(photos: PhotoCollection, options: argparse.Namespace) -> Path:
+    """Find the gallery photos nearest to the files given with --query."""
     source = photos.require_network(options)
     label = photos.table.class_label(options.label, "--label")
     queries = source.embed_files(options.query, options.box)

@@ -1,4 +1,4 @@
-"""Engine: the gallery, and how it is searched: exactly, or by an approximate index of faiss."""
+"""Engine: search the gallery exactly, or with an approximate faiss index."""
 
 import logging
 
@@ -9,24 +9,29 @@ from carvision.retrieval.search import nearest
 
 log = logging.getLogger(__name__)
 
-SAMPLE = 1000  # queries with which an approximate index is checked
+SAMPLE = 1000  # queries that an approximate index is checked with
 CHECKED_AT = 10
 
 
 class Engine:
-    """gallery: float (G, D). distance, device: see search.nearest. index: "exact", or one of approximate.KINDS."""
+    """Searches a gallery, float (G, D).
+
+    distance, device: see search.nearest. index: "exact", or one of approximate.KINDS.
+    """
 
     def __init__(self, gallery: np.ndarray, distance: str, index: str, device: str):
         self.gallery, self.distance, self.device = gallery, distance, choose_device(device)
         self.index = None
         if index != "exact":
-            from carvision.retrieval.approximate import Index  # only now: faiss is an extra
+            from carvision.retrieval.approximate import Index  # imported late: faiss is an extra
 
             self.index = Index(gallery, index, distance)
 
     def nearest(self, queries: np.ndarray, k: int, own: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Scores float32 (Q, k) and rows int64 (Q, k). own int (Q,): the query's own row, which is left out; -1: it has
-        none; None: none has."""
+        """Return scores float32 (Q, k) and rows int64 (Q, k).
+
+        own int (Q,): each query's own row, which is left out; -1: it has none; None: no query has one.
+        """
         alone = np.ones(len(queries), bool) if own is None else own < 0
         if alone.all() or not alone.any():
             return self._nearest(queries, k, None if alone.all() else own)
@@ -41,7 +46,7 @@ class Engine:
         return nearest(queries, self.gallery, k, self.distance, own=own, device=self.device)
 
     def checked(self, queries: np.ndarray, own: np.ndarray) -> dict:
-        """{"index_recall"}: of an approximate index the share of the 10 nearest that it finds, on a sample; else {}."""
+        """Return {"index_recall"}, the fraction of the true 10 nearest that an approximate index finds; else {}."""
         if self.index is None:
             return {}
         rows = np.sort(np.random.default_rng(0).permutation(len(queries))[:SAMPLE])

@@ -1,9 +1,8 @@
-"""How good neighbours are, in the field's terms: Recall@K, R-precision, MAP@R.
+"""Retrieval metrics: Recall@K, R-precision, MAP@R (Musgrave et al. 2020, "A metric learning reality check").
 
-Musgrave et al. 2020, "A metric learning reality check". R of a query is the number of gallery photos of its class,
-without its own photo if that is there. Recall@K: whether one of the K nearest is of the class. R-precision: the share
-of the class among the R nearest. MAP@R: the sum of the precisions among the first i, over those i <= R where the i-th
-is of the class, divided by R.
+R of a query is the number of gallery photos of its class, excluding its own photo. Recall@K: whether one of the K
+nearest is of the class. R-precision: the fraction of the R nearest that is of the class. MAP@R: the sum of the
+precisions among the first i, over those i <= R where the i-th is of the class, divided by R.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,34 +12,37 @@ import numpy as np
 from carvision.retrieval.search import nearest
 
 BLOCK = 1024  # queries whose neighbours are in memory at a time
-NEIGHBOURS = 4_000_000  # of a block; with what is computed of each they take about 150 MB
+NEIGHBOURS = 4_000_000  # per block; with everything computed from them about 150 MB
 
 
 def num_relevant(query_codes: np.ndarray, gallery_codes: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """int64 (Q,): R of each query. Codes int, from 0. own int (Q,): the query's own row of the gallery, -1 for none."""
+    """Return R of each query, int64 (Q,).
+
+    Codes int, from 0. own int (Q,): the query's own row of the gallery, -1: none.
+    """
     most = max(query_codes.max(initial=-1), gallery_codes.max(initial=-1)) + 1
     return np.bincount(gallery_codes, minlength=most)[query_codes] - (own >= 0)
 
 
-def judge(right: np.ndarray, relevant: np.ndarray, recall_at: Sequence[int]) -> dict[str, np.ndarray]:
-    """{"recall_at_<k>", "r_precision", "map_at_r"}: float64 (B,), of queries whose R is above 0.
+def query_metrics(right: np.ndarray, relevant: np.ndarray, recall_at: Sequence[int]) -> dict[str, np.ndarray]:
+    """Return {"recall_at_<k>", "r_precision", "map_at_r"}, float64 (B,), for queries whose R is above 0.
 
-    right: bool (B, K), whether the i-th nearest is of the query's class, for K at least the largest R and k (or all
-    there are). relevant int (B,): R.
+    right: bool (B, K), whether the i-th nearest is of the query's class, K at least the largest R and k (or all
+    photos). relevant int (B,): R.
     """
-    places = np.arange(1, right.shape[1] + 1)
-    hits = right & (places <= relevant[:, None])
-    precisions = np.cumsum(hits, axis=1) / places
-    figures = {f"recall_at_{k}": right[:, :k].any(axis=1).astype(np.float64) for k in recall_at}
-    figures["r_precision"] = hits.sum(axis=1) / relevant
-    figures["map_at_r"] = (precisions * hits).sum(axis=1) / relevant
-    return figures
+    ranks = np.arange(1, right.shape[1] + 1)
+    hits = right & (ranks <= relevant[:, None])
+    precisions = np.cumsum(hits, axis=1) / ranks
+    metrics = {f"recall_at_{k}": right[:, :k].any(axis=1).astype(np.float64) for k in recall_at}
+    metrics["r_precision"] = hits.sum(axis=1) / relevant
+    metrics["map_at_r"] = (precisions * hits).sum(axis=1) / relevant
+    return metrics
 
 
-def leave_one_out_figures(embeddings: np.ndarray, codes: np.ndarray, recall_at: Sequence[int] = (1,)) -> dict:
-    """{"recall_at_<k>", "r_precision", "map_at_r"}: means over the photos, each looked for among all others by cosine.
+def leave_one_out_metrics(embeddings: np.ndarray, codes: np.ndarray, recall_at: Sequence[int] = (1,)) -> dict:
+    """Return mean {"recall_at_<k>", "r_precision", "map_at_r"}, each photo searched among all others by cosine.
 
-    embeddings float32 (N, D), codes int (N,) from 0. {} where no class has two photos.
+    embeddings float32 (N, D), codes int (N,) from 0. {} if no class has two photos.
     """
     relevant = num_relevant(codes, codes, own=np.arange(len(codes)))
     counting = np.flatnonzero(relevant > 0)
@@ -48,23 +50,23 @@ def leave_one_out_figures(embeddings: np.ndarray, codes: np.ndarray, recall_at: 
         return {}
     k = int(min(len(codes) - 1, max(relevant.max(), *recall_at)))
     parts = []
-    for rows in blocks_of(counting, num_at_once(k)):
+    for rows in split_blocks(counting, queries_per_block(k)):
         _, found = nearest(embeddings[rows], embeddings, k, own=rows)
-        parts.append(judge(codes[found] == codes[rows, None], relevant[rows], recall_at))
-    return {name: float(values.mean()) for name, values in joined(parts).items()}
+        parts.append(query_metrics(codes[found] == codes[rows, None], relevant[rows], recall_at))
+    return {name: float(values.mean()) for name, values in concatenate_blocks(parts).items()}
 
 
-def num_at_once(k: int, num_classes: int = 1) -> int:
-    """Queries of a block, of whose k nearest, and votes for each class, the memory is bounded; the more they are, the
-    less often the search has to prepare the gallery."""
+def queries_per_block(k: int, num_classes: int = 1) -> int:
+    """Return how many queries to search at a time: bounds memory, yet prepares the gallery as rarely as possible."""
     return max(16, min(8192, NEIGHBOURS // max(k, num_classes)))
 
 
-def blocks_of(rows: np.ndarray, size: int = BLOCK) -> Iterator[np.ndarray]:
+def split_blocks(rows: np.ndarray, size: int = BLOCK) -> Iterator[np.ndarray]:
+    """Yield consecutive blocks of the rows."""
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
 
 
-def joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The figures of blocks of queries, one after the other."""
+def concatenate_blocks(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Concatenate the arrays of blocks of queries."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,9 +1,9 @@
-"""Exact nearest neighbours in blocks: the memory needed does not grow with the gallery.
+"""Exact nearest neighbours in blocks: memory use does not grow with the gallery.
 
-Most pairs are only looked at roughly. Each block of queries is multiplied with a block of the gallery, in bfloat16
-where that is twice as fast. The k-th largest of the maxima of chunks of columns is not above the k-th largest product,
-so that whatever lies below it by more than all that rounding can do is none of the k nearest. What is left, little more
-than k pairs a query, is computed again in float32, and the k best of it are kept.
+Most pairs are only computed approximately. Each block of queries is multiplied with a block of the gallery, in bfloat16
+on processors where that is twice as fast. The k-th largest of the maxima of chunks of columns is a lower bound of the
+k-th largest product, so whatever lies below it by more than the largest rounding error is none of the k nearest. What
+remains, little more than k pairs per query, is recomputed in float32, and the k best are kept.
 """
 
 import logging
@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 
 DISTANCES = ("cosine", "l2")
 BLOCKS = (1024, 16384)  # queries, gallery; their products take 67 MB in float32
-CHUNK = 64  # columns at most; fewer let less through, but take longer to look at
-SPARE = 256  # candidates a query beyond 2 k with which the rough look still pays
+CHUNK = 64  # columns at most; fewer let fewer candidates through, but take longer to scan
+MAX_EXTRA_CANDIDATES = 256  # candidates per query beyond 2 k with which the rough pass still pays
 ROW_MASK = 0xFFFFFFFF  # the half of a key that holds the row
-NOTHING = -0x7F800001 << 32  # the key of a place that is still free: a score of minus infinity
+EMPTY_KEY = -0x7F800001 << 32  # the key of an empty slot: a score of minus infinity
 
 
 def nearest(
@@ -38,25 +38,25 @@ def nearest(
     own: np.ndarray | None = None,
     blocks: tuple[int, int] = BLOCKS,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest rows of the gallery (G, D) to each query (Q, D): scores float32 (Q, k), rows int64 (Q, k).
+    """Return the k nearest rows of the gallery (G, D) for each query (Q, D): scores float32 (Q, k), rows int64 (Q, k).
 
-    Both float32, also memory-mapped; blocks = (queries, gallery) of them are copied to the device at a time. distance
+    Both float32, optionally memory-mapped; blocks = (queries, gallery): rows copied to the device at a time. distance
     "cosine": scores are cosines, largest first; lengths do not matter. "l2": scores are Euclidean distances, smallest
-    first. leave_one_out: query i is row i of the gallery, which is left out of its neighbours; own int64 (Q,): it is
-    row own[i]. Of equal scores the lower row stands first.
+    first. leave_one_out: query i is row i of the gallery and excluded from its own neighbours; own int64 (Q,): query i
+    is row own[i]. The lower row comes first among equal scores.
 
-    A pair's score is the same whatever the blocks are, and equal embeddings tie. It is computed in float32, whose
-    rounding (about 1e-7 of the product of the lengths) decides between rows that differ by less; another kind of
-    device can give other last bits. An embedding of zeros has a cosine of 0 with all others, and a warning tells how
-    many there are. Raises InputError if a value is not finite, or k is not from 1 to the number of rows there are.
+    A pair's score does not depend on the blocks, and equal embeddings tie. It is computed in float32, whose rounding
+    (about 1e-7 of the product of the lengths) decides between rows that differ by less; other kinds of device can give
+    other last bits. An embedding of zeros has cosine 0 with all others; a warning reports how many there are. Raises
+    InputError if a value is not finite, or k is not from 1 to the number of rows available.
 
-    What is prepared of the gallery is prepared in every call: give a thousand queries or more at a time.
+    The gallery is prepared in every call: pass a thousand queries or more at a time.
     """
     own = np.arange(len(queries)) if leave_one_out and own is None else own
     _check(queries, gallery, k, distance, own)
-    norms = [lengths(array, name, distance) for array, name in ((queries, "query"), (gallery, "gallery"))]
+    norms = [checked_norms(array, name, distance) for array, name in ((queries, "query"), (gallery, "gallery"))]
     centre = np.zeros(gallery.shape[1], np.float32)
-    if distance == "l2":  # counted from the mean, numbers have more of their digits for what differs
+    if distance == "l2":  # centring leaves more of float32's digits for the differences
         total = sum(part.sum(axis=0, dtype=np.float64) for part in _blocks(gallery))
         centre = (total / len(gallery)).astype(np.float32)
         norms = [_norms(array, centre) for array in (queries, gallery)]
@@ -70,15 +70,18 @@ def nearest(
 
 
 def without_own(scores: np.ndarray, rows: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of k + 1 neighbours the k that are not the query's own row; the last goes where it is not among them."""
+    """Drop the query's own row from k + 1 neighbours; if it is not among them, drop the last."""
     others = rows != own[:, None]
     others[others.all(axis=1), -1] = False
     shape = (len(rows), rows.shape[1] - 1)
     return scores[others].reshape(shape), rows[others].reshape(shape)
 
 
-def lengths(embeddings: np.ndarray, name: str, distance: str) -> np.ndarray:
-    """float32 (N,); tells of zeros, and raises InputError of what is not finite or whose square is not."""
+def checked_norms(embeddings: np.ndarray, name: str, distance: str) -> np.ndarray:
+    """Return the lengths, float32 (N,); warn about zeros.
+
+    Raises InputError for values that are not finite, or whose squares are not.
+    """
     norms = _norms(embeddings)
     bad = np.flatnonzero(~np.isfinite(norms))
     if len(bad):
@@ -115,17 +118,17 @@ def _check(queries: np.ndarray, gallery: np.ndarray, k: int, distance: str, own:
         )
     most = len(gallery) - (own is not None)
     if not 1 <= k <= most:
-        raise InputError(f"k: {k} is not from 1 to {most}, the photos there are to choose from; take a smaller k")
+        raise InputError(f"k: {k} is not from 1 to {most}, the number of photos to choose from; use a smaller k")
 
 
 class Side(NamedTuple):
-    """A block of embeddings, prepared so that the nearest have the largest inner product."""
+    """A block of embeddings, transformed so that the nearest have the largest inner product."""
 
     exact: Tensor  # float32 (B, D), in l2 (B, D + 1)
-    rough: Tensor  # the same in the precision of the first look; of the gallery in the order of chunks
+    rough: Tensor  # the same in the precision of the first pass; the gallery's in chunk order
     length: Tensor  # (B,), of exact
     error: Tensor  # (B,), the length of exact - rough
-    chunk: int = 1  # rows that are looked at together
+    chunk: int = 1  # rows scanned together
 
 
 def _search(
@@ -138,10 +141,10 @@ def _search(
     norms: list[np.ndarray],
     blocks: tuple[int, int],
 ) -> Tensor:
-    """int64 (Q, k): keys of the nearest. In l2 the scores are those of _gallery_side."""
+    """Return the keys of the nearest, int64 (Q, k). In l2 their scores are those of _gallery_side."""
     kind = torch.bfloat16 if device.type == "cpu" and _is_fast_in_bfloat16() else torch.float32
     scale = max(float(norms[1].max()), 1e-30)
-    best = torch.full((len(queries), k), NOTHING)
+    best = torch.full((len(queries), k), EMPTY_KEY)
     for first in range(0, len(gallery), blocks[1]):
         part = slice(first, first + blocks[1])
         exact = _gallery_side(_to(gallery[part] - centre, device), _to(norms[1][part], device), distance, scale)
@@ -149,9 +152,9 @@ def _search(
         for start in range(0, len(queries), blocks[0]):
             part = slice(start, start + blocks[0])
             rows = _query_side(_to(queries[part] - centre, device), _to(norms[0][part], device), distance, scale)
-            known, most = best[part].to(device), len(rows) * (2 * k + SPARE)
+            known, most = best[part].to(device), len(rows) * (2 * k + MAX_EXTRA_CANDIDATES)
             found = _merge(_side(rows, kind), columns, first, known, most)
-            if found is None and kind == torch.bfloat16:  # it does not tell these embeddings apart: no more of it
+            if found is None and kind == torch.bfloat16:  # too coarse for these embeddings: float32 from here on
                 kind, columns = torch.float32, _side(exact, torch.float32, columns.chunk)
                 found = _merge(_side(rows, kind), columns, first, known, most)
             best[part] = _merge_all(rows, exact, first, known) if found is None else found
@@ -165,15 +168,17 @@ def _query_side(block: Tensor, norms: Tensor, distance: str, scale: float) -> Te
 
 
 def _gallery_side(block: Tensor, norms: Tensor, distance: str, scale: float) -> Tensor:
-    """In l2 with a column more: |q - g|^2 = |q|^2 - 2 (q.g - |g|^2 / 2), so q.g - |g|^2 / 2 is to be large. `scale`,
-    the largest norm, makes that column no longer than the others."""
+    """Append a column in l2: |q - g|^2 = |q|^2 - 2 (q.g - |g|^2 / 2), so the nearest maximise q.g - |g|^2 / 2.
+
+    `scale`, the largest norm, keeps that column no longer than the others.
+    """
     if distance == "cosine":
         return block / norms[:, None].clamp(min=1e-30)
     return torch.cat([block, (-norms / scale * norms / 2)[:, None]], dim=1)
 
 
 def _side(exact: Tensor, kind: torch.dtype, chunk: int = 1) -> Side:
-    """A chunk has every n-th row of n chunks, as photos of a class often stand together; filled up with zeros."""
+    """Split rows into n chunks by taking every n-th row, as photos of a class are often adjacent; pad with zeros."""
     rough = exact.to(kind)
     padded = torch.nn.functional.pad(rough, (0, 0, 0, -len(rough) % chunk))
     in_chunks = padded.view(chunk, -1, padded.shape[1]).transpose(0, 1).reshape(padded.shape)
@@ -181,13 +186,15 @@ def _side(exact: Tensor, kind: torch.dtype, chunk: int = 1) -> Side:
 
 
 def _chunk_of(width: int, k: int) -> int:
-    """Rows of a chunk: few enough for twice as many chunks as neighbours, where that can be."""
+    """Return the rows per chunk: few enough for twice as many chunks as neighbours, if possible."""
     return min(CHUNK, 2 ** ((width // (2 * k)).bit_length() - 1)) if width >= 2 * k else 1
 
 
 def _merge(rows: Side, columns: Side, first: int, best: Tensor, most: int | None) -> Tensor | None:
-    """best int64 (B, k): keys of the nearest so far, with those of the columns' rows among them; the gallery's row of
-    column 0 is first. None where more than `most` pairs would have to be computed again."""
+    """Merge the rows of a gallery block into the nearest so far; None if more than `most` pairs need recomputing.
+
+    best int64 (B, k): keys of the nearest so far. first: the gallery row of the block's column 0.
+    """
     (num, k), width = best.shape, len(columns.exact)
     products = (rows.rough @ columns.rough.T).view(num, -1, columns.chunk)
     num_chunks = products.shape[1]
@@ -198,52 +205,55 @@ def _merge(rows: Side, columns: Side, first: int, best: Tensor, most: int | None
     floor = _scores_of(best[:, -1]) - error
     if k <= num_chunks:
         floor = torch.maximum(floor, maxima.topk(k, dim=1).values[:, -1] - 2 * error)
-    floor = floor.clamp(min=torch.finfo(torch.float32).min)  # above what only pads
-    query, place = (maxima >= floor[:, None]).nonzero(as_tuple=True)
-    above = products.view(-1, columns.chunk)[query * num_chunks + place] >= floor[query, None]
+    floor = floor.clamp(min=torch.finfo(torch.float32).min)  # above the padding
+    query, chunk = (maxima >= floor[:, None]).nonzero(as_tuple=True)
+    above = products.view(-1, columns.chunk)[query * num_chunks + chunk] >= floor[query, None]
     if most is not None and above.count_nonzero() > most:
         return None
     which, offset = above.nonzero(as_tuple=True)
-    query, column = query[which], offset * num_chunks + place[which]
+    query, column = query[which], offset * num_chunks + chunk[which]
     counts = query.bincount(minlength=num)
     starts = counts.cumsum(0) - counts
-    found = best.new_full((num, int(counts.max())), NOTHING)
+    found = best.new_full((num, int(counts.max())), EMPTY_KEY)
     keys = _keys_of(_inner_products(rows.exact, columns.exact, query, column), column + first)
     found[query, torch.arange(len(query), device=query.device) - starts[query]] = keys
     return torch.cat([best, found], dim=1).topk(k, dim=1).values
 
 
 def _merge_all(rows: Tensor, columns: Tensor, first: int, best: Tensor, step: int = 64) -> Tensor:
-    """As _merge, however many pairs that may be."""
+    """Merge as _merge does, for any number of pairs to recompute."""
     side = _side(columns, torch.float32)
     parts = zip(rows.split(step), best.split(step), strict=True)
     return torch.cat([_merge(_side(part, torch.float32), side, first, known, None) for part, known in parts])
 
 
 def _largest_error(rows: Side, columns: Side) -> Tensor:
-    """(B,): how far a rough product can be from the exact one, by Cauchy and Schwarz, and the rounding of sums."""
+    """Return a bound on |rough - exact product|, (B,), from Cauchy-Schwarz and the rounding of sums."""
     length = columns.length.max()
     rounding = 4 * rows.exact.shape[1] * 2.0**-24
     if rows.rough.dtype == torch.bfloat16:
-        rounding += 0.002  # of the result: 2^-9, and a bit more
+        rounding += 0.002  # of the result: 2^-9, with a margin
     return rows.error * length + (rows.length + rows.error) * columns.error.max() + rounding * rows.length * length
 
 
 def _inner_products(left: Tensor, right: Tensor, i: Tensor, j: Tensor, step: int = 1024) -> Tensor:
-    """float32 (P,): left[i] . right[j] of pairs in the order of i."""
+    """Return left[i] . right[j] for pairs ordered by i, float32 (P,)."""
     if left.device.type != "cpu":
         step *= 64
         return torch.cat([(left[a] * right[b]).sum(dim=1) for a, b in zip(i.split(step), j.split(step), strict=True)])
     ends = torch.cat([i.new_zeros(1), i.bincount(minlength=len(left)).cumsum(0)])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch calls its sparse matrices a beta
+        warnings.simplefilter("ignore")  # torch warns that its sparse matrices are beta
         pairs = torch.sparse_csr_tensor(ends, j, left.new_zeros(len(j)), (len(left), len(right)))
-    return torch.sparse.sampled_addmm(pairs, left, right.T, beta=0.0).values()  # without a copy of each pair's rows
+    return torch.sparse.sampled_addmm(pairs, left, right.T, beta=0.0).values()  # avoids copying each pair's rows
 
 
 def _keys_of(scores: Tensor, rows: Tensor) -> Tensor:
-    """int64, in whose order the larger score is the larger key, and of equal scores the lower row: the bits of the
-    float, whose order as integers is that of the numbers once those of negative ones are turned, then the row's."""
+    """Encode scores and rows as int64 keys that sort by score, then by descending row.
+
+    The upper half is the float's bits, with those of negative numbers flipped so that they order as integers; the lower
+    half encodes the row.
+    """
     bits = (scores.float() + 0.0).view(torch.int32)  # -0 + 0 is 0
     return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32) | (ROW_MASK - rows)
 
@@ -260,15 +270,17 @@ def _rows_of(keys: Tensor) -> Tensor:
 def _distances(
     queries: np.ndarray, gallery: np.ndarray, scores: np.ndarray, rows: np.ndarray, norms: list[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distances from q.g - |g|^2 / 2, smallest first. Of near pairs, where little is left of the numbers that are
-    subtracted, they are computed anew from the difference."""
+    """Convert q.g - |g|^2 / 2 to distances, smallest first.
+
+    Those of near pairs, where the subtraction cancels most digits, are recomputed from the difference.
+    """
     found = []
     for part in _blocks(np.arange(len(queries)), 512):
         lengths_squared = np.square(norms[0][part, None], dtype=np.float64)
         squares = lengths_squared - 2 * scores[part].astype(np.float64)
-        query, place = np.nonzero(squares < 0.01 * (lengths_squared + np.square(norms[1])[rows[part]]))
-        differences = queries[part[query]].astype(np.float64) - gallery[rows[part[query], place]]
-        squares[query, place] = np.einsum("pd,pd->p", differences, differences)
+        query, rank = np.nonzero(squares < 0.01 * (lengths_squared + np.square(norms[1])[rows[part]]))
+        differences = queries[part[query]].astype(np.float64) - gallery[rows[part[query], rank]]
+        squares[query, rank] = np.einsum("pd,pd->p", differences, differences)
         distances = torch.from_numpy(np.sqrt(squares).astype(np.float32))
         found.append(_keys_of(-distances, torch.from_numpy(rows[part])).sort(dim=1, descending=True).values)
     keys = torch.cat(found) if found else torch.empty(rows.shape, dtype=torch.int64)
@@ -276,7 +288,7 @@ def _distances(
 
 
 def _is_fast_in_bfloat16() -> bool:
-    """Where it is not, bfloat16 is emulated, which is slower than float32."""
+    """Return whether the processor has bfloat16 instructions; emulated, it is slower than float32."""
     tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, bool)() for name in tests)
 

@@ -1,4 +1,4 @@
-"""Which photos are the queries, and among which they are looked for."""
+"""Choose the query photos and the gallery they are searched in."""
 
 import argparse
 import logging
@@ -12,19 +12,19 @@ from carvision.data.table import UNKNOWN, Table
 from carvision.embedding.files import Embeddings, is_folder_of_embeddings, read_embeddings
 from carvision.embedding.source import Source, open_source
 from carvision.errors import InputError
-from carvision.evaluation.photos import notes_on_seen_photos, photos_of
+from carvision.evaluation.photos import notes_on_seen_photos, select_split
 
 log = logging.getLogger(__name__)
 
-KEPT = ("network", "weights", "layer", "unit_length", "crop_to_box")  # of embeddings.json, in retrieval.json
+COPIED_KEYS = ("network", "weights", "layer", "unit_length", "crop_to_box")  # from embeddings.json to retrieval.json
 
 
 @dataclass(frozen=True)
-class Task:
-    """queries, gallery: embeddings of photos whose class of `label` is known. own int (Q,): the query's own row of the
-    gallery, which does not count as found; -1: it is not there.
+class RetrievalTask:
+    """Queries and gallery: embeddings of photos whose class of `label` is known.
 
-    about: what retrieval.json says of them, plain values.
+    own int (Q,): the query's own row of the gallery, which does not count as found; -1: none. about: description for
+    retrieval.json, plain values.
     """
 
     queries: Embeddings
@@ -35,67 +35,75 @@ class Task:
 
     @property
     def query_codes(self) -> np.ndarray:
-        """int (Q,)."""
+        """Classes of the queries, int (Q,)."""
         return self.queries.table.rows[self.label].to_numpy()
 
     @property
     def gallery_codes(self) -> np.ndarray:
-        """int (G,)."""
+        """Classes of the gallery, int (G,)."""
         return self.gallery.table.rows[self.label].to_numpy()
 
 
 @dataclass(frozen=True)
-class Photos:
-    """The photos of the data, embedded as they are asked for. source: None where they have been embedded before."""
+class PhotoCollection:
+    """The photos of the data, embedded on demand or read from saved embeddings.
+
+    source: None for saved embeddings. packed: the photos are in a pack, which saved embeddings can't open.
+    """
 
     source: Source | None
     saved: Embeddings | None
     table: Table
     about: dict
     notes: list[str]
-    packed: bool = False  # photos that lie in a pack, which the saved embeddings do not tell how to open
+    packed: bool = False  # the photos are in a pack, which saved embeddings can't open
 
     def embed(self, table: Table) -> Embeddings:
-        """table: some of the photos."""
+        """Return the embeddings of `table`, a subset of the photos."""
         if self.saved is None:
             return self.source.embed(table)
         return self.saved.select(self.table.rows["path"].isin(table.rows["path"]).to_numpy())
 
     def require_network(self, options: argparse.Namespace) -> Source:
-        """Raises InputError where there are embeddings alone."""
+        """Return the source. Raises InputError for saved embeddings, which have no network."""
         if self.source is None:
             raise InputError(f"--query: {options.run} holds embeddings and no network; give the run that made them")
         return self.source
 
 
-def open_photos(options: argparse.Namespace) -> Photos:
-    """Of a run, a backbone, or a folder that carvision.embed has written."""
-    split = options.split if options.leave_one_out else "train"  # a gallery is wanted, which `test` would not ask for
+def open_photos(options: argparse.Namespace) -> PhotoCollection:
+    """Open the photos of a run, a backbone, or a folder that carvision.embed has written."""
+    split = options.split if options.leave_one_out else "train"  # the gallery needs the full split, not just test
     if options.run is not None and is_folder_of_embeddings(options.run):
-        given = options.overrides[:1] or (["--raw"] if options.raw else [])
-        given = given or ([f"--layer {options.layer}"] if options.layer != "auto" else [])
-        if given:
-            raise InputError(f"{given[0]}: {options.run} holds embeddings that are made; give the run for others")
+        unsupported = options.overrides[:1] or (["--raw"] if options.raw else [])
+        unsupported = unsupported or ([f"--layer {options.layer}"] if options.layer != "auto" else [])
+        if unsupported:
+            raise InputError(
+                f"{unsupported[0]}: {options.run} holds computed embeddings; give the run to compute others"
+            )
         saved, about = read_embeddings(options.run)
-        kept = {"embeddings": str(options.run), **{key: about[key] for key in KEPT if key in about}}
-        return Photos(None, saved, saved.table, kept, [], about.get("packed", False))
+        about_saved = {"embeddings": str(options.run), **{key: about[key] for key in COPIED_KEYS if key in about}}
+        return PhotoCollection(None, saved, saved.table, about_saved, [], about.get("packed", False))
     source = open_source(options)
     table = source.read_table(split)
     notes = [] if options.query else _notes(source, table, options.split)
-    return Photos(source, None, table, source.about, notes)
+    return PhotoCollection(source, None, table, source.about, notes)
 
 
 def _notes(source: Source, table: Table, split: str) -> list[str]:
-    return notes_on_seen_photos(photos_of(table, split), split, source.splits_files)
+    return notes_on_seen_photos(select_split(table, split), split, source.splits_files)
 
 
-def read_task(photos: Photos, options: argparse.Namespace) -> Task:
-    """options: of carvision.retrieve. Raises InputError for labels and photos that are not there."""
+def read_task(photos: PhotoCollection, options: argparse.Namespace) -> RetrievalTask:
+    """Embed the queries and the gallery. options: of carvision.retrieve.
+
+    Raises InputError for missing labels and photos.
+    """
     label = photos.table.class_label(options.label, "--label")
-    queries = known(photos_of(photos.table, options.split), label)
+    queries = known(select_split(photos.table, options.split), label)
     gallery = None if options.leave_one_out else gallery_of(photos.table, label, options.gallery)
     if gallery is not None and not set(queries.rows[label]) & set(gallery.rows[label]):
-        log.warning("none of the queries' classes is among the gallery's: each is looked for among the other queries")
+        log.warning("none of the queries' classes is among the gallery's: each is searched among the other queries")
         gallery = None
     about = {
         **photos.about, "data": {"name": photos.table.name, "root": str(photos.table.root)}, "label": label,
@@ -105,11 +113,14 @@ def read_task(photos: Photos, options: argparse.Namespace) -> Task:
     embedded = photos.embed(queries)
     among = embedded if gallery is None else photos.embed(gallery)
     own = pd.Index(among.table.rows["path"]).get_indexer(embedded.table.rows["path"])
-    return Task(embedded, among, label, own, about)
+    return RetrievalTask(embedded, among, label, own, about)
 
 
 def gallery_of(table: Table, label: str, splits: list[str] | None) -> Table:
-    """The photos of these splits (None: train), without photos that the data set itself leaves out."""
+    """Return the photos of these splits (None: train), without photos that the data set itself leaves out.
+
+    Raises InputError if there are none.
+    """
     splits = splits or ["train"]
     part = table.select(table.rows["split"].isin(splits))
     if not len(part):
@@ -120,7 +131,7 @@ def gallery_of(table: Table, label: str, splits: list[str] | None) -> Table:
 
 
 def known(table: Table, label: str) -> Table:
-    """The photos whose class is known; how many are not is told."""
+    """Return the photos whose class is known, and log how many are left out. Raises InputError if there are none."""
     unknown = (table.rows[label] == UNKNOWN).to_numpy()
     if unknown.all():
         raise InputError(f"--label: no photo of {table.name} has a known {label}; choose another label")
@@ -130,5 +141,5 @@ def known(table: Table, label: str) -> Table:
 
 
 def name_of(options: argparse.Namespace) -> str:
-    """Of the network or the folder, for titles."""
+    """Return the name of the network or folder, for titles."""
     return options.backbone or Path(options.run).resolve().name

@@ -1,3 +1,3 @@
-"""Are two photos of the same class? Pairs of photos, scores of pairs from embeddings, and figures of the scores."""
+"""Decide whether two photos show the same class: pairs, their scores from embeddings, metrics of the scores."""
 
 METHODS = ("cosine", "l2", "svm", "joint_bayes")

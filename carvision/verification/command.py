@@ -1,4 +1,4 @@
-"""What one start of carvision.verify does, from the network's folder to the folder of the verification."""
+"""Run carvision.verify, from the network's folder to the folder of the verification."""
 
 import argparse
 import logging
@@ -10,13 +10,13 @@ from carvision.freed_memory import keep_freed_memory
 from carvision.reports.verification import write_verification
 from carvision.run_log import start_log
 from carvision.verification.scoring import score
-from carvision.verification.task import Task, read_task
+from carvision.verification.task import VerificationTask, read_task
 
 log = logging.getLogger(__name__)
 
 
 def run(options: argparse.Namespace) -> Path:
-    """Returns the folder. The options are those of carvision.verify."""
+    """Verify and return the folder written. options: of carvision.verify."""
     keep_freed_memory()
     start_log(None)
     source = open_source(options)
@@ -24,8 +24,8 @@ def run(options: argparse.Namespace) -> Path:
     notes = _notes(source, task, options.split or "test")
     for note in notes:
         log.warning("%s", note)
-    needed = task.tested | task.train.names(len(task.table))
-    if "joint_bayes" in options.methods:  # the others learn from pairs
+    needed = task.tested | task.train.photo_mask(len(task.table))
+    if "joint_bayes" in options.methods:  # it learns from photos, the others from pairs
         needed |= task.learned
     log.info(
         "%s: %s photos, layer %s; %s training pairs",
@@ -43,5 +43,5 @@ def run(options: argparse.Namespace) -> Path:
     return folder
 
 
-def _notes(source: Source, task: Task, split: str) -> list[str]:
+def _notes(source: Source, task: VerificationTask, split: str) -> list[str]:
     return notes_on_seen_photos(task.table.select(task.tested), split, source.splits_files)

@@ -1,15 +1,15 @@
 """Joint Bayesian: Chen et al., "Bayesian Face Revisited: A Joint Formulation", ECCV 2012.
 
-An embedding is x = m + mu + eps: mu ~ N(0, between) is shared by the photos of a class, eps ~ N(0, within) is a photo's
-own. The score of two photos is the log-likelihood ratio of "one mu" against "two mus". This is PLDA with full
+An embedding is x = m + mu + eps: mu ~ N(0, between) is shared by the photos of a class, eps ~ N(0, within) is specific
+to a photo. The score of two photos is the log-likelihood ratio of "one mu" against "two mus". This is PLDA with full
 covariances, the "two-covariance model".
 
-The covariances are found by EM. The paper's M step takes the covariances of the expected mu and eps, as if these had
-been observed. Here it is exact: the covariances that mu and eps still have, given the photos, are added. Without them
-both matrices come out too small, `between` most where classes have few photos; with them the likelihood never falls.
+The covariances are estimated by EM. The paper's M step uses the covariances of the expected mu and eps, as if these had
+been observed. Here it is exact: the posterior covariances of mu and eps, given the photos, are added. Without them both
+matrices come out too small, `between` most where classes have few photos; with them the likelihood never falls.
 
-Both matrices are diagonal in one basis, where within is the identity and between has the entries `ratios`. There all is
-done element by element, and a step costs a few products of (D, D) matrices, however many photos there are.
+Both matrices are diagonal in one basis, in which within is the identity and between has the entries `ratios`. There all
+is computed element by element, and a step costs a few products of (D, D) matrices, however many photos there are.
 """
 
 from dataclasses import dataclass, field
@@ -22,18 +22,19 @@ from carvision.errors import InputError
 from carvision.verification.pairs import Pairs
 from carvision.verification.scores import products
 
-# Of 560 photos of cars (ImageNet features), pairs of models that were not trained on were told apart rightly: with 48
-# to 100 dimensions in 70 to 71 %, with 256 in 65 %, with 512 in 51 %; by the cosine in 61 %.
+# Pair accuracy on car models not trained on, with 560 training photos (ImageNet features): 70 to 71 % with 48 to 100
+# dimensions, 65 % with 256, 51 % with 512; 61 % by the cosine.
 MAX_DIMS, PHOTOS_A_DIM = 256, 8
-MAX_STEPS, TOLERANCE = 100, 1e-4  # until a step adds less than this to the log-likelihood of a photo
-LEAST_VARIANCE = 1e-9  # of a direction, as a share of the largest: below lies float32's rounding
+MAX_STEPS, TOLERANCE = 100, 1e-4  # stop when a step adds less than this to the log-likelihood per photo
+LEAST_VARIANCE = 1e-9  # of a direction, as a fraction of the largest: below is float32's rounding
 
 
 @dataclass(frozen=True)
 class JointBayes:
-    """mean (D,); projection (D, K) into the basis where within is 1 and between `ratios` (K,), all above 0.
+    """A fitted model.
 
-    log_likelihoods: of a training photo, of each step.
+    mean (D,); projection (D, K) to the basis in which within is 1 and between `ratios` (K,), all above 0.
+    log_likelihoods: per training photo, of each EM step.
     """
 
     mean: np.ndarray
@@ -42,22 +43,24 @@ class JointBayes:
     log_likelihoods: list[float] = field(default_factory=list)
 
     def scores(self, embeddings: np.ndarray, pairs: Pairs) -> np.ndarray:
-        """float64 (M,): log p(x1, x2 | same class) - log p(x1, x2 | different classes).
+        """Return log p(x1, x2 | same class) - log p(x1, x2 | different classes), float64 (M,).
 
-        For one direction with the ratio r, same photos have the covariance [[1 + r, r], [r, 1 + r]], of determinant
-        1 + 2 r, and different ones (1 + r) times the identity; the rest is arithmetic.
+        In one direction with ratio r, same photos have the covariance [[1 + r, r], [r, 1 + r]], of determinant 1 + 2 r,
+        and different ones (1 + r) times the identity; the formula follows by arithmetic.
         """
         r = self.ratios
         x = (embeddings - self.mean) @ self.projection
-        own = np.square(x) @ (r**2 / ((1 + r) * (1 + 2 * r)))  # of each photo by itself
+        own = np.square(x) @ (r**2 / ((1 + r) * (1 + 2 * r)))  # the terms of single photos
         both = products(x * np.sqrt(r / (1 + 2 * r)), pairs)
         return both - (own[pairs.first] + own[pairs.second]) / 2 + (np.log1p(r) - np.log1p(2 * r) / 2).sum()
 
 
 @dataclass(frozen=True)
 class Covariances:
-    """between, within: float64 (D, D). log_likelihoods: of a photo, of the matrices before each step, with the prior's
-    own part."""
+    """Estimated covariances between, within: float64 (D, D).
+
+    log_likelihoods: per photo, of the matrices before each step, including the prior's term.
+    """
 
     between: np.ndarray
     within: np.ndarray
@@ -65,11 +68,10 @@ class Covariances:
 
 
 def fit_joint_bayes(embeddings: np.ndarray, codes: np.ndarray, max_dims: int = MAX_DIMS) -> JointBayes:
-    """From the embeddings float (N, D) of photos and the codes int (N,) of their classes; UNKNOWN is left aside.
+    """Fit to the embeddings, float (N, D), of photos with the class codes int (N,); UNKNOWN is ignored.
 
-    The directions of most variance are kept (PCA): at most max_dims, one for PHOTOS_A_DIM photos, and none that is
-    constant.
-    Raises InputError with fewer than two classes, or without a class that has two photos.
+    Keeps the directions of largest variance (PCA): at most max_dims, one per PHOTOS_A_DIM photos, none constant. Raises
+    InputError with fewer than two classes, or without a class that has two photos.
     """
     known = codes != UNKNOWN
     x, (_, codes) = embeddings[known].astype(np.float64), np.unique(codes[known], return_inverse=True)
@@ -91,29 +93,28 @@ def fit_joint_bayes(embeddings: np.ndarray, codes: np.ndarray, max_dims: int = M
 
 
 def create_joint_bayes(covariances: Covariances, mean: np.ndarray, directions: np.ndarray) -> JointBayes:
-    """covariances: of (x - mean) @ directions, x (D,), directions (D, K)."""
+    """Build the model from the covariances of (x - mean) @ directions; x (D,), directions (D, K)."""
     basis, ratios = _diagonalise(covariances.between, covariances.within)
-    tells = ratios > LEAST_VARIANCE * ratios.max()
-    return JointBayes(mean, directions @ basis[:, tells], ratios[tells], covariances.log_likelihoods)
+    informative = ratios > LEAST_VARIANCE * ratios.max()
+    return JointBayes(mean, directions @ basis[:, informative], ratios[informative], covariances.log_likelihoods)
 
 
 def estimate_covariances(
     x: np.ndarray, codes: np.ndarray, prior_photos: float | None = None, max_steps: int = MAX_STEPS
 ) -> Covariances:
-    """EM on float64 (N, D) around 0, codes 0..C-1, each with a photo, one with two.
+    """Run EM on x, float64 (N, D), centred, with codes 0..C-1; every class has a photo, at least one has two.
 
-    prior_photos: `within` is estimated as if there were so many photos more (None: D), whose own part has the same
-    variance in all directions. So it stays invertible where the classes have few photos, and directions of nearly no
-    variance decide nothing. What rises then is the likelihood times an inverse Wishart density of `within`; with 0 it
-    is the likelihood.
+    prior_photos: `within` is estimated as if there were so many additional photos (None: D), with the same variance in
+    all directions. This keeps it invertible if classes have few photos, and directions of almost no variance have no
+    influence. EM then increases the likelihood times an inverse Wishart density of `within`; with 0, the likelihood.
     """
     (num, dims), counts = x.shape, np.bincount(codes).astype(np.float64)
     prior_photos = dims if prior_photos is None else prior_photos
     means = np.zeros((len(counts), dims))
     np.add.at(means, codes, x)
     means /= counts[:, None]
-    scatter = x.T @ x - (means * counts[:, None]).T @ means  # of the photos around their class
-    # Variance of the photos' own part in any direction, at first sight; not 0, though photos of a class be all the same
+    scatter = x.T @ x - (means * counts[:, None]).T @ means  # of the photos around their class means
+    # Initial variance of eps in any direction; not 0 even if all photos of a class are the same
     prior = (np.trace(scatter) / (num - len(counts)) + 1e-9 * np.trace(x.T @ x) / num) / dims
     between, within = means.T @ means / len(counts), _with_prior(scatter, num, prior_photos * prior, prior_photos)
     log_likelihoods: list[float] = []
@@ -137,14 +138,14 @@ def _with_prior(scatter: np.ndarray, num: int, added: float, prior_photos: float
 
 
 def _diagonalise(between: np.ndarray, within: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(basis, ratios): basis.T @ within @ basis is the identity, basis.T @ between @ basis has the ratios (D,)."""
+    """Return (basis, ratios (D,)): basis.T @ within @ basis is the identity, basis.T @ between @ basis diag(ratios)."""
     ratios, basis = eigh((between + between.T) / 2, (within + within.T) / 2)
     return basis, ratios.clip(min=0)
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """All that EM needs of the photos, in the basis: class means (C, D), scatter around them (D, D), counts (C,)."""
+    """Sufficient statistics for EM, in the basis: class means (C, D), scatter around them (D, D), counts (C,)."""
 
     means: np.ndarray
     scatter: np.ndarray
@@ -152,19 +153,19 @@ class Statistics:
     ratios: np.ndarray
 
     def log_likelihood(self) -> float:
-        """Of all photos, but for the determinant of `within`, which the basis has made 1.
+        """Return the log-likelihood of all photos, without the determinant of `within`, which is 1 in this basis.
 
-        The mean of n photos has the variance ratio + 1 / n, and their scatter around it is that of the own parts.
+        The mean of n photos has the variance ratio + 1 / n; the scatter around it is that of eps.
         """
         num, growth = self.counts.sum(), 1 + self.counts[:, None] * self.ratios
         squares = np.trace(self.scatter) + (self.counts[:, None] * np.square(self.means) / growth).sum()
         return -(num * len(self.ratios) * np.log(2 * np.pi) + np.log(growth).sum() + squares) / 2
 
     def expected(self) -> tuple[np.ndarray, np.ndarray]:
-        """The expected sums of mu mu.T over the classes and of eps eps.T over the photos, each (D, D).
+        """Return the expected sums of mu mu.T over the classes and of eps eps.T over the photos, each (D, D).
 
-        Given its n photos, mu of a class is normal with the mean n r / (1 + n r) * (their mean) and the variance
-        r / (1 + n r); their eps share its uncertainty.
+        Given its n photos, mu of a class is normal with mean n r / (1 + n r) * (their mean) and variance r / (1 + n r);
+        their eps share its uncertainty.
         """
         variance = self.ratios / (1 + self.counts[:, None] * self.ratios)
         mu = self.counts[:, None] * variance * self.means

@@ -1,4 +1,4 @@
-"""The ways of scoring pairs by name, fitted to training photos where they need it."""
+"""Scoring methods by name, fitted to training photos if they need it."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,7 +13,10 @@ Score = Callable[[np.ndarray, Pairs], np.ndarray]  # of embeddings (N, D) and M 
 
 
 def fit_methods(methods: Sequence[str], embeddings: np.ndarray, codes: np.ndarray, pairs: Pairs) -> dict[str, Score]:
-    """embeddings float (N, D), codes int (N,) of their classes, pairs of their rows: those of the training photos."""
+    """Return {method: scoring function}, fitted to the training photos.
+
+    embeddings float (N, D), codes int (N,) of their classes, pairs of their rows.
+    """
     return {method: _fit(method, embeddings, codes, pairs) for method in methods}
 
 

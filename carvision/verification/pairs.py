@@ -1,4 +1,4 @@
-"""Pairs of photos to be told the same or different: read from a list, or drawn from a Table."""
+"""Pairs of photos to verify: read from a list, or drawn from a Table."""
 
 import csv
 import logging
@@ -15,13 +15,16 @@ from carvision.errors import InputError
 log = logging.getLogger(__name__)
 
 EASY, MEDIUM, HARD = DIFFICULTIES = ("easy", "medium", "hard")
-VIEWPOINT = "viewpoint"  # the label that easy pairs need
+VIEWPOINT = "viewpoint"  # label required by easy pairs
 SAME = {"1": True, "true": True, "0": False, "-1": False, "false": False}
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """first, second: int64 (M,), rows of a table. same: bool (M,), whether both show the same class."""
+    """Pairs of photos.
+
+    first, second: int64 (M,), rows of a table. same: bool (M,), whether both show the same class.
+    """
 
     first: np.ndarray
     second: np.ndarray
@@ -33,36 +36,34 @@ class Pairs:
     def select(self, keep: np.ndarray) -> "Pairs":
         return Pairs(self.first[keep], self.second[keep], self.same[keep])
 
-    def of_rows(self, rows: np.ndarray) -> "Pairs":
-        """The pairs of another table, whose row of photo i is rows[i], int64 (N,)."""
+    def map_rows(self, rows: np.ndarray) -> "Pairs":
+        """Return the pairs as rows of another table, in which photo i has the row rows[i], int64 (N,)."""
         return Pairs(rows[self.first], rows[self.second], self.same)
 
-    def names(self, num_photos: int) -> np.ndarray:
-        """bool (num_photos,): whether a photo is in a pair."""
+    def photo_mask(self, num_photos: int) -> np.ndarray:
+        """Return bool (num_photos,): whether a photo is in any pair."""
         named = np.zeros(num_photos, dtype=bool)
         named[self.first] = named[self.second] = True
         return named
 
 
 def read_pairs(file: Path, table: Table, allow_missing: bool = False) -> Pairs:
-    """The pairs of a text file: a line a pair, `path1 path2 label`, separated by blanks, tabs, semicolons or commas, in
-    any order.
+    """Read the pairs of a text file, one `path1 path2 label` per line, separated by blanks, tabs, semicolons or commas.
 
-    Paths are those of the table, in any spelling of `PhotoPaths`, or below its folder image/, as in CompCars' lists.
-    label: 1 (same) or 0 (different);
-    also -1, true, false. The first line may be a header; what stands after the label is left aside, so that a
-    pairs_<name>.csv of an earlier verification can be read.
-    allow_missing: pairs of photos that the table lacks are left out, and counted, instead of raising InputError.
+    Paths are those of the table, in any spelling of `PhotoPaths`, or relative to its folder image/, as in CompCars'
+    lists. label: 1 (same) or 0 (different); also -1, true, false. The first line may be a header; anything after the
+    label is ignored, so that a pairs_<name>.csv of an earlier verification can be read. allow_missing: leave out and
+    count pairs with photos that the table lacks instead of raising InputError.
     """
     rows = _cells(file)
     if not rows:
-        raise InputError(f"{file}: there is no pair in it; give lines of path1 path2 label, label 1 (same) or 0")
+        raise InputError(f"{file} has no pairs; give lines of path1 path2 label, label 1 (same) or 0")
     paths = np.array([row[:2] for _, row in rows], dtype=object)
     same = np.array([SAME[row[2].lower()] for _, row in rows])
-    places = _rows_of(paths.ravel(), table).reshape(-1, 2)
-    known = (places >= 0).all(axis=1)
+    photo_rows = _rows_of(paths.ravel(), table).reshape(-1, 2)
+    known = (photo_rows >= 0).all(axis=1)
     if not known.all():
-        line, first = rows[int(np.argmin(known))][0], paths[places < 0][0]
+        line, first = rows[int(np.argmin(known))][0], paths[photo_rows < 0][0]
         text = f"{file}: {(~known).sum():,} of {len(known):,} pairs name photos that {table.name} lacks"
         text += f" (first: {first} in line {line})"
         if not allow_missing:
@@ -70,24 +71,24 @@ def read_pairs(file: Path, table: Table, allow_missing: bool = False) -> Pairs:
         if not known.any():
             raise InputError(f"{text}, so that none is left; paths are relative to {table.root}")
         log.warning("%s; they are left out", text)
-    return Pairs(places[:, 0], places[:, 1], same).select(known)
+    return Pairs(photo_rows[:, 0], photo_rows[:, 1], same).select(known)
 
 
 def _cells(file: Path) -> list[tuple[int, list[str]]]:
-    """Number and cells of each line with a pair."""
+    """Return (line number, cells) for each line with a pair."""
     lines = [(number, line) for number, line in enumerate(read_text(file).splitlines(), start=1) if line.strip()]
     found = []
-    for place, (number, line) in enumerate(lines):
+    for index, (number, line) in enumerate(lines):
         row = _separated(line)
         if len(row) >= 3 and row[2].lower() in SAME:
             found.append((number, row))
-        elif place > 0 or len(row) < 3 or row[2].lstrip("-").isdecimal():  # else a header
+        elif index > 0 or len(row) < 3 or row[2].lstrip("-").isdecimal():  # else a header
             raise InputError(f"{file}, line {number}: {line.strip()!r} is not path1 path2 label, label 1 (same) or 0")
     return found
 
 
 def _separated(line: str) -> list[str]:
-    """By the separator that gives a label in the third cell, else by one that is there, as in a header."""
+    """Split by the separator that yields a label in the third cell, else by any that occurs, as in a header."""
     rows = [
         [cell.strip() for cell in next(csv.reader([line], delimiter=separator, skipinitialspace=True))]
         for separator in "\t;,"
@@ -98,31 +99,33 @@ def _separated(line: str) -> list[str]:
 
 
 def _rows_of(paths: np.ndarray, table: Table) -> np.ndarray:
-    """int64: the rows of these photos; -1 where the table has none."""
+    """Return the rows of these photos, int64; -1 if the table lacks one."""
     known = set(table.rows["path"])
     below = [f"image/{path}" for path in paths]
-    places = find_rows(table, [inner if inner in known else path for path, inner in zip(paths, below, strict=True)])
-    absent = np.flatnonzero(places < 0)
-    places[absent] = find_rows(table, [below[i] for i in absent])
-    return places
+    rows = find_rows(table, [inner if inner in known else path for path, inner in zip(paths, below, strict=True)])
+    absent = np.flatnonzero(rows < 0)
+    rows[absent] = find_rows(table, [below[i] for i in absent])
+    return rows
 
 
 def generate_pairs(table: Table, label: str, difficulty: str, num_pairs: int, seed: int) -> Pairs:
-    """num_pairs random pairs of the table's photos, half of them of the same class of the label, in random order.
+    """Draw num_pairs random pairs of the table's photos, half of them of the same class, in random order.
 
-    difficulty, as in CompCars' lists (Yang et al. 2015): "easy": both from the same viewpoint, "medium":
-    any two, "hard": those of different classes are of one parent class (models of one make).
-    Every possible pair is as likely as any other, so that of a class with many photos there are more; no pair comes
-    twice and no photo with itself. Photos of the same car (the table's group) do come together: what is asked is
-    the class, and in CompCars a group is a whole model year. Photos whose class or viewpoint is unknown are in no pair.
-    Where fewer pairs are possible there are fewer, still half and half.
-    Raises InputError where the data lack what the difficulty needs, or no pair is possible.
+    difficulty, as in CompCars' lists (Yang et al. 2015): "easy": both from the same viewpoint, "medium": any two,
+    "hard": those of different classes share the parent class (models of one make).
+
+    All possible pairs are equally likely, so a class with many photos has more of them; no pair occurs twice, no photo
+    is paired with itself. Photos of the same car (the table's group) may be paired: the question is the class, and in
+    CompCars a group is a whole model year. Photos of unknown class or viewpoint are not used. If fewer pairs are
+    possible, fewer are drawn, still half and half.
+
+    Raises InputError if the data lack what the difficulty needs, or no pair is possible.
     """
     codes = table.rows[label].to_numpy().astype(np.int64)
     context, of_negatives = _contexts(table, label, difficulty)
     photos = np.flatnonzero((codes != UNKNOWN) & (context != UNKNOWN))
-    # Sorted by context and class, the photos that may stand with one photo lie in one piece behind it: those of its
-    # class directly, the others of its context after these. So a pair has a number, and is found by it.
+    # Sorted by context and class, the possible partners of a photo directly follow it: first those of its class, then
+    # the others of its context. So the possible pairs can be numbered, and drawn by number.
     photos = photos[np.lexsort((codes[photos], of_negatives[photos], context[photos]))]
     end_of_class = _ends(np.stack([context[photos], of_negatives[photos], codes[photos]]))
     end_of_context = _ends(np.stack([context[photos], of_negatives[photos]]))
@@ -136,17 +139,19 @@ def generate_pairs(table: Table, label: str, difficulty: str, num_pairs: int, se
             f"{_where(difficulty, positives.sum() == 0)}"
         )
     rng = np.random.default_rng([seed, DIFFICULTIES.index(difficulty)])
-    ones, others = zip(_drawn(positives, after, half, rng), _drawn(negatives, end_of_class, half, rng), strict=True)
+    ones, others = zip(
+        _draw_positions(positives, after, half, rng), _draw_positions(negatives, end_of_class, half, rng), strict=True
+    )
     ends = photos[np.stack([np.concatenate(ones), np.concatenate(others)])]
-    ends = rng.permuted(ends, axis=0)  # either may come first
+    ends = rng.permuted(ends, axis=0)  # random order within each pair
     order = rng.permutation(2 * half)
     return Pairs(ends[0, order], ends[1, order], np.repeat([True, False], half)[order])
 
 
 def _contexts(table: Table, label: str, difficulty: str) -> tuple[np.ndarray, np.ndarray]:
-    """int64 (N,) twice: photos of a pair agree in the first; those of a pair of different classes in the second, too.
+    """Return two int64 (N,): photos of any pair agree in the first, those of different classes also in the second.
 
-    A class has one value of the second, so that it is no matter to pairs of the same class.
+    All photos of a class have the same value of the second, so it does not restrict pairs of the same class.
     """
     nothing = np.zeros(len(table), dtype=np.int64)
     if difficulty == MEDIUM:
@@ -158,7 +163,7 @@ def _contexts(table: Table, label: str, difficulty: str) -> tuple[np.ndarray, np
     if difficulty == HARD:
         classes = table.labels[label]
         if not isinstance(classes, Classes) or classes.parent is None:
-            raise InputError(f"{table.name}: no hard pairs: no other label, as a make, follows from its {label}")
+            raise InputError(f"{table.name}: no hard pairs: its {label} has no parent label, such as a make")
         return nothing, np.array([*classes.parent_codes, UNKNOWN])[table.rows[label].to_numpy()]
     raise InputError(f"difficulty: {difficulty!r} is not one of {', '.join(DIFFICULTIES)}")
 
@@ -170,14 +175,14 @@ def _where(difficulty: str, same: bool) -> str:
 
 
 def _ends(keys: np.ndarray) -> np.ndarray:
-    """int64 (N,): for each column of the sorted keys (K, N), the place behind the last column that is equal to it."""
+    """Return, for each column of the sorted keys (K, N), the index after the last column equal to it, int64 (N,)."""
     changes = np.flatnonzero((keys[:, 1:] != keys[:, :-1]).any(axis=0)) + 1
     bounds = np.append(changes, keys.shape[1])
     return bounds[np.searchsorted(bounds, np.arange(keys.shape[1]), side="right")]
 
 
-def _drawn(counts: np.ndarray, starts: np.ndarray, num: int, rng: np.random.Generator) -> tuple:
-    """num different pairs of places, of those where place i stands with each of the counts[i] places from starts[i]."""
+def _draw_positions(counts: np.ndarray, starts: np.ndarray, num: int, rng: np.random.Generator) -> tuple:
+    """Draw num distinct pairs of positions; position i can be paired with the counts[i] positions from starts[i]."""
     ends = np.cumsum(counts)
     numbers = rng.choice(ends[-1], num, replace=False)
     first = np.searchsorted(ends, numbers, side="right")

@@ -1,4 +1,4 @@
-"""Which pairs a verification is of: those that the command line names, those of the data set's lists, or drawn ones."""
+"""Choose the pairs to verify: those the command line names, those of the data set's lists, or random ones."""
 
 import argparse
 import logging
@@ -12,21 +12,21 @@ from carvision.data.demo import demo_folder, write_demo
 from carvision.data.table import UNKNOWN, Table
 from carvision.embedding.source import Source
 from carvision.errors import InputError
-from carvision.evaluation.photos import photos_of
+from carvision.evaluation.photos import select_split
 from carvision.verification.pairs import DIFFICULTIES, MEDIUM, Pairs, generate_pairs, read_pairs
 
 log = logging.getLogger(__name__)
 
-WITH_LISTS = ("compcars", "demo")  # data sets that have lists of pairs
+WITH_LISTS = ("compcars", "demo")  # data sets with official lists of pairs
 NUM_TRAIN_PAIRS = 10_000
 
 
 @dataclass(frozen=True)
-class Task:
-    """tests: {difficulty: pairs}, lists: {difficulty: where they are listed}, of those that were not drawn.
+class VerificationTask:
+    """The pairs of a verification, all as rows of the table.
 
-    label: whose classes are told apart. learned: bool (N,), the photos that methods may learn from, which are in no
-    test; train: pairs of them. All pairs are of rows of the table.
+    tests: {difficulty: pairs}; lists: {difficulty: file}, of pairs that were not drawn. label: whose classes are
+    compared. learned: bool (N,), the photos that methods may learn from, none of them in a test; train: pairs of these.
     """
 
     table: Table
@@ -38,12 +38,12 @@ class Task:
 
     @property
     def tested(self) -> np.ndarray:
-        """bool (N,): the photos of the tests."""
-        return np.any([pairs.names(len(self.table)) for pairs in self.tests.values()], axis=0)
+        """Photos of the tests, bool (N,)."""
+        return np.any([pairs.photo_mask(len(self.table)) for pairs in self.tests.values()], axis=0)
 
 
-def read_task(source: Source, options: argparse.Namespace) -> Task:
-    """options: of carvision.verify. Raises InputError for labels, lists and photos that are not there."""
+def read_task(source: Source, options: argparse.Namespace) -> VerificationTask:
+    """Read or draw the pairs. options: of carvision.verify. Raises InputError for missing labels, lists and photos."""
     data, split = source.chosen.data, options.split
     if options.pairs and split:
         raise InputError(f"--split: {split} chooses the photos of drawn pairs, and --pairs gives others; leave one out")
@@ -56,17 +56,17 @@ def read_task(source: Source, options: argparse.Namespace) -> Task:
             f"--train-split: {options.train_split}, and the lists of pairs of {data['name']} come with training photos "
             "alone; draw pairs with --split test, or leave --train-split out"
         )
-    # As for training photos, which `test` alone would not ask for
-    table = _photos_of_lists(data) if official else source.read_table("train")
+    # Training photos are needed, too, so the table is split as for training
+    table = _read_listed_photos(data) if official else source.read_table("train")
     label = table.class_label(options.label, "--label")
     files = pair_lists(table.root) if official else {file.stem: file for file in options.pairs}
     if len(files) < len(options.pairs):
         raise InputError(f"--pairs: two of {' '.join(map(str, options.pairs))} have the same name; rename one")
-    # The reader of the official lists has judged which of their photos may be missing
+    # For the official lists, their reader has already checked which photos may be missing
     tests = {name: read_pairs(file, table, official or data["allow_missing"]) for name, file in files.items()}
-    tests = tests or _drawn(photos_of(table, split or "test"), table, label, options)
+    tests = tests or _draw_pairs(select_split(table, split or "test"), table, label, options)
     learned = (table.rows["split"] == options.train_split) & (table.rows[label] != UNKNOWN)
-    learned = learned.to_numpy() & ~np.any([pairs.names(len(table)) for pairs in tests.values()], axis=0)
+    learned = learned.to_numpy() & ~np.any([pairs.photo_mask(len(table)) for pairs in tests.values()], axis=0)
     try:
         train = generate_pairs(table.select(learned), label, MEDIUM, NUM_TRAIN_PAIRS, options.seed)
     except InputError as error:
@@ -74,10 +74,10 @@ def read_task(source: Source, options: argparse.Namespace) -> Task:
             f"{error}; thresholds are learned from {options.train_split} photos, see --train-split"
         ) from None
     lists = {name: str(file) for name, file in files.items()}
-    return Task(table, label, tests, lists, learned, train.of_rows(np.flatnonzero(learned)))
+    return VerificationTask(table, label, tests, lists, learned, train.map_rows(np.flatnonzero(learned)))
 
 
-def _photos_of_lists(data: dict) -> Table:
+def _read_listed_photos(data: dict) -> Table:
     boxes = data["crop_to_box"]
     if data["name"] == "demo":
         num = data["images_per_model"]
@@ -86,15 +86,15 @@ def _photos_of_lists(data: dict) -> Table:
     return read_compcars(data["root"], allow_missing=data["allow_missing"], photos="verification", annotations=boxes)
 
 
-def _drawn(photos: Table, table: Table, label: str, options: argparse.Namespace) -> dict[str, Pairs]:
-    """Pairs of `photos`, as rows of the table, of each difficulty that the data can give."""
+def _draw_pairs(photos: Table, table: Table, label: str, options: argparse.Namespace) -> dict[str, Pairs]:
+    """Draw pairs of `photos`, as rows of the table, of each difficulty that the data support."""
     rows = np.flatnonzero(table.rows["path"].isin(photos.rows["path"]))
     tests = {}
     for difficulty in DIFFICULTIES:
         try:
             pairs = generate_pairs(photos, label, difficulty, options.num_pairs, options.seed)
         except InputError as error:
-            if difficulty == MEDIUM:  # which needs nothing but photos of a class
+            if difficulty == MEDIUM:  # needs nothing but classes
                 raise InputError(f"{error}; choose other photos with --split, or give a list with --pairs") from None
             log.warning("%s; this difficulty is left out", error)
             continue
@@ -103,5 +103,5 @@ def _drawn(photos: Table, table: Table, label: str, options: argparse.Namespace)
                 "%s: only %s %s pairs instead of %s are possible, half of them of one %s",
                 table.name, f"{len(pairs):,}", difficulty, f"{options.num_pairs:,}", label,
             )  # fmt: skip
-        tests[difficulty] = pairs.of_rows(rows)
+        tests[difficulty] = pairs.map_rows(rows)
     return tests

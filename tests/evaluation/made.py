@@ -39,7 +39,7 @@ def made(num: int = 120, seed: int = 0, temperature: dict | None = None, labels:
     return Predictions(paths, Path("photos"), None, kept["l"], kept["t"], valid, temperature or {})
 
 
-def losses_of(predictions: Predictions, labels: dict = LABELS) -> dict[str, torch.Tensor]:
+def photo_losses(predictions: Predictions, labels: dict = LABELS) -> dict[str, torch.Tensor]:
     return {
         head: cross_entropy(predictions.logits[head], predictions.targets[head])
         if "ids" in label
@@ -55,7 +55,7 @@ def epoch_of(predictions: Predictions, rule: str, labels: dict = LABELS, weights
         rows = rows.repeat_interleave(weights)
     outputs = {head: len(label["ids"]) if "ids" in label else None for head, label in labels.items()}
     metrics = EpochMetrics(outputs, HEAD_WEIGHTS, parents_of(labels), rule, compare_rules=True, with_auc=True)
-    losses = losses_of(predictions, labels)
+    losses = photo_losses(predictions, labels)
     metrics.update(
         *(
             {head: values[head][rows] for head in labels}

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from carvision.evaluation.areas import class_areas, resampled_areas, resampled_micro, scores_of
-from carvision.evaluation.bootstrap import bootstrap_intervals, draw_weights, point_figures, resampled_figures
+from carvision.evaluation.areas import class_aucs, resampled_aucs, resampled_micro_auc, scores_of
+from carvision.evaluation.bootstrap import bootstrap_intervals, draw_weights, point_metrics, resampled_metrics
 from carvision.evaluation.calibration import calibration_error, reliability
 from carvision.models.decoding import RULES
-from tests.evaluation.made import HEAD_WEIGHTS, LABELS, epoch_of, losses_of, made
+from tests.evaluation.made import HEAD_WEIGHTS, LABELS, epoch_of, made, photo_losses
 
 AREAS = ("auc", "auc_micro", "auc_keras")
 
@@ -22,7 +22,7 @@ def test_with_every_photo_once_the_figures_are_those_of_training(rule):
     predictions = made()
     expected = epoch_of(predictions, rule).compute()
     del expected["loss_total"]
-    figures = point_figures(predictions, LABELS, rule, losses_of(predictions), HEAD_WEIGHTS)
+    figures = point_metrics(predictions, LABELS, rule, photo_losses(predictions), HEAD_WEIGHTS)
     assert set(figures) - set(expected) == {f"{head}/{name}" for head in ("make", "model") for name in ("nll", "ece")}
     assert without_areas({name: figures[name] for name in expected}) == pytest.approx(
         without_areas(expected), rel=1e-6, abs=1e-9
@@ -35,7 +35,7 @@ def test_with_every_photo_once_the_figures_are_those_of_training(rule):
 def test_weights_are_as_good_as_repeating_photos(seed):
     predictions = made(40, seed, {"model": 2.0})
     weights = draw_weights(int(predictions.valid.sum()), 4, seed)
-    found = resampled_figures(predictions, LABELS, "joint", losses_of(predictions), HEAD_WEIGHTS, weights)
+    found = resampled_metrics(predictions, LABELS, "joint", photo_losses(predictions), HEAD_WEIGHTS, weights)
     for sample, drawn in enumerate(weights):
         times = torch.zeros(len(predictions.valid), dtype=torch.int64)
         times[predictions.valid] = drawn.long()
@@ -76,12 +76,12 @@ def test_areas_are_exact_with_ties():
     logits, targets = area_case()
     scores, ones = scores_of(logits), np.ones(80)
     expected = [naive_area(scores[:, c].numpy(), (targets == c).numpy(), ones) for c in range(5)]
-    assert np.isnan(expected[4]) and class_areas(scores, targets).numpy() == pytest.approx(expected, nan_ok=True)
-    found = resampled_areas(scores, targets, torch.ones(1, 80))[0].numpy()
+    assert np.isnan(expected[4]) and class_aucs(scores, targets).numpy() == pytest.approx(expected, nan_ok=True)
+    found = resampled_aucs(scores, targets, torch.ones(1, 80))[0].numpy()
     assert found == pytest.approx(expected, abs=1e-6, nan_ok=True)
     one_hot = torch.eye(5, dtype=bool)[targets].numpy().ravel()
     expected = naive_area(scores.numpy().ravel(), one_hot, np.ones(400))
-    assert float(resampled_micro(scores, targets, torch.ones(1, 80))[0]) == pytest.approx(expected)
+    assert float(resampled_micro_auc(scores, targets, torch.ones(1, 80))[0]) == pytest.approx(expected)
 
 
 def test_areas_of_samples_are_of_first_order():
@@ -89,7 +89,10 @@ def test_areas_of_samples_are_of_first_order():
     logits, targets = area_case()
     scores, weights = scores_of(logits), draw_weights(80, 200, 0)
     one_hot = torch.eye(5, dtype=bool)[targets].numpy()
-    areas, micro = resampled_areas(scores, targets, weights).numpy(), resampled_micro(scores, targets, weights).numpy()
+    areas, micro = (
+        resampled_aucs(scores, targets, weights).numpy(),
+        resampled_micro_auc(scores, targets, weights).numpy(),
+    )
     assert np.isnan(areas[:, 4]).all()
     for found, column, spread in ((areas[:, 1], 1, 0.02), (micro, None, 0.005)):
         exact = np.array(
@@ -113,9 +116,9 @@ def naive_weighted_micro(scores: np.ndarray, one_hot: np.ndarray, weights: np.nd
 def test_intervals_are_the_quantiles_of_photos_drawn_anew():
     """top1 by a loop that draws photos itself."""
     predictions = made(150)
-    losses = losses_of(predictions)
+    losses = photo_losses(predictions)
     intervals = bootstrap_intervals(predictions, LABELS, "independent", losses, HEAD_WEIGHTS, 2000, seed=1)
-    figures = point_figures(predictions, LABELS, "independent", losses, HEAD_WEIGHTS)
+    figures = point_metrics(predictions, LABELS, "independent", losses, HEAD_WEIGHTS)
     assert set(intervals) == set(figures)
     known = predictions.known("model")[predictions.valid].numpy()
     right = (predictions.logits["model"].argmax(1) == predictions.targets["model"])[predictions.valid].numpy()
@@ -143,8 +146,8 @@ def test_a_head_without_a_known_label_has_no_figures():
     predictions = made(50)
     predictions.targets["make"][:] = -1
     predictions.targets["speed"][:] = torch.nan
-    losses = losses_of(predictions)
-    figures = point_figures(predictions, LABELS, "independent", losses, HEAD_WEIGHTS)
+    losses = photo_losses(predictions)
+    figures = point_metrics(predictions, LABELS, "independent", losses, HEAD_WEIGHTS)
     assert not [name for name in figures if name.startswith(("make/", "speed/")) or name == "joint/top1"]
     assert figures["loss"] == pytest.approx(2 * figures["model/loss"])
     intervals = bootstrap_intervals(predictions, LABELS, "independent", losses, HEAD_WEIGHTS, 20)
@@ -155,5 +158,5 @@ def test_one_photo_and_logits_that_are_no_numbers():
     predictions = made(1)
     predictions.valid[:], predictions.targets["model"][:] = True, 2
     predictions.logits["model"][:] = torch.nan
-    intervals = bootstrap_intervals(predictions, LABELS, "independent", losses_of(predictions), HEAD_WEIGHTS, 5)
+    intervals = bootstrap_intervals(predictions, LABELS, "independent", photo_losses(predictions), HEAD_WEIGHTS, 5)
     assert intervals["model/top1"] == (0, 0) and "model/auc" not in intervals

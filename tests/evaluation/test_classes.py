@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import sklearn.metrics as sk
 
-from carvision.evaluation.bootstrap import point_figures
+from carvision.evaluation.bootstrap import point_metrics
 from carvision.evaluation.classes import class_order, class_table, confused_pairs, confusions, share_within_parent
 from carvision.models.decoding import decode
 from carvision.portable import parents_of
-from tests.evaluation.made import CODES, HEAD_WEIGHTS, LABELS, losses_of, made
+from tests.evaluation.made import CODES, HEAD_WEIGHTS, LABELS, made, photo_losses
 
 
 @pytest.mark.parametrize("rule", ["independent", "joint"])
 @pytest.mark.parametrize("head", ["make", "model"])
 def test_figures_are_scikit_learns(head, rule):
     predictions = made(300)
-    figures = point_figures(predictions, LABELS, rule, losses_of(predictions), HEAD_WEIGHTS)
+    figures = point_metrics(predictions, LABELS, rule, photo_losses(predictions), HEAD_WEIGHTS)
     known = predictions.known(head)
     logits = {name: values for name, values in predictions.logits.items() if name != "speed"}
     predicted = decode(logits, parents_of(LABELS), rule)[head][known].numpy()

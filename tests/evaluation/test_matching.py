@@ -77,9 +77,9 @@ def test_a_label_of_another_name(tmp_path):
     assert found.targets["model"].tolist() == [1, 0]
     with pytest.raises(InputError, match="has the labels class and the model the heads make, model, speed"):
         match_classes(given, LABELS)
-    with pytest.raises(InputError, match="'modle' is no head of the model; nearest: model"):
+    with pytest.raises(InputError, match="'modle' is not a head of the model; nearest: model"):
         match_classes(given, LABELS, renamed={"modle": "class"})
-    with pytest.raises(InputError, match="'clas' is no label of mine; it has class"):
+    with pytest.raises(InputError, match="'clas' is not a label of mine; it has class"):
         match_classes(given, LABELS, renamed={"model": "clas"})
 
 

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from carvision.errors import InputError
-from carvision.evaluation.photos import compose_data, notes_on_seen_photos, photos_of, read_photos
+from carvision.evaluation.photos import compose_data, notes_on_seen_photos, read_photos, select_split
 from tests.data.layouts import write_class_folders
 
 OWN = {"name": "folder", "root": "somewhere", "batch_size": 7, "crop_to_box": False, "split": {"kind": "stratified"}}
@@ -21,7 +21,7 @@ def refusal(overrides: list[str], about: dict = ABOUT) -> str:
 def test_without_overrides_the_data_are_the_runs():
     chosen = compose_data(ABOUT, [])
     data = chosen.data
-    assert (chosen.own, chosen.plain, chosen.moved) == (True, True, False)
+    assert (chosen.is_run_data, chosen.as_in_training, chosen.root_given) == (True, True, False)
     assert (data["root"], data["batch_size"], data["split"]["kind"]) == ("somewhere", 7, "stratified")
     assert data["split"]["fractions"] == [0.675, 0.225, 0.1]  # a key that the run's file did not have
 
@@ -30,7 +30,7 @@ def test_keys_change_and_groups_are_chosen_as_in_training():
     chosen = compose_data(ABOUT, ["data.root=else/where", "data.split.seed=3", "data.classes=[oak,'a b']"])
     data = chosen.data
     assert (
-        (chosen.own, chosen.plain, chosen.moved) == (False, False, True)
+        (chosen.is_run_data, chosen.as_in_training, chosen.root_given) == (False, False, True)
         and data["root"] == "else/where"
         and data["split"]["seed"] == 3
         and data["classes"] == ["oak", "a b"]
@@ -38,7 +38,7 @@ def test_keys_change_and_groups_are_chosen_as_in_training():
     chosen = compose_data(ABOUT, ["data=manifest", "data.root=r", "data.file=f.csv", "data.parents={model:make}"])
     data = chosen.data
     assert (
-        not chosen.own
+        not chosen.is_run_data
         and data["name"] == "manifest"
         and data["parents"] == {"model": "make"}
         and data["batch_size"] == 64
@@ -57,8 +57,8 @@ def test_paths_are_taken_as_they_are_typed(monkeypatch):
 def test_what_reads_photos_otherwise_is_not_plain():
     for override in ("data.crop_to_box=true", "data.classes=[oak]", "data.allow_missing=true"):
         chosen = compose_data(ABOUT, [override])
-        assert (chosen.own, chosen.plain) == (True, False)
-    assert compose_data(ABOUT, ["data.root=r", "data.batch_size=3", "data.on_bad_image=skip"]).plain
+        assert (chosen.is_run_data, chosen.as_in_training) == (True, False)
+    assert compose_data(ABOUT, ["data.root=r", "data.batch_size=3", "data.on_bad_image=skip"]).as_in_training
 
 
 def test_a_strangers_file_is_not_resolved(monkeypatch):
@@ -103,9 +103,9 @@ def test_the_split_of_the_run_is_repeated(photos, tmp_path, caplog):
     listed.to_csv(splits, index=False)
     chosen = compose_data(ABOUT, [f"data.root={photos}"])
     table, of_run = read_photos(chosen, ["class"], "test", splits)
-    assert of_run and list(photos_of(table, "test").rows["path"]) == paths[:20:3]
+    assert of_run and list(select_split(table, "test").rows["path"]) == paths[:20:3]
     # those of other modules may come from a thread that another test left, which still fetches from its server
-    assert len(photos_of(table, "all")) == 24 and not [r for r in caplog.records if "evaluation" in r.name]
+    assert len(select_split(table, "all")) == 24 and not [r for r in caplog.records if "evaluation" in r.name]
     pd.concat([listed, pd.DataFrame({"path": ["gone.jpg"], "split": ["val"]})]).to_csv(splits, index=False)
     _, of_run = read_photos(chosen, ["class"], "test", splits)
     assert of_run is False and "1 of the 21 photos" in caplog.text and "gone.jpg" in caplog.text
@@ -115,12 +115,12 @@ def test_other_photos_are_split_anew_or_taken_whole(photos, tmp_path, caplog):
     splits = tmp_path / "splits.csv"
     splits.write_text("path,split\nquite/another.jpg,test\n")
     table, of_run = read_photos(compose_data(ABOUT, [f"data.root={photos}"]), ["class"], "test", splits)
-    assert of_run is None and 0 < len(photos_of(table, "test")) < 24 and "split anew" in caplog.text
+    assert of_run is None and 0 < len(select_split(table, "test")) < 24 and "split anew" in caplog.text
     others = compose_data(ABOUT, ["data=folder", f"data.root={photos}"])
     table, of_run = read_photos(others, ["class"], "all", splits)
-    assert of_run is None and len(photos_of(table, "all")) == 24
+    assert of_run is None and len(select_split(table, "all")) == 24
     with pytest.raises(InputError, match=r"has no test photos \(none in any split\); choose another, or --split all"):
-        photos_of(table, "test")
+        select_split(table, "test")
 
 
 def test_a_table_of_test_photos_alone_is_enough(photos, tmp_path):
@@ -129,7 +129,7 @@ def test_a_table_of_test_photos_alone_is_enough(photos, tmp_path):
     table.to_csv(tmp_path / "table.csv", index=False)
     chosen = compose_data(ABOUT, ["data=manifest", f"data.root={photos}", f"data.file={tmp_path / 'table.csv'}"])
     table, _ = read_photos(chosen, ["class"], "test", tmp_path / "none.csv")
-    assert len(photos_of(table, "test")) == 24
+    assert len(select_split(table, "test")) == 24
 
 
 def test_a_fold_that_is_not_known_is_not_guessed(photos, tmp_path):
@@ -139,7 +139,7 @@ def test_a_fold_that_is_not_known_is_not_guessed(photos, tmp_path):
         read_photos(compose_data(of_folds, []), ["class"], "test", tmp_path / "none.csv")
     of_folds["config"]["data"]["split"]["fold"] = 1
     table, of_run = read_photos(compose_data(of_folds, []), ["class"], "test", tmp_path / "none.csv")
-    assert of_run and 0 < len(photos_of(table, "test")) < 24
+    assert of_run and 0 < len(select_split(table, "test")) < 24
 
 
 def test_photos_that_a_run_has_seen_are_told(photos, tmp_path):

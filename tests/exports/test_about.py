@@ -5,8 +5,8 @@ import torch
 
 from carvision.errors import InputError
 from carvision.exports.about import public_about
-from carvision.exports.agreement import largest_difference, require
-from carvision.exports.files import written_whole
+from carvision.exports.agreement import largest_difference, require_agreement
+from carvision.exports.files import atomic_export
 from tests.exports.saved import CONFIG
 
 
@@ -26,18 +26,18 @@ def test_what_is_no_path_stays():
 
 def test_files_appear_whole_or_not_at_all(tmp_path):
     place = tmp_path / "new" / "file.txt"
-    with pytest.raises(ZeroDivisionError), written_whole(place) as partial:
+    with pytest.raises(ZeroDivisionError), atomic_export(place) as partial:
         partial.write_text("half")
         1 / 0  # noqa: B018
     assert not list((tmp_path / "new").iterdir())
-    with written_whole(place) as partial:
+    with atomic_export(place) as partial:
         partial.write_text("all")
         assert not place.exists()
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["file.txt"] and place.read_text() == "all"
     with pytest.raises(InputError, match=r"file.txt exists already; give another path with --out"):
-        written_whole(place).__enter__()
+        atomic_export(place).__enter__()
     with pytest.raises(InputError, match="can't be written"):
-        written_whole(place / "inside").__enter__()
+        atomic_export(place / "inside").__enter__()
 
 
 def test_differences_count_by_the_scale_of_each_output():
@@ -47,4 +47,4 @@ def test_differences_count_by_the_scale_of_each_output():
     assert largest_difference(ours, {**ours, "b": torch.tensor([1.0, 3.0])}) == pytest.approx(0.5)
     for wrong in (torch.tensor([1.0, float("nan")]), torch.ones(3)):
         with pytest.raises(InputError):
-            require(largest_difference(ours, {**ours, "b": wrong}), 1e9, "it")
+            require_agreement(largest_difference(ours, {**ours, "b": wrong}), 1e9, "it")

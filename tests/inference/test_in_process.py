@@ -83,7 +83,7 @@ def test_mistakes_are_named(run, photos):
         ((model, photos), {"top": "x"}, "top and batch_size: 'x' and 32"),
         ((model, photos), {"top": 0}, "top and batch_size: 0 and 32"),
         ((model, photos), {"device": "nowhere"}, "--device: 'nowhere'"),
-        ((torch.nn.Linear(1, 1), photos), {}, "a Linear is no model of carvision.load"),
+        ((torch.nn.Linear(1, 1), photos), {}, "a Linear is not a model of carvision.load"),
         (("nowhere", photos), {}, "no model there"),
     ):
         with pytest.raises(InputError, match=message):

@@ -10,9 +10,9 @@ from carvision.inference.inputs import (
     Photo,
     Sources,
     check_sources,
-    checked_not_empty,
     count_photos,
-    photos_of,
+    iterate_photos,
+    require_photos,
 )
 
 
@@ -40,7 +40,7 @@ def test_sources_come_in_the_order_given(tree, monkeypatch):
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"one.jpg\n\n/abs/two.jpg\r\nlast.jpg")))
     (tree / "list.txt").write_text("in list.jpg\n")
     sources = Sources(("photos/z.jpg", "-", "photos/b"), tree / "list.txt", root=tree / "photos")
-    photos = list(photos_of(sources))
+    photos = list(iterate_photos(sources))
     assert [photo.path for photo in photos] == [
         "photos/z.jpg", "one.jpg", "/abs/two.jpg", "last.jpg",
         "photos/b/10.jpeg", "photos/b/2.JPG", "photos/b/c/1.png", "in list.jpg",
@@ -60,12 +60,12 @@ def test_mistakes_are_told_before_any_photo_is_read(tree):
         Sources(("-", "-")): "standard input is given twice",
         Sources(("empty",)): "no photos in empty",
         Sources(("photos",), root=tree): "--root: .* is for the relative paths of a list",
-        Sources(("-",), root=tree / "no"): "--root: .* is no folder",
+        Sources(("-",), root=tree / "no"): "--root: .* is not a folder",
         Sources(("photos",), split="test"): "--split: test chooses rows of a table",
-        Sources(listed=tree / "nolist"): "--list: .* does not exist",
-        Sources(listed=tree / "README.csv"): "does not exist",
-        Sources(listed=tree / "boxes.csv"): "has no column 'top', and a box needs",
-        Sources(listed=tree / "t.csv", split="test"): "no row of .* has the split 'test'",
+        Sources(list_path=tree / "nolist"): "--list: .* does not exist",
+        Sources(list_path=tree / "README.csv"): "does not exist",
+        Sources(list_path=tree / "boxes.csv"): "has no column 'top', and a box needs",
+        Sources(list_path=tree / "t.csv", split="test"): "no row of .* has the split 'test'",
     }.items():
         with pytest.raises(InputError, match=message):
             check_sources(sources)
@@ -74,12 +74,12 @@ def test_mistakes_are_told_before_any_photo_is_read(tree):
 
 def test_standard_input_without_a_line_is_an_error_when_it_ends():
     with pytest.raises(InputError, match="no photos in -"):
-        list(checked_not_empty(iter(()), Sources(("-",))))
-    assert list(checked_not_empty(iter([Photo("a", "a")]), Sources(("-",)))) == [Photo("a", "a")]
+        list(require_photos(iter(()), Sources(("-",))))
+    assert list(require_photos(iter([Photo("a", "a")]), Sources(("-",)))) == [Photo("a", "a")]
 
 
 def test_counting(tree):
     assert count_photos(Sources(("photos", "photos/z.jpg")), seconds=60) == 6
     assert count_photos(Sources(("photos", "-")), seconds=60) is None
     (tree / "long.txt").write_text("a.jpg\n" * 5000)
-    assert count_photos(Sources(listed=tree / "long.txt"), seconds=-1) is None
+    assert count_photos(Sources(list_path=tree / "long.txt"), seconds=-1) is None

@@ -129,7 +129,7 @@ def test_lines_of_text(tmp_path):
         ("l.csv", b"path\n\"" + b"a" * 200_000 + b"\"\n", "line 2 can't be read as CSV"),
         ("l.csv", "path\na.jpg\n".encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
         ("l.txt", "a.jpg\n".encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
-        ("l.txt", b"a.jpg\n\0\n", "line 2 is no text"),
+        ("l.txt", b"a.jpg\n\0\n", "line 2 is not text"),
         ("l.parquet", b"no parquet", "can't be read as Parquet"),
     ],
 )  # fmt: skip

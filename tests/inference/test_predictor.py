@@ -126,7 +126,7 @@ def test_views_are_mirror_images_and_crops_at_their_places():
 def test_models_of_other_classes_are_refused(models, tmp_path):
     labels = {**LABELS, "make": {**LABELS["make"], "ids": ["3", "8"]}}
     other = load(tmp_path / "other", 0, models[0].preprocessing, labels)
-    with pytest.raises(InputError, match=r"model 2 tells other classes of make apart.*'7'"):
+    with pytest.raises(InputError, match=r"model 2 has other classes of make than the first.*'7'"):
         Predictor([models[0], other])
     labels = {"make": LABELS["make"]}
     other = load(tmp_path / "heads", 0, models[0].preprocessing, labels)

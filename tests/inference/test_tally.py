@@ -3,7 +3,7 @@
 from collections import Counter
 
 from carvision.inference.inputs import Photo
-from carvision.inference.tally import Sample, SampleOfClasses, Tally
+from carvision.inference.tally import ClassSample, ReservoirSample, Tally
 
 LABELS = ("make", "model")
 IDS = {"make": ["3", "7"], "model": ["1", "2", "9"]}
@@ -44,7 +44,7 @@ def test_brief_rows_read_again_are_bad_where_all_cells_are_empty():
         tally.add(Photo("b", "b"), {}, {"path": "b", "make": bad, "model": bad, "speed": bad})
     tally.add(Photo("c", "c"), {}, {"path": "c", "make": "Audi", "model": "A4", "speed": "180"})
     assert tally.lines() == [
-        "3 of 4 photos could not be used; without --brief, the column error says why", "  a: torn", "  b", "  b"
+        "3 of 4 photos could not be used; without --brief, the column error has the reasons", "  a: torn", "  b", "  b"
     ]  # fmt: skip
     unnamed = Tally(("make",), {"make": ["3", "7"]}, {"make": ["", "BMW"]}, brief=True)
     assert not unnamed.is_bad({"make": ""}) and unnamed.is_bad({"make": None})
@@ -63,15 +63,15 @@ def test_only_the_first_reasons_are_said():
 def test_each_row_is_equally_likely_to_be_chosen_and_the_order_kept():
     counts = Counter()
     for seed in range(2000):
-        sample = Sample(3, seed)
+        sample = ReservoirSample(3, seed)
         for i in range(10):
             sample.add(i)
         chosen = [i for (i,) in sample.chosen()]
         assert chosen == sorted(chosen) and len(chosen) == 3
         counts.update(chosen)
     assert all(520 < counts[i] < 680 for i in range(10)), counts  # 600 expected, standard deviation 20
-    assert Sample(3).chosen() == []
-    few = Sample(3)
+    assert ReservoirSample(3).chosen() == []
+    few = ReservoirSample(3)
     few.add("only")
     assert few.chosen() == [["only"]]
 
@@ -81,14 +81,14 @@ def test_photos_of_classes_drawn_at_random():
     rows = [(f"{i}.jpg", {"model": i % 6 if i % 6 < 5 else None}, {"model": "Z"}) for i in range(60)]
     chosen = []
     for _ in range(2):
-        sample = SampleOfClasses(4, 3, "model", seed=1)
+        sample = ClassSample(4, 3, "model", seed=1)
         for row in rows:
             sample.add(*row)
         chosen.append(sample.chosen())
     assert chosen[0] == chosen[1] and [len(of_class) for of_class in chosen[0]] == [3] * 4
     classes = [{truth["model"] for _, truth, _ in of_class} for of_class in chosen[0]]
     assert all(len(one) == 1 for one in classes) and len({*map(frozenset, classes)}) == 4
-    every = SampleOfClasses(10, 99, "model")
+    every = ClassSample(10, 99, "model")
     for row in rows:
         every.add(*row)
     assert [len(of_class) for of_class in every.chosen()] == [10] * 6

@@ -12,7 +12,7 @@ import pytest
 
 from carvision.errors import InputError
 from carvision.inference import writers
-from carvision.inference.unfinished import partial_of, settings_of
+from carvision.inference.unfinished import partial_path, settings_path
 from carvision.inference.writers import open_output
 
 COLUMNS = {"path": "text", "make": "text", "make_prob": "number", "make_probs": ("3", "7"), "error": "text"}
@@ -78,7 +78,7 @@ def test_torn_anywhere_a_text_file_is_continued_to_the_same_bytes(tmp_path, suff
     for cut in range(len(content) + 1):
         output = opened(file)
         output.close()
-        partial_of(file).write_bytes(content[:cut])
+        partial_path(file).write_bytes(content[:cut])
         there = write(file)
         assert there == [row["path"] for row in ROWS][: len(there)]
         assert file.read_bytes() == content, cut
@@ -118,7 +118,7 @@ def test_parts_of_parquet_are_continued(tmp_path, monkeypatch):
     output.write(ROWS[:2])
     output.write(ROWS[2:3])  # not yet in a part
     output.close()
-    (partial_of(file) / "000000000002.unfinished").write_bytes(b"torn")
+    (partial_path(file) / "000000000002.unfinished").write_bytes(b"torn")
     assert not file.exists()
     output = opened(file)
     assert [row["path"] for row in output.rows()] == [row["path"] for row in ROWS[:2]]
@@ -156,10 +156,10 @@ def test_other_settings_are_refused(tmp_path, suffix):
     output.close()
     with pytest.raises(InputError, match=r"out.*partial was begun with --tta none, not flip; give the same again"):
         opened(file, {"--top": 1, "--tta": "flip"})
-    settings_of(file).write_text("torn")
-    with pytest.raises(InputError, match=r"settings that are lost .*; give another --out"):
+    settings_path(file).write_text("torn")
+    with pytest.raises(InputError, match=r"settings it was begun with are lost .*; give another --out"):
         opened(file)
-    assert partial_of(file).exists() and settings_of(file).read_text() == "torn"
+    assert partial_path(file).exists() and settings_path(file).read_text() == "torn"
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -179,7 +179,7 @@ def test_unfinished_files_of_others_are_left_alone(tmp_path, name):
     strange = tmp_path / name
     strange.write_text('{"mine": 1}')
     for overwrite in (False, True):
-        with pytest.raises(InputError, match=r"out\.csv\.partial.* is not of this command.*give another --out"):
+        with pytest.raises(InputError, match=r"out\.csv\.partial.* was not written by this.*give another --out"):
             opened(tmp_path / "out.csv", overwrite=overwrite)
     assert [path.name for path in tmp_path.iterdir()] == [name] and strange.read_text() == '{"mine": 1}'
 
@@ -193,17 +193,17 @@ def test_files_of_something_else_are_refused(tmp_path):
     }.items():
         file = tmp_path / name
         opened(file).close()
-        partial_of(file).write_bytes(content)
+        partial_path(file).write_bytes(content)
         output = opened(file)
         with pytest.raises(InputError, match=r"was not written by this command .*give another --out"):
             list(output.rows())
         output.close()
-        assert partial_of(file).read_bytes() == content
+        assert partial_path(file).read_bytes() == content
     file = tmp_path / "e.parquet"
     opened(file).close()
-    (partial_of(file) / "000000000005.parquet").write_bytes(b"")
+    (partial_path(file) / "000000000005.parquet").write_bytes(b"")
     output = opened(file)
-    with pytest.raises(InputError, match=r"parts do not follow each other.*give another --out"):
+    with pytest.raises(InputError, match=r"parts are not consecutive.*give another --out"):
         list(output.rows())
 
 

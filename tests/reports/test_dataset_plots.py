@@ -143,5 +143,5 @@ def test_healthy_photos_give_no_problem(tmp_path, table):
 
 
 def test_class_to_show_that_does_not_exist_is_refused(table):
-    with pytest.raises(InputError, match=r"show: 'nobodys' is no class of cars .* nearest: nobody's"):
+    with pytest.raises(InputError, match=r"show: 'nobodys' is not a class of cars .* nearest: nobody's"):
         choose_classes(table, ["nobodys"])

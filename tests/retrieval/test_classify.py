@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, precision_recall_fscore_support
 from sklearn.neighbors import KNeighborsClassifier
 
-from carvision.retrieval.classify import knn_figures, vote
+from carvision.retrieval.classify import knn_metrics, vote
 from carvision.retrieval.search import nearest
 from tests.retrieval.test_figures import made
 
@@ -46,7 +46,7 @@ def test_neighbours_at_no_distance_vote_alone():
 def test_figures_are_scikit_learns(seed):
     random = np.random.default_rng(seed)
     true, predicted = random.integers(0, 6, 80), random.integers(1, 8, 80)  # of classes that the other lacks, too
-    found = knn_figures(true, predicted, 9)
+    found = knn_metrics(true, predicted, 9)
     precision, recall, f1, _ = precision_recall_fscore_support(true, predicted, average="weighted", zero_division=0)
     expected = {"accuracy": accuracy_score(true, predicted), "precision": precision, "recall": recall, "f1": f1}
     with pytest.warns(UserWarning, match="y_pred contains classes"):

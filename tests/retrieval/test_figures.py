@@ -6,7 +6,7 @@ import torch
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 from carvision.retrieval import figures
-from carvision.retrieval.figures import judge, leave_one_out_figures, num_relevant
+from carvision.retrieval.figures import leave_one_out_metrics, num_relevant, query_metrics
 from carvision.retrieval.search import nearest
 
 
@@ -41,7 +41,7 @@ def mean_of(found: list[dict]) -> dict[str, float]:
 def test_leave_one_out_is_that_of_loops_and_of_pytorch_metric_learning():
     embeddings, codes = made(150, 9, seed=1)
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    found = leave_one_out_figures(embeddings, codes, recall_at=(1, 3))
+    found = leave_one_out_metrics(embeddings, codes, recall_at=(1, 3))
     expected = of_loops(unit @ unit.T, codes[:, None] == codes, np.eye(150, dtype=bool), (1, 3))
     assert found == pytest.approx(mean_of(expected))
     names = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
@@ -58,7 +58,7 @@ def test_queries_and_gallery_are_those_of_loops_and_of_pytorch_metric_learning()
     assert (relevant == 0).any() and relevant.max() > 30
     some = relevant > 0
     _, rows = nearest(queries[some], gallery, int(relevant.max()), "l2")
-    found = judge(codes[rows] == query_codes[some, None], relevant[some], (1, 2, 4))
+    found = query_metrics(codes[rows] == query_codes[some, None], relevant[some], (1, 2, 4))
     distances = np.linalg.norm(queries[:, None].astype(np.float64) - gallery[None], axis=2)
     expected = of_loops(-distances, query_codes[:, None] == codes, np.zeros((60, 140), bool), (1, 2, 4))
     assert {name: values.tolist() for name, values in found.items()} == {
@@ -73,14 +73,14 @@ def test_queries_and_gallery_are_those_of_loops_and_of_pytorch_metric_learning()
 
 def test_the_blocks_of_queries_make_no_difference(monkeypatch):
     embeddings, codes = made(100, 5, seed=4)
-    whole = leave_one_out_figures(embeddings, codes)
-    monkeypatch.setattr(figures, "num_at_once", lambda k: 7)
-    assert leave_one_out_figures(embeddings, codes) == pytest.approx(whole)
+    whole = leave_one_out_metrics(embeddings, codes)
+    monkeypatch.setattr(figures, "queries_per_block", lambda k: 7)
+    assert leave_one_out_metrics(embeddings, codes) == pytest.approx(whole)
 
 
 def test_photos_without_another_of_their_class_count_nowhere():
     embeddings = np.eye(4, dtype=np.float32) + 0.1
-    assert leave_one_out_figures(embeddings, np.arange(4)) == {}
-    assert leave_one_out_figures(embeddings[:0], np.arange(0)) == {}
+    assert leave_one_out_metrics(embeddings, np.arange(4)) == {}
+    assert leave_one_out_metrics(embeddings[:0], np.arange(0)) == {}
     codes = np.array([0, 1, 0, 2])
-    assert leave_one_out_figures(embeddings, codes)["recall_at_1"] in (0.0, 0.5, 1.0)  # of two photos
+    assert leave_one_out_metrics(embeddings, codes)["recall_at_1"] in (0.0, 0.5, 1.0)  # of two photos

@@ -198,7 +198,7 @@ def test_keys_are_in_the_order_of_scores_then_rows():
     keys = _keys_of(scores, rows)
     assert (keys.argsort() == torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9])).all()  # of the zeros row 3 is the better
     assert (_scores_of(keys) == scores).all() and (_rows_of(keys) == rows).all()
-    assert _scores_of(torch.tensor([search.NOTHING])) == -torch.inf and keys.min() + 2**32 > search.NOTHING
+    assert _scores_of(torch.tensor([search.EMPTY_KEY])) == -torch.inf and keys.min() + 2**32 > search.EMPTY_KEY
 
 
 def test_the_last_goes_where_the_own_row_is_not_found():

@@ -12,7 +12,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 import carvision
 from carvision.errors import InputError
 from carvision.evaluation import run as evaluation
-from carvision.reports.comparison.frame import frame_of
+from carvision.reports.comparison.frame import runs_frame
 from carvision.reports.comparison.runs import read_run
 from carvision.reports.curves import plot_curves
 from carvision.search.worker import values_of
@@ -83,7 +83,7 @@ def test_validation_that_nothing_goes_by_is_undefined(manifest, tmp_path, caplog
     assert history["train/loss"].notna().all()
     plot_curves(history, tmp_path)
     assert carvision.load(folder).classes == {"kind": ["a", "b"]}
-    [row] = frame_of([read_run(folder)], ["run"]).to_dict("records")
+    [row] = runs_frame([read_run(folder)], ["run"]).to_dict("records")
     assert math.isnan(row["lowest_val_loss"]) and math.isnan(row.get("val/loss", math.nan)) and row["train/loss"] > 0
     assert values_of(folder, {"val/loss": "min"}) == (
         None, "val/loss is undefined in the best epoch, or no metric of this training"

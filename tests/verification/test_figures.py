@@ -7,11 +7,11 @@ from sklearn.metrics import accuracy_score, roc_auc_score, roc_curve
 from carvision.verification.figures import (
     Roc,
     accuracy,
-    area_under,
     best_threshold,
     equal_error_rate,
-    measure,
+    pair_metrics,
     roc,
+    roc_auc,
     tar_at_far,
 )
 
@@ -34,7 +34,7 @@ def test_roc_and_its_area_are_those_of_scikit_learn(case):
     np.testing.assert_allclose(curve.far, far)
     np.testing.assert_allclose(curve.tar, tar)
     assert curve.num_negatives == (~same).sum()
-    assert area_under(curve) == pytest.approx(roc_auc_score(same, scores))
+    assert roc_auc(curve) == pytest.approx(roc_auc_score(same, scores))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -100,10 +100,10 @@ def test_accepted_at_a_false_accept_rate_as_counted_one_by_one():
 def test_few_different_pairs_tell_nothing_of_low_false_accept_rates():
     for num_negatives, known in ((999, False), (1000, True)):
         same = np.arange(num_negatives + 10) < 10
-        figures = measure(np.where(same, 1.0, 0.0), same, 0.5)
-        assert figures["accuracy"] == 1 and figures["auc"] == 1 and figures["eer"] == 0
-        assert figures["tar_at_far_0.01"] == 1
-        assert figures["tar_at_far_0.001"] == 1 if known else math.isnan(figures["tar_at_far_0.001"])
+        metrics = pair_metrics(np.where(same, 1.0, 0.0), same, 0.5)
+        assert metrics["accuracy"] == 1 and metrics["auc"] == 1 and metrics["eer"] == 0
+        assert metrics["tar_at_far_0.01"] == 1
+        assert metrics["tar_at_far_0.001"] == 1 if known else math.isnan(metrics["tar_at_far_0.001"])
 
 
 def test_a_threshold_next_to_a_score_parts_it_from_the_next_one():

@@ -12,30 +12,30 @@ from PIL import Image
 from carvision.data.table import Classes, Table
 from carvision.embedding.files import Embeddings
 from carvision.errors import InputError
-from carvision.reports.verification import accuracy_sheet, curve_sheets, frame_of, write_verification
+from carvision.reports.verification import accuracy_table, curve_tables, scores_frame, write_verification
 from carvision.verification import METHODS
 from carvision.verification.figures import accuracy, best_threshold
 from carvision.verification.pairs import Pairs, generate_pairs
 from carvision.verification.scores import l2
-from carvision.verification.scoring import Scored, score
-from carvision.verification.task import Task
+from carvision.verification.scoring import ScoredPairs, score
+from carvision.verification.task import VerificationTask
 
 NAMES = tuple("abcdef")
 
 
-def made_task(num: int = 240, seed: int = 0) -> tuple[Task, np.ndarray]:
+def made_task(num: int = 240, seed: int = 0) -> tuple[VerificationTask, np.ndarray]:
     """Half of the photos to learn from, every other one; and float32 (num, 5) that tell classes apart in part."""
     rng = np.random.default_rng(seed)
     codes, learned = rng.integers(0, 6, num), np.arange(num) % 2 == 0
     rows = pd.DataFrame({"path": [f"{i}.jpg" for i in range(num)], "split": "", "class": codes})
     table = Table("made", "photos", rows, {"class": Classes(NAMES, NAMES)}, "class")
-    train = generate_pairs(table.select(learned), "class", "medium", 200, 0).of_rows(np.flatnonzero(learned))
+    train = generate_pairs(table.select(learned), "class", "medium", 200, 0).map_rows(np.flatnonzero(learned))
     tests = {
-        name: generate_pairs(table.select(~learned), "class", "medium", 100, seed).of_rows(np.flatnonzero(~learned))
+        name: generate_pairs(table.select(~learned), "class", "medium", 100, seed).map_rows(np.flatnonzero(~learned))
         for seed, name in enumerate(("one", "two"))
     }
     values = rng.normal(size=(6, 5))[codes] + 0.7 * rng.normal(size=(num, 5))
-    return Task(table, "class", tests, {}, learned, train), values.astype(np.float32)
+    return VerificationTask(table, "class", tests, {}, learned, train), values.astype(np.float32)
 
 
 def test_each_score_is_that_of_the_photos_of_its_row():
@@ -50,11 +50,11 @@ def test_each_score_is_that_of_the_photos_of_its_row():
         assert (scored[name].second == [f"{i}.jpg" for i in pairs.second]).all()
         assert (scored[name].same == pairs.same).all()
         np.testing.assert_allclose(scored[name].scores["l2"], l2(values, pairs), rtol=1e-6)
-        assert list(scored[name].figures) == list(METHODS)
-        figures = scored[name].figures["l2"]
-        assert figures["threshold"] == pytest.approx(threshold)
-        assert figures["accuracy"] == accuracy(l2(values, pairs), pairs.same, threshold)
-        assert min(of_method["accuracy"] for of_method in scored[name].figures.values()) > 0.7
+        assert list(scored[name].metrics) == list(METHODS)
+        metrics = scored[name].metrics["l2"]
+        assert metrics["threshold"] == pytest.approx(threshold)
+        assert metrics["accuracy"] == accuracy(l2(values, pairs), pairs.same, threshold)
+        assert min(of_method["accuracy"] for of_method in scored[name].metrics.values()) > 0.7
     assert train == {"photos": 120, "classes": 6, "pairs": 200}
 
 
@@ -80,12 +80,12 @@ def test_pairs_of_photos_that_can_not_be_read_are_counted(caplog):
 def test_embeddings_that_are_no_numbers_name_their_photo():
     task, values = made_task()
     values[7, 2] = np.nan
-    with pytest.raises(InputError, match=r"7\.jpg: its embedding has numbers that are not finite"):
+    with pytest.raises(InputError, match=r"7\.jpg: its embedding has values that are not finite"):
         score(task, Embeddings(values, task.table), ["cosine"])
 
 
 @pytest.fixture
-def scored() -> dict[str, Scored]:
+def scored() -> dict[str, ScoredPairs]:
     """Of a list of same pairs alone, too, of which there is no ROC."""
     task, values = made_task()
     pairs = task.tests["one"]
@@ -93,13 +93,13 @@ def scored() -> dict[str, Scored]:
         "all $a_b$": pairs,
         "same alone": Pairs(pairs.first[pairs.same], pairs.second[pairs.same], np.ones(50, bool)),
     }
-    task = Task(task.table, "class", tests, {}, task.learned, task.train)
+    task = VerificationTask(task.table, "class", tests, {}, task.learned, task.train)
     return score(task, Embeddings(values, task.table), ["cosine", "joint_bayes"])[0]
 
 
 def test_tables_hold_the_figures(scored):
-    frame = frame_of(scored).set_index(["difficulty", "method"])
-    sheet = accuracy_sheet(scored)
+    frame = scores_frame(scored).set_index(["difficulty", "method"])
+    sheet = accuracy_table(scored)
     assert sheet.header == ["method", "all $a_b$", "same alone"]
     assert [row[0] for row in sheet.rows] == ["cosine", "Joint Bayesian"]
     for row, marks, method in zip(sheet.rows, sheet.marks, ("cosine", "joint_bayes"), strict=True):
@@ -107,13 +107,13 @@ def test_tables_hold_the_figures(scored):
             column = frame.xs(name)["accuracy"].round(4)
             assert cell == f"{100 * frame.loc[(name, method), 'accuracy']:.2f}"
             assert (mark == "best") == (column[method] == column.max())
-    all_pairs, same_alone = curve_sheets(scored)
+    all_pairs, same_alone = curve_tables(scored)
     assert [row[1] for row in all_pairs.rows] == [f"{value:.4f}" for value in frame.xs("all $a_b$")["auc"]]
     eers = frame.xs("all $a_b$")["eer"].round(4)
     assert [row[2] == "best" for row in all_pairs.marks] == (eers == eers.min()).tolist()  # the least
     assert {cell for row in same_alone.rows for cell in row[1:]} == {"–"}
     assert not any(cell for row in same_alone.marks for cell in row)
-    assert all_pairs.notes[0] == "FAR 1 % takes 100 different pairs to tell; here are 50."
+    assert all_pairs.notes[0] == "FAR 1 % needs 100 different pairs to measure; here are 50."
 
 
 def test_files_hold_the_figures(scored, tmp_path, capsys):
@@ -122,8 +122,8 @@ def test_files_hold_the_figures(scored, tmp_path, capsys):
     frame = pd.read_csv(tmp_path / "verification.csv")
     assert len(frame) == 4 and written["label"] == "class"
     for _, row in frame.iterrows():
-        figures = written["difficulties"][row["difficulty"]]["figures"][row["method"]]
-        for name, value in figures.items():
+        metrics = written["difficulties"][row["difficulty"]]["figures"][row["method"]]
+        for name, value in metrics.items():
             assert math.isnan(row[name]) if value is None else row[name] == pytest.approx(value)
         stem = re.sub(r"[^\w.-]+", "_", row["difficulty"])  # what any disk takes
         pairs = pd.read_csv(tmp_path / f"pairs_{stem}.csv")

@@ -1,1 +1,4 @@
-"""carvision.compare: runs side by side. report.py puts it together; runs -> names, frame -> sheets -> tables, plots."""
+"""Compare runs side by side (carvision.compare).
+
+report.py combines the parts: runs -> names, frame -> sheets -> tables, plots.
+"""

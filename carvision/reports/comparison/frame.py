@@ -1,4 +1,4 @@
-"""Runs as one pandas frame, and what is read from it: the best of each column, the Pareto front."""
+"""Collect runs in one pandas frame, and derive from it: the best of each column, the Pareto front."""
 
 import logging
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 
 from carvision.errors import InputError, nearest
-from carvision.reports.comparison.runs import SPLITS, Part, Run
+from carvision.reports.comparison.runs import SPLITS, Run, RunPart
 
 log = logging.getLogger(__name__)
 
-NO_FIGURES = (
+NOT_METRICS = (
     "folder",
     "state",
     "folds",
@@ -20,19 +20,19 @@ NO_FIGURES = (
     "best_epoch",
     "epoch",
     "parameters",
-)  # of which none is best
+)  # columns without a best value
 TIMES = ("wall_min", "cpu_min", "cost", "training_s", "best_after_s", "epoch_s")
-SPREAD = "/std"  # a column's standard deviation over the folds, in a column of its own
+SPREAD = "/std"  # suffix of the column with the standard deviation over the folds
 NAN = float("nan")
 
 
-def frame_of(
+def runs_frame(
     runs: Sequence[Run], names: Sequence[str], epoch: int | None = None, price_per_hour: float | None = None
 ) -> pd.DataFrame:
-    """A row a run, indexed by its name: figures as the run's files have them (epochs from 0, accuracies as fractions).
+    """Return one row per run, indexed by name: values as in its files (epochs from 0, accuracies as fractions).
 
-    epoch (from 1): figures of the end of that epoch instead of the best one, and the training time until then.
-    price_per_hour: instead of the run's own. Raises InputError if no run has that epoch.
+    epoch (from 1): metrics of the end of that epoch instead of the best one, and the training time until then.
+    price_per_hour: replaces the run's own. Raises InputError if no run has that epoch.
     """
     frame = pd.DataFrame([_row(run, epoch, price_per_hour) for run in runs], index=pd.Index(names, name="run"))
     if epoch is not None and "epoch" not in frame.dropna(axis="columns", how="all"):
@@ -40,12 +40,12 @@ def frame_of(
         raise InputError(f"--epoch {epoch}: no run has as many epochs; the longest has {longest}")
     if epoch is not None:
         for name in frame.index[frame["epoch"].isna()]:
-            log.warning("%s has no epoch %d: its figures are empty", name, epoch)
-    facts = [name for name in (*NO_FIGURES, *TIMES, "lowest_val_loss") if name in frame]
-    figures = [name for name in frame if name not in facts]
+            log.warning("%s has no epoch %d: its metrics are empty", name, epoch)
+    facts = [name for name in (*NOT_METRICS, *TIMES, "lowest_val_loss") if name in frame]
+    metrics = [name for name in frame if name not in facts]
     order = {split: i for i, split in enumerate(SPLITS)}
-    figures.sort(key=lambda name: order[name.split("/")[0]])  # stable: a run's own order within a split
-    return frame[facts + figures]
+    metrics.sort(key=lambda name: order[name.split("/")[0]])  # stable: a run's own order within a split
+    return frame[facts + metrics]
 
 
 def _row(run: Run, epoch: int | None, price_per_hour: float | None) -> dict[str, object]:
@@ -70,17 +70,17 @@ def _row(run: Run, epoch: int | None, price_per_hour: float | None) -> dict[str,
     )
 
 
-def _part_row(part: Part, config: dict, epoch: int | None) -> dict[str, float]:
-    history, metrics = part.history, part.metrics
+def _part_row(part: RunPart, config: dict, epoch: int | None) -> dict[str, float]:
+    history, saved = part.history, part.metrics
     seconds = history["seconds"] if "seconds" in history else pd.Series(dtype=float)
-    spent = (metrics or {}).get("seconds", {})
+    spent = (saved or {}).get("seconds", {})
     row: dict[str, float] = {"epochs": len(history) or NAN, "parameters": part.num_parameters}
     if epoch is not None:
         at = history[history["epoch"] == epoch - 1]
         row["epoch"] = epoch - 1 if len(at) else NAN
         row["training_s"] = seconds[history["epoch"] < epoch].sum() if len(at) else NAN
         row["wall_min"] = row["training_s"] / 60
-        figures = _figures_of(at.iloc[0]) if len(at) else {}
+        metrics = _row_metrics(at.iloc[0]) if len(at) else {}
     else:
         at = _best_epoch(part, config)
         row["best_epoch"] = at
@@ -88,23 +88,23 @@ def _part_row(part: Part, config: dict, epoch: int | None) -> dict[str, float]:
         stages = [value for name, value in spent.items() if name not in ("total", "cpu")]
         row["wall_min"] = spent.get("total", sum(stages) if stages else row["training_s"]) / 60
         row["cpu_min"] = spent.get("cpu", NAN) / 60
-        row["cost"] = (metrics or {}).get("cost", NAN)
+        row["cost"] = (saved or {}).get("cost", NAN)
         row["best_after_s"] = seconds[history["epoch"] <= at].sum() if len(seconds) else NAN
-        if metrics:
-            figures = {f"{split}/{name}": v for split in SPLITS for name, v in metrics.get(split, {}).items()}
+        if saved:
+            metrics = {f"{split}/{name}": v for split in SPLITS for name, v in saved.get(split, {}).items()}
         else:
-            figures = _figures_of(history[history["epoch"] == at].iloc[0]) if len(history) else {}
+            metrics = _row_metrics(history[history["epoch"] == at].iloc[0]) if len(history) else {}
     row["epoch_s"] = seconds.mean() if len(seconds) else NAN
     row["lowest_val_loss"] = history["val/loss"].min() if "val/loss" in history else NAN
-    return row | {name: value for name, value in figures.items() if isinstance(value, int | float)}
+    return row | {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
 
-def _figures_of(epoch: pd.Series) -> dict[str, float]:
+def _row_metrics(epoch: pd.Series) -> dict[str, float]:
     return {str(k): v for k, v in epoch.items() if str(k).split("/")[0] in SPLITS and not pd.isna(v)}
 
 
-def _best_epoch(part: Part, config: dict) -> float:
-    """From 0. Of a run that did not end, the best so far in the sense of its callbacks.monitor."""
+def _best_epoch(part: RunPart, config: dict) -> float:
+    """Return the best epoch, from 0; for an unfinished run, the best so far by its callbacks.monitor."""
     if part.metrics and "best_epoch" in part.metrics:
         return part.metrics["best_epoch"]
     history, monitor = part.history, config.get("callbacks.monitor", "val/loss")
@@ -115,24 +115,25 @@ def _best_epoch(part: Part, config: dict) -> float:
 
 
 def lower_is_better(column: str) -> bool:
+    """Return whether smaller values of the column are better: times, losses, errors."""
     last = column.rsplit("/", 1)[-1]
     return column in TIMES or "loss" in last or last.startswith(("fpr", "fnr", "mae", "rmse"))
 
 
 def is_fraction(column: str) -> bool:
-    """Whether a figure is shown in %: all that runs report are, but losses and errors in a unit."""
+    """Return whether a metric is shown in %: all are, except losses and errors in a unit."""
     last = column.rsplit("/", 1)[-1]
     return column.split("/")[0] in SPLITS and "/" in column and "loss" not in last and last not in ("mae", "rmse")
 
 
 def heads_of(frame: pd.DataFrame) -> list[str]:
-    """Heads with figures, in the order of the runs' files."""
+    """Return the heads with metrics, in the order of the runs' files."""
     names = [column.split("/") for column in frame if column.split("/")[0] in SPLITS]
     return list(dict.fromkeys(n[1] for n in names if len(n) == 3 and n[2] in ("top1", "mae") and n[1] != "joint"))
 
 
-def finest_figure(frame: pd.DataFrame, runs: Sequence[Run]) -> str:
-    """Top-1 on validation of the head that most runs have, of these the one with most classes, or else the last."""
+def finest_metric(frame: pd.DataFrame, runs: Sequence[Run]) -> str:
+    """Return validation top-1 of the head that most runs have; among these the one with most classes, else the last."""
     num_classes = {head: n for run in runs for part in run.parts for head, n in part.num_classes.items()}
     for split in ("val", "test", "train"):
         heads = [head for head in heads_of(frame) if f"{split}/{head}/top1" in frame]
@@ -143,31 +144,33 @@ def finest_figure(frame: pd.DataFrame, runs: Sequence[Run]) -> str:
 
 
 def check_column(frame: pd.DataFrame, column: str, option: str) -> str:
-    """Raises InputError unless the frame has numbers in that column."""
+    """Return the column. Raises InputError unless the frame has numbers in it."""
     columns = list(frame.select_dtypes("number").dropna(axis="columns", how="all"))
     if column not in columns:
         shown = ", ".join(c for c in columns if c.endswith(("val/loss", "/top1")) or c in ("wall_min", "cost"))
-        raise InputError(f"{option}: {column!r} is no figure of these runs, as {shown} are{nearest(column, columns)}")
+        raise InputError(
+            f"{option}: {column!r} is not a metric of these runs, as {shown} are{nearest(column, columns)}"
+        )
     return column
 
 
 def sort_by(frame: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Best first; runs without the figure last, and runs that are equal in their order."""
+    """Sort by the column, best first; runs without a value last, ties in their order."""
     return frame.sort_values(column, ascending=lower_is_better(column), kind="stable", na_position="last")
 
 
 def pareto_front(amounts: Sequence[float], values: Sequence[float], lower: bool = False) -> np.ndarray:
-    """Places of the runs to which no other is better in one and at least as good in the other, by amount.
+    """Return the indices of the runs that no other run dominates, ordered by amount.
 
-    Less of the amount (time, money) is better, and more of the value, or less where `lower`. NaN is never on it.
-    Two equal runs are both on it.
+    Less of the amount (time, money) is better, and more of the value, or less if `lower`. A run dominates another if it
+    is better in one and at least as good in the other; of two equal runs both are returned. NaN is never on the front.
     """
     amounts, values = np.asarray(amounts, float), np.asarray(values, float) * (-1 if lower else 1)
     known = np.flatnonzero(~(np.isnan(amounts) | np.isnan(values)))
     order = known[np.lexsort((-values[known], amounts[known]))]
     front: list[int] = []
-    for place in order:
-        same = front and (amounts[place], values[place]) == (amounts[front[-1]], values[front[-1]])
-        if not front or values[place] > values[front[-1]] or same:
-            front.append(int(place))
+    for index in order:
+        same = front and (amounts[index], values[index]) == (amounts[front[-1]], values[front[-1]])
+        if not front or values[index] > values[front[-1]] or same:
+            front.append(int(index))
     return np.array(front, dtype=int)

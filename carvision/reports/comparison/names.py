@@ -1,4 +1,4 @@
-"""What runs are called: by the settings in which they differ, or by their folders."""
+"""Name runs by the settings in which they differ, or by their folders."""
 
 import re
 from collections import Counter
@@ -6,21 +6,21 @@ from collections.abc import Sequence
 
 from carvision.reports.comparison.runs import Run
 
-# Differences that say where and how a run was made, and not what was trained.
+# Settings of where and how a run was made, not of what was trained
 IGNORED = re.compile(r"run\.|sweep\.|logger\.|hydra\.|data\.(root|file|num_workers)$|callbacks\.progress_bar$")
-# Of several settings that would tell runs apart, those that people think of first.
+# Of several settings that distinguish runs, those that people think of first
 FIRST = (
     "experiment", "model.backbone", "model.weights", "model.train_layers", "optimizer.name", "optimizer.lr",
     "schedule.name", "loss.name", "data.name", "data.batch_size", "data.image_px", "trainer.max_epochs",
 )  # fmt: skip
 LAST = ("seed", "data.split.seed", "data.split.fold")
 TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?")
-MAX_SHOWN = 3  # settings in a name; where more differ, only as many as tell the runs apart
+MAX_SHOWN = 3  # settings in a name; if more differ, only as many as distinguish the runs
 Config = dict[str, object]
 
 
 def differing_keys(runs: Sequence[Run]) -> list[str]:
-    """Settings that are not the same in all runs, the best known first. A setting that a run lacks differs."""
+    """Return the settings that differ between the runs, the best known first; a missing setting differs."""
     known = {key: None for run in runs for key in run.config if not IGNORED.match(key)}
     keys = [key for key in known if len({text_of(run.config.get(key)) for run in runs}) > 1]
     return sorted(keys, key=_rank)
@@ -31,18 +31,22 @@ def _rank(key: str) -> int:
 
 
 def name_runs(runs: Sequence[Run], ignored: Sequence[str] = ()) -> list[str]:
-    """A name a run, no two the same: "optimizer=adam lr=0.001" where up to three settings differ; where more do, the
-    experiment or the run's own folder, with such settings as are still needed. ignored: settings left out.
+    """Return a unique name for each run.
+
+    "optimizer=adam lr=0.001" if up to three settings differ; if more do, the experiment or the run's folder with as
+    many settings as are needed to distinguish the runs. ignored: settings left out; such names may repeat.
     """
     configs = [dict(run.config) for run in runs]
     keys = [key for key in differing_keys(runs) if key not in ignored]
-    shared = [key for key in keys if all(key in config for config in configs)]  # not what only one optimizer has
+    shared = [
+        key for key in keys if all(key in config for config in configs)
+    ]  # omits settings that only one optimizer has
     if not 0 < len(shared) <= MAX_SHOWN or _num_apart(configs, shared) < _num_apart(configs, keys):
         for config, run in zip(configs, runs, strict=True):
             config["experiment"] = run.folder.parent.name if TIME.fullmatch(run.folder.name) else run.folder.name
         shared = _enough(configs, ["experiment", *keys])
     names = _names(configs, shared)
-    if ignored:  # names of groups of runs, which may be several
+    if ignored:  # these name groups of runs and may repeat
         return names
     for more in (lambda run: run.folder.name, lambda run: str(run.folder)):
         counts = Counter(names)
@@ -54,14 +58,14 @@ def name_runs(runs: Sequence[Run], ignored: Sequence[str] = ()) -> list[str]:
 
 
 def _enough(configs: Sequence[Config], keys: Sequence[str]) -> list[str]:
-    """The first keys that tell as many configs apart as all of them do."""
+    """Return the first keys that distinguish as many configs as all keys do."""
     chosen: list[str] = []
-    apart = 1
+    num_distinct = 1
     for key in keys:
         now = _num_apart(configs, [*chosen, key])
-        if now > apart:
+        if now > num_distinct:
             chosen.append(key)
-            apart = now
+            num_distinct = now
     return chosen or list(keys[:1])
 
 
@@ -77,14 +81,14 @@ def _names(configs: Sequence[Config], keys: Sequence[str]) -> list[str]:
 
 
 def _short(key: str) -> str:
-    """What stands before the value: nothing where it speaks for itself."""
+    """Return the prefix before the value; "" for a value that needs no key."""
     if key in ("experiment", "model.backbone"):
         return ""
     return f"{key.removesuffix('.name').rsplit('.', 1)[-1]}="
 
 
 def text_of(value: object) -> str:
-    """As it would be typed on the command line."""
+    """Return the value as it would be typed on the command line."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Runs drawn over each other: their curves by epoch, and what they reached by one setting."""
+"""Plot several runs together: their curves by epoch, and their results by one setting."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from carvision.reports.comparison.frame import is_fraction
 from carvision.reports.comparison.sheets import title_of
 from carvision.reports.style import TEXT, create_figure, save_figure, set_title, tidy
 
-# Told apart by people with any colour vision, and by their lightness where two are near; the marker differs as well.
+# Distinguishable with any colour vision, near ones also by lightness; the markers differ as well
 COLOURS = (
     "#4477aa", "#ee7733", "#228833", "#aa3377", "#66ccee", "#222222",
     "#ccbb44", "#332288", "#cc3311", "#44aa99", "#999999", "#884400",
@@ -22,16 +22,16 @@ MARKERS = "osD^vPX<>*hp"
 MAX_CURVES = len(COLOURS)
 
 
-def plot_comparison(histories: dict[str, pd.DataFrame], figures: Sequence[str], title: str, file: Path) -> None:
-    """The runs' histories overlaid, a panel a figure ("loss", "make/top1"): validation solid, training faint, dashed.
+def plot_comparison(histories: dict[str, pd.DataFrame], metrics: Sequence[str], title: str, file: Path) -> None:
+    """Write a PNG of the runs' histories, one panel per metric ("loss", "make/top1").
 
-    histories: {name of the run: rows of history.csv}, at most MAX_CURVES.
+    Validation is solid, training dashed. histories: {name of the run: rows of history.csv}, at most MAX_CURVES.
     """
-    panels_a_row = min(len(figures), 3)
-    rows = -(-len(figures) // panels_a_row)
+    panels_a_row = min(len(metrics), 3)
+    rows = -(-len(metrics) // panels_a_row)
     figure = create_figure(4.3 * panels_a_row if panels_a_row > 1 else 8.5, 3.4 * rows if rows > 1 else 3.8)
-    logarithmic = any(_is_wide(histories, name) for name in figures)
-    for i, name in enumerate(figures):
+    logarithmic = any(_is_wide(histories, name) for name in metrics)
+    for i, name in enumerate(metrics):
         axes = figure.add_subplot(rows, panels_a_row, i + 1)
         for run, (history, colour) in enumerate(zip(histories.values(), COLOURS, strict=False)):
             _curve(axes, history, f"train/{name}", color=colour, alpha=0.45, linestyle=(0, (4, 2)), linewidth=1.1)
@@ -61,7 +61,7 @@ def plot_comparison(histories: dict[str, pd.DataFrame], figures: Sequence[str], 
 
 
 def _is_wide(histories: dict[str, pd.DataFrame], name: str) -> bool:
-    """Whether some losses are so large that on an even scale the others would lie on the floor."""
+    """Return whether some losses are so large that a linear scale would flatten the others."""
     columns = [history[f"{s}/{name}"] for history in histories.values() for s in ("train", "val")
                if f"{s}/{name}" in history]  # fmt: skip
     values = pd.concat(columns).dropna() if columns else pd.Series(dtype=float)
@@ -69,6 +69,7 @@ def _is_wide(histories: dict[str, pd.DataFrame], name: str) -> bool:
 
 
 def percent_axis(axes: Axes) -> None:
+    """Format the y axis in percent."""
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.6g}%"))
 
 
@@ -80,24 +81,27 @@ def _curve(axes: Axes, history: pd.DataFrame, column: str, **style) -> Line2D | 
 
 
 def _every(num_epochs: int, run: int) -> tuple[int, int]:
-    """A marker now and then, at other epochs for each run."""
+    """Return an offset and a step for sparse markers, different for each run."""
     step = max(1, num_epochs // 8)
     return run % step, step
 
 
 def legend_below(figure: Figure, handles: Sequence[Line2D], names: Sequence[str]) -> None:
-    """In as many columns as the names leave room for. The figure grows by the legend's height."""
-    letters = max(map(len, names)) + 7
-    columns = max(1, min(len(names), int(figure.get_figwidth() * 13 / letters)))
+    """Add a legend below, with as many columns as the names allow; the figure grows by the legend's height."""
+    num_letters = max(map(len, names)) + 7
+    columns = max(1, min(len(names), int(figure.get_figwidth() * 13 / num_letters)))
     legend = figure.legend(handles, names, loc="outside lower left", ncols=columns, frameon=False, fontsize=9)
     for shown in legend.get_texts():
-        shown.set(parse_math=False, color=TEXT)  # a "$" in a name starts no formula
+        shown.set(parse_math=False, color=TEXT)
     figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(names) // columns))
 
 
-def plot_against(table: pd.DataFrame, key: str, figure_name: str, file: Path) -> None:
-    """R4's study of one setting: time to best, the figure, the lowest loss, a line a group. table: of `against_of`."""
-    panels = {"best_after_s": "minutes to the best epoch", figure_name: title_of(figure_name).removesuffix(" %")}
+def plot_against(table: pd.DataFrame, key: str, metric: str, file: Path) -> None:
+    """Write R4's plot of one setting: time to best, the metric, the lowest loss, one line per group.
+
+    table: from `against_of`.
+    """
+    panels = {"best_after_s": "minutes to the best epoch", metric: title_of(metric).removesuffix(" %")}
     panels |= {"lowest_val_loss": "lowest validation loss"}
     panels = {column: title for column, title in panels.items() if table[column].notna().any()}
     figure = create_figure(max(6.0, 3.7 * len(panels)), 3.9)

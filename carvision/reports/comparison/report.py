@@ -1,4 +1,4 @@
-"""A comparison as a whole: runs read, tables on the terminal and in files, pictures."""
+"""Write a comparison of runs: tables on the terminal and in files, and plots."""
 
 import logging
 from collections.abc import Sequence
@@ -9,19 +9,19 @@ from rich.console import Console
 
 from carvision.errors import InputError
 from carvision.folders import refuse_foreign_folder
-from carvision.reports.comparison.frame import check_column, finest_figure, frame_of, sort_by
+from carvision.reports.comparison.frame import check_column, finest_metric, runs_frame, sort_by
 from carvision.reports.comparison.matrix import against_of, matrix_of
 from carvision.reports.comparison.names import differing_keys, name_runs, text_of
 from carvision.reports.comparison.plots import MAX_CURVES, plot_against, plot_comparison
 from carvision.reports.comparison.runs import Run, find_runs, read_run
-from carvision.reports.comparison.sheets import Sheet, against_sheet, matrix_sheets, runs_sheet, settings_sheet
-from carvision.reports.comparison.tables import print_runs, print_sheet, write_html, write_markdown
+from carvision.reports.comparison.sheets import TextTable, against_table, matrix_tables, runs_table, settings_table
+from carvision.reports.comparison.tables import print_runs, print_table, write_html, write_markdown
 from carvision.reports.comparison.trade_off import plot_matrix, plot_trade_off
 from carvision.whole_files import write_csv
 
 log = logging.getLogger(__name__)
 
-Pictures = dict[str, Path]  # {what it shows: file}
+Pictures = dict[str, Path]  # {title: file}
 
 
 def write_comparison(
@@ -29,45 +29,45 @@ def write_comparison(
     folder: Path,
     names: Sequence[str] | None = None,
     epoch: int | None = None,
-    figure: str | None = None,
+    metric: str | None = None,
     sort: str | None = None,
     matrix: Sequence[str] | None = None,
     against: str | None = None,
     price_per_hour: float | None = None,
 ) -> pd.DataFrame:
-    """Write compare.{csv,md,html} and the pictures into the folder, print the tables; returns the frame.
+    """Write compare.{csv,md,html} and the plots into the folder, print the tables; return the frame.
 
-    The arguments are the options of carvision.compare, whose --help has them. Raises InputError.
+    The arguments are the options of carvision.compare, documented by its --help. Raises InputError.
     """
     if epoch is not None and epoch < 1:
         raise InputError(f"--epoch: {epoch} is not 1 or more; epochs count from 1")
     if price_per_hour is not None and not price_per_hour >= 0:
         raise InputError(f"--price-per-hour: {price_per_hour} is not 0 or more")
-    runs = [read_run(place) for place in find_runs(given)]
-    frame = frame_of(runs, _checked(names, runs), epoch, price_per_hour)
-    figure = check_column(frame, figure, "--figure") if figure else finest_figure(frame, runs)
+    runs = [read_run(path) for path in find_runs(given)]
+    frame = runs_frame(runs, _checked(names, runs), epoch, price_per_hour)
+    metric = check_column(frame, metric, "--figure") if metric else finest_metric(frame, runs)
     if sort:
         by_name = dict(zip(frame.index, runs, strict=True))
         frame = sort_by(frame, check_column(frame, sort, "--sort"))
         runs = [by_name[name] for name in frame.index]
-    tables = {"matrix": matrix_of(frame, runs, *matrix, figure)} if matrix else {}
+    arranged = {"matrix": matrix_of(frame, runs, *matrix, metric)} if matrix else {}
     if against:
         groups = name_runs(runs, ignored=(against, "seed"))
-        tables["against"] = against_of(frame, runs, against, groups)
+        arranged["against"] = against_of(frame, runs, against, groups)
     refuse_foreign_folder(folder, "--out", _is_comparison)
     _make_folder(folder)
-    sheets = []
-    pictures = _plot_runs(frame, runs, figure, folder)
-    if "matrix" in tables:
-        sheets += matrix_sheets(tables["matrix"])
-        pictures |= _write_matrix(tables["matrix"], folder)
-    if "against" in tables:
-        sheets.append(against_sheet(tables["against"], against, figure))
-        pictures |= _write_against(tables["against"], against, figure, folder)
+    tables = []
+    pictures = _plot_runs(frame, runs, metric, folder)
+    if "matrix" in arranged:
+        tables += matrix_tables(arranged["matrix"])
+        pictures |= _write_matrix(arranged["matrix"], folder)
+    if "against" in arranged:
+        tables.append(against_table(arranged["against"], against, metric))
+        pictures |= _write_against(arranged["against"], against, metric, folder)
     unfinished = list(frame.index[frame["state"] == "unfinished"])
-    for sheet in sheets if unfinished else []:
-        sheet.notes.append(f"Unfinished runs count with what they reached so far: {', '.join(unfinished)}.")
-    _write(frame, runs, figure, epoch, sheets, pictures, folder)
+    for table in tables if unfinished else []:
+        table.notes.append(f"Unfinished runs count with their results so far: {', '.join(unfinished)}.")
+    _write(frame, runs, metric, epoch, tables, pictures, folder)
     return frame
 
 
@@ -91,7 +91,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _is_comparison(folder: Path) -> bool:
-    """Whether the folder's compare.csv is one of ours."""
+    """Return whether the folder's compare.csv was written by this command."""
     try:
         with (folder / "compare.csv").open(encoding="utf-8") as file:
             return {"run", "state", "wall_min"} <= {*file.readline(10_000).rstrip().split(",")}
@@ -102,73 +102,73 @@ def _is_comparison(folder: Path) -> bool:
 def _write(
     frame: pd.DataFrame,
     runs: Sequence[Run],
-    figure: str,
+    metric: str,
     epoch: int | None,
-    studies: list[Sheet],
+    studies: list[TextTable],
     pictures: Pictures,
     folder: Path,
 ) -> None:
-    """compare.csv, compare.md, compare.html, and the tables on the terminal."""
+    """Write compare.csv, compare.md and compare.html, and print the tables."""
     keys = differing_keys(runs)
     _write_csv(
         frame.assign(**{key: [text_of(run.config.get(key)) for run in runs] for key in keys}), folder / "compare.csv"
     )
     title = f"{len(runs)} runs compared" if len(runs) > 1 else f"One run: {frame.index[0]}"
     about, notes = _about(frame, epoch), _notes(frame, keys)
-    sheets = [runs_sheet(frame, "Figures", notes), *studies]
+    tables = [runs_table(frame, "Metrics", notes), *studies]
     if keys:
-        sheets.append(settings_sheet(runs, list(frame.index), keys))
+        tables.append(settings_table(runs, list(frame.index), keys))
     for write, file in ((write_markdown, "compare.md"), (write_html, "compare.html")):
-        write(folder / file, title, about, sheets, pictures)
+        write(folder / file, title, about, tables, pictures)
     console = Console()
     if not console.is_terminal:
-        console = Console(width=110)  # rich takes a file for 80 columns wide
+        console = Console(width=110)  # rich assumes 80 columns for a file
     print_runs(
-        frame, f"{title}. {about}", notes, console, [figure, figure.replace("val/", "test/"), "wall_min", "cost"]
+        frame, f"{title}. {about}", notes, console, [metric, metric.replace("val/", "test/"), "wall_min", "cost"]
     )
-    for sheet in studies:
-        print_sheet(sheet, console)
+    for table in studies:
+        print_table(table, console)
 
 
 def _about(frame: pd.DataFrame, epoch: int | None) -> str:
     if epoch is not None:
-        return f"Figures at the end of epoch {epoch}, wall minutes of training until then."
-    return "Figures of each run's best epoch, the test with the weights of that epoch."
+        return f"Metrics at the end of epoch {epoch}, wall minutes of training until then."
+    return "Metrics of each run's best epoch, the test with the weights of that epoch."
 
 
 def _notes(frame: pd.DataFrame, keys: Sequence[str]) -> list[str]:
-    """What a reader must know to read the table rightly."""
+    """Return what a reader must know to interpret the table."""
     notes = []
     losses = [key for key in keys if key.startswith("loss.")]
     if losses:
-        notes.append(f"The runs' losses are not the same ({', '.join(losses)}), so their values can't be compared.")
+        notes.append(f"The runs have different losses ({', '.join(losses)}), so their values can't be compared.")
     photos = [key for key in keys if key.startswith(("data.name", "data.split.", "data.classes", "data.min_images"))]
     if photos:
-        notes.append(f"The runs have not the same photos ({', '.join(photos)}).")
+        notes.append(f"The runs have different photos ({', '.join(photos)}).")
     for kind in ("folds", "seeds"):
         if frame[kind].notna().any():
             notes.append(f"\u00b1: standard deviation over the {kind}; minutes and cost are of all {kind} together.")
     if (frame["state"] == "unfinished").any():
-        notes.append("Unfinished: figures, time and cost so far; time and cost are marked in no such run.")
+        notes.append("Unfinished: metrics, time and cost so far; their time and cost are never marked.")
     return notes
 
 
 def _write_csv(frame: pd.DataFrame, file: Path) -> None:
-    """Numbers as the runs' files have them; whole numbers stay whole where a run lacks one."""
+    """Write numbers as in the runs' files; integer columns stay integer if a run lacks a value."""
     whole = [c for c in frame.select_dtypes("number") if (frame[c].dropna() % 1 == 0).all() and "/" not in str(c)]
     kinds = {c: "Int64" for c in whole if c in ("folds", "seeds", "epochs", "best_epoch", "epoch", "parameters")}
     write_csv(file, frame.astype(kinds), index=True)
 
 
-def _plot_runs(frame: pd.DataFrame, runs: Sequence[Run], figure: str, folder: Path) -> Pictures:
-    """Curves overlaid, and the figure against time and, where it is known, money."""
+def _plot_runs(frame: pd.DataFrame, runs: Sequence[Run], metric: str, folder: Path) -> Pictures:
+    """Plot the curves, and the metric against time and, if known, cost."""
     pictures = {}
     histories = {name: run.history for name, run in zip(frame.index, runs, strict=True) if len(run.history)}
     shown = ""
     if len(histories) > MAX_CURVES:
-        best = [name for name in sort_by(frame, figure).index if name in histories][:MAX_CURVES]
+        best = [name for name in sort_by(frame, metric).index if name in histories][:MAX_CURVES]
         shown = f", the best {MAX_CURVES} of {len(histories)} runs"
-        log.warning("curves: %s by %s are drawn", shown.removeprefix(", "), figure)
+        log.warning("curves: %s by %s are drawn", shown.removeprefix(", "), metric)
         histories = {name: histories[name] for name in best}
     columns = dict.fromkeys(column for history in histories.values() for column in history)
     heads = dict.fromkeys(c.split("/")[1] for c in columns if c.count("/") == 2 and c.endswith("/loss"))
@@ -180,12 +180,12 @@ def _plot_runs(frame: pd.DataFrame, runs: Sequence[Run], figure: str, folder: Pa
             file = folder / f"{kind.removeprefix('Top-1 ').lower()}.png"
             plot_comparison(histories, drawn, f"{kind} by epoch{shown}", file)
             pictures[f"{kind} by epoch"] = file
-    for amount, word in {"training_s": "time", "cost": "cost"}.items():
-        if len(frame) > 1 and amount in frame and frame[[amount, figure]].notna().all(axis=1).sum() > 1:
-            pictures[f"Accuracy against {word}" if "top" in figure else f"{figure} against {word}"] = (
-                file := folder / f"against_{word}.png"
+    for amount, noun in {"training_s": "time", "cost": "cost"}.items():
+        if len(frame) > 1 and amount in frame and frame[[amount, metric]].notna().all(axis=1).sum() > 1:
+            pictures[f"Accuracy against {noun}" if "top" in metric else f"{metric} against {noun}"] = (
+                file := folder / f"against_{noun}.png"
             )
-            plot_trade_off(frame, amount, figure, file)
+            plot_trade_off(frame, amount, metric, file)
     return pictures
 
 
@@ -199,8 +199,8 @@ def _write_matrix(matrix, folder: Path) -> Pictures:
     return {"Matrix": folder / "matrix.png", "Matrix of minutes": folder / "matrix_minutes.png"}
 
 
-def _write_against(table: pd.DataFrame, key: str, figure: str, folder: Path) -> Pictures:
-    columns = ["group", key, "epoch_s", "best_after_s", figure, "lowest_val_loss"]
+def _write_against(table: pd.DataFrame, key: str, metric: str, folder: Path) -> Pictures:
+    columns = ["group", key, "epoch_s", "best_after_s", metric, "lowest_val_loss"]
     write_csv(folder / "against.csv", table[list(dict.fromkeys(columns))], index=True)
-    plot_against(table, key, figure, folder / "against.png")
+    plot_against(table, key, metric, folder / "against.png")
     return {f"By {key}": folder / "against.png"}

@@ -1,4 +1,4 @@
-"""The folders of runs, found and read: the only place that knows their layout. No torch is imported."""
+"""Find and read the folders of runs: the only module that knows their layout. Imports no torch."""
 
 import csv
 import json
@@ -18,15 +18,18 @@ from carvision.flat_config import flat_config
 log = logging.getLogger(__name__)
 
 HISTORY, METRICS, CONFIG = "history.csv", "metrics.json", "config.yaml"
-TRIALS = "trials.csv"  # of a search, whose runs lie in trials/ beside it
-CELL_KEY = "sweep.cells"  # in a run's config: the number of the grid's cell that it was
+TRIALS = "trials.csv"  # of a search, whose runs are in trials/ beside it
+CELL_KEY = "sweep.cells"  # in a run's config: the index of its grid cell
 PART = re.compile(r"(fold|seed)_(\d+)")  # the folder of a run's part
 SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
-class Part:
-    """A run, or a part of one. metrics: of metrics.json, None if the run did not end. history: epochs from 0."""
+class RunPart:
+    """A run, or one fold or seed of a run.
+
+    metrics: of metrics.json, None if it is unfinished. history: epochs from 0.
+    """
 
     history: pd.DataFrame
     metrics: dict | None
@@ -36,23 +39,24 @@ class Part:
 
 @dataclass(frozen=True)
 class Run:
-    """parts: one, or one a fold or seed. config: flat, {"optimizer.lr": 0.1}. summary: metrics.json of all parts
-    together. kind: "fold" or "seed"; "" of a run that is one. num_parts: 0 of such a run."""
+    """A run. parts: one, or one per fold or seed. config: flat, {"optimizer.lr": 0.1}. summary: metrics.json of all
+    parts together. kind: "fold" or "seed", "" for a run without parts. num_parts: 0 for such a run."""
 
     folder: Path
     config: dict[str, object]
-    parts: tuple[Part, ...]
+    parts: tuple[RunPart, ...]
     kind: str
     num_parts: int
     summary: dict | None
 
     @property
     def finished(self) -> bool:
+        """True if the run, with all its parts, is complete."""
         return bool(self.summary) if self.kind else self.parts[0].metrics is not None
 
     @property
     def history(self) -> pd.DataFrame:
-        """Of several parts, the mean of each epoch that all of them have."""
+        """The history; with several parts, the mean over the epochs that all of them have."""
         if len(self.parts) == 1:
             return self.parts[0].history
         rows = pd.concat([part.history for part in self.parts]).select_dtypes("number")
@@ -63,14 +67,14 @@ class Run:
 
 
 def find_runs(given: Iterable[Path]) -> list[Path]:
-    """The runs among the given folders and below them, each once, in the order given, and by name within a folder.
+    """Return the runs in and below the given folders, each once, in the order given, by name within a folder.
 
-    A run of several folds or seeds is one. Raises InputError where there is none.
+    A run of several folds or seeds is one run. Raises InputError if there is none.
     """
     found: dict[Path, Path] = {}
     for folder in given:
         if not folder.is_dir():
-            raise InputError(f"{folder} is no folder; give a run's folder, or a folder that holds runs")
+            raise InputError(f"{folder} is not a folder; give a run's folder, or a folder that holds runs")
         below = _runs_below(folder)
         if not below:
             raise InputError(f"{folder}: no run in it (a run's folder holds {HISTORY} or {METRICS})")
@@ -78,26 +82,26 @@ def find_runs(given: Iterable[Path]) -> list[Path]:
             if run.resolve() in found:
                 log.warning("%s was given twice, and is counted once", run)
             found.setdefault(run.resolve(), run)
-    for place in [place for place in found if place.parent in found]:  # a part was given besides its run
-        log.warning("%s is a part of %s, which is compared as a whole", found[place], found[place.parent])
-        del found[place]
+    for path in [path for path in found if path.parent in found]:  # a part was given besides its run
+        log.warning("%s is a part of %s, which is compared as a whole", found[path], found[path.parent])
+        del found[path]
     return list(found.values())
 
 
 def _runs_below(folder: Path) -> list[Path]:
     runs = []
-    for place, folders, files in os.walk(folder):
-        if HISTORY in files or METRICS in files or any(_is_part(Path(place, name)) for name in folders):
-            runs.append(Path(place))
-            folders.clear()  # a run's own folders hold no other runs
+    for path, folders, files in os.walk(folder):
+        if HISTORY in files or METRICS in files or any(_is_part(Path(path, name)) for name in folders):
+            runs.append(Path(path))
+            folders.clear()  # a run's own folders contain no other runs
         elif CONFIG in files:
-            log.warning("%s has not ended its first epoch, and is left out", place)
+            log.warning("%s has not finished its first epoch and is left out", path)
         folders.sort(key=_natural)
     return runs
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts the numbers in names by size: lr_8 before lr_16."""
+    """Return a sort key that orders numbers in names by value: lr_8 before lr_16."""
     return [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in re.split(r"(\d+)", name)]
 
 
@@ -106,15 +110,15 @@ def _is_part(folder: Path) -> bool:
 
 
 def read_run(folder: Path) -> Run:
-    """Raises InputError for a file that is not what a run writes."""
-    places = sorted((f for f in folder.iterdir() if _is_part(f)), key=lambda f: int(PART.fullmatch(f.name)[2]))
+    """Read a run. Raises InputError for a file that is not what a run writes."""
+    folders = sorted((f for f in folder.iterdir() if _is_part(f)), key=lambda f: int(PART.fullmatch(f.name)[2]))
     summary = _read_metrics(folder)
     kind = next((kind for kind in ("fold", "seed") if f"{kind}s" in (summary or {})), None)
-    kind = kind or (PART.fullmatch(places[0].name)[1] if places else "")
+    kind = kind or (PART.fullmatch(folders[0].name)[1] if folders else "")
     if not kind:
         return Run(folder, _read_config(folder), (_read_part(folder),), "", 0, None)
-    num_parts = int((summary or {}).get(f"{kind}s", len(places)))
-    parts = tuple(_read_part(place) for place in places) or (Part(_no_history(), None, float("nan"), {}),)
+    num_parts = int((summary or {}).get(f"{kind}s", len(folders)))
+    parts = tuple(_read_part(part) for part in folders) or (RunPart(_no_history(), None, float("nan"), {}),)
     return Run(folder, _read_config(folder), parts, kind, num_parts, summary)
 
 
@@ -122,7 +126,7 @@ def _no_history() -> pd.DataFrame:
     return pd.DataFrame({"epoch": [], "seconds": []})
 
 
-def _read_part(folder: Path) -> Part:
+def _read_part(folder: Path) -> RunPart:
     history = _no_history()
     file = folder / HISTORY
     if file.exists():
@@ -131,8 +135,8 @@ def _read_part(folder: Path) -> Part:
         except (ValueError, UnicodeDecodeError) as error:
             raise InputError(f"{file} can't be read ({_first_line(error)}); leave this run out") from None
         if "epoch" not in history or not pd.api.types.is_numeric_dtype(history["epoch"]):
-            raise InputError(f"{file} has no column of numbers 'epoch', so it is no run's; leave this folder out")
-    return Part(history, _read_metrics(folder), _num_parameters(folder), _num_classes(folder))
+            raise InputError(f"{file} has no numeric column 'epoch', so it is not a run's; leave this folder out")
+    return RunPart(history, _read_metrics(folder), _num_parameters(folder), _num_classes(folder))
 
 
 def _read_metrics(folder: Path) -> dict | None:
@@ -144,7 +148,7 @@ def _read_metrics(folder: Path) -> dict | None:
     except ValueError as error:
         raise InputError(f"{file} can't be read ({_first_line(error)}); leave this run out") from None
     if not isinstance(metrics, dict) or not all(isinstance(metrics.get(split, {}), dict) for split in SPLITS):
-        raise InputError(f"{file} does not hold the figures of a run; leave this folder out")
+        raise InputError(f"{file} does not hold the metrics of a run; leave this folder out")
     return metrics
 
 
@@ -160,7 +164,7 @@ def _read_config(folder: Path) -> dict[str, object]:
 
 
 def _cell_of(folder: Path) -> dict[str, object]:
-    """Of a run of a grid search, from the search's table."""
+    """Return the grid cell of a grid search's run, from the search's table."""
     folder = folder.absolute()
     file = folder.parent.parent / TRIALS
     if folder.parent.name != "trials" or not file.is_file():
@@ -174,7 +178,7 @@ def _cell_of(folder: Path) -> dict[str, object]:
 
 
 def _num_parameters(folder: Path) -> float:
-    """From the line "all" of summary.txt."""
+    """Read the number of parameters from the line "all" of summary.txt."""
     file = folder / "summary.txt"
     line = re.search(r"^all +([\d,]+)", file.read_text(encoding="utf-8"), re.MULTILINE) if file.exists() else None
     return float(line[1].replace(",", "")) if line else float("nan")
@@ -186,7 +190,7 @@ def _num_classes(folder: Path) -> dict[str, int]:
         labels = json.loads(file.read_text(encoding="utf-8"))["labels"] if file.exists() else {}
         return {head: len(label["ids"]) for head, label in labels.items() if "ids" in label}
     except (ValueError, KeyError, TypeError):
-        return {}  # only the choice of the finest head needs them, and has another way
+        return {}  # only the choice of the finest head uses them, and it has a fallback
 
 
 def _first_line(error: Exception) -> str:

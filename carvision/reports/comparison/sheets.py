@@ -1,4 +1,4 @@
-"""Tables of a comparison as text and marks, before any form: what stands in which row, column and cell."""
+"""Tables of a comparison as text and marks, independent of the output format."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from carvision.reports.comparison.frame import (
-    NO_FIGURES,
+    NOT_METRICS,
     SPREAD,
     TIMES,
     heads_of,
@@ -30,12 +30,15 @@ RUN_TITLES = {
     "lowest_val_loss": "lowest val loss",
     "training_s": "training seconds",
 }
-MAX_UPRIGHT = 6  # runs that stand side by side, a column each; more stand below each other
+MAX_UPRIGHT = 6  # runs shown as columns; more are shown as rows
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """rows, marks: of the same shape, marks "", "best" or "overall". breaks: rows above which a line is drawn."""
+class TextTable:
+    """A table of text.
+
+    rows, marks: of the same shape, marks "", "best" or "overall". breaks: rows with a line above them.
+    """
 
     title: str
     header: list[str]
@@ -46,7 +49,7 @@ class Sheet:
 
 
 def title_of(column: str) -> str:
-    """For a person: "val make top-1 %" of "val/make/top1"."""
+    """Return a readable title of a column: "val make top-1 %" for "val/make/top1"."""
     if column in RUN_TITLES:
         return RUN_TITLES[column]
     words = {"top1": "top-1", "top3": "top-3", "top5": "top-5", "mae": "mean error", "auc": "AUC", "f1": "F1"}
@@ -56,7 +59,7 @@ def title_of(column: str) -> str:
 
 
 def shown_value(column: str, value: float) -> float:
-    """Rounded as `text` shows it: in %, minutes, epochs from 1. What reads the same counts as the same."""
+    """Round as `text` displays: in %, minutes, epochs from 1. Values displayed the same count as equal."""
     if is_fraction(column):
         return round(100 * value, 2)
     if column in ("best_epoch", "epoch"):
@@ -65,8 +68,8 @@ def shown_value(column: str, value: float) -> float:
         return round(value / 60, 2)
     if column == "cost":
         return round(value, _cost_digits(value))
-    digits = 0 if column == "parameters" else 1 if column.endswith("_s") or column in NO_FIGURES else 2
-    return round(value, digits if column in NO_FIGURES + TIMES else 4)
+    digits = 0 if column == "parameters" else 1 if column.endswith("_s") or column in NOT_METRICS else 2
+    return round(value, digits if column in NOT_METRICS + TIMES else 4)
 
 
 def _cost_digits(value: float) -> int:
@@ -74,10 +77,11 @@ def _cost_digits(value: float) -> int:
 
 
 def text(column: str, value: float, spread: float = float("nan")) -> str:
+    """Format a value of the column, with its standard deviation if given; "" for NaN."""
     if pd.isna(value):
         return ""
     number = shown_value(column, value)
-    if column in NO_FIGURES:
+    if column in NOT_METRICS:
         shown = f"{number:,.1f}".removesuffix(".0")
     else:
         digits = 2 if is_fraction(column) or column in TIMES else 4
@@ -89,11 +93,13 @@ def text(column: str, value: float, spread: float = float("nan")) -> str:
 
 
 def best_marks(frame: pd.DataFrame) -> pd.DataFrame:
-    """Whether a number is the best of its column, ties included. No number alone in its column is, and no time or cost
-    of a run that did not end."""
+    """Return whether each number is the best of its column, ties included.
+
+    A column with a single number has no best, nor is the time or cost of an unfinished run one.
+    """
     marks = pd.DataFrame(False, index=frame.index, columns=frame.columns)
     for column in frame.select_dtypes("number"):
-        if column in NO_FIGURES or column.endswith(SPREAD):
+        if column in NOT_METRICS or column.endswith(SPREAD):
             continue
         values = frame[column].map(lambda value, column=column: shown_value(column, value))
         if column in TIMES and "state" in frame:
@@ -104,32 +110,32 @@ def best_marks(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def shown_columns(frame: pd.DataFrame) -> list[list[str]]:
-    """Of each split loss and accuracy of every head, then the run's own: groups of the columns that hold something."""
+    """Return groups of non-empty columns: for each split the loss and accuracy of every head, then the run's own."""
     heads = heads_of(frame)
     penalised = any(
         (frame[f"{s}/loss_total"] - frame[f"{s}/loss"]).abs().max() > 1e-6
         for s in SPLITS
         if f"{s}/loss_total" in frame and f"{s}/loss" in frame
     )
-    figures = ["loss", *(["loss_total"] if penalised else [])]
-    figures += [f"{head}/loss" for head in heads] if len(heads) > 1 else []
-    figures += [f"{head}/{name}" for head in heads for name in ("top1", "mae")]
-    figures += ["joint/top1"] if len(heads) > 1 else []  # of one head, its own
-    groups = [[f"{split}/{figure}" for figure in figures] for split in SPLITS]
+    metrics = ["loss", *(["loss_total"] if penalised else [])]
+    metrics += [f"{head}/loss" for head in heads] if len(heads) > 1 else []
+    metrics += [f"{head}/{name}" for head in heads for name in ("top1", "mae")]
+    metrics += ["joint/top1"] if len(heads) > 1 else []  # with one head it equals that head's
+    groups = [[f"{split}/{metric}" for metric in metrics] for split in SPLITS]
     groups.append(["best_epoch", "epochs", "parameters", "wall_min", "cpu_min", "cost"])
     kept = [[c for c in group if c in frame and frame[c].notna().any()] for group in groups]
     return [group for group in kept if group]
 
 
 def cells(frame: pd.DataFrame, columns: Sequence[str]) -> tuple[list[list[str]], list[list[str]]]:
-    """Texts and marks, a row a run."""
+    """Return texts and marks, one row per run."""
     marks = best_marks(frame)
     rows = [[text(c, run[c], run.get(c + SPREAD, float("nan"))) for c in columns] for _, run in frame.iterrows()]
     return rows, [[BEST if marks.loc[name, c] else "" for c in columns] for name in frame.index]
 
 
 def run_names(frame: pd.DataFrame) -> list[str]:
-    """With what a reader must know of a run."""
+    """Return the names, with the number of folds or seeds and whether the run is unfinished."""
     extras = []
     for _, run in frame.iterrows():
         parts = [f"{run[kind]:.0f} {kind}" for kind in ("folds", "seeds") if pd.notna(run[kind])]
@@ -137,10 +143,13 @@ def run_names(frame: pd.DataFrame) -> list[str]:
     return [f"{n} ({', '.join(e)})" if e else str(n) for n, e in zip(frame.index, extras, strict=True)]
 
 
-def runs_sheet(
+def runs_table(
     frame: pd.DataFrame, title: str, notes: list[str], upright: bool | None = None, only: Sequence[str] | None = None
-) -> Sheet:
-    """The main table. upright: a column a run, as the reports have it; None: where there are few. only: columns."""
+) -> TextTable:
+    """Return the main table.
+
+    upright: one column per run, as in the reports; None: if there are few. only: restrict the columns.
+    """
     groups = [[c for c in group if only is None or c in only] for group in shown_columns(frame)]
     columns = [column for group in groups for column in group]
     rows, marks = cells(frame, columns)
@@ -149,29 +158,29 @@ def runs_sheet(
         upright = len(frame) <= MAX_UPRIGHT
     if not upright:
         named = [[name, *row] for name, row in zip(names, rows, strict=True)]
-        return Sheet(title, ["run", *map(title_of, columns)], named, [["", *m] for m in marks], notes=notes)
+        return TextTable(title, ["run", *map(title_of, columns)], named, [["", *m] for m in marks], notes=notes)
     starts = {sum(map(len, groups[:i])) for i in range(1, len(groups))}
     turned = [[title_of(c), *(row[i] for row in rows)] for i, c in enumerate(columns)]
     turned_marks = [["", *(row[i] for row in marks)] for i in range(len(columns))]
-    return Sheet(title, ["", *names], turned, turned_marks, starts, notes)
+    return TextTable(title, ["", *names], turned, turned_marks, starts, notes)
 
 
-def settings_sheet(runs: Sequence[Run], names: Sequence[str], keys: Sequence[str]) -> Sheet:
-    """What differs in the runs' configs, a row a key, or a row a run where there are many runs."""
+def settings_table(runs: Sequence[Run], names: Sequence[str], keys: Sequence[str]) -> TextTable:
+    """Return the settings that differ, one row per key, or one row per run if there are many."""
     rows = [[key, *(text_of(run.config[key]) if key in run.config else "" for run in runs)] for key in keys]
     header = ["", *names]
     if len(runs) > MAX_UPRIGHT:
         header, *rows = [list(row) for row in zip(header, *rows, strict=True)]
         header[0] = "run"
-    return Sheet("Settings that differ", header, rows, [[""] * len(row) for row in rows])
+    return TextTable("Settings that differ", header, rows, [[""] * len(row) for row in rows])
 
 
-def matrix_sheets(matrix: Matrix) -> list[Sheet]:
-    """The figure, and the minutes it took; best of each row, and overall."""
-    sheets = []
-    for frame, column in ((matrix.values, matrix.figure), (matrix.minutes, "wall_min")):
+def matrix_tables(matrix: Matrix) -> list[TextTable]:
+    """Return the matrices of the metric and of the minutes; the best of each row and overall are marked."""
+    tables = []
+    for frame, column in ((matrix.values, matrix.metric), (matrix.minutes, "wall_min")):
         texts = [[text(column, value) for value in row] for row in frame.to_numpy()]
-        if column == matrix.figure:
+        if column == matrix.metric:
             counts = matrix.counts.to_numpy()
             texts = [
                 [f"{t} (of {n})" if n > 1 else t for t, n in zip(*both, strict=True)]
@@ -188,12 +197,12 @@ def matrix_sheets(matrix: Matrix) -> list[Sheet]:
             note = [f"Slowest: {slowest}, {text(column, known.max())} minutes."]
         elif (matrix.counts > 1).to_numpy().any():
             note = ["(of n): the best of n runs in this cell."]
-        sheets.append(Sheet(title, ["", *map(str, frame.columns)], rows, marks, notes=note))
-    return sheets
+        tables.append(TextTable(title, ["", *map(str, frame.columns)], rows, marks, notes=note))
+    return tables
 
 
 def matrix_marks(frame: pd.DataFrame, column: str) -> list[list[str]]:
-    """ "best" of each row with more than one number, "overall" for the best of all."""
+    """Return "overall" for the best of all, "best" for that of each row with more than one number, else ""."""
     lower = lower_is_better(column)
     shown = frame.map(lambda value: shown_value(column, value))
     of_rows = shown.min(axis=1) if lower else shown.max(axis=1)
@@ -204,9 +213,9 @@ def matrix_marks(frame: pd.DataFrame, column: str) -> list[list[str]]:
     ]
 
 
-def against_sheet(table: pd.DataFrame, key: str, figure: str) -> Sheet:
-    """R4's study: time to best, best figure and lowest loss by one setting; the best of each group marked."""
-    columns = ["epoch_s", "best_after_s", figure, "lowest_val_loss"]
+def against_table(table: pd.DataFrame, key: str, metric: str) -> TextTable:
+    """Return R4's table of one setting: time to best, best metric and lowest loss; the best of each group is marked."""
+    columns = ["epoch_s", "best_after_s", metric, "lowest_val_loss"]
     columns = [column for column in dict.fromkeys(columns) if table[column].notna().any()]
     rows, marks, breaks = [], [], set()
     named = table["group"].nunique() > 1
@@ -217,4 +226,4 @@ def against_sheet(table: pd.DataFrame, key: str, figure: str) -> Sheet:
             rows.append([*([str(group)] if named else []), text_of(value), *row])
             marks.append(["", *([""] if named else []), *mark])
     header = [*(["runs"] if named else []), key, *map(title_of, columns)]
-    return Sheet(f"By {key}", header, rows, marks, breaks)
+    return TextTable(f"By {key}", header, rows, marks, breaks)

@@ -1,4 +1,4 @@
-"""The tables of a comparison in their forms: terminal, Markdown, and HTML that needs nothing beside it."""
+"""Render tables for the terminal, as Markdown, and as self-contained HTML."""
 
 import base64
 import html
@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from carvision.reports.comparison.sheets import BEST, OVERALL, Sheet, runs_sheet, shown_columns
+from carvision.reports.comparison.sheets import BEST, OVERALL, TextTable, runs_table, shown_columns
 from carvision.reports.markdown import escape_markdown
 from carvision.whole_files import write_text
 
 STYLES = {BEST: "bold green", OVERALL: "bold black on green", "": ""}
-NAME_SHARE = 0.44  # of a line of the terminal at most for a run's name; longer ones take several lines
+NAME_SHARE = 0.44  # of a terminal line, at most, for a run's name; longer names wrap
 CSS = """
 body { font: 15px/1.5 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; color: #333; margin: 2.5rem auto;
   max-width: 76rem; padding: 0 1.5rem; }
@@ -39,48 +39,48 @@ figure { margin: 1rem 0 2rem; } img { max-width: 100%; height: auto; }
 
 
 def print_runs(frame: pd.DataFrame, title: str, notes: list[str], console: Console, first: Sequence[str]) -> None:
-    """The main table as it fits: a column a run, else a row a run with as many columns as there is room for.
+    """Print the main table: one column per run if that fits, else one row per run with as many columns as fit.
 
-    first: the columns that are chosen before others.
+    first: the columns with priority.
     """
-    upright = runs_sheet(frame, title, notes, upright=True)
+    upright = runs_table(frame, title, notes, upright=True)
     if _width(_wrapped(upright, console.width)) <= console.width:
-        print_sheet(upright, console)
+        print_table(upright, console)
         return
     groups = shown_columns(frame)
     every = [column for group in groups for column in group]
-    ranked = [*first, *sorted(every, key=lambda column: column.startswith("train/"))]  # those of train last
+    ranked = [*first, *sorted(every, key=lambda column: column.startswith("train/"))]  # train last
     chosen: list[str] = []
     for column in dict.fromkeys(column for column in ranked if column in every):
-        wider = runs_sheet(frame, title, notes, upright=False, only=[*chosen, column])
+        wider = runs_table(frame, title, notes, upright=False, only=[*chosen, column])
         if _width(_wrapped(wider, console.width)) <= console.width:
             chosen.append(column)
     if len(chosen) < len(every):
         notes = [*notes, f"{len(every) - len(chosen)} more columns are in compare.html, compare.md and compare.csv."]
-    print_sheet(runs_sheet(frame, title, notes, upright=False, only=chosen), console)
+    print_table(runs_table(frame, title, notes, upright=False, only=chosen), console)
 
 
-def print_sheet(sheet: Sheet, console: Console) -> None:
-    """Where there is no colour, a star marks the best, and two the best of all."""
+def print_table(table: TextTable, console: Console) -> None:
+    """Print a table. Without colour, one star marks the best and two the best of all."""
     coloured = console.color_system is not None and not console.no_color
     stars = {BEST: "*", OVERALL: "**", "": ""}
-    width = 0 if coloured else max((len(stars[mark]) for marks in sheet.marks for mark in marks), default=0)
-    wrapped = _wrapped(sheet, console.width)
-    table = RichTable(box=SIMPLE_HEAD, pad_edge=False)
+    width = 0 if coloured else max((len(stars[mark]) for marks in table.marks for mark in marks), default=0)
+    wrapped = _wrapped(table, console.width)
+    rich_table = RichTable(box=SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(wrapped.header):
-        right = i > 0 and _is_numbers(row[i] for row in sheet.rows)
-        table.add_column(Text(name), justify="right" if right else "left", overflow="fold")
+        right = i > 0 and _is_numbers(row[i] for row in table.rows)
+        rich_table.add_column(Text(name), justify="right" if right else "left", overflow="fold")
     for i, (row, marks) in enumerate(zip(wrapped.rows, wrapped.marks, strict=True)):
-        if i in sheet.breaks:
-            table.add_section()
+        if i in table.breaks:
+            rich_table.add_section()
         texts = [
             Text(cell + (stars[mark].ljust(width) if j and not coloured else ""), STYLES[mark])
             for j, (cell, mark) in enumerate(zip(row, marks, strict=True))
         ]
-        table.add_row(*texts)
-    console.print(Text(f"\n{sheet.title}", "bold"))  # a title of the table would be as narrow as the table
-    console.print(table)
-    for note in sheet.notes:
+        rich_table.add_row(*texts)
+    console.print(Text(f"\n{table.title}", "bold"))  # rich would wrap a table title to the table's width
+    console.print(rich_table)
+    for note in table.notes:
         console.print(Text(note, "dim"))
 
 
@@ -88,16 +88,16 @@ def _is_numbers(texts) -> bool:
     return all(re.fullmatch(r"[-\d.,± ()ofe+]*", text) for text in texts)
 
 
-def _wrapped(sheet: Sheet, room: int) -> Sheet:
-    """Long names over several lines, broken where a person would. room: letters in a line of the terminal."""
-    width = 10 if len(sheet.header) > 4 else 18
-    header = [sheet.header[0], *(_broken(name, width) for name in sheet.header[1:])]
-    rows = [[_broken(row[0], int(NAME_SHARE * room)), *row[1:]] for row in sheet.rows]
-    return Sheet(sheet.title, header, rows, sheet.marks, sheet.breaks, sheet.notes)
+def _wrapped(table: TextTable, room: int) -> TextTable:
+    """Wrap long names, broken at natural positions. room: characters per line of the terminal."""
+    width = 10 if len(table.header) > 4 else 18
+    header = [table.header[0], *(_broken(name, width) for name in table.header[1:])]
+    rows = [[_broken(row[0], int(NAME_SHARE * room)), *row[1:]] for row in table.rows]
+    return TextTable(table.title, header, rows, table.marks, table.breaks, table.notes)
 
 
 def _broken(name: str, width: int) -> str:
-    """At spaces, and within a word that is too long for a line after "_", "." and "/"."""
+    """Break at spaces, and within words that are too long after "_", "." and "/"."""
     pieces = re.findall(r"\([^)]*\) ?|[^ ]+ ?", name)
     pieces = [p for piece in pieces for p in ([piece] if len(piece) <= width else re.findall("[^_/.]*[_/.]?", piece))]
     lines = [""]
@@ -108,27 +108,29 @@ def _broken(name: str, width: int) -> str:
     return "\n".join(line.rstrip(" ") for line in lines)
 
 
-def _width(sheet: Sheet) -> int:
-    """Of the table on the terminal, in letters, a star and the gaps included."""
-    columns = zip(sheet.header, *sheet.rows, strict=True)
+def _width(table: TextTable) -> int:
+    """Return the width of the table on the terminal, in characters, including a star and the gaps."""
+    columns = zip(table.header, *table.rows, strict=True)
     return sum(max(len(line) for cell in column for line in cell.split("\n")) + 4 for column in columns)
 
 
-def to_markdown(sheet: Sheet) -> str:
+def to_markdown(table: TextTable) -> str:
+    """Return the table as Markdown."""
+
     def row(texts: Sequence[str]) -> str:
         return f"| {' | '.join(texts)} |"
 
-    lines = [f"## {escape_markdown(sheet.title)}", "", row([escape_markdown(name) for name in sheet.header])]
-    lines.append(row(["---", *["---:"] * (len(sheet.header) - 1)]))
+    lines = [f"## {escape_markdown(table.title)}", "", row([escape_markdown(name) for name in table.header])]
+    lines.append(row(["---", *["---:"] * (len(table.header) - 1)]))
     forms = {BEST: "**{}**", OVERALL: "***{}***", "": "{}"}
-    for texts, marks in zip(sheet.rows, sheet.marks, strict=True):
+    for texts, marks in zip(table.rows, table.marks, strict=True):
         lines.append(row([forms[mark].format(escape_markdown(cell)) for cell, mark in zip(texts, marks, strict=True)]))
-    return "\n".join([*lines, "", *(f"{escape_markdown(note)}\n" for note in sheet.notes)])
+    return "\n".join([*lines, "", *(f"{escape_markdown(note)}\n" for note in table.notes)])
 
 
-def write_markdown(file: Path, title: str, about: str, sheets: Sequence[Sheet], pictures: dict[str, Path]) -> None:
-    """pictures: {what they show: file beside this one}."""
-    parts = [f"# {escape_markdown(title)}\n", f"{escape_markdown(about)}\n", *map(to_markdown, sheets)]
+def write_markdown(file: Path, title: str, about: str, tables: Sequence[TextTable], pictures: dict[str, Path]) -> None:
+    """Write the tables and links to the pictures, {title: file beside this one}."""
+    parts = [f"# {escape_markdown(title)}\n", f"{escape_markdown(about)}\n", *map(to_markdown, tables)]
     named = {escape_markdown(name): quote(picture.name) for name, picture in pictures.items()}
     parts += [f"## {name}\n\n![{name}]({file})\n" for name, file in named.items()]
     write_text(file, "\n".join(parts))
@@ -138,16 +140,16 @@ def write_html(
     file: Path,
     title: str,
     about: str,
-    sheets: Sequence[Sheet],
+    tables: Sequence[TextTable],
     pictures: dict[str, Path],
     fragments: Sequence[str] = (),
 ) -> None:
-    """One file with its pictures in it, so that it can be sent. fragments: of HTML, below the pictures."""
+    """Write a single file with embedded pictures, so that it can be sent. fragments: HTML below the pictures."""
     parts = [
         f"<!doctype html>\n<html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>",
         f"<meta name=viewport content='width=device-width'><style>{CSS}</style>",
         f"<h1>{html.escape(title)}</h1><p class=about>{html.escape(about)}</p>",
-        *map(_html_of, sheets),
+        *map(_html_of, tables),
     ]
     for name, picture in pictures.items():
         data = base64.b64encode(picture.read_bytes()).decode()
@@ -156,17 +158,17 @@ def write_html(
     write_text(file, "\n".join([*parts, *fragments]) + "\n")
 
 
-def _html_of(sheet: Sheet) -> str:
-    head = "".join(f"<th>{html.escape(name)}" for name in sheet.header)
+def _html_of(table: TextTable) -> str:
+    head = "".join(f"<th>{html.escape(name)}" for name in table.header)
     lines = []
-    for i, (texts, marks) in enumerate(zip(sheet.rows, sheet.marks, strict=True)):
+    for i, (texts, marks) in enumerate(zip(table.rows, table.marks, strict=True)):
         each = zip(texts, marks, strict=True)
         columns = "".join(f"<td{f' class={mark}' if mark else ''}>{html.escape(cell)}" for cell, mark in each)
-        lines.append(f"<tr{' class=break' if i in sheet.breaks else ''}>{columns}")
-    words = "" if any(map(any, sheet.marks)) else " class=words"
-    notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in sheet.notes)
+        lines.append(f"<tr{' class=break' if i in table.breaks else ''}>{columns}")
+    words = "" if any(map(any, table.marks)) else " class=words"
+    notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in table.notes)
     return (
-        f"<h2>{html.escape(sheet.title)}</h2><div class=wide><table{words}><thead><tr>{head}</thead>\n<tbody>\n"
+        f"<h2>{html.escape(table.title)}</h2><div class=wide><table{words}><thead><tr>{head}</thead>\n<tbody>\n"
         + "\n".join(lines)
         + f"\n</tbody></table></div>{notes}"
     )

@@ -1,4 +1,4 @@
-"""Accuracy weighed against time and money, which was R4's question; and its matrix as a picture."""
+"""Plot accuracy against time and cost, R4's question; and its matrix as a heat map."""
 
 import textwrap
 from pathlib import Path
@@ -16,14 +16,14 @@ from carvision.reports.comparison.plots import COLOURS, MARKERS, MAX_CURVES, leg
 from carvision.reports.comparison.sheets import OVERALL, matrix_marks, text, title_of
 from carvision.reports.style import FAINT, TEXT, create_figure, save_figure, set_title, tidy
 
-WIDE_RANGE = 20  # largest amount over the smallest one, above which the axis of amounts is logarithmic
+WIDE_RANGE = 20  # ratio of largest to smallest amount above which its axis is logarithmic
 FRONT = "#bb5566"
-LETTERS_PER_INCH = 9  # of a title
+LETTERS_PER_INCH = 9  # in a title
 
 
 def plot_matrix(matrix: Matrix, minutes: bool, file: Path) -> None:
-    """R4's table as a heat map with its numbers; the best of each row framed, the best of all with a heavy frame."""
-    frame, column = (matrix.minutes, "wall_min") if minutes else (matrix.values, matrix.figure)
+    """Write R4's table as a heat map with numbers; the best of each row is framed, the best of all heavily."""
+    frame, column = (matrix.minutes, "wall_min") if minutes else (matrix.values, matrix.metric)
     rows, columns = frame.shape
     left_in = 0.5 + 0.075 * max(len(str(name)) for name in frame.index)
     figure = create_figure(max(5.5, left_in + 0.92 * columns + 0.9), 1.7 + 0.4 * rows)
@@ -35,17 +35,17 @@ def plot_matrix(matrix: Matrix, minutes: bool, file: Path) -> None:
     axes.set_xticks(range(columns), names, parse_math=False, **slanted)
     axes.set_yticks(range(rows), [str(name) for name in frame.index], parse_math=False)
     for row, marks in enumerate(matrix_marks(frame, column)):
-        for place, (value, mark) in enumerate(zip(frame.iloc[row], marks, strict=True)):
+        for x, (value, mark) in enumerate(zip(frame.iloc[row], marks, strict=True)):
             if pd.isna(value):
                 continue
             red, green, blue, _ = shades.cmap(shades.norm(value))
             colour = "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.52 else TEXT
             weight = "bold" if mark else "normal"
-            axes.text(place, row, text(column, value), ha="center", va="center", size=9, color=colour, weight=weight)
+            axes.text(x, row, text(column, value), ha="center", va="center", size=9, color=colour, weight=weight)
             if mark:
-                place_of = (place - 0.47, row - 0.45)
+                corner = (x - 0.47, row - 0.45)
                 width = 2.6 if mark == OVERALL else 1.0
-                axes.add_patch(Rectangle(place_of, 0.94, 0.9, fill=False, edgecolor="#111111", linewidth=width))
+                axes.add_patch(Rectangle(corner, 0.94, 0.9, fill=False, edgecolor="#111111", linewidth=width))
     axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=2)
@@ -63,17 +63,17 @@ def plot_matrix(matrix: Matrix, minutes: bool, file: Path) -> None:
     save_figure(figure, file)
 
 
-def plot_trade_off(frame: pd.DataFrame, amount: str, figure_name: str, file: Path) -> None:
-    """The figure against time ("training_s") or money ("cost"), a point a run; the Pareto front drawn and named.
+def plot_trade_off(frame: pd.DataFrame, amount: str, metric: str, file: Path) -> None:
+    """Write a PNG of the metric against time ("training_s") or cost ("cost"), one point per run, with the Pareto front.
 
-    Runs that did not end are drawn hollow, and are on no front, because what they cost is not known yet.
+    Unfinished runs are hollow and never on the front, as their final cost is unknown.
     """
-    known = frame.dropna(subset=[amount, figure_name])
+    known = frame.dropna(subset=[amount, metric])
     finished = known["state"] != "unfinished"
     amounts, unit = _in_unit(known[amount].to_numpy(float)) if amount == "training_s" else (known[amount], "")
     amounts = np.asarray(amounts, float)
-    values = known[figure_name].to_numpy(float)
-    lower = lower_is_better(figure_name)
+    values = known[metric].to_numpy(float)
+    lower = lower_is_better(metric)
     front = pareto_front(np.where(finished, amounts, np.nan), values, lower)
     figure = create_figure(9.5, 4.3)
     axes = figure.add_subplot()
@@ -93,22 +93,22 @@ def plot_trade_off(frame: pd.DataFrame, amount: str, figure_name: str, file: Pat
         axes.set_xlim(0, 1.05 * amounts.max(initial=1e-9))
     axes.margins(y=0.08)
     axes.set_xlabel(f"training time, {unit}" if unit else "cost")
-    axes.set_ylabel(title_of(figure_name).removesuffix(" %"))
-    if is_fraction(figure_name):
+    axes.set_ylabel(title_of(metric).removesuffix(" %"))
+    if is_fraction(metric):
         percent_axis(axes)
     tidy(axes, "both")
-    _front_legend(figure, known, front, amounts, unit, figure_name, looks)
-    set_title(figure, f"{title_of(figure_name).removesuffix(' %')} against {'training time' if unit else 'cost'}")
+    _front_legend(figure, known, front, amounts, unit, metric, looks)
+    set_title(figure, f"{title_of(metric).removesuffix(' %')} against {'training time' if unit else 'cost'}")
     save_figure(figure, file)
 
 
 def _looks(frame: pd.DataFrame, known: pd.DataFrame, front: np.ndarray) -> list[dict]:
-    """Colour and marker of each known run: as in the curves, or where runs are many, of the front or not."""
+    """Return each known run's colour and marker: as in the curves or, with many runs, by membership of the front."""
     looks = []
     for i, name in enumerate(known.index):
-        place = frame.index.get_loc(name)
+        index = frame.index.get_loc(name)
         few = len(frame) <= MAX_CURVES
-        colour, marker = (COLOURS[place], MARKERS[place]) if few else (FRONT if i in front else FAINT, "o")
+        colour, marker = (COLOURS[index], MARKERS[index]) if few else (FRONT if i in front else FAINT, "o")
         inside = "white" if known["state"].iloc[i] == "unfinished" else colour
         looks.append({"color": colour, "marker": marker, "markerfacecolor": inside, "linestyle": ""})
     return looks
@@ -120,16 +120,16 @@ def _front_legend(
     front: np.ndarray,
     amounts: np.ndarray,
     unit: str,
-    figure_name: str,
+    metric: str,
     looks: list[dict],
 ) -> None:
-    """Below: the runs of the front by their numbers, then the others, where they are few enough for a name."""
+    """Add a legend below: the numbered runs of the front, then the others if they are few."""
     handles = [Line2D([], [], color=FRONT, linewidth=1.2)]
     names = [f"Pareto front: no run is both better and {'faster' if unit else 'cheaper'}"]
     others = [i for i in range(len(known)) if i not in front]
     few = len(known) <= MAX_CURVES
     for number, i in [*enumerate(front, 1), *((0, i) for i in others if few)]:
-        value = text(figure_name, known[figure_name].iloc[i]) + (" %" if is_fraction(figure_name) else "")
+        value = text(metric, known[metric].iloc[i]) + (" %" if is_fraction(metric) else "")
         spent = f"{amounts[i]:,.3g} {unit}" if unit else f"cost {text('cost', amounts[i])}"
         state = ", unfinished" if known["state"].iloc[i] == "unfinished" else ""
         shown = f"{known.index[i]}: {value}, {spent}{state}"

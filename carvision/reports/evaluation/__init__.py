@@ -1,1 +1,1 @@
-"""The report on an evaluation: tables, pictures and files."""
+"""Report an evaluation: tables, plots and files."""

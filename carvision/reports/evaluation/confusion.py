@@ -1,4 +1,4 @@
-"""The confusion matrix as a picture: classes of one parent side by side, the colour by share of the true class."""
+"""Plot the confusion matrix: classes of one parent side by side, coloured by the fraction of the true class."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,40 +16,43 @@ from carvision.reports.evaluation.layout import (
     LINE_PX,
     TITLE_PX,
     create_sheet,
-    shortened,
+    shorten_name,
     width_px,
-    wrapped,
+    wrap_text,
     write_text,
     write_title,
 )
 from carvision.reports.style import FAINT, TEXT, save_figure
 
-MAX_NAMED = 60  # classes that all have their name beside the matrix
+MAX_NAMED = 60  # classes up to which every one is named beside the matrix
 MATRIX_PX, LARGEST_CELL_PX, NAMED_CELL_PX, NUMBER_CELL_PX = 1000, 56, 17, 30
 NAME_PT, PARENT_PT, GAP_PX, LEGEND_PX = 7.5, 8, 8, 64
 SMALLEST_WIDTH_PX = 620  # for the legend
-SMALLEST_DOT_PX = 3  # a mistake smaller than this would not be seen
+SMALLEST_DOT_PX = 3  # smaller mistakes would be invisible
 COLOURS = LinearSegmentedColormap.from_list("shares", ["#d3ecc8", "#7cc8bd", "#3a95c5", "#0868ac", "#08366e"])
 EMPTY = (0.94, 0.94, 0.94)
-NORM = PowerNorm(0.5, 0, 1)  # a few per cent are to be seen beside a hundred
+NORM = PowerNorm(0.5, 0, 1)  # keeps a few percent visible beside a hundred
 
 
 @dataclass(frozen=True)
 class Label:
-    """A name beside the matrix: where its middle is, in pixels from the matrix' top or left."""
+    """A name beside the matrix.
+
+    middle: its centre, in pixels from the matrix' top or left. weight: heavier labels are placed first.
+    """
 
     middle: float
     text: str
-    weight: int  # the larger are placed before others
+    weight: int
 
 
 def plot_confusion(
     cells: pd.DataFrame, names: Sequence[str], parents: Sequence[str], title: str, note: str, file: Path
 ) -> None:
-    """A PNG, rows true, columns predicted.
+    """Write a PNG with true classes as rows and predicted ones as columns.
 
-    cells: of `confusions`, with codes that count in the order of names. parents: of each class, in blocks; "" where
-    there are none. note: a line below.
+    cells: from `confusions`, with codes in the order of names. parents: of each class, in blocks; "" without parents.
+    note: a line below.
     """
     num = len(names)
     cell = max(1, min(LARGEST_CELL_PX, max(MATRIX_PX // num, NAMED_CELL_PX if num <= MAX_NAMED else 1)))
@@ -62,8 +65,8 @@ def plot_confusion(
     block_px = max((width_px(label.text, PARENT_PT, "bold") for label in blocks), default=-GAP_PX) + GAP_PX
     left = EDGE_PX + LINE_PX + block_px + class_px
     width = max(left + size + EDGE_PX, SMALLEST_WIDTH_PX)
-    lines = wrapped(title, width - 2 * EDGE_PX, 12, "bold")
-    notes = wrapped(note, width - 2 * EDGE_PX, 9)
+    lines = wrap_text(title, width - 2 * EDGE_PX, 12, "bold")
+    notes = wrap_text(note, width - 2 * EDGE_PX, 9)
     top = EDGE_PX + TITLE_PX * len(lines) + LINE_PX + GAP_PX + block_px + class_px
     figure, axes = create_sheet(width, top + size + LEGEND_PX + LINE_PX * len(notes) + EDGE_PX)
     write_title(axes, lines)
@@ -89,15 +92,16 @@ def plot_confusion(
 
 
 def _class_labels(names: Sequence[str], cell: int) -> list[Label]:
-    """All, or every so many that there is room."""
+    """Return a label for every class, or for as many evenly spaced ones as fit."""
     step = 1 if len(names) <= MAX_NAMED else -(-_height_px(NAME_PT) // cell)
-    return [Label((i + 0.5) * cell, shortened(names[i], 44), 1) for i in range(0, len(names), step)]
+    return [Label((i + 0.5) * cell, shorten_name(names[i], 44), 1) for i in range(0, len(names), step)]
 
 
 def _block_labels(parents: Sequence[str], edges: list[int], cell: int) -> list[Label]:
     ends = [0, *edges, len(parents)]
     return [
-        Label((first + last) / 2 * cell, shortened(parents[first], 24), last - first) for first, last in pairwise(ends)
+        Label((first + last) / 2 * cell, shorten_name(parents[first], 24), last - first)
+        for first, last in pairwise(ends)
     ]
 
 
@@ -106,7 +110,7 @@ def _height_px(points: float) -> int:
 
 
 def _placed(labels: list[Label], points: float) -> list[Label]:
-    """Those that overlap none which is heavier."""
+    """Return the labels that don't overlap a heavier one."""
     placed: list[Label] = []
     for label in sorted(labels, key=lambda label: -label.weight):
         if all(abs(label.middle - other.middle) >= _height_px(points) for other in placed):
@@ -115,13 +119,13 @@ def _placed(labels: list[Label], points: float) -> list[Label]:
 
 
 def _pixels(counts: np.ndarray, cell: int) -> np.ndarray:
-    """uint8 (size, size, 3)."""
+    """Return the matrix as an image, uint8 (size, size, 3)."""
     photos = counts.sum(axis=1, keepdims=True)
     shares = counts / np.maximum(photos, 1)
     if cell < SMALLEST_DOT_PX:
         shares = maximum_filter(shares, SMALLEST_DOT_PX)
     colours = COLOURS(NORM(shares))[..., :3]
-    colours[shares == 0] = 1  # the map's lowest colour is not white, so that one mistake is seen
+    colours[shares == 0] = 1  # white means none: the lowest colour of the map keeps single mistakes visible
     colours[(photos[:, 0] == 0)[:, None] & (shares == 0)] = EMPTY
     return np.repeat(np.repeat((255 * colours).astype(np.uint8), cell, axis=0), cell, axis=1)
 
@@ -129,9 +133,9 @@ def _pixels(counts: np.ndarray, cell: int) -> np.ndarray:
 def _draw_lines(axes: Axes, edges: list[int], left: int, top: int, cell: int, size: int) -> None:
     strong = len(edges) < 60
     style = {"colors": FAINT if strong else "#c8c8c8", "linewidths": 0.7 if strong else 0.4}
-    places = np.array(edges) * cell
-    axes.hlines(top + places, left, left + size, **style)
-    axes.vlines(left + places, top, top + size, **style)
+    offsets = np.array(edges) * cell
+    axes.hlines(top + offsets, left, left + size, **style)
+    axes.vlines(left + offsets, top, top + size, **style)
 
 
 def _write_counts(axes: Axes, counts: np.ndarray, left: int, top: int, cell: int) -> None:
@@ -145,13 +149,13 @@ def _write_counts(axes: Axes, counts: np.ndarray, left: int, top: int, cell: int
 
 
 def _draw_legend(axes: Axes, left: int, top: int, with_empty: bool) -> None:
-    """How colours stand for shares."""
+    """Draw the colour scale."""
     length, height = 220, 10
-    ramp = COLOURS(NORM(np.linspace(0, 1, length) ** 2))[None, :, :3]  # by the root, so that small shares have room
+    ramp = COLOURS(NORM(np.linspace(0, 1, length) ** 2))[None, :, :3]  # square root, so that small fractions have room
     axes.imshow(ramp, extent=(left, left + length, top + height, top), interpolation="none", aspect="auto")
     for share in (0.01, 0.1, 0.25, 0.5, 1.0):
-        place = left + length * share**0.5
-        axes.vlines(place, top + height, top + height + 3, colors=FAINT, linewidths=0.7)
-        write_text(axes, place, top + height + 5, f"{100 * share:.0f}", ha="center", va="top", size=8)
-    words = "% of the true class' photos" + ("; grey: a class without photos" if with_empty else "")
-    write_text(axes, left + length + 16, top + height / 2, words, va="center_baseline", size=8)
+        x = left + length * share**0.5
+        axes.vlines(x, top + height, top + height + 3, colors=FAINT, linewidths=0.7)
+        write_text(axes, x, top + height + 5, f"{100 * share:.0f}", ha="center", va="top", size=8)
+    text = "% of the true class' photos" + ("; grey: a class without photos" if with_empty else "")
+    write_text(axes, left + length + 16, top + height / 2, text, va="center_baseline", size=8)

@@ -1,4 +1,4 @@
-"""Reliability diagrams, and accuracy at coverage as curves."""
+"""Plot reliability diagrams and selective accuracy."""
 
 from pathlib import Path
 
@@ -16,25 +16,27 @@ BAR, ABOVE, BELOW, HISTOGRAM = "#4477aa", "#efbcc2", "#a98db0", "#9db8d2"
 
 
 def plot_reliability(diagrams: dict[str, pd.DataFrame], title: str, file: Path) -> None:
-    """A PNG of the tables of `reliability`, side by side: accuracy by confidence, and below how many photos have it.
+    """Write a PNG of tables of `reliability`, side by side: accuracy by confidence, and a histogram of the photos.
 
-    diagrams: {heading: bins}, as they are and with the temperature.
+    diagrams: {heading: bins}, uncalibrated and with the temperature.
     """
     figure = create_figure(max(5.6, 4.3 * len(diagrams)), 5.2)
     panels = figure.subplots(2, len(diagrams), height_ratios=(3, 1), squeeze=False, sharex=True)
     for (heading, bins), (diagram, histogram) in zip(diagrams.items(), panels.T, strict=True):
         width = bins["high"] - bins["low"]
-        place, seen = bins["low"] + width / 2, bins["photos"] > 0
-        accuracy, confidence = bins["accuracy"][seen], bins["confidence"][seen]
-        bars = {"width": width[seen], "edgecolor": "white", "linewidth": 0.8}
-        diagram.bar(place[seen], accuracy, color=BAR, label="accuracy", **bars)
-        for colour, gap, words in ((ABOVE, confidence - accuracy, "confidence above it"),
+        middle, filled = bins["low"] + width / 2, bins["photos"] > 0
+        accuracy, confidence = bins["accuracy"][filled], bins["confidence"][filled]
+        bars = {"width": width[filled], "edgecolor": "white", "linewidth": 0.8}
+        diagram.bar(middle[filled], accuracy, color=BAR, label="accuracy", **bars)
+        for colour, gap, label in ((ABOVE, confidence - accuracy, "confidence above it"),
                                    (BELOW, accuracy - confidence, "confidence below it")):  # fmt: skip
             bottom = np.minimum(accuracy, confidence)
-            diagram.bar(place[seen], gap.clip(lower=0), bottom=bottom, color=colour, label=words, **bars)
+            diagram.bar(middle[filled], gap.clip(lower=0), bottom=bottom, color=colour, label=label, **bars)
         diagram.plot((0, 1), (0, 1), color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
         diagram.set_title(f"{heading}: ECE {100 * calibration_error(bins):.1f} %", loc="left", size=10, color=TEXT)
-        histogram.bar(place, bins["photos"] / max(1, bins["photos"].sum()), color=HISTOGRAM, **{**bars, "width": width})
+        histogram.bar(
+            middle, bins["photos"] / max(1, bins["photos"].sum()), color=HISTOGRAM, **{**bars, "width": width}
+        )
         histogram.set_xlabel("probability of the most probable class")
         diagram.set(xlim=(0, 1), ylim=(0, 1))
         for axes, grid in ((diagram, "both"), (histogram, "y")):
@@ -49,7 +51,7 @@ def plot_reliability(diagrams: dict[str, pd.DataFrame], title: str, file: Path) 
 
 
 def plot_coverage(heads: dict[str, tuple[np.ndarray, np.ndarray]], title: str, file: Path) -> None:
-    """A PNG: accuracy on the surest photos, and the probability that is the threshold for it, by their share.
+    """Write a PNG of the accuracy on the most confident photos, and of the confidence threshold, by their fraction.
 
     heads: {head: (confidence, right)}, each (N,).
     """
@@ -59,10 +61,10 @@ def plot_coverage(heads: dict[str, tuple[np.ndarray, np.ndarray]], title: str, f
     for (head, (confidence, right)), colour in zip(heads.items(), _colours(len(heads)), strict=True):
         accuracy, threshold = accuracy_by_coverage(confidence, right)
         share = np.arange(1, len(accuracy) + 1) / len(accuracy)
-        places = np.ceil(np.array(COVERAGES) * len(share)).astype(int) - 1
+        indices = np.ceil(np.array(COVERAGES) * len(share)).astype(int) - 1
         for axes, values in zip(panels, (accuracy, threshold), strict=True):
             axes.plot(share, values, color=colour, linewidth=1.6, label=head, drawstyle="steps-pre")
-            axes.plot(share[places], values[places], color=colour, marker="o", markersize=4, linestyle="")
+            axes.plot(share[indices], values[indices], color=colour, marker="o", markersize=4, linestyle="")
         lowest = min(lowest, accuracy.min())
     panels[0].set_ylabel("accuracy on them")
     panels[0].set_ylim(max(0.0, lowest - 0.05), 1.005)
@@ -70,7 +72,7 @@ def plot_coverage(heads: dict[str, tuple[np.ndarray, np.ndarray]], title: str, f
     panels[1].set_ylim(0, 1.02)
     for axes in panels:
         axes.set_xlim(0, 1.01)
-        axes.set_xlabel("share of photos, the surest first")
+        axes.set_xlabel("share of photos, the most confident first")
         _percent(axes)
         tidy(axes, "both")
     handles, names = panels[0].get_legend_handles_labels()

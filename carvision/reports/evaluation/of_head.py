@@ -1,4 +1,4 @@
-"""What an evaluation leaves of each head with classes: tables and pictures."""
+"""Write the tables and plots of each head with classes."""
 
 import math
 from dataclasses import dataclass
@@ -28,11 +28,9 @@ from carvision.whole_files import file_stems, write_csv
 
 
 @dataclass(frozen=True)
-class Part:
-    """Of one head. predicted int64 (N,), of all photos; confidence, right (n,), of those whose label is known.
-
-    within_parent: the share of the mistakes that name a class of the true parent, NaN where there is none.
-    """
+class HeadResult:
+    """The results of one head. predicted int64 (N,), for all photos; confidence, right (n,), for those whose label is
+    known. within_parent: fraction of the mistakes that name a class of the true parent, NaN if there is none."""
 
     head: str
     predicted: Tensor
@@ -47,14 +45,18 @@ class Part:
     note: str
 
 
-def parts_of_heads(predictions: Predictions, labels: dict[str, dict], rule: str) -> dict[str, Part]:
-    """Of the heads with classes of which any photo's class is known. rule: by which classes are predicted."""
+def head_results(predictions: Predictions, labels: dict[str, dict], rule: str) -> dict[str, HeadResult]:
+    """Return the results of the heads with classes of which some photo's class is known. rule: the decoding rule."""
     heads = [head for head, label in labels.items() if "ids" in label]
     predicted = decode({head: predictions.logits[head] for head in heads}, parents_of(labels), rule)
-    return {head: _part(predictions, labels, head, predicted[head]) for head in heads if predictions.known(head).any()}
+    return {
+        head: _head_result(predictions, labels, head, predicted[head])
+        for head in heads
+        if predictions.known(head).any()
+    }
 
 
-def _part(predictions: Predictions, labels: dict[str, dict], head: str, predicted: Tensor) -> Part:
+def _head_result(predictions: Predictions, labels: dict[str, dict], head: str, predicted: Tensor) -> HeadResult:
     known = predictions.known(head)
     targets, guess = predictions.targets[head][known], predicted[known]
     confidence = predictions.probs(head)[known].gather(1, guess[:, None])[:, 0].numpy()
@@ -66,25 +68,28 @@ def _part(predictions: Predictions, labels: dict[str, dict], head: str, predicte
     if parent in labels:
         within = share_within_parent(cells, labels[head]["parent_codes"])
         note += f"; {100 * within:.1f} % of the mistakes stay within the true {parent}" if mistakes else ""
-    return Part(
+    return HeadResult(
         head, predicted, confidence, right, cells, confused_pairs(cells), coverage_table(confidence, right),
         area_under_risk(confidence, right), mistakes, within, f"{note}.",
     )  # fmt: skip
 
 
 def write_head(
-    predictions: Predictions, labels: dict[str, dict], part: Part, title: str, crop_to_box: bool, folder: Path
+    predictions: Predictions, labels: dict[str, dict], part: HeadResult, title: str, crop_to_box: bool, folder: Path
 ) -> dict[str, Path]:
-    """per_class_<head>.csv, confusion_<head>.{csv,png}, confused_<head>.{csv,png}, reliability_<head>.png, the head as
-    file_stems has it; returns {what it shows: picture}."""
+    """Write the head's files; return {title: picture}.
+
+    Files: per_class_<head>.csv, confusion_<head>.{csv,png}, confused_<head>.{csv,png}, reliability_<head>.png, with the
+    head's name as in file_stems.
+    """
     head = part.head
     stem = file_stems([name for name, label in labels.items() if "ids" in label])[head]
     names = labels[head]["names"]
     _write_tables(predictions, labels, part, stem, folder)
     files = {kind: folder / f"{kind}_{stem}.png" for kind in ("confusion", "confused", "reliability")}
     order, parents = class_order(head, labels), parent_names(head, labels)
-    place = order.argsort()
-    ordered = part.cells.assign(true=place[part.cells["true"]], predicted=place[part.cells["predicted"]])
+    rank_of = order.argsort()
+    ordered = part.cells.assign(true=rank_of[part.cells["true"]], predicted=rank_of[part.cells["predicted"]])
     named = [names[i] for i in order], [parents[i] for i in order]
     plot_confusion(ordered, *named, f"{title}: {head}", part.note, files["confusion"])
     heading = f"{title}: the most confused pairs of {head}"
@@ -99,7 +104,7 @@ def write_head(
     return {f"{words[kind]}, {head}": file for kind, file in files.items()}
 
 
-def _write_tables(predictions: Predictions, labels: dict[str, dict], part: Part, stem: str, folder: Path) -> None:
+def _write_tables(predictions: Predictions, labels: dict[str, dict], part: HeadResult, stem: str, folder: Path) -> None:
     ids, names = (np.array(labels[part.head][kind], dtype=object) for kind in ("ids", "names"))
     table = class_table(predictions, part.head, labels, part.predicted)
     write_csv(folder / f"per_class_{stem}.csv", table)

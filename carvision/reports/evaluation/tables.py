@@ -1,14 +1,14 @@
-"""The tables of an evaluation, as sheets that the terminal, Markdown and HTML show."""
+"""Tables of an evaluation, for the terminal, Markdown and HTML."""
 
 from collections.abc import Sequence
 
 import pandas as pd
 
-from carvision.reports.comparison.sheets import Sheet
+from carvision.reports.comparison.sheets import TextTable
 
 Intervals = dict[str, tuple[float, float]]
 
-MAX_COLUMNS = 2  # with their intervals, so many fit into 80 letters beside the names of the figures
+MAX_COLUMNS = 2  # heads with intervals that fit into 80 characters beside the metrics' names
 SHOWN = {
     "top1": "top-1 %", "top3": "top-3 %", "top5": "top-5 %", "balanced_accuracy": "balanced accuracy %", "auc": "AUC %",
     "precision": "precision %, mean of the classes", "recall": "recall %, mean of the classes",
@@ -20,22 +20,22 @@ CALIBRATION = {
     "nll": "negative log likelihood", "nll_calibrated": "the same with the temperature",
 }  # fmt: skip
 OF_ALL = {"joint/top1": "all heads right %", "joint/consistent": "fit together %", "loss": "loss"}
-BREAKS = ("precision", "precision_at50", "loss")  # rows above which a line is drawn
+BREAKS = ("precision", "precision_at50", "loss")  # rows with a line above them
 NO_PERCENT = ("loss", "nll", "nll_calibrated")
-INTERVALS_NOTE = "In brackets: 95 % bootstrap intervals, from photos drawn anew out of those that were evaluated."
+INTERVALS_NOTE = "In brackets: 95 % bootstrap intervals, from resampling the evaluated photos."
 BINS_NOTE = (
     "Calibration error: mean distance of confidence and accuracy in 15 bins. Samples have a larger one than the whole, "
     "so its interval reaches further up than down."
 )
 
 
-def cell(figures: dict[str, float], intervals: Intervals, name: str) -> str:
-    """ "85.0 [79.6, 90.4]"; a figure that is not known leaves its place empty."""
-    if name not in figures:
+def cell(metrics: dict[str, float], intervals: Intervals, name: str) -> str:
+    """Return a metric with its interval, "85.0 [79.6, 90.4]"; "" if it is unknown."""
+    if name not in metrics:
         return ""
     show = number if name.rsplit("/", 1)[-1] in NO_PERCENT else percent
     ends = intervals.get(name)
-    return show(figures[name]) + (f" [{show(ends[0])}, {show(ends[1])}]" if ends else "")
+    return show(metrics[name]) + (f" [{show(ends[0])}, {show(ends[1])}]" if ends else "")
 
 
 def percent(value: float) -> str:
@@ -43,85 +43,85 @@ def percent(value: float) -> str:
 
 
 def number(value: float) -> str:
-    """With three digits that count."""
+    """Format with three significant digits."""
     return f"{value:#.3g}".removesuffix(".")
 
 
-def figure_sheets(figures: dict[str, float], intervals: Intervals, labels: dict[str, dict]) -> list[Sheet]:
-    """Of heads with classes, of all of them together, and of numbers."""
-    heads = [head for head, label in labels.items() if "ids" in label and f"{head}/top1" in figures]
-    sheets = _by_head("Figures", heads, SHOWN, figures, intervals)
+def metric_tables(metrics: dict[str, float], intervals: Intervals, labels: dict[str, dict]) -> list[TextTable]:
+    """Return the tables of heads with classes, of all heads together, and of numbers."""
+    heads = [head for head, label in labels.items() if "ids" in label and f"{head}/top1" in metrics]
+    tables = _by_head("Metrics", heads, SHOWN, metrics, intervals)
     if len(labels) > 1:
-        rows = [[words, cell(figures, intervals, name)] for name, words in OF_ALL.items() if name in figures]
-        sheets.append(_sheet("All heads together", ["", "all heads"], rows))
+        rows = [[words, cell(metrics, intervals, name)] for name, words in OF_ALL.items() if name in metrics]
+        tables.append(_table("All heads together", ["", "all heads"], rows))
     rows = []
     for head, label in labels.items():
-        if f"{head}/mae" in figures:
-            errors = [_error(figures, intervals, f"{head}/{name}") for name in ("mae", "rmse")]
+        if f"{head}/mae" in metrics:
+            errors = [_error(metrics, intervals, f"{head}/{name}") for name in ("mae", "rmse")]
             rows.append([f"{head}, {label['unit']}", *errors])
     if rows:
-        sheets.append(_sheet("Errors of numbers", ["", "mean", "root mean square"], rows))
-    if sheets and intervals:
-        sheets[-1].notes.append(INTERVALS_NOTE)
-    return sheets
+        tables.append(_table("Errors of numbers", ["", "mean", "root mean square"], rows))
+    if tables and intervals:
+        tables[-1].notes.append(INTERVALS_NOTE)
+    return tables
 
 
-def _error(figures: dict[str, float], intervals: Intervals, name: str) -> str:
+def _error(metrics: dict[str, float], intervals: Intervals, name: str) -> str:
     ends = intervals.get(name)
-    return number(figures[name]) + (f" [{number(ends[0])}, {number(ends[1])}]" if ends else "")
+    return number(metrics[name]) + (f" [{number(ends[0])}, {number(ends[1])}]" if ends else "")
 
 
-def _by_head(title: str, heads: Sequence[str], shown: dict[str, str], figures: dict, intervals: Intervals):
-    """A row a figure, a column a head, and several sheets where there are many heads."""
-    sheets = []
+def _by_head(title: str, heads: Sequence[str], shown: dict[str, str], metrics: dict, intervals: Intervals):
+    """Return tables with one row per metric and one column per head; several if there are many heads."""
+    tables = []
     for first in range(0, len(heads), MAX_COLUMNS):
-        some, rows, breaks = heads[first : first + MAX_COLUMNS], [], set()
+        group, rows, breaks = heads[first : first + MAX_COLUMNS], [], set()
         for name, words in shown.items():
-            texts = [cell(figures, intervals, f"{head}/{name}") for head in some]
+            texts = [cell(metrics, intervals, f"{head}/{name}") for head in group]
             if any(texts):
                 breaks |= {len(rows)} if name in BREAKS else set()
                 rows.append([words, *texts])
-        sheets.append(_sheet(title, ["", *some], rows, breaks))
-    return sheets
+        tables.append(_table(title, ["", *group], rows, breaks))
+    return tables
 
 
-def calibration_sheets(
-    figures: dict[str, float], intervals: Intervals, temperature: dict[str, float], heads: Sequence[str]
-) -> list[Sheet]:
-    """With and without the temperature."""
-    sheets = _by_head("Calibration", heads, CALIBRATION, figures, intervals)
-    for sheet in sheets:
-        row = ["temperature", *(f"{temperature.get(head, 1.0):.3f}" for head in sheet.header[1:])]
-        sheet.rows.insert(0, row)
-        sheet.marks.insert(0, [""] * len(row))
-    if sheets:
-        sheets[-1].notes.append(BINS_NOTE)
-    return sheets
+def calibration_tables(
+    metrics: dict[str, float], intervals: Intervals, temperature: dict[str, float], heads: Sequence[str]
+) -> list[TextTable]:
+    """Return the calibration with and without the temperature."""
+    tables = _by_head("Calibration", heads, CALIBRATION, metrics, intervals)
+    for table in tables:
+        row = ["temperature", *(f"{temperature.get(head, 1.0):.3f}" for head in table.header[1:])]
+        table.rows.insert(0, row)
+        table.marks.insert(0, [""] * len(row))
+    if tables:
+        tables[-1].notes.append(BINS_NOTE)
+    return tables
 
 
-def coverage_sheets(coverage: dict[str, pd.DataFrame], areas: dict[str, float]) -> list[Sheet]:
-    """Accuracy on the surest photos, and from which probability on they are. coverage {head: coverage_table}."""
-    sheets = []
+def coverage_tables(coverage: dict[str, pd.DataFrame], areas: dict[str, float]) -> list[TextTable]:
+    """Return the selective accuracy and its confidence thresholds. coverage {head: coverage_table}."""
+    tables = []
     heads = list(coverage)
     for first in range(0, len(heads), MAX_COLUMNS):
-        some = heads[first : first + MAX_COLUMNS]
+        group = heads[first : first + MAX_COLUMNS]
         rows = [
-            [f"{100 * share:.0f} % of the photos", *(_at(coverage[head].iloc[place]) for head in some)]
-            for place, share in enumerate(coverage[some[0]]["coverage"])
+            [f"{100 * share:.0f} % of the photos", *(_at(coverage[head].iloc[index]) for head in group)]
+            for index, share in enumerate(coverage[group[0]]["coverage"])
         ]
-        rows.append(["area under the risk-coverage curve", *(f"{areas[head]:.4f}" for head in some)])
-        sheets.append(_sheet("Accuracy on the surest photos", ["", *some], rows, {len(rows) - 1}))
-    if sheets:
-        sheets[-1].notes.append("Accuracy in %, and the least probability of the predicted class among these photos.")
-    return sheets
+        rows.append(["area under the risk-coverage curve", *(f"{areas[head]:.4f}" for head in group)])
+        tables.append(_table("Accuracy on the most confident photos", ["", *group], rows, {len(rows) - 1}))
+    if tables:
+        tables[-1].notes.append("Accuracy in %, and the lowest probability of the predicted class among these photos.")
+    return tables
 
 
 def _at(row: pd.Series) -> str:
     return f"{percent(row['accuracy'])} (p {row['threshold']:.3f})"
 
 
-def decoding_sheet(decodings: dict[str, dict[str, float]], used: str) -> Sheet:
-    """A row a rule: each head right, all right, parents and children that fit together."""
+def decoding_table(decodings: dict[str, dict[str, float]], used: str) -> TextTable:
+    """Return one row per decoding rule: each head right, all right, parents and children consistent."""
     words = {"joint/top1": "all right %", "joint/consistent": "fit together %"}
     names = list(dict.fromkeys(name for values in decodings.values() for name in values))
     rows = [
@@ -129,19 +129,19 @@ def decoding_sheet(decodings: dict[str, dict[str, float]], used: str) -> Sheet:
         for rule, values in decodings.items()
     ]
     header = ["model.decoding", *(words.get(name, f"{name.rsplit('/', 1)[0]} %") for name in names)]
-    return _sheet("Ways of reading the heads together", header, rows)
+    return _table("Decoding rules", header, rows)
 
 
-def pairs_sheet(head: str, pairs: pd.DataFrame, names: Sequence[str], note: str, num: int = 8) -> Sheet:
-    """pairs: of `confused_pairs`, of which the first are shown."""
+def pairs_table(head: str, pairs: pd.DataFrame, names: Sequence[str], note: str, num: int = 8) -> TextTable:
+    """Return the first of `confused_pairs` as a table."""
     rows = [
         [names[pair.a], names[pair.b], f"{pair.a_as_b:,}", f"{pair.b_as_a:,}"] for pair in pairs.iloc[:num].itertuples()
     ]
     header = ["A", "B", "A taken for B", "B taken for A"]
-    return _sheet(f"Most confused pairs of {head}", header, rows, notes=[note])
+    return _table(f"Most confused pairs of {head}", header, rows, notes=[note])
 
 
-def _sheet(
+def _table(
     title: str, header: list[str], rows: list[list[str]], breaks: set[int] | None = None, notes: Sequence[str] = ()
-) -> Sheet:
-    return Sheet(title, header, rows, [[""] * len(row) for row in rows], breaks or set(), list(notes))
+) -> TextTable:
+    return TextTable(title, header, rows, [[""] * len(row) for row in rows], breaks or set(), list(notes))

@@ -1,1 +1,1 @@
-"""What a search has found: tables, plots, a page."""
+"""Report a search: tables, plots, an HTML page."""

@@ -1,4 +1,4 @@
-"""Plots of a search. Each returns whether there was something to draw."""
+"""Plots of a search. Each function returns whether there was anything to draw."""
 
 import math
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from carvision.search.build import Sweep
 from carvision.search.trials import best_first, pareto_front, root_of
 
 DONE, PRUNED, BEST = "#4477aa", "#bbbbbb", "#bb5566"
-MOST_KEYS = 16  # in one picture
-WIDE_RANGE = 20  # largest value over the smallest, above which an axis is logarithmic
+MAX_KEYS = 16  # in one picture
+WIDE_RANGE = 20  # ratio of largest to smallest value above which an axis is logarithmic
 SHADES = "viridis_r"
 
 
 def plot_history(sweep: Sweep, trials: Sequence[FrozenTrial], file: Path) -> bool:
-    """First objective of each trial, and the best until then; of pruned trials the last value."""
+    """Plot each trial's first objective, and the best so far; for pruned trials the last value."""
     done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     if not done:
         return False
@@ -31,30 +31,30 @@ def plot_history(sweep: Sweep, trials: Sequence[FrozenTrial], file: Path) -> boo
     axes = figure.add_subplot()
     pruned = [trial for trial in trials if trial.state == TrialState.PRUNED and trial.intermediate_values]
     values = [trial.values[0] for trial in done]
-    reach = 1.5 * max(max(values) - min(values), 0.05 * abs(max(values)), 1e-9)  # beyond the values of those to the end
+    reach = 1.5 * max(max(values) - min(values), 0.05 * abs(max(values)), 1e-9)  # beyond the values of completed trials
     last = np.array([trial.intermediate_values[trial.last_step] for trial in pruned])
     shown = np.clip(last, min(values) - reach, max(values) + reach)
     for outside, marker in ((last == shown, "o"), (last > shown, "^"), (last < shown, "v")):
         axes.scatter(np.array([root_of(t) for t in pruned])[outside], shown[outside], s=22, color=PRUNED, marker=marker,
                      label="pruned: its last epoch" if marker == "o" else None, zorder=2)  # fmt: skip
-    axes.scatter([root_of(t) for t in done], values, s=26, color=DONE, label="to the end", zorder=3)
+    axes.scatter([root_of(t) for t in done], values, s=26, color=DONE, label="completed", zorder=3)
     best = np.minimum.accumulate(values) if _is_min(sweep) else np.maximum.accumulate(values)
-    places = [*(root_of(t) for t in done), max(map(root_of, trials))]
-    axes.step(places, [*best, best[-1]], where="post", color=BEST, linewidth=1.6, label="best so far", zorder=1)
-    _set_scale(axes, "y", values, _figure(sweep))
+    positions = [*(root_of(t) for t in done), max(map(root_of, trials))]
+    axes.step(positions, [*best, best[-1]], where="post", color=BEST, linewidth=1.6, label="best so far", zorder=1)
+    _set_scale(axes, "y", values, _objective(sweep))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("trial")
-    axes.set_ylabel(_figure(sweep))
+    axes.set_ylabel(_objective(sweep))
     tidy(axes, "y")
     axes.legend(frameon=False, fontsize=9, labelcolor=TEXT, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=3)
-    set_title(figure, f"{_figure(sweep)} of {len(done)} trials to the end, {len(pruned)} pruned")
+    set_title(figure, f"{_objective(sweep)} of {len(done)} completed trials, {len(pruned)} pruned")
     save_figure(figure, file)
     return True
 
 
 def plot_importance(shares: dict[str, float], file: Path) -> bool:
-    """shares: {key: of the variance}."""
-    shown = list(shares.items())[:MOST_KEYS]
+    """Plot the importance of the keys, {key: fraction of the variance}."""
+    shown = list(shares.items())[:MAX_KEYS]
     if not shown:
         return False
     figure = create_figure(7, 1.1 + 0.32 * len(shown))
@@ -64,14 +64,14 @@ def plot_importance(shares: dict[str, float], file: Path) -> bool:
     tidy(axes, "x")
     axes.set_xlim(0, max(1e-9, max(share for _, share in shown)) * 1.12)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.set_xlabel("share of the variance among the trials (functional ANOVA)")
-    set_title(figure, "What the value depends on")
+    axes.set_xlabel("fraction of the variance among the trials (functional ANOVA)")
+    set_title(figure, "Importance of the parameters")
     save_figure(figure, file)
     return True
 
 
 def plot_slices(sweep: Sweep, trials: Sequence[FrozenTrial], file: Path) -> bool:
-    """The first objective by each key that was drawn."""
+    """Plot the first objective against each sampled key."""
     done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     keys = _keys(done)
     if len(done) < 2 or not keys:
@@ -87,44 +87,44 @@ def plot_slices(sweep: Sweep, trials: Sequence[FrozenTrial], file: Path) -> bool
             for trial, n in zip(done, numbers, strict=True)
             if key in trial.params
         ]
-        places, labels = _places([value for value, _, _ in own])
-        shades = axes.scatter(places, [value for _, value, _ in own], c=[n for _, _, n in own], cmap=SHADES, s=24,
+        positions, labels = _axis_positions([value for value, _, _ in own])
+        shades = axes.scatter(positions, [value for _, value, _ in own], c=[n for _, _, n in own], cmap=SHADES, s=24,
                               vmin=numbers.min(), vmax=max(numbers.max(), numbers.min() + 1), edgecolors="white",
                               linewidths=0.4)  # fmt: skip
         _label(axes, labels, [value for value, _, _ in own])
         axes.set_xlabel(key, parse_math=False)
         tidy(axes, "both")
-    _set_scale(all_axes[0], "y", [trial.values[0] for trial in done], _figure(sweep))
+    _set_scale(all_axes[0], "y", [trial.values[0] for trial in done], _objective(sweep))
     for axes in all_axes[len(keys) :]:
         axes.set_visible(False)
     for row in range(rows):
-        all_axes[row * columns].set_ylabel(_figure(sweep))
+        all_axes[row * columns].set_ylabel(_objective(sweep))
     bar = figure.colorbar(shades, ax=all_axes.tolist(), shrink=0.7, aspect=30, pad=0.01)
     bar.locator = MaxNLocator(integer=True)
     bar.update_ticks()
     bar.set_label("trial", size=9, color=TEXT)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, colors=TEXT, labelsize=8)
-    set_title(figure, f"{_figure(sweep)} by what was drawn")
+    set_title(figure, f"{_objective(sweep)} by sampled parameter")
     save_figure(figure, file)
     return True
 
 
 def plot_parallel(sweep: Sweep, done: Sequence[FrozenTrial], file: Path) -> bool:
-    """A line a trial through all that it drew; the better its first objective, the darker."""
+    """Plot one line per trial through its sampled values; the better the first objective, the darker."""
     keys = _keys(done)
     if len(done) < 2 or not keys:
         return False
     figure = create_figure(max(6.5, 1.35 * (len(keys) + 1)), 4.6)
     axes = figure.add_subplot()
     ranked = best_first(sweep, list(done))
-    rank = {trial.number: place for place, trial in enumerate(ranked)}
-    names = [*keys, _figure(sweep)]
+    rank = {trial.number: position for position, trial in enumerate(ranked)}
+    names = [*keys, _objective(sweep)]
     heights = np.full((len(ranked), len(names)), np.nan)
     for column, key in enumerate(keys):
         known = [row for row, trial in enumerate(ranked) if key in trial.params]
-        places, labels = _places([ranked[row].params[key] for row in known])
-        heights[known, column] = _spread(axes, column, np.array(places), labels)
+        positions, labels = _axis_positions([ranked[row].params[key] for row in known])
+        heights[known, column] = _spread(axes, column, np.array(positions), labels)
     values = np.array([trial.values[0] for trial in ranked])
     heights[:, -1] = _spread(axes, len(keys), values, None)
     lines = [np.column_stack([np.arange(len(names)), row])[~np.isnan(row)] for row in heights]
@@ -138,13 +138,13 @@ def plot_parallel(sweep: Sweep, done: Sequence[FrozenTrial], file: Path) -> bool
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, colors=TEXT, labelsize=9)
-    set_title(figure, f"{len(ranked)} trials: the darker, the better their {_figure(sweep)}")
+    set_title(figure, f"{len(ranked)} trials: the darker, the better their {_objective(sweep)}")
     save_figure(figure, file)
     return True
 
 
 def plot_pareto(sweep: Sweep, done: Sequence[FrozenTrial], file: Path) -> bool:
-    """The first two objectives; the trials that no other is better than in all of them are joined."""
+    """Plot the first two objectives, and connect the trials on the Pareto front."""
     if len(sweep.objective) < 2 or not done:
         return False
     figure = create_figure(7, 4.6)
@@ -168,7 +168,7 @@ def plot_pareto(sweep: Sweep, done: Sequence[FrozenTrial], file: Path) -> bool:
     return True
 
 
-def _figure(sweep: Sweep) -> str:
+def _objective(sweep: Sweep) -> str:
     return next(iter(sweep.objective))
 
 
@@ -177,13 +177,13 @@ def _is_min(sweep: Sweep) -> bool:
 
 
 def _keys(trials: Sequence[FrozenTrial]) -> list[str]:
-    """With more than one value."""
+    """Return the sampled keys with more than one value."""
     keys = dict.fromkeys(key for trial in trials for key in trial.params)
-    return [key for key in keys if len({str(t.params[key]) for t in trials if key in t.params}) > 1][:MOST_KEYS]
+    return [key for key in keys if len({str(t.params[key]) for t in trials if key in t.params}) > 1][:MAX_KEYS]
 
 
-def _places(values: Sequence) -> tuple[list[float], list[str] | None]:
-    """Where values stand on an axis, and the labels of one with words."""
+def _axis_positions(values: Sequence) -> tuple[list[float], list[str] | None]:
+    """Return the values' positions on an axis, and its labels if they are words."""
     if all(isinstance(value, int | float) for value in values):
         return list(values), None
     labels = sorted({str(value) for value in values})
@@ -204,16 +204,16 @@ def _is_wide(values) -> bool:
     return bool(finite) and min(finite) > 0 and max(finite) > WIDE_RANGE * min(finite)
 
 
-def _set_scale(axes: Axes, axis: str, values: Sequence[float], figure: str = "") -> None:
-    """Logarithmic where it helps; not for shares, as accuracies are."""
-    if _is_wide(values) and not (figure.startswith("val/") and max(values) <= 1):
+def _set_scale(axes: Axes, axis: str, values: Sequence[float], metric: str = "") -> None:
+    """Use a logarithmic scale if the values span a wide range; not for fractions such as accuracies."""
+    if _is_wide(values) and not (metric.startswith("val/") and max(values) <= 1):
         (axes.set_xscale if axis == "x" else axes.set_yscale)("log")
 
 
-def _spread(axes: Axes, column: int, places: np.ndarray, labels: list[str] | None) -> np.ndarray:
-    """Heights 0 to 1 on a vertical axis of its own, which is drawn with its ends or labels."""
-    logs = labels is None and _is_wide(places)
-    heights = np.log10(places) if logs else places
+def _spread(axes: Axes, column: int, positions: np.ndarray, labels: list[str] | None) -> np.ndarray:
+    """Return heights in 0..1 on a vertical axis of its own, which is drawn with its ends or labels."""
+    logs = labels is None and _is_wide(positions)
+    heights = np.log10(positions) if logs else positions
     heights = heights.astype(float)
     low, high = (0, len(labels) - 1) if labels else (heights.min(), heights.max())
     axes.add_line(Line2D([column, column], [0, 1], color=GRID, linewidth=1.2, zorder=0))

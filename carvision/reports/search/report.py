@@ -1,4 +1,4 @@
-"""What a search leaves in its folder: trials.csv, plots, search.html, and the best trial as an experiment."""
+"""Write a search's results into its folder: trials.csv, plots, search.html, and the best trial as an experiment."""
 
 import logging
 import math
@@ -14,8 +14,8 @@ from rich.console import Console
 
 from carvision.config import choices_of
 from carvision.folder_lock import lock_when_free
-from carvision.reports.comparison.sheets import Sheet
-from carvision.reports.comparison.tables import print_sheet, write_html
+from carvision.reports.comparison.sheets import TextTable
+from carvision.reports.comparison.tables import print_table, write_html
 from carvision.reports.search.plots import plot_history, plot_importance, plot_parallel, plot_pareto, plot_slices
 from carvision.search.build import Sweep, compose
 from carvision.search.progress import drawn_text, line_of, num_epochs, number_text, summarise
@@ -35,17 +35,20 @@ from carvision.whole_files import own_folder, write_csv, write_text
 
 log = logging.getLogger(__name__)
 
-WIDTH = 120  # of the table where there is no terminal
-MOST_SHOWN = 5  # best trials, as in report R0
-OWN = ("sweep", "experiment", "hydra")  # groups that an experiment can't choose
+WIDTH = 120  # of the table without a terminal
+MAX_SHOWN = 5  # best trials, as in report R0
+RESERVED = ("sweep", "experiment", "hydra")  # groups that an experiment can't choose
 ABOUT = (
-    "Each value is that of the trial's best epoch, of a pruned trial that of its last one, on validation photos; test "
-    "photos have no part in it."
+    "Each value is that of the trial's best epoch, for a pruned trial of its last one, on validation photos; test "
+    "photos are not used."
 )
 
 
 def write_report(sweep: Sweep, study: optuna.Study) -> None:
-    """Also of a search that goes on. Several workers may be at its end at the same time: one after another."""
+    """Write the report, also for a search that is still running.
+
+    Holds a lock, as several workers may finish at the same time.
+    """
     with lock_when_free(sweep.folder):
         trials = study.get_trials(deepcopy=False)
         shown = latest(trials)
@@ -53,17 +56,17 @@ def write_report(sweep: Sweep, study: optuna.Study) -> None:
         best = best_first(sweep, shown)
         if not best:
             return
-        sheet = best_sheet(sweep, best[:MOST_SHOWN])
+        table = best_table(sweep, best[:MAX_SHOWN])
         write_best(sweep, best[0])
         pictures = write_plots(sweep, study, shown)
         about = f"{line_of(summarise(sweep, trials), sweep)}. {ABOUT}"
-        write_html(sweep.folder / "search.html", sweep.name, about, [sheet], pictures, interactive(study, sweep))
-    print_sheet(sheet, Console(width=None if sys.stdout.isatty() else WIDTH))
+        write_html(sweep.folder / "search.html", sweep.name, about, [table], pictures, interactive(study, sweep))
+    print_table(table, Console(width=None if sys.stdout.isatty() else WIDTH))
     print(f"the best trial, {root_of(best[0])}, over three seeds: {command_of(sweep)}")
 
 
 def trials_frame(sweep: Sweep, trials: list[FrozenTrial]) -> pd.DataFrame:
-    """A row a trial, what was drawn in columns of its own."""
+    """Return one row per trial, with one column per sampled key."""
     keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
     rows = []
     for trial in trials:
@@ -89,15 +92,15 @@ def trials_frame(sweep: Sweep, trials: list[FrozenTrial]) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(whole, "Int64"))
 
 
-def best_sheet(sweep: Sweep, best: list[FrozenTrial]) -> Sheet:
-    """The best trials, what was drawn a row each."""
+def best_table(sweep: Sweep, best: list[FrozenTrial]) -> TextTable:
+    """Return the best trials, with one row per sampled key."""
     keys = list(dict.fromkeys(key for trial in best for key in trial.params))
-    rows = [[figure, *(number_text(trial.values[i]) for trial in best)] for i, figure in enumerate(sweep.objective)]
+    rows = [[metric, *(number_text(trial.values[i]) for trial in best)] for i, metric in enumerate(sweep.objective)]
     rows.append(["at epoch", *(str(trial.user_attrs.get(BEST_EPOCH, "")) for trial in best)])
     rows.append(["seconds", *(number_text(trial.user_attrs.get(SECONDS, math.nan)) for trial in best)])
     below = len(rows)
     rows += [[key, *(value_text(trial.params.get(key)) for trial in best)] for key in keys]
-    return Sheet(
+    return TextTable(
         "The best trials",
         ["trial", *(str(root_of(trial)) for trial in best)],
         rows,
@@ -111,18 +114,18 @@ def value_text(value) -> str:
 
 
 def write_best(sweep: Sweep, trial: FrozenTrial) -> None:
-    """experiment/best.yaml, which carvision.train finds with --config-dir <the search's folder>."""
-    words = sweep.words_of(trial.params)
-    config, _, groups = compose(words)
-    chosen = {group: name for group, name in groups.items() if not group.startswith(OWN)}
-    # Others, as heads that were added, have nothing to override; and heads may have been taken away
-    there = choices_of("train", [f"{group}={name}" for group, name in chosen.items() if "@" not in group])
+    """Write experiment/best.yaml, which carvision.train finds with --config-dir <the search's folder>."""
+    overrides = sweep.words_of(trial.params)
+    config, _, groups = compose(overrides)
+    chosen = {group: name for group, name in groups.items() if not group.startswith(RESERVED)}
+    # Added groups, such as heads, have nothing to override; others may have been removed
+    available = choices_of("train", [f"{group}={name}" for group, name in chosen.items() if "@" not in group])
     monitor, mode = sweep.monitor
     config["callbacks"] |= {"monitor": monitor, "mode": mode}
     config["run"] = {"dir": None}
-    chosen |= {group: None for group in there if "@" in group and group not in chosen}
-    defaults = [{f"{'override ' * (group in there)}/{group}": name} for group, name in chosen.items()]
-    values = ", ".join(f"{figure} {number_text(v)}" for figure, v in zip(sweep.objective, trial.values, strict=True))
+    chosen |= {group: None for group in available if "@" in group and group not in chosen}
+    defaults = [{f"{'override ' * (group in available)}/{group}": name} for group, name in chosen.items()]
+    values = ", ".join(f"{metric} {number_text(v)}" for metric, v in zip(sweep.objective, trial.values, strict=True))
     head = (
         "# @package _global_\n"
         f"# The best trial of the search {sweep.name}: trial {root_of(trial)}, {values} at epoch "
@@ -139,12 +142,15 @@ def command_of(sweep: Sweep) -> str:
 
 
 def write_plots(sweep: Sweep, study: optuna.Study, trials: list[FrozenTrial]) -> dict[str, Path]:
-    """{what they show: file}, of those that have something to show."""
+    """Write the plots; return {title: file} of those with anything to show."""
     done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     drawn = {
         "Values by trial": ("history.png", lambda file: plot_history(sweep, trials, file)),
-        "What the value depends on": ("importance.png", lambda file: plot_importance(importance(study, sweep), file)),
-        "Values by what was drawn": ("slices.png", lambda file: plot_slices(sweep, trials, file)),
+        "Importance of the parameters": (
+            "importance.png",
+            lambda file: plot_importance(importance(study, sweep), file),
+        ),
+        "Values by sampled parameter": ("slices.png", lambda file: plot_slices(sweep, trials, file)),
         "Trials as lines": ("parallel.png", lambda file: plot_parallel(sweep, done, file)),
         "Pareto front": ("pareto.png", lambda file: plot_pareto(sweep, done, file)),
     }
@@ -152,8 +158,10 @@ def write_plots(sweep: Sweep, study: optuna.Study, trials: list[FrozenTrial]) ->
 
 
 def importance(study: optuna.Study, sweep: Sweep) -> dict[str, float]:
-    """{key: share of the first objective's variance} by functional ANOVA (Hutter et al. 2014); empty where the trials
-    are too few to tell."""
+    """Return {key: fraction of the first objective's variance} by functional ANOVA (Hutter et al. 2014).
+
+    Empty if there are too few trials.
+    """
     try:
         return optuna.importance.get_param_importances(study, evaluator=fanova(), target=lambda trial: trial.values[0])
     except (ValueError, RuntimeError, ZeroDivisionError):
@@ -161,12 +169,12 @@ def importance(study: optuna.Study, sweep: Sweep) -> dict[str, float]:
 
 
 def fanova() -> optuna.importance.BaseImportanceEvaluator:
-    """Of keys that all trials drew; others, drawn under a condition, it leaves out."""
+    """Return the evaluator; it ignores keys that only some trials sampled."""
     return optuna.importance.FanovaImportanceEvaluator(seed=0)
 
 
 def interactive(study: optuna.Study, sweep: Sweep) -> list[str]:
-    """Optuna's own plots as parts of a page, whose points tell their trial; the first brings the program that draws."""
+    """Return Optuna's own plots as HTML fragments, with trial details on hover; the first includes plotly's script."""
     from optuna import visualization
 
     first = {"target": lambda trial: trial.values[0], "target_name": next(iter(sweep.objective))}
@@ -184,7 +192,7 @@ def interactive(study: optuna.Study, sweep: Sweep) -> list[str]:
     for plot in plots:
         try:
             figure = plot()
-        except (ValueError, RuntimeError, ZeroDivisionError):  # too few trials for this one
+        except (ValueError, RuntimeError, ZeroDivisionError):  # too few trials for this plot
             continue
         parts.append(figure.to_html(full_html=False, include_plotlyjs=not parts))
     return parts

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from carvision.errors import InputError
-from carvision.reports.comparison.frame import finest_figure, frame_of, sort_by
+from carvision.reports.comparison.frame import finest_metric, runs_frame, sort_by
 from carvision.reports.comparison.names import differing_keys, name_runs
 from carvision.reports.comparison.runs import find_runs, read_run
 from carvision.reports.comparison.sheets import shown_columns
@@ -72,7 +72,7 @@ def write_folds(folder: Path, tops, **config) -> Path:
 
 def compared(*folders: Path, **options):
     runs = [read_run(folder) for folder in find_runs(folders)]
-    return frame_of(runs, name_runs(runs), **options), runs
+    return runs_frame(runs, name_runs(runs), **options), runs
 
 
 def test_every_figure_is_that_of_the_files(tmp_path):
@@ -191,10 +191,10 @@ def test_penalties_are_a_column_only_where_there_are_any(tmp_path):
 
 def test_the_finest_head_has_the_most_classes(tmp_path):
     folder = write_run(tmp_path / "a", heads=("make", "model", "doors"))
-    assert finest_figure(*compared(folder)) == "val/doors/top1"  # nothing known: the last
+    assert finest_metric(*compared(folder)) == "val/doors/top1"  # nothing known: the last
     labels = {"make": {"ids": ["a", "b"]}, "model": {"ids": ["c", "d", "e"]}, "doors": {"ids": ["4"]}}
     (folder / "model.json").write_text(json.dumps({"labels": labels}))
-    assert finest_figure(*compared(folder)) == "val/model/top1"
+    assert finest_metric(*compared(folder)) == "val/model/top1"
 
 
 def test_names_say_what_differs(tmp_path):
@@ -233,9 +233,9 @@ def test_sorting_puts_the_best_first_and_the_unknown_last():
     ("file", "content", "message"),
     [
         ("metrics.json", "{", r"metrics\.json can't be read"),
-        ("metrics.json", "[1]", r"metrics\.json does not hold the figures of a run"),
+        ("metrics.json", "[1]", r"metrics\.json does not hold the metrics of a run"),
         ("history.csv", "", r"history\.csv can't be read"),
-        ("history.csv", "name,x\na,1\n", r"history\.csv has no column of numbers 'epoch'"),
+        ("history.csv", "name,x\na,1\n", r"history\.csv has no numeric column 'epoch'"),
         ("config.yaml", "a: [", r"config\.yaml can't be read"),
     ],
 )
@@ -258,7 +258,7 @@ def test_a_run_needs_only_its_history_or_its_metrics(tmp_path, caplog):
     frame, _ = compared(tmp_path)
     assert frame["state"].tolist() == ["unfinished", "finished"]
     assert frame["val/class/top1"].tolist() == [0.5, 0.5] and np.isnan(frame["epochs"].iloc[1])
-    assert "has not ended its first epoch" in caplog.text
+    assert "has not finished its first epoch" in caplog.text
 
 
 def test_of_folds_whose_folders_are_gone_the_summary_is_left(tmp_path):
@@ -267,6 +267,6 @@ def test_of_folds_whose_folders_are_gone_the_summary_is_left(tmp_path):
         shutil.rmtree(fold)
     frame, runs = compared(parent)
     assert frame["test/class/top1"].iloc[0] == pytest.approx(0.9 * 0.6) and frame["folds"].iloc[0] == 2
-    assert finest_figure(frame, runs) == "test/class/top1" and np.isnan(frame["wall_min"].iloc[0])
+    assert finest_metric(frame, runs) == "test/class/top1" and np.isnan(frame["wall_min"].iloc[0])
     with pytest.raises(InputError, match="the longest has 0"):
         compared(parent, epoch=1)

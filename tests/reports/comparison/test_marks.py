@@ -7,7 +7,7 @@ import pytest
 from carvision.errors import InputError
 from carvision.reports.comparison.frame import pareto_front
 from carvision.reports.comparison.matrix import against_of, matrix_of
-from carvision.reports.comparison.sheets import best_marks, matrix_marks, matrix_sheets
+from carvision.reports.comparison.sheets import best_marks, matrix_marks, matrix_tables
 from tests.reports.comparison.test_frame import NAN, compared, write_run
 
 
@@ -72,7 +72,7 @@ def test_the_matrix_has_the_best_run_of_each_cell(grid, caplog):
     assert matrix.counts.loc["vgg", "adam"] == 2 and matrix.counts.loc["resnet", "sgd"] == 0
     assert matrix.minutes.loc["vgg", "adam"] == pytest.approx((10 + 11 + 7.5) / 60)  # of the better run
     assert "has no model.backbone" in caplog.text
-    values, minutes = matrix_sheets(matrix)
+    values, minutes = matrix_tables(matrix)
     cell = values.rows[1 - matrix.values.index.get_loc("resnet")][values.header.index("adam")]
     assert cell == "70.00 (of 2)" and "Slowest" in minutes.notes[0]
     worst = matrix_of(frame, runs, "model.backbone", "optimizer.name", "val/loss")

@@ -13,7 +13,7 @@ from carvision.evaluation.calibration import reliability
 from carvision.evaluation.classes import confused_pairs, confusions
 from carvision.evaluation.predictions import Predictions
 from carvision.reports.evaluation import confusion, curves, pairs
-from carvision.reports.evaluation.layout import wrapped
+from carvision.reports.evaluation.layout import wrap_text
 from carvision.reports.photos_on_sheets import width_px
 from carvision.reports.style import save_figure
 
@@ -168,8 +168,8 @@ def test_reliability_and_coverage(tmp_path, figures):
 
 def test_wrapped_lines_fit_and_lose_nothing():
     text = "Rolls-Royce Phantom Drophead Coupe Convertible 2012 and others " * 3
-    lines = wrapped(text, 200, 9, "bold")
+    lines = wrap_text(text, 200, 9, "bold")
     assert max(width_px(line, 9, "bold") for line in lines) <= 200
     assert " ".join(lines).split() == text.split()
-    assert len(wrapped(text, 200, 9, max_lines=2)) == 2
-    assert wrapped("", 200, 9) == [""]
+    assert len(wrap_text(text, 200, 9, max_lines=2)) == 2
+    assert wrap_text("", 200, 9) == [""]

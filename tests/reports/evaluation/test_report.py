@@ -15,19 +15,19 @@ from sklearn.metrics import roc_auc_score
 from carvision.evaluation.predictions import Predictions
 from carvision.reports.evaluation import of_head
 from carvision.reports.evaluation.report import write_evaluation
-from carvision.reports.evaluation.tables import cell, figure_sheets, number, percent
-from tests.evaluation.made import HEAD_WEIGHTS, LABELS, epoch_of, losses_of, made
+from carvision.reports.evaluation.tables import cell, metric_tables, number, percent
+from tests.evaluation.made import HEAD_WEIGHTS, LABELS, epoch_of, made, photo_losses
 
 
 def evaluate(
     predictions: Predictions, folder, labels: dict = LABELS, rule: str = "joint", num_samples: int = 20
 ) -> dict:
-    metrics = epoch_of(predictions, rule, labels)
-    figures = metrics.compute()
-    figures.pop("loss_total", None)
+    epoch = epoch_of(predictions, rule, labels)
+    metrics = epoch.compute()
+    metrics.pop("loss_total", None)
     return write_evaluation(
-        predictions, labels, folder, figures=figures, decodings=metrics.compute_rules(),
-        losses=losses_of(predictions, labels), head_weights=HEAD_WEIGHTS, rule=rule, title="a run on test",
+        predictions, labels, folder, metrics=metrics, decodings=epoch.compute_rules(),
+        losses=photo_losses(predictions, labels), head_weights=HEAD_WEIGHTS, rule=rule, title="a run on test",
         notes=["2 classes are not known to the network"], num_samples=num_samples,
     )  # fmt: skip
 
@@ -100,14 +100,14 @@ def test_tables_as_files_have_every_class_and_cell(evaluated):
 
 def test_areas_are_exact_and_other_figures_those_given(evaluated):
     given = epoch_of(evaluated.predictions, "joint").compute()
-    figures = evaluated.result["figures"]
-    for name, value in figures.items():
+    metrics = evaluated.result["figures"]
+    for name, value in metrics.items():
         if name in given and "auc" not in name:
             assert value == given[name], name
     known = evaluated.predictions.known("model")
     probs = evaluated.predictions.probs("model", calibrated=False)[known]
     exact = roc_auc_score(evaluated.predictions.targets["model"][known], probs, multi_class="ovr")
-    assert figures["model/auc"] == pytest.approx(exact, abs=1e-6) and abs(given["model/auc"] - exact) > 1e-6
+    assert metrics["model/auc"] == pytest.approx(exact, abs=1e-6) and abs(given["model/auc"] - exact) > 1e-6
 
 
 def test_the_matrix_is_of_the_right_names(evaluated, tmp_path, monkeypatch):
@@ -115,7 +115,7 @@ def test_the_matrix_is_of_the_right_names(evaluated, tmp_path, monkeypatch):
     drawn = []
     for name in ("plot_confusion", "plot_pairs", "plot_reliability"):
         monkeypatch.setattr(of_head, name, lambda *arguments: drawn.append(arguments))
-    part = of_head.parts_of_heads(evaluated.predictions, LABELS, "joint")["model"]
+    part = of_head.head_results(evaluated.predictions, LABELS, "joint")["model"]
     of_head.write_head(evaluated.predictions, LABELS, part, "a run", False, tmp_path)
     cells, names, parents = drawn[0][:3]
     assert names == [*"abdcgef"] and parents == ["Ironholt"] * 3 + ["Kestrano"] * 2 + ["Velmora"] * 2
@@ -137,7 +137,7 @@ def test_heads_of_like_names_are_all_written(photos, tmp_path):
     known = made()
     renamed = {kind: {heads[head]: getattr(known, kind)[head] for head in heads} for kind in ("logits", "targets")}
     predictions = replace(known, root=photos, **renamed)
-    for part in of_head.parts_of_heads(predictions, labels, "joint").values():
+    for part in of_head.head_results(predictions, labels, "joint").values():
         files = of_head.write_head(predictions, labels, part, "a run", False, tmp_path)
         assert all(file.is_file() for file in files.values())
     assert len(pd.read_csv(tmp_path / "per_class_a_b.csv")) == 7
@@ -175,8 +175,8 @@ def test_only_a_number(photos, tmp_path):
 def test_many_heads_of_long_names_fit(tmp_path):
     heads = [f"a head with a long name {i}" for i in range(5)]
     labels = {head: {"ids": ["a"], "names": ["a"]} for head in heads}
-    figures = {f"{head}/{name}": 1.0 for head in heads for name in ("top1", "loss", "precision")}
-    sheets = figure_sheets(figures | {"joint/top1": 0.5}, {f"{heads[4]}/top1": (0.1, 1.0)}, labels)
+    metrics = {f"{head}/{name}": 1.0 for head in heads for name in ("top1", "loss", "precision")}
+    sheets = metric_tables(metrics | {"joint/top1": 0.5}, {f"{heads[4]}/top1": (0.1, 1.0)}, labels)
     assert [sheet.header[1:] for sheet in sheets] == [heads[:2], heads[2:4], heads[4:], ["all heads"]]
     assert sheets[2].rows[0] == ["top-1 %", "100 [10.0, 100]"]
     assert [row[1:] for row in sheets[3].rows] == [["50.0"]] and "bootstrap" in sheets[3].notes[0]
