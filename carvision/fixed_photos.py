@@ -1,7 +1,7 @@
 """Whether the features of a frozen backbone are the same in every epoch, as a configuration has it. Imports nothing."""
 
 
-def what_changes_photos(cfg: dict) -> str | None:
+def random_transforms(cfg: dict) -> str | None:
     """The keys that give a training photo another look in each epoch; None where it is always the same."""
     augment = cfg["augment"]
     steps = [name for name in augment["order"] if augment["steps"][name]["p"] > 0]
@@ -14,7 +14,7 @@ def what_changes_photos(cfg: dict) -> str | None:
     return ", ".join(changing) or None
 
 
-def what_forbids(cfg: dict) -> str | None:
+def reason_not_cacheable(cfg: dict) -> str | None:
     """What of this run has not been tried with kept features, or can't be."""
     if cfg["trainer"]["strategy"] == "fsdp":
         return "trainer=fsdp, whose weights are divided"

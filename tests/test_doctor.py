@@ -112,7 +112,7 @@ def test_a_part_that_fails_is_a_finding(monkeypatch, capsys):
     def fail(*arguments):
         raise ZeroDivisionError("odd machine")
 
-    for name in ("look_at_python", "look_at_machine", "look_at_packages", "look_at_storage", "look_at_photos"):
+    for name in ("examine_python", "examine_machine", "examine_packages", "examine_storage", "examine_photos"):
         monkeypatch.setattr(examining, name, fail)
     assert carvision.doctor.doctor([]) == 0
     text = flat(capsys.readouterr().out)
@@ -135,8 +135,8 @@ def test_the_summary(severities, line):
 
 def test_the_worst_comes_first(monkeypatch, capsys):
     findings = [Finding("note", "c", "x"), Finding("slow", "b", "x"), Finding("breaks", "a", "x", "do it")]
-    monkeypatch.setattr(examining, "look_at_settings", lambda facts: Examination([], findings))
-    for name in ("look_at_packages", "look_at_photos", "look_at_machine", "look_at_devices", "look_at_storage"):
+    monkeypatch.setattr(examining, "examine_settings", lambda facts: Examination([], findings))
+    for name in ("examine_packages", "examine_photos", "examine_machine", "examine_devices", "examine_storage"):
         monkeypatch.setattr(examining, name, lambda *arguments: Examination([], []))
     assert carvision.doctor.doctor([]) == 1
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]

@@ -17,7 +17,7 @@ from carvision.machine import num_cores
 from carvision.versions import git_state, read_versions, requirements
 
 # torch and what stands on it take most of the time; the rest is imported at the same time, by another process
-OF_TORCH = ("numpy", "torch", "torchvision", "timm", "torchmetrics", "pytorch_lightning")
+TORCH_PACKAGES = ("numpy", "torch", "torchvision", "timm", "torchmetrics", "pytorch_lightning")
 Row = tuple[str, str]
 
 
@@ -32,15 +32,15 @@ def examine(data: str | None, out: str, online: bool, say: Callable[[str], None]
     findings: list[Finding] = []
     facts: dict = {"versions": {}, "answers": {}, "torch": {}}
     parts = (
-        ("Python", look_at_python),
-        ("cores and memory", look_at_machine),
-        ("packages", lambda facts: look_at_packages(facts, data, online, say)),
-        ("devices", look_at_devices),
-        ("memory and files", look_at_storage),
-        ("disk", lambda facts: look_at_disk(Path(out))),
-        ("photos", lambda facts: look_at_photos(facts, data, say)),
-        ("settings", look_at_settings),
-        ("hub", look_at_hub),
+        ("Python", examine_python),
+        ("cores and memory", examine_machine),
+        ("packages", lambda facts: examine_packages(facts, data, online, say)),
+        ("devices", examine_devices),
+        ("memory and files", examine_storage),
+        ("disk", lambda facts: examine_disk(Path(out))),
+        ("photos", lambda facts: examine_photos(facts, data, say)),
+        ("settings", examine_settings),
+        ("hub", examine_hub),
     )
     for name, look in parts:
         try:
@@ -58,7 +58,7 @@ def num_workers() -> int:
     return max(1, min(16, num_cores() - 1))
 
 
-def look_at_python(facts: dict) -> Examination:
+def examine_python(facts: dict) -> Examination:
     state = git_state()
     commit = f" ({state['commit'][:7]}{', changed' if state['changed'] else ''})" if state else ""
     rows = [("carvision", f"{__version__}{commit}")]
@@ -67,21 +67,21 @@ def look_at_python(facts: dict) -> Examination:
     return Examination(rows, packages.judge_python())
 
 
-def look_at_machine(facts: dict) -> Examination:
+def examine_machine(facts: dict) -> Examination:
     found = facts["processor"] = processor.read_processor()  # now: what is started below adds to the load
     facts["system"] = devices.read_accelerators()
     return Examination(processor.describe_processor(found), [])
 
 
-def look_at_packages(facts: dict, data: str | None, online: bool, say: Callable[[str], None]) -> Examination:
+def examine_packages(facts: dict, data: str | None, online: bool, say: Callable[[str], None]) -> Examination:
     needed, versions = requirements(), read_versions()
     facts["versions"] = versions
     left_out = packages.malicious_packages(versions)
     modules = [packages.module_of(name) for name in versions if name not in left_out]
-    of_torch = [f"import:{name}" for name in OF_TORCH if name in modules]
+    of_torch = [f"import:{name}" for name in TORCH_PACKAGES if name in modules]
     if "torch" in modules:  # at once: what comes after it may crash
         of_torch.insert(of_torch.index("import:torch") + 1, "devices")
-    others = [f"import:{name}" for name in modules if name not in OF_TORCH]
+    others = [f"import:{name}" for name in modules if name not in TORCH_PACKAGES]
     others += ["hub"] if online else []
     say("importing torch and the other packages, which may take half a minute")
     answers = facts["answers"] = probe_together([of_torch, others])
@@ -94,18 +94,18 @@ def look_at_packages(facts: dict, data: str | None, online: bool, say: Callable[
     findings = packages.judge_versions(needed, versions)
     findings += packages.judge_imports(versions, answers)
     findings += packages.judge_builds(versions, answers)
-    findings += packages.judge_places(versions, answers)
+    findings += packages.judge_shadowed_modules(versions, answers)
     return Examination(rows, findings)
 
 
-def look_at_devices(facts: dict) -> Examination:
+def examine_devices(facts: dict) -> Examination:
     system, torch = facts["system"], facts["torch"]
     findings = processor.judge_processor(facts["processor"], torch.get("num_threads"))
     findings += devices.judge_devices(system, torch, facts["versions"])
     return Examination(devices.describe_devices(system, torch), findings)
 
 
-def look_at_storage(facts: dict) -> Examination:
+def examine_storage(facts: dict) -> Examination:
     free, limits = storage.read_shared_memory(), storage.read_limits()
     num_gpus = len(facts["torch"].get("gpus", []))
     files = "without limit" if limits["files"] is None else f"{limits['files']:,} for a process"
@@ -117,12 +117,12 @@ def look_at_storage(facts: dict) -> Examination:
     return Examination(rows, findings)
 
 
-def look_at_disk(out: Path) -> Examination:
+def examine_disk(out: Path) -> Examination:
     disk = storage.read_disk(out)
     return Examination([("disk", storage.describe_disk(disk))], storage.judge_disk(disk))
 
 
-def look_at_photos(facts: dict, data: str | None, say: Callable[[str], None]) -> Examination:
+def examine_photos(facts: dict, data: str | None, say: Callable[[str], None]) -> Examination:
     """Measured alone, when nothing else of the doctor's runs."""
     if any("error" in facts["answers"].get(f"import:{name}", {"error": ""}) for name in ("PIL", "numpy")):
         findings = [Finding("note", "decoding", "could not be measured without Pillow and NumPy")]
@@ -142,7 +142,7 @@ def look_at_photos(facts: dict, data: str | None, say: Callable[[str], None]) ->
     return Examination(rows, findings)
 
 
-def look_at_settings(facts: dict) -> Examination:
+def examine_settings(facts: dict) -> Examination:
     num_gpus = len(facts["torch"].get("gpus", []))
     compiler = variables.read_compiler()
     findings = variables.judge_variables(dict(os.environ), num_cores())
@@ -150,7 +150,7 @@ def look_at_settings(facts: dict) -> Examination:
     return Examination([("compiler", compiler["cpp"] or "none for C++")], findings)
 
 
-def look_at_hub(facts: dict) -> Examination:
+def examine_hub(facts: dict) -> Examination:
     answer = facts["answers"].get("hub")
     if answer is None:
         return Examination([], [])

@@ -101,13 +101,13 @@ def judge_builds(versions: dict[str, str | None], answers: dict[str, dict]) -> l
             Finding("note", "torchvision", f"{what}; it can be imported, and may still fail later", TOGETHER)
         )
     xla, torch = versions.get("torch-xla"), versions.get("torch")
-    if xla and torch and _two_places(xla) != _two_places(torch):
-        what = f"{xla} works with torch {_two_places(xla)} alone, and torch is {torch}; trainer=tpu fails"
+    if xla and torch and _minor_version(xla) != _minor_version(torch):
+        what = f"{xla} works with torch {_minor_version(xla)} alone, and torch is {torch}; trainer=tpu fails"
         findings.append(Finding("breaks", "torch-xla", what, "make its own environment: scripts/setup_tpu.sh"))
     return findings
 
 
-def _two_places(version: str) -> str:
+def _minor_version(version: str) -> str:
     return ".".join(re.findall(r"\d+", version)[:2])
 
 
@@ -126,7 +126,7 @@ def judge_imports(versions: dict[str, str | None], answers: dict[str, dict]) -> 
         of_torch = "torchvision" in packages and "torch" not in packages
         mend = TOGETHER if of_torch else f"pip install --force-reinstall {first}"
         of = f"{versions[first]}{beside if of_torch else ''}"
-        place = _elsewhere(first)
+        place = _shadowing_path(first)
         if place:
             of += f", taken from {place},"
             mend = f"take {place} away, or out of PYTHONPATH"
@@ -135,12 +135,12 @@ def judge_imports(versions: dict[str, str | None], answers: dict[str, dict]) -> 
     return findings
 
 
-def judge_places(versions: dict[str, str | None], answers: dict[str, dict]) -> list[Finding]:
+def judge_shadowed_modules(versions: dict[str, str | None], answers: dict[str, dict]) -> list[Finding]:
     """Modules that hide an installed package of the same name."""
     findings = []
     for package, version in versions.items():
         answer = answers.get(f"import:{module_of(package)}", {})
-        place = _elsewhere(package) if version and "error" not in answer else None
+        place = _shadowing_path(package) if version and "error" not in answer else None
         if place:
             what = f"is taken from {place}, not from the installed package"
             findings.append(
@@ -149,7 +149,7 @@ def judge_places(versions: dict[str, str | None], answers: dict[str, dict]) -> l
     return findings
 
 
-def _elsewhere(package: str) -> str | None:
+def _shadowing_path(package: str) -> str | None:
     """The folder or file that is imported in the place of the installed package; None where all is as it should be."""
     try:
         distribution = metadata.distribution(package)

@@ -15,7 +15,7 @@ from carvision.diagnosis.storage import is_network
 INPUT_PX = 224
 SIZES = ((504, 336), (1600, 1200))  # of CompCars as it is often shrunk, and of a camera's small setting
 NUM_PHOTOS = 64  # of the data folder
-MOST_FILES, MOST_SECONDS = 20_000, 10.0  # looked at for photos; spent on reading those
+MAX_FILES, MAX_SECONDS = 20_000, 10.0  # looked at for photos; spent on reading those
 SLOW = 100  # photos of SIZES[0] a second and core; processors of the last ten years take 200 to 600
 # Photos a second and GPU from which on nothing is said; a guess, as no GPU was measured
 GPU_NEEDS = 1000
@@ -79,14 +79,14 @@ def measure_data(folder: str) -> dict:
     from carvision.errors import InputError
 
     try:
-        files = find_some_photos(Path(folder).expanduser())
+        files = find_sample_photos(Path(folder).expanduser())
     except OSError as error:
         return {"error": error.strerror or str(error)}
     except InputError as error:  # of a folder inside
         return {"error": str(error)}
     step = max(1, len(files) // NUM_PHOTOS)
     reads, sizes, decodes, bad, tried = [], [], [], 0, 0
-    end = time.perf_counter() + MOST_SECONDS
+    end = time.perf_counter() + MAX_SECONDS
     for file in files[::step]:
         tried += 1
         try:
@@ -98,7 +98,7 @@ def measure_data(folder: str) -> dict:
             bad += 1
         if time.perf_counter() > end:
             break
-    found = {"found": len(files), "all": len(files) < MOST_FILES, "bad": bad, "tried": tried}
+    found = {"found": len(files), "all": len(files) < MAX_FILES, "bad": bad, "tried": tried}
     if decodes:
         own, by_clock = (1 / statistics.mean(times) for times in zip(*decodes, strict=True))
         found |= {"reads": 1 / statistics.mean(reads), "bytes": statistics.mean(sizes)}
@@ -106,17 +106,17 @@ def measure_data(folder: str) -> dict:
     return found
 
 
-def find_some_photos(folder: Path) -> list[Path]:
-    """The first MOST_FILES, or what is found within MOST_SECONDS. Raises OSError for a folder that can't be read, and
+def find_sample_photos(folder: Path) -> list[Path]:
+    """The first MAX_FILES, or what is found within MAX_SECONDS. Raises OSError for a folder that can't be read, and
     InputError for one inside."""
     from carvision.data.walk import LeftOut, walk
 
     os.scandir(folder).close()
     photos: list[Path] = []
-    end = time.perf_counter() + MOST_SECONDS
+    end = time.perf_counter() + MAX_SECONDS
     for photo in walk(os.fspath(folder), LeftOut()):
         photos.append(Path(photo))
-        if len(photos) == MOST_FILES or time.perf_counter() > end:
+        if len(photos) == MAX_FILES or time.perf_counter() > end:
             break
     return photos
 

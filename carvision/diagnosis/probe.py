@@ -16,16 +16,16 @@ import warnings
 
 from carvision.diagnosis.finding import one_line
 
-NEED_TORCH = ("import:torchvision", "import:timm", "import:torchmetrics", "import:pytorch_lightning", "devices")
-NEED_PHOTOS = ("decoding", "data")
+TORCH_STEPS = ("import:torchvision", "import:timm", "import:torchmetrics", "import:pytorch_lightning", "devices")
+PHOTO_STEPS = ("decoding", "data")
 
 
 def without_dependents(steps: list[str], failed: str) -> list[str]:
     """The steps that still can be tried when one has failed."""
     if failed == "import:torch":
-        return [step for step in steps if step not in NEED_TORCH]
+        return [step for step in steps if step not in TORCH_STEPS]
     if failed in ("import:PIL", "import:numpy"):
-        return [step for step in steps if step.partition(":")[0] not in NEED_PHOTOS]
+        return [step for step in steps if step.partition(":")[0] not in PHOTO_STEPS]
     return steps
 
 

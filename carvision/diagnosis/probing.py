@@ -60,8 +60,8 @@ def _probe_once(steps: list[str], limit_s: float) -> tuple[dict[str, dict], str]
     lines: queue.Queue = queue.Queue()
     messages: deque[str] = deque(maxlen=5)
     readers = [
-        threading.Thread(target=_pass_on, args=(process.stdout, lines.put), daemon=True),
-        threading.Thread(target=_pass_on, args=(process.stderr, messages.append), daemon=True),
+        threading.Thread(target=_forward_lines, args=(process.stdout, lines.put), daemon=True),
+        threading.Thread(target=_forward_lines, args=(process.stderr, messages.append), daemon=True),
     ]
     for reader in readers:
         reader.start()
@@ -83,7 +83,7 @@ def _probe_once(steps: list[str], limit_s: float) -> tuple[dict[str, dict], str]
     return answers, f"the process {_how_it_ended(process.returncode)}{f' ({said})' if said else ''}"
 
 
-def _pass_on(stream, take) -> None:
+def _forward_lines(stream, take) -> None:
     for line in stream:
         take(line)
     take(None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from carvision.diagnosis.finding import Finding, size_text
 from carvision.machine import core_quota, memory_limit, num_cores, processor_name
 
-LEAST_MEMORY = 2e9  # bytes: torch with Lightning, a small network and two processes that read photos
+MIN_MEMORY = 2e9  # bytes: torch with Lightning, a small network and two processes that read photos
 
 
 def read_processor() -> dict:
@@ -75,7 +75,7 @@ def judge_processor(facts: dict, num_threads: int | None = None) -> list[Finding
         )
         findings.append(Finding("slow", "load", what, "see what runs (top), and end what is not needed"))
     limits = [value for value in (facts["available"], facts["memory_limit"]) if value is not None]
-    if limits and min(limits) < LEAST_MEMORY:
+    if limits and min(limits) < MIN_MEMORY:
         what = f"{size_text(min(limits))} can be used; the kernel ends processes that want more, without a message"
         mend = "end other programs, raise the container's limit, or try data.num_workers=0 and a small data.batch_size"
         findings.append(Finding("breaks", "memory", what, mend))

@@ -15,9 +15,9 @@ except ImportError:  # Windows
     resource = None
 
 SHARED_MEMORY = Path("/dev/shm")
-FILES_OF_READER = 6  # pipes and locks that a process which reads photos takes of the training process
-LEAST_DISK, GOOD_DISK = 0.5e9, 5e9  # bytes: a small network's checkpoints; those of EfficientNet-B5 and more
-LEAST_FILES = 100
+FILES_PER_WORKER = 6  # pipes and locks that a process which reads photos takes of the training process
+MIN_DISK, GOOD_DISK = 0.5e9, 5e9  # bytes: a small network's checkpoints; those of EfficientNet-B5 and more
+MIN_FILES = 100
 NETWORK = ("nfs", "cifs", "smb", "lustre", "gpfs", "ceph", "beegfs", "gluster", "afs", "9p", "fuse.", "drvfs")
 MEMORY = ("tmpfs", "ramfs")
 
@@ -89,7 +89,7 @@ def judge_shared_memory(free: int | None, num_gpus: int) -> list[Finding]:
 
 def judge_limits(limits: dict, num_workers: int, num_gpus: int = 0, infiniband: int = 0) -> list[Finding]:
     findings = []
-    needed = 128 + num_workers * FILES_OF_READER
+    needed = 128 + num_workers * FILES_PER_WORKER
     if limits["files"] is not None and limits["files"] < needed:
         what = f"a process may have {limits['files']}; reading photos by {num_workers} processes takes about {needed}"
         most = limits["most_files"]
@@ -120,10 +120,10 @@ def judge_disk(disk: dict) -> list[Finding]:
         findings.append(Finding("breaks", "disk", what, "choose another folder for run.dir="))
     if disk["free"] < GOOD_DISK:
         what = f"{size_text(disk['free'])} are free for {wanted}"
-        more = "the checkpoints of a large network need some GB" if disk["free"] >= LEAST_DISK else "runs do not fit"
+        more = "the checkpoints of a large network need some GB" if disk["free"] >= MIN_DISK else "runs do not fit"
         mend = "free some space, or choose another disk with run.dir="
-        findings.append(Finding("note" if disk["free"] >= LEAST_DISK else "breaks", "disk", f"{what}; {more}", mend))
-    if disk["files"] is not None and disk["files"] < LEAST_FILES:
+        findings.append(Finding("note" if disk["free"] >= MIN_DISK else "breaks", "disk", f"{what}; {more}", mend))
+    if disk["files"] is not None and disk["files"] < MIN_FILES:
         what = f"{disk['files']} more files (inodes) can be made for {wanted}, though space is left"
         findings.append(Finding("breaks", "disk", what, "remove files that are not needed, or choose another disk"))
     if is_network(disk["kind"]):

@@ -25,7 +25,7 @@ HOST, BEAT, EVERY_S = "host", "beat", "beat_every_s"  # attributes of a trial
 BEATS = 4  # in the time after which a worker counts as dead
 
 
-class Alive:
+class Heartbeat:
     """Of one trial, from its claim to its end."""
 
     def __init__(self, storage: BaseStorage, trial_id: int, place: Path, dead_after_s: float):
@@ -59,17 +59,17 @@ class Alive:
             self.lock.close()
 
 
-class Watch:
+class WorkerMonitor:
     """Which workers have died, as one process sees it."""
 
     def __init__(self, folder: Path, dead_after_s: float):
-        """folder: where place_of() finds the locks."""
+        """folder: where lock_dir_of() finds the locks."""
         self.folder, self.dead_after_s = folder, dead_after_s
         self.seen: dict[int, tuple[int, float, bool]] = {}  # trial: last beat, when it came here first, and one before
 
     def state(self, trial: FrozenTrial) -> str:
         """Of the worker of a running trial: "alive", "dead", or "unknown" for so long as no second sign has come."""
-        place = place_of(self.folder, trial.number)
+        place = lock_dir_of(self.folder, trial.number)
         if trial.user_attrs.get(HOST) == platform.node() and place.is_dir():
             locked = is_locked(place)
             if locked is not None:
@@ -84,7 +84,7 @@ class Watch:
         return "alive" if moved else "unknown"
 
 
-def place_of(folder: Path, number: int) -> Path:
+def lock_dir_of(folder: Path, number: int) -> Path:
     return folder / "running" / f"{number:04d}"
 
 

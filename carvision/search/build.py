@@ -8,11 +8,11 @@ from carvision.allowed import check_values, is_key
 from carvision.config import choices, compose_sweep, conf_dir
 from carvision.errors import InputError
 from carvision.flat_config import flat_config
-from carvision.search.space import Space, Value, divide, read_space
+from carvision.search.space import Space, Value, read_space, split_overrides
 
-RULED = ("run.", "sweep.", "callbacks.monitor", "callbacks.mode")  # what a search says itself to its trials
-OF_THE_RUN = ("seconds", "parameters")  # objectives beside those of validation
-MOST_TRIED = 12  # draws that are looked at before the first trial
+RESERVED = ("run.", "sweep.", "callbacks.monitor", "callbacks.mode")  # what a search says itself to its trials
+RUN_OBJECTIVES = ("seconds", "parameters")  # objectives beside those of validation
+MAX_SAMPLE_DRAWS = 12  # draws that are looked at before the first trial
 
 
 @dataclass(frozen=True)
@@ -32,22 +32,22 @@ class Sweep:
     @property
     def monitor(self) -> tuple[str, str]:
         """The figure that chooses a trial's best epoch and its pruning, and its direction."""
-        return next((figure, mode) for figure, mode in self.objective.items() if figure not in OF_THE_RUN)
+        return next((figure, mode) for figure, mode in self.objective.items() if figure not in RUN_OBJECTIVES)
 
-    def words_of(self, drawn: Mapping[str, Value]) -> list[str]:
+    def overrides_for(self, drawn: Mapping[str, Value]) -> list[str]:
         """All overrides of the trial that drew these values."""
         return [*self.words, *self.space.overrides(drawn)]
 
 
 def build_sweep(words: list[str], complete: bool = True) -> Sweep:
     """complete: values that must be given may not be missing. Raises InputError."""
-    given, searched = divide(words)
+    given, searched = split_overrides(words)
     config, raw, chosen = compose(given, complete=False)
     in_file = [f"{key}={text}" for key, text in flat_config(raw["space"]).items()]
-    idle = divide(in_file)[0]
+    idle = split_overrides(in_file)[0]
     if idle:
         raise InputError(f"sweep.space: {idle[0]} searches nothing; write choice, range or interval, or leave it out")
-    searched = divide([*in_file, *given, *searched])[1]  # what the line gives is not searched
+    searched = split_overrides([*in_file, *given, *searched])[1]  # what the line gives is not searched
     known = {*flat_config(config), *config}
     found = read_space(searched, flat_config(raw["follows"]), lambda key: key in known or is_key(key) or is_group(key))
     drawn = {key.lstrip("+") for key in (*found.follows, *(dimension.key for dimension in found.dimensions))}
@@ -55,9 +55,9 @@ def build_sweep(words: list[str], complete: bool = True) -> Sweep:
         check_values({key: value for key, value in flat_config(config).items() if value == "???" and key not in drawn})
     settings = {key: value for key, value in raw.items() if key not in ("space", "follows")}
     for key in [*found.follows, *(dimension.key for dimension in found.dimensions)]:
-        if key.lstrip("+~").startswith(RULED):
+        if key.lstrip("+~").startswith(RESERVED):
             raise InputError(f"{key}: can't be searched; it belongs to the search itself")
-    check_run(config)
+    check_run_keys(config)
     objective = check_objective(settings["objective"] or {config["callbacks"]["monitor"]: config["callbacks"]["mode"]})
     data = chosen.get("experiment") or chosen["data"]
     name = f"{data}-{chosen['sweep']}"
@@ -103,7 +103,7 @@ def is_group(key: str) -> bool:
     return (conf_dir() / key.lstrip("+~").partition("@")[0]).is_dir()
 
 
-def check_run(config: dict) -> None:
+def check_run_keys(config: dict) -> None:
     """What of a run's own keys makes no sense in a trial."""
     run, split = config["run"], config["data"]["split"]
     if run["dir"]:
@@ -119,12 +119,12 @@ def check_run(config: dict) -> None:
 
 def check_objective(objective: dict[str, str]) -> dict[str, str]:
     for figure in objective:
-        if figure not in OF_THE_RUN and not figure.startswith("val/"):
+        if figure not in RUN_OBJECTIVES and not figure.startswith("val/"):
             raise InputError(
-                f"sweep.objective: {figure!r} is none of val/<figure>, {', '.join(OF_THE_RUN)}; photos of training and "
-                "test choose nothing"
+                f"sweep.objective: {figure!r} is none of val/<figure>, {', '.join(RUN_OBJECTIVES)}; photos of training "
+                "and test choose nothing"
             )
-    if all(figure in OF_THE_RUN for figure in objective):
+    if all(figure in RUN_OBJECTIVES for figure in objective):
         raise InputError("sweep.objective: needs a figure of validation, as val/loss: min")
     return dict(objective)
 
@@ -162,7 +162,7 @@ def check_sampler(sweep: Sweep) -> None:
         raise InputError("sweep.sampler: cmaes has one objective; with several take tpe")
 
 
-class Nth:
+class NthValueTrial:
     """In place of a trial: of each dimension one value after another."""
 
     def __init__(self, number: int):
@@ -180,9 +180,9 @@ class Nth:
 def try_space(sweep: Sweep, complete: bool = True) -> None:
     """Composes and checks trials in which each choice comes once. Raises InputError for the first that is wrong."""
     num = max(max(len(dimension.choices), 2) for dimension in sweep.space.dimensions)
-    for number in range(min(num, MOST_TRIED)):
-        drawn = sweep.space.draw(Nth(number))
-        words = sweep.words_of(drawn)
+    for number in range(min(num, MAX_SAMPLE_DRAWS)):
+        drawn = sweep.space.draw(NthValueTrial(number))
+        words = sweep.overrides_for(drawn)
         try:
             compose(words, complete)
         except InputError as error:

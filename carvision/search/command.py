@@ -10,7 +10,7 @@ import warnings
 import optuna
 
 from carvision.errors import InputError
-from carvision.fixed_photos import what_changes_photos, what_forbids
+from carvision.fixed_photos import random_transforms, reason_not_cacheable
 from carvision.run_log import start_log
 from carvision.search.build import Sweep
 from carvision.search.many_workers import WORKER, run_workers
@@ -28,7 +28,7 @@ def search(sweep: Sweep, words: list[str]) -> None:
     """Until no trial is left to begin; prints the search's folder last. Exits with 128 + its number after a signal."""
     quiet_optuna()
     start_log(None)
-    drop_launchers_variables()
+    remove_launcher_variables()
     storage = open_storage(sweep.settings["storage"], sweep.folder)
     study = open_study(sweep, storage)
     progress = Progress(sweep, study)
@@ -63,7 +63,7 @@ def search(sweep: Sweep, words: list[str]) -> None:
         )
 
 
-def drop_launchers_variables() -> None:
+def remove_launcher_variables() -> None:
     """Of srun and torchrun: each process that they start is a worker here, and its trials are no parts of one run."""
     for name in list(os.environ):
         if name.startswith(("SLURM_", "TORCHELASTIC_")) or name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK"):
@@ -89,7 +89,7 @@ def introduce(sweep: Sweep, study: optuna.Study) -> None:
     if sweep.settings["pruner"] == "hyperband":
         for line in describe_brackets(sweep):
             log.info("%s", line)
-    if keeps_features(sweep):
+    if caches_features(sweep):
         log.info(
             "the backbone is frozen and its photos stay the same: of each backbone its features are computed once, and "
             "trials train on them"
@@ -99,7 +99,7 @@ def introduce(sweep: Sweep, study: optuna.Study) -> None:
         log.info("going on with %s: %s", sweep.folder, line_of(summarise(sweep, trials), sweep))
 
 
-def keeps_features(sweep: Sweep) -> bool:
+def caches_features(sweep: Sweep) -> bool:
     """Whether what the backbone gives depends on no value that is searched, but for which backbone it is."""
     model, features = sweep.config["model"], sweep.config["features"]["keep"]
     keys = [dimension.key.lstrip("+") for dimension in sweep.space.dimensions] + [*sweep.space.follows]
@@ -107,8 +107,8 @@ def keeps_features(sweep: Sweep) -> bool:
     return (
         model["train_layers"] == "none"
         and features is not False
-        and not what_changes_photos(sweep.config)
-        and not what_forbids(sweep.config)
+        and not random_transforms(sweep.config)
+        and not reason_not_cacheable(sweep.config)
         and not any(key == name or key.startswith(f"{name}.") for key in keys for name in below)
     )
 

@@ -19,8 +19,8 @@ from carvision.whole_files import open_kept, own_folder
 log = logging.getLogger(__name__)
 
 WORKER = "CARVISION_SWEEP_WORKER"  # its number, in the environment of a worker that another carvision.sweep has started
-LOOK_EVERY_S = 0.2
-MOST_STARTS = 5  # of one worker that is killed again and again
+POLL_EVERY_S = 0.2
+MAX_STARTS = 5  # of one worker that is killed again and again
 
 
 def run_workers(sweep: Sweep, words: list[str], quiet: bool) -> None:
@@ -44,14 +44,14 @@ def run_workers(sweep: Sweep, words: list[str], quiet: bool) -> None:
             worker.start()
         told = 0
         while any(worker.process.poll() is None for worker in workers):
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(POLL_EVERY_S)
             if len(received) > told:
                 told = len(received)
                 for worker in workers:
                     worker.stop()
             for worker in workers:
                 worker.relay(quiet)
-                if not received and worker.was_killed() and worker.starts < MOST_STARTS:
+                if not received and worker.was_killed() and worker.starts < MAX_STARTS:
                     log.warning("worker %d was ended by %s, and is started again", worker.number, worker.ending())
                     worker.start()
     finally:

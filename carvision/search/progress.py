@@ -29,7 +29,7 @@ from carvision.search.trials import (
 
 log = logging.getLogger(__name__)
 
-MOST_ROWS = 15
+MAX_ROWS = 15
 REFRESH_S = 1.0
 
 
@@ -171,7 +171,7 @@ class Progress:
     def _picture(self) -> Group:
         trials = self.study.get_trials(deepcopy=False)
         return Group(
-            trials_table(self.sweep, trials, MOST_ROWS), Text(line_of(summarise(self.sweep, trials), self.sweep))
+            trials_table(self.sweep, trials, MAX_ROWS), Text(line_of(summarise(self.sweep, trials), self.sweep))
         )
 
 

@@ -12,7 +12,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from carvision.errors import InputError
-from carvision.search.alive import Alive, Watch, clear, place_of
+from carvision.search.alive import Heartbeat, WorkerMonitor, clear, lock_dir_of
 from carvision.search.build import Sweep
 from carvision.search.trials import (
     BROKEN,
@@ -34,7 +34,7 @@ class Queue:
 
     def __init__(self, sweep: Sweep, study: optuna.Study, storage: optuna.storages.BaseStorage):
         self.sweep, self.study, self.storage = sweep, study, storage
-        self.watch = Watch(sweep.folder, sweep.settings["dead_after_s"])
+        self.watch = WorkerMonitor(sweep.folder, sweep.settings["dead_after_s"])
         self.cells, self.budget = cells_of(sweep), num_to_run(sweep)
         self.retries = sweep.settings["retries"]
         if self.cells is not None:
@@ -50,18 +50,18 @@ class Queue:
             if cell not in there:
                 self.study.enqueue_trial(grid[cell], {CELL: cell, GIVEN: grid[cell]})
 
-    def next(self) -> tuple[Trial, Alive] | None:
+    def next(self) -> tuple[Trial, Heartbeat] | None:
         """One that is this worker's now, with its sign of life. None where none is left to begin."""
         while True:
-            self.bring_back()
+            self.requeue_stale_trials()
             trials = self.trials()
             waiting = any(trial.state == TrialState.WAITING for trial in trials)
             if not waiting and (self.cells is not None or len(latest(trials)) >= self.budget):
                 return None
             trial = self.study.ask()
-            place = place_of(self.sweep.folder, trial.number)
+            place = lock_dir_of(self.sweep.folder, trial.number)
             try:
-                alive = Alive(self.storage, trial._trial_id, place, self.sweep.settings["dead_after_s"])
+                alive = Heartbeat(self.storage, trial._trial_id, place, self.sweep.settings["dead_after_s"])
             except InputError:  # SQLite may give one trial to two workers
                 continue
             if not self._is_surplus(trial.number):
@@ -84,12 +84,12 @@ class Queue:
             return CELL not in own.user_attrs
         return sorted({root_of(trial) for trial in trials}).index(root_of(own)) >= self.budget
 
-    def bring_back(self) -> None:
+    def requeue_stale_trials(self) -> None:
         """Trials whose worker has died fail, and are put in again to go on."""
         for trial in self.trials():
             if trial.state == TrialState.RUNNING and self.watch.state(trial) == "dead":
-                self.break_off(trial, "its worker has died")
-                clear(place_of(self.sweep.folder, trial.number))
+                self.mark_interrupted(trial, "its worker has died")
+                clear(lock_dir_of(self.sweep.folder, trial.number))
         trials = self.trials()
         succeeded = {trial.user_attrs.get(RETRY_OF) for trial in trials if SURPLUS not in trial.user_attrs}
         for trial in latest(trials)[: self.budget if self.cells is None else None]:
@@ -101,7 +101,7 @@ class Queue:
                 attributes = {RETRY_OF: trial.number, ROOT: root_of(trial), GIVEN: given, **known}
                 self.study.enqueue_trial(given, attributes)
 
-    def break_off(self, trial: FrozenTrial, why: str, death: bool = True) -> None:
+    def mark_interrupted(self, trial: FrozenTrial, why: str, death: bool = True) -> None:
         """Another worker may do the same at this moment."""
         try:
             self.storage.set_trial_user_attr(trial._trial_id, BROKEN, True)

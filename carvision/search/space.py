@@ -189,7 +189,7 @@ def _renamed(value, names: Mapping[str, str]):
     return value
 
 
-def divide(words: list[str]) -> tuple[list[str], list[str]]:
+def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
     """Overrides that give a value, and those that search one, their paths quoted. Of one key the last word holds.
     Raises InputError."""
     given: dict[str, str] = {}

@@ -29,12 +29,16 @@ from carvision.search.queue import num_to_run
 from carvision.search.trials import RETRY_OF, TRIALS
 
 JOURNAL = "journal.log"
-FIRST = {LOCK, "running", "logs"}  # what a search writes to its folder before anything else, if it keeps no journal
-WRITTEN = {*FIRST, TRIALS, "experiment", "trials.csv", "search.html"}
+FIRST_WRITTEN = {
+    LOCK,
+    "running",
+    "logs",
+}  # what a search writes to its folder before anything else, if it keeps no journal
+WRITTEN = {*FIRST_WRITTEN, TRIALS, "experiment", "trials.csv", "search.html"}
 WRITTEN |= {f"{name}.png" for name in ("history", "importance", "slices", "parallel", "pareto")}
 BEGUN_WITH = "carvision"  # the study's attribute
 OPENINGS = 5  # of a database, until it counts as one that can't be opened
-MINUS_OR_PLUS = {"min": "minimize", "max": "maximize"}
+OPTUNA_DIRECTIONS = {"min": "minimize", "max": "maximize"}
 
 
 class RepairingLock(JournalFileSymlinkLock if os.name == "posix" else JournalFileOpenLock):
@@ -50,14 +54,14 @@ class RepairingLock(JournalFileSymlinkLock if os.name == "posix" else JournalFil
     def acquire(self) -> bool:
         held = super().acquire()
         try:
-            cut_torn_line(self.journal)
+            truncate_partial_line(self.journal)
         except BaseException:
             self.release()
             raise
         return held
 
 
-def cut_torn_line(journal: Path) -> None:
+def truncate_partial_line(journal: Path) -> None:
     """Ends the file after its last newline."""
     with journal.open("r+b") as file:
         end = file.seek(0, 2)
@@ -91,15 +95,15 @@ def is_search(folder: Path, database: str) -> bool:
     names. database: the name of the storage's file, which may lie there; "" for a journal."""
     journal = folder / JOURNAL
     if os.path.lexists(journal):
-        return not journal.is_symlink() and _is_our_journal(journal)
+        return not journal.is_symlink() and _is_carvision_journal(journal)
     if not database:
         return False
     trials = (folder / TRIALS).glob("[0-9]*")
     names = {path.name for path in folder.iterdir() if not path.name.startswith(database)}
-    return any(is_run(trial) for trial in trials) or (names <= WRITTEN and (not names or bool(names & FIRST)))
+    return any(is_run(trial) for trial in trials) or (names <= WRITTEN and (not names or bool(names & FIRST_WRITTEN)))
 
 
-def _is_our_journal(journal: Path) -> bool:
+def _is_carvision_journal(journal: Path) -> bool:
     """Whether a study in it is one of carvision's, or it has no more than the names of studies yet."""
     try:
         with journal.open(encoding="utf-8") as file:
@@ -134,10 +138,10 @@ def open_study(sweep: Sweep, storage: BaseStorage) -> optuna.Study:
         sampler=create_sampler(sweep),
         pruner=create_pruner(sweep.settings, sweep.num_epochs),
         study_name=sweep.name,
-        directions=[MINUS_OR_PLUS[mode] for mode in sweep.objective.values()],
+        directions=[OPTUNA_DIRECTIONS[mode] for mode in sweep.objective.values()],
         load_if_exists=True,
     )
-    now, before = begun_with(sweep), study.user_attrs.get(BEGUN_WITH)
+    now, before = study_identity(sweep), study.user_attrs.get(BEGUN_WITH)
     if before is None:
         if (sweep.folder / TRIALS).is_dir():
             raise InputError(
@@ -151,7 +155,7 @@ def open_study(sweep: Sweep, storage: BaseStorage) -> optuna.Study:
     return study
 
 
-def begun_with(sweep: Sweep) -> dict[str, dict]:
+def study_identity(sweep: Sweep) -> dict[str, dict]:
     """What gives all trials of a study the same meaning, in JSON's types."""
     config = {
         key: value

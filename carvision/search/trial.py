@@ -22,7 +22,7 @@ from carvision.search.trial_process import PRUNED, end_with_parent
 from carvision.search.trials import BROKEN, SURPLUS, root_of
 from carvision.training.callbacks import History, read_history
 from carvision.training.launch import is_first_process
-from carvision.training.many_processes import from_first
+from carvision.training.many_processes import broadcast_object
 from carvision.training.runs import run
 from carvision.training.stopping import Stopped
 
@@ -58,7 +58,7 @@ class Reporting(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         # Not before: the checkpoint of the epoch that was judged is the last thing written of it. After the last
         # epoch there is nothing left to save
-        self.pruned = from_first(self.wanted)
+        self.pruned = broadcast_object(self.wanted)
         if self.pruned:
             raise Stopped(f"pruned after epoch {trainer.current_epoch}")
 

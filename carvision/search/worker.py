@@ -17,8 +17,8 @@ from optuna.trial import FrozenTrial, TrialState
 from carvision.errors import InputError
 from carvision.folder_lock import is_locked
 from carvision.folders import remove_checkpoints
-from carvision.search.alive import clear, place_of
-from carvision.search.build import OF_THE_RUN, Sweep
+from carvision.search.alive import clear, lock_dir_of
+from carvision.search.build import RUN_OBJECTIVES, Sweep
 from carvision.search.queue import Queue
 from carvision.search.trial_process import PRUNED, SIGNALS, TrialProcess
 from carvision.search.trials import (
@@ -37,8 +37,8 @@ from carvision.whole_files import own_folder, write_json
 
 log = logging.getLogger(__name__)
 
-MOST_FAILURES = 3  # with which a worker begins before it gives up: then it is not the values that are wrong
-LOOK_EVERY_S = 0.2
+MAX_FAILURES = 3  # with which a worker begins before it gives up: then it is not the values that are wrong
+POLL_EVERY_S = 0.2
 
 
 class Interrupted(Exception):
@@ -87,7 +87,7 @@ class Worker:
         alive end their trials without this one."""
         others = self.queue.others_running()
         if others["unknown"]:
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(POLL_EVERY_S)
         return bool(others["unknown"] or others["dead"])
 
     def _run(self, trial: optuna.trial.Trial, alive) -> None:
@@ -98,16 +98,16 @@ class Worker:
             run = self.sweep.folder / folder_of(frozen)
             self.told(frozen)
             try:
-                words = self.sweep.words_of(drawn)
+                words = self.sweep.overrides_for(drawn)
             except InputError as error:  # keys that can't follow from what was drawn
                 self._fail(frozen, str(error))
             else:
                 exitcode, output = self._train(frozen, words, run)
-                self._tell(frozen, run, exitcode, output)
+                self._record_result(frozen, run, exitcode, output)
             drop_checkpoints(self.sweep, self.queue.trials())
         finally:
             alive.end()
-            clear(place_of(self.sweep.folder, number))
+            clear(lock_dir_of(self.sweep.folder, number))
         self.told(self.storage.get_trial(trial._trial_id))
         self._stop_if_asked()
 
@@ -117,7 +117,7 @@ class Worker:
         own_folder(output.parent)
         own_folder(run.parent)
         while run.is_dir() and is_locked(run):  # that of a worker that has died ends at this moment
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(POLL_EVERY_S)
             if self.received:
                 return 128 + self.received[0], output
         if (run / "metrics.json").exists() and RETRY_OF in trial.user_attrs:  # its worker died before it could tell
@@ -134,7 +134,7 @@ class Worker:
         asked = 0
         try:
             while process.exitcode is None:
-                process.wait(LOOK_EVERY_S)
+                process.wait(POLL_EVERY_S)
                 if len(self.received) > asked:  # the first signal leaves it time for a checkpoint, a second one none
                     process.kill() if asked else process.stop()
                     asked = len(self.received)
@@ -145,20 +145,20 @@ class Worker:
             plan.unlink(missing_ok=True)
         return process.exitcode, output
 
-    def _tell(self, trial: FrozenTrial, run: Path, exitcode: int, output: Path) -> None:
-        for key, value in facts_of(run).items():
+    def _record_result(self, trial: FrozenTrial, run: Path, exitcode: int, output: Path) -> None:
+        for key, value in training_attributes(run).items():
             self._attribute(trial, key, value)
         values, why = None, ""
         if exitcode == 0 and (run / "metrics.json").exists():
-            values, why = values_of(run, self.sweep.objective)
+            values, why = objective_values(run, self.sweep.objective)
         elif exitcode == PRUNED:
             self._finish(trial, TrialState.PRUNED)
             return
         elif self.received:
-            self.queue.break_off(trial, "interrupted", death=False)
+            self.queue.mark_interrupted(trial, "interrupted", death=False)
             return
         else:
-            why = reason_of(exitcode, output)
+            why = failure_reason(exitcode, output)
         if values is None:
             self._fail(trial, why)
             return
@@ -187,14 +187,14 @@ class Worker:
         if self.failures is None:
             return
         self.failures.append(why)
-        if len(self.failures) == MOST_FAILURES:
+        if len(self.failures) == MAX_FAILURES:
             raise InputError(
-                f"sweep: the first {MOST_FAILURES} trials of this worker failed, the last with: {why}. Mend that, and "
+                f"sweep: the first {MAX_FAILURES} trials of this worker failed, the last with: {why}. Mend that, and "
                 f"give the same command again; what they printed is in {self.sweep.folder / 'logs'}"
             )
 
 
-def facts_of(run: Path) -> dict[str, float]:
+def training_attributes(run: Path) -> dict[str, float]:
     """What is known of a trial's training, also of one that did not end."""
     facts: dict[str, float] = {}
     try:
@@ -211,12 +211,12 @@ def facts_of(run: Path) -> dict[str, float]:
     return facts
 
 
-def values_of(run: Path, objective: dict[str, str]) -> tuple[list[float] | None, str]:
+def objective_values(run: Path, objective: dict[str, str]) -> tuple[list[float] | None, str]:
     """Of the best epoch; None and why where one is missing or no number."""
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     values = []
     for figure in objective:
-        if figure in OF_THE_RUN:
+        if figure in RUN_OBJECTIVES:
             value = metrics["seconds"]["total"] if figure == "seconds" else metrics["parameters"]
         else:
             value = metrics["val"].get(figure.removeprefix("val/"), math.nan)
@@ -226,7 +226,7 @@ def values_of(run: Path, objective: dict[str, str]) -> tuple[list[float] | None,
     return values, ""
 
 
-def reason_of(exitcode: int, output: Path) -> str:
+def failure_reason(exitcode: int, output: Path) -> str:
     if exitcode < 0:
         name = signal.Signals(-exitcode).name
         return f"its process was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")

@@ -20,8 +20,8 @@ from carvision.training.run_folder import read_config
 
 log = logging.getLogger(__name__)
 
-SHARE = 0.9  # of the free memory: what is left is for fragments, validation, and the buffers of ddp
-SMALL = (1, 2, 4)  # sizes that are tried beside the multiples of 8, which the GPU's matrix units are fastest with
+MEMORY_FRACTION = 0.9  # of the free memory: what is left is for fragments, validation, and the buffers of ddp
+SMALL_SIZES = (1, 2, 4)  # sizes that are tried beside the multiples of 8, which the GPU's matrix units are fastest with
 
 
 def require_gpu(trainer: dict) -> None:
@@ -43,12 +43,12 @@ def largest_batch(fits: Callable[[int], bool], limit: int) -> int:
 
     fits: is asked for sizes that double, then for halves of what is between. What fits must fit in smaller sizes too.
     """
-    sizes = [size for size in SMALL if size <= limit] + list(range(8, limit + 1, 8))
+    sizes = [size for size in SMALL_SIZES if size <= limit] + list(range(8, limit + 1, 8))
     good, bad = -1, len(sizes)  # places of the largest that fits and of the smallest that does not, so far
-    place = min(len(SMALL), bad - 1)  # 8, or the last
+    place = min(len(SMALL_SIZES), bad - 1)  # 8, or the last
     while good < place < bad:
         if fits(sizes[place]):
-            good, place = place, min(2 * place - len(SMALL) + 1, bad - 1)  # twice the size, or the last
+            good, place = place, min(2 * place - len(SMALL_SIZES) + 1, bad - 1)  # twice the size, or the last
         else:
             bad = place
     while bad - good > 1:
@@ -58,21 +58,21 @@ def largest_batch(fits: Callable[[int], bool], limit: int) -> int:
 
 
 def find_batch_size(lit: LitClassifier, precision, device: torch.device, limit: int, compile: bool) -> int:
-    """The largest batch of which two steps of the phase that trains the most fit in SHARE of the device's free memory;
-    0 if none does.
+    """The largest batch of which two steps of the phase that trains the most fit in MEMORY_FRACTION of the device's
+    free memory; 0 if none does.
 
     precision: Lightning's plugin for it. compile: what is found is tried again with compiled code, which takes minutes
     for each size, so that only sizes are tried which fit without it.
     Nothing of `lit` changes: a copy of it trains, on random photos, and the random generators are set back.
     """
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), memory_limit(device, SHARE):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), memory_limit(device, MEMORY_FRACTION):
         found = _search(precision.convert_module(copy.deepcopy(lit)).to(device), precision, device, limit, compile)
         free_memory()
     return found
 
 
 def _search(twin: LitClassifier, precision, device: torch.device, limit: int, compile: bool) -> int:
-    twin.start_phase(most_trained(twin))
+    twin.start_phase(largest_phase(twin))
     least = 2 if trained_batch_norms(twin) else 1
     step = create_step(twin.train(), precision, device)
     found = largest_batch(lambda size: size >= least and fits_in_memory(step, size), limit)
@@ -84,7 +84,7 @@ def _search(twin: LitClassifier, precision, device: torch.device, limit: int, co
     return found
 
 
-def most_trained(lit: LitClassifier) -> int:
+def largest_phase(lit: LitClassifier) -> int:
     """The number of the phase with the most parameters that are trained."""
     counts = []
     for number in range(len(lit.hparams.phases)):
@@ -191,13 +191,13 @@ class FindBatchSize(pl.Callback):
             return
         if data.batch_size == "auto":
             self._find(trainer, pl_module)
-        require_two_photos(pl_module, data.train_batch_size)
+        require_batch_norm_size(pl_module, data.train_batch_size)
 
     def _find(self, trainer: pl.Trainer, pl_module: LitClassifier) -> None:
         data = trainer.datamodule
         began = time.perf_counter()
         limit = max(1, round(len(data.photos["train"].paths) * data.epoch_fraction) // trainer.world_size)
-        require_two_photos(pl_module, limit)
+        require_batch_norm_size(pl_module, limit)
         device = trainer.strategy.root_device
         number = find_batch_size(pl_module, trainer.precision_plugin, device, limit, self.compile)
         number = int(trainer.strategy.reduce(torch.tensor(number, device=device), reduce_op="min"))
@@ -213,7 +213,7 @@ class FindBatchSize(pl.Callback):
             self.store(number)
 
 
-def require_two_photos(lit: LitClassifier, size: int) -> None:
+def require_batch_norm_size(lit: LitClassifier, size: int) -> None:
     """Raises InputError where batches of one photo would train a batch norm, in any of the phases: one value has no
     spread that it could be divided by."""
     names = [] if size > 1 else trained_batch_norms(lit)
@@ -241,7 +241,7 @@ def with_batch_size(cfg: dict, number: int) -> dict:
     return {**cfg, "data": {**cfg["data"], "batch_size": number}}
 
 
-def with_found_batch_size(cfg: dict, folder: Path) -> dict:
+def restore_batch_size(cfg: dict, folder: Path) -> dict:
     """cfg, with the number that an earlier start of the run has found in place of "auto"."""
     if cfg["data"]["batch_size"] != "auto":
         return cfg

@@ -25,7 +25,7 @@ from carvision.models.classifier import Classifier, Head
 from carvision.models.dense import Layers
 from carvision.models.embedding import Embedding
 from carvision.portable import description_of
-from carvision.training.build_phases import build_phases, try_phases
+from carvision.training.build_phases import build_phases, validate_phases
 from carvision.training.launch import num_sharing
 from carvision.training.lit_classifier import LitClassifier
 
@@ -161,7 +161,7 @@ def build_classifier(cfg: dict, labels: dict[str, dict], embedding: Embedding | 
         load_weights(classifier, file, labels)
     classifier.freeze_statistics = model["freeze_statistics"]
     classifier.heads_are_probes = cfg["metric_loss"].get("heads") == "probe"
-    try_phases(build_phases(cfg), classifier)
+    validate_phases(build_phases(cfg), classifier)
     return classifier
 
 

@@ -41,7 +41,7 @@ def phase_key(phase: dict) -> str:
     return f"phases.{phase['name']}." if phase["name"] else ""
 
 
-def try_phases(phases: list[dict], classifier: Classifier) -> None:
+def validate_phases(phases: list[dict], classifier: Classifier) -> None:
     """Raises InputError for what can't be built in any of the phases, before the first of them takes its hours.
 
     Leaves the classifier as the first phase trains it.

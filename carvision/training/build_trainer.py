@@ -21,17 +21,17 @@ from carvision.training.callbacks import (
     ReadAhead,
     create_progress_bar,
 )
-from carvision.training.checkpoints import Checkpoints, WholeCheckpoints
+from carvision.training.checkpoints import Checkpoints, VerifiedCheckpointIO
 from carvision.training.clock import Clock
 from carvision.training.compiling import FirstStep, require_compiler
 from carvision.training.hardware import log_hardware, prepare_cuda, resolve_precision, uses_cuda
 from carvision.training.launch import create_environment, is_first_process, require_all_used
 from carvision.training.lit_classifier import LitClassifier
-from carvision.training.many_processes import drop_lightnings_signals
+from carvision.training.many_processes import disable_lightning_signal_handling
 from carvision.training.nonfinite import NonFiniteLoss
 from carvision.training.profiling import SimpleProfile, create_profile
 from carvision.training.run_folder import write_config
-from carvision.training.sharding import SameStatistics, check_fsdp, create_strategy
+from carvision.training.sharding import SyncStatistics, check_fsdp, create_strategy
 from carvision.training.stopping import Stopping
 from carvision.whole_files import own_folder
 
@@ -62,9 +62,9 @@ def trainer_values(cfg: dict) -> dict:
     if values["accelerator"] == "tpu":
         from carvision.training import xla
 
-        values = xla.trainer_arguments(values, WholeCheckpoints())
+        values = xla.trainer_arguments(values, VerifiedCheckpointIO())
     else:
-        values["plugins"] = [WholeCheckpoints(), create_environment()]
+        values["plugins"] = [VerifiedCheckpointIO(), create_environment()]
     # Convolutions are timed when a shape first occurs, to take the fastest; a run has few shapes
     values |= {"deterministic": cfg["deterministic"] or None, "benchmark": cuda and not cfg["deterministic"]}
     return {**values, "max_epochs": 1}  # set anew for each phase
@@ -76,9 +76,9 @@ def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, e
     callbacks, run = cfg["callbacks"], cfg["run"]
     monitor, mode = callbacks["monitor"], callbacks["mode"]
     lit.monitors = list(monitors_of(cfg).values())
-    lit.leave_out_nonfinite = run["on_nonfinite_loss"] == "skip"
-    nonfinite = NonFiniteLoss(folder, skip=lit.leave_out_nonfinite)
-    checkpoints = Checkpoints(folder / "checkpoints", monitor, mode, before=nonfinite.look_at_all)
+    lit.skip_nonfinite = run["on_nonfinite_loss"] == "skip"
+    nonfinite = NonFiniteLoss(folder, skip=lit.skip_nonfinite)
+    checkpoints = Checkpoints(folder / "checkpoints", monitor, mode, before=nonfinite.check_all)
     hooks = [nonfinite, clock, FirstStep(cfg["compile"]), ReadAhead()]
     hooks += [History(folder / "history.csv"), EpochLines(monitor, mode), Curves(folder)]
     if cfg["trainer"]["accelerator"] == "tpu":
@@ -94,7 +94,7 @@ def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, e
     if callbacks["progress_bar"]:
         hooks.append(create_progress_bar())
     if cfg["trainer"]["strategy"] == "fsdp":
-        hooks.append(SameStatistics())
+        hooks.append(SyncStatistics())
     stopping = Stopping(checkpoints, ends, run["checkpoint_every_minutes"])
     return [*hooks, stopping, checkpoints]
 
@@ -143,7 +143,7 @@ def check_monitors(cfg: dict, labels: dict[str, dict]) -> None:
 def build_trainer(
     cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, ends: float | None, callbacks: Sequence[pl.Callback] = ()
 ) -> pl.Trainer:
-    drop_lightnings_signals()
+    disable_lightning_signal_handling()
     check_monitors(cfg, lit.labels)
     values = trainer_values(cfg)
     hooks = [*callbacks, *build_callbacks(cfg, folder, lit, clock, ends)]

@@ -48,7 +48,7 @@ class Checkpoints(Checkpoint):
             self.best_epoch = trainer.current_epoch
         self.save(trainer)
         if trainer.is_global_zero and self.best_epoch == trainer.current_epoch:
-            copy_whole(self.folder / LAST, self.folder / BEST)
+            link_or_copy(self.folder / LAST, self.folder / BEST)
 
     def save(self, trainer: pl.Trainer) -> None:
         """last.ckpt of this moment; to be called by all processes."""
@@ -69,14 +69,14 @@ class Checkpoints(Checkpoint):
             self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
 
 
-class WholeCheckpoints(CheckpointIO):
+class VerifiedCheckpointIO(CheckpointIO):
     """Writes checkpoints to the disk and reads them back; where that fails, nothing is left of them."""
 
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options=None) -> None:
         path = Path(path)
         own_folder(path.parent)
         checkpoint = apply_to_collection(checkpoint, torch.Tensor, lambda tensor: tensor.cpu())
-        require_free(path.parent, num_bytes(checkpoint))
+        require_free_space(path.parent, num_bytes(checkpoint))
         try:
             with open_new(path) as file:
                 out = Output(file)
@@ -85,7 +85,7 @@ class WholeCheckpoints(CheckpointIO):
                 except RuntimeError as error:  # torch's own words for a failed write tell nothing
                     raise out.error or error from None
             flush(path)
-            if not is_whole(path):
+            if not is_intact(path):
                 raise InputError(f"{path} is damaged as soon as it is written; the disk needs a look")
         except BaseException:
             path.unlink(missing_ok=True)
@@ -115,7 +115,7 @@ class Output:
         self.file.flush()
 
 
-def is_whole(path: Path) -> bool:
+def is_intact(path: Path) -> bool:
     """Whether all bytes of a checkpoint are as they were written: torch keeps a checksum of every tensor."""
     try:
         with path.open("rb") as file:
@@ -135,7 +135,7 @@ def num_bytes(checkpoint: dict) -> int:
     return sum(storage.nbytes() for storage in storages.values())
 
 
-def require_free(folder: Path, needed: int) -> None:
+def require_free_space(folder: Path, needed: int) -> None:
     """Raises OSError, as a full disk does, where `needed` bytes would not fit."""
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -143,7 +143,7 @@ def require_free(folder: Path, needed: int) -> None:
                                     f"checkpoint, and {free / 1e6:,.1f} MB are free")  # fmt: skip
 
 
-def copy_whole(source: Path, wanted: Path) -> None:
+def link_or_copy(source: Path, wanted: Path) -> None:
     """As a second name of the same bytes, where the disk can do that."""
     partial = wanted.with_name(f"{wanted.name}.partial")
     partial.unlink(missing_ok=True)

@@ -47,7 +47,7 @@ def compile_steps(lit: LitClassifier) -> None:
         lit.augmented = one_line(torch.compile(lit.augmented, dynamic=False))
 
 
-def leave_uncompiled(lit: LitClassifier) -> None:
+def undo_compilation(lit: LitClassifier) -> None:
     for name in ("outputs", "augmented"):
         lit.__dict__.pop(name, None)  # what hid the method
 
@@ -103,4 +103,4 @@ class FirstStep(pl.Callback):
             log.info("compile: the first step took %.1f s, the second %.2f s", *self.steps)
 
     def teardown(self, trainer: pl.Trainer, module: LitClassifier, stage: str) -> None:
-        leave_uncompiled(module)
+        undo_compilation(module)

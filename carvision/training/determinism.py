@@ -28,7 +28,7 @@ def set_deterministic(wanted: bool) -> None:
 
 
 @contextlib.contextmanager
-def refused_operation_is_an_input_error() -> Iterator[None]:
+def nondeterministic_operation_errors() -> Iterator[None]:
     """Around training: an operation that has no deterministic form ends as one line that names it."""
     try:
         yield

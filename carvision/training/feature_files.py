@@ -34,8 +34,8 @@ HEADER = 4096  # bytes before the features, more than their description needs; a
 DTYPES = {"float32": "F32", "float64": "F64"}
 TENSORS = {"__metadata__", "features", "bad"}
 NAME = re.compile(r"[0-9a-f]{32}\.safetensors")
-UNFINISHED_NAME = re.compile(rf"[0-9a-f]{{32}}\.\d+\.[0-9a-f]{{8}}{re.escape(PARTIAL)}")
-LEFT_BEHIND_S = 24 * 3600  # a file in writing that is older is of a process that was killed
+PARTIAL_NAME = re.compile(rf"[0-9a-f]{{32}}\.\d+\.[0-9a-f]{{8}}{re.escape(PARTIAL)}")
+STALE_AFTER_S = 24 * 3600  # a file in writing that is older is of a process that was killed
 
 
 class Features(NamedTuple):
@@ -75,7 +75,7 @@ def checksum_of(rows: np.ndarray, bad: bytes) -> str:
     return str(zlib.crc32(bad, zlib.crc32(np.ascontiguousarray(rows).reshape(-1).view(np.uint8))))
 
 
-class NewFeatures:
+class FeatureFileWriter:
     """`rows`, to be filled in; finish() makes the file of them. Several processes may write the same one at once.
 
     Raises OSError where the folder can't be written to, or the disk has no room for all: before anything is computed.
@@ -131,7 +131,7 @@ def _allocate(number: int, size: int, folder: Path) -> None:
 
 
 def _is_ours(file: Path) -> bool:
-    """Whether the file begins as NewFeatures writes it. A person's own file may be named by a digest, too."""
+    """Whether the file begins as FeatureFileWriter writes it. A person's own file may be named by a digest, too."""
     with file.open("rb") as opened:
         start = opened.read(HEADER)
     try:
@@ -154,8 +154,8 @@ def make_room(folder: Path, max_bytes: float, needed: float = 0) -> None:
             stat = file.lstat()
             if not S_ISREG(stat.st_mode):
                 continue
-            if UNFINISHED_NAME.fullmatch(file.name):
-                if now - stat.st_mtime > LEFT_BEHIND_S:
+            if PARTIAL_NAME.fullmatch(file.name):
+                if now - stat.st_mtime > STALE_AFTER_S:
                     file.unlink()
             elif NAME.fullmatch(file.name) and _is_ours(file):
                 files.append((stat.st_mtime, stat.st_size, file))

@@ -13,17 +13,17 @@ from carvision.data.datamodule import PhotoDataModule
 from carvision.data.photos import PADDING, Key
 from carvision.data.table import Table
 from carvision.data.transforms import to_float
-from carvision.training.feature_files import Features, NewFeatures, make_room, open_features
+from carvision.training.feature_files import FeatureFileWriter, Features, make_room, open_features
 from carvision.training.lit_classifier import LitClassifier
-from carvision.training.many_processes import of_all, rows_of_all
+from carvision.training.many_processes import gather_objects, gather_rows
 from carvision.training.stopping import Stopping
 
 log = logging.getLogger(__name__)
 
 # On the CPU, photos that go through the backbone together: what its layers give then stays in the processor's cache.
 # MobileNetV2 0.35 at 224 px took 9 ms a photo so, and 13 to 16 ms in batches of 64, with the same bits.
-PHOTOS_AT_ONCE = 16
-MOST_IN_MEMORY = 2e9  # bytes, where the disk does not take them
+CPU_SUBBATCH_SIZE = 16
+MAX_MEMORY_BYTES = 2e9  # bytes, where the disk does not take them
 
 
 def compute_features(
@@ -38,19 +38,19 @@ def compute_features(
     log.info("computing the features of %s photos, once", f"{num:,}")
     new, rows, own_bad, problem = None, None, {}, ""
     try:
-        for start, values in passed(lit, data, table, own_bad):
+        for start, values in backbone_outputs(lit, data, table, own_bad):
             if start == 0:
                 shape, dtype = (num, *values.shape[1:]), str(values.dtype).removeprefix("torch.")
                 if data.trainer.local_rank == 0:
                     new, problem = _begin(file, shape, dtype, max_bytes)
                 problem = _first(problem)
-                if problem and (size := num * values[0].nbytes) > MOST_IN_MEMORY:
+                if problem and (size := num * values[0].nbytes) > MAX_MEMORY_BYTES:
                     log.warning("features of %.1f GB can't be kept: %s; going on without", size / 1e9, problem)
                     return None
                 rows = new.rows if new else np.empty(shape, dtype) if problem else None
             if rows is not None:
                 rows[start : start + len(values)] = values.numpy()
-        bad = {row: reason for part in of_all(own_bad) for row, reason in part.items()}
+        bad = {row: reason for part in gather_objects(own_bad) for row, reason in part.items()}
         if new:
             try:
                 new.finish(bad)
@@ -67,7 +67,7 @@ def compute_features(
     return open_features(file)
 
 
-def _begin(file: Path, shape: tuple[int, ...], dtype: str, max_bytes: float) -> tuple[NewFeatures | None, str]:
+def _begin(file: Path, shape: tuple[int, ...], dtype: str, max_bytes: float) -> tuple[FeatureFileWriter | None, str]:
     """The file to be, or why it can't be."""
     needed = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if needed > max_bytes:
@@ -75,7 +75,7 @@ def _begin(file: Path, shape: tuple[int, ...], dtype: str, max_bytes: float) -> 
         return None, limit if max_bytes else "nothing is to be kept on the disk"
     try:
         make_room(file.parent, max_bytes, needed)
-        return NewFeatures(file, shape, dtype), ""
+        return FeatureFileWriter(file, shape, dtype), ""
     except OSError as error:
         return None, _why(file, error)
 
@@ -86,11 +86,11 @@ def _why(file: Path, error: OSError) -> str:
 
 def _first(problem: str) -> str:
     """Of all processes, the first that has one; else ""."""
-    return next(filter(None, of_all(problem)), "")
+    return next(filter(None, gather_objects(problem)), "")
 
 
 @torch.no_grad()
-def passed(
+def backbone_outputs(
     lit: LitClassifier, data: PhotoDataModule, table: Table, bad: dict[int, str]
 ) -> Iterator[tuple[int, Tensor]]:
     """(row of the first, features of some photos on the CPU), of all photos of the table in their order, in every
@@ -98,7 +98,7 @@ def passed(
     """
     trainer, model = data.trainer, lit.model
     photos = data.create_photos(table)
-    batches = batches_of(len(table), data.batch_size, trainer.global_rank, trainer.world_size)
+    batches = padded_batches(len(table), data.batch_size, trainer.global_rank, trainer.world_size)
     stopping = next((hook for hook in trainer.callbacks if isinstance(hook, Stopping)), None)
     start, was_training = 0, model.training
     model.eval()
@@ -109,10 +109,10 @@ def passed(
                 bad[row] = reason
             batch = data.transfer_batch_to_device(batch, trainer.strategy.root_device, 0)
             images = batch["images"]
-            parts = images.split(PHOTOS_AT_ONCE) if images.device.type == "cpu" else [images]
+            parts = images.split(CPU_SUBBATCH_SIZE) if images.device.type == "cpu" else [images]
             with trainer.precision_plugin.forward_context():
                 values = torch.cat([model.below(lit.normalise(to_float(part))) for part in parts])
-            values = rows_of_all(values if values.dtype == torch.float64 else values.float())
+            values = gather_rows(values if values.dtype == torch.float64 else values.float())
             yield start, values[: len(table) - start].cpu()
             start += len(values)
             if stopping:
@@ -121,7 +121,7 @@ def passed(
         model.train(was_training)
 
 
-def batches_of(num: int, batch_size: int, rank: int, world_size: int) -> list[list[Key]]:
+def padded_batches(num: int, batch_size: int, rank: int, world_size: int) -> list[list[Key]]:
     """Of one process: the rows 0 to num - 1 dealt out to all in turn, in batches of one size, padded."""
     width = batch_size * world_size
     batches = []

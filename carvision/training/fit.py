@@ -15,7 +15,7 @@ from carvision.data.images import Preprocessing
 from carvision.data.split_files import write_splits
 from carvision.errors import InputError
 from carvision.reports.summary import print_closing, summarise_network
-from carvision.training.batch_size import with_batch_size, with_found_batch_size
+from carvision.training.batch_size import restore_batch_size, with_batch_size
 from carvision.training.build import build_datamodule, build_lit_classifier
 from carvision.training.build_trainer import build_trainer, splits_needed
 from carvision.training.callbacks import read_history, rows_of_state
@@ -23,23 +23,23 @@ from carvision.training.clock import Clock
 from carvision.training.compiling import first_step_seconds
 from carvision.training.determinism import set_deterministic
 from carvision.training.hardware import hardware_used
-from carvision.training.kept_features import create_kept_features
-from carvision.training.launch import first_goes_first, from_first_at_start, is_first_process
+from carvision.training.kept_features import create_feature_cache
+from carvision.training.launch import broadcast_at_start, first_process_first, is_first_process
 from carvision.training.linear_start import LinearStart, wants_linear_start
 from carvision.training.lit_classifier import LitClassifier
-from carvision.training.many_processes import of_all
+from carvision.training.many_processes import gather_objects
 from carvision.training.phases import fit_phases
 from carvision.training.provenance import write_environment
 from carvision.training.resuming import (
-    find_place,
-    heed_patience,
+    apply_patience,
+    changed_step_settings,
+    find_resume_point,
     load_best,
-    log_place,
-    require_as_many_epochs,
-    require_more,
-    require_nothing_lost,
+    log_resume_point,
+    require_enough_epochs,
+    require_more_epochs,
+    require_no_lost_checkpoints,
     require_same_photos,
-    what_steps_change,
 )
 from carvision.training.run_folder import (
     EXTENDING,
@@ -49,7 +49,7 @@ from carvision.training.run_folder import (
     write_config,
     write_metrics,
 )
-from carvision.training.sharding import divide_over_all, make_whole
+from carvision.training.sharding import enable_sharding, unshard
 from carvision.whole_files import write_csv, write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -73,15 +73,15 @@ def run_training(
     set_deterministic(cfg["deterministic"])
     first = is_first_process()
     if resume:
-        cfg = with_found_batch_size(cfg, folder)
-    steps_changed = from_first_at_start(lambda: what_steps_change(cfg, folder) if resume else "")
-    finished = from_first_at_start(lambda: resume and is_finished(folder))  # and is to be trained further
+        cfg = restore_batch_size(cfg, folder)
+    steps_changed = broadcast_at_start(lambda: changed_step_settings(cfg, folder) if resume else "")
+    finished = broadcast_at_start(lambda: resume and is_finished(folder))  # and is to be trained further
     if finished:
-        require_more(folder, cfg)
+        require_more_epochs(folder, cfg)
     clock = Clock(folder / "seconds.json", read_metrics(folder).get("seconds") if finished else None)
     if first and not finished:
         write_config(cfg, folder)
-    with first_goes_first():  # it may write the demo data, or download
+    with first_process_first():  # it may write the demo data, or download
         datamodule = build_datamodule(cfg, fold)
     table = datamodule.table
     if resume:
@@ -101,19 +101,19 @@ def run_training(
     asked = sum(phase["epochs"] for phase in (cfg["phases"] or {}).values())
     if asked > lit.num_epochs:
         log.warning("trainer.max_epochs ends the phases after %d of their %d epochs", lit.num_epochs, asked)
-    lit.take_new_values = steps_changed
-    with first_goes_first():  # it mends what a start that was killed has left
-        place = find_place(folder / "checkpoints", mend=first) if resume else None
+    lit.step_settings_changed = steps_changed
+    with first_process_first():  # it mends what a start that was killed has left
+        place = find_resume_point(folder / "checkpoints", mend=first) if resume else None
     if place:
-        place = heed_patience(place, cfg["callbacks"]["patience"])
-        require_as_many_epochs(place, lit.hparams.phases)
-        log_place(place, lit.num_epochs)
+        place = apply_patience(place, cfg["callbacks"]["patience"])
+        require_enough_epochs(place, lit.hparams.phases)
+        log_resume_point(place, lit.num_epochs)
     elif resume and first:
-        require_nothing_lost(folder)
+        require_no_lost_checkpoints(folder)
     require_space(folder, lit, averaged=cfg["callbacks"]["ema_decay"] is not None)
     trainer = build_trainer(cfg, folder, lit, clock, ends, callbacks)
     if cfg["trainer"]["strategy"] == "fsdp":
-        divide_over_all(trainer, lit)
+        enable_sharding(trainer, lit)
     if first:
         if finished:  # from now on, until it has come to its new end
             write_json(folder / EXTENDING, {"epochs": place.epochs_done})
@@ -122,7 +122,7 @@ def run_training(
         write_text(folder / "summary.txt", summarise_network(lit.model) + "\n")
         write_environment(folder, cfg, trainer)
     linear = wants_linear_start(cfg, lit.model)
-    datamodule.kept = create_kept_features(cfg, lit, datamodule, clock, with_train=linear)
+    datamodule.kept = create_feature_cache(cfg, lit, datamodule, clock, with_train=linear)
     if linear:
         trainer.callbacks.insert(0, LinearStart(datamodule.kept, clock, cfg["seed"]))
     clock.lap("building")
@@ -145,7 +145,7 @@ def run_training(
     price = cfg["run"]["price_per_hour"]
     if price is not None:
         metrics |= {"cost": clock.seconds["total"] / 3600 * price, "price_per_hour": price}
-    bad = {path: reason for part in of_all(datamodule.bad_images) for path, reason in part.items()}
+    bad = {path: reason for part in gather_objects(datamodule.bad_images) for path, reason in part.items()}
     if first:
         print_closing(metrics, lit.labels, folder)
         _report_bad_images(bad, datamodule.on_bad_image, folder)
@@ -158,7 +158,7 @@ def run_training(
 def _test(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, folder: Path, with_test: bool) -> dict:
     """Metrics of the best epoch: train and val from the history, test measured now with the best weights. None: those
     that are undefined, as no photo counted."""
-    make_whole(lit)
+    unshard(lit)
     best = load_best(folder / "checkpoints", lit)
     row = _row_of(best, folder / "history.csv")
     metrics: dict = {"best_epoch": best["epoch"]}

@@ -7,7 +7,10 @@ import torch
 
 log = logging.getLogger(__name__)
 
-BF16_SINCE = (8, 0)  # compute capability of Ampere, the first of NVIDIA's chips with bfloat16 in its matrix units
+MIN_BF16_CAPABILITY = (
+    8,
+    0,
+)  # compute capability of Ampere, the first of NVIDIA's chips with bfloat16 in its matrix units
 
 
 def uses_cuda(accelerator: str) -> bool:
@@ -29,7 +32,7 @@ def resolve_precision(
     if not uses_cuda(accelerator):
         return "32-true"
     numbers = devices if isinstance(devices, list) else range(torch.cuda.device_count())
-    native = all(torch.cuda.get_device_capability(number) >= BF16_SINCE for number in numbers)
+    native = all(torch.cuda.get_device_capability(number) >= MIN_BF16_CAPABILITY for number in numbers)
     if native:
         return "bf16-mixed"
     return "32-true" if strategy == "fsdp" else "16-mixed"

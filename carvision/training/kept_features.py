@@ -27,28 +27,28 @@ from carvision.data.kept_photos import KeptPhotos
 from carvision.data.photo_paths import file_of, text_of_path
 from carvision.data.table import BOX, PLACE, SOURCE, SPLITS
 from carvision.errors import InputError
-from carvision.fixed_photos import what_changes_photos, what_forbids
+from carvision.fixed_photos import random_transforms, reason_not_cacheable
 from carvision.training.clock import Clock
 from carvision.training.feature_files import Features, digest_of_tensors, features_folder, open_features
 from carvision.training.feature_pass import compute_features
 from carvision.training.lit_classifier import LitClassifier
-from carvision.training.many_processes import any_of_all
+from carvision.training.many_processes import any_process
 
 log = logging.getLogger(__name__)
 
 FORMAT = 2  # to be raised with every change of what a photo's features are
 
 
-def create_kept_features(
+def create_feature_cache(
     cfg: dict, lit: LitClassifier, data: PhotoDataModule, clock: Clock, with_train: bool = False
-) -> "KeptFeatures":
+) -> "FeatureCache":
     """For data.kept. with_train: features of training photos are wanted, too, though these change in training.
 
     Raises InputError where features.keep=true and nothing can be kept.
     """
     wanted, phases = cfg["features"]["keep"], lit.hparams.phases
     frozen = [phase for phase in phases if phase["train_layers"] == "none"]
-    changing, forbidden = what_changes_photos(cfg), what_forbids(cfg)
+    changing, forbidden = random_transforms(cfg), reason_not_cacheable(cfg)
     if wanted is True:
         if forbidden or changing:
             raise InputError(
@@ -67,10 +67,10 @@ def create_kept_features(
                 changing,
             )
     splits = tuple(split for split in SPLITS if split in taken or (with_train and split == "train"))
-    return KeptFeatures(cfg, lit, data, clock, splits, taken if wanted is not False and not forbidden else ())
+    return FeatureCache(cfg, lit, data, clock, splits, taken if wanted is not False and not forbidden else ())
 
 
-class KeptFeatures:
+class FeatureCache:
     """kept(split) -> its KeptPhotos, or None where the photos themselves are to be taken. For PhotoDataModule.kept.
 
     splits: those of which features are computed, all in one file. taken: those that they stand in for; without any,
@@ -120,11 +120,11 @@ class KeptFeatures:
         """Of all photos of the splits, ordered by path, with the backbone's present weights: from the file, or else
         computed now. None where they are not there and `compute` is false, or where they would be too large."""
         key = self._digest()
-        if any_of_all(key not in self.opened):
+        if any_process(key not in self.opened):
             began = time.perf_counter()
             file = self.folder / f"{key}.safetensors"
             found = open_features(file) if self.taken else None
-            if any_of_all(found is None):
+            if any_process(found is None):
                 if not compute:
                     return None
                 table = replace(self.data.table, rows=self._rows())

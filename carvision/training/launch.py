@@ -33,7 +33,7 @@ from carvision.errors import InputError
 log = logging.getLogger(__name__)
 
 FAILED, ENDED = "failed", "ended"
-LOOK_EVERY_S = 1.0
+CHECK_EVERY_S = 1.0
 GRACE_S = 10.0  # after which a process that should end by itself, and hangs in a question to others, is ended
 START_WITHIN = timedelta(minutes=5)
 
@@ -141,7 +141,7 @@ def run_together(trainer: dict) -> Iterator[None]:
     over.set()
 
 
-def from_first_at_start(compute: Callable[[], object]):
+def broadcast_at_start(compute: Callable[[], object]):
     """What the first process computes, in all of them; to be called before they are connected. JSON's types alone."""
     if _store is None:
         return compute()
@@ -155,7 +155,7 @@ def from_first_at_start(compute: Callable[[], object]):
 
 
 @contextmanager
-def first_goes_first() -> Iterator[None]:
+def first_process_first() -> Iterator[None]:
     """The other processes begin what is inside when the first has done it: what it wrote is there then."""
     key = _next_key()
     if _store is not None and not is_first_process():
@@ -232,11 +232,11 @@ def _end_together() -> None:
         _wait_for(key)
 
 
-def is_echo(error: BaseException) -> bool:
+def is_secondary_failure(error: BaseException) -> bool:
     """Whether it only follows from the end of another process, which has told its error or is about to."""
     if _store is None or isinstance(error, (InputError, KeyboardInterrupt)):
         return False
-    until = time.monotonic() + 3 * LOOK_EVERY_S
+    until = time.monotonic() + 3 * CHECK_EVERY_S
     while not _is_there(_store, FAILED, if_gone=True):
         if time.monotonic() > until:
             return False
@@ -247,7 +247,7 @@ def is_echo(error: BaseException) -> bool:
 def _fail(error: BaseException) -> None:
     """Returns in the process that is to tell the error."""
     try:
-        if is_echo(error) or _store.add(FAILED, 1) > 1:
+        if is_secondary_failure(error) or _store.add(FAILED, 1) > 1:
             raise SystemExit(1) from None
     except RuntimeError:  # the store is gone, and with it the first process
         raise SystemExit(1) from None
@@ -258,7 +258,7 @@ def _fail(error: BaseException) -> None:
 def _watch(over: threading.Event) -> None:
     """Ends this process where it should have ended, and can't."""
     store = _prefixed(_client())
-    while not over.wait(LOOK_EVERY_S):
+    while not over.wait(CHECK_EVERY_S):
         died = [child for child in _children if child.poll()]
         if died or _is_there(store, FAILED, if_gone=True):
             if over.wait(GRACE_S):

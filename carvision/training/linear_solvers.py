@@ -10,7 +10,7 @@ from torch import Tensor
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 MAX_STEPS = 100
-ENOUGH = 1e-4  # largest value of the gradient with which the minimum counts as found
+GRADIENT_TOLERANCE = 1e-4  # largest value of the gradient with which the minimum counts as found
 
 
 class Layer(NamedTuple):
@@ -42,7 +42,7 @@ def fit_layer(
     solver = torch.optim.LBFGS(
         list(layer),
         max_iter=max_steps,
-        tolerance_grad=ENOUGH,
+        tolerance_grad=GRADIENT_TOLERANCE,
         tolerance_change=1e-9,
         history_size=10,
         line_search_fn="strong_wolfe",

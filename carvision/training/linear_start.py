@@ -19,10 +19,10 @@ from carvision.data.kept_photos import KeptPhotos
 from carvision.data.orders import TableOrder, TrainOrder
 from carvision.data.table import UNKNOWN
 from carvision.errors import InputError
-from carvision.fixed_photos import what_forbids
+from carvision.fixed_photos import reason_not_cacheable
 from carvision.models.classifier import Classifier, head_module
 from carvision.training.clock import Clock
-from carvision.training.kept_features import KeptFeatures
+from carvision.training.kept_features import FeatureCache
 from carvision.training.linear_solvers import (
     Frame,
     Layer,
@@ -32,25 +32,25 @@ from carvision.training.linear_solvers import (
     half_squared_error,
     plain_frame,
 )
-from carvision.training.lit_classifier import LitClassifier, seed_step
-from carvision.training.many_processes import from_first
+from carvision.training.lit_classifier import LitClassifier, seed_rng
+from carvision.training.many_processes import broadcast_object
 
 log = logging.getLogger(__name__)
 
 # Tried from the strongest on, until validation gets worse
 STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4)
-WITHOUT_VALIDATION = 0.01
+DEFAULT_STRENGTH = 0.01
 # Of the covariance within classes. On cars and flowers validation loss is 3 to 14 % less than with 1, flat about 0.7,
 # on ten easy classes 1 % (docs/benchmarks/accuracy.md)
 SHRINKAGE = 0.7
-MOST_TO_CHOOSE = 20_000  # training photos with which the strength is chosen; all of them then give the layer
+MAX_SELECTION_PHOTOS = 20_000  # training photos with which the strength is chosen; all of them then give the layer
 DEEP_EPOCHS, DEEP_STEPS = 20, 400  # of deeper heads, whichever is more
 DEEP_LR, DEEP_DECAY = 1e-3, 0.01  # of AdamW, the rate falling to 0 by a cosine
 
 
 def wants_linear_start(cfg: dict, model: Classifier) -> bool:
     """model.start, with what `auto` comes to. Raises InputError for "linear" where it can't be."""
-    wanted, forbidden = cfg["model"]["start"], what_forbids(cfg)
+    wanted, forbidden = cfg["model"]["start"], reason_not_cacheable(cfg)
     if wanted == "linear" and forbidden:
         raise InputError(f"model.start: linear is not possible with {forbidden}; use model.start=random")
     if wanted == "auto":
@@ -61,7 +61,7 @@ def wants_linear_start(cfg: dict, model: Classifier) -> bool:
 class LinearStart(pl.Callback):
     """Before the first step of a run that is new."""
 
-    def __init__(self, kept: KeptFeatures, clock: Clock, seed: int):
+    def __init__(self, kept: FeatureCache, clock: Clock, seed: int):
         self.kept, self.clock, self.seed = kept, clock, seed
 
     def on_train_start(self, trainer: pl.Trainer, module: LitClassifier) -> None:
@@ -77,7 +77,7 @@ class LinearStart(pl.Callback):
             how = fit_above(module, photos, self.seed)
         above = {name: value for name, value in module.model.state_dict().items() if not name.startswith("backbone.")}
         cpu = {name: value.cpu() for name, value in above.items()}
-        module.model.load_state_dict(from_first(cpu), strict=False)  # of others it may differ in the last bits
+        module.model.load_state_dict(broadcast_object(cpu), strict=False)  # of others it may differ in the last bits
         figures = accuracies(module, photos["val"])
         seconds = time.perf_counter() - began
         self.clock.add("linear_start", seconds)
@@ -96,9 +96,9 @@ def fit_above(lit: LitClassifier, photos: dict[str, KeptPhotos], seed: int) -> s
     features = {split: part.rows[part.places].to(lit.device) for split, part in photos.items()}
     strengths = {}
     for name, head in heads.items():
-        loss, of_split = problem_of(lit, name, photos)
+        loss, of_split = head_problem(lit, name, photos)
         num_outputs = head["output"].out_features
-        frame = frame_of(features["train"], *of_split["train"], num_outputs if "ids" in lit.labels[name] else None)
+        frame = create_frame(features["train"], *of_split["train"], num_outputs if "ids" in lit.labels[name] else None)
         framed = {split: frame.of(values) for split, values in features.items()}
         layer, strengths[name] = choose_layer(framed, of_split, num_outputs, loss, seed)
         layer = frame.undo(layer)
@@ -108,7 +108,7 @@ def fit_above(lit: LitClassifier, photos: dict[str, KeptPhotos], seed: int) -> s
     return "L2 " + ", ".join(f"{name} {strength:g}" for name, strength in strengths.items())
 
 
-def problem_of(
+def head_problem(
     lit: LitClassifier, name: str, photos: dict[str, KeptPhotos]
 ) -> tuple[Loss, dict[str, tuple[Tensor, Tensor]]]:
     """The head's loss, and {split: (targets, weights)}, weight 0 of photos that do not count.
@@ -132,7 +132,7 @@ def problem_of(
     return (lit.class_loss if "ids" in label else half_squared_error), found
 
 
-def frame_of(features: Tensor, targets: Tensor, weights: Tensor, num_classes: int | None) -> Frame:
+def create_frame(features: Tensor, targets: Tensor, weights: Tensor, num_classes: int | None) -> Frame:
     """Of the photos that count; num_classes None: targets are numbers."""
     counts = weights > 0
     if num_classes is None or not counts.any():
@@ -150,10 +150,10 @@ def choose_layer(
     (targets, weights), (val_targets, val_weights) = known["train"], known["val"]
     x, num = features["train"], len(targets)
     chosen = slice(None)
-    if num > MOST_TO_CHOOSE:
+    if num > MAX_SELECTION_PHOTOS:
         generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(num, generator=generator)[:MOST_TO_CHOOSE].to(x.device)
-    layer, best, least = None, (None, WITHOUT_VALIDATION), float("inf")
+        chosen = torch.randperm(num, generator=generator)[:MAX_SELECTION_PHOTOS].to(x.device)
+    layer, best, least = None, (None, DEFAULT_STRENGTH), float("inf")
     for l2 in STRENGTHS:
         layer = fit_layer(x[chosen], targets[chosen], weights[chosen], num_outputs, loss, l2, layer)
         losses = loss(torch.nn.functional.linear(features["val"], *layer), val_targets)
@@ -162,7 +162,7 @@ def choose_layer(
             break
         least, best = value, (layer, l2)
     layer, l2 = best
-    if layer is None or num > MOST_TO_CHOOSE:
+    if layer is None or num > MAX_SELECTION_PHOTOS:
         layer = fit_layer(x, targets, weights, num_outputs, loss, l2, layer)
     return layer, l2
 
@@ -183,7 +183,7 @@ def train_above(lit: LitClassifier, photos: KeptPhotos, seed: int) -> int:
     for epoch in range(num_epochs):
         order.set_epoch(epoch)
         for number, keys in enumerate(order):
-            seed_step((seed, epoch, number, 0), lit.device)  # the same in all processes
+            seed_rng((seed, epoch, number, 0), lit.device)  # the same in all processes
             optimizer.zero_grad()
             lit._step(None, on_device(photos[keys], lit.device), None).backward()
             optimizer.step()

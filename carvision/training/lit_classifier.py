@@ -21,16 +21,16 @@ from carvision.metrics import EpochMetrics
 from carvision.models.classifier import Classifier, Outputs, classifier_from
 from carvision.models.head_weights import HeadWeights
 from carvision.portable import parents_of
-from carvision.training.many_processes import num_processes, sum_of_all
+from carvision.training.many_processes import num_processes, sum_over_processes
 from carvision.training.metric_learning import MetricLearning
 from carvision.training.optimizers import create_optimizer
-from carvision.training.sam import SAM, kept_statistics
+from carvision.training.sam import SAM, frozen_statistics
 from carvision.training.schedules import create_schedule
 
 log = logging.getLogger(__name__)
 
 
-def seed_step(key: tuple[int, ...], device: torch.device) -> None:
+def seed_rng(key: tuple[int, ...], device: torch.device) -> None:
     """Seeds what a step draws on the device. key: (seed, epoch, number of the batch, rank)."""
     number = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
     if device.type == "cpu":
@@ -43,7 +43,7 @@ def seed_step(key: tuple[int, ...], device: torch.device) -> None:
         xla.seed(number)
 
 
-def pixels_of(batch: dict) -> Tensor | None:
+def float_images(batch: dict) -> Tensor | None:
     """float (B, 3, H, W) in 0..1; None of a batch of kept features."""
     return to_float(batch["images"]) if "images" in batch else None
 
@@ -104,10 +104,10 @@ class LitClassifier(pl.LightningModule):
         self.val_metrics = EpochMetrics(*metrics, **judged)
         self.test_metrics = EpochMetrics(*metrics, **judged)
         self.monitors: list[str] = []  # metrics that choose epochs or rates, which must be defined
-        self.leave_out_nonfinite = False  # from the figures of training, where run.on_nonfinite_loss skips them
+        self.skip_nonfinite = False  # from the figures of training, where run.on_nonfinite_loss skips them
         self.decodings: dict[str, dict[str, float]] = {}  # what each rule gave in the last validation
-        # Of optimizer and schedule, where a checkpoint brings those of an earlier start; see what_steps_change
-        self.take_new_values = ""
+        # Of optimizer and schedule, where a checkpoint brings those of an earlier start; see changed_step_settings
+        self.step_settings_changed = ""
         self.restoring = False  # a checkpoint is being loaded
         self.start_phase(0)
 
@@ -117,7 +117,7 @@ class LitClassifier(pl.LightningModule):
 
     def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
         # Dropout and the like are drawn from what the step is, so that a run which was cut goes on with the same draws
-        seed_step((self.hparams.seed, self.current_epoch, batch_idx, self.global_rank), self.device)
+        seed_rng((self.hparams.seed, self.current_epoch, batch_idx, self.global_rank), self.device)
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         images = self.augmented(batch["images"], batch["draws"]) if "images" in batch else None
@@ -126,7 +126,7 @@ class LitClassifier(pl.LightningModule):
             key = (self.hparams.seed, self.current_epoch, batch_idx, self.global_rank)
             images, *mixed = self.mix(images, batch["valid"], key)
         if self.sam is not None and self.sam.perturbed:  # the second of its two passes
-            with kept_statistics(self.model):
+            with frozen_statistics(self.model):
                 return self._step(images, batch, None, mixed)
         return self._step(images, batch, self.train_metrics, mixed)
 
@@ -141,10 +141,10 @@ class LitClassifier(pl.LightningModule):
         return self.model.outputs(self.normalise(images), shares)
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
-        self._step(pixels_of(batch), batch, self.val_metrics)
+        self._step(float_images(batch), batch, self.val_metrics)
 
     def test_step(self, batch: dict, batch_idx: int) -> None:
-        self._step(pixels_of(batch), batch, self.test_metrics)
+        self._step(float_images(batch), batch, self.test_metrics)
 
     def _step(
         self, images: Tensor | None, batch: dict, metrics: EpochMetrics | None, mixed: list | None = None
@@ -172,7 +172,7 @@ class LitClassifier(pl.LightningModule):
                 losses[name] = (losses[name] * parts[0] + others * parts[1]) / weights[name].clamp(min=1e-12)
         if metrics is not None:
             counted = losses, weights, penalty, embedded
-            if self.training and self.leave_out_nonfinite:
+            if self.training and self.skip_nonfinite:
                 finite = {name: values.isfinite() for name, values in losses.items()}
                 counted = (
                     {name: torch.where(finite[name], values, 0.0) for name, values in losses.items()},
@@ -200,7 +200,7 @@ class LitClassifier(pl.LightningModule):
     def _mean_of_all(self, totals: Tensor) -> Tensor:
         """Of several processes each takes its share of a batch, and the mean of their gradients is taken. Where each
         divides by the mean of their totals, that is the gradient of the whole batch's weighted mean."""
-        return sum_of_all(totals) / num_processes() if self.training else totals
+        return sum_over_processes(totals) / num_processes() if self.training else totals
 
     def _head_loss(self, name: str, logits: Tensor, targets: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and weight of each photo, both (B,). Weight 0: the label isn't known, or the photo can't be read."""
@@ -214,7 +214,7 @@ class LitClassifier(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         # The training figures too: the epoch's steps are over, and what listens at the epoch's end then sees all.
-        self._log_figures(train=self.train_metrics, val=self.val_metrics)
+        self._log_metrics(train=self.train_metrics, val=self.val_metrics)
         self.decodings = self.val_metrics.compute_rules()
         undefined = [name for name in self.monitors if name not in self.trainer.callback_metrics]
         if undefined and self.trainer.state.fn == TrainerFn.FITTING:
@@ -225,7 +225,7 @@ class LitClassifier(pl.LightningModule):
             )
 
     def on_test_epoch_end(self) -> None:
-        self._log_figures(test=self.test_metrics)
+        self._log_metrics(test=self.test_metrics)
 
     def on_validation_epoch_start(self) -> None:
         self.val_metrics.reset()
@@ -236,7 +236,7 @@ class LitClassifier(pl.LightningModule):
     def on_test_epoch_start(self) -> None:
         self.test_metrics.reset()
 
-    def _log_figures(self, **of_splits: EpochMetrics) -> None:
+    def _log_metrics(self, **of_splits: EpochMetrics) -> None:
         """For callbacks, and TensorBoard. Not by log_dict, which takes half a millisecond a figure to prepare sums over
         steps and processes, which the counters are already; so Trainer.test() returns none of them."""
         counted = {split: metrics for split, metrics in of_splits.items() if metrics.penalty.update_called}
@@ -291,7 +291,7 @@ class LitClassifier(pl.LightningModule):
         # That one, with 16-mixed, also fails where run.on_nonfinite_loss=skip has taken all gradients away.
         precision = str(self.trainer.precision)
         clipped = self.trainer.gradient_clip_val is not None and precision.endswith("-mixed")
-        taken_away = self.leave_out_nonfinite and precision == "16-mixed"
+        taken_away = self.skip_nonfinite and precision == "16-mixed"
         optimizer = self.create_phase_optimizer(fused=not (clipped or taken_away))
         if self.trainer.datamodule is not None:
             # Not the trainer's own numbers: asked now, it would begin to read before a checkpoint says where to go on
@@ -316,7 +316,7 @@ class LitClassifier(pl.LightningModule):
         self.restoring = False
         optimizer, schedule = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
         keeps_rate = isinstance(schedule, ReduceLROnPlateau)  # and what it has seen, whenever the run is to end
-        if not self.take_new_values or (keeps_rate and self.take_new_values == "epochs"):
+        if not self.step_settings_changed or (keeps_rate and self.step_settings_changed == "epochs"):
             return
         before = max(group["lr"] for group in optimizer.param_groups)
         for group, new in zip(optimizer.param_groups, self.new_groups, strict=True):

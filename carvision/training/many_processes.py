@@ -23,40 +23,40 @@ def num_processes() -> int:
     return sys.modules["torch_xla.runtime"].world_size() if "torch_xla.runtime" in sys.modules else 1
 
 
-def any_of_all(value: bool) -> bool:
+def any_process(value: bool) -> bool:
     """Whether it is true in any process. Waits for the device: not for every step."""
     if num_processes() == 1:
         return bool(value)
     if not dist.is_initialized():
-        return _of_xla("any_of_all", bool(value), any)
+        return _reduce_on_xla("any_process", bool(value), any)
     flag = torch.tensor(int(value), device=_device())
     dist.all_reduce(flag, dist.ReduceOp.MAX)
     return bool(flag)
 
 
-def from_first(value: T) -> T:
+def broadcast_object(value: T) -> T:
     """The first process's value, which can be anything that pickle takes. Waits for the device."""
     if num_processes() == 1:
         return value
     if not dist.is_initialized():
-        return _of_xla("from_first", value, lambda values: values[0])
+        return _reduce_on_xla("broadcast_object", value, lambda values: values[0])
     values = [value]
     dist.broadcast_object_list(values, src=0, device=_device())
     return values[0]
 
 
-def of_all(value: T) -> list[T]:
+def gather_objects(value: T) -> list[T]:
     """The values of all processes, in their order; anything that pickle takes. Waits for the device."""
     if num_processes() == 1:
         return [value]
     if not dist.is_initialized():
-        return _of_xla("of_all", value, list)
+        return _reduce_on_xla("gather_objects", value, list)
     values = [None] * num_processes()
     dist.all_gather_object(values, value)
     return values
 
 
-def sum_of_all(values: Tensor) -> Tensor:
+def sum_over_processes(values: Tensor) -> Tensor:
     """The sums over all processes, without gradient. Nothing waits for the device."""
     values = values.detach()
     if num_processes() == 1:
@@ -69,7 +69,7 @@ def sum_of_all(values: Tensor) -> Tensor:
     return values
 
 
-def rows_of_all(values: Tensor) -> Tensor:
+def gather_rows(values: Tensor) -> Tensor:
     """(B, ...) of each of W processes -> (B * W, ...): the first row of each, then the second of each, ..."""
     if num_processes() == 1:
         return values
@@ -78,7 +78,7 @@ def rows_of_all(values: Tensor) -> Tensor:
     return torch.stack(parts, dim=1).flatten(0, 1)
 
 
-def drop_lightnings_signals() -> None:
+def disable_lightning_signal_handling() -> None:
     """Takes Lightning's handling of signals out of it: `stopping` has another, by which all processes agree.
 
     Under several processes Lightning (2.6) broadcasts at every step whether the first has got SIGTERM, and reads the
@@ -94,5 +94,5 @@ def _device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
-def _of_xla(tag: str, value, reduce):
+def _reduce_on_xla(tag: str, value, reduce):
     return sys.modules["torch_xla.core.xla_model"].mesh_reduce(f"carvision.{tag}", value, reduce)

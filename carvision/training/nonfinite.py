@@ -11,12 +11,12 @@ from torch import Tensor
 
 from carvision.errors import InputError
 from carvision.training.checkpoints import LAST
-from carvision.training.many_processes import any_of_all, of_all
+from carvision.training.many_processes import any_process, gather_objects
 from carvision.whole_files import write_csv
 
 log = logging.getLogger(__name__)
 
-SHOWN = 5  # photos in the message; the file has all
+MAX_SHOWN = 5  # photos in the message; the file has all
 
 
 class NonFiniteLoss(Callback):
@@ -57,7 +57,7 @@ class NonFiniteLoss(Callback):
         self.first_bad = torch.where(bad & (self.first_bad < 0), self.place, self.first_bad)
         if self.skip:
             self.bad_batch |= bool(bad)
-            self.bad_update |= any_of_all(bool(bad))
+            self.bad_update |= any_process(bool(bad))
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, module: pl.LightningModule, optimizer) -> None:
         if not self.skip:
@@ -79,7 +79,7 @@ class NonFiniteLoss(Callback):
         if self.bad_update and not trainer.fit_loop._should_accumulate():
             self.bad_update = False
             batches = range(batch_idx - batch_idx % trainer.accumulate_grad_batches, batch_idx + 1)
-            photos = note_photos(trainer, batches, self.file)
+            photos = record_photos(trainer, batches, self.file)
             log.warning(
                 "epoch %d, batch %d: the loss or its gradient is not finite; its update is left out (photos: %s; all "
                 "are in %s)", trainer.current_epoch + 1, batch_idx + 1, photos, self.file,
@@ -87,27 +87,27 @@ class NonFiniteLoss(Callback):
 
     def look(self, trainer: pl.Trainer) -> None:
         """Raises InputError where one was met. To be called by all processes; waits for the device."""
-        firsts = of_all(int(self.first_bad))
+        firsts = gather_objects(int(self.first_bad))
         bad = [first for first in firsts if first >= 0]
         if bad and not self.skip:
             batch_idx = self.begun + min(bad)
-            photos = note_photos(trainer, range(batch_idx, batch_idx + 1), self.file)
+            photos = record_photos(trainer, range(batch_idx, batch_idx + 1), self.file)
             what = f"the loss is not finite in epoch {trainer.current_epoch + 1}, batch {batch_idx + 1} (photos: "
-            raise InputError(f"{what}{photos}; all are in {self.file}). {self._mend()}")
+            raise InputError(f"{what}{photos}; all are in {self.file}). {self._advice()}")
 
-    def look_at_all(self, trainer: pl.Trainer) -> None:
+    def check_all(self, trainer: pl.Trainer) -> None:
         """Before a checkpoint: also at the weights, which a gradient can ruin, and at the validation just made."""
         self.look(trainer)
         where = f"after epoch {trainer.current_epoch + 1}, batch {trainer.fit_loop.batch_idx + 1}"
-        if any_of_all(not are_finite(trainer.lightning_module)):
-            raise InputError(f"weights are not finite {where}. {self._mend()}")
+        if any_process(not are_finite(trainer.lightning_module)):
+            raise InputError(f"weights are not finite {where}. {self._advice()}")
         value = trainer.callback_metrics.get("val/loss")
-        if value is not None and any_of_all(not value.isfinite()):
+        if value is not None and any_process(not value.isfinite()):
             if not self.skip:
-                raise InputError(f"the validation loss is {value} {where}. {self._mend()}")
+                raise InputError(f"the validation loss is {value} {where}. {self._advice()}")
             log.warning("the validation loss is %s %s", value, where)
 
-    def _mend(self) -> str:
+    def _advice(self) -> str:
         kept = self.file.parent / "checkpoints" / LAST
         then = f"{kept} is from before it" if kept.exists() else "no checkpoint was written yet"
         return (
@@ -127,7 +127,7 @@ def floating_buffers(module: pl.LightningModule) -> list[Tensor]:
     return [value for value in module.model.buffers() if value.is_floating_point()]
 
 
-def _earlier_notes(file: Path) -> list[pd.DataFrame]:
+def _read_records(file: Path) -> list[pd.DataFrame]:
     try:
         return [pd.read_csv(file, encoding="utf-8")]
     except FileNotFoundError:
@@ -137,7 +137,7 @@ def _earlier_notes(file: Path) -> list[pd.DataFrame]:
         return []
 
 
-def note_photos(trainer: pl.Trainer, batches: range, file: Path) -> str:
+def record_photos(trainer: pl.Trainer, batches: range, file: Path) -> str:
     """The photos of batches of this epoch, of all processes, into the file; returns the first of them."""
     rows = trainer.train_dataloader.sampler.rows(trainer.current_epoch)
     photos = trainer.datamodule.photos["train"]
@@ -145,5 +145,5 @@ def note_photos(trainer: pl.Trainer, batches: range, file: Path) -> str:
     if trainer.is_global_zero:
         new = pd.DataFrame(listed, columns=["batch", "path"])
         new.insert(0, "epoch", trainer.current_epoch)
-        write_csv(file, pd.concat([*_earlier_notes(file), new]))
-    return ", ".join(path for _, path in listed[:SHOWN])
+        write_csv(file, pd.concat([*_read_records(file), new]))
+    return ", ".join(path for _, path in listed[:MAX_SHOWN])

@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 from carvision.data.datamodule import PhotoDataModule
 from carvision.errors import InputError
 from carvision.training.lit_classifier import LitClassifier
-from carvision.training.resuming import Place
+from carvision.training.resuming import ResumePoint
 from carvision.training.stopping import Stopping
 
 log = logging.getLogger(__name__)
@@ -17,7 +17,7 @@ def fit_phases(
     trainer: pl.Trainer,
     lit: LitClassifier,
     datamodule: PhotoDataModule,
-    place: Place | None = None,
+    place: ResumePoint | None = None,
     max_epochs: int | None = None,
 ) -> bool:
     """Train; whether all phases have ended. Each has an optimizer and a schedule of its own and goes on with the
@@ -51,7 +51,7 @@ def fit_phases(
     return True
 
 
-def _fit(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, place: Place | None) -> None:
+def _fit(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, place: ResumePoint | None) -> None:
     try:
         trainer.fit(lit, datamodule, ckpt_path=place and place.file)
     except SystemExit:  # so Lightning ends after a Ctrl-C that came before `Stopping` was there to take it

@@ -17,7 +17,7 @@ from carvision.errors import InputError
 from carvision.flat_config import flat_config
 from carvision.training.build_phases import build_phases
 from carvision.training.callbacks import read_history
-from carvision.training.checkpoints import BEST, LAST, NEW, PREVIOUS, copy_whole, is_whole
+from carvision.training.checkpoints import BEST, LAST, NEW, PREVIOUS, is_intact, link_or_copy
 from carvision.training.run_folder import METRICS, read_config
 from carvision.whole_files import refuse_link_out
 
@@ -25,12 +25,12 @@ log = logging.getLogger(__name__)
 
 NOT_STOPPED = EarlyStoppingReason.NOT_STOPPED.value
 # Of a checkpoint; Lightning would begin those of training anew where they are empty, without a word
-KEYS = {"state_dict", "callbacks", "epoch", "batches_done", "phase", "phase_begun"}
-OF_TRAINING = {"optimizer_states", "lr_schedulers", "loops"}
-STEPS = ("optimizer.", "schedule.", "phases", "trainer.", "data.batch_size")  # what a step of training depends on
+REQUIRED_KEYS = {"state_dict", "callbacks", "epoch", "batches_done", "phase", "phase_begun"}
+TRAINING_KEYS = {"optimizer_states", "lr_schedulers", "loops"}
+STEP_KEYS = ("optimizer.", "schedule.", "phases", "trainer.", "data.batch_size")  # what a step of training depends on
 
 
-class Place(NamedTuple):
+class ResumePoint(NamedTuple):
     """In a run, as a checkpoint has it. All count from 0."""
 
     file: Path
@@ -43,7 +43,7 @@ class Place(NamedTuple):
     best_lost: bool = False  # best.ckpt is damaged or of another epoch: the best of those to come takes its place
 
 
-def find_place(folder: Path, mend: bool) -> Place | None:
+def find_resume_point(folder: Path, mend: bool) -> ResumePoint | None:
     """Of last.ckpt in the folder, or where that is damaged or missing, of previous.ckpt. None where there is neither.
 
     mend: put in order what a start that was killed has left. Raises InputError where no checkpoint that is there can be
@@ -56,40 +56,40 @@ def find_place(folder: Path, mend: bool) -> Place | None:
     problems = []
     for file in there:
         try:
-            place, best_epoch = _read_place(file)
+            place, best_epoch = _read_resume_point(file)
         except Exception as error:  # of torch, of pickle, of what a file that is none makes of them
             problems.append(f"{file} is no whole checkpoint ({' '.join(str(error).split())[:100]})")
             continue
         for problem in problems:
             log.warning("%s; going on from %s", problem, file.name)
         if mend and not place.batches_done and best_epoch == place.epochs_done - 1:
-            copy_whole(file, folder / BEST)  # which may not have been written any more
+            link_or_copy(file, folder / BEST)  # which may not have been written any more
         if best_epoch is None or _epoch_of(folder / BEST) == best_epoch:
             return place
         log.warning("%s is damaged or of another epoch; the best epoch from now on takes its place", folder / BEST)
         return place._replace(best_lost=True)
     if problems:
-        best = f", there with model.weights={folder / BEST}" if is_whole(folder / BEST) else ""
+        best = f", there with model.weights={folder / BEST}" if is_intact(folder / BEST) else ""
         raise InputError(f"run.dir: {'; '.join(problems)}; give another folder to begin anew{best}")
     return None
 
 
 def read_checkpoint(file: Path) -> dict:
     """A checkpoint of carvision, its tensors mapped; executes nothing. Raises ValueError."""
-    if not is_whole(file):
+    if not is_intact(file):
         raise ValueError("its bytes are not those that were written")
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # of torch, of pickle, of what a file that is none makes of them
         raise ValueError(" ".join(str(error).split())[:100] or type(error).__name__) from None
-    given = {key for key in state if key not in OF_TRAINING or state[key]} if isinstance(state, dict) else set()
-    missing = (KEYS | OF_TRAINING) - given
+    given = {key for key in state if key not in TRAINING_KEYS or state[key]} if isinstance(state, dict) else set()
+    missing = (REQUIRED_KEYS | TRAINING_KEYS) - given
     if missing:
         raise ValueError(f"it lacks {', '.join(sorted(missing))}: another program or version wrote it")
     return state
 
 
-def _read_place(file: Path) -> tuple[Place, int | None]:
+def _read_resume_point(file: Path) -> tuple[ResumePoint, int | None]:
     state = read_checkpoint(file)
     epoch, batches = state["epoch"], state["batches_done"]
     early = [values for name, values in state["callbacks"].items() if name.startswith("Patience")]
@@ -100,7 +100,7 @@ def _read_place(file: Path) -> tuple[Place, int | None]:
     counts = (epoch, batches, state["phase"], state["phase_begun"])
     if not all(isinstance(count, int) and count >= 0 for count in counts):
         raise ValueError("it counts its epochs wrongly")
-    return Place(file, state["phase"], state["phase_begun"], done, batches, stopped, waited), kept["best_epoch"]
+    return ResumePoint(file, state["phase"], state["phase_begun"], done, batches, stopped, waited), kept["best_epoch"]
 
 
 def _epoch_of(file: Path) -> int | None:
@@ -128,17 +128,17 @@ def load_best(folder: Path, lit: torch.nn.Module) -> dict:
     raise InputError(f"run.dir: no checkpoint can be tested ({'; '.join(problems)}); give another folder to begin anew")
 
 
-def planned_end(place: Place, phases: list[dict]) -> int:
+def planned_end(place: ResumePoint, phases: list[dict]) -> int:
     """The number of epochs after which the phase of the place is to end."""
     return place.phase_begun + phases[place.phase]["epochs"]
 
 
-def heed_patience(place: Place, patience: int | None) -> Place:
+def apply_patience(place: ResumePoint, patience: int | None) -> ResumePoint:
     """The place, where early stopping ends the phase only if it would with this patience, too."""
     return place._replace(stopped_early=place.stopped_early and patience is not None and place.waited >= patience)
 
 
-def require_as_many_epochs(place: Place, phases: list[dict]) -> None:
+def require_enough_epochs(place: ResumePoint, phases: list[dict]) -> None:
     """Raise InputError where the phases have fewer epochs than the run has trained."""
     name = phases[min(place.phase, len(phases) - 1)]["name"]
     key = f"phases.{name}.epochs" if name else "trainer.max_epochs"
@@ -159,16 +159,16 @@ def reason_to_end(folder: Path, cfg: dict) -> str | None:
     """Why a finished run is not trained further under this configuration; None where it is."""
     phases = build_phases(cfg)
     try:
-        place = find_place(folder / "checkpoints", mend=False)
+        place = find_resume_point(folder / "checkpoints", mend=False)
     except InputError as error:
         return str(error).removeprefix("run.dir: ")
     if place is None:
         return f"its checkpoints are gone; give another folder, there with model.weights={folder}"
-    require_as_many_epochs(place, phases)
+    require_enough_epochs(place, phases)
     if place.phase < len(phases) - 1:
         return None
     patience = cfg["callbacks"]["patience"]
-    if heed_patience(place, patience).stopped_early:
+    if apply_patience(place, patience).stopped_early:
         return (
             f"early stopping has ended it after {place.epochs_done} epochs, and callbacks.patience={patience} would "
             "again; give a larger one, or null"
@@ -180,14 +180,14 @@ def reason_to_end(folder: Path, cfg: dict) -> str | None:
     return None
 
 
-def require_more(folder: Path, cfg: dict) -> None:
+def require_more_epochs(folder: Path, cfg: dict) -> None:
     """Raise InputError where a finished run is not trained further."""
     reason = reason_to_end(folder, cfg)
     if reason:
         raise InputError(f"run.dir: {folder} holds a finished run: {reason}")
 
 
-def require_nothing_lost(folder: Path) -> None:
+def require_no_lost_checkpoints(folder: Path) -> None:
     """Raise InputError for a run without checkpoints that has trained: it does not begin anew over what it holds."""
     history, rows = folder / "history.csv", 0
     if history.exists():
@@ -197,11 +197,11 @@ def require_nothing_lost(folder: Path) -> None:
     if results or rows > 1:
         what = results[0] if results else f"a history of {rows} epochs"
         best = folder / "checkpoints" / BEST
-        way = f", there with model.weights={best}" if is_whole(best) else ""
+        way = f", there with model.weights={best}" if is_intact(best) else ""
         raise InputError(f"run.dir: {folder} holds {what}, and its last checkpoint is gone; give another folder{way}")
 
 
-def what_steps_change(config: dict, folder: Path) -> str:
+def changed_step_settings(config: dict, folder: Path) -> str:
     """What has other values than in the earlier start in the folder: "epochs" for no more than the number of epochs,
     "values" for those of optimizer, schedule or their course, or "". Raises InputError for another optimizer or
     schedule, which could not continue with the state of the one before."""
@@ -213,7 +213,7 @@ def what_steps_change(config: dict, folder: Path) -> str:
                 f"run.dir: {key}={earlier[key]} can't become {now[key]} within a run; give another folder, there with "
                 f"model.weights={folder} once this run is finished"
             )
-    steps = [key for key in changed if key.startswith(STEPS)]
+    steps = [key for key in changed if key.startswith(STEP_KEYS)]
     epochs = all(key == "trainer.max_epochs" or re.fullmatch(r"phases\.[^.]+\.epochs", key) for key in steps)
     return ("epochs" if epochs else "values") if steps else ""
 
@@ -258,7 +258,7 @@ def require_same_photos(table: Table, folder: Path, allow_changes: bool) -> None
     log.warning("going on, though %s", what)
 
 
-def log_place(place: Place, num_epochs: int) -> None:
+def log_resume_point(place: ResumePoint, num_epochs: int) -> None:
     written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(place.file.stat().st_mtime))
     inside = f" and {place.batches_done:,} batches of the next" if place.batches_done else ""
     log.info(

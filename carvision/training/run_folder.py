@@ -166,7 +166,7 @@ def _quiet_threads() -> Iterator[None]:
 def require_space(folder: Path, lit: LitClassifier, averaged: bool) -> None:
     """Raises InputError if the run's checkpoints would not fit: last, previous, best, and one in writing, in whose
     place the model's file comes later. averaged: a moving average of the weights is kept, too."""
-    needed_mb = 4 * bytes_of_checkpoint(lit, averaged) / 1e6
+    needed_mb = 4 * checkpoint_bytes(lit, averaged) / 1e6
     files = [file.stat() for file in (folder / "checkpoints").glob("*.ckpt")]
     there_mb = sum({file.st_ino: file.st_size for file in files}.values()) / 1e6  # best and last may be one file
     free_mb = shutil.disk_usage(folder).free / 1e6
@@ -177,16 +177,16 @@ def require_space(folder: Path, lit: LitClassifier, averaged: bool) -> None:
         )
 
 
-def bytes_of_checkpoint(lit: LitClassifier, averaged: bool) -> int:
+def checkpoint_bytes(lit: LitClassifier, averaged: bool) -> int:
     """About: float32 weights, their averages, and what the optimizer keeps of each that is trained."""
     phases, sizes = lit.hparams.phases, [(p.numel(), p.requires_grad) for p in lit.parameters()]
     # What a later phase trains is not known yet: all, at most
     trained = sum(size for size, in_first in sizes if in_first or len(phases) > 1)
-    kept = max(_values_of_a_weight(phase["optimizer"]) for phase in phases)
+    kept = max(_optimizer_values_per_weight(phase["optimizer"]) for phase in phases)
     return 4 * ((1 + averaged) * sum(size for size, _ in sizes) + kept * trained)
 
 
-def _values_of_a_weight(optimizer: dict) -> int:
+def _optimizer_values_per_weight(optimizer: dict) -> int:
     """That the optimizer keeps: Adam's two moments, and not more by any that is usual."""
     if "sgd" in optimizer["name"]:
         return 1 if optimizer.get("momentum") else 0

@@ -17,10 +17,10 @@ from carvision.errors import InputError
 from carvision.folders import CONFIG, LOCK, claim_folder, is_run, remove_beginning
 from carvision.freed_memory import keep_freed_memory
 from carvision.run_log import start_log
-from carvision.training.determinism import refused_operation_is_an_input_error
+from carvision.training.determinism import nondeterministic_operation_errors
 from carvision.training.fit import run_training
-from carvision.training.launch import from_first_at_start, is_echo, is_first_process, run_together
-from carvision.training.resuming import reason_to_end, require_more
+from carvision.training.launch import broadcast_at_start, is_first_process, is_secondary_failure, run_together
+from carvision.training.resuming import reason_to_end, require_more_epochs
 from carvision.training.run_folder import (
     EXTENDING,
     disk_errors,
@@ -65,9 +65,9 @@ def run(cfg: dict, name: str, callbacks: Sequence[Callback] = ()) -> Path:
         cfg = {**cfg, "data": {**cfg["data"], "root": os.path.abspath(root)}}  # noqa: PTH100  links stay
     keep_freed_memory()
     with run_together(cfg["trainer"]):
-        chosen, resume, made = from_first_at_start(choose_folder)
+        chosen, resume, made = broadcast_at_start(choose_folder)
         folder = Path(chosen)
-        with disk_errors(folder), refused_operation_is_an_input_error():
+        with disk_errors(folder), nondeterministic_operation_errors():
             return _run_in(folder, cfg, resume, made, callbacks)
 
 
@@ -83,9 +83,9 @@ def _run_in(folder: Path, cfg: dict, resume: bool, made: bool, callbacks: Sequen
             log.info("going on with %s", folder)
         _run_parts(cfg, folder, resume, callbacks)
     except Exception as error:
-        told = isinstance(error, InputError) or is_echo(error)
+        told = isinstance(error, InputError) or is_secondary_failure(error)
         if not told:
-            _end_readers()
+            _kill_workers()
         if told and first and not resume and not any(any(folder.rglob(name)) for name in WORTH_KEEPING):
             start_log(None)  # closes run.log
             remove_beginning(folder, made)  # nothing was trained; the corrected command may name the same run.dir
@@ -101,12 +101,12 @@ def _run_in(folder: Path, cfg: dict, resume: bool, made: bool, callbacks: Sequen
             log.info("the run is not finished%s; the same command with run.dir=%s goes on", why, folder)
         print(f"run: {folder}")
     if ending and ending.signal:
-        _end_readers()
+        _kill_workers()
         sys.exit(128 + ending.signal)
     return folder
 
 
-def _end_readers() -> None:
+def _kill_workers() -> None:
     """At its exit Python waits for them: for ever, as they ignore its signal, and one may wait for a disk."""
     for reader in multiprocessing.active_children():
         reader.kill()
@@ -136,7 +136,7 @@ def _run_parts(cfg: dict, folder: Path, resume: bool, callbacks: Sequence[Callba
         split = cfg["data"]["split"]
         own = [{**cfg, "data": {**cfg["data"], "split": {**split, "fold": value}}} for value in values]
     folders = [folder / f"{what}_{value}" for value in values]
-    begun, done, extending = from_first_at_start(
+    begun, done, extending = broadcast_at_start(
         lambda: [
             [is_run(part) for part in folders],
             [is_done(part, config) for part, config in zip(folders, own, strict=True)],
@@ -144,7 +144,7 @@ def _run_parts(cfg: dict, folder: Path, resume: bool, callbacks: Sequence[Callba
         ]
     )
     if extending and all(done):
-        require_more(folders[0], own[0])
+        require_more_epochs(folders[0], own[0])
     if is_first_process():
         if extending:
             write_json(folder / EXTENDING, {f"{what}s": values})
@@ -155,7 +155,7 @@ def _run_parts(cfg: dict, folder: Path, resume: bool, callbacks: Sequence[Callba
         if is_first_process():
             own_folder(part)
         if done[number]:
-            parts.append(from_first_at_start(lambda part=part: read_metrics(part)))
+            parts.append(broadcast_at_start(lambda part=part: read_metrics(part)))
         else:
             fold = folds[0] if seeds else value
             parts.append(run_training(own[number], part, fold, begun[number], ends, callbacks))

@@ -52,7 +52,7 @@ class SAM(torch.optim.Optimizer):
 
 
 @contextmanager
-def kept_statistics(model: nn.Module) -> Iterator[None]:
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
     """Within it, batch norms do not take the batches into their running statistics: each is to count once."""
     momenta = {module: module.momentum for module in model.modules() if isinstance(module, _BatchNorm)}
     try:

@@ -8,7 +8,7 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
 from carvision.errors import InputError
 
-NUM_RISING = 5  # epochs before report R0's curve begins to fall
+R0_RISING_EPOCHS = 5  # epochs before report R0's curve begins to fall
 
 
 def create_schedule(
@@ -78,7 +78,7 @@ def lr_factor(
 
 def r0_lr(epoch: int, peak: float) -> float:
     """Report R0's curve: 1e-6 + e (peak - 1e-6) / 6 while e < 5, then peak exp(-0.1 e); e counts from 0."""
-    if epoch < NUM_RISING:
+    if epoch < R0_RISING_EPOCHS:
         return 1e-6 + epoch * (peak - 1e-6) / 6
     return peak * math.exp(-0.1 * epoch)
 

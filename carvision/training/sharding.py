@@ -18,7 +18,7 @@ from carvision.models.classifier import classifier_from
 from carvision.training.lit_classifier import LitClassifier
 from carvision.training.optimizers import OPTIMIZERS
 
-NUM_BLOCKS = 8  # at least, in which weights are gathered, where the network has so many
+MIN_BLOCKS = 8  # at least, in which weights are gathered, where the network has so many
 
 
 def check_fsdp(cfg: dict, precision: str) -> None:
@@ -42,11 +42,11 @@ def check_fsdp(cfg: dict, precision: str) -> None:
 
 
 def create_strategy() -> ModelParallelStrategy:
-    # The sizes are known only to the Trainer: see `divide_over_all`
+    # The sizes are known only to the Trainer: see `enable_sharding`
     return ModelParallelStrategy(tensor_parallel_size=1, save_distributed_checkpoint=False)
 
 
-def divide_over_all(trainer: pl.Trainer, lit: LitClassifier) -> None:
+def enable_sharding(trainer: pl.Trainer, lit: LitClassifier) -> None:
     """To be called before the Trainer fits: the weights are divided when the processes are connected."""
     trainer.strategy._data_parallel_size = trainer.num_devices * trainer.num_nodes
     lit.configure_model = partial(shard, lit)  # by Lightning, once a process
@@ -56,7 +56,7 @@ def shard(lit: LitClassifier) -> None:
     """Divides the weights of the network over the processes."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # only now: half a second
 
-    if not any(_is_divided(p) for p in lit.model.parameters()):
+    if not any(_is_sharded(p) for p in lit.model.parameters()):
         lit.model.to(memory_format=torch.contiguous_format)  # which FSDP insists on
         mesh = lit.device_mesh["data_parallel"]
         for block in blocks_of(lit.model.backbone):
@@ -67,8 +67,8 @@ def shard(lit: LitClassifier) -> None:
 
 def blocks_of(backbone: nn.Module) -> list[nn.Module]:
     """The parts whose weights are gathered together: of the parts that follow each other in the network, the largest
-    with at most 1 / NUM_BLOCKS of the weights, and no crumbs."""
-    limit, least = _size(backbone) // NUM_BLOCKS, _size(backbone) // 1000
+    with at most 1 / MIN_BLOCKS of the weights, and no crumbs."""
+    limit, least = _size(backbone) // MIN_BLOCKS, _size(backbone) // 1000
 
     def within(module: nn.Module) -> list[nn.Module]:
         found = []
@@ -93,14 +93,14 @@ def _is_called_alone(child: nn.Module, parent: nn.Module) -> bool:
     return isinstance(parent, nn.ModuleList) or (of_a_kind > 1 and any(child.children()))
 
 
-def make_whole(lit: LitClassifier) -> None:
+def unshard(lit: LitClassifier) -> None:
     """A network of its own in each process again, with random weights. To be called after training."""
-    if any(_is_divided(p) for p in lit.model.parameters()):
+    if any(_is_sharded(p) for p in lit.model.parameters()):
         lit.model = classifier_from(lit.model.description)
         lit.configure_model = lambda: None  # Lightning insists on one
 
 
-class SameStatistics(pl.Callback):
+class SyncStatistics(pl.Callback):
     """The statistics of batch norms are those of the first process wherever they are used, as under trainer=ddp."""
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -112,6 +112,6 @@ def _size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _is_divided(parameter: nn.Parameter) -> bool:
+def _is_sharded(parameter: nn.Parameter) -> bool:
     tensor = sys.modules.get("torch.distributed.tensor")  # without which none is
     return tensor is not None and isinstance(parameter, tensor.DTensor)

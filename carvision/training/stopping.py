@@ -13,13 +13,13 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.trainer.states import TrainerFn
 
 from carvision.training.checkpoints import Checkpoints
-from carvision.training.many_processes import any_of_all, from_first
+from carvision.training.many_processes import any_process, broadcast_object
 
 log = logging.getLogger(__name__)
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 AGREE_EVERY_S = 5.0  # several processes ask each other so often whether to stop
-LOOK_EVERY_S = 60.0  # so often what a checkpoint waits for is asked without one: is the loss still a number?
+CHECK_EVERY_S = 60.0  # so often what a checkpoint waits for is asked without one: is the loss still a number?
 
 
 class Stopped(BaseException):
@@ -53,7 +53,7 @@ class Stopping(Callback):
         self.received: int | None = None
         self.asked_at, self.steps, self.steps_between = time.monotonic(), 0, 1
         self.has_begun = False
-        self.looked_at = time.monotonic()
+        self.checked_at = time.monotonic()
         self.before: dict = {}
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -101,13 +101,13 @@ class Stopping(Callback):
         if last or (batch_idx + 1) % trainer.accumulate_grad_batches or self.steps < self.steps_between:
             return
         if trainer.world_size > 1:
-            self._plan_next_question()
-        stop = any_of_all(self._wants_to_stop())
-        if stop or any_of_all(time.monotonic() - self.checkpoints.saved_at > self.every_s):
+            self._schedule_next_check()
+        stop = any_process(self._wants_to_stop())
+        if stop or any_process(time.monotonic() - self.checkpoints.saved_at > self.every_s):
             self.checkpoints.save(trainer)
-        elif any_of_all(time.monotonic() - self.looked_at > LOOK_EVERY_S):
+        elif any_process(time.monotonic() - self.checked_at > CHECK_EVERY_S):
             self.checkpoints.before(trainer)
-            self.looked_at = time.monotonic()
+            self.checked_at = time.monotonic()
         if stop:
             self._stop()
 
@@ -116,14 +116,14 @@ class Stopping(Callback):
 
     def stop_between_epochs(self) -> None:
         """What a validation let wait; the epoch's checkpoint, written last of all that ends an epoch, is there now."""
-        if any_of_all(self._wants_to_stop()):
+        if any_process(self._wants_to_stop()):
             self._stop()
 
-    def _plan_next_question(self) -> None:
+    def _schedule_next_check(self) -> None:
         """At the same step in all processes, for which none may wait at every step."""
         now = time.monotonic()
         fitting = AGREE_EVERY_S * self.steps / max(now - self.asked_at, 1e-6)
-        self.steps_between = from_first(min(max(1, int(fitting)), 10 * self.steps_between))
+        self.steps_between = broadcast_object(min(max(1, int(fitting)), 10 * self.steps_between))
         self.steps, self.asked_at = 0, now
 
     def _wants_to_stop(self) -> bool:
@@ -132,6 +132,6 @@ class Stopping(Callback):
 
     def _stop(self) -> None:
         for number in SIGNALS:
-            if any_of_all(self.received == number):
+            if any_process(self.received == number):
                 raise Stopped(signal.Signals(number).name, number)
         raise Stopped("run.max_minutes")

@@ -32,7 +32,7 @@ def trainer_arguments(trainer: dict, checkpoint_io: CheckpointIO | None = None) 
         arguments |= {"accelerator": XLAOnCPU(), "devices": 1}
     elif int(os.environ.get("WORLD_SIZE") or 1) > 1:
         num_machines = int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"])
-        arguments |= {"strategy": Cores(), "num_nodes": num_machines}
+        arguments |= {"strategy": MultiCoreStrategy(), "num_nodes": num_machines}
     else:
         arguments |= {"devices": 1 if trainer["devices"] == "auto" else trainer["devices"]}
     if trainer["precision"] == "bf16-mixed":
@@ -70,7 +70,7 @@ class XLAOnCPU(XLAAccelerator):
         return [torch.device("xla", 0)]
 
 
-class Cores(XLAStrategy):
+class MultiCoreStrategy(XLAStrategy):
     """Several cores, with a process for each that is there already, see tpu_cores.
 
     Lightning's own starts them itself, for each fit and each test anew: it can't fit a second phase, and what callbacks

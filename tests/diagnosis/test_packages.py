@@ -9,8 +9,8 @@ from carvision.diagnosis.packages import (
     OLDEST_PYTHON,
     judge_builds,
     judge_imports,
-    judge_places,
     judge_python,
+    judge_shadowed_modules,
     judge_versions,
     malicious_packages,
     module_of,
@@ -104,12 +104,12 @@ def test_what_fails_for_one_reason_is_one_finding():
 def test_a_module_that_hides_the_installed_one(tmp_path, monkeypatch):
     write_stub(tmp_path, "yaml")
     monkeypatch.setattr(packages, "find_spec", lambda name: Spec(tmp_path / name))
-    [finding] = judge_places({"pyyaml": "6.0"}, {"import:yaml": {}})
+    [finding] = judge_shadowed_modules({"pyyaml": "6.0"}, {"import:yaml": {}})
     assert finding.severity == "note" and str(tmp_path / "yaml") in finding.what
     [finding] = judge_imports({"pyyaml": "6.0"}, {"import:yaml": {"error": "x"}})
     assert f"take {tmp_path / 'yaml'} away" in finding.mend
     monkeypatch.undo()
-    assert judge_places(read_versions(), {}) == []
+    assert judge_shadowed_modules(read_versions(), {}) == []
 
 
 class Spec:

@@ -10,7 +10,7 @@ from carvision.diagnosis.photos import (
     describe_data,
     describe_decoding,
     draw_jpeg,
-    find_some_photos,
+    find_sample_photos,
     judge_data,
     judge_decoding,
     measure_data,
@@ -60,10 +60,10 @@ def test_a_folder_is_measured_and_bad_photos_are_counted(tmp_path):
 
 
 def test_a_large_folder_is_looked_at_in_part(tmp_path, monkeypatch):
-    monkeypatch.setattr(photos, "MOST_FILES", 3)
+    monkeypatch.setattr(photos, "MAX_FILES", 3)
     for number in range(9):
         (tmp_path / f"{number}.jpg").touch()
-    assert len(find_some_photos(tmp_path)) == 3
+    assert len(find_sample_photos(tmp_path)) == 3
 
 
 @pytest.mark.parametrize(

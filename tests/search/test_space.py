@@ -4,7 +4,7 @@ import optuna
 import pytest
 
 from carvision.errors import InputError
-from carvision.search.space import divide, read_space
+from carvision.search.space import read_space, split_overrides
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -63,7 +63,7 @@ def test_a_grid_has_every_combination_once():
 
 def test_of_one_key_the_last_word_holds():
     words = ["optimizer.lr=1e-3", "seed=1,2", "optimizer.lr=interval(0,1)", "seed=3", "loss=focal"]
-    assert divide(words) == (["seed=3", "loss=focal"], ["optimizer.lr=interval(0,1)"])
+    assert split_overrides(words) == (["seed=3", "loss=focal"], ["optimizer.lr=interval(0,1)"])
 
 
 def test_keys_follow_from_what_was_drawn_also_from_names_of_its_own():
@@ -116,5 +116,5 @@ def test_a_key_that_nothing_knows_and_nothing_uses_is_refused():
 )
 def test_what_is_wrong_is_told_in_one_line(words, told):
     with pytest.raises(InputError, match=told) as caught:
-        space_of(divide(words)[1])
+        space_of(split_overrides(words)[1])
     assert "\n" not in str(caught.value)

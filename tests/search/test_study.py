@@ -12,10 +12,10 @@ from carvision.search.study import (
     JOURNAL,
     brackets_of,
     create_pruner,
-    cut_torn_line,
     describe_brackets,
     open_storage,
     open_study,
+    truncate_partial_line,
 )
 from carvision.search.trial import as_first, count_once
 from carvision.search.trials import BROKEN, ROOT
@@ -41,7 +41,7 @@ def study_of(sweep):
 def test_a_torn_last_line_is_cut(text, whole, tmp_path):
     file = tmp_path / "journal"
     file.write_bytes(text)
-    cut_torn_line(file)
+    truncate_partial_line(file)
     assert file.read_bytes() == whole
 
 

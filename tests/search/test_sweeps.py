@@ -22,7 +22,7 @@ from carvision.search.trials import SURPLUS, latest
 from carvision.sweep import sweep
 from tests import forked
 from tests.conftest import ROOT
-from tests.search.small_sweeps import LR, queue_of, small_sweep, table_of, trials_of, words_of
+from tests.search.small_sweeps import LR, overrides_for, queue_of, small_sweep, table_of, trials_of
 from tests.small_runs import demo
 
 HYPERBAND = ["sweep=hyperband", "trainer.max_epochs=3", "sweep.reduction_factor=3", "sweep.keep=2", "sweep.trials=9"]
@@ -45,7 +45,7 @@ def start(folder: Path, *words: str, pictures: bool = False):
     out = folder.with_name(f"{folder.name}.{time.monotonic_ns()}")
     variables = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     first = "" if pictures else NO_PICTURES
-    words = words_of(folder, *words)
+    words = overrides_for(folder, *words)
     return forked.start("carvision.sweep", *words, cwd=folder.parent, env=variables, out=out, first=first), out
 
 
@@ -402,7 +402,7 @@ def test_the_best_trial_has_the_heads_that_were_added_and_lacks_those_that_were_
     write_best(sweep, trial)
     words = ["--config-dir", sweep.folder, "experiment=best", "--cfg", "job", "--resolve"]
     config = yaml.safe_load(run_forked("carvision.train", *words, check=0).stdout)
-    expected = dict(compose(sweep.words_of(trial.params))[0])
+    expected = dict(compose(sweep.overrides_for(trial.params))[0])
     assert sorted(config["model"]["heads"]) == ["model", "speed"] and config["optimizer"]["lr"] == 0.0123
     del config["run"], expected["run"]
     assert config == expected

@@ -112,7 +112,7 @@ def value_text(value) -> str:
 
 def write_best(sweep: Sweep, trial: FrozenTrial) -> None:
     """experiment/best.yaml, which carvision.train finds with --config-dir <the search's folder>."""
-    words = sweep.words_of(trial.params)
+    words = sweep.overrides_for(trial.params)
     config, _, groups = compose(words)
     chosen = {group: name for group, name in groups.items() if not group.startswith(OWN)}
     # Others, as heads that were added, have nothing to override; and heads may have been taken away
