@@ -1,4 +1,4 @@
-"""All that is looked at, one part after the other. A part that fails is a finding, never a traceback."""
+"""Examine the machine part by part. A part that fails becomes a finding, never a traceback."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ from carvision.diagnosis.probing import probe, probe_together
 from carvision.machine import num_cores
 from carvision.versions import git_state, read_versions, requirements
 
-# torch and what stands on it take most of the time; the rest is imported at the same time, by another process
+# torch and the packages above it take most of the time; another process imports the rest meanwhile
 TORCH_PACKAGES = ("numpy", "torch", "torchvision", "timm", "torchmetrics", "pytorch_lightning")
 Row = tuple[str, str]
 
 
 class Examination(NamedTuple):
-    rows: list[Row]  # what there is: a name, and what of it; "" for the name of the part before
-    findings: list[Finding]  # the worst first
+    """Describe the machine, and list what is wrong with it."""
+
+    rows: list[Row]  # (name, description); an empty name continues the row before
+    findings: list[Finding]  # worst first
 
 
 def examine(data: str | None, out: str, online: bool, say: Callable[[str], None]) -> Examination:
-    """say: takes what is being done, for a person who waits."""
+    """Examine the machine. data: folder of photos to read, or None. out: folder for runs. online: ask the hub. say:
+    called with what is being done, for a user who waits."""
     rows: list[Row] = []
     findings: list[Finding] = []
     facts: dict = {"versions": {}, "answers": {}, "torch": {}}
@@ -45,8 +48,8 @@ def examine(data: str | None, out: str, online: bool, say: Callable[[str], None]
     for name, look in parts:
         try:
             more_rows, more_findings = look(facts)
-        except Exception as error:  # of a machine unlike all that this was written for
-            what = f"this part of the machine could not be looked at ({one_line(f'{type(error).__name__}: {error}')})"
+        except Exception as error:  # an unforeseen machine
+            what = f"this part of the machine could not be examined ({one_line(f'{type(error).__name__}: {error}')})"
             more_rows, more_findings = [], [Finding("note", name, what)]
         rows += more_rows
         findings += more_findings
@@ -54,11 +57,12 @@ def examine(data: str | None, out: str, online: bool, say: Callable[[str], None]
 
 
 def num_workers() -> int:
-    """Processes that read photos, where data.num_workers does not say it: as in PhotoDataModule."""
+    """Return the default number of processes that read photos, as in PhotoDataModule."""
     return max(1, min(16, num_cores() - 1))
 
 
 def examine_python(facts: dict) -> Examination:
+    """Describe carvision, Python and the system."""
     state = git_state()
     commit = f" ({state['commit'][:7]}{', changed' if state['changed'] else ''})" if state else ""
     rows = [("carvision", f"{__version__}{commit}")]
@@ -68,18 +72,20 @@ def examine_python(facts: dict) -> Examination:
 
 
 def examine_machine(facts: dict) -> Examination:
-    found = facts["processor"] = processor.read_processor()  # now: what is started below adds to the load
+    """Describe cores and memory, and store the facts for later parts."""
+    found = facts["processor"] = processor.read_processor()  # now: the probes started below add to the load
     facts["system"] = devices.read_accelerators()
     return Examination(processor.describe_processor(found), [])
 
 
 def examine_packages(facts: dict, data: str | None, online: bool, say: Callable[[str], None]) -> Examination:
+    """Import the packages in other processes; check versions, builds and modules that hide them."""
     needed, versions = requirements(), read_versions()
     facts["versions"] = versions
     left_out = packages.malicious_packages(versions)
     modules = [packages.module_of(name) for name in versions if name not in left_out]
     of_torch = [f"import:{name}" for name in TORCH_PACKAGES if name in modules]
-    if "torch" in modules:  # at once: what comes after it may crash
+    if "torch" in modules:  # directly after it: later imports may crash
         of_torch.insert(of_torch.index("import:torch") + 1, "devices")
     others = [f"import:{name}" for name in modules if name not in TORCH_PACKAGES]
     others += ["hub"] if online else []
@@ -99,6 +105,7 @@ def examine_packages(facts: dict, data: str | None, online: bool, say: Callable[
 
 
 def examine_devices(facts: dict) -> Examination:
+    """Check processor threads, GPUs and TPUs."""
     system, torch = facts["system"], facts["torch"]
     findings = processor.judge_processor(facts["processor"], torch.get("num_threads"))
     findings += devices.judge_devices(system, torch, facts["versions"])
@@ -106,9 +113,10 @@ def examine_devices(facts: dict) -> Examination:
 
 
 def examine_storage(facts: dict) -> Examination:
+    """Check shared memory and limits."""
     free, limits = storage.read_shared_memory(), storage.read_limits()
     num_gpus = len(facts["torch"].get("gpus", []))
-    files = "without limit" if limits["files"] is None else f"{limits['files']:,} for a process"
+    files = "unlimited" if limits["files"] is None else f"{limits['files']:,} for a process"
     rows = [("open files", files)]
     if free is not None:
         rows.insert(0, ("shared memory", f"{size_text(free)} free in {storage.SHARED_MEMORY}"))
@@ -118,12 +126,13 @@ def examine_storage(facts: dict) -> Examination:
 
 
 def examine_disk(out: Path) -> Examination:
+    """Check the disk for runs."""
     disk = storage.read_disk(out)
     return Examination([("disk", storage.describe_disk(disk))], storage.judge_disk(disk))
 
 
 def examine_photos(facts: dict, data: str | None, say: Callable[[str], None]) -> Examination:
-    """Measured alone, when nothing else of the doctor's runs."""
+    """Measure decoding and reading, while nothing else of the doctor's runs."""
     if any("error" in facts["answers"].get(f"import:{name}", {"error": ""}) for name in ("PIL", "numpy")):
         findings = [Finding("note", "decoding", "could not be measured without Pillow and NumPy")]
         return Examination([], findings)
@@ -143,6 +152,7 @@ def examine_photos(facts: dict, data: str | None, say: Callable[[str], None]) ->
 
 
 def examine_settings(facts: dict) -> Examination:
+    """Check environment variables and the compiler."""
     num_gpus = len(facts["torch"].get("gpus", []))
     compiler = variables.read_compiler()
     findings = variables.judge_variables(dict(os.environ), num_cores())
@@ -151,11 +161,12 @@ def examine_settings(facts: dict) -> Examination:
 
 
 def examine_hub(facts: dict) -> Examination:
+    """Check whether the model hub answers."""
     answer = facts["answers"].get("hub")
     if answer is None:
         return Examination([], [])
     if "error" not in answer:
         return Examination([("hub", f"{answer['hub']} answers")], [])
-    what = f"does not answer ({answer['error']}): weights can't be fetched from there"
-    mend = "model.weights=<file>, or HF_ENDPOINT and HTTPS_PROXY where there is a mirror or a proxy"
-    return Examination([("hub", "no answer")], [Finding("note", "hub", what, mend)])
+    what = f"does not answer ({answer['error']}): weights can't be downloaded from there"
+    fix = "model.weights=<file>, or HF_ENDPOINT and HTTPS_PROXY for a mirror or a proxy"
+    return Examination([("hub", "no answer")], [Finding("note", "hub", what, fix)])

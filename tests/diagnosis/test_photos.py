@@ -69,7 +69,7 @@ def test_a_large_folder_is_looked_at_in_part(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "answer, words",
     [
-        ({"error": "FileNotFoundError: nowhere"}, "can't be looked at: FileNotFoundError"),
+        ({"error": "FileNotFoundError: nowhere"}, "can't be read: FileNotFoundError"),
         ({"found": 0, "all": True, "bad": 0, "tried": 0}, "holds no photos"),
         ({**GOOD, "bad": 2}, "2 of 64 photos"),
     ],
@@ -96,5 +96,5 @@ def test_decoding_against_what_a_gpu_wants():
     [finding] = judge_decoding({**FAST, "rates": [40.0, 9.0]}, 15, 0)
     assert "40 photos a second" in finding.what
     [finding] = judge_decoding({**FAST, "decoder": "pillow", "why": "libjpeg: no cc"}, 15, 0)
-    assert "no cc" in finding.what and "libjpeg-turbo" in finding.mend
+    assert "no cc" in finding.what and "libjpeg-turbo" in finding.fix
     assert judge_decoding({"error": "x"}, 1, 1) == [] and describe_decoding({}) == "not measured"

@@ -28,7 +28,7 @@ def test_this_machine_can_be_described():
 )
 def test_too_little_is_told(facts, threads, severity, words):
     [finding] = judge_processor({**GOOD, **facts}, threads)
-    assert finding.severity == severity and words in finding.what and finding.mend
+    assert finding.severity == severity and words in finding.what and finding.fix
 
 
 def test_limits_of_a_container_are_described():

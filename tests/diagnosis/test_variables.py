@@ -23,7 +23,7 @@ from carvision.diagnosis.variables import judge_compiler, judge_variables, read_
 )
 def test_a_variable_that_hurts(variables, severity, words):
     [finding] = judge_variables(variables, num_cores=8)
-    assert finding.severity == severity and words in finding.what and finding.mend
+    assert finding.severity == severity and words in finding.what and finding.fix
 
 
 @pytest.mark.parametrize(
