@@ -87,7 +87,7 @@ def test_the_value_is_the_best_of_validation_and_tests_have_no_part_in_it(hyperb
             assert row["epochs"] == 1 and not (run / "metrics.json").exists()
     reported = [trial.intermediate_values for trial in trials_of(folder)]
     assert [len(values) for values in reported] == table["epochs"].tolist()
-    assert "  bracket 1: 60%, about 5 trials; one of 3 goes on after 1" in done.stderr
+    assert "  bracket 1: 60%, about 5 trials; one of 3 continues after 1" in done.stderr
     assert done.stdout.splitlines()[-1] == f"sweep: {folder}" and "The best trials" in done.stdout
     saved = 2 * (table["state"] == "pruned").sum()
     assert f"epochs: {table['epochs'].sum()} spent, {saved} saved" in done.stderr
@@ -135,7 +135,7 @@ def test_the_same_command_again_finds_it_done_and_another_search_is_refused(hype
     before = [trial.datetime_complete for trial in trials_of(folder)]
     done = search(folder, *demo(demo_photos), *HYPERBAND, *SPACE)
     assert [trial.datetime_complete for trial in trials_of(folder)] == before
-    assert f"going on with {folder}: 9 of 9 trials have ended" in done.stderr
+    assert f"continuing {folder}: 9 of 9 trials have ended" in done.stderr
     done = search(folder, *demo(demo_photos), *SPACE, check=1)
     assert "trainer.max_epochs: 3 became 1" in done.stderr.splitlines()[-1]
 
@@ -215,7 +215,7 @@ def test_a_signal_ends_it_with_a_checkpoint_and_the_same_command_goes_on(tmp_pat
     os.kill(process.pid, signal.SIGTERM)
     (done,) = forked.finish([process], [out])
     assert done.returncode == 143 and "Traceback" not in done.stderr
-    assert "broken off after" in done.stderr and "the same command goes on" in done.stderr
+    assert "interrupted after" in done.stderr and "the same command continues it" in done.stderr
     epochs = len(pd.read_csv(history))
     assert 1 <= epochs < 12
     done = search(folder, *words, "sweep.trials=1")
@@ -223,8 +223,8 @@ def test_a_signal_ends_it_with_a_checkpoint_and_the_same_command_goes_on(tmp_pat
     assert (first.state, second.state) == (TrialState.FAIL, TrialState.COMPLETE)
     assert first.params == second.params and second.user_attrs["retry_of"] == 0
     assert len(second.intermediate_values) == 12 == len(pd.read_csv(history))
-    assert "trial 0, which broke off, goes on" in done.stderr
-    assert "going on after" in (folder / "trials" / "0000" / "run.log").read_text()
+    assert "trial 0, which was interrupted, continues" in done.stderr
+    assert "resuming after" in (folder / "trials" / "0000" / "run.log").read_text()
     assert table_of(folder).shape[0] == 1
 
 
