@@ -1,4 +1,5 @@
-"""One pass of photos through the backbone, by all processes of a run together, into a file or into memory."""
+"""Run photos once through the backbone, shared by all processes of a run, and store the features in a file or in
+memory."""
 
 import logging
 import time
@@ -20,19 +21,20 @@ from carvision.training.stopping import Stopping
 
 log = logging.getLogger(__name__)
 
-# On the CPU, photos that go through the backbone together: what its layers give then stays in the processor's cache.
-# MobileNetV2 0.35 at 224 px took 9 ms a photo so, and 13 to 16 ms in batches of 64, with the same bits.
+# On the CPU, small batches keep activations in the processor's cache: MobileNetV2 0.35 at 224 px took 9 ms a photo,
+# against 13 to 16 ms in batches of 64, with the same bits.
 CPU_SUBBATCH_SIZE = 16
-MAX_MEMORY_BYTES = 2e9  # bytes, where the disk does not take them
+MAX_MEMORY_BYTES = 2e9  # of features kept in memory if they can't be stored on the disk
 
 
 def compute_features(
     lit: LitClassifier, data: PhotoDataModule, table: Table, file: Path, max_bytes: float
 ) -> Features | None:
-    """Of all photos of the table, each process its share; the first one of each machine writes the file.
+    """Compute the features of all photos of the table, each process its share; the first process of each machine writes
+    `file`.
 
-    max_bytes: of the file's folder. Where the disk does not take them they are in memory; None where they are too large
-    for that, too. Raises InputError for a photo that can't be read where data.on_bad_image=error.
+    max_bytes: limit of the file's folder. Features that can't be stored on the disk are kept in memory; returns None if
+    they are too large for that, too. Raises InputError for an unreadable photo with data.on_bad_image=error.
     """
     began, num = time.perf_counter(), len(table)
     log.info("computing the features of %s photos, once", f"{num:,}")
@@ -42,10 +44,10 @@ def compute_features(
             if start == 0:
                 shape, dtype = (num, *values.shape[1:]), str(values.dtype).removeprefix("torch.")
                 if data.trainer.local_rank == 0:
-                    new, problem = _begin(file, shape, dtype, max_bytes)
-                problem = _first(problem)
+                    new, problem = _open_writer(file, shape, dtype, max_bytes)
+                problem = _first_problem(problem)
                 if problem and (size := num * values[0].nbytes) > MAX_MEMORY_BYTES:
-                    log.warning("features of %.1f GB can't be kept: %s; going on without", size / 1e9, problem)
+                    log.warning("features of %.1f GB can't be cached: %s; continuing without", size / 1e9, problem)
                     return None
                 rows = new.rows if new else np.empty(shape, dtype) if problem else None
             if rows is not None:
@@ -55,11 +57,11 @@ def compute_features(
             try:
                 new.finish(bad)
             except OSError as error:
-                problem = _why(file, error)
+                problem = _write_error(file, error)
     finally:
         if new:
             new.abandon()
-    seconds, late = time.perf_counter() - began, _first(problem)
+    seconds, late = time.perf_counter() - began, _first_problem(problem)
     if late:
         log.warning("features of %s photos in %.1f s, for this run alone: %s", f"{num:,}", seconds, late)
         return None if rows is None else Features(torch.from_numpy(np.array(rows)), bad)
@@ -67,25 +69,27 @@ def compute_features(
     return open_features(file)
 
 
-def _begin(file: Path, shape: tuple[int, ...], dtype: str, max_bytes: float) -> tuple[FeatureFileWriter | None, str]:
-    """The file to be, or why it can't be."""
+def _open_writer(
+    file: Path, shape: tuple[int, ...], dtype: str, max_bytes: float
+) -> tuple[FeatureFileWriter | None, str]:
+    """Return a writer for the file, or None and the reason why it can't be written."""
     needed = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if needed > max_bytes:
         limit = f"features.max_gb={max_bytes / 1e9:g} is less than {needed / 1e9:.3g}"
-        return None, limit if max_bytes else "nothing is to be kept on the disk"
+        return None, limit if max_bytes else "nothing is cached on the disk"
     try:
         make_room(file.parent, max_bytes, needed)
         return FeatureFileWriter(file, shape, dtype), ""
     except OSError as error:
-        return None, _why(file, error)
+        return None, _write_error(file, error)
 
 
-def _why(file: Path, error: OSError) -> str:
-    return f"{file.parent} does not take them ({error.strerror or error}); features.dir= names another folder"
+def _write_error(file: Path, error: OSError) -> str:
+    return f"{file.parent} can't store them ({error.strerror or error}); features.dir= names another folder"
 
 
-def _first(problem: str) -> str:
-    """Of all processes, the first that has one; else ""."""
+def _first_problem(problem: str) -> str:
+    """Return the first problem that any process has; "" without one."""
     return next(filter(None, gather_objects(problem)), "")
 
 
@@ -93,8 +97,10 @@ def _first(problem: str) -> str:
 def backbone_outputs(
     lit: LitClassifier, data: PhotoDataModule, table: Table, bad: dict[int, str]
 ) -> Iterator[tuple[int, Tensor]]:
-    """(row of the first, features of some photos on the CPU), of all photos of the table in their order, in every
-    process. Fills `bad` with {row: reason} of the photos that this process could not read. Stops where the run does.
+    """Yield (first row, features on the CPU) batch by batch for all photos of the table in order, the same in every
+    process.
+
+    Adds {row: reason} to `bad` for photos that this process could not read. Raises Stopped when the run is to stop.
     """
     trainer, model = data.trainer, lit.model
     photos = data.create_photos(table)
@@ -122,7 +128,8 @@ def backbone_outputs(
 
 
 def padded_batches(num: int, batch_size: int, rank: int, world_size: int) -> list[list[Key]]:
-    """Of one process: the rows 0 to num - 1 dealt out to all in turn, in batches of one size, padded."""
+    """Return one process's batches: rows 0 to num - 1 are dealt to all processes in turn, in padded batches of one
+    size."""
     width = batch_size * world_size
     batches = []
     for start in range(0, num, width):

@@ -1,4 +1,4 @@
-"""One run: fit, test the best weights, save the model and the figures."""
+"""Train one run: fit, test the best weights, save the model and its metrics."""
 
 import logging
 import math
@@ -63,25 +63,25 @@ def run_training(
     ends: float | None = None,
     callbacks: Sequence[pl.Callback] = (),
 ) -> dict | None:
-    """Train as `cfg` (plain and checked) says, into the folder. Returns what metrics.json holds; None where
-    run.max_epochs_per_start ended it before. Raises Stopped where a signal or run.max_minutes did.
+    """Train as `cfg` (plain and checked) says, into the folder. Return the contents of metrics.json; None if
+    run.max_epochs_per_start ended this start earlier. Raise Stopped after a signal or run.max_minutes.
 
-    resume: the folder holds an earlier start of this run, which is gone on with. ends: the time of time.monotonic()
-    after which this start is to end. callbacks: beside the run's own.
+    fold: see build_datamodule. resume: the folder holds an earlier start of this run, which is resumed. ends:
+    time.monotonic() after which this start stops; None: never. callbacks: called before the run's own.
     """
     _quiet_libraries()
     set_deterministic(cfg["deterministic"])
     first = is_first_process()
     if resume:
         cfg = restore_batch_size(cfg, folder)
-    steps_changed = broadcast_at_start(lambda: changed_step_settings(cfg, folder) if resume else "")
-    finished = broadcast_at_start(lambda: resume and is_finished(folder))  # and is to be trained further
+    settings_changed = broadcast_at_start(lambda: changed_step_settings(cfg, folder) if resume else "")
+    finished = broadcast_at_start(lambda: resume and is_finished(folder))  # a finished run that is extended
     if finished:
         require_more_epochs(folder, cfg)
     clock = Clock(folder / "seconds.json", read_metrics(folder).get("seconds") if finished else None)
     if first and not finished:
         write_config(cfg, folder)
-    with first_process_first():  # it may write the demo data, or download
+    with first_process_first():  # it may draw the demo data or download
         datamodule = build_datamodule(cfg, fold)
     table = datamodule.table
     if resume:
@@ -98,16 +98,16 @@ def run_training(
     total = sum(p.numel() for p in lit.parameters())
     heads = ", ".join(f"{n} ({len(v['ids'])})" if "ids" in v else n for n, v in lit.labels.items())
     log.info("%s: %s parameters; heads: %s", cfg["model"]["backbone"], f"{total:,}", heads)
-    asked = sum(phase["epochs"] for phase in (cfg["phases"] or {}).values())
-    if asked > lit.num_epochs:
-        log.warning("trainer.max_epochs ends the phases after %d of their %d epochs", lit.num_epochs, asked)
-    lit.step_settings_changed = steps_changed
-    with first_process_first():  # it mends what a start that was killed has left
-        place = find_resume_point(folder / "checkpoints", mend=first) if resume else None
-    if place:
-        place = apply_patience(place, cfg["callbacks"]["patience"])
-        require_enough_epochs(place, lit.hparams.phases)
-        log_resume_point(place, lit.num_epochs)
+    wanted = sum(phase["epochs"] for phase in (cfg["phases"] or {}).values())
+    if wanted > lit.num_epochs:
+        log.warning("trainer.max_epochs ends the phases after %d of their %d epochs", lit.num_epochs, wanted)
+    lit.step_settings_changed = settings_changed
+    with first_process_first():  # it cleans up after a killed start
+        resume_point = find_resume_point(folder / "checkpoints", repair=first) if resume else None
+    if resume_point:
+        resume_point = apply_patience(resume_point, cfg["callbacks"]["patience"])
+        require_enough_epochs(resume_point, lit.hparams.phases)
+        log_resume_point(resume_point, lit.num_epochs)
     elif resume and first:
         require_no_lost_checkpoints(folder)
     require_space(folder, lit, averaged=cfg["callbacks"]["ema_decay"] is not None)
@@ -115,8 +115,8 @@ def run_training(
     if cfg["trainer"]["strategy"] == "fsdp":
         enable_sharding(trainer, lit)
     if first:
-        if finished:  # from now on, until it has come to its new end
-            write_json(folder / EXTENDING, {"epochs": place.epochs_done})
+        if finished:  # the run counts as unfinished until its new end
+            write_json(folder / EXTENDING, {"epochs": resume_point.epochs_done})
             write_config(cfg, folder)
             write_splits(table, folder / "splits.csv")
         write_text(folder / "summary.txt", summarise_network(lit.model) + "\n")
@@ -127,12 +127,12 @@ def run_training(
         trainer.callbacks.insert(0, LinearStart(datamodule.kept, clock, cfg["seed"]))
     clock.lap("building")
     try:
-        ended = fit_phases(trainer, lit, datamodule, place, cfg["run"]["max_epochs_per_start"])
+        ended = fit_phases(trainer, lit, datamodule, resume_point, cfg["run"]["max_epochs_per_start"])
     finally:
         clock.lap("training")
         clock.add("first_step", first_step_seconds(trainer))
         if first:
-            clock.save()  # for the start that goes on, if this one does not come to its end
+            clock.save()  # for the next start, if this one does not finish
     if not ended:
         log.info("%d of %d epochs (run.max_epochs_per_start)", trainer.current_epoch, lit.num_epochs)
         return None
@@ -156,18 +156,18 @@ def run_training(
 
 
 def _test(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, folder: Path, with_test: bool) -> dict:
-    """Metrics of the best epoch: train and val from the history, test measured now with the best weights. None: those
-    that are undefined, as no photo counted."""
+    """Return the metrics of the best epoch: train and val from the history, test measured now with the best weights.
+    Undefined metrics, for which no photo counted, are None."""
     unshard(lit)
     best = load_best(folder / "checkpoints", lit)
     row = _row_of(best, folder / "history.csv")
     metrics: dict = {"best_epoch": best["epoch"]}
     for split in ("train", "val"):
-        of_split = {k.removeprefix(f"{split}/"): v for k, v in row.items() if k.startswith(f"{split}/")}
-        metrics[split] = {k: None if v is None or math.isnan(v) else float(v) for k, v in of_split.items()}
+        values = {k.removeprefix(f"{split}/"): v for k, v in row.items() if k.startswith(f"{split}/")}
+        metrics[split] = {k: None if v is None or math.isnan(v) else float(v) for k, v in values.items()}
     metrics["test"], metrics["decodings"] = {}, {}
     evaluated = {}
-    if len(lit.val_metrics.rules) > 1:  # else the history has all of val already
+    if len(lit.val_metrics.rules) > 1:  # else the history has all val metrics
         if "decodings" in best:
             metrics["decodings"]["val"] = best["decodings"]
         else:  # a checkpoint of an earlier version
@@ -177,21 +177,22 @@ def _test(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, 
     for split, (evaluate, counters) in evaluated.items():
         evaluate(lit, datamodule=datamodule, verbose=False)
         if split == "test":
-            figures = trainer.callback_metrics.items()
-            found = {k.removeprefix("test/"): v.item() for k, v in figures if k.startswith("test/")}
-            judged = any(f"{name}/loss" in found for name in lit.labels)  # no photo may be of a class that it knows
-            if not judged:
+            logged = trainer.callback_metrics.items()
+            found = {k.removeprefix("test/"): v.item() for k, v in logged if k.startswith("test/")}
+            counted = any(f"{name}/loss" in found for name in lit.labels)  # false if all photos are of unknown classes
+            if not counted:
                 datamodule.require_usable(["test"], list(lit.labels))
-            metrics["test"] = found if judged else {}
+            metrics["test"] = found if counted else {}
         if len(counters.rules) > 1 and (split != "test" or metrics["test"]):
             metrics["decodings"][split] = counters.compute_rules()
     return metrics
 
 
 def _row_of(checkpoint: dict, history: Path) -> dict:
-    """The history's row of the checkpoint's epoch, from the checkpoint; those of an earlier version held none."""
-    kept = next((state for name, state in checkpoint["callbacks"].items() if name.startswith("History")), {})
-    for row in rows_of_state(kept) or read_history(history):
+    """Return the history row of the checkpoint's epoch, from the checkpoint, or from history.csv for one of an earlier
+    version."""
+    state = next((state for name, state in checkpoint["callbacks"].items() if name.startswith("History")), {})
+    for row in rows_of_state(state) or read_history(history):
         if row["epoch"] == checkpoint["epoch"]:
             return row
     raise InputError(
@@ -220,7 +221,7 @@ def _report_bad_images(bad: dict[str, str], on_bad_image: str, folder: Path) -> 
 
 
 def _quiet_libraries() -> None:
-    """Messages of Lightning that tell a user nothing they could act on."""
+    """Silence Lightning's messages that a user can't act on."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
@@ -232,6 +233,6 @@ def _quiet_libraries() -> None:
         ".*LeafSpec.*",
         ".*module.s. in eval mode at the start of training.*",
         ".*lr_scheduler.step.*before.*optimizer.step.*",
-        ".*callbacks used to create the checkpoint need to be provided.*",  # one may be left out with allow_changes
+        ".*callbacks used to create the checkpoint need to be provided.*",  # allow_changes may drop a callback
     ):
         warnings.filterwarnings("ignore", message)

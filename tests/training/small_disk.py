@@ -53,7 +53,7 @@ class Filling(Curves):
 
 build_trainer.Curves = Filling
 told = refused(run)
-assert "no space is left on the disk" in told and "goes on" in told, told
+assert "no space is left on the disk" in told and "resumes the run" in told, told
 assert is_intact(run / "checkpoints" / "last.ckpt")
 assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 0
 assert not list(run.rglob("*.partial")) and not (run / "checkpoints" / "new.ckpt").exists()

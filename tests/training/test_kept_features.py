@@ -166,7 +166,7 @@ def test_a_full_disk_and_a_small_limit_keep_them_in_memory(demo_photos, decoded,
     overrides = [*demo(demo_photos), *FROZEN, "trainer.max_epochs=2"]
     train(tmp_path / "limited", *overrides, f"features.dir={tmp_path / 'kept'}", "features.max_gb=0")
     assert len(decoded) == 240 and not (tmp_path / "kept").exists()
-    assert "for this run alone: nothing is to be kept on the disk" in (tmp_path / "limited" / "run.log").read_text()
+    assert "for this run alone: nothing is cached on the disk" in (tmp_path / "limited" / "run.log").read_text()
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -196,7 +196,7 @@ def test_augmented_photos_keep_the_features_of_validation_alone(demo_photos, dec
     assert len(decoded) == 3 * 16 * -(-counts["train"] // 16) + counts["val"] + counts["test"]
     told = (tmp_path / "run" / "run.log").read_text()
     assert "training photos change (augment.order=[flip], augment.crop_scale=[0.6, 1.0]" in told
-    assert "with augment=none their features are kept" in told
+    assert "with augment=none their features are cached" in told
 
 
 @pytest.mark.parametrize(

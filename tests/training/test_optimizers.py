@@ -223,7 +223,7 @@ def test_networks_within_others_name_what_is_not_decayed():
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        ({"name": "adamm"}, "optimizer.name: 'adamm' is no optimizer; nearest: adam"),
+        ({"name": "adamm"}, "optimizer.name: 'adamm' is not an optimizer; nearest: adam"),
         ({"arguments": {"beta": 3}}, "optimizer: sgd can't be built with"),
         ({"lr_factors": {"bakbone": 0.1}}, "optimizer.lr_factors: there is no module 'bakbone'; nearest: backbone"),
     ],

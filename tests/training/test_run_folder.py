@@ -118,7 +118,7 @@ def test_keys_that_an_earlier_version_lacked_are_no_change(tmp_path, caplog):
     write_config(earlier, tmp_path)
     with caplog.at_level(logging.INFO):
         require_same_config(config(), tmp_path)
-    assert "optimizer.sam_rho" in caplog.text and "which the run was begun without" in caplog.text
+    assert "optimizer.sam_rho" in caplog.text and "not in the run's first start" in caplog.text
     for changed, told in (
         ("optimizer.sam_rho=0.05", "optimizer.sam_rho=None became 0.05"),
         ("deterministic=true", "deterministic=False became True"),
