@@ -11,7 +11,7 @@ from carvision.diagnosis.finding import Finding
 
 # name, values that matter (None: any but "" and "0"), severity, consequence
 KNOWN = (
-    ("OMP_WAIT_POLICY", ("active",), "slow", "waiting threads keep busy the cores that read photos"),
+    ("OMP_WAIT_POLICY", ("active",), "slow", "waiting threads keep cores busy that are needed to read photos"),
     ("CUDA_LAUNCH_BLOCKING", None, "slow", "every GPU operation is synchronous; it is meant for debugging"),
     ("PYTORCH_NO_CUDA_MEMORY_CACHING", None, "slow", "every tensor on the GPU is allocated anew"),
     ("NVIDIA_TF32_OVERRIDE", ("0",), "slow", "TF32 is off, whatever the program says"),

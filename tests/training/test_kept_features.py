@@ -179,7 +179,7 @@ def test_a_full_disk_and_a_small_limit_keep_them_in_memory(demo_photos, decoded,
     monkeypatch.setattr("carvision.training.feature_pass.MAX_MEMORY_BYTES", 10)
     decoded.clear()
     train(tmp_path / "large", *overrides, f"features.dir={tmp_path / 'kept'}")
-    assert len(decoded) > 2 * 145 and "can't be kept" in (tmp_path / "large" / "run.log").read_text()
+    assert len(decoded) > 2 * 145 and "can't be cached" in (tmp_path / "large" / "run.log").read_text()
     assert_same(tmp_path / "limited", tmp_path / "full")
     assert_same(tmp_path / "limited", tmp_path / "large", exactly=False)
 
