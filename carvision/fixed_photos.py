@@ -1,8 +1,8 @@
-"""Whether the features of a frozen backbone are the same in every epoch, as a configuration has it. Imports nothing."""
+"""Decide from a configuration whether a frozen backbone's features can be cached. Imports nothing."""
 
 
-def what_changes_photos(cfg: dict) -> str | None:
-    """The keys that give a training photo another look in each epoch; None where it is always the same."""
+def random_transforms(cfg: dict) -> str | None:
+    """Return the keys that change a training photo from epoch to epoch, as text; None if it stays the same."""
     augment = cfg["augment"]
     steps = [name for name in augment["order"] if augment["steps"][name]["p"] > 0]
     changing = [f"augment.order=[{','.join(steps)}]"] if steps else []
@@ -10,12 +10,12 @@ def what_changes_photos(cfg: dict) -> str | None:
     if augment["mix_p"]:
         changing += [f"augment.{key}={augment[key]}" for key in ("mixup", "cutmix") if augment[key]]
     if cfg["data"]["resize"] == "crop":
-        changing.append("data.resize=crop")  # the square lies anywhere in a training photo
+        changing.append("data.resize=crop")  # a random square of a training photo
     return ", ".join(changing) or None
 
 
-def what_forbids(cfg: dict) -> str | None:
-    """What of this run has not been tried with kept features, or can't be."""
+def reason_not_cacheable(cfg: dict) -> str | None:
+    """Return what makes caching features impossible or has not been tried with it; None if nothing does."""
     if cfg["trainer"]["strategy"] == "fsdp":
-        return "trainer=fsdp, whose weights are divided"
+        return "trainer=fsdp, whose weights are sharded"
     return "trainer=tpu" if cfg["trainer"]["accelerator"] == "tpu" else None

@@ -56,8 +56,8 @@ def test_ctrl_c_keeps_the_epochs_that_are_done(demo_photos, tmp_path):
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the loader's processes as well
     _, messages = process.communicate(timeout=60)
     assert process.returncode == 130, messages
-    assert "SIGINT: the start ends with a checkpoint" in messages and "Traceback" not in messages, messages
-    assert "the same command with run.dir=run goes on" in messages
+    assert "SIGINT: stopping with a checkpoint" in messages and "Traceback" not in messages, messages
+    assert "the same command with run.dir=run resumes it" in messages
     assert len(pd.read_csv(history)) >= 1
     assert last.exists() and (tmp_path / "run" / "loss.png").exists()
 

@@ -57,7 +57,7 @@ def test_a_torchvision_of_another_build(doctor):
     done = doctor(torchvision=NMS, timm=NMS)
     text = flat(done.stdout)
     assert done.returncode == 1
-    assert "operator torchvision::nms does not exist; so it is with timm" in text
+    assert "operator torchvision::nms does not exist; the same with timm" in text
 
 
 def test_a_torch_that_kills_the_process(doctor):
@@ -78,16 +78,16 @@ def test_data_that_are_not_there_or_no_folder(doctor, tmp_path):
     done = doctor("--data", "nowhere", "--out", __file__)
     text = flat(done.stdout)
     assert done.returncode == 1
-    assert "data: nowhere can't be looked at: No such file or directory" in text
+    assert "data: nowhere can't be read: No such file or directory" in text
     assert "is a file, not a folder" in text
     (tmp_path / "list.csv").write_text("")
-    assert "list.csv can't be looked at: Not a directory" in flat(doctor("--data", tmp_path / "list.csv").stdout)
+    assert "list.csv can't be read: Not a directory" in flat(doctor("--data", tmp_path / "list.csv").stdout)
 
 
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may read every folder")
 def test_data_that_may_not_be_read(doctor, tmp_path):
     (tmp_path / "secret").mkdir(mode=0)
-    assert "can't be looked at: Permission denied" in flat(doctor("--data", tmp_path / "secret").stdout)
+    assert "can't be read: Permission denied" in flat(doctor("--data", tmp_path / "secret").stdout)
 
 
 def test_json_and_data(doctor, tmp_path):
@@ -105,18 +105,18 @@ def test_missing_packages_are_named(monkeypatch, capsys):
     monkeypatch.setattr(examining, "probe", lambda steps: {})
     assert carvision.doctor.doctor([]) == 1
     text = flat(capsys.readouterr().out)
-    assert "torch: is not installed" in text and "mend: pip install 'torch>=2.6'" in text
+    assert "torch: is not installed" in text and "fix: pip install 'torch>=2.6'" in text
 
 
 def test_a_part_that_fails_is_a_finding(monkeypatch, capsys):
     def fail(*arguments):
         raise ZeroDivisionError("odd machine")
 
-    for name in ("look_at_python", "look_at_machine", "look_at_packages", "look_at_storage", "look_at_photos"):
+    for name in ("examine_python", "examine_machine", "examine_packages", "examine_storage", "examine_photos"):
         monkeypatch.setattr(examining, name, fail)
     assert carvision.doctor.doctor([]) == 0
     text = flat(capsys.readouterr().out)
-    assert "could not be looked at (ZeroDivisionError: odd machine)" in text and "disk" in text
+    assert "could not be examined (ZeroDivisionError: odd machine)" in text and "disk" in text
 
 
 @pytest.mark.parametrize(
@@ -135,14 +135,14 @@ def test_the_summary(severities, line):
 
 def test_the_worst_comes_first(monkeypatch, capsys):
     findings = [Finding("note", "c", "x"), Finding("slow", "b", "x"), Finding("breaks", "a", "x", "do it")]
-    monkeypatch.setattr(examining, "look_at_settings", lambda facts: Examination([], findings))
-    for name in ("look_at_packages", "look_at_photos", "look_at_machine", "look_at_devices", "look_at_storage"):
+    monkeypatch.setattr(examining, "examine_settings", lambda facts: Examination([], findings))
+    for name in ("examine_packages", "examine_photos", "examine_machine", "examine_devices", "examine_storage"):
         monkeypatch.setattr(examining, name, lambda *arguments: Examination([], []))
     assert carvision.doctor.doctor([]) == 1
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    own = [words[:2] for words in lines if words[:1] in (["breaks"], ["slow"], ["note"], ["mend:"])]
+    own = [words[:2] for words in lines if words[:1] in (["breaks"], ["slow"], ["note"], ["fix:"])]
     assert [words for words in own if words[1] in ("a:", "b:", "c:", "do")] == [
-        ["breaks", "a:"], ["mend:", "do"], ["slow", "b:"], ["note", "c:"],
+        ["breaks", "a:"], ["fix:", "do"], ["slow", "b:"], ["note", "c:"],
     ]  # fmt: skip
 
 

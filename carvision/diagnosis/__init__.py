@@ -1,2 +1,2 @@
-"""What carvision.doctor looks at. Each file reads facts and, apart from that, judges them; nothing heavy is imported
-here but by probe.py, in a process of its own."""
+"""The checks of carvision.doctor. Each file reads facts and, separately, judges them. Nothing heavy is imported here
+except by probe.py, in its own process."""

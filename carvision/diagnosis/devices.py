@@ -1,4 +1,4 @@
-"""GPUs, TPUs and what torch can do with them."""
+"""Check GPUs and TPUs, and what torch can do with them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 from carvision.diagnosis.finding import Finding, size_text
 
-NVIDIA, GOOGLE = "0x10de", "0x1ae0"  # makers, by their numbers on the PCI bus
-DISPLAYS = ("0x0300", "0x0302")  # kinds of PCI devices that are GPUs
-TPU_CHIPS = ("0x0027", "0x005e", "0x0062", "0x0063", "0x006f")  # Google's devices that are TPUs, v2 to v6e
+NVIDIA, GOOGLE = "0x10de", "0x1ae0"  # PCI vendor ids
+DISPLAYS = ("0x0300", "0x0302")  # PCI classes of GPUs
+TPU_CHIPS = ("0x0027", "0x005e", "0x0062", "0x0063", "0x006f")  # PCI device ids of TPUs, v2 to v6e
 NEW_ENV = "an environment of its own: scripts/setup_tpu.sh"
 
 
 def read_accelerators(root: Path = Path("/")) -> dict:
-    """What the system shows, without torch. root: of the file system."""
+    """Return the accelerators that the system shows, without torch. root: of the file system."""
     driver = _read(root / "proc/driver/nvidia/version")
     pci = [
         (_read(device / "vendor").strip(), _read(device / "class").strip()[:6], _read(device / "device").strip())
@@ -38,7 +38,8 @@ def _read(file: Path) -> str:
 
 
 def describe_devices(system: dict, torch: dict) -> list[tuple[str, str]]:
-    """torch: the answer of probe's step "devices", {} where torch could not be asked."""
+    """Return rows (name, text) about the devices. torch: the answer of probe's step "devices", {} if torch could not be
+    asked."""
     rows = []
     for gpu in torch.get("gpus", []):
         if "error" in gpu:
@@ -52,7 +53,7 @@ def describe_devices(system: dict, torch: dict) -> list[tuple[str, str]]:
         rows.append(("GPU", "Apple's; trainer=gpu takes it"))
     if not rows:
         seen = max(system["nvidia_cards"], system["nvidia_nodes"])
-        rows.append(("GPU", f"{seen} of NVIDIA, which torch can't use" if seen else "none"))
+        rows.append(("GPU", f"{seen} by NVIDIA, which torch can't use" if seen else "none"))
     if system["nvidia_driver"]:
         rows.append(("driver", system["nvidia_driver"]))
     if system["tpu_chips"]:
@@ -61,6 +62,7 @@ def describe_devices(system: dict, torch: dict) -> list[tuple[str, str]]:
 
 
 def judge_devices(system: dict, torch: dict, versions: dict[str, str | None]) -> list[Finding]:
+    """Return findings about the devices; arguments as in describe_devices, versions: {package: version or None}."""
     findings = _judge_tpu(system, versions)
     if torch and "error" not in torch:
         findings += _judge_missing_gpu(system, torch, versions.get("torch"))
@@ -71,10 +73,10 @@ def judge_devices(system: dict, torch: dict, versions: dict[str, str | None]) ->
             what = (
                 f"are of {len(names)} kinds ({', '.join(names)}); with trainer=ddp the fast ones wait for the slow ones"
             )
-            findings.append(Finding("slow", "GPUs", what, "choose like ones with CUDA_VISIBLE_DEVICES"))
+            findings.append(Finding("slow", "GPUs", what, "choose GPUs of one kind with CUDA_VISIBLE_DEVICES"))
     elif torch:
-        what = f"torch could not be asked for devices: {torch['error']}"
-        findings.append(Finding("breaks", "GPU", what, "see whether nvidia-smi works; trainer=cpu does without"))
+        what = f"torch could not list its devices: {torch['error']}"
+        findings.append(Finding("breaks", "GPU", what, "check whether nvidia-smi works; trainer=cpu needs no GPU"))
     return findings
 
 
@@ -82,45 +84,43 @@ def _judge_missing_gpu(system: dict, torch: dict, version: str | None) -> list[F
     if torch["gpus"] or not (system["nvidia_cards"] or system["nvidia_nodes"]):
         return []
     if not torch["cuda_build"]:
-        what = f"there is one of NVIDIA, but torch {version} was built without CUDA: training takes the processor"
-        mend = "install builds of torch and torchvision with CUDA, both from the same index"
-        return [Finding("breaks", "GPU", f"{what}, and trainer=gpu fails", mend)]
+        what = f"there is an NVIDIA GPU, but torch {version} was built without CUDA: training uses the processor"
+        fix = "install builds of torch and torchvision with CUDA, both from the same index"
+        return [Finding("breaks", "GPU", f"{what}, and trainer=gpu fails", fix)]
     if "too old" in torch["cuda_error"]:
         what = f"the driver {system['nvidia_driver'] or ''} is too old for torch {version} (CUDA {torch['cuda_build']})"
-        mend = "a newer driver, or builds of torch and torchvision for an older CUDA"
-        return [Finding("breaks", "GPU", f"{what}: trainer=gpu fails", mend)]
+        fix = "a newer driver, or builds of torch and torchvision for an older CUDA"
+        return [Finding("breaks", "GPU", f"{what}: trainer=gpu fails", fix)]
     if not system["nvidia_nodes"]:
-        what = "there is one of NVIDIA, but its driver does not show it here: trainer=gpu fails"
-        mend = "install NVIDIA's driver; in a container, start it with --gpus all"
-        return [Finding("breaks" if system["nvidia_driver"] else "slow", "GPU", what, mend)]
+        what = "there is an NVIDIA GPU, but its driver does not show it here: trainer=gpu fails"
+        fix = "install NVIDIA's driver; in a container, start it with --gpus all"
+        return [Finding("breaks" if system["nvidia_driver"] else "slow", "GPU", what, fix)]
     reason = f" ({torch['cuda_error']})" if torch["cuda_error"] else ""
-    what = f"there is one of NVIDIA, which torch can't use{reason}: trainer=gpu fails"
-    return [Finding("breaks", "GPU", what, "see whether nvidia-smi works and whether CUDA_VISIBLE_DEVICES hides it")]
+    what = f"there is an NVIDIA GPU, which torch can't use{reason}: trainer=gpu fails"
+    return [Finding("breaks", "GPU", what, "check whether nvidia-smi works and whether CUDA_VISIBLE_DEVICES hides it")]
 
 
 def _judge_gpu(gpu: dict, architectures: list[str]) -> list[Finding]:
     if "error" in gpu:
-        return [Finding("breaks", gpu["name"], f"does not answer: {gpu['error']}", "see what nvidia-smi says of it")]
+        return [Finding("breaks", gpu["name"], f"does not answer: {gpu['error']}", "check it with nvidia-smi")]
     findings = []
     major, minor = gpu["capability"]
     known = [int(name) for name in re.findall(r"(?:sm|compute)_(\d+)", " ".join(architectures))]
-    # Code of one generation (8.0) runs on later chips of it (8.6); older ones and, without PTX, newer ones have none.
-    fits = any(number // 10 == major and number % 10 <= minor for number in known)
-    later = any(
+    # Binaries for 8.0 run on later chips of that generation (8.6), not on older or, without PTX, newer generations.
+    compatible = any(number // 10 == major and number % 10 <= minor for number in known)
+    has_ptx = any(
         name.startswith("compute_") and int(name[8:].rstrip("af")) <= 10 * major + minor for name in architectures
     )
-    if known and not (fits or later):
-        what = f"has compute capability {major}.{minor}, and this torch was built for {', '.join(architectures)} alone"
+    if known and not (compatible or has_ptx):
+        what = f"has compute capability {major}.{minor}, and this torch was built for {', '.join(architectures)} only"
         return [Finding("breaks", gpu["name"], what, "a build of torch for this GPU, older or newer")]
     if [major, minor] < [8, 0]:
-        what = "has no bf16 and no TF32: mixed precision is 16-mixed, which scales its losses"
+        what = "has no bf16 and no TF32: mixed precision is 16-mixed, which scales the loss"
         findings.append(Finding("note", gpu["name"], what))
     if gpu["free"] < 0.5 * gpu["total"]:
         what = f"has {size_text(gpu['free'])} of {size_text(gpu['total'])} free: another process holds the rest"
-        mend = (
-            "end it (nvidia-smi shows it), choose another GPU with CUDA_VISIBLE_DEVICES, or a smaller data.batch_size"
-        )
-        findings.append(Finding("slow", gpu["name"], what, mend))
+        fix = "end it (nvidia-smi shows it), choose another GPU with CUDA_VISIBLE_DEVICES, or a smaller data.batch_size"
+        findings.append(Finding("slow", gpu["name"], what, fix))
     return findings
 
 

@@ -1,4 +1,4 @@
-"""All that is looked at, one part after the other. A part that fails is a finding, never a traceback."""
+"""Examine the machine part by part. A part that fails becomes a finding, never a traceback."""
 
 from __future__ import annotations
 
@@ -16,37 +16,40 @@ from carvision.diagnosis.probing import probe, probe_together
 from carvision.machine import num_cores
 from carvision.versions import git_state, read_versions, requirements
 
-# torch and what stands on it take most of the time; the rest is imported at the same time, by another process
-OF_TORCH = ("numpy", "torch", "torchvision", "timm", "torchmetrics", "pytorch_lightning")
+# torch and the packages above it take most of the time; another process imports the rest meanwhile
+TORCH_PACKAGES = ("numpy", "torch", "torchvision", "timm", "torchmetrics", "pytorch_lightning")
 Row = tuple[str, str]
 
 
 class Examination(NamedTuple):
-    rows: list[Row]  # what there is: a name, and what of it; "" for the name of the part before
-    findings: list[Finding]  # the worst first
+    """Describe the machine, and list what is wrong with it."""
+
+    rows: list[Row]  # (name, description); an empty name continues the row before
+    findings: list[Finding]  # worst first
 
 
 def examine(data: str | None, out: str, online: bool, say: Callable[[str], None]) -> Examination:
-    """say: takes what is being done, for a person who waits."""
+    """Examine the machine. data: folder of photos to read, or None. out: folder for runs. online: ask the hub. say:
+    called with what is being done, for a user who waits."""
     rows: list[Row] = []
     findings: list[Finding] = []
     facts: dict = {"versions": {}, "answers": {}, "torch": {}}
     parts = (
-        ("Python", look_at_python),
-        ("cores and memory", look_at_machine),
-        ("packages", lambda facts: look_at_packages(facts, data, online, say)),
-        ("devices", look_at_devices),
-        ("memory and files", look_at_storage),
-        ("disk", lambda facts: look_at_disk(Path(out))),
-        ("photos", lambda facts: look_at_photos(facts, data, say)),
-        ("settings", look_at_settings),
-        ("hub", look_at_hub),
+        ("Python", examine_python),
+        ("cores and memory", examine_machine),
+        ("packages", lambda facts: examine_packages(facts, data, online, say)),
+        ("devices", examine_devices),
+        ("memory and files", examine_storage),
+        ("disk", lambda facts: examine_disk(Path(out))),
+        ("photos", lambda facts: examine_photos(facts, data, say)),
+        ("settings", examine_settings),
+        ("hub", examine_hub),
     )
     for name, look in parts:
         try:
             more_rows, more_findings = look(facts)
-        except Exception as error:  # of a machine unlike all that this was written for
-            what = f"this part of the machine could not be looked at ({one_line(f'{type(error).__name__}: {error}')})"
+        except Exception as error:  # an unforeseen machine
+            what = f"this part of the machine could not be examined ({one_line(f'{type(error).__name__}: {error}')})"
             more_rows, more_findings = [], [Finding("note", name, what)]
         rows += more_rows
         findings += more_findings
@@ -54,11 +57,12 @@ def examine(data: str | None, out: str, online: bool, say: Callable[[str], None]
 
 
 def num_workers() -> int:
-    """Processes that read photos, where data.num_workers does not say it: as in PhotoDataModule."""
+    """Return the default number of processes that read photos, as in PhotoDataModule."""
     return max(1, min(16, num_cores() - 1))
 
 
-def look_at_python(facts: dict) -> Examination:
+def examine_python(facts: dict) -> Examination:
+    """Describe carvision, Python and the system."""
     state = git_state()
     commit = f" ({state['commit'][:7]}{', changed' if state['changed'] else ''})" if state else ""
     rows = [("carvision", f"{__version__}{commit}")]
@@ -67,21 +71,23 @@ def look_at_python(facts: dict) -> Examination:
     return Examination(rows, packages.judge_python())
 
 
-def look_at_machine(facts: dict) -> Examination:
-    found = facts["processor"] = processor.read_processor()  # now: what is started below adds to the load
+def examine_machine(facts: dict) -> Examination:
+    """Describe cores and memory, and store the facts for later parts."""
+    found = facts["processor"] = processor.read_processor()  # now: the probes started below add to the load
     facts["system"] = devices.read_accelerators()
     return Examination(processor.describe_processor(found), [])
 
 
-def look_at_packages(facts: dict, data: str | None, online: bool, say: Callable[[str], None]) -> Examination:
+def examine_packages(facts: dict, data: str | None, online: bool, say: Callable[[str], None]) -> Examination:
+    """Import the packages in other processes; check versions, builds and modules that hide them."""
     needed, versions = requirements(), read_versions()
     facts["versions"] = versions
     left_out = packages.malicious_packages(versions)
     modules = [packages.module_of(name) for name in versions if name not in left_out]
-    of_torch = [f"import:{name}" for name in OF_TORCH if name in modules]
-    if "torch" in modules:  # at once: what comes after it may crash
+    of_torch = [f"import:{name}" for name in TORCH_PACKAGES if name in modules]
+    if "torch" in modules:  # directly after it: later imports may crash
         of_torch.insert(of_torch.index("import:torch") + 1, "devices")
-    others = [f"import:{name}" for name in modules if name not in OF_TORCH]
+    others = [f"import:{name}" for name in modules if name not in TORCH_PACKAGES]
     others += ["hub"] if online else []
     say("importing torch and the other packages, which may take half a minute")
     answers = facts["answers"] = probe_together([of_torch, others])
@@ -94,21 +100,23 @@ def look_at_packages(facts: dict, data: str | None, online: bool, say: Callable[
     findings = packages.judge_versions(needed, versions)
     findings += packages.judge_imports(versions, answers)
     findings += packages.judge_builds(versions, answers)
-    findings += packages.judge_places(versions, answers)
+    findings += packages.judge_shadowed_modules(versions, answers)
     return Examination(rows, findings)
 
 
-def look_at_devices(facts: dict) -> Examination:
+def examine_devices(facts: dict) -> Examination:
+    """Check processor threads, GPUs and TPUs."""
     system, torch = facts["system"], facts["torch"]
     findings = processor.judge_processor(facts["processor"], torch.get("num_threads"))
     findings += devices.judge_devices(system, torch, facts["versions"])
     return Examination(devices.describe_devices(system, torch), findings)
 
 
-def look_at_storage(facts: dict) -> Examination:
+def examine_storage(facts: dict) -> Examination:
+    """Check shared memory and limits."""
     free, limits = storage.read_shared_memory(), storage.read_limits()
     num_gpus = len(facts["torch"].get("gpus", []))
-    files = "without limit" if limits["files"] is None else f"{limits['files']:,} for a process"
+    files = "unlimited" if limits["files"] is None else f"{limits['files']:,} for a process"
     rows = [("open files", files)]
     if free is not None:
         rows.insert(0, ("shared memory", f"{size_text(free)} free in {storage.SHARED_MEMORY}"))
@@ -117,13 +125,14 @@ def look_at_storage(facts: dict) -> Examination:
     return Examination(rows, findings)
 
 
-def look_at_disk(out: Path) -> Examination:
+def examine_disk(out: Path) -> Examination:
+    """Check the disk for runs."""
     disk = storage.read_disk(out)
     return Examination([("disk", storage.describe_disk(disk))], storage.judge_disk(disk))
 
 
-def look_at_photos(facts: dict, data: str | None, say: Callable[[str], None]) -> Examination:
-    """Measured alone, when nothing else of the doctor's runs."""
+def examine_photos(facts: dict, data: str | None, say: Callable[[str], None]) -> Examination:
+    """Measure decoding and reading, while nothing else of the doctor's runs."""
     if any("error" in facts["answers"].get(f"import:{name}", {"error": ""}) for name in ("PIL", "numpy")):
         findings = [Finding("note", "decoding", "could not be measured without Pillow and NumPy")]
         return Examination([], findings)
@@ -142,7 +151,8 @@ def look_at_photos(facts: dict, data: str | None, say: Callable[[str], None]) ->
     return Examination(rows, findings)
 
 
-def look_at_settings(facts: dict) -> Examination:
+def examine_settings(facts: dict) -> Examination:
+    """Check environment variables and the compiler."""
     num_gpus = len(facts["torch"].get("gpus", []))
     compiler = variables.read_compiler()
     findings = variables.judge_variables(dict(os.environ), num_cores())
@@ -150,12 +160,13 @@ def look_at_settings(facts: dict) -> Examination:
     return Examination([("compiler", compiler["cpp"] or "none for C++")], findings)
 
 
-def look_at_hub(facts: dict) -> Examination:
+def examine_hub(facts: dict) -> Examination:
+    """Check whether the model hub answers."""
     answer = facts["answers"].get("hub")
     if answer is None:
         return Examination([], [])
     if "error" not in answer:
         return Examination([("hub", f"{answer['hub']} answers")], [])
-    what = f"does not answer ({answer['error']}): weights can't be fetched from there"
-    mend = "model.weights=<file>, or HF_ENDPOINT and HTTPS_PROXY where there is a mirror or a proxy"
-    return Examination([("hub", "no answer")], [Finding("note", "hub", what, mend)])
+    what = f"does not answer ({answer['error']}): weights can't be downloaded from there"
+    fix = "model.weights=<file>, or HF_ENDPOINT and HTTPS_PROXY for a mirror or a proxy"
+    return Examination([("hub", "no answer")], [Finding("note", "hub", what, fix)])

@@ -1,4 +1,4 @@
-"""How fast photos are read and decoded."""
+"""Measure how fast photos are read and decoded."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from carvision.diagnosis.finding import Finding, size_text
 from carvision.diagnosis.storage import is_network
 
 INPUT_PX = 224
-SIZES = ((504, 336), (1600, 1200))  # of CompCars as it is often shrunk, and of a camera's small setting
-NUM_PHOTOS = 64  # of the data folder
-MOST_FILES, MOST_SECONDS = 20_000, 10.0  # looked at for photos; spent on reading those
-SLOW = 100  # photos of SIZES[0] a second and core; processors of the last ten years take 200 to 600
-# Photos a second and GPU from which on nothing is said; a guess, as no GPU was measured
+SIZES = ((504, 336), (1600, 1200))  # CompCars as often shrunk, and a camera's small setting
+NUM_PHOTOS = 64  # sample of the data folder
+MAX_FILES, MAX_SECONDS = 20_000, 10.0  # to find photos, and to read them
+SLOW = 100  # photos of SIZES[0] a second and core; processors of the last ten years decode 200 to 600
+# Photos a second that a GPU needs; a guess, as no GPU was measured
 GPU_NEEDS = 1000
 FASTER = (
     "a C compiler and libjpeg-turbo with its header (apt install gcc libjpeg-dev; brew install jpeg-turbo; "
@@ -26,8 +26,8 @@ FASTER = (
 
 
 def measure_decoding() -> dict:
-    """{"rates": photos a second and core, of each of SIZES, "shared": wall-clock time by processor time, "decoder": its
-    name, "why": no faster one, or ""}."""
+    """Return {"rates": photos a second and core for each of SIZES, "shared": wall-clock time / processor time,
+    "decoder": its name, "why": the reason why no faster one is used, or ""}."""
     from carvision.data.jpeg_part import choose_decoder
 
     rates, shared = [], []
@@ -43,7 +43,7 @@ def measure_decoding() -> dict:
 
 
 def draw_jpeg(width: int, height: int) -> bytes:
-    """Something as hard to decode as a photo: broad shapes with fine noise."""
+    """Return a JPEG as hard to decode as a photo: broad shapes with fine noise."""
     from PIL import Image
 
     broad = [Image.effect_noise((width // 16, height // 16), 90).resize((width, height)) for _ in range(3)]
@@ -54,8 +54,8 @@ def draw_jpeg(width: int, height: int) -> bytes:
 
 
 def _decode(file: Path) -> tuple[float, float]:
-    """Seconds of this process, and of the clock, for what training does with a photo; resized by Pillow, which takes
-    somewhat longer, as torch may not be there."""
+    """Return the processor and wall-clock seconds for decoding a photo as training does. Pillow resizes, which takes
+    somewhat longer, as torch may be missing."""
     from PIL import Image
 
     from carvision.data.images import WHOLE, Preprocessing, decode_part, open_bytes, read_file, wanted_part
@@ -73,20 +73,21 @@ def _decode(file: Path) -> tuple[float, float]:
 
 
 def measure_data(folder: str) -> dict:
-    """Of photos in the folder: "reads", read a second by one process, from the disk rather than memory; "bytes" of one;
-    "decodes", decoded a second and core; "by_clock", the same by the clock that "reads" goes by; "bad" of "tried"."""
+    """Measure photos of the folder: "reads", photos read a second by one process, from the disk rather than memory;
+    "bytes" of a photo; "decodes", photos decoded a second and core; "by_clock", the same in wall-clock time, as
+    "reads"; "bad" of "tried"."""
     from carvision.data.images import BadImage
     from carvision.errors import InputError
 
     try:
-        files = find_some_photos(Path(folder).expanduser())
+        files = find_sample_photos(Path(folder).expanduser())
     except OSError as error:
         return {"error": error.strerror or str(error)}
-    except InputError as error:  # of a folder inside
+    except InputError as error:  # an unreadable subfolder
         return {"error": str(error)}
     step = max(1, len(files) // NUM_PHOTOS)
     reads, sizes, decodes, bad, tried = [], [], [], 0, 0
-    end = time.perf_counter() + MOST_SECONDS
+    end = time.perf_counter() + MAX_SECONDS
     for file in files[::step]:
         tried += 1
         try:
@@ -98,7 +99,7 @@ def measure_data(folder: str) -> dict:
             bad += 1
         if time.perf_counter() > end:
             break
-    found = {"found": len(files), "all": len(files) < MOST_FILES, "bad": bad, "tried": tried}
+    found = {"found": len(files), "all": len(files) < MAX_FILES, "bad": bad, "tried": tried}
     if decodes:
         own, by_clock = (1 / statistics.mean(times) for times in zip(*decodes, strict=True))
         found |= {"reads": 1 / statistics.mean(reads), "bytes": statistics.mean(sizes)}
@@ -106,23 +107,23 @@ def measure_data(folder: str) -> dict:
     return found
 
 
-def find_some_photos(folder: Path) -> list[Path]:
-    """The first MOST_FILES, or what is found within MOST_SECONDS. Raises OSError for a folder that can't be read, and
-    InputError for one inside."""
+def find_sample_photos(folder: Path) -> list[Path]:
+    """Return the first MAX_FILES photos found within MAX_SECONDS. Raise OSError if the folder can't be read, and
+    InputError for a subfolder."""
     from carvision.data.walk import LeftOut, walk
 
     os.scandir(folder).close()
     photos: list[Path] = []
-    end = time.perf_counter() + MOST_SECONDS
+    end = time.perf_counter() + MAX_SECONDS
     for photo in walk(os.fspath(folder), LeftOut()):
         photos.append(Path(photo))
-        if len(photos) == MOST_FILES or time.perf_counter() > end:
+        if len(photos) == MAX_FILES or time.perf_counter() > end:
             break
     return photos
 
 
 def _read_cold(file: Path) -> tuple[float, int]:
-    """Seconds and bytes. What the system keeps of the file in memory is dropped first, where it can be."""
+    """Return seconds and bytes of reading the file, dropped from the page cache first if possible."""
     started = time.perf_counter()
     with file.open("rb", buffering=0) as stream:
         if hasattr(os, "posix_fadvise"):
@@ -133,6 +134,7 @@ def _read_cold(file: Path) -> tuple[float, int]:
 
 
 def describe_decoding(answer: dict) -> str:
+    """Return the speed of decoding as text. answer: of probe's step "decoding"."""
     if "rates" not in answer:
         return "not measured"
     parts = [f"{rate:,.0f} of {w} x {h}" for (w, h), rate in zip(SIZES, answer["rates"], strict=True)]
@@ -140,28 +142,29 @@ def describe_decoding(answer: dict) -> str:
 
 
 def judge_decoding(answer: dict, num_workers: int, num_gpus: int) -> list[Finding]:
-    """answer: of probe's step "decoding"."""
+    """Return findings about slow decoding. answer: of probe's step "decoding"."""
     if "rates" not in answer:
         return []
     findings = []
     rate = answer["rates"][0]
     if answer["why"]:
-        what = f"JPEGs are decoded by {answer['decoder']}, as the fastest way can't be taken ({answer['why']})"
+        what = f"JPEGs are decoded by {answer['decoder']}, as the fastest decoder is not available ({answer['why']})"
         findings.append(Finding("slow", "decoding", what, FASTER))
     if rate < SLOW:
-        what = f"{rate:,.0f} photos a second and core are few"
+        what = f"{rate:,.0f} photos a second and core is slow"
         findings.append(Finding("slow", "decoding", what, "a faster processor, or photos shrunk beforehand"))
     total = rate * num_workers
     if num_gpus and total < GPU_NEEDS * num_gpus:
         what = (
             f"{num_workers} processes decode about {total:,.0f} photos a second; a GPU that could train on more waits"
         )
-        mend = "more processor cores, photos shrunk beforehand, or a larger network, which needs fewer photos a second"
-        findings.append(Finding("slow", "decoding", what, mend))
+        fix = "more processor cores, photos shrunk beforehand, or a larger network, which needs fewer photos a second"
+        findings.append(Finding("slow", "decoding", what, fix))
     return findings
 
 
 def describe_data(answer: dict, kind: str) -> str:
+    """Return the speed of reading the folder's photos as text. answer: of probe's step "data:<folder>"."""
     if "reads" not in answer:
         return "nothing could be measured"
     found = (
@@ -173,16 +176,15 @@ def describe_data(answer: dict, kind: str) -> str:
 
 
 def size_text_small(num_bytes: float) -> str:
+    """Format bytes as size_text, with kB below 1 MB."""
     return f"{num_bytes / 1e3:,.0f} kB" if num_bytes < 1e6 else size_text(num_bytes)
 
 
 def judge_data(folder: str, answer: dict, kind: str) -> list[Finding]:
-    """answer: of probe's step "data:<folder>". kind: of the file system."""
+    """Return findings about the folder's photos. answer: of probe's step "data:<folder>". kind: of the file system."""
     if "error" in answer:
         return [
-            Finding(
-                "breaks", "data", f"{folder} can't be looked at: {answer['error']}", "give the folder of the photos"
-            )
+            Finding("breaks", "data", f"{folder} can't be read: {answer['error']}", "give the folder of the photos")
         ]
     if not answer["found"]:
         return [
@@ -191,14 +193,14 @@ def judge_data(folder: str, answer: dict, kind: str) -> list[Finding]:
     findings = []
     if answer["bad"]:
         what = f"{answer['bad']} of {answer['tried']} photos that were tried can't be used"
-        mend = "python -m carvision.check data=... names them; data.on_bad_image=skip trains without them"
-        findings.append(Finding("breaks", "data", what, mend))
+        fix = "python -m carvision.check data=... names them; data.on_bad_image=skip trains without them"
+        findings.append(Finding("breaks", "data", what, fix))
     if "reads" in answer and 2 * answer["reads"] < answer["by_clock"]:  # busy cores make both take longer
         reading, decoding = (f"{1e3 / answer[name]:.0f} ms" for name in ("reads", "by_clock"))
         what = f"reading a photo takes far longer ({reading}) than decoding it ({decoding})"
         where = "its network file system" if is_network(kind) else "its disk"
-        mend = "copy the photos to a local disk, or take more data.num_workers, which wait side by side"
-        findings.append(Finding("slow", "data", f"{what}: {folder} waits for {where}", mend))
+        fix = "copy the photos to a local disk, or use more data.num_workers, which wait in parallel"
+        findings.append(Finding("slow", "data", f"{what}: {folder} waits for {where}", fix))
     if "bytes" in answer and answer["bytes"] > 1.5e6:
         what = (
             f"the photos are large ({size_text(answer['bytes'])} each), and training takes them at {INPUT_PX} px or so"

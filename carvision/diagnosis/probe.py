@@ -1,7 +1,7 @@
-"""python -m carvision.diagnosis.probe STEP...: steps that may crash or hang, for probing.py to survive.
+"""Run probe steps that may crash or hang: python -m carvision.diagnosis.probe STEP...
 
-Each step answers with one line of JSON: {"step", "seconds", and what was found or "error"}. Steps are
-import:<module>, devices (what torch finds), decoding, data:<folder>, hub.
+Each step answers with one line of JSON: {"step", "seconds", and what was found or "error"}. Steps are import:<module>,
+devices (what torch finds), decoding, data:<folder>, hub. probing.py survives whatever they do.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ import warnings
 
 from carvision.diagnosis.finding import one_line
 
-NEED_TORCH = ("import:torchvision", "import:timm", "import:torchmetrics", "import:pytorch_lightning", "devices")
-NEED_PHOTOS = ("decoding", "data")
+TORCH_STEPS = ("import:torchvision", "import:timm", "import:torchmetrics", "import:pytorch_lightning", "devices")
+PHOTO_STEPS = ("decoding", "data")
 
 
 def without_dependents(steps: list[str], failed: str) -> list[str]:
-    """The steps that still can be tried when one has failed."""
+    """Return the steps that can still be tried after one has failed."""
     if failed == "import:torch":
-        return [step for step in steps if step not in NEED_TORCH]
+        return [step for step in steps if step not in TORCH_STEPS]
     if failed in ("import:PIL", "import:numpy"):
-        return [step for step in steps if step.partition(":")[0] not in NEED_PHOTOS]
+        return [step for step in steps if step.partition(":")[0] not in PHOTO_STEPS]
     return steps
 
 
 def main() -> None:
-    # Packages may print while they are imported; the answers take the place of the output, which goes to stderr.
+    # Packages may print while they are imported: answers go to the original stdout, everything else to stderr.
+    """Run the steps of the command line, and print each answer."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     warnings.simplefilter("ignore")
@@ -39,7 +40,7 @@ def main() -> None:
         step = steps.pop(0)
         started = time.perf_counter()
         try:
-            found = take(*step.partition(":")[::2])
+            found = run_step(*step.partition(":")[::2])
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a package may even call sys.exit
@@ -48,7 +49,8 @@ def main() -> None:
         print(json.dumps({"step": step, "seconds": time.perf_counter() - started, **found}), file=answers, flush=True)
 
 
-def take(kind: str, argument: str) -> dict:
+def run_step(kind: str, argument: str) -> dict:
+    """Run one step, such as import:torch (kind "import", argument "torch"); return what was found."""
     if kind == "import":
         module = importlib.import_module(argument)
         return {"file": getattr(module, "__file__", None) or str(next(iter(getattr(module, "__path__", [])), ""))}
@@ -62,6 +64,7 @@ def take(kind: str, argument: str) -> dict:
 
 
 def read_torch_devices() -> dict:
+    """Return what torch finds: builds, threads, GPUs with memory and compute capability."""
     import torch
 
     found = {
@@ -88,7 +91,7 @@ def read_torch_devices() -> dict:
         try:
             free, total = torch.cuda.mem_get_info(number)
             capability = torch.cuda.get_device_capability(number)
-        except Exception as error:  # a broken one, or one that another process has for itself
+        except Exception as error:  # a broken GPU, or one that another process uses exclusively
             found["gpus"].append({"name": f"number {number}", "error": one_line(error)})
             continue
         name = torch.cuda.get_device_name(number)
@@ -97,12 +100,13 @@ def read_torch_devices() -> dict:
 
 
 def reach_hub() -> dict:
+    """Return the hub's address if it answers within 5 s; raises OSError if not."""
     from urllib.error import HTTPError
     from urllib.request import Request, urlopen
 
     from huggingface_hub.constants import ENDPOINT
 
-    with contextlib.suppress(HTTPError):  # an answer it is
+    with contextlib.suppress(HTTPError):  # also an answer
         urlopen(Request(ENDPOINT, method="HEAD"), timeout=5).close()
     return {"hub": ENDPOINT}
 

@@ -1,4 +1,4 @@
-"""Steps of probe.py, tried in processes of their own: whatever they do, there is an answer for each."""
+"""Run probe.py's steps in their own processes: whatever they do, each gets an answer."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from carvision.diagnosis.finding import one_line
 from carvision.diagnosis.probe import without_dependents
 
-LIMIT_S = 90.0  # of one step
+LIMIT_S = 90.0  # for one step
 
 
 def probe_together(groups: list[list[str]], limit_s: float = LIMIT_S) -> dict[str, dict]:
-    """The groups at the same time, each in a process of its own."""
+    """Probe the groups of steps in parallel, each in its own process."""
     answers: dict[str, dict] = {}
     with ThreadPoolExecutor(len(groups)) as threads:
         for found in threads.map(lambda steps: probe(steps, limit_s), groups):
@@ -27,9 +27,9 @@ def probe_together(groups: list[list[str]], limit_s: float = LIMIT_S) -> dict[st
 
 
 def probe(steps: list[str], limit_s: float = LIMIT_S) -> dict[str, dict]:
-    """{step: what was found, or {"error": the reason}}. A step is missing where one that it needs has failed.
+    """Return {step: what was found, or {"error": the reason}}. A step is missing if one that it needs has failed.
 
-    A step that crashes or takes longer than limit_s has that for its error; the others go on in a new process.
+    A step that crashes or takes longer than limit_s gets that as its error; the others continue in a new process.
     """
     answers: dict[str, dict] = {}
     steps = list(steps)
@@ -40,14 +40,14 @@ def probe(steps: list[str], limit_s: float = LIMIT_S) -> dict[str, dict]:
             steps.remove(step)
             if "error" in found[step]:
                 steps = without_dependents(steps, step)
-        if steps:  # the first of them is where the process ended
+        if steps:  # the process ended in the first of them
             answers[steps[0]] = {"error": reason}
             steps = without_dependents(steps[1:], steps[0])
     return answers
 
 
 def _probe_once(steps: list[str], limit_s: float) -> tuple[dict[str, dict], str]:
-    """The answers of one process, and why there are no more."""
+    """Return the answers of one process, and why there are no more."""
     command = [sys.executable, "-m", "carvision.diagnosis.probe", *steps]
     try:
         process = subprocess.Popen(
@@ -59,12 +59,12 @@ def _probe_once(steps: list[str], limit_s: float) -> tuple[dict[str, dict], str]
     answers: dict[str, dict] = {}
     lines: queue.Queue = queue.Queue()
     messages: deque[str] = deque(maxlen=5)
-    readers = [
-        threading.Thread(target=_pass_on, args=(process.stdout, lines.put), daemon=True),
-        threading.Thread(target=_pass_on, args=(process.stderr, messages.append), daemon=True),
+    threads = [
+        threading.Thread(target=_forward_lines, args=(process.stdout, lines.put), daemon=True),
+        threading.Thread(target=_forward_lines, args=(process.stderr, messages.append), daemon=True),
     ]
-    for reader in readers:
-        reader.start()
+    for thread in threads:
+        thread.start()
     try:
         while len(answers) < len(steps):
             line = lines.get(timeout=limit_s)
@@ -78,12 +78,12 @@ def _probe_once(steps: list[str], limit_s: float) -> tuple[dict[str, dict], str]
     finally:
         process.kill()
         process.wait()
-    readers[1].join(timeout=1)
-    said = one_line(" ".join(line for line in messages if line))
-    return answers, f"the process {_how_it_ended(process.returncode)}{f' ({said})' if said else ''}"
+    threads[1].join(timeout=1)
+    message = one_line(" ".join(line for line in messages if line))
+    return answers, f"the process {_how_it_ended(process.returncode)}{f' ({message})' if message else ''}"
 
 
-def _pass_on(stream, take) -> None:
+def _forward_lines(stream, take) -> None:
     for line in stream:
         take(line)
     take(None)

@@ -1,4 +1,4 @@
-"""Cores and memory as this process may use them."""
+"""Check the cores and memory that this process may use."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 from carvision.diagnosis.finding import Finding, size_text
 from carvision.machine import core_quota, memory_limit, num_cores, processor_name
 
-LEAST_MEMORY = 2e9  # bytes: torch with Lightning, a small network and two processes that read photos
+MIN_MEMORY = 2e9  # bytes: torch with Lightning, a small network and two processes that read photos
 
 
 def read_processor() -> dict:
+    """Return facts about cores, load and memory."""
     return {
         "name": processor_name(),
         "machine": os.cpu_count() or 1,
@@ -23,7 +24,7 @@ def read_processor() -> dict:
 
 
 def read_memory(file: Path = Path("/proc/meminfo")) -> dict:
-    """ "memory" and "available" in bytes, None where the system does not tell; "memory_limit" of the control group."""
+    """Return "memory" and "available" in bytes, None if unknown, and the control group's "memory_limit"."""
     try:
         lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
         found = {words[0]: int(words[1]) * 1024 for words in lines if len(words) > 1 and words[1].isdigit()}
@@ -37,6 +38,7 @@ def read_memory(file: Path = Path("/proc/meminfo")) -> dict:
 
 
 def describe_processor(facts: dict) -> list[tuple[str, str]]:
+    """Return rows (name, text) about processor and memory."""
     usable, machine, quota = facts["usable"], facts["machine"], facts["quota"]
     cores = f"{usable} of {machine} cores" if usable < machine else f"{usable} cores"
     cores += f" (time for {quota:g})" if quota is not None else ""
@@ -54,12 +56,12 @@ def _limited(facts: dict) -> bool:
 
 
 def judge_processor(facts: dict, num_threads: int | None = None) -> list[Finding]:
-    """num_threads: of torch, None where it could not be asked."""
+    """Return findings about cores, load and memory. num_threads: torch's; None if it could not be asked."""
     findings = []
     usable, machine, quota = facts["usable"], facts["machine"], facts["quota"]
     threads = num_threads or 0
     if quota is not None and quota < machine and threads > usable:
-        what = f"this container has time for {quota:g} cores, and the {threads} threads of torch hold each other up"
+        what = f"this container has time for {quota:g} cores, and torch's {threads} threads slow each other down"
         findings.append(
             Finding("slow", "cores", what, f"set OMP_NUM_THREADS={usable}, or give the container more cores")
         )
@@ -75,8 +77,8 @@ def judge_processor(facts: dict, num_threads: int | None = None) -> list[Finding
         )
         findings.append(Finding("slow", "load", what, "see what runs (top), and end what is not needed"))
     limits = [value for value in (facts["available"], facts["memory_limit"]) if value is not None]
-    if limits and min(limits) < LEAST_MEMORY:
+    if limits and min(limits) < MIN_MEMORY:
         what = f"{size_text(min(limits))} can be used; the kernel ends processes that want more, without a message"
-        mend = "end other programs, raise the container's limit, or try data.num_workers=0 and a small data.batch_size"
-        findings.append(Finding("breaks", "memory", what, mend))
+        fix = "end other programs, raise the container's limit, or try data.num_workers=0 and a small data.batch_size"
+        findings.append(Finding("breaks", "memory", what, fix))
     return findings

@@ -1,1 +1,1 @@
-"""Searching the values of a training: the space, the study that many processes share, and what came of it."""
+"""Hyperparameter search: the space, the study that workers share, the workers, and the results."""

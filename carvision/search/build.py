@@ -1,4 +1,4 @@
-"""From the words of a command line to a Sweep, all of it checked before anything is trained."""
+"""Build a Sweep from command-line overrides, and check all of it before training."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,21 +8,24 @@ from carvision.allowed import check_values, is_key
 from carvision.config import choices, compose_sweep, conf_dir
 from carvision.errors import InputError
 from carvision.flat_config import flat_config
-from carvision.search.space import Space, Value, divide, read_space
+from carvision.search.space import Space, Value, read_space, split_overrides
 
-RULED = ("run.", "sweep.", "callbacks.monitor", "callbacks.mode")  # what a search says itself to its trials
-OF_THE_RUN = ("seconds", "parameters")  # objectives beside those of validation
-MOST_TRIED = 12  # draws that are looked at before the first trial
+RESERVED = ("run.", "sweep.", "callbacks.monitor", "callbacks.mode")  # keys that the search itself sets
+RUN_OBJECTIVES = ("seconds", "parameters")  # objectives besides validation metrics
+MAX_SAMPLE_DRAWS = 12  # trials composed to check the space
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """words: overrides of carvision.sweep that all trials have. config: of the training, before anything is drawn.
-    settings: the keys of conf/sweep. objective: {figure: "min" or "max"}. num_epochs: of a trial that is not pruned."""
+    """Hold a checked search.
+
+    overrides: of all trials. config: the training's configuration, before anything is drawn. settings: the keys of
+    conf/sweep. objective: {metric: "min" or "max"}. num_epochs: of a trial that is not pruned.
+    """
 
     name: str
     folder: Path
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     space: Space
     config: dict
     settings: dict
@@ -31,23 +34,23 @@ class Sweep:
 
     @property
     def monitor(self) -> tuple[str, str]:
-        """The figure that chooses a trial's best epoch and its pruning, and its direction."""
-        return next((figure, mode) for figure, mode in self.objective.items() if figure not in OF_THE_RUN)
+        """Return the metric, and its mode, that chooses a trial's best epoch and decides about pruning."""
+        return next((metric, mode) for metric, mode in self.objective.items() if metric not in RUN_OBJECTIVES)
 
-    def words_of(self, drawn: Mapping[str, Value]) -> list[str]:
-        """All overrides of the trial that drew these values."""
-        return [*self.words, *self.space.overrides(drawn)]
+    def overrides_for(self, drawn: Mapping[str, Value]) -> list[str]:
+        """Return all overrides of the trial that drew these values."""
+        return [*self.overrides, *self.space.overrides(drawn)]
 
 
-def build_sweep(words: list[str], complete: bool = True) -> Sweep:
-    """complete: values that must be given may not be missing. Raises InputError."""
-    given, searched = divide(words)
+def build_sweep(overrides: list[str], complete: bool = True) -> Sweep:
+    """Build the search from command-line overrides. complete: required values must be present. Raises InputError."""
+    given, searched = split_overrides(overrides)
     config, raw, chosen = compose(given, complete=False)
     in_file = [f"{key}={text}" for key, text in flat_config(raw["space"]).items()]
-    idle = divide(in_file)[0]
-    if idle:
-        raise InputError(f"sweep.space: {idle[0]} searches nothing; write choice, range or interval, or leave it out")
-    searched = divide([*in_file, *given, *searched])[1]  # what the line gives is not searched
+    fixed = split_overrides(in_file)[0]
+    if fixed:
+        raise InputError(f"sweep.space: {fixed[0]} searches nothing; write choice, range or interval, or leave it out")
+    searched = split_overrides([*in_file, *given, *searched])[1]  # a value on the command line is not searched
     known = {*flat_config(config), *config}
     found = read_space(searched, flat_config(raw["follows"]), lambda key: key in known or is_key(key) or is_group(key))
     drawn = {key.lstrip("+") for key in (*found.follows, *(dimension.key for dimension in found.dimensions))}
@@ -55,9 +58,9 @@ def build_sweep(words: list[str], complete: bool = True) -> Sweep:
         check_values({key: value for key, value in flat_config(config).items() if value == "???" and key not in drawn})
     settings = {key: value for key, value in raw.items() if key not in ("space", "follows")}
     for key in [*found.follows, *(dimension.key for dimension in found.dimensions)]:
-        if key.lstrip("+~").startswith(RULED):
+        if key.lstrip("+~").startswith(RESERVED):
             raise InputError(f"{key}: can't be searched; it belongs to the search itself")
-    check_run(config)
+    check_run_keys(config)
     objective = check_objective(settings["objective"] or {config["callbacks"]["monitor"]: config["callbacks"]["mode"]})
     data = chosen.get("experiment") or chosen["data"]
     name = f"{data}-{chosen['sweep']}"
@@ -73,7 +76,8 @@ def build_sweep(words: list[str], complete: bool = True) -> Sweep:
 
 
 def describe(sweep: Sweep) -> str:
-    """The search as YAML: its settings with what each trial draws, and the configuration that all trials share."""
+    """Return the search as YAML: its settings with each trial's dimensions, and the configuration that all trials
+    share."""
     import yaml
 
     drawn = {dimension.key: str(dimension) for dimension in sweep.space.dimensions}
@@ -85,7 +89,7 @@ def describe(sweep: Sweep) -> str:
 
 
 def _without(config: dict, keys: set[str], prefix: str = "") -> dict:
-    """The configuration without these keys, which are written with dots."""
+    """Return the configuration without these keys, given as dotted paths."""
     return {
         name: _without(value, keys, f"{prefix}{name}.") if isinstance(value, dict) else value
         for name, value in config.items()
@@ -93,43 +97,47 @@ def _without(config: dict, keys: set[str], prefix: str = "") -> dict:
     }
 
 
-def compose(words: list[str], complete: bool = True) -> tuple[dict, dict, Mapping]:
-    """The training's configuration, the search's settings and the choices of both, all checked. Raises InputError."""
-    return *compose_sweep(words, complete), choices()
+def compose(overrides: list[str], complete: bool = True) -> tuple[dict, dict, Mapping]:
+    """Return the training's configuration, the search's settings and the chosen conf/ files, all checked. Raises
+    InputError."""
+    return *compose_sweep(overrides, complete), choices()
 
 
 def is_group(key: str) -> bool:
-    """Whether the key chooses a file of conf/, as optimizer or +model/head@model.heads.type."""
+    """Return whether the key chooses a file of conf/, such as optimizer or +model/head@model.heads.type."""
     return (conf_dir() / key.lstrip("+~").partition("@")[0]).is_dir()
 
 
-def check_run(config: dict) -> None:
-    """What of a run's own keys makes no sense in a trial."""
+def check_run_keys(config: dict) -> None:
+    """Raise InputError for run keys that make no sense in a trial."""
     run, split = config["run"], config["data"]["split"]
     if run["dir"]:
         raise InputError(f"run.dir: a search has a folder for each trial; give sweep.dir={run['dir']}")
     for key in ("seeds", "max_epochs_per_start", "max_minutes"):
         if run[key]:
-            raise InputError(f"run.{key}: is not for trials, each of which is one run to its end; leave it out")
+            raise InputError(f"run.{key}: not for trials, each of which is one complete run; leave it out")
     if split["kind"] == "kfold" and split["fold"] == "all":
         raise InputError(
-            "data.split.fold: all is not for trials; give the fold that they validate on, as data.split.fold=0"
+            "data.split.fold: all is not for trials; give the fold to validate on, such as data.split.fold=0"
         )
 
 
 def check_objective(objective: dict[str, str]) -> dict[str, str]:
-    for figure in objective:
-        if figure not in OF_THE_RUN and not figure.startswith("val/"):
+    """Return the objective; raise InputError unless it consists of validation metrics and RUN_OBJECTIVES, with at least
+    one of the former."""
+    for metric in objective:
+        if metric not in RUN_OBJECTIVES and not metric.startswith("val/"):
             raise InputError(
-                f"sweep.objective: {figure!r} is none of val/<figure>, {', '.join(OF_THE_RUN)}; photos of training and "
-                "test choose nothing"
+                f"sweep.objective: {metric!r} is none of val/<metric>, {', '.join(RUN_OBJECTIVES)}; training and test "
+                "photos choose nothing"
             )
-    if all(figure in OF_THE_RUN for figure in objective):
-        raise InputError("sweep.objective: needs a figure of validation, as val/loss: min")
+    if all(metric in RUN_OBJECTIVES for metric in objective):
+        raise InputError("sweep.objective: needs a validation metric, such as val/loss: min")
     return dict(objective)
 
 
 def check_pruner(sweep: Sweep) -> None:
+    """Raise InputError for a pruner that does not fit the objective, the space or the number of epochs."""
     pruner, epochs = sweep.settings["pruner"], sweep.settings["min_epochs"]
     if pruner == "none":
         return
@@ -144,6 +152,7 @@ def check_pruner(sweep: Sweep) -> None:
 
 
 def check_sampler(sweep: Sweep) -> None:
+    """Raise InputError for settings that do not fit the sampler."""
     settings, sampler = sweep.settings, sweep.settings["sampler"]
     if sampler == "grid":
         num = len(sweep.space.grid())
@@ -157,13 +166,13 @@ def check_sampler(sweep: Sweep) -> None:
     if settings["trials"] is None:
         raise InputError(f"sweep.trials: null is for sweep.sampler=grid; give a number for {sampler}")
     if sampler == "cmaes" and not any(d.values() is None or not d.choices for d in sweep.space.dimensions):
-        raise InputError("sweep.sampler: cmaes searches numbers, and the space has choices alone; take tpe")
+        raise InputError("sweep.sampler: cmaes searches numbers, and the space has only choices; use tpe")
     if sampler == "cmaes" and len(sweep.objective) > 1:
-        raise InputError("sweep.sampler: cmaes has one objective; with several take tpe")
+        raise InputError("sweep.sampler: cmaes has one objective; with several use tpe")
 
 
-class Nth:
-    """In place of a trial: of each dimension one value after another."""
+class NthValueTrial:
+    """Stand in for an Optuna trial: draw the n-th value of each dimension."""
 
     def __init__(self, number: int):
         self.number = number
@@ -178,13 +187,13 @@ class Nth:
 
 
 def try_space(sweep: Sweep, complete: bool = True) -> None:
-    """Composes and checks trials in which each choice comes once. Raises InputError for the first that is wrong."""
+    """Compose and check trials in which each choice occurs once. Raise InputError for the first invalid one."""
     num = max(max(len(dimension.choices), 2) for dimension in sweep.space.dimensions)
-    for number in range(min(num, MOST_TRIED)):
-        drawn = sweep.space.draw(Nth(number))
-        words = sweep.words_of(drawn)
+    for number in range(min(num, MAX_SAMPLE_DRAWS)):
+        drawn = sweep.space.draw(NthValueTrial(number))
+        overrides = sweep.overrides_for(drawn)
         try:
-            compose(words, complete)
+            compose(overrides, complete)
         except InputError as error:
-            told = ", ".join(f"{key}={value}" for key, value in drawn.items())
-            raise InputError(f"{error} (in a trial with {told})") from None
+            values = ", ".join(f"{key}={value}" for key, value in drawn.items())
+            raise InputError(f"{error} (in a trial with {values})") from None

@@ -1,5 +1,5 @@
-"""Several workers of one search on this machine: each a process with its share of the cores, and a GPU where there are
-several. One that is killed is started again."""
+"""Run several workers of one search on this machine, each with a share of the cores, and a GPU if there are several. A
+killed worker is restarted."""
 
 import contextlib
 import logging
@@ -18,15 +18,16 @@ from carvision.whole_files import open_kept, own_folder
 
 log = logging.getLogger(__name__)
 
-WORKER = "CARVISION_SWEEP_WORKER"  # its number, in the environment of a worker that another carvision.sweep has started
-LOOK_EVERY_S = 0.2
-MOST_STARTS = 5  # of one worker that is killed again and again
+WORKER = "CARVISION_SWEEP_WORKER"  # environment variable with the number of a worker started by another carvision.sweep
+POLL_EVERY_S = 0.2
+MAX_STARTS = 5  # of a worker that is killed repeatedly
 
 
-def run_workers(sweep: Sweep, words: list[str], quiet: bool) -> None:
-    """Until all have ended; what they say goes to files in the search's folder, and without `quiet` to the terminal.
+def run_workers(sweep: Sweep, overrides: list[str], quiet: bool) -> None:
+    """Run the workers until all have ended. Their output goes to files in the search's folder and, without `quiet`, to
+    the terminal.
 
-    Raises InputError with what a worker told where none came to its end, Interrupted after a signal.
+    Raises InputError with a worker's message if all failed, Interrupted after a signal.
     """
     num, trainer = sweep.settings["workers"], sweep.config["trainer"]
     gpus = visible_gpus() if trainer["accelerator"] in ("gpu", "auto") else []
@@ -34,7 +35,7 @@ def run_workers(sweep: Sweep, words: list[str], quiet: bool) -> None:
     if gpus and num * each > len(gpus):
         log.warning("%d workers with %d GPU%s each share %d GPUs", num, each, "s" * (each > 1), len(gpus))
     workers = [
-        _Worker(sweep, words, number, share_of_cores(number, num), share_of_gpus(gpus, number, each))
+        _Worker(sweep, overrides, number, share_of_cores(number, num), share_of_gpus(gpus, number, each))
         for number in range(num)
     ]
     received: list[int] = []
@@ -42,17 +43,17 @@ def run_workers(sweep: Sweep, words: list[str], quiet: bool) -> None:
     try:
         for worker in workers:
             worker.start()
-        told = 0
+        handled = 0
         while any(worker.process.poll() is None for worker in workers):
-            time.sleep(LOOK_EVERY_S)
-            if len(received) > told:
-                told = len(received)
+            time.sleep(POLL_EVERY_S)
+            if len(received) > handled:
+                handled = len(received)
                 for worker in workers:
                     worker.stop()
             for worker in workers:
                 worker.relay(quiet)
-                if not received and worker.was_killed() and worker.starts < MOST_STARTS:
-                    log.warning("worker %d was ended by %s, and is started again", worker.number, worker.ending())
+                if not received and worker.was_killed() and worker.starts < MAX_STARTS:
+                    log.warning("worker %d was ended by %s; restarting it", worker.number, worker.ending())
                     worker.start()
     finally:
         for number, handler in before.items():
@@ -71,9 +72,9 @@ def run_workers(sweep: Sweep, words: list[str], quiet: bool) -> None:
 
 
 class _Worker:
-    def __init__(self, sweep: Sweep, words: list[str], index: int, cores: set[int], gpus: list[str]):
+    def __init__(self, sweep: Sweep, overrides: list[str], index: int, cores: set[int], gpus: list[str]):
         self.number, self.starts, self.cores = index + 1, 0, cores
-        self.command = [sys.executable, "-m", "carvision.sweep", *words, "sweep.workers=1"]
+        self.command = [sys.executable, "-m", "carvision.sweep", *overrides, "sweep.workers=1"]
         self.environment = {**os.environ, WORKER: str(index)}
         if gpus:
             self.environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
@@ -90,7 +91,7 @@ class _Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=file,
-                start_new_session=True,  # signals of a terminal reach it through this process alone, once
+                start_new_session=True,  # only this process forwards a terminal's signals to it
             )
         if self.cores:
             with contextlib.suppress(OSError):
@@ -107,11 +108,11 @@ class _Worker:
         return signal.Signals(-self.process.returncode).name
 
     def relay(self, quiet: bool) -> None:
-        """What it has said since."""
+        """Copy new worker output to stderr."""
         with self.output.open("rb") as file:
             file.seek(self.relayed)
-            said = file.read()
-        whole = said[: said.rfind(b"\n") + 1]
+            output = file.read()
+        whole = output[: output.rfind(b"\n") + 1]
         self.relayed += len(whole)
         if not quiet:
             sys.stderr.write(whole.decode(errors="replace"))
@@ -123,25 +124,25 @@ class _Worker:
 
 
 def visible_gpus() -> list[str]:
-    """As CUDA_VISIBLE_DEVICES names them; without torch, whose import takes seconds."""
+    """Return the GPUs as CUDA_VISIBLE_DEVICES names them; without torch, whose import takes seconds."""
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is not None:
         return [name.strip() for name in allowed.split(",") if name.strip() not in ("", "-1")]
     command = shutil.which("nvidia-smi")
     if command is None:
         return []
-    words = [command, "--query-gpu=index", "--format=csv,noheader"]
-    done = subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace")
+    query = [command, "--query-gpu=index", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, encoding="utf-8", errors="replace")
     return [line.strip() for line in done.stdout.splitlines() if line.strip().isdigit()]
 
 
 def share_of_gpus(gpus: list[str], index: int, each: int) -> list[str]:
-    """Of the worker; with too few of them, workers share."""
+    """Return the worker's GPUs; workers share if there are too few."""
     return [gpus[(index * each + i) % len(gpus)] for i in range(min(each, len(gpus)))]
 
 
 def share_of_cores(index: int, num: int) -> set[int]:
-    """Of the worker; empty where the system can't give cores."""
+    """Return the worker's cores; empty if the system can't set affinity."""
     if not hasattr(os, "sched_getaffinity"):
         return set()
     cores = sorted(os.sched_getaffinity(0))

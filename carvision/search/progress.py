@@ -1,4 +1,4 @@
-"""How far a search is, for a person: a table that lives where there is a terminal, else a line for each event."""
+"""Show a search's progress: a live table on a terminal, else a line for each event."""
 
 import logging
 import math
@@ -29,12 +29,13 @@ from carvision.search.trials import (
 
 log = logging.getLogger(__name__)
 
-MOST_ROWS = 15
+MAX_ROWS = 15
 REFRESH_S = 1.0
 
 
 class Summary(NamedTuple):
-    """Counts of trials; best: the best so far; epochs spent, and saved by pruning; seconds_left: nan if unknown."""
+    """Progress of a search: counts of trials; best: the best so far; epochs trained, and saved by pruning;
+    seconds_left: nan if unknown."""
 
     total: int
     ended: int
@@ -48,6 +49,7 @@ class Summary(NamedTuple):
 
 
 def summarise(sweep: Sweep, trials: list[FrozenTrial]) -> Summary:
+    """Summarise the search's trials."""
     shown = latest(trials)
     ended = [trial for trial in shown if is_finished(trial, sweep.settings["retries"])]
     pruned = [trial for trial in ended if trial.state == TrialState.PRUNED]
@@ -70,11 +72,12 @@ def summarise(sweep: Sweep, trials: list[FrozenTrial]) -> Summary:
 
 
 def num_epochs(trial: FrozenTrial) -> int:
-    """That were trained."""
+    """Return how many epochs the trial trained."""
     return max(trial.user_attrs.get(EPOCHS, 0), trial.last_step or 0)
 
 
 def line_of(summary: Summary, sweep: Sweep) -> str:
+    """Return the summary as one line."""
     parts = [f"{summary.ended} of {summary.total} trials have ended"]
     parts += [f"{count} {what}" for count, what in ((summary.pruned, "pruned"), (summary.failed, "failed")) if count]
     if summary.running:
@@ -88,6 +91,7 @@ def line_of(summary: Summary, sweep: Sweep) -> str:
 
 
 def duration_text(seconds: float) -> str:
+    """Format seconds as "1.2 s", "12 s", "12 min" or "1.2 h"."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     if seconds < 90:
@@ -96,44 +100,47 @@ def duration_text(seconds: float) -> str:
 
 
 def number_text(value: float) -> str:
+    """Format a metric with four digits; "" for NaN."""
     if math.isnan(value):
         return ""
     return f"{value:,}" if isinstance(value, int) or abs(value) >= 1e5 else f"{value:.4g}"
 
 
 def values_text(trial: FrozenTrial, sweep: Sweep) -> str:
+    """Format a completed trial's objectives."""
     return ", ".join(
-        f"{figure} {number_text(value)}" for figure, value in zip(sweep.objective, trial.values, strict=True)
+        f"{metric} {number_text(value)}" for metric, value in zip(sweep.objective, trial.values, strict=True)
     )
 
 
 def drawn_text(trial: FrozenTrial) -> str:
+    """Format a trial's drawn values as overrides."""
     return ", ".join(
         f"{key}={value if isinstance(value, str) else f'{value:.4g}'}" for key, value in trial.params.items()
     )
 
 
 def event_text(trial: FrozenTrial, sweep: Sweep, best: FrozenTrial | None) -> str:
-    """What became of a trial, or that it begins."""
+    """Return a line about a trial that started or ended."""
     name, attributes = f"trial {root_of(trial)}", trial.user_attrs
     seconds = f", {duration_text(attributes[SECONDS])}" if SECONDS in attributes else ""
     if trial.state == TrialState.RUNNING:
-        again = ", which broke off, goes on" if RETRY_OF in attributes else ""
+        again = ", which was interrupted, continues" if RETRY_OF in attributes else ""
         return f"{name}{again}: {drawn_text(trial)}"
     if trial.state == TrialState.COMPLETE:
         is_best = ", best so far" if best is not None and best.number == trial.number else ""
         return f"{name}: {values_text(trial, sweep)} at epoch {attributes[BEST_EPOCH]}{seconds}{is_best}"
     if trial.state == TrialState.PRUNED:
         last = trial.intermediate_values.get(trial.last_step, math.nan)
-        told = f"{sweep.monitor[0]} {number_text(last)}"
-        return f"{name}: pruned after {num_epochs(trial)} of {sweep.num_epochs} epochs, {told}{seconds}"
+        outcome = f"{sweep.monitor[0]} {number_text(last)}"
+        return f"{name}: pruned after {num_epochs(trial)} of {sweep.num_epochs} epochs, {outcome}{seconds}"
     if BROKEN in attributes and not is_finished(trial, sweep.settings["retries"]):
-        return f"{name}: broken off after {num_epochs(trial)} epochs ({attributes.get(WHY)}); it will go on"
+        return f"{name}: interrupted after {num_epochs(trial)} epochs ({attributes.get(WHY)}); it will continue"
     return f"{name}: failed: {attributes.get(WHY)}"
 
 
 class Progress:
-    """As a context manager it shows the table on a terminal; told() writes lines where there is none."""
+    """Show the table on a terminal while entered as a context manager; report() logs lines otherwise."""
 
     def __init__(self, sweep: Sweep, study: optuna.Study):
         self.sweep, self.study = sweep, study
@@ -141,7 +148,7 @@ class Progress:
         self.live: Live | None = None
         self.ended = threading.Event()
 
-    def told(self, trial: FrozenTrial) -> None:
+    def report(self, trial: FrozenTrial) -> None:
         if self.console.is_terminal:
             return
         trials = self.study.get_trials(deepcopy=False)
@@ -171,12 +178,12 @@ class Progress:
     def _picture(self) -> Group:
         trials = self.study.get_trials(deepcopy=False)
         return Group(
-            trials_table(self.sweep, trials, MOST_ROWS), Text(line_of(summarise(self.sweep, trials), self.sweep))
+            trials_table(self.sweep, trials, MAX_ROWS), Text(line_of(summarise(self.sweep, trials), self.sweep))
         )
 
 
 def trials_table(sweep: Sweep, trials: list[FrozenTrial], most: int) -> Table:
-    """The best ones, and those that run or ended last."""
+    """Return a table of the best trials and the latest ones, at most `most` rows."""
     shown = latest(trials)
     best = best_first(sweep, shown)[: most // 3]
     last = [t for t in shown if t not in best and t.state != TrialState.WAITING][-(most - len(best)) :]

@@ -1,12 +1,12 @@
-"""What is searched, in the grammar of Hydra's overrides: `optimizer.lr=tag(log,interval(1e-5,1e-1))`.
+"""Parse the search space, written in the grammar of Hydra's overrides: `optimizer.lr=tag(log,interval(1e-5,1e-1))`.
 
 choice(a,b), and a,b         one of these values
-range(0,0.6,step=0.1)        0 to 0.5: the stop is excluded, as in Hydra's own multirun
-interval(1e-5,1e-1)          any number between; tag(log,interval(...)): as likely in each decade; int(interval(1,9))
-tag('layers>=2',choice(64,128))   only where that holds for the values drawn; several tags must all hold
+range(0,0.6,step=0.1)        0 to 0.5: the stop is excluded, as in Hydra's multirun
+interval(1e-5,1e-1)          any number between; tag(log,interval(...)): log-uniform; int(interval(1,9))
+tag('layers>=2',choice(64,128))   only if that holds for the drawn values; several tags must all hold
 
-The key may be any of a training's, or a name of its own (`layers`), which conditions and the keys that follow from it
-use. Those keys are given as OmegaConf's interpolations of what was drawn:
+The key may be any of the training configuration, or a new name (`layers`) for use in conditions and in keys that follow
+from it. Those keys are given as OmegaConf interpolations of the drawn values:
 follows {model.trunk.hidden: "${repeat:${units},${layers}}", model.heads.make.dropout: "${model.trunk.dropout}"}.
 """
 
@@ -37,7 +37,7 @@ COMPARE = {
     ">=": operator.ge, "<=": operator.le, "==": operator.eq, "!=": operator.ne, ">": operator.gt, "<": operator.lt,
 }  # fmt: skip
 CONDITION = re.compile(r"\s*([^\s<>=!]+)\s*(>=|<=|==|!=|>|<)\s*(\S.*?)\s*")
-DIGITS = 12  # of a step's multiple: 0.30000000000000004 is 0.3
+DIGITS = 12  # rounds a step's multiple: 0.30000000000000004 to 0.3
 FOLLOWING = "keys that follow"
 Value = str | int | float
 
@@ -48,10 +48,10 @@ def _whole(value: float) -> int:
     return int(value)
 
 
-# For keys that follow from what was drawn, as ${times:2,${units}}
+# For keys that follow from drawn values, such as ${times:2,${units}}
 RESOLVERS = {
     "times": lambda a, b: a * b,
-    "repeat": lambda value, count: [value] * count,  # the same units in each of so many layers
+    "repeat": lambda value, count: [value] * count,  # the same units in each of `count` layers
     "pick": lambda value, found: found.get(
         value
     ),  # of {adam: ..., sgd: ...}; a key that comes out as null is not given
@@ -63,12 +63,14 @@ for _name, _function in RESOLVERS.items():
 
 @dataclass(frozen=True)
 class Condition:
+    """Condition on the drawn value of another dimension."""
+
     key: str
     sign: str
     value: Value
 
     def holds(self, drawn: Mapping[str, Value]) -> bool:
-        """Not where the other one was not drawn."""
+        """Return whether the condition holds; false if the other dimension was not drawn."""
         return self.key in drawn and COMPARE[self.sign](drawn[self.key], self.value)
 
     def __str__(self) -> str:
@@ -77,8 +79,11 @@ class Condition:
 
 @dataclass(frozen=True)
 class Dimension:
-    """choices: of a choice, each as it stands in an override. Else low, high (both included), step or None, log; ints
-    where low and high are."""
+    """One searched key.
+
+    choices: of a choice, each as written in an override. Otherwise low and high (both inclusive), step or None, and
+    log; integers if low and high are.
+    """
 
     key: str
     conditions: tuple[Condition, ...] = ()
@@ -89,7 +94,7 @@ class Dimension:
     log: bool = False
 
     def suggest(self, trial) -> Value:
-        """trial: optuna.Trial."""
+        """Return the value that the trial (optuna.Trial) suggests."""
         if self.choices:
             return trial.suggest_categorical(self.key, list(self.choices))
         if isinstance(self.low, int):
@@ -98,7 +103,7 @@ class Dimension:
         return round(value, DIGITS) if self.step else value
 
     def values(self) -> list[Value] | None:
-        """All there are, in order; None of an interval of floats, or a logarithmic one."""
+        """Return all values in order; None for an interval of floats or a logarithmic one."""
         if self.choices:
             return list(self.choices)
         if self.log or (self.step is None and not isinstance(self.low, int)):
@@ -121,15 +126,18 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Space:
-    """dimensions: in an order in which each stands after those that its conditions name. follows: {key: OmegaConf's
-    interpolation of what was drawn}. names: the dimensions that are no keys of the configuration."""
+    """The search space.
+
+    dimensions: each after those that its conditions name. follows: {key: OmegaConf interpolation of drawn values}.
+    names: dimensions that are no keys of the configuration.
+    """
 
     dimensions: tuple[Dimension, ...]
     follows: Mapping[str, str] = field(default_factory=dict)
     names: frozenset[str] = frozenset()
 
     def draw(self, trial) -> dict[str, Value]:
-        """{key: value} of the dimensions whose conditions hold. trial: optuna.Trial."""
+        """Return {key: value} of the dimensions whose conditions hold. trial: optuna.Trial."""
         drawn: dict[str, Value] = {}
         for dimension in self.dimensions:
             if all(condition.holds(drawn) for condition in dimension.conditions):
@@ -137,13 +145,13 @@ class Space:
         return drawn
 
     def overrides(self, drawn: Mapping[str, Value]) -> list[str]:
-        """Of a trial's training. Raises InputError."""
+        """Return the overrides of a trial with these drawn values. Raises InputError."""
         searched = [f"{key}={value}" for key, value in drawn.items() if key not in self.names]
         if not self.follows:
             return searched
-        # What was not drawn is null: a key may follow from values that only some trials have
-        # OmegaConf would take optimizer.lr for a path of two names
-        names = {dimension.key: f"drawn_{place}" for place, dimension in enumerate(self.dimensions)}
+        # Values not drawn are null: a key may follow from values that only some trials have. They are renamed, as
+        # OmegaConf would read optimizer.lr as a path
+        names = {dimension.key: f"drawn_{index}" for index, dimension in enumerate(self.dimensions)}
         made = {name: drawn.get(key) for key, name in names.items()}
         follows = _renamed(dict(self.follows), names)
         try:
@@ -154,13 +162,13 @@ class Space:
         return [*searched, *(f"{key}={Transformer.encode(v)}" for key, v in values.items() if v is not None)]
 
     def grid(self) -> list[dict[str, Value]]:
-        """Every combination once, of dimensions that have finitely many values. Raises InputError."""
+        """Return every combination once. Raise InputError for a dimension with infinitely many values."""
         drawn: list[dict[str, Value]] = [{}]
         for dimension in self.dimensions:
             values = dimension.values()
             if values is None:
                 raise InputError(
-                    f"{dimension.key}: {dimension} has no end of values, which a grid can't hold; take choice or range"
+                    f"{dimension.key}: {dimension} has infinitely many values; for a grid use choice or range"
                 )
             drawn = [
                 {**so_far, **one}
@@ -174,12 +182,12 @@ class Space:
         return drawn
 
     def description(self) -> dict[str, str]:
-        """What must not change while a study goes on, as plain text."""
+        """Return what must not change while a study continues, as plain text."""
         return {dimension.key: str(dimension) for dimension in self.dimensions} | dict(self.follows)
 
 
 def _renamed(value, names: Mapping[str, str]):
-    """The same interpolations, of other names."""
+    """Return the interpolations with other names."""
     if isinstance(value, dict):
         return {key: _renamed(item, names) for key, item in value.items()}
     if isinstance(value, list):
@@ -189,24 +197,25 @@ def _renamed(value, names: Mapping[str, str]):
     return value
 
 
-def divide(words: list[str]) -> tuple[list[str], list[str]]:
-    """Overrides that give a value, and those that search one, their paths quoted. Of one key the last word holds.
-    Raises InputError."""
+def split_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
+    """Return the overrides that set a value, and those that search one, with quoted paths. The last override of a key
+    wins. Raises InputError."""
     given: dict[str, str] = {}
     searched: dict[str, str] = {}
-    for word in with_quoted_paths(words, sweeps=True):
+    for word in with_quoted_paths(overrides, sweeps=True):
         override = _parse(word)
-        mine, other = (searched, given) if override.is_sweep_override() else (given, searched)
+        target, other = (searched, given) if override.is_sweep_override() else (given, searched)
         other.pop(_key(override), None)
-        mine.pop(_key(override), None)
-        mine[_key(override)] = word
+        target.pop(_key(override), None)
+        target[_key(override)] = word
     return list(given.values()), list(searched.values())
 
 
-def read_space(words: list[str], follows: Mapping[str, str], is_known: Callable[[str], bool]) -> Space:
-    """words: those that search. is_known: whether a key is one of the configuration. Raises InputError."""
+def read_space(overrides: list[str], follows: Mapping[str, str], is_known: Callable[[str], bool]) -> Space:
+    """Return the space of these searching overrides. is_known: whether a key exists in the configuration. Raises
+    InputError."""
     found = {}
-    for word in words:
+    for word in overrides:
         dimension = _dimension(_parse(word), word)
         found[dimension.key] = dimension
     if not found:
@@ -240,7 +249,7 @@ def _dimension(override: Override, word: str) -> Dimension:
     conditions, log = [], False
     for tag in sorted(sweep.tags):
         if match := CONDITION.fullmatch(tag):
-            # As Hydra writes it where it is drawn
+            # As Hydra writes a drawn value
             value = {"true": "True", "false": "False"}.get(match[3].lower(), match[3])
             conditions.append(Condition(match[1], match[2], _plain(value)))
         elif tag == "log":
@@ -250,9 +259,9 @@ def _dimension(override: Override, word: str) -> Dimension:
     known = {"key": key, "conditions": tuple(conditions)}
     if isinstance(sweep, ChoiceSweep):
         if log:
-            raise InputError(f"{word}: log is for intervals; a choice is drawn as it stands")
+            raise InputError(f"{word}: log is for intervals, not for a choice")
         choices = tuple(_plain(text) for text in _encoded(override))
-        twice = next((choice for place, choice in enumerate(choices) if choice in choices[:place]), None)
+        twice = next((choice for index, choice in enumerate(choices) if choice in choices[:index]), None)
         if twice is not None:
             raise InputError(f"{word}: {twice} comes twice; give each choice once")
         return Dimension(**known, choices=choices)
@@ -273,19 +282,18 @@ def _require_comparable(dimension: Dimension, condition: Condition, other: Dimen
     if condition.sign in ("==", "!="):
         if other.choices and condition.value not in other.choices:
             raise InputError(
-                f"{dimension.key}: the condition {str(condition)!r} compares with none of the values that are drawn: "
-                f"{other}"
+                f"{dimension.key}: the condition {str(condition)!r} compares with none of the drawn values: {other}"
             )
     elif any(isinstance(value, str) for value in (condition.value, *other.choices)):
         raise InputError(f"{dimension.key}: the condition {str(condition)!r} needs numbers on both sides")
 
 
 def _encoded(override: Override) -> list[str]:
-    """Each value as it stands in an override."""
+    """Return each value as written in an override."""
     of_path = is_path(override.key_or_group)
 
     def encode(value) -> str:
-        if of_path and isinstance(value, str | QuotedString):  # whose quotes Hydra drops within choice()
+        if of_path and isinstance(value, str | QuotedString):  # Hydra drops its quotes within choice()
             return quote_item(value if isinstance(value, str) else value.text)
         return Transformer.str(value)
 
@@ -293,7 +301,7 @@ def _encoded(override: Override) -> list[str]:
 
 
 def _plain(text: str) -> Value:
-    """A number as a number, all else as it stands."""
+    """Return the text as an int or float if it is one."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -303,7 +311,8 @@ def _plain(text: str) -> Value:
 
 
 def _in_order(found: dict[str, Dimension]) -> tuple[Dimension, ...]:
-    """Each after those that its conditions name."""
+    """Return the dimensions, each after those that its conditions name. Raise InputError for unknown names and
+    cycles."""
     for dimension in found.values():
         for condition in dimension.conditions:
             if condition.key not in found:
@@ -312,15 +321,15 @@ def _in_order(found: dict[str, Dimension]) -> tuple[Dimension, ...]:
                     f"{nearest(condition.key, found)}"
                 )
             _require_comparable(dimension, condition, found[condition.key])
-    placed: dict[str, Dimension] = {}
-    while len(placed) < len(found):
+    ordered: dict[str, Dimension] = {}
+    while len(ordered) < len(found):
         ready = [
             dimension
             for key, dimension in found.items()
-            if key not in placed and all(condition.key in placed for condition in dimension.conditions)
+            if key not in ordered and all(condition.key in ordered for condition in dimension.conditions)
         ]
         if not ready:
-            circle = sorted(itertools.filterfalse(placed.__contains__, found))
-            raise InputError(f"the conditions of {' and '.join(circle)} wait for each other")
-        placed |= {dimension.key: dimension for dimension in ready[:1]}
-    return tuple(placed.values())
+            cycle = sorted(itertools.filterfalse(ordered.__contains__, found))
+            raise InputError(f"the conditions of {' and '.join(cycle)} depend on each other")
+        ordered |= {dimension.key: dimension for dimension in ready[:1]}
+    return tuple(ordered.values())

@@ -1,4 +1,4 @@
-"""The study that all workers of a search share: where it is kept, what draws and prunes, what it was begun with."""
+"""The study that all workers of a search share: its storage, sampler, pruner and identity."""
 
 import hashlib
 import itertools
@@ -29,45 +29,49 @@ from carvision.search.queue import num_to_run
 from carvision.search.trials import RETRY_OF, TRIALS
 
 JOURNAL = "journal.log"
-FIRST = {LOCK, "running", "logs"}  # what a search writes to its folder before anything else, if it keeps no journal
-WRITTEN = {*FIRST, TRIALS, "experiment", "trials.csv", "search.html"}
+FIRST_WRITTEN = {
+    LOCK,
+    "running",
+    "logs",
+}  # written before anything else by a search without a journal
+WRITTEN = {*FIRST_WRITTEN, TRIALS, "experiment", "trials.csv", "search.html"}
 WRITTEN |= {f"{name}.png" for name in ("history", "importance", "slices", "parallel", "pareto")}
-BEGUN_WITH = "carvision"  # the study's attribute
-OPENINGS = 5  # of a database, until it counts as one that can't be opened
-MINUS_OR_PLUS = {"min": "minimize", "max": "maximize"}
+BEGUN_WITH = "carvision"  # attribute of the study
+OPENINGS = 5  # attempts to open a database
+OPTUNA_DIRECTIONS = {"min": "minimize", "max": "maximize"}
 
 
 class RepairingLock(JournalFileSymlinkLock if os.name == "posix" else JournalFileOpenLock):
-    """Optuna's lock of a journal. Who holds it finds whole lines: a worker that was killed while it wrote may have left
-    a part of one, after which the next would be written into the same line, and nobody could read the journal again."""
+    """Lock Optuna's journal, and remove a partial last line when acquired: a worker killed while writing may have left
+    one, and the next line would be appended to it, making the journal unreadable."""
 
     def __init__(self, journal: Path):
         super().__init__(str(journal))
-        # The link that is the lock leads to the journal from any folder, and wherever others have mounted it
+        # A relative link target, valid wherever the folder is mounted
         self._lock_target_file = journal.name
         self.journal = journal
 
     def acquire(self) -> bool:
         held = super().acquire()
         try:
-            cut_torn_line(self.journal)
+            truncate_partial_line(self.journal)
         except BaseException:
             self.release()
             raise
         return held
 
 
-def cut_torn_line(journal: Path) -> None:
-    """Ends the file after its last newline."""
+def truncate_partial_line(journal: Path) -> None:
+    """Truncate the file after its last newline."""
     with journal.open("r+b") as file:
         end = file.seek(0, 2)
         whole = end
         while whole:
             start = max(0, whole - 4096)
             file.seek(start)
-            place = file.read(whole - start).rfind(b"\n")
-            whole = start + place + 1
-            if place >= 0:
+            index = file.read(whole - start).rfind(b"\n")
+            whole = start + index + 1
+            if index >= 0:
                 break
             whole = start
         if whole < end:
@@ -75,7 +79,7 @@ def cut_torn_line(journal: Path) -> None:
 
 
 def open_storage(url: str | None, folder: Path) -> BaseStorage:
-    """The database, or without a URL the journal in the folder, which is made in either case. Raises InputError."""
+    """Open the database at `url`, or without one the journal in the folder, which is created. Raises InputError."""
     database = url and _open_database(url)
     refuse_foreign_folder(folder, "sweep.dir", partial(is_search, database=Path(url or "").name))
     try:
@@ -87,25 +91,27 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
 
 
 def is_search(folder: Path, database: str) -> bool:
-    """Whether the folder is that of a search: by its journal, or where it is kept in a database, by its trials or its
-    names. database: the name of the storage's file, which may lie there; "" for a journal."""
+    """Return whether the folder belongs to a search: by its journal, or with a database by its trials or file names.
+
+    database: file name of the storage, which may lie there; "" for a journal.
+    """
     journal = folder / JOURNAL
     if os.path.lexists(journal):
-        return not journal.is_symlink() and _is_our_journal(journal)
+        return not journal.is_symlink() and _is_carvision_journal(journal)
     if not database:
         return False
     trials = (folder / TRIALS).glob("[0-9]*")
     names = {path.name for path in folder.iterdir() if not path.name.startswith(database)}
-    return any(is_run(trial) for trial in trials) or (names <= WRITTEN and (not names or bool(names & FIRST)))
+    return any(is_run(trial) for trial in trials) or (names <= WRITTEN and (not names or bool(names & FIRST_WRITTEN)))
 
 
-def _is_our_journal(journal: Path) -> bool:
-    """Whether a study in it is one of carvision's, or it has no more than the names of studies yet."""
+def _is_carvision_journal(journal: Path) -> bool:
+    """Return whether the journal has a study of carvision's, or nothing but the creation of studies so far."""
     try:
         with journal.open(encoding="utf-8") as file:
-            begun = [json.loads(line) for line in itertools.islice(file, 100) if line.endswith("\n")]
-        return any(BEGUN_WITH in line.get("user_attr", {}) for line in begun) or all(
-            line["op_code"] == 0 for line in begun
+            entries = [json.loads(line) for line in itertools.islice(file, 100) if line.endswith("\n")]
+        return any(BEGUN_WITH in line.get("user_attr", {}) for line in entries) or all(
+            line["op_code"] == 0 for line in entries
         )
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return False
@@ -116,8 +122,8 @@ def _open_database(url: str) -> RDBStorage:
     for tries_left in reversed(range(OPENINGS)):
         try:
             return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})  # connections may drop between long epochs
-        except Exception as error:  # SQLAlchemy's, the driver's, Optuna's own, or that a driver is not installed
-            if tries_left:  # several workers make the tables of a new database at the same moment
+        except Exception as error:  # SQLAlchemy's, the driver's, Optuna's, or a missing driver
+            if tries_left:  # several workers may create a new database's tables at once
                 time.sleep(random.uniform(0.05, 0.5))
                 continue
             text = " ".join(str(error).split())[:300]
@@ -128,16 +134,17 @@ def _open_database(url: str) -> RDBStorage:
 
 
 def open_study(sweep: Sweep, storage: BaseStorage) -> optuna.Study:
-    """Begun now, or by an earlier or another start. Raises InputError where that one searched something else."""
+    """Create the study, or load it if another start created it. Raise InputError if that one searched something
+    else."""
     study = optuna.create_study(
         storage=storage,
         sampler=create_sampler(sweep),
         pruner=create_pruner(sweep.settings, sweep.num_epochs),
         study_name=sweep.name,
-        directions=[MINUS_OR_PLUS[mode] for mode in sweep.objective.values()],
+        directions=[OPTUNA_DIRECTIONS[mode] for mode in sweep.objective.values()],
         load_if_exists=True,
     )
-    now, before = begun_with(sweep), study.user_attrs.get(BEGUN_WITH)
+    now, before = study_identity(sweep), study.user_attrs.get(BEGUN_WITH)
     if before is None:
         if (sweep.folder / TRIALS).is_dir():
             raise InputError(
@@ -151,8 +158,8 @@ def open_study(sweep: Sweep, storage: BaseStorage) -> optuna.Study:
     return study
 
 
-def begun_with(sweep: Sweep) -> dict[str, dict]:
-    """What gives all trials of a study the same meaning, in JSON's types."""
+def study_identity(sweep: Sweep) -> dict[str, dict]:
+    """Return what gives all trials of a study the same meaning, as JSON types."""
     config = {
         key: value
         for key, value in flat_config(sweep.config).items()
@@ -167,34 +174,35 @@ def begun_with(sweep: Sweep) -> dict[str, dict]:
         settings["seed"] = sweep.settings["seed"]
     return {
         "space": sweep.space.description(),
-        "objective": {"sweep.objective": ", ".join(f"{mode} {figure}" for figure, mode in sweep.objective.items())},
+        "objective": {"sweep.objective": ", ".join(f"{mode} {metric}" for metric, mode in sweep.objective.items())},
         "sweep": settings,
         "training": config,
     }
 
 
 def require_same(before: Mapping, now: Mapping, sweep: Sweep) -> None:
-    """Raises InputError with the difference. A key that an earlier version lacked is none, if it is as in conf/."""
+    """Raise InputError with the differences, if any. A key that an earlier version lacked is none if it has conf/'s
+    value."""
     changes = []
     for part, values in now.items():
         earlier = before.get(part, {})
         added = keys_added_since(earlier, values) if part == "training" else []
         for key in {**earlier, **values}:
             if earlier.get(key) != values.get(key) and key not in added:
-                changes.append(f"{key}: {_told(earlier, key)} became {_told(values, key)}")
+                changes.append(f"{key}: {_value_text(earlier, key)} became {_value_text(values, key)}")
     if changes:
         raise InputError(
-            f"sweep.dir: {sweep.folder} holds a search that was begun otherwise: {'; '.join(changes)}. Give the same "
-            "words to go on with it, or another sweep.dir"
+            f"sweep.dir: {sweep.folder} holds a search with other values: {'; '.join(changes)}. Give the same "
+            "overrides to continue it, or another sweep.dir"
         )
 
 
-def _told(values: Mapping, key: str) -> str:
+def _value_text(values: Mapping, key: str) -> str:
     return str(values[key]) if key in values else "nothing"
 
 
 def create_pruner(settings: Mapping, most: int) -> BasePruner:
-    """Judges after so many epochs, of `most`; the values of a trial are numbered from 1."""
+    """Create the pruner. most: epochs of a full trial; a trial's intermediate values are numbered from 1."""
     first, factor = settings["min_epochs"], settings["reduction_factor"]
     return {
         "none": NopPruner,
@@ -205,8 +213,8 @@ def create_pruner(settings: Mapping, most: int) -> BasePruner:
 
 
 class SeededByNumber(BaseSampler):
-    """A sampler anew for each trial, seeded by how many drew before it: several workers never draw the same by chance,
-    and a search that is broken off and gone on with draws what it would have drawn."""
+    """Create the sampler anew for each trial, seeded by how many trials drew before it: workers never draw the same
+    values by chance, and an interrupted search draws the same values as an undisturbed one."""
 
     def __init__(self, create: Callable[[int], BaseSampler], seed: int):
         self.create, self.seed = create, seed
@@ -214,8 +222,8 @@ class SeededByNumber(BaseSampler):
 
     def before_trial(self, study, trial) -> None:
         drawn = (other for other in study.get_trials(deepcopy=False) if RETRY_OF not in other.user_attrs)
-        place = sum(other.number < trial.number for other in drawn)
-        digest = hashlib.sha256(f"{self.seed} {place}".encode()).digest()
+        index = sum(other.number < trial.number for other in drawn)
+        digest = hashlib.sha256(f"{self.seed} {index}".encode()).digest()
         self.sampler = self.create(int.from_bytes(digest[:4], "little"))
         self.sampler.before_trial(study, trial)
 
@@ -233,15 +241,16 @@ class SeededByNumber(BaseSampler):
 
 
 def create_sampler(sweep: Sweep) -> BaseSampler:
+    """Create the sampler that conf/sweep names, seeded for each trial."""
     return SeededByNumber(partial(_create_sampler, sweep), sweep.settings["seed"])
 
 
 def _create_sampler(sweep: Sweep, seed: int) -> BaseSampler:
     startup = sweep.settings["startup_trials"]
     return {
-        "grid": lambda: RandomSampler(seed),  # draws nothing: all cells are given
+        "grid": lambda: RandomSampler(seed),  # draws nothing: all values are enqueued
         "random": lambda: RandomSampler(seed),
-        # group: keys that are there under a condition are drawn together where it holds
+        # group: conditional keys are drawn jointly if their condition holds
         "tpe": lambda: TPESampler(
             seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True
         ),
@@ -251,8 +260,8 @@ def _create_sampler(sweep: Sweep, seed: int) -> BaseSampler:
 
 
 def brackets_of(sweep: Sweep) -> list[tuple[int, list[int]]]:
-    """Hyperband's: (share of the trials, epochs after which each is judged), as Optuna divides them (ASHA's rungs in
-    each bracket; Li et al. 2018, "Hyperband", J. Mach. Learn. Res. 18, algorithm 1)."""
+    """Return Hyperband's brackets: (share of the trials, epochs after which each trial is judged), as Optuna divides
+    them (ASHA's rungs in each bracket; Li et al. 2018, "Hyperband", J. Mach. Learn. Res. 18, algorithm 1)."""
     first, factor, most = sweep.settings["min_epochs"], sweep.settings["reduction_factor"], sweep.num_epochs
     count = math.floor(math.log(most / first, factor)) + 1
     found = []
@@ -264,17 +273,19 @@ def brackets_of(sweep: Sweep) -> list[tuple[int, list[int]]]:
 
 
 def describe_brackets(sweep: Sweep) -> list[str]:
-    """A line a bracket, and a warning where the trials are too few for them."""
+    """Return a line for each bracket, and a warning if the trials are too few for them."""
     found, trials = brackets_of(sweep), num_to_run(sweep)
     whole = sum(share for share, _ in found)
     factor = sweep.settings["reduction_factor"]
     lines = [f"hyperband: {len(found)} bracket{'s' * (len(found) > 1)} of trials of up to {sweep.num_epochs} epochs"]
     for number, (share, rungs) in enumerate(found):
-        told = f"one of {factor} goes on after {', '.join(map(str, rungs))}" if rungs else "none is pruned"
-        lines.append(f"  bracket {number + 1}: {share / whole:.0%}, about {trials * share / whole:.0f} trials; {told}")
+        outcome = f"one of {factor} continues after {', '.join(map(str, rungs))}" if rungs else "none is pruned"
+        lines.append(
+            f"  bracket {number + 1}: {share / whole:.0%}, about {trials * share / whole:.0f} trials; {outcome}"
+        )
     if trials < whole:
         lines.append(
-            f"  {trials} trials are too few for these brackets, which want {whole}: prunings will be rare; give more "
+            f"  {trials} trials are too few for these brackets, which need {whole}: pruning will be rare; give more "
             "with sweep.trials=, or fewer brackets by sweep.min_epochs= or sweep.reduction_factor="
         )
     return lines

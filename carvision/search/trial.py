@@ -1,6 +1,6 @@
-"""One trial, in a process of its own: a training whose epochs are reported to the study, which may prune it.
+"""Run one trial in its own process: a training that reports its epochs to the study, which may prune it.
 
-As a command, where the training has several processes: python -m carvision.search.trial PLAN
+As a command, for a training with several processes: python -m carvision.search.trial PLAN
 """
 
 import copy
@@ -22,7 +22,7 @@ from carvision.search.trial_process import PRUNED, end_with_parent
 from carvision.search.trials import BROKEN, SURPLUS, root_of
 from carvision.training.callbacks import History, read_history
 from carvision.training.launch import is_first_process
-from carvision.training.many_processes import from_first
+from carvision.training.many_processes import broadcast_object
 from carvision.training.runs import run
 from carvision.training.stopping import Stopped
 
@@ -30,45 +30,44 @@ log = logging.getLogger(__name__)
 
 
 class Reporting(pl.Callback):
-    """After each epoch the value of `monitor` goes to the study. Where its pruner has seen enough, the run ends before
-    the next epoch, in all its processes; its folder holds what it reached, as of any run that was stopped.
+    """Report `monitor` to the study after each epoch. If the pruner decides to prune, the run ends before the next
+    epoch, in all its processes; its folder holds what a stopped run's does.
 
     plan: what the worker wrote for this trial.
     """
 
     def __init__(self, plan: dict):
-        self.plan, self.wanted, self.pruned = plan, False, False  # wanted: by the pruner
+        self.plan, self.should_prune, self.pruned = plan, False, False
         self.study: optuna.Study | None = None
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """A trial that goes on for one that broke off has the earlier epochs' values, too."""
+        """Report the earlier epochs' values of a continued trial, too."""
         if not trainer.is_global_zero or self.study is not None or not trainer.current_epoch:
             return
         history = next(hook for hook in trainer.callbacks if isinstance(hook, History))
         for row in history.rows or read_history(history.file):
             value = row.get(self.plan["monitor"])
             if row["epoch"] < trainer.current_epoch and value is not None and not math.isnan(value):
-                self.wanted = self._report(row["epoch"] + 1, float(value))
+                self.should_prune = self._report(row["epoch"] + 1, float(value))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         value = trainer.callback_metrics.get(self.plan["monitor"])
         if trainer.is_global_zero and value is not None:
-            self.wanted = self._report(trainer.current_epoch + 1, float(value))
+            self.should_prune = self._report(trainer.current_epoch + 1, float(value))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        # Not before: the checkpoint of the epoch that was judged is the last thing written of it. After the last
-        # epoch there is nothing left to save
-        self.pruned = from_first(self.wanted)
+        # Not at the epoch's end, before its checkpoint is written. After the last epoch pruning would save nothing
+        self.pruned = broadcast_object(self.should_prune)
         if self.pruned:
             raise Stopped(f"pruned after epoch {trainer.current_epoch}")
 
     def _report(self, step: int, value: float) -> bool:
-        """Whether the trial is to be pruned."""
+        """Report a value; return whether to prune the trial."""
         try:
             return self._ask(step, value)
-        except UpdateFinishedTrialError:  # other workers took this one's for dead: one of them has the trial now
+        except UpdateFinishedTrialError:  # another worker considered this one dead, and continues the trial
             return True
-        except Exception as error:  # the database or the disk is away for a moment; the training is worth more
+        except Exception as error:  # a storage outage must not end the training
             log.warning("epoch %d could not be reported: %s", step, " ".join(str(error).split())[:200])
             return False
 
@@ -85,8 +84,8 @@ class Reporting(pl.Callback):
 
 
 def count_once(study: optuna.Study) -> None:
-    """For the pruner, a trial that went on for another is one with it: what broke off does not compete, and the number,
-    which decides about Hyperband's bracket, is the first one's."""
+    """Let the pruner see a continued trial as one: the interrupted part does not compete, and the first one's number
+    decides about Hyperband's bracket."""
     every = study._storage.get_all_trials
 
     def get_all_trials(study_id: int, deepcopy: bool = True, states=None) -> list[FrozenTrial]:
@@ -97,13 +96,14 @@ def count_once(study: optuna.Study) -> None:
 
 
 def as_first(trial: FrozenTrial) -> FrozenTrial:
+    """Return a copy of the trial with the number of the first one that it continues."""
     same = copy.copy(trial)
     same.number = root_of(trial)
     return same
 
 
 def run_trial(plan_file: Path) -> None:
-    """Ends the process, with status 0, PRUNED, or another of carvision.train's."""
+    """Run the trial, and exit with status 0, PRUNED, or another of carvision.train's."""
     plan = json.loads(plan_file.read_text(encoding="utf-8"))
     with one_line_errors():
         config = compose(plan["words"])[0]

@@ -1,4 +1,4 @@
-"""Starting the process of a trial; forked, where that can be, from one that has imported everything already."""
+"""Start a trial's process; forked, if possible, from one that has already imported everything."""
 
 import multiprocessing
 import os
@@ -11,20 +11,23 @@ from pathlib import Path
 from carvision.machine import FORK
 from carvision.whole_files import open_kept
 
-PRUNED = 64  # exit status of a trial that ended before its last epoch because the pruner had seen enough
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # that end it
+PRUNED = 64  # exit status of a pruned trial
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+]  # that stop a trial
 
 
 class TrialProcess:
-    """exitcode: None while it runs; negative where a signal ended it. What it prints is added to the file `output`."""
+    """Run one trial in its own process. exitcode: None while it runs; negative if a signal ended it. Its output is
+    appended to the file `output`."""
 
-    def __init__(self, plan: Path, output: Path, alone: bool):
-        """alone: the training is one process, on a device that a forked one can use."""
-        self.forked = FORK is not None and alone
+    def __init__(self, plan: Path, output: Path, single_process: bool):
+        """Start the process. single_process: the training is one process, on a device that a forked one can use."""
+        self.forked = FORK is not None and single_process
         if self.forked:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["carvision.search.trial"])
-            # The process ends when nobody holds the other end any more, as after kill -9 of this one
+            # The process ends when the other end is closed, as by kill -9 of this one
             theirs, self.lifeline = context.Pipe(duplex=False)
             self.process = context.Process(target=_run_forked, args=(plan, output, theirs))
             self.process.start()
@@ -50,7 +53,7 @@ class TrialProcess:
             return
 
     def stop(self) -> None:
-        """It ends with a checkpoint."""
+        """Ask the process to stop with a checkpoint."""
         if self.exitcode is None:
             self.process.terminate()
 
@@ -60,11 +63,11 @@ class TrialProcess:
 
 
 def _run_forked(plan: Path, output: Path, lifeline) -> None:
-    os.setsid()  # signals of a terminal or a scheduler reach it through the worker alone, once
+    os.setsid()  # only the worker forwards a terminal's or scheduler's signals
     with open_kept(output, "ab") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a fork server ignores
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
     end_with_parent(lifeline.fileno())
     from carvision.search.trial import run_trial
 
@@ -72,8 +75,7 @@ def _run_forked(plan: Path, output: Path, lifeline) -> None:
 
 
 def end_with_parent(lifeline: int, ending: signal.Signals | None = None) -> None:
-    """Sends this process the signal (None: the one that can't be caught) when the process that holds the other end of
-    the pipe has gone."""
+    """Send this process the signal (None: SIGKILL) once the process that holds the other end of the pipe is gone."""
     ending = ending or getattr(signal, "SIGKILL", signal.SIGTERM)
 
     def watch() -> None:

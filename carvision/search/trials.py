@@ -1,5 +1,4 @@
-"""What is known of the trials of a search: their attributes in the study, which of Optuna's are one of the search's,
-and which are the best."""
+"""Attributes of a search's trials in the study, which Optuna trials belong together, and which are best."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,28 +7,29 @@ from optuna.trial import FrozenTrial, TrialState
 
 from carvision.search.build import Sweep
 
-TRIALS = "trials"  # the folder of their trainings, in that of the search
-# Attributes of a trial
-CELL = "cell"  # of the grid
-RETRY_OF, ROOT = "retry_of", "root"  # the trial it goes on for, and the first of them
-DEATHS = "deaths"  # of workers that had it
-GIVEN = "given"  # the values that it is to draw, of a cell or of one that goes on
-BROKEN, WHY = "broken_off", "why"  # of a failed one: its worker has died or was stopped; what happened
-SURPLUS = "surplus"  # one too many, of which nothing was run
-EPOCHS, SECONDS, PARAMETERS, BEST_EPOCH = "epochs", "seconds", "parameters", "best_epoch"  # attributes of a trial
+TRIALS = "trials"  # subfolder of the search's folder with the trials' runs
+# Trial attributes
+CELL = "cell"  # index in the grid
+RETRY_OF, ROOT = "retry_of", "root"  # numbers of the trial that it continues, and of the first one
+DEATHS = "deaths"  # how many workers died with it
+GIVEN = "given"  # fixed values: of a cell, or of the trial that it continues
+BROKEN, WHY = "broken_off", "why"  # whether its worker died or was stopped; why it failed
+SURPLUS = "surplus"  # one too many, not run
+EPOCHS, SECONDS, PARAMETERS, BEST_EPOCH = "epochs", "seconds", "parameters", "best_epoch"
 
 
 def root_of(trial: FrozenTrial) -> int:
+    """Return the number of the first Optuna trial that this one continues, or its own."""
     return trial.user_attrs.get(ROOT, trial.number)
 
 
 def folder_of(trial: FrozenTrial) -> Path:
-    """Of its training, in the search's folder. One that goes on for another has that one's."""
+    """Return the folder of the trial's run, relative to the search's. A continued trial keeps its folder."""
     return Path(TRIALS) / f"{root_of(trial):04d}"
 
 
 def latest(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The trials of the search: of those that go on for each other the last one."""
+    """Return the search's trials: the last Optuna trial of each continued one."""
     found: dict[int, FrozenTrial] = {}
     for trial in trials:
         if SURPLUS not in trial.user_attrs:
@@ -38,21 +38,22 @@ def latest(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def is_finished(trial: FrozenTrial, retries: int) -> bool:
-    """Whether nothing more is to come of it."""
+    """Return whether the trial will not be continued."""
     if BROKEN in trial.user_attrs and trial.state == TrialState.FAIL:
         return trial.user_attrs.get(DEATHS, 0) > retries
     return trial.state.is_finished()
 
 
 def best_first(sweep: Sweep, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Those that came to their end, by the first objective; of several, those of the Pareto front before all others."""
+    """Return the completed trials, best first by the first objective; with several objectives, the Pareto front before
+    all others."""
     done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     front = {trial.number for trial in pareto_front(sweep, done)}
     return sorted(done, key=lambda trial: (trial.number not in front, costs_of(sweep, trial), trial.number))
 
 
 def pareto_front(sweep: Sweep, done: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Those than which no other is better in one objective and not worse in any."""
+    """Return the trials that no other dominates (better in one objective and not worse in any)."""
     costs = [costs_of(sweep, trial) for trial in done]
 
     def is_dominated(own: tuple[float, ...]) -> bool:
@@ -62,6 +63,6 @@ def pareto_front(sweep: Sweep, done: Sequence[FrozenTrial]) -> list[FrozenTrial]
 
 
 def costs_of(sweep: Sweep, trial: FrozenTrial) -> tuple[float, ...]:
-    """Its objectives, of which less is better."""
+    """Return the trial's objectives, negated where more is better."""
     modes = sweep.objective.values()
     return tuple(value if mode == "min" else -value for mode, value in zip(modes, trial.values, strict=True))

@@ -1,4 +1,5 @@
-"""One worker of a search: takes trial after trial, each in its own process, and tells the study what came of it."""
+"""Run one worker of a search: claim trial after trial, run each in its own process, and record the results in the
+study."""
 
 import json
 import logging
@@ -17,8 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 from carvision.errors import InputError
 from carvision.folder_lock import is_locked
 from carvision.folders import remove_checkpoints
-from carvision.search.alive import clear, place_of
-from carvision.search.build import OF_THE_RUN, Sweep
+from carvision.search.alive import lock_dir_of, remove_lock_dir
+from carvision.search.build import RUN_OBJECTIVES, Sweep
 from carvision.search.queue import Queue
 from carvision.search.trial_process import PRUNED, SIGNALS, TrialProcess
 from carvision.search.trials import (
@@ -37,29 +38,33 @@ from carvision.whole_files import own_folder, write_json
 
 log = logging.getLogger(__name__)
 
-MOST_FAILURES = 3  # with which a worker begins before it gives up: then it is not the values that are wrong
-LOOK_EVERY_S = 0.2
+MAX_FAILURES = (
+    3  # consecutive failures of a worker's first trials after which it gives up: the values are not the cause
+)
+POLL_EVERY_S = 0.2
 
 
 class Interrupted(Exception):
-    """By a signal, whose number it has."""
+    """Raised after a signal, with its number."""
 
 
 class Worker:
-    """told: called with a trial when it begins and when something came of it."""
+    """Run trials until none is left. report: called with a trial when it starts and when it ends."""
 
-    def __init__(self, sweep: Sweep, study: optuna.Study, storage: BaseStorage, told):
-        self.sweep, self.study, self.storage, self.told = sweep, study, storage, told
+    def __init__(self, sweep: Sweep, study: optuna.Study, storage: BaseStorage, report):
+        self.sweep, self.study, self.storage, self.report = sweep, study, storage, report
         self.queue = Queue(sweep, study, storage)
-        self.received: list[int] = []  # numbers of signals
-        self.failures: list[str] | None = []  # None once a trial has not failed
+        self.received: list[int] = []  # signal numbers
+        self.failures: list[str] | None = []  # None once a trial has succeeded
         trainer = sweep.config["trainer"]
-        self.alone = trainer["devices"] in (1, "1") and trainer["num_nodes"] == 1 and trainer["accelerator"] != "tpu"
+        self.single_process = (
+            trainer["devices"] in (1, "1") and trainer["num_nodes"] == 1 and trainer["accelerator"] != "tpu"
+        )
         searched = [dimension.key for dimension in sweep.space.dimensions]
-        self.alone &= not any(key.lstrip("+").partition(".")[0] == "trainer" for key in searched)
+        self.single_process &= not any(key.lstrip("+").partition(".")[0] == "trainer" for key in searched)
 
     def work(self) -> None:
-        """Until no trial is left to begin. Raises InputError where all fail, Interrupted after a signal."""
+        """Run trials until none is left to start. Raise InputError if all fail, Interrupted after a signal."""
         before = {}
         if threading.current_thread() is threading.main_thread():
             before = {number: signal.signal(number, self._receive) for number in SIGNALS}
@@ -83,61 +88,63 @@ class Worker:
             raise Interrupted(self.received[0])
 
     def _wait_for_unknown(self) -> bool:
-        """Whether there may be something to do soon: a worker may have died, which is not sure yet. Those that are
-        alive end their trials without this one."""
+        """Wait briefly if a worker may have died; return whether there may be something to do soon. Living workers end
+        their trials themselves."""
         others = self.queue.others_running()
         if others["unknown"]:
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(POLL_EVERY_S)
         return bool(others["unknown"] or others["dead"])
 
-    def _run(self, trial: optuna.trial.Trial, alive) -> None:
+    def _run(self, trial: optuna.trial.Trial, heartbeat) -> None:
         number = trial.number
         try:
             drawn = self.sweep.space.draw(trial)
             frozen = self.storage.get_trial(trial._trial_id)
             run = self.sweep.folder / folder_of(frozen)
-            self.told(frozen)
+            self.report(frozen)
             try:
-                words = self.sweep.words_of(drawn)
-            except InputError as error:  # keys that can't follow from what was drawn
+                overrides = self.sweep.overrides_for(drawn)
+            except InputError as error:  # keys that can't follow from the drawn values
                 self._fail(frozen, str(error))
             else:
-                exitcode, output = self._train(frozen, words, run)
-                self._tell(frozen, run, exitcode, output)
+                exitcode, output = self._train(frozen, overrides, run)
+                self._record_result(frozen, run, exitcode, output)
             drop_checkpoints(self.sweep, self.queue.trials())
         finally:
-            alive.end()
-            clear(place_of(self.sweep.folder, number))
-        self.told(self.storage.get_trial(trial._trial_id))
+            heartbeat.end()
+            remove_lock_dir(lock_dir_of(self.sweep.folder, number))
+        self.report(self.storage.get_trial(trial._trial_id))
         self._stop_if_asked()
 
-    def _train(self, trial: FrozenTrial, words: list[str], run: Path) -> tuple[int, Path]:
-        """The exit status of the trial's process, and the file with what it printed."""
+    def _train(self, trial: FrozenTrial, overrides: list[str], run: Path) -> tuple[int, Path]:
+        """Run the trial's process; return its exit status, and the file with its output."""
         output = self.sweep.folder / "logs" / f"{run.name}.txt"
         own_folder(output.parent)
         own_folder(run.parent)
-        while run.is_dir() and is_locked(run):  # that of a worker that has died ends at this moment
-            time.sleep(LOOK_EVERY_S)
+        while run.is_dir() and is_locked(run):  # a dead worker's trial process is just ending
+            time.sleep(POLL_EVERY_S)
             if self.received:
                 return 128 + self.received[0], output
-        if (run / "metrics.json").exists() and RETRY_OF in trial.user_attrs:  # its worker died before it could tell
+        if (run / "metrics.json").exists() and RETRY_OF in trial.user_attrs:  # the worker died before recording it
             return 0, output
         plan = self.sweep.folder / "running" / f"{trial.number:04d}.json"
         settings = {key: self.sweep.settings[key] for key in ("pruner", "min_epochs", "reduction_factor")}
         monitor, mode = self.sweep.monitor
         write_json(plan, {
-            "words": words, "run": str(run), "folder": str(self.sweep.folder), "study": self.sweep.name,
+            "words": overrides, "run": str(run), "folder": str(self.sweep.folder), "study": self.sweep.name,
             "storage": self.sweep.settings["storage"], "trial_id": trial._trial_id, "settings": settings,
             "num_epochs": self.sweep.num_epochs, "monitor": monitor, "mode": mode,
         })  # fmt: skip
-        process = TrialProcess(plan, output, self.alone)
-        asked = 0
+        process = TrialProcess(plan, output, self.single_process)
+        signals_sent = 0
         try:
             while process.exitcode is None:
-                process.wait(LOOK_EVERY_S)
-                if len(self.received) > asked:  # the first signal leaves it time for a checkpoint, a second one none
-                    process.kill() if asked else process.stop()
-                    asked = len(self.received)
+                process.wait(POLL_EVERY_S)
+                if (
+                    len(self.received) > signals_sent
+                ):  # the first signal leaves time for a checkpoint, a second one none
+                    process.kill() if signals_sent else process.stop()
+                    signals_sent = len(self.received)
         except BaseException:
             process.kill()
             raise
@@ -145,31 +152,31 @@ class Worker:
             plan.unlink(missing_ok=True)
         return process.exitcode, output
 
-    def _tell(self, trial: FrozenTrial, run: Path, exitcode: int, output: Path) -> None:
-        for key, value in facts_of(run).items():
+    def _record_result(self, trial: FrozenTrial, run: Path, exitcode: int, output: Path) -> None:
+        for key, value in training_attributes(run).items():
             self._attribute(trial, key, value)
-        values, why = None, ""
+        values, reason = None, ""
         if exitcode == 0 and (run / "metrics.json").exists():
-            values, why = values_of(run, self.sweep.objective)
+            values, reason = objective_values(run, self.sweep.objective)
         elif exitcode == PRUNED:
             self._finish(trial, TrialState.PRUNED)
             return
         elif self.received:
-            self.queue.break_off(trial, "interrupted", death=False)
+            self.queue.mark_interrupted(trial, "interrupted", death=False)
             return
         else:
-            why = reason_of(exitcode, output)
+            reason = failure_reason(exitcode, output)
         if values is None:
-            self._fail(trial, why)
+            self._fail(trial, reason)
             return
         self.failures = None
         self._finish(trial, TrialState.COMPLETE, values)
 
-    def _fail(self, trial: FrozenTrial, why: str) -> None:
-        self._attribute(trial, WHY, why)
+    def _fail(self, trial: FrozenTrial, reason: str) -> None:
+        self._attribute(trial, WHY, reason)
         self._finish(trial, TrialState.FAIL)
-        if "memory" not in why.lower():  # which other values may need less of
-            self._count_failure(why)
+        if "memory" not in reason.lower():  # other values may need less memory
+            self._count_failure(reason)
 
     def _attribute(self, trial: FrozenTrial, key: str, value) -> None:
         try:
@@ -180,22 +187,25 @@ class Worker:
     def _finish(self, trial: FrozenTrial, state: TrialState, values: list[float] | None = None) -> None:
         try:
             self.study.tell(trial.number, values, state)
-        except (UpdateFinishedTrialError, ValueError) as error:  # others took this worker for dead, and the trial over
+        except (
+            UpdateFinishedTrialError,
+            ValueError,
+        ) as error:  # another worker considered this one dead and took the trial
             log.warning("trial %d: %s", trial.number, " ".join(str(error).split())[:200])
 
-    def _count_failure(self, why: str) -> None:
+    def _count_failure(self, reason: str) -> None:
         if self.failures is None:
             return
-        self.failures.append(why)
-        if len(self.failures) == MOST_FAILURES:
+        self.failures.append(reason)
+        if len(self.failures) == MAX_FAILURES:
             raise InputError(
-                f"sweep: the first {MOST_FAILURES} trials of this worker failed, the last with: {why}. Mend that, and "
-                f"give the same command again; what they printed is in {self.sweep.folder / 'logs'}"
+                f"sweep: the first {MAX_FAILURES} trials of this worker failed, the last with: {reason}. Fix that, and "
+                f"give the same command again; their output is in {self.sweep.folder / 'logs'}"
             )
 
 
-def facts_of(run: Path) -> dict[str, float]:
-    """What is known of a trial's training, also of one that did not end."""
+def training_attributes(run: Path) -> dict[str, float]:
+    """Return the trial attributes known from its run's folder, also of an unfinished run."""
     facts: dict[str, float] = {}
     try:
         history = pd.read_csv(run / "history.csv", encoding="utf-8")
@@ -211,22 +221,23 @@ def facts_of(run: Path) -> dict[str, float]:
     return facts
 
 
-def values_of(run: Path, objective: dict[str, str]) -> tuple[list[float] | None, str]:
-    """Of the best epoch; None and why where one is missing or no number."""
+def objective_values(run: Path, objective: dict[str, str]) -> tuple[list[float] | None, str]:
+    """Return the objective's values in the best epoch, and ""; or None and the reason, if one is missing or NaN."""
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     values = []
-    for figure in objective:
-        if figure in OF_THE_RUN:
-            value = metrics["seconds"]["total"] if figure == "seconds" else metrics["parameters"]
+    for name in objective:
+        if name in RUN_OBJECTIVES:
+            value = metrics["seconds"]["total"] if name == "seconds" else metrics["parameters"]
         else:
-            value = metrics["val"].get(figure.removeprefix("val/"), math.nan)
+            value = metrics["val"].get(name.removeprefix("val/"), math.nan)
         if value is None or math.isnan(value):
-            return None, f"{figure} is undefined in the best epoch, or no metric of this training"
+            return None, f"{name} is undefined in the best epoch, or no metric of this training"
         values.append(float(value))
     return values, ""
 
 
-def reason_of(exitcode: int, output: Path) -> str:
+def failure_reason(exitcode: int, output: Path) -> str:
+    """Return why a trial's process failed: its signal, or the last line of its output."""
     if exitcode < 0:
         name = signal.Signals(-exitcode).name
         return f"its process was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
@@ -237,11 +248,11 @@ def reason_of(exitcode: int, output: Path) -> str:
 
 
 def drop_checkpoints(sweep: Sweep, trials: list[FrozenTrial]) -> None:
-    """All but those of the best trials. Another worker may be doing the same."""
+    """Delete the checkpoints and models of all but the best trials. Another worker may be doing the same."""
     finished = [t for t in latest(trials) if t.state.is_finished() and BROKEN not in t.user_attrs]
-    kept = {trial.number for trial in best_first(sweep, finished)[: sweep.settings["keep"]]}
+    keep = {trial.number for trial in best_first(sweep, finished)[: sweep.settings["keep"]]}
     for trial in finished:
-        if trial.number not in kept:
+        if trial.number not in keep:
             run = sweep.folder / folder_of(trial)
             remove_checkpoints(run / "checkpoints")
             for name in ("model.safetensors", "model.json"):

@@ -1,4 +1,4 @@
-"""Training: the LightningModule, what is built from the configuration, and the run's folder. Lightning lives here."""
+"""Training: the LightningModule, the builders that turn a configuration into objects, and the run's folder."""
 
 from carvision.quick_imports import import_lightning
 

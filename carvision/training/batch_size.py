@@ -1,4 +1,4 @@
-"""`data.batch_size: auto`: the largest batch whose training step fits on the GPU."""
+"""Search the largest batch whose training step fits on the GPU, for `data.batch_size=auto`."""
 
 import contextlib
 import copy
@@ -20,12 +20,15 @@ from carvision.training.run_folder import read_config
 
 log = logging.getLogger(__name__)
 
-SHARE = 0.9  # of the free memory: what is left is for fragments, validation, and the buffers of ddp
-SMALL = (1, 2, 4)  # sizes that are tried beside the multiples of 8, which the GPU's matrix units are fastest with
+MEMORY_FRACTION = 0.9  # of the free memory; the rest is for fragmentation, validation, and ddp's buffers
+SMALL_SIZES = (1, 2, 4)  # tried beside the multiples of 8, with which the GPU's matrix units are fastest
 
 
 def require_gpu(trainer: dict) -> None:
-    """trainer: the keys of conf/trainer. Raises InputError where the search can't be made."""
+    """Raise InputError if the search is impossible: no GPU, or a strategy that shards the network.
+
+    trainer: the keys of conf/trainer.
+    """
     if not uses_cuda(trainer["accelerator"]):
         raise InputError(
             "data.batch_size: auto looks for the largest batch that fits on a GPU, and this run has none; give a "
@@ -39,53 +42,53 @@ def require_gpu(trainer: dict) -> None:
 
 
 def largest_batch(fits: Callable[[int], bool], limit: int) -> int:
-    """The largest of 1, 2, 4 and the multiples of 8, up to `limit`, that fits; 0 if none does.
+    """Return the largest of 1, 2, 4 and the multiples of 8, up to `limit`, that fits; 0 if none does.
 
-    fits: is asked for sizes that double, then for halves of what is between. What fits must fit in smaller sizes too.
+    fits: called with doubling sizes, then by bisection. Must be monotonic: whatever fits, fits in smaller sizes.
     """
-    sizes = [size for size in SMALL if size <= limit] + list(range(8, limit + 1, 8))
-    good, bad = -1, len(sizes)  # places of the largest that fits and of the smallest that does not, so far
-    place = min(len(SMALL), bad - 1)  # 8, or the last
-    while good < place < bad:
-        if fits(sizes[place]):
-            good, place = place, min(2 * place - len(SMALL) + 1, bad - 1)  # twice the size, or the last
+    sizes = [size for size in SMALL_SIZES if size <= limit] + list(range(8, limit + 1, 8))
+    good, bad = -1, len(sizes)  # indices of the largest known to fit and the smallest known not to
+    index = min(len(SMALL_SIZES), bad - 1)  # 8, or the last
+    while good < index < bad:
+        if fits(sizes[index]):
+            good, index = index, min(2 * index - len(SMALL_SIZES) + 1, bad - 1)  # twice the size, or the last
         else:
-            bad = place
+            bad = index
     while bad - good > 1:
-        place = (good + bad) // 2
-        good, bad = (place, bad) if fits(sizes[place]) else (good, place)
+        index = (good + bad) // 2
+        good, bad = (index, bad) if fits(sizes[index]) else (good, index)
     return sizes[good] if good >= 0 else 0
 
 
 def find_batch_size(lit: LitClassifier, precision, device: torch.device, limit: int, compile: bool) -> int:
-    """The largest batch of which two steps of the phase that trains the most fit in SHARE of the device's free memory;
-    0 if none does.
+    """Return the largest batch size of which two training steps fit in MEMORY_FRACTION of the device's free memory, in
+    the phase that trains the most parameters; 0 if none does.
 
-    precision: Lightning's plugin for it. compile: what is found is tried again with compiled code, which takes minutes
-    for each size, so that only sizes are tried which fit without it.
-    Nothing of `lit` changes: a copy of it trains, on random photos, and the random generators are set back.
+    precision: Lightning's precision plugin. limit: the largest size to try. compile: try the size found again with
+    compiled code, which takes minutes a size, so that only sizes that fit uncompiled are compiled. `lit` does not
+    change: a copy trains on random images, and the random generators are restored.
     """
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), memory_limit(device, SHARE):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), memory_limit(device, MEMORY_FRACTION):
         found = _search(precision.convert_module(copy.deepcopy(lit)).to(device), precision, device, limit, compile)
         free_memory()
     return found
 
 
-def _search(twin: LitClassifier, precision, device: torch.device, limit: int, compile: bool) -> int:
-    twin.start_phase(most_trained(twin))
-    least = 2 if trained_batch_norms(twin) else 1
-    step = create_step(twin.train(), precision, device)
+def _search(lit: LitClassifier, precision, device: torch.device, limit: int, compile: bool) -> int:
+    lit.start_phase(largest_phase(lit))
+    least = 2 if trained_batch_norms(lit) else 1
+    step = create_step(lit.train(), precision, device)
     found = largest_batch(lambda size: size >= least and fits_in_memory(step, size), limit)
     if compile and found:
-        compile_steps(twin)
+        compile_steps(lit)
         while found and not fits_in_memory(step, found):
             found = found * 7 // 8 // 8 * 8 or found // 2
         torch.compiler.reset()
     return found
 
 
-def most_trained(lit: LitClassifier) -> int:
-    """The number of the phase with the most parameters that are trained."""
+def largest_phase(lit: LitClassifier) -> int:
+    """Return the index of the phase that trains the most parameters."""
     counts = []
     for number in range(len(lit.hparams.phases)):
         lit.start_phase(number)
@@ -94,8 +97,8 @@ def most_trained(lit: LitClassifier) -> int:
 
 
 def create_step(lit: LitClassifier, precision, device: torch.device) -> Callable[[int], None]:
-    """step(size) trains twice on a random batch: only the second time the optimizer's state is there beside the
-    gradients."""
+    """Return step(size), which trains twice on a random batch: only the second step holds the optimizer's state beside
+    the gradients."""
     optimizer = lit.create_phase_optimizer()
 
     def step(size: int) -> None:
@@ -116,7 +119,7 @@ def create_step(lit: LitClassifier, precision, device: torch.device) -> Callable
 
 
 def random_batch(lit: LitClassifier, size: int, device: torch.device) -> dict:
-    """As those of Photos, without "bad"."""
+    """Return a random batch with the keys of a PhotoDataModule batch, without "bad"."""
     px = lit.hparams.preprocessing["size_px"]
     targets = {
         name: torch.randint(len(label["ids"]), (size,), device=device)
@@ -134,6 +137,7 @@ def random_batch(lit: LitClassifier, size: int, device: torch.device) -> dict:
 
 
 def fits_in_memory(step: Callable[[int], None], size: int) -> bool:
+    """Return whether step(size) runs without running out of memory."""
     try:
         step(size)
         fits = True
@@ -141,45 +145,47 @@ def fits_in_memory(step: Callable[[int], None], size: int) -> bool:
         if not is_out_of_memory(error):
             raise
         fits = False
-    free_memory()  # only here, where the error no longer holds the tensors of the step that failed
+    free_memory()  # only now: the error has released the tensors of the failed step
     log.debug("data.batch_size=auto: %d %s", size, "fits" if fits else "does not fit")
     return fits
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Of torch, of the libraries beneath it; or a tensor of more than 2 ** 31 values, which some kernels don't take."""
-    words = ("out of memory", "ALLOC_FAILED", "canUse32BitIndexMath")
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+    """Return whether torch or a library below it ran out of memory, or a tensor exceeds the 2 ** 31 elements that some
+    kernels support."""
+    messages = ("out of memory", "ALLOC_FAILED", "canUse32BitIndexMath")
+    return isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in messages)
 
 
 @contextlib.contextmanager
 def memory_limit(device: torch.device, share: float) -> Iterator[None]:
-    """Within it, torch runs out of memory when it has taken this share of what is free now."""
+    """Limit torch to this share of the device's currently free memory within the context. No effect off CUDA."""
     if device.type != "cuda":
         yield
         return
     free_memory()
     free, total = torch.cuda.mem_get_info(device)
-    mine = torch.cuda.memory_reserved(device)
-    torch.cuda.set_per_process_memory_fraction((mine + share * free) / total, device)
+    reserved = torch.cuda.memory_reserved(device)
+    torch.cuda.set_per_process_memory_fraction((reserved + share * free) / total, device)
     try:
         yield
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
-        torch.cuda.reset_peak_memory_stats(device)  # the peak that is reported is that of the run
+        torch.cuda.reset_peak_memory_stats(device)  # metrics.json reports the run's peak, not the search's
 
 
 def free_memory() -> None:
+    """Release unused tensors and torch's cached GPU memory."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 class FindBatchSize(pl.Callback):
-    """Replaces the datamodule's batch size "auto" before the first phase; all processes take the smallest. Refuses a
-    size with which the network can't be trained.
+    """Replace the datamodule's batch size "auto" before the first phase; all processes take the smallest. Refuse a size
+    with which the network can't be trained.
 
-    store: is given the number, in the first process. compile: whether the run trains compiled code.
+    store: called with the size, in the first process only. compile: whether the run trains compiled code.
     """
 
     def __init__(self, store: Callable[[int], None], compile: bool):
@@ -191,19 +197,19 @@ class FindBatchSize(pl.Callback):
             return
         if data.batch_size == "auto":
             self._find(trainer, pl_module)
-        require_two_photos(pl_module, data.train_batch_size)
+        require_batch_norm_size(pl_module, data.train_batch_size)
 
     def _find(self, trainer: pl.Trainer, pl_module: LitClassifier) -> None:
         data = trainer.datamodule
         began = time.perf_counter()
         limit = max(1, round(len(data.photos["train"].paths) * data.epoch_fraction) // trainer.world_size)
-        require_two_photos(pl_module, limit)
+        require_batch_norm_size(pl_module, limit)
         device = trainer.strategy.root_device
         number = find_batch_size(pl_module, trainer.precision_plugin, device, limit, self.compile)
         number = int(trainer.strategy.reduce(torch.tensor(number, device=device), reduce_op="min"))
         if number == 0:
             raise InputError(
-                "data.batch_size: auto finds that not even one photo fits on the GPU, or two with batch norm; give a "
+                "data.batch_size: auto finds that not even one photo fits on the GPU (two with batch norm); use a "
                 "smaller data.image_px or model.backbone, or train fewer layers with model.train_layers"
             )
         bound = ", as many as there are training photos" if number > limit - 8 else ""
@@ -213,9 +219,9 @@ class FindBatchSize(pl.Callback):
             self.store(number)
 
 
-def require_two_photos(lit: LitClassifier, size: int) -> None:
-    """Raises InputError where batches of one photo would train a batch norm, in any of the phases: one value has no
-    spread that it could be divided by."""
+def require_batch_norm_size(lit: LitClassifier, size: int) -> None:
+    """Raise InputError if batches of a single photo would train a batch norm in any phase: the variance of one value is
+    0."""
     names = [] if size > 1 else trained_batch_norms(lit)
     if names:
         raise InputError(
@@ -226,11 +232,11 @@ def require_two_photos(lit: LitClassifier, size: int) -> None:
 
 
 def trained_batch_norms(lit: LitClassifier) -> list[str]:
-    """Names of the batch norms that take their statistics from the batches of some phase."""
+    """Return the names of the batch norms that use batch statistics in any phase."""
     model, found = lit.model, {}
     was_training = model.training
     model.train()
-    for phase in (*lit.hparams.phases, lit.phase):  # the last of them is the one at hand
+    for phase in (*lit.hparams.phases, lit.phase):  # the current phase last, to restore it
         model.set_trained(phase["train_layers"])
         found |= {name: None for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.training}
     model.train(was_training)
@@ -238,11 +244,12 @@ def trained_batch_norms(lit: LitClassifier) -> list[str]:
 
 
 def with_batch_size(cfg: dict, number: int) -> dict:
+    """Return a copy of cfg with data.batch_size=number."""
     return {**cfg, "data": {**cfg["data"], "batch_size": number}}
 
 
-def with_found_batch_size(cfg: dict, folder: Path) -> dict:
-    """cfg, with the number that an earlier start of the run has found in place of "auto"."""
+def restore_batch_size(cfg: dict, folder: Path) -> dict:
+    """Return cfg with "auto" replaced by the batch size that an earlier start of the run in `folder` found, if any."""
     if cfg["data"]["batch_size"] != "auto":
         return cfg
     return with_batch_size(cfg, read_config(folder)["data"].get("batch_size", "auto"))

@@ -1,4 +1,4 @@
-"""From the configuration to objects. The plain config (see config.plain_config) goes no further than here."""
+"""Build objects from the configuration. The plain config (config.plain_config) is passed no further than here."""
 
 import logging
 from functools import partial
@@ -25,17 +25,21 @@ from carvision.models.classifier import Classifier, Head
 from carvision.models.dense import Layers
 from carvision.models.embedding import Embedding
 from carvision.portable import description_of
-from carvision.training.build_phases import build_phases, try_phases
+from carvision.training.build_phases import build_phases, validate_phases
 from carvision.training.launch import num_sharing
 from carvision.training.lit_classifier import LitClassifier
 
 log = logging.getLogger(__name__)
 
-BOX_LABELS = {"viewpoint"}  # labels of CompCars that lie in the files of the boxes
+BOX_LABELS = {"viewpoint"}  # CompCars stores these labels in its box files
 
 
 def build_datamodule(cfg: dict, fold: int | None) -> PhotoDataModule:
-    """Set up: the table is read, and lacks what the photos of this configuration do not need."""
+    """Build the datamodule, already set up: the table is read, without annotations that this configuration doesn't
+    need.
+
+    fold: the fold that is the validation split; None without k-fold.
+    """
     data, augment = cfg["data"], cfg["augment"]
 
     def read() -> Table:
@@ -76,7 +80,7 @@ def build_datamodule(cfg: dict, fold: int | None) -> PhotoDataModule:
 
 
 def build_preprocessing(cfg: dict) -> Preprocessing:
-    """What belongs to the backbone's weights, where the configuration says nothing else."""
+    """Build the preprocessing that belongs to the backbone's weights, overridden by the configuration's own values."""
     model, data = cfg["model"], cfg["data"]
     check_name(model["backbone"])
     described = description_of(file) if (file := weights_file(model["weights"])) else None
@@ -97,12 +101,17 @@ def build_preprocessing(cfg: dict) -> Preprocessing:
 
 
 def weights_file(weights: str) -> Path | None:
-    """The file or folder that model.weights names; None of its words pretrained and random, whatever is called so."""
+    """Return the file or folder that model.weights names; None for "pretrained" and "random", even if a file has that
+    name."""
     return None if weights in ("pretrained", "random") else Path(weights)
 
 
 def describe_labels(cfg: dict, table: Table) -> dict[str, dict]:
-    """Of each head's label what LitClassifier and model.json need, as plain values."""
+    """Return {head: description} as plain values, as LitClassifier and model.json need it: classes with "ids", "names",
+    "parent", "parent_codes"; numbers with "unit", "mean", "std" of the training photos.
+
+    Raises InputError for an unknown label, one without a known training value, or a table with a single class.
+    """
     heads = list(cfg["model"]["heads"]) or list(table.heads) or list(table.labels)
     described, train = {}, table.of_split("train").rows
     for name in heads:
@@ -131,13 +140,13 @@ def describe_labels(cfg: dict, table: Table) -> dict[str, dict]:
             }
     largest = max((len(label["ids"]) for label in described.values() if "ids" in label), default=2)
     if largest < 2:
-        raise InputError(f"{table.name}: only one class is left, so there is nothing to tell apart")
+        raise InputError(f"{table.name}: only one class is left, so there is nothing to classify")
     return described
 
 
 def build_classifier(cfg: dict, labels: dict[str, dict], embedding: Embedding | None = None) -> Classifier:
-    """The network with its first weights, random ones from the seed. embedding: None: as the configuration has it,
-    without class weights."""
+    """Build the network with its initial weights; random ones depend on the seed alone. embedding: None builds the
+    configuration's, without class weights."""
     model = cfg["model"]
     torch.manual_seed(cfg["seed"])
     heads = {}
@@ -161,11 +170,12 @@ def build_classifier(cfg: dict, labels: dict[str, dict], embedding: Embedding | 
         load_weights(classifier, file, labels)
     classifier.freeze_statistics = model["freeze_statistics"]
     classifier.heads_are_probes = cfg["metric_loss"].get("heads") == "probe"
-    try_phases(build_phases(cfg), classifier)
+    validate_phases(build_phases(cfg), classifier)
     return classifier
 
 
 def build_layers(values: dict, key: str) -> Layers:
+    """Build dense layers. key: of the configuration, for errors."""
     try:
         return Layers(**values)
     except InputError as error:
@@ -173,8 +183,8 @@ def build_layers(values: dict, key: str) -> Layers:
 
 
 def load_weights(classifier: Classifier, source: Path, labels: dict[str, dict]) -> None:
-    """The backbone's weights from a file, checkpoint or run; where that has the same trunk and classes, also those
-    above it."""
+    """Load the backbone's weights from a file, checkpoint or run, and those above it if its trunk, heads and classes
+    are the same."""
     tensors = read_weights(source)
     load_backbone_weights(classifier.backbone, tensors, str(source))
     own = classifier.state_dict()
@@ -182,13 +192,13 @@ def load_weights(classifier: Classifier, source: Path, labels: dict[str, dict]) 
     described = description_of(source) if above else None
     if not described:
         return
-    theirs = described["labels"]
-    ids = [{name: [*map(nfc, label.get("ids", ()))] for name, label in each.items()} for each in (theirs, labels)]
+    pair = (described["labels"], labels)
+    ids = [{name: [*map(nfc, label.get("ids", ()))] for name, label in each.items()} for each in pair]
     changed = [name for name in labels if ids[0].get(name, []) != ids[1][name]]
     fitting = all(value.shape == own[name].shape for name, value in above.items())
     if changed or not fitting or len(above) != sum(not name.startswith("backbone.") for name in own):
-        why = f"its classes of {changed[0]} are others" if changed else "its trunk or heads are built otherwise"
-        log.info("weights: backbone from %s; trunk and heads begin from random weights, as %s", source, why)
+        reason = f"its classes of {changed[0]} differ" if changed else "its trunk or heads differ"
+        log.info("weights: backbone from %s; trunk and heads start from random weights, as %s", source, reason)
         return
     classifier.load_state_dict(above, strict=False)
     classifier.heads_are_trained = True
@@ -196,7 +206,8 @@ def load_weights(classifier: Classifier, source: Path, labels: dict[str, dict]) 
 
 
 def build_embedding(cfg: dict, num_classes: int = 0) -> Embedding:
-    """num_classes: of the label whose classes a metric loss has weights for; 0 where it has none."""
+    """Build the embedding above the trunk. num_classes: of the label for whose classes a metric loss has proxies; 0 for
+    a loss without."""
     model = cfg["model"]
     return Embedding(
         build_layers(model["embedding"], "model.embedding"),
@@ -207,7 +218,8 @@ def build_embedding(cfg: dict, num_classes: int = 0) -> Embedding:
 
 
 def build_metric_loss(cfg: dict, table: Table) -> tuple[dict | None, Embedding]:
-    """What LitClassifier's metric_loss takes, None where there is none, and the embedding that it shapes."""
+    """Return LitClassifier's metric_loss argument (None without a metric loss) and the embedding that the loss
+    trains."""
     values = {key: value for key, value in cfg["metric_loss"].items() if key not in ("heads", "sub_centres")}
     layers = [key for key in ("embedding", "difference") if cfg["model"][key]["hidden"]]
     if values["name"] == "none":
@@ -234,7 +246,8 @@ def build_metric_loss(cfg: dict, table: Table) -> tuple[dict | None, Embedding]:
 
 
 def _require_neighbours(key: str, monitor: str, val: Table, label: str) -> None:
-    """Raises InputError where the epochs are to be judged by neighbours, and no validation photo has one."""
+    """Raise InputError if `monitor` is a nearest-neighbour metric and no validation photo has a neighbour of its
+    class."""
     codes = val.rows[label].to_numpy()
     if monitor.startswith("val/embedding/") and np.bincount(codes[codes != UNKNOWN], minlength=1).max() < 2:
         raise InputError(
@@ -244,6 +257,7 @@ def _require_neighbours(key: str, monitor: str, val: Table, label: str) -> None:
 
 
 def build_lit_classifier(cfg: dict, table: Table) -> LitClassifier:
+    """Build the LightningModule for the photos of `table`."""
     labels = describe_labels(cfg, table)
     metric_loss, embedding = build_metric_loss(cfg, table)
     classifier = build_classifier(cfg, labels, embedding)

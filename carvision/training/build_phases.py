@@ -1,4 +1,4 @@
-"""The parts of a training run, one after the other, and whether all of them can be built."""
+"""Build the phases of a training run, and check them before training starts."""
 
 import logging
 
@@ -11,9 +11,8 @@ log = logging.getLogger(__name__)
 
 
 def build_phases(cfg: dict) -> list[dict]:
-    """The phases, each with "name", "epochs", "train_layers", "optimizer" and "schedule". What a phase does not say is
-    as in the rest of the configuration, which alone is one phase without a name.
-    """
+    """Return the phases, each with "name", "epochs", "train_layers", "optimizer" and "schedule". A phase inherits what
+    it does not set. A configuration without phases is one phase with an empty name."""
     max_epochs = cfg["trainer"]["max_epochs"]
     own = {"train_layers": cfg["model"]["train_layers"], "optimizer": cfg["optimizer"], "schedule": cfg["schedule"]}
     if not cfg["phases"]:
@@ -26,7 +25,7 @@ def build_phases(cfg: dict) -> list[dict]:
         epochs = min(left, values["epochs"])
         left -= epochs
         if epochs:
-            # Some keys of the run's optimizer changed, or another one with keys of its own
+            # Overrides of the run's optimizer, or another optimizer with all its own keys
             parts = {
                 part: values[part] if "name" in values.get(part, {}) else {**own[part], **values.get(part, {})}
                 for part in ("optimizer", "schedule")
@@ -37,14 +36,14 @@ def build_phases(cfg: dict) -> list[dict]:
 
 
 def phase_key(phase: dict) -> str:
-    """What its keys begin with: "phases.head.", or nothing where the whole run is one phase."""
+    """Return the prefix of a phase's configuration keys: "phases.head.", or "" if the whole run is one phase."""
     return f"phases.{phase['name']}." if phase["name"] else ""
 
 
-def try_phases(phases: list[dict], classifier: Classifier) -> None:
-    """Raises InputError for what can't be built in any of the phases, before the first of them takes its hours.
+def validate_phases(phases: list[dict], classifier: Classifier) -> None:
+    """Raise InputError if any phase can't be built, before training spends hours on the first.
 
-    Leaves the classifier as the first phase trains it.
+    Leaves the classifier set up for the first phase.
     """
     for phase in reversed(phases):
         optimizer, schedule = phase["optimizer"], phase["schedule"]
@@ -65,8 +64,11 @@ def try_phases(phases: list[dict], classifier: Classifier) -> None:
 
 
 def check_trainer(phases: list[dict], trainer: dict) -> None:
-    """trainer: the keys of conf/trainer. SAM takes two passes over one batch, which neither works over several batches
-    nor with scaled gradients."""
+    """Raise InputError for SAM with gradient accumulation or scaled gradients: its two passes need one batch and true
+    gradients.
+
+    trainer: the keys of conf/trainer.
+    """
     if any(phase["optimizer"].get("sam_rho") for phase in phases):
         if trainer["accumulate_grad_batches"] > 1:
             raise InputError("optimizer.sam_rho: not with trainer.accumulate_grad_batches above 1; leave one out")

@@ -1,4 +1,4 @@
-"""From the configuration to Lightning's Trainer with its callbacks."""
+"""Build Lightning's Trainer and its callbacks from the configuration."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,34 +21,35 @@ from carvision.training.callbacks import (
     ReadAhead,
     create_progress_bar,
 )
-from carvision.training.checkpoints import Checkpoints, WholeCheckpoints
+from carvision.training.checkpoints import Checkpoints, VerifiedCheckpointIO
 from carvision.training.clock import Clock
 from carvision.training.compiling import FirstStep, require_compiler
 from carvision.training.hardware import log_hardware, prepare_cuda, resolve_precision, uses_cuda
 from carvision.training.launch import create_environment, is_first_process, require_all_used
 from carvision.training.lit_classifier import LitClassifier
-from carvision.training.many_processes import drop_lightnings_signals
+from carvision.training.many_processes import disable_lightning_signal_handling
 from carvision.training.nonfinite import NonFiniteLoss
 from carvision.training.profiling import SimpleProfile, create_profile
 from carvision.training.run_folder import write_config
-from carvision.training.sharding import SameStatistics, check_fsdp, create_strategy
+from carvision.training.sharding import SyncStatistics, check_fsdp, create_strategy
 from carvision.training.stopping import Stopping
 from carvision.whole_files import own_folder
 
 
 def require_monitor(key: str, monitor: str, known: list[str]) -> None:
+    """Raise InputError if `monitor`, the value of `key`, is not a metric of this run."""
     if monitor not in known:
-        raise InputError(f"{key}: {monitor!r} is no figure of this run{nearest(monitor, known)}")
+        raise InputError(f"{key}: {monitor!r} is no metric of this run{nearest(monitor, known)}")
 
 
 def trainer_values(cfg: dict) -> dict:
-    """The keys of conf/trainer as Lightning takes them, but for the profiler. Raises InputError for what this machine
-    can't do."""
+    """Return the keys of conf/trainer as arguments of pl.Trainer, without the profiler. Raises InputError for what this
+    machine can't run."""
     values = dict(cfg["trainer"])
     del values["profiler"]
     cuda = uses_cuda(values["accelerator"])
-    asked = (values[key] for key in ("precision", "accelerator", "devices", "strategy"))
-    values["precision"] = resolve_precision(*asked)
+    wanted = (values[key] for key in ("precision", "accelerator", "devices", "strategy"))
+    values["precision"] = resolve_precision(*wanted)
     check_trainer(build_phases(cfg), values)
     if cfg["compile"]:
         require_compiler(values["accelerator"], cuda)
@@ -62,45 +63,44 @@ def trainer_values(cfg: dict) -> dict:
     if values["accelerator"] == "tpu":
         from carvision.training import xla
 
-        values = xla.trainer_arguments(values, WholeCheckpoints())
+        values = xla.trainer_arguments(values, VerifiedCheckpointIO())
     else:
-        values["plugins"] = [WholeCheckpoints(), create_environment()]
-    # Convolutions are timed when a shape first occurs, to take the fastest; a run has few shapes
+        values["plugins"] = [VerifiedCheckpointIO(), create_environment()]
+    # cuDNN's benchmark times the kernels of each new shape; a run has few shapes
     values |= {"deterministic": cfg["deterministic"] or None, "benchmark": cuda and not cfg["deterministic"]}
-    return {**values, "max_epochs": 1}  # set anew for each phase
+    return {**values, "max_epochs": 1}  # fit_phases sets it for each phase
 
 
 def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, ends: float | None) -> list[pl.Callback]:
-    """In the order in which they are called. The last two save, with all that the others do at a step or an epoch's
-    end."""
+    """Return the callbacks in call order. The last two save checkpoints, after all others have updated their state."""
     callbacks, run = cfg["callbacks"], cfg["run"]
     monitor, mode = callbacks["monitor"], callbacks["mode"]
     lit.monitors = list(monitors_of(cfg).values())
-    lit.leave_out_nonfinite = run["on_nonfinite_loss"] == "skip"
-    nonfinite = NonFiniteLoss(folder, skip=lit.leave_out_nonfinite)
-    checkpoints = Checkpoints(folder / "checkpoints", monitor, mode, before=nonfinite.look_at_all)
+    lit.skip_nonfinite = run["on_nonfinite_loss"] == "skip"
+    nonfinite = NonFiniteLoss(folder, skip=lit.skip_nonfinite)
+    checkpoints = Checkpoints(folder / "checkpoints", monitor, mode, before=nonfinite.check_all)
     hooks = [nonfinite, clock, FirstStep(cfg["compile"]), ReadAhead()]
     hooks += [History(folder / "history.csv"), EpochLines(monitor, mode), Curves(folder)]
     if cfg["trainer"]["accelerator"] == "tpu":
-        from carvision.training import xla  # only now: torch-xla lives in an environment of its own
+        from carvision.training import xla  # late import: torch-xla has its own environment
 
         hooks.insert(0, xla.Steps())
     if callbacks["ema_decay"]:
         hooks.append(MovingAverage(callbacks["ema_decay"]))
-    # After the averages, which take memory too
+    # After MovingAverage, whose copy of the weights takes memory too
     hooks.append(FindBatchSize(lambda number: write_config(with_batch_size(cfg, number), folder), cfg["compile"]))
     if callbacks["patience"]:
         hooks.append(Patience(*stop_rule(callbacks), patience=callbacks["patience"]))
     if callbacks["progress_bar"]:
         hooks.append(create_progress_bar())
     if cfg["trainer"]["strategy"] == "fsdp":
-        hooks.append(SameStatistics())
+        hooks.append(SyncStatistics())
     stopping = Stopping(checkpoints, ends, run["checkpoint_every_minutes"])
     return [*hooks, stopping, checkpoints]
 
 
 def stop_rule(callbacks: dict) -> tuple[str, str]:
-    """The metric by which patience counts, and which value of it is better: "min" or "max"."""
+    """Return the metric that early stopping watches and its mode, "min" or "max"."""
     monitor, mode = callbacks["stop_monitor"], callbacks["stop_mode"]
     if monitor is None:
         return callbacks["monitor"], mode or callbacks["mode"]
@@ -108,7 +108,7 @@ def stop_rule(callbacks: dict) -> tuple[str, str]:
 
 
 def monitors_of(cfg: dict) -> dict[str, str]:
-    """{key: metric} by which epochs are chosen, training is stopped, and learning rates are changed."""
+    """Return {key: metric} of the metrics that choose epochs, stop training or change learning rates."""
     callbacks = cfg["callbacks"]
     found = {"callbacks.monitor": callbacks["monitor"]}
     if callbacks["stop_monitor"]:
@@ -120,7 +120,7 @@ def monitors_of(cfg: dict) -> dict[str, str]:
 
 
 def splits_needed(cfg: dict) -> list[str]:
-    """Splits without a usable photo of which the run can't come to its end."""
+    """Return the splits that need at least one usable photo for the run to finish."""
     monitored = any(monitor.startswith("val/") for monitor in monitors_of(cfg).values())
     return ["train", *(["val"] if monitored else []), *(["test"] if cfg["run"]["test"] else [])]
 
@@ -128,12 +128,13 @@ def splits_needed(cfg: dict) -> list[str]:
 def _create_tensorboard(folder: Path) -> TensorBoardLogger:
     if is_first_process():
         described = own_folder(folder / "tensorboard") / TensorBoardLogger.NAME_HPARAMS_FILE
-        if described.is_symlink():  # through which Lightning would write
+        if described.is_symlink():  # Lightning would write through it
             described.unlink()
     return TensorBoardLogger(folder, name="tensorboard", version="")
 
 
 def check_monitors(cfg: dict, labels: dict[str, dict]) -> None:
+    """Raise InputError if a monitored metric does not exist in this run."""
     names = figure_names(labels, with_metric_loss=cfg["metric_loss"]["name"] != "none", with_auc=True)
     known = [f"{split}/{name}" for split in ("val", "train") for name in names]
     for key, monitor in monitors_of(cfg).items():
@@ -143,7 +144,12 @@ def check_monitors(cfg: dict, labels: dict[str, dict]) -> None:
 def build_trainer(
     cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, ends: float | None, callbacks: Sequence[pl.Callback] = ()
 ) -> pl.Trainer:
-    drop_lightnings_signals()
+    """Build the Trainer for the run in `folder`.
+
+    ends: time.monotonic() after which this start stops; None: never. callbacks: called before the run's own. Raises
+    InputError for what this machine can't run.
+    """
+    disable_lightning_signal_handling()
     check_monitors(cfg, lit.labels)
     values = trainer_values(cfg)
     hooks = [*callbacks, *build_callbacks(cfg, folder, lit, clock, ends)]

@@ -1,4 +1,4 @@
-"""What happens at the end of each epoch: history.csv, a line in the log, curves; and the progress bar."""
+"""Callbacks of each epoch: history.csv, log lines, curves, moving average, early stopping; and the progress bar."""
 
 import itertools
 import logging
@@ -24,20 +24,23 @@ log = logging.getLogger(__name__)
 
 
 class History(pl.Callback):
-    """history.csv: a row an epoch with epoch, phase (if there are several), lr (of its last step, the largest of all
-    layers'), seconds, and all figures of train and val."""
+    """Write history.csv: a row an epoch with epoch, phase (if there are several), lr (the largest of all parameter
+    groups, in the epoch's last step), seconds, and all train and val metrics.
+
+    The rows are also stored in every checkpoint, so that a resumed run has them even if the file is lost.
+    """
 
     def __init__(self, file: Path):
         self.file = file
         self.rows: list[dict] = []
-        self.compared = False  # with the file, where an earlier start of the run is resumed
+        self.compared = False  # whether a resumed run's rows have been compared with the file
         self.started = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.started = time.perf_counter()
 
     def state_dict(self) -> dict:
-        """Seconds of the epoch at hand, and all rows: a checkpoint has what the file may lose. NaN is None here."""
+        """Return the seconds of the current epoch and all rows, NaN as None."""
         rows = [{key: None if value != value else value for key, value in row.items()} for row in self.rows]
         return {"seconds": time.perf_counter() - self.started, "rows": rows}
 
@@ -46,7 +49,7 @@ class History(pl.Callback):
         self.rows = rows_of_state(state_dict)
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
-        # Numbers on the host: nothing waits for the device
+        # Host values: no device synchronisation
         self.lr = max(group["lr"] for group in trainer.optimizers[0].param_groups)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -54,36 +57,36 @@ class History(pl.Callback):
             self.compared = True
             return
         self.compared = True
-        there = read_history(self.file)
-        missing = sorted({*range(trainer.current_epoch)} - {row["epoch"] for row in there})
+        on_disk = read_history(self.file)
+        missing = sorted({*range(trainer.current_epoch)} - {row["epoch"] for row in on_disk})
         restored = bool(self.rows)
-        if not restored:  # by a checkpoint of an earlier version, which held none
-            self.rows = [row for row in there if row["epoch"] < trainer.current_epoch]
+        if not restored:  # a checkpoint of an earlier version held no rows
+            self.rows = [row for row in on_disk if row["epoch"] < trainer.current_epoch]
         if missing:
-            what = "restored from the checkpoint" if restored else "lost"
-            log.warning("%s lacked %d rows, from epoch %d on: they are %s", self.file, len(missing), missing[0], what)
+            state = "restored from the checkpoint" if restored else "lost"
+            log.warning("%s lacked %d rows, from epoch %d on: they are %s", self.file, len(missing), missing[0], state)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        # Lightning calls the checkpoints after this: an epoch that has one has its row too.
+        # Before the checkpoint callbacks: an epoch with a checkpoint also has its row.
         names = figure_names(module.labels, module.metric_learning is not None)
-        of_train = [name for name in names if name not in ("embedding/recall_at_1", "embedding/map_at_r")]
-        columns = [*(f"train/{name}" for name in of_train), *(f"val/{name}" for name in names)]
-        found = {**dict.fromkeys(columns), **trainer.callback_metrics}  # what is undefined is an empty cell
-        figures = {name: value if value is None else float(value) for name, value in sorted(found.items())}
+        train_names = [name for name in names if name not in ("embedding/recall_at_1", "embedding/map_at_r")]
+        columns = [*(f"train/{name}" for name in train_names), *(f"val/{name}" for name in names)]
+        found = {**dict.fromkeys(columns), **trainer.callback_metrics}  # undefined metrics become empty cells
+        metrics = {name: value if value is None else float(value) for name, value in sorted(found.items())}
         seconds = time.perf_counter() - self.started
         phase = {"phase": module.phase["name"]} if len(module.hparams.phases) > 1 else {}
-        self.rows.append({"epoch": trainer.current_epoch, **phase, "lr": float(self.lr), "seconds": seconds, **figures})
+        self.rows.append({"epoch": trainer.current_epoch, **phase, "lr": float(self.lr), "seconds": seconds, **metrics})
         if trainer.is_global_zero:
             write_csv(self.file, pd.DataFrame(self.rows), float_format="%.6g")
 
 
 def rows_of_state(state: dict) -> list[dict]:
-    """The rows of a History's state; those of an earlier version had none."""
+    """Return the rows stored in a History's state; [] for a state of an earlier version."""
     return [{key: math.nan if value is None else value for key, value in row.items()} for row in state.get("rows", [])]
 
 
 def read_history(file: Path) -> list[dict]:
-    """The rows of a history.csv, one an epoch; [] where it is missing, or damaged, which the log says."""
+    """Return the rows of a history.csv, one an epoch; [] if it is missing, or damaged (logged as a warning)."""
     try:
         frame = pd.read_csv(file, float_precision="round_trip", encoding="utf-8")
         epochs = pd.to_numeric(frame["epoch"], errors="coerce")
@@ -97,23 +100,23 @@ def read_history(file: Path) -> list[dict]:
 
 
 class EpochLines(pl.Callback):
-    """A line an epoch in the log: losses, top-1 of each head, and whether it is the best so far."""
+    """Log a line an epoch: losses, top-1 of each head, and whether the epoch is the best so far."""
 
     def __init__(self, monitor: str, mode: str):
         self.monitor, self.sign = monitor, 1 if mode == "max" else -1
         self.best: float | None = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        figures = trainer.callback_metrics
+        metrics = trainer.callback_metrics
         parts = [f"epoch {trainer.current_epoch + 1}/{module.num_epochs}"]
         for split in ("train", "val"):
-            loss = figures.get(f"{split}/loss")
+            loss = metrics.get(f"{split}/loss")
             parts.append(f"{split} loss {'–' if loss is None else f'{loss:.4f}'}")
             for name, label in module.labels.items():
                 key = "top1" if "ids" in label else "mae"
-                value = figures.get(f"{split}/{name}/{key}")
+                value = metrics.get(f"{split}/{name}/{key}")
                 parts.append(f"{name} {key} {'–' if value is None else f'{value:.4g}'}")
-        value = self.sign * float(figures.get(self.monitor, math.nan))
+        value = self.sign * float(metrics.get(self.monitor, math.nan))
         if value > (-math.inf if self.best is None else self.best):
             self.best = value
             parts.append("best so far")
@@ -127,7 +130,7 @@ class EpochLines(pl.Callback):
 
 
 class Curves(pl.Callback):
-    """Loss and accuracy curves as PNG, drawn anew when training ends, also where it is interrupted."""
+    """Draw loss and accuracy curves as PNG when training ends or is interrupted."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -141,7 +144,7 @@ class Curves(pl.Callback):
     def _draw(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         file = self.folder / "history.csv"
         if trainer.is_global_zero and file.exists():
-            from carvision.reports.curves import plot_curves  # only now: matplotlib, which training does not need
+            from carvision.reports.curves import plot_curves  # late import: matplotlib, which training does not need
 
             rows = read_history(file)
             if rows:
@@ -149,8 +152,7 @@ class Curves(pl.Callback):
 
 
 class ReadAhead(pl.Callback):
-    """The readers begin with validation photos when they have nothing left to read for the epoch's last steps: they
-    keep two batches each ahead."""
+    """Start the validation workers while the last training batches are queued (each worker keeps two batches ahead)."""
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch, batch_idx: int) -> None:
         loader = trainer.val_dataloaders
@@ -159,10 +161,10 @@ class ReadAhead(pl.Callback):
 
 
 class MovingAverage(WeightAveraging):
-    """Validation, checkpoints and the model file take an exponential moving average of weights and statistics.
+    """Use an exponential moving average of weights and buffers for validation, checkpoints and the model file.
 
-    The decay is warmed up, min(decay, (1 + t) / (10 + t)) at update t, or the first weights would linger for epochs.
-    Each phase begins its average anew, with the average of the phase before.
+    The decay at update t is min(decay, (1 + t) / (10 + t)), or the initial weights would dominate for epochs. Each
+    phase starts a new average from the previous phase's.
     """
 
     def __init__(self, decay: float):
@@ -176,26 +178,26 @@ class MovingAverage(WeightAveraging):
 
     @torch.no_grad()
     def _update(self, module: pl.LightningModule) -> None:
-        # As torch's AveragedModel does it, which would read its counter from the device twice a step
+        # Like torch's AveragedModel, which reads its counter from the device twice a step
         average = self._average_model
         count = average.n_averaged
         decay = ((1 + count) / (10 + count)).clamp(max=self.decay) * (count > 0)  # the first average is the weights
         for averaged, current in zip(_tensors(average.module), _tensors(module), strict=True):
             if averaged.is_floating_point():
                 averaged.copy_(torch.lerp(current, averaged, decay.to(averaged)))
-            else:  # Counters. Not copy_, after which torch-xla holds both in one memory, to be overwritten by one
+            else:  # Counters. Not copy_: torch-xla would alias both tensors
                 averaged.add_(current - averaged)
         count += 1
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._device = trainer.strategy.root_device  # to which the module itself is moved only later
+        self._device = trainer.strategy.root_device  # the module is moved there only later
         super().setup(trainer, pl_module, stage)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Lightning does so when training ends, which it does not call where a start begins at a phase's end.
+        # Lightning does this in on_train_end, which is not called if a start resumes at the end of a phase.
         self._copy_average_to_current(pl_module)
 
-    # After training, validation takes the weights that were chosen, which are averages already.
+    # After training, the best checkpoint's weights, already averages, are validated as they are.
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
@@ -207,15 +209,15 @@ class MovingAverage(WeightAveraging):
 
 
 class Patience(EarlyStopping):
-    """With the patience of this start's configuration, not that of the checkpoint it goes on from. NaN is no better
-    value; Lightning would stop at it, also where run.on_nonfinite_loss=skip goes on."""
+    """Stop early, with the patience of the current configuration rather than the checkpoint's. NaN counts as no
+    improvement; Lightning's check_finite would stop even with run.on_nonfinite_loss=skip."""
 
     def __init__(self, monitor: str, mode: str, patience: int):
         super().__init__(monitor, patience=patience, mode=mode, check_finite=False, check_on_train_epoch_end=False)
 
     def load_state_dict(self, state_dict: dict) -> None:
         state = {**state_dict, "patience": self.patience}
-        if state["wait_count"] < self.patience:  # it has not ended the run, or would not have with this patience
+        if state["wait_count"] < self.patience:  # it would not have stopped the run with this patience
             state |= {"stopped_epoch": 0, "stopping_reason": EarlyStoppingReason.NOT_STOPPED.value}
             state["stopping_reason_message"] = None
         super().load_state_dict(state)
@@ -226,7 +228,7 @@ def _tensors(module: torch.nn.Module) -> Iterator[Tensor]:
 
 
 def create_progress_bar() -> ProgressBar:
-    """Rich on a terminal. Where the output goes to a file, a line a few seconds would only fill it: none is shown."""
+    """Return rich's bar on a terminal; none if the output goes to a file, which a bar would fill with lines."""
     if sys.stderr.isatty() or sys.stdout.isatty():
         return RichProgressBar(leave=False)
     return TQDMProgressBar(refresh_rate=0)

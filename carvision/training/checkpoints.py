@@ -1,4 +1,4 @@
-"""Checkpoints that a run can't lose: last.ckpt, the one before it (previous.ckpt), and that of the best epoch."""
+"""Write checkpoints that survive kills and full disks: last.ckpt, previous.ckpt and best.ckpt."""
 
 import errno
 import logging
@@ -25,16 +25,16 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints(Checkpoint):
-    """After every epoch last.ckpt, and best.ckpt if `monitor` (mode: min or max) has its best value so far.
+    """Write last.ckpt after every epoch, and best.ckpt if `monitor` (mode: min or max) has its best value so far.
 
-    The last but one stays as previous.ckpt. Each is read back before it takes an older one's place, so that two whole
-    ones are there at any moment after the second epoch. before: is called before one is written, and may refuse.
+    The checkpoint before last.ckpt is kept as previous.ckpt. Each file is read back before it replaces an older one, so
+    that from the second epoch on two intact ones always exist. before: called before writing; raises to prevent it.
     """
 
     def __init__(self, folder: Path, monitor: str, mode: str, before: Callable[[pl.Trainer], None]):
         self.folder, self.monitor, self.sign = folder, monitor, 1 if mode == "max" else -1
         self.before = before
-        self.forget_best = False  # that of the checkpoint the run goes on from, as best.ckpt is lost
+        self.forget_best = False  # ignore the best value stored in the checkpoint: its best.ckpt is lost
         self.best: float | None = None
         self.best_epoch: int | None = None
         self.saved_at = time.monotonic()
@@ -44,14 +44,14 @@ class Checkpoints(Checkpoint):
         is_best = self.best is None or self.sign * value > self.sign * self.best
         if is_best and not math.isnan(value):
             self.best, self.best_epoch = value, trainer.current_epoch
-        if self.best_epoch is None:  # no value yet: a run must have weights to test in the end
+        if self.best_epoch is None:  # no value yet; a run needs weights to test in the end
             self.best_epoch = trainer.current_epoch
         self.save(trainer)
         if trainer.is_global_zero and self.best_epoch == trainer.current_epoch:
-            copy_whole(self.folder / LAST, self.folder / BEST)
+            link_or_copy(self.folder / LAST, self.folder / BEST)
 
     def save(self, trainer: pl.Trainer) -> None:
-        """last.ckpt of this moment; to be called by all processes."""
+        """Write last.ckpt now. All processes must call this."""
         self.before(trainer)
         trainer.save_checkpoint(self.folder / NEW)
         if trainer.is_global_zero:
@@ -65,28 +65,28 @@ class Checkpoints(Checkpoint):
         return {"best": self.best, "best_epoch": self.best_epoch, "monitor": self.monitor}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        if state_dict["monitor"] == self.monitor and not self.forget_best:  # values of another figure say nothing
+        if state_dict["monitor"] == self.monitor and not self.forget_best:  # values of another metric can't be compared
             self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
 
 
-class WholeCheckpoints(CheckpointIO):
-    """Writes checkpoints to the disk and reads them back; where that fails, nothing is left of them."""
+class VerifiedCheckpointIO(CheckpointIO):
+    """Write checkpoints and verify them by reading them back; leave no file behind if that fails."""
 
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options=None) -> None:
         path = Path(path)
         own_folder(path.parent)
         checkpoint = apply_to_collection(checkpoint, torch.Tensor, lambda tensor: tensor.cpu())
-        require_free(path.parent, num_bytes(checkpoint))
+        require_free_space(path.parent, num_bytes(checkpoint))
         try:
             with open_new(path) as file:
                 out = Output(file)
                 try:
                     torch.save(checkpoint, out)
-                except RuntimeError as error:  # torch's own words for a failed write tell nothing
+                except RuntimeError as error:  # torch's own message hides the OSError
                     raise out.error or error from None
             flush(path)
-            if not is_whole(path):
-                raise InputError(f"{path} is damaged as soon as it is written; the disk needs a look")
+            if not is_intact(path):
+                raise InputError(f"{path} is damaged right after it was written; check the disk")
         except BaseException:
             path.unlink(missing_ok=True)
             raise
@@ -99,7 +99,7 @@ class WholeCheckpoints(CheckpointIO):
 
 
 class Output:
-    """A file whose error is kept, as torch.save hides it."""
+    """Keep the OSError of a failed write, which torch.save replaces by its own."""
 
     def __init__(self, file: BinaryIO):
         self.file, self.error = file, None
@@ -115,11 +115,11 @@ class Output:
         self.file.flush()
 
 
-def is_whole(path: Path) -> bool:
-    """Whether all bytes of a checkpoint are as they were written: torch keeps a checksum of every tensor."""
+def is_intact(path: Path) -> bool:
+    """Return whether a checkpoint's bytes match the checksums that torch stores for every tensor."""
     try:
         with path.open("rb") as file:
-            if hasattr(os, "posix_fadvise"):  # from the disk, where the system lets go of what it still holds
+            if hasattr(os, "posix_fadvise"):  # drop the page cache, to read from the disk itself
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             return zipfile.ZipFile(file).testzip() is None
     except (OSError, zipfile.BadZipFile, EOFError):
@@ -127,7 +127,7 @@ def is_whole(path: Path) -> bool:
 
 
 def num_bytes(checkpoint: dict) -> int:
-    """Of all tensors in it, each storage once."""
+    """Return the size of all tensors in a checkpoint, counting shared storage once."""
     storages = {}
     apply_to_collection(
         checkpoint, torch.Tensor, lambda t: storages.__setitem__(t.untyped_storage().data_ptr(), t.untyped_storage())
@@ -135,16 +135,16 @@ def num_bytes(checkpoint: dict) -> int:
     return sum(storage.nbytes() for storage in storages.values())
 
 
-def require_free(folder: Path, needed: int) -> None:
-    """Raises OSError, as a full disk does, where `needed` bytes would not fit."""
+def require_free_space(folder: Path, needed: int) -> None:
+    """Raise OSError(ENOSPC), as a full disk would, if `needed` bytes don't fit in the folder's disk."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed / 1e6:,.1f} MB are needed for a "
                                     f"checkpoint, and {free / 1e6:,.1f} MB are free")  # fmt: skip
 
 
-def copy_whole(source: Path, wanted: Path) -> None:
-    """As a second name of the same bytes, where the disk can do that."""
+def link_or_copy(source: Path, wanted: Path) -> None:
+    """Replace `wanted` by a hard link to `source`, or by a copy if the file system has no links; atomic."""
     partial = wanted.with_name(f"{wanted.name}.partial")
     partial.unlink(missing_ok=True)
     try:

@@ -1,4 +1,4 @@
-"""How long each stage of a run takes."""
+"""Measure how long each stage of a run takes."""
 
 import json
 import logging
@@ -16,11 +16,11 @@ log = logging.getLogger(__name__)
 
 
 class Clock(Callback):
-    """Seconds of each stage: reading, building, training, test; of training also those of all validations. "total" of
-    all stages, and "cpu" of this process and those that read its photos.
+    """Measure the seconds of each stage: reading, building, training (validations included, and listed separately),
+    test; "total" of all stages; and "cpu" of this process and its workers.
 
-    file: what earlier starts of the run took, which is added; kept up to date with every epoch. earlier: instead of
-    what the file holds.
+    file: seconds.json, to whose values of earlier starts this one adds; updated every epoch. earlier: use these values
+    instead of the file's.
     """
 
     def __init__(self, file: Path, earlier: dict[str, float] | None = None):
@@ -29,7 +29,7 @@ class Clock(Callback):
         self.last, self.last_cpu = time.perf_counter(), cpu_seconds()
 
     def lap(self, stage: str) -> None:
-        """The time since the last lap was the stage's."""
+        """Add the time since the last lap to `stage`."""
         now, cpu = time.perf_counter(), cpu_seconds()
         for name, passed in {stage: now - self.last, "total": now - self.last, "cpu": cpu - self.last_cpu}.items():
             self.add(name, passed)
@@ -42,11 +42,11 @@ class Clock(Callback):
         write_json(self.file, self.seconds)
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.validation_begun = time.perf_counter()
+        self.validation_started = time.perf_counter()
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
-            self.add("validation", time.perf_counter() - self.validation_begun)
+            self.add("validation", time.perf_counter() - self.validation_started)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.lap("training")
@@ -66,5 +66,7 @@ def _read_seconds(file: Path) -> dict[str, float]:
 
 
 def cpu_seconds() -> float:
-    times = os.times()  # of children: of those that have ended, as Lightning ends its readers after each stage
+    """Return the CPU seconds of this process and of its children that have exited (Lightning ends its workers after
+    each stage)."""
+    times = os.times()
     return times.user + times.system + times.children_user + times.children_system

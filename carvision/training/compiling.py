@@ -1,4 +1,4 @@
-"""`compile: true`: the training step's network and augmentation through torch.compile, and what that costs."""
+"""Compile the training step's network and augmentation with torch.compile, for `compile=true`."""
 
 import importlib.util
 import logging
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def require_compiler(accelerator: str, cuda: bool) -> None:
-    """Raises InputError if torch.compile lacks what it needs: a C++ compiler, or for a GPU Triton and a C compiler."""
+    """Raise InputError if torch.compile lacks what it needs: a C++ compiler, or for a GPU Triton and a C compiler."""
     if accelerator == "tpu":
         raise InputError("compile: XLA compiles every step for a TPU as it is; leave compile=false")
     if cuda and importlib.util.find_spec("triton") is None:
@@ -32,14 +32,14 @@ def require_compiler(accelerator: str, cuda: bool) -> None:
 
 
 def compile_steps(lit: LitClassifier) -> None:
-    """From now on `lit` trains with compiled code, in place: the names of its weights stay as they are.
+    """Compile the training step of `lit` itself, which keeps its state_dict keys.
 
-    Only what a training step calls, which is one graph of static shapes (two with SAM). Validation, a small part of
-    the work, would be one graph more, which takes as long to compile. On the CPU the augmentation stays as it is, made
-    for the processor's cache.
+    Only training steps are compiled, as one graph of static shapes (two with SAM). Validation, a small part of the
+    work, would need another graph that takes as long to compile. On the CPU augmentation stays uncompiled: it works in
+    pieces that fit the processor's cache.
     """
-    # Each phase trains other parameters, and so is a graph of its own. torch.compile keeps a few graphs of a function
-    # and then gives up without a word: the earlier ones are forgotten.
+    # Each phase trains other parameters and needs its own graph. torch.compile silently falls back to eager after a few
+    # recompilations, so drop earlier graphs.
     torch.compiler.reset()
     plain, compiled = lit.outputs, one_line(torch.compile(lit.outputs, dynamic=False))
     lit.outputs = lambda *inputs: (compiled if lit.training else plain)(*inputs)
@@ -47,20 +47,21 @@ def compile_steps(lit: LitClassifier) -> None:
         lit.augmented = one_line(torch.compile(lit.augmented, dynamic=False))
 
 
-def leave_uncompiled(lit: LitClassifier) -> None:
+def undo_compilation(lit: LitClassifier) -> None:
+    """Restore the uncompiled methods."""
     for name in ("outputs", "augmented"):
-        lit.__dict__.pop(name, None)  # what hid the method
+        lit.__dict__.pop(name, None)  # the compiled function shadowed the method
 
 
 def one_line(function: Callable) -> Callable:
-    """The function, with what torch.compile itself can't do as an InputError."""
+    """Return the function with torch.compile's own errors turned into InputError."""
 
     def call(*args):
         try:
             return function(*args)
         except torch._dynamo.exc.TorchDynamoException as error:
             if "out of memory" in str(error):
-                raise  # data.batch_size=auto tries whether it is
+                raise  # data.batch_size=auto catches it
             text = " ".join(str(error).split())[:300]
             raise InputError(f"compile: torch.compile can't build this network ({text}); use compile=false") from error
 
@@ -68,14 +69,14 @@ def one_line(function: Callable) -> Callable:
 
 
 def first_step_seconds(trainer: pl.Trainer) -> float:
-    """Of all phases of this start, see FirstStep."""
+    """Return the seconds of the first step of all phases of this start, from the FirstStep callback."""
     return next(round(hook.seconds, 3) for hook in trainer.callbacks if isinstance(hook, FirstStep))
 
 
 class FirstStep(pl.Callback):
-    """Measures what the first step of each phase takes, in which CUDA is set up and, with `compile`, code is made.
+    """Measure the first step of each phase, which includes CUDA's set-up and, with `compile`, compilation.
 
-    seconds: of the first steps of all phases together.
+    seconds: the sum over all phases.
     """
 
     def __init__(self, compile: bool):
@@ -95,7 +96,7 @@ class FirstStep(pl.Callback):
         if len(self.steps) == 2:
             return
         if module.device.type == "cuda":
-            torch.cuda.synchronize()  # after the first two steps alone
+            torch.cuda.synchronize()  # only after the first two steps
         self.steps.append(time.perf_counter() - self.started)
         if len(self.steps) == 1:
             self.seconds += self.steps[0]
@@ -103,4 +104,4 @@ class FirstStep(pl.Callback):
             log.info("compile: the first step took %.1f s, the second %.2f s", *self.steps)
 
     def teardown(self, trainer: pl.Trainer, module: LitClassifier, stage: str) -> None:
-        leave_uncompiled(module)
+        undo_compilation(module)

@@ -1,4 +1,4 @@
-"""deterministic=true: the same command gives the same run, to the bit, on the same machine."""
+"""Make runs repeatable to the bit on the same machine, for `deterministic=true`."""
 
 import contextlib
 import os
@@ -9,27 +9,28 @@ import torch
 
 from carvision.errors import InputError
 
-WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # read when CUDA's library of matrix products starts; without it, it may vary
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # read when cuBLAS starts, which is not deterministic without it
 REPEATABLE = (":4096:8", ":16:8")
 
 
 def set_deterministic(wanted: bool) -> None:
-    """To be called before anything runs on a GPU. Operations without a deterministic form then raise RuntimeError."""
+    """Turn torch's deterministic algorithms on or off. Call before anything runs on a GPU. Operations without a
+    deterministic form then raise RuntimeError."""
     if wanted and os.environ.setdefault(WORKSPACE, REPEATABLE[0]) not in REPEATABLE:
         raise InputError(
             f"deterministic: the environment variable {WORKSPACE}={os.environ[WORKSPACE]} lets matrix products differ; "
             f"unset it, or set it to {' or '.join(REPEATABLE)}"
         )
-    if torch.are_deterministic_algorithms_enabled() != wanted:  # setting it imports torch's compiler
+    if torch.are_deterministic_algorithms_enabled() != wanted:  # the call imports torch's compiler
         torch.use_deterministic_algorithms(wanted)
     torch.backends.cudnn.deterministic = wanted
     if wanted:
-        torch.backends.cudnn.benchmark = False  # which would choose the kernels by a race
+        torch.backends.cudnn.benchmark = False  # it chooses kernels by timing
 
 
 @contextlib.contextmanager
-def refused_operation_is_an_input_error() -> Iterator[None]:
-    """Around training: an operation that has no deterministic form ends as one line that names it."""
+def nondeterministic_operation_errors() -> Iterator[None]:
+    """Turn the RuntimeError of an operation without a deterministic form into an InputError that names it."""
     try:
         yield
     except RuntimeError as error:

@@ -1,8 +1,8 @@
-"""Files of kept features, in a folder that runs share: safetensors, written whole or not at all, read as mapped memory.
+"""Store cached features in a folder that runs share: safetensors files, written atomically and read as mapped memory.
 
-A file's name is a digest of all that its content depends on, so there is nothing to compare when it is read, and a file
-that is there is the right one. Beside "features" it holds "bad", the photos that could not be read, as JSON. The header
-has a checksum of both.
+A file's name is a digest of all that its content depends on, so that an existing file never needs validation beyond its
+checksum. Besides "features" a file holds "bad", the photos that could not be read, as JSON. The header has a checksum
+of both.
 """
 
 import contextlib
@@ -30,30 +30,34 @@ from carvision.whole_files import PARTIAL, flush, rename
 
 log = logging.getLogger(__name__)
 
-HEADER = 4096  # bytes before the features, more than their description needs; a whole page, as mapped memory has
+HEADER = 4096  # bytes before the features: one page, so that mapped features are aligned
 DTYPES = {"float32": "F32", "float64": "F64"}
 TENSORS = {"__metadata__", "features", "bad"}
 NAME = re.compile(r"[0-9a-f]{32}\.safetensors")
-UNFINISHED_NAME = re.compile(rf"[0-9a-f]{{32}}\.\d+\.[0-9a-f]{{8}}{re.escape(PARTIAL)}")
-LEFT_BEHIND_S = 24 * 3600  # a file in writing that is older is of a process that was killed
+PARTIAL_NAME = re.compile(rf"[0-9a-f]{{32}}\.\d+\.[0-9a-f]{{8}}{re.escape(PARTIAL)}")
+STALE_AFTER_S = 24 * 3600  # an older partial file was left by a killed process
 
 
 class Features(NamedTuple):
-    """rows: (N, ...), of each photo, mapped from the disk or in memory. bad: {row: why the photo can't be read}."""
+    """Hold the features of N photos.
+
+    rows: (N, ...) float32 or float64, mapped from the disk or in memory. bad: {row: why the photo can't be read}.
+    """
 
     rows: Tensor
     bad: dict[int, str]
 
 
 def features_folder(wanted: str | None) -> Path:
-    """features.dir; None: $CARVISION_CACHE/features, else $XDG_CACHE_HOME/carvision/features, else under ~/.cache."""
+    """Return the folder for cached features: `wanted` (features.dir); if None, $CARVISION_CACHE/features, else
+    $XDG_CACHE_HOME/carvision/features, else ~/.cache/carvision/features."""
     if wanted:
         return Path(wanted)
     return cache_folder() / "features"
 
 
 def open_features(file: Path) -> Features | None:
-    """None where there is no such file, or it is damaged, which the log says."""
+    """Open a feature file as mapped memory; None if it is missing, or damaged (logged as a warning)."""
     if not file.is_file():
         return None
     try:
@@ -61,24 +65,25 @@ def open_features(file: Path) -> Features | None:
             rows, bad = opened.get_tensor("features"), opened.get_tensor("bad")
             checksum = opened.metadata()["crc32"]
         if checksum != checksum_of(rows.numpy(), bad.numpy().tobytes()):
-            raise ValueError("its bytes are not those that were written")
-        reasons = {int(place): reason for place, reason in json.loads(bad.numpy().tobytes() or b"{}").items()}
+            raise ValueError("its checksum is wrong")
+        reasons = {int(row): reason for row, reason in json.loads(bad.numpy().tobytes() or b"{}").items()}
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        log.warning("%s is damaged (%s): its features are computed anew", file, " ".join(str(error).split())[:100])
+        log.warning("%s is damaged (%s): its features are recomputed", file, " ".join(str(error).split())[:100])
         return None
-    with contextlib.suppress(OSError, NotImplementedError):  # in a folder that others own
-        os.utime(file, follow_symlinks=False)  # those used last stay longest
+    with contextlib.suppress(OSError, NotImplementedError):  # the folder may belong to others
+        os.utime(file, follow_symlinks=False)  # make_room deletes the least recently used
     return Features(rows, reasons)
 
 
 def checksum_of(rows: np.ndarray, bad: bytes) -> str:
+    """Return the CRC-32 of both byte sequences, as decimal text."""
     return str(zlib.crc32(bad, zlib.crc32(np.ascontiguousarray(rows).reshape(-1).view(np.uint8))))
 
 
-class NewFeatures:
-    """`rows`, to be filled in; finish() makes the file of them. Several processes may write the same one at once.
+class FeatureFileWriter:
+    """Write a feature file: fill `rows`, then call finish(). Several processes may write the same file at once.
 
-    Raises OSError where the folder can't be written to, or the disk has no room for all: before anything is computed.
+    Raises OSError, before anything is computed, if the folder can't be written or the disk lacks the space.
     """
 
     def __init__(self, file: Path, shape: tuple[int, ...], dtype: str):
@@ -95,6 +100,7 @@ class NewFeatures:
             raise
 
     def finish(self, bad: dict[int, str]) -> None:
+        """Write header and `bad`, and move the file to its name."""
         self.rows.flush()
         reasons = json.dumps(bad).encode()
         end = self.num_bytes + len(reasons)
@@ -108,7 +114,7 @@ class NewFeatures:
             "bad": {"dtype": "U8", "shape": [len(reasons)], "data_offsets": [self.num_bytes, end]},
         }
         with self.partial.open("r+b") as opened:
-            text = json.dumps(header).encode().ljust(HEADER - 8)  # spaces at the end belong to the format
+            text = json.dumps(header).encode().ljust(HEADER - 8)  # the format allows trailing spaces
             opened.write(len(text).to_bytes(8, "little") + text)
             opened.seek(HEADER + self.num_bytes)
             opened.write(reasons)
@@ -116,12 +122,12 @@ class NewFeatures:
         rename(self.partial, self.file)
 
     def abandon(self) -> None:
-        """Leaves nothing of what was not finished."""
+        """Delete the partial file, if finish() was not called."""
         self.partial.unlink(missing_ok=True)
 
 
 def _allocate(number: int, size: int, folder: Path) -> None:
-    """The room on the disk, now: mapped memory that finds none later would end the process without a word."""
+    """Allocate disk space now: writing to mapped memory without space left would kill the process with SIGBUS."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(number, 0, size)
     elif shutil.disk_usage(folder).free < size:
@@ -131,7 +137,7 @@ def _allocate(number: int, size: int, folder: Path) -> None:
 
 
 def _is_ours(file: Path) -> bool:
-    """Whether the file begins as NewFeatures writes it. A person's own file may be named by a digest, too."""
+    """Return whether the file begins as FeatureFileWriter writes it: another file may also be named by a digest."""
     with file.open("rb") as opened:
         start = opened.read(HEADER)
     try:
@@ -142,10 +148,10 @@ def _is_ours(file: Path) -> bool:
 
 
 def make_room(folder: Path, max_bytes: float, needed: float = 0) -> None:
-    """Delete the files that were used longest ago, until all together with `needed` take no more than max_bytes.
+    """Delete the least recently used feature files until they and `needed` bytes take at most max_bytes.
 
-    Only files of cached features count, recognised by their names and what is in them. A run that has one open keeps
-    it: its bytes go when the run ends.
+    Only files recognised by name and header count. Deleting is safe while a run has a file open: the disk frees it when
+    the run ends.
     """
     now = time.time()
     files = []
@@ -154,13 +160,13 @@ def make_room(folder: Path, max_bytes: float, needed: float = 0) -> None:
             stat = file.lstat()
             if not S_ISREG(stat.st_mode):
                 continue
-            if UNFINISHED_NAME.fullmatch(file.name):
-                if now - stat.st_mtime > LEFT_BEHIND_S:
+            if PARTIAL_NAME.fullmatch(file.name):
+                if now - stat.st_mtime > STALE_AFTER_S:
                     file.unlink()
             elif NAME.fullmatch(file.name) and _is_ours(file):
                 files.append((stat.st_mtime, stat.st_size, file))
         except OSError:
-            continue  # another process has deleted it
+            continue  # deleted by another process
     total = needed + sum(size for _, size, _ in files)
     for _, size, file in sorted(files):
         if total <= max_bytes:
@@ -169,12 +175,12 @@ def make_room(folder: Path, max_bytes: float, needed: float = 0) -> None:
             file.unlink()
         except OSError:
             continue
-        log.info("features.max_gb: %s, unused for longest, was deleted", file)
+        log.info("features.max_gb: deleted %s, the least recently used", file)
         total -= size
 
 
 def digest_of_tensors(tensors: dict[str, Tensor]) -> str:
-    """Of names, types, shapes and bytes."""
+    """Return the SHA-256 of names, dtypes, shapes and bytes, as hexadecimal text."""
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         value = value.detach().cpu().contiguous()

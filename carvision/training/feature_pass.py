@@ -1,4 +1,5 @@
-"""One pass of photos through the backbone, by all processes of a run together, into a file or into memory."""
+"""Run photos once through the backbone, shared by all processes of a run, and store the features in a file or in
+memory."""
 
 import logging
 import time
@@ -13,53 +14,54 @@ from carvision.data.datamodule import PhotoDataModule
 from carvision.data.photos import PADDING, Key
 from carvision.data.table import Table
 from carvision.data.transforms import to_float
-from carvision.training.feature_files import Features, NewFeatures, make_room, open_features
+from carvision.training.feature_files import FeatureFileWriter, Features, make_room, open_features
 from carvision.training.lit_classifier import LitClassifier
-from carvision.training.many_processes import of_all, rows_of_all
+from carvision.training.many_processes import gather_objects, gather_rows
 from carvision.training.stopping import Stopping
 
 log = logging.getLogger(__name__)
 
-# On the CPU, photos that go through the backbone together: what its layers give then stays in the processor's cache.
-# MobileNetV2 0.35 at 224 px took 9 ms a photo so, and 13 to 16 ms in batches of 64, with the same bits.
-PHOTOS_AT_ONCE = 16
-MOST_IN_MEMORY = 2e9  # bytes, where the disk does not take them
+# On the CPU, small batches keep activations in the processor's cache: MobileNetV2 0.35 at 224 px took 9 ms a photo,
+# against 13 to 16 ms in batches of 64, with the same bits.
+CPU_SUBBATCH_SIZE = 16
+MAX_MEMORY_BYTES = 2e9  # of features kept in memory if they can't be stored on the disk
 
 
 def compute_features(
     lit: LitClassifier, data: PhotoDataModule, table: Table, file: Path, max_bytes: float
 ) -> Features | None:
-    """Of all photos of the table, each process its share; the first one of each machine writes the file.
+    """Compute the features of all photos of the table, each process its share; the first process of each machine writes
+    `file`.
 
-    max_bytes: of the file's folder. Where the disk does not take them they are in memory; None where they are too large
-    for that, too. Raises InputError for a photo that can't be read where data.on_bad_image=error.
+    max_bytes: limit of the file's folder. Features that can't be stored on the disk are kept in memory; returns None if
+    they are too large for that, too. Raises InputError for an unreadable photo with data.on_bad_image=error.
     """
     began, num = time.perf_counter(), len(table)
     log.info("computing the features of %s photos, once", f"{num:,}")
     new, rows, own_bad, problem = None, None, {}, ""
     try:
-        for start, values in passed(lit, data, table, own_bad):
+        for start, values in backbone_outputs(lit, data, table, own_bad):
             if start == 0:
                 shape, dtype = (num, *values.shape[1:]), str(values.dtype).removeprefix("torch.")
                 if data.trainer.local_rank == 0:
-                    new, problem = _begin(file, shape, dtype, max_bytes)
-                problem = _first(problem)
-                if problem and (size := num * values[0].nbytes) > MOST_IN_MEMORY:
-                    log.warning("features of %.1f GB can't be kept: %s; going on without", size / 1e9, problem)
+                    new, problem = _open_writer(file, shape, dtype, max_bytes)
+                problem = _first_problem(problem)
+                if problem and (size := num * values[0].nbytes) > MAX_MEMORY_BYTES:
+                    log.warning("features of %.1f GB can't be cached: %s; continuing without", size / 1e9, problem)
                     return None
                 rows = new.rows if new else np.empty(shape, dtype) if problem else None
             if rows is not None:
                 rows[start : start + len(values)] = values.numpy()
-        bad = {row: reason for part in of_all(own_bad) for row, reason in part.items()}
+        bad = {row: reason for part in gather_objects(own_bad) for row, reason in part.items()}
         if new:
             try:
                 new.finish(bad)
             except OSError as error:
-                problem = _why(file, error)
+                problem = _write_error(file, error)
     finally:
         if new:
             new.abandon()
-    seconds, late = time.perf_counter() - began, _first(problem)
+    seconds, late = time.perf_counter() - began, _first_problem(problem)
     if late:
         log.warning("features of %s photos in %.1f s, for this run alone: %s", f"{num:,}", seconds, late)
         return None if rows is None else Features(torch.from_numpy(np.array(rows)), bad)
@@ -67,38 +69,42 @@ def compute_features(
     return open_features(file)
 
 
-def _begin(file: Path, shape: tuple[int, ...], dtype: str, max_bytes: float) -> tuple[NewFeatures | None, str]:
-    """The file to be, or why it can't be."""
+def _open_writer(
+    file: Path, shape: tuple[int, ...], dtype: str, max_bytes: float
+) -> tuple[FeatureFileWriter | None, str]:
+    """Return a writer for the file, or None and the reason why it can't be written."""
     needed = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if needed > max_bytes:
         limit = f"features.max_gb={max_bytes / 1e9:g} is less than {needed / 1e9:.3g}"
-        return None, limit if max_bytes else "nothing is to be kept on the disk"
+        return None, limit if max_bytes else "nothing is cached on the disk"
     try:
         make_room(file.parent, max_bytes, needed)
-        return NewFeatures(file, shape, dtype), ""
+        return FeatureFileWriter(file, shape, dtype), ""
     except OSError as error:
-        return None, _why(file, error)
+        return None, _write_error(file, error)
 
 
-def _why(file: Path, error: OSError) -> str:
-    return f"{file.parent} does not take them ({error.strerror or error}); features.dir= names another folder"
+def _write_error(file: Path, error: OSError) -> str:
+    return f"{file.parent} can't store them ({error.strerror or error}); features.dir= names another folder"
 
 
-def _first(problem: str) -> str:
-    """Of all processes, the first that has one; else ""."""
-    return next(filter(None, of_all(problem)), "")
+def _first_problem(problem: str) -> str:
+    """Return the first problem that any process has; "" without one."""
+    return next(filter(None, gather_objects(problem)), "")
 
 
 @torch.no_grad()
-def passed(
+def backbone_outputs(
     lit: LitClassifier, data: PhotoDataModule, table: Table, bad: dict[int, str]
 ) -> Iterator[tuple[int, Tensor]]:
-    """(row of the first, features of some photos on the CPU), of all photos of the table in their order, in every
-    process. Fills `bad` with {row: reason} of the photos that this process could not read. Stops where the run does.
+    """Yield (first row, features on the CPU) batch by batch for all photos of the table in order, the same in every
+    process.
+
+    Adds {row: reason} to `bad` for photos that this process could not read. Raises Stopped when the run is to stop.
     """
     trainer, model = data.trainer, lit.model
     photos = data.create_photos(table)
-    batches = batches_of(len(table), data.batch_size, trainer.global_rank, trainer.world_size)
+    batches = padded_batches(len(table), data.batch_size, trainer.global_rank, trainer.world_size)
     stopping = next((hook for hook in trainer.callbacks if isinstance(hook, Stopping)), None)
     start, was_training = 0, model.training
     model.eval()
@@ -109,10 +115,10 @@ def passed(
                 bad[row] = reason
             batch = data.transfer_batch_to_device(batch, trainer.strategy.root_device, 0)
             images = batch["images"]
-            parts = images.split(PHOTOS_AT_ONCE) if images.device.type == "cpu" else [images]
+            parts = images.split(CPU_SUBBATCH_SIZE) if images.device.type == "cpu" else [images]
             with trainer.precision_plugin.forward_context():
                 values = torch.cat([model.below(lit.normalise(to_float(part))) for part in parts])
-            values = rows_of_all(values if values.dtype == torch.float64 else values.float())
+            values = gather_rows(values if values.dtype == torch.float64 else values.float())
             yield start, values[: len(table) - start].cpu()
             start += len(values)
             if stopping:
@@ -121,8 +127,9 @@ def passed(
         model.train(was_training)
 
 
-def batches_of(num: int, batch_size: int, rank: int, world_size: int) -> list[list[Key]]:
-    """Of one process: the rows 0 to num - 1 dealt out to all in turn, in batches of one size, padded."""
+def padded_batches(num: int, batch_size: int, rank: int, world_size: int) -> list[list[Key]]:
+    """Return one process's batches: rows 0 to num - 1 are dealt to all processes in turn, in padded batches of one
+    size."""
     width = batch_size * world_size
     batches = []
     for start in range(0, num, width):

@@ -1,4 +1,4 @@
-"""One run: fit, test the best weights, save the model and the figures."""
+"""Train one run: fit, test the best weights, save the model and its metrics."""
 
 import logging
 import math
@@ -15,7 +15,7 @@ from carvision.data.images import Preprocessing
 from carvision.data.split_files import write_splits
 from carvision.errors import InputError
 from carvision.reports.summary import print_closing, summarise_network
-from carvision.training.batch_size import with_batch_size, with_found_batch_size
+from carvision.training.batch_size import restore_batch_size, with_batch_size
 from carvision.training.build import build_datamodule, build_lit_classifier
 from carvision.training.build_trainer import build_trainer, splits_needed
 from carvision.training.callbacks import read_history, rows_of_state
@@ -23,23 +23,23 @@ from carvision.training.clock import Clock
 from carvision.training.compiling import first_step_seconds
 from carvision.training.determinism import set_deterministic
 from carvision.training.hardware import hardware_used
-from carvision.training.kept_features import create_kept_features
-from carvision.training.launch import first_goes_first, from_first_at_start, is_first_process
+from carvision.training.kept_features import create_feature_cache
+from carvision.training.launch import broadcast_at_start, first_process_first, is_first_process
 from carvision.training.linear_start import LinearStart, wants_linear_start
 from carvision.training.lit_classifier import LitClassifier
-from carvision.training.many_processes import of_all
+from carvision.training.many_processes import gather_objects
 from carvision.training.phases import fit_phases
 from carvision.training.provenance import write_environment
 from carvision.training.resuming import (
-    find_place,
-    heed_patience,
+    apply_patience,
+    changed_step_settings,
+    find_resume_point,
     load_best,
-    log_place,
-    require_as_many_epochs,
-    require_more,
-    require_nothing_lost,
+    log_resume_point,
+    require_enough_epochs,
+    require_more_epochs,
+    require_no_lost_checkpoints,
     require_same_photos,
-    what_steps_change,
 )
 from carvision.training.run_folder import (
     EXTENDING,
@@ -49,7 +49,7 @@ from carvision.training.run_folder import (
     write_config,
     write_metrics,
 )
-from carvision.training.sharding import divide_over_all, make_whole
+from carvision.training.sharding import enable_sharding, unshard
 from carvision.whole_files import write_csv, write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -63,25 +63,25 @@ def run_training(
     ends: float | None = None,
     callbacks: Sequence[pl.Callback] = (),
 ) -> dict | None:
-    """Train as `cfg` (plain and checked) says, into the folder. Returns what metrics.json holds; None where
-    run.max_epochs_per_start ended it before. Raises Stopped where a signal or run.max_minutes did.
+    """Train as `cfg` (plain and checked) says, into the folder. Return the contents of metrics.json; None if
+    run.max_epochs_per_start ended this start earlier. Raise Stopped after a signal or run.max_minutes.
 
-    resume: the folder holds an earlier start of this run, which is gone on with. ends: the time of time.monotonic()
-    after which this start is to end. callbacks: beside the run's own.
+    fold: see build_datamodule. resume: the folder holds an earlier start of this run, which is resumed. ends:
+    time.monotonic() after which this start stops; None: never. callbacks: called before the run's own.
     """
     _quiet_libraries()
     set_deterministic(cfg["deterministic"])
     first = is_first_process()
     if resume:
-        cfg = with_found_batch_size(cfg, folder)
-    steps_changed = from_first_at_start(lambda: what_steps_change(cfg, folder) if resume else "")
-    finished = from_first_at_start(lambda: resume and is_finished(folder))  # and is to be trained further
+        cfg = restore_batch_size(cfg, folder)
+    settings_changed = broadcast_at_start(lambda: changed_step_settings(cfg, folder) if resume else "")
+    finished = broadcast_at_start(lambda: resume and is_finished(folder))  # a finished run that is extended
     if finished:
-        require_more(folder, cfg)
+        require_more_epochs(folder, cfg)
     clock = Clock(folder / "seconds.json", read_metrics(folder).get("seconds") if finished else None)
     if first and not finished:
         write_config(cfg, folder)
-    with first_goes_first():  # it may write the demo data, or download
+    with first_process_first():  # it may draw the demo data or download
         datamodule = build_datamodule(cfg, fold)
     table = datamodule.table
     if resume:
@@ -98,41 +98,41 @@ def run_training(
     total = sum(p.numel() for p in lit.parameters())
     heads = ", ".join(f"{n} ({len(v['ids'])})" if "ids" in v else n for n, v in lit.labels.items())
     log.info("%s: %s parameters; heads: %s", cfg["model"]["backbone"], f"{total:,}", heads)
-    asked = sum(phase["epochs"] for phase in (cfg["phases"] or {}).values())
-    if asked > lit.num_epochs:
-        log.warning("trainer.max_epochs ends the phases after %d of their %d epochs", lit.num_epochs, asked)
-    lit.take_new_values = steps_changed
-    with first_goes_first():  # it mends what a start that was killed has left
-        place = find_place(folder / "checkpoints", mend=first) if resume else None
-    if place:
-        place = heed_patience(place, cfg["callbacks"]["patience"])
-        require_as_many_epochs(place, lit.hparams.phases)
-        log_place(place, lit.num_epochs)
+    wanted = sum(phase["epochs"] for phase in (cfg["phases"] or {}).values())
+    if wanted > lit.num_epochs:
+        log.warning("trainer.max_epochs ends the phases after %d of their %d epochs", lit.num_epochs, wanted)
+    lit.step_settings_changed = settings_changed
+    with first_process_first():  # it cleans up after a killed start
+        resume_point = find_resume_point(folder / "checkpoints", repair=first) if resume else None
+    if resume_point:
+        resume_point = apply_patience(resume_point, cfg["callbacks"]["patience"])
+        require_enough_epochs(resume_point, lit.hparams.phases)
+        log_resume_point(resume_point, lit.num_epochs)
     elif resume and first:
-        require_nothing_lost(folder)
+        require_no_lost_checkpoints(folder)
     require_space(folder, lit, averaged=cfg["callbacks"]["ema_decay"] is not None)
     trainer = build_trainer(cfg, folder, lit, clock, ends, callbacks)
     if cfg["trainer"]["strategy"] == "fsdp":
-        divide_over_all(trainer, lit)
+        enable_sharding(trainer, lit)
     if first:
-        if finished:  # from now on, until it has come to its new end
-            write_json(folder / EXTENDING, {"epochs": place.epochs_done})
+        if finished:  # the run counts as unfinished until its new end
+            write_json(folder / EXTENDING, {"epochs": resume_point.epochs_done})
             write_config(cfg, folder)
             write_splits(table, folder / "splits.csv")
         write_text(folder / "summary.txt", summarise_network(lit.model) + "\n")
         write_environment(folder, cfg, trainer)
     linear = wants_linear_start(cfg, lit.model)
-    datamodule.kept = create_kept_features(cfg, lit, datamodule, clock, with_train=linear)
+    datamodule.kept = create_feature_cache(cfg, lit, datamodule, clock, with_train=linear)
     if linear:
         trainer.callbacks.insert(0, LinearStart(datamodule.kept, clock, cfg["seed"]))
     clock.lap("building")
     try:
-        ended = fit_phases(trainer, lit, datamodule, place, cfg["run"]["max_epochs_per_start"])
+        ended = fit_phases(trainer, lit, datamodule, resume_point, cfg["run"]["max_epochs_per_start"])
     finally:
         clock.lap("training")
         clock.add("first_step", first_step_seconds(trainer))
         if first:
-            clock.save()  # for the start that goes on, if this one does not come to its end
+            clock.save()  # for the next start, if this one does not finish
     if not ended:
         log.info("%d of %d epochs (run.max_epochs_per_start)", trainer.current_epoch, lit.num_epochs)
         return None
@@ -145,7 +145,7 @@ def run_training(
     price = cfg["run"]["price_per_hour"]
     if price is not None:
         metrics |= {"cost": clock.seconds["total"] / 3600 * price, "price_per_hour": price}
-    bad = {path: reason for part in of_all(datamodule.bad_images) for path, reason in part.items()}
+    bad = {path: reason for part in gather_objects(datamodule.bad_images) for path, reason in part.items()}
     if first:
         print_closing(metrics, lit.labels, folder)
         _report_bad_images(bad, datamodule.on_bad_image, folder)
@@ -156,18 +156,18 @@ def run_training(
 
 
 def _test(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, folder: Path, with_test: bool) -> dict:
-    """Metrics of the best epoch: train and val from the history, test measured now with the best weights. None: those
-    that are undefined, as no photo counted."""
-    make_whole(lit)
+    """Return the metrics of the best epoch: train and val from the history, test measured now with the best weights.
+    Undefined metrics, for which no photo counted, are None."""
+    unshard(lit)
     best = load_best(folder / "checkpoints", lit)
     row = _row_of(best, folder / "history.csv")
     metrics: dict = {"best_epoch": best["epoch"]}
     for split in ("train", "val"):
-        of_split = {k.removeprefix(f"{split}/"): v for k, v in row.items() if k.startswith(f"{split}/")}
-        metrics[split] = {k: None if v is None or math.isnan(v) else float(v) for k, v in of_split.items()}
+        values = {k.removeprefix(f"{split}/"): v for k, v in row.items() if k.startswith(f"{split}/")}
+        metrics[split] = {k: None if v is None or math.isnan(v) else float(v) for k, v in values.items()}
     metrics["test"], metrics["decodings"] = {}, {}
     evaluated = {}
-    if len(lit.val_metrics.rules) > 1:  # else the history has all of val already
+    if len(lit.val_metrics.rules) > 1:  # else the history has all val metrics
         if "decodings" in best:
             metrics["decodings"]["val"] = best["decodings"]
         else:  # a checkpoint of an earlier version
@@ -177,21 +177,22 @@ def _test(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, 
     for split, (evaluate, counters) in evaluated.items():
         evaluate(lit, datamodule=datamodule, verbose=False)
         if split == "test":
-            figures = trainer.callback_metrics.items()
-            found = {k.removeprefix("test/"): v.item() for k, v in figures if k.startswith("test/")}
-            judged = any(f"{name}/loss" in found for name in lit.labels)  # no photo may be of a class that it knows
-            if not judged:
+            logged = trainer.callback_metrics.items()
+            found = {k.removeprefix("test/"): v.item() for k, v in logged if k.startswith("test/")}
+            counted = any(f"{name}/loss" in found for name in lit.labels)  # false if all photos are of unknown classes
+            if not counted:
                 datamodule.require_usable(["test"], list(lit.labels))
-            metrics["test"] = found if judged else {}
+            metrics["test"] = found if counted else {}
         if len(counters.rules) > 1 and (split != "test" or metrics["test"]):
             metrics["decodings"][split] = counters.compute_rules()
     return metrics
 
 
 def _row_of(checkpoint: dict, history: Path) -> dict:
-    """The history's row of the checkpoint's epoch, from the checkpoint; those of an earlier version held none."""
-    kept = next((state for name, state in checkpoint["callbacks"].items() if name.startswith("History")), {})
-    for row in rows_of_state(kept) or read_history(history):
+    """Return the history row of the checkpoint's epoch, from the checkpoint, or from history.csv for one of an earlier
+    version."""
+    state = next((state for name, state in checkpoint["callbacks"].items() if name.startswith("History")), {})
+    for row in rows_of_state(state) or read_history(history):
         if row["epoch"] == checkpoint["epoch"]:
             return row
     raise InputError(
@@ -220,7 +221,7 @@ def _report_bad_images(bad: dict[str, str], on_bad_image: str, folder: Path) -> 
 
 
 def _quiet_libraries() -> None:
-    """Messages of Lightning that tell a user nothing they could act on."""
+    """Silence Lightning's messages that a user can't act on."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
@@ -232,6 +233,6 @@ def _quiet_libraries() -> None:
         ".*LeafSpec.*",
         ".*module.s. in eval mode at the start of training.*",
         ".*lr_scheduler.step.*before.*optimizer.step.*",
-        ".*callbacks used to create the checkpoint need to be provided.*",  # one may be left out with allow_changes
+        ".*callbacks used to create the checkpoint need to be provided.*",  # allow_changes may drop a callback
     ):
         warnings.filterwarnings("ignore", message)

@@ -1,8 +1,8 @@
-"""The processes of one run: who started them, which one is first, and that all end when one of them does.
+"""Coordinate the processes of one run: who started them, which one is first, and how all end when one fails.
 
-Three launchers: "plain" (Lightning starts the others from the first), torchrun, and SLURM's srun. What the processes
-must know of each other before Lightning connects them goes through a store of keys and values, which the first serves
-(under torchrun its agent).
+Three launchers: "plain" (Lightning starts the others from the first), torchrun, and SLURM's srun. Before Lightning
+connects the processes, they exchange values through a key-value store, which the first process serves (under torchrun
+its agent).
 """
 
 import json
@@ -33,16 +33,17 @@ from carvision.errors import InputError
 log = logging.getLogger(__name__)
 
 FAILED, ENDED = "failed", "ended"
-LOOK_EVERY_S = 1.0
-GRACE_S = 10.0  # after which a process that should end by itself, and hangs in a question to others, is ended
+CHECK_EVERY_S = 1.0
+GRACE_S = 10.0  # then a process that should have ended, but hangs in a collective, is killed
 START_WITHIN = timedelta(minutes=5)
 
-_store: dist.Store | None = None  # of this process, for as long as it lives: the others may still ask the first's
-_turn = 0  # counts what is shared, in the same order in all processes
+_store: dist.Store | None = None  # kept until the process ends: the others may still ask the first's
+_turn = 0  # numbers the shared values, in the same order in all processes
 _children: list[subprocess.Popen] = []
 
 
 def launcher() -> str:
+    """Return which launcher started this process: "torchrun", "srun" or "plain"."""
     if TorchElasticEnvironment.detect():
         return "torchrun"
     in_slurm = "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
@@ -51,27 +52,27 @@ def launcher() -> str:
 
 
 def _is_in_step() -> bool:
-    """Whether srun has started this process: a batch script has SLURM's other variables, too."""
+    """Return whether srun started this process: a batch script has SLURM's other variables, too."""
     return "SLURM_STEP_ID" in os.environ or "SLURM_STEPID" in os.environ
 
 
 def is_first_process() -> bool:
-    """Whether this is the only or the first of a run's processes, the one that writes and prints."""
+    """Return whether this is the only or the first of a run's processes, which writes and prints."""
     names = {"torchrun": ["RANK"], "srun": ["SLURM_PROCID"], "plain": ["LOCAL_RANK", "NODE_RANK"]}[launcher()]
     return all(int(os.environ.get(name) or 0) == 0 for name in names)
 
 
 def num_started() -> int | None:
-    """By the launcher; None where Lightning starts them."""
+    """Return how many processes the launcher started; None if Lightning starts them."""
     name = {"torchrun": "WORLD_SIZE", "srun": "SLURM_NTASKS", "plain": ""}[launcher()]
     return int(os.environ[name]) if name else None
 
 
 def num_sharing(trainer: dict) -> int:
-    """Processes of the run that share the cores this one may use. trainer: the keys of conf/trainer."""
+    """Return how many processes of the run share this process's cores. trainer: the keys of conf/trainer."""
     if launcher() == "torchrun":
         return int(os.environ["LOCAL_WORLD_SIZE"])
-    if launcher() == "srun":  # which gives each its own
+    if launcher() == "srun":  # it gives each task its own cores
         return 1
     devices = trainer["devices"]
     if devices == "auto":
@@ -80,7 +81,7 @@ def num_sharing(trainer: dict) -> int:
 
 
 def create_environment() -> ClusterEnvironment:
-    """For the Trainer. Signals under SLURM are carvision's own matter, so it does not requeue."""
+    """Return Lightning's cluster environment. Under SLURM it does not requeue: `stopping` handles the signals."""
     return {
         "torchrun": TorchElasticEnvironment,
         "srun": lambda: SLURMEnvironment(auto_requeue=False),
@@ -89,7 +90,7 @@ def create_environment() -> ClusterEnvironment:
 
 
 def require_all_used(num_devices: int, num_nodes: int) -> None:
-    """Raises InputError where the launcher started more or fewer processes than the Trainer would use."""
+    """Raise InputError if the launcher started more or fewer processes than the Trainer would use."""
     started = num_started()
     if started not in (None, num_devices * num_nodes):
         raise InputError(
@@ -100,8 +101,8 @@ def require_all_used(num_devices: int, num_nodes: int) -> None:
 
 @contextmanager
 def run_together(trainer: dict) -> Iterator[None]:
-    """Around a run. Where it has several processes, an error in one ends all of them: the first that fails tells its
-    error, the others end with status 1 and without a word. Else the others wait at the end for the first.
+    """Run the body in all processes of a run: an error in one ends all of them, and only the first to fail prints it
+    (the others exit with status 1). At the end the others wait for the first.
 
     trainer: the keys of conf/trainer.
     """
@@ -131,9 +132,9 @@ def run_together(trainer: dict) -> Iterator[None]:
             require_all_used(len(devices) if isinstance(devices, list) else devices, trainer["num_nodes"])
         yield
     except (Exception, KeyboardInterrupt) as error:
-        _fail(error)  # the watch goes on: this process may hang in what it has open
+        _fail(error)  # keep watching: this process may hang while it cleans up
         raise
-    except BaseException:  # with which all end together
+    except BaseException:  # all processes raise it together
         _end_together()
         over.set()
         raise
@@ -141,8 +142,8 @@ def run_together(trainer: dict) -> Iterator[None]:
     over.set()
 
 
-def from_first_at_start(compute: Callable[[], object]):
-    """What the first process computes, in all of them; to be called before they are connected. JSON's types alone."""
+def broadcast_at_start(compute: Callable[[], object]):
+    """Return in all processes what the first computes, before Lightning connects them. JSON types only."""
     if _store is None:
         return compute()
     key = _next_key()
@@ -155,8 +156,8 @@ def from_first_at_start(compute: Callable[[], object]):
 
 
 @contextmanager
-def first_goes_first() -> Iterator[None]:
-    """The other processes begin what is inside when the first has done it: what it wrote is there then."""
+def first_process_first() -> Iterator[None]:
+    """Run the body in the first process, then in the others, which find what it wrote."""
     key = _next_key()
     if _store is not None and not is_first_process():
         _wait_for(key)
@@ -172,9 +173,9 @@ def _next_key() -> str:
 
 
 def _connect(num_nodes: int) -> None:
-    """The store, and the address at which Lightning's own connection will find the first process."""
+    """Open the store, and set the address at which Lightning's own connection will find the first process."""
     global _store
-    if _store is not None:  # a further run of the same command
+    if _store is not None:  # another run of the same command
         return
     subprocess_script._launch_process_observer = _children.extend  # Lightning's kills the first process
     if launcher() == "plain" and (num_nodes > 1 or not is_first_process()):
@@ -208,7 +209,7 @@ def _prefixed(store: dist.Store) -> dist.Store:
 
 
 def _wait_for(key: str) -> None:
-    """As long as it takes: the first may be downloading. Returns where the first has gone, too."""
+    """Wait for the key, however long (the first process may be downloading), or until the first process is gone."""
     while not _is_there(_store, key, if_gone=True):
         time.sleep(0.05)
         if _is_there(_store, FAILED, if_gone=False):
@@ -216,7 +217,7 @@ def _wait_for(key: str) -> None:
 
 
 def _is_there(store: dist.Store, key: str, if_gone: bool) -> bool:
-    """if_gone: the answer where the store is gone, and with it the first process."""
+    """Return whether the key is set; if_gone if the store, and with it the first process, is gone."""
     try:
         return store.check([key])
     except RuntimeError:
@@ -224,7 +225,7 @@ def _is_there(store: dist.Store, key: str, if_gone: bool) -> bool:
 
 
 def _end_together() -> None:
-    """The first process has more to do at the end, and a launcher may kill all when one of them ends."""
+    """Wait for the first process, which has more to do at the end: a launcher may kill all when one ends."""
     key = f"{ENDED} {_next_key()}"
     if is_first_process():
         _store.set(key, "")
@@ -232,11 +233,11 @@ def _end_together() -> None:
         _wait_for(key)
 
 
-def is_echo(error: BaseException) -> bool:
-    """Whether it only follows from the end of another process, which has told its error or is about to."""
+def is_secondary_failure(error: BaseException) -> bool:
+    """Return whether the error only follows from the failure of another process, which reports its own."""
     if _store is None or isinstance(error, (InputError, KeyboardInterrupt)):
         return False
-    until = time.monotonic() + 3 * LOOK_EVERY_S
+    until = time.monotonic() + 3 * CHECK_EVERY_S
     while not _is_there(_store, FAILED, if_gone=True):
         if time.monotonic() > until:
             return False
@@ -245,20 +246,22 @@ def is_echo(error: BaseException) -> bool:
 
 
 def _fail(error: BaseException) -> None:
-    """Returns in the process that is to tell the error."""
+    """Return in the process that reports the error; exit with status 1 in the others."""
     try:
-        if is_echo(error) or _store.add(FAILED, 1) > 1:
+        if is_secondary_failure(error) or _store.add(FAILED, 1) > 1:
             raise SystemExit(1) from None
     except RuntimeError:  # the store is gone, and with it the first process
         raise SystemExit(1) from None
     if isinstance(error, dist.DistError) or re.search("gloo/|NCCL|Connection (closed|reset)", str(error)):
-        raise InputError("another process of this run ended without a word; did the system kill it (memory)?") from None
+        raise InputError(
+            "another process of this run ended without a message; did the system kill it (memory)?"
+        ) from None
 
 
 def _watch(over: threading.Event) -> None:
-    """Ends this process where it should have ended, and can't."""
+    """Kill this process if it should have ended and can't."""
     store = _prefixed(_client())
-    while not over.wait(LOOK_EVERY_S):
+    while not over.wait(CHECK_EVERY_S):
         died = [child for child in _children if child.poll()]
         if died or _is_there(store, FAILED, if_gone=True):
             if over.wait(GRACE_S):

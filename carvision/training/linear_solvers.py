@@ -1,4 +1,4 @@
-"""Regularised linear problems on features: one linear layer, fitted with all photos at once. Plain tensors."""
+"""Fit one linear layer on the features of all photos at once, with L2 regularisation. Plain tensors."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,11 +10,11 @@ from torch import Tensor
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 MAX_STEPS = 100
-ENOUGH = 1e-4  # largest value of the gradient with which the minimum counts as found
+GRADIENT_TOLERANCE = 1e-4  # largest gradient component at an accepted minimum
 
 
 class Layer(NamedTuple):
-    """scores = features @ weight.T + bias; weight (C, F), bias (C,)."""
+    """Hold a linear layer: scores = features @ weight.T + bias; weight (C, F), bias (C,)."""
 
     weight: Tensor
     bias: Tensor
@@ -30,11 +30,11 @@ def fit_layer(
     start: Layer | None = None,
     max_steps: int = MAX_STEPS,
 ) -> Layer:
-    """The layer with the least  sum(weights * loss) / sum(weights) + l2 / 2 * sum(weight ** 2),  by L-BFGS.
+    """Return the layer that minimises  sum(weights * loss) / sum(weights) + l2 / 2 * sum(weight ** 2)  by L-BFGS.
 
-    features float (N, F). targets, weights (N,), weight 0 where the target isn't known. With cross-entropy that is
-    multinomial logistic regression (scikit-learn's C is 1 / (l2 * sum(weights))), with half the squared error ridge
-    regression. start: from where to begin; zeros if None.
+    features: float (N, F). targets, weights: (N,), weight 0 for an unknown target. start: initial layer; None: zeros.
+    With cross-entropy this is multinomial logistic regression (scikit-learn's C is 1 / (l2 * sum(weights))), with half
+    the squared error ridge regression.
     """
     first = start or Layer(features.new_zeros(num_outputs, features.shape[1]), features.new_zeros(num_outputs))
     layer = Layer(*(values.detach().clone().requires_grad_() for values in first))
@@ -42,7 +42,7 @@ def fit_layer(
     solver = torch.optim.LBFGS(
         list(layer),
         max_iter=max_steps,
-        tolerance_grad=ENOUGH,
+        tolerance_grad=GRADIENT_TOLERANCE,
         tolerance_change=1e-9,
         history_size=10,
         line_search_fn="strong_wolfe",
@@ -61,28 +61,30 @@ def fit_layer(
 
 
 def half_squared_error(scores: Tensor, targets: Tensor) -> Tensor:
+    """Return (N,) losses of scores (N, 1) and targets (N,)."""
     return 0.5 * (scores[:, 0] - targets) ** 2
 
 
 class Frame(NamedTuple):
-    """Coordinates in which a layer is fitted: of features x (N, F) they are (x - mean) @ matrix.T; matrix (F, F)."""
+    """Hold affine coordinates in which a layer is fitted: features x (N, F) become (x - mean) @ matrix.T; matrix (F,
+    F)."""
 
     mean: Tensor
     matrix: Tensor
 
-    def of(self, features: Tensor) -> Tensor:
+    def apply(self, features: Tensor) -> Tensor:
         return (features - self.mean) @ self.matrix.T
 
     def undo(self, layer: Layer) -> Layer:
-        """The layer for features as they are."""
+        """Return the layer for the original features."""
         weight = layer.weight @ self.matrix
         return Layer(weight, layer.bias - weight @ self.mean)
 
 
 def plain_frame(features: Tensor) -> Frame:
-    """Mean 0, and variance 1 on average.
+    """Return the frame with mean 0 and variance 1 on average over all features.
 
-    One scale for all features, not one for each, which would blow up those that hardly vary.
+    One scale for all features: one for each would amplify those that hardly vary.
     """
     mean = features.mean(dim=0)
     scale = (features - mean).square().mean().sqrt().clamp(min=1e-12)
@@ -90,12 +92,12 @@ def plain_frame(features: Tensor) -> Frame:
 
 
 def class_frame(features: Tensor, classes: Tensor, num_classes: int, shrinkage: float) -> Frame:
-    """Mean 0, variance 1 on average, and a covariance within the classes that is a multiple of the unit matrix, as far
-    as `shrinkage` lets it: 0 wholly, 1 not at all.
+    """Return the frame with mean 0, variance 1 on average, and a within-class covariance that `shrinkage` moves towards
+    a multiple of the unit matrix: 0 entirely, 1 not at all.
 
-    features (N, F) of the photos whose class is known, classes (N,) their codes. An L2 penalty then costs most where
-    photos of one class differ most, as in discriminant analysis with a covariance that is shrunk towards a multiple of
-    the unit matrix (Friedman 1989, "Regularized discriminant analysis", J. Am. Stat. Assoc. 84, with all classes' one).
+    features: (N, F) of the photos whose class is known. classes: int64 (N,). An L2 penalty in this frame costs most
+    where photos of one class differ most, as in discriminant analysis with a pooled covariance shrunk towards a
+    multiple of the unit matrix (Friedman 1989, "Regularized discriminant analysis", J. Am. Stat. Assoc. 84).
     """
     counts = torch.bincount(classes, minlength=num_classes).clamp(min=1)
     sums = features.new_zeros(num_classes, features.shape[1]).index_add_(0, classes, features)
@@ -104,7 +106,7 @@ def class_frame(features: Tensor, classes: Tensor, num_classes: int, shrinkage: 
     variance = covariance.diagonal().mean().clamp(min=1e-24)
     covariance *= 1 - shrinkage
     covariance.diagonal().add_(shrinkage * variance)
-    # Any root of the inverse does: the penalty is the same in coordinates that are turned
+    # Any root of the inverse will do: the penalty is invariant under rotation
     unit = torch.eye(len(covariance), dtype=features.dtype, device=features.device)
     matrix = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), unit, upper=False)
     mean = features.mean(dim=0)

@@ -1,11 +1,10 @@
-"""The first weights of trunk and heads, from a regularised linear problem on one pass of features.
+"""Linear-probe initialisation (LP-FT): fit trunk and heads on cached features before fine-tuning.
 
-Fine-tuning from random heads first pulls the backbone along with their errors, which costs epochs and distorts features
-that were good (Kumar et al. 2022, "Fine-tuning can distort pretrained features", arXiv:2202.10054, LP-FT). A linear
-head of classes is a logistic regression with the run's own loss, on features whitened within the classes, that of a
-number a ridge regression; the strength of the L2 penalty is the one of STRENGTHS with the least loss on validation
-photos. Deeper heads, a neck and a pool that learns train for a few epochs on the features. Photos are not augmented.
-Test photos have no part in it.
+Fine-tuning from random heads distorts the backbone's features (Kumar et al. 2022, "Fine-tuning can distort pretrained
+features", arXiv:2202.10054). A linear head of classes is fitted by logistic regression with the run's own loss, on
+features whitened within the classes; a head of a number by ridge regression. The L2 penalty is the one of STRENGTHS
+with the lowest validation loss. Deeper heads, a neck and a learned pool are trained for a few epochs on the features.
+Photos are not augmented. Test photos are not used.
 """
 
 import logging
@@ -19,10 +18,10 @@ from carvision.data.kept_photos import KeptPhotos
 from carvision.data.orders import TableOrder, TrainOrder
 from carvision.data.table import UNKNOWN
 from carvision.errors import InputError
-from carvision.fixed_photos import what_forbids
+from carvision.fixed_photos import reason_not_cacheable
 from carvision.models.classifier import Classifier, head_module
 from carvision.training.clock import Clock
-from carvision.training.kept_features import KeptFeatures
+from carvision.training.kept_features import FeatureCache
 from carvision.training.linear_solvers import (
     Frame,
     Layer,
@@ -32,25 +31,26 @@ from carvision.training.linear_solvers import (
     half_squared_error,
     plain_frame,
 )
-from carvision.training.lit_classifier import LitClassifier, seed_step
-from carvision.training.many_processes import from_first
+from carvision.training.lit_classifier import LitClassifier, seed_rng
+from carvision.training.many_processes import broadcast_object
 
 log = logging.getLogger(__name__)
 
-# Tried from the strongest on, until validation gets worse
+# Tried from the strongest, until validation gets worse
 STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4)
-WITHOUT_VALIDATION = 0.01
-# Of the covariance within classes. On cars and flowers validation loss is 3 to 14 % less than with 1, flat about 0.7,
-# on ten easy classes 1 % (docs/benchmarks/accuracy.md)
+DEFAULT_STRENGTH = 0.01
+# Of the within-class covariance. On cars and flowers the validation loss is 3 to 14 % lower than with 1 and flat around
+# 0.7; on ten easy classes it is 1 % lower (docs/benchmarks/accuracy.md)
 SHRINKAGE = 0.7
-MOST_TO_CHOOSE = 20_000  # training photos with which the strength is chosen; all of them then give the layer
-DEEP_EPOCHS, DEEP_STEPS = 20, 400  # of deeper heads, whichever is more
-DEEP_LR, DEEP_DECAY = 1e-3, 0.01  # of AdamW, the rate falling to 0 by a cosine
+MAX_SELECTION_PHOTOS = 20_000  # training photos used to choose the strength; the layer is then fitted on all
+DEEP_EPOCHS, DEEP_STEPS = 20, 400  # for deeper heads, whichever is more
+DEEP_LR, DEEP_DECAY = 1e-3, 0.01  # AdamW with cosine decay to 0
 
 
 def wants_linear_start(cfg: dict, model: Classifier) -> bool:
-    """model.start, with what `auto` comes to. Raises InputError for "linear" where it can't be."""
-    wanted, forbidden = cfg["model"]["start"], what_forbids(cfg)
+    """Return whether model.start asks for a linear start, with `auto` resolved. Raise InputError if "linear" is
+    impossible."""
+    wanted, forbidden = cfg["model"]["start"], reason_not_cacheable(cfg)
     if wanted == "linear" and forbidden:
         raise InputError(f"model.start: linear is not possible with {forbidden}; use model.start=random")
     if wanted == "auto":
@@ -59,34 +59,34 @@ def wants_linear_start(cfg: dict, model: Classifier) -> bool:
 
 
 class LinearStart(pl.Callback):
-    """Before the first step of a run that is new."""
+    """Fit trunk and heads before the first step of a new run."""
 
-    def __init__(self, kept: KeptFeatures, clock: Clock, seed: int):
-        self.kept, self.clock, self.seed = kept, clock, seed
+    def __init__(self, cache: FeatureCache, clock: Clock, seed: int):
+        self.cache, self.clock, self.seed = cache, clock, seed
 
     def on_train_start(self, trainer: pl.Trainer, module: LitClassifier) -> None:
-        if trainer.ckpt_path or trainer.current_epoch or module.place["phase"]:
+        if trainer.ckpt_path or trainer.current_epoch or module.phase_position["phase"]:
             return
-        features = self.kept.obtain()
+        features = self.cache.obtain()
         if features is None:
-            log.warning("model.start: the heads begin from random weights, as there are no features")
+            log.warning("model.start: the heads start from random weights, as there are no features")
             return
         began = time.perf_counter()
-        photos = {split: self.kept.photos_of(features, split) for split in ("train", "val")}
+        photos = {split: self.cache.photos_of(features, split) for split in ("train", "val")}
         with torch.random.fork_rng():
-            how = fit_above(module, photos, self.seed)
+            method = fit_above(module, photos, self.seed)
         above = {name: value for name, value in module.model.state_dict().items() if not name.startswith("backbone.")}
         cpu = {name: value.cpu() for name, value in above.items()}
-        module.model.load_state_dict(from_first(cpu), strict=False)  # of others it may differ in the last bits
-        figures = accuracies(module, photos["val"])
+        module.model.load_state_dict(broadcast_object(cpu), strict=False)  # other processes may differ in the last bits
+        metrics = accuracies(module, photos["val"])
         seconds = time.perf_counter() - began
         self.clock.add("linear_start", seconds)
-        told = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        log.info("linear start: %s; val: %s (%.1f s)", how, told, seconds)
+        message = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        log.info("linear start: %s; val: %s (%.1f s)", method, message, seconds)
 
 
 def fit_above(lit: LitClassifier, photos: dict[str, KeptPhotos], seed: int) -> str:
-    """Sets what stands above the backbone; returns in a few words how."""
+    """Fit all layers above the backbone; return a short description of the method, for the log."""
     model = lit.model
     heads = {name: model.get_submodule(head_module(name)) for name in model.labels}
     deep = model.learns_from_map or model.trunk.layers.hidden or any(h["layers"].layers.hidden for h in heads.values())
@@ -96,10 +96,10 @@ def fit_above(lit: LitClassifier, photos: dict[str, KeptPhotos], seed: int) -> s
     features = {split: part.rows[part.places].to(lit.device) for split, part in photos.items()}
     strengths = {}
     for name, head in heads.items():
-        loss, of_split = problem_of(lit, name, photos)
+        loss, of_split = head_problem(lit, name, photos)
         num_outputs = head["output"].out_features
-        frame = frame_of(features["train"], *of_split["train"], num_outputs if "ids" in lit.labels[name] else None)
-        framed = {split: frame.of(values) for split, values in features.items()}
+        frame = create_frame(features["train"], *of_split["train"], num_outputs if "ids" in lit.labels[name] else None)
+        framed = {split: frame.apply(values) for split, values in features.items()}
         layer, strengths[name] = choose_layer(framed, of_split, num_outputs, loss, seed)
         layer = frame.undo(layer)
         with torch.no_grad():
@@ -108,12 +108,12 @@ def fit_above(lit: LitClassifier, photos: dict[str, KeptPhotos], seed: int) -> s
     return "L2 " + ", ".join(f"{name} {strength:g}" for name, strength in strengths.items())
 
 
-def problem_of(
+def head_problem(
     lit: LitClassifier, name: str, photos: dict[str, KeptPhotos]
 ) -> tuple[Loss, dict[str, tuple[Tensor, Tensor]]]:
-    """The head's loss, and {split: (targets, weights)}, weight 0 of photos that do not count.
+    """Return the head's loss, and {split: (targets, weights)}, both (N,), with weight 0 for photos that don't count.
 
-    A number's targets have mean 0 and variance 1, as the head's own output has before its unit.
+    Numeric targets are standardised, as the head's output is before its unit is applied.
     """
     label, found = lit.labels[name], {}
     for split, part in photos.items():
@@ -132,8 +132,8 @@ def problem_of(
     return (lit.class_loss if "ids" in label else half_squared_error), found
 
 
-def frame_of(features: Tensor, targets: Tensor, weights: Tensor, num_classes: int | None) -> Frame:
-    """Of the photos that count; num_classes None: targets are numbers."""
+def create_frame(features: Tensor, targets: Tensor, weights: Tensor, num_classes: int | None) -> Frame:
+    """Return the frame for the photos with weight above 0. num_classes: None if targets are numbers."""
     counts = weights > 0
     if num_classes is None or not counts.any():
         return plain_frame(features)
@@ -143,34 +143,35 @@ def frame_of(features: Tensor, targets: Tensor, weights: Tensor, num_classes: in
 def choose_layer(
     features: dict[str, Tensor], known: dict[str, tuple[Tensor, Tensor]], num_outputs: int, loss: Loss, seed: int
 ) -> tuple[Layer, float]:
-    """The layer of all training photos, and the strength of its penalty, chosen on validation photos.
+    """Return the layer fitted on all training photos, and its L2 strength, chosen on validation photos.
 
-    features, known: {"train", "val"}: (N, F), and (targets, weights) (N,).
+    features: {"train", "val"} -> (N, F). known: {"train", "val"} -> (targets, weights), both (N,).
     """
     (targets, weights), (val_targets, val_weights) = known["train"], known["val"]
     x, num = features["train"], len(targets)
     chosen = slice(None)
-    if num > MOST_TO_CHOOSE:
+    if num > MAX_SELECTION_PHOTOS:
         generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(num, generator=generator)[:MOST_TO_CHOOSE].to(x.device)
-    layer, best, least = None, (None, WITHOUT_VALIDATION), float("inf")
+        chosen = torch.randperm(num, generator=generator)[:MAX_SELECTION_PHOTOS].to(x.device)
+    layer, best, least = None, (None, DEFAULT_STRENGTH), float("inf")
     for l2 in STRENGTHS:
         layer = fit_layer(x[chosen], targets[chosen], weights[chosen], num_outputs, loss, l2, layer)
         losses = loss(torch.nn.functional.linear(features["val"], *layer), val_targets)
-        value = float((losses * val_weights).sum() / val_weights.sum())  # no photo that counts: no number
+        value = float((losses * val_weights).sum() / val_weights.sum())  # NaN if no photo counts
         if not value < least:
             break
         least, best = value, (layer, l2)
     layer, l2 = best
-    if layer is None or num > MOST_TO_CHOOSE:
+    if layer is None or num > MAX_SELECTION_PHOTOS:
         layer = fit_layer(x, targets, weights, num_outputs, loss, l2, layer)
     return layer, l2
 
 
 def train_above(lit: LitClassifier, photos: KeptPhotos, seed: int) -> int:
-    """Trunk, heads, neck and pool, on features, with the heads' losses, penalties and dropout. Returns the epochs.
+    """Train trunk, heads, neck and pool on features, with the heads' losses, penalties and dropout. Return the number
+    of epochs.
 
-    A metric loss, which needs batches of its own kind, begins with the run.
+    A metric loss is left out: it needs batches of its own kind.
     """
     learning, lit.metric_learning = lit.metric_learning, None
     backbone = {id(parameter) for parameter in lit.model.backbone.parameters()}
@@ -183,7 +184,7 @@ def train_above(lit: LitClassifier, photos: KeptPhotos, seed: int) -> int:
     for epoch in range(num_epochs):
         order.set_epoch(epoch)
         for number, keys in enumerate(order):
-            seed_step((seed, epoch, number, 0), lit.device)  # the same in all processes
+            seed_rng((seed, epoch, number, 0), lit.device)  # the same in all processes
             optimizer.zero_grad()
             lit._step(None, on_device(photos[keys], lit.device), None).backward()
             optimizer.step()
@@ -200,7 +201,7 @@ def on_device(batch: dict, device: torch.device) -> dict:
 
 @torch.no_grad()
 def accuracies(lit: LitClassifier, photos: KeptPhotos) -> dict[str, float]:
-    """{head: top-1 of the photos whose class is known; of a number its mean error}."""
+    """Return {head: top-1 accuracy of the photos whose class is known; of a number the mean absolute error}."""
     was_training = lit.model.training
     lit.model.eval()
     sums = dict.fromkeys(lit.model.labels, 0.0)

@@ -1,4 +1,4 @@
-"""LitClassifier: a Classifier with its losses, metrics, optimizer and schedule, for Lightning's Trainer."""
+"""Wrap a Classifier with its losses, metrics, optimizer and schedule for Lightning's Trainer."""
 
 import logging
 import math
@@ -21,44 +21,43 @@ from carvision.metrics import EpochMetrics
 from carvision.models.classifier import Classifier, Outputs, classifier_from
 from carvision.models.head_weights import HeadWeights
 from carvision.portable import parents_of
-from carvision.training.many_processes import num_processes, sum_of_all
+from carvision.training.many_processes import num_processes, sum_over_processes
 from carvision.training.metric_learning import MetricLearning
 from carvision.training.optimizers import create_optimizer
-from carvision.training.sam import SAM, kept_statistics
+from carvision.training.sam import SAM, frozen_statistics
 from carvision.training.schedules import create_schedule
 
 log = logging.getLogger(__name__)
 
 
-def seed_step(key: tuple[int, ...], device: torch.device) -> None:
-    """Seeds what a step draws on the device. key: (seed, epoch, number of the batch, rank)."""
+def seed_rng(key: tuple[int, ...], device: torch.device) -> None:
+    """Seed the device's random generator for one step. key: (seed, epoch, batch index, rank)."""
     number = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
     if device.type == "cpu":
-        torch.default_generator.manual_seed(number)  # torch.manual_seed prepares all kinds of devices, for half a ms
+        torch.default_generator.manual_seed(number)  # torch.manual_seed seeds all kinds of devices, which takes 0.5 ms
     else:
         torch.manual_seed(number)
     if device.type == "xla":
-        from carvision.training import xla  # only now: torch-xla lives in an environment of its own
+        from carvision.training import xla  # late import: torch-xla has its own environment
 
         xla.seed(number)
 
 
-def pixels_of(batch: dict) -> Tensor | None:
-    """float (B, 3, H, W) in 0..1; None of a batch of kept features."""
+def float_images(batch: dict) -> Tensor | None:
+    """Return images as float (B, 3, H, W) in 0..1; None for a batch of cached features."""
     return to_float(batch["images"]) if "images" in batch else None
 
 
 class LitClassifier(pl.LightningModule):
-    """Batches are those of PhotoDataModule. All arguments but `model` are plain values, so that a checkpoint opens
-    with torch.load's safe default.
+    """Train a Classifier on the batches of PhotoDataModule. All arguments but `model` are plain values, so that
+    torch.load's safe default opens a checkpoint.
 
-    description: of the Classifier, see there. labels: {head: {"ids", "names", "parent", "parent_codes"}} or
-    {head: {"unit", "mean", "std"}}. preprocessing, loss, augment: the keys of conf/.
-    phases: one after the other, [{"name", "epochs", "train_layers", "optimizer", "schedule"}], the last three as in
-    conf/; the first is begun, start_phase begins another.
-    class_weights: {head: a weight for each class}, of training photos in the loss. seed: of mixing photos.
-    metric_loss: what MetricLearning takes; None: there is none.
-    model: the Classifier to train; None: one with random weights, as load_from_checkpoint needs it.
+    description: see Classifier. labels: {head: {"ids", "names", "parent", "parent_codes"}} for classes, {head: {"unit",
+    "mean", "std"}} for numbers. preprocessing, loss, augment: the keys of conf/. phases: in order, [{"name", "epochs",
+    "train_layers", "optimizer", "schedule"}], the last three as in conf/; the first phase is started, start_phase
+    starts another. class_weights: {head: a weight for each class} of the training loss. decoding: how classes follow
+    from the logits. seed: for dropout and mixing. metric_loss: arguments of MetricLearning; None: no metric loss.
+    model: the Classifier to train; None: one with random weights, as load_from_checkpoint needs.
     """
 
     def __init__(
@@ -76,25 +75,25 @@ class LitClassifier(pl.LightningModule):
         model: Classifier | None = None,
     ):
         super().__init__()
-        # For checkpoints; TensorBoard would take a second to write the names of 1,700 classes, and can't show them
+        # Only in checkpoints: TensorBoard takes a second to write 1,700 class names, and can't show them
         self.save_hyperparameters(ignore=["model"], logger=False)
         self.labels = labels
         self.class_heads = [name for name, label in labels.items() if "ids" in label]
-        # Batches come with their channels last in memory; weights laid out like them save turning them each step.
+        # Batches are channels-last; weights in the same layout save a conversion each step.
         self.model = (model or classifier_from(description)).to(memory_format=torch.channels_last)
         self.augment = Augment(augment["order"], augment["steps"])
         self.mix = Mix(augment["mixup"], augment["cutmix"], augment["mix_p"])
         self.normalise = Normalise(Preprocessing(**preprocessing))
         loss = dict(loss)
         given = loss.pop("head_weights", None) or {}
-        # Learned weights count in training alone: the loss that is reported is the same sum at every epoch.
+        # Learned weights apply in training only: the reported loss is the same sum in every epoch.
         self.learned_weights = HeadWeights(list(labels)) if given == "learned" else None
         self.head_weights = dict.fromkeys(labels, 1.0) | ({} if given == "learned" else given)
         self.class_loss = create_loss(**loss)
         self.metric_learning = MetricLearning(**metric_loss) if metric_loss else None
         for name, weights in class_weights.items():
-            place = self.class_heads.index(name)  # a buffer's name may not hold all that a label's may
-            self.register_buffer(f"class_weights_{place}", torch.tensor(weights), persistent=False)
+            index = self.class_heads.index(name)  # a label's name may not be valid for a buffer
+            self.register_buffer(f"class_weights_{index}", torch.tensor(weights), persistent=False)
 
         outputs = {name: len(label["ids"]) if "ids" in label else None for name, label in labels.items()}
         metrics = (outputs, self.head_weights, parents_of(labels), decoding)
@@ -103,21 +102,21 @@ class LitClassifier(pl.LightningModule):
         self.train_metrics = EpochMetrics(*metrics, metric_weight=weight, with_auc=True)
         self.val_metrics = EpochMetrics(*metrics, **judged)
         self.test_metrics = EpochMetrics(*metrics, **judged)
-        self.monitors: list[str] = []  # metrics that choose epochs or rates, which must be defined
-        self.leave_out_nonfinite = False  # from the figures of training, where run.on_nonfinite_loss skips them
-        self.decodings: dict[str, dict[str, float]] = {}  # what each rule gave in the last validation
-        # Of optimizer and schedule, where a checkpoint brings those of an earlier start; see what_steps_change
-        self.take_new_values = ""
+        self.monitors: list[str] = []  # metrics that choose epochs or rates: an undefined one is an error
+        self.skip_nonfinite = False  # from the training metrics, with run.on_nonfinite_loss=skip
+        self.decodings: dict[str, dict[str, float]] = {}  # metrics of each decoding rule in the last validation
+        # Whether optimizer and schedule replace those of the checkpoint, see changed_step_settings
+        self.step_settings_changed = ""
         self.restoring = False  # a checkpoint is being loaded
         self.start_phase(0)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """images uint8 (B, 3, H, W) -> {head: logits}."""
+        """Return {head: logits (B, outputs)} of images uint8 (B, 3, H, W)."""
         return self.model(self.normalise(to_float(images)))
 
     def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
-        # Dropout and the like are drawn from what the step is, so that a run which was cut goes on with the same draws
-        seed_step((self.hparams.seed, self.current_epoch, batch_idx, self.global_rank), self.device)
+        # Dropout's randomness depends only on the step, so that a resumed run draws the same
+        seed_rng((self.hparams.seed, self.current_epoch, batch_idx, self.global_rank), self.device)
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         images = self.augmented(batch["images"], batch["draws"]) if "images" in batch else None
@@ -125,37 +124,37 @@ class LitClassifier(pl.LightningModule):
         if self.mix.active:
             key = (self.hparams.seed, self.current_epoch, batch_idx, self.global_rank)
             images, *mixed = self.mix(images, batch["valid"], key)
-        if self.sam is not None and self.sam.perturbed:  # the second of its two passes
-            with kept_statistics(self.model):
+        if self.sam is not None and self.sam.perturbed:  # SAM's second pass
+            with frozen_statistics(self.model):
                 return self._step(images, batch, None, mixed)
         return self._step(images, batch, self.train_metrics, mixed)
 
-    # What compile=true compiles, see carvision.training.compiling
+    # The methods that compile=true compiles, see carvision.training.compiling
 
     def augmented(self, images: Tensor, draws: Tensor) -> Tensor:
-        """images uint8 (B, 3, H, W) -> float, in 0..1."""
+        """Return augmented images, float in 0..1, of images uint8 (B, 3, H, W). draws: uniform (B, num_draws)."""
         return self.augment(to_float(images), draws)
 
     def outputs(self, images: Tensor, shares: Tensor) -> Outputs:
-        """images float (B, 3, H, W) in 0..1, shares (B,): see Classifier.outputs."""
+        """Return the network's outputs for images float (B, 3, H, W) in 0..1; shares: (B,), see Classifier.outputs."""
         return self.model.outputs(self.normalise(images), shares)
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
-        self._step(pixels_of(batch), batch, self.val_metrics)
+        self._step(float_images(batch), batch, self.val_metrics)
 
     def test_step(self, batch: dict, batch_idx: int) -> None:
-        self._step(pixels_of(batch), batch, self.test_metrics)
+        self._step(float_images(batch), batch, self.test_metrics)
 
     def _step(
         self, images: Tensor | None, batch: dict, metrics: EpochMetrics | None, mixed: list | None = None
     ) -> Tensor:
-        """The loss of the batch: the heads' losses and the metric loss by their weights, and the penalties.
+        """Return the batch's loss: the weighted sum of the heads' losses and the metric loss, plus penalties.
 
-        images: None where the batch has "kept" in their place, see KeptPhotos. metrics: counts it. mixed: the partner
-        of each photo and the share of its own targets, see Mix.
+        images: None if the batch has cached features under "kept", see KeptPhotos. metrics: updated with the batch.
+        mixed: each photo's partner and the share of its own targets, see Mix.
         """
         num_photos = self._mean_of_all(batch["valid"].sum())
-        shares = batch["valid"] / num_photos.clamp(min=1e-12)  # photos that are not valid pay no penalty
+        shares = batch["valid"] / num_photos.clamp(min=1e-12)  # invalid photos have no penalty
         outputs = self.model.above(batch["kept"], shares) if images is None else self.outputs(images, shares)
         logits, penalty = outputs.logits, outputs.penalty
         learning = self.metric_learning
@@ -172,7 +171,7 @@ class LitClassifier(pl.LightningModule):
                 losses[name] = (losses[name] * parts[0] + others * parts[1]) / weights[name].clamp(min=1e-12)
         if metrics is not None:
             counted = losses, weights, penalty, embedded
-            if self.training and self.leave_out_nonfinite:
+            if self.training and self.skip_nonfinite:
                 finite = {name: values.isfinite() for name, values in losses.items()}
                 counted = (
                     {name: torch.where(finite[name], values, 0.0) for name, values in losses.items()},
@@ -198,12 +197,12 @@ class LitClassifier(pl.LightningModule):
         return sum(self.head_weights[name] * mean for name, mean in means.items()) + beside
 
     def _mean_of_all(self, totals: Tensor) -> Tensor:
-        """Of several processes each takes its share of a batch, and the mean of their gradients is taken. Where each
-        divides by the mean of their totals, that is the gradient of the whole batch's weighted mean."""
-        return sum_of_all(totals) / num_processes() if self.training else totals
+        """Return the mean of totals over all processes. Gradients are averaged over processes: if each divides its sum
+        by this mean, that is the gradient of the whole batch's weighted mean."""
+        return sum_over_processes(totals) / num_processes() if self.training else totals
 
     def _head_loss(self, name: str, logits: Tensor, targets: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and weight of each photo, both (B,). Weight 0: the label isn't known, or the photo can't be read."""
+        """Return loss and weight of each photo, both (B,). Weight 0: unknown label, or unreadable photo."""
         if "ids" not in self.labels[name]:
             return smooth_l1(logits, targets, self.labels[name]["std"]), valid * (~targets.isnan()).float()
         weights = valid * (targets != UNKNOWN).float()
@@ -213,8 +212,8 @@ class LitClassifier(pl.LightningModule):
         return self.class_loss(logits, targets), weights
 
     def on_validation_epoch_end(self) -> None:
-        # The training figures too: the epoch's steps are over, and what listens at the epoch's end then sees all.
-        self._log_figures(train=self.train_metrics, val=self.val_metrics)
+        # Train metrics, too: the epoch's steps are done, and callbacks at the epoch's end see all metrics.
+        self._log_metrics(train=self.train_metrics, val=self.val_metrics)
         self.decodings = self.val_metrics.compute_rules()
         undefined = [name for name in self.monitors if name not in self.trainer.callback_metrics]
         if undefined and self.trainer.state.fn == TrainerFn.FITTING:
@@ -225,7 +224,7 @@ class LitClassifier(pl.LightningModule):
             )
 
     def on_test_epoch_end(self) -> None:
-        self._log_figures(test=self.test_metrics)
+        self._log_metrics(test=self.test_metrics)
 
     def on_validation_epoch_start(self) -> None:
         self.val_metrics.reset()
@@ -236,30 +235,30 @@ class LitClassifier(pl.LightningModule):
     def on_test_epoch_start(self) -> None:
         self.test_metrics.reset()
 
-    def _log_figures(self, **of_splits: EpochMetrics) -> None:
-        """For callbacks, and TensorBoard. Not by log_dict, which takes half a millisecond a figure to prepare sums over
-        steps and processes, which the counters are already; so Trainer.test() returns none of them."""
-        counted = {split: metrics for split, metrics in of_splits.items() if metrics.penalty.update_called}
-        figures = {f"{split}/{name}": v for split, metrics in counted.items() for name, v in metrics.compute().items()}
+    def _log_metrics(self, **splits: EpochMetrics) -> None:
+        """Publish the epoch's metrics to callbacks and loggers. Not by log_dict, which spends half a millisecond a
+        metric on reductions that the counters have already done; so Trainer.test() returns nothing."""
+        counted = {split: metrics for split, metrics in splits.items() if metrics.penalty.update_called}
+        values = {f"{split}/{name}": v for split, metrics in counted.items() for name, v in metrics.compute().items()}
         found = self.trainer.callback_metrics
         for name in [name for name in found if name.partition("/")[0] in counted]:
-            del found[name]  # else one that is undefined in this epoch would keep the value of the one before
-        found.update({name: torch.tensor(value) for name, value in figures.items()})
+            del found[name]  # else a metric undefined in this epoch would keep the previous value
+        found.update({name: torch.tensor(value) for name, value in values.items()})
         for logger in self.trainer.loggers:
-            logger.log_metrics({**figures, "epoch": self.current_epoch}, self.global_step)
+            logger.log_metrics({**values, "epoch": self.current_epoch}, self.global_step)
             logger.save()
 
     @property
     def num_epochs(self) -> int:
-        """Of all phases."""
+        """Return the number of epochs of all phases."""
         return sum(phase["epochs"] for phase in self.hparams.phases)
 
     def start_phase(self, number: int, begun: int = 0) -> dict:
-        """To be called before the Trainer fits a later phase: sets what is trained, and with what. Returns the phase.
+        """Start a phase: set what is trained. Call before the Trainer fits a later phase. Return the phase.
 
-        begun: the epoch, of all, with which the phase begins.
+        begun: the phase's first epoch, counted over the whole run.
         """
-        self.place = {"phase": number, "phase_begun": begun}
+        self.phase_position = {"phase": number, "phase_begun": begun}
         self.phase = self.hparams.phases[number]
         self.sam: SAM | None = None
         self.model.set_trained(self.phase["train_layers"])
@@ -268,8 +267,8 @@ class LitClassifier(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
         inside = 0 if done == self.trainer.num_training_batches else done
-        checkpoint |= {**self.place, "decodings": self.decodings}
-        checkpoint["batches_done"] = inside  # of the epoch, if it isn't over
+        checkpoint |= {**self.phase_position, "decodings": self.decodings}
+        checkpoint["batches_done"] = inside  # 0 at the end of an epoch
         if inside:
             checkpoint["train_metrics"] = self.train_metrics.counters()
 
@@ -279,7 +278,7 @@ class LitClassifier(pl.LightningModule):
             self.train_metrics.set_counters(checkpoint["train_metrics"])
 
     def create_phase_optimizer(self, fused: bool = True) -> torch.optim.Optimizer:
-        """fused: see create_optimizer."""
+        """Create the current phase's optimizer. fused: see create_optimizer."""
         optimizer = create_optimizer(self.model, **self.phase["optimizer"], fused=fused)
         self.sam = optimizer if isinstance(optimizer, SAM) else None
         if self.learned_weights is not None:
@@ -287,17 +286,17 @@ class LitClassifier(pl.LightningModule):
         return optimizer
 
     def configure_optimizers(self) -> dict:
-        # Lightning's mixed precision refuses to clip gradients for a fused optimizer, which may unscale them itself.
-        # That one, with 16-mixed, also fails where run.on_nonfinite_loss=skip has taken all gradients away.
+        # Lightning's mixed precision refuses gradient clipping with a fused optimizer, which may unscale gradients
+        # itself. With 16-mixed a fused optimizer also fails if run.on_nonfinite_loss=skip has removed all gradients.
         precision = str(self.trainer.precision)
         clipped = self.trainer.gradient_clip_val is not None and precision.endswith("-mixed")
-        taken_away = self.leave_out_nonfinite and precision == "16-mixed"
-        optimizer = self.create_phase_optimizer(fused=not (clipped or taken_away))
+        removed = self.skip_nonfinite and precision == "16-mixed"
+        optimizer = self.create_phase_optimizer(fused=not (clipped or removed))
         if self.trainer.datamodule is not None:
-            # Not the trainer's own numbers: asked now, it would begin to read before a checkpoint says where to go on
+            # Not the trainer's own numbers: asking for them starts the loader before the checkpoint sets its position
             num_batches = self.trainer.datamodule.num_train_batches
             steps_per_epoch = math.ceil(num_batches / self.trainer.accumulate_grad_batches)
-        else:  # loaders of one's own
+        else:  # a caller's own loaders
             steps_per_epoch = self.trainer.estimated_stepping_batches / self.trainer.max_epochs
             num_batches = self.trainer.num_training_batches
         schedule = create_schedule(
@@ -312,25 +311,25 @@ class LitClassifier(pl.LightningModule):
         self.new_schedule = schedule["scheduler"].state_dict()
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
-    def on_train_start(self) -> None:  # a checkpoint has been loaded
+    def on_train_start(self) -> None:  # any checkpoint is loaded now
         self.restoring = False
         optimizer, schedule = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
-        keeps_rate = isinstance(schedule, ReduceLROnPlateau)  # and what it has seen, whenever the run is to end
-        if not self.take_new_values or (keeps_rate and self.take_new_values == "epochs"):
+        keeps_rate = isinstance(schedule, ReduceLROnPlateau)  # its state does not depend on the number of epochs
+        if not self.step_settings_changed or (keeps_rate and self.step_settings_changed == "epochs"):
             return
         before = max(group["lr"] for group in optimizer.param_groups)
         for group, new in zip(optimizer.param_groups, self.new_groups, strict=True):
             group.update(new)
         now = schedule.state_dict()
-        place = {key: now[key] for key in ("last_epoch", "_step_count") if key in now}
-        schedule.load_state_dict({**self.new_schedule, **place})
+        position = {key: now[key] for key in ("last_epoch", "_step_count") if key in now}
+        schedule.load_state_dict({**self.new_schedule, **position})
         if isinstance(schedule, LambdaLR):
             for group, base, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
                 group["lr"] = base * factor(schedule.last_epoch)
         elif isinstance(schedule, OneCycleLR):
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that it is asked outside of its step
-                rates = schedule.get_lr()  # which sets the momentum by itself
+                warnings.simplefilter("ignore")  # get_lr() outside of step()
+                rates = schedule.get_lr()  # sets the momentum, too
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
         now = max(group["lr"] for group in optimizer.param_groups)

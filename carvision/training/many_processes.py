@@ -1,7 +1,6 @@
-"""Several processes that train one network together: what they tell each other, beside the gradients.
+"""Collective operations of the processes that train one network, besides the gradients.
 
-Every function here is a question to all processes: all must ask it, at the same step. One process alone gets its own
-value back at no cost.
+All processes must call a function here at the same step. A single process gets its own value back at no cost.
 """
 
 import sys
@@ -17,47 +16,47 @@ T = TypeVar("T")
 
 
 def num_processes() -> int:
-    """That are connected with each other; 1 before they are."""
+    """Return the number of connected processes; 1 before they are connected."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_world_size()
     return sys.modules["torch_xla.runtime"].world_size() if "torch_xla.runtime" in sys.modules else 1
 
 
-def any_of_all(value: bool) -> bool:
-    """Whether it is true in any process. Waits for the device: not for every step."""
+def any_process(value: bool) -> bool:
+    """Return whether the value is true in any process. Synchronises with the device: not for every step."""
     if num_processes() == 1:
         return bool(value)
     if not dist.is_initialized():
-        return _of_xla("any_of_all", bool(value), any)
+        return _reduce_on_xla("any_process", bool(value), any)
     flag = torch.tensor(int(value), device=_device())
     dist.all_reduce(flag, dist.ReduceOp.MAX)
     return bool(flag)
 
 
-def from_first(value: T) -> T:
-    """The first process's value, which can be anything that pickle takes. Waits for the device."""
+def broadcast_object(value: T) -> T:
+    """Return the first process's value (any picklable object) in all processes. Synchronises with the device."""
     if num_processes() == 1:
         return value
     if not dist.is_initialized():
-        return _of_xla("from_first", value, lambda values: values[0])
+        return _reduce_on_xla("broadcast_object", value, lambda values: values[0])
     values = [value]
     dist.broadcast_object_list(values, src=0, device=_device())
     return values[0]
 
 
-def of_all(value: T) -> list[T]:
-    """The values of all processes, in their order; anything that pickle takes. Waits for the device."""
+def gather_objects(value: T) -> list[T]:
+    """Return the values (any picklable objects) of all processes, by rank. Synchronises with the device."""
     if num_processes() == 1:
         return [value]
     if not dist.is_initialized():
-        return _of_xla("of_all", value, list)
+        return _reduce_on_xla("gather_objects", value, list)
     values = [None] * num_processes()
     dist.all_gather_object(values, value)
     return values
 
 
-def sum_of_all(values: Tensor) -> Tensor:
-    """The sums over all processes, without gradient. Nothing waits for the device."""
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Return the sums over all processes, without gradient. Does not synchronise with the device."""
     values = values.detach()
     if num_processes() == 1:
         return values
@@ -69,8 +68,8 @@ def sum_of_all(values: Tensor) -> Tensor:
     return values
 
 
-def rows_of_all(values: Tensor) -> Tensor:
-    """(B, ...) of each of W processes -> (B * W, ...): the first row of each, then the second of each, ..."""
+def gather_rows(values: Tensor) -> Tensor:
+    """Return (B * W, ...) from (B, ...) of each of W processes: the first row of each, then the second of each, ..."""
     if num_processes() == 1:
         return values
     parts = [torch.empty_like(values) for _ in range(num_processes())]
@@ -78,21 +77,21 @@ def rows_of_all(values: Tensor) -> Tensor:
     return torch.stack(parts, dim=1).flatten(0, 1)
 
 
-def drop_lightnings_signals() -> None:
-    """Takes Lightning's handling of signals out of it: `stopping` has another, by which all processes agree.
+def disable_lightning_signal_handling() -> None:
+    """Replace Lightning's signal handling by nothing: `stopping` has another, on which all processes agree.
 
-    Under several processes Lightning (2.6) broadcasts at every step whether the first has got SIGTERM, and reads the
-    answer, so that each step would wait for the device. Its handler, which it sets when training begins and which calls
-    the one that was there, broadcasts too, wherever the process just is: they then wait for each other for ever.
+    With several processes, Lightning (2.6) broadcasts at every step whether the first got SIGTERM, and reads the
+    answer, so that each step waits for the device. Its handler, set when training starts, broadcasts from wherever the
+    process is, which can deadlock.
     """
     _TrainingEpochLoop._broadcast_sigterm_tensor = lambda loop: None
     _SignalConnector.register_signal_handlers = lambda connector: None
 
 
 def _device() -> torch.device:
-    """Of the tensors that the processes send each other."""
+    """Return the device of tensors that the processes exchange."""
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
-def _of_xla(tag: str, value, reduce):
+def _reduce_on_xla(tag: str, value, reduce):
     return sys.modules["torch_xla.core.xla_model"].mesh_reduce(f"carvision.{tag}", value, reduce)

@@ -1,4 +1,4 @@
-"""A metric loss beside the heads' losses: what of a batch it takes, and what is counted of it."""
+"""Compute a metric loss beside the heads' losses."""
 
 from torch import Tensor
 
@@ -10,10 +10,10 @@ from carvision.models.classifier import Outputs
 
 
 class MetricLearning:
-    """label: whose classes are to lie apart. weight: of the loss, the heads' losses having theirs. name, values: see
-    create_metric_loss.
+    """Compute the metric loss of a batch. Each process compares the photos of its own batch only.
 
-    Of several processes each compares the photos of its own batch.
+    label: whose classes the loss separates. weight: of the loss beside the heads' losses. name, values: see
+    create_metric_loss.
     """
 
     def __init__(self, label: str, weight: float, name: str, **values):
@@ -21,10 +21,10 @@ class MetricLearning:
         self.loss = create_metric_loss(name, **values)
 
     def embedded(self, outputs: Outputs, targets: dict[str, Tensor], valid: Tensor) -> Embedded:
-        """The loss of a batch. targets {label: int64 (B,)}, valid bool (B,)."""
+        """Return the batch's loss with its embeddings. targets: {label: int64 (B,)}. valid: bool (B,)."""
         own = targets[self.label]
         counts = valid & (own != UNKNOWN)
-        with full_precision(outputs.embeddings.device.type):  # of near photos' distances else few digits are left
+        with full_precision(outputs.embeddings.device.type):  # distances of near photos lose most digits otherwise
             values = outputs.cosines if self.takes_cosines else outputs.embeddings.float()
             loss = self.loss(values, own, counts)
         return Embedded(loss, outputs.embeddings, own, counts)

@@ -1,4 +1,4 @@
-"""Optimizers by name: PyTorch's, timm's, and any of them made sharpness-aware; what rate each layer learns at."""
+"""Create optimizers by name: PyTorch's, timm's, and SAM around any of them; set the learning rate of each layer."""
 
 from fnmatch import fnmatch
 
@@ -9,12 +9,12 @@ from torch import nn
 from carvision.errors import InputError, nearest
 from carvision.training.sam import SAM
 
-# Those with a kernel that updates all weights at once on CUDA and the CPU; Adagrad's came with a later torch than the
-# oldest that carvision takes. For the 158 parameters of a MobileNetV2 on a core of an EPYC, AdamW takes 0.8 ms instead
-# of 5, and SGD 0.3 instead of 1.3: 2 to 7 % of a step of 32 photos of 64 px.
+# With a fused kernel on CUDA and the CPU. (Adagrad's needs a later torch than the oldest supported.) For the 158
+# parameters of a MobileNetV2 on a core of an EPYC, AdamW takes 0.8 ms instead of 5, and SGD 0.3 instead of 1.3: 2 to
+# 7 % of a step of 32 photos of 64 px.
 FUSED = {"sgd", "adam", "adamw"}
 
-# By the names of conf/optimizer. Every other name is timm's.
+# Names of conf/optimizer. Every other name is timm's.
 OPTIMIZERS = {
     "sgd": torch.optim.SGD,
     "rmsprop": torch.optim.RMSprop,
@@ -39,12 +39,11 @@ def create_optimizer(
     fused: bool = True,
     **values,
 ) -> torch.optim.Optimizer:
-    """By the name and keys of conf/optimizer, over the parameters of the module that require gradients.
+    """Create the optimizer that conf/optimizer names, over the model's parameters that require gradients.
 
-    values, arguments: what the optimizer itself takes, as keys of its file and as the user's own additions.
-    lr_factors, layer_decay: see lr_factors_of. sam_rho: see SAM. fused: whether to take a fused kernel where there is
-    one, unless the arguments say which implementation to take; else torch chooses.
-    Raises InputError for a name or an argument that does not exist.
+    values: arguments of the optimizer from its file. arguments: the user's additional ones. lr_factors, layer_decay:
+    see lr_factors_of. sam_rho: see SAM. fused: use a fused kernel if one exists, unless the arguments choose an
+    implementation. Raises InputError for a name or an argument that does not exist.
     """
     if lr is None:
         raise InputError(f"optimizer.lr: must be given with name: {name}")
@@ -58,7 +57,7 @@ def create_optimizer(
             optimizer = OPTIMIZERS[name](groups, lr=lr, weight_decay=weight_decay, **values)
             optimizer.register_load_state_dict_pre_hook(keep_implementation)
         else:
-            import timm.optim  # only now: one of its optimizers imports torch's compiler
+            import timm.optim  # late import: one of its optimizers imports torch's compiler
 
             optimizer = timm.optim.create_optimizer_v2(groups, name, lr=lr, weight_decay=weight_decay, **values)
     except (TypeError, ValueError, AssertionError, ImportError) as error:
@@ -66,15 +65,14 @@ def create_optimizer(
 
         names = sorted({*OPTIMIZERS, *list_optimizers()})
         if name not in names:
-            raise InputError(f"optimizer.name: {name!r} is no optimizer{nearest(name, names)}") from None
+            raise InputError(f"optimizer.name: {name!r} is not an optimizer{nearest(name, names)}") from None
         text = " ".join(str(error).split())
         raise InputError(f"optimizer: {name} can't be built with {values or 'these values'} ({text})") from None
     return SAM(optimizer, sam_rho) if sam_rho else optimizer
 
 
 def has_fused_kernel(name: str, groups: list[dict]) -> bool:
-    """Whether all parameters are floats on CUDA or the CPU. For SGD they must be whole, not the parts of them that a
-    process has with trainer.strategy=fsdp."""
+    """Return whether all parameters are floats on CUDA or the CPU; for SGD also not sharded (trainer.strategy=fsdp)."""
     parameters = [parameter for group in groups for parameter in group["params"]]
     if name == "sgd" and any(hasattr(parameter, "to_local") for parameter in parameters):
         return False
@@ -82,17 +80,17 @@ def has_fused_kernel(name: str, groups: list[dict]) -> bool:
 
 
 def keep_implementation(optimizer: torch.optim.Optimizer, state: dict) -> dict:
-    """A checkpoint from another kind of device does not bring the implementation along that was chosen there."""
+    """Keep this device's choice of implementation when loading a checkpoint written on another kind of device."""
     chosen = {key: optimizer.param_groups[0][key] for key in ("fused", "foreach") if key in optimizer.param_groups[0]}
     return {**state, "param_groups": [{**group, **chosen} for group in state["param_groups"]]}
 
 
 def parameter_groups(model: nn.Module, lr: float, weight_decay: float, factors: dict[str, float]) -> list[dict]:
-    """A group for each learning rate and weight decay, of the parameters that require gradients.
+    """Return a parameter group for each pair of learning rate and weight decay, of the parameters that require
+    gradients.
 
-    No weight decay for biases and the scales of norms (parameters with one dimension): it would pull a norm's scale to
-    0, which is no simpler network; nor for those of `exempt_from_decay`.
-    factors: {name of a parameter: factor of its learning rate}.
+    Biases, one-dimensional parameters (scales of norms) and those of exempt_from_decay have no weight decay: shrinking
+    a norm's scale does not make the network simpler. factors: {parameter name: factor of its learning rate}.
     """
     exempt = exempt_from_decay(model)
     groups: dict[tuple, list] = {}
@@ -105,8 +103,8 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float, factors: 
 
 
 def exempt_from_decay(model: nn.Module) -> set[str]:
-    """Names of the parameters that the timm networks within the model name in no_weight_decay(), as patterns: position
-    embeddings, class and register tokens, tables of relative positions."""
+    """Return the names of parameters that timm's no_weight_decay() lists: position embeddings, class and register
+    tokens, relative-position tables."""
     exempt = set()
     for prefix, module in model.named_modules():
         if callable(getattr(module, "no_weight_decay", None)):
@@ -117,12 +115,12 @@ def exempt_from_decay(model: nn.Module) -> set[str]:
 
 
 def lr_factors_of(model: nn.Module, lr_factors: dict[str, float], layer_decay: float) -> dict[str, float]:
-    """{name of a parameter: factor of its learning rate}, where it is not 1.
+    """Return {parameter name: factor of its learning rate} for factors other than 1.
 
-    lr_factors: {module: factor}, for all parameters within it; of several that hold a parameter the innermost counts.
-    layer_decay d: the layers of the backbone, as timm groups them, learn at d, d^2, ... from the last to the first
-    (Clark et al. 2020, ELECTRA), what timm counts to the classifier (ConvNeXt's last norm) at 1. Both multiply.
-    Raises InputError for a module that does not exist.
+    lr_factors: {module: factor} of all parameters within; the innermost module wins. layer_decay d: the backbone's
+    layers, as timm groups them, learn at d, d^2, ... from the last to the first (Clark et al. 2020, ELECTRA), what timm
+    counts to the classifier (ConvNeXt's last norm) at 1. Both multiply. Raises InputError for a module that does not
+    exist.
     """
     modules = dict(model.named_modules())
     for name in lr_factors:
@@ -137,9 +135,9 @@ def lr_factors_of(model: nn.Module, lr_factors: dict[str, float], layer_decay: f
 
 
 def _layer_factors(backbone: nn.Module, decay: float) -> dict[str, float]:
-    """As timm's param_groups_layer_decay has them for the network with its classifier, which learns at 1: here the
-    heads are in its place. So the classifier's name is grouped with those of the parameters, where it ends the layers.
-    """
+    """Return the backbone's factors as timm's param_groups_layer_decay computes them for the network with its
+    classifier, which learns at 1; here the heads replace it, so the classifier's name is added to the parameters before
+    grouping."""
     if not hasattr(backbone, "group_matcher"):
         raise InputError("optimizer.layer_decay: timm does not say what the layers of this backbone are; use 1.0")
     classifiers = getattr(backbone, "pretrained_cfg", {}).get("classifier") or "classifier"

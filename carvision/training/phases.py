@@ -1,4 +1,4 @@
-"""Fitting phase after phase, and going on where an earlier start ended."""
+"""Fit the phases of a run in order, resuming where an earlier start ended."""
 
 import logging
 
@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 from carvision.data.datamodule import PhotoDataModule
 from carvision.errors import InputError
 from carvision.training.lit_classifier import LitClassifier
-from carvision.training.resuming import Place
+from carvision.training.resuming import ResumePoint
 from carvision.training.stopping import Stopping
 
 log = logging.getLogger(__name__)
@@ -17,52 +17,57 @@ def fit_phases(
     trainer: pl.Trainer,
     lit: LitClassifier,
     datamodule: PhotoDataModule,
-    place: Place | None = None,
+    resume_point: ResumePoint | None = None,
     max_epochs: int | None = None,
 ) -> bool:
-    """Train; whether all phases have ended. Each has an optimizer and a schedule of its own and goes on with the
-    weights of the one before. Raises Stopped where a signal or a limit of time ended it.
+    """Fit all phases; return whether all have ended. Each has its own optimizer and schedule and continues with the
+    previous phase's weights. Raise Stopped after a signal or a time limit.
 
-    place: from where to go on. max_epochs: of this start, all if None.
+    resume_point: None for a new run. max_epochs: of this start; None: all.
     """
     for checkpoints in trainer.checkpoint_callbacks:
-        checkpoints.forget_best = bool(place and place.best_lost)
-    number, begun, epoch = (place.phase, place.phase_begun, place.epochs_done) if place else (0, 0, 0)
+        checkpoints.forget_best = bool(resume_point and resume_point.best_lost)
+    number, first_epoch, epoch = (
+        (resume_point.phase, resume_point.phase_begun, resume_point.epochs_done) if resume_point else (0, 0, 0)
+    )
     stop = epoch + (max_epochs or lit.num_epochs)
     while number < len(lit.hparams.phases):
-        phase = lit.start_phase(number, begun)
-        end = epoch if place and place.stopped_early else begun + phase["epochs"]
+        phase = lit.start_phase(number, first_epoch)
+        end = epoch if resume_point and resume_point.stopped_early else first_epoch + phase["epochs"]
         trainer.fit_loop.max_epochs = min(end, stop)
         for callback in trainer.early_stopping_callbacks:
-            callback.wait_count = 0  # which a checkpoint sets again
+            callback.wait_count = 0  # a checkpoint restores its own
         _log_phase(lit, number)
-        _fit(trainer, lit, datamodule, place)
-        place = None
-        begun = trainer.current_epoch
-        if trainer.should_stop and begun < end:
-            log.info("stopped after epoch %d: no better %s", begun, trainer.early_stopping_callback.monitor)
-        elif begun < end:
+        _fit(trainer, lit, datamodule, resume_point)
+        resume_point = None
+        first_epoch = trainer.current_epoch
+        if trainer.should_stop and first_epoch < end:
+            log.info("stopped after epoch %d: no better %s", first_epoch, trainer.early_stopping_callback.monitor)
+        elif first_epoch < end:
             return False
         number += 1
-        if begun >= stop and number < len(lit.hparams.phases):
+        if first_epoch >= stop and number < len(lit.hparams.phases):
             return False
     stopping = next(hook for hook in trainer.callbacks if isinstance(hook, Stopping))
-    stopping.stop_between_epochs()  # before the test, which takes its time, too
+    stopping.stop_between_epochs()  # before the test, which may take long
     return True
 
 
-def _fit(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, place: Place | None) -> None:
+def _fit(
+    trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, resume_point: ResumePoint | None
+) -> None:
     try:
-        trainer.fit(lit, datamodule, ckpt_path=place and place.file)
-    except SystemExit:  # so Lightning ends after a Ctrl-C that came before `Stopping` was there to take it
+        trainer.fit(lit, datamodule, ckpt_path=resume_point and resume_point.file)
+    except SystemExit:  # Lightning's response to a Ctrl-C before `Stopping` handles signals
         raise KeyboardInterrupt from None
     except Exception as error:
-        if isinstance(error, InputError) or not (place and lit.restoring):
+        if isinstance(error, InputError) or not (resume_point and lit.restoring):
             raise
         text = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
-            f"run.dir: {place.file} does not fit the changed configuration or is of another network ({text}); give "
-            f"another folder to begin anew, there with model.weights={place.file} where the weights are to be kept"
+            f"run.dir: {resume_point.file} does not fit the changed configuration or is of another network ({text}); "
+            "give another folder to start anew, there with "
+            f"model.weights={resume_point.file} to keep the weights"
         ) from error
 
 

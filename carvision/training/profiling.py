@@ -1,4 +1,4 @@
-"""trainer.profiler: where the time of training goes."""
+"""Profile training, for `trainer.profiler`."""
 
 import logging
 from pathlib import Path
@@ -13,14 +13,14 @@ from carvision.whole_files import own_folder, write_text
 log = logging.getLogger(__name__)
 
 TABLE = "profile.txt"
-TRACE = "profile/trace.pt.trace.json.gz"  # the ending that TensorBoard's plugin looks for; Perfetto takes any
+TRACE = "profile/trace.pt.trace.json.gz"  # the suffix that TensorBoard's plugin expects; Perfetto takes any
 ROWS = 40
 
 
 class SimpleProfile(pl.Callback):
-    """profile.txt: how often each part of the training loop ran and how long it took, after each fit and test.
+    """Write profile.txt: how often each part of the training loop ran and how long it took, after each fit and test.
 
-    Times are the host's: on a GPU a part also takes the time in which it waits for work that others asked for.
+    Times are the host's: on a GPU a part's time includes waiting for work that earlier parts launched.
     """
 
     def __init__(self, folder: Path):
@@ -29,17 +29,18 @@ class SimpleProfile(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         if trainer.is_global_zero:
-            table = self.profiler.summary().partition("Profiler Report")[2].strip()  # without the stage that was last
+            table = self.profiler.summary().partition("Profiler Report")[2].strip()  # drops the name of the last stage
             write_text(self.folder / TABLE, table + "\n")
             if stage == "fit":
                 log.info("trainer.profiler=simple: %s", self.folder / TABLE)
 
 
 class TorchProfile(pl.Callback):
-    """A few training steps through torch.profiler: every operator and, on a GPU, every kernel. Of the first process.
+    """Profile a few training steps of the first process with torch.profiler: every operator and, on a GPU, every
+    kernel.
 
-    Written are a trace in profile/, for https://ui.perfetto.dev or TensorBoard, and a table in profile.txt.
-    wait, warmup, active: the steps that are left out, run with the profiler on, and written.
+    Writes a trace in profile/, for https://ui.perfetto.dev or TensorBoard, and a table in profile.txt. wait, warmup,
+    active: steps skipped, run with the profiler on, and recorded.
     """
 
     def __init__(self, folder: Path, wait: int = 10, warmup: int = 2, active: int = 3):
@@ -62,7 +63,7 @@ class TorchProfile(pl.Callback):
 
     def on_train_end(self, *_) -> None:
         if self.profile is not None:
-            self._stop()  # writes what there is, where the steps were too few
+            self._stop()  # writes what it has if there were too few steps
             if not self.written:
                 log.warning("trainer.profiler=torch: training had too few steps for a trace")
 
@@ -86,7 +87,7 @@ class TorchProfile(pl.Callback):
 
 
 def create_profile(kind: str | None, folder: Path) -> SimpleProfile | TorchProfile | None:
-    """kind: trainer.profiler."""
+    """Create the profiler callback. kind: trainer.profiler."""
     if kind is None:
         return None
     return {"simple": SimpleProfile, "torch": TorchProfile}[kind](folder)

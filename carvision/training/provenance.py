@@ -1,4 +1,4 @@
-"""environment.json: with what each start of a run was made."""
+"""Write environment.json: versions, hardware and command of each start of a run."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ from carvision.whole_files import write_json
 
 log = logging.getLogger(__name__)
 
-# Variables that can change a result or its speed, and none that could hold a secret
+# They can change a result or its speed; none could hold a secret
 VARIABLES = (
     "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "PYTHONHASHSEED", "PYTHONPATH", "CUDA_VISIBLE_DEVICES",
     "CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "PJRT_DEVICE", "XLA_FLAGS",
@@ -31,13 +31,14 @@ VARIABLES = (
 
 
 def write_environment(folder: Path, config: dict, trainer: pl.Trainer) -> None:
-    """Add this start to the list in the folder's environment.json; splits.csv is in the folder already."""
+    """Add this start to the list in the folder's environment.json. splits.csv must exist already."""
     file = folder / "environment.json"
     starts = [*_earlier_starts(file), describe_start(folder, config, trainer)]
     write_json(file, starts)
 
 
 def describe_start(folder: Path, config: dict, trainer: pl.Trainer) -> dict:
+    """Return this start's record."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.orig_argv),
@@ -56,7 +57,7 @@ def describe_start(folder: Path, config: dict, trainer: pl.Trainer) -> dict:
         "platform": platform.platform(),
         "host": platform.node(),
         "processor": processor_name(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),  # which of its vector units the CPU's kernels take
+        "instructions": torch.backends.cpu.get_cpu_capability(),  # vector instructions that the CPU's kernels use
         "jpeg_decoder": decoder.name if (decoder := load_decoder()) else "pillow",
         "num_cores": num_cores(),
         "num_threads": torch.get_num_threads(),
@@ -65,7 +66,8 @@ def describe_start(folder: Path, config: dict, trainer: pl.Trainer) -> dict:
 
 
 def _device_names(trainer: pl.Trainer) -> list[str]:
-    """Of this machine. An XLA device is not asked, which would take it from the processes that are to use it."""
+    """Return the names of this machine's devices. XLA devices are not queried: that would take them from their
+    processes."""
     if isinstance(trainer.accelerator, CUDAAccelerator):
         return [torch.cuda.get_device_name(number) for number in trainer.device_ids]
     kind = type(trainer.accelerator).__name__.removesuffix("Accelerator").lower()
@@ -82,5 +84,5 @@ def _earlier_starts(file: Path) -> list[dict]:
         return []
     except (OSError, ValueError) as error:
         reason = str(error)
-    log.warning("%s can't be read (%s); what it told of earlier starts is lost", file, reason)
+    log.warning("%s can't be read (%s); its records of earlier starts are lost", file, reason)
     return []

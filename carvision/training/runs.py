@@ -1,4 +1,4 @@
-"""What one start of carvision.train does: one run, or one for each fold or seed."""
+"""Run one start of carvision.train: one run, or one for each fold or seed."""
 
 import logging
 import multiprocessing
@@ -17,10 +17,10 @@ from carvision.errors import InputError
 from carvision.folders import CONFIG, LOCK, claim_folder, is_run, remove_beginning
 from carvision.freed_memory import keep_freed_memory
 from carvision.run_log import start_log
-from carvision.training.determinism import refused_operation_is_an_input_error
+from carvision.training.determinism import nondeterministic_operation_errors
 from carvision.training.fit import run_training
-from carvision.training.launch import from_first_at_start, is_echo, is_first_process, run_together
-from carvision.training.resuming import reason_to_end, require_more
+from carvision.training.launch import broadcast_at_start, is_first_process, is_secondary_failure, run_together
+from carvision.training.resuming import reason_to_end, require_more_epochs
 from carvision.training.run_folder import (
     EXTENDING,
     disk_errors,
@@ -42,14 +42,14 @@ WORTH_KEEPING = ("*.ckpt", "history.csv", "nonfinite_loss.csv")
 
 
 def run(cfg: dict, name: str, callbacks: Sequence[Callback] = ()) -> Path:
-    """Train as the plain config says; prints the run's folder last, and returns it. name: of runs/<name>/<time>.
-    callbacks: beside the run's own, called before those that save.
+    """Train as the plain config says; print the run's folder last, and return it.
 
-    Exits with 128 + its number after a signal, as schedulers expect it.
+    name: for the default folder runs/<name>/<time>. callbacks: called before the run's own. Exits with 128 + its number
+    after a signal, as schedulers expect.
     """
 
     def choose_folder() -> tuple[str, bool, bool]:
-        """The folder, whether a run has begun there, and whether the folder was made now."""
+        """Return the folder, whether it holds a run to resume, and whether it was created now."""
         wanted = cfg["run"]["dir"] and Path(cfg["run"]["dir"])
         if wanted and is_run(wanted):
             if is_finished(wanted) and not cfg["run"]["allow_changes"]:
@@ -61,13 +61,13 @@ def run(cfg: dict, name: str, callbacks: Sequence[Callback] = ()) -> Path:
         return str(claim_folder(wanted, Path("runs") / name, leftovers=(LOCK, f"{CONFIG}{PARTIAL}"))), False, made
 
     root = cfg["data"]["root"]
-    if root is not None and not is_url(root):  # what the run stores of it holds from any folder
-        cfg = {**cfg, "data": {**cfg["data"], "root": os.path.abspath(root)}}  # noqa: PTH100  links stay
+    if root is not None and not is_url(root):  # stored paths are valid from any working folder
+        cfg = {**cfg, "data": {**cfg["data"], "root": os.path.abspath(root)}}  # noqa: PTH100  keeps links
     keep_freed_memory()
     with run_together(cfg["trainer"]):
-        chosen, resume, made = from_first_at_start(choose_folder)
+        chosen, resume, made = broadcast_at_start(choose_folder)
         folder = Path(chosen)
-        with disk_errors(folder), refused_operation_is_an_input_error():
+        with disk_errors(folder), nondeterministic_operation_errors():
             return _run_in(folder, cfg, resume, made, callbacks)
 
 
@@ -77,18 +77,18 @@ def _run_in(folder: Path, cfg: dict, resume: bool, made: bool, callbacks: Sequen
     ending = None
     try:
         start_log(folder if first else None, quiet=not first)
-        if resume and any(folder.rglob("*.ckpt")):  # else there is nothing yet that another configuration could spoil
+        if resume and any(folder.rglob("*.ckpt")):  # without checkpoints another configuration does no harm
             require_same_config(cfg, folder)
         if resume:
-            log.info("going on with %s", folder)
+            log.info("resuming %s", folder)
         _run_parts(cfg, folder, resume, callbacks)
     except Exception as error:
-        told = isinstance(error, InputError) or is_echo(error)
-        if not told:
-            _end_readers()
-        if told and first and not resume and not any(any(folder.rglob(name)) for name in WORTH_KEEPING):
+        reported = isinstance(error, InputError) or is_secondary_failure(error)
+        if not reported:
+            _kill_workers()
+        if reported and first and not resume and not any(any(folder.rglob(name)) for name in WORTH_KEEPING):
             start_log(None)  # closes run.log
-            remove_beginning(folder, made)  # nothing was trained; the corrected command may name the same run.dir
+            remove_beginning(folder, made)  # nothing was trained: the corrected command may use the same run.dir
         raise
     except Stopped as stopped:
         ending = stopped
@@ -97,26 +97,26 @@ def _run_in(folder: Path, cfg: dict, resume: bool, made: bool, callbacks: Sequen
             lock.close()
     if first:
         if not is_finished(folder):
-            why = f" ({ending})" if ending else ""
-            log.info("the run is not finished%s; the same command with run.dir=%s goes on", why, folder)
+            reason = f" ({ending})" if ending else ""
+            log.info("the run is not finished%s; the same command with run.dir=%s resumes it", reason, folder)
         print(f"run: {folder}")
     if ending and ending.signal:
-        _end_readers()
+        _kill_workers()
         sys.exit(128 + ending.signal)
     return folder
 
 
-def _end_readers() -> None:
-    """At its exit Python waits for them: for ever, as they ignore its signal, and one may wait for a disk."""
-    for reader in multiprocessing.active_children():
-        reader.kill()
+def _kill_workers() -> None:
+    """Kill DataLoader workers: Python joins them at exit, and one blocked on I/O never ends."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def _run_parts(cfg: dict, folder: Path, resume: bool, callbacks: Sequence[Callback]) -> None:
-    """A run, or where there are several folds or seeds a run for each in a folder of its own, and mean and spread of
-    their test figures in the folder's metrics.json. Those that an earlier start has brought to their end stay."""
+    """Train one run; or several folds or seeds, each in its own folder, with mean and standard deviation of their test
+    metrics in the folder's metrics.json. Parts that an earlier start finished are kept."""
     minutes = cfg["run"]["max_minutes"]
-    ends = None if minutes is None else time.monotonic() + 60 * minutes  # of all together
+    ends = None if minutes is None else time.monotonic() + 60 * minutes  # for all parts together
     folds, seeds = folds_of(cfg["data"]["split"]), cfg["run"]["seeds"]
     what, values = ("seed", seeds) if seeds else ("fold", folds)
     _refuse_other_kind(folder, what if seeds or len(folds) > 1 else None)
@@ -130,13 +130,13 @@ def _run_parts(cfg: dict, folder: Path, resume: bool, callbacks: Sequence[Callba
             "run.max_epochs_per_start: takes one run at a time; "
             + ("give seed= instead of run.seeds" if seeds else "add data.split.fold=<i>")
         )
-    if seeds:  # the part's own files tell which one it is
+    if seeds:  # each part's own config names its seed
         own = [{**cfg, "seed": value, "run": {**cfg["run"], "seeds": None}} for value in values]
     else:
         split = cfg["data"]["split"]
         own = [{**cfg, "data": {**cfg["data"], "split": {**split, "fold": value}}} for value in values]
     folders = [folder / f"{what}_{value}" for value in values]
-    begun, done, extending = from_first_at_start(
+    started, done, extending = broadcast_at_start(
         lambda: [
             [is_run(part) for part in folders],
             [is_done(part, config) for part, config in zip(folders, own, strict=True)],
@@ -144,7 +144,7 @@ def _run_parts(cfg: dict, folder: Path, resume: bool, callbacks: Sequence[Callba
         ]
     )
     if extending and all(done):
-        require_more(folders[0], own[0])
+        require_more_epochs(folders[0], own[0])
     if is_first_process():
         if extending:
             write_json(folder / EXTENDING, {f"{what}s": values})
@@ -155,10 +155,10 @@ def _run_parts(cfg: dict, folder: Path, resume: bool, callbacks: Sequence[Callba
         if is_first_process():
             own_folder(part)
         if done[number]:
-            parts.append(from_first_at_start(lambda part=part: read_metrics(part)))
+            parts.append(broadcast_at_start(lambda part=part: read_metrics(part)))
         else:
             fold = folds[0] if seeds else value
-            parts.append(run_training(own[number], part, fold, begun[number], ends, callbacks))
+            parts.append(run_training(own[number], part, fold, started[number], ends, callbacks))
     split = "test" if cfg["run"]["test"] else "val"
     summary = mean_and_spread([part[split] for part in parts])
     seconds = {stage: round(sum(part["seconds"].get(stage, 0) for part in parts), 3) for stage in parts[0]["seconds"]}
@@ -168,29 +168,29 @@ def _run_parts(cfg: dict, folder: Path, resume: bool, callbacks: Sequence[Callba
     if is_first_process():
         write_metrics(metrics, folder)
         (folder / EXTENDING).unlink(missing_ok=True)
-    for figure in (f for f in summary if f.endswith("top1") or f == "loss"):
-        mean, std = summary[figure].values()
-        log.info("%s/%s over %d %ss: %.4f +- %.4f", split, figure, len(values), what, mean, std)
+    for metric in (name for name in summary if name.endswith("top1") or name == "loss"):
+        mean, std = summary[metric].values()
+        log.info("%s/%s over %d %ss: %.4f +- %.4f", split, metric, len(values), what, mean, std)
 
 
 def is_done(part: Path, cfg: dict) -> bool:
-    """Whether the run of a fold or seed there is finished, and this configuration trains it no further."""
+    """Return whether the fold's or seed's run is finished and not trained further with this configuration."""
     return is_run(part) and is_finished(part) and reason_to_end(part, cfg) is not None
 
 
 def _refuse_other_kind(folder: Path, what: str | None) -> None:
-    """Raise InputError where the folder holds parts of another kind. what: "seed" or "fold", None for a run alone."""
+    """Raise InputError if the folder holds parts of another kind. what: "seed", "fold", or None for a single run."""
     kinds = {None: "checkpoints", "seed": "seed_*/checkpoints", "fold": "fold_*/checkpoints"}
-    for kind, place in kinds.items():
-        if kind != what and any(folder.glob(place)):
+    for kind, pattern in kinds.items():
+        if kind != what and any(folder.glob(pattern)):
             holds = f"a run of several {kind}s" if kind else "a single run"
             raise InputError(f"run.dir: {folder} holds {holds}, which this command is not; give another folder")
 
 
 def mean_and_spread(runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """{metric: {"mean", "std"}} of the metrics that all runs have; std with n - 1, as of a sample (of one: 0)."""
+    """Return {metric: {"mean", "std"}} of the metrics that all runs have; std with n - 1 (0 for one run)."""
     shared = [name for name in runs[0] if all(metrics.get(name) is not None for metrics in runs)]
-    columns = {name: np.array([figures[name] for figures in runs]) for name in shared}
+    columns = {name: np.array([metrics[name] for metrics in runs]) for name in shared}
     return {
         name: {"mean": float(v.mean()), "std": float(v.std(ddof=1)) if len(v) > 1 else 0.0}
         for name, v in columns.items()

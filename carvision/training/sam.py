@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation, around any optimizer."""
+"""Sharpness-aware minimisation around any optimizer."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,10 +9,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class SAM(torch.optim.Optimizer):
-    """Takes the gradient where the loss within reach is highest (Foret et al. 2021, arXiv:2010.01412, algorithm 1).
+    """Use the gradient at the locally highest loss: sharpness-aware minimisation (Foret et al. 2021, arXiv:2010.01412,
+    algorithm 1).
 
     A step calls the closure twice: at the weights w, for the gradient g, and at w + rho g / |g|, |g| over all
-    parameters, for the gradient that `base` then applies to w. During the second call `perturbed` is true.
+    parameters, for the gradient that `base` then applies to w. `perturbed` is true during the second call.
     """
 
     def __init__(self, base: torch.optim.Optimizer, rho: float):
@@ -21,7 +22,7 @@ class SAM(torch.optim.Optimizer):
         self._share()
 
     def _share(self) -> None:
-        # Schedules change the groups' rates here, and the base reads them; checkpoints hold the base's state.
+        # Schedules change the groups' rates here, where the base reads them; checkpoints hold the base's state.
         self.param_groups, self.state = self.base.param_groups, self.base.state
 
     @torch.no_grad()
@@ -29,10 +30,10 @@ class SAM(torch.optim.Optimizer):
         closure = torch.enable_grad()(closure)
         loss = closure()
         with_grad = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not with_grad:  # the update is left out, see NonFiniteLoss
+        if not with_grad:  # NonFiniteLoss skips this update
             return loss
         norm = torch.stack([p.grad.norm() for p in with_grad]).norm()
-        before = [p.clone() for p in with_grad]  # adding and subtracting would not give back the same bits
+        before = [p.clone() for p in with_grad]  # subtracting the step would not restore the same bits
         scale = self.rho / (norm + 1e-12)
         for p in with_grad:
             p.add_(p.grad * scale)
@@ -52,8 +53,8 @@ class SAM(torch.optim.Optimizer):
 
 
 @contextmanager
-def kept_statistics(model: nn.Module) -> Iterator[None]:
-    """Within it, batch norms do not take the batches into their running statistics: each is to count once."""
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Keep batch norms' running statistics unchanged within the context, so that each batch counts once."""
     momenta = {module: module.momentum for module in model.modules() if isinstance(module, _BatchNorm)}
     try:
         for module in momenta:

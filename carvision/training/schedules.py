@@ -1,4 +1,4 @@
-"""Learning-rate schedules by name."""
+"""Create learning-rate schedules by name."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
 from carvision.errors import InputError
 
-NUM_RISING = 5  # epochs before report R0's curve begins to fall
+R0_RISING_EPOCHS = 5  # epochs before report R0's curve falls
 
 
 def create_schedule(
@@ -20,19 +20,19 @@ def create_schedule(
     batches_per_epoch: int,
     **values,
 ) -> dict:
-    """By the name and keys of conf/schedule, as Lightning takes it from configure_optimizers.
+    """Create the schedule that conf/schedule names, as configure_optimizers returns it to Lightning.
 
-    lr: optimizer.lr, the rate that the schedule scales. num_steps: updates of the weights in all; an epoch has more
-    batches than updates where gradients are accumulated. Raises InputError for keys that the schedule does not have.
+    lr: optimizer.lr, the rate that the schedule scales. num_steps: weight updates in all phases' epochs; with gradient
+    accumulation an epoch has more batches than updates. Raises InputError for keys that the schedule does not have.
     """
     try:
         if name == "plateau":
             return _create_plateau(optimizer, batches_per_epoch, **values)
         if name == "one_cycle":
-            # Momentum runs against the rate, where the optimizer has one
+            # Momentum falls as the rate rises, if the optimizer has one
             cycle_momentum = any(optimizer.defaults.get(key) for key in ("momentum", "betas"))
             rates = [group["lr"] for group in optimizer.param_groups]
-            # One more than will be taken, as a schedule is asked once more after the last update
+            # One more: the schedule is also stepped after the last update
             schedule = OneCycleLR(optimizer, rates, num_steps + 1, cycle_momentum=cycle_momentum, **values)
         else:
             schedule = LambdaLR(optimizer, lr_factor(name, lr, num_steps, steps_per_epoch, **values))
@@ -45,11 +45,11 @@ def create_schedule(
 def _create_plateau(
     optimizer: torch.optim.Optimizer, batches_per_epoch: int, monitor: str, mode: str, patience: int, **values
 ) -> dict:
-    # PyTorch waits for one epoch more than its patience, Keras (and callbacks.patience) does not. Both ask for a
-    # change of 1e-4, Keras in absolute terms.
+    # PyTorch waits one epoch longer than its patience, Keras (and callbacks.patience) does not. Both require a change
+    # of 1e-4, Keras in absolute terms.
     schedule = ReduceLROnPlateau(optimizer, mode, patience=patience - 1, threshold_mode="abs", **values)
-    # "step" means a batch here. At the last one of the epoch, after validation: Lightning takes a schedule by epochs
-    # only after it has written the checkpoint.
+    # "step" means a batch here: step at the epoch's last batch, after validation. Lightning would step a schedule by
+    # epochs only after writing the checkpoint.
     return {"scheduler": schedule, "interval": "step", "frequency": batches_per_epoch, "monitor": monitor}
 
 
@@ -63,7 +63,7 @@ def lr_factor(
     decay: float | None = None,
     peak: float | None = None,
 ) -> Callable[[int], float]:
-    """step -> factor of the learning rate `lr`, by the name and keys of conf/schedule."""
+    """Return the function from step to factor of the learning rate `lr`, for the name and keys of conf/schedule."""
     if name == "inverse_time" and decay is None:
         raise ValueError("decay is missing")
     if name == "constant":
@@ -77,14 +77,16 @@ def lr_factor(
 
 
 def r0_lr(epoch: int, peak: float) -> float:
-    """Report R0's curve: 1e-6 + e (peak - 1e-6) / 6 while e < 5, then peak exp(-0.1 e); e counts from 0."""
-    if epoch < NUM_RISING:
+    """Return report R0's learning rate: 1e-6 + e (peak - 1e-6) / 6 for epochs e < 5, then peak exp(-0.1 e); e counts
+    from 0."""
+    if epoch < R0_RISING_EPOCHS:
         return 1e-6 + epoch * (peak - 1e-6) / 6
     return peak * math.exp(-0.1 * epoch)
 
 
 def cosine_factor(step: int, num_steps: int, num_warmup: int, final_fraction: float) -> float:
-    """Linear from 1/num_warmup to 1 over the first num_warmup steps, then half a cosine down to final_fraction."""
+    """Return the factor: linear from 1/num_warmup to 1 over the first num_warmup steps, then half a cosine down to
+    final_fraction."""
     if step < num_warmup:
         return (step + 1) / num_warmup
     progress = min(1.0, (step - num_warmup) / max(1, num_steps - num_warmup))

@@ -1,7 +1,7 @@
-"""trainer=fsdp: each process keeps a part of every weight, of its gradient and of the optimizer's state.
+"""Shard weights, gradients and optimizer state over the processes, for trainer=fsdp.
 
-Zhao et al. 2023, "PyTorch FSDP", arXiv:2304.11277. The processes share the photos as under trainer=ddp; a block's
-weights are gathered when it is computed, and dropped after it. Checkpoints and the model file are those of any run.
+Zhao et al. 2023, "PyTorch FSDP", arXiv:2304.11277. Photos are divided as with trainer=ddp; a block's weights are
+gathered when it is computed, and dropped afterwards. Checkpoints and the model file are those of any run.
 """
 
 import sys
@@ -18,13 +18,13 @@ from carvision.models.classifier import classifier_from
 from carvision.training.lit_classifier import LitClassifier
 from carvision.training.optimizers import OPTIMIZERS
 
-NUM_BLOCKS = 8  # at least, in which weights are gathered, where the network has so many
+MIN_BLOCKS = 8  # gathered separately, if the network has so many
 
 
 def check_fsdp(cfg: dict, precision: str) -> None:
-    """Raises InputError for what would not be right where weights are divided, or has not been tried.
+    """Raise InputError for options that would be wrong with sharded weights, or have not been tried.
 
-    precision: what trainer.precision comes to on this machine.
+    precision: trainer.precision, resolved for this machine.
     """
     optimizer = cfg["optimizer"]
     refused = {
@@ -42,22 +42,23 @@ def check_fsdp(cfg: dict, precision: str) -> None:
 
 
 def create_strategy() -> ModelParallelStrategy:
-    # The sizes are known only to the Trainer: see `divide_over_all`
+    # The Trainer sets the sizes later, see enable_sharding
+    """Create Lightning's strategy. The Trainer sets its sizes later, see enable_sharding."""
     return ModelParallelStrategy(tensor_parallel_size=1, save_distributed_checkpoint=False)
 
 
-def divide_over_all(trainer: pl.Trainer, lit: LitClassifier) -> None:
-    """To be called before the Trainer fits: the weights are divided when the processes are connected."""
+def enable_sharding(trainer: pl.Trainer, lit: LitClassifier) -> None:
+    """Let Lightning shard the weights once the processes are connected. Call before the Trainer fits."""
     trainer.strategy._data_parallel_size = trainer.num_devices * trainer.num_nodes
-    lit.configure_model = partial(shard, lit)  # by Lightning, once a process
+    lit.configure_model = partial(shard, lit)  # Lightning calls it once a process
 
 
 def shard(lit: LitClassifier) -> None:
-    """Divides the weights of the network over the processes."""
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # only now: half a second
+    """Shard the network's weights over the processes."""
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # late import: takes 0.5 s
 
-    if not any(_is_divided(p) for p in lit.model.parameters()):
-        lit.model.to(memory_format=torch.contiguous_format)  # which FSDP insists on
+    if not any(_is_sharded(p) for p in lit.model.parameters()):
+        lit.model.to(memory_format=torch.contiguous_format)  # FSDP requires it
         mesh = lit.device_mesh["data_parallel"]
         for block in blocks_of(lit.model.backbone):
             fully_shard(block, mesh=mesh)
@@ -66,9 +67,9 @@ def shard(lit: LitClassifier) -> None:
 
 
 def blocks_of(backbone: nn.Module) -> list[nn.Module]:
-    """The parts whose weights are gathered together: of the parts that follow each other in the network, the largest
-    with at most 1 / NUM_BLOCKS of the weights, and no crumbs."""
-    limit, least = _size(backbone) // NUM_BLOCKS, _size(backbone) // 1000
+    """Return the modules whose weights are gathered together: the largest consecutive parts of the network with at most
+    1 / MIN_BLOCKS of the weights, ignoring parts below 0.1 %."""
+    limit, least = _size(backbone) // MIN_BLOCKS, _size(backbone) // 1000
 
     def within(module: nn.Module) -> list[nn.Module]:
         found = []
@@ -83,8 +84,8 @@ def blocks_of(backbone: nn.Module) -> list[nn.Module]:
 
 
 def _is_called_alone(child: nn.Module, parent: nn.Module) -> bool:
-    """Whether it is surely called as a module, which is when its weights are gathered: an element of a sequence or a
-    list, or one of several parts of a kind. Layers within a block are not always (attention may take their weights)."""
+    """Return whether the child is certainly called as a module, which gathers its weights: an element of a sequence or
+    list, or one of several modules of a type. Layers within a block may not be (attention may read their weights)."""
     if isinstance(parent, nn.Sequential):
         return True
     if isinstance(child, nn.Sequential | nn.ModuleList | nn.ModuleDict):
@@ -93,15 +94,15 @@ def _is_called_alone(child: nn.Module, parent: nn.Module) -> bool:
     return isinstance(parent, nn.ModuleList) or (of_a_kind > 1 and any(child.children()))
 
 
-def make_whole(lit: LitClassifier) -> None:
-    """A network of its own in each process again, with random weights. To be called after training."""
-    if any(_is_divided(p) for p in lit.model.parameters()):
+def unshard(lit: LitClassifier) -> None:
+    """Replace the sharded network by a whole one with random weights in each process. Call after training."""
+    if any(_is_sharded(p) for p in lit.model.parameters()):
         lit.model = classifier_from(lit.model.description)
-        lit.configure_model = lambda: None  # Lightning insists on one
+        lit.configure_model = lambda: None  # Lightning requires one
 
 
-class SameStatistics(pl.Callback):
-    """The statistics of batch norms are those of the first process wherever they are used, as under trainer=ddp."""
+class SyncStatistics(pl.Callback):
+    """Broadcast the first process's batch-norm statistics before validation, as with trainer=ddp."""
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         for buffer in module.model.buffers():
@@ -112,6 +113,6 @@ def _size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _is_divided(parameter: nn.Parameter) -> bool:
-    tensor = sys.modules.get("torch.distributed.tensor")  # without which none is
+def _is_sharded(parameter: nn.Parameter) -> bool:
+    tensor = sys.modules.get("torch.distributed.tensor")  # not imported: nothing is sharded
     return tensor is not None and isinstance(parameter, tensor.DTensor)

@@ -1,5 +1,5 @@
-"""All cores of a TPU: a process for each, which torchrun starts and watches. Imports neither torch nor Lightning, so
-that what is missing is told at once."""
+"""Start a process for each core of a TPU with torchrun. Imports neither torch nor Lightning, so that a missing package
+is reported at once."""
 
 import importlib
 import os
@@ -7,30 +7,30 @@ import sys
 
 from carvision.errors import InputError
 
-PORT = 29_500  # at which the machines of a pod slice find the first one
+PORT = 29_500  # of the first machine of a pod slice
 
 
 def require_xla() -> None:
-    """Raises InputError where torch-xla or a device for it is missing."""
-    asked = os.environ.get("PJRT_DEVICE")
+    """Raise InputError if torch-xla or a device for it is missing."""
+    wanted = os.environ.get("PJRT_DEVICE")
     try:
         runtime = importlib.import_module("torch_xla.runtime")
         device = runtime.device_type()
-    except Exception as error:  # ImportError, and whatever a build for another torch makes of it
+    except Exception as error:  # ImportError, or anything else from a build for another torch
         text = " ".join(str(error).split())[:120]
         raise InputError(
             f"trainer.accelerator: tpu can't be used here ({text}); run scripts/setup_tpu.sh, and then "
             ".venv-tpu/bin/python -m carvision.train trainer=tpu"
         ) from None
-    if device != "TPU" and asked != "CPU":
+    if device != "TPU" and wanted != "CPU":
         raise InputError(
             "trainer.accelerator: tpu, and this machine has none; take trainer=cpu or trainer=gpu, or set the "
-            "environment variable PJRT_DEVICE=CPU, which tries the TPU's way on the processor"
+            "environment variable PJRT_DEVICE=CPU, which runs the TPU's code on the processor"
         )
 
 
 def use_cores(devices: str | int | list[int]) -> None:
-    """Called first of all. Returns where this process has its core; else the command begins anew under torchrun.
+    """Return once this process has its core; else restart the command under torchrun. Call first of all.
 
     devices: trainer.devices, of one machine. All machines of a pod slice run the same command.
     """
@@ -39,11 +39,11 @@ def use_cores(devices: str | int | list[int]) -> None:
         if int(os.environ["WORLD_SIZE"]) > 1:
             if os.environ.get("PJRT_DEVICE") == "CPU":
                 raise InputError("trainer.accelerator: PJRT_DEVICE=CPU has one device; start one process")
-            # What torch-xla does itself where torch.distributed is used, which is not needed here
+            # torch-xla does this itself only with torch.distributed, which is not used here
             pjrt = importlib.import_module("torch_xla._internal.pjrt")
             pjrt.initialize_multiprocess(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
         return
-    if os.environ.get("PJRT_DEVICE") == "CPU":  # has one
+    if os.environ.get("PJRT_DEVICE") == "CPU":  # one device
         return
     tpu = importlib.import_module("torch_xla._internal.tpu")
     num_cores, machines = tpu.num_available_devices(), tpu.get_worker_ips()
@@ -57,7 +57,7 @@ def use_cores(devices: str | int | list[int]) -> None:
 
 
 def torchrun(num_cores: int, machines: list[str], machine: int) -> list[str]:
-    """The command after "python", without the overrides. machines: their addresses, in their order."""
+    """Return the arguments of "python" for torchrun, without the overrides. machines: addresses, by rank."""
     where = ["--standalone"]
     if len(machines) > 1:
         where = [f"--nnodes={len(machines)}", f"--node-rank={machine}", f"--master-addr={machines[0]}"]

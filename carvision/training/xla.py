@@ -1,8 +1,8 @@
-"""Lightning on torch-xla: TPUs, and where PJRT_DEVICE=CPU is set the processor, on which all but the chip can be tried.
+"""Run Lightning on torch-xla: on TPUs, or with PJRT_DEVICE=CPU on the processor, where all but the chip can be tried.
 
-torch-xla records what a step does, compiles it when the step ends, and takes the compiled graph again where the same
-is recorded. So that it compiles in the first epoch only, all batches have one size, and each ends with a `sync`.
-Only imported where trainer.accelerator is tpu, as torch-xla lives in an environment of its own.
+torch-xla records a step's operations, compiles them when the step ends, and reuses the compiled graph for an identical
+recording. To compile in the first epoch only, all batches have one size, and each ends with a `sync`. Imported only
+with trainer.accelerator=tpu: torch-xla has its own environment.
 """
 
 import logging
@@ -25,14 +25,14 @@ log = logging.getLogger(__name__)
 
 
 def trainer_arguments(trainer: dict, checkpoint_io: CheckpointIO | None = None) -> dict:
-    """What pl.Trainer takes in place of `trainer`, the keys of conf/trainer, and of the plugin for checkpoints."""
+    """Return pl.Trainer's arguments for `trainer`, the keys of conf/trainer, and the checkpoint plugin."""
     require_xla()
     arguments = {**trainer, "plugins": [XLACheckpoints(checkpoint_io)] if checkpoint_io else []}
     if os.environ.get("PJRT_DEVICE") == "CPU":
         arguments |= {"accelerator": XLAOnCPU(), "devices": 1}
     elif int(os.environ.get("WORLD_SIZE") or 1) > 1:
         num_machines = int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"])
-        arguments |= {"strategy": Cores(), "num_nodes": num_machines}
+        arguments |= {"strategy": MultiCoreStrategy(), "num_nodes": num_machines}
     else:
         arguments |= {"devices": 1 if trainer["devices"] == "auto" else trainer["devices"]}
     if trainer["precision"] == "bf16-mixed":
@@ -44,14 +44,14 @@ def trainer_arguments(trainer: dict, checkpoint_io: CheckpointIO | None = None) 
 
 
 def seed(number: int) -> None:
-    """The chance of dropout on the device, which torch.manual_seed does not reach. No graph is compiled for it."""
+    """Seed the device's random generator (dropout), which torch.manual_seed does not reach. Compiles no graph."""
     import torch_xla
 
     torch_xla.manual_seed(number)
 
 
 class XLAOnCPU(XLAAccelerator):
-    """XLA's CPU device, of which a process has one. Lightning's own class knows TPUs alone."""
+    """XLA's CPU device, one for each process. Lightning's own class supports TPUs only."""
 
     @staticmethod
     def is_available() -> bool:
@@ -70,11 +70,11 @@ class XLAOnCPU(XLAAccelerator):
         return [torch.device("xla", 0)]
 
 
-class Cores(XLAStrategy):
-    """Several cores, with a process for each that is there already, see tpu_cores.
+class MultiCoreStrategy(XLAStrategy):
+    """Use several cores, each with a process that tpu_cores has already started.
 
-    Lightning's own starts them itself, for each fit and each test anew: it can't fit a second phase, and what callbacks
-    have learned in a fit is gone after it.
+    Lightning's own strategy starts the processes for each fit and each test: it can't fit a second phase, and loses the
+    state of callbacks after a fit.
     """
 
     def __init__(self):
@@ -87,12 +87,12 @@ class Cores(XLAStrategy):
         self._launcher = None
 
     def process_dataloader(self, dataloader):
-        return dataloader  # not in torch-xla's, which would hide from checkpoints how far it is
+        return dataloader  # torch-xla's wrapper would hide the position from checkpoints
 
     def setup(self, trainer: pl.Trainer) -> None:
         super().setup(trainer)
         for module in trainer.lightning_module.modules():
-            if isinstance(module, Metric):  # torchmetrics looks for processes of torch.distributed only
+            if isinstance(module, Metric):  # torchmetrics supports torch.distributed only
                 module.dist_sync_fn, module.distributed_available_fn = gather, lambda: True
 
     def teardown(self) -> None:
@@ -101,22 +101,22 @@ class Cores(XLAStrategy):
 
 
 def gather(values: Tensor, group: object = None) -> list[Tensor]:
-    """Of all cores, in their order; of one shape on all."""
+    """Return the values of all cores, by rank; the same shape on all."""
     import torch_xla.core.xla_model as xm
 
     return list(xm.all_gather(values[None]).unbind(0))
 
 
 class BFloat16(XLAPrecision):
-    """bf16-mixed, which Lightning lacks on XLA. Its bf16-true turns the weights, losses and counters to bfloat16, too,
-    by an environment variable that counts before the first use of the device only."""
+    """Add bf16-mixed, which Lightning lacks on XLA. Its bf16-true also converts weights, losses and counters to
+    bfloat16, by an environment variable that is read only before the device's first use."""
 
     def forward_context(self):
         return torch.autocast("xla", dtype=torch.bfloat16)
 
 
 class XLACheckpoints(XLACheckpointIO):
-    """`inner`, which the strategies of XLA would refuse, with all tensors brought to the CPU at once."""
+    """Wrap `inner`, which XLA's strategies would refuse, and move all tensors to the CPU at once."""
 
     def __init__(self, inner: CheckpointIO):
         super().__init__()
@@ -125,7 +125,7 @@ class XLACheckpoints(XLACheckpointIO):
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options=None) -> None:
         import torch_xla.core.xla_model as xm
 
-        # What xm.save does; it keeps tensors that share their memory
+        # As xm.save does; keeps shared storage
         self.inner.save_checkpoint(xm._maybe_convert_to_cpu(checkpoint, convert=True), path, storage_options)
 
     def load_checkpoint(self, path: str | Path, *args, **kwargs) -> dict:
@@ -136,11 +136,10 @@ class XLACheckpoints(XLACheckpointIO):
 
 
 class Steps(pl.Callback):
-    """Ends the recording before and after each batch. Lightning does so where the weights change only: the batches of a
-    validation, or of an accumulation, would become one graph, which changes with their number.
+    """End the recorded graph before and after each batch. Lightning does so only when weights change: the batches of a
+    validation or an accumulation would form one graph, which changes with their number.
 
-    To be the first of the callbacks: what the others do between two batches is then part of no batch's graph, as it is
-    not the same for all.
+    Must be the first callback: what the others do between batches varies, and must not be part of a batch's graph.
     """
 
     def _end(self, *_, **__) -> None:

@@ -79,5 +79,5 @@ def test_newer_than_the_build_without_ptx():
 
 def test_where_torch_could_not_be_asked_the_rest_is_told():
     assert judge_devices(CARD, {}, VERSIONS) == []
-    assert describe_devices(CARD, {}) == [("GPU", "1 of NVIDIA, which torch can't use"), ("driver", "470.82.01")]
+    assert describe_devices(CARD, {}) == [("GPU", "1 by NVIDIA, which torch can't use"), ("driver", "470.82.01")]
     assert ("GPU", "Apple's; trainer=gpu takes it") in describe_devices(NONE, {**TORCH, "mps": True})

@@ -9,8 +9,8 @@ from carvision.diagnosis.packages import (
     OLDEST_PYTHON,
     judge_builds,
     judge_imports,
-    judge_places,
     judge_python,
+    judge_shadowed_modules,
     judge_versions,
     malicious_packages,
     module_of,
@@ -37,7 +37,7 @@ def test_what_is_installed_here_is_in_order():
 
 
 @pytest.mark.parametrize(
-    "line, version, what, mend",
+    "line, version, what, fix",
     [
         ("timm>=1.0.15,<2", None, "is not installed", "pip install 'timm>=1.0.15,<2'"),
         ("timm>=1.0.15,<2", "0.9.2", "is 0.9.2; carvision needs <2,>=1.0.15", "pip install 'timm<2,>=1.0.15'"),
@@ -45,9 +45,9 @@ def test_what_is_installed_here_is_in_order():
         ("torch>=2.6", "no version", "is no version; carvision needs", "pip install"),
     ],
 )
-def test_a_missing_or_wrong_version(line, version, what, mend):
+def test_a_missing_or_wrong_version(line, version, what, fix):
     [finding] = judge_versions([line], {line.partition(">")[0]: version})
-    assert finding.severity == "breaks" and what in finding.what and mend in finding.mend
+    assert finding.severity == "breaks" and what in finding.what and fix in finding.fix
 
 
 @pytest.mark.parametrize("version", ["2.6.0+cpu", "2.15.0+cu132", "2.16.0.dev20261101+cu132", "2.9.0a0+git123"])
@@ -60,7 +60,7 @@ def test_malicious_releases_are_named_and_never_imported():
     assert malicious_packages(versions) == ["pytorch-lightning", "lightning"]
     found = judge_versions([LIGHTNING], versions)
     assert [finding.subject for finding in found] == ["pytorch-lightning", "lightning"]
-    assert "malicious code" in found[0].what and "tokens" in found[0].mend
+    assert "malicious code" in found[0].what and "tokens" in found[0].fix
     assert malicious_packages({"pytorch-lightning": "2.6.4"}) == []
 
 
@@ -80,7 +80,7 @@ def test_builds_of_torch_and_torchvision_that_do_not_fit():
     [finding] = judge_imports(versions, NMS)
     assert finding.severity == "breaks" and finding.subject == "torchvision"
     assert "0.28.0+cu130 (beside torch 2.13.0+cpu) can't be imported" in finding.what and "nms" in finding.what
-    assert "torch and torchvision together" in finding.mend
+    assert "torch and torchvision together" in finding.fix
     assert judge_builds({"torch": "2.13.0+cpu", "torchvision": "0.28.0"}, {}) == []
     assert judge_builds({"torch": None, "torchvision": "0.28.0+cpu"}, {}) == []
 
@@ -88,7 +88,7 @@ def test_builds_of_torch_and_torchvision_that_do_not_fit():
 def test_torch_xla_goes_with_one_torch():
     assert judge_builds({"torch": "2.9.1+cpu", "torch-xla": "2.9.0"}, {}) == []
     [finding] = judge_builds({"torch": "2.15.0", "torch-xla": "2.9.0"}, {})
-    assert finding.severity == "breaks" and "setup_tpu.sh" in finding.mend
+    assert finding.severity == "breaks" and "setup_tpu.sh" in finding.fix
 
 
 def test_what_fails_for_one_reason_is_one_finding():
@@ -96,7 +96,7 @@ def test_what_fails_for_one_reason_is_one_finding():
     versions = {"torch": "2.9", "torchvision": "0.24", "timm": "1.0", "pyyaml": "6", "onnx": "1"}
     answers = {f"import:{module_of(name)}": reason for name in versions}
     [finding] = judge_imports(versions, answers)
-    assert finding.subject == "torch" and "so it is with torchvision, timm, pyyaml, onnx" in finding.what
+    assert finding.subject == "torch" and "the same with torchvision, timm, pyyaml, onnx" in finding.what
     assert judge_imports({"onnx": "1"}, answers)[0].severity == "note"  # only exports need it
     assert judge_imports({"torch": None}, answers) == []  # told already that it is missing
 
@@ -104,12 +104,12 @@ def test_what_fails_for_one_reason_is_one_finding():
 def test_a_module_that_hides_the_installed_one(tmp_path, monkeypatch):
     write_stub(tmp_path, "yaml")
     monkeypatch.setattr(packages, "find_spec", lambda name: Spec(tmp_path / name))
-    [finding] = judge_places({"pyyaml": "6.0"}, {"import:yaml": {}})
+    [finding] = judge_shadowed_modules({"pyyaml": "6.0"}, {"import:yaml": {}})
     assert finding.severity == "note" and str(tmp_path / "yaml") in finding.what
     [finding] = judge_imports({"pyyaml": "6.0"}, {"import:yaml": {"error": "x"}})
-    assert f"take {tmp_path / 'yaml'} away" in finding.mend
+    assert f"remove {tmp_path / 'yaml'}" in finding.fix
     monkeypatch.undo()
-    assert judge_places(read_versions(), {}) == []
+    assert judge_shadowed_modules(read_versions(), {}) == []
 
 
 class Spec:

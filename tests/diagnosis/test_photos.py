@@ -10,7 +10,7 @@ from carvision.diagnosis.photos import (
     describe_data,
     describe_decoding,
     draw_jpeg,
-    find_some_photos,
+    find_sample_photos,
     judge_data,
     judge_decoding,
     measure_data,
@@ -60,16 +60,16 @@ def test_a_folder_is_measured_and_bad_photos_are_counted(tmp_path):
 
 
 def test_a_large_folder_is_looked_at_in_part(tmp_path, monkeypatch):
-    monkeypatch.setattr(photos, "MOST_FILES", 3)
+    monkeypatch.setattr(photos, "MAX_FILES", 3)
     for number in range(9):
         (tmp_path / f"{number}.jpg").touch()
-    assert len(find_some_photos(tmp_path)) == 3
+    assert len(find_sample_photos(tmp_path)) == 3
 
 
 @pytest.mark.parametrize(
     "answer, words",
     [
-        ({"error": "FileNotFoundError: nowhere"}, "can't be looked at: FileNotFoundError"),
+        ({"error": "FileNotFoundError: nowhere"}, "can't be read: FileNotFoundError"),
         ({"found": 0, "all": True, "bad": 0, "tried": 0}, "holds no photos"),
         ({**GOOD, "bad": 2}, "2 of 64 photos"),
     ],
@@ -96,5 +96,5 @@ def test_decoding_against_what_a_gpu_wants():
     [finding] = judge_decoding({**FAST, "rates": [40.0, 9.0]}, 15, 0)
     assert "40 photos a second" in finding.what
     [finding] = judge_decoding({**FAST, "decoder": "pillow", "why": "libjpeg: no cc"}, 15, 0)
-    assert "no cc" in finding.what and "libjpeg-turbo" in finding.mend
+    assert "no cc" in finding.what and "libjpeg-turbo" in finding.fix
     assert judge_decoding({"error": "x"}, 1, 1) == [] and describe_decoding({}) == "not measured"

@@ -18,7 +18,7 @@ def test_this_machine_can_be_described():
 @pytest.mark.parametrize(
     "facts, threads, severity, words",
     [
-        ({"quota": 2.0, "usable": 2}, 16, "slow", "time for 2 cores, and the 16 threads"),
+        ({"quota": 2.0, "usable": 2}, 16, "slow", "time for 2 cores, and torch's 16 threads"),
         ({"usable": 4}, 8, "slow", "8 threads on 4 cores"),
         ({"usable": 1}, 1, "slow", "there is one"),
         ({"load": 40.0}, 8, "slow", "40.0 processes want 16 cores"),
@@ -28,7 +28,7 @@ def test_this_machine_can_be_described():
 )
 def test_too_little_is_told(facts, threads, severity, words):
     [finding] = judge_processor({**GOOD, **facts}, threads)
-    assert finding.severity == severity and words in finding.what and finding.mend
+    assert finding.severity == severity and words in finding.what and finding.fix
 
 
 def test_limits_of_a_container_are_described():

@@ -30,7 +30,7 @@ def test_workers_are_counted_as_in_training():
 
 def test_dockers_64_mb_of_shared_memory_are_few_for_several_gpus():
     [finding] = judge_shared_memory(64 * MB, num_gpus=8)
-    assert finding.severity == "note" and "64 MB are free" in finding.what and "--shm-size" in finding.mend
+    assert finding.severity == "note" and "64 MB are free" in finding.what and "--shm-size" in finding.fix
     for free, gpus in ((64 * MB, 1), (None, 8), (2000 * MB, 8)):
         assert judge_shared_memory(free, gpus) == []
 
@@ -49,7 +49,7 @@ def test_shared_memory_of_this_machine_and_of_none(tmp_path):
 )
 def test_limits_that_are_too_low(limits, gpus, severity, words):
     [finding] = judge_limits({**LIMITS, **limits}, num_workers=15, num_gpus=gpus, infiniband=1)
-    assert finding.severity == severity and words in finding.what and "ulimit" in finding.mend
+    assert finding.severity == severity and words in finding.what and "ulimit" in finding.fix
 
 
 def test_limits_that_are_in_order():
@@ -57,7 +57,7 @@ def test_limits_that_are_in_order():
     assert judge_limits({"files": None, "most_files": None, "locked": None}, 15, 8, 1) == []
     assert judge_limits({**LIMITS, "locked": 65536}, 15, 1, 1) == []
     [finding] = judge_limits({**LIMITS, "files": 64, "most_files": 64}, 15)
-    assert "no further than 64" in finding.mend
+    assert "no further than 64" in finding.fix
 
 
 def test_limits_of_this_system_and_of_one_without(monkeypatch):
@@ -85,7 +85,7 @@ def test_a_disk_that_does_not_answer(tmp_path, monkeypatch):
 
     monkeypatch.setattr(storage.shutil, "disk_usage", stale)
     [finding] = judge_disk(read_disk(tmp_path))
-    assert finding.severity == "breaks" and "can't be looked at" in finding.what
+    assert finding.severity == "breaks" and "can't be read" in finding.what
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_disk_that_does_not_answer(tmp_path, monkeypatch):
 )
 def test_a_disk_with_a_fault(facts, severity, words):
     [finding] = judge_disk({**DISK, **facts})
-    assert finding.severity == severity and words in finding.what and finding.mend
+    assert finding.severity == severity and words in finding.what and finding.fix
     assert judge_disk(DISK) == []
 
 

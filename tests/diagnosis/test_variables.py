@@ -9,11 +9,11 @@ from carvision.diagnosis.variables import judge_compiler, judge_variables, read_
     "variables, severity, words",
     [
         ({"OMP_NUM_THREADS": "64"}, "slow", "is 64, on 8 cores"),
-        ({"OMP_NUM_THREADS": "0"}, "slow", "no number of threads"),
-        ({"MKL_NUM_THREADS": "many"}, "slow", "no number of threads"),
-        ({"OMP_NUM_THREADS": "1"}, "note", "takes one of them"),
-        ({"OMP_WAIT_POLICY": "ACTIVE"}, "slow", "keep the cores busy"),
-        ({"CUDA_LAUNCH_BLOCKING": "1"}, "slow", "waited for"),
+        ({"OMP_NUM_THREADS": "0"}, "slow", "not a number of threads"),
+        ({"MKL_NUM_THREADS": "many"}, "slow", "not a number of threads"),
+        ({"OMP_NUM_THREADS": "1"}, "note", "uses one of them"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "slow", "keep cores busy"),
+        ({"CUDA_LAUNCH_BLOCKING": "1"}, "slow", "is synchronous"),
         ({"TORCH_LOGS": "+dynamo"}, "slow", "takes time"),
         ({"NVIDIA_TF32_OVERRIDE": "0"}, "slow", "TF32 is off"),
         ({"CUDA_VISIBLE_DEVICES": ""}, "note", "hides all GPUs"),
@@ -23,7 +23,7 @@ from carvision.diagnosis.variables import judge_compiler, judge_variables, read_
 )
 def test_a_variable_that_hurts(variables, severity, words):
     [finding] = judge_variables(variables, num_cores=8)
-    assert finding.severity == severity and words in finding.what and finding.mend
+    assert finding.severity == severity and words in finding.what and finding.fix
 
 
 @pytest.mark.parametrize(

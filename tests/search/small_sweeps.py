@@ -15,14 +15,14 @@ from tests.small_runs import SMALL
 LR = "optimizer.lr=tag(log,interval(1e-4,1e-1))"
 
 
-def words_of(folder: Path, *words: str) -> list[str]:
+def overrides_for(folder: Path, *words: str) -> list[str]:
     """Of carvision.sweep."""
     small = [word for word in SMALL if not word.startswith(("callbacks.", "trainer."))]
     return [*small, "trainer.max_epochs=1", "logger=none", f"sweep.dir={folder}", *map(str, words)]
 
 
 def small_sweep(folder: Path, *words: str) -> Sweep:
-    return build_sweep(words_of(folder, *words))
+    return build_sweep(overrides_for(folder, *words))
 
 
 def queue_of(sweep: Sweep) -> Queue:

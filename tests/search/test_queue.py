@@ -109,25 +109,25 @@ def test_of_another_machine_only_a_sign_that_does_not_come_tells_that_it_has_die
     until = time.monotonic() + 60
     while not ours.others_running()["alive"] and time.monotonic() < until:
         time.sleep(0.1)
-    ours.bring_back()
+    ours.requeue_stale_trials()
     assert ours.trials()[0].state == TrialState.RUNNING
     other.sign.ended.set()  # no more signs
     while not ours.others_running()["dead"] and time.monotonic() < until:
         time.sleep(0.1)
-    ours.bring_back()
+    ours.requeue_stale_trials()
     assert ours.trials()[0].state == TrialState.FAIL and ours.trials()[1].state == TrialState.WAITING
 
 
-def break_off(queue, death: bool = True):
+def mark_interrupted(queue, death: bool = True):
     trial, sign = take(queue)
     sign.end()
-    queue.break_off(queue.storage.get_trial(trial._trial_id), "gone", death)
+    queue.mark_interrupted(queue.storage.get_trial(trial._trial_id), "gone", death)
     return trial.number
 
 
 def test_a_trial_goes_on_so_often_and_then_counts_as_failed(tmp_path):
     queue = queue_of(small_sweep(tmp_path / "sweep", LR, "sweep.trials=1", "sweep.retries=2"))
-    assert [break_off(queue, death=False), *(break_off(queue) for _ in range(3))] == [0, 1, 2, 3]
+    assert [mark_interrupted(queue, death=False), *(mark_interrupted(queue) for _ in range(3))] == [0, 1, 2, 3]
     assert take(queue) is None
     trials = queue.trials()
     assert [trial.user_attrs[DEATHS] for trial in trials] == [0, 1, 2, 3]
@@ -141,7 +141,7 @@ def test_a_cell_whose_worker_died_before_it_drew_is_drawn_by_the_next(tmp_path):
     for _ in range(2):
         trial, sign = queue.next()
         sign.end()
-        queue.break_off(queue.storage.get_trial(trial._trial_id), "gone")
+        queue.mark_interrupted(queue.storage.get_trial(trial._trial_id), "gone")
     trial, sign = take(queue)
     sign.end()
     assert trial.user_attrs[ROOT] == 0 and trial.params == queue.sweep.space.grid()[5]
@@ -154,7 +154,7 @@ def test_fewer_trials_and_then_more_again_lose_none(tmp_path):
         trial, sign = take(queue)
         sign.end()
         queue.study.tell(trial, 1.0)
-    break_off(queue)
+    mark_interrupted(queue)
     assert take(queue_of(small_sweep(*words, "sweep.trials=1"))) is None
     trial, sign = take(queue_of(small_sweep(*words, "sweep.trials=3")))
     sign.end()
@@ -163,8 +163,8 @@ def test_fewer_trials_and_then_more_again_lose_none(tmp_path):
 
 def test_what_two_workers_bring_back_at_the_same_moment_goes_on_once(tmp_path):
     queue = queue_of(small_sweep(tmp_path / "sweep", LR, "sweep.trials=1"))
-    break_off(queue)
-    queue.bring_back()
+    mark_interrupted(queue)
+    queue.requeue_stale_trials()
     known = queue.trials()[1]
     queue.study.enqueue_trial(known.params, dict(known.user_attrs))  # as the other one does
     trial, sign = take(queue)
@@ -180,8 +180,8 @@ def test_a_trial_that_others_took_over_is_not_broken_off_twice(tmp_path):
     trial, sign = take(queue)
     sign.end()
     frozen = queue.storage.get_trial(trial._trial_id)
-    queue.break_off(frozen, "one")
-    queue.break_off(frozen, "two")
+    queue.mark_interrupted(frozen, "one")
+    queue.mark_interrupted(frozen, "two")
     assert queue.trials()[0].user_attrs["why"] == "one"
 
 

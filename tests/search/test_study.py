@@ -12,10 +12,10 @@ from carvision.search.study import (
     JOURNAL,
     brackets_of,
     create_pruner,
-    cut_torn_line,
     describe_brackets,
     open_storage,
     open_study,
+    truncate_partial_line,
 )
 from carvision.search.trial import as_first, count_once
 from carvision.search.trials import BROKEN, ROOT
@@ -41,7 +41,7 @@ def study_of(sweep):
 def test_a_torn_last_line_is_cut(text, whole, tmp_path):
     file = tmp_path / "journal"
     file.write_bytes(text)
-    cut_torn_line(file)
+    truncate_partial_line(file)
     assert file.read_bytes() == whole
 
 
@@ -170,8 +170,8 @@ def test_too_few_trials_for_the_brackets_are_told(tmp_path):
     words = [LR, "sweep=r0_hyperband"]
     lines = describe_brackets(small_sweep(tmp_path, *words, "trainer.max_epochs=5", "sweep.trials=4"))
     assert lines[0] == "hyperband: 2 brackets of trials of up to 5 epochs"
-    assert lines[1].endswith("about 3 trials; one of 5 goes on after 1") and "none is pruned" in lines[2]
-    assert "4 trials are too few for these brackets, which want 7" in lines[3]
+    assert lines[1].endswith("about 3 trials; one of 5 continues after 1") and "none is pruned" in lines[2]
+    assert "4 trials are too few for these brackets, which need 7" in lines[3]
     assert len(describe_brackets(small_sweep(tmp_path, *words, "trainer.max_epochs=5", "sweep.trials=7"))) == 3
 
 

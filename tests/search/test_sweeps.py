@@ -22,7 +22,7 @@ from carvision.search.trials import SURPLUS, latest
 from carvision.sweep import sweep
 from tests import forked
 from tests.conftest import ROOT
-from tests.search.small_sweeps import LR, queue_of, small_sweep, table_of, trials_of, words_of
+from tests.search.small_sweeps import LR, overrides_for, queue_of, small_sweep, table_of, trials_of
 from tests.small_runs import demo
 
 HYPERBAND = ["sweep=hyperband", "trainer.max_epochs=3", "sweep.reduction_factor=3", "sweep.keep=2", "sweep.trials=9"]
@@ -45,7 +45,7 @@ def start(folder: Path, *words: str, pictures: bool = False):
     out = folder.with_name(f"{folder.name}.{time.monotonic_ns()}")
     variables = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     first = "" if pictures else NO_PICTURES
-    words = words_of(folder, *words)
+    words = overrides_for(folder, *words)
     return forked.start("carvision.sweep", *words, cwd=folder.parent, env=variables, out=out, first=first), out
 
 
@@ -87,7 +87,7 @@ def test_the_value_is_the_best_of_validation_and_tests_have_no_part_in_it(hyperb
             assert row["epochs"] == 1 and not (run / "metrics.json").exists()
     reported = [trial.intermediate_values for trial in trials_of(folder)]
     assert [len(values) for values in reported] == table["epochs"].tolist()
-    assert "  bracket 1: 60%, about 5 trials; one of 3 goes on after 1" in done.stderr
+    assert "  bracket 1: 60%, about 5 trials; one of 3 continues after 1" in done.stderr
     assert done.stdout.splitlines()[-1] == f"sweep: {folder}" and "The best trials" in done.stdout
     saved = 2 * (table["state"] == "pruned").sum()
     assert f"epochs: {table['epochs'].sum()} spent, {saved} saved" in done.stderr
@@ -135,7 +135,7 @@ def test_the_same_command_again_finds_it_done_and_another_search_is_refused(hype
     before = [trial.datetime_complete for trial in trials_of(folder)]
     done = search(folder, *demo(demo_photos), *HYPERBAND, *SPACE)
     assert [trial.datetime_complete for trial in trials_of(folder)] == before
-    assert f"going on with {folder}: 9 of 9 trials have ended" in done.stderr
+    assert f"continuing {folder}: 9 of 9 trials have ended" in done.stderr
     done = search(folder, *demo(demo_photos), *SPACE, check=1)
     assert "trainer.max_epochs: 3 became 1" in done.stderr.splitlines()[-1]
 
@@ -215,7 +215,7 @@ def test_a_signal_ends_it_with_a_checkpoint_and_the_same_command_goes_on(tmp_pat
     os.kill(process.pid, signal.SIGTERM)
     (done,) = forked.finish([process], [out])
     assert done.returncode == 143 and "Traceback" not in done.stderr
-    assert "broken off after" in done.stderr and "the same command goes on" in done.stderr
+    assert "interrupted after" in done.stderr and "the same command continues it" in done.stderr
     epochs = len(pd.read_csv(history))
     assert 1 <= epochs < 12
     done = search(folder, *words, "sweep.trials=1")
@@ -223,8 +223,8 @@ def test_a_signal_ends_it_with_a_checkpoint_and_the_same_command_goes_on(tmp_pat
     assert (first.state, second.state) == (TrialState.FAIL, TrialState.COMPLETE)
     assert first.params == second.params and second.user_attrs["retry_of"] == 0
     assert len(second.intermediate_values) == 12 == len(pd.read_csv(history))
-    assert "trial 0, which broke off, goes on" in done.stderr
-    assert "going on after" in (folder / "trials" / "0000" / "run.log").read_text()
+    assert "trial 0, which was interrupted, continues" in done.stderr
+    assert "resuming after" in (folder / "trials" / "0000" / "run.log").read_text()
     assert table_of(folder).shape[0] == 1
 
 
@@ -355,10 +355,10 @@ def test_several_runs_of_several_processes_are_refused(run_module):
         ([LR, "run.dir=a"], "error: run.dir: a search has a folder for each trial; give sweep.dir=a"),
         ([LR, "run.seeds=[1,2]"], "run.seeds: is not for trials"),
         ([LR, "data.split.kind=kfold"], "data.split.fold: all is not for trials"),
-        ([LR, "sweep.objective={test/loss: min}"], "photos of training and test choose nothing"),
-        ([LR, "sweep.objective={seconds: min}"], "needs a figure of validation"),
+        ([LR, "sweep.objective={test/loss: min}"], "training and test photos choose nothing"),
+        ([LR, "sweep.objective={seconds: min}"], "needs a validation metric"),
         ([LR, "sweep=pareto", "sweep.pruner=median"], "judges by one objective"),
-        ([LR, "sweep=grid"], "has no end of values"),
+        ([LR, "sweep=grid"], "has infinitely many values"),
         (["optimizer.lr=0.1,0.2", "sweep=grid", "sweep.cells=[2]"], "2 is not one of the grid's 2 cells, from 0"),
         ([LR, "sweep.cells=[2]"], "sweep.cells: is for sweep.sampler=grid"),
         ([LR, "sweep.trials=null"], "null is for sweep.sampler=grid"),
@@ -402,7 +402,7 @@ def test_the_best_trial_has_the_heads_that_were_added_and_lacks_those_that_were_
     write_best(sweep, trial)
     words = ["--config-dir", sweep.folder, "experiment=best", "--cfg", "job", "--resolve"]
     config = yaml.safe_load(run_forked("carvision.train", *words, check=0).stdout)
-    expected = dict(compose(sweep.words_of(trial.params))[0])
+    expected = dict(compose(sweep.overrides_for(trial.params))[0])
     assert sorted(config["model"]["heads"]) == ["model", "speed"] and config["optimizer"]["lr"] == 0.0123
     del config["run"], expected["run"]
     assert config == expected

@@ -137,7 +137,7 @@ def _train_all(variables: dict[str, str], runs: list[tuple[Path, list[str]]]) ->
     from carvision.errors import one_line_errors
     from carvision.training.launch import is_first_process
     from carvision.training.lit_classifier import LitClassifier
-    from carvision.training.many_processes import of_all
+    from carvision.training.many_processes import gather_objects
     from tests.small_runs import train
 
     losses, sizes = [], {}
@@ -159,7 +159,7 @@ def _train_all(variables: dict[str, str], runs: list[tuple[Path, list[str]]]) ->
         for folder, overrides in runs:
             losses.clear()
             train(folder, *overrides)
-            parts = {"losses": np.mean(of_all(losses), axis=0).tolist(), "sizes": of_all(sizes)}
+            parts = {"losses": np.mean(gather_objects(losses), axis=0).tolist(), "sizes": gather_objects(sizes)}
             if is_first_process():
                 for name, values in parts.items():
                     Path(f"{folder}.{name}.json").write_text(json.dumps(values), encoding="utf-8")

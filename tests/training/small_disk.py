@@ -11,7 +11,7 @@ from carvision.errors import InputError
 from carvision.run_log import start_log
 from carvision.training import build_trainer
 from carvision.training.callbacks import Curves
-from carvision.training.checkpoints import is_whole
+from carvision.training.checkpoints import is_intact
 from tests.small_runs import demo, train
 
 DISK, PHOTOS, OTHER_DISK = map(Path, sys.argv[1:])
@@ -53,8 +53,8 @@ class Filling(Curves):
 
 build_trainer.Curves = Filling
 told = refused(run)
-assert "no space is left on the disk" in told and "goes on" in told, told
-assert is_whole(run / "checkpoints" / "last.ckpt")
+assert "no space is left on the disk" in told and "resumes the run" in told, told
+assert is_intact(run / "checkpoints" / "last.ckpt")
 assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 0
 assert not list(run.rglob("*.partial")) and not (run / "checkpoints" / "new.ckpt").exists()
 FILLER.unlink()

@@ -14,7 +14,7 @@ from carvision.training.batch_size import (
     find_batch_size,
     is_out_of_memory,
     largest_batch,
-    require_two_photos,
+    require_batch_norm_size,
     trained_batch_norms,
 )
 from carvision.training.lit_classifier import LitClassifier
@@ -150,7 +150,7 @@ def test_which_batch_norms_are_trained():
         and lit.model.training
         and {name: p.requires_grad for name, p in lit.named_parameters()} == before
     )
-    require_two_photos(lit, 2)
+    require_batch_norm_size(lit, 2)
 
 
 def test_a_search_for_the_batch_size_knows_that_batch_norm_needs_two(small_memory):

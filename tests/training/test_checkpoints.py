@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from carvision.training.checkpoints import Output, WholeCheckpoints, copy_whole, is_whole, num_bytes
+from carvision.training.checkpoints import Output, VerifiedCheckpointIO, is_intact, link_or_copy, num_bytes
 
 
 @pytest.fixture
@@ -18,11 +18,11 @@ def checkpoint() -> dict:
 
 
 def test_it_comes_back_as_it_was_by_torchs_safe_default(checkpoint, tmp_path):
-    io = WholeCheckpoints()
+    io = VerifiedCheckpointIO()
     io.save_checkpoint(checkpoint, tmp_path / "sub" / "new.ckpt")
     again = io.load_checkpoint(tmp_path / "sub" / "new.ckpt")
     assert again["note"] == checkpoint["note"] and torch.equal(again["state_dict"]["w"], checkpoint["state_dict"]["w"])
-    assert is_whole(tmp_path / "sub" / "new.ckpt")
+    assert is_intact(tmp_path / "sub" / "new.ckpt")
     assert num_bytes(checkpoint) == 300 * 100 * 4  # memory that tensors share counts once, as it does in the file
     assert (tmp_path / "sub" / "new.ckpt").stat().st_size < 1.1 * num_bytes(checkpoint)
 
@@ -30,21 +30,21 @@ def test_it_comes_back_as_it_was_by_torchs_safe_default(checkpoint, tmp_path):
 @pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
 def test_a_changed_byte_and_a_missing_end_are_noticed(checkpoint, tmp_path, place):
     file = tmp_path / "last.ckpt"
-    WholeCheckpoints().save_checkpoint(checkpoint, file)
+    VerifiedCheckpointIO().save_checkpoint(checkpoint, file)
     content = bytearray(file.read_bytes())
     content[int(place * len(content))] ^= 0x40
     file.write_bytes(content)
-    assert not is_whole(file)
+    assert not is_intact(file)
     content[int(place * len(content))] ^= 0x40
     file.write_bytes(content[: int(place * len(content))])
-    assert not is_whole(file)
-    assert not is_whole(tmp_path / "none.ckpt")
+    assert not is_intact(file)
+    assert not is_intact(tmp_path / "none.ckpt")
 
 
 def test_nothing_is_left_where_it_does_not_fit(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 50_000))
     with pytest.raises(OSError, match=r"0\.1 MB are needed for a checkpoint, and 0\.1 MB are free") as full:
-        WholeCheckpoints().save_checkpoint(checkpoint, tmp_path / "new.ckpt")
+        VerifiedCheckpointIO().save_checkpoint(checkpoint, tmp_path / "new.ckpt")
     assert full.value.errno == errno.ENOSPC and not any(tmp_path.iterdir())
 
 
@@ -66,7 +66,7 @@ def test_a_disk_without_links_gets_a_copy(tmp_path, monkeypatch):
     (tmp_path / "last.ckpt").write_bytes(b"123")
     (tmp_path / "best.ckpt").write_bytes(b"old")
     monkeypatch.setattr(os, "link", refuse)
-    copy_whole(tmp_path / "last.ckpt", tmp_path / "best.ckpt")
+    link_or_copy(tmp_path / "last.ckpt", tmp_path / "best.ckpt")
     assert (tmp_path / "best.ckpt").read_bytes() == b"123"
     assert (tmp_path / "best.ckpt").stat().st_ino != (tmp_path / "last.ckpt").stat().st_ino
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]

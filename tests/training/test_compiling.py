@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from carvision.errors import InputError
-from carvision.training.compiling import compile_steps, leave_uncompiled, require_compiler
+from carvision.training.compiling import compile_steps, require_compiler, undo_compilation
 from tests.small_runs import demo, train
 from tests.training.test_lit_classifier import FLIP, batch_of, lit_classifier
 
@@ -60,7 +60,7 @@ def test_only_training_steps_are_compiled_and_their_gradients_are_the_same(quick
     assert len(quick) == 1  # not a graph for each step
     lit.eval().validation_step(batch_of(7), 0)
     assert len(quick) == 1
-    leave_uncompiled(lit)
+    undo_compilation(lit)
     lit.train().training_step(batch_of(5), 0)
     assert len(quick) == 1
 

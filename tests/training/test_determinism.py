@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from carvision.errors import InputError
-from carvision.training.determinism import refused_operation_is_an_input_error, set_deterministic
+from carvision.training.determinism import nondeterministic_operation_errors, set_deterministic
 from carvision.training.lit_classifier import LitClassifier
 from tests.small_runs import SMALL, demo, train
 
@@ -93,7 +93,7 @@ def test_an_operation_without_a_deterministic_form_is_one_line(demo_photos, tmp_
 
 
 def test_other_errors_pass(monkeypatch):
-    with pytest.raises(RuntimeError, match=r"^something else$"), refused_operation_is_an_input_error():
+    with pytest.raises(RuntimeError, match=r"^something else$"), nondeterministic_operation_errors():
         raise RuntimeError("something else")
-    with pytest.raises(InputError, match=r"model\.pool=avg"), refused_operation_is_an_input_error():
+    with pytest.raises(InputError, match=r"model\.pool=avg"), nondeterministic_operation_errors():
         raise RuntimeError("adaptive_max_pool2d_backward_cuda does not have a deterministic implementation, but ...")

@@ -9,11 +9,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from carvision.training import feature_files
-from carvision.training.feature_files import NewFeatures, digest_of_tensors, features_folder, make_room, open_features
+from carvision.training.feature_files import (
+    FeatureFileWriter,
+    digest_of_tensors,
+    features_folder,
+    make_room,
+    open_features,
+)
 
 
 def write(file, rows: np.ndarray, bad: dict | None = None) -> None:
-    new = NewFeatures(file, rows.shape, str(rows.dtype))
+    new = FeatureFileWriter(file, rows.shape, str(rows.dtype))
     new.rows[:] = rows
     new.finish(bad or {})
     new.abandon()
@@ -53,14 +59,14 @@ def test_a_file_cut_short_is_not_taken_and_a_missing_one_needs_no_word(tmp_path,
 
 def test_two_that_write_the_same_file_do_not_meet(tmp_path):
     file, rows = tmp_path / "a.safetensors", np.arange(6, dtype=np.float32).reshape(3, 2)
-    first, second = NewFeatures(file, (3, 2), "float32"), NewFeatures(file, (3, 2), "float32")
+    first, second = FeatureFileWriter(file, (3, 2), "float32"), FeatureFileWriter(file, (3, 2), "float32")
     first.rows[:], second.rows[:2] = rows, rows[:2]
     first.finish({})
     taken = open_features(file)
     second.rows[2:] = rows[2:]
     second.finish({})
     assert torch.equal(taken.rows, open_features(file).rows)
-    NewFeatures(file, (3, 2), "float32").abandon()
+    FeatureFileWriter(file, (3, 2), "float32").abandon()
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -70,7 +76,7 @@ def test_a_disk_without_room_says_so_before_anything_is_computed(tmp_path, monke
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match="No space left"):
-        NewFeatures(tmp_path / "a.safetensors", (3, 2), "float32")
+        FeatureFileWriter(tmp_path / "a.safetensors", (3, 2), "float32")
     assert not list(tmp_path.iterdir())
 
 

@@ -42,4 +42,4 @@ def test_an_update_is_left_out_with_scaled_losses(half, kind, demo_photos, tmp_p
     overrides = [*demo(demo_photos), "trainer.max_epochs=1", f"run.on_nonfinite_loss={kind}"]
     folder = train(tmp_path / "run", *overrides)
     assert half == [kind == "stop"]
-    assert ("its update is left out" in (folder / "run.log").read_text()) == (kind == "skip")
+    assert ("its update is skipped" in (folder / "run.log").read_text()) == (kind == "skip")

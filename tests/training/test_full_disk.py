@@ -25,4 +25,4 @@ def test_a_small_disk_costs_no_run(demo_photos, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "all is well", done.stdout + done.stderr
     assert "Traceback" not in done.stderr and "Logging error" not in done.stderr, done.stderr
-    assert "what is written beside the training stops: [Errno 28] No space left on device" in done.stderr
+    assert "a background writer stopped: [Errno 28] No space left on device" in done.stderr

@@ -12,9 +12,9 @@ import torch
 import carvision
 from carvision.data import photos
 from carvision.errors import InputError
-from carvision.fixed_photos import what_changes_photos
+from carvision.fixed_photos import random_transforms
 from carvision.training import feature_files
-from carvision.training.feature_pass import batches_of
+from carvision.training.feature_pass import padded_batches
 from tests.small_runs import config, demo, train
 from tests.training.processes import write_manifest
 from tests.training.test_resuming import cut, start_and_cut  # noqa: F401 - cut is a fixture
@@ -166,7 +166,7 @@ def test_a_full_disk_and_a_small_limit_keep_them_in_memory(demo_photos, decoded,
     overrides = [*demo(demo_photos), *FROZEN, "trainer.max_epochs=2"]
     train(tmp_path / "limited", *overrides, f"features.dir={tmp_path / 'kept'}", "features.max_gb=0")
     assert len(decoded) == 240 and not (tmp_path / "kept").exists()
-    assert "for this run alone: nothing is to be kept on the disk" in (tmp_path / "limited" / "run.log").read_text()
+    assert "for this run alone: nothing is cached on the disk" in (tmp_path / "limited" / "run.log").read_text()
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -176,10 +176,10 @@ def test_a_full_disk_and_a_small_limit_keep_them_in_memory(demo_photos, decoded,
     train(tmp_path / "full", *overrides, f"features.dir={tmp_path / 'kept'}")
     assert len(decoded) == 240 and not list((tmp_path / "kept").iterdir())
     assert "No space left on device" in (tmp_path / "full" / "run.log").read_text()
-    monkeypatch.setattr("carvision.training.feature_pass.MOST_IN_MEMORY", 10)
+    monkeypatch.setattr("carvision.training.feature_pass.MAX_MEMORY_BYTES", 10)
     decoded.clear()
     train(tmp_path / "large", *overrides, f"features.dir={tmp_path / 'kept'}")
-    assert len(decoded) > 2 * 145 and "can't be kept" in (tmp_path / "large" / "run.log").read_text()
+    assert len(decoded) > 2 * 145 and "can't be cached" in (tmp_path / "large" / "run.log").read_text()
     assert_same(tmp_path / "limited", tmp_path / "full")
     assert_same(tmp_path / "limited", tmp_path / "large", exactly=False)
 
@@ -196,7 +196,7 @@ def test_augmented_photos_keep_the_features_of_validation_alone(demo_photos, dec
     assert len(decoded) == 3 * 16 * -(-counts["train"] // 16) + counts["val"] + counts["test"]
     told = (tmp_path / "run" / "run.log").read_text()
     assert "training photos change (augment.order=[flip], augment.crop_scale=[0.6, 1.0]" in told
-    assert "with augment=none their features are kept" in told
+    assert "with augment=none their features are cached" in told
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_augmented_photos_keep_the_features_of_validation_alone(demo_photos, dec
     ],
 )
 def test_what_changes_photos_is_named(overrides, what):
-    assert what_changes_photos(config(*overrides)) == what
+    assert random_transforms(config(*overrides)) == what
 
 
 @pytest.mark.parametrize(
@@ -230,10 +230,10 @@ def test_where_nothing_can_be_kept_true_is_refused(overrides, line, demo_photos,
 
 @pytest.mark.parametrize(("num", "batch_size", "world_size"), [(10, 4, 1), (10, 4, 3), (24, 4, 3), (1, 8, 2)])
 def test_processes_share_the_rows_so_that_they_come_back_in_order(num, batch_size, world_size):
-    of_each = [batches_of(num, batch_size, rank, world_size) for rank in range(world_size)]
+    of_each = [padded_batches(num, batch_size, rank, world_size) for rank in range(world_size)]
     assert len({len(batches) for batches in of_each}) == 1
     assert all(len(batch) == batch_size for batches in of_each for batch in batches)
-    order = [  # as rows_of_all puts them together
+    order = [  # as gather_rows puts them together
         row for parts in zip(*of_each, strict=True) for places in zip(*parts, strict=True) for row, _ in places
     ]
     assert order[:num] == list(range(num)) and set(order[num:]) <= {-1}

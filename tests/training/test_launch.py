@@ -118,12 +118,12 @@ def test_one_process_asks_nobody(monkeypatch):
     monkeypatch.setattr(launch, "_store", None)
     with launch.run_together(trainer()):
         assert launch._store is None
-        assert launch.from_first_at_start(lambda: ["folder", True]) == ["folder", True]
-        with launch.first_goes_first():
+        assert launch.broadcast_at_start(lambda: ["folder", True]) == ["folder", True]
+        with launch.first_process_first():
             pass
-    assert (many_processes.any_of_all(True), many_processes.any_of_all(False)) == (True, False)
-    assert many_processes.from_first("a") == "a"
-    assert many_processes.of_all({"a": 1}) == [{"a": 1}]
+    assert (many_processes.any_process(True), many_processes.any_process(False)) == (True, False)
+    assert many_processes.broadcast_object("a") == "a"
+    assert many_processes.gather_objects({"a": 1}) == [{"a": 1}]
     with pytest.raises(ValueError, match="as it was"), launch.run_together(trainer()):
         raise ValueError("as it was")
 

@@ -62,7 +62,7 @@ def test_a_frame_is_undone_in_the_layer(problem):
     features, targets, _ = problem
     layer = Layer(torch.randn(3, 7).double(), torch.randn(3).double())
     for frame in (plain_frame(features), class_frame(features, targets, 4, 0.3)):
-        framed = frame.of(features)
+        framed = frame.apply(features)
         assert framed.mean(0).abs().max() < 1e-12 and framed.square().mean().item() == pytest.approx(1)
         scores = torch.nn.functional.linear(framed, *layer)
         torch.testing.assert_close(torch.nn.functional.linear(features, *frame.undo(layer)), scores)
@@ -86,7 +86,7 @@ def test_with_few_classes_and_a_strong_penalty_it_is_discriminant_analysis(probl
     two = targets < 2
     x, y = features[two] * torch.tensor([100.0, 1, 1, 1, 1, 1, 0.01]), targets[two]
     frame = class_frame(x, y, 2, 0.0)
-    layer = frame.undo(fit_layer(frame.of(x), y, torch.ones(len(y)).double(), 2, cross_entropy, 1e3, max_steps=500))
+    layer = frame.undo(fit_layer(frame.apply(x), y, torch.ones(len(y)).double(), 2, cross_entropy, 1e3, max_steps=500))
     theirs = LinearDiscriminantAnalysis(solver="lsqr").fit(x, y).coef_[0]
     ours = (layer.weight[1] - layer.weight[0]).numpy()
     np.testing.assert_allclose(ours / np.linalg.norm(ours), theirs / np.linalg.norm(theirs), atol=0.02)
@@ -95,4 +95,4 @@ def test_with_few_classes_and_a_strong_penalty_it_is_discriminant_analysis(probl
 def test_one_photo_of_each_class_and_classes_without_photos_have_a_frame():
     features = torch.randn(3, 5)
     frame = class_frame(features, torch.tensor([0, 2, 7]), 9, 0.7)
-    torch.testing.assert_close(frame.of(features), plain_frame(features).of(features))
+    torch.testing.assert_close(frame.apply(features), plain_frame(features).apply(features))

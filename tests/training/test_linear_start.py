@@ -122,11 +122,11 @@ def test_the_strength_is_the_best_on_validation_and_few_or_no_photos_do_no_harm(
     assert noisy > clear
     none = {**known, "val": (known["val"][0], torch.zeros(200))}
     layer, strength = choose_layer(features, none, 1, half_squared_error, 0)
-    assert layer.weight.isfinite().all() and strength == linear_start.WITHOUT_VALIDATION
+    assert layer.weight.isfinite().all() and strength == linear_start.DEFAULT_STRENGTH
 
 
 def test_many_photos_choose_with_some_and_fit_all(monkeypatch):
-    monkeypatch.setattr(linear_start, "MOST_TO_CHOOSE", 20)
+    monkeypatch.setattr(linear_start, "MAX_SELECTION_PHOTOS", 20)
     x = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
     known = (x.sum(1), torch.ones(100))
     layer, _ = choose_layer({"train": x, "val": x}, {"train": known, "val": known}, 1, half_squared_error, 0)
@@ -149,7 +149,7 @@ def test_kept_photos_that_are_bad_or_unknown_do_not_count():
         [phase], {**cfg["augment"]}, {"make": [1.0, 3.0]}, model=model,
     )  # fmt: skip
     part = KeptPhotos(torch.zeros(4, 2), np.arange(4), {1: "empty"}, {"make": torch.tensor([0, 0, -1, 1])})
-    _, found = linear_start.problem_of(lit, "make", {"train": part, "val": part})
+    _, found = linear_start.head_problem(lit, "make", {"train": part, "val": part})
     assert found["train"][1].tolist() == [1, 0, 0, 3] and found["val"][1].tolist() == [1, 0, 0, 1]
 
 

@@ -154,7 +154,7 @@ def test_a_run_that_stopped_early_needs_more_patience(demo_photos, tmp_path):
     overrides += ["callbacks.monitor=train/loss", "callbacks.mode=max"]  # the first epoch stays the best
     folder = train(tmp_path / "run", *overrides, "callbacks.patience=1")
     assert len(pd.read_csv(folder / "history.csv")) == 2
-    with pytest.raises(InputError, match=r"early stopping has ended it after 2 epochs.*callbacks\.patience=1 would"):
+    with pytest.raises(InputError, match=r"early stopping ended it after 2 epochs.*callbacks\.patience=1 would"):
         train(folder, *overrides, "callbacks.patience=1", "trainer.max_epochs=6", "run.allow_changes=true")
     train(folder, *overrides, "callbacks.patience=2", "run.allow_changes=true")
     train(tmp_path / "planned", *overrides, "callbacks.patience=2")

@@ -20,7 +20,7 @@ from torchmetrics import Metric
 from carvision.config import conf_dir
 from carvision.data.transforms import STEPS
 from carvision.training.callbacks import MovingAverage
-from carvision.training.lit_classifier import seed_step
+from carvision.training.lit_classifier import seed_rng
 from carvision.training.nonfinite import NonFiniteLoss
 from tests.training.test_lit_classifier import AUGMENT, batch_of, lit_classifier
 
@@ -80,7 +80,7 @@ def waits_of(lit) -> list[str]:
             for number in range(2):
                 for hook in hooks:
                     hook.on_train_batch_start(trainer, lit, batch, number)
-                seed_step((0, 0, number, 0), CUDA)
+                seed_rng((0, 0, number, 0), CUDA)
                 loss = lit.train().training_step(batch, number)
                 for hook in hooks:
                     hook.on_before_backward(trainer, lit, loss)

@@ -23,7 +23,7 @@ from carvision.training.optimizers import (
     lr_factors_of,
     parameter_groups,
 )
-from carvision.training.sam import SAM, kept_statistics
+from carvision.training.sam import SAM, frozen_statistics
 
 CHOICES = sorted(file.stem for file in (conf_dir() / "optimizer").glob("*.yaml"))
 
@@ -223,7 +223,7 @@ def test_networks_within_others_name_what_is_not_decayed():
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        ({"name": "adamm"}, "optimizer.name: 'adamm' is no optimizer; nearest: adam"),
+        ({"name": "adamm"}, "optimizer.name: 'adamm' is not an optimizer; nearest: adam"),
         ({"arguments": {"beta": 3}}, "optimizer: sgd can't be built with"),
         ({"lr_factors": {"bakbone": 0.1}}, "optimizer.lr_factors: there is no module 'bakbone'; nearest: backbone"),
     ],
@@ -296,7 +296,7 @@ def test_sam_follows_a_schedule_and_its_state_survives_saving():
 def test_kept_statistics_keeps_them_and_gives_the_momentum_back():
     model = network()
     images = torch.randn(4, 1, 3, 3)
-    with kept_statistics(model):
+    with frozen_statistics(model):
         model(images)
         assert (model[1].running_mean == 0).all()
     model(images)

@@ -100,7 +100,7 @@ def test_a_run_in_three_starts_is_the_run_in_one(two_phases, demo_photos, tmp_pa
     [
         ("{epochs:2,train_layers:'from:layer9'}", "phases.upper.train_layers: the backbone has no module 'layer9'"),
         ("{epochs:2,optimizer:{name:sgd}}", "phases.upper.optimizer.lr: must be given with name: sgd"),
-        ("{epochs:2,optimizer:{name:sdg,lr:1}}", "phases.upper.optimizer.name: 'sdg' is no optimizer"),
+        ("{epochs:2,optimizer:{name:sdg,lr:1}}", "phases.upper.optimizer.name: 'sdg' is not an optimizer"),
         ("{epochs:2,schedule:{patience:3}}", "phases.upper.schedule: cosine can't be built with"),
     ],
 )
@@ -176,7 +176,7 @@ def test_a_start_with_other_values_is_refused_and_loses_nothing(demo_photos, tmp
     folder = tmp_path / "run"
     train(folder, *demo(demo_photos), "run.max_epochs_per_start=1")
     before = (folder / "history.csv").read_text()
-    with pytest.raises(InputError, match=r"the beginning of another run: optimizer.lr=0.001 became 0.1\. Give"):
+    with pytest.raises(InputError, match=r"an unfinished run with other values: optimizer.lr=0.001 became 0.1\. Give"):
         train(folder, *demo(demo_photos), "run.max_epochs_per_start=1", "optimizer.lr=0.1")
     assert (folder / "history.csv").read_text() == before
     train(folder, *demo(demo_photos), "run.price_per_hour=3.6")  # the rest in one start
@@ -247,7 +247,7 @@ def test_a_pickle_that_poses_as_a_checkpoint_is_refused_and_runs_nothing(two_pha
     (folder / "checkpoints").mkdir(parents=True)
     shutil.copy(two_phases / "config.yaml", folder)
     torch.save({"phase": 0, "epoch": Bomb()}, folder / "checkpoints" / "last.ckpt")
-    with pytest.raises(InputError, match=r"last\.ckpt is no whole checkpoint"):
+    with pytest.raises(InputError, match=r"last\.ckpt is not a complete checkpoint"):
         train(folder, *demo(demo_photos), *PHASES, "callbacks.monitor=train/loss")
     assert (folder / "checkpoints" / "last.ckpt").exists()
     with pytest.raises(Exception, match=r"[Ww]eights.only"):

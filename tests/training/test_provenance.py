@@ -36,4 +36,4 @@ def test_a_damaged_file_is_told_and_begun_anew(tmp_path, caplog):
         (tmp_path / "environment.json").write_text(content)
         write_environment(tmp_path, {"seed": 0, "deterministic": False}, trainer)
         assert len(json.loads((tmp_path / "environment.json").read_text())) == 1
-        assert "what it told of earlier starts is lost" in caplog.text
+        assert "its records of earlier starts are lost" in caplog.text

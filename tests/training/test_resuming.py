@@ -88,8 +88,8 @@ def test_cut_inside_an_epoch_it_ends_as_if_it_had_not_been(overrides, cut, demo_
     train(tmp_path / "cut", *overrides)
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
     told = (tmp_path / "cut" / "run.log").read_text()
-    assert "going on after 0 of 2 epochs and 4 batches of the next (last.ckpt of 20" in told
-    assert f"the run is not finished (SIGTERM); the same command with run.dir={tmp_path / 'cut'} goes on" in told
+    assert "resuming after 0 of 2 epochs and 4 batches of the next (last.ckpt of 20" in told
+    assert f"the run is not finished (SIGTERM); the same command with run.dir={tmp_path / 'cut'} resumes it" in told
 
 
 def test_a_run_of_little_time_ends_each_start_with_a_checkpoint(demo_photos, tmp_path):
@@ -118,7 +118,7 @@ def test_other_values_are_refused_unless_told(cut, demo_photos, tmp_path):
         assert change in str(refused.value)
     assert "\n" not in str(refused.value)
     train(folder, *demo(demo_photos), "data.num_workers=1", *changed, "run.allow_changes=true")
-    assert "going on with a changed configuration: optimizer.lr=0.001 became 0.1" in (folder / "run.log").read_text()
+    assert "resuming with a changed configuration: optimizer.lr=0.001 became 0.1" in (folder / "run.log").read_text()
     with pytest.raises(InputError, match="exists already"):
         train(folder, *demo(demo_photos), *changed)
 
@@ -219,9 +219,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, three_epochs, 
         last.write_bytes(content if damage == "one bit" else content[: len(content) // 2])
     train(folder, *overrides)
     told = (folder / "run.log").read_text()
-    assert "going on after 1 of 3 epochs (previous.ckpt of" in told
+    assert "resuming after 1 of 3 epochs (previous.ckpt of" in told
     if damage != "gone":
-        assert "last.ckpt is no whole checkpoint" in told
+        assert "last.ckpt is not a complete checkpoint" in told
     assert_same_run(folder, whole)
 
 
@@ -230,7 +230,7 @@ def test_nothing_is_begun_anew_where_both_checkpoints_are_damaged(three_epochs, 
     folder = shutil.copytree(part, tmp_path / "run")
     for name in ("last", "previous"):
         (folder / "checkpoints" / f"{name}.ckpt").write_bytes(b"PK")
-    with pytest.raises(InputError, match=r"last\.ckpt is no whole checkpoint.*previous\.ckpt is no whole"):
+    with pytest.raises(InputError, match=r"last\.ckpt is not a complete checkpoint.*previous\.ckpt is not a complete"):
         train(folder, *overrides)
     assert len(pd.read_csv(folder / "history.csv")) == 2
 

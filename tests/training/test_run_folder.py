@@ -14,7 +14,7 @@ from carvision.config import is_as_shipped
 from carvision.errors import InputError
 from carvision.training.lit_classifier import LitClassifier
 from carvision.training.run_folder import (
-    bytes_of_checkpoint,
+    checkpoint_bytes,
     disk_errors,
     flat_config,
     lock_folder,
@@ -118,7 +118,7 @@ def test_keys_that_an_earlier_version_lacked_are_no_change(tmp_path, caplog):
     write_config(earlier, tmp_path)
     with caplog.at_level(logging.INFO):
         require_same_config(config(), tmp_path)
-    assert "optimizer.sam_rho" in caplog.text and "which the run was begun without" in caplog.text
+    assert "optimizer.sam_rho" in caplog.text and "not in the run's first start" in caplog.text
     for changed, told in (
         ("optimizer.sam_rho=0.05", "optimizer.sam_rho=None became 0.05"),
         ("deterministic=true", "deterministic=False became True"),
@@ -162,21 +162,21 @@ ADAM, SGD = {"name": "adamw", "lr": 0.1}, {"name": "sgd", "lr": 0.1, "momentum":
 )
 def test_the_bytes_of_a_checkpoint_by_optimizer(phases, averaged, weights, kept):
     lit = lit_of(phases)
-    assert bytes_of_checkpoint(lit, averaged) == 4 * (weights + kept) * size_of(lit)
+    assert checkpoint_bytes(lit, averaged) == 4 * (weights + kept) * size_of(lit)
 
 
 def test_moments_are_kept_only_of_what_is_trained():
     frozen = lit_of([(ADAM, "none")])
     trained = sum(p.numel() for p in frozen.parameters() if p.requires_grad)
     assert 0 < trained < size_of(frozen)
-    assert bytes_of_checkpoint(frozen, False) == 4 * (size_of(frozen) + 2 * trained)
+    assert checkpoint_bytes(frozen, False) == 4 * (size_of(frozen) + 2 * trained)
     later = lit_of([(ADAM, "none"), (ADAM, "all")])
-    assert bytes_of_checkpoint(later, False) == 4 * 3 * size_of(later)
+    assert checkpoint_bytes(later, False) == 4 * 3 * size_of(later)
 
 
 def test_the_space_that_checkpoints_have_taken_is_theirs_each_file_once(tmp_path, monkeypatch):
     lit = lit_of([(ADAM, "all")])
-    size = bytes_of_checkpoint(lit, False)
+    size = checkpoint_bytes(lit, False)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").write_bytes(bytes(size))
     (tmp_path / "checkpoints" / "best.ckpt").hardlink_to(tmp_path / "checkpoints" / "last.ckpt")

@@ -23,7 +23,7 @@ def test_a_signal_to_all_processes_ends_with_a_checkpoint_of_the_step(number, co
     process.join(60)
     told = printed(folder)
     assert process.exitcode == code, told
-    assert f"{signal.Signals(number).name}: the start ends with a checkpoint" in told and "Traceback" not in told
+    assert f"{signal.Signals(number).name}: stopping with a checkpoint" in told and "Traceback" not in told
     assert told.splitlines()[-1] == f"run: {folder}"
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["epoch"] >= 0 and not (folder / "metrics.json").exists()
@@ -31,7 +31,7 @@ def test_a_signal_to_all_processes_ends_with_a_checkpoint_of_the_step(number, co
         process = start(folder, *demo(demo_photos), *OVERRIDES, "run.max_epochs_per_start=1")
         process.join(120)
         assert process.exitcode == 0, printed(folder)
-        assert "going on after" in printed(folder)
+        assert "resuming after" in printed(folder)
 
 
 def test_the_test_after_training_ends_at_once_and_is_made_up_for(demo_photos, tmp_path):
@@ -55,7 +55,7 @@ def test_the_second_signal_ends_at_once(number, code, demo_photos, tmp_path):
     process = start(folder, *demo(demo_photos), *OVERRIDES, stuck=True)
     wait_for(lambda: folder.with_suffix(".out").exists() and "stuck" in printed(folder), process)
     os.kill(process.pid, number)
-    wait_for(lambda: "the start ends with a checkpoint" in printed(folder), process)
+    wait_for(lambda: "stopping with a checkpoint" in printed(folder), process)
     time.sleep(1)
     assert process.exitcode is None
     os.kill(process.pid, number)

@@ -197,7 +197,9 @@ def test_a_checkpoint_that_is_none_is_refused_in_one_line(begun):
     ):  # fmt: skip
         last.unlink()
         last.write_bytes(damage)
-        with pytest.raises(InputError, match=r"last\.ckpt is no whole checkpoint.*model\.weights=.*best\.ckpt") as told:
+        with pytest.raises(
+            InputError, match=r"last\.ckpt is not a complete checkpoint.*model\.weights=.*best\.ckpt"
+        ) as told:
             train(folder, *overrides)
         assert is_one_line(told)
     assert len(pd.read_csv(folder / "history.csv")) == 1
@@ -262,7 +264,7 @@ def test_a_damaged_list_of_splits_is_refused_or_told(content, begun):
         train(folder, *overrides)
     assert is_one_line(told)
     train(folder, *overrides, "run.allow_changes=true", "run.max_epochs_per_start=1")
-    assert "the photos are taken as they are now" in (folder / "run.log").read_text()
+    assert "using the photos as they are now" in (folder / "run.log").read_text()
 
 
 def test_files_in_the_place_of_folders_and_the_reverse(begun, tmp_path):

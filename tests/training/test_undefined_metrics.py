@@ -15,7 +15,7 @@ from carvision.evaluation import run as evaluation
 from carvision.reports.comparison.frame import runs_frame
 from carvision.reports.comparison.runs import read_run
 from carvision.reports.curves import plot_curves
-from carvision.search.worker import values_of
+from carvision.search.worker import objective_values
 from carvision.training.callbacks import Patience
 from tests.data.layouts import write_photo
 from tests.small_runs import train
@@ -85,7 +85,7 @@ def test_validation_that_nothing_goes_by_is_undefined(manifest, tmp_path, caplog
     assert carvision.load(folder).classes == {"kind": ["a", "b"]}
     [row] = runs_frame([read_run(folder)], ["run"]).to_dict("records")
     assert math.isnan(row["lowest_val_loss"]) and math.isnan(row.get("val/loss", math.nan)) and row["train/loss"] > 0
-    assert values_of(folder, {"val/loss": "min"}) == (
+    assert objective_values(folder, {"val/loss": "min"}) == (
         None, "val/loss is undefined in the best epoch, or no metric of this training"
     )  # fmt: skip
     assert "val loss –  kind top1 –" in (folder / "run.log").read_text(encoding="utf-8")
