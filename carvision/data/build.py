@@ -92,6 +92,7 @@ def build_split(table: Table, split: dict, fold: int | None = None) -> Table:
         case "stratified":
             return stratified_split(table, tuple(split["fractions"]), seed, keep_groups)
         case "kfold":
+            assert fold is not None  # of folds_of()
             return kfold_split(table, split["num_folds"], fold, val_fraction, seed, keep_groups)
         case "unseen_classes":
             return unseen_classes_split(table, split["train_classes"], val_fraction, seed, keep_groups)

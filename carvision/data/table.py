@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -69,7 +69,7 @@ class Table:
     name: str
     root: Path | str
     rows: pd.DataFrame
-    labels: dict[str, Classes | Number]
+    labels: Mapping[str, Classes | Number]
     finest: str
     shards: Shards | None = None
     heads: tuple[str, ...] = ()
@@ -80,6 +80,11 @@ class Table:
     @property
     def class_labels(self) -> dict[str, Classes]:
         return {name: label for name, label in self.labels.items() if isinstance(label, Classes)}
+
+    @property
+    def finest_classes(self) -> Classes:
+        """The classes of the finest label."""
+        return self.class_labels[self.finest]
 
     def class_label(self, wanted: str | None, key: str) -> str:
         """The label with classes that is wanted; None: the finest. Raises InputError, which names `key`."""
@@ -147,7 +152,7 @@ class Table:
 
     def only_classes(self, wanted: Iterable[str]) -> "Table":
         """The photos of the classes of the finest label given by id or by name (data.classes)."""
-        label = self.labels[self.finest]
+        label = self.finest_classes
         codes = []
         for value in map(str, wanted):
             hits = [i for i in range(len(label)) if nfc(value) in (nfc(label.ids[i]), nfc(label.names[i]))]
@@ -178,7 +183,9 @@ class Table:
         return self.select(keep).without_empty_classes()
 
 
-def encode(ids: Iterable[str], names: Mapping[str, str] | None = None) -> tuple[np.ndarray, Classes]:
+def encode(
+    ids: Sequence[str] | np.ndarray | pd.Series, names: Mapping[str, str] | None = None
+) -> tuple[np.ndarray, Classes]:
     """Codes (int32, one a value of `ids`; UNKNOWN for "" and None) and the Classes, in the order of `sorted_ids`.
 
     Ids that differ in their Unicode form alone, as after a copy from macOS, are one class, shown in its composed form.
@@ -274,7 +281,7 @@ def without_missing_files(table: Table, allow_missing: bool, tolerated: int = 0)
     log.warning(
         "%s: %s. Going on with %s photos (%.1f %%) of %d of %d classes.",
         table.name, count, f"{len(partial):,}", 100 * len(partial) / len(table),
-        len(partial.labels[table.finest]), len(table.labels[table.finest]),
+        len(partial.finest_classes), len(table.finest_classes),
     )  # fmt: skip
     return partial
 
