@@ -21,23 +21,12 @@ from carvision.checks import (
 )
 from carvision.errors import InputError
 
-if TYPE_CHECKING:  # these import torch and Pillow
+if TYPE_CHECKING:  # these import Pillow, pandas and torch
     from carvision.data.images import PreprocessingDescription
+    from carvision.data.table import LabelDescription
     from carvision.models.classifier import NetworkDescription
 
 FORMAT = 1
-
-
-class LabelDescription(TypedDict, total=False):
-    """A label as plain values: ids, names, parent and parent_codes of classes; unit, mean and std of a number."""
-
-    ids: list[str]
-    names: list[str]
-    parent: str | None
-    parent_codes: list[int]
-    unit: str
-    mean: float
-    std: float
 
 
 class WeightsDescription(TypedDict, total=False):
@@ -53,7 +42,7 @@ class ModelDescription(TypedDict):
 
     format: int
     network: "NetworkDescription"
-    labels: dict[str, LabelDescription]
+    labels: "dict[str, LabelDescription]"
     preprocessing: "PreprocessingDescription"
     decoding: str
     crop_to_box: NotRequired[bool]

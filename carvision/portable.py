@@ -4,12 +4,13 @@ import hashlib
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import PIL.Image
@@ -22,7 +23,6 @@ from carvision.data.images import Preprocessing
 from carvision.data.squares import square_of
 from carvision.description import (
     FORMAT,
-    LabelDescription,
     ModelDescription,
     check_description,
     read_description,
@@ -35,6 +35,9 @@ from carvision.models.classifier import Classifier, NetworkDescription, classifi
 from carvision.models.decoding import decode
 from carvision.models.limits import Limits, WithoutValues
 from carvision.whole_files import write_json, written_whole
+
+if TYPE_CHECKING:  # it imports pandas
+    from carvision.data.table import LabelDescription
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +65,7 @@ class LoadedClassifier(Classifier):
 def save(
     model: Classifier,
     folder: Path,
-    labels: dict[str, LabelDescription],
+    labels: "dict[str, LabelDescription]",
     preprocessing: Preprocessing,
     decoding: str,
     metrics: dict,
@@ -103,7 +106,7 @@ def write_description(folder: Path, description: ModelDescription) -> None:
     write_json(folder / DESCRIPTION, description)
 
 
-def load(path: str | Path) -> LoadedClassifier:
+def load(path: str | os.PathLike[str]) -> LoadedClassifier:
     """The network of a run's folder or of its model.safetensors, as a torch.nn.Module in eval mode, with
 
     model(images) -> {head: logits}          images float (B, 3, H, W) as model.transform gives them
@@ -304,7 +307,7 @@ def _require_same(own: dict[str, tuple[int, ...]], shapes: dict[str, tuple[int, 
         raise ValueError(f"{wrong} has the shape {shapes[wrong]}, and its network {own[wrong]}")
 
 
-def parents_of(labels: dict[str, LabelDescription]) -> dict[str, tuple[str, Tensor]]:
+def parents_of(labels: "dict[str, LabelDescription]") -> dict[str, tuple[str, Tensor]]:
     """{child: (parent, codes)} of the heads that have both, from plain label descriptions."""
     return {
         name: (label["parent"], torch.tensor(label["parent_codes"]))

@@ -251,7 +251,7 @@ class PhotoDataModule(pl.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         if device.type == "cuda":
-            return cast(Batch, self.prefetch(cast(dict, batch), device))
+            return cast(Batch, self.prefetch(batch, device))
         if device.type == "cpu":
             return batch  # it is there
         return super().transfer_batch_to_device(batch, device, dataloader_idx)

@@ -11,7 +11,7 @@ import io
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import pandas as pd
@@ -73,7 +73,33 @@ LEAST_ROW, MOST_ROW = 4, 5000
 LEAST_BYTES = 2 * 512  # of a photo in a shard: the headers of its two members
 
 
-def write_index(table: Table, packed: dict) -> dict:
+class FileDescription(TypedDict):
+    """A file of a pack: its size, and the SHA-256 of its bytes as hex."""
+
+    bytes: int
+    sha256: str
+
+
+class ShardDescription(FileDescription):
+    name: str
+
+
+class PackIndex(TypedDict):
+    """What pack.json holds. photos: how many of each split. labels: Classes or Number as plain values. table: of
+    table.parquet. packed: what the photos were packed with."""
+
+    format: int
+    name: str
+    photos: dict[str, int]
+    finest: str
+    heads: list[str]
+    labels: dict[str, dict[str, Any]]
+    table: FileDescription
+    shards: list[ShardDescription]
+    packed: dict[str, Any]
+
+
+def write_index(table: Table, packed: dict[str, Any]) -> PackIndex:
     """table.parquet and then pack.json into table.shards.place. packed: how. Returns what pack.json holds."""
     shards = shards_of(table)
     folder = Path(shards.place)
@@ -81,7 +107,7 @@ def write_index(table: Table, packed: dict) -> dict:
         table.rows.to_parquet(partial, index=False)
     content = (folder / TABLE).read_bytes()
     counts = table.rows["split"].replace("", "unsplit").value_counts()
-    index = {
+    index: PackIndex = {
         "format": FORMAT,
         "name": table.name,
         "photos": {name: int(counts[name]) for name in sorted(counts.index)},
@@ -89,7 +115,7 @@ def write_index(table: Table, packed: dict) -> dict:
         "heads": list(table.heads),
         "labels": {name: asdict(label) for name, label in table.labels.items()},
         "table": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()},
-        "shards": [asdict(shard) for shard in shards.all],
+        "shards": [{"name": each.name, "bytes": each.bytes, "sha256": each.sha256} for each in shards.all],
         "packed": packed,
     }
     write_json(folder / INDEX, index)
@@ -140,7 +166,7 @@ def _read_remote(url: str, window: int | None, folder: Path, cache_gb: float | N
     return table
 
 
-def read_index(folder: Path) -> dict:
+def read_index(folder: Path) -> PackIndex:
     """What pack.json of the folder holds."""
     file = folder / INDEX
     if not file.is_file() and (folder / STATE).is_dir():
@@ -151,7 +177,7 @@ def read_index(folder: Path) -> dict:
         return parse_index(opened.read(MAX_JSON_BYTES + 1), str(file))
 
 
-def parse_index(content: bytes, name: str) -> dict:
+def parse_index(content: bytes, name: str) -> PackIndex:
     """pack.json, checked: files have plain names, numbers are in range, classes belong together. Raises InputError."""
     try:
         index = parse_json(content, name)
@@ -169,7 +195,7 @@ def parse_index(content: bytes, name: str) -> dict:
     if problem:
         problem = " ".join(problem.split())[:300]
         raise InputError(f"data.root: {name}: {problem}; it is damaged or was changed, so pack again, or copy it again")
-    return index
+    return cast(PackIndex, index)
 
 
 def _problem_of(index: dict) -> str | None:
@@ -209,7 +235,7 @@ def shards_of(table: Table) -> Shards:
 
 
 def table_of(
-    index: dict, content: bytes, place: Path | str, window: int | None = None, cache: Cache | None = None
+    index: PackIndex, content: bytes, place: Path | str, window: int | None = None, cache: Cache | None = None
 ) -> Table:
     """The Table from what pack.json and table.parquet hold. place: folder or URL of the shards."""
     sha256 = hashlib.sha256(content).hexdigest()

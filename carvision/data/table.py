@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
@@ -45,6 +46,19 @@ class Number:
     """A label that is a number to be estimated (maximum speed), in `unit`."""
 
     unit: str = ""
+
+
+class LabelDescription(TypedDict, total=False):
+    """A label as plain values, as in model.json: ids, names, parent and parent_codes of classes; unit, mean and std, of
+    the training photos, of a number."""
+
+    ids: list[str]
+    names: list[str]
+    parent: str | None
+    parent_codes: list[int]
+    unit: str
+    mean: float
+    std: float
 
 
 @dataclass(frozen=True)
@@ -150,7 +164,7 @@ class Table:
             )
         return replace(self, rows=rows, labels=labels)
 
-    def only_classes(self, wanted: Iterable[str]) -> "Table":
+    def only_classes(self, wanted: Iterable[str | int]) -> "Table":
         """The photos of the classes of the finest label given by id or by name (data.classes)."""
         label = self.finest_classes
         codes = []

@@ -1,13 +1,13 @@
 """All heads of a split together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from carvision.data.table import UNKNOWN
+from carvision.data.table import UNKNOWN, LabelDescription
 from carvision.metrics.auc import AREAS, ScoreHistograms
 from carvision.metrics.heads import TOP, HeadMetrics, NumberMetrics, figures_at50, figures_of
 from carvision.metrics.neighbours import Embedded, NeighbourMetrics
@@ -230,7 +230,9 @@ class EpochMetrics(nn.Module):
         return [*self.heads, *self.scores, *optional, self.penalty]
 
 
-def figure_names(labels: dict[str, dict], with_metric_loss: bool = False, with_auc: bool = False) -> list[str]:
+def figure_names(
+    labels: Mapping[str, LabelDescription], with_metric_loss: bool = False, with_auc: bool = False
+) -> list[str]:
     """The names of all figures that every epoch has for these labels (see LitClassifier).
 
     with_auc: also the areas under the ROC curve, which a split with a single class lacks.
