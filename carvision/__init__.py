@@ -1,16 +1,34 @@
 """carvision: tell cars, flowers or anything else fine-grained apart in photos."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # `import carvision` alone loads no torch
+    from collections.abc import Iterable, Sequence
+    from os import PathLike
+
+    from PIL.Image import Image
+
+    from carvision.portable import LoadedClassifier
+
 __version__ = "0.1.0"
 
 
-def load(path):
+def load(path: "str | PathLike[str]") -> "LoadedClassifier":
     """The trained network of a run's folder, or of a model.safetensors file, in eval mode: `portable.load`."""
-    from carvision import portable  # not above: `import carvision` alone loads no torch
+    from carvision import portable
 
     return portable.load(path)
 
 
-def predict(model, photos, *, boxes=None, top=1, batch_size=32, device="auto"):
+def predict(
+    model: "LoadedClassifier | str | PathLike[str]",
+    photos: "Iterable[str | PathLike[str] | Image]",
+    *,
+    boxes: "Sequence | None" = None,
+    top: int = 1,
+    batch_size: int = 32,
+    device: str = "auto",
+) -> list[dict]:
     """The classes of photos, as plain Python values, in this process alone: for an app or a web service.
 
     model: of load(), or a path as load() takes it; load it once where predict is called often, it is then moved to

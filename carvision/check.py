@@ -13,6 +13,9 @@ from carvision.machine import num_cores
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from carvision.data.build import DataConfig
+    from carvision.data.table import Table
+
 log = logging.getLogger(__name__)
 
 
@@ -45,7 +48,7 @@ def check(cfg: "DictConfig") -> None:
     sys.exit(0 if complete and not unusable else 1)
 
 
-def _read(data: dict):
+def _read(data: "DataConfig") -> "tuple[Table, bool]":
     """The table, and whether the data set is complete. An incomplete one is reported, and what is there looked at.
 
     Its split is the data set's own, or the one that data.split asks for.

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from carvision.errors import InputError, nearest
 
@@ -127,8 +128,8 @@ def optional(check: Check) -> Check:
 
 def either(*checks: Check) -> Check:
     def one_fits(value):
-        wrong = [check(value) for check in checks]
-        return None if None in wrong else " or ".join(wrong)
+        wrong = [reason for check in checks if (reason := check(value))]
+        return None if len(wrong) < len(checks) else " or ".join(wrong)
 
     return one_fits
 
@@ -159,5 +160,5 @@ def span(check: Check) -> Check:
 
 def odd(low: int, high: int) -> Check:
     return lambda value: (
-        None if whole(low, high)(value) is None and value % 2 else f"an odd number from {low} to {high}"
+        None if whole(low, high)(value) is None and cast(int, value) % 2 else f"an odd number from {low} to {high}"
     )

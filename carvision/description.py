@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
 
 import carvision
 from carvision.allowed import ALLOWED
@@ -20,7 +21,38 @@ from carvision.checks import (
 )
 from carvision.errors import InputError
 
+if TYPE_CHECKING:  # these import Pillow, pandas and torch
+    from carvision.data.images import PreprocessingDescription
+    from carvision.data.table import LabelDescription
+    from carvision.models.classifier import NetworkDescription
+
 FORMAT = 1
+
+
+class WeightsDescription(TypedDict, total=False):
+    """Which weights they are. kind: "raw" or "averaged". epoch: from 0, the one after which they were so."""
+
+    file: str
+    kind: str
+    epoch: int | None
+
+
+class ModelDescription(TypedDict):
+    """What model.json holds. config: the run's configuration; metrics: {split: {name: value}}."""
+
+    format: int
+    network: "NetworkDescription"
+    labels: "dict[str, LabelDescription]"
+    preprocessing: "PreprocessingDescription"
+    decoding: str
+    crop_to_box: NotRequired[bool]
+    temperature: NotRequired[dict[str, float]]
+    weights: NotRequired[WeightsDescription]
+    sha256: NotRequired[str]  # of the file of weights; a checkpoint's description has none
+    metrics: NotRequired[dict[str, Any]]
+    config: NotRequired[dict[str, Any]]
+    versions: NotRequired[dict[str, str]]
+
 
 _any_text: Check = lambda value: None if isinstance(value, str) else "a text"  # noqa: E731 - a class may have no name
 _flag = ALLOWED["data.crop_to_box"]
@@ -96,7 +128,7 @@ MAX_NECK = 100  # blocks
 FREE = ("network.backbone_kwargs", "metrics", "config", "versions", "temperature")  # their own keys are any
 
 
-def read_description(file: Path) -> dict:
+def read_description(file: Path) -> ModelDescription:
     """What model.json says, checked. Raises InputError, in one line, where it is newer, damaged, larger than any that
     carvision writes, or wrong in itself."""
     described = read_json(file)
@@ -111,7 +143,7 @@ def read_description(file: Path) -> dict:
     if "sha256" not in described:
         raise InputError(f"{file}: sha256 is missing; the model is damaged or was changed by hand")
     check_description(described, file)
-    return described
+    return cast(ModelDescription, described)
 
 
 def read_json(file: Path) -> object:
@@ -246,7 +278,8 @@ def _check_classes(name: str, label: dict, head: dict) -> None:
 
 def check_parent(name: str, label: dict, labels: dict) -> None:
     """A parent that the network has no head for (the make, of one that tells models alone) is a word like any other."""
-    above, parent = {name}, label.get("parent")
+    above: set[str | None] = {name}
+    parent = label.get("parent")
     if parent not in labels:
         return
     ids, codes = labels[parent].get("ids"), label.get("parent_codes", [])

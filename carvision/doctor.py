@@ -23,6 +23,7 @@ def doctor(arguments: list[str] | None = None) -> int:
     use_utf8()
     options = parser().parse_args(arguments)
     say = _to_terminal if sys.stderr.isatty() else (lambda text: None)
+    found = None
     try:
         found = examine(options.data, options.out, options.online, say)
         say("")
@@ -35,7 +36,7 @@ def doctor(arguments: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # by | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return int(any(finding.severity == "breaks" for finding in found.findings))
+    return int(found is not None and any(finding.severity == "breaks" for finding in found.findings))
 
 
 def _to_terminal(text: str) -> None:

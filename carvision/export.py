@@ -52,13 +52,14 @@ def write(run: Path, outs: dict[str, Path | None], head: str | None) -> list[str
         refuse_link_out(folder / "export")
     outs = {name: out or folder / "export" / NAMES[name] for name, out in outs.items()}
     problems = {name: problem for name, out in outs.items() if (problem := problem_of(check_out, name, out))}
-    if len(problems) < len(outs):
+    good = {name: out for name, out in outs.items() if name not in problems}
+    if good:
         from carvision import portable  # only now: --help and a wrong option do not wait for torch
 
         model = portable.load(run)
-    for name, out in outs.items():
-        if name not in problems and (problem := problem_of(write_one, name, model, folder, out, head)):
-            problems[name] = problem
+        for name, out in good.items():
+            if problem := problem_of(write_one, name, model, folder, out, head):
+                problems[name] = problem
     return [problems[name] for name in outs if name in problems]
 
 

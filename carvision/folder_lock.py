@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from carvision.errors import InputError
 from carvision.folders import LOCK
@@ -19,7 +19,7 @@ except ImportError:  # Windows, where nothing keeps two commands from writing in
 log = logging.getLogger(__name__)
 
 
-def lock_folder(folder: Path, refusal: str) -> BinaryIO | None:
+def lock_folder(folder: Path, refusal: str) -> IO[bytes] | None:
     """Held until it is closed or the process ends. Raises InputError with the text `refusal` where another holds it."""
     if fcntl is None:
         return None

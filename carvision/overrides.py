@@ -49,7 +49,7 @@ def _with_quoted_path(word: str, sweeps: bool) -> str:
     if not is_path(key):
         # Hydra's choice() takes anything but null, and a list without it takes null, too
         has_null = choice and not choice["tags"] and "null" in choice["items"].lower()
-        return f"{head}{choice['items']}" if has_null else word
+        return f"{head}{choice['items']}" if choice and has_null else word
     if sweeps and not key.startswith("sweep.") and not _exists(value):
         items = ITEM.findall(choice["items"] if choice else value)
         if choice and choice["tags"]:

@@ -39,6 +39,7 @@ def _pack(config: dict, heads: tuple[str, ...], num_workers: int) -> None:
 
     from carvision.data.build import build_split, build_table, download
     from carvision.data.pack_shard import Form
+    from carvision.data.packed import shards_of
     from carvision.data.packing import pack
     from carvision.run_log import start_log
 
@@ -57,8 +58,9 @@ def _pack(config: dict, heads: tuple[str, ...], num_workers: int) -> None:
     )
     folder = Path(config["out"])
     packed = pack(replace(table, heads=heads or table.heads), form, config["shard_mb"], folder, num_workers)
-    total_mb = sum(shard.bytes for shard in packed.shards.all) / 1e6
-    print(f"{len(packed):,} photos, {total_mb:,.1f} MB; shards: {len(packed.shards.all)}; train with data=packed")
+    shards = shards_of(packed).all
+    total_mb = sum(shard.bytes for shard in shards) / 1e6
+    print(f"{len(packed):,} photos, {total_mb:,.1f} MB; shards: {len(shards)}; train with data=packed")
     print(f"pack: {folder}")
 
 

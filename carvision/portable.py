@@ -4,11 +4,13 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import PIL.Image
@@ -19,27 +21,51 @@ from torch import Tensor
 import carvision
 from carvision.data.images import Preprocessing
 from carvision.data.squares import square_of
-from carvision.description import FORMAT, check_description, read_description, read_json, values_within
+from carvision.description import (
+    FORMAT,
+    ModelDescription,
+    check_description,
+    read_description,
+    read_json,
+    values_within,
+)
 from carvision.errors import InputError
 from carvision.models.backbones import create_backbone, read_pickled, tensor_shapes
-from carvision.models.classifier import Classifier, classifier_from
+from carvision.models.classifier import Classifier, NetworkDescription, classifier_from
 from carvision.models.decoding import decode
 from carvision.models.limits import Limits, WithoutValues
 from carvision.whole_files import write_json, written_whole
 
+if TYPE_CHECKING:  # it imports pandas
+    from carvision.data.table import LabelDescription
+
 log = logging.getLogger(__name__)
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
-LAYERS = ("layers", "difference")  # of an embedding
 SMALL_LAYER = 1_000_000  # values
 LARGEST_SUM = 100_000  # of all numbers for a backbone: those of a large one are a tenth of it
 LARGEST_NUMBER = 10_000  # for a backbone, whatever its weights' sizes: a rotary embedding's temperature
 
 
+class LoadedClassifier(Classifier):
+    """A Classifier with what load() adds to it, as type checkers and editors see it. It has no instances."""
+
+    classes: dict[str, list[str]]
+    class_ids: dict[str, list[str]]
+    parents: dict[str, tuple[str, Tensor]]
+    temperature: dict[str, float]
+    preprocessing: Preprocessing
+    crop_to_box: bool
+    about: ModelDescription
+    transform: Callable[..., Tensor]
+    decode: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    probs: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
 def save(
     model: Classifier,
     folder: Path,
-    labels: dict,
+    labels: "dict[str, LabelDescription]",
     preprocessing: Preprocessing,
     decoding: str,
     metrics: dict,
@@ -59,7 +85,7 @@ def save(
     with written_whole(weights) as place:
         save_file(tensors, place)
         sha256 = _sha256(place)
-    description = {
+    description: ModelDescription = {
         "format": FORMAT,
         "network": model.description,
         "labels": labels,
@@ -75,12 +101,12 @@ def save(
     write_description(folder, description)
 
 
-def write_description(folder: Path, description: dict) -> None:
+def write_description(folder: Path, description: ModelDescription) -> None:
     """model.json, which is there whole or as it was."""
     write_json(folder / DESCRIPTION, description)
 
 
-def load(path: str | Path) -> Classifier:
+def load(path: str | os.PathLike[str]) -> LoadedClassifier:
     """The network of a run's folder or of its model.safetensors, as a torch.nn.Module in eval mode, with
 
     model(images) -> {head: logits}          images float (B, 3, H, W) as model.transform gives them
@@ -116,7 +142,7 @@ def load(path: str | Path) -> Classifier:
         raise InputError(f"{folder}: the model is damaged or was not written by carvision ({text})") from error
 
 
-def description_of(source: Path) -> dict | None:
+def description_of(source: Path) -> ModelDescription | None:
     """What the model that `model.weights` names says of itself: a run's folder, its .safetensors file, or a checkpoint,
     wherever that was copied to. None of weights that are not carvision's, whatever lies beside them.
 
@@ -146,7 +172,7 @@ def description_of(source: Path) -> dict | None:
     return None
 
 
-def _description_in_checkpoint(file: Path) -> dict | None:
+def _description_in_checkpoint(file: Path) -> ModelDescription | None:
     checkpoint = read_pickled(file)
     own = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
     keys = {"description": "network", "labels": "labels", "preprocessing": "preprocessing", "decoding": "decoding"}
@@ -158,26 +184,28 @@ def _description_in_checkpoint(file: Path) -> dict | None:
     except (TypeError, ValueError, RecursionError):
         return None
     check_description(described, file)
-    return described
+    return cast(ModelDescription, described)
 
 
-def _assemble(described: dict, tensors: dict[str, Tensor]) -> Classifier:
+def _assemble(described: ModelDescription, tensors: dict[str, Tensor]) -> LoadedClassifier:
     """The network as load() gives it. Raises anything where the description and the weights make none."""
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     with _limits(described["network"], shapes):
-        model = classifier_from(described["network"])
+        model = cast(LoadedClassifier, classifier_from(described["network"]))
     _require_same({name: tuple(value.shape) for name, value in model.state_dict().items()}, shapes)
     model.load_state_dict(tensors)
-    for key in ("config", "metrics", "versions"):
-        described.setdefault(key, {})
-    preprocessing = Preprocessing(**described["preprocessing"])
+    config = described.setdefault("config", {})
+    described.setdefault("metrics", {})
+    described.setdefault("versions", {})
+    values: dict[str, Any] = {**described["preprocessing"]}
+    preprocessing = Preprocessing(**values)  # which makes tuples of its lists
     labels = {name: described["labels"][name] for name in model.labels}
     model.classes = {name: label["names"] for name, label in labels.items() if "ids" in label}
     model.class_ids = {name: label["ids"] for name, label in labels.items() if "ids" in label}
     model.parents = parents_of(labels)
     model.temperature = {name: float(described.get("temperature", {}).get(name, 1.0)) for name in model.classes}
     model.preprocessing = preprocessing
-    of_config = described["config"].get("data", {}).get("crop_to_box", False)  # where the first release told it
+    of_config = config.get("data", {}).get("crop_to_box", False)  # where the first release told it
     model.crop_to_box = described.get("crop_to_box", of_config)
     model.about = described
     model.transform = partial(to_input, preprocessing=preprocessing)
@@ -214,7 +242,7 @@ def _find_model(path: Path) -> tuple[Path, Path]:
     return folder, file
 
 
-def require_fitting(network: dict, shapes: dict[str, tuple[int, ...]]) -> None:
+def require_fitting(network: NetworkDescription, shapes: dict[str, tuple[int, ...]]) -> None:
     """Raises an error where the network described has larger layers than these weights, or another backbone, in little
     time and memory however large it is described."""
     sizes = [size for shape in shapes.values() if 0 not in shape for size in shape]  # 0: no byte of the file is of it
@@ -239,7 +267,7 @@ def require_fitting(network: dict, shapes: dict[str, tuple[int, ...]]) -> None:
     _require_same(own, {name: shape for name, shape in shapes.items() if name.startswith("backbone.")})
 
 
-def _limits(network: dict, shapes: dict[str, tuple[int, ...]]) -> Limits:
+def _limits(network: NetworkDescription, shapes: dict[str, tuple[int, ...]]) -> Limits:
     """What a network with these parameters makes while it is built, its activations and what it replaces included: a
     pool of its own replaces the dense layers of VGG, of 120 million values."""
     num_values = sum(math.prod(shape) for shape in shapes.values())
@@ -247,11 +275,12 @@ def _limits(network: dict, shapes: dict[str, tuple[int, ...]]) -> Limits:
     return Limits(100 + 2 * len(shapes), replaced + 2 * num_values, 1000 + 20 * len(shapes))
 
 
-def _require_layers(network: dict, shapes: set[tuple[int, ...]], num_tensors: int) -> None:
+def _require_layers(network: NetworkDescription, shapes: set[tuple[int, ...]], num_tensors: int) -> None:
     """Each large layer of trunk, heads and embedding has the shape of some of the weights; small ones are built, and
     compared then by their names."""
     embedding = network.get("embedding", {})
-    chains = [network["trunk"].get("hidden", []), *(embedding.get(key, {}).get("hidden", []) for key in LAYERS)]
+    layers = network["trunk"], embedding.get("layers", {}), embedding.get("difference", {})
+    chains = [each.get("hidden", []) for each in layers]
     chains += [[*head["layers"].get("hidden", []), head["num_outputs"]] for head in network["heads"].values()]
     num_layers = sum(map(len, chains))
     if num_layers > num_tensors:
@@ -278,7 +307,7 @@ def _require_same(own: dict[str, tuple[int, ...]], shapes: dict[str, tuple[int, 
         raise ValueError(f"{wrong} has the shape {shapes[wrong]}, and its network {own[wrong]}")
 
 
-def parents_of(labels: dict) -> dict[str, tuple[str, Tensor]]:
+def parents_of(labels: "dict[str, LabelDescription]") -> dict[str, tuple[str, Tensor]]:
     """{child: (parent, codes)} of the heads that have both, from plain label descriptions."""
     return {
         name: (label["parent"], torch.tensor(label["parent_codes"]))
@@ -295,7 +324,8 @@ def to_input(image: PIL.Image.Image, box: Sequence[float] | None = None, *, prep
     region = None if box is None else np.asarray(box, np.float32)
     pixels = square_of(image, preprocessing, region).float() / 255
     mean, std = (
-        torch.from_numpy(np.float32(values))[:, None, None] for values in (preprocessing.mean, preprocessing.std)
+        torch.from_numpy(np.array(values, np.float32))[:, None, None]
+        for values in (preprocessing.mean, preprocessing.std)
     )
     return (pixels - mean) / std
 

@@ -9,6 +9,7 @@ it before are the real ones. Where a version of these packages needs more than t
 
 import functools
 import importlib
+import importlib.abc
 import importlib.util
 import logging
 import sys
@@ -50,15 +51,18 @@ class Deferred(types.ModuleType):
             if isinstance(self, Deferred) and not self.executing:
                 self.executing = threading.get_ident()
                 try:
-                    self.__dict__.update(vars(importlib.util.module_from_spec(self.__spec__)))
-                    self.__spec__.loader.exec_module(self)
+                    spec = self.__spec__
+                    assert spec is not None and spec.loader is not None
+                    self.__dict__.update(vars(importlib.util.module_from_spec(spec)))
+                    spec.loader.exec_module(self)
                 except BaseException:
                     self.executing = None  # who asks again is told the same
                     raise
-                self.__class__ = types.ModuleType
+                # Python allows it of a module and a class derived from that
+                self.__class__ = types.ModuleType  # pyrefly: ignore[bad-argument-type]
 
 
-class PartsOfCompiler:
+class PartsOfCompiler(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """A finder and loader for Python's import of a part of torch._dynamo, as torch._dynamo.utils: first the whole is
     executed, which imports the part."""
 
@@ -72,7 +76,7 @@ class PartsOfCompiler:
                 return ModuleSpec(name, self)
         return None
 
-    def create_module(self, spec: ModuleSpec) -> types.ModuleType:
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType | None:
         return self.part
 
     def exec_module(self, module: types.ModuleType) -> None:
@@ -86,7 +90,7 @@ def import_timm() -> None:
         return
     deferred = [] if DYNAMO in sys.modules else [_defer_compiler()]
     utils = sys.modules[UTILS] = types.ModuleType(UTILS)
-    utils.is_compile_supported = _is_compile_supported
+    utils.__dict__.update(is_compile_supported=_is_compile_supported)
     try:
         importlib.import_module("timm")
     except (ImportError, AttributeError):  # another version needs more of torch._dynamo
@@ -103,7 +107,7 @@ def import_lightning() -> None:
     if not compiler() and not {"pytorch_lightning", "lightning_fabric"} & sys.modules.keys():
         deferred = [] if DYNAMO in sys.modules else [_defer_compiler()]
         if FLOPS not in sys.modules:  # which imports triton
-            deferred.append(Deferred(importlib.util.find_spec(FLOPS), later=("FlopCounterMode",)))
+            deferred.append(Deferred(_spec_of(FLOPS), later=("FlopCounterMode",)))
         try:
             importlib.import_module("pytorch_lightning")
         except (ImportError, AttributeError):  # another version needs more
@@ -123,16 +127,25 @@ def import_metrics() -> None:
 
 def _import_core() -> None:
     """Of torchmetrics: each class from its own file. matplotlib is in its annotations, and for pictures."""
-    spec = importlib.util.find_spec("torchmetrics")
+    spec = _spec_of("torchmetrics")
     torchmetrics = Deferred(spec, _logger=logging.getLogger("torchmetrics"))
-    file = Path(spec.origin).parent / "utilities" / "plot.py"
+    file = Path(spec.origin or "").parent / "utilities" / "plot.py"
     of_plot = importlib.util.spec_from_file_location("torchmetrics.utilities.plot", file)
+    if of_plot is None:
+        raise ImportError(f"no module at {file}")
     Deferred(of_plot, later=("plot_single_or_multi_val",), _AX_TYPE=object, _PLOT_OUT_TYPE=object)
     importlib.import_module("torchmetrics.utilities")  # first, as it and torchmetrics.metric import each other
     taken = {"__about__": ["__version__"], "metric": ["Metric"], "collections": ["MetricCollection"]}
     for name, own in {**taken, "aggregation": ["SumMetric"]}.items():
         module = importlib.import_module(f"torchmetrics.{name}")
         torchmetrics.__dict__.update({value: getattr(module, value) for value in own})
+
+
+def _spec_of(name: str) -> ModuleSpec:
+    spec = importlib.util.find_spec(name)
+    if spec is None:
+        raise ImportError(f"no module {name}")
+    return spec
 
 
 def _of(package: str) -> list[types.ModuleType]:
@@ -155,8 +168,8 @@ def compiler() -> types.ModuleType | None:
 
 class _AsOfCompiler(type):
     def __instancecheck__(cls, instance: object) -> bool:
-        real = getattr(compiler(), "OptimizedModule", cls)
-        return real is not cls and isinstance(instance, real)
+        real = getattr(compiler(), "OptimizedModule", None)
+        return real is not None and real is not cls and isinstance(instance, real)
 
 
 class OptimizedModule(metaclass=_AsOfCompiler):
@@ -167,7 +180,7 @@ def _defer_compiler() -> Deferred:
     if not any(isinstance(finder, PartsOfCompiler) for finder in sys.meta_path):
         sys.meta_path.insert(0, PartsOfCompiler())
     given = {"disable": _disable, "graph_break": _graph_break, "OptimizedModule": OptimizedModule}
-    return Deferred(importlib.util.find_spec(DYNAMO), **given)
+    return Deferred(_spec_of(DYNAMO), **given)
 
 
 def _graph_break(msg: str = "") -> None:
@@ -185,7 +198,9 @@ def _disable(fn=None, recursive: bool = True, **options):
 
     @functools.cache
     def kept_out():
-        return compiler().disable(fn, recursive, **options)
+        real = compiler()
+        assert real is not None  # see call
+        return real.disable(fn, recursive, **options)
 
     @functools.wraps(fn)
     def call(*args, **kwargs):

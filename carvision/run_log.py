@@ -3,7 +3,9 @@
 import contextlib
 import logging
 import sys
+from io import TextIOWrapper
 from pathlib import Path
+from typing import cast
 
 from carvision.whole_files import open_kept
 
@@ -33,8 +35,8 @@ class LogFile(logging.FileHandler):
 
     told = False
 
-    def _open(self):
-        return open_kept(Path(self.baseFilename), self.mode, encoding="utf-8")
+    def _open(self) -> TextIOWrapper:
+        return cast(TextIOWrapper, open_kept(Path(self.baseFilename), self.mode, encoding="utf-8"))
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]

@@ -1,8 +1,10 @@
 """UTF-8 on standard output and in file names, in every locale."""
 
 import contextlib
+import io
 import os
 import sys
+from typing import cast
 
 
 def use_utf8() -> None:
@@ -18,4 +20,4 @@ def use_utf8() -> None:
     # Bytes of file names that are no UTF-8 are printed as they are on standard output, which programs read.
     for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
         with contextlib.suppress(AttributeError, ValueError):  # something else in its place, or closed
-            stream.reconfigure(encoding="utf-8", errors=errors)
+            cast(io.TextIOWrapper, stream).reconfigure(encoding="utf-8", errors=errors)

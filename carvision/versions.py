@@ -34,7 +34,7 @@ def requirements() -> list[str]:
 
 def name_of(requirement: str) -> str:
     """ "torch" of "torch>=2.6"."""
-    return re.match(r"[\w.-]*", requirement)[0]
+    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
 
 
 def read_versions() -> dict[str, str | None]:
@@ -52,8 +52,9 @@ def version_of(name: str) -> str | None:
     except (metadata.PackageNotFoundError, KeyError, ValueError):  # the latter of damaged metadata
         return None
     try:
-        text = Path(distribution.locate_file(f"{name}/version.py")).read_text(encoding="utf-8")
-        return re.search(r"^__version__.*?['\"](.+?)['\"]", text, re.MULTILINE)[1]
+        text = Path(str(distribution.locate_file(f"{name}/version.py"))).read_text(encoding="utf-8")
+        found = re.search(r"^__version__.*?['\"](.+?)['\"]", text, re.MULTILINE)
+        return found[1] if found else version
     except (OSError, ValueError, TypeError):
         return version
 

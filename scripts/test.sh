@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Test: scripts/test.sh [pytest arguments]. With none: the linter and the whole suite.
+# Test: scripts/test.sh [pytest arguments]. With none: the linter, the type checker and the whole suite.
 # Sets up .venv on first use.
 set -euo pipefail
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -9,6 +9,8 @@ python=${PYTHON:-$(command -v python3.11 || command -v python3)}
 echo "[test] ruff check, ruff format --check"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
+echo "[test] pyrefly check"
+.venv/bin/pyrefly check --python-interpreter-path .venv/bin/python
 # The whole suite by several processes, each file of tests by one of them, so that fixtures are made once a file; files in
 # the order of tests/conftest.py, slow ones first.
 [ $# -gt 0 ] || set -- --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder

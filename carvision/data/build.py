@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import NotRequired, TypedDict
 
 from carvision.data.compcars import read_compcars
 from carvision.data.compcars_parts import read_compcars_parts
@@ -18,7 +19,47 @@ from carvision.data.table import Table
 from carvision.errors import InputError
 
 
-def build_table(data: dict, annotations: bool) -> Table:
+class SplitConfig(TypedDict):
+    """The checked group data.split. Configurations of earlier versions lack keys that came later."""
+
+    kind: str
+    file: str | None
+    fractions: list[float]
+    val_fraction: float
+    val_as_test: bool
+    test_as_train: NotRequired[bool]
+    train_classes: int | float
+    num_folds: int
+    fold: int | str  # a number, or "all"
+    keep_groups: bool
+    seed: int
+
+
+class DataConfig(TypedDict):
+    """What is read here of the checked group data: the keys of every data set, then those of some."""
+
+    name: str
+    root: str | None
+    allow_missing: bool
+    min_images_per_class: int
+    classes: list[str | int] | None
+    sampler: str
+    split: SplitConfig
+    names: NotRequired[str | None]
+    one_against_rest: NotRequired[str | int | None]
+    images_per_model: NotRequired[int]  # demo
+    part: NotRequired[str | int]  # compcars_parts
+    download: NotRequired[bool]  # oxford102
+    file: NotRequired[str]  # manifest, as the next three
+    labels: NotRequired[list[str]]
+    numbers: NotRequired[list[str]]
+    parents: NotRequired[dict[str, str] | None]
+    shuffle_shards: NotRequired[int | None]  # packed, as the next two
+    cache: NotRequired[str | None]
+    cache_gb: NotRequired[float | None]
+
+
+def build_table(data: DataConfig, annotations: bool) -> Table:
     """The photos that `data` (the checked group of conf/data) chooses, with the data set's own split.
 
     annotations: whether CompCars' boxes and viewpoints are wanted, which lie in a file for each photo.
@@ -36,7 +77,7 @@ def build_table(data: dict, annotations: bool) -> Table:
     return table
 
 
-def read_table(data: dict, annotations: bool) -> Table:
+def read_table(data: DataConfig, annotations: bool) -> Table:
     root = Path(data["root"]) if data["root"] else None
     allow_missing = data["allow_missing"]
     match data["name"]:
@@ -77,21 +118,23 @@ def read_table(data: dict, annotations: bool) -> Table:
     raise InputError(f"data.name: {data['name']!r} has no reader")
 
 
-def download(data: dict) -> None:
+def download(data: DataConfig) -> None:
     """Fetch the data set into data.root, where data.download asks for it."""
     if data.get("download"):
         download_oxford102(data["root"])
 
 
-def build_split(table: Table, split: dict, fold: int | None = None) -> Table:
+def build_split(table: Table, split: SplitConfig, fold: int | None = None) -> Table:
     """The table divided as `split` (data.split) says; fold: which of the k, for kfold."""
     if split["file"]:
         return file_split(table, Path(split["file"]))
     val_fraction, seed, keep_groups = split["val_fraction"], split["seed"], split["keep_groups"]
     match split["kind"]:
         case "stratified":
-            return stratified_split(table, tuple(split["fractions"]), seed, keep_groups)
+            train, val, test = split["fractions"]
+            return stratified_split(table, (train, val, test), seed, keep_groups)
         case "kfold":
+            assert fold is not None  # of folds_of()
             return kfold_split(table, split["num_folds"], fold, val_fraction, seed, keep_groups)
         case "unseen_classes":
             return unseen_classes_split(table, split["train_classes"], val_fraction, seed, keep_groups)
@@ -100,8 +143,9 @@ def build_split(table: Table, split: dict, fold: int | None = None) -> Table:
             return official_split(table, val_fraction, seed, keep_groups, split["val_as_test"], test_as_train)
 
 
-def folds_of(split: dict) -> list[int | None]:
+def folds_of(split: SplitConfig) -> list[int | None]:
     """The folds to train: [None] without k-fold."""
     if split["kind"] != "kfold" or split["file"]:
         return [None]
-    return list(range(split["num_folds"])) if split["fold"] == "all" else [split["fold"]]
+    fold = split["fold"]
+    return [*range(split["num_folds"])] if isinstance(fold, str) else [fold]

@@ -22,7 +22,17 @@ import numpy as np
 import pandas as pd
 
 from carvision.data.disk import cell_texts, existing_root, find_photos, read_mat, read_text
-from carvision.data.table import BOX, Number, Table, check_counts, encode, validate, with_parent, without_missing_files
+from carvision.data.table import (
+    BOX,
+    Classes,
+    Number,
+    Table,
+    check_counts,
+    encode,
+    validate,
+    with_parent,
+    without_missing_files,
+)
 from carvision.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -80,7 +90,7 @@ def read_compcars(
     if photos != "all":
         table = without_missing_files(table, allow_missing, tolerated)
     else:
-        check_absent(base, listed.index.difference(paths), allow_missing, tolerated)
+        check_absent(base, listed.index.difference(pd.Index(paths)), allow_missing, tolerated)
     return validate(table)
 
 
@@ -181,17 +191,18 @@ def _table(base: Path, paths: np.ndarray, split: pd.Series, annotations: bool) -
     of_photo, names = pd.factorize(np.array([path.rpartition("/")[0] for path in paths], dtype=object))
     folders = pd.DataFrame([name.split("/")[1:] for name in names], columns=["make", "model", "year"])
     make_names, model_names = read_names(base)
-    labels = {}
-    columns = {}
+    labels: dict[str, Classes | Number] = {}
+    columns: dict[str, np.ndarray | pd.Series] = {}
     columns["make"], labels["make"] = encode(folders["make"], make_names)
-    columns["model"], labels["model"] = encode(folders["model"], model_names)
+    columns["model"], models = encode(folders["model"], model_names)
+    labels["model"] = models
     for name, (values, label) in _read_attributes(base, folders["model"]).items():
         columns[name], labels[name] = values, label
     group = folders["make"] + "/" + folders["model"] + "/" + folders["year"]
     columns["group"] = group.where(folders["year"] != "unknown", "")
-    columns = pd.DataFrame(columns)
-    labels["model"] = with_parent(columns, "model", labels["model"], "make")
-    rows = rows.join(columns.take(of_photo).reset_index(drop=True))
+    of_folder = pd.DataFrame(columns)
+    labels["model"] = with_parent(of_folder, "model", models, "make")
+    rows = rows.join(of_folder.take(of_photo).reset_index(drop=True))
     if annotations and (base / "label").is_dir():
         viewpoints, rows[BOX] = _read_label_files(base, paths)
         rows["viewpoint"], labels["viewpoint"] = encode(viewpoints, VIEWPOINTS)
@@ -236,7 +247,7 @@ def _read_attributes(base: Path, models: pd.Series) -> dict[str, tuple]:
         types = _by_id(cell_texts(read_mat(types_file, "types")[0]))
     else:
         log.warning("compcars: %s does not exist; types are shown by their ids", types_file)
-    found = {}
+    found: dict[str, tuple[np.ndarray, Classes | Number]] = {}
     for name, unit in (("speed", "km/h"), ("displacement", "l")):
         found[name] = of_row[name].where(of_row[name] > 0).to_numpy(np.float32), Number(unit)
     for name in ("doors", "seats", "type"):
@@ -270,7 +281,7 @@ def _read_label_files(base: Path, paths: Iterable[str]) -> tuple[np.ndarray, np.
         )  # fmt: skip
     ids = np.array(["", *VIEWPOINTS], dtype=object)
     viewpoints = ids[np.where(numbers[:, 0] > 0, numbers[:, 0], 0).astype(int)]
-    return viewpoints, numbers[:, 2:] - np.float32([1, 1, 0, 0])  # to 0-based, right and bottom excluded
+    return viewpoints, numbers[:, 2:] - np.array([1, 1, 0, 0], np.float32)  # to 0-based, right and bottom excluded
 
 
 def _read_small_files(files: list[str]) -> list[bytes]:

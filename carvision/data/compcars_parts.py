@@ -61,7 +61,7 @@ def read_compcars_parts(
     table = check_counts(_table(base, paths, listed), known or {}, allow_missing, A_FEW)
     check_absent(base, listed.index.difference(paths), allow_missing, A_FEW if known else 0)
     if name != "all":
-        names = np.array(table.labels["part"].names)
+        names = np.array(table.class_labels["part"].names)
         table = table.select(names[table.rows["part"]] == name).without_empty_classes()
     return validate(table)
 

@@ -100,7 +100,8 @@ def _read_names(base: Path) -> tuple[dict[str, str], dict[str, str]]:
     if cells.ndim != 2 or cells.shape[1] < 2:
         raise InputError(f"{file}: its cell has the shape {cells.shape}, not (281, 3); get it again")
     numbers = np.arange(1, len(cells) + 1).astype(str).tolist()
-    return tuple(dict(zip(numbers, cell_texts(cells[:, column]), strict=True)) for column in (0, 1))
+    makes, models = (dict(zip(numbers, cell_texts(cells[:, column]), strict=True)) for column in (0, 1))
+    return makes, models
 
 
 def _full_name(make: str, model: str) -> str:

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from typing import cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -15,7 +16,7 @@ from carvision.data.handover import HandedOver, handed_over
 from carvision.data.images import none_usable, unusable
 from carvision.data.kept_photos import KeptPhotos
 from carvision.data.orders import TableOrder, TrainOrder
-from carvision.data.photos import Photos
+from carvision.data.photos import Batch, Photos
 from carvision.data.prefetch import Prefetch
 from carvision.data.table import SPLITS, UNKNOWN, Table
 from carvision.freed_memory import give_back_freed_memory
@@ -30,11 +31,16 @@ class ResumableLoader(DataLoader):
 
     given = 0
 
-    def __iter__(self) -> Iterator[dict]:
-        self.given = self.sampler.start
+    @property
+    def order(self) -> TrainOrder:
+        return cast(TrainOrder, self.sampler)
+
+    # torch's annotation names a private class, of which nobody needs more than an iterator
+    def __iter__(self) -> Iterator[Batch]:  # pyrefly: ignore[bad-override]
+        self.given = self.order.start
         return self._count(super().__iter__())
 
-    def _count(self, batches: Iterator[dict]) -> Iterator[dict]:
+    def _count(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
             self.given += 1
             yield batch
@@ -43,27 +49,27 @@ class ResumableLoader(DataLoader):
         return {"given": self.given}
 
     def load_state_dict(self, state: dict) -> None:
-        self.sampler.start = state["given"] % len(self.sampler)  # of a whole epoch none: the next is begun
+        self.order.start = state["given"] % len(self.order)  # of a whole epoch none: the next is begun
 
 
 class EarlyLoader(DataLoader):
     """Its readers can begin before its batches are asked for. After the last of them their memory is given back, as
     training comes next."""
 
-    begun: Iterator[dict] | None = None
+    begun: Iterator[Batch] | None = None
 
     def begin(self) -> None:
         if self.num_workers and self.begun is None:
             self.begun = super().__iter__()
 
-    def __iter__(self) -> Iterator[dict]:
+    def __iter__(self) -> Iterator[Batch]:  # pyrefly: ignore[bad-override] - as above
         batches, self.begun = self.begun or super().__iter__(), None
-        return self._give_back_after(batches) if isinstance(self.dataset, HandedOver) else batches
+        return self._give_back_after(batches, self.dataset) if isinstance(self.dataset, HandedOver) else batches
 
-    def _give_back_after(self, batches: Iterator[dict]) -> Iterator[dict]:
+    def _give_back_after(self, batches: Iterator[Batch], handed_over: HandedOver) -> Iterator[Batch]:
         for number, batch in enumerate(batches, 1):
             if number == len(self):  # Lightning does not ask for more
-                self.dataset.slots.give_back()
+                handed_over.slots.give_back()
             yield batch
 
 
@@ -165,7 +171,8 @@ class PhotoDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         order = self._train_order()
         if self.trainer:  # Lightning sets the epoch only after the readers have begun
-            order.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+            # Lightning annotates it with its parent class, which has no such field
+            order.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # pyrefly: ignore[missing-attribute]
         return self.create_loader(self.kept("train") or self.photos["train"], order, ResumableLoader)
 
     @property
@@ -179,6 +186,7 @@ class PhotoDataModule(pl.LightningDataModule):
         return self._train_order().batch_size
 
     def _train_order(self) -> TrainOrder:
+        assert self.table is not None
         photos, label = self.photos["train"], self.table.class_label(self.sampler_label, "metric_loss.label")
         codes = photos.targets[label].numpy()
         shape = self._rank_and_world_size()
@@ -203,9 +211,12 @@ class PhotoDataModule(pl.LightningDataModule):
     def create_loader(self, photos: Photos | KeptPhotos, order, kind: type[DataLoader] = DataLoader) -> DataLoader:
         """order: gives lists of Keys, each a batch."""
         # An item is a whole batch, so the loader neither batches nor collates.
-        num_workers = 0 if isinstance(photos, KeptPhotos) else self.num_workers
+        num_workers, batches = 0, photos
+        if isinstance(photos, Photos) and self.num_workers:
+            num_workers = self.num_workers
+            batches = handed_over(photos, num_workers, photos.num_bytes(self.batch_size))
         return kind(
-            handed_over(photos, num_workers, photos.num_bytes(self.batch_size)) if num_workers else photos,
+            batches,
             sampler=order,
             batch_size=None,
             num_workers=num_workers,
@@ -220,7 +231,8 @@ class PhotoDataModule(pl.LightningDataModule):
     def _rank_and_world_size(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def on_before_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        assert self.trainer is not None
         split = "train" if self.trainer.training else "test" if self.trainer.testing else "val"
         for row, reason in batch.pop("bad"):
             self.meet_bad_image(self.photos[split], row, reason)
@@ -237,9 +249,9 @@ class PhotoDataModule(pl.LightningDataModule):
             log.warning("%s: %s (data.on_bad_image=%s)", place, reason, self.on_bad_image)
         self.bad_images[path] = reason
 
-    def transfer_batch_to_device(self, batch: dict, device: torch.device, dataloader_idx: int) -> dict:
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         if device.type == "cuda":
-            return self.prefetch(batch, device)
+            return cast(Batch, self.prefetch(batch, device))
         if device.type == "cpu":
             return batch  # it is there
         return super().transfer_batch_to_device(batch, device, dataloader_idx)

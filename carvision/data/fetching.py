@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from carvision.errors import InputError
 from carvision.whole_files import PARTIAL, open_kept, open_new
@@ -27,6 +28,7 @@ except ImportError:  # Windows
 
 log = logging.getLogger(__name__)
 
+Answer = TypeVar("Answer")
 PAUSES_S = (1, 2, 4, 8)  # before another attempt
 CONNECT_S, READ_S = 30, 60  # without an answer, without a byte
 ROOM = f".room{PARTIAL}"
@@ -141,7 +143,7 @@ def _receive(url: str, write: Callable[[bytes], object], max_bytes: int) -> int:
     return received
 
 
-def _often(url: str, attempt):
+def _often(url: str, attempt: Callable[[], Answer]) -> Answer:
     """What attempt() returns, tried several times."""
     for number, pause_s in enumerate((*PAUSES_S, None), 1):
         try:
@@ -161,6 +163,7 @@ def _often(url: str, attempt):
                 ) from None
             log.warning("%s: %s; trying again in %d s", url, reason, pause_s)
             time.sleep(pause_s)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _open(url: str) -> tuple:

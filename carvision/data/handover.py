@@ -126,7 +126,7 @@ class HandedOver(Dataset):
         try:
             return Parcel(self.batches[keys], slot)
         except BaseException:
-            if slot is not None:
+            if number is not None:
                 self.slots.taken[number] = 0
             raise
         finally:
@@ -170,6 +170,7 @@ class _Unpack(pickle.Unpickler):
 
     def persistent_load(self, note: tuple) -> Tensor:
         if len(note) == 3:
+            assert self.slot is not None  # a note of three is of a batch with a slot
             return self.slot.as_strided(*note)
         array, order = note
         return torch.from_numpy(array).permute(order)

@@ -12,13 +12,17 @@ import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NotRequired, TypedDict, cast
 
 import numpy as np
 from PIL import Image
 
 from carvision.errors import InputError
 
+if TYPE_CHECKING:
+    from PIL.TiffImagePlugin import TiffImageFile
+
+Bytes = bytes | bytearray | memoryview
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses: 0.5 GB decoded. More is taken for a decompression bomb
 MAX_BYTES = 12 * MAX_PIXELS  # of a file: more than so many pixels take in any format without compression
 # Pillow looks at the content, not at the name, and knows formats whose decoding runs a program (EPS: Ghostscript) or
@@ -91,6 +95,16 @@ def none_usable(split: str, num_photos: int, path: str, reason: str) -> InputErr
     )
 
 
+class PreprocessingDescription(TypedDict):
+    """A Preprocessing as plain values, as in model.json."""
+
+    size_px: int
+    mean: list[float]
+    std: list[float]
+    interpolation: NotRequired[str]
+    resize: NotRequired[str]
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How a photo becomes a network's input. It belongs to the weights and is stored with them.
@@ -113,9 +127,9 @@ class Preprocessing:
         if self.resize not in ("squash", "crop"):
             raise InputError(f"data.resize: {self.resize!r} is not one of squash, crop")
 
-    def as_dict(self) -> dict:
-        values = asdict(self)
-        return {**values, "mean": list(self.mean), "std": list(self.std)}
+    def as_dict(self) -> PreprocessingDescription:
+        values = {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        return cast(PreprocessingDescription, values)
 
 
 def read_file(photo) -> bytes:
@@ -149,7 +163,7 @@ def open_image(photo) -> Image.Image:
     return open_bytes(read_file(photo))
 
 
-def open_bytes(data: bytes | memoryview) -> Image.Image:
+def open_bytes(data: Bytes) -> Image.Image:
     """The photo, opened but not decoded: size, mode and format are known. Raises BadImage.
 
     The content must be of one of FORMATS or HEIC, whatever the file's name says.
@@ -187,10 +201,10 @@ def check_size(width: int, height: int) -> None:
         raise BadImage(f"{width} x {height} pixels are more than {MAX_PIXELS:,}: taken for a decompression bomb")
 
 
-def check_claim(width: int, height: int, data: bytes | memoryview, form: str | None) -> None:
+def check_claim(width: int, height: int, data: Bytes, form: str | None) -> None:
     """Raises BadImage where the file is too small for the size in its header. form: a key of MOST_PIXELS_A_BYTE; any
     other has no bound."""
-    bound = MOST_PIXELS_A_BYTE.get(form)
+    bound = None if form is None else MOST_PIXELS_A_BYTE.get(form)
     if bound is None or width * height <= bound * len(data):
         return
     if form == "WEBP" and data[12:16] != b"VP8 ":
@@ -198,7 +212,7 @@ def check_claim(width: int, height: int, data: bytes | memoryview, form: str | N
     raise BadImage(f"too few bytes ({len(data):,}) for the {width} x {height} pixels that its header claims: damaged")
 
 
-def jpeg_markers(data: bytes | memoryview) -> Iterator[int]:
+def jpeg_markers(data: Bytes) -> Iterator[int]:
     """The second byte of each marker, up to the start of the scan."""
     start = 2
     while start + 4 <= len(data) and data[start] == 0xFF and data[start + 1] != 0xDA:
@@ -281,7 +295,8 @@ def upright_turn(image: Image.Image) -> Image.Transpose | None:
     if image.format == "TIFF":
         return None  # Pillow turns these itself, and gives the size of the turned photo from the start
     try:
-        return TURNS.get(image.getexif().get(0x0112))
+        orientation = image.getexif().get(0x0112)
+        return None if orientation is None else TURNS.get(orientation)
     except Exception:  # damaged EXIF data say nothing about the picture, which may be whole
         return None
 
@@ -319,7 +334,8 @@ def grey_bits(image: Image.Image, values: np.ndarray) -> tuple[int, bool]:
     if image.format in ("PPM", "JPEG2000"):
         stated = 16
     elif image.format == "TIFF":
-        most, bits = (int(np.max(image.tag_v2.get(tag, 0))) for tag in (MAX_SAMPLE_VALUE, BITS_PER_SAMPLE))
+        tags = cast("TiffImageFile", image).tag_v2
+        most, bits = (int(np.max(tags.get(tag, 0))) for tag in (MAX_SAMPLE_VALUE, BITS_PER_SAMPLE))
         stated = most.bit_length() or (bits if bits < 16 else None)
     if stated and largest < 1 << stated:
         return max(8, stated), True

@@ -75,7 +75,7 @@ def inspect_photo(photo: str | Path | PackedPhoto, box: np.ndarray | None) -> Ph
         try:
             with open_image(photo) as image:
                 width, height = image.size[::-1] if upright_turn(image) in SIDEWAYS else image.size
-                mode, form = image.mode, image.format
+                mode, form = image.mode, image.format or ""
                 notes = _notes(image, photo)
                 pixels = decode_part(image, SMALL)
                 colours = _colours(pixels)
@@ -115,7 +115,9 @@ def become_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def end_with_parent() -> None:
-        multiprocessing.parent_process().join()
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()

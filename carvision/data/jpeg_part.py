@@ -20,15 +20,13 @@ from typing import Protocol
 
 import numpy as np
 
-from carvision.data.images import Part
+from carvision.data.images import Bytes, Part
 from carvision.errors import InputError
 from carvision.folders import cache_folder
 
 SOURCE = Path(__file__).with_suffix(".c")
 START, END = b"\xff\xd8", b"\xff\xd9"  # of a JPEG; a file that is cut off lacks the end
 GREY_OR_COLOUR = ("Gray", "YCbCr", "RGB")  # as simplejpeg names them; the others (CMYK) are left to Pillow
-
-Bytes = bytes | bytearray | memoryview
 
 
 class Decoder(Protocol):
@@ -88,10 +86,12 @@ class Simplejpeg:
             height, width, colours, _ = self.simplejpeg.decode_jpeg_header(data)
         except ValueError:
             return None
-        return (width, height) if colours in GREY_OR_COLOUR else None
+        return (int(width), int(height)) if colours in GREY_OR_COLOUR else None
 
     def part(self, data: Bytes, eighths: int, part: Part) -> np.ndarray | None:
-        width, height = self.size(data)
+        size = self.size(data)
+        assert size is not None  # or the caller would not ask
+        width, height = size
         try:
             pixels = self.simplejpeg.decode_jpeg(
                 data, "RGB", min_width=-(-width * eighths // 8), min_height=-(-height * eighths // 8)
@@ -113,7 +113,7 @@ def choose_decoder() -> tuple[Decoder | None, str]:
     kinds = {"libjpeg": Libjpeg, "simplejpeg": Simplejpeg}
     if wanted not in ("auto", "pillow", *kinds):
         raise InputError(f"CARVISION_JPEG: {wanted!r} is not one of auto, pillow, {', '.join(kinds)}")
-    reasons = []
+    reasons: list[str] = []
     for name, kind in kinds.items():
         if wanted in ("auto", name):
             try:

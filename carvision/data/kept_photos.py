@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from carvision.data.photos import Key
+from carvision.data.photos import Batch, Key
 
 
 class KeptPhotos(Dataset):
@@ -19,7 +19,7 @@ class KeptPhotos(Dataset):
     def __init__(self, rows: Tensor, places: np.ndarray, bad: dict[int, str], targets: dict[str, Tensor]):
         self.rows, self.places, self.bad, self.targets = rows, torch.from_numpy(places), bad, targets
 
-    def __getitem__(self, keys: list[Key]) -> dict:
+    def __getitem__(self, keys: list[Key]) -> Batch:
         index = torch.tensor([row for row, _ in keys])
         kept = self.rows[self.places[index]]  # of PADDING, as of targets, the last photo's, which does not count
         if kept.ndim == 4:  # as the backbone has given it

@@ -23,7 +23,7 @@ def with_names(table: Table, file: Path) -> Table:
     The file has a header with id and name, or two columns without one; commas, semicolons or tabs. Ids that the table
     lacks are logged, as a list may be of more classes. Raises InputError for a class of the table without a name.
     """
-    label = table.labels[table.finest]
+    label = table.finest_classes
     names = _read_names(file)
     missing = [i for i in label.ids if nfc(i) not in names]
     if missing:
@@ -71,7 +71,7 @@ def one_against_rest(table: Table, wanted: str) -> Table:
     it is now follow from the two. Raises InputError where there is no such class, or nothing beside it.
     """
     name, code = _find_class(table, wanted)
-    label, codes = table.labels[name], table.rows[name].to_numpy()
+    label, codes = table.class_labels[name], table.rows[name].to_numpy()
     if not (codes == code).any() or not ((codes != code) & (codes != UNKNOWN)).any():
         raise InputError(f"data.one_against_rest: {table.name} has photos of {wanted!r} or of others, not of both")
     rest = REST if label.ids[code] != REST else f"not {REST}"
@@ -88,7 +88,7 @@ def _find_class(table: Table, wanted: str) -> tuple[str, int]:
     """Label and code of the class with this id or name."""
     known: set[str] = set()
     for name in (table.finest, *(name for name in table.class_labels if name != table.finest)):
-        label = table.labels[name]
+        label = table.class_labels[name]
         of_ids, of_names = (
             [i for i, v in enumerate(values) if nfc(v) == nfc(wanted)] for values in (label.ids, label.names)
         )

@@ -96,7 +96,7 @@ def _read_columns(file: Path, labels: Sequence[str], numbers: list[str], paths: 
     known: dict[str, str] = {}  # one string for all cells of the same text
     for line, row in listed.rows(["path", *labels, *numbers, *optional, *box]):
         path = paths.find(row["path"])
-        if not is_utf8(row["path"]) and not Path(file_of(paths.root, path)).exists():
+        if not is_utf8(row["path"]) and not Path(file_of(paths.root or "", path)).exists():
             raise listed.not_utf8(line, row["path"])
         lines.append(line)
         cells.append(row["path"])

@@ -69,7 +69,7 @@ def read_oxford102(
     else:
         raise InputError(f"data.root: {root} has neither imagelabels.mat nor a folder train. {WHERE}")
     names = _names(root)
-    label = table.labels["class"]
+    label = table.class_labels["class"]
     strange = [i for i in label.ids if i not in names]
     if strange:
         raise InputError(f"oxford102: class {strange[0]!r} under {root} is not one of 1 to {len(names)}. {WHERE}")

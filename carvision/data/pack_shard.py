@@ -151,7 +151,8 @@ def encode(data: bytes, box: Box, form: Form) -> tuple[bytes, str, Box]:
     """A photo's bytes as they are to be packed, their file extension, and the box that belongs to them. Raises
     BadImage, also where they can't be decoded: nothing is packed unseen."""
     with open_bytes(data) as image:
-        extension = EXTENSIONS.get(image.format, image.format.lower())
+        form_of_file = image.format or ""
+        extension = EXTENSIONS.get(form_of_file, form_of_file.lower())
         turn = upright_turn(image)
         width, height = image.size[::-1] if turn in SIDEWAYS else image.size
         of_box = form.of_box and not math.isnan(box[0])

@@ -11,6 +11,7 @@ import io
 import logging
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import pandas as pd
@@ -72,14 +73,41 @@ LEAST_ROW, MOST_ROW = 4, 5000
 LEAST_BYTES = 2 * 512  # of a photo in a shard: the headers of its two members
 
 
-def write_index(table: Table, packed: dict) -> dict:
+class FileDescription(TypedDict):
+    """A file of a pack: its size, and the SHA-256 of its bytes as hex."""
+
+    bytes: int
+    sha256: str
+
+
+class ShardDescription(FileDescription):
+    name: str
+
+
+class PackIndex(TypedDict):
+    """What pack.json holds. photos: how many of each split. labels: Classes or Number as plain values. table: of
+    table.parquet. packed: what the photos were packed with."""
+
+    format: int
+    name: str
+    photos: dict[str, int]
+    finest: str
+    heads: list[str]
+    labels: dict[str, dict[str, Any]]
+    table: FileDescription
+    shards: list[ShardDescription]
+    packed: dict[str, Any]
+
+
+def write_index(table: Table, packed: dict[str, Any]) -> PackIndex:
     """table.parquet and then pack.json into table.shards.place. packed: how. Returns what pack.json holds."""
-    folder = Path(table.shards.place)
+    shards = shards_of(table)
+    folder = Path(shards.place)
     with written_whole(folder / TABLE) as partial:
         table.rows.to_parquet(partial, index=False)
     content = (folder / TABLE).read_bytes()
     counts = table.rows["split"].replace("", "unsplit").value_counts()
-    index = {
+    index: PackIndex = {
         "format": FORMAT,
         "name": table.name,
         "photos": {name: int(counts[name]) for name in sorted(counts.index)},
@@ -87,7 +115,7 @@ def write_index(table: Table, packed: dict) -> dict:
         "heads": list(table.heads),
         "labels": {name: asdict(label) for name, label in table.labels.items()},
         "table": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()},
-        "shards": [asdict(shard) for shard in table.shards.all],
+        "shards": [{"name": each.name, "bytes": each.bytes, "sha256": each.sha256} for each in shards.all],
         "packed": packed,
     }
     write_json(folder / INDEX, index)
@@ -113,7 +141,7 @@ def read_packed(
     folder = existing_root(root, WHERE)
     index = read_index(folder)
     table = table_of(index, (folder / TABLE).read_bytes(), folder, window)
-    damaged = [i for i, shard in enumerate(table.shards.all) if _size(folder / shard.name) != shard.bytes]
+    damaged = [i for i, shard in enumerate(shards_of(table).all) if _size(folder / shard.name) != shard.bytes]
     return without_shards(table, damaged, allow_missing) if damaged else table
 
 
@@ -122,11 +150,11 @@ def _read_remote(url: str, window: int | None, folder: Path, cache_gb: float | N
     index = parse_index(fetch_text(f"{url}/{INDEX}", MAX_JSON_BYTES), f"{url}/{INDEX}")
     content = fetch(url, TABLE, index["table"]["bytes"], index["table"]["sha256"], cache).read_bytes()
     table = table_of(index, content, url, window, cache)
-    shards = table.shards.all
+    shards = shards_of(table).all
     needed = sum(shard.bytes for shard in shards)
     if window is not None:
         needed = min(needed, (window + NUM_AHEAD + 1) * max(shard.bytes for shard in shards))
-    if cache_gb is not None and cache.limit_bytes < needed:
+    if cache_gb is not None and cache.limit_bytes is not None and cache.limit_bytes < needed:
         raise InputError(
             f"data.cache_gb: {cache_gb:g} is less than the {needed / 1e9:.3g} GB needed at a time; give more, or a "
             f"smaller data.shuffle_shards ({'all are shuffled' if window is None else window} now)"
@@ -138,7 +166,7 @@ def _read_remote(url: str, window: int | None, folder: Path, cache_gb: float | N
     return table
 
 
-def read_index(folder: Path) -> dict:
+def read_index(folder: Path) -> PackIndex:
     """What pack.json of the folder holds."""
     file = folder / INDEX
     if not file.is_file() and (folder / STATE).is_dir():
@@ -149,7 +177,7 @@ def read_index(folder: Path) -> dict:
         return parse_index(opened.read(MAX_JSON_BYTES + 1), str(file))
 
 
-def parse_index(content: bytes, name: str) -> dict:
+def parse_index(content: bytes, name: str) -> PackIndex:
     """pack.json, checked: files have plain names, numbers are in range, classes belong together. Raises InputError."""
     try:
         index = parse_json(content, name)
@@ -159,7 +187,7 @@ def parse_index(content: bytes, name: str) -> dict:
             f"data.root: {name} is not what carvision.pack writes ({reason}); pack again, or copy it again"
         ) from None
     version = index.get("format") if isinstance(index, dict) else None
-    if whole(1)(version):
+    if not isinstance(index, dict) or whole(1)(version):
         raise InputError(f"data.root: {name} is not what carvision.pack writes; pack again, or copy it again")
     if version != FORMAT:
         raise InputError(f"data.root: {name} has format {version}, and this carvision reads {FORMAT}; use a newer one")
@@ -167,7 +195,7 @@ def parse_index(content: bytes, name: str) -> dict:
     if problem:
         problem = " ".join(problem.split())[:300]
         raise InputError(f"data.root: {name}: {problem}; it is damaged or was changed, so pack again, or copy it again")
-    return index
+    return cast(PackIndex, index)
 
 
 def _problem_of(index: dict) -> str | None:
@@ -200,7 +228,15 @@ def _problem_of(index: dict) -> str | None:
     return None
 
 
-def table_of(index: dict, content: bytes, place: str, window: int | None = None, cache: Cache | None = None) -> Table:
+def shards_of(table: Table) -> Shards:
+    """Where the photos of a pack are."""
+    assert table.shards is not None, table.name
+    return table.shards
+
+
+def table_of(
+    index: PackIndex, content: bytes, place: Path | str, window: int | None = None, cache: Cache | None = None
+) -> Table:
     """The Table from what pack.json and table.parquet hold. place: folder or URL of the shards."""
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != index["table"]["sha256"]:
@@ -233,9 +269,10 @@ def _read_rows(content: bytes, num_photos: int) -> pd.DataFrame:
     texts = [field.name for field in schema if field.type in (pyarrow.string(), pyarrow.large_string())]
     # With each text once, until it is known that none is long: 16 rows of one text of 100 MB are a few kB
     table = pyarrow.parquet.read_table(io.BytesIO(content), read_dictionary=texts)
+    compute: Any = pyarrow.compute  # it makes its functions when it is imported
     for name in texts:
-        lengths = [pyarrow.compute.binary_length(chunk.dictionary) for chunk in table[name].chunks]
-        if any((pyarrow.compute.max(each).as_py() or 0) > MOST_ROW for each in lengths):
+        lengths = [compute.binary_length(chunk.dictionary) for chunk in table[name].chunks]
+        if any((compute.max(each).as_py() or 0) > MOST_ROW for each in lengths):
             raise ValueError(f"a {name} of more than {MOST_ROW:,} bytes")
         table = table.set_column(table.column_names.index(name), name, table[name].cast(pyarrow.string()))
     return table.to_pandas()
@@ -258,17 +295,19 @@ def _check_rows(rows: pd.DataFrame, labels: dict[str, Classes | Number], shards:
 def _label(values: dict) -> Classes | Number:
     if "unit" in values:
         return Number(**values)
-    return Classes(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return Classes(**plain)
 
 
 def without_shards(table: Table, damaged: list[int], allow_missing: bool) -> Table:
     """The table without the photos of these shards, which lack or have another size."""
-    shard = table.shards.all[damaged[0]]
-    size = _size(Path(table.shards.place) / shard.name)
+    shards = shards_of(table)
+    shard = shards.all[damaged[0]]
+    size = _size(Path(shards.place) / shard.name)
     what = "is missing" if size < 0 else f"has {size:,} bytes instead of {shard.bytes:,}"
     lost = table.rows[PLACE[0]].isin(damaged)
     text = (
-        f"data.root: {len(damaged)} of the {len(table.shards.all)} shards of {table.shards.place} are damaged or "
+        f"data.root: {len(damaged)} of the {len(shards.all)} shards of {shards.place} are damaged or "
         f"missing (first: {shard.name} {what})"
     )
     if not allow_missing or lost.all():

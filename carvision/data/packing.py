@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -239,7 +240,7 @@ def _require_space(folder: Path, plan: Plan, missing: list[int]) -> None:
 
 def _originals(table: Table, rows: np.ndarray) -> list[Original]:
     boxes = _boxes(table)
-    about = {name: [None] * len(rows) for name in table.labels}
+    about: dict[str, list[Any]] = {name: [None] * len(rows) for name in table.labels}
     for name, label in table.labels.items():
         for i, value in enumerate(table.rows[name].to_numpy()[rows].tolist()):
             if not isinstance(label, Classes):
@@ -284,7 +285,7 @@ def _finish(table: Table, plan: Plan, parts: dict[int, Part], folder: Path, want
     for split, of_split in table.rows.groupby("split"):
         if set(of_split.index) <= set(bad):
             first = of_split.index[0]
-            raise none_usable(split or NO_SPLIT, len(of_split), of_split["path"].iloc[0], bad[first])
+            raise none_usable(str(split) or NO_SPLIT, len(of_split), of_split["path"].iloc[0], bad[first])
     rows = photos["row"].to_numpy()
     left_out = np.setdiff1d(np.arange(len(table)), rows)
     if len(np.unique(rows)) != len(rows) or not set(left_out.tolist()) <= set(bad):
@@ -295,7 +296,7 @@ def _finish(table: Table, plan: Plan, parts: dict[int, Part], folder: Path, want
     packed = with_places(table, photos, Shards(str(folder), str(folder), shards))
     paths = table.rows["path"]
     if bad:
-        listed = pd.DataFrame({"path": paths.iloc[list(bad)], "reason": list(bad.values())})
+        listed = pd.DataFrame({"path": paths.iloc[np.array(list(bad))], "reason": list(bad.values())})
         write_csv(folder / BAD, listed)
         log.warning(
             "%d photos can't be read (%d of them left out; first: %s: %s); all are in %s",

@@ -1,9 +1,11 @@
 """Photos: the dataset whose item is a whole batch."""
 
 import os
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from carvision.data.images import BLANK, WHOLE, BadImage, Preprocessing, read_file
@@ -16,15 +18,28 @@ Key = tuple[int, int]  # row of the table, epoch (-1: not training)
 PADDING: Key = (-1, -1)  # a place of a batch without a photo, so that all batches have the same size
 
 
-class Photos(Dataset):
-    """Batches of photos. Item: a list of Keys -> a dict with
+class Batch(TypedDict):
+    """A batch of photos, or of features kept of them.
 
-        images   uint8 (B, 3, H, W)
-        targets  {label: int64 (B,), UNKNOWN where not known; or float32 (B,) with NaN for a Number}
-        index    int64 (B,), rows of the table, -1 for PADDING
-        draws    float32 (B, num_draws) in [0, 1): the chance of the augmentation on the device
-        valid    bool (B,), false for photos that can't be read, and for PADDING
-        bad      list of (row, reason) of the photos that can't be read
+    images: uint8 (B, 3, H, W); kept: in their place what Classifier.below gives of them.
+    targets: {label: int64 (B,), UNKNOWN where not known; or float32 (B,) with NaN for a Number}.
+    index: int64 (B,), rows of the table, -1 for PADDING.
+    draws: float32 (B, num_draws) in [0, 1): the chance of the augmentation on the device.
+    valid: bool (B,), false for photos that can't be read, and for PADDING.
+    bad: (row, reason) of the photos that can't be read; only until the data module has reported them.
+    """
+
+    images: NotRequired[Tensor]
+    kept: NotRequired[Tensor]
+    targets: dict[str, Tensor]
+    index: Tensor
+    draws: Tensor
+    valid: Tensor
+    bad: NotRequired[list[tuple[int, str]]]
+
+
+class Photos(Dataset):
+    """Batches of photos. Item: a list of Keys -> a Batch with images.
 
     A photo's randomness depends on (seed, epoch, row) alone, so a run is the same at any number of workers.
     crop_scale: range of the area of the random crop in training, as a fraction; crop_ratio: of its aspect.
@@ -72,11 +87,11 @@ class Photos(Dataset):
         """Of a batch's images."""
         return batch_size * 3 * self.preprocessing.size_px**2
 
-    def __getitem__(self, keys: list[Key]) -> dict:
+    def __getitem__(self, keys: list[Key]) -> Batch:
         images = empty_squares(len(keys), self.preprocessing.size_px)
         draws = np.zeros((len(keys), self.num_draws), np.float32)
         valid = np.ones(len(keys), bool)
-        bad = []
+        bad: list[tuple[int, str]] = []
         for place, (row, epoch) in enumerate(keys):
             if row < 0:
                 images[place], valid[place] = BLANK, False

@@ -1,5 +1,8 @@
 """Batches to the GPU while it is at work on the step before."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,7 +22,7 @@ class Prefetch:
     def __init__(self):
         self.stream: torch.cuda.Stream | None = None
 
-    def __call__(self, batch: dict, device: torch.device) -> dict:
+    def __call__(self, batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         self.stream = self.stream or torch.cuda.Stream(device)
         step = torch.cuda.current_stream(device)
         with torch.cuda.stream(self.stream):
@@ -32,14 +35,14 @@ class Prefetch:
         return copied
 
 
-def on_device(batch: dict, device: torch.device) -> dict:
+def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     return {
         name: on_device(value, device) if isinstance(value, dict) else value.to(device, non_blocking=True)
         for name, value in batch.items()
     }
 
 
-def tensors_of(batch: dict) -> list[Tensor]:
+def tensors_of(batch: Mapping[str, Any]) -> list[Tensor]:
     """All of a batch, those in mappings within it too."""
     found = []
     for value in batch.values():

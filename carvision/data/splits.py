@@ -89,7 +89,7 @@ def unseen_classes_split(
     structured feature embedding, CVPR 2016. Training photos with the bytes of a test photo are left out, and photos
     whose class is not known.
     """
-    label, codes = table.labels[table.finest], table.rows[table.finest].to_numpy()
+    label, codes = table.finest_classes, table.rows[table.finest].to_numpy()
     # Rounded before, as 0.7 * 10 is a little more than 7
     num_train = train_classes if train_classes >= 1 else math.ceil(round(train_classes * len(label), 6))
     if not 2 <= num_train < len(label):
@@ -111,10 +111,10 @@ def unseen_classes_split(
 def without_unseen_classes(table: Table) -> Table:
     """Labels have the classes alone that a training or validation photo has, and a test photo of another class counts
     as one whose class is not known: heads can't tell what is never shown to them."""
-    seen = table.select(table.rows["split"].isin(["train", "val"])).without_empty_classes().labels
+    seen = table.select(table.rows["split"].isin(["train", "val"])).without_empty_classes()
     rows = table.rows.copy(deep=False)
     for name, label in table.class_labels.items():
-        code_of = {class_id: code for code, class_id in enumerate(seen[name].ids)}
+        code_of = {class_id: code for code, class_id in enumerate(seen.class_labels[name].ids)}
         codes = [*(code_of.get(class_id, UNKNOWN) for class_id in label.ids), UNKNOWN]  # the last serves UNKNOWN = -1
         rows[name] = np.array(codes, np.int32)[table.rows[name]]
     unseen = (rows[table.finest] == UNKNOWN) & (table.rows[table.finest] != UNKNOWN)
@@ -122,9 +122,9 @@ def without_unseen_classes(table: Table) -> Table:
         log.info(
             "%s: %s test photos are of %d classes that are not trained: their %s has no figures here, as "
             "python -m carvision.retrieve measures how well they are found",
-            table.name, f"{unseen.sum():,}", len(table.labels[table.finest]) - len(seen[table.finest]), table.finest,
+            table.name, f"{unseen.sum():,}", len(table.finest_classes) - len(seen.finest_classes), table.finest,
         )  # fmt: skip
-    return replace(table, rows=rows, labels=seen)
+    return replace(table, rows=rows, labels=seen.labels)
 
 
 def file_split(table: Table, file: Path) -> Table:
@@ -229,7 +229,7 @@ def _apportion(count: int, fractions: tuple, random: np.random.Generator) -> np.
 
 def _require_photos(table: Table, num_splits: int) -> None:
     """Raises for a class that has fewer photos than there are splits, each of which should see it."""
-    label = table.labels[table.finest]
+    label = table.finest_classes
     codes = table.rows[table.finest].to_numpy()
     counts = np.bincount(codes[codes != UNKNOWN], minlength=len(label))
     few = np.flatnonzero((counts > 0) & (counts < num_splits))

@@ -141,7 +141,7 @@ def _csv_lines(file: Path, header: list[str], widths: set[int]) -> list[list[str
 def _from_folders(folder: Path, allow_missing: bool) -> Table:
     table = read_folder(folder, allow_missing=allow_missing)
     names = np.array(
-        [WITH_SLASH if _key(name) == _key(WITH_SLASH) else name for name in table.labels["class"].names],
+        [WITH_SLASH if _key(name) == _key(WITH_SLASH) else name for name in table.class_labels["class"].names],
         dtype=object,
     )
     rows = table.rows.assign(model=names[table.rows["class"]]).drop(columns="class")
@@ -160,7 +160,8 @@ def _table(root: Path, rows: pd.DataFrame, names: Mapping[str, str]) -> Table:
     rows["make"], makes = encode(np.array([make_of(name) for name in models.names], dtype=object)[rows["model"]])
     models = with_parent(rows, "model", models, "make")
     if BOX[0] in rows:
-        rows[BOX] = rows[BOX].to_numpy(np.float32) - np.float32([1, 1, 0, 0])  # to 0-based, right and bottom excluded
+        # To 0-based, right and bottom excluded
+        rows[BOX] = rows[BOX].to_numpy(np.float32) - np.array([1, 1, 0, 0], np.float32)
     return Table("stanford_cars", root, rows, {"make": makes, "model": models}, "model")
 
 

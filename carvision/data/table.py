@@ -2,9 +2,10 @@
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
@@ -47,6 +48,19 @@ class Number:
     unit: str = ""
 
 
+class LabelDescription(TypedDict, total=False):
+    """A label as plain values, as in model.json: ids, names, parent and parent_codes of classes; unit, mean and std, of
+    the training photos, of a number."""
+
+    ids: list[str]
+    names: list[str]
+    parent: str | None
+    parent_codes: list[int]
+    unit: str
+    mean: float
+    std: float
+
+
 @dataclass(frozen=True)
 class Table:
     """One row a photo.
@@ -69,7 +83,7 @@ class Table:
     name: str
     root: Path | str
     rows: pd.DataFrame
-    labels: dict[str, Classes | Number]
+    labels: Mapping[str, Classes | Number]
     finest: str
     shards: Shards | None = None
     heads: tuple[str, ...] = ()
@@ -80,6 +94,11 @@ class Table:
     @property
     def class_labels(self) -> dict[str, Classes]:
         return {name: label for name, label in self.labels.items() if isinstance(label, Classes)}
+
+    @property
+    def finest_classes(self) -> Classes:
+        """The classes of the finest label."""
+        return self.class_labels[self.finest]
 
     def class_label(self, wanted: str | None, key: str) -> str:
         """The label with classes that is wanted; None: the finest. Raises InputError, which names `key`."""
@@ -145,9 +164,9 @@ class Table:
             )
         return replace(self, rows=rows, labels=labels)
 
-    def only_classes(self, wanted: Iterable[str]) -> "Table":
+    def only_classes(self, wanted: Iterable[str | int]) -> "Table":
         """The photos of the classes of the finest label given by id or by name (data.classes)."""
-        label = self.labels[self.finest]
+        label = self.finest_classes
         codes = []
         for value in map(str, wanted):
             hits = [i for i in range(len(label)) if nfc(value) in (nfc(label.ids[i]), nfc(label.names[i]))]
@@ -178,7 +197,9 @@ class Table:
         return self.select(keep).without_empty_classes()
 
 
-def encode(ids: Iterable[str], names: Mapping[str, str] | None = None) -> tuple[np.ndarray, Classes]:
+def encode(
+    ids: Sequence[str] | np.ndarray | pd.Series, names: Mapping[str, str] | None = None
+) -> tuple[np.ndarray, Classes]:
     """Codes (int32, one a value of `ids`; UNKNOWN for "" and None) and the Classes, in the order of `sorted_ids`.
 
     Ids that differ in their Unicode form alone, as after a copy from macOS, are one class, shown in its composed form.
@@ -274,7 +295,7 @@ def without_missing_files(table: Table, allow_missing: bool, tolerated: int = 0)
     log.warning(
         "%s: %s. Going on with %s photos (%.1f %%) of %d of %d classes.",
         table.name, count, f"{len(partial):,}", 100 * len(partial) / len(table),
-        len(partial.labels[table.finest]), len(table.labels[table.finest]),
+        len(partial.finest_classes), len(table.finest_classes),
     )  # fmt: skip
     return partial
 

@@ -104,12 +104,12 @@ class TableFile:
 
     def box(self, row: dict[str, str], line: int) -> tuple[float, float, float, float] | None:
         """Read left, top, right, bottom; None where all are empty."""
-        sides = tuple(self.number(row, name, line) for name in BOX)
+        left, top, right, bottom = sides = tuple(self.number(row, name, line) for name in BOX)
         empty = [side != side for side in sides]
         if any(empty) and not all(empty):
             given = " ".join(row[name] or "-" for name in BOX)
             raise InputError(f"{self.where(line)}: the box {given} is not four numbers; fill it, or leave all empty")
-        return None if any(empty) else sides
+        return None if any(empty) else (left, top, right, bottom)
 
     def split(self, row: dict[str, str], line: int) -> str:
         """Read the split: train, val, test or ""."""

@@ -96,6 +96,8 @@ class Normalise(nn.Module):
 
     def __init__(self, preprocessing: Preprocessing):
         super().__init__()
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(preprocessing.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std)[:, None, None], persistent=False)
 

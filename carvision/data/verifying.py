@@ -13,11 +13,12 @@ from carvision.data.worker_pool import in_processes
 
 def verify_pack(folder: Path, num_workers: int) -> dict[str, str]:
     """{name: problem} of the shards that are damaged. Raises InputError where pack.json or table.parquet is."""
-    from carvision.data.packed import TABLE, read_index, table_of  # pandas, which worker processes need not import
+    # Only now: pandas, which worker processes need not import
+    from carvision.data.packed import TABLE, read_index, shards_of, table_of
     from carvision.data.table import PLACE
 
     table = table_of(read_index(folder), (folder / TABLE).read_bytes(), folder)
-    shards = {shard.name: (shard.bytes, shard.sha256) for shard in table.shards.all}
+    shards = {shard.name: (shard.bytes, shard.sha256) for shard in shards_of(table).all}
     of_shard = dict(iter(table.rows.groupby(PLACE[0])))
     photos = (of_shard[i][["path", *PLACE[1:]]].itertuples(index=False, name=None) for i in range(len(shards)))
     return look_at_shards(folder, shards, map(list, photos), num_workers)

@@ -4,7 +4,7 @@ import contextlib
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
@@ -12,7 +12,7 @@ from carvision.data.inspection import become_worker
 from carvision.errors import InputError
 
 
-def in_processes(function: Callable, tasks: Iterable[tuple], num_workers: int, ahead: int = 4) -> Iterator:
+def in_processes(function: Callable, tasks: Iterable[tuple], num_workers: int, ahead: int = 4) -> Generator:
     """function(*task) of each, in order; only a few tasks are under way at a time, however many there are.
 
     num_workers: processes, each of which imports the function's module; 0: in this one. ahead: tasks that are made and

@@ -28,6 +28,8 @@ class ScoreHistograms(Metric):
     """
 
     full_state_update = False
+    positives: Tensor
+    photos: Tensor
 
     def __init__(self, num_classes: int):
         super().__init__()
@@ -80,7 +82,7 @@ class ScoreHistograms(Metric):
         for counts in (positives, negatives):
             below = np.interp(places, np.arange(NUM_BINS + 1), np.concatenate([[0], counts.cumsum()]))
             above.append(np.concatenate([[1], 1 - below / counts.sum(), [0]]))  # nothing, and all, is below its ends
-        return float(-np.trapezoid(*above))
+        return float(-np.trapezoid(above[0], above[1]))
 
 
 def log_odds(logits: Tensor) -> Tensor:

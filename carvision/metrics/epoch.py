@@ -1,10 +1,13 @@
 """All heads of a split together."""
 
+from collections.abc import Mapping, Sequence
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from carvision.data.table import UNKNOWN
+from carvision.data.table import UNKNOWN, LabelDescription
 from carvision.metrics.auc import AREAS, ScoreHistograms
 from carvision.metrics.heads import TOP, HeadMetrics, NumberMetrics, figures_at50, figures_of
 from carvision.metrics.neighbours import Embedded, NeighbourMetrics
@@ -16,6 +19,10 @@ class JointMetrics(Metric):
     often children and their parents agree."""
 
     full_state_update = False
+    count: Tensor
+    right: Tensor
+    seen: Tensor
+    agreeing: Tensor
 
     def __init__(self, rules: tuple[str, ...], heads: list[str], has_parents: bool):
         super().__init__()
@@ -66,6 +73,8 @@ class MeanOverPhotos(Metric):
     those on activities are, and of a metric loss."""
 
     full_state_update = False
+    total: Tensor
+    photos: Tensor
 
     def __init__(self):
         super().__init__()
@@ -103,12 +112,14 @@ class EpochMetrics(nn.Module):
     ):
         super().__init__()
         self.outputs, self.head_weights, self.rule = outputs, head_weights, rule
-        self.heads = nn.ModuleList(HeadMetrics(n) if n else NumberMetrics() for n in outputs.values())
-        classes = [name for name, n in outputs.items() if n]
+        heads = nn.ModuleList(HeadMetrics(n) if n else NumberMetrics() for n in outputs.values())
+        self.heads = cast(Sequence[Metric], heads)  # which the list, a module itself, does not tell
+        classes = {name: n for name, n in outputs.items() if n}
         rules = RULES if compare_rules and parents else (rule,)
         self.rules = rules if classes else ()
-        self.scores = nn.ModuleList(ScoreHistograms(outputs[name]) for name in classes if with_auc)
-        self.joint = JointMetrics(self.rules, classes, bool(parents)) if classes else None
+        scores = nn.ModuleList(ScoreHistograms(n) for n in classes.values() if with_auc)
+        self.scores = cast(Sequence[ScoreHistograms], scores)
+        self.joint = JointMetrics(self.rules, list(classes), bool(parents)) if classes else None
         self.links = [(child, parent) for child, (parent, _) in parents.items()]
         for i, (_, codes) in enumerate(parents.values()):
             self.register_buffer(f"codes_{i}", codes, persistent=False)  # so that they move with the module
@@ -150,8 +161,10 @@ class EpochMetrics(nn.Module):
             scores.update(logits[name], targets[name], weights[name])
         self.penalty.update(penalty, valid.sum() if num_photos is None else num_photos)
         if self.metric_loss is not None:
+            assert embedded is not None
             self.metric_loss.update(embedded.loss.detach(), embedded.counts.sum())
         if self.neighbours is not None:
+            assert embedded is not None
             self.neighbours.update(embedded)
 
     def compute(self) -> dict[str, float]:
@@ -172,7 +185,7 @@ class EpochMetrics(nn.Module):
             if rule == self.rule:
                 figures |= {name: value for name, value in values.items() if name.startswith("joint/")}
         of_embeddings = self.metric_loss.compute() if self.metric_loss is not None else None
-        if of_embeddings is not None:
+        if of_embeddings is not None and self.metric_weight is not None:
             figures["embedding/loss"] = of_embeddings
             losses.append(self.metric_weight * of_embeddings)
         if self.neighbours is not None:
@@ -194,7 +207,8 @@ class EpochMetrics(nn.Module):
         counted = []
         for metric in self._all():
             with metric.sync_context():
-                counted.append({name: value.clone() for name, value in metric.metric_state.items()})
+                state = cast(dict[str, Tensor], metric.metric_state)  # lists are of neighbours, which no step counts
+                counted.append({name: value.clone() for name, value in state.items()})
         return counted
 
     def set_counters(self, counted: list[dict[str, Tensor]]) -> None:
@@ -216,7 +230,9 @@ class EpochMetrics(nn.Module):
         return [*self.heads, *self.scores, *optional, self.penalty]
 
 
-def figure_names(labels: dict[str, dict], with_metric_loss: bool = False, with_auc: bool = False) -> list[str]:
+def figure_names(
+    labels: Mapping[str, LabelDescription], with_metric_loss: bool = False, with_auc: bool = False
+) -> list[str]:
     """The names of all figures that every epoch has for these labels (see LitClassifier).
 
     with_auc: also the areas under the ROC curve, which a split with a single class lacks.

@@ -16,6 +16,11 @@ class HeadMetrics(Metric):
     """
 
     full_state_update = False
+    first_places: Tensor
+    counts: Tensor
+    hits: Tensor
+    loss_sum: Tensor
+    weight_sum: Tensor
 
     def __init__(self, num_classes: int):
         super().__init__()
@@ -145,6 +150,10 @@ class NumberMetrics(Metric):
     """Of a head that estimates a number: mean loss, mean absolute and root mean squared error in the label's unit."""
 
     full_state_update = False
+    count: Tensor
+    loss_sum: Tensor
+    absolute_sum: Tensor
+    square_sum: Tensor
 
     def __init__(self):
         super().__init__()

@@ -28,6 +28,9 @@ class NeighbourMetrics(Metric):
     """
 
     full_state_update = False
+    embeddings: list[Tensor]
+    targets: list[Tensor]
+    counts: list[Tensor]
 
     def __init__(self):
         super().__init__()

@@ -54,6 +54,7 @@ def matching_names(words: list[str], report: str | None, pretrained: bool, tags:
     import timm
 
     from carvision.models import small_networks  # noqa: F401 - registers them with timm
+    from carvision.models.pretrained import cfg_of
     from carvision.models.report_networks import REPORTS
 
     plain = timm.list_models()
@@ -64,7 +65,7 @@ def matching_names(words: list[str], report: str | None, pretrained: bool, tags:
     patterns = [word.lower() if set(word) & set("*?") else f"*{word.lower()}*" for word in words]
     found = [name for name in names if all(fnmatchcase(name.lower(), pattern) for pattern in patterns)]
     if pretrained:
-        found = [name for name in found if timm.get_pretrained_cfg(name).has_weights]
+        found = [name for name in found if cfg_of(name).has_weights]
     if not found:
         if report or pretrained:
             raise InputError(f"no network is left of {describe(words, report, pretrained)}; leave one of these out")
@@ -117,10 +118,11 @@ def row_of(name: str) -> tuple[str, ...]:
     """Name, parameters in millions, size in pixels, weights, reports."""
     import timm
 
+    from carvision.models.pretrained import cfg_of
     from carvision.models.report_networks import REPORTS
 
     plain, _, tag = name.partition(".")
-    cfg = timm.get_pretrained_cfg(name)
+    cfg = cfg_of(name)
     num_tags = len(timm.list_models(f"{plain}.*", pretrained=True))
     others = f" (+{num_tags - 1})" if num_tags > 1 else ""
     weights = "none" if not cfg.has_weights else "yes" if tag else f"{cfg.tag}{others}"

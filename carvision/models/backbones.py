@@ -1,17 +1,19 @@
 """timm backbones, and weights for them from timm, a file or an earlier run."""
 
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from carvision.errors import InputError, nearest
 from carvision.models import report_networks, small_networks  # noqa: F401 - registers them with timm
-from carvision.models.pretrained import source_of
+from carvision.models.pretrained import cfg_of, source_of
 
 # Arguments of timm.create_model that are none of the network's own: they read files, fetch, or change what comes back.
 NOT_ITS_OWN = {
@@ -24,7 +26,19 @@ NOT_ITS_OWN = {
 MAX_TENSORS, MAX_HEADER_BYTES = 20_000, 10_000_000
 
 
-def create_backbone(name: str, kwargs: dict | None = None, pretrained: bool = False, size_px: int = 224) -> nn.Module:
+class Backbone(nn.Module):
+    """A network of timm, as type checkers and editors see it. It has no instances: each network has a class of its own.
+
+    left_out: names of the modules that feature_map.leave_out has replaced.
+    """
+
+    forward_features: Callable[[Tensor], Tensor]
+    forward_head: Callable[[Tensor], Tensor]
+    pretrained_cfg: dict[str, Any]
+    left_out: tuple[str, ...]
+
+
+def create_backbone(name: str, kwargs: dict | None = None, pretrained: bool = False, size_px: int = 224) -> Backbone:
     """A timm model without its classifier: normalised images (B, 3, H, W) -> features (B, F).
 
     size_px matters to backbones that are built for one input size (vision transformers). Raises InputError for
@@ -37,12 +51,15 @@ def create_backbone(name: str, kwargs: dict | None = None, pretrained: bool = Fa
             f"model.backbone_kwargs: {sorted(refused)[0]!r} is no argument of the network itself; its weights are "
             "chosen with model.weights, its pictures' size with data.image_px"
         )
-    if timm.get_pretrained_cfg(name, allow_unregistered=True).fixed_input_size:
+    if cfg_of(name).fixed_input_size:
         kwargs = {"img_size": size_px, **(kwargs or {})}
     source = source_of(name) if pretrained else {}
     try:
-        network = timm.create_model(
-            name, pretrained=pretrained, pretrained_cfg_overlay=source, num_classes=0, **(kwargs or {})
+        network = cast(
+            Backbone,
+            timm.create_model(
+                name, pretrained=pretrained, pretrained_cfg_overlay=source, num_classes=0, **(kwargs or {})
+            ),
         )
     except TypeError as error:
         raise InputError(f"model.backbone_kwargs: {name} does not take {kwargs} ({_brief(error)})") from None
@@ -129,7 +146,7 @@ def read_pickled(file: Path) -> object:
         raise InputError(f"model.weights: {file} is no file of weights alone ({_brief(error)})") from None
 
 
-def load_backbone_weights(backbone: nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
+def load_backbone_weights(backbone: Backbone, tensors: dict[str, torch.Tensor], source: str) -> None:
     """Load tensors into the backbone. Its classifier, if among them, and what the pool leaves out are passed over.
 
     Raises InputError for tensors of another network.

@@ -1,7 +1,7 @@
 """Classifier: timm backbone -> neck -> pool -> trunk -> one head for each label, and an embedding beside the heads."""
 
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, NotRequired, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +9,15 @@ from torch import Tensor, nn
 from carvision.errors import InputError
 from carvision.models.backbones import create_backbone
 from carvision.models.blocks import NO_NECK, Neck, create_neck, create_pool
-from carvision.models.dense import NO_LAYERS, Dense, Layers, described
-from carvision.models.embedding import NO_EMBEDDING, Embedding, EmbeddingLayers, Proxies, embedding_from
+from carvision.models.dense import NO_LAYERS, Dense, Layers, LayersDescription, described, layers_from
+from carvision.models.embedding import (
+    NO_EMBEDDING,
+    Embedding,
+    EmbeddingDescription,
+    EmbeddingLayers,
+    Proxies,
+    embedding_from,
+)
 from carvision.models.feature_map import has_channels_last, leave_out, take_feature_map
 from carvision.models.freezing import frozen_parameters, wholly_frozen
 
@@ -23,6 +30,28 @@ class Head:
     layers: Layers = NO_LAYERS
     mean: float | None = None
     std: float | None = None
+
+
+class HeadDescription(TypedDict):
+    """A Head as plain values."""
+
+    num_outputs: int
+    layers: LayersDescription
+    mean: NotRequired[float | None]
+    std: NotRequired[float | None]
+
+
+class NetworkDescription(TypedDict):
+    """The arguments of a Classifier as plain values: "network" of model.json. classifier_from builds it again."""
+
+    backbone: str
+    heads: dict[str, HeadDescription]
+    size_px: int
+    backbone_kwargs: NotRequired[dict[str, Any]]
+    pool: NotRequired[str]
+    trunk: LayersDescription
+    neck: NotRequired[dict[str, Any]]
+    embedding: NotRequired[EmbeddingDescription]
 
 
 class Outputs(NamedTuple):
@@ -65,17 +94,17 @@ class Classifier(nn.Module):
         embedding: Embedding = NO_EMBEDDING,
     ):
         super().__init__()
-        self.description = {
+        self.description: NetworkDescription = {
             "backbone": backbone,
-            "heads": {name: described(head) for name, head in heads.items()},
+            "heads": {name: cast(HeadDescription, described(head)) for name, head in heads.items()},
             "size_px": size_px,
             "backbone_kwargs": backbone_kwargs or {},
             "pool": pool,
-            "trunk": described(trunk),
+            "trunk": cast(LayersDescription, described(trunk)),
             "neck": asdict(neck),
         }
         if embedding != NO_EMBEDDING:  # so that the description of a network without is what it has always been
-            self.description["embedding"] = described(embedding)
+            self.description["embedding"] = cast(EmbeddingDescription, described(embedding))
         self.backbone = create_backbone(backbone, backbone_kwargs, pretrained, size_px)
         num_pooled = self._create_neck_and_pool(neck, pool, size_px)
         self.trunk = Dense(num_pooled, trunk)
@@ -89,7 +118,7 @@ class Classifier(nn.Module):
         self.embedding = EmbeddingLayers(self.trunk.num_outputs, num_pooled, embedding)
         self.proxies = Proxies(embedding, self.embedding.num_outputs) if embedding.proxies_per_class else None
         self.units = {name: (head.mean, head.std) for name, head in heads.items() if head.mean is not None}
-        self.frozen_parameters = []
+        self.frozen_parameters: list[nn.Parameter] = []
         self.set_trained(train_layers)
 
     def set_trained(self, train_layers: str | int) -> None:
@@ -151,7 +180,7 @@ class Classifier(nn.Module):
         """Of what the trunk gives, and the penalty of the heads."""
         logits, penalty = {}, x.new_zeros(())
         for name in self.labels:
-            head = self.get_submodule(head_module(name))
+            head: Any = self.get_submodule(head_module(name))  # an nn.ModuleDict
             hidden, more = head["layers"](x, shares)
             logits[name] = head["output"](hidden)
             penalty = penalty + more
@@ -216,9 +245,16 @@ def head_module(label: str) -> str:
     return f"head_{label.replace('%', '%25').replace('.', '%2E')}"
 
 
-def classifier_from(description: dict) -> Classifier:
+def classifier_from(description: NetworkDescription) -> Classifier:
     """The Classifier that `description` (of an earlier one, read from a file) describes, with random weights."""
-    heads = {name: Head(**{**head, "layers": Layers(**head["layers"])}) for name, head in description["heads"].items()}
-    parts = {"heads": heads, "trunk": Layers(**description["trunk"]), "neck": Neck(**description.get("neck", {}))}
-    parts["embedding"] = embedding_from(description.get("embedding", {}))
-    return Classifier(**{**description, **parts})
+    arguments: dict[str, Any] = {**description}
+    arguments["heads"] = {name: _head_from(head) for name, head in description["heads"].items()}
+    arguments["trunk"] = layers_from(description["trunk"])
+    arguments["neck"] = Neck(**description.get("neck", {}))
+    arguments["embedding"] = embedding_from(description.get("embedding", {}))
+    return Classifier(**arguments)
+
+
+def _head_from(description: HeadDescription) -> Head:
+    values: dict[str, Any] = {**description, "layers": layers_from(description["layers"])}
+    return Head(**values)

@@ -1,12 +1,14 @@
 """Fully connected layers: what trunk and heads are made of."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any, TypedDict, cast
 
 from torch import Tensor, nn
 
 from carvision.errors import InputError
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
     "elu": nn.ELU,
@@ -16,7 +18,7 @@ ACTIVATIONS = {
     "sigmoid": nn.Sigmoid,
     "none": nn.Identity,
 }
-BATCH_NORMS = {
+BATCH_NORMS: dict[bool | str, dict[str, Any]] = {
     True: {},
     "keras": {"eps": 1e-3, "momentum": 0.01},  # PyTorch's momentum is 1 - Keras' 0.99
 }
@@ -66,7 +68,26 @@ class Layers:
 NO_LAYERS = Layers()
 
 
-def described(part) -> dict:
+class LayersDescription(TypedDict, total=False):
+    """Layers as plain values, as in model.json."""
+
+    hidden: Sequence[int]
+    dropout: float | Sequence[float]
+    activation: str
+    batch_norm: bool | str
+    bias: bool
+    l2: float | Sequence[float]
+    activity_l1: float | Sequence[float]
+    activity_l1_reduction: str
+    activation_slope: float
+
+
+def layers_from(description: LayersDescription) -> Layers:
+    """Return the Layers that plain values describe. Raises InputError as Layers does."""
+    return Layers(**cast("dict[str, Any]", description))  # which makes tuples of its lists
+
+
+def described(part) -> dict[str, Any]:
     """Write a dataclass of layers as plain values. The default of activity_l1_reduction is left out, so that earlier
     versions can read the description."""
     default = ("activity_l1_reduction", "mean")
@@ -84,16 +105,17 @@ class Dense(nn.Module):
         super().__init__()
         self.layers = layers
         slope = (layers.activation_slope,) if layers.activation == "leaky_relu" else ()
-        blocks = []
+        blocks: list[nn.Module] = []
         for units, dropout in zip(layers.hidden, layers.of_each("dropout"), strict=True):
-            block = [nn.Linear(num_inputs, units, bias=layers.bias), ACTIVATIONS[layers.activation](*slope)]
+            block: list[nn.Module] = [nn.Linear(num_inputs, units, bias=layers.bias)]
+            block += [ACTIVATIONS[layers.activation](*slope)]
             block += [nn.BatchNorm1d(units, **BATCH_NORMS[layers.batch_norm])] if layers.batch_norm else []
             block += [nn.Dropout(dropout)] if dropout else []
             blocks.append(nn.Sequential(*block))
             num_inputs = units
-        if not layers.hidden and layers.dropout:
+        if not layers.hidden and isinstance(layers.dropout, int | float) and layers.dropout:
             blocks.append(nn.Dropout(layers.dropout))
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = cast(Sequence[Any], nn.ModuleList(blocks))  # an nn.Sequential each; without layers a dropout
         self.penalties = list(zip(layers.of_each("l2"), layers.of_each("activity_l1"), strict=True))
         self.num_outputs = num_inputs
 

@@ -1,12 +1,13 @@
 """The embedding of a network: what a metric loss shapes, and the class weights (proxies) that some of them learn."""
 
 from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from carvision.models.dense import NO_LAYERS, Dense, Layers
+from carvision.models.dense import NO_LAYERS, Dense, Layers, LayersDescription, layers_from
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,20 @@ class Embedding:
 NO_EMBEDDING = Embedding()
 
 
-def embedding_from(described: dict) -> Embedding:
-    """Of a description's plain values."""
-    layers = {key: Layers(**described[key]) for key in ("layers", "difference") if key in described}
-    return Embedding(**{**described, **layers})
+class EmbeddingDescription(TypedDict, total=False):
+    """An Embedding as plain values, as in model.json."""
+
+    layers: LayersDescription
+    difference: LayersDescription
+    proxies_per_class: int
+    num_classes: int
+
+
+def embedding_from(description: EmbeddingDescription) -> Embedding:
+    """Return the Embedding that plain values describe."""
+    values: dict[str, Any] = {**description}
+    values |= {key: layers_from(values[key]) for key in ("layers", "difference") if key in values}
+    return Embedding(**values)
 
 
 class EmbeddingLayers(nn.Module):

@@ -5,11 +5,13 @@ import logging
 import torch
 from torch import Tensor, nn
 
+from carvision.models.backbones import Backbone
+
 log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def take_feature_map(backbone: nn.Module, size_px: int) -> tuple[Tensor, list[str]]:
+def take_feature_map(backbone: Backbone, size_px: int) -> tuple[Tensor, list[str]]:
     """The feature map of one empty image, (1, C, H, W) or, where `has_channels_last`, (1, H, W, C); and the names of
     the largest modules with parameters that took no part in it. The backbone must be in eval mode.
     """
@@ -34,7 +36,7 @@ def _uncalled(module: nn.Module, called: set[nn.Module], prefix: str = "") -> li
     return found
 
 
-def leave_out(backbone: nn.Module, names: list[str], why: str) -> None:
+def leave_out(backbone: Backbone, names: list[str], why: str) -> None:
     """Replace these modules, which nothing would use, so that they are neither counted, trained nor saved.
 
     backbone.left_out then names them, and weights for them are passed over, be they timm's or of an earlier run.
@@ -48,7 +50,7 @@ def leave_out(backbone: nn.Module, names: list[str], why: str) -> None:
         log.info("%s: the backbone's layers after its feature map are left out: %s", why, ", ".join(names))
 
 
-def _pass_over(backbone: nn.Module, tensors: dict[str, Tensor], prefix: str, *_) -> None:
+def _pass_over(backbone: Backbone, tensors: dict[str, Tensor], prefix: str, *_) -> None:
     for key in [key for key in tensors if key.startswith(tuple(f"{prefix}{name}." for name in backbone.left_out))]:
         del tensors[key]
 

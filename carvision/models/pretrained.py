@@ -11,6 +11,7 @@ from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from huggingface_hub.utils import build_hf_headers
 from huggingface_hub.utils import logging as hub_logging
+from timm.models import PretrainedCfg
 
 from carvision.data.download import ANSWER_S, answer_within
 from carvision.errors import InputError
@@ -18,21 +19,29 @@ from carvision.errors import InputError
 FILES = ("model.safetensors", "pytorch_model.bin")  # of a repository of the hub, as timm prefers them
 
 
+def cfg_of(name: str) -> PretrainedCfg:
+    """Return what timm knows of the weights of a network that it has."""
+    cfg = timm.get_pretrained_cfg(name)
+    assert cfg is not None, name
+    return cfg
+
+
 def source_of(name: str) -> dict:
     """The keys that lead timm's pretrained_cfg of the network to weights that are there: a local file, downloaded if it
     has to be. Raises InputError where they are not cached and can't be downloaded."""
-    cfg = timm.get_pretrained_cfg(name)
+    cfg = cfg_of(name)
     if cfg.hf_hub_id:
         repository, _, revision = cfg.hf_hub_id.partition("@")
         file = _reach(name, lambda: _hub_file(repository, revision or None), constants.ENDPOINT)
         return {"file": file, "custom_load": False}  # the hub has them in the network's own form
-    if not cfg.url:
+    url = cfg.url
+    if not isinstance(url, str) or not url:
         raise InputError(
             f"model.weights: there are no pretrained weights of {name}; give model.weights=<file>, or begin "
             "from random ones (model.weights=random)"
         )
-    if not Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(cfg.url).path).name).exists():
-        _reach(name, lambda: answer_within(ANSWER_S, lambda: urlopen(cfg.url, timeout=ANSWER_S)).close(), cfg.url)
+    if not Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name).exists():
+        _reach(name, lambda: answer_within(ANSWER_S, lambda: urlopen(url, timeout=ANSWER_S)).close(), url)
     return {}
 
 
@@ -57,6 +66,7 @@ def _hub_file(repository: str, revision: str | None) -> str:
             with urlopen(first_byte, timeout=ANSWER_S) as answer:
                 answer.read(1)
             return file
+        raise FileNotFoundError(repository)  # never reached: the error of the last file is raised above
 
     file = answer_within(ANSWER_S, first_there)
     return hf_hub_download(repository, file, revision=revision)

@@ -1,5 +1,7 @@
 """Small networks that timm lacks, registered with it, so that every network is timm.create_model(name)."""
 
+from typing import Any
+
 from timm.models import register_model
 from timm.models._builder import build_model_with_cfg
 from timm.models._registry import generate_default_cfgs
@@ -14,7 +16,7 @@ default_cfgs = generate_default_cfgs({
 })  # fmt: skip
 
 
-SLIM = {
+SLIM: dict[str, Any] = {
     "layers": (1, 1, 1, 1),
     "channels": (24, 48, 96, 192),
     "stem_type": "deep_tiered",
@@ -32,4 +34,5 @@ def resnet10_slim(pretrained: bool = False, **kwargs) -> ResNet:
 
     There are no pretrained weights.
     """
-    return build_model_with_cfg(ResNet, "resnet10_slim", pretrained, **({"block": BasicBlock} | SLIM | kwargs))
+    arguments: dict[str, Any] = {"block": BasicBlock} | SLIM | kwargs
+    return build_model_with_cfg(ResNet, "resnet10_slim", pretrained, **arguments)

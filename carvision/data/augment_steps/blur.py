@@ -26,7 +26,7 @@ def blur(images: Tensor, draws: Tensor, kernel_px: tuple[int, int]) -> Tensor:
         shares = [
             (chosen == place) * kernel[distance] for place, kernel in enumerate(kernels) if distance < len(kernel)
         ]
-        weights.append(of_photos(sum(shares)))
+        weights.append(of_photos(sum(shares[1:], shares[0])))
     return _along(_along(images, weights, 2), weights, 3)
 
 

@@ -32,7 +32,8 @@ def create_shell(m: Model) -> np.ndarray:
     stations = (0, 0.12, 0.4, 0.5 * (0.4 + m.cowl[0]), m.cowl[0], 0.5 * end, boot, end - 0.35, end - 0.05, end)
     x = np.unique(stations)
     corners = ((0, m.nose_z), (0.12, m.nose_z + 0.05), m.cowl, (boot, m.deck[1]), (end, m.tail_z))
-    top = np.interp(x, *zip(*corners, strict=True))
+    at, heights = zip(*corners, strict=True)
+    top = np.interp(x, at, heights)
     half = np.interp(x, (0, 0.12, 0.4, end - 0.35, end - 0.05, end), (0.80, 0.93, 1, 1, 0.95, 0.88))
     low = m.clearance + np.interp(x, (0, 0.5, end - 0.5, end), (0.04, 0, 0, 0.08))
     shell = np.empty((len(x), len(LEVELS), 3))
@@ -93,7 +94,8 @@ def create_rear(m: Model, make: Make, finish: Finish, shell: np.ndarray) -> list
 
 def create_doors(m: Model, finish: Finish, shell: np.ndarray) -> list[Face]:
     """Seams, handles, trim and side indicators."""
-    seam = tuple(0.45 * c for c in finish.paint)
+    red, green, blue = (0.45 * c for c in finish.paint)
+    seam = red, green, blue
     edges = np.linspace(m.cowl[0] + 0.12, min(m.roof[1] + 0.05, m.length - 0.95), 2 if m.doors == 2 else 3)
     faces = []
     for side in SIDES:

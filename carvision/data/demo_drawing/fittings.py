@@ -46,13 +46,14 @@ def _window(quad: np.ndarray, colour: Colour, finish: Finish, opening: tuple[flo
     """A wall of the cabin with one pane and the streak that it mirrors. opening: as in _within."""
     left, right, bottom, top = opening
     pane = _within(quad, *opening)
-    streak = _within(quad, *(left + share * (right - left) for share in (0.25, 0.45)), bottom, top)
+    start, end = (left + share * (right - left) for share in (0.25, 0.45))
+    streak = _within(quad, start, end, bottom, top)
     streak[2:] += 0.15 * (streak[1] - streak[0]) * 3
-    light = tuple(0.6 * c + 0.16 for c in finish.glass)
+    red, green, blue = (0.6 * c + 0.16 for c in finish.glass)
     return [
         create_face(quad, colour, 0.5),
         create_face(pane, finish.glass, 0.4),
-        create_face(streak, light, 0.4),
+        create_face(streak, (red, green, blue), 0.4),
     ]
 
 
