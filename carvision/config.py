@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ from carvision.overrides import expand_home, explain, with_quoted_paths
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+NOT_GROUPS = ("shared", "tables")  # folders whose files are no choices: parts of others, and tables of experiments
+
 
 def conf_dir() -> Path:
     """The folder of the configuration: inside the package where installed, beside it in a checkout."""
@@ -29,6 +32,32 @@ def conf_dir() -> Path:
         if (folder / "train.yaml").is_file():
             return folder
     raise InputError(f"conf/ is neither in {package} nor beside it; install carvision again")
+
+
+def options_of(group: str) -> list[str]:
+    """Return the sorted choices of a group of conf/: its files and, of experiment, the rows of its tables."""
+    names = [file.stem for file in (conf_dir() / group).glob("*.yaml")]
+    for table in _tables() if group == "experiment" else ():
+        names += yaml.safe_load(table.read_text(encoding="utf-8"))
+    return sorted(names)
+
+
+@cache
+def register_tables() -> None:
+    """Register the rows of conf/experiment/tables with Hydra: each is an experiment, as a file of its own would be.
+
+    Everything that composes an experiment calls this first.
+    """
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    for table in _tables():
+        for name, experiment in OmegaConf.load(table).items():
+            ConfigStore.instance().store(str(name), experiment, group="experiment", package="_global_")
+
+
+def _tables() -> list[Path]:
+    return sorted((conf_dir() / "experiment" / "tables").glob("*.yaml"))
 
 
 def run_command(task: Callable[[DictConfig], None], config_name: str) -> None:
@@ -54,6 +83,7 @@ def run_command(task: Callable[[DictConfig], None], config_name: str) -> None:
     with one_line_errors(), as_input_errors():
         import hydra
 
+        register_tables()
         sys.argv[1:] = with_quoted_paths(words, sweeps=bool({"-m", "--multirun"} & {*words}))
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(quiet_task)()
 
@@ -109,6 +139,7 @@ def _compose(config_name: str, overrides: list[str]) -> DictConfig | None:
         group, _, value = word.partition("=")
         if value == "null" and (conf_dir() / group.lstrip("+").partition("@")[0]).is_dir():
             raise InputError(f"{word}: {group} takes the name of one of its files (--help); ~{group} leaves it out")
+    register_tables()
     with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=config_name):
         cfg = GlobalHydra.instance().hydra.compose_config(
             config_name, overrides, run_mode=RunMode.RUN, with_log_configuration=False
@@ -160,11 +191,9 @@ def is_multirun() -> bool:
 def help_of(config_name: str) -> str:
     """What conf/<config_name>.yaml has for --help, with the groups; Hydra would first compose a configuration."""
     top = conf_dir()
-    groups: dict[str, list[str]] = {}
-    for file in sorted(top.rglob("*.yaml")):
-        if file.parent != top:
-            groups.setdefault(file.parent.relative_to(top).as_posix(), []).append(file.stem)
-    lines = [f"{group}: {', '.join(names)}\n" for group, names in sorted(groups.items())]
+    folders = [folder for folder in sorted(top.rglob("*")) if folder.is_dir() and folder.name not in NOT_GROUPS]
+    groups = {name: options_of(name) for name in (folder.relative_to(top).as_posix() for folder in folders)}
+    lines = [f"{name}: {', '.join(options)}\n" for name, options in groups.items() if options]
     template = yaml.safe_load((top / f"{config_name}.yaml").read_text(encoding="utf-8"))["hydra"]["help"]["template"]
     return template.replace("$APP_CONFIG_GROUPS", "".join(lines))
 
@@ -278,9 +307,8 @@ def one_line(error: Exception) -> str:
 def _unparsed(word: str, reason: str) -> str:
     """reason: Hydra's message."""
     group, _, name = word.lstrip("+").partition("=")
-    folder = conf_dir() / group.partition("@")[0]
-    if group and folder.is_dir():
-        return _no_choice(group, name, sorted(file.stem for file in folder.glob("*.yaml")))
+    if group and (conf_dir() / group.partition("@")[0]).is_dir():
+        return _no_choice(group, name, options_of(group.partition("@")[0]))
     return explain(word, " ".join(reason.partition("\nSee https:")[0].split()))
 
 

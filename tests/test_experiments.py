@@ -1,21 +1,24 @@
-"""Every experiment of conf/experiment composes, builds its network and trains, on miniature data in its layout."""
+"""Every experiment composes and builds its network on the meta device; one of each family trains, on miniature data."""
 
 import logging
 import math
 import re
 import warnings
+from copy import deepcopy
+from functools import cache
+from unittest import mock
 
 import pytest
 import pytorch_lightning as pl
 import torch
-from hydra import compose, initialize_config_dir
 
-from carvision.config import conf_dir, plain_config
+from carvision.config import compose_alone, conf_dir, options_of, plain_config
+from carvision.models.classifier import head_module
 from carvision.training.build import build_datamodule, build_lit_classifier
 from carvision.training.schedules import lr_factor
 from tests.data import layouts
 
-EXPERIMENTS = sorted(file.stem for file in (conf_dir() / "experiment").glob("*.yaml"))
+EXPERIMENTS = options_of("experiment")
 SMALL = {
     "data.image_px": "96",  # InceptionV3 and Inception-ResNet take no less than 75
     "data.batch_size": "2",
@@ -23,6 +26,21 @@ SMALL = {
     "data.allow_missing": "true",
     "model.weights": "random",
     "trainer.precision": "32-true",
+}
+# One of each family: what only it trains with, and a smaller network of the same kind where its own is large.
+TRAINED = {
+    "compcars_focal": ["model.backbone=tf_efficientnet_b0"],  # R0: heads with layers and L2, augment=r0, r0_peak
+    "compcars_drdl": ["model.backbone=resnet18"],  # coupled clusters, a difference branch, per_class batches
+    "cars196_unseen": ["model.backbone=resnet18"],  # proxy anchor, heads that are probes, unseen classes
+    "cars196_transfer2": ["model.backbone=resnet18"],  # R2: focal loss by softmax, one head
+    "cars196_scratch_custom": [],  # leaky ReLU, batch norm as in Keras, no biases
+    "stanford_cars_small_cnn_tuned": [],  # R1: the neck's blocks, augment=r1, plateau, crops to boxes
+    "stanford_cars_finetuned": [],  # two heads on all layers, weight decay
+    "oxford102_mobilenetv2": [],  # R4: a frozen backbone, penalties on weights and on activities
+    "oxford102_benchmark": [],  # RMSprop, a share of the photos an epoch
+    "ten_classes_mobilenetv2": [],  # R3: folders, phases
+    "linear": [],  # heads alone, label smoothing; what starts them linearly: tests/training/test_linear_start.py
+    "fast": [],  # layer-wise rates, frozen statistics
 }
 
 
@@ -39,23 +57,58 @@ def photos(demo_photos, tmp_path_factory):
     }
 
 
+@cache
+def composed(experiment: str, *overrides: str) -> dict:
+    small = [f"{key}={value}" for key, value in SMALL.items()]
+    return plain_config(compose_alone("train", [f"experiment={experiment}", *small, *overrides]))
+
+
 def config(experiment: str, *overrides: str) -> dict:
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        small = [f"{key}={value}" for key, value in SMALL.items()]
-        return plain_config(compose("train", overrides=[f"experiment={experiment}", *small, *overrides]))
+    return deepcopy(composed(experiment, *overrides))
+
+
+def config_with_photos(experiment: str, photos: dict, *overrides: str) -> dict:
+    cfg = config(experiment, "data.root=.", *overrides)
+    cfg["data"]["root"] = str(photos[cfg["data"]["name"]])
+    if cfg["data"]["name"] == "demo":
+        cfg["data"]["images_per_model"] = 20
+    if cfg["data"]["sampler"] == "per_class":
+        cfg["data"]["batch_size"] = 8  # two classes
+    return cfg
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_builds_its_network_and_trains_what_its_phases_say(experiment, photos):
+    """On the meta device, without memory for weights or activations: the largest networks take a second."""
+    cfg = config_with_photos(experiment, photos)
+    table = build_datamodule(cfg, None).table
+    with torch.device("meta"):
+        lit = build_lit_classifier(cfg, table)
+        images = torch.zeros(2, 3, 96, 96)
+    trained_before = None
+    for number in range(len(lit.hparams.phases)):
+        lit.start_phase(number)
+        optimizer = lit.create_phase_optimizer()
+        trained = {name: parameter for name, parameter in lit.model.named_parameters() if parameter.requires_grad}
+        in_optimizer = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        assert in_optimizer == {id(parameter) for parameter in trained.values()}
+        assert {f"{head_module(name)}.output.weight" for name in cfg["model"]["heads"]} <= trained.keys()
+        assert trained.keys() != trained_before, "a phase that trains what the one before trained"
+        trained_before = trained.keys()
+    with mock.patch.object(lit.model, "proxies", None):  # they turn autocast off, which torch can't for meta tensors
+        outputs = lit.model.train().outputs(images)
+    assert {name: tuple(logits.shape) for name, logits in outputs.logits.items()} == {
+        name: (2, len(table.labels[name])) for name in cfg["model"]["heads"]
+    }
+    assert all(logits.requires_grad for logits in outputs.logits.values()) and outputs.penalty.shape == ()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_takes_two_steps_of_each_phase(experiment, photos):
-    name = config(experiment, "data.root=.")["data"]["name"]
-    few = ["data.images_per_model=20"] if name == "demo" else []
-    if config(experiment, "data.root=.")["data"]["sampler"] == "per_class":
-        few.append("data.batch_size=8")  # two classes
-    cfg = config(experiment, f"data.root={photos[name]}", *few)
+@pytest.mark.parametrize("experiment", TRAINED)
+def test_one_experiment_of_each_family_takes_two_steps_of_each_phase(experiment, photos):
+    cfg = config_with_photos(experiment, photos, *TRAINED[experiment])
     datamodule = build_datamodule(cfg, None)
     lit = build_lit_classifier(cfg, datamodule.table)
-    trained_before = None
     for number in range(len(lit.hparams.phases)):
         lit.start_phase(number)
         trained = {name: p.detach().clone() for name, p in lit.model.named_parameters() if p.requires_grad}
@@ -65,8 +118,6 @@ def test_every_experiment_takes_two_steps_of_each_phase(experiment, photos):
         assert all(value.isfinite().all() for value in now.values())
         assert all(torch.equal(now[name], value) for name, value in frozen.items())
         assert any(not torch.equal(now[name], value) for name, value in trained.items())
-        assert trained.keys() != trained_before, "a phase that trains what the one before trained"
-        trained_before = trained.keys()
 
 
 def fit_two_steps(lit: pl.LightningModule, datamodule: pl.LightningDataModule) -> None:
@@ -81,12 +132,57 @@ def fit_two_steps(lit: pl.LightningModule, datamodule: pl.LightningDataModule) -
         trainer.fit(lit, datamodule)
 
 
+def test_the_trained_experiments_are_of_every_loss_data_set_and_kind_of_batch():
+    """So that a new experiment that trains by other code is added to TRAINED."""
+
+    def kinds(name: str) -> list[tuple]:
+        cfg = config(name, "data.root=.")
+        loss, metric, data = cfg["loss"], cfg["metric_loss"], cfg["data"]
+        return [
+            ("loss", loss["name"], loss.get("form")),
+            ("metric_loss", metric["name"], metric.get("heads")),
+            ("data", data["name"]),
+            ("sampler", data["sampler"]),
+            ("split", data["split"]["kind"]),
+            ("augment", bool(cfg["augment"]["order"])),
+            ("schedule", cfg["schedule"]["name"]),
+            ("start", cfg["model"]["start"]),
+            *(("neck", block) for block in cfg["model"]["neck"]),
+            ("pool", cfg["model"]["pool"]),
+            ("optimizer", cfg["optimizer"]["name"]),
+            ("difference", bool(cfg["model"]["difference"]["hidden"])),
+            ("phases", bool(cfg["phases"])),
+        ]
+
+    trained = {kind for name in TRAINED for kind in kinds(name)}
+    assert [kind for name in EXPERIMENTS for kind in kinds(name) if kind not in trained] == []
+
+
+def headers(experiment: str) -> str:
+    """The comments of its file, or of its table."""
+    folder = conf_dir() / "experiment"
+    [file] = [
+        file
+        for file in [folder / f"{experiment}.yaml", *(folder / "tables").glob("*.yaml")]
+        if file.is_file() and (file.stem == experiment or f"\n{experiment}:" in file.read_text(encoding="utf-8"))
+    ]
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_the_header_has_the_command_and_what_it_reproduces_or_reached(experiment):
-    text = (conf_dir() / "experiment" / f"{experiment}.yaml").read_text()
-    header = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
-    assert f"python -m carvision.train experiment={experiment} " in header
+    header = headers(experiment)
     assert re.search(r"Report R[0-4]|Measured", header)
+    if (conf_dir() / "experiment" / f"{experiment}.yaml").is_file():
+        assert f"python -m carvision.train experiment={experiment} " in header
+    else:  # the table's header has one command, and a row of results for each network
+        assert re.search(rf"python -m carvision.train experiment={experiment.split('_')[0]}_", header)
+        assert re.search(rf"\b{experiment.removesuffix('_tuned')} +[\dn]\S* +\S", header)
+
+
+def test_a_name_stands_for_one_experiment():
+    assert len(EXPERIMENTS) == len(set(EXPERIMENTS)) == 46
 
 
 def of_report(pattern: str) -> list[str]:
@@ -108,8 +204,7 @@ REPORTED = "compcars_.*|cars196_.*|ten_classes_.*|oxford102_.*|stanford_cars_.*"
 
 @pytest.mark.parametrize("experiment", of_report(REPORTED))
 def test_what_was_reported_or_measured_begins_with_random_heads(experiment):
-    model = config(experiment, "data.root=.", "model.weights=pretrained")["model"]
-    assert model["start"] == "random"
+    assert config(experiment, "data.root=.")["model"]["start"] == "random"
 
 
 @pytest.mark.parametrize("data", ["demo", "folder", "stanford_cars", "oxford102", "compcars", "manifest"])

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
 from sklearn.utils.class_weight import compute_class_weight
 from timm.loss import BinaryCrossEntropy
 from torchvision.ops import sigmoid_focal_loss
 
 from carvision.allowed import check_values
-from carvision.config import conf_dir
+from carvision.config import compose_alone, plain_config
 from carvision.data.table import UNKNOWN
 from carvision.errors import InputError
 from carvision.losses import (
@@ -245,6 +244,10 @@ def test_the_word_chooses_the_class_weights():
     assert torch.equal(create_class_weights("effective", counts), effective_class_weights(counts))
 
 
+def loss_config(preset: str) -> dict:
+    return plain_config(compose_alone("train", [f"loss={preset}"]))["loss"]
+
+
 @pytest.mark.parametrize(
     ("preset", "expected"),
     [
@@ -256,7 +259,7 @@ def test_the_word_chooses_the_class_weights():
     ],
 )
 def test_the_presets(preset, expected):
-    values = OmegaConf.to_container(OmegaConf.load(conf_dir() / "loss" / f"{preset}.yaml"))
+    values = loss_config(preset)
     check_values({"loss": values})
     assert (values.pop("class_weights"), values.pop("head_weights")) == ("none", None)
     torch.testing.assert_close(create_loss(**values)(*batch()), expected(*batch()), rtol=0, atol=0)
@@ -286,6 +289,6 @@ def test_head_weights_that_are_not(head_weights):
 )
 def test_the_keys_of_conf_choose_the_loss(overrides, expected):
     name = "cross_entropy" if list(overrides) == ["label_smoothing"] else "focal"
-    values = OmegaConf.to_container(OmegaConf.load(conf_dir() / "loss" / f"{name}.yaml")) | overrides
+    values = loss_config(name) | overrides
     values.pop("class_weights"), values.pop("head_weights")
     torch.testing.assert_close(create_loss(**values)(*batch()), expected(*batch()), rtol=0, atol=0)
