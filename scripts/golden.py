@@ -7,24 +7,24 @@
 
 A checkout of the commit before is made with `git worktree add /path/to/before HEAD~1`.
 
-make CHECKOUT FOLDER runs the checkout's commands with the Python that runs this script, on the CPU, with one thread, and
-with the seeds that conf/ gives. They run in FOLDER/work, where all they wrote stays. Of that, as text:
-  configs.yaml      the configuration of every command that composes one, with each experiment, each search and each
-                    choice of a group, as differences from that command's own (`compose` prints it alone)
+make CHECKOUT FOLDER runs the checkout's commands with the Python that runs this script: on the CPU, with one thread
+and the seeds that conf/ gives. They run in FOLDER/work, where all that they write stays. Of that, as text:
+  configs.yaml      the configuration of every command that composes one, and what differs in it with every experiment,
+                    search and choice of a group (`compose CHECKOUT` prints it alone)
   commands/         what --cfg job prints, of each of those commands in a process of its own
   photos.txt        hashes of the drawn demo data, a line a folder
-  runs/<name>/      of five tiny runs: config.yaml, splits.csv, history.csv, metrics.json, model.json, results.txt and
-                    summary.txt, and of the weights the sha256
-  predictions.csv   of predict, and evaluation/ of evaluate: all but the pictures
+  runs/<name>/      of five tiny runs the text files (config.yaml, splits.csv, history.csv, metrics.json, model.json,
+                    results.txt, summary.txt), and of the weights the sha256
+  predictions.csv   of predict, and evaluation/ of evaluate: all but pictures and the page
   sweep/            of a search: trials.csv and the experiment of its best trial
-  outputs.yaml      names alone: of files (pictures too), of columns, of keys
-Seconds, times and the path of FOLDER are left out. Two folders are equal to the bit only if one machine made both, with
-the same libraries.
+  outputs.yaml      names alone: of files (pictures, too), of columns, of keys
+Seconds, times, versions and the path of FOLDER are left out. Two folders are equal to the bit only where one machine
+made both, with the same libraries.
 
-configs.yaml and outputs.yaml are the same on every machine: `write FOLDER` copies them to tests/golden of this checkout,
-where tests/test_golden.py compares the code with them. A commit that changes them says why.
+configs.yaml and outputs.yaml are the same on every machine. `write FOLDER` copies them to tests/golden of this
+checkout, and tests/test_golden.py compares the code with them. A commit that changes them says why.
 
-Nothing is imported from carvision but its commands, as `python -m` does it: modules may move between two checkouts.
+Of carvision only the commands are used, as `python -m` runs them, so that modules may move between two checkouts.
 """
 
 import argparse
@@ -80,7 +80,7 @@ SWEEP = [*DEMO, *COMMANDS["sweep"], "trainer.max_epochs=1", "logger=none", "swee
 CONTENTS = {".csv", ".json", ".md", ".txt", ".yaml"}
 # Of a run, beside what is read from it: the machine and the versions, and what each start had to say
 NOT_COMPARED = {"environment.json", "tensorboard/hparams.yaml"}
-VOLATILE = re.compile(r"seconds|.*_seconds|seconds_.*|time|started|ended|worker|host")  # keys and columns
+VOLATILE = re.compile(r"seconds|.*_seconds|seconds_.*|time|host|versions")  # keys and columns
 EVENTS = re.compile(r"(events\.out\.tfevents)\..*")
 
 Start = Callable[[str, list[str]], object]  # runs python -m carvision.<command> <words> in the folder work
@@ -162,27 +162,34 @@ def run_all(start: Start, work: Path, jobs: int) -> None:
 
 
 def outputs(work: Path) -> dict[str, dict]:
-    """Return the names that do not depend on the processor, of what is in `work`: files, columns and keys."""
+    """Return what is in `work` by names that do not depend on the processor: of files, columns and keys.
+
+    Of the runs but the first it has what differs from the first. Of several folds and trials it looks into the first.
+    """
     found = {}
-    for name in ("demo", *(name for name in [*RUNS, "evaluation", "sweep"] if name != "demo")):
-        folder = work / name
-        if not folder.is_dir():
-            continue
-        found[name] = {"files": list_files(folder)}
-        for file in sorted(folder.rglob("*")):
-            inside = file.relative_to(folder).as_posix()
+    for name in (*RUNS, "evaluation", "sweep"):
+        found[name] = grouped("files", [EVENTS.sub(r"\1.*", file.as_posix()) for file in files_in(work / name)])
+        for file in files_in(work / name):
+            if re.match(r"fold_[1-9]|trials/", file.as_posix()):
+                continue
             if file.suffix == ".csv":
-                found[name][inside] = grouped(file.read_text(encoding="utf-8").partition("\n")[0].split(","))
+                found[name] |= grouped(file.as_posix(), columns_of(work / name / file))
             elif file.name in ("metrics.json", "model.json", "evaluation.json"):
-                found[name][inside] = grouped(keys_of(json.loads(file.read_text(encoding="utf-8"))))
-    found["predictions.csv"] = (work / "predictions.csv").read_text(encoding="utf-8").partition("\n")[0].split(",")
-    return found
+                content = json.loads((work / name / file).read_text(encoding="utf-8"))
+                if file.name == "model.json":  # the same as metrics.json and configs.yaml
+                    content |= {"metrics": None, "config": None}
+                found[name] |= grouped(file.as_posix(), keys_of(content))
+    found["predictions"] = grouped("predictions.csv", columns_of(work / "predictions.csv"))
+    return found | {name: differences(found["demo"], found[name]) for name in RUNS if name != "demo"}
 
 
-def list_files(folder: Path) -> list[str]:
-    return sorted({
-        EVENTS.sub(r"\1.*", path.relative_to(folder).as_posix()) for path in folder.rglob("*") if path.is_file()
-    })  # fmt: skip
+def files_in(folder: Path) -> list[Path]:
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
+def columns_of(table: Path) -> list[str]:
+    with table.open(encoding="utf-8") as file:
+        return next(csv.reader(file))
 
 
 def keys_of(value: object, prefix: str = "") -> list[str]:
@@ -192,14 +199,12 @@ def keys_of(value: object, prefix: str = "") -> list[str]:
     return [key for name, inner in value.items() for key in keys_of(inner, f"{prefix}{name}|")]
 
 
-def grouped(keys: Iterable[str]) -> dict[str, list[str]]:
-    """Return {what stands before the last separator: [what stands behind it]}, which is short to read."""
+def grouped(file: str, names: Iterable[str]) -> dict[str, list[str]]:
+    """Return {the file and what names have in common up to their last / or |: what stands behind it}."""
     found = {}
-    for key in keys:
-        before, separator, last = (
-            re.match(r"(.*)([/|])(.*)|", key).groups() if re.search("[/|]", key) else ("", "", key)
-        )
-        found.setdefault(f"{before}{separator}", []).append(last)
+    for name in names:
+        before, last = re.fullmatch(r"(.*[/|])?(.*)", name).groups(default="")
+        found.setdefault(f"{file} {before}".strip(), []).append(last)
     return found
 
 

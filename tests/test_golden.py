@@ -1,5 +1,6 @@
 """What carvision gives is as tests/golden has it, and runs of earlier code open and continue. See scripts/golden.py."""
 
+import difflib
 import importlib.util
 import json
 import math
@@ -42,22 +43,20 @@ def golden():
     return module
 
 
-def require_equal(golden, found: dict, file: str) -> None:
-    expected = golden.read_yaml((GOLDEN / file).read_text(encoding="utf-8"))
-    changes = {
-        name: changed
-        for name in [*expected, *(name for name in found if name not in expected)]
-        if (changed := golden.differences(expected.get(name, {}), found.get(name, {})))
-    }
-    assert not changes, f"tests/golden/{file}: {RENEW}\n{golden.as_yaml(changes)}"
+def require_equal(found: str, file: str) -> None:
+    expected = (GOLDEN / file).read_text(encoding="utf-8")
+    lines = difflib.unified_diff(
+        expected.splitlines(), found.splitlines(), f"tests/golden/{file}", "now", "", "", 1, ""
+    )
+    assert found == expected, f"{RENEW}\n" + "\n".join(lines)
 
 
-def test_every_command_experiment_and_choice_composes_the_configuration_it_did(golden):
+def test_every_command_experiment_and_choice_composes_the_configuration_it_did():
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / "golden.py", "compose", ROOT],
         capture_output=True, encoding="utf-8", check=True,
     )  # fmt: skip
-    require_equal(golden, golden.read_yaml(done.stdout), "configs.yaml")
+    require_equal(done.stdout, "configs.yaml")
 
 
 @pytest.mark.slow
@@ -69,7 +68,7 @@ def test_commands_write_the_files_columns_and_keys_they_did(golden, demo_photos,
 
     golden.run_all(start, tmp_path, jobs=1)
     start("sweep", golden.SWEEP)
-    require_equal(golden, golden.outputs(tmp_path), "outputs.yaml")
+    require_equal(golden.as_yaml(golden.outputs(tmp_path)), "outputs.yaml")
 
 
 def test_an_earlier_run_that_was_interrupted_inside_an_epoch_is_resumed(run_forked, demo_photos, tmp_path):
