@@ -21,8 +21,9 @@ and the seeds that conf/ gives. They run in FOLDER/work, where all that they wri
 Seconds, times, versions and the path of FOLDER are left out. Two folders are equal to the bit only where one machine
 made both, with the same libraries.
 
-configs.yaml and outputs.yaml are the same on every machine. `write FOLDER` copies them to tests/golden of this
-checkout, and tests/test_golden.py compares the code with them. A commit that changes them says why.
+configs.yaml and outputs.yaml are the same on every machine. `write FOLDER` copies the one, and of the other two of the
+runs, the predictions and the evaluation, to tests/golden of this checkout; tests/test_golden.py compares the code with
+them. A commit that changes them says why. The earlier run and search in tests/golden are never made anew.
 
 Of carvision only the commands are used, as `python -m` runs them, so that modules may move between two checkouts.
 """
@@ -73,6 +74,7 @@ RUNS = {  # {name: words of train}
     "kfold": [*TABLE, "data.labels=[model]", "data.split.kind=kfold", "data.split.num_folds=2", "logger=none"],
     "triplet": [*DEMO, "metric_loss=triplet", "data.batch_size=32"],
 }
+TESTED = ("demo", "number")  # those of which tests/golden has the outputs, as each costs the tests some seconds
 PREDICT = "demo --list demo/splits.csv --split test --out predictions.csv --probs --top 2 --no-progress --workers 0"
 EVALUATE = "demo --out evaluation --samples 20"
 SWEEP = [*DEMO, *COMMANDS["sweep"], "trainer.max_epochs=1", "logger=none", "sweep.dir=sweep", "sweep.trials=3"]
@@ -150,11 +152,11 @@ def train(start: Start, name: str, work: Path) -> None:
     start("train", [*(word.replace("<work>", str(work)) for word in RUNS[name]), f"run.dir={name}"])
 
 
-def run_all(start: Start, work: Path, jobs: int) -> None:
-    """Leave the runs, the predictions, the evaluation and the search in `work`."""
+def run_all(start: Start, work: Path, jobs: int = 1, names: Iterable[str] = RUNS) -> None:
+    """Leave the runs of these names, the first of them always, its predictions and its evaluation in `work`."""
     train(start, "demo", work)  # which draws the photos, unless they are there
     write_table(work)
-    tasks = [lambda name=name: train(start, name, work) for name in RUNS if name != "demo"]
+    tasks = [lambda name=name: train(start, name, work) for name in names if name != "demo"]
     tasks += [lambda: start("predict", PREDICT.split()), lambda: start("evaluate", EVALUATE.split())]
     with ThreadPoolExecutor(jobs) as pool:
         for done in [pool.submit(task) for task in tasks]:
@@ -167,7 +169,7 @@ def outputs(work: Path) -> dict[str, dict]:
     Of the runs but the first it has what differs from the first. Of several folds and trials it looks into the first.
     """
     found = {}
-    for name in (*RUNS, "evaluation", "sweep"):
+    for name in (name for name in (*RUNS, "evaluation", "sweep") if (work / name).is_dir()):
         found[name] = grouped("files", [EVENTS.sub(r"\1.*", file.as_posix()) for file in files_in(work / name)])
         for file in files_in(work / name):
             if re.match(r"fold_[1-9]|trials/", file.as_posix()):
@@ -180,7 +182,8 @@ def outputs(work: Path) -> dict[str, dict]:
                     content |= {"metrics": None, "config": None}
                 found[name] |= grouped(file.as_posix(), keys_of(content))
     found["predictions"] = grouped("predictions.csv", columns_of(work / "predictions.csv"))
-    return found | {name: differences(found["demo"], found[name]) for name in RUNS if name != "demo"}
+    others = [name for name in RUNS if name in found and name != "demo"]
+    return found | {name: differences(found["demo"], found[name]) for name in others}
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -339,9 +342,10 @@ def main() -> None:
     elif options.command == "compare":
         sys.exit(compare(*options.folders) > 0)
     elif options.command == "write":
-        for name in ("configs.yaml", "outputs.yaml"):
-            COMMITTED.mkdir(exist_ok=True)
-            shutil.copyfile(options.folder / name, COMMITTED / name)
+        shutil.copyfile(options.folder / "configs.yaml", COMMITTED / "configs.yaml")
+        found = read_yaml((options.folder / "outputs.yaml").read_text(encoding="utf-8"))
+        tested = {name: found[name] for name in (*TESTED, "evaluation", "predictions")}
+        _write(COMMITTED / "outputs.yaml", as_yaml(tested))
     else:
         print(as_yaml(compose(options.checkout.resolve())), end="")
 

@@ -45,10 +45,8 @@ def golden():
 
 def require_equal(found: str, file: str) -> None:
     expected = (GOLDEN / file).read_text(encoding="utf-8")
-    lines = difflib.unified_diff(
-        expected.splitlines(), found.splitlines(), f"tests/golden/{file}", "now", "", "", 1, ""
-    )
-    assert found == expected, f"{RENEW}\n" + "\n".join(lines)
+    lines = difflib.unified_diff(expected.splitlines(), found.splitlines(), "committed", "now", n=1, lineterm="")
+    assert found == expected, f"tests/golden/{file}: {RENEW}\n" + "\n".join(lines)
 
 
 def test_every_command_experiment_and_choice_composes_the_configuration_it_did():
@@ -66,8 +64,7 @@ def test_commands_write_the_files_columns_and_keys_they_did(golden, demo_photos,
     def start(command: str, words: list[str]) -> None:
         forked.run(f"carvision.{command}", *words, cwd=tmp_path, check=0, env={"OMP_NUM_THREADS": "1"})
 
-    golden.run_all(start, tmp_path, jobs=1)
-    start("sweep", golden.SWEEP)
+    golden.run_all(start, tmp_path, names=golden.TESTED)
     require_equal(golden.as_yaml(golden.outputs(tmp_path)), "outputs.yaml")
 
 
