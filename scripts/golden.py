@@ -157,7 +157,8 @@ def run_all(start: Start, work: Path, jobs: int = 1, names: Iterable[str] = RUNS
     train(start, "demo", work)  # which draws the photos, unless they are there
     write_table(work)
     tasks = [lambda name=name: train(start, name, work) for name in names if name != "demo"]
-    tasks += [lambda: start("predict", PREDICT.split()), lambda: start("evaluate", EVALUATE.split())]
+    # In this order, as evaluate stores a temperature in the run
+    tasks.append(lambda: (start("predict", PREDICT.split()), start("evaluate", EVALUATE.split())))
     with ThreadPoolExecutor(jobs) as pool:
         for done in [pool.submit(task) for task in tasks]:
             done.result()
