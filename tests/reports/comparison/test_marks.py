@@ -93,5 +93,5 @@ def test_a_study_is_sorted_by_group_and_number(grid):
     assert table["data.batch_size"].tolist() == [8, 8, 8, 16]
     with pytest.raises(InputError, match=r"--against: optimizer\.name is 'adam'.*must be a number"):
         against_of(frame, runs, "optimizer.name", groups)
-    with pytest.raises(InputError, match=r"'data\.batchsize' is no key .*nearest: data\.batch_size"):
+    with pytest.raises(InputError, match=r"'data\.batchsize' is not a key .*nearest: data\.batch_size"):
         against_of(frame, runs, "data.batchsize", groups)
