@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from carvision.data.handover import HandedOver, handed_over
 from carvision.data.images import none_usable, unusable
 from carvision.data.kept_photos import KeptPhotos
-from carvision.data.orders import TableOrder, TrainOrder
+from carvision.data.orders import TableSampler, TrainSampler
 from carvision.data.photos import Batch, Photos
 from carvision.data.prefetch import Prefetch
 from carvision.data.table import SPLITS, UNKNOWN, Table
@@ -89,7 +89,7 @@ class PhotoDataModule(pl.LightningDataModule):
 
     read: returns the Table with its split. create_photos: (Table) -> Photos, with everything that reading them needs.
     download: fetches the data set first, where its licence permits. num_sharing: processes of the run that share this
-    one's cores. sampler, photos_per_class: see TrainOrder, as data.sampler. sampler_label: whose classes that goes by;
+    one's cores. sampler, photos_per_class: see TrainSampler, as data.sampler. sampler_label: the label it balances;
     None: the finest.
     on_bad_image: "error" raises InputError for the first photo that can't be read; "skip" leaves it out of losses and
     metrics; "blank" takes a grey picture in its place. bad_images {path: reason} holds those met so far.
@@ -144,7 +144,7 @@ class PhotoDataModule(pl.LightningDataModule):
                 if len(part):
                     self.photos[split] = self.create_photos(part)
             if self.sampler == "per_class" and "train" in self.photos and self.batch_size != "auto":
-                self._train_order()  # so that values that don't fit are told now
+                self._train_sampler()  # so that values that don't fit are told now
 
     def require_usable(self, splits: Iterable[str], labels: Iterable[str]) -> None:
         """Raise InputError for the first of these splits of which no photo can be read, where on_bad_image would leave
@@ -169,7 +169,7 @@ class PhotoDataModule(pl.LightningDataModule):
                     raise none_usable(split, known.sum(), photos.place(first[0]), first[1])
 
     def train_dataloader(self) -> DataLoader:
-        order = self._train_order()
+        order = self._train_sampler()
         if self.trainer:  # Lightning sets the epoch only after the readers have begun
             # Lightning annotates it with its parent class, which has no such field
             order.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # pyrefly: ignore[missing-attribute]
@@ -178,19 +178,19 @@ class PhotoDataModule(pl.LightningDataModule):
     @property
     def num_train_batches(self) -> int:
         """Of an epoch, in each process."""
-        return len(self._train_order())
+        return len(self._train_sampler())
 
     @property
     def train_batch_size(self) -> int:
         """Photos in each batch of training, in each process: no more than there are."""
-        return self._train_order().batch_size
+        return self._train_sampler().batch_size
 
-    def _train_order(self) -> TrainOrder:
+    def _train_sampler(self) -> TrainSampler:
         assert self.table is not None
         photos, label = self.photos["train"], self.table.class_label(self.sampler_label, "metric_loss.label")
         codes = photos.targets[label].numpy()
         shape = self._rank_and_world_size()
-        return TrainOrder(
+        return TrainSampler(
             codes, self.batch_size, self.sampler, self.epoch_fraction, self.seed, *shape, photos.packed,
             self.photos_per_class,
         )  # fmt: skip
@@ -205,7 +205,7 @@ class PhotoDataModule(pl.LightningDataModule):
         photos = self.photos[split]
         shape, packed = self._rank_and_world_size(), photos.packed
         rows = packed.shard_by_shard() if packed and packed.shards.window else None
-        order = TableOrder(len(photos.paths), self.batch_size, *shape, rows)
+        order = TableSampler(len(photos.paths), self.batch_size, *shape, rows)
         return self.create_loader(self.kept(split) or photos, order, EarlyLoader)
 
     def create_loader(self, photos: Photos | KeptPhotos, order, kind: type[DataLoader] = DataLoader) -> DataLoader:

@@ -11,7 +11,7 @@ from carvision.data.table import UNKNOWN
 from carvision.errors import InputError
 
 
-class TrainOrder(Sampler[list[Key]]):
+class TrainSampler(Sampler[list[Key]]):
     """Lists of Keys, each a batch, in an order that depends on (seed, epoch) alone.
 
     codes: class of each photo, int (N,), by which "balanced" draws: every class is equally likely, with
@@ -134,7 +134,7 @@ def shuffled_cycles(num: int, num_groups: int, size: int, random: np.random.Gene
     return np.concatenate([np.empty(0, np.int64), *cycles])[: num_groups * size].reshape(num_groups, size)
 
 
-class TableOrder(Sampler[list[Key]]):
+class TableSampler(Sampler[list[Key]]):
     """Every photo once, in the table's order, or that of `rows`. For validation and test.
 
     All batches, of all processes, have the same size, so that a graph is compiled once: as many batches as batches of

@@ -115,7 +115,7 @@ def check_run_keys(config: dict) -> None:
         raise InputError(f"run.dir: a search has a folder for each trial; give sweep.dir={run['dir']}")
     for key in ("seeds", "max_epochs_per_start", "max_minutes"):
         if run[key]:
-            raise InputError(f"run.{key}: not for trials, each of which is one complete run; leave it out")
+            raise InputError(f"run.{key}: is not for trials, each of which is one complete run; leave it out")
     if split["kind"] == "kfold" and split["fold"] == "all":
         raise InputError(
             "data.split.fold: all is not for trials; give the fold to validate on, such as data.split.fold=0"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from carvision.data.kept_photos import KeptPhotos
-from carvision.data.orders import TableOrder, TrainOrder
+from carvision.data.orders import TableSampler, TrainSampler
 from carvision.data.table import UNKNOWN
 from carvision.errors import InputError
 from carvision.fixed_photos import reason_not_cacheable
@@ -178,12 +178,12 @@ def train_above(lit: LitClassifier, photos: KeptPhotos, seed: int) -> int:
     parameters = [p for p in lit.model.parameters() if id(p) not in backbone]
     optimizer = torch.optim.AdamW(parameters, lr=DEEP_LR, weight_decay=DEEP_DECAY)
     size = min(64, len(photos.places))
-    order = TrainOrder(photos.places.numpy(), size, seed=seed)
-    num_epochs = max(DEEP_EPOCHS, -(-DEEP_STEPS // len(order)))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_epochs * len(order))
+    sampler = TrainSampler(photos.places.numpy(), size, seed=seed)
+    num_epochs = max(DEEP_EPOCHS, -(-DEEP_STEPS // len(sampler)))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_epochs * len(sampler))
     for epoch in range(num_epochs):
-        order.set_epoch(epoch)
-        for number, keys in enumerate(order):
+        sampler.set_epoch(epoch)
+        for number, keys in enumerate(sampler):
             seed_rng((seed, epoch, number, 0), lit.device)  # the same in all processes
             optimizer.zero_grad()
             lit._step(None, on_device(photos[keys], lit.device), None).backward()
@@ -206,7 +206,7 @@ def accuracies(lit: LitClassifier, photos: KeptPhotos) -> dict[str, float]:
     lit.model.eval()
     sums = dict.fromkeys(lit.model.labels, 0.0)
     counts = dict.fromkeys(lit.model.labels, 0.0)
-    for keys in TableOrder(len(photos.places), 256):
+    for keys in TableSampler(len(photos.places), 256):
         batch = on_device(photos[keys], lit.device)
         for name, logits in lit.model.above(batch["kept"])[0].items():
             targets = batch["targets"][name]

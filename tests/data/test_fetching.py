@@ -18,7 +18,7 @@ from carvision.data import fetching
 from carvision.data.fetch_ahead import FetchAhead
 from carvision.data.fetching import Cache, fetch
 from carvision.data.images import Preprocessing
-from carvision.data.orders import TrainOrder
+from carvision.data.orders import TrainSampler
 from carvision.data.packed import read_packed
 from carvision.data.photos import Photos
 from carvision.errors import InputError
@@ -102,7 +102,7 @@ def test_a_shard_that_cannot_be_fetched_ends_the_reading_in_one_line(num_workers
     table = read_remote(server, tmp_path)
     server.bad = {shard.name: (99, "cut") for shard in table.shards.all}
     loader = DataLoader(
-        photos_of(table), sampler=TrainOrder(np.zeros(NUM), 4), batch_size=None, num_workers=num_workers
+        photos_of(table), sampler=TrainSampler(np.zeros(NUM), 4), batch_size=None, num_workers=num_workers
     )
     with pytest.raises(InputError) as told:
         list(loader)
@@ -206,7 +206,7 @@ def test_batches_from_a_url_are_those_of_the_folder(window, num_workers, made, s
     batches = []
     for table, workers in zip(tables, (0, num_workers), strict=True):
         photos = photos_of(table)
-        order = TrainOrder(np.zeros(NUM), 4, seed=3, packed=photos.packed)
+        order = TrainSampler(np.zeros(NUM), 4, seed=3, packed=photos.packed)
         order.set_epoch(2)
         batches.append(list(DataLoader(photos, sampler=order, batch_size=None, num_workers=workers)))
     assert len(batches[0]) == len(batches[1]) == NUM / 4
@@ -223,7 +223,7 @@ def test_training_begins_before_all_is_fetched_and_the_cache_keeps_its_limit(mad
     photos = photos_of(table)
     cache = tmp_path / "cache"
     for epoch in (0, 1):
-        order = TrainOrder(np.zeros(NUM), 2, seed=3, packed=photos.packed)
+        order = TrainSampler(np.zeros(NUM), 2, seed=3, packed=photos.packed)
         order.set_epoch(epoch)
         for number, keys in enumerate(order):
             batch = photos[keys]
@@ -285,7 +285,7 @@ def test_a_disk_without_locks_costs_no_more_than_traffic(server, tmp_path, monke
 
     monkeypatch.setattr(fetching.fcntl, "flock", flock)
     table = read_remote(server, tmp_path)
-    loader = DataLoader(photos_of(table), sampler=TrainOrder(np.zeros(NUM), 4), batch_size=None, num_workers=2)
+    loader = DataLoader(photos_of(table), sampler=TrainSampler(np.zeros(NUM), 4), batch_size=None, num_workers=2)
     assert not any(batch["bad"] for batch in loader)
     for shard in range(len(table.shards.all)):
         table.shards.file(shard)
@@ -307,7 +307,7 @@ def test_a_full_disk_is_told(server, tmp_path, monkeypatch):
 def test_the_next_shards_are_fetched_ahead(made, server, tmp_path):
     table = read_remote(server, tmp_path, window=1)
     photos = photos_of(table)
-    order = TrainOrder(np.zeros(NUM), 1, seed=3, packed=photos.packed)
+    order = TrainSampler(np.zeros(NUM), 1, seed=3, packed=photos.packed)
     photos[next(iter(order))]
     deadline = time.monotonic() + 20
     while len(shards_in(tmp_path / "cache")) < 3 and time.monotonic() < deadline:

@@ -14,7 +14,7 @@ from carvision.data.build import build_table
 from carvision.data.health import scan_photos
 from carvision.data.images import Preprocessing
 from carvision.data.mixing import Mix
-from carvision.data.orders import TableOrder, TrainOrder
+from carvision.data.orders import TableSampler, TrainSampler
 from carvision.data.packed import read_packed
 from carvision.data.photos import Photos
 from carvision.data.shard_order import windowed_order
@@ -224,7 +224,7 @@ def test_classes_can_be_chosen_and_balanced_needs_all_shards(folder):
 def test_without_a_window_the_order_is_that_of_a_folder(folder):
     photos = photos_of(read_packed(folder))
     for epoch in (0, 5):
-        ours, theirs = (TrainOrder(np.zeros(NUM), 4, packed=packed) for packed in (photos.packed, None))
+        ours, theirs = (TrainSampler(np.zeros(NUM), 4, packed=packed) for packed in (photos.packed, None))
         assert np.array_equal(ours.rows(epoch), theirs.rows(epoch))
 
 
@@ -232,14 +232,14 @@ def test_without_a_window_the_order_is_that_of_a_folder(folder):
 def test_a_window_of_shards_gives_each_photo_once_and_the_same_at_any_time(world_size, folder):
     packed = photos_of(read_packed(folder, window=2)).packed
     orders = [
-        TrainOrder(np.zeros(NUM), 4, seed=1, rank=r, world_size=world_size, packed=packed) for r in range(world_size)
+        TrainSampler(np.zeros(NUM), 4, seed=1, rank=r, world_size=world_size, packed=packed) for r in range(world_size)
     ]
     shares = [[row for batch in order for row, _ in batch] for order in orders]
     assert len({len(share) for share in shares}) == 1
     together = [row for rows in zip(*shares, strict=True) for row in rows]
     assert sorted(together[:NUM]) == list(range(NUM))
     assert np.array_equal(
-        orders[0].rows(0), TrainOrder(np.zeros(NUM), 4, seed=1, world_size=world_size, packed=packed).rows(0)
+        orders[0].rows(0), TrainSampler(np.zeros(NUM), 4, seed=1, world_size=world_size, packed=packed).rows(0)
     )
     assert not np.array_equal(orders[0].rows(0), orders[0].rows(1))
     orders[0].start = 1  # as a run that goes on inside an epoch
@@ -265,7 +265,7 @@ def test_about_as_many_shards_as_the_window_are_open_at_a_time(window):
 
 def test_validation_reads_shard_by_shard_where_not_all_are_at_hand(folder):
     packed = photos_of(read_packed(folder, window=2)).packed
-    orders = [TableOrder(NUM, 4, rank, 2, packed.shard_by_shard()) for rank in range(2)]
+    orders = [TableSampler(NUM, 4, rank, 2, packed.shard_by_shard()) for rank in range(2)]
     rows = [[row for batch in order for row, _ in batch if row >= 0] for order in orders]
     assert sorted(rows[0] + rows[1]) == list(range(NUM))
     assert all((np.diff(packed.shard[share]) >= 0).all() for share in rows)

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from carvision.data.images import BLANK, Preprocessing, open_image
-from carvision.data.orders import TableOrder, TrainOrder, shuffled_cycles
+from carvision.data.orders import TableSampler, TrainSampler, shuffled_cycles
 from carvision.data.photos import PADDING, Photos, random_window
 from carvision.data.squares import square_of
 from carvision.data.table import UNKNOWN, Classes, Number, Table
@@ -114,7 +114,7 @@ def test_the_window_moves_the_square_of_resize_crop_too(table):
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_the_number_of_workers_changes_nothing(table, num_workers):
-    order = TrainOrder(np.zeros(NUM), 3, seed=5)
+    order = TrainSampler(np.zeros(NUM), 3, seed=5)
     order.set_epoch(2)
     batches = [
         list(DataLoader(photos_of(table), sampler=order, batch_size=None, num_workers=n)) for n in (0, num_workers)
@@ -162,7 +162,7 @@ def rows_of(order) -> list[int]:
 
 @pytest.mark.parametrize(("num", "batch_size"), [(10, 4), (12, 4), (3, 64), (1, 1), (7, 3)])
 def test_train_order_takes_every_photo_and_fills_up_from_the_start(num, batch_size):
-    order = TrainOrder(np.zeros(num), batch_size)
+    order = TrainSampler(np.zeros(num), batch_size)
     batches = list(order)
     size = min(batch_size, num)
     assert [len(batch) for batch in batches] == [size] * math.ceil(num / size)
@@ -175,7 +175,7 @@ def test_train_order_takes_every_photo_and_fills_up_from_the_start(num, batch_si
 
 def test_train_order_depends_on_seed_and_epoch_alone():
     def order(seed: int, epoch: int) -> list:
-        made = TrainOrder(np.zeros(50), 8, seed=seed)
+        made = TrainSampler(np.zeros(50), 8, seed=seed)
         made.set_epoch(epoch)
         assert list(made) == list(made)
         return list(made)
@@ -187,7 +187,7 @@ def test_train_order_depends_on_seed_and_epoch_alone():
 
 
 def test_train_order_takes_another_fraction_each_epoch():
-    order = TrainOrder(np.zeros(100), 10, fraction=0.25)
+    order = TrainSampler(np.zeros(100), 10, fraction=0.25)
     seen = set()
     for epoch in range(40):
         order.set_epoch(epoch)
@@ -197,12 +197,12 @@ def test_train_order_takes_another_fraction_each_epoch():
         seen |= set(rows)
     assert len(order) == 3
     assert seen == set(range(100))
-    assert len(rows_of(TrainOrder(np.zeros(100), 10, fraction=0.001))) == 1
+    assert len(rows_of(TrainSampler(np.zeros(100), 10, fraction=0.001))) == 1
 
 
 def test_balanced_gives_every_class_the_same_chance():
     codes = np.repeat([0, 1, 2, 7], [500, 90, 9, 1])
-    order = TrainOrder(codes, 64, "balanced", seed=1)
+    order = TrainSampler(codes, 64, "balanced", seed=1)
     counts = np.zeros(8)
     photos_of_first = []
     for epoch in range(40):
@@ -220,7 +220,7 @@ def test_balanced_gives_every_class_the_same_chance():
 )
 def test_ranks_share_the_photos_in_as_many_batches(num, batch_size, kind, world_size):
     codes = np.arange(num) % 2
-    orders = [TrainOrder(codes, batch_size, kind, rank=rank, world_size=world_size) for rank in range(world_size)]
+    orders = [TrainSampler(codes, batch_size, kind, rank=rank, world_size=world_size) for rank in range(world_size)]
     batches = [list(order) for order in orders]
     assert len({len(of_rank) for of_rank in batches}) == 1
     assert len(batches[0]) == len(orders[0])
@@ -229,7 +229,7 @@ def test_ranks_share_the_photos_in_as_many_batches(num, batch_size, kind, world_
     if kind == "shuffle":
         assert sorted(interleaved[:num]) == list(range(num))
     else:  # the same draw as one process makes
-        assert interleaved[:num] == rows_of(TrainOrder(codes, batch_size, kind))[:num]
+        assert interleaved[:num] == rows_of(TrainSampler(codes, batch_size, kind))[:num]
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ PER_CLASS = np.repeat([3, 0, UNKNOWN, 1, 2, 8], [20, 8, 9, 3, 14, 1])
 @pytest.mark.parametrize(("batch_size", "photos_per_class"), [(8, 4), (20, 4), (6, 2), (5, 1), (9, 3)])
 def test_per_class_gives_each_process_whole_classes(batch_size, photos_per_class, world_size):
     for rank in range(world_size):
-        order = TrainOrder(
+        order = TrainSampler(
             PER_CLASS, batch_size, "per_class", rank=rank, world_size=world_size, photos_per_class=photos_per_class
         )
         batches = [[row for row, _ in batch] for batch in order]
@@ -289,14 +289,14 @@ def test_per_class_gives_each_process_whole_classes(batch_size, photos_per_class
 
 def test_per_class_takes_all_classes_equally_often_and_each_photo_of_a_class(world_size=2):
     codes = np.random.default_rng(1).permutation(np.repeat(np.arange(10), 30))
-    orders = [TrainOrder(codes, 12, "per_class", rank=r, world_size=world_size, photos_per_class=3) for r in range(2)]
+    orders = [TrainSampler(codes, 12, "per_class", rank=r, world_size=world_size, photos_per_class=3) for r in range(2)]
     rows = [row for order in orders for row in rows_of(order)]
     assert len(rows) == 13 * 24
     counts = np.bincount(rows, minlength=300)
     of_class = np.bincount(codes, weights=counts)
     assert of_class.max() - of_class.min() <= 3  # one draw
     assert (counts >= 1).all() and (counts <= 2).all()  # 312 places for 300 photos
-    few = TrainOrder(np.repeat([0, 1, 2], [300, 30, 3]), 6, "per_class", photos_per_class=3)
+    few = TrainSampler(np.repeat([0, 1, 2], [300, 30, 3]), 6, "per_class", photos_per_class=3)
     few.set_epoch(5)
     drawn = np.bincount(rows_of(few), minlength=333)
     totals = [drawn[:300].sum(), drawn[300:330].sum(), drawn[330:].sum()]
@@ -307,7 +307,7 @@ def test_per_class_takes_all_classes_equally_often_and_each_photo_of_a_class(wor
 
 def test_per_class_depends_on_seed_and_epoch_alone_and_goes_on_inside_an_epoch():
     def batches(seed: int, epoch: int, start: int = 0) -> list:
-        order = TrainOrder(PER_CLASS, 8, "per_class", seed=seed, photos_per_class=4)
+        order = TrainSampler(PER_CLASS, 8, "per_class", seed=seed, photos_per_class=4)
         order.set_epoch(epoch)
         order.start = start
         return list(order)
@@ -315,7 +315,7 @@ def test_per_class_depends_on_seed_and_epoch_alone_and_goes_on_inside_an_epoch()
     assert batches(1, 3) == batches(1, 3)
     assert batches(1, 3, start=2) == batches(1, 3)[2:]
     assert len({str([[row for row, _ in b] for b in batches(seed, e)]) for seed in (0, 1) for e in (0, 1)}) == 4
-    assert len(TrainOrder(PER_CLASS, 8, "per_class", fraction=0.5)) == 4  # of 55 photos 28
+    assert len(TrainSampler(PER_CLASS, 8, "per_class", fraction=0.5)) == 4  # of 55 photos 28
 
 
 @pytest.mark.parametrize(
@@ -326,13 +326,13 @@ def test_batches_that_do_not_hold_so_many_of_so_many_classes(batch_size, photos_
         rf"a multiple of {photos_per_class} from {2 * photos_per_class} to {5 * photos_per_class} \(2 to all 5 classes"
     )
     with pytest.raises(InputError, match=rf"^data.batch_size: {batch_size} is not, .*per_class.*{known}"):
-        TrainOrder(PER_CLASS, batch_size, "per_class", world_size=world_size, photos_per_class=photos_per_class)
+        TrainSampler(PER_CLASS, batch_size, "per_class", world_size=world_size, photos_per_class=photos_per_class)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 @pytest.mark.parametrize(("num", "batch_size"), [(10, 4), (12, 4), (2, 5), (9, 8), (1, 1), (100, 7)])
 def test_table_order_gives_every_photo_once_in_batches_of_one_size(num, batch_size, world_size):
-    orders = [TableOrder(num, batch_size, rank, world_size) for rank in range(world_size)]
+    orders = [TableSampler(num, batch_size, rank, world_size) for rank in range(world_size)]
     photos = [[row for row in rows_of(order) if row >= 0] for order in orders]
     assert sorted(row for rows in photos for row in rows) == list(range(num))
     assert all(rows == sorted(rows) for rows in photos)

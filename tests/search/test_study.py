@@ -84,7 +84,7 @@ def test_a_search_of_a_version_that_lacked_a_key_is_continued(tmp_path):
     del begun["training"]["data.names"], begun["training"]["model.heads.make.l2"]
     study.set_user_attr(BEGUN_WITH, begun)
     study_of(small_sweep(folder, LR))
-    with pytest.raises(InputError, match=r"otherwise: data\.names: nothing became names\.csv\. Give"):
+    with pytest.raises(InputError, match=r"with other values: data\.names: nothing became names\.csv\. Give"):
         study_of(small_sweep(folder, LR, "data.names=names.csv"))
 
 

@@ -263,10 +263,10 @@ def test_features_of_a_frozen_backbone_are_computed_once_for_all_trials(tmp_path
     done = search(folder, *words, "optimizer=choice(sgd,adamw)", "sweep.trials=4", "sweep.sampler=random")
     logs = [(folder / "trials" / f"{number:04d}" / "run.log").read_text() for number in range(4)]
     assert ["computing the features" in log for log in logs] == [True, False, False, False]
-    assert "its features are computed once" in done.stderr
+    assert "features of each backbone are computed once" in done.stderr
     assert "computing the features of 168 photos, once" in logs[0]  # of 240: 72 are test photos
     done = search(tmp_path / "other", *words, "augment=choice(none,light)", "sweep.trials=1")
-    assert "its features are computed once" not in done.stderr
+    assert "features of each backbone are computed once" not in done.stderr
 
 
 def test_a_database_serves_as_well_and_a_folder_of_ones_own_brings_spaces(tmp_path, demo_photos):

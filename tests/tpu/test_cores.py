@@ -23,7 +23,7 @@ def test_the_strategy_of_several_cores_trains_and_tests_in_its_own_process(demo_
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     cfg = config(*demo(demo_photos), "augment=none")
     figures = []
-    for arguments in ({"accelerator": xla.XLAOnCPU()}, {"accelerator": Two(), "strategy": xla.Cores()}):
+    for arguments in ({"accelerator": xla.XLAOnCPU()}, {"accelerator": Two(), "strategy": xla.MultiCoreStrategy()}):
         datamodule = build_datamodule(cfg, None)
         lit = build_lit_classifier(cfg, datamodule.table)
         trainer = pl.Trainer(

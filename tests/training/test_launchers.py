@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from carvision.data.orders import TrainOrder
+from carvision.data.orders import TrainSampler
 from tests.training.processes import by_srun, by_torchrun, environment, free_port, run_afresh, run_all, write_manifest
 
 pytestmark = pytest.mark.slow
@@ -111,7 +111,7 @@ def test_every_launcher_gives_the_same_run(launched):
 def only_in_share(rank: int, num_photos: int) -> int:
     """A photo that this one of two processes reads in the first epoch, and the other does not."""
     shares = [
-        {row for keys in TrainOrder(np.zeros(num_photos), 4, rank=r, world_size=2) for row, _ in keys} for r in (0, 1)
+        {row for keys in TrainSampler(np.zeros(num_photos), 4, rank=r, world_size=2) for row, _ in keys} for r in (0, 1)
     ]
     return sorted(shares[rank] - shares[1 - rank])[0]
 

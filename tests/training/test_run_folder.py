@@ -105,7 +105,7 @@ def test_what_changes_no_result_may_change(tmp_path):
     write_config(config("data.root=/here"), tmp_path)
     free = ["data.root=/there", "data.num_workers=3", "trainer.profiler=simple", "logger=none", "run.max_minutes=1"]
     require_same_config(config(*free), tmp_path)
-    with pytest.raises(InputError, match=r"another run: trainer\.accumulate_grad_batches=1 became 2\. Give"):
+    with pytest.raises(InputError, match=r"other values: trainer\.accumulate_grad_batches=1 became 2\. Give"):
         require_same_config(config(*free, "trainer.accumulate_grad_batches=2"), tmp_path)
 
 
