@@ -1,8 +1,7 @@
 """carvision: tell cars, flowers or anything else fine-grained apart in photos."""
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # `import carvision` alone loads no torch
+TYPE_CHECKING = False  # which type checkers take for true; `import carvision` alone imports nothing, typing included
+if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from os import PathLike
 

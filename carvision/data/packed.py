@@ -229,7 +229,7 @@ def _problem_of(index: dict) -> str | None:
 
 
 def shards_of(table: Table) -> Shards:
-    """Where the photos of a pack are."""
+    """Return where the photos of a pack are."""
     assert table.shards is not None, table.name
     return table.shards
 

@@ -97,7 +97,7 @@ class Table:
 
     @property
     def finest_classes(self) -> Classes:
-        """The classes of the finest label."""
+        """Return the classes of the finest label."""
         return self.class_labels[self.finest]
 
     def class_label(self, wanted: str | None, key: str) -> str:
