@@ -32,8 +32,8 @@ class ResumableLoader(DataLoader):
     given = 0
 
     @property
-    def order(self) -> TrainOrder:
-        return cast(TrainOrder, self.sampler)
+    def order(self) -> TrainSampler:
+        return cast(TrainSampler, self.sampler)
 
     # torch's annotation names a private class, of which nobody needs more than an iterator
     def __iter__(self) -> Iterator[Batch]:  # pyrefly: ignore[bad-override]
