@@ -72,11 +72,11 @@ def test_an_earlier_run_that_was_interrupted_inside_an_epoch_is_resumed(run_fork
     """It was made by the version of carvision that tests/golden was begun with, and is never made anew."""
     run = tmp_path / "run"
     shutil.copytree(GOLDEN / "run", run)
-    before = pd.read_csv(run / "history.csv")
+    before = (run / "history.csv").read_text(encoding="utf-8")
     words = [*RUN, f"data.root={demo_photos}", f"features.dir={tmp_path / 'features'}"]
     run_forked("carvision.train", *words, f"run.dir={run}", check=0)
+    assert (run / "history.csv").read_text(encoding="utf-8").startswith(before)
     history = pd.read_csv(run / "history.csv")
-    pd.testing.assert_frame_equal(history[: len(before)], before)
     assert history["epoch"].tolist() == [0, 1, 2, 3] and history["phase"].tolist() == ["head", "all", "all", "all"]
     assert history["train/loss"].tolist() == pytest.approx(TRAIN_LOSS, rel=2e-4)
     assert history["val/loss"].tolist() == pytest.approx(VAL_LOSS, rel=2e-4)
@@ -89,12 +89,13 @@ def test_an_earlier_search_that_was_interrupted_inside_a_trial_is_resumed(run_fo
     """As the run. Its first trial was complete, its second had one of four epochs."""
     folder = tmp_path / "search"
     shutil.copytree(GOLDEN / "search", folder)
-    before = [pd.read_csv(folder / "trials" / name / "history.csv") for name in ("0000", "0001")]
+    histories = [folder / "trials" / name / "history.csv" for name in ("0000", "0001")]
+    before = [file.read_text(encoding="utf-8") for file in histories]
     words = [*SEARCH, f"data.root={demo_photos}", f"features.dir={tmp_path / 'features'}"]
     run_forked("carvision.sweep", *words, f"sweep.dir={folder}", check=0)
     table = pd.read_csv(folder / "trials.csv")
     # Three trials, as asked for; Optuna's number 2 is the one that continues trial 1
     assert table["trial"].tolist() == [0, 1, 3] and set(table["state"]) == {"complete"}
     assert table["epochs"].tolist() == [4, 4, 4]
-    for name, rows in zip(("0000", "0001"), before, strict=True):
-        pd.testing.assert_frame_equal(pd.read_csv(folder / "trials" / name / "history.csv")[: len(rows)], rows)
+    for file, text in zip(histories, before, strict=True):
+        assert file.read_text(encoding="utf-8").startswith(text)
