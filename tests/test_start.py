@@ -125,6 +125,7 @@ def test_readers_import_nothing():
     assert len(first) > 500 and not set(first) - set(sys.modules)
 
 
+@pytest.mark.slow
 def test_what_was_deferred_is_there_when_it_is_asked_for():
     code = """
 import sys

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.forked import CONTEXT
+from tests import forked
 
 
 def start(folder: Path, *overrides: str, stuck: bool = False) -> multiprocessing.Process:
@@ -16,7 +16,7 @@ def start(folder: Path, *overrides: str, stuck: bool = False) -> multiprocessing
 
     stuck: its first step does not end, and prints "stuck".
     """
-    process = CONTEXT.Process(target=_train, args=(folder, overrides, stuck))
+    process = forked.process(_train, folder, overrides, stuck)
     process.start()
     return process
 

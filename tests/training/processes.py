@@ -13,7 +13,6 @@ import pandas as pd
 from PIL import Image
 
 from tests import forked
-from tests.forked import CONTEXT
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 300
@@ -117,7 +116,7 @@ def train_together(num: int, runs: list[tuple[Path, list[str]]], status: int = 0
     """
     port = free_port()
     ranks = [by_torchrun(rank, num, port) if num > 1 else environment() for rank in range(num)]
-    started = [CONTEXT.Process(target=_train_all, args=(variables, runs), daemon=True) for variables in ranks]
+    started = [forked.process(_train_all, variables, runs, daemon=True) for variables in ranks]
     for process in started:
         process.start()
     try:

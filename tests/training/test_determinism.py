@@ -45,6 +45,7 @@ def differences(one, two, where: str = "") -> list[str]:
     return [] if one == two else [f"{where}: {one} {two}"]
 
 
+@pytest.mark.slow
 def test_two_processes_with_other_numbers_of_workers_give_the_same_bits(run_module, demo_photos, tmp_path):
     overrides = [*demo(demo_photos), *ALL_CHANCE, "deterministic=true"]
     a, b = train(tmp_path / "a", *overrides), tmp_path / "b"
