@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Test: scripts/test.sh [pytest arguments]. With none: the linter and the whole suite.
+# Test: scripts/test.sh [pytest arguments]. With none: the linter and all tests but those marked slow, which .ci/run runs.
 # Sets up .venv on first use.
 set -euo pipefail
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -9,8 +9,8 @@ python=${PYTHON:-$(command -v python3.11 || command -v python3)}
 echo "[test] ruff check, ruff format --check"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-# The whole suite by several processes, each file of tests by one of them, so that fixtures are made once a file; files in
-# the order of tests/conftest.py, slow ones first.
-[ $# -gt 0 ] || set -- --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# By several processes, each file of tests by one of them, so that fixtures are made once a file; files in the order of
+# tests/conftest.py, long ones first.
+[ $# -gt 0 ] || set -- -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 echo "[test] pytest $*"
 exec .venv/bin/python -m pytest "$@"
