@@ -23,7 +23,7 @@ SMALL = [
 ]
 
 
-@functools.lru_cache(maxsize=32)  # Hydra takes a quarter of the time of so small a run, and a test repeats its overrides
+@functools.lru_cache(maxsize=32)  # Hydra takes a quarter of so small a run, and tests repeat their overrides
 def _composed(overrides: tuple[str, ...]) -> DictConfig:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return compose("train", overrides=[*SMALL, *overrides])
