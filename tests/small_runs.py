@@ -8,8 +8,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from carvision.config import conf_dir, plain_config
-from carvision.training import runs
+from carvision.training import provenance, runs
+from carvision.versions import git_state, read_versions
 
+# Of this process, found once: the versions of all packages, and git's answer
+SAME_FOR_ALL = mock.patch.multiple(
+    provenance, read_versions=functools.cache(read_versions), git_state=functools.cache(git_state)
+)
 FEATURES = tempfile.TemporaryDirectory(prefix="carvision-features-")  # of this process: nothing of a person's own
 SMALL = [
     f"features.dir={FEATURES.name}",
@@ -39,7 +44,7 @@ def train(folder, *overrides: str, pictures: bool = False):
     cfg["run"]["dir"] = str(folder)
     if pictures:
         return runs.run(cfg, "test")
-    with mock.patch("carvision.reports.curves.plot_curves"):
+    with mock.patch("carvision.reports.curves.plot_curves"), SAME_FOR_ALL:
         return runs.run(cfg, "test")
 
 
