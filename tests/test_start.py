@@ -15,7 +15,7 @@ from carvision.data.datamodule import PhotoDataModule
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = sorted(file.stem for file in (ROOT / "carvision").glob("*.py") if "__main__" in file.read_text())
-HEAVY = {"torch", "numpy", "pandas", "pytorch_lightning", "timm", "matplotlib"}
+HEAVY = {"torch", "numpy", "pandas", "pytorch_lightning", "timm", "matplotlib", "optuna"}
 # A training needs none of these before it compiles, plots or reads Matlab files
 UNUSED = {
     "torch._dynamo",
