@@ -245,20 +245,27 @@ def test_a_worker_that_is_killed_takes_its_trial_with_it(tmp_path, demo_photos):
     assert len(pd.read_csv(history)) < 500
 
 
-@pytest.mark.slow  # its workers are started as a user's are, with a fork server each
-def test_several_objectives_have_a_front_and_workers_of_one_command_share_the_search(tmp_path, demo_photos):
+@pytest.mark.optuna
+def test_several_objectives_have_a_front(tmp_path, demo_photos):
     folder = tmp_path / "sweep"
     objective = "sweep.objective={val/model/top1: max, parameters: min}"
     words = [*demo(demo_photos), "model.trunk.hidden=choice([],[64],[512])", LR, objective, "sweep.trials=4"]
-    done = search(folder, *words, "sweep.workers=2", pictures=True)
+    search(folder, *words, pictures=True)
     table = table_of(folder)
     assert table["state"].tolist() == ["complete"] * 4 and table["parameters"].nunique() > 1
-    assert (folder / "pareto.png").exists() and not list((folder / "running").iterdir())
-    assert sum(" at epoch 1" in line for line in done.stderr.splitlines()) == 4
+    assert (folder / "pareto.png").exists()
     for number in range(4):
         run = json.loads((folder / "trials" / f"{number:04d}" / "metrics.json").read_text())
         assert table["parameters"][number] == run["parameters"]
         assert table["val/model/top1"][number] == pytest.approx(run["val"]["model/top1"])
+
+
+@pytest.mark.slow  # the workers are started as a user's are, and each starts a fork server of its own
+def test_workers_of_one_command_share_the_search(tmp_path, demo_photos):
+    folder = tmp_path / "sweep"
+    done = search(folder, *demo(demo_photos), LR, "sweep.trials=4", "sweep.workers=2")
+    assert table_of(folder)["state"].tolist() == ["complete"] * 4 and not list((folder / "running").iterdir())
+    assert sum(" at epoch 1" in line for line in done.stderr.splitlines()) == 4
 
 
 def test_features_of_a_frozen_backbone_are_computed_once_for_all_trials(tmp_path, demo_photos):
