@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Test: scripts/test.sh [pytest arguments]. With none: the linter, the type checker and the whole suite.
+# Test: scripts/test.sh [pytest arguments]. With none: the linter, the type checker and all tests but those marked slow,
+# which .ci/run runs.
 # Sets up .venv on first use.
 set -euo pipefail
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -11,8 +12,8 @@ echo "[test] ruff check, ruff format --check"
 .venv/bin/ruff format --check .
 echo "[test] pyrefly check"
 .venv/bin/pyrefly check --python-interpreter-path .venv/bin/python
-# The whole suite by several processes, each file of tests by one of them, so that fixtures are made once a file; files in
-# the order of tests/conftest.py, slow ones first.
-[ $# -gt 0 ] || set -- --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# By several processes, each file of tests by one of them, so that fixtures are made once a file; files in the order of
+# tests/conftest.py, long ones first.
+[ $# -gt 0 ] || set -- -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 echo "[test] pytest $*"
 exec .venv/bin/python -m pytest "$@"

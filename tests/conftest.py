@@ -21,10 +21,23 @@ def real_data() -> Path:
     return Path(os.environ.get("CARVISION_REAL_DATA", ROOT.parent / "shared" / "data"))
 
 
+# One of these, begun last, would keep one process busy while the others have ended
+LONG_FILES = [
+    "training/test_launchers.py",
+    "search/test_sweeps.py",
+    "training/test_resuming.py",
+    "training/test_kept_features.py",
+    "training/test_more_epochs.py",
+    "training/test_strange_run_folders.py",
+    "training/test_phases.py",
+]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: begun last, one of them would keep one process busy while the others have ended."""
+    """Take the long files first, then others with slow tests."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    order = {ROOT / "tests" / name: number for number, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: (order.get(item.path, len(order)), item.path not in slow))
 
 
 @pytest.fixture(scope="session")

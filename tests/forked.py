@@ -7,23 +7,40 @@ import runpy
 import signal
 import subprocess
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest import mock
 
 # One for all tests of this process: what is imported before the first fork, and no more than that
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.small_runs", "carvision.search.trial", "carvision.reports.search.report"])
 
 
+def process(target, *arguments, **options) -> multiprocessing.Process:
+    """Return a process, not started yet, that is forked from the fork server. It sees no GPU."""
+    with mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""):
+        forkserver._forkserver.ensure_running()
+    address = forkserver._forkserver._forkserver_address
+    return CONTEXT.Process(target=_run, args=(address, target, *arguments), **options)
+
+
+def _run(address: str, target, *arguments) -> None:
+    """Run the target; what it forks in turn comes from the same server, and not from one that imports all anew."""
+    forkserver._forkserver._forkserver_address = address
+    forkserver._forkserver.ensure_running = lambda: None
+    target(*arguments)
+
+
 def start(module: str, *arguments, cwd: Path, env: dict | None = None, out: Path, first: str = ""):
-    """The process of `python -m module arguments`; what it prints is in <out>.stdout and <out>.stderr.
+    """Start `python -m module arguments` in a process; what it prints is in <out>.stdout and <out>.stderr.
 
     env: all of its environment; by default this process's. first: Python code that is run before. The process leads a
     session of its own, as a terminal's.
     """
     variables = dict(os.environ) if env is None else env
-    process = CONTEXT.Process(target=_main, args=(module, list(map(str, arguments)), cwd, variables, out, first))
-    process.start()
-    return process
+    started = process(_main, module, list(map(str, arguments)), cwd, variables, out, first)
+    started.start()
+    return started
 
 
 def _main(module: str, arguments: list[str], cwd: Path, variables: dict[str, str], out: Path, first: str) -> None:

@@ -1,13 +1,20 @@
 """Whole runs, small, in this process."""
 
+import functools
 import tempfile
 from unittest import mock
 
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
 from carvision.config import conf_dir, plain_config
-from carvision.training import runs
+from carvision.training import provenance, runs
+from carvision.versions import git_state, read_versions
 
+# Of this process, found once: the versions of all packages, and git's answer
+SAME_FOR_ALL = mock.patch.multiple(
+    provenance, read_versions=functools.cache(read_versions), git_state=functools.cache(git_state)
+)
 FEATURES = tempfile.TemporaryDirectory(prefix="carvision-features-")  # of this process: nothing of a person's own
 SMALL = [
     f"features.dir={FEATURES.name}",
@@ -21,17 +28,23 @@ SMALL = [
 ]
 
 
-def config(*overrides: str) -> dict:
+@functools.lru_cache(maxsize=32)  # Hydra takes a quarter of so small a run, and tests repeat their overrides
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return plain_config(compose("train", overrides=[*SMALL, *map(str, overrides)]))
+        return compose("train", overrides=[*SMALL, *overrides])
+
+
+def config(*overrides: str) -> dict:
+    return plain_config(_composed(tuple(map(str, overrides))))
 
 
 def train(folder, *overrides: str, pictures: bool = False):
     """The folder of the run. pictures: draw its curves, which takes a third of the time of so small a run."""
-    cfg = config(f"run.dir={folder}", *overrides)
+    cfg = config(*overrides)
+    cfg["run"]["dir"] = str(folder)
     if pictures:
         return runs.run(cfg, "test")
-    with mock.patch("carvision.reports.curves.plot_curves"):
+    with mock.patch("carvision.reports.curves.plot_curves"), SAME_FOR_ALL:
         return runs.run(cfg, "test")
 
 

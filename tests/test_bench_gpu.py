@@ -42,21 +42,12 @@ def test_the_table_has_medians_of_the_repeats_and_their_ratios(bench):
 
 @pytest.mark.slow
 def test_the_bench_runs_on_the_cpu(tmp_path):
-    options = [
-        "--device",
-        "cpu",
-        "--networks",
-        "test_resnet",
-        "--image-px",
-        "32",
-        "--batch-size",
-        "8",
-        "--photos",
-        "64",
-    ]
-    options += ["--epochs", "2", "--repeats", "1", "--workers", "1", "--out", str(tmp_path / "bench")]
+    options = {
+        "device": "cpu", "networks": "test_resnet", "image-px": 32, "batch-size": 8, "photos": 64, "epochs": 2,
+        "repeats": 1, "workers": 1, "out": tmp_path / "bench",
+    }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, SCRIPT, *options],
+        [sys.executable, SCRIPT, *(f"--{name}={value}" for name, value in options.items())],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip

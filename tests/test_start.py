@@ -15,7 +15,7 @@ from carvision.data.datamodule import PhotoDataModule
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = sorted(file.stem for file in (ROOT / "carvision").glob("*.py") if "__main__" in file.read_text())
-HEAVY = {"torch", "numpy", "pandas", "pytorch_lightning", "timm", "matplotlib"}
+HEAVY = {"torch", "numpy", "pandas", "pytorch_lightning", "timm", "matplotlib", "optuna"}
 # A training needs none of these before it compiles, plots or reads Matlab files
 UNUSED = {
     "torch._dynamo",
@@ -125,6 +125,7 @@ def test_readers_import_nothing():
     assert len(first) > 500 and not set(first) - set(sys.modules)
 
 
+@pytest.mark.slow
 def test_what_was_deferred_is_there_when_it_is_asked_for():
     code = """
 import sys

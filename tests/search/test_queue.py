@@ -25,8 +25,10 @@ from carvision.search.trials import (
     is_finished,
     latest,
 )
+from tests import forked
 from tests.search.small_sweeps import LR, queue_of, small_sweep, trials_of
 
+pytestmark = pytest.mark.optuna
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 GRID = ["sweep=grid", "optimizer=sgd,adam,adamw", "seed=range(4)"]
 
@@ -50,8 +52,7 @@ def work(folder: Path, words: list[str], pause: float) -> None:
 
 
 def start(count: int, folder: Path, words: list[str], pause: float = 0.0) -> list[multiprocessing.Process]:
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=work, args=(folder, words, pause)) for _ in range(count)]
+    processes = [forked.process(work, folder, words, pause) for _ in range(count)]
     for process in processes:
         process.start()
     return processes

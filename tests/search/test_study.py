@@ -21,6 +21,7 @@ from carvision.search.trial import as_first, count_once
 from carvision.search.trials import BROKEN, ROOT
 from tests.search.small_sweeps import LR, small_sweep
 
+pytestmark = pytest.mark.optuna
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 

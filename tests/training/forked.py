@@ -8,20 +8,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.forked import CONTEXT
+from tests import forked
 
 
-def start(folder: Path, *overrides: str, stuck: bool = False) -> multiprocessing.Process:
+def start(folder: Path, *overrides: str, stuck: str = "") -> multiprocessing.Process:
     """A training that writes to `folder`; what it prints is in <folder>.out. A session of its own, as a terminal's.
 
-    stuck: its first step does not end, and prints "stuck".
+    stuck: the name of LitClassifier's step whose first call does not end, and prints "stuck".
     """
-    process = CONTEXT.Process(target=_train, args=(folder, overrides, stuck))
+    process = forked.process(_train, folder, overrides, stuck)
     process.start()
     return process
 
 
-def _train(folder: Path, overrides: tuple[str, ...], stuck: bool) -> None:
+def _train(folder: Path, overrides: tuple[str, ...], stuck: str) -> None:
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell that runs the tests may have ignored
     out = os.open(f"{folder}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -31,12 +31,12 @@ def _train(folder: Path, overrides: tuple[str, ...], stuck: bool) -> None:
     from carvision.training.lit_classifier import LitClassifier
     from tests.small_runs import train
 
-    def training_step(self, batch, batch_idx):
+    def step(self, batch, batch_idx):
         print("stuck", flush=True)
         time.sleep(600)
 
     if stuck:
-        LitClassifier.training_step = training_step
+        setattr(LitClassifier, stuck, step)
     with one_line_errors():
         train(folder, *overrides)
     sys.stdout.flush()

@@ -13,7 +13,6 @@ import pandas as pd
 from PIL import Image
 
 from tests import forked
-from tests.forked import CONTEXT
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 300
@@ -108,21 +107,20 @@ def run_all(commands: list[tuple[list[str], dict[str, str]]], cwd: Path, first: 
     return forked.finish(started, outs, TIMEOUT_S)
 
 
-def train_together(num: int, runs: list[tuple[Path, list[str]]], status: int = 0, meanwhile=None) -> None:
+def train_together(num: int, runs: list[tuple[Path, list[str]]], status: int = 0, signalled=None) -> None:
     """The runs (folder, overrides) one after another, each by `num` processes, which are the same for all of them.
 
     Beside each folder, <folder>.losses.json has the loss of every training step, the mean over the processes, and
     <folder>.sizes.json of each process how many weights, and values of the optimizer, it holds at the end of training.
-    status: with which all must end. meanwhile: called with the processes.
+    status: with which all must end. signalled: (rank, number) of the process to which a signal is sent in the second
+    step of the second epoch.
     """
     port = free_port()
     ranks = [by_torchrun(rank, num, port) if num > 1 else environment() for rank in range(num)]
-    started = [CONTEXT.Process(target=_train_all, args=(variables, runs), daemon=True) for variables in ranks]
+    started = [forked.process(_train_all, variables, runs, signalled, daemon=True) for variables in ranks]
     for process in started:
         process.start()
     try:
-        if meanwhile:
-            meanwhile(started)
         for process in started:
             process.join(TIMEOUT_S)
         assert [process.exitcode for process in started] == [status] * num
@@ -131,7 +129,7 @@ def train_together(num: int, runs: list[tuple[Path, list[str]]], status: int = 0
             process.kill()
 
 
-def _train_all(variables: dict[str, str], runs: list[tuple[Path, list[str]]]) -> None:
+def _train_all(variables: dict[str, str], runs: list[tuple[Path, list[str]]], signalled: tuple | None) -> None:
     os.environ.clear()
     os.environ.update(variables)
     from carvision.errors import one_line_errors
@@ -143,8 +141,10 @@ def _train_all(variables: dict[str, str], runs: list[tuple[Path, list[str]]]) ->
     losses, sizes = [], {}
     step = LitClassifier.training_step
 
-    def recording_step(self: LitClassifier, *args):
-        loss = step(self, *args)
+    def recording_step(self: LitClassifier, batch, batch_idx):
+        if signalled and (self.current_epoch, batch_idx, self.global_rank) == (1, 1, signalled[0]):
+            os.kill(os.getpid(), signalled[1])
+        loss = step(self, batch, batch_idx)
         losses.append(loss.item())
         return loss
 

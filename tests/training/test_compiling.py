@@ -65,6 +65,7 @@ def test_only_training_steps_are_compiled_and_their_gradients_are_the_same(quick
     assert len(quick) == 1
 
 
+@pytest.mark.slow
 def test_a_compiled_run_has_the_names_and_the_figures_of_the_plain_one_and_goes_on(demo_photos, tmp_path, plain, quick):
     overrides = [*demo(demo_photos), "compile=true"]
     folder = train(tmp_path / "run", *overrides)
@@ -79,6 +80,7 @@ def test_a_compiled_run_has_the_names_and_the_figures_of_the_plain_one_and_goes_
     pd.testing.assert_frame_equal(losses(parts), losses(folder))
 
 
+@pytest.mark.slow
 def test_each_phase_is_a_graph_of_its_own_and_twice_with_sam(demo_photos, tmp_path, quick):
     phases = ["+phases.head={epochs:1,train_layers:none}", "+phases.all={epochs:1}", "trainer.max_epochs=null"]
     train(tmp_path / "phases", *demo(demo_photos), "compile=true", *phases)

@@ -2,15 +2,14 @@
 
 import os
 
-import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from carvision.errors import InputError
 from carvision.training.determinism import nondeterministic_operation_errors, set_deterministic
 from carvision.training.lit_classifier import LitClassifier
 from tests.small_runs import SMALL, demo, train
+from tests.training.test_killed_runs import assert_same_run
 
 ALL_CHANCE = [  # all that draws random numbers
     "trainer.max_epochs=3",
@@ -34,33 +33,13 @@ def as_before(monkeypatch):
     torch.backends.cudnn.deterministic = False
 
 
-def differences(one, two, where: str = "") -> list[str]:
-    """Places of nested dicts, lists and tensors that are not equal to the bit."""
-    if isinstance(one, dict) and isinstance(two, dict) and one.keys() == two.keys():
-        return [place for key in one for place in differences(one[key], two[key], f"{where}/{key}")]
-    if isinstance(one, list | tuple) and isinstance(two, list | tuple) and len(one) == len(two):
-        return [place for i in range(len(one)) for place in differences(one[i], two[i], f"{where}/{i}")]
-    if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):
-        return [] if torch.equal(one, two) else [where]
-    return [] if one == two else [f"{where}: {one} {two}"]
-
-
+@pytest.mark.slow
 def test_two_processes_with_other_numbers_of_workers_give_the_same_bits(run_module, demo_photos, tmp_path):
     overrides = [*demo(demo_photos), *ALL_CHANCE, "deterministic=true"]
     a, b = train(tmp_path / "a", *overrides), tmp_path / "b"
     several = [*SMALL, *overrides, "data.num_workers=2", f"run.dir={b}"]
     run_module("carvision.train", *several, check=0, env={"PYTHONHASHSEED": "1"})
-    histories = [pd.read_csv(folder / "history.csv", dtype=str).drop(columns="seconds") for folder in (a, b)]
-    pd.testing.assert_frame_equal(*histories)
-    assert not differences(load_file(a / "model.safetensors"), load_file(b / "model.safetensors"))
-    kept = []
-    for folder in (a, b):
-        checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-        kept.append(
-            {key: checkpoint[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step")}
-        )
-        kept[-1] |= {key: value for key, value in checkpoint.items() if key.startswith("current_model")}
-    assert not differences(*kept)
+    assert_same_run(a, b)
     assert (a / "splits.csv").read_bytes() == (b / "splits.csv").read_bytes()
 
 

@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 
+@pytest.mark.slow
 def test_a_small_disk_costs_no_run(demo_photos, tmp_path):
     disk, other = tmp_path / "disk", tmp_path / "other"
     disk.mkdir()

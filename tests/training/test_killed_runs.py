@@ -90,7 +90,7 @@ def inside_an_epoch(folder: Path, since: float) -> bool:
         return False
 
 
-KILLED_WHEN = [inside_an_epoch, in_writing, at_any_moment] * 2
+KILLED_WHEN = [inside_an_epoch, in_writing, at_any_moment]
 
 
 def is_killed(folder: Path, process: multiprocessing.Process, after_s: float, when: Callable) -> bool:

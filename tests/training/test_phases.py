@@ -13,11 +13,14 @@ from carvision.evaluate import evaluate
 from carvision.training.build_phases import build_phases
 from carvision.training.lit_classifier import LitClassifier
 from tests.small_runs import config, demo, train
+from tests.training.test_killed_runs import assert_same_run
 
 PHASES = [
     "phases.head={epochs:1,train_layers:none,optimizer:{lr:0.01}}",
     "phases.upper={epochs:2,train_layers:partial,optimizer:{name:sgd,lr:0.001,momentum:0.5},schedule:{name:r0}}",
     "trainer.max_epochs=null",
+    "callbacks.monitor=train/loss",
+    "callbacks.ema_decay=0.9",
 ]
 PHASES = [f"+{part}" if part.startswith("phases.") else part for part in PHASES]
 
@@ -59,7 +62,7 @@ def test_a_wrong_phase_gives_one_line(override, line):
 @pytest.fixture(scope="module")
 def two_phases(demo_photos, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "phases"
-    return train(folder, *demo(demo_photos), *PHASES, "callbacks.monitor=train/loss", pictures=True)
+    return train(folder, *demo(demo_photos), *PHASES, pictures=True)
 
 
 def test_each_phase_has_its_epochs_rates_and_layers(two_phases):
@@ -76,18 +79,13 @@ def test_each_phase_has_its_epochs_rates_and_layers(two_phases):
 
 
 def test_a_run_in_three_starts_is_the_run_in_one(two_phases, demo_photos, tmp_path, capsys):
-    again = [*demo(demo_photos), *PHASES, "callbacks.monitor=train/loss"]
     folder = tmp_path / "parts"
     for start in (1, 2, 3):
-        train(folder, *again, "run.max_epochs_per_start=1")
+        train(folder, *demo(demo_photos), *PHASES, "run.max_epochs_per_start=1")
         assert (folder / "metrics.json").exists() == (start == 3)
         assert len(pd.read_csv(folder / "history.csv")) == start
     assert capsys.readouterr().out.count(f"run: {folder}") == 3
-    whole, parts = (pd.read_csv(f / "history.csv").drop(columns="seconds") for f in (two_phases, folder))
-    pd.testing.assert_frame_equal(whole, parts, rtol=1e-5)
-    whole, parts = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (two_phases, folder))
-    for name, value in whole["state_dict"].items():
-        torch.testing.assert_close(parts["state_dict"][name], value, msg=name)
+    assert_same_run(folder, two_phases)
     seconds = json.loads((folder / "metrics.json").read_text())["seconds"]
     assert seconds["total"] == pytest.approx(
         sum(seconds[s] for s in ("reading", "building", "training", "test")), abs=0.1
@@ -110,21 +108,17 @@ def test_a_mistake_in_a_later_phase_is_told_before_the_first_begins(upper, line,
     assert str(caught.value).startswith(line) and not (tmp_path / "run").exists()
 
 
-def test_averages_go_on_over_phases_and_starts(demo_photos, tmp_path):
-    averaging = [*demo(demo_photos), *PHASES, "callbacks.ema_decay=0.9", "optimizer.lr=0.01"]
-    train(tmp_path / "whole", *averaging)
-    for _ in range(3):
-        train(tmp_path / "parts", *averaging, "run.max_epochs_per_start=1")
-    whole, parts = (pd.read_csv(tmp_path / n / "history.csv").drop(columns="seconds") for n in ("whole", "parts"))
-    pd.testing.assert_frame_equal(whole, parts, rtol=1e-4)
-
-
-def test_the_best_epoch_is_still_known_where_the_folder_was_moved(demo_photos, tmp_path):
+def test_in_a_folder_that_was_moved_the_best_epoch_is_still_known_and_other_values_lose_nothing(demo_photos, tmp_path):
     first_is_best = [*demo(demo_photos), "callbacks.monitor=train/loss", "callbacks.mode=max", "optimizer.lr=0.01"]
-    train(tmp_path / "here", *first_is_best, "run.max_epochs_per_start=1")
-    (tmp_path / "here").rename(tmp_path / "there")
-    train(tmp_path / "there", *first_is_best)
-    assert json.loads((tmp_path / "there" / "metrics.json").read_text())["best_epoch"] == 0
+    folder = tmp_path / "there"
+    train(tmp_path / "here", *first_is_best, "run.max_epochs_per_start=1").rename(folder)
+    before = (folder / "history.csv").read_text()
+    with pytest.raises(InputError, match=r"the beginning of another run: optimizer.lr=0.01 became 0.1\. Give"):
+        train(folder, *first_is_best, "optimizer.lr=0.1")
+    assert (folder / "history.csv").read_text() == before
+    train(folder, *first_is_best, "run.price_per_hour=3.6")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["best_epoch"] == 0 and metrics["cost"] == pytest.approx(metrics["seconds"]["total"] / 1000)
 
 
 NEVER_BETTER = [
@@ -170,20 +164,6 @@ def test_a_plateau_is_met_at_the_same_epoch_in_one_start_and_in_several(demo_pho
         train(tmp_path / "parts", *demo(demo_photos), *plateau, "run.max_epochs_per_start=2")
     rates = [pd.read_csv(tmp_path / name / "history.csv")["lr"].tolist() for name in ("whole", "parts")]
     assert rates[0] == rates[1] and min(rates[0]) < 0.01  # a falling loss is no gain with mode=max
-
-
-def test_a_start_with_other_values_is_refused_and_loses_nothing(demo_photos, tmp_path):
-    folder = tmp_path / "run"
-    train(folder, *demo(demo_photos), "run.max_epochs_per_start=1")
-    before = (folder / "history.csv").read_text()
-    with pytest.raises(InputError, match=r"an unfinished run with other values: optimizer.lr=0.001 became 0.1\. Give"):
-        train(folder, *demo(demo_photos), "run.max_epochs_per_start=1", "optimizer.lr=0.1")
-    assert (folder / "history.csv").read_text() == before
-    train(folder, *demo(demo_photos), "run.price_per_hour=3.6")  # the rest in one start
-    metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["cost"] == pytest.approx(metrics["seconds"]["total"] / 1000)
-    with pytest.raises(InputError, match="exists already"):
-        train(folder, *demo(demo_photos))
 
 
 def test_early_stopping_ends_a_phase_and_the_next_one_begins(stopped_early):
@@ -248,7 +228,7 @@ def test_a_pickle_that_poses_as_a_checkpoint_is_refused_and_runs_nothing(two_pha
     shutil.copy(two_phases / "config.yaml", folder)
     torch.save({"phase": 0, "epoch": Bomb()}, folder / "checkpoints" / "last.ckpt")
     with pytest.raises(InputError, match=r"last\.ckpt is not a complete checkpoint"):
-        train(folder, *demo(demo_photos), *PHASES, "callbacks.monitor=train/loss")
+        train(folder, *demo(demo_photos), *PHASES)
     assert (folder / "checkpoints" / "last.ckpt").exists()
     with pytest.raises(Exception, match=r"[Ww]eights.only"):
         LitClassifier.load_from_checkpoint(folder / "checkpoints" / "last.ckpt", map_location="cpu")

@@ -180,17 +180,6 @@ def test_a_lost_best_checkpoint_is_told_and_replaced(demo_photos, tmp_path):
     assert json.loads((folder / "metrics.json").read_text())["best_epoch"] == 2
 
 
-def test_photos_that_could_not_be_read_are_remembered(demo_photos, tmp_path):
-    root = tmp_path / "demo"
-    shutil.copytree(demo_photos.parent, root)
-    bad = sorted(root.rglob("*.jpg"))[5]
-    bad.write_bytes(bad.read_bytes()[:50])
-    overrides = [f"data.root={root / demo_photos.name}", "data.images_per_model=20", "data.on_bad_image=skip"]
-    folder = tmp_path / "run"
-    train(folder, *overrides, "data.split.kind=stratified", "data.crop_to_box=false", "run.max_epochs_per_start=2")
-    assert pd.read_csv(folder / "bad_images.csv")["path"].str.contains(bad.name).all()
-
-
 def test_a_changed_network_does_not_fit_and_says_so(cut, demo_photos, tmp_path):
     cut(0, 3)
     start_and_cut(tmp_path / "run", *demo(demo_photos))
