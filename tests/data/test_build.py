@@ -44,6 +44,6 @@ def test_a_run_on_unseen_classes_in_batches_per_class(tmp_path, demo_photos):
     assert len(described["make"]["ids"]) == 2
 
 
-def test_a_batch_that_per_class_cannot_make_is_told_at_once(tmp_path, demo_photos):
+def test_a_batch_size_that_per_class_cannot_make_is_an_error_at_once(tmp_path, demo_photos):
     with pytest.raises(InputError, match=r"data.batch_size: 20 is not, .* a multiple of 8 from 16 to 96"):
         small_runs.train(tmp_path / "run", *small_runs.demo(demo_photos), *PER_CLASS, "data.batch_size=20")

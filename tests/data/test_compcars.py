@@ -138,7 +138,7 @@ def test_an_unreadable_label_file_is_counted_and_named(base, caplog, content):
     assert rows.loc["02", BOX].tolist() == [2, 3, 10, 9]
 
 
-def test_what_only_tells_more_of_the_photos_may_be_absent(base, caplog):
+def test_files_that_only_add_labels_and_names_may_be_absent(base, caplog):
     (base / "misc/car_type.mat").unlink()
     (base / "label").rename(base / "label_of_old")
     table = read_compcars(base, known=None)

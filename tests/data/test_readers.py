@@ -11,7 +11,7 @@ from carvision.data.build import build_table
 from carvision.data.table import Classes, validate
 from carvision.errors import InputError
 from tests.data.layouts import READERS, Layout, write_photo
-from tests.small_runs import config
+from tests.small_runs import config, demo
 
 COUNTED = {name: layout for name, layout in READERS.items() if layout.counts}
 LISTED = {name: layout for name, layout in READERS.items() if layout.absent}
@@ -52,8 +52,7 @@ def test_a_complete_copy_is_read_without_a_warning(layout, tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     base = layout.write(tmp_path)
     assert_complete(read(layout, base), layout, base)
-    # of what is read, the two lists of CompCars' verification share photos: test_compcars.py
-    assert caplog.text == "" or layout.splits == {"train": 1, "test": 3}
+    assert caplog.text == "" or layout is READERS["compcars_verification"]  # whose lists share photos: test_compcars.py
 
 
 @pytest.mark.parametrize(("layout", "nesting"), NESTED)
@@ -68,6 +67,12 @@ def test_data_sets_are_chosen_by_name(layout, tmp_path):
     root = base if layout.data in ("packed", "manifest") else tmp_path
     cfg = config(f"data={layout.data}", f"data.root={root}", "data.allow_missing=true", *layout.overrides)
     assert_complete(build_table(cfg["data"], annotations=True), layout, base)
+
+
+def test_the_demo_data_are_read_as_compcars(demo_photos):
+    table = build_table(config("data=demo", *demo(demo_photos))["data"], annotations=True)
+    assert (table.name, table.finest) == ("demo", "model") and validate(table) is table
+    assert table.rows["split"].value_counts().to_dict() == {"train": 12 * 14, "test": 12 * 6}
 
 
 @each(LISTED)
