@@ -4,12 +4,25 @@ import csv
 import json
 import os
 import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.io
 from PIL import Image
+
+from carvision.data.compcars import read_compcars
+from carvision.data.compcars_parts import read_compcars_parts
+from carvision.data.compcars_surveillance import read_compcars_surveillance
+from carvision.data.folder import read_folder
+from carvision.data.manifest import read_manifest
+from carvision.data.oxford102 import read_oxford102
+from carvision.data.packed import read_packed
+from carvision.data.stanford_cars import read_stanford_cars
+from carvision.data.table import Table
 
 STANFORD_NAMES = [
     "AM General Hummer SUV 2000",
@@ -159,7 +172,7 @@ def many_stanford_rows(num_train: int, num_test: int) -> list[tuple]:
     return [(split, f"{i + 1:05d}.jpg", 1, 2, 16, 11, i % len(STANFORD_NAMES) + 1) for split, i in numbers]
 
 
-def write_stanford_mats(root: Path, test_labels: str | None = "", rows: list[tuple] = STANFORD_ROWS) -> None:
+def write_stanford_mats(root: Path, test_labels: str | None = "", rows: list[tuple] = STANFORD_ROWS) -> Path:
     """The original layout. test_labels: folder of cars_test_annos_withlabels.mat below root, None for none."""
     for split, file, *_ in rows:
         write_photo(root / f"cars_{split}" / file)
@@ -171,6 +184,7 @@ def write_stanford_mats(root: Path, test_labels: str | None = "", rows: list[tup
     if test_labels is not None:
         file = root / test_labels / "cars_test_annos_withlabels.mat"
         scipy.io.savemat(file, {"annotations": _annotations(rows, "test", True)})
+    return root
 
 
 def _annotations(rows: list[tuple], split: str, with_class: bool) -> np.ndarray:
@@ -182,7 +196,9 @@ def _annotations(rows: list[tuple], split: str, with_class: bool) -> np.ndarray:
     return array
 
 
-def write_stanford_kaggle(root: Path, header: bool, photos: str = "car_data/car_data", ram: str = "Ram C-V") -> None:
+def write_stanford_kaggle(
+    root: Path, header: bool = True, photos: str = "car_data/car_data", ram: str = "Ram C-V"
+) -> Path:
     """Class folders below root/<photos> and the CSVs in root: with header and CRLF, or without header and LF."""
     write_stanford_mirror(root / photos, ram)
     end = "\r\n" if header else "\n"
@@ -194,15 +210,18 @@ def write_stanford_kaggle(root: Path, header: bool, photos: str = "car_data/car_
         ["class_id,class_name", *(f"{i},{n}" for i, n in enumerate(STANFORD_NAMES, 1))] if header else STANFORD_NAMES
     )
     (root / "names.csv").write_bytes((end.join(names) + end).encode())
+    return root
 
 
-def write_stanford_mirror(root: Path, ram: str = "Ram C-V") -> None:
-    """{train,test}/<class name>/*.jpg. ram: how the name with the slash is spelt."""
+def write_stanford_mirror(root: Path, ram: str = "Ram C-V") -> Path:
+    """{train,test}/<class name>/*.jpg, and a training photo of the class that has none. ram: the name with the slash"""
+    write_photo(root / "train" / STANFORD_NAMES[1] / "00009.jpg")
     for split, file, *_, number in STANFORD_ROWS:
         write_photo(root / split / STANFORD_NAMES[number - 1].replace("Ram C/V", ram) / file)
+    return root
 
 
-def write_oxford102(root: Path, repeats: int = 1) -> None:
+def write_oxford102(root: Path, repeats: int = 1) -> Path:
     """Ten photos of the species 1, 2 and 102; photos 1 to 4 test, 5 to 7 train, 8 to 10 validation. So often."""
     for number in range(1, 10 * repeats + 1):
         write_photo(root / "jpg" / f"image_{number:05d}.jpg")
@@ -212,9 +231,10 @@ def write_oxford102(root: Path, repeats: int = 1) -> None:
     for name, numbers in ids.items():
         ids[name] = np.array([[10 * r + number for r in range(repeats) for number in numbers]], dtype=np.uint16)
     scipy.io.savemat(root / "setid.mat", ids)
+    return root
 
 
-def write_oxford102_folders(root: Path, names: dict[str, str] | None = None) -> None:
+def write_oxford102_folders(root: Path, names: dict[str, str] | None = None) -> Path:
     """{train,valid,test}/<label>/image_*.jpg; names: content of cat_to_name.json."""
     number = 0
     for split in ("train", "valid", "test"):
@@ -223,14 +243,16 @@ def write_oxford102_folders(root: Path, names: dict[str, str] | None = None) -> 
             write_photo(root / split / label / f"image_{number:05d}.jpg")
     if names is not None:
         (root / "cat_to_name.json").write_text(json.dumps(names))
+    return root
 
 
-def write_class_folders(root: Path, counts: dict[str, int]) -> None:
+def write_class_folders(root: Path, counts: dict[str, int]) -> Path:
     """counts: class folder below root ("train/oak") -> number of photos."""
     for folder, count in counts.items():
         (root / folder).mkdir(parents=True, exist_ok=True)
         for i in range(count):
             write_photo(root / folder / f"{i}.jpg")
+    return root
 
 
 def write_manifest(file: Path, rows: list[dict], separator: str = ",") -> Path:
@@ -243,3 +265,122 @@ def write_manifest(file: Path, rows: list[dict], separator: str = ",") -> Path:
     for row in rows:
         write_photo(file.parent / row["path"])
     return file
+
+
+MANIFEST = [
+    {"path": "a/1.jpg", "make": "Audi", "model": "A4", "split": "train", "price": "1.5", "note": "x"},
+    {"path": "a/2.jpg", "make": "Audi", "model": "", "split": "Valid", "price": "", "note": ""},
+    {"path": "b/3.jpg", "make": "NA", "model": "10", "split": "validation", "price": "3", "note": ""},
+    {"path": "b/4.jpg", "make": "NA", "model": " 2 ", "split": "", "price": "4", "note": ""},
+    {"path": "b/5.jpg", "make": "", "model": "", "split": "test", "price": "5", "note": ""},
+]
+
+
+def write_pack(root: Path) -> Path:
+    from tests.data.packs import pack_small, write_photos
+
+    pack_small(write_photos(root / "photos"), root / "pack")
+    return root / "pack"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A data set in miniature, and what its reader makes of it."""
+
+    data: str  # its name in conf/data
+    write: Callable[[Path], Path]  # writes it into an empty folder and returns the folder that paths are relative to
+    read: Callable[..., Table]
+    splits: dict[str, int]
+    ids: tuple[str, ...]  # of the finest label, with names and the ids of the parents
+    names: tuple[str, ...]
+    where: str  # how the messages say where to get the data
+    empty: dict[str, str]  # what the message says of a folder that holds nothing but this folder
+    parents: tuple[str, ...] = ()
+    nestings: tuple[str, ...] = ()  # of `write`, for a root that may lie above the data
+    absent: str = ""  # a photo that the official lists name
+    ids_without_it: tuple[str, ...] = ()
+    counts: dict | None = None  # `known` that fits
+    counts_message: str = ""  # with the counts of the real data set
+    overrides: tuple[str, ...] = ()  # of data=<name>
+
+
+COMPCARS = Layout(
+    "compcars", write_compcars, read_compcars, {"train": 3, "test": 2, "": 3},
+    ("3", "4", "10", "11"), ("A4", "4", "A6L", "GLK"),  # model 4 has an empty cell
+    "mmlab.ie.cuhk.edu.hk.*comp_cars", {"": "has a folder image", "image": "image holds no photos"},
+    ("1", "12", "1", "2"), ("", "data", "data/data"), "image/2/11/unknown/3ac218c0c6c306.jpg", ("3", "4", "10", "11"),
+    {"all": {"photos": 8, "make": 3, "model": 4}}, "8 photos instead of 136,726, 3 make classes instead of 163",
+)  # fmt: skip
+LISTED = replace(
+    COMPCARS, read=partial(read_compcars, photos="listed"), splits={"train": 3, "test": 2}, ids=("3", "10", "11"),
+    names=("A4", "A6L", "GLK"), parents=("1", "1", "2"), ids_without_it=("3", "10"), empty={},
+    counts={"listed": {"train": 3, "test": 2, "make": 2, "model": 3}},
+    counts_message="3 train photos instead of 16,016, 2 test photos instead of 14,939, 2 make",
+)  # fmt: skip
+MAKES = ("AM General", "Acura", "Acura", "Aston Martin", "Land Rover", "Ram")
+STANFORD = Layout(
+    "stanford_cars", write_stanford_mats, read_stanford_cars, {"train": 5, "test": 3}, tuple("123456"),
+    tuple(STANFORD_NAMES), "Kaggle", {"": "has no devkit/cars_train_annos.mat"}, MAKES, (), "cars_test/00002.jpg",
+    tuple("13456"), {"train": 5, "test": 3, "make": 5, "model": 6},
+    "5 train photos instead of 8,144, 3 test photos instead of 8,041, 5 make",
+)  # fmt: skip
+OXFORD102 = Layout(
+    "oxford102", write_oxford102, read_oxford102, {"test": 4, "train": 3, "val": 3}, ("1", "2", "102"),
+    ("pink primrose", "hard-leaved pocket orchid", "blackberry lily"), "robots.ox.ac.uk.*data.download=true",
+    {"": "has neither imagelabels.mat nor a folder train"}, (), (), "jpg/image_00003.jpg", ("1", "2", "102"),
+    {"photos": 10, "train": 3, "val": 3, "test": 4, "class": 3}, "10 photos instead of 8,189, 3 train photos instead",
+)  # fmt: skip
+READERS = {
+    "compcars": COMPCARS,
+    "compcars_listed": LISTED,
+    "compcars_verification": replace(
+        LISTED, read=partial(read_compcars, photos="verification"), splits={"train": 1, "test": 3}, counts=None
+    ),
+    "compcars_surveillance": Layout(
+        "compcars_surveillance", write_compcars_surveillance, read_compcars_surveillance, {"train": 4, "test": 2},
+        ("1", "2", "4"), ("Ford Kuga", "Audi Q5", "Audi A1"), "mmlab.ie.cuhk.edu.hk.*comp_cars",
+        {"": "has train_surveillance.txt"}, ("Ford", "Audi", "Audi"),
+        ("", "sv_data", "data/sv_data", "data/data/sv_data"), "image/4/431e8997607104.jpg", ("1", "2"),
+        {"train": 4, "test": 2, "make": 2, "model": 3}, "4 train photos instead of 31,148, 2 test photos instead of "
+        "13,333, 2 make classes instead of 68, 3 model classes instead of 281",
+    ),
+    "compcars_parts": Layout(
+        "compcars_parts", write_compcars_parts, read_compcars_parts, {"train": 3, "test": 2, "": 1}, ("2", "4"),
+        ("A4L", "GLK"), "mmlab.ie.cuhk.edu.hk.*comp_cars", {"": "has a folder part", "part": "part holds no photos"},
+        ("1", "2"), ("", "data", "data/data"), "part/1/2/2013/1/5ac218c0c6c302.jpg", ("2", "4"),
+        {"photos": 6, "part": 3}, "6 photos instead of 27,618, 3 part classes instead of 8",
+    ),
+    "stanford_mats": STANFORD,
+    "stanford_kaggle": replace(
+        STANFORD, write=write_stanford_kaggle, absent="car_data/car_data/test/Acura RL Sedan 2012/00002.jpg"
+    ),
+    "stanford_folders": replace(
+        STANFORD, write=write_stanford_mirror, splits={"train": 6, "test": 3}, ids=tuple(STANFORD_NAMES), absent="",
+        counts={"train": 6, "test": 3, "make": 5, "model": 6}, counts_message="6 train photos instead of 8,144, 3 test",
+    ),
+    "oxford102": OXFORD102,
+    "oxford102_folders": replace(
+        OXFORD102, write=write_oxford102_folders, splits={"test": 3, "train": 3, "val": 3}, absent="",
+        # their split differs from the official one: only photos and classes are counted
+        counts={"photos": 9, "class": 3, "train": 1_020},
+        counts_message="9 photos instead of 8,189, 3 class classes instead of 102",
+    ),
+    "folder": Layout(
+        "folder", partial(write_class_folders, counts={"train/oak": 2, "train/ash": 1, "val/oak": 1}), read_folder,
+        {"train": 3, "val": 1}, ("ash", "oak"), ("ash", "oak"), "Lay the photos out as",
+        {"": "no folder in .* holds photos"},
+    ),
+    "manifest": Layout(
+        "manifest", lambda root: write_manifest(root / "m.csv", MANIFEST).parent,
+        partial(read_manifest, file="m.csv", labels=["make", "model"], parents={"model": "make"}),
+        {"train": 1, "val": 2, "": 1, "test": 1}, ("10", "2", "A4"), ("10", "2", "A4"),
+        "Give the folder that the paths of the manifest", {"": "m.csv does not exist"}, ("NA", "NA", "Audi"), (),
+        "a/1.jpg", ("10", "2"),
+        overrides=("data.file=m.csv", "data.labels=[make,model]", "data.parents={model:make}"),
+    ),
+    "packed": Layout(
+        "packed", write_pack, read_packed, {"": 10, "train": 20, "test": 10}, ("7", "8", "9"), ("a", "b", "a"),
+        "Give the folder that python -m carvision.pack has written", {"": "is no pack, as it has no pack.json"},
+        ("Ä", "Ä", "B"),
+    ),
+}  # fmt: skip

@@ -1,13 +1,17 @@
 """Packs in miniature."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
+from carvision.data.images import Preprocessing
 from carvision.data.pack_shard import Form
 from carvision.data.packing import pack
+from carvision.data.photos import Photos
 from carvision.data.table import BOX, Classes, Number, Table
 
 NUM = 40
@@ -54,3 +58,15 @@ def form(photos: str = "original", short_side_px: int = 16, of_box: bool = False
 
 def pack_small(table: Table, folder: Path, how: Form | None = None, num_workers: int = 0) -> Table:
     return pack(table, how or form(), SMALL_MB, folder, num_workers)
+
+
+def photos_of(table: Table, crop_to_box: bool = False) -> Photos:
+    return Photos(table, Preprocessing(8, (0.5,) * 3, (0.5,) * 3), crop_to_box, (0.3, 1.0), (0.5, 2.0), 4, seed=3)
+
+
+def change_index(folder: Path, **changes) -> None:
+    """pack.json with these values, and with the size and the SHA-256 of table.parquet as it is."""
+    content = (folder / "table.parquet").read_bytes()
+    index = json.loads((folder / "pack.json").read_text())
+    index["table"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / "pack.json").write_text(json.dumps(index | changes))

@@ -1,5 +1,4 @@
-"""From the configuration's `data` to the table: the CompCars sets beside the first, and classes that training never
-sees."""
+"""From the configuration's `data` to the table: classes that training never sees."""
 
 import json
 
@@ -12,29 +11,9 @@ from carvision.data.table import UNKNOWN
 from carvision.errors import InputError
 from carvision.training.build import build_datamodule
 from tests import small_runs
-from tests.data import layouts
 
 UNSEEN = "data.split.kind=unseen_classes"
 PER_CLASS = ["data.sampler=per_class", "data.photos_per_class=8"]
-
-
-@pytest.mark.parametrize(
-    ("name", "write", "overrides", "counts"),
-    [
-        ("compcars_surveillance", layouts.write_compcars_surveillance, [], {"train": 4, "test": 2}),
-        ("compcars_parts", layouts.write_compcars_parts, [], {"train": 3, "test": 2, "": 1}),
-        ("compcars_parts", layouts.write_compcars_parts, ["data.part=headlight"], {"train": 2, "test": 1}),
-        ("compcars_parts", layouts.write_compcars_parts, ["data.part=8"], {"train": 1, "": 1}),
-    ],
-)
-def test_the_sets_of_compcars_are_chosen_by_name(tmp_path, name, write, overrides, counts):
-    write(tmp_path)
-    cfg = small_runs.config(f"data={name}", f"data.root={tmp_path}", "data.allow_missing=true", *overrides)
-    table = build_table(cfg["data"], annotations=True)
-    assert table.name == name
-    assert table.rows["split"].value_counts().to_dict() == counts
-    assert list(cfg["model"]["heads"]) == ["make", "model"]
-    assert set(table.labels) >= {"make", "model"}
 
 
 def test_training_knows_the_seen_classes_and_others_know_all(demo_photos):
@@ -65,6 +44,6 @@ def test_a_run_on_unseen_classes_in_batches_per_class(tmp_path, demo_photos):
     assert len(described["make"]["ids"]) == 2
 
 
-def test_a_batch_that_per_class_cannot_make_is_told_at_once(tmp_path, demo_photos):
+def test_a_batch_size_that_per_class_cannot_make_is_an_error_at_once(tmp_path, demo_photos):
     with pytest.raises(InputError, match=r"data.batch_size: 20 is not, .* a multiple of 8 from 16 to 96"):
         small_runs.train(tmp_path / "run", *small_runs.demo(demo_photos), *PER_CLASS, "data.batch_size=20")

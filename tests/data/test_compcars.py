@@ -1,74 +1,88 @@
-import logging
+"""CompCars: the web-nature photos, the surveillance photos, the photos of parts."""
 
 import numpy as np
 import pytest
+import scipy.io
 
-from carvision.data import compcars
-from carvision.data.build import build_split, read_table
+from carvision.allowed import ALLOWED
+from carvision.data import compcars, compcars_surveillance
+from carvision.data.build import build_split, build_table, read_table
 from carvision.data.compcars import A_FEW, KNOWN, read_compcars
+from carvision.data.compcars_parts import KNOWN as KNOWN_PARTS
+from carvision.data.compcars_parts import PARTS, read_compcars_parts
+from carvision.data.compcars_surveillance import read_compcars_surveillance
 from carvision.data.table import BOX, UNKNOWN, Number
 from carvision.errors import InputError
+from tests import small_runs
 from tests.data import layouts
 
 
+@pytest.fixture
+def base(tmp_path):
+    return layouts.write_compcars(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    return read_compcars(layouts.write_compcars(tmp_path_factory.mktemp("compcars")), known=None)
+
+
 def by_name(table):
-    """Rows by the 14 digits of the photo."""
-    return table.rows.set_index(table.rows["path"].str[-18:-4].str[-2:])
+    """Rows by the last two of a photo's 14 digits."""
+    return table.rows.set_index(table.rows["path"].str[-6:-4])
 
 
-@pytest.mark.parametrize("nesting", ["", "data", "data/data"])
-def test_every_nesting_of_the_root_is_read(tmp_path, nesting):
-    base = layouts.write_compcars(tmp_path, nesting)
-    table = read_compcars(tmp_path, known=None)
-    assert len(table) == 8
-    assert table.root == base
-    assert all((table.root / path).is_file() for path in table.rows["path"])
-    assert table.rows["path"].tolist() == sorted(table.rows["path"])
-
-
-def test_classes_are_known_by_id_and_shown_by_name(tmp_path):
-    layouts.write_compcars(tmp_path)
-    labels = read_compcars(tmp_path, known=None).labels
-    assert labels["make"].ids == ("1", "2", "12")
-    assert labels["make"].names == ("Audi", "Benz", "Audi")
-    assert labels["model"].ids == ("3", "4", "10", "11")
-    assert labels["model"].names == ("A4", "4", "A6L", "GLK")  # model 4 has an empty cell
-    assert labels["model"].parent == "make"
-    assert labels["model"].parent_codes == (0, 2, 0, 1)
-
-
-def test_official_lists_give_the_split_and_the_rest_has_none(tmp_path):
-    layouts.write_compcars(tmp_path)
-    rows = by_name(read_compcars(tmp_path, known=None))
+def test_official_lists_give_the_split_and_year_folders_the_groups(table):
+    rows = by_name(table)
     assert rows["split"].to_dict() == {
         "01": "train", "02": "test", "03": "train", "04": "test", "05": "", "06": "train", "07": "", "08": "",
     }  # fmt: skip
+    assert rows["group"].to_dict() == {
+        "01": "1/3/2012", "02": "1/3/2012", "03": "1/10/2012", "04": "1/10/2013", "05": "1/10/2013",
+        "06": "", "07": "", "08": "12/4/2014",  # photos of an unknown year stand each by itself
+    }  # fmt: skip
+    assert table.rows["path"].tolist() == sorted(table.rows["path"])
 
 
-def test_listed_photos_alone_without_walking(tmp_path, monkeypatch):
-    base = layouts.write_compcars(tmp_path)
+def test_makes_of_one_name_are_two_classes(table):
+    assert table.labels["make"].ids == ("1", "2", "12") and table.labels["make"].names == ("Audi", "Benz", "Audi")
+
+
+def test_attributes_follow_from_the_model_and_zero_is_unknown(table):
+    rows, labels = by_name(table), table.labels
+    assert labels["speed"] == Number("km/h") and labels["displacement"] == Number("l")
+    assert rows["speed"].dtype == np.float32
+    np.testing.assert_equal(rows.loc[["01", "03", "06", "08"], "speed"].to_numpy(), [235, 180, np.nan, np.nan])
+    np.testing.assert_allclose(rows.loc[["01", "06", "08"], "displacement"], [1.8, 1.6, np.nan], rtol=1e-6)
+    assert [labels[name].ids for name in ("doors", "seats", "type")] == [("2", "4", "5"), ("5",), ("3", "4", "12")]
+    assert rows.loc[["01", "03", "06", "08"], "doors"].tolist() == [2, 1, 0, UNKNOWN]
+    assert rows.loc["06", "seats"] == UNKNOWN
+    assert labels["type"].names == ("sedan", "hatchback", "convertible")
+    assert rows.loc[["01", "08"], "type"].tolist() == [1, UNKNOWN]
+
+
+def test_viewpoints_and_boxes_come_from_the_label_files(table):
+    rows, viewpoint = by_name(table), table.labels["viewpoint"]
+    assert viewpoint.ids == ("1", "2", "3", "4", "5")
+    assert viewpoint.names == ("front", "rear", "side", "front-side", "rear-side")
+    assert rows.loc[["01", "02", "03", "04"], "viewpoint"].tolist() == [0, 3, UNKNOWN, 4]
+    assert rows.loc["01", BOX].tolist() == [0, 1, 16, 12]  # on disk 1 2 16 12
+    assert rows.loc["04", BOX].tolist() == [8, 8, 3, 2]  # x1 > x2 is kept: decoding and the check decide
+    assert rows[BOX].dtypes.eq(np.float32).all()
+
+
+def test_the_photos_of_lists_are_read_without_walking(base, monkeypatch):
     (base / "image/12/4/2014/3ac218c0c6c308.jpg").unlink()  # in no list
     monkeypatch.setattr(compcars, "find_photos", lambda *_: pytest.fail("image/ was walked"))
-    table = read_compcars(tmp_path, photos="listed", known=None)
-    assert len(table) == 5
-    assert table.rows["split"].value_counts().to_dict() == {"train": 3, "test": 2}
-    assert table.labels["model"].ids == ("3", "10", "11")
-
-
-def test_the_photos_of_the_verification_lists_without_walking(tmp_path, monkeypatch):
-    base = layouts.write_compcars(tmp_path)
-    monkeypatch.setattr(compcars, "find_photos", lambda *_: pytest.fail("image/ was walked"))
-    table = read_compcars(tmp_path, photos="verification", known=None)
-    rows = by_name(table)
+    assert len(read_compcars(base, photos="listed", known=None)) == 5
+    rows = by_name(read_compcars(base, photos="verification", known=None))
     assert rows["split"].to_dict() == {"06": "train", "03": "test", "01": "test", "02": "test"}
     assert rows["viewpoint"].to_dict() == {"06": 1, "03": UNKNOWN, "01": 0, "02": 2}  # rear, unknown, front, front-side
-    assert table.labels["model"].ids == ("3", "10", "11") and table.labels["model"].parent_codes == (0, 0, 1)
-    assert all(file.is_file() for file in compcars.pair_lists(table.root).values())
+    assert all(file.is_file() for file in compcars.pair_lists(base).values())
     assert list(compcars.pair_lists(base)) == ["easy", "medium", "hard"]
 
 
-def test_part_1_trains_and_what_only_the_verification_list_has_validates(tmp_path):
-    base = layouts.write_compcars(tmp_path)
+def test_part_1_trains_and_what_only_the_verification_list_has_validates(base, tmp_path):
     pairs = base / "train_test_split/verification"
     own, tested = "12/4/2014/3ac218c0c6c308.jpg", "1/3/2012/3ac218c0c6c30a.jpg"
     for path in (own, tested):
@@ -91,226 +105,301 @@ def test_part_1_trains_and_what_only_the_verification_list_has_validates(tmp_pat
     assert set(read_table(data, annotations=False).rows["split"]) == {"train", "test"}
 
 
-def test_photos_of_the_verification_lists_on_both_sides_or_absent(tmp_path, caplog):
-    base = layouts.write_compcars(tmp_path)
+def test_photos_of_the_verification_lists_on_both_sides_or_absent(base, caplog):
     lists = base / "train_test_split/verification"
-    read_compcars(tmp_path, photos="verification", known=None)
-    assert "2 of the 3 photos of" in caplog.text and "in the lists of pairs, too" in caplog.text
     (base / "image/2/11/unknown/3ac218c0c6c306.jpg").unlink()
-    with pytest.raises(InputError, match=r"1 of 4 listed photos are not there"):
-        read_compcars(tmp_path, photos="verification", known=None)
-    assert len(read_compcars(tmp_path, photos="verification")) == 3  # so few the real lists may name
+    assert len(read_compcars(base, photos="verification")) == 3  # so few the real lists may name
+    assert "2 of the 3 photos of" in caplog.text and "in the lists of pairs, too" in caplog.text
     (lists / "verification_pairs_hard.txt").write_text("1/3/2012/a.jpg 1/3/2012/b.jpg\n")
     with pytest.raises(InputError, match=r"hard.txt, line 1: '1/3/2012/a.jpg 1/3/2012/b.jpg' is not make.* label"):
-        read_compcars(tmp_path, photos="verification", known=None)
+        read_compcars(base, photos="verification", known=None)
     (lists / "verification_pairs_hard.txt").unlink()
     with pytest.raises(InputError, match=r"verification_pairs_hard.txt does not exist.*comp_cars"):
-        read_compcars(tmp_path, photos="verification", known=None)
+        read_compcars(base, photos="verification", known=None)
+    with pytest.raises(InputError, match="'some' is not one of all, listed, verification"):
+        read_compcars(base, photos="some")
 
 
-def test_attributes_follow_from_the_model_and_zero_is_unknown(tmp_path):
-    layouts.write_compcars(tmp_path)
-    table = read_compcars(tmp_path, known=None)
-    rows, labels = by_name(table), table.labels
-    assert labels["speed"] == Number("km/h")
-    assert labels["displacement"] == Number("l")
-    assert rows["speed"].dtype == np.float32
-    np.testing.assert_equal(rows.loc[["01", "03", "06", "08"], "speed"].to_numpy(), [235, 180, np.nan, np.nan])
-    np.testing.assert_allclose(rows.loc[["01", "06", "08"], "displacement"], [1.8, 1.6, np.nan], rtol=1e-6)
-    assert labels["doors"].ids == ("2", "4", "5")
-    assert rows.loc[["01", "03", "06", "08"], "doors"].tolist() == [2, 1, 0, UNKNOWN]
-    assert labels["seats"].ids == ("5",)
-    assert rows.loc["06", "seats"] == UNKNOWN
-    assert labels["type"].ids == ("3", "4", "12")
-    assert labels["type"].names == ("sedan", "hatchback", "convertible")
-    assert rows.loc[["01", "08"], "type"].tolist() == [1, UNKNOWN]
-
-
-def test_viewpoint_and_box_from_the_label_files(tmp_path):
-    layouts.write_compcars(tmp_path)
-    table = read_compcars(tmp_path, known=None)
-    rows, viewpoint = by_name(table), table.labels["viewpoint"]
-    assert viewpoint.ids == ("1", "2", "3", "4", "5")
-    assert viewpoint.names == ("front", "rear", "side", "front-side", "rear-side")
-    assert rows.loc[["01", "02", "03", "04"], "viewpoint"].tolist() == [0, 3, UNKNOWN, 4]
-    assert rows.loc["01", BOX].tolist() == [0, 1, 16, 12]  # on disk 1 2 16 12
-    assert rows.loc["04", BOX].tolist() == [8, 8, 3, 2]  # x1 > x2 is kept: decoding and the check decide
-    assert rows[BOX].dtypes.eq(np.float32).all()
-
-
-def test_without_annotations_no_label_file_is_read(tmp_path, monkeypatch):
-    layouts.write_compcars(tmp_path)
+def test_without_annotations_no_label_file_is_read(base, monkeypatch):
     monkeypatch.setattr(compcars, "_read_small_files", lambda _: pytest.fail("a label file was read"))
-    table = read_compcars(tmp_path, known=None, annotations=False)
-    assert not table.has_boxes
-    assert "viewpoint" not in table.labels
-    assert "doors" in table.labels
+    table = read_compcars(base, known=None, annotations=False)
+    assert not table.has_boxes and "viewpoint" not in table.labels and "doors" in table.labels
 
 
 @pytest.mark.parametrize(
     "content", ["", "1\n1\n", "1\n1\n1 2 3\n", "one\n1\n1 2 3 4\n", "1\n1\n1 2 x 4\n", "7\n1\n1 2 3 4\n", None]
 )
-def test_an_unreadable_label_file_is_counted_and_named(tmp_path, caplog, content):
-    base = layouts.write_compcars(tmp_path)
+def test_an_unreadable_label_file_is_counted_and_named(base, caplog, content):
     file = base / "label/1/3/2012/3ac218c0c6c301.txt"
     file.unlink() if content is None else file.write_text(content)
-    table = read_compcars(tmp_path, known=None)
-    assert "1 of 8 label files" in caplog.text
-    assert str(file) in caplog.text
-    rows = by_name(table)
-    assert rows.loc["01", "viewpoint"] == UNKNOWN
-    assert rows.loc["01", BOX].isna().all()
+    rows = by_name(read_compcars(base, known=None))
+    assert "1 of 8 label files" in caplog.text and str(file) in caplog.text
+    assert rows.loc["01", "viewpoint"] == UNKNOWN and rows.loc["01", BOX].isna().all()
     assert rows.loc["02", BOX].tolist() == [2, 3, 10, 9]
 
 
-def test_photos_of_an_unknown_year_stand_each_by_itself(tmp_path):
-    layouts.write_compcars(tmp_path)
-    rows = by_name(read_compcars(tmp_path, known=None))
-    assert rows["group"].to_dict() == {
-        "01": "1/3/2012", "02": "1/3/2012", "03": "1/10/2012", "04": "1/10/2013", "05": "1/10/2013",
-        "06": "", "07": "", "08": "12/4/2014",
-    }  # fmt: skip
-
-
-def test_absent_misc_files_are_named_and_done_without(tmp_path, caplog):
-    base = layouts.write_compcars(tmp_path)
-    for file in (base / "misc").iterdir():
-        file.unlink()
-    (base / "train_test_split/classification/test.txt").unlink()
-    labels = read_compcars(tmp_path, known=None).labels
-    assert set(labels) == {"make", "model", "viewpoint"}
-    assert labels["make"].names == ("1", "2", "12")
-    for name in ("attributes.txt", "make_model_name.mat", "test.txt"):
-        assert name in caplog.text
-
-
-def test_absent_type_names_leave_the_ids(tmp_path, caplog):
-    base = layouts.write_compcars(tmp_path)
+def test_files_that_only_add_labels_and_names_may_be_absent(base, caplog):
     (base / "misc/car_type.mat").unlink()
-    assert read_compcars(tmp_path, known=None).labels["type"].names == ("3", "4", "12")
-    assert "car_type.mat" in caplog.text
-
-
-def test_an_absent_label_folder_is_done_without(tmp_path, caplog):
-    base = layouts.write_compcars(tmp_path)
     (base / "label").rename(base / "label_of_old")
-    table = read_compcars(tmp_path, known=None)
-    assert not table.has_boxes
-    assert "viewpoint" not in table.labels
+    table = read_compcars(base, known=None)
+    assert table.labels["type"].names == ("3", "4", "12") and "car_type.mat" in caplog.text
+    assert not table.has_boxes and "viewpoint" not in table.labels
     assert f"{base / 'label'} does not exist" in caplog.text
+    for name in ("misc/attributes.txt", "misc/make_model_name.mat", "train_test_split/classification/test.txt"):
+        (base / name).unlink()
+    labels = read_compcars(base, known=None).labels
+    assert set(labels) == {"make", "model"} and labels["make"].names == ("1", "2", "12")
+    assert all(name in caplog.text for name in ("attributes.txt", "make_model_name.mat", "test.txt"))
 
 
 @pytest.mark.parametrize("photos", ["all", "listed"])
-def test_a_listed_photo_that_is_absent(tmp_path, caplog, photos):
-    base = layouts.write_compcars(tmp_path)
-    (base / "image/2/11/unknown/3ac218c0c6c306.jpg").unlink()
-    with pytest.raises(InputError, match=r"1 (of 5 listed )?photos .*not there .*3ac218c0c6c306.jpg.*allow_missing"):
-        read_compcars(tmp_path, photos=photos, known=None)
-    table = read_compcars(tmp_path, photos=photos, known=None, allow_missing=True)
-    assert "3ac218c0c6c306.jpg" in caplog.text
-    assert len(table) == (7 if photos == "all" else 4)
-    assert len(table.labels["model"]) == (4 if photos == "all" else 2)  # of GLK no other photo is listed
-
-
-@pytest.mark.parametrize("photos", ["all", "listed"])
-def test_the_real_lists_may_name_a_few_absent_photos(tmp_path, monkeypatch, photos):
-    base = layouts.write_compcars(tmp_path)
+def test_the_real_lists_may_name_a_few_absent_photos(base, monkeypatch, photos):
     known = {"all": {"photos": 8, "make": 3, "model": 4}, "listed": {"train": 4, "test": 2, "make": 2, "model": 3}}
     with (base / "train_test_split/classification/train.txt").open("a") as stream:
         stream.write("1/3/2012/00000000000000.jpg\n")
-    table = read_compcars(tmp_path, photos=photos, known=known)
-    assert len(table) == known[photos].get("photos", 5)
+    assert len(read_compcars(base, photos=photos, known=known)) == known[photos].get("photos", 5)
     monkeypatch.setattr(compcars, "A_FEW", 0)
     with pytest.raises(InputError, match=r"00000000000000.jpg"):
-        read_compcars(tmp_path, photos=photos, known=known)
+        read_compcars(base, photos=photos, known=known)
 
 
-def test_known_counts_are_asserted(tmp_path, caplog):
-    layouts.write_compcars(tmp_path)
-    with pytest.raises(InputError, match="8 photos instead of 136,726, 3 make classes instead of 163"):
-        read_compcars(tmp_path)
-    with pytest.raises(InputError, match="3 train photos instead of 16,016, 2 test photos instead of 14,939"):
-        read_compcars(tmp_path, photos="listed")
-    assert len(read_compcars(tmp_path, allow_missing=True)) == 8
-    assert "8 photos instead of 136,726" in caplog.text
-    assert KNOWN["listed"]["train"] + KNOWN["listed"]["test"] == 30_955  # as the paper's table says
+def test_the_known_counts_are_those_of_the_paper():
+    assert KNOWN["listed"]["train"] + KNOWN["listed"]["test"] == 30_955
     assert A_FEW < 30_955 / 431  # a lost model folder is noticed
 
 
 @pytest.mark.parametrize("difference", [-A_FEW, -1, 1, A_FEW])
-def test_a_copy_with_a_few_photos_more_or_fewer_is_taken_with_a_line(tmp_path, caplog, difference):
+def test_a_copy_with_a_few_photos_more_or_fewer_is_taken_with_a_line(base, caplog, difference):
     """As one of 136,732 in place of 136,726."""
-    layouts.write_compcars(tmp_path)
     known = {"all": {"photos": 8 - difference, "make": 3, "model": 4}}
-    assert len(read_compcars(tmp_path, known=known)) == 8
+    assert len(read_compcars(base, known=known)) == 8
     assert f"8 photos instead of {8 - difference}" in caplog.text and "taken as it is" in caplog.text
 
 
 @pytest.mark.parametrize("wrong", [{"photos": 9 + A_FEW}, {"photos": 9, "make": 4}, {"model": 5}])
-def test_many_photos_or_a_class_more_or_fewer_are_an_error(tmp_path, wrong):
-    layouts.write_compcars(tmp_path)
+def test_many_photos_or_a_class_more_or_fewer_are_an_error(base, wrong):
     with pytest.raises(InputError, match=r"instead of .*data\.allow_missing=true"):
-        read_compcars(tmp_path, known={"all": {"photos": 8, "make": 3, "model": 4, **wrong}})
-
-
-def test_a_photo_on_both_lists_is_an_error(tmp_path):
-    base = layouts.write_compcars(tmp_path)
-    with (base / "train_test_split/classification/test.txt").open("a") as stream:
-        stream.write(layouts.COMPCARS_TRAIN[0] + "\r\n")
-    with pytest.raises(InputError, match=r"test.txt, line 3: 1/10/2012/3ac218c0c6c303.jpg is listed before"):
-        read_compcars(tmp_path, known=None)
-
-
-def test_a_line_of_a_list_that_is_no_path(tmp_path):
-    base = layouts.write_compcars(tmp_path)
-    (base / "train_test_split/classification/train.txt").write_text("1/3/2012/3ac218c0c6c301.jpg\n\nAudi A4\n")
-    with pytest.raises(InputError, match=r"train.txt, line 3: 'Audi A4' is not make/model/year/photo.jpg"):
-        read_compcars(tmp_path, known=None)
-
-
-def test_photos_at_another_depth_are_counted(tmp_path, caplog):
-    base = layouts.write_compcars(tmp_path)
-    layouts.write_photo(base / "image/1/3/stray.jpg")
-    (base / "image/1/3/2012/Thumbs.db").write_bytes(b"")
-    assert len(read_compcars(tmp_path, known=None)) == 8
-    assert "1 photos are not at image/make/model/year/" in caplog.text
-    assert "image/1/3/stray.jpg" in caplog.text
-    assert "Thumbs.db" in caplog.text
+        read_compcars(base, known={"all": {"photos": 8, "make": 3, "model": 4, **wrong}})
 
 
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("attributes.txt", b"header\n1 2 3\n", "six numbers"),
-        ("attributes.txt", b"header\n1 2 3 4 5 six\n", "six"),
-        ("car_type.mat", b"MATLAB 5.0 MAT-file, cut short", "cannot be read as a Matlab file"),
-        ("make_model_name.mat", b"", "cannot be read as a Matlab file"),
+        (
+            "test.txt",
+            f"{layouts.COMPCARS_TEST[0]}\n{layouts.COMPCARS_TRAIN[0]}\r\n",
+            "line 2: 1/10/2012/.* is listed",
+        ),
+        ("train.txt", "1/3/2012/1.jpg\n\nAudi A4\n", "line 3: 'Audi A4' is not make/model/year/photo.jpg"),
+        ("attributes.txt", "header\n1 2 3\n", "six numbers"),
+        ("attributes.txt", "header\n1 2 3 4 5 six\n", "six"),
+        ("car_type.mat", "MATLAB 5.0 MAT-file, cut short", "cannot be read as a Matlab file"),
+        ("make_model_name.mat", "", "cannot be read as a Matlab file"),
     ],
 )
-def test_damaged_misc_files_are_named(tmp_path, file, content, message):
-    base = layouts.write_compcars(tmp_path)
-    (base / "misc" / file).write_bytes(content)
+def test_damaged_files_are_named(base, file, content, message):
+    (path,) = base.rglob(file)
+    path.write_text(content)
     with pytest.raises(InputError, match=message) as error:
-        read_compcars(tmp_path, known=None)
-    assert str(base / "misc" / file) in str(error.value)
-    assert "\n" not in str(error.value)
+        read_compcars(base, known=None)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_wrong_root_says_where_to_get_the_data(tmp_path):
-    for root in (None, tmp_path / "absent"):
-        with pytest.raises(InputError, match=r"^data.root: (null|.*/absent) does not exist.*mmlab.ie.cuhk.edu.hk"):
-            read_compcars(root)
-    with pytest.raises(InputError, match=r"has a folder image.*comp_cars"):
-        read_compcars(tmp_path)
-    (tmp_path / "image").mkdir()
-    with pytest.raises(InputError, match=r"holds no photos.*comp_cars"):
-        read_compcars(tmp_path)
-    with pytest.raises(InputError, match="'some' is not one of all, listed, verification"):
-        read_compcars(tmp_path, photos="some")
+def test_photos_at_another_depth_are_counted(base, caplog):
+    layouts.write_photo(base / "image/1/3/stray.jpg")
+    (base / "image/1/3/2012/Thumbs.db").write_bytes(b"")
+    assert len(read_compcars(base, known=None)) == 8
+    assert "1 photos are not at image/make/model/year/" in caplog.text and "image/1/3/stray.jpg" in caplog.text
+    assert "Thumbs.db" in caplog.text
 
 
-def test_a_complete_copy_is_read_without_a_warning(tmp_path, caplog):
-    layouts.write_compcars(tmp_path)
-    caplog.set_level(logging.WARNING)
-    read_compcars(tmp_path, known=None)
-    assert caplog.text == ""
+# Surveillance photos
+
+
+@pytest.fixture
+def cameras(tmp_path):
+    return layouts.write_compcars_surveillance(tmp_path / "sv", "sv_data")
+
+
+def test_the_surveillance_photos_are_found_beside_the_others(base, tmp_path):
+    cameras = layouts.write_compcars_surveillance(tmp_path, "data/sv_data")
+    table = read_compcars_surveillance(tmp_path, known=None)
+    assert table.root == cameras and not table.has_boxes
+    assert table.rows.set_index("path")[["split", "model"]].to_dict("index") == {
+        f"image/{photo}": {"split": split, "model": ["1", "2", "4"].index(photo[0])}
+        for split, photos in layouts.SURVEILLANCE_PHOTOS.items() for photo in photos
+    }  # fmt: skip
+
+
+def test_surveillance_models_without_the_table_of_names_are_ids(cameras, caplog):
+    (cameras / "sv_make_model_name.mat").unlink()
+    table = read_compcars_surveillance(cameras, known=None)
+    assert set(table.labels) == {"model"} and table.labels["model"].names == ("1", "2", "4")
+    assert f"{cameras / 'sv_make_model_name.mat'} does not exist" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "line", ["431e8997607115.jpg", "x/1.jpg", "1/2/1.jpg", "1/1.jpg 3", "1/", "/1.jpg", "-1/1.jpg"]
+)
+def test_a_line_that_is_no_surveillance_photo_is_named(cameras, line):
+    (cameras / "test_surveillance.txt").write_text(f"2/431e8997607105.jpg\r\n\r\n{line}\r\n")
+    with pytest.raises(InputError) as raised:
+        read_compcars_surveillance(cameras, known=None)
+    assert str(raised.value) == f"{cameras / 'test_surveillance.txt'}, line 3: {line!r} is not model/photo.jpg"
+
+
+def test_surveillance_lists_that_are_absent_or_empty_or_share_a_photo(cameras):
+    (cameras / "test_surveillance.txt").write_text("2/431e8997607105.jpg\n2/431e8997607103.jpg\n")
+    with pytest.raises(InputError, match=r"test_surveillance.txt, line 2: 2/431e8997607103.jpg is listed before"):
+        read_compcars_surveillance(cameras, known=None)
+    (cameras / "test_surveillance.txt").unlink()
+    with pytest.raises(InputError, match=r"test_surveillance.txt does not exist.*comp_cars"):
+        read_compcars_surveillance(cameras, known=None)
+    for split in ("train", "test"):
+        (cameras / f"{split}_surveillance.txt").write_text("\n")
+    with pytest.raises(InputError, match=r"name no photos.*comp_cars"):
+        read_compcars_surveillance(cameras, known=None)
+
+
+@pytest.mark.parametrize("more", [[], [("Audi", "", 19)], [("", "A1", 19)]])
+def test_a_surveillance_model_without_a_name_is_an_error(tmp_path, monkeypatch, more):
+    monkeypatch.setattr(layouts, "SURVEILLANCE_NAMES", [*layouts.SURVEILLANCE_NAMES[:3], *more])
+    layouts.write_compcars_surveillance(tmp_path)
+    with pytest.raises(InputError, match="has no make and model for 4, which the lists have"):
+        read_compcars_surveillance(tmp_path, known=None)
+
+
+def test_a_damaged_table_of_surveillance_names_is_an_error(cameras):
+    file = cameras / "sv_make_model_name.mat"
+    scipy.io.savemat(file, {"sv_make_model_name": layouts.cells(["Audi"] * 4)})
+    with pytest.raises(InputError, match=r"its cell has the shape \(4, 1\), not \(281, 3\); get it again"):
+        read_compcars_surveillance(cameras, known=None)
+    file.write_bytes(b"MATLAB 5.0 MAT-file, cut short")
+    with pytest.raises(InputError, match="cannot be read as a Matlab file"):
+        read_compcars_surveillance(cameras, known=None)
+
+
+def test_the_real_surveillance_lists(monkeypatch):
+    """Without the photos, which may not be passed on."""
+    monkeypatch.setattr(compcars_surveillance, "without_missing_files", lambda table, allow_missing: table)
+    table = read_compcars_surveillance(layouts.real_data("compcars_lists"))  # asserts KNOWN
+    model, make = table.labels["model"], table.labels["make"]
+    assert table.rows["split"].value_counts().to_dict() == {"train": 31_148, "test": 13_333}
+    assert model.ids == tuple(map(str, range(1, 282)))
+    assert (model.names[0], model.names[1], model.names[280]) == ("Besturn X80", "Hafei Lubao", "Venucia R50")
+    assert len(set(model.names)) == 281
+    assert make.names[model.parent_codes[2]] == "Audi"
+    assert "Hyundai" in make.names  # in the file with a space after it
+    assert table.rows["path"][0] == "image/1/431e8997607115.jpg"
+    assert table.rows.groupby("split")["model"].nunique().tolist() == [281, 281]
+
+
+# Parts
+
+
+@pytest.fixture
+def parts(tmp_path):
+    return layouts.write_compcars_parts(tmp_path)
+
+
+def test_parts_with_their_splits_and_groups(parts):
+    table = read_compcars_parts(parts, known=None)
+    columns = [np.array(table.labels[name].names)[table.rows[name]] for name in ("make", "model", "part")]
+    found = zip(table.rows["path"], table.rows["split"], *columns, table.rows["group"], strict=True)
+    assert {path: tuple(map(str, rest)) for path, *rest in found} == {
+        "part/1/2/2012/1/5ac218c0c6c301.jpg": ("train", "Audi", "A4L", "headlight", "1/2/2012"),
+        "part/1/2/2012/3/5ac218c0c6c301.jpg": ("test", "Audi", "A4L", "fog_light", "1/2/2012"),
+        "part/1/2/2013/1/5ac218c0c6c302.jpg": ("test", "Audi", "A4L", "headlight", "1/2/2013"),
+        "part/2/4/2014/8/5ac218c0c6c305.jpg": ("", "Benz", "GLK", "gear_lever", "2/4/2014"),
+        "part/2/4/unknown/1/5ac218c0c6c303.jpg": ("train", "Benz", "GLK", "headlight", ""),
+        "part/2/4/unknown/8/5ac218c0c6c304.jpg": ("train", "Benz", "GLK", "gear_lever", ""),
+    }
+    assert table.labels["part"].ids == ("1", "3", "8")
+
+
+@pytest.mark.parametrize("part", ["headlight", 1, "1"])
+def test_one_part(parts, part):
+    table = read_compcars_parts(parts, part, known=None)
+    assert sorted(table.rows["path"].str[-6:-4]) == ["01", "02", "03"]
+    assert table.labels["part"].names == ("headlight",)
+    gears = read_compcars_parts(parts, "gear_lever", known=None)
+    assert gears.labels["model"].names == ("GLK",) and gears.rows["model"].tolist() == [0, 0]
+    with pytest.raises(InputError, match="no photos"):
+        read_compcars_parts(parts, "console", known=None)
+
+
+def test_the_configuration_chooses_and_checks_the_part(parts):
+    allowed = ALLOWED["data.part"]
+    assert all(allowed(part) is None for part in ("all", *PARTS.values(), *map(int, PARTS)))
+    assert allowed("bonnet") and allowed(0) and allowed(9)
+    with pytest.raises(InputError, match=r"data.part: 'head_light' is not one of all, .*; nearest: headlight"):
+        read_compcars_parts(None, "head_light")
+    cfg = small_runs.config("data=compcars_parts", f"data.root={parts}", "data.allow_missing=true", "data.part=8")
+    table = build_table(cfg["data"], annotations=True)
+    assert table.rows["split"].value_counts().to_dict() == {"train": 1, "": 1}
+    assert list(cfg["model"]["heads"]) == ["make", "model"]
+
+
+@pytest.mark.parametrize("folder", ["1/2/2012/1", "part/1/2/2012/1", "1/2/2012", "part/1/2/2012"])
+def test_lines_of_the_lists_of_parts_with_and_without_folders_that_follow(parts, folder):
+    for split, text in (("train", f"{folder}/5ac218c0c6c301.jpg"), ("test", "")):
+        (parts / f"train_test_split/part/{split}_part_1.txt").write_text(text)
+    table = read_compcars_parts(parts, 1, known=None)
+    assert table.rows.loc[table.rows["split"] == "train", "path"].tolist() == ["part/1/2/2012/1/5ac218c0c6c301.jpg"]
+    assert (table.rows["split"] == "").sum() == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "1/2/2012/3/5ac218c0c6c301.jpg",  # of another part
+        "1/2/5ac218c0c6c301.jpg",
+        "image/1/2/2012/1/5ac218c0c6c301.jpg",
+        "1/2/2012/1/5ac218c0c6c301.jpg 1",
+        "Audi/A4L/2012/1/5ac218c0c6c301.jpg",
+        "1/2/2012/1/1/5ac218c0c6c301.jpg",
+    ],
+)
+def test_any_other_line_of_the_lists_of_parts_is_named(parts, line):
+    file = parts / "train_test_split/part/test_part_1.txt"
+    file.write_text(f"1/2/2013/1/5ac218c0c6c302.jpg\n\n{line}\n")
+    with pytest.raises(InputError) as raised:
+        read_compcars_parts(parts, known=None)
+    assert str(raised.value) == f"{file}, line 3: {line!r} is not make/model/year/1/photo.jpg"
+
+
+def test_a_photo_of_a_part_on_both_lists_in_two_spellings(parts):
+    (parts / "train_test_split/part/test_part_1.txt").write_text("part/1/2/2012/5ac218c0c6c301.jpg\n")
+    with pytest.raises(InputError, match=r"test_part_1.txt, line 1: part/1/2/2012/5ac218c0c6c301.jpg is listed before"):
+        read_compcars_parts(parts, known=None)
+
+
+def test_lists_and_names_of_parts_may_be_absent(parts, caplog):
+    lists = parts / "train_test_split/part"
+    (lists / "test_part_1.txt").unlink()
+    (lists / "train_part_5.txt").unlink()
+    (parts / "misc/make_model_name.mat").unlink()
+    table = read_compcars_parts(parts, known=None)
+    assert table.rows["split"].value_counts().to_dict() == {"train": 3, "": 2, "test": 1}
+    assert f"2 lists do not exist (first: {lists / 'test_part_1.txt'})" in caplog.text
+    assert table.labels["make"].names == ("1", "2") and "make_model_name.mat does not exist" in caplog.text
+    for file in lists.iterdir():
+        file.unlink()
+    assert set(read_compcars_parts(parts, known=None).rows["split"]) == {""}
+
+
+def test_known_counts_are_those_of_all_parts_and_a_few_photos_may_be_absent(parts):
+    with pytest.raises(InputError, match="6 photos instead of 27,618"):
+        read_compcars_parts(parts, 3)
+    assert len(read_compcars_parts(parts, 3, allow_missing=True)) == 1
+    assert KNOWN_PARTS["part"] == len(PARTS)
+    (parts / "part/1/2/2013/1/5ac218c0c6c302.jpg").unlink()
+    assert len(read_compcars_parts(parts, known={"photos": 5, "part": 3})) == 5
+
+
+def test_photos_in_folders_that_are_no_part_are_counted(parts, caplog):
+    for odd in ("1/2/2012/stray.jpg", "1/2/2012/9/stray.jpg", "1/2/2012/1/deep/stray.jpg"):
+        layouts.write_photo(parts / "part" / odd)
+    assert len(read_compcars_parts(parts, known=None)) == 6
+    assert "3 photos are not at part/make/model/year/<1 to 8>/ and are left out" in caplog.text
+    assert "part/1/2/2012/1/deep/stray.jpg" in caplog.text

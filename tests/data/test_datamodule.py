@@ -52,7 +52,7 @@ def test_per_class_goes_by_the_label_that_is_named(tmp_path, label, num_classes)
         assert len(classes[:, 0].unique()) == num_classes
 
 
-def test_a_run_goes_on_inside_an_epoch_of_per_class(tmp_path):
+def test_a_run_resumes_inside_an_epoch_of_per_class(tmp_path):
     whole, rest = (datamodule_of(tmp_path, batch_size=6, sampler="per_class", photos_per_class=2) for _ in range(2))
     loader = rest.train_dataloader()
     loader.load_state_dict({"given": 3})
@@ -61,14 +61,10 @@ def test_a_run_goes_on_inside_an_epoch_of_per_class(tmp_path):
     assert [batch["index"].tolist() for batch in loader] == expected
 
 
-def test_values_that_do_not_fit_are_told_before_anything_is_built(tmp_path):
-    with pytest.raises(
-        InputError, match=r"data.batch_size: 6 is not, .*photos_per_class=4, a multiple of 4 from 8 to 24"
-    ):
+def test_values_that_do_not_fit_are_errors_before_anything_is_built(tmp_path):
+    with pytest.raises(InputError, match=r"data.batch_size: 6 is not, .*_class=4, a multiple of 4 from 8 to 24"):
         datamodule_of(tmp_path, batch_size=6, sampler="per_class")
     for label in ("colour", "speed"):
-        with pytest.raises(
-            InputError, match=rf"metric_loss.label: '{label}' is no label .* with classes.*; those are make, model"
-        ):
+        with pytest.raises(InputError, match=rf"metric_loss.label: '{label}' is no label .*; those are make, model"):
             datamodule_of(tmp_path, batch_size=8, sampler="per_class", sampler_label=label)
     assert datamodule_of(tmp_path, batch_size="auto", sampler="per_class").batch_size == "auto"

@@ -67,7 +67,7 @@ def test_boxes_lie_in_the_photo_and_viewpoints_are_balanced(folder):
     assert viewpoints == dict.fromkeys(VIEWPOINTS, NUM * len(MODELS) // len(VIEWPOINTS))
 
 
-def test_misc_as_in_compcars(folder):
+def test_misc_holds_the_files_of_compcars(folder):
     misc = folder / "data/misc"
     header, *rows = (misc / "attributes.txt").read_text().splitlines()
     assert header == "model_id maximum_speed displacement door_number seat_number type"
@@ -170,7 +170,7 @@ def test_a_complete_folder_is_not_drawn_again(folder, monkeypatch):
         demo.write_demo(folder, NUM, seed=1)
 
 
-def test_wrong_arguments_are_told(tmp_path):
+def test_wrong_arguments_are_errors(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="7 images_per_model are too few; 20 or more"):
         demo.write_demo(tmp_path / "demo", 7)

@@ -97,9 +97,7 @@ def test_a_class_folder_that_is_a_dangling_link_is_not_lost_in_silence(tmp_path)
 @pytest.mark.parametrize("name", ["train", "Test", "val"])
 def test_a_class_may_have_the_name_of_a_split(tmp_path, name):
     layouts.write_class_folders(tmp_path / "empty", {"bus": 1, "car": 2, name: 0})
-    with pytest.raises(
-        InputError, match=rf"1 class folders .* hold no photos, or are dangling links \(first: {name}\)"
-    ):
+    with pytest.raises(InputError, match=rf"1 class folders .* hold no photos, .*links \(first: {name}\)"):
         read_folder(tmp_path / "empty")
     shutil.rmtree(tmp_path / "empty")
     layouts.write_class_folders(tmp_path, {"bus": 1, "car": 2, name: 2})
@@ -115,6 +113,7 @@ def test_a_class_may_have_the_name_of_a_split(tmp_path, name):
         ({"bus": 1, "car": 1, "train/steam": 1, "train/diesel": 1}, "stands beside bus, car, with photos directly"),
         ({"train": 3, "val": 2}, "train in .* holds photos without a class folder"),
         ({"bus": 1, "test/bus": 1}, "has test but no folder train"),
+        ({"val/oak": 1, "test/oak": 1}, "has test, val but no folder train"),
     ],
 )
 def test_layouts_that_can_be_read_in_two_ways(tmp_path, counts, message):
@@ -160,9 +159,7 @@ def test_names_that_are_no_utf8(tmp_path):
 
 def test_an_empty_class_folder(tmp_path, caplog):
     layouts.write_class_folders(tmp_path, {"train/oak": 2, "train/ash": 0, "val/oak": 1})
-    with pytest.raises(
-        InputError, match=r"1 class folders .*hold no photos, or are dangling links \(first: train/ash\)"
-    ):
+    with pytest.raises(InputError, match=r"1 class folders .*hold no photos, .*links \(first: train/ash\)"):
         read_folder(tmp_path)
     assert read_folder(tmp_path, allow_missing=True).labels["class"].ids == ("oak",)
     assert "train/ash" in caplog.text
@@ -182,22 +179,6 @@ def test_photos_in_no_class_folder_are_counted(tmp_path, caplog):
     assert len(read_folder(tmp_path)) == 2
     assert "1 photos are in no class folder and are left out (first: train/logo.png)" in caplog.text
     assert "other beside train" in caplog.text
-
-
-def test_wrong_roots(tmp_path):
-    with pytest.raises(InputError, match=r"^data.root: null does not exist"):
-        read_folder(None)
-    with pytest.raises(InputError, match=r"^data.root: .*/absent does not exist.*Lay the photos out as"):
-        read_folder(tmp_path / "absent")
-    file = tmp_path / "file.jpg"
-    layouts.write_photo(file)
-    with pytest.raises(InputError, match=r"file.jpg is no folder"):
-        read_folder(file)
-    with pytest.raises(InputError, match=r"no folder in .* holds photos"):
-        read_folder(tmp_path)  # a photo, but no class folder
-    layouts.write_class_folders(tmp_path, {"val/oak": 1, "test/oak": 1})
-    with pytest.raises(InputError, match=r"has test, val but no folder train"):
-        read_folder(tmp_path)
 
 
 def test_real_ten_classes():

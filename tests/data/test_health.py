@@ -24,10 +24,11 @@ from carvision.data.health import (
 )
 from carvision.data.images import BadImage, Preprocessing, open_image, to_square
 from carvision.data.inspection import inspect_photo
+from carvision.data.stanford_cars import read_stanford_cars
 from carvision.data.table import BOX, Classes, Number, Table
 from carvision.errors import InputError
+from tests.data.layouts import real_data
 
-REAL = Path(os.environ.get("CARVISION_REAL_DATA", Path(__file__).parents[3] / "shared" / "data"))
 NO_BOX = (np.nan,) * 4
 
 
@@ -49,11 +50,10 @@ def table_of(root, paths, codes=None, split="train", boxes=None, **columns):
 def odd_photos(tmp_path):
     """A folder of photos, each with what the scan has to say of it: {name: (problem, note)}."""
     photo().save(tmp_path / "good.jpg")
-    data = (tmp_path / "good.jpg").read_bytes()
-    (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
     photo().save(tmp_path / "whole.png")
-    png = (tmp_path / "whole.png").read_bytes()
-    (tmp_path / "cut.png").write_bytes(png[: len(png) // 2])
+    for suffix, whole in ((".jpg", "good.jpg"), (".png", "whole.png")):
+        data = (tmp_path / whole).read_bytes()
+        (tmp_path / f"cut{suffix}").write_bytes(data[: len(data) // 2])
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "text.jpg").write_text("no photo")
     (tmp_path / "folder.jpg").mkdir()
@@ -61,40 +61,29 @@ def odd_photos(tmp_path):
     bomb = bytearray((tmp_path / "bomb.gif").read_bytes())
     bomb[6:10] = (50_000).to_bytes(2, "little") * 2  # width and height of the header
     (tmp_path / "bomb.gif").write_bytes(bomb)
-    photo(mode="L").save(tmp_path / "grey.jpg")
-    photo(mode="CMYK").save(tmp_path / "print.jpg")
-    Image.fromarray(np.full((40, 60), 40_000, np.uint16)).save(tmp_path / "deep.png")
-    Image.fromarray(np.full((40, 60), 3_000, np.uint16)).save(tmp_path / "camera.tif")
+    for mode, name in {"L": "grey.jpg", "CMYK": "print.jpg", "P": "palette.png", "RGBA": "glass.png"}.items():
+        photo(mode=mode).save(tmp_path / name)
+    for value, name in {40_000: "deep.png", 3_000: "camera.tif"}.items():
+        Image.fromarray(np.full((40, 60), value, np.uint16)).save(tmp_path / name)
     Image.new("RGB", (60, 40), (15, 9, 0)).save(tmp_path / "night.png")
-    photo(mode="P").save(tmp_path / "palette.png")
-    photo(mode="RGBA").save(tmp_path / "glass.png")
     photo().save(tmp_path / "film.gif", save_all=True, append_images=[photo(seed=1)])
     photo().save(tmp_path / "wrong.png", "JPEG")
     exif = Image.Exif()
     exif[0x0112] = 6
     photo(40, 60).save(tmp_path / "turned.jpg", exif=exif)
     photo().save(tmp_path / "vague.webp", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
-    return tmp_path, {
-        "good.jpg": ("", ""),
-        "cut.jpg": ("truncated", ""),
-        "cut.png": ("truncated", ""),
-        "empty.jpg": ("empty", ""),
-        "text.jpg": ("not a photo", ""),
-        "folder.jpg": ("unreadable", ""),
-        "gone.jpg": ("missing", ""),
-        "bomb.gif": ("decompression bomb", ""),
-        "grey.jpg": ("", "greyscale"),
-        "print.jpg": ("", "CMYK"),
-        "deep.png": ("", "greyscale; 16-bit"),
-        "camera.tif": ("", "greyscale; 16-bit; values of 12 bits"),
-        "night.png": ("", "nearly black"),
-        "palette.png": ("", "palette"),
-        "glass.png": ("", "transparency"),
-        "film.gif": ("", "animated"),
-        "wrong.png": ("", "JPEG named .png"),
-        "turned.jpg": ("", "turned by EXIF"),
-        "vague.webp": ("", "odd metadata"),
-    }
+    problems = {
+        "cut.jpg": "truncated", "cut.png": "truncated", "empty.jpg": "empty", "text.jpg": "not a photo",
+        "folder.jpg": "unreadable", "gone.jpg": "missing", "bomb.gif": "decompression bomb",
+    }  # fmt: skip
+    notes = {
+        "good.jpg": "", "grey.jpg": "greyscale", "print.jpg": "CMYK", "deep.png": "greyscale; 16-bit",
+        "camera.tif": "greyscale; 16-bit; values of 12 bits", "night.png": "nearly black", "palette.png": "palette",
+        "glass.png": "transparency", "film.gif": "animated", "wrong.png": "JPEG named .png",
+        "turned.jpg": "turned by EXIF", "vague.webp": "odd metadata",
+    }  # fmt: skip
+    expected = {name: (what, "") for name, what in problems.items()}
+    return tmp_path, expected | {name: ("", what) for name, what in notes.items()}
 
 
 def test_each_photo_is_judged(odd_photos):
@@ -203,12 +192,12 @@ def test_interrupt_ends_the_scan_without_a_word_from_workers(tmp_path, after_s):
     assert "Traceback" not in errors
 
 
-def test_workers_load_neither_torch_nor_pandas():
+def test_workers_load_neither_torch_nor_pandas_and_the_scan_no_torch():
     code = "import sys, carvision.data.inspection, carvision.data.pack_shard; "
-    code += "print([m for m in ('torch', 'pandas', 'rich') if m in sys.modules])"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=Path(__file__).parents[2]) == "[]\n"
-    code = "import sys, carvision.data.health, carvision.reports.health; print('torch' in sys.modules)"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=Path(__file__).parents[2]) == "False\n"
+    code += "print([m for m in ('torch', 'pandas', 'rich') if m in sys.modules]); "
+    code += "import carvision.data.health, carvision.reports.health; print('torch' in sys.modules)"
+    root = Path(__file__).parents[2]
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=root) == "[]\nFalse\n"
 
 
 @pytest.fixture
@@ -317,11 +306,11 @@ def test_dark_photos_and_assumed_bits_are_counted_and_named():
     assert "3 grey photos" in bits and "2 values of 12 bits, 1 values of 8 bits" in bits and "first: 0.jpg" in bits
 
 
-@pytest.mark.skipif(not (REAL / "oxford102").is_dir(), reason="no real photos on this machine")
 def test_real_photos_have_hints_only_where_red_and_blue_are_exchanged():
+    root = real_data("oxford102").parent
     files = [f"oxford102/jpg/image_{i:05d}.jpg" for i in range(1, 8189, 100)]
-    files += [f"imagenette/val/{path.parent.name}/{path.name}" for path in sorted(REAL.glob("imagenette/val/*/*"))[::5]]
-    table = table_of(REAL, files, split=["train"] * 82 + ["val"] * (len(files) - 82), codes=[0] * len(files))
+    files += [f"imagenette/val/{path.parent.name}/{path.name}" for path in sorted(root.glob("imagenette/val/*/*"))[::5]]
+    table = table_of(root, files, split=["train"] * 82 + ["val"] * (len(files) - 82), codes=[0] * len(files))
     scan = scan_photos(table, boxes=False, num_workers=0)
     assert hints_on_values(table, scan) == []
     exchanged = scan.rename(columns={"red": "blue", "blue": "red"})
@@ -330,11 +319,8 @@ def test_real_photos_have_hints_only_where_red_and_blue_are_exchanged():
     ]  # fmt: skip
 
 
-@pytest.mark.skipif(not (REAL / "stanford_cars" / "cars_train").is_dir(), reason="no Stanford photos on this machine")
 def test_stanford_photos_have_equal_pairs_with_different_labels():
-    from carvision.data.stanford_cars import read_stanford_cars
-
-    table = read_stanford_cars(REAL / "stanford_cars", allow_missing=True)
+    table = read_stanford_cars(real_data("stanford_cars"), allow_missing=True)
     scan = scan_photos(table, boxes=False, num_workers=0)
     assert (scan["problem"] == "").all()
     copies = find_copies(table, scan)

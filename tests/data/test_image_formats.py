@@ -82,7 +82,6 @@ def test_a_camera_s_pair_of_pictures_in_one_file_is_a_photo(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.jpg")
     monkeypatch.setattr(Image, "open", lambda *args, **options: pytest.fail("it would be waited for"))

@@ -59,16 +59,6 @@ def difference(a, b):
 # Files that can't be read
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
-@pytest.mark.parametrize("share", [0.5, 0.8])
-def test_truncated_photo_is_refused(tmp_path, form, share):
-    data = encoded(smooth(200, 160), form)
-    path = tmp_path / "photo"
-    path.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(BadImage):
-        square_of(path)
-
-
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_truncation_shows_in_a_jpeg_decoded_at_an_eighth(progressive, mode):
@@ -127,17 +117,6 @@ def test_bomb_is_refused_by_its_header_alone(tmp_path):
 # Modes
 
 
-def test_greyscale_has_three_equal_channels(tmp_path):
-    smooth().convert("L").save(tmp_path / "grey.jpg", quality=95)
-    found = square_of(tmp_path / "grey.jpg")
-    assert (found == found[:1]).all() and difference(found, plain_square(smooth().convert("L"))) < 2
-
-
-def test_cmyk_jpeg_keeps_its_colours(tmp_path):
-    smooth().convert("CMYK").save(tmp_path / "print.jpg", quality=95)
-    assert difference(square_of(tmp_path / "print.jpg"), plain_square(smooth())) < 3
-
-
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     values = np.array([[0, 255, 256, 300], [32768, 40000, 65279, 65535]], np.uint16)
     Image.fromarray(values).save(tmp_path / "deep.png")
@@ -191,11 +170,6 @@ def test_floating_point_photo_is_refused():
         to_square(Image.fromarray(np.zeros((4, 4), np.float32)), preprocessing())
 
 
-def test_palette_without_transparency_keeps_its_colours(tmp_path):
-    (image := smooth().quantize(50)).save(tmp_path / "palette.png")
-    assert difference(square_of(tmp_path / "palette.png"), plain_square(image)) < 0.01
-
-
 @pytest.mark.parametrize("transparency", [1, bytes([255, 0])])
 def test_transparent_palette_entry_becomes_white(tmp_path, transparency):
     image = Image.new("P", (8, 8), 1)
@@ -241,7 +215,7 @@ def test_exif_orientations_give_the_same_upright_photo(orientation, form, mode):
         image.putalpha(Image.new("L", image.size, 255))
     data = turned(image, orientation, form)
     found = to_square(Image.open(io.BytesIO(data)), preprocessing())
-    assert difference(found, plain_square(image)) < 2
+    assert found.shape == (3, 16, 16) and difference(found, plain_square(image)) < 2
     by_pillow = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     assert by_pillow.size == (WIDTH, HEIGHT)
     assert difference(found, plain_square(by_pillow)) < 2

@@ -83,17 +83,17 @@ def test_anything_that_reads_tar_files_reads_a_pack(table, tmp_path):
             assert names == [n for key in dict.fromkeys(n[:8] for n in names) for n in names if n.startswith(key)]
             for photo, about in zip(names[::2], names[1::2], strict=True):  # side by side, as WebDataset has them
                 row = int(about.removesuffix(".json"))
-                content, told = tar.extractfile(photo).read(), json.load(tar.extractfile(about))
+                content, about_photo = tar.extractfile(photo).read(), json.load(tar.extractfile(about))
                 assert content == (table.root / table.rows["path"][row]).read_bytes()
                 assert photo.rpartition(".")[2] == ("png" if row % 5 == 0 else "jpg")
-                assert told["path"] == table.rows["path"][row]
-                assert (told["split"] or "unsplit") == shard.name.split("-")[0]
+                assert about_photo["path"] == table.rows["path"][row]
+                assert (about_photo["split"] or "unsplit") == shard.name.split("-")[0]
                 code = table.rows["model"][row]
                 ids, names_of = table.labels["model"].ids, table.labels["model"].names
                 wanted = None if code < 0 else {"code": code, "id": ids[code], "name": names_of[code]}
-                assert told["labels"]["model"] == wanted
-                assert (told["labels"]["speed"] is None) == (row % 4 == 0)
-                assert ("box" in told) == (row != 5)
+                assert about_photo["labels"]["model"] == wanted
+                assert (about_photo["labels"]["speed"] is None) == (row % 4 == 0)
+                assert ("box" in about_photo) == (row != 5)
                 seen.append(row)
     assert sorted(seen) == list(range(NUM))
 
@@ -324,7 +324,7 @@ def test_two_at_once_are_refused(table, tmp_path):
     other.join()
 
 
-def test_a_disk_too_small_is_told_before_anything_is_written(table, tmp_path, monkeypatch):
+def test_a_disk_too_small_is_an_error_before_anything_is_written(table, tmp_path, monkeypatch):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(packing.shutil, "disk_usage", lambda folder: usage(50_000))
     with pytest.raises(InputError, match=r"0 MB free, and the shards to be written need about 0 MB"):

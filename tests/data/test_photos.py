@@ -13,7 +13,7 @@ from carvision.data.images import BLANK, Preprocessing, open_image
 from carvision.data.orders import TableSampler, TrainSampler, shuffled_cycles
 from carvision.data.photos import PADDING, Photos, random_window
 from carvision.data.squares import square_of
-from carvision.data.table import UNKNOWN, Classes, Number, Table
+from carvision.data.table import BOX, UNKNOWN, Classes, Number, Table
 from carvision.errors import InputError
 
 PREPROCESSING = Preprocessing(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -36,10 +36,7 @@ def table(tmp_path) -> Table:
             "class": np.array([0, 1, UNKNOWN, 1, 0, 1, 0, 1], np.int32),
             "speed": np.array([200, 150, math.nan, 1, 2, 3, 4, 5], np.float32),
             "split": "train",
-            **{
-                name: np.float32(value)
-                for name, value in zip(("left", "top", "right", "bottom"), (2, 1, 20, 9), strict=True)
-            },
+            **{name: np.float32(value) for name, value in zip(BOX, (2, 1, 20, 9), strict=True)},
         }
     )
     return Table("some", tmp_path, rows, {"class": Classes(("a", "b"), ("a", "b")), "speed": Number()}, "class")
@@ -52,7 +49,7 @@ def photos_of(table: Table, crop_to_box=False, scale=(0.3, 1.0), ratio=(0.5, 2.0
 @pytest.mark.parametrize("crop_to_box", [False, True])
 def test_photos_that_do_not_train_are_the_whole_photo_or_box(table, crop_to_box):
     batch = photos_of(table, crop_to_box)[[(6, -1), (0, -1), (2, -1)]]
-    box = table.rows[["left", "top", "right", "bottom"]].to_numpy()[0] if crop_to_box else None
+    box = table.rows[BOX].to_numpy()[0] if crop_to_box else None
     for image, row in zip(batch["images"], (6, 0, 2), strict=True):
         with open_image(table.root / f"é{row}.png") as photo:
             assert torch.equal(image, square_of(photo, PREPROCESSING, box))
@@ -131,7 +128,7 @@ def quantiles_are_uniform(values: np.ndarray, low: float = 0.0, high: float = 1.
     return np.abs(np.quantile((values - low) / (high - low), places) - places).max() < 0.02
 
 
-def test_windows_are_uniform_in_area_aspect_and_place():
+def test_windows_are_uniform_in_area_aspect_and_position():
     random = np.random.default_rng(0)
     left, top, right, bottom = np.array([random_window(random, (0.1, 0.3), (0.5, 2.0)) for _ in range(20_000)]).T
     wide, high = right - left, bottom - top
@@ -139,10 +136,8 @@ def test_windows_are_uniform_in_area_aspect_and_place():
     assert quantiles_are_uniform(np.log(wide / high), -math.log(2), math.log(2))
     assert quantiles_are_uniform(left / (1 - wide))
     assert quantiles_are_uniform(top / (1 - high))
-    assert (
-        abs(np.corrcoef([wide * high, wide / high, left / (1 - wide), top / (1 - high)])[np.triu_indices(4, 1)]).max()
-        < 0.03
-    )
+    related = np.corrcoef([wide * high, wide / high, left / (1 - wide), top / (1 - high)])[np.triu_indices(4, 1)]
+    assert abs(related).max() < 0.03
 
 
 def test_windows_lie_inside_the_photo():
@@ -305,7 +300,7 @@ def test_per_class_takes_all_classes_equally_often_and_each_photo_of_a_class(wor
         assert part.max() - part.min() <= 1
 
 
-def test_per_class_depends_on_seed_and_epoch_alone_and_goes_on_inside_an_epoch():
+def test_per_class_depends_on_seed_and_epoch_alone_and_resumes_inside_an_epoch():
     def batches(seed: int, epoch: int, start: int = 0) -> list:
         order = TrainSampler(PER_CLASS, 8, "per_class", seed=seed, photos_per_class=4)
         order.set_epoch(epoch)

@@ -12,7 +12,7 @@ from carvision.data.images import BadImage, Preprocessing, decode_part, open_byt
 from carvision.data.jpeg_part import load_decoder
 from carvision.data.photos import random_window
 from carvision.data.squares import empty_squares, read_square, square_of
-from tests.data.test_images import smooth, turned
+from tests.data.test_images import encoded, smooth, turned
 from tests.data.test_jpeg_part import jpeg, photo
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
@@ -35,12 +35,6 @@ def plain(data, way, box=None, window=WHOLE, shift=0.5):
     corners = [min(value * 8 // eighths, side) for value, side in zip(part, image.size * 2, strict=True)]
     kind = getattr(Image.Resampling, way.interpolation.upper())
     return np.asarray(image.crop(corners).resize((way.size_px, way.size_px), kind)).transpose(2, 0, 1).astype(int)
-
-
-def encoded(image, form, **options):
-    data = io.BytesIO()
-    image.save(data, form, **options)
-    return data.getvalue()
 
 
 @pytest.fixture
@@ -122,7 +116,7 @@ def test_other_formats_and_odd_jpegs(form, mode, options):
 
 
 @pytest.mark.parametrize("share", [0.2, 0.6, 0.95])
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "PPM"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "PPM", "WEBP"])
 def test_a_photo_that_is_cut_off_is_refused_though_the_part_is_there(form, share):
     data = encoded(photo(320, 240), form)
     with pytest.raises(BadImage):

@@ -14,12 +14,7 @@ from carvision.errors import InputError
 from carvision.inference.predictor import CROP, Predictor, views
 from carvision.inference.reading import choose_device, predict_items
 from carvision.models.classifier import Classifier, Head
-
-LABELS = {
-    "make": {"ids": ["3", "7"], "names": ["Audi", "BMW"], "parent": None, "parent_codes": []},
-    "model": {"ids": ["1", "2", "9"], "names": ["A4", "X5", "X5"], "parent": "make", "parent_codes": [0, 1, 1]},
-    "speed": {"unit": "km/h", "mean": 180.0, "std": 20.0},
-}
+from tests.inference.tiny import LABELS, write_photos
 
 
 def load(folder, seed: int, preprocessing: Preprocessing, labels: dict = LABELS, temperature: float = 1.0):
@@ -38,14 +33,7 @@ def load(folder, seed: int, preprocessing: Preprocessing, labels: dict = LABELS,
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    random = np.random.default_rng(0)
-    paths = []
-    for i in range(7):
-        small = random.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-        paths.append(str(folder / f"{i}.png"))
-        Image.fromarray(small).resize((50 + i, 40)).save(paths[-1])
-    return paths
+    return [str(file) for file in write_photos(tmp_path_factory.mktemp("photos"), 7)]
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +41,7 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     half = (0.5, 0.5, 0.5)
     turned = copy.deepcopy(LABELS)
-    turned["model"] = {
-        **turned["model"],
-        "ids": ["9", "1", "2"],
-        "names": ["X5", "A4", "X5"],
-        "parent_codes": [1, 0, 1],
-    }
+    turned["model"] |= {"ids": ["9", "1", "2"], "names": ["X5", "A4", "X5"], "parent_codes": [1, 0, 1]}
     return [
         load(folder / "a", 0, Preprocessing(32, half, half), temperature=2.0),
         load(folder / "b", 1, Preprocessing(32, (0.1, 0.2, 0.3), half)),

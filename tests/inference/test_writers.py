@@ -230,15 +230,17 @@ def test_two_at_once_are_refused(tmp_path):
         "import sys, pathlib\n"
         "from carvision.errors import InputError\n"
         "from carvision.inference.unfinished import claim\n"
-        "try: claim(pathlib.Path(sys.argv[1]), {'--tta': 'none'}, False)\n"
-        "except InputError as error: print(error)\n"
+        "for file in sys.argv[1:]:\n"
+        "    try: claim(pathlib.Path(file), {'--tta': 'none'}, False)\n"
+        "    except InputError as error: print(error)\n"
     )
-    for suffix in (".csv", ".parquet"):
-        file = tmp_path / f"out{suffix}"
-        output = opened(file)
+    files = [tmp_path / f"out{suffix}" for suffix in (".csv", ".parquet")]
+    outputs = [opened(file) for file in files]
+    for output in outputs:
         list(output.rows())
         output.write(ROWS)
-        done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=True)
-        assert "another command is writing" in done.stdout
+    done = subprocess.run([sys.executable, "-c", code, *map(str, files)], capture_output=True, text=True, check=True)
+    assert done.stdout.count("another command is writing") == 2
+    for output, file in zip(outputs, files, strict=True):
         output.finish()
         assert file.exists()

@@ -22,6 +22,7 @@ def num_parameters(module: nn.Module) -> int:
 
 def test_layers_are_linear_activation_batch_norm_dropout():
     dense = Dense(5, Layers(hidden=(4, 3), dropout=0.25, activation="leaky_relu", batch_norm=True, bias=False))
+    assert dense.blocks[0][1].negative_slope == 0.01  # PyTorch's, unless it is given: test_a_layer_is_its_formula
     kinds = [[type(layer) for layer in block] for block in dense.blocks]
     assert kinds == [[nn.Linear, nn.LeakyReLU, nn.BatchNorm1d, nn.Dropout]] * 2
     assert [block[0].weight.shape for block in dense.blocks] == [(4, 5), (3, 4)]
@@ -71,11 +72,6 @@ def test_a_layer_is_its_formula(activation, formula):
             expected[row, unit] = (formula(z) - mean) / math.sqrt(var + norm.eps)
     np.testing.assert_allclose(dense(x)[0].detach().numpy(), expected, rtol=1e-9)
     assert activation in ACTIVATIONS
-
-
-def test_slope_of_leaky_relu_is_pytorchs_unless_given():
-    assert Dense(3, Layers((2,), activation="leaky_relu")).blocks[0][1].negative_slope == 0.01
-    assert Dense(3, Layers((2,), activation="leaky_relu", activation_slope=0.3)).blocks[0][1].negative_slope == 0.3
 
 
 def test_keras_batch_norm_follows_keras_formula():
@@ -134,12 +130,14 @@ def test_activities_are_summed_over_the_photos_of_the_batch():
 
     assert dense(x)[1].item() == pytest.approx(expected(list(range(7))))
     assert dense(x, shares)[1].item() == pytest.approx(expected([0, 1, 3, 5, 6]))
+    assert dense(x, torch.zeros(7))[1] == 0
     layers = Layers((6, 4), activity_l1=(0.5, 0.02))
     assert "activity_l1_reduction" not in described(layers) and Layers(**described(layers)) == layers
     assert Layers(**described(dense.layers)) == dense.layers
     mean = Dense(8, layers).double()
     mean.load_state_dict(dense.state_dict())
     assert dense(x, shares)[1].item() == pytest.approx(5 * mean(x, shares)[1].item())
+    torch.testing.assert_close(mean(x, torch.full((7,), 1 / 7))[1], mean(x)[1], check_dtype=False)
 
 
 @pytest.mark.parametrize("key", ["dropout", "l2", "activity_l1"])
@@ -154,7 +152,7 @@ def test_a_list_of_another_length_is_one_line(key):
         build_layers({key: [0.1]}, "model.heads.make")
 
 
-def test_lists_and_words_are_given_on_the_command_line():
+def test_lists_and_keywords_can_be_given_on_the_command_line():
     overrides = [
         "model.neck=[spatial_dropout,attention,se,attention]", "model.neck_dropout=0.3", "model.pool=gem",
         "model.trunk.hidden=[8,4]", "model.trunk.dropout=[0.1,0.2]", "model.trunk.l2=[0,1e-3]",
@@ -181,7 +179,7 @@ def test_lists_and_words_are_given_on_the_command_line():
         ("model.se_reduction=0", r"model\.se_reduction: 0 is not a whole number from 1"),
     ],
 )
-def test_wrong_words_are_one_line(override, message):
+def test_wrong_values_of_the_configuration_are_one_line(override, message):
     with pytest.raises(InputError, match=message):
         composed(override)
 
@@ -189,12 +187,3 @@ def test_wrong_words_are_one_line(override, message):
 def composed(*overrides: str) -> dict:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return plain_config(compose("train", overrides=list(overrides)))
-
-
-def test_activities_of_photos_that_are_not_valid_are_not_penalised():
-    dense = Dense(3, Layers((5,), activity_l1=0.1))
-    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
-    valid = torch.tensor([True, False, True, False])
-    torch.testing.assert_close(dense(x, valid / valid.sum())[1], dense(x[valid])[1])
-    torch.testing.assert_close(dense(x, torch.full((4,), 0.25))[1], dense(x)[1])
-    assert dense(x, torch.zeros(4))[1] == 0

@@ -22,6 +22,11 @@ def network(trunk: tuple = (7,), layers: tuple = (5,), difference: tuple = (), p
     return Classifier("test_resnet", {"model": Head(3)}, 32, trunk=Layers(trunk), embedding=embedding).eval()
 
 
+def save(model: Classifier, folder) -> Classifier:
+    portable.save(model, folder, LABELS, Preprocessing(32, (0.5,) * 3, (0.5,) * 3), "independent", {}, {})
+    return model
+
+
 def photos(num: int = 2) -> torch.Tensor:
     return torch.randn(num, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -87,9 +92,7 @@ def test_penalties_of_the_embedding_count():
 
 @pytest.mark.parametrize("parts", [{}, {"difference": (4,)}, {"proxies": 2}, {"trunk": (), "proxies": 1}])
 def test_it_travels_with_the_model(tmp_path, parts):
-    model = network(**parts)
-    preprocessing = Preprocessing(32, (0.5,) * 3, (0.5,) * 3)
-    portable.save(model, tmp_path, LABELS, preprocessing, "independent", {}, {})
+    model = save(network(**parts), tmp_path)
     loaded = carvision.load(tmp_path)
     assert loaded.state_dict().keys() == model.state_dict().keys()
     for ours, theirs in zip(model.outputs(photos())[2:], loaded.outputs(photos())[2:], strict=True):
@@ -106,9 +109,7 @@ def test_a_network_without_one_is_described_as_ever(tmp_path):
 
 
 def test_a_description_that_asks_for_more_memory_than_its_weights_is_refused(tmp_path):
-    portable.save(
-        network(proxies=1), tmp_path, LABELS, Preprocessing(32, (0.5,) * 3, (0.5,) * 3), "independent", {}, {}
-    )
+    save(network(proxies=1), tmp_path)
     file = tmp_path / "model.json"
     for change in ({"layers": {"hidden": [10**9]}}, {"num_classes": 10**9}, {"proxies_per_class": 101}, {"odd": 1}):
         described = json.loads(file.read_text())

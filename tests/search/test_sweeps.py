@@ -19,7 +19,7 @@ from optuna.trial import TrialState, create_trial
 from carvision.folder_lock import is_locked
 from carvision.reports.search.report import write_best
 from carvision.search.build import compose
-from carvision.search.command import keeps_features
+from carvision.search.command import caches_features
 from carvision.search.trials import SURPLUS, latest
 from carvision.sweep import sweep
 from tests import forked
@@ -276,7 +276,7 @@ def test_features_of_a_frozen_backbone_are_computed_once_for_all_trials(tmp_path
     assert ["computing the features" in log for log in logs] == [True, False, False, False]
     assert "features of each backbone are computed once" in done.stderr
     assert "computing the features of 168 photos, once" in logs[0]  # of 240: 72 are test photos
-    assert not keeps_features(small_sweep(tmp_path / "other", *words, "augment=choice(none,light)"))
+    assert not caches_features(small_sweep(tmp_path / "other", *words, "augment=choice(none,light)"))
 
 
 @pytest.mark.optuna

@@ -46,7 +46,7 @@ def rectangle(changed: np.ndarray) -> tuple[int, int, int, int]:
 
 
 @pytest.mark.parametrize(("area", "ratio"), [((0.02, 0.33), (0.3, 3.3)), ((0.2, 0.9), (0.1, 10)), ((0.1, 0.1), (1, 1))])
-def test_rectangles_have_area_shape_and_place(area, ratio):
+def test_rectangles_have_their_area_shape_and_position(area, ratio):
     height, width, num = 60, 100, 400
     draws = made_up_draws(num, 5)
     # The mean of black and white halves is grey, which no pixel is
