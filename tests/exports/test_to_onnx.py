@@ -61,7 +61,7 @@ def test_a_file_that_disagrees_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(to_onnx, "_write", lambda model, path: path.write_bytes(b"not ours"))
 
     def wrong(model, path):
-        to_onnx.require(1e-3, to_onnx.TOLERANCE, path.name)
+        to_onnx.require_agreement(1e-3, to_onnx.TOLERANCE, path.name)
 
     monkeypatch.setattr(to_onnx, "_check", wrong)
     with pytest.raises(InputError, match=r"model.onnx differs from the run's network by 1.0e-03"):
