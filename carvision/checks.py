@@ -162,3 +162,29 @@ def odd(low: int, high: int) -> Check:
     return lambda value: (
         None if whole(low, high)(value) is None and cast(int, value) % 2 else f"an odd number from {low} to {high}"
     )
+
+
+def check_parent(name: str, label: dict, labels: dict) -> None:
+    """Raise InputError unless a label's classes name classes of its parent, and no parent is above itself.
+
+    A parent that `labels` lacks (the make, for a network with a head for models alone) may be any word.
+    """
+    above: set[str | None] = {name}
+    parent = label.get("parent")
+    if parent not in labels:
+        return
+    ids, codes = labels[parent].get("ids"), label.get("parent_codes", [])
+    if ids is None:
+        raise InputError(f"labels.{name}.parent: {shown(parent)} has no classes")
+    if len(codes) != len(label["ids"]) or max(codes) >= len(ids):
+        raise InputError(f"labels.{name}.parent_codes: not a class of {parent} for each of {len(label['ids'])} classes")
+    while parent in labels:
+        if parent in above:
+            raise InputError(f"labels.{name}.parent: {shown(parent)} is above itself")
+        above.add(parent)
+        parent = labels[parent].get("parent")
+
+
+def shown(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:60]}..."

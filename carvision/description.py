@@ -9,6 +9,7 @@ from carvision.allowed import ALLOWED
 from carvision.checks import (
     MAX_JSON_BYTES,
     Check,
+    check_parent,
     list_of,
     mapping,
     mapping_of,
@@ -16,6 +17,7 @@ from carvision.checks import (
     one_of,
     optional,
     parse_json,
+    shown,
     text,
     whole,
 )
@@ -137,7 +139,7 @@ def read_description(file: Path) -> ModelDescription:
     version = described["format"]
     if FIELDS["format"](version) is None and version > FORMAT:
         raise InputError(
-            f"{file}: format {_brief(version)} is newer than {FORMAT}, the newest that carvision "
+            f"{file}: format {shown(version)} is newer than {FORMAT}, the newest that carvision "
             f"{carvision.__version__} knows; update carvision"
         )
     if "sha256" not in described:
@@ -185,7 +187,7 @@ def _check_numbers(described: dict) -> None:
         elif isinstance(value, int | float) and not abs(value) < HUGE:
             measured = place.partition(".")[0] in GROUPS and not isinstance(value, int)
             if not measured or math.isfinite(value):
-                raise InputError(f"{place}: {_brief(value)} is not a number below {HUGE:g}")
+                raise InputError(f"{place}: {shown(value)} is not a number below {HUGE:g}")
 
 
 def _check_fields(values: dict, prefix: str = "", pattern: str = "") -> None:
@@ -196,7 +198,7 @@ def _check_fields(values: dict, prefix: str = "", pattern: str = "") -> None:
             raise InputError(f"{prefix}{key[:60]} is no part of format {FORMAT}")
         wrong = FIELDS[place](value)
         if wrong:
-            raise InputError(f"{prefix}{key}: {_brief(value)} is not {wrong}")
+            raise InputError(f"{prefix}{key}: {shown(value)} is not {wrong}")
         if isinstance(value, dict) and place not in FREE:
             _check_fields(value, f"{prefix}{key}.", f"{place}.")
 
@@ -218,10 +220,10 @@ def _check_groups(described: dict) -> None:
         for group in groups:
             value = described.get(part, {}).get(group, {})
             if mapping(value):
-                raise InputError(f"{part}.{group}: {_brief(value)} is not {mapping(value)}")
+                raise InputError(f"{part}.{group}: {shown(value)} is not {mapping(value)}")
     cropped = described.get("config", {}).get("data", {}).get("crop_to_box", False)
     if _flag(cropped):
-        raise InputError(f"config.data.crop_to_box: {_brief(cropped)} is not {_flag(cropped)}")
+        raise InputError(f"config.data.crop_to_box: {shown(cropped)} is not {_flag(cropped)}")
 
 
 def _check_network(network: dict) -> None:
@@ -276,29 +278,6 @@ def _check_classes(name: str, label: dict, head: dict) -> None:
         )
 
 
-def check_parent(name: str, label: dict, labels: dict) -> None:
-    """A parent that the network has no head for (the make, of one that tells models alone) is a word like any other."""
-    above: set[str | None] = {name}
-    parent = label.get("parent")
-    if parent not in labels:
-        return
-    ids, codes = labels[parent].get("ids"), label.get("parent_codes", [])
-    if ids is None:
-        raise InputError(f"labels.{name}.parent: {_brief(parent)} has no classes")
-    if len(codes) != len(label["ids"]) or max(codes) >= len(ids):
-        raise InputError(f"labels.{name}.parent_codes: not a class of {parent} for each of {len(label['ids'])} classes")
-    while parent in labels:
-        if parent in above:
-            raise InputError(f"labels.{name}.parent: {_brief(parent)} is above itself")
-        above.add(parent)
-        parent = labels[parent].get("parent")
-
-
 def _check_file_name(name: str) -> None:
     if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
         raise InputError(f"weights.file: {name!r} is not the name of a .safetensors file in the same folder")
-
-
-def _brief(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:60]}..."

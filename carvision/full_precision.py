@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 
 @contextmanager
 def full_precision(device: str) -> Iterator[None]:
     """Neither 16 bits nor TF32 on that kind of device, whatever a network may compute in."""
+    import torch
+
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -21,6 +21,7 @@ import pyarrow.parquet
 from carvision.checks import (
     MAX_JSON_BYTES,
     Check,
+    check_parent,
     either,
     list_of,
     mapping_of,
@@ -36,7 +37,6 @@ from carvision.data.fetch_ahead import NUM_AHEAD
 from carvision.data.fetching import Cache, fetch, fetch_text, is_url
 from carvision.data.shards import Shard, Shards
 from carvision.data.table import BOX, PLACE, SOURCE, SPLITS, Classes, Number, Table, validate
-from carvision.description import check_parent
 from carvision.errors import InputError
 from carvision.folders import cache_folder
 from carvision.whole_files import write_json, written_whole

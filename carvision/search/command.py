@@ -17,8 +17,7 @@ from carvision.search.many_workers import WORKER, run_workers
 from carvision.search.progress import Progress, line_of, summarise
 from carvision.search.queue import num_to_run
 from carvision.search.study import describe_brackets, open_storage, open_study
-from carvision.search.trial_process import end_with_parent
-from carvision.search.trials import WHY, latest
+from carvision.search.trials import WHY, end_with_parent, latest
 from carvision.search.worker import Interrupted, Worker
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import time
 
 from carvision.errors import InputError
 from carvision.search.build import Sweep
-from carvision.search.trial_process import SIGNALS
+from carvision.search.trials import SIGNALS
 from carvision.search.worker import Interrupted
 from carvision.whole_files import open_kept, own_folder
 

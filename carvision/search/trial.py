@@ -18,8 +18,7 @@ from optuna.trial import FrozenTrial
 from carvision.errors import one_line_errors
 from carvision.search.build import compose
 from carvision.search.study import create_pruner, open_storage
-from carvision.search.trial_process import PRUNED, end_with_parent
-from carvision.search.trials import BROKEN, SURPLUS, root_of
+from carvision.search.trials import BROKEN, PRUNED, SURPLUS, end_with_parent, root_of
 from carvision.training.callbacks import History, read_history
 from carvision.training.launch import is_first_process
 from carvision.training.many_processes import broadcast_object

@@ -5,16 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 from carvision.machine import FORK
+from carvision.search.trials import end_with_parent
 from carvision.whole_files import open_kept
-
-PRUNED = 64  # exit status of a pruned trial
-SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
-]  # that stop a trial
 
 
 class TrialProcess:
@@ -72,15 +67,3 @@ def _run_forked(plan: Path, output: Path, lifeline) -> None:
     from carvision.search.trial import run_trial
 
     run_trial(plan)
-
-
-def end_with_parent(lifeline: int, ending: signal.Signals | None = None) -> None:
-    """Send this process the signal (None: SIGKILL) once the process that holds the other end of the pipe is gone."""
-    ending = ending or getattr(signal, "SIGKILL", signal.SIGTERM)
-
-    def watch() -> None:
-        while os.read(lifeline, 1):
-            pass
-        os.kill(os.getpid(), ending)
-
-    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()

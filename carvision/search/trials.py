@@ -1,5 +1,8 @@
 """Attributes of a search's trials in the study, which Optuna trials belong together, and which are best."""
 
+import os
+import signal
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +19,10 @@ GIVEN = "given"  # fixed values: of a cell, or of the trial that it continues
 BROKEN, WHY = "broken_off", "why"  # whether its worker died or was stopped; why it failed
 SURPLUS = "surplus"  # one too many, not run
 EPOCHS, SECONDS, PARAMETERS, BEST_EPOCH = "epochs", "seconds", "parameters", "best_epoch"
+PRUNED = 64  # exit status of a pruned trial
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+]  # that stop a trial
 
 
 def root_of(trial: FrozenTrial) -> int:
@@ -66,3 +73,15 @@ def costs_of(sweep: Sweep, trial: FrozenTrial) -> tuple[float, ...]:
     """Return the trial's objectives, negated where more is better."""
     modes = sweep.objective.values()
     return tuple(value if mode == "min" else -value for mode, value in zip(modes, trial.values, strict=True))
+
+
+def end_with_parent(lifeline: int, ending: signal.Signals | None = None) -> None:
+    """Send this process the signal (None: SIGKILL) once the process that holds the other end of the pipe is gone."""
+    ending = ending or getattr(signal, "SIGKILL", signal.SIGTERM)
+
+    def watch() -> None:
+        while os.read(lifeline, 1):
+            pass
+        os.kill(os.getpid(), ending)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()

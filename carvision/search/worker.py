@@ -21,14 +21,16 @@ from carvision.folders import remove_checkpoints
 from carvision.search.alive import lock_dir_of, remove_lock_dir
 from carvision.search.build import RUN_OBJECTIVES, Sweep
 from carvision.search.queue import Queue
-from carvision.search.trial_process import PRUNED, SIGNALS, TrialProcess
+from carvision.search.trial_process import TrialProcess
 from carvision.search.trials import (
     BEST_EPOCH,
     BROKEN,
     EPOCHS,
     PARAMETERS,
+    PRUNED,
     RETRY_OF,
     SECONDS,
+    SIGNALS,
     WHY,
     best_first,
     folder_of,
