@@ -7,16 +7,16 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from carvision.portable import LoadedClassifier
+    from carvision.inference.model_file import LoadedClassifier
 
 __version__ = "0.1.0"
 
 
 def load(path: "str | PathLike[str]") -> "LoadedClassifier":
     """The trained network of a run's folder, or of a model.safetensors file, in eval mode: `portable.load`."""
-    from carvision import portable
+    from carvision.inference import model_file
 
-    return portable.load(path)
+    return model_file.load(path)
 
 
 def predict(

@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from carvision.config import choices, plain_config, run_command
+from carvision.config.compose import choices, plain_config, run_command
 from carvision.errors import InputError
-from carvision.folders import refuse_foreign_picture
+from carvision.files.folders import refuse_foreign_picture
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -24,11 +24,11 @@ def augment_sheet(cfg: "DictConfig") -> None:
         if file.suffix.lower() != ".png" or file.is_dir():
             raise InputError(f"out: {config['out']!r} is not the name of a picture, such as sheet.png")
     # Only now: a wrong value was told without waiting for torch and Lightning.
+    from carvision.augment.mixing import Mix
+    from carvision.augment.pipeline import Augment
     from carvision.data.build import folds_of
-    from carvision.data.mixing import Mix
-    from carvision.data.transforms import Augment
+    from carvision.files.log import start_log
     from carvision.reports.augment_sheet import plot_augmented
-    from carvision.run_log import start_log
     from carvision.training.build import build_datamodule
 
     start_log(None)

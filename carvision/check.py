@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from carvision.config import plain_config, run_command
+from carvision.config.compose import plain_config, run_command
 from carvision.errors import InputError
-from carvision.machine import num_cores
+from carvision.system.machine import num_cores
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -27,9 +27,9 @@ def check(cfg: "DictConfig") -> None:
     config = plain_config(cfg)
     # Only now: a wrong value was told without waiting for pandas and matplotlib.
     from carvision.data.health import scan_photos
-    from carvision.folders import refuse_foreign_folder
+    from carvision.files.folders import refuse_foreign_folder
+    from carvision.files.log import start_log
     from carvision.reports.health import choose_classes, is_health, print_health, write_health
-    from carvision.run_log import start_log
 
     start_log(None)
     data = config["data"]

@@ -6,8 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+from carvision.config.overrides import expand_options
 from carvision.errors import one_line_errors
-from carvision.overrides import expand_options
 
 HELP = """Compare runs: a table of their figures, time and cost, their curves overlaid, accuracy against time and money.
 

@@ -6,9 +6,8 @@ import argparse
 import os
 import sys
 
-from carvision.diagnosis.examine import examine
-from carvision.diagnosis.report import as_json, print_examination
-from carvision.text_encoding import use_utf8
+from carvision.diagnosis.examine import as_json, examine, print_examination
+from carvision.system.runtime import use_utf8
 
 HELP = """Say what this machine has, and what will break or be slow in training, why, and what mends it: versions and
 builds of packages, GPUs, cores, memory, limits, disk, speed of decoding, settings.

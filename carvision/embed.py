@@ -28,7 +28,7 @@ def embed(arguments: list[str] | None = None) -> None:
     options = options_of(arguments)
     with one_line_errors():
         # Only now: --help and a wrong option do not wait for torch.
-        from carvision.embedding.command import run
+        from carvision.embedding.embed import run
 
         folder = run(options)
     print(f"embed: {folder}")

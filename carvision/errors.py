@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from carvision.text_encoding import use_utf8
+from carvision.system.runtime import use_utf8
 
 
 class InputError(ValueError):

@@ -4,8 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
+from carvision.config.overrides import parse_with_overrides
 from carvision.errors import one_line_errors
-from carvision.overrides import parse_with_overrides
 
 # Read by OpenMP when torch is imported: threads that wait sleep, instead of keeping the cores busy that the photo
 # readers need.

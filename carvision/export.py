@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from carvision.config.overrides import expand_options
 from carvision.errors import InputError, one_line_errors
-from carvision.overrides import expand_options
-from carvision.whole_files import refuse_link_out
+from carvision.files.atomic import refuse_link_out
 
 HELP = """Write a trained network as others' code takes it, and measure that what was written agrees with the run.
 
@@ -54,9 +54,9 @@ def write(run: Path, outs: dict[str, Path | None], head: str | None) -> list[str
     problems = {name: problem for name, out in outs.items() if (problem := problem_of(check_out, name, out))}
     good = {name: out for name, out in outs.items() if name not in problems}
     if good:
-        from carvision import portable  # only now: --help and a wrong option do not wait for torch
+        from carvision.inference import model_file  # only now: --help and a wrong option do not wait for torch
 
-        model = portable.load(run)
+        model = model_file.load(run)
         for name, out in good.items():
             if problem := problem_of(write_one, name, model, folder, out, head):
                 problems[name] = problem
@@ -79,7 +79,7 @@ def problem_of(step: Callable, name: str, *arguments) -> str | None:
 
 def check_out(name: str, out: Path) -> None:
     """Raises InputError for a path that the format can't be written to."""
-    from carvision.exports.files import require_absent
+    from carvision.exports.shared import require_absent
 
     suffix = Path(NAMES[name]).suffix
     if out.suffix != suffix and suffix:  # torch.export.load takes no other name
@@ -90,19 +90,19 @@ def check_out(name: str, out: Path) -> None:
 def write_one(name: str, model, folder: Path, out: Path, head: str | None) -> None:
     """Print what was written, and where."""
     if name == "onnx":
-        from carvision.exports.to_onnx import export_onnx
+        from carvision.exports.graphs import export_onnx
 
         what = export_onnx(model, out)
     elif name == "torch-export":
-        from carvision.exports.to_torch_export import export_torch
+        from carvision.exports.graphs import export_torch
 
         what = export_torch(model, out)
     elif name == "timm":
-        from carvision.exports.to_timm import export_timm
+        from carvision.exports.timm import export_timm
 
         what = export_timm(model, out, head)
     else:
-        from carvision.exports.to_hub import export_hub
+        from carvision.exports.hub import export_hub
 
         what = export_hub(model, folder, out, head)
     print(what)

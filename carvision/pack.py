@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from carvision.config import plain_config, run_command
+from carvision.config.compose import plain_config, run_command
 from carvision.errors import InputError
-from carvision.machine import num_cores
+from carvision.system.machine import num_cores
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -38,10 +38,10 @@ def _pack(config: dict, heads: tuple[str, ...], num_workers: int) -> None:
     from dataclasses import replace
 
     from carvision.data.build import build_split, build_table, download
-    from carvision.data.pack_shard import Form
-    from carvision.data.packed import shards_of
-    from carvision.data.packing import pack
-    from carvision.run_log import start_log
+    from carvision.data.packs.index import shards_of
+    from carvision.data.packs.shard import Form
+    from carvision.data.packs.write import pack
+    from carvision.files.log import start_log
 
     start_log(None)
     data = config["data"]
@@ -65,7 +65,7 @@ def _pack(config: dict, heads: tuple[str, ...], num_workers: int) -> None:
 
 
 def _verify(folder: Path, num_workers: int) -> None:
-    from carvision.data.verifying import verify_pack
+    from carvision.data.packs.write import verify_pack
 
     problems = verify_pack(folder, num_workers)
     for name, problem in problems.items():

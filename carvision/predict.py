@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+from carvision.config.overrides import expand_options
 from carvision.errors import InputError, drop_output, one_line_errors
-from carvision.overrides import expand_options
 
 log = logging.getLogger("carvision.predict")
 
@@ -104,12 +104,11 @@ def predict(options: argparse.Namespace) -> tuple[int, int]:
     """How many photos there were, and how many of them could not be used."""
     # Only now: --help and a wrong option wait for neither torch nor pandas.
     from carvision.data.walk import LeftOut
-    from carvision.freed_memory import keep_freed_memory
-    from carvision.inference.inputs import Sources, check_sources, iterate_photos, require_photos
     from carvision.inference.rows import Layout
-    from carvision.inference.stream import predict_photos, skip_done
-    from carvision.inference.tally import Tally
+    from carvision.inference.run import Tally, predict_photos, skip_done
+    from carvision.inference.sources import Sources, check_sources, iterate_photos, require_photos
     from carvision.inference.writers import open_output
+    from carvision.system.runtime import keep_freed_memory
 
     sources = Sources(tuple(options.photos), options.listed, options.root, options.split)
     check_options(options)
@@ -155,9 +154,8 @@ def predict(options: argparse.Namespace) -> tuple[int, int]:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    from carvision.folders import refuse_foreign_picture
-    from carvision.inference.unfinished import refuse_existing
-    from carvision.inference.writers import check_suffix
+    from carvision.files.folders import refuse_foreign_picture
+    from carvision.inference.writers import check_suffix, refuse_existing
 
     if options.out is not None:
         check_suffix(options.out)
@@ -181,8 +179,8 @@ def load_predictor(runs: list[str], tta: str):
 
 def with_root(sources, options: argparse.Namespace, predictor):
     """The sources, and options.root, with what a list's paths are relative to, where --root does not say it."""
-    from carvision.inference.inputs import Sources, iterate_photos
-    from carvision.inference.run_photos import root_of_list
+    from carvision.inference.known import root_of_list
+    from carvision.inference.sources import Sources, iterate_photos
 
     if sources.root is not None or sources.list_path is None or sources.from_stdin:
         return sources
@@ -195,7 +193,7 @@ def with_root(sources, options: argparse.Namespace, predictor):
 
 def create_seen_photos(options: argparse.Namespace, predictor, truths):
     """Of the runs, where photos of a data set are likely: with a list, or with true classes."""
-    from carvision.inference.run_photos import SeenPhotos, data_roots
+    from carvision.inference.known import SeenPhotos, data_roots
 
     runs = [Path(run) for run in (options.run, *options.ensemble) if truths.heads or options.listed]
     given = [Path(path) for path in options.photos if Path(path).is_dir()]
@@ -226,8 +224,8 @@ def settings_path(options: argparse.Namespace) -> dict:
 
 def true_classes(predictor, options: argparse.Namespace):
     """Of the heads that the list has a column of, or of all, where folders are named by them."""
-    from carvision.inference.list_file import columns_of
-    from carvision.inference.truth import TrueClasses
+    from carvision.inference.known import TrueClasses
+    from carvision.inference.sources import columns_of
 
     there = (columns_of(options.listed) or []) if options.listed else []
     heads = [head for head in predictor.class_ids if options.true_from_folders or head in there]
@@ -241,7 +239,7 @@ def true_classes(predictor, options: argparse.Namespace):
 
 def look_at_boxes(predictor, listed: Path | None) -> bool:
     """Whether the list's boxes are used: by a model that was trained on boxes."""
-    from carvision.inference.list_file import has_boxes
+    from carvision.inference.sources import has_boxes
 
     boxes = listed is not None and has_boxes(listed)
     if predictor.crop_to_box and not boxes:
@@ -255,8 +253,8 @@ def look_at_boxes(predictor, listed: Path | None) -> bool:
 
 
 def progress(options: argparse.Namespace, sources, done: int):
-    from carvision.inference.inputs import count_photos
-    from carvision.inference.progress import show_progress
+    from carvision.files.progress import show_progress
+    from carvision.inference.sources import count_photos
 
     rows_on_screen = options.out is None and sys.stdout.isatty()
     bar = sys.stderr.isatty() and not options.no_progress and not rows_on_screen
@@ -281,7 +279,7 @@ def finish(options: argparse.Namespace, tally, truths, seen_photos, left_out: st
 
 def create_sample(options: argparse.Namespace, predictor):
     """What of the photos is drawn for --grid."""
-    from carvision.inference.tally import ClassSample, ReservoirSample
+    from carvision.inference.run import ClassSample, ReservoirSample
 
     if options.grid_classes is None:
         return ReservoirSample(options.grid_photos or 24)
@@ -292,7 +290,7 @@ def create_sample(options: argparse.Namespace, predictor):
 
 def draw_grid(file: Path, tally, chosen: list[list], by_class: bool) -> None:
     """chosen: of each photo the Photo, its true classes and its row; by_class: a list of them for each class."""
-    from carvision.reports.prediction_grid import plot_predictions, plot_rows
+    from carvision.reports.photos import plot_predictions, plot_rows
 
     if by_class:
         plot_rows([[shot_of(tally, *drawn) for drawn in of_class] for of_class in chosen], file)
@@ -301,7 +299,7 @@ def draw_grid(file: Path, tally, chosen: list[list], by_class: bool) -> None:
 
 
 def shot_of(tally, photo, truth: dict, row: dict):
-    from carvision.reports.prediction_grid import Caption
+    from carvision.reports.photos import Caption
 
     captions = []
     for label in tally.labels:

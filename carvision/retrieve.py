@@ -29,7 +29,7 @@ def retrieve(arguments: list[str] | None = None) -> None:
     options = options_of(arguments)
     with one_line_errors():
         # Only now: --help and a wrong option do not wait for torch.
-        from carvision.retrieval.command import run
+        from carvision.embedding.retrieval import run
 
         folder = run(options)
     print(f"retrieve: {folder}")

@@ -4,11 +4,10 @@ import os
 import sys
 from pathlib import Path
 
-from carvision.completion import ASKED
-from carvision.config import answers_itself, run_command
+from carvision.config.compose import ASKED, answers_itself, run_command
+from carvision.config.overrides import expand_home, quote
 from carvision.errors import InputError, one_line_errors
-from carvision.overrides import expand_home, quote
-from carvision.thread_settings import set_thread_defaults
+from carvision.system.runtime import set_thread_defaults
 
 set_thread_defaults()
 
@@ -31,7 +30,7 @@ def sweep(words: list[str]) -> None:
             print(describe(sweep), end="")
             return
         # Only now: a mistake was told without waiting for Optuna
-        from carvision.search.command import search
+        from carvision.search.run import search
 
         search(sweep, words)
 

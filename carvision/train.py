@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from carvision.config import choices, is_multirun, plain_config, require_weights, run_command
+from carvision.config.compose import choices, is_multirun, plain_config, require_weights, run_command
 from carvision.errors import InputError
-from carvision.thread_settings import set_thread_defaults
+from carvision.system.runtime import set_thread_defaults
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -23,11 +23,11 @@ def train(cfg: "DictConfig") -> None:
             "Give trainer.devices=1, start the runs one by one, or let carvision.sweep sweep=grid do it"
         )
     if trainer["accelerator"] == "tpu":
-        from carvision.training.tpu_cores import use_cores
+        from carvision.training.distributed.tpu_cores import use_cores
 
         use_cores(trainer["devices"])
     # Only now: a wrong value was told without waiting for torch and Lightning.
-    from carvision.training.runs import run
+    from carvision.training.run.run import run
 
     run(config, str(name))
 

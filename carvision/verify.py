@@ -31,7 +31,7 @@ def verify(arguments: list[str] | None = None) -> None:
     options = options_of(arguments)
     with one_line_errors():
         # Only now: --help and a wrong option do not wait for torch.
-        from carvision.verification.command import run
+        from carvision.verification.run import run
 
         folder = run(options)
     print(f"verify: {folder}")

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from carvision.machine import num_cores
+from carvision.system.machine import num_cores
 
 HERE = Path(__file__).resolve().parent
 NETWORKS = ["tf_efficientnet_b5", "resnet50", "convnext_tiny"]

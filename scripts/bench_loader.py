@@ -26,16 +26,16 @@ from PIL import Image
 from side_by_side import cpu_seconds, machine, measure, summarise, table, write
 from torch.utils.data import DataLoader
 
-from carvision.data import squares
-from carvision.data.datamodule import PhotoDataModule
-from carvision.data.folder import read_folder
+from carvision.data import decode as squares
+from carvision.data.decode import Libjpeg, Simplejpeg
 from carvision.data.images import Preprocessing, decode_part, open_bytes, wanted_part
-from carvision.data.jpeg_part import Libjpeg, Simplejpeg
-from carvision.data.pack_shard import Form
-from carvision.data.packing import pack
-from carvision.data.photos import Photos, random_window
+from carvision.data.loading.dataset import Photos, random_window
+from carvision.data.loading.loader import PhotoDataModule
+from carvision.data.packs.shard import Form
+from carvision.data.packs.write import pack
+from carvision.data.readers.folder import read_folder
 from carvision.data.table import Table
-from carvision.machine import num_cores
+from carvision.system.machine import num_cores
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 

@@ -21,7 +21,7 @@ from unittest import mock
 import numpy as np
 from side_by_side import machine, measure, rows_as_table, summarise, table, write
 
-from carvision.thread_settings import set_thread_defaults
+from carvision.system.runtime import set_thread_defaults
 
 OURS, PLAIN, FAISS, SKLEARN = "carvision", "carvision, float32", "faiss flat", "scikit-learn brute"
 CANDIDATES = [FAISS, OURS, PLAIN, SKLEARN]
@@ -62,12 +62,12 @@ def made(options: argparse.Namespace) -> np.ndarray:
 def search_by(name: str, distance: str, embeddings: np.ndarray, k: int):
     """A function without arguments: scores, rows."""
     if name in (OURS, PLAIN):
-        from carvision.retrieval import search
+        from carvision.metrics import exact_search
 
         def run():
-            return search.nearest(embeddings, embeddings, k, distance)
+            return exact_search.nearest(embeddings, embeddings, k, distance)
 
-        return run if name == OURS else mock.patch.object(search, "_is_fast_in_bfloat16", lambda: False)(run)
+        return run if name == OURS else mock.patch.object(exact_search, "_is_fast_in_bfloat16", lambda: False)(run)
     if name == FAISS:
         import faiss
 

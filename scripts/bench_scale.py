@@ -135,7 +135,7 @@ class Stages:
 def config_of(root: Path, *more: str) -> dict:
     from hydra import compose, initialize_config_dir
 
-    from carvision.config import conf_dir, plain_config
+    from carvision.config.compose import conf_dir, plain_config
 
     given = [*overrides(root), "data.image_px=32", f"data.batch_size={BATCH}", "model.backbone=test_resnet"]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -143,7 +143,7 @@ def config_of(root: Path, *more: str) -> dict:
 
 
 def one_of_photos(root: Path, num_photos: int) -> dict:
-    from carvision.data import split_files, splits
+    from carvision.data import splits
     from carvision.data.build import build_split, build_table
     from carvision.training.build import build_datamodule, describe_labels
 
@@ -153,7 +153,7 @@ def one_of_photos(root: Path, num_photos: int) -> dict:
     plain, splits.equal_bytes = splits.equal_bytes, lambda _: copies
     table = stages("divide", build_split, table, cfg["data"]["split"])
     splits.equal_bytes = plain
-    stages("write splits.csv", split_files.write_splits, table, root / "splits.csv")
+    stages("write splits.csv", splits.write_splits, table, root / "splits.csv")
     del table
     datamodule = stages("all of these and the photos' arrays", build_datamodule, cfg, None)
     stages("labels", describe_labels, cfg, datamodule.table)
@@ -167,7 +167,7 @@ def one_of_classes(root: Path, num_classes: int) -> dict:
     """A network whose logits are there already: what is left is what the step itself costs."""
     import torch
 
-    from carvision.freed_memory import keep_freed_memory
+    from carvision.system.runtime import keep_freed_memory
     from carvision.training.build import build_datamodule, build_lit_classifier
 
     keep_freed_memory()
@@ -197,10 +197,10 @@ def write_report(photos: Path, labels: dict[str, dict], num_photos: int = 2000) 
     """What carvision.evaluate does with the logits of 2,000 photos."""
     import torch
 
-    from carvision.evaluation.figures import compute_metrics
-    from carvision.evaluation.predictions import Predictions
-    from carvision.losses import cross_entropy
-    from carvision.reports.evaluation.report import write_evaluation
+    from carvision.evaluation.metrics import compute_metrics
+    from carvision.evaluation.predict import Predictions
+    from carvision.evaluation.report import write_evaluation
+    from carvision.losses.classification import cross_entropy
 
     random = torch.Generator().manual_seed(0)
     model = torch.randint(len(labels["model"]["ids"]), (num_photos,), generator=random)

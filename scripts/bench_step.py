@@ -39,15 +39,14 @@ from hydra import compose, initialize_config_dir
 from made_photos import write_photos
 from side_by_side import machine, summarise, table, write
 
-from carvision.config import conf_dir, plain_config
-from carvision.freed_memory import keep_freed_memory
+from carvision.config.compose import conf_dir, plain_config
+from carvision.system.runtime import keep_freed_memory
 from carvision.training.build import build_datamodule, build_lit_classifier
-from carvision.training.build_trainer import build_trainer
-from carvision.training.clock import Clock
-from carvision.training.fit import _quiet_libraries as quiet_libraries
-from carvision.training.lit_classifier import LitClassifier
-from carvision.training.optimizers import create_optimizer
-from carvision.training.phases import fit_phases
+from carvision.training.callbacks import Clock
+from carvision.training.module import LitClassifier
+from carvision.training.optim import create_optimizer
+from carvision.training.run.fit import _quiet_libraries as quiet_libraries
+from carvision.training.trainer import build_trainer, fit_phases
 
 NUM_BATCHES = 8  # that lie in memory
 WARM_UP = 2  # turns that do not count

@@ -25,8 +25,8 @@ from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from carvision.machine import num_cores, processor_name
-from carvision.versions import read_versions
+from carvision.system.machine import num_cores, processor_name
+from carvision.system.versions import read_versions
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 

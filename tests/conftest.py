@@ -51,7 +51,7 @@ def real_photos() -> Path:
 @pytest.fixture(scope="session")
 def demo_photos(tmp_path_factory) -> Path:
     """A small demo data set: 12 models, 20 photos of each."""
-    from carvision.data.demo import write_demo
+    from carvision.demo.write import write_demo
 
     return write_demo(tmp_path_factory.mktemp("demo") / "data", images_per_model=20)
 

@@ -9,14 +9,14 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
+from carvision.augment.mixing import Mix
+from carvision.augment.pipeline import Augment
 from carvision.augment_sheet import describe
-from carvision.config import conf_dir
-from carvision.data.compcars import read_compcars
+from carvision.config.compose import conf_dir
 from carvision.data.images import Preprocessing
-from carvision.data.mixing import Mix
-from carvision.data.photos import Photos
+from carvision.data.loading.dataset import Photos
+from carvision.data.readers.compcars import read_compcars
 from carvision.data.table import UNKNOWN, Table
-from carvision.data.transforms import Augment
 from carvision.errors import InputError
 from carvision.reports import augment_sheet
 

@@ -85,7 +85,7 @@ def test_an_installed_wheel_finds_its_configs_from_any_folder(tmp_path):
     subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    code = "import carvision.config as c; print(c.conf_dir())"
+    code = "import carvision.config.compose as c; print(c.conf_dir())"
     environment = {**os.environ, "PYTHONPATH": str(site)}
     found = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, env=environment, capture_output=True, text=True)
     assert found.stdout.strip() == str(site / "carvision" / "conf")

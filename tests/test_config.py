@@ -13,8 +13,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from carvision.allowed import ALLOWED, check_values
-from carvision.config import compose_alone, conf_dir, help_of, one_line, options_of, plain_config
+from carvision.config.compose import compose_alone, conf_dir, help_of, one_line, options_of, plain_config
+from carvision.config.schema import ALLOWED, check_values
 from carvision.errors import InputError, one_line_errors
 
 GROUPS = (

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import carvision
-from carvision import portable
 from carvision.errors import InputError
+from carvision.inference import model_file
 from carvision.models import backbones
 from tests.inference.tiny import save_tiny
 from tests.model_files import change, refusal, rewrite
@@ -144,7 +144,7 @@ HUGE_NETWORKS = {
 @pytest.mark.parametrize("what", HUGE_NETWORKS)
 def test_what_the_weights_have_no_room_for_is_never_built(saved, what, monkeypatch):
     change(saved, *HUGE_NETWORKS[what])
-    monkeypatch.setattr(portable, "load_file", None)  # before the weights are read
+    monkeypatch.setattr(model_file, "load_file", None)  # before the weights are read
     refused = refusal(saved)
     assert len(refused) < 1200 and "NoneType" not in refused
 

@@ -7,12 +7,12 @@ import os
 import pytest
 
 import carvision.doctor
+from carvision.diagnosis import examine, packages
 from carvision.diagnosis import examine as examining
-from carvision.diagnosis import packages, report
 from carvision.diagnosis.examine import Examination
 from carvision.diagnosis.finding import Finding
-from carvision.diagnosis.photos import draw_jpeg
-from carvision.versions import requirements
+from carvision.diagnosis.speed import draw_jpeg
+from carvision.system.versions import requirements
 from tests.conftest import ROOT
 from tests.diagnosis.stubs import python_path, write_stub
 from tests.diagnosis.test_probing import GPU, NMS, SEGFAULT
@@ -130,7 +130,7 @@ def test_a_part_that_fails_is_a_finding(monkeypatch, capsys):
     ],
 )
 def test_the_summary(severities, line):
-    assert report.summary([Finding(severity, "it", "is so") for severity in severities]) == line
+    assert examine.summary([Finding(severity, "it", "is so") for severity in severities]) == line
 
 
 def test_the_worst_comes_first(monkeypatch, capsys):

@@ -51,7 +51,7 @@ def test_the_figures_are_those_that_training_measured(run, evaluated):
     ("module", "words", "last"),
     [
         ("carvision.evaluate", ["--samples", "0"], "carvision.evaluation.run.write_json"),
-        ("carvision.embed", ["--split", "val"], "carvision.embedding.command.write_index"),
+        ("carvision.embed", ["--split", "val"], "carvision.embedding.embed.write_index"),
     ],
 )
 def test_a_killed_command_begins_anew_in_its_folder(run, module, words, last, tmp_path):

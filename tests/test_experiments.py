@@ -12,10 +12,10 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from carvision.config import compose_alone, conf_dir, options_of, plain_config
+from carvision.config.compose import compose_alone, conf_dir, options_of, plain_config
 from carvision.models.classifier import head_module
 from carvision.training.build import build_datamodule, build_lit_classifier
-from carvision.training.schedules import lr_factor
+from carvision.training.optim import lr_factor
 from tests.data import layouts
 
 EXPERIMENTS = options_of("experiment")

@@ -8,7 +8,7 @@ import pytest
 
 from carvision import export as command
 from carvision.errors import InputError
-from carvision.exports import to_hub, to_torch_export
+from carvision.exports import graphs, hub
 from tests.exports.saved import save_model
 
 
@@ -35,8 +35,8 @@ def test_it_says_what_it_wrote_and_refuses_to_write_it_again(run_forked, tmp_pat
 def test_one_format_that_fails_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
     run = save_model(tmp_path / "run")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if it were not installed
-    monkeypatch.setattr(to_hub, "model_card", lambda *_: 1 / 0)
-    monkeypatch.setattr(to_torch_export.torch.export, "save", mock.Mock(side_effect=RuntimeError("a\nb")))
+    monkeypatch.setattr(hub, "model_card", lambda *_: 1 / 0)
+    monkeypatch.setattr(graphs.torch.export, "save", mock.Mock(side_effect=RuntimeError("a\nb")))
     with pytest.raises(SystemExit) as ended:
         command.export([str(run), "--format", "hub", "torch-export", "onnx", "timm"])
     assert ended.value.code == (  # which Python prints to standard error, and ends with status 1
@@ -50,7 +50,7 @@ def test_one_format_that_fails_does_not_stop_the_others(tmp_path, capsys, monkey
 
 def test_a_hub_folder_needs_no_timm_form(tmp_path, capsys, monkeypatch):
     run = save_model(tmp_path / "run")
-    monkeypatch.setattr(to_hub, "export_timm", mock.Mock(side_effect=InputError("timm differs")))
+    monkeypatch.setattr(hub, "export_timm", mock.Mock(side_effect=InputError("timm differs")))
     command.export([str(run), "--format", "hub"])
     assert "no timm form: timm differs" in capsys.readouterr().out and (run / "export" / "hub" / "README.md").is_file()
 

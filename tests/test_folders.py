@@ -6,11 +6,17 @@ import matplotlib.figure
 import pytest
 import yaml
 
-from carvision.config import conf_dir
+from carvision.config.compose import conf_dir
 from carvision.errors import InputError
-from carvision.folders import claim_folder, is_run, refuse_foreign_folder, refuse_foreign_picture, remove_checkpoints
+from carvision.files.folders import (
+    claim_folder,
+    is_run,
+    refuse_foreign_folder,
+    refuse_foreign_picture,
+    remove_checkpoints,
+)
 from carvision.reports.health import is_health
-from carvision.reports.style import create_figure, save_figure
+from carvision.reports.plots import create_figure, save_figure
 
 OURS = {
     **{group: {} for group in ("data", "loss", "augment", "optimizer", "schedule", "trainer", "callbacks")},

@@ -13,7 +13,7 @@ NUM_BLOCKS, PAGES = 20, 1024  # of blocks of 4 MB, which glibc by itself takes f
 PROGRAM = f"""
 import resource
 import numpy as np
-from carvision.freed_memory import keep_freed_memory
+from carvision.system.runtime import keep_freed_memory
 
 kept = keep_freed_memory() if {{keep}} else None
 
@@ -52,7 +52,7 @@ def test_options_of_malloc_that_the_user_has_chosen_stay():
 FORKING = f"""
 import os
 import numpy as np
-from carvision.freed_memory import give_back_freed_memory, keep_freed_memory
+from carvision.system.runtime import give_back_freed_memory, keep_freed_memory
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1])

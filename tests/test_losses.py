@@ -10,11 +10,11 @@ from sklearn.utils.class_weight import compute_class_weight
 from timm.loss import BinaryCrossEntropy
 from torchvision.ops import sigmoid_focal_loss
 
-from carvision.allowed import check_values
-from carvision.config import compose_alone, plain_config
+from carvision.config.compose import compose_alone, plain_config
+from carvision.config.schema import check_values
 from carvision.data.table import UNKNOWN
 from carvision.errors import InputError
-from carvision.losses import (
+from carvision.losses.classification import (
     balanced_class_weights,
     binary_cross_entropy,
     binary_of_softmax_focal,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from carvision.data.table import UNKNOWN
-from carvision.losses import binary_of_softmax_focal
+from carvision.losses.classification import binary_of_softmax_focal
 
 TARGETS = [0, 4, UNKNOWN, 0, 2, 1]
 

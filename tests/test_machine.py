@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from carvision import machine
-from carvision.machine import core_quota, memory_limit, num_cores
+from carvision.system import machine
+from carvision.system.machine import core_quota, memory_limit, num_cores
 
 
 def write(root, files):

@@ -9,7 +9,7 @@ from pytorch_metric_learning import losses, miners, reducers
 from torch.nn.functional import normalize
 
 from carvision.data.table import UNKNOWN
-from carvision.metric_losses import (
+from carvision.losses.metric import (
     arcface,
     coupled_clusters,
     create_metric_loss,
@@ -17,7 +17,7 @@ from carvision.metric_losses import (
     supervised_contrastive,
     triplet,
 )
-from carvision.models.embedding import Embedding, Proxies
+from carvision.models.parts import Embedding, Proxies
 
 TARGETS = torch.tensor([0, 1, 0, 2, 1, 0, 2, 3])  # class 3 has one photo
 ALL = torch.ones(len(TARGETS), dtype=torch.bool)

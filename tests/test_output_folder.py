@@ -5,7 +5,7 @@ import os
 import pytest
 
 from carvision.errors import InputError
-from carvision.output_folder import MARK, output_folder
+from carvision.files.output_folder import MARK, output_folder
 
 
 def killed(folder, *names) -> None:

@@ -8,10 +8,10 @@ import sys
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from carvision.allowed import ALLOWED, is_path
-from carvision.config import checked, compose_alone, compose_sweep, one_line, plain_config
+from carvision.config.compose import checked, compose_alone, compose_sweep, one_line, plain_config
+from carvision.config.overrides import expand_options, parse_overrides, with_quoted_paths
+from carvision.config.schema import ALLOWED, is_path
 from carvision.errors import InputError
-from carvision.overrides import expand_options, parse_overrides, with_quoted_paths
 from carvision.search.space import divide, read_space
 
 PATHS = [

@@ -15,9 +15,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import carvision
-from carvision import portable
 from carvision.data.images import BadImage, Preprocessing, open_image, to_square
 from carvision.errors import InputError
+from carvision.inference import model_file
 from carvision.models.backbones import read_weights
 from carvision.models.classifier import Classifier, Head, Layers
 from tests.model_files import change, refusal, rewrite
@@ -39,7 +39,7 @@ def model():
 
 @pytest.fixture
 def saved(model, tmp_path):
-    portable.save(model, tmp_path, LABELS, PREPROCESSING, "joint", {"test": {"make/top1": 0.9}}, {"seed": 0})
+    model_file.save(model, tmp_path, LABELS, PREPROCESSING, "joint", {"test": {"make/top1": 0.9}}, {"seed": 0})
     return tmp_path
 
 
@@ -105,7 +105,7 @@ def test_what_the_description_says(saved, model):
     assert loaded.temperature == {"make": 1.0, "model": 1.0} and not loaded.crop_to_box
     child, (parent, codes) = next(iter(loaded.parents.items()))
     assert (child, parent, codes.tolist()) == ("model", "make", [0, 1, 1])
-    portable.save(model, saved, LABELS, PREPROCESSING, "joint", {}, {}, crop_to_box=True, averaged=True, epoch=7)
+    model_file.save(model, saved, LABELS, PREPROCESSING, "joint", {}, {}, crop_to_box=True, averaged=True, epoch=7)
     loaded = carvision.load(saved)
     assert loaded.about["weights"] == {"file": "model.safetensors", "kind": "averaged", "epoch": 7}
     assert loaded.crop_to_box
@@ -137,9 +137,9 @@ def test_a_model_file_of_the_first_release_still_opens(saved):
 def test_refusals(saved, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
     assert "no model there" in refusal(empty) and "no model there" in refusal(empty / "nowhere")
-    rewrite(saved, format=portable.FORMAT + 1)
+    rewrite(saved, format=model_file.FORMAT + 1)
     assert "is newer than" in refusal(saved)
-    rewrite(saved, format=portable.FORMAT, sha256="0" * 64)
+    rewrite(saved, format=model_file.FORMAT, sha256="0" * 64)
     assert "sha256 differs" in refusal(saved)
     (saved / "other.safetensors").write_bytes((saved / "model.safetensors").read_bytes())
     assert "describes model.safetensors, and not this file" in refusal(saved / "other.safetensors")

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 import carvision
-from carvision.inference.unfinished import partial_path, settings_path
+from carvision.inference.writers import partial_path, settings_path
 from tests import forked
 from tests.conftest import ROOT
 from tests.inference.tiny import save_tiny, write_photos

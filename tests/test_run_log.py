@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from carvision.run_log import start_log
+from carvision.files.log import start_log
 
 log = logging.getLogger("carvision.test")
 
@@ -25,7 +25,7 @@ def test_messages_are_in_the_file_and_on_the_terminal(tmp_path, capsys):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_disk_is_told_once(tmp_path, capsys, monkeypatch):
     full = Path("/dev/full")
-    monkeypatch.setattr("carvision.run_log.open_kept", lambda path, mode, **kwargs: full.open(mode, **kwargs))
+    monkeypatch.setattr("carvision.files.log.open_kept", lambda path, mode, **kwargs: full.open(mode, **kwargs))
     start_log(tmp_path)
     for number in range(3):
         log.info("message %d", number)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import Dataset
 
-from carvision.data.datamodule import PhotoDataModule
+from carvision.data.loading.loader import PhotoDataModule
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = sorted(file.stem for file in (ROOT / "carvision").glob("*.py") if "__main__" in file.read_text())
@@ -29,7 +29,7 @@ UNUSED = {
 }
 FIRST_STEP = """
 import os, runpy, sys
-import carvision.training.lit_classifier as module
+import carvision.training.module as module
 
 def training_step(*arguments):
     os._exit(0)

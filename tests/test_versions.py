@@ -3,8 +3,8 @@
 import os
 import subprocess
 
-from carvision import versions
-from carvision.versions import git_state, name_of, read_versions, requirements, version_of
+from carvision.system import versions
+from carvision.system.versions import git_state, name_of, read_versions, requirements, version_of
 
 
 def test_what_carvision_needs_is_known_with_its_versions():

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from carvision.errors import InputError
-from carvision.whole_files import (
+from carvision.files.atomic import (
     file_stems,
     open_kept,
     open_new,

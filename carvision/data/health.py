@@ -7,9 +7,8 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from carvision.data.inspection import FEWER_BITS, NEARLY_BLACK, PhotoFacts, inspect_photos
+from carvision.data.inspection import FEWER_BITS, NEARLY_BLACK, PhotoFacts, in_processes, inspect_photos
 from carvision.data.table import BOX, SPLITS, UNKNOWN, Classes, Table
-from carvision.data.worker_pool import in_processes
 from carvision.errors import InputError
 
 CHUNK = 32  # photos a worker takes at a time: enough to make its messages cheap, few enough to end soon after Ctrl-C

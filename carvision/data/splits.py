@@ -1,19 +1,140 @@
-"""Which photos train, validate and test: pure functions from a Table to a Table with another `split` column."""
+"""Splits: which photos train, validate and test; read from and written to splits.csv."""
 
+import hashlib
 import logging
 import math
+import os
+import zlib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from carvision.data.copies import equal_bytes
-from carvision.data.split_files import splits_in
-from carvision.data.table import SPLITS, UNKNOWN, Table
+from carvision.data.paths import PhotoPaths, is_utf8, nfc, text_of_path
+from carvision.data.readers.table_file import TableFile
+from carvision.data.table import BOX, SOURCE, SPLITS, UNKNOWN, Table, full_paths
 from carvision.errors import InputError
+from carvision.files.atomic import write_csv
 
 log = logging.getLogger(__name__)
+
+
+# Photos whose files are equal to the byte, found without reading all of them.
+
+
+def equal_bytes(table: Table) -> np.ndarray:
+    """int (N,): the same number for photos whose files are equal to the byte, else different ones. Empty files are no
+    copies of each other.
+
+    Reads little: files of different size differ, and so do nearly all of equal size within their last 4 kB. Of packed
+    photos it is known of which files they were made.
+    """
+    if table.shards is not None:
+        _, first, same_as = np.unique(table.rows[SOURCE], return_index=True, return_inverse=True)
+        return first[same_as]
+    paths = full_paths(table)  # and bare calls of the system: a million photos have a million of each
+    sizes = np.fromiter((os.stat(path).st_size for path in paths), np.int64, len(paths))  # noqa: PTH116
+    suspects = _repeated(sizes[sizes > 0], np.flatnonzero(sizes > 0))
+    ends = np.fromiter((_checksum_of_end(paths[i], sizes[i]) for i in suspects), np.int64, len(suspects))
+    suspects = _repeated(sizes[suspects] << 32 | ends, suspects)  # no photo has 2 GB
+    number = np.arange(len(paths))
+    first_with: dict[bytes, int] = {}
+    for i in suspects:
+        number[i] = first_with.setdefault(_digest(paths[i]), i)
+    return number
+
+
+def _repeated(values: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """Of `which`, those whose value occurs more than once."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return which[counts[places] > 1]
+
+
+def _checksum_of_end(path: str, size: int) -> int:
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        start = max(0, int(size) - 4096)
+        if hasattr(os, "pread"):
+            return zlib.crc32(os.pread(file, 4096, start))
+        os.lseek(file, start, os.SEEK_SET)  # Windows
+        return zlib.crc32(os.read(file, 4096))
+    finally:
+        os.close(file)
+
+
+def _digest(path: str) -> bytes:
+    with open(path, "rb") as file:  # noqa: PTH123
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+# splits.csv of a run: which photos it trained, validated and tested on.
+
+KEY = "data.split.file"
+
+
+def read_splits(file: Path) -> pd.Series:
+    """Read path -> split of a run's splits.csv or another table. Raises InputError for a file that is none."""
+    listed = TableFile(file, KEY, ["path", "split"], "give the splits.csv of a run")
+    listed.require(["path", "split"])
+    splits: dict[str, str] = {}
+    for line, row in listed.rows(["path", "split"]):
+        if row["path"] in splits:
+            raise InputError(f"{KEY}: {file} lists {text_of_path(row['path'])} more than once")
+        splits[row["path"]] = listed.split(row, line)
+    kept = {path: split for path, split in splits.items() if split}
+    return pd.Series(list(kept.values()), index=pd.Index(list(kept), dtype=object), dtype=object)
+
+
+def splits_in(file: Path, table: Table) -> tuple[np.ndarray, list[str]]:
+    """Find the split of each photo of the table, object (N,), "" where the file lists none; and the paths that the file
+    lists and the table lacks. Raises InputError as read_splits does, and for a photo listed in two spellings."""
+    listed = read_splits(file)
+    rows = find_rows(table, listed.index)
+    there = rows >= 0
+    found, counts = np.unique(rows[there], return_counts=True)
+    if (counts > 1).any():
+        one, other = listed.index[rows == found[counts > 1][0]][:2]
+        raise InputError(f"{KEY}: {file} lists one photo more than once, as {one} and as {other}; list it once")
+    splits = np.full(len(table), "", dtype=object)
+    splits[rows[there]] = listed.to_numpy()[there]
+    return splits, [text_of_path(path) for path in listed.index[~there]]
+
+
+def find_rows(table: Table, paths: Iterable[str]) -> np.ndarray:
+    """Find the row of each photo, in whatever spelling of `PhotoPaths`, int64; -1 where the table has none."""
+    paths = [path if is_utf8(path) else text_of_path(path) for path in paths]
+    rows = pd.Index(table.rows["path"]).get_indexer(pd.Index(paths, dtype=str)).astype(np.int64)
+    if (rows < 0).any():
+        finder = PhotoPaths(table.root if table.shards is None else None)
+        row_of = {nfc(path): row for row, path in enumerate(table.rows["path"])}
+        for i in np.flatnonzero(rows < 0):
+            spellings = (row_of.get(nfc(text)) for text in finder.spellings(paths[i]))
+            rows[i] = next((row for row in spellings if row is not None), -1)
+    return rows
+
+
+def write_splits(table: Table, file: Path) -> None:
+    """splits.csv, see splits_of."""
+    write_csv(file, splits_of(table))
+
+
+def splits_of(table: Table) -> pd.DataFrame:
+    """What splits.csv holds: path, split, the class id of every label and the box, a row a photo, in the table's order.
+
+    With this carvision.predict --list finds the photos, their boxes and true classes.
+    """
+    out = table.rows[["path", "split"]].copy()
+    for name, label in table.class_labels.items():
+        ids = np.array([*label.ids, ""], dtype=object)  # the last place serves UNKNOWN = -1
+        out[name] = ids[table.rows[name].to_numpy()]
+    if table.has_boxes:
+        out[BOX] = table.rows[BOX]
+    return out
+
+
+# Which photos train, validate and test: pure functions from a Table to a Table with another `split` column.
 
 
 def official_split(

@@ -10,8 +10,8 @@ from typing import TypedDict
 import numpy as np
 import pandas as pd
 
-from carvision.data.photo_paths import file_of, nfc
-from carvision.data.shards import PackedPhoto, PackedPhotos, Shards
+from carvision.data.packs.read import PackedPhoto, PackedPhotos, Shards
+from carvision.data.paths import file_of, nfc
 from carvision.errors import InputError, nearest
 
 log = logging.getLogger(__name__)

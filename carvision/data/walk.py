@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from carvision.data.images import HEIC_HINT
-from carvision.data.photo_paths import text_of_path
+from carvision.data.paths import text_of_path
 from carvision.errors import InputError
 
 HEIC_EXTENSIONS = (".heic", ".heif", ".hif", ".heics", ".heifs")  # as iPhones write them; the extra "heic" reads them

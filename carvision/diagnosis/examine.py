@@ -1,20 +1,26 @@
-"""Examine the machine part by part. A part that fails becomes a finding, never a traceback."""
+"""Examine the machine part by part. A part that fails becomes a finding, never a traceback.
+
+Write an examination as text or JSON. Plain print: the packages that draw tables may be what is broken.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from carvision import __version__
-from carvision.diagnosis import devices, packages, photos, processor, storage, variables
+from carvision.diagnosis import hardware, packages, speed
 from carvision.diagnosis.finding import SEVERITIES, Finding, one_line, size_text
 from carvision.diagnosis.probing import probe, probe_together
-from carvision.machine import num_cores
-from carvision.versions import git_state, read_versions, requirements
+from carvision.system.machine import num_cores
+from carvision.system.versions import git_state, read_versions, requirements
 
 # torch and the packages above it take most of the time; another process imports the rest meanwhile
 TORCH_PACKAGES = ("numpy", "torch", "torchvision", "timm", "torchmetrics", "pytorch_lightning")
@@ -73,9 +79,9 @@ def examine_python(facts: dict) -> Examination:
 
 def examine_machine(facts: dict) -> Examination:
     """Describe cores and memory, and store the facts for later parts."""
-    found = facts["processor"] = processor.read_processor()  # now: the probes started below add to the load
-    facts["system"] = devices.read_accelerators()
-    return Examination(processor.describe_processor(found), [])
+    found = facts["processor"] = hardware.read_processor()  # now: the probes started below add to the load
+    facts["system"] = hardware.read_accelerators()
+    return Examination(hardware.describe_processor(found), [])
 
 
 def examine_packages(facts: dict, data: str | None, online: bool, say: Callable[[str], None]) -> Examination:
@@ -107,28 +113,28 @@ def examine_packages(facts: dict, data: str | None, online: bool, say: Callable[
 def examine_devices(facts: dict) -> Examination:
     """Check processor threads, GPUs and TPUs."""
     system, torch = facts["system"], facts["torch"]
-    findings = processor.judge_processor(facts["processor"], torch.get("num_threads"))
-    findings += devices.judge_devices(system, torch, facts["versions"])
-    return Examination(devices.describe_devices(system, torch), findings)
+    findings = hardware.judge_processor(facts["processor"], torch.get("num_threads"))
+    findings += hardware.judge_devices(system, torch, facts["versions"])
+    return Examination(hardware.describe_devices(system, torch), findings)
 
 
 def examine_storage(facts: dict) -> Examination:
     """Check shared memory and limits."""
-    free, limits = storage.read_shared_memory(), storage.read_limits()
+    free, limits = hardware.read_shared_memory(), hardware.read_limits()
     num_gpus = len(facts["torch"].get("gpus", []))
     files = "unlimited" if limits["files"] is None else f"{limits['files']:,} for a process"
     rows = [("open files", files)]
     if free is not None:
-        rows.insert(0, ("shared memory", f"{size_text(free)} free in {storage.SHARED_MEMORY}"))
-    findings = storage.judge_shared_memory(free, num_gpus)
-    findings += storage.judge_limits(limits, num_workers(), num_gpus, facts["system"].get("infiniband", 0))
+        rows.insert(0, ("shared memory", f"{size_text(free)} free in {hardware.SHARED_MEMORY}"))
+    findings = hardware.judge_shared_memory(free, num_gpus)
+    findings += hardware.judge_limits(limits, num_workers(), num_gpus, facts["system"].get("infiniband", 0))
     return Examination(rows, findings)
 
 
 def examine_disk(out: Path) -> Examination:
     """Check the disk for runs."""
-    disk = storage.read_disk(out)
-    return Examination([("disk", storage.describe_disk(disk))], storage.judge_disk(disk))
+    disk = hardware.read_disk(out)
+    return Examination([("disk", hardware.describe_disk(disk))], hardware.judge_disk(disk))
 
 
 def examine_photos(facts: dict, data: str | None, say: Callable[[str], None]) -> Examination:
@@ -140,23 +146,23 @@ def examine_photos(facts: dict, data: str | None, say: Callable[[str], None]) ->
     step = f"data:{data}"
     answers = probe(["decoding", *([step] if data else [])])
     decoding = answers.get("decoding", {})
-    rows = [("decoding", photos.describe_decoding(decoding))]
-    findings = photos.judge_decoding(decoding, num_workers(), len(facts["torch"].get("gpus", [])))
+    rows = [("decoding", speed.describe_decoding(decoding))]
+    findings = speed.judge_decoding(decoding, num_workers(), len(facts["torch"].get("gpus", [])))
     if "error" in decoding:
         findings.append(Finding("note", "decoding", f"could not be measured: {decoding['error']}"))
     if data:
-        kind = storage.file_system(Path(data).expanduser())
-        rows.append(("data", photos.describe_data(answers[step], kind)))
-        findings += photos.judge_data(data, answers[step], kind)
+        kind = hardware.file_system(Path(data).expanduser())
+        rows.append(("data", speed.describe_data(answers[step], kind)))
+        findings += speed.judge_data(data, answers[step], kind)
     return Examination(rows, findings)
 
 
 def examine_settings(facts: dict) -> Examination:
     """Check environment variables and the compiler."""
     num_gpus = len(facts["torch"].get("gpus", []))
-    compiler = variables.read_compiler()
-    findings = variables.judge_variables(dict(os.environ), num_cores())
-    findings += variables.judge_compiler(compiler, num_gpus)
+    compiler = packages.read_compiler()
+    findings = packages.judge_variables(dict(os.environ), num_cores())
+    findings += packages.judge_compiler(compiler, num_gpus)
     return Examination([("compiler", compiler["cpp"] or "none for C++")], findings)
 
 
@@ -170,3 +176,43 @@ def examine_hub(facts: dict) -> Examination:
     what = f"does not answer ({answer['error']}): weights can't be downloaded from there"
     fix = "model.weights=<file>, or HF_ENDPOINT and HTTPS_PROXY for a mirror or a proxy"
     return Examination([("hub", "no answer")], [Finding("note", "hub", what, fix)])
+
+
+LABEL = 17  # characters in the first column
+
+
+def print_examination(found: Examination) -> None:
+    """Print what there is, and what is wrong with it."""
+    width = max(60, min(shutil.get_terminal_size((110, 24)).columns, 120))
+    for name, text in found.rows:
+        print(_paragraph(name, text, width))
+    print(f"\n{summary(found.findings)}")
+    for finding in found.findings:
+        print(_paragraph(f"  {finding.severity}", f"{finding.subject}: {finding.what}", width))
+        if finding.fix:
+            print(_paragraph("", f"fix: {finding.fix}", width))
+
+
+def summary(findings: list[Finding]) -> str:
+    """Return the line above the findings."""
+    breaks, slow = (sum(finding.severity == severity for finding in findings) for severity in ("breaks", "slow"))
+    if not breaks and not slow:
+        return "Nothing is wrong." + (" Good to know:" if findings else "")
+    things = "thing" if (breaks or slow) == 1 else "things"
+    if not slow:
+        return f"{breaks} {things} will break:"
+    return f"{breaks} {things} will break, {slow} will be slow:" if breaks else f"{slow} {things} will be slow:"
+
+
+def as_json(found: Examination) -> str:
+    """Return the rows ("machine") and the findings as JSON."""
+    keys = ("severity", "subject", "what", "mend")  # of Finding's fields; "mend" is the published key of `fix`
+    findings = [dict(zip(keys, finding, strict=True)) for finding in found.findings]
+    return json.dumps({"machine": found.rows, "findings": findings}, indent=1)
+
+
+def _paragraph(label: str, text: str, width: int) -> str:
+    return textwrap.fill(
+        text, width, initial_indent=f"{label:<{LABEL}}", subsequent_indent=" " * LABEL,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip

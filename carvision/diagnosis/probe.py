@@ -58,7 +58,7 @@ def run_step(kind: str, argument: str) -> dict:
         return read_torch_devices()
     if kind == "hub":
         return reach_hub()
-    from carvision.diagnosis.photos import measure_data, measure_decoding
+    from carvision.diagnosis.speed import measure_data, measure_decoding
 
     return measure_decoding() if kind == "decoding" else measure_data(argument)
 

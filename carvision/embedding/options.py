@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from carvision.overrides import parse_with_overrides
+from carvision.config.overrides import parse_with_overrides
 
 LAYERS = ("auto", "pooled", "trunk", "embedding")
 

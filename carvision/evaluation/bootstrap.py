@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from carvision.data.table import UNKNOWN
-from carvision.evaluation.areas import resampled_aucs, resampled_keras_auc, resampled_micro_auc, scores_of
 from carvision.evaluation.calibration import NUM_BINS, bin_of
-from carvision.evaluation.predictions import Predictions
+from carvision.evaluation.metrics import resampled_aucs, resampled_keras_auc, resampled_micro_auc, scores_of
+from carvision.evaluation.predict import Predictions
+from carvision.inference.model_file import parents_of
 from carvision.metrics.heads import TOP, figures_at50, figures_of, is_above_half, num_ahead
 from carvision.models.decoding import decode
-from carvision.portable import parents_of
 
 Resampled = dict[str, Tensor]  # {metric: float64 (R,)}, NaN where undefined
 

@@ -1,7 +1,9 @@
-"""Calibration: how far a network's confidence can be trusted, and the temperature that corrects it."""
+"""Calibration: reliability, temperature scaling, and accuracy at a coverage."""
 
 import logging
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,8 +12,15 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from carvision.data.table import UNKNOWN
+from carvision.evaluation.predict import Predictions
+from carvision.inference import model_file
+from carvision.inference.description import read_description
+from carvision.inference.predictor import Predictor
 
 log = logging.getLogger(__name__)
+
+
+# Calibration: how far a network's confidence can be trusted, and the temperature that corrects it.
 
 NUM_BINS = 15  # as in Guo et al. 2017
 COLDEST, HOTTEST = 0.05, 20.0
@@ -82,3 +91,104 @@ def calibration_error(bins: pd.DataFrame) -> float:
     """Return the expected calibration error: |accuracy - confidence|, weighted by photos (Guo et al. 2017, eq. 3)."""
     distance = (bins["accuracy"] - bins["confidence"]).abs()
     return float((distance.fillna(0) * bins["photos"]).sum() / bins["photos"].sum()) if bins["photos"].any() else np.nan
+
+
+# Choose the temperature of an evaluation: the model's own, or one fitted on the run's validation photos.
+
+
+def is_stored(predictor: Predictor) -> bool:
+    """Return whether the model holds a temperature that applies to the predictor."""
+    return not predictor.averages and "temperature" in predictor.about
+
+
+def fit(predictor: Predictor, val: Predictions) -> dict[str, float]:
+    """Fit {head: temperature} on validation photos."""
+    fitted = {}
+    for name in predictor.classes:
+        known = val.known(name)
+        fitted[name] = fit_temperature(val.logits[name][known], val.targets[name][known])
+    text = ", ".join(f"{name} {value:.2f}" for name, value in fitted.items())
+    log.info("temperature on %s validation photos: %s", f"{len(val.paths):,}", text)
+    return fitted
+
+
+def store(run: Path, temperature: dict[str, float]) -> None:
+    """Write the temperature into the run's model.json; log a warning if that fails."""
+    folder, file = model_file.find_model(run)
+    try:
+        model_file.write_description(folder, {**read_description(file), "temperature": temperature})
+    except OSError as error:
+        log.warning("%s: the temperature can't be stored there (%s); it serves this evaluation", file, error.strerror)
+
+
+def choose_temperature(
+    predictor: Predictor,
+    mode: str,
+    split: str,
+    as_in_training: bool,
+    is_run_split: bool | None,
+    predict_val: Callable[[], Predictions | None],
+    run: Path,
+) -> list[str]:
+    """Set predictor.temperature; return notes for the report.
+
+    mode: "stored" uses the model's temperature and fits one if it has none, "fit" always fits, "none" uses 1.
+    as_in_training: the photos are read as in training, as those were that the stored temperature was fitted on.
+    is_run_split: the split is the run's (False: photos of it are missing, None: it is another). predict_val: returns
+    the predictions of the validation photos; None in processes other than the first, and if there are none.
+    """
+    if mode == "none":
+        return ["no temperature: the probabilities are as the network gives them"]
+    if mode == "stored" and is_stored(predictor) and (as_in_training or is_run_split is None):
+        return []
+    val = predict_val() if is_run_split is not None else None
+    if val is None:
+        return [] if is_stored(predictor) else ["no temperature was fitted to these probabilities"]
+    predictor.temperature = fit(predictor, val)
+    if as_in_training and is_run_split and not predictor.averages:
+        store(run, predictor.temperature)
+    return ["the temperature was fitted on photos that are among these"] if split in ("val", "all") else []
+
+
+# Selective accuracy: accuracy on the most confident photos, if the others are left to a person.
+
+COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
+
+
+def accuracy_by_coverage(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the accuracy on the k most confident photos, and their lowest confidence; float64 (N,) each, k = 1..N.
+
+    Photos of equal confidence can't be ranked: each counts with their mean, as if their order were random.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    sorted_confidence = confidence[order].astype(np.float64)
+    _, group = np.unique(-sorted_confidence, return_inverse=True)
+    mean = np.bincount(group, right[order]) / np.bincount(group)
+    return np.cumsum(mean[group]) / np.arange(1, len(order) + 1), sorted_confidence
+
+
+def coverage_table(confidence: np.ndarray, right: np.ndarray, coverages: tuple = COVERAGES) -> pd.DataFrame:
+    """Return one row per coverage: coverage, photos (rounded up), accuracy on them, threshold.
+
+    threshold: the counted photos have at least this confidence; others that equal it exactly would pass it, too.
+    """
+    accuracy, sorted_confidence = accuracy_by_coverage(confidence, right)
+    counts = [math.ceil(share * len(accuracy)) for share in coverages]
+    last = np.array(counts) - 1
+    return pd.DataFrame(
+        {
+            "coverage": coverages,
+            "photos": counts,
+            "accuracy": accuracy[last],
+            "threshold": sorted_confidence[last],
+        }
+    )
+
+
+def area_under_risk(confidence: np.ndarray, right: np.ndarray) -> float:
+    """Return the mean of 1 - accuracy over all coverages (AURC, Geifman et al. 2019).
+
+    0 is best; an uninformative confidence gives 1 - accuracy.
+    """
+    accuracy, _ = accuracy_by_coverage(confidence, right)
+    return float(1 - accuracy.mean())

@@ -1,4 +1,7 @@
-"""Run carvision.evaluate, from the model's folder to the folder of the evaluation."""
+"""Write an evaluation's predictions.csv in the format of carvision.predict.
+
+Run carvision.evaluate, from the model's folder to the folder of the evaluation.
+"""
 
 import logging
 from contextlib import nullcontext
@@ -9,24 +12,52 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from carvision import portable
-from carvision.data.table import Table
-from carvision.evaluation.figures import compute_metrics, evaluation_loss, head_weights_of, photo_losses
-from carvision.evaluation.matching import Matched, match_classes
-from carvision.evaluation.photos import compose_data, notes_on_seen_photos, read_photos, select_split
-from carvision.evaluation.predicting import predict_table, rank_and_world_size
-from carvision.evaluation.predictions import Predictions
-from carvision.evaluation.rows import layout_of, write_predictions
-from carvision.evaluation.temperature import choose_temperature
-from carvision.freed_memory import keep_freed_memory
-from carvision.inference.predictor import Predictor
-from carvision.inference.reading import choose_device
-from carvision.output_folder import output_folder
-from carvision.reports.evaluation.report import write_evaluation
-from carvision.run_log import start_log
-from carvision.whole_files import write_csv, write_json
+from carvision.data.table import UNKNOWN, Table
+from carvision.evaluation.calibration import choose_temperature
+from carvision.evaluation.metrics import CHUNK, compute_metrics, evaluation_loss, head_weights_of, photo_losses
+from carvision.evaluation.predict import Predictions, predict_table, rank_and_world_size
+from carvision.evaluation.report import write_evaluation
+from carvision.evaluation.select import (
+    Matched,
+    compose_data,
+    match_classes,
+    notes_on_seen_photos,
+    read_photos,
+    select_split,
+)
+from carvision.files.atomic import write_csv, write_json, written_whole
+from carvision.files.log import start_log
+from carvision.files.output_folder import output_folder
+from carvision.inference import model_file
+from carvision.inference.predictor import Predictor, choose_device
+from carvision.inference.rows import Layout, header, rows_of, to_text
+from carvision.inference.sources import Photo
+from carvision.system.runtime import keep_freed_memory
 
 log = logging.getLogger(__name__)
+
+
+def layout_of(predictor: Predictor) -> tuple[Layout, dict]:
+    """Return the layout with the true classes, and its columns. Raises InputError if two columns have the same name."""
+    layout = Layout(true_heads=tuple(predictor.classes))
+    return layout, layout.columns(predictor.class_ids, predictor.labels)
+
+
+def write_predictions(file: Path, predictor: Predictor, predictions: Predictions, bad: dict[str, str]) -> None:
+    """Write one row per photo, as carvision.predict does: path, true class, predicted class, its id and probability."""
+    layout, columns = layout_of(predictor)
+    codes = {head: predictions.targets[head].tolist() for head in predictor.classes}
+    with written_whole(file) as partial, partial.open("w", encoding="utf-8", newline="") as out:
+        out.write(header(columns, file.suffix))
+        for start in range(0, len(predictions.paths), CHUNK):
+            paths = predictions.paths[start : start + CHUNK]
+            truths = [
+                {head: None if codes[head][i] == UNKNOWN else codes[head][i] for head in codes}
+                for i in range(start, start + len(paths))
+            ]
+            logits = {head: values[start : start + CHUNK] for head, values in predictions.logits.items()}
+            photos, reasons = [Photo(path, path) for path in paths], [bad.get(path) for path in paths]
+            out.write(to_text(rows_of(predictor, layout, photos, truths, logits, reasons), columns, file.suffix))
 
 
 def run(
@@ -104,7 +135,7 @@ def load_predictor(runs: list[Path], tta: str, temperature: str) -> Predictor:
 
     Raises InputError for models that don't fit together.
     """
-    models = [portable.load(path) for path in runs]
+    models = [model_file.load(path) for path in runs]
     if temperature == "none":
         for model in models:
             model.temperature = dict.fromkeys(model.classes, 1.0)

@@ -8,12 +8,11 @@ import numpy as np
 from PIL import Image
 
 from carvision.errors import InputError
-from carvision.inference.inputs import Photo
-from carvision.inference.predictor import Predictor
-from carvision.inference.reading import PhotoBatches, choose_device
+from carvision.inference.model_file import load
+from carvision.inference.predictor import PhotoBatches, Predictor, choose_device
 from carvision.inference.rows import Layout, column_name, rows_of
+from carvision.inference.sources import Photo
 from carvision.models.classifier import Classifier
-from carvision.portable import load
 
 PhotoInput = str | os.PathLike | Image.Image
 

@@ -1,6 +1,6 @@
 """Metrics of an epoch: counters that are summed step by step and over processes, and the figures made of them."""
 
-from carvision.quick_imports import import_metrics
+from carvision.system.quick_imports import import_metrics
 
 import_metrics()  # before the modules here import torchmetrics in their own, slow way
 

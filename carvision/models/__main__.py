@@ -8,7 +8,7 @@ from functools import cache
 from itertools import islice
 
 from carvision.errors import InputError, drop_output, nearest, one_line_errors
-from carvision.quick_imports import import_timm
+from carvision.system.quick_imports import import_timm
 
 HEADER = ("network", "million parameters", "px", "weights", "reports")
 LINE = "{:<48} {:>18} {:>5}  {:<34} {}"
@@ -54,7 +54,7 @@ def matching_names(words: list[str], report: str | None, pretrained: bool, tags:
     import timm
 
     from carvision.models import small_networks  # noqa: F401 - registers them with timm
-    from carvision.models.pretrained import cfg_of
+    from carvision.models.backbones import cfg_of
     from carvision.models.report_networks import REPORTS
 
     plain = timm.list_models()
@@ -118,7 +118,7 @@ def row_of(name: str) -> tuple[str, ...]:
     """Name, parameters in millions, size in pixels, weights, reports."""
     import timm
 
-    from carvision.models.pretrained import cfg_of
+    from carvision.models.backbones import cfg_of
     from carvision.models.report_networks import REPORTS
 
     plain, _, tag = name.partition(".")

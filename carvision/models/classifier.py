@@ -8,18 +8,28 @@ from torch import Tensor, nn
 
 from carvision.errors import InputError
 from carvision.models.backbones import create_backbone
-from carvision.models.blocks import NO_NECK, Neck, create_neck, create_pool
-from carvision.models.dense import NO_LAYERS, Dense, Layers, LayersDescription, described, layers_from
-from carvision.models.embedding import (
+from carvision.models.freezing import frozen_parameters, wholly_frozen
+from carvision.models.parts import (
     NO_EMBEDDING,
+    NO_LAYERS,
+    NO_NECK,
+    Dense,
     Embedding,
     EmbeddingDescription,
     EmbeddingLayers,
+    Layers,
+    LayersDescription,
+    Neck,
     Proxies,
+    create_neck,
+    create_pool,
+    described,
     embedding_from,
+    has_channels_last,
+    layers_from,
+    leave_out,
+    take_feature_map,
 )
-from carvision.models.feature_map import has_channels_last, leave_out, take_feature_map
-from carvision.models.freezing import frozen_parameters, wholly_frozen
 
 
 @dataclass(frozen=True)

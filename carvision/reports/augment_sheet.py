@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from carvision.augment.mixing import Mix
+from carvision.augment.pipeline import Augment, to_float
 from carvision.data.images import none_usable
-from carvision.data.mixing import Mix
-from carvision.data.photos import Photos
+from carvision.data.loading.dataset import Photos
 from carvision.data.table import UNKNOWN, Table
-from carvision.data.transforms import Augment, to_float
-from carvision.reports.style import DPI, TEXT, save_figure
+from carvision.reports.plots import DPI, TEXT, save_figure
 
 log = logging.getLogger(__name__)
 

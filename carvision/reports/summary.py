@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from torch import nn
 
-from carvision.whole_files import write_text
+from carvision.files.atomic import write_text
 
 WHERE = """In the run's folder: model.safetensors and model.json (the network), metrics.json and results.txt (metrics),
 history.csv and loss, accuracy, metrics.png (epochs), checkpoints/, splits.csv, config.yaml, summary.txt, run.log"""

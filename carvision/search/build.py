@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from carvision.allowed import check_values, is_key
-from carvision.config import choices, compose_sweep, conf_dir
+from carvision.config.compose import choices, compose_sweep, conf_dir, flat_config
+from carvision.config.schema import check_values, is_key
 from carvision.errors import InputError
-from carvision.flat_config import flat_config
 from carvision.search.space import Space, Value, read_space, split_overrides
 
 RESERVED = ("run.", "sweep.", "callbacks.monitor", "callbacks.mode")  # keys that the search itself sets

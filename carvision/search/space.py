@@ -28,10 +28,10 @@ from hydra.core.override_parser.types import (
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from carvision.allowed import ALLOWED, is_path
-from carvision.config import as_input_errors
+from carvision.config.compose import as_input_errors
+from carvision.config.overrides import parse_overrides, quote_item, with_quoted_paths
+from carvision.config.schema import ALLOWED, is_path
 from carvision.errors import InputError, nearest
-from carvision.overrides import parse_overrides, quote_item, with_quoted_paths
 
 COMPARE = {
     ">=": operator.ge, "<=": operator.le, "==": operator.eq, "!=": operator.ne, ">": operator.gt, "<": operator.lt,

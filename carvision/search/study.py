@@ -18,15 +18,13 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler,
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalFileSymlinkLock
 
-from carvision.allowed import NO_RESULT
-from carvision.config import keys_added_since
+from carvision.config.compose import flat_config, keys_added_since
+from carvision.config.overrides import expand_home
+from carvision.config.schema import NO_RESULT
 from carvision.errors import InputError
-from carvision.flat_config import flat_config
-from carvision.folders import LOCK, is_run, refuse_foreign_folder, shorten
-from carvision.overrides import expand_home
+from carvision.files.folders import LOCK, is_run, refuse_foreign_folder, shorten
 from carvision.search.build import Sweep
-from carvision.search.queue import num_to_run
-from carvision.search.trials import RETRY_OF, TRIALS
+from carvision.search.queue import RETRY_OF, TRIALS, num_to_run
 
 JOURNAL = "journal.log"
 FIRST_WRITTEN = {

@@ -17,13 +17,13 @@ from optuna.trial import FrozenTrial
 
 from carvision.errors import one_line_errors
 from carvision.search.build import compose
+from carvision.search.queue import BROKEN, PRUNED, SURPLUS, end_with_parent, root_of
 from carvision.search.study import create_pruner, open_storage
-from carvision.search.trials import BROKEN, PRUNED, SURPLUS, end_with_parent, root_of
 from carvision.training.callbacks import History, read_history
-from carvision.training.launch import is_first_process
-from carvision.training.many_processes import broadcast_object
-from carvision.training.runs import run
-from carvision.training.stopping import Stopped
+from carvision.training.distributed.collectives import broadcast_object
+from carvision.training.distributed.launch import is_first_process
+from carvision.training.run.run import run
+from carvision.training.run.stopping import Stopped
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def run_trial(plan_file: Path) -> None:
         config["run"] |= {"dir": plan["run"], "test": False}
         config["callbacks"] |= {"monitor": plan["monitor"], "mode": plan["mode"], "progress_bar": False}
         if config["trainer"]["accelerator"] == "tpu":
-            from carvision.training.tpu_cores import use_cores
+            from carvision.training.distributed.tpu_cores import use_cores
 
             use_cores(config["trainer"]["devices"])
         reporting = Reporting(plan)

@@ -13,10 +13,10 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from carvision.errors import InputError
-from carvision.training.compiling import compile_steps
+from carvision.training.compile import compile_steps
 from carvision.training.hardware import uses_cuda
-from carvision.training.lit_classifier import LitClassifier
-from carvision.training.run_folder import read_config
+from carvision.training.module import LitClassifier
+from carvision.training.run.folder import read_config
 
 log = logging.getLogger(__name__)
 

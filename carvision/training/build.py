@@ -8,26 +8,24 @@ import numpy as np
 import timm
 import torch
 
+from carvision.augment.pipeline import Augment
 from carvision.data.build import build_split, build_table, download
-from carvision.data.datamodule import PhotoDataModule
 from carvision.data.images import INTERPOLATIONS, Preprocessing
-from carvision.data.photo_paths import nfc
-from carvision.data.photos import Photos
+from carvision.data.loading.dataset import Photos
+from carvision.data.loading.loader import PhotoDataModule
+from carvision.data.paths import nfc
 from carvision.data.splits import without_unseen_classes
 from carvision.data.table import UNKNOWN, Classes, Table
-from carvision.data.transforms import Augment
 from carvision.errors import InputError, nearest
-from carvision.losses import create_class_weights
-from carvision.metric_losses import WITH_PROXIES
+from carvision.inference.model_file import description_of
+from carvision.losses.classification import create_class_weights
+from carvision.losses.metric import WITH_PROXIES
 from carvision.models.backbones import check_name, load_backbone_weights, read_weights
-from carvision.models.blocks import Neck
 from carvision.models.classifier import Classifier, Head
-from carvision.models.dense import Layers
-from carvision.models.embedding import Embedding
-from carvision.portable import description_of
-from carvision.training.build_phases import build_phases, validate_phases
-from carvision.training.launch import num_sharing
-from carvision.training.lit_classifier import LitClassifier
+from carvision.models.parts import Embedding, Layers, Neck
+from carvision.training.distributed.launch import num_sharing
+from carvision.training.module import LitClassifier
+from carvision.training.optim import build_phases, validate_phases
 
 log = logging.getLogger(__name__)
 

@@ -1,11 +1,61 @@
-"""Choose a run's precision, and set up and describe its hardware."""
+"""Precision, determinism, settings for NVIDIA GPUs, and the profiler."""
 
+import contextlib
 import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.profilers import SimpleProfiler
+from torch.profiler import ProfilerActivity
+
+from carvision.errors import InputError
+from carvision.files.atomic import own_folder, write_text
 
 log = logging.getLogger(__name__)
+
+
+# Make runs repeatable to the bit on the same machine, for `deterministic=true`.
+
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # read when cuBLAS starts, which is not deterministic without it
+REPEATABLE = (":4096:8", ":16:8")
+
+
+def set_deterministic(wanted: bool) -> None:
+    """Turn torch's deterministic algorithms on or off. Call before anything runs on a GPU. Operations without a
+    deterministic form then raise RuntimeError."""
+    if wanted and os.environ.setdefault(WORKSPACE, REPEATABLE[0]) not in REPEATABLE:
+        raise InputError(
+            f"deterministic: the environment variable {WORKSPACE}={os.environ[WORKSPACE]} lets matrix products differ; "
+            f"unset it, or set it to {' or '.join(REPEATABLE)}"
+        )
+    if torch.are_deterministic_algorithms_enabled() != wanted:  # the call imports torch's compiler
+        torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.deterministic = wanted
+    if wanted:
+        torch.backends.cudnn.benchmark = False  # it chooses kernels by timing
+
+
+@contextlib.contextmanager
+def nondeterministic_operation_errors() -> Iterator[None]:
+    """Turn the RuntimeError of an operation without a deterministic form into an InputError that names it."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(r"(\S+) does not have a deterministic implementation", str(error))
+        if not found:
+            raise
+        other = "model.pool=avg" if "adaptive_max_pool" in found[1] else "another network"
+        raise InputError(
+            f"deterministic: {found[1]} has no form that is repeatable to the bit on this device; "
+            f"choose {other}, or deterministic=false"
+        ) from error
+
+
+# Choose a run's precision, and set up and describe its hardware.
 
 MIN_BF16_CAPABILITY = (
     8,
@@ -62,3 +112,86 @@ def hardware_used(trainer: pl.Trainer) -> dict:
     if device.type == "cuda":
         used["peak_memory_mb"] = round(torch.cuda.max_memory_allocated(device) / 1e6)
     return used
+
+
+# Profile training, for `trainer.profiler`.
+
+TABLE = "profile.txt"
+TRACE = "profile/trace.pt.trace.json.gz"  # the suffix that TensorBoard's plugin expects; Perfetto takes any
+ROWS = 40
+
+
+class SimpleProfile(pl.Callback):
+    """Write profile.txt: how often each part of the training loop ran and how long it took, after each fit and test.
+
+    Times are the host's: on a GPU a part's time includes waiting for work that earlier parts launched.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.profiler = SimpleProfiler()
+
+    def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        if trainer.is_global_zero:
+            table = self.profiler.summary().partition("Profiler Report")[2].strip()  # drops the name of the last stage
+            write_text(self.folder / TABLE, table + "\n")
+            if stage == "fit":
+                log.info("trainer.profiler=simple: %s", self.folder / TABLE)
+
+
+class TorchProfile(pl.Callback):
+    """Profile a few training steps of the first process with torch.profiler: every operator and, on a GPU, every
+    kernel.
+
+    Writes a trace in profile/, for https://ui.perfetto.dev or TensorBoard, and a table in profile.txt. wait, warmup,
+    active: steps skipped, run with the profiler on, and recorded.
+    """
+
+    def __init__(self, folder: Path, wait: int = 10, warmup: int = 2, active: int = 3):
+        self.folder = folder
+        self.schedule = torch.profiler.schedule(wait=wait, warmup=warmup, active=active, repeat=1)
+        self.profile: torch.profiler.profile | None = None
+        self.written = False
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and not self.written:
+            kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (module.device.type == "cuda")
+            self.profile = torch.profiler.profile(activities=kinds, schedule=self.schedule, on_trace_ready=self._write)
+            self.profile.start()
+
+    def on_train_batch_end(self, *_) -> None:
+        if self.profile is not None:
+            self.profile.step()
+            if self.written:
+                self._stop()
+
+    def on_train_end(self, *_) -> None:
+        if self.profile is not None:
+            self._stop()  # writes what it has if there were too few steps
+            if not self.written:
+                log.warning("trainer.profiler=torch: training had too few steps for a trace")
+
+    def on_exception(self, *_) -> None:
+        if self.profile is not None:
+            self._stop()
+
+    def _stop(self) -> None:
+        profile, self.profile = self.profile, None
+        profile.stop()
+
+    def _write(self, profile: torch.profiler.profile) -> None:
+        trace = self.folder / TRACE
+        own_folder(trace.parent)
+        trace.unlink(missing_ok=True)  # the profiler would write through a link
+        profile.export_chrome_trace(str(trace))
+        order = "self_cuda_time_total" if ProfilerActivity.CUDA in profile.activities else "self_cpu_time_total"
+        write_text(self.folder / TABLE, profile.key_averages().table(sort_by=order, row_limit=ROWS))
+        self.written = True
+        log.info("trainer.profiler=torch: %s (open it at https://ui.perfetto.dev) and %s", trace, self.folder / TABLE)
+
+
+def create_profile(kind: str | None, folder: Path) -> SimpleProfile | TorchProfile | None:
+    """Create the profiler callback. kind: trainer.profiler."""
+    if kind is None:
+        return None
+    return {"simple": SimpleProfile, "torch": TorchProfile}[kind](folder)

@@ -10,9 +10,9 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from carvision.errors import InputError
-from carvision.training.checkpoints import LAST
-from carvision.training.many_processes import any_process, gather_objects
-from carvision.whole_files import write_csv
+from carvision.files.atomic import write_csv
+from carvision.training.distributed.collectives import any_process, gather_objects
+from carvision.training.run.checkpoints import LAST
 
 log = logging.getLogger(__name__)
 

@@ -1,18 +1,30 @@
-"""Pairs of photos to verify: read from a list, or drawn from a Table."""
+"""Pairs of photos to verify: read from a list, or drawn from a Table.
 
+Scores of pairs that need no training: float (M,), higher for photos more likely to be of the same class.
+
+Choose the pairs to verify: those the command line names, those of the data set's lists, or random ones.
+"""
+
+import argparse
 import csv
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from carvision.data.disk import read_text
-from carvision.data.split_files import find_rows
+from carvision.data.readers.compcars import has_pair_lists, pair_lists, read_compcars
+from carvision.data.readers.disk import read_text
+from carvision.data.splits import find_rows
 from carvision.data.table import UNKNOWN, Classes, Table
+from carvision.demo.write import demo_folder, write_demo
+from carvision.embedding.embed import Source
 from carvision.errors import InputError
+from carvision.evaluation.select import select_split
 
 log = logging.getLogger(__name__)
+
 
 EASY, MEDIUM, HARD = DIFFICULTIES = ("easy", "medium", "hard")
 VIEWPOINT = "viewpoint"  # label required by easy pairs
@@ -187,3 +199,122 @@ def _draw_positions(counts: np.ndarray, starts: np.ndarray, num: int, rng: np.ra
     numbers = rng.choice(ends[-1], num, replace=False)
     first = np.searchsorted(ends, numbers, side="right")
     return first, starts[first] + numbers - (ends - counts)[first]
+
+
+BLOCK = 4096  # pairs whose embeddings are in memory at a time
+
+
+def score_in_blocks(
+    score: Callable[[np.ndarray, np.ndarray], np.ndarray], values: np.ndarray, pairs: Pairs
+) -> np.ndarray:
+    """Apply score(values of first photos, values of second photos) to blocks of pairs; return one array."""
+    starts = range(0, len(pairs), BLOCK)
+    return np.concatenate(
+        [score(values[pairs.first[i : i + BLOCK]], values[pairs.second[i : i + BLOCK]]) for i in starts]
+    )
+
+
+def products(values: np.ndarray, pairs: Pairs) -> np.ndarray:
+    """Return the scalar product of the two rows (D,) of values (N, D) for each pair."""
+    return score_in_blocks(lambda a, b: np.einsum("md,md->m", a, b), values, pairs)
+
+
+def cosine(embeddings: np.ndarray, pairs: Pairs) -> np.ndarray:
+    """Return the cosine of the angle between both embeddings, -1 to 1; 0 if one of them is 0."""
+    lengths = np.linalg.norm(embeddings, axis=1).clip(min=np.finfo(np.float32).tiny)
+    return products(embeddings, pairs) / lengths[pairs.first] / lengths[pairs.second]
+
+
+def l2(embeddings: np.ndarray, pairs: Pairs) -> np.ndarray:
+    """Return the negative Euclidean distance. For embeddings of length 1 it orders pairs as the cosine does."""
+    return score_in_blocks(lambda a, b: -np.linalg.norm(a - b, axis=1), embeddings, pairs)
+
+
+WITH_LISTS = ("compcars", "demo")  # data sets with official lists of pairs
+NUM_TRAIN_PAIRS = 10_000
+
+
+@dataclass(frozen=True)
+class VerificationTask:
+    """The pairs of a verification, all as rows of the table.
+
+    tests: {difficulty: pairs}; lists: {difficulty: file}, of pairs that were not drawn. label: whose classes are
+    compared. learned: bool (N,), the photos that methods may learn from, none of them in a test; train: pairs of these.
+    """
+
+    table: Table
+    label: str
+    tests: dict[str, Pairs]
+    lists: dict[str, str]
+    learned: np.ndarray
+    train: Pairs
+
+    @property
+    def tested(self) -> np.ndarray:
+        """Photos of the tests, bool (N,)."""
+        return np.any([pairs.photo_mask(len(self.table)) for pairs in self.tests.values()], axis=0)
+
+
+def read_task(source: Source, options: argparse.Namespace) -> VerificationTask:
+    """Read or draw the pairs. options: of carvision.verify. Raises InputError for missing labels, lists and photos."""
+    data, split = source.chosen.data, options.split
+    if options.pairs and split:
+        raise InputError(f"--split: {split} chooses the photos of drawn pairs, and --pairs gives others; leave one out")
+    official = not options.pairs and not split and data["name"] in WITH_LISTS and options.label in (None, "model")
+    if official and data["name"] == "compcars" and not has_pair_lists(data["root"]):
+        log.warning("compcars: %s has no lists of pairs (train_test_split/verification): pairs are drawn", data["root"])
+        official = False
+    if official and options.train_split != "train":
+        raise InputError(
+            f"--train-split: {options.train_split}, and the lists of pairs of {data['name']} come with training photos "
+            "alone; draw pairs with --split test, or leave --train-split out"
+        )
+    # Training photos are needed, too, so the table is split as for training
+    table = _read_listed_photos(data) if official else source.read_table("train")
+    label = table.class_label(options.label, "--label")
+    files = pair_lists(table.root) if official else {file.stem: file for file in options.pairs}
+    if len(files) < len(options.pairs):
+        raise InputError(f"--pairs: two of {' '.join(map(str, options.pairs))} have the same name; rename one")
+    # For the official lists, their reader has already checked which photos may be missing
+    tests = {name: read_pairs(file, table, official or data["allow_missing"]) for name, file in files.items()}
+    tests = tests or _draw_pairs(select_split(table, split or "test"), table, label, options)
+    learned = (table.rows["split"] == options.train_split) & (table.rows[label] != UNKNOWN)
+    learned = learned.to_numpy() & ~np.any([pairs.photo_mask(len(table)) for pairs in tests.values()], axis=0)
+    try:
+        train = generate_pairs(table.select(learned), label, MEDIUM, NUM_TRAIN_PAIRS, options.seed)
+    except InputError as error:
+        raise InputError(
+            f"{error}; thresholds are learned from {options.train_split} photos, see --train-split"
+        ) from None
+    lists = {name: str(file) for name, file in files.items()}
+    return VerificationTask(table, label, tests, lists, learned, train.map_rows(np.flatnonzero(learned)))
+
+
+def _read_listed_photos(data: dict) -> Table:
+    boxes = data["crop_to_box"]
+    if data["name"] == "demo":
+        num = data["images_per_model"]
+        folder = write_demo(Path(data["root"]) if data["root"] else demo_folder(images_per_model=num), num)
+        return replace(read_compcars(folder, photos="verification", annotations=boxes, known=None), name="demo")
+    return read_compcars(data["root"], allow_missing=data["allow_missing"], photos="verification", annotations=boxes)
+
+
+def _draw_pairs(photos: Table, table: Table, label: str, options: argparse.Namespace) -> dict[str, Pairs]:
+    """Draw pairs of `photos`, as rows of the table, of each difficulty that the data support."""
+    rows = np.flatnonzero(table.rows["path"].isin(photos.rows["path"]))
+    tests = {}
+    for difficulty in DIFFICULTIES:
+        try:
+            pairs = generate_pairs(photos, label, difficulty, options.num_pairs, options.seed)
+        except InputError as error:
+            if difficulty == MEDIUM:  # needs nothing but classes
+                raise InputError(f"{error}; choose other photos with --split, or give a list with --pairs") from None
+            log.warning("%s; this difficulty is left out", error)
+            continue
+        if len(pairs) < options.num_pairs // 2 * 2:
+            log.warning(
+                "%s: only %s %s pairs instead of %s are possible, half of them of one %s",
+                table.name, f"{len(pairs):,}", difficulty, f"{options.num_pairs:,}", label,
+            )  # fmt: skip
+        tests[difficulty] = pairs.map_rows(rows)
+    return tests

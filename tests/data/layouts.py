@@ -14,14 +14,14 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from carvision.data.compcars import read_compcars
-from carvision.data.compcars_parts import read_compcars_parts
-from carvision.data.compcars_surveillance import read_compcars_surveillance
-from carvision.data.folder import read_folder
-from carvision.data.manifest import read_manifest
-from carvision.data.oxford102 import read_oxford102
-from carvision.data.packed import read_packed
-from carvision.data.stanford_cars import read_stanford_cars
+from carvision.data.packs.index import read_packed
+from carvision.data.readers.compcars import read_compcars
+from carvision.data.readers.compcars_parts import read_compcars_parts
+from carvision.data.readers.compcars_surveillance import read_compcars_surveillance
+from carvision.data.readers.folder import read_folder
+from carvision.data.readers.manifest import read_manifest
+from carvision.data.readers.oxford102 import read_oxford102
+from carvision.data.readers.stanford_cars import read_stanford_cars
 from carvision.data.table import Table
 
 STANFORD_NAMES = [

@@ -9,9 +9,9 @@ import pandas as pd
 from PIL import Image
 
 from carvision.data.images import Preprocessing
-from carvision.data.pack_shard import Form
-from carvision.data.packing import pack
-from carvision.data.photos import Photos
+from carvision.data.loading.dataset import Photos
+from carvision.data.packs.shard import Form
+from carvision.data.packs.write import pack
 from carvision.data.table import BOX, Classes, Number, Table
 
 NUM = 40

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import scipy.io
 
-from carvision.allowed import ALLOWED
-from carvision.data import compcars, compcars_surveillance
+from carvision.config.schema import ALLOWED
 from carvision.data.build import build_split, build_table, read_table
-from carvision.data.compcars import A_FEW, KNOWN, read_compcars
-from carvision.data.compcars_parts import KNOWN as KNOWN_PARTS
-from carvision.data.compcars_parts import PARTS, read_compcars_parts
-from carvision.data.compcars_surveillance import read_compcars_surveillance
+from carvision.data.readers import compcars, compcars_surveillance
+from carvision.data.readers.compcars import A_FEW, KNOWN, read_compcars
+from carvision.data.readers.compcars_parts import KNOWN as KNOWN_PARTS
+from carvision.data.readers.compcars_parts import PARTS, read_compcars_parts
+from carvision.data.readers.compcars_surveillance import read_compcars_surveillance
 from carvision.data.table import BOX, UNKNOWN, Number
 from carvision.errors import InputError
 from tests import small_runs

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from carvision.data.datamodule import PhotoDataModule
 from carvision.data.images import Preprocessing
-from carvision.data.photos import Photos
+from carvision.data.loading.dataset import Photos
+from carvision.data.loading.loader import PhotoDataModule
 from carvision.data.table import Classes, Number, Table
 from carvision.errors import InputError
 from tests.data import layouts

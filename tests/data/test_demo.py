@@ -9,19 +9,19 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from carvision.data import demo
-from carvision.data.compcars import read_compcars
-from carvision.data.demo_drawing.cars import MAKES, MODELS
-from carvision.data.demo_drawing.photo import OVERSAMPLE, VIEWPOINTS, aim_camera, draw_photo, paint_faces
-from carvision.data.demo_drawing.vehicle import PAINTS, create_finish, create_vehicle
+from carvision.data.readers.compcars import read_compcars
+from carvision.demo import write
+from carvision.demo.cars import MAKES, MODELS
+from carvision.demo.photo import OVERSAMPLE, VIEWPOINTS, aim_camera, draw_photo, paint_faces
+from carvision.demo.vehicle import PAINTS, create_finish, create_vehicle
 from carvision.errors import InputError
 
-NUM = demo.MIN_IMAGES_PER_MODEL
+NUM = write.MIN_IMAGES_PER_MODEL
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return demo.write_demo(tmp_path_factory.mktemp("cache") / "demo", NUM)
+    return write.write_demo(tmp_path_factory.mktemp("cache") / "demo", NUM)
 
 
 def _lines(folder: Path, name: str) -> list[str]:
@@ -96,7 +96,7 @@ def test_the_compcars_reader_reads_it(folder):
 def test_easy_pairs_share_the_viewpoint_and_hard_ones_the_make(folder):
     test = set(_lines(folder, "classification/test.txt"))
     assert _lines(folder, "verification/verification_train.txt") == _lines(folder, "classification/train.txt")
-    for level in demo.PAIR_LEVELS:
+    for level in write.PAIR_LEVELS:
         pairs = [line.split() for line in _lines(folder, f"verification/verification_pairs_{level}.txt")]
         assert len({frozenset(pair[:2]) for pair in pairs}) == len(pairs) >= 24
         for first, second, label in pairs:
@@ -124,15 +124,15 @@ def test_the_box_is_tight_round_the_vehicle(viewpoint):
 
 def test_every_model_has_one_training_car_of_every_paint():
     for model in MODELS:
-        paints, is_test = demo._paints(model, seed=0)
+        paints, is_test = write._paints(model, seed=0)
         assert sorted(paints[~is_test].ravel()) == list(range(len(PAINTS)))
 
 
 def test_same_seed_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "MODELS", MODELS[:2])
+    monkeypatch.setattr(write, "MODELS", MODELS[:2])
     first, again, other = (
         {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-        for root in (demo.write_demo(tmp_path / f"{i}", NUM, seed) for i, seed in enumerate((0, 0, 1)))
+        for root in (write.write_demo(tmp_path / f"{i}", NUM, seed) for i, seed in enumerate((0, 0, 1)))
     )
     assert first == again
     assert {path for path in first if path.suffix == ".jpg"}.isdisjoint(other)
@@ -142,10 +142,10 @@ def test_an_interrupted_writing_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo, "MODELS", MODELS[:1])
-    monkeypatch.setattr(demo, "_write_misc", interrupt)
+    monkeypatch.setattr(write, "MODELS", MODELS[:1])
+    monkeypatch.setattr(write, "_write_misc", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        demo.write_demo(tmp_path / "cache" / "demo", NUM)
+        write.write_demo(tmp_path / "cache" / "demo", NUM)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -154,38 +154,38 @@ def test_of_two_processes_one_wins(tmp_path, monkeypatch):
 
     def write_and_be_overtaken(root, *args):
         root.mkdir()
-        monkeypatch.setattr(demo, "_write_all", lambda root, *args: (root / "winner").mkdir(parents=True))
-        demo.write_demo(tmp_path / "demo", NUM)
+        monkeypatch.setattr(write, "_write_all", lambda root, *args: (root / "winner").mkdir(parents=True))
+        write.write_demo(tmp_path / "demo", NUM)
 
-    monkeypatch.setattr(demo, "_write_all", write_and_be_overtaken)
-    assert demo.write_demo(tmp_path / "demo", NUM) == tmp_path / "demo"
+    monkeypatch.setattr(write, "_write_all", write_and_be_overtaken)
+    assert write.write_demo(tmp_path / "demo", NUM) == tmp_path / "demo"
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
     assert (tmp_path / "demo" / "winner").is_dir()
 
 
 def test_a_complete_folder_is_not_drawn_again(folder, monkeypatch):
-    monkeypatch.setattr(demo, "_write_all", lambda *args: pytest.fail("drawn again"))
-    assert demo.write_demo(folder, NUM) == folder
+    monkeypatch.setattr(write, "_write_all", lambda *args: pytest.fail("drawn again"))
+    assert write.write_demo(folder, NUM) == folder
     with pytest.raises(InputError, match="holds something else"):
-        demo.write_demo(folder, NUM, seed=1)
+        write.write_demo(folder, NUM, seed=1)
 
 
 def test_wrong_arguments_are_errors(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="7 images_per_model are too few; 20 or more"):
-        demo.write_demo(tmp_path / "demo", 7)
+        write.write_demo(tmp_path / "demo", 7)
     with pytest.raises(InputError, match="seed -1 is negative"):
-        demo.write_demo(tmp_path / "demo", NUM, -1)
+        write.write_demo(tmp_path / "demo", NUM, -1)
     with pytest.raises(InputError, match=r"cannot write .*CARVISION_CACHE"):
-        demo.write_demo(tmp_path / "file" / "demo", NUM)
+        write.write_demo(tmp_path / "file" / "demo", NUM)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_the_cache_folder_names_version_and_arguments(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.delenv("CARVISION_CACHE", raising=False)
-    assert demo.demo_folder() == tmp_path / "xdg/carvision" / f"demo-v{demo.DEMO_VERSION}-100-0"
+    assert write.demo_folder() == tmp_path / "xdg/carvision" / f"demo-v{write.DEMO_VERSION}-100-0"
     monkeypatch.setenv("CARVISION_CACHE", str(tmp_path / "own"))
-    assert demo.demo_folder(images_per_model=30, seed=2).parent == tmp_path / "own"
-    assert demo.demo_folder(images_per_model=30, seed=2) != demo.demo_folder(images_per_model=30, seed=3)
-    assert demo.demo_folder(tmp_path).parent == tmp_path
+    assert write.demo_folder(images_per_model=30, seed=2).parent == tmp_path / "own"
+    assert write.demo_folder(images_per_model=30, seed=2) != write.demo_folder(images_per_model=30, seed=3)
+    assert write.demo_folder(tmp_path).parent == tmp_path

@@ -5,10 +5,10 @@ import tarfile
 
 import pytest
 
-from carvision.data import oxford102
-from carvision.data.download import download
-from carvision.data.oxford102 import download_oxford102, read_oxford102
+from carvision.data.readers import oxford102
+from carvision.data.readers.oxford102 import download_oxford102, read_oxford102
 from carvision.errors import InputError
+from carvision.files.download import download
 from tests.data import layouts
 from tests.data.server import serving
 
@@ -68,7 +68,7 @@ def test_what_cannot_be_fetched_is_one_line(tmp_path, server, url):
 
 
 def test_a_server_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("carvision.data.download.ANSWER_S", 0.2)
+    monkeypatch.setattr("carvision.files.download.ANSWER_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/a.bin"
         with pytest.raises(InputError, match=r"could not be fetched into .*: no answer within 0\.2 s\. Check the"):

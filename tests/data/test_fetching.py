@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from carvision.data import fetching
-from carvision.data.fetch_ahead import FetchAhead
-from carvision.data.fetching import Cache, fetch
-from carvision.data.orders import TrainSampler
-from carvision.data.packed import read_packed
+from carvision.data.loading.samplers import TrainSampler
+from carvision.data.packs import remote
+from carvision.data.packs.index import read_packed
+from carvision.data.packs.read import FetchAhead
+from carvision.data.packs.remote import Cache, fetch
 from carvision.errors import InputError
 from tests.data.packs import NUM, pack_small, photos_of, write_photos
 from tests.data.server import serving
@@ -26,7 +26,7 @@ from tests.data.server import serving
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr(fetching, "PAUSES_S", (0, 0))
+    monkeypatch.setattr(remote, "PAUSES_S", (0, 0))
     monkeypatch.setattr(logging.getLogger("carvision"), "propagate", True)  # a run in this process may have ended that
 
 
@@ -128,8 +128,8 @@ def test_what_was_compressed_is_not_unpacked(server, tmp_path):
 
 
 def test_a_trickle_is_refused(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(fetching, "PATIENCE_S", -1)
-    monkeypatch.setattr(fetching, "LEAST_BYTES_S", 10**15)
+    monkeypatch.setattr(remote, "PATIENCE_S", -1)
+    monkeypatch.setattr(remote, "LEAST_BYTES_S", 10**15)
     with pytest.raises(InputError, match=r"pack.json can't be fetched \([\d,]+ bytes came in 0 s, which is too slow"):
         read_remote(server, tmp_path)
     assert server.asked["pack.json"] == 1
@@ -137,7 +137,7 @@ def test_a_trickle_is_refused(server, tmp_path, monkeypatch):
 
 def test_a_shard_that_would_not_fit_is_not_begun(server, tmp_path, monkeypatch):
     table = read_remote(server, tmp_path)
-    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(remote.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(InputError, match=r"data.cache: no space is left on the disk of"):
         table.photo(0).read()
     assert not server.asked[table.shards.all[table.photo(0).shard].name]
@@ -233,7 +233,7 @@ def _fetch_all(url, cache, started) -> None:
 
 
 def test_several_processes_fetch_each_shard_once(server, tmp_path):
-    if fetching.fcntl is None:
+    if remote.fcntl is None:
         pytest.skip("no locks")
     context = multiprocessing.get_context("fork")
     started = context.Event()
@@ -250,7 +250,7 @@ def test_several_processes_fetch_each_shard_once(server, tmp_path):
 
 
 def test_threads_of_a_process_wait_for_each_other_and_leftovers_go(server, tmp_path):
-    if fetching.fcntl is None:
+    if remote.fcntl is None:
         pytest.skip("no locks")
     table = read_remote(server, tmp_path)
     shard = table.shards.all[0]
@@ -270,7 +270,7 @@ def test_a_disk_without_locks_costs_no_more_than_traffic(server, tmp_path, monke
     def flock(*arguments):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(fetching.fcntl, "flock", flock)
+    monkeypatch.setattr(remote.fcntl, "flock", flock)
     table = read_remote(server, tmp_path)
     loader = DataLoader(photos_of(table), sampler=TrainSampler(np.zeros(NUM), 4), batch_size=None, num_workers=2)
     assert not any(batch["bad"] for batch in loader)
@@ -286,7 +286,7 @@ def test_a_full_disk_is_an_error(server, tmp_path, monkeypatch):
     def attempt(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(fetching, "_fetch_often", attempt)
+    monkeypatch.setattr(remote, "_fetch_often", attempt)
     with pytest.raises(InputError, match=r"data.cache: no space is left on the disk of"):
         table.photo(0).read()
 

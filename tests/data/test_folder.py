@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from carvision.data import walk
-from carvision.data.folder import read_folder
+from carvision.data.readers.folder import read_folder
 from carvision.errors import InputError
 from tests.data import layouts
 

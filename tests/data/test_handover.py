@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from carvision.data.datamodule import EarlyLoader, begin_reading
-from carvision.data.handover import SLOTS_OF_READER, HandedOver, empty_bytes, handed_over
+from carvision.data.loading.loader import EarlyLoader, begin_reading
+from carvision.data.loading.shared_batches import SLOTS_OF_READER, HandedOver, empty_bytes, handed_over
 from carvision.errors import InputError
-from carvision.machine import FORK
+from carvision.system.machine import FORK
 
 pytestmark = pytest.mark.skipif(FORK is None, reason="readers are not forked here")
 SIZE = 5000  # bytes: less than two pages
@@ -155,7 +155,7 @@ def test_a_system_without_that_memory_gives_the_dataset_itself(monkeypatch):
 
     batches = Numbered()
     assert handed_over(batches, 0, SIZE) is batches and isinstance(handed_over(batches, 1, SIZE), HandedOver)
-    monkeypatch.setattr("carvision.data.handover.mmap.mmap", refuse)
+    monkeypatch.setattr("carvision.data.loading.shared_batches.mmap.mmap", refuse)
     assert handed_over(batches, 1, SIZE) is batches
 
 

@@ -24,7 +24,7 @@ from carvision.data.health import (
 )
 from carvision.data.images import BadImage, Preprocessing, open_image, to_square
 from carvision.data.inspection import inspect_photo
-from carvision.data.stanford_cars import read_stanford_cars
+from carvision.data.readers.stanford_cars import read_stanford_cars
 from carvision.data.table import BOX, Classes, Number, Table
 from carvision.errors import InputError
 from tests.data.layouts import real_data
@@ -193,7 +193,7 @@ def test_interrupt_ends_the_scan_without_a_word_from_workers(tmp_path, after_s):
 
 
 def test_workers_load_neither_torch_nor_pandas_and_the_scan_no_torch():
-    code = "import sys, carvision.data.inspection, carvision.data.pack_shard; "
+    code = "import sys, carvision.data.inspection, carvision.data.packs.shard; "
     code += "print([m for m in ('torch', 'pandas', 'rich') if m in sys.modules]); "
     code += "import carvision.data.health, carvision.reports.health; print('torch' in sys.modules)"
     root = Path(__file__).parents[2]

@@ -11,9 +11,9 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from carvision.data import images
+from carvision.data.decode import empty_squares, read_square
 from carvision.data.images import FORMATS, BadImage, Preprocessing, open_bytes, open_image, to_square, with_heic
 from carvision.data.inspection import inspect_photo
-from carvision.data.squares import empty_squares, read_square
 from tests.data.test_images import difference, encoded, plain_square, preprocessing, smooth, square_of
 
 

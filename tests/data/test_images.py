@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from carvision.data.decode import empty_squares, read_square
 from carvision.data.images import (
     BadImage,
     Preprocessing,
@@ -19,7 +20,6 @@ from carvision.data.images import (
     to_rgb,
     to_square,
 )
-from carvision.data.squares import empty_squares, read_square
 
 WIDTH, HEIGHT = 96, 64
 

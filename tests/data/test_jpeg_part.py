@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from carvision.data.decode import Libjpeg, Simplejpeg, choose_decoder
 from carvision.data.images import Part
-from carvision.data.jpeg_part import Libjpeg, Simplejpeg, choose_decoder
 from carvision.errors import InputError
 
 DECODERS = {"libjpeg": Libjpeg, "simplejpeg": Simplejpeg}
@@ -111,7 +111,7 @@ def test_threads_decode_at_once(decoder):
 
 def chosen(cache, **variables) -> list[str]:
     code = (
-        "from carvision.data.jpeg_part import choose_decoder; found, why = choose_decoder();"
+        "from carvision.data.decode import choose_decoder; found, why = choose_decoder();"
         "print(found.name if found else 'pillow'); print(why)"
     )
     environment = {**os.environ, "CARVISION_CACHE": str(cache), **variables}

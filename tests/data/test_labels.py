@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 
 import carvision
-from carvision.data.build import build_split, build_table
-from carvision.data.labels import one_against_rest, with_names
+from carvision.data.build import build_split, build_table, one_against_rest, with_names
 from carvision.data.splits import stratified_split
 from carvision.data.table import UNKNOWN, Classes, Table
 from carvision.errors import InputError

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from carvision.data.mixing import Mix, plan_mixing
+from carvision.augment.mixing import Mix, plan_mixing
 
 NUM, HEIGHT, WIDTH = 64, 20, 30
 # Each photo has one value, so that a mixed pixel tells its weights

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from carvision.data.oxford102 import NAMES, read_oxford102
+from carvision.data.readers.oxford102 import NAMES, read_oxford102
 from carvision.errors import InputError
 from tests.data import layouts
 

@@ -9,18 +9,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from carvision.augment.mixing import Mix
+from carvision.augment.pipeline import Augment
 from carvision.data.build import build_table
 from carvision.data.health import scan_photos
-from carvision.data.mixing import Mix
-from carvision.data.orders import TableSampler, TrainSampler
-from carvision.data.packed import read_packed
-from carvision.data.shard_order import windowed_order
+from carvision.data.loading.samplers import TableSampler, TrainSampler
+from carvision.data.packs.index import read_packed
+from carvision.data.packs.read import windowed_order
+from carvision.data.packs.write import verify_pack
 from carvision.data.table import PLACE, Table
-from carvision.data.transforms import Augment
-from carvision.data.verifying import verify_pack
 from carvision.errors import InputError
 from carvision.reports.augment_sheet import plot_augmented
-from carvision.reports.dataset import plot_samples
+from carvision.reports.health import plot_samples
 from tests.data.packs import NUM, change_index, form, pack_small, photos_of, write_photos
 
 

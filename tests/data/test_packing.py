@@ -17,16 +17,16 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from carvision.data import packing
-from carvision.data.compcars import read_compcars
-from carvision.data.folder import read_folder
 from carvision.data.images import BLANK, open_image, read_file
-from carvision.data.packed import read_packed
+from carvision.data.packs import write
+from carvision.data.packs.index import read_packed
+from carvision.data.packs.write import verify_pack
+from carvision.data.readers.compcars import read_compcars
+from carvision.data.readers.folder import read_folder
 from carvision.data.splits import kfold_split, official_split, stratified_split
 from carvision.data.table import BOX, PLACE, SOURCE, Table
-from carvision.data.verifying import verify_pack
 from carvision.errors import InputError
-from carvision.folder_lock import lock_folder
+from carvision.files.locks import lock_folder
 from tests.data.layouts import write_compcars, write_photo
 from tests.data.packs import NUM, form, pack_small, write_photos
 
@@ -326,14 +326,14 @@ def test_two_at_once_are_refused(table, tmp_path):
 
 def test_a_disk_too_small_is_an_error_before_anything_is_written(table, tmp_path, monkeypatch):
     usage = namedtuple("usage", "free")
-    monkeypatch.setattr(packing.shutil, "disk_usage", lambda folder: usage(50_000))
+    monkeypatch.setattr(write.shutil, "disk_usage", lambda folder: usage(50_000))
     with pytest.raises(InputError, match=r"0 MB free, and the shards to be written need about 0 MB"):
         pack_small(table, tmp_path / "pack")
     assert not list((tmp_path / "pack").glob("*.tar"))
 
 
 def test_a_disk_that_becomes_full_keeps_what_is_finished(table, tmp_path, monkeypatch):
-    real, written = packing.write_shard, []
+    real, written = write.write_shard, []
 
     def write_shard(*arguments):
         if len(written) == 3:
@@ -341,10 +341,10 @@ def test_a_disk_that_becomes_full_keeps_what_is_finished(table, tmp_path, monkey
         written.append(arguments[0])
         return real(*arguments)
 
-    monkeypatch.setattr(packing, "write_shard", write_shard)
+    monkeypatch.setattr(write, "write_shard", write_shard)
     with pytest.raises(InputError, match="no space is left on its disk; mend that, and the same command goes on"):
         pack_small(table, tmp_path / "pack")
-    monkeypatch.setattr(packing, "write_shard", real)
+    monkeypatch.setattr(write, "write_shard", real)
     before = times(tmp_path / "pack")
     assert len(before) == 3
     pack_small(table, tmp_path / "pack")

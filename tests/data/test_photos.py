@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from carvision.data.decode import square_of
 from carvision.data.images import BLANK, Preprocessing, open_image
-from carvision.data.orders import TableSampler, TrainSampler, shuffled_cycles
-from carvision.data.photos import PADDING, Photos, random_window
-from carvision.data.squares import square_of
+from carvision.data.loading.dataset import PADDING, Photos, random_window
+from carvision.data.loading.samplers import TableSampler, TrainSampler, shuffled_cycles
 from carvision.data.table import BOX, UNKNOWN, Classes, Number, Table
 from carvision.errors import InputError
 

@@ -5,8 +5,7 @@ import contextlib
 import pytest
 import torch
 
-from carvision.data.datamodule import PhotoDataModule
-from carvision.data.prefetch import Prefetch, tensors_of
+from carvision.data.loading.loader import PhotoDataModule, Prefetch, tensors_of
 from tests.small_runs import demo, train
 
 

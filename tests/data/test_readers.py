@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from carvision.config import conf_dir
+from carvision.config.compose import conf_dir
 from carvision.data.build import build_table
 from carvision.data.table import Classes, validate
 from carvision.errors import InputError

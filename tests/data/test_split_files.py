@@ -7,10 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from carvision.data import copies
-from carvision.data.copies import equal_bytes
-from carvision.data.split_files import write_splits
-from carvision.data.splits import file_split
+from carvision.data import splits
+from carvision.data.splits import equal_bytes, file_split, write_splits
 from carvision.data.table import UNKNOWN, Number, Table
 from carvision.errors import InputError
 from tests.data.test_splits import CODES, table_of
@@ -84,7 +82,7 @@ def test_equal_bytes_against_the_sha256_of_every_file(tmp_path):
 
 def test_files_of_another_size_or_another_end_are_not_read_whole(tmp_path, monkeypatch):
     read = []
-    monkeypatch.setattr(copies, "_digest", lambda path: read.append(Path(path).name) or Path(path).read_bytes())
+    monkeypatch.setattr(splits, "_digest", lambda path: read.append(Path(path).name) or Path(path).read_bytes())
     contents = [b"a" * 9000, b"a" * 9001, b"a" * 8999 + b"b", b"c" + b"a" * 9000]
     found = equal_bytes(table_of(tmp_path, [0] * 4, contents=contents))
     assert len(set(found)) == 4

@@ -7,11 +7,10 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from carvision.data import squares
+from carvision.data import decode as squares
+from carvision.data.decode import empty_squares, load_decoder, read_square, square_of
 from carvision.data.images import BadImage, Preprocessing, decode_part, open_bytes, wanted_part
-from carvision.data.jpeg_part import load_decoder
-from carvision.data.photos import random_window
-from carvision.data.squares import empty_squares, read_square, square_of
+from carvision.data.loading.dataset import random_window
 from tests.data.test_images import encoded, smooth, turned
 from tests.data.test_jpeg_part import jpeg, photo
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import scipy.io
 
-from carvision.data.stanford_cars import KNOWN, make_of, read_stanford_cars
+from carvision.data.readers.stanford_cars import KNOWN, make_of, read_stanford_cars
 from carvision.data.table import BOX
 from carvision.errors import InputError
 from tests.data import layouts
@@ -143,7 +143,7 @@ def test_real_partial_copy():
 @pytest.fixture
 def exists_all(monkeypatch):
     """The real annotations come without the photos: take them all for present."""
-    monkeypatch.setattr("carvision.data.stanford_cars.without_missing_files", lambda table, _: table)
+    monkeypatch.setattr("carvision.data.readers.stanford_cars.without_missing_files", lambda table, _: table)
 
 
 @pytest.mark.parametrize("spelling", ["with_header", "headerless"])

@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from carvision.data.manifest import read_manifest
-from carvision.data.photo_paths import PhotoPaths
-from carvision.data.split_files import read_splits, splits_in
+from carvision.data.paths import PhotoPaths
+from carvision.data.readers.manifest import read_manifest
+from carvision.data.splits import read_splits, splits_in
 from carvision.data.table import BOX, UNKNOWN, Number
 from carvision.errors import InputError
-from carvision.inference.list_file import check, read_list
+from carvision.inference.sources import check, read_list
 from tests.data import layouts
 
 NAMES = ["a/1.jpg", "a/2.jpg", "b/\u00fc 3.jpg", "b/4.jpg"]

@@ -6,10 +6,10 @@ import torchvision.transforms.v2.functional as tv
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from carvision.allowed import AUGMENT_STEPS
-from carvision.config import conf_dir
+from carvision.augment.pipeline import STEPS, Augment, Normalise, to_float
+from carvision.config.compose import conf_dir
+from carvision.config.schema import AUGMENT_STEPS
 from carvision.data.images import Preprocessing
-from carvision.data.transforms import STEPS, Augment, Normalise, to_float
 from carvision.errors import InputError
 from tests.data.augment_steps.photos import made_up_draws, made_up_photos
 

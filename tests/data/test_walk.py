@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from carvision.data import walk as walking
-from carvision.data.folder import read_folder
 from carvision.data.images import FORMATS, with_heic
-from carvision.data.photo_paths import file_of, path_of_text, text_of_path
+from carvision.data.paths import file_of, path_of_text, text_of_path
+from carvision.data.readers.folder import read_folder
 from carvision.data.walk import PHOTO_EXTENSIONS, LeftOut, walk
 from carvision.errors import InputError
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from carvision.diagnosis.devices import describe_devices, judge_devices, read_accelerators
+from carvision.diagnosis.hardware import describe_devices, judge_devices, read_accelerators
 
 NONE = {"nvidia_cards": 0, "nvidia_nodes": 0, "nvidia_driver": None, "tpu_chips": 0, "infiniband": 0}
 CARD = {**NONE, "nvidia_cards": 1, "nvidia_nodes": 1, "nvidia_driver": "470.82.01"}

@@ -15,7 +15,7 @@ from carvision.diagnosis.packages import (
     malicious_packages,
     module_of,
 )
-from carvision.versions import read_versions, requirements
+from carvision.system.versions import read_versions, requirements
 from tests.conftest import ROOT
 from tests.diagnosis.stubs import write_stub
 

@@ -5,8 +5,8 @@ import io
 import pytest
 from PIL import Image
 
-from carvision.diagnosis import photos
-from carvision.diagnosis.photos import (
+from carvision.diagnosis import speed
+from carvision.diagnosis.speed import (
     describe_data,
     describe_decoding,
     draw_jpeg,
@@ -31,7 +31,7 @@ FAST = {"rates": [400.0, 100.0], "shared": 1.0, "decoder": "libjpeg", "why": ""}
 
 
 def test_the_drawn_photo_is_as_large_as_a_real_one():
-    for width, height in photos.SIZES:
+    for width, height in speed.SIZES:
         data = draw_jpeg(width, height)
         image = Image.open(io.BytesIO(data))
         assert image.format == "JPEG" and image.size == (width, height)
@@ -60,7 +60,7 @@ def test_a_folder_is_measured_and_bad_photos_are_counted(tmp_path):
 
 
 def test_a_large_folder_is_looked_at_in_part(tmp_path, monkeypatch):
-    monkeypatch.setattr(photos, "MAX_FILES", 3)
+    monkeypatch.setattr(speed, "MAX_FILES", 3)
     for number in range(9):
         (tmp_path / f"{number}.jpg").touch()
     assert len(find_sample_photos(tmp_path)) == 3

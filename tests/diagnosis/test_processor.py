@@ -2,7 +2,7 @@
 
 import pytest
 
-from carvision.diagnosis.processor import describe_processor, judge_processor, read_memory, read_processor
+from carvision.diagnosis.hardware import describe_processor, judge_processor, read_memory, read_processor
 
 GOOD = {
     "name": "Quick", "machine": 16, "usable": 16, "quota": None, "load": 0.5,

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from carvision.data.datamodule import PhotoDataModule
-from carvision.diagnosis import storage
+from carvision.data.loading.loader import PhotoDataModule
+from carvision.diagnosis import hardware
 from carvision.diagnosis.examine import num_workers
-from carvision.diagnosis.storage import (
+from carvision.diagnosis.hardware import (
     describe_disk,
     file_system,
     judge_disk,
@@ -62,7 +62,7 @@ def test_limits_that_are_in_order():
 
 def test_limits_of_this_system_and_of_one_without(monkeypatch):
     assert set(read_limits()) == set(LIMITS)
-    monkeypatch.setattr(storage, "resource", None)
+    monkeypatch.setattr(hardware, "resource", None)
     assert set(read_limits().values()) == {None}
 
 
@@ -83,7 +83,7 @@ def test_a_disk_that_does_not_answer(tmp_path, monkeypatch):
     def stale(path):
         raise OSError(116, os.strerror(116))
 
-    monkeypatch.setattr(storage.shutil, "disk_usage", stale)
+    monkeypatch.setattr(hardware.shutil, "disk_usage", stale)
     [finding] = judge_disk(read_disk(tmp_path))
     assert finding.severity == "breaks" and "can't be read" in finding.what
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from carvision.diagnosis.variables import judge_compiler, judge_variables, read_compiler
+from carvision.diagnosis.packages import judge_compiler, judge_variables, read_compiler
 
 
 @pytest.mark.parametrize(

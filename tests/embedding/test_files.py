@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from carvision.data.table import UNKNOWN, Classes, Number, Table
-from carvision.embedding.files import ABOUT, INDEX, VALUES, Embeddings, read_embeddings, write_index, write_values
+from carvision.embedding.store import ABOUT, INDEX, VALUES, Embeddings, read_embeddings, write_index, write_values
 from carvision.errors import InputError
 
 

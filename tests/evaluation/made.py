@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 
 from carvision.data.table import UNKNOWN
-from carvision.evaluation.predictions import Predictions
-from carvision.losses import cross_entropy, smooth_l1
+from carvision.evaluation.predict import Predictions
+from carvision.inference.model_file import parents_of
+from carvision.losses.classification import cross_entropy, smooth_l1
 from carvision.metrics import EpochMetrics
-from carvision.portable import parents_of
 
 CODES = [1, 0, 0, 2, 1, 2, 2]  # the make of each model
 LABELS = {

@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from carvision.evaluation.calibration import COLDEST, HOTTEST, bin_of, calibration_error, fit_temperature, reliability
-from carvision.evaluation.coverage import COVERAGES, accuracy_by_coverage, area_under_risk, coverage_table
+from carvision.evaluation.calibration import (
+    COLDEST,
+    COVERAGES,
+    HOTTEST,
+    accuracy_by_coverage,
+    area_under_risk,
+    bin_of,
+    calibration_error,
+    coverage_table,
+    fit_temperature,
+    reliability,
+)
 
 
 def confident(num: int = 400, classes: int = 6, scale: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:

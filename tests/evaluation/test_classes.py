@@ -7,9 +7,9 @@ import pytest
 import sklearn.metrics as sk
 
 from carvision.evaluation.bootstrap import point_metrics
-from carvision.evaluation.classes import class_order, class_table, confused_pairs, confusions, share_within_parent
+from carvision.evaluation.metrics import class_order, class_table, confused_pairs, confusions, share_within_parent
+from carvision.inference.model_file import parents_of
 from carvision.models.decoding import decode
-from carvision.portable import parents_of
 from tests.evaluation.made import CODES, HEAD_WEIGHTS, LABELS, made, photo_losses
 
 

@@ -7,7 +7,7 @@ import torch
 
 from carvision.data.table import UNKNOWN, Classes, Number, Table
 from carvision.errors import InputError
-from carvision.evaluation.matching import match_classes
+from carvision.evaluation.select import match_classes
 
 LABELS = {
     "make": {"ids": ["1", "2"], "names": ["Audi", "BMW"], "parent": None, "parent_codes": []},

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from carvision.errors import InputError
-from carvision.evaluation.photos import compose_data, notes_on_seen_photos, read_photos, select_split
+from carvision.evaluation.select import compose_data, notes_on_seen_photos, read_photos, select_split
 from tests.data.layouts import write_class_folders
 
 OWN = {"name": "folder", "root": "somewhere", "batch_size": 7, "crop_to_box": False, "split": {"kind": "stratified"}}

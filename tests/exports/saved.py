@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from carvision import portable
 from carvision.data.images import Preprocessing
+from carvision.inference import model_file
 from carvision.models.classifier import Classifier, Head
-from carvision.models.dense import NO_LAYERS, Layers
+from carvision.models.parts import NO_LAYERS, Layers
 
 LABELS = {
     "make": {"ids": ["3", "7"], "names": ["Audi", "BMW"], "parent": None, "parent_codes": []},
@@ -38,5 +38,5 @@ def save_model(
             buffer.normal_(std=0.1)
     folder.mkdir(parents=True, exist_ok=True)
     preprocessing = Preprocessing(size_px, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), "bicubic", "squash")
-    portable.save(model, folder, LABELS, preprocessing, "joint", METRICS, CONFIG)
+    model_file.save(model, folder, LABELS, preprocessing, "joint", METRICS, CONFIG)
     return folder

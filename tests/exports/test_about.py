@@ -4,9 +4,7 @@ import pytest
 import torch
 
 from carvision.errors import InputError
-from carvision.exports.about import public_about
-from carvision.exports.agreement import largest_difference, require_agreement
-from carvision.exports.files import atomic_export
+from carvision.exports.shared import atomic_export, largest_difference, public_about, require_agreement
 from tests.exports.saved import CONFIG
 
 

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 import carvision
-from carvision.exports.agreement import random_images
+from carvision.exports.shared import random_images
 from tests.exports.clean import run_with_only
 from tests.exports.conftest import RUN
 

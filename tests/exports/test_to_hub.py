@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 
 import carvision
 from carvision.errors import InputError
-from carvision.exports.to_hub import export_hub
+from carvision.exports.hub import export_hub
 from tests.exports.conftest import RUN
 from tests.exports.saved import save_model
 from tests.model_files import change, rewrite

@@ -10,8 +10,8 @@ import torch
 
 import carvision
 from carvision.errors import InputError
-from carvision.exports import to_onnx
-from carvision.exports.to_onnx import export_onnx
+from carvision.exports import graphs
+from carvision.exports.graphs import export_onnx
 from tests.exports.conftest import RUN
 from tests.exports.saved import save_model
 
@@ -40,7 +40,7 @@ def test_it_is_valid_and_takes_any_batch(exports):
 
 def test_odd_heads_and_weights_in_a_second_file(tmp_path, monkeypatch):
     """A name with a dot, a number, a head called like a layer; and a network above the size of one file."""
-    monkeypatch.setattr(to_onnx, "LARGEST_FILE_MB", 0)
+    monkeypatch.setattr(graphs, "LARGEST_FILE_MB", 0)
     model = carvision.load(save_model(tmp_path))
     told = export_onnx(model, tmp_path / "new" / "model.onnx")
     assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["model.onnx", "model.onnx.data"]
@@ -58,12 +58,12 @@ def test_odd_heads_and_weights_in_a_second_file(tmp_path, monkeypatch):
 
 def test_a_file_that_disagrees_is_not_kept(tmp_path, monkeypatch):
     model = carvision.load(save_model(tmp_path))
-    monkeypatch.setattr(to_onnx, "_write", lambda model, path: path.write_bytes(b"not ours"))
+    monkeypatch.setattr(graphs, "_write", lambda model, path: path.write_bytes(b"not ours"))
 
     def wrong(model, path):
-        to_onnx.require_agreement(1e-3, to_onnx.TOLERANCE, path.name)
+        graphs.require_agreement(1e-3, graphs.ONNX_TOLERANCE, path.name)
 
-    monkeypatch.setattr(to_onnx, "_check", wrong)
+    monkeypatch.setattr(graphs, "_check", wrong)
     with pytest.raises(InputError, match=r"model.onnx differs from the run's network by 1.0e-03"):
         export_onnx(model, tmp_path / "model.onnx")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
@@ -71,8 +71,8 @@ def test_a_file_that_disagrees_is_not_kept(tmp_path, monkeypatch):
 
 def test_what_is_not_installed_is_said(tmp_path, monkeypatch):
     model = carvision.load(save_model(tmp_path))
-    real = to_onnx.importlib.util.find_spec
-    monkeypatch.setattr(to_onnx.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else real(name))
+    real = graphs.importlib.util.find_spec
+    monkeypatch.setattr(graphs.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else real(name))
     with pytest.raises(InputError, match=r"onnxscript is not installed; pip install 'carvision\[onnx\]'"):
         export_onnx(model, tmp_path / "model.onnx")
 

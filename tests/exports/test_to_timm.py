@@ -13,10 +13,9 @@ from timm.data import CustomDatasetInfo, create_transform, resolve_model_data_co
 import carvision
 from carvision.data.images import Preprocessing
 from carvision.errors import InputError
-from carvision.exports.to_timm import CROP_MODES, export_timm
-from carvision.models.blocks import Neck
-from carvision.models.dense import Layers
-from carvision.portable import to_input
+from carvision.exports.timm import CROP_MODES, export_timm
+from carvision.inference.model_file import to_input
+from carvision.models.parts import Layers, Neck
 from tests.exports.saved import LABELS, save_model
 
 

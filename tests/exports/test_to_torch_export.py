@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import carvision
-from carvision.exports.to_torch_export import export_torch
+from carvision.exports.graphs import export_torch
 from tests.conftest import ROOT
 from tests.exports.saved import save_model
 

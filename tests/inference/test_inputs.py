@@ -6,14 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from carvision.errors import InputError
-from carvision.inference.inputs import (
-    Photo,
-    Sources,
-    check_sources,
-    count_photos,
-    iterate_photos,
-    require_photos,
-)
+from carvision.inference.sources import Photo, Sources, check_sources, count_photos, iterate_photos, require_photos
 
 
 @pytest.fixture

@@ -3,15 +3,15 @@
 import pandas as pd
 import pytest
 
-from carvision.data.photo_paths import PhotoPaths
+from carvision.data.paths import PhotoPaths
 from carvision.errors import InputError
-from carvision.inference import list_file
-from carvision.inference.list_file import check, columns_of, has_boxes
+from carvision.inference import sources
+from carvision.inference.sources import check, columns_of, has_boxes
 
 
 def read_list(file, split, labels):
     """Without the files."""
-    return [(path, *rest) for path, _, *rest in list_file.read_list(file, split, labels, PhotoPaths(file.parent))]
+    return [(path, *rest) for path, _, *rest in sources.read_list(file, split, labels, PhotoPaths(file.parent))]
 
 
 TABLE = pd.DataFrame(

@@ -8,11 +8,10 @@ import torch
 from PIL import Image
 
 import carvision
-from carvision import portable
 from carvision.data.images import Preprocessing
 from carvision.errors import InputError
-from carvision.inference.predictor import CROP, Predictor, views
-from carvision.inference.reading import choose_device, predict_items
+from carvision.inference import model_file
+from carvision.inference.predictor import CROP, Predictor, choose_device, predict_items, views
 from carvision.models.classifier import Classifier, Head
 from tests.inference.tiny import LABELS, write_photos
 
@@ -25,7 +24,7 @@ def load(folder, seed: int, preprocessing: Preprocessing, labels: dict = LABELS,
         for name in heads:
             network.get_submodule(f"head_{name}")["output"].weight.mul_(120)  # probabilities that differ clearly
     folder.mkdir()
-    portable.save(network, folder, labels, preprocessing, "joint", {}, {})
+    model_file.save(network, folder, labels, preprocessing, "joint", {}, {})
     model = carvision.load(folder)
     model.temperature = dict.fromkeys(model.classes, temperature)
     return model

@@ -3,7 +3,7 @@
 import logging
 import sys
 
-from carvision.inference import progress
+from carvision.files import progress
 
 
 def test_the_bar_is_on_standard_error_with_its_name(capsys, monkeypatch):

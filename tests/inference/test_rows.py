@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from carvision.errors import InputError
-from carvision.inference.inputs import Photo
 from carvision.inference.rows import NOT_A_NUMBER, Layout, best_codes, rows_of
+from carvision.inference.sources import Photo
 
 IDS = {"make": ["3", "7"], "model": ["1", "2", "9"], "only": ["o"]}
 NAMES = {"make": ["Audi", "BMW"], "model": ["A4", "X5", "X5"], "only": ["One"]}

@@ -2,8 +2,8 @@
 
 from collections import Counter
 
-from carvision.inference.inputs import Photo
-from carvision.inference.tally import ClassSample, ReservoirSample, Tally
+from carvision.inference.run import ClassSample, ReservoirSample, Tally
+from carvision.inference.sources import Photo
 
 LABELS = ("make", "model")
 IDS = {"make": ["3", "7"], "model": ["1", "2", "9"]}

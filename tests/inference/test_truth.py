@@ -2,8 +2,8 @@
 
 import pytest
 
-from carvision.inference.inputs import Photo
-from carvision.inference.truth import TrueClasses
+from carvision.inference.known import TrueClasses
+from carvision.inference.sources import Photo
 
 IDS = {"make": ["3", "7", "307"], "model": ["1", "2", "307", "9"]}
 NAMES = {"make": ["Audi", "BMW", "Mazda"], "model": ["A4", "307", "X5", "X5"]}

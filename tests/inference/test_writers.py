@@ -12,8 +12,7 @@ import pytest
 
 from carvision.errors import InputError
 from carvision.inference import writers
-from carvision.inference.unfinished import partial_path, settings_path
-from carvision.inference.writers import open_output
+from carvision.inference.writers import open_output, partial_path, settings_path
 
 COLUMNS = {"path": "text", "make": "text", "make_prob": "number", "make_probs": ("3", "7"), "error": "text"}
 CLASSES = {"make": {"ids": ["3", "7"], "names": ["Audi", "BMW"]}}
@@ -229,7 +228,7 @@ def test_two_at_once_are_refused(tmp_path):
     code = (
         "import sys, pathlib\n"
         "from carvision.errors import InputError\n"
-        "from carvision.inference.unfinished import claim\n"
+        "from carvision.inference.writers import claim\n"
         "for file in sys.argv[1:]:\n"
         "    try: claim(pathlib.Path(file), {'--tta': 'none'}, False)\n"
         "    except InputError as error: print(error)\n"

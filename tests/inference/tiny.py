@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from carvision import portable
 from carvision.data.images import Preprocessing
+from carvision.inference import model_file
 from carvision.models.classifier import Classifier, Head, Layers
 
 LABELS = {
@@ -27,7 +27,7 @@ def save_tiny(folder: Path, seed: int = 0, crop_to_box: bool = False) -> Path:
         for name in ("make", "model"):
             model.get_submodule(f"head_{name}").output.weight.mul_(40)
     preprocessing = Preprocessing(32, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
-    portable.save(model, folder, LABELS, preprocessing, "joint", {}, {}, crop_to_box=crop_to_box)
+    model_file.save(model, folder, LABELS, preprocessing, "joint", {}, {}, crop_to_box=crop_to_box)
     return folder
 
 

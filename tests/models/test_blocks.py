@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from carvision.models.blocks import ChannelGate, GeM, Neck, create_neck
+from carvision.models.parts import ChannelGate, GeM, Neck, create_neck
 
 
 def feature_map(*shape: int, dtype=torch.float64) -> torch.Tensor:

@@ -9,7 +9,7 @@ from torch import nn
 
 from carvision.errors import InputError
 from carvision.models.classifier import Classifier, Head, classifier_from
-from carvision.models.dense import Layers
+from carvision.models.parts import Layers
 
 F = 96  # features of test_resnet
 

@@ -10,9 +10,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from carvision.config import conf_dir, plain_config
+from carvision.config.compose import conf_dir, plain_config
 from carvision.errors import InputError
-from carvision.models.dense import ACTIVATIONS, Dense, Layers, described
+from carvision.models.parts import ACTIVATIONS, Dense, Layers, described
 from carvision.training.build import build_layers
 
 

@@ -6,12 +6,11 @@ import pytest
 import torch
 
 import carvision
-from carvision import portable
 from carvision.data.images import Preprocessing
 from carvision.errors import InputError
+from carvision.inference import model_file
 from carvision.models.classifier import Classifier, Head, classifier_from
-from carvision.models.dense import Layers
-from carvision.models.embedding import Embedding
+from carvision.models.parts import Embedding, Layers
 
 LABELS = {"model": {"ids": ["1", "2", "9"], "names": ["A4", "X5", "X6"], "parent": None, "parent_codes": []}}
 
@@ -23,7 +22,7 @@ def network(trunk: tuple = (7,), layers: tuple = (5,), difference: tuple = (), p
 
 
 def save(model: Classifier, folder) -> Classifier:
-    portable.save(model, folder, LABELS, Preprocessing(32, (0.5,) * 3, (0.5,) * 3), "independent", {}, {})
+    model_file.save(model, folder, LABELS, Preprocessing(32, (0.5,) * 3, (0.5,) * 3), "independent", {}, {})
     return model
 
 

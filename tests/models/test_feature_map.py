@@ -7,8 +7,8 @@ from torch import nn
 
 from carvision.errors import InputError
 from carvision.models.backbones import load_backbone_weights
-from carvision.models.blocks import ChannelGate, Neck
 from carvision.models.classifier import Classifier, Head, classifier_from
+from carvision.models.parts import ChannelGate, Neck
 
 AFTER = {  # small networks, and what they have after the feature map
     "test_resnet": (),

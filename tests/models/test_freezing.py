@@ -7,8 +7,8 @@ from torch import nn
 
 from carvision.errors import InputError
 from carvision.models.classifier import Classifier, Head
-from carvision.models.dense import Layers
 from carvision.models.freezing import frozen_parameters, wholly_frozen
+from carvision.models.parts import Layers
 
 
 class Small(nn.Module):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from carvision.models.head_weights import HeadWeights
+from carvision.models.parts import HeadWeights
 
 BOTH = torch.tensor([True, True])
 

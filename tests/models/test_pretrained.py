@@ -13,7 +13,7 @@ from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_
 from safetensors.torch import save
 
 from carvision.errors import InputError
-from carvision.models import pretrained
+from carvision.models import backbones
 from carvision.models.backbones import create_backbone
 
 FILE = "/timm/test_resnet.r160_in1k/resolve/main/model.safetensors"
@@ -72,12 +72,12 @@ def ask(monkeypatch, tmp_path):
     """ask(url) has the hub at that address, and an empty cache of its own."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(pretrained, "ANSWER_S", 0.5)
+    monkeypatch.setattr(backbones, "ANSWER_S", 0.5)
 
     def point(url: str) -> None:
-        monkeypatch.setattr(pretrained, "hf_hub_url", partial(hf_hub_url, endpoint=url))
-        monkeypatch.setattr(pretrained, "hf_hub_download", partial(hf_hub_download, endpoint=url, cache_dir=tmp_path))
-        monkeypatch.setattr(pretrained, "try_to_load_from_cache", partial(try_to_load_from_cache, cache_dir=tmp_path))
+        monkeypatch.setattr(backbones, "hf_hub_url", partial(hf_hub_url, endpoint=url))
+        monkeypatch.setattr(backbones, "hf_hub_download", partial(hf_hub_download, endpoint=url, cache_dir=tmp_path))
+        monkeypatch.setattr(backbones, "try_to_load_from_cache", partial(try_to_load_from_cache, cache_dir=tmp_path))
 
     return point
 

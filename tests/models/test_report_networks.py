@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from carvision.models.classifier import Classifier, Head, classifier_from
-from carvision.models.dense import Layers
+from carvision.models.parts import Layers
 from carvision.models.report_networks import REPORTS
 
 MAPS = {  # size_px, feature map

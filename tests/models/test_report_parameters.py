@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from carvision.models.blocks import NO_NECK, Neck
 from carvision.models.classifier import Classifier, Head
-from carvision.models.dense import NO_LAYERS, Layers
+from carvision.models.parts import NO_LAYERS, NO_NECK, Layers, Neck
 
 # Keras' totals without the top (include_top=False), as its model summaries print them
 KERAS = {

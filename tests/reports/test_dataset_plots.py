@@ -11,9 +11,15 @@ from rich.console import Console
 from carvision.data.health import class_counts, scan_photos
 from carvision.data.table import BOX, Classes, Table
 from carvision.errors import InputError
-from carvision.reports.dataset import UNREADABLE, plot_class_counts, plot_samples
-from carvision.reports.health import choose_classes, print_health, write_health
-from carvision.reports.style import SPLIT_COLOURS
+from carvision.reports.health import (
+    UNREADABLE,
+    choose_classes,
+    plot_class_counts,
+    plot_samples,
+    print_health,
+    write_health,
+)
+from carvision.reports.plots import SPLIT_COLOURS
 
 RED = (200, 30, 30)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from carvision.reports.markdown import code_block, escape_markdown
+from carvision.reports.tables import code_block, escape_markdown
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from carvision.data.images import BadImage
-from carvision.reports.photos_on_sheets import read_small
+from carvision.reports.photos import read_small
 
 
 def test_small_photos_are_upright_and_cropped(tmp_path):

@@ -6,8 +6,7 @@ import pytest
 from PIL import Image
 
 from carvision.errors import InputError
-from carvision.reports.photos_on_sheets import width_px
-from carvision.reports.prediction_grid import RIGHT, TEXT_PX, TEXT_SIZE, WRONG, Caption, _lines, plot_predictions
+from carvision.reports.photos import RIGHT, TEXT_PX, TEXT_SIZE, WRONG, Caption, _lines, plot_predictions, width_px
 
 LONG = "Chevrolet Corvette Ron Fellows Edition Z06 2007"
 

@@ -5,10 +5,9 @@ import sys
 import numpy as np
 import pytest
 
+from carvision.embedding.search import Engine, Index
 from carvision.errors import InputError
-from carvision.retrieval.approximate import Index
-from carvision.retrieval.engine import Engine
-from carvision.retrieval.search import nearest
+from carvision.metrics.exact_search import nearest
 from tests.retrieval.test_figures import made
 
 

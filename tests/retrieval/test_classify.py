@@ -5,8 +5,8 @@ import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, precision_recall_fscore_support
 from sklearn.neighbors import KNeighborsClassifier
 
-from carvision.retrieval.classify import knn_metrics, vote
-from carvision.retrieval.search import nearest
+from carvision.embedding.search import knn_metrics, vote
+from carvision.metrics.exact_search import nearest
 from tests.retrieval.test_figures import made
 
 KS = (1, 2, 3, 4, 7, 20)

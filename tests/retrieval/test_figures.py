@@ -5,9 +5,9 @@ import pytest
 import torch
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
-from carvision.retrieval import figures
-from carvision.retrieval.figures import leave_one_out_metrics, num_relevant, query_metrics
-from carvision.retrieval.search import nearest
+from carvision.metrics import neighbours as figures
+from carvision.metrics.exact_search import nearest
+from carvision.metrics.neighbours import leave_one_out_metrics, num_relevant, query_metrics
 
 
 def made(num: int, num_classes: int, seed: int, width: int = 8) -> tuple[np.ndarray, np.ndarray]:

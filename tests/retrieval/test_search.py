@@ -8,8 +8,8 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from carvision.errors import InputError
-from carvision.retrieval import search
-from carvision.retrieval.search import _inner_products, _keys_of, _rows_of, _scores_of, nearest, without_own
+from carvision.metrics import exact_search
+from carvision.metrics.exact_search import _inner_products, _keys_of, _rows_of, _scores_of, nearest, without_own
 
 
 def made(num: int, width: int = 24, classes: int = 20, spread: float = 0.5, seed: int = 0) -> np.ndarray:
@@ -40,7 +40,7 @@ def by_loops(queries: np.ndarray, gallery: np.ndarray, k: int, distance: str, ow
 @pytest.mark.parametrize("distance", ["cosine", "l2"])
 @pytest.mark.parametrize(("k", "blocks"), [(5, (32, 96)), (5, (1024, 16384)), (5, (7, 50)), (40, (64, 128))])
 def test_all_pairs_in_float64_have_the_same_neighbours(monkeypatch, fast, distance, k, blocks):
-    monkeypatch.setattr(search, "_is_fast_in_bfloat16", lambda: fast)
+    monkeypatch.setattr(exact_search, "_is_fast_in_bfloat16", lambda: fast)
     queries, gallery = made(83, seed=1) * 3, made(260) * np.linspace(0.5, 2, 260, dtype=np.float32)[:, None]
     scores, rows = nearest(queries, gallery, k, distance, blocks=blocks)
     expected, expected_rows = by_loops(queries, gallery, k, distance)
@@ -53,7 +53,7 @@ def test_all_pairs_in_float64_have_the_same_neighbours(monkeypatch, fast, distan
 @pytest.mark.parametrize("distance", ["cosine", "l2"])
 @pytest.mark.parametrize("blocks", [(16, 96), (1024, 16384)])
 def test_the_own_row_is_left_out(monkeypatch, fast, distance, blocks):
-    monkeypatch.setattr(search, "_is_fast_in_bfloat16", lambda: fast)
+    monkeypatch.setattr(exact_search, "_is_fast_in_bfloat16", lambda: fast)
     gallery = made(200)
     scores, rows = nearest(gallery, gallery, 5, distance, leave_one_out=True, blocks=blocks)
     expected, expected_rows = by_loops(gallery, gallery, 5, distance, np.arange(200))
@@ -67,10 +67,10 @@ def test_the_own_row_is_left_out(monkeypatch, fast, distance, blocks):
 def test_the_rough_look_is_taken_and_lets_little_through(monkeypatch):
     """Else the tests above would say nothing of it."""
     looked, dense = [], []
-    monkeypatch.setattr(search, "_is_fast_in_bfloat16", lambda: True)
-    monkeypatch.setattr(search, "_inner_products", lambda *a: looked.append(len(a[2])) or _inner_products(*a))
-    merge_all = search._merge_all
-    monkeypatch.setattr(search, "_merge_all", lambda *a: dense.append(1) or merge_all(*a))
+    monkeypatch.setattr(exact_search, "_is_fast_in_bfloat16", lambda: True)
+    monkeypatch.setattr(exact_search, "_inner_products", lambda *a: looked.append(len(a[2])) or _inner_products(*a))
+    merge_all = exact_search._merge_all
+    monkeypatch.setattr(exact_search, "_merge_all", lambda *a: dense.append(1) or merge_all(*a))
     gallery = made(4000, width=64, classes=50)
     nearest(gallery, gallery, 10)
     assert not dense and 10 * 4000 < sum(looked) < 100 * 4000
@@ -198,7 +198,9 @@ def test_keys_are_in_the_order_of_scores_then_rows():
     keys = _keys_of(scores, rows)
     assert (keys.argsort() == torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9])).all()  # of the zeros row 3 is the better
     assert (_scores_of(keys) == scores).all() and (_rows_of(keys) == rows).all()
-    assert _scores_of(torch.tensor([search.EMPTY_KEY])) == -torch.inf and keys.min() + 2**32 > search.EMPTY_KEY
+    assert (
+        _scores_of(torch.tensor([exact_search.EMPTY_KEY])) == -torch.inf and keys.min() + 2**32 > exact_search.EMPTY_KEY
+    )
 
 
 def test_the_last_goes_where_the_own_row_is_not_found():

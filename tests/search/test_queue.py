@@ -10,21 +10,21 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from carvision.reports.search.report import trials_frame
-from carvision.search import alive
+from carvision.search import queue as alive
 from carvision.search.build import build_sweep
-from carvision.search.queue import cells_of
-from carvision.search.trials import (
+from carvision.search.queue import (
     BROKEN,
     CELL,
     DEATHS,
     RETRY_OF,
     ROOT,
     SURPLUS,
+    cells_of,
     folder_of,
     is_finished,
     latest,
 )
+from carvision.search.report import trials_frame
 from tests import forked
 from tests.search.small_sweeps import LR, queue_of, small_sweep, trials_of
 

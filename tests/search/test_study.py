@@ -7,6 +7,7 @@ from optuna.trial import TrialState
 
 from carvision.errors import InputError
 from carvision.search.build import build_sweep
+from carvision.search.queue import BROKEN, ROOT
 from carvision.search.study import (
     BEGUN_WITH,
     JOURNAL,
@@ -18,7 +19,6 @@ from carvision.search.study import (
     truncate_partial_line,
 )
 from carvision.search.trial import as_first, count_once
-from carvision.search.trials import BROKEN, ROOT
 from tests.search.small_sweeps import LR, small_sweep
 
 pytestmark = pytest.mark.optuna

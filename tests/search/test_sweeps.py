@@ -16,11 +16,11 @@ import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
-from carvision.folder_lock import is_locked
-from carvision.reports.search.report import write_best
+from carvision.files.locks import is_locked
 from carvision.search.build import compose
-from carvision.search.command import caches_features
-from carvision.search.trials import SURPLUS, latest
+from carvision.search.queue import SURPLUS, latest
+from carvision.search.report import write_best
+from carvision.search.run import caches_features
 from carvision.sweep import sweep
 from tests import forked
 from tests.conftest import ROOT

@@ -23,9 +23,9 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def counted(monkeypatch):
     """A list, to which each fit of this test adds its Counting."""
-    from carvision.training import xla
+    from carvision.training.distributed import tpu
     from tests.tpu import counting
 
     fits = []
-    monkeypatch.setattr(xla, "Steps", lambda: fits.append(counting.Counting()) or fits[-1])
+    monkeypatch.setattr(tpu, "Steps", lambda: fits.append(counting.Counting()) or fits[-1])
     return fits

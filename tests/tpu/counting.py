@@ -3,7 +3,7 @@
 import torch_xla
 from torch_xla.debug import metrics
 
-from carvision.training.xla import Steps
+from carvision.training.distributed.tpu import Steps
 
 
 def counts() -> dict[str, int]:

@@ -11,9 +11,9 @@ from tests.small_runs import config, demo
 
 
 def test_the_strategy_of_several_cores_trains_and_tests_in_its_own_process(demo_photos):
-    from carvision.training import xla
+    from carvision.training.distributed import tpu
 
-    class Two(xla.XLAOnCPU):
+    class Two(tpu.XLAOnCPU):
         """That says so: Lightning takes the strategy for more than one device only."""
 
         @staticmethod
@@ -23,13 +23,13 @@ def test_the_strategy_of_several_cores_trains_and_tests_in_its_own_process(demo_
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     cfg = config(*demo(demo_photos), "augment=none")
     figures = []
-    for arguments in ({"accelerator": xla.XLAOnCPU()}, {"accelerator": Two(), "strategy": xla.MultiCoreStrategy()}):
+    for arguments in ({"accelerator": tpu.XLAOnCPU()}, {"accelerator": Two(), "strategy": tpu.MultiCoreStrategy()}):
         datamodule = build_datamodule(cfg, None)
         lit = build_lit_classifier(cfg, datamodule.table)
         trainer = pl.Trainer(
             **arguments, devices=1, max_epochs=1, logger=False, enable_checkpointing=False, num_sanity_val_steps=0,
             enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-            callbacks=[xla.Steps()],
+            callbacks=[tpu.Steps()],
         )  # fmt: skip
         trainer.fit(lit, datamodule=datamodule)
         assert trainer.current_epoch == 1  # which Lightning's own launcher would have left behind in another process

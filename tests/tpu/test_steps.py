@@ -9,11 +9,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
-from carvision.allowed import AUGMENT_STEPS
-from carvision.config import conf_dir
-from carvision.data.transforms import Augment
-from carvision.metric_losses import create_metric_loss
-from carvision.training.optimizers import OPTIMIZERS, create_optimizer
+from carvision.augment.pipeline import Augment
+from carvision.config.compose import conf_dir
+from carvision.config.schema import AUGMENT_STEPS
+from carvision.losses.metric import create_metric_loss
+from carvision.training.optim import OPTIMIZERS, create_optimizer
 from tests.training.test_lit_classifier import batch_of, lit_classifier
 
 NAMES = [*OPTIMIZERS, "lamb", "lion"]
@@ -113,7 +113,7 @@ def on_device(lit, batch: dict, device):
 def test_bf16_mixed_puts_bfloat16_into_the_graph_and_not_into_the_weights(device):
     import torch_xla
 
-    from carvision.training.xla import BFloat16
+    from carvision.training.distributed.tpu import BFloat16
 
     lit, batch = on_device(lit_classifier(), batch_of(), device)
 
@@ -133,13 +133,13 @@ def test_bf16_mixed_puts_bfloat16_into_the_graph_and_not_into_the_weights(device
 
 
 def test_dropout_follows_its_seed_and_nothing_is_compiled_for_it(device):
-    from carvision.training import xla
+    from carvision.training.distributed import tpu
     from tests.tpu.counting import counted_steps
 
     seeds, results = [1, 2, 1, 2**62], []
 
     def step(number):
-        xla.seed(seeds[number])
+        tpu.seed(seeds[number])
         results.append(F.dropout(torch.ones(4, 64, device=device), 0.5))
 
     first, *others = counted_steps(step, num=4)

@@ -28,7 +28,7 @@ def _train(folder: Path, overrides: tuple[str, ...], stuck: str) -> None:
     for stream in (1, 2):
         os.dup2(out, stream)
     from carvision.errors import one_line_errors
-    from carvision.training.lit_classifier import LitClassifier
+    from carvision.training.module import LitClassifier
     from tests.small_runs import train
 
     def step(self, batch, batch_idx):

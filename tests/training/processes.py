@@ -133,9 +133,9 @@ def _train_all(variables: dict[str, str], runs: list[tuple[Path, list[str]]], si
     os.environ.clear()
     os.environ.update(variables)
     from carvision.errors import one_line_errors
-    from carvision.training.launch import is_first_process
-    from carvision.training.lit_classifier import LitClassifier
-    from carvision.training.many_processes import gather_objects
+    from carvision.training.distributed.collectives import gather_objects
+    from carvision.training.distributed.launch import is_first_process
+    from carvision.training.module import LitClassifier
     from tests.small_runs import train
 
     losses, sizes = [], {}

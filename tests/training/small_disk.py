@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from carvision.errors import InputError
-from carvision.run_log import start_log
-from carvision.training import build_trainer
+from carvision.files.log import start_log
+from carvision.training import trainer as build_trainer
 from carvision.training.callbacks import Curves
-from carvision.training.checkpoints import is_intact
+from carvision.training.run.checkpoints import is_intact
 from tests.small_runs import demo, train
 
 DISK, PHOTOS, OTHER_DISK = map(Path, sys.argv[1:])

@@ -6,9 +6,9 @@ import torch
 import yaml
 from pytorch_lightning.plugins.precision import Precision
 
-from carvision.data.photos import Photos
+from carvision.data.loading.dataset import Photos
 from carvision.errors import InputError
-from carvision.models.dense import Layers
+from carvision.models.parts import Layers
 from carvision.training import batch_size
 from carvision.training.batch_size import (
     find_batch_size,
@@ -17,7 +17,7 @@ from carvision.training.batch_size import (
     require_batch_norm_size,
     trained_batch_norms,
 )
-from carvision.training.lit_classifier import LitClassifier
+from carvision.training.module import LitClassifier
 from tests.small_runs import config, demo, train
 from tests.training.test_lit_classifier import FLIP, lit_classifier, phases
 
@@ -104,7 +104,7 @@ def test_without_a_gpu_a_number_is_asked_for(demo_photos, tmp_path, overrides, m
 
 
 def test_the_number_is_stored_and_taken_again_by_a_run_that_goes_on(demo_photos, tmp_path, monkeypatch, small_memory):
-    monkeypatch.setattr("carvision.training.build_trainer.require_gpu", lambda trainer: None)
+    monkeypatch.setattr("carvision.training.trainer.require_gpu", lambda trainer: None)
     sizes, real = [], Photos.__getitem__
     monkeypatch.setattr(Photos, "__getitem__", lambda self, keys: sizes.append(len(keys)) or real(self, keys))
     overrides = [*demo(demo_photos), "data.batch_size=auto", "run.max_epochs_per_start=1"]
@@ -158,7 +158,7 @@ def test_a_search_for_the_batch_size_knows_that_batch_norm_needs_two(small_memor
 
 
 def test_not_one_photo_that_fits_is_said(demo_photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("carvision.training.build_trainer.require_gpu", lambda trainer: None)
+    monkeypatch.setattr("carvision.training.trainer.require_gpu", lambda trainer: None)
     monkeypatch.setattr(batch_size, "find_batch_size", lambda *_: 0)
     with pytest.raises(InputError, match="not even one photo fits on the GPU"):
         train(tmp_path / "run", *demo(demo_photos), "data.batch_size=auto")

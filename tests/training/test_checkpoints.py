@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from carvision.training.checkpoints import Output, VerifiedCheckpointIO, is_intact, link_or_copy, num_bytes
+from carvision.training.run.checkpoints import Output, VerifiedCheckpointIO, is_intact, link_or_copy, num_bytes
 
 
 @pytest.fixture

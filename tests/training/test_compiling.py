@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from carvision.errors import InputError
-from carvision.training.compiling import compile_steps, require_compiler, undo_compilation
+from carvision.training.compile import compile_steps, require_compiler, undo_compilation
 from tests.small_runs import demo, train
 from tests.training.test_lit_classifier import FLIP, batch_of, lit_classifier
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from carvision.errors import InputError
-from carvision.training.determinism import nondeterministic_operation_errors, set_deterministic
-from carvision.training.lit_classifier import LitClassifier
+from carvision.training.hardware import nondeterministic_operation_errors, set_deterministic
+from carvision.training.module import LitClassifier
 from tests.small_runs import SMALL, demo, train
 from tests.training.test_killed_runs import assert_same_run
 

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 import carvision
 from carvision.errors import InputError
-from carvision.portable import description_of
+from carvision.inference.model_file import description_of
 from carvision.training.build import build_classifier, build_preprocessing
-from carvision.training.lit_classifier import LitClassifier
+from carvision.training.module import LitClassifier
 from tests.inference.tiny import LABELS, save_tiny
 from tests.model_files import change, refusal, rewrite
 from tests.small_runs import config

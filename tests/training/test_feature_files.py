@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from carvision.training import feature_files
-from carvision.training.feature_files import (
+from carvision.training.features import store
+from carvision.training.features.store import (
     FeatureFileWriter,
     digest_of_tensors,
     features_folder,
@@ -138,4 +138,4 @@ def test_the_digest_of_weights_sees_every_change():
     assert digest_of_tensors({"a": channels_last}) == digest_of_tensors(
         {"a": channels_last.to(memory_format=torch.channels_last)}
     )
-    assert feature_files.HEADER % 4096 == 0
+    assert store.HEADER % 4096 == 0

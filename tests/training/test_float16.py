@@ -5,8 +5,8 @@ import pytest
 import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
 
-from carvision.training import build_trainer
-from carvision.training.lit_classifier import LitClassifier
+from carvision.training import trainer as build_trainer
+from carvision.training.module import LitClassifier
 from tests.small_runs import demo, train
 
 

@@ -7,9 +7,9 @@ import torch
 import yaml
 
 from carvision.errors import InputError
-from carvision.training import build_trainer
-from carvision.training.build_trainer import trainer_values
+from carvision.training import trainer as build_trainer
 from carvision.training.hardware import resolve_precision
+from carvision.training.trainer import trainer_values
 from tests.small_runs import config, demo, train
 
 

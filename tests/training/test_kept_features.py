@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import carvision
-from carvision.data import photos
+from carvision.config.schema import random_transforms
+from carvision.data.loading import dataset
 from carvision.errors import InputError
-from carvision.fixed_photos import random_transforms
-from carvision.training import feature_files
-from carvision.training.feature_pass import padded_batches
+from carvision.training.features import store
+from carvision.training.features.cache import padded_batches
 from tests.small_runs import config, demo, train
 from tests.training.processes import write_manifest
 from tests.training.test_resuming import cut, start_and_cut  # noqa: F401 - cut is a fixture
@@ -29,13 +29,13 @@ NECK = ["model.neck=[spatial_dropout,attention]", "model.pool=gem"]
 @pytest.fixture
 def decoded(monkeypatch):
     """A list to which the name of every photo is added that is opened."""
-    names, real = [], photos.read_file
+    names, real = [], dataset.read_file
 
     def read_file(path):
         names.append(Path(path).name)
         return real(path)
 
-    monkeypatch.setattr(photos, "read_file", read_file)
+    monkeypatch.setattr(dataset, "read_file", read_file)
     return names
 
 
@@ -171,12 +171,12 @@ def test_a_full_disk_and_a_small_limit_keep_them_in_memory(demo_photos, decoded,
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(feature_files, "_allocate", full)
+    monkeypatch.setattr(store, "_allocate", full)
     decoded.clear()
     train(tmp_path / "full", *overrides, f"features.dir={tmp_path / 'kept'}")
     assert len(decoded) == 240 and not list((tmp_path / "kept").iterdir())
     assert "No space left on device" in (tmp_path / "full" / "run.log").read_text()
-    monkeypatch.setattr("carvision.training.feature_pass.MAX_MEMORY_BYTES", 10)
+    monkeypatch.setattr("carvision.training.features.cache.MAX_MEMORY_BYTES", 10)
     decoded.clear()
     train(tmp_path / "large", *overrides, f"features.dir={tmp_path / 'kept'}")
     assert len(decoded) > 2 * 145 and "can't be cached" in (tmp_path / "large" / "run.log").read_text()

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from carvision.training.checkpoints import LAST, NEW
+from carvision.training.run.checkpoints import LAST, NEW
 from tests.small_runs import demo
 from tests.training.forked import printed, start, wait_for
 

@@ -9,10 +9,10 @@ import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies.launchers import subprocess_script
 
-from carvision.data.mixing import Mix
+from carvision.augment.mixing import Mix
 from carvision.errors import InputError
-from carvision.training import launch, many_processes
-from carvision.training.sharding import blocks_of, check_fsdp
+from carvision.training.distributed import collectives, launch
+from carvision.training.distributed.fsdp import blocks_of, check_fsdp
 from tests.small_runs import config, demo, train
 from tests.training.processes import by_srun, by_torchrun, environment, free_port
 
@@ -121,9 +121,9 @@ def test_one_process_asks_nobody(monkeypatch):
         assert launch.broadcast_at_start(lambda: ["folder", True]) == ["folder", True]
         with launch.first_process_first():
             pass
-    assert (many_processes.any_process(True), many_processes.any_process(False)) == (True, False)
-    assert many_processes.broadcast_object("a") == "a"
-    assert many_processes.gather_objects({"a": 1}) == [{"a": 1}]
+    assert (collectives.any_process(True), collectives.any_process(False)) == (True, False)
+    assert collectives.broadcast_object("a") == "a"
+    assert collectives.gather_objects({"a": 1}) == [{"a": 1}]
     with pytest.raises(ValueError, match="as it was"), launch.run_together(trainer()):
         raise ValueError("as it was")
 

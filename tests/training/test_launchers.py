@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from carvision.data.orders import TrainSampler
+from carvision.data.loading.samplers import TrainSampler
 from tests.training.processes import by_srun, by_torchrun, environment, free_port, run_afresh, run_all, write_manifest
 
 pytestmark = pytest.mark.slow

@@ -7,8 +7,8 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from carvision.data.table import UNKNOWN
-from carvision.losses import cross_entropy
-from carvision.training.linear_solvers import Layer, class_frame, fit_layer, half_squared_error, plain_frame
+from carvision.losses.classification import cross_entropy
+from carvision.training.features.linear_start import Layer, class_frame, fit_layer, half_squared_error, plain_frame
 
 
 @pytest.fixture

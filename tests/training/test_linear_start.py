@@ -8,14 +8,13 @@ import pandas as pd
 import pytest
 import torch
 
-from carvision.data import photos
-from carvision.data.kept_photos import KeptPhotos
+from carvision.data.loading import dataset
+from carvision.data.loading.dataset import KeptPhotos
 from carvision.errors import InputError
 from carvision.models.classifier import Classifier, Head
-from carvision.training import linear_start
-from carvision.training.linear_solvers import half_squared_error
-from carvision.training.linear_start import choose_layer, wants_linear_start
-from carvision.training.lit_classifier import LitClassifier
+from carvision.training.features import linear_start
+from carvision.training.features.linear_start import choose_layer, half_squared_error, wants_linear_start
+from carvision.training.module import LitClassifier
 from tests.small_runs import config, demo, train
 from tests.training.processes import train_together, write_manifest
 from tests.training.test_killed_runs import assert_same_run
@@ -59,8 +58,8 @@ def test_it_is_better_than_random_heads_before_the_first_step_counts(overrides, 
 
 
 def test_it_never_sees_a_test_photo_and_leaves_the_backbone_alone(demo_photos, tmp_path, monkeypatch):
-    opened, real, seen = set(), photos.read_file, {}
-    monkeypatch.setattr(photos, "read_file", lambda path: (opened.add(Path(path).name), real(path))[1])
+    opened, real, seen = set(), dataset.read_file, {}
+    monkeypatch.setattr(dataset, "read_file", lambda path: (opened.add(Path(path).name), real(path))[1])
 
     class Looking(linear_start.LinearStart):
         def on_train_start(self, trainer, module):
@@ -70,7 +69,7 @@ def test_it_never_sees_a_test_photo_and_leaves_the_backbone_alone(demo_photos, t
             after = module.model.backbone.state_dict()
             seen["equal"] = all(torch.equal(value, after[name]) for name, value in before.items())
 
-    monkeypatch.setattr("carvision.training.fit.LinearStart", Looking)
+    monkeypatch.setattr("carvision.training.run.fit.LinearStart", Looking)
     train(tmp_path / "run", *demo(demo_photos), *START, "augment=light")
     splits = pd.read_csv(tmp_path / "run" / "splits.csv")
     test = {path.rpartition("/")[2] for path in splits.loc[splits["split"] == "test", "path"]}

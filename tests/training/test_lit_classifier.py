@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from carvision.data.table import UNKNOWN
 from carvision.models.classifier import Classifier, Head, Layers
-from carvision.training.lit_classifier import LitClassifier
-from carvision.training.schedules import r0_lr
+from carvision.training.module import LitClassifier
+from carvision.training.optim import r0_lr
 
 CODES = [0, 0, 1, 2]  # the make of each model
 LABELS = {

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from carvision.errors import InputError
-from carvision.training.run_folder import EXTENDING, is_finished
+from carvision.training.run.folder import EXTENDING, is_finished
 from tests.small_runs import demo, train
 from tests.training.test_killed_runs import assert_equal
 from tests.training.test_resuming import ENDED, cut, start_and_cut  # noqa: F401  cut is a fixture

@@ -17,10 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchmetrics import Metric
 
-from carvision.config import conf_dir
-from carvision.data.transforms import STEPS
+from carvision.augment.pipeline import STEPS
+from carvision.config.compose import conf_dir
 from carvision.training.callbacks import MovingAverage
-from carvision.training.lit_classifier import seed_rng
+from carvision.training.module import seed_rng
 from carvision.training.nonfinite import NonFiniteLoss
 from tests.training.test_lit_classifier import AUGMENT, batch_of, lit_classifier
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from carvision.errors import InputError
-from carvision.training.lit_classifier import LitClassifier
+from carvision.training.module import LitClassifier
 from tests.small_runs import demo, train
 
 

@@ -10,20 +10,21 @@ from hydra import compose, initialize_config_dir
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from carvision.config import conf_dir, plain_config
+from carvision.config.compose import conf_dir, plain_config
 from carvision.errors import InputError
 from carvision.models.classifier import Classifier, Head
-from carvision.models.embedding import Embedding
-from carvision.training import optimizers
-from carvision.training.optimizers import (
+from carvision.models.parts import Embedding
+from carvision.training import optim
+from carvision.training.optim import (
     FUSED,
     OPTIMIZERS,
+    SAM,
     create_optimizer,
     exempt_from_decay,
+    frozen_statistics,
     lr_factors_of,
     parameter_groups,
 )
-from carvision.training.sam import SAM, frozen_statistics
 
 CHOICES = sorted(file.stem for file in (conf_dir() / "optimizer").glob("*.yaml"))
 
@@ -319,7 +320,7 @@ def trained(name: str, steps: int, state: dict | None = None, **values) -> tuple
 
 @pytest.mark.parametrize("name", sorted(FUSED))
 def test_fused_kernels_are_taken_where_there_are_some_and_as_the_user_says(name, monkeypatch):
-    monkeypatch.setattr(optimizers, "has_fused_kernel", lambda name, groups: False)  # as on a TPU
+    monkeypatch.setattr(optim, "has_fused_kernel", lambda name, groups: False)  # as on a TPU
     plain, optimizer = trained(name, 3)
     assert not optimizer.defaults["fused"]
     state = copy.deepcopy({"model": plain.state_dict(), "optimizer": optimizer.state_dict()})
@@ -335,13 +336,13 @@ def test_fused_kernels_are_taken_where_there_are_some_and_as_the_user_says(name,
     longer, resumed = trained(name, 2, state)  # begun on a TPU, gone on with on the CPU, and the other way round
     assert all(group["fused"] for group in resumed.param_groups)
     state = copy.deepcopy({"model": longer.state_dict(), "optimizer": resumed.state_dict()})
-    monkeypatch.setattr(optimizers, "has_fused_kernel", lambda name, groups: False)
+    monkeypatch.setattr(optim, "has_fused_kernel", lambda name, groups: False)
     _, back = trained(name, 2, state)
     assert not any(group["fused"] for group in back.param_groups)
 
 
 def test_only_floats_on_the_cpu_and_on_cuda_have_a_fused_kernel():
     parameters = list(network().parameters())
-    assert optimizers.has_fused_kernel("sgd", [{"params": parameters}])
+    assert optim.has_fused_kernel("sgd", [{"params": parameters}])
     for odd in (torch.zeros(2, device="meta"), torch.zeros(2, dtype=torch.int64)):
-        assert not optimizers.has_fused_kernel("sgd", [{"params": [*parameters, odd]}])
+        assert not optim.has_fused_kernel("sgd", [{"params": [*parameters, odd]}])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from carvision.data.compcars import read_compcars
+from carvision.data.readers.compcars import read_compcars
 from carvision.evaluation.run import run as evaluate
 from tests.data.packs import form
 from tests.data.server import serving
@@ -19,7 +19,7 @@ def packed(demo_photos, tmp_path_factory):
     """The folder of the demo data as a pack of some ten shards."""
     from dataclasses import replace
 
-    from carvision.data.packing import pack
+    from carvision.data.packs.write import pack
 
     folder = tmp_path_factory.mktemp("packed") / "demo"
     table = replace(read_compcars(demo_photos, known=None), name="demo", heads=("make", "model"))

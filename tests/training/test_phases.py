@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from carvision.errors import InputError
 from carvision.evaluate import evaluate
-from carvision.training.build_phases import build_phases
-from carvision.training.lit_classifier import LitClassifier
+from carvision.training.module import LitClassifier
+from carvision.training.optim import build_phases
 from tests.small_runs import config, demo, train
 from tests.training.test_killed_runs import assert_same_run
 

@@ -6,8 +6,8 @@ import sys
 
 import pytorch_lightning as pl
 
-from carvision.training.provenance import write_environment
-from carvision.versions import name_of, requirements
+from carvision.system.versions import name_of, requirements
+from carvision.training.run.provenance import write_environment
 from tests.small_runs import demo, train
 
 

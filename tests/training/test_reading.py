@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from carvision.data.photos import Photos
-from carvision.training.lit_classifier import LitClassifier
+from carvision.data.loading.dataset import Photos
+from carvision.training.module import LitClassifier
 from tests.small_runs import demo, train
 
 EPOCHS = 2

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 import torch
 
-from carvision.data.split_files import write_splits
+from carvision.data.splits import write_splits
 from carvision.data.table import Classes, Table
 from carvision.errors import InputError
-from carvision.training.resuming import require_same_photos
-from carvision.training.run_folder import lock_folder
-from carvision.training.stopping import Stopping
+from carvision.training.run.folder import lock_folder
+from carvision.training.run.resume import require_same_photos
+from carvision.training.run.stopping import Stopping
 from tests.small_runs import demo, train
 from tests.training.test_killed_runs import assert_same_run
 

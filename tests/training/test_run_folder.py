@@ -9,11 +9,11 @@ import threading
 import pytest
 from safetensors import SafetensorError
 
-from carvision import folder_lock
-from carvision.config import is_as_shipped
+from carvision.config.compose import is_as_shipped
 from carvision.errors import InputError
-from carvision.training.lit_classifier import LitClassifier
-from carvision.training.run_folder import (
+from carvision.files import locks
+from carvision.training.module import LitClassifier
+from carvision.training.run.folder import (
     checkpoint_bytes,
     disk_errors,
     flat_config,
@@ -33,7 +33,7 @@ def test_a_disk_without_locks_is_told_and_used(number, tmp_path, monkeypatch, ca
     def lockf(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(folder_lock.fcntl, "lockf", lockf)
+    monkeypatch.setattr(locks.fcntl, "lockf", lockf)
     with lock_folder(tmp_path):
         pass
     assert f"has no locks ([Errno {number}]" in caplog.text
@@ -44,7 +44,7 @@ def test_a_folder_that_is_in_use_is_refused(number, tmp_path, monkeypatch):
     def lockf(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(folder_lock.fcntl, "lockf", lockf)
+    monkeypatch.setattr(locks.fcntl, "lockf", lockf)
     with pytest.raises(InputError, match="another process is training into"):
         lock_folder(tmp_path)
 

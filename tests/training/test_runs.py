@@ -14,9 +14,9 @@ from PIL import Image
 import carvision
 import carvision.data.build
 from carvision.errors import InputError
-from carvision.folders import claim_folder
-from carvision.training.build_trainer import stop_rule
-from carvision.training.lit_classifier import LitClassifier
+from carvision.files.folders import claim_folder
+from carvision.training.module import LitClassifier
+from carvision.training.trainer import stop_rule
 from tests import forked
 from tests.data.layouts import write_class_folders
 from tests.small_runs import SMALL, config, demo, train

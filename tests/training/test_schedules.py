@@ -7,9 +7,9 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from carvision.config import conf_dir
+from carvision.config.compose import conf_dir
 from carvision.errors import InputError
-from carvision.training.schedules import cosine_factor, create_schedule, lr_factor, r0_lr
+from carvision.training.optim import cosine_factor, create_schedule, lr_factor, r0_lr
 
 STEPS = 7  # of an epoch
 

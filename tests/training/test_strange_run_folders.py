@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 import torch
 
-from carvision import folders
 from carvision.errors import InputError
+from carvision.files import folders
 from carvision.training.callbacks import read_history
-from carvision.training.run_folder import is_finished
+from carvision.training.run.folder import is_finished
 from tests.small_runs import demo, train
 
 OVERRIDES = ["optimizer.lr=0.01", "augment=none", "features.keep=false"]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from carvision.errors import InputError
-from carvision.training import tpu_cores
+from carvision.training.distributed import tpu_cores
 
 
 def machine(monkeypatch, device="TPU", cores=4, ips=("10.0.0.5",), worker=0, cores_of_chip=1) -> list[list[str]]:

@@ -14,7 +14,7 @@ from carvision.errors import InputError
 from carvision.evaluation import run as evaluation
 from carvision.reports.comparison.frame import runs_frame
 from carvision.reports.comparison.runs import read_run
-from carvision.reports.curves import plot_curves
+from carvision.reports.plots import plot_curves
 from carvision.search.worker import objective_values
 from carvision.training.callbacks import Patience
 from tests.data.layouts import write_photo

@@ -5,10 +5,9 @@ import pytest
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from carvision.verification import scores
-from carvision.verification.linear_svm import C_OF_ALL, fit_linear_svm
-from carvision.verification.methods import fit_methods
+from carvision.verification import pairs as scores
 from carvision.verification.pairs import Pairs
+from carvision.verification.score import C_OF_ALL, fit_linear_svm, fit_methods
 
 
 def made(num=30, num_pairs=100, dims=6, seed=0) -> tuple[np.ndarray, np.ndarray, Pairs]:

@@ -10,15 +10,12 @@ import pytest
 from PIL import Image
 
 from carvision.data.table import Classes, Table
-from carvision.embedding.files import Embeddings
+from carvision.embedding.store import Embeddings
 from carvision.errors import InputError
-from carvision.reports.verification import accuracy_table, curve_tables, scores_frame, write_verification
 from carvision.verification import METHODS
-from carvision.verification.figures import accuracy, best_threshold
-from carvision.verification.pairs import Pairs, generate_pairs
-from carvision.verification.scores import l2
-from carvision.verification.scoring import ScoredPairs, score
-from carvision.verification.task import VerificationTask
+from carvision.verification.pairs import Pairs, VerificationTask, generate_pairs, l2
+from carvision.verification.run import accuracy_table, curve_tables, scores_frame, write_verification
+from carvision.verification.score import ScoredPairs, accuracy, best_threshold, score
 
 NAMES = tuple("abcdef")
 

@@ -8,16 +8,14 @@ import pandas as pd
 from rich.console import Console
 
 from carvision.errors import InputError
-from carvision.folders import refuse_foreign_folder
+from carvision.files.atomic import write_csv
+from carvision.files.folders import refuse_foreign_folder
 from carvision.reports.comparison.frame import check_column, finest_metric, runs_frame, sort_by
-from carvision.reports.comparison.matrix import against_of, matrix_of
-from carvision.reports.comparison.names import differing_keys, name_runs, text_of
-from carvision.reports.comparison.plots import MAX_CURVES, plot_against, plot_comparison
+from carvision.reports.comparison.plots import MAX_CURVES, plot_against, plot_comparison, plot_matrix, plot_trade_off
 from carvision.reports.comparison.runs import Run, find_runs, read_run
+from carvision.reports.comparison.settings import against_of, differing_keys, matrix_of, name_runs, text_of
 from carvision.reports.comparison.sheets import TextTable, against_table, matrix_tables, runs_table, settings_table
-from carvision.reports.comparison.tables import print_runs, print_table, write_html, write_markdown
-from carvision.reports.comparison.trade_off import plot_matrix, plot_trade_off
-from carvision.whole_files import write_csv
+from carvision.reports.tables import print_runs, print_table, write_html, write_markdown
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from carvision.config.compose import flat_config
 from carvision.errors import InputError
-from carvision.flat_config import flat_config
 
 log = logging.getLogger(__name__)
 

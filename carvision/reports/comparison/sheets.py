@@ -13,9 +13,8 @@ from carvision.reports.comparison.frame import (
     is_fraction,
     lower_is_better,
 )
-from carvision.reports.comparison.matrix import Matrix
-from carvision.reports.comparison.names import text_of
 from carvision.reports.comparison.runs import SPLITS, Run
+from carvision.reports.comparison.settings import Matrix, text_of
 
 BEST, OVERALL = "best", "overall"
 RUN_TITLES = {

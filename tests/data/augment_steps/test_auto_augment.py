@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from carvision.data.augment_steps.auto_augment import OPERATIONS, TABLES, rand_augment, trivial_augment
+from carvision.augment.auto import OPERATIONS, TABLES, rand_augment, trivial_augment
 from tests.data.augment_steps.photos import NEARLY_1, made_up_draws, made_up_photos
 
 PHOTOS = made_up_photos(height=40, width=36)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from carvision.data.augment_steps.blur import blur, gaussian_kernel
-from carvision.data.augment_steps.erasing import erase
+from carvision.augment.colour import blur, gaussian_kernel
+from carvision.augment.mixing import erase
 from tests.data.augment_steps.photos import made_up_draws, made_up_photos
 
 PHOTOS = made_up_photos()

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
 
-from carvision.data.augment_steps import colour
+from carvision.augment import colour
 from tests.data.augment_steps.photos import made_up_draws, made_up_photos
 
 PHOTOS = made_up_photos()

@@ -8,7 +8,7 @@ import torch
 import torchvision.transforms.v2.functional as tv
 from scipy import ndimage
 
-from carvision.data.augment_steps import geometry
+from carvision.augment import geometry
 from tests.data.augment_steps.photos import made_up_draws, made_up_photos
 
 SCIPY_BORDERS = {"reflect": "mirror", "edge": "nearest"}

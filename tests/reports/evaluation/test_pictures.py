@@ -9,13 +9,12 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
+from carvision.evaluation import pictures
 from carvision.evaluation.calibration import reliability
-from carvision.evaluation.classes import confused_pairs, confusions
-from carvision.evaluation.predictions import Predictions
-from carvision.reports.evaluation import confusion, curves, pairs
-from carvision.reports.evaluation.layout import wrap_text
-from carvision.reports.photos_on_sheets import width_px
-from carvision.reports.style import save_figure
+from carvision.evaluation.metrics import confused_pairs, confusions
+from carvision.evaluation.predict import Predictions
+from carvision.reports.photos import width_px, wrap_text
+from carvision.reports.plots import save_figure
 
 NAME = "Mercedes-Benz SL-Class Coupe"
 
@@ -29,7 +28,7 @@ def figures(monkeypatch) -> list:
         kept.append(figure)
         save_figure(figure, file)
 
-    for module in (confusion, curves, pairs):
+    for module in (pictures, pictures, pictures):
         monkeypatch.setattr(module, "save_figure", keep)
     return kept
 
@@ -65,7 +64,7 @@ def test_a_confusion_matrix_of_any_size(num_classes, num_parents, tmp_path, figu
     sizes = np.sort(np.random.default_rng(1).integers(max(1, num_parents), size=num_classes))
     parents = [f"Make number {i}" if num_parents else "" for i in sizes]
     file = tmp_path / "confusion.png"
-    confusion.plot_confusion(cells, names, parents, "a run on test: model", "5 photos. " * 20, file)
+    pictures.plot_confusion(cells, names, parents, "a run on test: model", "5 photos. " * 20, file)
     width, height = Image.open(file).size
     assert 500 < width < 2600 and 400 < height < 2600
     assert file.stat().st_size < 2e6
@@ -79,13 +78,13 @@ def test_a_confusion_matrix_of_any_size(num_classes, num_parents, tmp_path, figu
 def test_colours_of_the_matrix_are_shares_of_the_true_class(cell):
     counts = np.zeros((9, 9), int)
     counts[1, 1], counts[1, 4], counts[4, 8] = 3, 1, 2
-    pixels = confusion._pixels(counts, cell)
+    pixels = pictures._pixels(counts, cell)
     assert pixels.shape == (9 * cell, 9 * cell, 3)
 
     def colour(row: int, column: int) -> list[int]:
         return pixels[row * cell + cell // 2, column * cell + cell // 2].tolist()
 
-    of_share = {share: (255 * np.array(confusion.COLOURS(confusion.NORM(share))[:3])).astype(int).tolist()
+    of_share = {share: (255 * np.array(pictures.SHADES(pictures.NORM(share))[:3])).astype(int).tolist()
                 for share in (0.25, 0.75, 1.0)}  # fmt: skip
     assert [colour(1, 1), colour(1, 4), colour(4, 8)] == [of_share[0.75], of_share[0.25], of_share[1.0]]
     assert colour(4, 2) == [255] * 3 and colour(7, 4) == [239] * 3  # class 7 has no photos
@@ -94,7 +93,7 @@ def test_colours_of_the_matrix_are_shares_of_the_true_class(cell):
 
 def test_a_class_without_photos_and_a_title_that_looks_like_a_formula(tmp_path, figures):
     names, parents = ["$x_1$", "_", "long " * 30], ["", "", ""]
-    confusion.plot_confusion(make_cells(2, 9), names, parents, "$a on $ " * 30, "", tmp_path / "c.png")
+    pictures.plot_confusion(make_cells(2, 9), names, parents, "$a on $ " * 30, "", tmp_path / "c.png")
     assert_nothing_overlaps(figures[0])
     assert any("grey" in text.get_text() for text in figures[0].axes[0].texts)
 
@@ -114,7 +113,7 @@ def draw_pairs(predictions: Predictions, names: list[str], predicted: list[int],
     targets = predictions.targets["model"].numpy()
     table = confused_pairs(confusions(targets, np.array(predicted)))
     file = folder / "confused.png"
-    pairs.plot_pairs(table, predictions, "model", names, torch.tensor(predicted), "pairs", True, file)
+    pictures.plot_pairs(table, predictions, "model", names, torch.tensor(predicted), "pairs", True, file)
     return file
 
 
@@ -129,7 +128,7 @@ def test_confused_pairs_with_photos_of_each_kind(tmp_path, figures):
     assert {"2 of 5 taken for B", "1 of 3 taken for A", "1 of 2 taken for B", "0 of 5 taken for A"} <= set(texts)
     assert sum("%" in text for text in texts) == len(axes.images) == (2 + 2 + 1 + 2) + (1 + 1 + 2) + (1 + 1)
     assert texts.count("none") == 3  # no photo of 0 is taken for 2, none of 2 for 3, none of 3 is recognised
-    assert Image.open(file).height > 3 * pairs.TILE_PX
+    assert Image.open(file).height > 3 * pictures.TILE_PX
 
 
 def test_one_mistake_and_none(tmp_path, figures):
@@ -155,13 +154,13 @@ def test_reliability_and_coverage(tmp_path, figures):
     targets = torch.randint(4, (90,), generator=random)
     bins = reliability(probs, targets)
     for diagrams in ({"as it is": bins}, {"as it is": bins, "temperature 2": bins}):
-        curves.plot_reliability(diagrams, "a run: model", tmp_path / "reliability.png")
+        pictures.plot_reliability(diagrams, "a run: model", tmp_path / "reliability.png")
         assert len(figures[-1].axes) == 2 * len(diagrams)
         assert figures[-1].axes[0].get_title(loc="left").startswith("as it is: ECE ")
     right = (probs.argmax(1) == targets).numpy()
     surest = {f"head {i}": (probs.max(1).values.numpy(), right) for i in range(14)}
     for heads in (surest, {"one photo": (np.array([0.5]), np.array([True]))}):
-        curves.plot_coverage(heads, "a run", tmp_path / "coverage.png")
+        pictures.plot_coverage(heads, "a run", tmp_path / "coverage.png")
         assert len(figures[-1].axes[0].lines) == 2 * len(heads)
     assert Image.open(tmp_path / "coverage.png").width > 500
 

@@ -12,10 +12,9 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from carvision.evaluation.predictions import Predictions
-from carvision.reports.evaluation import of_head
-from carvision.reports.evaluation.report import write_evaluation
-from carvision.reports.evaluation.tables import cell, metric_tables, number, percent
+from carvision.evaluation import report as of_head
+from carvision.evaluation.predict import Predictions
+from carvision.evaluation.report import cell, metric_tables, number, percent, write_evaluation
 from tests.evaluation.made import HEAD_WEIGHTS, LABELS, epoch_of, made, photo_losses
 
 

@@ -1,0 +1,1 @@
+"""Augmentation on the device: functions on batches, composed by `pipeline`."""

@@ -1,1 +1,0 @@
-"""The steps of the augmentation: functions on batches, listed in `carvision.data.transforms.STEPS`."""

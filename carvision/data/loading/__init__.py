@@ -1,0 +1,1 @@
+"""From a Table's split to batches: datasets, samplers and data loaders."""

@@ -1,0 +1,330 @@
+"""A pack: photos in shards (tar files), and beside them the whole Table of the data set that was packed.
+
+pack.json               classes of the labels, size and SHA-256 of every file, how it was packed; written last
+table.parquet           a row a photo: path, labels, split, box, group; shard, offset, length and checksum
+train-00000.tar ...     the photos, and their labels once more for other readers; also val, test, unsplit
+packing/                what carvision.pack needs to go on with, or to mend, what it has begun; no reader does
+"""
+
+import hashlib
+import io
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypedDict, cast
+
+import numpy as np
+import pandas as pd
+import pyarrow.compute
+import pyarrow.parquet
+
+from carvision.config.validators import (
+    MAX_JSON_BYTES,
+    Check,
+    check_parent,
+    either,
+    list_of,
+    mapping_of,
+    matching,
+    optional,
+    parse_json,
+    record,
+    text,
+    whole,
+)
+from carvision.data.packs.read import NUM_AHEAD, Shard, Shards
+from carvision.data.packs.remote import Cache, fetch, fetch_text, is_url
+from carvision.data.readers.disk import existing_root
+from carvision.data.table import BOX, PLACE, SOURCE, SPLITS, Classes, Number, Table, validate
+from carvision.errors import InputError
+from carvision.files.atomic import write_json, written_whole
+from carvision.files.folders import cache_folder
+
+log = logging.getLogger(__name__)
+
+INDEX, TABLE = "pack.json", "table.parquet"
+STATE = "packing"
+FORMAT = 1
+WHERE = "Give the folder that python -m carvision.pack has written, or a URL of it"
+
+# What pack.json may hold: it comes from whoever runs the server of a URL, and tells what is read, and written where.
+_sha256 = matching("[0-9a-f]{64}", "a SHA-256 as 64 hexadecimal digits")
+_any_text = matching("(?s).*", "a text")
+_classes = record(ids=list_of(text), names=list_of(_any_text), parent=optional(text), parent_codes=list_of(whole(0)))
+FIELDS: dict[str, Check] = {
+    "name": text,
+    "photos": mapping_of(whole(1, 2**40)),
+    "finest": text,
+    "heads": list_of(text),
+    "labels": mapping_of(either(_classes, record(unit=_any_text))),
+    "table": record(bytes=whole(1, 2**31), sha256=_sha256),
+    "shards": list_of(
+        record(
+            name=matching(r"[a-z]{1,20}-\d{5,9}\.tar", "a name such as train-00000.tar"),
+            bytes=whole(1, 2**40),
+            sha256=_sha256,
+        )
+    ),
+}
+RESERVED = ("path", "split", "group", *BOX, *PLACE, SOURCE)  # columns that are no labels
+# Bytes of a photo in table.parquet: the checksum alone is four that can't be packed, and a path is the longest text
+LEAST_ROW, MOST_ROW = 4, 5000
+LEAST_BYTES = 2 * 512  # of a photo in a shard: the headers of its two members
+
+
+class FileDescription(TypedDict):
+    """A file of a pack: its size, and the SHA-256 of its bytes as hex."""
+
+    bytes: int
+    sha256: str
+
+
+class ShardDescription(FileDescription):
+    name: str
+
+
+class PackIndex(TypedDict):
+    """What pack.json holds. photos: how many of each split. labels: Classes or Number as plain values. table: of
+    table.parquet. packed: what the photos were packed with."""
+
+    format: int
+    name: str
+    photos: dict[str, int]
+    finest: str
+    heads: list[str]
+    labels: dict[str, dict[str, Any]]
+    table: FileDescription
+    shards: list[ShardDescription]
+    packed: dict[str, Any]
+
+
+def write_index(table: Table, packed: dict[str, Any]) -> PackIndex:
+    """table.parquet and then pack.json into table.shards.place. packed: how. Returns what pack.json holds."""
+    shards = shards_of(table)
+    folder = Path(shards.place)
+    with written_whole(folder / TABLE) as partial:
+        table.rows.to_parquet(partial, index=False)
+    content = (folder / TABLE).read_bytes()
+    counts = table.rows["split"].replace("", "unsplit").value_counts()
+    index: PackIndex = {
+        "format": FORMAT,
+        "name": table.name,
+        "photos": {name: int(counts[name]) for name in sorted(counts.index)},
+        "finest": table.finest,
+        "heads": list(table.heads),
+        "labels": {name: asdict(label) for name, label in table.labels.items()},
+        "table": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()},
+        "shards": [{"name": each.name, "bytes": each.bytes, "sha256": each.sha256} for each in shards.all],
+        "packed": packed,
+    }
+    write_json(folder / INDEX, index)
+    return index
+
+
+def read_packed(
+    root: Path | str | None,
+    *,
+    allow_missing: bool = False,
+    window: int | None = None,
+    cache: Path | None = None,
+    cache_gb: float | None = None,
+) -> Table:
+    """The Table as it was packed: the same rows, labels, classes, boxes, groups and splits.
+
+    root: a folder or a URL. A shard of a folder that lacks or has another size is an error; with allow_missing its
+    photos are left out with a warning. window: see Shards. cache, cache_gb: of a URL, where its shards are fetched to
+    (by default cache_folder()/packs), and how much of them is kept at most.
+    """
+    if is_url(root):
+        return _read_remote(str(root).rstrip("/"), window, cache or cache_folder() / "packs", cache_gb)
+    folder = existing_root(root, WHERE)
+    index = read_index(folder)
+    table = table_of(index, (folder / TABLE).read_bytes(), folder, window)
+    damaged = [i for i, shard in enumerate(shards_of(table).all) if _size(folder / shard.name) != shard.bytes]
+    return without_shards(table, damaged, allow_missing) if damaged else table
+
+
+def _read_remote(url: str, window: int | None, folder: Path, cache_gb: float | None) -> Table:
+    cache = Cache(folder, None if cache_gb is None else round(cache_gb * 1e9))
+    index = parse_index(fetch_text(f"{url}/{INDEX}", MAX_JSON_BYTES), f"{url}/{INDEX}")
+    content = fetch(url, TABLE, index["table"]["bytes"], index["table"]["sha256"], cache).read_bytes()
+    table = table_of(index, content, url, window, cache)
+    shards = shards_of(table).all
+    needed = sum(shard.bytes for shard in shards)
+    if window is not None:
+        needed = min(needed, (window + NUM_AHEAD + 1) * max(shard.bytes for shard in shards))
+    if cache_gb is not None and cache.limit_bytes is not None and cache.limit_bytes < needed:
+        raise InputError(
+            f"data.cache_gb: {cache_gb:g} is less than the {needed / 1e9:.3g} GB needed at a time; give more, or a "
+            f"smaller data.shuffle_shards ({'all are shuffled' if window is None else window} now)"
+        )
+    there = sum(cache.file(shard.name, shard.sha256).exists() for shard in shards)
+    log.info("%s: %d of %d shards are in %s, the others are fetched as needed", url, there, len(shards), folder)
+    if window is None and there < len(shards):
+        log.info("the first batches need nearly all of them; data.shuffle_shards=8 lets training begin with the first")
+    return table
+
+
+def read_index(folder: Path) -> PackIndex:
+    """What pack.json of the folder holds."""
+    file = folder / INDEX
+    if not file.is_file() and (folder / STATE).is_dir():
+        raise InputError(f"data.root: the pack in {folder} is not finished; the command that began it goes on with it")
+    if not file.is_file() or not (folder / TABLE).is_file():
+        raise InputError(f"data.root: {folder} is no pack, as it has no {INDEX} with {TABLE}. {WHERE}")
+    with file.open("rb") as opened:
+        return parse_index(opened.read(MAX_JSON_BYTES + 1), str(file))
+
+
+def parse_index(content: bytes, name: str) -> PackIndex:
+    """pack.json, checked: files have plain names, numbers are in range, classes belong together. Raises InputError."""
+    try:
+        index = parse_json(content, name)
+    except InputError as error:
+        reason = str(error).removeprefix(f"{name}: ")
+        raise InputError(
+            f"data.root: {name} is not what carvision.pack writes ({reason}); pack again, or copy it again"
+        ) from None
+    version = index.get("format") if isinstance(index, dict) else None
+    if not isinstance(index, dict) or whole(1)(version):
+        raise InputError(f"data.root: {name} is not what carvision.pack writes; pack again, or copy it again")
+    if version != FORMAT:
+        raise InputError(f"data.root: {name} has format {version}, and this carvision reads {FORMAT}; use a newer one")
+    problem = _problem_of(index)
+    if problem:
+        problem = " ".join(problem.split())[:300]
+        raise InputError(f"data.root: {name}: {problem}; it is damaged or was changed, so pack again, or copy it again")
+    return cast(PackIndex, index)
+
+
+def _problem_of(index: dict) -> str | None:
+    """What is wrong in a pack.json, or None."""
+    for key, check in FIELDS.items():
+        if wrong := check(index.get(key)):
+            return f"{key} is not {wrong}"
+    labels, shards = index["labels"], index["shards"]
+    if odd := index["photos"].keys() - {*SPLITS, "unsplit"}:
+        return f"photos: {min(odd)!r} is no split"
+    if len({shard["name"] for shard in shards}) < len(shards):
+        return "shards: a name is there twice"
+    if LEAST_BYTES * sum(index["photos"].values()) > sum(shard["bytes"] for shard in shards):
+        return f"photos: {sum(index['photos'].values()):,} are more than the shards have room for"
+    if odd := next((name for name in (index["finest"], *index["heads"]) if name not in labels), None):
+        return f"{odd!r} is not one of its labels"
+    for name, label in labels.items():
+        if name in RESERVED:
+            return f"labels: {name!r} can't be one"
+        if "unit" in label:
+            continue
+        if not len(set(label["ids"])) == len(label["ids"]) == len(label["names"]):
+            return f"labels: {name!r} has not one name for each of its different ids"
+        if label["parent"] is not None and label["parent"] not in labels:
+            return f"labels: {label['parent']!r}, the parent of {name!r}, is none"
+        try:
+            check_parent(name, label, labels)
+        except InputError as error:
+            return str(error)
+    return None
+
+
+def shards_of(table: Table) -> Shards:
+    """Return where the photos of a pack are."""
+    assert table.shards is not None, table.name
+    return table.shards
+
+
+def table_of(
+    index: PackIndex, content: bytes, place: Path | str, window: int | None = None, cache: Cache | None = None
+) -> Table:
+    """The Table from what pack.json and table.parquet hold. place: folder or URL of the shards."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 != index["table"]["sha256"]:
+        raise InputError(f"data.root: {TABLE} of {place} is damaged, or belongs to another {INDEX}; copy both again")
+    try:
+        rows = _read_rows(content, sum(index["photos"].values()))
+        labels = {name: _label(values) for name, values in index["labels"].items()}
+        shards = tuple(Shard(**values) for values in index["shards"])
+        _check_rows(rows, labels, shards)
+        shards = Shards(str(place), f"{place} {sha256}", shards, cache, window)
+        return validate(Table(index["name"], place, rows, labels, index["finest"], shards, tuple(index["heads"])))
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, pyarrow.ArrowException) as error:
+        text = " ".join(str(error).split())[:200]
+        raise InputError(f"data.root: {INDEX} and {TABLE} of {place} don't fit ({text}); pack again") from None
+
+
+def _read_rows(content: bytes, num_photos: int) -> pd.DataFrame:
+    """The rows of table.parquet. Raises ValueError where a few bytes would become any number of them, or long texts."""
+    file = pyarrow.parquet.ParquetFile(io.BytesIO(content))
+    about, schema = file.metadata, file.schema_arrow
+    if about.num_rows != num_photos:
+        raise ValueError("they have not the same number of photos")
+    unpacked = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+    if LEAST_ROW * num_photos > LEAST_ROW * 1024 + len(content) or unpacked > MOST_ROW * (num_photos + 1024):
+        raise ValueError(f"{len(content):,} bytes that unpack to {num_photos:,} photos of {unpacked:,} bytes")
+    if odd := next((field.name for field in schema if pyarrow.types.is_nested(field.type)), None):
+        raise ValueError(f"the column {odd} holds values of another kind")
+    texts = [field.name for field in schema if field.type in (pyarrow.string(), pyarrow.large_string())]
+    # With each text once, until it is known that none is long: 16 rows of one text of 100 MB are a few kB
+    table = pyarrow.parquet.read_table(io.BytesIO(content), read_dictionary=texts)
+    compute: Any = pyarrow.compute  # it makes its functions when it is imported
+    for name in texts:
+        lengths = [compute.binary_length(chunk.dictionary) for chunk in table[name].chunks]
+        if any((compute.max(each).as_py() or 0) > MOST_ROW for each in lengths):
+            raise ValueError(f"a {name} of more than {MOST_ROW:,} bytes")
+        table = table.set_column(table.column_names.index(name), name, table[name].cast(pyarrow.string()))
+    return table.to_pandas()
+
+
+def _check_rows(rows: pd.DataFrame, labels: dict[str, Classes | Number], shards: tuple[Shard, ...]) -> None:
+    """Raises ValueError where a column is of another kind, or a photo does not lie within its shard."""
+    kinds = {name: "i" if isinstance(label, Classes) else "f" for name, label in labels.items()}
+    kinds |= dict.fromkeys((*PLACE, SOURCE), "i") | {name: "f" for name in BOX if name in rows}
+    odd = next((name for name, kind in kinds.items() if rows[name].dtype.kind != kind), None)
+    if odd or not all(isinstance(value, str) for name in ("path", "split") for value in rows[name]):
+        raise ValueError(f"the column {odd or 'path or split'} holds values of another kind")
+    shard, offset, length, crc32 = (rows[name].to_numpy(np.int64) for name in PLACE)
+    good = (shard >= 0) & (shard < len(shards)) & (offset >= 0) & (length > 0) & (crc32 >= 0) & (crc32 < 2**32)
+    good[good] &= offset[good] <= np.array([each.bytes for each in shards])[shard[good]] - length[good]
+    if not good.all():
+        raise ValueError(f"a photo does not lie within its shard: {rows['path'][~good].iloc[0]}")
+
+
+def _label(values: dict) -> Classes | Number:
+    if "unit" in values:
+        return Number(**values)
+    plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return Classes(**plain)
+
+
+def without_shards(table: Table, damaged: list[int], allow_missing: bool) -> Table:
+    """The table without the photos of these shards, which lack or have another size."""
+    shards = shards_of(table)
+    shard = shards.all[damaged[0]]
+    size = _size(Path(shards.place) / shard.name)
+    what = "is missing" if size < 0 else f"has {size:,} bytes instead of {shard.bytes:,}"
+    lost = table.rows[PLACE[0]].isin(damaged)
+    text = (
+        f"data.root: {len(damaged)} of the {len(shards.all)} shards of {shards.place} are damaged or "
+        f"missing (first: {shard.name} {what})"
+    )
+    if not allow_missing or lost.all():
+        raise InputError(
+            f"{text}. The command that packed them writes such shards again; data.allow_missing=true goes on without "
+            f"their {lost.sum():,} photos"
+        )
+    log.warning("%s; going on without their %s photos", text, f"{lost.sum():,}")
+    return table.select(~lost).without_empty_classes()
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.is_file() else -1
+
+
+def with_places(table: Table, photos: pd.DataFrame, shards: Shards) -> Table:
+    """The rows of `photos` (row, PLACE, SOURCE and, of a table with boxes, BOX), with these values."""
+    rows = table.rows.iloc[photos["row"]].reset_index(drop=True)
+    for name in photos.columns.drop("row"):
+        rows[name] = photos[name].astype(np.int64 if name in (*PLACE, SOURCE) else np.float32).to_numpy()
+    return Table(table.name, Path(shards.place), rows, table.labels, table.finest, shards, table.heads)

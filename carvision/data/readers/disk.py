@@ -1,0 +1,85 @@
+"""What the readers share: the root folder, the photos below it, lists in text files, Matlab files."""
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+
+from carvision.data.paths import text_of_path
+from carvision.data.walk import LeftOut, is_folder, walk
+from carvision.errors import InputError
+
+log = logging.getLogger(__name__)
+
+UTF16 = (b"\xff\xfe", b"\xfe\xff")  # the first bytes of what PowerShell's ">" writes
+
+
+def existing_root(root: Path | str | None, where: str) -> Path:
+    """`root` as a Path, or an InputError. where: how to get the data and lay it out."""
+    if root is None:
+        raise InputError(f"data.root: null does not exist; give the folder of the data. {where}")
+    folder = Path(root)
+    if not folder.is_dir():
+        what = "is no folder" if folder.exists() else "does not exist"
+        raise InputError(f"data.root: {root} {what}. {where}")
+    return folder
+
+
+def sub_folders(folder: Path) -> list[str]:
+    """Names of the folders in `folder`, sorted; hidden ones are left out."""
+    with os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if is_folder(e) and not e.name.startswith("."))
+
+
+def find_photos(root: Path, *only: str, left_out: LeftOut | None = None) -> list[str]:
+    """Paths of all photos in `root` and deeper, as `text_of_path` relative to `root` with forward slashes, sorted.
+
+    only: names of the sub-folders that are read. What `walk` leaves out is reported in one warning, and added to
+    `left_out`. Only folders are read, so that 100,000 photos take a second.
+    """
+    left_out = LeftOut() if left_out is None else left_out
+    start = len(os.path.join(root, ""))  # noqa: PTH118  strings are faster here
+    photos = [path[start:].replace(os.sep, "/") for path in walk(os.fspath(root), left_out, only or None)]
+    if line := left_out.line():
+        log.warning("%s: %s", root, line)
+    return sorted(map(text_of_path, photos))
+
+
+def read_text(path: Path, where: str = "") -> str:
+    """The text of a UTF-8 file without its byte-order mark, any line ends as "\\n"."""
+    try:
+        with path.open("rb") as file:
+            if file.read(2) in UTF16:
+                raise InputError(f"{path} is UTF-16 text; save it as UTF-8")
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist. {where}".rstrip()) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as UTF-8 text: {_one_line(error)}") from error
+
+
+def read_mat(path: Path, *keys: str) -> list[np.ndarray]:
+    """The named variables of a Matlab file, as scipy gives them: 2-D, strings and structs as object cells."""
+    if not path.is_file():
+        raise InputError(f"{path} does not exist")
+    import scipy.io  # only now: it takes as long to import as pandas, and few data sets have such files
+
+    try:
+        content = scipy.io.loadmat(path, appendmat=False)
+    except Exception as error:  # scipy raises anything from TypeError to zlib.error on a damaged file
+        raise InputError(f"{path} cannot be read as a Matlab file ({_one_line(error)}); get it again") from error
+    missing = [key for key in keys if key not in content]
+    if missing:
+        found = ", ".join(key for key in content if not key.startswith("__"))
+        raise InputError(f"{path} has no variable {missing[0]!r}, only: {found or 'none'}; get it again")
+    return [content[key] for key in keys]
+
+
+def cell_texts(cells: np.ndarray) -> list[str]:
+    """The strings of a Matlab cell array, stripped; "" for an empty cell."""
+    return [str(cell.ravel()[0]).strip() if cell.size else "" for cell in map(np.asarray, cells.ravel())]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,135 @@
+"""Oxford 102 flowers (Nilsback and Zisserman, 2008): 8,189 photos of 102 species.
+
+Two layouts are met on disk:
+1. the original: jpg/image_00001.jpg to image_08189.jpg, imagelabels.mat (labels: 1-based species of each photo) and
+   setid.mat (trnid, valid, tstid: 1-based numbers of photos);
+2. class folders: {train,valid,test}/<species 1 to 102>/image_*.jpg. Their split is the mirror's, not the official one.
+cat_to_name.json, where it is present, names the species by label; it equals NAMES below in the mirrors known.
+"""
+
+import json
+import tarfile
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from carvision.data.readers.disk import existing_root, read_mat, read_text
+from carvision.data.readers.folder import read_folder
+from carvision.data.table import Table, check_counts, encode, validate, without_missing_files
+from carvision.errors import InputError
+from carvision.files.download import download
+
+KNOWN = {"photos": 8_189, "train": 1_020, "val": 1_020, "test": 6_149, "class": 102}
+A_FEW_IN_FOLDERS = 10  # photos by which mirrors without lists may differ; each class has at least 40
+URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102"
+MD5 = {
+    "imagelabels.mat": "e0620be6f572b9609742df49c70aed4d",
+    "setid.mat": "a5357ecc9cb78c4bef273ce3793fc85c",
+    "102flowers.tgz": "52808999861908f626f3c1f4e79d11fa",
+}
+WHERE = (
+    "Get 102flowers.tgz, imagelabels.mat and setid.mat from robots.ox.ac.uk/~vgg/data/flowers/102 and lay them out as "
+    "<data.root>/jpg/image_*.jpg beside the two .mat files, or let data.download=true do it"
+)
+SPECIES = """
+pink primrose, hard-leaved pocket orchid, canterbury bells, sweet pea, english marigold, tiger lily, moon
+orchid, bird of paradise, monkshood, globe thistle, snapdragon, colt's foot, king protea, spear thistle,
+yellow iris, globe-flower, purple coneflower, peruvian lily, balloon flower, giant white arum lily, fire
+lily, pincushion flower, fritillary, red ginger, grape hyacinth, corn poppy, prince of wales feathers,
+stemless gentian, artichoke, sweet william, carnation, garden phlox, love in the mist, mexican aster, alpine
+sea holly, ruby-lipped cattleya, cape flower, great masterwort, siam tulip, lenten rose, barbeton daisy,
+daffodil, sword lily, poinsettia, bolero deep blue, wallflower, marigold, buttercup, oxeye daisy, common
+dandelion, petunia, wild pansy, primula, sunflower, pelargonium, bishop of llandaff, gaura, geranium, orange
+dahlia, pink-yellow dahlia, cautleya spicata, japanese anemone, black-eyed susan, silverbush, californian
+poppy, osteospermum, spring crocus, bearded iris, windflower, tree poppy, gazania, azalea, water lily, rose,
+thorn apple, morning glory, passion flower, lotus lotus, toad lily, anthurium, frangipani, clematis,
+hibiscus, columbine, desert-rose, tree mallow, magnolia, cyclamen, watercress, canna lily, hippeastrum, bee
+balm, ball moss, foxglove, bougainvillea, camellia, mallow, mexican petunia, bromelia, blanket flower,
+trumpet creeper, blackberry lily
+"""
+NAMES = " ".join(SPECIES.split()).split(", ")  # by label, 1 to 102
+
+
+def read_oxford102(
+    root: Path | str | None, *, allow_missing: bool = False, known: Mapping[str, int] | None = KNOWN
+) -> Table:
+    """Label "class", ids "1" to "102", names of the species. known: the counts to assert, None to assert none."""
+    root = existing_root(root, WHERE)
+    expected, tolerated = dict(known or {}), 0
+    if (root / "imagelabels.mat").is_file():
+        table = _from_mats(root)
+    elif (root / "train").is_dir():
+        table = read_folder(root, allow_missing=allow_missing)
+        expected = {what: count for what, count in expected.items() if what in ("photos", "class")}
+        tolerated = A_FEW_IN_FOLDERS
+    else:
+        raise InputError(f"data.root: {root} has neither imagelabels.mat nor a folder train. {WHERE}")
+    names = _names(root)
+    label = table.class_labels["class"]
+    strange = [i for i in label.ids if i not in names]
+    if strange:
+        raise InputError(f"oxford102: class {strange[0]!r} under {root} is not one of 1 to {len(names)}. {WHERE}")
+    label = replace(label, names=tuple(names[i] for i in label.ids))
+    table = check_counts(replace(table, name="oxford102", labels={"class": label}), expected, allow_missing, tolerated)
+    return validate(without_missing_files(table, allow_missing))
+
+
+def _from_mats(root: Path) -> Table:
+    labels = read_mat(root / "imagelabels.mat", "labels")[0].ravel().astype(int)
+    splits = np.full(len(labels) + 1, "", dtype=object)  # by 1-based number of the photo
+    lists = read_mat(root / "setid.mat", "trnid", "valid", "tstid")
+    for split, numbers in zip(("train", "val", "test"), lists, strict=True):
+        if numbers.max(initial=0) > len(labels):
+            raise InputError(
+                f"{root / 'setid.mat'}: photo {numbers.max()} is beyond the {len(labels)} of imagelabels.mat; "
+                "get both again"
+            )
+        splits[numbers.ravel().astype(int)] = split
+    paths = [f"jpg/image_{number:05d}.jpg" for number in range(1, len(labels) + 1)]
+    rows = pd.DataFrame({"path": paths, "split": splits[1:]}, dtype=str)
+    rows["class"], classes = encode(labels.astype(str))
+    return Table("oxford102", root, rows, {"class": classes}, "class")
+
+
+def _names(root: Path) -> dict[str, str]:
+    file = root / "cat_to_name.json"
+    if not file.is_file():
+        return {str(i): name for i, name in enumerate(NAMES, start=1)}
+    try:
+        return {str(i): str(name) for i, name in json.loads(read_text(file)).items()}
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{file} is not a JSON object of names by label: {error}; get it again") from error
+
+
+def download_oxford102(root: Path | str | None, url: str = URL) -> None:
+    """Bring `root` into the original layout: fetch what lacks from `url`, verify it, unpack the photos.
+
+    Where every photo is there already the archive is not fetched; else it is kept beside jpg/. Raises InputError
+    where a file can't be fetched, has another checksum, or the disk is full.
+    """
+    if root is None:
+        raise InputError("data.root: null does not exist; data.download=true needs the folder to download into")
+    root = Path(root)
+    for name in ("imagelabels.mat", "setid.mat"):
+        download(f"{url}/{name}", root / name, MD5[name])
+    table = _from_mats(root)
+    if all((root / path).is_file() for path in table.rows["path"]):
+        return
+    archive = root / "102flowers.tgz"
+    download(f"{url}/{archive.name}", archive, MD5[archive.name])
+    (root / "jpg").mkdir(exist_ok=True)
+    try:
+        # Unpacked aside and then moved, so that an interruption leaves no half a photo in jpg/.
+        with tempfile.TemporaryDirectory(dir=root) as aside, tarfile.open(archive) as tar:
+            tar.extractall(aside, filter="data")
+            for photo in Path(aside, "jpg").iterdir():
+                if not (root / "jpg" / photo.name).exists():
+                    photo.replace(root / "jpg" / photo.name)
+    except (OSError, tarfile.TarError) as error:
+        raise InputError(
+            f"{archive} could not be unpacked into {root}: {error}; free the disk and try again"
+        ) from error

@@ -1,0 +1,1 @@
+"""The demo data: drawn vehicles, written in CompCars' layout."""

@@ -1,0 +1,239 @@
+"""Embed photos: open a network and its photos, compute embeddings, write them."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from carvision.augment.pipeline import Normalise, to_float
+from carvision.config.compose import compose_alone, plain_config
+from carvision.data.build import build_split, build_table, folds_of
+from carvision.data.images import Preprocessing, none_usable, unusable
+from carvision.data.table import BOX, Table
+from carvision.embedding.store import VALUES, Embeddings, write_index, write_values
+from carvision.errors import InputError
+from carvision.evaluation.predict import rank_and_world_size
+from carvision.evaluation.select import DataChoice, compose_data, read_photos, select_split
+from carvision.files.log import start_log
+from carvision.files.output_folder import output_folder
+from carvision.files.progress import show_progress
+from carvision.inference import model_file
+from carvision.inference.predictor import predict_items
+from carvision.models.classifier import Classifier
+from carvision.system.runtime import keep_freed_memory
+
+log = logging.getLogger(__name__)
+
+
+# Embedder: a network from pixels to embeddings.
+
+
+class Embedder(nn.Module):
+    """Maps images to embeddings; a drop-in replacement for Predictor in inference.reading.predict_items.
+
+    layer: as in Classifier.embed. unit_length: normalise embeddings to length 1, so that their product is the cosine.
+    Raises InputError for a layer that the network lacks.
+    """
+
+    def __init__(self, model: Classifier, preprocessing: Preprocessing, layer: str = "auto", unit_length: bool = True):
+        super().__init__()
+        available = ["pooled", "trunk", *(["embedding"] if model.embedding.num_layers else [])]
+        self.layer = model.last_layer if layer == "auto" else layer
+        if self.layer not in available:
+            raise InputError(f"--layer: the network has no {layer} layers; use one of {', '.join(available)}")
+        self.model, self.geometries, self.unit_length = model, [preprocessing], unit_length
+        self.normalise = Normalise(preprocessing)
+        self.eval()
+
+    def forward(self, images: list[Tensor]) -> dict[str, Tensor]:
+        """Map [uint8 (B, 3, size_px, size_px)] to {"embeddings": float32 (B, D)}."""
+        # torch-xla has no inference mode
+        with torch.no_grad() if images[0].device.type == "xla" else torch.inference_mode():
+            values = self.model.embed(self.normalise(to_float(images[0])), self.layer).float()
+            return {"embeddings": nn.functional.normalize(values, dim=1) if self.unit_length else values}
+
+
+# Source: the network and the photos to embed that a command line names.
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network and the photos it embeds. embedder: the network. chosen: the data group, and how it relates to the
+    run's own. run: None for a backbone without a run. about: description of network and data for the report, plain
+    values."""
+
+    embedder: Embedder
+    chosen: DataChoice
+    device: str
+    run: Path | None
+    about: dict
+
+    @property
+    def folder(self) -> Path | None:
+        """The run's folder; None without a run."""
+        return self.run and (self.run if self.run.is_dir() else self.run.parent)
+
+    @property
+    def splits_files(self) -> list[Path]:
+        """The run's splits.csv, which lists its own training photos, if it exists."""
+        return [file for file in ([self.folder / "splits.csv"] if self.folder else []) if file.is_file()]
+
+    def read_table(self, split: str) -> Table:
+        """Return all photos of the data with all their labels, split as in the run if they are its own.
+
+        Photos of a pack are ordered by shard, so that each shard is fetched once. split: the one required; "all" also
+        accepts photos without a split, and data that can't be split.
+        """
+        data = self.chosen.data
+        if self.folder is None:
+            table = build_table(data, annotations=True)
+            if data["crop_to_box"] and not table.has_boxes:
+                log.warning("%s: data.crop_to_box, and the photos have no boxes: whole photos are used", table.name)
+            table = self._divided(table) if split == "all" else build_split(table, *self._split)
+        else:
+            table, as_run = read_photos(self.chosen, ["viewpoint"], split, self.folder / "splits.csv")
+            table = self._divided(table) if split == "all" and as_run is None else table
+        if table.packed is None:
+            return table
+        return replace(table, rows=table.rows.iloc[table.packed.shard_by_shard()].reset_index(drop=True))
+
+    @property
+    def _split(self) -> tuple[dict, int | None]:
+        return self.chosen.data["split"], folds_of(self.chosen.data["split"])[0]
+
+    def _divided(self, table: Table) -> Table:
+        """Return all photos, with a split if the data can be split as configured."""
+        try:
+            splits = build_split(table, *self._split).rows.set_index("path")["split"]
+        except InputError as error:
+            log.info("%s; so the photos are in no split", error)
+            return table
+        return table.with_split(table.rows["path"].map(splits).fillna(""))
+
+    def embed(self, table: Table) -> Embeddings:
+        """Embed the photos, in memory. Unreadable photos are left out if data.on_bad_image permits it."""
+        blocks, good = [], []
+        for block, readable in self.blocks(table):
+            blocks.append(block[readable])
+            good.append(readable)
+        return Embeddings(np.concatenate(blocks), table.select(np.concatenate(good)))
+
+    def blocks(self, table: Table) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (float32 (B, D), bool (B,): readable) for all photos in the table's order.
+
+        Raises InputError for an unreadable photo if data.on_bad_image is "error", else only if none is readable; single
+        ones are logged.
+        """
+        data = self.chosen.data
+        boxes = table.rows[BOX].to_numpy(np.float32, copy=True) if data["crop_to_box"] and table.has_boxes else None
+        items = ((table.photo(row), None if boxes is None else boxes[row]) for row in range(len(table)))
+        num_bad, first = 0, ("", "")
+        with show_progress(len(table), 0, sys.stderr.isatty(), "embedding") as advance:
+            for batch in predict_items(self.embedder, items, self.device, data["batch_size"], data["num_workers"]):
+                for (photo, _), reason in zip(batch.items, batch.reasons, strict=True):
+                    if reason and data["on_bad_image"] == "error":
+                        raise unusable(photo, reason)
+                    if reason:
+                        num_bad += 1
+                        first = first if num_bad > 1 else (str(photo), reason)
+                        log.warning("%s: %s; left out", photo, reason)
+                advance(len(batch.items))
+                yield batch.logits["embeddings"].numpy(), np.array([reason is None for reason in batch.reasons])
+        if num_bad == len(table):
+            raise none_usable(" and ".join(filter(None, table.rows["split"].unique())) or "all", num_bad, *first)
+        if num_bad:
+            log.warning("%d of %s photos could not be read and are left out", num_bad, f"{len(table):,}")
+
+    def embed_files(self, files: list[Path], box: list[float] | None = None) -> np.ndarray:
+        """Embed whole photos, or the box (left, top, right, bottom in pixels) of each, as float32 (N, D).
+
+        Raises InputError for an unreadable photo.
+        """
+        if self.chosen.data["crop_to_box"] and box is None:
+            log.warning("the network was trained on the boxes of its photos, and here whole photos are used (--box)")
+        data, values = self.chosen.data, []
+        items = ((str(file), box) for file in files)
+        for batch in predict_items(self.embedder, items, self.device, data["batch_size"], num_workers=0):
+            for (photo, _), reason in zip(batch.items, batch.reasons, strict=True):
+                if reason:
+                    raise InputError(f"--query: {photo}: {reason}")
+            values.append(batch.logits["embeddings"].numpy())
+        return np.concatenate(values)
+
+    def claim_folder(self, out: Path | None, kind: str) -> AbstractContextManager[Path]:
+        """Claim `out`, or a new folder for `kind` ("embeddings", "retrievals") beside the model; see output_folder."""
+        return output_folder(out, (self.folder or Path()) / kind, kind)
+
+
+def open_source(options: argparse.Namespace) -> Source:
+    """Load the network and compose the data. options: of options.parse.
+
+    Raises InputError for a network or data that don't exist or don't fit.
+    """
+    if rank_and_world_size()[1] > 1:
+        raise InputError("torchrun: this command runs in one process; start it with python -m")
+    if options.run is not None:
+        wrong = next((override for override in options.overrides if override.lstrip("+~").startswith("model")), None)
+        if wrong:
+            raise InputError(f"{wrong}: the network is the run's; model.<key> belongs to --backbone")
+        model = model_file.load(options.run)
+        chosen = compose_data(model.about, options.overrides)
+        preprocessing, what = model.preprocessing, str(options.run)
+    else:
+        model, preprocessing, chosen = _load_backbone(options.backbone, options.weights, options.overrides)
+        what = options.backbone
+    embedder = Embedder(model, preprocessing, options.layer, not options.raw)
+    about = {"network": what, "weights": None if options.run else options.weights, "layer": embedder.layer}
+    about |= {"unit_length": not options.raw, "crop_to_box": chosen.data["crop_to_box"]}
+    return Source(embedder, chosen, options.device, options.run, about)
+
+
+def _load_backbone(name: str, weights: str, overrides: list[str]) -> tuple:
+    """Return the network without heads, its preprocessing, and the data, configured as for training."""
+    from carvision.training.build import build_classifier, build_preprocessing  # which imports Lightning
+
+    composed = compose_alone("train", overrides)
+    composed.model.backbone, composed.model.weights = name, weights
+    cfg = plain_config(composed)
+    if cfg["data"]["batch_size"] == "auto":
+        raise InputError("data.batch_size: auto is for training; give a number, such as data.batch_size=64")
+    preprocessing = build_preprocessing(cfg)
+    return (
+        build_classifier(cfg, {}).eval(),
+        preprocessing,
+        DataChoice(cfg["data"], is_run_data=False, as_in_training=False, root_given=False),
+    )
+
+
+# Run carvision.embed.
+
+
+def run(options: argparse.Namespace) -> Path:
+    """Embed the photos and return the folder written. options: of carvision.embed."""
+    keep_freed_memory()
+    start_log(None)
+    source = open_source(options)
+    table = select_split(source.read_table(options.split), options.split)
+    log.info("%s: %s photos, layer %s", table.name, f"{len(table):,}", source.embedder.layer)
+    readable: list[np.ndarray] = []
+    with source.claim_folder(options.out, "embeddings") as folder:
+        shape = write_values(folder / VALUES, _readable_rows(source, table, readable), options.dtype)
+        write_index(folder, table.select(np.concatenate(readable)), {**source.about, "split": options.split})
+    log.info(
+        "%s embeddings, %d-dimensional, %.1f MB", f"{shape[0]:,}", shape[1], (folder / VALUES).stat().st_size / 1e6
+    )
+    return folder
+
+
+def _readable_rows(source: Source, table: Table, readable: list[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield the embeddings of readable photos, block by block; append each block's mask of them to `readable`."""
+    for block, good in source.blocks(table):
+        readable.append(good)
+        yield block[good]

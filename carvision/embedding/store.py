@@ -1,0 +1,146 @@
+"""Store embeddings in a folder: embeddings.npy, index.csv with one line per row of it, and embeddings.json.
+
+embeddings.npy   float32 or float16 (N, D); numpy.load(..., mmap_mode="r") maps it without reading
+index.csv        path, split, the class id of every label (or the number), group and box if the data have them
+embeddings.json  provenance: network, layer, length; root of the photos; names, ids and parents of all classes
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from carvision.data.splits import splits_of
+from carvision.data.table import UNKNOWN, Classes, Number, Table, validate
+from carvision.errors import InputError
+from carvision.files.atomic import write_csv, write_json, written_whole
+
+VALUES, INDEX, ABOUT = "embeddings.npy", "index.csv", "embeddings.json"
+HEADER = 128  # bytes, of numpy's format 1.0
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Embeddings, float (N, D), in memory or memory-mapped, and the table of their photos, in the same order."""
+
+    values: "np.ndarray | RowSubset"
+    table: Table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def select(self, keep: np.ndarray) -> "Embeddings":
+        """Return the rows where the boolean array is true; memory-mapped values are not read yet."""
+        if keep.all():
+            return self
+        rows = np.flatnonzero(keep)
+        mapped = isinstance(self.values, np.memmap)
+        return Embeddings(RowSubset(self.values, rows) if mapped else self.values[rows], self.table.select(keep))
+
+
+class RowSubset:
+    """Lazy subset of the rows of an array (N, D): indexing by a slice or row numbers reads only those rows."""
+
+    def __init__(self, values: np.ndarray, rows: np.ndarray):
+        self.values, self.rows = values, rows
+        self.shape, self.ndim, self.dtype = (len(rows), values.shape[1]), 2, values.dtype
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, which: slice | np.ndarray) -> np.ndarray:
+        return self.values[self.rows[which]]
+
+
+def write_values(file: Path, blocks: Iterable[np.ndarray], dtype: str = "float32") -> tuple[int, int]:
+    """Write blocks (B, D) as one array (N, D) in numpy's format; return its shape.
+
+    Holds one block at a time in memory; the number of blocks need not be known in advance.
+    """
+    num_rows, width = 0, 0
+    with written_whole(file) as partial, partial.open("wb") as opened:
+        opened.write(bytes(HEADER))
+        for block in blocks:
+            opened.write(np.ascontiguousarray(block, dtype).tobytes())
+            num_rows, width = num_rows + len(block), block.shape[1]
+        opened.seek(0)
+        opened.write(_header(num_rows, width, dtype))
+    return num_rows, width
+
+
+def _header(num: int, width: int, dtype: str) -> bytes:
+    """Return the header of numpy.lib.format, version 1.0, padded with blanks to HEADER bytes, a multiple of 64."""
+    description = (
+        f"{{'descr': '{np.dtype(dtype).newbyteorder('<').str}', 'fortran_order': False, 'shape': ({num}, {width}), }}"
+    )
+    start = b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little")
+    return start + description.encode().ljust(HEADER - 11) + b"\n"
+
+
+def write_index(folder: Path, table: Table, about: dict) -> None:
+    """Write index.csv, then embeddings.json, which marks the folder as complete."""
+    index = splits_of(table)
+    for name, label in table.labels.items():
+        if isinstance(label, Number):
+            index[name] = table.rows[name]
+    if "group" in table.rows:
+        index["group"] = table.rows["group"]
+    write_csv(folder / INDEX, index)
+    labels = {
+        name: {"ids": label.ids, "names": label.names, "parent": label.parent, "parent_codes": label.parent_codes}
+        if isinstance(label, Classes)
+        else {"unit": label.unit}
+        for name, label in table.labels.items()
+    }
+    described = {"data": table.name, "root": str(table.root), "finest": table.finest, "labels": labels}
+    described["packed"] = table.shards is not None
+    write_json(folder / ABOUT, {**about, **described})
+
+
+def is_folder_of_embeddings(folder: Path) -> bool:
+    """Return whether the folder holds complete embeddings."""
+    return (folder / ABOUT).is_file()
+
+
+def read_embeddings(folder: Path) -> tuple[Embeddings, dict]:
+    """Read what write_values and write_index wrote, memory-mapping the values; also return embeddings.json.
+
+    Raises InputError if the files are missing, damaged or don't belong together.
+    """
+    try:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        values = np.load(folder / VALUES, mmap_mode="r", allow_pickle=False)
+        index = pd.read_csv(folder / INDEX, dtype=str, keep_default_na=False)
+        table = _restore_table(index, about)
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise InputError(f"{folder}: its embeddings can't be read ({text}); compute them again") from None
+    if values.ndim != 2 or len(values) != len(table):
+        raise InputError(
+            f"{folder}: {VALUES} has the shape {values.shape}, and {INDEX} {len(table):,} lines; compute them again"
+        )
+    return Embeddings(values, table), about
+
+
+def _restore_table(index: pd.DataFrame, about: dict) -> Table:
+    rows = index[["path", "split"]].copy()
+    labels: dict = {}
+    for name, described in about["labels"].items():
+        if "ids" not in described:
+            labels[name] = Number(described["unit"])
+            rows[name] = pd.to_numeric(index[name], errors="coerce").astype(np.float32)
+            continue
+        codes = tuple(described["parent_codes"])
+        labels[name] = Classes(tuple(described["ids"]), tuple(described["names"]), described["parent"], codes)
+        code_of = {id_: code for code, id_ in enumerate(labels[name].ids)}
+        rows[name] = np.array([code_of[id_] if id_ else UNKNOWN for id_ in index[name]], np.int32)
+    if "group" in index:
+        rows["group"] = index["group"]
+    for name in ("left", "top", "right", "bottom"):
+        if name in index:
+            rows[name] = pd.to_numeric(index[name], errors="coerce").astype(np.float32)
+    root = about["root"]
+    return validate(Table(about["data"], root if "://" in root else Path(root), rows, labels, about["finest"]))

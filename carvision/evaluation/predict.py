@@ -1,0 +1,127 @@
+"""The logits of a table's photos, computed by one process or by several that share the photos."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from carvision.data.images import none_usable, unusable
+from carvision.data.packs.read import PackedPhoto, PackedPhotos
+from carvision.data.paths import file_of
+from carvision.data.table import BOX, UNKNOWN, Table
+from carvision.files.progress import show_progress
+from carvision.inference.predictor import Predictor, predict_items
+
+log = logging.getLogger(__name__)
+
+
+# The predictions an evaluation is computed from: the logits of every photo and its known labels.
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Logits and targets of N photos, each once, all on the CPU.
+
+    paths: relative to root. boxes: float32 (N, 4), left, top, right, bottom in pixels, NaN for a photo without one;
+    None if the data have no boxes. logits {head: float32 (N, C)}, for a number (N, 1) in the label's unit. targets
+    {head: int64 (N,), UNKNOWN if not known}, for a number {head: float32 (N,), NaN if not known}. valid bool (N,):
+    False for an unreadable photo, which counts nowhere. temperature {head: float} of heads with classes: divides their
+    logits before the softmax; 1 for a missing head. packed: the same photos, if they are in a pack.
+    """
+
+    paths: list[str]
+    root: Path | str
+    boxes: np.ndarray | None
+    logits: dict[str, Tensor]
+    targets: dict[str, Tensor]
+    valid: Tensor
+    temperature: dict[str, float]
+    packed: PackedPhotos | None = None
+
+    def photo(self, row: int) -> str | PackedPhoto:
+        """Return what opens the photo of that row: a path, or a photo of a pack."""
+        path = self.paths[row]
+        return self.packed.photo(row, path) if self.packed else file_of(self.root, path)
+
+    def known(self, head: str) -> Tensor:
+        """Return bool (N,): photos that could be read and whose label is known."""
+        targets = self.targets[head]
+        return self.valid & (~targets.isnan() if targets.is_floating_point() else targets != UNKNOWN)
+
+    def probs(self, head: str, calibrated: bool = True) -> Tensor:
+        """Return probabilities, float32 (N, C): the softmax of the logits, divided by the temperature if calibrated."""
+        temperature = self.temperature.get(head, 1.0) if calibrated else 1.0
+        return torch.softmax(self.logits[head].float() / temperature, dim=1)
+
+
+# Compute the logits of a table's photos, in one process or in several that share the photos.
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """Return this process' rank and the number of processes that torchrun started; (0, 1) for a single process."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def predict_table(
+    predictor: Predictor, table: Table, targets: dict, data: dict, device: str, what: str
+) -> tuple[Predictions | None, dict[str, str]]:
+    """Predict all photos of the table, each once; also return {path: reason} of the unusable ones.
+
+    With several processes each takes its share; the first returns the result, the others None. data: its keys
+    batch_size, num_workers, crop_to_box and on_bad_image apply. what: text of the progress bar. Raises InputError for
+    an unusable photo if on_bad_image is "error", else if no photo is usable.
+    """
+    rank, world_size = rank_and_world_size()
+    rows = (table.packed.shard_by_shard() if table.packed else np.arange(len(table)))[rank::world_size]
+    boxes = table.rows[BOX].to_numpy(np.float32, copy=True) if data["crop_to_box"] and table.has_boxes else None
+    paths = table.rows["path"].tolist()
+    items = ((table.photo(row), None if boxes is None else boxes[row]) for row in rows)
+    if device == "auto" and torch.cuda.is_available():
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    parts, reasons = [], []
+    with _progress(rank, len(rows), what) as advance:
+        for batch in predict_items(predictor, items, device, data["batch_size"], data["num_workers"]):
+            bad = next((i for i, reason in enumerate(batch.reasons) if reason), None)
+            if bad is not None and data["on_bad_image"] == "error":
+                raise unusable(batch.items[bad][0], batch.reasons[bad])
+            parts.append(batch.logits)
+            reasons += batch.reasons
+            advance(len(batch.items))
+    logits = {name: torch.cat([part[name] for part in parts]) for name in predictor.labels} if parts else {}
+    gathered = _gather((rows, logits, reasons), rank, world_size)
+    if gathered is None:
+        return None, {}
+    order = np.argsort(np.concatenate([part[0] for part in gathered]))
+    whole = [part[1] for part in gathered if part[1]]
+    logits = {name: torch.cat([part[name] for part in whole])[order] for name in predictor.labels}
+    reasons = np.array([reason for part in gathered for reason in part[2]], object)[order]
+    if reasons.all():
+        raise none_usable(what, len(table), paths[0], reasons[0])
+    bad = {paths[i]: reasons[i] for i in np.flatnonzero(reasons)}
+    counts = np.ones(len(table), bool) if data["on_bad_image"] == "blank" else ~reasons.astype(bool)
+    temperature = dict(predictor.temperature)
+    predictions = Predictions(
+        paths, table.root, boxes, logits, targets, torch.from_numpy(counts), temperature, table.packed
+    )
+    return predictions, bad
+
+
+def _gather(part: tuple, rank: int, world_size: int) -> list[tuple] | None:
+    """Return the parts of all processes on the first one, None on the others."""
+    if world_size == 1:
+        return [part]
+    parts = [None] * world_size if rank == 0 else None
+    torch.distributed.gather_object(part, parts)
+    return parts
+
+
+def _progress(rank: int, total: int, what: str) -> AbstractContextManager[Callable[[int], None]]:
+    """Show progress in the first process only."""
+    return show_progress(total, 0, sys.stderr.isatty(), what) if rank == 0 else nullcontext(lambda num: None)

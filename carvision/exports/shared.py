@@ -1,0 +1,134 @@
+"""What every export shares: its metadata, whole files, and the check that it agrees with the run's network."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import torch
+from torch import Tensor
+
+from carvision.errors import InputError
+from carvision.files.folders import shorten
+from carvision.models.classifier import Classifier
+
+# Metadata of an exported network, without private information of the owner's machine.
+
+# Keys of the configuration whose values are files or folders.
+PATHS = ("data.root", "data.cache", "data.file", "data.names", "data.split.file", "run.dir", "model.weights")
+
+
+def public_about(about: dict) -> dict:
+    """Return model.json's content with every path in its configuration reduced to its last component.
+
+    The full folders reveal who trained and how their disks are laid out, and help no one else. data.root becomes null:
+    whoever evaluates must say where their copy is.
+    """
+    config = _public(about.get("config", {}))
+    if isinstance(config.get("data"), dict) and "root" in config["data"]:
+        config["data"]["root"] = None
+    return {**about, "config": config}
+
+
+def _public(value: object, key: str = "") -> object:
+    if isinstance(value, dict):
+        return {name: _public(inner, f"{key}.{name}" if key else str(name)) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_public(inner, key) for inner in value]
+    if isinstance(value, str) and (key in PATHS or _is_absolute(value)):
+        return PureWindowsPath(value).name  # takes both kinds of slashes
+    return value
+
+
+def _is_absolute(text: str) -> bool:
+    return PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute() or text.startswith(("~", "file:"))
+
+
+def document(model: Classifier) -> dict:
+    """Return everything needed to prepare photos for the network and to interpret its logits, as plain values.
+
+    parents: {child: [parent, parent class of each child class]}. units: of heads that predict a number.
+    """
+    labels = model.about["labels"]
+    return {
+        **model.preprocessing.as_dict(),
+        "crop_to_box": bool(model.crop_to_box),
+        "classes": model.classes,
+        "class_ids": model.class_ids,
+        "parents": {child: [parent, codes.tolist()] for child, (parent, codes) in model.parents.items()},
+        "decoding": model.about["decoding"],
+        "temperature": model.temperature,
+        "units": {name: labels[name]["unit"] for name in model.units},
+    }
+
+
+# Write export files and folders completely or not at all.
+
+
+def require_absent(path: Path) -> None:
+    """Raise InputError if the path exists or can't be checked."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputError(
+            f"{shorten(str(path))} can't be written ({error.strerror}); give another path with --out"
+        ) from None
+    raise InputError(f"{path} exists already; give another path with --out")
+
+
+@contextmanager
+def atomic_export(path: Path) -> Iterator[Path]:
+    """Yield a temporary path, in a hidden folder beside `path`, for the file or folder to write.
+
+    On success it is renamed to `path`, together with any other files written beside it (the weights of a large ONNX
+    file); on failure nothing is left. Raises InputError if `path` already exists or can't be written.
+    """
+    require_absent(path)
+    hidden = path.parent / f".{path.name}.{os.getpid()}.partial"
+    try:
+        hidden.mkdir(parents=True)
+        try:
+            yield hidden / path.name
+            others = [file for file in hidden.iterdir() if file.name != path.name]
+            for file in [*others, hidden / path.name]:  # last, as it refers to the others
+                require_absent(path.parent / file.name)
+                file.rename(path.parent / file.name)
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        raise InputError(f"{path} can't be written ({reason}); give another path with --out") from None
+
+
+# Measure on random images how closely an exported network agrees with the run's.
+
+
+def random_images(num: int, size_px: int) -> Tensor:
+    """Return standard normal (num, 3, size_px, size_px), as normalised photos are; always the same ones."""
+    return torch.randn(num, 3, size_px, size_px, generator=torch.Generator().manual_seed(num))
+
+
+def largest_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    """Return the largest |ours - theirs| over all names, as a fraction of the largest |ours| of that name.
+
+    Infinite if shapes differ or a value is not finite.
+    """
+    largest = 0.0
+    for name, values in ours.items():
+        if values.shape != theirs[name].shape or not theirs[name].isfinite().all():
+            return float("inf")
+        scale = values.abs().max().clamp(min=1e-6)
+        largest = max(largest, ((values - theirs[name]).abs().max() / scale).item())
+    return largest
+
+
+def require_agreement(difference: float, allowed: float, what: str) -> None:
+    """Raise InputError if the difference is more than allowed, or NaN."""
+    if not difference <= allowed:
+        raise InputError(
+            f"{what} differs from the run's network by {difference:.1e} of its largest value, more than {allowed:.0e}: "
+            "it was not kept. Choose another --format, and report the network's name"
+        )

@@ -1,0 +1,101 @@
+"""Files fetched from the web: verified by checksum, with a progress bar, never left half written."""
+
+import contextlib
+import hashlib
+import http.client
+import os
+import queue
+import threading
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from carvision.errors import InputError
+from carvision.files.atomic import PARTIAL, open_new
+
+T = TypeVar("T")
+
+CHUNK = 1 << 20  # bytes
+TIMEOUT_S = 30.0  # without a byte from the server
+ANSWER_S = 10.0  # until its answer begins
+
+
+def download(url: str, file: Path, md5: str) -> bool:
+    """Fetch `url` into `file`; False if it is there with the right sum already, and nothing was fetched.
+
+    The bytes go to a file beside it, which is renamed when its MD5 is right and removed otherwise, so that `file` is
+    always whole. Raises InputError where the server can't be reached, the disk is full, or the sum differs, also that
+    of a file which is there: somebody else has put it there.
+    """
+    if file.is_file():
+        if _md5(file) == md5:
+            return False
+        raise InputError(
+            f"{file} is not the original, whose MD5 is {md5}; put the original there, or give another data.root"
+        )
+    part = file.with_name(f"{file.name}.{os.getpid()}{PARTIAL}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        found = _fetch(url, part)
+        if found != md5:
+            raise InputError(f"{url}: the bytes received have MD5 {found} instead of {md5}; try again later")
+        part.replace(file)
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: InputError, and a malformed URL
+        with contextlib.suppress(OSError):
+            part.unlink()
+        if isinstance(error, InputError):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"{url} could not be fetched into {file}: {reason}. Check the connection, or place the file there by hand"
+        ) from error
+    return True
+
+
+def answer_within(seconds: float, ask: Callable[[], T]) -> T:
+    """What ask() returns or raises; TimeoutError after so many seconds, whatever it waits for: names, proxies, or bytes
+    that come one by one."""
+    answers: queue.SimpleQueue = queue.SimpleQueue()
+
+    def answer() -> None:
+        try:
+            answers.put((ask(), None))
+        except Exception as error:
+            answers.put((None, error))
+
+    threading.Thread(target=answer, daemon=True).start()  # the end of the process does not wait for it
+    try:
+        value, error = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
+    if error:
+        raise error
+    return value
+
+
+def _fetch(url: str, part: Path) -> str:
+    """Write the bytes of `url` into `part` under a progress bar, and return their MD5."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    digest = hashlib.md5(usedforsecurity=False)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    )  # fmt: skip
+    with (
+        answer_within(ANSWER_S, lambda: urllib.request.urlopen(url, timeout=TIMEOUT_S)) as response,
+        open_new(part) as out,
+        Progress(*columns) as progress,
+    ):
+        length = response.headers.get("Content-Length")
+        task = progress.add_task(url.rsplit("/", 1)[-1], total=int(length) if length else None)
+        while chunk := response.read(CHUNK):
+            out.write(chunk)
+            digest.update(chunk)
+            progress.advance(task, len(chunk))
+    return digest.hexdigest()
+
+
+def _md5(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

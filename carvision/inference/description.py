@@ -1,0 +1,283 @@
+"""model.json: what it may hold. A file that somebody sent is read as data that can be wrong in any way."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
+
+import carvision
+from carvision.config.schema import ALLOWED
+from carvision.config.validators import (
+    MAX_JSON_BYTES,
+    Check,
+    check_parent,
+    list_of,
+    mapping,
+    mapping_of,
+    number,
+    one_of,
+    optional,
+    parse_json,
+    shown,
+    text,
+    whole,
+)
+from carvision.errors import InputError
+
+if TYPE_CHECKING:  # these import Pillow, pandas and torch
+    from carvision.data.images import PreprocessingDescription
+    from carvision.data.table import LabelDescription
+    from carvision.models.classifier import NetworkDescription
+
+FORMAT = 1
+
+
+class WeightsDescription(TypedDict, total=False):
+    """Which weights they are. kind: "raw" or "averaged". epoch: from 0, the one after which they were so."""
+
+    file: str
+    kind: str
+    epoch: int | None
+
+
+class ModelDescription(TypedDict):
+    """What model.json holds. config: the run's configuration; metrics: {split: {name: value}}."""
+
+    format: int
+    network: "NetworkDescription"
+    labels: "dict[str, LabelDescription]"
+    preprocessing: "PreprocessingDescription"
+    decoding: str
+    crop_to_box: NotRequired[bool]
+    temperature: NotRequired[dict[str, float]]
+    weights: NotRequired[WeightsDescription]
+    sha256: NotRequired[str]  # of the file of weights; a checkpoint's description has none
+    metrics: NotRequired[dict[str, Any]]
+    config: NotRequired[dict[str, Any]]
+    versions: NotRequired[dict[str, str]]
+
+
+_any_text: Check = lambda value: None if isinstance(value, str) else "a text"  # noqa: E731 - a class may have no name
+_flag = ALLOWED["data.crop_to_box"]
+_layers = {key.rpartition(".")[2]: check for key, check in ALLOWED.items() if key.startswith("model.trunk.")}
+
+# By dots; a "*" stands for any one name. A key that holds more than its mapping's own keys is checked by them.
+FIELDS: dict[str, Check] = {
+    "format": whole(1),
+    "network": mapping,
+    "network.backbone": text,
+    "network.backbone_kwargs": mapping,
+    "network.size_px": ALLOWED["data.image_px"],
+    "network.pool": ALLOWED["model.pool"],
+    "network.trunk": mapping,
+    **{f"network.trunk.{key}": check for key, check in _layers.items()},
+    "network.neck": mapping,
+    "network.neck.blocks": ALLOWED["model.neck"],
+    "network.neck.dropout": ALLOWED["model.neck_dropout"],
+    "network.neck.attention_reduction": ALLOWED["model.attention_reduction"],
+    "network.neck.se_reduction": ALLOWED["model.se_reduction"],
+    "network.embedding": mapping,
+    "network.embedding.layers": mapping,
+    **{f"network.embedding.layers.{key}": check for key, check in _layers.items()},
+    "network.embedding.difference": mapping,
+    **{f"network.embedding.difference.{key}": check for key, check in _layers.items()},
+    "network.embedding.proxies_per_class": whole(0, 100),
+    "network.embedding.num_classes": whole(0),
+    "network.heads": mapping_of(mapping),
+    "network.heads.*": mapping,
+    "network.heads.*.num_outputs": whole(1),
+    "network.heads.*.layers": mapping,
+    **{f"network.heads.*.layers.{key}": check for key, check in _layers.items()},
+    "network.heads.*.mean": optional(number()),
+    "network.heads.*.std": optional(number(0, above=True)),
+    "labels": mapping_of(mapping),
+    "labels.*": mapping,
+    "labels.*.ids": list_of(text),
+    "labels.*.names": list_of(_any_text),
+    "labels.*.parent": optional(text),
+    "labels.*.parent_codes": list_of(whole(0)),
+    "labels.*.unit": _any_text,
+    "labels.*.mean": number(),
+    "labels.*.std": number(0, above=True),
+    "preprocessing": mapping,
+    "preprocessing.size_px": ALLOWED["data.image_px"],
+    "preprocessing.mean": list_of(number(), 3),
+    "preprocessing.std": list_of(number(0, above=True), 3),
+    "preprocessing.interpolation": one_of("bilinear", "bicubic", "lanczos"),
+    "preprocessing.resize": ALLOWED["data.resize"],
+    "decoding": ALLOWED["model.decoding"],
+    "crop_to_box": _flag,
+    "temperature": mapping_of(number(0, above=True)),
+    "weights": mapping,
+    "weights.kind": one_of("raw", "averaged"),
+    "weights.epoch": optional(whole(0)),
+    "weights.file": text,
+    "sha256": text,
+    "metrics": mapping,
+    "config": mapping,
+    "versions": mapping_of(_any_text),
+}
+REQUIRED = (
+    ("format",), ("network",), ("labels",), ("preprocessing",), ("decoding",),
+    ("network", "backbone"), ("network", "heads"), ("network", "size_px"), ("network", "trunk"),
+    ("preprocessing", "size_px"), ("preprocessing", "mean"), ("preprocessing", "std"),
+)  # fmt: skip
+# What is read of "config" and "metrics", whose other keys are those of any version of carvision
+GROUPS = {"config": ("data", "model", "loss", "callbacks"), "metrics": ("train", "val", "test")}
+HUGE = 1e30  # above all that anything here counts or measures, and within float32
+MAX_DEPTH = 50
+MAX_KWARGS = 1000  # values in network.backbone_kwargs, lists within lists counted through
+MAX_NECK = 100  # blocks
+FREE = ("network.backbone_kwargs", "metrics", "config", "versions", "temperature")  # their own keys are any
+
+
+def read_description(file: Path) -> ModelDescription:
+    """What model.json says, checked. Raises InputError, in one line, where it is newer, damaged, larger than any that
+    carvision writes, or wrong in itself."""
+    described = read_json(file)
+    if not isinstance(described, dict) or "format" not in described:
+        raise InputError(f"{file}: was not written by carvision; give the folder of a run that has finished")
+    version = described["format"]
+    if FIELDS["format"](version) is None and version > FORMAT:
+        raise InputError(
+            f"{file}: format {shown(version)} is newer than {FORMAT}, the newest that carvision "
+            f"{carvision.__version__} knows; update carvision"
+        )
+    if "sha256" not in described:
+        raise InputError(f"{file}: sha256 is missing; the model is damaged or was changed by hand")
+    check_description(described, file)
+    return cast(ModelDescription, described)
+
+
+def read_json(file: Path) -> object:
+    """Of a file that anybody may have written. Raises InputError where it is no JSON, or too large."""
+    try:
+        with file.open("rb") as opened:
+            return parse_json(opened.read(MAX_JSON_BYTES + 1), str(file))
+    except OSError as error:
+        raise InputError(f"{file}: can't be read ({error.strerror})") from None
+
+
+def check_description(described: dict, file: Path) -> None:
+    """Raises InputError, in one line that names the file, for what a model can't be described by."""
+    try:
+        _check_numbers(described)
+        _check_fields(described)
+        _check_required(described)
+        _check_groups(described)
+        _check_network(described["network"])
+        _check_heads(described["network"]["heads"], described["labels"])
+        _check_file_name(described.get("weights", {}).get("file", "model.safetensors"))
+    except InputError as error:
+        text = " ".join(str(error).split())[:400]
+        raise InputError(f"{file}: {text}; the model is damaged or was changed by hand") from None
+
+
+def _check_numbers(described: dict) -> None:
+    """Every number is finite and no larger than HUGE; what was measured or configured may be NaN or infinite."""
+    waiting = [(key, value, 1) for key, value in described.items()]
+    while waiting:
+        place, value, depth = waiting.pop()
+        place = place[:100]  # repeated for each value within it
+        if depth > MAX_DEPTH:
+            raise InputError(f"{place.partition('.')[0]}: nested more than {MAX_DEPTH} deep")
+        if isinstance(value, dict):
+            waiting += [(f"{place}.{key[:60]}", inner, depth + 1) for key, inner in value.items()]
+        elif isinstance(value, list):
+            waiting += [(place, inner, depth + 1) for inner in value]
+        elif isinstance(value, int | float) and not abs(value) < HUGE:
+            measured = place.partition(".")[0] in GROUPS and not isinstance(value, int)
+            if not measured or math.isfinite(value):
+                raise InputError(f"{place}: {shown(value)} is not a number below {HUGE:g}")
+
+
+def _check_fields(values: dict, prefix: str = "", pattern: str = "") -> None:
+    """pattern: the prefix as FIELDS has it, with "*" for names that are free."""
+    for key, value in values.items():
+        place = f"{pattern}{key}" if f"{pattern}{key}" in FIELDS else f"{pattern}*"
+        if place not in FIELDS:
+            raise InputError(f"{prefix}{key[:60]} is no part of format {FORMAT}")
+        wrong = FIELDS[place](value)
+        if wrong:
+            raise InputError(f"{prefix}{key}: {shown(value)} is not {wrong}")
+        if isinstance(value, dict) and place not in FREE:
+            _check_fields(value, f"{prefix}{key}.", f"{place}.")
+
+
+def _check_required(described: dict) -> None:
+    for *parents, key in REQUIRED:
+        inner = described
+        for parent in parents:
+            inner = inner[parent]
+        if key not in inner:
+            raise InputError(f"{'.'.join([*parents, key])} is missing")
+    ours, theirs = described["network"]["size_px"], described["preprocessing"]["size_px"]
+    if ours != theirs:
+        raise InputError(f"preprocessing.size_px: {theirs} is not the {ours} of network.size_px")
+
+
+def _check_groups(described: dict) -> None:
+    for part, groups in GROUPS.items():
+        for group in groups:
+            value = described.get(part, {}).get(group, {})
+            if mapping(value):
+                raise InputError(f"{part}.{group}: {shown(value)} is not {mapping(value)}")
+    cropped = described.get("config", {}).get("data", {}).get("crop_to_box", False)
+    if _flag(cropped):
+        raise InputError(f"config.data.crop_to_box: {shown(cropped)} is not {_flag(cropped)}")
+
+
+def _check_network(network: dict) -> None:
+    """What would be built before anything could be compared with the weights."""
+    num_blocks = len(network.get("neck", {}).get("blocks", []))
+    if num_blocks > MAX_NECK:
+        raise InputError(f"network.neck.blocks: {num_blocks:,} blocks are more than the {MAX_NECK} allowed")
+    if len(values_within(network.get("backbone_kwargs", {}))) > MAX_KWARGS:
+        raise InputError(f"network.backbone_kwargs: holds more than the {MAX_KWARGS:,} values allowed")
+
+
+def values_within(value: object) -> list:
+    """All values in mappings and lists, at any depth, that are neither."""
+    found, waiting = [], [value]
+    while waiting:
+        inner = waiting.pop()
+        if isinstance(inner, dict):
+            waiting += inner.values()
+        elif isinstance(inner, list):
+            waiting += inner
+        else:
+            found.append(inner)
+    return found
+
+
+def _check_heads(heads: dict, labels: dict) -> None:
+    if not heads:
+        raise InputError("network.heads: holds no head")
+    for odd in sorted(heads.keys() ^ labels.keys()):
+        place = f"labels.{odd}: the network has no such head" if odd in labels else f"network.heads.{odd}: has no label"
+        raise InputError(place)
+    for name, label in labels.items():
+        head = heads[name]
+        if "num_outputs" not in head or "layers" not in head:
+            raise InputError(f"network.heads.{name}: num_outputs or layers is missing")
+        if (head.get("mean") is None) != (head.get("std") is None):
+            raise InputError(f"network.heads.{name}: has one of mean and std, and needs both or none")
+        if "ids" in label:
+            _check_classes(name, label, head)
+            check_parent(name, label, labels)
+        elif head["num_outputs"] != 1 or not {"unit", "std"} <= label.keys() or label.get("parent") is not None:
+            raise InputError(f"labels.{name}: holds neither classes nor unit and std of a number, without a parent")
+
+
+def _check_classes(name: str, label: dict, head: dict) -> None:
+    ids, names, num_outputs = label["ids"], label.get("names", []), head["num_outputs"]
+    if head.get("mean") is not None:
+        raise InputError(f"labels.{name}: holds classes, and its head the mean of a number")
+    if not len(ids) == len(set(ids)) == len(names) == num_outputs:
+        raise InputError(
+            f"labels.{name}: {len(set(ids))} different ids and {len(names)} names for {num_outputs} outputs"
+        )
+
+
+def _check_file_name(name: str) -> None:
+    if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+        raise InputError(f"weights.file: {name!r} is not the name of a .safetensors file in the same folder")

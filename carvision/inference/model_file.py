@@ -1,0 +1,346 @@
+"""The model that travels: model.safetensors and model.json in one folder. No Lightning, no Hydra, nothing executed."""
+
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import PIL.Image
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import carvision
+from carvision.data.decode import square_of
+from carvision.data.images import Preprocessing
+from carvision.errors import InputError
+from carvision.files.atomic import write_json, written_whole
+from carvision.inference.description import (
+    FORMAT,
+    ModelDescription,
+    check_description,
+    read_description,
+    read_json,
+    values_within,
+)
+from carvision.models.backbones import create_backbone, read_pickled, tensor_shapes
+from carvision.models.classifier import Classifier, NetworkDescription, classifier_from
+from carvision.models.decoding import decode
+from carvision.models.limits import Limits, WithoutValues
+
+if TYPE_CHECKING:  # it imports pandas
+    from carvision.data.table import LabelDescription
+
+log = logging.getLogger(__name__)
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+SMALL_LAYER = 1_000_000  # values
+LARGEST_SUM = 100_000  # of all numbers for a backbone: those of a large one are a tenth of it
+LARGEST_NUMBER = 10_000  # for a backbone, whatever its weights' sizes: a rotary embedding's temperature
+
+
+class LoadedClassifier(Classifier):
+    """A Classifier with what load() adds to it, as type checkers and editors see it. It has no instances."""
+
+    classes: dict[str, list[str]]
+    class_ids: dict[str, list[str]]
+    parents: dict[str, tuple[str, Tensor]]
+    temperature: dict[str, float]
+    preprocessing: Preprocessing
+    crop_to_box: bool
+    about: ModelDescription
+    transform: Callable[..., Tensor]
+    decode: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    probs: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+def save(
+    model: Classifier,
+    folder: Path,
+    labels: "dict[str, LabelDescription]",
+    preprocessing: Preprocessing,
+    decoding: str,
+    metrics: dict,
+    config: dict,
+    crop_to_box: bool = False,
+    averaged: bool = False,
+    epoch: int | None = None,
+) -> None:
+    """Write model.safetensors and model.json into the folder.
+
+    labels: {head: {"ids", "names", "parent", "parent_codes"}} or {head: {"unit", "mean", "std"}}, plain values.
+    crop_to_box: the photos were read inside their boxes. averaged: the weights are a moving average of those of the
+    steps. epoch: the one, from 0, after which the network had these weights.
+    """
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    weights = folder / WEIGHTS
+    with written_whole(weights) as place:
+        save_file(tensors, place)
+        sha256 = _sha256(place)
+    description: ModelDescription = {
+        "format": FORMAT,
+        "network": model.description,
+        "labels": labels,
+        "preprocessing": preprocessing.as_dict(),
+        "crop_to_box": crop_to_box,
+        "decoding": decoding,
+        "weights": {"file": WEIGHTS, "kind": "averaged" if averaged else "raw", "epoch": epoch},
+        "sha256": sha256,
+        "metrics": metrics,
+        "config": config,
+        "versions": {"carvision": carvision.__version__, "torch": torch.__version__, "timm": version("timm")},
+    }
+    write_description(folder, description)
+
+
+def write_description(folder: Path, description: ModelDescription) -> None:
+    """model.json, which is there whole or as it was."""
+    write_json(folder / DESCRIPTION, description)
+
+
+def load(path: str | os.PathLike[str]) -> LoadedClassifier:
+    """The network of a run's folder or of its model.safetensors, as a torch.nn.Module in eval mode, with
+
+    model(images) -> {head: logits}          images float (B, 3, H, W) as model.transform gives them
+    model.transform(PIL image, box=None) -> (3, H, W)  float, preprocessed as in training; see to_input
+    model.classes[head], model.class_ids[head]   names and ids, in the order of the logits
+    model.decode(logits) -> {head: int64 (B,)}   the predicted classes, by the run's decoding rule
+    model.probs(logits) -> {head: float32 (B, C)}   probabilities: softmax(logits / model.temperature[head])
+    model.parents {child: (parent, codes)}   the make of each model: of each of the child's classes its parent's code
+    model.crop_to_box   whether it was trained on the part of a photo inside its box
+    model.about   all that model.json says, as plain values; "config", "metrics" and "versions" are {} where it has none
+
+    Nothing in the files is executed. Raises InputError for a path without a model, a newer format, values of a wrong
+    kind and files that do not belong together; whatever model.json holds, nothing else.
+    """
+    folder, file = find_model(Path(path))
+    described = read_description(file)
+    try:
+        weights = folder / described.get("weights", {}).get("file", WEIGHTS)
+        if not weights.is_file():
+            raise InputError(f"{path}: no model there ({weights} does not exist); give the folder of a finished run")
+        if Path(path).is_file() and Path(path).name not in (weights.name, DESCRIPTION):
+            raise InputError(f"{path}: {file.name} beside it describes {weights.name}, and not this file")
+        shapes = tensor_shapes(weights)
+        require_fitting(described["network"], shapes)  # quick, and before anything of the size described is made
+        if described["sha256"] != _sha256(weights):
+            raise InputError(f"{weights}: not the weights that {file.name} describes (their sha256 differs)")
+        return _assemble(described, load_file(weights))
+    except InputError as error:
+        text = str(error)
+        raise InputError(text if len(text) <= 1000 else f"{text[:1000]}...") from None
+    except Exception as error:  # timm's networks and torch's layers each stumble in their own way
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{folder}: the model is damaged or was not written by carvision ({text})") from error
+
+
+def description_of(source: Path) -> ModelDescription | None:
+    """What the model that `model.weights` names says of itself: a run's folder, its .safetensors file, or a checkpoint,
+    wherever that was copied to. None of weights that are not carvision's, whatever lies beside them.
+
+    Raises InputError where a run's folder holds other weights than its model.json describes, or a damaged one.
+    """
+    if source.is_file() and source.suffix != ".safetensors":
+        return _description_in_checkpoint(source)
+    weights = source / WEIGHTS if source.is_dir() else source
+    file = weights.with_name(DESCRIPTION)
+    if not weights.is_file():
+        return None
+    if not file.is_file():
+        if any(name.startswith("backbone.") for name in tensor_shapes(weights)):
+            raise InputError(
+                f"model.weights: {weights} is of a run, and its {file.name} is missing; put that back, or give a "
+                f"checkpoint, as {weights.parent / 'checkpoints' / 'best.ckpt'}"
+            )
+        return None
+    described = read_json(file)
+    if not isinstance(described, dict) or not {"network", "preprocessing", "sha256"} <= described.keys():
+        return None  # of another program
+    if described["sha256"] == _sha256(weights):
+        return read_description(file)
+    if source.is_dir():
+        raise InputError(f"model.weights: {weights} is not what {file.name} describes (their sha256 differs)")
+    log.warning("%s describes other weights than %s, and is not read", file, weights.name)
+    return None
+
+
+def _description_in_checkpoint(file: Path) -> ModelDescription | None:
+    checkpoint = read_pickled(file)
+    own = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
+    keys = {"description": "network", "labels": "labels", "preprocessing": "preprocessing", "decoding": "decoding"}
+    if not isinstance(own, dict) or not keys.keys() <= own.keys():
+        return None
+    described = {"format": FORMAT} | {ours: own[key] for key, ours in keys.items()}
+    try:
+        described = json.loads(json.dumps(described))  # tuples as lists, as in model.json
+    except (TypeError, ValueError, RecursionError):
+        return None
+    check_description(described, file)
+    return cast(ModelDescription, described)
+
+
+def _assemble(described: ModelDescription, tensors: dict[str, Tensor]) -> LoadedClassifier:
+    """The network as load() gives it. Raises anything where the description and the weights make none."""
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    with _limits(described["network"], shapes):
+        model = cast(LoadedClassifier, classifier_from(described["network"]))
+    _require_same({name: tuple(value.shape) for name, value in model.state_dict().items()}, shapes)
+    model.load_state_dict(tensors)
+    config = described.setdefault("config", {})
+    described.setdefault("metrics", {})
+    described.setdefault("versions", {})
+    values: dict[str, Any] = {**described["preprocessing"]}
+    preprocessing = Preprocessing(**values)  # which makes tuples of its lists
+    labels = {name: described["labels"][name] for name in model.labels}
+    model.classes = {name: label["names"] for name, label in labels.items() if "ids" in label}
+    model.class_ids = {name: label["ids"] for name, label in labels.items() if "ids" in label}
+    model.parents = parents_of(labels)
+    model.temperature = {name: float(described.get("temperature", {}).get(name, 1.0)) for name in model.classes}
+    model.preprocessing = preprocessing
+    of_config = config.get("data", {}).get("crop_to_box", False)  # where the first release told it
+    model.crop_to_box = described.get("crop_to_box", of_config)
+    model.about = described
+    model.transform = partial(to_input, preprocessing=preprocessing)
+    model.decode = partial(decode_on_device, parents=model.parents, rule=described["decoding"])
+    model.probs = partial(probs_of, temperature=model.temperature)
+    return model.eval()
+
+
+def find_model(path: Path) -> tuple[Path, Path]:
+    """The folder of a model and its model.json. Raises InputError where there is none."""
+    try:
+        return _find_model(path)
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise InputError(f"{str(path)[:400]}: can't be opened ({error.strerror}); give a run's folder") from None
+
+
+def _find_model(path: Path) -> tuple[Path, Path]:
+    if path.is_file() and path.suffix != ".safetensors" and path.name != DESCRIPTION:
+        run = path.absolute().parent.parent
+        way = f"give its run, {run}" if (run / DESCRIPTION).is_file() else "give the folder of a finished run"
+        raise InputError(
+            f"{path}: not a model file; {way}, or its {WEIGHTS} (training begins from a checkpoint with model.weights=)"
+        )
+    folder = path if path.is_dir() else path.parent
+    file = folder / DESCRIPTION
+    if not file.is_file():
+        for what in ("fold", "seed"):
+            part = next((each.parent for each in sorted(folder.glob(f"{what}_*/{DESCRIPTION}"))), None)
+            if part:
+                raise InputError(f"{path}: holds the {what}s of a run; give one of them, such as {part}")
+    if not path.exists() or not file.is_file():
+        needed = path if not path.exists() else file
+        raise InputError(f"{path}: no model there ({needed} does not exist); give the folder of a finished run")
+    return folder, file
+
+
+def require_fitting(network: NetworkDescription, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raises an error where the network described has larger layers than these weights, or another backbone, in little
+    time and memory however large it is described."""
+    sizes = [size for shape in shapes.values() if 0 not in shape for size in shape]  # 0: no byte of the file is of it
+    _require_layers(network, {shape for shape in shapes.values() if 0 not in shape}, len(shapes))
+    numbers = [value for value in values_within(network.get("backbone_kwargs", {})) if isinstance(value, int | float)]
+    if numbers and max(map(abs, numbers)) > max(LARGEST_NUMBER, *sizes):
+        raise ValueError(f"backbone_kwargs hold {max(map(abs, numbers)):g}, and no weights are of that size")
+    if sum(map(abs, numbers)) > max(LARGEST_SUM, *sizes):  # timm makes lists of as many blocks before it makes one
+        raise ValueError(f"backbone_kwargs hold {sum(map(abs, numbers)):g} in all, and no weights are of that size")
+    limits = _limits(network, shapes)
+    try:
+        with torch.device("meta"), WithoutValues(), limits:  # parameters that take no memory
+            backbone = create_backbone(network["backbone"], network.get("backbone_kwargs"), False, network["size_px"])
+    except Exception:
+        if limits.exceeded:
+            raise
+        log.debug("%s can't be built without memory", network["backbone"], exc_info=True)
+        return  # it is built within the limits, and compared then
+    own = {f"backbone.{name}": tuple(value.shape) for name, value in backbone.state_dict().items()}
+    if network.get("pool", "default") != "default":  # which leaves out what comes after the feature map
+        own = {name: shape for name, shape in own.items() if name in shapes}
+    _require_same(own, {name: shape for name, shape in shapes.items() if name.startswith("backbone.")})
+
+
+def _limits(network: NetworkDescription, shapes: dict[str, tuple[int, ...]]) -> Limits:
+    """What a network with these parameters makes while it is built, its activations and what it replaces included: a
+    pool of its own replaces the dense layers of VGG, of 120 million values."""
+    num_values = sum(math.prod(shape) for shape in shapes.values())
+    replaced = 10_000_000 if network.get("pool", "default") == "default" else 200_000_000
+    return Limits(100 + 2 * len(shapes), replaced + 2 * num_values, 1000 + 20 * len(shapes))
+
+
+def _require_layers(network: NetworkDescription, shapes: set[tuple[int, ...]], num_tensors: int) -> None:
+    """Each large layer of trunk, heads and embedding has the shape of some of the weights; small ones are built, and
+    compared then by their names."""
+    embedding = network.get("embedding", {})
+    layers = network["trunk"], embedding.get("layers", {}), embedding.get("difference", {})
+    chains = [each.get("hidden", []) for each in layers]
+    chains += [[*head["layers"].get("hidden", []), head["num_outputs"]] for head in network["heads"].values()]
+    num_layers = sum(map(len, chains))
+    if num_layers > num_tensors:
+        raise ValueError(f"{num_layers:,} layers, and weights of {num_tensors:,} tensors")
+    first = {shape[0] for shape in shapes if shape}
+    largest = max((size for shape in shapes for size in shape), default=1)
+    for units in chains:
+        missing = [outputs for inputs, outputs in pairwise(units)
+                   if inputs * outputs > SMALL_LAYER and (outputs, inputs) not in shapes]  # fmt: skip
+        missing += [outputs for outputs in units[:1] if outputs * largest > SMALL_LAYER and outputs not in first]
+        if missing:
+            raise ValueError(f"a layer of {max(missing)} units, and no weights of that size")
+    num_classes, proxies = embedding.get("num_classes", 0), embedding.get("proxies_per_class", 0)
+    if proxies and not any(shape[:2] == (num_classes, proxies) for shape in shapes):
+        raise ValueError(f"proxies of {num_classes} classes, and no weights of that size")
+
+
+def _require_same(own: dict[str, tuple[int, ...]], shapes: dict[str, tuple[int, ...]]) -> None:
+    odd = sorted(own.keys() ^ shapes.keys())
+    if odd:
+        raise ValueError(f"{odd[0]} is {'not in its weights' if odd[0] in own else 'no part of its network'}")
+    wrong = next((name for name, shape in own.items() if shapes[name] != shape), None)
+    if wrong:
+        raise ValueError(f"{wrong} has the shape {shapes[wrong]}, and its network {own[wrong]}")
+
+
+def parents_of(labels: "dict[str, LabelDescription]") -> dict[str, tuple[str, Tensor]]:
+    """{child: (parent, codes)} of the heads that have both, from plain label descriptions."""
+    return {
+        name: (label["parent"], torch.tensor(label["parent_codes"]))
+        for name, label in labels.items()
+        if label.get("parent") in labels
+    }
+
+
+def to_input(image: PIL.Image.Image, box: Sequence[float] | None = None, *, preprocessing: Preprocessing) -> Tensor:
+    """A PIL image as the network takes it: float (3, size_px, size_px), normalised. Raises BadImage.
+
+    box: left, top, right, bottom in pixels, the part to look at; for a network that was trained on boxes.
+    """
+    region = None if box is None else np.asarray(box, np.float32)
+    pixels = square_of(image, preprocessing, region).float() / 255
+    mean, std = (
+        torch.from_numpy(np.array(values, np.float32))[:, None, None]
+        for values in (preprocessing.mean, preprocessing.std)
+    )
+    return (pixels - mean) / std
+
+
+def decode_on_device(logits: dict[str, Tensor], parents: dict, rule: str) -> dict[str, Tensor]:
+    """decode() of the heads with classes, on the device of the logits."""
+    on_device = {child: (parent, codes.to(logits[child].device)) for child, (parent, codes) in parents.items()}
+    return decode({name: values for name, values in logits.items() if values.shape[1] > 1}, on_device, rule)
+
+
+def probs_of(logits: dict[str, Tensor], temperature: dict[str, float]) -> dict[str, Tensor]:
+    """Of each head with classes float32 (B, C): softmax(logits / temperature), Guo et al. 2017, equation 9."""
+    return {name: (logits[name].float() / value).softmax(dim=1) for name, value in temperature.items()}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

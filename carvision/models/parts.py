@@ -1,0 +1,395 @@
+"""The parts of a Classifier above its backbone: feature map, neck, pool, fully connected layers, embedding, and learned
+loss weights.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypedDict, cast
+
+import torch
+from timm.layers import SelectAdaptivePool2d
+from torch import Tensor, nn, ones
+from torch.nn.functional import normalize, relu
+
+from carvision.errors import InputError
+from carvision.models.backbones import Backbone
+
+log = logging.getLogger(__name__)
+
+
+# A backbone's feature map, and its layers that come after it.
+
+
+@torch.no_grad()
+def take_feature_map(backbone: Backbone, size_px: int) -> tuple[Tensor, list[str]]:
+    """The feature map of one empty image, (1, C, H, W) or, where `has_channels_last`, (1, H, W, C); and the names of
+    the largest modules with parameters that took no part in it. The backbone must be in eval mode.
+    """
+    called = set()
+    hooks = [module.register_forward_hook(lambda module, *_: called.add(module)) for module in backbone.modules()]
+    try:
+        feature_map = backbone.forward_features(torch.zeros(1, 3, size_px, size_px))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return feature_map, _uncalled(backbone, called)
+
+
+def _uncalled(module: nn.Module, called: set[nn.Module], prefix: str = "") -> list[str]:
+    """Within a module that was called all counts as used: some read the weights of a layer without calling it."""
+    found = []
+    for name, child in module.named_children():
+        if child in called or not any(True for _ in child.parameters()):
+            continue
+        within = called.intersection(child.modules())
+        found += _uncalled(child, called, f"{prefix}{name}.") if within else [f"{prefix}{name}"]
+    return found
+
+
+def leave_out(backbone: Backbone, names: list[str], why: str) -> None:
+    """Replace these modules, which nothing would use, so that they are neither counted, trained nor saved.
+
+    backbone.left_out then names them, and weights for them are passed over, be they timm's or of an earlier run.
+    """
+    for name in names:
+        parent, _, last = name.rpartition(".")
+        setattr(backbone.get_submodule(parent), last, nn.Identity())
+    backbone.left_out = tuple(names)
+    if names:
+        backbone.register_load_state_dict_pre_hook(_pass_over)
+        log.info("%s: the backbone's layers after its feature map are left out: %s", why, ", ".join(names))
+
+
+def _pass_over(backbone: Backbone, tensors: dict[str, Tensor], prefix: str, *_) -> None:
+    for key in [key for key in tensors if key.startswith(tuple(f"{prefix}{name}." for name in backbone.left_out))]:
+        del tensors[key]
+
+
+def has_channels_last(backbone: nn.Module) -> bool:
+    """Whether its feature maps are (B, H, W, C), as Swin's are."""
+    return getattr(backbone, "output_fmt", "NCHW") == "NHWC"
+
+
+# Fully connected layers: what trunk and heads are made of.
+
+ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "none": nn.Identity,
+}
+BATCH_NORMS: dict[bool | str, dict[str, Any]] = {
+    True: {},
+    "keras": {"eps": 1e-3, "momentum": 0.01},  # PyTorch's momentum is 1 - Keras' 0.99
+}
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Fully connected layers; in each: linear, activation, batch norm, dropout. Without any, dropout alone.
+
+    hidden: units of each layer. l2: penalty l2 * sum of squares of the weights (as Keras has it). activity_l1: penalty
+    activity_l1 * sum of absolute outputs of the activation, over the batch by activity_l1_reduction: "mean" as in
+    tf.keras, or "sum" as in stand-alone Keras (2019). dropout, l2 and activity_l1 are each one number for all
+    layers, or one for each.
+    activation_slope: of leaky_relu, below zero. batch_norm: "keras" is one with Keras' epsilon and momentum.
+    Raises InputError where a list does not have one number for each layer.
+    """
+
+    hidden: tuple[int, ...] = ()
+    dropout: float | tuple[float, ...] = 0.0
+    activation: str = "relu"
+    batch_norm: bool | str = False
+    bias: bool = True
+    l2: float | tuple[float, ...] = 0.0
+    activity_l1: float | tuple[float, ...] = 0.0
+    activity_l1_reduction: str = "mean"
+    activation_slope: float = 0.01
+
+    def __post_init__(self):
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        for name in ("dropout", "l2", "activity_l1"):
+            value = getattr(self, name)
+            if isinstance(value, int | float):
+                continue
+            if len(value) != len(self.hidden):
+                raise InputError(
+                    f"{name}: {list(value)} has {len(value)} numbers for the {len(self.hidden)} layers of "
+                    f"hidden: {list(self.hidden)}; give one number for all, or one for each"
+                )
+            object.__setattr__(self, name, tuple(value))
+
+    def of_each(self, name: str) -> tuple[float, ...]:
+        """`name` (dropout, l2, activity_l1) of each layer."""
+        value = getattr(self, name)
+        return value if isinstance(value, tuple) else (value,) * len(self.hidden)
+
+
+NO_LAYERS = Layers()
+
+
+class LayersDescription(TypedDict, total=False):
+    """Layers as plain values, as in model.json."""
+
+    hidden: Sequence[int]
+    dropout: float | Sequence[float]
+    activation: str
+    batch_norm: bool | str
+    bias: bool
+    l2: float | Sequence[float]
+    activity_l1: float | Sequence[float]
+    activity_l1_reduction: str
+    activation_slope: float
+
+
+def layers_from(description: LayersDescription) -> Layers:
+    """Return the Layers that plain values describe. Raises InputError as Layers does."""
+    return Layers(**cast("dict[str, Any]", description))  # which makes tuples of its lists
+
+
+def described(part) -> dict[str, Any]:
+    """Write a dataclass of layers as plain values. The default of activity_l1_reduction is left out, so that earlier
+    versions can read the description."""
+    default = ("activity_l1_reduction", "mean")
+    return asdict(part, dict_factory=lambda pairs: dict(pair for pair in pairs if pair != default))
+
+
+class Dense(nn.Module):
+    """Layers as a module: (B, F) -> ((B, units of the last layer, or F), penalty: a scalar).
+
+    shares: (B,), of each photo in the mean of the penalties on activities; None: 1 / B. Where they are summed, every
+    photo with a share counts once: of several processes each sums over its own batch.
+    """
+
+    def __init__(self, num_inputs: int, layers: Layers):
+        super().__init__()
+        self.layers = layers
+        slope = (layers.activation_slope,) if layers.activation == "leaky_relu" else ()
+        blocks: list[nn.Module] = []
+        for units, dropout in zip(layers.hidden, layers.of_each("dropout"), strict=True):
+            block: list[nn.Module] = [nn.Linear(num_inputs, units, bias=layers.bias)]
+            block += [ACTIVATIONS[layers.activation](*slope)]
+            block += [nn.BatchNorm1d(units, **BATCH_NORMS[layers.batch_norm])] if layers.batch_norm else []
+            block += [nn.Dropout(dropout)] if dropout else []
+            blocks.append(nn.Sequential(*block))
+            num_inputs = units
+        if not layers.hidden and isinstance(layers.dropout, int | float) and layers.dropout:
+            blocks.append(nn.Dropout(layers.dropout))
+        self.blocks = cast(Sequence[Any], nn.ModuleList(blocks))  # an nn.Sequential each; without layers a dropout
+        self.penalties = list(zip(layers.of_each("l2"), layers.of_each("activity_l1"), strict=True))
+        self.num_outputs = num_inputs
+
+    def forward(self, x: Tensor, shares: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        penalty = x.new_zeros(())
+        if not self.penalties:  # no layers: at most dropout
+            for block in self.blocks:
+                x = block(x)
+            return x, penalty
+        for block, (l2, activity_l1) in zip(self.blocks, self.penalties, strict=True):
+            linear, activation, *rest = block
+            x = activation(linear(x))
+            if l2:
+                penalty = penalty + l2 * linear.weight.square().sum()
+            if activity_l1:
+                penalty = penalty + activity_l1 * _activity(x, shares, self.layers.activity_l1_reduction)
+            for layer in rest:
+                x = layer(x)
+        return x, penalty
+
+
+def _activity(x: Tensor, shares: Tensor | None, reduction: str) -> Tensor:
+    """Scalar: the sum of a photo's absolute values (B, F); over the photos their mean by shares (B,), or their sum."""
+    if shares is None:
+        return x.abs().sum() / (1 if reduction == "sum" else len(x))
+    weights = (shares > 0).to(x) if reduction == "sum" else shares
+    return (x.abs() * weights[:, None]).sum()
+
+
+# What may stand between the feature map of a backbone and the trunk: the neck's blocks, and the pools.
+
+
+@dataclass(frozen=True)
+class Neck:
+    """Blocks on the feature map, in their order, each as often as it is named.
+
+    blocks: of "spatial_dropout" (rate `dropout`), "attention" (C / attention_reduction units) and "se"
+    (C / se_reduction units). The numbers are report R1's.
+    """
+
+    blocks: tuple[str, ...] = ()
+    dropout: float = 0.2
+    attention_reduction: int = 8
+    se_reduction: int = 16
+
+    def __post_init__(self):
+        object.__setattr__(self, "blocks", tuple(self.blocks))
+
+
+NO_NECK = Neck()
+
+
+def create_neck(neck: Neck, num_channels: int) -> nn.Sequential:
+    create = {
+        "spatial_dropout": lambda: nn.Dropout2d(neck.dropout),  # whole channels of a photo
+        "attention": lambda: ChannelGate(num_channels, neck.attention_reduction),
+        "se": lambda: ChannelGate(num_channels, neck.se_reduction),
+    }
+    return nn.Sequential(*(create[name]() for name in neck.blocks))
+
+
+class ChannelGate(nn.Module):
+    """Weighs the channels of x (B, C, H, W): x * sigmoid(W2 relu(W1 mean(x) + b1) + b2), with C / reduction units.
+
+    Squeeze-and-excitation of Hu et al. 2018 (equations 2 to 4), with biases. Both of report R1's blocks are this one:
+    its "attention" with a reduction of 8, its "SE" with 16.
+    """
+
+    def __init__(self, num_channels: int, reduction: int):
+        super().__init__()
+        units = max(1, num_channels // reduction)
+        self.reduce = nn.Linear(num_channels, units)
+        self.expand = nn.Linear(units, num_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.expand(relu(self.reduce(x.mean((2, 3))))).sigmoid()
+        return x * weights[:, :, None, None]
+
+
+class GeM(nn.Module):
+    """Generalised mean of each channel, mean(x^p)^(1/p), with p learned: (B, C, H, W) -> (B, C).
+
+    Radenovic et al. 2018 (equation 3): p = 1 is the average, p to infinity the maximum. Values below eps count as eps.
+    """
+
+    def __init__(self, channels_last: bool = False, p: float = 3.0, eps: float = 1e-6):
+        super().__init__()
+        self.p = nn.Parameter(ones(()) * p)
+        self.eps = eps
+        self.dims = (1, 2) if channels_last else (2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        powers = x.float().clamp(min=self.eps).pow(self.p)  # eps^3 is below what 16 bits hold
+        return powers.mean(self.dims).pow(1 / self.p).to(x.dtype)
+
+
+def create_pool(kind: str, channels_last: bool) -> nn.Module:
+    """Feature map -> (B, F). kind: avg, max, avgmax, catavgmax, flatten, gem; see conf/model/default.yaml."""
+    if kind == "flatten":
+        return nn.Flatten()
+    if kind == "gem":
+        return GeM(channels_last)
+    return SelectAdaptivePool2d(pool_type=kind, flatten=True, input_fmt="NHWC" if channels_last else "NCHW")
+
+
+# The embedding of a network: what a metric loss shapes, and the class weights (proxies) that some of them learn.
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """layers: of the embedding itself, on what the trunk gives; none: it is what the trunk gives.
+
+    difference: a branch beside the trunk, on the same pooled features; the embedding's layers then take both, joined.
+    That is the mixed difference network of DRDL (Liu et al. 2016), on any backbone: the trunk with its heads learns the
+    model, the other branch what differs between photos of one model.
+    proxies_per_class: class weights that a metric loss learns (ArcFace: 1, sub-centre ArcFace: several); 0: none.
+    num_classes: of them.
+    """
+
+    layers: Layers = NO_LAYERS
+    difference: Layers = NO_LAYERS
+    proxies_per_class: int = 0
+    num_classes: int = 0
+
+
+NO_EMBEDDING = Embedding()
+
+
+class EmbeddingDescription(TypedDict, total=False):
+    """An Embedding as plain values, as in model.json."""
+
+    layers: LayersDescription
+    difference: LayersDescription
+    proxies_per_class: int
+    num_classes: int
+
+
+def embedding_from(description: EmbeddingDescription) -> Embedding:
+    """Return the Embedding that plain values describe."""
+    values: dict[str, Any] = {**description}
+    values |= {key: layers_from(values[key]) for key in ("layers", "difference") if key in values}
+    return Embedding(**values)
+
+
+class EmbeddingLayers(nn.Module):
+    """(what the trunk gives (B, T), pooled features (B, P)) -> ((B, D), penalty: a scalar), see Embedding."""
+
+    def __init__(self, num_trunk: int, num_pooled: int, embedding: Embedding):
+        super().__init__()
+        self.is_mixed = bool(embedding.difference.hidden)
+        self.difference = Dense(num_pooled, embedding.difference)
+        joined = num_trunk + (self.difference.num_outputs if self.is_mixed else 0)
+        self.layers = Dense(joined, embedding.layers)
+        self.num_layers = len(embedding.layers.hidden) + len(embedding.difference.hidden)
+        self.num_outputs = self.layers.num_outputs
+
+    def forward(self, trunk: Tensor, pooled: Tensor, shares: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """shares: see Dense."""
+        if not self.is_mixed:
+            return self.layers(trunk, shares)
+        difference, penalty = self.difference(pooled, shares)
+        joined, more = self.layers(torch.cat([trunk, difference], dim=1), shares)
+        return joined, penalty + more
+
+
+class Proxies(nn.Module):
+    """weight (C, K, D): K directions for each of C classes, compared by their angle with an embedding.
+
+    They are a part of the model, so that they are saved, resumed and moved with it.
+    """
+
+    def __init__(self, embedding: Embedding, num_features: int):
+        super().__init__()
+        shape = (embedding.num_classes, embedding.proxies_per_class, num_features)
+        self.weight = nn.Parameter(torch.randn(shape) / num_features**0.5)  # about unit length
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """(B, D) -> float32 (B, C): the cosine to the nearest of a class' proxies (Deng et al. 2020)."""
+        with torch.autocast(embeddings.device.type, enabled=False):  # a margin is lost in the steps of bfloat16
+            proxies = normalize(self.weight.float(), dim=2).flatten(0, 1)
+            cosines = normalize(embeddings.float(), dim=1) @ proxies.T
+        return cosines.view(len(embeddings), *self.weight.shape[:2]).amax(dim=2)
+
+
+# The weights with which the losses of several heads are added, where they are learned.
+
+
+class HeadWeights(nn.Module):
+    """Kendall, Gal and Cipolla 2018, "Multi-task learning using uncertainty to weigh losses", equations 7 and 10.
+
+    For each head sum up exp(-s) * loss + s / 2 with s = log sigma^2, which is learned and begins with 0, so that every
+    head begins with the weight 1. The form is the same for cross-entropy (equation 10) and for Huber's loss, which is
+    half the squared error already (equation 7). For a loss that stays as it is, s goes to log(2 * loss).
+    """
+
+    def __init__(self, heads: list[str]):
+        super().__init__()
+        self.heads = list(heads)
+        self.log_variances = nn.Parameter(torch.zeros(len(self.heads)))
+
+    def forward(self, losses: dict[str, Tensor], counts: Tensor) -> Tensor:
+        """{head: scalar}, bool (heads,) -> scalar, which can be below 0.
+
+        counts: false for a head none of whose labels is known in the batch. It is left out: s / 2 alone would drive s
+        down.
+        """
+        values = torch.stack([losses[head] for head in self.heads])
+        return ((torch.exp(-self.log_variances) * values + self.log_variances / 2) * counts).sum()
+
+    def weights(self) -> dict[str, float]:
+        """{head: exp(-s)}."""
+        return dict(zip(self.heads, torch.exp(-self.log_variances.detach()).tolist(), strict=True))

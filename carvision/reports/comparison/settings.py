@@ -1,0 +1,197 @@
+"""Name runs by the settings in which they differ, or by their folders.
+
+Arrange runs by their settings: a matrix of two settings, and a study of one numeric setting.
+"""
+
+import logging
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from carvision.errors import InputError, nearest
+from carvision.reports.comparison.frame import lower_is_better
+from carvision.reports.comparison.runs import Run
+
+log = logging.getLogger(__name__)
+
+
+# Settings of where and how a run was made, not of what was trained
+IGNORED = re.compile(r"run\.|sweep\.|logger\.|hydra\.|data\.(root|file|num_workers)$|callbacks\.progress_bar$")
+# Of several settings that distinguish runs, those that people think of first
+FIRST = (
+    "experiment", "model.backbone", "model.weights", "model.train_layers", "optimizer.name", "optimizer.lr",
+    "schedule.name", "loss.name", "data.name", "data.batch_size", "data.image_px", "trainer.max_epochs",
+)  # fmt: skip
+LAST = ("seed", "data.split.seed", "data.split.fold")
+TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?")
+MAX_SHOWN = 3  # settings in a name; if more differ, only as many as distinguish the runs
+Config = dict[str, object]
+
+
+def differing_keys(runs: Sequence[Run]) -> list[str]:
+    """Return the settings that differ between the runs, the best known first; a missing setting differs."""
+    known = {key: None for run in runs for key in run.config if not IGNORED.match(key)}
+    keys = [key for key in known if len({text_of(run.config.get(key)) for run in runs}) > 1]
+    return sorted(keys, key=_rank)
+
+
+def _rank(key: str) -> int:
+    return FIRST.index(key) if key in FIRST else len(FIRST) + LAST.index(key) + 1 if key in LAST else len(FIRST)
+
+
+def name_runs(runs: Sequence[Run], ignored: Sequence[str] = ()) -> list[str]:
+    """Return a unique name for each run.
+
+    "optimizer=adam lr=0.001" if up to three settings differ; if more do, the experiment or the run's folder with as
+    many settings as are needed to distinguish the runs. ignored: settings left out; such names may repeat.
+    """
+    configs = [dict(run.config) for run in runs]
+    keys = [key for key in differing_keys(runs) if key not in ignored]
+    shared = [
+        key for key in keys if all(key in config for config in configs)
+    ]  # omits settings that only one optimizer has
+    if not 0 < len(shared) <= MAX_SHOWN or _num_apart(configs, shared) < _num_apart(configs, keys):
+        for config, run in zip(configs, runs, strict=True):
+            config["experiment"] = run.folder.parent.name if TIME.fullmatch(run.folder.name) else run.folder.name
+        shared = _enough(configs, ["experiment", *keys])
+    names = _names(configs, shared)
+    if ignored:  # these name groups of runs and may repeat
+        return names
+    for more in (lambda run: run.folder.name, lambda run: str(run.folder)):
+        counts = Counter(names)
+        names = [
+            f"{name} {more(run)}".strip() if counts[name] > 1 and more(run) != name else name
+            for name, run in zip(names, runs, strict=True)
+        ]
+    return names
+
+
+def _enough(configs: Sequence[Config], keys: Sequence[str]) -> list[str]:
+    """Return the first keys that distinguish as many configs as all keys do."""
+    chosen: list[str] = []
+    num_distinct = 1
+    for key in keys:
+        now = _num_apart(configs, [*chosen, key])
+        if now > num_distinct:
+            chosen.append(key)
+            num_distinct = now
+    return chosen or list(keys[:1])
+
+
+def _num_apart(configs: Sequence[Config], keys: Sequence[str]) -> int:
+    return len({tuple(text_of(config.get(key)) for key in keys) for config in configs})
+
+
+def _names(configs: Sequence[Config], keys: Sequence[str]) -> list[str]:
+    short = {key: _short(key) for key in keys}
+    doubled = Counter(short.values())
+    shown = {key: name if doubled[name] == 1 else f"{key}=" for key, name in short.items()}
+    return [" ".join(f"{shown[key]}{text_of(config.get(key))}" for key in keys) for config in configs]
+
+
+def _short(key: str) -> str:
+    """Return the prefix before the value; "" for a value that needs no key."""
+    if key in ("experiment", "model.backbone"):
+        return ""
+    return f"{key.removesuffix('.name').rsplit('.', 1)[-1]}="
+
+
+def text_of(value: object) -> str:
+    """Return the value as it would be typed on the command line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return f"[{','.join(map(text_of, value))}]"
+    return str(value)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """R4's table of networks by optimizers: each cell has the metric and the minutes of its best run."""
+
+    rows: str
+    columns: str
+    metric: str
+    values: pd.DataFrame
+    minutes: pd.DataFrame
+    counts: pd.DataFrame  # runs in each cell
+
+
+def matrix_of(frame: pd.DataFrame, runs: Sequence[Run], rows: str, columns: str, metric: str) -> Matrix:
+    """Arrange the runs by two settings.
+
+    rows, columns: keys of the runs' configs, or several separated by commas: one row (column) for each combination of
+    their values. Raises InputError if no run has such a key.
+    """
+    keys = {key: _values_of(runs, key, "--matrix") for key in (rows, columns)}
+    labels = {key: list(dict.fromkeys(_in_order(values))) for key, values in keys.items()}
+    shape = {"index": pd.Index(labels[rows], name=rows), "columns": pd.Index(labels[columns], name=columns)}
+    values, minutes = (pd.DataFrame(float("nan"), **shape) for _ in range(2))
+    counts = pd.DataFrame(0, **shape)
+    sign = -1 if lower_is_better(metric) else 1
+    for i, (row, column) in enumerate(zip(keys[rows], keys[columns], strict=True)):
+        value = frame[metric].iloc[i]
+        if row is None or column is None or math.isnan(value):
+            continue
+        counts.loc[row, column] += 1
+        if counts.loc[row, column] == 1 or sign * value > sign * values.loc[row, column]:
+            values.loc[row, column], minutes.loc[row, column] = value, frame["wall_min"].iloc[i]
+    return Matrix(rows.replace(",", ", "), columns.replace(",", ", "), metric, values, minutes, counts)
+
+
+def _values_of(runs: Sequence[Run], key: str, option: str) -> list[str | None]:
+    """Return each run's value as text; None, with a warning, if its config lacks the key."""
+    if "," in key:
+        of_each = zip(*(_values_of(runs, each.strip(), option) for each in key.split(",")), strict=True)
+        return [None if None in values else ", ".join(values) for values in of_each]
+    known = {name for run in runs for name in run.config}
+    if key not in known:
+        raise InputError(f"{option}: {key!r} is not a key of these runs' config.yaml{nearest(key, known)}")
+    for run in runs:
+        if key not in run.config:
+            log.warning("%s has no %s, and is left out of %s", run.folder, key, option)
+    return [text_of(run.config[key]) if key in run.config else None for run in runs]
+
+
+def _in_order(values: Sequence[str | None]) -> list[str]:
+    """Sort numbers; keep other values in order of appearance."""
+    known = [value for value in values if value is not None]
+    try:
+        return sorted(known, key=float)
+    except ValueError:
+        return known
+
+
+def against_of(frame: pd.DataFrame, runs: Sequence[Run], key: str, groups: Sequence[str]) -> pd.DataFrame:
+    """Return the frame with the new columns "group" and `key`, a numeric setting, sorted by both.
+
+    groups: for each run the name of its other settings. Raises InputError if a value of the key is not a number.
+    """
+    values = _values_of(runs, key, "--against")
+    try:
+        numbers = [float("nan") if value is None else float(value) for value in values]
+    except ValueError:
+        wrong = next(value for value in values if value is not None and not _is_number(value))
+        raise InputError(
+            f"--against: {key} is {wrong!r} in a run, and must be a number; --matrix takes any values"
+        ) from None
+    table = frame.assign(**{"group": list(groups), key: numbers}).dropna(subset=[key])
+    if (table[key] % 1 == 0).all():
+        table[key] = table[key].astype(int)
+    return table.sort_values(["group", key], kind="stable")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,1 +1,0 @@
-"""Report an evaluation: tables, plots and files."""

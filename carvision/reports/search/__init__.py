@@ -1,1 +1,0 @@
-"""Report a search: tables, plots, an HTML page."""

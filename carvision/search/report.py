@@ -1,0 +1,384 @@
+"""Show a search's progress: a live table on a terminal, else a line for each event.
+
+Write a search's results into its folder: trials.csv, plots, search.html, and the best trial as an experiment.
+"""
+
+import logging
+import math
+import shlex
+import sys
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+import optuna
+import pandas as pd
+import yaml
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from carvision.config.compose import choices_of
+from carvision.files.atomic import own_folder, write_csv, write_text
+from carvision.files.locks import lock_when_free
+from carvision.reports.comparison.sheets import TextTable
+from carvision.reports.tables import print_table, write_html
+from carvision.search.build import Sweep, compose
+from carvision.search.plots import plot_history, plot_importance, plot_parallel, plot_pareto, plot_slices
+from carvision.search.queue import (
+    BEST_EPOCH,
+    BROKEN,
+    CELL,
+    EPOCHS,
+    PARAMETERS,
+    RETRY_OF,
+    SECONDS,
+    WHY,
+    best_first,
+    folder_of,
+    is_finished,
+    latest,
+    num_to_run,
+    root_of,
+)
+
+log = logging.getLogger(__name__)
+
+
+MAX_ROWS = 15
+REFRESH_S = 1.0
+
+
+class Summary(NamedTuple):
+    """Progress of a search: counts of trials; best: the best so far; epochs trained, and saved by pruning;
+    seconds_left: nan if unknown."""
+
+    total: int
+    ended: int
+    running: int
+    pruned: int
+    failed: int
+    best: FrozenTrial | None
+    epochs: int
+    saved: int
+    seconds_left: float
+
+
+def summarise(sweep: Sweep, trials: list[FrozenTrial]) -> Summary:
+    """Summarise the search's trials."""
+    shown = latest(trials)
+    ended = [trial for trial in shown if is_finished(trial, sweep.settings["retries"])]
+    pruned = [trial for trial in ended if trial.state == TrialState.PRUNED]
+    running = sum(trial.state == TrialState.RUNNING for trial in shown)
+    took = [t.duration.total_seconds() for t in ended if t.duration and t.state != TrialState.FAIL]
+    total = num_to_run(sweep)
+    left = (total - len(ended)) * sum(took) / len(took) / max(1, running) if took else math.nan
+    best = best_first(sweep, shown)
+    return Summary(
+        total=total,
+        ended=len(ended),
+        running=running,
+        pruned=len(pruned),
+        failed=sum(trial.state == TrialState.FAIL for trial in ended),
+        best=best[0] if best else None,
+        epochs=sum(num_epochs(trial) for trial in shown),
+        saved=sum(max(0, sweep.num_epochs - num_epochs(trial)) for trial in pruned),
+        seconds_left=left,
+    )
+
+
+def num_epochs(trial: FrozenTrial) -> int:
+    """Return how many epochs the trial trained."""
+    return max(trial.user_attrs.get(EPOCHS, 0), trial.last_step or 0)
+
+
+def line_of(summary: Summary, sweep: Sweep) -> str:
+    """Return the summary as one line."""
+    parts = [f"{summary.ended} of {summary.total} trials have ended"]
+    parts += [f"{count} {what}" for count, what in ((summary.pruned, "pruned"), (summary.failed, "failed")) if count]
+    if summary.running:
+        parts.append(f"{summary.running} running")
+    if summary.best:
+        parts.append(f"best {values_text(summary.best, sweep)} (trial {root_of(summary.best)})")
+    parts.append(f"epochs: {summary.epochs} spent" + (f", {summary.saved} saved" if summary.saved else ""))
+    if summary.ended < summary.total and not math.isnan(summary.seconds_left):
+        parts.append(f"about {duration_text(summary.seconds_left)} left")
+    return "; ".join(parts)
+
+
+def duration_text(seconds: float) -> str:
+    """Format seconds as "1.2 s", "12 s", "12 min" or "1.2 h"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def number_text(value: float) -> str:
+    """Format a metric with four digits; "" for NaN."""
+    if math.isnan(value):
+        return ""
+    return f"{value:,}" if isinstance(value, int) or abs(value) >= 1e5 else f"{value:.4g}"
+
+
+def values_text(trial: FrozenTrial, sweep: Sweep) -> str:
+    """Format a completed trial's objectives."""
+    return ", ".join(
+        f"{metric} {number_text(value)}" for metric, value in zip(sweep.objective, trial.values, strict=True)
+    )
+
+
+def drawn_text(trial: FrozenTrial) -> str:
+    """Format a trial's drawn values as overrides."""
+    return ", ".join(
+        f"{key}={value if isinstance(value, str) else f'{value:.4g}'}" for key, value in trial.params.items()
+    )
+
+
+def event_text(trial: FrozenTrial, sweep: Sweep, best: FrozenTrial | None) -> str:
+    """Return a line about a trial that started or ended."""
+    name, attributes = f"trial {root_of(trial)}", trial.user_attrs
+    seconds = f", {duration_text(attributes[SECONDS])}" if SECONDS in attributes else ""
+    if trial.state == TrialState.RUNNING:
+        again = ", which was interrupted, continues" if RETRY_OF in attributes else ""
+        return f"{name}{again}: {drawn_text(trial)}"
+    if trial.state == TrialState.COMPLETE:
+        is_best = ", best so far" if best is not None and best.number == trial.number else ""
+        return f"{name}: {values_text(trial, sweep)} at epoch {attributes[BEST_EPOCH]}{seconds}{is_best}"
+    if trial.state == TrialState.PRUNED:
+        last = trial.intermediate_values.get(trial.last_step, math.nan)
+        outcome = f"{sweep.monitor[0]} {number_text(last)}"
+        return f"{name}: pruned after {num_epochs(trial)} of {sweep.num_epochs} epochs, {outcome}{seconds}"
+    if BROKEN in attributes and not is_finished(trial, sweep.settings["retries"]):
+        return f"{name}: interrupted after {num_epochs(trial)} epochs ({attributes.get(WHY)}); it will continue"
+    return f"{name}: failed: {attributes.get(WHY)}"
+
+
+class Progress:
+    """Show the table on a terminal while entered as a context manager; report() logs lines otherwise."""
+
+    def __init__(self, sweep: Sweep, study: optuna.Study):
+        self.sweep, self.study = sweep, study
+        self.console = Console(stderr=True)
+        self.live: Live | None = None
+        self.ended = threading.Event()
+
+    def report(self, trial: FrozenTrial) -> None:
+        if self.console.is_terminal:
+            return
+        trials = self.study.get_trials(deepcopy=False)
+        summary = summarise(self.sweep, trials)
+        log.info("%s", event_text(trial, self.sweep, summary.best))
+        if trial.state != TrialState.RUNNING:
+            log.info("  %s", line_of(summary, self.sweep))
+
+    def __enter__(self) -> "Progress":
+        if self.console.is_terminal:
+            self.live = Live(self._picture(), console=self.console, auto_refresh=False, transient=True)
+            self.live.start()
+            self.thread = threading.Thread(target=self._refresh, daemon=True, name="table-of-trials")
+            self.thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.live:
+            self.ended.set()
+            self.thread.join()
+            self.live.stop()
+
+    def _refresh(self) -> None:
+        while not self.ended.wait(REFRESH_S):
+            self.live.update(self._picture(), refresh=True)
+
+    def _picture(self) -> Group:
+        trials = self.study.get_trials(deepcopy=False)
+        return Group(
+            trials_table(self.sweep, trials, MAX_ROWS), Text(line_of(summarise(self.sweep, trials), self.sweep))
+        )
+
+
+def trials_table(sweep: Sweep, trials: list[FrozenTrial], most: int) -> Table:
+    """Return a table of the best trials and the latest ones, at most `most` rows."""
+    shown = latest(trials)
+    best = best_first(sweep, shown)[: most // 3]
+    last = [t for t in shown if t not in best and t.state != TrialState.WAITING][-(most - len(best)) :]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("trial", "", *sweep.objective, "epochs"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    table.add_column("values", overflow="ellipsis", no_wrap=True)
+    for trial in [*best, *last]:
+        running = trial.state == TrialState.RUNNING
+        values = trial.values or [trial.intermediate_values.get(trial.last_step, math.nan)]
+        texts = [number_text(value) for value in values][: len(sweep.objective)]
+        texts += [""] * (len(sweep.objective) - len(texts))
+        state = "best" if best and trial is best[0] else trial.state.name.lower()
+        style = "bold green" if state == "best" else "cyan" if running else "dim" if not trial.values else ""
+        epochs = f"{num_epochs(trial)}/{sweep.num_epochs}"
+        table.add_row(str(root_of(trial)), state, *texts, epochs, drawn_text(trial), style=style)
+    return table
+
+
+WIDTH = 120  # of the table without a terminal
+MAX_SHOWN = 5  # best trials, as in report R0
+RESERVED = ("sweep", "experiment", "hydra")  # groups that an experiment can't choose
+ABOUT = (
+    "Each value is that of the trial's best epoch, for a pruned trial of its last one, on validation photos; test "
+    "photos are not used."
+)
+
+
+def write_report(sweep: Sweep, study: optuna.Study) -> None:
+    """Write the report, also for a search that is still running.
+
+    Holds a lock, as several workers may finish at the same time.
+    """
+    with lock_when_free(sweep.folder):
+        trials = study.get_trials(deepcopy=False)
+        shown = latest(trials)
+        write_csv(sweep.folder / "trials.csv", trials_frame(sweep, shown))
+        best = best_first(sweep, shown)
+        if not best:
+            return
+        table = best_table(sweep, best[:MAX_SHOWN])
+        write_best(sweep, best[0])
+        pictures = write_plots(sweep, study, shown)
+        about = f"{line_of(summarise(sweep, trials), sweep)}. {ABOUT}"
+        write_html(sweep.folder / "search.html", sweep.name, about, [table], pictures, interactive(study, sweep))
+    print_table(table, Console(width=None if sys.stdout.isatty() else WIDTH))
+    print(f"the best trial, {root_of(best[0])}, over three seeds: {command_of(sweep)}")
+
+
+def trials_frame(sweep: Sweep, trials: list[FrozenTrial]) -> pd.DataFrame:
+    """Return one row per trial, with one column per sampled key."""
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
+    rows = []
+    for trial in trials:
+        values = trial.values or [math.nan] * len(sweep.objective)
+        known = trial.user_attrs
+        rows.append({
+            "trial": root_of(trial),
+            "state": trial.state.name.lower(),
+            **dict(zip(sweep.objective, values, strict=True)),
+            "best_epoch": known.get(BEST_EPOCH),
+            "epochs": num_epochs(trial),
+            "seconds": known.get(SECONDS),
+            "parameters": known.get(PARAMETERS),
+            **{key: trial.params.get(key) for key in keys},
+            **({"cell": known.get(CELL)} if sweep.settings["sampler"] == "grid" else {}),
+            "folder": folder_of(trial).as_posix(),
+            "number": trial.number,
+            "goes_on_for": known.get(RETRY_OF),
+            "why": known.get(WHY),
+        })  # fmt: skip
+    frame = pd.DataFrame(rows)
+    whole = [name for name in ("best_epoch", "parameters", "goes_on_for", "cell") if name in frame]
+    return frame.astype(dict.fromkeys(whole, "Int64"))
+
+
+def best_table(sweep: Sweep, best: list[FrozenTrial]) -> TextTable:
+    """Return the best trials, with one row per sampled key."""
+    keys = list(dict.fromkeys(key for trial in best for key in trial.params))
+    rows = [[metric, *(number_text(trial.values[i]) for trial in best)] for i, metric in enumerate(sweep.objective)]
+    rows.append(["at epoch", *(str(trial.user_attrs.get(BEST_EPOCH, "")) for trial in best)])
+    rows.append(["seconds", *(number_text(trial.user_attrs.get(SECONDS, math.nan)) for trial in best)])
+    below = len(rows)
+    rows += [[key, *(value_text(trial.params.get(key)) for trial in best)] for key in keys]
+    return TextTable(
+        "The best trials",
+        ["trial", *(str(root_of(trial)) for trial in best)],
+        rows,
+        [[""] * (len(best) + 1) for _ in rows],
+        breaks={below},
+    )
+
+
+def value_text(value) -> str:
+    return "" if value is None else value if isinstance(value, str) else number_text(value)
+
+
+def write_best(sweep: Sweep, trial: FrozenTrial) -> None:
+    """Write experiment/best.yaml, which carvision.train finds with --config-dir <the search's folder>."""
+    overrides = sweep.words_of(trial.params)
+    config, _, groups = compose(overrides)
+    chosen = {group: name for group, name in groups.items() if not group.startswith(RESERVED)}
+    # Added groups, such as heads, have nothing to override; others may have been removed
+    available = choices_of("train", [f"{group}={name}" for group, name in chosen.items() if "@" not in group])
+    monitor, mode = sweep.monitor
+    config["callbacks"] |= {"monitor": monitor, "mode": mode}
+    config["run"] = {"dir": None}
+    chosen |= {group: None for group in available if "@" in group and group not in chosen}
+    defaults = [{f"{'override ' * (group in available)}/{group}": name} for group, name in chosen.items()]
+    values = ", ".join(f"{metric} {number_text(v)}" for metric, v in zip(sweep.objective, trial.values, strict=True))
+    head = (
+        "# @package _global_\n"
+        f"# The best trial of the search {sweep.name}: trial {root_of(trial)}, {values} at epoch "
+        f"{trial.user_attrs.get(BEST_EPOCH)}.\n# {drawn_text(trial)}\n"
+        f"#   {command_of(sweep)}\n"
+    )
+    text = yaml.safe_dump({"defaults": [*defaults, "_self_"], **config}, sort_keys=False, allow_unicode=True)
+    write_text(own_folder(sweep.folder / "experiment") / "best.yaml", head + text)
+
+
+def command_of(sweep: Sweep) -> str:
+    folder = shlex.quote(str(sweep.folder))
+    return f"python -m carvision.train --config-dir {folder} experiment=best 'run.seeds=[0,1,2]'"
+
+
+def write_plots(sweep: Sweep, study: optuna.Study, trials: list[FrozenTrial]) -> dict[str, Path]:
+    """Write the plots; return {title: file} of those with anything to show."""
+    done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    drawn = {
+        "Values by trial": ("history.png", lambda file: plot_history(sweep, trials, file)),
+        "Importance of the parameters": (
+            "importance.png",
+            lambda file: plot_importance(importance(study, sweep), file),
+        ),
+        "Values by sampled parameter": ("slices.png", lambda file: plot_slices(sweep, trials, file)),
+        "Trials as lines": ("parallel.png", lambda file: plot_parallel(sweep, done, file)),
+        "Pareto front": ("pareto.png", lambda file: plot_pareto(sweep, done, file)),
+    }
+    return {title: sweep.folder / name for title, (name, plot) in drawn.items() if plot(sweep.folder / name)}
+
+
+def importance(study: optuna.Study, sweep: Sweep) -> dict[str, float]:
+    """Return {key: fraction of the first objective's variance} by functional ANOVA (Hutter et al. 2014).
+
+    Empty if there are too few trials.
+    """
+    try:
+        return optuna.importance.get_param_importances(study, evaluator=fanova(), target=lambda trial: trial.values[0])
+    except (ValueError, RuntimeError, ZeroDivisionError):
+        return {}
+
+
+def fanova() -> optuna.importance.BaseImportanceEvaluator:
+    """Return the evaluator; it ignores keys that only some trials sampled."""
+    return optuna.importance.FanovaImportanceEvaluator(seed=0)
+
+
+def interactive(study: optuna.Study, sweep: Sweep) -> list[str]:
+    """Return Optuna's own plots as HTML fragments, with trial details on hover; the first includes plotly's script."""
+    from optuna import visualization
+
+    first = {"target": lambda trial: trial.values[0], "target_name": next(iter(sweep.objective))}
+    plots = [
+        lambda: visualization.plot_optimization_history(study, **first),
+        lambda: visualization.plot_param_importances(study, evaluator=fanova(), **first),
+        lambda: visualization.plot_parallel_coordinate(study, **first),
+        lambda: visualization.plot_slice(study, **first),
+    ]
+    if len(sweep.objective) == 1:
+        plots.append(lambda: visualization.plot_intermediate_values(study))
+    elif len(sweep.objective) <= 3:
+        plots.append(lambda: visualization.plot_pareto_front(study, target_names=list(sweep.objective)))
+    parts = []
+    for plot in plots:
+        try:
+            figure = plot()
+        except (ValueError, RuntimeError, ZeroDivisionError):  # too few trials for this plot
+            continue
+        parts.append(figure.to_html(full_html=False, include_plotlyjs=not parts))
+    return parts

@@ -1,0 +1,258 @@
+"""Run several workers of one search on this machine, each with a share of the cores, and a GPU if there are several. A
+killed worker is restarted.
+
+Run carvision.sweep: start, join or continue a search with one or several workers, and report.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import optuna
+
+from carvision.config.schema import random_transforms, reason_not_cacheable
+from carvision.errors import InputError
+from carvision.files.atomic import open_kept, own_folder
+from carvision.files.log import start_log
+from carvision.search.build import Sweep
+from carvision.search.queue import SIGNALS, WHY, end_with_parent, latest, num_to_run
+from carvision.search.report import Progress, line_of, summarise
+from carvision.search.study import describe_brackets, open_storage, open_study
+from carvision.search.worker import Interrupted, Worker
+
+log = logging.getLogger(__name__)
+
+
+WORKER = "CARVISION_SWEEP_WORKER"  # environment variable with the number of a worker started by another carvision.sweep
+POLL_EVERY_S = 0.2
+MAX_STARTS = 5  # of a worker that is killed repeatedly
+
+
+def run_workers(sweep: Sweep, overrides: list[str], quiet: bool) -> None:
+    """Run the workers until all have ended. Their output goes to files in the search's folder and, without `quiet`, to
+    the terminal.
+
+    Raises InputError with a worker's message if all failed, Interrupted after a signal.
+    """
+    num, trainer = sweep.settings["workers"], sweep.config["trainer"]
+    gpus = visible_gpus() if trainer["accelerator"] in ("gpu", "auto") else []
+    each = trainer["devices"] if isinstance(trainer["devices"], int) else len(gpus) or 1
+    if gpus and num * each > len(gpus):
+        log.warning("%d workers with %d GPU%s each share %d GPUs", num, each, "s" * (each > 1), len(gpus))
+    workers = [
+        _Worker(sweep, overrides, number, share_of_cores(number, num), share_of_gpus(gpus, number, each))
+        for number in range(num)
+    ]
+    received: list[int] = []
+    before = {s: signal.signal(s, lambda number, _: received.append(number)) for s in SIGNALS}
+    try:
+        for worker in workers:
+            worker.start()
+        handled = 0
+        while any(worker.process.poll() is None for worker in workers):
+            time.sleep(POLL_EVERY_S)
+            if len(received) > handled:
+                handled = len(received)
+                for worker in workers:
+                    worker.stop()
+            for worker in workers:
+                worker.relay(quiet)
+                if not received and worker.was_killed() and worker.starts < MAX_STARTS:
+                    log.warning("worker %d was ended by %s; restarting it", worker.number, worker.ending())
+                    worker.start()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for worker in workers:
+            worker.stop()
+    for worker in workers:
+        worker.relay(quiet)
+    if received:
+        raise Interrupted(received[0])
+    failed = [worker for worker in workers if worker.process.returncode]
+    if len(failed) == len(workers):
+        raise InputError(failed[0].last_line() or f"a worker ended with status {failed[0].process.returncode}")
+    for worker in failed:
+        log.warning("worker %d ended: %s", worker.number, worker.last_line())
+
+
+class _Worker:
+    def __init__(self, sweep: Sweep, overrides: list[str], index: int, cores: set[int], gpus: list[str]):
+        self.number, self.starts, self.cores = index + 1, 0, cores
+        self.command = [sys.executable, "-m", "carvision.sweep", *overrides, "sweep.workers=1"]
+        self.environment = {**os.environ, WORKER: str(index)}
+        if gpus:
+            self.environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        self.output = sweep.folder / "logs" / f"worker_{self.number}.txt"
+        own_folder(self.output.parent)
+        self.relayed = self.output.stat().st_size if self.output.exists() else 0
+
+    def start(self) -> None:
+        self.starts += 1
+        with open_kept(self.output, "ab") as file:
+            self.process = subprocess.Popen(
+                self.command,
+                env=self.environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=file,
+                start_new_session=True,  # only this process forwards a terminal's signals to it
+            )
+        if self.cores:
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(self.process.pid, self.cores)
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+
+    def was_killed(self) -> bool:
+        return (self.process.poll() or 0) < 0
+
+    def ending(self) -> str:
+        return signal.Signals(-self.process.returncode).name
+
+    def relay(self, quiet: bool) -> None:
+        """Copy new worker output to stderr."""
+        with self.output.open("rb") as file:
+            file.seek(self.relayed)
+            output = file.read()
+        whole = output[: output.rfind(b"\n") + 1]
+        self.relayed += len(whole)
+        if not quiet:
+            sys.stderr.write(whole.decode(errors="replace"))
+            sys.stderr.flush()
+
+    def last_line(self) -> str:
+        lines = self.output.read_text(errors="replace", encoding="utf-8").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "").removeprefix("error: ")
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs as CUDA_VISIBLE_DEVICES names them; without torch, whose import takes seconds."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is not None:
+        return [name.strip() for name in allowed.split(",") if name.strip() not in ("", "-1")]
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return []
+    query = [command, "--query-gpu=index", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, encoding="utf-8", errors="replace")
+    return [line.strip() for line in done.stdout.splitlines() if line.strip().isdigit()]
+
+
+def share_of_gpus(gpus: list[str], index: int, each: int) -> list[str]:
+    """Return the worker's GPUs; workers share if there are too few."""
+    return [gpus[(index * each + i) % len(gpus)] for i in range(min(each, len(gpus)))]
+
+
+def share_of_cores(index: int, num: int) -> set[int]:
+    """Return the worker's cores; empty if the system can't set affinity."""
+    if not hasattr(os, "sched_getaffinity"):
+        return set()
+    cores = sorted(os.sched_getaffinity(0))
+    return set(cores[index::num]) if len(cores) >= num else {cores[index % len(cores)]}
+
+
+def search(sweep: Sweep, overrides: list[str]) -> None:
+    """Run the search until no trial is left to start; print the search's folder last. Exit with 128 + its number after
+    a signal."""
+    quiet_optuna()
+    start_log(None)
+    remove_launcher_variables()
+    storage = open_storage(sweep.settings["storage"], sweep.folder)
+    study = open_study(sweep, storage)
+    progress = Progress(sweep, study)
+    if WORKER in os.environ:
+        end_with_parent(sys.stdin.fileno(), signal.SIGTERM)
+        with contextlib.suppress(Interrupted):  # the parent process reports it
+            Worker(sweep, study, storage, progress.report).work()
+        return
+    introduce(sweep, study)
+    ending = None
+    try:
+        with progress:
+            if sweep.settings["workers"] > 1:
+                run_workers(sweep, overrides, quiet=progress.console.is_terminal)
+            else:
+                Worker(sweep, study, storage, progress.report).work()
+    except Interrupted as interrupted:
+        ending = interrupted.args[0]
+    report(sweep, study)
+    summary = summarise(sweep, study.get_trials(deepcopy=False))
+    if summary.ended < summary.total:
+        others = f"; {summary.running} are run by other workers" if summary.running else ""
+        log.info("the search is not finished%s; the same command continues it", others)
+    print(f"sweep: {sweep.folder}")
+    if ending is not None:
+        sys.exit(128 + ending)
+    if summary.failed == summary.total:
+        reason = latest(study.get_trials(deepcopy=False))[-1].user_attrs.get(WHY)
+        raise InputError(
+            f"sweep: all {summary.total} trials failed, the last with: {reason}. Fix that and search in another folder "
+            f"(sweep.dir=<folder>); their output is in {sweep.folder / 'logs'}"
+        )
+
+
+def remove_launcher_variables() -> None:
+    """Remove the variables of srun and torchrun: each process that they start is a worker, and its trials are not parts
+    of one run."""
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "TORCHELASTIC_")) or name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK"):
+            del os.environ[name]
+
+
+def quiet_optuna() -> None:
+    """Silence Optuna's messages about single trials, and its experimental warnings (the lock file pins its version)."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+def introduce(sweep: Sweep, study: optuna.Study) -> None:
+    """Log what is searched, how, and what exists already."""
+    for dimension in sweep.space.dimensions:
+        log.info("%s: %s", dimension.key, dimension)
+    objective = ", ".join(f"{mode} {metric}" for metric, mode in sweep.objective.items())
+    sampler, epochs = sweep.settings["sampler"], sweep.num_epochs
+    log.info(
+        "%d trials of at most %d epoch%s; %s; sampler %s, pruner %s",
+        num_to_run(sweep), epochs, "s" * (epochs > 1), objective, sampler, sweep.settings["pruner"],
+    )  # fmt: skip
+    if sweep.settings["pruner"] == "hyperband":
+        for line in describe_brackets(sweep):
+            log.info("%s", line)
+    if caches_features(sweep):
+        log.info(
+            "the backbone is frozen and its photos stay the same: the features of each backbone are computed once, and "
+            "trials train on them"
+        )
+    trials = study.get_trials(deepcopy=False)
+    if trials:
+        log.info("continuing %s: %s", sweep.folder, line_of(summarise(sweep, trials), sweep))
+
+
+def caches_features(sweep: Sweep) -> bool:
+    """Return whether the backbone's features depend on no searched value but the backbone itself."""
+    model, features = sweep.config["model"], sweep.config["features"]["keep"]
+    keys = [dimension.key.lstrip("+") for dimension in sweep.space.dimensions] + [*sweep.space.follows]
+    below = ("augment", "data", "phases", "model.train_layers")
+    return (
+        model["train_layers"] == "none"
+        and features is not False
+        and not random_transforms(sweep.config)
+        and not reason_not_cacheable(sweep.config)
+        and not any(key == name or key.startswith(f"{name}.") for key in keys for name in below)
+    )
+
+
+def report(sweep: Sweep, study: optuna.Study) -> None:
+    """Write the report of the search, see reports/search."""
+    from carvision.search.report import write_report  # late import: matplotlib and plotly
+
+    write_report(sweep, study)

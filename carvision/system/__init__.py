@@ -1,0 +1,1 @@
+"""The machine, the installed versions, and the settings of the process."""

@@ -1,0 +1,1 @@
+"""Features of frozen backbones: cached, and used for linear-probe initialisation."""

@@ -1,0 +1,1 @@
+"""One start of a run: its folder, resuming, checkpoints, stopping."""

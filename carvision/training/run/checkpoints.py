@@ -1,0 +1,155 @@
+"""Write checkpoints that survive kills and full disks: last.ckpt, previous.ckpt and best.ckpt."""
+
+import errno
+import logging
+import math
+import os
+import shutil
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import pytorch_lightning as pl
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.io import CheckpointIO
+
+from carvision.errors import InputError
+from carvision.files.atomic import flush, open_new, own_folder, rename
+from carvision.files.folders import BEST, LAST, NEW, PREVIOUS
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoints(Checkpoint):
+    """Write last.ckpt after every epoch, and best.ckpt if `monitor` (mode: min or max) has its best value so far.
+
+    The checkpoint before last.ckpt is kept as previous.ckpt. Each file is read back before it replaces an older one, so
+    that from the second epoch on two intact ones always exist. before: called before writing; raises to prevent it.
+    """
+
+    def __init__(self, folder: Path, monitor: str, mode: str, before: Callable[[pl.Trainer], None]):
+        self.folder, self.monitor, self.sign = folder, monitor, 1 if mode == "max" else -1
+        self.before = before
+        self.forget_best = False  # ignore the best value stored in the checkpoint: its best.ckpt is lost
+        self.best: float | None = None
+        self.best_epoch: int | None = None
+        self.saved_at = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        value = float(trainer.callback_metrics.get(self.monitor, math.nan))
+        is_best = self.best is None or self.sign * value > self.sign * self.best
+        if is_best and not math.isnan(value):
+            self.best, self.best_epoch = value, trainer.current_epoch
+        if self.best_epoch is None:  # no value yet; a run needs weights to test in the end
+            self.best_epoch = trainer.current_epoch
+        self.save(trainer)
+        if trainer.is_global_zero and self.best_epoch == trainer.current_epoch:
+            link_or_copy(self.folder / LAST, self.folder / BEST)
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Write last.ckpt now. All processes must call this."""
+        self.before(trainer)
+        trainer.save_checkpoint(self.folder / NEW)
+        if trainer.is_global_zero:
+            last = self.folder / LAST
+            if last.exists():
+                rename(last, self.folder / PREVIOUS)
+            rename(self.folder / NEW, last)
+        self.saved_at = time.monotonic()
+
+    def state_dict(self) -> dict:
+        return {"best": self.best, "best_epoch": self.best_epoch, "monitor": self.monitor}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        if state_dict["monitor"] == self.monitor and not self.forget_best:  # values of another metric can't be compared
+            self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
+
+
+class VerifiedCheckpointIO(CheckpointIO):
+    """Write checkpoints and verify them by reading them back; leave no file behind if that fails."""
+
+    def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options=None) -> None:
+        path = Path(path)
+        own_folder(path.parent)
+        checkpoint = apply_to_collection(checkpoint, torch.Tensor, lambda tensor: tensor.cpu())
+        require_free_space(path.parent, num_bytes(checkpoint))
+        try:
+            with open_new(path) as file:
+                out = Output(file)
+                try:
+                    torch.save(checkpoint, out)
+                except RuntimeError as error:  # torch's own message hides the OSError
+                    raise out.error or error from None
+            flush(path)
+            if not is_intact(path):
+                raise InputError(f"{path} is damaged right after it was written; check the disk")
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+    def load_checkpoint(self, path: str | Path, map_location=None, weights_only: bool | None = True) -> dict:
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+class Output:
+    """Keep the OSError of a failed write, which torch.save replaces by its own."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.error = file, None
+
+    def write(self, data) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def is_intact(path: Path) -> bool:
+    """Return whether a checkpoint's bytes match the checksums that torch stores for every tensor."""
+    try:
+        with path.open("rb") as file:
+            if hasattr(os, "posix_fadvise"):  # drop the page cache, to read from the disk itself
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            return zipfile.ZipFile(file).testzip() is None
+    except (OSError, zipfile.BadZipFile, EOFError):
+        return False
+
+
+def num_bytes(checkpoint: dict) -> int:
+    """Return the size of all tensors in a checkpoint, counting shared storage once."""
+    storages = {}
+    apply_to_collection(
+        checkpoint, torch.Tensor, lambda t: storages.__setitem__(t.untyped_storage().data_ptr(), t.untyped_storage())
+    )
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def require_free_space(folder: Path, needed: int) -> None:
+    """Raise OSError(ENOSPC), as a full disk would, if `needed` bytes don't fit in the folder's disk."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed / 1e6:,.1f} MB are needed for a "
+                                    f"checkpoint, and {free / 1e6:,.1f} MB are free")  # fmt: skip
+
+
+def link_or_copy(source: Path, wanted: Path) -> None:
+    """Replace `wanted` by a hard link to `source`, or by a copy if the file system has no links; atomic."""
+    partial = wanted.with_name(f"{wanted.name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(source, partial)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, partial)
+        flush(partial)
+    rename(partial, wanted)

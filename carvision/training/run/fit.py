@@ -1,0 +1,235 @@
+"""Train one run: fit, test the best weights, save the model and its metrics."""
+
+import logging
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import pytorch_lightning as pl
+
+from carvision.data.images import Preprocessing
+from carvision.data.loading.loader import PhotoDataModule
+from carvision.data.splits import write_splits
+from carvision.errors import InputError
+from carvision.files.atomic import write_csv, write_json, write_text
+from carvision.inference import model_file
+from carvision.reports.summary import print_closing, summarise_network
+from carvision.training.batch_size import restore_batch_size, with_batch_size
+from carvision.training.build import build_datamodule, build_lit_classifier
+from carvision.training.callbacks import Clock, read_history, rows_of_state
+from carvision.training.compile import first_step_seconds
+from carvision.training.distributed.collectives import gather_objects
+from carvision.training.distributed.fsdp import enable_sharding, unshard
+from carvision.training.distributed.launch import broadcast_at_start, first_process_first, is_first_process
+from carvision.training.features.cache import create_feature_cache
+from carvision.training.features.linear_start import LinearStart, wants_linear_start
+from carvision.training.hardware import hardware_used, set_deterministic
+from carvision.training.module import LitClassifier
+from carvision.training.run.folder import (
+    EXTENDING,
+    is_finished,
+    read_metrics,
+    require_space,
+    write_config,
+    write_metrics,
+)
+from carvision.training.run.provenance import write_environment
+from carvision.training.run.resume import (
+    apply_patience,
+    changed_step_settings,
+    find_resume_point,
+    load_best,
+    log_resume_point,
+    require_enough_epochs,
+    require_more_epochs,
+    require_no_lost_checkpoints,
+    require_same_photos,
+)
+from carvision.training.trainer import build_trainer, fit_phases, splits_needed
+
+log = logging.getLogger(__name__)
+
+
+def run_training(
+    cfg: dict,
+    folder: Path,
+    fold: int | None = None,
+    resume: bool = False,
+    ends: float | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+) -> dict | None:
+    """Train as `cfg` (plain and checked) says, into the folder. Return the contents of metrics.json; None if
+    run.max_epochs_per_start ended this start earlier. Raise Stopped after a signal or run.max_minutes.
+
+    fold: see build_datamodule. resume: the folder holds an earlier start of this run, which is resumed. ends:
+    time.monotonic() after which this start stops; None: never. callbacks: called before the run's own.
+    """
+    _quiet_libraries()
+    set_deterministic(cfg["deterministic"])
+    first = is_first_process()
+    if resume:
+        cfg = restore_batch_size(cfg, folder)
+    settings_changed = broadcast_at_start(lambda: changed_step_settings(cfg, folder) if resume else "")
+    finished = broadcast_at_start(lambda: resume and is_finished(folder))  # a finished run that is extended
+    if finished:
+        require_more_epochs(folder, cfg)
+    clock = Clock(folder / "seconds.json", read_metrics(folder).get("seconds") if finished else None)
+    if first and not finished:
+        write_config(cfg, folder)
+    with first_process_first():  # it may draw the demo data or download
+        datamodule = build_datamodule(cfg, fold)
+    table = datamodule.table
+    if resume:
+        require_same_photos(table, folder, cfg["run"]["allow_changes"])
+    if first and not finished:
+        write_splits(table, folder / "splits.csv")
+    counts = table.rows["split"].value_counts()
+    log.info("%s: %s", table.name, ", ".join(f"{counts.get(split, 0):,} {split}" for split in ("train", "val", "test")))
+    if not resume:
+        log.info("training into %s", folder)
+    clock.lap("reading")
+    lit = build_lit_classifier(cfg, table)
+    datamodule.require_usable(splits_needed(cfg), list(lit.labels))
+    total = sum(p.numel() for p in lit.parameters())
+    heads = ", ".join(f"{n} ({len(v['ids'])})" if "ids" in v else n for n, v in lit.labels.items())
+    log.info("%s: %s parameters; heads: %s", cfg["model"]["backbone"], f"{total:,}", heads)
+    wanted = sum(phase["epochs"] for phase in (cfg["phases"] or {}).values())
+    if wanted > lit.num_epochs:
+        log.warning("trainer.max_epochs ends the phases after %d of their %d epochs", lit.num_epochs, wanted)
+    lit.step_settings_changed = settings_changed
+    with first_process_first():  # it cleans up after a killed start
+        resume_point = find_resume_point(folder / "checkpoints", repair=first) if resume else None
+    if resume_point:
+        resume_point = apply_patience(resume_point, cfg["callbacks"]["patience"])
+        require_enough_epochs(resume_point, lit.hparams.phases)
+        log_resume_point(resume_point, lit.num_epochs)
+    elif resume and first:
+        require_no_lost_checkpoints(folder)
+    require_space(folder, lit, averaged=cfg["callbacks"]["ema_decay"] is not None)
+    trainer = build_trainer(cfg, folder, lit, clock, ends, callbacks)
+    if cfg["trainer"]["strategy"] == "fsdp":
+        enable_sharding(trainer, lit)
+    if first:
+        if finished:  # the run counts as unfinished until its new end
+            write_json(folder / EXTENDING, {"epochs": resume_point.epochs_done})
+            write_config(cfg, folder)
+            write_splits(table, folder / "splits.csv")
+        write_text(folder / "summary.txt", summarise_network(lit.model) + "\n")
+        write_environment(folder, cfg, trainer)
+    linear = wants_linear_start(cfg, lit.model)
+    datamodule.kept = create_feature_cache(cfg, lit, datamodule, clock, with_train=linear)
+    if linear:
+        trainer.callbacks.insert(0, LinearStart(datamodule.kept, clock, cfg["seed"]))
+    clock.lap("building")
+    try:
+        ended = fit_phases(trainer, lit, datamodule, resume_point, cfg["run"]["max_epochs_per_start"])
+    finally:
+        clock.lap("training")
+        clock.add("first_step", first_step_seconds(trainer))
+        if first:
+            clock.save()  # for the next start, if this one does not finish
+    if not ended:
+        log.info("%d of %d epochs (run.max_epochs_per_start)", trainer.current_epoch, lit.num_epochs)
+        return None
+    metrics = _test(trainer, lit, datamodule, folder, with_test=cfg["run"]["test"])
+    metrics["parameters"] = total
+    clock.lap("test")
+    metrics["seconds"] = clock.seconds
+    metrics["hardware"] = hardware_used(trainer)
+    cfg = with_batch_size(cfg, datamodule.batch_size)
+    price = cfg["run"]["price_per_hour"]
+    if price is not None:
+        metrics |= {"cost": clock.seconds["total"] / 3600 * price, "price_per_hour": price}
+    bad = {path: reason for part in gather_objects(datamodule.bad_images) for path, reason in part.items()}
+    if first:
+        print_closing(metrics, lit.labels, folder)
+        _report_bad_images(bad, datamodule.on_bad_image, folder)
+        _save(lit, cfg, metrics, folder)  # metrics.json last: with it the run is finished
+        clock.file.unlink(missing_ok=True)
+        (folder / EXTENDING).unlink(missing_ok=True)
+    return metrics
+
+
+def _test(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, folder: Path, with_test: bool) -> dict:
+    """Return the metrics of the best epoch: train and val from the history, test measured now with the best weights.
+    Undefined metrics, for which no photo counted, are None."""
+    unshard(lit)
+    best = load_best(folder / "checkpoints", lit)
+    row = _row_of(best, folder / "history.csv")
+    metrics: dict = {"best_epoch": best["epoch"]}
+    for split in ("train", "val"):
+        values = {k.removeprefix(f"{split}/"): v for k, v in row.items() if k.startswith(f"{split}/")}
+        metrics[split] = {k: None if v is None or math.isnan(v) else float(v) for k, v in values.items()}
+    metrics["test"], metrics["decodings"] = {}, {}
+    evaluated = {}
+    if len(lit.val_metrics.rules) > 1:  # else the history has all val metrics
+        if "decodings" in best:
+            metrics["decodings"]["val"] = best["decodings"]
+        else:  # a checkpoint of an earlier version
+            evaluated["val"] = (trainer.validate, lit.val_metrics)
+    if with_test and "test" in datamodule.photos:
+        evaluated["test"] = (trainer.test, lit.test_metrics)
+    for split, (evaluate, counters) in evaluated.items():
+        evaluate(lit, datamodule=datamodule, verbose=False)
+        if split == "test":
+            logged = trainer.callback_metrics.items()
+            found = {k.removeprefix("test/"): v.item() for k, v in logged if k.startswith("test/")}
+            counted = any(f"{name}/loss" in found for name in lit.labels)  # false if all photos are of unknown classes
+            if not counted:
+                datamodule.require_usable(["test"], list(lit.labels))
+            metrics["test"] = found if counted else {}
+        if len(counters.rules) > 1 and (split != "test" or metrics["test"]):
+            metrics["decodings"][split] = counters.compute_rules()
+    return metrics
+
+
+def _row_of(checkpoint: dict, history: Path) -> dict:
+    """Return the history row of the checkpoint's epoch, from the checkpoint, or from history.csv for one of an earlier
+    version."""
+    state = next((state for name, state in checkpoint["callbacks"].items() if name.startswith("History")), {})
+    for row in rows_of_state(state) or read_history(history):
+        if row["epoch"] == checkpoint["epoch"]:
+            return row
+    raise InputError(
+        f"run.dir: {history} lacks epoch {checkpoint['epoch']}, the best; put the file back, or give another folder"
+    )
+
+
+def _save(lit: LitClassifier, cfg: dict, metrics: dict, folder: Path) -> None:
+    model_file.save(
+        lit.model, folder, lit.labels, Preprocessing(**lit.hparams.preprocessing), lit.hparams.decoding, metrics, cfg,
+        crop_to_box=cfg["data"]["crop_to_box"],
+        averaged=cfg["callbacks"]["ema_decay"] is not None,
+        epoch=metrics["best_epoch"],
+    )  # fmt: skip
+    write_metrics(metrics, folder)
+
+
+def _report_bad_images(bad: dict[str, str], on_bad_image: str, folder: Path) -> None:
+    if bad:
+        file = folder / "bad_images.csv"
+        write_csv(file, pd.DataFrame({"path": list(bad), "reason": list(bad.values())}))
+        log.warning(
+            "%d photos could not be read (data.on_bad_image=%s; first: %s); all are in %s",
+            len(bad), on_bad_image, next(iter(bad)), file,
+        )  # fmt: skip
+
+
+def _quiet_libraries() -> None:
+    """Silence Lightning's messages that a user can't act on."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*The number of training batches.*is smaller than the logging interval.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*Trying to infer the `batch_size`.*",
+        ".*sync_dist=True.*",
+        ".*LeafSpec.*",
+        ".*module.s. in eval mode at the start of training.*",
+        ".*lr_scheduler.step.*before.*optimizer.step.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",  # allow_changes may drop a callback
+    ):
+        warnings.filterwarnings("ignore", message)

@@ -1,0 +1,202 @@
+"""Read, write and lock a run's folder: its configuration, its metrics, and errors of its disk."""
+
+import errno
+import json
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NoReturn
+
+import yaml
+
+from carvision.config.compose import flat_config, keys_added_since
+from carvision.config.schema import NO_RESULT
+from carvision.errors import InputError
+from carvision.files import locks
+from carvision.files.atomic import write_json, write_text
+from carvision.files.folders import BEST, CONFIG, LAST, is_run, shorten
+from carvision.training.module import LitClassifier
+
+log = logging.getLogger(__name__)
+
+FAILING = {errno.EIO, errno.ESTALE, errno.EFBIG, errno.EROFS}  # errors of a disk besides a full one
+
+METRICS = "metrics.json"
+# Marks a finished run that is being trained further, until its new end: its model and metrics are still the old ones
+EXTENDING = "extending.json"
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether the run in the folder has ended, and is not being trained further."""
+    return not (folder / EXTENDING).exists() and read_metrics(folder) is not None
+
+
+def read_metrics(folder: Path) -> dict | None:
+    """Return metrics.json; None if it is missing, or damaged (logged as a warning)."""
+    try:
+        metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+        if isinstance(metrics, dict) and metrics:
+            return metrics
+        reason = "it holds no metrics"
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:100]
+    log.warning("%s is damaged (%s): the run counts as not finished", folder / METRICS, reason)
+    return None
+
+
+def read_config(folder: Path) -> dict:
+    """Return the configuration that the run in the folder was started with. Raises InputError."""
+    if not is_run(folder):
+        raise InputError(f"run.dir: {folder / CONFIG} can't be read as the configuration of a run; give another folder")
+    return yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+
+
+def refuse_finished(folder: Path) -> NoReturn:
+    """Raise InputError: the folder holds a finished run."""
+    raise InputError(
+        f"run.dir: {folder} exists already and holds a finished run; to train it further give more epochs with "
+        "run.allow_changes=true, as in trainer.max_epochs=<more>, or start another run with its weights in another "
+        f"folder, with model.weights={folder}"
+    )
+
+
+def refuse_unknown(folder: Path) -> None:
+    """Raise InputError if the folder has a run's checkpoints without the configuration that belongs to them."""
+    if (folder / "checkpoints" / LAST).exists():
+        raise InputError(
+            f"run.dir: {folder} exists already with checkpoints, and its {CONFIG} is missing, damaged or another "
+            f"program's; give another folder, there with model.weights={folder / 'checkpoints' / BEST}"
+        )
+
+
+def require_same_config(config: dict, folder: Path) -> None:
+    """Raise InputError if the run in the folder was started with another configuration, ignoring `run` and keys that
+    don't affect results; with run.allow_changes, log a warning for each change instead."""
+    earlier, now = flat_config(read_config(folder)), flat_config(config)
+    if now["data.batch_size"] == "auto":
+        earlier["data.batch_size"] = "auto"  # the size found then is used again
+    if "trainer.deterministic" in earlier:  # the key's name in an earlier version
+        earlier["deterministic"] = earlier.pop("trainer.deterministic")
+    added = keys_added_since(earlier, now)
+    if added:
+        log.info("%s: not in the run's first start; using the value of conf/", ", ".join(added))
+    ignored = NO_RESULT.union(added)
+    keys = [key for key in {**earlier, **now} if not key.startswith(("run.", "features.")) and key not in ignored]
+    changed = [f"{key}={earlier.get(key)} became {now.get(key)}" for key in keys if earlier.get(key) != now.get(key)]
+    if changed and not config["run"]["allow_changes"]:
+        raise InputError(
+            f"run.dir: {folder} holds an unfinished run with other values: {'; '.join(changed)}. Give the same values "
+            "to resume it, run.allow_changes=true to resume it with these, or another folder"
+        )
+    for change in changed:
+        log.warning("resuming with a changed configuration: %s", change)
+
+
+def lock_folder(folder: Path) -> BinaryIO | None:
+    """Lock the folder until the returned file is closed or the process ends. Raise InputError if another process trains
+    into it."""
+    return locks.lock_folder(
+        folder, f"run.dir: another process is training into {folder} now; wait for it, or give another"
+    )
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn the errors of a full or failing disk into an InputError. Files that were complete stay complete."""
+    try:
+        with _quiet_threads():
+            yield
+    except InputError:
+        raise
+    except Exception as error:  # safetensors has its own exception with the system's message
+        message = disk_error(error, folder)
+        if message is None:
+            raise
+        raise InputError(message) from None
+
+
+def disk_error(error: Exception, folder: Path) -> str | None:
+    """Return the message for an error that a disk caused; None for other errors."""
+    number, text = getattr(error, "errno", None), getattr(error, "strerror", None) or ""
+    resume = "the same command with this run.dir resumes the run"
+    full = number == errno.EDQUOT or os.strerror(errno.ENOSPC) in str(error)
+    if full:
+        detail = f" ({text.partition(': ')[2]})" if ": " in text else ""
+        return (
+            f"run.dir: no space is left on the disk of {folder}{detail}; checkpoints that were complete are still "
+            f"there. Free some space, and {resume}"
+        )
+    file = getattr(error, "filename", None)
+    if isinstance(error, OSError) and file:
+        inside = Path(os.fsdecode(file)).is_relative_to(folder)
+        return f"run.dir: {shorten(str(file))} can't be written ({text}); fix that, and {resume}" if inside else None
+    # An error of an open file has no file name. Unreadable photos have errors of their own
+    if number in FAILING:
+        return f"run.dir: the disk of {folder} fails ({os.strerror(number)}); fix that, and {resume}"
+    return None
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Log a disk error of another thread (such as TensorBoard's) once, without its traceback. The main thread meets the
+    error itself."""
+    original, logged = threading.excepthook, []
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and args.exc_value.errno in {errno.ENOSPC, errno.EDQUOT, *FAILING}):
+            original(args)
+        elif not logged:
+            logged.append(args.exc_value)
+            log.warning("a background writer stopped: %s", args.exc_value)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = original
+
+
+def require_space(folder: Path, lit: LitClassifier, averaged: bool) -> None:
+    """Raise InputError if the run's checkpoints would not fit: last, previous, best, and a partial one, whose space the
+    model file takes later. averaged: a moving average of the weights is kept, too."""
+    needed_mb = 4 * checkpoint_bytes(lit, averaged) / 1e6
+    files = [file.stat() for file in (folder / "checkpoints").glob("*.ckpt")]
+    existing_mb = sum({file.st_ino: file.st_size for file in files}.values()) / 1e6  # best and last may be hard links
+    free_mb = shutil.disk_usage(folder).free / 1e6
+    if free_mb + existing_mb < needed_mb:
+        raise InputError(
+            f"run.dir: {folder} has {free_mb:,.0f} MB free, and the checkpoints of this network need about "
+            f"{needed_mb - existing_mb:,.0f} MB; free some, or choose another disk with run.dir="
+        )
+
+
+def checkpoint_bytes(lit: LitClassifier, averaged: bool) -> int:
+    """Estimate a checkpoint's bytes: float32 weights, their averages, and the optimizer's state of those trained."""
+    phases, sizes = lit.hparams.phases, [(p.numel(), p.requires_grad) for p in lit.parameters()]
+    # What later phases train is not known yet: at most all
+    trained = sum(size for size, in_first in sizes if in_first or len(phases) > 1)
+    per_weight = max(_optimizer_values_per_weight(phase["optimizer"]) for phase in phases)
+    return 4 * ((1 + averaged) * sum(size for size, _ in sizes) + per_weight * trained)
+
+
+def _optimizer_values_per_weight(optimizer: dict) -> int:
+    """Return how many values the optimizer stores per weight; Adam's two moments are the usual maximum."""
+    if "sgd" in optimizer["name"]:
+        return 1 if optimizer.get("momentum") else 0
+    return 2
+
+
+def write_config(config: dict, folder: Path) -> None:
+    """Write the folder's config.yaml."""
+    write_text(folder / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def write_metrics(metrics: dict, folder: Path) -> None:
+    """Write the folder's metrics.json."""
+    write_json(folder / METRICS, metrics)

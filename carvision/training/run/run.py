@@ -1,0 +1,202 @@
+"""Run one start of carvision.train: one run, or one for each fold or seed."""
+
+import logging
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from pytorch_lightning.callbacks import Callback
+
+from carvision.data.build import folds_of
+from carvision.data.packs.remote import is_url
+from carvision.errors import InputError
+from carvision.files.atomic import PARTIAL, own_folder, write_json
+from carvision.files.folders import CONFIG, LOCK, claim_folder, is_run, remove_beginning
+from carvision.files.log import start_log
+from carvision.system.runtime import keep_freed_memory
+from carvision.training.distributed.launch import (
+    broadcast_at_start,
+    is_first_process,
+    is_secondary_failure,
+    run_together,
+)
+from carvision.training.hardware import nondeterministic_operation_errors
+from carvision.training.run.fit import run_training
+from carvision.training.run.folder import (
+    EXTENDING,
+    disk_errors,
+    is_finished,
+    lock_folder,
+    read_metrics,
+    refuse_finished,
+    refuse_unknown,
+    require_same_config,
+    write_config,
+    write_metrics,
+)
+from carvision.training.run.resume import reason_to_end, require_more_epochs
+from carvision.training.run.stopping import Stopped
+
+log = logging.getLogger(__name__)
+
+WORTH_KEEPING = ("*.ckpt", "history.csv", "nonfinite_loss.csv")
+
+
+def run(cfg: dict, name: str, callbacks: Sequence[Callback] = ()) -> Path:
+    """Train as the plain config says; print the run's folder last, and return it.
+
+    name: for the default folder runs/<name>/<time>. callbacks: called before the run's own. Exits with 128 + its number
+    after a signal, as schedulers expect.
+    """
+
+    def choose_folder() -> tuple[str, bool, bool]:
+        """Return the folder, whether it holds a run to resume, and whether it was created now."""
+        wanted = cfg["run"]["dir"] and Path(cfg["run"]["dir"])
+        if wanted and is_run(wanted):
+            if is_finished(wanted) and not cfg["run"]["allow_changes"]:
+                refuse_finished(wanted)
+            return str(wanted), True, False
+        made = not (wanted and os.path.lexists(wanted))
+        if not made:
+            refuse_unknown(wanted)
+        return str(claim_folder(wanted, Path("runs") / name, leftovers=(LOCK, f"{CONFIG}{PARTIAL}"))), False, made
+
+    root = cfg["data"]["root"]
+    if root is not None and not is_url(root):  # stored paths are valid from any working folder
+        cfg = {**cfg, "data": {**cfg["data"], "root": os.path.abspath(root)}}  # noqa: PTH100  keeps links
+    keep_freed_memory()
+    with run_together(cfg["trainer"]):
+        chosen, resume, made = broadcast_at_start(choose_folder)
+        folder = Path(chosen)
+        with disk_errors(folder), nondeterministic_operation_errors():
+            return _run_in(folder, cfg, resume, made, callbacks)
+
+
+def _run_in(folder: Path, cfg: dict, resume: bool, made: bool, callbacks: Sequence[Callback]) -> Path:
+    first = is_first_process()
+    lock = lock_folder(folder) if first else None
+    ending = None
+    try:
+        start_log(folder if first else None, quiet=not first)
+        if resume and any(folder.rglob("*.ckpt")):  # without checkpoints another configuration does no harm
+            require_same_config(cfg, folder)
+        if resume:
+            log.info("resuming %s", folder)
+        _run_parts(cfg, folder, resume, callbacks)
+    except Exception as error:
+        reported = isinstance(error, InputError) or is_secondary_failure(error)
+        if not reported:
+            _kill_workers()
+        if reported and first and not resume and not any(any(folder.rglob(name)) for name in WORTH_KEEPING):
+            start_log(None)  # closes run.log
+            remove_beginning(folder, made)  # nothing was trained: the corrected command may use the same run.dir
+        raise
+    except Stopped as stopped:
+        ending = stopped
+    finally:
+        if lock:
+            lock.close()
+    if first:
+        if not is_finished(folder):
+            reason = f" ({ending})" if ending else ""
+            log.info("the run is not finished%s; the same command with run.dir=%s resumes it", reason, folder)
+        print(f"run: {folder}")
+    if ending and ending.signal:
+        _kill_workers()
+        sys.exit(128 + ending.signal)
+    return folder
+
+
+def _kill_workers() -> None:
+    """Kill DataLoader workers: Python joins them at exit, and one blocked on I/O never ends."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
+
+
+def _run_parts(cfg: dict, folder: Path, resume: bool, callbacks: Sequence[Callback]) -> None:
+    """Train one run; or several folds or seeds, each in its own folder, with mean and standard deviation of their test
+    metrics in the folder's metrics.json. Parts that an earlier start finished are kept."""
+    minutes = cfg["run"]["max_minutes"]
+    ends = None if minutes is None else time.monotonic() + 60 * minutes  # for all parts together
+    folds, seeds = folds_of(cfg["data"]["split"]), cfg["run"]["seeds"]
+    what, values = ("seed", seeds) if seeds else ("fold", folds)
+    _refuse_other_kind(folder, what if seeds or len(folds) > 1 else None)
+    if len(folds) == 1 and not seeds:
+        run_training(cfg, folder, folds[0], resume, ends, callbacks)
+        return
+    if len(folds) > 1 and seeds:
+        raise InputError("run.seeds: takes one fold at a time; add data.split.fold=<i>")
+    if cfg["run"]["max_epochs_per_start"]:
+        raise InputError(
+            "run.max_epochs_per_start: takes one run at a time; "
+            + ("give seed= instead of run.seeds" if seeds else "add data.split.fold=<i>")
+        )
+    if seeds:  # each part's own config names its seed
+        own = [{**cfg, "seed": value, "run": {**cfg["run"], "seeds": None}} for value in values]
+    else:
+        split = cfg["data"]["split"]
+        own = [{**cfg, "data": {**cfg["data"], "split": {**split, "fold": value}}} for value in values]
+    folders = [folder / f"{what}_{value}" for value in values]
+    started, done, extending = broadcast_at_start(
+        lambda: [
+            [is_run(part) for part in folders],
+            [is_done(part, config) for part, config in zip(folders, own, strict=True)],
+            resume and is_finished(folder),
+        ]
+    )
+    if extending and all(done):
+        require_more_epochs(folders[0], own[0])
+    if is_first_process():
+        if extending:
+            write_json(folder / EXTENDING, {f"{what}s": values})
+        write_config(cfg, folder)
+    parts = []
+    for number, (value, part) in enumerate(zip(values, folders, strict=True)):
+        log.info("%s %d: %d of %d", what, value, number + 1, len(values))
+        if is_first_process():
+            own_folder(part)
+        if done[number]:
+            parts.append(broadcast_at_start(lambda part=part: read_metrics(part)))
+        else:
+            fold = folds[0] if seeds else value
+            parts.append(run_training(own[number], part, fold, started[number], ends, callbacks))
+    split = "test" if cfg["run"]["test"] else "val"
+    summary = mean_and_spread([part[split] for part in parts])
+    seconds = {stage: round(sum(part["seconds"].get(stage, 0) for part in parts), 3) for stage in parts[0]["seconds"]}
+    metrics = {f"{what}s": len(values), split: summary, "seconds": seconds}
+    if "cost" in parts[0]:
+        metrics |= {"cost": sum(part["cost"] for part in parts), "price_per_hour": parts[0]["price_per_hour"]}
+    if is_first_process():
+        write_metrics(metrics, folder)
+        (folder / EXTENDING).unlink(missing_ok=True)
+    for metric in (name for name in summary if name.endswith("top1") or name == "loss"):
+        mean, std = summary[metric].values()
+        log.info("%s/%s over %d %ss: %.4f +- %.4f", split, metric, len(values), what, mean, std)
+
+
+def is_done(part: Path, cfg: dict) -> bool:
+    """Return whether the fold's or seed's run is finished and not trained further with this configuration."""
+    return is_run(part) and is_finished(part) and reason_to_end(part, cfg) is not None
+
+
+def _refuse_other_kind(folder: Path, what: str | None) -> None:
+    """Raise InputError if the folder holds parts of another kind. what: "seed", "fold", or None for a single run."""
+    kinds = {None: "checkpoints", "seed": "seed_*/checkpoints", "fold": "fold_*/checkpoints"}
+    for kind, pattern in kinds.items():
+        if kind != what and any(folder.glob(pattern)):
+            holds = f"a run of several {kind}s" if kind else "a single run"
+            raise InputError(f"run.dir: {folder} holds {holds}, which this command is not; give another folder")
+
+
+def mean_and_spread(runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Return {metric: {"mean", "std"}} of the metrics that all runs have; std with n - 1 (0 for one run)."""
+    shared = [name for name in runs[0] if all(metrics.get(name) is not None for metrics in runs)]
+    columns = {name: np.array([metrics[name] for metrics in runs]) for name in shared}
+    return {
+        name: {"mean": float(v.mean()), "std": float(v.std(ddof=1)) if len(v) > 1 else 0.0}
+        for name, v in columns.items()
+    }
