@@ -39,7 +39,7 @@ TRAINED = {
     "oxford102_mobilenetv2": [],  # R4: a frozen backbone, penalties on weights and on activities
     "oxford102_benchmark": [],  # RMSprop, a share of the photos an epoch
     "ten_classes_mobilenetv2": [],  # R3: folders, phases
-    "linear": [],  # heads alone, label smoothing; what starts them linearly: tests/training/test_linear_start.py
+    "linear": [],  # heads alone, label smoothing; the linear start: tests/training/features/test_linear_start.py
     "fast": [],  # layer-wise rates, frozen statistics
 }
 

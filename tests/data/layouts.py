@@ -277,7 +277,7 @@ MANIFEST = [
 
 
 def write_pack(root: Path) -> Path:
-    from tests.data.packs import pack_small, write_photos
+    from tests.data.packs.small import pack_small, write_photos
 
     pack_small(write_photos(root / "photos"), root / "pack")
     return root / "pack"

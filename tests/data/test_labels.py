@@ -14,7 +14,7 @@ from carvision.data.splits import stratified_split
 from carvision.data.table import UNKNOWN, Classes, Table
 from carvision.errors import InputError
 from tests.data.layouts import write_class_folders
-from tests.data.packs import form, pack_small
+from tests.data.packs.small import form, pack_small
 from tests.small_runs import config, train
 
 WORDS = {"n01": "tench", "n02": "English springer", "n03": "cassette player"}

@@ -14,7 +14,7 @@ from carvision.config.compose import conf_dir
 from carvision.config.schema import AUGMENT_STEPS
 from carvision.losses.metric import create_metric_loss
 from carvision.training.optim import OPTIMIZERS, create_optimizer
-from tests.training.test_lit_classifier import batch_of, lit_classifier
+from tests.training.test_module import batch_of, lit_classifier
 
 NAMES = [*OPTIMIZERS, "lamb", "lion"]
 

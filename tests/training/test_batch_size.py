@@ -19,7 +19,7 @@ from carvision.training.batch_size import (
 )
 from carvision.training.module import LitClassifier
 from tests.small_runs import config, demo, train
-from tests.training.test_lit_classifier import FLIP, lit_classifier, phases
+from tests.training.test_module import FLIP, lit_classifier, phases
 
 CPU = torch.device("cpu")
 

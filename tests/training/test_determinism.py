@@ -9,7 +9,7 @@ from carvision.errors import InputError
 from carvision.training.hardware import nondeterministic_operation_errors, set_deterministic
 from carvision.training.module import LitClassifier
 from tests.small_runs import SMALL, demo, train
-from tests.training.test_killed_runs import assert_same_run
+from tests.training.run.test_killed_runs import assert_same_run
 
 ALL_CHANCE = [  # all that draws random numbers
     "trainer.max_epochs=3",

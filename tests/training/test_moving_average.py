@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from carvision.training.callbacks import MovingAverage
-from tests.training.test_lit_classifier import batch_of, lit_classifier
+from tests.training.test_module import batch_of, lit_classifier
 
 DECAY = 0.5  # reached at the eighth update
 

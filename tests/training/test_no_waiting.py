@@ -22,7 +22,7 @@ from carvision.config.compose import conf_dir
 from carvision.training.callbacks import MovingAverage
 from carvision.training.module import seed_rng
 from carvision.training.nonfinite import NonFiniteLoss
-from tests.training.test_lit_classifier import AUGMENT, batch_of, lit_classifier
+from tests.training.test_module import AUGMENT, batch_of, lit_classifier
 
 CUDA = torch.device("cuda", 0)
 KEYS = OmegaConf.to_container(OmegaConf.load(conf_dir() / "augment" / "shared" / "steps.yaml"))

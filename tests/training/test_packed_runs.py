@@ -6,10 +6,10 @@ import pytest
 
 from carvision.data.readers.compcars import read_compcars
 from carvision.evaluation.run import run as evaluate
-from tests.data.packs import form
-from tests.data.server import serving
+from tests.data.packs.server import serving
+from tests.data.packs.small import form
 from tests.small_runs import train
-from tests.training.test_killed_runs import assert_same_run
+from tests.training.run.test_killed_runs import assert_same_run
 
 HEADS = [f"+model/head@model.heads.{name}=linear" for name in ("make", "model", "speed")]
 

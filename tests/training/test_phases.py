@@ -13,7 +13,7 @@ from carvision.evaluate import evaluate
 from carvision.training.module import LitClassifier
 from carvision.training.optim import build_phases
 from tests.small_runs import config, demo, train
-from tests.training.test_killed_runs import assert_same_run
+from tests.training.run.test_killed_runs import assert_same_run
 
 PHASES = [
     "phases.head={epochs:1,train_layers:none,optimizer:{lr:0.01}}",

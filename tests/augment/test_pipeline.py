@@ -1,0 +1,170 @@
+"""The ordered steps of the augmentation, each photo by itself; normalisation against torchvision's."""
+
+import pytest
+import torch
+import torchvision.transforms.v2.functional as tv
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from carvision.augment.pipeline import STEPS, Augment, Normalise, to_float
+from carvision.config.compose import conf_dir
+from carvision.config.schema import AUGMENT_STEPS
+from carvision.data.images import Preprocessing
+from carvision.errors import InputError
+from tests.augment.photos import made_up_draws, made_up_photos
+
+PRESETS = sorted(file.stem for file in (conf_dir() / "augment").glob("*.yaml"))
+DEFAULTS = OmegaConf.to_container(OmegaConf.load(conf_dir() / "augment" / "shared" / "steps.yaml"))
+PHOTOS = made_up_photos()
+
+
+def preset(name: str) -> dict:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return OmegaConf.to_container(compose("train", overrides=[f"augment={name}"]).augment)
+
+
+def always(name: str) -> dict[str, dict]:
+    return {name: DEFAULTS[name] | {"p": 1.0}}
+
+
+def test_the_configuration_has_every_step():
+    assert list(STEPS) == list(AUGMENT_STEPS)
+    assert {name: {"p", *keys} for name, keys in AUGMENT_STEPS.items()} == {
+        name: set(values) for name, values in DEFAULTS.items()
+    }
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_photo_alone_is_changed_as_in_a_batch(name):
+    augment = Augment([name], always(name))
+    draws = made_up_draws(len(PHOTOS), augment.num_draws)
+    together = augment(PHOTOS, draws)
+    assert together.shape == PHOTOS.shape and together.dtype == torch.float32
+    assert (together[:-1] != PHOTOS[:-1]).flatten(1).any(1).sum() > len(PHOTOS) // 2
+    for i in range(len(PHOTOS)):
+        torch.testing.assert_close(augment(PHOTOS[i : i + 1], draws[i : i + 1])[0], together[i], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_draws_at_the_ends_give_values_in_range(name):
+    extremes = torch.cat([torch.zeros(1, 3, 24, 30), torch.ones(1, 3, 24, 30), PHOTOS])
+    extremes[0, 0], extremes[1, 1] = 1.0, 0.0
+    augment = Augment([name], always(name))
+    for draw in (0.0, 0.5, 0.999, 1 - 2**-24, 1.0):  # 1.0 as half precision rounds it
+        done = augment(extremes, torch.full((len(extremes), augment.num_draws), draw))
+        assert done.isfinite().all()
+        assert done.min() >= -1e-6 and done.max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_keeps_precision_and_order_of_the_channels_and_needs_no_host(name):
+    """On the meta device there are shapes and strides but no values, so that whatever reads one fails."""
+    augment = Augment([name], always(name))
+    images = torch.empty(4, 24, 30, 3, dtype=torch.uint8, device="meta").permute(0, 3, 1, 2)
+    done = augment(to_float(images), torch.empty(4, augment.num_draws, device="meta"))
+    assert done.shape == images.shape and done.is_contiguous(memory_format=torch.channels_last)
+    for dtype in (torch.float64, torch.float32):
+        images = torch.empty(4, 3, 16, 16, dtype=dtype, device="meta")
+        done = augment(images, torch.empty(4, augment.num_draws, device="meta"))
+        assert done.dtype == dtype and done.shape == images.shape
+
+
+@pytest.mark.parametrize("p", [0.25, 0.5, 1.0])
+@pytest.mark.parametrize("name", ["flip", "rotate", "blur"])
+def test_p_is_decided_photo_by_photo(name, p):
+    images = PHOTOS[:1].expand(400, -1, -1, -1)
+    augment = Augment([name], {name: DEFAULTS[name] | {"p": p}})
+    draws = torch.rand(400, augment.num_draws, generator=torch.Generator().manual_seed(0))
+    changed = (augment(images, draws) != images).flatten(1).any(1)
+    assert changed.tolist() == (draws[:, 0] < p).tolist()
+    assert changed.float().mean() == pytest.approx(p, abs=0.07)
+
+
+def test_steps_follow_the_order_with_draws_of_their_own():
+    draws = made_up_draws(len(PHOTOS), 5, seed=3)
+    steps = always("rotate") | {"brightness_contrast": DEFAULTS["brightness_contrast"] | {"p": 0.5}}
+    rotated = Augment(["rotate"], steps)(PHOTOS, draws[:, :2])
+    expected = Augment(["brightness_contrast"], steps)(rotated, draws[:, 2:])
+    order = Augment(["rotate", "brightness_contrast"], steps)
+    assert order.num_draws == 5
+    assert torch.equal(order(PHOTOS, draws), expected)
+    other = Augment(["brightness_contrast", "rotate"], steps)
+    assert not torch.allclose(other(PHOTOS, draws), expected, atol=1e-3)
+
+
+def test_large_batches_are_augmented_like_small_ones():
+    """A processor takes a few photos at a time."""
+    images, augment = made_up_photos(21), Augment(["rotate", "hue"], always("rotate") | always("hue"))
+    draws = made_up_draws(21, augment.num_draws)
+    expected = torch.stack([augment(*photo)[0] for photo in zip(images.split(1), draws.split(1), strict=True)])
+    torch.testing.assert_close(augment(images, draws), expected, atol=1e-6, rtol=0)
+    augment.to(torch.float64).cpu()  # a module like any other
+
+
+def test_a_step_may_occur_twice():
+    twice = Augment(["flip", "flip"], always("flip"))
+    assert twice.num_draws == 2
+    assert torch.equal(twice(PHOTOS, made_up_draws(len(PHOTOS), 2)), PHOTOS)
+    half = Augment(["flip", "flip"], {"flip": {"p": 0.5}})
+    flipped = half(PHOTOS[:2], torch.tensor([[0.1, 0.9], [0.1, 0.1]]))
+    assert torch.equal(flipped[0], PHOTOS[0].flip(2)) and torch.equal(flipped[1], PHOTOS[1])
+
+
+def test_a_step_without_a_chance_takes_no_draws():
+    assert Augment([], DEFAULTS).num_draws == 0
+    none = Augment(["rotate"], {"rotate": DEFAULTS["rotate"] | {"p": 0}})
+    assert none.num_draws == 0 and torch.equal(none(PHOTOS, torch.empty(len(PHOTOS), 0)), PHOTOS)
+
+
+def test_an_unknown_step_is_named():
+    with pytest.raises(InputError, match=r"^augment.order: 'flipp' is not one of flip, .*; nearest: flip$"):
+        Augment(["flip", "flipp"], DEFAULTS)
+    with pytest.raises(InputError, match=r"^augment.order: 'blur' is not one of flip$"):
+        Augment(["blur"], {"flip": {"p": 1.0}})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_run(name):
+    values = preset(name)
+    augment = Augment(values["order"], values["steps"])
+    draws = made_up_draws(len(PHOTOS), augment.num_draws)
+    done = augment(PHOTOS, draws)
+    assert done.isfinite().all() and done.min() >= -1e-6 and done.max() <= 1 + 1e-6
+    assert torch.equal(done, PHOTOS) == (name == "none")
+    assert torch.equal(done, augment(PHOTOS, draws))
+    assert set(values["steps"]) == set(STEPS)
+
+
+def test_the_reports_presets_are_theirs():
+    def parts(name: str) -> list[tuple]:
+        values = preset(name)
+        return [(step, *values["steps"][step].values()) for step in values["order"]]
+
+    assert parts("r0") == [
+        ("brightness_shift", 1.0, 0.6),
+        ("flip", 0.5),
+        ("contrast", 1.0, [0.2, 0.6], True),
+        ("saturation", 1.0, [5, 35], True),
+        ("hue", 1.0, 0.2),
+    ]
+    assert parts("r1") == [
+        ("flip", 0.5),
+        ("brightness_contrast", 0.2, 0.2, 0.2),
+        ("rotate", 0.5, 12, "reflect"),
+        ("shift_scale_rotate", 0.2, 0.05, 0.05, 4, "reflect"),
+        ("blur", 0.6, [3, 5]),
+        ("hue_saturation_value", 0.3, 10, 20, 10),
+        ("grid_distortion", 0.2, 5, 0.2, "reflect"),
+    ]
+    assert parts("r4") == [("affine", 1.0, 40, 0.2, 0.2, 0.2, "edge"), ("flip", 0.5)]
+
+
+def test_normalise_and_to_float_are_torchvisions():
+    photos = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = to_float(photos)
+    assert images.dtype == torch.float32
+    torch.testing.assert_close(images, tv.to_dtype(photos, torch.float32, scale=True))
+    preprocessing = Preprocessing(4, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    normalise = Normalise(preprocessing)
+    expected = tv.normalize(images, preprocessing.mean, preprocessing.std)
+    torch.testing.assert_close(normalise(images), expected)

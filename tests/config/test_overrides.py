@@ -1,0 +1,181 @@
+"""What people type: paths as they are, and lines that show the quoting that works."""
+
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from carvision.config.compose import checked, compose_alone, compose_sweep, one_line, plain_config
+from carvision.config.overrides import expand_options, parse_overrides, with_quoted_paths
+from carvision.config.schema import ALLOWED, is_path
+from carvision.errors import InputError
+from carvision.search.space import split_overrides, read_space
+
+PATHS = [
+    "/x/Blüten", "photos (1)", "a#b", "it's", "[new]", "lr=0.1", "{x}", "a,b", "a b", "日本", "$HOME/x", "~no-one/x",
+    "ends with\\", "C:\\photos", "a'b\\'c", "a\"b'c", "2024", "true", "1e-3", "choice(1,2)", "epoch=9-step=100.ckpt",
+    "a${b", "s3://bucket/k?x=y&z=1,2", "http://host:80/~user/x", " lead", "!x", "%d", "a;b", "*?", "nullable",
+]  # fmt: skip
+
+
+def value_of(word: str):
+    [override] = parse_overrides([word])
+    return override.value()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_path_is_the_rest_of_the_word(path):
+    for prefix in ("", "+", "++"):
+        [word] = quoted = with_quoted_paths([f"{prefix}data.root={path}"])
+        assert value_of(word) == path.replace("${", "\\${")  # as OmegaConf has it
+        assert with_quoted_paths(quoted) == quoted
+
+
+def test_they_arrive_in_the_configuration():
+    words = ["data=manifest", "data.root=a${b (it's)", "data.file=[a].csv", "data.split.file=~/s=1.csv", "out=~/a,b"]
+    cfg = plain_config(compose_alone("check", words))
+    assert (cfg["data"]["root"], cfg["data"]["file"]) == ("a${b (it's)", "[a].csv")
+    assert (cfg["data"]["split"]["file"], cfg["out"]) == (f"{os.environ['HOME']}/s=1.csv", f"{os.environ['HOME']}/a,b")
+    _, settings = compose_sweep(
+        ["sweep.dir=~/a,b", "sweep.storage=postgresql://u:p=w@h/db?a=b", "+sweep.space.x='${y}'"]
+    )
+    assert settings["dir"] == f"{os.environ['HOME']}/a,b" and settings["storage"] == "postgresql://u:p=w@h/db?a=b"
+    assert settings["space"] == {"x": "${y}"}
+
+
+def test_null_quotes_and_interpolations_keep_their_meaning(tmp_path, monkeypatch):
+    assert value_of("data.root=null") is None and value_of("data.root=") == ""
+    assert value_of("data.root='it\\'s'") == "it's" and value_of('data.root="a b"') == "a b"
+    assert value_of("data.root=${oc.env:HOME}/x") == "${oc.env:HOME}/x"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "${oc.env:HOME}").mkdir()  # what is there under that very name is meant
+    assert value_of("data.root=${oc.env:HOME}") == "\\${oc.env:HOME}"
+
+
+def test_which_keys_hold_paths():
+    keys = {key for key in ALLOWED if is_path(key)}
+    assert keys >= {
+        "data.root", "data.file", "data.split.file", "data.cache", "model.weights", "features.dir", "run.dir", "out",
+        "verify", "sweep.dir", "sweep.storage",
+    }  # fmt: skip
+    assert not keys & {"data.classes", "optimizer.name", "model.backbone", "phases", "seed", "augment.order"}
+
+
+def test_home_folders_of_a_file_are_expanded_too(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    given = {"data": {"root": "~/photos", "classes": ["~"], "split": {"file": "~no-one/s.csv"}}, "out": "~"}
+    data = {"root": "/home/me/photos", "classes": ["~"], "split": {"file": "~no-one/s.csv"}}
+    assert checked(given) == {"data": data, "out": "/home/me"}
+
+
+def test_home_folders_behind_options_are_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ["RUN", "--out=~/a.csv", "--out", "~/b", "--label=a=~b", "--root=~no-one", "-x=~"]
+    assert expand_options(words) == ["RUN", "--out=/home/me/a.csv", *words[2:]]
+
+
+@pytest.mark.parametrize(
+    ("word", "wanted"),
+    [
+        ("data.root=~/a,/x/Blüten", ["~/a", "/x/Blüten"]),
+        ("data.root=choice(~/a,'b, c',it's (1))", ["~/a", "b, c", "it's (1)"]),
+        ("model.weights=pretrained,epoch=9-step=100.ckpt", ["pretrained", "epoch=9-step=100.ckpt"]),
+        ("model.weights=tag('seed==1',choice(~/x,random,a (1)))", ["~/x", "random", "a (1)"]),
+        ("data.root=range(1,3)", ["1", "2"]),
+        ("data.root=2024_01,1e-3,true", ["2024_01", "1e-3", "true"]),
+        ("data.root=/2024_01,./1e3,../true", ["/2024_01", "./1e3", "../true"]),
+        ("data.root=null,a b", [None, "a b"]),
+    ],
+)
+def test_several_paths_in_a_search(word, wanted):
+    space = read_space(split_overrides([word, "seed=1,2"])[1], {}, lambda key: True)
+    [dimension] = [dimension for dimension in space.dimensions if dimension.key != "seed"]
+    drawn = [space.overrides({dimension.key: value})[0] for value in dimension.values()]
+    assert [value_of(word) for word in drawn] == wanted
+    if "tag(" not in word:  # and as Hydra's -m takes them apart
+        [override] = OverridesParser.create().parse_overrides(with_quoted_paths([word], sweeps=True))
+        parts = override.sweep_string_iterator()
+        assert [value_of(f"{override.get_key_element()}={part}") for part in parts] == wanted
+
+
+def test_one_path_in_a_search(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a,b").mkdir()
+    assert split_overrides(["data.root=a,b", "sweep.dir=c,d", "data.file='e,f'"])[1] == []
+    assert [key.partition("=")[0] for key in split_overrides(["data.root=c,d"])[1]] == ["data.root"]
+    assert with_quoted_paths(["data.root=c,d"]) == ["data.root='c,d'"]  # where nothing is searched
+
+
+def test_null_among_choices():
+    for word in ("a.b=choice(null,3)", "a.b=null,3", "a.b=tag('seed==1',choice(null,3))"):
+        [found, *_] = [
+            d for d in read_space(split_overrides([word, "seed=1,2"])[1], {}, lambda _: True).dimensions if d.key == "a.b"
+        ]
+        assert found.choices == ("null", 3)
+    assert with_quoted_paths(["callbacks.patience=choice(null,3)"], sweeps=True) == [
+        "callbacks.patience=null,3"
+    ]  # of -m
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("data.classes=[it's,b]", r'''"data.classes=['it\'s',b]"'''),
+        ("data.classes=it's", r'''"data.classes=['it\'s']"'''),
+        ("data.classes=[Blüte,Rose (rot)]", "\"data.classes=['Blüte','Rose (rot)']\""),
+        ("model.backbone=res net#", "\"model.backbone='res net#'\""),
+        ("data.parents={model:ma'ke}", r'''"data.parents={model:'ma\'ke'}"'''),
+        ("optimizer.name=a\"$b'", None),
+    ],
+)
+def test_a_line_shows_the_quoting_that_works(word, shown):
+    with pytest.raises(InputError) as caught:
+        compose_alone("train", [word])
+    line, key = str(caught.value), word.partition("=")[0]
+    assert line.startswith(f"{key}: ") and "\n" not in line
+    [typed] = shlex.split(line.partition("within the word: ")[2])
+    assert shown is None or line.endswith(shown)
+    printed = subprocess.run(["sh", "-c", f"printf %s {line.partition('within the word: ')[2]}"], capture_output=True)
+    assert printed.stdout.decode() == typed
+    assert ALLOWED[key](value_of(typed)) is None
+    assert str(value_of(typed)).count("'") >= word.count("'")
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("optimizer.lr=0.1)", "optimizer.lr: '0.1)' is not a number above 0"),
+        ("data.rot=~/x", "data.rot: there is no such key; nearest: data.root"),
+        ("data=fol der", "data: 'fol der' is not one of compcars"),
+        ("photos", "'photos' is not <key>=<value>; a value with a space needs quotes"),
+        ("optimizer.lr=choice(1", "'optimizer.lr=choice(1' is no override"),
+        ("optimizer.lr=0.1,0.2", "optimizer.lr: 0.1,0.2 are several values; write optimizer.lr=[0.1,0.2] for a list"),
+    ],
+)
+def test_what_no_quoting_helps(word, line):
+    with pytest.raises(InputError) as caught:
+        compose_alone("train", [word])
+    assert str(caught.value).startswith(line) and "\n" not in str(caught.value)
+    assert "hydra.cc" not in one_line(caught.value)
+
+
+def test_hydras_own_start_takes_them_too(tmp_path):
+    """--config-dir and --cfg, with an experiment in a folder of an odd name."""
+    folder = tmp_path / "it's (1)" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("# @package _global_\nseed: 7\n", encoding="utf-8")
+    words = [
+        "--config-dir=~/it's (1)",
+        "experiment=mine",
+        "data=folder",
+        "data.root=Blüten (1)",
+        "model.weights=a=1, b",
+    ]
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONUTF8": "1"}
+    command = [sys.executable, "-m", "carvision.train", *words, "--cfg", "job"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", env=environment)
+    assert done.returncode == 0, done.stderr
+    assert all(line in done.stdout for line in ("seed: 7", "  root: Blüten (1)", "  weights: a=1, b")), done.stdout

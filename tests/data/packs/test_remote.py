@@ -1,0 +1,317 @@
+"""Packs at a URL: fetched as they are needed, whole and verified, by several processes at once."""
+
+import logging
+import multiprocessing
+import os
+import queue
+import threading
+import time
+from importlib.util import find_spec
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from carvision.data.loading.samplers import TrainSampler
+from carvision.data.packs import remote
+from carvision.data.packs.index import read_packed
+from carvision.data.packs.read import FetchAhead
+from carvision.data.packs.remote import Cache, fetch
+from carvision.errors import InputError
+from tests.data.packs.server import serving
+from tests.data.packs.small import NUM, pack_small, photos_of, write_photos
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(remote, "PAUSES_S", (0, 0))
+    monkeypatch.setattr(logging.getLogger("carvision"), "propagate", True)  # a run in this process may have ended that
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The source's table and the folder of its pack."""
+    folder = tmp_path_factory.mktemp("made")
+    table = write_photos(folder / "photos")
+    pack_small(table, folder / "pack")
+    return table, folder / "pack"
+
+
+@pytest.fixture
+def server(made):
+    with serving(made[1]) as server:
+        yield server
+
+
+def read_remote(server, tmp_path, **kwargs):
+    return read_packed(server.url, cache=tmp_path / "cache", **kwargs)
+
+
+def shards_in(folder) -> list[str]:
+    return sorted(file.name[17:] for file in folder.glob("*.tar"))
+
+
+def test_a_pack_at_a_url_is_that_of_the_folder_and_fetched_once(made, server, tmp_path):
+    source, folder = made
+    table = read_remote(server, tmp_path)
+    assert table.rows.equals(read_packed(folder).rows) and table.labels == source.labels
+    assert shards_in(tmp_path / "cache") == []  # nothing is fetched before it is needed
+    for row, path in enumerate(source.rows["path"]):
+        assert table.photo(row).read() == (source.root / path).read_bytes()
+    assert all(server.asked[shard.name] == 1 for shard in table.shards.all)
+    again = read_remote(server, tmp_path)
+    assert again.photo(3).read() and all(server.asked[shard.name] == 1 for shard in table.shards.all)
+    assert not list((tmp_path / "cache").glob("*.partial"))
+
+
+@pytest.mark.parametrize("what", ["cut", "damage", "refuse"])
+def test_another_attempt_follows_an_answer_that_is_not_whole(what, server, tmp_path, caplog):
+    table = read_remote(server, tmp_path)
+    name = table.photo(0).shards.all[table.photo(0).shard].name
+    server.bad[name] = (2, what)
+    assert len(table.photo(0).read()) == table.rows["_length"][0]
+    assert server.asked[name] == 3 and "trying again in 0 s" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"), [("cut", "tried 3 times; "), ("damage", "their SHA-256 is another"), ("refuse", "500")]
+)
+def test_after_the_last_attempt_the_error_is_one_line_and_nothing_is_left(what, reason, server, tmp_path):
+    table = read_remote(server, tmp_path)
+    shard = table.photo(0).shard
+    name = table.shards.all[shard].name
+    server.bad[name] = (99, what)
+    with pytest.raises(InputError, match=f"data.root: {server.url}/{name} can't be fetched .*{reason}") as error:
+        table.photo(0).read()
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "cache").glob(f"*{name}")) and not list((tmp_path / "cache").glob("*.partial"))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_shard_that_cannot_be_fetched_ends_the_reading_in_one_line(num_workers, server, tmp_path):
+    table = read_remote(server, tmp_path)
+    server.bad = {shard.name: (99, "cut") for shard in table.shards.all}
+    loader = DataLoader(
+        photos_of(table), sampler=TrainSampler(np.zeros(NUM), 4), batch_size=None, num_workers=num_workers
+    )
+    with pytest.raises(InputError) as error:
+        list(loader)
+    assert "\n" not in str(error.value) and str(error.value).startswith("data.root: http://127.0.0.1")
+
+
+def test_a_server_that_sends_more_than_stated_is_refused_at_once(server, tmp_path):
+    table = read_remote(server, tmp_path)
+    shard = table.shards.all[table.photo(0).shard]
+    server.bad = {shard.name: (99, "endless"), "pack.json": (99, "endless")}
+    more = rf"{shard.name} can't be fetched \(it has more than the {shard.bytes:,} bytes"
+    with pytest.raises(InputError, match=more):
+        table.photo(0).read()
+    assert server.asked[shard.name] == 1 and not list((tmp_path / "cache").glob("*.partial"))
+    with pytest.raises(InputError, match=r"pack.json can't be fetched \(it has more than the 16,000,000 bytes"):
+        read_remote(server, tmp_path)
+    assert server.asked["pack.json"] == 2
+
+
+def test_what_was_compressed_is_not_unpacked(server, tmp_path):
+    server.bad["pack.json"] = (1, "bomb")
+    with pytest.raises(InputError, match=r"pack.json is not what carvision.pack writes \(can't be read as JSON"):
+        read_remote(server, tmp_path)
+    table = read_remote(server, tmp_path)
+    name = table.shards.all[table.photo(0).shard].name
+    server.bad[name] = (99, "bomb")
+    with pytest.raises(
+        InputError, match=r"can't be fetched \((it has more|tried 3 times; [\d,]+ of [\d,]+ bytes came)"
+    ):
+        table.photo(0).read()
+
+
+def test_a_trickle_is_refused(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "PATIENCE_S", -1)
+    monkeypatch.setattr(remote, "LEAST_BYTES_S", 10**15)
+    with pytest.raises(InputError, match=r"pack.json can't be fetched \([\d,]+ bytes came in 0 s, which is too slow"):
+        read_remote(server, tmp_path)
+    assert server.asked["pack.json"] == 1
+
+
+def test_a_shard_that_would_not_fit_is_not_begun(server, tmp_path, monkeypatch):
+    table = read_remote(server, tmp_path)
+    monkeypatch.setattr(remote.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(InputError, match=r"data.cache: no space is left on the disk of"):
+        table.photo(0).read()
+    assert not server.asked[table.shards.all[table.photo(0).shard].name]
+
+
+def test_files_of_others_neither_count_nor_go(made, server, tmp_path):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    names = ["holiday.tar", f"{'0' * 16}-holiday.tar", "train-00000.tar", "x.partial", "room.lock"]
+    for name in names:
+        (cache / name).write_bytes(b"precious" * 10_000)
+        os.utime(cache / name, (1e9, 1e9))
+    limit = 4 * max(file.stat().st_size for file in made[1].glob("*.tar"))
+    table = read_remote(server, tmp_path, window=1, cache_gb=limit / 1e9)
+    for row in range(len(table)):
+        assert table.photo(row).read()
+    ours = [file for file in cache.glob("*.tar") if file.name not in names]
+    assert 0 < sum(file.stat().st_size for file in ours) <= limit < len(table.shards.all) * limit / 4
+    assert all((cache / name).read_bytes() == b"precious" * 10_000 for name in names)
+
+
+def test_what_is_not_there_is_an_error_at_once(server, tmp_path):
+    with pytest.raises(InputError, match=r"nowhere/pack.json can't be fetched \(it is not there\)"):
+        read_packed(f"{server.url}/nowhere", cache=tmp_path)
+    assert server.asked["pack.json"] == 1
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(InputError, match=r"can't be fetched \(tried 3 times; .*onnect"):
+        read_packed(server.url, cache=tmp_path)
+    if find_spec("s3fs") is None:
+        with pytest.raises(InputError, match=r"s3://bucket/pack/pack.json needs a package .* not installed: .*s3fs"):
+            read_packed("s3://bucket/pack", cache=tmp_path)
+    with pytest.raises(InputError, match=r"ftpx://a/b/pack.json: Protocol not known: ftpx; give a folder, or a URL"):
+        read_packed("ftpx://a/b", cache=tmp_path)
+
+
+def test_a_damaged_file_of_the_cache_is_named(server, tmp_path):
+    table = read_remote(server, tmp_path)
+    photos = photos_of(table)
+    photo = table.photo(7)
+    (file,) = [photo.shards.file(photo.shard)]
+    content = bytearray(file.read_bytes())
+    content[photo.offset + 9] ^= 1
+    file.write_bytes(content)
+    ((row, reason),) = photos[[(7, -1)]]["bad"]
+    assert row == 7 and f"remove {file}, so that it is fetched again" in reason
+
+
+@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_batches_from_a_url_are_those_of_the_folder(window, num_workers, made, server, tmp_path):
+    tables = [read_packed(made[1], window=window), read_remote(server, tmp_path, window=window)]
+    batches = []
+    for table, workers in zip(tables, (0, num_workers), strict=True):
+        photos = photos_of(table)
+        order = TrainSampler(np.zeros(NUM), 4, seed=3, packed=photos.packed)
+        order.set_epoch(2)
+        batches.append(list(DataLoader(photos, sampler=order, batch_size=None, num_workers=workers)))
+    assert len(batches[0]) == len(batches[1]) == NUM / 4
+    for one, other in zip(*batches, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in ("images", "index", "draws", "valid"))
+        assert one["bad"] == other["bad"] == []
+
+
+def test_training_begins_before_all_is_fetched_and_the_cache_keeps_its_limit(made, server, tmp_path):
+    whole = read_packed(made[1])
+    sizes = {shard.name: shard.bytes for shard in whole.shards.all}
+    limit = 5 * max(sizes.values())
+    table = read_remote(server, tmp_path, window=2, cache_gb=limit / 1e9)
+    photos = photos_of(table)
+    cache = tmp_path / "cache"
+    for epoch in (0, 1):
+        order = TrainSampler(np.zeros(NUM), 2, seed=3, packed=photos.packed)
+        order.set_epoch(epoch)
+        for number, keys in enumerate(order):
+            batch = photos[keys]
+            assert batch["bad"] == []
+            if epoch == number == 0:
+                assert len(shards_in(cache)) < len(table.shards.all) - 1
+            assert sum(sizes[name] for name in shards_in(cache)) <= limit
+    assert min(server.asked[shard.name] for shard in table.shards.all) >= 1
+    with pytest.raises(InputError, match=r"data.cache_gb: .* a smaller data.shuffle_shards \(4 now\)"):
+        read_remote(server, tmp_path, window=4, cache_gb=limit / 1e9)
+    with pytest.raises(InputError, match=r"\(all are shuffled now\)"):
+        read_remote(server, tmp_path, cache_gb=limit / 1e9)
+
+
+def _fetch_all(url, cache, started) -> None:
+    started.wait()
+    table = read_packed(url, cache=cache)
+    for shard in range(len(table.shards.all)):
+        table.shards.file(shard)
+
+
+def test_several_processes_fetch_each_shard_once(server, tmp_path):
+    if remote.fcntl is None:
+        pytest.skip("no locks")
+    context = multiprocessing.get_context("fork")
+    started = context.Event()
+    others = [context.Process(target=_fetch_all, args=(server.url, tmp_path / "cache", started)) for _ in range(4)]
+    for other in others:
+        other.start()
+    started.set()
+    for other in others:
+        other.join(60)
+        assert other.exitcode == 0
+    table = read_remote(server, tmp_path)
+    assert shards_in(tmp_path / "cache") == sorted(shard.name for shard in table.shards.all)
+    assert {server.asked[shard.name] for shard in table.shards.all} == {1}
+
+
+def test_threads_of_a_process_wait_for_each_other_and_leftovers_go(server, tmp_path):
+    if remote.fcntl is None:
+        pytest.skip("no locks")
+    table = read_remote(server, tmp_path)
+    shard = table.shards.all[0]
+    cache = Cache(tmp_path / "cache")
+    left = cache.folder / f"{cache.file(shard.name, shard.sha256).name}.1.1.partial"
+    left.write_bytes(b"of a process that was killed")
+    arguments = (server.url, shard.name, shard.bytes, shard.sha256, cache)
+    threads = [threading.Thread(target=fetch, args=arguments) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert server.asked[shard.name] == 1 and not left.exists()
+
+
+def test_a_disk_without_locks_costs_no_more_than_traffic(server, tmp_path, monkeypatch):
+    def flock(*arguments):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(remote.fcntl, "flock", flock)
+    table = read_remote(server, tmp_path)
+    loader = DataLoader(photos_of(table), sampler=TrainSampler(np.zeros(NUM), 4), batch_size=None, num_workers=2)
+    assert not any(batch["bad"] for batch in loader)
+    for shard in range(len(table.shards.all)):
+        table.shards.file(shard)
+    sizes = {file.name[17:]: file.stat().st_size for file in (tmp_path / "cache").glob("*.tar")}
+    assert sizes == {shard.name: shard.bytes for shard in table.shards.all}
+
+
+def test_a_full_disk_is_an_error(server, tmp_path, monkeypatch):
+    table = read_remote(server, tmp_path)
+
+    def attempt(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(remote, "_fetch_often", attempt)
+    with pytest.raises(InputError, match=r"data.cache: no space is left on the disk of"):
+        table.photo(0).read()
+
+
+def test_the_next_shards_are_fetched_ahead(made, server, tmp_path):
+    table = read_remote(server, tmp_path, window=1)
+    photos = photos_of(table)
+    order = TrainSampler(np.zeros(NUM), 1, seed=3, packed=photos.packed)
+    photos[next(iter(order))]
+    deadline = time.monotonic() + 20
+    while len(shards_in(tmp_path / "cache")) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    rows = order.rows(0).ravel()
+    needed = list(dict.fromkeys(table.shards.all[table.rows["_shard"][row]].name for row in rows))
+    assert shards_in(tmp_path / "cache") == sorted(needed[:3])
+
+
+def test_the_thread_that_fetches_ahead_ends_with_its_photos():
+    fetched = queue.SimpleQueue()
+    before = {*threading.enumerate()}
+    ahead = FetchAhead(fetched.put, None)
+    ahead.begin(0, np.arange(3))
+    assert [fetched.get(timeout=60) for _ in range(3)] == [0, 1, 2]
+    (thread,) = {*threading.enumerate()} - before
+    del ahead
+    thread.join(60)
+    assert not thread.is_alive()

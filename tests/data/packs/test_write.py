@@ -1,0 +1,361 @@
+"""Packs: what is in them, in which form, and how packing goes on after any end."""
+
+import io
+import json
+import logging
+import multiprocessing
+import os
+import re
+import stat
+import tarfile
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from carvision.data.images import BLANK, open_image, read_file
+from carvision.data.packs import write
+from carvision.data.packs.index import read_packed
+from carvision.data.packs.write import verify_pack
+from carvision.data.readers.compcars import read_compcars
+from carvision.data.readers.folder import read_folder
+from carvision.data.splits import kfold_split, official_split, stratified_split
+from carvision.data.table import BOX, PLACE, SOURCE, Table
+from carvision.errors import InputError
+from carvision.files.locks import lock_folder
+from tests.data.layouts import write_compcars, write_photo
+from tests.data.packs.small import NUM, form, pack_small, write_photos
+
+
+@pytest.fixture
+def table(tmp_path) -> Table:
+    return write_photos(tmp_path / "photos")
+
+
+def assert_same_table(packed: Table, table: Table) -> None:
+    """But for where the photos lie."""
+    assert (packed.name, packed.labels, packed.finest) == (table.name, table.labels, table.finest)
+    pd.testing.assert_frame_equal(packed.rows.drop(columns=[*PLACE, SOURCE]), table.rows)
+
+
+def test_a_pack_is_the_same_table_with_the_same_bytes(table, tmp_path):
+    pack_small(table, tmp_path / "pack")
+    packed = read_packed(tmp_path / "pack")
+    assert_same_table(packed, table)
+    assert packed.heads == ("model", "make")
+    for row, path in enumerate(table.rows["path"]):
+        content = (table.root / path).read_bytes()
+        assert packed.photo(row).read() == packed.packed.read(row) == content
+    assert str(packed.photo(7)).startswith(f"{table.rows['path'][7]} of ")
+    assert verify_pack(tmp_path / "pack", 0) == {}
+
+
+def test_file_names_of_any_bytes(tmp_path):
+    for name in ("Bl\udcfcten/K\udce4fer.jpg", "Bl\udcfcten/2.jpg", "\u65e5\u672c/1.jpg"):
+        write_photo(tmp_path / "photos" / name)
+    table = read_folder(tmp_path / "photos")
+    pack_small(table, tmp_path / "pack")
+    packed = read_packed(tmp_path / "pack")
+    assert_same_table(packed, table)
+    assert packed.rows["path"].tolist() == ["Bl\\xfcten/2.jpg", "Bl\\xfcten/K\\xe4fer.jpg", "\u65e5\u672c/1.jpg"]
+    assert all(packed.photo(row).read() == Path(table.photo(row)).read_bytes() for row in range(3))
+
+
+def test_every_label_of_compcars_is_packed_with_its_parents_and_boxes(tmp_path):
+    table = read_compcars(write_compcars(tmp_path), known=None)
+    assert table.has_boxes and "viewpoint" in table.labels
+    pack_small(table, tmp_path / "pack")
+    assert_same_table(read_packed(tmp_path / "pack"), table)
+
+
+def test_anything_that_reads_tar_files_reads_a_pack(table, tmp_path):
+    pack_small(table, tmp_path / "pack")
+    shards = sorted((tmp_path / "pack").glob("*.tar"))
+    assert {shard.name.split("-")[0] for shard in shards} == {"train", "test", "unsplit"}
+    seen = []
+    for shard in shards:
+        with tarfile.open(shard) as tar:
+            names = tar.getnames()
+            assert names == [n for key in dict.fromkeys(n[:8] for n in names) for n in names if n.startswith(key)]
+            for photo, about in zip(names[::2], names[1::2], strict=True):  # side by side, as WebDataset has them
+                row = int(about.removesuffix(".json"))
+                content, about_photo = tar.extractfile(photo).read(), json.load(tar.extractfile(about))
+                assert content == (table.root / table.rows["path"][row]).read_bytes()
+                assert photo.rpartition(".")[2] == ("png" if row % 5 == 0 else "jpg")
+                assert about_photo["path"] == table.rows["path"][row]
+                assert (about_photo["split"] or "unsplit") == shard.name.split("-")[0]
+                code = table.rows["model"][row]
+                ids, names_of = table.labels["model"].ids, table.labels["model"].names
+                wanted = None if code < 0 else {"code": code, "id": ids[code], "name": names_of[code]}
+                assert about_photo["labels"]["model"] == wanted
+                assert (about_photo["labels"]["speed"] is None) == (row % 4 == 0)
+                assert ("box" in about_photo) == (row != 5)
+                seen.append(row)
+    assert sorted(seen) == list(range(NUM))
+
+
+def test_shards_are_about_as_large_as_asked_and_show_all_classes(table, tmp_path):
+    packed = pack_small(table, tmp_path / "pack")
+    sizes = np.array([shard.bytes for shard in packed.shards.all if shard.name.startswith("train")])
+    assert len(sizes) > 2 and ((sizes > 0.5 * 20_000) & (sizes < 2 * 20_000)).all()
+    of_train = packed.rows[packed.rows["split"] == "train"].groupby(PLACE[0])
+    assert (of_train["model"].nunique() > 1).all()
+    assert all(not (np.diff(rows["_offset"]) > 0).all() for _, rows in of_train)  # not in the table's order
+
+
+@pytest.mark.parametrize("photos", ["original", "shrunk", "decoded"])
+def test_splits_of_a_pack_are_those_of_its_source(photos, table, tmp_path):
+    packed = pack_small(table, tmp_path / "pack", form(photos))
+    for divide in (
+        lambda t: official_split(t, 0.3, 0, True, False),
+        lambda t: stratified_split(t, (0.5, 0.3, 0.2), 3, False),
+        lambda t: stratified_split(t, (0.5, 0.3, 0.2), 3, True),
+        lambda t: kfold_split(t, 3, 1, 0.2, 0, False),
+    ):
+        ours, theirs = divide(packed), divide(table)
+        pd.testing.assert_frame_equal(ours.rows[["path", "split"]], theirs.rows[["path", "split"]])
+    rows = stratified_split(packed, (0.5, 0.3, 0.2), 3, False).rows.set_index("path")["split"]
+    assert rows[table.rows["path"][1]] == rows[table.rows["path"][2]]  # equal bytes, other groups
+
+
+def test_the_same_photos_make_the_same_bytes_with_any_number_of_processes(table, tmp_path):
+    one, other = (pack_small(table, tmp_path / name, form("shrunk"), n) for name, n in (("a", 0), ("b", 2)))
+    assert one.shards.all == other.shards.all
+    assert (tmp_path / "a" / "table.parquet").read_bytes() == (tmp_path / "b" / "table.parquet").read_bytes()
+
+
+def test_shrunk_photos_have_the_short_side_and_their_boxes_go_along(table, tmp_path):
+    (table.root / "turned.jpg").write_bytes(turned_photo())
+    rows = pd.concat([table.rows, table.rows.iloc[[1]].assign(path="turned.jpg")], ignore_index=True)
+    rows.loc[NUM, BOX] = [10, 20, 40, 100]  # of the upright photo, 60 x 120
+    packed = pack_small(replace(table, rows=rows), tmp_path / "pack", form("shrunk", 24))
+    for row in (0, 1, 39, NUM):
+        with open_image(packed.photo(row)) as image, open_image(table.root / rows["path"][row]) as original:
+            width, height = original.size if row < NUM else (60, 120)
+            assert image.format == "JPEG" and min(image.size) == 24
+            assert image.size == (round(24 * width / min(width, height)), round(24 * height / min(width, height)))
+            scale = np.tile(np.array(image.size) / (width, height), 2)
+        expected = rows.loc[row, BOX].to_numpy(np.float32) * scale
+        assert packed.rows.loc[row, BOX].to_numpy(np.float32) == pytest.approx(expected, rel=1e-5)
+    assert packed.rows.loc[5, BOX].isna().all()
+    with open_image(packed.photo(NUM)) as image:
+        red = np.asarray(image).astype(int)[:12]  # the upper half of the upright photo
+        assert (red[..., 0] > 200).mean() > 0.9 and (red[..., 2] < 60).mean() > 0.9
+
+
+def turned_photo() -> bytes:
+    """60 x 120 px, red above blue, stored lying on its side."""
+    pixels = np.zeros((120, 60, 3), np.uint8)
+    pixels[:60, :, 0] = pixels[60:, :, 2] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90).save(file, "JPEG", exif=exif, quality=95)
+    return file.getvalue()
+
+
+def test_with_crop_to_box_it_is_the_box_that_has_the_short_side(table, tmp_path):
+    packed = pack_small(table, tmp_path / "pack", form("shrunk", 9, of_box=True))
+    box = packed.rows.loc[1, BOX].to_numpy(np.float32)
+    assert min(box[2] - box[0], box[3] - box[1]) == pytest.approx(9, rel=0.1)
+    with open_image(packed.photo(5)) as image:  # has no box
+        assert min(image.size) == 9
+
+
+def test_photos_that_need_no_shrinking_keep_their_bytes(table, tmp_path):
+    packed = pack_small(table, tmp_path / "pack", form("shrunk", 30))
+    assert packed.photo(1).read() == (table.root / table.rows["path"][1]).read_bytes()
+
+
+def test_decoded_photos_are_pixels_behind_a_short_header(table, tmp_path):
+    packed = pack_small(table, tmp_path / "pack", form("decoded", 100))
+    for row in (0, 1):
+        with Image.open(table.root / table.rows["path"][row]) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        data = packed.packed.read(row)
+        head = f"P6\n{pixels.shape[1]} {pixels.shape[0]}\n255\n".encode()
+        assert data == head + pixels.tobytes()
+
+
+def test_absolute_paths_are_packed_under_plain_names(table, tmp_path):
+    table.rows["path"] = [str(tmp_path / "photos" / path) for path in table.rows["path"]]
+    packed = pack_small(replace(table, root=tmp_path / "elsewhere"), tmp_path / "packed", form())
+    assert packed.rows["path"].tolist() == table.rows["path"].tolist()
+    for file in (tmp_path / "packed").glob("*.tar"):
+        with tarfile.open(file) as tar:
+            assert all(re.fullmatch(r"\d{8}\.\w+", name) for name in tar.getnames())
+    again = read_packed(tmp_path / "packed")
+    assert read_file(again.photo(3)) == read_file(table.rows["path"][3])
+
+
+@pytest.mark.parametrize("how", ["skip", "blank"])
+def test_a_split_of_which_no_photo_can_be_packed_is_an_error(table, tmp_path, how):
+    for path in table.of_split("test").rows["path"]:
+        (tmp_path / "photos" / path).write_bytes(b"")
+    with pytest.raises(InputError, match="not one of the 10 photos of the split 'test' can be read"):
+        pack_small(table, tmp_path / "packed", form(on_bad_image=how))
+
+
+@pytest.mark.parametrize("how", ["error", "skip", "blank"])
+def test_bad_photos_are_treated_as_on_bad_image_says(how, table, tmp_path):
+    bad = table.rows["path"][7]
+    (table.root / bad).write_bytes((table.root / bad).read_bytes()[:-400])
+    folder = tmp_path / "pack"
+    if how == "error":
+        with pytest.raises(InputError, match=r"é7.JPEG: can't be decoded .*truncated.*data.on_bad_image=skip"):
+            pack_small(table, folder)
+        with pytest.raises(InputError, match=r"the pack in .* is not finished"):
+            read_packed(folder)
+        pack_small(table, folder, form(on_bad_image="skip"))  # goes on
+        assert len(read_packed(folder)) == NUM - 1
+        return
+    pack_small(table, folder, form(on_bad_image=how))
+    packed = read_packed(folder)
+    assert pd.read_csv(folder / "bad_images.csv")["path"].tolist() == [bad]
+    if how == "skip":
+        assert_same_table(packed, table.select(np.arange(NUM) != 7))
+    else:
+        with open_image(packed.photo(7)) as image:
+            assert (np.asarray(image) == BLANK).all()
+        assert packed.rows.loc[7, BOX].isna().all() and packed.rows["path"].equals(table.rows["path"])
+
+
+def times(folder) -> dict[str, int]:
+    return {file.name: file.stat().st_mtime_ns for file in sorted(folder.glob("*.tar"))}
+
+
+def test_finished_shards_are_kept_and_damaged_ones_written_again(table, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("carvision"), "propagate", True)  # a run in this process may have ended that
+    folder = tmp_path / "pack"
+    first = pack_small(table, folder)
+    content = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    before = times(folder)
+    names = list(before)
+    damaged = bytearray(content[names[1]])
+    damaged[first.rows["_offset"][first.rows["_shard"] == 1].iloc[0] + 50] ^= 1
+    (folder / names[1]).write_bytes(damaged)
+    (folder / names[2]).unlink()
+    (folder / "packing" / names[3].replace(".tar", ".json")).write_text('{"bytes"')
+    (folder / f"{names[4]}.partial").write_bytes(b"as far as it came")
+    (folder / "pack.json").unlink()
+    pack_small(table, folder)
+    assert {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()} == content
+    assert [name for name, when in times(folder).items() if when != before[name]] == names[1:4]
+    assert f"{names[1]} is packed again: 1 of its" in caplog.text
+
+
+def test_a_photo_that_has_changed_since_is_packed_again(table, tmp_path):
+    folder = tmp_path / "pack"
+    pack_small(table, folder)
+    before = times(folder)
+    Image.new("RGB", (50, 50), "red").save(table.root / table.rows["path"][1])
+    packed = pack_small(table, folder)
+    changed = [name for name, when in times(folder).items() if when != before[name]]
+    assert changed == [packed.shards.all[packed.rows["_shard"][1]].name]
+    assert read_packed(folder).photo(1).read() == (table.root / table.rows["path"][1]).read_bytes()
+
+
+def test_another_pack_or_other_files_are_never_written_over(table, tmp_path):
+    folder = tmp_path / "pack"
+    pack_small(table, folder)
+    pack_small(table, folder, form(short_side_px=99))  # which says nothing of photos as they are
+    with pytest.raises(InputError, match=r"holds another pack.*photos=original became shrunk"):
+        pack_small(table, folder, form("shrunk"))
+    with pytest.raises(InputError, match="num_photos=40 became 30; the photos, their labels or splits are others"):
+        pack_small(table.select(np.arange(NUM) < 30), folder)
+    split = table.rows["split"].to_numpy().copy()
+    split[4] = "val"
+    with pytest.raises(InputError, match="the photos, their labels or splits are others"):
+        pack_small(table.with_split(split), folder)
+    with pytest.raises(InputError, match=r"out: .*photos holds something else"):
+        pack_small(table, table.root)
+
+
+def _hold(folder, ready, done) -> None:
+    held = lock_folder(folder, "taken")
+    ready.set()
+    done.wait(60)
+    held.close()
+
+
+def test_files_of_others_beside_a_pack_stay(table, tmp_path):
+    folder = tmp_path / "pack"
+    (folder / "packing").mkdir(parents=True)
+    (folder / "packing" / "plan.json").write_text('{"shopping": ["tar"]}')
+    with pytest.raises(InputError, match=r"plan\.json is damaged .*; give another folder"):
+        pack_small(table, folder)
+    (folder / "packing" / "plan.json").unlink()
+    (folder / "packing" / "notes.json").write_text("mine")
+    with pytest.raises(InputError, match=r"pack holds something else \(packing/notes\.json\); give a new folder"):
+        pack_small(table, folder)
+    assert [path.name for path in folder.iterdir()] == ["packing"]
+    (folder / "packing" / "notes.json").unlink()
+    pack_small(table, folder)
+    (folder / "pack.json").unlink()
+    (folder / "film.mkv.partial").write_text("mine")
+    pack_small(table, folder)
+    assert (folder / "pack.json").is_file() and (folder / "film.mkv.partial").read_text() == "mine"
+
+
+def test_files_of_a_pack_have_the_permissions_of_the_umask(table, tmp_path):
+    before = os.umask(0o077)
+    try:
+        pack_small(table, tmp_path / "pack")
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "pack").rglob("*") if path.is_file()]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+
+
+def test_two_at_once_are_refused(table, tmp_path):
+    context = multiprocessing.get_context("fork")
+    ready, done = context.Event(), context.Event()
+    (tmp_path / "pack").mkdir()
+    other = context.Process(target=_hold, args=(tmp_path / "pack", ready, done))
+    other.start()
+    assert ready.wait(60)
+    with pytest.raises(InputError, match="another process is packing into"):
+        pack_small(table, tmp_path / "pack")
+    done.set()
+    other.join()
+
+
+def test_a_disk_too_small_is_an_error_before_anything_is_written(table, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(write.shutil, "disk_usage", lambda folder: usage(50_000))
+    with pytest.raises(InputError, match=r"0 MB free, and the shards to be written need about 0 MB"):
+        pack_small(table, tmp_path / "pack")
+    assert not list((tmp_path / "pack").glob("*.tar"))
+
+
+def test_a_disk_that_becomes_full_keeps_what_is_finished(table, tmp_path, monkeypatch):
+    real, written = write.write_shard, []
+
+    def write_shard(*arguments):
+        if len(written) == 3:
+            raise OSError(28, "No space left on device")
+        written.append(arguments[0])
+        return real(*arguments)
+
+    monkeypatch.setattr(write, "write_shard", write_shard)
+    with pytest.raises(InputError, match="no space is left on its disk; mend that, and the same command goes on"):
+        pack_small(table, tmp_path / "pack")
+    monkeypatch.setattr(write, "write_shard", real)
+    before = times(tmp_path / "pack")
+    assert len(before) == 3
+    pack_small(table, tmp_path / "pack")
+    assert before.items() <= times(tmp_path / "pack").items()
+    assert_same_table(read_packed(tmp_path / "pack"), table)
+
+
+def test_a_pack_can_be_packed(table, tmp_path):
+    first = pack_small(table, tmp_path / "first")
+    pack_small(first, tmp_path / "second", form("shrunk", 20))
+    second = read_packed(tmp_path / "second")
+    direct = pack_small(table, tmp_path / "direct", form("shrunk", 20))
+    assert [second.photo(row).read() for row in range(NUM)] == [direct.photo(row).read() for row in range(NUM)]
+    assert second.heads == ("model", "make")

@@ -1,0 +1,144 @@
+import hashlib
+import io
+import socket
+import tarfile
+
+import pytest
+
+from carvision.data.readers import oxford102
+from carvision.data.readers.oxford102 import download_oxford102, read_oxford102
+from carvision.errors import InputError
+from carvision.files.download import download
+from tests.data import layouts
+from tests.data.packs.server import serving
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A web server on this machine's loopback interface; its folder is tmp_path / "served"."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "served").mkdir()
+    with serving(tmp_path / "served") as server:
+        yield server
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
+
+
+def names_in(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_fetched_once(tmp_path, server, capsys):
+    content = bytes(range(256)) * 10_000  # more than one chunk
+    (tmp_path / "served" / "a.bin").write_bytes(content)
+    file = tmp_path / "new" / "folder" / "a.bin"
+    assert download(f"{server.url}/a.bin", file, md5(content)) is True
+    assert file.read_bytes() == content
+    assert names_in(file.parent) == ["a.bin"]
+    assert "a.bin" in capsys.readouterr().out  # the progress bar
+    assert download(f"{server.url}/a.bin", file, md5(content)) is False
+    assert server.asked == {"a.bin": 1}
+
+
+def test_another_file_of_that_name_is_left_alone(tmp_path, server):
+    (tmp_path / "served" / "a.bin").write_bytes(b"right")
+    file = tmp_path / "a.bin"
+    file.write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"a\.bin is not the original, whose MD5 is .*another data\.root"):
+        download(f"{server.url}/a.bin", file, md5(b"right"))
+    assert file.read_bytes() == b"mine" and not server.asked
+
+
+def test_a_wrong_checksum_leaves_no_file(tmp_path, server):
+    (tmp_path / "served" / "a.bin").write_bytes(b"tampered")
+    with pytest.raises(InputError, match=f"have MD5 {md5(b'tampered')} instead of {md5(b'right')}"):
+        download(f"{server.url}/a.bin", tmp_path / "into" / "a.bin", md5(b"right"))
+    assert names_in(tmp_path / "into") == []
+
+
+@pytest.mark.parametrize("url", ["{url}/absent.bin", "http://127.0.0.1:1/a.bin", "no url at all", "htp://x/a.bin"])
+def test_what_cannot_be_fetched_is_one_line(tmp_path, server, url):
+    with pytest.raises(InputError, match=r"could not be fetched into .*place the file there by hand") as error:
+        download(url.format(url=server.url), tmp_path / "into" / "a.bin", md5(b""))
+    assert "\n" not in str(error.value)
+    assert names_in(tmp_path / "into") == []
+
+
+def test_a_server_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("carvision.files.download.ANSWER_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/a.bin"
+        with pytest.raises(InputError, match=r"could not be fetched into .*: no answer within 0\.2 s\. Check the"):
+            download(url, tmp_path / "a.bin", md5(b""))
+    assert names_in(tmp_path) == []
+
+
+def test_a_path_that_cannot_be_written(tmp_path, server):
+    (tmp_path / "served" / "a.bin").write_bytes(b"right")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match="could not be fetched into"):
+        download(f"{server.url}/a.bin", tmp_path / "file" / "a.bin", md5(b"right"))
+
+
+@pytest.fixture
+def served_oxford102(tmp_path, server, monkeypatch):
+    """The miniature of Oxford 102 as the authors serve it, with its own checksums."""
+    layouts.write_oxford102(tmp_path / "original")
+    served = tmp_path / "served"
+    for name in ("imagelabels.mat", "setid.mat"):
+        (tmp_path / "original" / name).rename(served / name)
+    with tarfile.open(served / "102flowers.tgz", "w:gz") as tar:
+        tar.add(tmp_path / "original" / "jpg", "jpg")
+    monkeypatch.setattr(oxford102, "MD5", {path.name: md5(path.read_bytes()) for path in served.iterdir()})
+    return server
+
+
+def test_oxford102_is_downloaded_into_its_layout(tmp_path, served_oxford102):
+    root = tmp_path / "new" / "oxford102"
+    download_oxford102(root, served_oxford102.url)
+    assert names_in(root) == ["102flowers.tgz", "imagelabels.mat", "jpg", "setid.mat"]
+    table = read_oxford102(root, known=None)
+    assert len(table) == 10
+    for path in table.rows["path"]:
+        assert (root / path).read_bytes() == (tmp_path / "original" / path).read_bytes()
+    asked = dict(served_oxford102.asked)
+    assert list(asked.values()) == [1, 1, 1]
+    (root / "102flowers.tgz").unlink()  # a user may remove it: the photos are there
+    download_oxford102(root, served_oxford102.url)
+    assert served_oxford102.asked == asked
+
+
+def test_oxford102_that_lacks_a_photo_is_completed_from_the_archive(tmp_path, served_oxford102):
+    download_oxford102(tmp_path / "new", served_oxford102.url)
+    (tmp_path / "new" / "jpg" / "image_00004.jpg").unlink()
+    asked = dict(served_oxford102.asked)
+    download_oxford102(tmp_path / "new", served_oxford102.url)
+    assert served_oxford102.asked == asked  # the archive was kept
+    assert len(read_oxford102(tmp_path / "new", known=None)) == 10
+
+
+def test_an_archive_that_would_write_outside_the_folder(tmp_path, served_oxford102, monkeypatch):
+    archive = tmp_path / "served" / "102flowers.tgz"
+    with tarfile.open(archive, "w:gz") as tar:
+        member = tarfile.TarInfo("../../escaped.jpg")
+        member.size = 3
+        tar.addfile(member, io.BytesIO(b"bad"))
+    monkeypatch.setitem(oxford102.MD5, "102flowers.tgz", md5(archive.read_bytes()))
+    with pytest.raises(InputError, match=r"102flowers.tgz could not be unpacked"):
+        download_oxford102(tmp_path / "new", served_oxford102.url)
+    assert not list(tmp_path.rglob("escaped.jpg"))
+    assert "jpg" not in names_in(tmp_path / "new") or names_in(tmp_path / "new" / "jpg") == []
+
+
+def test_the_real_lists_have_the_checksums_asked_for():
+    root = layouts.real_data("oxford102")
+    for name in ("imagelabels.mat", "setid.mat"):
+        assert md5((root / name).read_bytes()) == oxford102.MD5[name]
+
+
+def test_a_download_needs_a_folder():
+    with pytest.raises(InputError, match=r"data.root: null"):
+        download_oxford102(None)

@@ -1,0 +1,170 @@
+"""model.json may have been written by anyone: it opens, or is refused in one line that says what is wrong in it."""
+
+import json
+import operator
+
+import numpy as np
+import pytest
+
+import carvision
+from carvision.errors import InputError
+from carvision.inference import model_file
+from carvision.models import backbones
+from tests.inference.model_files import change, refusal, rewrite
+from tests.inference.tiny import save_tiny
+
+
+@pytest.fixture
+def saved(tmp_path):
+    return save_tiny(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        ("preprocessing.size_px", 64, "network.size_px"),
+        ("preprocessing.mean", [float("nan"), 0, 0], "not a number below"),
+        ("preprocessing.std", [1e31, 1, 1], "not a number below"),
+        ("network.heads.speed.std", None, "one of mean and std"),
+        ("network.heads.speed.mean", 10**400, "not a number below"),
+        ("network.heads.speed.std", float("inf"), "not a number below"),
+        ("network.heads.make.mean", 1.0, "one of mean and std"),
+        ("network.heads", {}, "no head"),
+        ("network", {"size_px": 32}, "network.backbone is missing"),
+        ("network.backbone_kwargs", {"drop_rate": [[10**400]]}, "not a number below"),
+        ("labels", {}, "has no label"),
+        ("labels.make.parent", "model", "parent_codes"),
+        ("labels.model.parent", "speed", "has no classes"),
+        ("labels.speed.parent", "make", "without a parent"),
+        ("labels.speed", {"unit": "km/h"}, "std of a number"),
+        ("labels.two\nlines", {"unit": ""}, "no such head"),
+        ("weights.file", "a" * 300 + ".safetensors", "too long"),
+        ("format", 10**400, "is newer than"),
+        ("config", {"data": []}, "config.data"),
+        ("config", {"data": "x"}, "config.data"),
+        ("config", {"data": {"crop_to_box": "x"}}, "config.data.crop_to_box"),
+        ("config", {"loss": None}, "config.loss"),
+        ("config", {"seed": 10**400}, "not a number below"),
+        ("metrics", {"test": [1]}, "metrics.test"),
+        ("versions", {"carvision": 1}, "is not a mapping"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_in_one_line(saved, place, value, words):
+    change(saved, place, value)
+    assert words in refusal(saved)
+
+
+def test_a_label_above_itself_is_refused(saved):
+    change(saved, "labels.model.parent", "model")
+    change(saved, "labels.model.parent_codes", [0, 1, 2])
+    assert "is above itself" in refusal(saved)
+    change(saved, "labels.model.parent", "make")
+    change(saved, "labels.model.parent_codes", [0, 1, 1])
+    change(saved, "labels.make.parent", "model")
+    change(saved, "labels.make.parent_codes", [0, 1])
+    assert "is above itself" in refusal(saved)
+
+
+def test_what_was_not_told_is_empty_and_figures_may_be_no_numbers(saved):
+    file = saved / "model.json"
+    described = json.loads(file.read_text())
+    for key in ("config", "metrics", "versions"):
+        del described[key]
+    file.write_text(json.dumps(described))
+    about = carvision.load(saved).about
+    assert about["config"] == about["metrics"] == about["versions"] == {}
+    rewrite(saved, metrics={"val": {"loss": float("nan")}}, config={"trainer": {"gradient_clip_val": float("inf")}})
+    assert np.isnan(carvision.load(saved).about["metrics"]["val"]["loss"])  # of a run that diverged
+
+
+def _places(value, above=()):
+    """Of all that a description holds, at every depth: the keys and list positions that lead there."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in inner:
+        yield (*above, key)
+        yield from _places(each, (*above, key))
+
+
+def _with(description: dict, place: tuple, change) -> dict:
+    """A copy in which change(mapping or list, key) was done at a place."""
+    described = json.loads(json.dumps(description))
+    inner = described
+    for key in place[:-1]:
+        inner = inner[key]
+    change(inner, place[-1])
+    return described
+
+
+ODD = [None, -1, 10**400, float("nan"), "x", "a\nb" * 200, [], {}, True, [None], [[[1]], "x"], {"a\nb": {"": []}}]
+
+
+def test_whatever_a_description_holds_it_loads_or_is_refused_in_one_line(saved):
+    """Each value in turn is left out, or replaced by one of another kind."""
+    file = saved / "model.json"
+    original = json.loads(file.read_text())
+    original["temperature"] = {"make": 1.5}
+    original["network"]["backbone_kwargs"] = {"drop_rate": 0.1}
+    original["config"] = {"data": {"crop_to_box": False}, "loss": {"name": "cross_entropy"}}
+    places = list(_places(original))
+    changes = [lambda inner, key: inner.pop(key)]
+    changes += [lambda inner, key, odd=odd: operator.setitem(inner, key, odd) for odd in ODD]
+    num_refused = 0
+    for turn, place in enumerate(places):
+        for number, other in enumerate(changes[turn % 2 :: 2]):  # half of them, in turn: all would take ten seconds
+            file.write_text(json.dumps(_with(original, place, other)))
+            try:
+                carvision.load(saved)
+            except InputError as error:
+                assert "\n" not in str(error) and len(str(error)) < 1200, (place, number)
+                num_refused += 1
+    assert num_refused > 0.75 * len(places) * len(changes) / 2
+
+
+HUGE_NETWORKS = {
+    "depth_multiplier": ("network.backbone_kwargs", {"depth_multiplier": 1e7}),
+    "layers": ("network.backbone_kwargs", {"layers": [1_000_000] * 4}),
+    "deep": ("network.backbone_kwargs", {"layers": [10_000] * 4}),
+    "long lists": ("network.backbone_kwargs", {"layers": [9999] * 900}),
+    "nested lists": ("network.backbone_kwargs", {"layers": [[9999] * 3] * 300}),
+    "list": ("network.backbone_kwargs", {"layers": [1] * 2000}),
+    "wide": ("network.backbone_kwargs", {"channels": [9999] * 4}),
+    "giant": ("network.backbone", "vit_giant_patch14_224"),
+    "neck": ("network.neck.blocks", ["spatial_dropout"] * 100_000),
+    "trunk": ("network.trunk.hidden", [32] * 100_000),
+    "unit": ("network.trunk.hidden", [10**9]),
+    "squared": ("network.trunk.hidden", [2000, 2000]),
+    "outputs": ("network.heads.speed.num_outputs", 10**9),
+    "proxies": ("network.embedding", {"num_classes": 10**7, "proxies_per_class": 100}),
+    "classes": ("labels.make.ids", [str(i) for i in range(300_000)]),
+    "keys": ("metrics", {str(i): 1 for i in range(1_100_000)}),
+    "long": ("metrics", {"a" * 17_000_000: 1}),
+}
+
+
+@pytest.mark.parametrize("what", HUGE_NETWORKS)
+def test_what_the_weights_have_no_room_for_is_never_built(saved, what, monkeypatch):
+    change(saved, *HUGE_NETWORKS[what])
+    monkeypatch.setattr(model_file, "load_file", None)  # before the weights are read
+    refused = refusal(saved)
+    assert len(refused) < 1200 and "NoneType" not in refused
+
+
+def test_more_gates_than_the_weights_have_room_for_are_not_built(saved):
+    change(saved, "network.neck.blocks", ["se"] * 100)
+    assert "more parameters than the weights leave room for" in refusal(saved)
+
+
+def test_a_long_key_is_not_repeated_for_all_within_it(saved):
+    rewrite(saved, metrics={"a" * 1_000_000: {str(i): {"b": 1} for i in range(100_000)}})  # 100 GB, were it repeated
+    assert len(carvision.load(saved).about["metrics"]) == 1
+
+
+def test_a_weights_file_of_too_many_tensors_is_refused(saved, monkeypatch):
+    for source in (saved, saved / "model.safetensors"):
+        monkeypatch.undo()
+        monkeypatch.setattr(backbones, "MAX_TENSORS", 5)
+        assert "tensors are more than the 5 allowed" in refusal(source)
+        with pytest.raises(InputError, match=r"model.weights: .*tensors are more than the 5 allowed"):
+            backbones.read_weights(source)
+        monkeypatch.setattr(backbones, "MAX_HEADER_BYTES", 100)
+        assert "its header has more than the 0 MB allowed" in refusal(source)

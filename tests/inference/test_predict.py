@@ -1,0 +1,348 @@
+"""carvision.predict as a person runs it: what it writes, prints and refuses, and that a killed one is continued."""
+
+import csv
+import io
+import json
+import logging
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+import carvision
+from carvision.inference.writers import partial_path, settings_path
+from tests import forked
+from tests.conftest import ROOT
+from tests.inference.model_files import rewrite
+from tests.inference.tiny import save_tiny, write_photos
+
+COLUMNS = ["path", "make", "make_id", "make_prob", "model", "model_id", "model_prob", "speed", "error"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """photos/{7/{1,2},b}: ten photos, of which a few lie in folders named by classes; in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    for place, folder in enumerate(("photos/7/2", "photos/3/1", "photos/b")):
+        write_photos(Path(folder), (3, 3, 4)[place], seed=place)
+    return [str(file) for file in sorted(Path("photos").rglob("*.jpg"))]
+
+
+@pytest.fixture
+def predict(monkeypatch, capsys, caplog):
+    """predict(...) -> (exit status, standard output, messages), in this process, where torch is loaded already."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["predict", *map(str, arguments), "--workers", "0"])
+        caplog.clear()
+        capsys.readouterr()
+        with caplog.at_level(logging.INFO), pytest.raises(SystemExit) as done:
+            runpy.run_module("carvision.predict", run_name="__main__")
+        assert carvision.predict.__module__ == "carvision"
+        failed = isinstance(done.value.code, str)
+        messages = [*caplog.messages, *([done.value.code] if failed else [])]
+        return 1 if failed else done.value.code, capsys.readouterr().out, messages
+
+    return call
+
+
+def read_csv(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_csv_to_standard_output_in_the_order_of_the_input(run, photos, predict):
+    Path("photos/7/notes.txt").touch()
+    code, out, messages = predict(run, photos[5], "photos", photos[0])
+    rows = read_csv(out)
+    assert code == 0 and list(rows[0]) == COLUMNS
+    assert [row["path"] for row in rows] == [photos[5], *photos, photos[0]]
+    assert messages == ["left out: 1 files are no photos by their extension (.txt: 1; first: photos/7/notes.txt)"]
+    expected = carvision.predict(run, photos)
+    for row, known in zip(rows[1:-1], expected, strict=True):
+        for head in ("make", "model"):
+            (best,) = known[head]
+            assert (row[head], row[f"{head}_id"]) == (best["name"], best["id"])
+            assert float(row[f"{head}_prob"]) == pytest.approx(best["prob"], rel=2e-5)
+        assert float(row["speed"]) == pytest.approx(known["speed"], rel=2e-5) and row["error"] == ""
+
+
+def test_every_format_has_the_same_and_all_probabilities(run, photos, predict):
+    tables = {}
+    for name in ("o.csv", "o.tsv", "o.jsonl", "o.parquet"):
+        code, out, _ = predict(run, "photos", "--out", name, "--probs", "--top", "3")
+        assert code == 0 and out == f"predict: {name}\n"
+        assert not partial_path(Path(name)).exists() and not settings_path(Path(name)).exists()
+    tables["o.csv"] = pd.read_csv("o.csv", dtype={"make_id": str})
+    tables["o.tsv"] = pd.read_csv("o.tsv", sep="\t")
+    tables["o.jsonl"] = pd.read_json("o.jsonl", lines=True)
+    tables["o.parquet"] = pd.read_parquet("o.parquet")
+    probs = np.stack(tables["o.parquet"]["model_probs"])
+    np.testing.assert_allclose(probs.sum(axis=1), 1, rtol=1e-5)
+    for name, table in tables.items():
+        assert table["path"].tolist() == photos and table["model_2"].notna().all(), name
+        np.testing.assert_allclose(table["model_3_prob"], tables["o.parquet"]["model_3_prob"], rtol=1e-4)
+        if name in ("o.csv", "o.tsv"):
+            np.testing.assert_allclose(table[[f"model_prob:{id_}" for id_ in ("1", "2", "9")]], probs, rtol=1e-4)
+    np.testing.assert_allclose(np.stack(tables["o.jsonl"]["model_probs"]), probs, rtol=1e-4)
+
+
+def test_a_table_with_boxes_splits_and_truth(photos, predict, tmp_path_factory):
+    run = save_tiny(tmp_path_factory.mktemp("boxed"), crop_to_box=True)
+    paths = [path.removeprefix("photos/") for path in photos]
+    boxes = [(2, 3, 40, 35) if i % 2 else (None,) * 4 for i in range(10)]
+    table = pd.DataFrame(boxes, columns=["left", "top", "right", "bottom"])
+    table["path"], table["split"] = [*paths[:9], "gone.jpg"], ["train", *["test"] * 9]
+    table["model"] = ["1", "2", "9", "A4", "X5", "Z", None, "1", "1", "1"]
+    table.to_csv("list.csv", index=False)
+    code, _, messages = predict(
+        run, "--list", "list.csv", "--split", "test", "--root", "photos", "--out", "o.jsonl", "--grid", "g.png"
+    )
+    assert code == 0 and Image.open("g.png").width > 500
+    by_class = ["--grid-classes", "2", "--grid-photos", "3", "--grid", "c.png"]
+    code, _, _ = predict(run, "--list", "list.csv", "--split", "test", "--root", "photos", *by_class)
+    assert code == 0 and Image.open("c.png").width == 720  # three photos a row
+    rows = [json.loads(line) for line in Path("o.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["path"] for row in rows] == [*paths[1:9], "gone.jpg"]
+    assert [row["model_true"] for row in rows] == ["X5", "X5", "A4", None, None, None, "A4", "A4", "A4"]
+    assert rows[-1]["error"] == "the file is missing" and rows[-1]["make"] is None
+    expected = carvision.predict(run, photos[1:9], boxes=[box if box[0] else None for box in boxes[1:9]])
+    got = [row["model_prob"] for row in rows[:8]]
+    assert got == pytest.approx([row["model"][0]["prob"] for row in expected], rel=1e-5)
+    ids = ["2", "9", "1", None, None, None, "1", "1"]
+    judged = [row["model_id"] == id_ for row, id_ in zip(rows, ids, strict=False) if id_]
+    assert messages == [
+        "4 photos have no box and were looked at as a whole",
+        "model: 2 photos are of classes unknown to the model, by id and by name ('X5', 'Z'); they are not judged",
+        "1 of 9 photos could not be used; see the column error",
+        "  gone.jpg: the file is missing",
+        f"right: model {100 * sum(judged) / 5:.1f} % of 5",
+    ]
+    _, _, messages = predict(run, photos[0])
+    assert len(messages) == 1 and messages[0].startswith("the model was trained on the boxes of its photos")
+
+
+def test_truth_from_folders_and_the_two_columns_of_the_report(run, photos, predict):
+    code, out, messages = predict(run, "photos", "--true-from-folders", "--brief")
+    rows = read_csv(out)
+    assert code == 0 and list(rows[0]) == ["path", "make", "model", "speed"]
+    truth = {"7": "BMW", "3": "Audi"}
+    known = [(row["make"], truth[row["path"].split("/")[1]]) for row in rows if "/b/" not in row["path"]]
+    right = sum(predicted == true for predicted, true in known)
+    assert messages[-1].startswith(f"right: make {100 * right / 6:.1f} % of 6, model ")
+    unknown = "photos are of folders or classes unknown to the model, by id and by name ('b'); they are not judged"
+    assert f"make: 4 {unknown}" in messages
+
+
+def test_a_runs_own_list_needs_no_root_and_its_photos_are_recognised(photos, predict, tmp_path_factory):
+    run = save_tiny(tmp_path_factory.mktemp("listed"))
+    root = Path("photos").absolute()
+    rewrite(run, config={"data": {"name": "folder", "root": str(root)}})
+    paths = [path.removeprefix("photos/") for path in photos]
+    table = pd.DataFrame({"path": paths, "split": ["train"] * 5 + ["val"] * 2 + ["test"] * 3, "model": "2"})
+    table.to_csv(run / "splits.csv", index=False)
+    code, out, messages = predict(run, "--list", run / "splits.csv")
+    assert code == 0 and [row["path"] for row in read_csv(out)] == paths
+    assert all(not row["error"] for row in read_csv(out))
+    assert f"--root: {root}, the data root of the run" in messages
+    seen = f"{run.name} was trained on 5 of these 10 photos, and its weights were chosen by 2 (matched by path)"
+    assert any(message.startswith(seen) for message in messages)
+    code, out, messages = predict(run, "photos", "--true-from-folders")  # by the data root
+    assert any(message.startswith(seen) for message in messages)
+    code, out, messages = predict(run, "--list", run / "splits.csv", "--split", "test")
+    assert not any("was trained on" in message for message in messages)
+    shutil.copy(run / "splits.csv", "others.csv")  # not found from here, but below the data root
+    code, out, _ = predict(run, "--list", "others.csv")
+    assert code == 0 and not any(row["error"] for row in read_csv(out))
+    rewrite(run, config={"data": {"name": "folder", "root": "/nowhere/photos"}})
+    code, _, messages = predict(run, "--list", run / "splits.csv")
+    assert code == 1 and "are not in /nowhere/photos, the data root of that run; give the folder" in messages[-1]
+    code, out, _ = predict(run, "--list", run / "splits.csv", "--root", "photos")
+    assert code == 0 and not any(row["error"] for row in read_csv(out))
+
+
+def test_photos_that_cant_be_used_have_their_reason_in_their_row(run, photos, predict, monkeypatch):
+    Path("photos/empty.jpg").touch()
+    Path("photos/torn.jpg").write_bytes(Path(photos[0]).read_bytes()[:300])
+    Path("photos/text.png").write_text("no photo", encoding="utf-8")
+    Image.new("1", (300, 300)).save("photos/bomb.png")
+    monkeypatch.setattr("carvision.data.images.MAX_PIXELS", 50_000)
+    code, out, messages = predict(run, "photos")
+    errors = {Path(row["path"]).name: row["error"] for row in read_csv(out) if row["error"]}
+    assert code == 0 and sorted(errors) == ["bomb.png", "empty.jpg", "text.png", "torn.jpg"]
+    assert "decompression bomb" in errors["bomb.png"] and errors["empty.jpg"] == "the file is empty"
+    assert messages[0] == "4 of 14 photos could not be used; see the column error"
+    for grid in ([], ["--grid", "g.png"]):
+        code, _, messages = predict(run, "photos/empty.jpg", *grid)
+        assert code == 1 and messages[0] == "1 of 1 photos could not be used; see the column error"
+    assert messages[-1].startswith("error: --grid: no photo could be used")
+
+
+def test_a_broken_off_command_is_continued(run, photos, predict):
+    whole, file = Path("whole.csv"), Path("out.csv")
+    options = ("--batch-size", "3", "--true-from-folders")
+    predict(run, "photos", "--out", whole, *options)
+    lines = whole.read_bytes().splitlines(keepends=True)
+    # As a command leaves it that is killed in the middle of a line: of an unreadable list here, for once
+    Path("list.txt").write_text("\n".join(photos[:5]) + "\n\0\n", encoding="utf-8")
+    code, _, messages = predict(run, "--list", "list.txt", "--out", file, *options)
+    assert code == 1 and messages[-1].endswith("line 6 is not text; give one path per line")
+    assert not file.exists() and settings_path(file).exists()
+    partial_path(file).write_bytes(b"".join(lines[:6]) + lines[6][:10])
+    code, _, messages = predict(run, "photos", "--out", file, *options, "--tta", "flip")
+    assert code == 1 and "was begun with --tta none, not flip" in messages[-1]
+    code, _, messages = predict(run, "photos/b", "--out", file, *options)
+    assert code == 1 and "has photos/3/1/000.jpg as photo 1, and now it is photos/b/000.jpg" in messages[-1]
+    code, _, messages = predict(run, photos[0], "--out", file, *options)
+    assert code == 1 and "and there are no more photos; give the same photos" in messages[-1]
+    code, _, messages = predict(run, "photos", "--out", file, *options)
+    assert code == 0 and messages[0] == "going on after 3 photos" and file.read_bytes() == whole.read_bytes()
+    assert messages[-1].startswith("right: make") and "of 6" in messages[-1]  # those of the first command, too
+    code, _, messages = predict(run, "photos", "--out", file, *options)
+    assert code == 1 and messages == [f"error: --out: {file} exists; give another name, or replace it with --overwrite"]
+    code, _, _ = predict(run, photos[0], "--out", file, "--overwrite")
+    assert code == 0 and len(file.read_text(encoding="utf-8").splitlines()) == 2
+
+
+def test_no_other_model_and_batch_size_go_on(run, photos, predict):
+    shutil.copytree(run, "run")
+    about = json.loads(Path("run/model.json").read_text(encoding="utf-8"))
+    Path("list.txt").write_text("\n".join(photos[:5]) + "\n\0\n", encoding="utf-8")
+    predict("run", "--list", "list.txt", "--out", "out.csv", "--batch-size", "3")
+    for change, size, message in (
+        ({"decoding": "independent"}, 3, "decoding joint, not independent"),
+        ({"temperature": {"make": 2.0}}, 3, "temperature of make 1.0, not 2.0"),
+        ({"preprocessing": about["preprocessing"] | {"resize": "crop"}}, 3, "preprocessing resize squash, not crop"),
+        ({"labels": about["labels"] | {"make": about["labels"]["make"] | {"names": ["X", "Y"]}}}, 3, "labels "),
+        ({}, 4, "--batch-size 3, not 4"),
+    ):
+        Path("run/model.json").write_text(json.dumps(about | change), encoding="utf-8")
+        code, _, messages = predict("run", "photos", "--out", "out.csv", "--batch-size", size)
+        assert code == 1 and f"out.csv.partial was begun with {message}" in messages[-1], messages
+    Path("run/model.json").write_text(json.dumps(about | {"metrics": {"later": 1}}), encoding="utf-8")  # changes no row
+    code, _, messages = predict(Path("run").resolve(), "photos", "--out", "out.csv", "--batch-size", 3)
+    assert code == 0 and messages[0] == "going on after 3 photos"
+
+
+def test_an_ensemble_averages_probabilities(run, photos, predict, tmp_path_factory):
+    other = save_tiny(tmp_path_factory.mktemp("other"), seed=1)
+    both = read_csv(predict(run, photos[0], "--ensemble", other)[1])[0]
+    single = [carvision.predict(path, photos[:1], top=2)[0] for path in (run, other)]
+    probs = [{best["id"]: best["prob"] for best in row["make"]} for row in single]
+    assert float(both["make_prob"]) == pytest.approx(np.mean([p[both["make_id"]] for p in probs]), rel=1e-4)
+
+
+def test_mistakes_end_as_one_line_before_the_model_is_loaded(photos, predict, run):
+    for arguments, message in {
+        (
+            "nowhere",
+            "nowhere.jpg",
+        ): "nowhere.jpg does not exist; give a photo, a folder of photos, or - for standard input",
+        ("nowhere", photos[0], "--out", "o.txt"): "--out: 'o.txt' does not end in one of .csv, .tsv, .jsonl, .parquet",
+        ("nowhere", photos[0], "--grid-classes", "3"): "--grid-classes: is of a picture; give --grid FILE.png, too",
+        ("nowhere", photos[0], "--grid", "g.gif"): "--grid: g.gif is not the name of a picture, such as grid.png",
+        ("nowhere", photos[0], "--brief", "--probs"): "--brief gives names only; leave it out, or --probs and --top",
+        ("nowhere", photos[0]): "nowhere: no model there (nowhere does not exist); give the folder of a finished run",
+    }.items():
+        assert predict(*arguments) == (1, "", [f"error: {message}"])
+
+
+def test_a_pipe_in_and_a_pipe_that_closes(run, photos, tmp_path):
+    """`find | predict RUN - | head`: rows come before the input ends, and the end of head is no error."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "carvision.predict", run, "-", "--batch-size", "4", "--workers", "0"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd=tmp_path,
+    )  # fmt: skip
+    child.stdin.write("".join(f"{path}\n" for path in photos[:4]).encode())
+    child.stdin.flush()
+    lines = [child.stdout.readline().decode() for _ in range(5)]
+    assert lines[0].strip().split(",") == COLUMNS and lines[4].startswith(photos[3])
+    child.stdout.close()
+    child.stdin.write("".join(f"{path}\n" for path in photos * 50).encode())
+    child.stdin.close()
+    assert child.wait(60) == 0 and child.stderr.read() == b""
+
+
+# Before the command, which then keeps "nothing" or, to compare, all rows ("keep"), as MEASURED says. With each batch
+# memory.txt gets the rows so far, and the bytes that Python took after a fifth of them and has not given back.
+MEASURED = """
+import os, tracemalloc
+from carvision.inference.writers import TextFile
+write, num, kept, what = TextFile.write, 0, [], os.environ["MEASURED"]
+memory = open("memory.txt", "w", buffering=1)
+def measured(self, rows):
+    global num
+    write(self, rows)
+    num += len(rows)
+    if what == "keep":
+        kept.extend(rows)
+    if num > 2_000 and not tracemalloc.is_tracing():
+        tracemalloc.start()
+    print(num, tracemalloc.get_traced_memory()[0], file=memory)
+TextFile.write = measured
+"""
+
+
+def largest_growth(folder):
+    """Bytes for each of the rows in the last tenth, at the most."""
+    readings = [[int(value) for value in line.split()] for line in (folder / "memory.txt").read_text().splitlines()]
+    num = readings[-1][0]
+    return max(taken / (done - 2_000) for done, taken in readings if done > 0.9 * num)
+
+
+@pytest.mark.slow
+def test_ten_thousand_photos_killed_and_continued(run, tmp_path):
+    """Memory flat, order kept, and the file of a killed command continued to the same bytes."""
+    num = 10_000
+    folder = tmp_path / "photos"
+    write_many(folder, num)
+    command = ["carvision.predict", run, "photos", "--probs", "--out"]
+    growth = {}
+    for what in ("keep", "nothing"):
+        variables = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "MEASURED": what}
+        child = forked.start(
+            *command, "whole.csv", "--overwrite", cwd=tmp_path, env=variables, out=tmp_path / what, first=MEASURED
+        )
+        (done,) = forked.finish([child], [tmp_path / what])
+        assert done.returncode == 0, done.stderr
+        growth[what] = largest_growth(tmp_path)
+    assert growth["nothing"] < 0.25 * growth["keep"], growth
+    rows = read_csv((tmp_path / "whole.csv").read_text())
+    assert [row["path"] for row in rows] == [f"photos/{i:05d}.jpg" for i in range(num)]
+    assert len({row["model_prob"] for row in rows}) > 50
+
+    child = forked.start(*command, "killed.csv", cwd=tmp_path, out=tmp_path / "killed")
+    while num_lines(tmp_path / "killed.csv.partial") < num / 2:
+        assert child.exitcode is None
+        time.sleep(0.02)
+    child.kill()
+    child.join()
+    assert not (tmp_path / "killed.csv").exists()
+    done = forked.run(*command, "killed.csv", cwd=tmp_path, check=0)  # at once: the killed one's lock went with it
+    assert done.stderr.startswith("going on after "), done.stderr
+    assert num / 2 - 100 < int(done.stderr.split()[3].replace(",", "")) < num
+    assert (tmp_path / "killed.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def write_many(folder, num):
+    """Copies, by link, of a hundred photos."""
+    files = write_photos(folder / ".few", 100)
+    for i in range(num):
+        os.link(files[i * 7 % 100], folder / f"{i:05d}.jpg")
+
+
+def num_lines(file):
+    return file.read_bytes().count(b"\n") if file.exists() else 0

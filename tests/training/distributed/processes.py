@@ -1,0 +1,165 @@
+"""Processes of one run, in the environment in which torchrun and srun start them, and photos for them."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from tests import forked
+
+ROOT = Path(__file__).resolve().parents[3]
+TIMEOUT_S = 300
+
+
+def write_manifest(folder: Path, num: dict[str, int], bad: bool = False) -> list[str]:
+    """Noisy photos of 4 models of 2 makes, and how to train on them. Some labels of model and price are not known.
+
+    num: {split: photos}. bad: two photos of each split can't be read.
+    """
+    random = np.random.default_rng(0)
+    (folder / "photos").mkdir(parents=True)
+    rows = []
+    for split, count in num.items():
+        for i in range(count):
+            model = int(random.choice(4, p=[0.4, 0.3, 0.2, 0.1]))
+            pixels = random.integers(0, 150, (40, 40, 3), dtype=np.uint8)
+            pixels[..., model % 3] += 20 + 10 * model
+            path = f"photos/{split}_{i}.png"
+            Image.fromarray(pixels).save(folder / path)
+            if bad and i in (1, 4):
+                (folder / path).write_bytes(f"no photo: {path}".encode())
+            known, priced = (random.random(2) < 0.7).tolist()
+            rows.append([path, split, f"make{model // 2}", f"m{model}" * known, str(1000.0 * (model + 1)) * priced])
+    pd.DataFrame(rows, columns=["path", "split", "make", "model", "price"]).to_csv(folder / "table.csv", index=False)
+    return [
+        "data=manifest", f"data.root={folder}", "data.file=table.csv", "data.labels=[make,model]",
+        "data.numbers=[price]", "data.on_bad_image=skip",
+    ]  # fmt: skip
+
+
+def free_port() -> int:
+    with contextlib.closing(socket.socket()) as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def environment(**variables: object) -> dict[str, str]:
+    """Of a process: this one's, without what a launcher of the tests may have set, and on the CPU."""
+    ours = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "MASTER_", "TORCHELASTIC_"))}
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE"):
+        ours.pop(name, None)
+    path = os.pathsep.join([str(ROOT), ours.get("PYTHONPATH", "")])
+    ours |= {"CUDA_VISIBLE_DEVICES": "", "TORCH_CPP_LOG_LEVEL": "ERROR", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    return ours | {name: str(value) for name, value in variables.items()}
+
+
+def by_torchrun(rank: int, num: int, port: int) -> dict[str, str]:
+    """The environment of one of several processes on one machine, without torchrun's agent."""
+    return environment(
+        RANK=rank, LOCAL_RANK=rank, GROUP_RANK=0, WORLD_SIZE=num, LOCAL_WORLD_SIZE=num, MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=port, TORCHELASTIC_RUN_ID="none",
+    )  # fmt: skip
+
+
+def by_srun(rank: int, num: int, port: int) -> dict[str, str]:
+    return environment(
+        SLURM_JOB_ID=1, SLURM_STEP_ID=0, SLURM_JOB_NAME="train", SLURM_NTASKS=num, SLURM_NTASKS_PER_NODE=num,
+        SLURM_NNODES=1, SLURM_PROCID=rank, SLURM_LOCALID=rank, SLURM_NODEID=0, SLURM_NODELIST="127.0.0.1",
+        MASTER_PORT=port,
+    )  # fmt: skip
+
+
+def run_afresh(commands: list[tuple[list[str], dict[str, str]]], cwd: Path) -> list[subprocess.CompletedProcess]:
+    """(module and its arguments, environment) of each process, all at once; none of them outlives the test."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", *words], env=variables, cwd=cwd, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, start_new_session=True,
+        )
+        for words, variables in commands
+    ]  # fmt: skip
+    done = []
+    try:
+        for process in started:
+            out, err = process.communicate(timeout=TIMEOUT_S)
+            done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+    finally:
+        for process in started:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, 9)
+    return done
+
+
+def run_all(commands: list[tuple[list[str], dict[str, str]]], cwd: Path, first: str = ""):
+    """As run_afresh, of forked processes; those that they start are not. first: Python code that each runs before."""
+    outs = [cwd.parent / f"{cwd.name}.{number}" for number in range(len(commands))]
+    started = [
+        forked.start(*words, cwd=cwd, env=variables, out=out, first=first)
+        for (words, variables), out in zip(commands, outs, strict=True)
+    ]
+    return forked.finish(started, outs, TIMEOUT_S)
+
+
+def train_together(num: int, runs: list[tuple[Path, list[str]]], status: int = 0, signalled=None) -> None:
+    """The runs (folder, overrides) one after another, each by `num` processes, which are the same for all of them.
+
+    Beside each folder, <folder>.losses.json has the loss of every training step, the mean over the processes, and
+    <folder>.sizes.json of each process how many weights, and values of the optimizer, it holds at the end of training.
+    status: with which all must end. signalled: (rank, number) of the process to which a signal is sent in the second
+    step of the second epoch.
+    """
+    port = free_port()
+    ranks = [by_torchrun(rank, num, port) if num > 1 else environment() for rank in range(num)]
+    started = [forked.process(_train_all, variables, runs, signalled, daemon=True) for variables in ranks]
+    for process in started:
+        process.start()
+    try:
+        for process in started:
+            process.join(TIMEOUT_S)
+        assert [process.exitcode for process in started] == [status] * num
+    finally:
+        for process in started:
+            process.kill()
+
+
+def _train_all(variables: dict[str, str], runs: list[tuple[Path, list[str]]], signalled: tuple | None) -> None:
+    os.environ.clear()
+    os.environ.update(variables)
+    from carvision.errors import one_line_errors
+    from carvision.training.distributed.collectives import gather_objects
+    from carvision.training.distributed.launch import is_first_process
+    from carvision.training.module import LitClassifier
+    from tests.small_runs import train
+
+    losses, sizes = [], {}
+    step = LitClassifier.training_step
+
+    def recording_step(self: LitClassifier, batch, batch_idx):
+        if signalled and (self.current_epoch, batch_idx, self.global_rank) == (1, 1, signalled[0]):
+            os.kill(os.getpid(), signalled[1])
+        loss = step(self, batch, batch_idx)
+        losses.append(loss.item())
+        return loss
+
+    def recording_end(self: LitClassifier) -> None:
+        parts = [getattr(p, "_local_tensor", p) for p in self.model.parameters()]
+        moments = [v for state in self.trainer.optimizers[0].state.values() for v in state.values() if np.ndim(v)]
+        sizes["weights"] = sum(p.numel() for p in parts)
+        sizes["moments"] = sum(getattr(v, "_local_tensor", v).numel() for v in moments)
+
+    LitClassifier.training_step, LitClassifier.on_train_end = recording_step, recording_end
+    with one_line_errors():
+        for folder, overrides in runs:
+            losses.clear()
+            train(folder, *overrides)
+            parts = {"losses": np.mean(gather_objects(losses), axis=0).tolist(), "sizes": gather_objects(sizes)}
+            if is_first_process():
+                for name, values in parts.items():
+                    Path(f"{folder}.{name}.json").write_text(json.dumps(values), encoding="utf-8")

@@ -1,0 +1,163 @@
+"""Runs of two processes as a person starts them, plain, by torchrun, by srun: who writes, how an error ends them."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from carvision.data.loading.samplers import TrainSampler
+from tests.training.distributed.processes import (
+    by_srun,
+    by_torchrun,
+    environment,
+    free_port,
+    run_afresh,
+    run_all,
+    write_manifest,
+)
+
+pytestmark = pytest.mark.slow
+
+COMMAND = ["carvision.train"]
+SMALL = [
+    "model.backbone=test_convnext", "model.weights=random", "data.image_px=32", "data.batch_size=4",
+    "data.num_workers=0", "callbacks.progress_bar=false", "trainer=ddp", "trainer.accelerator=cpu",
+    "trainer.max_epochs=2",
+]  # fmt: skip
+ON_TWO_MACHINES = ["trainer.devices=1", "trainer.num_nodes=2"]
+# Each process runs this at its start: what it opens for writing, makes, renames or removes goes to a file of its own.
+LOGS_WRITING = """
+import os, sys
+rank = next((os.environ[n] for n in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if n in os.environ), "starter")
+log = os.open(f"{os.environ['WRITES']}.{rank}.{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+def note(event, arguments):
+    if event == "open" and isinstance(arguments[0], (str, bytes)) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
+        os.write(log, os.fsencode(arguments[0]) + b"\\n")
+    elif event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate"):
+        os.write(log, b"".join(os.fsencode(a) + b"\\n" for a in arguments if isinstance(a, (str, bytes))))
+sys.addaudithook(note)
+"""
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory) -> Path:
+    """A folder for each launcher, in which it ran; writes.<rank>.<pid> and output.txt beside the runs."""
+    top = tmp_path_factory.mktemp("launched")
+    (top / "hook").mkdir()
+    (top / "hook" / "sitecustomize.py").write_text(LOGS_WRITING)
+    data = write_manifest(top / "data", {"train": 21, "val": 7, "test": 5}, bad=True)
+    ports = [free_port() for _ in range(2)]
+    agent, train = ["torch.distributed.run"], [*COMMAND, *data, *SMALL]
+    nodes = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={ports[0]}"]
+    commands = {
+        "plain": [(train, environment())],
+        "torchrun": [([*agent, "--standalone", "--nproc-per-node=2", "-m", *train], environment())],
+        "machines": [
+            ([*agent, *nodes, f"--node-rank={n}", "-m", *train, *ON_TWO_MACHINES], environment()) for n in (0, 1)
+        ],
+        "srun": [(train, by_srun(rank, 2, ports[1])) for rank in (0, 1)],
+    }
+    for name, started in commands.items():
+        folder = top / name
+        folder.mkdir()
+        for _, variables in started:
+            variables["WRITES"] = str(folder / "writes")
+            variables["PYTHONPATH"] = os.pathsep.join([str(top / "hook"), variables["PYTHONPATH"]])
+        if name in ("plain", "srun"):
+            done = run_all(started, folder, first=LOGS_WRITING)
+        else:  # torchrun's agents wait for each other when they end, not for one that is gone at once as a forked one
+            done = run_afresh(started, folder)
+        text = "".join(process.stdout + process.stderr for process in done)
+        assert [process.returncode for process in done] == [0] * len(done), text
+        (folder / "output.txt").write_text(text)
+    return top
+
+
+LAUNCHERS = ["plain", "torchrun", "machines", "srun"]
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_all_processes_take_one_folder_and_the_first_prints(launched, launcher):
+    runs = list((launched / launcher / "runs" / "manifest").iterdir())
+    assert len(runs) == 1
+    text = (launched / launcher / "output.txt").read_text()
+    assert text.count(f"run: runs/manifest/{runs[0].name}\n") == 1
+    assert text.count("epoch 2/2") == 1 and (runs[0] / "run.log").read_text().count("epoch 2/2") == 1
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_only_the_first_process_writes(launched, launcher):
+    folder = launched / launcher
+
+    def written(rank: int | str) -> set[str]:
+        files = list(folder.glob(f"writes.{rank}.*"))
+        assert files, f"no process with rank {rank}"
+        paths = {folder / path for file in files for path in file.read_text().splitlines()}
+        return {str(path.relative_to(folder)) for path in paths if path.is_relative_to(folder) and path != folder}
+
+    assert written(1) == set()
+    first = written("starter" if launcher == "plain" else 0)
+    run = next((folder / "runs" / "manifest").iterdir()).relative_to(folder)
+    for name in ("config.yaml", "run.log", "history.csv", "checkpoints", "tensorboard", "loss.png", "metrics.json"):
+        assert any(path.startswith(str(run / name)) for path in first), name
+
+
+def test_every_launcher_gives_the_same_run(launched):
+    found = []
+    for launcher in LAUNCHERS:
+        run = next((launched / launcher / "runs" / "manifest").iterdir())
+        metrics = json.loads((run / "metrics.json").read_text())
+        found.append({split: metrics[split] for split in ("train", "val", "test")})
+    assert found[1:] == found[:1] * 3
+    assert "make/top1" in found[0]["test"]
+
+
+def only_in_share(rank: int, num_photos: int) -> int:
+    """A photo that this one of two processes reads in the first epoch, and the other does not."""
+    shares = [
+        {row for keys in TrainSampler(np.zeros(num_photos), 4, rank=r, world_size=2) for row, _ in keys} for r in (0, 1)
+    ]
+    return sorted(shares[rank] - shares[1 - rank])[0]
+
+
+def errors(processes: list) -> list[str]:
+    """The lines that tell an error. No process may print more than that, nor end with another status."""
+    text = "".join(process.stdout + process.stderr for process in processes)
+    assert [process.returncode for process in processes] == [1] * len(processes), text
+    assert not any(word in text for word in ("Traceback", "frame #", "[rank", "[W")), text
+    return [line for line in text.splitlines() if line.startswith("error:")]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_bad_photo_of_one_process_ends_both_in_a_line(tmp_path, rank):
+    data = write_manifest(tmp_path / "data", {"train": 21, "val": 7, "test": 5})
+    row = only_in_share(rank, 21)
+    (tmp_path / "data" / "photos" / f"train_{row}.png").write_bytes(b"no photo")
+    arguments = [*COMMAND, *data, *SMALL, "data.on_bad_image=error", "run.dir=mine"]
+    told = errors(run_all([(arguments, environment())], tmp_path))
+    assert len(told) == 1 and f"train_{row}.png: not a photo" in told[0]
+    assert not (tmp_path / "mine").exists()  # so that the same command does when the photo is mended
+
+
+def test_a_wrong_value_that_all_meet_is_told_once(tmp_path):
+    data = write_manifest(tmp_path / "data", {"train": 9, "val": 3, "test": 3})
+    port = free_port()
+    arguments = [*COMMAND, *data, *SMALL, "model.train_layers=from:nowhere"]
+    told = errors(run_all([(arguments, by_torchrun(rank, 2, port)) for rank in (0, 1)], tmp_path))
+    assert len(told) == 1 and "the backbone has no module 'nowhere'" in told[0]
+
+
+def test_a_process_that_waits_for_one_that_failed_is_ended(tmp_path):
+    """The data is missing on the second machine, and the first waits for it to connect."""
+    data = write_manifest(tmp_path / "data", {"train": 9, "val": 3, "test": 3})
+    shutil.copytree(tmp_path / "data", tmp_path / "gone")
+    (tmp_path / "gone" / "photos" / "train_0.png").unlink()
+    port = free_port()
+    theirs = [value.replace(str(tmp_path / "data"), str(tmp_path / "gone")) for value in data]
+    commands = [([*COMMAND, *own, *SMALL], by_srun(rank, 2, port)) for rank, own in enumerate((data, theirs))]
+    told = errors(run_all(commands, tmp_path))
+    assert len(told) == 1 and "train_0.png" in told[0]

@@ -1,0 +1,99 @@
+"""Run by test_full_disk.py in a process that has mounted a small disk on `sys.argv[1]`: what a run does there."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from carvision.errors import InputError
+from carvision.files.log import start_log
+from carvision.training import trainer as build_trainer
+from carvision.training.callbacks import Curves
+from carvision.training.run.checkpoints import is_intact
+from tests.small_runs import demo, train
+
+DISK, PHOTOS, OTHER_DISK = map(Path, sys.argv[1:])
+OVERRIDES = [*demo(PHOTOS), "logger=none", "trainer.max_epochs=3", "optimizer.lr=0.01"]
+FILLER = DISK / "filler"
+
+
+def fill() -> None:
+    with FILLER.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"0" * 4096)
+        except OSError:
+            pass
+
+
+def refused(folder: Path, *overrides: str) -> str:
+    try:
+        train(folder, *OVERRIDES, *overrides)
+    except InputError as error:
+        return str(error)
+    raise AssertionError("nothing was wrong")
+
+
+# Foreseen, before anything is trained
+told = refused(DISK / "large", "model.backbone=resnet18")
+assert "MB free, and the checkpoints of this network need about" in told, told
+assert not (DISK / "large").exists()
+
+# Full in the middle: after the first epoch's checkpoint nothing more fits
+run = DISK / "run"
+
+
+class Filling(Curves):
+    def on_validation_start(self, trainer, module):
+        if trainer.current_epoch == 1 and not FILLER.exists():
+            fill()
+
+
+build_trainer.Curves = Filling
+told = refused(run)
+assert "no space is left on the disk" in told and "resumes the run" in told, told
+assert is_intact(run / "checkpoints" / "last.ckpt")
+assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 0
+assert not list(run.rglob("*.partial")) and not (run / "checkpoints" / "new.ckpt").exists()
+FILLER.unlink()
+
+
+# Only the checkpoint does not fit: the message says how much it needs
+class Nearly(Curves):
+    def on_validation_start(self, trainer, module):
+        if trainer.current_epoch == 1 and not FILLER.exists():
+            fill()
+            os.truncate(FILLER, FILLER.stat().st_size - 1_000_000)
+
+
+build_trainer.Curves = Nearly
+told = refused(run)
+assert "MB are needed for a checkpoint, and" in told, told
+assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 0
+FILLER.unlink()
+
+# TensorBoard writes in a thread of its own
+build_trainer.Curves = Filling
+told = refused(run, "logger=tensorboard")
+assert "no space is left on the disk" in told, told
+FILLER.unlink()
+
+# A disk that can be read only
+start_log(None)  # closes run.log
+subprocess.run(["mount", "-o", "remount,ro", DISK], check=True)
+told = refused(run)
+assert "Read-only file system" in told and "run.dir" in told, told
+told = refused(DISK / "new")
+assert "Read-only file system" in told and "run.dir" in told, told
+subprocess.run(["mount", "-o", "remount,rw", DISK], check=True)
+
+# Once that is mended, the run goes on as if nothing had been
+build_trainer.Curves = Curves
+train(run, *OVERRIDES)
+train(OTHER_DISK / "whole", *OVERRIDES)
+from tests.training.run.test_killed_runs import assert_same_run  # noqa: E402
+
+assert_same_run(run, OTHER_DISK / "whole")
+print("all is well")

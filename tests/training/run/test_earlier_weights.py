@@ -1,0 +1,134 @@
+"""model.weights: of a run's folder, its file and its checkpoints all the same; of other files only the backbone."""
+
+import json
+import logging
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import carvision
+from carvision.errors import InputError
+from carvision.inference.model_file import description_of
+from carvision.training.build import build_classifier, build_preprocessing
+from carvision.training.module import LitClassifier
+from tests.inference.model_files import change, refusal, rewrite
+from tests.inference.tiny import LABELS, save_tiny
+from tests.small_runs import config
+
+LABELS = {name: label for name, label in LABELS.items() if "ids" in label} | {
+    "speed": {"unit": "km/h", "mean": 180.0, "std": 20.0}
+}
+OWN = (0.5, 0.5, 0.5)  # mean of test_resnet's pretrained weights
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run's folder, and beside it a checkpoint of it as Lightning writes one."""
+    folder = save_tiny(tmp_path / "run")
+    cfg, model = config(), carvision.load(folder)
+    lit = LitClassifier(
+        model.description, LABELS, model.preprocessing.as_dict(), cfg["loss"],
+        [{"name": "all", "epochs": 1, "train_layers": "all", "optimizer": {}, "schedule": {}}],
+        {"order": [], "steps": {}, "mixup": 0, "cutmix": 0, "mix_p": 0}, {}, "joint", model=model,
+    )  # fmt: skip
+    checkpoint = {"state_dict": lit.state_dict(), "hyper_parameters": dict(lit.hparams), "epoch": 9}
+    torch.save(checkpoint, tmp_path / "epoch=9-step=100.ckpt")
+    return folder
+
+
+def begun_from(source, labels=LABELS, **model):
+    """The network and the preprocessing of a run with these weights."""
+    cfg = config()
+    cfg["model"] |= {"weights": str(source), **model}
+    return build_classifier(cfg, labels), build_preprocessing(cfg)
+
+
+@pytest.mark.parametrize("source", ["run", "run/model.safetensors", "epoch=9-step=100.ckpt"])
+def test_a_run_and_its_checkpoints_bring_heads_mean_and_std(run, source):
+    model, preprocessing = begun_from(run.parent / source)
+    earlier = carvision.load(run)
+    assert preprocessing == earlier.preprocessing and preprocessing.mean == (0.5, 0.4, 0.3)
+    assert model.heads_are_trained
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in earlier.state_dict().items())
+    others = {**LABELS, "make": {**LABELS["make"], "ids": ["3", "8"]}}
+    model, preprocessing = begun_from(run.parent / source, others)
+    assert not model.heads_are_trained and preprocessing == earlier.preprocessing
+    names = [name for name in earlier.state_dict() if name.startswith("backbone.")]
+    assert all(torch.equal(model.state_dict()[name], earlier.state_dict()[name]) for name in names)
+
+
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+def test_the_words_are_no_files_of_that_name(run, weights, monkeypatch):
+    monkeypatch.chdir(run)  # which holds a model.json
+    shutil.copytree(run, run / weights)
+    cfg = config()
+    cfg["model"]["weights"] = weights
+    assert build_preprocessing(cfg).mean == OWN
+    assert begun_from(f"./{weights}")[1].mean == (0.5, 0.4, 0.3)
+
+
+@pytest.mark.parametrize("content", ['{"format": "layers-model", "weightsManifest": []}', "[]", '{"sha256": 7}'])
+def test_a_description_of_another_program_is_not_read(run, content, tmp_path):
+    others = tmp_path / "others"
+    others.mkdir()
+    tensors = load_file(run / "model.safetensors")
+    backbone = {
+        name.removeprefix("backbone."): value for name, value in tensors.items() if name.startswith("backbone.")
+    }
+    save_file(backbone, others / "model.safetensors")
+    (others / "model.json").write_text(content)
+    for source in (others, others / "model.safetensors"):
+        model, preprocessing = begun_from(source)
+        assert preprocessing.mean == OWN and not model.heads_are_trained
+    (others / "model.json").write_text("{")  # may have been this model's
+    with pytest.raises(InputError, match=r"model.json: can't be read as JSON"):
+        begun_from(others)
+
+
+def test_a_description_of_other_weights_is_not_read(run, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("carvision"), "propagate", True)
+    shutil.copyfile(run / "model.safetensors", run / "other.safetensors")
+    assert description_of(run / "other.safetensors")["labels"]["make"]["ids"] == ["3", "7"]  # the same bytes
+    tensors = load_file(run / "model.safetensors")
+    save_file({name: value + 1 for name, value in tensors.items()}, run / "other.safetensors")
+    assert description_of(run / "other.safetensors") is None
+    assert "describes other weights than other.safetensors" in caplog.text
+    rewrite(run, sha256="0" * 64)
+    with pytest.raises(InputError, match=r"model.weights: .* is not what .*model.json describes"):
+        description_of(run)
+
+
+def test_a_checkpoint_that_was_changed_is_refused_and_others_have_no_description(run):
+    file = run.parent / "epoch=9-step=100.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    for key, value in (("preprocessing", {"size_px": -1}), ("labels", {}), ("description", 7)):
+        torch.save({**checkpoint, "hyper_parameters": {**checkpoint["hyper_parameters"], key: value}}, file)
+        with pytest.raises(InputError) as told:
+            description_of(file)
+        assert str(file) in str(told.value) and "\n" not in str(told.value)
+    for own in ({"lr": 0.1}, [1], None):
+        torch.save({**checkpoint, "hyper_parameters": own}, file)
+        assert description_of(file) is None
+    torch.save(checkpoint["state_dict"], file, _use_new_zipfile_serialization=False)
+    assert description_of(file) is None and begun_from(file)[1].mean == OWN
+
+
+def test_where_a_run_is_needed_a_checkpoint_names_the_way(run):
+    (run / "checkpoints").mkdir()
+    shutil.copyfile(run.parent / "epoch=9-step=100.ckpt", run / "checkpoints" / "best.ckpt")
+    told = refusal(run / "checkpoints" / "best.ckpt")
+    assert f"not a model file; give its run, {run}, or its model.safetensors" in told
+    assert "give the folder of a finished run" in refusal(run.parent / "epoch=9-step=100.ckpt")
+    (run / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"has not finished: model.weights=.*best.ckpt"):
+        begun_from(run)
+
+
+def test_another_resize_is_told(run, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("carvision"), "propagate", True)
+    change(run, "preprocessing.resize", "crop")
+    assert json.loads((run / "model.json").read_text())["preprocessing"]["resize"] == "crop"
+    assert begun_from(run)[1].resize == "squash"
+    assert "was trained with data.resize=crop, and this run has squash" in caplog.text

@@ -1,0 +1,133 @@
+"""A run that is killed at any moment goes on, and ends as one that was never disturbed: equal to the bit."""
+
+import itertools
+import json
+import multiprocessing
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from carvision.training.run.checkpoints import LAST, NEW
+from tests.small_runs import demo
+from tests.training.run.forked import printed, start, wait_for
+
+# All that a run carries from step to step: dropout, mixing, augmentation, averages, momentum, schedules, two phases,
+# accumulated gradients, the best epoch and the patience of early stopping
+DEMANDING = [
+    "trainer.max_epochs=null",
+    "+phases.head={epochs:1,train_layers:none,optimizer:{lr:0.01}}",
+    "+phases.all={epochs:3,optimizer:{lr:0.003}}",
+    "schedule=plateau",
+    "schedule.patience=1",
+    "augment=mixup_cutmix",
+    "model.trunk.hidden=[24]",
+    "model.trunk.dropout=0.3",
+    "callbacks.ema_decay=0.9",
+    "callbacks.patience=4",
+    "callbacks.monitor=val/joint/top1",
+    "callbacks.mode=max",
+    "trainer.accumulate_grad_batches=2",
+    "logger=none",
+    "run.checkpoint_every_minutes=0.001",
+]
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    """Histories, weights, figures, and all that the last checkpoint holds but for times and paths."""
+    frames = [pd.read_csv(folder / "history.csv", dtype=str).drop(columns="seconds") for folder in (ours, theirs)]
+    pd.testing.assert_frame_equal(*frames)
+    weights = [load_file(folder / "model.safetensors") for folder in (ours, theirs)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    for name in ("last.ckpt", "best.ckpt"):
+        assert_equal(*(torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (ours, theirs)), name)
+    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (ours, theirs)]
+    assert [m.pop("seconds") for m in metrics] and metrics[0] == metrics[1]
+
+
+def assert_equal(ours, theirs, place: str) -> None:
+    """Of plain values and tensors, to the bit; seconds are left out."""
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), place
+        for key in ours:
+            if key != "seconds":
+                assert_equal(ours[key], theirs[key], f"{place} {key}")
+    elif isinstance(ours, list | tuple):
+        assert len(ours) == len(theirs), place
+        for i, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            assert_equal(one, other, f"{place} {i}")
+    elif isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs), place
+    else:
+        assert ours == theirs, place
+
+
+def at_any_moment(folder: Path, since: float) -> bool:
+    return True
+
+
+def in_writing(folder: Path, since: float) -> bool:
+    """Whether a checkpoint is being written that was begun after `since`, a time.time()."""
+    try:
+        return (folder / "checkpoints" / NEW).stat().st_mtime > since
+    except FileNotFoundError:
+        return False
+
+
+def inside_an_epoch(folder: Path, since: float) -> bool:
+    """Whether last.ckpt was written after `since`, and inside an epoch."""
+    file = folder / "checkpoints" / LAST
+    try:
+        return file.stat().st_mtime > since and torch.load(file, weights_only=True)["batches_done"] > 0
+    except FileNotFoundError:
+        return False
+
+
+KILLED_WHEN = [inside_an_epoch, in_writing, at_any_moment]
+
+
+def is_killed(folder: Path, process: multiprocessing.Process, after_s: float, when: Callable) -> bool:
+    """In the first such moment after `after_s` seconds. False where it ends before, or is already one step further."""
+    since = time.time()
+    wait_for(lambda: time.time() - since > after_s, process)
+    wait_for(lambda: when(folder, since), process)
+    process.kill()
+    process.join()
+    return process.exitcode == -signal.SIGKILL and when(folder, since)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_killed_at_random_moments_it_ends_as_if_undisturbed(num_workers, demo_photos, tmp_path):
+    overrides = [*demo(demo_photos), *DEMANDING, f"data.num_workers={num_workers}"]
+    whole = tmp_path / "whole"
+    process = start(whole, *overrides)
+    wait_for(whole.exists, process)  # the first process of all waits for the fork server
+    began = time.monotonic()
+    process.join()
+    assert process.exitcode == 0, printed(whole)
+    duration = time.monotonic() - began
+
+    moments = random.Random(num_workers)
+    to_come = KILLED_WHEN.copy()
+    for number in itertools.count():
+        folder = tmp_path / f"killed_{number}"
+        inside = 0
+        while not (folder / "metrics.json").exists():
+            process = start(folder, *overrides)
+            if to_come and is_killed(folder, process, moments.uniform(0, 0.5) * duration, to_come[0]):
+                inside += to_come.pop(0) is inside_an_epoch
+            process.join()
+            assert process.exitcode in (0, -signal.SIGKILL), printed(folder)
+        assert_same_run(folder, whole)
+        assert printed(folder).count(f"batches of the next ({LAST}") >= inside  # it did go on from there
+        if not to_come:
+            break
+        assert number < 10, f"never {to_come[0].__name__}"

@@ -1,0 +1,286 @@
+"""A run goes on from where an earlier start of it ended, in this process, and refuses what is another run."""
+
+import json
+import multiprocessing
+import shutil
+import unicodedata
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from carvision.data.splits import write_splits
+from carvision.data.table import Classes, Table
+from carvision.errors import InputError
+from carvision.training.run.folder import lock_folder
+from carvision.training.run.resume import require_same_photos
+from carvision.training.run.stopping import Stopping
+from tests.small_runs import demo, train
+from tests.training.run.test_killed_runs import assert_same_run
+
+ENDED = 143  # by SIGTERM
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """cut(epoch, batch): SIGTERM comes in that step of the next start, and in none after it."""
+    asked, real = [], Stopping.on_train_batch_end
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if asked and (trainer.current_epoch, batch_idx) >= asked[0]:
+            asked.clear()
+            self._receive(ENDED - 128, None)
+        real(self, trainer, module, outputs, batch, batch_idx)
+
+    monkeypatch.setattr(Stopping, "on_train_batch_end", on_train_batch_end)
+    return lambda epoch, batch: asked.append((epoch, batch))
+
+
+def test_photos_and_classes_are_the_same_in_either_form_of_unicode(tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "Ros\u00e9") for form in ("NFC", "NFD"))
+    for name in (composed, decomposed):
+        rows = pd.DataFrame({"path": [f"{name}/1.jpg", f"{name}/2.jpg"], "split": ["train", "val"]})
+        rows["class"] = np.zeros(2, np.int32)
+        table = Table("folder", tmp_path, rows, {"class": Classes((name,), (name,))}, "class")
+        if name == composed:
+            write_splits(table, tmp_path / "splits.csv")
+        require_same_photos(table, tmp_path, allow_changes=False)
+    with pytest.raises(InputError, match="0 more, 0 fewer, 2 in another split or class"):
+        require_same_photos(table.with_split(["val", "train"]), tmp_path, allow_changes=False)
+
+
+@pytest.fixture(scope="module")
+def whole(demo_photos, tmp_path_factory):
+    """Of two epochs."""
+    return train(tmp_path_factory.mktemp("whole") / "run", *demo(demo_photos))
+
+
+def start_and_cut(folder, *overrides: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        train(folder, *overrides)
+    assert ended.value.code == ENDED
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [
+            "optimizer.sam_rho=0.05",
+            "model.trunk.hidden=[16]",
+            "model.trunk.dropout=0.5",
+            "schedule=one_cycle",
+            "data.sampler=balanced",
+            "data.num_workers=2",
+            "augment=rand_augment",
+        ],
+        ["trainer.accumulate_grad_batches=4", "callbacks.ema_decay=0.99", "loss=r0_focal", "loss.head_weights=learned"],
+    ],
+)
+def test_cut_inside_an_epoch_it_ends_as_if_it_had_not_been(overrides, cut, demo_photos, tmp_path):
+    overrides = [*demo(demo_photos), "optimizer.lr=0.01", "data.batch_size=8", *overrides]
+    train(tmp_path / "whole", *overrides)
+    cut(0, 3)
+    start_and_cut(tmp_path / "cut", *overrides)
+    cut(1, 9)
+    start_and_cut(tmp_path / "cut", *overrides)
+    assert len(pd.read_csv(tmp_path / "cut" / "history.csv")) == 1
+    train(tmp_path / "cut", *overrides)
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+    told = (tmp_path / "cut" / "run.log").read_text()
+    assert "resuming after 0 of 2 epochs and 4 batches of the next (last.ckpt of 20" in told
+    assert f"the run is not finished (SIGTERM); the same command with run.dir={tmp_path / 'cut'} resumes it" in told
+
+
+def test_a_run_of_little_time_ends_each_start_with_a_checkpoint(demo_photos, tmp_path):
+    overrides = [*demo(demo_photos), "trainer.max_epochs=1", "data.batch_size=48", "logger=none"]  # three steps
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(whole, *overrides)
+    for _ in range(3):  # one for each step, and with the last one the validation
+        train(parts, *overrides, "run.max_minutes=0.0001")
+        assert not (parts / "metrics.json").exists()
+    train(parts, *overrides, "run.max_minutes=0.0001")  # the test
+    assert_same_run(parts, whole)
+    assert "not finished (run.max_minutes)" in (parts / "run.log").read_text()
+    seconds = json.loads((parts / "metrics.json").read_text())["seconds"]
+    assert 0 < seconds["first_step"] < seconds["training"] and 0 < seconds["validation"] < seconds["training"]
+    assert seconds["total"] == pytest.approx(sum(seconds[s] for s in ("reading", "building", "training", "test")))
+
+
+def test_other_values_are_refused_unless_told(cut, demo_photos, tmp_path):
+    folder = tmp_path / "run"
+    cut(0, 3)
+    start_and_cut(folder, *demo(demo_photos))
+    changed = ["optimizer.lr=0.1", "augment=none"]
+    with pytest.raises(InputError) as refused:
+        train(folder, *demo(demo_photos), *changed)
+    for change in ("optimizer.lr=0.001 became 0.1", "augment.order=", "run.allow_changes=true"):
+        assert change in str(refused.value)
+    assert "\n" not in str(refused.value)
+    train(folder, *demo(demo_photos), "data.num_workers=1", *changed, "run.allow_changes=true")
+    assert "resuming with a changed configuration: optimizer.lr=0.001 became 0.1" in (folder / "run.log").read_text()
+    with pytest.raises(InputError, match="exists already"):
+        train(folder, *demo(demo_photos), *changed)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "one_cycle", "plateau"])
+def test_new_values_of_the_optimizer_take_effect(schedule, demo_photos, tmp_path):
+    overrides = [*demo(demo_photos), f"schedule={schedule}", "callbacks.patience=2", "trainer.max_epochs=2"]
+    folder = tmp_path / "run"
+    train(folder, *overrides, "run.max_epochs_per_start=1")
+    new = ["optimizer.lr=0.5", "optimizer.betas=[0.8,0.99]", "callbacks.patience=7", "trainer.max_epochs=3"]
+    train(folder, *overrides, *new, "run.allow_changes=true", "run.max_epochs_per_start=1")
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    fresh = pd.read_csv(train(tmp_path / "fresh", *overrides, *new, "run.max_epochs_per_start=2") / "history.csv")["lr"]
+    assert pd.read_csv(folder / "history.csv")["lr"][1] == pytest.approx(fresh[1], rel=1e-5)
+    group = state["optimizer_states"][0]["param_groups"][0]
+    if schedule != "one_cycle":  # which moves it
+        assert group["betas"] == [0.8, 0.99] or group["betas"] == (0.8, 0.99)
+    (patience,) = (values for name, values in state["callbacks"].items() if name.startswith("Patience"))
+    assert patience["patience"] == 7
+
+
+def test_another_optimizer_can_not_go_on_with_the_state_of_the_first(demo_photos, tmp_path):
+    train(tmp_path / "run", *demo(demo_photos), "run.max_epochs_per_start=1")
+    with pytest.raises(InputError, match=r"optimizer\.name=adamw can't become sgd within a run"):
+        train(tmp_path / "run", *demo(demo_photos), "optimizer=sgd", "run.allow_changes=true")
+
+
+def test_other_photos_are_noticed(whole, demo_photos, tmp_path):
+    """Photos that are added move others to another side, with the same seed."""
+    table = pd.read_csv(whole / "splits.csv", dtype=str).sample(frac=1, random_state=0)
+    manifest = tmp_path / "photos.csv"
+    overrides = ["data=manifest", f"data.root={demo_photos / 'data' / 'image'}", f"data.file={manifest}"]
+    overrides += ["data.labels=[model]", "data.split.kind=stratified", "data.crop_to_box=false"]
+    root = next(f for f in (demo_photos, demo_photos / "data") if (f / table["path"].iloc[0]).exists())
+    overrides[1] = f"data.root={root}"
+    table[["path", "model"]].iloc[:200].to_csv(manifest, index=False)
+    folder = tmp_path / "run"
+    train(folder, *overrides, "run.max_epochs_per_start=1")
+    before = (folder / "splits.csv").read_text()
+    table[["path", "model"]].to_csv(manifest, index=False)
+    with pytest.raises(InputError, match=r"40 more, 0 fewer, \d+ in another split or class.*run.allow_changes=true"):
+        train(folder, *overrides)
+    assert (folder / "splits.csv").read_text() == before
+    train(folder, *overrides, "run.allow_changes=true")
+    assert "in another split or class" in (folder / "run.log").read_text()
+
+
+def test_a_lost_best_checkpoint_is_told_and_replaced(demo_photos, tmp_path):
+    first_is_best = ["callbacks.monitor=train/loss", "callbacks.mode=max", "optimizer.lr=0.01", "trainer.max_epochs=3"]
+    overrides = [*demo(demo_photos), *first_is_best]
+    folder = tmp_path / "run"
+    train(folder, *overrides, "run.max_epochs_per_start=2")
+    best = folder / "checkpoints" / "best.ckpt"
+    content = best.read_bytes()
+    best.unlink()
+    best.write_bytes(content[:-100])
+    train(folder, *overrides)
+    assert "best.ckpt is damaged or of another epoch" in (folder / "run.log").read_text()
+    assert json.loads((folder / "metrics.json").read_text())["best_epoch"] == 2
+
+
+def test_a_changed_network_does_not_fit_and_says_so(cut, demo_photos, tmp_path):
+    cut(0, 3)
+    start_and_cut(tmp_path / "run", *demo(demo_photos))
+    wider = ["model.trunk.hidden=[8]", "run.allow_changes=true"]
+    with pytest.raises(InputError, match=r"last\.ckpt does not fit the changed configuration .* another folder"):
+        train(tmp_path / "run", *demo(demo_photos), *wider)
+
+
+@pytest.fixture(scope="module")
+def three_epochs(demo_photos, tmp_path_factory):
+    """(overrides, the whole run, the same after two of its epochs)"""
+    top, overrides = tmp_path_factory.mktemp("three"), [*demo(demo_photos), "optimizer.lr=0.01", "trainer.max_epochs=3"]
+    part = train(top / "part", *overrides, "run.max_epochs_per_start=2")
+    return overrides, train(top / "whole", *overrides), part
+
+
+@pytest.mark.parametrize("damage", ["cut in half", "one bit", "gone"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, three_epochs, tmp_path):
+    overrides, whole, part = three_epochs
+    folder, last = shutil.copytree(part, tmp_path / "run"), tmp_path / "run" / "checkpoints" / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    if damage == "gone":
+        last.unlink()
+    else:
+        content[len(content) // 3] ^= 1
+        last.write_bytes(content if damage == "one bit" else content[: len(content) // 2])
+    train(folder, *overrides)
+    told = (folder / "run.log").read_text()
+    assert "resuming after 1 of 3 epochs (previous.ckpt of" in told
+    if damage != "gone":
+        assert "last.ckpt is not a complete checkpoint" in told
+    assert_same_run(folder, whole)
+
+
+def test_nothing_is_begun_anew_where_both_checkpoints_are_damaged(three_epochs, tmp_path):
+    overrides, _, part = three_epochs
+    folder = shutil.copytree(part, tmp_path / "run")
+    for name in ("last", "previous"):
+        (folder / "checkpoints" / f"{name}.ckpt").write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"last\.ckpt is not a complete checkpoint.*previous\.ckpt is not a complete"):
+        train(folder, *overrides)
+    assert len(pd.read_csv(folder / "history.csv")) == 2
+
+
+def test_a_best_checkpoint_that_was_not_written_any_more_is(demo_photos, tmp_path):
+    overrides = [*demo(demo_photos), "callbacks.monitor=train/loss", "optimizer.lr=0.01"]
+    folder = tmp_path / "run"
+    train(folder, *overrides, "run.max_epochs_per_start=1")
+    (folder / "checkpoints" / "best.ckpt").unlink()
+    train(folder, *overrides, "callbacks.mode=min")
+    train(tmp_path / "whole", *overrides)
+    assert_same_run(folder, tmp_path / "whole")
+
+
+def test_killed_before_the_first_checkpoint_it_begins_anew_in_its_folder(whole, demo_photos, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".lock").touch()
+    (folder / "config.yaml.partial").write_text("ru")  # as far as it came
+    train(folder, *demo(demo_photos))
+    assert_same_run(folder, whole)
+    for path in folder.iterdir():
+        if path.name != "config.yaml":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    train(folder, *demo(demo_photos))
+    assert_same_run(folder, whole)
+
+
+def test_folds_that_are_done_stay_as_they_are(cut, demo_photos, tmp_path):
+    folds = [*demo(demo_photos), "data.split.kind=kfold", "data.split.num_folds=2"]
+    train(tmp_path / "whole", *folds)
+    cut(0, 3)
+    start_and_cut(tmp_path / "run", *folds)
+    train(tmp_path / "run", *folds, "run.max_minutes=0.0001")  # the first fold again: not a step more than one
+    shutil.copytree(tmp_path / "whole" / "fold_0", tmp_path / "run" / "fold_0", dirs_exist_ok=True)
+    before = (tmp_path / "run" / "fold_0" / "metrics.json").stat().st_mtime_ns
+    train(tmp_path / "run", *folds)
+    assert (tmp_path / "run" / "fold_0" / "metrics.json").stat().st_mtime_ns == before
+    assert_same_run(tmp_path / "run" / "fold_1", tmp_path / "whole" / "fold_1")
+    ours, theirs = (json.loads((tmp_path / n / "metrics.json").read_text())["test"] for n in ("run", "whole"))
+    assert ours == theirs
+
+
+def _hold(folder, ready, done) -> None:
+    held = lock_folder(folder)
+    ready.set()
+    done.wait(60)
+    held.close()
+
+
+def test_two_starts_at_once_are_refused(demo_photos, tmp_path):
+    folder = tmp_path / "run"
+    train(folder, *demo(demo_photos), "run.max_epochs_per_start=1")
+    context = multiprocessing.get_context("fork")
+    ready, done = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(folder, ready, done))
+    other.start()
+    assert ready.wait(60)
+    with pytest.raises(InputError, match="another process is training into"):
+        train(folder, *demo(demo_photos))
+    done.set()
+    other.join()
+    train(folder, *demo(demo_photos))
+    assert len(pd.read_csv(folder / "history.csv")) == 2

@@ -1,0 +1,128 @@
+"""compile=true. Most tests leave the code generation out (backend aot_eager): the graphs are traced and differentiated
+as ever, but run by torch's own kernels, which takes seconds where a C++ compiler takes minutes."""
+
+import functools
+import json
+import re
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+
+from carvision.errors import InputError
+from carvision.training.compile import compile_steps, require_compiler, undo_compilation
+from tests.small_runs import demo, train
+from tests.training.test_module import FLIP, batch_of, lit_classifier
+
+COMPILE = torch.compile
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """torch.compile without code generation; the shapes of what was traced, in the order of the graphs."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append([tuple(value.shape) for value in inputs if value.ndim == 4 and value.shape[1] == 3])
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    monkeypatch.setattr(torch, "compile", functools.partial(COMPILE, backend=backend))
+    yield graphs
+    torch.compiler.reset()
+
+
+def losses(folder) -> pd.DataFrame:
+    table = pd.read_csv(folder / "history.csv")
+    return table[[name for name in table if name.endswith("loss")]]
+
+
+def keys(folder) -> list[str]:
+    return list(torch.load(folder / "checkpoints" / "last.ckpt")["state_dict"])
+
+
+@pytest.fixture(scope="module")
+def plain(demo_photos, tmp_path_factory):
+    return train(tmp_path_factory.mktemp("plain") / "run", *demo(demo_photos))
+
+
+def test_only_training_steps_are_compiled_and_their_gradients_are_the_same(quick):
+    lit, other = lit_classifier(augment=FLIP), lit_classifier(augment=FLIP)
+    compile_steps(lit)
+    for size in (16, 16, 16):
+        gradients = []
+        for module in (lit, other):
+            module.train().zero_grad()
+            module.training_step(batch_of(size), 0).backward()
+            gradients.append([parameter.grad for parameter in module.parameters()])
+        for ours, theirs in zip(*gradients, strict=True):
+            torch.testing.assert_close(ours, theirs)
+    assert len(quick) == 1  # not a graph for each step
+    lit.eval().validation_step(batch_of(7), 0)
+    assert len(quick) == 1
+    undo_compilation(lit)
+    lit.train().training_step(batch_of(5), 0)
+    assert len(quick) == 1
+
+
+@pytest.mark.slow
+def test_a_compiled_run_has_the_names_and_the_figures_of_the_plain_one_and_goes_on(demo_photos, tmp_path, plain, quick):
+    overrides = [*demo(demo_photos), "compile=true"]
+    folder = train(tmp_path / "run", *overrides)
+    assert keys(folder) == keys(plain) and not any("_orig_mod" in name for name in keys(folder))
+    pd.testing.assert_frame_equal(losses(folder), losses(plain), rtol=1e-3)
+    seconds = json.loads((folder / "metrics.json").read_text())["seconds"]
+    told = re.search(r"compile: the first step took (\S+) s, the second (\S+) s", (folder / "run.log").read_text())
+    assert seconds["first_step"] == pytest.approx(float(told[1]), abs=0.06)
+    assert len(quick) == 1
+    for _ in range(2):
+        parts = train(tmp_path / "parts", *overrides, "run.max_epochs_per_start=1")
+    pd.testing.assert_frame_equal(losses(parts), losses(folder))
+
+
+@pytest.mark.slow
+def test_each_phase_is_a_graph_of_its_own_and_twice_with_sam(demo_photos, tmp_path, quick):
+    phases = ["+phases.head={epochs:1,train_layers:none}", "+phases.all={epochs:1}", "trainer.max_epochs=null"]
+    train(tmp_path / "phases", *demo(demo_photos), "compile=true", *phases)
+    assert len(quick) == 2
+    quick.clear()
+    train(tmp_path / "sam", *demo(demo_photos), "compile=true", "optimizer.sam_rho=0.05", "trainer.max_epochs=1")
+    assert len(quick) == 2  # batch norm keeps its statistics in the second pass
+
+
+def test_averaged_weights_are_those_of_the_compiled_network(demo_photos, tmp_path, quick):
+    overrides = [*demo(demo_photos), "callbacks.ema_decay=0.9", "trainer.max_epochs=1"]
+    ours, theirs = (train(tmp_path / f"{flag}", *overrides, f"compile={flag}") for flag in ("true", "false"))
+    pd.testing.assert_frame_equal(losses(ours), losses(theirs), rtol=1e-3)
+
+
+def test_what_it_needs_is_said_in_one_line(monkeypatch, quick):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(InputError, match=r"no-such-compiler is not on this machine; .* leave compile=false"):
+        require_compiler("cpu", cuda=False)
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(InputError, match=r"compile: "):
+        require_compiler("gpu", cuda=True)
+    with pytest.raises(InputError, match=r"compile: XLA compiles"):
+        require_compiler("tpu", cuda=False)
+
+    def broken(graph, inputs):
+        raise NotImplementedError("no kernel\nof this kind")
+
+    monkeypatch.setattr(torch, "compile", functools.partial(COMPILE, backend=broken))
+    lit = lit_classifier()
+    compile_steps(lit)
+    with pytest.raises(InputError, match=r"compile: .*no kernel of this kind.*use compile=false") as caught:
+        lit.train().training_step(batch_of(), 0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_compiled_code_gives_the_figures_of_the_plain_run(demo_photos, tmp_path, plain):
+    """With the C++ compiler: half a minute to two minutes, or seconds where torch has the code in its cache."""
+    if not shutil.which("g++"):
+        pytest.skip("no g++ on this machine")
+    folder = train(tmp_path / "run", *demo(demo_photos), "compile=true")
+    assert keys(folder) == keys(plain)
+    pd.testing.assert_frame_equal(losses(folder), losses(plain), rtol=0.02)
+    assert not losses(folder).equals(losses(plain))  # else nothing was compiled
