@@ -301,7 +301,7 @@ def value_text(value) -> str:
 
 def write_best(sweep: Sweep, trial: FrozenTrial) -> None:
     """Write experiment/best.yaml, which carvision.train finds with --config-dir <the search's folder>."""
-    overrides = sweep.words_of(trial.params)
+    overrides = sweep.overrides_for(trial.params)
     config, _, groups = compose(overrides)
     chosen = {group: name for group, name in groups.items() if not group.startswith(RESERVED)}
     # Added groups, such as heads, have nothing to override; others may have been removed
