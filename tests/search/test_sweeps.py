@@ -37,7 +37,7 @@ SPACE = [
 
 # Pictures take a third of the time of so small a search
 NO_PICTURES = """
-from carvision.reports.search import report
+from carvision.search import report
 report.write_plots, report.interactive = lambda *_: {}, lambda *_: []
 """
 
