@@ -44,10 +44,11 @@ SHORT = {
     "files.log": "one subject",
     "models.decoding": "one subject",
     "models.freezing": "one subject",
+    "models.small_networks": "its import registers them with timm",
 }
 # What one module, or one room, has to itself
 ONE_HOME = {
-    "hydra": ("carvision.config",),
+    "hydra": ("carvision.config", "carvision.search.space"),  # the latter is written in the grammar of its overrides
     "fcntl": ("carvision.files.locks",),
     "rich.progress": ("carvision.files.progress",),
     "pytorch_lightning": ("carvision.training", "carvision.data.loading.loader", "carvision.search.trial"),
