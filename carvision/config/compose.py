@@ -1,4 +1,4 @@
-"""Find, compose and check the configuration. Only this module calls Hydra, and only to compose; no torch is imported."""
+"""Find, compose and check the configuration. Only this module calls Hydra, and only to compose. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import yaml
 
@@ -121,9 +121,9 @@ def _compose(config_name: str, overrides: list[str]) -> DictConfig | None:
             raise InputError(f"{word}: {group} takes the name of one of its files (--help); ~{group} leaves it out")
     register_tables()
     with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=config_name):
-        cfg = GlobalHydra.instance().hydra.compose_config(
-            config_name, overrides, run_mode=RunMode.RUN, with_log_configuration=False
-        )
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None  # it has just been initialised
+        cfg = hydra.compose_config(config_name, overrides, run_mode=RunMode.RUN, with_log_configuration=False)
     if cfg.hydra.mode == RunMode.MULTIRUN:
         return None
     HydraConfig.instance().set_config(cfg)
@@ -150,7 +150,8 @@ def is_multirun() -> bool:
     """Return whether the command makes several runs, one after another (Hydra's -m)."""
     from hydra.core.hydra_config import HydraConfig
 
-    return HydraConfig.get().mode is not None and HydraConfig.get().mode.name == "MULTIRUN"
+    mode = HydraConfig.get().mode
+    return mode is not None and mode.name == "MULTIRUN"
 
 
 def plain_config(cfg: DictConfig, complete: bool = True) -> dict:
@@ -165,7 +166,7 @@ def plain_config(cfg: DictConfig, complete: bool = True) -> dict:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
         raise InputError(hydra_message(error)) from None
-    return checked(plain, complete)
+    return checked(cast(dict, plain), complete)
 
 
 def checked(plain: dict, complete: bool = True) -> dict:
@@ -226,7 +227,7 @@ def is_as_shipped(key: str, value: object) -> bool:
 
     group, _, name = key.partition(".")
     for file in [conf_dir() / "train.yaml", *sorted((conf_dir() / group).rglob("*.yaml"))]:
-        given = flat_config(OmegaConf.to_container(OmegaConf.load(file)))
+        given = flat_config(cast(dict, OmegaConf.to_container(OmegaConf.load(file))))
         prefix = "steps." if file.stem == "steps" else ""  # conf/augment/shared/base.yaml includes it by that name
         names = (key, name.removeprefix(prefix), re.sub(r"^heads\.[^.]+\.", "", name))
         if value in [given[wanted] for wanted in names if wanted in given]:

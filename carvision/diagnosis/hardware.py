@@ -239,7 +239,7 @@ def read_limits() -> dict:
 
 
 def _finite(limit: int) -> int | None:
-    return None if limit == resource.RLIM_INFINITY else limit
+    return None if resource is None or limit == resource.RLIM_INFINITY else limit
 
 
 def read_shared_memory(folder: Path = SHARED_MEMORY) -> int | None:
