@@ -49,7 +49,7 @@ def download(url: str, file: Path, md5: str) -> bool:
             raise
         reason = one_line(error)
         raise InputError(
-            f"{url} could not be fetched into {file}: {reason}. Check the connection, or place the file there by hand"
+            f"{url} could not be fetched into {file}: {reason}. Check the connection, or put the file there by hand"
         ) from error
     return True
 

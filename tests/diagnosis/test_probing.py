@@ -4,8 +4,8 @@ import subprocess
 
 import pytest
 
-from carvision.diagnosis import probing
-from carvision.diagnosis.probing import probe, probe_together
+from carvision.diagnosis import probe as probing
+from carvision.diagnosis.probe import probe, probe_together
 from tests.diagnosis.stubs import python_path, write_stub
 
 NMS = "raise RuntimeError('operator torchvision::nms does not exist')"
