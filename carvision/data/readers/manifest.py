@@ -1,12 +1,12 @@
-"""A manifest: one CSV, TSV or Parquet file that lists the photos, for data in no other layout.
+"""Read a manifest: one CSV, TSV or Parquet file that lists the photos, for data in no other layout.
 
 Columns, in any order:
     path                      of the photo, relative to data.root (or absolute)
-    one column a label        any text or number; empty where the class is not known
+    a column for each label   any text or number; empty where the class is unknown
     split                     optional: train, val (or valid, validation), test, or empty
     left, top, right, bottom  optional: box in 0-based pixels, right and bottom excluded; empty where there is none
     group                     optional: equal for photos of the same car, that belong on one side of a split
-Further columns are not read. What a cell may hold, see table_file; how paths may be spelled, see photo_paths.
+Further columns are not read. For what a cell may hold see table_file.py, for how paths may be spelled data/paths.py.
 """
 
 import re
@@ -23,11 +23,11 @@ from carvision.data.table import BOX, Number, Table, encode, validate, with_pare
 from carvision.errors import InputError
 
 KEY = "data.file"
-# Columns of a manifest and of predictions ("error"), and the figures of all heads together ("joint")
+# Columns of a manifest and of predictions ("error"), and the metrics of all heads together ("joint")
 RESERVED = {"path", "split", "group", *BOX, "error", "joint", "embedding"}
-# What carvision.predict adds to a label's name: make_true, make_id, make_2, make_2_prob
+# What carvision.predict appends to a label's name: make_true, make_id, make_2, make_2_prob
 ADDED = re.compile(r"_true|_probs|_\d+|(_\d+)?_(id|prob)")
-WHERE = "Give the folder that the paths of the manifest are relative to"
+HINT = "Give the folder that the paths of the manifest are relative to"
 
 
 def read_manifest(
@@ -39,14 +39,13 @@ def read_manifest(
     numbers: Iterable[str] = (),
     allow_missing: bool = False,
 ) -> Table:
-    """Classes from the columns `labels`, Numbers from the columns `numbers`; ids and names are the values, without
-    blanks around them.
+    """Read Classes from the columns `labels` and Numbers from the columns `numbers`.
 
-    file: relative to root, or absolute. parents: {"model": "make"} says that the make follows from the model;
-    a model with photos of two makes is an error. The finest label is the one whose parent is given and that is
-    nobody's parent, else the first of `labels`.
+    Ids and names are the values without blanks around them. file: relative to root, or absolute. parents: {"model":
+    "make"} says that the make follows from the model; a model with photos of two makes is an error. The finest label is
+    the one whose parent is given and that is no parent itself, else the first of `labels`.
     """
-    root = existing_root(root, WHERE)
+    root = existing_root(root, HINT)
     parents, numbers = dict(parents or {}), list(numbers)
     _check_names(labels, parents, numbers)
     file = root / file
@@ -85,7 +84,7 @@ def _check_names(labels: Sequence[str], parents: Mapping[str, str], numbers: Seq
 
 
 def _read_columns(file: Path, labels: Sequence[str], numbers: list[str], paths: PhotoPaths) -> dict[str, list]:
-    """Read of all rows path, labels, numbers, and split, group and box where the file has them."""
+    """Return {column: a value per row}: path, labels, numbers; split, group and box if the file has them."""
     listed = TableFile(file, KEY, ["path", *labels], "a relative name is looked for in data.root")
     listed.require(["path", *labels, *numbers])
     optional = [name for name in ("split", "group") if name in listed.columns]
@@ -93,7 +92,7 @@ def _read_columns(file: Path, labels: Sequence[str], numbers: list[str], paths: 
     listed.require(optional)
     columns: dict[str, list] = {name: [] for name in ["path", *labels, *numbers, *optional, *(["box"] if box else [])]}
     lines, cells = [], []
-    known: dict[str, str] = {}  # one string for all cells of the same text
+    known: dict[str, str] = {}  # one string object for all equal cells
     for line, row in listed.rows(["path", *labels, *numbers, *optional, *box]):
         path = paths.find(row["path"])
         if not is_utf8(row["path"]) and not Path(file_of(paths.root or "", path)).exists():
@@ -118,7 +117,7 @@ def _read_columns(file: Path, labels: Sequence[str], numbers: list[str], paths: 
 def _require_each_once(
     listed: TableFile, columns: dict[str, list], labels: Sequence[str], paths: PhotoPaths, lines: list, cells: list
 ) -> None:
-    """Raise InputError for a photo that is listed twice, in whatever spelling; first for one with two classes."""
+    """Raise InputError for a photo listed twice, in whatever spelling; photos with two classes are reported first."""
     whole = pd.Series(columns["path"], dtype=object).map(paths.whole)
     twice = whole.duplicated()
     if not twice.any():
