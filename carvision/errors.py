@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from carvision.system.runtime import use_utf8
+from carvision.system.runtime import set_thread_defaults, use_utf8
 
 
 class InputError(ValueError):
@@ -27,9 +27,11 @@ def one_line_errors() -> Iterator[None]:
     """Around a command: an InputError, and a name too long for a disk, end it with a line and exit status 1, Ctrl-C
     with 130.
 
-    CARVISION_DEBUG=1 shows the traceback instead. What the command prints is UTF-8.
+    CARVISION_DEBUG=1 shows the traceback instead. What the command prints is UTF-8, and the environment has the thread
+    settings, so this must come before torch is imported.
     """
     use_utf8()
+    set_thread_defaults()
     try:
         yield
     except InputError as error:
