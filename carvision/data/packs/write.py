@@ -59,7 +59,7 @@ OVERHEAD = 3 * BLOCK  # approximate bytes of a photo in a shard besides its own:
 
 @dataclass(frozen=True)
 class Plan:
-    """What goes into which shard.
+    """The distribution of photos over shards.
 
     names: of the shards. rows: of each shard, int (photos in it,). sizes: bytes of each photo's file, int64 (photos,).
     mean: bytes that a photo takes in a shard, estimated.
