@@ -85,37 +85,37 @@ def _check_names(labels: Sequence[str], parents: Mapping[str, str], numbers: Seq
 
 def _read_columns(file: Path, labels: Sequence[str], numbers: list[str], paths: PhotoPaths) -> dict[str, list]:
     """Return {column: a value per row}: path, labels, numbers; split, group and box if the file has them."""
-    listed = TableFile(file, KEY, ["path", *labels], "a relative name is looked for in data.root")
-    listed.require(["path", *labels, *numbers])
-    optional = [name for name in ("split", "group") if name in listed.columns]
-    box = BOX if listed.has_boxes else []
-    listed.require(optional)
+    source = TableFile(file, KEY, ["path", *labels], "a relative name is looked for in data.root")
+    source.require(["path", *labels, *numbers])
+    optional = [name for name in ("split", "group") if name in source.columns]
+    box = BOX if source.has_boxes else []
+    source.require(optional)
     columns: dict[str, list] = {name: [] for name in ["path", *labels, *numbers, *optional, *(["box"] if box else [])]}
     lines, cells = [], []
     known: dict[str, str] = {}  # one string object for all equal cells
-    for line, row in listed.rows(["path", *labels, *numbers, *optional, *box]):
+    for line, row in source.rows(["path", *labels, *numbers, *optional, *box]):
         path = paths.find(row["path"])
         if not is_utf8(row["path"]) and not Path(file_of(paths.root or "", path)).exists():
-            raise listed.not_utf8(line, row["path"])
+            raise source.not_utf8(line, row["path"])
         lines.append(line)
         cells.append(row["path"])
         columns["path"].append(path)
         for name in labels:
             columns[name].append(known.setdefault(row[name], row[name]))
         for name in numbers:
-            columns[name].append(listed.number(row, name, line))
+            columns[name].append(source.number(row, name, line))
         if "split" in columns:
-            columns["split"].append(listed.split(row, line))
+            columns["split"].append(source.split(row, line))
         if "group" in columns:
             columns["group"].append(nfc(row["group"]))
         if box:
-            columns["box"].append(listed.box(row, line) or (np.nan,) * 4)
-    _require_each_once(listed, columns, labels, paths, lines, cells)
+            columns["box"].append(source.box(row, line) or (np.nan,) * 4)
+    _require_each_once(source, columns, labels, paths, lines, cells)
     return columns
 
 
 def _require_each_once(
-    listed: TableFile, columns: dict[str, list], labels: Sequence[str], paths: PhotoPaths, lines: list, cells: list
+    source: TableFile, columns: dict[str, list], labels: Sequence[str], paths: PhotoPaths, lines: list, cells: list
 ) -> None:
     """Raise InputError for a photo listed twice, in whatever spelling; photos with two classes are reported first."""
     whole = pd.Series(columns["path"], dtype=object).map(paths.whole)
@@ -128,9 +128,9 @@ def _require_each_once(
         for name in labels:
             ours, theirs = columns[name][one], columns[name][other]
             if ours and theirs and nfc(ours) != nfc(theirs):
-                raise listed.two_classes(name, (lines[one], cells[one], ours), (lines[other], cells[other], theirs))
+                raise source.two_classes(name, (lines[one], cells[one], ours), (lines[other], cells[other], theirs))
     one, other = pairs[0]
     raise InputError(
-        f"{KEY}: {listed.file}: {len(pairs):,} photos are listed more than once (first: {cells[one]} in line "
+        f"{KEY}: {source.file}: {len(pairs):,} photos are listed more than once (first: {cells[one]} in line "
         f"{lines[one]}, as {cells[other]} in line {lines[other]}); list each once"
     )

@@ -231,9 +231,8 @@ def _fetch_all(url, cache, started) -> None:
         table.shards.file(shard)
 
 
+@pytest.mark.skipif(locks.fcntl is None, reason="no locks")
 def test_several_processes_fetch_each_shard_once(server, tmp_path):
-    if locks.fcntl is None:
-        pytest.skip("no locks")
     context = multiprocessing.get_context("fork")
     started = context.Event()
     others = [context.Process(target=_fetch_all, args=(server.url, tmp_path / "cache", started)) for _ in range(4)]
@@ -243,14 +242,12 @@ def test_several_processes_fetch_each_shard_once(server, tmp_path):
     for other in others:
         other.join(60)
         assert other.exitcode == 0
-    table = read_remote(server, tmp_path)
-    assert shards_in(tmp_path / "cache") == sorted(shard.name for shard in table.shards.all)
-    assert {server.asked[shard.name] for shard in table.shards.all} == {1}
+    names = sorted(shard.name for shard in read_remote(server, tmp_path).shards.all)
+    assert shards_in(tmp_path / "cache") == names and {server.asked[name] for name in names} == {1}
 
 
-def test_threads_of_a_process_wait_for_each_other_and_leftovers_go(server, tmp_path):
-    if locks.fcntl is None:
-        pytest.skip("no locks")
+@pytest.mark.skipif(locks.fcntl is None, reason="no locks")
+def test_threads_of_a_process_wait_for_each_other_and_remove_what_a_kill_left(server, tmp_path):
     table = read_remote(server, tmp_path)
     shard = table.shards.all[0]
     cache = Cache(tmp_path / "cache")
@@ -266,10 +263,7 @@ def test_threads_of_a_process_wait_for_each_other_and_leftovers_go(server, tmp_p
 
 
 def test_without_locks_every_shard_is_still_fetched_completely(server, tmp_path, monkeypatch):
-    def flock(*arguments):
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    monkeypatch.setattr(locks.fcntl, "flock", Mock(side_effect=OSError(37, "No locks available")))
     table = read_remote(server, tmp_path)
     loader = DataLoader(photos_of(table), sampler=TrainSampler(np.zeros(NUM), 4), batch_size=None, num_workers=2)
     assert not any(batch["bad"] for batch in loader)
