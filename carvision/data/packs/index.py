@@ -35,7 +35,7 @@ from carvision.config.validators import (
 from carvision.data.packs.read import NUM_AHEAD, Shard, Shards
 from carvision.data.packs.remote import Cache, fetch, fetch_text, is_url
 from carvision.data.readers.disk import existing_root
-from carvision.data.table import BOX, PLACE, SOURCE, SPLITS, Classes, Number, Table, validate
+from carvision.data.table import BOX, LOCATION, SOURCE, SPLITS, Classes, Number, Table, validate
 from carvision.errors import InputError
 from carvision.files.atomic import write_json, written_whole
 from carvision.files.folders import cache_folder
@@ -66,7 +66,7 @@ FIELDS: dict[str, Check] = {
         )
     ),
 }
-RESERVED = ("path", "split", "group", *BOX, *PLACE, SOURCE)  # columns that are no labels
+RESERVED = ("path", "split", "group", *BOX, *LOCATION, SOURCE)  # columns that are no labels
 # Bytes of a photo in table.parquet: the checksum alone is four that can't be packed, and a path is the longest text
 LEAST_ROW, MOST_ROW = 4, 5000
 LEAST_BYTES = 2 * 512  # of a photo in a shard: the headers of its two members
@@ -280,11 +280,11 @@ def _read_rows(content: bytes, num_photos: int) -> pd.DataFrame:
 def _check_rows(rows: pd.DataFrame, labels: dict[str, Classes | Number], shards: tuple[Shard, ...]) -> None:
     """Raises ValueError where a column is of another kind, or a photo does not lie within its shard."""
     kinds = {name: "i" if isinstance(label, Classes) else "f" for name, label in labels.items()}
-    kinds |= dict.fromkeys((*PLACE, SOURCE), "i") | {name: "f" for name in BOX if name in rows}
+    kinds |= dict.fromkeys((*LOCATION, SOURCE), "i") | {name: "f" for name in BOX if name in rows}
     odd = next((name for name, kind in kinds.items() if rows[name].dtype.kind != kind), None)
     if odd or not all(isinstance(value, str) for name in ("path", "split") for value in rows[name]):
         raise ValueError(f"the column {odd or 'path or split'} holds values of another kind")
-    shard, offset, length, crc32 = (rows[name].to_numpy(np.int64) for name in PLACE)
+    shard, offset, length, crc32 = (rows[name].to_numpy(np.int64) for name in LOCATION)
     good = (shard >= 0) & (shard < len(shards)) & (offset >= 0) & (length > 0) & (crc32 >= 0) & (crc32 < 2**32)
     good[good] &= offset[good] <= np.array([each.bytes for each in shards])[shard[good]] - length[good]
     if not good.all():
@@ -304,7 +304,7 @@ def without_shards(table: Table, damaged: list[int], allow_missing: bool) -> Tab
     shard = shards.all[damaged[0]]
     size = _size(Path(shards.place) / shard.name)
     what = "is missing" if size < 0 else f"has {size:,} bytes instead of {shard.bytes:,}"
-    lost = table.rows[PLACE[0]].isin(damaged)
+    lost = table.rows[LOCATION[0]].isin(damaged)
     text = (
         f"data.root: {len(damaged)} of the {len(shards.all)} shards of {shards.place} are damaged or "
         f"missing (first: {shard.name} {what})"
@@ -323,8 +323,8 @@ def _size(file: Path) -> int:
 
 
 def with_places(table: Table, photos: pd.DataFrame, shards: Shards) -> Table:
-    """The rows of `photos` (row, PLACE, SOURCE and, of a table with boxes, BOX), with these values."""
+    """The rows of `photos` (row, LOCATION, SOURCE and, of a table with boxes, BOX), with these values."""
     rows = table.rows.iloc[photos["row"]].reset_index(drop=True)
     for name in photos.columns.drop("row"):
-        rows[name] = photos[name].astype(np.int64 if name in (*PLACE, SOURCE) else np.float32).to_numpy()
+        rows[name] = photos[name].astype(np.int64 if name in (*LOCATION, SOURCE) else np.float32).to_numpy()
     return Table(table.name, Path(shards.place), rows, table.labels, table.finest, shards, table.heads)

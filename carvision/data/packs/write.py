@@ -24,7 +24,7 @@ from carvision.data.inspection import in_processes
 from carvision.data.packs.index import INDEX, STATE, TABLE, with_places, write_index
 from carvision.data.packs.read import PackedPhoto, Place, Shard, Shards, look_at_shard
 from carvision.data.packs.shard import BLOCK, NO_BOX, Form, Original, Part, encode, read_part, short_digest, write_shard
-from carvision.data.table import BOX, PLACE, SOURCE, SPLITS, UNKNOWN, Classes, Table
+from carvision.data.table import BOX, LOCATION, SOURCE, SPLITS, UNKNOWN, Classes, Table
 from carvision.errors import InputError
 from carvision.files.atomic import PARTIAL, own_folder, write_csv, write_json
 from carvision.files.locks import LOCK, lock_folder
@@ -39,12 +39,12 @@ def verify_pack(folder: Path, num_workers: int) -> dict[str, str]:
     """{name: problem} of the shards that are damaged. Raises InputError where pack.json or table.parquet is."""
     # Only now: pandas, which worker processes need not import
     from carvision.data.packs.index import TABLE, read_index, shards_of, table_of
-    from carvision.data.table import PLACE
+    from carvision.data.table import LOCATION
 
     table = table_of(read_index(folder), (folder / TABLE).read_bytes(), folder)
     shards = {shard.name: (shard.bytes, shard.sha256) for shard in shards_of(table).all}
-    of_shard = dict(iter(table.rows.groupby(PLACE[0])))
-    photos = (of_shard[i][["path", *PLACE[1:]]].itertuples(index=False, name=None) for i in range(len(shards)))
+    of_shard = dict(iter(table.rows.groupby(LOCATION[0])))
+    photos = (of_shard[i][["path", *LOCATION[1:]]].itertuples(index=False, name=None) for i in range(len(shards)))
     return look_at_shards(folder, shards, map(list, photos), num_workers)
 
 
@@ -320,7 +320,7 @@ def _finish(table: Table, plan: Plan, parts: dict[int, Part], folder: Path, want
             for i, part in enumerate(ordered)
             for p in part.photos
         ],
-        columns=["row", *PLACE, SOURCE, *BOX],
+        columns=["row", *LOCATION, SOURCE, *BOX],
     ).sort_values("row", ignore_index=True)
     bad = {row: reason for part in ordered for row, reason in part.bad.items()}
     for split, of_split in table.rows.groupby("split"):
