@@ -28,7 +28,7 @@ ITSELF = "a link to itself"
 
 @dataclass
 class LeftOut:
-    """What a walk skipped.
+    """The files and links that a walk skipped.
 
     others: other files, by extension. heic: the number of photos without decoder. links: {link to a folder: where that
     folder is read instead}; dangling: broken links, except those named like photos, which are reported as missing when
