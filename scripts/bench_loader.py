@@ -26,10 +26,10 @@ from PIL import Image
 from side_by_side import cpu_seconds, machine, measure, summarise, table, write
 from torch.utils.data import DataLoader
 
-from carvision.data import decode as squares
+from carvision.data import decode as decoding
 from carvision.data.decode import Libjpeg, Simplejpeg
 from carvision.data.images import Preprocessing, decode_part, open_bytes, wanted_part
-from carvision.data.loading.dataset import Photos, random_window
+from carvision.data.loading.dataset import PhotoDataset, random_window
 from carvision.data.loading.loader import PhotoDataModule
 from carvision.data.packs.shard import PackOptions
 from carvision.data.packs.write import pack
@@ -162,8 +162,8 @@ def torchvision_batches(root: Path, options: argparse.Namespace, v2: bool) -> Da
 
 def carvision_batches(table: Table, options: argparse.Namespace) -> DataLoader:
     preprocessing = Preprocessing(options.image_px, (0.5,) * 3, (0.5,) * 3, "bicubic")
-    create_photos = partial(
-        Photos,
+    create_dataset = partial(
+        PhotoDataset,
         preprocessing=preprocessing,
         crop_to_box=False,
         crop_scale=SCALE,
@@ -173,7 +173,7 @@ def carvision_batches(table: Table, options: argparse.Namespace) -> DataLoader:
     )
     rows = table.rows.assign(split="train")
     datamodule = PhotoDataModule(
-        lambda: replace(table, rows=rows), create_photos, options.batch_size, num_workers=options.workers
+        lambda: replace(table, rows=rows), create_dataset, options.batch_size, num_workers=options.workers
     )
     datamodule.setup()
     return datamodule.train_dataloader()
@@ -237,11 +237,11 @@ def with_pillow_draft(size_px: int) -> Callable:
 
 def with_carvision(size_px: int, kind: type) -> Callable:
     way, decoder = Preprocessing(size_px, (0.5,) * 3, (0.5,) * 3, "bicubic"), kind()
-    [out] = squares.empty_squares(1, size_px)
+    [out] = decoding.empty_images(1, size_px)
 
     def decode(data: bytes, window: tuple):
-        squares.load_decoder = lambda: decoder
-        squares.read_square(data, way, out, None, window)
+        decoding.load_decoder = lambda: decoder
+        decoding.decode_into(data, way, out, None, window)
 
     return decode
 

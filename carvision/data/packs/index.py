@@ -35,7 +35,7 @@ from carvision.config.validators import (
 from carvision.data.packs.read import Shard, Shards
 from carvision.data.packs.remote import NUM_AHEAD, Cache, fetch, fetch_text, is_url
 from carvision.data.readers.disk import existing_root
-from carvision.data.table import BOX, PLACE, SOURCE, SPLITS, Classes, Number, Table, validate
+from carvision.data.table import BOX, LOCATION, SOURCE, SPLITS, Classes, Number, Table, validate
 from carvision.errors import InputError, one_line
 from carvision.files.atomic import write_json, written_whole
 from carvision.files.folders import cache_folder
@@ -66,7 +66,7 @@ FIELDS: dict[str, Check] = {
         )
     ),
 }
-RESERVED = ("path", "split", "group", *BOX, *PLACE, SOURCE)  # columns that are not labels
+RESERVED = ("path", "split", "group", *BOX, *LOCATION, SOURCE)  # columns that are not labels
 # Bytes per photo in table.parquet: the four of the checksum can't be compressed, and the path is the longest text
 MIN_ROW_BYTES, MAX_ROW_BYTES = 4, 5000
 MIN_PHOTO_BYTES = 2 * 512  # in a shard: the headers of its two members
@@ -291,11 +291,11 @@ def _read_rows(content: bytes, num_photos: int) -> pd.DataFrame:
 def _check_rows(rows: pd.DataFrame, labels: dict[str, Classes | Number], shards: tuple[Shard, ...]) -> None:
     """Raise ValueError if a column is of another type, or a photo does not lie within its shard."""
     kinds = {name: "i" if isinstance(label, Classes) else "f" for name, label in labels.items()}
-    kinds |= dict.fromkeys((*PLACE, SOURCE), "i") | {name: "f" for name in BOX if name in rows}
+    kinds |= dict.fromkeys((*LOCATION, SOURCE), "i") | {name: "f" for name in BOX if name in rows}
     odd = next((name for name, kind in kinds.items() if rows[name].dtype.kind != kind), None)
     if odd or not all(isinstance(value, str) for name in ("path", "split") for value in rows[name]):
         raise ValueError(f"the column {odd or 'path or split'} holds values of another kind")
-    shard, offset, length, crc32 = (rows[name].to_numpy(np.int64) for name in PLACE)
+    shard, offset, length, crc32 = (rows[name].to_numpy(np.int64) for name in LOCATION)
     good = (shard >= 0) & (shard < len(shards)) & (offset >= 0) & (length > 0) & (crc32 >= 0) & (crc32 < 2**32)
     good[good] &= offset[good] <= np.array([each.bytes for each in shards])[shard[good]] - length[good]
     if not good.all():
@@ -318,7 +318,7 @@ def without_shards(table: Table, damaged: list[int], allow_missing: bool) -> Tab
     shard = shards.all[damaged[0]]
     size = _size(Path(shards.root) / shard.name)
     what = "is missing" if size < 0 else f"has {size:,} bytes instead of {shard.bytes:,}"
-    lost = table.rows[PLACE[0]].isin(damaged)
+    lost = table.rows[LOCATION[0]].isin(damaged)
     text = (
         f"data.root: {len(damaged)} of the {len(shards.all)} shards of {shards.root} are damaged or "
         f"missing (first: {shard.name} {what})"
@@ -337,8 +337,8 @@ def _size(file: Path) -> int:
 
 
 def packed_table(table: Table, photos: pd.DataFrame, shards: Shards) -> Table:
-    """Return the packed rows of a table. photos: row (in the table), PLACE, SOURCE and, if it has boxes, BOX."""
+    """Return the packed rows of a table. photos: row (in the table), LOCATION, SOURCE and, if it has boxes, BOX."""
     rows = table.rows.iloc[photos["row"]].reset_index(drop=True)
     for name in photos.columns.drop("row"):
-        rows[name] = photos[name].astype(np.int64 if name in (*PLACE, SOURCE) else np.float32).to_numpy()
+        rows[name] = photos[name].astype(np.int64 if name in (*LOCATION, SOURCE) else np.float32).to_numpy()
     return Table(table.name, Path(shards.root), rows, table.labels, table.finest, shards, table.heads)

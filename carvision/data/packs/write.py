@@ -41,7 +41,7 @@ from carvision.data.packs.shard import (
     short_digest,
     write_shard,
 )
-from carvision.data.table import BOX, PLACE, SOURCE, SPLITS, UNKNOWN, Classes, Table
+from carvision.data.table import BOX, LOCATION, SOURCE, SPLITS, UNKNOWN, Classes, Table
 from carvision.errors import InputError, one_line
 from carvision.files.atomic import PARTIAL, own_folder, write_csv, write_json
 from carvision.files.folders import LOCK
@@ -293,7 +293,7 @@ def _finish(table: Table, plan: Plan, records: list[ShardRecord], folder: Path, 
             for i, record in enumerate(records)
             for p in record.photos
         ],
-        columns=["row", *PLACE, SOURCE, *BOX],
+        columns=["row", *LOCATION, SOURCE, *BOX],
     ).sort_values("row", ignore_index=True)
     bad = {row: reason for record in records for row, reason in record.bad.items()}
     for split, of_split in table.rows.groupby("split"):
@@ -329,8 +329,8 @@ def verify_pack(folder: Path, num_workers: int) -> dict[str, str]:
     """
     table = parse_table(read_index(folder), (folder / TABLE).read_bytes(), folder)
     shards = {shard.name: (shard.bytes, shard.sha256) for shard in shards_of(table).all}
-    of_shard = dict(iter(table.rows.groupby(PLACE[0])))
-    entries = (of_shard[i][["path", *PLACE[1:]]].itertuples(index=False, name=None) for i in range(len(shards)))
+    of_shard = dict(iter(table.rows.groupby(LOCATION[0])))
+    entries = (of_shard[i][["path", *LOCATION[1:]]].itertuples(index=False, name=None) for i in range(len(shards)))
     return _verify_shards(folder, shards, map(list, entries), num_workers)
 
 

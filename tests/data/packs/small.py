@@ -9,7 +9,7 @@ import pandas as pd
 from PIL import Image
 
 from carvision.data.images import Preprocessing
-from carvision.data.loading.dataset import Photos
+from carvision.data.loading.dataset import PhotoDataset
 from carvision.data.packs.shard import PackOptions
 from carvision.data.packs.write import pack
 from carvision.data.table import BOX, Classes, Number, Table
@@ -64,8 +64,8 @@ def pack_small(table: Table, folder: Path, how: PackOptions | None = None, num_w
     return pack(table, how or form(), SMALL_MB, folder, num_workers)
 
 
-def photos_of(table: Table, crop_to_box: bool = False) -> Photos:
-    return Photos(table, Preprocessing(8, (0.5,) * 3, (0.5,) * 3), crop_to_box, (0.3, 1.0), (0.5, 2.0), 4, seed=3)
+def photos_of(table: Table, crop_to_box: bool = False) -> PhotoDataset:
+    return PhotoDataset(table, Preprocessing(8, (0.5,) * 3, (0.5,) * 3), crop_to_box, (0.3, 1.0), (0.5, 2.0), 4, seed=3)
 
 
 def change_index(folder: Path, **changes) -> None:

@@ -18,7 +18,7 @@ from carvision.data.loading.samplers import TableSampler, TrainSampler
 from carvision.data.packs.index import read_packed
 from carvision.data.packs.read import windowed_order
 from carvision.data.packs.write import verify_pack
-from carvision.data.table import PLACE, Table
+from carvision.data.table import LOCATION, Table
 from carvision.errors import InputError
 from carvision.reports.augment_sheet import plot_augmented
 from carvision.reports.health import plot_samples
@@ -252,7 +252,7 @@ def test_a_table_that_unpacks_to_gigabytes_is_refused(folder):
     indices = pa.DictionaryArray.from_arrays(pa.array([0] * len(rows), pa.int32()), text.dictionary)
     repeated = one.set_column(one.column_names.index("path"), "path", indices.cast(pa.string()))
     nested = one.set_column(one.column_names.index("path"), "path", pa.array([["a"]] * len(rows)))
-    many = pd.concat([rows] * 3_000, ignore_index=True).assign(path="a.jpg", **dict.fromkeys(PLACE, 0))
+    many = pd.concat([rows] * 3_000, ignore_index=True).assign(path="a.jpg", **dict.fromkeys(LOCATION, 0))
     for table, count, words in (
         (pa.Table.from_pandas(long, preserve_index=False), len(rows), "a path of more than 5,000 bytes"),
         (repeated, len(rows), "a path of more than 5,000 bytes"),

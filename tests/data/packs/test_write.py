@@ -24,7 +24,7 @@ from carvision.data.packs.write import verify_pack
 from carvision.data.readers.compcars import read_compcars
 from carvision.data.readers.folder import read_folder
 from carvision.data.splits import kfold_split, official_split, stratified_split
-from carvision.data.table import BOX, PLACE, SOURCE, Table
+from carvision.data.table import BOX, LOCATION, SOURCE, Table
 from carvision.errors import InputError
 from carvision.files.locks import lock_folder
 from tests.data.layouts import write_compcars, write_photo
@@ -39,7 +39,7 @@ def table(tmp_path) -> Table:
 def assert_same_table(packed: Table, table: Table) -> None:
     """Compare all but the location of the photos."""
     assert (packed.name, packed.labels, packed.finest) == (table.name, table.labels, table.finest)
-    pd.testing.assert_frame_equal(packed.rows.drop(columns=[*PLACE, SOURCE]), table.rows)
+    pd.testing.assert_frame_equal(packed.rows.drop(columns=[*LOCATION, SOURCE]), table.rows)
 
 
 def test_a_pack_is_the_same_table_with_the_same_bytes(table, tmp_path):
@@ -89,7 +89,7 @@ def test_shards_have_about_the_wanted_size_and_show_all_classes(table, tmp_path)
     packed = pack_small(table, tmp_path / "pack")
     sizes = np.array([shard.bytes for shard in packed.shards.all if shard.name.startswith("train")])
     assert len(sizes) > 2 and ((sizes > 0.5 * 20_000) & (sizes < 2 * 20_000)).all()
-    of_train = packed.rows[packed.rows["split"] == "train"].groupby(PLACE[0])
+    of_train = packed.rows[packed.rows["split"] == "train"].groupby(LOCATION[0])
     assert (of_train["model"].nunique() > 1).all()
     assert all(not (np.diff(rows["_offset"]) > 0).all() for _, rows in of_train)  # not in the table's order
 
