@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps
 
 from carvision.data import decode as squares
-from carvision.data.decode import empty_squares, load_decoder, read_square, square_of
+from carvision.data.decode import decode_image, decode_into, empty_images, load_decoder
 from carvision.data.images import BadImage, Preprocessing, decode_part, open_bytes, wanted_part
 from carvision.data.loading.dataset import random_window
 from tests.data.test_images import encoded, smooth, turned
@@ -22,8 +22,8 @@ def preprocessing(size_px=32, interpolation="bicubic", resize="squash"):
 
 
 def fast(data, way, box=None, window=WHOLE, shift=0.5):
-    [out] = empty_squares(1, way.size_px)
-    read_square(data, way, out, box, window, shift)
+    [out] = empty_images(1, way.size_px)
+    decode_into(data, way, out, box, window, shift)
     return out.numpy().astype(int)
 
 
@@ -88,9 +88,9 @@ def test_pillow_and_the_fast_decoder_give_the_same_pixels(decode):
 
 def test_what_model_transform_gives_of_an_image_is_what_was_trained_on():
     data, way = jpeg(photo(500, 375)), preprocessing(64)
-    [out] = empty_squares(1, 64)
-    read_square(data, way, out)
-    assert torch.equal(out, square_of(open_bytes(data), way))
+    [out] = empty_images(1, 64)
+    decode_into(data, way, out)
+    assert torch.equal(out, decode_image(open_bytes(data), way))
 
 
 @pytest.mark.parametrize(

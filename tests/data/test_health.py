@@ -22,7 +22,7 @@ from carvision.data.health import (
     hints_on_values,
     scan_photos,
 )
-from carvision.data.images import BadImage, Preprocessing, open_image, to_square
+from carvision.data.images import BadImage, Preprocessing, decode_array, open_image
 from carvision.data.inspection import inspect_photo
 from carvision.data.readers.stanford_cars import read_stanford_cars
 from carvision.data.table import BOX, Classes, Number, Table
@@ -107,7 +107,7 @@ def test_what_the_scan_accepts_can_be_trained_on_and_nothing_else(odd_photos):
     for path, (problem, _) in expected.items():
         try:
             with open_image(root / path) as image:
-                to_square(image, Preprocessing(32, (0, 0, 0), (1, 1, 1)))
+                decode_array(image, Preprocessing(32, (0, 0, 0), (1, 1, 1)))
             assert not problem, path
         except BadImage:
             assert problem, path

@@ -11,8 +11,8 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from carvision.data import images
-from carvision.data.decode import empty_squares, read_square
-from carvision.data.images import FORMATS, BadImage, Preprocessing, open_bytes, open_image, to_square, with_heic
+from carvision.data.decode import decode_into, empty_images
+from carvision.data.images import FORMATS, BadImage, Preprocessing, decode_array, open_bytes, open_image, with_heic
 from carvision.data.inspection import inspect_photo
 from tests.data.test_images import difference, encoded, plain_square, preprocessing, smooth, square_of
 
@@ -36,7 +36,7 @@ def test_a_file_that_is_a_program_is_not_run(tmp_path, ghostscript):
     with pytest.raises(BadImage, match="not a photo in any format known"):
         square_of(path)
     with Image.open(path) as image, pytest.raises(BadImage, match=r"is EPS, .* run a program"):
-        to_square(image, preprocessing())
+        decode_array(image, preprocessing())
     assert not ghostscript.exists()
     with contextlib.suppress(OSError), Image.open(path) as image:
         image.load()
@@ -136,9 +136,9 @@ def test_a_small_file_that_claims_many_pixels_is_damaged(tmp_path, form, options
     (path := tmp_path / "small").write_bytes(data)
     with pytest.raises(BadImage, match=r"too few bytes \(\S+\) for the 13000 x 13000 pixels"):
         open_bytes(data)
-    out = empty_squares(1, 8)[0]
+    out = empty_images(1, 8)[0]
     with pytest.raises(BadImage, match="too few bytes"):
-        read_square(data, Preprocessing(8, (0.5,) * 3, (0.5,) * 3), out)
+        decode_into(data, Preprocessing(8, (0.5,) * 3, (0.5,) * 3), out)
     assert inspect_photo(path, None).problem == "too few bytes"
 
 

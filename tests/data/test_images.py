@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from carvision.data.decode import empty_squares, read_square
+from carvision.data.decode import decode_into, empty_images
 from carvision.data.images import (
     BadImage,
     Preprocessing,
     check_box,
+    decode_array,
     decode_part,
     grey_bits,
     open_bytes,
     open_image,
     to_rgb,
-    to_square,
 )
 
 WIDTH, HEIGHT = 96, 64
@@ -43,11 +43,11 @@ def encoded(image, form, **options):
 
 def square_of(path, box=None, **options):
     with open_image(path) as image:
-        return to_square(image, preprocessing(**options), box and np.array(box, np.float32))
+        return decode_array(image, preprocessing(**options), box and np.array(box, np.float32))
 
 
 def plain_square(image, size_px=16, box=None):
-    """What to_square promises, the long way: no draft, whole photo decoded."""
+    """What decode_array promises, the long way: no draft, whole photo decoded."""
     part = image.convert("RGB").resize((size_px, size_px), Image.Resampling.BICUBIC, box=box)
     return np.asarray(part).transpose(2, 0, 1).astype(int)
 
@@ -68,13 +68,13 @@ def test_truncation_shows_in_a_jpeg_decoded_at_an_eighth(progressive, mode):
     for length in [*range(len(data) // 8, len(data), len(data) // 40), *range(len(data) - 5, len(data))]:
         try:
             image = Image.open(io.BytesIO(data[:length]))
-            to_square(image, preprocessing(size_px=1))
+            decode_array(image, preprocessing(size_px=1))
             missed.append(length)
         except (BadImage, OSError):
             pass
     assert not missed
     image = Image.open(io.BytesIO(data))
-    to_square(image, preprocessing(size_px=1))
+    decode_array(image, preprocessing(size_px=1))
     assert image.size == (30, 20)  # an eighth it was
 
 
@@ -143,8 +143,8 @@ def test_fewer_bits_than_the_file_has_are_scaled_by_the_fewest_that_hold_the_lar
     for data in (out.getvalue(), pgm(values)):
         with open_bytes(data) as image:
             found.append(np.asarray(to_rgb(image))[..., 0])
-        square = empty_squares(1, 16)[0]
-        read_square(data, preprocessing(16), square)
+        square = empty_images(1, 16)[0]
+        decode_into(data, preprocessing(16), square)
         assert np.abs(square[0].numpy().astype(int) - found[-1]).max() <= 0
     assert (found[0] == grey).all()
     assert np.abs(found[1].astype(int) - (grey << (bits - 8)) // 256).max() <= 1  # which says that it has 16
@@ -167,7 +167,7 @@ def test_a_tiff_can_say_which_value_is_white(most, white):
 
 def test_floating_point_photo_is_refused():
     with pytest.raises(BadImage, match="floating-point"):
-        to_square(Image.fromarray(np.zeros((4, 4), np.float32)), preprocessing())
+        decode_array(Image.fromarray(np.zeros((4, 4), np.float32)), preprocessing())
 
 
 @pytest.mark.parametrize("transparency", [1, bytes([255, 0])])
@@ -214,7 +214,7 @@ def test_exif_orientations_give_the_same_upright_photo(orientation, form, mode):
     if mode == "RGBA":
         image.putalpha(Image.new("L", image.size, 255))
     data = turned(image, orientation, form)
-    found = to_square(Image.open(io.BytesIO(data)), preprocessing())
+    found = decode_array(Image.open(io.BytesIO(data)), preprocessing())
     assert found.shape == (3, 16, 16) and difference(found, plain_square(image)) < 2
     by_pillow = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     assert by_pillow.size == (WIDTH, HEIGHT)
@@ -226,7 +226,7 @@ def test_exif_orientations_give_the_same_upright_photo(orientation, form, mode):
 def test_box_is_meant_for_the_upright_photo(orientation, form):
     box = (48, 8, 92, 30)
     image = Image.open(io.BytesIO(turned(smooth(), orientation, form)))
-    found = to_square(image, preprocessing(), np.array(box, np.float32))
+    found = decode_array(image, preprocessing(), np.array(box, np.float32))
     assert difference(found, plain_square(smooth(), box=box)) < 2
 
 
@@ -235,7 +235,7 @@ def test_box_is_meant_for_the_upright_photo(orientation, form):
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of the damage
 def test_damaged_exif_spoils_no_photo(form, exif):
     data = encoded(smooth(), form, exif=exif)
-    assert difference(to_square(Image.open(io.BytesIO(data)), preprocessing()), plain_square(smooth())) < 4
+    assert difference(decode_array(Image.open(io.BytesIO(data)), preprocessing()), plain_square(smooth())) < 4
 
 
 @pytest.mark.parametrize("value", [0, 9, 77])
@@ -243,7 +243,7 @@ def test_orientation_that_does_not_exist_turns_nothing(value):
     exif = Image.Exif()
     exif[0x0112] = value
     image = Image.open(io.BytesIO(encoded(smooth(), "JPEG", exif=exif)))
-    assert difference(to_square(image, preprocessing()), plain_square(smooth())) < 2
+    assert difference(decode_array(image, preprocessing()), plain_square(smooth())) < 2
 
 
 # Boxes
@@ -269,8 +269,8 @@ def test_wrong_box_is_refused(tmp_path, box, reason):
 
 @pytest.mark.parametrize("box", [(-1, -2, 97, 65.5), (0, 0, 98, 64), [np.nan] * 4])
 def test_box_slightly_over_the_edge_is_clipped_and_none_is_the_whole_photo(box):
-    whole = to_square(smooth(), preprocessing(), None)
-    assert (to_square(smooth(), preprocessing(), np.array(box, np.float32)) == whole).all()
+    whole = decode_array(smooth(), preprocessing(), None)
+    assert (decode_array(smooth(), preprocessing(), np.array(box, np.float32)) == whole).all()
 
 
 def test_two_percent_of_a_large_photo_may_be_over():
@@ -286,7 +286,7 @@ def test_two_percent_of_a_large_photo_may_be_over():
 def test_scaled_jpeg_decoding_is_close_to_the_plain_way(size, box):
     data = encoded(smooth(*size), "JPEG", quality=95)
     image = Image.open(io.BytesIO(data))
-    found = to_square(image, preprocessing(size_px=64), None if box is None else np.array(box, np.float32))
+    found = decode_array(image, preprocessing(size_px=64), None if box is None else np.array(box, np.float32))
     assert image.size[0] < size[0] / 2  # it was scaled while decoding
     # of 255; sides that no 8 divides are stretched by up to 7 pixels
     assert difference(found, plain_square(Image.open(io.BytesIO(data)), 64, box)) < 1.5
@@ -294,7 +294,7 @@ def test_scaled_jpeg_decoding_is_close_to_the_plain_way(size, box):
 
 def test_jpeg_is_never_decoded_smaller_than_wanted():
     image = Image.open(io.BytesIO(encoded(smooth(900, 600), "JPEG")))
-    to_square(image, preprocessing(size_px=64), np.array([400, 200, 520, 320], np.float32))
+    decode_array(image, preprocessing(size_px=64), np.array([400, 200, 520, 320], np.float32))
     assert image.size == (900, 600)  # 120 pixels of the box for 64: half would be too few
 
 
@@ -314,6 +314,6 @@ def test_crop_takes_a_square_at_the_shift_and_squash_everything(resize, shift, l
 
 
 def test_square_is_uint8_channels_first_and_contiguous():
-    found = to_square(Image.new("RGB", (30, 20), (10, 20, 30)), preprocessing(size_px=8))
+    found = decode_array(Image.new("RGB", (30, 20), (10, 20, 30)), preprocessing(size_px=8))
     assert found.shape == (3, 8, 8) and found.dtype == np.uint8 and found.flags.c_contiguous
     assert found[:, 3, 3].tolist() == [10, 20, 30]

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from carvision.data.decode import square_of
+from carvision.data.decode import decode_image
 from carvision.data.images import BLANK, Preprocessing, open_image
-from carvision.data.loading.dataset import PADDING, Photos, random_window
+from carvision.data.loading.dataset import PADDING, PhotoDataset, random_window
 from carvision.data.loading.samplers import TableSampler, TrainSampler, shuffled_cycles
 from carvision.data.table import BOX, UNKNOWN, Classes, Number, Table
 from carvision.errors import InputError
@@ -42,8 +42,8 @@ def table(tmp_path) -> Table:
     return Table("some", tmp_path, rows, {"class": Classes(("a", "b"), ("a", "b")), "speed": Number()}, "class")
 
 
-def photos_of(table: Table, crop_to_box=False, scale=(0.3, 1.0), ratio=(0.5, 2.0), seed=0, **kwargs) -> Photos:
-    return Photos(table, kwargs.get("preprocessing", PREPROCESSING), crop_to_box, scale, ratio, 4, seed)
+def photos_of(table: Table, crop_to_box=False, scale=(0.3, 1.0), ratio=(0.5, 2.0), seed=0, **kwargs) -> PhotoDataset:
+    return PhotoDataset(table, kwargs.get("preprocessing", PREPROCESSING), crop_to_box, scale, ratio, 4, seed)
 
 
 @pytest.mark.parametrize("crop_to_box", [False, True])
@@ -52,7 +52,7 @@ def test_photos_that_do_not_train_are_the_whole_photo_or_box(table, crop_to_box)
     box = table.rows[BOX].to_numpy()[0] if crop_to_box else None
     for image, row in zip(batch["images"], (6, 0, 2), strict=True):
         with open_image(table.root / f"é{row}.png") as photo:
-            assert torch.equal(image, square_of(photo, PREPROCESSING, box))
+            assert torch.equal(image, decode_image(photo, PREPROCESSING, box))
     assert batch["images"].dtype == torch.uint8
     assert batch["images"].shape == (3, 3, 8, 8)
     assert batch["index"].tolist() == [6, 0, 2]
@@ -75,7 +75,7 @@ def test_bad_photos_are_blank_invalid_and_named(table):
         assert photos_of(table).path(5) == "é5.png"
 
 
-def items(photos: Photos, keys: list) -> dict[tuple, tuple]:
+def items(photos: PhotoDataset, keys: list) -> dict[tuple, tuple]:
     """{key: (image, draws)} as bytes."""
     batch = photos[keys]
     values = zip(keys, batch["images"], batch["draws"], strict=True)
@@ -106,7 +106,7 @@ def test_the_window_moves_the_square_of_resize_crop_too(table):
     photos = photos_of(table, scale=(1.0, 1.0), ratio=(1.0, 1.0), preprocessing=centred)
     assert len({items(photos, [(0, epoch)])[(0, epoch)][0] for epoch in range(6)}) > 1
     with open_image(table.root / "é0.png") as photo:
-        assert torch.equal(photos[[(0, -1)]]["images"][0], square_of(photo, centred))
+        assert torch.equal(photos[[(0, -1)]]["images"][0], decode_image(photo, centred))
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from carvision.data.images import Preprocessing
-from carvision.data.loading.dataset import Photos
+from carvision.data.loading.dataset import PhotoDataset
 from carvision.data.loading.loader import PhotoDataModule
 from carvision.data.table import Classes, Number, Table
 from carvision.errors import InputError
@@ -31,10 +31,10 @@ def table_of(root) -> Table:
 
 
 def datamodule_of(root, **arguments) -> PhotoDataModule:
-    def create_photos(part: Table) -> Photos:
-        return Photos(part, Preprocessing(8, (0.5,) * 3, (0.5,) * 3), False, (1, 1), (1, 1), 0, 0)
+    def create_dataset(part: Table) -> PhotoDataset:
+        return PhotoDataset(part, Preprocessing(8, (0.5,) * 3, (0.5,) * 3), False, (1, 1), (1, 1), 0, 0)
 
-    made = PhotoDataModule(lambda: table_of(root), create_photos, num_workers=0, **arguments)
+    made = PhotoDataModule(lambda: table_of(root), create_dataset, num_workers=0, **arguments)
     made.setup()
     return made
 

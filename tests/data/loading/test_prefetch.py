@@ -14,7 +14,7 @@ def batch_of(make) -> dict:
 
 
 def test_on_the_cpu_the_batch_is_handed_through():
-    datamodule = PhotoDataModule(read=None, create_photos=None, batch_size=8)
+    datamodule = PhotoDataModule(read=None, create_dataset=None, batch_size=8)
     batch = batch_of(lambda name: torch.rand(3))
     moved = datamodule.transfer_batch_to_device(batch, torch.device("cpu"), 0)
     assert all(a is b for a, b in zip(tensors_of(batch), tensors_of(moved), strict=True))

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from carvision.data.loading.loader import EarlyLoader, begin_reading
-from carvision.data.loading.shared_batches import SLOTS_OF_READER, HandedOver, empty_bytes, handed_over
+from carvision.data.loading.loader import EarlyLoader, init_worker
+from carvision.data.loading.shared_batches import BUFFERS_PER_WORKER, SharedBatches, empty_bytes, share_batches
 from carvision.errors import InputError
 from carvision.system.machine import FORK
 
@@ -31,8 +31,8 @@ class Numbered(Dataset):
         }
 
 
-def loader_of(numbers, num_readers: int = 1) -> tuple[DataLoader, HandedOver]:
-    handed = HandedOver(Numbered(), num_readers, SIZE)
+def loader_of(numbers, num_readers: int = 1) -> tuple[DataLoader, SharedBatches]:
+    handed = SharedBatches(Numbered(), num_readers, SIZE)
     loader = DataLoader(
         handed, sampler=numbers, batch_size=None, num_workers=num_readers, multiprocessing_context=FORK,
         persistent_workers=True,
@@ -52,7 +52,7 @@ def is_right(batch: dict, number: int) -> bool:
     )
 
 
-def num_taken(handed: HandedOver) -> int:
+def num_taken(handed: SharedBatches) -> int:
     return sum(handed.slots.taken[:])
 
 
@@ -66,7 +66,7 @@ def test_batches_arrive_as_they_were_made_and_slots_are_used_again(num_readers):
             addresses.add(batch["images"].untyped_storage().data_ptr())
     del batch
     gc.collect()
-    assert len(addresses) <= num_readers * SLOTS_OF_READER and num_taken(handed) == 0
+    assert len(addresses) <= num_readers * BUFFERS_PER_WORKER and num_taken(handed) == 0
 
 
 def test_batches_that_are_kept_stay_as_they_are():
@@ -74,7 +74,7 @@ def test_batches_that_are_kept_stay_as_they_are():
     loader, handed = loader_of(range(30))
     kept = list(loader)
     assert all(is_right(batch, number) for number, batch in enumerate(kept))
-    assert num_taken(handed) == SLOTS_OF_READER
+    assert num_taken(handed) == BUFFERS_PER_WORKER
     views = [batch["images"][0, 0].numpy() for batch in kept]
     del kept
     again = list(loader)
@@ -89,9 +89,9 @@ def test_what_is_larger_than_a_slot_arrives_too():
 
 
 def test_a_batch_that_fails_leaves_no_slot_behind():
-    loader, handed = loader_of([1, 99] * (2 * SLOTS_OF_READER))
+    loader, handed = loader_of([1, 99] * (2 * BUFFERS_PER_WORKER))
     batches = iter(loader)
-    for _ in range(2 * SLOTS_OF_READER):
+    for _ in range(2 * BUFFERS_PER_WORKER):
         assert is_right(next(batches), 1)
         with pytest.raises(InputError, match=r"^99 is wrong$"):
             next(batches)
@@ -100,17 +100,17 @@ def test_a_batch_that_fails_leaves_no_slot_behind():
 
 
 def test_after_its_last_batch_a_validation_gives_its_memory_back():
-    handed = HandedOver(Numbered(), 1, SIZE)
+    handed = SharedBatches(Numbered(), 1, SIZE)
     loader = EarlyLoader(
         handed, sampler=range(20), batch_size=None, num_workers=1, multiprocessing_context=FORK, persistent_workers=True
     )
     for begun_early in (True, False):
         if begun_early:
-            loader.begin()
+            loader.start_workers()
         batches = iter(loader)
         for _ in range(20):  # and no more, as Lightning does it
             last = next(batches)["images"]
-        slots = [handed.slots.bytes_of(slot) for slot in range(SLOTS_OF_READER)]
+        slots = [handed.slots.bytes_of(slot) for slot in range(BUFFERS_PER_WORKER)]
         # But for this batch, and the one before, which was held while this one came
         assert (last == 19).all() and sum(values.any() for values in slots) == 2
 
@@ -130,7 +130,7 @@ def test_what_cannot_be_packed_is_an_error_of_the_reader():
         def __getitem__(self, number: int) -> dict:
             return super().__getitem__(number) | {"odd": torch.ones(1, dtype=torch.bfloat16)}
 
-    handed = HandedOver(Odd(), 1, SIZE)
+    handed = SharedBatches(Odd(), 1, SIZE)
     with pytest.raises(TypeError, match="BFloat16"):
         list(
             DataLoader(handed, sampler=[1, 2], batch_size=None, num_workers=1, multiprocessing_context=FORK, timeout=60)
@@ -143,7 +143,7 @@ def test_a_reader_whose_training_process_has_gone_ends():
     """Gone before torch looks whose child it is: it would never see that, and wait for ever."""
     context = multiprocessing.get_context(FORK)
     for training, code in ((os.getpid(), 0), (os.getppid(), 1)):
-        reader = context.Process(target=begin_reading, args=(training, 0))
+        reader = context.Process(target=init_worker, args=(training, 0))
         reader.start()
         reader.join()
         assert reader.exitcode == code
@@ -154,11 +154,11 @@ def test_a_system_without_that_memory_gives_the_dataset_itself(monkeypatch):
         raise OSError(12, "Cannot allocate memory")
 
     batches = Numbered()
-    assert handed_over(batches, 0, SIZE) is batches and isinstance(handed_over(batches, 1, SIZE), HandedOver)
+    assert share_batches(batches, 0, SIZE) is batches and isinstance(share_batches(batches, 1, SIZE), SharedBatches)
     monkeypatch.setattr("carvision.data.loading.shared_batches.mmap.mmap", refuse)
-    assert handed_over(batches, 1, SIZE) is batches
+    assert share_batches(batches, 1, SIZE) is batches
 
 
 def test_without_readers_it_is_the_dataset_itself():
-    handed = HandedOver(Numbered(), 1, SIZE)
+    handed = SharedBatches(Numbered(), 1, SIZE)
     assert is_right(handed[3], 3) and num_taken(handed) == 0
