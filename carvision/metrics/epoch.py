@@ -9,7 +9,7 @@ from torchmetrics import Metric
 
 from carvision.data.table import UNKNOWN, LabelDescription
 from carvision.metrics.auc import AREAS, ScoreHistograms
-from carvision.metrics.heads import TOP, HeadMetrics, NumberMetrics, figures_at50, figures_of
+from carvision.metrics.heads import TOP, HeadMetrics, NumberMetrics, metrics_at50, metrics_from_counts
 from carvision.metrics.neighbours import Embedded, NeighbourMetrics
 from carvision.models.decoding import RULES, decode
 
@@ -230,7 +230,7 @@ class EpochMetrics(nn.Module):
         return [*self.heads, *self.scores, *optional, self.penalty]
 
 
-def figure_names(
+def metric_names(
     labels: Mapping[str, LabelDescription], with_metric_loss: bool = False, with_auc: bool = False
 ) -> list[str]:
     """The names of all figures that every epoch has for these labels (see LitClassifier).
@@ -238,7 +238,7 @@ def figure_names(
     with_auc: also the areas under the ROC curve, which a split with a single class lacks.
     """
     one = torch.ones(2, dtype=torch.float64)
-    of_classes = ["loss", *figures_of(one, one, one), *(f"top{k}" for k in TOP), *figures_at50(one, one, one)]
+    of_classes = ["loss", *metrics_from_counts(one, one, one), *(f"top{k}" for k in TOP), *metrics_at50(one, one, one)]
     of_classes += AREAS if with_auc else ()
     names = ["loss", "loss_total"]
     if any("ids" in described for described in labels.values()):

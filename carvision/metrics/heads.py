@@ -67,9 +67,9 @@ class HeadMetrics(Metric):
         if total == 0:
             return {}
         hits = self.hits.cpu()  # at once, rather than figure by figure
-        figures = {"loss": self.loss_sum.cpu() / self.weight_sum.cpu(), **figures_of(right, true, predicted)}
+        figures = {"loss": self.loss_sum.cpu() / self.weight_sum.cpu(), **metrics_from_counts(right, true, predicted)}
         figures |= {f"top{k}": hits[i] / total for i, k in enumerate(TOP)}
-        figures |= figures_at50(right_at50, true, predicted_at50)
+        figures |= metrics_at50(right_at50, true, predicted_at50)
         return {name: float(value) for name, value in figures.items()}
 
 
@@ -90,7 +90,7 @@ def num_ahead(logits: Tensor, true_class: Tensor) -> Tensor:
     return (~behind).sum(dim=1)
 
 
-def figures_of(right: Tensor, true: Tensor, predicted: Tensor) -> dict[str, Tensor]:
+def metrics_from_counts(right: Tensor, true: Tensor, predicted: Tensor) -> dict[str, Tensor]:
     """Figures of the predicted class, from the photos that are right, true and predicted, each float64 (C,).
 
     top1; balanced_accuracy: mean recall of the classes that occur; of rates() the mean over classes, "_micro" of all
@@ -105,7 +105,7 @@ def figures_of(right: Tensor, true: Tensor, predicted: Tensor) -> dict[str, Tens
     return figures | {f"{name}_weighted": (values[name][0] * share).sum() for name in ("precision", "recall", "f1")}
 
 
-def figures_at50(right: Tensor, true: Tensor, predicted: Tensor) -> dict[str, Tensor]:
+def metrics_at50(right: Tensor, true: Tensor, predicted: Tensor) -> dict[str, Tensor]:
     """The same where a class is predicted if its probability is above 0.5.
 
     "_at50" is of all pairs of a photo and a class together, as Keras' metrics are; "_at50_macro" the mean over classes.

@@ -8,7 +8,7 @@ import sklearn.metrics as sk
 import torch
 
 from carvision.data.table import UNKNOWN
-from carvision.metrics import EpochMetrics, JointMetrics, NumberMetrics, figure_names
+from carvision.metrics import EpochMetrics, JointMetrics, NumberMetrics, metric_names
 from carvision.models.decoding import RULES, decode
 from tests.metrics.test_heads import scikit_learns
 
@@ -157,7 +157,7 @@ def test_an_epoch_that_was_interrupted_is_counted_on(before):
 
 
 @pytest.mark.parametrize("heads", [("make", "model", "speed"), ("model",), ("speed",), ("make", "speed")])
-def test_figure_names_are_those_that_an_epoch_gives(heads):
+def test_metric_names_are_those_that_an_epoch_gives(heads):
     labels = {name: LABELS[name] for name in heads}
     outputs = {name: OUTPUTS[name] for name in heads}
     parents = PARENTS if set(heads) >= {"make", "model"} else {}
@@ -165,7 +165,7 @@ def test_figure_names_are_those_that_an_epoch_gives(heads):
     for compare_rules in (False, True):
         metrics = EpochMetrics(outputs, HEAD_WEIGHTS, parents, "independent", compare_rules)
         metrics.update(**batch, penalty=torch.tensor(0.0))
-        names = figure_names(labels)
+        names = metric_names(labels)
         assert sorted(names) == sorted(metrics.compute())
         assert len(set(names)) == len(names)
         # what is counted once, at the end, can't be listened to

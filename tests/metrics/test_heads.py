@@ -9,7 +9,7 @@ import torch
 
 from carvision.data.table import UNKNOWN
 from carvision.metrics import HeadMetrics
-from carvision.metrics.heads import figures_at50
+from carvision.metrics.heads import metrics_at50
 
 NUM_CLASSES = 6
 
@@ -146,7 +146,7 @@ def test_figures_at_50_agree_with_the_tables_of_r2(precision, recall, f1, tnr, f
     photos, classes = 3237, 196
     true = torch.full((classes,), photos / classes, dtype=torch.float64)
     right = recall * true
-    figures = {name: float(value) for name, value in figures_at50(right, true, right / precision).items()}
+    figures = {name: float(value) for name, value in metrics_at50(right, true, right / precision).items()}
     expected = {"precision": precision, "recall": recall, "f1": f1, "tpr": recall, "tnr": tnr, "fpr": fpr, "fnr": fnr}
     assert {name: figures[f"{name}_at50"] for name in expected} == pytest.approx(expected, abs=1.01e-4)
 
