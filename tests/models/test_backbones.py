@@ -74,7 +74,7 @@ def test_whatever_fails_while_pretrained_weights_load_is_one_short_line(monkeypa
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(backbones, "source_of", lambda name: {})
+    monkeypatch.setattr(backbones, "find_pretrained", lambda name: {})
     monkeypatch.setattr(timm, "create_model", fail)
     with refused(r"model\.weights=random") as raised:
         create_backbone("test_resnet", pretrained=True)
