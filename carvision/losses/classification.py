@@ -26,13 +26,13 @@ def create_loss(name: str, form: str = "softmax", **values) -> Callable[[Tensor,
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Return -log p of the true class."""
+    """Return -log p of the true class, (B,); 0 where the target is UNKNOWN."""
     logits = _precise(logits)
     return F.cross_entropy(logits, targets, ignore_index=UNKNOWN, label_smoothing=label_smoothing, reduction="none")
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Return the mean over the classes of each one's loss against the rest, by the sigmoid of its logit.
+    """Return the mean over the classes of each one's loss against the rest, by the sigmoid of its logit; (B,).
 
     As in timm's training script, with its smoothing (Wightman et al. 2021, "ResNet strikes back"). For the sum over
     the classes, give the head the weight C.
@@ -46,7 +46,7 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float
 def softmax_focal(
     logits: Tensor, targets: Tensor, gamma: float = 2.0, alpha: float | None = None, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Return -alpha (1 - p)^gamma log p, where p is the true class' softmax probability.
+    """Return -alpha (1 - p)^gamma log p, (B,), where p is the true class' softmax probability.
 
     With alpha 0.25 this is Keras' CategoricalFocalCrossentropy, also with smoothed labels. alpha None: 1.
     """
@@ -60,7 +60,7 @@ def softmax_focal(
 def sigmoid_focal(
     logits: Tensor, targets: Tensor, gamma: float = 2.0, alpha: float | None = None, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Return the binary focal loss of every class against the rest, summed over the classes.
+    """Return the binary focal loss of every class against the rest, summed over the classes; (B,).
 
     Lin et al. 2017, equation 5: -alpha_t (1 - p_t)^gamma log p_t with p = sigmoid(logit), where p_t and alpha_t are
     p and alpha for the true class, 1 - p and 1 - alpha for the others. alpha None: alpha_t is 1.
@@ -74,7 +74,7 @@ def sigmoid_focal(
 def binary_of_softmax_focal(
     logits: Tensor, targets: Tensor, gamma: float = 2.0, alpha: float | None = 0.25, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Return sigmoid_focal with softmax probabilities for p.
+    """Return sigmoid_focal with softmax probabilities for p, (B,).
 
     This is TensorFlow Addons' SigmoidFocalCrossEntropy(from_logits=False) on softmax outputs: log p is Keras'
     log(clip(p, 1e-7, 1 - 1e-7) + 1e-7). So the loss of one class is at most 15.4, and, as in Keras, a photo with
@@ -90,7 +90,7 @@ def binary_of_softmax_focal(
 def _sum_of_binary(
     if_true: Tensor, if_other: Tensor, targets: Tensor, alpha: float | None, label_smoothing: float
 ) -> Tensor:
-    """Return the sum over classes, (B,). if_true, if_other (B, C): the loss of a class if it is the true one, or not."""
+    """Return the sum over classes, (B,). if_true, if_other (B, C): a class' loss if it is the true one, and if not."""
     shares = _target_shares(if_true, targets, label_smoothing)
     weight, weight_other = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
     losses = (weight * shares * if_true + weight_other * (1 - shares) * if_other).sum(dim=1)

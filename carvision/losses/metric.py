@@ -122,9 +122,11 @@ def arcface(cosines: Tensor, targets: Tensor, counts: Tensor, margin: float = 0.
 
 
 def proxy_anchor(cosines: Tensor, targets: Tensor, counts: Tensor, margin: float = 0.1, alpha: float = 32.0) -> Tensor:
-    """Return the sum of two means, with each class weight as an anchor: of log(1 + sum over its photos of exp(-alpha (s -
-    margin))) over the classes of the batch, and of log(1 + sum over all other photos of exp(alpha (s + margin))) over
-    all classes; s are cosines. Kim et al. 2020, "Proxy anchor loss", equation 4.
+    """Return the sum of two means, with each class weight as an anchor, s the cosines:
+
+    of log(1 + sum over its photos of exp(-alpha (s - margin))) over the classes of the batch, and of
+    log(1 + sum over all other photos of exp(alpha (s + margin))) over all classes.
+    Kim et al. 2020, "Proxy anchor loss", equation 4.
     """
     own = targets[:, None] == torch.arange(cosines.shape[1], device=cosines.device)
     positive, negative = own & counts[:, None], ~own & counts[:, None]
