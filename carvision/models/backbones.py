@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
-from carvision.errors import InputError, nearest
+from carvision.errors import InputError, nearest, one_line
 from carvision.files.download import ANSWER_S, answer_within
 from carvision.models import report_networks  # noqa: F401 - registers its networks with timm
 
@@ -69,14 +69,14 @@ def create_backbone(name: str, kwargs: dict | None = None, pretrained: bool = Fa
             ),
         )
     except TypeError as error:
-        raise InputError(f"model.backbone_kwargs: {name} does not take {kwargs} ({_brief(error)})") from None
+        raise InputError(f"model.backbone_kwargs: {name} does not take {kwargs} ({one_line(error, 200)})") from None
     except Exception as error:
         if not pretrained:
             raise InputError(
-                f"model.backbone: timm can't build {name} with {kwargs or {}} ({_brief(error)})"
+                f"model.backbone: timm can't build {name} with {kwargs or {}} ({one_line(error, 200)})"
             ) from error
         raise InputError(
-            f"model.weights: the pretrained weights of {name} can't be loaded ({_brief(error)}); give "
+            f"model.weights: the pretrained weights of {name} can't be loaded ({one_line(error, 200)}); give "
             "model.weights=<file>, or begin from random ones (model.weights=random)"
         ) from None
     for key in source:  # paths on this machine should not travel with the network
@@ -162,7 +162,7 @@ def _reach(name: str, find: Callable, address: str):
         return find()
     except Exception as error:  # the hub's own, its HTTP library's, the system's
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-        reason = f"it answered {status}" if status else " ".join(str(error).split())[:200] or type(error).__name__
+        reason = f"it answered {status}" if status else one_line(error, 200)
         raise InputError(
             f"model.weights: the pretrained weights of {name} can't be downloaded from {address} ({reason}); give "
             "model.weights=<file>, begin from random ones (model.weights=random), name a mirror of the hub in "
@@ -191,7 +191,7 @@ def read_weights(source: Path) -> dict[str, torch.Tensor]:
             tensor_shapes(file)
             return load_file(file)
         except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(f"model.weights: {file} can't be read ({_brief(error)})") from None
+            raise InputError(f"model.weights: {file} can't be read ({one_line(error, 200)})") from None
     tensors = read_pickled(file)
     if isinstance(tensors, dict):
         for key in ("state_dict", "model"):
@@ -223,9 +223,9 @@ def read_pickled(file: Path) -> object:
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except (OSError, EOFError, RuntimeError, ValueError) as error:
-        raise InputError(f"model.weights: {file} can't be read ({_brief(error)})") from None
+        raise InputError(f"model.weights: {file} can't be read ({one_line(error, 200)})") from None
     except Exception as error:  # pickle.UnpicklingError, and any other from a file that is no pickle
-        raise InputError(f"model.weights: {file} is no file of weights alone ({_brief(error)})") from None
+        raise InputError(f"model.weights: {file} is no file of weights alone ({one_line(error, 200)})") from None
 
 
 def load_backbone_weights(backbone: Backbone, tensors: dict[str, torch.Tensor], source: str) -> None:
@@ -255,8 +255,3 @@ def load_backbone_weights(backbone: Backbone, tensors: dict[str, torch.Tensor], 
             f"model.weights: {source} is not of this backbone: {'; '.join(wrong)}. Set model.backbone to match"
         )
     backbone.load_state_dict({name: tensors[name] for name in own if name in tensors}, strict=False)
-
-
-def _brief(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200]}..."
