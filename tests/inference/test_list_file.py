@@ -6,7 +6,7 @@ import pytest
 from carvision.data.paths import PhotoPaths
 from carvision.errors import InputError
 from carvision.inference import sources
-from carvision.inference.sources import check, columns_of, has_boxes
+from carvision.inference.sources import check_list, columns_of, has_boxes
 
 
 def read_list(file, split, labels):
@@ -35,7 +35,7 @@ def test_the_same_rows_of_every_kind_of_table(tmp_path, suffix):
         TABLE.to_parquet(file)
     else:
         TABLE.to_csv(file, sep={".csv": ",", ".tsv": "\t"}[suffix], index=False, encoding="utf-8-sig")
-    check(file, "test")
+    check_list(file, "test")
     assert columns_of(file) == list(TABLE.columns) and has_boxes(file)
     rows = list(read_list(file, None, ("make", "model")))
     assert rows == [
@@ -59,7 +59,7 @@ def test_the_separator_is_that_of_the_header(tmp_path, suffix, separator):
     """Excel writes semicolons where the comma is the decimal point."""
     file = tmp_path / f"list{suffix}"
     TABLE.replace("a b.jpg", "a,b;c.jpg").to_csv(file, sep=separator, index=False)
-    check(file, "test")
+    check_list(file, "test")
     assert columns_of(file) == list(TABLE.columns) and has_boxes(file)
     rows = list(read_list(file, "test", ("model",)))
     assert rows[0] == ("a,b;c.jpg", (1.0, 2.0, 30.5, 40.0), {"model": "9"}) and rows[1][0] == "c.jpg"
@@ -107,7 +107,7 @@ def test_one_photo_with_two_boxes_may_have_two_classes(tmp_path):
 def test_lines_of_text(tmp_path):
     file = tmp_path / "list.txt"
     file.write_bytes("\ufeffa b.jpg\r\n\n  \r\n ü,1.jpg\nlast.jpg".encode())
-    check(file, None)
+    check_list(file, None)
     assert columns_of(file) is None and not has_boxes(file)
     assert [row[0] for row in read_list(file, None, ())] == ["a b.jpg", " ü,1.jpg", "last.jpg"]
     file.write_bytes(b"caf\xe9.jpg\n")
@@ -133,7 +133,7 @@ def test_mistakes_are_named(tmp_path, name, content, message):
     file = tmp_path / name
     file.write_bytes(content)
     with pytest.raises(InputError, match=message):
-        check(file, None)
+        check_list(file, None)
         list(read_list(file, None, ()))
 
 
