@@ -164,7 +164,7 @@ def _geometry(preprocessing: Preprocessing) -> tuple:
 
 
 class PixelNetwork(Protocol):
-    """What predict_items needs of a network: a Predictor, or one from pixels to other values, such as an Embedder.
+    """A network for predict_items: a Predictor, or one from pixels to other values, such as an Embedder.
 
     Called with uint8 images (B, 3, size_px, size_px) for each of `geometries`, returns {name: (B, ...)}.
     """
