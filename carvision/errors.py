@@ -45,6 +45,12 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(130)
 
 
+def one_line(error: object, max_chars: int | None = None) -> str:
+    """Return the text of an error on one line, its first `max_chars` characters; its type's name if it has no text."""
+    text = " ".join(str(error).split())
+    return text[:max_chars] or (type(error).__name__ if isinstance(error, BaseException) else "")
+
+
 def nearest(value: str, allowed: Iterable[str], count: int = 3) -> str:
     """``"; nearest: a, b"`` for the allowed words most like `value`, or an empty string."""
     by_lower = {word.lower(): word for word in allowed}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from carvision.config.overrides import expand_options
-from carvision.errors import InputError, one_line_errors
+from carvision.errors import InputError, one_line, one_line_errors
 from carvision.files.atomic import refuse_link_out
 
 HELP = """Write a trained network as others' code takes it, and measure that what was written agrees with the run.
@@ -73,7 +73,7 @@ def problem_of(step: Callable, name: str, *arguments) -> str | None:
     except Exception as error:  # of torch, onnx, timm or the hub's client, each in its own way
         if os.environ.get("CARVISION_DEBUG"):
             raise
-        return f"--format {name}: it failed ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+        return f"--format {name}: it failed ({type(error).__name__}: {one_line(error, 300)})"
     return None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import torch
 from torch import Tensor
 
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 from carvision.files.folders import shorten
 from carvision.models.classifier import Classifier
 
@@ -99,7 +99,7 @@ def atomic_export(path: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
     except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())
+        reason = error.strerror or one_line(error)
         raise InputError(f"{path} can't be written ({reason}); give another path with --out") from None
 
 

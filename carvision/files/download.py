@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 from carvision.files.atomic import PARTIAL, open_new
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ def download(url: str, file: Path, md5: str) -> bool:
             part.unlink()
         if isinstance(error, InputError):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise InputError(
             f"{url} could not be fetched into {file}: {reason}. Check the connection, or place the file there by hand"
         ) from error

@@ -25,7 +25,7 @@ from typing import TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 from carvision.files.atomic import open_kept, open_new, own_folder
 from carvision.files.folders import shorten
 from carvision.inference.rows import JSON_LINES, SEPARATORS, Kind, header, read_rows, to_text
@@ -300,7 +300,7 @@ class ParquetFile:
                     raise ValueError("its parts are not consecutive")
                 rows = pq.read_table(part, columns=short).to_pylist()
             except (ValueError, OSError, pa.ArrowException) as error:
-                text = " ".join(str(error).split())[:200]
+                text = one_line(error, 200)
                 raise InputError(f"{part} was not written by this command ({text}); give another --out") from None
             self.num_rows += len(rows)
             yield from rows

@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from carvision.config.compose import as_input_errors
 from carvision.config.overrides import Searched, parse_search, with_quoted_paths, write_value
 from carvision.config.schema import ALLOWED
-from carvision.errors import InputError, nearest
+from carvision.errors import InputError, nearest, one_line
 
 COMPARE = {
     ">=": operator.ge, "<=": operator.le, "==": operator.eq, "!=": operator.ne, ">": operator.gt, "<": operator.lt,
@@ -151,7 +151,7 @@ class Space:
             config = OmegaConf.create({**known, FOLLOWING: _renamed(dict(self.follows), names)})
             values = cast(dict, OmegaConf.to_container(config[FOLLOWING], resolve=True))
         except (OmegaConfBaseException, ValueError, TypeError) as error:
-            raise InputError(f"sweep.follows: {' '.join(str(error).split())}") from None
+            raise InputError(f"sweep.follows: {one_line(error)}") from None
         return [*searched, *(f"{key}={write_value(value)}" for key, value in values.items() if value is not None)]
 
     def grid(self) -> list[dict[str, Value]]:

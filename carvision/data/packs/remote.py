@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 from carvision.files.atomic import PARTIAL, open_kept, open_new
 
 try:
@@ -153,7 +153,7 @@ def _often(url: str, attempt: Callable[[], Answer]) -> Answer:
         except Exception as error:  # each file system has its own
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             if isinstance(error, FileNotFoundError):
                 reason = "it is not there"
             if pause_s is None or isinstance(error, FINAL):

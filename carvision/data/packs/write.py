@@ -25,7 +25,7 @@ from carvision.data.packs.index import INDEX, STATE, TABLE, with_places, write_i
 from carvision.data.packs.read import PackedPhoto, Place, Shard, Shards, look_at_shard
 from carvision.data.packs.shard import BLOCK, NO_BOX, Form, Original, Part, encode, read_part, short_digest, write_shard
 from carvision.data.table import BOX, PLACE, SOURCE, SPLITS, UNKNOWN, Classes, Table
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 from carvision.files.atomic import PARTIAL, own_folder, write_csv, write_json
 from carvision.files.locks import LOCK, lock_folder
 
@@ -190,7 +190,7 @@ def _read_plan(plan: Path) -> dict:
         if mapping_of(whole(1))(earlier["num_shards"]) or not earlier["num_shards"].keys() <= {*SPLITS, NO_SPLIT}:
             raise ValueError("num_shards are not numbers of shards by split")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InputError(f"out: {plan} is damaged ({' '.join(str(error).split())}); give another folder") from None
+        raise InputError(f"out: {plan} is damaged ({one_line(error)}); give another folder") from None
     return earlier
 
 
