@@ -202,21 +202,21 @@ class Searched:
 def parse_search(word: str) -> tuple[str, Searched | None]:
     """Return an override's key, and what it searches: None if it sets a single value. Raises Hydra's
     OverrideParseException."""
-    from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep, Sweep
+    from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep
 
     [override] = parse_overrides([word], sweeps=True)
     key, sweep = override.get_key_element().removesuffix("="), override.value()
-    if not isinstance(sweep, Sweep):
+    if not override.is_sweep_override():
         return key, None
-    kind, tags = type(sweep).__name__.removesuffix("Sweep").lower(), tuple(sorted(sweep.tags))
+    kind = type(sweep).__name__.removesuffix("Sweep").lower()
     match sweep:
-        case ChoiceSweep():
-            return key, Searched(kind, tags, _written_values(override))
-        case RangeSweep():
-            return key, Searched(kind, tags, _written_values(override), step=sweep.step or 1)
-        case IntervalSweep():
-            return key, Searched(kind, tags, start=sweep.start or 0, end=sweep.end or 0)
-    return key, Searched(kind, tags)
+        case ChoiceSweep(tags=tags):
+            return key, Searched(kind, tuple(sorted(tags)), _written_values(override))
+        case RangeSweep(tags=tags, step=step):
+            return key, Searched(kind, tuple(sorted(tags)), _written_values(override), step=step)
+        case IntervalSweep(tags=tags, start=float() | int() as start, end=float() | int() as end):
+            return key, Searched(kind, tuple(sorted(tags)), start=start, end=end)
+    return key, Searched(kind, ())
 
 
 def _written_values(override: "Override") -> tuple[str, ...]:
