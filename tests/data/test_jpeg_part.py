@@ -1,10 +1,10 @@
 """Partial JPEG decoders return the pixels of Pillow's full decoding; damaged files are left to Pillow."""
 
 import io
+import multiprocessing
 import os
 import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from PIL import Image
 from carvision.data.decode import Libjpeg, Simplejpeg, choose_decoder
 from carvision.data.images import Part
 from carvision.errors import InputError
+from carvision.system.machine import FORK
 
 NO_COMPILER = "no C compiler, or no libjpeg-turbo with its header"
 DECODERS = {"libjpeg": Libjpeg, "simplejpeg": Simplejpeg}
@@ -98,33 +99,37 @@ def test_threads_can_decode_concurrently(decoder):
     assert all(np.array_equal(found, alone[i % 8]) for i, found in enumerate(together))
 
 
-def chosen(cache, **variables) -> list[str]:
-    code = (
-        "from carvision.data.decode import choose_decoder; found, why = choose_decoder();"
-        "print(found.name if found else 'pillow'); print(why)"
-    )
-    environment = {**os.environ, "CARVISION_CACHE": str(cache), **variables}
-    made = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    return made.stdout.splitlines()
+def _choose(variables: dict) -> tuple[str, str]:
+    os.environ.update(variables)
+    found, reason = choose_decoder.__wrapped__()
+    return found.name if found else "pillow", reason
 
 
+def chosen(cache, num: int = 1, **variables) -> list[tuple[str, str]]:
+    """Choose a decoder in `num` forked processes at once."""
+    context = multiprocessing.get_context(FORK)
+    with ProcessPoolExecutor(num, context) as pool:
+        return list(pool.map(_choose, [{"CARVISION_CACHE": str(cache), **variables}] * num))
+
+
+@pytest.mark.skipif(FORK is None, reason="processes are not forked here")
 def test_without_a_compiler_another_decoder_is_used_and_the_reason_reported(tmp_path):
-    name, why = chosen(tmp_path, CC="no-such-compiler")
-    assert name in ("simplejpeg", "pillow") and "no-such-compiler" in why
+    [(name, reason)] = chosen(tmp_path, CC="no-such-compiler")
+    assert name in ("simplejpeg", "pillow") and "no-such-compiler" in reason
     assert not list(tmp_path.iterdir())
-    assert chosen(tmp_path, CARVISION_JPEG="pillow") == ["pillow", ""]
+    assert chosen(tmp_path, CARVISION_JPEG="pillow") == [("pillow", "")]
 
 
+@pytest.mark.skipif(FORK is None, reason="processes are not forked here")
 def test_processes_may_compile_concurrently_and_a_broken_library_is_replaced(tmp_path):
     try:
         Libjpeg()
     except (OSError, subprocess.SubprocessError):
         pytest.skip(NO_COMPILER)
-    with ThreadPoolExecutor(3) as pool:
-        assert list(pool.map(lambda _: chosen(tmp_path)[0], range(3))) == ["libjpeg"] * 3
+    assert chosen(tmp_path, 3) == [("libjpeg", "")] * 3
     [library] = tmp_path.iterdir()
     library.write_bytes(b"no library of this machine")
-    assert chosen(tmp_path)[0] == "libjpeg"
+    assert chosen(tmp_path) == [("libjpeg", "")]
 
 
 def test_an_unknown_decoder_is_an_error(monkeypatch):

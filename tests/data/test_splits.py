@@ -94,8 +94,7 @@ def test_stratified_fractions_hold_over_many_small_classes(tmp_path, unequal):
 def test_the_seed_decides_the_split(tmp_path, unequal, kind):
     table = table_of(tmp_path, CODES, "train")
     first, second, other = (DIVIDE[kind](table, seed, True).rows["split"].tolist() for seed in (7, 7, 8))
-    assert first == second
-    assert first != other
+    assert first == second != other
     assert table.rows["split"].tolist() == ["train"] * len(table)
 
 
@@ -127,17 +126,12 @@ def test_kfold_tests_every_photo_once(tmp_path, unequal, num_folds):
     assert (of_class.sum(0) == counts).all()
 
 
-def random_groups(num: int) -> list[str]:
-    """Draw groups of one to four photos; a tenth of the photos have none."""
-    random = np.random.default_rng(0)
-    names = np.repeat(np.arange(num), random.integers(1, 5, num))[:num].astype(str)
-    return np.where(random.random(num) < 0.1, "", names).tolist()
-
-
 @pytest.mark.parametrize("kind", DIVIDE)
 def test_groups_are_kept_together(tmp_path, unequal, kind):
     codes = np.repeat(np.arange(6), 60)
-    groups = random_groups(len(codes))
+    random = np.random.default_rng(0)
+    groups = np.repeat(np.arange(360), random.integers(1, 5, 360))[:360].astype(str)  # of one to four photos
+    groups[random.random(360) < 0.1] = ""
     by = {f"{i:04d}.jpg": group or f"alone {i}" for i, group in enumerate(groups)}
     table = table_of(tmp_path, codes, "train", groups)
     kept = DIVIDE[kind](table, 0, True)
@@ -198,38 +192,37 @@ def test_official_leaves_out_copies_across_splits(tmp_path, caplog):
     assert "1 val photos are left out, as their bytes equal those of test photos" in caplog.text
 
 
+FIVE_CLASSES = np.tile(np.arange(5), 40)
+HALVES = np.arange(200) < 100
+
+
 def test_official_takes_val_from_train_and_never_from_test(tmp_path, unequal):
-    codes = np.tile(np.arange(5), 40)
-    split = np.where(np.arange(200) < 100, "train", "test")
-    table = table_of(tmp_path, codes, split)
+    table = table_of(tmp_path, FIVE_CLASSES, np.where(HALVES, "train", "test"))
     divided = official_split(table, 0.15, 0, False, False)
     assert paths_of(divided, "test") == paths_of(table, "test")
     assert paths_of(divided, "train") | paths_of(divided, "val") == paths_of(table, "train")
     assert sizes(divided)["val"].between(2, 4).all()  # 15 % of 20
-    own_val = table_of(tmp_path, codes, np.tile(["train", "val", "test", ""], 50))
+    own_val = table_of(tmp_path, FIVE_CLASSES, np.tile(["train", "val", "test", ""], 50))
     divided = official_split(own_val, 0.15, 0, False, False)
     assert divided.rows["split"].value_counts().to_dict() == {"train": 50, "val": 50, "test": 50}
 
 
 def test_val_as_test(tmp_path, unequal):
-    codes = np.tile(np.arange(5), 40)
-    table = table_of(tmp_path, codes, np.where(np.arange(200) < 100, "train", "val"))
+    table = table_of(tmp_path, FIVE_CLASSES, np.where(HALVES, "train", "val"))
     divided = official_split(table, 0.2, 0, False, True)
     assert paths_of(divided, "test") == paths_of(table, "val")
-    assert paths_of(divided, "val") < paths_of(table, "train")
-    assert len(paths_of(divided, "val")) == 20
+    assert paths_of(divided, "val") < paths_of(table, "train") and len(paths_of(divided, "val")) == 20
     for wrong in (["train", "test"], ["train", "val", "test"], ["train"]):
         with pytest.raises(InputError, match=r"data\.split\.val_as_test: some has .* validation and .* test photos"):
             official_split(table_of(tmp_path, [0] * 12, np.resize(wrong, 12)), 0.2, 0, False, True)
 
 
 def test_test_as_train(tmp_path, unequal):
-    codes = np.tile(np.arange(5), 40)
-    table = table_of(tmp_path, codes, np.where(np.arange(200) < 100, "train", "test"))
+    table = table_of(tmp_path, FIVE_CLASSES, np.where(HALVES, "train", "test"))
     divided = official_split(table, 0.2, 0, False, False, test_as_train=True)
-    assert paths_of(divided, "train") | paths_of(divided, "val") == paths_of(table, "train") | paths_of(table, "test")
+    assert paths_of(divided, "train") | paths_of(divided, "val") == set(table.rows["path"])
     assert len(paths_of(divided, "val")) == 40 and not paths_of(divided, "test")
-    table = table_of(tmp_path, codes, np.tile(["train", "val", "test", ""], 50))
+    table = table_of(tmp_path, FIVE_CLASSES, np.tile(["train", "val", "test", ""], 50))
     divided = official_split(table, 0.2, 0, False, False, test_as_train=True)
     assert paths_of(divided, "train") == paths_of(table, "train") | paths_of(table, "test")
     assert paths_of(divided, "val") == paths_of(table, "val")

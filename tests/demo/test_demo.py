@@ -57,21 +57,6 @@ def test_every_photo_is_listed_once_and_has_a_label_with_a_box_inside(folder):
         assert [sum(f"/{model.id}/" in year for year in side) for side in years] == [7, 3]
 
 
-def test_misc_holds_the_files_of_compcars(folder):
-    misc = folder / "data/misc"
-    header, *rows = (misc / "attributes.txt").read_text().splitlines()
-    assert header == "model_id maximum_speed displacement door_number seat_number type"
-    assert [int(row.split()[0]) for row in rows] == [model.id for model in MODELS]
-    assert any(" 0 " in row for row in rows)  # some values are unknown
-    types = scipy.io.loadmat(misc / "car_type.mat")["types"]
-    assert types.shape == (1, 12) and types[0, 2].item() == "sedan" and types[0, 11].item() == "convertible"
-    names = scipy.io.loadmat(misc / "make_model_name.mat")
-    for key, things in (("make_names", MAKES), ("model_names", MODELS)):
-        assert names[key].shape == (max(thing.id for thing in things), 1)
-        by_id = {i + 1: cell.item() for i, cell in enumerate(names[key][:, 0]) if cell.size}
-        assert by_id == {thing.id: thing.name for thing in things}
-
-
 def test_the_compcars_reader_reads_it(folder):
     table = read_compcars(folder, known=None)
     assert len(table) == NUM * len(MODELS)
@@ -81,6 +66,12 @@ def test_the_compcars_reader_reads_it(folder):
     makes = {make.id: make.name for make in MAKES}
     named = dict(zip(model.names, (table.labels["make"].names[i] for i in model.parent_codes), strict=True))
     assert named == {model.name: makes[model.make_id] for model in MODELS}
+    header, *rows = (folder / "data/misc/attributes.txt").read_text().splitlines()
+    assert header == "model_id maximum_speed displacement door_number seat_number type"
+    assert [int(row.split()[0]) for row in rows] == [model.id for model in MODELS]
+    assert any(" 0 " in row for row in rows)  # some values are unknown
+    types = scipy.io.loadmat(folder / "data/misc/car_type.mat")["types"]
+    assert types.shape == (1, 12) and types[0, 2].item() == "sedan" and types[0, 11].item() == "convertible"
 
 
 def test_easy_pairs_share_the_viewpoint_and_hard_ones_the_make(folder):
