@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, NotRequired, TypedDict, cast
 import numpy as np
 from PIL import Image
 
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from PIL.TiffImagePlugin import TiffImageFile
@@ -375,5 +375,4 @@ def _region(
 
 def _one_line(error: Exception) -> str:
     """Return an error's message as one line, of an OSError without its path."""
-    text = getattr(error, "strerror", None) or str(error)
-    return " ".join(text.split()) or type(error).__name__
+    return one_line(getattr(error, "strerror", None) or error)

@@ -21,7 +21,7 @@ from carvision.config.validators import (
     text,
     whole,
 )
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 
 if TYPE_CHECKING:  # these import Pillow, pandas and torch
     from carvision.data.images import PreprocessingDescription
@@ -168,7 +168,7 @@ def check_description(described: dict, file: Path) -> None:
         _check_heads(described["network"]["heads"], described["labels"])
         _check_file_name(described.get("weights", {}).get("file", "model.safetensors"))
     except InputError as error:
-        text = " ".join(str(error).split())[:400]
+        text = one_line(error, 400)
         raise InputError(f"{file}: {text}; the model is damaged or was changed by hand") from None
 
 

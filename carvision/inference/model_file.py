@@ -21,7 +21,7 @@ from torch import Tensor
 import carvision
 from carvision.data.decode import decode_image
 from carvision.data.images import Preprocessing
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 from carvision.files.atomic import write_json, written_whole
 from carvision.inference.description import (
     FORMAT,
@@ -138,7 +138,7 @@ def load(path: str | os.PathLike[str]) -> LoadedClassifier:
         text = str(error)
         raise InputError(text if len(text) <= 1000 else f"{text[:1000]}...") from None
     except Exception as error:  # timm's networks and torch's layers each stumble in their own way
-        text = " ".join(str(error).split())[:200] or type(error).__name__
+        text = one_line(error, 200)
         raise InputError(f"{folder}: the model is damaged or was not written by carvision ({text})") from error
 
 

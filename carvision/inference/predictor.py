@@ -23,7 +23,7 @@ from carvision.data.images import BLANK, BadImage, Preprocessing, read_file
 from carvision.data.loading.shared_batches import share_batches
 from carvision.data.packs.read import PackedPhoto
 from carvision.data.paths import nfc
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 from carvision.inference.model_file import decode_on_device, probs_of
 from carvision.models.classifier import Classifier
 from carvision.system.machine import FORK, num_cores
@@ -250,5 +250,5 @@ def choose_device(name: str) -> torch.device:
             importlib.import_module("torch_xla")  # registers the device with torch
         return torch.zeros((), device=name).device
     except (RuntimeError, AssertionError, ImportError) as error:
-        text = " ".join(str(error).split())[:120]
+        text = one_line(error, 120)
         raise InputError(f"--device: {name!r} is not auto, cpu or an available device ({text})") from None

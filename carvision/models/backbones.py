@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
-from carvision.errors import InputError, nearest
+from carvision.errors import InputError, nearest, one_line
 from carvision.files.download import ANSWER_S, answer_within
 from carvision.models import report_networks, small_networks  # noqa: F401 - registers them with timm
 
@@ -88,7 +88,7 @@ def _reach(name: str, find: Callable, address: str):
         return find()
     except Exception as error:  # of the hub, its HTTP library, or the system
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-        reason = f"it answered {status}" if status else " ".join(str(error).split())[:200] or type(error).__name__
+        reason = f"it answered {status}" if status else one_line(error, 200)
         raise InputError(
             f"model.weights: the pretrained weights of {name} can't be downloaded from {address} ({reason}); give "
             "model.weights=<file>, begin from random ones (model.weights=random), name a mirror of the hub in "
@@ -261,5 +261,5 @@ def load_backbone_weights(backbone: Backbone, tensors: dict[str, torch.Tensor], 
 
 
 def _brief(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error)
     return text if len(text) <= 200 else f"{text[:200]}..."

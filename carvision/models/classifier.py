@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, NotRequired, TypedDict, cast
 import torch
 from torch import Tensor, nn
 
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 from carvision.models.backbones import create_backbone
 from carvision.models.freezing import frozen_parameters, wholly_frozen
 from carvision.models.parts import (
@@ -241,7 +241,7 @@ class Classifier(nn.Module):
             self.pool = create_pool(pool, channels_last)
             return self.pool(feature_map).shape[1]
         except (RuntimeError, AssertionError) as error:
-            brief = " ".join(str(error).split())[:160]
+            brief = one_line(error, 160)
             raise InputError(f"data.image_px: {name} does not take images of {size_px} px ({brief})") from None
         finally:
             self.backbone.train(was_training)

@@ -26,6 +26,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from carvision.data.loading.loader import EarlyLoader
+from carvision.errors import one_line
 from carvision.files.atomic import write_csv, write_json
 from carvision.metrics import figure_names
 
@@ -81,7 +82,7 @@ def _read_seconds(file: Path) -> dict[str, float]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        log.warning("%s is damaged (%s): the time of earlier starts is not counted", file, " ".join(str(error).split()))
+        log.warning("%s is damaged (%s): the time of earlier starts is not counted", file, one_line(error))
         return {}
 
 
@@ -167,7 +168,7 @@ def read_history(file: Path) -> list[dict]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, OverflowError) as error:
-        log.warning("%s can't be read (%s)", file, " ".join(str(error).split())[:100])
+        log.warning("%s can't be read (%s)", file, one_line(error, 100))
         return []
 
 

@@ -9,7 +9,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from carvision.data.loading.loader import PhotoDataModule
-from carvision.errors import InputError, nearest
+from carvision.errors import InputError, nearest, one_line
 from carvision.files.atomic import own_folder
 from carvision.metrics import figure_names
 from carvision.reports.comparison.frame import lower_is_better
@@ -100,7 +100,7 @@ def _fit(
     except Exception as error:
         if isinstance(error, InputError) or not (resume_point and lit.restoring):
             raise
-        text = " ".join(str(error).split())[:200] or type(error).__name__
+        text = one_line(error, 200)
         raise InputError(
             f"run.dir: {resume_point.file} does not fit the changed configuration or is of another network ({text}); "
             "give another folder to start anew, there with "
@@ -258,7 +258,7 @@ def build_trainer(
             log_every_n_steps=10,
         )
     except (MisconfigurationException, ModuleNotFoundError, ValueError, RuntimeError) as error:
-        text = " ".join(str(error).split())[:300]
+        text = one_line(error, 300)
         raise InputError(
             f"trainer: this machine can't run trainer.accelerator={cfg['trainer']['accelerator']} ({text})"
         ) from None

@@ -8,7 +8,7 @@ import sys
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from carvision.config.compose import checked, compose_alone, compose_sweep, one_line, plain_config
+from carvision.config.compose import checked, compose_alone, compose_sweep, hydra_message, plain_config
 from carvision.config.overrides import expand_options, parse_overrides, with_quoted_paths
 from carvision.config.schema import ALLOWED, is_path
 from carvision.errors import InputError
@@ -161,7 +161,7 @@ def test_what_no_quoting_helps(word, line):
     with pytest.raises(InputError) as caught:
         compose_alone("train", [word])
     assert str(caught.value).startswith(line) and "\n" not in str(caught.value)
-    assert "hydra.cc" not in one_line(caught.value)
+    assert "hydra.cc" not in hydra_message(caught.value)
 
 
 def test_hydras_own_start_takes_them_too(tmp_path):

@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 
 from carvision.config.compose import flat_config
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -194,4 +194,4 @@ def _num_classes(folder: Path) -> dict[str, int]:
 
 
 def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
+    return one_line(error, 120)
