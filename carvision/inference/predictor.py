@@ -24,7 +24,7 @@ from carvision.data.loading.shared_batches import handed_over
 from carvision.data.packs.read import PackedPhoto
 from carvision.data.paths import nfc
 from carvision.errors import InputError
-from carvision.inference.model_file import decode_on_device, probs_of
+from carvision.inference.model_file import LoadedClassifier, decode_on_device, probs_of
 from carvision.models.classifier import Classifier
 from carvision.system.machine import FORK, num_cores
 
@@ -49,7 +49,7 @@ class Predictor(nn.Module):
     Raises InputError for models whose heads or classes differ; the order of the classes may differ.
     """
 
-    def __init__(self, models: list[Classifier], tta: str = "none"):
+    def __init__(self, models: list[LoadedClassifier], tta: str = "none"):
         super().__init__()
         if tta not in VIEWS:
             raise InputError(f"--tta: {tta!r} is not one of {', '.join(VIEWS)}")

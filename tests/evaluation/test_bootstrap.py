@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from carvision.evaluation.auc import class_aucs, resampled_aucs, resampled_micro_auc, scores_of
 from carvision.evaluation.bootstrap import bootstrap_intervals, draw_weights, point_metrics, resampled_metrics
 from carvision.evaluation.calibration import calibration_error, reliability
-from carvision.evaluation.metrics import class_aucs, resampled_aucs, resampled_micro_auc, scores_of
 from carvision.models.decoding import RULES
 from tests.evaluation.made import HEAD_WEIGHTS, LABELS, epoch_of, made, photo_losses
 

@@ -28,8 +28,7 @@ def figures(monkeypatch) -> list:
         kept.append(figure)
         save_figure(figure, file)
 
-    for module in (pictures, pictures, pictures):
-        monkeypatch.setattr(module, "save_figure", keep)
+    monkeypatch.setattr(pictures, "save_figure", keep)
     return kept
 
 

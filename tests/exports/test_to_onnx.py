@@ -58,12 +58,12 @@ def test_odd_heads_and_weights_in_a_second_file(tmp_path, monkeypatch):
 
 def test_a_file_that_disagrees_is_not_kept(tmp_path, monkeypatch):
     model = carvision.load(save_model(tmp_path))
-    monkeypatch.setattr(graphs, "_write", lambda model, path: path.write_bytes(b"not ours"))
+    monkeypatch.setattr(graphs, "_write_onnx", lambda model, path: path.write_bytes(b"not ours"))
 
     def wrong(model, path):
         graphs.require_agreement(1e-3, graphs.ONNX_TOLERANCE, path.name)
 
-    monkeypatch.setattr(graphs, "_check", wrong)
+    monkeypatch.setattr(graphs, "_check_onnx", wrong)
     with pytest.raises(InputError, match=r"model.onnx differs from the run's network by 1.0e-03"):
         export_onnx(model, tmp_path / "model.onnx")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.json", "model.safetensors"]

@@ -12,13 +12,13 @@ from carvision.data.health import class_counts, scan_photos
 from carvision.data.table import BOX, Classes, Table
 from carvision.errors import InputError
 from carvision.reports.health import (
-    UNREADABLE,
     choose_classes,
     plot_class_counts,
     plot_samples,
     print_health,
     write_health,
 )
+from carvision.reports.photos import UNREADABLE
 from carvision.reports.plots import SPLIT_COLOURS
 
 RED = (200, 30, 30)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, roc_auc_score, roc_curve
 
-from carvision.verification.score import (
+from carvision.verification.metrics import (
     Roc,
     accuracy,
     best_threshold,

@@ -5,9 +5,9 @@ import pytest
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from carvision.verification import pairs as scores
+from carvision.verification import pairs as of_pairs
 from carvision.verification.pairs import Pairs
-from carvision.verification.score import C_OF_ALL, fit_linear_svm, fit_methods
+from carvision.verification.score import C_OF_ALL, cosine, fit_linear_svm, fit_methods, l2
 
 
 def made(num=30, num_pairs=100, dims=6, seed=0) -> tuple[np.ndarray, np.ndarray, Pairs]:
@@ -21,21 +21,21 @@ def made(num=30, num_pairs=100, dims=6, seed=0) -> tuple[np.ndarray, np.ndarray,
 
 @pytest.mark.parametrize("block", [1, 7, 100, 4096])
 def test_cosine_and_distance_in_blocks_as_one_by_one(monkeypatch, block):
-    monkeypatch.setattr(scores, "BLOCK", block)
+    monkeypatch.setattr(of_pairs, "BLOCK", block)
     values, _, pairs = made()
-    cosine, l2 = scores.cosine(values, pairs), scores.l2(values, pairs)
-    assert cosine.shape == l2.shape == (100,)
+    cosines, distances = cosine(values, pairs), l2(values, pairs)
+    assert cosines.shape == distances.shape == (100,)
     for m, (i, j) in enumerate(zip(pairs.first, pairs.second, strict=True)):
         a, b = values[i].tolist(), values[j].tolist()
         dot = sum(x * y for x, y in zip(a, b, strict=True))
         lengths = sum(x * x for x in a) ** 0.5 * sum(y * y for y in b) ** 0.5
-        assert cosine[m] == pytest.approx(dot / lengths, abs=1e-5)
-        assert l2[m] == pytest.approx(-(sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) ** 0.5), abs=1e-5)
+        assert cosines[m] == pytest.approx(dot / lengths, abs=1e-5)
+        assert distances[m] == pytest.approx(-(sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) ** 0.5), abs=1e-5)
 
 
 def test_an_embedding_of_zeros_has_a_cosine_of_0():
     values = np.array([[0, 0], [1, 2]], dtype=np.float32)
-    assert scores.cosine(values, Pairs(np.array([0]), np.array([1]), np.array([True]))).tolist() == [0]
+    assert cosine(values, Pairs(np.array([0]), np.array([1]), np.array([True]))).tolist() == [0]
 
 
 def test_linear_svm_is_that_of_scikit_learn_on_standardised_differences():

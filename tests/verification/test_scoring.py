@@ -13,9 +13,10 @@ from carvision.data.table import Classes, Table
 from carvision.embedding.store import Embeddings
 from carvision.errors import InputError
 from carvision.verification import METHODS
-from carvision.verification.pairs import Pairs, VerificationTask, generate_pairs, l2
+from carvision.verification.metrics import accuracy, best_threshold
+from carvision.verification.pairs import Pairs, VerificationTask, generate_pairs
 from carvision.verification.run import accuracy_table, curve_tables, scores_frame, write_verification
-from carvision.verification.score import ScoredPairs, accuracy, best_threshold, score
+from carvision.verification.score import ScoredPairs, l2, score
 
 NAMES = tuple("abcdef")
 

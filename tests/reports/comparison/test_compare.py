@@ -13,8 +13,8 @@ from rich.console import Console
 
 from carvision.errors import InputError
 from carvision.reports.comparison.report import write_comparison
-from carvision.reports.comparison.sheets import runs_table
-from carvision.reports.tables import print_runs, to_markdown
+from carvision.reports.comparison.tables import print_runs, runs_table
+from carvision.reports.tables import to_markdown
 from tests.reports.comparison.test_frame import compared, write_folds, write_run
 
 

@@ -14,7 +14,7 @@ from carvision.errors import InputError
 from carvision.reports.comparison.frame import finest_metric, runs_frame, sort_by
 from carvision.reports.comparison.runs import find_runs, read_run
 from carvision.reports.comparison.settings import differing_keys, name_runs
-from carvision.reports.comparison.sheets import shown_columns
+from carvision.reports.comparison.tables import shown_columns
 
 NAN = float("nan")
 

@@ -7,7 +7,7 @@ import pytest
 from carvision.errors import InputError
 from carvision.reports.comparison.frame import pareto_front
 from carvision.reports.comparison.settings import against_of, matrix_of
-from carvision.reports.comparison.sheets import best_marks, matrix_marks, matrix_tables
+from carvision.reports.comparison.tables import best_marks, matrix_marks, matrix_tables
 from tests.reports.comparison.test_frame import NAN, compared, write_run
 
 
