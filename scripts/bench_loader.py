@@ -26,7 +26,7 @@ from PIL import Image
 from side_by_side import cpu_seconds, machine, measure, summarise, table, write
 from torch.utils.data import DataLoader
 
-from carvision.data import decode as squares
+from carvision.data import decode as decoding
 from carvision.data.decode import Libjpeg, Simplejpeg
 from carvision.data.images import Preprocessing, decode_part, open_bytes, wanted_part
 from carvision.data.loading.dataset import PhotoDataset, random_window
@@ -235,11 +235,11 @@ def with_pillow_draft(size_px: int) -> Callable:
 
 def with_carvision(size_px: int, kind: type) -> Callable:
     way, decoder = Preprocessing(size_px, (0.5,) * 3, (0.5,) * 3, "bicubic"), kind()
-    [out] = squares.empty_images(1, size_px)
+    [out] = decoding.empty_images(1, size_px)
 
     def decode(data: bytes, window: tuple):
-        squares.load_decoder = lambda: decoder
-        squares.decode_into(data, way, out, None, window)
+        decoding.load_decoder = lambda: decoder
+        decoding.decode_into(data, way, out, None, window)
 
     return decode
 
