@@ -10,7 +10,7 @@ from carvision.diagnosis import examine as examining
 from carvision.diagnosis import packages
 from carvision.diagnosis.examine import Examination, examine, summary
 from carvision.diagnosis.finding import Finding
-from carvision.diagnosis.speed import draw_jpeg
+from carvision.diagnosis.speed import draw_jpeg, measure_data
 from carvision.system.versions import requirements
 from tests.conftest import ROOT
 from tests.diagnosis.test_probe import SEGFAULT, python_path, write_stub
@@ -61,7 +61,8 @@ def test_a_torch_that_kills_its_process_and_the_rest_as_json(run_module, tmp_pat
         ("photos", {"import:PIL": {"error": "DLL load failed"}}, "could not be measured without Pillow and NumPy"),
     ],
 )
-def test_photos_that_cannot_be_measured(data, answers, what):
+def test_photos_that_cannot_be_measured(data, answers, what, monkeypatch):
+    monkeypatch.setattr(examining, "probe", lambda steps: {steps[1]: measure_data(data)})
     facts = {"answers": {"import:PIL": {}, "import:numpy": {}} | answers, "torch": {}}
     assert what in [finding.what for finding in examining.examine_photos(facts, data, lambda text: None).findings]
 

@@ -100,11 +100,8 @@ def test_what_fails_for_one_reason_is_one_finding():
 
 def test_a_module_that_hides_the_installed_one(tmp_path, monkeypatch):
     write_stub(tmp_path, "yaml")
-    monkeypatch.setattr(
-        packages,
-        "find_spec",
-        lambda name: SimpleNamespace(submodule_search_locations=[str(tmp_path / name)], origin=None),
-    )
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "yaml")], origin=None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: spec)
     [finding] = judge_shadowed_modules({"pyyaml": "6.0"}, {"import:yaml": {}})
     assert finding.severity == "note" and str(tmp_path / "yaml") in finding.what
     [finding] = judge_imports({"pyyaml": "6.0"}, {"import:yaml": {"error": "x"}})
