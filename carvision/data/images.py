@@ -227,17 +227,6 @@ def jpeg_markers(data: Bytes) -> Iterator[int]:
         start += 2 + (data[start + 2] << 8) + data[start + 3]
 
 
-def decode_array(image: Image.Image, preprocessing: Preprocessing, box: np.ndarray | None = None) -> np.ndarray:
-    """Decode an opened image to uint8 (3, size_px, size_px), RGB; a JPEG at no larger scale than needed.
-
-    box: left, top, right, bottom in pixels of the upright photo (None or NaN: the whole photo). Raises BadImage, also
-    for a box that isn't inside the photo, and for a file whose decoding would run a program.
-    """
-    size = (preprocessing.size_px, preprocessing.size_px)
-    resized = decode_part(image, preprocessing, box).resize(size, INTERPOLATIONS[preprocessing.interpolation])
-    return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
-
-
 def decode_part(
     image: Image.Image,
     preprocessing: Preprocessing,
@@ -245,8 +234,11 @@ def decode_part(
     window: tuple[float, float, float, float] = WHOLE,
     shift: float = 0.5,
 ) -> Image.Image:
-    """Decode the part of an image that is then resized: upright, RGB. Arguments: see `wanted_part`. Raises BadImage as
-    `decode_array` does."""
+    """Decode the part of an opened image that is then resized: upright, RGB; a JPEG at no larger scale than needed.
+
+    box, window, shift: see `wanted_part`. Raises BadImage, also for a box that isn't inside the photo, and for a file
+    whose decoding would run a program.
+    """
     check_size(*image.size)
     if image.format in RUN_PROGRAMS:
         raise BadImage(f"is {image.format}, and to decode that may run a program; convert it to JPEG or PNG")

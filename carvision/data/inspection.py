@@ -51,8 +51,7 @@ class PhotoFacts(NamedTuple):
     """The facts about one photo. What can't be read is 0, "" or NaN.
 
     bytes: size of the file. width, height: pixels of the upright photo. problem: "" or its kind; detail: the full
-    reason.
-    note: unusual properties that training handles, joined by "; ". digest: SHA-256 of the bytes as hex. red to
+    reason. note: unusual properties that training handles, joined by "; ". digest: SHA-256 of the bytes as hex. red to
     blue_std: mean and standard deviation of each channel in 0..1, of the photo scaled down to a short side of 64 pixels
     or more.
     """
@@ -222,7 +221,7 @@ def in_processes(function: Callable, tasks: Iterable[tuple], num_workers: int, a
         done = True
     except BrokenProcessPool:
         raise InputError(
-            "num_workers: a process that reads photos died, perhaps for want of memory; "
+            "num_workers: a process that reads photos died, possibly out of memory; "
             f"use fewer than {num_workers}, or 0 to read in the main process"
         ) from None
     finally:

@@ -41,9 +41,8 @@ class PhotoDataset(Dataset):
     """Batches of photos: dataset[list of Keys] -> Batch with images.
 
     A photo's randomness depends only on (seed, epoch, row), so a run is the same with any number of workers.
-    crop_scale,
-    crop_ratio: ranges of the random training crop's area, as a fraction, and aspect ratio. num_draws: random numbers
-    per photo for the augmentation.
+    crop_scale, crop_ratio: ranges of the random training crop's area, as a fraction, and aspect ratio. num_draws:
+    random numbers per photo for the augmentation.
     """
 
     def __init__(

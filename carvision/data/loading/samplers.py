@@ -44,7 +44,7 @@ class TrainSampler(Sampler[list[Key]]):
             self.batch_size = min(batch_size, max(1, self.num_photos // world_size))
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
-        self.start = 0  # batches that the next iteration skips, as the run had them before it was interrupted
+        self.start = 0  # batches that the next iteration skips, as an earlier start of the run has used them
 
     def set_epoch(self, epoch: int) -> None:  # called by Lightning at the start of each epoch
         self.epoch = epoch

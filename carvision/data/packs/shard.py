@@ -23,7 +23,7 @@ from carvision.data.images import (
     BadImage,
     Preprocessing,
     check_box,
-    decode_array,
+    decode_part,
     open_bytes,
     read_file,
     to_rgb,
@@ -168,7 +168,7 @@ def encode(data: bytes, box: Box, options: PackOptions) -> tuple[bytes, str, Box
             measured = (box[2] - box[0], box[3] - box[1]) if of_box else (width, height)
             scale = min(1.0, options.short_side_px / min(measured))
         if options.photos == "original" or (options.photos == "shrunk" and scale == 1.0):
-            decode_array(image, SMALLEST)
+            decode_part(image, SMALLEST)
             return data, extension, box
         size = max(1, round(width * scale)), max(1, round(height * scale))
         pixels = _shrink(image, turn, size)
