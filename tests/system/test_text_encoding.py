@@ -1,4 +1,4 @@
-"""UTF-8 in every locale: what commands print, the names of files, and the text files that the project opens."""
+"""UTF-8 in every locale: output of commands, names of files, and the text files that the project opens."""
 
 import ast
 import os
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from carvision.errors import InputError
 from tests.conftest import ROOT
 
 PRINTS = """
@@ -27,7 +26,7 @@ LOCALES = [
 
 
 @pytest.mark.parametrize("locale", LOCALES)
-def test_what_a_command_prints_is_utf8(tmp_path, locale):
+def test_commands_print_utf8(tmp_path, locale):
     (tmp_path / "Blüten" / "日本").mkdir(parents=True)
     removed = ("LC_ALL", "LANG", "LC_CTYPE", "PYTHONUTF8", "PYTHONIOENCODING", "PYTHONCOERCECLOCALE")
     environment = {name: value for name, value in os.environ.items() if name not in removed}
@@ -37,10 +36,6 @@ def test_what_a_command_prints_is_utf8(tmp_path, locale):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.decode("utf-8") == "Blüten 日本\n" and done.stderr.decode("utf-8") == "Blüten\n"
-
-
-def test_errors_name_files_of_any_bytes():
-    assert str(InputError("K\udce4fer.jpg is missing")) == "K\\xe4fer.jpg is missing"
 
 
 def _opened_as_text(tree: ast.AST) -> list[ast.Call]:
