@@ -29,7 +29,7 @@ HELP = """Predict the classes of photos with a trained model: a row a photo, in 
   find photos -name "*.jpg" | python -m carvision.predict RUN - --out predictions.jsonl --top 5
   python -m carvision.predict RUN --list RUN/splits.csv --split test --out test.csv --grid test.png
 
-The output stands in FILE.partial until it is whole; the same command again goes on where a killed one ended.
+The output is FILE.partial until it is complete; if the command is killed, the same one resumes where it stopped.
 """
 
 
@@ -50,7 +50,7 @@ def main() -> None:
         try:
             tally = predict(options)
         except KeyboardInterrupt:
-            log.info("stopped%s", "" if options.out is None else "; the same command again goes on from here")
+            log.info("stopped%s", "" if options.out is None else "; the same command resumes from here")
             raise
         except BrokenPipeError:  # by | head
             drop_output()
