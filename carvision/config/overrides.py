@@ -8,6 +8,7 @@ import inspect
 import os
 import re
 import shlex
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -160,3 +161,59 @@ def _in_a_shell(word: str) -> str:
     if not re.search(r"[\"$`!]|\\(?!')", word):
         return f'"{word}"'
     return shlex.quote(word)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What an override searches, of Hydra's types.
+
+    kind: "choice", "range", "interval", or another of Hydra's functions, such as "glob". tags: sorted. values: of a
+    choice or range, each as an override writes it. start, end: of an interval. step: of a range.
+    """
+
+    kind: str
+    tags: tuple[str, ...]
+    values: tuple[str, ...] = ()
+    start: float | int = 0
+    end: float | int = 0
+    step: float | int = 0
+
+
+def parse_search(word: str) -> tuple[str, Searched | None]:
+    """Return an override's key, and what it searches: None if it sets a single value. Raises Hydra's
+    OverrideParseException."""
+    from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep
+
+    [override] = parse_overrides([word], sweeps=True)
+    key, sweep = override.get_key_element().removesuffix("="), override.value()
+    if not override.is_sweep_override():
+        return key, None
+    kind = type(sweep).__name__.removesuffix("Sweep").lower()
+    match sweep:
+        case ChoiceSweep(tags=tags):
+            return key, Searched(kind, tuple(sorted(tags)), _written_values(override))
+        case RangeSweep(tags=tags, step=step):
+            return key, Searched(kind, tuple(sorted(tags)), _written_values(override), step=step)
+        case IntervalSweep(tags=tags, start=float() | int() as start, end=float() | int() as end):
+            return key, Searched(kind, tuple(sorted(tags)), start=start, end=end)
+    return key, Searched(kind, ())
+
+
+def _written_values(override: "Override") -> tuple[str, ...]:
+    from hydra.core.override_parser.types import QuotedString, Transformer
+
+    holds_path = is_path(override.key_or_group)
+
+    def write(value) -> str:
+        if holds_path and isinstance(value, str | QuotedString):  # Hydra drops its quotes within choice()
+            return quote_item(value if isinstance(value, str) else value.text)
+        return Transformer.str(value)
+
+    return tuple(map(str, override.sweep_iterator(write)))
+
+
+def write_value(value) -> str:
+    """Return a plain value as an override writes it: a list as [a,b], text in quotes where it needs them."""
+    from hydra.core.override_parser.types import Transformer
+
+    return str(Transformer.encode(value))
