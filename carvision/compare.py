@@ -19,7 +19,7 @@ HELP = """Compare runs: a table of their metrics, time and cost, their curves ov
 
 def compare(arguments: list[str] | None = None) -> None:
     """Write a comparison of runs. arguments: default: the command line's."""
-    options = parser().parse_args(words_of(arguments))
+    options = build_parser().parse_args(words_of(arguments))
     log_to_stderr()
     with one_line_errors():
         # Imported here, as --help and a wrong option need neither pandas nor matplotlib
@@ -30,24 +30,25 @@ def compare(arguments: list[str] | None = None) -> None:
     print(f"compare: {folder}")
 
 
-def parser() -> argparse.ArgumentParser:
-    it = create_parser("compare", HELP)
-    it.add_argument("given", nargs="+", type=Path, metavar="RUN", help="a run's folder, or a folder that holds runs")
-    add_out_folder(it, "compare/<time>")
-    it.add_argument("--names", type=lambda text: text.split(","), metavar="A,B", help="what the runs are called")
-    it.add_argument("--epoch", type=int, metavar="N", help="metrics at the end of this epoch, from 1; not the best one")
-    it.add_argument(
+def build_parser() -> argparse.ArgumentParser:
+    parser = create_parser("compare", HELP)
+    add = parser.add_argument
+    add("given", nargs="+", type=Path, metavar="RUN", help="a run's folder, or a folder that holds runs")
+    add_out_folder(parser, "compare/<time>")
+    add("--names", type=lambda text: text.split(","), metavar="A,B", help="what the runs are called")
+    add("--epoch", type=int, metavar="N", help="metrics at the end of this epoch, from 1; not the best one")
+    add(
         "--figure",
         dest="metric",
         metavar="METRIC",
         help="by which runs are judged (default: val/<head with most classes>/top1)",
     )
-    it.add_argument("--sort", metavar="METRIC", help="a metric, wall_min, cpu_min or cost to sort the runs by")
-    it.add_argument("--matrix", nargs=2, metavar=("ROWS", "COLUMNS"),
+    add("--sort", metavar="METRIC", help="a metric, wall_min, cpu_min or cost to sort the runs by")
+    add("--matrix", nargs=2, metavar=("ROWS", "COLUMNS"),
                     help="two keys of the configuration, or sets of them: optimizer.lr,optimizer.momentum")  # fmt: skip
-    it.add_argument("--against", metavar="KEY", help="a key of the configuration whose values are numbers")
-    it.add_argument("--price-per-hour", type=float, metavar="MONEY", help="instead of the runs' own run.price_per_hour")
-    return it
+    add("--against", metavar="KEY", help="a key of the configuration whose values are numbers")
+    add("--price-per-hour", type=float, metavar="MONEY", help="instead of the runs' own run.price_per_hour")
+    return parser
 
 
 if __name__ == "__main__":

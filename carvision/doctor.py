@@ -21,7 +21,7 @@ Exit status 1 if something will break, else 0.
 def doctor(arguments: list[str] | None = None) -> int:
     """Print the examination, and return the exit status. arguments: default: the command line's."""
     use_utf8()
-    options = parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     report = _to_terminal if sys.stderr.isatty() else (lambda text: None)
     found = None
     try:
@@ -43,15 +43,16 @@ def _to_terminal(text: str) -> None:
     print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def parser() -> argparse.ArgumentParser:
-    it = argparse.ArgumentParser(  # not config.options, which an older Python can't import
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(  # not config.options, which an older Python can't import
         "python -m carvision.doctor", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    it.add_argument("--data", metavar="FOLDER", help="photos: how fast are they read and decoded?")
-    it.add_argument("--out", metavar="FOLDER", default="runs", help="where runs will be written (default: runs)")
-    it.add_argument("--online", action="store_true", help="also ask whether the hub of pretrained weights answers")
-    it.add_argument("--json", action="store_true", help="for programs")
-    return it
+    add = parser.add_argument
+    add("--data", metavar="FOLDER", help="photos: how fast are they read and decoded?")
+    add("--out", metavar="FOLDER", default="runs", help="where runs will be written (default: runs)")
+    add("--online", action="store_true", help="also ask whether the hub of pretrained weights answers")
+    add("--json", action="store_true", help="for programs")
+    return parser
 
 
 if __name__ == "__main__":

@@ -31,10 +31,11 @@ def embed(arguments: list[str] | None = None) -> None:
 
 
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
-    it = create_parser("embed", HELP)
-    it.add_argument("--split", choices=["train", "val", "test", "all"], default="all", help="default: all")
-    it.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="in the file (default: float32)")
-    return parse(it, arguments)
+    parser = create_parser("embed", HELP)
+    add = parser.add_argument
+    add("--split", choices=["train", "val", "test", "all"], default="all", help="default: all")
+    add("--dtype", choices=["float32", "float16"], default="float32", help="in the file (default: float32)")
+    return parse(parser, arguments)
 
 
 if __name__ == "__main__":

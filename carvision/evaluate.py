@@ -40,31 +40,28 @@ def evaluate(arguments: list[str] | None = None) -> None:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    it = create_parser("evaluate", HELP, "%(prog)s RUN [data=<choice>] [data.<key>=<value> ...] [options]")
-    add_run(it)
-    it.add_argument("--split", choices=["train", "val", "test", "all"], default="test", help="default: test")
-    add_out_folder(it, "RUN/evaluations/<split>_<time>")
-    it.add_argument("--ensemble", nargs="+", type=Path, default=[], metavar="RUN", help="runs to average with RUN")
-    it.add_argument(
+    parser = create_parser("evaluate", HELP, "%(prog)s RUN [data=<choice>] [data.<key>=<value> ...] [options]")
+    add = parser.add_argument
+    add_run(parser)
+    add("--split", choices=["train", "val", "test", "all"], default="test", help="default: test")
+    add_out_folder(parser, "RUN/evaluations/<split>_<time>")
+    add("--ensemble", nargs="+", type=Path, default=[], metavar="RUN", help="runs to average with RUN")
+    add(
         "--tta", choices=["none", "flip", "crops", "flip_crops"], default="none",
         help="average views of each photo: its mirror image, five crops, or both (12 views)",
     )  # fmt: skip
-    it.add_argument("--match", choices=["id", "name"], default="id", help="what identifies a class (default: id)")
-    it.add_argument(
-        "--label", action="append", default=[], metavar="LABEL=HEAD", help="a label of the data that a head predicts"
-    )
-    it.add_argument(
-        "--samples", type=whole_from(0), default=1000, metavar="N", help="of the bootstrap (1000); 0: no intervals"
-    )
-    it.add_argument(
+    add("--match", choices=["id", "name"], default="id", help="what identifies a class (default: id)")
+    add("--label", action="append", default=[], metavar="LABEL=HEAD", help="a label of the data that a head predicts")
+    add("--samples", type=whole_from(0), default=1000, metavar="N", help="of the bootstrap (1000); 0: no intervals")
+    add(
         "--temperature", choices=["stored", "fit", "none"], default="stored",
         help="stored in the model, or fitted on the run's validation photos if there is none (default); fit: fit again",
     )  # fmt: skip
-    add_device(it)
-    options = parse_with_overrides(it, arguments)
+    add_device(parser)
+    options = parse_with_overrides(parser, arguments)
     pairs = [word.partition("=") for word in options.label]
     if not all(label and head for label, _, head in pairs):
-        it.error(f"--label: {' '.join(options.label)} is not of the form <label of the data>=<head of the model>")
+        parser.error(f"--label: {' '.join(options.label)} is not of the form <label of the data>=<head of the model>")
     options.label = {head: label for label, _, head in pairs}
     return options
 

@@ -30,13 +30,13 @@ NAMES = {"onnx": "model.onnx", "torch-export": "model.pt2", "timm": "timm", "hub
 
 def export(arguments: list[str] | None = None) -> None:
     """Export a run. arguments: default: the command line's."""
-    it = parser()
-    options = it.parse_args(words_of(arguments))
+    parser = build_parser()
+    options = parser.parse_args(words_of(arguments))
     formats = list(dict.fromkeys(options.format))
     if options.out and len(formats) > 1:
-        it.error("--out names one file or folder: give one --format with it")
+        parser.error("--out names one file or folder: give one --format with it")
     if options.head and not {"timm", "hub"} & set(formats):
-        it.error("--head belongs to --format timm and hub; the others hold all heads")
+        parser.error("--head belongs to --format timm and hub; the others hold all heads")
     log_to_stderr()
     with one_line_errors():
         problems = write(options.run, dict.fromkeys(formats, options.out), options.head)
@@ -111,14 +111,15 @@ def write_one(name: str, model, folder: Path, out: Path, head: str | None) -> No
     print(f"export: {out}")
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     usage = "%(prog)s RUN --format FORMAT... [--out PATH] [--head HEAD]"  # after --format, RUN would be taken for one
-    it = create_parser("export", HELP, usage)
-    add_run(it)
-    it.add_argument("--format", nargs="+", required=True, choices=list(NAMES), help="one or several; RUN comes first")
-    it.add_argument("--out", type=Path, metavar="PATH", help="the file or folder (default: in RUN/export)")
-    it.add_argument("--head", metavar="HEAD", help="the head that is timm's classifier (default: with most classes)")
-    return it
+    parser = create_parser("export", HELP, usage)
+    add = parser.add_argument
+    add_run(parser)
+    add("--format", nargs="+", required=True, choices=list(NAMES), help="one or several; RUN comes first")
+    add("--out", type=Path, metavar="PATH", help="the file or folder (default: in RUN/export)")
+    add("--head", metavar="HEAD", help="the head that is timm's classifier (default: with most classes)")
+    return parser
 
 
 if __name__ == "__main__":

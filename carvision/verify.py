@@ -35,26 +35,25 @@ def verify(arguments: list[str] | None = None) -> None:
 
 
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
-    it = create_parser("verify", HELP)
-    it.add_argument(
+    parser = create_parser("verify", HELP)
+    add = parser.add_argument
+    add(
         "--pairs", nargs="+", type=Path, default=[], metavar="FILE",
         help="lists of pairs, each a difficulty by its name; default: the data set's own, else drawn ones",
     )  # fmt: skip
-    it.add_argument(
+    add(
         "--split", choices=["train", "val", "test", "all"],
         help="draw pairs of these photos (default: test), also where the data set has lists of pairs",
     )  # fmt: skip
-    it.add_argument(
+    add(
         "--train-split", choices=["train", "val"], default="train",
         help="photos of the training pairs (default: train); the network has not been fitted to those of val",
     )  # fmt: skip
-    it.add_argument(
-        "--num-pairs", type=whole_from(2), default=2000, metavar="N", help="drawn of each difficulty (2000)"
-    )
-    it.add_argument("--label", metavar="LABEL", help="whose classes make a pair the same (default: the finest)")
-    it.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all four")
-    it.add_argument("--seed", type=whole_from(0), default=0, help="of drawn pairs (0)")
-    options = parse(it, arguments)
+    add("--num-pairs", type=whole_from(2), default=2000, metavar="N", help="drawn of each difficulty (2000)")
+    add("--label", metavar="LABEL", help="whose classes make a pair the same (default: the finest)")
+    add("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all four")
+    add("--seed", type=whole_from(0), default=0, help="of drawn pairs (0)")
+    options = parse(parser, arguments)
     options.methods = [method for method in METHODS if method in options.methods]  # each once
     return options
 

@@ -6,16 +6,6 @@ import pytest
 from PIL import Image
 
 from carvision.diagnosis import speed
-from carvision.diagnosis.speed import (
-    describe_data,
-    describe_decoding,
-    draw_jpeg,
-    find_sample_photos,
-    judge_data,
-    judge_decoding,
-    measure_data,
-    measure_decoding,
-)
 
 GOOD = {
     "found": 100, "all": True, "bad": 0, "tried": 64, "reads": 2000.0, "bytes": 60e3,
@@ -26,30 +16,30 @@ FAST = {"rates": [400.0, 100.0], "shared": 1.0, "decoder": "libjpeg", "why": ""}
 
 def test_drawn_photos_have_sizes_of_real_ones_and_are_measured():
     for width, height in speed.SIZES:
-        data = draw_jpeg(width, height)
+        data = speed.draw_jpeg(width, height)
         image = Image.open(io.BytesIO(data))
         assert image.format == "JPEG" and image.size == (width, height)
         assert 0.1 < len(data) / (width * height) < 1.5  # bytes a pixel
-    answer = measure_decoding()
+    answer = speed.measure_decoding()
     small, large = answer["rates"]
     assert small > large > 0 and answer["shared"] > 0
-    assert "of 504 x 336" in describe_decoding(answer)
+    assert "of 504 x 336" in speed.describe_decoding(answer)
 
 
 def test_a_folder_is_measured_and_bad_photos_are_counted(tmp_path, monkeypatch):
     for number in range(6):
         (tmp_path / "a" / f"{number % 2}").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "a" / f"{number % 2}" / f"{number}.JPG").write_bytes(draw_jpeg(64, 48))
+        (tmp_path / "a" / f"{number % 2}" / f"{number}.JPG").write_bytes(speed.draw_jpeg(64, 48))
     (tmp_path / "a" / "bad.png").write_bytes(b"no photo")
     (tmp_path / "a" / "notes.txt").write_text("")
-    answer = measure_data(str(tmp_path))
+    answer = speed.measure_data(str(tmp_path))
     assert answer["found"] == answer["tried"] == 7 and answer["bad"] == 1 and answer["all"]
     assert answer["reads"] > 0 and answer["decodes"] > 0 and answer["bytes"] > 1000
-    assert describe_data(answer, "ext4").startswith("7 photos of about ")
-    findings = judge_data("photos", answer, "ext4")
+    assert speed.describe_data(answer, "ext4").startswith("7 photos of about ")
+    findings = speed.judge_data("photos", answer, "ext4")
     assert findings[0].severity == "breaks" and "1 of 7 photos" in findings[0].what
     monkeypatch.setattr(speed, "MAX_FILES", 3)  # a large folder is read in part
-    assert len(find_sample_photos(tmp_path)) == 3
+    assert len(speed.find_sample_photos(tmp_path)) == 3
 
 
 @pytest.mark.parametrize(
@@ -63,19 +53,19 @@ def test_a_folder_is_measured_and_bad_photos_are_counted(tmp_path, monkeypatch):
     ],
 )
 def test_a_folder_that_breaks_or_slows_training(answer, severity, words):
-    assert judge_data("photos", GOOD, "nfs4") == []
-    [finding] = judge_data("photos", answer, "nfs4")
+    assert speed.judge_data("photos", GOOD, "nfs4") == []
+    [finding] = speed.judge_data("photos", answer, "nfs4")
     assert finding.severity == severity and words in finding.what
 
 
 def test_decoding_compared_with_the_needs_of_a_gpu():
-    assert judge_decoding(FAST, num_workers=15, num_gpus=1) == []
-    assert judge_decoding(FAST, num_workers=1, num_gpus=0) == []
-    [finding] = judge_decoding(FAST, num_workers=1, num_gpus=1)
+    assert speed.judge_decoding(FAST, num_workers=15, num_gpus=1) == []
+    assert speed.judge_decoding(FAST, num_workers=1, num_gpus=0) == []
+    [finding] = speed.judge_decoding(FAST, num_workers=1, num_gpus=1)
     assert finding.severity == "slow" and "about 400 photos a second" in finding.what
-    assert judge_decoding(FAST, num_workers=15, num_gpus=8)
-    [finding] = judge_decoding({**FAST, "rates": [40.0, 9.0]}, 15, 0)
+    assert speed.judge_decoding(FAST, num_workers=15, num_gpus=8)
+    [finding] = speed.judge_decoding({**FAST, "rates": [40.0, 9.0]}, 15, 0)
     assert "40 photos a second" in finding.what
-    [finding] = judge_decoding({**FAST, "decoder": "pillow", "why": "libjpeg: no cc"}, 15, 0)
+    [finding] = speed.judge_decoding({**FAST, "decoder": "pillow", "why": "libjpeg: no cc"}, 15, 0)
     assert "no cc" in finding.what and "libjpeg-turbo" in finding.fix
-    assert judge_decoding({"error": "x"}, 1, 1) == [] and describe_decoding({}) == "not measured"
+    assert speed.judge_decoding({"error": "x"}, 1, 1) == [] and speed.describe_decoding({}) == "not measured"
