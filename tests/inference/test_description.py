@@ -2,6 +2,7 @@
 
 import json
 import operator
+import shutil
 
 import numpy as np
 import pytest
@@ -14,9 +15,15 @@ from tests.inference.model_files import change, refusal, rewrite
 from tests.inference.tiny import save_tiny
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("original"))
+
+
 @pytest.fixture
-def saved(tmp_path):
-    return save_tiny(tmp_path)
+def saved(original, tmp_path):
+    """Copy a saved model: saving waits for the disk."""
+    return shutil.copytree(original, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
