@@ -123,8 +123,10 @@ def shot_of(tally: "Tally", photo: "Photo", truth: "Truth", row: dict) -> "Shot"
             captions.append(Caption(f"{label} {float(row[label]):.4g}"))
             continue
         code, prob = truth.get(label), row.get(f"{label}_prob")
-        known = (tally.class_names[label][code], tally.is_right(label, code, row)) if code is not None else ()
-        captions.append(Caption(row[label], None if prob is None else float(prob), *known))
+        true, right = None, None
+        if code is not None:
+            true, right = tally.class_names[label][code], tally.is_right(label, code, row)
+        captions.append(Caption(row[label], None if prob is None else float(prob), true, right))
     return photo.file, photo.box, captions
 
 

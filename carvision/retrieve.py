@@ -22,9 +22,10 @@ SPLITS = ["train", "val", "test"]
 
 
 def retrieve(arguments: list[str] | None = None) -> None:
+    """Write a retrieval report. arguments: default: the command line's."""
     options = options_of(arguments)
     with one_line_errors():
-        # Only now: --help and a wrong option do not wait for torch.
+        # Imported here, as --help and a wrong option need no torch
         from carvision.embedding.retrieval import run
 
         folder = run(options)
@@ -34,14 +35,12 @@ def retrieve(arguments: list[str] | None = None) -> None:
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     it = create_parser("retrieve", HELP)
     it.add_argument("--split", choices=[*SPLITS, "all"], default="test", help="the queries (default: test)")
-    it.add_argument(
-        "--gallery", nargs="+", choices=SPLITS, metavar="SPLIT", help="where they are looked for (default: train)"
-    )
-    it.add_argument("--leave-one-out", action="store_true", help="look for each query among the other queries")
+    it.add_argument("--gallery", nargs="+", choices=SPLITS, metavar="SPLIT", help="where to search (default: train)")
+    it.add_argument("--leave-one-out", action="store_true", help="search for each query among the other queries")
     it.add_argument("--query", nargs="+", type=Path, default=[], metavar="PHOTO", help="instead of a split's photos")
     it.add_argument(
         "--box", nargs=4, type=float, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
-        help="of the --query, in pixels: the part to look at, for a network that was trained on boxes",
+        help="of the --query, in pixels: the part to use, for a network that was trained on boxes",
     )  # fmt: skip
     it.add_argument("--label", help="whose classes count (default: the finest, the model of a car)")
     it.add_argument(

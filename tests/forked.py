@@ -13,7 +13,9 @@ from unittest import mock
 
 # One for all tests of this process: what is imported before the first fork, and no more than that
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.small_runs", "carvision.search.trial", "carvision.search.report"])
+CONTEXT.set_forkserver_preload(
+    ["tests.small_runs", "carvision.search.trial", "carvision.search.run", "carvision.search.plots"]
+)
 
 
 def process(target, *arguments, **options) -> multiprocessing.Process:
