@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 
 
 def pack_command(cfg: "DictConfig") -> None:
+    """Pack a data set, or verify a pack."""
     from omegaconf import OmegaConf, open_dict
 
-    heads = tuple(OmegaConf.select(cfg, "model.heads") or ())  # that the data group brings for training
+    heads = tuple(OmegaConf.select(cfg, "model.heads") or ())  # those that the choice of data sets for training
     with open_dict(cfg):
         cfg.pop("model", None)
-        cfg.pop("trainer", None)  # as the demo data bring it
+        cfg.pop("trainer", None)  # data=demo sets it
         if cfg.verify is not None:
             cfg.pop("data")  # its root need not be given
     config = plain_config(cfg)
@@ -34,7 +35,7 @@ def pack_command(cfg: "DictConfig") -> None:
 
 
 def _pack(config: dict, heads: tuple[str, ...], num_workers: int) -> None:
-    # Only now: a wrong value was told without waiting for pandas.
+    # Imported here, as a wrong value is reported without pandas
     from dataclasses import replace
 
     from carvision.data.build import build_split, build_table, download

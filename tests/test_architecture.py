@@ -39,17 +39,17 @@ MAX_MODULES, MAX_LINES, MIN_LINES = 9, 450, 60
 # Why a module of fewer lines stands alone
 SHORT = {
     "augment.draws": "all steps of the augmentation use it",
-    "config.options": "imports no torch, so that --help and a wrong option need none",
     "diagnosis.finding": "what all parts of the diagnosis return",
     "embedding.options": "imports no torch, so that --help and a wrong option need none",
     "errors": "every module uses it",
     "files.log": "one subject",
     "models.decoding": "one subject",
     "models.freezing": "one subject",
+    "models.small_networks": "its import registers them with timm",
 }
 # What one module, or one room, has to itself
 ONE_HOME = {
-    "hydra": ("carvision.config",),
+    "hydra": ("carvision.config", "carvision.search.space"),  # the latter is written in the grammar of its overrides
     "fcntl": ("carvision.files.locks",),
     "rich.progress": ("carvision.files.progress",),
     "pytorch_lightning": ("carvision.training", "carvision.data.loading.loader", "carvision.search.trial"),

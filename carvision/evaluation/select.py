@@ -4,11 +4,11 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
-from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -20,6 +20,9 @@ from carvision.data.paths import nfc
 from carvision.data.splits import splits_in
 from carvision.data.table import SPLITS, UNKNOWN, Classes, Table
 from carvision.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
 log = logging.getLogger(__name__)
 
@@ -205,7 +208,7 @@ def compose_data(about: dict, overrides: list[str]) -> DataChoice:
     return DataChoice(data, same_split, same_split and keys <= NEUTRAL, "data.root" in keys)
 
 
-def _parse(overrides: list[str]) -> list[Override]:
+def _parse(overrides: list[str]) -> "list[Override]":
     with as_input_errors():
         parsed = parse_overrides(overrides)
     for override in parsed:
@@ -219,7 +222,7 @@ def _parse(overrides: list[str]) -> list[Override]:
     return parsed
 
 
-def _check_key(config: DictConfig, given: Override) -> None:
+def _check_key(config: DictConfig, given: "Override") -> None:
     key = given.key_or_group
     parent = OmegaConf.select(config, key.rpartition(".")[0])
     # not `in parent`, which is false for a key whose value is mandatory

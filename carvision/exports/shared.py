@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from carvision.errors import InputError, one_line
+from carvision.files.atomic import PARTIAL
 from carvision.files.folders import shorten
 from carvision.models.classifier import Classifier
 
@@ -87,7 +88,7 @@ def atomic_export(path: Path) -> Iterator[Path]:
     file); on failure nothing is left. Raises InputError if `path` already exists or can't be written.
     """
     require_absent(path)
-    hidden = path.parent / f".{path.name}.{os.getpid()}.partial"
+    hidden = path.parent / f".{path.name}.{os.getpid()}{PARTIAL}"
     try:
         hidden.mkdir(parents=True)
         try:

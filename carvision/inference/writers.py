@@ -26,25 +26,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from carvision.errors import InputError, one_line
-from carvision.files.atomic import open_kept, open_new, own_folder
+from carvision.files.atomic import PARTIAL, open_kept, open_new, own_folder, rename
 from carvision.files.folders import shorten
+from carvision.files.locks import try_lock
 from carvision.inference.rows import JSON_LINES, SEPARATORS, Kind, header, read_rows, to_text
-
-try:
-    import fcntl
-except ImportError:  # Windows, where nothing prevents two commands from writing the same file at once
-    fcntl = None
-
 
 PART = re.compile(r"\d{12}\.(parquet|unfinished)|whole")  # files in the folder of an unfinished Parquet file
 
 
 def partial_path(file: Path) -> Path:
-    return file.with_name(file.name + ".partial")
+    return file.with_name(f"{file.name}{PARTIAL}")
 
 
 def settings_path(file: Path) -> Path:
-    return file.with_name(file.name + ".partial.json")
+    return file.with_name(f"{file.name}{PARTIAL}.json")
 
 
 def claim(file: Path, settings: dict, overwrite: bool) -> TextIO:
@@ -76,7 +71,7 @@ def claim(file: Path, settings: dict, overwrite: bool) -> TextIO:
 
 def release(file: Path, opened: TextIO) -> None:
     """Remove the settings file and its lock, once `file` is complete."""
-    if fcntl is None:
+    if os.name == "nt":
         opened.close()  # Windows can't delete an open file
     settings_path(file).unlink(missing_ok=True)
     opened.close()
@@ -109,16 +104,9 @@ def _lock(file: Path) -> TextIO:
     while True:
         opened = open_kept(settings_path(file), "a+", encoding="utf-8")
         opened.seek(0)
-        if fcntl is None:
-            return opened
-        try:
-            # Not flock(): the decoding workers would inherit its lock and hold it after the command is killed
-            fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
+        if not try_lock(opened):
             opened.close()
-            raise InputError(
-                f"--out: another command is writing {file} now; wait for it, or give another name"
-            ) from None
+            raise InputError(f"--out: another command is writing {file} now; wait for it, or give another name")
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(opened.fileno()), settings_path(file).stat()):
                 return opened
@@ -267,7 +255,7 @@ class TextFile:
             self.stream.flush()
             os.fsync(self.stream.fileno())
             self.stream.close()
-            partial_path(self.file).replace(self.file)
+            rename(partial_path(self.file), self.file)
             release(self.file, self.opened)
 
     def close(self) -> None:
@@ -321,7 +309,7 @@ class ParquetFile:
                         writer.write_table(table)
                 out.flush()
                 os.fsync(out.fileno())
-            whole.replace(self.file)
+            rename(whole, self.file)
             discard(self.file)
             release(self.file, self.opened)
 

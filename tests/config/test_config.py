@@ -131,7 +131,7 @@ def test_a_wrong_value_is_named_with_what_was_allowed(override, line):
         ("experiment=typo", "experiment: 'typo' is not one of "),
         ("dta=folder", "dta: there is no such key"),
         ("optimizer.momentum=0.9", "optimizer.momentum: the optimizer that is chosen has no such key; choose another"),
-        ("phases.a.epochs=3", "phases.a.epochs: the phase does not say this yet"),
+        ("phases.a.epochs=3", "phases.a.epochs: the phase does not have this key yet"),
     ],
 )
 def test_hydras_errors_become_one_line(override, line):

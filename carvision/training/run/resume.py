@@ -15,10 +15,10 @@ from carvision.data.paths import nfc
 from carvision.data.splits import splits_of
 from carvision.data.table import Table
 from carvision.errors import InputError, one_line
-from carvision.files.atomic import refuse_link_out
+from carvision.files.atomic import link_or_copy, refuse_link_out
 from carvision.training.callbacks import read_history
 from carvision.training.optim import build_phases
-from carvision.training.run.checkpoints import BEST, LAST, NEW, PREVIOUS, is_intact, link_or_copy
+from carvision.training.run.checkpoints import BEST, LAST, NEW, PREVIOUS, is_intact
 from carvision.training.run.folder import METRICS, read_config
 
 log = logging.getLogger(__name__)
