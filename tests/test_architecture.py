@@ -45,7 +45,6 @@ SHORT = {
     "files.log": "one subject",
     "models.decoding": "one subject",
     "models.freezing": "one subject",
-    "models.small_networks": "its import registers them with timm",
 }
 # What one module, or one room, has to itself
 ONE_HOME = {

@@ -12,7 +12,7 @@ from torch import nn
 from carvision.errors import InputError
 from carvision.exports.shared import atomic_export, largest_difference, random_images, require_agreement
 from carvision.models.classifier import Classifier, head_module
-from carvision.models.small_networks import IN_TIMM
+from carvision.models.report_networks import IN_TIMM
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from carvision.data.loading.loader import EarlyLoader
 from carvision.errors import one_line
 from carvision.files.atomic import write_csv, write_json
-from carvision.metrics import figure_names
+from carvision.metrics import metric_names
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class History(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         # Before the checkpoint callbacks: an epoch with a checkpoint also has its row.
-        names = figure_names(module.labels, module.metric_learning is not None)
+        names = metric_names(module.labels, module.metric_learning is not None)
         train_names = [name for name in names if name not in ("embedding/recall_at_1", "embedding/map_at_r")]
         columns = [*(f"train/{name}" for name in train_names), *(f"val/{name}" for name in names)]
         found = {**dict.fromkeys(columns), **trainer.callback_metrics}  # undefined metrics become empty cells

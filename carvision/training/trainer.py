@@ -11,7 +11,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from carvision.data.loading.loader import PhotoDataModule
 from carvision.errors import InputError, nearest, one_line
 from carvision.files.atomic import own_folder
-from carvision.metrics import figure_names
+from carvision.metrics import metric_names
 from carvision.reports.comparison.frame import lower_is_better
 from carvision.training.batch_size import FindBatchSize, require_gpu, with_batch_size
 from carvision.training.callbacks import (
@@ -222,7 +222,7 @@ def _create_tensorboard(folder: Path) -> TensorBoardLogger:
 
 def check_monitors(cfg: dict, labels: dict[str, dict]) -> None:
     """Raise InputError if a monitored metric does not exist in this run."""
-    names = figure_names(labels, with_metric_loss=cfg["metric_loss"]["name"] != "none", with_auc=True)
+    names = metric_names(labels, with_metric_loss=cfg["metric_loss"]["name"] != "none", with_auc=True)
     known = [f"{split}/{name}" for split in ("val", "train") for name in names]
     for key, monitor in monitors_of(cfg).items():
         require_monitor(key, monitor, known)
