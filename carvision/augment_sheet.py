@@ -37,7 +37,7 @@ def augment_sheet(cfg: "DictConfig") -> None:
     datamodule = build_datamodule(config, folds_of(config["data"]["split"])[0])
     assert datamodule.table is not None  # build_datamodule has set it up
     plot_augmented(
-        datamodule.photos["train"],
+        datamodule.datasets["train"],
         datamodule.table.of_split("train"),
         Augment(augment["order"], augment["steps"]),
         Mix(augment["mixup"], augment["cutmix"], augment["mix_p"]),

@@ -40,7 +40,7 @@ def _pack(config: dict, heads: tuple[str, ...], num_workers: int) -> None:
 
     from carvision.data.build import build_split, build_table, download
     from carvision.data.packs.index import shards_of
-    from carvision.data.packs.shard import Form
+    from carvision.data.packs.shard import PackOptions
     from carvision.data.packs.write import pack
     from carvision.files.log import start_log
 
@@ -50,7 +50,7 @@ def _pack(config: dict, heads: tuple[str, ...], num_workers: int) -> None:
     table = build_table(data, annotations=True)
     if data["split"]["kind"] != "official" or data["split"]["file"]:
         table = build_split(table, data["split"])
-    form = Form(
+    options = PackOptions(
         config["photos"],
         config["short_side_px"] or round(data["image_px"] * 8 / 7),
         config["jpeg_quality"],
@@ -58,7 +58,7 @@ def _pack(config: dict, heads: tuple[str, ...], num_workers: int) -> None:
         data["on_bad_image"],
     )
     folder = Path(config["out"])
-    packed = pack(replace(table, heads=heads or table.heads), form, config["shard_mb"], folder, num_workers)
+    packed = pack(replace(table, heads=heads or table.heads), options, config["shard_mb"], folder, num_workers)
     shards = shards_of(packed).all
     total_mb = sum(shard.bytes for shard in shards) / 1e6
     print(f"{len(packed):,} photos, {total_mb:,.1f} MB; shards: {len(shards)}; train with data=packed")

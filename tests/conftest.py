@@ -23,12 +23,12 @@ def real_data() -> Path:
 
 # One of these, begun last, would keep one process busy while the others have ended
 LONG_FILES = [
-    "training/test_launchers.py",
+    "training/distributed/test_launchers.py",
     "search/test_sweeps.py",
-    "training/test_resuming.py",
-    "training/test_kept_features.py",
-    "training/test_more_epochs.py",
-    "training/test_strange_run_folders.py",
+    "training/run/test_resume.py",
+    "training/features/test_cache.py",
+    "training/run/test_more_epochs.py",
+    "training/run/test_strange_run_folders.py",
     "training/test_phases.py",
 ]
 

@@ -24,8 +24,7 @@ from rich.text import Text
 from carvision.config.compose import choices_of
 from carvision.files.atomic import own_folder, write_csv, write_text
 from carvision.files.locks import lock_when_free
-from carvision.reports.comparison.sheets import TextTable
-from carvision.reports.tables import print_table, write_html
+from carvision.reports.tables import TextTable, print_table, write_html
 from carvision.search.build import Sweep, compose
 from carvision.search.queue import (
     BEST_EPOCH,

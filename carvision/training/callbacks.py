@@ -230,7 +230,7 @@ class ReadAhead(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch, batch_idx: int) -> None:
         loader = trainer.val_dataloaders
         if isinstance(loader, EarlyLoader) and trainer.num_training_batches - batch_idx <= 2 * loader.num_workers:
-            loader.begin()
+            loader.start_workers()
 
 
 class MovingAverage(WeightAveraging):

@@ -142,7 +142,7 @@ def _read_records(file: Path) -> list[pd.DataFrame]:
 def record_photos(trainer: pl.Trainer, batches: range, file: Path) -> str:
     """Add the photos of these batches of the epoch, of all processes, to the file; return the first few, as text."""
     rows = trainer.train_dataloader.sampler.rows(trainer.current_epoch)
-    photos = trainer.datamodule.photos["train"]
+    photos = trainer.datamodule.datasets["train"]
     listed = [(i, photos.path(row)) for i in batches for row in rows[i]]
     if trainer.is_global_zero:
         new = pd.DataFrame(listed, columns=["batch", "path"])

@@ -41,7 +41,7 @@ def evaluated(root, on_bad_image: str, batch_size: int):
 @pytest.mark.parametrize("batch_size", [100, 50, 7, 5])  # 72 photos: 72, 2 * 36, 11 * 7 and 15 * 5 places
 def test_figures_are_those_of_the_photos_alone(photos_with_a_bad_one, on_bad_image, batch_size):
     lit, figures, datamodule = evaluated(photos_with_a_bad_one, on_bad_image, batch_size)
-    photos = datamodule.photos["test"]
+    photos = datamodule.datasets["test"]
     assert len(photos.paths) == 72
     assert len(datamodule.bad_images) == 1
     rows = [row for row in range(72) if row != 3 or on_bad_image == "blank"]

@@ -113,7 +113,9 @@ def test_in_a_folder_that_was_moved_the_best_epoch_is_still_known_and_other_valu
     folder = tmp_path / "there"
     train(tmp_path / "here", *first_is_best, "run.max_epochs_per_start=1").rename(folder)
     before = (folder / "history.csv").read_text()
-    with pytest.raises(InputError, match=r"the beginning of another run: optimizer.lr=0.01 became 0.1\. Give"):
+    with pytest.raises(
+        InputError, match=r"holds an unfinished run with other values: optimizer.lr=0.01 became 0.1\. Give"
+    ):
         train(folder, *first_is_best, "optimizer.lr=0.1")
     assert (folder / "history.csv").read_text() == before
     train(folder, *first_is_best, "run.price_per_hour=3.6")

@@ -119,9 +119,9 @@ def run_training(
         write_text(folder / "summary.txt", summarise_network(lit.model) + "\n")
         write_environment(folder, cfg, trainer)
     linear = wants_linear_start(cfg, lit.model)
-    datamodule.kept = create_feature_cache(cfg, lit, datamodule, clock, with_train=linear)
+    datamodule.cached_features = create_feature_cache(cfg, lit, datamodule, clock, with_train=linear)
     if linear:
-        trainer.callbacks.insert(0, LinearStart(datamodule.kept, clock, cfg["seed"]))
+        trainer.callbacks.insert(0, LinearStart(datamodule.cached_features, clock, cfg["seed"]))
     clock.lap("building")
     try:
         ended = fit_phases(trainer, lit, datamodule, resume_point, cfg["run"]["max_epochs_per_start"])
@@ -169,7 +169,7 @@ def _test(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, 
             metrics["decodings"]["val"] = best["decodings"]
         else:  # a checkpoint of an earlier version
             evaluated["val"] = (trainer.validate, lit.val_metrics)
-    if with_test and "test" in datamodule.photos:
+    if with_test and "test" in datamodule.datasets:
         evaluated["test"] = (trainer.test, lit.test_metrics)
     for split, (evaluate, counters) in evaluated.items():
         evaluate(lit, datamodule=datamodule, verbose=False)

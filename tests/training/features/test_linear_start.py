@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from carvision.data.loading import dataset
-from carvision.data.loading.dataset import KeptPhotos
+from carvision.data.loading.dataset import CachedFeatures
 from carvision.errors import InputError
 from carvision.models.classifier import Classifier, Head
 from carvision.training.features import linear_start
@@ -147,7 +147,7 @@ def test_kept_photos_that_are_bad_or_unknown_do_not_count():
         model.description, labels, {"size_px": 32, "mean": [0.5] * 3, "std": [0.5] * 3}, {"name": "cross_entropy"},
         [phase], {**cfg["augment"]}, {"make": [1.0, 3.0]}, model=model,
     )  # fmt: skip
-    part = KeptPhotos(torch.zeros(4, 2), np.arange(4), {1: "empty"}, {"make": torch.tensor([0, 0, -1, 1])})
+    part = CachedFeatures(torch.zeros(4, 2), np.arange(4), {1: "empty"}, {"make": torch.tensor([0, 0, -1, 1])})
     _, found = linear_start.head_problem(lit, "make", {"train": part, "val": part})
     assert found["train"][1].tolist() == [1, 0, 0, 3] and found["val"][1].tolist() == [1, 0, 0, 1]
 
