@@ -137,7 +137,7 @@ def test_the_best_trial_is_an_experiment_of_its_own_over_several_seeds(hyperband
 
 
 def test_trials_without_memory_or_with_impossible_keys_fail_alone(tmp_path, demo_photos):
-    """Of 10 units and 3 layers, each half the one before, the third would have 2.5."""
+    """Three layers from 10 units, each half the one before: the third would have 2.5."""
     folder = tmp_path / "sweep"
     follows = "+sweep.follows={model.trunk.hidden: '${halving:${units},${layers}}'}"
     words = ["sweep=grid", "units=choice(10,4000000000,12)", "layers=range(1,4,step=2)", follows, "sweep.keep=1"]
