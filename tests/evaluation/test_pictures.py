@@ -1,7 +1,5 @@
 """Pictures of an evaluation: they have the size of what they show, and no text lies on another."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest

@@ -113,7 +113,7 @@ def test_areas_are_exact_and_other_metrics_those_of_training(evaluated):
 def test_the_matrix_has_its_own_order_of_classes(evaluated, tmp_path, monkeypatch):
     drawn = []
     for name in ("plot_confusion", "plot_pairs", "plot_reliability"):
-        monkeypatch.setattr(of_head, name, lambda *arguments: drawn.append(arguments))
+        monkeypatch.setattr(report, name, lambda *arguments: drawn.append(arguments))
     part = report.head_results(evaluated.predictions, LABELS, "joint")["model"]
     report.write_head(evaluated.predictions, LABELS, part, "a run", False, tmp_path)
     cells, names, parents = drawn[0][:3]
