@@ -1,12 +1,10 @@
 """python -m carvision.compare RUN...: finished runs side by side. See --help."""
 
 import argparse
-import logging
-import sys
 import time
 from pathlib import Path
 
-from carvision.config.overrides import expand_options
+from carvision.config.options import add_out_folder, create_parser, log_to_stderr, words_of
 from carvision.errors import one_line_errors
 
 HELP = """Compare runs: a table of their figures, time and cost, their curves overlaid, accuracy against time and money.
@@ -20,8 +18,8 @@ HELP = """Compare runs: a table of their figures, time and cost, their curves ov
 
 
 def compare(arguments: list[str] | None = None) -> None:
-    options = parser().parse_args(expand_options(sys.argv[1:] if arguments is None else arguments))
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    options = parser().parse_args(words_of(arguments))
+    log_to_stderr()
     with one_line_errors():
         # Only now: --help and a wrong option wait for neither pandas nor matplotlib.
         from carvision.reports.comparison.report import write_comparison
@@ -32,11 +30,9 @@ def compare(arguments: list[str] | None = None) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    it = argparse.ArgumentParser(
-        "python -m carvision.compare", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    it = create_parser("compare", HELP)
     it.add_argument("given", nargs="+", type=Path, metavar="RUN", help="a run's folder, or a folder that holds runs")
-    it.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: compare/<time>)")
+    add_out_folder(it, "compare/<time>")
     it.add_argument("--names", type=lambda text: text.split(","), metavar="A,B", help="what the runs are called")
     it.add_argument("--epoch", type=int, metavar="N", help="figures of the end of this epoch, from 1; not the best one")
     it.add_argument(

@@ -1,14 +1,9 @@
 """python -m carvision.embed RUN [overrides]: photos as vectors, on disk. See --help."""
 
 import argparse
-import os
 
 from carvision.embedding.options import create_parser, parse
 from carvision.errors import one_line_errors
-
-# Read by OpenMP when torch is imported: threads that wait sleep, instead of keeping the cores busy that the photo
-# readers need.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 HELP = """Write the embeddings of a data set: a vector for each photo, near to those of photos that look alike.
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from carvision.system.runtime import use_utf8
+from carvision.system.runtime import set_thread_defaults, use_utf8
 
 
 class InputError(ValueError):
@@ -27,9 +27,11 @@ def one_line_errors() -> Iterator[None]:
     """Around a command: an InputError, and a name too long for a disk, end it with a line and exit status 1, Ctrl-C
     with 130.
 
-    CARVISION_DEBUG=1 shows the traceback instead. What the command prints is UTF-8.
+    CARVISION_DEBUG=1 shows the traceback instead. What the command prints is UTF-8, and the environment has the thread
+    settings, so this must come before torch is imported.
     """
     use_utf8()
+    set_thread_defaults()
     try:
         yield
     except InputError as error:
@@ -43,6 +45,12 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(f"error: {InputError(name[:100])}...: the name is too long for this disk; give a shorter one")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def one_line(error: object, max_chars: int | None = None) -> str:
+    """Return the text of an error on one line, its first `max_chars` characters; its type's name if it has no text."""
+    text = " ".join(str(error).split())
+    return text[:max_chars] or (type(error).__name__ if isinstance(error, BaseException) else "")
 
 
 def nearest(value: str, allowed: Iterable[str], count: int = 3) -> str:

@@ -1,15 +1,17 @@
 """python -m carvision.evaluate RUN [overrides]: how good a trained network is. See --help."""
 
 import argparse
-import os
 from pathlib import Path
 
-from carvision.config.overrides import parse_with_overrides
+from carvision.config.options import (
+    add_device,
+    add_out_folder,
+    add_run,
+    create_parser,
+    parse_with_overrides,
+    whole_from,
+)
 from carvision.errors import one_line_errors
-
-# Read by OpenMP when torch is imported: threads that wait sleep, instead of keeping the cores busy that the photo
-# readers need.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 HELP = """Evaluate a trained network: all figures with their 95 % intervals, each class, what is confused with what,
 how far its probabilities can be trusted.
@@ -37,13 +39,10 @@ def evaluate(arguments: list[str] | None = None) -> None:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    it = argparse.ArgumentParser(
-        "python -m carvision.evaluate", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s RUN [data=<choice>] [data.<key>=<value> ...] [options]",
-    )  # fmt: skip
-    it.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or its model.safetensors")
+    it = create_parser("evaluate", HELP, "%(prog)s RUN [data=<choice>] [data.<key>=<value> ...] [options]")
+    add_run(it)
     it.add_argument("--split", choices=["train", "val", "test", "all"], default="test", help="default: test")
-    it.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: RUN/evaluations/<split>_<time>)")
+    add_out_folder(it, "RUN/evaluations/<split>_<time>")
     it.add_argument("--ensemble", nargs="+", type=Path, default=[], metavar="RUN", help="runs to average with RUN")
     it.add_argument(
         "--tta", choices=["none", "flip", "crops", "flip_crops"], default="none",
@@ -53,15 +52,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     it.add_argument(
         "--label", action="append", default=[], metavar="LABEL=HEAD", help="a label of the data that a head tells"
     )
-    it.add_argument("--samples", type=int, default=1000, metavar="N", help="of the bootstrap (1000); 0: no intervals")
+    it.add_argument(
+        "--samples", type=whole_from(0), default=1000, metavar="N", help="of the bootstrap (1000); 0: no intervals"
+    )
     it.add_argument(
         "--temperature", choices=["stored", "fit", "none"], default="stored",
         help="stored in the model, or fitted on the run's validation photos where there is none (default); fit: anew",
     )  # fmt: skip
-    it.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, xla, ...")
+    add_device(it)
     options = parse_with_overrides(it, arguments)
-    if options.samples < 0:
-        it.error(f"--samples: {options.samples} is not a whole number from 0")
     pairs = [word.partition("=") for word in options.label]
     if not all(label and head for label, _, head in pairs):
         it.error(f"--label: {' '.join(options.label)} is not of the form <label of the data>=<head of the model>")

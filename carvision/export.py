@@ -1,14 +1,13 @@
 """python -m carvision.export RUN --format ...: a trained network for others' code. See --help."""
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from carvision.config.overrides import expand_options
-from carvision.errors import InputError, one_line_errors
+from carvision.config.options import add_run, create_parser, log_to_stderr, words_of
+from carvision.errors import InputError, one_line, one_line_errors
 from carvision.files.atomic import refuse_link_out
 
 HELP = """Write a trained network as others' code takes it, and measure that what was written agrees with the run.
@@ -31,13 +30,13 @@ NAMES = {"onnx": "model.onnx", "torch-export": "model.pt2", "timm": "timm", "hub
 
 def export(arguments: list[str] | None = None) -> None:
     it = parser()
-    options = it.parse_args(expand_options(sys.argv[1:] if arguments is None else arguments))
+    options = it.parse_args(words_of(arguments))
     formats = list(dict.fromkeys(options.format))
     if options.out and len(formats) > 1:
         it.error("--out names one file or folder: give one --format with it")
     if options.head and not {"timm", "hub"} & set(formats):
         it.error("--head belongs to --format timm and hub; the others hold all heads")
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    log_to_stderr()
     with one_line_errors():
         problems = write(options.run, dict.fromkeys(formats, options.out), options.head)
     if problems:
@@ -73,7 +72,7 @@ def problem_of(step: Callable, name: str, *arguments) -> str | None:
     except Exception as error:  # of torch, onnx, timm or the hub's client, each in its own way
         if os.environ.get("CARVISION_DEBUG"):
             raise
-        return f"--format {name}: it failed ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+        return f"--format {name}: it failed ({type(error).__name__}: {one_line(error, 300)})"
     return None
 
 
@@ -110,13 +109,9 @@ def write_one(name: str, model, folder: Path, out: Path, head: str | None) -> No
 
 
 def parser() -> argparse.ArgumentParser:
-    it = argparse.ArgumentParser(
-        "python -m carvision.export",
-        usage="%(prog)s RUN --format FORMAT... [--out PATH] [--head HEAD]",  # after --format RUN would be taken for one
-        description=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    it.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or its model.safetensors")
+    usage = "%(prog)s RUN --format FORMAT... [--out PATH] [--head HEAD]"  # after --format, RUN would be taken for one
+    it = create_parser("export", HELP, usage)
+    add_run(it)
     it.add_argument("--format", nargs="+", required=True, choices=list(NAMES), help="one or several; RUN comes first")
     it.add_argument("--out", type=Path, metavar="PATH", help="the file or folder (default: in RUN/export)")
     it.add_argument("--head", metavar="HEAD", help="the head that is timm's classifier (default: with most classes)")

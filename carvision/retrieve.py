@@ -1,15 +1,11 @@
 """python -m carvision.retrieve RUN [overrides]: which photos are nearest, and do they show the same. See --help."""
 
 import argparse
-import os
 from pathlib import Path
 
+from carvision.config.options import whole_from
 from carvision.embedding.options import create_parser, parse
 from carvision.errors import one_line_errors
-
-# Read by OpenMP when torch is imported: threads that wait sleep, instead of keeping the cores busy that the photo
-# readers need.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 HELP = """Find the nearest photos by a network's embeddings: k-NN classification, Recall@K, MAP@R, R-precision.
 
@@ -49,13 +45,16 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     it.add_argument("--label", help="whose classes count (default: the finest, the model of a car)")
     it.add_argument(
-        "--k", nargs="+", type=int, default=[1, 2, 3, 4, 5, 10, 20], help="neighbours that vote (default: %(default)s)"
-    )
+        "--k", nargs="+", type=whole_from(1), default=[1, 2, 3, 4, 5, 10, 20],
+        help="neighbours that vote (default: %(default)s)",
+    )  # fmt: skip
     it.add_argument(
         "--votes", choices=["uniform", "distance"], default="uniform",
         help="of neighbours: equal, or in inverse proportion to their distance (default: uniform)",
     )  # fmt: skip
-    it.add_argument("--recall-at", nargs="+", type=int, default=[1, 2, 4, 8], metavar="K", help="default: %(default)s")
+    it.add_argument(
+        "--recall-at", nargs="+", type=whole_from(1), default=[1, 2, 4, 8], metavar="K", help="default: %(default)s"
+    )
     it.add_argument("--distance", choices=["cosine", "l2"], default="cosine", help="default: cosine")
     it.add_argument(
         "--index", choices=["exact", "hnsw", "ivf"], default="exact",
@@ -63,10 +62,6 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     it.add_argument("--sheet", type=int, default=12, metavar="N", help="queries on neighbours.png (12); 0: no sheet")
     options = parse(it, arguments)
-    for name in ("k", "recall_at"):
-        wrong = next((value for value in getattr(options, name) if value < 1), None)
-        if wrong is not None:
-            it.error(f"--{name.replace('_', '-')}: {wrong} is not a whole number from 1")
     if options.leave_one_out and options.gallery:
         it.error("--leave-one-out: the queries are their own gallery; leave --gallery out")
     if options.box and len(options.query) != 1:

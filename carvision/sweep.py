@@ -7,9 +7,6 @@ from pathlib import Path
 from carvision.config.compose import ASKED, answers_itself, run_command
 from carvision.config.overrides import expand_home, quote
 from carvision.errors import InputError, one_line_errors
-from carvision.system.runtime import set_thread_defaults
-
-set_thread_defaults()
 
 
 def sweep(words: list[str]) -> None:

@@ -4,12 +4,9 @@ from typing import TYPE_CHECKING
 
 from carvision.config.compose import choices, is_multirun, plain_config, require_weights, run_command
 from carvision.errors import InputError
-from carvision.system.runtime import set_thread_defaults
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-set_thread_defaults()
 
 
 def train(cfg: "DictConfig") -> None:

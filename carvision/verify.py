@@ -1,16 +1,12 @@
 """python -m carvision.verify RUN [overrides]: whether two photos show the same model. See --help."""
 
 import argparse
-import os
 from pathlib import Path
 
+from carvision.config.options import whole_from
 from carvision.embedding.options import create_parser, parse
 from carvision.errors import one_line_errors
 from carvision.verification import METHODS
-
-# Read by OpenMP when torch is imported: threads that wait sleep, instead of keeping the cores busy that the photo
-# readers need.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 HELP = """How well pairs of photos of one class are told from pairs of two: accuracy, ROC, AUC, equal error rate, and
 the share of pairs accepted at low rates of false accepts; by cosine, L2, a linear SVM and Joint Bayesian.
@@ -51,15 +47,13 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
         "--train-split", choices=["train", "val"], default="train",
         help="photos of the training pairs (default: train); those of val a network has not learned by heart",
     )  # fmt: skip
-    it.add_argument("--num-pairs", type=int, default=2000, metavar="N", help="drawn of each difficulty (2000)")
+    it.add_argument(
+        "--num-pairs", type=whole_from(2), default=2000, metavar="N", help="drawn of each difficulty (2000)"
+    )
     it.add_argument("--label", metavar="LABEL", help="whose classes are told apart (default: the finest, as model)")
     it.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all four")
-    it.add_argument("--seed", type=int, default=0, help="of drawn pairs (0)")
+    it.add_argument("--seed", type=whole_from(0), default=0, help="of drawn pairs (0)")
     options = parse(it, arguments)
-    if options.num_pairs < 2:
-        it.error(f"--num-pairs: {options.num_pairs} is not a whole number from 2")
-    if options.seed < 0:
-        it.error(f"--seed: {options.seed} is not a whole number from 0")
     options.methods = [method for method in METHODS if method in options.methods]  # each once
     return options
 

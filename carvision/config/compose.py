@@ -18,7 +18,7 @@ import yaml
 
 from carvision.config.overrides import expand_home, explain, with_quoted_paths
 from carvision.config.schema import ALLOWED, check_values, is_mapping, is_path
-from carvision.errors import InputError, drop_output, nearest, one_line_errors
+from carvision.errors import InputError, drop_output, nearest, one_line, one_line_errors
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -301,7 +301,7 @@ def as_input_errors():
     try:
         yield
     except (InputError, HydraException, OmegaConfBaseException) as error:
-        raise InputError(one_line(error)) from error
+        raise InputError(hydra_message(error)) from error
 
 
 def plain_config(cfg: DictConfig, complete: bool = True) -> dict:
@@ -312,7 +312,7 @@ def plain_config(cfg: DictConfig, complete: bool = True) -> dict:
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
-        raise InputError(one_line(error)) from None
+        raise InputError(hydra_message(error)) from None
     return checked(plain, complete)
 
 
@@ -340,7 +340,7 @@ def _expanded(plain: dict, prefix: str = "") -> dict:
     return values
 
 
-def one_line(error: Exception) -> str:
+def hydra_message(error: Exception) -> str:
     """Hydra's and OmegaConf's messages of several lines, as one that says what to type."""
     from hydra.errors import OverrideParseException
 
@@ -365,7 +365,7 @@ def one_line(error: Exception) -> str:
         return f"{unknown[1]}: the {group} that is chosen has no such key; choose another with {group}=<choice>"
     if unknown:
         return f"{unknown[1]}: there is no such key{nearest(unknown[1], ALLOWED)} (all keys: --cfg job)"
-    return " ".join(text.split())
+    return one_line(text)
 
 
 def _unparsed(word: str, reason: str) -> str:
@@ -373,7 +373,7 @@ def _unparsed(word: str, reason: str) -> str:
     group, _, name = word.lstrip("+").partition("=")
     if group and (conf_dir() / group.partition("@")[0]).is_dir():
         return _no_choice(group, name, options_of(group.partition("@")[0]))
-    return explain(word, " ".join(reason.partition("\nSee https:")[0].split()))
+    return explain(word, one_line(reason.partition("\nSee https:")[0]))
 
 
 def _no_choice(group: str, name: str, options: list[str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from carvision.errors import InputError, nearest
+from carvision.errors import InputError, nearest, one_line
 
 # A check returns None for a good value, else what was allowed: the end of the sentence "<key>: <value> is not ...".
 Check = Callable[[object], str | None]
@@ -27,7 +27,7 @@ def parse_json(content: bytes, name: str) -> object:
     try:
         return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{name}: can't be read as JSON ({' '.join(str(error).split())[:120]})") from None
+        raise InputError(f"{name}: can't be read as JSON ({one_line(error, 120)})") from None
 
 
 def one_of(*words: str) -> Check:

@@ -37,7 +37,7 @@ from carvision.data.images import (
     wanted_part,
 )
 from carvision.data.loading.shared_batches import empty_bytes
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 from carvision.files.folders import cache_folder
 
 # JPEG bytes -> the part of the photo that is wanted, scaled while it is decoded.
@@ -144,7 +144,7 @@ def choose_decoder() -> tuple[Decoder | None, str]:
                 return kind(), "; ".join(reasons)
             except (ImportError, OSError, subprocess.SubprocessError) as error:
                 text = getattr(error, "stderr", None) or str(error)
-                reasons.append(f"{name}: {' '.join(text.split())[:200]}")
+                reasons.append(f"{name}: {one_line(text, 200)}")
     if wanted in kinds:
         raise InputError(f"CARVISION_JPEG: {wanted} is not to be had ({reasons[0]}); leave it unset, or choose another")
     return None, "; ".join(reasons)

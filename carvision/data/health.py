@@ -4,12 +4,11 @@ import contextlib
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from carvision.data.inspection import FEWER_BITS, NEARLY_BLACK, PhotoFacts, in_processes, inspect_photos
 from carvision.data.table import BOX, SPLITS, UNKNOWN, Classes, Table
 from carvision.errors import InputError
+from carvision.files.progress import show_bar
 
 CHUNK = 32  # photos a worker takes at a time: enough to make its messages cheap, few enough to end soon after Ctrl-C
 NO_SPLIT = "no split"
@@ -33,18 +32,14 @@ def scan_photos(table: Table, boxes: bool, num_workers: int) -> pd.DataFrame:
     tasks = (([table.photo(i) for i in part], None if corners is None else corners[part]) for part in chunks)
     found: list[PhotoFacts] = []
     num_bad = 0
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    )  # fmt: skip
     with (
         contextlib.closing(in_processes(inspect_photos, tasks, min(num_workers, len(chunks)))) as results,
-        Progress(*columns, console=Console(stderr=True)) as progress,
+        show_bar("reading photos", len(table)) as advance,
     ):
-        bar = progress.add_task("reading photos", total=len(table))
         for facts in results:
             found += facts
             num_bad += sum(bool(photo.problem) for photo in facts)
-            progress.update(bar, completed=len(found), description=f"reading photos ({num_bad:,} with a problem)")
+            advance(len(facts), f"reading photos ({num_bad:,} with a problem)")
     scan = pd.DataFrame(found, columns=PhotoFacts._fields)
     scan.insert(0, "path", table.rows["path"].to_numpy())
     return scan

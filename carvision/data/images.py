@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, NotRequired, TypedDict, cast
 import numpy as np
 from PIL import Image
 
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from PIL.TiffImagePlugin import TiffImageFile
@@ -370,5 +370,4 @@ def _region(width: int, height: int, resize: str, box, shift: float) -> tuple[fl
 
 
 def _one_line(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error)  # an OSError's own text would repeat the path
-    return " ".join(text.split()) or type(error).__name__
+    return one_line(getattr(error, "strerror", None) or error)  # an OSError's own text would repeat the path

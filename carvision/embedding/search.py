@@ -10,7 +10,7 @@ import torch
 from carvision.errors import InputError
 from carvision.inference.predictor import choose_device
 from carvision.metrics.exact_search import checked_norms, nearest, without_own
-from carvision.metrics.heads import figures_of
+from carvision.metrics.heads import metrics_from_counts
 
 log = logging.getLogger(__name__)
 
@@ -157,5 +157,5 @@ def knn_metrics(true: np.ndarray, predicted: np.ndarray, num_classes: int) -> di
     The last three are weighted by class size, with 0 / 0 = 0. true, predicted: int (N,).
     """
     counts = [np.bincount(codes, minlength=num_classes) for codes in (true[true == predicted], true, predicted)]
-    found = figures_of(*(torch.from_numpy(values).double() for values in counts))
+    found = metrics_from_counts(*(torch.from_numpy(values).double() for values in counts))
     return {name: float(found[metric]) for name, metric in METRICS.items()}

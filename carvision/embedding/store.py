@@ -16,7 +16,7 @@ import pandas as pd
 
 from carvision.data.splits import splits_of
 from carvision.data.table import UNKNOWN, Classes, Number, Table, validate
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 from carvision.files.atomic import write_csv, write_json, written_whole
 
 VALUES, INDEX, ABOUT = "embeddings.npy", "index.csv", "embeddings.json"
@@ -112,7 +112,7 @@ def read_embeddings(folder: Path) -> tuple[Embeddings, dict]:
         index = pd.read_csv(folder / INDEX, dtype=str, keep_default_na=False)
         table = _restore_table(index, about)
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        text = " ".join(str(error).split())[:200]
+        text = one_line(error, 200)
         raise InputError(f"{folder}: its embeddings can't be read ({text}); compute them again") from None
     if values.ndim != 2 or len(values) != len(table):
         raise InputError(

@@ -11,7 +11,7 @@ from carvision.evaluation.auc import resampled_aucs, resampled_keras_auc, resamp
 from carvision.evaluation.calibration import NUM_BINS, bin_of
 from carvision.evaluation.predict import Predictions
 from carvision.inference.model_file import parents_of
-from carvision.metrics.heads import TOP, figures_at50, figures_of, is_above_half, num_ahead
+from carvision.metrics.heads import TOP, is_above_half, metrics_at50, metrics_from_counts, num_ahead
 from carvision.models.decoding import decode
 
 Resampled = dict[str, Tensor]  # {metric: float64 (R,)}, NaN where undefined
@@ -136,7 +136,7 @@ def _weighted_mean(weights: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _count_metrics(predicted: Tensor, logits: Tensor, targets: Tensor, weights: Tensor) -> Resampled:
-    """Return the metrics of figures_of and figures_at50, computed from the counts of each weighting."""
+    """Return the metrics of metrics_from_counts and metrics_at50, computed from the counts of each weighting."""
     likeliest, above_half = logits.argmax(dim=1), is_above_half(logits)
     groups = [(targets, predicted == targets), (targets, None), (predicted, None)]
     groups += [(targets, above_half & (likeliest == targets)), (likeliest, above_half)]
@@ -146,7 +146,7 @@ def _count_metrics(predicted: Tensor, logits: Tensor, targets: Tensor, weights: 
         counts = torch.stack([_counts(part if which is None else part * which, classes, logits.shape[1])
                               for classes, which in groups], dim=1)  # fmt: skip
         for right, true, predicted_count, right_at50, predicted_at50 in counts:
-            values = figures_of(right, true, predicted_count) | figures_at50(right_at50, true, predicted_at50)
+            values = metrics_from_counts(right, true, predicted_count) | metrics_at50(right_at50, true, predicted_at50)
             names = list(values)
             rows.append(torch.stack(list(values.values())).where(true.sum() > 0, torch.nan))
     return dict(zip(names, torch.stack(rows, dim=1), strict=True))

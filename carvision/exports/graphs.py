@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch.export import Dim, ExportedProgram
 
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 from carvision.exports.shared import (
     atomic_export,
     input_and_output,
@@ -55,7 +55,7 @@ def trace(model: LoadedClassifier) -> ExportedProgram:
         with torch.no_grad():
             program = torch.export.export(model, (images,), dynamic_shapes=({0: Dim("batch")},))
     except Exception as error:  # tracing raises various types
-        name, text = model.description["backbone"], " ".join(str(error).split())[:160]
+        name, text = model.description["backbone"], one_line(error, 160)
         raise InputError(f"{name} can't be exported by torch.export ({text}); use --format timm or hub") from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of source files on this machine
@@ -91,7 +91,7 @@ def _write_onnx(model: LoadedClassifier, path: Path) -> None:
             )  # fmt: skip
             program = cast(torch.onnx.ONNXProgram, exported)  # None only where it writes a file itself
     except torch.onnx.OnnxExporterError as error:
-        name, text = model.description["backbone"], " ".join(str(error).split())[:160]
+        name, text = model.description["backbone"], one_line(error, 160)
         raise InputError(f"{name} can't be expressed in ONNX ({text}); use --format torch-export") from error
     network = program.model
     for part in (network.graph, *network.graph.all_nodes()):
@@ -111,7 +111,7 @@ def _check_onnx(model: LoadedClassifier, path: Path) -> str:
         import onnxruntime
     except Exception as error:  # not installed, or not for this machine or this NumPy
         missing = getattr(error, "name", "") == "onnxruntime"
-        reason = "is not installed" if missing else f"can't be imported ({' '.join(str(error).split())[:120]})"
+        reason = "is not installed" if missing else f"can't be imported ({one_line(error, 120)})"
         return f"not verified: onnxruntime {reason} (pip install 'carvision[onnx]')"
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     difference = 0.0

@@ -14,6 +14,7 @@ import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
+from carvision.errors import one_line
 from carvision.exports.shared import atomic_export, largest_difference, public_about, random_images, require_agreement
 from carvision.exports.timm import TOLERANCE, chosen_head, export_timm, in_timm, require_in_timm
 from carvision.inference import model_file
@@ -77,7 +78,7 @@ def _add_timm_form(model: LoadedClassifier, folder: Path, head: str | None) -> s
     except Exception as error:  # timm's networks raise various types
         if head is not None:
             raise
-        return f"no timm form: {' '.join(str(error).split())[:200]}"
+        return f"no timm form: {one_line(error, 200)}"
 
 
 def _point_to_timm(folder: Path) -> None:

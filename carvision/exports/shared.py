@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
+from carvision.files.atomic import PARTIAL
 from carvision.files.folders import shorten
 from carvision.inference.description import ModelDescription
 from carvision.inference.model_file import LoadedClassifier
@@ -85,7 +86,7 @@ def atomic_export(path: Path) -> Iterator[Path]:
     file); on failure nothing is left. Raises InputError if `path` already exists or can't be written.
     """
     require_absent(path)
-    hidden = path.parent / f".{path.name}.{os.getpid()}.partial"
+    hidden = path.parent / f".{path.name}.{os.getpid()}{PARTIAL}"
     try:
         hidden.mkdir(parents=True)
         try:
@@ -97,7 +98,7 @@ def atomic_export(path: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
     except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())
+        reason = error.strerror or one_line(error)
         raise InputError(f"{path} can't be written ({reason}); give another path with --out") from None
 
 

@@ -14,7 +14,7 @@ from carvision.errors import InputError
 from carvision.exports.shared import atomic_export, largest_difference, random_images, require_agreement
 from carvision.inference.model_file import LoadedClassifier
 from carvision.models.classifier import head_module
-from carvision.models.small_networks import IN_TIMM
+from carvision.models.report_networks import IN_TIMM
 
 log = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -131,6 +132,18 @@ def rename(path: Path, wanted: Path) -> None:
     path.replace(wanted)
     if os.name == "posix":  # elsewhere folders can't be opened
         flush(wanted.parent)
+
+
+def link_or_copy(source: Path, wanted: Path) -> None:
+    """Replace `wanted` by a hard link to `source`, or by a copy if the file system has no links; atomic."""
+    partial = wanted.with_name(f"{wanted.name}{PARTIAL}")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(source, partial)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, partial)
+        flush(partial)
+    rename(partial, wanted)
 
 
 def write_csv(file: Path, frame, index: bool = False, **kwargs) -> None:

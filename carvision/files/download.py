@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 from carvision.files.atomic import PARTIAL, open_new
+from carvision.files.progress import show_bytes
 
 T = TypeVar("T")
 
@@ -46,7 +47,7 @@ def download(url: str, file: Path, md5: str) -> bool:
             part.unlink()
         if isinstance(error, InputError):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise InputError(
             f"{url} could not be fetched into {file}: {reason}. Check the connection, or place the file there by hand"
         ) from error
@@ -76,23 +77,15 @@ def answer_within(seconds: float, ask: Callable[[], T]) -> T:
 
 def _fetch(url: str, part: Path) -> str:
     """Write the bytes of `url` into `part` under a progress bar, and return their MD5."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
     digest = hashlib.md5(usedforsecurity=False)
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-    )  # fmt: skip
-    with (
-        answer_within(ANSWER_S, lambda: urllib.request.urlopen(url, timeout=TIMEOUT_S)) as response,
-        open_new(part) as out,
-        Progress(*columns) as progress,
-    ):
+    with answer_within(ANSWER_S, lambda: urllib.request.urlopen(url, timeout=TIMEOUT_S)) as response:
         length = response.headers.get("Content-Length")
-        task = progress.add_task(url.rsplit("/", 1)[-1], total=int(length) if length else None)
-        while chunk := response.read(CHUNK):
-            out.write(chunk)
-            digest.update(chunk)
-            progress.advance(task, len(chunk))
+        num_bytes = int(length) if length else None
+        with open_new(part) as out, show_bytes(url.rsplit("/", 1)[-1], num_bytes) as advance:
+            while chunk := response.read(CHUNK):
+                out.write(chunk)
+                digest.update(chunk)
+                advance(len(chunk))
     return digest.hexdigest()
 
 

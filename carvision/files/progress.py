@@ -1,4 +1,4 @@
-"""Progress of long-running commands: a bar on a terminal, otherwise a log line every 30 seconds."""
+"""Progress of long-running commands: bars, or a log line every 30 seconds where nobody watches."""
 
 import contextlib
 import logging
@@ -8,6 +8,46 @@ from collections.abc import Callable, Iterator
 log = logging.getLogger(__name__)
 
 SECONDS = 30  # between log lines
+
+
+@contextlib.contextmanager
+def show_bar(what: str, total: int) -> Iterator[Callable[..., None]]:
+    """Draw a bar on standard error that stays when done; nothing for a total of 0.
+
+    what: the text beside it. Yields a function to call with the number just done and, if it changes, the text.
+    """
+    if not total:
+        yield lambda num, what=None: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda num, what=None: progress.update(task, advance=num, description=what)
+
+
+@contextlib.contextmanager
+def show_bytes(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Draw a bar of bytes on standard output. total: None if unknown. Yields a function to call with the last ones."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    )  # fmt: skip
+    with Progress(*columns) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda num: progress.advance(task, num)
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 from carvision.files.atomic import own_folder
 from carvision.files.locks import LOCK, is_locked, lock_folder
 from carvision.search.build import Sweep
@@ -144,7 +144,7 @@ class Heartbeat:
                 failing = False
             except Exception as error:  # storage is unavailable, or another worker has requeued the trial
                 if not failing and not self.ended.is_set():
-                    log.warning("no heartbeat could be sent: %s", " ".join(str(error).split())[:200])
+                    log.warning("no heartbeat could be sent: %s", one_line(error, 200))
                 failing = True
 
     def end(self) -> None:

@@ -31,7 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from carvision.config.compose import as_input_errors
 from carvision.config.overrides import parse_overrides, quote_item, with_quoted_paths
 from carvision.config.schema import ALLOWED, is_path
-from carvision.errors import InputError, nearest
+from carvision.errors import InputError, nearest, one_line
 
 COMPARE = {
     ">=": operator.ge, "<=": operator.le, "==": operator.eq, "!=": operator.ne, ">": operator.gt, "<": operator.lt,
@@ -158,7 +158,7 @@ class Space:
             made = OmegaConf.create({**made, FOLLOWING: follows})
             values = OmegaConf.to_container(made, resolve=True)[FOLLOWING]
         except (OmegaConfBaseException, ValueError, TypeError) as error:
-            raise InputError(f"sweep.follows: {' '.join(str(error).split())}") from None
+            raise InputError(f"sweep.follows: {one_line(error)}") from None
         return [*searched, *(f"{key}={Transformer.encode(v)}" for key, v in values.items() if v is not None)]
 
     def grid(self) -> list[dict[str, Value]]:

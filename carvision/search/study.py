@@ -21,7 +21,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, Jou
 from carvision.config.compose import flat_config, keys_added_since
 from carvision.config.overrides import expand_home
 from carvision.config.schema import NO_RESULT
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 from carvision.files.folders import LOCK, is_run, refuse_foreign_folder, shorten
 from carvision.search.build import Sweep
 from carvision.search.queue import RETRY_OF, TRIALS, num_to_run
@@ -124,7 +124,7 @@ def _open_database(url: str) -> RDBStorage:
             if tries_left:  # several workers may create a new database's tables at once
                 time.sleep(random.uniform(0.05, 0.5))
                 continue
-            text = " ".join(str(error).split())[:300]
+            text = one_line(error, 300)
             raise InputError(
                 f"sweep.storage: {url} can't be opened ({text}); takes a database's URL such as sqlite:///sweep.db or "
                 "postgresql://user@host/name, or null for a journal in the search's folder"

@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial
 
-from carvision.errors import one_line_errors
+from carvision.errors import one_line, one_line_errors
 from carvision.search.build import compose
 from carvision.search.queue import BROKEN, PRUNED, SURPLUS, end_with_parent, root_of
 from carvision.search.study import create_pruner, open_storage
@@ -67,7 +67,7 @@ class Reporting(pl.Callback):
         except UpdateFinishedTrialError:  # another worker considered this one dead, and continues the trial
             return True
         except Exception as error:  # a storage outage must not end the training
-            log.warning("epoch %d could not be reported: %s", step, " ".join(str(error).split())[:200])
+            log.warning("epoch %d could not be reported: %s", step, one_line(error, 200))
             return False
 
     def _ask(self, step: int, value: float) -> bool:

@@ -22,7 +22,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 from carvision.files.atomic import open_kept, own_folder, write_json
 from carvision.files.folders import remove_checkpoints
 from carvision.files.locks import is_locked
@@ -260,7 +260,7 @@ class Worker:
             UpdateFinishedTrialError,
             ValueError,
         ) as error:  # another worker considered this one dead and took the trial
-            log.warning("trial %d: %s", trial.number, " ".join(str(error).split())[:200])
+            log.warning("trial %d: %s", trial.number, one_line(error, 200))
 
     def _count_failure(self, reason: str) -> None:
         if self.failures is None:
@@ -282,7 +282,7 @@ def training_attributes(run: Path) -> dict[str, float]:
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("%s can't be read (%s)", run / "history.csv", " ".join(str(error).split())[:100])
+        log.warning("%s can't be read (%s)", run / "history.csv", one_line(error, 100))
     if (run / "metrics.json").exists():
         metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
         facts |= {SECONDS: metrics["seconds"]["total"], PARAMETERS: metrics["parameters"]}

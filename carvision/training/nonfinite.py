@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 from carvision.files.atomic import write_csv
 from carvision.training.distributed.collectives import any_process, gather_objects
 from carvision.training.run.checkpoints import LAST
@@ -135,7 +135,7 @@ def _read_records(file: Path) -> list[pd.DataFrame]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
-        log.warning("%s can't be read (%s): what it listed is lost", file, " ".join(str(error).split())[:100])
+        log.warning("%s can't be read (%s): what it listed is lost", file, one_line(error, 100))
         return []
 
 

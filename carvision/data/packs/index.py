@@ -36,7 +36,7 @@ from carvision.data.packs.read import NUM_AHEAD, Shard, Shards
 from carvision.data.packs.remote import Cache, fetch, fetch_text, is_url
 from carvision.data.readers.disk import existing_root
 from carvision.data.table import BOX, PLACE, SOURCE, SPLITS, Classes, Number, Table, validate
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 from carvision.files.atomic import write_json, written_whole
 from carvision.files.folders import cache_folder
 
@@ -192,7 +192,7 @@ def parse_index(content: bytes, name: str) -> PackIndex:
         raise InputError(f"data.root: {name} has format {version}, and this carvision reads {FORMAT}; use a newer one")
     problem = _problem_of(index)
     if problem:
-        problem = " ".join(problem.split())[:300]
+        problem = one_line(problem, 300)
         raise InputError(f"data.root: {name}: {problem}; it is damaged or was changed, so pack again, or copy it again")
     return cast(PackIndex, index)
 
@@ -250,7 +250,7 @@ def table_of(
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, IndexError, pyarrow.ArrowException) as error:
-        text = " ".join(str(error).split())[:200]
+        text = one_line(error, 200)
         raise InputError(f"data.root: {INDEX} and {TABLE} of {place} don't fit ({text}); pack again") from None
 
 

@@ -18,13 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from carvision.errors import InputError
-from carvision.files.atomic import PARTIAL, open_kept, open_new
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from carvision.errors import InputError, one_line
+from carvision.files.atomic import PARTIAL, open_new
+from carvision.files.locks import lock_among_threads
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +61,8 @@ def fetch(place: str, name: str, num_bytes: int, sha256: str, cache: Cache, wait
         return file
     try:
         cache.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(file.with_name(f"{file.name}.lock"), wait) as held:
+        # Where there are no locks (None) a file may be fetched more than once
+        with lock_among_threads(file.with_name(f"{file.name}.lock"), wait) as held:
             if held is not False and not file.exists():
                 if held:
                     _remove_unfinished(file)
@@ -153,7 +150,7 @@ def _often(url: str, attempt: Callable[[], Answer]) -> Answer:
         except Exception as error:  # each file system has its own
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             if isinstance(error, FileNotFoundError):
                 reason = "it is not there"
             if pause_s is None or isinstance(error, FINAL):
@@ -190,24 +187,6 @@ def _open(url: str) -> tuple:
 
 
 @contextlib.contextmanager
-def _locked(file: Path, wait: bool) -> Iterator[bool | None]:
-    """Whether the lock is held; None where the disk has no locks: then a file may be fetched more often than once."""
-    if fcntl is None:
-        yield None
-        return
-    with open_kept(file, "ab") as opened:  # flock(), as lockf() would not keep the threads of a process apart
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        except OSError:
-            yield None
-            return
-        yield True
-
-
-@contextlib.contextmanager
 def _room(cache: Cache, room: Path, num_bytes: int) -> Iterator[None]:
     """Keeps the limit, with `num_bytes` more, by removing the files least recently read. Meanwhile the file `room`
     tells other processes of those bytes; it is sparse, and takes none itself."""
@@ -215,7 +194,7 @@ def _room(cache: Cache, room: Path, num_bytes: int) -> Iterator[None]:
         yield
         return
     try:
-        with _locked(cache.folder / "room.lock", wait=True):
+        with lock_among_threads(cache.folder / "room.lock", wait=True):
             with open_new(room) as opened:
                 opened.truncate(num_bytes)
             files = []

@@ -30,7 +30,7 @@ from carvision.data.images import (
     upright_turn,
 )
 from carvision.data.packs.read import PackedPhoto
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 from carvision.files.atomic import write_json, written_whole
 
 BLOCK = 512  # of a tar file: a member's header is one, and what follows it is filled up to whole ones
@@ -189,7 +189,7 @@ def _shrink(image: Image.Image, turn: Image.Transpose | None, size: tuple[int, i
     except BadImage:
         raise
     except Exception as error:  # truncated data shows only now, and each decoder has its own exceptions for it
-        raise BadImage(f"can't be decoded ({' '.join(str(error).split())})") from None
+        raise BadImage(f"can't be decoded ({one_line(error)})") from None
 
 
 def _blank() -> bytes:

@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from carvision.config.validators import mapping_of, whole
 from carvision.data.images import BadImage, none_usable, read_file
@@ -25,9 +23,11 @@ from carvision.data.packs.index import INDEX, STATE, TABLE, with_places, write_i
 from carvision.data.packs.read import PackedPhoto, Place, Shard, Shards, look_at_shard
 from carvision.data.packs.shard import BLOCK, NO_BOX, Form, Original, Part, encode, read_part, short_digest, write_shard
 from carvision.data.table import BOX, PLACE, SOURCE, SPLITS, UNKNOWN, Classes, Table
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 from carvision.files.atomic import PARTIAL, own_folder, write_csv, write_json
-from carvision.files.locks import LOCK, lock_folder
+from carvision.files.folders import LOCK
+from carvision.files.locks import lock_folder
+from carvision.files.progress import show_bar
 
 log = logging.getLogger(__name__)
 
@@ -55,27 +55,13 @@ def look_at_shards(
     tasks = ((folder / name, *known, places) for (name, known), places in zip(shards.items(), photos, strict=True))
     found = {}
     with (
-        progress("verifying shards", len(shards)) as advance,
+        show_bar("verifying shards", len(shards)) as advance,
         contextlib.closing(in_processes(look_at_shard, tasks, min(num_workers, len(shards)))) as results,
     ):
         for name, problem in zip(shards, results, strict=True):
             found |= {name: problem} if problem else {}
             advance(1)
     return found
-
-
-@contextlib.contextmanager
-def progress(what: str, total: int):
-    """A bar on standard error; gives a function that takes how many more are done."""
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    )  # fmt: skip
-    if not total:
-        yield lambda num: None
-        return
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task(what, total=total)
-        yield lambda num: progress.advance(bar, num)
 
 
 # A Table's photos into a pack: planned, written by several processes, gone on with after any end, and verified.
@@ -137,7 +123,7 @@ def _pack(table: Table, form: Form, shard_mb: float, folder: Path, num_workers: 
         for i, name in ((i, plan.names[i]) for i in missing)
     )
     with (
-        progress("packing photos", sum(len(plan.rows[i]) for i in missing)) as advance,
+        show_bar("packing photos", sum(len(plan.rows[i]) for i in missing)) as advance,
         contextlib.closing(in_processes(write_shard, tasks, min(num_workers, len(missing)), ahead=2)) as results,
     ):
         for i, part in zip(missing, results, strict=True):
@@ -190,7 +176,7 @@ def _read_plan(plan: Path) -> dict:
         if mapping_of(whole(1))(earlier["num_shards"]) or not earlier["num_shards"].keys() <= {*SPLITS, NO_SPLIT}:
             raise ValueError("num_shards are not numbers of shards by split")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InputError(f"out: {plan} is damaged ({' '.join(str(error).split())}); give another folder") from None
+        raise InputError(f"out: {plan} is damaged ({one_line(error)}); give another folder") from None
     return earlier
 
 

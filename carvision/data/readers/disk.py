@@ -8,7 +8,7 @@ import numpy as np
 
 from carvision.data.paths import text_of_path
 from carvision.data.walk import LeftOut, is_folder, walk
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def read_text(path: Path, where: str = "") -> str:
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist. {where}".rstrip()) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as UTF-8 text: {_one_line(error)}") from error
+        raise InputError(f"{path} cannot be read as UTF-8 text: {one_line(error)}") from error
 
 
 def read_mat(path: Path, *keys: str) -> list[np.ndarray]:
@@ -68,7 +68,7 @@ def read_mat(path: Path, *keys: str) -> list[np.ndarray]:
     try:
         content = scipy.io.loadmat(path, appendmat=False)
     except Exception as error:  # scipy raises anything from TypeError to zlib.error on a damaged file
-        raise InputError(f"{path} cannot be read as a Matlab file ({_one_line(error)}); get it again") from error
+        raise InputError(f"{path} cannot be read as a Matlab file ({one_line(error)}); get it again") from error
     missing = [key for key in keys if key not in content]
     if missing:
         found = ", ".join(key for key in content if not key.startswith("__"))
@@ -79,7 +79,3 @@ def read_mat(path: Path, *keys: str) -> list[np.ndarray]:
 def cell_texts(cells: np.ndarray) -> list[str]:
     """The strings of a Matlab cell array, stripped; "" for an empty cell."""
     return [str(cell.ravel()[0]).strip() if cell.size else "" for cell in map(np.asarray, cells.ravel())]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

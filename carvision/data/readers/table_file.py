@@ -16,7 +16,7 @@ import pyarrow.parquet
 from carvision.data.paths import is_utf8, nfc, text_of_path
 from carvision.data.readers.disk import UTF16
 from carvision.data.table import BOX
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 
 SEPARATORS = {".csv": ",;\t", ".tsv": "\t,;"}  # by how likely they are
 PARQUET = ".parquet"
@@ -194,7 +194,7 @@ class TableFile:
             raise self._no_parquet(error) from None
 
     def _no_parquet(self, error: Exception) -> InputError:
-        text = " ".join(str(error).split())[:200]
+        text = one_line(error, 200)
         return InputError(f"{self.key}: {self.file} can't be read as Parquet ({text})")
 
 

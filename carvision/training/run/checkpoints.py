@@ -18,7 +18,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from carvision.errors import InputError
-from carvision.files.atomic import flush, open_new, own_folder, rename
+from carvision.files.atomic import flush, link_or_copy, open_new, own_folder, rename
 from carvision.files.folders import BEST, LAST, NEW, PREVIOUS
 
 log = logging.getLogger(__name__)
@@ -141,15 +141,3 @@ def require_free_space(folder: Path, needed: int) -> None:
     if free < needed:
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed / 1e6:,.1f} MB are needed for a "
                                     f"checkpoint, and {free / 1e6:,.1f} MB are free")  # fmt: skip
-
-
-def link_or_copy(source: Path, wanted: Path) -> None:
-    """Replace `wanted` by a hard link to `source`, or by a copy if the file system has no links; atomic."""
-    partial = wanted.with_name(f"{wanted.name}.partial")
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(source, partial)
-    except OSError:  # a file system without links
-        shutil.copyfile(source, partial)
-        flush(partial)
-    rename(partial, wanted)

@@ -20,6 +20,7 @@ from carvision.data.packs.index import read_packed
 from carvision.data.packs.read import FetchAhead
 from carvision.data.packs.remote import Cache, fetch
 from carvision.errors import InputError
+from carvision.files import locks
 from tests.data.packs.server import serving
 from tests.data.packs.small import NUM, pack_small, photos_of, write_photos
 
@@ -233,7 +234,7 @@ def _fetch_all(url, cache, started) -> None:
 
 
 def test_several_processes_fetch_each_shard_once(server, tmp_path):
-    if remote.fcntl is None:
+    if locks.fcntl is None:
         pytest.skip("no locks")
     context = multiprocessing.get_context("fork")
     started = context.Event()
@@ -250,7 +251,7 @@ def test_several_processes_fetch_each_shard_once(server, tmp_path):
 
 
 def test_threads_of_a_process_wait_for_each_other_and_leftovers_go(server, tmp_path):
-    if remote.fcntl is None:
+    if locks.fcntl is None:
         pytest.skip("no locks")
     table = read_remote(server, tmp_path)
     shard = table.shards.all[0]
@@ -270,7 +271,7 @@ def test_a_disk_without_locks_costs_no_more_than_traffic(server, tmp_path, monke
     def flock(*arguments):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(remote.fcntl, "flock", flock)
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
     table = read_remote(server, tmp_path)
     loader = DataLoader(photos_of(table), sampler=TrainSampler(np.zeros(NUM), 4), batch_size=None, num_workers=2)
     assert not any(batch["bad"] for batch in loader)

@@ -12,7 +12,7 @@ from carvision.data.readers.manifest import read_manifest
 from carvision.data.splits import read_splits, splits_in
 from carvision.data.table import BOX, UNKNOWN, Number
 from carvision.errors import InputError
-from carvision.inference.sources import check, read_list
+from carvision.inference.sources import check_list, read_list
 from tests.data import layouts
 
 NAMES = ["a/1.jpg", "a/2.jpg", "b/\u00fc 3.jpg", "b/4.jpg"]
@@ -37,7 +37,7 @@ def manifest(root, file):
 
 
 def listed(root, file):
-    check(file, None)
+    check_list(file, None)
     rows = read_list(file, None, ("class",), PhotoPaths(root))
     return [(found, truth.get("class", ""), box) for _, found, box, truth in rows]
 
