@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from carvision.data import walk as walking
 from carvision.data.images import FORMATS, with_heic
 from carvision.data.paths import file_of, path_of_text, text_of_path
-from carvision.data.walk import PHOTO_EXTENSIONS, LeftOut, walk
+from carvision.data.readers import walk as walking
+from carvision.data.readers.walk import PHOTO_EXTENSIONS, LeftOut, walk
 from carvision.errors import InputError
 
 FILES = ("b/2.JPG", "b/10.jpeg", "b/c/1.png", "a.webp", "z.jpg", "b/notes.txt", "README", ".hidden.jpg", ".h/x.jpg")
