@@ -13,7 +13,7 @@ from carvision.data.images import WHOLE, BadImage, Preprocessing, decode_part, o
 from carvision.data.jpeg import load_decoder
 from carvision.data.loading.dataset import random_window
 from tests.data.test_images import encoded, smooth, turned
-from tests.data.test_jpeg_part import jpeg, photo
+from tests.data.test_jpeg import jpeg, photo
 
 
 def preprocessing(size_px=32, interpolation="bicubic"):
