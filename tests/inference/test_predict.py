@@ -80,7 +80,7 @@ def test_csv_to_standard_output_in_the_order_of_the_input(run, photos, predict):
 
 
 def test_files_have_all_probabilities(run, photos, predict):
-    """What every format holds: test_writers.py."""
+    """test_writers.py tests the content of every format."""
     for name in ("o.csv", "o.parquet"):
         code, out, _ = predict(run, "photos", "--out", name, "--probs", "--top", "3")
         assert code == 0 and out == f"predict: {name}\n"
