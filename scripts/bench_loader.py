@@ -27,8 +27,8 @@ from side_by_side import cpu_seconds, machine, measure, summarise, table, write
 from torch.utils.data import DataLoader
 
 from carvision.data import decode as decoding
-from carvision.data.decode import Libjpeg, Simplejpeg
 from carvision.data.images import Preprocessing, decode_part, open_bytes, wanted_part
+from carvision.data.jpeg import Libjpeg, Simplejpeg
 from carvision.data.loading.dataset import PhotoDataset, random_window
 from carvision.data.loading.loader import PhotoDataModule
 from carvision.data.packs.shard import PackOptions

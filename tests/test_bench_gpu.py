@@ -37,18 +37,9 @@ def test_the_table_has_medians_of_the_repeats_and_their_ratios():
 
 @pytest.mark.slow
 def test_the_benchmark_runs_on_the_cpu(tmp_path):
-    options = [
-        "--device=cpu",
-        "--networks=test_resnet",
-        "--image-px=32",
-        "--batch-size=8",
-        "--photos=64",
-        "--epochs=2",
-        "--repeats=1",
-        "--workers=1",
-    ]
+    options = "--networks=test_resnet --image-px=32 --batch-size=8 --photos=64 --epochs=2 --repeats=1 --workers=1"
     done = subprocess.run(
-        [sys.executable, SCRIPT, *options, "--out=bench"],
+        [sys.executable, SCRIPT, "--device=cpu", "--out=bench", *options.split()],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip

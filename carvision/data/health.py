@@ -95,9 +95,9 @@ def describe_colours(table: Table, scan: pd.DataFrame) -> pd.DataFrame:
     photo's red, ..., blue_std, in 0..1, as ImageNet's were computed."""
     split = table.rows["split"].replace("", NO_SPLIT).to_numpy()
     good = scan["red"].notna().to_numpy()
-    there = [name for name in (*SPLITS, NO_SPLIT) if (good & (split == name)).any()]
+    present = [name for name in (*SPLITS, NO_SPLIT) if (good & (split == name)).any()]
     described = []
-    for name in [*there, *(["all"] if len(there) > 1 else [])]:
+    for name in [*present, *(["all"] if len(present) > 1 else [])]:
         photos = scan[good & ((split == name) | (name == "all"))]
         described.append({"split": name, "photos": len(photos), **photos[list(IMAGENET)].mean()})
     return pd.DataFrame(described, columns=["split", "photos", *IMAGENET])
@@ -120,8 +120,8 @@ def hints_on_values(table: Table, scan: pd.DataFrame) -> list[str]:
             f"largest value (first: {scan['path'][bits.index[0]]}). So a dark photo becomes brighter; if it should "
             "not, convert them to 8 bits, with one scale for all, or state MaxSampleValue in TIFF"
         )
-    there = [name for name in (*SPLITS, "") if (table.rows["split"] == name).any()]
-    for split in [*there, *([None] if len(there) > 1 else [])]:  # None: all together, if each has too few
+    present = [name for name in (*SPLITS, "") if (table.rows["split"] == name).any()]
+    for split in [*present, *([None] if len(present) > 1 else [])]:  # None: all together, if each has too few
         if split is None and any("more blue than red" in hint for hint in hints):
             break
         photos = scan[(table.rows["split"] == split).to_numpy() | (split is None)].dropna(subset="red")

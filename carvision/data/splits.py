@@ -283,14 +283,14 @@ def splits_in(file: Path, table: Table) -> tuple[np.ndarray, list[str]]:
     lacks. Raises InputError as `read_splits` does, and for a photo listed in two spellings."""
     listed = read_splits(file)
     rows = find_rows(table, listed.index)
-    there = rows >= 0
-    found, counts = np.unique(rows[there], return_counts=True)
+    known = rows >= 0
+    found, counts = np.unique(rows[known], return_counts=True)
     if (counts > 1).any():
         one, other = listed.index[rows == found[counts > 1][0]][:2]
         raise InputError(f"{KEY}: {file} lists one photo more than once, as {one} and as {other}; list it once")
     splits = np.full(len(table), "", dtype=object)
-    splits[rows[there]] = listed.to_numpy()[there]
-    return splits, [text_of_path(path) for path in listed.index[~there]]
+    splits[rows[known]] = listed.to_numpy()[known]
+    return splits, [text_of_path(path) for path in listed.index[~known]]
 
 
 def find_rows(table: Table, paths: Iterable[str]) -> np.ndarray:
@@ -350,10 +350,10 @@ def equal_bytes(table: Table) -> np.ndarray:
     return number
 
 
-def _repeated(values: np.ndarray, which: np.ndarray) -> np.ndarray:
-    """Return the elements of `which` whose value occurs more than once."""
+def _repeated(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the rows whose value occurs more than once."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return which[counts[inverse] > 1]
+    return rows[counts[inverse] > 1]
 
 
 def _checksum_of_end(path: str, size: int) -> int:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from carvision.files.log import start_log
 from carvision.files.output_folder import output_folder
 from carvision.files.progress import show_progress
 from carvision.inference import model_file
-from carvision.inference.predictor import Batch, Item, Predictor, predict_items
+from carvision.inference.predictor import Batch, Item, predict_items
 from carvision.models.classifier import Classifier
 from carvision.system.runtime import keep_freed_memory
 
@@ -34,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Embedder(nn.Module):
-    """Maps images to embeddings, as a Predictor maps them to logits for predict_items.
+    """Maps images to embeddings, as a Predictor maps them to logits; both are networks for predict_items.
 
     layer: as in Classifier.embed. unit_length: normalise embeddings to length 1, so that their product is the cosine.
     Raises InputError for a layer that the network lacks.
@@ -164,8 +163,7 @@ class Source:
         return np.concatenate(values)
 
     def _predict(self, items: Iterable[Item], num_workers: int) -> Iterator[Batch]:
-        predictor = cast(Predictor, self.embedder)  # what predict_items needs of one, the Embedder has
-        return predict_items(predictor, items, self.device, self.chosen.data["batch_size"], num_workers)
+        return predict_items(self.embedder, items, self.device, self.chosen.data["batch_size"], num_workers)
 
     def claim_folder(self, out: Path | None, kind: str) -> AbstractContextManager[Path]:
         """Claim `out`, or a new folder for `kind` ("embeddings", "retrievals") beside the model; see output_folder."""

@@ -107,9 +107,9 @@ def _nll(logits: Tensor, targets: Tensor, temperature: float) -> float:
     """Return the mean negative log likelihood of softmax(logits / temperature), in float64."""
     total = 0.0
     step = max(1, BLOCK // logits.shape[1])
-    for part, of_part in zip(logits.split(step), targets.split(step), strict=True):
+    for part, part_targets in zip(logits.split(step), targets.split(step), strict=True):
         part = part.double() / temperature
-        total += float((part.logsumexp(dim=1) - part.gather(1, of_part[:, None])[:, 0]).sum())
+        total += float((part.logsumexp(dim=1) - part.gather(1, part_targets[:, None])[:, 0]).sum())
     return total / len(targets)
 
 

@@ -122,7 +122,7 @@ def draw_framed(
 
 
 def draw_unreadable(axes: Axes, left: float, top: float, room_px: tuple[int, int]) -> None:
-    """Draw a grey tile in place of a photo that can't be read."""
+    """Draw a grey tile for a photo that can't be read."""
     axes.add_patch(Rectangle((left, top), *room_px, facecolor=UNREADABLE))
     draw_text(axes, left + room_px[0] / 2, top + room_px[1] / 2, "unreadable", ha="center", va="center")
 

@@ -8,11 +8,12 @@ import torch
 from PIL import Image, ImageOps
 
 from carvision.data import decode
-from carvision.data.decode import decode_image, decode_into, empty_images, load_decoder
+from carvision.data.decode import decode_image, decode_into, empty_images
 from carvision.data.images import WHOLE, BadImage, Preprocessing, decode_part, open_bytes, wanted_part
+from carvision.data.jpeg import load_decoder
 from carvision.data.loading.dataset import random_window
 from tests.data.test_images import encoded, smooth, turned
-from tests.data.test_jpeg_part import jpeg, photo
+from tests.data.test_jpeg import jpeg, photo
 
 
 def preprocessing(size_px=32, interpolation="bicubic"):

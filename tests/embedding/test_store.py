@@ -6,26 +6,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from carvision.data.table import UNKNOWN, Classes, Number, Table
+from carvision.data.table import BOX, UNKNOWN, Classes, Number, Table
 from carvision.embedding.store import ABOUT, INDEX, VALUES, Embeddings, read_embeddings, write_index, write_values
 from carvision.errors import InputError
 
 
 def made_table(root) -> Table:
+    box = np.array([[1, 1, 9, 9], [np.nan] * 4, [0, 0, 8, 8], [3, 3, 7.5, 7]], np.float32)
     rows = pd.DataFrame(
-        {
-            "path": ["a/1.jpg", "a/2, then.jpg", "b/ü.jpg", "b/4.jpg"],
-            "split": ["train", "test", "", "test"],
-            "make": np.array([0, 0, 1, UNKNOWN], np.int32),
-            "model": np.array([0, 1, 2, UNKNOWN], np.int32),
-            "speed": np.array([200, np.nan, 180.5, np.nan], np.float32),
-            "group": ["x", "", "y", "y"],
-            "left": np.array([1, np.nan, 0, 3], np.float32),
-            "top": np.array([1, np.nan, 0, 3], np.float32),
-            "right": np.array([9, np.nan, 8, 7.5], np.float32),
-            "bottom": np.array([9, np.nan, 8, 7], np.float32),
-        }
+        {"path": ["a/1.jpg", "a/2, then.jpg", "b/ü.jpg", "b/4.jpg"], "split": ["train", "test", "", "test"]}
     )
+    rows["make"], rows["model"] = np.array([[0, 0, 1, UNKNOWN], [0, 1, 2, UNKNOWN]], np.int32)
+    rows["speed"] = np.array([200, np.nan, 180.5, np.nan], np.float32)
+    rows["group"] = ["x", "", "y", "y"]
+    rows[BOX] = box
     labels = {
         "make": Classes(("7", "12"), ("Audi", "Audi")),
         "model": Classes(("1", "2", "30"), ("A4", "A6", "X5"), "make", (0, 0, 1)),

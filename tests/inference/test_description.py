@@ -2,6 +2,7 @@
 
 import json
 import operator
+import shutil
 
 import numpy as np
 import pytest
@@ -14,42 +15,74 @@ from tests.inference.model_files import change, refusal, rewrite
 from tests.inference.tiny import save_tiny
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("original"))
+
+
 @pytest.fixture
-def saved(tmp_path):
-    return save_tiny(tmp_path)
+def saved(original, tmp_path):
+    """Copy a saved model: saving waits for the disk."""
+    return shutil.copytree(original, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("preprocessing.size_px", 64, "network.size_px"),
-        ("preprocessing.mean", [float("nan"), 0, 0], "not a number below"),
-        ("preprocessing.std", [1e31, 1, 1], "not a number below"),
-        ("network.heads.speed.std", None, "one of mean and std"),
-        ("network.heads.speed.mean", 10**400, "not a number below"),
-        ("network.heads.speed.std", float("inf"), "not a number below"),
-        ("network.heads.make.mean", 1.0, "one of mean and std"),
-        ("network.heads", {}, "no head"),
+        ("weights.file", "../model.safetensors", "same folder"),
+        ("weights.file", "/etc/passwd.safetensors", "same folder"),
+        ("weights.file", "..\\model.safetensors", "same folder"),
+        ("weights.file", "model.pth", "same folder"),
+        ("weights.file", "a" * 300 + ".safetensors", "too long"),
+        ("weights.kind", "best", "raw, averaged"),
+        ("format", 10**400, "is newer than"),
         ("network", {"size_px": 32}, "network.backbone is missing"),
+        ("network.backbone", "local-dir:/tmp/evil", "no model of timm"),
+        ("network.backbone", "hf-hub:somebody/evil", "no model of timm"),
+        ("network.backbone", ["test_resnet"], "is not a word"),
+        ("network.backbone_kwargs", {"checkpoint_path": "/tmp/evil.pth"}, "no argument of the network itself"),
+        ("network.backbone_kwargs", {"pretrained_cfg_overlay": {"file": "evil"}}, "no argument of the network itself"),
+        ("network.backbone_kwargs", {"nosuch": 1}, "nosuch"),
         ("network.backbone_kwargs", {"drop_rate": [[10**400]]}, "not a number below"),
+        ("network.heads", {}, "no head"),
+        ("network.heads.make.num_outputs", 5, "5 outputs"),
+        ("network.heads.make.layers.hidden", [10**12], "no weights of that size"),
+        ("network.heads.make.mean", 1.0, "one of mean and std"),
+        ("network.heads.speed.std", None, "one of mean and std"),
+        ("network.heads.speed.std", float("inf"), "not a number below"),
+        ("network.trunk.activation", "eval", "is not one of"),
+        ("network.trunk.surprise", 1, "no part of format"),
+        ("network.size_px", -1, "whole number"),
+        ("network.pool", "__import__('os')", "is not one of"),
+        ("labels", [], "mapping"),
         ("labels", {}, "has no label"),
+        ("labels.make.ids", ["3", "3"], "different ids"),
+        ("labels.make.ids", [3, 7], "is not a list"),
+        ("labels.make.names", ["Audi"], "1 names"),
         ("labels.make.parent", "model", "parent_codes"),
         ("labels.model.parent", "speed", "has no classes"),
+        ("labels.model.parent_codes", [0, 1, 9], "parent_codes"),
+        ("labels.model.parent_codes", [0, 1], "parent_codes"),
         ("labels.speed.parent", "make", "without a parent"),
         ("labels.speed", {"unit": "km/h"}, "std of a number"),
         ("labels.two\nlines", {"unit": ""}, "no such head"),
-        ("weights.file", "a" * 300 + ".safetensors", "too long"),
-        ("format", 10**400, "is newer than"),
+        ("preprocessing.size_px", 64, "network.size_px"),
+        ("preprocessing.mean", [float("nan"), 0, 0], "not a number below"),
+        ("preprocessing.std", [1e31, 1, 1], "not a number below"),
+        ("preprocessing.std", [0, 1, 1], "is not a list"),
+        ("preprocessing.interpolation", "nearest", "is not one of"),
+        ("decoding", {"rule": "joint"}, "is not one of"),
+        ("temperature", {"make": -1}, "is not a mapping"),
         ("config", {"data": []}, "config.data"),
-        ("config", {"data": "x"}, "config.data"),
         ("config", {"data": {"crop_to_box": "x"}}, "config.data.crop_to_box"),
         ("config", {"loss": None}, "config.loss"),
         ("config", {"seed": 10**400}, "not a number below"),
+        ("metrics", "good", "mapping"),
         ("metrics", {"test": [1]}, "metrics.test"),
         ("versions", {"carvision": 1}, "is not a mapping"),
     ],
 )
-def test_what_does_not_fit_together_is_refused_in_one_line(saved, key, value, words):
+def test_what_is_wrong_is_said_in_one_line(saved, key, value, words):
     change(saved, key, value)
     assert words in refusal(saved)
 

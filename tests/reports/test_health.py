@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
@@ -70,6 +71,15 @@ def test_odd_counts_and_names_can_be_plotted(tmp_path, num_classes):
     counts = counts_of(num_classes, **{"train": 0, "no split": 0})
     plot_class_counts(counts.assign(name="$\\frac{ a^ [red] \n" + 200 * "x"), "a $ b_{", tmp_path / "counts.png")
     assert Image.open(tmp_path / "counts.png").width < 1200
+
+
+def test_a_picture_that_can_not_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    file = tmp_path / "counts.png"
+    file.write_bytes(b"old")
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: path.write_bytes(b"half") / 0)
+    with pytest.raises(ZeroDivisionError):
+        plot_class_counts(counts_of(3, train=5), "photos", file)
+    assert file.read_bytes() == b"old" and list(tmp_path.iterdir()) == [file]
 
 
 def test_samples_show_photos_boxes_and_what_is_unreadable(tmp_path, table):

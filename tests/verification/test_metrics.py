@@ -75,16 +75,6 @@ def test_equal_error_rate_by_hand():
     assert equal_error_rate(curve) == pytest.approx(1 / 7)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_equal_error_rate_is_where_the_curve_meets_the_diagonal(case):
-    scores, same = made_scores(*case)
-    curve = roc(scores, same)
-    rate = equal_error_rate(curve)
-    highest = np.interp(rate, curve.far, curve.tar)
-    lowest = 1 - np.interp(-rate, -curve.far[::-1], 1 - curve.tar[::-1])
-    assert min(lowest, highest) - 1e-9 <= 1 - rate <= max(lowest, highest) + 1e-9
-
-
 def test_true_accept_rates_equal_a_loop():
     rng = np.random.default_rng(0)
     same = np.arange(3000) < 1000

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from carvision.data.decode import decode_into, empty_images, load_decoder
+from carvision.data.decode import decode_into, empty_images
 from carvision.data.images import BLANK, WHOLE, BadImage, Preprocessing, read_file
+from carvision.data.jpeg import load_decoder
 from carvision.data.paths import file_of
 from carvision.data.table import BOX, Classes, Table
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from carvision.data.paths import text_of_path
-from carvision.data.walk import LeftOut, is_folder, walk
+from carvision.data.readers.walk import LeftOut, is_folder, walk
 from carvision.errors import InputError, one_line
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ import pandas as pd
 from carvision.data.paths import nfc, text_of_path
 from carvision.data.readers.disk import existing_root, find_photos, sub_folders
 from carvision.data.readers.table_file import SPLIT_WORDS
+from carvision.data.readers.walk import LeftOut, is_folder, is_photo, walk
 from carvision.data.table import Table, encode, validate
-from carvision.data.walk import LeftOut, is_folder, is_photo, walk
 from carvision.errors import InputError
 
 log = logging.getLogger(__name__)

@@ -55,7 +55,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run is complete, with all its parts."""
+        """True if the run is complete, with all its parts."""
         return bool(self.summary) if self.kind else self.parts[0].metrics is not None
 
     @property
@@ -137,7 +137,7 @@ def _read_part(folder: Path) -> RunPart:
         try:
             history = pd.read_csv(file)
         except (ValueError, UnicodeDecodeError) as error:
-            raise InputError(f"{file} can't be read ({_first_line(error)}); leave this run out") from None
+            raise InputError(f"{file} can't be read ({one_line(error, 120)}); leave this run out") from None
         if "epoch" not in history or not pd.api.types.is_numeric_dtype(history["epoch"]):
             raise InputError(f"{file} has no numeric column 'epoch', so it is not a run's; leave this folder out")
     return RunPart(history, _read_metrics(folder), _num_parameters(folder), _num_classes(folder))
@@ -150,7 +150,7 @@ def _read_metrics(folder: Path) -> dict | None:
     try:
         metrics = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{file} can't be read ({_first_line(error)}); leave this run out") from None
+        raise InputError(f"{file} can't be read ({one_line(error, 120)}); leave this run out") from None
     if not isinstance(metrics, dict) or not all(isinstance(metrics.get(split, {}), dict) for split in SPLITS):
         raise InputError(f"{file} does not hold the metrics of a run; leave this folder out")
     return metrics
@@ -163,7 +163,7 @@ def _read_config(folder: Path) -> dict[str, object]:
     try:
         config = yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} can't be read ({_first_line(error)}); leave this run out") from None
+        raise InputError(f"{file} can't be read ({one_line(error, 120)}); leave this run out") from None
     return flat_config(config or {}) | _cell_of(folder)
 
 
@@ -177,7 +177,7 @@ def _cell_of(folder: Path) -> dict[str, object]:
         with file.open(encoding="utf-8", newline="") as rows:
             cells = [row.get("cell") for row in csv.DictReader(rows) if row.get("folder") == f"trials/{folder.name}"]
     except (csv.Error, ValueError) as error:
-        raise InputError(f"{file} can't be read ({_first_line(error)}); leave its runs out") from None
+        raise InputError(f"{file} can't be read ({one_line(error, 120)}); leave its runs out") from None
     cell = cells[-1] if cells else None
     return {CELL_KEY: int(cell)} if cell and cell.isdecimal() else {}
 
@@ -196,7 +196,3 @@ def _num_classes(folder: Path) -> dict[str, int]:
         return {head: len(label["ids"]) for head, label in labels.items() if "ids" in label}
     except (ValueError, KeyError, TypeError):
         return {}  # only the choice of the finest head uses them, and it has a fallback
-
-
-def _first_line(error: Exception) -> str:
-    return one_line(error, 120)

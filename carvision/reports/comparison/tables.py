@@ -206,11 +206,11 @@ def matrix_marks(frame: pd.DataFrame, column: str) -> list[list[str]]:
     """Return "overall" for the best of all, "best" for that of each row with more than one number, else ""."""
     lower = lower_is_better(column)
     shown = frame.map(lambda value: round_value(column, value))
-    of_rows = shown.min(axis=1) if lower else shown.max(axis=1)
-    overall = of_rows.min() if lower else of_rows.max()
+    best_of_rows = shown.min(axis=1) if lower else shown.max(axis=1)
+    overall = best_of_rows.min() if lower else best_of_rows.max()
     return [
         [OVERALL if value == overall else BEST if value == best and row.count() > 1 else "" for value in row]
-        for best, (_, row) in zip(of_rows, shown.iterrows(), strict=True)
+        for best, (_, row) in zip(best_of_rows, shown.iterrows(), strict=True)
     ]
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 import carvision
 from carvision.augment.pipeline import to_float
 from carvision.config.schema import random_transforms, reason_not_cacheable
-from carvision.data.decode import load_decoder
+from carvision.data.jpeg import load_decoder
 from carvision.data.loading.dataset import PADDING, CachedFeatures, Key
 from carvision.data.loading.loader import PhotoDataModule
 from carvision.data.paths import file_of, text_of_path

@@ -106,6 +106,8 @@ def test_cycles_shorter_than_a_group_and_their_uniformity():
         assert np.bincount(drawn[:, i], minlength=5) / 6_000 == pytest.approx([0.2] * 5, abs=0.03)
     # Index 5 starts the second cycle, in a group with the indices 3 and 4 of the first
     assert (drawn[:, 5:6] == drawn[:, :5]).mean(axis=0) == pytest.approx([1 / 3] * 3 + [0, 0], abs=0.03)
+    # Index 9 ends it, in a group of its own, where any number but that of index 5 may be
+    assert (drawn[:, 9:10] == drawn[:, 3:6]).mean(axis=0) == pytest.approx([1 / 4, 1 / 4, 0], abs=0.03)
 
 
 PER_CLASS = np.repeat([3, 0, UNKNOWN, 1, 2, 8], [20, 8, 9, 3, 14, 1])

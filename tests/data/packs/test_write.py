@@ -4,13 +4,12 @@ import io
 import json
 import logging
 import multiprocessing
-import os
 import re
-import stat
 import tarfile
-from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -269,16 +268,6 @@ def test_foreign_files_in_the_folder_are_refused_or_kept(table, tmp_path):
     assert (folder / "pack.json").is_file() and (folder / "film.mkv.partial").read_text() == "mine"
 
 
-def test_files_of_a_pack_have_the_permissions_of_the_umask(table, tmp_path):
-    before = os.umask(0o077)
-    try:
-        pack_small(table, tmp_path / "pack")
-    finally:
-        os.umask(before)
-    files = [path for path in (tmp_path / "pack").rglob("*") if path.is_file()]
-    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
-
-
 def _hold(folder, ready, done) -> None:
     held = lock_folder(folder, "taken")
     ready.set()
@@ -299,32 +288,28 @@ def test_two_commands_at_once_are_refused(table, tmp_path):
     other.join()
 
 
-def test_a_disk_that_is_too_small_is_an_error_before_anything_is_written(table, tmp_path, monkeypatch):
-    usage = namedtuple("usage", "free")
-    monkeypatch.setattr(write.shutil, "disk_usage", lambda folder: usage(50_000))
-    with pytest.raises(InputError, match=r"0 MB free, and the shards to be written need about 0 MB"):
-        pack_small(table, tmp_path / "pack")
-    assert not list((tmp_path / "pack").glob("*.tar"))
-
-
-def test_complete_shards_survive_a_full_disk(table, tmp_path, monkeypatch):
-    real, written = write.write_shard, []
-
-    def write_shard(*arguments):
-        if len(written) == 3:
-            raise OSError(28, "No space left on device")
-        written.append(arguments[0])
-        return real(*arguments)
-
-    monkeypatch.setattr(write, "write_shard", write_shard)
-    with pytest.raises(InputError, match="no space is left on its disk; fix that, and run the same command again"):
-        pack_small(table, tmp_path / "pack")
-    monkeypatch.setattr(write, "write_shard", real)
-    before = times(tmp_path / "pack")
+def test_a_disk_that_is_too_small_or_becomes_full(table, tmp_path, monkeypatch):
+    folder = tmp_path / "pack"
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(InputError, match=r"0 MB free, and the shards .* need about 0 MB"),
+    ):
+        patch.setattr(write.shutil, "disk_usage", lambda folder: SimpleNamespace(free=50_000))
+        pack_small(table, folder)
+    assert not list(folder.glob("*.tar"))
+    results = iter([write.write_shard] * 3)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(InputError, match="no space is left on its disk; fix that, and run the same command again"),
+    ):
+        full = Mock(side_effect=OSError(28, "No space left on device"))
+        patch.setattr(write, "write_shard", lambda *arguments: next(results, full)(*arguments))
+        pack_small(table, folder)
+    before = times(folder)
     assert len(before) == 3
-    pack_small(table, tmp_path / "pack")
-    assert before.items() <= times(tmp_path / "pack").items()
-    assert_same_table(read_packed(tmp_path / "pack"), table)
+    pack_small(table, folder)
+    assert before.items() <= times(folder).items()
+    assert_same_table(read_packed(folder), table)
 
 
 def test_a_pack_can_be_packed(table, tmp_path):

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from carvision.data import walk
+from carvision.data.readers import walk
 from carvision.data.readers.folder import read_folder
 from carvision.errors import InputError
 from tests.data.layouts import real_data, write_class_folders, write_photo

@@ -22,15 +22,10 @@ from tests.data.layouts import (
 
 def facts(table):
     """Return (split, file name) -> (name of the model, name of the make, box) of each photo."""
-    rows, models, makes = table.rows, table.labels["model"], table.labels["make"]
-    return {
-        (row["split"], row["path"].rsplit("/", 1)[-1]): (
-            models.names[row["model"]],
-            makes.names[row["make"]],
-            tuple(row[BOX]) if table.has_boxes else None,
-        )
-        for _, row in rows.iterrows()
-    }
+    models, makes = (np.array(table.labels[name].names)[table.rows[name]].tolist() for name in ("model", "make"))
+    boxes = map(tuple, table.rows[BOX].to_numpy().tolist()) if table.has_boxes else [None] * len(table)
+    keys = zip(table.rows["split"], table.rows["path"].str.rpartition("/")[2], strict=True)
+    return dict(zip(keys, zip(models, makes, boxes, strict=True), strict=True))
 
 
 def expected(boxes: bool = True) -> dict:

@@ -24,7 +24,7 @@ def runs(tmp_path):
     folder.mkdir()
     write_run(folder / "two_heads" / "2026-01-31_12-00-00", (0.2, 0.6), heads=("make", "model"), price=0.5)
     write_run(folder / "<b>$x|y" / "2026-01-31_12-00-00", (0.4, 0.5, 0.55), model__backbone="vgg16", price=0.25)
-    write_run(folder / "interrupted", (0.1,), finished=False, data__batch_size=8)
+    write_run(folder / "cut_short", (0.1,), finished=False, data__batch_size=8)
     write_folds(folder / "folds", [(0.2, 0.5), (0.3, 0.7)], model__backbone="resnet50", data__batch_size=16, price=0.1)
     return folder
 
@@ -127,7 +127,7 @@ def test_html_is_self_contained_and_escapes_names(runs, tmp_path):
     found = Rows(page)
     assert "b" not in found.tags  # the run's name is no markup
     head, *rows = found.rows[:30]
-    assert head[1:] == ["<b>$x|y", "interrupted (unfinished)", "folds (2 folds)", "two_heads"]
+    assert head[1:] == ["<b>$x|y", "cut_short (unfinished)", "folds (2 folds)", "two_heads"]
     cells = {row[0]: row[1:] for row in rows}
     assert cells["val class top-1 %"] == ["55.00", "10.00", "60.00 ± 14.14", ""]
     assert cells["best epoch"] == ["3", "1", "2", "2"] and cells["parameters"][0] == "1,234,567"
@@ -225,7 +225,7 @@ def test_names_and_order_are_those_given(runs, tmp_path):
 
 def test_runs_in_the_current_folder_go_by_their_bare_names(runs, tmp_path, monkeypatch):
     monkeypatch.chdir(runs)
-    write_comparison([Path("interrupted"), Path("folds")], tmp_path / "both")
-    monkeypatch.chdir(runs / "interrupted")
+    write_comparison([Path("cut_short"), Path("folds")], tmp_path / "both")
+    monkeypatch.chdir(runs / "cut_short")
     write_comparison([Path()], tmp_path / "here")
     assert (tmp_path / "both" / "compare.csv").is_file() and (tmp_path / "here" / "compare.csv").is_file()

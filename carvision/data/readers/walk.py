@@ -51,9 +51,9 @@ class LeftOut:
             text = f"{self.others.total():,} files are no photos by their extension"
             parts.append(f"{text} ({kinds}; first: {self.first['others']})")
         if self.links:
-            link, there = next(iter(self.links.items()))
+            link, elsewhere = next(iter(self.links.items()))
             text = f"{len(self.links):,} links lead to folders that are read elsewhere"
-            parts.append(f"{text} (first: {text_of_path(link)}, which is {text_of_path(there)})")
+            parts.append(f"{text} (first: {text_of_path(link)}, which is {text_of_path(elsewhere)})")
         if self.dangling:
             parts.append(f"{len(self.dangling):,} links lead nowhere (first: {text_of_path(self.dangling[0])})")
         return "left out: " + "; ".join(parts) if parts else ""
@@ -100,8 +100,8 @@ def walk(folder: str, left_out: LeftOut, only: Collection[str] | None = None) ->
                 yield path
             else:
                 left_out.add_file(path, is_link)
-        elif by_link and (there := _read_elsewhere(real, homes, through_links)):
-            left_out.links[path] = there
+        elif by_link and (elsewhere := _read_elsewhere(real, homes, through_links)):
+            left_out.links[path] = elsewhere
         else:
             if by_link:
                 through_links[real] = path

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from carvision.data.decode import Libjpeg, Simplejpeg, choose_decoder
 from carvision.data.images import Part
+from carvision.data.jpeg import Libjpeg, Simplejpeg, choose_decoder
 from carvision.errors import InputError
 from carvision.system.machine import FORK
 

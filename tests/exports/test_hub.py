@@ -96,7 +96,7 @@ def test_timm_finds_it_on_the_hub(hub, monkeypatch):
 
 def test_no_exported_file_names_where_it_was_made(example_folder, exports, demo_photos):
     for file in exports.rglob("*"):
-        if file.is_file() and file.suffix != ".pt2":  # which is compressed: test_to_torch_export.py
+        if file.is_file() and file.suffix != ".pt2":  # which is compressed: test_graphs.py
             for private in (str(example_folder), str(demo_photos)):
                 assert private.encode() not in file.read_bytes(), file
     assert "run:\n  dir: " + RUN.name in (exports / "hub" / "README.md").read_text()
