@@ -43,8 +43,8 @@ def check(cfg: "DictConfig") -> None:
     if table.has_boxes and not data["crop_to_box"]:
         log.info("%s: boxes are not checked, as training ignores them without data.crop_to_box=true", table.name)
     scan = scan_photos(table, data["crop_to_box"] and table.has_boxes, num_workers)
-    figures = write_health(table, scan, folder, chosen, config["num_per_class"])
-    unusable = print_health(figures)
+    health = write_health(table, scan, folder, chosen, config["num_per_class"])
+    unusable = print_health(health)
     print(f"check: {folder}")
     sys.exit(0 if complete and not unusable else 1)
 
