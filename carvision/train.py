@@ -27,9 +27,9 @@ def train(cfg: "DictConfig") -> None:
 
         use_cores(trainer["devices"])
     # Only now: a wrong value was told without waiting for torch and Lightning.
-    from carvision.training.run.run import run
+    from carvision.training.run.start import train as start_training
 
-    run(config, str(name))
+    start_training(config, str(name))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from carvision.config.compose import conf_dir, plain_config
 from carvision.system.versions import git_state, read_versions
-from carvision.training.run import provenance, run
+from carvision.training.run import provenance, start
 
 # Of this process, found once: the versions of all packages, and git's answer
 SAME_FOR_ALL = mock.patch.multiple(
@@ -43,9 +43,9 @@ def train(folder, *overrides: str, pictures: bool = False):
     cfg = config(*overrides)
     cfg["run"]["dir"] = str(folder)
     if pictures:
-        return run.run(cfg, "test")
+        return start.train(cfg, "test")
     with mock.patch("carvision.reports.plots.plot_curves"), SAME_FOR_ALL:
-        return run.run(cfg, "test")
+        return start.train(cfg, "test")
 
 
 def demo(root) -> list[str]:
