@@ -86,7 +86,7 @@ def test_every_experiment_builds_its_network_and_trains_what_its_phases_say(expe
         lit = build_lit_classifier(cfg, table)
         images = torch.zeros(2, 3, 96, 96)
     trained_before = None
-    for number in range(len(lit.hparams.phases)):
+    for number in range(len(lit.phases)):
         lit.start_phase(number)
         optimizer = lit.create_phase_optimizer()
         trained = {name: parameter for name, parameter in lit.model.named_parameters() if parameter.requires_grad}
@@ -109,7 +109,7 @@ def test_one_experiment_of_each_family_takes_two_steps_of_each_phase(experiment,
     cfg = config_with_photos(experiment, photos, *TRAINED[experiment])
     datamodule = build_datamodule(cfg, None)
     lit = build_lit_classifier(cfg, datamodule.table)
-    for number in range(len(lit.hparams.phases)):
+    for number in range(len(lit.phases)):
         lit.start_phase(number)
         trained = {name: p.detach().clone() for name, p in lit.model.named_parameters() if p.requires_grad}
         frozen = {name: p.detach().clone() for name, p in lit.model.named_parameters() if not p.requires_grad}

@@ -1,4 +1,4 @@
-"""What is chosen for the machine at hand. The GPUs here are pretended: torch.cuda's answers are replaced."""
+"""Precision by hardware. The GPUs here are simulated: torch.cuda's answers are replaced."""
 
 import json
 
@@ -26,28 +26,17 @@ def gpus(monkeypatch):
     return pretend
 
 
-@pytest.mark.parametrize(
-    ("capability", "precision"),
-    [
-        ((9, 0), "bf16-mixed"),
-        ((8, 6), "bf16-mixed"),
-        ((8, 0), "bf16-mixed"),
-        ((7, 5), "16-mixed"),
-        ((7, 0), "16-mixed"),
-    ],
-)
-def test_auto_is_bf16_where_the_chip_has_it_and_16_bits_elsewhere_on_cuda(gpus, capability, precision):
-    gpus(capability)
-    assert resolve_precision("auto", "gpu") == resolve_precision("auto", "auto") == precision
-    assert resolve_precision("auto", "cpu") == "32-true"
-    assert resolve_precision("32-true", "gpu") == "32-true"
-
-
-def test_auto_is_what_all_devices_of_the_run_have(gpus):
+def test_auto_is_bf16_if_all_gpus_of_the_run_have_it_and_float16_on_others(gpus):
+    for capability in ((9, 0), (8, 6), (8, 0), (7, 5), (7, 0)):
+        gpus(capability)
+        precision = "bf16-mixed" if capability[0] >= 8 else "16-mixed"
+        assert resolve_precision("auto", "gpu") == resolve_precision("auto", "auto") == precision
+        assert resolve_precision("auto", "cpu") == resolve_precision("32-true", "gpu") == "32-true"
     gpus((9, 0), (7, 5))
-    assert resolve_precision("auto", "gpu", 2) == "16-mixed"
-    assert resolve_precision("auto", "gpu", [0]) == "bf16-mixed"
-    assert resolve_precision("auto", "gpu", [1]) == "16-mixed"
+    found = [resolve_precision("auto", "gpu", devices) for devices in (2, [0], [1])]
+    assert found == ["16-mixed", "bf16-mixed", "16-mixed"]
+    gpus()
+    assert resolve_precision("auto", "gpu") == resolve_precision("auto", "auto") == "32-true"
 
 
 @pytest.mark.parametrize(
@@ -55,23 +44,18 @@ def test_auto_is_what_all_devices_of_the_run_have(gpus):
     [("ddp", (8, 0), "bf16-mixed"), ("ddp", (7, 5), "16-mixed"), ("fsdp", (8, 0), "bf16-mixed"),
      ("fsdp", (7, 5), "32-true"), ("ddp", None, "32-true"), ("fsdp", None, "32-true")],
 )  # fmt: skip
-def test_many_processes_take_the_precision_of_the_chips(gpus, group, capability, precision, monkeypatch):
+def test_several_processes_use_the_precision_of_their_gpus(gpus, group, capability, precision, monkeypatch):
     monkeypatch.setattr(build_trainer, "prepare_cuda", lambda: None)  # which is the whole process's
     gpus(*[capability] * 2 if capability else ())
     assert trainer_values(config(f"trainer={group}", "data=demo"))["precision"] == precision
 
 
-def test_fsdp_refuses_what_it_can_not_do():
+def test_fsdp_refuses_float16():
     with pytest.raises(InputError, match=r"trainer\.precision: only 32-true and bf16-mixed, not 16-mixed, with"):
         trainer_values(config("trainer=fsdp", "trainer.precision=16-mixed", "data=demo"))
 
 
-def test_auto_is_float32_without_cuda(gpus):
-    gpus()
-    assert resolve_precision("auto", "gpu") == resolve_precision("auto", "auto") == "32-true"
-
-
-def test_a_run_says_which_precision_auto_became(demo_photos, tmp_path):
+def test_a_run_reports_which_precision_auto_became(demo_photos, tmp_path):
     folder = train(tmp_path / "run", *demo(demo_photos), "trainer.precision=auto", "trainer.max_epochs=1")
     assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["precision"] == "auto"
     metrics = json.loads((folder / "metrics.json").read_text())

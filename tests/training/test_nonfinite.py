@@ -1,4 +1,4 @@
-"""A loss that is not finite: told with its photos, and kept out of every checkpoint."""
+"""A loss that is inf or NaN: reported with its photos, and kept out of every checkpoint."""
 
 import json
 
@@ -14,8 +14,8 @@ from tests.small_runs import demo, train
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """In epoch 1 the batch that row 7 of the training photos is in gives a loss of nan, and statistics, too. Returns
-    the rows of all batches in which that happened."""
+    """Give the batch with row 7 of the training photos a loss of NaN in epoch 1, and batch norm's statistics, too; a
+    list that gets the rows of these batches."""
     met, step = [], LitClassifier.training_step
 
     def training_step(self, batch, batch_idx):
@@ -38,7 +38,7 @@ def photos_of(folder, rows: list[int]) -> list[str]:
     return splits.loc[splits["split"] == "train", "path"].iloc[rows].tolist()
 
 
-def test_it_stops_names_the_photos_and_leaves_the_checkpoint_of_before(poisoned, demo_photos, tmp_path):
+def test_the_run_stops_names_the_photos_and_keeps_the_checkpoint_before(poisoned, demo_photos, tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(InputError) as stopped:
         train(folder, *demo(demo_photos), "run.checkpoint_every_minutes=0")
@@ -51,7 +51,7 @@ def test_it_stops_names_the_photos_and_leaves_the_checkpoint_of_before(poisoned,
 
 
 @pytest.mark.parametrize("extra", [[], ["optimizer.sam_rho=0.05"], ["trainer.accumulate_grad_batches=2"]])
-def test_it_leaves_the_update_out_where_told(poisoned, extra, demo_photos, tmp_path):
+def test_with_skip_the_update_is_left_out(poisoned, extra, demo_photos, tmp_path):
     overrides = [*demo(demo_photos), "run.on_nonfinite_loss=skip", "data.batch_size=8", *extra]
     folder = train(tmp_path / "run", *overrides)
     listed = pd.read_csv(folder / "nonfinite_loss.csv")
@@ -67,16 +67,16 @@ def test_it_leaves_the_update_out_where_told(poisoned, extra, demo_photos, tmp_p
     assert json.loads((folder / "metrics.json").read_text())["test"]["loss"] > 0
 
 
-def test_too_high_a_rate_is_found_out_in_the_first_epoch_and_the_photos_are_kept(demo_photos, tmp_path):
+def test_too_high_a_learning_rate_is_found_in_the_first_epoch(demo_photos, tmp_path):
     with pytest.raises(InputError, match=r"optimizer\.lr is too large.* no checkpoint was written yet"):
         train(tmp_path / "run", *demo(demo_photos), "optimizer=sgd", "optimizer.lr=1e30")
     assert (tmp_path / "run" / "nonfinite_loss.csv").exists()
-    # Nothing is there that another configuration could spoil: the mended command may name the same folder
-    train(tmp_path / "run", *demo(demo_photos), "optimizer=sgd", "optimizer.lr=0.01")
+    # Without a checkpoint, the corrected command may name the same folder
+    train(tmp_path / "run", *demo(demo_photos), "optimizer=sgd", "optimizer.lr=0.01", "trainer.max_epochs=1")
 
 
 def test_weights_that_a_gradient_ruins_reach_no_checkpoint(demo_photos, tmp_path, monkeypatch):
-    """In the last step of the second epoch, so that no loss shows it before the checkpoint."""
+    """The last step of the second epoch ruins them, so that no loss shows it before the checkpoint."""
     real = LitClassifier.on_after_backward
 
     def on_after_backward(self):

@@ -1,4 +1,4 @@
-"""What is read in a run, counted photo by photo, and when; copies of the batch; updates of the weights."""
+"""How often and when a run reads each photo; batches without copies; updates of the weights."""
 
 import time
 from collections import Counter
@@ -16,7 +16,7 @@ EPOCHS = 2
 
 @pytest.fixture
 def reads(tmp_path, monkeypatch):
-    """A file with a line for each photo that any process reads: its path and the epoch, -1 where it is not training."""
+    """A file with a line for each photo that any process reads: its path and the epoch, -1 if not for training."""
     file, read = tmp_path / "reads.csv", Photos.__getitem__
     file.write_text("path,epoch\n")
 

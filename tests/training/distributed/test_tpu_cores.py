@@ -1,4 +1,4 @@
-"""Where trainer=tpu can't run, and how a command takes all cores; what needs torch-xla itself is in tests/tpu."""
+"""Machines that can't run trainer=tpu, and commands on several cores; tests/tpu needs torch-xla itself."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from carvision.training.distributed import tpu_cores
 
 
 def machine(monkeypatch, device="TPU", cores=4, ips=("10.0.0.5",), worker=0, cores_of_chip=1) -> list[list[str]]:
-    """torch-xla as it answers there; returns the list of the commands that take this process's place."""
+    """Simulate torch-xla's answers; return the list of the commands that replace this process."""
     modules = {
         "torch_xla.runtime": SimpleNamespace(device_type=lambda: device),
         "torch_xla._internal.tpu": SimpleNamespace(

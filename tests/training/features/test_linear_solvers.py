@@ -1,4 +1,4 @@
-"""The linear problems against scikit-learn's solution of them."""
+"""The linear solvers against scikit-learn's."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def problem():
 
 
 @pytest.mark.parametrize("l2", [1.0, 0.01])
-def test_classes_are_logistic_regression(problem, l2):
+def test_classes_are_fitted_by_logistic_regression(problem, l2):
     features, targets, weights = problem
     layer = fit_layer(features, targets, weights, 4, cross_entropy, l2, max_steps=500)
     theirs = LogisticRegression(C=1 / (l2 * weights.sum().item()), tol=1e-10, max_iter=10_000)
@@ -32,7 +32,7 @@ def test_classes_are_logistic_regression(problem, l2):
     np.testing.assert_allclose(ours, theirs.predict_proba(features), atol=1e-3)
 
 
-def test_numbers_are_ridge_regression(problem):
+def test_numbers_are_fitted_by_ridge_regression(problem):
     features, _, weights = problem
     values = features @ torch.arange(7.0, dtype=torch.float64) + 3
     layer = fit_layer(features, values, weights, 1, half_squared_error, 0.1, max_steps=500)
@@ -41,7 +41,7 @@ def test_numbers_are_ridge_regression(problem):
     assert layer.bias.item() == pytest.approx(theirs.intercept_, abs=5e-3)
 
 
-def test_unknown_targets_of_weight_zero_change_nothing(problem):
+def test_targets_of_weight_zero_change_nothing(problem):
     features, targets, _ = problem
     known = torch.arange(120) < 100
     some = torch.where(known, targets, UNKNOWN)
@@ -50,7 +50,7 @@ def test_unknown_targets_of_weight_zero_change_nothing(problem):
     torch.testing.assert_close(ours.weight, theirs.weight, atol=1e-3, rtol=0)
 
 
-def test_a_better_start_ends_in_the_same_place(problem):
+def test_a_warm_start_ends_at_the_same_minimum(problem):
     features, targets, weights = problem
     first = fit_layer(features, targets, weights, 4, cross_entropy, 1.0)
     warm = fit_layer(features, targets, weights, 4, cross_entropy, 0.1, first, max_steps=300)
@@ -69,7 +69,7 @@ def test_a_frame_is_undone_in_the_layer(problem):
 
 
 @pytest.mark.parametrize("shrinkage", [0.0, 0.4, 1.0])
-def test_within_classes_the_covariance_is_white_as_far_as_the_shrinkage_lets_it(problem, shrinkage):
+def test_the_shrunk_within_class_covariance_becomes_white(problem, shrinkage):
     features, targets, _ = problem
     frame = class_frame(features, targets, 4, shrinkage)
     within = np.concatenate([(x - x.mean(0)) for x in (features[targets == code].numpy() for code in range(4))])
@@ -80,7 +80,7 @@ def test_within_classes_the_covariance_is_white_as_far_as_the_shrinkage_lets_it(
     np.testing.assert_allclose(white / white[0, 0], np.eye(7), atol=1e-10)
 
 
-def test_with_few_classes_and_a_strong_penalty_it_is_discriminant_analysis(problem):
+def test_a_strong_penalty_gives_discriminant_analysis(problem):
     """The direction between two classes is that of scikit-learn's LDA, whatever the scale of single features."""
     features, targets, _ = problem
     two = targets < 2
@@ -92,7 +92,7 @@ def test_with_few_classes_and_a_strong_penalty_it_is_discriminant_analysis(probl
     np.testing.assert_allclose(ours / np.linalg.norm(ours), theirs / np.linalg.norm(theirs), atol=0.02)
 
 
-def test_one_photo_of_each_class_and_classes_without_photos_have_a_frame():
+def test_classes_of_one_or_no_photo_have_a_frame():
     features = torch.randn(3, 5)
     frame = class_frame(features, torch.tensor([0, 2, 7]), 9, 0.7)
     torch.testing.assert_close(frame.apply(features), plain_frame(features).apply(features))

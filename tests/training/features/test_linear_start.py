@@ -1,4 +1,4 @@
-"""The heads' first weights from a linear problem: better than random ones, without test photos, and once in a run."""
+"""Linear-probe initialisation: better than random heads, without test photos, once a run."""
 
 import json
 from pathlib import Path
@@ -15,6 +15,7 @@ from carvision.models.classifier import Classifier, Head
 from carvision.training.features import linear_start
 from carvision.training.features.linear_start import choose_layer, half_squared_error, wants_linear_start
 from carvision.training.module import LitClassifier
+from carvision.training.optim import build_phases
 from tests.small_runs import config, demo, train
 from tests.training.distributed.processes import train_together, write_manifest
 from tests.training.run.test_killed_runs import assert_same_run
@@ -26,7 +27,7 @@ HEADS = ["+model/head@model.heads.make=linear", "+model/head@model.heads.price=l
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory) -> list[str]:
-    """Photos whose labels are partly unknown, of numbers too, and some that can't be read."""
+    """Photos with some unknown labels, a number, and some that can't be read."""
     return write_manifest(tmp_path_factory.mktemp("data") / "data", {"train": 60, "val": 30, "test": 20}, bad=True)
 
 
@@ -34,30 +35,24 @@ def line_of(folder) -> str:
     return next(line for line in (folder / "run.log").read_text().splitlines() if "linear start:" in line)
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        [],
-        ["loss.class_weights=balanced", "loss.label_smoothing=0.1", "loss.head_weights=learned"],
-        ["loss=focal_sigmoid"],
-        ["model.trunk.hidden=[32]", "model.trunk.dropout=0.1", "model.trunk.batch_norm=true"],
-        [*HEADS, "model.heads.price.hidden=[32]", "model.neck=[se]", "model.pool=gem"],
-    ],
-    ids=["linear", "weighted", "focal", "trunk", "neck"],
-)
-def test_it_is_better_than_random_heads_before_the_first_step_counts(overrides, manifest, tmp_path):
+@pytest.mark.parametrize("overrides", [
+    ["loss.class_weights=balanced", "loss.label_smoothing=0.1", "loss.head_weights=learned"], ["loss=focal_sigmoid"],
+    ["model.trunk.hidden=[32]", "model.trunk.dropout=0.1", "model.trunk.batch_norm=true"],
+    [*HEADS, "model.heads.price.hidden=[32]", "model.neck=[se]", "model.pool=gem"],
+], ids=["weighted", "focal", "trunk", "neck"])  # fmt: skip
+def test_the_first_heads_are_better_than_random_ones(overrides, manifest, tmp_path):
     for start in ("linear", "random"):
         own = [f"model.start={start}", "model.train_layers=none"]  # or statistics of batch norm, random too, would move
         train(tmp_path / start, *manifest, *START, *own, *overrides)
     linear, random = (pd.read_csv(tmp_path / start / "history.csv").iloc[0] for start in ("linear", "random"))
     assert linear["val/loss"] < 0.95 * random["val/loss"]
     assert linear["val/price/mae"] < 0.9 * random["val/price/mae"]
-    told = line_of(tmp_path / "linear")
-    assert ("L2 " in told) == (not any("hidden" in value for value in overrides)) and "val: " in told
+    line = line_of(tmp_path / "linear")
+    assert ("L2 " in line) == (not any("hidden" in value for value in overrides)) and "val: " in line
     assert json.loads((tmp_path / "linear" / "metrics.json").read_text())["seconds"]["linear_start"] > 0
 
 
-def test_it_never_sees_a_test_photo_and_leaves_the_backbone_alone(demo_photos, tmp_path, monkeypatch):
+def test_it_reads_no_test_photo_and_does_not_change_the_backbone(demo_photos, tmp_path, monkeypatch):
     opened, real, seen = set(), dataset.read_file, {}
     monkeypatch.setattr(dataset, "read_file", lambda path: (opened.add(Path(path).name), real(path))[1])
 
@@ -69,14 +64,14 @@ def test_it_never_sees_a_test_photo_and_leaves_the_backbone_alone(demo_photos, t
             after = module.model.backbone.state_dict()
             seen["equal"] = all(torch.equal(value, after[name]) for name, value in before.items())
 
-    monkeypatch.setattr("carvision.training.run.fit.LinearStart", Looking)
+    monkeypatch.setattr("carvision.training.run.single_run.LinearStart", Looking)
     train(tmp_path / "run", *demo(demo_photos), *START, "augment=light")
     splits = pd.read_csv(tmp_path / "run" / "splits.csv")
     test = {path.rpartition("/")[2] for path in splits.loc[splits["split"] == "test", "path"]}
     assert seen["equal"] and seen["training"] and seen["opened"] and not seen["opened"] & test
 
 
-def test_it_is_the_same_again_and_a_run_that_was_cut_does_not_begin_anew(cut, manifest, tmp_path):  # noqa: F811
+def test_an_interrupted_run_is_not_initialised_again(cut, manifest, tmp_path):  # noqa: F811
     overrides = [*manifest, *START, "optimizer.lr=0.001", "trainer.max_epochs=2", "callbacks.ema_decay=0.9"]
     overrides += ["model.trunk.hidden=[16]", "model.trunk.dropout=0.5", "augment=light"]
     train(tmp_path / "whole", *overrides)
@@ -87,13 +82,13 @@ def test_it_is_the_same_again_and_a_run_that_was_cut_does_not_begin_anew(cut, ma
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
-def test_it_comes_before_the_first_phase_alone(manifest, tmp_path):
+def test_it_happens_only_before_the_first_phase(manifest, tmp_path):
     phases = ["+phases.head={epochs: 1, train_layers: none}", "+phases.all={epochs: 1}", "trainer.max_epochs=null"]
     train(tmp_path / "run", *manifest, *START[:3], *phases)
     assert (tmp_path / "run" / "run.log").read_text().count("linear start:") == 1
 
 
-def test_auto_is_linear_where_only_the_backbone_has_weights(demo_photos, tmp_path):
+def test_auto_is_linear_if_only_the_backbone_has_weights():
     model = Classifier("test_resnet", {"make": Head(4)}, 32)
     assert wants_linear_start(config("model.weights=some.safetensors"), model)
     assert wants_linear_start(config("model.weights=pretrained"), model)
@@ -102,12 +97,11 @@ def test_auto_is_linear_where_only_the_backbone_has_weights(demo_photos, tmp_pat
     assert wants_linear_start(config("model.start=linear"), model)
     with pytest.raises(InputError, match=r"model.start: linear is not possible with trainer=fsdp"):
         wants_linear_start(config("model.start=linear", "trainer.strategy=fsdp"), model)
-    first = train(tmp_path / "first", *demo(demo_photos), "trainer.max_epochs=1")
-    train(tmp_path / "second", *demo(demo_photos), "trainer.max_epochs=1", f"model.weights={first}")
-    assert "linear start" not in (tmp_path / "second" / "run.log").read_text()  # the heads came along
+    model.heads_are_trained = True  # see test_earlier_weights.py
+    assert not wants_linear_start(config("model.weights=some.safetensors"), model)
 
 
-def test_the_strength_is_the_best_on_validation_and_few_or_no_photos_do_no_harm():
+def test_the_strength_is_chosen_on_validation_photos_if_there_are_any():
     random = torch.Generator().manual_seed(0)
     truth = torch.randn(8, generator=random)
     features = {split: torch.randn(num, 8, generator=random) for split, num in {"train": 10, "val": 200}.items()}
@@ -124,7 +118,7 @@ def test_the_strength_is_the_best_on_validation_and_few_or_no_photos_do_no_harm(
     assert layer.weight.isfinite().all() and strength == linear_start.DEFAULT_STRENGTH
 
 
-def test_many_photos_choose_with_some_and_fit_all(monkeypatch):
+def test_the_strength_is_chosen_on_some_of_many_photos(monkeypatch):
     monkeypatch.setattr(linear_start, "MAX_SELECTION_PHOTOS", 20)
     x = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
     known = (x.sum(1), torch.ones(100))
@@ -132,20 +126,13 @@ def test_many_photos_choose_with_some_and_fit_all(monkeypatch):
     np.testing.assert_allclose(layer.weight[0], [1, 1, 1], atol=0.02)
 
 
-def test_kept_photos_that_are_bad_or_unknown_do_not_count():
+def test_bad_and_unknown_photos_have_no_weight():
     labels = {"make": {"ids": ["a", "b"], "names": ["a", "b"], "parent": None, "parent_codes": []}}
     model = Classifier("test_resnet", {"make": Head(2)}, 32)
     cfg = config()
-    phase = {
-        "name": "",
-        "epochs": 1,
-        "train_layers": "none",
-        "optimizer": cfg["optimizer"],
-        "schedule": cfg["schedule"],
-    }
     lit = LitClassifier(
         model.description, labels, {"size_px": 32, "mean": [0.5] * 3, "std": [0.5] * 3}, {"name": "cross_entropy"},
-        [phase], {**cfg["augment"]}, {"make": [1.0, 3.0]}, model=model,
+        build_phases(cfg), {**cfg["augment"]}, {"make": [1.0, 3.0]}, model=model,
     )  # fmt: skip
     part = KeptPhotos(torch.zeros(4, 2), np.arange(4), {1: "empty"}, {"make": torch.tensor([0, 0, -1, 1])})
     _, found = linear_start.head_problem(lit, "make", {"train": part, "val": part})
@@ -153,7 +140,7 @@ def test_kept_photos_that_are_bad_or_unknown_do_not_count():
 
 
 @pytest.mark.slow
-def test_two_processes_begin_as_one(manifest, tmp_path):
+def test_two_processes_are_initialised_as_one(manifest, tmp_path):
     overrides = [*manifest, *START, "model.train_layers=none", "schedule=constant"]
     own = {
         1: ["data.batch_size=16"],
