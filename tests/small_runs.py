@@ -34,7 +34,7 @@ def config(*overrides: str) -> dict:
 
 
 def train(folder, *overrides: str, pictures: bool = False):
-    """Train a small run into the folder; return it. pictures: draw its curves, a third of the time of so small a run."""
+    """Train a small run into the folder; return it. pictures: draw its curves, a third of such a run's time."""
     cfg = config(*overrides)
     cfg["run"]["dir"] = str(folder)
     if pictures:

@@ -46,15 +46,13 @@ TRAINED = {
 
 @pytest.fixture(scope="module")
 def photos(demo_photos, tmp_path_factory):
-    """{data.name: its folder}, with photos in the layout that the experiments read."""
+    """{data.name: its folder} of photos in the layouts that the experiments read."""
     root = tmp_path_factory.mktemp("photos")
     layouts.write_stanford_mats(root / "stanford_cars", rows=layouts.many_stanford_rows(8, 2))
     layouts.write_oxford102(root / "oxford102", repeats=3)
     layouts.write_class_folders(root / "folder", {f"{top}/{name}": 8 for top in ("train", "val") for name in "ab"})
-    return {name: root / name for name in ("stanford_cars", "oxford102", "folder")} | {
-        "compcars": demo_photos,
-        "demo": demo_photos,
-    }
+    drawn = dict.fromkeys(("compcars", "demo"), demo_photos)
+    return {name: root / name for name in ("stanford_cars", "oxford102", "folder")} | drawn
 
 
 @cache
@@ -79,7 +77,7 @@ def config_with_photos(experiment: str, photos: dict, *overrides: str) -> dict:
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_builds_its_network_and_trains_what_its_phases_say(experiment, photos):
-    """On the meta device, without memory for weights or activations: the largest networks take a second."""
+    """The meta device needs no memory for weights or activations: the largest networks take a second."""
     cfg = config_with_photos(experiment, photos)
     table = build_datamodule(cfg, None).table
     with torch.device("meta"):
@@ -97,9 +95,8 @@ def test_every_experiment_builds_its_network_and_trains_what_its_phases_say(expe
         trained_before = trained.keys()
     with mock.patch.object(lit.model, "proxies", None):  # they turn autocast off, which torch can't for meta tensors
         outputs = lit.model.train().outputs(images)
-    assert {name: tuple(logits.shape) for name, logits in outputs.logits.items()} == {
-        name: (2, len(table.labels[name])) for name in cfg["model"]["heads"]
-    }
+    shapes = {name: tuple(logits.shape) for name, logits in outputs.logits.items()}
+    assert shapes == {name: (2, len(table.labels[name])) for name in cfg["model"]["heads"]}
     assert all(logits.requires_grad for logits in outputs.logits.values()) and outputs.penalty.shape == ()
 
 
@@ -132,34 +129,27 @@ def fit_two_steps(lit: pl.LightningModule, datamodule: pl.LightningDataModule) -
         trainer.fit(lit, datamodule)
 
 
-def test_the_trained_experiments_are_of_every_loss_data_set_and_kind_of_batch():
-    """So that a new experiment that trains by other code is added to TRAINED."""
+def test_every_loss_data_set_and_kind_of_batch_is_trained():
+    """An experiment that trains by other code must be added to TRAINED."""
 
     def kinds(name: str) -> list[tuple]:
         cfg = config(name, "data.root=.")
-        loss, metric, data = cfg["loss"], cfg["metric_loss"], cfg["data"]
+        loss, metric, data, model = cfg["loss"], cfg["metric_loss"], cfg["data"], cfg["model"]
         return [
-            ("loss", loss["name"], loss.get("form")),
-            ("metric_loss", metric["name"], metric.get("heads")),
-            ("data", data["name"]),
-            ("sampler", data["sampler"]),
-            ("split", data["split"]["kind"]),
-            ("augment", bool(cfg["augment"]["order"])),
-            ("schedule", cfg["schedule"]["name"]),
-            ("start", cfg["model"]["start"]),
-            *(("neck", block) for block in cfg["model"]["neck"]),
-            ("pool", cfg["model"]["pool"]),
-            ("optimizer", cfg["optimizer"]["name"]),
-            ("difference", bool(cfg["model"]["difference"]["hidden"])),
+            ("loss", loss["name"], loss.get("form")), ("metric_loss", metric["name"], metric.get("heads")),
+            ("data", data["name"]), ("sampler", data["sampler"]), ("split", data["split"]["kind"]),
+            ("augment", bool(cfg["augment"]["order"])), ("schedule", cfg["schedule"]["name"]),
+            ("start", model["start"]), *(("neck", block) for block in model["neck"]), ("pool", model["pool"]),
+            ("optimizer", cfg["optimizer"]["name"]), ("difference", bool(model["difference"]["hidden"])),
             ("phases", bool(cfg["phases"])),
-        ]
+        ]  # fmt: skip
 
     trained = {kind for name in TRAINED for kind in kinds(name)}
     assert [kind for name in EXPERIMENTS for kind in kinds(name) if kind not in trained] == []
 
 
-def headers(experiment: str) -> str:
-    """The comments of its file, or of its table."""
+def header_of(experiment: str) -> str:
+    """Return the comments of the experiment's file, or of its table."""
     folder = conf_dir() / "experiment"
     [file] = [
         file
@@ -172,7 +162,7 @@ def headers(experiment: str) -> str:
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_the_header_has_the_command_and_what_it_reproduces_or_reached(experiment):
-    header = headers(experiment)
+    header = header_of(experiment)
     assert re.search(r"Report R[0-4]|Measured", header)
     if (conf_dir() / "experiment" / f"{experiment}.yaml").is_file():
         assert f"python -m carvision.train experiment={experiment} " in header
@@ -181,15 +171,12 @@ def test_the_header_has_the_command_and_what_it_reproduces_or_reached(experiment
         assert re.search(rf"\b{experiment.removesuffix('_tuned')} +[\dn]\S* +\S", header)
 
 
-def test_a_name_stands_for_one_experiment():
-    assert len(EXPERIMENTS) == len(set(EXPERIMENTS)) == 46
-
-
 def of_report(pattern: str) -> list[str]:
     return [name for name in EXPERIMENTS if re.fullmatch(pattern, name)]
 
 
 def test_all_networks_and_settings_of_the_reports_are_there():
+    assert len(EXPERIMENTS) == len(set(EXPERIMENTS)) == 46
     assert of_report("compcars_.*") == ["compcars_baseline", "compcars_drdl", "compcars_focal", "compcars_optimal"]
     r1 = "alexnet|vgg16|resnet50|densenet121|imagenet|efficientnet_b0|inception_v3|small_cnn"
     assert len(of_report(f"stanford_cars_({r1})")) == len(of_report(f"stanford_cars_({r1})_tuned")) == 8
@@ -199,15 +186,12 @@ def test_all_networks_and_settings_of_the_reports_are_there():
     assert len(of_report(f"oxford102_({r4}|benchmark|finetune_densenet201)")) == 12
 
 
-REPORTED = "compcars_.*|cars196_.*|ten_classes_.*|oxford102_.*|stanford_cars_.*"
+def test_reported_experiments_begin_with_random_heads():
+    for experiment in of_report("compcars_.*|cars196_.*|ten_classes_.*|oxford102_.*|stanford_cars_.*"):
+        assert config(experiment, "data.root=.")["model"]["start"] == "random", experiment
 
 
-@pytest.mark.parametrize("experiment", of_report(REPORTED))
-def test_what_was_reported_or_measured_begins_with_random_heads(experiment):
-    assert config(experiment, "data.root=.")["model"]["start"] == "random"
-
-
-@pytest.mark.parametrize("data", ["demo", "folder", "stanford_cars", "oxford102", "compcars", "manifest"])
+@pytest.mark.parametrize("data", ["folder", "manifest"])
 @pytest.mark.parametrize("experiment", ["linear", "fast"])
 def test_recipes_take_any_photos(experiment, data):
     own = {"manifest": ["data.file=table.csv", "data.labels=[make]"]}.get(data, [])
@@ -216,7 +200,6 @@ def test_recipes_take_any_photos(experiment, data):
 
 
 def test_settings_that_the_reports_state():
-    """A few that a slip in a shared file would change in many experiments."""
     baseline, focal = config("compcars_baseline", "data.root=."), config("compcars_focal", "data.root=.")
     assert baseline["trainer"]["max_epochs"] == 80 and baseline["data"]["split"]["fractions"] == [0.675, 0.225, 0.1]
     assert focal["model"]["trunk"]["hidden"] == [512] and focal["model"]["heads"]["model"]["l2"] == 1e-3
@@ -233,7 +216,7 @@ def test_settings_that_the_reports_state():
 
 
 def test_r0_trains_by_its_curve_and_is_judged_with_penalties():
-    """Its code has the peak 0.1, whatever rate the optimizer was given."""
+    """Report R0's code has the peak 0.1, whatever the optimizer's rate."""
     for name in ("compcars_baseline", "compcars_optimal", "compcars_focal"):
         cfg = config(name, "data.root=.")
         schedule = {key: value for key, value in cfg["schedule"].items() if key != "name"}
@@ -247,7 +230,7 @@ def test_r0_trains_by_its_curve_and_is_judged_with_penalties():
     assert constant["schedule"] == {"name": "constant"} and constant["optimizer"]["lr"] == 1e-3
 
 
-def test_r1_keeps_by_top3_and_stops_by_loss():
+def test_r1_chooses_by_top3_and_stops_by_loss():
     callbacks = config("stanford_cars_vgg16", "data.root=.")["callbacks"]
     assert (callbacks["monitor"], callbacks["mode"], callbacks["patience"]) == ("val/model/top3", "max", 5)
     assert (callbacks["stop_monitor"], callbacks["stop_mode"]) == ("val/loss", "min")

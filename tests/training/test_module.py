@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from carvision.data.table import UNKNOWN
 from carvision.models.classifier import Classifier, Head, Layers
 from carvision.training.module import LitClassifier
-from carvision.training.optim import r0_lr
+from carvision.training.optim import Phase, r0_lr
 
 CODES = [0, 0, 1, 2]  # the make of each model
 LABELS = {
@@ -27,9 +27,8 @@ OPTIMIZER = {"name": "adamw", "lr": 3e-3, "weight_decay": 0.01}
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 
-def phases(epochs: int = 1, optimizer: dict = OPTIMIZER, schedule: str = "constant") -> list[dict]:
-    schedule = {"name": schedule}
-    return [{"name": "", "epochs": epochs, "train_layers": "all", "optimizer": optimizer, "schedule": schedule}]
+def phases(epochs: int = 1, optimizer: dict = OPTIMIZER, schedule: str = "constant") -> list[Phase]:
+    return [Phase(name="", epochs=epochs, train_layers="all", optimizer=optimizer, schedule={"name": schedule})]
 
 
 def lit_classifier(heads=("make", "model"), seed=0, trunk=Layers(), **values) -> LitClassifier:  # noqa: B008

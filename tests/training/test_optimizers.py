@@ -42,19 +42,15 @@ def test_each_choice_has_the_values_of_its_file_and_decays_neither_biases_nor_no
     model = network()
     values = of_conf(name, "optimizer.lr=0.1", "optimizer.weight_decay=0.5")
     optimizer = create_optimizer(model, **values)
-    if values["name"] in OPTIMIZERS:
-        assert type(optimizer) is OPTIMIZERS[values["name"]]
-    else:
-        assert type(optimizer) is timm.optim.get_optimizer_class(values["name"], bind_defaults=False)
+    of_timm = timm.optim.get_optimizer_class if values["name"] not in OPTIMIZERS else None
+    assert type(optimizer) is (OPTIMIZERS.get(values["name"]) or of_timm(values["name"], bind_defaults=False))
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     expected = {n: 0.5 if n in ("0.weight", "4.weight") else 0.0 for n, _ in model.named_parameters()}
     assert {n: decays[id(p)] for n, p in model.named_parameters()} == expected
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == 8
     ours = ("name", "weight_decay", "lr_factors", "layer_decay", "sam_rho", "arguments")
+    wanted = {k: v for k, v in values.items() if k not in ours}
     for group in optimizer.param_groups:
-        assert {k: list(v) if isinstance(v, tuple) else v for k, v in group.items() if k in values} == {
-            k: v for k, v in values.items() if k not in ours
-        } | {"weight_decay": group["weight_decay"]}
+        assert {k: list(v) if isinstance(v, tuple) else v for k, v in group.items() if k in wanted} == wanted
     model(torch.randn(4, 1, 3, 3)).square().sum().backward()
     before = model[4].weight.clone()
     optimizer.step()
@@ -159,13 +155,10 @@ def test_layer_decay_falls_from_the_heads_to_the_first_layer():
     assert halved[first] == pytest.approx(0.1 * found[first])
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "swin_tiny_patch4_window7_224",
-        "beit_base_patch16_224", "eva02_tiny_patch14_224", "convnext_atto", "efficientnet_b0", "resnet18",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("name", [
+    "vit_small_patch14_reg4_dinov2", "swin_tiny_patch4_window7_224", "beit_base_patch16_224", "convnext_atto",
+    "efficientnet_b0", "resnet18",
+])  # fmt: skip
 def test_layer_decay_and_weight_decay_equal_timms(name):
     with torch.device("meta"):
         whole, backbone = (timm.create_model(name, num_classes=num) for num in (3, 0))
@@ -239,10 +232,10 @@ def test_sam_steps_with_the_gradient_at_the_worst_point_within_reach():
 
 
 def test_sam_follows_a_schedule_and_its_state_survives_saving():
-    def optimizer_of(model) -> SAM:
-        return create_optimizer(model, **of_conf("adam") | {"lr": 0.1, "sam_rho": 0.1})
+    first, second = network().eval(), network().eval()
+    one, other = (create_optimizer(model, **of_conf("adam") | {"lr": 0.1, "sam_rho": 0.1}) for model in (first, second))
 
-    def step(model, optimizer):
+    def step(model, optimizer: SAM) -> None:
         def closure():
             model.zero_grad()
             loss = model(torch.ones(1, 1, 3, 3)).square().sum()
@@ -251,20 +244,16 @@ def test_sam_follows_a_schedule_and_its_state_survives_saving():
 
         optimizer.step(closure)
 
-    first, second = network().eval(), network().eval()
-    one = optimizer_of(first)
     schedule = torch.optim.lr_scheduler.LambdaLR(one, lambda n: 0.5**n)
     step(first, one)
     schedule.step()
     assert one.base.param_groups[0]["lr"] == 0.05
     second.load_state_dict(first.state_dict())
-    other = optimizer_of(second)
     other.load_state_dict(copy.deepcopy(one.state_dict()))
     assert other.base.param_groups[0]["lr"] == 0.05 and other.base.state
     step(first, one)
     step(second, other)
-    for a, b in zip(first.parameters(), second.parameters(), strict=True):
-        assert torch.equal(a, b)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
 def test_frozen_statistics_stay_and_the_momentum_returns():

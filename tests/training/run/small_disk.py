@@ -89,7 +89,7 @@ told = refused(DISK / "new")
 assert "Read-only file system" in told and "run.dir" in told, told
 subprocess.run(["mount", "-o", "remount,rw", DISK], check=True)
 
-# Once that is mended, the run goes on as if nothing had been
+# Once the disk is fixed, the run ends as if undisturbed
 build_trainer.Curves = Curves
 train(run, *OVERRIDES)
 train(OTHER_DISK / "whole", *OVERRIDES)

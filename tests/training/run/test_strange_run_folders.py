@@ -35,6 +35,13 @@ def begun(made, tmp_path):
     return made[0], shutil.copytree(made[1], tmp_path / "run")
 
 
+@pytest.fixture(scope="module")
+def ended(made, tmp_path_factory):
+    """The folder of the run after both epochs."""
+    overrides, folder = made
+    return train(shutil.copytree(folder, tmp_path_factory.mktemp("ended") / "run"), *overrides)
+
+
 def is_one_line(error: pytest.ExceptionInfo) -> bool:
     text = str(error.value)
     return "\n" not in text and "remove it" not in text and "delete" not in text
@@ -90,7 +97,9 @@ def test_nothing_is_written_through_a_link(begun, tmp_path):
         (folder / name).symlink_to(outside / str(number))
         if number % 2:  # the others lead nowhere
             (outside / str(number)).write_text("precious")
-    train(folder, *overrides)
+    (tmp_path / "link").symlink_to(folder)  # the folder itself and its parents may be links
+    (tmp_path / "parent").symlink_to(tmp_path)
+    train(tmp_path / "parent" / "link", *overrides)
     assert is_finished(folder) and not any((folder / name).is_symlink() for name in LINKED)
     assert {path.read_text() for path in outside.iterdir()} == {"precious"}
     assert len(names_in(outside)) == len(LINKED) // 2
@@ -120,14 +129,6 @@ def test_a_runs_folders_must_not_be_links_out_of_it(name, begun, tmp_path):
     assert is_one_line(error) and {file: file.read_bytes() for file in Path(outside).iterdir()} == before
 
 
-def test_the_folder_itself_and_its_parents_may_be_links(begun, tmp_path):
-    overrides, folder = begun
-    (tmp_path / "link").symlink_to(folder)
-    (tmp_path / "parent").symlink_to(tmp_path)
-    train(tmp_path / "parent" / "link", *overrides)
-    assert is_finished(folder)
-
-
 def test_files_have_the_permissions_of_the_umask(demo_photos, tmp_path):
     umask = 0o027
     before = os.umask(umask)
@@ -141,23 +142,26 @@ def test_files_have_the_permissions_of_the_umask(demo_photos, tmp_path):
     assert not wrong
 
 
-def test_a_lost_history_is_restored_from_the_checkpoint(begun):
+def test_a_lost_history_is_restored_and_damaged_seconds_are_reported(begun):
     overrides, folder = begun
     before = pd.read_csv(folder / "history.csv", dtype=str)
     (folder / "history.csv").unlink()
+    (folder / "seconds.json").write_bytes(b"\xff")
+    (folder / "environment.json").write_bytes(b"")
     train(folder, *overrides)
     after = pd.read_csv(folder / "history.csv", dtype=str)
     assert after["epoch"].tolist() == ["0", "1"]
     pd.testing.assert_frame_equal(after[:1], before)
-    assert "history.csv lacked 1 rows, from epoch 0 on: they are restored" in (folder / "run.log").read_text()
+    log = (folder / "run.log").read_text()
+    assert "history.csv lacked 1 rows, from epoch 0 on: they are restored" in log and "seconds.json is damaged" in log
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"\xff\x00\xfe", b"a,b\n1,2\n", b"epoch\nx\n", b"epoch,lr\n", b"epoch\n99999999999999999999\n"]
-)
-def test_a_damaged_history_has_no_rows(content, tmp_path):
-    (tmp_path / "history.csv").write_bytes(content)
-    assert read_history(tmp_path / "history.csv") == []
+def test_a_damaged_history_has_no_rows(tmp_path):
+    file = tmp_path / "history.csv"
+    large = b"epoch\n99999999999999999999\n"
+    for content in (b"", b"\xff\x00\xfe", b"a,b\n1,2\n", b"epoch\nx\n", b"epoch,lr\n", large):
+        file.write_bytes(content)
+        assert read_history(file) == []
 
 
 def garbage_zip() -> bytes:
@@ -212,39 +216,31 @@ def test_a_checkpoint_of_another_network_or_epoch_is_refused_in_one_line(begun, 
         train(folder, *overrides)
 
 
-def test_the_last_checkpoint_replaces_a_damaged_best_one(begun):
+def test_a_damaged_best_checkpoint_and_damaged_metrics_are_replaced(made, ended, tmp_path):
     """A zip file with the right checksums that torch can't read, or another network's weights."""
-    overrides, folder = begun
-    train(folder, *overrides)
+    folder = shutil.copytree(ended, tmp_path / "run")
     best = folder / "checkpoints" / "best.ckpt"
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     for content in (garbage_zip(), saved({**state, "state_dict": {}})):
-        (folder / "metrics.json").unlink()
+        for damaged in (b"[]", b"\xff\xfe", b"{", b"{}", b""):
+            (folder / "metrics.json").write_bytes(damaged)
+            assert not is_finished(folder)
         best.unlink()
         best.write_bytes(content)
-        train(folder, *overrides)
+        train(folder, *made[0])
         assert is_finished(folder)
 
 
-def test_damaged_metrics_are_computed_again(begun):
-    overrides, folder = begun
-    train(folder, *overrides)
-    for content in (b"[]", b"\xff\xfe", b"{", b"{}", b""):
-        (folder / "metrics.json").write_bytes(content)
-        assert not is_finished(folder)
-    train(folder, *overrides)
-    assert is_finished(folder)
-
-
-@pytest.mark.parametrize("content", [None, b"", b"- a\n- b\n", b"\xff\x00", b"a: [", b"database: prod\n"])
-def test_a_damaged_configuration_beside_checkpoints_is_refused_in_one_line(content, begun):
+def test_a_damaged_configuration_beside_checkpoints_is_refused_in_one_line(begun):
     overrides, folder = begun
     file = folder / "config.yaml"
-    file.unlink() if content is None else file.write_bytes(content)
-    before = sorted(path.name for path in folder.rglob("*"))
-    with pytest.raises(InputError, match=r"its config\.yaml is missing, damaged or another.*model\.weights=") as error:
-        train(folder, *overrides)
-    assert is_one_line(error) and sorted(path.name for path in folder.rglob("*")) == before
+    for content in (b"", b"- a\n- b\n", b"\xff\x00", b"a: [", b"database: prod\n", None):
+        file.unlink() if content is None else file.write_bytes(content)
+        before = sorted(path.name for path in folder.rglob("*"))
+        line = r"its config\.yaml is missing, damaged or another.*model\.weights="
+        with pytest.raises(InputError, match=line) as error:
+            train(folder, *overrides)
+        assert is_one_line(error) and sorted(path.name for path in folder.rglob("*")) == before
 
 
 def test_a_damaged_list_of_splits_is_refused_or_reported(begun):
@@ -276,22 +272,13 @@ def test_files_instead_of_folders_and_the_reverse_are_refused(begun, tmp_path):
         assert is_one_line(error)
 
 
-def test_damaged_seconds_are_reported(begun):
-    overrides, folder = begun
-    (folder / "seconds.json").write_bytes(b"\xff")
-    (folder / "environment.json").write_bytes(b"")
-    train(folder, *overrides)
-    assert "seconds.json is damaged" in (folder / "run.log").read_text()
-
-
-def test_a_run_whose_checkpoints_are_lost_is_not_overwritten(begun):
-    overrides, folder = begun
-    train(folder, *overrides)
+def test_a_run_whose_checkpoints_are_lost_is_not_overwritten(made, ended, tmp_path):
+    folder = shutil.copytree(ended, tmp_path / "run")
     for name in ("metrics.json", "model.safetensors"):
         (folder / name).unlink()
     shutil.rmtree(folder / "checkpoints")
     with pytest.raises(InputError, match="holds a history of 2 epochs, and its last checkpoint is gone") as error:
-        train(folder, *overrides)
+        train(folder, *made[0])
     assert is_one_line(error) and len(pd.read_csv(folder / "history.csv")) == 2
 
 
