@@ -1,7 +1,9 @@
-"""Every experiment composes and builds its network on the meta device; one of each family trains, on miniature data."""
+"""Every experiment builds its network on the meta device; one of each family trains, on miniature data.
+
+Their values: tests/test_golden.py, with tests/golden/configs.yaml. Report R0's curve: tests/training/test_schedules.py.
+"""
 
 import logging
-import math
 import re
 import warnings
 from copy import deepcopy
@@ -15,7 +17,6 @@ import torch
 from carvision.config.compose import compose_alone, conf_dir, options_of, plain_config
 from carvision.models.classifier import head_module
 from carvision.training.build import build_datamodule, build_lit_classifier
-from carvision.training.optim import lr_factor
 from tests.data import layouts
 
 EXPERIMENTS = options_of("experiment")
@@ -186,61 +187,9 @@ def test_all_networks_and_settings_of_the_reports_are_there():
     assert len(of_report(f"oxford102_({r4}|benchmark|finetune_densenet201)")) == 12
 
 
-def test_reported_experiments_begin_with_random_heads():
-    for experiment in of_report("compcars_.*|cars196_.*|ten_classes_.*|oxford102_.*|stanford_cars_.*"):
-        assert config(experiment, "data.root=.")["model"]["start"] == "random", experiment
-
-
 @pytest.mark.parametrize("data", ["folder", "manifest"])
 @pytest.mark.parametrize("experiment", ["linear", "fast"])
 def test_recipes_take_any_photos(experiment, data):
     own = {"manifest": ["data.file=table.csv", "data.labels=[make]"]}.get(data, [])
     cfg = config(experiment, f"data={data}", "data.root=.", *own)
     assert cfg["model"]["start"] == "linear" and cfg["data"]["name"] == data
-
-
-def test_settings_that_the_reports_state():
-    baseline, focal = config("compcars_baseline", "data.root=."), config("compcars_focal", "data.root=.")
-    assert baseline["trainer"]["max_epochs"] == 80 and baseline["data"]["split"]["fractions"] == [0.675, 0.225, 0.1]
-    assert focal["model"]["trunk"]["hidden"] == [512] and focal["model"]["heads"]["model"]["l2"] == 1e-3
-    assert (focal["loss"]["form"], focal["loss"]["alpha"], focal["loss"]["gamma"]) == ("binary_of_softmax", 0.25, 2.0)
-    third = config("cars196_transfer3", "data.root=.")
-    assert third["loss"]["name"] == "cross_entropy" and third["model"]["trunk"]["hidden"] == [4096, 4096]
-    assert third["model"]["trunk"]["bias"] is False and list(third["model"]["heads"]) == ["model"]
-    flowers = config("oxford102_vgg19", "data.root=.")
-    assert flowers["model"]["trunk"] | {"dropout": 0.0} == flowers["model"]["trunk"]
-    assert (flowers["model"]["trunk"]["l2"], flowers["model"]["trunk"]["activity_l1"]) == (0.01, 0.001)
-    assert flowers["optimizer"]["eps"] == 1e-7 and flowers["data"]["epoch_fraction"] == 0.5
-    tuning = config("oxford102_finetune_densenet201", "data.root=.")["phases"]
-    assert list(tuning) == ["head", "top_block"] and tuning["top_block"]["optimizer"]["lr"] == 1e-4
-
-
-def test_r0_trains_by_its_curve_and_is_judged_with_penalties():
-    """Report R0's code has the peak 0.1, whatever the optimizer's rate."""
-    for name in ("compcars_baseline", "compcars_optimal", "compcars_focal"):
-        cfg = config(name, "data.root=.")
-        schedule = {key: value for key, value in cfg["schedule"].items() if key != "name"}
-        factor = lr_factor("r0", cfg["optimizer"]["lr"], num_steps=40, steps_per_epoch=1, **schedule)
-        rates = [cfg["optimizer"]["lr"] * factor(epoch) for epoch in range(40)]
-        assert rates[:2] == pytest.approx([1e-6, 1e-6 + (0.1 - 1e-6) / 6])
-        assert rates[39] == pytest.approx(0.1 * math.exp(-3.9))
-        assert (cfg["callbacks"]["monitor"], cfg["callbacks"]["mode"]) == ("val/loss_total", "min")
-        assert (cfg["model"]["mean"], cfg["model"]["std"]) == ([0.0] * 3, [1.0] * 3)
-    constant = config("compcars_optimal", "data.root=.", "schedule=constant")
-    assert constant["schedule"] == {"name": "constant"} and constant["optimizer"]["lr"] == 1e-3
-
-
-def test_r1_chooses_by_top3_and_stops_by_loss():
-    callbacks = config("stanford_cars_vgg16", "data.root=.")["callbacks"]
-    assert (callbacks["monitor"], callbacks["mode"], callbacks["patience"]) == ("val/model/top3", "max", 5)
-    assert (callbacks["stop_monitor"], callbacks["stop_mode"]) == ("val/loss", "min")
-    for name in of_report("stanford_cars_.*_tuned"):
-        cfg = config(name, "data.root=.", "model.weights=pretrained")
-        destroys = cfg["optimizer"]["name"] != "sgd" and cfg["optimizer"]["lr"] > 5e-4
-        assert not destroys or name in ("stanford_cars_alexnet_tuned", "stanford_cars_small_cnn_tuned")
-
-
-def test_r4_sums_the_activities_over_the_batch_and_drdl_trains_on_all_of_part_1():
-    assert config("oxford102_nasnet", "data.root=.")["model"]["trunk"]["activity_l1_reduction"] == "sum"
-    split = config("compcars_drdl", "data.root=.")["data"]["split"]
-    assert split["kind"] == "official" and split["test_as_train"]

@@ -64,15 +64,15 @@ def test_photos_of_unknown_class_and_unreadable_ones_do_not_count(demo_photos):
 @pytest.fixture(scope="module")
 def trained(demo_photos, tmp_path_factory):
     """A run of two epochs with ArcFace, and heads that are probes."""
-    words = ["metric_loss=arcface", "metric_loss.heads=probe", "optimizer.lr=0.003", "model.trunk.hidden=[16]"]
-    return train(tmp_path_factory.mktemp("arcface") / "run", *demo(demo_photos), *words)
+    overrides = ["metric_loss=arcface", "metric_loss.heads=probe", "optimizer.lr=0.003", "model.trunk.hidden=[16]"]
+    return train(tmp_path_factory.mktemp("arcface") / "run", *demo(demo_photos), *overrides)
 
 
 def test_the_best_epoch_has_the_best_neighbours(trained):
     history, metrics = pd.read_csv(trained / "history.csv"), json.loads((trained / "metrics.json").read_text())
-    figures = {f"{split}/embedding/loss" for split in ("train", "val")}
-    figures |= {f"val/embedding/{name}" for name in ("recall_at_1", "map_at_r")}
-    assert figures <= set(history) and "train/embedding/map_at_r" not in history
+    names = {f"{split}/embedding/loss" for split in ("train", "val")}
+    names |= {f"val/embedding/{name}" for name in ("recall_at_1", "map_at_r")}
+    assert names <= set(history) and "train/embedding/map_at_r" not in history
     assert metrics["best_epoch"] == history["val/embedding/map_at_r"].idxmax()
     assert 0 < metrics["test"]["embedding/map_at_r"] < metrics["test"]["embedding/recall_at_1"] <= 1
     losses = metrics["val"]["make/loss"] + metrics["val"]["model/loss"] + metrics["val"]["embedding/loss"]
@@ -110,9 +110,9 @@ def test_the_neighbour_metrics_equal_naive_loops():
 
 
 def test_an_embedding_trains_on_cached_features_as_through_the_backbone(demo_photos, tmp_path):
-    words = ["metric_loss=triplet", "augment=none", "model.train_layers=none", "optimizer.lr=0.01"]
-    kept = train(tmp_path / "kept", *demo(demo_photos), *words, "features.keep=true")
-    plain = train(tmp_path / "plain", *demo(demo_photos), *words, "features.keep=false")
+    overrides = ["metric_loss=triplet", "augment=none", "model.train_layers=none", "optimizer.lr=0.01"]
+    kept = train(tmp_path / "kept", *demo(demo_photos), *overrides, "features.keep=true")
+    plain = train(tmp_path / "plain", *demo(demo_photos), *overrides, "features.keep=false")
     assert "features of 240 photos" in (kept / "run.log").read_text()
     ours, theirs = (pd.read_csv(folder / "history.csv").drop(columns="seconds") for folder in (kept, plain))
     np.testing.assert_allclose(ours.to_numpy(float), theirs.to_numpy(float), rtol=1e-3, atol=1e-3)
@@ -120,21 +120,21 @@ def test_an_embedding_trains_on_cached_features_as_through_the_backbone(demo_pho
 
 @pytest.mark.slow
 def test_a_triplet_loss_alone_converges_on_the_demo_data(demo_photos, tmp_path):
-    words = [f"data.root={demo_photos}", "data.images_per_model=20", "data.batch_size=32", "data.num_workers=0"]
-    words += ["data.split.kind=stratified", "data.split.fractions=[0.6,0.35,0.05]", "data.image_px=64"]
-    cfg = [*words, "metric_loss=triplet", "metric_loss.heads=probe", "model.backbone=resnet10_slim"]
+    overrides = [f"data.root={demo_photos}", "data.images_per_model=20", "data.batch_size=32", "data.num_workers=0"]
+    overrides += ["data.split.kind=stratified", "data.split.fractions=[0.6,0.35,0.05]", "data.image_px=64"]
+    cfg = [*overrides, "metric_loss=triplet", "metric_loss.heads=probe", "model.backbone=resnet10_slim"]
     run = train(tmp_path / "run", *cfg, "trainer.max_epochs=30", "optimizer.lr=0.003", "run.test=false")
     neighbours = pd.read_csv(run / "history.csv")["val/embedding/map_at_r"]
     assert neighbours.iloc[-5:].mean() > 2.5 * neighbours.iloc[0]
 
 
 def test_a_linear_start_does_not_train_the_embedding(demo_photos, tmp_path):
-    words = ["metric_loss=triplet", "model.trunk.hidden=[8]", "model.start=linear", "augment=none"]
-    words += ["trainer.max_epochs=1"]
-    run = train(tmp_path / "run", *demo(demo_photos), *words, "optimizer.lr=1e-9", "run.test=false")
+    overrides = ["metric_loss=triplet", "model.trunk.hidden=[8]", "model.start=linear", "augment=none"]
+    overrides += ["trainer.max_epochs=1"]
+    run = train(tmp_path / "run", *demo(demo_photos), *overrides, "optimizer.lr=1e-9", "run.test=false")
     model = carvision.load(run)
     torch.manual_seed(0)
-    expected = built(demo_photos, *words[:2])[1].model
+    expected = built(demo_photos, *overrides[:2])[1].model
     ours, theirs = (each.embedding.layers.blocks[0][0].weight for each in (model, expected))
     torch.testing.assert_close(ours, theirs)
     assert not torch.equal(model.trunk.blocks[0][0].weight, expected.trunk.blocks[0][0].weight)

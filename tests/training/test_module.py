@@ -93,15 +93,15 @@ def fit(lit: LitClassifier, batches: list[dict], epochs: int) -> tuple[pl.Traine
 def test_overfits_sixteen_random_photos():
     lit = lit_classifier(heads=("make", "model", "speed"))
     trainer, steps = fit(lit, [batch_of()], epochs=40)
-    figures = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    values = {name: value.item() for name, value in trainer.callback_metrics.items()}
     for split in ("train", "val"):
         for name in ("make/top1", "model/top1", "joint/top1", "joint/consistent"):
-            assert figures[f"{split}/{name}"] == 1, figures
-    assert figures["val/speed/mae"] < 5
+            assert values[f"{split}/{name}"] == 1, values
+    assert values["val/speed/mae"] < 5
     assert steps.losses[-1] < 0.1 * steps.losses[0]
     assert set(lit.val_metrics.compute_rules()) == {"independent", "joint", "marginal"}
     assert set(lit.train_metrics.compute_rules()) == {"independent"}
-    assert figures["train/loss_total"] == pytest.approx(steps.losses[-1], rel=1e-5)
+    assert values["train/loss_total"] == pytest.approx(steps.losses[-1], rel=1e-5)
 
 
 def test_the_losses_depend_on_the_seed_alone():
@@ -149,12 +149,12 @@ def test_the_loss_is_the_weighted_sum_of_the_heads_losses_plus_penalties():
     total = 0.5 * expected["make"] + expected["model"] + 3 * expected["speed"] + penalty
     assert penalty > 0
     torch.testing.assert_close(lit.training_step(batch, 0), total)
-    figures = lit.train_metrics.compute()
-    assert {name: figures[f"{name}/loss"] for name in expected} == pytest.approx(
+    values = lit.train_metrics.compute()
+    assert {name: values[f"{name}/loss"] for name in expected} == pytest.approx(
         {name: value.item() for name, value in expected.items()}, rel=1e-5
     )
-    assert figures["loss"] == pytest.approx((total - penalty).item(), rel=1e-5)
-    assert figures["loss_total"] == pytest.approx(total.item(), rel=1e-5)
+    assert values["loss"] == pytest.approx((total - penalty).item(), rel=1e-5)
+    assert values["loss_total"] == pytest.approx(total.item(), rel=1e-5)
 
 
 def gradients(lit: LitClassifier, batch: dict) -> dict[str, torch.Tensor]:
@@ -211,9 +211,9 @@ def test_photos_are_augmented_only_in_training():
     for lit in (flipping, still):
         lit.validation_step(batch, 0)
         lit.test_step(batch, 0)
-    figures = [metrics.compute() for lit in (flipping, still) for metrics in (lit.val_metrics, lit.test_metrics)]
-    figures = [{name: value for name, value in part.items() if "/auc" not in name} for part in figures]
-    assert figures == [figures[0]] * 4
+    values = [metrics.compute() for lit in (flipping, still) for metrics in (lit.val_metrics, lit.test_metrics)]
+    values = [{name: value for name, value in part.items() if "/auc" not in name} for part in values]
+    assert values == [values[0]] * 4
 
 
 def test_the_learning_rate_follows_the_schedule_step_by_step():
@@ -258,8 +258,8 @@ def test_learned_head_weights_change_but_not_the_reported_loss():
     trainer, _ = fit(lit, [batch_of()], epochs=5)
     weights = lit.learned_weights.weights()
     assert set(weights) == {"make", "model"} and all(value != 1 for value in weights.values())
-    figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    assert figures["val/loss"] == pytest.approx(figures["val/make/loss"] + figures["val/model/loss"], rel=1e-5)
+    values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert values["val/loss"] == pytest.approx(values["val/make/loss"] + values["val/model/loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -78,18 +78,18 @@ def test_an_interrupted_extension_keeps_the_first_end_and_resumes(cut, finished,
     assert is_finished(folder)
 
 
-@pytest.mark.parametrize(("words", "line"), [
+@pytest.mark.parametrize(("extra", "line"), [
     (["trainer.max_epochs=2"], r"exists already.*a finished run.*run\.allow_changes=true.*trainer\.max_epochs=<more>"),
     ([], r"exists already.*finished run.*model\.weights="),
     (["run.allow_changes=true"], r"all of its 1 epochs are trained, and 1 are asked for.*trainer\.max_epochs"),
     ([*MORE, "optimizer=sgd"], r"optimizer\.name=adamw can't become sgd"),
     ([*MORE, "run.seeds=[0,1]"], "holds a single run"),
 ])  # fmt: skip
-def test_a_command_that_would_not_train_further_is_refused_in_one_line(words, line, finished, tmp_path):
+def test_a_command_that_would_not_train_further_is_refused_in_one_line(extra, line, finished, tmp_path):
     overrides, run = finished
     folder = shutil.copytree(run, tmp_path / "run")
     with pytest.raises(InputError, match=line) as refused:
-        train(folder, *overrides, *words)
+        train(folder, *overrides, *extra)
     assert "\n" not in str(refused.value) and "remove" not in str(refused.value)
     assert contents(folder) == contents(run)
 

@@ -207,7 +207,7 @@ def test_a_best_checkpoint_that_a_kill_prevented_is_restored(demo_photos, tmp_pa
     assert_same_run(folder, tmp_path / "whole")
 
 
-def test_a_run_killed_before_its_first_checkpoint_begins_anew_in_its_folder(whole, demo_photos, tmp_path):
+def test_a_run_killed_before_its_first_checkpoint_starts_over_in_its_folder(whole, demo_photos, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / ".lock").touch()

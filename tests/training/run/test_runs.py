@@ -222,9 +222,9 @@ def test_photos_are_downloaded_if_asked_for(tmp_path, monkeypatch):
 
 
 def test_an_unexpected_error_ends_the_command_though_workers_are_alive(tmp_path, demo_photos):
-    words = [*demo(demo_photos), *SMALL, "data.num_workers=1", "run.dir=run"]
+    overrides = [*demo(demo_photos), *SMALL, "data.num_workers=1", "run.dir=run"]
     broken = "import carvision.metrics.epoch as epoch; epoch.EpochMetrics.compute = lambda self: 1 / 0"
     out = tmp_path / "out"
-    process = forked.start("carvision.train", *words, cwd=tmp_path, out=out, first=broken)
+    process = forked.start("carvision.train", *overrides, cwd=tmp_path, out=out, first=broken)
     (done,) = forked.finish([process], [out], timeout_s=120)
     assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
