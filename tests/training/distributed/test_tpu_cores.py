@@ -40,8 +40,8 @@ def line(call, *arguments) -> str:
 
 
 @pytest.mark.skipif(find_spec("torch_xla") is not None, reason="torch-xla is here")
-def test_without_torch_xla_a_line_says_what_to_run(run_module):
-    done = run_module("carvision.train", "trainer=tpu", check=1)
+def test_without_torch_xla_a_line_says_what_to_run(run_forked):
+    done = run_forked("carvision.train", "trainer=tpu", check=1)
     assert done.stderr.startswith("error: trainer.accelerator: tpu can't be used here (No module named 'torch_xla')")
     assert done.stderr.count("\n") == 1
     assert "scripts/setup_tpu.sh" in done.stderr

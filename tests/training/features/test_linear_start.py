@@ -77,7 +77,7 @@ def test_it_reads_no_test_photo_and_does_not_change_the_backbone(demo_photos, tm
             seen["equal"] = all(torch.equal(value, after[name]) for name, value in before.items())
 
     monkeypatch.setattr("carvision.training.run.single_run.LinearStart", Looking)
-    train(tmp_path / "run", *demo(demo_photos), *START, "augment=light")
+    train(tmp_path / "run", *demo(demo_photos), *START, "augment=light", f"features.dir={tmp_path / 'features'}")
     splits = pd.read_csv(tmp_path / "run" / "splits.csv")
     test = {path.rpartition("/")[2] for path in splits.loc[splits["split"] == "test", "path"]}
     assert seen["equal"] and seen["training"] and seen["opened"] and not seen["opened"] & test
