@@ -1,15 +1,11 @@
 """python -m carvision.retrieve RUN [overrides]: which photos are nearest, and do they show the same. See --help."""
 
 import argparse
-import os
 from pathlib import Path
 
+from carvision.config.options import whole_from
 from carvision.embedding.options import create_parser, parse
 from carvision.errors import one_line_errors
-
-# Read by OpenMP when torch is imported: threads that wait sleep, instead of keeping the cores busy that the photo
-# readers need.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 HELP = """Find the nearest photos by a network's embeddings: k-NN classification, Recall@K, MAP@R, R-precision.
 
@@ -26,9 +22,10 @@ SPLITS = ["train", "val", "test"]
 
 
 def retrieve(arguments: list[str] | None = None) -> None:
+    """Write a retrieval report. arguments: default: the command line's."""
     options = options_of(arguments)
     with one_line_errors():
-        # Only now: --help and a wrong option do not wait for torch.
+        # Imported here, as --help and a wrong option need no torch
         from carvision.embedding.retrieval import run
 
         folder = run(options)
@@ -38,24 +35,25 @@ def retrieve(arguments: list[str] | None = None) -> None:
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     it = create_parser("retrieve", HELP)
     it.add_argument("--split", choices=[*SPLITS, "all"], default="test", help="the queries (default: test)")
-    it.add_argument(
-        "--gallery", nargs="+", choices=SPLITS, metavar="SPLIT", help="where they are looked for (default: train)"
-    )
-    it.add_argument("--leave-one-out", action="store_true", help="look for each query among the other queries")
+    it.add_argument("--gallery", nargs="+", choices=SPLITS, metavar="SPLIT", help="where to search (default: train)")
+    it.add_argument("--leave-one-out", action="store_true", help="search for each query among the other queries")
     it.add_argument("--query", nargs="+", type=Path, default=[], metavar="PHOTO", help="instead of a split's photos")
     it.add_argument(
         "--box", nargs=4, type=float, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
-        help="of the --query, in pixels: the part to look at, for a network that was trained on boxes",
+        help="of the --query, in pixels: the part to use, for a network that was trained on boxes",
     )  # fmt: skip
     it.add_argument("--label", help="whose classes count (default: the finest, the model of a car)")
     it.add_argument(
-        "--k", nargs="+", type=int, default=[1, 2, 3, 4, 5, 10, 20], help="neighbours that vote (default: %(default)s)"
-    )
+        "--k", nargs="+", type=whole_from(1), default=[1, 2, 3, 4, 5, 10, 20],
+        help="neighbours that vote (default: %(default)s)",
+    )  # fmt: skip
     it.add_argument(
         "--votes", choices=["uniform", "distance"], default="uniform",
         help="of neighbours: equal, or in inverse proportion to their distance (default: uniform)",
     )  # fmt: skip
-    it.add_argument("--recall-at", nargs="+", type=int, default=[1, 2, 4, 8], metavar="K", help="default: %(default)s")
+    it.add_argument(
+        "--recall-at", nargs="+", type=whole_from(1), default=[1, 2, 4, 8], metavar="K", help="default: %(default)s"
+    )
     it.add_argument("--distance", choices=["cosine", "l2"], default="cosine", help="default: cosine")
     it.add_argument(
         "--index", choices=["exact", "hnsw", "ivf"], default="exact",
@@ -63,10 +61,6 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     it.add_argument("--sheet", type=int, default=12, metavar="N", help="queries on neighbours.png (12); 0: no sheet")
     options = parse(it, arguments)
-    for name in ("k", "recall_at"):
-        wrong = next((value for value in getattr(options, name) if value < 1), None)
-        if wrong is not None:
-            it.error(f"--{name.replace('_', '-')}: {wrong} is not a whole number from 1")
     if options.leave_one_out and options.gallery:
         it.error("--leave-one-out: the queries are their own gallery; leave --gallery out")
     if options.box and len(options.query) != 1:

@@ -4,15 +4,13 @@ from typing import TYPE_CHECKING
 
 from carvision.config.compose import choices, is_multirun, plain_config, require_weights, run_command
 from carvision.errors import InputError
-from carvision.system.runtime import set_thread_defaults
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-set_thread_defaults()
-
 
 def train(cfg: "DictConfig") -> None:
+    """Train, test and save a classifier."""
     config = plain_config(cfg)
     require_weights(config)
     name = choices().get("experiment") or choices()["data"]
@@ -26,7 +24,7 @@ def train(cfg: "DictConfig") -> None:
         from carvision.training.distributed.tpu_cores import use_cores
 
         use_cores(trainer["devices"])
-    # Only now: a wrong value was told without waiting for torch and Lightning.
+    # Imported here, as a wrong value is reported without torch and Lightning
     from carvision.training.run.start import train as start_training
 
     start_training(config, str(name))

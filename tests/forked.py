@@ -13,7 +13,9 @@ from unittest import mock
 
 # One for all tests of this process; imports these before the first fork
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.small_runs", "carvision.search.trial", "carvision.search.report"])
+CONTEXT.set_forkserver_preload(
+    ["tests.small_runs", "carvision.search.trial", "carvision.search.run", "carvision.search.plots"]
+)
 
 
 def process(target, *arguments, **options) -> multiprocessing.Process:

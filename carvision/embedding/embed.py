@@ -3,10 +3,11 @@
 import argparse
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from carvision.augment.pipeline import Normalise, to_float
 from carvision.config.compose import compose_alone, plain_config
-from carvision.data.build import build_split, build_table, folds_of
+from carvision.data.build import SplitConfig, build_split, build_table, folds_of
 from carvision.data.images import Preprocessing, none_usable, unusable
 from carvision.data.table import BOX, Table
 from carvision.embedding.store import VALUES, Embeddings, write_index, write_values
@@ -25,18 +26,15 @@ from carvision.files.log import start_log
 from carvision.files.output_folder import output_folder
 from carvision.files.progress import show_progress
 from carvision.inference import model_file
-from carvision.inference.predictor import predict_items
+from carvision.inference.predictor import Batch, Item, Predictor, predict_items
 from carvision.models.classifier import Classifier
 from carvision.system.runtime import keep_freed_memory
 
 log = logging.getLogger(__name__)
 
 
-# Embedder: a network from pixels to embeddings.
-
-
 class Embedder(nn.Module):
-    """Maps images to embeddings; a drop-in replacement for Predictor in inference.reading.predict_items.
+    """Maps images to embeddings, as a Predictor maps them to logits for predict_items.
 
     layer: as in Classifier.embed. unit_length: normalise embeddings to length 1, so that their product is the cosine.
     Raises InputError for a layer that the network lacks.
@@ -60,14 +58,13 @@ class Embedder(nn.Module):
             return {"embeddings": nn.functional.normalize(values, dim=1) if self.unit_length else values}
 
 
-# Source: the network and the photos to embed that a command line names.
-
-
 @dataclass(frozen=True)
 class Source:
-    """A network and the photos it embeds. embedder: the network. chosen: the data group, and how it relates to the
-    run's own. run: None for a backbone without a run. about: description of network and data for the report, plain
-    values."""
+    """A network and the data whose photos it embeds.
+
+    chosen: the data group, and how it relates to the run's own. run: None for a backbone without a run. about:
+    description of network and data for the report, plain values.
+    """
 
     embedder: Embedder
     chosen: DataChoice
@@ -96,20 +93,20 @@ class Source:
             table = build_table(data, annotations=True)
             if data["crop_to_box"] and not table.has_boxes:
                 log.warning("%s: data.crop_to_box, and the photos have no boxes: whole photos are used", table.name)
-            table = self._divided(table) if split == "all" else build_split(table, *self._split)
+            table = self._with_split(table) if split == "all" else build_split(table, *self._split)
         else:
             table, as_run = read_photos(self.chosen, ["viewpoint"], split, self.folder / "splits.csv")
-            table = self._divided(table) if split == "all" and as_run is None else table
+            table = self._with_split(table) if split == "all" and as_run is None else table
         if table.packed is None:
             return table
         return replace(table, rows=table.rows.iloc[table.packed.shard_by_shard()].reset_index(drop=True))
 
     @property
-    def _split(self) -> tuple[dict, int | None]:
+    def _split(self) -> tuple[SplitConfig, int | None]:
         return self.chosen.data["split"], folds_of(self.chosen.data["split"])[0]
 
-    def _divided(self, table: Table) -> Table:
-        """Return all photos, with a split if the data can be split as configured."""
+    def _with_split(self, table: Table) -> Table:
+        """Return the table with a split, if the data can be split as configured."""
         try:
             splits = build_split(table, *self._split).rows.set_index("path")["split"]
         except InputError as error:
@@ -136,7 +133,7 @@ class Source:
         items = ((table.photo(row), None if boxes is None else boxes[row]) for row in range(len(table)))
         num_bad, first = 0, ("", "")
         with show_progress(len(table), 0, sys.stderr.isatty(), "embedding") as advance:
-            for batch in predict_items(self.embedder, items, self.device, data["batch_size"], data["num_workers"]):
+            for batch in self._predict(items, data["num_workers"]):
                 for (photo, _), reason in zip(batch.items, batch.reasons, strict=True):
                     if reason and data["on_bad_image"] == "error":
                         raise unusable(photo, reason)
@@ -158,14 +155,17 @@ class Source:
         """
         if self.chosen.data["crop_to_box"] and box is None:
             log.warning("the network was trained on the boxes of its photos, and here whole photos are used (--box)")
-        data, values = self.chosen.data, []
-        items = ((str(file), box) for file in files)
-        for batch in predict_items(self.embedder, items, self.device, data["batch_size"], num_workers=0):
+        values = []
+        for batch in self._predict(((str(file), box) for file in files), num_workers=0):
             for (photo, _), reason in zip(batch.items, batch.reasons, strict=True):
                 if reason:
                     raise InputError(f"--query: {photo}: {reason}")
             values.append(batch.logits["embeddings"].numpy())
         return np.concatenate(values)
+
+    def _predict(self, items: Iterable[Item], num_workers: int) -> Iterator[Batch]:
+        predictor = cast(Predictor, self.embedder)  # what predict_items needs of one, the Embedder has
+        return predict_items(predictor, items, self.device, self.chosen.data["batch_size"], num_workers)
 
     def claim_folder(self, out: Path | None, kind: str) -> AbstractContextManager[Path]:
         """Claim `out`, or a new folder for `kind` ("embeddings", "retrievals") beside the model; see output_folder."""
@@ -195,7 +195,7 @@ def open_source(options: argparse.Namespace) -> Source:
     return Source(embedder, chosen, options.device, options.run, about)
 
 
-def _load_backbone(name: str, weights: str, overrides: list[str]) -> tuple:
+def _load_backbone(name: str, weights: str, overrides: list[str]) -> tuple[Classifier, Preprocessing, DataChoice]:
     """Return the network without heads, its preprocessing, and the data, configured as for training."""
     from carvision.training.build import build_classifier, build_preprocessing  # which imports Lightning
 
@@ -204,15 +204,8 @@ def _load_backbone(name: str, weights: str, overrides: list[str]) -> tuple:
     cfg = plain_config(composed)
     if cfg["data"]["batch_size"] == "auto":
         raise InputError("data.batch_size: auto is for training; give a number, such as data.batch_size=64")
-    preprocessing = build_preprocessing(cfg)
-    return (
-        build_classifier(cfg, {}).eval(),
-        preprocessing,
-        DataChoice(cfg["data"], is_run_data=False, as_in_training=False, root_given=False),
-    )
-
-
-# Run carvision.embed.
+    chosen = DataChoice(cfg["data"], is_run_data=False, as_in_training=False, root_given=False)
+    return build_classifier(cfg, {}).eval(), build_preprocessing(cfg), chosen
 
 
 def run(options: argparse.Namespace) -> Path:

@@ -1,21 +1,17 @@
 """Command-line options shared by embed, retrieve and verify. Imports no torch, so that --help answers at once."""
 
 import argparse
-from pathlib import Path
 
-from carvision.config.overrides import parse_with_overrides
+from carvision.config import options as shared
 
 LAYERS = ("auto", "pooled", "trunk", "embedding")
 
 
 def create_parser(command: str, description: str) -> argparse.ArgumentParser:
     """Return a parser with the options for network, layer, photos and device."""
-    parser = argparse.ArgumentParser(
-        f"python -m carvision.{command}", description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s (RUN | --backbone NAME) [data=<choice>] [data.<key>=<value> ...] [options]",
-    )  # fmt: skip
-    parser.add_argument("run", type=Path, nargs="?", metavar="RUN", help="a run's folder, or its model.safetensors")
+    usage = "%(prog)s (RUN | --backbone NAME) [data=<choice>] [data.<key>=<value> ...] [options]"
+    parser = shared.create_parser(command, description, usage)
+    shared.add_run(parser, nargs="?")
     parser.add_argument(
         "--backbone", metavar="NAME", help="any backbone of timm, instead of a run; model.<key>=... beside it"
     )
@@ -31,14 +27,14 @@ def create_parser(command: str, description: str) -> argparse.ArgumentParser:
         "auto (default): the last of them that has layers of its own",
     )  # fmt: skip
     parser.add_argument("--raw", action="store_true", help="leave embeddings as they are; else each has the length 1")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, xla, ...")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write; default: beside the model, by time")
+    shared.add_device(parser)
+    shared.add_out_folder(parser, "beside the model, by time")
     return parser
 
 
 def parse(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the options, with `overrides` of data and, without a run, of the model."""
-    options = parse_with_overrides(parser, arguments, ("data", "model"))
+    options = shared.parse_with_overrides(parser, arguments, ("data", "model"))
     if (options.run is None) == (options.backbone is None):
         both = "not both" if options.run else "as in: runs/mine, or --backbone resnet50"
         parser.error(f"RUN or --backbone: give one of them, {both}")

@@ -1,116 +1,61 @@
-"""Draw queries with their nearest photos: those of the query's class in a green frame, others in a red one.
+"""Report a retrieval: tables on the terminal, files, and a sheet of queries with their nearest photos."""
 
-Report a retrieval: tables on the terminal, files, and the sheet of queries with their nearest photos.
-"""
-
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
 from rich.console import Console
 from rich.text import Text
 
-from carvision.data.images import BadImage
 from carvision.data.packs.read import PackedPhoto
 from carvision.data.table import BOX
+from carvision.embedding.retrieval_task import RetrievalTask
 from carvision.embedding.store import Embeddings
 from carvision.files.atomic import write_csv, write_json
-from carvision.reports.comparison.sheets import BEST, TextTable
 from carvision.reports.photos import (
-    BEHIND,
+    EDGE_PX,
     NOT_KNOWN,
     RIGHT,
     WRONG,
     create_sheet,
+    draw_framed,
     draw_text,
-    read_small,
     width_px,
     wrap_label,
 )
-from carvision.reports.plots import FAINT, TEXT, save_figure
-from carvision.reports.tables import print_table
-
-if TYPE_CHECKING:
-    from carvision.embedding.retrieval import RetrievalTask
-
+from carvision.reports.plots import TEXT, save_figure
+from carvision.reports.tables import BEST, TextTable, print_table
 
 TILE_PX = (150, 112)  # width, height: 4 : 3, as most photos are
-GAP_PX, EDGE_PX, HEAD_PX, LINE_PX, FRAME_PX = 12, 14, 40, 16, 4
+GAP_PX, BELOW_PX, HEAD_PX, LINE_PX = 12, 6, 40, 16
 APART_PX = 26  # between a query and its neighbours
 TEXT_SIZE = 8
+SHOWN = 8  # neighbours on the sheet
+MEASURES = {"cosine": "cosine", "l2": "distance"}
+KNN = {
+    "accuracy": "accuracy", "balanced_accuracy": "balanced", "precision": "precision", "recall": "recall", "f1": "F1",
+}  # fmt: skip
 
 
 class Tile(NamedTuple):
-    """A photo on the sheet. photo: what images.open_image takes. box: the part of it to show, or None. name: of its
-    class. score: similarity or distance to the query, None for a query. right: whether its class is the query's; None
-    if unknown."""
+    """A photo on the sheet.
+
+    photo: what images.open_image takes. box: the part of it to show, or None. name: of its class. score: similarity or
+    distance to the query, None for a query. right: whether its class is the query's; None if unknown.
+    """
 
     photo: str | Path | PackedPhoto
-    box: Sequence[float] | None
+    box: np.ndarray | None
     name: str
     score: float | None = None
     right: bool | None = None
 
 
-def plot_neighbours(rows: list[tuple[Tile, list[Tile]]], measure: str, file: Path) -> None:
-    """Write a PNG with one row per query and its neighbours, the nearest first. measure: name of their scores."""
-    most = max(len(neighbours) for _, neighbours in rows)
-    pitch, row_height = TILE_PX[0] + GAP_PX, TILE_PX[1] + 6 + 3 * LINE_PX + GAP_PX
-    width = max(2 * EDGE_PX + (1 + most) * pitch + APART_PX, 640)  # leaves room for the legend
-    figure, axes = create_sheet(width, HEAD_PX + len(rows) * row_height)
-    left = EDGE_PX
-    known = any(tile.right is not None for _, neighbours in rows for tile in neighbours)
-    parts = [("query", TEXT), (f"nearest photos, with their {measure}", TEXT)]
-    parts += [("same class", RIGHT), ("another class", WRONG)] if known else []
-    for text, colour in parts:
-        draw_text(axes, left, HEAD_PX / 2 - 2, text, va="center", size=11, weight="bold", color=colour)
-        left += max(width_px(text, 11, "bold") + 24, pitch + APART_PX if text == "query" else 0)
-    for number, (query, neighbours) in enumerate(rows):
-        top = HEAD_PX + number * row_height
-        _draw(axes, query, EDGE_PX, top)
-        for rank, tile in enumerate(neighbours, start=1):
-            _draw(axes, tile, EDGE_PX + rank * pitch + APART_PX, top)
-    save_figure(figure, file)
-
-
-def _draw(axes: Axes, tile: Tile, left: float, top: float) -> None:
-    wide, high = TILE_PX
-    colour = {None: NOT_KNOWN, True: RIGHT, False: WRONG}[tile.right]
-    room = (wide - 2 * FRAME_PX, high - 2 * FRAME_PX)
-    axes.add_patch(Rectangle((left, top), wide, high, facecolor=colour, linewidth=0, zorder=-2))
-    axes.add_patch(Rectangle((left + FRAME_PX, top + FRAME_PX), *room, facecolor=BEHIND, linewidth=0, zorder=-1))
-    try:
-        image, _ = read_small(tile.photo, room, tile.box)
-    except BadImage:  # changed since it was embedded
-        draw_text(axes, left + wide / 2, top + high / 2, "unreadable", ha="center", va="center", color=FAINT)
-    else:
-        x, y = left + (wide - image.width) // 2, top + (high - image.height) // 2
-        axes.imshow(image, extent=(x, x + image.width, y + image.height, y), aspect="auto", interpolation="none")
-    lines = wrap_label(tile.name, "", wide, TEXT_SIZE)
-    lines += [f"{tile.score:.3f}"] if tile.score is not None else []
-    for number, line in enumerate(lines):
-        y_text = top + high + 6 + (number + 0.5) * LINE_PX
-        draw_text(axes, left, y_text, line, va="center", size=TEXT_SIZE, color=TEXT if tile.right is None else colour)
-
-
-SHOWN = 8  # neighbours on the sheet
-MEASURES = {"cosine": "cosine", "l2": "distance"}
-KNN = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced",
-    "precision": "precision",
-    "recall": "recall",
-    "f1": "F1",
-}
-
-
 def write_metrics(
     folder: Path,
-    task: "RetrievalTask",
+    task: RetrievalTask,
     about: dict,
     knn: dict[int, dict],
     means: dict,
@@ -122,18 +67,17 @@ def write_metrics(
     """
     frame = pd.DataFrame(knn).T
     write_csv(folder / "knn.csv", frame.rename_axis("k").reset_index())
-    label = task.queries.table.labels[task.label]
-    codes = task.query_codes
-    each = pd.DataFrame(per_query).groupby(codes).mean().reindex(np.unique(codes))
-    each.insert(0, "queries", np.bincount(codes, minlength=len(label))[each.index])
-    each.insert(0, "name", [label.names[code] for code in each.index])
-    each.insert(0, "id", [label.ids[code] for code in each.index])
+    codes, classes = task.query_codes, np.unique(task.query_codes)
+    each = pd.DataFrame(per_query).groupby(codes).mean().reindex(classes)
+    each.insert(0, "queries", np.bincount(codes, minlength=len(task.classes))[classes])
+    each.insert(0, "name", [task.classes.names[code] for code in classes])
+    each.insert(0, "id", [task.classes.ids[code] for code in classes])
     write_csv(folder / "per_class.csv", each)
     write_json(folder / "retrieval.json", {**about, "knn": {str(k): v for k, v in knn.items()}, "retrieval": means})
 
 
 def print_metrics(title: str, about: dict, knn: dict[int, dict], means: dict) -> None:
-    """Print a table like R2's, k by metric, and retrieval in one line."""
+    """Print a table like R2's, k by metric, and the retrieval metrics in one line."""
     gallery = about["gallery"] if isinstance(about["gallery"], str) else f"gallery: {', '.join(about['gallery'])}"
     counts = f"{about['num_queries']:,} queries ({about['split']}), {about['num_gallery']:,} photos ({gallery})"
     console = Console()
@@ -150,13 +94,11 @@ def print_metrics(title: str, about: dict, knn: dict[int, dict], means: dict) ->
     header = [titles.get(name, name.replace("recall_at_", "Recall@")) for name in means]
     row = [f"{100 * value:.2f}" for value in means.values()]
     if means:
-        print_table(
-            TextTable("Retrieval, %", ["", *header], [[about["label"], *row]], [[""] * (1 + len(row))]), console
-        )
+        print_table(TextTable("Retrieval, %", ["", *header], [[about["label"], *row]]), console)
 
 
 def draw_sheet(
-    file: Path, task: "RetrievalTask", chosen: np.ndarray, rows: np.ndarray, scores: np.ndarray, distance: str
+    file: Path, task: RetrievalTask, chosen: np.ndarray, rows: np.ndarray, scores: np.ndarray, distance: str
 ) -> None:
     """Draw the chosen queries, int (N,), with the first of their nearest photos; rows, scores (Q, K)."""
     cropped = task.about.get("crop_to_box", False)
@@ -177,40 +119,75 @@ def make_tile(
     table = photos.table
     box = table.rows[BOX].iloc[row].to_numpy(np.float32) if cropped and table.has_boxes else None
     code = table.rows[label].iloc[row]
-    return Tile(table.photo(row), box, table.labels[label].names[code], score, None if right is None else bool(right))
+    return Tile(
+        table.photo(row), box, table.class_labels[label].names[code], score, None if right is None else bool(right)
+    )
 
 
 def print_answers(
     gallery: Embeddings,
     label: str,
     about: dict,
-    queries: list[tuple[Path, list[float] | None]],
+    queries: list[Path],
+    box: list[float] | None,
     rows: np.ndarray,
     scores: np.ndarray,
     distance: str,
     folder: Path,
     with_sheet: bool = True,
 ) -> None:
-    """Print the nearest photos of each query (file, box), and write neighbours.csv and neighbours.png.
+    """Print the nearest photos of each query, and write neighbours.csv and neighbours.png.
 
-    rows, scores: (queries, K).
+    box: the part of the query that was embedded, left, top, right, bottom in pixels, or None. rows, scores: (queries,
+    K), of the gallery.
     """
     table, console, measure = gallery.table, Console(), MEASURES[distance]
-    codes, paths, classes = table.rows[label].to_numpy(), table.rows["path"].to_numpy(), table.labels[label]
+    codes, paths, classes = table.rows[label].to_numpy(), table.rows["path"].to_numpy(), table.class_labels[label]
     sheet, listed = [], []
-    for (file, box), near, nearness in zip(queries, rows, scores, strict=True):
+    for file, near, nearness in zip(queries, rows, scores, strict=True):
         answers = [
             (rank, paths[row], classes.ids[codes[row]], classes.names[codes[row]], score)
             for rank, (row, score) in enumerate(zip(near, nearness, strict=True), start=1)
         ]
         cells = [[str(rank), f"{score:.4f}", name, path] for rank, path, _, name, score in answers]
         header = ["", measure, label, "photo"]
-        print_table(TextTable(f"Nearest to {file}", header, cells, [[""] * len(header)] * len(cells)), console)
+        print_table(TextTable(f"Nearest to {file}", header, cells), console)
         listed += [(str(file), *answer) for answer in answers]
         shown = zip(near[:SHOWN], nearness[:SHOWN], strict=True)
         tiles = [make_tile(gallery, label, row, about["crop_to_box"], score) for row, score in shown]
-        sheet.append((Tile(file, box, file.name), tiles))
+        sheet.append((Tile(file, None if box is None else np.asarray(box), file.name), tiles))
     columns = ["path", "rank", "neighbour", f"neighbour_{label}", "name", "score"]
     write_csv(folder / "neighbours.csv", pd.DataFrame(listed, columns=columns), float_format="%.6g")
     if with_sheet:
         plot_neighbours(sheet, measure, folder / "neighbours.png")
+
+
+def plot_neighbours(rows: list[tuple[Tile, list[Tile]]], measure: str, file: Path) -> None:
+    """Write a PNG with one row per query and its neighbours, the nearest first. measure: name of their scores."""
+    most = max(len(neighbours) for _, neighbours in rows)
+    pitch, row_height = TILE_PX[0] + GAP_PX, TILE_PX[1] + BELOW_PX + 3 * LINE_PX + GAP_PX
+    width = max(2 * EDGE_PX + (1 + most) * pitch + APART_PX, 640)  # leaves room for the legend
+    figure, axes = create_sheet(width, HEAD_PX + len(rows) * row_height)
+    left = EDGE_PX
+    known = any(tile.right is not None for _, neighbours in rows for tile in neighbours)
+    parts = [("query", TEXT), (f"nearest photos, with their {measure}", TEXT)]
+    parts += [("same class", RIGHT), ("another class", WRONG)] if known else []
+    for text, colour in parts:
+        draw_text(axes, left, HEAD_PX / 2 - 2, text, va="center", size=11, weight="bold", color=colour)
+        left += max(width_px(text, 11, "bold") + 24, pitch + APART_PX if text == "query" else 0)
+    for number, (query, neighbours) in enumerate(rows):
+        top = HEAD_PX + number * row_height
+        _draw_tile(axes, query, EDGE_PX, top)
+        for rank, tile in enumerate(neighbours, start=1):
+            _draw_tile(axes, tile, EDGE_PX + rank * pitch + APART_PX, top)
+    save_figure(figure, file)
+
+
+def _draw_tile(axes: Axes, tile: Tile, left: float, top: float) -> None:
+    colour = {None: NOT_KNOWN, True: RIGHT, False: WRONG}[tile.right]
+    draw_framed(axes, tile.photo, colour, left, top, TILE_PX, crop=tile.box)
+    lines = wrap_label(tile.name, "", TILE_PX[0], TEXT_SIZE)
+    lines += [f"{tile.score:.3f}"] if tile.score is not None else []
+    for number, line in enumerate(lines):
+        y = top + TILE_PX[1] + BELOW_PX + (number + 0.5) * LINE_PX
+        draw_text(axes, left, y, line, va="center", size=TEXT_SIZE, color=TEXT if tile.right is None else colour)

@@ -10,25 +10,27 @@ import torch
 from carvision.errors import InputError
 from carvision.inference.predictor import choose_device
 from carvision.metrics.exact_search import checked_norms, nearest, without_own
-from carvision.metrics.heads import figures_of
+from carvision.metrics.heads import metrics_from_counts
 
 log = logging.getLogger(__name__)
-
-
-# Approximate nearest neighbours with faiss, for galleries too large for exact search.
 
 KINDS = ("hnsw", "ivf")
 BLOCK = 65_536  # rows that are copied at a time
 LINKS, BUILD_WIDTH = 32, 200  # hnsw: links per row; candidates considered while building
 MOST_TO_TRAIN = 64  # ivf: training rows per list, as faiss advises
+SAMPLE, CHECKED_AT = 1000, 10  # queries that an approximate index is checked with; neighbours of each
+METRICS = {
+    "accuracy": "top1", "balanced_accuracy": "balanced_accuracy", "precision": "precision_weighted",
+    "recall": "recall_weighted", "f1": "f1_weighted",
+}  # fmt: skip
 
 
 class Index:
     """An approximate index of the gallery, float (G, D).
 
     kind "hnsw": a graph of neighbouring rows (Malkov and Yashunin 2018), the faster and larger one; "ivf": 4 sqrt(G)
-    lists, of which a sixteenth is searched. distance: see search.nearest. Raises InputError if faiss is not installed,
-    or a value is not finite.
+    lists, of which a sixteenth is searched. distance: see exact_search.nearest. Raises InputError if faiss is not
+    installed, or a value is inf or NaN.
     """
 
     def __init__(self, gallery: np.ndarray, kind: str, distance: str):
@@ -56,7 +58,7 @@ class Index:
         return rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(min=1e-30)
 
     def nearest(self, queries: np.ndarray, k: int, own: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores and rows as search.nearest does; queries with fewer than k results are searched exactly."""
+        """Return scores and rows as exact_search.nearest; queries with fewer than k results are searched exactly."""
         checked_norms(queries, "query", self.distance)
         num = k + (own is not None)
         if hasattr(self.index, "hnsw"):
@@ -81,16 +83,10 @@ def _faiss(kind: str):
     return found
 
 
-# Engine: search the gallery exactly, or with an approximate faiss index.
-
-SAMPLE = 1000  # queries that an approximate index is checked with
-CHECKED_AT = 10
-
-
 class Engine:
     """Searches a gallery, float (G, D).
 
-    distance, device: see search.nearest. index: "exact", or one of approximate.KINDS.
+    distance, device: see exact_search.nearest. index: "exact", or one of KINDS.
     """
 
     def __init__(self, gallery: np.ndarray, distance: str, index: str, device: str):
@@ -104,9 +100,11 @@ class Engine:
 
         own int (Q,): each query's own row, which is left out; -1: it has none; None: no query has one.
         """
-        alone = np.ones(len(queries), bool) if own is None else own < 0
-        if alone.all() or not alone.any():
-            return self._nearest(queries, k, None if alone.all() else own)
+        if own is None or (own < 0).all():
+            return self._nearest(queries, k, None)
+        alone = own < 0
+        if not alone.any():
+            return self._nearest(queries, k, own)
         scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
         scores[alone], rows[alone] = self._nearest(queries[alone], k, None)
         scores[~alone], rows[~alone] = self._nearest(queries[~alone], k, own[~alone])
@@ -131,21 +129,12 @@ class Engine:
         return {"index_recall": share}
 
 
-# Classify by k nearest neighbours, for several k from one search, as scikit-learn's KNeighborsClassifier does.
-
-METRICS = {
-    "accuracy": "top1",
-    "balanced_accuracy": "balanced_accuracy",
-    "precision": "precision_weighted",
-    "recall": "recall_weighted",
-    "f1": "f1_weighted",
-}
-
-
 def vote(
     codes: np.ndarray, distances: np.ndarray, ks: Sequence[int], votes: str, num_classes: int
 ) -> dict[int, np.ndarray]:
-    """Return {k: the class with most votes among the k nearest, int64 (B,)}; ties go to the lowest class.
+    """Classify by k nearest neighbours, for several k, as scikit-learn's KNeighborsClassifier does.
+
+    Returns {k: the class with most votes among the k nearest, int64 (B,)}; ties go to the lowest class.
 
     codes int (B, K): classes of the neighbours, the nearest first. distances float (B, K). votes "uniform": one each;
     "distance": 1 / distance each; if neighbours at distance 0 exist, only these vote.
@@ -168,5 +157,5 @@ def knn_metrics(true: np.ndarray, predicted: np.ndarray, num_classes: int) -> di
     The last three are weighted by class size, with 0 / 0 = 0. true, predicted: int (N,).
     """
     counts = [np.bincount(codes, minlength=num_classes) for codes in (true[true == predicted], true, predicted)]
-    found = figures_of(*(torch.from_numpy(values).double() for values in counts))
+    found = metrics_from_counts(*(torch.from_numpy(values).double() for values in counts))
     return {name: float(found[metric]) for name, metric in METRICS.items()}

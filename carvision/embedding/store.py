@@ -9,24 +9,28 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
 
 from carvision.data.splits import splits_of
 from carvision.data.table import UNKNOWN, Classes, Number, Table, validate
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 from carvision.files.atomic import write_csv, write_json, written_whole
 
 VALUES, INDEX, ABOUT = "embeddings.npy", "index.csv", "embeddings.json"
-HEADER = 128  # bytes, of numpy's format 1.0
+HEADER = 128  # bytes of numpy's format 1.0, for a matrix of any size
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings, float (N, D), in memory or memory-mapped, and the table of their photos, in the same order."""
+    """Embeddings and the table of their photos, in the same order.
 
-    values: "np.ndarray | RowSubset"
+    values: float (N, D), in memory or memory-mapped; a RowSubset, where a part of mapped ones was selected.
+    """
+
+    values: np.ndarray
     table: Table
 
     def __len__(self) -> int:
@@ -38,11 +42,12 @@ class Embeddings:
             return self
         rows = np.flatnonzero(keep)
         mapped = isinstance(self.values, np.memmap)
-        return Embeddings(RowSubset(self.values, rows) if mapped else self.values[rows], self.table.select(keep))
+        values = cast(np.ndarray, RowSubset(self.values, rows)) if mapped else self.values[rows]
+        return Embeddings(values, self.table.select(keep))
 
 
 class RowSubset:
-    """Lazy subset of the rows of an array (N, D): indexing by a slice or row numbers reads only those rows."""
+    """A lazy subset of the rows of an array (N, D): indexing by a slice or row numbers reads only those rows."""
 
     def __init__(self, values: np.ndarray, rows: np.ndarray):
         self.values, self.rows = values, rows
@@ -67,17 +72,9 @@ def write_values(file: Path, blocks: Iterable[np.ndarray], dtype: str = "float32
             opened.write(np.ascontiguousarray(block, dtype).tobytes())
             num_rows, width = num_rows + len(block), block.shape[1]
         opened.seek(0)
-        opened.write(_header(num_rows, width, dtype))
+        header = {"descr": np.dtype(dtype).newbyteorder("<").str, "fortran_order": False, "shape": (num_rows, width)}
+        np.lib.format.write_array_header_1_0(opened, header)
     return num_rows, width
-
-
-def _header(num: int, width: int, dtype: str) -> bytes:
-    """Return the header of numpy.lib.format, version 1.0, padded with blanks to HEADER bytes, a multiple of 64."""
-    description = (
-        f"{{'descr': '{np.dtype(dtype).newbyteorder('<').str}', 'fortran_order': False, 'shape': ({num}, {width}), }}"
-    )
-    start = b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little")
-    return start + description.encode().ljust(HEADER - 11) + b"\n"
 
 
 def write_index(folder: Path, table: Table, about: dict) -> None:
@@ -96,8 +93,7 @@ def write_index(folder: Path, table: Table, about: dict) -> None:
         for name, label in table.labels.items()
     }
     described = {"data": table.name, "root": str(table.root), "finest": table.finest, "labels": labels}
-    described["packed"] = table.shards is not None
-    write_json(folder / ABOUT, {**about, **described})
+    write_json(folder / ABOUT, {**about, **described, "packed": table.shards is not None})
 
 
 def is_folder_of_embeddings(folder: Path) -> bool:
@@ -116,7 +112,7 @@ def read_embeddings(folder: Path) -> tuple[Embeddings, dict]:
         index = pd.read_csv(folder / INDEX, dtype=str, keep_default_na=False)
         table = _restore_table(index, about)
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        text = " ".join(str(error).split())[:200]
+        text = one_line(error, 200)
         raise InputError(f"{folder}: its embeddings can't be read ({text}); compute them again") from None
     if values.ndim != 2 or len(values) != len(table):
         raise InputError(
@@ -126,6 +122,7 @@ def read_embeddings(folder: Path) -> tuple[Embeddings, dict]:
 
 
 def _restore_table(index: pd.DataFrame, about: dict) -> Table:
+    """Return the table that index.csv, as text, and embeddings.json describe. Raises various errors for others."""
     rows = index[["path", "split"]].copy()
     labels: dict = {}
     for name, described in about["labels"].items():

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from carvision.data.table import UNKNOWN
+from carvision.data.table import UNKNOWN, LabelDescription
+from carvision.evaluation.auc import resampled_aucs, resampled_keras_auc, resampled_micro_auc, scores_of
 from carvision.evaluation.calibration import NUM_BINS, bin_of
-from carvision.evaluation.metrics import resampled_aucs, resampled_keras_auc, resampled_micro_auc, scores_of
 from carvision.evaluation.predict import Predictions
 from carvision.inference.model_file import parents_of
-from carvision.metrics.heads import TOP, figures_at50, figures_of, is_above_half, num_ahead
+from carvision.metrics.heads import TOP, is_above_half, metrics_at50, metrics_from_counts, num_ahead
 from carvision.models.decoding import decode
 
 Resampled = dict[str, Tensor]  # {metric: float64 (R,)}, NaN where undefined
@@ -19,7 +19,7 @@ Resampled = dict[str, Tensor]  # {metric: float64 (R,)}, NaN where undefined
 
 def bootstrap_intervals(
     predictions: Predictions,
-    labels: dict[str, dict],
+    labels: dict[str, LabelDescription],
     rule: str,
     losses: dict[str, Tensor],
     head_weights: dict[str, float],
@@ -44,7 +44,11 @@ def bootstrap_intervals(
 
 
 def point_metrics(
-    predictions: Predictions, labels: dict[str, dict], rule: str, losses: dict, head_weights: dict
+    predictions: Predictions,
+    labels: dict[str, LabelDescription],
+    rule: str,
+    losses: dict[str, Tensor],
+    head_weights: dict[str, float],
 ) -> dict[str, float]:
     """Return {metric: value} with every photo counted once; undefined metrics are omitted."""
     ones = torch.ones(1, int(predictions.valid.sum()))
@@ -63,7 +67,7 @@ def draw_weights(num_photos: int, num_samples: int, seed: int) -> Tensor:
 
 def resampled_metrics(
     predictions: Predictions,
-    labels: dict[str, dict],
+    labels: dict[str, LabelDescription],
     rule: str,
     losses: dict[str, Tensor],
     head_weights: dict[str, float],
@@ -73,7 +77,7 @@ def resampled_metrics(
 
     The metrics are those of EpochMetrics except loss_total and, for each head with classes, nll (mean negative log
     likelihood) and ece (expected calibration error, 15 bins); both again with "_calibrated" if the head has a
-    temperature. The areas under the ROC curve are exact for equal weights, else of first order, see areas.py.
+    temperature. The areas under the ROC curve are exact for equal weights, else of first order, see evaluation/auc.py.
     """
     valid = predictions.valid
     logits = {head: predictions.logits[head][valid] for head in labels}
@@ -132,18 +136,19 @@ def _weighted_mean(weights: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _count_metrics(predicted: Tensor, logits: Tensor, targets: Tensor, weights: Tensor) -> Resampled:
-    """Return the metrics of figures_of and figures_at50, computed from the counts of each weighting."""
+    """Return the metrics of metrics_from_counts and metrics_at50, computed from the counts of each weighting."""
     likeliest, above_half = logits.argmax(dim=1), is_above_half(logits)
     groups = [(targets, predicted == targets), (targets, None), (predicted, None)]
     groups += [(targets, above_half & (likeliest == targets)), (likeliest, above_half)]
+    names: list[str] = []
     rows = []
     for part in weights.split(64):  # bounds the memory of the float64 counts
         counts = torch.stack([_counts(part if which is None else part * which, classes, logits.shape[1])
                               for classes, which in groups], dim=1)  # fmt: skip
         for right, true, predicted_count, right_at50, predicted_at50 in counts:
-            values = figures_of(right, true, predicted_count) | figures_at50(right_at50, true, predicted_at50)
+            values = metrics_from_counts(right, true, predicted_count) | metrics_at50(right_at50, true, predicted_at50)
+            names = list(values)
             rows.append(torch.stack(list(values.values())).where(true.sum() > 0, torch.nan))
-    names = list(values)
     return dict(zip(names, torch.stack(rows, dim=1), strict=True))
 
 
@@ -162,12 +167,15 @@ def _calibration_errors(log_probs: Tensor, targets: Tensor, weights: Tensor) -> 
 
 
 def _number_metrics(estimates: Tensor, targets: Tensor, losses: Tensor, weights: Tensor) -> Resampled:
+    """Return the metrics of a head that estimates a number; estimates (N, 1), in the label's unit like the targets."""
     mean = _weighted_mean(weights)
     error = estimates[:, 0] - targets
     return {"loss": mean(losses), "mae": mean(error.abs()), "rmse": mean(error.square()).sqrt()}
 
 
-def _joint_metrics(decoded: dict, targets: dict, parents: dict, weights: Tensor) -> Resampled:
+def _joint_metrics(
+    decoded: dict[str, Tensor], targets: dict[str, Tensor], parents: dict[str, tuple[str, Tensor]], weights: Tensor
+) -> Resampled:
     """Return "joint/top1" and, for heads with parents, "joint/consistent".
 
     joint/top1: all heads right, over photos with all classes known. joint/consistent: children agree with their

@@ -1,4 +1,4 @@
-"""Calibration: reliability, temperature scaling, and accuracy at a coverage."""
+"""How far a network's confidence can be trusted: the temperature that corrects it, reliability, selective accuracy."""
 
 import logging
 import math
@@ -19,12 +19,60 @@ from carvision.inference.predictor import Predictor
 
 log = logging.getLogger(__name__)
 
-
-# Calibration: how far a network's confidence can be trusted, and the temperature that corrects it.
-
 NUM_BINS = 15  # as in Guo et al. 2017
 COLDEST, HOTTEST = 0.05, 20.0
-BLOCK = 1 << 22
+BLOCK = 1 << 22  # logits processed at a time
+COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
+
+
+def choose_temperature(
+    predictor: Predictor,
+    mode: str,
+    split: str,
+    as_in_training: bool,
+    is_run_split: bool | None,
+    predict_val: Callable[[], Predictions | None],
+    run: Path,
+) -> list[str]:
+    """Set predictor.temperature; return notes for the report.
+
+    mode: "stored" uses the model's temperature and fits one if it has none, "fit" always fits, "none" uses 1.
+    as_in_training: the photos are read as in training, as those were that the stored temperature was fitted on.
+    is_run_split: the split is the run's (False: photos of it are missing, None: it is another). predict_val: returns
+    the predictions of the validation photos; None in processes other than the first, and if there are none.
+    """
+    stored = not predictor.averages and "temperature" in predictor.about
+    if mode == "none":
+        return ["no temperature: the probabilities are as the network gives them"]
+    if mode == "stored" and stored and (as_in_training or is_run_split is None):
+        return []
+    val = predict_val() if is_run_split is not None else None
+    if val is None:
+        return [] if stored else ["no temperature was fitted to these probabilities"]
+    predictor.temperature = _fit(predictor, val)
+    if as_in_training and is_run_split and not predictor.averages:
+        _store(run, predictor.temperature)
+    return ["the temperature was fitted on photos that are among these"] if split in ("val", "all") else []
+
+
+def _fit(predictor: Predictor, val: Predictions) -> dict[str, float]:
+    """Fit {head: temperature} on the predictions of validation photos."""
+    fitted = {}
+    for name in predictor.classes:
+        known = val.known(name)
+        fitted[name] = fit_temperature(val.logits[name][known], val.targets[name][known])
+    text = ", ".join(f"{name} {value:.2f}" for name, value in fitted.items())
+    log.info("temperature on %s validation photos: %s", f"{len(val.paths):,}", text)
+    return fitted
+
+
+def _store(run: Path, temperature: dict[str, float]) -> None:
+    """Write the temperature into the run's model.json; log a warning if that fails."""
+    folder, file = model_file.find_model(run)
+    try:
+        model_file.write_description(folder, {**read_description(file), "temperature": temperature})
+    except OSError as error:
+        log.warning("%s: the temperature can't be stored there (%s); it serves this evaluation", file, error.strerror)
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:
@@ -56,6 +104,7 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
 
 
 def _nll(logits: Tensor, targets: Tensor, temperature: float) -> float:
+    """Return the mean negative log likelihood of softmax(logits / temperature), in float64."""
     total = 0.0
     step = max(1, BLOCK // logits.shape[1])
     for part, of_part in zip(logits.split(step), targets.split(step), strict=True):
@@ -93,68 +142,6 @@ def calibration_error(bins: pd.DataFrame) -> float:
     return float((distance.fillna(0) * bins["photos"]).sum() / bins["photos"].sum()) if bins["photos"].any() else np.nan
 
 
-# Choose the temperature of an evaluation: the model's own, or one fitted on the run's validation photos.
-
-
-def is_stored(predictor: Predictor) -> bool:
-    """Return whether the model holds a temperature that applies to the predictor."""
-    return not predictor.averages and "temperature" in predictor.about
-
-
-def fit(predictor: Predictor, val: Predictions) -> dict[str, float]:
-    """Fit {head: temperature} on validation photos."""
-    fitted = {}
-    for name in predictor.classes:
-        known = val.known(name)
-        fitted[name] = fit_temperature(val.logits[name][known], val.targets[name][known])
-    text = ", ".join(f"{name} {value:.2f}" for name, value in fitted.items())
-    log.info("temperature on %s validation photos: %s", f"{len(val.paths):,}", text)
-    return fitted
-
-
-def store(run: Path, temperature: dict[str, float]) -> None:
-    """Write the temperature into the run's model.json; log a warning if that fails."""
-    folder, file = model_file.find_model(run)
-    try:
-        model_file.write_description(folder, {**read_description(file), "temperature": temperature})
-    except OSError as error:
-        log.warning("%s: the temperature can't be stored there (%s); it serves this evaluation", file, error.strerror)
-
-
-def choose_temperature(
-    predictor: Predictor,
-    mode: str,
-    split: str,
-    as_in_training: bool,
-    is_run_split: bool | None,
-    predict_val: Callable[[], Predictions | None],
-    run: Path,
-) -> list[str]:
-    """Set predictor.temperature; return notes for the report.
-
-    mode: "stored" uses the model's temperature and fits one if it has none, "fit" always fits, "none" uses 1.
-    as_in_training: the photos are read as in training, as those were that the stored temperature was fitted on.
-    is_run_split: the split is the run's (False: photos of it are missing, None: it is another). predict_val: returns
-    the predictions of the validation photos; None in processes other than the first, and if there are none.
-    """
-    if mode == "none":
-        return ["no temperature: the probabilities are as the network gives them"]
-    if mode == "stored" and is_stored(predictor) and (as_in_training or is_run_split is None):
-        return []
-    val = predict_val() if is_run_split is not None else None
-    if val is None:
-        return [] if is_stored(predictor) else ["no temperature was fitted to these probabilities"]
-    predictor.temperature = fit(predictor, val)
-    if as_in_training and is_run_split and not predictor.averages:
-        store(run, predictor.temperature)
-    return ["the temperature was fitted on photos that are among these"] if split in ("val", "all") else []
-
-
-# Selective accuracy: accuracy on the most confident photos, if the others are left to a person.
-
-COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
-
-
 def accuracy_by_coverage(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the accuracy on the k most confident photos, and their lowest confidence; float64 (N,) each, k = 1..N.
 
@@ -176,12 +163,7 @@ def coverage_table(confidence: np.ndarray, right: np.ndarray, coverages: tuple =
     counts = [math.ceil(share * len(accuracy)) for share in coverages]
     last = np.array(counts) - 1
     return pd.DataFrame(
-        {
-            "coverage": coverages,
-            "photos": counts,
-            "accuracy": accuracy[last],
-            "threshold": sorted_confidence[last],
-        }
+        {"coverage": coverages, "photos": counts, "accuracy": accuracy[last], "threshold": sorted_confidence[last]}
     )
 
 

@@ -1,6 +1,6 @@
-"""Metrics of an evaluation from the logits of all photos: those of training's metrics.json, per class, and exact areas
-under the ROC curve.
-"""
+"""The metrics of an evaluation: those of training's metrics.json, of each class, and which classes are confused."""
+
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -8,154 +8,20 @@ import torch
 from torch import Tensor
 
 from carvision.config.schema import check_values
+from carvision.data.table import LabelDescription
 from carvision.errors import InputError
+from carvision.evaluation.auc import class_aucs, scores_of
 from carvision.evaluation.predict import Predictions
+from carvision.inference.description import ModelDescription
 from carvision.inference.model_file import parents_of
 from carvision.losses.classification import create_loss, smooth_l1
 from carvision.metrics import EpochMetrics
-from carvision.metrics.auc import KERAS_THRESHOLDS, log_odds
 from carvision.metrics.heads import num_ahead
-
-# Areas under the ROC curve without histograms, and each photo's contribution to them, which makes resampling cheap.
-#
-# The area of a class is the fraction of pairs (a photo of the class, one of another class) in which the former scores
-# higher. It is therefore a mean over photos in two ways, DeLong's structural components: V10 of a photo of the class
-# is the fraction of the others that score lower, V01 of another photo the fraction of the class' photos that score
-# higher; ties count one half. With weights w of the photos the area is, to first order (Hajek's projection of a two-
-# sample U-statistic), sum w V10 / sum w + sum w V01 / sum w - area, summed over the class' photos and over the others
-# (DeLong, DeLong and Clarke-Pearson 1988; van der Vaart 1998, section 12.2).
-
-BLOCK = 1 << 22  # scores processed at a time
-
-
-def scores_of(logits: Tensor) -> Tensor:
-    """Return log p / (1 - p), float32 (N, C), which stays distinct for p near 1; NaN ranks below all others."""
-    return log_odds(logits).nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-
-
-def class_aucs(scores: Tensor, targets: Tensor) -> Tensor:
-    """Return the area of each class against the rest, float64 (C,); NaN if the class or its rest has no photo.
-
-    scores (N, C); targets int64 (N,), all known.
-    """
-    areas = torch.full((scores.shape[1],), torch.nan, dtype=torch.float64)
-    for code in range(scores.shape[1]):
-        own = torch.nonzero(targets == code)[:, 0]
-        if 0 < len(own) < len(targets):
-            areas[code] = _placement_values(scores[:, code].contiguous(), own)[0].mean()
-    return areas
-
-
-def resampled_aucs(scores: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Return the areas of all classes under each of R weightings, float64 (R, C); weights float32 (R, N).
-
-    NaN if a class or its rest has no photo.
-    """
-    num_classes = scores.shape[1]
-    areas = torch.full((len(weights), num_classes), torch.nan, dtype=torch.float64)
-    of_class = [torch.nonzero(targets == code)[:, 0] for code in range(num_classes)]
-    step = max(1, BLOCK // max(1, len(scores)))
-    total = weights.sum(dim=1).double()
-    for first in range(0, num_classes, step):
-        codes = range(first, min(first + step, num_classes))
-        columns = scores[:, first : first + step].t().contiguous()
-        above = torch.zeros(columns.shape)  # V01
-        for row, code in enumerate(codes):
-            own = of_class[code]
-            if 0 < len(own) < len(targets):
-                below, above[row] = _placement_values(columns[row], own)
-                weight = weights[:, own].double()
-                areas[:, code] = weight @ below / weight.sum(dim=1)
-        from_others = (weights @ above.t()).double()
-        for row, code in enumerate(codes):
-            own = of_class[code]
-            if 0 < len(own) < len(targets):
-                others = total - weights[:, own].sum(dim=1).double()
-                whole = above[row].double().sum() / (len(targets) - len(own))
-                areas[:, code] = (areas[:, code] + from_others[:, row] / others - whole).clamp(0, 1)
-    return areas
-
-
-def _placement_values(scores: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """Return V10 of the class' photos `own`, float64 (n,), and V01 of all photos, float32 (N,), 0 for `own`."""
-    class_scores = scores[own]
-    all_sorted, class_sorted = scores.sort().values, class_scores.sort().values
-    num_others = len(scores) - len(own)
-    below = (_rank(all_sorted, class_scores) - _rank(class_sorted, class_scores)) / num_others
-    above = 1 - _rank(class_sorted, scores) / len(own)
-    above[own] = 0
-    return below, above.float()
-
-
-def _rank(ordered: Tensor, scores: Tensor) -> Tensor:
-    """Return, as float64, how many of the ordered scores are lower; an equal one counts as half."""
-    return (torch.searchsorted(ordered, scores) + torch.searchsorted(ordered, scores, right=True)).double() / 2
-
-
-def resampled_micro_auc(scores: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Return the micro-averaged area under each weighting, float64 (R,).
-
-    It pools all pairs of a photo and a class: each photo's own class is a positive, every other class a negative. NaN
-    with a single class.
-    """
-    num_photos, num_classes = scores.shape
-    if num_classes < 2:
-        return torch.full((len(weights),), torch.nan, dtype=torch.float64)
-    own_scores = scores.gather(1, targets[:, None])[:, 0]
-    ordered, order = own_scores.sort()
-    lower, not_higher = torch.zeros(2, num_photos + 1, dtype=torch.int64)
-    above = torch.zeros(num_photos, dtype=torch.float64)
-    step = max(1, BLOCK // num_classes)
-    for first in range(0, num_photos, step):
-        rows = slice(first, first + step)
-        others = scores[rows].flatten()[_is_other(targets[rows], num_classes)]
-        fewer = torch.searchsorted(ordered, others)  # positives that are lower
-        as_many = torch.searchsorted(ordered, others, right=True)  # positives that are not higher
-        not_higher += torch.bincount(fewer, minlength=num_photos + 1)
-        lower += torch.bincount(as_many, minlength=num_photos + 1)
-        ranks = (fewer + as_many).view(-1, num_classes - 1).double()
-        above[rows] = 1 - ranks.mean(dim=1) / (2 * num_photos)
-    below = torch.zeros(num_photos, dtype=torch.float64)
-    # a negative is lower than the k-th positive (from 0) if at most k positives are not higher than it
-    below[order] = (lower + not_higher).cumsum(0)[:-1].double() / (2 * num_photos * (num_classes - 1))
-    mean = weights.double() @ (below + above) / weights.sum(dim=1).double()
-    return (mean - above.mean()).clamp(0, 1)
-
-
-def _is_other(targets: Tensor, num_classes: int) -> Tensor:
-    """Return bool (photos * classes,): the pairs of a photo and a class that is not its own."""
-    return (targets[:, None] != torch.arange(num_classes)).flatten()
-
-
-def resampled_keras_auc(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Return the micro area as Keras' AUC() estimates it from 200 thresholds, for each weighting, float64 (R,)."""
-    num_photos, num_classes = logits.shape
-    if num_classes < 2:
-        return torch.full((len(weights),), torch.nan, dtype=torch.float64)
-    thresholds = torch.arange(1, KERAS_THRESHOLDS - 1) / (KERAS_THRESHOLDS - 1)
-    size = len(thresholds) + 1
-    positives, negatives = (torch.zeros(num_photos, size) for _ in range(2))
-    step = max(1, BLOCK // num_classes)
-    for first in range(0, num_photos, step):
-        rows = slice(first, first + step)
-        bins = torch.searchsorted(thresholds, logits[rows].float().softmax(dim=1))  # number of thresholds below
-        own = bins.gather(1, targets[rows, None])
-        positives[rows] = positives[rows].scatter_add(1, own, torch.ones(own.shape))
-        negatives[rows] = negatives[rows].scatter_add(1, bins, torch.ones(bins.shape)) - positives[rows]
-    rates = []
-    for counts in (positives, negatives):
-        found = (weights @ counts).double()
-        above = found.flip(1).cumsum(1).flip(1) / found.sum(dim=1, keepdim=True)  # the first value is 1
-        rates.append(np.pad(above.numpy(), ((0, 0), (0, 1))))  # nothing lies above a threshold of 1
-    return torch.from_numpy(-np.trapezoid(*rates, axis=1))
-
-
-# The metrics of training's metrics.json, computed from the logits of all photos.
 
 CHUNK = 4096  # photos at a time, as metrics need several times the memory of the logits
 
 
-def evaluation_loss(about: dict, averages: bool) -> dict:
+def evaluation_loss(about: ModelDescription, averages: bool) -> dict:
     """Return the run's own loss, the keys of conf/loss; cross-entropy if the model does not record it.
 
     Averaged probabilities are measured by cross-entropy, too, as a sigmoid loss would apply to logits that no network
@@ -172,11 +38,11 @@ def evaluation_loss(about: dict, averages: bool) -> dict:
     return loss
 
 
-def _create(loss: dict):
+def _create(loss: dict) -> Callable[[Tensor, Tensor], Tensor]:
     return create_loss(**{key: value for key, value in loss.items() if key not in ("class_weights", "head_weights")})
 
 
-def photo_losses(predictions: Predictions, labels: dict[str, dict], loss: dict) -> dict[str, Tensor]:
+def photo_losses(predictions: Predictions, labels: dict[str, LabelDescription], loss: dict) -> dict[str, Tensor]:
     """Return the loss of each photo, {head: float (N,)}; 0 if the label is unknown."""
     class_loss = _create(loss)
     losses = {}
@@ -189,7 +55,7 @@ def photo_losses(predictions: Predictions, labels: dict[str, dict], loss: dict) 
     return losses
 
 
-def head_weights_of(labels: dict[str, dict], loss: dict) -> dict[str, float]:
+def head_weights_of(labels: dict[str, LabelDescription], loss: dict) -> dict[str, float]:
     """Return each head's weight in the summed loss; learned weights apply in training only, here each is 1."""
     weights = loss.get("head_weights") or {}
     return dict.fromkeys(labels, 1.0) | ({} if weights == "learned" else weights)
@@ -197,7 +63,7 @@ def head_weights_of(labels: dict[str, dict], loss: dict) -> dict[str, float]:
 
 def compute_metrics(
     predictions: Predictions,
-    labels: dict[str, dict],
+    labels: dict[str, LabelDescription],
     losses: dict[str, Tensor],
     head_weights: dict[str, float],
     rule: str,
@@ -224,10 +90,7 @@ def compute_metrics(
     return metrics, epoch_metrics.compute_rules() if len(epoch_metrics.rules) > 1 else {}
 
 
-# Per-class results: how well each class is recognised, and which classes are confused.
-
-
-def parent_names(head: str, labels: dict[str, dict]) -> list[str]:
+def parent_names(head: str, labels: dict[str, LabelDescription]) -> list[str]:
     """Return the parent's class name for each class of the head; "" without a parent."""
     label = labels[head]
     if label.get("parent") not in labels:
@@ -236,7 +99,7 @@ def parent_names(head: str, labels: dict[str, dict]) -> list[str]:
     return [names[code] for code in label["parent_codes"]]
 
 
-def class_order(head: str, labels: dict[str, dict]) -> np.ndarray:
+def class_order(head: str, labels: dict[str, LabelDescription]) -> np.ndarray:
     """Return the classes ordered by parent name, then by their own, int64 (C,), so that parents form blocks."""
     parents, names, ids = parent_names(head, labels), labels[head]["names"], labels[head]["ids"]
     codes = labels[head]["parent_codes"] if any(parents) else [0] * len(names)  # two parents may share a name
@@ -244,7 +107,9 @@ def class_order(head: str, labels: dict[str, dict]) -> np.ndarray:
     return np.array(sorted(range(len(names)), key=keys.__getitem__), dtype=np.int64)
 
 
-def class_table(predictions: Predictions, head: str, labels: dict[str, dict], predicted: torch.Tensor) -> pd.DataFrame:
+def class_table(
+    predictions: Predictions, head: str, labels: dict[str, LabelDescription], predicted: Tensor
+) -> pd.DataFrame:
     """Return one row per class, ordered by parent and name.
 
     Columns: id, name, parent, photos, predicted, right, recall (the accuracy on its photos), precision, f1, top5,
@@ -259,7 +124,7 @@ def class_table(predictions: Predictions, head: str, labels: dict[str, dict], pr
     confidence = predictions.probs(head)[known].gather(1, predicted[:, None])[:, 0]
     in_top5 = num_ahead(logits, targets) < min(5, num_classes)
 
-    def count(classes: torch.Tensor, weights: torch.Tensor | None = None) -> np.ndarray:
+    def count(classes: Tensor, weights: Tensor | None = None) -> np.ndarray:
         weights = None if weights is None else weights.double()
         return torch.bincount(classes, weights, num_classes).double().numpy()
 

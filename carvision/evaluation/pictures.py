@@ -1,44 +1,66 @@
-"""Pictures of an evaluation: confusion matrix, reliability, accuracy at coverage, and the classes confused most."""
+"""The pictures of an evaluation: reliability, accuracy at coverage, confusion matrix, the most confused classes."""
 
+import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter
 from scipy.ndimage import maximum_filter
 from torch import Tensor
 
 from carvision.data.images import BadImage
 from carvision.evaluation.calibration import COVERAGES, accuracy_by_coverage, calibration_error
 from carvision.evaluation.predict import Predictions
-from carvision.reports.comparison.plots import COLOURS, legend_below
 from carvision.reports.photos import (
     EDGE_PX,
     LINE_PX,
     TITLE_PX,
     create_sheet,
+    draw_photo,
     draw_text,
+    draw_unreadable,
     read_small,
     shorten_name,
     width_px,
     wrap_text,
     write_title,
 )
-from carvision.reports.plots import FAINT, TEXT, create_figure, save_figure, set_title, tidy
+from carvision.reports.plots import (
+    COLOURS,
+    FAINT,
+    TEXT,
+    create_figure,
+    legend_below,
+    percent_axis,
+    save_figure,
+    set_title,
+    tidy,
+)
 
 log = logging.getLogger(__name__)
 
-
-# Plot reliability diagrams and selective accuracy.
-
+# Reliability: bars, the gaps above and below them, the histogram
 BAR, ABOVE, BELOW, HISTOGRAM = "#4477aa", "#efbcc2", "#a98db0", "#9db8d2"
+# Confusion matrix: classes of one parent side by side, coloured by the fraction of the true class' photos
+MAX_NAMED = 60  # classes up to which every one is named beside the matrix
+MATRIX_PX, LARGEST_CELL_PX, NAMED_CELL_PX, NUMBER_CELL_PX = 1000, 56, 17, 30
+NAME_PT, PARENT_PT, MATRIX_GAP_PX, LEGEND_PX = 7.5, 8, 8, 64
+SMALLEST_WIDTH_PX = 620  # for the legend
+SMALLEST_DOT_PX = 3  # smaller mistakes would be invisible
+SHADES = LinearSegmentedColormap.from_list("shares", ["#d3ecc8", "#7cc8bd", "#3a95c5", "#0868ac", "#08366e"])
+EMPTY = (0.94, 0.94, 0.94)
+NORM = PowerNorm(0.5, 0, 1)  # keeps a few percent visible beside a hundred
+# Most confused classes
+NUM_PAIRS = 8  # on the sheet; the CSV table has all
+NUM_PHOTOS = 2  # per kind
+TILE_PX, GAP_PX, GROUP_PX, LEFT_PX, CAPTION_PX = 140, 6, 18, 250, 20
+HEADINGS = ("A, recognised", "A, taken for B", "B, taken for A", "B, recognised")
 
 
 def plot_reliability(diagrams: dict[str, pd.DataFrame], title: str, file: Path) -> None:
@@ -66,7 +88,8 @@ def plot_reliability(diagrams: dict[str, pd.DataFrame], title: str, file: Path) 
         histogram.set_xlabel("probability of the most probable class")
         diagram.set(xlim=(0, 1), ylim=(0, 1))
         for axes, grid in ((diagram, "both"), (histogram, "y")):
-            _percent(axes)
+            percent_axis(axes.xaxis)
+            percent_axis(axes.yaxis)
             tidy(axes, grid)
     panels[0, 0].set_ylabel("accuracy")
     panels[1, 0].set_ylabel("photos")
@@ -84,7 +107,7 @@ def plot_coverage(heads: dict[str, tuple[np.ndarray, np.ndarray]], title: str, f
     figure = create_figure(9.0, 3.9)
     panels = figure.subplots(1, 2)
     lowest = 1.0
-    for (head, (confidence, right)), colour in zip(heads.items(), _colours(len(heads)), strict=True):
+    for (head, (confidence, right)), colour in zip(heads.items(), itertools.cycle(COLOURS), strict=False):
         accuracy, threshold = accuracy_by_coverage(confidence, right)
         share = np.arange(1, len(accuracy) + 1) / len(accuracy)
         indices = np.ceil(np.array(COVERAGES) * len(share)).astype(int) - 1
@@ -99,7 +122,8 @@ def plot_coverage(heads: dict[str, tuple[np.ndarray, np.ndarray]], title: str, f
     for axes in panels:
         axes.set_xlim(0, 1.01)
         axes.set_xlabel("share of photos, the most confident first")
-        _percent(axes)
+        percent_axis(axes.xaxis)
+        percent_axis(axes.yaxis)
         tidy(axes, "both")
     handles, names = panels[0].get_legend_handles_labels()
     legend_below(figure, handles, names)
@@ -107,32 +131,20 @@ def plot_coverage(heads: dict[str, tuple[np.ndarray, np.ndarray]], title: str, f
     save_figure(figure, file)
 
 
-def _colours(count: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(count)]
+class Pair(NamedTuple):
+    """Two classes, as codes, and how many photos of each are taken for the other."""
 
-
-def _percent(axes: Axes) -> None:
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.6g}%"))
-
-
-# Plot the confusion matrix: classes of one parent side by side, coloured by the fraction of the true class.
-
-MAX_NAMED = 60  # classes up to which every one is named beside the matrix
-MATRIX_PX, LARGEST_CELL_PX, NAMED_CELL_PX, NUMBER_CELL_PX = 1000, 56, 17, 30
-NAME_PT, PARENT_PT, MATRIX_GAP_PX, LEGEND_PX = 7.5, 8, 8, 64
-SMALLEST_WIDTH_PX = 620  # for the legend
-SMALLEST_DOT_PX = 3  # smaller mistakes would be invisible
-SHADES = LinearSegmentedColormap.from_list("shares", ["#d3ecc8", "#7cc8bd", "#3a95c5", "#0868ac", "#08366e"])
-EMPTY = (0.94, 0.94, 0.94)
-NORM = PowerNorm(0.5, 0, 1)  # keeps a few percent visible beside a hundred
+    a: int
+    b: int
+    a_as_b: int
+    b_as_a: int
 
 
 @dataclass(frozen=True)
 class Label:
     """A name beside the matrix.
 
-    middle: its centre, in pixels from the matrix' top or left. weight: heavier labels are placed first.
+    middle: its centre, in pixels from the matrix' top or left. weight: of two that overlap, the heavier one is shown.
     """
 
     middle: float
@@ -152,10 +164,10 @@ def plot_confusion(
     cell = max(1, min(LARGEST_CELL_PX, max(MATRIX_PX // num, NAMED_CELL_PX if num <= MAX_NAMED else 1)))
     size = cell * num
     edges = [i for i in range(1, num) if parents[i] != parents[i - 1]]
-    shown = _placed(_class_labels(names, cell), NAME_PT)
+    shown = _without_overlaps(_class_labels(names, cell), NAME_PT)
     named = num <= MAX_NAMED or not any(parents)
     class_px = max(width_px(label.text, NAME_PT) for label in shown) + MATRIX_GAP_PX if named else 0
-    blocks = _placed(_block_labels(parents, edges, cell), PARENT_PT) if any(parents) else []
+    blocks = _without_overlaps(_block_labels(parents, edges, cell), PARENT_PT) if any(parents) else []
     block_px = (
         max((width_px(label.text, PARENT_PT, "bold") for label in blocks), default=-MATRIX_GAP_PX) + MATRIX_GAP_PX
     )
@@ -194,24 +206,26 @@ def _class_labels(names: Sequence[str], cell: int) -> list[Label]:
 
 
 def _block_labels(parents: Sequence[str], edges: list[int], cell: int) -> list[Label]:
+    """Return a label for each block of classes of one parent."""
     ends = [0, *edges, len(parents)]
     return [
         Label((first + last) / 2 * cell, shorten_name(parents[first], 24), last - first)
-        for first, last in pairwise(ends)
+        for first, last in itertools.pairwise(ends)
     ]
 
 
 def _height_px(points: float) -> int:
+    """Return the height that a line of this font size needs."""
     return round(1.75 * points)
 
 
-def _placed(labels: list[Label], points: float) -> list[Label]:
+def _without_overlaps(labels: list[Label], points: float) -> list[Label]:
     """Return the labels that don't overlap a heavier one."""
-    placed: list[Label] = []
+    shown: list[Label] = []
     for label in sorted(labels, key=lambda label: -label.weight):
-        if all(abs(label.middle - other.middle) >= _height_px(points) for other in placed):
-            placed.append(label)
-    return placed
+        if all(abs(label.middle - other.middle) >= _height_px(points) for other in shown):
+            shown.append(label)
+    return shown
 
 
 def _pixels(counts: np.ndarray, cell: int) -> np.ndarray:
@@ -245,7 +259,7 @@ def _write_counts(axes: Axes, counts: np.ndarray, left: int, top: int, cell: int
 
 
 def _draw_legend(axes: Axes, left: int, top: int, with_empty: bool) -> None:
-    """Draw the colour scale."""
+    """Draw the colour scale of the matrix."""
     length, height = 220, 10
     ramp = SHADES(NORM(np.linspace(0, 1, length) ** 2))[None, :, :3]  # square root, so that small fractions have room
     axes.imshow(ramp, extent=(left, left + length, top + height, top), interpolation="none", aspect="auto")
@@ -255,15 +269,6 @@ def _draw_legend(axes: Axes, left: int, top: int, with_empty: bool) -> None:
         draw_text(axes, x, top + height + 5, f"{100 * share:.0f}", ha="center", va="top", size=8)
     text = "% of the true class' photos" + ("; grey: a class without photos" if with_empty else "")
     draw_text(axes, left + length + 16, top + height / 2, text, va="center_baseline", size=8)
-
-
-# Draw the most confused classes: mistaken photos beside right ones of both classes.
-
-NUM_PAIRS = 8  # on the sheet; the CSV table has all
-NUM_PHOTOS = 2  # per kind
-TILE_PX, GAP_PX, GROUP_PX, LEFT_PX, CAPTION_PX = 140, 6, 18, 250, 20
-BEHIND, UNREADABLE = "#f4f4f4", "#d0d0d0"
-HEADINGS = ("A, recognised", "A, taken for B", "B, taken for A", "B, recognised")
 
 
 def plot_pairs(
@@ -295,15 +300,15 @@ def plot_pairs(
     for group, heading in enumerate(HEADINGS):
         left = EDGE_PX + LEFT_PX + group * group_px
         draw_text(axes, left, head_px - 8, heading, va="baseline", weight="bold", color=FAINT)
-    probs = predictions.probs(head)
-    known, targets = predictions.known(head), predictions.targets[head]
+    probs, known = predictions.probs(head).numpy(), predictions.known(head)
+    targets = predictions.targets[head]
     photos = np.bincount(targets[known].numpy(), minlength=len(names))
-    for row, pair in enumerate(pairs.itertuples()):
+    for row, pair in enumerate(Pair(*counts) for counts in pairs[list(Pair._fields)].to_numpy().tolist()):
         top = head_px + row * row_px
-        _describe(axes, pair, names, photos, top)
+        _describe_pair(axes, pair, names, photos, top)
         for group, (true, guess) in enumerate(((pair.a, pair.a), (pair.a, pair.b), (pair.b, pair.a), (pair.b, pair.b))):
             chosen = np.flatnonzero((known & (targets == true) & (predicted == guess)).numpy())
-            most_confident = chosen[np.argsort(-probs[chosen, guess].numpy(), kind="stable")][:NUM_PHOTOS]
+            most_confident = chosen[np.argsort(-probs[chosen, guess], kind="stable")][:NUM_PHOTOS]
             left = EDGE_PX + LEFT_PX + group * group_px
             if not len(most_confident):
                 draw_text(axes, left, top + TILE_PX / 2, "none", va="center", color=FAINT)
@@ -315,8 +320,8 @@ def plot_pairs(
     save_figure(figure, file)
 
 
-def _describe(axes: Axes, pair, names: Sequence[str], photos: np.ndarray, top: int) -> None:
-    """Write names and counts at the left of the row."""
+def _describe_pair(axes: Axes, pair: Pair, names: Sequence[str], photos: np.ndarray, top: int) -> None:
+    """Write the names and counts of a pair at the left of its row."""
     for letter, code, other, mistaken in (("A", pair.a, "B", pair.a_as_b), ("B", pair.b, "A", pair.b_as_a)):
         for line in wrap_text(f"{letter}: {names[code]}", LEFT_PX - 24, 9, "bold", max_lines=2):
             draw_text(axes, EDGE_PX, top, line, va="top", weight="bold")
@@ -332,9 +337,6 @@ def _draw_tile(axes: Axes, predictions: Predictions, photo: int, crop: bool, lef
         image, _ = read_small(opened, (TILE_PX, TILE_PX), box)
     except BadImage as reason:
         log.warning("%s: %s; its tile on the sheet is grey", opened, reason)
-        axes.add_patch(Rectangle((left, top), TILE_PX, TILE_PX, facecolor=UNREADABLE))
-        draw_text(axes, left + TILE_PX / 2, top + TILE_PX / 2, "unreadable", ha="center", va="center", color=TEXT)
-        return
-    axes.add_patch(Rectangle((left, top), TILE_PX, TILE_PX, facecolor=BEHIND, zorder=-1))  # images have zorder 0
-    left, top = left + (TILE_PX - image.width) // 2, top + (TILE_PX - image.height) // 2
-    axes.imshow(image, extent=(left, left + image.width, top + image.height, top), aspect="auto", interpolation="none")
+        draw_unreadable(axes, left, top, (TILE_PX, TILE_PX))
+    else:
+        draw_photo(axes, image, left, top, (TILE_PX, TILE_PX))

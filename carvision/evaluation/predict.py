@@ -1,4 +1,4 @@
-"""The logits of a table's photos, computed by one process or by several that share the photos."""
+"""The predictions of an evaluation: the logits of a table's photos, computed by one process or by several together."""
 
 import logging
 import os
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -22,7 +23,13 @@ from carvision.inference.predictor import Predictor, predict_items
 log = logging.getLogger(__name__)
 
 
-# The predictions an evaluation is computed from: the logits of every photo and its known labels.
+class ReadingConfig(TypedDict):
+    """The keys of the group data that say how photos are read."""
+
+    batch_size: int
+    num_workers: int
+    crop_to_box: bool
+    on_bad_image: str
 
 
 @dataclass(frozen=True)
@@ -61,22 +68,19 @@ class Predictions:
         return torch.softmax(self.logits[head].float() / temperature, dim=1)
 
 
-# Compute the logits of a table's photos, in one process or in several that share the photos.
-
-
 def rank_and_world_size() -> tuple[int, int]:
     """Return this process' rank and the number of processes that torchrun started; (0, 1) for a single process."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def predict_table(
-    predictor: Predictor, table: Table, targets: dict, data: dict, device: str, what: str
+    predictor: Predictor, table: Table, targets: dict[str, Tensor], data: ReadingConfig, device: str, what: str
 ) -> tuple[Predictions | None, dict[str, str]]:
     """Predict all photos of the table, each once; also return {path: reason} of the unusable ones.
 
-    With several processes each takes its share; the first returns the result, the others None. data: its keys
-    batch_size, num_workers, crop_to_box and on_bad_image apply. what: text of the progress bar. Raises InputError for
-    an unusable photo if on_bad_image is "error", else if no photo is usable.
+    With several processes each takes its share; the first returns the result, the others None. targets: as in
+    Predictions, in the table's order. what: text of the progress bar. Raises InputError for an unusable photo if
+    on_bad_image is "error", else if no photo is usable.
     """
     rank, world_size = rank_and_world_size()
     rows = (table.packed.shard_by_shard() if table.packed else np.arange(len(table)))[rank::world_size]
@@ -88,9 +92,9 @@ def predict_table(
     parts, reasons = [], []
     with _progress(rank, len(rows), what) as advance:
         for batch in predict_items(predictor, items, device, data["batch_size"], data["num_workers"]):
-            bad = next((i for i, reason in enumerate(batch.reasons) if reason), None)
-            if bad is not None and data["on_bad_image"] == "error":
-                raise unusable(batch.items[bad][0], batch.reasons[bad])
+            for (photo, _), reason in zip(batch.items, batch.reasons, strict=True):
+                if reason and data["on_bad_image"] == "error":
+                    raise unusable(photo, reason)
             parts.append(batch.logits)
             reasons += batch.reasons
             advance(len(batch.items))
@@ -114,14 +118,14 @@ def predict_table(
 
 
 def _gather(part: tuple, rank: int, world_size: int) -> list[tuple] | None:
-    """Return the parts of all processes on the first one, None on the others."""
+    """Return the parts of all processes, in the order of their ranks, on the first one; None on the others."""
     if world_size == 1:
         return [part]
-    parts = [None] * world_size if rank == 0 else None
+    parts: list[tuple] | None = [()] * world_size if rank == 0 else None
     torch.distributed.gather_object(part, parts)
     return parts
 
 
 def _progress(rank: int, total: int, what: str) -> AbstractContextManager[Callable[[int], None]]:
-    """Show progress in the first process only."""
+    """Show a progress bar, in the first process only."""
     return show_progress(total, 0, sys.stderr.isatty(), what) if rank == 0 else nullcontext(lambda num: None)

@@ -1,9 +1,4 @@
-"""Tables of an evaluation, for the terminal, Markdown and HTML.
-
-Write the tables and plots of each head with classes.
-
-Write an evaluation: metrics with intervals, tables on the terminal and in files, plots.
-"""
+"""Write an evaluation: metrics with intervals, tables on the terminal and in files, plots of each head with classes."""
 
 import math
 from collections.abc import Sequence
@@ -16,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
+from carvision.data.table import LabelDescription
 from carvision.evaluation.bootstrap import bootstrap_intervals, point_metrics
 from carvision.evaluation.calibration import area_under_risk, coverage_table, reliability
 from carvision.evaluation.metrics import (
@@ -31,11 +27,10 @@ from carvision.evaluation.predict import Predictions
 from carvision.files.atomic import file_stems, open_new, write_csv
 from carvision.inference.model_file import parents_of
 from carvision.models.decoding import decode
-from carvision.reports.comparison.sheets import TextTable
-from carvision.reports.tables import print_table, write_html, write_markdown
+from carvision.reports.tables import TextTable, print_table, without_nan, write_html, write_markdown
 
 Intervals = dict[str, tuple[float, float]]
-
+EXACT = ("auc", "auc_micro", "auc_keras")  # replace those of EpochMetrics, which come from histograms
 MAX_COLUMNS = 2  # heads with intervals that fit into 80 characters beside the metrics' names
 SHOWN = {
     "top1": "top-1 %", "top3": "top-3 %", "top5": "top-5 %", "balanced_accuracy": "balanced accuracy %", "auc": "AUC %",
@@ -49,7 +44,7 @@ CALIBRATION = {
 }  # fmt: skip
 OF_ALL = {"joint/top1": "all heads right %", "joint/consistent": "fit together %", "loss": "loss"}
 BREAKS = ("precision", "precision_at50", "loss")  # rows with a line above them
-NO_PERCENT = ("loss", "nll", "nll_calibrated")
+NO_PERCENT = ("loss", "nll", "nll_calibrated", "mae", "rmse")
 INTERVALS_NOTE = "In brackets: 95 % bootstrap intervals, from resampling the evaluated photos."
 BINS_NOTE = (
     "Calibration error: mean distance of confidence and accuracy in 15 bins. Samples have a larger one than the whole, "
@@ -57,128 +52,15 @@ BINS_NOTE = (
 )
 
 
-def cell(metrics: dict[str, float], intervals: Intervals, name: str) -> str:
-    """Return a metric with its interval, "85.0 [79.6, 90.4]"; "" if it is unknown."""
-    if name not in metrics:
-        return ""
-    show = number if name.rsplit("/", 1)[-1] in NO_PERCENT else percent
-    ends = intervals.get(name)
-    return show(metrics[name]) + (f" [{show(ends[0])}, {show(ends[1])}]" if ends else "")
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.1f}".replace("100.0", "100")
-
-
-def number(value: float) -> str:
-    """Format with three significant digits."""
-    return f"{value:#.3g}".removesuffix(".")
-
-
-def metric_tables(metrics: dict[str, float], intervals: Intervals, labels: dict[str, dict]) -> list[TextTable]:
-    """Return the tables of heads with classes, of all heads together, and of numbers."""
-    heads = [head for head, label in labels.items() if "ids" in label and f"{head}/top1" in metrics]
-    tables = _by_head("Metrics", heads, SHOWN, metrics, intervals)
-    if len(labels) > 1:
-        rows = [[words, cell(metrics, intervals, name)] for name, words in OF_ALL.items() if name in metrics]
-        tables.append(_table("All heads together", ["", "all heads"], rows))
-    rows = []
-    for head, label in labels.items():
-        if f"{head}/mae" in metrics:
-            errors = [_error(metrics, intervals, f"{head}/{name}") for name in ("mae", "rmse")]
-            rows.append([f"{head}, {label['unit']}", *errors])
-    if rows:
-        tables.append(_table("Errors of numbers", ["", "mean", "root mean square"], rows))
-    if tables and intervals:
-        tables[-1].notes.append(INTERVALS_NOTE)
-    return tables
-
-
-def _error(metrics: dict[str, float], intervals: Intervals, name: str) -> str:
-    ends = intervals.get(name)
-    return number(metrics[name]) + (f" [{number(ends[0])}, {number(ends[1])}]" if ends else "")
-
-
-def _by_head(title: str, heads: Sequence[str], shown: dict[str, str], metrics: dict, intervals: Intervals):
-    """Return tables with one row per metric and one column per head; several if there are many heads."""
-    tables = []
-    for first in range(0, len(heads), MAX_COLUMNS):
-        group, rows, breaks = heads[first : first + MAX_COLUMNS], [], set()
-        for name, words in shown.items():
-            texts = [cell(metrics, intervals, f"{head}/{name}") for head in group]
-            if any(texts):
-                breaks |= {len(rows)} if name in BREAKS else set()
-                rows.append([words, *texts])
-        tables.append(_table(title, ["", *group], rows, breaks))
-    return tables
-
-
-def calibration_tables(
-    metrics: dict[str, float], intervals: Intervals, temperature: dict[str, float], heads: Sequence[str]
-) -> list[TextTable]:
-    """Return the calibration with and without the temperature."""
-    tables = _by_head("Calibration", heads, CALIBRATION, metrics, intervals)
-    for table in tables:
-        row = ["temperature", *(f"{temperature.get(head, 1.0):.3f}" for head in table.header[1:])]
-        table.rows.insert(0, row)
-        table.marks.insert(0, [""] * len(row))
-    if tables:
-        tables[-1].notes.append(BINS_NOTE)
-    return tables
-
-
-def coverage_tables(coverage: dict[str, pd.DataFrame], areas: dict[str, float]) -> list[TextTable]:
-    """Return the selective accuracy and its confidence thresholds. coverage {head: coverage_table}."""
-    tables = []
-    heads = list(coverage)
-    for first in range(0, len(heads), MAX_COLUMNS):
-        group = heads[first : first + MAX_COLUMNS]
-        rows = [
-            [f"{100 * share:.0f} % of the photos", *(_at(coverage[head].iloc[index]) for head in group)]
-            for index, share in enumerate(coverage[group[0]]["coverage"])
-        ]
-        rows.append(["area under the risk-coverage curve", *(f"{areas[head]:.4f}" for head in group)])
-        tables.append(_table("Accuracy on the most confident photos", ["", *group], rows, {len(rows) - 1}))
-    if tables:
-        tables[-1].notes.append("Accuracy in %, and the lowest probability of the predicted class among these photos.")
-    return tables
-
-
-def _at(row: pd.Series) -> str:
-    return f"{percent(row['accuracy'])} (p {row['threshold']:.3f})"
-
-
-def decoding_table(decodings: dict[str, dict[str, float]], used: str) -> TextTable:
-    """Return one row per decoding rule: each head right, all right, parents and children consistent."""
-    words = {"joint/top1": "all right %", "joint/consistent": "fit together %"}
-    names = list(dict.fromkeys(name for values in decodings.values() for name in values))
-    rows = [
-        [rule + (" (used)" if rule == used else ""), *(cell(values, {}, name) for name in names)]
-        for rule, values in decodings.items()
-    ]
-    header = ["model.decoding", *(words.get(name, f"{name.rsplit('/', 1)[0]} %") for name in names)]
-    return _table("Decoding rules", header, rows)
-
-
-def pairs_table(head: str, pairs: pd.DataFrame, names: Sequence[str], note: str, num: int = 8) -> TextTable:
-    """Return the first of `confused_pairs` as a table."""
-    rows = [
-        [names[pair.a], names[pair.b], f"{pair.a_as_b:,}", f"{pair.b_as_a:,}"] for pair in pairs.iloc[:num].itertuples()
-    ]
-    header = ["A", "B", "A taken for B", "B taken for A"]
-    return _table(f"Most confused pairs of {head}", header, rows, notes=[note])
-
-
-def _table(
-    title: str, header: list[str], rows: list[list[str]], breaks: set[int] | None = None, notes: Sequence[str] = ()
-) -> TextTable:
-    return TextTable(title, header, rows, [[""] * len(row) for row in rows], breaks or set(), list(notes))
-
-
 @dataclass(frozen=True)
 class HeadResult:
-    """The results of one head. predicted int64 (N,), for all photos; confidence, right (n,), for those whose label is
-    known. within_parent: fraction of the mistakes that name a class of the true parent, NaN if there is none."""
+    """The results of one head with classes, over its N photos.
+
+    predicted: int64 (N,), of all photos. confidence, right: (n,), of those whose class is known. cells, pairs,
+    coverage: from confusions, confused_pairs and coverage_table. aurc: area under the risk-coverage curve.
+    within_parent: fraction of the mistakes that name a class of the true parent, NaN without a parent or mistakes.
+    note: a line below the confusion matrix.
+    """
 
     head: str
     predicted: Tensor
@@ -193,83 +75,9 @@ class HeadResult:
     note: str
 
 
-def head_results(predictions: Predictions, labels: dict[str, dict], rule: str) -> dict[str, HeadResult]:
-    """Return the results of the heads with classes of which some photo's class is known. rule: the decoding rule."""
-    heads = [head for head, label in labels.items() if "ids" in label]
-    predicted = decode({head: predictions.logits[head] for head in heads}, parents_of(labels), rule)
-    return {
-        head: _head_result(predictions, labels, head, predicted[head])
-        for head in heads
-        if predictions.known(head).any()
-    }
-
-
-def _head_result(predictions: Predictions, labels: dict[str, dict], head: str, predicted: Tensor) -> HeadResult:
-    known = predictions.known(head)
-    targets, guess = predictions.targets[head][known], predicted[known]
-    confidence = predictions.probs(head)[known].gather(1, guess[:, None])[:, 0].numpy()
-    right = (guess == targets).numpy()
-    cells = confusions(targets.numpy(), guess.numpy())
-    mistakes = int((~right).sum())
-    note = f"{len(right):,} photos, {mistakes:,} mistakes ({100 * mistakes / len(right):.1f} %)"
-    within, parent = math.nan, labels[head].get("parent")
-    if parent in labels:
-        within = share_within_parent(cells, labels[head]["parent_codes"])
-        note += f"; {100 * within:.1f} % of the mistakes stay within the true {parent}" if mistakes else ""
-    return HeadResult(
-        head, predicted, confidence, right, cells, confused_pairs(cells), coverage_table(confidence, right),
-        area_under_risk(confidence, right), mistakes, within, f"{note}.",
-    )  # fmt: skip
-
-
-def write_head(
-    predictions: Predictions, labels: dict[str, dict], part: HeadResult, title: str, crop_to_box: bool, folder: Path
-) -> dict[str, Path]:
-    """Write the head's files; return {title: picture}.
-
-    Files: per_class_<head>.csv, confusion_<head>.{csv,png}, confused_<head>.{csv,png}, reliability_<head>.png, with the
-    head's name as in file_stems.
-    """
-    head = part.head
-    stem = file_stems([name for name, label in labels.items() if "ids" in label])[head]
-    names = labels[head]["names"]
-    _write_tables(predictions, labels, part, stem, folder)
-    files = {kind: folder / f"{kind}_{stem}.png" for kind in ("confusion", "confused", "reliability")}
-    order, parents = class_order(head, labels), parent_names(head, labels)
-    rank_of = order.argsort()
-    ordered = part.cells.assign(true=rank_of[part.cells["true"]], predicted=rank_of[part.cells["predicted"]])
-    named = [names[i] for i in order], [parents[i] for i in order]
-    plot_confusion(ordered, *named, f"{title}: {head}", part.note, files["confusion"])
-    heading = f"{title}: the most confused pairs of {head}"
-    plot_pairs(part.pairs, predictions, head, names, part.predicted, heading, crop_to_box, files["confused"])
-    known = predictions.known(head)
-    targets, temperature = predictions.targets[head][known], predictions.temperature.get(head, 1.0)
-    diagrams = {"as it is": reliability(predictions.probs(head, calibrated=False)[known], targets)}
-    if temperature != 1:
-        diagrams[f"temperature {temperature:.3g}"] = reliability(predictions.probs(head)[known], targets)
-    plot_reliability(diagrams, f"{title}: {head}, confidence and accuracy", files["reliability"])
-    words = {"confusion": "Confusion matrix", "confused": "Confused pairs", "reliability": "Confidence and accuracy"}
-    return {f"{words[kind]}, {head}": file for kind, file in files.items()}
-
-
-def _write_tables(predictions: Predictions, labels: dict[str, dict], part: HeadResult, stem: str, folder: Path) -> None:
-    ids, names = (np.array(labels[part.head][kind], dtype=object) for kind in ("ids", "names"))
-    table = class_table(predictions, part.head, labels, part.predicted)
-    write_csv(folder / f"per_class_{stem}.csv", table)
-    for kind, rows, columns in (("confusion", part.cells, ("true", "predicted")), ("confused", part.pairs, "ab")):
-        named = {}
-        for column in columns:
-            named |= {f"{column}_id": ids[rows[column]], column: names[rows[column]]}
-        counts = rows.drop(columns=list(columns))
-        write_csv(folder / f"{kind}_{stem}.csv", pd.DataFrame({**named, **counts}))
-
-
-EXACT = ("auc", "auc_micro", "auc_keras")  # replace EpochMetrics' values, which come from histograms
-
-
 def write_evaluation(
     predictions: Predictions,
-    labels: dict[str, dict],
+    labels: dict[str, LabelDescription],
     folder: Path,
     *,
     metrics: dict[str, float],
@@ -316,7 +124,7 @@ def write_evaluation(
                               {head: part.aurc for head, part in results.items()})  # fmt: skip
     tables += [pairs_table(head, part.pairs, labels[head]["names"], part.note) for head, part in results.items()]
     _write_texts(folder, title, [_photos_line(predictions), *notes], tables, pictures)
-    return _plain(
+    return without_nan(
         {
             "photos": int(predictions.valid.sum()),
             "unreadable": int((~predictions.valid).sum()),
@@ -352,12 +160,192 @@ def _write_texts(
                 print_table(table, console)
 
 
-def _plain(value):
-    """Replace NaN by None, as JSON has no NaN."""
-    if isinstance(value, dict):
-        return {name: _plain(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float):
-        return None if math.isnan(value) else value
-    return value
+def head_results(predictions: Predictions, labels: dict[str, LabelDescription], rule: str) -> dict[str, HeadResult]:
+    """Return the results of the heads with classes of which some photo's class is known. rule: the decoding rule."""
+    heads = [head for head, label in labels.items() if "ids" in label]
+    predicted = decode({head: predictions.logits[head] for head in heads}, parents_of(labels), rule)
+    return {
+        head: _head_result(predictions, labels, head, predicted[head])
+        for head in heads
+        if predictions.known(head).any()
+    }
+
+
+def _head_result(
+    predictions: Predictions, labels: dict[str, LabelDescription], head: str, predicted: Tensor
+) -> HeadResult:
+    known = predictions.known(head)
+    targets, guess = predictions.targets[head][known], predicted[known]
+    confidence = predictions.probs(head)[known].gather(1, guess[:, None])[:, 0].numpy()
+    right = (guess == targets).numpy()
+    cells = confusions(targets.numpy(), guess.numpy())
+    mistakes = int((~right).sum())
+    note = f"{len(right):,} photos, {mistakes:,} mistakes ({100 * mistakes / len(right):.1f} %)"
+    within, parent = math.nan, labels[head].get("parent")
+    if parent in labels:
+        within = share_within_parent(cells, labels[head]["parent_codes"])
+        note += f"; {100 * within:.1f} % of the mistakes stay within the true {parent}" if mistakes else ""
+    return HeadResult(
+        head, predicted, confidence, right, cells, confused_pairs(cells), coverage_table(confidence, right),
+        area_under_risk(confidence, right), mistakes, within, f"{note}.",
+    )  # fmt: skip
+
+
+def write_head(
+    predictions: Predictions,
+    labels: dict[str, LabelDescription],
+    part: HeadResult,
+    title: str,
+    crop_to_box: bool,
+    folder: Path,
+) -> dict[str, Path]:
+    """Write the head's files; return {title: picture}.
+
+    Files: per_class_<head>.csv, confusion_<head>.{csv,png}, confused_<head>.{csv,png}, reliability_<head>.png, with the
+    head's name as in file_stems.
+    """
+    head = part.head
+    stem = file_stems([name for name, label in labels.items() if "ids" in label])[head]
+    names = labels[head]["names"]
+    _write_tables(predictions, labels, part, stem, folder)
+    files = {kind: folder / f"{kind}_{stem}.png" for kind in ("confusion", "confused", "reliability")}
+    order, parents = class_order(head, labels), parent_names(head, labels)
+    rank_of = order.argsort()
+    ordered = part.cells.assign(true=rank_of[part.cells["true"]], predicted=rank_of[part.cells["predicted"]])
+    named = [names[i] for i in order], [parents[i] for i in order]
+    plot_confusion(ordered, *named, f"{title}: {head}", part.note, files["confusion"])
+    heading = f"{title}: the most confused pairs of {head}"
+    plot_pairs(part.pairs, predictions, head, names, part.predicted, heading, crop_to_box, files["confused"])
+    known = predictions.known(head)
+    targets, temperature = predictions.targets[head][known], predictions.temperature.get(head, 1.0)
+    diagrams = {"as it is": reliability(predictions.probs(head, calibrated=False)[known], targets)}
+    if temperature != 1:
+        diagrams[f"temperature {temperature:.3g}"] = reliability(predictions.probs(head)[known], targets)
+    plot_reliability(diagrams, f"{title}: {head}, confidence and accuracy", files["reliability"])
+    words = {"confusion": "Confusion matrix", "confused": "Confused pairs", "reliability": "Confidence and accuracy"}
+    return {f"{words[kind]}, {head}": file for kind, file in files.items()}
+
+
+def _write_tables(
+    predictions: Predictions, labels: dict[str, LabelDescription], part: HeadResult, stem: str, folder: Path
+) -> None:
+    ids, names = (np.array(labels[part.head][kind], dtype=object) for kind in ("ids", "names"))
+    table = class_table(predictions, part.head, labels, part.predicted)
+    write_csv(folder / f"per_class_{stem}.csv", table)
+    for kind, rows, columns in (("confusion", part.cells, ("true", "predicted")), ("confused", part.pairs, "ab")):
+        named = {}
+        for column in columns:
+            named |= {f"{column}_id": ids[rows[column]], column: names[rows[column]]}
+        counts = rows.drop(columns=list(columns))
+        write_csv(folder / f"{kind}_{stem}.csv", pd.DataFrame({**named, **counts}))
+
+
+def cell(metrics: dict[str, float], intervals: Intervals, name: str) -> str:
+    """Return a metric with its interval, "85.0 [79.6, 90.4]"; "" if it is unknown."""
+    if name not in metrics:
+        return ""
+    show = number if name.rsplit("/", 1)[-1] in NO_PERCENT else percent
+    ends = intervals.get(name)
+    return show(metrics[name]) + (f" [{show(ends[0])}, {show(ends[1])}]" if ends else "")
+
+
+def percent(value: float) -> str:
+    """Format a fraction in percent with one digit after the point; 100 without any."""
+    return f"{100 * value:.1f}".replace("100.0", "100")
+
+
+def number(value: float) -> str:
+    """Format a value with three significant digits."""
+    return f"{value:#.3g}".removesuffix(".")
+
+
+def metric_tables(
+    metrics: dict[str, float], intervals: Intervals, labels: dict[str, LabelDescription]
+) -> list[TextTable]:
+    """Return the tables of heads with classes, of all heads together, and of heads that estimate numbers."""
+    heads = [head for head, label in labels.items() if "ids" in label and f"{head}/top1" in metrics]
+    tables = _by_head("Metrics", heads, SHOWN, metrics, intervals)
+    if len(labels) > 1:
+        rows = [[words, cell(metrics, intervals, name)] for name, words in OF_ALL.items() if name in metrics]
+        tables.append(TextTable("All heads together", ["", "all heads"], rows))
+    rows = []
+    for head, label in labels.items():
+        if f"{head}/mae" in metrics:
+            errors = [cell(metrics, intervals, f"{head}/{name}") for name in ("mae", "rmse")]
+            rows.append([f"{head}, {label['unit']}", *errors])
+    if rows:
+        tables.append(TextTable("Errors of numbers", ["", "mean", "root mean square"], rows))
+    if tables and intervals:
+        tables[-1].notes.append(INTERVALS_NOTE)
+    return tables
+
+
+def _by_head(
+    title: str, heads: Sequence[str], shown: dict[str, str], metrics: dict[str, float], intervals: Intervals
+) -> list[TextTable]:
+    """Return tables with one row per metric and one column per head; several if there are many heads."""
+    tables = []
+    for first in range(0, len(heads), MAX_COLUMNS):
+        group, rows, breaks = heads[first : first + MAX_COLUMNS], [], set()
+        for name, words in shown.items():
+            texts = [cell(metrics, intervals, f"{head}/{name}") for head in group]
+            if any(texts):
+                breaks |= {len(rows)} if name in BREAKS else set()
+                rows.append([words, *texts])
+        tables.append(TextTable(title, ["", *group], rows, breaks=breaks))
+    return tables
+
+
+def calibration_tables(
+    metrics: dict[str, float], intervals: Intervals, temperature: dict[str, float], heads: Sequence[str]
+) -> list[TextTable]:
+    """Return the calibration with and without the temperature."""
+    tables = _by_head("Calibration", heads, CALIBRATION, metrics, intervals)
+    for table in tables:
+        row = ["temperature", *(f"{temperature.get(head, 1.0):.3f}" for head in table.header[1:])]
+        table.rows.insert(0, row)
+        table.marks.insert(0, [""] * len(row))
+    if tables:
+        tables[-1].notes.append(BINS_NOTE)
+    return tables
+
+
+def coverage_tables(coverage: dict[str, pd.DataFrame], areas: dict[str, float]) -> list[TextTable]:
+    """Return the selective accuracy and its confidence thresholds. coverage {head: coverage_table}."""
+    tables = []
+    heads = list(coverage)
+    for first in range(0, len(heads), MAX_COLUMNS):
+        group = heads[first : first + MAX_COLUMNS]
+        rows = [
+            [f"{100 * share:.0f} % of the photos", *(_at(coverage[head].iloc[index]) for head in group)]
+            for index, share in enumerate(coverage[group[0]]["coverage"])
+        ]
+        rows.append(["area under the risk-coverage curve", *(f"{areas[head]:.4f}" for head in group)])
+        tables.append(TextTable("Accuracy on the most confident photos", ["", *group], rows, breaks={len(rows) - 1}))
+    if tables:
+        tables[-1].notes.append("Accuracy in %, and the lowest probability of the predicted class among these photos.")
+    return tables
+
+
+def _at(row: pd.Series) -> str:
+    return f"{percent(row['accuracy'])} (p {row['threshold']:.3f})"
+
+
+def decoding_table(decodings: dict[str, dict[str, float]], used: str) -> TextTable:
+    """Return one row per decoding rule: each head right, all right, parents and children consistent."""
+    words = {"joint/top1": "all right %", "joint/consistent": "fit together %"}
+    names = list(dict.fromkeys(name for values in decodings.values() for name in values))
+    rows = [
+        [rule + (" (used)" if rule == used else ""), *(cell(values, {}, name) for name in names)]
+        for rule, values in decodings.items()
+    ]
+    header = ["model.decoding", *(words.get(name, f"{name.rsplit('/', 1)[0]} %") for name in names)]
+    return TextTable("Decoding rules", header, rows)
+
+
+def pairs_table(head: str, pairs: pd.DataFrame, names: Sequence[str], note: str, num: int = 8) -> TextTable:
+    """Return the first of `confused_pairs` as a table."""
+    counts = pairs[["a", "b", "a_as_b", "b_as_a"]].iloc[:num].to_numpy().tolist()
+    rows = [[names[a], names[b], f"{a_as_b:,}", f"{b_as_a:,}"] for a, b, a_as_b, b_as_a in counts]
+    header = ["A", "B", "A taken for B", "B taken for A"]
+    return TextTable(f"Most confused pairs of {head}", header, rows, notes=[note])

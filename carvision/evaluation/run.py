@@ -1,7 +1,4 @@
-"""Write an evaluation's predictions.csv in the format of carvision.predict.
-
-Run carvision.evaluate, from the model's folder to the folder of the evaluation.
-"""
+"""Run carvision.evaluate, from the model's folder to the folder of the evaluation."""
 
 import logging
 from contextlib import nullcontext
@@ -12,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from carvision.data.table import UNKNOWN, Table
+from carvision.data.table import UNKNOWN, LabelDescription, Table
 from carvision.evaluation.calibration import choose_temperature
 from carvision.evaluation.metrics import CHUNK, compute_metrics, evaluation_loss, head_weights_of, photo_losses
 from carvision.evaluation.predict import Predictions, predict_table, rank_and_world_size
@@ -35,29 +32,6 @@ from carvision.inference.sources import Photo
 from carvision.system.runtime import keep_freed_memory
 
 log = logging.getLogger(__name__)
-
-
-def layout_of(predictor: Predictor) -> tuple[Layout, dict]:
-    """Return the layout with the true classes, and its columns. Raises InputError if two columns have the same name."""
-    layout = Layout(true_heads=tuple(predictor.classes))
-    return layout, layout.columns(predictor.class_ids, predictor.labels)
-
-
-def write_predictions(file: Path, predictor: Predictor, predictions: Predictions, bad: dict[str, str]) -> None:
-    """Write one row per photo, as carvision.predict does: path, true class, predicted class, its id and probability."""
-    layout, columns = layout_of(predictor)
-    codes = {head: predictions.targets[head].tolist() for head in predictor.classes}
-    with written_whole(file) as partial, partial.open("w", encoding="utf-8", newline="") as out:
-        out.write(header(columns, file.suffix))
-        for start in range(0, len(predictions.paths), CHUNK):
-            paths = predictions.paths[start : start + CHUNK]
-            truths = [
-                {head: None if codes[head][i] == UNKNOWN else codes[head][i] for head in codes}
-                for i in range(start, start + len(paths))
-            ]
-            logits = {head: values[start : start + CHUNK] for head, values in predictions.logits.items()}
-            photos, reasons = [Photo(path, path) for path in paths], [bad.get(path) for path in paths]
-            out.write(to_text(rows_of(predictor, layout, photos, truths, logits, reasons), columns, file.suffix))
 
 
 def run(
@@ -110,7 +84,7 @@ def run(
         )
         if world_size > 1:
             torch.distributed.destroy_process_group()
-        if predictions is None:
+        if predictions is None or folder is None:
             return None
         predictions = replace(predictions, temperature=predictor.temperature)
         about = {
@@ -149,17 +123,46 @@ def model_folder(run: Path) -> Path:
     return run if run.is_dir() else run.parent
 
 
-def judged_photos(table: Table, labels: dict, match: str, renamed: dict[str, str]) -> tuple[Table, Matched]:
-    """Return the photos with a known target of some head, and their targets."""
+def judged_photos(
+    table: Table, labels: dict[str, LabelDescription], match: str, renamed: dict[str, str]
+) -> tuple[Table, Matched]:
+    """Return the photos with a known target of some head, and their targets. The arguments are match_classes'."""
     matched = match_classes(table, labels, match, renamed)
     targets = {name: values[torch.from_numpy(matched.judged)] for name, values in matched.targets.items()}
     return table.select(matched.judged), replace(matched, targets=targets)
 
 
 def title_of(about: dict) -> str:
+    """Return the title of an evaluation: the run, the data, the split, and what else was averaged."""
     others = f" with {len(about['ensemble'])} more" if about["ensemble"] else ""
     views = f", views {about['tta']}" if about["tta"] != "none" else ""
     return f"{Path(about['run']).resolve().name}{others} on {about['data']['name']}, {about['split']}{views}"
+
+
+def layout_of(predictor: Predictor) -> tuple[Layout, dict]:
+    """Return the layout with the true classes, and its columns. Raises InputError if two columns have the same name."""
+    layout = Layout(true_heads=tuple(predictor.classes))
+    return layout, layout.columns(predictor.class_ids, predictor.labels)
+
+
+def write_predictions(file: Path, predictor: Predictor, predictions: Predictions, bad: dict[str, str]) -> None:
+    """Write one row per photo, as carvision.predict does: path, true class, predicted class, its id and probability.
+
+    bad: {path: reason} of the unusable photos.
+    """
+    layout, columns = layout_of(predictor)
+    codes = {head: predictions.targets[head].tolist() for head in predictor.classes}
+    with written_whole(file) as partial, partial.open("w", encoding="utf-8", newline="") as out:
+        out.write(header(columns, file.suffix))
+        for start in range(0, len(predictions.paths), CHUNK):
+            paths = predictions.paths[start : start + CHUNK]
+            truths = [
+                {head: None if codes[head][i] == UNKNOWN else codes[head][i] for head in codes}
+                for i in range(start, start + len(paths))
+            ]
+            logits = {head: values[start : start + CHUNK] for head, values in predictions.logits.items()}
+            photos, reasons = [Photo(path, path) for path in paths], [bad.get(path) for path in paths]
+            out.write(to_text(rows_of(predictor, layout, photos, truths, logits, reasons), columns, file.suffix))
 
 
 def write_problems(folder: Path, bad: dict[str, str], unmatched: pd.DataFrame) -> None:

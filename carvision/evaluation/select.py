@@ -1,177 +1,61 @@
-"""Select the photos of an evaluation, and match their classes with the model's."""
+"""Select the photos of an evaluation, by overrides in training's grammar, and match their classes with the model's."""
 
 import json
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pandas as pd
 import torch
-from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from carvision.config.compose import as_input_errors, checked, compose_alone
 from carvision.config.overrides import parse_overrides
 from carvision.config.schema import ALLOWED
-from carvision.data.build import build_split, build_table, folds_of
+from carvision.data.build import DataConfig, build_split, build_table, folds_of
 from carvision.data.paths import nfc
 from carvision.data.splits import splits_in
-from carvision.data.table import SPLITS, UNKNOWN, Classes, Table
+from carvision.data.table import SPLITS, UNKNOWN, Classes, LabelDescription, Table
 from carvision.errors import InputError, nearest
+from carvision.evaluation.predict import ReadingConfig
+from carvision.inference.description import ModelDescription
+
+if TYPE_CHECKING:
+    from carvision.config.overrides import Override
 
 log = logging.getLogger(__name__)
 
-
-# Match the classes of a data set with those of a model.
-
-
-@dataclass(frozen=True)
-class Matched:
-    """A data set's labels in terms of a model's classes.
-
-    targets {head: int64 (N,) codes of the model, UNKNOWN if it lacks the class; float32 (N,) for a number}. judged:
-    bool (N,), photos with a known target of at least one head. unmatched: one row per class that only one side has:
-    head, only_in ("data" or "model"), id, name, photos. notes: lines that report what could not be matched.
-    """
-
-    targets: dict[str, Tensor]
-    judged: np.ndarray
-    unmatched: pd.DataFrame
-    notes: list[str]
-
-
-def match_classes(
-    table: Table, labels: dict[str, dict], by: str = "id", renamed: dict[str, str] | None = None
-) -> Matched:
-    """Match the table's classes with the model's.
-
-    labels: of the model, as in model.json. by: "id" or "name" (case-insensitive). renamed: {head: the data's label it
-    is compared with}, if that has another name. Raises InputError if no head has a label, or no class matches.
-    """
-    names = {head: (renamed or {}).get(head, head) for head in labels}
-    _check_names(names, renamed or {}, table, labels)
-    targets, notes, unmatched_rows = {}, [], []
-    for head, described in labels.items():
-        label = table.labels.get(names[head])
-        has_classes = "ids" in described
-        if isinstance(label, Classes) != has_classes or label is None:
-            targets[head] = torch.full((len(table),), UNKNOWN) if has_classes else torch.full((len(table),), torch.nan)
-            notes.append(f"{head}: the data have no such label, so this head is not judged")
-            continue
-        values = table.rows[names[head]].to_numpy()
-        if not has_classes:
-            targets[head] = torch.from_numpy(values.astype(np.float32))
-            continue
-        codes = _codes(head, label, described, by)
-        targets[head] = torch.from_numpy(
-            np.append(codes, UNKNOWN)[values]
-        )  # the appended value is what UNKNOWN = -1 indexes
-        counts = np.bincount(values[values != UNKNOWN], minlength=len(label))
-        notes += _notes(head, table, label, described, codes, counts, by)
-        unmatched_rows += [
-            (head, "data", label.ids[i], label.names[i], counts[i]) for i in np.flatnonzero(codes == UNKNOWN)
-        ]
-        missing = np.setdiff1d(np.arange(len(described["ids"])), codes)
-        unmatched_rows += [(head, "model", described["ids"][i], described["names"][i], 0) for i in missing]
-    known = [~values.isnan() if values.is_floating_point() else values != UNKNOWN for values in targets.values()]
-    judged = torch.stack(known).any(0).numpy()
-    if not judged.any():
-        raise InputError(
-            f"{table.name}: no photo has a label that the model knows ({'; '.join(notes)}); python -m "
-            "carvision.retrieve measures its embeddings on classes that it has never seen"
-        )
-    unmatched = pd.DataFrame(unmatched_rows, columns=["head", "only_in", "id", "name", "photos"])
-    return Matched(targets, judged, unmatched, notes)
-
-
-def _check_names(names: dict[str, str], renamed: dict[str, str], table: Table, labels: dict) -> None:
-    for head, label in renamed.items():
-        if head not in labels:
-            raise InputError(
-                f"--label: {head!r} is not a head of the model{nearest(head, labels)}; it has {', '.join(labels)}"
-            )
-        if label not in table.labels:
-            raise InputError(f"--label: {label!r} is not a label of {table.name}; it has {', '.join(table.labels)}")
-    if not set(names.values()) & set(table.labels):
-        raise InputError(
-            f"{table.name} has the labels {', '.join(table.labels)} and the model the heads {', '.join(labels)}; say "
-            f"what belongs together with --label {next(iter(table.labels))}={next(iter(labels))}"
-        )
-
-
-def _codes(head: str, label: Classes, described: dict, by: str) -> np.ndarray:
-    """Return the model's code of each class of the data, UNKNOWN if it has none."""
-    model_values, data_values = (described["ids"], label.ids) if by == "id" else (described["names"], label.names)
-    fold = nfc if by == "id" else lambda name: nfc(name).casefold()
-    sides = (model_values, data_values)
-    repeated = {value for side in sides for value in pd.Series(map(fold, side))[lambda s: s.duplicated()]}
-    if repeated:  # ids never repeat
-        raise InputError(
-            f"--match name: the name {sorted(repeated)[0]!r} of {head} stands for several classes; match by id"
-        )
-    index_of = {fold(value): i for i, value in enumerate(model_values)}
-    return np.array([index_of.get(fold(value), UNKNOWN) for value in data_values], np.int64)
-
-
-def _notes(head, table, label, described, codes, counts, by: str) -> list[str]:
-    same = codes != UNKNOWN
-    num_model = len(described["ids"])
-    if not same.any():
-        return [
-            f"{head}: none of the data's {len(label)} classes is one of the model's {num_model} by {by} (first: "
-            f"{label.ids[0]!r} {label.names[0]!r} against {described['ids'][0]!r} {described['names'][0]!r}), so this "
-            f"head is not judged; --match {'name' if by == 'id' else 'id'} may help"
-        ]
-    notes = []
-    if not same.all():
-        notes.append(
-            f"{head}: {(~same).sum():,} of the data's {len(label):,} classes are unknown to the model; their "
-            f"{counts[~same].sum():,} photos are not judged"
-        )
-    if same.sum() < num_model:
-        notes.append(f"{head}: {num_model - same.sum():,} of the model's {num_model:,} classes are not among the data")
-    if by == "id":
-        pairs = [(label.names[i], described["names"][codes[i]], label.ids[i]) for i in np.flatnonzero(same)]
-        differ = [pair for pair in pairs if nfc(pair[0]).casefold() != nfc(pair[1]).casefold()]
-        if differ:
-            ours, theirs, id_ = differ[0]
-            notes.append(
-                f"{head}: {len(differ):,} of {len(pairs):,} classes that match by id have other names (first: id {id_} "
-                f"is {ours!r} in the data, {theirs!r} in the model); if they are not the same, use --match name"
-            )
-    return notes
-
-
-# Choose the photos to evaluate: the run's own, or those that overrides in training's grammar name.
-
 MODEL_KEYS = ("data.image_px", "data.resize")  # stored with the weights
-# Keys that affect neither the selection of photos nor how they are read.
+# Keys that affect neither the selection of photos nor how they are read
 NEUTRAL = {
-    "data.root",
-    "data.names",
-    "data.cache",
-    "data.cache_gb",
-    "data.batch_size",
-    "data.num_workers",
-    "data.download",
+    "data.root", "data.names", "data.cache", "data.cache_gb", "data.batch_size", "data.num_workers", "data.download",
     "data.on_bad_image",
-}
+}  # fmt: skip
+
+
+class ChosenData(DataConfig, ReadingConfig):
+    """The checked group data, with the keys that are read here."""
 
 
 @dataclass(frozen=True)
 class DataChoice:
-    """The photos to read. data: the checked group. is_run_data: the run was trained on these data, with the run's
-    split. as_in_training: and they are read as in training. root_given: data.root was given."""
+    """The photos to read.
 
-    data: dict
+    is_run_data: the run was trained on these data, and they are split as for it. as_in_training: and they are read as
+    in training. root_given: data.root was given.
+    """
+
+    data: ChosenData
     is_run_data: bool
     as_in_training: bool
     root_given: bool
 
 
-def compose_data(about: dict, overrides: list[str]) -> DataChoice:
+def compose_data(about: ModelDescription, overrides: list[str]) -> DataChoice:
     """Compose the `data` group for an evaluation from overrides such as data=folder data.root=photos; no other group.
 
     about: the run's model.json. A group that is chosen anew starts from its own defaults, else the run's values apply;
@@ -188,7 +72,7 @@ def compose_data(about: dict, overrides: list[str]) -> DataChoice:
     with as_input_errors():
         config = OmegaConf.create({"data": compose_alone("train", [f"data={name}"]).data})
         if not chosen:
-            config = OmegaConf.merge(config, {"data": own})
+            config = cast(DictConfig, OmegaConf.merge(config, {"data": own}))
         OmegaConf.set_struct(config, True)
         for override in parsed:
             if override not in chosen:
@@ -197,7 +81,7 @@ def compose_data(about: dict, overrides: list[str]) -> DataChoice:
         if chosen and not any(override.key_or_group == "data.crop_to_box" for override in parsed):
             config.data.crop_to_box = bool(own.get("crop_to_box"))
         data = OmegaConf.to_container(config.data, resolve=True)
-    data = checked({"data": data})["data"]
+    data = cast(ChosenData, checked({"data": data})["data"])
     if data["batch_size"] == "auto":
         raise InputError("data.batch_size: auto is for training; give a number, such as data.batch_size=64")
     keys = {override.key_or_group for override in parsed}
@@ -205,7 +89,8 @@ def compose_data(about: dict, overrides: list[str]) -> DataChoice:
     return DataChoice(data, same_split, same_split and keys <= NEUTRAL, "data.root" in keys)
 
 
-def _parse(overrides: list[str]) -> list[Override]:
+def _parse(overrides: list[str]) -> "list[Override]":
+    """Parse overrides of data. Raises InputError for other keys, for those of the weights, and for several values."""
     with as_input_errors():
         parsed = parse_overrides(overrides)
     for override in parsed:
@@ -219,7 +104,8 @@ def _parse(overrides: list[str]) -> list[Override]:
     return parsed
 
 
-def _check_key(config: DictConfig, given: Override) -> None:
+def _check_key(config: DictConfig, given: "Override") -> None:
+    """Raise InputError for a key that the group lacks."""
     key = given.key_or_group
     parent = OmegaConf.select(config, key.rpartition(".")[0])
     # not `in parent`, which is false for a key whose value is mandatory
@@ -303,5 +189,124 @@ def notes_on_seen_photos(table: Table, split: str, splits_files: list[Path]) -> 
             notes.append(
                 f"{file.parent.name} was trained on {num_train:,} of these {len(table):,} photos, and its weights were "
                 f"chosen by {num_val:,} (matched by path): the metrics are not of photos that it has never seen"
+            )
+    return notes
+
+
+@dataclass(frozen=True)
+class Matched:
+    """A data set's labels in terms of a model's classes.
+
+    targets {head: int64 (N,) codes of the model, UNKNOWN if it lacks the class; float32 (N,) for a number}. judged:
+    bool (N,), photos with a known target of at least one head. unmatched: one row per class that only one side has:
+    head, only_in ("data" or "model"), id, name, photos. notes: lines that report what could not be matched.
+    """
+
+    targets: dict[str, Tensor]
+    judged: np.ndarray
+    unmatched: pd.DataFrame
+    notes: list[str]
+
+
+def match_classes(
+    table: Table, labels: dict[str, LabelDescription], by: str = "id", renamed: dict[str, str] | None = None
+) -> Matched:
+    """Match the table's classes with the model's.
+
+    labels: of the model, as in model.json. by: "id" or "name" (case-insensitive). renamed: {head: the data's label it
+    is compared with}, if that has another name. Raises InputError if no head has a label, or no class matches.
+    """
+    names = {head: (renamed or {}).get(head, head) for head in labels}
+    _check_names(names, renamed or {}, table, labels)
+    targets, notes, unmatched_rows = {}, [], []
+    for head, described in labels.items():
+        label = table.labels.get(names[head])
+        has_classes = "ids" in described
+        if isinstance(label, Classes) != has_classes or label is None:
+            targets[head] = torch.full((len(table),), UNKNOWN if has_classes else torch.nan)
+            notes.append(f"{head}: the data have no such label, so this head is not judged")
+            continue
+        values = table.rows[names[head]].to_numpy()
+        if not isinstance(label, Classes):
+            targets[head] = torch.from_numpy(values.astype(np.float32))
+            continue
+        codes = _codes(head, label, described, by)
+        targets[head] = torch.from_numpy(np.append(codes, UNKNOWN)[values])  # UNKNOWN = -1 indexes the appended value
+        counts = np.bincount(values[values != UNKNOWN], minlength=len(label))
+        notes += _match_notes(head, label, described, codes, counts, by)
+        unmatched_rows += [
+            (head, "data", label.ids[i], label.names[i], counts[i]) for i in np.flatnonzero(codes == UNKNOWN)
+        ]
+        missing = np.setdiff1d(np.arange(len(described["ids"])), codes)
+        unmatched_rows += [(head, "model", described["ids"][i], described["names"][i], 0) for i in missing]
+    known = [~values.isnan() if values.is_floating_point() else values != UNKNOWN for values in targets.values()]
+    judged = torch.stack(known).any(0).numpy()
+    if not judged.any():
+        raise InputError(
+            f"{table.name}: no photo has a label that the model knows ({'; '.join(notes)}); python -m "
+            "carvision.retrieve measures its embeddings on classes that it has never seen"
+        )
+    unmatched = pd.DataFrame(unmatched_rows, columns=["head", "only_in", "id", "name", "photos"])
+    return Matched(targets, judged, unmatched, notes)
+
+
+def _check_names(
+    names: dict[str, str], renamed: dict[str, str], table: Table, labels: dict[str, LabelDescription]
+) -> None:
+    for head, label in renamed.items():
+        if head not in labels:
+            raise InputError(
+                f"--label: {head!r} is not a head of the model{nearest(head, labels)}; it has {', '.join(labels)}"
+            )
+        if label not in table.labels:
+            raise InputError(f"--label: {label!r} is not a label of {table.name}; it has {', '.join(table.labels)}")
+    if not set(names.values()) & set(table.labels):
+        raise InputError(
+            f"{table.name} has the labels {', '.join(table.labels)} and the model the heads {', '.join(labels)}; say "
+            f"what belongs together with --label {next(iter(table.labels))}={next(iter(labels))}"
+        )
+
+
+def _codes(head: str, label: Classes, described: LabelDescription, by: str) -> np.ndarray:
+    """Return the model's code of each class of the data, UNKNOWN if it has none."""
+    model_values, data_values = (described["ids"], label.ids) if by == "id" else (described["names"], label.names)
+    fold = nfc if by == "id" else lambda name: nfc(name).casefold()
+    sides = (model_values, data_values)
+    counts = [Counter(map(fold, side)) for side in sides]
+    repeated = sorted(value for each in counts for value, count in each.items() if count > 1)
+    if repeated:  # ids never repeat
+        raise InputError(f"--match name: the name {repeated[0]!r} of {head} stands for several classes; match by id")
+    index_of = {fold(value): i for i, value in enumerate(model_values)}
+    return np.array([index_of.get(fold(value), UNKNOWN) for value in data_values], np.int64)
+
+
+def _match_notes(
+    head: str, label: Classes, described: LabelDescription, codes: np.ndarray, counts: np.ndarray, by: str
+) -> list[str]:
+    """Return lines about the classes of a head that don't match. counts: int (C,), photos of the data's classes."""
+    same = codes != UNKNOWN
+    num_model = len(described["ids"])
+    if not same.any():
+        return [
+            f"{head}: none of the data's {len(label)} classes is one of the model's {num_model} by {by} (first: "
+            f"{label.ids[0]!r} {label.names[0]!r} against {described['ids'][0]!r} {described['names'][0]!r}), so this "
+            f"head is not judged; --match {'name' if by == 'id' else 'id'} may help"
+        ]
+    notes = []
+    if not same.all():
+        notes.append(
+            f"{head}: {(~same).sum():,} of the data's {len(label):,} classes are unknown to the model; their "
+            f"{counts[~same].sum():,} photos are not judged"
+        )
+    if same.sum() < num_model:
+        notes.append(f"{head}: {num_model - same.sum():,} of the model's {num_model:,} classes are not among the data")
+    if by == "id":
+        pairs = [(label.names[i], described["names"][codes[i]], label.ids[i]) for i in np.flatnonzero(same)]
+        differ = [pair for pair in pairs if nfc(pair[0]).casefold() != nfc(pair[1]).casefold()]
+        if differ:
+            ours, theirs, id_ = differ[0]
+            notes.append(
+                f"{head}: {len(differ):,} of {len(pairs):,} classes that match by id have other names (first: id {id_} "
+                f"is {ours!r} in the data, {theirs!r} in the model); if they are not the same, use --match name"
             )
     return notes

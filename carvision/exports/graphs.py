@@ -1,31 +1,33 @@
-"""Export the network as a graph: torch.export, ONNX."""
+"""Export the network as a graph that needs neither carvision nor timm: by torch.export, or as ONNX."""
 
 import importlib.util
 import json
 import logging
 import warnings
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch.export import Dim, ExportedProgram
 
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 from carvision.exports.shared import (
     atomic_export,
-    document,
+    input_and_output,
     largest_difference,
     public_about,
     random_images,
     require_agreement,
 )
-from carvision.models.classifier import Classifier
+from carvision.inference.model_file import LoadedClassifier
 
-# Export with torch.export: a graph that torch alone runs, without carvision and timm.
+OPSET = 18  # December 2022, the one that torch's exporter targets; in onnxruntime since 1.14
+TORCH_EXPORT_TOLERANCE, ONNX_TOLERANCE = 1e-5, 1e-4
+LARGEST_FILE_MB = 2000  # protobuf's limit is 2 GiB: weights of larger networks go into a second file beside it
+METADATA_KEY = "carvision"  # of the ONNX file, which holds input_and_output as JSON
 
-TORCH_EXPORT_TOLERANCE = 1e-5
 
-
-def export_torch(model: Classifier, path: Path) -> str:
+def export_torch(model: LoadedClassifier, path: Path) -> str:
     """Write the .pt2 file: images (B, 3, size_px, size_px) -> {head: logits}, with model.json inside.
 
     Returns a summary line. Raises InputError if torch.export can't trace the network, or the file disagrees with it.
@@ -46,32 +48,24 @@ def export_torch(model: Classifier, path: Path) -> str:
     )
 
 
-def trace(model: Classifier) -> ExportedProgram:
+def trace(model: LoadedClassifier) -> ExportedProgram:
     """Return the network's graph, for any batch size. Raises InputError if torch.export can't trace the network."""
     images = random_images(2, model.preprocessing.size_px)  # a batch of 1 would be taken for a constant
     try:
         with torch.no_grad():
             program = torch.export.export(model, (images,), dynamic_shapes=({0: Dim("batch")},))
     except Exception as error:  # tracing raises various types
-        name, text = model.description["backbone"], " ".join(str(error).split())[:160]
+        name, text = model.description["backbone"], one_line(error, 160)
         raise InputError(f"{name} can't be exported by torch.export ({text}); use --format timm or hub") from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of source files on this machine
     return program
 
 
-# Export to ONNX for onnxruntime and others, with everything needed to use the network in the file's metadata.
-
-OPSET = 18  # December 2022, the one that torch's exporter targets; in onnxruntime since 1.14
-ONNX_TOLERANCE = 1e-4
-LARGEST_FILE_MB = 2000  # protobuf's limit is 2 GiB: weights of larger networks go into a second file beside it
-METADATA_KEY = "carvision"
-
-
-def export_onnx(model: Classifier, path: Path) -> str:
+def export_onnx(model: LoadedClassifier, path: Path) -> str:
     """Write the .onnx file: "images" float32 (B, 3, size_px, size_px), normalised -> one output per head, by its name.
 
-    The metadata hold exports/about.py's document as JSON under "carvision". Returns a summary line. Raises InputError
+    The metadata hold input_and_output as JSON under "carvision". Returns a summary line. Raises InputError
     if onnx is not installed, the network can't be expressed, or the file disagrees with it.
     """
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
@@ -80,33 +74,35 @@ def export_onnx(model: Classifier, path: Path) -> str:
     if "images" in model.labels:
         raise InputError("--format onnx: a head is called images, as the input; use --format torch-export")
     with atomic_export(path) as partial:
-        _write(model, partial)
-        agreement = _check(model, partial)
+        _write_onnx(model, partial)
+        agreement = _check_onnx(model, partial)
     return f"ONNX, opset {OPSET}: outputs {', '.join(model.labels)} from batches of any size; {agreement}"
 
 
-def _write(model: Classifier, path: Path) -> None:
+def _write_onnx(model: LoadedClassifier, path: Path) -> None:
+    """Write the file. Raises InputError if the network can't be expressed in ONNX."""
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # silences its optimiser's messages
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.onnx.export(
+            exported = torch.onnx.export(
                 trace(model), dynamo=True, input_names=["images"], output_names=list(model.labels),
                 dynamic_shapes=({0: "batch"},), opset_version=OPSET, verbose=False,
             )  # fmt: skip
+            program = cast(torch.onnx.ONNXProgram, exported)  # None only where it writes a file itself
     except torch.onnx.OnnxExporterError as error:
-        name, text = model.description["backbone"], " ".join(str(error).split())[:160]
+        name, text = model.description["backbone"], one_line(error, 160)
         raise InputError(f"{name} can't be expressed in ONNX ({text}); use --format torch-export") from error
     network = program.model
     for part in (network.graph, *network.graph.all_nodes()):
         part.metadata_props.clear()  # trace information, which names source files of this machine
     network.producer_name, network.producer_version = "carvision", model.about["versions"].get("carvision", "")
-    network.metadata_props[METADATA_KEY] = json.dumps(document(model))
+    network.metadata_props[METADATA_KEY] = json.dumps(input_and_output(model))
     size_mb = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()) / 1e6
     program.save(path, external_data=size_mb > LARGEST_FILE_MB)
 
 
-def _check(model: Classifier, path: Path) -> str:
+def _check_onnx(model: LoadedClassifier, path: Path) -> str:
     """Compare the file with the network, for one image and for several; return a summary.
 
     Raises InputError if they disagree.
@@ -115,7 +111,7 @@ def _check(model: Classifier, path: Path) -> str:
         import onnxruntime
     except Exception as error:  # not installed, or not for this machine or this NumPy
         missing = getattr(error, "name", "") == "onnxruntime"
-        reason = "is not installed" if missing else f"can't be imported ({' '.join(str(error).split())[:120]})"
+        reason = "is not installed" if missing else f"can't be imported ({one_line(error, 120)})"
         return f"not verified: onnxruntime {reason} (pip install 'carvision[onnx]')"
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     difference = 0.0

@@ -1,39 +1,41 @@
-"""What every export shares: its metadata, whole files, and the check that it agrees with the run's network."""
+"""The parts that all exports share: public metadata, atomic files, and the check against the run's network."""
 
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
+from carvision.files.atomic import PARTIAL
 from carvision.files.folders import shorten
-from carvision.models.classifier import Classifier
+from carvision.inference.description import ModelDescription
+from carvision.inference.model_file import LoadedClassifier
 
-# Metadata of an exported network, without private information of the owner's machine.
-
-# Keys of the configuration whose values are files or folders.
+# Keys of the configuration whose values are files or folders
 PATHS = ("data.root", "data.cache", "data.file", "data.names", "data.split.file", "run.dir", "model.weights")
 
 
-def public_about(about: dict) -> dict:
+def public_about(about: ModelDescription) -> ModelDescription:
     """Return model.json's content with every path in its configuration reduced to its last component.
 
     The full folders reveal who trained and how their disks are laid out, and help no one else. data.root becomes null:
     whoever evaluates must say where their copy is.
     """
-    config = _public(about.get("config", {}))
+    config = {name: _public(value, name) for name, value in about.get("config", {}).items()}
     if isinstance(config.get("data"), dict) and "root" in config["data"]:
         config["data"]["root"] = None
     return {**about, "config": config}
 
 
-def _public(value: object, key: str = "") -> object:
+def _public(value: Any, key: str) -> Any:
+    """Return the value of a key with the paths in it reduced to their last components."""
     if isinstance(value, dict):
-        return {name: _public(inner, f"{key}.{name}" if key else str(name)) for name, inner in value.items()}
+        return {name: _public(inner, f"{key}.{name}") for name, inner in value.items()}
     if isinstance(value, list):
         return [_public(inner, key) for inner in value]
     if isinstance(value, str) and (key in PATHS or _is_absolute(value)):
@@ -45,8 +47,8 @@ def _is_absolute(text: str) -> bool:
     return PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute() or text.startswith(("~", "file:"))
 
 
-def document(model: Classifier) -> dict:
-    """Return everything needed to prepare photos for the network and to interpret its logits, as plain values.
+def input_and_output(model: LoadedClassifier) -> dict:
+    """Return what is needed to prepare photos for the network and to interpret its logits, as plain values.
 
     parents: {child: [parent, parent class of each child class]}. units: of heads that predict a number.
     """
@@ -61,9 +63,6 @@ def document(model: Classifier) -> dict:
         "temperature": model.temperature,
         "units": {name: labels[name]["unit"] for name in model.units},
     }
-
-
-# Write export files and folders completely or not at all.
 
 
 def require_absent(path: Path) -> None:
@@ -87,7 +86,7 @@ def atomic_export(path: Path) -> Iterator[Path]:
     file); on failure nothing is left. Raises InputError if `path` already exists or can't be written.
     """
     require_absent(path)
-    hidden = path.parent / f".{path.name}.{os.getpid()}.partial"
+    hidden = path.parent / f".{path.name}.{os.getpid()}{PARTIAL}"
     try:
         hidden.mkdir(parents=True)
         try:
@@ -99,11 +98,8 @@ def atomic_export(path: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
     except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())
+        reason = error.strerror or one_line(error)
         raise InputError(f"{path} can't be written ({reason}); give another path with --out") from None
-
-
-# Measure on random images how closely an exported network agrees with the run's.
 
 
 def random_images(num: int, size_px: int) -> Tensor:
@@ -114,7 +110,7 @@ def random_images(num: int, size_px: int) -> Tensor:
 def largest_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
     """Return the largest |ours - theirs| over all names, as a fraction of the largest |ours| of that name.
 
-    Infinite if shapes differ or a value is not finite.
+    inf if shapes differ, or a value is inf or NaN.
     """
     largest = 0.0
     for name, values in ours.items():

@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any, cast
 
 import timm
 import torch
@@ -11,8 +12,9 @@ from torch import nn
 
 from carvision.errors import InputError
 from carvision.exports.shared import atomic_export, largest_difference, random_images, require_agreement
-from carvision.models.classifier import Classifier, head_module
-from carvision.models.small_networks import IN_TIMM
+from carvision.inference.model_file import LoadedClassifier
+from carvision.models.classifier import head_module
+from carvision.models.report_networks import IN_TIMM
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +22,7 @@ TOLERANCE = 1e-5
 CROP_MODES = {"squash": "squash", "crop": "center"}  # Preprocessing.resize -> timm's name
 
 
-def export_timm(model: Classifier, folder: Path, head: str | None = None) -> str:
+def export_timm(model: LoadedClassifier, folder: Path, head: str | None = None) -> str:
     """Write config.json and model.safetensors into the folder; return a summary line.
 
     The classifier is the given head, or the one with most classes among those that are a single linear layer on the
@@ -45,7 +47,7 @@ def export_timm(model: Classifier, folder: Path, head: str | None = None) -> str
     return f"timm, {architecture}: {what}{more}; largest difference from the run's: {difference:.1e} of their scale"
 
 
-def require_in_timm(model: Classifier) -> tuple[str, dict]:
+def require_in_timm(model: LoadedClassifier) -> tuple[str, dict]:
     """Return the architecture and its arguments, as in_timm does. Raises InputError if timm lacks the network."""
     found = in_timm(model)
     if found is None:
@@ -54,11 +56,12 @@ def require_in_timm(model: Classifier) -> tuple[str, dict]:
     return found
 
 
-def in_timm(model: Classifier) -> tuple[str, dict] | None:
+def in_timm(model: LoadedClassifier) -> tuple[str, dict] | None:
     """Return the architecture's name in timm, and its arguments; None if only carvision has it."""
     name = model.description["backbone"]
     arguments = dict(model.description["backbone_kwargs"])
-    if timm.get_pretrained_cfg(name).fixed_input_size:  # as in create_backbone
+    known = timm.get_pretrained_cfg(name)
+    if known and known.fixed_input_size:  # as in create_backbone
         arguments = {"img_size": model.description["size_px"], **arguments}
     name = name.partition(".")[0]  # the tag identifies weights, not the network
     if name in IN_TIMM:
@@ -69,7 +72,7 @@ def in_timm(model: Classifier) -> tuple[str, dict] | None:
     return name, arguments
 
 
-def linear_heads(model: Classifier) -> list[str]:
+def linear_heads(model: LoadedClassifier) -> list[str]:
     """Return the heads that are one linear layer on the backbone's own pooled features, most classes first."""
     network = model.description
     if network["pool"] != "default" or network["neck"]["blocks"] or network["trunk"]["hidden"]:
@@ -78,7 +81,7 @@ def linear_heads(model: Classifier) -> list[str]:
     return sorted(names, key=lambda name: -len(model.classes[name]))
 
 
-def chosen_head(model: Classifier, wanted: str | None) -> str | None:
+def chosen_head(model: LoadedClassifier, wanted: str | None) -> str | None:
     """Return the head that becomes timm's classifier: the one wanted, else the one with most classes, None if none can.
 
     Raises InputError for a head that doesn't exist or can't be the classifier.
@@ -95,15 +98,15 @@ def chosen_head(model: Classifier, wanted: str | None) -> str | None:
     return wanted
 
 
-def _with_classifier(model: Classifier, architecture: str, arguments: dict, head: str) -> nn.Module | None:
+def _with_classifier(model: LoadedClassifier, architecture: str, arguments: dict, head: str) -> nn.Module | None:
     """Return timm's network with the head as its classifier; None if timm's classifier is more complex."""
-    output = model.get_submodule(head_module(head))["output"]
+    output = cast(nn.Linear, model.get_submodule(f"{head_module(head)}.output"))
     network = timm.create_model(architecture, num_classes=output.out_features, **arguments).eval()
     tensors = model.backbone.state_dict()
-    names = network.pretrained_cfg["classifier"]
+    names = cast(dict, network.pretrained_cfg)["classifier"]
     try:
         for name in (names,) if isinstance(names, str) else names:
-            classifier = network.get_submodule(name)  # linear, or a convolution of 1 x 1
+            classifier = cast(nn.Linear, network.get_submodule(name))  # or a convolution of 1 x 1
             tensors[f"{name}.weight"] = output.weight.detach().reshape(classifier.weight.shape)
             tensors[f"{name}.bias"] = output.bias.detach()
         network.load_state_dict(tensors)
@@ -117,7 +120,7 @@ def _with_classifier(model: Classifier, architecture: str, arguments: dict, head
     return None
 
 
-def _without_classifier(model: Classifier, architecture: str, arguments: dict) -> nn.Module:
+def _without_classifier(model: LoadedClassifier, architecture: str, arguments: dict) -> nn.Module:
     """Return timm's network without classifier.
 
     Layers that model.pool left out get timm's initial values, with a fixed seed.
@@ -140,13 +143,14 @@ def _plain_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone().contiguous() for name, value in network.state_dict().items()}
 
 
-def _features_are_the_runs(model: Classifier) -> bool:
+def _features_are_the_runs(model: LoadedClassifier) -> bool:
     """Return whether timm's pooled features equal the run's; else only its feature map does."""
     return model.description["pool"] == "default" and not model.description["neck"]["blocks"]
 
 
 @torch.no_grad()
-def _difference(model: Classifier, network: nn.Module, head: str | None) -> float:
+def _difference(model: LoadedClassifier, network: Any, head: str | None) -> float:
+    """Return the largest_difference between the run's network and timm's, in what timm's has of the run."""
     images = random_images(2, model.preprocessing.size_px)
     if head is not None:
         return largest_difference({"out": model(images)[head]}, {"out": network(images)})
@@ -156,7 +160,7 @@ def _difference(model: Classifier, network: nn.Module, head: str | None) -> floa
     return largest_difference({"out": ours}, {"out": theirs})
 
 
-def _content_line(model: Classifier, head: str | None) -> str:
+def _content_line(model: LoadedClassifier, head: str | None) -> str:
     """Describe in one line what of the run the folder holds."""
     if head is not None:
         return f"the backbone, and {head} as its classifier with {len(model.classes[head])} classes"
@@ -168,7 +172,7 @@ def _content_line(model: Classifier, head: str | None) -> str:
 
 
 def _config(
-    model: Classifier, network: nn.Module, architecture: str, arguments: dict, head: str | None, what: str
+    model: LoadedClassifier, network: nn.Module, architecture: str, arguments: dict, head: str | None, what: str
 ) -> dict:
     """Return config.json as timm's save_config_for_hf writes it (timm/models/_hub.py), readable by all its versions."""
     known = model.backbone.pretrained_cfg  # the new network's config could name another first convolution
@@ -201,7 +205,7 @@ def _config(
 
 
 def _global_pool(network: nn.Module) -> str | None:
-    """Return the type of pooling, for information."""
+    """Return the name of the network's pooling, which config.json states for information."""
     for owner in (getattr(network, "head", None), network):
         pool = getattr(owner, "global_pool", None)
         pool = getattr(pool, "pool_type", pool)
@@ -210,7 +214,7 @@ def _global_pool(network: nn.Module) -> str | None:
     return None
 
 
-def _label_names(model: Classifier, head: str) -> dict:
+def _label_names(model: LoadedClassifier, head: str) -> dict:
     """Return the label names and descriptions. timm needs unique names: the ids, if two classes share a name."""
     names, ids = model.classes[head], model.class_ids[head]
     keys = names if len(set(names)) == len(names) else ids

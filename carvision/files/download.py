@@ -1,4 +1,4 @@
-"""Files fetched from the web: verified by checksum, with a progress bar, never left half written."""
+"""Download files: verified by checksum, with a progress bar, never left incomplete."""
 
 import contextlib
 import hashlib
@@ -11,22 +11,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 from carvision.files.atomic import PARTIAL, open_new
+from carvision.files.progress import show_bytes
 
 T = TypeVar("T")
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT_S = 30.0  # without a byte from the server
-ANSWER_S = 10.0  # until its answer begins
+ANSWER_S = 10.0  # until its response begins
 
 
 def download(url: str, file: Path, md5: str) -> bool:
-    """Fetch `url` into `file`; False if it is there with the right sum already, and nothing was fetched.
+    """Download `url` to `file` and return True; False if the file exists with the right checksum already.
 
-    The bytes go to a file beside it, which is renamed when its MD5 is right and removed otherwise, so that `file` is
-    always whole. Raises InputError where the server can't be reached, the disk is full, or the sum differs, also that
-    of a file which is there: somebody else has put it there.
+    The bytes go to a file beside it, which is renamed if its MD5 is right and removed otherwise, so that `file` is
+    always complete. Raises InputError if the server can't be reached, the disk is full, or the checksum differs, also
+    that of an existing file, which the user must have put there.
     """
     if file.is_file():
         if _md5(file) == md5:
@@ -46,16 +47,16 @@ def download(url: str, file: Path, md5: str) -> bool:
             part.unlink()
         if isinstance(error, InputError):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise InputError(
-            f"{url} could not be fetched into {file}: {reason}. Check the connection, or place the file there by hand"
+            f"{url} could not be fetched into {file}: {reason}. Check the connection, or put the file there by hand"
         ) from error
     return True
 
 
 def answer_within(seconds: float, ask: Callable[[], T]) -> T:
-    """What ask() returns or raises; TimeoutError after so many seconds, whatever it waits for: names, proxies, or bytes
-    that come one by one."""
+    """Return, or raise, what ask() does, but raise TimeoutError after so many seconds, whatever it is waiting for:
+    name resolution, a proxy, or bytes that arrive one by one."""
     answers: queue.SimpleQueue = queue.SimpleQueue()
 
     def answer() -> None:
@@ -64,7 +65,7 @@ def answer_within(seconds: float, ask: Callable[[], T]) -> T:
         except Exception as error:
             answers.put((None, error))
 
-    threading.Thread(target=answer, daemon=True).start()  # the end of the process does not wait for it
+    threading.Thread(target=answer, daemon=True).start()  # does not delay the end of the process
     try:
         value, error = answers.get(timeout=seconds)
     except queue.Empty:
@@ -76,23 +77,15 @@ def answer_within(seconds: float, ask: Callable[[], T]) -> T:
 
 def _fetch(url: str, part: Path) -> str:
     """Write the bytes of `url` into `part` under a progress bar, and return their MD5."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
     digest = hashlib.md5(usedforsecurity=False)
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-    )  # fmt: skip
-    with (
-        answer_within(ANSWER_S, lambda: urllib.request.urlopen(url, timeout=TIMEOUT_S)) as response,
-        open_new(part) as out,
-        Progress(*columns) as progress,
-    ):
+    with answer_within(ANSWER_S, lambda: urllib.request.urlopen(url, timeout=TIMEOUT_S)) as response:
         length = response.headers.get("Content-Length")
-        task = progress.add_task(url.rsplit("/", 1)[-1], total=int(length) if length else None)
-        while chunk := response.read(CHUNK):
-            out.write(chunk)
-            digest.update(chunk)
-            progress.advance(task, len(chunk))
+        num_bytes = int(length) if length else None
+        with open_new(part) as out, show_bytes(url.rsplit("/", 1)[-1], num_bytes) as advance:
+            while chunk := response.read(CHUNK):
+                out.write(chunk)
+                digest.update(chunk)
+                advance(len(chunk))
     return digest.hexdigest()
 
 

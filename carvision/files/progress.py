@@ -1,4 +1,4 @@
-"""Progress of long-running commands: a bar on a terminal, otherwise a log line every 30 seconds."""
+"""Show the progress of long-running commands: a bar, or a log line every 30 seconds without a terminal."""
 
 import contextlib
 import logging
@@ -8,6 +8,50 @@ from collections.abc import Callable, Iterator
 log = logging.getLogger(__name__)
 
 SECONDS = 30  # between log lines
+
+
+@contextlib.contextmanager
+def show_bar(what: str, total: int) -> Iterator[Callable[..., None]]:
+    """Draw a bar on standard error that stays when done; nothing for a total of 0.
+
+    what: the text beside it. Yields a function to call with the number just done and, if it changes, the text.
+    """
+    if not total:
+        yield lambda num, what=None: None
+        return
+    import rich.progress as rich
+    from rich.console import Console
+
+    columns = (
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TimeElapsedColumn(),
+        rich.TimeRemainingColumn(),
+    )
+    with rich.Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda num, what=None: progress.update(task, advance=num, description=what)
+
+
+@contextlib.contextmanager
+def show_bytes(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Draw a bar of bytes on standard output. Yields a function to call with the number just received.
+
+    total: None if unknown.
+    """
+    import rich.progress as rich
+
+    columns = (
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.DownloadColumn(),
+        rich.TransferSpeedColumn(),
+        rich.TimeRemainingColumn(),
+    )
+    with rich.Progress(*columns) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda num: progress.advance(task, num)
 
 
 @contextlib.contextmanager
@@ -23,22 +67,18 @@ def show_progress(total: int | None, done: int, bar: bool, what: str = "photos")
 
 @contextlib.contextmanager
 def _bar(total: int | None, done: int, what: str) -> Iterator[Callable[[int], None]]:
+    import rich.progress as rich
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
     columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"), TimeElapsedColumn() if total is None else TimeRemainingColumn(),
-    )  # fmt: skip
+        rich.TextColumn("{task.description}", markup=False),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TextColumn("{task.fields[rate]}"),
+        rich.TimeElapsedColumn() if total is None else rich.TimeRemainingColumn(),
+    )
     rate = _rate()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with rich.Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=total, completed=done, rate="")
         yield lambda num: progress.update(task, advance=num, rate=f"{rate(num)} a second")
 

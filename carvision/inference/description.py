@@ -1,4 +1,4 @@
-"""model.json: what it may hold. A file that somebody sent is read as data that can be wrong in any way."""
+"""The format of model.json, and checks of its contents, as the file may come from anyone and be wrong in any way."""
 
 import math
 from pathlib import Path
@@ -21,7 +21,7 @@ from carvision.config.validators import (
     text,
     whole,
 )
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 
 if TYPE_CHECKING:  # these import Pillow, pandas and torch
     from carvision.data.images import PreprocessingDescription
@@ -32,7 +32,7 @@ FORMAT = 1
 
 
 class WeightsDescription(TypedDict, total=False):
-    """Which weights they are. kind: "raw" or "averaged". epoch: from 0, the one after which they were so."""
+    """Where weights come from. kind: "raw" or "averaged". epoch: the one, from 0, after which the network had them."""
 
     file: str
     kind: str
@@ -40,7 +40,7 @@ class WeightsDescription(TypedDict, total=False):
 
 
 class ModelDescription(TypedDict):
-    """What model.json holds. config: the run's configuration; metrics: {split: {name: value}}."""
+    """The contents of model.json. config: the run's configuration; metrics: {split: {name: value}}."""
 
     format: int
     network: "NetworkDescription"
@@ -60,7 +60,7 @@ _any_text: Check = lambda value: None if isinstance(value, str) else "a text"  #
 _flag = ALLOWED["data.crop_to_box"]
 _layers = {key.rpartition(".")[2]: check for key, check in ALLOWED.items() if key.startswith("model.trunk.")}
 
-# By dots; a "*" stands for any one name. A key that holds more than its mapping's own keys is checked by them.
+# Dotted keys, where "*" stands for any one name
 FIELDS: dict[str, Check] = {
     "format": whole(1),
     "network": mapping,
@@ -121,18 +121,21 @@ REQUIRED = (
     ("network", "backbone"), ("network", "heads"), ("network", "size_px"), ("network", "trunk"),
     ("preprocessing", "size_px"), ("preprocessing", "mean"), ("preprocessing", "std"),
 )  # fmt: skip
-# What is read of "config" and "metrics", whose other keys are those of any version of carvision
+# The keys of "config" and "metrics" that are read; others may come from any version of carvision
 GROUPS = {"config": ("data", "model", "loss", "callbacks"), "metrics": ("train", "val", "test")}
-HUGE = 1e30  # above all that anything here counts or measures, and within float32
+HUGE = 1e30  # above anything that is counted or measured here, and within float32
 MAX_DEPTH = 50
-MAX_KWARGS = 1000  # values in network.backbone_kwargs, lists within lists counted through
+MAX_KWARGS = 1000  # values in network.backbone_kwargs, at any depth
 MAX_NECK = 100  # blocks
-FREE = ("network.backbone_kwargs", "metrics", "config", "versions", "temperature")  # their own keys are any
+FREE = ("network.backbone_kwargs", "metrics", "config", "versions", "temperature")  # with any keys of their own
 
 
 def read_description(file: Path) -> ModelDescription:
-    """What model.json says, checked. Raises InputError, in one line, where it is newer, damaged, larger than any that
-    carvision writes, or wrong in itself."""
+    """Read a model.json and check it.
+
+    Raises InputError, in one line, if it has a newer format, is damaged, larger than any that carvision writes, or
+    inconsistent.
+    """
     described = read_json(file)
     if not isinstance(described, dict) or "format" not in described:
         raise InputError(f"{file}: was not written by carvision; give the folder of a run that has finished")
@@ -149,7 +152,7 @@ def read_description(file: Path) -> ModelDescription:
 
 
 def read_json(file: Path) -> object:
-    """Of a file that anybody may have written. Raises InputError where it is no JSON, or too large."""
+    """Read a JSON file that anyone may have written. Raises InputError if it can't be read, or is too large."""
     try:
         with file.open("rb") as opened:
             return parse_json(opened.read(MAX_JSON_BYTES + 1), str(file))
@@ -158,7 +161,7 @@ def read_json(file: Path) -> object:
 
 
 def check_description(described: dict, file: Path) -> None:
-    """Raises InputError, in one line that names the file, for what a model can't be described by."""
+    """Raise InputError, in one line that names the file, if this can't be the description of a model."""
     try:
         _check_numbers(described)
         _check_fields(described)
@@ -168,39 +171,39 @@ def check_description(described: dict, file: Path) -> None:
         _check_heads(described["network"]["heads"], described["labels"])
         _check_file_name(described.get("weights", {}).get("file", "model.safetensors"))
     except InputError as error:
-        text = " ".join(str(error).split())[:400]
+        text = one_line(error, 400)
         raise InputError(f"{file}: {text}; the model is damaged or was changed by hand") from None
 
 
 def _check_numbers(described: dict) -> None:
-    """Every number is finite and no larger than HUGE; what was measured or configured may be NaN or infinite."""
+    """Check that every number is finite and below HUGE; only metrics and the configuration may hold NaN or inf."""
     waiting = [(key, value, 1) for key, value in described.items()]
     while waiting:
-        place, value, depth = waiting.pop()
-        place = place[:100]  # repeated for each value within it
+        path, value, depth = waiting.pop()
+        path = path[:100]  # it is copied for each value within
         if depth > MAX_DEPTH:
-            raise InputError(f"{place.partition('.')[0]}: nested more than {MAX_DEPTH} deep")
+            raise InputError(f"{path.partition('.')[0]}: nested more than {MAX_DEPTH} deep")
         if isinstance(value, dict):
-            waiting += [(f"{place}.{key[:60]}", inner, depth + 1) for key, inner in value.items()]
+            waiting += [(f"{path}.{key[:60]}", inner, depth + 1) for key, inner in value.items()]
         elif isinstance(value, list):
-            waiting += [(place, inner, depth + 1) for inner in value]
+            waiting += [(path, inner, depth + 1) for inner in value]
         elif isinstance(value, int | float) and not abs(value) < HUGE:
-            measured = place.partition(".")[0] in GROUPS and not isinstance(value, int)
+            measured = path.partition(".")[0] in GROUPS and not isinstance(value, int)
             if not measured or math.isfinite(value):
-                raise InputError(f"{place}: {shown(value)} is not a number below {HUGE:g}")
+                raise InputError(f"{path}: {shown(value)} is not a number below {HUGE:g}")
 
 
 def _check_fields(values: dict, prefix: str = "", pattern: str = "") -> None:
-    """pattern: the prefix as FIELDS has it, with "*" for names that are free."""
+    """Check all values below the dotted `prefix` by FIELDS. pattern: the prefix with "*" for names that may be any."""
     for key, value in values.items():
-        place = f"{pattern}{key}" if f"{pattern}{key}" in FIELDS else f"{pattern}*"
-        if place not in FIELDS:
+        field = f"{pattern}{key}" if f"{pattern}{key}" in FIELDS else f"{pattern}*"
+        if field not in FIELDS:
             raise InputError(f"{prefix}{key[:60]} is no part of format {FORMAT}")
-        wrong = FIELDS[place](value)
+        wrong = FIELDS[field](value)
         if wrong:
             raise InputError(f"{prefix}{key}: {shown(value)} is not {wrong}")
-        if isinstance(value, dict) and place not in FREE:
-            _check_fields(value, f"{prefix}{key}.", f"{place}.")
+        if isinstance(value, dict) and field not in FREE:
+            _check_fields(value, f"{prefix}{key}.", f"{field}.")
 
 
 def _check_required(described: dict) -> None:
@@ -227,7 +230,7 @@ def _check_groups(described: dict) -> None:
 
 
 def _check_network(network: dict) -> None:
-    """What would be built before anything could be compared with the weights."""
+    """Check the sizes of what would be built before anything can be compared with the weights."""
     num_blocks = len(network.get("neck", {}).get("blocks", []))
     if num_blocks > MAX_NECK:
         raise InputError(f"network.neck.blocks: {num_blocks:,} blocks are more than the {MAX_NECK} allowed")
@@ -236,7 +239,7 @@ def _check_network(network: dict) -> None:
 
 
 def values_within(value: object) -> list:
-    """All values in mappings and lists, at any depth, that are neither."""
+    """Return all values in nested mappings and lists, at any depth."""
     found, waiting = [], [value]
     while waiting:
         inner = waiting.pop()
@@ -253,8 +256,9 @@ def _check_heads(heads: dict, labels: dict) -> None:
     if not heads:
         raise InputError("network.heads: holds no head")
     for odd in sorted(heads.keys() ^ labels.keys()):
-        place = f"labels.{odd}: the network has no such head" if odd in labels else f"network.heads.{odd}: has no label"
-        raise InputError(place)
+        raise InputError(
+            f"labels.{odd}: the network has no such head" if odd in labels else f"network.heads.{odd}: has no label"
+        )
     for name, label in labels.items():
         head = heads[name]
         if "num_outputs" not in head or "layers" not in head:

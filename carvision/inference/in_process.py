@@ -3,29 +3,29 @@
 import os
 from collections.abc import Iterable, Sequence
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from carvision.errors import InputError
-from carvision.inference.model_file import load
-from carvision.inference.predictor import PhotoBatches, Predictor, choose_device
+from carvision.inference.model_file import LoadedClassifier, load
+from carvision.inference.predictor import Item, PhotoBatches, Predictor, choose_device
 from carvision.inference.rows import Layout, column_name, rows_of
 from carvision.inference.sources import Photo
-from carvision.models.classifier import Classifier
 
 PhotoInput = str | os.PathLike | Image.Image
 
 
 def predict(
-    model: Classifier | Predictor | str | os.PathLike,
+    model: LoadedClassifier | Predictor | str | os.PathLike,
     photos: Iterable[PhotoInput],
     boxes: Sequence | None = None,
     top: int = 1,
     batch_size: int = 32,
     device: str = "auto",
 ) -> list[dict]:
-    """Predict photos with a trained model; see carvision.predict, which documents the arguments and the result."""
+    """Predict photos with a trained model; see carvision.predict for the arguments and the result."""
     if isinstance(photos, str | os.PathLike | Image.Image):
         raise InputError(f"photos: {photos!r} is one photo; give a list, [photo]")
     if not all(isinstance(number, Integral) and number >= 1 for number in (top, batch_size)):
@@ -35,7 +35,7 @@ def predict(
     if len(boxes) != len(photos):
         raise InputError(f"boxes: {len(boxes)} for {len(photos)} photos; give one for each photo, None for the whole")
     predictor = _as_predictor(model).to(choose_device(device))
-    Layout(top, probs=True).columns(predictor.class_ids, predictor.labels)  # refuses heads named like its columns
+    Layout(top, probs=True).columns(predictor.class_ids, predictor.labels)  # refuses heads named like other columns
     torch_device = next(predictor.parameters()).device
     results = []
     for start in range(0, len(photos), batch_size):
@@ -44,7 +44,8 @@ def predict(
             for photo in photos[start : start + batch_size]
         ]
         regions = [None if box is None else _as_box(box) for box in boxes[start : start + batch_size]]
-        images, _, reasons = PhotoBatches(predictor.geometries)[list(zip(batch, regions, strict=True))]
+        items: list[Item] = list(zip(batch, regions, strict=True))
+        images, _, reasons = PhotoBatches(predictor.geometries)[items]
         logits = {head: values.cpu() for head, values in predictor([part.to(torch_device) for part in images]).items()}
         paths = [None if isinstance(photo, Image.Image) else photo for photo in batch]
         named_photos = [Photo(path or "", "") for path in paths]
@@ -71,7 +72,7 @@ def _as_list(values: Iterable, name: str, of_what: str) -> list:
         raise InputError(f"{name}: a {type(values).__name__} is not a list of {of_what}") from None
 
 
-def _as_predictor(model: Classifier | Predictor | str | os.PathLike) -> Predictor:
+def _as_predictor(model: LoadedClassifier | Predictor | str | os.PathLike) -> Predictor:
     if isinstance(model, Predictor):
         return model
     if isinstance(model, str | os.PathLike):
@@ -91,8 +92,9 @@ def _as_box(box: Sequence[float]) -> np.ndarray:
     return region
 
 
-def _nested(row: dict, path: str | None, predictor: Predictor, top: int) -> dict:
-    result = {"path": path}
+def _nested(row: dict, path: str | None, predictor: Predictor, top: int) -> dict[str, Any]:
+    """Return an output row as carvision.predict returns it: a list of classes for each head with classes."""
+    result: dict[str, Any] = {"path": path}
     error = row.get("error")
     for label in predictor.labels:
         if label not in predictor.classes:

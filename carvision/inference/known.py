@@ -1,6 +1,8 @@
-"""What is known of photos before they are predicted: their true classes, where a run's own photos are, and which it was
-trained on.
+"""Find out what is known of photos before they are predicted: their true classes, from a list or from folder names;
+where a run's own photos are; and which of them the run was trained on.
 """
+
+# ruff: noqa: PTH100, PTH110  Path.exists raises for names that are too long, and Path.resolve follows links
 
 import os
 from collections import Counter
@@ -18,7 +20,7 @@ from carvision.errors import InputError
 from carvision.inference.description import read_json
 from carvision.inference.sources import Photo
 
-# Find the true classes of photos: in the columns of a list, or in the names of the folders above a photo.
+NUM_CHECKED = 100  # photos of a list, to find out what its paths are relative to
 
 
 class TrueClasses:
@@ -36,9 +38,8 @@ class TrueClasses:
         rest: Mapping[str, int] = MappingProxyType({}),
     ):  # fmt: skip
         self.rest = rest
-        self.heads = sorted(
-            heads, key=lambda head: head in parents
-        )  # parents first: they distinguish children of the same name
+        # Parents first, as they distinguish children of the same name
+        self.heads = sorted(heads, key=lambda head: head in parents)
         self.from_folders = from_folders
         self.parents = {child: (parent, [int(code) for code in codes]) for child, (parent, codes) in parents.items()}
         self.unknown: dict[str, Counter[str]] = {head: Counter() for head in heads}
@@ -51,7 +52,7 @@ class TrueClasses:
     def codes(self, photo: Photo) -> dict[str, int | None]:
         """Return {head: code, or None if unknown}."""
         found: dict[str, int | None] = {}
-        path = text_of_path(photo.file) if "\\" in photo.path else photo.path  # a list may use the other kind of slash
+        path = text_of_path(photo.file) if "\\" in photo.path else photo.path  # a list may use backslashes
         folders = PurePath(os.path.abspath(path)).parts[-2::-1] if self.from_folders else ()
         for head in self.heads:
             if value := photo.truth.get(head):
@@ -93,13 +94,6 @@ class TrueClasses:
         return candidates[0] if candidates else None
 
 
-# Find a run's own photos, and count which predicted photos runs were trained on.
-
-# ruff: noqa: PTH100, PTH110  Path.exists raises for names that are too long, and Path.resolve follows links
-
-NUM_CHECKED = 100  # photos of a list, to find out what its paths are relative to
-
-
 def root_of_list(listed: Path, photos: Iterable[Photo], config: dict) -> Path | None:
     """Return the folder that a list's relative paths start from when --root is not given; None: the current folder.
 
@@ -130,7 +124,8 @@ def root_of_list(listed: Path, photos: Iterable[Photo], config: dict) -> Path | 
 
 
 def data_roots(config: dict) -> list[Path]:
-    """Return the folders that the paths of a run's splits.csv may be relative to. CompCars' are below data.root."""
+    """Return the folders that the paths of a run's splits.csv may be relative to: for CompCars, folders
+    below data.root."""
     data = config.get("data", {})
     root = data.get("root")
     if data.get("name") == "demo" and root is None:

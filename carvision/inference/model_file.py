@@ -1,4 +1,4 @@
-"""The model that travels: model.safetensors and model.json in one folder. No Lightning, no Hydra, nothing executed."""
+"""Save and load models as model.safetensors and model.json in one folder, without Lightning, Hydra or running code."""
 
 import hashlib
 import json
@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import carvision
-from carvision.data.decode import square_of
+from carvision.data.decode import decode_image
 from carvision.data.images import Preprocessing
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 from carvision.files.atomic import write_json, written_whole
 from carvision.inference.description import (
     FORMAT,
@@ -43,12 +43,12 @@ log = logging.getLogger(__name__)
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 SMALL_LAYER = 1_000_000  # values
-LARGEST_SUM = 100_000  # of all numbers for a backbone: those of a large one are a tenth of it
-LARGEST_NUMBER = 10_000  # for a backbone, whatever its weights' sizes: a rotary embedding's temperature
+LARGEST_SUM = 100_000  # of all numbers in backbone_kwargs; a large backbone's add up to a tenth of it
+LARGEST_NUMBER = 10_000  # in backbone_kwargs, for any size of weights: a rotary embedding's temperature
 
 
 class LoadedClassifier(Classifier):
-    """A Classifier with what load() adds to it, as type checkers and editors see it. It has no instances."""
+    """A Classifier with what load() adds to it, for type checkers and editors. It has no instances."""
 
     classes: dict[str, list[str]]
     class_ids: dict[str, list[str]]
@@ -77,14 +77,15 @@ def save(
     """Write model.safetensors and model.json into the folder.
 
     labels: {head: {"ids", "names", "parent", "parent_codes"}} or {head: {"unit", "mean", "std"}}, plain values.
-    crop_to_box: the photos were read inside their boxes. averaged: the weights are a moving average of those of the
-    steps. epoch: the one, from 0, after which the network had these weights.
+    metrics: {split: {name: value}}. config: the run's configuration. crop_to_box: the photos were read inside their
+    boxes. averaged: the weights are a moving average over training steps. epoch: the one, from 0, after which the
+    network had these weights.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     weights = folder / WEIGHTS
-    with written_whole(weights) as place:
-        save_file(tensors, place)
-        sha256 = _sha256(place)
+    with written_whole(weights) as part:
+        save_file(tensors, part)
+        sha256 = _sha256(part)
     description: ModelDescription = {
         "format": FORMAT,
         "network": model.description,
@@ -102,24 +103,24 @@ def save(
 
 
 def write_description(folder: Path, description: ModelDescription) -> None:
-    """model.json, which is there whole or as it was."""
+    """Write model.json atomically."""
     write_json(folder / DESCRIPTION, description)
 
 
 def load(path: str | os.PathLike[str]) -> LoadedClassifier:
-    """The network of a run's folder or of its model.safetensors, as a torch.nn.Module in eval mode, with
+    """Load the network of a run's folder, or of its model.safetensors, as a torch.nn.Module in eval mode, with
 
     model(images) -> {head: logits}          images float (B, 3, H, W) as model.transform gives them
     model.transform(PIL image, box=None) -> (3, H, W)  float, preprocessed as in training; see to_input
     model.classes[head], model.class_ids[head]   names and ids, in the order of the logits
     model.decode(logits) -> {head: int64 (B,)}   the predicted classes, by the run's decoding rule
     model.probs(logits) -> {head: float32 (B, C)}   probabilities: softmax(logits / model.temperature[head])
-    model.parents {child: (parent, codes)}   the make of each model: of each of the child's classes its parent's code
+    model.parents {child: (parent, codes)}   codes[i] is the parent's class of the child's class i: each model's make
     model.crop_to_box   whether it was trained on the part of a photo inside its box
-    model.about   all that model.json says, as plain values; "config", "metrics" and "versions" are {} where it has none
+    model.about   the contents of model.json, as plain values; "config", "metrics" and "versions" are {} if it has none
 
-    Nothing in the files is executed. Raises InputError for a path without a model, a newer format, values of a wrong
-    kind and files that do not belong together; whatever model.json holds, nothing else.
+    Nothing in the files is executed. Raises InputError, and nothing else, for a path without a model, a newer format,
+    values of a wrong kind, and files that do not belong together.
     """
     folder, file = find_model(Path(path))
     described = read_description(file)
@@ -130,23 +131,23 @@ def load(path: str | os.PathLike[str]) -> LoadedClassifier:
         if Path(path).is_file() and Path(path).name not in (weights.name, DESCRIPTION):
             raise InputError(f"{path}: {file.name} beside it describes {weights.name}, and not this file")
         shapes = tensor_shapes(weights)
-        require_fitting(described["network"], shapes)  # quick, and before anything of the size described is made
+        require_fitting(described["network"], shapes)  # quick, and before anything of the described size is allocated
         if described["sha256"] != _sha256(weights):
             raise InputError(f"{weights}: not the weights that {file.name} describes (their sha256 differs)")
         return _assemble(described, load_file(weights))
     except InputError as error:
         text = str(error)
         raise InputError(text if len(text) <= 1000 else f"{text[:1000]}...") from None
-    except Exception as error:  # timm's networks and torch's layers each stumble in their own way
-        text = " ".join(str(error).split())[:200] or type(error).__name__
+    except Exception as error:  # timm's networks and torch's layers raise many kinds
+        text = one_line(error, 200)
         raise InputError(f"{folder}: the model is damaged or was not written by carvision ({text})") from error
 
 
 def description_of(source: Path) -> ModelDescription | None:
-    """What the model that `model.weights` names says of itself: a run's folder, its .safetensors file, or a checkpoint,
-    wherever that was copied to. None of weights that are not carvision's, whatever lies beside them.
+    """Return the description of the model that model.weights names; None for weights that are not carvision's.
 
-    Raises InputError where a run's folder holds other weights than its model.json describes, or a damaged one.
+    source: a run's folder, its .safetensors file, or a checkpoint, wherever it was copied to. Raises InputError if a
+    run's folder holds other weights than its model.json describes, or a damaged description.
     """
     if source.is_file() and source.suffix != ".safetensors":
         return _description_in_checkpoint(source)
@@ -163,7 +164,7 @@ def description_of(source: Path) -> ModelDescription | None:
         return None
     described = read_json(file)
     if not isinstance(described, dict) or not {"network", "preprocessing", "sha256"} <= described.keys():
-        return None  # of another program
+        return None  # written by another program
     if described["sha256"] == _sha256(weights):
         return read_description(file)
     if source.is_dir():
@@ -188,7 +189,7 @@ def _description_in_checkpoint(file: Path) -> ModelDescription | None:
 
 
 def _assemble(described: ModelDescription, tensors: dict[str, Tensor]) -> LoadedClassifier:
-    """The network as load() gives it. Raises anything where the description and the weights make none."""
+    """Build the network as load() returns it. Raises any exception if description and weights do not fit together."""
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     with _limits(described["network"], shapes):
         model = cast(LoadedClassifier, classifier_from(described["network"]))
@@ -205,8 +206,8 @@ def _assemble(described: ModelDescription, tensors: dict[str, Tensor]) -> Loaded
     model.parents = parents_of(labels)
     model.temperature = {name: float(described.get("temperature", {}).get(name, 1.0)) for name in model.classes}
     model.preprocessing = preprocessing
-    of_config = config.get("data", {}).get("crop_to_box", False)  # where the first release told it
-    model.crop_to_box = described.get("crop_to_box", of_config)
+    in_config = config.get("data", {}).get("crop_to_box", False)  # where the first release stored it
+    model.crop_to_box = described.get("crop_to_box", in_config)
     model.about = described
     model.transform = partial(to_input, preprocessing=preprocessing)
     model.decode = partial(decode_on_device, parents=model.parents, rule=described["decoding"])
@@ -215,10 +216,10 @@ def _assemble(described: ModelDescription, tensors: dict[str, Tensor]) -> Loaded
 
 
 def find_model(path: Path) -> tuple[Path, Path]:
-    """The folder of a model and its model.json. Raises InputError where there is none."""
+    """Return a model's folder and its model.json. Raises InputError if there is none."""
     try:
         return _find_model(path)
-    except OSError as error:  # a name that is too long, a folder that may not be entered
+    except OSError as error:  # a name that is too long, a folder without permission
         raise InputError(f"{str(path)[:400]}: can't be opened ({error.strerror}); give a run's folder") from None
 
 
@@ -243,9 +244,11 @@ def _find_model(path: Path) -> tuple[Path, Path]:
 
 
 def require_fitting(network: NetworkDescription, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raises an error where the network described has larger layers than these weights, or another backbone, in little
-    time and memory however large it is described."""
-    sizes = [size for shape in shapes.values() if 0 not in shape for size in shape]  # 0: no byte of the file is of it
+    """Raise an exception if the described network has larger layers than these weights, or another backbone.
+
+    Takes little time and memory however large the description is. shapes: {name: shape} of the weights.
+    """
+    sizes = [size for shape in shapes.values() if 0 not in shape for size in shape]  # 0: it takes no byte of the file
     _require_layers(network, {shape for shape in shapes.values() if 0 not in shape}, len(shapes))
     numbers = [value for value in values_within(network.get("backbone_kwargs", {})) if isinstance(value, int | float)]
     if numbers and max(map(abs, numbers)) > max(LARGEST_NUMBER, *sizes):
@@ -268,16 +271,16 @@ def require_fitting(network: NetworkDescription, shapes: dict[str, tuple[int, ..
 
 
 def _limits(network: NetworkDescription, shapes: dict[str, tuple[int, ...]]) -> Limits:
-    """What a network with these parameters makes while it is built, its activations and what it replaces included: a
-    pool of its own replaces the dense layers of VGG, of 120 million values."""
+    """Return limits for building a network of these weights, with margins for what it creates and then replaces: a pool
+    replaces the dense layers of VGG, of 120 million values."""
     num_values = sum(math.prod(shape) for shape in shapes.values())
     replaced = 10_000_000 if network.get("pool", "default") == "default" else 200_000_000
     return Limits(100 + 2 * len(shapes), replaced + 2 * num_values, 1000 + 20 * len(shapes))
 
 
 def _require_layers(network: NetworkDescription, shapes: set[tuple[int, ...]], num_tensors: int) -> None:
-    """Each large layer of trunk, heads and embedding has the shape of some of the weights; small ones are built, and
-    compared then by their names."""
+    """Check that each large layer of trunk, heads and embedding has the shape of some of the weights; small ones are
+    compared by name after they are built."""
     embedding = network.get("embedding", {})
     layers = network["trunk"], embedding.get("layers", {}), embedding.get("difference", {})
     chains = [each.get("hidden", []) for each in layers]
@@ -299,6 +302,7 @@ def _require_layers(network: NetworkDescription, shapes: set[tuple[int, ...]], n
 
 
 def _require_same(own: dict[str, tuple[int, ...]], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Check that the network's tensors and those of its weights have the same names and shapes."""
     odd = sorted(own.keys() ^ shapes.keys())
     if odd:
         raise ValueError(f"{odd[0]} is {'not in its weights' if odd[0] in own else 'no part of its network'}")
@@ -308,7 +312,7 @@ def _require_same(own: dict[str, tuple[int, ...]], shapes: dict[str, tuple[int, 
 
 
 def parents_of(labels: "dict[str, LabelDescription]") -> dict[str, tuple[str, Tensor]]:
-    """{child: (parent, codes)} of the heads that have both, from plain label descriptions."""
+    """Return {child: (parent, int64 codes)} for the labels whose parent is a label too, from label descriptions."""
     return {
         name: (label["parent"], torch.tensor(label["parent_codes"]))
         for name, label in labels.items()
@@ -317,12 +321,12 @@ def parents_of(labels: "dict[str, LabelDescription]") -> dict[str, tuple[str, Te
 
 
 def to_input(image: PIL.Image.Image, box: Sequence[float] | None = None, *, preprocessing: Preprocessing) -> Tensor:
-    """A PIL image as the network takes it: float (3, size_px, size_px), normalised. Raises BadImage.
+    """Convert a PIL image to the network's input: float (3, size_px, size_px), normalised. Raises BadImage.
 
-    box: left, top, right, bottom in pixels, the part to look at; for a network that was trained on boxes.
+    box: left, top, right, bottom in pixels, the part to use, for a network that was trained on boxes.
     """
     region = None if box is None else np.asarray(box, np.float32)
-    pixels = square_of(image, preprocessing, region).float() / 255
+    pixels = decode_image(image, preprocessing, region).float() / 255
     mean, std = (
         torch.from_numpy(np.array(values, np.float32))[:, None, None]
         for values in (preprocessing.mean, preprocessing.std)
@@ -331,13 +335,13 @@ def to_input(image: PIL.Image.Image, box: Sequence[float] | None = None, *, prep
 
 
 def decode_on_device(logits: dict[str, Tensor], parents: dict, rule: str) -> dict[str, Tensor]:
-    """decode() of the heads with classes, on the device of the logits."""
+    """Decode the heads with classes, see models.decoding.decode, on the device of the logits."""
     on_device = {child: (parent, codes.to(logits[child].device)) for child, (parent, codes) in parents.items()}
     return decode({name: values for name, values in logits.items() if values.shape[1] > 1}, on_device, rule)
 
 
 def probs_of(logits: dict[str, Tensor], temperature: dict[str, float]) -> dict[str, Tensor]:
-    """Of each head with classes float32 (B, C): softmax(logits / temperature), Guo et al. 2017, equation 9."""
+    """Return softmax(logits / temperature), float32 (B, C), of each head in `temperature`; Guo et al. 2017, eq. 9."""
     return {name: (logits[name].float() / value).softmax(dim=1) for name, value in temperature.items()}
 
 

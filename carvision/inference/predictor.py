@@ -1,6 +1,6 @@
-"""Predictor: one network, or the average of several networks and views of a photo, from pixels to probabilities.
+"""Predict photos with one network, or with the average of several networks and views of each photo.
 
-Photos to logits: read lazily, decoded by worker processes, returned in the order given.
+predict_items reads photos lazily, decodes them in worker processes, and yields their logits in order.
 """
 
 import importlib
@@ -8,7 +8,7 @@ import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -18,21 +18,22 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
 from carvision.augment.pipeline import Normalise, to_float
-from carvision.data.decode import empty_squares, read_square, square_of
+from carvision.data.decode import decode_image, decode_into, empty_images
 from carvision.data.images import BLANK, BadImage, Preprocessing, read_file
-from carvision.data.loading.shared_batches import handed_over
+from carvision.data.loading.shared_batches import share_batches
 from carvision.data.packs.read import PackedPhoto
 from carvision.data.paths import nfc
-from carvision.errors import InputError
-from carvision.inference.model_file import decode_on_device, probs_of
-from carvision.models.classifier import Classifier
+from carvision.errors import InputError, one_line
+from carvision.inference.model_file import LoadedClassifier, decode_on_device, probs_of
 from carvision.system.machine import FORK, num_cores
 
 log = logging.getLogger(__name__)
 
-
 VIEWS = ("none", "flip", "crops", "flip_crops")
 CROP = 0.875  # side of a view's crop, as a fraction of the image's; timm's usual crop_pct
+
+# A path, a PIL image or a photo of a pack; its box: left, top, right, bottom in pixels, or None for the whole photo
+Item = tuple[str | Image.Image | PackedPhoto, Sequence[float] | np.ndarray | None]
 
 
 class Predictor(nn.Module):
@@ -49,12 +50,21 @@ class Predictor(nn.Module):
     Raises InputError for models whose heads or classes differ; the order of the classes may differ.
     """
 
-    def __init__(self, models: list[Classifier], tta: str = "none"):
+    models: Sequence[LoadedClassifier]
+    normalise: Sequence[Normalise]
+    labels: tuple[str, ...]
+    classes: dict[str, list[str]]
+    class_ids: dict[str, list[str]]
+    parents: dict[str, tuple[str, Tensor]]
+    temperature: dict[str, float]
+    geometries: list[Preprocessing]
+
+    def __init__(self, models: list[LoadedClassifier], tta: str = "none"):
         super().__init__()
         if tta not in VIEWS:
             raise InputError(f"--tta: {tta!r} is not one of {', '.join(VIEWS)}")
         first = models[0]
-        self.models, self.tta = nn.ModuleList(models), tta
+        self.models, self.tta = cast(Sequence[LoadedClassifier], nn.ModuleList(models)), tta
         self.labels, self.units = first.labels, first.units
         self.classes, self.class_ids, self.parents = first.classes, first.class_ids, first.parents
         self.crop_to_box, self.about = first.crop_to_box, first.about
@@ -72,7 +82,8 @@ class Predictor(nn.Module):
         distinct = list(dict.fromkeys(shapes))
         self.geometries = [models[shapes.index(shape)].preprocessing for shape in distinct]
         self.geometry_of = [distinct.index(shape) for shape in shapes]
-        self.normalise = nn.ModuleList(Normalise(model.preprocessing) for model in models)
+        steps = nn.ModuleList(Normalise(model.preprocessing) for model in models)
+        self.normalise = cast(Sequence[Normalise], steps)
         self.eval()
 
     def probs(self, logits: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -127,7 +138,7 @@ def views(images: Tensor, tta: str) -> list[Tensor]:
     return found
 
 
-def _class_orders(first: Classifier, model: Classifier, number: int) -> dict[str, Tensor]:
+def _class_orders(first: LoadedClassifier, model: LoadedClassifier, number: int) -> dict[str, Tensor]:
     """Return {head: this model's index of each class of the first model} for the heads whose order differs."""
     if set(model.labels) != set(first.labels):
         raise InputError(
@@ -152,13 +163,25 @@ def _geometry(preprocessing: Preprocessing) -> tuple:
     return preprocessing.size_px, preprocessing.interpolation, preprocessing.resize
 
 
-# A path, a PIL image or a photo of a pack; its box: left, top, right, bottom in pixels, or None for the whole photo
-Item = tuple[str | Image.Image | PackedPhoto, Sequence[float] | None]
+class PixelNetwork(Protocol):
+    """A network for predict_items: a Predictor, or one from pixels to other values, such as an Embedder.
+
+    Called with uint8 images (B, 3, size_px, size_px) for each of `geometries`, returns {name: (B, ...)}.
+    """
+
+    geometries: list[Preprocessing]
+
+    def __call__(self, images: list[Tensor]) -> dict[str, Tensor]: ...
+
+    def to(self, *args, **kwargs) -> object: ...
 
 
 class Batch(NamedTuple):
-    """The logits of a batch of photos. items: as given. logits: {head: float32 (B, C)}, on the CPU. reasons: why a
-    photo is unusable, else None; the logits of an unusable photo are meaningless."""
+    """The logits of a batch of photos.
+
+    items: as given. logits: {head: float32 (B, C)}, on the CPU. reasons: why a photo is unusable, else None; its logits
+    are then meaningless.
+    """
 
     items: list[Item]
     logits: dict[str, Tensor]
@@ -172,7 +195,7 @@ class PhotoBatches(Dataset):
         self.geometries = geometries
 
     def __getitem__(self, items: list[Item]) -> tuple[list[Tensor], list[Item], list[str | None]]:
-        images = [empty_squares(len(items), preprocessing.size_px) for preprocessing in self.geometries]
+        images = [empty_images(len(items), preprocessing.size_px) for preprocessing in self.geometries]
         reasons: list[str | None] = []
         for row, (photo, box) in enumerate(items):
             reason = None
@@ -181,9 +204,9 @@ class PhotoBatches(Dataset):
                 data = photo if isinstance(photo, Image.Image) else read_file(photo)
                 for preprocessing, batch in zip(self.geometries, images, strict=True):
                     if isinstance(data, bytes):
-                        read_square(data, preprocessing, batch[row], region)
+                        decode_into(data, preprocessing, batch[row], region)
                     else:
-                        batch[row] = square_of(data, preprocessing, region)
+                        batch[row] = decode_image(data, preprocessing, region)
             except BadImage as error:
                 reason = str(error)
                 for batch in images:
@@ -193,7 +216,7 @@ class PhotoBatches(Dataset):
 
 
 def predict_items(
-    predictor: Predictor,
+    predictor: PixelNetwork,
     items: Iterable[Item],
     device: str = "auto",
     batch_size: int = 64,
@@ -211,7 +234,7 @@ def predict_items(
     workers = max(1, min(16, num_cores() - 1)) if num_workers is None else num_workers
     num_bytes = batch_size * sum(3 * preprocessing.size_px**2 for preprocessing in predictor.geometries)
     loader = DataLoader(
-        handed_over(PhotoBatches(predictor.geometries), workers, num_bytes),
+        share_batches(PhotoBatches(predictor.geometries), workers, num_bytes),
         sampler=batches_of(items, batch_size),  # consumed only as far as the workers prefetch
         batch_size=None,
         num_workers=workers,
@@ -250,5 +273,5 @@ def choose_device(name: str) -> torch.device:
             importlib.import_module("torch_xla")  # registers the device with torch
         return torch.zeros((), device=name).device
     except (RuntimeError, AssertionError, ImportError) as error:
-        text = " ".join(str(error).split())[:120]
+        text = one_line(error, 120)
         raise InputError(f"--device: {name!r} is not auto, cpu or an available device ({text})") from None

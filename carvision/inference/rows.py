@@ -1,6 +1,5 @@
-"""Turn logits into output rows: names, ids and probabilities of each photo's classes.
-
-Convert rows to lines of CSV, TSV or JSON, and read them back.
+"""Convert logits to output rows, of names, ids and probabilities of each photo's classes; write rows as text, and read
+them back.
 """
 
 import csv
@@ -9,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
@@ -17,7 +16,12 @@ from torch import Tensor
 from carvision.errors import InputError
 from carvision.inference.sources import Photo
 
+if TYPE_CHECKING:
+    from carvision.inference.predictor import Predictor
+
 NOT_A_NUMBER = "the model's output is inf or NaN"
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+JSON_LINES = ".jsonl"
 
 # What a column holds: "text", "number", or the class ids of a vector of probabilities
 Kind = str | tuple[str, ...]
@@ -49,9 +53,8 @@ class Layout:
             columns += [(f"{head}_probs", tuple(ids))] if self.probs else []
         columns += [(label, "number") for label in labels if label not in class_ids]
         columns += [] if self.brief else [("error", "text")]
-        names = [name for name, _ in columns] + (
-            ["error"] if self.brief else []
-        )  # rows have it, even if it is not shown
+        names = [name for name, _ in columns]
+        names += ["error"] if self.brief else []  # rows have it, even if it is not shown
         name, count = Counter(names).most_common(1)[0]
         if count > 1:
             raise InputError(f"the model's labels would give two columns {name!r}; rename one when you train it")
@@ -64,7 +67,12 @@ def column_name(label: str, rank: int) -> str:
 
 
 def rows_of(
-    predictor, layout: Layout, photos: list[Photo], truths: list[Truth], logits: dict[str, Tensor], reasons: list
+    predictor: "Predictor",
+    layout: Layout,
+    photos: list[Photo],
+    truths: list[Truth],
+    logits: dict[str, Tensor],
+    reasons: list,
 ) -> list[dict]:
     """Return one row per photo, {column: value}; columns without a value (unreadable photo, unknown truth) are omitted.
 
@@ -105,7 +113,7 @@ def best_codes(probs: np.ndarray, decoded: np.ndarray, top: int) -> np.ndarray:
     return order.argsort(axis=1, kind="stable")[:, :top]
 
 
-def _best_cells(head: str, predictor, probs: np.ndarray, best: np.ndarray) -> dict:
+def _best_cells(head: str, predictor: "Predictor", probs: np.ndarray, best: np.ndarray) -> dict:
     cells = {}
     for rank, code in enumerate(best.tolist()):
         name = column_name(head, rank)
@@ -113,10 +121,6 @@ def _best_cells(head: str, predictor, probs: np.ndarray, best: np.ndarray) -> di
         cells[f"{name}_id"] = predictor.class_ids[head][code]
         cells[f"{name}_prob"] = float(probs[code])
     return cells
-
-
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
-JSON_LINES = ".jsonl"
 
 
 def header(columns: dict[str, Kind], suffix: str) -> str:
@@ -136,7 +140,7 @@ def to_text(rows: list[dict], columns: dict[str, Kind], suffix: str) -> str:
     return _delimited([_cells(row, columns) for row in rows], suffix)
 
 
-def read_rows(file: BinaryIO, columns: dict[str, Kind], suffix: str, name: str) -> Iterator[tuple[dict, int]]:
+def read_rows(file: IO[bytes], columns: dict[str, Kind], suffix: str, name: str) -> Iterator[tuple[dict, int]]:
     """Yield (row, end offset in bytes) for the complete rows of a file written with `header` and `to_text`.
 
     The header yields an empty row; the cells of CSV are text; an incomplete last line is skipped. name: of the file,
@@ -162,7 +166,7 @@ def read_rows(file: BinaryIO, columns: dict[str, Kind], suffix: str, name: str) 
         raise InputError(f"{name} was not written by this command ({error}); give another --out") from None
 
 
-def _complete_records(file: BinaryIO, quoted: bool) -> Iterator[tuple[bytes, int]]:
+def _complete_records(file: IO[bytes], quoted: bool) -> Iterator[tuple[bytes, int]]:
     """Yield (record, end offset), joining lines of a quoted cell that contains newlines."""
     record, end = b"", 0
     for line in file:

@@ -1,19 +1,243 @@
-"""Predict photos batch by batch into the output, and summarise what was predicted."""
+"""Predict the photos of a command line: check its options, write a row per photo, and report at the end."""
 
+import argparse
+import hashlib
+import json
+import logging
+import os
 import random
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
 
+from carvision.data.walk import LeftOut
 from carvision.errors import InputError
-from carvision.inference.known import TrueClasses
+from carvision.files.folders import refuse_foreign_picture
+from carvision.files.progress import show_progress
+from carvision.inference.known import SeenPhotos, TrueClasses, data_roots, root_of_list
+from carvision.inference.model_file import load
 from carvision.inference.predictor import Predictor, predict_items
 from carvision.inference.rows import Layout, Truth, rows_of
-from carvision.inference.sources import Photo
-from carvision.inference.writers import Output
+from carvision.inference.sources import (
+    Photo,
+    Sources,
+    check_sources,
+    columns_of,
+    count_photos,
+    has_boxes,
+    iterate_photos,
+    require_photos,
+)
+from carvision.inference.writers import Output, check_suffix, open_output, refuse_existing
+from carvision.system.runtime import keep_freed_memory
 
-# Summarise a finished prediction: unusable photos and accuracy, and random samples of its rows.
+log = logging.getLogger(__name__)
 
-MAX_REASONS = 3
+COUNT_SECONDS = 3  # to find out how many photos there are, for the progress bar
+MAX_REASONS = 3  # unusable photos that are named at the end
+
+OnRow = Callable[[Photo, Truth, dict], None]  # called with each photo, its true classes and its row
+
+
+def run(options: argparse.Namespace) -> tuple["Tally", list]:
+    """Predict the photos that the options of carvision.predict ask for, and log the results' summary.
+
+    Returns the counts, and what --grid draws: lists of Photo, true classes and row; with --grid-classes a list of them
+    for each class. Raises InputError.
+    """
+    sources = Sources(tuple(options.photos), options.listed, options.root, options.split)
+    check_options(options)
+    check_sources(sources)
+    keep_freed_memory()
+    predictor = Predictor([load(run) for run in (options.run, *options.ensemble)], options.tta)
+    sources = with_root(sources, predictor)
+    truths = create_truths(predictor, options)
+    layout = Layout(options.top, options.brief, options.probs, tuple(truths.heads))
+    tally = Tally(predictor.labels, predictor.class_ids, predictor.classes, options.brief)
+    sample = create_sample(options, predictor)
+    seen_photos = create_seen_photos(options, sources.root, predictor, truths)
+
+    def on_row(photo: Photo, truth: Truth, row: dict) -> None:
+        tally.add(photo, truth, row)
+        seen_photos.add(photo)
+        if options.grid and not tally.is_bad(row):
+            sample.add(photo, truth, row)
+
+    uses_boxes = choose_boxes(predictor, options.listed)
+    left_out = LeftOut()
+    photos = require_photos(iterate_photos(sources, truths.heads, left_out), sources)
+    photos = photos if uses_boxes else (photo._replace(box=None) for photo in photos)
+    output = begin_output(options, predictor, layout, {"--root": sources.root, "boxes": uses_boxes})
+    try:
+        if done := skip_done(photos, output, truths, on_row):
+            log.info("going on after %s photos", f"{done:,}")
+        with progress_bar(options, sources, done) as advance:
+            predict_photos(
+                predictor, photos, output, layout, truths, on_row, advance,
+                device=options.device, batch_size=options.batch_size, num_workers=options.workers,
+            )  # fmt: skip
+        output.finish()
+    finally:
+        output.close()
+    if line := left_out.line():
+        log.info("%s", line)
+    if uses_boxes and tally.num_without_box:
+        log.info("%s photos have no box and were looked at as a whole", f"{tally.num_without_box:,}")
+    for line in [*truths.lines(), *seen_photos.lines(), *tally.lines()]:
+        log.info("%s", line)
+    return tally, sample.chosen()
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raise InputError for options that do not fit together, or files that must not be written."""
+    if options.out is not None:
+        check_suffix(options.out)
+        refuse_existing(options.out, options.overwrite)
+    if options.grid is not None and not options.overwrite:
+        refuse_foreign_picture(options.grid, "--grid")
+    if options.grid is not None and (options.grid.suffix.lower() != ".png" or options.grid.is_dir()):
+        raise InputError(f"--grid: {options.grid} is not the name of a picture, such as grid.png")
+    if options.grid_classes is not None and options.grid is None:
+        raise InputError("--grid-classes: is of a picture; give --grid FILE.png, too")
+    if options.brief and (options.probs or options.top > 1):
+        raise InputError("--brief gives names only; leave it out, or --probs and --top")
+
+
+def with_root(sources: Sources, predictor: Predictor) -> Sources:
+    """Return the sources with the folder that a list's paths are relative to, if the sources do not give it."""
+    if sources.root is not None or sources.list_path is None or sources.from_stdin:
+        return sources
+    listed = iterate_photos(Sources(list_path=sources.list_path, split=sources.split))
+    root = root_of_list(sources.list_path, listed, predictor.about["config"])
+    if root is not None:
+        log.info("--root: %s, the data root of the run", root)
+    return replace(sources, root=root)
+
+
+def create_truths(predictor: Predictor, options: argparse.Namespace) -> TrueClasses:
+    """Return the true classes of the heads that the list has a column of, or of all heads if folders name them."""
+    columns = (columns_of(options.listed) or []) if options.listed else []
+    heads = [head for head in predictor.class_ids if options.true_from_folders or head in columns]
+    data = predictor.about.get("config", {}).get("data", {})
+    against_rest = data.get("one_against_rest") is not None
+    rest = {head: 1 for head in heads if against_rest and predictor.class_ids[head][1:] in (["rest"], ["not rest"])}
+    return TrueClasses(
+        predictor.class_ids, predictor.classes, predictor.parents, heads, options.true_from_folders, rest
+    )
+
+
+def create_seen_photos(
+    options: argparse.Namespace, root: Path | None, predictor: Predictor, truths: TrueClasses
+) -> SeenPhotos:
+    """Return what recognises the runs' own photos; only with a list or true classes, as others are hardly theirs."""
+    runs = [Path(run) for run in (options.run, *options.ensemble) if truths.heads or options.listed]
+    given = [Path(path) for path in options.photos if Path(path).is_dir()]
+    roots = [*given, *([root] if root else [])]
+    for model in predictor.models:
+        roots += data_roots(model.about["config"])
+    return SeenPhotos([run if run.is_dir() else run.parent for run in runs], roots)
+
+
+def create_sample(options: argparse.Namespace, predictor: Predictor) -> "ReservoirSample | ClassSample":
+    """Return the sample of rows that --grid draws."""
+    if options.grid_classes is None:
+        return ReservoirSample(options.grid_photos or 24)
+    if not predictor.class_ids:
+        raise InputError("--grid-classes: no head of this model has classes; leave it out")
+    return ClassSample(options.grid_classes, options.grid_photos or 5, list(predictor.class_ids)[-1])
+
+
+def choose_boxes(predictor: Predictor, listed: Path | None) -> bool:
+    """Return whether the list's boxes are used: if the model was trained on boxes."""
+    boxes = listed is not None and has_boxes(listed)
+    if predictor.crop_to_box and not boxes:
+        log.warning(
+            "the model was trained on the boxes of its photos and now looks at whole photos, which it may know less "
+            "well; a table given with --list may have them in its columns left, top, right, bottom"
+        )
+    elif boxes and not predictor.crop_to_box:
+        log.info("the list's boxes are not looked at, as the model was trained on whole photos")
+    return bool(predictor.crop_to_box) and boxes
+
+
+def begin_output(options: argparse.Namespace, predictor: Predictor, layout: Layout, reading: dict) -> Output:
+    """Open the output, with all settings that determine its rows. reading: "--root", or None, and "boxes"."""
+    columns = layout.columns(predictor.class_ids, predictor.labels)
+    classes = {head: {"ids": ids, "names": predictor.classes[head]} for head, ids in predictor.class_ids.items()}
+    settings = model_settings(predictor.models)
+    settings |= {f"--{name}": getattr(options, name) for name in ("tta", "top", "brief", "probs")}
+    settings["--batch-size"] = options.batch_size  # a photo's last digits depend on the others in its batch
+    settings["--root"] = os.path.abspath(reading["--root"] or ".")  # noqa: PTH100  as it is, links and all
+    settings |= {"boxes": reading["boxes"], "columns": list(columns)}
+    return open_output(options.out, columns, classes, settings, options.overwrite, options.batch_size)
+
+
+def model_settings(models) -> dict:
+    """Return what of the models determines the rows of an unfinished output; label descriptions as a hash."""
+    settings = {"weights": [model.about["sha256"] for model in models]}
+    for number, model in enumerate(models, 1):
+        of = f" of model {number}" if len(models) > 1 else ""
+        labels = json.dumps(model.about["labels"], sort_keys=True).encode()
+        settings |= {f"decoding{of}": model.about["decoding"], f"labels{of}": hashlib.sha256(labels).hexdigest()[:16]}
+        settings |= {f"temperature of {head}{of}": value for head, value in model.temperature.items()}
+        settings |= {f"preprocessing {name}{of}": value for name, value in model.preprocessing.as_dict().items()}
+    return settings
+
+
+def progress_bar(
+    options: argparse.Namespace, sources: Sources, done: int
+) -> AbstractContextManager[Callable[[int], None]]:
+    """Return the progress: a bar on a terminal that does not also show the rows."""
+    rows_on_screen = options.out is None and sys.stdout.isatty()
+    bar = sys.stderr.isatty() and not options.no_progress and not rows_on_screen
+    return show_progress(count_photos(sources, COUNT_SECONDS) if bar else None, done, bar)
+
+
+def skip_done(photos: Iterator[Photo], output: Output, truths: TrueClasses, on_row: OnRow) -> int:
+    """Consume the photos that the unfinished output already has, and return their number.
+
+    Raises InputError if its rows belong to other photos.
+    """
+    done = 0
+    for row in output.rows():
+        photo = next(photos, None)
+        if photo is None or photo.path != row["path"]:
+            now = "there are no more photos" if photo is None else f"now it is {photo.path}"
+            raise InputError(
+                f"the unfinished output has {row['path']} as photo {done + 1:,}, and {now}; give the same photos in "
+                "the same order, or another --out"
+            )
+        on_row(photo, truths.codes(photo), row)
+        done += 1
+    return done
+
+
+def predict_photos(
+    predictor: Predictor, photos: Iterator[Photo], output: Output, layout: Layout, truths: TrueClasses, on_row: OnRow,
+    advance: Callable[[int], None], **reading,
+) -> None:  # fmt: skip
+    """Write one row per photo, in order.
+
+    advance: called with the number of photos of each batch. reading: keyword arguments of predict_items.
+    """
+    waiting: deque[Photo] = deque()  # requested ahead by the workers
+
+    def items():
+        for photo in photos:
+            waiting.append(photo)
+            yield photo.file, photo.box
+
+    for batch in predict_items(predictor, items(), **reading):
+        taken = [waiting.popleft() for _ in batch.items]
+        known = [truths.codes(photo) for photo in taken]
+        rows = rows_of(predictor, layout, taken, known, batch.logits, batch.reasons)
+        output.write(rows)
+        for photo, truth, row in zip(taken, known, rows, strict=True):
+            on_row(photo, truth, row)
+        advance(len(rows))
 
 
 class Tally:
@@ -126,52 +350,3 @@ class ClassSample:
         keys = sorted(self.of_class)
         drawn = random.Random(self.seed).sample(keys, min(self.num_classes, len(keys)))
         return [self.of_class[key].chosen() for key in sorted(drawn)]
-
-
-# Send photos through the network to the output, batch by batch.
-
-OnRow = Callable[[Photo, Truth, dict], None]  # called with each photo, its true classes and its row
-
-
-def skip_done(photos: Iterator[Photo], output: Output, truths: TrueClasses, on_row: OnRow) -> int:
-    """Consume the photos that the unfinished output already has, and return their number.
-
-    Raises InputError if its rows belong to other photos.
-    """
-    done = 0
-    for row in output.rows():
-        photo = next(photos, None)
-        if photo is None or photo.path != row["path"]:
-            now = "there are no more photos" if photo is None else f"now it is {photo.path}"
-            raise InputError(
-                f"the unfinished output has {row['path']} as photo {done + 1:,}, and {now}; give the same photos in "
-                "the same order, or another --out"
-            )
-        on_row(photo, truths.codes(photo), row)
-        done += 1
-    return done
-
-
-def predict_photos(
-    predictor: Predictor, photos: Iterator[Photo], output: Output, layout: Layout, truths: TrueClasses, on_row: OnRow,
-    advance: Callable[[int], None], **reading,
-) -> None:  # fmt: skip
-    """Write one row per photo, in order.
-
-    advance: called with the number of photos of each batch. reading: keyword arguments of predict_items.
-    """
-    waiting: deque[Photo] = deque()  # requested ahead by the workers
-
-    def items():
-        for photo in photos:
-            waiting.append(photo)
-            yield photo.file, photo.box
-
-    for batch in predict_items(predictor, items(), **reading):
-        taken = [waiting.popleft() for _ in batch.items]
-        known = [truths.codes(photo) for photo in taken]
-        rows = rows_of(predictor, layout, taken, known, batch.logits, batch.reasons)
-        output.write(rows)
-        for photo, truth, row in zip(taken, known, rows, strict=True):
-            on_row(photo, truth, row)
-        advance(len(rows))

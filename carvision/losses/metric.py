@@ -1,12 +1,12 @@
-"""Metric-learning losses: photos of one class are to lie near each other, those of other classes far away.
+"""Metric-learning losses, which draw photos of one class together and push those of different classes apart.
 
-Pure functions of what a batch gives, each a scalar. Where a loss compares the photos of a batch with each other, the
-batch should hold several of each class (data.sampler=per_class). Every photo and every pair of photos has its place,
-with a weight of 0 where it does not count, instead of lists of those that do, whose lengths a device would have to
-tell at each step. So a step waits for nothing, and XLA compiles it once.
+Pure functions of a batch, each returning a scalar. Where a loss compares the photos of a batch with each other, the
+batch should hold several of each class (data.sampler=per_class). Every photo and every pair of photos is computed, with
+a weight of 0 where it does not count: lists of those that count would have lengths that the host must read from the
+device at each step. So no step waits for the device, and XLA compiles it once.
 
     embeddings   float32 (B, D)
-    cosines      float32 (B, C), of the embeddings and the class weights, see models.embedding.Proxies
+    cosines      float32 (B, C), of the embeddings and the class weights, see models.parts.Proxies
     targets      int64 (B,), classes; UNKNOWN ones must not count
     counts       bool (B,), whether a photo counts
 """
@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize, relu
 
-# Those that take cosines in place of embeddings, and so need class weights in the model
+# Losses that take cosines instead of embeddings, and so need class weights in the model
 WITH_PROXIES = ("arcface", "proxy_anchor")
 
 
 def create_metric_loss(name: str, **values) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """(embeddings, or cosines for WITH_PROXIES; targets; counts) -> scalar, by name and keys of conf/metric_loss."""
+    """Return the loss (embeddings, or cosines for WITH_PROXIES; targets; counts) -> scalar, by the name and keys of
+    conf/metric_loss."""
     losses = {
         "triplet": triplet,
         "coupled_clusters": coupled_clusters,
@@ -43,13 +44,13 @@ def triplet(
     mining: str = "semi_hard",
     unit_length: bool = True,
 ) -> Tensor:
-    """Mean of max(0, d(anchor, positive) - d(anchor, negative) + margin), d the Euclidean distance.
+    """Return the mean of max(0, d(anchor, positive) - d(anchor, negative) + margin), d the Euclidean distance.
 
     mining "batch_hard": for each anchor its farthest positive and its nearest negative (Hermans et al. 2017, "In
     defense of the triplet loss", equation 5). "semi_hard": for each anchor and each of its positives the nearest
     negative that is farther than the positive, or else the farthest negative of all (Schroff et al. 2015, FaceNet,
     section 3.2). Anchors without a positive, or without a negative, in the batch do not count; 0 if none does.
-    unit_length: of embeddings, which are normalised for it. Takes memory for B^3 numbers with "semi_hard".
+    unit_length: normalise the embeddings first. "semi_hard" takes memory for B^3 numbers.
     """
     distances = _distances(normalize(embeddings, dim=1) if unit_length else embeddings)
     same, other = _pairs(targets, counts)
@@ -61,21 +62,21 @@ def triplet(
         farther = other[:, None, :] & (distances[:, None, :] > distances[:, :, None])  # anchor, positive, negative
         nearest = distances[:, None, :].masked_fill(~farther, math.inf).amin(dim=2)
         farthest = distances.masked_fill(~other, -math.inf).amax(dim=1, keepdim=True)
-        negative = torch.where(farther.any(dim=2), nearest, farthest)  # not by isinf: XLA makes infinity a number
+        negative = torch.where(farther.any(dim=2), nearest, farthest)  # not by isinf: XLA makes inf finite
         positive, used = distances, same & other.any(dim=1, keepdim=True)
-    gap = torch.where(used, positive, 0.0) - torch.where(used, negative, 0.0)  # no infinity, whose slope is no number
+    gap = torch.where(used, positive, 0.0) - torch.where(used, negative, 0.0)  # no inf, whose slope is NaN
     return _mean(relu(gap + margin), used)
 
 
 def coupled_clusters(
     embeddings: Tensor, targets: Tensor, counts: Tensor, margin: float = 0.2, unit_length: bool = True
 ) -> Tensor:
-    """Mean over photos of max(0, |x - c|^2 + margin - |n - c|^2) / 2, where c is the centre of the batch's photos of
-    x's class and n the photo of another class that is nearest to c.
+    """Return the mean over photos x of max(0, |x - c|^2 + margin - |n - c|^2) / 2, where c is the centre of the batch's
+    photos of x's class and n the photo of another class that is nearest to c.
 
     Liu et al. 2016, "Deep Relative Distance Learning", equation 7; each class of the batch in turn is the positive set
     and all other photos the negative one. Photos whose class has no other photo in the batch do not count. Gradients
-    pass through the centre, too, which the paper takes as fixed.
+    also pass through the centre, which the paper takes as fixed.
     """
     x = normalize(embeddings, dim=1) if unit_length else embeddings
     same, other = _pairs(targets, counts)
@@ -89,8 +90,8 @@ def coupled_clusters(
 
 
 def supervised_contrastive(embeddings: Tensor, targets: Tensor, counts: Tensor, temperature: float = 0.1) -> Tensor:
-    """Mean over anchors of -log(exp(s_p / t) / sum over all others of exp(s_a / t)), itself the mean over the anchor's
-    positives p; s are cosines. Khosla et al. 2020, "Supervised contrastive learning", equation 2 (L_out).
+    """Return the mean over anchors, and over each anchor's positives p, of -log(exp(s_p / t) / sum over all others a of
+    exp(s_a / t)); s are cosines. Khosla et al. 2020, "Supervised contrastive learning", equation 2 (L_out).
 
     Anchors without a positive in the batch do not count.
     """
@@ -98,22 +99,22 @@ def supervised_contrastive(embeddings: Tensor, targets: Tensor, counts: Tensor, 
     same, other = _pairs(targets, counts)
     scores = (x @ x.T / temperature).masked_fill(~(same | other), -math.inf)
     used = same.any(dim=1)
-    # All others are left out of a photo that does not count, and the sum over none has no slope
+    # A photo that does not count has no others, and logsumexp over nothing has no slope
     scores = torch.where(used[:, None], scores, 0.0)
     log_shares = torch.where(same, scores - scores.logsumexp(dim=1, keepdim=True), 0.0)
     return _mean(-log_shares.sum(dim=1) / same.sum(dim=1).clamp(min=1), used)
 
 
 def arcface(cosines: Tensor, targets: Tensor, counts: Tensor, margin: float = 0.5, scale: float = 64.0) -> Tensor:
-    """Cross-entropy of scale * cosines, where the angle to the photo's own class counts as `margin` radians wider.
+    """Return the cross-entropy of scale * cosines, with `margin` radians added to the angle to the photo's own class.
 
     Deng et al. 2019, "ArcFace", equation 3; with several weights for each class (the nearest counts) sub-centre
-    ArcFace, Deng et al. 2020. Where the wider angle would pass pi, cos(angle) - margin * sin(margin) takes its place,
+    ArcFace, Deng et al. 2020. Where the wider angle would exceed pi, cos(angle) - margin * sin(margin) is used instead,
     as in the authors' code, so that the loss still grows with the angle.
     """
     targets = targets.clamp(min=0)
     own = cosines.gather(1, targets[:, None])
-    # Off 1 and -1, where the slope of acos is infinite
+    # The slope of acos is infinite at 1 and -1
     angle = own.clamp(-1 + 1e-7, 1 - 1e-7).acos()
     widened = torch.where(angle <= math.pi - margin, (angle + margin).cos(), own - margin * math.sin(margin))
     logits = scale * cosines.scatter(1, targets[:, None], widened)
@@ -121,9 +122,10 @@ def arcface(cosines: Tensor, targets: Tensor, counts: Tensor, margin: float = 0.
 
 
 def proxy_anchor(cosines: Tensor, targets: Tensor, counts: Tensor, margin: float = 0.1, alpha: float = 32.0) -> Tensor:
-    """Of each class weight as the anchor: log(1 + sum over its photos of exp(-alpha (s - margin))), mean over the
-    classes of the batch, and log(1 + sum over all other photos of exp(alpha (s + margin))), mean over all classes.
+    """Return the sum of two means, with each class weight as an anchor, s the cosines:
 
+    of log(1 + sum over its photos of exp(-alpha (s - margin))) over the classes of the batch, and of
+    log(1 + sum over all other photos of exp(alpha (s + margin))) over all classes.
     Kim et al. 2020, "Proxy anchor loss", equation 4.
     """
     own = targets[:, None] == torch.arange(cosines.shape[1], device=cosines.device)
@@ -134,13 +136,13 @@ def proxy_anchor(cosines: Tensor, targets: Tensor, counts: Tensor, margin: float
 
 
 def _log_of_one_and_sum(values: Tensor, used: Tensor) -> Tensor:
-    """(B, C) -> (C,): log(1 + sum of exp(values) where used)."""
+    """Return log(1 + sum of exp(values) where used): (B, C) -> (C,)."""
     zeros = values.new_zeros(1, values.shape[1])
     return torch.cat([zeros, values.masked_fill(~used, -math.inf)]).logsumexp(dim=0)
 
 
 def _pairs(targets: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """bool (B, B), (B, B): pairs of two photos of the same class, and of different classes, that both count."""
+    """Return the pairs of two photos that count, of the same class and of different classes: bool (B, B), (B, B)."""
     both = counts[:, None] & counts[None, :]
     equal = targets[:, None] == targets[None, :]
     itself = torch.eye(len(targets), dtype=torch.bool, device=targets.device)
@@ -148,16 +150,16 @@ def _pairs(targets: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """(A, D), (B, D) -> (A, B)."""
+    """Return |x_i - y_j|^2: (A, D), (B, D) -> (A, B)."""
     products = x @ y.T
     return (x.square().sum(dim=1)[:, None] + y.square().sum(dim=1)[None, :] - 2 * products).clamp(min=0)
 
 
 def _distances(x: Tensor) -> Tensor:
-    """(B, B). Equal embeddings have a distance of 1e-6, as the slope of the root at 0 is infinite."""
+    """Return |x_i - x_j|, (B, B), at least 1e-6, as the slope of the square root is infinite at 0."""
     return _squared_distances(x, x).clamp(min=1e-12).sqrt()
 
 
 def _mean(losses: Tensor, used: Tensor) -> Tensor:
-    """Scalar: the mean of those that are used, 0 if none is."""
+    """Return the mean of the losses that are used, a scalar, 0 if none is."""
     return torch.where(used, losses, 0.0).sum() / used.sum().clamp(min=1)

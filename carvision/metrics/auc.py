@@ -1,4 +1,4 @@
-"""Area under the ROC curve from histograms of the scores, without keeping a score of any photo."""
+"""Area under the ROC curve from histograms of the scores, without keeping the score of any photo."""
 
 import math
 
@@ -8,23 +8,23 @@ from torch import Tensor
 from torchmetrics import Metric
 
 NUM_BINS = 512
-CENTRE = 0.01  # bins are finest within so much of an even guess; further out, 4 % of the distance from it
+CENTRE = 0.01  # bins are finest this near to an even guess; further out, their width is 4 % of the distance from it
 REACH = math.log1p(100 / CENTRE)
 KERAS_THRESHOLDS = 200
 AREAS = ("auc", "auc_micro", "auc_keras")
 
 
 class ScoreHistograms(Metric):
-    """Of a head with classes: for each class, how often each score occurs among its photos and among all photos.
+    """Histograms of a head with classes: for each class, the scores of its photos and of all photos.
 
-    Scores are log p / (1 - p) of the softmax probability p, minus its value 1 / C of an even guess. Bins are finest
-    there and grow with the distance, so that they fit confident networks and those that have hardly learned. Two
-    photos in one bin count as a tie, so an AUC is wrong by at most half the share of pairs (a photo of the class, one
-    of another) that lie in one bin. That is below 0.01, and as the errors of bins and classes cancel, auc and auc_micro
-    are within 0.0005 in the tests, with 2 to 1,716 classes; that of one class with few photos can be off by 0.01.
+    Scores are log p / (1 - p) of the softmax probability p. Bins are finest at the score of an even guess, p = 1 / C,
+    and grow with the distance, so that they suit confident networks and those that have hardly learned. Two photos in
+    one bin count as a tie, so an AUC is wrong by at most half the share of pairs (a photo of the class, one of another)
+    that lie in one bin. That is below 0.01, and as the errors of bins and classes cancel, auc and auc_micro are within
+    0.0005 in the tests, with 2 to 1,716 classes; the AUC of one class with few photos can be off by 0.01.
 
-    7 MB at 1,716 classes, and as much in torchmetrics' defaults, however many photos there are. A batch takes
-    2.5 ms of a processor core at 64 photos and 1,716 classes, 0.15 ms at 16 and 12.
+    7 MB at 1,716 classes, and as much in torchmetrics' defaults, for any number of photos. A batch takes 2.5 ms
+    of a processor core with 64 photos and 1,716 classes, 0.15 ms with 16 and 12.
     """
 
     full_state_update = False
@@ -39,30 +39,30 @@ class ScoreHistograms(Metric):
             self.add_state(name, zeros, dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, targets: Tensor, weights: Tensor) -> None:
-        """logits (B, C); targets int64 (B,); weights (B,): a photo with weight 0 does not count."""
-        bins = self._place(log_odds(logits)).nan_to_num().clamp(0, NUM_BINS - 1).int()
+        """Count a batch: logits (B, C); targets int64 (B,); weights (B,), 0 for photos that do not count."""
+        bins = self._bin_positions(log_odds(logits)).nan_to_num().clamp(0, NUM_BINS - 1).int()
         bins += torch.arange(self.num_classes, dtype=torch.int32, device=bins.device) * NUM_BINS
         counted = (weights > 0).int()
         self.photos.index_add_(0, bins.reshape(-1), counted[:, None].expand_as(bins).reshape(-1))
         self.positives.index_add_(0, bins.gather(1, targets.clamp(min=0)[:, None])[:, 0], counted)
 
-    def _place(self, score: Tensor) -> Tensor:
-        """log p / (1 - p) -> where it lies among the bins: bin 3 is from 3 to 4."""
+    def _bin_positions(self, score: Tensor) -> Tensor:
+        """Map log p / (1 - p) to its position among the bins: bin 3 extends from 3 to 4."""
         even = -math.log(max(self.num_classes - 1, 1))
         distance = score - even
-        # Not copysign, which torch-xla does on the CPU
+        # Not copysign, for which torch-xla falls back on the CPU
         signed_log = torch.sign(distance) * torch.log1p(distance.abs() / CENTRE)
         return (signed_log + REACH) * (NUM_BINS / (2 * REACH))
 
     def compute(self) -> dict[str, float]:
-        """Empty if no class has both photos of its own and of others.
+        """Return "auc", "auc_micro" and "auc_keras"; {} if no class has both photos of its own and of others.
 
-        auc: mean over the classes that have both, each against the rest. auc_micro: of all pairs of a photo and a class
-        together. auc_keras: auc_micro as Keras' AUC() estimates it from 200 probabilities in equal steps; what lies
-        below 1/199 is one tie to it, so that it is far below auc_micro where there are many classes.
+        auc: mean over the classes that have both, each against the rest. auc_micro: over all pairs of a photo and a
+        class. auc_keras: auc_micro as Keras' AUC() estimates it from 200 probabilities in equal steps; it treats all
+        below 1/199 as one tie, so it is far below auc_micro with many classes.
         """
         positives, photos = (state.cpu().view(self.num_classes, NUM_BINS) for state in (self.positives, self.photos))
-        parts = zip(positives.split(64), photos.split(64), strict=True)  # at once they would take much memory
+        parts = zip(positives.split(64), photos.split(64), strict=True)  # all at once would take much memory
         areas = torch.cat([area_under_curve(some.double(), (every - some).double()) for some, every in parts])
         areas = areas[~areas.isnan()]
         if len(areas) == 0:
@@ -75,29 +75,29 @@ class ScoreHistograms(Metric):
         }
 
     def _as_keras(self, positives: np.ndarray, negatives: np.ndarray) -> float:
-        """The trapezoids between the thresholds i / 199; counts within a bin are taken as spread evenly."""
+        """Return the area of the trapezoids between thresholds i / 199, with counts spread evenly within a bin."""
         thresholds = torch.arange(1, KERAS_THRESHOLDS - 1, dtype=torch.float64) / (KERAS_THRESHOLDS - 1)
-        places = self._place(thresholds.logit()).numpy()
+        positions = self._bin_positions(thresholds.logit()).numpy()
         above = []
         for counts in (positives, negatives):
-            below = np.interp(places, np.arange(NUM_BINS + 1), np.concatenate([[0], counts.cumsum()]))
-            above.append(np.concatenate([[1], 1 - below / counts.sum(), [0]]))  # nothing, and all, is below its ends
+            below = np.interp(positions, np.arange(NUM_BINS + 1), np.concatenate([[0], counts.cumsum()]))
+            above.append(np.concatenate([[1], 1 - below / counts.sum(), [0]]))  # the ends: all above, and none
         return float(-np.trapezoid(above[0], above[1]))
 
 
 def log_odds(logits: Tensor) -> Tensor:
-    """float32 (B, C): log p / (1 - p) of each class' softmax probability p, exact also where p is almost 1."""
+    """Return log p / (1 - p) of each class' softmax probability p, float32 (B, C); exact also where p is almost 1."""
     largest, likeliest = logits.float().max(dim=1, keepdim=True)
     shares = (logits.float() - largest).exp()
-    rest = shares.sum(dim=1, keepdim=True) - shares  # at least 1, but for the likeliest class, where it would cancel
+    rest = shares.sum(dim=1, keepdim=True) - shares  # at least 1, except for the likeliest class, where it would cancel
     rest.scatter_(1, likeliest, shares.scatter(1, likeliest, 0).sum(dim=1, keepdim=True))
     return logits.float() - largest - rest.clamp(min=torch.finfo(torch.float32).tiny).log()
 
 
 def area_under_curve(positives: Tensor, negatives: Tensor) -> Tensor:
-    """(...): the share of pairs (a positive, a negative) where the positive scores higher; ties count one half.
+    """Return the share of pairs (a positive, a negative) where the positive scores higher; ties count one half.
 
-    positives, negatives (..., bins): counts by rising score. NaN where there are none of one kind.
+    positives, negatives (..., bins): counts by rising score. Returns (...), NaN where there are none of one kind.
     """
     below = negatives.cumsum(-1) - negatives / 2
     return (positives * below).sum(-1) / (positives.sum(-1) * negatives.sum(-1))

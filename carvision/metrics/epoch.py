@@ -1,4 +1,4 @@
-"""All heads of a split together."""
+"""Metrics of a split over an epoch, of all heads together."""
 
 from collections.abc import Mapping, Sequence
 from typing import cast
@@ -9,14 +9,14 @@ from torchmetrics import Metric
 
 from carvision.data.table import UNKNOWN, LabelDescription
 from carvision.metrics.auc import AREAS, ScoreHistograms
-from carvision.metrics.heads import TOP, HeadMetrics, NumberMetrics, figures_at50, figures_of
+from carvision.metrics.heads import TOP, HeadMetrics, NumberMetrics, metrics_at50, metrics_from_counts
 from carvision.metrics.neighbours import Embedded, NeighbourMetrics
 from carvision.models.decoding import RULES, decode
 
 
 class JointMetrics(Metric):
-    """Of all heads with classes together, under each decoding rule: each head's top-1, joint top-1 (all right), and how
-    often children and their parents agree."""
+    """Counts of all heads with classes under each decoding rule: right predictions of each head, of all heads at once,
+    and photos where children and their parents agree."""
 
     full_state_update = False
     count: Tensor
@@ -27,7 +27,7 @@ class JointMetrics(Metric):
     def __init__(self, rules: tuple[str, ...], heads: list[str], has_parents: bool):
         super().__init__()
         self.rules, self.heads, self.has_parents = rules, heads, has_parents
-        size = len(heads) + 1  # the last place is for all heads together
+        size = len(heads) + 1  # the last counts all heads at once
         for name, shape in {
             "count": (size,),
             "right": (len(rules), size),
@@ -39,13 +39,14 @@ class JointMetrics(Metric):
     def update(
         self, predicted: list[dict[str, Tensor]], targets: dict[str, Tensor], agree: list[Tensor], valid: Tensor
     ) -> None:
-        """predicted, agree: of each rule {head: int64 (B,)} and bool (B,). targets {head: int64 (B,)}; valid bool (B,).
+        """Count a batch. targets: {head: int64 (B,)}; valid: bool (B,), false for unreadable photos.
 
-        Joint top-1 counts the photos of which all classes are known.
+        predicted, agree: for each rule {head: int64 (B,)}, and bool (B,) whether children fit their parents. Joint
+        top-1 counts the photos whose classes are all known.
         """
         true = torch.stack([targets[name] for name in self.heads])
         known = (true != UNKNOWN) & valid
-        guesses = torch.stack([of_rule[name] for of_rule in predicted for name in self.heads])
+        guesses = torch.stack([guess[name] for guess in predicted for name in self.heads])
         right = (guesses.view(len(self.rules), *true.shape) == true) & known
         self.count.add_(with_all(known).sum(dim=-1))
         self.right.add_(with_all(right).sum(dim=-1))
@@ -53,24 +54,26 @@ class JointMetrics(Metric):
         self.agreeing.add_((torch.stack(agree) & valid).sum(dim=1))
 
     def compute(self) -> dict[str, dict[str, float]]:
-        """{rule: figures}"""
-        count, seen, figures = self.count.cpu(), self.seen.cpu(), {}
+        """Return {rule: {"<head>/top1", "joint/top1", "joint/consistent"}}, without those over no photo."""
+        count, seen, metrics = self.count.cpu(), self.seen.cpu(), {}
         for rule, right, agreeing in zip(self.rules, self.right.cpu(), self.agreeing.cpu(), strict=True):
             pairs = zip([*self.heads, "joint"], right, count, strict=True)
-            figures[rule] = {f"{name}/top1": float(part / whole) for name, part, whole in pairs if whole > 0}
+            metrics[rule] = {f"{name}/top1": float(part / whole) for name, part, whole in pairs if whole > 0}
             if self.has_parents and seen > 0:
-                figures[rule]["joint/consistent"] = float(agreeing / seen)
-        return figures
+                metrics[rule]["joint/consistent"] = float(agreeing / seen)
+        return metrics
 
 
 def with_all(heads: Tensor) -> Tensor:
-    """bool (..., H, B) -> (..., H + 1, B): the last is where all heads are."""
+    """Append whether all heads are true: bool (..., H, B) -> (..., H + 1, B)."""
     return torch.cat([heads, heads.all(dim=-2, keepdim=True)], dim=-2)
 
 
 class MeanOverPhotos(Metric):
-    """The mean over photos of what is itself a mean over a batch, of which the last may have fewer: of the penalties,
-    those on activities are, and of a metric loss."""
+    """Mean over photos of a value that is a mean over a batch, such as a metric loss or a penalty on activities.
+
+    The last batch may have fewer photos.
+    """
 
     full_state_update = False
     total: Tensor
@@ -82,21 +85,23 @@ class MeanOverPhotos(Metric):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, value: Tensor, num_photos: Tensor) -> None:
-        """Two scalars."""
+        """Count a batch's mean and its number of photos, two scalars."""
         self.total.add_(value * num_photos)
         self.photos.add_(num_photos)
 
     def compute(self) -> float | None:
-        """None where no photo counted."""
+        """Return the mean; None if no photo counted."""
         return float(self.total.cpu() / self.photos.cpu()) if self.photos else None
 
 
 class EpochMetrics(nn.Module):
-    """All figures of one split over an epoch.
+    """All metrics of one split over an epoch.
 
-    outputs: {head: number of classes, or None for a number}. rule: how make and model are decoded.
-    compare_rules: also count what every other rule would have given. with_auc: also the areas under the ROC curve.
-    metric_weight: of a metric loss in the sum; None: there is none. with_neighbours: also Recall@1 and MAP@R.
+    outputs: {head: number of classes, or None for a number}. head_weights: {head: weight in the sum of the losses}.
+    parents: {child: (parent, codes)} as in models.decoding. rule: how make and model are decoded.
+    compare_rules: also count every other rule's predictions. with_auc: also the areas under the ROC curve.
+    metric_weight: of a metric loss in the sum of the losses; None: there is none. with_neighbours: also Recall@1 and
+    MAP@R of the embeddings.
     """
 
     def __init__(
@@ -113,7 +118,7 @@ class EpochMetrics(nn.Module):
         super().__init__()
         self.outputs, self.head_weights, self.rule = outputs, head_weights, rule
         heads = nn.ModuleList(HeadMetrics(n) if n else NumberMetrics() for n in outputs.values())
-        self.heads = cast(Sequence[Metric], heads)  # which the list, a module itself, does not tell
+        self.heads = cast(Sequence[Metric], heads)  # a ModuleList does not know the type of its items
         classes = {name: n for name, n in outputs.items() if n}
         rules = RULES if compare_rules and parents else (rule,)
         self.rules = rules if classes else ()
@@ -139,10 +144,10 @@ class EpochMetrics(nn.Module):
         num_photos: Tensor | None = None,
         embedded: Embedded | None = None,
     ) -> None:
-        """losses, weights {head: (B,)}: of each photo, weight 0 where the label isn't known or the photo is bad.
+        """Count a batch: logits {head: (B, C)}; targets, losses, weights {head: (B,)}; valid bool (B,); penalty scalar.
 
-        num_photos: scalar, for how many photos the penalty counts; None: those that are valid. embedded: where there
-        is a metric loss.
+        A photo's weight is 0 where the label is unknown or the photo unreadable. num_photos: scalar, the number of
+        photos that the penalty is over; None: of the valid ones. embedded: required with a metric loss.
         """
         class_logits = {name: logits[name] for name, n in self.outputs.items() if n}
         parents = {child: (parent, self.get_buffer(f"codes_{i}")) for i, (child, parent) in enumerate(self.links)}
@@ -168,34 +173,34 @@ class EpochMetrics(nn.Module):
             self.neighbours.update(embedded)
 
     def compute(self) -> dict[str, float]:
-        """{"loss", "loss_total", "make/top1", ..., "joint/top1", "joint/consistent", "embedding/map_at_r"}.
+        """Return {"loss", "loss_total", "make/top1", ..., "joint/top1", "joint/consistent", "embedding/map_at_r"}.
 
-        A metric over no photo is undefined, and left out: those of a head of which no photo's class is known, and the
-        losses where no photo counted at all. The loss is the sum over the heads that have one.
+        A metric over no photo is undefined and omitted: those of a head whose label is known of no photo, and the
+        losses if no photo counted at all. The loss is the sum over the heads that have one.
         """
-        figures, losses = {}, []
+        metrics, losses = {}, []
         for name, head in zip(self.outputs, self.heads, strict=True):
             values = head.compute()
             losses += [self.head_weights[name] * values["loss"]] if values else []
-            figures |= {f"{name}/{figure}": value for figure, value in values.items()}
+            metrics |= {f"{name}/{metric}": value for metric, value in values.items()}
         classes = [name for name, n in self.outputs.items() if n]
         for name, scores in zip(classes, self.scores, strict=False):
-            figures |= {f"{name}/{figure}": value for figure, value in scores.compute().items()}
+            metrics |= {f"{name}/{metric}": value for metric, value in scores.compute().items()}
         for rule, values in self.compute_rules().items():
             if rule == self.rule:
-                figures |= {name: value for name, value in values.items() if name.startswith("joint/")}
-        of_embeddings = self.metric_loss.compute() if self.metric_loss is not None else None
-        if of_embeddings is not None and self.metric_weight is not None:
-            figures["embedding/loss"] = of_embeddings
-            losses.append(self.metric_weight * of_embeddings)
+                metrics |= {name: value for name, value in values.items() if name.startswith("joint/")}
+        metric_loss = self.metric_loss.compute() if self.metric_loss is not None else None
+        if metric_loss is not None and self.metric_weight is not None:
+            metrics["embedding/loss"] = metric_loss
+            losses.append(self.metric_weight * metric_loss)
         if self.neighbours is not None:
-            figures |= {f"embedding/{figure}": value for figure, value in self.neighbours.compute().items()}
+            metrics |= {f"embedding/{metric}": value for metric, value in self.neighbours.compute().items()}
         if not losses:
-            return figures
-        return {"loss": sum(losses), "loss_total": sum(losses) + (self.penalty.compute() or 0.0), **figures}
+            return metrics
+        return {"loss": sum(losses), "loss_total": sum(losses) + (self.penalty.compute() or 0.0), **metrics}
 
     def compute_rules(self) -> dict[str, dict[str, float]]:
-        """{decoding rule: {"make/top1", "model/top1", "joint/top1", "joint/consistent"}}."""
+        """Return {decoding rule: {"make/top1", "model/top1", "joint/top1", "joint/consistent"}}."""
         return self.joint.compute() if self.joint is not None else {}
 
     def reset(self) -> None:
@@ -203,19 +208,20 @@ class EpochMetrics(nn.Module):
             metric.reset()
 
     def counters(self) -> list[dict[str, Tensor]]:
-        """All that was counted so far, in all processes together; for set_counters() of another start of a run."""
+        """Return all that was counted so far, over all processes; for set_counters() when a run is resumed."""
         counted = []
         for metric in self._all():
             with metric.sync_context():
-                state = cast(dict[str, Tensor], metric.metric_state)  # lists are of neighbours, which no step counts
+                # Lists of tensors belong to neighbours, which no training step counts
+                state = cast(dict[str, Tensor], metric.metric_state)
                 counted.append({name: value.clone() for name, value in state.items()})
         return counted
 
     def set_counters(self, counted: list[dict[str, Tensor]]) -> None:
-        """In one of several processes: each counts on from what it has.
+        """Continue from these counters. With several processes, call it in one of them.
 
-        Counters of a version that counted no scores in training lack them: the areas under the ROC curve of that epoch
-        are then of the photos that follow.
+        Versions that counted no scores in training left none: the areas under the ROC curve of that epoch are then over
+        the photos that follow.
         """
         metrics = self._all()
         if len(counted) == len(metrics) - len(self.scores):
@@ -223,30 +229,32 @@ class EpochMetrics(nn.Module):
         for metric, values in zip(metrics, counted, strict=True):
             for name, value in values.items():
                 setattr(metric, name, value.to(metric.device))
-            metric._update_count = 1  # else torchmetrics takes it for new, and warns
+            metric._update_count = 1  # else torchmetrics warns that it was never updated
 
     def _all(self) -> list[Metric]:
         optional = [metric for metric in (self.joint, self.metric_loss, self.neighbours) if metric is not None]
         return [*self.heads, *self.scores, *optional, self.penalty]
 
 
-def figure_names(
+def metric_names(
     labels: Mapping[str, LabelDescription], with_metric_loss: bool = False, with_auc: bool = False
 ) -> list[str]:
-    """The names of all figures that every epoch has for these labels (see LitClassifier).
+    """Return the names of all metrics that every epoch has for these labels, without the split's prefix.
 
     with_auc: also the areas under the ROC curve, which a split with a single class lacks.
     """
     one = torch.ones(2, dtype=torch.float64)
-    of_classes = ["loss", *figures_of(one, one, one), *(f"top{k}" for k in TOP), *figures_at50(one, one, one)]
-    of_classes += AREAS if with_auc else ()
+    class_metrics = ["loss", *metrics_from_counts(one, one, one), *(f"top{k}" for k in TOP)]
+    class_metrics += metrics_at50(one, one, one)
+    class_metrics += AREAS if with_auc else ()
     names = ["loss", "loss_total"]
     if any("ids" in described for described in labels.values()):
         names += ["joint/top1"]
     if any(described.get("parent") in labels for described in labels.values()):
         names += ["joint/consistent"]
     for label, described in labels.items():
-        names += [f"{label}/{figure}" for figure in (of_classes if "ids" in described else ("loss", "mae", "rmse"))]
+        metrics = class_metrics if "ids" in described else ("loss", "mae", "rmse")
+        names += [f"{label}/{metric}" for metric in metrics]
     if with_metric_loss:
-        names += [f"embedding/{figure}" for figure in ("loss", "recall_at_1", "map_at_r")]
+        names += [f"embedding/{metric}" for metric in ("loss", "recall_at_1", "map_at_r")]
     return names

@@ -2,8 +2,8 @@
 
 Most pairs are only computed approximately. Each block of queries is multiplied with a block of the gallery, in bfloat16
 on processors where that is twice as fast. The k-th largest of the maxima of chunks of columns is a lower bound of the
-k-th largest product, so whatever lies below it by more than the largest rounding error is none of the k nearest. What
-remains, little more than k pairs per query, is recomputed in float32, and the k best are kept.
+k-th largest product, so whatever lies below it by more than the largest rounding error is none of the k nearest. The
+rest, little more than k pairs per query, is recomputed in float32, and the k best are kept.
 """
 
 import logging
@@ -57,7 +57,7 @@ def nearest(
     norms = [checked_norms(array, name, distance) for array, name in ((queries, "query"), (gallery, "gallery"))]
     centre = np.zeros(gallery.shape[1], np.float32)
     if distance == "l2":  # centring leaves more of float32's digits for the differences
-        total = sum(part.sum(axis=0, dtype=np.float64) for part in _blocks(gallery))
+        total = sum((part.sum(axis=0, dtype=np.float64) for part in _blocks(gallery)), np.zeros(gallery.shape[1]))
         centre = (total / len(gallery)).astype(np.float32)
         norms = [_norms(array, centre) for array in (queries, gallery)]
     device = torch.device(device)
@@ -222,9 +222,12 @@ def _merge(rows: Side, columns: Side, first: int, best: Tensor, most: int | None
 
 def _merge_all(rows: Tensor, columns: Tensor, first: int, best: Tensor, step: int = 64) -> Tensor:
     """Merge as _merge does, for any number of pairs to recompute."""
-    side = _side(columns, torch.float32)
-    parts = zip(rows.split(step), best.split(step), strict=True)
-    return torch.cat([_merge(_side(part, torch.float32), side, first, known, None) for part, known in parts])
+    side, merged = _side(columns, torch.float32), []
+    for part, known in zip(rows.split(step), best.split(step), strict=True):
+        found = _merge(_side(part, torch.float32), side, first, known, None)
+        assert found is not None  # as there is no limit
+        merged.append(found)
+    return torch.cat(merged)
 
 
 def _largest_error(rows: Side, columns: Side) -> Tensor:

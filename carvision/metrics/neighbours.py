@@ -1,4 +1,10 @@
-"""Metrics of nearest neighbours: Recall@K, R-precision and MAP@R, of a finished search and over an epoch."""
+"""Metrics of nearest neighbours, of a finished search and over an epoch.
+
+Recall@K, R-precision and MAP@R are those of Musgrave et al. 2020, "A metric learning reality check". R of a query is
+the number of gallery photos of its class, excluding its own photo. Recall@K: whether one of the K nearest is of the
+class. R-precision: the fraction of the R nearest that is of the class. MAP@R: the sum of the precisions among the first
+i, over those i <= R where the i-th is of the class, divided by R.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -9,12 +15,6 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from carvision.metrics.exact_search import nearest
-
-# Retrieval metrics: Recall@K, R-precision, MAP@R (Musgrave et al. 2020, "A metric learning reality check").
-#
-# R of a query is the number of gallery photos of its class, excluding its own photo. Recall@K: whether one of the K
-# nearest is of the class. R-precision: the fraction of the R nearest that is of the class. MAP@R: the sum of the
-# precisions among the first i, over those i <= R where the i-th is of the class, divided by R.
 
 BLOCK = 1024  # queries whose neighbours are in memory at a time
 NEIGHBOURS = 4_000_000  # per block; with everything computed from them about 150 MB
@@ -38,14 +38,16 @@ def query_metrics(right: np.ndarray, relevant: np.ndarray, recall_at: Sequence[i
     ranks = np.arange(1, right.shape[1] + 1)
     hits = right & (ranks <= relevant[:, None])
     precisions = np.cumsum(hits, axis=1) / ranks
-    metrics = {f"recall_at_{k}": right[:, :k].any(axis=1).astype(np.float64) for k in recall_at}
-    metrics["r_precision"] = hits.sum(axis=1) / relevant
-    metrics["map_at_r"] = (precisions * hits).sum(axis=1) / relevant
+    metrics: dict[str, np.ndarray] = {f"recall_at_{k}": np.asarray(right[:, :k].any(axis=1), float) for k in recall_at}
+    metrics["r_precision"] = np.divide(hits.sum(axis=1), relevant)
+    metrics["map_at_r"] = np.divide((precisions * hits).sum(axis=1), relevant)
     return metrics
 
 
-def leave_one_out_metrics(embeddings: np.ndarray, codes: np.ndarray, recall_at: Sequence[int] = (1,)) -> dict:
-    """Return mean {"recall_at_<k>", "r_precision", "map_at_r"}, each photo searched among all others by cosine.
+def leave_one_out_metrics(
+    embeddings: np.ndarray, codes: np.ndarray, recall_at: Sequence[int] = (1,)
+) -> dict[str, float]:
+    """Return the means of query_metrics, each photo searched among all others by cosine.
 
     embeddings float32 (N, D), codes int (N,) from 0. {} if no class has two photos.
     """
@@ -62,7 +64,7 @@ def leave_one_out_metrics(embeddings: np.ndarray, codes: np.ndarray, recall_at: 
 
 
 def queries_per_block(k: int, num_classes: int = 1) -> int:
-    """Return how many queries to search at a time: bounds memory, yet prepares the gallery as rarely as possible."""
+    """Return how many queries to search at a time: few enough for memory, many enough to prepare the gallery rarely."""
     return max(16, min(8192, NEIGHBOURS // max(k, num_classes)))
 
 
@@ -77,11 +79,9 @@ def concatenate_blocks(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarr
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-# Figures of embeddings over an epoch: the metric loss, and whose neighbours are of the same class.
-
-
 class Embedded(NamedTuple):
-    """Of a batch: loss, a scalar; embeddings float (B, D); targets int64 (B,); counts bool (B,): a photo takes part."""
+    """A batch's metric loss, a scalar; embeddings float (B, D); targets int64 (B,); counts bool (B,): whether a photo
+    takes part in the loss."""
 
     loss: Tensor
     embeddings: Tensor
@@ -89,15 +89,15 @@ class Embedded(NamedTuple):
     counts: Tensor
 
     def if_finite(self) -> "Embedded":
-        """The same; where the loss is no number it counts no photo."""
+        """Return the batch itself if its loss is finite, else with a loss of 0 and no photo that counts."""
         finite = self.loss.isfinite()
         return self._replace(loss=torch.where(finite, self.loss, 0.0), counts=self.counts & finite)
 
 
 class NeighbourMetrics(Metric):
-    """Of all photos of a split, each against all others: Recall@1 and MAP@R by cosine, see retrieval.figures.
+    """Recall@1 and MAP@R by cosine of all photos of a split, each searched among all others.
 
-    Keeps all embeddings until the epoch's end, on the device they are on: not for the steps of training.
+    Keeps all embeddings until the end of the epoch, on their device: not meant for training steps.
     """
 
     full_state_update = False
@@ -116,12 +116,11 @@ class NeighbourMetrics(Metric):
         self.counts.append(batch.counts)
 
     def compute(self) -> dict[str, float]:
-        """{"recall_at_1", "map_at_r"}; {} where no class has two photos."""
-
+        """Return "recall_at_1" and "map_at_r"; {} if no class has two photos."""
         embeddings, targets, counts = (_joined(values) for values in (self.embeddings, self.targets, self.counts))
-        figures = leave_one_out_metrics(embeddings[counts].cpu().numpy(), targets[counts].cpu().numpy())
-        return {name: figures[name] for name in ("recall_at_1", "map_at_r") if name in figures}
+        metrics = leave_one_out_metrics(embeddings[counts].cpu().numpy(), targets[counts].cpu().numpy())
+        return {name: metrics[name] for name in ("recall_at_1", "map_at_r") if name in metrics}
 
 
 def _joined(values: list[Tensor] | Tensor) -> Tensor:
-    return torch.cat(values) if isinstance(values, list) else values  # joined already where processes were
+    return torch.cat(values) if isinstance(values, list) else values  # synchronising processes joins them already

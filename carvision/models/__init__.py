@@ -1,8 +1,8 @@
-"""Networks: normalised images -> {head: logits}. Plain torch and timm."""
+"""Networks from normalised images to {head: logits}, in plain torch and timm."""
 
 import sys
 
 from carvision.system.quick_imports import import_timm
 
-if sys.argv[:1] != ["-m"]:  # Python imports this before `python -m carvision.models`, which may have no need of it
-    import_timm()  # before any module here imports it in its own, slow way
+if sys.argv[:1] != ["-m"]:  # `python -m carvision.models` imports this first, and --help needs no timm
+    import_timm()  # before a module of this package imports it the slow way

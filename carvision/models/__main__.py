@@ -1,4 +1,4 @@
-"""python -m carvision.models [WORD...]: the networks that model.backbone can name."""
+"""List the networks that model.backbone can name: python -m carvision.models [WORD...]."""
 
 import argparse
 import sys
@@ -25,7 +25,7 @@ def main() -> None:
         try:
             names = matching_names(options.words, options.report, options.pretrained, options.tags)
             show(names, options.max_params, options.limit)
-        except BrokenPipeError:  # by | head
+        except BrokenPipeError:  # piped into head
             drop_output()
 
 
@@ -49,11 +49,14 @@ def parse() -> argparse.Namespace:
 
 
 def matching_names(words: list[str], report: str | None, pretrained: bool, tags: bool) -> list[str]:
-    """With tags, or where a word has a dot, as timm names weights: resnet50.a1_in1k; else without."""
+    """Return the names that match all words, sorted as timm sorts them.
+
+    With tags, or where a word has a dot, they are names of weights, such as resnet50.a1_in1k. pretrained: only networks
+    with weights. Raises InputError if none matches.
+    """
     import_timm()
     import timm
 
-    from carvision.models import small_networks  # noqa: F401 - registers them with timm
     from carvision.models.backbones import cfg_of
     from carvision.models.report_networks import REPORTS
 
@@ -80,7 +83,7 @@ def describe(words: list[str], report: str | None, pretrained: bool) -> str:
 
 def show(names: list[str], max_params: float | None, limit: int) -> None:
     rows = (row for row in map(row_of, names) if max_params is None or float(row[1]) <= max_params)
-    rows = islice(rows, limit + 1 if limit else None)  # the one more tells whether there are others
+    rows = islice(rows, limit + 1 if limit else None)  # one more, to know whether there are others
     if sys.stdout.isatty():
         num_shown = show_table(rows, limit)
     else:
@@ -115,7 +118,7 @@ def show_table(rows: Iterator[tuple[str, ...]], limit: int) -> int:
 
 
 def row_of(name: str) -> tuple[str, ...]:
-    """Name, parameters in millions, size in pixels, weights, reports."""
+    """Return the cells of HEADER: name, parameters in millions, size in pixels, weights, reports."""
     import timm
 
     from carvision.models.backbones import cfg_of
@@ -134,7 +137,7 @@ def row_of(name: str) -> tuple[str, ...]:
 
 @cache
 def num_parameters(name: str) -> int:
-    """Without the classifier. Built without memory for the weights, which takes a tenth of a second."""
+    """Return the number of parameters without the classifier; on the meta device, which takes a tenth of a second."""
     import timm
     import torch
 

@@ -1,4 +1,4 @@
-"""Create timm backbones, and load weights for them from timm, a file or an earlier run."""
+"""Create timm backbones, and load weights for them: timm's pretrained ones, a file's or an earlier run's."""
 
 import zipfile
 from collections.abc import Callable
@@ -18,103 +18,24 @@ from safetensors.torch import load_file
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
-from carvision.errors import InputError, nearest
+from carvision.errors import InputError, nearest, one_line
 from carvision.files.download import ANSWER_S, answer_within
-from carvision.models import report_networks, small_networks  # noqa: F401 - registers them with timm
+from carvision.models import report_networks  # noqa: F401 - registers its networks with timm
 
-# Find timm's pretrained weights: in the local cache, else on the hub. Without a network this fails within seconds.
-
-FILES = ("model.safetensors", "pytorch_model.bin")  # of a repository of the hub, as timm prefers them
-
-
-def cfg_of(name: str) -> PretrainedCfg:
-    """Return what timm knows of the weights of a network that it has."""
-    cfg = timm.get_pretrained_cfg(name)
-    assert cfg is not None, name
-    return cfg
-
-
-def source_of(name: str) -> dict:
-    """The keys that lead timm's pretrained_cfg of the network to weights that are there: a local file, downloaded if it
-    has to be. Raises InputError where they are not cached and can't be downloaded."""
-    cfg = cfg_of(name)
-    if cfg.hf_hub_id:
-        repository, _, revision = cfg.hf_hub_id.partition("@")
-        file = _reach(name, lambda: _hub_file(repository, revision or None), constants.ENDPOINT)
-        return {"file": file, "custom_load": False}  # the hub has them in the network's own form
-    url = cfg.url
-    if not isinstance(url, str) or not url:
-        raise InputError(
-            f"model.weights: there are no pretrained weights of {name}; give model.weights=<file>, or begin "
-            "from random ones (model.weights=random)"
-        )
-    if not Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name).exists():
-        _reach(name, lambda: answer_within(ANSWER_S, lambda: urlopen(url, timeout=ANSWER_S)).close(), url)
-    return {}
-
-
-def _hub_file(repository: str, revision: str | None) -> str:
-    """Where the weights lie in the hub's cache."""
-    for file in FILES:
-        cached = try_to_load_from_cache(repository, file, revision=revision)
-        if isinstance(cached, str):
-            return cached
-
-    def first_there() -> str:
-        for number, file in enumerate(FILES, 1):
-            url = hf_hub_url(repository, file, revision=revision)
-            try:
-                get_hf_file_metadata(url, timeout=ANSWER_S)
-            except EntryNotFoundError:
-                if number < len(FILES):
-                    continue
-                raise
-            # A server may describe files, and send none
-            first_byte = Request(url, headers=build_hf_headers() | {"Range": "bytes=0-0"})
-            with urlopen(first_byte, timeout=ANSWER_S) as answer:
-                answer.read(1)
-            return file
-        raise FileNotFoundError(repository)  # never reached: the error of the last file is raised above
-
-    file = answer_within(ANSWER_S, first_there)
-    return hf_hub_download(repository, file, revision=revision)
-
-
-def _reach(name: str, find: Callable, address: str):
-    """What find() returns. Raises InputError."""
-    before = hub_logging.get_verbosity()
-    hub_logging.set_verbosity_error()  # it would report each of its retries
-    try:
-        return find()
-    except Exception as error:  # of the hub, its HTTP library, or the system
-        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-        reason = f"it answered {status}" if status else " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(
-            f"model.weights: the pretrained weights of {name} can't be downloaded from {address} ({reason}); give "
-            "model.weights=<file>, begin from random ones (model.weights=random), name a mirror of the hub in "
-            f"the environment variable HF_ENDPOINT, or copy a cache that has them to {constants.HF_HUB_CACHE}"
-        ) from None
-    finally:
-        hub_logging.set_verbosity(before)
-
-
-# timm backbones, and weights for them from timm, a file or an earlier run.
-
-# Arguments of timm.create_model that are none of the network's own: they read files, fetch, or change what comes back.
+# Arguments of timm.create_model that are not the network's own: they read files, download, or change what it returns
 NOT_ITS_OWN = {
     "cache_dir", "checkpoint_path", "exportable", "features_only", "no_jit", "num_classes", "pretrained",
     "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "scriptable",
 }  # fmt: skip
-
-
-# Of a .safetensors file; the networks of timm have up to some 5,000 tensors, and 100 bytes of the header for each
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # of a repository on the hub, in timm's order of preference
+# Limits of a .safetensors file; timm's networks have at most some 5,000 tensors, with 100 bytes of the header for each
 MAX_TENSORS, MAX_HEADER_BYTES = 20_000, 10_000_000
 
 
 class Backbone(nn.Module):
-    """A network of timm, as type checkers and editors see it. It has no instances: each network has a class of its own.
+    """A network of timm, for type checkers and editors. It has no instances: each network has a class of its own.
 
-    left_out: names of the modules that feature_map.leave_out has replaced.
+    left_out: names of the modules that parts.leave_out has replaced.
     """
 
     forward_features: Callable[[Tensor], Tensor]
@@ -124,21 +45,22 @@ class Backbone(nn.Module):
 
 
 def create_backbone(name: str, kwargs: dict | None = None, pretrained: bool = False, size_px: int = 224) -> Backbone:
-    """A timm model without its classifier: normalised images (B, 3, H, W) -> features (B, F).
+    """Create a timm model without its classifier: normalised images (B, 3, H, W) -> features (B, F).
 
-    size_px matters to backbones that are built for one input size (vision transformers). Raises InputError for
-    a name that timm doesn't have, arguments that the backbone doesn't take, and weights that can't be fetched.
+    kwargs: arguments of the network itself. size_px matters to backbones that are built for one input size (vision
+    transformers). Raises InputError for a name that timm doesn't have, arguments that the backbone doesn't take, and
+    pretrained weights that can't be downloaded.
     """
     check_name(name)
     refused = NOT_ITS_OWN.intersection(kwargs or {})
     if refused:
         raise InputError(
             f"model.backbone_kwargs: {sorted(refused)[0]!r} is no argument of the network itself; its weights are "
-            "chosen with model.weights, its pictures' size with data.image_px"
+            "chosen with model.weights, the size of its images with data.image_px"
         )
     if cfg_of(name).fixed_input_size:
         kwargs = {"img_size": size_px, **(kwargs or {})}
-    source = source_of(name) if pretrained else {}
+    source = find_pretrained(name) if pretrained else {}
     try:
         network = cast(
             Backbone,
@@ -147,23 +69,23 @@ def create_backbone(name: str, kwargs: dict | None = None, pretrained: bool = Fa
             ),
         )
     except TypeError as error:
-        raise InputError(f"model.backbone_kwargs: {name} does not take {kwargs} ({_brief(error)})") from None
+        raise InputError(f"model.backbone_kwargs: {name} does not take {kwargs} ({one_line(error, 200)})") from None
     except Exception as error:
         if not pretrained:
             raise InputError(
-                f"model.backbone: timm can't build {name} with {kwargs or {}} ({_brief(error)})"
+                f"model.backbone: timm can't build {name} with {kwargs or {}} ({one_line(error, 200)})"
             ) from error
         raise InputError(
-            f"model.weights: the pretrained weights of {name} can't be loaded ({_brief(error)}); give "
+            f"model.weights: the pretrained weights of {name} can't be loaded ({one_line(error, 200)}); give "
             "model.weights=<file>, or begin from random ones (model.weights=random)"
         ) from None
-    for key in source:  # where they lay on this machine is nothing that the network should keep
+    for key in source:  # paths on this machine should not travel with the network
         network.pretrained_cfg.pop(key, None)
     return network
 
 
 def check_name(name: str) -> None:
-    """Raises InputError, with the names most like it, for a name or a tag of weights that timm doesn't have."""
+    """Raise InputError, with the most similar names, for a name or a tag of weights that timm doesn't have."""
     if not timm.is_model(name):
         raise InputError(
             f"model.backbone: {name!r} is no model of timm {timm.__version__}{nearest(name, timm.list_models())}"
@@ -176,10 +98,85 @@ def check_name(name: str) -> None:
         raise InputError(f"model.backbone: {name!r} is no set of weights that timm has; of {plain}: {tags}") from None
 
 
-def read_weights(source: Path) -> dict[str, torch.Tensor]:
-    """Tensors by name, from a .safetensors or .pth file, a Lightning checkpoint, or a run's folder.
+def cfg_of(name: str) -> PretrainedCfg:
+    """Return timm's pretrained_cfg of a network that it has."""
+    cfg = timm.get_pretrained_cfg(name)
+    assert cfg is not None, name
+    return cfg
 
-    Pickled files are read with torch's safe default: they can hold tensors and plain values, and run no code.
+
+def find_pretrained(name: str) -> dict:
+    """Return the keys to overlay on the network's pretrained_cfg, so that timm finds its weights in a local file.
+
+    The file is downloaded if necessary. Raises InputError where it is not cached and can't be downloaded; without a
+    network connection that takes seconds.
+    """
+    cfg = cfg_of(name)
+    if cfg.hf_hub_id:
+        repository, _, revision = cfg.hf_hub_id.partition("@")
+        file = _reach(name, lambda: _hub_file(repository, revision or None), constants.ENDPOINT)
+        return {"file": file, "custom_load": False}  # the hub's files need no conversion
+    url = cfg.url
+    if not isinstance(url, str) or not url:
+        raise InputError(
+            f"model.weights: there are no pretrained weights of {name}; give model.weights=<file>, or begin "
+            "from random ones (model.weights=random)"
+        )
+    if not Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name).exists():
+        _reach(name, lambda: answer_within(ANSWER_S, lambda: urlopen(url, timeout=ANSWER_S)).close(), url)
+    return {}
+
+
+def _hub_file(repository: str, revision: str | None) -> str:
+    """Return the path of the weights in the hub's cache, after downloading them if they are not there."""
+    for file in HUB_FILES:
+        cached = try_to_load_from_cache(repository, file, revision=revision)
+        if isinstance(cached, str):
+            return cached
+
+    def first_available() -> str:
+        for number, file in enumerate(HUB_FILES, 1):
+            url = hf_hub_url(repository, file, revision=revision)
+            try:
+                get_hf_file_metadata(url, timeout=ANSWER_S)
+            except EntryNotFoundError:
+                if number < len(HUB_FILES):
+                    continue
+                raise
+            # A server may describe a file and then not send it
+            first_byte = Request(url, headers=build_hf_headers() | {"Range": "bytes=0-0"})
+            with urlopen(first_byte, timeout=ANSWER_S) as answer:
+                answer.read(1)
+            return file
+        raise FileNotFoundError(repository)  # never reached: the last file's error is raised above
+
+    file = answer_within(ANSWER_S, first_available)
+    return hf_hub_download(repository, file, revision=revision)
+
+
+def _reach(name: str, find: Callable, address: str):
+    """Return find(). Raise InputError for whatever it raises. address: of the server, for the message."""
+    before = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()  # it would log each of its retries
+    try:
+        return find()
+    except Exception as error:  # the hub's own, its HTTP library's, the system's
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+        reason = f"it answered {status}" if status else one_line(error, 200)
+        raise InputError(
+            f"model.weights: the pretrained weights of {name} can't be downloaded from {address} ({reason}); give "
+            "model.weights=<file>, begin from random ones (model.weights=random), name a mirror of the hub in "
+            f"the environment variable HF_ENDPOINT, or copy a cache that has them to {constants.HF_HUB_CACHE}"
+        ) from None
+    finally:
+        hub_logging.set_verbosity(before)
+
+
+def read_weights(source: Path) -> dict[str, torch.Tensor]:
+    """Return {name: tensor} of a .safetensors or .pth file, a Lightning checkpoint, or a run's folder.
+
+    Pickled files are read with torch's safe default: they can hold tensors and plain values, and run no code. Raises
+    InputError for a file that is missing, damaged, or holds no tensors by name.
     """
     file = source / "model.safetensors" if source.is_dir() else source
     if not file.is_file():
@@ -194,7 +191,7 @@ def read_weights(source: Path) -> dict[str, torch.Tensor]:
             tensor_shapes(file)
             return load_file(file)
         except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(f"model.weights: {file} can't be read ({_brief(error)})") from None
+            raise InputError(f"model.weights: {file} can't be read ({one_line(error, 200)})") from None
     tensors = read_pickled(file)
     if isinstance(tensors, dict):
         for key in ("state_dict", "model"):
@@ -206,9 +203,9 @@ def read_weights(source: Path) -> dict[str, torch.Tensor]:
 
 
 def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of a .safetensors file, from its header, which may have been written by anyone.
+    """Return {name: shape} of a .safetensors file, from its header, which may have been written by anyone.
 
-    Raises ValueError for more than any network has, SafetensorError where the header does not fit the file.
+    Raises ValueError for more tensors than any network has, SafetensorError where the header does not fit the file.
     """
     with file.open("rb") as opened:
         num_bytes = int.from_bytes(opened.read(8), "little")
@@ -222,19 +219,19 @@ def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_pickled(file: Path) -> object:
-    """What torch.save has written, its tensors mapped where that is possible. Raises InputError."""
+    """Return what torch.save has written, its tensors memory-mapped where possible. Raises InputError."""
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except (OSError, EOFError, RuntimeError, ValueError) as error:
-        raise InputError(f"model.weights: {file} can't be read ({_brief(error)})") from None
-    except Exception as error:  # pickle.UnpicklingError and what a file that isn't one makes of it
-        raise InputError(f"model.weights: {file} is no file of weights alone ({_brief(error)})") from None
+        raise InputError(f"model.weights: {file} can't be read ({one_line(error, 200)})") from None
+    except Exception as error:  # pickle.UnpicklingError, and any other from a file that is no pickle
+        raise InputError(f"model.weights: {file} is no file of weights alone ({one_line(error, 200)})") from None
 
 
 def load_backbone_weights(backbone: Backbone, tensors: dict[str, torch.Tensor], source: str) -> None:
-    """Load tensors into the backbone. Its classifier, if among them, and what the pool leaves out are passed over.
+    """Load {name: tensor} into the backbone, ignoring its classifier and the layers that the pool leaves out.
 
-    Raises InputError for tensors of another network.
+    source: of the tensors, for messages. Raises InputError for tensors of another network.
     """
     if any(name.startswith("backbone.") for name in tensors):  # a carvision model
         tensors = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
@@ -243,8 +240,8 @@ def load_backbone_weights(backbone: Backbone, tensors: dict[str, torch.Tensor], 
     shapes = [name for name, t in own.items() if name in tensors and tensors[name].shape != t.shape]
     classifiers = backbone.pretrained_cfg.get("classifier") or ()
     classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
-    passed_over = tuple(f"{name}." for name in (*classifiers, *getattr(backbone, "left_out", ())))
-    extra = [name for name in tensors if name not in own and not name.startswith(passed_over)]
+    ignored = tuple(f"{name}." for name in (*classifiers, *getattr(backbone, "left_out", ())))
+    extra = [name for name in tensors if name not in own and not name.startswith(ignored)]
     wrong = []
     if missing:
         wrong.append(f"{len(missing)} of {len(own)} tensors are missing (first: {missing[0]})")
@@ -258,8 +255,3 @@ def load_backbone_weights(backbone: Backbone, tensors: dict[str, torch.Tensor], 
             f"model.weights: {source} is not of this backbone: {'; '.join(wrong)}. Set model.backbone to match"
         )
     backbone.load_state_dict({name: tensors[name] for name in own if name in tensors}, strict=False)
-
-
-def _brief(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, NotRequired, TypedDict, cast
 import torch
 from torch import Tensor, nn
 
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 from carvision.models.backbones import create_backbone
 from carvision.models.freezing import frozen_parameters, wholly_frozen
 from carvision.models.parts import (
@@ -34,7 +34,7 @@ from carvision.models.parts import (
 
 @dataclass(frozen=True)
 class Head:
-    """num_outputs: classes; for a number 1, which is given in the label's own unit: output * std + mean."""
+    """A label's own layers. num_outputs: its classes; 1 for a number, which is in its own unit: output * std + mean."""
 
     num_outputs: int
     layers: Layers = NO_LAYERS
@@ -52,7 +52,7 @@ class HeadDescription(TypedDict):
 
 
 class NetworkDescription(TypedDict):
-    """The arguments of a Classifier as plain values: "network" of model.json. classifier_from builds it again."""
+    """The arguments of a Classifier as plain values: "network" in model.json. See classifier_from."""
 
     backbone: str
     heads: dict[str, HeadDescription]
@@ -65,9 +65,11 @@ class NetworkDescription(TypedDict):
 
 
 class Outputs(NamedTuple):
-    """What a training step needs. logits {head: (B, classes)}. penalty: scalar, the sum of all penalties on weights and
-    activities, to add to the loss. embeddings: float (B, D), not normalised. cosines: float32 (B, classes), of the
-    embeddings and the proxies; None without proxies."""
+    """The results of a forward pass in a training step.
+
+    logits: {head: (B, C)}. penalty: scalar, the sum of all penalties on weights and activities, to add to the loss.
+    embeddings: float (B, D), not normalised. cosines: float32 (B, C), of embeddings and proxies; None without proxies.
+    """
 
     logits: dict[str, Tensor]
     penalty: Tensor
@@ -76,19 +78,22 @@ class Outputs(NamedTuple):
 
 
 class Classifier(nn.Module):
-    """model(images) -> {head: logits}: images float (B, 3, size_px, size_px), normalised; logits (B, classes), or
-    (B, 1) in its own unit for a head that estimates a number.
+    """A backbone with heads: model(images) -> {head: logits}.
 
-    neck: blocks on the backbone's feature map. pool: "default" as the backbone does it, with all its layers that come
-    after; "avg", "max", "avgmax", "catavgmax", "flatten" or "gem" of the feature map, without those layers (the dense
-    ones of VGG, as Keras' include_top=False), which are then no part of the backbone.
+    images: float (B, 3, size_px, size_px), normalised. logits: (B, classes), or (B, 1) in its own unit for a head that
+    estimates a number.
+
+    neck: blocks on the backbone's feature map. pool: "default" is the backbone's own, with all its layers after the
+    feature map; "avg", "max", "avgmax", "catavgmax", "flatten" and "gem" pool the feature map and leave those layers
+    out of the backbone (the dense ones of VGG, as Keras' include_top=False does).
+    train_layers: of the backbone, see freezing.frozen_parameters. pretrained: load timm's weights.
     embedding: what a metric loss shapes, and the class weights that it learns.
     Raises InputError where the backbone can't be built, or gives no feature map for the neck or the pool.
     """
 
-    heads_are_trained = False  # set where their weights come with those of the backbone
+    heads_are_trained = False  # true where their weights were loaded with the backbone's
     heads_are_probes = False  # true: trunk and backbone learn nothing from the heads' losses
-    freeze_statistics = False  # true: the backbone's batch norms keep their means and variances in training, too
+    freeze_statistics = False  # true: the backbone's batch norms keep their means and variances, also in training
 
     def __init__(
         self,
@@ -113,13 +118,13 @@ class Classifier(nn.Module):
             "trunk": cast(LayersDescription, described(trunk)),
             "neck": asdict(neck),
         }
-        if embedding != NO_EMBEDDING:  # so that the description of a network without is what it has always been
+        if embedding != NO_EMBEDDING:  # so that other networks are described as by earlier versions
             self.description["embedding"] = cast(EmbeddingDescription, described(embedding))
         self.backbone = create_backbone(backbone, backbone_kwargs, pretrained, size_px)
         num_pooled = self._create_neck_and_pool(neck, pool, size_px)
         self.trunk = Dense(num_pooled, trunk)
         learned_pool = self.pool is not None and any(True for _ in self.pool.parameters())
-        self.learns_from_map = bool(neck.blocks) or learned_pool  # something below the trunk trains or draws
+        self.learns_from_map = bool(neck.blocks) or learned_pool  # something below the trunk trains or is random
         self.labels = tuple(heads)
         for name, head in heads.items():
             layers = Dense(self.trunk.num_outputs, head.layers)
@@ -132,7 +137,7 @@ class Classifier(nn.Module):
         self.set_trained(train_layers)
 
     def set_trained(self, train_layers: str | int) -> None:
-        """Which layers of the backbone train; trunk and heads always do. Words as in model.train_layers."""
+        """Choose the layers of the backbone that train, as in model.train_layers; trunk and heads always train."""
         for parameter in self.frozen_parameters:  # by an earlier call
             parameter.requires_grad_(True)
         frozen = frozen_parameters(self.backbone, train_layers)
@@ -153,7 +158,7 @@ class Classifier(nn.Module):
         return self
 
     def features(self, images: Tensor) -> Tensor:
-        """Pooled features (B, F) of the backbone."""
+        """Return the pooled features (B, F) of the backbone."""
         if self.pool is None and not self.neck:
             return self.backbone(images)
         return self._pooled(self.backbone.forward_features(images))
@@ -167,18 +172,19 @@ class Classifier(nn.Module):
         return self.backbone.forward_head(feature_map) if self.pool is None else self.pool(feature_map)
 
     def below(self, images: Tensor) -> Tensor:
-        """What the first layer takes that trains with a frozen backbone, or that draws at random: the pooled features
+        """Return the input of the first layer that trains with a frozen backbone, or is random: the pooled features
         (B, F); with a neck, or a pool that learns, the backbone's feature map."""
         if self.learns_from_map:
             return self.backbone.forward_features(images)
         return self.features(images)
 
     def outputs(self, images: Tensor, shares: Tensor | None = None) -> Outputs:
-        """shares: (B,), of each photo in the mean of the penalties on activities; None: 1 / B."""
+        """Return what a training step needs. shares: (B,), each photo's weight in the mean of the penalties on
+        activities; None: 1 / B."""
         return self.above(self.below(images), shares)
 
     def above(self, x: Tensor, shares: Tensor | None = None) -> Outputs:
-        """As `outputs`, from what `below` gives."""
+        """Return `outputs` of what `below` returned."""
         pooled = self._pooled(x) if self.learns_from_map else x
         trunk, penalty = self.trunk(pooled, shares)
         embeddings, more = self.embedding(trunk, pooled, shares)
@@ -187,7 +193,7 @@ class Classifier(nn.Module):
         return Outputs(logits, penalty + more + of_heads, embeddings, cosines)
 
     def _logits(self, x: Tensor, shares: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
-        """Of what the trunk gives, and the penalty of the heads."""
+        """Return the logits for the trunk's output, and the penalty of the heads."""
         logits, penalty = {}, x.new_zeros(())
         for name in self.labels:
             head: Any = self.get_submodule(head_module(name))  # an nn.ModuleDict
@@ -203,8 +209,11 @@ class Classifier(nn.Module):
         return self._logits(trunk, None)[0]
 
     def embed(self, images: Tensor, layer: str = "auto") -> Tensor:
-        """(B, D), not normalised: "pooled" features of the backbone, what the "trunk" gives of them, or the
-        "embedding", which a metric loss has shaped; "auto": the last of them that has layers of its own."""
+        """Return embeddings (B, D), not normalised.
+
+        layer: "pooled", the backbone's features; "trunk", its output; "embedding", which a metric loss has shaped;
+        "auto", the last of these that has layers of its own.
+        """
         pooled = self.features(images)
         layer = self.last_layer if layer == "auto" else layer
         if layer == "pooled":
@@ -214,14 +223,14 @@ class Classifier(nn.Module):
 
     @property
     def last_layer(self) -> str:
-        """Of "pooled", "trunk" and "embedding" the last that has layers of its own."""
+        """The last of "pooled", "trunk" and "embedding" that has layers of its own."""
         if self.embedding.num_layers:
             return "embedding"
         return "trunk" if self.trunk.layers.hidden else "pooled"
 
     @torch.no_grad()
     def _create_neck_and_pool(self, neck: Neck, pool: str, size_px: int) -> int:
-        """Number of features after the pool."""
+        """Return the number of features after the pool."""
         name = self.description["backbone"]
         self.neck, self.pool = nn.Sequential(), None
         was_training = self.backbone.training
@@ -231,8 +240,8 @@ class Classifier(nn.Module):
                 return self.backbone(torch.zeros(1, 3, size_px, size_px)).shape[1]
             feature_map, left_over = take_feature_map(self.backbone, size_px)
             if getattr(feature_map, "ndim", None) != 4:  # tokens, or the feature maps of several sizes
-                value, mend = (f"pool: {pool!r}", "default") if pool != "default" else ("neck: it", "model.neck=[]")
-                raise InputError(f"model.{value} needs a feature map, and {name} gives tokens; use {mend}")
+                value, fix = (f"pool: {pool!r}", "default") if pool != "default" else ("neck: it", "model.neck=[]")
+                raise InputError(f"model.{value} needs a feature map, and {name} gives tokens; use {fix}")
             channels_last = has_channels_last(self.backbone)
             self.neck = create_neck(neck, feature_map.shape[-1 if channels_last else 1])
             if pool == "default":
@@ -241,22 +250,22 @@ class Classifier(nn.Module):
             self.pool = create_pool(pool, channels_last)
             return self.pool(feature_map).shape[1]
         except (RuntimeError, AssertionError) as error:
-            brief = " ".join(str(error).split())[:160]
+            brief = one_line(error, 160)
             raise InputError(f"data.image_px: {name} does not take images of {size_px} px ({brief})") from None
         finally:
             self.backbone.train(was_training)
 
 
 def head_module(label: str) -> str:
-    """The module that holds a label's head, "." written as "%2E", which a module's name can't hold.
+    """Return the name of the module that holds a label's head, with "." written as "%2E", as names can't hold dots.
 
-    Not a ModuleDict, which can't hold a label named "type".
+    Heads are not in one ModuleDict, which can't hold a label named "type".
     """
     return f"head_{label.replace('%', '%25').replace('.', '%2E')}"
 
 
 def classifier_from(description: NetworkDescription) -> Classifier:
-    """The Classifier that `description` (of an earlier one, read from a file) describes, with random weights."""
+    """Create the Classifier that a description, possibly read from a file, describes; with random weights."""
     arguments: dict[str, Any] = {**description}
     arguments["heads"] = {name: _head_from(head) for name, head in description["heads"].items()}
     arguments["trunk"] = layers_from(description["trunk"])

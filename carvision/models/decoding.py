@@ -1,4 +1,4 @@
-"""From logits to predicted classes where one label follows from another (make from model)."""
+"""Decode logits to predicted classes where one label follows from another (make from model)."""
 
 from torch import Tensor
 
@@ -11,13 +11,13 @@ def decode(
     rule: str,
     likeliest: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Predicted codes {head: int64 (B,)}.
+    """Return the predicted classes of logits {head: (B, C)}, as {head: int64 (B,)}.
 
     parents: {child: (parent, codes)}, codes int64 (child classes,): the parent's class for each of the child's.
-    likeliest: each head's most probable classes, where they are known already.
-    independent: each head's most probable class; make and model may contradict each other.
-    joint: the most probable pair that fits together, p(make) * p(model).
-    marginal: the most probable model; the make whose models' probabilities have the largest sum.
+    likeliest: each head's most probable classes, if already computed.
+    rule: "independent": each head's most probable class; make and model may contradict each other.
+    "joint": the most probable pair that fits together, by p(make) * p(model).
+    "marginal": the most probable model; the make whose models' probabilities have the largest sum.
     """
     predicted = dict(likeliest or {name: values.argmax(dim=1) for name, values in logits.items()})
     if rule == "independent":
@@ -27,7 +27,7 @@ def decode(
             continue
         of_child, of_parent = logits[child].float(), logits[parent].float()
         if rule == "joint":
-            # Logits in place of log p: of one photo they differ by a number that is the same for all pairs
+            # Logits instead of log p: for one photo they differ by a constant, the same for all pairs
             predicted[child] = (of_child + of_parent.index_select(1, codes)).argmax(dim=1)
             predicted[parent] = codes[predicted[child]]
         else:
@@ -36,5 +36,5 @@ def decode(
 
 
 def sum_by_parent(probs: Tensor, codes: Tensor, num_parents: int) -> Tensor:
-    """(B, num_parents): for each parent the sum of its children's columns of probs (B, children)."""
+    """Sum the columns of each parent's children: probs (B, children) -> (B, num_parents)."""
     return probs.new_zeros(len(probs), num_parents).index_add_(1, codes, probs)

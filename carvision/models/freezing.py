@@ -1,4 +1,4 @@
-"""Which layers of a backbone are trained."""
+"""Choose the layers of a backbone that are trained, by model.train_layers."""
 
 from torch import nn
 
@@ -8,11 +8,12 @@ NUM_PARTIAL = 4  # report R1's "partial": the last four layers
 
 
 def frozen_parameters(backbone: nn.Module, train_layers: str | int) -> list[nn.Parameter]:
-    """The parameters that are not trained.
+    """Return the parameters that are not trained.
 
     train_layers: "all"; "none"; "partial" (the last four layers); n (the last n layers); "from:<module>" (that module
-    and all after it). Layers are in the order in which the backbone lists its modules. What a module owns beside
-    layers within it (a position embedding) lies before those.
+    and all after it). Layers are in the order in which the backbone lists its modules. Parameters that a module owns
+    beside the layers within it (a position embedding) come before those. Raises InputError for a module that does not
+    exist, and for more layers than there are.
     """
     if train_layers == "all":
         return []
@@ -39,13 +40,14 @@ def frozen_parameters(backbone: nn.Module, train_layers: str | int) -> list[nn.P
 
 
 def is_layer(module: nn.Module) -> bool:
-    """A leaf that owns parameters. timm's norms have an activation inside: what owns none does not count."""
+    """Return whether it is a leaf that owns parameters. Children without parameters do not count, such as the
+    activation inside timm's norms."""
     own, all_within = (sum(1 for _ in module.parameters(recurse)) for recurse in (False, True))
     return 0 < own == all_within
 
 
 def wholly_frozen(backbone: nn.Module, frozen: list[nn.Parameter]) -> list[nn.Module]:
-    """The largest modules with parameters, all of which are in `frozen`."""
+    """Return the largest modules with parameters, all of which are in `frozen`."""
     return _largest(backbone, {id(parameter) for parameter in frozen})
 
 

@@ -1,4 +1,4 @@
-"""How much a network may be while it is built, where its description may have been written by anyone."""
+"""Limit the size of a network while it is built from a description that anyone may have written."""
 
 import threading
 
@@ -13,15 +13,16 @@ INITIALISERS = {
 
 
 class TooLarge(ValueError):
-    """More was to be built than the Limits allow."""
+    """Raised where more would be built than the Limits allow."""
 
 
 class Limits:
-    """A context in which this thread makes at most so many parameters, values in them, and modules; one more raises
-    TooLarge, within whatever builds them. exceeded: whether that happened.
+    """Context in which this thread can create only so many parameters, values in parameters, and modules.
 
-    A description of a few bytes can ask for a million layers, which no check of its own words foresees: each
-    architecture of timm has its own.
+    One more raises TooLarge, from within whatever builds them. exceeded: whether that happened.
+
+    A description of a few bytes can ask for a million layers, which no check of its arguments foresees, as each of
+    timm's architectures has its own.
     """
 
     def __init__(self, parameters: int, values: int, modules: int):
@@ -55,8 +56,8 @@ class Limits:
 
 
 class WithoutValues(TorchFunctionMode):
-    """A context in which no parameter gets a random value: on the meta device, where there is none, torch would import
-    its compiler for it."""
+    """Context in which no parameter is initialised: on the meta device there are no values, and torch would import its
+    compiler for them."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}

@@ -1,18 +1,22 @@
-"""The reports' own networks that timm lacks, registered with it, and which report used which network.
+"""Networks that timm lacks, registered with it so that every network is timm.create_model(name): the reports' own and a
+small one for the demo data; and which report used which network.
 
-What a report put on top of the convolutions (neck, flatten, dense layers) is no part of them but of the experiments'
-configuration: model.neck, model.pool, model.trunk. As timm's, they end in an average pool and a linear classifier.
+What a report put on top of the convolutions (neck, flatten, dense layers) belongs to the experiments' configuration:
+model.neck, model.pool, model.trunk. Like timm's networks, these end in an average pool and a linear classifier, and
+none has pretrained weights.
 """
 
 from functools import partial
+from typing import Any
 
 from timm.layers import ClassifierHead
 from timm.models import register_model
 from timm.models._builder import build_model_with_cfg
 from timm.models._registry import generate_default_cfgs
+from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
-# The weights nearest to those that Keras has under the same name; R0 names its own
+# The weights nearest to Keras' of the same name; R0 names its own
 REPORTS = {
     "r0": tuple(f"tf_efficientnet_b{i}.ns_jft_in1k" for i in range(6)),
     "r1": (
@@ -33,7 +37,7 @@ class PlainCNN(nn.Module):
     """Layers in a row, then an average pool and a classifier. Initialised as Keras does (Glorot and Bengio 2010)."""
 
     def __init__(self, create_layers, in_chans=3, num_classes=1000, global_pool="avg", drop_rate=0.0):
-        """create_layers: in_chans -> list of modules, the last convolution of which tells the channels."""
+        """create_layers: in_chans -> list of modules, whose last convolution has the channels of the feature map."""
         super().__init__()
         self.features = nn.Sequential(*create_layers(in_chans))
         self.num_classes = num_classes
@@ -65,7 +69,7 @@ class PlainCNN(nn.Module):
 
 
 def _cfg(size_px: int, map_px: int) -> dict:
-    """Photos in 0..1, as the reports fed them to networks without weights."""
+    """Return a pretrained_cfg with images in 0..1, as the reports fed them to networks without weights."""
     return {
         "num_classes": 1000, "input_size": (3, size_px, size_px), "pool_size": (map_px, map_px), "crop_pct": 1.0,
         "interpolation": "bilinear", "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0),
@@ -78,22 +82,26 @@ default_cfgs = generate_default_cfgs({
     "stanford_small_cnn": _cfg(224, 14),
     "cars196_cnn": _cfg(224, 7),
     "oxford102_benchmark": _cfg(256, 30),
+    "resnet10_slim": {
+        "num_classes": 1000, "input_size": (3, 64, 64), "pool_size": (2, 2), "crop_pct": 1.0,
+        "interpolation": "bicubic", "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25),
+        "first_conv": "conv1.0", "classifier": "fc",
+    },
 })  # fmt: skip
 
 
 @register_model
 def alexnet(pretrained: bool = False, spatial_drop_rate: float = 0.2, **kwargs) -> PlainCNN:
-    """AlexNet of report R1: at 224 px -> (256, 5, 5). There are no pretrained weights.
+    """AlexNet of report R1: at 224 px -> (256, 5, 5).
 
     Derived from the report's total: Krizhevsky et al. 2012 in one stream, with batch norm after each of its five
     convolutions, each block of the neck twice and dense layers of 4096, 4096 and 196 units have exactly its
-    47,605,796 parameters, and with spatial dropout in all five its 29 layers. The order within one is the order in
-    which the report lists them: convolution, spatial dropout, max pooling, batch norm.
+    47,605,796 parameters, and with spatial dropout in all five its 29 layers. The order is that in which the report
+    lists the layers: convolution, spatial dropout, max pooling, batch norm.
     """
 
     def create_layers(in_chans: int) -> list[nn.Module]:
         layers = []
-        # channels, kernel, stride, padding, pooled
         for channels, kernel, stride, padding, pooled in (
             (96, 11, 4, 0, True), (256, 5, 1, 2, True), (384, 3, 1, 1, False), (384, 3, 1, 1, False),
             (256, 3, 1, 1, True),
@@ -112,7 +120,7 @@ def alexnet(pretrained: bool = False, spatial_drop_rate: float = 0.2, **kwargs) 
 def oxford102_benchmark(pretrained: bool = False, **kwargs) -> PlainCNN:
     """Benchmark of report R4 (its table 1): three unpadded convolutions of 3 x 3; at 256 px -> (64, 30, 30).
 
-    With its flatten, 256 units and 102 classes it has the report's 14,800,710 parameters. No pretrained weights.
+    With its flatten, 256 units and 102 classes it has the report's 14,800,710 parameters.
     """
     create_layers = partial(_conv_blocks, channels=(32, 32, 64), padding=0)
     return build_model_with_cfg(PlainCNN, "oxford102_benchmark", pretrained, create_layers=create_layers, **kwargs)
@@ -120,10 +128,10 @@ def oxford102_benchmark(pretrained: bool = False, **kwargs) -> PlainCNN:
 
 @register_model
 def stanford_small_cnn(pretrained: bool = False, **kwargs) -> PlainCNN:
-    """A small first network for report R1, at 224 px -> (256, 14, 14). There are no pretrained weights.
+    """The "model1" of report R1, at 224 px -> (256, 14, 14).
 
-    The report does not describe its "model1". This is the usual first one: four blocks of a padded convolution of
-    3 x 3 that doubles the channels, relu, max pooling.
+    The report does not describe it. This is the usual first network: four blocks of a padded convolution of 3 x 3 that
+    doubles the channels, relu, max pooling.
     """
     create_layers = partial(_conv_blocks, channels=(32, 64, 128, 256), padding=1)
     return build_model_with_cfg(PlainCNN, "stanford_small_cnn", pretrained, create_layers=create_layers, **kwargs)
@@ -131,10 +139,10 @@ def stanford_small_cnn(pretrained: bool = False, **kwargs) -> PlainCNN:
 
 @register_model
 def cars196_cnn(pretrained: bool = False, **kwargs) -> PlainCNN:
-    """The network of its own of report R2, at 224 px -> (512, 7, 7). There are no pretrained weights.
+    """Report R2's own network, at 224 px -> (512, 7, 7).
 
-    Its layers stand in a notebook that the report does not print. It says: more channels and less space from block to
-    block, leaky relu (Keras' slope 0.3), batch norm, then flatten and dense layers of decreasing width (the trunk).
+    The report does not print the notebook with its layers. It says: more channels and less space from block to block,
+    leaky relu (Keras' slope 0.3), batch norm, then flatten and dense layers of decreasing width (the trunk).
     """
     create_layers = partial(_conv_blocks, channels=(32, 64, 128, 256, 512), padding=1, slope=0.3, batch_norm=True)
     return build_model_with_cfg(PlainCNN, "cars196_cnn", pretrained, create_layers=create_layers, **kwargs)
@@ -149,3 +157,22 @@ def _conv_blocks(in_chans: int, channels: tuple[int, ...], padding: int, slope: 
         layers += [nn.MaxPool2d(2)]
         in_chans = num
     return layers
+
+
+SLIM: dict[str, Any] = {
+    "layers": (1, 1, 1, 1),
+    "channels": (24, 48, 96, 192),
+    "stem_type": "deep_tiered",
+    "stem_width": 16,
+    "avg_down": True,
+}
+
+# The same network by timm's own names, for exports that open without carvision: {name: (architecture, arguments)}
+IN_TIMM = {"resnet10_slim": ("resnet18", SLIM)}
+
+
+@register_model
+def resnet10_slim(pretrained: bool = False, **kwargs) -> ResNet:
+    """ResNet-10 with a deep stem and 24 to 192 channels: 0.7 million parameters, made for the demo data at 64 px."""
+    arguments: dict[str, Any] = {"block": BasicBlock} | SLIM | kwargs
+    return build_model_with_cfg(ResNet, "resnet10_slim", pretrained, **arguments)

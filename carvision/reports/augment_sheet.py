@@ -7,24 +7,24 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from carvision.augment.mixing import Mix
 from carvision.augment.pipeline import Augment, to_float
 from carvision.data.images import none_usable
-from carvision.data.loading.dataset import Photos
+from carvision.data.loading.dataset import PhotoDataset
 from carvision.data.table import UNKNOWN, Table
-from carvision.reports.plots import DPI, TEXT, save_figure
+from carvision.reports.photos import EDGE_PX, ELLIPSIS, create_sheet, draw_text, shorten_name
+from carvision.reports.plots import save_figure
 
 log = logging.getLogger(__name__)
 
-TILE_PX, GAP_PX, LEFT_PX, EDGE_PX, LINE_PX, CAPTION_PX = 160, 8, 205, 14, 19, 18
+TILE_PX, GAP_PX, LEFT_PX, LINE_PX, CAPTION_PX = 160, 8, 205, 19, 18
 
 
 def plot_augmented(
-    photos: Photos,
+    photos: PhotoDataset,
     table: Table,
     augment: Augment,
     mix: Mix,
@@ -45,9 +45,9 @@ def plot_augmented(
     originals = photos[[(row, -1) for row in rows]]
     if len(originals["bad"]) == len(rows):
         row, reason = originals["bad"][0]
-        raise none_usable("train", len(rows), photos.place(row), reason)
+        raise none_usable("train", len(rows), photos.location(row), reason)
     for row, reason in originals["bad"]:
-        log.warning("%s: %s; its row of the sheet is grey", photos.place(row), reason)
+        log.warning("%s: %s; its row of the sheet is grey", photos.location(row), reason)
     columns = [("original", to_float(originals["images"]), [""] * len(rows))]
     for epoch in range(num_versions):
         batch = photos[[(row, epoch) for row in rows]]
@@ -88,26 +88,19 @@ def _draw(columns: list[tuple[str, Tensor, list[str]]], names: list[str], title:
     captioned = any(any(captions) for _, _, captions in columns)
     step = TILE_PX + (CAPTION_PX if captioned else GAP_PX)
     height = head + step * len(names) + EDGE_PX
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
-    axes = figure.add_axes(
-        (0, 0, 1, 1), xlim=(0, width), ylim=(height, 0)
-    )  # data coordinates are pixels from the top left
-    axes.axis("off")
-    style = {"color": TEXT, "parse_math": False}
-    axes.text(EDGE_PX, EDGE_PX, "\n".join(lines), va="top", size=11, weight="bold", linespacing=1.3, **style)
+    figure, axes = create_sheet(width, height)
+    draw_text(axes, EDGE_PX, EDGE_PX, "\n".join(lines), va="top", size=11, weight="bold", linespacing=1.3)
     for row, name in enumerate(names):
-        wrapped = "\n".join(textwrap.wrap(name, 22, max_lines=4, placeholder=" \u2026"))
-        axes.text(EDGE_PX, head + row * step + TILE_PX / 2, wrapped, va="center", size=9, **style)
+        wrapped = "\n".join(textwrap.wrap(name, 22, max_lines=4, placeholder=f" {ELLIPSIS}"))
+        draw_text(axes, EDGE_PX, head + row * step + TILE_PX / 2, wrapped, va="center")
     for index, (heading, images, captions) in enumerate(columns):
-        left = (
-            EDGE_PX + LEFT_PX + index * (TILE_PX + GAP_PX) - (GAP_PX if index == 0 else 0)
-        )  # the original stands apart
-        axes.text(left, head - 5, heading, va="baseline", size=9, **style)
+        apart = GAP_PX if index == 0 else 0  # the original's column
+        left = EDGE_PX + LEFT_PX + index * (TILE_PX + GAP_PX) - apart
+        draw_text(axes, left, head - 5, heading, va="baseline")
         for row, caption in enumerate(captions):
             top = head + row * step
             _draw_tile(axes, images[row], left, top)
-            text = caption if len(caption) <= 25 else caption[:24] + "\u2026"
-            axes.text(left, top + TILE_PX + 2, text, va="top", size=7, **style)
+            draw_text(axes, left, top + TILE_PX + 2, shorten_name(caption, 25), va="top", size=7)
     save_figure(figure, file)
 
 

@@ -1,11 +1,7 @@
-"""Plot a data set: photos per class, and sheets of sample photos.
-
-Report a data set's health: on the terminal, and as tables and plots in a folder.
-"""
+"""The report of a data set's health: tables and plots in a folder, and a summary on the terminal."""
 
 import json
 import logging
-import math
 import re
 import textwrap
 from collections.abc import Sequence
@@ -36,8 +32,18 @@ from carvision.data.paths import nfc, text_of_path
 from carvision.data.table import BOX, UNKNOWN, Table
 from carvision.errors import InputError, nearest
 from carvision.files.atomic import file_stems, write_csv, write_text
-from carvision.reports.photos import create_sheet, draw_text, read_small, shorten_name, width_px
+from carvision.reports.photos import (
+    BOX_COLOUR,
+    create_sheet,
+    draw_photo,
+    draw_text,
+    draw_unreadable,
+    read_small,
+    shorten_name,
+    width_px,
+)
 from carvision.reports.plots import FAINT, SPLIT_COLOURS, TEXT, create_figure, save_figure, set_title, tidy
+from carvision.reports.tables import without_nan
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +51,229 @@ log = logging.getLogger(__name__)
 MAX_BARS = 60  # classes drawn as bars with names; more are drawn as a curve
 MAX_ROWS = 60  # classes on a sheet of samples: 60 rows are 9,000 pixels high
 TILE_PX, GAP_PX, HEAD_PX = 140, 8, 40
-BEHIND, UNREADABLE, BOX_COLOUR = "#f4f4f4", "#d0d0d0", "#00d5ff"
+NUM_FIRST = 3  # paths shown per kind of problem
+FILE_WIDTH = 120  # characters per line of a file or pipe, which hold the percentiles of report R4
+HIDDEN = ("", "p[234678]0", "p([234678]0|[27]5)")  # percentiles hidden on ever narrower terminals
+NUM_RANDOM = 12  # classes on a sheet of samples if none are chosen
+
+
+def choose_classes(table: Table, show: Sequence[str | int] = (), seed: int = 0) -> dict[str, list[int]]:
+    """Choose the codes of each label's classes for its sheet of samples.
+
+    Those that `show` names by id or name; for a label without any of them, 12 random ones. Raises InputError for a
+    class that no label has.
+    """
+    chosen: dict[str, list[int]] = {label: [] for label in table.class_labels}
+    for value in map(str, show):
+        hits = [
+            (label, code)
+            for label, classes in table.class_labels.items()
+            for code in range(len(classes))
+            if nfc(value) in (nfc(classes.ids[code]), nfc(classes.names[code]))
+        ]
+        if not hits:
+            known = {name for classes in table.class_labels.values() for name in (*classes.names, *classes.ids)}
+            raise InputError(f"show: {value!r} is not a class of {table.name} (id or name){nearest(value, known)}")
+        for label, code in hits:
+            chosen[label].append(code)
+    for label, classes in table.class_labels.items():
+        if not chosen[label]:
+            count = min(NUM_RANDOM, len(classes))
+            chosen[label] = sorted(np.random.default_rng(seed).choice(len(classes), count, replace=False).tolist())
+    return chosen
+
+
+def write_health(
+    table: Table,
+    scan: pd.DataFrame,
+    folder: Path,
+    chosen: dict[str, list[int]],
+    num_per_class: int = 8,
+    seed: int = 0,
+) -> dict:
+    """Write the report's files into `folder` and return the content of health.json.
+
+    scan: from `scan_photos`. chosen: from `choose_classes`, the classes on the sheets of samples. Files: photos.csv
+    (the scan), problems.csv, copies.csv, colours.csv, and for each label with classes classes_<label>.csv,
+    counts_<label>.png, samples_<label>.png.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    copies = find_copies(table, scan)
+    write_csv(folder / "photos.csv", scan)
+    write_csv(folder / "problems.csv", scan[scan["problem"] != ""])
+    write_csv(folder / "copies.csv", copies)
+    colours = describe_colours(table, scan)
+    reference = pd.DataFrame([{"split": "ImageNet", **IMAGENET}])
+    write_csv(folder / "colours.csv", pd.concat([colours, reference]).round(4).astype({"photos": "Int64"}))
+    report = _summarise(table, scan, copies)
+    report["colours"] = without_nan(_rounded(colours))
+    report["hints"] = hints_on_values(table, scan)
+    stems = file_stems(list(table.class_labels))
+    for label in table.class_labels:
+        stem = stems[label]
+        counts = class_counts(table, label)
+        write_csv(folder / f"classes_{stem}.csv", counts)
+        plot_class_counts(counts, f"{table.name}, {label}", folder / f"counts_{stem}.png")
+        plot_samples(table, label, chosen[label], folder / f"samples_{stem}.png", num_per_class, seed)
+        report["labels"][label] = {
+            "classes": len(counts),
+            "unknown": int((table.rows[label] == UNKNOWN).sum()),
+            "splits": without_nan(_rounded(describe_counts(counts))),
+        }
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(folder / "health.json", text + "\n")
+    return report
+
+
+def is_health(folder: Path) -> bool:
+    """Return whether the folder holds a report of write_health."""
+    try:
+        report = json.loads((folder / "health.json").read_text(encoding="utf-8"))
+        return {"name", "root", "photos", "bytes", "formats"} <= report.keys()
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _summarise(table: Table, scan: pd.DataFrame, copies: pd.DataFrame) -> dict:
+    bad = scan[scan["problem"] != ""]
+    problems = {
+        kind: {"photos": len(rows), "first": dict(zip(rows["path"][:NUM_FIRST], rows["detail"], strict=False))}
+        for kind, rows in sorted(bad.groupby("problem"), key=lambda group: -len(group[1]))
+    }
+    notes = scan["note"].str.split("; ").explode()
+    sized = scan[scan["width"] > 0]
+    return {
+        "name": table.name,
+        "root": text_of_path(str(table.root)),
+        "photos": len(scan),
+        "bytes": int(scan["bytes"].sum()),
+        "formats": {k: int(n) for k, n in scan.loc[scan["format"] != "", "format"].value_counts().items()},
+        "sizes": {
+            side: {"min": int(sized[side].min()), "median": int(sized[side].median()), "max": int(sized[side].max())}
+            for side in ("width", "height")
+            if len(sized)
+        },
+        "num_problems": len(bad),
+        "problems": problems,
+        "notes": {note: int(count) for note, count in notes[notes != ""].value_counts().items()},
+        "copies": {
+            "photos": len(copies),
+            "groups": int(copies["group"].nunique()),
+            "conflicts": int(copies.loc[copies["conflict"], "group"].nunique()),
+            "across_splits": int(copies.loc[copies["across_splits"], "group"].nunique()),
+        },
+        "labels": {},
+    }
+
+
+def _rounded(frame: pd.DataFrame) -> list[dict]:
+    """Return the rows with floats rounded to three digits, as health.json holds them."""
+    return [
+        {name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()}
+        for row in frame.to_dict("records")
+    ]
+
+
+def print_health(report: dict, console: Console | None = None) -> int:
+    """Print the report of write_health; return the number of unusable photos."""
+    if console is None:
+        console = Console()
+        if not console.is_terminal:
+            console.width = max(console.width, FILE_WIDTH)
+    megabytes = report["bytes"] / 1e6
+    kinds = ", ".join(f"{count:,} {name}" for name, count in report["formats"].items())
+    sizes = report["sizes"]
+    console.print(Text(f"\n{report['name']}: {report['photos']:,} photos in {report['root']}", "bold"), soft_wrap=True)
+    console.print(Text(f"{megabytes:,.1f} MB; {kinds or 'none readable'}", "dim"))
+    if sizes:
+        shape = "; ".join(
+            f"{side} {s['min']:,} to {s['max']:,} px, median {s['median']:,}" for side, s in sizes.items()
+        )
+        console.print(Text(shape, "dim"))
+    _print_problems(report, console)
+    _print_copies(report["copies"], console)
+    for hint in report["hints"]:
+        console.print(Text(f"Look at this: {hint}.", "yellow"), soft_wrap=True)
+    if report["colours"]:
+        console.print(_colour_table(report["colours"]))
+    for label, counts in report["labels"].items():
+        console.print(_count_table(label, counts, console))
+    return report["num_problems"]
+
+
+def _print_problems(report: dict, console: Console) -> None:
+    if not report["num_problems"]:
+        console.print(Text("All photos can be read.", "green"))
+    else:
+        console.print(Text(f"Photos that can't be used (problems.csv): {report['num_problems']:,}", "bold red"))
+        for kind, found in report["problems"].items():
+            console.print(Text(f"  {kind}: {found['photos']:,}"))
+            for path, detail in found["first"].items():
+                console.print(Text(f"    {path}: {detail}", "dim"), soft_wrap=True)
+            if found["photos"] > len(found["first"]):
+                console.print(Text("    ...", "dim"))
+    if report["notes"]:
+        notes = ", ".join(f"{count:,} {note}" for note, count in report["notes"].items())
+        console.print(Text(f"Unusual, but usable (photos.csv): {notes}"))
+
+
+def _print_copies(copies: dict, console: Console) -> None:
+    if not copies["groups"]:
+        console.print(Text("No two photos are byte-identical.", "green"))
+        return
+    text = f"Groups of byte-identical photos (copies.csv): {copies['groups']:,}, of {copies['photos']:,} photos"
+    console.print(Text(text, "yellow"))
+    if copies["conflicts"]:
+        console.print(Text(f"  with contradictory labels: {copies['conflicts']:,}", "yellow"))
+    if copies["across_splits"]:
+        console.print(Text(f"  with photos in more than one split: {copies['across_splits']:,}", "yellow"))
+
+
+def _colour_table(colours: list[dict]) -> RichTable:
+    """Tabulate mean ± standard deviation of each channel, one row per split."""
+    title = Text("\ncolours of a photo, 0 to 1 (mean ± standard deviation):", "bold")
+    table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    channels = ("red", "green", "blue")
+    for name in ("split", "photos", *channels):
+        table.add_column(name, justify="left" if name == "split" else "right", no_wrap=True)
+    reference: dict = {"split": "ImageNet", "photos": None, **IMAGENET}
+    for row in (*colours, reference):
+        values = (f"{row[name]:.3f} ± {row[f'{name}_std']:.3f}" for name in channels)
+        table.add_row(row["split"], _number(row["photos"]), *values)
+    return table
+
+
+def _count_table(label: str, counts: dict, console: Console) -> RichTable:
+    """Tabulate the photos per class, one row per split, with as many percentiles as fit the terminal.
+
+    In a file or a pipe, at least those of report R4.
+    """
+    *wider, narrowest = (
+        _count_table_without(hidden, label, counts) for hidden in (HIDDEN if console.is_terminal else HIDDEN[:2])
+    )
+    options = console.options.update(max_width=1000)
+    fitting = (table for table in wider if Measurement.get(console, options, table).maximum <= console.width)
+    return next(fitting, narrowest)
+
+
+def _count_table_without(hidden: str, label: str, counts: dict) -> RichTable:
+    unknown = f" (photos of unknown {label}: {counts['unknown']:,})" if counts["unknown"] else ""
+    title = Text(f"\n{label}: {counts['classes']:,} classes{unknown}; photos per class:", "bold")
+    table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    names = [name for name in counts["splits"][0] if not re.fullmatch(hidden, name)]
+    for name in names:
+        table.add_column(name, justify="left" if name == "split" else "right", no_wrap=True)
+    for row in counts["splits"]:
+        table.add_row(row["split"], *(_number(row[name]) for name in names[1:]))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.1f}".removesuffix(".0")
 
 
 def plot_class_counts(counts: pd.DataFrame, title: str, file: Path) -> None:
-    """Write a PNG of `carvision.data.health.class_counts`, with stacked splits.
+    """Write a PNG of the counts of data.health.class_counts, with stacked splits.
 
     Up to 60 classes: one bar per class, the largest first. More: the curve over the sorted classes, and below it a
     histogram of the class sizes.
@@ -137,7 +361,7 @@ def plot_samples(
     if len(classes) > MAX_ROWS:
         log.warning("%s: the first %d of %d classes are shown", file.name, MAX_ROWS, len(classes))
         classes = classes[:MAX_ROWS]
-    names = [_wrapped(table.class_labels[label].names[code], 22) for code in classes]
+    names = [_wrap_name(table.class_labels[label].names[code], 22) for code in classes]
     left_px = 24 + max((width_px(line, 9) for name in names for line in name.split("\n")), default=0)
     width = left_px + num_per_class * (TILE_PX + GAP_PX)
     height = HEAD_PX + len(classes) * (TILE_PX + GAP_PX)
@@ -161,13 +385,10 @@ def _draw_tile(axes: Axes, table: Table, photo: int, left: float, top: float) ->
     try:
         image, (width, height) = read_small(table.photo(photo), (TILE_PX, TILE_PX))
     except BadImage:
-        axes.add_patch(Rectangle((left, top), TILE_PX, TILE_PX, facecolor=UNREADABLE))
-        draw_text(axes, left + TILE_PX / 2, top + TILE_PX / 2, "unreadable", ha="center", va="center")
+        draw_unreadable(axes, left, top, (TILE_PX, TILE_PX))
         return
-    axes.add_patch(Rectangle((left, top), TILE_PX, TILE_PX, facecolor=BEHIND, zorder=-1))  # images have zorder 0
-    left, top = left + (TILE_PX - image.width) // 2, top + (TILE_PX - image.height) // 2
-    axes.imshow(image, extent=(left, left + image.width, top + image.height, top), aspect="auto", interpolation="none")
-    box = table.rows.loc[photo, BOX].to_numpy(np.float32) if table.has_boxes else None
+    left, top = draw_photo(axes, image, left, top, (TILE_PX, TILE_PX))
+    box = table.rows[BOX].iloc[photo].to_numpy(np.float32) if table.has_boxes else None
     if box is None or np.isnan(box).any():
         return
     try:
@@ -179,223 +400,6 @@ def _draw_tile(axes: Axes, table: Table, photo: int, left: float, top: float) ->
     axes.add_patch(Rectangle((left + x1, top + y1), x2 - x1, y2 - y1, fill=False, edgecolor=BOX_COLOUR, linewidth=1.2))
 
 
-def _wrapped(name: str, width: int) -> str:
-    """Wrap to at most three lines of `width` characters."""
+def _wrap_name(name: str, width: int) -> str:
+    """Wrap a name to at most three lines of `width` characters."""
     return "\n".join(textwrap.wrap(name, width, max_lines=3, placeholder=" \u2026")) or " "
-
-
-NUM_FIRST = 3  # paths shown per kind of problem
-FILE_WIDTH = 120
-HIDDEN = ("", "p[234678]0", "p([234678]0|[27]5)")  # columns hidden on ever narrower terminals
-NUM_RANDOM = 12  # classes on a sheet of samples if none are chosen
-
-
-def write_health(
-    table: Table,
-    scan: pd.DataFrame,
-    folder: Path,
-    chosen: dict[str, list[int]],
-    num_per_class: int = 8,
-    seed: int = 0,
-) -> dict:
-    """Write the report's files into `folder` and return the content of health.json.
-
-    scan: from `scan_photos`. chosen: from `choose_classes`, the classes on the sheets of samples. Files: photos.csv
-    (the scan), problems.csv, copies.csv, colours.csv, and for each label with classes classes_<label>.csv,
-    counts_<label>.png, samples_<label>.png.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    copies = find_copies(table, scan)
-    write_csv(folder / "photos.csv", scan)
-    write_csv(folder / "problems.csv", scan[scan["problem"] != ""])
-    write_csv(folder / "copies.csv", copies)
-    colours = describe_colours(table, scan)
-    reference = pd.DataFrame([{"split": "ImageNet", **IMAGENET}])
-    write_csv(folder / "colours.csv", pd.concat([colours, reference]).round(4).astype({"photos": "Int64"}))
-    report = _summarise(table, scan, copies)
-    report["colours"] = [_plain(row) for row in colours.to_dict("records")]
-    report["hints"] = hints_on_values(table, scan)
-    stems = file_stems(list(table.class_labels))
-    for label in table.class_labels:
-        stem = stems[label]
-        counts = class_counts(table, label)
-        write_csv(folder / f"classes_{stem}.csv", counts)
-        plot_class_counts(counts, f"{table.name}, {label}", folder / f"counts_{stem}.png")
-        plot_samples(table, label, chosen[label], folder / f"samples_{stem}.png", num_per_class, seed)
-        report["labels"][label] = {
-            "classes": len(counts),
-            "unknown": int((table.rows[label] == UNKNOWN).sum()),
-            "splits": [_plain(row) for row in describe_counts(counts).to_dict("records")],
-        }
-    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(folder / "health.json", text + "\n")
-    return report
-
-
-def is_health(folder: Path) -> bool:
-    """Return whether the folder holds a report of write_health."""
-    try:
-        return {"name", "root", "photos", "bytes", "formats"} <= json.loads(
-            (folder / "health.json").read_text(encoding="utf-8")
-        ).keys()
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def print_health(report: dict, console: Console | None = None) -> int:
-    """Print the report of `write_health`. Returns the number of unusable photos."""
-    if console is None:
-        console = Console()
-        if not console.is_terminal:  # a file or pipe has no width: make room for the percentiles of report R4
-            console.width = max(console.width, FILE_WIDTH)
-    megabytes = report["bytes"] / 1e6
-    kinds = ", ".join(f"{count:,} {name}" for name, count in report["formats"].items())
-    sizes = report["sizes"]
-    console.print(Text(f"\n{report['name']}: {report['photos']:,} photos in {report['root']}", "bold"), soft_wrap=True)
-    console.print(Text(f"{megabytes:,.1f} MB; {kinds or 'none readable'}", "dim"))
-    if sizes:
-        shape = "; ".join(
-            f"{side} {s['min']:,} to {s['max']:,} px, median {s['median']:,}" for side, s in sizes.items()
-        )
-        console.print(Text(shape, "dim"))
-    _print_problems(report, console)
-    _print_copies(report["copies"], console)
-    for hint in report["hints"]:
-        console.print(Text(f"Look at this: {hint}.", "yellow"), soft_wrap=True)
-    if report["colours"]:
-        console.print(_colour_table(report["colours"]))
-    for label, counts in report["labels"].items():
-        console.print(_count_table(label, counts, console))
-    return report["num_problems"]
-
-
-def _print_problems(report: dict, console: Console) -> None:
-    if not report["num_problems"]:
-        console.print(Text("All photos can be read.", "green"))
-    else:
-        console.print(Text(f"Photos that can't be used (problems.csv): {report['num_problems']:,}", "bold red"))
-        for kind, found in report["problems"].items():
-            console.print(Text(f"  {kind}: {found['photos']:,}"))
-            for path, detail in found["first"].items():
-                console.print(Text(f"    {path}: {detail}", "dim"), soft_wrap=True)
-            if found["photos"] > len(found["first"]):
-                console.print(Text("    ...", "dim"))
-    if report["notes"]:
-        notes = ", ".join(f"{count:,} {note}" for note, count in report["notes"].items())
-        console.print(Text(f"Unusual, but usable (photos.csv): {notes}"))
-
-
-def _print_copies(copies: dict, console: Console) -> None:
-    if not copies["groups"]:
-        console.print(Text("No two photos are byte-identical.", "green"))
-        return
-    text = f"Groups of byte-identical photos (copies.csv): {copies['groups']:,}, of {copies['photos']:,} photos"
-    console.print(Text(text, "yellow"))
-    if copies["conflicts"]:
-        console.print(Text(f"  with contradictory labels: {copies['conflicts']:,}", "yellow"))
-    if copies["across_splits"]:
-        console.print(Text(f"  with photos in more than one split: {copies['across_splits']:,}", "yellow"))
-
-
-def _colour_table(colours: list[dict]) -> RichTable:
-    """Tabulate mean ± standard deviation of each channel, one row per split."""
-    title = Text("\ncolours of a photo, 0 to 1 (mean ± standard deviation):", "bold")
-    table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    channels = ("red", "green", "blue")
-    for name in ("split", "photos", *channels):
-        table.add_column(name, justify="left" if name == "split" else "right", no_wrap=True)
-    for row in (*colours, {"split": "ImageNet", "photos": None, **IMAGENET}):
-        values = (f"{row[name]:.3f} ± {row[f'{name}_std']:.3f}" for name in channels)
-        table.add_row(row["split"], _number(row["photos"]), *values)
-    return table
-
-
-def _count_table(label: str, counts: dict, console: Console) -> RichTable:
-    """Tabulate the photos per class, one row per split, with as many percentiles as fit the terminal.
-
-    In a file or a pipe, at least those of report R4.
-    """
-    for hidden in HIDDEN if console.is_terminal else HIDDEN[:2]:
-        table = _count_table_without(hidden, label, counts)
-        if Measurement.get(console, console.options.update(max_width=1000), table).maximum <= console.width:
-            break
-    return table
-
-
-def _count_table_without(hidden: str, label: str, counts: dict) -> RichTable:
-    unknown = f" (photos of unknown {label}: {counts['unknown']:,})" if counts["unknown"] else ""
-    title = Text(f"\n{label}: {counts['classes']:,} classes{unknown}; photos per class:", "bold")
-    table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    names = [name for name in counts["splits"][0] if not re.fullmatch(hidden, name)]
-    for name in names:
-        table.add_column(name, justify="left" if name == "split" else "right", no_wrap=True)
-    for row in counts["splits"]:
-        table.add_row(row["split"], *(_number(row[name]) for name in names[1:]))
-    return table
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:,.1f}".removesuffix(".0")
-
-
-def _summarise(table: Table, scan: pd.DataFrame, copies: pd.DataFrame) -> dict:
-    bad = scan[scan["problem"] != ""]
-    problems = {
-        kind: {"photos": len(rows), "first": dict(zip(rows["path"][:NUM_FIRST], rows["detail"], strict=False))}
-        for kind, rows in sorted(bad.groupby("problem"), key=lambda group: -len(group[1]))
-    }
-    notes = scan["note"].str.split("; ").explode()
-    sized = scan[scan["width"] > 0]
-    return {
-        "name": table.name,
-        "root": text_of_path(str(table.root)),
-        "photos": len(scan),
-        "bytes": int(scan["bytes"].sum()),
-        "formats": {k: int(n) for k, n in scan.loc[scan["format"] != "", "format"].value_counts().items()},
-        "sizes": {
-            side: {"min": int(sized[side].min()), "median": int(sized[side].median()), "max": int(sized[side].max())}
-            for side in ("width", "height")
-            if len(sized)
-        },
-        "num_problems": len(bad),
-        "problems": problems,
-        "notes": {note: int(count) for note, count in notes[notes != ""].value_counts().items()},
-        "copies": {
-            "photos": len(copies),
-            "groups": int(copies["group"].nunique()),
-            "conflicts": int(copies.loc[copies["conflict"], "group"].nunique()),
-            "across_splits": int(copies.loc[copies["across_splits"], "group"].nunique()),
-        },
-        "labels": {},
-    }
-
-
-def choose_classes(table: Table, show: Sequence[str | int] = (), seed: int = 0) -> dict[str, list[int]]:
-    """Choose the codes of each label's classes for its sheet of samples.
-
-    Those that `show` names by id or name; for a label without any of them, 12 random ones. Raises InputError for a
-    class that no label has.
-    """
-    chosen: dict[str, list[int]] = {label: [] for label in table.class_labels}
-    for value in map(str, show):
-        hits = [
-            (label, code)
-            for label, classes in table.class_labels.items()
-            for code in range(len(classes))
-            if nfc(value) in (nfc(classes.ids[code]), nfc(classes.names[code]))
-        ]
-        if not hits:
-            known = {name for classes in table.class_labels.values() for name in (*classes.names, *classes.ids)}
-            raise InputError(f"show: {value!r} is not a class of {table.name} (id or name){nearest(value, known)}")
-        for label, code in hits:
-            chosen[label].append(code)
-    for label, classes in table.class_labels.items():
-        if not chosen[label]:
-            count = min(NUM_RANDOM, len(classes))
-            chosen[label] = sorted(np.random.default_rng(seed).choice(len(classes), count, replace=False).tolist())
-    return chosen
-
-
-def _plain(row: dict) -> dict:
-    """Round floats and replace NaN by None, as JSON has no NaN."""
-    return {k: (None if math.isnan(v) else round(v, 3)) if isinstance(v, float) else v for k, v in row.items()}

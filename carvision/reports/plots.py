@@ -1,32 +1,51 @@
-"""Shared style of all plots. Figures are created without pyplot, which would keep global state.
+"""The style and the shared parts of all plots, and the curves of a run by epoch.
 
-Plot a run by epoch, training against validation: loss, accuracy, and the other metrics of each head.
+Figures are created without pyplot, which would keep global state.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from carvision.files.atomic import written_whole
 from carvision.files.folders import PROGRAM
 
 SPLIT_COLOURS = {"train": "#4477aa", "val": "#ddaa33", "test": "#bb5566", "no split": "#bbbbbb"}  # colour-blind safe
+# Of runs, heads or methods: distinguishable with any colour vision, near ones also by lightness; the markers differ too
+COLOURS = (
+    "#4477aa", "#ee7733", "#228833", "#aa3377", "#66ccee", "#222222",
+    "#ccbb44", "#332288", "#cc3311", "#44aa99", "#999999", "#884400",
+)  # fmt: skip
+MARKERS = "osD^vPX<>*hp"
 TEXT = "#333333"
 FAINT = "#8a8a8a"
 GRID = "#e4e4e4"
 DPI = 110
+# Panels of metrics.png, one column each. The second metric, dashed, is computed as in Keras
+OTHERS = {
+    "top-3 accuracy": ("top3",),
+    "top-5 accuracy": ("top5",),
+    "precision": ("precision", "precision_at50"),
+    "recall": ("recall", "recall_at50"),
+    "AUC": ("auc", "auc_keras"),
+}
+STYLES = ("-", "--")
 
 
 def create_figure(width_in: float, height_in: float) -> Figure:
+    """Return an empty white figure whose layout keeps its parts apart."""
     return Figure(figsize=(width_in, height_in), dpi=DPI, facecolor="white", layout="constrained")
 
 
-def tidy(axes: Axes, grid: str) -> None:
-    """Draw faint grid lines for the `grid` axis ("x", "y", "both"), only the bottom and left spine, and muted text."""
+def tidy(axes: Axes, grid: Literal["x", "y", "both"]) -> None:
+    """Draw faint grid lines for the `grid` axis, only the bottom and left spine, and muted text."""
     axes.grid(axis=grid, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -41,6 +60,21 @@ def set_title(figure: Figure, title: str) -> None:
     figure.suptitle(title, x=0.01, ha="left", color=TEXT, size=12, weight="bold", parse_math=False)
 
 
+def percent_axis(axis: Axis) -> None:
+    """Label the ticks of an axis in percent, with as many digits as they need."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.6g}%"))
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist], names: Sequence[str]) -> None:
+    """Add a legend below, with as many columns as the names allow; the figure grows by the legend's height."""
+    num_letters = max(map(len, names)) + 7
+    columns = max(1, min(len(names), int(figure.get_figwidth() * 13 / num_letters)))
+    legend = figure.legend(handles, names, loc="outside lower left", ncols=columns, frameon=False, fontsize=9)
+    for shown in legend.get_texts():
+        shown.set(parse_math=False, color=TEXT)
+    figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(names) // columns))
+
+
 def save_figure(figure: Figure, file: Path) -> None:
     """Write a PNG atomically: an existing file is replaced only when the new one is complete."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -48,20 +82,10 @@ def save_figure(figure: Figure, file: Path) -> None:
         figure.savefig(partial, format="png", metadata={"Software": PROGRAM})
 
 
-# Panels of metrics.png, one column each. The second metric, dashed, is computed as in Keras
-OTHERS = {
-    "top-3 accuracy": ("top3",),
-    "top-5 accuracy": ("top5",),
-    "precision": ("precision", "precision_at50"),
-    "recall": ("recall", "recall_at50"),
-    "AUC": ("auc", "auc_keras"),
-}
-STYLES = ("-", "--")
-
-
 def plot_curves(history: pd.DataFrame, folder: Path) -> None:
     """Write loss.png and, for heads with classes, accuracy.png and metrics.png, from the rows of history.csv."""
-    heads = sorted({name.split("/")[1] for name in history if name.count("/") == 2 and name.endswith("/loss")})
+    columns = map(str, history)
+    heads = sorted({name.split("/")[1] for name in columns if name.count("/") == 2 and name.endswith("/loss")})
     losses = {"all heads": ["loss"]} | ({head: [f"{head}/loss"] for head in heads} if len(heads) > 1 else {})
     _plot(history, [losses], "Loss", folder / "loss.png")
     classes = [head for head in heads if f"val/{head}/top1" in history]
@@ -86,11 +110,11 @@ def _plot(
     for i, panels in enumerate(rows):
         for j, (name, metric_names) in enumerate(panels.items()):
             axes = figure.add_subplot(len(rows), num_columns, i * num_columns + j + 1)
-            _draw(axes, history, metric_names)
+            _draw_lines(axes, history, metric_names)
             axes.set_title(name, fontsize=10, loc="left", parse_math=False)
             if percent:
                 axes.set_ylim(0, 1.02)
-                axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+                percent_axis(axes.yaxis)
             else:
                 axes.set_ylim(bottom=0)
             tidy(axes, "y")
@@ -99,7 +123,7 @@ def _plot(
     save_figure(figure, file)
 
 
-def _draw(axes: Axes, history: pd.DataFrame, metric_names: Sequence[str]) -> None:
+def _draw_lines(axes: Axes, history: pd.DataFrame, metric_names: Sequence[str]) -> None:
     """Draw one line for each split and metric that the history has."""
     for split in ("train", "val"):
         for name, style in zip(metric_names, STYLES, strict=False):

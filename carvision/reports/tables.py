@@ -1,49 +1,31 @@
-"""Escape arbitrary text, such as class names, for Markdown.
-
-Render tables for the terminal, as Markdown, and as self-contained HTML.
-"""
+"""Tables of text, and their three forms: on the terminal, in Markdown, and as a self-contained HTML page."""
 
 import base64
 import html
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
-import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from carvision.files.atomic import write_text
-from carvision.reports.comparison.sheets import BEST, OVERALL, TextTable, runs_table, shown_columns
 
+BEST, OVERALL = "best", "overall"
+STYLES = {BEST: "bold green", OVERALL: "bold black on green", "": ""}
+STARS = {BEST: "*", OVERALL: "**", "": ""}  # on a terminal without colour
+EMPHASIS = {BEST: "**{}**", OVERALL: "***{}***", "": "{}"}
+NAME_SHARE = 0.44  # of a terminal line, at most, for the first column; longer names wrap
 # CommonMark and GitHub's tables, strikethrough, formulas and entities; "://" and "www." become links automatically.
 # "_" means nothing between letters.
 SPECIAL = re.compile(r"[\\`*\[\]<|#~$&]|(?<![^\W_])_|_(?![^\W_])|(?<=:)//|(?<=\bwww)\.", re.IGNORECASE)
 FIRST = re.compile(r">|[-+=](?=[-+=\s]|$)|\d+(?=[.)](?:\s|$))")  # begins a quotation or list, underlines a heading
-
-
-def escape_markdown(text: object) -> str:
-    """Return one line that Markdown shows literally wherever it stands: no markup, no HTML, no end of a table cell."""
-    line = " ".join(str(text).replace("\0", "\ufffd").split())
-    line = SPECIAL.sub(lambda match: f"\\{match[0]}", line)
-    start = FIRST.match(line)
-    if start is None:
-        return line
-    return f"\\{line}" if start[0] in ">-+=" else f"{start[0]}\\{line[start.end() :]}"
-
-
-def code_block(text: str, language: str = "") -> str:
-    """Return a fenced code block whose fence does not occur in the text."""
-    longest = max(map(len, re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text}\n{fence}"
-
-
-STYLES = {BEST: "bold green", OVERALL: "bold black on green", "": ""}
-NAME_SHARE = 0.44  # of a terminal line, at most, for a run's name; longer names wrap
 CSS = """
 body { font: 15px/1.5 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; color: #333; margin: 2.5rem auto;
   max-width: 76rem; padding: 0 1.5rem; }
@@ -63,33 +45,38 @@ figure { margin: 1rem 0 2rem; } img { max-width: 100%; height: auto; }
 """
 
 
-def print_runs(frame: pd.DataFrame, title: str, notes: list[str], console: Console, first: Sequence[str]) -> None:
-    """Print the main table: one column per run if that fits, else one row per run with as many columns as fit.
+@dataclass(frozen=True)
+class TextTable:
+    """A table of text.
 
-    first: the columns with priority.
+    rows, marks: of the same shape, marks "", "best" or "overall"; no marks: none. breaks: rows with a line above them.
     """
-    upright = runs_table(frame, title, notes, upright=True)
-    if _width(_wrapped(upright, console.width)) <= console.width:
-        print_table(upright, console)
-        return
-    groups = shown_columns(frame)
-    every = [column for group in groups for column in group]
-    ranked = [*first, *sorted(every, key=lambda column: column.startswith("train/"))]  # train last
-    chosen: list[str] = []
-    for column in dict.fromkeys(column for column in ranked if column in every):
-        wider = runs_table(frame, title, notes, upright=False, only=[*chosen, column])
-        if _width(_wrapped(wider, console.width)) <= console.width:
-            chosen.append(column)
-    if len(chosen) < len(every):
-        notes = [*notes, f"{len(every) - len(chosen)} more columns are in compare.html, compare.md and compare.csv."]
-    print_table(runs_table(frame, title, notes, upright=False, only=chosen), console)
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    marks: list[list[str]] = field(default_factory=list)
+    breaks: set[int] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        if not self.marks:
+            self.marks.extend([""] * len(row) for row in self.rows)
+
+
+def without_nan(value: Any) -> Any:
+    """Return the value with None for each NaN in it, in dicts and lists too, as JSON has no NaN."""
+    if isinstance(value, dict):
+        return {name: without_nan(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def print_table(table: TextTable, console: Console) -> None:
     """Print a table. Without colour, one star marks the best and two the best of all."""
     coloured = console.color_system is not None and not console.no_color
-    stars = {BEST: "*", OVERALL: "**", "": ""}
-    width = 0 if coloured else max((len(stars[mark]) for marks in table.marks for mark in marks), default=0)
+    width = 0 if coloured else max((len(STARS[mark]) for marks in table.marks for mark in marks), default=0)
     wrapped = _wrapped(table, console.width)
     rich_table = RichTable(box=SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(wrapped.header):
@@ -99,7 +86,7 @@ def print_table(table: TextTable, console: Console) -> None:
         if i in table.breaks:
             rich_table.add_section()
         texts = [
-            Text(cell + (stars[mark].ljust(width) if j and not coloured else ""), STYLES[mark])
+            Text(cell + (STARS[mark].ljust(width) if j and not coloured else ""), STYLES[mark])
             for j, (cell, mark) in enumerate(zip(row, marks, strict=True))
         ]
         rich_table.add_row(*texts)
@@ -109,20 +96,28 @@ def print_table(table: TextTable, console: Console) -> None:
         console.print(Text(note, "dim"))
 
 
-def _is_numbers(texts) -> bool:
+def fits(table: TextTable, console: Console) -> bool:
+    """Return whether the table fits the terminal's width, with long names wrapped, a star and the gaps."""
+    wrapped = _wrapped(table, console.width)
+    columns = zip(wrapped.header, *wrapped.rows, strict=True)
+    width = sum(max(len(line) for cell in column for line in cell.split("\n")) + 4 for column in columns)
+    return width <= console.width
+
+
+def _is_numbers(texts: Iterable[str]) -> bool:
     return all(re.fullmatch(r"[-\d.,± ()ofe+]*", text) for text in texts)
 
 
-def _wrapped(table: TextTable, room: int) -> TextTable:
-    """Wrap long names, broken at natural positions. room: characters per line of the terminal."""
+def _wrapped(table: TextTable, line_width: int) -> TextTable:
+    """Return the table with its long names wrapped. line_width: characters per line of the terminal."""
     width = 10 if len(table.header) > 4 else 18
-    header = [table.header[0], *(_broken(name, width) for name in table.header[1:])]
-    rows = [[_broken(row[0], int(NAME_SHARE * room)), *row[1:]] for row in table.rows]
-    return TextTable(table.title, header, rows, table.marks, table.breaks, table.notes)
+    header = [table.header[0], *(_wrap_name(name, width) for name in table.header[1:])]
+    rows = [[_wrap_name(row[0], int(NAME_SHARE * line_width)), *row[1:]] for row in table.rows]
+    return replace(table, header=header, rows=rows)
 
 
-def _broken(name: str, width: int) -> str:
-    """Break at spaces, and within words that are too long after "_", "." and "/"."""
+def _wrap_name(name: str, width: int) -> str:
+    """Break a name at spaces, and words that are too long after "_", "." and "/"."""
     pieces = re.findall(r"\([^)]*\) ?|[^ ]+ ?", name)
     pieces = [p for piece in pieces for p in ([piece] if len(piece) <= width else re.findall("[^_/.]*[_/.]?", piece))]
     lines = [""]
@@ -133,10 +128,21 @@ def _broken(name: str, width: int) -> str:
     return "\n".join(line.rstrip(" ") for line in lines)
 
 
-def _width(table: TextTable) -> int:
-    """Return the width of the table on the terminal, in characters, including a star and the gaps."""
-    columns = zip(table.header, *table.rows, strict=True)
-    return sum(max(len(line) for cell in column for line in cell.split("\n")) + 4 for column in columns)
+def escape_markdown(text: object) -> str:
+    """Return one line that Markdown shows literally wherever it stands: no markup, no HTML, no end of a table cell."""
+    line = " ".join(str(text).replace("\0", "\ufffd").split())
+    line = SPECIAL.sub(lambda match: f"\\{match[0]}", line)
+    start = FIRST.match(line)
+    if start is None:
+        return line
+    return f"\\{line}" if start[0] in ">-+=" else f"{start[0]}\\{line[start.end() :]}"
+
+
+def code_block(text: str, language: str = "") -> str:
+    """Return a fenced code block whose fence does not occur in the text."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
 
 
 def to_markdown(table: TextTable) -> str:
@@ -147,17 +153,18 @@ def to_markdown(table: TextTable) -> str:
 
     lines = [f"## {escape_markdown(table.title)}", "", row([escape_markdown(name) for name in table.header])]
     lines.append(row(["---", *["---:"] * (len(table.header) - 1)]))
-    forms = {BEST: "**{}**", OVERALL: "***{}***", "": "{}"}
     for texts, marks in zip(table.rows, table.marks, strict=True):
-        lines.append(row([forms[mark].format(escape_markdown(cell)) for cell, mark in zip(texts, marks, strict=True)]))
+        lines.append(
+            row([EMPHASIS[mark].format(escape_markdown(cell)) for cell, mark in zip(texts, marks, strict=True)])
+        )
     return "\n".join([*lines, "", *(f"{escape_markdown(note)}\n" for note in table.notes)])
 
 
 def write_markdown(file: Path, title: str, about: str, tables: Sequence[TextTable], pictures: dict[str, Path]) -> None:
     """Write the tables and links to the pictures, {title: file beside this one}."""
     parts = [f"# {escape_markdown(title)}\n", f"{escape_markdown(about)}\n", *map(to_markdown, tables)]
-    named = {escape_markdown(name): quote(picture.name) for name, picture in pictures.items()}
-    parts += [f"## {name}\n\n![{name}]({file})\n" for name, file in named.items()]
+    for name, picture in pictures.items():
+        parts.append("## {0}\n\n![{0}]({1})\n".format(escape_markdown(name), quote(picture.name)))
     write_text(file, "\n".join(parts))
 
 
@@ -169,12 +176,15 @@ def write_html(
     pictures: dict[str, Path],
     fragments: Sequence[str] = (),
 ) -> None:
-    """Write a single file with embedded pictures, so that it can be sent. fragments: HTML below the pictures."""
+    """Write a page with embedded pictures, {title: PNG}, so that it can be sent as a single file.
+
+    fragments: HTML below the pictures.
+    """
     parts = [
         f"<!doctype html>\n<html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>",
         f"<meta name=viewport content='width=device-width'><style>{CSS}</style>",
         f"<h1>{html.escape(title)}</h1><p class=about>{html.escape(about)}</p>",
-        *map(_html_of, tables),
+        *map(_to_html, tables),
     ]
     for name, picture in pictures.items():
         data = base64.b64encode(picture.read_bytes()).decode()
@@ -183,7 +193,7 @@ def write_html(
     write_text(file, "\n".join([*parts, *fragments]) + "\n")
 
 
-def _html_of(table: TextTable) -> str:
+def _to_html(table: TextTable) -> str:
     head = "".join(f"<th>{html.escape(name)}" for name in table.header)
     lines = []
     for i, (texts, marks) in enumerate(zip(table.rows, table.marks, strict=True)):

@@ -46,7 +46,7 @@ class FindBatchSize(pl.Callback):
     def _find(self, trainer: pl.Trainer, module: LitClassifier) -> None:
         data = datamodule_of(trainer)
         began = time.perf_counter()
-        limit = max(1, round(len(data.photos["train"].paths) * data.epoch_fraction) // trainer.world_size)
+        limit = max(1, round(len(data.datasets["train"].paths) * data.epoch_fraction) // trainer.world_size)
         require_batch_norm_size(module, limit)
         device = trainer.strategy.root_device
         number = find_batch_size(module, trainer.precision_plugin, device, limit, self.compile)

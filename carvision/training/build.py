@@ -12,7 +12,7 @@ import torch
 from carvision.augment.pipeline import Augment
 from carvision.data.build import build_split, build_table, download
 from carvision.data.images import INTERPOLATIONS, Preprocessing
-from carvision.data.loading.dataset import Photos
+from carvision.data.loading.dataset import PhotoDataset
 from carvision.data.loading.loader import PhotoDataModule
 from carvision.data.paths import nfc
 from carvision.data.splits import without_unseen_classes
@@ -50,8 +50,8 @@ def build_datamodule(cfg: dict, fold: int | None) -> PhotoDataModule:
             raise InputError(f"data.crop_to_box: {table.name} under {table.root} comes without boxes")
         return table
 
-    create_photos = partial(
-        Photos,
+    create_dataset = partial(
+        PhotoDataset,
         preprocessing=build_preprocessing(cfg),
         crop_to_box=data["crop_to_box"],
         crop_scale=tuple(augment["crop_scale"]),
@@ -61,7 +61,7 @@ def build_datamodule(cfg: dict, fold: int | None) -> PhotoDataModule:
     )
     datamodule = PhotoDataModule(
         read,
-        create_photos,
+        create_dataset,
         batch_size=data["batch_size"],
         num_workers=data["num_workers"],
         sampler=data["sampler"],

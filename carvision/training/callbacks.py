@@ -26,8 +26,9 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from carvision.data.loading.loader import EarlyLoader
+from carvision.errors import one_line
 from carvision.files.atomic import write_csv, write_json
-from carvision.metrics import figure_names
+from carvision.metrics import metric_names
 from carvision.training.module import LitClassifier
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def _read_seconds(file: Path) -> dict[str, float]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        log.warning("%s is damaged (%s): the time of earlier starts is not counted", file, " ".join(str(error).split()))
+        log.warning("%s is damaged (%s): the time of earlier starts is not counted", file, one_line(error))
         return {}
 
 
@@ -96,7 +97,7 @@ class ReadAhead(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, module: LitClassifier, batch, batch_idx: int) -> None:
         loader = trainer.val_dataloaders
         if isinstance(loader, EarlyLoader) and trainer.num_training_batches - batch_idx <= 2 * loader.num_workers:
-            loader.begin()
+            loader.start_workers()
 
 
 class History(pl.Callback):
@@ -144,7 +145,7 @@ class History(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: LitClassifier) -> None:
         # Before the checkpoint callbacks: an epoch with a checkpoint also has its row.
-        names = figure_names(module.labels, module.metric_learning is not None)
+        names = metric_names(module.labels, module.metric_learning is not None)
         train_names = [name for name in names if name not in ("embedding/recall_at_1", "embedding/map_at_r")]
         columns = [*(f"train/{name}" for name in train_names), *(f"val/{name}" for name in names)]
         found = {**dict.fromkeys(columns), **trainer.callback_metrics}  # undefined metrics become empty cells
@@ -171,7 +172,7 @@ def read_history(file: Path) -> list[dict]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, OverflowError) as error:
-        log.warning("%s can't be read (%s)", file, " ".join(str(error).split())[:100])
+        log.warning("%s can't be read (%s)", file, one_line(error, 100))
         return []
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytorch_lightning as pl
 import torch
 
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 from carvision.training.module import LitClassifier, callbacks_of
 
 log = logging.getLogger(__name__)
@@ -41,11 +41,11 @@ def compile_steps(lit: LitClassifier) -> None:
     # Each phase trains other parameters and needs its own graph. torch.compile silently falls back to eager after a few
     # recompilations, so drop earlier graphs.
     torch.compiler.reset()
-    plain, compiled = lit.outputs, one_line(torch.compile(lit.outputs, dynamic=False))
+    plain, compiled = lit.outputs, with_input_errors(torch.compile(lit.outputs, dynamic=False))
     # Shadows the method, of which torch.nn.Module knows nothing
     lit.outputs = lambda *inputs: (compiled if lit.training else plain)(*inputs)  # pyrefly: ignore[bad-assignment]
     if lit.device.type != "cpu":
-        lit.augmented = one_line(torch.compile(lit.augmented, dynamic=False))
+        lit.augmented = with_input_errors(torch.compile(lit.augmented, dynamic=False))
 
 
 def undo_compilation(lit: LitClassifier) -> None:
@@ -54,7 +54,7 @@ def undo_compilation(lit: LitClassifier) -> None:
         lit.__dict__.pop(name, None)  # the compiled function shadowed the method
 
 
-def one_line(function: Callable) -> Callable:
+def with_input_errors(function: Callable) -> Callable:
     """Return the function with torch.compile's own errors turned into InputError."""
 
     def call(*args):
@@ -63,7 +63,7 @@ def one_line(function: Callable) -> Callable:
         except torch._dynamo.exc.TorchDynamoException as error:
             if "out of memory" in str(error):
                 raise  # data.batch_size=auto catches it
-            text = " ".join(str(error).split())[:300]
+            text = one_line(error, 300)
             raise InputError(f"compile: torch.compile can't build this network ({text}); use compile=false") from error
 
     return call

@@ -139,12 +139,12 @@ class LitClassifier(pl.LightningModule):
     ) -> Tensor:
         """Return the batch's loss: the weighted sum of the heads' losses and the metric loss, plus penalties.
 
-        images: None if the batch has cached features under "kept", see KeptPhotos. metrics: updated with the batch.
+        images: None if the batch holds cached features, see CachedFeatures. metrics: updated with the batch.
         mixed: each photo's partner and the share of its own targets, see Mix.
         """
         num_photos = self._mean_of_all(batch["valid"].sum())
         shares = batch["valid"] / num_photos.clamp(min=1e-12)  # invalid photos have no penalty
-        outputs = self.model.above(batch["kept"], shares) if images is None else self.outputs(images, shares)
+        outputs = self.model.above(batch["features"], shares) if images is None else self.outputs(images, shares)
         learning, embedded = self.metric_learning, None
         if learning:
             embedded = learning.embedded(outputs, batch["targets"], batch["valid"])

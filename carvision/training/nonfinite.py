@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 from carvision.files.atomic import write_csv
 from carvision.training.distributed.collectives import any_process, gather_objects
 from carvision.training.module import LitClassifier, datamodule_of
@@ -136,14 +136,14 @@ def _read_records(file: Path) -> list[pd.DataFrame]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
-        log.warning("%s can't be read (%s): what it listed is lost", file, " ".join(str(error).split())[:100])
+        log.warning("%s can't be read (%s): what it listed is lost", file, one_line(error, 100))
         return []
 
 
 def record_photos(trainer: pl.Trainer, batches: range, file: Path) -> str:
     """Add the photos of these batches of the epoch, of all processes, to the file; return the first few, as text."""
     loader: Any = trainer.train_dataloader  # a ResumableLoader
-    rows, photos = loader.sampler.rows(trainer.current_epoch), datamodule_of(trainer).photos["train"]
+    rows, photos = loader.sampler.rows(trainer.current_epoch), datamodule_of(trainer).datasets["train"]
     listed = [(i, photos.path(row)) for i in batches for row in rows[i]]
     if trainer.is_global_zero:
         new = pd.DataFrame(listed, columns=["batch", "path"])

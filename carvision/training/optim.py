@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
-from carvision.errors import InputError, nearest
+from carvision.errors import InputError, nearest, one_line
 from carvision.models.classifier import Classifier
 
 log = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ def create_optimizer(
         names = sorted({*OPTIMIZERS, *map(str, list_optimizers())})
         if name not in names:
             raise InputError(f"optimizer.name: {name!r} is not an optimizer{nearest(name, names)}") from None
-        text = " ".join(str(error).split())
+        text = one_line(error)
         raise InputError(f"optimizer: {name} can't be built with {values or 'these values'} ({text})") from None
     return SAM(optimizer, sam_rho) if sam_rho else optimizer
 
@@ -324,7 +324,7 @@ def create_schedule(
         else:
             schedule = LambdaLR(optimizer, lr_factor(name, lr, num_steps, steps_per_epoch, **values))
     except (TypeError, ValueError) as error:
-        text = " ".join(str(error).split())
+        text = one_line(error)
         raise InputError(f"schedule: {name} can't be built with {values or 'no values'} ({text})") from None
     return {"scheduler": schedule, "interval": "step"}
 

@@ -10,9 +10,9 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from carvision.data.loading.loader import PhotoDataModule
 from carvision.data.table import LabelDescription
-from carvision.errors import InputError, nearest
+from carvision.errors import InputError, nearest, one_line
 from carvision.files.atomic import own_folder
-from carvision.metrics import figure_names
+from carvision.metrics import metric_names
 from carvision.reports.comparison.frame import lower_is_better
 from carvision.training.batch_size import FindBatchSize, require_gpu, with_batch_size
 from carvision.training.callbacks import (
@@ -78,7 +78,7 @@ def build_trainer(
             log_every_n_steps=10,
         )
     except (MisconfigurationException, ModuleNotFoundError, ValueError, RuntimeError) as error:
-        text = " ".join(str(error).split())[:300]
+        text = one_line(error, 300)
         raise InputError(
             f"trainer: this machine can't run trainer.accelerator={cfg['trainer']['accelerator']} ({text})"
         ) from None
@@ -175,7 +175,7 @@ def monitors_of(cfg: dict) -> dict[str, str]:
 
 def check_monitors(cfg: dict, labels: dict[str, LabelDescription]) -> None:
     """Raise InputError if a monitored metric does not exist in this run."""
-    names = figure_names(labels, with_metric_loss=cfg["metric_loss"]["name"] != "none", with_auc=True)
+    names = metric_names(labels, with_metric_loss=cfg["metric_loss"]["name"] != "none", with_auc=True)
     known = [f"{split}/{name}" for split in ("val", "train") for name in names]
     for key, monitor in monitors_of(cfg).items():
         require_monitor(key, monitor, known)
@@ -242,7 +242,7 @@ def _fit(
     except Exception as error:
         if isinstance(error, InputError) or not (resume_point and lit.restoring):
             raise
-        text = " ".join(str(error).split())[:200] or type(error).__name__
+        text = one_line(error, 200)
         raise InputError(
             f"run.dir: {resume_point.file} does not fit the changed configuration or is of another network ({text}); "
             "give another folder to start anew, there with "

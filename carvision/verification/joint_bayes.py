@@ -13,13 +13,14 @@ is computed element by element, and a step costs a few products of (D, D) matric
 """
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 from scipy.linalg import eigh
 
 from carvision.data.table import UNKNOWN
 from carvision.errors import InputError
-from carvision.verification.pairs import Pairs, products
+from carvision.verification.pairs import Pairs
 
 # Pair accuracy on car models not trained on, with 560 training photos (ImageNet features): 70 to 71 % with 48 to 100
 # dimensions, 65 % with 256, 51 % with 512; 61 % by the cosine.
@@ -50,7 +51,7 @@ class JointBayes:
         r = self.ratios
         x = (embeddings - self.mean) @ self.projection
         own = np.square(x) @ (r**2 / ((1 + r) * (1 + 2 * r)))  # the terms of single photos
-        both = products(x * np.sqrt(r / (1 + 2 * r)), pairs)
+        both = pairs.dot(x * np.sqrt(r / (1 + 2 * r)))
         return both - (own[pairs.first] + own[pairs.second]) / 2 + (np.log1p(r) - np.log1p(2 * r) / 2).sum()
 
 
@@ -138,7 +139,7 @@ def _with_prior(scatter: np.ndarray, num: int, added: float, prior_photos: float
 
 def _diagonalise(between: np.ndarray, within: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (basis, ratios (D,)): basis.T @ within @ basis is the identity, basis.T @ between @ basis diag(ratios)."""
-    ratios, basis = eigh((between + between.T) / 2, (within + within.T) / 2)
+    ratios, basis = cast(tuple[np.ndarray, np.ndarray], eigh((between + between.T) / 2, (within + within.T) / 2))
     return basis, ratios.clip(min=0)
 
 

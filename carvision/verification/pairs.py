@@ -1,9 +1,4 @@
-"""Pairs of photos to verify: read from a list, or drawn from a Table.
-
-Scores of pairs that need no training: float (M,), higher for photos more likely to be of the same class.
-
-Choose the pairs to verify: those the command line names, those of the data set's lists, or random ones.
-"""
+"""Choose the pairs of photos to verify: those of the command line's lists or of the data set's, or random ones."""
 
 import argparse
 import csv
@@ -14,28 +9,31 @@ from pathlib import Path
 
 import numpy as np
 
-from carvision.data.readers.compcars import has_pair_lists, pair_lists, read_compcars
+from carvision.data.readers.compcars import read_compcars
+from carvision.data.readers.compcars_files import has_pair_lists, pair_lists
 from carvision.data.readers.disk import read_text
 from carvision.data.splits import find_rows
 from carvision.data.table import UNKNOWN, Classes, Table
 from carvision.demo.write import demo_folder, write_demo
 from carvision.embedding.embed import Source
 from carvision.errors import InputError
-from carvision.evaluation.select import select_split
+from carvision.evaluation.select import ChosenData, select_split
 
 log = logging.getLogger(__name__)
-
 
 EASY, MEDIUM, HARD = DIFFICULTIES = ("easy", "medium", "hard")
 VIEWPOINT = "viewpoint"  # label required by easy pairs
 SAME = {"1": True, "true": True, "0": False, "-1": False, "false": False}
+WITH_LISTS = ("compcars", "demo")  # data sets with official lists of pairs
+NUM_TRAIN_PAIRS = 10_000
+BLOCK = 4096  # pairs whose embeddings are in memory at a time
 
 
 @dataclass(frozen=True)
 class Pairs:
     """Pairs of photos.
 
-    first, second: int64 (M,), rows of a table. same: bool (M,), whether both show the same class.
+    first, second: int64 (M,), rows of a table or of embeddings. same: bool (M,), whether both show the same class.
     """
 
     first: np.ndarray
@@ -46,6 +44,7 @@ class Pairs:
         return len(self.first)
 
     def select(self, keep: np.ndarray) -> "Pairs":
+        """Return the pairs where the boolean array (M,) is true."""
         return Pairs(self.first[keep], self.second[keep], self.same[keep])
 
     def map_rows(self, rows: np.ndarray) -> "Pairs":
@@ -58,6 +57,16 @@ class Pairs:
         named[self.first] = named[self.second] = True
         return named
 
+    def map(self, function: Callable[[np.ndarray, np.ndarray], np.ndarray], values: np.ndarray) -> np.ndarray:
+        """Return function(values of first photos, values of second photos), computed block by block; values (N, D)."""
+        starts = range(0, len(self), BLOCK)
+        parts = [(self.first[i : i + BLOCK], self.second[i : i + BLOCK]) for i in starts]
+        return np.concatenate([function(values[first], values[second]) for first, second in parts])
+
+    def dot(self, values: np.ndarray) -> np.ndarray:
+        """Return the scalar product of the two rows of each pair, float (M,); values (N, D)."""
+        return self.map(lambda a, b: np.einsum("md,md->m", a, b), values)
+
 
 def read_pairs(file: Path, table: Table, allow_missing: bool = False) -> Pairs:
     """Read the pairs of a text file, one `path1 path2 label` per line, separated by blanks, tabs, semicolons or commas.
@@ -67,13 +76,13 @@ def read_pairs(file: Path, table: Table, allow_missing: bool = False) -> Pairs:
     label is ignored, so that a pairs_<name>.csv of an earlier verification can be read. allow_missing: leave out and
     count pairs with photos that the table lacks instead of raising InputError.
     """
-    rows = _cells(file)
+    rows = _read_cells(file)
     if not rows:
         raise InputError(f"{file} has no pairs; give lines of path1 path2 label, label 1 (same) or 0")
     paths = np.array([row[:2] for _, row in rows], dtype=object)
     same = np.array([SAME[row[2].lower()] for _, row in rows])
     photo_rows = _rows_of(paths.ravel(), table).reshape(-1, 2)
-    known = (photo_rows >= 0).all(axis=1)
+    known = np.asarray((photo_rows >= 0).all(axis=1))
     if not known.all():
         line, first = rows[int(np.argmin(known))][0], paths[photo_rows < 0][0]
         text = f"{file}: {(~known).sum():,} of {len(known):,} pairs name photos that {table.name} lacks"
@@ -86,8 +95,8 @@ def read_pairs(file: Path, table: Table, allow_missing: bool = False) -> Pairs:
     return Pairs(photo_rows[:, 0], photo_rows[:, 1], same).select(known)
 
 
-def _cells(file: Path) -> list[tuple[int, list[str]]]:
-    """Return (line number, cells) for each line with a pair."""
+def _read_cells(file: Path) -> list[tuple[int, list[str]]]:
+    """Read (line number, cells) of each line with a pair."""
     lines = [(number, line) for number, line in enumerate(read_text(file).splitlines(), start=1) if line.strip()]
     found = []
     for index, (number, line) in enumerate(lines):
@@ -201,39 +210,6 @@ def _draw_positions(counts: np.ndarray, starts: np.ndarray, num: int, rng: np.ra
     return first, starts[first] + numbers - (ends - counts)[first]
 
 
-BLOCK = 4096  # pairs whose embeddings are in memory at a time
-
-
-def score_in_blocks(
-    score: Callable[[np.ndarray, np.ndarray], np.ndarray], values: np.ndarray, pairs: Pairs
-) -> np.ndarray:
-    """Apply score(values of first photos, values of second photos) to blocks of pairs; return one array."""
-    starts = range(0, len(pairs), BLOCK)
-    return np.concatenate(
-        [score(values[pairs.first[i : i + BLOCK]], values[pairs.second[i : i + BLOCK]]) for i in starts]
-    )
-
-
-def products(values: np.ndarray, pairs: Pairs) -> np.ndarray:
-    """Return the scalar product of the two rows (D,) of values (N, D) for each pair."""
-    return score_in_blocks(lambda a, b: np.einsum("md,md->m", a, b), values, pairs)
-
-
-def cosine(embeddings: np.ndarray, pairs: Pairs) -> np.ndarray:
-    """Return the cosine of the angle between both embeddings, -1 to 1; 0 if one of them is 0."""
-    lengths = np.linalg.norm(embeddings, axis=1).clip(min=np.finfo(np.float32).tiny)
-    return products(embeddings, pairs) / lengths[pairs.first] / lengths[pairs.second]
-
-
-def l2(embeddings: np.ndarray, pairs: Pairs) -> np.ndarray:
-    """Return the negative Euclidean distance. For embeddings of length 1 it orders pairs as the cosine does."""
-    return score_in_blocks(lambda a, b: -np.linalg.norm(a - b, axis=1), embeddings, pairs)
-
-
-WITH_LISTS = ("compcars", "demo")  # data sets with official lists of pairs
-NUM_TRAIN_PAIRS = 10_000
-
-
 @dataclass(frozen=True)
 class VerificationTask:
     """The pairs of a verification, all as rows of the table.
@@ -272,7 +248,7 @@ def read_task(source: Source, options: argparse.Namespace) -> VerificationTask:
     # Training photos are needed, too, so the table is split as for training
     table = _read_listed_photos(data) if official else source.read_table("train")
     label = table.class_label(options.label, "--label")
-    files = pair_lists(table.root) if official else {file.stem: file for file in options.pairs}
+    files = pair_lists(Path(table.root)) if official else {file.stem: file for file in options.pairs}
     if len(files) < len(options.pairs):
         raise InputError(f"--pairs: two of {' '.join(map(str, options.pairs))} have the same name; rename one")
     # For the official lists, their reader has already checked which photos may be missing
@@ -290,7 +266,8 @@ def read_task(source: Source, options: argparse.Namespace) -> VerificationTask:
     return VerificationTask(table, label, tests, lists, learned, train.map_rows(np.flatnonzero(learned)))
 
 
-def _read_listed_photos(data: dict) -> Table:
+def _read_listed_photos(data: ChosenData) -> Table:
+    """Read the photos of CompCars' lists of pairs, or of the demo's, whose layout is the same."""
     boxes = data["crop_to_box"]
     if data["name"] == "demo":
         num = data["images_per_model"]

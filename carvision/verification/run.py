@@ -1,40 +1,72 @@
-"""Report a verification: tables on the terminal, files, and ROC curves.
-
-Run carvision.verify, from the network's folder to the folder of the verification.
-"""
+"""Run carvision.verify, from the network's folder to the verification's: tables, files, and ROC curves."""
 
 import argparse
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
 from rich.console import Console
 from rich.text import Text
 
-from carvision.embedding.embed import Source, open_source
+from carvision.embedding.embed import open_source
 from carvision.evaluation.select import notes_on_seen_photos
 from carvision.files.atomic import file_stems, write_csv, write_json
 from carvision.files.log import start_log
-from carvision.reports.comparison.plots import COLOURS, legend_below
-from carvision.reports.comparison.sheets import BEST, TextTable
-from carvision.reports.plots import FAINT, TEXT, create_figure, save_figure, set_title, tidy
-from carvision.reports.tables import print_table
+from carvision.reports.plots import (
+    COLOURS,
+    FAINT,
+    TEXT,
+    create_figure,
+    legend_below,
+    percent_axis,
+    save_figure,
+    set_title,
+    tidy,
+)
+from carvision.reports.tables import BEST, TextTable, print_table, without_nan
 from carvision.system.runtime import keep_freed_memory
 from carvision.verification import METHODS
-from carvision.verification.pairs import VerificationTask, read_task
-from carvision.verification.score import FAR_LEVELS, ScoredPairs, roc, score, tar_name
+from carvision.verification.metrics import FAR_LEVELS, roc, tar_name
+from carvision.verification.pairs import read_task
+from carvision.verification.score import ScoredPairs, score
 
 log = logging.getLogger(__name__)
-
 
 NAMES = {"cosine": "cosine", "l2": "L2 distance", "svm": "linear SVM", "joint_bayes": "Joint Bayesian"}
 STYLES = {"l2": (0, (4, 3))}  # dashed: for embeddings of length 1 it covers the cosine's curve
 LEAST_FAR = 1e-3  # left end of the logarithmic curves, if there are enough different pairs
+
+
+def run(options: argparse.Namespace) -> Path:
+    """Verify and return the folder written. options: of carvision.verify."""
+    keep_freed_memory()
+    start_log(None)
+    source = open_source(options)
+    task = read_task(source, options)
+    notes = notes_on_seen_photos(task.table.select(task.tested), options.split or "test", source.splits_files)
+    for note in notes:
+        log.warning("%s", note)
+    needed = task.tested | task.train.photo_mask(len(task.table))
+    if "joint_bayes" in options.methods:  # it learns from photos, the others from pairs
+        needed |= task.learned
+    log.info(
+        "%s: %s photos, layer %s; %s training pairs",
+        task.table.name, f"{needed.sum():,}", source.embedder.layer, f"{len(task.train):,}",
+    )  # fmt: skip
+    name = source.about["network"] if source.run is None else source.run.resolve().name
+    about = {
+        **source.about, "data": {"name": task.table.name, "root": str(task.table.root)}, "label": task.label,
+        "seed": options.seed, "lists": task.lists, "notes": notes,
+    }  # fmt: skip
+    with source.claim_folder(options.out, "verifications") as folder:
+        scored, train = score(task, source.embed(task.table.select(needed)), options.methods)
+        about["train"] = {"split": options.train_split, **train}
+        write_verification(folder, f"{name} on {task.table.name}", about, scored)
+    return folder
 
 
 def write_verification(folder: Path, title: str, about: dict, scored: dict[str, ScoredPairs]) -> None:
@@ -49,7 +81,7 @@ def write_verification(folder: Path, title: str, about: dict, scored: dict[str, 
     write_csv(folder / "verification.csv", scores_frame(scored))
     plot_roc(scored, f"{title}: ROC", folder / "roc.png")
     difficulties = {
-        difficulty: {"pairs": len(pairs.same), "same": int(pairs.same.sum()), "figures": _without_nan(pairs.metrics)}
+        difficulty: {"pairs": len(pairs.same), "same": int(pairs.same.sum()), "figures": without_nan(pairs.metrics)}
         for difficulty, pairs in scored.items()
     }
     write_json(folder / "verification.json", {**about, "difficulties": difficulties})
@@ -61,24 +93,15 @@ def write_verification(folder: Path, title: str, about: dict, scored: dict[str, 
 
 def scores_frame(scored: dict[str, ScoredPairs]) -> pd.DataFrame:
     """Return one row per difficulty and method: difficulty, method, pairs, same, and the metrics."""
-    rows = [
+    return pd.DataFrame(
         {"difficulty": difficulty, "method": method, "pairs": len(pairs.same), "same": int(pairs.same.sum()), **metrics}
         for difficulty, pairs in scored.items()
         for method, metrics in pairs.metrics.items()
-    ]
-    return pd.DataFrame(rows)
-
-
-def _without_nan(metrics: dict[str, dict[str, float]]) -> dict:
-    """Replace NaN by None, as JSON has no NaN."""
-    return {
-        method: {name: None if math.isnan(value) else value for name, value in of_method.items()}
-        for method, of_method in metrics.items()
-    }
+    )
 
 
 def accuracy_table(scored: dict[str, ScoredPairs]) -> TextTable:
-    """Tabulate accuracy as is usual in the field: one row per method, one column per difficulty."""
+    """Return the table of pair accuracy, as is usual in the field: one row per method, one column per difficulty."""
     frame = scores_frame(scored)
     wide = frame.pivot(index="method", columns="difficulty", values="accuracy")
     wide = wide.loc[[method for method in METHODS if method in wide.index], list(scored)]
@@ -90,12 +113,12 @@ def accuracy_table(scored: dict[str, ScoredPairs]) -> TextTable:
 
 
 def curve_tables(scored: dict[str, ScoredPairs]) -> list[TextTable]:
-    """Tabulate for each difficulty what needs no threshold: AUC, equal error rate, true at false accept rates."""
+    """Return the table of each difficulty: AUC, equal error rate, and true accept rates, which need no threshold."""
     titles = {"auc": "AUC", "eer": "EER %"} | {tar_name(far): f"TAR % at FAR {100 * far:g} %" for far in FAR_LEVELS}
     tables = []
     for difficulty, pairs in scored.items():
         frame = pd.DataFrame(pairs.metrics).T[list(titles)]
-        rows = [[NAMES[method], f"{row['auc']:.4f}".replace("nan", "–"), *map(_percent, row[1:])]
+        rows = [[NAMES[str(method)], f"{row['auc']:.4f}".replace("nan", "–"), *map(_percent, row[1:])]
                 for method, row in frame.iterrows()]  # fmt: skip
         marks = np.stack([_best(frame[[name]], largest=name != "eer") for name in titles], axis=1)[..., 0]
         num_different = int((~pairs.same).sum())
@@ -126,73 +149,36 @@ def plot_roc(scored: dict[str, ScoredPairs], title: str, file: Path) -> None:
     figure = create_figure(max(5.6, 3.7 * len(scored)), 6.6)
     panels = figure.subplots(2, len(scored), squeeze=False, sharey=True)
     methods = [method for method in METHODS if method in next(iter(scored.values())).scores]
+    styles: dict[str, dict[str, Any]] = {
+        method: {"color": COLOURS[METHODS.index(method)], "linewidth": 1.6, "linestyle": STYLES.get(method, "-")}
+        for method in methods
+    }
+    by_chance: dict[str, Any] = {"color": FAINT, "linewidth": 1, "linestyle": (0, (1, 2))}
     for (difficulty, pairs), (even, wide) in zip(scored.items(), panels.T, strict=True):
         num_different = int((~pairs.same).sum())
         least = max(LEAST_FAR, 1 / num_different) if num_different > 1 else LEAST_FAR
         chance = np.geomspace(least, 1, 100)
         for axes in (even, wide):
-            axes.plot(chance, chance, color=FAINT, linewidth=1, linestyle=(0, (1, 2)))
+            axes.plot(chance, chance, **by_chance)
         for method in methods if 0 < num_different < len(pairs.same) else []:
             curve = roc(pairs.scores[method], pairs.same)
-            style = {"color": _colour(method), "linewidth": 1.6, "linestyle": STYLES.get(method, "-")}
-            even.plot(curve.far, curve.tar, **style)
+            even.plot(curve.far, curve.tar, **styles[method])
             begin = np.flatnonzero(curve.far <= least)[-1]  # points further left would draw a line along the edge
             far = curve.far[begin:].clip(min=least)
-            wide.plot(far, curve.tar[begin:], drawstyle="steps-post", **style)
+            wide.plot(far, curve.tar[begin:], drawstyle="steps-post", **styles[method])
         even.set_title(f"{difficulty}: {len(pairs.same):,} pairs", loc="left", size=10, color=TEXT, parse_math=False)
         even.set(xlim=(0, 1), ylim=(0, 1.01))
         wide.set_xscale("log")
         wide.set_xlim(least, 1)
         for axes in (even, wide):
             axes.set_xlabel("different pairs accepted (FAR)")
-            _percent_axes(axes)
+            percent_axis(axes.xaxis)
+            percent_axis(axes.yaxis)
             tidy(axes, "both")
         wide.tick_params(which="minor", length=0)
     for axes in panels[:, 0]:
         axes.set_ylabel("same pairs accepted (TAR)")
-    lines = [Line2D([], [], color=_colour(m), linewidth=1.6, linestyle=STYLES.get(m, "-")) for m in methods]
-    chance = Line2D([], [], color=FAINT, linewidth=1, linestyle=(0, (1, 2)))
-    legend_below(figure, [*lines, chance], [*(NAMES[method] for method in methods), "by chance"])
+    lines = [Line2D([], [], **style) for style in (*styles.values(), by_chance)]
+    legend_below(figure, lines, [*(NAMES[method] for method in methods), "by chance"])
     set_title(figure, title)
     save_figure(figure, file)
-
-
-def _colour(method: str) -> str:
-    return COLOURS[METHODS.index(method)]
-
-
-def _percent_axes(axes: Axes) -> None:
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.6g}%"))
-
-
-def run(options: argparse.Namespace) -> Path:
-    """Verify and return the folder written. options: of carvision.verify."""
-    keep_freed_memory()
-    start_log(None)
-    source = open_source(options)
-    task = read_task(source, options)
-    notes = _notes(source, task, options.split or "test")
-    for note in notes:
-        log.warning("%s", note)
-    needed = task.tested | task.train.photo_mask(len(task.table))
-    if "joint_bayes" in options.methods:  # it learns from photos, the others from pairs
-        needed |= task.learned
-    log.info(
-        "%s: %s photos, layer %s; %s training pairs",
-        task.table.name, f"{needed.sum():,}", source.embedder.layer, f"{len(task.train):,}",
-    )  # fmt: skip
-    name = source.about["network"] if source.run is None else source.run.resolve().name
-    about = {
-        **source.about, "data": {"name": task.table.name, "root": str(task.table.root)}, "label": task.label,
-        "seed": options.seed, "lists": task.lists, "notes": notes,
-    }  # fmt: skip
-    with source.claim_folder(options.out, "verifications") as folder:
-        scored, train = score(task, source.embed(task.table.select(needed)), options.methods)
-        about["train"] = {"split": options.train_split, **train}
-        write_verification(folder, f"{name} on {task.table.name}", about, scored)
-    return folder
-
-
-def _notes(source: Source, task: VerificationTask, split: str) -> list[str]:
-    return notes_on_seen_photos(task.table.select(task.tested), split, source.splits_files)

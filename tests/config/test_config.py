@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from carvision.config.compose import compose_alone, conf_dir, help_of, one_line, options_of, plain_config
+from carvision.config.compose import compose_alone, conf_dir, help_of, hydra_message, options_of, plain_config
 from carvision.config.schema import ALLOWED, check_values
 from carvision.errors import InputError, one_line_errors
 
@@ -131,13 +131,13 @@ def test_a_wrong_value_is_named_with_what_was_allowed(override, line):
         ("experiment=typo", "experiment: 'typo' is not one of "),
         ("dta=folder", "dta: there is no such key"),
         ("optimizer.momentum=0.9", "optimizer.momentum: the optimizer that is chosen has no such key; choose another"),
-        ("phases.a.epochs=3", "phases.a.epochs: the phase does not say this yet"),
+        ("phases.a.epochs=3", "phases.a.epochs: the phase does not have this key yet"),
     ],
 )
 def test_hydras_errors_become_one_line(override, line):
     with initialize_config_dir(str(conf_dir()), version_base="1.3"), pytest.raises(Exception) as caught:
         compose("train", overrides=[override])
-    assert one_line(caught.value).startswith(line) and "\n" not in one_line(caught.value)
+    assert hydra_message(caught.value).startswith(line) and "\n" not in hydra_message(caught.value)
 
 
 def test_a_mistyped_row_of_a_table_names_the_nearest():

@@ -8,11 +8,11 @@ import sys
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from carvision.config.compose import checked, compose_alone, compose_sweep, one_line, plain_config
+from carvision.config.compose import checked, compose_alone, compose_sweep, hydra_message, plain_config
 from carvision.config.overrides import expand_options, parse_overrides, with_quoted_paths
 from carvision.config.schema import ALLOWED, is_path
 from carvision.errors import InputError
-from carvision.search.space import split_overrides, read_space
+from carvision.search.space import read_space, split_overrides
 
 PATHS = [
     "/x/Blüten", "photos (1)", "a#b", "it's", "[new]", "lr=0.1", "{x}", "a,b", "a b", "日本", "$HOME/x", "~no-one/x",
@@ -112,7 +112,9 @@ def test_one_path_in_a_search(tmp_path, monkeypatch):
 def test_null_among_choices():
     for word in ("a.b=choice(null,3)", "a.b=null,3", "a.b=tag('seed==1',choice(null,3))"):
         [found, *_] = [
-            d for d in read_space(split_overrides([word, "seed=1,2"])[1], {}, lambda _: True).dimensions if d.key == "a.b"
+            d
+            for d in read_space(split_overrides([word, "seed=1,2"])[1], {}, lambda _: True).dimensions
+            if d.key == "a.b"
         ]
         assert found.choices == ("null", 3)
     assert with_quoted_paths(["callbacks.patience=choice(null,3)"], sweeps=True) == [
@@ -159,7 +161,7 @@ def test_what_no_quoting_helps(word, line):
     with pytest.raises(InputError) as caught:
         compose_alone("train", [word])
     assert str(caught.value).startswith(line) and "\n" not in str(caught.value)
-    assert "hydra.cc" not in one_line(caught.value)
+    assert "hydra.cc" not in hydra_message(caught.value)
 
 
 def test_hydras_own_start_takes_them_too(tmp_path):

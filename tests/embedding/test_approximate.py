@@ -1,4 +1,4 @@
-"""Indexes of faiss: near the exact search, the same interface, and told what they miss."""
+"""Indexes of faiss find nearly what the exact search finds, and report how much."""
 
 import sys
 
@@ -28,27 +28,27 @@ def test_most_neighbours_are_found_with_their_scores(kind, distance):
 
 
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
-def test_it_is_the_same_each_time_and_few_photos_are_enough(kind):
+def test_results_are_repeatable_and_complete_for_few_photos(kind):
     embeddings, _ = made(60, 3, seed=8)
     first, second = (Index(embeddings, kind, "cosine").nearest(embeddings, 59, np.arange(60))[1] for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert (np.sort(first, axis=1) == [np.delete(np.arange(60), i) for i in range(60)]).all()  # all others, each once
 
 
-def test_the_share_that_is_found_is_told():
+def test_the_recall_of_an_index_is_reported():
     embeddings, _ = made(1500, 20, seed=9, width=16)
     assert Engine(embeddings, "cosine", "exact", "cpu").checked(embeddings, np.arange(1500)) == {}
     share = Engine(embeddings, "cosine", "ivf", "cpu").checked(embeddings, np.arange(1500))["index_recall"]
     assert 0.5 < share <= 1
 
 
-def test_without_faiss_it_is_said_what_to_install(monkeypatch):
+def test_without_faiss_the_package_to_install_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(InputError, match="--index: hnsw needs faiss; pip install faiss-cpu"):
         Index(np.eye(3, dtype=np.float32), "hnsw", "cosine")
 
 
-def test_values_that_are_not_finite_are_an_error():
+def test_inf_and_nan_are_errors():
     embeddings, _ = made(100, 3, seed=10)
     index = Index(embeddings, "ivf", "l2")
     embeddings[4, 0] = np.nan

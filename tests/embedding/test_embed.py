@@ -1,4 +1,4 @@
-"""carvision.embed as a command: embeddings of a run and of a backbone of timm, its layers, wrong values."""
+"""carvision.embed as a command: embeddings of a run and of a backbone of timm, layers, wrong values."""
 
 import json
 import shutil
@@ -11,6 +11,7 @@ from PIL import Image
 
 import carvision
 from carvision.data.images import open_image
+from carvision.embed import embed as command
 from carvision.embed import options_of
 from tests import forked
 
@@ -20,18 +21,15 @@ def run(demo_run, tmp_path_factory):
     return shutil.copytree(demo_run, tmp_path_factory.mktemp("embed") / "run")
 
 
-def embed(*words, cwd, check: int = 0):
-    return forked.run("carvision.embed", *words, cwd=cwd, check=check)
-
-
-def folder_of(done, cwd):
-    last = done.stdout.splitlines()[-1]
-    assert last.startswith("embed: ")
-    return cwd / last.removeprefix("embed: ")
+def embed_in(folder, *words):
+    """Embed in this process; return the embeddings and index.csv."""
+    command([*map(str, words), "--out", str(folder)])
+    return np.load(folder / "embeddings.npy", mmap_mode="r"), pd.read_csv(folder / "index.csv", dtype=str)
 
 
 def test_the_embeddings_are_what_the_loaded_model_gives(run):
-    folder = folder_of(embed(run, "--split", "test", cwd=run.parent), run.parent)
+    done = forked.run("carvision.embed", run, "--split", "test", cwd=run.parent, check=0)
+    folder = run.parent / done.stdout.splitlines()[-1].removeprefix("embed: ")
     assert folder.parent == run / "embeddings"
     values, index = np.load(folder / "embeddings.npy"), pd.read_csv(folder / "index.csv", dtype=str)
     assert list(index["path"]) == list(pd.read_csv(run / "splits.csv").query("split == 'test'")["path"])
@@ -47,9 +45,8 @@ def test_the_embeddings_are_what_the_loaded_model_gives(run):
         np.testing.assert_allclose(values[row], expected.numpy(), atol=1e-5)
 
 
-def test_raw_embeddings_of_all_photos_in_half_the_bytes(run):
-    done = embed(run, "--raw", "--dtype", "float16", "--layer", "trunk", "--out", "all", cwd=run.parent)
-    values = np.load(folder_of(done, run.parent) / "embeddings.npy", mmap_mode="r")
+def test_raw_embeddings_of_all_photos_in_half_precision(run, tmp_path):
+    values, _ = embed_in(tmp_path / "all", run, "--raw", "--dtype", "float16", "--layer", "trunk")
     assert values.dtype == np.float16 and len(values) == 240
     assert not np.allclose(np.linalg.norm(values.astype(float), axis=1), 1, atol=0.01)
 
@@ -57,26 +54,18 @@ def test_raw_embeddings_of_all_photos_in_half_the_bytes(run):
 def test_a_backbone_of_timm_needs_no_run(demo_photos, tmp_path):
     data = [f"data.root={demo_photos}", "data.images_per_model=20", "data.image_px=32", "data.num_workers=0"]
     words = ["--backbone", "test_resnet", "--weights", "random", *data]
-    one = folder_of(embed(*words, "model.pool=avg", "--out", "one", cwd=tmp_path), tmp_path)
-    two = folder_of(embed(*words, "model.pool=catavgmax", "--out", "two", cwd=tmp_path), tmp_path)
-    first, second = (np.load(folder / "embeddings.npy") for folder in (one, two))
+    first, _ = embed_in(tmp_path / "one", *words, "model.pool=avg")
+    second, _ = embed_in(tmp_path / "two", *words, "model.pool=catavgmax")
     assert first.shape[0] == second.shape[0] == 240 and second.shape[1] == 2 * first.shape[1]
-    assert json.loads((one / "embeddings.json").read_text())["network"] == "test_resnet"
+    assert json.loads((tmp_path / "one" / "embeddings.json").read_text())["network"] == "test_resnet"
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("words", "message"),
     [
-        ([], "RUN or --backbone: give one of them"),
-        (["{run}", "--backbone", "resnet18"], "RUN or --backbone: give one of them, not both"),
-        (["{run}", "--weights", "random"], "--weights: random belongs to --backbone"),
         (["nowhere"], "nowhere: no model there"),
-        (
-            ["{run}", "--layer", "embedding"],
-            "--layer: the network has no embedding layers; use one of pooled, trunk",
-        ),
+        (["{run}", "--layer", "embedding"], "--layer: the network has no embedding layers; use one of pooled, trunk"),
         (["{run}", "model.pool=avg"], "model.pool=avg: the network is the run's; model.<key> belongs to --backbone"),
-        (["{run}", "optimizer.lr=3"], "unrecognized arguments: optimizer.lr=3 (of training's keys embed takes"),
         (["{run}", "data.rot=3"], "data.rot: there is no such key"),
         (["{run}", "--out", "{run}"], "--out: {run} exists already"),
         (["--backbone", "resnt18"], "model.backbone: 'resnt18'"),
@@ -85,57 +74,62 @@ def test_a_backbone_of_timm_needs_no_run(demo_photos, tmp_path):
         (["{run}", "--device", "cuda:9"], "--device: 'cuda:9' is not"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(run, tmp_path, words, line):
-    words = [word.format(run=run) for word in words]
-    done = forked.run("carvision.embed", *words, cwd=tmp_path)
-    assert done.returncode in (1, 2)
-    assert line.format(run=run) in done.stderr.splitlines()[-1], done.stderr
-    assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []
+def test_wrong_values_are_one_line_and_leave_nothing(run, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        command([word.format(run=run) for word in words])
+    assert ended.value.code.startswith("error: ") and message.format(run=run) in ended.value.code
+    assert "\n" not in ended.value.code and list(tmp_path.iterdir()) == []
 
 
-def test_photos_that_cannot_be_read_end_it_or_are_left_out(run, tmp_path):
-    photos = tmp_path / "photos"
-    for number in range(4):
-        (photos / f"class{number % 2}").mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (40, 40), (60 * number, 0, 0)).save(photos / f"class{number % 2}" / f"{number}.jpg")
-    (photos / "class1" / "1.jpg").write_bytes(b"no photo")
-    words = [run, "data=folder", f"data.root={photos}", "data.crop_to_box=false"]
-    failed = forked.run("carvision.embed", *words, "--out", "a", cwd=tmp_path, check=1)
-    assert "class1/1.jpg" in failed.stderr and "data.on_bad_image=skip" in failed.stderr
-    folder = folder_of(embed(*words, "data.on_bad_image=skip", "--out", "b", cwd=tmp_path), tmp_path)
-    assert len(np.load(folder / "embeddings.npy")) == 3
-    assert "class1/1.jpg" not in (folder / "index.csv").read_text()
-
-
-def test_a_division_that_the_data_can_have_is_told_in_the_index(tmp_path):
-    for number in range(20):
-        (tmp_path / "photos" / f"class{number % 2}").mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (40, 40), (12 * number, 0, 0)).save(
-            tmp_path / "photos" / f"class{number % 2}" / f"{number}.jpg"
-        )
-    words = ["--backbone", "test_resnet", "--weights", "random", "data=folder", f"data.root={tmp_path / 'photos'}"]
-    words += ["data.image_px=32", "data.num_workers=0"]
-    done = embed(*words, "data.split.kind=stratified", "--out", "a", cwd=tmp_path)
-    index = pd.read_csv(folder_of(done, tmp_path) / "index.csv")
-    assert len(index) == 20 and set(index["split"]) == {"train", "val", "test"}
-    done = embed(*words, "--out", "b", cwd=tmp_path)
-    assert "comes without a split of its own" in done.stderr and "the photos are in no split" in done.stderr
-    assert pd.read_csv(folder_of(done, tmp_path) / "index.csv")["split"].isna().all()
-
-
-def test_a_file_is_no_override(run):
-    options = options_of([str(run / "model.safetensors"), "data.root=x", "+data.odd=3"])
+def test_options_that_contradict_each_other_and_overrides(run, capsys):
+    for words, message in (
+        ([], "RUN or --backbone: give one of them"),
+        ([str(run), "--backbone", "resnet18"], "RUN or --backbone: give one of them, not both"),
+        ([str(run), "--weights", "random"], "--weights: random belongs to --backbone"),
+        ([str(run), "optimizer.lr=3"], "unrecognized arguments: optimizer.lr=3 (of training's keys embed takes"),
+    ):
+        with pytest.raises(SystemExit):
+            options_of(words)
+        assert message in capsys.readouterr().err.splitlines()[-1]
+    options = options_of([str(run / "model.safetensors"), "data.root=x", "+data.odd=3"])  # a file is no override
     assert options.overrides == ["data.root=x", "+data.odd=3"]
     options = options_of(["--backbone", "x", "--weights", "model.safetensors", "model.backbone_kwargs={a:1}"])
     assert options.weights == "model.safetensors" and options.overrides == ["model.backbone_kwargs={a:1}"]
 
 
-def test_several_processes_are_refused(run, tmp_path):
-    environment = {"RANK": "1", "WORLD_SIZE": "2"}
-    done = forked.run("carvision.embed", run, cwd=tmp_path, env=environment, check=1)
-    assert "torchrun: this command runs in one process" in done.stderr
+@pytest.fixture
+def folders(tmp_path):
+    """The folder of 20 photos of two classes."""
+    for number in range(20):
+        (tmp_path / "photos" / f"class{number % 2}").mkdir(parents=True, exist_ok=True)
+        color = (12 * number, 0, 0)
+        Image.new("RGB", (40, 40), color).save(tmp_path / "photos" / f"class{number % 2}" / f"{number}.jpg")
+    return tmp_path / "photos"
 
 
-def test_help_is_there_at_once(run_module):
-    done = run_module("carvision.embed", "--help", check=0)
-    assert "python -m carvision.embed runs/mine" in done.stdout
+def test_unreadable_photos_are_an_error_or_left_out(run, folders, tmp_path):
+    (folders / "class1" / "1.jpg").write_bytes(b"no photo")
+    words = [run, "data=folder", f"data.root={folders}", "data.crop_to_box=false"]
+    with pytest.raises(SystemExit, match=r"class1/1\.jpg.*data\.on_bad_image=skip"):
+        embed_in(tmp_path / "a", *words)
+    values, index = embed_in(tmp_path / "b", *words, "data.on_bad_image=skip")
+    assert len(values) == len(index) == 19 and "class1/1.jpg" not in set(index["path"])
+
+
+def test_the_index_has_the_split_if_the_data_can_be_split(folders, tmp_path, capsys):
+    words = ["--backbone", "test_resnet", "--weights", "random", "data=folder", f"data.root={folders}"]
+    words += ["data.image_px=32", "data.num_workers=0"]
+    _, index = embed_in(tmp_path / "a", *words, "data.split.kind=stratified")
+    assert len(index) == 20 and set(index["split"]) == {"train", "val", "test"}
+    _, index = embed_in(tmp_path / "b", *words)
+    messages = capsys.readouterr().err
+    assert "comes without a split of its own" in messages and "the photos are in no split" in messages
+    assert index["split"].isna().all()
+
+
+def test_several_processes_are_refused(run, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="torchrun: this command runs in one process"):
+        command([str(run)])

@@ -1,4 +1,4 @@
-"""A folder of embeddings: what is written is read again, by numpy too, and what is damaged is said in one line."""
+"""A folder of embeddings: what is written can be read, by numpy too; damaged files are errors of one line."""
 
 import json
 
@@ -42,7 +42,7 @@ def written(tmp_path):
     return tmp_path, values
 
 
-def test_what_is_written_is_read_again(written):
+def test_embeddings_and_table_are_read_as_written(written):
     folder, values = written
     found, about = read_embeddings(folder)
     assert isinstance(found.values, np.memmap)
@@ -54,7 +54,7 @@ def test_what_is_written_is_read_again(written):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("num", [0, 1, 123_456])
+@pytest.mark.parametrize("num", [0, 123_456])
 def test_numpy_reads_and_maps_the_values(tmp_path, dtype, num):
     values = np.arange(num * 2, dtype=np.float32).reshape(num, 2) % 100
     blocks = np.array_split(values, max(1, num // 1000))
@@ -66,7 +66,7 @@ def test_numpy_reads_and_maps_the_values(tmp_path, dtype, num):
             np.testing.assert_array_equal(found, values)
 
 
-def test_no_file_is_left_where_the_embeddings_could_not_all_be_computed(tmp_path):
+def test_an_error_while_writing_leaves_no_file(tmp_path):
     def blocks():
         yield np.zeros((2, 3), np.float32)
         raise InputError("a photo can't be read")
@@ -77,7 +77,7 @@ def test_no_file_is_left_where_the_embeddings_could_not_all_be_computed(tmp_path
 
 
 @pytest.mark.parametrize("name", [VALUES, INDEX, ABOUT])
-def test_a_damaged_folder_is_refused_in_one_line(written, name):
+def test_damaged_files_are_one_line(written, name):
     folder, _ = written
     whole = (folder / name).read_bytes()
     for content in (None, b"", whole[: len(whole) // 2]):
@@ -89,7 +89,7 @@ def test_a_damaged_folder_is_refused_in_one_line(written, name):
         assert "\n" not in str(caught.value)
 
 
-def test_files_that_do_not_belong_together_are_refused(written):
+def test_files_that_do_not_fit_together_are_refused(written):
     folder, values = written
     write_values(folder / VALUES, iter([values[:3]]))
     with pytest.raises(InputError, match=r"shape \(3, 5\).*4 lines"):

@@ -1,4 +1,4 @@
-"""Figures of classes, and of all of them, against scikit-learn on the same predictions."""
+"""Metrics of classes, and of all of them together, equal scikit-learn's on the same predictions."""
 
 import warnings
 
@@ -15,9 +15,9 @@ from tests.evaluation.made import CODES, HEAD_WEIGHTS, LABELS, made, photo_losse
 
 @pytest.mark.parametrize("rule", ["independent", "joint"])
 @pytest.mark.parametrize("head", ["make", "model"])
-def test_figures_are_scikit_learns(head, rule):
+def test_the_metrics_of_a_head_are_scikit_learns(head, rule):
     predictions = made(300)
-    figures = point_metrics(predictions, LABELS, rule, photo_losses(predictions), HEAD_WEIGHTS)
+    metrics = point_metrics(predictions, LABELS, rule, photo_losses(predictions), HEAD_WEIGHTS)
     known = predictions.known(head)
     logits = {name: values for name, values in predictions.logits.items() if name != "speed"}
     predicted = decode(logits, parents_of(LABELS), rule)[head][known].numpy()
@@ -36,7 +36,7 @@ def test_figures_are_scikit_learns(head, rule):
     for end, average in (("", "macro"), ("_micro", "micro"), ("_weighted", "weighted")):
         values = sk.precision_recall_fscore_support(true, predicted, average=average)
         expected |= {f"{name}{end}": value for name, value in zip(("precision", "recall", "f1"), values, strict=False)}
-    found = {name: figures[f"{head}/{name}"] for name in expected}
+    found = {name: metrics[f"{head}/{name}"] for name in expected}
     assert found == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-6)
 
 
@@ -54,61 +54,45 @@ def test_the_table_of_classes_is_scikit_learns():
     probs = predictions.probs("model")[known].numpy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        precision, recall, f1, photos = sk.precision_recall_fscore_support(
-            true, guess, labels=range(7), zero_division=np.nan
-        )
+        each = sk.precision_recall_fscore_support(true, guess, labels=range(7), zero_division=np.nan)
+    for name, values in zip(("precision", "recall", "f1", "photos"), each, strict=True):
+        assert table[name].to_numpy() == pytest.approx(values, nan_ok=True), name
     confusion = sk.confusion_matrix(true, guess, labels=range(7))
-    assert table["photos"].tolist() == photos.tolist()
     assert table["predicted"].tolist() == confusion.sum(axis=0).tolist()
     assert table["right"].tolist() == confusion.diagonal().tolist()
-    for name, values in (("precision", precision), ("recall", recall), ("f1", f1)):
-        assert table[name].to_numpy() == pytest.approx(values, nan_ok=True), name
+    raw = predictions.logits["model"][known].double().softmax(1).numpy()  # areas are without the temperature
     for code in range(7):
         own, row = true == code, table.iloc[code]
         if not own.any():
-            assert (
-                np.isnan([row["recall"], row["top5"], row["confidence"], row["auc"]]).all() and row["taken_for"] == ""
-            )
+            assert np.isnan([row["recall"], row["top5"], row["confidence"], row["auc"]]).all()
+            assert row["taken_for"] == ""
             continue
         best = np.argsort(-probs[own], axis=1)[:, :5]
         assert row["top5"] == pytest.approx((best == code).any(axis=1).mean())
         assert row["confidence"] == pytest.approx(probs[own, guess[own]].mean(), rel=1e-5)
-        alone = predictions.logits["model"][known].double().softmax(1)[:, code]  # areas are without the temperature
-        assert row["auc"] == pytest.approx(sk.roc_auc_score(own, alone))
-        others = confusion[code].copy()
-        others[code] = 0
-        assert row["taken_for_photos"] == others.max()
-        assert others[int(row["taken_for_id"])] == others.max()
+        assert row["auc"] == pytest.approx(sk.roc_auc_score(own, raw[:, code]))
+        others = np.where(np.arange(7) == code, 0, confusion[code])
+        assert row["taken_for_photos"] == others.max() == others[int(row["taken_for_id"])]
         assert row["taken_for"] == LABELS["model"]["names"][int(row["taken_for_id"])]
 
 
-def test_cells_pairs_and_the_share_within_parents():
+def test_confusions_and_confused_pairs():
     true = np.array([0, 0, 0, 1, 1, 2, 2, 3, 3, 3, 5, 6, 4])
     guess = np.array([0, 4, 4, 2, 1, 1, 1, 3, 0, 5, 5, 4, 6])
     cells = confusions(true, guess)
     matrix = np.zeros((7, 7), int)
     matrix[cells["true"], cells["predicted"]] = cells["photos"]
     assert (matrix == sk.confusion_matrix(true, guess, labels=range(7))).all() and (cells["photos"] > 0).all()
-    pairs = confused_pairs(cells)
-    assert pairs.to_numpy().tolist() == [
-        [2, 1, 2, 1, 3],
-        [0, 4, 2, 0, 2],
-        [4, 6, 1, 1, 2],
-        [3, 0, 1, 0, 1],
-        [3, 5, 1, 0, 1],
-    ]
-    wrong = [(t, g) for t, g in zip(true, guess, strict=True) if t != g]
-    same = [CODES[t] == CODES[g] for t, g in wrong]
+    expected = [[2, 1, 2, 1, 3], [0, 4, 2, 0, 2], [4, 6, 1, 1, 2], [3, 0, 1, 0, 1], [3, 5, 1, 0, 1]]
+    assert confused_pairs(cells).to_numpy().tolist() == expected
+    same = [CODES[t] == CODES[g] for t, g in zip(true, guess, strict=True) if t != g]
     assert share_within_parent(cells, CODES) == pytest.approx(np.mean(same)) and 0 < np.mean(same) < 1
+    without = confusions(np.array([0, 1]), np.array([0, 1]))
+    assert len(confused_pairs(without)) == 0 and np.isnan(share_within_parent(without, [0, 0]))
+    assert list(confused_pairs(without)) == ["a", "b", "a_as_b", "b_as_a", "photos"]
 
 
-def test_without_mistakes_there_are_no_pairs():
-    cells = confusions(np.array([0, 1]), np.array([0, 1]))
-    assert len(confused_pairs(cells)) == 0 and list(confused_pairs(cells)) == ["a", "b", "a_as_b", "b_as_a", "photos"]
-    assert np.isnan(share_within_parent(cells, [0, 0]))
-
-
-def test_classes_stand_by_parent_and_name():
+def test_classes_are_ordered_by_parent_and_name():
     assert class_order("make", LABELS).tolist() == [2, 1, 0]
     assert class_order("model", LABELS).tolist() == [6, 5, 3, 4, 0, 2, 1]
     alone = {"model": {**LABELS["model"], "parent": "make"}}  # no such head

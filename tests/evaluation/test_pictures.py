@@ -1,6 +1,4 @@
-"""Pictures of an evaluation: they exist, have the size of what they show, and no text lies on another."""
-
-from pathlib import Path
+"""Pictures of an evaluation: they have the size of what they show, and no text lies on another."""
 
 import numpy as np
 import pandas as pd
@@ -13,7 +11,6 @@ from carvision.evaluation import pictures
 from carvision.evaluation.calibration import reliability
 from carvision.evaluation.metrics import confused_pairs, confusions
 from carvision.evaluation.predict import Predictions
-from carvision.reports.photos import width_px, wrap_text
 from carvision.reports.plots import save_figure
 
 NAME = "Mercedes-Benz SL-Class Coupe"
@@ -21,20 +18,14 @@ NAME = "Mercedes-Benz SL-Class Coupe"
 
 @pytest.fixture
 def figures(monkeypatch) -> list:
-    """The figures that are saved, as well."""
-    kept = []
-
-    def keep(figure, file):
-        kept.append(figure)
-        save_figure(figure, file)
-
-    for module in (pictures, pictures, pictures):
-        monkeypatch.setattr(module, "save_figure", keep)
-    return kept
+    """The figures that are saved, which are written as well."""
+    saved = []
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, file: (saved.append(figure), save_figure(figure, file)))
+    return saved
 
 
-def assert_nothing_overlaps(figure) -> None:
-    """No text lies on another or reaches out of the picture."""
+def texts_of(figure) -> list[str]:
+    """Return the texts of a sheet, none of which lies on another or reaches out of the picture."""
     renderer = FigureCanvasAgg(figure).get_renderer()
     texts = [text for axes in figure.axes for text in axes.texts if text.get_text()]
     boxes = np.array([text.get_window_extent(renderer).extents for text in texts])
@@ -46,6 +37,7 @@ def assert_nothing_overlaps(figure) -> None:
         upright = np.minimum(top, others[:, 3]) - np.maximum(bottom, others[:, 1])
         both = np.flatnonzero((across > 1) & (upright > 1))
         assert not len(both), (texts[i].get_text(), texts[i + 1 + both[0]].get_text())
+    return [text.get_text() for text in texts]
 
 
 def make_cells(num_classes: int, num_photos: int) -> pd.DataFrame:
@@ -58,7 +50,7 @@ def make_cells(num_classes: int, num_photos: int) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("num_classes", "num_parents"), [(2, 0), (4, 0), (12, 4), (27, 8), (60, 20), (102, 0), (196, 49), (1716, 163)]
 )
-def test_a_confusion_matrix_of_any_size(num_classes, num_parents, tmp_path, figures):
+def test_confusion_matrices_of_all_sizes(num_classes, num_parents, tmp_path, figures):
     cells = make_cells(num_classes, 5 * num_classes)
     names = [f"{NAME} {i}" for i in range(num_classes)]
     sizes = np.sort(np.random.default_rng(1).integers(max(1, num_parents), size=num_classes))
@@ -68,14 +60,13 @@ def test_a_confusion_matrix_of_any_size(num_classes, num_parents, tmp_path, figu
     width, height = Image.open(file).size
     assert 500 < width < 2600 and 400 < height < 2600
     assert file.stat().st_size < 2e6
-    texts = [text.get_text() for text in figures[0].axes[0].texts]
-    assert_nothing_overlaps(figures[0])
+    texts = texts_of(figures[0])
     assert sum(text.startswith("Mercedes") for text in texts) >= (2 * num_classes if num_classes <= 60 else 0)
     assert sum(text.startswith("Make") for text in texts) >= num_parents * (0.9 if num_classes < 1000 else 0.4)
 
 
 @pytest.mark.parametrize("cell", [1, 2, 3, 20])
-def test_colours_of_the_matrix_are_shares_of_the_true_class(cell):
+def test_colours_of_the_matrix_are_fractions_of_the_true_class(cell):
     counts = np.zeros((9, 9), int)
     counts[1, 1], counts[1, 4], counts[4, 8] = 3, 1, 2
     pixels = pictures._pixels(counts, cell)
@@ -91,61 +82,50 @@ def test_colours_of_the_matrix_are_shares_of_the_true_class(cell):
     assert (colour(1, 5) == of_share[0.25]) == (cell < 3)  # a dot is no smaller than three pixels
 
 
-def test_a_class_without_photos_and_a_title_that_looks_like_a_formula(tmp_path, figures):
+def test_a_matrix_with_an_empty_class_and_a_title_that_looks_like_a_formula(tmp_path, figures):
     names, parents = ["$x_1$", "_", "long " * 30], ["", "", ""]
     pictures.plot_confusion(make_cells(2, 9), names, parents, "$a on $ " * 30, "", tmp_path / "c.png")
-    assert_nothing_overlaps(figures[0])
-    assert any("grey" in text.get_text() for text in figures[0].axes[0].texts)
+    assert any("grey" in text for text in texts_of(figures[0]))
 
 
-def make_photos(folder: Path, targets: list[int], predicted: list[int], num_classes: int) -> Predictions:
-    """Photos as wide as their number is large, with boxes of half their width."""
-    for i in range(len(targets)):
-        Image.new("RGB", (300 + i, 200), (20 * i % 255, 90, 90)).save(folder / f"{i}.jpg")
-    logits = torch.randn(len(targets), num_classes) + 5 * torch.eye(num_classes)[torch.tensor(predicted)]
-    boxes = np.array([[50, 20, 250, 190]] * len(targets), np.float32)
-    paths = [f"{i}.jpg" for i in range(len(targets))]
-    valid = torch.ones(len(targets), dtype=torch.bool)
-    return Predictions(paths, folder, boxes, {"model": logits}, {"model": torch.tensor(targets)}, valid, {})
+@pytest.fixture
+def draw_pairs(tmp_path, figures):
+    """Draw the pairs of these targets and predictions, of photos with boxes; the call returns the sheet's texts."""
+
+    def draw(targets: list[int], predicted: list[int], names: list[str], missing: tuple = ()) -> list[str]:
+        for i in range(len(targets)):
+            Image.new("RGB", (300 + i, 200), (20 * i % 255, 90, 90)).save(tmp_path / f"{i}.jpg")
+        for i in missing:
+            (tmp_path / f"{i}.jpg").unlink()
+        logits = torch.randn(len(targets), len(names)) + 5 * torch.eye(len(names))[predicted]
+        boxes = np.array([[50, 20, 250, 190]] * len(targets), np.float32)
+        paths, valid = [f"{i}.jpg" for i in range(len(targets))], torch.ones(len(targets), dtype=torch.bool)
+        arguments = ({"model": logits}, {"model": torch.tensor(targets)}, valid, {})
+        predictions = Predictions(paths, tmp_path, boxes, *arguments)
+        table, file = confused_pairs(confusions(np.array(targets), np.array(predicted))), tmp_path / "confused.png"
+        pictures.plot_pairs(table, predictions, "model", names, torch.tensor(predicted), "pairs", True, file)
+        assert file.stat().st_size > 1000
+        return texts_of(figures[-1])
+
+    return draw
 
 
-def draw_pairs(predictions: Predictions, names: list[str], predicted: list[int], folder: Path) -> Path:
-    targets = predictions.targets["model"].numpy()
-    table = confused_pairs(confusions(targets, np.array(predicted)))
-    file = folder / "confused.png"
-    pictures.plot_pairs(table, predictions, "model", names, torch.tensor(predicted), "pairs", True, file)
-    return file
-
-
-def test_confused_pairs_with_photos_of_each_kind(tmp_path, figures):
-    targets = [0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3]
-    predicted = [0, 0, 0, 1, 1, 0, 1, 1, 2, 0, 2]
+def test_confused_pairs_show_photos_of_each_kind(draw_pairs, figures):
     names = [f"{NAME} of a very long name {i}" for i in range(4)]
-    file = draw_pairs(make_photos(tmp_path, targets, predicted, 4), names, predicted, tmp_path)
-    axes = figures[0].axes[0]
-    assert_nothing_overlaps(figures[0])
-    texts = [text.get_text() for text in axes.texts]
+    texts = draw_pairs([0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3], [0, 0, 0, 1, 1, 0, 1, 1, 2, 0, 2], names)
     assert {"2 of 5 taken for B", "1 of 3 taken for A", "1 of 2 taken for B", "0 of 5 taken for A"} <= set(texts)
-    assert sum("%" in text for text in texts) == len(axes.images) == (2 + 2 + 1 + 2) + (1 + 1 + 2) + (1 + 1)
+    num_photos = (2 + 2 + 1 + 2) + (1 + 1 + 2) + (1 + 1)
+    assert sum("%" in text for text in texts) == len(figures[0].axes[0].images) == num_photos
     assert texts.count("none") == 3  # no photo of 0 is taken for 2, none of 2 for 3, none of 3 is recognised
-    assert Image.open(file).height > 3 * pictures.TILE_PX
+    assert figures[0].get_figheight() * figures[0].dpi > 3 * pictures.TILE_PX
 
 
-def test_one_mistake_and_none(tmp_path, figures):
-    for predicted, num_rows in (([0, 0, 1], 1), ([0, 1, 1], 0)):
-        predictions = make_photos(tmp_path, [0, 1, 1], predicted, 2)
-        file = draw_pairs(predictions, ["one", "two"], predicted, tmp_path)
-        assert_nothing_overlaps(figures[-1])
-        assert file.stat().st_size > 1000 and bool(figures[-1].axes[0].images) == bool(num_rows)
-    assert "No photo" in figures[-1].axes[0].texts[-1].get_text()
-
-
-def test_a_photo_that_is_gone_is_grey(tmp_path, caplog, figures):
-    predictions = make_photos(tmp_path, [0, 1, 1], [0, 0, 1], 2)
-    (tmp_path / "1.jpg").unlink()
-    draw_pairs(predictions, ["one", "two"], [0, 0, 1], tmp_path)
+def test_one_mistake_none_and_a_missing_photo(draw_pairs, figures, caplog):
+    draw_pairs([0, 1, 1], [0, 0, 1], ["one", "two"])
+    assert len(figures[-1].axes[0].images) == 3
+    assert "unreadable" in draw_pairs([0, 1, 1], [0, 0, 1], ["one", "two"], missing=(1,))
     assert "1.jpg: the file is missing" in caplog.text
-    assert "unreadable" in [text.get_text() for text in figures[0].axes[0].texts]
+    assert "No photo" in draw_pairs([0, 1, 1], [0, 1, 1], ["one", "two"])[-1] and not figures[-1].axes[0].images
 
 
 def test_reliability_and_coverage(tmp_path, figures):
@@ -158,17 +138,8 @@ def test_reliability_and_coverage(tmp_path, figures):
         assert len(figures[-1].axes) == 2 * len(diagrams)
         assert figures[-1].axes[0].get_title(loc="left").startswith("as it is: ECE ")
     right = (probs.argmax(1) == targets).numpy()
-    surest = {f"head {i}": (probs.max(1).values.numpy(), right) for i in range(14)}
-    for heads in (surest, {"one photo": (np.array([0.5]), np.array([True]))}):
+    certain = {f"head {i}": (probs.max(1).values.numpy(), right) for i in range(14)}
+    for heads in (certain, {"one photo": (np.array([0.5]), np.array([True]))}):
         pictures.plot_coverage(heads, "a run", tmp_path / "coverage.png")
         assert len(figures[-1].axes[0].lines) == 2 * len(heads)
     assert Image.open(tmp_path / "coverage.png").width > 500
-
-
-def test_wrapped_lines_fit_and_lose_nothing():
-    text = "Rolls-Royce Phantom Drophead Coupe Convertible 2012 and others " * 3
-    lines = wrap_text(text, 200, 9, "bold")
-    assert max(width_px(line, 9, "bold") for line in lines) <= 200
-    assert " ".join(lines).split() == text.split()
-    assert len(wrap_text(text, 200, 9, max_lines=2)) == 2
-    assert wrap_text("", 200, 9) == [""]

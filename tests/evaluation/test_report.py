@@ -1,4 +1,4 @@
-"""write_evaluation as a whole: its files, what they say, and that 80 columns hold the tables."""
+"""write_evaluation as a whole: its files and their contents, and tables that 80 columns hold."""
 
 import contextlib
 import io
@@ -7,12 +7,13 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from carvision.evaluation import report as of_head
+from carvision.evaluation import report
 from carvision.evaluation.predict import Predictions
 from carvision.evaluation.report import cell, metric_tables, number, percent, write_evaluation
 from tests.evaluation.made import HEAD_WEIGHTS, LABELS, epoch_of, made, photo_losses
@@ -57,15 +58,15 @@ def evaluated(photos, tmp_path_factory) -> Evaluated:
     return Evaluated(predictions, result, folder, printed.getvalue())
 
 
-def test_every_file_is_written_and_says_the_same(evaluated):
+def test_all_files_are_written_and_agree(evaluated):
     predictions, result, folder = evaluated.predictions, evaluated.result, evaluated.folder
     assert result == json.loads(json.dumps(result, allow_nan=False))
-    of_head = {f"{kind}_{head}.{end}" for head in ("make", "model") for kind in ("confusion", "confused")
-               for end in ("csv", "png")}  # fmt: skip
-    of_head |= {f"per_class_{head}.csv" for head in ("make", "model")}
-    of_head |= {f"reliability_{head}.png" for head in ("make", "model")}
+    names = ("confusion_{}.csv", "confusion_{}.png", "confused_{}.csv", "confused_{}.png", "per_class_{}.csv",
+             "reliability_{}.png")  # fmt: skip
+    files = {name.format(head) for head in ("make", "model") for name in names}
     found = {file.name for file in folder.iterdir()}
-    assert found == of_head | {"coverage.png", "results.txt", "evaluation.md", "evaluation.html"}
+    assert found == files | {"coverage.png", "results.txt", "evaluation.md", "evaluation.html"}
+    assert all(np.asarray(Image.open(file)).std() > 5 for file in folder.glob("*.png"))
     results, page = (folder / "results.txt").read_text(), (folder / "evaluation.html").read_text()
     shown = cell(result["figures"], result["intervals"], "model/top1")
     assert re.fullmatch(r"\d\d\.\d \[\d\d\.\d, \d\d\.\d\]", shown)
@@ -78,7 +79,7 @@ def test_every_file_is_written_and_says_the_same(evaluated):
     assert result["temperature"] == {"make": 1.0, "model": 1.5}
 
 
-def test_tables_as_files_have_every_class_and_cell(evaluated):
+def test_tables_hold_every_class_and_cell(evaluated):
     result, folder = evaluated.result, evaluated.folder
     per_class = pd.read_csv(folder / "per_class_model.csv")
     cells, pairs = pd.read_csv(folder / "confusion_model.csv"), pd.read_csv(folder / "confused_model.csv")
@@ -97,7 +98,7 @@ def test_tables_as_files_have_every_class_and_cell(evaluated):
     assert [names[str(code)] for code in per_class["id"]] == per_class["name"].tolist()
 
 
-def test_areas_are_exact_and_other_figures_those_given(evaluated):
+def test_areas_are_exact_and_other_metrics_those_of_training(evaluated):
     given = epoch_of(evaluated.predictions, "joint").compute()
     metrics = evaluated.result["figures"]
     for name, value in metrics.items():
@@ -109,13 +110,12 @@ def test_areas_are_exact_and_other_figures_those_given(evaluated):
     assert metrics["model/auc"] == pytest.approx(exact, abs=1e-6) and abs(given["model/auc"] - exact) > 1e-6
 
 
-def test_the_matrix_is_of_the_right_names(evaluated, tmp_path, monkeypatch):
-    """Also where its classes stand in another order than the logits."""
+def test_the_matrix_has_its_own_order_of_classes(evaluated, tmp_path, monkeypatch):
     drawn = []
     for name in ("plot_confusion", "plot_pairs", "plot_reliability"):
-        monkeypatch.setattr(of_head, name, lambda *arguments: drawn.append(arguments))
-    part = of_head.head_results(evaluated.predictions, LABELS, "joint")["model"]
-    of_head.write_head(evaluated.predictions, LABELS, part, "a run", False, tmp_path)
+        monkeypatch.setattr(report, name, lambda *arguments: drawn.append(arguments))
+    part = report.head_results(evaluated.predictions, LABELS, "joint")["model"]
+    report.write_head(evaluated.predictions, LABELS, part, "a run", False, tmp_path)
     cells, names, parents = drawn[0][:3]
     assert names == [*"abdcgef"] and parents == ["Ironholt"] * 3 + ["Kestrano"] * 2 + ["Velmora"] * 2
     table = pd.read_csv(tmp_path / "confusion_model.csv")
@@ -123,37 +123,29 @@ def test_the_matrix_is_of_the_right_names(evaluated, tmp_path, monkeypatch):
     assert shown == set(table[["true", "predicted", "photos"]].itertuples(index=False, name=None))
 
 
-def test_heads_of_like_names_have_files_of_their_own():
-    assert of_head.file_stems(["make", "model"]) == {"make": "make", "model": "model"}
-    assert of_head.file_stems(["a b", "a/b", "a_b", "A_B", "a_b_2"]) == {
-        "a_b": "a_b", "A_B": "A_B_2", "a_b_2": "a_b_2_2", "a b": "a_b_3", "a/b": "a_b_4"
-    }  # fmt: skip
-
-
-def test_heads_of_like_names_are_all_written(photos, tmp_path):
+def test_heads_whose_names_are_one_file_name_are_all_written(photos, tmp_path):
     heads = {"make": "a b", "model": "a_b"}
     labels = {heads[head]: {**LABELS[head], "parent": None, "parent_codes": []} for head in heads}
     known = made()
     renamed = {kind: {heads[head]: getattr(known, kind)[head] for head in heads} for kind in ("logits", "targets")}
     predictions = replace(known, root=photos, **renamed)
-    for part in of_head.head_results(predictions, labels, "joint").values():
-        files = of_head.write_head(predictions, labels, part, "a run", False, tmp_path)
+    for part in report.head_results(predictions, labels, "joint").values():
+        files = report.write_head(predictions, labels, part, "a run", False, tmp_path)
         assert all(file.is_file() for file in files.values())
     assert len(pd.read_csv(tmp_path / "per_class_a_b.csv")) == 7
     assert len(pd.read_csv(tmp_path / "per_class_a_b_2.csv")) == 3
     assert len(list(tmp_path.iterdir())) == 2 * 6
+    assert report.file_stems(["a b", "a/b", "a_b", "A_B", "a_b_2"]) == {
+        "a_b": "a_b", "A_B": "A_B_2", "a_b_2": "a_b_2_2", "a b": "a_b_3", "a/b": "a_b_4"
+    }  # fmt: skip
 
 
-def test_without_samples_there_are_no_intervals(photos, tmp_path):
-    result = evaluate(replace(made(), root=photos), tmp_path, num_samples=0)
-    assert result["intervals"] == {} and "bootstrap" not in (tmp_path / "results.txt").read_text()
-
-
-def test_one_head_and_heads_of_which_nothing_is_known(photos, tmp_path):
+def test_one_head_and_heads_without_known_classes(photos, tmp_path):
     labels = {"model": {**LABELS["model"], "parent": "make"}}
-    result = evaluate(replace(made(labels=labels), root=photos), tmp_path / "one", labels)
+    result = evaluate(replace(made(labels=labels), root=photos), tmp_path / "one", labels, num_samples=0)
+    assert result["intervals"] == {}
     text = (tmp_path / "one" / "results.txt").read_text()
-    assert "All heads" not in text and "model.decoding" not in text and "within" not in text
+    assert "bootstrap" not in text and "All heads" not in text and "model.decoding" not in text and "within" not in text
     assert result["mistakes"]["model"]["within_parent"] is None
     predictions = replace(made(), root=photos)
     predictions.targets["make"][:] = -1
@@ -186,7 +178,7 @@ def test_many_heads_of_long_names_fit(tmp_path):
     [(1.0, "100", "1.00"), (0.9996, "100", "1.00"), (0.0, "0.0", "0.00"), (0.12345, "12.3", "0.123"),
      (123.4, "12340.0", "123"), (10.0, "1000.0", "10.0")],
 )  # fmt: skip
-def test_how_figures_are_shown(value, as_percent, as_number):
+def test_percent_and_number(value, as_percent, as_number):
     assert number(value) == as_number
     if value <= 1:
         assert percent(value) == as_percent

@@ -17,17 +17,17 @@ def example_folder(demo_photos, tmp_path_factory) -> Path:
     from carvision.export import write
     from carvision.training.run.start import train
 
-    place = tmp_path_factory.mktemp("example_folder")
+    folder = tmp_path_factory.mktemp("example_folder")
     overrides = [
-        f"run.dir={place / RUN}", f"data.root={demo_photos}", "data.images_per_model=20", "data.num_workers=0",
+        f"run.dir={folder / RUN}", f"data.root={demo_photos}", "data.images_per_model=20", "data.num_workers=0",
         "data.image_px=32", "trainer.max_epochs=1", "callbacks.progress_bar=false",
     ]  # fmt: skip
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         train(plain_config(compose("train", overrides=overrides)), "demo")
-    write(place / RUN, dict.fromkeys(("onnx", "torch-export", "timm", "hub")), None)
+    write(folder / RUN, dict.fromkeys(("onnx", "torch-export", "timm", "hub")), None)
     for name, photo in zip(("a.jpg", "b.jpg"), sorted(demo_photos.rglob("*.jpg")), strict=False):
-        shutil.copy(photo, place / name)
-    return place
+        shutil.copy(photo, folder / name)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What was exported opens where carvision is not installed, and gives the run's figures."""
+"""Exports open where carvision is not installed, and give the run's logits."""
 
 import numpy as np
 import pytest
@@ -18,18 +18,17 @@ def expected(example_folder, tmp_path_factory):
     model = carvision.load(example_folder / RUN)
     images = random_images(3, 32)
     with torch.no_grad():
-        figures = {"images": images, "features": model.features(images), **model(images)}
-    save_file(figures, folder / "figures.safetensors")
-    np.savez(folder / "figures.npz", **{name: values.numpy() for name, values in figures.items()})
-    torch.save(figures, folder / "figures.pt")
+        expected = {"images": images, "features": model.features(images), **model(images)}
+    save_file(expected, folder / "expected.safetensors")
+    np.savez(folder / "expected.npz", **{name: values.numpy() for name, values in expected.items()})
+    torch.save(expected, folder / "expected.pt")
     return folder
 
 
 def test_torch_export_needs_torch_alone_and_timm_no_carvision(exports, expected):
-    """In one process, as torch's import takes seconds."""
     code = f"""
 import torch
-expected = torch.load("figures.pt")
+expected = torch.load("expected.pt")
 network = torch.export.load(r"{exports / "model.pt2"}").module()
 logits = network(expected["images"])
 assert list(logits) == ["make", "model"], list(logits)
@@ -44,7 +43,7 @@ for refused in ("carvision", "pytorch_lightning", "hydra", "pandas", "torchmetri
     except ModuleNotFoundError:
         continue
     raise AssertionError(refused)
-expected = load_file("figures.safetensors")
+expected = load_file("expected.safetensors")
 network = timm.create_model("local-dir:{exports / "timm"}", pretrained=True).eval()
 with torch.no_grad():
     torch.testing.assert_close(network(expected["images"]), expected["model"], rtol=0, atol=1e-5)
@@ -62,7 +61,7 @@ try:
 except ModuleNotFoundError:
     torch = None
 assert torch is None
-expected = numpy.load("figures.npz")
+expected = numpy.load("expected.npz")
 session = onnxruntime.InferenceSession(r"{exports / "model.onnx"}")
 names = [output.name for output in session.get_outputs()]
 assert names == ["make", "model"], names

@@ -1,6 +1,5 @@
 """python -m carvision.export, as a user types it."""
 
-import subprocess
 import sys
 from unittest import mock
 
@@ -12,17 +11,7 @@ from carvision.exports import graphs, hub
 from tests.exports.saved import save_model
 
 
-def test_help_loads_no_torch():
-    code = (
-        "import sys; from carvision.export import export\n"
-        "try: export(['--help'])\n"
-        "except SystemExit: assert 'torch' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert "--format onnx torch-export hub" in done.stdout
-
-
-def test_it_says_what_it_wrote_and_refuses_to_write_it_again(run_forked, tmp_path):
+def test_it_prints_what_it_wrote_and_does_not_overwrite_it(run_forked, tmp_path):
     run = save_model(tmp_path / "run")
     done = run_forked("carvision.export", run / "model.safetensors", "--format", "timm", check=0)
     *_, what, last = done.stdout.splitlines()
@@ -43,20 +32,20 @@ def test_one_format_that_fails_does_not_stop_the_others(tmp_path, capsys, monkey
         "error: --format hub: it failed (ZeroDivisionError: division by zero)\n"
         "error: --format torch-export: it failed (RuntimeError: a b)"
     )
-    told = capsys.readouterr().out
-    assert "not verified: onnxruntime is not installed" in told
+    printed = capsys.readouterr().out
+    assert "not verified: onnxruntime is not installed" in printed
     assert sorted(file.name for file in (run / "export").iterdir()) == ["model.onnx", "timm"]
 
 
-def test_a_hub_folder_needs_no_timm_form(tmp_path, capsys, monkeypatch):
+def test_a_hub_folder_without_a_timm_form(tmp_path, capsys, monkeypatch):
     run = save_model(tmp_path / "run")
     monkeypatch.setattr(hub, "export_timm", mock.Mock(side_effect=InputError("timm differs")))
     command.export([str(run), "--format", "hub"])
     assert "no timm form: timm differs" in capsys.readouterr().out and (run / "export" / "hub" / "README.md").is_file()
 
 
-def test_out_and_head_go_where_they_belong(tmp_path, capsys):
-    for arguments, says in (
+def test_options_that_do_not_fit_are_refused(tmp_path, capsys):
+    for arguments, message in (
         (["--format", "timm", "hub", "--out", "x"], "give one --format"),
         (["--format", "onnx", "--head", "make"], "--head belongs to"),
         (["--format", "onxn"], "invalid choice: 'onxn'"),
@@ -64,17 +53,17 @@ def test_out_and_head_go_where_they_belong(tmp_path, capsys):
     ):
         with pytest.raises(SystemExit):
             command.export([str(tmp_path), *arguments])
-        assert says in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
-def test_one_line_for_what_is_no_run(tmp_path):
+def test_folders_without_a_model_and_wrong_endings_are_errors(tmp_path):
     with pytest.raises(InputError, match="no model there"):
         command.write(tmp_path / "nothing", {"timm": None}, None)
     (problem,) = command.write(tmp_path, {"torch-export": tmp_path / "model"}, None)
     assert problem.startswith("--out: ") and problem.endswith("must end in .pt2")
 
 
-def test_a_place_of_ones_own(tmp_path, capsys):
+def test_out_and_head(tmp_path, capsys):
     run = save_model(tmp_path / "run")
     command.export([str(run), "--format", "timm", "--head", "make", "--out", str(tmp_path / "a" / "b")])
     assert capsys.readouterr().out.splitlines()[-1] == f"export: {tmp_path / 'a' / 'b'}"

@@ -1,4 +1,4 @@
-"""The hub's folder: a card that the hub's own library reads, the same model, and no path of whoever trained it."""
+"""The hub's folder: a card that the hub's library reads, the same model, and no path of the owner."""
 
 import re
 
@@ -19,12 +19,12 @@ from tests.inference.model_files import change, rewrite
 def hub(tmp_path_factory):
     run = save_model(tmp_path_factory.mktemp("run"))
     (run / "splits.csv").write_text("path,split,make\na.jpg,train,3\nb.jpg,train,7\nc.jpg,test,7\n")
-    told = export_hub(carvision.load(run), run, run / "hub")
-    assert "timm/: timm, test_resnet" in told
+    summary = export_hub(carvision.load(run), run, run / "hub")
+    assert "timm/: timm, test_resnet" in summary
     return run / "hub"
 
 
-def test_the_card_is_read_by_the_hubs_library(hub):
+def test_the_hubs_library_reads_the_card(hub):
     card = ModelCard.load(hub / "README.md").data
     assert card.to_dict()["library_name"] == "carvision" and card.pipeline_tag == "image-classification"
     assert card.license == "unknown" and "timm" in card.tags
@@ -35,7 +35,7 @@ def test_the_card_is_read_by_the_hubs_library(hub):
     assert {result.dataset_split for result in card.eval_results} == {"test"}
 
 
-def test_the_card_says_what_the_run_was(hub):
+def test_the_card_describes_the_run(hub):
     text = (hub / "README.md").read_text()
     for part in (
         "| make | 2 | Audi, BMW |", "| model.name | 3 | A4, X5, X5 |", "| speed | a number | in km/h |",
@@ -47,15 +47,14 @@ def test_the_card_says_what_the_run_was(hub):
 
 
 def test_the_cards_examples_run(example_folder, exports, monkeypatch):
-    """Of a run on boxes, in whose example a box is given."""
     monkeypatch.chdir(exports / "hub")
     blocks = (exports / "hub" / "README.md").read_text().split("```python\n")[1:]
-    assert len(blocks) == 2 and "box=(" in blocks[0]
+    assert len(blocks) == 2 and "box=(" in blocks[0]  # of a run on boxes
     for block in blocks:
         exec(block.partition("```")[0].replace("a.jpg", str(example_folder / "a.jpg")), {})
 
 
-def test_it_loads_and_holds_no_path_of_the_owner(hub):
+def test_the_model_is_the_same_and_no_path_of_the_owner_is_in_it(hub):
     images = torch.randn(2, 3, 64, 64)
     ours, theirs = carvision.load(hub.parent), carvision.load(hub)
     with torch.no_grad():
@@ -67,7 +66,7 @@ def test_it_loads_and_holds_no_path_of_the_owner(hub):
                 assert private not in file.read_bytes(), f"{private} in {file}"
 
 
-def test_names_mean_nothing_in_the_card(tmp_path):
+def test_markup_in_names_is_escaped_in_the_card(tmp_path):
     run = save_model(tmp_path / "run")
     nasty = "a|b\n---\nlicense: mit\n```\n<script>alert(1)</script> [x](javascript:y)"
     change(run, "labels.make.names", [nasty, "*b*"])
@@ -86,7 +85,6 @@ def test_names_mean_nothing_in_the_card(tmp_path):
 
 
 def test_timm_finds_it_on_the_hub(hub, monkeypatch):
-    """Without a connection: what timm asks the hub for is taken from the folder."""
     monkeypatch.setattr(timm.models._hub, "hf_hub_download", lambda repo_id, filename, **_: str(hub / filename))
     network = timm.create_model("hf-hub:somebody/cars", pretrained=True).eval()
     images = torch.randn(2, 3, 64, 64)
@@ -104,12 +102,12 @@ def test_no_exported_file_names_where_it_was_made(example_folder, exports, demo_
     assert "run:\n  dir: " + RUN.name in (exports / "hub" / "README.md").read_text()
 
 
-def test_without_figures_and_without_timm(tmp_path):
+def test_without_metrics_and_without_timm(tmp_path):
     run = save_model(tmp_path / "run", "stanford_small_cnn")
     model = carvision.load(run)
     model.about["metrics"] = {}
-    told = export_hub(model, run, run / "hub")
-    assert "no timm form: timm lacks stanford_small_cnn" in told and not (run / "hub" / "timm").exists()
+    summary = export_hub(model, run, run / "hub")
+    assert "no timm form: timm lacks stanford_small_cnn" in summary and not (run / "hub" / "timm").exists()
     card = ModelCard.load(run / "hub" / "README.md")
     assert card.data.eval_results is None and "timm alone" not in card.text
     with pytest.raises(InputError, match="timm lacks the network stanford_small_cnn"):

@@ -1,4 +1,4 @@
-"""The ONNX file: what its metadata say, and what is refused. That it runs elsewhere: test_clean_environments.py."""
+"""The ONNX file: its metadata, odd networks, errors. That it runs elsewhere: test_clean_environments.py."""
 
 import json
 
@@ -16,7 +16,7 @@ from tests.exports.conftest import RUN
 from tests.exports.saved import save_model
 
 
-def test_the_metadata_say_all_that_is_needed(example_folder, exports):
+def test_the_metadata_describe_input_and_output(example_folder, exports):
     session = onnxruntime.InferenceSession(exports / "model.onnx")
     about = json.loads(session.get_modelmeta().custom_metadata_map["carvision"])
     model = carvision.load(example_folder / RUN)
@@ -28,7 +28,7 @@ def test_the_metadata_say_all_that_is_needed(example_folder, exports):
     assert about["crop_to_box"] is True
 
 
-def test_it_is_valid_and_takes_any_batch(exports):
+def test_the_file_is_valid_and_takes_any_batch(exports):
     network = onnx.load(exports / "model.onnx")
     onnx.checker.check_model(network, full_check=True)
     assert [(one.domain, one.version) for one in network.opset_import if not one.domain] == [("", 18)]
@@ -39,10 +39,9 @@ def test_it_is_valid_and_takes_any_batch(exports):
 
 
 def test_odd_heads_and_weights_in_a_second_file(tmp_path, monkeypatch):
-    """A name with a dot, a number, a head called like a layer; and a network above the size of one file."""
     monkeypatch.setattr(graphs, "LARGEST_FILE_MB", 0)
     model = carvision.load(save_model(tmp_path))
-    told = export_onnx(model, tmp_path / "new" / "model.onnx")
+    summary = export_onnx(model, tmp_path / "new" / "model.onnx")
     assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["model.onnx", "model.onnx.data"]
     images = torch.randn(4, 3, 64, 64)
     session = onnxruntime.InferenceSession(tmp_path / "new" / "model.onnx")
@@ -51,34 +50,31 @@ def test_odd_heads_and_weights_in_a_second_file(tmp_path, monkeypatch):
     outputs = session.run(["make", "model.name", "speed"], {"images": images.numpy()})
     for name, values in zip(expected, outputs, strict=True):
         np.testing.assert_allclose(values, expected[name].numpy(), rtol=1e-4, atol=1e-4)
-    assert "outputs make, model.name, speed" in told and "in onnxruntime: " in told
+    assert "outputs make, model.name, speed" in summary and "in onnxruntime: " in summary
     about = json.loads(session.get_modelmeta().custom_metadata_map["carvision"])
     assert about["units"] == {"speed": "km/h"}
 
 
 def test_a_file_that_disagrees_is_not_kept(tmp_path, monkeypatch):
     model = carvision.load(save_model(tmp_path))
-    monkeypatch.setattr(graphs, "_write", lambda model, path: path.write_bytes(b"not ours"))
+    monkeypatch.setattr(graphs, "_write_onnx", lambda model, path: path.write_bytes(b"not ours"))
 
     def wrong(model, path):
         graphs.require_agreement(1e-3, graphs.ONNX_TOLERANCE, path.name)
 
-    monkeypatch.setattr(graphs, "_check", wrong)
+    monkeypatch.setattr(graphs, "_check_onnx", wrong)
     with pytest.raises(InputError, match=r"model.onnx differs from the run's network by 1.0e-03"):
         export_onnx(model, tmp_path / "model.onnx")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
 
 
-def test_what_is_not_installed_is_said(tmp_path, monkeypatch):
+def test_a_missing_package_and_a_head_named_as_the_input_are_errors(tmp_path, monkeypatch):
     model = carvision.load(save_model(tmp_path))
     real = graphs.importlib.util.find_spec
     monkeypatch.setattr(graphs.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else real(name))
     with pytest.raises(InputError, match=r"onnxscript is not installed; pip install 'carvision\[onnx\]'"):
         export_onnx(model, tmp_path / "model.onnx")
-
-
-def test_a_head_called_as_the_input(tmp_path):
-    model = carvision.load(save_model(tmp_path))
+    monkeypatch.undo()
     model.labels = ("make", "images")
     with pytest.raises(InputError, match="a head is called images, as the input; use --format torch-export"):
         export_onnx(model, tmp_path / "model.onnx")

@@ -1,4 +1,4 @@
-"""timm's folder: the run's figures, names and pictures, from timm's own functions alone."""
+"""timm's folder: the run's logits, names and preprocessing, from timm's own functions."""
 
 import json
 from pathlib import Path
@@ -20,10 +20,10 @@ from tests.exports.saved import LABELS, save_model
 
 
 def exported(folder: Path, head: str | None = None, **network):
-    """The run's model, timm's network, and what was told of it."""
+    """Return the run's model, timm's network, and the summary line."""
     model = carvision.load(save_model(folder, **network))
-    told = export_timm(model, folder / "timm", head)
-    return model, timm.create_model(f"local-dir:{folder / 'timm'}", pretrained=True).eval(), told
+    summary = export_timm(model, folder / "timm", head)
+    return model, timm.create_model(f"local-dir:{folder / 'timm'}", pretrained=True).eval(), summary
 
 
 VGG = {"backbone": "vgg11", "size_px": 32, "backbone_kwargs": {"mlp_ratio": 0.01}}  # 40 units of 4096: 400 MB fewer
@@ -39,11 +39,11 @@ CASES = [
 @pytest.mark.parametrize("network", CASES, ids=lambda network: network["backbone"])
 @torch.no_grad()
 def test_the_linear_head_is_timms_classifier(network, tmp_path):
-    model, theirs, told = exported(tmp_path, **network)
+    model, theirs, summary = exported(tmp_path, **network)
     size_px = network.get("size_px", 64)
     images = torch.randn(2, 3, size_px, size_px)
     torch.testing.assert_close(theirs(images), model(images)["model.name"], rtol=0, atol=1e-5)
-    assert "model.name as its classifier with 3 classes (--head chooses another: make)" in told
+    assert "model.name as its classifier with 3 classes (--head chooses another: make)" in summary
     theirs.reset_classifier(0)
     torch.testing.assert_close(theirs(images), model.features(images), rtol=0, atol=1e-5)
 
@@ -55,37 +55,27 @@ def test_the_first_convolution_is_named_for_other_channels(tmp_path):
 
 
 @torch.no_grad()
-def test_the_head_can_be_chosen(tmp_path):
-    model, theirs, _ = exported(tmp_path, head="make")
+def test_another_head_and_one_beside_hidden_layers(tmp_path):
     images = torch.randn(2, 3, 64, 64)
+    model, theirs, _ = exported(tmp_path / "a", head="make")
     torch.testing.assert_close(theirs(images), model(images)["make"], rtol=0, atol=1e-5)
     assert theirs.pretrained_cfg["label_names"] == ["Audi", "BMW"]
-
-
-def test_names_and_descriptions(tmp_path):
-    _, theirs, _ = exported(tmp_path)
+    model, theirs, summary = exported(tmp_path / "b", head_layers=Layers((8,)))  # of make, which is passed over
+    torch.testing.assert_close(theirs(images), model(images)["model.name"], rtol=0, atol=1e-5)
+    assert "--head chooses" not in summary
     info = CustomDatasetInfo(theirs.pretrained_cfg["label_names"], theirs.pretrained_cfg["label_descriptions"])
-    assert info.num_classes() == 3
     # two classes are called X5, so that the ids are the names
     assert [info.index_to_label_name(code) for code in range(3)] == LABELS["model.name"]["ids"]
     assert [info.index_to_description(code) for code in range(3)] == ["A4 (Audi)", "X5 (BMW)", "X5 (BMW)"]
 
 
 @torch.no_grad()
-def test_the_backbone_alone_where_layers_stand_between(tmp_path):
-    model, theirs, told = exported(tmp_path, trunk=Layers((8,)))
+def test_behind_a_trunk_only_the_pooled_features_are_the_runs(tmp_path):
+    model, theirs, summary = exported(tmp_path, trunk=Layers((8,)))
     images = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(theirs(images), model.features(images), rtol=0, atol=1e-5)
     assert theirs.num_classes == 0 and "label_names" not in theirs.pretrained_cfg
-    assert "the backbone alone, whose pooled features are the run's" in told
-
-
-@torch.no_grad()
-def test_a_head_with_hidden_layers_is_passed_over(tmp_path):
-    model, theirs, told = exported(tmp_path, head_layers=Layers((8,)))
-    images = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(theirs(images), model(images)["model.name"], rtol=0, atol=1e-5)
-    assert "--head chooses" not in told
+    assert "the backbone alone, whose pooled features are the run's" in summary
 
 
 @pytest.mark.parametrize(
@@ -98,13 +88,13 @@ def test_a_head_with_hidden_layers_is_passed_over(tmp_path):
     ids=["flatten", "gem", "neck"],
 )
 @torch.no_grad()
-def test_of_another_pool_only_the_feature_map_is_the_runs(network, tmp_path):
-    model, theirs, told = exported(tmp_path, **network)
+def test_before_another_pool_only_the_feature_map_is_the_runs(network, tmp_path):
+    model, theirs, summary = exported(tmp_path, **network)
     images = torch.randn(2, 3, network.get("size_px", 64), network.get("size_px", 64))
     ours = model.backbone.forward_features(images)
     torch.testing.assert_close(theirs.forward_features(images), ours, rtol=0, atol=1e-5)
     notes = json.loads((tmp_path / "timm" / "config.json").read_text())["pretrained_cfg"]["notes"]
-    for text in (told, *notes):
+    for text in (summary, *notes):
         assert "forward_features(images) is the run's and what follows is not" in text
         assert ("pre_logits hold random values" in text) == (
             network["pool"] == "flatten" if "pool" in network else False
@@ -119,9 +109,9 @@ def test_left_out_layers_have_the_same_values_each_time(tmp_path):
 
 
 @pytest.mark.parametrize("resize", CROP_MODES)
-@pytest.mark.parametrize("size", [(300, 200), (90, 123), (64, 64)])
+@pytest.mark.parametrize("size", [(300, 200), (90, 123)])
 def test_timm_reads_photos_nearly_as_we_do(resize, size, tmp_path):
-    """Equal where the whole photo is squashed. A crop's edges fall between pixels, and timm rounds them to one."""
+    """The pixels are equal if the whole photo is squashed; a crop's edges lie between pixels, and timm rounds them."""
     model = carvision.load(save_model(tmp_path))
     model.preprocessing = Preprocessing(64, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), "bicubic", resize)
     export_timm(model, tmp_path / "timm")
@@ -136,7 +126,7 @@ def test_timm_reads_photos_nearly_as_we_do(resize, size, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("head", "network", "says"),
+    ("head", "network", "message"),
     [
         ("modle", {}, "--head: 'modle' is not a head of this run; it has make, model.name, speed"),
         ("speed", {}, "--head: speed estimates a number, .* give model.name or make"),
@@ -145,9 +135,9 @@ def test_timm_reads_photos_nearly_as_we_do(resize, size, tmp_path):
         (None, {"backbone": "stanford_small_cnn"}, "timm lacks the network stanford_small_cnn; use --format onnx"),
     ],
 )
-def test_refusals(head, network, says, tmp_path):
+def test_heads_and_networks_that_timm_can_not_have_are_refused(head, network, message, tmp_path):
     model = carvision.load(save_model(tmp_path, **network))
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=message):
         export_timm(model, tmp_path / "timm", head)
     assert not (tmp_path / "timm").exists()
 

@@ -1,4 +1,4 @@
-"""The .pt2 file: odd heads and networks, what it carries, nothing of the owner's machine."""
+"""The .pt2 file: odd heads and networks, the description in it, nothing of the owner's machine."""
 
 import json
 import zipfile

@@ -1,4 +1,4 @@
-"""Changes to a model.json by hand, and how it is refused."""
+"""Change a model.json by hand, and see how it is refused."""
 
 import json
 
@@ -13,14 +13,14 @@ def rewrite(folder, **changes):
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
-def change(folder, place: str, value) -> None:
-    """Of model.json, by dots."""
+def change(folder, key: str, value) -> None:
+    """Set the value of a dotted key of model.json."""
     file = folder / "model.json"
     described = json.loads(file.read_text())
-    *parents, last = place.split(".")
+    *parents, last = key.split(".")
     inner = described
-    for key in parents:
-        inner = inner[key]
+    for parent in parents:
+        inner = inner[parent]
     inner[last] = value
     file.write_text(json.dumps(described))
 

@@ -1,4 +1,4 @@
-"""model.json may have been written by anyone: it opens, or is refused in one line that says what is wrong in it."""
+"""model.json may have been written by anyone: it is loaded, or refused in one line that says what is wrong with it."""
 
 import json
 import operator
@@ -20,7 +20,7 @@ def saved(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "words"),
+    ("key", "value", "words"),
     [
         ("preprocessing.size_px", 64, "network.size_px"),
         ("preprocessing.mean", [float("nan"), 0, 0], "not a number below"),
@@ -49,8 +49,8 @@ def saved(tmp_path):
         ("versions", {"carvision": 1}, "is not a mapping"),
     ],
 )
-def test_what_does_not_fit_together_is_refused_in_one_line(saved, place, value, words):
-    change(saved, place, value)
+def test_what_does_not_fit_together_is_refused_in_one_line(saved, key, value, words):
+    change(saved, key, value)
     assert words in refusal(saved)
 
 
@@ -65,7 +65,7 @@ def test_a_label_above_itself_is_refused(saved):
     assert "is above itself" in refusal(saved)
 
 
-def test_what_was_not_told_is_empty_and_figures_may_be_no_numbers(saved):
+def test_missing_parts_are_empty_and_metrics_may_be_nan(saved):
     file = saved / "model.json"
     described = json.loads(file.read_text())
     for key in ("config", "metrics", "versions"):
@@ -77,47 +77,47 @@ def test_what_was_not_told_is_empty_and_figures_may_be_no_numbers(saved):
     assert np.isnan(carvision.load(saved).about["metrics"]["val"]["loss"])  # of a run that diverged
 
 
-def _places(value, above=()):
-    """Of all that a description holds, at every depth: the keys and list positions that lead there."""
+def paths_in(value, above=()):
+    """Yield the keys and list indices that lead to each value of a description, at every depth."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, each in inner:
         yield (*above, key)
-        yield from _places(each, (*above, key))
+        yield from paths_in(each, (*above, key))
 
 
-def _with(description: dict, place: tuple, change) -> dict:
-    """A copy in which change(mapping or list, key) was done at a place."""
+def changed(description: dict, path: tuple, change) -> dict:
+    """Return a copy in which change(mapping or list, key) was called at a path."""
     described = json.loads(json.dumps(description))
     inner = described
-    for key in place[:-1]:
+    for key in path[:-1]:
         inner = inner[key]
-    change(inner, place[-1])
+    change(inner, path[-1])
     return described
 
 
 ODD = [None, -1, 10**400, float("nan"), "x", "a\nb" * 200, [], {}, True, [None], [[[1]], "x"], {"a\nb": {"": []}}]
 
 
-def test_whatever_a_description_holds_it_loads_or_is_refused_in_one_line(saved):
+def test_any_description_is_loaded_or_refused_in_one_line(saved):
     """Each value in turn is left out, or replaced by one of another kind."""
     file = saved / "model.json"
     original = json.loads(file.read_text())
     original["temperature"] = {"make": 1.5}
     original["network"]["backbone_kwargs"] = {"drop_rate": 0.1}
     original["config"] = {"data": {"crop_to_box": False}, "loss": {"name": "cross_entropy"}}
-    places = list(_places(original))
+    paths = list(paths_in(original))
     changes = [lambda inner, key: inner.pop(key)]
     changes += [lambda inner, key, odd=odd: operator.setitem(inner, key, odd) for odd in ODD]
     num_refused = 0
-    for turn, place in enumerate(places):
+    for turn, path in enumerate(paths):
         for number, other in enumerate(changes[turn % 2 :: 2]):  # half of them, in turn: all would take ten seconds
-            file.write_text(json.dumps(_with(original, place, other)))
+            file.write_text(json.dumps(changed(original, path, other)))
             try:
                 carvision.load(saved)
             except InputError as error:
-                assert "\n" not in str(error) and len(str(error)) < 1200, (place, number)
+                assert "\n" not in str(error) and len(str(error)) < 1200, (path, number)
                 num_refused += 1
-    assert num_refused > 0.75 * len(places) * len(changes) / 2
+    assert num_refused > 0.75 * len(paths) * len(changes) / 2
 
 
 HUGE_NETWORKS = {
@@ -142,7 +142,7 @@ HUGE_NETWORKS = {
 
 
 @pytest.mark.parametrize("what", HUGE_NETWORKS)
-def test_what_the_weights_have_no_room_for_is_never_built(saved, what, monkeypatch):
+def test_networks_larger_than_their_weights_are_never_built(saved, what, monkeypatch):
     change(saved, *HUGE_NETWORKS[what])
     monkeypatch.setattr(model_file, "load_file", None)  # before the weights are read
     refused = refusal(saved)
@@ -154,8 +154,8 @@ def test_more_gates_than_the_weights_have_room_for_are_not_built(saved):
     assert "more parameters than the weights leave room for" in refusal(saved)
 
 
-def test_a_long_key_is_not_repeated_for_all_within_it(saved):
-    rewrite(saved, metrics={"a" * 1_000_000: {str(i): {"b": 1} for i in range(100_000)}})  # 100 GB, were it repeated
+def test_a_long_key_is_not_copied_for_all_within_it(saved):
+    rewrite(saved, metrics={"a" * 1_000_000: {str(i): {"b": 1} for i in range(100_000)}})  # 100 GB if copied
     assert len(carvision.load(saved).about["metrics"]) == 1
 
 

@@ -1,4 +1,4 @@
-"""carvision.predict: the function for apps and services."""
+"""carvision.predict, the function for apps and services."""
 
 import os
 import subprocess
@@ -12,6 +12,8 @@ from PIL import Image
 import carvision
 from carvision.errors import InputError
 from tests.inference.tiny import save_tiny, write_photos
+
+IMAGE = Image.new("RGB", (9, 9))
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +46,16 @@ def test_the_values_are_those_of_the_loaded_model(run, photos):
     assert len({row["model"][0]["prob"] for row in found}) == 7  # each photo its own
 
 
-def test_pictures_paths_and_folders_of_runs_give_the_same(run, photos):
+def test_images_and_paths_models_and_folders_give_the_same(run, photos):
     by_path = carvision.predict(run, photos, top=9)
-    by_picture = carvision.predict(str(run / "model.safetensors"), [Image.open(file) for file in photos], top=9)
-    assert all(row.pop("path") is None for row in by_picture)
-    assert by_picture == [{k: v for k, v in row.items() if k != "path"} for row in by_path]
+    by_image = carvision.predict(str(run / "model.safetensors"), [Image.open(file) for file in photos], top=9)
+    assert all(row.pop("path") is None for row in by_image)
+    assert by_image == [{k: v for k, v in row.items() if k != "path"} for row in by_path]
     assert [len(by_path[0][head]) for head in ("make", "model")] == [2, 3]
     assert carvision.predict(run, []) == []
 
 
-def test_photos_that_cant_be_used_say_why(run, photos, tmp_path, monkeypatch):
+def test_photos_that_cant_be_used_have_their_reason(run, photos, tmp_path, monkeypatch):
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "torn.jpg").write_bytes(photos[0].read_bytes()[:300])
     monkeypatch.setattr("carvision.data.images.MAX_PIXELS", 10_000)
@@ -67,35 +69,37 @@ def test_photos_that_cant_be_used_say_why(run, photos, tmp_path, monkeypatch):
     assert found[1]["make"][0]["prob"] == pytest.approx(alone["make"][0]["prob"], rel=1e-5)
 
 
-def test_mistakes_are_named(run, photos):
-    model = carvision.load(run)
-    for arguments, options, message in (
-        ((model, photos[0]), {}, "is one photo; give a list"),
-        ((model, Image.new("RGB", (9, 9))), {}, "is one photo; give a list"),
-        ((model, photos), {"boxes": [None]}, "boxes: 1 for 7 photos"),
-        ((model, photos[:1]), {"boxes": [(1, 2)]}, r"boxes: \(1, 2\) is not left, top, right, bottom"),
-        ((model, [*photos[:1], None]), {}, "photos: number 2 is a NoneType, not a path or a PIL image"),
-        ((model, [b"x"]), {}, "is a bytes, .*open its bytes"),
-        ((model, [np.zeros((9, 9, 3), np.uint8)]), {}, "is a ndarray, .*fromarray"),
-        ((model, np.zeros((2, 9, 9, 3), np.uint8)), {}, "is a ndarray, .*fromarray"),
-        ((model, None), {}, "photos: a NoneType is not a list"),
-        ((model, photos), {"boxes": 5}, "boxes: a int is not a list"),
-        ((model, photos), {"top": "x"}, "top and batch_size: 'x' and 32"),
-        ((model, photos), {"top": 0}, "top and batch_size: 0 and 32"),
-        ((model, photos), {"device": "nowhere"}, "--device: 'nowhere'"),
-        ((torch.nn.Linear(1, 1), photos), {}, "a Linear is not a model of carvision.load"),
-        (("nowhere", photos), {}, "no model there"),
-    ):
-        with pytest.raises(InputError, match=message):
-            carvision.predict(*arguments, **options)
+@pytest.mark.parametrize(
+    ("photos", "options", "message"),
+    [
+        ("a.jpg", {}, "is one photo; give a list"),
+        (IMAGE, {}, "is one photo; give a list"),
+        ([IMAGE] * 7, {"boxes": [None]}, "boxes: 1 for 7 photos"),
+        ([IMAGE], {"boxes": [(1, 2)]}, r"boxes: \(1, 2\) is not left, top, right, bottom"),
+        ([IMAGE, None], {}, "photos: number 2 is a NoneType, not a path or a PIL image"),
+        ([b"x"], {}, "is a bytes, .*open its bytes"),
+        ([np.zeros((9, 9, 3), np.uint8)], {}, "is a ndarray, .*fromarray"),
+        (np.zeros((2, 9, 9, 3), np.uint8), {}, "is a ndarray, .*fromarray"),
+        (None, {}, "photos: a NoneType is not a list"),
+        ([IMAGE], {"boxes": 5}, "boxes: a int is not a list"),
+        ([IMAGE], {"top": "x"}, "top and batch_size: 'x' and 32"),
+        ([IMAGE], {"top": 0}, "top and batch_size: 0 and 32"),
+        ([IMAGE], {"device": "nowhere"}, "--device: 'nowhere'"),
+        ([IMAGE], {"model": torch.nn.Linear(1, 1)}, "a Linear is not a model of carvision.load"),
+        ([IMAGE], {"model": "nowhere"}, "no model there"),
+    ],
+)
+def test_mistakes_are_named(run, photos, options, message):
+    with pytest.raises(InputError, match=message):
+        carvision.predict(**{"model": run, "photos": photos} | options)
 
 
-@pytest.mark.parametrize("name", ["error", "path", "make_id"])
-def test_a_head_that_would_overwrite_a_key_of_the_result_is_refused(run, photos, name):
-    model = carvision.load(run)
-    model.labels = tuple(name if label == "speed" else label for label in model.labels)
-    with pytest.raises(InputError, match=f"two columns '{name}'"):
-        carvision.predict(model, photos[:1])
+def test_a_head_that_would_overwrite_a_key_of_the_result_is_refused(run):
+    for name in ("error", "path", "make_id"):
+        model = carvision.load(run)
+        model.labels = tuple(name if label == "speed" else label for label in model.labels)
+        with pytest.raises(InputError, match=f"two columns '{name}'"):
+            carvision.predict(model, [IMAGE])
 
 
 def test_the_function_and_the_command_of_its_name_hide_neither(run, photos):

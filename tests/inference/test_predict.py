@@ -1,5 +1,6 @@
-"""carvision.predict as a person runs it: what it writes, prints and refuses, and that a killed one is continued."""
+"""carvision.predict as a person runs it: what it writes, prints and refuses, and that an interrupted one is resumed."""
 
+import contextlib
 import csv
 import io
 import json
@@ -7,7 +8,6 @@ import logging
 import os
 import runpy
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,7 +20,6 @@ from PIL import Image
 import carvision
 from carvision.inference.writers import partial_path, settings_path
 from tests import forked
-from tests.conftest import ROOT
 from tests.inference.model_files import rewrite
 from tests.inference.tiny import save_tiny, write_photos
 
@@ -34,16 +33,16 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
-    """photos/{7/{1,2},b}: ten photos, of which a few lie in folders named by classes; in the current folder."""
+    """Write ten photos below the current folder, some in folders named by classes, and return their paths."""
     monkeypatch.chdir(tmp_path)
-    for place, folder in enumerate(("photos/7/2", "photos/3/1", "photos/b")):
-        write_photos(Path(folder), (3, 3, 4)[place], seed=place)
+    for seed, (folder, num) in enumerate({"photos/7/2": 3, "photos/3/1": 3, "photos/b": 4}.items()):
+        write_photos(Path(folder), num, seed)
     return [str(file) for file in sorted(Path("photos").rglob("*.jpg"))]
 
 
 @pytest.fixture
 def predict(monkeypatch, capsys, caplog):
-    """predict(...) -> (exit status, standard output, messages), in this process, where torch is loaded already."""
+    """Return a function predict(...) -> (exit status, standard output, messages), in this process."""
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["predict", *map(str, arguments), "--workers", "0"])
@@ -70,8 +69,7 @@ def test_csv_to_standard_output_in_the_order_of_the_input(run, photos, predict):
     assert code == 0 and list(rows[0]) == COLUMNS
     assert [row["path"] for row in rows] == [photos[5], *photos, photos[0]]
     assert messages == ["left out: 1 files are no photos by their extension (.txt: 1; first: photos/7/notes.txt)"]
-    expected = carvision.predict(run, photos)
-    for row, known in zip(rows[1:-1], expected, strict=True):
+    for row, known in zip(rows[1:-1], carvision.predict(run, photos), strict=True):
         for head in ("make", "model"):
             (best,) = known[head]
             assert (row[head], row[f"{head}_id"]) == (best["name"], best["id"])
@@ -79,24 +77,19 @@ def test_csv_to_standard_output_in_the_order_of_the_input(run, photos, predict):
         assert float(row["speed"]) == pytest.approx(known["speed"], rel=2e-5) and row["error"] == ""
 
 
-def test_every_format_has_the_same_and_all_probabilities(run, photos, predict):
-    tables = {}
-    for name in ("o.csv", "o.tsv", "o.jsonl", "o.parquet"):
+def test_files_have_all_probabilities(run, photos, predict):
+    """What every format holds: test_writers.py."""
+    for name in ("o.csv", "o.parquet"):
         code, out, _ = predict(run, "photos", "--out", name, "--probs", "--top", "3")
         assert code == 0 and out == f"predict: {name}\n"
         assert not partial_path(Path(name)).exists() and not settings_path(Path(name)).exists()
-    tables["o.csv"] = pd.read_csv("o.csv", dtype={"make_id": str})
-    tables["o.tsv"] = pd.read_csv("o.tsv", sep="\t")
-    tables["o.jsonl"] = pd.read_json("o.jsonl", lines=True)
-    tables["o.parquet"] = pd.read_parquet("o.parquet")
-    probs = np.stack(tables["o.parquet"]["model_probs"])
+    text, table = pd.read_csv("o.csv"), pd.read_parquet("o.parquet")
+    probs = np.stack(table["model_probs"])
     np.testing.assert_allclose(probs.sum(axis=1), 1, rtol=1e-5)
-    for name, table in tables.items():
-        assert table["path"].tolist() == photos and table["model_2"].notna().all(), name
-        np.testing.assert_allclose(table["model_3_prob"], tables["o.parquet"]["model_3_prob"], rtol=1e-4)
-        if name in ("o.csv", "o.tsv"):
-            np.testing.assert_allclose(table[[f"model_prob:{id_}" for id_ in ("1", "2", "9")]], probs, rtol=1e-4)
-    np.testing.assert_allclose(np.stack(tables["o.jsonl"]["model_probs"]), probs, rtol=1e-4)
+    np.testing.assert_allclose(text[[f"model_prob:{id_}" for id_ in ("1", "2", "9")]], probs, rtol=1e-4)
+    np.testing.assert_allclose(table["model_3_prob"], probs.min(axis=1), rtol=1e-5)
+    for each in (text, table):
+        assert each["path"].tolist() == photos and each["model_2"].notna().all()
 
 
 def test_a_table_with_boxes_splits_and_truth(photos, predict, tmp_path_factory):
@@ -190,12 +183,12 @@ def test_photos_that_cant_be_used_have_their_reason_in_their_row(run, photos, pr
     assert messages[-1].startswith("error: --grid: no photo could be used")
 
 
-def test_a_broken_off_command_is_continued(run, photos, predict):
+def test_an_interrupted_command_is_resumed(run, photos, predict):
     whole, file = Path("whole.csv"), Path("out.csv")
     options = ("--batch-size", "3", "--true-from-folders")
     predict(run, "photos", "--out", whole, *options)
     lines = whole.read_bytes().splitlines(keepends=True)
-    # As a command leaves it that is killed in the middle of a line: of an unreadable list here, for once
+    # As a command leaves it that is killed in the middle of a line; here the list is unreadable
     Path("list.txt").write_text("\n".join(photos[:5]) + "\n\0\n", encoding="utf-8")
     code, _, messages = predict(run, "--list", "list.txt", "--out", file, *options)
     assert code == 1 and messages[-1].endswith("line 6 is not text; give one path per line")
@@ -209,14 +202,14 @@ def test_a_broken_off_command_is_continued(run, photos, predict):
     assert code == 1 and "and there are no more photos; give the same photos" in messages[-1]
     code, _, messages = predict(run, "photos", "--out", file, *options)
     assert code == 0 and messages[0] == "going on after 3 photos" and file.read_bytes() == whole.read_bytes()
-    assert messages[-1].startswith("right: make") and "of 6" in messages[-1]  # those of the first command, too
+    assert messages[-1].startswith("right: make") and "of 6" in messages[-1]  # including the first command's
     code, _, messages = predict(run, "photos", "--out", file, *options)
     assert code == 1 and messages == [f"error: --out: {file} exists; give another name, or replace it with --overwrite"]
     code, _, _ = predict(run, photos[0], "--out", file, "--overwrite")
     assert code == 0 and len(file.read_text(encoding="utf-8").splitlines()) == 2
 
 
-def test_no_other_model_and_batch_size_go_on(run, photos, predict):
+def test_another_model_or_batch_size_does_not_resume(run, photos, predict):
     shutil.copytree(run, "run")
     about = json.loads(Path("run/model.json").read_text(encoding="utf-8"))
     Path("list.txt").write_text("\n".join(photos[:5]) + "\n\0\n", encoding="utf-8")
@@ -244,40 +237,38 @@ def test_an_ensemble_averages_probabilities(run, photos, predict, tmp_path_facto
     assert float(both["make_prob"]) == pytest.approx(np.mean([p[both["make_id"]] for p in probs]), rel=1e-4)
 
 
-def test_mistakes_end_as_one_line_before_the_model_is_loaded(photos, predict, run):
+def test_mistakes_end_as_one_line_before_the_model_is_loaded(photos, predict):
     for arguments, message in {
-        (
-            "nowhere",
-            "nowhere.jpg",
-        ): "nowhere.jpg does not exist; give a photo, a folder of photos, or - for standard input",
-        ("nowhere", photos[0], "--out", "o.txt"): "--out: 'o.txt' does not end in one of .csv, .tsv, .jsonl, .parquet",
-        ("nowhere", photos[0], "--grid-classes", "3"): "--grid-classes: is of a picture; give --grid FILE.png, too",
-        ("nowhere", photos[0], "--grid", "g.gif"): "--grid: g.gif is not the name of a picture, such as grid.png",
-        ("nowhere", photos[0], "--brief", "--probs"): "--brief gives names only; leave it out, or --probs and --top",
-        ("nowhere", photos[0]): "nowhere: no model there (nowhere does not exist); give the folder of a finished run",
+        ("nowhere.jpg",): "nowhere.jpg does not exist; give a photo, a folder of photos, or - for standard input",
+        (photos[0], "--out", "o.txt"): "--out: 'o.txt' does not end in one of .csv, .tsv, .jsonl, .parquet",
+        (photos[0], "--grid-classes", "3"): "--grid-classes: is of a picture; give --grid FILE.png, too",
+        (photos[0], "--grid", "g.gif"): "--grid: g.gif is not the name of a picture, such as grid.png",
+        (photos[0], "--brief", "--probs"): "--brief gives names only; leave it out, or --probs and --top",
+        (photos[0],): "nowhere: no model there (nowhere does not exist); give the folder of a finished run",
     }.items():
-        assert predict(*arguments) == (1, "", [f"error: {message}"])
+        assert predict("nowhere", *arguments) == (1, "", [f"error: {message}"])
 
 
-def test_a_pipe_in_and_a_pipe_that_closes(run, photos, tmp_path):
+def test_pipes_as_input_and_output(run, photos, tmp_path):
     """`find | predict RUN - | head`: rows come before the input ends, and the end of head is no error."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    child = subprocess.Popen(
-        [sys.executable, "-m", "carvision.predict", run, "-", "--batch-size", "4", "--workers", "0"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd=tmp_path,
-    )  # fmt: skip
-    child.stdin.write("".join(f"{path}\n" for path in photos[:4]).encode())
-    child.stdin.flush()
-    lines = [child.stdout.readline().decode() for _ in range(5)]
-    assert lines[0].strip().split(",") == COLUMNS and lines[4].startswith(photos[3])
-    child.stdout.close()
-    child.stdin.write("".join(f"{path}\n" for path in photos * 50).encode())
-    child.stdin.close()
-    assert child.wait(60) == 0 and child.stderr.read() == b""
+    os.mkfifo(tmp_path / "in")
+    os.mkfifo(tmp_path / "out")
+    pipes = "import sys; sys.stdin, sys.stdout = open('in'), open('out', 'w')"
+    options = ("-", "--batch-size", "4", "--workers", "0")
+    child = forked.start("carvision.predict", run, *options, cwd=tmp_path, out=tmp_path / "printed", first=pipes)
+    with contextlib.suppress(BrokenPipeError), (tmp_path / "in").open("w") as paths:
+        with (tmp_path / "out").open() as rows:
+            paths.write("".join(f"{path}\n" for path in photos[:4]))
+            paths.flush()
+            lines = [rows.readline() for _ in range(5)]
+        assert lines[0].strip().split(",") == COLUMNS and lines[4].startswith(photos[3])
+        paths.write("".join(f"{path}\n" for path in photos * 50))
+    (done,) = forked.finish([child], [tmp_path / "printed"])
+    assert (done.returncode, done.stderr) == (0, "")
 
 
-# Before the command, which then keeps "nothing" or, to compare, all rows ("keep"), as MEASURED says. With each batch
-# memory.txt gets the rows so far, and the bytes that Python took after a fifth of them and has not given back.
+# Run before the command, which then keeps "nothing" or, for comparison, all rows ("keep"), as MEASURED says. For each
+# batch, memory.txt gets the number of rows so far, and the bytes that Python has allocated since the 2,000th row.
 MEASURED = """
 import os, tracemalloc
 from carvision.inference.writers import TextFile
@@ -297,15 +288,15 @@ TextFile.write = measured
 
 
 def largest_growth(folder):
-    """Bytes for each of the rows in the last tenth, at the most."""
+    """Return the most bytes per row that were held in the last tenth of the rows."""
     readings = [[int(value) for value in line.split()] for line in (folder / "memory.txt").read_text().splitlines()]
     num = readings[-1][0]
     return max(taken / (done - 2_000) for done, taken in readings if done > 0.9 * num)
 
 
 @pytest.mark.slow
-def test_ten_thousand_photos_killed_and_continued(run, tmp_path):
-    """Memory flat, order kept, and the file of a killed command continued to the same bytes."""
+def test_ten_thousand_photos_killed_and_resumed(run, tmp_path):
+    """Memory does not grow, order is kept, and a killed command is resumed to the same bytes."""
     num = 10_000
     folder = tmp_path / "photos"
     write_many(folder, num)
@@ -331,14 +322,14 @@ def test_ten_thousand_photos_killed_and_continued(run, tmp_path):
     child.kill()
     child.join()
     assert not (tmp_path / "killed.csv").exists()
-    done = forked.run(*command, "killed.csv", cwd=tmp_path, check=0)  # at once: the killed one's lock went with it
+    done = forked.run(*command, "killed.csv", cwd=tmp_path, check=0)  # at once: the killed command's lock is gone
     assert done.stderr.startswith("going on after "), done.stderr
     assert num / 2 - 100 < int(done.stderr.split()[3].replace(",", "")) < num
     assert (tmp_path / "killed.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
 def write_many(folder, num):
-    """Copies, by link, of a hundred photos."""
+    """Link a hundred photos many times."""
     files = write_photos(folder / ".few", 100)
     for i in range(num):
         os.link(files[i * 7 % 100], folder / f"{i:05d}.jpg")

@@ -1,4 +1,4 @@
-"""Averages of networks and views, against loops over them; reading in order, with bounded reading ahead."""
+"""Averages of networks and views against loops over them; reading in order, with bounded reading ahead."""
 
 import copy
 
@@ -49,7 +49,7 @@ def models(tmp_path_factory):
 
 
 def probs_one_by_one(models, photos, tta: str) -> dict[str, np.ndarray]:
-    """{head: (N, C)}: model after model, view after view, photo after photo."""
+    """Return {head: (N, C)}, computed model by model, view by view, photo by photo."""
     found: dict = {"make": [], "model": [], "speed": []}
     for path in photos:
         rows: dict = {"make": [], "model": [], "speed": []}
@@ -82,14 +82,14 @@ def test_probabilities_are_the_mean_over_models_and_views(models, photos, chosen
     np.testing.assert_allclose(probs["make"].numpy(), wanted["make"], atol=2e-5)
     np.testing.assert_allclose(probs["model"].numpy()[:, order], wanted["model"], atol=2e-5)
     np.testing.assert_allclose(logits["speed"].numpy(), wanted["speed"], rtol=1e-4)
-    assert probs["model"].std() > 0.05  # the photos are told apart at all
+    assert probs["model"].std() > 0.05  # the predictions differ from photo to photo
     if len(chosen) == 1 and tta == "none":  # the logits themselves, so that a temperature can be fitted to them
         assert predictor.temperature == {"make": 2.0, "model": 2.0}
     else:
         assert predictor.temperature == {"make": 1.0, "model": 1.0}
 
 
-def test_views_are_mirror_images_and_crops_at_their_places():
+def test_views_are_mirror_images_and_crops_of_the_corners_and_the_centre():
     size = 16
     picture = torch.arange(size * size, dtype=torch.float32).view(1, 1, size, size).expand(1, 3, size, size)
     assert len(views(picture, "none")) == 1
@@ -119,7 +119,7 @@ def test_models_of_other_classes_are_refused(models, tmp_path):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_photos_come_in_their_order_and_no_more_is_asked_for_than_is_needed(models, photos, num_workers, tmp_path):
+def test_photos_come_in_order_and_are_read_only_as_needed(models, photos, num_workers, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no photo")
     asked = 0
 
@@ -151,7 +151,7 @@ def test_a_box_is_read_as_transform_reads_it(models, photos):
     np.testing.assert_allclose(batch.logits["model"].numpy(), wanted["model"].numpy(), atol=2e-5)
 
 
-def test_a_device_that_is_not_there_is_refused():
+def test_a_device_that_is_not_available_is_refused():
     assert choose_device("cpu") == torch.device("cpu")
     for name in ("cuda:99", "toaster"):
         with pytest.raises(InputError, match=f"--device: '{name}' is not auto, cpu"):

@@ -1,4 +1,4 @@
-"""From logits to rows, against a recomputation one number at a time."""
+"""Rows recomputed from logits one number at a time."""
 
 import math
 from types import SimpleNamespace
@@ -73,7 +73,7 @@ def test_labels_that_would_share_a_column_are_refused():
     for label in ("path", "error", "make_id"):
         with pytest.raises(InputError, match=f"two columns '{label}'"):
             Layout().columns({"make": ["1"], label: ["1"]}, ("make", label))
-    with pytest.raises(InputError, match="two columns 'error'"):  # a row's error would be read as the class
+    with pytest.raises(InputError, match="two columns 'error'"):  # a row's error would be read as its class
         Layout(brief=True).columns({"error": ["1"]}, ("error",))
 
 

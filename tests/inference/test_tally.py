@@ -1,4 +1,4 @@
-"""The closing lines, and the choice of photos for the grid."""
+"""The summary at the end, and the random photos of the grid."""
 
 from collections import Counter
 
@@ -27,7 +27,7 @@ def test_right_and_wrong_by_id_or_else_by_name():
     ]
 
 
-def test_a_class_without_a_name_is_a_prediction_and_an_error_is_none():
+def test_a_class_without_a_name_counts_as_a_prediction_and_an_error_does_not():
     tally = Tally(("make",), {"make": ["3", "7"]}, {"make": ["", "BMW"]})
     row = {"make": "", "make_id": "3"}
     for known in (row, row | {"error": ""}, row | {"error": None}):  # fresh, of CSV, of JSON
@@ -37,7 +37,7 @@ def test_a_class_without_a_name_is_a_prediction_and_an_error_is_none():
     assert tally.num_bad == 1
 
 
-def test_brief_rows_read_again_are_bad_where_all_cells_are_empty():
+def test_brief_rows_that_were_read_back_are_bad_if_all_cells_are_empty():
     tally = Tally((*LABELS, "speed"), IDS, NAMES, brief=True)
     tally.add(Photo("a", "a"), {}, {"path": "a", "error": "torn"})  # fresh
     for bad in ("", None):  # of CSV, of JSON
@@ -50,17 +50,17 @@ def test_brief_rows_read_again_are_bad_where_all_cells_are_empty():
     assert not unnamed.is_bad({"make": ""}) and unnamed.is_bad({"make": None})
 
 
-def test_only_the_first_reasons_are_said():
+def test_only_the_first_reasons_are_shown():
     tally = Tally(LABELS, IDS, NAMES)
     for i in range(1234):
-        tally.add(Photo(f"{i}", ""), {}, {"make": "", "model": "", "error": "torn"})  # as CSV gives it back
+        tally.add(Photo(f"{i}", ""), {}, {"make": "", "model": "", "error": "torn"})  # as read back from CSV
     assert tally.lines() == [
         "1,234 of 1,234 photos could not be used; see the column error",
         "  0: torn", "  1: torn", "  2: torn", "  and 1,231 more",
     ]  # fmt: skip
 
 
-def test_each_row_is_equally_likely_to_be_chosen_and_the_order_kept():
+def test_each_row_is_equally_likely_to_be_sampled_and_the_order_kept():
     counts = Counter()
     for seed in range(2000):
         sample = ReservoirSample(3, seed)
@@ -70,26 +70,25 @@ def test_each_row_is_equally_likely_to_be_chosen_and_the_order_kept():
         assert chosen == sorted(chosen) and len(chosen) == 3
         counts.update(chosen)
     assert all(520 < counts[i] < 680 for i in range(10)), counts  # 600 expected, standard deviation 20
-    assert ReservoirSample(3).chosen() == []
     few = ReservoirSample(3)
+    assert few.chosen() == []
     few.add("only")
     assert few.chosen() == [["only"]]
 
 
 def test_photos_of_classes_drawn_at_random():
-    """By the true class, where that is known; the same photos give the same choice."""
-    rows = [(f"{i}.jpg", {"model": i % 6 if i % 6 < 5 else None}, {"model": "Z"}) for i in range(60)]
-    chosen = []
-    for _ in range(2):
-        sample = ClassSample(4, 3, "model", seed=1)
-        for row in rows:
-            sample.add(*row)
-        chosen.append(sample.chosen())
-    assert chosen[0] == chosen[1] and [len(of_class) for of_class in chosen[0]] == [3] * 4
-    classes = [{truth["model"] for _, truth, _ in of_class} for of_class in chosen[0]]
+    """Grouped by the true class, if known; the same photos give the same sample."""
+
+    def sampled(*arguments, **options) -> list[list[list]]:
+        sample = ClassSample(*arguments, **options)
+        for i in range(60):
+            sample.add(f"{i}.jpg", {"model": i % 6 if i % 6 < 5 else None}, {"model": "Z"})
+        return sample.chosen()
+
+    chosen = sampled(4, 3, "model", seed=1)
+    assert chosen == sampled(4, 3, "model", seed=1) and [len(group) for group in chosen] == [3] * 4
+    classes = [{truth["model"] for _, truth, _ in group} for group in chosen]
     assert all(len(one) == 1 for one in classes) and len({*map(frozenset, classes)}) == 4
-    every = ClassSample(10, 99, "model")
-    for row in rows:
-        every.add(*row)
-    assert [len(of_class) for of_class in every.chosen()] == [10] * 6
-    assert {row["model"] for *_, row in every.chosen()[-1]} == {"Z"}  # the predicted class of those without a true one
+    every = sampled(10, 99, "model")
+    assert [len(group) for group in every] == [10] * 6
+    assert {row["model"] for *_, row in every[-1]} == {"Z"}  # the predicted class of photos without a true one

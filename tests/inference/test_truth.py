@@ -1,4 +1,4 @@
-"""True classes from lists and folders."""
+"""True classes, from lists and from the names of folders."""
 
 import pytest
 
@@ -25,35 +25,36 @@ def codes(photo, heads=("model", "make"), from_folders=False):
         ({"make": "Audi", "model": "A4"}, {"make": 0, "model": 0}),
         ({"model": "A4"}, {"make": None, "model": 0}),
         ({}, {"make": None, "model": None}),
+        ({"model": "X5"}, {"make": None, "model": None}),  # two classes of this name
+        ({"model": "Z"}, {"make": None, "model": None}),
+        ({"make": "Audi", "model": "X5"}, {"make": 0, "model": None}),  # Audi has none of this name
     ],
 )
-def test_of_a_list(truth, expected):
+def test_classes_of_a_list(truth, expected):
     found, unknown = codes(Photo("p", "p", None, truth))
-    assert found == expected and not unknown
+    assert found == expected
+    assert unknown == {head: {value: 1} for head, value in truth.items() if expected[head] is None}
 
 
-def test_what_is_no_class_is_counted():
-    for truth in (
-        {"model": "X5"},
-        {"model": "Z"},
-        {"make": "Audi", "model": "X5"},
-    ):  # two of one name, none, not Audi's
-        found, unknown = codes(Photo("p", "p", None, truth))
-        assert found["model"] is None and unknown == {"model": {truth["model"]: 1}}
+@pytest.mark.parametrize(
+    ("path", "truth", "expected"),
+    [
+        ("data/BMW/X5/2014/a.jpg", {}, {"make": 1, "model": 2}),
+        ("data/7/2/9.jpg", {}, {"make": 1, "model": 1}),
+        ("7/2/1/a.jpg", {}, {"make": 1, "model": 1}),  # 1 is a model, but not of BMW: a year or a part
+        ("BMW/Audi/a.jpg", {}, {"make": 0, "model": None}),
+        ("other/a.jpg", {}, {"make": None, "model": None}),
+        ("7/2/a.jpg", {"make": "3"}, {"make": 0, "model": None}),  # lists come first
+    ],
+)
+def test_classes_of_the_nearest_folder_that_has_a_class_name(path, truth, expected):
+    found, unknown = codes(Photo(path, "", None, truth), from_folders=True)
+    assert found == expected
+    folder = path.split("/")[-2]
+    assert unknown == {head: {folder: 1} for head, code in expected.items() if code is None}
 
 
-def test_of_folders_the_nearest_that_is_a_class():
-    assert codes(Photo("data/BMW/X5/2014/a.jpg", ""), from_folders=True)[0] == {"make": 1, "model": 2}
-    assert codes(Photo("data/7/2/9.jpg", ""), from_folders=True)[0] == {"make": 1, "model": 1}
-    # 1 is a model, but none of BMW's: a year or a part, not the class
-    assert codes(Photo("7/2/1/a.jpg", ""), from_folders=True)[0] == {"make": 1, "model": 1}
-    assert codes(Photo("BMW/Audi/a.jpg", ""), from_folders=True)[0] == {"make": 0, "model": None}
-    unknown = {"make": {"other": 1}, "model": {"other": 1}}
-    assert codes(Photo("other/a.jpg", ""), from_folders=True) == ({"make": None, "model": None}, unknown)
-    assert codes(Photo("7/2/a.jpg", "", None, {"make": "3"}), from_folders=True)[0]["make"] == 0  # lists come first
-
-
-def test_folders_of_windows_paths_of_other_bytes_and_of_either_form_of_unicode():
+def test_folders_in_windows_paths_other_bytes_and_either_form_of_unicode():
     ids = {"make": ["Ros\u00e9", "Bl\\xfcte"]}
     truths = TrueClasses(ids, ids, {}, ["make"], True)
     assert truths.codes(Photo("Rose\u0301/1.jpg", "Rose\u0301/1.jpg"))["make"] == 0
@@ -62,11 +63,7 @@ def test_folders_of_windows_paths_of_other_bytes_and_of_either_form_of_unicode()
     assert truths.codes(Photo("a.jpg", "a.jpg", None, {"make": "Rose\u0301"}))["make"] == 0
 
 
-def test_only_the_heads_asked_for():
-    assert codes(Photo("BMW/X5/a.jpg", ""), heads=("make",), from_folders=True)[0] == {"make": 1}
-
-
-def test_where_one_class_stands_against_the_rest_all_others_are_the_rest():
+def test_with_one_class_against_the_rest_all_others_are_the_rest():
     ids = {"make": ["7", "rest"]}
     truths = TrueClasses(ids, {"make": ["BMW", "rest"]}, {}, ["make"], True, {"make": 1})
     found = [truths.codes(Photo(path, path))["make"] for path in ("x/BMW/a.jpg", "x/Audi/a.jpg", "x/7/a.jpg")]
@@ -74,7 +71,7 @@ def test_where_one_class_stands_against_the_rest_all_others_are_the_rest():
     assert truths.codes(Photo("a.jpg", "a.jpg", None, {"make": "Audi"}))["make"] == 1
 
 
-def test_folders_above_those_that_were_typed_count_too(tmp_path, monkeypatch):
+def test_folders_above_the_given_path_count_too(tmp_path, monkeypatch):
     (tmp_path / "BMW").mkdir()
     monkeypatch.chdir(tmp_path / "BMW")
     assert codes(Photo("a.jpg", "a.jpg"), heads=("make",), from_folders=True)[0] == {"make": 1}

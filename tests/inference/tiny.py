@@ -1,4 +1,4 @@
-"""A tiny trained-looking model and photos for it."""
+"""A tiny model with confident predictions, and photos for it."""
 
 from pathlib import Path
 
@@ -18,12 +18,12 @@ LABELS = {
 
 
 def save_tiny(folder: Path, seed: int = 0, crop_to_box: bool = False) -> Path:
-    """The folder of a run whose model has two heads with classes and one number, decoded jointly."""
+    """Save a model with two heads with classes and one number, decoded jointly; return its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     heads = {"make": Head(2), "model": Head(3), "speed": Head(1, Layers(), 180.0, 20.0)}
     model = Classifier("test_resnet", heads, 32).eval()
-    with torch.no_grad():  # random weights tell all photos alike; these have opinions
+    with torch.no_grad():  # larger weights, for predictions that differ from photo to photo
         for name in ("make", "model"):
             model.get_submodule(f"head_{name}").output.weight.mul_(40)
     preprocessing = Preprocessing(32, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
@@ -32,7 +32,7 @@ def save_tiny(folder: Path, seed: int = 0, crop_to_box: bool = False) -> Path:
 
 
 def write_photos(folder: Path, num: int, seed: int = 0) -> list[Path]:
-    """Small coloured JPEGs 000.jpg, 001.jpg, ..."""
+    """Write small coloured JPEGs 000.jpg, 001.jpg, ..."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
     files = [folder / f"{i:03d}.jpg" for i in range(num)]

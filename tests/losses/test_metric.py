@@ -1,4 +1,4 @@
-"""Every metric loss against loops over photos, and against pytorch-metric-learning where that has the same one."""
+"""Every metric loss against loops over photos, and against pytorch-metric-learning where it has the same one."""
 
 import itertools
 import math
@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 
 from carvision.data.table import UNKNOWN
 from carvision.losses.metric import (
+    WITH_PROXIES,
     arcface,
     coupled_clusters,
     create_metric_loss,
@@ -53,19 +54,23 @@ def mean(values: list[float]) -> float:
 
 @pytest.mark.parametrize("unit_length", [True, False])
 @pytest.mark.parametrize("margin", [0.05, 0.7])
-def test_triplet_batch_hard_is_that_of_loops(embeddings, margin, unit_length):
+def test_triplet_batch_hard_equals_loops_and_pytorch_metric_learning(embeddings, margin, unit_length):
     x = normalize(embeddings, dim=1) if unit_length else embeddings
     expected = [
         max(0.0, max(distance(x, i, j) for j in same(i)) - min(distance(x, i, j) for j in other(i)) + margin)
         for i in range(len(TARGETS))
         if same(i)
     ]
-    found = triplet(embeddings, TARGETS, ALL, margin, "batch_hard", unit_length)
-    assert float(found) == pytest.approx(mean(expected))
+    found = float(triplet(embeddings, TARGETS, ALL, margin, "batch_hard", unit_length))
+    assert found == pytest.approx(mean(expected))
+    if unit_length:
+        loss = losses.TripletMarginLoss(margin=margin, reducer=reducers.MeanReducer())
+        theirs = loss(embeddings, TARGETS, miners.BatchHardMiner()(embeddings, TARGETS))
+        assert found == pytest.approx(float(theirs))
 
 
 @pytest.mark.parametrize("margin", [0.05, 0.7])
-def test_triplet_semi_hard_is_that_of_loops(embeddings, margin):
+def test_triplet_semi_hard_equals_loops(embeddings, margin):
     x = normalize(embeddings, dim=1)
     expected, without = [], 0
     for i in range(len(TARGETS)):
@@ -75,18 +80,12 @@ def test_triplet_semi_hard_is_that_of_loops(embeddings, margin):
             without += not farther
             negative = min(farther) if farther else max(negatives)
             expected.append(max(0.0, distance(x, i, j) - negative + margin))
-    assert without  # else the farthest negative would not be tried
+    assert without  # else the farthest negative would not be tested
     assert float(triplet(embeddings, TARGETS, ALL, margin)) == pytest.approx(mean(expected))
 
 
-def test_triplet_batch_hard_is_pytorch_metric_learnings(embeddings):
-    loss = losses.TripletMarginLoss(margin=0.7, reducer=reducers.MeanReducer())
-    expected = loss(embeddings, TARGETS, miners.BatchHardMiner()(embeddings, TARGETS))
-    assert float(triplet(embeddings, TARGETS, ALL, 0.7, "batch_hard")) == pytest.approx(float(expected))
-
-
 def test_every_semi_hard_negative_is_one_for_pytorch_metric_learning_too(embeddings):
-    """Its miner gives all of them, of which the nearest is taken here; where it has none, the loss has no slope for the
+    """Its miner returns all of them, of which we take the nearest; where it has none, the loss has no slope for the
     pair, or falls back on the farthest."""
     x, margin = normalize(embeddings, dim=1), 0.7
     mined = list(zip(*miners.TripletMarginMiner(margin, "semihard")(embeddings, TARGETS), strict=True))
@@ -100,7 +99,7 @@ def test_every_semi_hard_negative_is_one_for_pytorch_metric_learning_too(embeddi
 
 @pytest.mark.parametrize("unit_length", [True, False])
 @pytest.mark.parametrize("margin", [0.1, 3.0])
-def test_coupled_clusters_is_that_of_loops(embeddings, margin, unit_length):
+def test_coupled_clusters_equals_loops(embeddings, margin, unit_length):
     x = normalize(embeddings, dim=1) if unit_length else embeddings
     expected = []
     for label in (0, 1, 2):
@@ -112,7 +111,7 @@ def test_coupled_clusters_is_that_of_loops(embeddings, margin, unit_length):
     assert float(coupled_clusters(embeddings, TARGETS, ALL, margin, unit_length)) == pytest.approx(mean(expected))
 
 
-def test_supervised_contrastive_is_that_of_loops_and_pytorch_metric_learnings(embeddings):
+def test_supervised_contrastive_equals_loops_and_pytorch_metric_learning(embeddings):
     x, temperature, expected = normalize(embeddings, dim=1), 0.3, []
     for i in range(len(TARGETS)):
         total = sum(math.exp(float(x[i] @ x[j]) / temperature) for j in range(len(TARGETS)) if j != i)
@@ -123,13 +122,8 @@ def test_supervised_contrastive_is_that_of_loops_and_pytorch_metric_learnings(em
     assert found == pytest.approx(float(losses.SupConLoss(temperature)(embeddings, TARGETS)))
 
 
-def weights_of(proxies: Proxies) -> torch.Tensor:
-    """(D, C * K), as pytorch-metric-learning keeps them."""
-    return proxies.weight.detach().flatten(0, 1).T
-
-
 @pytest.mark.parametrize("per_class", [1, 2])
-def test_arcface_is_that_of_loops_and_pytorch_metric_learnings(embeddings, per_class):
+def test_arcface_equals_loops_and_pytorch_metric_learning(embeddings, per_class):
     proxies = Proxies(Embedding(proxies_per_class=per_class, num_classes=NUM_CLASSES), NUM_FEATURES)
     x, margin, scale = embeddings.float(), 0.5, 8.0
     found = float(arcface(proxies(x), TARGETS, ALL, margin, scale))
@@ -145,18 +139,18 @@ def test_arcface_is_that_of_loops_and_pytorch_metric_learnings(embeddings, per_c
     size = {"num_classes": NUM_CLASSES, "embedding_size": NUM_FEATURES}
     kind = losses.ArcFaceLoss if per_class == 1 else losses.SubCenterArcFaceLoss
     theirs = kind(**size, margin=math.degrees(margin), scale=scale, **({"sub_centers": 2} if per_class == 2 else {}))
-    theirs.W.data = weights_of(proxies)
+    theirs.W.data = proxies.weight.detach().flatten(0, 1).T  # (D, C * K)
     assert found == pytest.approx(float(theirs(x, TARGETS)), rel=1e-5)
 
 
-def test_arcface_grows_with_the_angle_beyond_where_the_wider_one_passes_pi():
+def test_arcface_grows_with_the_angle_also_where_the_wider_one_exceeds_pi():
     angles = torch.linspace(0, math.pi - 1e-3, 50)
     cosines = torch.stack([angles.cos(), torch.zeros(50)], dim=1)
     each = [float(arcface(c[None], torch.tensor([0]), torch.tensor([True]), 0.5, 8.0)) for c in cosines]
     assert all(b > a for a, b in itertools.pairwise(each))
 
 
-def test_proxy_anchor_is_that_of_loops_and_pytorch_metric_learnings(embeddings):
+def test_proxy_anchor_equals_loops_and_pytorch_metric_learning(embeddings):
     proxies = Proxies(Embedding(proxies_per_class=1, num_classes=NUM_CLASSES), NUM_FEATURES)
     x, margin, alpha = embeddings.float(), 0.1, 5.0
     cosines = proxies(x)
@@ -170,17 +164,17 @@ def test_proxy_anchor_is_that_of_loops_and_pytorch_metric_learnings(embeddings):
     found = float(proxy_anchor(cosines, TARGETS, ALL, margin, alpha))
     assert found == pytest.approx(mean(near) + mean(far), rel=1e-5)
     theirs = losses.ProxyAnchorLoss(NUM_CLASSES, NUM_FEATURES, margin, alpha)
-    theirs.proxies.data = weights_of(proxies).T.contiguous()
+    theirs.proxies.data = proxies.weight.detach()[:, 0].clone()
     assert found == pytest.approx(float(theirs(x, TARGETS)), rel=1e-5)
 
 
-NAMES = ("triplet", "coupled_clusters", "supcon", "arcface", "proxy_anchor")
-EACH = [(name, {}) for name in NAMES] + [("triplet", {"mining": "batch_hard"})]
+EACH = [(name, {}) for name in ("triplet", "coupled_clusters", "supcon", *WITH_PROXIES)]
+EACH += [("triplet", {"mining": "batch_hard"})]
 
 
 @pytest.mark.parametrize(("name", "values"), EACH)
 def test_photos_that_do_not_count_change_nothing(embeddings, proxies, name, values):
-    loss, with_proxies = create_metric_loss(name, **values), name in ("arcface", "proxy_anchor")
+    loss, with_proxies = create_metric_loss(name, **values), name in WITH_PROXIES
 
     def value(x: torch.Tensor, targets: torch.Tensor, counts: torch.Tensor) -> tuple[float, torch.Tensor]:
         x = x.detach().float().requires_grad_()
@@ -189,8 +183,7 @@ def test_photos_that_do_not_count_change_nothing(embeddings, proxies, name, valu
         return float(found.detach()), slope
 
     alone, slope = value(embeddings, TARGETS, ALL)
-    assert alone > 0
-    assert slope.abs().sum() > 0
+    assert alone > 0 and slope.abs().sum() > 0
     more = torch.cat([embeddings, 9 * embeddings[:2], embeddings[:1]])  # the last one equals a photo that counts
     targets = torch.cat([TARGETS, torch.tensor([0, UNKNOWN, 1])])
     counts = torch.cat([ALL, torch.zeros(3, dtype=torch.bool)])
@@ -202,23 +195,22 @@ def test_photos_that_do_not_count_change_nothing(embeddings, proxies, name, valu
 
 @pytest.mark.parametrize(("name", "values"), EACH)
 @pytest.mark.parametrize("batch", ["none counts", "all different", "all of one class", "all equal"])
-def test_odd_batches_have_a_loss_and_slopes_that_are_numbers(proxies, name, values, batch):
+def test_odd_batches_have_a_finite_loss_and_finite_slopes(proxies, name, values, batch):
     x = torch.randn(4, NUM_FEATURES, generator=torch.Generator().manual_seed(1))
     x = (torch.ones(4, NUM_FEATURES) if batch == "all equal" else x).requires_grad_()
     targets = torch.tensor({"all different": [0, 1, 2, 3], "all of one class": [1] * 4}.get(batch, [0, 0, 1, 1]))
     counts = torch.full((4,), batch != "none counts")
     loss = create_metric_loss(name, **values)
-    found = loss(proxies(x) if name in ("arcface", "proxy_anchor") else x, targets, counts)
+    found = loss(proxies(x) if name in WITH_PROXIES else x, targets, counts)
     (slope,) = torch.autograd.grad(found, x)
-    assert found.isfinite()
-    assert slope.isfinite().all()
+    assert found.isfinite() and slope.isfinite().all()
     if batch == "none counts" and name != "proxy_anchor":  # log(1 + 0) of each class
         assert found == 0
 
 
 @pytest.mark.parametrize(("name", "values"), EACH)
 def test_slopes_are_those_of_small_steps(embeddings, name, values):
-    if name in ("arcface", "proxy_anchor"):
+    if name in WITH_PROXIES:
         x = (embeddings[:, :NUM_CLASSES] / 4).clamp(-0.9, 0.9).requires_grad_()
     else:
         x = embeddings.requires_grad_()

@@ -1,4 +1,4 @@
-"""Areas under the ROC curve from histograms against scikit-learn and Keras' way of counting."""
+"""Areas under the ROC curve from histograms, against scikit-learn and Keras' way of counting."""
 
 import math
 
@@ -13,7 +13,7 @@ from carvision.metrics.auc import log_odds
 
 
 def scores(num: int, num_classes: int, spread: float, gain: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of a network whose true class has `gain` more than the others, and which is more or less sure of it."""
+    """Return logits and targets of a network, more or less sure, whose true class has `gain` more than the others."""
     random = torch.Generator().manual_seed(num_classes)
     targets = torch.randint(num_classes, (num,), generator=random)
     logits = spread * torch.randn(num, num_classes, generator=random)
@@ -31,20 +31,18 @@ def counted(logits: torch.Tensor, targets: torch.Tensor) -> ScoreHistograms:
 @pytest.mark.parametrize(("spread", "gain"), [(0.02, 0.01), (0.5, 0.5), (2, 6), (10, 10)])
 @pytest.mark.parametrize(("num", "num_classes"), [(1000, 2), (1000, 10), (1500, 196), (1200, 1716)])
 def test_areas_are_scikit_learns(num, num_classes, spread, gain):
-    """From a network that has hardly learned, whose probabilities are all alike, to one that is always sure."""
+    """From a network that has hardly learned, with almost equal probabilities, to one that is always sure."""
     logits, targets = scores(num, num_classes, spread, gain)
     exact = logits.double().softmax(1).numpy()
-    figures = counted(logits, targets).compute()
+    metrics = counted(logits, targets).compute()
     is_true = np.eye(num_classes, dtype=bool)[targets]
     present = np.flatnonzero(is_true.any(0))
-    if num_classes < 1716:
-        expected = np.mean([sk.roc_auc_score(is_true[:, c], exact[:, c]) for c in present])
-    else:  # the area by its definition: scikit-learn takes a second for each 500 classes
-        expected = np.mean([(exact[~is_true[:, c], c] < exact[is_true[:, c], c][:, None]).mean() for c in present])
-    assert figures["auc"] == pytest.approx(expected, abs=5e-4)
+    # The area by its definition; scikit-learn takes a second for each 500 classes
+    expected = np.mean([(exact[~is_true[:, c], c] < exact[is_true[:, c], c][:, None]).mean() for c in present])
+    assert metrics["auc"] == pytest.approx(expected, abs=5e-4)
     if num_classes < 1716:
         expected = sk.roc_auc_score(is_true.ravel(), exact.ravel())
-        assert figures["auc_micro"] == pytest.approx(expected, abs=5e-4)
+        assert metrics["auc_micro"] == pytest.approx(expected, abs=5e-4)
 
 
 @pytest.mark.parametrize("num_classes", [2, 10, 196])
@@ -61,12 +59,11 @@ def test_auc_keras_is_what_keras_counts(num_classes, spread, gain):
     assert counted(logits, targets).compute()["auc_keras"] == pytest.approx(area, abs=2e-3)
 
 
-def test_what_lies_below_the_first_of_keras_thresholds_is_one_tie():
-    """With 1,716 classes a good ranking of small probabilities is worth nothing there, which is why R2's areas fall
-    short of what its accuracies promise."""
-    figures = counted(*scores(1000, 1716, 0.5, 1.5)).compute()
-    assert figures["auc_micro"] > 0.9
-    assert figures["auc_keras"] == pytest.approx(0.5, abs=0.1)
+def test_scores_below_the_first_of_keras_thresholds_are_one_tie():
+    """With 1,716 classes a good ranking of small probabilities counts for nothing, so R2's areas fall short of what its
+    accuracies promise."""
+    metrics = counted(*scores(1000, 1716, 0.5, 1.5)).compute()
+    assert metrics["auc_micro"] > 0.9 and metrics["auc_keras"] == pytest.approx(0.5, abs=0.1)
 
 
 def test_log_odds_are_exact_also_where_a_class_is_almost_certain():
@@ -92,8 +89,7 @@ def test_weights_unknown_targets_and_classes_that_do_not_occur():
     metric.update(torch.where(weights[:, None] > 0, logits, torch.nan), unknown, weights)
     alone = counted(logits[weights > 0], targets[weights > 0])
     assert metric.compute() == alone.compute()
-    assert metric.photos.sum() == 150 * 8
-    assert metric.positives.sum() == 150
+    assert (metric.photos.sum(), metric.positives.sum()) == (150 * 8, 150)
     exact, known = logits.double().softmax(1)[weights > 0].numpy(), targets[weights > 0].numpy()
     expected = np.mean([sk.roc_auc_score(known == c, exact[:, c]) for c in range(8) if c != 5])
     assert metric.compute()["auc"] == pytest.approx(expected, abs=2e-3)
@@ -101,10 +97,9 @@ def test_weights_unknown_targets_and_classes_that_do_not_occur():
 
 def test_no_area_without_photos_on_both_sides():
     metric = ScoreHistograms(3)
-    metric.update(torch.randn(5, 3), torch.full((5,), UNKNOWN), torch.zeros(5))
-    assert metric.compute() == {}
-    metric.update(torch.randn(5, 3), torch.full((5,), 1), torch.ones(5))
-    assert metric.compute() == {}
+    for target, weight in ((UNKNOWN, 0.0), (1, 1.0)):
+        metric.update(torch.randn(5, 3), torch.full((5,), target), torch.full((5,), weight))
+        assert metric.compute() == {}
 
 
 def test_the_state_at_compcars_size_fits_memory():

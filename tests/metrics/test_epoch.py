@@ -1,4 +1,4 @@
-"""Every figure against scikit-learn, or recomputed photo by photo."""
+"""The metrics of an epoch, recomputed photo by photo or by scikit-learn."""
 
 import math
 
@@ -8,7 +8,7 @@ import sklearn.metrics as sk
 import torch
 
 from carvision.data.table import UNKNOWN
-from carvision.metrics import EpochMetrics, JointMetrics, NumberMetrics, figure_names
+from carvision.metrics import EpochMetrics, JointMetrics, NumberMetrics, metric_names
 from carvision.models.decoding import RULES, decode
 from tests.metrics.test_heads import scikit_learns
 
@@ -57,7 +57,7 @@ def test_joint_metrics():
 
 
 def epoch(num: int = 60) -> dict:
-    """What LitClassifier gives for an epoch: photo 3 in 7 can't be read, labels are unknown now and then."""
+    """Return what LitClassifier counts in an epoch: one in 7 photos is unreadable, some labels are unknown."""
     random = torch.Generator().manual_seed(1)
     model = torch.randint(0, 7, (num,), generator=random)
     targets = {
@@ -87,109 +87,96 @@ def epoch_metrics(rule: str = "independent", compare_rules: bool = False, with_a
     return EpochMetrics(OUTPUTS, HEAD_WEIGHTS, PARENTS, rule, compare_rules, with_auc)
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_figures_of_an_epoch(rule):
-    batch = epoch()
-    metrics = epoch_metrics(rule, compare_rules=True)
-    metrics.update(**batch, penalty=torch.tensor(0.125))
-    figures = metrics.compute()
+def updated(metrics: EpochMetrics, *batches: dict, penalty: float = 0.0) -> EpochMetrics:
+    for batch in batches:
+        metrics.update(**{"penalty": torch.tensor(penalty)} | batch)
+    return metrics
 
+
+@pytest.mark.parametrize("rule", RULES)
+def test_metrics_of_an_epoch(rule):
+    batch = epoch()
+    metrics = updated(epoch_metrics(rule, compare_rules=True), batch, penalty=0.125)
+    found = metrics.compute()
     predicted = {k: v.numpy() for k, v in decode({n: batch["logits"][n] for n in CLASS_HEADS}, PARENTS, rule).items()}
     counted = {name: weights.numpy() > 0 for name, weights in batch["weights"].items()}
+    expected = {}
     for name in CLASS_HEADS:
-        expected = scikit_learns(batch["targets"][name][counted[name]].numpy(), predicted[name][counted[name]])
-        assert {k: figures[f"{name}/{k}"] for k in expected} == pytest.approx(expected)
+        values = scikit_learns(batch["targets"][name][counted[name]].numpy(), predicted[name][counted[name]])
+        expected |= {f"{name}/{metric}": value for metric, value in values.items()}
     both = [i for i in range(60) if counted["make"][i] and counted["model"][i]]
     hits = [all(predicted[name][i] == batch["targets"][name][i] for name in CLASS_HEADS) for i in both]
-    assert figures["joint/top1"] == pytest.approx(np.mean(hits))
-    seen = [i for i in range(60) if batch["valid"][i]]
-    fits = [CODES[predicted["model"][i]] == predicted["make"][i] for i in seen]
-    assert figures["joint/consistent"] == pytest.approx(np.mean(fits))
+    fits = [CODES[predicted["model"][i]] == predicted["make"][i] for i in range(60) if batch["valid"][i]]
+    expected |= {"joint/top1": np.mean(hits), "joint/consistent": np.mean(fits)}
     error = (batch["logits"]["speed"][:, 0] - batch["targets"]["speed"]).numpy()[counted["speed"]]
-    assert figures["speed/mae"] == pytest.approx(np.abs(error).mean(), rel=1e-5)
-    assert figures["speed/rmse"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-5)
+    expected |= {"speed/mae": np.abs(error).mean(), "speed/rmse": np.sqrt((error**2).mean())}
     losses = {name: batch["losses"][name].numpy()[counted[name]].mean() for name in OUTPUTS}
-    assert {name: figures[f"{name}/loss"] for name in OUTPUTS} == pytest.approx(losses)
+    expected |= {f"{name}/loss": loss for name, loss in losses.items()}
     loss = 0.5 * losses["make"] + 2.0 * losses["model"] + 0.25 * losses["speed"]
-    assert (figures["loss"], figures["loss_total"]) == pytest.approx((loss, loss + 0.125))
+    expected |= {"loss": loss, "loss_total": loss + 0.125}
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
 
     assert set(metrics.compute_rules()) == set(RULES)
     for other, values in metrics.compute_rules().items():
-        alone = epoch_metrics(other)
-        alone.update(**batch, penalty=torch.tensor(0.0))
+        alone = updated(epoch_metrics(other), batch)
         assert values == pytest.approx({name: alone.compute()[name] for name in values})
         assert alone.compute_rules() == {other: values}
 
 
-def test_batches_of_any_size_give_the_figures_of_one():
+def test_batches_of_any_size_give_the_same_metrics():
     batch = epoch()
-    one, many = epoch_metrics("joint", True, True), epoch_metrics("joint", True, True)
     per_photo = torch.rand(60, generator=torch.Generator().manual_seed(2))
-    one.update(**batch, penalty=per_photo[batch["valid"]].mean())
+    one = updated(epoch_metrics("joint", True, True), batch | {"penalty": per_photo[batch["valid"]].mean()})
+    many = epoch_metrics("joint", True, True)
     for rows in (slice(0, 1), slice(1, 8), slice(8, 50), slice(50, 60)):
         some = part(batch, rows)
-        many.update(**some, penalty=per_photo[rows][some["valid"]].mean().nan_to_num())
+        updated(many, some | {"penalty": per_photo[rows][some["valid"]].mean().nan_to_num()})
     assert many.compute() == pytest.approx(one.compute(), rel=1e-5)
     assert many.compute_rules() == one.compute_rules()
-
-    first = epoch_metrics("joint", True, True)
-    first.update(**part(batch, slice(0, 10)), penalty=torch.tensor(0.5))
     many.reset()
-    many.update(**part(batch, slice(0, 10)), penalty=torch.tensor(0.5))
-    assert many.compute() == first.compute()
-    assert many.compute_rules() == first.compute_rules()
+    first, again = (updated(each, part(batch, slice(0, 10))) for each in (epoch_metrics("joint", True, True), many))
+    assert again.compute() == first.compute() and again.compute_rules() == first.compute_rules()
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_an_epoch_that_was_interrupted_is_counted_on(before):
-    """before: whether the version that was interrupted counted scores; of one that did not, all else is whole."""
-    batch, penalty = epoch(), torch.tensor(0.5)
-    first, second, whole = epoch_metrics(with_auc=before), epoch_metrics(with_auc=True), epoch_metrics(with_auc=True)
-    first.update(**part(batch, slice(0, 20)), penalty=penalty)
+def test_counting_continues_after_an_interruption(before):
+    """before: whether the interrupted version counted scores; if not, all other metrics are complete."""
+    parts = part(epoch(), slice(0, 20)), part(epoch(), slice(20, 60))
+    first, second = updated(epoch_metrics(with_auc=before), parts[0], penalty=0.5), epoch_metrics(with_auc=True)
     second.set_counters(first.counters())
-    second.update(**part(batch, slice(20, 60)), penalty=penalty)
-    for rows in (slice(0, 20), slice(20, 60)):
-        whole.update(**part(batch, rows), penalty=penalty)
-    found, expected = second.compute(), whole.compute()
+    found = updated(second, parts[1], penalty=0.5).compute()
+    expected = updated(epoch_metrics(with_auc=True), *parts, penalty=0.5).compute()
     same = [name for name in expected if before or "/auc" not in name]
     assert found.keys() == expected.keys() and len(same) < len(expected) + before
     assert {name: found[name] for name in same} == pytest.approx({name: expected[name] for name in same})
 
 
+@pytest.mark.parametrize("compare_rules", [False, True])
 @pytest.mark.parametrize("heads", [("make", "model", "speed"), ("model",), ("speed",), ("make", "speed")])
-def test_figure_names_are_those_that_an_epoch_gives(heads):
-    labels = {name: LABELS[name] for name in heads}
-    outputs = {name: OUTPUTS[name] for name in heads}
+def test_metric_names_are_those_of_an_epoch(heads, compare_rules):
+    labels, outputs = ({name: each[name] for name in heads} for each in (LABELS, OUTPUTS))
     parents = PARENTS if set(heads) >= {"make", "model"} else {}
     batch = {k: {n: v[n] for n in heads} if isinstance(v, dict) else v for k, v in epoch().items()}
-    for compare_rules in (False, True):
-        metrics = EpochMetrics(outputs, HEAD_WEIGHTS, parents, "independent", compare_rules)
-        metrics.update(**batch, penalty=torch.tensor(0.0))
-        names = figure_names(labels)
-        assert sorted(names) == sorted(metrics.compute())
+    for with_auc in (False, True):
+        metrics = EpochMetrics(outputs, HEAD_WEIGHTS, parents, "independent", compare_rules, with_auc)
+        names = metric_names(labels, with_auc=with_auc)
+        assert sorted(names) == sorted(updated(metrics, batch).compute())
         assert len(set(names)) == len(names)
-        # what is counted once, at the end, can't be listened to
-        metrics = EpochMetrics(outputs, HEAD_WEIGHTS, parents, "independent", compare_rules, with_auc=True)
-        metrics.update(**batch, penalty=torch.tensor(0.0))
-        at_the_end = {f"{name}/{auc}" for name in heads if outputs[name] for auc in ("auc", "auc_micro", "auc_keras")}
-        assert set(metrics.compute()) - set(names) == at_the_end
 
 
-def test_an_epoch_without_one_known_label_has_figures_for_the_others():
+def test_an_epoch_without_one_known_label_has_metrics_of_the_others():
     batch = epoch()
     batch["weights"]["speed"][:] = 0
     batch["targets"]["make"][:], batch["weights"]["make"][:] = UNKNOWN, 0
-    metrics = epoch_metrics()
-    metrics.update(**batch, penalty=torch.tensor(0.0))
-    figures = metrics.compute()
-    assert figures["loss"] == pytest.approx(2.0 * figures["model/loss"])
-    assert not [name for name in figures if name.startswith(("speed/", "make/")) or name == "joint/top1"]
+    found = updated(epoch_metrics(), batch).compute()
+    assert found["loss"] == pytest.approx(2.0 * found["model/loss"])
+    assert not [name for name in found if name.startswith(("speed/", "make/")) or name == "joint/top1"]
 
 
 def test_consistent_means_that_every_child_fits_its_parent():
     outputs = {"make": 2, "model": 3, "trim": 4}
     parents = {"model": ("make", torch.tensor([0, 0, 1])), "trim": ("model", torch.tensor([0, 1, 2, 2]))}
-    predicted = {"make": [0, 0, 1, 1], "model": [1, 2, 2, 0], "trim": [1, 3, 0, 3]}  # 0 fits, 1, 2 and 3 do not
+    predicted = {"make": [0, 0, 1, 1], "model": [1, 2, 2, 0], "trim": [1, 3, 0, 3]}  # photo 0 fits, the others do not
     logits = {name: torch.eye(outputs[name])[codes] for name, codes in predicted.items()}
     targets = {name: torch.zeros(4, dtype=torch.int64) for name in outputs}
     ones = {name: torch.ones(4) for name in outputs}
@@ -199,22 +186,21 @@ def test_consistent_means_that_every_child_fits_its_parent():
 
 
 def test_the_state_at_compcars_size_fits_memory():
-    metrics = EpochMetrics({"make": 163, "model": 1716}, dict.fromkeys(CLASS_HEADS, 1.0), {}, "independent", True)
+    outputs = {"make": 163, "model": 1716}
+    metrics = EpochMetrics(outputs, dict.fromkeys(outputs, 1.0), {}, "independent", True)
     states = [value for m in metrics.modules() if hasattr(m, "_defaults") for value in m.metric_state.values()]
     assert sum(state.nbytes for state in states) < 100e3
-    batch = {name: torch.zeros(2, n) for name, n in (("make", 163), ("model", 1716))}
-    targets = {"make": torch.tensor([0, 162]), "model": torch.tensor([0, 1715])}
-    ones = dict.fromkeys(CLASS_HEADS, torch.ones(2))
-    metrics.update(batch, targets, ones, ones, torch.ones(2, dtype=bool), torch.tensor(0.0))
+    logits = {name: torch.zeros(2, n) for name, n in outputs.items()}
+    targets = {name: torch.tensor([0, n - 1]) for name, n in outputs.items()}
+    ones = dict.fromkeys(outputs, torch.ones(2))
+    metrics.update(logits, targets, ones, ones, torch.ones(2, dtype=bool), torch.tensor(0.0))
     assert metrics.compute()["model/top1"] == 0.5
 
 
 def test_areas_under_the_curve_are_those_of_each_head():
     batch = epoch(300)
-    metrics = epoch_metrics(with_auc=True)
-    metrics.update(**batch, penalty=torch.tensor(0.0))
+    found = updated(epoch_metrics(with_auc=True), batch).compute()
     for name in CLASS_HEADS:
         known = batch["weights"][name] > 0
         probs, targets = batch["logits"][name].softmax(1)[known], batch["targets"][name][known]
-        expected = sk.roc_auc_score(targets, probs, multi_class="ovr")
-        assert metrics.compute()[f"{name}/auc"] == pytest.approx(expected, abs=2e-3)
+        assert found[f"{name}/auc"] == pytest.approx(sk.roc_auc_score(targets, probs, multi_class="ovr"), abs=2e-3)

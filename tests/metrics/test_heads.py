@@ -1,5 +1,6 @@
-"""Figures of one head against scikit-learn, loops over photos and classes, and report R2's tables."""
+"""Metrics of one head against scikit-learn, loops over photos and classes, and report R2's tables."""
 
+import math
 import warnings
 
 import numpy as np
@@ -9,14 +10,14 @@ import torch
 
 from carvision.data.table import UNKNOWN
 from carvision.metrics import HeadMetrics
-from carvision.metrics.heads import figures_at50
+from carvision.metrics.heads import metrics_at50
 
 NUM_CLASSES = 6
 
 
-def head_batch(num: int, num_classes: int, occurring: list[int], predicted: list[int], seed: int = 0) -> dict:
-    """Photos of the classes `occurring`, predicted as those of `predicted`; a fifth has weight 0."""
-    random = torch.Generator().manual_seed(seed)
+def head_batch(num: int, num_classes: int, occurring: list[int], predicted: list[int]) -> dict:
+    """Return photos of the classes `occurring`, predicted as those of `predicted`; a fifth has weight 0."""
+    random = torch.Generator().manual_seed(0)
     draw = lambda choices: torch.tensor(choices)[torch.randint(len(choices), (num,), generator=random)]  # noqa: E731
     weights = torch.rand(num, generator=random) + 0.5
     weights[::5] = 0
@@ -29,20 +30,25 @@ def head_batch(num: int, num_classes: int, occurring: list[int], predicted: list
     }
 
 
+def computed(num_classes: int, *batches: dict) -> dict[str, float]:
+    metrics = HeadMetrics(num_classes)
+    for batch in batches:
+        metrics.update(**batch)
+    return metrics.compute()
+
+
 def scikit_learns(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """Accuracy, balanced accuracy and precision, recall and F1 with their three averages."""
+    """Return accuracy, balanced accuracy, and precision, recall and F1 with their three averages."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        figures = {
+        metrics = {
             "top1": sk.accuracy_score(true, predicted),
             "balanced_accuracy": sk.balanced_accuracy_score(true, predicted),
         }
         for end, average in (("", "macro"), ("_micro", "micro"), ("_weighted", "weighted")):
             values = sk.precision_recall_fscore_support(true, predicted, average=average, zero_division=0)
-            figures |= {
-                f"{name}{end}": value for name, value in zip(("precision", "recall", "f1"), values, strict=False)
-            }
-    return {name: float(value) for name, value in figures.items()}
+            metrics |= {f"{name}{end}": values[i] for i, name in enumerate(("precision", "recall", "f1"))}
+    return {name: float(value) for name, value in metrics.items()}
 
 
 CASES = pytest.mark.parametrize(
@@ -58,10 +64,8 @@ CASES = pytest.mark.parametrize(
 
 
 @CASES
-def test_figures_of_a_head_are_scikit_learns(occurring, predicted):
+def test_metrics_of_a_head_equal_scikit_learn(occurring, predicted):
     given = head_batch(200, NUM_CLASSES, occurring, predicted)
-    metrics = HeadMetrics(NUM_CLASSES)
-    metrics.update(**given)
     counted = given["weights"] > 0
     true, guess = given["targets"][counted].numpy(), given["predicted"][counted].numpy()
     expected = scikit_learns(true, guess)
@@ -69,23 +73,22 @@ def test_figures_of_a_head_are_scikit_learns(occurring, predicted):
     for k in (3, 5):
         expected[f"top{k}"] = np.mean([t in np.argsort(-row)[:k] for t, row in zip(true, logits, strict=True)])
     expected["loss"] = np.average(given["losses"].numpy(), weights=given["weights"].numpy())
-    figures = metrics.compute()
-    assert {name: figures[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+    metrics = computed(NUM_CLASSES, given)
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-6)
     one_hot = np.eye(NUM_CLASSES, dtype=bool)
-    assert_rates(figures, "", "_micro", one_hot[true], one_hot[guess])
+    assert_rates(metrics, "", "_micro", one_hot[true], one_hot[guess])
 
 
-def assert_rates(figures: dict, macro: str, micro: str, true: np.ndarray, predicted: np.ndarray) -> None:
-    """tpr, tnr, fpr, fnr against counts of photos, loop by loop. true, predicted bool (photos, classes)."""
-    tp, fn, fp, tn = of_class = np.zeros((4, NUM_CLASSES))
+def assert_rates(metrics: dict, macro: str, micro: str, true: np.ndarray, predicted: np.ndarray) -> None:
+    """Check tpr, tnr, fpr and fnr against counts of photos, loop by loop. true, predicted bool (photos, classes)."""
+    tp, fn, fp, tn = per_class = np.zeros((4, NUM_CLASSES))
     for photo in range(len(true)):
         for c in range(NUM_CLASSES):
             if true[photo, c]:
                 (tp if predicted[photo, c] else fn)[c] += 1
             else:
                 (fp if predicted[photo, c] else tn)[c] += 1
-    for end, counts in ((macro, of_class), (micro, of_class.sum(1, keepdims=True))):
-        tp, fn, fp, tn = counts
+    for end, (tp, fn, fp, tn) in ((macro, per_class), (micro, per_class.sum(1, keepdims=True))):
         with np.errstate(invalid="ignore"):
             expected = {
                 "tpr": np.nanmean(tp / (tp + fn)),
@@ -93,41 +96,28 @@ def assert_rates(figures: dict, macro: str, micro: str, true: np.ndarray, predic
                 "fpr": np.nanmean(fp / (fp + tn)),
                 "tnr": np.nanmean(tn / (fp + tn)),
             }
-        assert {name: figures[f"{name}{end}"] for name in expected} == pytest.approx(expected)
+        assert {name: metrics[f"{name}{end}"] for name in expected} == pytest.approx(expected)
 
 
 @CASES
-def test_figures_at_50_are_those_of_keras(occurring, predicted):
+def test_metrics_at_50_are_those_of_keras(occurring, predicted):
     """Keras' Precision() and Recall(): each probability above 0.5 is a prediction, over all photos and classes."""
     given = head_batch(200, NUM_CLASSES, occurring, predicted)
     given["logits"][:5] = torch.tensor([0.0, 0, -50, -50, -50, -50])  # twice 0.5, which is not above 0.5
-    metrics = HeadMetrics(NUM_CLASSES)
-    metrics.update(**given)
-    figures = metrics.compute()
-    tp = fp = fn = 0
-    above, is_true = [], []
-    for logits, target, weight in zip(given["logits"].double(), given["targets"], given["weights"], strict=True):
-        if weight == 0:
-            continue
-        probs = logits.exp() / logits.exp().sum()
-        above.append([bool(p > 0.5) for p in probs])
-        is_true.append([c == int(target) for c in range(NUM_CLASSES)])
-        for was_predicted, was_true in zip(above[-1], is_true[-1], strict=True):
-            tp += was_predicted and was_true
-            fp += was_predicted and not was_true
-            fn += was_true and not was_predicted
-    precision, recall = tp / (tp + fp) if tp + fp else 0, tp / (tp + fn)
-    expected = {"precision": precision, "recall": recall, "f1": 2 * tp / (2 * tp + fp + fn)}
-    assert {name: figures[f"{name}_at50"] for name in expected} == pytest.approx(expected)
-    if tp:
-        assert figures["f1_at50"] == pytest.approx(2 * precision * recall / (precision + recall))
-    above, is_true = np.array(above), np.array(is_true)
+    metrics = computed(NUM_CLASSES, given)
+    counted = given["weights"] > 0
+    logits, targets = given["logits"][counted].double().tolist(), given["targets"][counted].tolist()
+    probs = [[math.exp(value) / sum(map(math.exp, row)) for value in row] for row in logits]
+    above = np.array([[p > 0.5 for p in row] for row in probs])
+    is_true = np.array([[c == target for c in range(NUM_CLASSES)] for target in targets])
     assert not above[0].any()
-    assert_rates(figures, "_at50_macro", "_at50", is_true, above)
+    tp, fp, fn = (above & is_true).sum(), (above & ~is_true).sum(), (~above & is_true).sum()
+    expected = {"precision": tp / max(tp + fp, 1), "recall": tp / (tp + fn), "f1": 2 * tp / (2 * tp + fp + fn)}
+    assert {name: metrics[f"{name}_at50"] for name in expected} == pytest.approx(expected)
+    assert_rates(metrics, "_at50_macro", "_at50", is_true, above)
     seen = (above | is_true).any(0)
     values = sk.precision_recall_fscore_support(is_true[:, seen], above[:, seen], average="macro", zero_division=0)
-    named = [figures[f"{name}_at50_macro"] for name in ("precision", "recall", "f1")]
-    assert named == pytest.approx([float(value) for value in values[:3]])
+    assert [metrics[f"{name}_at50_macro"] for name in expected] == pytest.approx([float(value) for value in values[:3]])
 
 
 @pytest.mark.parametrize(
@@ -138,7 +128,7 @@ def test_figures_at_50_are_those_of_keras(occurring, predicted):
         (0.8787, 0.8054, 0.8404, 0.9994, 0.0005, 0.1945),
     ],
 )
-def test_figures_at_50_agree_with_the_tables_of_r2(precision, recall, f1, tnr, fpr, fnr):
+def test_metrics_at_50_agree_with_the_tables_of_r2(precision, recall, f1, tnr, fpr, fnr):
     """3,237 test photos of 196 classes, with as many right and predicted as precision and recall say.
 
     R2 cuts its last digit off or rounds it.
@@ -146,33 +136,29 @@ def test_figures_at_50_agree_with_the_tables_of_r2(precision, recall, f1, tnr, f
     photos, classes = 3237, 196
     true = torch.full((classes,), photos / classes, dtype=torch.float64)
     right = recall * true
-    figures = {name: float(value) for name, value in figures_at50(right, true, right / precision).items()}
+    found = {name: float(value) for name, value in metrics_at50(right, true, right / precision).items()}
     expected = {"precision": precision, "recall": recall, "f1": f1, "tpr": recall, "tnr": tnr, "fpr": fpr, "fnr": fnr}
-    assert {name: figures[f"{name}_at50"] for name in expected} == pytest.approx(expected, abs=1.01e-4)
+    assert {name: found[f"{name}_at50"] for name in expected} == pytest.approx(expected, abs=1.01e-4)
 
 
 def test_top_k_with_fewer_classes_than_k():
     given = head_batch(60, 4, [0, 1, 2, 3], [0, 1])
-    metrics = HeadMetrics(4)
-    metrics.update(**given)
-    counted = given["weights"] > 0
+    counted, metrics = given["weights"] > 0, computed(4, given)
     expected = sk.top_k_accuracy_score(given["targets"][counted], given["logits"][counted], k=3, labels=range(4))
-    assert metrics.compute()["top3"] == pytest.approx(expected)
-    assert metrics.compute()["top5"] == 1
+    assert metrics["top3"] == pytest.approx(expected) and metrics["top5"] == 1
 
 
-def test_equal_logits_are_right_by_chance_and_none_at_all_is_wrong():
-    targets, ones = torch.arange(10), torch.ones(10)
+def test_equal_logits_are_right_by_chance_and_nan_logits_are_wrong():
+    ones = torch.ones(10)
+    equal = torch.zeros(10, dtype=torch.int64), torch.zeros(10, 10), torch.arange(10), ones, ones
     metrics = HeadMetrics(10)
-    metrics.update(torch.zeros(10, dtype=torch.int64), torch.zeros(10, 10), targets, ones, ones)
-    figures = metrics.compute()
-    assert [figures[name] for name in ("top1", "top3", "top5")] == pytest.approx([0.1, 0.3, 0.5])
+    metrics.update(*equal)
+    assert [metrics.compute()[name] for name in ("top1", "top3", "top5")] == pytest.approx([0.1, 0.3, 0.5])
     for num_classes in (3, 10):
         metrics = HeadMetrics(num_classes)
         logits = torch.full((10, num_classes), torch.nan)
-        metrics.update(torch.ones(10, dtype=torch.int64), logits, targets * 0, ones, ones)
-        figures = metrics.compute()
-        assert [figures[name] for name in ("top1", "top3", "top5", "recall_at50")] == [0, 0, 0, 0]
+        metrics.update(torch.ones(10, dtype=torch.int64), logits, torch.zeros(10, dtype=torch.int64), ones, ones)
+        assert [metrics.compute()[name] for name in ("top1", "top3", "top5", "recall_at50")] == [0, 0, 0, 0]
 
 
 def test_photos_of_weight_zero_do_not_count():
@@ -182,12 +168,5 @@ def test_photos_of_weight_zero_do_not_count():
     unseen = given["weights"] == 0
     changed["targets"][unseen], changed["predicted"][unseen], changed["losses"][unseen] = UNKNOWN, 3, 1e6
     changed["logits"][unseen] = torch.tensor([9.0, 0, 0, 0])
-    figures = []
-    for batch in (given, changed):
-        metrics = HeadMetrics(4)
-        metrics.update(**batch)
-        figures.append(metrics.compute())
-    assert figures[0] == figures[1]
-    empty = HeadMetrics(4)
-    empty.update(**{**given, "weights": torch.zeros(50)})
-    assert empty.compute() == {}
+    assert computed(4, given) == computed(4, changed)
+    assert computed(4, given | {"weights": torch.zeros(50)}) == {}

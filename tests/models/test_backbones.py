@@ -1,7 +1,8 @@
-"""Backbones by name, and weights from files: good ones, those of others, damaged and malicious ones."""
+"""Backbones by name, and weights from files: good, damaged, malicious, and those of other networks."""
 
 import pickle
 from contextlib import contextmanager
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -21,7 +22,7 @@ def backbone(seed: int = 1):
 
 @contextmanager
 def refused(message: str):
-    """An InputError of one line that matches."""
+    """Expect an InputError of one line that matches."""
     with pytest.raises(InputError, match=message) as raised:
         yield raised
     assert "\n" not in str(raised.value)
@@ -33,57 +34,46 @@ def assert_same_weights(one, other) -> None:
         torch.testing.assert_close(value, other.state_dict()[name], rtol=0, atol=0)
 
 
-def test_backbone_gives_features():
-    assert backbone().eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 96)
-    wide = create_backbone("test_resnet", {"in_chans": 1})
-    assert wide.eval()(torch.zeros(2, 1, 32, 32)).shape == (2, 96)
-
-
 @pytest.mark.parametrize(
-    ("name", "suggested"),
-    [("efficentnet_b0", "efficientnet_b0"), ("ResNet50", "resnet50"), ("mobilenet_v2_100", "mobilenetv2_100")],
+    ("name", "message"),
+    [
+        ("efficentnet_b0", "model.backbone: 'efficentnet_b0' is no model of timm .*nearest: .*efficientnet_b0"),
+        ("ResNet50", "model.backbone: 'ResNet50' is no model of timm .*nearest: .*resnet50"),
+        ("mobilenet_v2_100", "model.backbone: 'mobilenet_v2_100' is no model of timm .*nearest: .*mobilenetv2_100"),
+        ("vgg19.tf_in1k", r"'vgg19.tf_in1k' is no set of weights .* of vgg19: vgg19\.tv_in1k$"),
+        ("alexnet.tv_in1k", r"of alexnet: none"),
+    ],
 )
-def test_unknown_name_suggests_the_nearest(name, suggested):
-    with refused(rf"model.backbone: '{name}' is no model of timm .*nearest: .*{suggested}"):
+def test_unknown_names_suggest_others(name, message):
+    with refused(message):
         create_backbone(name)
 
 
-def test_unknown_weights_of_a_known_network_list_those_that_there_are():
-    with refused(r"'vgg19.tf_in1k' is no set of weights .* of vgg19: vgg19\.tv_in1k$"):
-        create_backbone("vgg19.tf_in1k")
-    with pytest.raises(InputError, match=r"of alexnet: none"):
-        create_backbone("alexnet.tv_in1k")
-
-
-def test_arguments_that_the_backbone_does_not_take():
+def test_arguments_of_the_backbone():
+    assert backbone().eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 96)
+    assert create_backbone("test_resnet", {"in_chans": 1}).eval()(torch.zeros(2, 1, 32, 32)).shape == (2, 96)
+    vit = create_backbone("test_vit", size_px=64)
+    assert vit.patch_embed.img_size == (64, 64)
+    assert vit.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 64)
+    assert create_backbone("test_vit", {"img_size": 96}, size_px=64).patch_embed.img_size == (96, 96)
     with refused(r"model\.backbone_kwargs: test_resnet does not take .*windows"):
         create_backbone("test_resnet", {"windows": 7})
     with refused(r"model\.backbone: timm can't build test_resnet with .*output_stride"):
         create_backbone("test_resnet", {"output_stride": 7})
 
 
-def test_a_vision_transformer_is_built_for_the_size_of_the_images():
-    vit = create_backbone("test_vit", size_px=64)
-    assert vit.patch_embed.img_size == (64, 64)
-    assert vit.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 64)
-    assert create_backbone("test_vit", {"img_size": 96}, size_px=64).patch_embed.img_size == (96, 96)
-
-
 @pytest.mark.parametrize("error", [OSError("Disk is\nfull"), RuntimeError(""), ValueError("x" * 1000)])
 def test_whatever_fails_while_pretrained_weights_load_is_one_short_line(monkeypatch, error):
-    def fail(*args, **kwargs):
-        raise error
-
-    monkeypatch.setattr(backbones, "source_of", lambda name: {})
-    monkeypatch.setattr(timm, "create_model", fail)
+    monkeypatch.setattr(backbones, "find_pretrained", lambda name: {})
+    monkeypatch.setattr(timm, "create_model", Mock(side_effect=error))
     with refused(r"model\.weights=random") as raised:
         create_backbone("test_resnet", pretrained=True)
     assert len(str(raised.value)) < 500
 
 
-def whole_network(**changes) -> dict[str, torch.Tensor]:
+def whole_network() -> dict[str, torch.Tensor]:
     torch.manual_seed(1)
-    return timm.create_model("test_resnet", num_classes=10).state_dict() | changes
+    return timm.create_model("test_resnet", num_classes=10).state_dict()
 
 
 def test_files_of_every_kind_load(tmp_path):
@@ -119,55 +109,46 @@ def test_running_statistics_may_lack_their_count():
     torch.testing.assert_close(loaded.conv1[0].weight, tensors["conv1.0.weight"])
 
 
-def without(name: str) -> dict[str, torch.Tensor]:
-    tensors = whole_network()
-    del tensors[name]
-    return tensors
-
-
 @pytest.mark.parametrize(
-    ("tensors", "message"),
+    ("change", "message"),
     [
         (
-            lambda: timm.create_model("test_efficientnet").state_dict(),
+            lambda _: timm.create_model("test_efficientnet").state_dict(),
             r"\d+ of 90 tensors are missing .*belong to no part",
         ),
-        (lambda: without("layer3.0.conv1.weight"), r"1 of \d+ tensors are missing \(first: layer3\.0\.conv1\.weight\)"),
         (
-            lambda: whole_network(**{"layer1.0.conv1.weight": torch.zeros(4, 32, 3, 3)}),
+            lambda tensors: {k: v for k, v in tensors.items() if k != "layer3.0.conv1.weight"},
+            r"1 of \d+ tensors are missing \(first: layer3\.0\.conv1\.weight\)",
+        ),
+        (
+            lambda tensors: tensors | {"layer1.0.conv1.weight": torch.zeros(4, 32, 3, 3)},
             r"1 have another shape \(first: layer1\.0\.conv1\.weight: \(4, 32, 3, 3\) instead of \(32, 32, 3, 3\)\)",
         ),
-        (lambda: whole_network(**{"fcx.weight": torch.zeros(2)}), r"1 belong to no part of it \(first: fcx\.weight\)"),
+        (
+            lambda tensors: tensors | {"fcx.weight": torch.zeros(2)},
+            r"1 belong to no part of it \(first: fcx\.weight\)",
+        ),
     ],
 )
-def test_weights_of_another_network(tensors, message):
-    loaded = backbone()
-    before = {name: value.clone() for name, value in loaded.state_dict().items()}
+def test_weights_of_another_network(change, message):
+    loaded, before = backbone(), backbone()
     with refused(rf"model\.weights: some\.pth is not of this backbone: .*{message}"):
-        load_backbone_weights(loaded, tensors(), "some.pth")
-    for name, value in loaded.state_dict().items():
-        assert torch.equal(value, before[name])
+        load_backbone_weights(loaded, change(whole_network()), "some.pth")
+    assert_same_weights(loaded, before)
 
 
-@pytest.mark.parametrize("name", ["absent.pth", "absent.safetensors", "empty_folder"])
-def test_a_file_that_does_not_exist(tmp_path, name):
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_missing_and_damaged_files(tmp_path, suffix):
     (tmp_path / "empty_folder").mkdir()
-    with refused(rf"model\.weights: '.*{name}' is not pretrained, random, or a file"):
-        read_weights(tmp_path / name)
-
-
-@pytest.mark.parametrize(
-    "name", ["cut.safetensors", "cut.pth", "text.safetensors", "text.pth", "nothing.safetensors", "nothing.pth"]
-)
-def test_damaged_files(tmp_path, name):
-    file = tmp_path / name
-    if name.startswith("cut"):
-        save_file(whole_network(), file) if file.suffix == ".safetensors" else torch.save(whole_network(), file)
-        file.write_bytes(file.read_bytes()[:10_000])
-    else:
-        file.write_text("no weights at all\n" if name.startswith("text") else "")
-    with refused(rf"model\.weights: .*{name}"):
-        read_weights(file)
+    for name in ("absent" + suffix, "empty_folder"):
+        with refused(rf"model\.weights: '.*{name}' is not pretrained, random, or a file"):
+            read_weights(tmp_path / name)
+    file = tmp_path / f"damaged{suffix}"
+    save_file(whole_network(), file) if suffix == ".safetensors" else torch.save(whole_network(), file)
+    for content in (file.read_bytes()[:10_000], b"no weights at all\n", b""):
+        file.write_bytes(content)
+        with refused(rf"model\.weights: .*{file.name}"):
+            read_weights(file)
 
 
 class Malicious:

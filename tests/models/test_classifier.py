@@ -1,4 +1,4 @@
-"""Classifier: heads, sizes counted by hand, penalties recomputed, pools, the round trip."""
+"""Classifier: heads, pools, penalties, the embedding beside the heads, and the round trip through files."""
 
 import json
 
@@ -7,11 +7,15 @@ import timm
 import torch
 from torch import nn
 
+import carvision
+from carvision.data.images import Preprocessing
 from carvision.errors import InputError
+from carvision.inference import model_file
 from carvision.models.classifier import Classifier, Head, classifier_from
-from carvision.models.parts import Layers
+from carvision.models.parts import Embedding, Layers, Neck
 
 F = 96  # features of test_resnet
+LABELS = {"model": {"ids": ["1", "2", "9"], "names": ["A4", "X5", "X6"], "parent": None, "parent_codes": []}}
 
 
 def images(num: int = 4, size_px: int = 32) -> torch.Tensor:
@@ -22,22 +26,40 @@ def num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def network(trunk: tuple = (7,), layers: tuple = (5,), difference: tuple = (), proxies: int = 0) -> Classifier:
+    torch.manual_seed(0)
+    embedding = Embedding(Layers(layers, activation="none"), Layers(difference), proxies, 3 if proxies else 0)
+    return Classifier("test_resnet", {"model": Head(3)}, 32, trunk=Layers(trunk), embedding=embedding).eval()
+
+
+def save(model: Classifier, folder) -> None:
+    model_file.save(model, folder, LABELS, Preprocessing(32, (0.5,) * 3, (0.5,) * 3), "independent", {}, {})
+
+
+def assert_same_outputs(model: Classifier, other: Classifier, size_px: int = 32) -> None:
+    ours, theirs = (each.eval().outputs(images(size_px=size_px)) for each in (model, other))
+    assert list(ours.logits) == list(theirs.logits) == list(model.labels)
+    for name, values in ours.logits.items():
+        torch.testing.assert_close(theirs.logits[name], values, rtol=0, atol=0)
+    torch.testing.assert_close(tuple(theirs)[1:3], tuple(ours)[1:3], rtol=0, atol=0)
+    assert (ours.cosines is None) == (theirs.cosines is None)
+    assert ours.cosines is None or torch.equal(ours.cosines, theirs.cosines)
+
+
 @pytest.mark.parametrize(
     "labels",
     [["class"], ["make", "model", "type", "doors", "seats"], ["a.b", "a_b", "a%2Eb", "a b", "forward", "train"]],
 )
 def test_any_number_of_heads_under_any_name(labels):
     torch.manual_seed(0)
-    heads = {name: Head(i + 2) for i, name in enumerate(labels)}
-    model = Classifier("test_resnet", heads, 32).eval()
+    model = Classifier("test_resnet", {name: Head(i + 2) for i, name in enumerate(labels)}, 32).eval()
     logits = model(images())
     assert {name: values.shape for name, values in logits.items()} == {n: (4, i + 2) for i, n in enumerate(labels)}
-    assert list(logits) == list(model.labels) == labels
     assert num_parameters(model) == num_parameters(model.backbone) + sum((F + 1) * (i + 2) for i in range(len(labels)))
-    other = classifier_from(model.description).eval()
+    other = classifier_from(model.description)
     other.load_state_dict(model.state_dict())
-    for name, values in other(images()).items():
-        torch.testing.assert_close(values, logits[name], rtol=0, atol=0)
+    assert_same_outputs(model, other)
+    assert all(torch.equal(values, logits[name]) for name, values in other(images()).items())
 
 
 def test_parameters_of_a_network_counted_by_hand():
@@ -50,33 +72,24 @@ def test_parameters_of_a_network_counted_by_hand():
     assert num_parameters(model.backbone) == num_parameters(timm.create_model("test_resnet", num_classes=0)) == 372_688
 
 
-def test_penalties_are_keras_formulas():
-    """l2: l2 * sum(w^2) of the kernels, not of biases or norms; activity_l1: l1 * sum(|a|) / photos of the batch."""
+def test_the_penalties_of_all_layers_are_added():
+    """Each is Keras' formula: test_parts.py."""
     torch.manual_seed(0)
     trunk = Layers(hidden=(8, 6), l2=0.01, activity_l1=0.002, batch_norm=True, dropout=0.5, activation="tanh")
-    head = Layers(hidden=(5,), l2=0.3, activation="none", activity_l1=0.07)
-    model = Classifier("test_resnet", {"make": Head(3), "model": Head(7, head)}, 32, trunk=trunk).double()
-    photos = images(num=5).double()
-    seen = {}
-    for name, block in {"0": model.trunk.blocks[0], "1": model.trunk.blocks[1]}.items():
-        block[1].register_forward_hook(lambda _, __, out, name=name: seen.update({name: out}))
-    hidden = model.get_submodule("head_model").layers.blocks[0]
-    hidden[1].register_forward_hook(lambda _, __, out: seen.update({"head": out}))
-    for mode in (True, False):
-        model.train(mode)
-        penalty = model.outputs(photos).penalty
-        expected = 0.0
-        for block, name, l2, l1 in (
-            (model.trunk.blocks[0], "0", 0.01, 0.002),
-            (model.trunk.blocks[1], "1", 0.01, 0.002),
-            (hidden, "head", 0.3, 0.07),
-        ):
-            expected += l2 * sum(w**2 for w in block[0].weight.flatten().tolist())
-            expected += l1 * sum(abs(a) for a in seen[name].flatten().tolist()) / 5
-        assert penalty.shape == ()
-        assert penalty.item() == pytest.approx(expected)
+    heads = {"make": Head(3), "model": Head(7, Layers(hidden=(5,), l2=0.3, activation="none", activity_l1=0.07))}
+    embedding = Embedding(Layers((5,), l2=0.5), Layers((4,), l2=0.25))
+    model = Classifier("test_resnet", heads, 32, trunk=trunk, embedding=embedding).double().eval()
+    photos = images().double()
+    pooled = model.features(photos)
+    x, expected = model.trunk(pooled)
+    expected = expected + model.get_submodule("head_model").layers(x)[1]
+    for part, l2 in ((model.embedding.layers, 0.5), (model.embedding.difference, 0.25)):
+        expected = expected + l2 * part.blocks[0][0].weight.square().sum()
+    penalty = model.outputs(photos).penalty
+    assert penalty.shape == ()
+    torch.testing.assert_close(penalty, expected)
     penalty.backward()
-    assert hidden[0].weight.grad.abs().sum() > 0
+    assert model.get_submodule("head_model").layers.blocks[0][0].weight.grad.abs().sum() > 0
     assert model.get_submodule("head_make").output.weight.grad is None
 
 
@@ -99,45 +112,46 @@ def test_pools(backbone, pool):
     model = Classifier(backbone, {"class": Head(2)}, 64, pool=pool).eval()
     photos = images(num=2, size_px=64)
     maps = model.backbone.forward_features(photos)
-    if backbone == "test_mambaout" and pool == "default":
-        expected = model.backbone(photos)  # its own head has a norm after the pool
-    elif backbone == "test_mambaout":  # channels last
-        assert model.backbone.output_fmt == "NHWC"
-        expected = maps.flatten(1) if pool == "flatten" else POOLS[pool](maps.permute(0, 3, 1, 2))
-    else:
+    if backbone == "test_resnet":
         assert maps.shape == (2, F, 2, 2)
         expected = POOLS[pool](maps)
+    else:  # channels last
+        expected = maps.flatten(1) if pool == "flatten" else POOLS[pool](maps.permute(0, 3, 1, 2))
     torch.testing.assert_close(model.features(photos), expected)
     assert model.get_submodule("head_class").output.in_features == expected.shape[1]
 
 
-@pytest.mark.parametrize("pool", ["max", "flatten", "gem"])
-def test_pooling_tokens_is_an_input_error(pool):
-    with pytest.raises(
-        InputError, match=f"model.pool: '{pool}' needs a feature map, and test_vit gives tokens; use def"
-    ):
-        Classifier("test_vit", {"class": Head(2)}, 32, pool=pool)
-    assert Classifier("test_vit", {"class": Head(2)}, 32)(images())["class"].shape == (4, 2)
+TOKENS = "needs a feature map, and test_vit gives tokens; use"
 
 
-def test_a_size_that_the_backbone_cannot_take_is_an_input_error():
-    with pytest.raises(InputError, match=r"data\.image_px: test_vit does not take images of 33 px") as raised:
-        Classifier("test_vit", {"class": Head(2)}, 33, {"img_size": 32})
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        *(({"pool": pool}, f"model.pool: '{pool}' {TOKENS} default") for pool in ("max", "flatten", "gem")),
+        ({"neck": Neck(("se",))}, rf"model.neck: it {TOKENS} model.neck=\[\]"),
+        ({"size_px": 33, "backbone_kwargs": {"img_size": 32}}, "data.image_px: test_vit does not take images of 33 px"),
+    ],
+)
+def test_what_does_not_fit_the_backbone_is_one_line(arguments, message):
+    with pytest.raises(InputError, match=message) as raised:
+        Classifier("test_vit", {"class": Head(2)}, **{"size_px": 32} | arguments)
     assert "\n" not in str(raised.value)
+
+
+def test_a_pool_needs_one_feature_map(monkeypatch):
+    assert Classifier("test_vit", {"class": Head(2)}, 32)(images())["class"].shape == (4, 2)
+    monkeypatch.setattr(timm.models.ResNet, "forward_features", lambda self, x: [x, x])  # maps of several sizes
+    with pytest.raises(InputError, match=r"model\.pool: 'max' needs a feature map"):
+        Classifier("test_resnet", {"class": Head(2)}, 64, pool="max")
 
 
 def test_a_number_is_given_in_its_own_unit():
     torch.manual_seed(0)
     heads = {"class": Head(3), "speed": Head(1, mean=220.0, std=35.0)}
     model = Classifier("test_resnet", heads, 32).eval()
-    head = model.get_submodule("head_speed")
-    raw = head["output"](model.features(images()))
-    logits = model(images())
-    torch.testing.assert_close(logits["speed"], raw * 35 + 220)
-    torch.testing.assert_close(logits["class"], model.get_submodule("head_class")["output"](model.features(images())))
-    with torch.no_grad():
-        head["output"].weight.zero_(), head["output"].bias.zero_()
-    assert model(images())["speed"].flatten().tolist() == [220.0] * 4
+    head, logits, pooled = model.get_submodule("head_speed"), model(images()), model.features(images())
+    torch.testing.assert_close(logits["speed"], head["output"](pooled) * 35 + 220)
+    torch.testing.assert_close(logits["class"], model.get_submodule("head_class")["output"](pooled))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -155,12 +169,75 @@ def test_description_goes_through_json():
     trunk = Layers(hidden=(8,), activation="gelu", batch_norm=True, bias=False, l2=0.1, activity_l1=0.2)
     model = Classifier("test_resnet", heads, 48, {"stem_width": 24}, "catavgmax", trunk, "none")
     assert model.backbone.conv1[0].out_channels == 24
+    assert "embedding" not in model.description and not any("embedding" in name for name in model.state_dict())
     other = classifier_from(json.loads(json.dumps(model.description)))
     assert json.dumps(other.description) == json.dumps(model.description)
-    other.load_state_dict(model.state_dict())
-    photos = images(size_px=48)
-    for name, values in model.eval()(photos).items():
-        torch.testing.assert_close(other.eval()(photos)[name], values, rtol=0, atol=0)
-    assert model.outputs(photos).penalty > 0
-    torch.testing.assert_close(other.outputs(photos).penalty, model.outputs(photos).penalty)
     assert other.trunk.layers == trunk == model.trunk.layers
+    other.load_state_dict(model.state_dict())
+    assert_same_outputs(model, other, 48)
+    assert model.outputs(images(size_px=48)).penalty > 0
+    described = json.loads(json.dumps(network(difference=(4,), proxies=2).description))
+    assert classifier_from(described).description == network(difference=(4,), proxies=2).description
+
+
+def test_each_embedding_is_the_output_of_its_part():
+    model, photos = network(difference=(4,)), images()
+    pooled = model.backbone(photos)
+    trunk = model.trunk(pooled)[0]
+    joined = torch.cat([trunk, model.embedding.difference(pooled)[0]], dim=1)
+    expected = {"pooled": pooled, "trunk": trunk, "embedding": model.embedding.layers(joined)[0]}
+    for layer, values in expected.items():
+        torch.testing.assert_close(model.embed(photos, layer), values)
+    torch.testing.assert_close(model.outputs(photos).embeddings, expected["embedding"])
+    assert expected["embedding"].shape == (4, 5) and joined.shape == (4, 11)
+
+
+@pytest.mark.parametrize(
+    ("trunk", "layers", "last"),
+    [((), (), "pooled"), ((7,), (), "trunk"), ((7,), (5,), "embedding"), ((), (5,), "embedding")],
+)
+def test_auto_is_the_last_part_that_has_layers(trunk, layers, last):
+    model = network(trunk, layers)
+    assert model.last_layer == last
+    torch.testing.assert_close(model.embed(images()), model.embed(images(), last))
+    if not layers:  # the embedding is the trunk's output
+        torch.testing.assert_close(model.outputs(images()).embeddings, model.embed(images(), "trunk"))
+        assert not any(True for _ in model.embedding.parameters())
+
+
+def learning(model: Classifier, value: torch.Tensor) -> set[str]:
+    """Return the parts of the network that learn from it."""
+    model.zero_grad()
+    value.sum().backward()
+    return {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+
+
+def test_which_parts_learn_from_which_loss():
+    model = network(difference=(4,), proxies=1)
+    assert learning(model, model.outputs(images()).logits["model"]) == {"backbone", "trunk", "head_model"}
+    shared = {"backbone", "trunk", "embedding"}
+    assert learning(model, model.outputs(images()).embeddings.square()) == shared
+    assert learning(model, model.outputs(images()).cosines.square()) == shared | {"proxies"}
+    model.heads_are_probes = True
+    assert learning(model, model.outputs(images()).logits["model"]) == {"head_model"}
+
+
+@pytest.mark.parametrize("parts", [{}, {"difference": (4,)}, {"proxies": 2}, {"trunk": (), "proxies": 1}])
+def test_the_embedding_is_saved_with_the_model(tmp_path, parts):
+    model = network(**parts)
+    save(model, tmp_path)
+    loaded = carvision.load(tmp_path)
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    assert_same_outputs(model, loaded)
+
+
+def test_an_embedding_that_asks_for_more_memory_than_its_weights_is_refused(tmp_path):
+    save(network(proxies=1), tmp_path)
+    file = tmp_path / "model.json"
+    for change in ({"layers": {"hidden": [10**9]}}, {"num_classes": 10**9}, {"proxies_per_class": 101}, {"odd": 1}):
+        described = json.loads(file.read_text(encoding="utf-8"))
+        described["network"]["embedding"] |= change
+        file.write_text(json.dumps(described), encoding="utf-8")
+        with pytest.raises(InputError) as caught:
+            carvision.load(tmp_path)
+        assert "\n" not in str(caught.value)

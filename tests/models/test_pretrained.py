@@ -1,4 +1,4 @@
-"""Pretrained weights from a hub on this machine: downloaded, cached, and where nothing answers."""
+"""Pretrained weights from a hub on this machine: downloads, the cache, and servers that fail."""
 
 import socket
 import threading
@@ -21,7 +21,7 @@ WAYS_OUT = ("model.weights=<file>", "model.weights=random", "HF_ENDPOINT", "cach
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Serves server.files {path: bytes}; server.status other than 200 is the answer to everything."""
+    """Serves server.files {path: bytes}; a server.status other than 200 answers every request."""
 
     protocol_version = "HTTP/1.1"
 
@@ -69,7 +69,7 @@ def hub(weights):
 
 @pytest.fixture
 def ask(monkeypatch, tmp_path):
-    """ask(url) has the hub at that address, and an empty cache of its own."""
+    """Return a function that sets the hub's address; its cache is empty."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(backbones, "ANSWER_S", 0.5)
@@ -83,7 +83,7 @@ def ask(monkeypatch, tmp_path):
 
 
 def silent_server(drip: bool) -> tuple[socket.socket, str]:
-    """Takes connections, and answers nothing, or a byte now and then without end."""
+    """Start a server that accepts connections and never answers or, with `drip`, sends a byte now and then."""
     server = socket.create_server(("127.0.0.1", 0))
     connections = []
 
@@ -115,17 +115,20 @@ def refusal(name: str = "test_resnet") -> str:
     return str(caught.value)
 
 
-def test_they_are_downloaded_once_and_then_need_no_network(hub, ask, weights):
+def assert_weights(network, weights) -> None:
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+
+
+def test_weights_are_downloaded_once_and_then_need_no_network(hub, ask, weights):
     ask(hub.url)
     network = create_backbone("test_resnet", pretrained=True)
-    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+    assert_weights(network, weights)
     assert hub.asked[-1] == f"GET {FILE}" and "file" not in network.pretrained_cfg
     hub.asked.clear()
-    assert create_backbone("test_resnet", pretrained=True).state_dict().keys() == network.state_dict().keys()
     server, url = silent_server(drip=False)
-    ask(url)
-    again = create_backbone("test_resnet", pretrained=True)
-    assert all(torch.equal(again.state_dict()[name], value) for name, value in network.state_dict().items())
+    for address in (hub.url, url):
+        ask(address)
+        assert_weights(create_backbone("test_resnet", pretrained=True), weights)
     assert hub.asked == []
     server.close()
 
@@ -149,7 +152,7 @@ def test_a_server_that_describes_the_file_and_does_not_send_it_is_one_line(hub, 
 
 
 @pytest.mark.parametrize("status", [401, 404, 500, 503])
-def test_an_error_of_the_server_is_not_tried_again(hub, ask, status, caplog):
+def test_an_error_of_the_server_is_not_retried(hub, ask, status, caplog):
     ask(hub.url)
     hub.status = status
     line = refusal()
@@ -164,13 +167,9 @@ def test_a_closed_port_and_an_offline_hub(ask, monkeypatch, caplog):
     assert "offline mode is enabled" in refusal()
 
 
-def test_the_older_file_is_taken_where_it_is_the_only_one(hub, ask, weights, tmp_path):
+def test_the_older_file_is_used_if_it_is_the_only_one(hub, ask, weights, tmp_path):
     torch.save(weights, tmp_path / "weights")
     hub.files = {FILE.replace("model.safetensors", "pytorch_model.bin"): (tmp_path / "weights").read_bytes()}
     ask(hub.url)
-    network = create_backbone("test_resnet", pretrained=True)
-    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
-
-
-def test_a_network_without_pretrained_weights_says_so():
+    assert_weights(create_backbone("test_resnet", pretrained=True), weights)
     assert "there are no pretrained weights of alexnet; give model.weights=<file>" in refusal("alexnet")

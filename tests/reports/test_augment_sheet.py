@@ -1,4 +1,4 @@
-"""The sheet of augmented photos: the command, and that it shows what training sees."""
+"""The sheet of augmented photos shows what training sees; the command."""
 
 import logging
 from dataclasses import replace
@@ -12,13 +12,14 @@ from PIL import Image
 from carvision.augment.mixing import Mix
 from carvision.augment.pipeline import Augment
 from carvision.augment_sheet import describe
-from carvision.config.compose import conf_dir
+from carvision.config.compose import conf_dir, plain_config
 from carvision.data.images import Preprocessing
-from carvision.data.loading.dataset import Photos
+from carvision.data.loading.dataset import PhotoDataset
 from carvision.data.readers.compcars import read_compcars
 from carvision.data.table import UNKNOWN, Table
 from carvision.errors import InputError
 from carvision.reports import augment_sheet
+from carvision.reports.photos import EDGE_PX
 
 SIZE = augment_sheet.TILE_PX  # so that tiles are not resized
 
@@ -28,26 +29,26 @@ def table(demo_photos) -> Table:
     return read_compcars(demo_photos, known=None)
 
 
-def photos_of(table: Table, num_draws: int, crop_to_box: bool = True) -> Photos:
+def photos_of(table: Table, num_draws: int, crop_to_box: bool = True) -> PhotoDataset:
     preprocessing = Preprocessing(SIZE, (0.5,) * 3, (0.5,) * 3)
-    return Photos(table, preprocessing, crop_to_box, (0.5, 0.9), (0.8, 1.2), num_draws, seed=3)
+    return PhotoDataset(table, preprocessing, crop_to_box, (0.5, 0.9), (0.8, 1.2), num_draws, seed=3)
 
 
 def tiles_of(file, num_photos: int, num_columns: int) -> list[np.ndarray]:
-    """uint8 (size, size, 3) each, row by row: the sheet is searched for squares of that size without white lines."""
+    """Return the tiles row by row, uint8 (SIZE, SIZE, 3) each: squares of the sheet without white lines."""
     pixels = np.asarray(Image.open(file).convert("RGB"))
     filled = (pixels < 250).any(2)
-    left = augment_sheet.EDGE_PX + augment_sheet.LEFT_PX - augment_sheet.GAP_PX
-    column = filled[:, left + SIZE // 4 : left + 3 * SIZE // 4].mean(1) > 0.9
-    tops = [y for y in range(1, len(column)) if column[y] and not column[y - 1]]
+    left = EDGE_PX + augment_sheet.LEFT_PX - augment_sheet.GAP_PX
+    inside = filled[:, left + SIZE // 4 : left + 3 * SIZE // 4].mean(1) > 0.9
+    tops = [y for y in range(1, len(inside)) if inside[y] and not inside[y - 1]]
     assert len(tops) == num_photos
     step = SIZE + augment_sheet.GAP_PX
-    lefts = [left] + [left + augment_sheet.GAP_PX + step * place for place in range(1, num_columns)]
+    lefts = [left] + [left + augment_sheet.GAP_PX + step * column for column in range(1, num_columns)]
     return [pixels[top : top + SIZE, x : x + SIZE] for top in tops for x in lefts]
 
 
 @pytest.mark.parametrize("mix", [Mix(), Mix(mixup=1.0, cutmix=1.0)])
-def test_tiles_are_what_training_sees(table, tmp_path, mix):
+def test_tiles_show_what_training_sees(table, tmp_path, mix):
     augment = Augment(["flip", "brightness"], {"flip": {"p": 0.5}, "brightness": {"p": 1.0, "factor": [0.3, 0.8]}})
     photos = photos_of(table, augment.num_draws)
     file = tmp_path / "sheet.png"
@@ -63,7 +64,7 @@ def test_tiles_are_what_training_sees(table, tmp_path, mix):
         assert np.abs(tile[1:-1, 1:-1] - image[1:-1, 1:-1]).mean() < 2  # the picture's pixels may round another way
 
 
-def test_rows_are_of_different_classes_first_and_chosen_by_the_seed(table):
+def test_rows_are_of_different_classes_first_and_depend_on_the_seed(table):
     codes = table.rows["model"].to_numpy()
     rows = augment_sheet.choose_rows(table, 24, 0)
     assert sorted(codes[rows[:12]]) == sorted(codes[rows[12:]]) == list(range(12))
@@ -71,7 +72,7 @@ def test_rows_are_of_different_classes_first_and_chosen_by_the_seed(table):
     assert len(augment_sheet.choose_rows(table, 10_000, 0)) == len(codes)
 
 
-def test_a_photo_that_cannot_be_read_and_a_class_that_is_not_known(table, tmp_path, caplog, monkeypatch):
+def test_unreadable_photos_and_unknown_classes(table, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("carvision"), "propagate", True)
     table = replace(table, rows=table.rows.iloc[:2].assign(path=["nowhere.jpg", table.rows["path"].iloc[1]]))
     table.rows["model"] = UNKNOWN
@@ -102,21 +103,13 @@ def composed(name: str, *overrides: str) -> dict:
         ("augment.order=[]", "crop 0.6 to 1"),
     ],
 )
-def test_the_title_says_what_is_done(override, text):
+def test_the_title_describes_the_augmentation(override, text):
     assert describe(composed("train", override)["augment"]) == text
 
 
-def test_the_sheet_takes_all_that_train_takes():
-    """So that experiment=... shows what that experiment trains on."""
-    groups = [
-        [
-            item
-            for item in OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{name}.yaml"))["defaults"]
-            if item != "_self_"
-        ]
-        for name in ("train", "augment_sheet")
-    ]
-    assert [list(item) for item in groups[0]] == [list(item) for item in groups[1]]
+def test_the_sheet_takes_the_groups_of_train_and_shows_what_an_experiment_trains_on():
+    train, sheet = (OmegaConf.load(conf_dir() / f"{name}.yaml")["defaults"] for name in ("train", "augment_sheet"))
+    assert [list(item) for item in train if item != "_self_"] == [list(item) for item in sheet if item != "_self_"]
     override = "experiment=stanford_cars_frozen"
     train, sheet = composed("train", override), composed("augment_sheet", override)
     assert train["data"] == sheet["data"] and train["augment"] == sheet["augment"]
@@ -133,18 +126,22 @@ def test_the_command_draws_a_picture(run_forked, demo_photos, tmp_path):
     assert "Warning" not in done.stderr
 
 
+def test_a_mistake_is_one_line(run_module):
+    done = run_module("carvision.augment_sheet", "out=sheet.jpg", check=1)
+    assert done.stderr == "error: out: 'sheet.jpg' is not the name of a picture, such as sheet.png\n"
+
+
 @pytest.mark.parametrize(
-    ("override", "line"),
+    ("override", "message"),
     [
-        (
-            "augment.order=[flip,rotat]",
-            "error: augment.order: ['flip', 'rotat'] is not a list of steps: 'rotat' is not",
-        ),
-        ("augment.steps.blur.kernel_px=[3,4]", "error: augment.steps.blur.kernel_px: [3, 4] is not a list whose items"),
-        ("augment.crop_scale=[1.0,0.5]", "error: augment.crop_scale: [1.0, 0.5] is not two values of which the first"),
-        ("out=sheet.jpg", "error: out: 'sheet.jpg' is not the name of a picture, such as sheet.png"),
+        ("augment.order=[flip,rotat]", "augment.order: ['flip', 'rotat'] is not a list of steps: 'rotat' is not"),
+        ("augment.steps.blur.kernel_px=[3,4]", "augment.steps.blur.kernel_px: [3, 4] is not a list whose items"),
+        ("augment.crop_scale=[1.0,0.5]", "augment.crop_scale: [1.0, 0.5] is not two values of which the first"),
     ],
 )
-def test_a_mistake_is_one_line(run_module, override, line):
-    done = run_module("carvision.augment_sheet", override, check=1)
-    assert done.stderr.startswith(line) and len(done.stderr.splitlines()) == 1
+def test_wrong_augmentations_are_refused(override, message):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("augment_sheet", overrides=[override])
+    with pytest.raises(InputError) as refused:
+        plain_config(cfg)
+    assert str(refused.value).startswith(message)

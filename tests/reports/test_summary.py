@@ -1,4 +1,4 @@
-"""The closing tables: what they say, and that 80 columns hold it."""
+"""The closing tables: their content, which 80 columns hold."""
 
 import io
 
@@ -16,7 +16,7 @@ NAMES = ("top1", "top3", "top5", "balanced_accuracy", "auc", "precision", "recal
 AT50 = ("precision_at50", "recall_at50", "f1_at50")
 
 
-def figures() -> dict[str, float]:
+def of_test() -> dict[str, float]:
     values = {f"make/{name}": 0.51 + i / 100 for i, name in enumerate(NAMES + AT50)}
     values |= {f"model/{name}": 1.0 for name in NAMES + AT50}
     return values | {"joint/top1": 0.402, "joint/consistent": 0.987, "speed/mae": 12.345, "speed/rmse": 20.5}
@@ -25,7 +25,7 @@ def figures() -> dict[str, float]:
 def metrics() -> dict:
     rule = {"make/top1": 0.61, "model/top1": 0.62, "joint/top1": 0.63, "joint/consistent": 0.64}
     rules = dict.fromkeys(("independent", "joint", "marginal"), rule)
-    return {"test": figures(), "val": {}, "decodings": {"test": rules}}
+    return {"test": of_test(), "val": {}, "decodings": {"test": rules}}
 
 
 def text_of(tables: list, width: int = 80) -> str:
@@ -38,7 +38,7 @@ def rows_of(text: str, first: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines() if line.split()[:1] == [first]]
 
 
-def test_every_figure_stands_in_its_row():
+def test_every_metric_is_in_its_row():
     text = text_of(closing_tables(metrics(), LABELS))
     accuracy, precision = rows_of(text, "make")
     assert accuracy == ["make", "51.0", "52.0", "53.0", "54.0", "55.0"]
@@ -57,7 +57,7 @@ def test_every_figure_stands_in_its_row():
 def test_nothing_is_cut_off_in_80_columns(heads):
     labels = {head: LABELS.get(head, LABELS["make"]) for head in heads}
     values = metrics()
-    values["test"] |= {name.replace("make/", f"{heads[0]}/"): value for name, value in figures().items()}
+    values["test"] |= {name.replace("make/", f"{heads[0]}/"): value for name, value in of_test().items()}
     narrow, wide = (text_of(closing_tables(values, labels), width) for width in (80, 200))
     assert "…" not in narrow
     assert max(len(line.rstrip()) for line in narrow.splitlines()) <= 80
@@ -66,7 +66,7 @@ def test_nothing_is_cut_off_in_80_columns(heads):
     assert sorted(narrow.replace("─", "").split()) == sorted(wide.replace("─", "").split())
 
 
-def test_what_is_not_known_is_a_dash():
+def test_unknown_values_are_a_dash():
     labels = {"class": {"ids": list("ab"), "parent": None}}
     text = text_of(closing_tables({"test": {}, "val": {"class/top1": 0.5, "class/recall": 0.25}}, labels))
     assert "val: accuracy" in text
@@ -77,17 +77,17 @@ def test_what_is_not_known_is_a_dash():
     assert "joint" not in text
 
 
-def test_time_and_money_in_one_line():
+def test_time_and_cost_are_one_line():
     assert time_line({"seconds": {"training": 3.0}}) == ""
     assert time_line({"seconds": {"total": 738.0, "cpu": 1206.0}}) == "12.3 min wall, 20.1 min CPU"
     known = {"seconds": {"total": 738.0, "cpu": 1206.0}, "cost": 0.19, "price_per_hour": 0.9}
     assert time_line(known) == "12.3 min wall, 20.1 min CPU, 0.19 (0.90 an hour)"
 
 
-def test_results_are_kept_as_text(tmp_path, capsys):
+def test_the_tables_are_printed_and_written(tmp_path, capsys):
     print_closing({**metrics(), "seconds": {"total": 60.0, "cpu": 90.0}}, LABELS, tmp_path)
-    printed, kept = capsys.readouterr().out, (tmp_path / "results.txt").read_text()
-    for text in (printed, kept):
+    printed = capsys.readouterr().out
+    for text in (printed, (tmp_path / "results.txt").read_text()):
         assert "1.0 min wall, 1.5 min CPU" in text
         assert "precision" in text
     assert "history.csv" in printed

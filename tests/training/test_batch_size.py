@@ -6,7 +6,7 @@ import torch
 import yaml
 from pytorch_lightning.plugins.precision import Precision
 
-from carvision.data.loading.dataset import Photos
+from carvision.data.loading.dataset import PhotoDataset
 from carvision.errors import InputError
 from carvision.models.parts import Layers
 from carvision.training import batch_size
@@ -100,8 +100,8 @@ def test_auto_needs_a_gpu(demo_photos, tmp_path, size, message):
 
 def test_the_size_found_is_stored_and_used_by_a_resumed_run(demo_photos, tmp_path, monkeypatch, small_memory):
     monkeypatch.setattr("carvision.training.trainer.require_gpu", lambda trainer: None)
-    sizes, real = [], Photos.__getitem__
-    monkeypatch.setattr(Photos, "__getitem__", lambda self, keys: sizes.append(len(keys)) or real(self, keys))
+    sizes, real = [], PhotoDataset.__getitem__
+    monkeypatch.setattr(PhotoDataset, "__getitem__", lambda self, keys: sizes.append(len(keys)) or real(self, keys))
     overrides = [*demo(demo_photos), "data.batch_size=auto", "run.max_epochs_per_start=1"]
     folder = train(tmp_path / "run", *overrides)
     assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["batch_size"] == 16

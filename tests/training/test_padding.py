@@ -41,7 +41,7 @@ def evaluated(root, on_bad_image: str, batch_size: int):
 @pytest.mark.parametrize("batch_size", [50, 7])  # 72 photos fill 2 * 36 and 11 * 7 rows
 def test_metrics_are_those_of_the_photos_alone(photos_with_a_bad_one, on_bad_image, batch_size):
     lit, values, datamodule = evaluated(photos_with_a_bad_one, on_bad_image, batch_size)
-    photos = datamodule.photos["test"]
+    photos = datamodule.datasets["test"]
     assert len(photos.paths) == 72
     assert len(datamodule.bad_images) == 1
     rows = [row for row in range(72) if row != 3 or on_bad_image == "blank"]

@@ -1,3 +1,5 @@
+"""The covariances, likelihood and scores of Joint Bayes equal those computed photo by photo."""
+
 import itertools
 
 import numpy as np
@@ -14,7 +16,7 @@ WITHIN = np.array([[1.0, -0.4, 0.2], [-0.4, 1.5, 0.0], [0.2, 0.0, 0.6]])
 
 
 def drawn(num_classes: int, most_photos: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Photos of the model with these covariances, one to most_photos of a class."""
+    """Draw photos of the model with these covariances, one to most_photos of each class."""
     rng = np.random.default_rng(seed)
     codes = np.repeat(np.arange(num_classes), rng.integers(1, most_photos + 1, num_classes))
     mu = rng.multivariate_normal(np.zeros(3), BETWEEN, num_classes)
@@ -22,7 +24,7 @@ def drawn(num_classes: int, most_photos: int, seed: int = 0) -> tuple[np.ndarray
 
 
 def stacked(between, within, num: int) -> np.ndarray:
-    """(num * D, num * D): the covariance of num photos of one class, beside each other."""
+    """Return (num * D, num * D), the covariance of num photos of one class, stacked."""
     return np.kron(np.ones((num, num)), between) + np.kron(np.eye(num), within)
 
 
@@ -48,7 +50,7 @@ def naive_step(x, codes, between, within) -> tuple[np.ndarray, np.ndarray]:
     return of_classes / len(np.unique(codes)), of_photos / len(x)
 
 
-def test_both_covariances_are_found_again():
+def test_both_covariances_are_recovered():
     x, codes = drawn(4000, 6)
     found = estimate_covariances(x, codes, prior_photos=0)
     np.testing.assert_allclose(found.between, BETWEEN, atol=0.15)
@@ -60,7 +62,7 @@ def test_both_covariances_are_found_again():
     np.testing.assert_allclose(found.within, WITHIN, atol=0.1)
 
 
-def test_likelihood_and_steps_as_computed_one_by_one():
+def test_likelihood_and_steps_equal_a_loop():
     x, codes = drawn(12, 4)
     steps = [estimate_covariances(x, codes, 0, max_steps) for max_steps in (1, 2, 3)]
     for one, next_one in itertools.pairwise(steps):
@@ -79,8 +81,7 @@ def test_the_likelihood_never_falls(prior_photos):
         assert len(steps) > 3 and (steps > -1e-12).all()
 
 
-def test_a_step_with_the_prior_is_one_with_photos_of_equal_variance():
-    """So many photos more, which stand apart from their classes by the same in every direction."""
+def test_the_prior_counts_as_photos_of_equal_variance_in_all_directions():
     x, codes = drawn(40, 5)
     one, two = (estimate_covariances(x, codes, 7, max_steps) for max_steps in (1, 2))
     without = naive_step(x, codes, one.between, one.within)[1]
@@ -106,8 +107,7 @@ def test_scores_are_the_ratio_of_the_densities():
             assert score == pytest.approx(wanted, abs=1e-6)
 
 
-def test_directions_that_tell_nothing_do_not_matter():
-    """Constant ones, copies, and tiny noise; a photo without a class; a shift."""
+def test_constant_and_copied_directions_unknown_photos_and_a_shift_do_not_matter():
     x, codes = drawn(60, 5)
     pairs = Pairs(np.arange(20), np.arange(20) + 20, np.ones(20, bool))
     plain = fit_joint_bayes(x, codes).scores(x, pairs)
@@ -120,7 +120,7 @@ def test_directions_that_tell_nothing_do_not_matter():
 
 
 @pytest.mark.parametrize(("num", "dims"), [(3, 40), (30, 40), (200, 1)])
-def test_few_photos_of_many_dimensions(num, dims):
+def test_few_photos_with_many_dimensions(num, dims):
     rng = np.random.default_rng(0)
     codes = np.arange(num) // 2
     x = (rng.normal(size=(num // 2 + 1, dims))[codes] + 0.1 * rng.normal(size=(num, dims))).astype(np.float32)
@@ -130,13 +130,13 @@ def test_few_photos_of_many_dimensions(num, dims):
     assert len(found.ratios) <= max(1, num // 8)
 
 
-def test_photos_of_a_class_that_are_all_the_same():
+def test_equal_photos_of_each_class():
     x, codes = np.eye(20, dtype=np.float32).repeat(10, axis=0), np.arange(20).repeat(10)
     scores = fit_joint_bayes(x, codes).scores(x, Pairs(np.array([0, 0]), np.array([1, 10]), np.array([True, False])))
     assert np.isfinite(scores).all() and scores[0] > 0 > scores[1]
 
 
-def test_too_few_classes_or_photos_are_told():
+def test_too_few_classes_or_photos_are_errors():
     x = np.random.default_rng(0).normal(size=(4, 3))
     for codes in ([0, 0, 0, 0], [0, 1, 2, 3], [0, 0, UNKNOWN, UNKNOWN]):
         with pytest.raises(InputError, match=r"joint_bayes: \d training photos of \d classes are too few"):

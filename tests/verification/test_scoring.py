@@ -1,27 +1,23 @@
-"""From embeddings to scores and figures, and the tables and files made of these."""
-
-import json
-import math
-import re
+"""From embeddings to scores and metrics, and their tables and files."""
 
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
 from carvision.data.table import Classes, Table
 from carvision.embedding.store import Embeddings
 from carvision.errors import InputError
 from carvision.verification import METHODS
-from carvision.verification.pairs import Pairs, VerificationTask, generate_pairs, l2
-from carvision.verification.run import accuracy_table, curve_tables, scores_frame, write_verification
-from carvision.verification.score import ScoredPairs, accuracy, best_threshold, score
+from carvision.verification.metrics import accuracy, best_threshold
+from carvision.verification.pairs import Pairs, VerificationTask, generate_pairs
+from carvision.verification.run import accuracy_table, curve_tables, scores_frame
+from carvision.verification.score import ScoredPairs, l2, score
 
 NAMES = tuple("abcdef")
 
 
 def made_task(num: int = 240, seed: int = 0) -> tuple[VerificationTask, np.ndarray]:
-    """Half of the photos to learn from, every other one; and float32 (num, 5) that tell classes apart in part."""
+    """Return a task that learns from every other photo, and embeddings (num, 5) that separate classes in part."""
     rng = np.random.default_rng(seed)
     codes, learned = rng.integers(0, 6, num), np.arange(num) % 2 == 0
     rows = pd.DataFrame({"path": [f"{i}.jpg" for i in range(num)], "split": "", "class": codes})
@@ -35,9 +31,9 @@ def made_task(num: int = 240, seed: int = 0) -> tuple[VerificationTask, np.ndarr
     return VerificationTask(table, "class", tests, {}, learned, train), values.astype(np.float32)
 
 
-def test_each_score_is_that_of_the_photos_of_its_row():
+def test_scores_are_those_of_the_photos_in_any_order_of_embeddings():
     task, values = made_task()
-    shuffled = np.random.default_rng(1).permutation(len(values))  # photos of embeddings lie as they like
+    shuffled = np.random.default_rng(1).permutation(len(values))
     rows = task.table.rows.iloc[shuffled].reset_index(drop=True)
     embeddings = Embeddings(values[shuffled], Table("made", "photos", rows, task.table.labels, "class"))
     scored, train = score(task, embeddings, list(METHODS))
@@ -55,7 +51,7 @@ def test_each_score_is_that_of_the_photos_of_its_row():
     assert train == {"photos": 120, "classes": 6, "pairs": 200}
 
 
-def test_pairs_of_photos_that_can_not_be_read_are_counted(caplog):
+def test_pairs_with_unreadable_photos_are_left_out_and_counted(caplog):
     task, values = made_task()
     keep = np.ones(len(values), bool)
     keep[[int(task.tests["one"].first[0]), int(task.train.second[3])]] = False
@@ -72,10 +68,6 @@ def test_pairs_of_photos_that_can_not_be_read_are_counted(caplog):
     keep[~task.learned] = False
     with pytest.raises(InputError, match="no one pair is left"):
         score(task, Embeddings(values[keep], task.table.select(keep)), ["cosine"])
-
-
-def test_embeddings_that_are_no_numbers_name_their_photo():
-    task, values = made_task()
     values[7, 2] = np.nan
     with pytest.raises(InputError, match=r"7\.jpg: its embedding has values that are not finite"):
         score(task, Embeddings(values, task.table), ["cosine"])
@@ -83,7 +75,7 @@ def test_embeddings_that_are_no_numbers_name_their_photo():
 
 @pytest.fixture
 def scored() -> dict[str, ScoredPairs]:
-    """Of a list of same pairs alone, too, of which there is no ROC."""
+    """Pairs of both kinds, and same ones alone, which have no ROC."""
     task, values = made_task()
     pairs = task.tests["one"]
     tests = {
@@ -94,7 +86,7 @@ def scored() -> dict[str, ScoredPairs]:
     return score(task, Embeddings(values, task.table), ["cosine", "joint_bayes"])[0]
 
 
-def test_tables_hold_the_figures(scored):
+def test_tables_hold_the_metrics(scored):
     frame = scores_frame(scored).set_index(["difficulty", "method"])
     sheet = accuracy_table(scored)
     assert sheet.header == ["method", "all $a_b$", "same alone"]
@@ -111,21 +103,3 @@ def test_tables_hold_the_figures(scored):
     assert {cell for row in same_alone.rows for cell in row[1:]} == {"–"}
     assert not any(cell for row in same_alone.marks for cell in row)
     assert all_pairs.notes[0] == "FAR 1 % needs 100 different pairs to measure; here are 50."
-
-
-def test_files_hold_the_figures(scored, tmp_path, capsys):
-    write_verification(tmp_path, "a $run_1$ on made", {"label": "class", "notes": ["a note"]}, scored)
-    written = json.loads((tmp_path / "verification.json").read_text())
-    frame = pd.read_csv(tmp_path / "verification.csv")
-    assert len(frame) == 4 and written["label"] == "class"
-    for _, row in frame.iterrows():
-        metrics = written["difficulties"][row["difficulty"]]["figures"][row["method"]]
-        for name, value in metrics.items():
-            assert math.isnan(row[name]) if value is None else row[name] == pytest.approx(value)
-        stem = re.sub(r"[^\w.-]+", "_", row["difficulty"])  # what any disk takes
-        pairs = pd.read_csv(tmp_path / f"pairs_{stem}.csv")
-        assert len(pairs) == row["pairs"] and pairs["same"].sum() == row["same"]
-        assert ((pairs[row["method"]] >= row["threshold"]) == pairs["same"]).mean() == pytest.approx(row["accuracy"])
-    assert np.asarray(Image.open(tmp_path / "roc.png")).std() > 5
-    printed = capsys.readouterr().out
-    assert printed.startswith("a $run_1$ on made. a note.") and "Joint Bayesian" in printed

@@ -1,4 +1,4 @@
 """Compare runs side by side (carvision.compare).
 
-report.py combines the parts: runs -> names, frame -> sheets -> tables, plots.
+report.py combines the parts: runs -> settings, frame -> tables, plots.
 """

@@ -1,7 +1,8 @@
-"""Collect runs in one pandas frame, and derive from it: the best of each column, the Pareto front."""
+"""The runs of a comparison in one pandas frame, and what follows from it: heads, order, the Pareto front."""
 
 import logging
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -11,16 +12,8 @@ from carvision.reports.comparison.runs import SPLITS, Run, RunPart
 
 log = logging.getLogger(__name__)
 
-NOT_METRICS = (
-    "folder",
-    "state",
-    "folds",
-    "seeds",
-    "epochs",
-    "best_epoch",
-    "epoch",
-    "parameters",
-)  # columns without a best value
+# Columns without a best value
+NOT_METRICS = ("folder", "state", "folds", "seeds", "epochs", "best_epoch", "epoch", "parameters")
 TIMES = ("wall_min", "cpu_min", "cost", "training_s", "best_after_s", "epoch_s")
 SPREAD = "/std"  # suffix of the column with the standard deviation over the folds
 NAN = float("nan")
@@ -42,7 +35,7 @@ def runs_frame(
         for name in frame.index[frame["epoch"].isna()]:
             log.warning("%s has no epoch %d: its metrics are empty", name, epoch)
     facts = [name for name in (*NOT_METRICS, *TIMES, "lowest_val_loss") if name in frame]
-    metrics = [name for name in frame if name not in facts]
+    metrics = [name for name in map(str, frame) if name not in facts]
     order = {split: i for i, split in enumerate(SPLITS)}
     metrics.sort(key=lambda name: order[name.split("/")[0]])  # stable: a run's own order within a split
     return frame[facts + metrics]
@@ -61,9 +54,10 @@ def _row(run: Run, epoch: int | None, price_per_hour: float | None) -> dict[str,
             row[f"test/{name}"], row[f"test/{name}{SPREAD}"] = value["mean"], value["std"]
     if run.summary and "cost" in run.summary and epoch is None:
         row["cost"] = run.summary["cost"]
-    own_price = run.config.get("run.price_per_hour")
-    if price_per_hour is not None or (np.isnan(row.get("cost", NAN)) and own_price is not None):
-        row["cost"] = row["wall_min"] / 60 * float(own_price if price_per_hour is None else price_per_hour)
+    if price_per_hour is None and np.isnan(row.get("cost", NAN)):
+        price_per_hour = cast("float | None", run.config.get("run.price_per_hour"))
+    if price_per_hour is not None:
+        row["cost"] = row["wall_min"] / 60 * float(price_per_hour)
     state = f"epoch {epoch}" if epoch is not None else "finished" if run.finished else "unfinished"
     return {"folder": str(run.folder), "state": state, "folds": NAN, "seeds": NAN, **row} | (
         {f"{run.kind}s": run.num_parts} if run.kind else {}
@@ -128,8 +122,9 @@ def is_fraction(column: str) -> bool:
 
 def heads_of(frame: pd.DataFrame) -> list[str]:
     """Return the heads with metrics, in the order of the runs' files."""
-    names = [column.split("/") for column in frame if column.split("/")[0] in SPLITS]
-    return list(dict.fromkeys(n[1] for n in names if len(n) == 3 and n[2] in ("top1", "mae") and n[1] != "joint"))
+    names = [column.split("/") for column in map(str, frame)]
+    heads = (n[1] for n in names if len(n) == 3 and n[0] in SPLITS and n[2] in ("top1", "mae") and n[1] != "joint")
+    return list(dict.fromkeys(heads))
 
 
 def finest_metric(frame: pd.DataFrame, runs: Sequence[Run]) -> str:
@@ -145,7 +140,7 @@ def finest_metric(frame: pd.DataFrame, runs: Sequence[Run]) -> str:
 
 def check_column(frame: pd.DataFrame, column: str, option: str) -> str:
     """Return the column. Raises InputError unless the frame has numbers in it."""
-    columns = list(frame.select_dtypes("number").dropna(axis="columns", how="all"))
+    columns = list(map(str, frame.select_dtypes("number").dropna(axis="columns", how="all")))
     if column not in columns:
         shown = ", ".join(c for c in columns if c.endswith(("val/loss", "/top1")) or c in ("wall_min", "cost"))
         raise InputError(
@@ -159,13 +154,13 @@ def sort_by(frame: pd.DataFrame, column: str) -> pd.DataFrame:
     return frame.sort_values(column, ascending=lower_is_better(column), kind="stable", na_position="last")
 
 
-def pareto_front(amounts: Sequence[float], values: Sequence[float], lower: bool = False) -> np.ndarray:
-    """Return the indices of the runs that no other run dominates, ordered by amount.
+def pareto_front(amounts: np.ndarray, values: np.ndarray, lower: bool = False) -> np.ndarray:
+    """Return the indices of the runs that no other run dominates, int (K,), ordered by amount; amounts, values: (N,).
 
     Less of the amount (time, money) is better, and more of the value, or less if `lower`. A run dominates another if it
     is better in one and at least as good in the other; of two equal runs both are returned. NaN is never on the front.
     """
-    amounts, values = np.asarray(amounts, float), np.asarray(values, float) * (-1 if lower else 1)
+    values = values * (-1 if lower else 1)
     known = np.flatnonzero(~(np.isnan(amounts) | np.isnan(values)))
     order = known[np.lexsort((-values[known], amounts[known]))]
     front: list[int] = []

@@ -1,11 +1,9 @@
-"""Plot several runs together: their curves by epoch, and their results by one setting.
-
-Plot accuracy against time and cost, R4's question; and its matrix as a heat map.
-"""
+"""The plots of a comparison: curves by epoch, results by one or two settings, accuracy against time and cost."""
 
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,16 +15,25 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from carvision.reports.comparison.frame import is_fraction, lower_is_better, pareto_front
 from carvision.reports.comparison.settings import Matrix
-from carvision.reports.comparison.sheets import OVERALL, matrix_marks, text, title_of
-from carvision.reports.plots import FAINT, TEXT, create_figure, save_figure, set_title, tidy
+from carvision.reports.comparison.tables import format_value, matrix_marks, title_of
+from carvision.reports.plots import (
+    COLOURS,
+    FAINT,
+    MARKERS,
+    TEXT,
+    create_figure,
+    legend_below,
+    percent_axis,
+    save_figure,
+    set_title,
+    tidy,
+)
+from carvision.reports.tables import OVERALL
 
-# Distinguishable with any colour vision, near ones also by lightness; the markers differ as well
-COLOURS = (
-    "#4477aa", "#ee7733", "#228833", "#aa3377", "#66ccee", "#222222",
-    "#ccbb44", "#332288", "#cc3311", "#44aa99", "#999999", "#884400",
-)  # fmt: skip
-MARKERS = "osD^vPX<>*hp"
 MAX_CURVES = len(COLOURS)
+WIDE_RANGE = 20  # ratio of largest to smallest amount above which its axis is logarithmic
+FRONT = "#bb5566"
+LETTERS_PER_INCH = 9  # in a title
 
 
 def plot_comparison(histories: dict[str, pd.DataFrame], metrics: Sequence[str], title: str, file: Path) -> None:
@@ -52,7 +59,7 @@ def plot_comparison(histories: dict[str, pd.DataFrame], metrics: Sequence[str], 
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if is_fraction(f"val/{name}"):
             axes.set_ylim(0, 1.02)
-            percent_axis(axes)
+            percent_axis(axes.yaxis)
         elif logarithmic:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -75,11 +82,6 @@ def _is_wide(histories: dict[str, pd.DataFrame], name: str) -> bool:
     return "loss" in name and len(values) > 0 and values.min() > 0 and values.max() > 50 * values.median()
 
 
-def percent_axis(axes: Axes) -> None:
-    """Format the y axis in percent."""
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.6g}%"))
-
-
 def _curve(axes: Axes, history: pd.DataFrame, column: str, **style) -> Line2D | None:
     if column not in history:
         return None
@@ -91,16 +93,6 @@ def _every(num_epochs: int, run: int) -> tuple[int, int]:
     """Return an offset and a step for sparse markers, different for each run."""
     step = max(1, num_epochs // 8)
     return run % step, step
-
-
-def legend_below(figure: Figure, handles: Sequence[Line2D], names: Sequence[str]) -> None:
-    """Add a legend below, with as many columns as the names allow; the figure grows by the legend's height."""
-    num_letters = max(map(len, names)) + 7
-    columns = max(1, min(len(names), int(figure.get_figwidth() * 13 / num_letters)))
-    legend = figure.legend(handles, names, loc="outside lower left", ncols=columns, frameon=False, fontsize=9)
-    for shown in legend.get_texts():
-        shown.set(parse_math=False, color=TEXT)
-    figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(names) // columns))
 
 
 def plot_against(table: pd.DataFrame, key: str, metric: str, file: Path) -> None:
@@ -128,7 +120,7 @@ def plot_against(table: pd.DataFrame, key: str, metric: str, file: Path) -> None
         axes.set_title(title, fontsize=10, loc="left", parse_math=False)
         axes.set_xlabel(key)
         if is_fraction(column):
-            percent_axis(axes)
+            percent_axis(axes.yaxis)
         else:
             axes.set_ylim(bottom=0)
         tidy(axes, "y")
@@ -137,11 +129,6 @@ def plot_against(table: pd.DataFrame, key: str, metric: str, file: Path) -> None
         handles = [Line2D([], [], color=c, marker=m) for c, m in zip(COLOURS, MARKERS, strict=True)]
         legend_below(figure, handles[: len(groups)], [str(name) for name, _ in groups])
     save_figure(figure, file)
-
-
-WIDE_RANGE = 20  # ratio of largest to smallest amount above which its axis is logarithmic
-FRONT = "#bb5566"
-LETTERS_PER_INCH = 9  # in a title
 
 
 def plot_matrix(matrix: Matrix, minutes: bool, file: Path) -> None:
@@ -153,9 +140,9 @@ def plot_matrix(matrix: Matrix, minutes: bool, file: Path) -> None:
     axes = figure.add_subplot()
     shades = axes.imshow(frame.to_numpy(), cmap="Oranges" if minutes else "GnBu", aspect="auto")
     names = [str(name) for name in frame.columns]
-    slanted = {"rotation": 35, "ha": "left", "rotation_mode": "anchor"} if max(map(len, names)) > 11 else {}
+    slanted: dict[str, Any] = {"rotation": 35, "ha": "left", "rotation_mode": "anchor"}
     axes.xaxis.tick_top()
-    axes.set_xticks(range(columns), names, parse_math=False, **slanted)
+    axes.set_xticks(range(columns), names, parse_math=False, **(slanted if max(map(len, names)) > 11 else {}))
     axes.set_yticks(range(rows), [str(name) for name in frame.index], parse_math=False)
     for row, marks in enumerate(matrix_marks(frame, column)):
         for x, (value, mark) in enumerate(zip(frame.iloc[row], marks, strict=True)):
@@ -164,7 +151,9 @@ def plot_matrix(matrix: Matrix, minutes: bool, file: Path) -> None:
             red, green, blue, _ = shades.cmap(shades.norm(value))
             colour = "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.52 else TEXT
             weight = "bold" if mark else "normal"
-            axes.text(x, row, text(column, value), ha="center", va="center", size=9, color=colour, weight=weight)
+            axes.text(
+                x, row, format_value(column, value), ha="center", va="center", size=9, color=colour, weight=weight
+            )
             if mark:
                 corner = (x - 0.47, row - 0.45)
                 width = 2.6 if mark == OVERALL else 1.0
@@ -218,7 +207,7 @@ def plot_trade_off(frame: pd.DataFrame, amount: str, metric: str, file: Path) ->
     axes.set_xlabel(f"training time, {unit}" if unit else "cost")
     axes.set_ylabel(title_of(metric).removesuffix(" %"))
     if is_fraction(metric):
-        percent_axis(axes)
+        percent_axis(axes.yaxis)
     tidy(axes, "both")
     _front_legend(figure, known, front, amounts, unit, metric, looks)
     set_title(figure, f"{title_of(metric).removesuffix(' %')} against {'training time' if unit else 'cost'}")
@@ -252,8 +241,8 @@ def _front_legend(
     others = [i for i in range(len(known)) if i not in front]
     few = len(known) <= MAX_CURVES
     for number, i in [*enumerate(front, 1), *((0, i) for i in others if few)]:
-        value = text(metric, known[metric].iloc[i]) + (" %" if is_fraction(metric) else "")
-        spent = f"{amounts[i]:,.3g} {unit}" if unit else f"cost {text('cost', amounts[i])}"
+        value = format_value(metric, known[metric].iloc[i]) + (" %" if is_fraction(metric) else "")
+        spent = f"{amounts[i]:,.3g} {unit}" if unit else f"cost {format_value('cost', amounts[i])}"
         state = ", unfinished" if known["state"].iloc[i] == "unfinished" else ""
         shown = f"{known.index[i]}: {value}, {spent}{state}"
         handles.append(Line2D([], [], **looks[i]))

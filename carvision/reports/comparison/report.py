@@ -1,4 +1,4 @@
-"""Write a comparison of runs: tables on the terminal and in files, and plots."""
+"""Compare runs: read them, arrange them, write and print the tables, draw the plots."""
 
 import logging
 from collections.abc import Sequence
@@ -13,9 +13,15 @@ from carvision.files.folders import refuse_foreign_folder
 from carvision.reports.comparison.frame import check_column, finest_metric, runs_frame, sort_by
 from carvision.reports.comparison.plots import MAX_CURVES, plot_against, plot_comparison, plot_matrix, plot_trade_off
 from carvision.reports.comparison.runs import Run, find_runs, read_run
-from carvision.reports.comparison.settings import against_of, differing_keys, matrix_of, name_runs, text_of
-from carvision.reports.comparison.sheets import TextTable, against_table, matrix_tables, runs_table, settings_table
-from carvision.reports.tables import print_runs, print_table, write_html, write_markdown
+from carvision.reports.comparison.settings import Matrix, against_of, differing_keys, matrix_of, name_runs, text_of
+from carvision.reports.comparison.tables import (
+    against_table,
+    matrix_tables,
+    print_runs,
+    runs_table,
+    settings_table,
+)
+from carvision.reports.tables import TextTable, print_table, write_html, write_markdown
 
 log = logging.getLogger(__name__)
 
@@ -42,26 +48,25 @@ def write_comparison(
     if price_per_hour is not None and not price_per_hour >= 0:
         raise InputError(f"--price-per-hour: {price_per_hour} is not 0 or more")
     runs = [read_run(path) for path in find_runs(given)]
-    frame = runs_frame(runs, _checked(names, runs), epoch, price_per_hour)
+    frame = runs_frame(runs, _check_names(names, runs), epoch, price_per_hour)
     metric = check_column(frame, metric, "--figure") if metric else finest_metric(frame, runs)
     if sort:
         by_name = dict(zip(frame.index, runs, strict=True))
         frame = sort_by(frame, check_column(frame, sort, "--sort"))
         runs = [by_name[name] for name in frame.index]
-    arranged = {"matrix": matrix_of(frame, runs, *matrix, metric)} if matrix else {}
-    if against:
-        groups = name_runs(runs, ignored=(against, "seed"))
-        arranged["against"] = against_of(frame, runs, against, groups)
+    # Wrong settings are refused before anything is written
+    arranged = matrix_of(frame, runs, matrix[0], matrix[1], metric) if matrix else None
+    study = against_of(frame, runs, against, name_runs(runs, ignored=(against, "seed"))) if against else None
     refuse_foreign_folder(folder, "--out", _is_comparison)
     _make_folder(folder)
     tables = []
     pictures = _plot_runs(frame, runs, metric, folder)
-    if "matrix" in arranged:
-        tables += matrix_tables(arranged["matrix"])
-        pictures |= _write_matrix(arranged["matrix"], folder)
-    if "against" in arranged:
-        tables.append(against_table(arranged["against"], against, metric))
-        pictures |= _write_against(arranged["against"], against, metric, folder)
+    if arranged is not None:
+        tables += matrix_tables(arranged)
+        pictures |= _write_matrix(arranged, folder)
+    if against and study is not None:
+        tables.append(against_table(study, against, metric))
+        pictures |= _write_against(study, against, metric, folder)
     unfinished = list(frame.index[frame["state"] == "unfinished"])
     for table in tables if unfinished else []:
         table.notes.append(f"Unfinished runs count with their results so far: {', '.join(unfinished)}.")
@@ -69,7 +74,8 @@ def write_comparison(
     return frame
 
 
-def _checked(names: Sequence[str] | None, runs: Sequence[Run]) -> list[str]:
+def _check_names(names: Sequence[str] | None, runs: Sequence[Run]) -> list[str]:
+    """Return the names given, or those that name_runs finds. Raises InputError unless each run has its own."""
     if names is None:
         return name_runs(runs)
     names = [name.strip() for name in names]
@@ -135,7 +141,7 @@ def _about(frame: pd.DataFrame, epoch: int | None) -> str:
 
 
 def _notes(frame: pd.DataFrame, keys: Sequence[str]) -> list[str]:
-    """Return what a reader must know to interpret the table."""
+    """Return the notes below the table: what can't be compared, and what the numbers count."""
     notes = []
     losses = [key for key in keys if key.startswith("loss.")]
     if losses:
@@ -152,7 +158,7 @@ def _notes(frame: pd.DataFrame, keys: Sequence[str]) -> list[str]:
 
 
 def _write_csv(frame: pd.DataFrame, file: Path) -> None:
-    """Write numbers as in the runs' files; integer columns stay integer if a run lacks a value."""
+    """Write the frame with numbers as in the runs' files; integer columns stay so if a run lacks a value."""
     whole = [c for c in frame.select_dtypes("number") if (frame[c].dropna() % 1 == 0).all() and "/" not in str(c)]
     kinds = {c: "Int64" for c in whole if c in ("folds", "seeds", "epochs", "best_epoch", "epoch", "parameters")}
     write_csv(file, frame.astype(kinds), index=True)
@@ -168,7 +174,7 @@ def _plot_runs(frame: pd.DataFrame, runs: Sequence[Run], metric: str, folder: Pa
         shown = f", the best {MAX_CURVES} of {len(histories)} runs"
         log.warning("curves: %s by %s are drawn", shown.removeprefix(", "), metric)
         histories = {name: histories[name] for name in best}
-    columns = dict.fromkeys(column for history in histories.values() for column in history)
+    columns = dict.fromkeys(str(column) for history in histories.values() for column in history)
     heads = dict.fromkeys(c.split("/")[1] for c in columns if c.count("/") == 2 and c.endswith("/loss"))
     losses = ["loss", *(f"{head}/loss" for head in heads if len(heads) > 1)]
     accuracies = [f"{head}/top1" for head in (*heads, *(["joint"] if len(heads) > 1 else []))]
@@ -187,7 +193,7 @@ def _plot_runs(frame: pd.DataFrame, runs: Sequence[Run], metric: str, folder: Pa
     return pictures
 
 
-def _write_matrix(matrix, folder: Path) -> Pictures:
+def _write_matrix(matrix: Matrix, folder: Path) -> Pictures:
     write_csv(folder / "matrix.csv", matrix.values, index=True)
     write_csv(folder / "matrix_minutes.csv", matrix.minutes, index=True)
     if (matrix.counts > 1).to_numpy().any():

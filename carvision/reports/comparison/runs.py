@@ -1,4 +1,4 @@
-"""Find and read the folders of runs: the only module that knows their layout. Imports no torch."""
+"""Find and read the folders of runs, as far as a comparison needs them. Imports no torch."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 
 from carvision.config.compose import flat_config
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -26,21 +26,25 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class RunPart:
-    """A run, or one fold or seed of a run.
+    """A run without parts, or one fold or seed of a run.
 
-    metrics: of metrics.json, None if it is unfinished. history: epochs from 0.
+    history: the rows of history.csv, epochs from 0. metrics: of metrics.json, None for an unfinished run. num_classes:
+    of each head; {} if no model was saved yet.
     """
 
     history: pd.DataFrame
     metrics: dict | None
     num_parameters: float
-    num_classes: dict[str, int]  # of each head; empty where no model was saved yet
+    num_classes: dict[str, int]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run. parts: one, or one per fold or seed. config: flat, {"optimizer.lr": 0.1}. summary: metrics.json of all
-    parts together. kind: "fold" or "seed", "" for a run without parts. num_parts: 0 for such a run."""
+    """A run, or a run of several folds or seeds.
+
+    config: flat, {"optimizer.lr": 0.1}. parts: the run itself, or one per fold or seed. kind: "fold" or "seed", "" for
+    a run without parts. num_parts: 0 for such a run. summary: metrics.json of all parts together.
+    """
 
     folder: Path
     config: dict[str, object]
@@ -51,12 +55,12 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """True if the run, with all its parts, is complete."""
+        """Whether the run is complete, with all its parts."""
         return bool(self.summary) if self.kind else self.parts[0].metrics is not None
 
     @property
     def history(self) -> pd.DataFrame:
-        """The history; with several parts, the mean over the epochs that all of them have."""
+        """The rows of history.csv; with several parts, their mean over the epochs that all of them have."""
         if len(self.parts) == 1:
             return self.parts[0].history
         rows = pd.concat([part.history for part in self.parts]).select_dtypes("number")
@@ -111,10 +115,10 @@ def _is_part(folder: Path) -> bool:
 
 def read_run(folder: Path) -> Run:
     """Read a run. Raises InputError for a file that is not what a run writes."""
-    folders = sorted((f for f in folder.iterdir() if _is_part(f)), key=lambda f: int(PART.fullmatch(f.name)[2]))
+    folders = sorted((f for f in folder.iterdir() if _is_part(f)), key=lambda f: int(f.name.partition("_")[2]))
     summary = _read_metrics(folder)
-    kind = next((kind for kind in ("fold", "seed") if f"{kind}s" in (summary or {})), None)
-    kind = kind or (PART.fullmatch(folders[0].name)[1] if folders else "")
+    kind = next((kind for kind in ("fold", "seed") if f"{kind}s" in (summary or {})), "")
+    kind = kind or (folders[0].name.partition("_")[0] if folders else "")
     if not kind:
         return Run(folder, _read_config(folder), (_read_part(folder),), "", 0, None)
     num_parts = int((summary or {}).get(f"{kind}s", len(folders)))
@@ -174,7 +178,8 @@ def _cell_of(folder: Path) -> dict[str, object]:
             cells = [row.get("cell") for row in csv.DictReader(rows) if row.get("folder") == f"trials/{folder.name}"]
     except (csv.Error, ValueError) as error:
         raise InputError(f"{file} can't be read ({_first_line(error)}); leave its runs out") from None
-    return {CELL_KEY: int(cells[-1])} if cells and (cells[-1] or "").isdecimal() else {}
+    cell = cells[-1] if cells else None
+    return {CELL_KEY: int(cell)} if cell and cell.isdecimal() else {}
 
 
 def _num_parameters(folder: Path) -> float:
@@ -194,4 +199,4 @@ def _num_classes(folder: Path) -> dict[str, int]:
 
 
 def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
+    return one_line(error, 120)

@@ -1,7 +1,4 @@
-"""Name runs by the settings in which they differ, or by their folders.
-
-Arrange runs by their settings: a matrix of two settings, and a study of one numeric setting.
-"""
+"""The settings of runs: names from those that differ, a matrix of two of them, and a study of a numeric one."""
 
 import logging
 import math
@@ -10,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from carvision.errors import InputError, nearest
@@ -17,7 +15,6 @@ from carvision.reports.comparison.frame import lower_is_better
 from carvision.reports.comparison.runs import Run
 
 log = logging.getLogger(__name__)
-
 
 # Settings of where and how a run was made, not of what was trained
 IGNORED = re.compile(r"run\.|sweep\.|logger\.|hydra\.|data\.(root|file|num_workers)$|callbacks\.progress_bar$")
@@ -51,9 +48,7 @@ def name_runs(runs: Sequence[Run], ignored: Sequence[str] = ()) -> list[str]:
     """
     configs = [dict(run.config) for run in runs]
     keys = [key for key in differing_keys(runs) if key not in ignored]
-    shared = [
-        key for key in keys if all(key in config for config in configs)
-    ]  # omits settings that only one optimizer has
+    shared = [key for key in keys if all(key in config for config in configs)]  # not those of one optimizer alone
     if not 0 < len(shared) <= MAX_SHOWN or _num_apart(configs, shared) < _num_apart(configs, keys):
         for config, run in zip(configs, runs, strict=True):
             config["experiment"] = run.folder.parent.name if TIME.fullmatch(run.folder.name) else run.folder.name
@@ -94,7 +89,7 @@ def _names(configs: Sequence[Config], keys: Sequence[str]) -> list[str]:
 
 
 def _short(key: str) -> str:
-    """Return the prefix before the value; "" for a value that needs no key."""
+    """Return what precedes a value in a name: the short form of its key, "" if it needs none."""
     if key in ("experiment", "model.backbone"):
         return ""
     return f"{key.removesuffix('.name').rsplit('.', 1)[-1]}="
@@ -115,14 +110,18 @@ def text_of(value: object) -> str:
 
 @dataclass(frozen=True)
 class Matrix:
-    """R4's table of networks by optimizers: each cell has the metric and the minutes of its best run."""
+    """A table of runs by two settings, such as R4's networks by optimizers.
+
+    rows, columns: the settings. values, minutes: the metric and the wall minutes of the best run of each cell; counts:
+    the number of its runs.
+    """
 
     rows: str
     columns: str
     metric: str
     values: pd.DataFrame
     minutes: pd.DataFrame
-    counts: pd.DataFrame  # runs in each cell
+    counts: pd.DataFrame
 
 
 def matrix_of(frame: pd.DataFrame, runs: Sequence[Run], rows: str, columns: str, metric: str) -> Matrix:
@@ -133,18 +132,20 @@ def matrix_of(frame: pd.DataFrame, runs: Sequence[Run], rows: str, columns: str,
     """
     keys = {key: _values_of(runs, key, "--matrix") for key in (rows, columns)}
     labels = {key: list(dict.fromkeys(_in_order(values))) for key, values in keys.items()}
-    shape = {"index": pd.Index(labels[rows], name=rows), "columns": pd.Index(labels[columns], name=columns)}
-    values, minutes = (pd.DataFrame(float("nan"), **shape) for _ in range(2))
-    counts = pd.DataFrame(0, **shape)
+    values = np.full((len(labels[rows]), len(labels[columns])), np.nan)
+    minutes, counts = values.copy(), np.zeros(values.shape, np.int64)
     sign = -1 if lower_is_better(metric) else 1
     for i, (row, column) in enumerate(zip(keys[rows], keys[columns], strict=True)):
-        value = frame[metric].iloc[i]
+        value = float(frame[metric].iloc[i])
         if row is None or column is None or math.isnan(value):
             continue
-        counts.loc[row, column] += 1
-        if counts.loc[row, column] == 1 or sign * value > sign * values.loc[row, column]:
-            values.loc[row, column], minutes.loc[row, column] = value, frame["wall_min"].iloc[i]
-    return Matrix(rows.replace(",", ", "), columns.replace(",", ", "), metric, values, minutes, counts)
+        at = labels[rows].index(row), labels[columns].index(column)
+        counts[at] += 1
+        if counts[at] == 1 or sign * value > sign * values[at]:
+            values[at], minutes[at] = value, frame["wall_min"].iloc[i]
+    index, header = pd.Index(labels[rows], name=rows), pd.Index(labels[columns], name=columns)
+    frames = (pd.DataFrame(cells, index, header) for cells in (values, minutes, counts))
+    return Matrix(rows.replace(",", ", "), columns.replace(",", ", "), metric, *frames)
 
 
 def _values_of(runs: Sequence[Run], key: str, option: str) -> list[str | None]:
@@ -171,7 +172,7 @@ def _in_order(values: Sequence[str | None]) -> list[str]:
 
 
 def against_of(frame: pd.DataFrame, runs: Sequence[Run], key: str, groups: Sequence[str]) -> pd.DataFrame:
-    """Return the frame with the new columns "group" and `key`, a numeric setting, sorted by both.
+    """Return the frame sorted by two new columns: "group", and `key`, a numeric setting.
 
     groups: for each run the name of its other settings. Raises InputError if a value of the key is not a number.
     """

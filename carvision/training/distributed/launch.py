@@ -29,7 +29,7 @@ from pytorch_lightning.plugins.environments import (
 from pytorch_lightning.strategies.launchers import subprocess_script
 from torch import distributed as dist
 
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ def run_together(trainer: dict) -> Iterator[None]:
     try:
         _connect(trainer["num_nodes"])
     except dist.DistError as error:
-        text = " ".join(str(error).split())[:200]
+        text = one_line(error, 200)
         raise InputError(
             f"trainer: the other processes of this run can't be reached ({text}); start all of them within "
             f"{START_WITHIN.seconds // 60} minutes, under SLURM with srun"

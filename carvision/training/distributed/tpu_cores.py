@@ -5,7 +5,7 @@ import importlib
 import os
 import sys
 
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 
 PORT = 29_500  # of the first machine of a pod slice
 
@@ -17,7 +17,7 @@ def require_xla() -> None:
         runtime = importlib.import_module("torch_xla.runtime")
         device = runtime.device_type()
     except Exception as error:  # ImportError, or anything else from a build for another torch
-        text = " ".join(str(error).split())[:120]
+        text = one_line(error, 120)
         raise InputError(
             f"trainer.accelerator: tpu can't be used here ({text}); run scripts/setup_tpu.sh, and then "
             ".venv-tpu/bin/python -m carvision.train trainer=tpu"

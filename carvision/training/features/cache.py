@@ -26,10 +26,10 @@ import carvision
 from carvision.augment.pipeline import to_float
 from carvision.config.schema import random_transforms, reason_not_cacheable
 from carvision.data.decode import load_decoder
-from carvision.data.loading.dataset import PADDING, KeptPhotos, Key
+from carvision.data.loading.dataset import PADDING, CachedFeatures, Key
 from carvision.data.loading.loader import PhotoDataModule
 from carvision.data.paths import file_of, text_of_path
-from carvision.data.table import BOX, PLACE, SOURCE, SPLITS, Table
+from carvision.data.table import BOX, LOCATION, SOURCE, SPLITS, Table
 from carvision.errors import InputError
 from carvision.training.callbacks import Clock
 from carvision.training.distributed.collectives import any_process, gather_objects, gather_rows
@@ -57,9 +57,10 @@ MAX_MEMORY_BYTES = 2e9  # of features kept in memory if they can't be stored on 
 def create_feature_cache(
     cfg: dict, lit: LitClassifier, data: PhotoDataModule, clock: Clock, with_train: bool = False
 ) -> "FeatureCache":
-    """Create the cache for PhotoDataModule.kept. with_train: also cache training photos that are augmented in training.
+    """Create the cache for PhotoDataModule.cached_features.
 
-    Raises InputError if features.keep=true and nothing can be cached.
+    with_train: also cache training photos that are augmented in training. Raises InputError if
+    features.keep=true and nothing can be cached.
     """
     wanted, phases = cfg["features"]["keep"], lit.phases
     frozen = [phase for phase in phases if phase["train_layers"] == "none"]
@@ -86,8 +87,8 @@ def create_feature_cache(
 
 
 class FeatureCache:
-    """Call cache(split) for the split's KeptPhotos, or None if the photos themselves must be used. Set as
-    PhotoDataModule.kept.
+    """Call cache(split) for the split's CachedFeatures, or None if the photos themselves must be used. Set as
+    PhotoDataModule.cached_features.
 
     splits: those whose features are computed, all in one file. cached: those whose photos the features replace; without
     any, nothing is stored on the disk.
@@ -104,13 +105,13 @@ class FeatureCache:
     ):
         assert data.table is not None  # the datamodule is set up
         self.lit, self.data, self.table, self.clock, self.cached = lit, data, data.table, clock, cached
-        self.splits = tuple(split for split in splits if split in data.photos)
+        self.splits = tuple(split for split in splits if split in data.datasets)
         self.folder = features_folder(cfg["features"]["dir"])
         self.max_bytes = 1e9 * cfg["features"]["max_gb"] * bool(cached)
         self.crop_to_box, self.epoch_fraction = cfg["data"]["crop_to_box"], cfg["data"]["epoch_fraction"]
         self.opened: dict[str, Features | None] = {}  # the last ones, by their digest
 
-    def __call__(self, split: str) -> KeptPhotos | None:
+    def __call__(self, split: str) -> CachedFeatures | None:
         fitting = self.lit.trainer.state.fn == TrainerFn.FITTING
         if split not in self.cached or split not in self.splits or (fitting and not self._is_worth_it()):
             return None
@@ -122,12 +123,12 @@ class FeatureCache:
         phase = self.lit.phase
         return phase["train_layers"] == "none" and phase["epochs"] * self.epoch_fraction >= 1
 
-    def photos_of(self, features: Features, split: str) -> KeptPhotos:
+    def photos_of(self, features: Features, split: str) -> CachedFeatures:
         """Return the split's photos as rows of `features`."""
         indices = indices_of(self._rows()["path"], self.table.of_split(split).rows["path"])
         row_of = {int(index): row for row, index in enumerate(indices)}
         bad = {row_of[index]: reason for index, reason in features.bad.items() if index in row_of}
-        return KeptPhotos(features.rows, indices, bad, self.data.photos[split].targets)
+        return CachedFeatures(features.rows, indices, bad, self.data.datasets[split].targets)
 
     def _rows(self) -> pd.DataFrame:
         """Return the photos of all splits, sorted by path: the file does not depend on how they are split, as into
@@ -174,7 +175,7 @@ class FeatureCache:
             for path in rows["path"]:
                 digest.update(f"{text_of_path(root)} {path} {_size_and_time(root, path)}\n".encode())
         else:  # independent of the pack's location
-            for photo in zip(*(rows[name] for name in ("path", SOURCE, *PLACE[2:])), strict=True):
+            for photo in zip(*(rows[name] for name in ("path", SOURCE, *LOCATION[2:])), strict=True):
                 digest.update(f"{photo}\n".encode())
         if self.crop_to_box:
             digest.update(rows[BOX].to_numpy(np.float32).tobytes())
@@ -270,14 +271,14 @@ def backbone_outputs(
     Adds {row: reason} to `bad` for photos that this process could not read. Raises Stopped when the run is to stop.
     """
     trainer, model = lit.trainer, lit.model
-    photos = data.create_photos(table)
+    photos = data.create_dataset(table)
     batches = padded_batches(len(table), data.batch_size, trainer.global_rank, trainer.world_size)
     start, was_training = 0, model.training
     model.eval()
     try:
         for batch in data.create_loader(photos, batches):
             for row, reason in batch.pop("bad"):
-                data.meet_bad_image(photos, row, reason)
+                data.report_bad_image(photos, row, reason)
                 bad[row] = reason
             batch = data.transfer_batch_to_device(batch, trainer.strategy.root_device, 0)
             images = batch["images"]

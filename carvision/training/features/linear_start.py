@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from carvision.config.schema import reason_not_cacheable
-from carvision.data.loading.dataset import Batch, KeptPhotos
+from carvision.data.loading.dataset import Batch, CachedFeatures
 from carvision.data.loading.samplers import TableSampler, TrainSampler
 from carvision.data.table import UNKNOWN
 from carvision.errors import InputError
@@ -83,7 +83,7 @@ class LinearStart(pl.Callback):
         log.info("linear start: %s; val: %s (%.1f s)", method, message, seconds)
 
 
-def fit_above(lit: LitClassifier, photos: dict[str, KeptPhotos], seed: int) -> str:
+def fit_above(lit: LitClassifier, photos: dict[str, CachedFeatures], seed: int) -> str:
     """Fit all layers above the backbone; return a short description of the method, for the log."""
     model = lit.model
     heads: dict[str, Any] = {name: model.get_submodule(head_module(name)) for name in model.labels}  # nn.ModuleDicts
@@ -91,7 +91,7 @@ def fit_above(lit: LitClassifier, photos: dict[str, KeptPhotos], seed: int) -> s
     if deep:
         num_epochs = train_above(lit, photos["train"], seed)
         return f"all layers above the backbone, {num_epochs} epochs on its features"
-    features = {split: part.rows[part.places].to(lit.device) for split, part in photos.items()}
+    features = {split: part.features[part.rows].to(lit.device) for split, part in photos.items()}
     strengths = {}
     for name, head in heads.items():
         loss, of_split = head_problem(lit, name, photos)
@@ -107,7 +107,7 @@ def fit_above(lit: LitClassifier, photos: dict[str, KeptPhotos], seed: int) -> s
 
 
 def head_problem(
-    lit: LitClassifier, name: str, photos: dict[str, KeptPhotos]
+    lit: LitClassifier, name: str, photos: dict[str, CachedFeatures]
 ) -> tuple[Loss, dict[str, tuple[Tensor, Tensor]]]:
     """Return the head's loss, and {split: (targets, weights)}, both (N,), with weight 0 for photos that don't count.
 
@@ -165,7 +165,7 @@ def choose_layer(
     return layer, l2
 
 
-def train_above(lit: LitClassifier, photos: KeptPhotos, seed: int) -> int:
+def train_above(lit: LitClassifier, photos: CachedFeatures, seed: int) -> int:
     """Train trunk, heads, neck and pool on features, with the heads' losses, penalties and dropout. Return the number
     of epochs.
 
@@ -175,8 +175,8 @@ def train_above(lit: LitClassifier, photos: KeptPhotos, seed: int) -> int:
     backbone = {id(parameter) for parameter in lit.model.backbone.parameters()}
     parameters = [p for p in lit.model.parameters() if id(p) not in backbone]
     optimizer = torch.optim.AdamW(parameters, lr=DEEP_LR, weight_decay=DEEP_DECAY)
-    size = min(64, len(photos.places))
-    sampler = TrainSampler(photos.places.numpy(), size, seed=seed)
+    size = min(64, len(photos.rows))
+    sampler = TrainSampler(photos.rows.numpy(), size, seed=seed)
     num_epochs = max(DEEP_EPOCHS, -(-DEEP_STEPS // len(sampler)))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_epochs * len(sampler))
     for epoch in range(num_epochs):
@@ -195,19 +195,19 @@ def train_above(lit: LitClassifier, photos: KeptPhotos, seed: int) -> int:
 def on_device(batch: Batch, device: torch.device) -> Batch:
     """Return the batch of cached features with what a step reads on the device."""
     targets = {name: values.to(device) for name, values in batch["targets"].items()}
-    return {**batch, "kept": batch["kept"].to(device), "targets": targets, "valid": batch["valid"].to(device)}
+    return {**batch, "features": batch["features"].to(device), "targets": targets, "valid": batch["valid"].to(device)}
 
 
 @torch.no_grad()
-def accuracies(lit: LitClassifier, photos: KeptPhotos) -> dict[str, float]:
+def accuracies(lit: LitClassifier, photos: CachedFeatures) -> dict[str, float]:
     """Return {head: top-1 accuracy of the photos whose class is known; of a number the mean absolute error}."""
     was_training = lit.model.training
     lit.model.eval()
     sums = dict.fromkeys(lit.model.labels, 0.0)
     counts = dict.fromkeys(lit.model.labels, 0.0)
-    for keys in TableSampler(len(photos.places), 256):
+    for keys in TableSampler(len(photos.rows), 256):
         batch = on_device(photos[keys], lit.device)
-        for name, logits in lit.model.above(batch["kept"])[0].items():
+        for name, logits in lit.model.above(batch["features"])[0].items():
             targets = batch["targets"][name]
             if "ids" in lit.labels[name]:
                 known, right = batch["valid"] & (targets != UNKNOWN), logits.argmax(dim=1) == targets

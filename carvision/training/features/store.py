@@ -25,6 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from carvision.errors import one_line
 from carvision.files.atomic import PARTIAL, flush, rename
 from carvision.files.folders import cache_folder
 
@@ -68,7 +69,7 @@ def open_features(file: Path) -> Features | None:
             raise ValueError("its checksum is wrong")
         reasons = {int(row): reason for row, reason in json.loads(bad.numpy().tobytes() or b"{}").items()}
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        log.warning("%s is damaged (%s): its features are recomputed", file, " ".join(str(error).split())[:100])
+        log.warning("%s is damaged (%s): its features are recomputed", file, one_line(error, 100))
         return None
     with contextlib.suppress(OSError, NotImplementedError):  # the folder may belong to others
         os.utime(file, follow_symlinks=False)  # make_room deletes the least recently used

@@ -18,7 +18,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from carvision.errors import InputError
-from carvision.files.atomic import flush, open_new, own_folder, rename
+from carvision.files.atomic import flush, link_or_copy, open_new, own_folder, rename
 from carvision.files.folders import BEST, LAST, NEW, PREVIOUS
 from carvision.training.module import LitClassifier
 
@@ -173,15 +173,3 @@ def _optimizer_values_per_weight(optimizer: dict) -> int:
     if "sgd" in optimizer["name"]:
         return 1 if optimizer.get("momentum") else 0
     return 2
-
-
-def link_or_copy(source: Path, wanted: Path) -> None:
-    """Replace `wanted` by a hard link to `source`, or by a copy if the file system has no links; atomic."""
-    partial = wanted.with_name(f"{wanted.name}.partial")
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(source, partial)
-    except OSError:  # a file system without links
-        shutil.copyfile(source, partial)
-        flush(partial)
-    rename(partial, wanted)

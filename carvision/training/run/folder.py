@@ -14,7 +14,7 @@ import yaml
 
 from carvision.config.compose import flat_config, keys_added_since
 from carvision.config.schema import NO_RESULT
-from carvision.errors import InputError
+from carvision.errors import InputError, one_line
 from carvision.files import locks
 from carvision.files.atomic import write_json, write_text
 from carvision.files.folders import BEST, CONFIG, LAST, is_run, shorten
@@ -43,7 +43,7 @@ def read_metrics(folder: Path) -> dict | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:100]
+        reason = one_line(error, 100)
     log.warning("%s is damaged (%s): the run counts as not finished", folder / METRICS, reason)
     return None
 

@@ -14,11 +14,11 @@ from carvision.config.compose import flat_config
 from carvision.data.paths import nfc
 from carvision.data.splits import splits_of
 from carvision.data.table import Table
-from carvision.errors import InputError
-from carvision.files.atomic import refuse_link_out
+from carvision.errors import InputError, one_line
+from carvision.files.atomic import link_or_copy, refuse_link_out
 from carvision.training.callbacks import read_history
 from carvision.training.optim import Phase, build_phases
-from carvision.training.run.checkpoints import BEST, LAST, NEW, PREVIOUS, is_intact, link_or_copy
+from carvision.training.run.checkpoints import BEST, LAST, NEW, PREVIOUS, is_intact
 from carvision.training.run.folder import METRICS, read_config
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def find_resume_point(folder: Path, repair: bool) -> ResumePoint | None:
         try:
             point, best_epoch = _read_resume_point(file)
         except Exception as error:  # torch and pickle raise many kinds for a damaged file
-            problems.append(f"{file} is not a complete checkpoint ({' '.join(str(error).split())[:100]})")
+            problems.append(f"{file} is not a complete checkpoint ({one_line(error, 100)})")
             continue
         for problem in problems:
             log.warning("%s; resuming from %s", problem, file.name)
@@ -82,7 +82,7 @@ def read_checkpoint(file: Path) -> dict:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch and pickle raise many kinds for a damaged file
-        raise ValueError(" ".join(str(error).split())[:100] or type(error).__name__) from None
+        raise ValueError(one_line(error, 100)) from None
     present = {key for key in state if key not in TRAINING_KEYS or state[key]} if isinstance(state, dict) else set()
     missing = (REQUIRED_KEYS | TRAINING_KEYS) - present
     if missing:
@@ -121,7 +121,7 @@ def load_best(folder: Path, lit: torch.nn.Module) -> dict:
             state = read_checkpoint(folder / name)
             lit.load_state_dict(state["state_dict"])
         except (ValueError, RuntimeError) as error:
-            problems.append(f"{folder / name}: {' '.join(str(error).split())[:100]}")
+            problems.append(f"{folder / name}: {one_line(error, 100)}")
             continue
         for problem in problems:
             log.warning("%s; the last epoch is tested and saved instead", problem)
@@ -232,7 +232,7 @@ def require_same_photos(table: Table, folder: Path, allow_changes: bool) -> None
         if "split" not in before or not before.index.is_unique:
             raise ValueError("not a list of photos and their splits")
     except (OSError, ValueError, KeyError) as error:
-        what = f"{file} can't be read ({' '.join(str(error).split())[:100]})"
+        what = f"{file} can't be read ({one_line(error, 100)})"
         if not allow_changes:
             raise InputError(
                 f"run.dir: {what}; give another folder, or use the photos as they are with run.allow_changes=true"

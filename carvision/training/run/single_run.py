@@ -93,7 +93,7 @@ def train_single_run(
         write_text(folder / "summary.txt", summarise_network(lit.model) + "\n")
         write_environment(folder, cfg, trainer)
     linear = wants_linear_start(cfg, lit.model)
-    datamodule.kept = cache = create_feature_cache(cfg, lit, datamodule, clock, with_train=linear)
+    datamodule.cached_features = cache = create_feature_cache(cfg, lit, datamodule, clock, with_train=linear)
     if linear:
         hooks: list[pl.Callback] = trainer.callbacks  # pyrefly: ignore[missing-attribute] - see callbacks_of
         hooks.insert(0, LinearStart(cache, clock, cfg["seed"]))
@@ -198,7 +198,7 @@ def _test(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, 
             metrics["decodings"]["val"] = best["decodings"]
         else:  # a checkpoint of an earlier version
             evaluated["val"] = (trainer.validate, lit.val_metrics)
-    if with_test and "test" in datamodule.photos:
+    if with_test and "test" in datamodule.datasets:
         evaluated["test"] = (trainer.test, lit.test_metrics)
     for split, (evaluate, counters) in evaluated.items():
         evaluate(lit, datamodule=datamodule, verbose=False)

@@ -1,4 +1,4 @@
-"""Runs read, put side by side and judged: on miniature folders in the layout that runs write."""
+"""Runs are found, read, named and put side by side: on miniature folders in the layout that runs write."""
 
 import json
 import logging
@@ -14,13 +14,13 @@ from carvision.errors import InputError
 from carvision.reports.comparison.frame import finest_metric, runs_frame, sort_by
 from carvision.reports.comparison.runs import find_runs, read_run
 from carvision.reports.comparison.settings import differing_keys, name_runs
-from carvision.reports.comparison.sheets import shown_columns
+from carvision.reports.comparison.tables import shown_columns
 
 NAN = float("nan")
 
 
 def write_run(folder: Path, top1=(0.2, 0.5, 0.4), heads=("class",), finished=True, price=None, **config) -> Path:
-    """An epoch for each of `top1`, the validation accuracy; config: keys with "__" for "."."""
+    """Write a run with an epoch for each of `top1`, the validation accuracy; config: keys with "__" for "."."""
     folder.mkdir(parents=True)
     nested: dict = {"callbacks": {"monitor": "val/loss", "mode": "min"}, "run": {"dir": str(folder)}}
     for key, value in config.items():
@@ -75,7 +75,7 @@ def compared(*folders: Path, **options):
     return runs_frame(runs, name_runs(runs), **options), runs
 
 
-def test_every_figure_is_that_of_the_files(tmp_path):
+def test_all_values_are_those_of_the_files(tmp_path):
     folders = [
         write_run(tmp_path / "two", heads=("make", "model"), price=0.25),
         write_run(tmp_path / "one", (0.3, 0.6)),
@@ -84,81 +84,78 @@ def test_every_figure_is_that_of_the_files(tmp_path):
     for (_, row), folder in zip(frame.iterrows(), folders, strict=True):
         metrics = json.loads((folder / "metrics.json").read_text())
         for split in ("train", "val", "test"):
-            figures = {name.removeprefix(f"{split}/"): row[name] for name in frame if name.startswith(f"{split}/")}
-            assert {name: v for name, v in figures.items() if not np.isnan(v)} == metrics[split]
-        assert row["best_epoch"] == metrics["best_epoch"] and row["folder"] == str(folder)
-        assert row["wall_min"] == metrics["seconds"]["total"] / 60
-        assert row["cpu_min"] == metrics["seconds"]["cpu"] / 60
-        assert row["training_s"] == metrics["seconds"]["training"]
-        assert row["parameters"] == 1_234_567 and row["state"] == "finished"
+            values = row.filter(like=f"{split}/").dropna()
+            assert {name.removeprefix(f"{split}/"): value for name, value in values.items()} == metrics[split]
+        seconds = metrics["seconds"]
+        assert (row["best_epoch"], row["folder"], row["state"]) == (metrics["best_epoch"], str(folder), "finished")
+        assert (row["wall_min"], row["cpu_min"]) == (seconds["total"] / 60, seconds["cpu"] / 60)
+        assert (row["training_s"], row["parameters"]) == (seconds["training"], 1_234_567)
     assert frame["cost"].tolist() == pytest.approx([0.25, NAN], nan_ok=True)
-    assert frame["epochs"].tolist() == [3, 2]
-    assert frame["best_after_s"].tolist() == [21, 21]
-
-
-def test_without_a_total_the_stages_are_added(tmp_path):
-    folder = write_run(tmp_path / "old")
-    metrics = json.loads((folder / "metrics.json").read_text())
-    del metrics["seconds"]["total"]
-    (folder / "metrics.json").write_text(json.dumps(metrics))
-    frame, _ = compared(folder)
-    assert frame["wall_min"].iloc[0] == (1 + 2 + 33 + 3) / 60 and frame["cpu_min"].iloc[0] == 66 / 60
+    assert frame["epochs"].tolist() == [3, 2] and frame["best_after_s"].tolist() == [21, 21]
+    frame, _ = compared(*folders, price_per_hour=0.9)
+    assert frame["cost"].tolist() == pytest.approx([0.9 * 40.5 / 3600, 0.9 * 28.5 / 3600])
+    metrics = json.loads((folders[0] / "metrics.json").read_text())
+    del metrics["seconds"]["total"]  # as of earlier versions: the stages are added
+    (folders[0] / "metrics.json").write_text(json.dumps(metrics))
+    row = compared(folders[0])[0].iloc[0]
+    assert row["wall_min"] == (1 + 2 + 33 + 3) / 60 and row["cpu_min"] == 66 / 60
 
 
 @pytest.mark.parametrize(
     ("monitor", "mode", "epoch"), [("val/loss", "min", 1), ("val/class/top1", "max", 1), ("gone", "max", 2)]
 )
-def test_an_unfinished_run_has_the_best_epoch_of_its_own_monitor(tmp_path, monitor, mode, epoch):
-    """Without the monitored column, the last epoch."""
+def test_an_unfinished_run_has_the_best_epoch_of_its_monitor_or_the_last(tmp_path, monitor, mode, epoch):
     folder = write_run(tmp_path / "run", finished=False, callbacks__monitor=monitor, callbacks__mode=mode)
     frame, _ = compared(folder)
-    row, history = frame.iloc[0], pd.read_csv(folder / "history.csv")
+    row = frame.iloc[0]
     assert row["state"] == "unfinished" and row["best_epoch"] == epoch
-    assert row["val/class/top1"] == history["val/class/top1"][epoch]
-    assert row["wall_min"] == pytest.approx(33 / 60)
-    assert "test/class/top1" not in frame
+    assert row["val/class/top1"] == pd.read_csv(folder / "history.csv")["val/class/top1"][epoch]
+    assert row["wall_min"] == pytest.approx(33 / 60) and "test/class/top1" not in frame
 
 
 def test_folds_are_one_run_with_mean_and_spread(tmp_path):
     parent = write_folds(tmp_path / "folds", [(0.2, 0.5), (0.3, 0.7), (0.4, 0.6, 0.5)])
     frame, runs = compared(tmp_path)
-    summary = json.loads((parent / "metrics.json").read_text())["test"]
+    summary = json.loads((parent / "metrics.json").read_text())["test"]["class/top1"]
     row = frame.iloc[0]
     assert len(frame) == 1 and row["folds"] == 3 and row["state"] == "finished"
-    assert row["test/class/top1"] == summary["class/top1"]["mean"]
-    assert row["test/class/top1/std"] == summary["class/top1"]["std"]
+    assert (row["test/class/top1"], row["test/class/top1/std"]) == (summary["mean"], summary["std"])
     assert row["val/class/top1"] == pytest.approx(0.6) and row["val/class/top1/std"] == pytest.approx(0.1)
     assert row["wall_min"] == pytest.approx((21 + 21 + 33 + 3 * 7.5) / 60)
     history = runs[0].history  # of the two epochs that all folds have
     assert history["epoch"].tolist() == [0, 1]
     assert history["val/class/top1"].tolist() == pytest.approx([0.3, 0.6])
+    for fold in parent.glob("fold_*"):
+        shutil.rmtree(fold)
+    frame, runs = compared(parent)  # the summary is left
+    assert frame["test/class/top1"].iloc[0] == summary["mean"] and frame["folds"].iloc[0] == 3
+    assert finest_metric(frame, runs) == "test/class/top1" and np.isnan(frame["wall_min"].iloc[0])
+    with pytest.raises(InputError, match="the longest has 0"):
+        compared(parent, epoch=1)
 
 
-def test_a_fold_besides_its_run_and_a_run_given_twice_count_once(tmp_path, caplog):
-    parent = write_folds(tmp_path / "folds", [(0.2, 0.5), (0.3, 0.7)])
-    single = write_run(tmp_path / "single")
-    with caplog.at_level(logging.WARNING):
-        found = find_runs([parent / "fold_1", single, tmp_path / "folds" / ".."])
+def test_each_run_is_found_once_in_the_order_of_its_number(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    for name in ("a/size_16", "a/size_8", "b"):
+        write_run(tmp_path / "many" / name)
+    write_run(tmp_path / "many" / "b" / "copies" / "earlier")  # a run's folder is not searched
+    found = find_runs([tmp_path / "many"])
+    assert [str(run.relative_to(tmp_path / "many")) for run in found] == ["a/size_8", "a/size_16", "b"]
+    (tmp_path / "x").mkdir()
+    parent = write_folds(tmp_path / "x" / "folds", [(0.2, 0.5), (0.3, 0.7)])
+    single = write_run(tmp_path / "x" / "single")
+    found = find_runs([parent / "fold_1", single, parent / ".."])
     assert [run.resolve() for run in found] == [single, parent]
     assert "is a part of" in caplog.text and "given twice" in caplog.text
 
 
-def test_runs_are_found_below_in_the_order_of_their_numbers(tmp_path):
-    for name in ("a/size_16", "a/size_8", "b"):
-        write_run(tmp_path / name)
-    write_run(tmp_path / "b" / "copies" / "earlier")  # a run's folder is not searched
-    found = find_runs([tmp_path])
-    assert [str(run.relative_to(tmp_path)) for run in found] == ["a/size_8", "a/size_16", "b"]
-
-
-def test_the_figures_of_an_epoch_are_those_of_the_history(tmp_path, caplog):
+def test_the_metrics_of_an_epoch_are_those_of_the_history(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
     folders = [write_run(tmp_path / "long", run__price_per_hour=3.0), write_run(tmp_path / "short", (0.3,))]
-    with caplog.at_level(logging.WARNING):
-        frame, _ = compared(*folders, epoch=2)
-    history = pd.read_csv(folders[0] / "history.csv")
-    row = frame.iloc[0]
-    assert row["val/class/top1"] == history["val/class/top1"][1]
-    assert row["train/loss"] == history["train/loss"][1]
+    frame, _ = compared(*folders, epoch=2)
+    history, row = pd.read_csv(folders[0] / "history.csv"), frame.iloc[0]
+    for name in ("val/class/top1", "train/loss"):
+        assert row[name] == history[name][1]
     assert row["wall_min"] == 21 / 60 and row["cost"] == pytest.approx(3 * 21 / 3600)
     assert frame.iloc[1].filter(like="val/").isna().all() and "has no epoch 2" in caplog.text
     assert not any(name.startswith("test/") for name in frame)
@@ -166,38 +163,28 @@ def test_the_figures_of_an_epoch_are_those_of_the_history(tmp_path, caplog):
         compared(*folders, epoch=9)
 
 
-def test_a_price_makes_cost_of_wall_time(tmp_path):
-    frame, _ = compared(write_run(tmp_path / "a", price=5.0), write_run(tmp_path / "b"), price_per_hour=0.9)
-    assert frame["cost"].tolist() == pytest.approx([0.9 * 40.5 / 3600] * 2)
-
-
-def test_tables_have_losses_and_accuracies_of_each_head_but_once_where_there_is_one(tmp_path):
-    frame, _ = compared(write_run(tmp_path / "a"))
-    assert shown_columns(frame)[1] == ["val/loss", "val/class/top1"]
-    frame, _ = compared(write_run(tmp_path / "b", heads=("make", "model")))
-    assert shown_columns(frame)[1] == [
+def test_tables_show_each_head_and_penalties_if_there_are_any(tmp_path):
+    folder = write_run(tmp_path / "a")
+    assert shown_columns(compared(folder)[0])[1] == ["val/loss", "val/class/top1"]
+    several = write_run(tmp_path / "b", heads=("make", "model"))
+    assert shown_columns(compared(several)[0])[1] == [
         "val/loss", "val/make/loss", "val/model/loss", "val/make/top1", "val/model/top1", "val/joint/top1",
     ]  # fmt: skip
-
-
-def test_penalties_are_a_column_only_where_there_are_any(tmp_path):
-    folder = write_run(tmp_path / "a")
     metrics = json.loads((folder / "metrics.json").read_text())
     metrics["val"]["loss_total"] += 0.5
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    frame, _ = compared(folder)
-    assert "val/loss_total" in shown_columns(frame)[1]
+    assert "val/loss_total" in shown_columns(compared(folder)[0])[1]
 
 
-def test_the_finest_head_has_the_most_classes(tmp_path):
+def test_the_finest_head_has_the_most_classes_or_is_the_last(tmp_path):
     folder = write_run(tmp_path / "a", heads=("make", "model", "doors"))
-    assert finest_metric(*compared(folder)) == "val/doors/top1"  # nothing known: the last
+    assert finest_metric(*compared(folder)) == "val/doors/top1"
     labels = {"make": {"ids": ["a", "b"]}, "model": {"ids": ["c", "d", "e"]}, "doors": {"ids": ["4"]}}
     (folder / "model.json").write_text(json.dumps({"labels": labels}))
     assert finest_metric(*compared(folder)) == "val/model/top1"
 
 
-def test_names_say_what_differs(tmp_path):
+def test_names_are_the_settings_that_differ(tmp_path):
     for name, optimizer, lr in (("a", "adam", 0.001), ("b", "sgd", 0.01), ("c", "sgd", 0.1)):
         write_run(tmp_path / name, optimizer__name=optimizer, optimizer__lr=lr, **{f"optimizer__{name}": 1})
     runs = [read_run(folder) for folder in find_runs([tmp_path])]
@@ -205,25 +192,22 @@ def test_names_say_what_differs(tmp_path):
     assert differing_keys(runs)[:2] == ["optimizer.name", "optimizer.lr"] and "run.dir" not in differing_keys(runs)
 
 
-def test_names_are_those_of_the_experiments_where_much_differs(tmp_path):
+def test_names_are_those_of_experiments_or_folders_if_much_or_nothing_differs(tmp_path):
     for i, experiment in enumerate(("baseline", "focal")):
         many = {f"model__{key}": i for key in ("pool", "weights", "neck", "mean")}
-        write_run(tmp_path / experiment / "2026-01-31_12-00-00", **many)
-        write_run(tmp_path / experiment / "2026-01-31_12-00-00_2", **many, optimizer__lr=0.1)
-    runs = [read_run(folder) for folder in find_runs([tmp_path])]
+        write_run(tmp_path / "much" / experiment / "2026-01-31_12-00-00", **many)
+        write_run(tmp_path / "much" / experiment / "2026-01-31_12-00-00_2", **many, optimizer__lr=0.1)
+    runs = [read_run(folder) for folder in find_runs([tmp_path / "much"])]
     assert name_runs(runs) == ["baseline lr=null", "baseline lr=0.1", "focal lr=null", "focal lr=0.1"]
     assert name_runs(runs[::2]) == ["baseline", "focal"]
-
-
-def test_names_of_equal_runs_have_their_folders(tmp_path):
-    folders = [write_run(tmp_path / name, seed__x=1) for name in ("first", "x/2026-01-31_12-00-00")]
-    same = [write_run(tmp_path / parent / "same") for parent in ("p", "q")]
-    assert name_runs([read_run(folder) for folder in folders]) == ["first", "x"]
-    names = name_runs([read_run(folder) for folder in same])
+    equal = [write_run(tmp_path / name, seed__x=1) for name in ("first", "x/2026-01-31_12-00-00", "p/same", "q/same")]
+    runs = [read_run(folder) for folder in equal]
+    assert name_runs(runs[:2]) == ["first", "x"]
+    names = name_runs(runs[2:])
     assert len(set(names)) == 2 and str(tmp_path / "p") in names[0]
 
 
-def test_sorting_puts_the_best_first_and_the_unknown_last():
+def test_sorting_puts_the_best_first_and_unknown_values_last():
     frame = pd.DataFrame({"val/loss": [2.0, NAN, 1.0], "val/class/top1": [0.1, 0.3, NAN]}, index=list("abc"))
     assert sort_by(frame, "val/loss").index.tolist() == ["c", "a", "b"]
     assert sort_by(frame, "val/class/top1").index.tolist() == ["b", "a", "c"]
@@ -239,7 +223,7 @@ def test_sorting_puts_the_best_first_and_the_unknown_last():
         ("config.yaml", "a: [", r"config\.yaml can't be read"),
     ],
 )
-def test_broken_files_end_as_one_line(tmp_path, file, content, message):
+def test_damaged_files_are_one_line(tmp_path, file, content, message):
     folder = write_run(tmp_path / "run")
     (folder / file).write_text(content)
     with pytest.raises(InputError, match=message) as caught:
@@ -259,14 +243,3 @@ def test_a_run_needs_only_its_history_or_its_metrics(tmp_path, caplog):
     assert frame["state"].tolist() == ["unfinished", "finished"]
     assert frame["val/class/top1"].tolist() == [0.5, 0.5] and np.isnan(frame["epochs"].iloc[1])
     assert "has not finished its first epoch" in caplog.text
-
-
-def test_of_folds_whose_folders_are_gone_the_summary_is_left(tmp_path):
-    parent = write_folds(tmp_path / "folds", [(0.2, 0.5), (0.3, 0.7)])
-    for fold in parent.glob("fold_*"):
-        shutil.rmtree(fold)
-    frame, runs = compared(parent)
-    assert frame["test/class/top1"].iloc[0] == pytest.approx(0.9 * 0.6) and frame["folds"].iloc[0] == 2
-    assert finest_metric(frame, runs) == "test/class/top1" and np.isnan(frame["wall_min"].iloc[0])
-    with pytest.raises(InputError, match="the longest has 0"):
-        compared(parent, epoch=1)

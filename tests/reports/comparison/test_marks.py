@@ -1,4 +1,4 @@
-"""What is best, and where: marks, the Pareto front, matrices, studies of one setting."""
+"""Marks of the best, the Pareto front, matrices, and studies of one setting."""
 
 import numpy as np
 import pandas as pd
@@ -7,11 +7,11 @@ import pytest
 from carvision.errors import InputError
 from carvision.reports.comparison.frame import pareto_front
 from carvision.reports.comparison.settings import against_of, matrix_of
-from carvision.reports.comparison.sheets import best_marks, matrix_marks, matrix_tables
+from carvision.reports.comparison.tables import best_marks, matrix_marks, matrix_tables
 from tests.reports.comparison.test_frame import NAN, compared, write_run
 
 
-def test_best_is_the_lowest_loss_and_time_and_the_highest_accuracy_with_ties(tmp_path):
+def test_the_lowest_loss_and_time_and_the_highest_accuracy_are_best_with_ties(tmp_path):
     frame, _ = compared(
         write_run(tmp_path / "a", (0.2, 0.5)),
         write_run(tmp_path / "b", (0.2, 0.5)),
@@ -25,9 +25,8 @@ def test_best_is_the_lowest_loss_and_time_and_the_highest_accuracy_with_ties(tmp
     assert not marks[["epochs", "best_epoch", "parameters"]].to_numpy().any()
 
 
-def test_what_reads_the_same_is_marked_the_same_and_a_number_alone_is_not():
-    figures = {"val/class/top1": [0.90001, 0.90002, 0.89], "val/class/loss": [0.5, NAN, NAN]}
-    frame = pd.DataFrame(figures, index=["a", "b", "c"])
+def test_values_shown_equal_are_marked_equal_and_a_single_one_is_not_marked():
+    frame = pd.DataFrame({"val/class/top1": [0.90001, 0.90002, 0.89], "val/class/loss": [0.5, NAN, NAN]}, list("abc"))
     assert best_marks(frame).to_numpy().tolist() == [[True, False], [True, False], [False, False]]
 
 
@@ -36,18 +35,12 @@ def test_the_pareto_front_is_that_of_the_definition():
     for lower in (False, True):
         amounts, values = random.integers(0, 9, 60).astype(float), random.integers(0, 9, 60).astype(float)
         amounts[3], values[5] = NAN, NAN
-        front = []
-        for i in range(60):
-            gain = values * (-1 if lower else 1)
-            worse = [
-                j
-                for j in range(60)
-                if amounts[j] <= amounts[i] and gain[j] >= gain[i] and (amounts[j] < amounts[i] or gain[j] > gain[i])
-            ]
-            if not worse and not np.isnan(amounts[i] + values[i]):
-                front.append(i)
+        gain = values * (-1 if lower else 1)
+        no_worse = (amounts <= amounts[:, None]) & (gain >= gain[:, None])
+        better = (amounts < amounts[:, None]) | (gain > gain[:, None])
+        front = np.flatnonzero(~(no_worse & better).any(axis=1) & ~np.isnan(amounts + values))
         found = pareto_front(amounts, values, lower)
-        assert sorted(found) == front
+        assert sorted(found) == front.tolist()
         assert (np.diff(amounts[found]) >= 0).all()
 
 

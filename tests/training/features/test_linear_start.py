@@ -11,7 +11,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from carvision.data.loading import dataset
-from carvision.data.loading.dataset import KeptPhotos
+from carvision.data.loading.dataset import CachedFeatures
 from carvision.data.table import UNKNOWN
 from carvision.errors import InputError
 from carvision.losses.classification import cross_entropy
@@ -142,7 +142,7 @@ def test_bad_and_unknown_photos_have_no_weight():
         model.description, labels, {"size_px": 32, "mean": [0.5] * 3, "std": [0.5] * 3}, {"name": "cross_entropy"},
         build_phases(cfg), {**cfg["augment"]}, {"make": [1.0, 3.0]}, model=model,
     )  # fmt: skip
-    part = KeptPhotos(torch.zeros(4, 2), np.arange(4), {1: "empty"}, {"make": torch.tensor([0, 0, -1, 1])})
+    part = CachedFeatures(torch.zeros(4, 2), np.arange(4), {1: "empty"}, {"make": torch.tensor([0, 0, -1, 1])})
     _, found = linear_start.head_problem(lit, "make", {"train": part, "val": part})
     assert found["train"][1].tolist() == [1, 0, 0, 3] and found["val"][1].tolist() == [1, 0, 0, 1]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from carvision.training.run.checkpoints import Output, VerifiedCheckpointIO, is_intact, link_or_copy, num_bytes
+from carvision.files.atomic import link_or_copy
+from carvision.training.run.checkpoints import Output, VerifiedCheckpointIO, is_intact, num_bytes
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What an export says of its network, and how its files appear."""
+"""The public metadata of an export, its atomic files, and its agreement with the run."""
 
 import pytest
 import torch
@@ -8,37 +8,34 @@ from carvision.exports.shared import atomic_export, largest_difference, public_a
 from tests.exports.saved import CONFIG
 
 
-def test_paths_are_reduced_to_their_last_names():
+def test_paths_are_reduced_to_their_last_component_and_the_rest_stays():
     public = public_about({"config": CONFIG, "decoding": "joint"})
     assert public["config"]["data"] == {"name": "manifest", "root": None, "file": "table.csv"}
     assert public["config"]["run"]["dir"] == "mine" and public["config"]["model"]["weights"] == "first"
     assert public["config"]["more"] == [{"anything": "else"}] and public["decoding"] == "joint"
     assert CONFIG["data"]["root"] == "/home/owner/secret/cars"  # untouched
-
-
-def test_what_is_no_path_stays():
     config = {"model": {"weights": "pretrained", "mean": [0.5], "backbone": "a/b"}, "data": {"root": None, "x": True}}
     assert public_about({"config": config})["config"] == config
     assert public_about({})["config"] == {}
 
 
-def test_files_appear_whole_or_not_at_all(tmp_path):
-    place = tmp_path / "new" / "file.txt"
-    with pytest.raises(ZeroDivisionError), atomic_export(place) as partial:
+def test_files_are_complete_or_absent(tmp_path):
+    target = tmp_path / "new" / "file.txt"
+    with pytest.raises(ZeroDivisionError), atomic_export(target) as partial:
         partial.write_text("half")
         1 / 0  # noqa: B018
     assert not list((tmp_path / "new").iterdir())
-    with atomic_export(place) as partial:
+    with atomic_export(target) as partial:
         partial.write_text("all")
-        assert not place.exists()
-    assert [file.name for file in (tmp_path / "new").iterdir()] == ["file.txt"] and place.read_text() == "all"
+        assert not target.exists()
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["file.txt"] and target.read_text() == "all"
     with pytest.raises(InputError, match=r"file.txt exists already; give another path with --out"):
-        atomic_export(place).__enter__()
+        atomic_export(target).__enter__()
     with pytest.raises(InputError, match="can't be written"):
-        atomic_export(place / "inside").__enter__()
+        atomic_export(target / "inside").__enter__()
 
 
-def test_differences_count_by_the_scale_of_each_output():
+def test_differences_are_relative_to_the_scale_of_each_output():
     ours = {"a": torch.tensor([100.0, 0.0]), "b": torch.tensor([1.0, 2.0])}
     assert largest_difference(ours, ours) == 0
     assert largest_difference(ours, {**ours, "a": torch.tensor([100.0, 1.0])}) == pytest.approx(0.01)

@@ -1,22 +1,16 @@
-"""Tables of a comparison as text and marks, independent of the output format."""
+"""The tables of a comparison: the metrics of the runs, their settings, matrices, and studies of one setting."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
+from rich.console import Console
 
-from carvision.reports.comparison.frame import (
-    NOT_METRICS,
-    SPREAD,
-    TIMES,
-    heads_of,
-    is_fraction,
-    lower_is_better,
-)
+from carvision.reports.comparison.frame import NOT_METRICS, SPREAD, TIMES, heads_of, is_fraction, lower_is_better
 from carvision.reports.comparison.runs import SPLITS, Run
 from carvision.reports.comparison.settings import Matrix, text_of
+from carvision.reports.tables import BEST, OVERALL, TextTable, fits, print_table
 
-BEST, OVERALL = "best", "overall"
 RUN_TITLES = {
     "best_epoch": "best epoch",
     "epochs": "epochs",
@@ -32,21 +26,6 @@ RUN_TITLES = {
 MAX_UPRIGHT = 6  # runs shown as columns; more are shown as rows
 
 
-@dataclass(frozen=True)
-class TextTable:
-    """A table of text.
-
-    rows, marks: of the same shape, marks "", "best" or "overall". breaks: rows with a line above them.
-    """
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-    marks: list[list[str]]
-    breaks: set[int] = field(default_factory=set)
-    notes: list[str] = field(default_factory=list)
-
-
 def title_of(column: str) -> str:
     """Return a readable title of a column: "val make top-1 %" for "val/make/top1"."""
     if column in RUN_TITLES:
@@ -57,8 +36,8 @@ def title_of(column: str) -> str:
     return f"{text} %" if is_fraction(column) else text
 
 
-def shown_value(column: str, value: float) -> float:
-    """Round as `text` displays: in %, minutes, epochs from 1. Values displayed the same count as equal."""
+def round_value(column: str, value: float) -> float:
+    """Round as format_value displays: in %, minutes, epochs from 1. Values displayed the same count as equal."""
     if is_fraction(column):
         return round(100 * value, 2)
     if column in ("best_epoch", "epoch"):
@@ -75,11 +54,11 @@ def _cost_digits(value: float) -> int:
     return 2 if value >= 1 else 4  # a small run costs less than a cent
 
 
-def text(column: str, value: float, spread: float = float("nan")) -> str:
+def format_value(column: str, value: float, spread: float = float("nan")) -> str:
     """Format a value of the column, with its standard deviation if given; "" for NaN."""
     if pd.isna(value):
         return ""
-    number = shown_value(column, value)
+    number = round_value(column, value)
     if column in NOT_METRICS:
         shown = f"{number:,.1f}".removesuffix(".0")
     else:
@@ -97,10 +76,10 @@ def best_marks(frame: pd.DataFrame) -> pd.DataFrame:
     A column with a single number has no best, nor is the time or cost of an unfinished run one.
     """
     marks = pd.DataFrame(False, index=frame.index, columns=frame.columns)
-    for column in frame.select_dtypes("number"):
+    for column in map(str, frame.select_dtypes("number")):
         if column in NOT_METRICS or column.endswith(SPREAD):
             continue
-        values = frame[column].map(lambda value, column=column: shown_value(column, value))
+        values = frame[column].map(lambda value, column=column: round_value(column, value))
         if column in TIMES and "state" in frame:
             values = values.where(frame["state"] != "unfinished")
         if values.count() > 1:
@@ -126,10 +105,12 @@ def shown_columns(frame: pd.DataFrame) -> list[list[str]]:
     return [group for group in kept if group]
 
 
-def cells(frame: pd.DataFrame, columns: Sequence[str]) -> tuple[list[list[str]], list[list[str]]]:
+def format_cells(frame: pd.DataFrame, columns: Sequence[str]) -> tuple[list[list[str]], list[list[str]]]:
     """Return texts and marks, one row per run."""
     marks = best_marks(frame)
-    rows = [[text(c, run[c], run.get(c + SPREAD, float("nan"))) for c in columns] for _, run in frame.iterrows()]
+    rows = [
+        [format_value(c, run[c], run.get(c + SPREAD, float("nan"))) for c in columns] for _, run in frame.iterrows()
+    ]
     return rows, [[BEST if marks.loc[name, c] else "" for c in columns] for name in frame.index]
 
 
@@ -151,7 +132,7 @@ def runs_table(
     """
     groups = [[c for c in group if only is None or c in only] for group in shown_columns(frame)]
     columns = [column for group in groups for column in group]
-    rows, marks = cells(frame, columns)
+    rows, marks = format_cells(frame, columns)
     names = run_names(frame)
     if upright is None:
         upright = len(frame) <= MAX_UPRIGHT
@@ -164,21 +145,41 @@ def runs_table(
     return TextTable(title, ["", *names], turned, turned_marks, starts, notes)
 
 
+def print_runs(frame: pd.DataFrame, title: str, notes: list[str], console: Console, first: Sequence[str]) -> None:
+    """Print the main table: one column per run if that fits, else one row per run with as many columns as fit.
+
+    first: the columns with priority.
+    """
+    upright = runs_table(frame, title, notes, upright=True)
+    if fits(upright, console):
+        print_table(upright, console)
+        return
+    every = [column for group in shown_columns(frame) for column in group]
+    ranked = [*first, *sorted(every, key=lambda column: column.startswith("train/"))]  # train last
+    chosen: list[str] = []
+    for column in dict.fromkeys(column for column in ranked if column in every):
+        if fits(runs_table(frame, title, notes, upright=False, only=[*chosen, column]), console):
+            chosen.append(column)
+    if len(chosen) < len(every):
+        notes = [*notes, f"{len(every) - len(chosen)} more columns are in compare.html, compare.md and compare.csv."]
+    print_table(runs_table(frame, title, notes, upright=False, only=chosen), console)
+
+
 def settings_table(runs: Sequence[Run], names: Sequence[str], keys: Sequence[str]) -> TextTable:
-    """Return the settings that differ, one row per key, or one row per run if there are many."""
+    """Return the settings in which the runs differ, one row per key, or one row per run if there are many."""
     rows = [[key, *(text_of(run.config[key]) if key in run.config else "" for run in runs)] for key in keys]
     header = ["", *names]
     if len(runs) > MAX_UPRIGHT:
         header, *rows = [list(row) for row in zip(header, *rows, strict=True)]
         header[0] = "run"
-    return TextTable("Settings that differ", header, rows, [[""] * len(row) for row in rows])
+    return TextTable("Settings that differ", header, rows)
 
 
 def matrix_tables(matrix: Matrix) -> list[TextTable]:
-    """Return the matrices of the metric and of the minutes; the best of each row and overall are marked."""
+    """Return the tables of the metric and of the minutes; the best of each row and of all is marked."""
     tables = []
     for frame, column in ((matrix.values, matrix.metric), (matrix.minutes, "wall_min")):
-        texts = [[text(column, value) for value in row] for row in frame.to_numpy()]
+        texts = [[format_value(column, value) for value in row] for row in frame.to_numpy()]
         if column == matrix.metric:
             counts = matrix.counts.to_numpy()
             texts = [
@@ -188,12 +189,13 @@ def matrix_tables(matrix: Matrix) -> list[TextTable]:
         rows = [[str(name), *row] for name, row in zip(frame.index, texts, strict=True)]
         marks = [["", *row] for row in matrix_marks(frame, column)]
         title = f"{title_of(column)} by {matrix.rows} and {matrix.columns}"
-        known = frame.stack()
         note = []
-        if column == "wall_min" and len(known) > 1:
+        if column == "wall_min" and frame.size > 1:
             title = f"Wall minutes by {matrix.rows} and {matrix.columns}, of the same runs"
-            slowest = " and ".join(map(str, known.idxmax()))
-            note = [f"Slowest: {slowest}, {text(column, known.max())} minutes."]
+            minutes = frame.to_numpy(float)
+            row, at = np.unravel_index(np.nanargmax(minutes), minutes.shape)
+            slowest = f"{rows[row][0]} and {frame.columns[int(at)]}, {format_value(column, minutes[row, at])} minutes"
+            note = [f"Slowest: {slowest}."]
         elif (matrix.counts > 1).to_numpy().any():
             note = ["(of n): the best of n runs in this cell."]
         tables.append(TextTable(title, ["", *map(str, frame.columns)], rows, marks, notes=note))
@@ -203,12 +205,12 @@ def matrix_tables(matrix: Matrix) -> list[TextTable]:
 def matrix_marks(frame: pd.DataFrame, column: str) -> list[list[str]]:
     """Return "overall" for the best of all, "best" for that of each row with more than one number, else ""."""
     lower = lower_is_better(column)
-    shown = frame.map(lambda value: shown_value(column, value))
+    shown = frame.map(lambda value: round_value(column, value))
     of_rows = shown.min(axis=1) if lower else shown.max(axis=1)
     overall = of_rows.min() if lower else of_rows.max()
     return [
-        [OVERALL if value == overall else BEST if value == of_rows[name] and row.count() > 1 else "" for value in row]
-        for name, row in shown.iterrows()
+        [OVERALL if value == overall else BEST if value == best and row.count() > 1 else "" for value in row]
+        for best, (_, row) in zip(of_rows, shown.iterrows(), strict=True)
     ]
 
 
@@ -220,7 +222,7 @@ def against_table(table: pd.DataFrame, key: str, metric: str) -> TextTable:
     named = table["group"].nunique() > 1
     for group, part in table.groupby("group", sort=False):
         breaks |= {len(rows)} if rows else set()
-        texts, group_marks = cells(part, columns)
+        texts, group_marks = format_cells(part, columns)
         for value, row, mark in zip(part[key], texts, group_marks, strict=True):
             rows.append([*([str(group)] if named else []), text_of(value), *row])
             marks.append(["", *([""] if named else []), *mark])

@@ -1,10 +1,12 @@
+"""Thresholds and ROC curves equal scikit-learn's, plain loops and cases by hand."""
+
 import math
 
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, roc_auc_score, roc_curve
 
-from carvision.verification.score import (
+from carvision.verification.metrics import (
     Roc,
     accuracy,
     best_threshold,
@@ -23,11 +25,11 @@ def made_scores(num: int, seed: int, ties: bool = False) -> tuple[np.ndarray, np
     return (np.round(2 * scores) / 2 if ties else scores).astype(np.float32), same
 
 
-CASES = [(2, 0, False), (7, 1, True), (50, 2, False), (50, 3, True), (1000, 4, False), (1000, 5, True)]
+CASES = [(2, 0, False), (7, 1, True), (50, 3, True), (1000, 4, False), (1000, 5, True)]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_roc_and_its_area_are_those_of_scikit_learn(case):
+def test_roc_and_auc_are_scikit_learns(case):
     scores, same = made_scores(*case)
     curve = roc(scores, same)
     far, tar, _ = roc_curve(same, scores, drop_intermediate=False)
@@ -38,7 +40,7 @@ def test_roc_and_its_area_are_those_of_scikit_learn(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_no_threshold_is_better(case):
+def test_no_other_threshold_is_more_accurate(case):
     scores, same = made_scores(*case)
     best = best_threshold(scores, same)
     every = [scores.min() - 1, *((a + b) / 2 for a in scores for b in scores[:60]), scores.max() + 1]
@@ -58,7 +60,7 @@ def test_no_threshold_is_better(case):
         ([1, np.nextafter(1, 2)], [0, 1], np.nextafter(1, 2)),  # no number between them
     ],
 )
-def test_where_the_threshold_lies(scores, same, threshold):
+def test_the_threshold_is_in_the_middle_of_the_gap_or_at_an_end(scores, same, threshold):
     assert best_threshold(np.array(scores, float), np.array(same, bool)) == threshold
 
 
@@ -83,7 +85,7 @@ def test_equal_error_rate_is_where_the_curve_meets_the_diagonal(case):
     assert min(lowest, highest) - 1e-9 <= 1 - rate <= max(lowest, highest) + 1e-9
 
 
-def test_accepted_at_a_false_accept_rate_as_counted_one_by_one():
+def test_true_accept_rates_equal_a_loop():
     rng = np.random.default_rng(0)
     same = np.arange(3000) < 1000
     scores = np.round(rng.normal(size=3000) + 2 * same, 2)
@@ -97,7 +99,7 @@ def test_accepted_at_a_false_accept_rate_as_counted_one_by_one():
     assert math.isnan(tar_at_far(curve, 4.9e-4))  # one of 2,000 is more
 
 
-def test_few_different_pairs_tell_nothing_of_low_false_accept_rates():
+def test_low_false_accept_rates_need_enough_different_pairs():
     for num_negatives, known in ((999, False), (1000, True)):
         same = np.arange(num_negatives + 10) < 10
         metrics = pair_metrics(np.where(same, 1.0, 0.0), same, 0.5)
@@ -106,8 +108,7 @@ def test_few_different_pairs_tell_nothing_of_low_false_accept_rates():
         assert metrics["tar_at_far_0.001"] == 1 if known else math.isnan(metrics["tar_at_far_0.001"])
 
 
-def test_a_threshold_next_to_a_score_parts_it_from_the_next_one():
-    """Scores are float32, and what lies between two neighbouring ones is not."""
+def test_a_threshold_separates_neighbouring_float32_scores():
     same, different = np.float32(0.5), np.nextafter(np.float32(0.5), np.float32(0))
     scores, truth = np.array([same, different], np.float32), np.array([True, False])
     assert accuracy(scores, truth, best_threshold(scores, truth)) == 1

@@ -1,8 +1,8 @@
-"""Names in Markdown: whatever they hold, they are shown as they are."""
+"""Names in Markdown and values in JSON: whatever they hold, they are shown as they are."""
 
 import pytest
 
-from carvision.reports.tables import code_block, escape_markdown
+from carvision.reports.tables import code_block, escape_markdown, without_nan
 
 
 @pytest.mark.parametrize(
@@ -27,10 +27,15 @@ from carvision.reports.tables import code_block, escape_markdown
         (7, "7"),
     ],
 )
-def test_nothing_in_a_name_means_anything(text, escaped):
+def test_markup_in_names_is_escaped(text, escaped):
     assert escape_markdown(text) == escaped
 
 
-def test_nothing_ends_a_block_of_code_within_it():
+def test_the_fence_of_a_code_block_is_not_in_its_text():
     assert code_block("a: 1", "yaml") == "```yaml\na: 1\n```"
     assert code_block("a\n```\n````\n<b>").splitlines()[::5] == ["`````", "`````"]
+
+
+def test_nan_is_none_at_any_depth():
+    nan = float("nan")
+    assert without_nan({"a": nan, "b": [1.5, nan, (2, "nan")]}) == {"a": None, "b": [1.5, None, [2, "nan"]]}

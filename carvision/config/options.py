@@ -1,0 +1,79 @@
+"""Provide what the plain commands share: parser, options, numbers, overrides, messages. Imports no torch.
+
+The commands that compose an experiment are started by compose.run_command instead.
+"""
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from carvision.config.overrides import expand_options
+
+
+def create_parser(command: str, description: str, usage: str | None = None) -> argparse.ArgumentParser:
+    """Return a parser for `python -m carvision.<command>`, whose --help keeps the description's lines."""
+    return argparse.ArgumentParser(
+        f"python -m carvision.{command}", usage=usage, description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+
+
+def add_run(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    """Add the argument RUN."""
+    parser.add_argument("run", type=Path, nargs=nargs, metavar="RUN", help="a run's folder, or its model.safetensors")
+
+
+def add_out_folder(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add --out DIR. default: where the command writes without it, for --help."""
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"where to write (default: {default})")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add --device."""
+    parser.add_argument(
+        "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:1, xla, ..."
+    )
+
+
+def whole_from(low: int) -> Callable[[str], int]:
+    """Return an option's type: whole numbers from `low` on."""
+
+    def whole(text: str) -> int:
+        if not text.isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number from {low}")
+        return int(text)
+
+    return whole
+
+
+def words_of(arguments: list[str] | None) -> list[str]:
+    """Return the arguments, or the command line's if None, with "~" expanded also in --option=~/path."""
+    return expand_options(sys.argv[1:] if arguments is None else arguments)
+
+
+def parse_with_overrides(
+    parser: argparse.ArgumentParser, arguments: list[str] | None, groups: tuple[str, ...] = ("data",)
+) -> argparse.Namespace:
+    """Return the options, with `overrides`: the words <group>=<choice> and <group>.<key>=<value> of these groups.
+
+    Ends the command at any other word that the parser does not know. arguments: as for words_of.
+    """
+    override = re.compile(rf"[+~]*({'|'.join(groups)})(\.\w+)*=")  # not a file named data.jpg
+    words = words_of(arguments)
+    # Taken out before argparse, so that one may also follow an option that takes several words
+    overrides = [word for word in words if override.match(word)]
+    options, unknown = parser.parse_known_args([word for word in words if word not in overrides])
+    if unknown:
+        command = parser.prog.rpartition(".")[2]
+        hint = f" (of training's keys {command} takes data=<choice> and data.<key>=<value>; the rest is the run's)"
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint if '=' in unknown[0] else ''}")
+    options.overrides = overrides
+    return options
+
+
+def log_to_stderr() -> None:
+    """Print log messages on standard error, as they are."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)

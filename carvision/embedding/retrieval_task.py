@@ -1,0 +1,144 @@
+"""The photos of a retrieval: the queries, and the gallery in which they are searched, with their embeddings."""
+
+import argparse
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from carvision.data.table import UNKNOWN, Classes, Table
+from carvision.embedding.embed import Source, open_source
+from carvision.embedding.store import Embeddings, is_folder_of_embeddings, read_embeddings
+from carvision.errors import InputError
+from carvision.evaluation.select import notes_on_seen_photos, select_split
+
+log = logging.getLogger(__name__)
+
+COPIED_KEYS = ("network", "weights", "layer", "unit_length", "crop_to_box")  # from embeddings.json to retrieval.json
+
+
+@dataclass(frozen=True)
+class RetrievalTask:
+    """Queries, and the gallery in which they are searched: embeddings of photos whose class of `label` is known.
+
+    own: int (Q,), the query's own row of the gallery, which does not count as found; -1: none. about: description for
+    retrieval.json, plain values.
+    """
+
+    queries: Embeddings
+    gallery: Embeddings
+    label: str
+    own: np.ndarray
+    about: dict
+
+    @property
+    def classes(self) -> Classes:
+        """The classes of the label."""
+        return self.queries.table.class_labels[self.label]
+
+    @property
+    def query_codes(self) -> np.ndarray:
+        """Classes of the queries, int (Q,)."""
+        return self.queries.table.rows[self.label].to_numpy()
+
+    @property
+    def gallery_codes(self) -> np.ndarray:
+        """Classes of the gallery, int (G,)."""
+        return self.gallery.table.rows[self.label].to_numpy()
+
+
+@dataclass(frozen=True)
+class PhotoCollection:
+    """The photos of the data, embedded on demand or read from saved embeddings.
+
+    source: None for saved embeddings, saved: None without. about, notes: for the report. packed: the photos are in a
+    pack, which saved embeddings can't open.
+    """
+
+    source: Source | None
+    saved: Embeddings | None
+    table: Table
+    about: dict
+    notes: list[str]
+    packed: bool = False
+
+    def embed(self, table: Table) -> Embeddings:
+        """Return the embeddings of `table`, a subset of the photos."""
+        if self.source is not None:
+            return self.source.embed(table)
+        assert self.saved is not None  # it is the one or the other
+        return self.saved.select(self.table.rows["path"].isin(table.rows["path"]).to_numpy())
+
+    def require_network(self, options: argparse.Namespace) -> Source:
+        """Return the source. Raises InputError for saved embeddings, which have no network."""
+        if self.source is None:
+            raise InputError(f"--query: {options.run} holds embeddings and no network; give the run that made them")
+        return self.source
+
+
+def open_photos(options: argparse.Namespace) -> PhotoCollection:
+    """Open the photos of a run, a backbone, or a folder that carvision.embed has written."""
+    split = options.split if options.leave_one_out else "train"  # the gallery needs the full split, not just test
+    if options.run is not None and is_folder_of_embeddings(options.run):
+        unsupported = options.overrides[:1] or (["--raw"] if options.raw else [])
+        unsupported = unsupported or ([f"--layer {options.layer}"] if options.layer != "auto" else [])
+        if unsupported:
+            raise InputError(
+                f"{unsupported[0]}: {options.run} holds computed embeddings; give the run to compute others"
+            )
+        saved, about = read_embeddings(options.run)
+        about_saved = {"embeddings": str(options.run), **{key: about[key] for key in COPIED_KEYS if key in about}}
+        return PhotoCollection(None, saved, saved.table, about_saved, [], about.get("packed", False))
+    source = open_source(options)
+    table = source.read_table(split)
+    notes = []
+    if not options.query:
+        notes = notes_on_seen_photos(select_split(table, options.split), options.split, source.splits_files)
+    return PhotoCollection(source, None, table, source.about, notes)
+
+
+def read_task(photos: PhotoCollection, options: argparse.Namespace) -> RetrievalTask:
+    """Embed the queries and the gallery. options: of carvision.retrieve.
+
+    Raises InputError for missing labels and photos.
+    """
+    label = photos.table.class_label(options.label, "--label")
+    queries = with_known_class(select_split(photos.table, options.split), label)
+    gallery = None if options.leave_one_out else gallery_of(photos.table, label, options.gallery)
+    if gallery is not None and not set(queries.rows[label]) & set(gallery.rows[label]):
+        log.warning("none of the queries' classes is among the gallery's: each is searched among the other queries")
+        gallery = None
+    about = {
+        **photos.about, "data": {"name": photos.table.name, "root": str(photos.table.root)}, "label": label,
+        "split": options.split, "gallery": "leave one out" if gallery is None else options.gallery or ["train"],
+        "notes": photos.notes,
+    }  # fmt: skip
+    embedded = photos.embed(queries)
+    among = embedded if gallery is None else photos.embed(gallery)
+    own = pd.Index(among.table.rows["path"]).get_indexer(pd.Index(embedded.table.rows["path"]))
+    return RetrievalTask(embedded, among, label, own, about)
+
+
+def gallery_of(table: Table, label: str, splits: list[str] | None) -> Table:
+    """Return the photos of these splits (None: train), without photos that the data set itself leaves out.
+
+    Raises InputError if there are none.
+    """
+    splits = splits or ["train"]
+    part = table.select(table.rows["split"].isin(splits))
+    if not len(part):
+        raise InputError(
+            f"--gallery: {table.name} has no {' or '.join(splits)} photos; choose others, or --leave-one-out"
+        )
+    return with_known_class(part, label)
+
+
+def with_known_class(table: Table, label: str) -> Table:
+    """Return the photos whose class is known, and log how many are left out. Raises InputError if there are none."""
+    unknown = (table.rows[label] == UNKNOWN).to_numpy()
+    if unknown.all():
+        raise InputError(f"--label: no photo of {table.name} has a known {label}; choose another label")
+    if unknown.any():
+        log.warning("%s photos of unknown %s are left out", f"{unknown.sum():,}", label)
+    return table.select(~unknown)

@@ -1,0 +1,197 @@
+"""The photos to predict and their order: folders, standard input, lists of text, and tables."""
+
+import io
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from carvision.data.paths import PhotoPaths
+from carvision.errors import InputError
+from carvision.inference import sources
+from carvision.inference.sources import (
+    Photo,
+    Sources,
+    check_list,
+    check_sources,
+    columns_of,
+    count_photos,
+    has_boxes,
+    iterate_photos,
+    require_photos,
+)
+
+TABLE = pd.DataFrame(
+    {
+        "model": ["9", None, " X5 "],
+        "path": ["a b.jpg", "x/ü,1.jpg", "c.jpg"],
+        "split": ["test", "valid", "TEST"],
+        "left": [1.0, None, 0.0],
+        "top": [2.0, None, 0.0],
+        "right": [30.5, None, 9.0],
+        "bottom": [40.0, None, 9.0],
+        "other": [1, 2, 3],
+    }
+)
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    photos = ("b/2.JPG", "b/10.jpeg", "b/c/1.png", "a.webp", "z.jpg")
+    for name in (*photos, "b/notes.txt", "README", ".hidden.jpg", ".h/x.jpg"):
+        file = tmp_path / "photos" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def read_list(file, split, labels):
+    """Return the rows without their files."""
+    return [(path, *rest) for path, _, *rest in sources.read_list(file, split, labels, PhotoPaths(file.parent))]
+
+
+def paths_in(file, split=None) -> list[str]:
+    return [row[0] for row in read_list(file, split, ())]
+
+
+def test_sources_come_in_the_order_given(tree, monkeypatch):
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"one.jpg\n\n/abs/two.jpg\r\nlast.jpg")))
+    (tree / "list.txt").write_text("in list.jpg\n")
+    photos = list(iterate_photos(Sources(("photos/z.jpg", "-", "photos/b"), tree / "list.txt", root=tree / "photos")))
+    assert [photo.path for photo in photos] == [
+        "photos/z.jpg", "one.jpg", "/abs/two.jpg", "last.jpg",
+        "photos/b/10.jpeg", "photos/b/2.JPG", "photos/b/c/1.png", "in list.jpg",
+    ]  # fmt: skip
+    assert photos[0].file == "photos/z.jpg"  # photos on the command line are not relative to the root
+    assert photos[1].file == str(tree / "photos" / "one.jpg") and photos[2].file == "/abs/two.jpg"
+    assert photos[-1] == Photo("in list.jpg", str(tree / "photos" / "in list.jpg"))
+
+
+def test_mistakes_are_reported_before_any_photo_is_read(tree):
+    (tree / "empty").mkdir()
+    (tree / "boxes.csv").write_text("path,left\na.jpg,1\n")
+    (tree / "t.csv").write_text("path,split\na.jpg,train\n")
+    for wrong, message in {
+        Sources(): "no photos given",
+        Sources(("nowhere.jpg",)): "nowhere.jpg does not exist",
+        Sources(("-", "-")): "standard input is given twice",
+        Sources(("empty",)): "no photos in empty",
+        Sources(("photos",), root=tree): "--root: .* is for the relative paths of a list",
+        Sources(("-",), root=tree / "no"): "--root: .* is not a folder",
+        Sources(("photos",), split="test"): "--split: test chooses rows of a table",
+        Sources(list_path=tree / "nolist"): "--list: .* does not exist",
+        Sources(list_path=tree / "README.csv"): "does not exist",
+        Sources(list_path=tree / "boxes.csv"): "has no column 'top', and a box needs",
+        Sources(list_path=tree / "t.csv", split="test"): "no row of .* has the split 'test'",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            check_sources(wrong)
+    check_sources(Sources(("photos", "-"), tree / "t.csv", tree, "train"))
+
+
+def test_photos_are_required_and_counted(tree):
+    with pytest.raises(InputError, match="no photos in -"):
+        list(require_photos(iter(()), Sources(("-",))))
+    assert list(require_photos(iter([Photo("a", "a")]), Sources(("-",)))) == [Photo("a", "a")]
+    assert count_photos(Sources(("photos", "photos/z.jpg")), seconds=60) == 6
+    assert count_photos(Sources(("photos", "-")), seconds=60) is None
+    (tree / "long.txt").write_text("a.jpg\n" * 5000)
+    assert count_photos(Sources(list_path=tree / "long.txt"), seconds=-1) is None
+
+
+@pytest.mark.parametrize(
+    ("suffix", "separator"),
+    [(".parquet", ""), *((suffix, separator) for suffix in (".csv", ".tsv") for separator in (",", ";", "\t"))],
+)
+def test_every_kind_of_table_has_the_same_rows(tmp_path, suffix, separator):
+    """Excel writes semicolons where the comma is the decimal point."""
+    file, table = tmp_path / f"list{suffix}", TABLE.replace("a b.jpg", "a,b;c.jpg")
+    if suffix == ".parquet":
+        table.to_parquet(file)
+    else:
+        table.to_csv(file, sep=separator, index=False, encoding="utf-8-sig")
+    check_list(file, "test")
+    assert columns_of(file) == list(TABLE.columns) and has_boxes(file)
+    assert read_list(file, None, ("make", "model")) == [
+        ("a,b;c.jpg", (1.0, 2.0, 30.5, 40.0), {"model": "9"}),
+        ("x/ü,1.jpg", None, {}),
+        ("c.jpg", (0.0, 0.0, 9.0, 9.0), {"model": "X5"}),
+    ]
+    assert paths_in(file, "test") == ["a,b;c.jpg", "c.jpg"] and paths_in(file, "val") == ["x/ü,1.jpg"]
+
+
+def test_odd_tables(tmp_path):
+    file = tmp_path / "list.parquet"
+    pd.DataFrame({"path": ["a.jpg", "b.jpg"], "make": [3.0, None]}).to_parquet(file)  # an empty cell made it a float
+    assert [row[2] for row in read_list(file, None, ("make",))] == [{"make": "3"}, {}]
+    file = tmp_path / "list.csv"
+    file.write_text("path,a;b\nx;1.jpg,2\n")
+    assert columns_of(file) == ["path", "a;b"] and paths_in(file) == ["x;1.jpg"]
+    file.write_text("path\nx;1,2.jpg\n")
+    assert paths_in(file) == ["x;1,2.jpg"]  # with one column, nothing separates
+
+
+def test_lines_of_text(tmp_path):
+    file = tmp_path / "list.txt"
+    file.write_bytes("\ufeffa b.jpg\r\n\n  \r\n ü,1.jpg\nlast.jpg".encode())
+    check_list(file, None)
+    assert columns_of(file) is None and not has_boxes(file)
+    assert paths_in(file) == ["a b.jpg", " ü,1.jpg", "last.jpg"]
+    file.write_bytes(b"caf\xe9.jpg\n")
+    with pytest.raises(InputError, match=r"^--list: .*: 'caf\\xe9.jpg' is not in the encoding UTF-8; save the list"):
+        paths_in(file)
+    (tmp_path / "caf\udce9.jpg").touch()
+    assert paths_in(file) == ["caf\udce9.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (("a.jpg,x,1", "b.jpg,y,2", "./a.jpg,z,1"), "model is 'x' of a.jpg in line 2, and 'z' of ./a.jpg in line 4"),
+        (
+            ("a.jpg,x,1", "sub\\..\\a.jpg,x,2", "b.jpg,x,1"),
+            r"make is '1' of a.jpg in line 2, and '2' of sub\\..\\a.jpg in line 3",
+        ),
+        (
+            ("{root}/a.jpg,x,1", "a.jpg,,1", "a.jpg,y,1"),
+            "model is 'x' of /.*/a.jpg in line 2, and 'y' of a.jpg in line 4",
+        ),
+        (("a.jpg,x,1", "b.jpg,x,1", "link/a.jpg,y,1"), "model is 'x' of a.jpg in line 2, and 'y' of link/a.jpg in"),
+    ],
+)
+def test_one_photo_with_two_classes(tmp_path, rows, message):
+    file = tmp_path / "list.csv"
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "link").symlink_to(tmp_path)
+    file.write_text("path,model,make\n" + "".join(f"{row.format(root=tmp_path)}\n" for row in rows), encoding="utf-8")
+    with pytest.raises(InputError, match=f"^--list: .*list.csv: one photo has two classes: {message}"):
+        read_list(file, None, ("model", "make"))
+    assert len(read_list(file, None, ())) == 3  # no label is asked for
+
+
+def test_one_photo_with_two_boxes_may_have_two_classes(tmp_path):
+    file = tmp_path / "list.csv"
+    boxes = "a.jpg,x,1,1,9,9\na.jpg,y,9,1,19,9\na.jpg,x,1,1,9,9\n"
+    file.write_text(f"path,model,left,top,right,bottom\n{boxes}", encoding="utf-8")
+    assert [row[2] for row in read_list(file, None, ("model",))] == [{"model": "x"}, {"model": "y"}, {"model": "x"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("l.csv", b"file;split\na.jpg;test\n", "has no column 'path'; its columns: file, split"),
+        ("l.csv", b"path,left,top,right,bottom\na.jpg,1,2\n", "line 2: the box 1 2 - - is not four numbers"),
+        ("l.csv", b"path\n\"" + b"a" * 200_000 + b"\"\n", "line 2 can't be read as CSV"),
+        ("l.csv", "path\na.jpg\n".encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
+        ("l.txt", "a.jpg\n".encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
+        ("l.txt", b"a.jpg\n\0\n", "line 2 is not text"),
+        ("l.parquet", b"no parquet", "can't be read as Parquet"),
+    ],
+)  # fmt: skip
+def test_damaged_lists_are_one_line(tmp_path, name, content, message):
+    file = tmp_path / name
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        check_list(file, None)
+        read_list(file, None, ())

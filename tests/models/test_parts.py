@@ -1,0 +1,346 @@
+"""Feature map, neck, pools, dense layers and loss weights, each recomputed from its formula."""
+
+import math
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+from carvision.config.compose import compose_alone, plain_config
+from carvision.config.schema import check_values
+from carvision.errors import InputError
+from carvision.models.backbones import load_backbone_weights
+from carvision.models.classifier import Classifier, Head, classifier_from
+from carvision.models.parts import (
+    ACTIVATIONS,
+    ChannelGate,
+    Dense,
+    GeM,
+    HeadWeights,
+    Layers,
+    Neck,
+    create_neck,
+    described,
+)
+from carvision.training.build import build_layers
+
+LEFT_OUT = {  # small networks, and what they have after the feature map
+    "test_resnet": (),
+    "test_convnext": ("head",),  # a norm
+    "test_mambaout": ("head",),  # channels last
+    "mobilenetv3_small_050": ("conv_head",),
+    "test_efficientnet": (),
+    "swin_tiny_patch4_window7_224": (),
+}
+
+
+def random_map(*shape: int, dtype=torch.float64) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+def images() -> torch.Tensor:
+    return random_map(2, 3, 64, 64, dtype=torch.float32)
+
+
+def create(backbone: str, **kwargs) -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(backbone, {"class": Head(2)}, 64, **kwargs)
+
+
+def unused_parameters(model: Classifier) -> list[str]:
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    loss = model.eval()(images())["class"].square().sum()
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return [name for name, gradient in zip(names, gradients, strict=True) if gradient is None]
+
+
+@pytest.mark.parametrize("backbone", LEFT_OUT)
+def test_layers_after_the_feature_map_are_left_out_with_a_pool_and_used_without(backbone):
+    neck = Neck(("spatial_dropout", "attention", "se"))
+    small = {"depths": (1,) * 4, "embed_dim": 24, "num_heads": (1, 2, 4, 8)} if "swin" in backbone else {}
+    with_pool = create(backbone, pool="gem", neck=neck, backbone_kwargs=small)
+    assert with_pool.backbone.left_out == LEFT_OUT[backbone] and unused_parameters(with_pool) == []
+    own_pool = create(backbone, neck=neck, backbone_kwargs=small)
+    assert not hasattr(own_pool.backbone, "left_out") and unused_parameters(own_pool) == []
+    whole = timm.create_model(backbone, num_classes=0, **({"img_size": 64, **small} if small else {}))
+    assert own_pool.backbone.state_dict().keys() == whole.state_dict().keys()
+
+
+@pytest.mark.parametrize(("backbone", "channels"), [("mobilenetv3_small_050", 1), ("test_mambaout", 3)])
+def test_the_neck_stands_between_feature_map_and_own_pool(backbone, channels):
+    model = create(backbone, neck=Neck(("attention",))).eval()
+    feature_map = model.backbone.forward_features(images())
+    as_bchw = feature_map.movedim(channels, 1)
+    gated = model.neck[0](as_bchw).movedim(1, channels)
+    torch.testing.assert_close(model.features(images()), model.backbone.forward_head(gated))
+    assert not torch.allclose(model.features(images()), model.backbone(images()))
+    assert model.neck[0].reduce.in_features == feature_map.shape[channels]
+
+
+def test_weights_of_the_whole_network_load_without_what_is_left_out(caplog):
+    """timm's files and runs of earlier versions also hold the layers after the feature map."""
+    with caplog.at_level("INFO"):
+        model = create("mobilenetv3_small_050", pool="avg")
+    assert "layers after its feature map are left out: conv_head" in caplog.text
+    torch.manual_seed(1)
+    whole = timm.create_model("mobilenetv3_small_050", num_classes=10)
+    load_backbone_weights(model.backbone, whole.state_dict(), "file")
+    torch.testing.assert_close(model.backbone.conv_stem.weight, whole.conv_stem.weight)
+    earlier = model.state_dict() | {"backbone.conv_head.weight": whole.conv_head.weight}
+    assert create("mobilenetv3_small_050", pool="avg").load_state_dict(earlier).missing_keys == []
+    with pytest.raises(InputError, match=r"1 belong to no part of it \(first: conv_header\.weight\)"):
+        load_backbone_weights(model.backbone, whole.state_dict() | {"conv_header.weight": torch.zeros(1)}, "file")
+
+
+def test_the_neck_is_described_and_may_be_missing_from_a_description():
+    model = create("test_resnet", pool="gem", neck=Neck(("se", "spatial_dropout"), dropout=0.3, se_reduction=4))
+    other = classifier_from(model.description)
+    assert other.description == model.description
+    assert isinstance(other.neck[0], ChannelGate) and isinstance(other.neck[1], nn.Dropout2d)
+    other.load_state_dict(model.state_dict())
+    torch.testing.assert_close(other.eval().features(images()), model.eval().features(images()))
+    earlier = {key: value for key, value in create("test_resnet").description.items() if key != "neck"}
+    for layers in (earlier["trunk"], earlier["heads"]["class"]["layers"]):
+        del layers["activation_slope"]
+    assert len(classifier_from(earlier).neck) == 0
+
+
+def test_channel_gate_is_its_formula():
+    torch.manual_seed(0)
+    gate = ChannelGate(6, reduction=2).double()
+    assert [tuple(p.shape) for p in gate.parameters()] == [(3, 6), (3,), (6, 3), (6,)]
+    w1, b1, w2, b2 = (p.detach().numpy() for p in gate.parameters())
+    x = random_map(2, 6, 3, 5).numpy()
+    expected = np.empty_like(x)
+    for photo in range(2):
+        mean = [x[photo, c].sum() / 15 for c in range(6)]
+        hidden = [max(0.0, sum(w1[u, c] * mean[c] for c in range(6)) + b1[u]) for u in range(3)]
+        for c in range(6):
+            z = sum(w2[c, u] * hidden[u] for u in range(3)) + b2[c]
+            expected[photo, c] = x[photo, c] / (1 + math.exp(-z))
+    np.testing.assert_allclose(gate(torch.from_numpy(x)).detach().numpy(), expected, rtol=1e-12)
+
+
+def test_blocks_stand_in_their_order_as_often_as_named():
+    torch.manual_seed(0)
+    neck = create_neck(Neck(("se", "spatial_dropout", "attention", "se"), dropout=0.4), 32)
+    assert [type(block) for block in neck] == [ChannelGate, nn.Dropout2d, ChannelGate, ChannelGate]
+    assert [block.reduce.out_features for block in neck if isinstance(block, ChannelGate)] == [2, 4, 2]
+    assert neck[1].p == 0.4
+    x = random_map(2, 32, 3, 3, dtype=torch.float32)
+    torch.testing.assert_close(neck.eval()(x), neck[3](neck[2](neck[0](x))))
+    assert not torch.allclose(neck(x), neck[0](neck[2](neck[2](x))))  # the two SE blocks differ
+    others = create_neck(Neck(("se", "attention"), attention_reduction=4, se_reduction=1000), 512)
+    assert [block.reduce.out_features for block in others] == [1, 128]
+    assert len(create_neck(Neck(), 32)) == 0
+
+
+def test_spatial_dropout_drops_whole_channels_of_single_photos():
+    torch.manual_seed(0)
+    out = create_neck(Neck(("spatial_dropout",), dropout=0.2), 100)(torch.ones(20, 100, 4, 4))
+    kept = out[:, :, 0, 0] != 0
+    assert torch.equal(out, kept[:, :, None, None].expand(-1, -1, 4, 4) / 0.8)
+    assert 0.15 < 1 - kept.float().mean() < 0.25 and not torch.equal(kept[0], kept[1])
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_gem_is_its_formula_and_learns_its_power(channels_last):
+    pool = GeM(channels_last).double()
+    assert pool.p.item() == 3 and pool.eps == 1e-6
+    x = random_map(2, 3, 4, 5)
+
+    def naive(p: float) -> np.ndarray:
+        clamped = np.maximum(x.numpy().astype(np.float32).astype(np.float64), 1e-6)
+        return np.array([[(sum(v**p for v in channel.flat) / 20) ** (1 / p) for channel in photo] for photo in clamped])
+
+    pooled = pool(x.permute(0, 2, 3, 1) if channels_last else x)
+    assert pooled.shape == (2, 3)
+    np.testing.assert_allclose(pooled.detach().numpy(), naive(3.0), rtol=1e-5)
+    pooled.sum().backward()
+    slope = (naive(3.0 + 1e-4).sum() - naive(3.0 - 1e-4).sum()) / 2e-4
+    assert slope > 0.1
+    assert pool.p.grad.item() == pytest.approx(slope, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gem_of_dark_channels_in_half_precision(dtype):
+    """eps^3 = 1e-18 would be 0 in 16 bits, and the gradient of its root NaN."""
+    x = torch.zeros(1, 2, 3, 3, dtype=dtype, requires_grad=True)
+    pool = GeM()
+    pooled = pool(x)
+    pooled.sum().backward()
+    assert pooled.dtype == dtype
+    assert torch.isfinite(pooled).all() and torch.isfinite(x.grad).all() and torch.isfinite(pool.p.grad)
+
+
+def test_layers_are_linear_activation_batch_norm_dropout():
+    dense = Dense(5, Layers(hidden=(4, 3), dropout=0.25, activation="leaky_relu", batch_norm=True, bias=False))
+    assert dense.blocks[0][1].negative_slope == 0.01  # PyTorch's, unless given as in test_a_layer_is_its_formula
+    kinds = [[type(layer) for layer in block] for block in dense.blocks]
+    assert kinds == [[nn.Linear, nn.LeakyReLU, nn.BatchNorm1d, nn.Dropout]] * 2
+    assert [block[0].weight.shape for block in dense.blocks] == [(4, 5), (3, 4)]
+    assert [(block[0].bias, block[3].p) for block in dense.blocks] == [(None, 0.25)] * 2
+    assert dense.num_outputs == 3
+
+
+def test_without_layers_dropout_alone_stands_before_the_output():
+    dense, x = Dense(1000, Layers(dropout=0.5)), torch.ones(20, 1000)
+    out, penalty = dense(x)
+    assert set(out.unique().tolist()) == {0.0, 2.0} and penalty == 0 and dense.num_outputs == 1000
+    assert torch.equal(dense.eval()(x)[0], x)
+    out, penalty = Dense(1000, Layers(l2=1.0, activity_l1=1.0))(x)
+    assert torch.equal(out, x) and penalty == 0
+
+
+@pytest.mark.parametrize(
+    ("activation", "formula"),
+    [
+        ("relu", lambda x: max(x, 0.0)),
+        ("leaky_relu", lambda x: x if x > 0 else 0.3 * x),
+        ("elu", lambda x: x if x > 0 else math.exp(x) - 1),
+        ("sigmoid", lambda x: 1 / (1 + math.exp(-x))),
+        ("gelu", lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2)))),
+        ("silu", lambda x: x / (1 + math.exp(-x))),
+        ("tanh", math.tanh),
+        ("none", lambda x: x),
+    ],
+)
+def test_a_layer_is_its_formula(activation, formula):
+    torch.manual_seed(0)
+    dense = Dense(3, Layers(hidden=(2,), activation=activation, activation_slope=0.3, batch_norm=True)).double().eval()
+    linear, _, norm = dense.blocks[0]
+    norm.running_mean[:], norm.running_var[:] = torch.tensor([0.5, -1.0]), torch.tensor([4.0, 0.25])
+    x = torch.randn(5, 3, dtype=torch.float64)
+    expected = np.empty((5, 2))
+    for row in range(5):
+        for unit in range(2):
+            z = sum(x[row, i].item() * linear.weight[unit, i].item() for i in range(3)) + linear.bias[unit].item()
+            mean, var = norm.running_mean[unit].item(), norm.running_var[unit].item()
+            expected[row, unit] = (formula(z) - mean) / math.sqrt(var + norm.eps)
+    np.testing.assert_allclose(dense(x)[0].detach().numpy(), expected, rtol=1e-9)
+    assert activation in ACTIVATIONS
+
+
+def test_keras_batch_norm_follows_keras_formula():
+    """new = 0.99 * old + 0.01 * batch; output (x - mean) / sqrt(var + 1e-3)."""
+    dense = Dense(2, Layers(hidden=(2,), activation="none", batch_norm="keras", bias=False)).double()
+    linear, _, norm = dense.blocks[0]
+    with torch.no_grad():
+        linear.weight.copy_(torch.eye(2))
+    x = torch.tensor([[0.0, 0.1], [0.02, 0.3], [0.04, 0.2]], dtype=torch.float64)
+    expected = (x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-3).sqrt()
+    torch.testing.assert_close(dense(x)[0], expected)
+    torch.testing.assert_close(norm.running_mean, 0.01 * x.mean(0))
+
+
+L2, ACTIVITY_L1 = (0.1, 0.0, 0.3), (0.0, 0.02, 0.01)
+
+
+def naive_penalty(dense: Dense, x: torch.Tensor, num_photos: int) -> float:
+    """Keras' penalties: l2 * sum(w^2) of the kernels; l1 * sum(|a|) / photos of the activations, before batch norms."""
+    total = 0.0
+    for block, l2, l1 in zip(dense.blocks, L2, ACTIVITY_L1, strict=True):
+        activity = (x @ block[0].weight.T + block[0].bias).tanh()
+        total += l2 * sum(w**2 for w in block[0].weight.flatten().tolist())
+        total += l1 * sum(abs(a) for a in activity.flatten().tolist()) / num_photos
+        x = block[2](activity)
+    return total
+
+
+def test_penalties_are_keras_formulas_with_one_number_for_each_layer():
+    torch.manual_seed(0)
+    lists = {"dropout": [0.0, 0.5, 0.25], "l2": list(L2), "activity_l1": list(ACTIVITY_L1)}
+    layers = Layers([6, 5, 4], activation="tanh", batch_norm=True, **lists)
+    dense = Dense(8, layers).double().eval()
+    rates = [[layer.p for layer in block if isinstance(layer, nn.Dropout)] for block in dense.blocks]
+    assert rates == [[], [0.5], [0.25]]
+    for block in dense.blocks:
+        block[2].running_mean.fill_(0.5)
+    x = torch.randn(7, 8, dtype=torch.float64)
+    assert dense(x)[1].item() == pytest.approx(naive_penalty(dense, x, 7))
+    assert Layers(**asdict(layers)) == layers
+    numbers = Layers((3, 2), dropout=0.5, l2=0.1, activity_l1=0.2)
+    repeated = Layers((3, 2), dropout=(0.5, 0.5), l2=(0.1, 0.1), activity_l1=(0.2, 0.2))
+    assert str(Dense(4, numbers)) == str(Dense(4, repeated))
+    assert Dense(4, numbers).penalties == Dense(4, repeated).penalties == [(0.1, 0.2)] * 2
+
+
+def test_activities_are_averaged_by_shares_or_summed_over_the_photos_of_the_batch():
+    torch.manual_seed(0)
+    layers = Layers((6, 5, 4), activation="tanh", batch_norm=True, activity_l1=ACTIVITY_L1)
+    summing = Layers(**asdict(layers) | {"activity_l1_reduction": "sum"})
+    mean, total = Dense(8, layers).double().eval(), Dense(8, summing).double().eval()
+    total.load_state_dict(mean.state_dict())
+    x = torch.randn(7, 8, dtype=torch.float64)
+    shares = torch.tensor([1, 1, 0, 1, 0, 1, 1], dtype=torch.float64) / 5  # two photos are unreadable
+    weights = sum(l2 * block[0].weight.square().sum().item() for l2, block in zip(L2, mean.blocks, strict=True))
+    expected = naive_penalty(mean, x[shares > 0], 1) - weights
+    assert total(x)[1].item() == pytest.approx(naive_penalty(mean, x, 1) - weights)
+    assert total(x, shares)[1].item() == pytest.approx(expected)
+    assert mean(x, shares)[1].item() == pytest.approx(expected / 5)
+    assert total(x, torch.zeros(7))[1] == 0
+    assert "activity_l1_reduction" not in described(layers) and Layers(**described(layers)) == layers
+    assert Layers(**described(summing)) == summing
+
+
+def test_lists_and_keywords_can_be_given_on_the_command_line():
+    overrides = [
+        "model.neck=[spatial_dropout,attention,se,attention]", "model.neck_dropout=0.3", "model.pool=gem",
+        "model.trunk.hidden=[8,4]", "model.trunk.dropout=[0.1,0.2]", "model.trunk.l2=[0,1e-3]",
+        "model.trunk.batch_norm=keras", "model.heads.make.hidden=[5]", "model.heads.make.activity_l1=[1e-3]",
+    ]  # fmt: skip
+    model = plain_config(compose_alone("train", overrides))["model"]
+    assert model["neck"] == ["spatial_dropout", "attention", "se", "attention"]
+    trunk = Layers((8, 4), dropout=(0.1, 0.2), l2=(0, 1e-3), batch_norm="keras")
+    assert build_layers(model["trunk"], "model.trunk") == trunk
+    assert build_layers(model["heads"]["make"], "").activity_l1 == (1e-3,)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"neck": ["attention", "sse"]}, r"neck: \['attention', 'sse'\] is not a list whose items are each one of"),
+        ({"neck": "se"}, "neck: 'se' is not a list"),
+        ({"trunk": {"dropout": [0.1, 1.5]}}, r"trunk\.dropout: .* is not a number from 0 to 1 or a list"),
+        ({"trunk": {"batch_norm": "tf"}}, r"trunk\.batch_norm: 'tf' is not true or false or one of keras"),
+        ({"se_reduction": 0}, r"se_reduction: 0 is not a whole number from 1"),
+    ],
+)
+def test_wrong_values_of_the_configuration_are_one_line(values, message):
+    with pytest.raises(InputError, match=rf"model\.{message}"):
+        check_values({"model": values})
+
+
+@pytest.mark.parametrize("key", ["dropout", "l2", "activity_l1"])
+def test_a_list_of_another_length_is_one_line(key):
+    with pytest.raises(InputError) as raised:
+        build_layers({"hidden": [512, 256], key: [0.1, 0.2, 0.3]}, "model.trunk")
+    assert str(raised.value) == (
+        f"model.trunk.{key}: [0.1, 0.2, 0.3] has 3 numbers for the 2 layers of hidden: [512, 256]; "
+        "give one number for all, or one for each"
+    )
+    with pytest.raises(InputError, match=f"model.heads.make.{key}: .* 1 numbers for the 0 layers"):
+        build_layers({key: [0.1]}, "model.heads.make")
+
+
+def test_learned_head_weights_scale_the_gradients_of_their_heads():
+    weigh = HeadWeights(["make", "model"])
+    assert weigh.weights() == {"make": 1.0, "model": 1.0}
+    with torch.no_grad():
+        weigh.log_variances.copy_(torch.tensor([0.0, math.log(4.0)]))
+    make, model = torch.tensor(2.0, requires_grad=True), torch.tensor(3.0, requires_grad=True)
+    total = weigh({"model": model, "make": make}, torch.tensor([True, True]))
+    assert total.item() == pytest.approx(2.0 + 3.0 / 4 + math.log(4.0) / 2)
+    total.backward()
+    assert (make.grad.item(), model.grad.item()) == pytest.approx((1.0, 0.25))
+    assert weigh.weights() == pytest.approx({"make": 1.0, "model": 0.25})
+    assert weigh.log_variances.grad.tolist() == pytest.approx([0.5 - 2.0, 0.5 - 3.0 / 4])  # 0 at log(2 * loss)
+
+
+def test_a_head_without_a_known_label_moves_no_weight():
+    weigh = HeadWeights(["make", "model"])
+    weigh({"make": torch.tensor(0.0), "model": torch.tensor(1.0)}, torch.tensor([False, True])).backward()
+    assert weigh.log_variances.grad.tolist() == [0.0, -0.5]
