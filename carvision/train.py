@@ -25,9 +25,9 @@ def train(cfg: "DictConfig") -> None:
 
         use_cores(trainer["devices"])
     # Imported here, as a wrong value is reported without torch and Lightning
-    from carvision.training.run.run import run
+    from carvision.training.run.start import train as start_training
 
-    run(config, str(name))
+    start_training(config, str(name))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ from carvision.training.build import build_datamodule, build_lit_classifier
 from carvision.training.callbacks import Clock
 from carvision.training.module import LitClassifier
 from carvision.training.optim import create_optimizer
-from carvision.training.run.fit import _quiet_libraries as quiet_libraries
+from carvision.training.run.single_run import quiet_libraries
 from carvision.training.trainer import build_trainer, fit_phases
 
 NUM_BATCHES = 8  # in memory

@@ -23,7 +23,7 @@ from carvision.search.study import create_pruner, open_storage
 from carvision.training.callbacks import History, read_history
 from carvision.training.distributed.collectives import broadcast_object
 from carvision.training.distributed.launch import is_first_process
-from carvision.training.run.run import run
+from carvision.training.run.start import train
 from carvision.training.run.stopping import Stopped
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def run_trial(plan_file: Path) -> None:
 
             use_cores(config["trainer"]["devices"])
         reporting = Reporting(plan)
-        run(config, plan["study"], [reporting])
+        train(config, plan["study"], [reporting])
     sys.exit(PRUNED if reporting.pruned and is_first_process() else 0)
 
 

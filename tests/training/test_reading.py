@@ -1,4 +1,4 @@
-"""What is read in a run, counted photo by photo, and when; copies of the batch; updates of the weights."""
+"""How often and when a run reads each photo; batches without copies; updates of the weights."""
 
 import time
 from collections import Counter
@@ -16,7 +16,7 @@ EPOCHS = 2
 
 @pytest.fixture
 def reads(tmp_path, monkeypatch):
-    """A file with a line for each photo that any process reads: its path and the epoch, -1 where it is not training."""
+    """A file with a line for each photo that any process reads: its path and the epoch, -1 if not for training."""
     file, read = tmp_path / "reads.csv", PhotoDataset.__getitem__
     file.write_text("path,epoch\n")
 
@@ -60,9 +60,8 @@ def test_validation_photos_are_read_before_the_last_step_is_over(demo_photos, tm
     assert len(waited) == EPOCHS and max(waited) < 60
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
-def test_a_step_is_one_pass_of_the_batch_itself_and_one_update(accumulate, demo_photos, tmp_path, monkeypatch):
-    """The step has the very memory that the reader filled; the weights change once in so many batches."""
+def test_a_step_gets_the_batch_itself_and_the_weights_change_once_in_three_batches(demo_photos, tmp_path, monkeypatch):
+    """Not a copy: the step has the memory that the worker filled."""
     read, step, update = PhotoDataset.__getitem__, LitClassifier.training_step, torch.optim.AdamW.step
     made, passed, updates = [], [], []
 
@@ -78,9 +77,8 @@ def test_a_step_is_one_pass_of_the_batch_itself_and_one_update(accumulate, demo_
     monkeypatch.setattr(PhotoDataset, "__getitem__", noted_read)
     monkeypatch.setattr(LitClassifier, "training_step", noted_step)
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda *a, **k: updates.append(None) or update(*a, **k))
-    folder = train(
-        tmp_path / "run", *demo(demo_photos), "trainer.max_epochs=1", f"trainer.accumulate_grad_batches={accumulate}"
-    )
+    overrides = [*demo(demo_photos), "trainer.max_epochs=1", "trainer.accumulate_grad_batches=3"]
+    folder = train(tmp_path / "run", *overrides)
     num_batches = -(-(pd.read_csv(folder / "splits.csv")["split"] == "train").sum() // 16)
     assert passed == [True] * num_batches
-    assert len(updates) == -(-num_batches // accumulate)
+    assert len(updates) == -(-num_batches // 3)
