@@ -167,6 +167,7 @@ def one_of_classes(root: Path, num_classes: int) -> dict:
     """Measure steps with logits that exist already: what is left is the cost of the step itself."""
     import torch
 
+    from carvision.models.classifier import Outputs
     from carvision.system.runtime import keep_freed_memory
     from carvision.training.build import build_datamodule, build_lit_classifier
 
@@ -179,7 +180,7 @@ def one_of_classes(root: Path, num_classes: int) -> dict:
     batch = next(iter(datamodule.train_dataloader()))
     sizes = {name: len(label["ids"]) for name, label in lit.labels.items()}
     logits = {name: torch.randn(BATCH, size, requires_grad=True) for name, size in sizes.items()}
-    lit.outputs = lambda images, shares: (logits, torch.zeros(()))
+    lit.outputs = lambda images, shares: Outputs(logits, torch.zeros(()), torch.zeros(BATCH, 1), None)
     found = {"training step, ms": milliseconds(lambda: lit.train().training_step(batch, 0).backward())}
     with torch.inference_mode():
         found["validation step, ms"] = milliseconds(lambda: lit.eval().validation_step(batch, 0))
