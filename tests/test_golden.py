@@ -1,4 +1,4 @@
-"""What carvision gives is as tests/golden has it, and runs of earlier code open and continue. See scripts/golden.py."""
+"""Compare what carvision composes and writes with tests/golden, and resume runs of earlier code (scripts/golden.py)."""
 
 import difflib
 import importlib.util
@@ -108,7 +108,7 @@ def test_an_earlier_run_that_was_interrupted_inside_an_epoch_is_resumed(run_fork
 
 
 def test_an_earlier_search_that_was_interrupted_inside_a_trial_is_resumed(run_forked, demo_photos, tmp_path):
-    """As the run. Its first trial was complete, its second had one of four epochs."""
+    """Like the run. Its first trial was complete, its second had one of four epochs."""
     folder = tmp_path / "search"
     shutil.copytree(GOLDEN / "search", folder)
     histories = [folder / "trials" / name / "history.csv" for name in ("0000", "0001")]
