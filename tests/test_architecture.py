@@ -46,7 +46,7 @@ SHORT = {
 }
 # What one module, or one room, has to itself
 ONE_HOME = {
-    "hydra": ("carvision.config", "carvision.search.space"),  # the latter is written in the grammar of its overrides
+    "hydra": ("carvision.config",),
     "fcntl": ("carvision.files.locks",),
     "rich.progress": ("carvision.files.progress",),
     "pytorch_lightning": ("carvision.training", "carvision.data.loading.loader", "carvision.search.trial"),

@@ -1,4 +1,4 @@
-"""What carvision gives is as tests/golden has it, and runs of earlier code open and continue. See scripts/golden.py."""
+"""Compare what carvision composes and writes with tests/golden, and resume runs of earlier code (scripts/golden.py)."""
 
 import difflib
 import importlib.util
@@ -11,6 +11,7 @@ import sys
 import pandas as pd
 import pytest
 
+from carvision.config.schema import ALLOWED, check_of
 from tests import forked
 from tests.conftest import ROOT
 
@@ -57,6 +58,27 @@ def test_every_command_experiment_and_choice_composes_the_configuration_it_did()
     require_equal(done.stdout, "configs.yaml")
 
 
+def test_every_composed_value_is_allowed_and_every_allowed_key_is_composed(golden):
+    sections = golden.read_yaml((GOLDEN / "configs.yaml").read_text(encoding="utf-8"))
+    sections["phases"] = {"phases.a.epochs": 1, "phases.a.train_layers": "all", "phases.a.optimizer": {}}
+    sections["phases"]["phases.a.schedule.name"] = "constant"
+    composed = set()
+    for section, values in sections.items():
+        for key, value in values.items():
+            parts = key.split(".")
+            for start, index in (("model.heads.", 2), ("phases.", 1)):
+                if key.startswith(start):
+                    parts[index] = "*"
+            composed |= {".".join(parts[:num]) for num in range(1, len(parts) + 1)}
+            known = key
+            while check_of(known) is None and "." in known:  # up to the mapping that holds the key
+                known = known.rpartition(".")[0]
+            check, inside = check_of(known), {key.removeprefix(f"{known}."): value}
+            if value not in ("???", "(none)", {}):  # "(none)": missing, unlike in the section compared with
+                assert check and check(value if known == key else inside) is None, (section, key, value)
+    assert set(ALLOWED) - composed == set()
+
+
 @pytest.mark.slow
 def test_commands_write_the_files_columns_and_keys_they_did(golden, demo_photos, tmp_path):
     (tmp_path / "photos").symlink_to(demo_photos)
@@ -86,7 +108,7 @@ def test_an_earlier_run_that_was_interrupted_inside_an_epoch_is_resumed(run_fork
 
 
 def test_an_earlier_search_that_was_interrupted_inside_a_trial_is_resumed(run_forked, demo_photos, tmp_path):
-    """As the run. Its first trial was complete, its second had one of four epochs."""
+    """Like the run. Its first trial was complete, its second had one of four epochs."""
     folder = tmp_path / "search"
     shutil.copytree(GOLDEN / "search", folder)
     histories = [folder / "trials" / name / "history.csv" for name in ("0000", "0001")]

@@ -56,7 +56,7 @@ def test_help_imports_nothing_heavy(command):
 
 @pytest.mark.parametrize("override", ["data.split.kind=offical", "data.rot=photos", "data=folder"])
 def test_a_mistake_is_one_line_and_imports_nothing_heavy(override, tmp_path):
-    """Of a value, of a key, and of what must be given."""
+    """A wrong value, an unknown key, and a value that must be given."""
     text, imported = python("-m", "carvision.train", override, check=1, cwd=tmp_path, HYDRA_FULL_ERROR="")
     assert text.startswith("error: data") and text.count("\n") == 1 and not list(tmp_path.iterdir())
     assert not imported & HEAVY

@@ -165,7 +165,7 @@ def _in_a_shell(word: str) -> str:
 
 @dataclass(frozen=True)
 class Searched:
-    """What an override searches, of Hydra's types.
+    """The values that an override searches.
 
     kind: "choice", "range", "interval", or another of Hydra's functions, such as "glob". tags: sorted. values: of a
     choice or range, each as an override writes it. start, end: of an interval. step: of a range.

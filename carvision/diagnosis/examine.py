@@ -144,8 +144,8 @@ def examine_disk(out: Path) -> Examination:
 
 def examine_photos(facts: dict, data: str | None, say: Callable[[str], None]) -> Examination:
     """Measure decoding and reading, while nothing else of the doctor's runs."""
-    if any("error" in facts["answers"].get(f"import:{name}", {"error": ""}) for name in ("PIL", "numpy", "torch")):
-        findings = [Finding("note", "decoding", "could not be measured without Pillow, NumPy and torch")]
+    if any("error" in facts["answers"].get(f"import:{name}", {"error": ""}) for name in ("PIL", "numpy")):
+        findings = [Finding("note", "decoding", "could not be measured without Pillow and NumPy")]
         return Examination([], findings)
     say("measuring how fast photos are decoded" + (" and read" if data else ""))
     step = f"data:{data}"

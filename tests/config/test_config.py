@@ -2,50 +2,29 @@
 
 import importlib.util
 import re
-from functools import cache
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
 
-from carvision.config.compose import compose_alone, conf_dir, flat_config, help_of, options_of, plain_config
-from carvision.config.schema import ALLOWED, check_values
+from carvision.config.compose import compose_alone, conf_dir, help_of, options_of, plain_config
+from carvision.config.schema import check_values
 from carvision.errors import InputError, one_line_errors
 
 GROUPS = (
     "data", "model", "loss", "metric_loss", "augment", "optimizer", "schedule", "trainer", "callbacks", "logger",
     "experiment",
 )  # fmt: skip
-CHOICES = [f"{group}={choice}" for group in GROUPS for choice in options_of(group)]
-MUST = {"data.root": "photos", "data.file": "table.csv", "optimizer.name": "adan"}
 
 
-@cache
 def composed(*overrides: str) -> dict:
-    cfg = compose_alone("train", list(overrides))
-    for key, value in MUST.items():
-        group, name = key.split(".")
-        if OmegaConf.is_missing(cfg[group], name):
-            OmegaConf.update(cfg, key, value)
-    return plain_config(cfg)
+    return plain_config(compose_alone("train", list(overrides)), complete=False)
 
 
-def test_every_choice_composes_with_allowed_values_and_every_allowed_key_is_in_some_file():
-    written = set()
-    for choice in [*CHOICES, "+phases.a={epochs:1,schedule:{name:constant}}"]:
-        for key in flat_config(composed(choice)):
-            parts = key.split(".")
-            if (parts[:2] == ["model", "heads"] and parts[3:]) or (parts[0] == "phases" and parts[2:]):
-                parts[2 if parts[0] == "model" else 1] = "*"
-            written |= {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        for command in ("check", "augment_sheet", "pack", "sweep"):
-            written |= set(flat_config(OmegaConf.to_container(compose(command))))
-    assert set(ALLOWED) - written == set()
-    for trainer in ("gpu", "tpu", "ddp", "fsdp"):
-        assert composed(f"trainer={trainer}")["trainer"].keys() == composed("trainer=cpu")["trainer"].keys()
+def test_all_trainers_have_the_same_keys():
+    keys = [composed(f"trainer={name}")["trainer"].keys() for name in options_of("trainer")]
+    assert len(keys) >= 5 and all(found == keys[0] for found in keys)
 
 
 def test_the_keys_of_every_file_are_explained_there():
