@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def augment_sheet(cfg: "DictConfig") -> None:
+    """Draw photos beside augmented versions of them."""
     config = plain_config(cfg)
     chosen = choices()
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
@@ -23,7 +24,7 @@ def augment_sheet(cfg: "DictConfig") -> None:
         refuse_foreign_picture(file, "out")
         if file.suffix.lower() != ".png" or file.is_dir():
             raise InputError(f"out: {config['out']!r} is not the name of a picture, such as sheet.png")
-    # Only now: a wrong value was told without waiting for torch and Lightning.
+    # Imported here, as a wrong value is reported without torch and Lightning
     from carvision.augment.mixing import Mix
     from carvision.augment.pipeline import Augment
     from carvision.data.build import folds_of
@@ -36,7 +37,7 @@ def augment_sheet(cfg: "DictConfig") -> None:
     datamodule = build_datamodule(config, folds_of(config["data"]["split"])[0])
     assert datamodule.table is not None  # build_datamodule has set it up
     plot_augmented(
-        datamodule.photos["train"],
+        datamodule.datasets["train"],
         datamodule.table.of_split("train"),
         Augment(augment["order"], augment["steps"]),
         Mix(augment["mixup"], augment["cutmix"], augment["mix_p"]),
@@ -50,12 +51,12 @@ def augment_sheet(cfg: "DictConfig") -> None:
 
 
 def describe(augment: dict) -> str:
-    """What is done to a photo, in its order, with the chances."""
+    """Return what is done to a photo, in order, with the probabilities."""
     (small, large), (narrow, wide) = augment["crop_scale"], augment["crop_ratio"]
     area = f"{small:g}" if small == large else f"{small:g} to {large:g}"
     parts = [f"crop {area}"] if (small, large, narrow, wide) != (1, 1, 1, 1) else []
-    chances = ((step, augment["steps"][step]["p"]) for step in augment["order"])
-    parts += [f"{step} {p:g}" if p < 1 else step for step, p in chances]
+    probs = ((step, augment["steps"][step]["p"]) for step in augment["order"])
+    parts += [f"{step} {p:g}" if p < 1 else step for step, p in probs]
     if augment["mix_p"]:
         parts += [f"{name} (alpha {augment[name]:g})" for name in ("mixup", "cutmix") if augment[name]]
     return ", ".join(parts) or "nothing"

@@ -20,12 +20,13 @@ log = logging.getLogger(__name__)
 
 
 def check(cfg: "DictConfig") -> None:
+    """Examine a data set; the exit status is 1 if it is incomplete or has photos that can't be used."""
     from omegaconf import open_dict
 
     with open_dict(cfg):
-        cfg.pop("model", None)  # the heads that a data group brings for training
+        cfg.pop("model", None)  # the heads that a choice of data sets for training
     config = plain_config(cfg)
-    # Only now: a wrong value was told without waiting for pandas and matplotlib.
+    # Imported here, as a wrong value is reported without pandas and matplotlib
     from carvision.data.health import scan_photos
     from carvision.files.folders import refuse_foreign_folder
     from carvision.files.log import start_log
@@ -40,18 +41,18 @@ def check(cfg: "DictConfig") -> None:
     num_workers = num_cores() if config["num_workers"] is None else config["num_workers"]
     chosen = choose_classes(table, config["show"])
     if table.has_boxes and not data["crop_to_box"]:
-        log.info("%s: boxes are not looked at, as training ignores them without data.crop_to_box=true", table.name)
+        log.info("%s: boxes are not checked, as training ignores them without data.crop_to_box=true", table.name)
     scan = scan_photos(table, data["crop_to_box"] and table.has_boxes, num_workers)
-    figures = write_health(table, scan, folder, chosen, config["num_per_class"])
-    unusable = print_health(figures)
+    health = write_health(table, scan, folder, chosen, config["num_per_class"])
+    unusable = print_health(health)
     print(f"check: {folder}")
     sys.exit(0 if complete and not unusable else 1)
 
 
 def _read(data: "DataConfig") -> "tuple[Table, bool]":
-    """The table, and whether the data set is complete. An incomplete one is reported, and what is there looked at.
+    """Return the table of all photos that exist, and whether the data set is complete; what is missing is logged.
 
-    Its split is the data set's own, or the one that data.split asks for.
+    The split is the data set's own, or the one that data.split asks for.
     """
     from carvision.data.build import build_split, build_table, download, folds_of
 

@@ -7,21 +7,22 @@ from pathlib import Path
 from carvision.config.options import add_out_folder, create_parser, log_to_stderr, words_of
 from carvision.errors import one_line_errors
 
-HELP = """Compare runs: a table of their figures, time and cost, their curves overlaid, accuracy against time and money.
+HELP = """Compare runs: a table of their metrics, time and cost, their curves overlaid, accuracy against time and money.
 
   python -m carvision.compare runs                                   every run below that folder
   python -m carvision.compare runs/a runs/b --names baseline,focal   two runs
-  python -m carvision.compare runs --epoch 40                        figures at the end of the 40th epoch
+  python -m carvision.compare runs --epoch 40                        metrics at the end of the 40th epoch
   python -m carvision.compare runs --matrix model.backbone optimizer.name
   python -m carvision.compare runs --against data.batch_size
 """
 
 
 def compare(arguments: list[str] | None = None) -> None:
-    options = parser().parse_args(words_of(arguments))
+    """Write a comparison of runs. arguments: default: the command line's."""
+    options = build_parser().parse_args(words_of(arguments))
     log_to_stderr()
     with one_line_errors():
-        # Only now: --help and a wrong option wait for neither pandas nor matplotlib.
+        # Imported here, as --help and a wrong option need neither pandas nor matplotlib
         from carvision.reports.comparison.report import write_comparison
 
         folder = options.out or Path("compare") / time.strftime("%Y-%m-%d_%H-%M-%S")
@@ -29,24 +30,25 @@ def compare(arguments: list[str] | None = None) -> None:
     print(f"compare: {folder}")
 
 
-def parser() -> argparse.ArgumentParser:
-    it = create_parser("compare", HELP)
-    it.add_argument("given", nargs="+", type=Path, metavar="RUN", help="a run's folder, or a folder that holds runs")
-    add_out_folder(it, "compare/<time>")
-    it.add_argument("--names", type=lambda text: text.split(","), metavar="A,B", help="what the runs are called")
-    it.add_argument("--epoch", type=int, metavar="N", help="figures of the end of this epoch, from 1; not the best one")
-    it.add_argument(
+def build_parser() -> argparse.ArgumentParser:
+    parser = create_parser("compare", HELP)
+    add = parser.add_argument
+    add("given", nargs="+", type=Path, metavar="RUN", help="a run's folder, or a folder that holds runs")
+    add_out_folder(parser, "compare/<time>")
+    add("--names", type=lambda text: text.split(","), metavar="A,B", help="what the runs are called")
+    add("--epoch", type=int, metavar="N", help="metrics at the end of this epoch, from 1; not the best one")
+    add(
         "--figure",
         dest="metric",
-        metavar="FIGURE",
-        help="on which runs are judged (default: val/<head with most classes>/top1)",
+        metavar="METRIC",
+        help="by which runs are judged (default: val/<head with most classes>/top1)",
     )
-    it.add_argument("--sort", metavar="FIGURE", help="a figure, wall_min, cpu_min or cost by which runs stand in order")
-    it.add_argument("--matrix", nargs=2, metavar=("ROWS", "COLUMNS"),
+    add("--sort", metavar="METRIC", help="a metric, wall_min, cpu_min or cost to sort the runs by")
+    add("--matrix", nargs=2, metavar=("ROWS", "COLUMNS"),
                     help="two keys of the configuration, or sets of them: optimizer.lr,optimizer.momentum")  # fmt: skip
-    it.add_argument("--against", metavar="KEY", help="a key of the configuration whose values are numbers")
-    it.add_argument("--price-per-hour", type=float, metavar="MONEY", help="instead of the runs' own run.price_per_hour")
-    return it
+    add("--against", metavar="KEY", help="a key of the configuration whose values are numbers")
+    add("--price-per-hour", type=float, metavar="MONEY", help="instead of the runs' own run.price_per_hour")
+    return parser
 
 
 if __name__ == "__main__":

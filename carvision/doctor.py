@@ -1,6 +1,6 @@
 """python -m carvision.doctor: what this machine has, what will break or be slow here, and why. See --help."""
 
-from __future__ import annotations  # so that it also runs where Python is too old, and says so
+from __future__ import annotations  # so that it also runs with a Python that is too old, and reports it
 
 import argparse
 import os
@@ -9,7 +9,7 @@ import sys
 from carvision.diagnosis.examine import as_json, examine, print_examination
 from carvision.system.runtime import use_utf8
 
-HELP = """Say what this machine has, and what will break or be slow in training, why, and what mends it: versions and
+HELP = """Report what this machine has, what will break or be slow in training, why, and how to fix it: versions and
 builds of packages, GPUs, cores, memory, limits, disk, speed of decoding, settings.
 Exit status 1 if something will break, else 0.
 
@@ -19,13 +19,14 @@ Exit status 1 if something will break, else 0.
 
 
 def doctor(arguments: list[str] | None = None) -> int:
+    """Print the examination, and return the exit status. arguments: default: the command line's."""
     use_utf8()
-    options = parser().parse_args(arguments)
-    say = _to_terminal if sys.stderr.isatty() else (lambda text: None)
+    options = build_parser().parse_args(arguments)
+    report = _to_terminal if sys.stderr.isatty() else (lambda text: None)
     found = None
     try:
-        found = examine(options.data, options.out, options.online, say)
-        say("")
+        found = examine(options.data, options.out, options.online, report)
+        report("")
         if options.json:
             print(as_json(found))
         else:
@@ -42,15 +43,16 @@ def _to_terminal(text: str) -> None:
     print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def parser() -> argparse.ArgumentParser:
-    it = argparse.ArgumentParser(
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(  # not config.options, which an older Python can't import
         "python -m carvision.doctor", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    it.add_argument("--data", metavar="FOLDER", help="photos: how fast are they read and decoded?")
-    it.add_argument("--out", metavar="FOLDER", default="runs", help="where runs are to be written (default: runs)")
-    it.add_argument("--online", action="store_true", help="also ask whether the hub of pretrained weights answers")
-    it.add_argument("--json", action="store_true", help="for programs")
-    return it
+    add = parser.add_argument
+    add("--data", metavar="FOLDER", help="photos: how fast are they read and decoded?")
+    add("--out", metavar="FOLDER", default="runs", help="where runs will be written (default: runs)")
+    add("--online", action="store_true", help="also ask whether the hub of pretrained weights answers")
+    add("--json", action="store_true", help="for programs")
+    return parser
 
 
 if __name__ == "__main__":

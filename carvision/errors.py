@@ -1,4 +1,4 @@
-"""The one error that is shown to a person as a single line, without a traceback."""
+"""The error that a user sees as one line without a traceback, and helpers for its message."""
 
 import difflib
 import errno
@@ -12,23 +12,23 @@ from carvision.system.runtime import set_thread_defaults, use_utf8
 
 
 class InputError(ValueError):
-    """Something a person gave is wrong. The message names the value, what was allowed, and the mend."""
+    """Report something wrong that a user gave. The message names the value, what was allowed, and the fix."""
 
     def __init__(self, message: str):
-        # A DataLoader makes the error of a process of its own anew, with that process's traceback before the message
+        # A DataLoader recreates the error of a worker with that worker's traceback before the message
         message = message.rpartition("carvision.errors.InputError: ")[2].strip()
-        # File names and cells may hold anything: bytes that are no UTF-8, as surrogates; codes that a terminal obeys
+        # File names and cells may hold anything: bytes that are not UTF-8 (as surrogates), control codes of a terminal
         text = message.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         super().__init__(re.sub(r"[\x00-\x1f\x7f]", lambda code: repr(code[0])[1:-1], text))
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Around a command: an InputError, and a name too long for a disk, end it with a line and exit status 1, Ctrl-C
-    with 130.
+    """Run a command inside this: an InputError, or a name too long for the disk, ends it with one line and exit status
+    1; Ctrl-C with 130.
 
-    CARVISION_DEBUG=1 shows the traceback instead. What the command prints is UTF-8, and the environment has the thread
-    settings, so this must come before torch is imported.
+    CARVISION_DEBUG=1 shows the traceback instead. Output becomes UTF-8, and the thread settings are put into the
+    environment, so this must come before torch is imported.
     """
     use_utf8()
     set_thread_defaults()
@@ -54,13 +54,12 @@ def one_line(error: object, max_chars: int | None = None) -> str:
 
 
 def nearest(value: str, allowed: Iterable[str], count: int = 3) -> str:
-    """``"; nearest: a, b"`` for the allowed words most like `value`, or an empty string."""
+    """Return "; nearest: a, b" with the allowed words most like `value`, or an empty string."""
     by_lower = {word.lower(): word for word in allowed}
     hits = difflib.get_close_matches(value.lower(), by_lower, n=count, cutoff=0.5)
     return f"; nearest: {', '.join(by_lower[hit] for hit in hits)}" if hits else ""
 
 
 def drop_output() -> None:
-    """After a BrokenPipeError, as where `| head` has read enough: what is left goes nowhere, and Python says nothing of
-    it when it ends."""
+    """Discard further output after a BrokenPipeError, as from `| head`; else Python reports it again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,57 +13,55 @@ from carvision.config.options import (
 )
 from carvision.errors import one_line_errors
 
-HELP = """Evaluate a trained network: all figures with their 95 % intervals, each class, what is confused with what,
-how far its probabilities can be trusted.
+HELP = """Evaluate a trained network: all metrics with 95 % intervals, each class, which classes are confused, and how
+far the probabilities can be trusted.
 
   python -m carvision.evaluate runs/mine                                   the test photos of the run
-  python -m carvision.evaluate runs/mine data.root=/new/place/photos       the same, which have been moved
+  python -m carvision.evaluate runs/mine data.root=/new/folder/photos      the same, if they were moved
   python -m carvision.evaluate runs/mine data=folder data.root=others --split all      other photos
   python -m carvision.evaluate runs/a --ensemble runs/b runs/c --tta flip  the average of three runs and two views
   torchrun --nproc-per-node 4 -m carvision.evaluate runs/mine              four processes share the photos
 
-data=... and data.<key>=<value> are as in training (python -m carvision.train --help). Where the command was killed, the
-same one with the same --out begins anew there.
+data=... and data.<key>=<value> are as in training (python -m carvision.train --help). If the command is killed, the
+same one with the same --out starts over there.
 """
 
 
 def evaluate(arguments: list[str] | None = None) -> None:
+    """Evaluate a run. arguments: default: the command line's."""
     options = parse(arguments)
     with one_line_errors():
-        # Only now: --help and a wrong option do not wait for torch.
+        # Imported here, as --help and a wrong option need no torch
         from carvision.evaluation.run import run
 
         folder = run(**vars(options))
-    if folder is not None:  # the first of several processes
+    if folder is not None:  # None in all but the first of several processes
         print(f"evaluate: {folder}")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    it = create_parser("evaluate", HELP, "%(prog)s RUN [data=<choice>] [data.<key>=<value> ...] [options]")
-    add_run(it)
-    it.add_argument("--split", choices=["train", "val", "test", "all"], default="test", help="default: test")
-    add_out_folder(it, "RUN/evaluations/<split>_<time>")
-    it.add_argument("--ensemble", nargs="+", type=Path, default=[], metavar="RUN", help="runs to average with RUN")
-    it.add_argument(
+    parser = create_parser("evaluate", HELP, "%(prog)s RUN [data=<choice>] [data.<key>=<value> ...] [options]")
+    add = parser.add_argument
+    add_run(parser)
+    add("--split", choices=["train", "val", "test", "all"], default="test", help="default: test")
+    add_out_folder(parser, "RUN/evaluations/<split>_<time>")
+    add("--ensemble", nargs="+", type=Path, default=[], metavar="RUN", help="runs to average with RUN")
+    add(
         "--tta", choices=["none", "flip", "crops", "flip_crops"], default="none",
         help="average views of each photo: its mirror image, five crops, or both (12 views)",
     )  # fmt: skip
-    it.add_argument("--match", choices=["id", "name"], default="id", help="by what classes are the same (default: id)")
-    it.add_argument(
-        "--label", action="append", default=[], metavar="LABEL=HEAD", help="a label of the data that a head tells"
-    )
-    it.add_argument(
-        "--samples", type=whole_from(0), default=1000, metavar="N", help="of the bootstrap (1000); 0: no intervals"
-    )
-    it.add_argument(
+    add("--match", choices=["id", "name"], default="id", help="what identifies a class (default: id)")
+    add("--label", action="append", default=[], metavar="LABEL=HEAD", help="a label of the data that a head predicts")
+    add("--samples", type=whole_from(0), default=1000, metavar="N", help="of the bootstrap (1000); 0: no intervals")
+    add(
         "--temperature", choices=["stored", "fit", "none"], default="stored",
-        help="stored in the model, or fitted on the run's validation photos where there is none (default); fit: anew",
+        help="stored in the model, or fitted on the run's validation photos if there is none (default); fit: fit again",
     )  # fmt: skip
-    add_device(it)
-    options = parse_with_overrides(it, arguments)
+    add_device(parser)
+    options = parse_with_overrides(parser, arguments)
     pairs = [word.partition("=") for word in options.label]
     if not all(label and head for label, _, head in pairs):
-        it.error(f"--label: {' '.join(options.label)} is not of the form <label of the data>=<head of the model>")
+        parser.error(f"--label: {' '.join(options.label)} is not of the form <label of the data>=<head of the model>")
     options.label = {head: label for label, _, head in pairs}
     return options
 

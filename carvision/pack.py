@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 
 
 def pack_command(cfg: "DictConfig") -> None:
+    """Pack a data set, or verify a pack."""
     from omegaconf import OmegaConf, open_dict
 
-    heads = tuple(OmegaConf.select(cfg, "model.heads") or ())  # that the data group brings for training
+    heads = tuple(OmegaConf.select(cfg, "model.heads") or ())  # those that the choice of data sets for training
     with open_dict(cfg):
         cfg.pop("model", None)
-        cfg.pop("trainer", None)  # as the demo data bring it
+        cfg.pop("trainer", None)  # data=demo sets it
         if cfg.verify is not None:
             cfg.pop("data")  # its root need not be given
     config = plain_config(cfg)
@@ -34,12 +35,12 @@ def pack_command(cfg: "DictConfig") -> None:
 
 
 def _pack(config: dict, heads: tuple[str, ...], num_workers: int) -> None:
-    # Only now: a wrong value was told without waiting for pandas.
+    # Imported here, as a wrong value is reported without pandas
     from dataclasses import replace
 
     from carvision.data.build import build_split, build_table, download
     from carvision.data.packs.index import shards_of
-    from carvision.data.packs.shard import Form
+    from carvision.data.packs.shard import PackOptions
     from carvision.data.packs.write import pack
     from carvision.files.log import start_log
 
@@ -49,7 +50,7 @@ def _pack(config: dict, heads: tuple[str, ...], num_workers: int) -> None:
     table = build_table(data, annotations=True)
     if data["split"]["kind"] != "official" or data["split"]["file"]:
         table = build_split(table, data["split"])
-    form = Form(
+    options = PackOptions(
         config["photos"],
         config["short_side_px"] or round(data["image_px"] * 8 / 7),
         config["jpeg_quality"],
@@ -57,7 +58,7 @@ def _pack(config: dict, heads: tuple[str, ...], num_workers: int) -> None:
         data["on_bad_image"],
     )
     folder = Path(config["out"])
-    packed = pack(replace(table, heads=heads or table.heads), form, config["shard_mb"], folder, num_workers)
+    packed = pack(replace(table, heads=heads or table.heads), options, config["shard_mb"], folder, num_workers)
     shards = shards_of(packed).all
     total_mb = sum(shard.bytes for shard in shards) / 1e6
     print(f"{len(packed):,} photos, {total_mb:,.1f} MB; shards: {len(shards)}; train with data=packed")

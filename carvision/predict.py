@@ -29,7 +29,7 @@ HELP = """Predict the classes of photos with a trained model: a row a photo, in 
   find photos -name "*.jpg" | python -m carvision.predict RUN - --out predictions.jsonl --top 5
   python -m carvision.predict RUN --list RUN/splits.csv --split test --out test.csv --grid test.png
 
-The output stands in FILE.partial until it is whole; the same command again goes on where a killed one ended.
+The output is FILE.partial until it is complete; if the command is killed, the same one resumes where it stopped.
 """
 
 
@@ -43,14 +43,14 @@ class CallableModule(ModuleType):
 
 
 def main() -> None:
-    options = parser().parse_intermixed_args(words_of(None))
+    options = build_parser().parse_intermixed_args(words_of(None))
     log_to_stderr()
     logging.getLogger("carvision").setLevel(logging.INFO)
     with one_line_errors():
         try:
             tally = predict(options)
         except KeyboardInterrupt:
-            log.info("stopped%s", "" if options.out is None else "; the same command again goes on from here")
+            log.info("stopped%s", "" if options.out is None else "; the same command resumes from here")
             raise
         except BrokenPipeError:  # by | head
             drop_output()
@@ -73,34 +73,35 @@ def predict(options: argparse.Namespace) -> "Tally":
     return tally
 
 
-def parser() -> argparse.ArgumentParser:
-    it = create_parser("predict", HELP)
-    add_run(it)
-    it.add_argument("photos", nargs="*", metavar="PHOTO", help="photos, folders, or - for a path a line from a pipe")
-    it.add_argument("--list", type=Path, metavar="FILE", dest="listed", help="a path a line; or a .csv, .tsv, .parquet "
+def build_parser() -> argparse.ArgumentParser:
+    parser = create_parser("predict", HELP)
+    add = parser.add_argument
+    add_run(parser)
+    add("photos", nargs="*", metavar="PHOTO", help="photos, folders, or - for a path a line from a pipe")
+    add("--list", type=Path, metavar="FILE", dest="listed", help="a path a line; or a .csv, .tsv, .parquet "
                     "with a column path, perhaps left, top, right, bottom (a box), and the true classes")  # fmt: skip
-    it.add_argument("--root", type=Path, metavar="DIR", help="what relative paths of a list are relative to "
+    add("--root", type=Path, metavar="DIR", help="what relative paths of a list are relative to "
                     "(default: of a run's splits.csv its data root, else the current folder)")  # fmt: skip
-    it.add_argument("--split", metavar="NAME", help="only the rows of the table that have this in their column split")
-    it.add_argument("--out", type=Path, metavar="FILE", help=".csv, .tsv, .jsonl or .parquet (default: CSV to stdout)")
-    it.add_argument("--overwrite", action="store_true", help="replace FILE")
-    it.add_argument("--top", type=whole_from(1), default=1, metavar="K", help="so many classes of each head (1)")
-    it.add_argument("--probs", action="store_true", help="the probabilities of all classes")
-    it.add_argument("--brief", action="store_true", help="only the path and the names")
-    it.add_argument("--true-from-folders", action="store_true", help="true classes are the names of photos' folders")
-    it.add_argument("--grid", type=Path, metavar="FILE.png", help="a picture of some photos and their predictions")
-    it.add_argument("--grid-photos", type=whole_from(1), metavar="N",
+    add("--split", metavar="NAME", help="only the rows of the table that have this in their column split")
+    add("--out", type=Path, metavar="FILE", help=".csv, .tsv, .jsonl or .parquet (default: CSV to stdout)")
+    add("--overwrite", action="store_true", help="replace FILE")
+    add("--top", type=whole_from(1), default=1, metavar="K", help="so many classes of each head (1)")
+    add("--probs", action="store_true", help="the probabilities of all classes")
+    add("--brief", action="store_true", help="only the path and the names")
+    add("--true-from-folders", action="store_true", help="true classes are the names of photos' folders")
+    add("--grid", type=Path, metavar="FILE.png", help="a picture of some photos and their predictions")
+    add("--grid-photos", type=whole_from(1), metavar="N",
                     help="how many, at random (24; with --grid-classes of each class, 5)")  # fmt: skip
-    it.add_argument("--grid-classes", type=whole_from(1), metavar="N",
+    add("--grid-classes", type=whole_from(1), metavar="N",
                     help="a row for each of N classes, at random (true ones, where they are known)")  # fmt: skip
-    it.add_argument("--ensemble", nargs="+", default=[], metavar="RUN", help="further runs, averaged with RUN")
-    it.add_argument("--tta", choices=("none", "flip", "crops", "flip_crops"), default="none",
+    add("--ensemble", nargs="+", default=[], metavar="RUN", help="further runs, averaged with RUN")
+    add("--tta", choices=("none", "flip", "crops", "flip_crops"), default="none",
                     help="average over views of each photo: mirrored, cropped, or both")  # fmt: skip
-    it.add_argument("--batch-size", type=whole_from(1), default=64, metavar="N", help="photos at a time (64)")
-    it.add_argument("--workers", type=whole_from(0), metavar="N", help="processes that decode photos")
-    add_device(it)
-    it.add_argument("--no-progress", action="store_true", help="no progress bar")
-    return it
+    add("--batch-size", type=whole_from(1), default=64, metavar="N", help="photos at a time (64)")
+    add("--workers", type=whole_from(0), metavar="N", help="processes that decode photos")
+    add_device(parser)
+    add("--no-progress", action="store_true", help="no progress bar")
+    return parser
 
 
 def draw_grid(file: Path, tally: "Tally", drawn: list, by_class: bool) -> None:
@@ -123,8 +124,10 @@ def shot_of(tally: "Tally", photo: "Photo", truth: "Truth", row: dict) -> "Shot"
             captions.append(Caption(f"{label} {float(row[label]):.4g}"))
             continue
         code, prob = truth.get(label), row.get(f"{label}_prob")
-        known = (tally.class_names[label][code], tally.is_right(label, code, row)) if code is not None else ()
-        captions.append(Caption(row[label], None if prob is None else float(prob), *known))
+        true, right = None, None
+        if code is not None:
+            true, right = tally.class_names[label][code], tally.is_right(label, code, row)
+        captions.append(Caption(row[label], None if prob is None else float(prob), true, right))
     return photo.file, photo.box, captions
 
 

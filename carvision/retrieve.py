@@ -22,9 +22,10 @@ SPLITS = ["train", "val", "test"]
 
 
 def retrieve(arguments: list[str] | None = None) -> None:
+    """Write a retrieval report. arguments: default: the command line's."""
     options = options_of(arguments)
     with one_line_errors():
-        # Only now: --help and a wrong option do not wait for torch.
+        # Imported here, as --help and a wrong option need no torch
         from carvision.embedding.retrieval import run
 
         folder = run(options)
@@ -32,42 +33,39 @@ def retrieve(arguments: list[str] | None = None) -> None:
 
 
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
-    it = create_parser("retrieve", HELP)
-    it.add_argument("--split", choices=[*SPLITS, "all"], default="test", help="the queries (default: test)")
-    it.add_argument(
-        "--gallery", nargs="+", choices=SPLITS, metavar="SPLIT", help="where they are looked for (default: train)"
-    )
-    it.add_argument("--leave-one-out", action="store_true", help="look for each query among the other queries")
-    it.add_argument("--query", nargs="+", type=Path, default=[], metavar="PHOTO", help="instead of a split's photos")
-    it.add_argument(
+    parser = create_parser("retrieve", HELP)
+    add = parser.add_argument
+    add("--split", choices=[*SPLITS, "all"], default="test", help="the queries (default: test)")
+    add("--gallery", nargs="+", choices=SPLITS, metavar="SPLIT", help="where to search (default: train)")
+    add("--leave-one-out", action="store_true", help="search for each query among the other queries")
+    add("--query", nargs="+", type=Path, default=[], metavar="PHOTO", help="instead of a split's photos")
+    add(
         "--box", nargs=4, type=float, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
-        help="of the --query, in pixels: the part to look at, for a network that was trained on boxes",
+        help="of the --query, in pixels: the part to use, for a network that was trained on boxes",
     )  # fmt: skip
-    it.add_argument("--label", help="whose classes count (default: the finest, the model of a car)")
-    it.add_argument(
+    add("--label", help="whose classes count (default: the finest, the model of a car)")
+    add(
         "--k", nargs="+", type=whole_from(1), default=[1, 2, 3, 4, 5, 10, 20],
         help="neighbours that vote (default: %(default)s)",
     )  # fmt: skip
-    it.add_argument(
+    add(
         "--votes", choices=["uniform", "distance"], default="uniform",
         help="of neighbours: equal, or in inverse proportion to their distance (default: uniform)",
     )  # fmt: skip
-    it.add_argument(
-        "--recall-at", nargs="+", type=whole_from(1), default=[1, 2, 4, 8], metavar="K", help="default: %(default)s"
-    )
-    it.add_argument("--distance", choices=["cosine", "l2"], default="cosine", help="default: cosine")
-    it.add_argument(
+    add("--recall-at", nargs="+", type=whole_from(1), default=[1, 2, 4, 8], metavar="K", help="default: %(default)s")
+    add("--distance", choices=["cosine", "l2"], default="cosine", help="default: cosine")
+    add(
         "--index", choices=["exact", "hnsw", "ivf"], default="exact",
         help="exact (default); hnsw or ivf: approximate, through faiss (pip install faiss-cpu), for millions of photos",
     )  # fmt: skip
-    it.add_argument("--sheet", type=int, default=12, metavar="N", help="queries on neighbours.png (12); 0: no sheet")
-    options = parse(it, arguments)
+    add("--sheet", type=int, default=12, metavar="N", help="queries on neighbours.png (12); 0: no sheet")
+    options = parse(parser, arguments)
     if options.leave_one_out and options.gallery:
-        it.error("--leave-one-out: the queries are their own gallery; leave --gallery out")
+        parser.error("--leave-one-out: the queries are their own gallery; leave --gallery out")
     if options.box and len(options.query) != 1:
-        it.error(f"--box: is of one --query, and {len(options.query)} are given")
+        parser.error(f"--box: is of one --query, and {len(options.query)} are given")
     if options.query and options.leave_one_out:
-        it.error("--query: a photo of your own is looked for among others; leave --leave-one-out out")
+        parser.error("--query: a photo of your own is looked for among others; leave --leave-one-out out")
     return options
 
 

@@ -1,4 +1,4 @@
-"""python -m carvision.sweep [overrides]: search the best values of a training. See --help and conf/sweep.yaml."""
+"""python -m carvision.sweep [overrides]: search for the best values of a training. See --help and conf/sweep.yaml."""
 
 import os
 import sys
@@ -10,7 +10,8 @@ from carvision.errors import InputError, one_line_errors
 
 
 def sweep(words: list[str]) -> None:
-    if any(ASKED.match(word) for word in words):  # Hydra finds what TAB completes
+    """Search. words: of the command line."""
+    if any(ASKED.match(word) for word in words):  # Hydra finds the completions
         run_command(lambda cfg: None, "sweep")
         return
     if answers_itself(words, "sweep"):
@@ -18,7 +19,7 @@ def sweep(words: list[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, instead of printing an error of several lines
     with one_line_errors():
         if {"-m", "--multirun"} & {*words}:
-            raise InputError("-m: a search needs none; it begins trial after trial by itself")
+            raise InputError("-m: a search needs none; it starts trial after trial by itself")
         from carvision.search.build import build_sweep, describe
 
         overrides, shown = read_flags(words)
@@ -26,26 +27,28 @@ def sweep(words: list[str]) -> None:
         if shown:
             print(describe(sweep), end="")
             return
-        # Only now: a mistake was told without waiting for Optuna
+        # Imported here, as a mistake is reported without Optuna
         from carvision.search.run import search
 
         search(sweep, words)
 
 
 def read_flags(words: list[str]) -> tuple[list[str], bool]:
-    """The overrides, and whether --cfg job asks for the search to be printed only. --config-dir DIR becomes the
-    override that it stands for, which the trials' own processes take, too."""
+    """Return the overrides, and whether --cfg job asks to print the search only.
+
+    --config-dir DIR becomes an override that means the same, for the trials' processes.
+    """
     overrides, folders, shown = [], [], False
-    waiting = iter(words)
-    for word in waiting:
+    rest = iter(words)
+    for word in rest:
         name, equals, value = word.partition("=")
         if name in ("--config-dir", "-cd"):
-            folder = Path(expand_home(value if equals else next(waiting, ""))).resolve()
+            folder = Path(expand_home(value if equals else next(rest, ""))).resolve()
             if not folder.is_dir():
                 raise InputError(f"{name}: {folder} is no folder")
             folders.append(quote(f"file://{folder}"))
         elif name in ("--cfg", "-c"):
-            part = value if equals else next(waiting, "")
+            part = value if equals else next(rest, "")
             if part != "job":
                 raise InputError(f"{name}: {part!r} is not job, which prints the search without starting it")
             shown = True

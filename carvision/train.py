@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 
 def train(cfg: "DictConfig") -> None:
+    """Train, test and save a classifier."""
     config = plain_config(cfg)
     require_weights(config)
     name = choices().get("experiment") or choices()["data"]
@@ -23,10 +24,10 @@ def train(cfg: "DictConfig") -> None:
         from carvision.training.distributed.tpu_cores import use_cores
 
         use_cores(trainer["devices"])
-    # Only now: a wrong value was told without waiting for torch and Lightning.
-    from carvision.training.run.run import run
+    # Imported here, as a wrong value is reported without torch and Lightning
+    from carvision.training.run.start import train as start_training
 
-    run(config, str(name))
+    start_training(config, str(name))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""Time to accuracy: carvision's experiments `linear` and `fast` beside timm's own training script.
+"""Compare time to accuracy: carvision's experiments `linear` and `fast`, and timm's own training script.
 
     python scripts/bench_accuracy.py --timm pytorch-image-models/train.py --weights mobilenetv2_035.safetensors \
         --ten imagenette --cars stanford_cars --out accuracy.json
 
-Whole processes, from their start to the test accuracy, imports and all. The same training and test photos for both: the
-folders that timm reads are made of links to those of carvision's split. timm trains at --timm-px and evaluates once, at
-its end, on the test photos; its rate and flags were chosen on validation photos (docs/benchmarks/accuracy.md). Further
-flags for it after --. The test accuracy is that of the class (ten) and of the model (cars).
+Whole processes are measured, from their start to the test accuracy, including imports. Both have the same training and
+test photos: the folders that timm reads hold links to those of carvision's split. timm trains at --timm-px and is
+evaluated once, at the end, on the test photos; its rate and flags were chosen on validation photos
+(docs/benchmarks/accuracy.md). Further flags for it follow --. The test accuracy is that of the class (ten) and of the
+model (cars).
 """
 
 import argparse
@@ -56,7 +57,7 @@ def run(command: list[str]) -> None:
 
 
 def carvision(top: Path, name: str, args: argparse.Namespace, overrides: list[str]) -> Path:
-    """The run's folder; its features begin empty."""
+    """Train with an empty feature cache; return the run's folder."""
     moment = time.monotonic_ns()
     folder, root = top / str(moment), {"ten": args.ten, "cars": args.cars}[name].resolve()
     where = [
@@ -93,7 +94,7 @@ def theirs(top: Path, photos: Path, num_classes: int, args: argparse.Namespace) 
 
 
 def link_photos(splits: Path, root: Path, label: str, folder: Path) -> int:
-    """Class folders of links under train and test, as timm reads them. Returns the number of classes."""
+    """Write class folders of links under train and test, as timm reads them; return the number of classes."""
     rows = pd.read_csv(splits, dtype=str)
     for row in rows[rows["split"].isin(["train", "test"])].to_dict("records"):
         link = folder / row["split"] / row[label].replace("/", "_") / row["path"].replace("/", "_")
@@ -115,17 +116,17 @@ def compare(top: Path, name: str, args: argparse.Namespace) -> dict:
         ),
     }
     samples = measure(candidates, args.rounds, memory=False)
-    return {"samples": samples, "figures": summarise(samples, "timm")}
+    return {"samples": samples, "summary": summarise(samples, "timm")}
 
 
-def rows_of(name: str, figures: dict) -> list[list[str]]:
+def rows_of(name: str, summary: dict) -> list[list[str]]:
     rows = []
-    for candidate, found in figures.items():
+    for candidate, found in summary.items():
         cells = [name, candidate]
-        for figure in ("accuracy", "wall_s", "cpu_s"):
-            one = found[figure]
+        for metric in ("accuracy", "wall_s", "cpu_s"):
+            one = found[metric]
             cells.append(f"{one['median']:.1f} ({one['min']:.1f} to {one['max']:.1f})")
-            if figure != "accuracy":
+            if metric != "accuracy":
                 cells.append(f"{one['ratio']:.3f}")
         rows.append(cells)
     return rows
@@ -144,7 +145,7 @@ def main() -> None:
     parser.add_argument("--timm-epochs", type=int, default=10)
     parser.add_argument("--timm-lr", type=float, default=2e-3)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="JSON of all figures")
+    parser.add_argument("--out", type=Path, help="JSON of all measurements")
     parser.add_argument("more", nargs="*", help="further flags of timm's script, after --")
     args = parser.parse_args()
     names = [name for name, root in {"ten": args.ten, "cars": args.cars}.items() if root]
@@ -152,7 +153,7 @@ def main() -> None:
         parser.error("give --ten or --cars, or both")
     with tempfile.TemporaryDirectory() as folder:
         results = {name: compare(Path(folder), name, args) for name in names}
-    rows = [row for name in names for row in rows_of(name, results[name]["figures"])]
+    rows = [row for name in names for row in rows_of(name, results[name]["summary"])]
     print(rows_as_table(["photos", "", "test top-1 %", "wall s", "of timm's", "CPU s", "of timm's"], rows))
     write(args.out, {"machine": machine(), "arguments": {k: str(v) for k, v in vars(args).items()}, **results})
 

@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="a file for the figures, as JSON")
+    parser.add_argument("--out", type=Path, help="a file for all measurements, as JSON")
     parser.add_argument("--as-torchvision", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.as_torchvision:
@@ -51,9 +51,9 @@ def main() -> None:
         if options.timm:
             candidates = {"timm": partial(run_timm, options, folder), **candidates}
         samples = measure(candidates, options.rounds)
-    figures = summarise(samples, baseline=next(iter(candidates)))
-    print(table(figures, ["epoch_s", "wall_s", "cpu_s", "peak_mb"]))
-    write(options.out, {"machine": machine(), "samples": samples, "figures": figures})
+    summary = summarise(samples, baseline=next(iter(candidates)))
+    print(table(summary, ["epoch_s", "wall_s", "cpu_s", "peak_mb"]))
+    write(options.out, {"machine": machine(), "samples": samples, "summary": summary})
 
 
 def run_carvision(options: argparse.Namespace, top: str) -> dict:
@@ -88,7 +88,7 @@ def run_torchvision(options: argparse.Namespace) -> dict:
 
 
 def run(command: list[str]) -> list[tuple[float, str]]:
-    """Its lines, each with the second at which it came."""
+    """Run a command; return its lines, each with the second at which it was printed."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8")
     lines = [(time.perf_counter(), line) for line in process.stdout]
     if process.wait():
@@ -96,16 +96,19 @@ def run(command: list[str]) -> list[tuple[float, str]]:
     return lines
 
 
-def seconds_between(lines: list[tuple[float, str]], told: str) -> float:
-    """Mean of the times from one line that begins so to the next; the first of them stands at the end of an epoch, or
-    after the first batch of one, which is left out with its warming up."""
-    at = [second for second, line in lines if re.match(told, line)]
-    at = at if told.startswith("epoch") else at[1:]
+def seconds_between(lines: list[tuple[float, str]], start: str) -> float:
+    """Return the mean time between lines that begin with the pattern `start`.
+
+    carvision prints such a line after an epoch, the others in its first batch. Of these the first is left out, as it
+    includes the warm-up.
+    """
+    at = [second for second, line in lines if re.match(start, line)]
+    at = at if start.startswith("epoch") else at[1:]
     return (at[-1] - at[0]) / (len(at) - 1)
 
 
 def train_as_torchvision(options: argparse.Namespace) -> None:
-    """As references/classification/train.py and presets.py of torchvision do it."""
+    """Train as references/classification/train.py and presets.py of torchvision do."""
     import torch
     from torch import nn
     from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
@@ -145,16 +148,16 @@ def train_as_torchvision(options: argparse.Namespace) -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            told = [loss.item(), *top_1_and_5(output, targets)]
+            metrics = [loss.item(), *top_1_and_5(output, targets)]
             if number % 10 == 0:
-                print(f"Epoch: [{epoch}] [{number}/{len(load['train'])}] {told}", flush=True)
+                print(f"Epoch: [{epoch}] [{number}/{len(load['train'])}] {metrics}", flush=True)
         model.eval()
         with torch.inference_mode():
-            told = []
+            metrics = []
             for images, targets in load["val"]:
                 output = model(images)
-                told.append([criterion(output, targets).item(), *top_1_and_5(output, targets)])
-        print(f"Test: {sum(one[1] for one in told) / len(told):.3f}", flush=True)
+                metrics.append([criterion(output, targets).item(), *top_1_and_5(output, targets)])
+        print(f"Test: {sum(one[1] for one in metrics) / len(metrics):.3f}", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, Path(folder) / "model.pth")
 

@@ -1,11 +1,11 @@
-"""How fast carvision trains from JPEG files, and how fast it could.
+"""Measure how fast carvision trains from JPEG files, and how fast it could.
 
     python scripts/bench_gpu.py --out bench                     EfficientNet-B5, ResNet-50, ConvNeXt-T at 224 px
     python scripts/bench_gpu.py --out bench --networks resnet50 --batch-size 256 --root photos
 
-For each network three speeds in images per second: the training step alone on tensors that lie on the device, which is
+For each network three speeds in images per second: only the training step, on tensors that are on the device, which is
 the limit; carvision.train as a user starts it, its epochs after the first; and a plain loop with timm's loader. Each is
-a process of its own, `--repeats` times in turns, and the medians count. Photos are made where no --root (a folder with
+a process of its own, `--repeats` times in turns, and the medians count. Photos are made unless --root (a folder with
 train/<class>/ and val/<class>/) is given. --out keeps every measurement in measures.jsonl, so that several commands
 add to one table, which is printed and written to bench.md and bench.json.
 """
@@ -37,7 +37,7 @@ WIDTH, HEIGHT, QUALITY, CLASSES, VAL = 504, 336, 90, 10, 2
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bench"))
-    parser.add_argument("--root", type=Path, help="photos; without it they are made in a temporary folder")
+    parser.add_argument("--root", type=Path, help="photos; by default they are made in a temporary folder")
     parser.add_argument("--photos", type=int, default=16384, help="how many to make")
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def measure(kind: str, network: str, compile: bool, options: argparse.Namespace, folder: Path) -> None:
-    """One process; adds its line to measures.jsonl. Ends the bench if the process fails."""
+    """Run one process and add its line to measures.jsonl. Exits if the process fails."""
     began = time.time()
     command = train_command if kind == "carvision" else loop_command
     with Utilisation(options.device) as utilisation:
@@ -126,7 +126,7 @@ def train_command(kind: str, network: str, compile: bool, options: argparse.Name
 
 
 def read_run(folder: Path, options: argparse.Namespace) -> dict:
-    """Speed over the epochs after the first, validation of a few photos included, and when they were."""
+    """Return the speed over the epochs after the first, including validation of a few photos, and when they ran."""
     with (folder / "history.csv").open(encoding="utf-8") as file:
         seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
     with (folder / "splits.csv").open(encoding="utf-8") as file:
@@ -145,7 +145,7 @@ def read_run(folder: Path, options: argparse.Namespace) -> dict:
 
 
 class Utilisation:
-    """Samples nvidia-smi, every half second, while it is open."""
+    """Samples nvidia-smi every half second while it is open."""
 
     def __init__(self, device: str):
         self.device = device
@@ -161,7 +161,7 @@ class Utilisation:
                     ["nvidia-smi", "-i", number, *fields], stdout=self.file, stderr=subprocess.DEVNULL
                 )
             except FileNotFoundError:
-                print("nvidia-smi is not here: utilisation is left out")
+                print("nvidia-smi is not available: utilisation is left out")
         return self
 
     def __exit__(self, *_) -> None:
@@ -181,7 +181,7 @@ class Utilisation:
 
 
 def summarise(measures: list[dict]) -> list[dict]:
-    """A row for each device, batch, network and compile: medians over the repeats, and ratios of medians."""
+    """Return a row for each device, batch, network and compile: medians over the repeats, and ratios of medians."""
     same = ("device", "cores", "workers", "image_px", "batch_size", "network", "compile")
     rows: dict[tuple, dict[str, list[dict]]] = {}
     for line in measures:
@@ -191,9 +191,9 @@ def summarise(measures: list[dict]) -> list[dict]:
         row = dict(zip(same, names, strict=True))
         for kind, lines in kinds.items():
             row[kind] = {"repeats": len(lines), "precision": lines[0]["precision"]}
-            for figure in ("images_per_s", "utilisation", "peak_memory_mb", "before_s", "first_step_s"):
-                values = [line[figure] for line in lines if line.get(figure) is not None]
-                row[kind] |= {figure: statistics.median(values)} if values else {}
+            for metric in ("images_per_s", "utilisation", "peak_memory_mb", "before_s", "first_step_s"):
+                values = [line[metric] for line in lines if line.get(metric) is not None]
+                row[kind] |= {metric: statistics.median(values)} if values else {}
             speeds = [line["images_per_s"] for line in lines]
             row[kind]["spread"] = (max(speeds) - min(speeds)) / row[kind]["images_per_s"]
         for other in ("step", "timm"):
@@ -204,7 +204,7 @@ def summarise(measures: list[dict]) -> list[dict]:
 
 
 def as_markdown(table: list[dict]) -> str:
-    """Images per second with the spread of the repeats; in brackets the GPU's utilisation and the peak of memory."""
+    """Format images per second with the spread of the repeats; in brackets the GPU's utilisation and peak memory."""
     head = ["device", "network", "batch", "compile", *KINDS.values(), "of the limit", "of timm", "first step"]
     lines = [head, ["---"] * len(head)]
     for row in table:
@@ -226,8 +226,10 @@ def as_markdown(table: list[dict]) -> str:
 
 
 def make_photos(root: Path, count: int) -> None:
-    """Noise of all sizes of grain: JPEGs of 47 kB, 0.28 bytes a pixel (200 of Stanford Cars have 0.2). A few more for
-    validation."""
+    """Write JPEGs of noise at all scales, and a few more for validation.
+
+    They have 47 kB, 0.28 bytes per pixel; 200 of Stanford Cars have 0.2.
+    """
     jobs = [(root / "train" / f"class_{i % CLASSES}" / f"{i}.jpg", i) for i in range(count)]
     jobs += [(root / "val" / f"class_{i % CLASSES}" / f"{i}.jpg", count + i) for i in range(CLASSES * VAL)]
     for file, _ in jobs:

@@ -1,11 +1,11 @@
-"""From photo files to batches: carvision's readers beside those of timm, torchvision and others, on the same photos.
+"""Compare loading photos into batches: carvision, timm, torchvision and others, on the same photos.
 
     python scripts/bench_loader.py --photos FOLDER                     photos as they are
     python scripts/bench_loader.py --photos FOLDER --resize 1600 1200  of a camera's size
     python scripts/bench_loader.py --photos FOLDER --packed            and packed: as they are, shrunk, decoded
     python scripts/bench_loader.py --photos FOLDER --decoders          decoders alone, in one process, without batches
 
-Every candidate takes random crops of 8 to 100 % of the photo to 224 px, and mirrors half of them; what each hands on is
+Every candidate takes random crops of 8 to 100 % of the photo to 224 px, and mirrors half of them; each produces
 what its own training takes: carvision and timm uint8 (normalised on the device), torchvision float32. A round is one
 pass; rates are photos a second, and photos a CPU second of all processes together ("per core").
 """
@@ -26,12 +26,12 @@ from PIL import Image
 from side_by_side import cpu_seconds, machine, measure, summarise, table, write
 from torch.utils.data import DataLoader
 
-from carvision.data import decode as squares
-from carvision.data.decode import Libjpeg, Simplejpeg
+from carvision.data import decode as decoding
 from carvision.data.images import Preprocessing, decode_part, open_bytes, wanted_part
-from carvision.data.loading.dataset import Photos, random_window
+from carvision.data.jpeg import Libjpeg, Simplejpeg
+from carvision.data.loading.dataset import PhotoDataset, random_window
 from carvision.data.loading.loader import PhotoDataModule
-from carvision.data.packs.shard import Form
+from carvision.data.packs.shard import PackOptions
 from carvision.data.packs.write import pack
 from carvision.data.readers.folder import read_folder
 from carvision.data.table import Table
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="a file for the figures, as JSON")
+    parser.add_argument("--out", type=Path, help="a file for all measurements, as JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
     files = sorted(path for path in options.photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
@@ -63,14 +63,14 @@ def main() -> None:
         candidates = decoders(files, options) if options.decoders else loaders(files, Path(folder), options)
         sizes = np.array([Image.open(file).size for file in files[:50]])
         samples = measure(candidates, options.rounds, warm_up=1, memory=False)
-    figures = summarise(samples, baseline="timm")
+    summary = summarise(samples, baseline="timm")
     print(f"{len(files)} photos, median {np.median(sizes[:, 0]):.0f} x {np.median(sizes[:, 1]):.0f} px")
-    print(table(figures, ["photos_per_s", "photos_per_cpu_s"]))
-    write(options.out, {"machine": machine(), "samples": samples, "figures": figures})
+    print(table(summary, ["photos_per_s", "photos_per_cpu_s"]))
+    write(options.out, {"machine": machine(), "samples": samples, "summary": summary})
 
 
 def copy_photos(files: list[Path], folder: Path, size: list[int] | None) -> list[Path]:
-    """In one class's folder, as timm and torchvision want them; links, or JPEGs of that size at quality 90."""
+    """Copy into a single class folder, as timm and torchvision want it: links, or JPEGs of that size at quality 90."""
     (folder / "all").mkdir(parents=True)
     made = []
     for number, file in enumerate(files):
@@ -95,14 +95,14 @@ def loaders(files: list[Path], folder: Path, options: argparse.Namespace) -> dic
     }
     if options.packed:
         for photos in ("original", "shrunk", "decoded"):
-            form = Form(photos, options.image_px * 8 // 7, 90, False, "error")
-            table = pack(read_folder(root), form, 64, folder / photos, num_cores())
+            pack_options = PackOptions(photos, options.image_px * 8 // 7, 90, False, "error")
+            table = pack(read_folder(root), pack_options, 64, folder / photos, num_cores())
             made[f"carvision, packed {photos}"] = carvision_batches(table, options)
     return {name: passes_of(loader, len(files)) for name, loader in made.items()}
 
 
 def passes_of(loader, count: int) -> Callable[[], dict]:
-    """A pass over all photos, once the reading processes are there: they are started by a first, uncounted batch."""
+    """Return a function that times a pass over all photos. The workers are started by a first, uncounted round."""
 
     def one() -> dict:
         batches = iter(loader)
@@ -117,7 +117,7 @@ def passes_of(loader, count: int) -> Callable[[], dict]:
 
 
 def timm_batches(root: Path, options: argparse.Namespace) -> DataLoader:
-    """uint8 batches, as its training takes them: what its prefetcher does on the device, to normalise, is left out."""
+    """Return a loader of uint8 batches, without the normalisation that timm's prefetcher does on the device."""
     from timm.data import create_dataset, create_loader
 
     loader = create_loader(
@@ -134,7 +134,7 @@ def timm_batches(root: Path, options: argparse.Namespace) -> DataLoader:
 
 
 def torchvision_batches(root: Path, options: argparse.Namespace, v2: bool) -> DataLoader:
-    """As its reference scripts do it: v1 on Pillow's images, v2 on tensors from torchvision's own decoder."""
+    """Return the loader of its reference scripts: v1 on Pillow's images, v2 on tensors of torchvision's decoder."""
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
     from torchvision.io import ImageReadMode, decode_image
@@ -162,8 +162,8 @@ def torchvision_batches(root: Path, options: argparse.Namespace, v2: bool) -> Da
 
 def carvision_batches(table: Table, options: argparse.Namespace) -> DataLoader:
     preprocessing = Preprocessing(options.image_px, (0.5,) * 3, (0.5,) * 3, "bicubic")
-    create_photos = partial(
-        Photos,
+    create_dataset = partial(
+        PhotoDataset,
         preprocessing=preprocessing,
         crop_to_box=False,
         crop_scale=SCALE,
@@ -173,7 +173,7 @@ def carvision_batches(table: Table, options: argparse.Namespace) -> DataLoader:
     )
     rows = table.rows.assign(split="train")
     datamodule = PhotoDataModule(
-        lambda: replace(table, rows=rows), create_photos, options.batch_size, num_workers=options.workers
+        lambda: replace(table, rows=rows), create_dataset, options.batch_size, num_workers=options.workers
     )
     datamodule.setup()
     return datamodule.train_dataloader()
@@ -183,8 +183,10 @@ def carvision_batches(table: Table, options: argparse.Namespace) -> DataLoader:
 
 
 def decoders(files: list[Path], options: argparse.Namespace) -> dict[str, Callable[[], dict]]:
-    """Each from a file's bytes in memory to uint8 of the square, in this process; the same crops for all but timm's and
-    torchvision's transforms, which draw their own."""
+    """Return functions that time each decoder, in this process, from bytes in memory to the network's input, in uint8.
+
+    All but timm's and torchvision's transforms, which draw their own, get the same crops.
+    """
     photos = [file.read_bytes() for file in files]
     random = np.random.default_rng(0)
     windows = [random_window(random, SCALE, RATIO) for _ in photos]
@@ -235,11 +237,11 @@ def with_pillow_draft(size_px: int) -> Callable:
 
 def with_carvision(size_px: int, kind: type) -> Callable:
     way, decoder = Preprocessing(size_px, (0.5,) * 3, (0.5,) * 3, "bicubic"), kind()
-    [out] = squares.empty_squares(1, size_px)
+    [out] = decoding.empty_images(1, size_px)
 
     def decode(data: bytes, window: tuple):
-        squares.load_decoder = lambda: decoder
-        squares.read_square(data, way, out, None, window)
+        decoding.load_decoder = lambda: decoder
+        decoding.decode_into(data, way, out, None, window)
 
     return decode
 

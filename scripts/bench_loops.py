@@ -1,6 +1,6 @@
-"""What carvision's training is held against, one measurement a process. Started by bench_gpu.py.
+"""Measure what carvision's training is compared with, one measurement per process. Started by bench_gpu.py.
 
-    python scripts/bench_loops.py step --network resnet50 --root PHOTOS ...    the training step alone: the limit
+    python scripts/bench_loops.py step --network resnet50 --root PHOTOS ...    only the training step: the limit
     python scripts/bench_loops.py timm --network resnet50 --root PHOTOS ...    a plain loop with timm's own loader
 
 Both: cross-entropy, SGD with momentum, channels last, on CUDA bf16 (fp16 on chips before Ampere), TF32 and cuDNN's
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 class Trainer:
-    """train(images, targets): one step of the network, and nothing that waits for it."""
+    """A network that is trained: train(images, targets) takes one step, and waits for nothing."""
 
     def __init__(self, options: argparse.Namespace):
         self.device = torch.device(options.device)
@@ -70,14 +70,14 @@ class Trainer:
         self.scaler.update()
 
     def now(self) -> float:
-        """Seconds, when all that was asked for so far is done."""
+        """Return the time in seconds at which all steps so far are finished."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.time()
 
 
 def measure_step(options: argparse.Namespace, train: Trainer) -> dict:
-    """As many photos as the other measurements count, of a few batches that lie on the device, normalised."""
+    """Train on as many photos as the other measurements, from a few normalised batches that are on the device."""
     steps = max(1, num_photos(options.root) // options.batch_size) * (options.epochs - 1)
     shape = (options.batch_size, 3, options.image_px, options.image_px)
     batches = [torch.randn(shape, device=train.device).contiguous(memory_format=torch.channels_last) for _ in range(4)]
@@ -92,7 +92,7 @@ def measure_step(options: argparse.Namespace, train: Trainer) -> dict:
 
 
 def measure_timm(options: argparse.Namespace, train: Trainer) -> dict:
-    """Epochs after the first, with timm's defaults for training: random resized crop, flip, colour jitter."""
+    """Measure epochs after the first, with timm's defaults for training: random resized crop, flip, colour jitter."""
     loader = timm.data.create_loader(
         timm.data.create_dataset("", root=str(options.root / "train")),
         (3, options.image_px, options.image_px),

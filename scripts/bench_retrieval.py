@@ -1,14 +1,14 @@
-"""Exact nearest neighbours: carvision's search beside faiss' flat index and scikit-learn's brute force, in one process.
+"""Compare exact nearest-neighbour searches, in one process: carvision, faiss' flat index, scikit-learn's brute force.
 
     python scripts/bench_retrieval.py --out retrieval.json
     python scripts/bench_retrieval.py --k 100 --threads 1
     python scripts/bench_retrieval.py memory                      peak memory of each, a process of its own
 
-Embeddings of length 1, in classes that stand together (--per-class photos each, --spread how far they are from their
-class' centre) or, with --per-class 0, wholly random. Queries are the gallery. The candidates take turns; a ratio is of
-times of the same round, by the first's. "float32" is our search without bfloat16, as on processors that have no
-instructions for it. Prints also which share of the neighbours is in the same place as faiss'; the others are pairs that
-rounding cannot tell apart.
+Embeddings have length 1 and form classes (--per-class photos each, --spread: how far they are from the centre of their
+class) or, with --per-class 0, are random. Queries are the gallery. The candidates take turns; a ratio is of
+times of the same round, by the first's. "float32" is our search without bfloat16, as on processors without
+instructions for it. Also prints the share of neighbours at the same rank as faiss'; the others are pairs that float32
+cannot distinguish.
 """
 
 import argparse
@@ -39,10 +39,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=CANDIDATES)
-    parser.add_argument("--out", type=Path, help="a file for all that was measured, as JSON")
+    parser.add_argument("--out", type=Path, help="a file for all measurements, as JSON")
     parser.add_argument("--alone", choices=CANDIDATES, help=argparse.SUPPRESS)  # in this process
     options = parser.parse_args()
-    set_thread_defaults()  # as carvision's commands have them; before OpenMP starts
+    set_thread_defaults()  # as carvision's commands do; before OpenMP starts
     if options.alone:
         return print(json.dumps(peak_of(options)))
     found = {"time": measure_times, "memory": measure_memory}[options.part](options)
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def made(options: argparse.Namespace) -> np.ndarray:
-    """float32 (num, width)."""
+    """Return embeddings, float32 (num, width)."""
     random = np.random.default_rng(0)
     embeddings = random.standard_normal((options.num, options.width), np.float32)
     if options.per_class:
@@ -60,7 +60,7 @@ def made(options: argparse.Namespace) -> np.ndarray:
 
 
 def search_by(name: str, distance: str, embeddings: np.ndarray, k: int):
-    """A function without arguments: scores, rows."""
+    """Return a function without arguments that returns scores and rows."""
     if name in (OURS, PLAIN):
         from carvision.metrics import exact_search
 
@@ -82,7 +82,7 @@ def search_by(name: str, distance: str, embeddings: np.ndarray, k: int):
 
 
 def set_threads(number: int) -> None:
-    """Of all libraries in this process that have any."""
+    """Set the number of threads of all libraries in this process."""
     import faiss
     import threadpoolctl
     import torch
@@ -100,15 +100,15 @@ def measure_times(options: argparse.Namespace) -> dict:
         rows = {name: run()[1] for name, run in runs.items()}  # also the warm-up
         same = {name: float((rows[name] == rows[FAISS]).mean()) for name in runs} if FAISS in runs else {}
         samples = measure(runs, options.rounds, memory=False)
-        figures = summarise(samples, baseline=options.candidates[0])
+        summary = summarise(samples, baseline=options.candidates[0])
         print(f"\n{distance}, k = {options.k}, {options.threads} threads; same as faiss': {same}")
-        print(table(figures, ["wall_s", "cpu_s"]), flush=True)
-        found[distance] = {"samples": samples, "figures": figures, "same": same}
+        print(table(summary, ["wall_s", "cpu_s"]), flush=True)
+        found[distance] = {"samples": samples, "summary": summary, "same": same}
     return found
 
 
 def measure_memory(options: argparse.Namespace) -> dict:
-    """How far the peak is above what is there before the search: the process with its libraries and the embeddings."""
+    """Return the peak memory above that of the process with its libraries and the embeddings."""
     rest = [word for word in sys.argv[1:] if word != "memory"]
     found = {}
     for distance in options.distance:
@@ -126,14 +126,14 @@ def peak_of(options: argparse.Namespace) -> dict[str, float]:
     set_threads(options.threads)
     torch.ones(8, 8) @ torch.ones(8, 8)
     run = search_by(options.alone, options.distance[0], made(options), options.k)
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
     before = peak_mb()
     run()
     return {"above_mb": peak_mb() - before}
 
 
 def peak_mb() -> float:
-    """Since it was reset, as Linux tells it; elsewhere since the process began."""
+    """Return the peak memory since it was reset, on Linux; elsewhere since the process started."""
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

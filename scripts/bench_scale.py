@@ -1,16 +1,16 @@
-"""How carvision's cost grows with photos, classes and readers.
+"""Measure how carvision's cost grows with photos, classes and worker processes.
 
     python scripts/bench_scale.py --out bench_scale.json        all but the table of a million rows
     python scripts/bench_scale.py photos --photos 1000 10000
     python scripts/bench_scale.py rows --rows 1000000           makes a million files of 1 kB first, in --scratch
 
-photos: reading the table, dividing it, writing splits.csv, making loaders, an epoch's order, the first batch. classes:
-what a step costs beyond the network (loss, its gradient, counters), a step of validation and of the test, the figures
-at an epoch's end, the report of an evaluation. workers: the memory of a process that reads photos. rows: what
-carvision.train does with a manifest until its first step is done.
+photos: reading the table, splitting it, writing splits.csv, making loaders, an epoch's order, the first batch. classes:
+what a step costs beyond the network (loss, its gradient, counters), a step of validation and of the test, the metrics
+at an epoch's end, the report of an evaluation. workers: the memory of worker processes. rows: what
+carvision.train does with a manifest until the end of its first step.
 
-Seconds are of the processor unless it says wall. "growth" is the exponent p of cost ~ size^p between the last two
-sizes: 1 is linear. Each measurement is a process of its own, in turns; medians, least and most.
+Seconds are CPU seconds unless marked wall. "growth" is the exponent p of cost ~ size^p between the last two
+sizes: 1 is linear. Each measurement is a process of its own, in turns; medians (minimum to maximum).
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--scratch", type=Path, help="where photos are made; default: a temporary folder")
-    parser.add_argument("--out", type=Path, help="a file for all that was measured, as JSON")
+    parser.add_argument("--out", type=Path, help="a file for all measurements, as JSON")
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)  # a measurement in this process
     options = parser.parse_args()
     if unknown := set(options.part) - set(MEASURES):
@@ -100,23 +100,23 @@ def folder_of(scratch: Path, num_photos: int) -> Path:
 
 
 def show(title: str, samples: dict[str, list[dict]], sizes: list[int]) -> None:
-    """A row a figure, a column a size, and the growth between the last two."""
-    figures = [key for key in next(iter(samples.values()))[0] if key not in ("wall_s", "cpu_s")]
+    """Print a row per metric, a column per size, and the growth between the last two sizes."""
+    metrics = [key for key in next(iter(samples.values()))[0] if key not in ("wall_s", "cpu_s")]
     rows = []
-    for figure in [*figures, "cpu_s"]:
-        values = [[one[figure] for one in rounds] for rounds in samples.values()]
+    for metric in [*metrics, "cpu_s"]:
+        values = [[one[metric] for one in rounds] for rounds in samples.values()]
         cells = [f"{statistics.median(v):.3g} ({min(v):.3g} to {max(v):.3g})" for v in values]
         growth = []
         if len(sizes) > 1:
             before, last = (statistics.median(v) for v in values[-2:])
             steps = math.log(sizes[-1] / sizes[-2])
             growth = [f"{math.log(last / before) / steps:.2f}" if min(before, last) > 0 else "-"]
-        rows.append([figure if figure != "cpu_s" else "whole process, cpu_s", *cells, *growth])
+        rows.append([metric if metric != "cpu_s" else "whole process, cpu_s", *cells, *growth])
     print(f"\n{rows_as_table([title, *samples, *(['growth'] if len(sizes) > 1 else [])], rows)}", flush=True)
 
 
 class Stages:
-    """Processor seconds of each stage, and at the end how much memory they have left behind."""
+    """CPU seconds of each stage, and at the end the memory that they still hold."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
@@ -129,7 +129,7 @@ class Stages:
         return result
 
     def done(self) -> dict[str, float]:
-        return self.seconds | {"memory kept, MB": memory_mb(os.getpid()) - self.before}
+        return self.seconds | {"memory held, MB": memory_mb(os.getpid()) - self.before}
 
 
 def config_of(root: Path, *more: str) -> dict:
@@ -164,7 +164,7 @@ def one_of_photos(root: Path, num_photos: int) -> dict:
 
 
 def one_of_classes(root: Path, num_classes: int) -> dict:
-    """A network whose logits are there already: what is left is what the step itself costs."""
+    """Measure steps with logits that exist already: what is left is the cost of the step itself."""
     import torch
 
     from carvision.system.runtime import keep_freed_memory
@@ -186,15 +186,15 @@ def one_of_classes(root: Path, num_classes: int) -> dict:
         found["test step, ms"] = milliseconds(lambda: lit.eval().test_step(batch, 0))
         for name, metrics in {"an epoch": lit.val_metrics, "the test": lit.test_metrics}.items():
             began = time.process_time()
-            metrics.compute()  # once: it keeps them
-            found[f"figures of {name}, ms"] = 1000 * (time.process_time() - began)
+            metrics.compute()  # once: the result is cached
+            found[f"metrics of {name}, ms"] = 1000 * (time.process_time() - began)
     began = time.process_time()
     write_report(folder, lit.labels)
     return found | {"report, s": time.process_time() - began}
 
 
 def write_report(photos: Path, labels: dict[str, dict], num_photos: int = 2000) -> None:
-    """What carvision.evaluate does with the logits of 2,000 photos."""
+    """Write the report of carvision.evaluate for made-up logits."""
     import torch
 
     from carvision.evaluation.metrics import compute_metrics
@@ -222,7 +222,7 @@ def write_report(photos: Path, labels: dict[str, dict], num_photos: int = 2000) 
 
 
 def milliseconds(function: Callable) -> float:
-    """Median, of the processor."""
+    """Return the median CPU time of a call."""
     for _ in range(3):
         function()
     times = []
@@ -234,7 +234,7 @@ def milliseconds(function: Callable) -> float:
 
 
 def one_of_workers(root: Path, num_photos: int, *workers: int) -> dict:
-    """After 60 batches: the memory of this process with those that it started, and what is each reader's alone."""
+    """Measure, after 60 batches, the memory of this process and its workers, and the private memory of each worker."""
     from carvision.training.build import build_datamodule
 
     datamodule, found = build_datamodule(config_of(root), None), {}
@@ -243,11 +243,11 @@ def one_of_workers(root: Path, num_photos: int, *workers: int) -> dict:
         loader = datamodule.train_dataloader()
         for _ in range(math.ceil(60 / len(loader))):  # epochs
             list(itertools.islice(loader, 60))
-        readers = [worker.pid for worker in loader._iterator._workers] if num_workers else []
-        found[f"{num_workers} readers, all processes, MB"] = memory_mb(os.getpid())
-        if readers:
-            found[f"{num_workers} readers, each one's own, MB"] = statistics.mean(map(private_mb, readers))
-        del loader  # ends its readers
+        pids = [worker.pid for worker in loader._iterator._workers] if num_workers else []
+        found[f"{num_workers} workers, all processes, MB"] = memory_mb(os.getpid())
+        if pids:
+            found[f"{num_workers} workers, private memory of each, MB"] = statistics.mean(map(private_mb, pids))
+        del loader  # ends its workers
     return found
 
 
@@ -259,7 +259,7 @@ def private_mb(pid: int) -> float:
 def one_of_rows(root: Path, num_rows: int) -> dict:
     run = Path(tempfile.mkdtemp(dir=root)) / "run"
     given = [*overrides(root), "data.image_px=32", f"data.batch_size={BATCH}", "model.backbone=test_resnet"]
-    given += ["model.weights=random", "run.max_minutes=0.001", f"run.dir={run}"]  # one step is taken in any case
+    given += ["model.weights=random", "run.max_minutes=0.001", f"run.dir={run}"]  # at least one step is taken
     subprocess.run([sys.executable, "-m", "carvision.train", *given], check=False, stdout=subprocess.DEVNULL)
     seconds = json.loads((run / "seconds.json").read_text(encoding="utf-8"))
     return {f"{stage}, s wall": seconds[stage] for stage in ("reading", "building", "training", "first_step")}

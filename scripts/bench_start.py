@@ -1,4 +1,4 @@
-"""What is waited for before anything happens: carvision's start beside timm's script and beside bare imports.
+"""Measure start-up time: carvision's, compared with timm's script and with bare imports.
 
     python scripts/bench_start.py --timm pytorch-image-models/train.py --out bench_start.json
     python scripts/bench_start.py imports                       what a training imports, package by package
@@ -6,7 +6,7 @@
 import: `import carvision` against a Python that does nothing. messages: --help, TAB's completion and a wrong value
 against the help of timm's script. first_step: carvision.train on the demo data until its first step begins, and on a
 manifest of --rows rows with as many classes as CompCars has; against a script that only imports torch, timm and
-Lightning. All are processes of their own, as users start them, in turns.
+Lightning. Each is a process of its own, as users start it, in turns.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=136_726, help="of the manifest: CompCars' photos")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scratch", type=Path, help="where photos are made; default: a temporary folder")
-    parser.add_argument("--out", type=Path, help="a file for all that was measured, as JSON")
+    parser.add_argument("--out", type=Path, help="a file for all measurements, as JSON")
     parser.add_argument("--until-first-step", nargs="+", help=argparse.SUPPRESS)  # in this process
     options, more = parser.parse_known_args()
     if options.until_first_step:
@@ -52,15 +52,17 @@ def main() -> None:
 
 
 def compare(candidates: dict[str, Callable | list[str]], rounds: int, columns: list[str]) -> dict:
-    """The first is what the others are compared with."""
-    samples = measure(candidates, rounds, warm_up=1)  # which also compiles Python's files and reads them into memory
-    figures = summarise(samples, baseline=next(iter(candidates)))
-    print(f"\n{table(figures, columns)}", flush=True)
-    return {"samples": samples, "figures": figures}
+    """Measure the candidates, print them relative to the first, and return samples and summary."""
+    samples = measure(
+        candidates, rounds, warm_up=1
+    )  # the warm-up also compiles Python's files and reads them into memory
+    summary = summarise(samples, baseline=next(iter(candidates)))
+    print(f"\n{table(summary, columns)}", flush=True)
+    return {"samples": samples, "summary": summary}
 
 
 def measure_import(options: argparse.Namespace, scratch: Path) -> dict:
-    words = {"Python alone": "pass", "import carvision": "import carvision"}
+    words = {"Python": "pass", "import carvision": "import carvision"}
     commands = {name: [sys.executable, "-c", text] for name, text in words.items()}
     return compare(commands, 4 * options.rounds, ["cpu_s"])
 
@@ -92,14 +94,16 @@ def measure_first_step(options: argparse.Namespace, scratch: Path) -> dict:
 
     demo = scratch / "demo"
     given = {"the demo data": ["data=demo", f"data.root={demo}"]}
-    run([*TRAIN, *given["the demo data"], *TINY, "run.max_minutes=0.001", f"run.dir={scratch / 'run'}"])  # draws them
+    run(
+        [*TRAIN, *given["the demo data"], *TINY, "run.max_minutes=0.001", f"run.dir={scratch / 'run'}"]
+    )  # draws the photos
     if options.rows:
         root = scratch / "rows"
         write_photos(root, options.rows, CLASSES, image_px=32)
         given[f"{options.rows:,} rows"] = overrides(root)
     commands = {"torch, timm and Lightning imported": [sys.executable, "-c", IMPORTS]}
     for name, words in given.items():
-        folder = scratch / f"run {name}"  # which is not begun before there is a checkpoint
+        folder = scratch / f"run {name}"  # which stays empty without a checkpoint
         commands[f"first step, {name}"] = [
             sys.executable, __file__, "--until-first-step", *words, *TINY, f"run.dir='{folder}'"
         ]  # fmt: skip
@@ -107,7 +111,7 @@ def measure_first_step(options: argparse.Namespace, scratch: Path) -> dict:
 
 
 def train_until_first_step(words: list[str]) -> None:
-    """python -m carvision.train, ended where its first step begins."""
+    """Run python -m carvision.train up to the start of its first step."""
     import runpy
 
     def watch() -> None:
@@ -122,7 +126,7 @@ def train_until_first_step(words: list[str]) -> None:
 
 
 def measure_imports(options: argparse.Namespace, scratch: Path) -> dict:
-    """Milliseconds that each package's own modules take, its parts together."""
+    """Measure the milliseconds that the modules of each package take to import."""
     run([*TRAIN, "data=demo", f"data.root={scratch / 'demo'}", *TINY, "run.max_minutes=0.001", "run.dir=null"])
     words = ["data=demo", f"data.root={scratch / 'demo'}", *TINY, f"run.dir={scratch / 'imports'}"]
     commands = {
@@ -133,8 +137,8 @@ def measure_imports(options: argparse.Namespace, scratch: Path) -> dict:
     most = sorted(
         {*found["bare imports"], *found["first step"]}, key=lambda p: -max(f.get(p, 0) for f in found.values())
     )
-    rows = [[package, *(f"{figures.get(package, 0):.0f}" for figures in found.values())] for package in most[:25]]
-    rows.append(["all", *(f"{sum(figures.values()):.0f}" for figures in found.values())])
+    rows = [[package, *(f"{times.get(package, 0):.0f}" for times in found.values())] for package in most[:25]]
+    rows.append(["all", *(f"{sum(times.values()):.0f}" for times in found.values())])
     print(f"\n{rows_as_table(['ms', *found], rows)}", flush=True)
     return found
 

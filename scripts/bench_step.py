@@ -1,20 +1,20 @@
-"""What carvision's training and validation cost beyond the network: side by side with bare PyTorch.
+"""Measure what carvision's training and validation cost beyond the network, compared with bare PyTorch.
 
     python scripts/bench_step.py --out bench_step.json                      all, one thread and two
-    python scripts/bench_step.py step --network resnet18 --threads 1        training steps alone
-    python scripts/bench_step.py validation --profile profile.txt           with what Python spends its time on
+    python scripts/bench_step.py step --network resnet18 --threads 1        only training steps
+    python scripts/bench_step.py validation --profile profile.txt           with a profile of Python
 
 step: LitClassifier under Lightning's Trainer with all callbacks of carvision.train, against a loop of forward,
-cross-entropy, backward and optimizer; the same network, uint8 batches that lie in memory, normalisation and optimizer.
-The loop has neither metrics nor a schedule nor checks. validation: the same with the forward pass in inference mode
+cross-entropy, backward and optimizer; the same network, uint8 batches in memory, normalisation and optimizer. The
+loop has neither metrics nor a schedule nor checks. validation: the same with the forward pass in inference mode
 against Lightning's validation with all metrics.
 
 files: validation of photos that one process reads, each of --photo-px square, between the epochs of a training run;
 against the forward pass on as many batches in memory. The wall clock shows whether decoding hides behind the network,
-and cpu_s, of the main process alone, what Python and the counting cost.
+and cpu_s, of the main process only, what Python and the counting cost.
 
-All take turns within one process and one epoch, --chunk steps each, so that whatever else the machine does disturbs
-both alike. Of every two neighbouring turns the ratio is taken; the median over the turns counts.
+All take turns within one process and one epoch, --chunk steps each, so that other work on the machine affects both
+alike. The result is the median of the ratios of neighbouring turns.
 """
 
 import argparse
@@ -45,10 +45,10 @@ from carvision.training.build import build_datamodule, build_lit_classifier
 from carvision.training.callbacks import Clock
 from carvision.training.module import LitClassifier
 from carvision.training.optim import create_optimizer
-from carvision.training.run.fit import _quiet_libraries as quiet_libraries
+from carvision.training.run.single_run import quiet_libraries
 from carvision.training.trainer import build_trainer, fit_phases
 
-NUM_BATCHES = 8  # that lie in memory
+NUM_BATCHES = 8  # in memory
 WARM_UP = 2  # turns that do not count
 ALL = ("step", "validation", "files")
 FILES_CLASSES = 100
@@ -67,11 +67,11 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=5, help="steps of a turn")
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=4, help="validations of photos that are read")
-    parser.add_argument("--set", nargs="+", default=[], help="of carvision.train, such as augment=light")
-    parser.add_argument("--profile", type=Path, help="a file for what Python spends its time on")
-    parser.add_argument("--out", type=Path, help="a file for all that was measured, as JSON")
+    parser.add_argument("--set", nargs="+", default=[], help="overrides of carvision.train, such as augment=light")
+    parser.add_argument("--profile", type=Path, help="a file for a profile of Python")
+    parser.add_argument("--out", type=Path, help="a file for all measurements, as JSON")
     options = parser.parse_args()
-    keep_freed_memory()  # as carvision.train does; so the bare loop has the use of it, too
+    keep_freed_memory()  # as carvision.train does; the bare loop benefits, too
     quiet_libraries()
     samples = {}
     for network, num_classes in itertools.product(options.network, options.classes):
@@ -87,7 +87,7 @@ def main() -> None:
         torch.set_num_threads(1)
         for network in options.network:
             with tempfile.TemporaryDirectory() as scratch:
-                name = f"files, {network}, {FILES_CLASSES} classes, {options.files_px} px, 1 thread and 1 reader"
+                name = f"files, {network}, {FILES_CLASSES} classes, {options.files_px} px, 1 thread and 1 worker"
                 samples[name] = measure_files(network, options, Path(scratch))
                 show(name, samples[name])
     write(options.out, {"machine": machine(), "options": vars(options) | {"out": None}, "samples": samples})
@@ -111,7 +111,7 @@ def read_config(
 
 
 def measure(what: str, cfg: dict, options: argparse.Namespace) -> dict[str, list[dict]]:
-    """The samples of "bare" and "carvision", a turn each."""
+    """Return the samples of "bare" and "carvision", one per turn."""
     datamodule, lit, trainer = built(cfg)
     order = itertools.islice(datamodule.train_dataloader(), NUM_BATCHES)
     turns = Turns(list(order), {"step": bare_step, "validation": bare_forward}[what](lit), options)
@@ -133,8 +133,8 @@ def built(cfg: dict) -> tuple:
 
 
 def measure_files(network: str, options: argparse.Namespace, scratch: Path) -> dict[str, list[dict]]:
-    """Of each epoch of a run the validation, and after it the forward pass on as many batches in memory."""
-    epochs = options.epochs + 1  # the first begins the readers, and does not count
+    """Time each epoch's validation, and after it the forward pass on as many batches in memory."""
+    epochs = options.epochs + 1  # the first starts the workers, and does not count
     cfg = read_config(
         network, FILES_CLASSES, options, scratch, options.photo_px, "data.num_workers=1",
         f"trainer.max_epochs={epochs}", f"data.image_px={options.files_px}", "data.split.fractions=[0.4,0.6,0]",
@@ -162,11 +162,11 @@ class Validations(pl.Callback):
         for _ in range(trainer.num_val_batches[0]):
             self.forward(self.batch)
         moments.append(now())
-        note(self.samples, moments)
+        record(self.samples, moments)
 
 
 class Turns:
-    """A loader for Lightning. After each chunk of batches the bare loop takes as many, and both times are noted."""
+    """A loader for Lightning. After each chunk of batches the bare loop takes as many, and both are timed."""
 
     def __init__(self, batches: list[dict], bare: Callable[[dict], None], options: argparse.Namespace):
         self.batches, self.bare, self.chunk = batches, bare, options.chunk
@@ -174,23 +174,23 @@ class Turns:
         self.samples: dict[str, list[dict]] = {"bare": [], "carvision": []}
 
     def __len__(self) -> int:
-        return (self.num_turns + 1) * self.chunk  # nothing is asked for after the last batch: its turn is not noted
+        return (self.num_turns + 1) * self.chunk  # the last turn, after which nothing is requested, is not recorded
 
     def __iter__(self) -> Iterator[dict]:
         for turn in range(self.num_turns + 1):
             batches = [self.batches[i % len(self.batches)] for i in range(turn, turn + self.chunk)]
             moments = [now()]
             yield from map(dict, batches)
-            moments.append(now())  # Lightning comes for the next batch when it is through with the last
+            moments.append(now())  # Lightning requests the next batch when it has finished the last
             for batch in batches:
                 self.bare(batch)
             moments.append(now())
             if turn >= WARM_UP:
-                note(self.samples, moments, self.chunk)
+                record(self.samples, moments, self.chunk)
 
 
-def note(samples: dict[str, list[dict]], moments: list[tuple[float, float]], steps: int = 1) -> None:
-    """moments: before carvision's steps, between them and the bare ones, after those."""
+def record(samples: dict[str, list[dict]], moments: list[tuple[float, float]], steps: int = 1) -> None:
+    """Add the times per step. moments: before carvision's steps, between them and the bare ones, after those."""
     for name, (began, ended) in zip(("carvision", "bare"), itertools.pairwise(moments), strict=True):
         wall, cpu = ((ended[i] - began[i]) / steps for i in range(2))
         samples[name].append({"wall_s": wall, "cpu_s": cpu})
@@ -201,7 +201,7 @@ def now() -> tuple[float, float]:
 
 
 def bare_step(lit: LitClassifier) -> Callable[[dict], None]:
-    """A step of a copy of the network, as a user's own loop would take it."""
+    """Return a function that trains a copy of the network by a step, as a user's own loop would."""
     model, normalise = copy.deepcopy(lit.model).train(), copy.deepcopy(lit.normalise)
     optimizer = create_optimizer(model, **lit.phase["optimizer"])
 

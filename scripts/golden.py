@@ -1,6 +1,6 @@
-"""Write down what carvision gives, to the bit, and compare it: the guard of a change that may change no result.
+"""Record carvision's results, to the bit, and compare them: the guard of a change that must not change any.
 
-  python scripts/golden.py make /path/to/before /tmp/before --jobs 2   of the code of a checkout; some 3 CPU minutes
+  python scripts/golden.py make /path/to/before /tmp/before --jobs 2   of the code of a checkout; about 3 CPU minutes
   python scripts/golden.py make . /tmp/after --jobs 2                  of the code as it is now
   python scripts/golden.py compare /tmp/before /tmp/after              every difference; exit status 1 if there is one
   python scripts/golden.py write /tmp/after                            after a deliberate change: renew tests/golden
@@ -8,24 +8,24 @@
 A checkout of the commit before is made with `git worktree add /path/to/before HEAD~1`.
 
 make CHECKOUT FOLDER runs the checkout's commands with the Python that runs this script: on the CPU, with one thread
-and the seeds that conf/ gives. They run in FOLDER/work, where all that they write stays. Of that, as text:
+and the seeds of conf/. They run in FOLDER/work, where all that they write stays. Recorded of it, as text:
   configs.yaml      the configuration of every command that composes one, and what differs in it with every experiment,
                     search and choice of a group (`compose CHECKOUT` prints it alone)
-  commands/         what --cfg job prints, of each of those commands in a process of its own
-  photos.txt        hashes of the drawn demo data, a line a folder
+  commands/         what --cfg job prints for each of those commands, in a process of its own
+  photos.txt        hashes of the demo photos, a line per folder
   runs/<name>/      of five tiny runs the text files (config.yaml, splits.csv, history.csv, metrics.json, model.json,
                     results.txt, summary.txt), and of the weights the sha256
   predictions.csv   of predict, and evaluation/ of evaluate: all but pictures and the page
   sweep/            of a search: trials.csv and the experiment of its best trial
   outputs.yaml      names alone: of files (pictures, too), of columns, of keys
-Seconds, times, versions and the path of FOLDER are left out. Two folders are equal to the bit only where one machine
-made both, with the same libraries.
+Seconds, times, versions and the path of FOLDER are left out. Two folders are equal to the bit only if one machine made
+both, with the same libraries.
 
 configs.yaml and outputs.yaml are the same on every machine. `write FOLDER` copies the one, and of the other two of the
 runs, the predictions and the evaluation, to tests/golden of this checkout; tests/test_golden.py compares the code with
-them. A commit that changes them says why. The earlier run and search in tests/golden are never made anew.
+them. A commit that changes them says why. The earlier run and search in tests/golden are never made again.
 
-Of carvision only the commands are used, as `python -m` runs them, so that modules may move between two checkouts.
+Only the commands of carvision are used, as `python -m` runs them, so that modules may move between two checkouts.
 """
 
 import argparse
@@ -47,7 +47,7 @@ from pathlib import Path
 
 import yaml
 
-# Those in C read the configurations in a tenth of the time
+# The classes in C read the configurations in a tenth of the time
 LOADER, DUMPER = (getattr(yaml, f"C{name}", getattr(yaml, name)) for name in ("SafeLoader", "SafeDumper"))
 
 COMMITTED = Path(__file__).resolve().parent.parent / "tests" / "golden"
@@ -96,7 +96,7 @@ def compose(checkout: Path) -> dict[str, dict]:
     sys.path.insert(0, str(checkout))
     committed = COMMITTED / "configs.yaml"
     wanted = set(read_yaml(committed.read_text(encoding="utf-8")) if committed.exists() else [])
-    # Beside those of tests/golden: a name that users type holds even where it is no longer that of a file
+    # In addition to those of tests/golden: names that users type stay valid even if there is no such file any more
     wanted |= {"train", "check", "pack", "augment_sheet", f"sweep sweep=tpe {SEARCHED}"}
     wanted |= {f"train {group}={name}" for group in GROUPS for name in _choices(checkout, group)}
     wanted |= {f"sweep sweep={name} {SEARCHED}" for name in _choices(checkout, "sweep")}
@@ -110,7 +110,7 @@ def _choices(checkout: Path, group: str) -> list[str]:
 
 
 def _shown(command: str, *words: str) -> dict:
-    """What --cfg job prints; for words that are refused, the reason."""
+    """Return what --cfg job prints; if the words are refused, the reason."""
     from hydra.core.global_hydra import GlobalHydra
 
     out, errors = io.StringIO(), io.StringIO()
@@ -165,9 +165,9 @@ def run_all(start: Start, work: Path, jobs: int = 1, names: Iterable[str] = RUNS
 
 
 def outputs(work: Path) -> dict[str, dict]:
-    """Return what is in `work` by names that do not depend on the processor: of files, columns and keys.
+    """Return the names of files, columns and keys in `work`, which do not depend on the processor.
 
-    Of the runs but the first it has what differs from the first. Of several folds and trials it looks into the first.
+    Of the runs after the first only what differs from the first; of several folds and trials only the first.
     """
     found = {}
     for name in (name for name in (*RUNS, "evaluation", "sweep") if (work / name).is_dir()):
@@ -238,7 +238,7 @@ def write_results(work: Path, folder: Path) -> None:
 
 
 def normalised(file: Path, work: Path) -> str:
-    """Return the file's text without what is another each time."""
+    """Return the file's text without what differs between any two runs."""
     text = file.read_text(encoding="utf-8").replace(str(work), "<work>")
     if file.suffix == ".csv":
         rows = list(csv.reader(io.StringIO(text)))
@@ -256,7 +256,7 @@ def without_volatile(value: object) -> object:
 
 
 def as_yaml(content: dict[str, dict]) -> str:
-    """Return it with a line a key, whatever the value, so that a difference of two files names the key."""
+    """Format with a line per key, whatever the value, so that a difference of two files names the key."""
     lines = []
     for name, values in content.items():
         lines.append(f"{name}:" if values else f"{name}: {{}}")
@@ -327,7 +327,7 @@ def compare(one: Path, other: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, dest="command")
-    one = commands.add_parser("make", help="run the commands of a checkout, and write down what they give")
+    one = commands.add_parser("make", help="run the commands of a checkout, and record their results")
     one.add_argument("checkout", type=Path)
     one.add_argument("folder", type=Path)
     one.add_argument("--jobs", type=int, default=1, metavar="N", help="commands at the same time (1)")

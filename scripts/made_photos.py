@@ -1,5 +1,4 @@
-"""Photos and a manifest made for benches: any number of rows and classes, two labels of which one follows from the
-other."""
+"""Make photos and a manifest for benchmarks: any number of rows and classes, and two labels, a class and its parent."""
 
 import io
 from pathlib import Path
@@ -13,9 +12,9 @@ MODELS_OF_MAKE = 10
 
 
 def write_photos(root: Path, num_photos: int, num_classes: int, image_px: int = 64) -> list[str]:
-    """root/table.csv with path, model and make, and its photos; returns the overrides by which carvision reads them.
+    """Write root/table.csv with path, model and make, and its photos; return the overrides that read it.
 
-    256 photos are drawn, and each file has its number behind its JPEG, so that no two files are equal.
+    256 photos are drawn; each file has its number appended to the JPEG, so that no two files are equal.
     """
     drawn = [_draw(seed, image_px) for seed in range(min(256, num_photos))]
     paths = [f"{i // PHOTOS_IN_FOLDER}/{i}.jpg" for i in range(num_photos)]

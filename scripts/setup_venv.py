@@ -1,11 +1,11 @@
-"""Make .venv from requirements.lock, or .venv-tpu from requirements-tpu.lock, if it is not there yet. Standard library
-only.
+"""Create .venv from requirements.lock, or .venv-tpu from requirements-tpu.lock, if it does not exist yet. Uses only the
+standard library.
 
     python3.11 scripts/setup_venv.py
     python3.11 scripts/setup_venv.py tpu
 
 The environment is complete when its stamp equals the hash of everything it was made from, so an interrupted
-or outdated one is made anew, and two set-ups at once wait for each other.
+or outdated one is created again, and two set-ups at once wait for each other.
 """
 
 import fcntl
@@ -33,7 +33,7 @@ def fingerprint() -> str:
 
 
 def locked_block(package: str) -> str:
-    """The lines of the lock file that pin one package with its hashes."""
+    """Return the lines of the lock file that pin one package with its hashes."""
     lines = LOCK.read_text(encoding="utf-8").splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(f"{package}=="))
     end = next(i for i in range(start + 1, len(lines) + 1) if i == len(lines) or lines[i][:1].strip())
@@ -64,7 +64,7 @@ def main() -> int:
         try:
             fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"another set-up is at work on {VENV.name}; waiting for it")
+            say(f"another set-up of {VENV.name} is running; waiting for it")
             fcntl.flock(guard, fcntl.LOCK_EX)
         stamp = VENV / "made-from.sha256"
         if stamp.exists() and stamp.read_text(encoding="utf-8") == fingerprint() and PYTHON.exists():
@@ -73,7 +73,7 @@ def main() -> int:
         say(f"making {VENV} with Python {version} from {LOCK.name}")
         say("this happens once; it downloads up to 3 GB (torch with its GPU libraries) and needs 6 to 8 GB of disk")
         if not install():
-            say("failed. The lines above say why; once that is mended, run the same command again.")
+            say("failed. The lines above say why; once that is fixed, run the same command again.")
             return 1
         stamp.write_text(fingerprint(), encoding="utf-8")
         say("done; later runs reuse it")

@@ -1,14 +1,14 @@
-"""What the bench scripts share: candidates measured in turns, one table with ratios and spread, JSON, the machine.
+"""Measure candidates in turns, and summarise: a table with ratios and spread, JSON, the machine. For the benchmarks.
 
     samples = measure({"ours": ["python", "a.py"], "timm": ["python", "b.py"], "here": function}, rounds=5)
-    figures = summarise(samples, baseline="timm")
-    print(table(figures, ["wall_s", "cpu_s", "peak_mb"]))
-    write(out, {"machine": machine(), "samples": samples, "figures": figures})
+    summary = summarise(samples, baseline="timm")
+    print(table(summary, ["wall_s", "cpu_s", "peak_mb"]))
+    write(out, {"machine": machine(), "samples": samples, "summary": summary})
 
-A candidate is a command (a process a round) or a callable without arguments. Measured of each: wall_s; cpu_s, user and
-system with all descendants; peak_mb, of the processes' proportional set sizes (PSS: a shared page is divided by those
-who share it) their largest sum, where Linux tells it, looked at every 0.1 s. What it returns, or prints as its last
-line in JSON, if that is a dict, is added and takes the place of figures of the same name.
+A candidate is a command (a process per round) or a callable without arguments. Measured are wall_s; cpu_s, user and
+system with all descendants; and on Linux peak_mb, the largest sum of the processes' proportional set sizes (PSS: a
+shared page is divided among those who share it), sampled every 0.1 s. If the candidate returns a dict, or prints one as
+JSON in its last line, its items are added, and replace those of the same name.
 """
 
 import json
@@ -38,10 +38,10 @@ def measure(
     memory: bool = True,
     environment: dict[str, str] | None = None,
 ) -> dict[str, list[dict]]:
-    """{name: a dict of figures a round}. Each round takes every candidate, every second one in the opposite order.
+    """Return {name: a dict of metrics per round}. Each round runs every candidate, every second one in reverse order.
 
-    warm_up: first rounds that do not count. memory: for callables of milliseconds False, as looking at it disturbs.
-    environment: variables of the commands, beside those of this process. Ends the script where a command fails.
+    warm_up: first rounds that do not count. memory: False for callables of milliseconds, as sampling disturbs them.
+    environment: variables for the commands, in addition to those of this process. Exits if a command fails.
     """
     samples: dict[str, list[dict]] = {name: [] for name in candidates}
     for number in range(-warm_up, rounds):
@@ -54,29 +54,29 @@ def measure(
 
 
 def summarise(samples: dict[str, list[dict]], baseline: str) -> dict[str, dict[str, dict[str, float]]]:
-    """{name: {figure: {"median", "min", "max", "ratio", "ratio_min", "ratio_max"}}}.
+    """Return {name: {metric: {"median", "min", "max", "ratio", "ratio_min", "ratio_max"}}}.
 
-    ratio: the median over rounds of a candidate's figure by the baseline's of the same round, as what disturbs a
-    machine changes from round to round.
+    ratio: the median over rounds of the ratio to the baseline in the same round, as what disturbs a machine changes
+    from round to round.
     """
     result: dict[str, dict] = {}
     for name, rounds in samples.items():
         result[name] = {}
-        for figure in [key for key, value in rounds[0].items() if isinstance(value, int | float)]:
-            values = [one[figure] for one in rounds]
+        for metric in [key for key, value in rounds[0].items() if isinstance(value, int | float)]:
+            values = [one[metric] for one in rounds]
             spread = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-            bases = [one.get(figure) for one in samples[baseline]]
+            bases = [one.get(metric) for one in samples[baseline]]
             ratios = [value / base for value, base in zip(values, bases, strict=True) if base]
             if len(ratios) == len(values):
                 spread |= {"ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)}
-            result[name][figure] = spread
+            result[name][metric] = spread
     return result
 
 
-def table(figures: dict[str, dict[str, dict[str, float]]], columns: list[str]) -> str:
-    """Markdown: a row a candidate; of each column the median (min to max) and the ratio to the baseline (likewise)."""
+def table(summary: dict[str, dict[str, dict[str, float]]], columns: list[str]) -> str:
+    """Format as Markdown: a row per candidate; per column the median (min to max) and the ratio to the baseline."""
     rows = []
-    for name, found in figures.items():
+    for name, found in summary.items():
         cells = [name]
         for column in columns:
             one = found.get(column)
@@ -88,7 +88,7 @@ def table(figures: dict[str, dict[str, dict[str, float]]], columns: list[str]) -
 
 
 def rows_as_table(head: list[str], rows: list[list[str]]) -> str:
-    """Markdown whose columns also line up as plain text."""
+    """Format as Markdown whose columns are also aligned as plain text."""
     widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
     lines = [head, ["-" * width for width in widths], *rows]
     return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines)
@@ -99,7 +99,7 @@ def _spread(median: float, least: float, most: float) -> str:
 
 
 def machine() -> dict:
-    """What a table must say of where it was measured; "load" is that of the moment."""
+    """Describe this machine, as every table of measurements should; "load" is the current one."""
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "processor": processor_name(), "cores": num_cores(), "ram_gb": round(ram / 1e9, 1), "load": os.getloadavg()[0],
@@ -108,7 +108,7 @@ def machine() -> dict:
 
 
 def write(out: Path | None, result: dict) -> None:
-    """JSON, where a file is wanted."""
+    """Write JSON, if there is a file to write to."""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -140,7 +140,7 @@ def _run(name: str, command: list[str], memory: bool, environment: dict[str, str
 
 
 def cpu_seconds() -> float:
-    """Of this process and all its descendants, ended or not."""
+    """Return the CPU seconds of this process and all its descendants, ended or not."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     alive = 0
     for pid in _descendants(os.getpid())[1:]:
@@ -152,7 +152,7 @@ def cpu_seconds() -> float:
 
 @contextmanager
 def _peak_memory(pid: int, wanted: bool):
-    """Yields a dict that holds "peak_mb" afterwards, or nothing."""
+    """Yield a dict that holds "peak_mb" afterwards, or nothing."""
     peak: dict[str, float] = {}
     done = threading.Event()
 
@@ -171,7 +171,7 @@ def _peak_memory(pid: int, wanted: bool):
 
 
 def memory_mb(pid: int) -> float:
-    """Proportional set sizes of a process and its descendants, of this moment."""
+    """Return the sum of the current proportional set sizes of a process and its descendants."""
     total = 0
     for each in _descendants(pid):
         with suppress(OSError, StopIteration):  # it has just ended
@@ -181,7 +181,7 @@ def memory_mb(pid: int) -> float:
 
 
 def _descendants(pid: int) -> list[int]:
-    """With the process itself first."""
+    """Return the ids of the process, first, and of its descendants."""
     found = [pid]
     for parent in found:
         for file in Path(f"/proc/{parent}/task").glob("*/children"):

@@ -1,4 +1,4 @@
-"""Shared by all tests: where the real photos are, and commands run as users run them."""
+"""Fixtures for all tests: photos, a small run, and commands run as users run them."""
 
 import functools
 import os
@@ -21,20 +21,16 @@ def real_data() -> Path:
     return Path(os.environ.get("CARVISION_REAL_DATA", ROOT.parent / "shared" / "data"))
 
 
-# One of these, begun last, would keep one process busy while the others have ended
+# Begun last, one of these would keep one process busy after the others have ended
 LONG_FILES = [
-    "training/test_launchers.py",
-    "search/test_sweeps.py",
-    "training/test_resuming.py",
-    "training/test_kept_features.py",
-    "training/test_more_epochs.py",
-    "training/test_strange_run_folders.py",
+    "training/distributed/test_launchers.py", "search/test_sweeps.py", "training/run/test_resume.py",
+    "training/features/test_cache.py", "training/run/test_more_epochs.py", "training/run/test_strange_run_folders.py",
     "training/test_phases.py",
-]
+]  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Take the long files first, then others with slow tests."""
+    """Put the long files first, then others with slow tests."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     order = {ROOT / "tests" / name: number for number, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: (order.get(item.path, len(order)), item.path not in slow))
@@ -42,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def real_photos() -> Path:
-    """The folder of real data sets, which is no part of the project."""
+    """The folder of real data sets, which is not part of the project."""
     if not real_data().is_dir():
         pytest.skip(f"no real photos in {real_data()} (CARVISION_REAL_DATA names their folder)")
     return real_data()
@@ -58,7 +54,7 @@ def demo_photos(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def demo_run(tmp_path_factory, demo_photos) -> Path:
-    """The folder of a small run of make, model and speed on `demo_photos`. Not to be written to: copy it."""
+    """The folder of a small run of make, model and speed on `demo_photos`. Read-only: copy it to change it."""
     from tests.small_runs import demo, train
 
     folder = tmp_path_factory.mktemp("runs") / "demo"
@@ -68,7 +64,7 @@ def demo_run(tmp_path_factory, demo_photos) -> Path:
 
 @pytest.fixture
 def run_forked(tmp_path):
-    """As run_module, of commands that need torch: the process is forked from one that has imported it."""
+    """run_module for commands that need torch: forks a process that has already imported it."""
     return functools.partial(forked.run, cwd=tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Commands in processes of their own, forked from one that has imported everything: a start takes a second, not ten."""
+"""Commands in processes forked from one that has imported everything: a start takes a second, not ten."""
 
 import contextlib
 import multiprocessing
@@ -11,13 +11,15 @@ from multiprocessing import forkserver
 from pathlib import Path
 from unittest import mock
 
-# One for all tests of this process: what is imported before the first fork, and no more than that
+# One for all tests of this process; imports these before the first fork
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.small_runs", "carvision.search.trial", "carvision.search.report"])
+CONTEXT.set_forkserver_preload(
+    ["tests.small_runs", "carvision.search.trial", "carvision.search.run", "carvision.search.plots"]
+)
 
 
 def process(target, *arguments, **options) -> multiprocessing.Process:
-    """Return a process, not started yet, that is forked from the fork server. It sees no GPU."""
+    """Return a process of the fork server, not started yet. It sees no GPU."""
     with mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""):
         forkserver._forkserver.ensure_running()
     address = forkserver._forkserver._forkserver_address
@@ -25,17 +27,16 @@ def process(target, *arguments, **options) -> multiprocessing.Process:
 
 
 def _run(address: str, target, *arguments) -> None:
-    """Run the target; what it forks in turn comes from the same server, and not from one that imports all anew."""
+    """Run the target; what it forks in turn comes from the same server, not from one that imports everything again."""
     forkserver._forkserver._forkserver_address = address
     forkserver._forkserver.ensure_running = lambda: None
     target(*arguments)
 
 
 def start(module: str, *arguments, cwd: Path, env: dict | None = None, out: Path, first: str = ""):
-    """Start `python -m module arguments` in a process; what it prints is in <out>.stdout and <out>.stderr.
+    """Start `python -m module arguments` in a session of its own; its output goes to <out>.stdout and <out>.stderr.
 
-    env: all of its environment; by default this process's. first: Python code that is run before. The process leads a
-    session of its own, as a terminal's.
+    env: its whole environment; None: this process's. first: Python code to run before.
     """
     variables = dict(os.environ) if env is None else env
     started = process(_main, module, list(map(str, arguments)), cwd, variables, out, first)
@@ -57,7 +58,7 @@ def _main(module: str, arguments: list[str], cwd: Path, variables: dict[str, str
 
 
 def finish(processes: list, outs: list[Path], timeout_s: float = 300) -> list[subprocess.CompletedProcess]:
-    """Of started ones, all of which have ended then, with all that they started."""
+    """Wait for started processes, kill what they started, and return their status and output."""
     try:
         for process in processes:
             process.join(timeout_s)
@@ -73,9 +74,9 @@ def finish(processes: list, outs: list[Path], timeout_s: float = 300) -> list[su
 
 
 def run(module: str, *arguments, cwd: Path, check: int | None = None, env: dict | None = None):
-    """The CompletedProcess of `python -m module arguments`, without a GPU. env: is added to this environment."""
+    """Run `python -m module arguments` without a GPU. env: added to this environment."""
     variables = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **(env or {})}
-    out = cwd.with_name(f"{cwd.name}.out")  # beside the folder, which the command is to find as it was
+    out = cwd.with_name(f"{cwd.name}.out")  # beside the folder, which stays as it was for the command
     (done,) = finish([start(module, *arguments, cwd=cwd, env=variables, out=out)], [out])
     if check is not None:
         assert done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"

@@ -1,4 +1,4 @@
-"""Whole runs, small, in this process."""
+"""Small whole runs, in this process."""
 
 import functools
 import tempfile
@@ -9,23 +9,17 @@ from omegaconf import DictConfig
 
 from carvision.config.compose import conf_dir, plain_config
 from carvision.system.versions import git_state, read_versions
-from carvision.training.run import provenance, run
+from carvision.training.run import provenance, start
 
-# Of this process, found once: the versions of all packages, and git's answer
+# Found once a process: the versions of all packages, and git's answer
 SAME_FOR_ALL = mock.patch.multiple(
     provenance, read_versions=functools.cache(read_versions), git_state=functools.cache(git_state)
 )
-FEATURES = tempfile.TemporaryDirectory(prefix="carvision-features-")  # of this process: nothing of a person's own
+FEATURES = tempfile.TemporaryDirectory(prefix="carvision-features-")  # not the user's own
 SMALL = [
-    f"features.dir={FEATURES.name}",
-    "data.image_px=32",
-    "data.batch_size=16",
-    "data.num_workers=0",
-    "model.backbone=test_resnet",
-    "model.weights=random",
-    "trainer.max_epochs=2",
-    "callbacks.progress_bar=false",
-]
+    f"features.dir={FEATURES.name}", "data.image_px=32", "data.batch_size=16", "data.num_workers=0",
+    "model.backbone=test_resnet", "model.weights=random", "trainer.max_epochs=2", "callbacks.progress_bar=false",
+]  # fmt: skip
 
 
 @functools.lru_cache(maxsize=32)  # Hydra takes a quarter of so small a run, and tests repeat their overrides
@@ -35,18 +29,20 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
 
 
 def config(*overrides: str) -> dict:
+    """Return the plain configuration of a small run."""
     return plain_config(_composed(tuple(map(str, overrides))))
 
 
 def train(folder, *overrides: str, pictures: bool = False):
-    """The folder of the run. pictures: draw its curves, which takes a third of the time of so small a run."""
+    """Train a small run into the folder; return it. pictures: draw its curves, a third of such a run's time."""
     cfg = config(*overrides)
     cfg["run"]["dir"] = str(folder)
     if pictures:
-        return run.run(cfg, "test")
+        return start.train(cfg, "test")
     with mock.patch("carvision.reports.plots.plot_curves"), SAME_FOR_ALL:
-        return run.run(cfg, "test")
+        return start.train(cfg, "test")
 
 
 def demo(root) -> list[str]:
+    """Return the overrides for the photos of the fixture demo_photos."""
     return [f"data.root={root}", "data.images_per_model=20"]

@@ -1,4 +1,4 @@
-"""The commands as people run them: in a process of their own, from any folder."""
+"""The commands as people run them: in their own processes, from any folder."""
 
 import json
 import os
@@ -14,12 +14,9 @@ from tests.conftest import ROOT
 from tests.data.layouts import write_class_folders
 
 TINY = [
-    "data.image_px=32",
-    "data.batch_size=16",
-    "data.num_workers=1",
-    "model.backbone=test_resnet",
+    "data.image_px=32", "data.batch_size=16", "data.num_workers=1", "model.backbone=test_resnet",
     "model.weights=random",
-]
+]  # fmt: skip
 
 
 def test_train_alone_trains_on_the_demo_data(run_module, demo_photos, tmp_path):
@@ -33,27 +30,19 @@ def test_train_alone_trains_on_the_demo_data(run_module, demo_photos, tmp_path):
     assert "Warning" not in done.stderr, done.stderr
 
 
-def test_a_mistake_found_late_is_one_line_too(run_module, tmp_path):
-    done = run_module("carvision.train", "data=folder", "data.root=nowhere", "run.dir=run")
-    assert done.returncode == 1
-    assert done.stderr.splitlines() == [
-        line for line in done.stderr.splitlines() if line.startswith("error: data.root")
-    ]
-
-
 def test_ctrl_c_keeps_the_epochs_that_are_done(demo_photos, tmp_path):
     overrides = [f"data.root={demo_photos}", "data.images_per_model=20", "trainer.max_epochs=500", "run.dir=run", *TINY]
     command = [sys.executable, "-m", "carvision.train", *overrides]
     process = subprocess.Popen(
         command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        # A shell that runs the tests in the background has them ignore the signal, which a child inherits
+        # A shell that runs the tests in the background makes them ignore the signal, which a child inherits
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     history, last = tmp_path / "run" / "history.csv", tmp_path / "run" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 240
     while not last.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the loader's processes as well
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the workers as well
     _, messages = process.communicate(timeout=60)
     assert process.returncode == 130, messages
     assert "SIGINT: stopping with a checkpoint" in messages and "Traceback" not in messages, messages
@@ -62,7 +51,10 @@ def test_ctrl_c_keeps_the_epochs_that_are_done(demo_photos, tmp_path):
     assert last.exists() and (tmp_path / "run" / "loss.png").exists()
 
 
-def test_check_reports_and_exits_1_where_photos_cannot_be_used(run_module, tmp_path):
+def test_check_exits_with_1_if_photos_cannot_be_used(run_module, tmp_path):
+    done = run_module("carvision.check", "data=folder", "data.root=nowhere", "out=run", check=1)
+    [line] = done.stderr.splitlines()  # also for a mistake found late
+    assert line.startswith("error: data.root")
     root = tmp_path / "photos"
     write_class_folders(root, {"oak": 4, "ash": 5})
     photos = sorted(root.rglob("*.jpg"))

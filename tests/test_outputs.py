@@ -1,4 +1,4 @@
-"""What the commands on a finished run write: with the permissions of the umask, and through no link of the run's."""
+"""Files of the commands on a finished run have the permissions of the umask, and go through no link of the run."""
 
 import os
 import runpy
@@ -15,16 +15,15 @@ from carvision.export import export
 
 @pytest.fixture
 def run(demo_run, tmp_path):
-    """A copy, with folders of its own for what is to be written."""
+    """A copy of the run, to write into."""
     return shutil.copytree(demo_run, tmp_path / "run")
 
 
 @pytest.fixture
 def predict(monkeypatch, capsys):
-    """The command, as __main__: an import of its module would hide the function carvision.predict from other tests."""
+    """predict(...) -> exit status, standard error. It runs as __main__, as an import would hide carvision.predict."""
 
     def call(*arguments) -> tuple[int, str]:
-        """Exit status, and what went to standard error."""
         monkeypatch.setattr(sys, "argv", ["predict", *map(str, arguments), "--workers", "0"])
         capsys.readouterr()
         with pytest.raises(SystemExit) as done:

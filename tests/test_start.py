@@ -1,4 +1,4 @@
-"""What is imported when: counts, which no busy machine can change. scripts/bench_start.py measures the time."""
+"""Heavy imports stay late; imports are counted, as no busy machine changes that (scripts/bench_start.py has times)."""
 
 import os
 import re
@@ -17,16 +17,7 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = sorted(file.stem for file in (ROOT / "carvision").glob("*.py") if "__main__" in file.read_text())
 HEAVY = {"torch", "numpy", "pandas", "pytorch_lightning", "timm", "matplotlib", "optuna"}
 # A training needs none of these before it compiles, plots or reads Matlab files
-UNUSED = {
-    "torch._dynamo",
-    "torch._inductor",
-    "sympy",
-    "triton",
-    "scipy",
-    "sklearn",
-    "matplotlib",
-    "IPython",
-}
+UNUSED = {"torch._dynamo", "torch._inductor", "sympy", "triton", "scipy", "sklearn", "matplotlib", "IPython"}
 FIRST_STEP = """
 import os, runpy, sys
 import carvision.training.module as module
@@ -40,13 +31,14 @@ runpy.run_module("carvision.train", run_name="__main__", alter_sys=True)
 
 
 def python(*arguments: str, check: int = 0, cwd: Path = ROOT, **environment: str) -> tuple[str, set[str]]:
-    """What it printed, and every module that it imported."""
+    """Run Python; return what it printed, errors included, and the names of all modules that it imported."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     done = subprocess.run(
         [sys.executable, "-X", "importtime", *arguments], cwd=cwd, env=env, capture_output=True, text=True
     )
     assert done.returncode == check, done.stderr[-3000:]
-    return done.stdout, set(re.findall(r"^import time:.*\| +(\S+)$", done.stderr, re.MULTILINE))
+    errors = re.sub(r"^import time:.*\n", "", done.stderr, flags=re.MULTILINE)
+    return done.stdout + errors, set(re.findall(r"^import time:.*\| +(\S+)$", done.stderr, re.MULTILINE))
 
 
 def test_the_package_itself_imports_nothing():
@@ -62,7 +54,15 @@ def test_help_imports_nothing_heavy(command):
     assert not {"hydra", "omegaconf"} & imported
 
 
-def test_help_for_a_reader_that_stops_early_is_no_error():
+@pytest.mark.parametrize("override", ["data.split.kind=offical", "data.rot=photos", "data=folder"])
+def test_a_mistake_is_one_line_and_imports_nothing_heavy(override, tmp_path):
+    """Of a value, of a key, and of what must be given."""
+    text, imported = python("-m", "carvision.train", override, check=1, cwd=tmp_path, HYDRA_FULL_ERROR="")
+    assert text.startswith("error: data") and text.count("\n") == 1 and not list(tmp_path.iterdir())
+    assert not imported & HEAVY
+
+
+def test_help_into_a_closed_pipe_is_no_error():
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", "carvision.train", "--help"]
@@ -109,8 +109,8 @@ def test_a_training_imports_only_what_it_uses(tmp_path):
     assert not {name for name in imported if name in UNUSED or name.partition(".")[0] in UNUSED}
 
 
-class Seen(Dataset):
-    """In place of photos: what a reader has imported."""
+class ImportedModules(Dataset):
+    """Gives the names of the modules that a worker has imported, instead of photos."""
 
     def num_bytes(self, batch_size: int) -> int:
         return 8
@@ -119,14 +119,14 @@ class Seen(Dataset):
         return sorted(sys.modules)
 
 
-def test_readers_import_nothing():
+def test_workers_import_nothing():
     data = PhotoDataModule(lambda: None, lambda table: None, batch_size=1, num_workers=1)
-    [first, _] = data.create_loader(Seen(), [[(0, 0)], [(1, 0)]])
+    [first, _] = data.create_loader(ImportedModules(), [[(0, 0)], [(1, 0)]])
     assert len(first) > 500 and not set(first) - set(sys.modules)
 
 
 @pytest.mark.slow
-def test_what_was_deferred_is_there_when_it_is_asked_for():
+def test_deferred_modules_become_real_when_they_are_used():
     code = """
 import sys
 import carvision.training, carvision.models

@@ -1,7 +1,7 @@
-"""Steps of the augmentation that move pixels: images float (B, 3, H, W), draws float (B, n) -> images like them.
+"""Augmentation steps that move pixels: images float (B, 3, H, W) and draws float (B, n) -> images like them.
 
-Coordinates are in pixels from the middle of the photo, x to the right and y down. Grids are made by plain products:
-under autocast a matrix product would give them in half precision, which misplaces pixels.
+Coordinates are in pixels from the image's centre, x to the right and y down. Sampling grids are computed by elementwise
+products: under autocast, a matrix product would be in half precision, which displaces pixels.
 """
 
 import torch
@@ -10,23 +10,25 @@ from torch.nn import functional as F
 
 from carvision.augment.draws import between
 
-# What lies beyond the photo's edge: its mirror image without the edge's own pixels (OpenCV's BORDER_REFLECT_101),
-# the edge's pixels repeated (Keras' "nearest"), or nothing. With align_corners=True these are grid_sample's modes.
+# Pixels beyond the edge: mirrored without repeating the edge (OpenCV's BORDER_REFLECT_101), the edge repeated (Keras'
+# "nearest"), or black. The values are grid_sample's modes for align_corners=True.
 BORDERS = {"reflect": "reflection", "edge": "border", "black": "zeros"}
 
-Row = tuple[Tensor | float, Tensor | float, Tensor | float]  # of a matrix; each a number or (B,)
+Row = tuple[Tensor | float, Tensor | float, Tensor | float]  # of a matrix; each entry a number or (B,)
 
 
 def flip(images: Tensor, draws: Tensor) -> Tensor:
+    """Mirror left and right."""
     return images.flip(3)
 
 
 def vertical_flip(images: Tensor, draws: Tensor) -> Tensor:
+    """Mirror top and bottom."""
     return images.flip(2)
 
 
 def rotate(images: Tensor, draws: Tensor, degrees: float, border: str) -> Tensor:
-    """By an angle within +-degrees, against the clock where it is positive, about the middle."""
+    """Rotate about the centre by an angle within +-degrees, counterclockwise if positive."""
     sin, cos = _sin_cos(between(draws[:, 0], -degrees, degrees))
     return warp(images, (cos, -sin, 0.0), (sin, cos, 0.0), border)
 
@@ -34,8 +36,8 @@ def rotate(images: Tensor, draws: Tensor, degrees: float, border: str) -> Tensor
 def shift_scale_rotate(
     images: Tensor, draws: Tensor, shift: float, scale: float, degrees: float, border: str
 ) -> Tensor:
-    """albumentations' ShiftScaleRotate: turned and scaled by 1 +- scale about the middle, then moved by +-shift of
-    the width and, by itself, of the height."""
+    """Rotate within +-degrees and scale by 1 +- scale about the centre, then shift by +-shift of the width and,
+    independently, of the height (albumentations' ShiftScaleRotate)."""
     height, width = images.shape[2:]
     sin, cos = _sin_cos(between(draws[:, 0], -degrees, degrees))
     factor = between(draws[:, 1], 1 - scale, 1 + scale)
@@ -47,8 +49,8 @@ def shift_scale_rotate(
 def affine(
     images: Tensor, draws: Tensor, degrees: float, shift: float, shear_degrees: float, zoom: float, border: str
 ) -> Tensor:
-    """Keras' ImageDataGenerator: the matrix rotation x shift x shear x zoom takes each pixel's (row, column) to where
-    its colour comes from. The two directions are zoomed independently, by 1 +- zoom."""
+    """Warp by the matrix rotation x shift x shear x zoom, which maps each pixel's (row, column) to its source (Keras'
+    ImageDataGenerator). Both directions are zoomed independently, by 1 +- zoom."""
     height, width = images.shape[2:]
     sin, cos = _sin_cos(between(draws[:, 0], -degrees, degrees))
     down, right = between(draws[:, 1], -shift, shift) * height, between(draws[:, 2], -shift, shift) * width
@@ -60,11 +62,11 @@ def affine(
 
 
 def grid_distortion(images: Tensor, draws: Tensor, num_steps: int, limit: float, border: str) -> Tensor:
-    """albumentations' GridDistortion: the width, and likewise the height, is divided into num_steps equal parts, each
-    of which shows a stretch of the photo that is 1 +- limit times as long, one after the other from the left (top).
+    """Stretch and squeeze a grid (albumentations' GridDistortion): width and height are divided into num_steps equal
+    parts, each of which shows a stretch of the image 1 +- limit times as long, in sequence from the left (top).
 
-    Where albumentations divides the photo at whole pixels, and squeezes what is left over into the last few, the
-    parts here are equal at any size. draws: 2 * num_steps a photo.
+    albumentations divides at whole pixels and squeezes the remainder into the last few; here all parts are equal at any
+    size. draws: (B, 2 * num_steps).
     """
     lengths = between(draws, 1 - limit, 1 + limit)
     height, width = images.shape[2:]
@@ -74,15 +76,16 @@ def grid_distortion(images: Tensor, draws: Tensor, num_steps: int, limit: float,
 
 
 def _stretched(lengths: Tensor, size: int) -> Tensor:
-    """lengths (B, parts) of the parts of an axis, relative to equal ones -> (B, size), where each pixel looks."""
+    """Return the source coordinate of each pixel of an axis, (B, size). lengths: (B, parts), relative to equal
+    parts."""
     parts = lengths.shape[1]
-    place = torch.arange(size, device=lengths.device, dtype=lengths.dtype) * (parts / size)
-    within = (place - torch.arange(parts, device=lengths.device)[:, None]).clamp(0, 1)  # how far into each part
+    position = torch.arange(size, device=lengths.device, dtype=lengths.dtype) * (parts / size)
+    within = (position - torch.arange(parts, device=lengths.device)[:, None]).clamp(0, 1)  # share of each part passed
     return (lengths[:, :, None] * within).sum(1) * (size / parts) - (size - 1) / 2
 
 
 def warp(images: Tensor, x_from: Row, y_from: Row, border: str) -> Tensor:
-    """Each pixel (x, y) takes the colour at x' = a x + b y + c, where x_from = (a, b, c), and y' likewise."""
+    """Give each pixel (x, y) the colour at x' = a x + b y + c, where x_from = (a, b, c), and y' likewise."""
     height, width = images.shape[2:]
     x = torch.arange(width, device=images.device, dtype=images.dtype) - (width - 1) / 2
     y = torch.arange(height, device=images.device, dtype=images.dtype)[:, None] - (height - 1) / 2
@@ -90,16 +93,16 @@ def warp(images: Tensor, x_from: Row, y_from: Row, border: str) -> Tensor:
 
 
 def sample(images: Tensor, x: Tensor, y: Tensor, border: str) -> Tensor:
-    """The colours, bilinear, at x and y, which broadcast to (B, H, W). border: a key of BORDERS."""
+    """Sample the images bilinearly at x and y, which broadcast to (B, H, W). border: a key of BORDERS."""
     height, width = images.shape[2:]
-    if images.device.type == "xla":  # which would take the batch to the CPU for grid_sample
+    if images.device.type == "xla":  # torch-xla would run grid_sample on the CPU
         return sample_by_gathering(images, x + (width - 1) / 2, y + (height - 1) / 2, border)
     x, y = torch.broadcast_tensors(x * (2 / (width - 1)), y * (2 / (height - 1)))
     return F.grid_sample(images, torch.stack([x, y], -1), "bilinear", BORDERS[border], align_corners=True)
 
 
 def sample_by_gathering(images: Tensor, x: Tensor, y: Tensor, border: str) -> Tensor:
-    """As `sample`, but x and y count from the first pixel."""
+    """Sample as `sample` does, but with x and y counted from the first pixel."""
     height, width = images.shape[2:]
     x, y = torch.broadcast_tensors(_within(x, width, border), _within(y, height, border))
     left, top = x.floor(), y.floor()
@@ -107,22 +110,22 @@ def sample_by_gathering(images: Tensor, x: Tensor, y: Tensor, border: str) -> Te
     total = torch.zeros_like(images)
     for column, row in ((left, top), (left + 1, top), (left, top + 1), (left + 1, top + 1)):
         weight = (1 - (x - column).abs()) * (1 - (y - row).abs())
-        # Beyond the edge lies nothing; where the borders are mirrored or repeated only with the weight 0
+        # Pixels beyond the edge are black; with the other borders their weight is 0 anyway
         weight = weight * ((column >= 0) & (column < width) & (row >= 0) & (row < height))
-        place = row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()
-        colours = pixels.gather(2, place.flatten(1)[:, None].expand(-1, pixels.shape[1], -1))
+        index = row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()
+        colours = pixels.gather(2, index.flatten(1)[:, None].expand(-1, pixels.shape[1], -1))
         total = total + weight[:, None] * colours.view_as(images)
     return total
 
 
-def _within(place: Tensor, size: int, border: str) -> Tensor:
-    """Where a place outside of 0 ... size - 1 finds its colour."""
+def _within(position: Tensor, size: int, border: str) -> Tensor:
+    """Map positions outside of 0 ... size - 1 to those that have their colour."""
     if border == "edge":
-        return place.clamp(0, size - 1)
+        return position.clamp(0, size - 1)
     if border == "reflect":
-        place = place.abs() % (2 * (size - 1))
-        return torch.minimum(place, 2 * (size - 1) - place)
-    return place
+        position = position.abs() % (2 * (size - 1))
+        return torch.minimum(position, 2 * (size - 1) - position)
+    return position
 
 
 def _along(row: Row, x: Tensor, y: Tensor) -> Tensor:

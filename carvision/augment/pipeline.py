@@ -1,4 +1,4 @@
-"""What happens to a batch on the device: augmentation in training, normalisation always."""
+"""Process batches on the device: augmentation in training, normalisation always."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,17 +9,17 @@ from torch import Tensor, nn
 from carvision.augment import colour, geometry
 from carvision.augment.auto import rand_augment, trivial_augment
 from carvision.augment.colour import blur
-from carvision.augment.draws import of_photos
+from carvision.augment.draws import per_image
 from carvision.augment.mixing import erase
 from carvision.data.images import Preprocessing
 from carvision.errors import InputError, nearest
 
-PHOTOS_IN_CACHE = 8
+CPU_CHUNK = 8
 
 
 class Step(NamedTuple):
-    """function: (images float (B, 3, H, W) in 0..1, draws float (B, num_draws), the step's own keys of
-    augment.steps) -> images. num_draws: a number, or what gives it from those keys."""
+    """An augmentation step. function: (images float (B, 3, H, W) in 0..1, draws float (B, num_draws), **keys of
+    augment.steps.<name>) -> images. num_draws: a number, or a function of those keys."""
 
     function: Callable[..., Tensor]
     num_draws: int | Callable[[dict], int]
@@ -48,11 +48,11 @@ STEPS = {
 
 
 class Augment(nn.Module):
-    """Steps one after the other, each for each photo by itself with the step's chance p.
+    """Apply steps in order, each to each image independently with the step's probability p.
 
-    order: names of STEPS; one may occur twice. steps: {name: {"p": ..., the step's own keys}}, of at least those.
-    num_draws: uniform numbers in [0, 1) that a photo takes: for each step one for its chance, then its own.
-    A step whose p is 0 is left out.
+    order: names of STEPS, possibly repeated. steps: {name: {"p": ..., the step's own keys}}, at least for those.
+    num_draws: uniform numbers in [0, 1) per image: for each step one for its probability, then its own. Steps with p =
+    0 are left out. Raises InputError for an unknown step.
     """
 
     def __init__(self, order: list[str], steps: dict[str, dict]):
@@ -70,29 +70,29 @@ class Augment(nn.Module):
         self.num_draws = sum(1 + num_draws for _, _, num_draws, _ in self.steps)
 
     def forward(self, images: Tensor, draws: Tensor) -> Tensor:
-        """images float (B, 3, H, W) in 0..1, draws float (B, num_draws) -> images like them."""
+        """Augment images, float (B, 3, H, W) in 0..1. draws: float (B, num_draws)."""
         if not self.steps:
             return images
-        draws = draws.to(images.dtype)  # which a run in half precision has made coarser
+        draws = draws.to(images.dtype)  # half precision has rounded them
         if images.device.type != "cpu":
-            # Some steps leave one channel after the other; convolutions are fastest with them together, as they came
-            changed = self._one_after_the_other(images, draws)
+            # Some steps return contiguous channels; convolutions are fastest with channels last, as images arrive
+            changed = self._apply_steps(images, draws)
             return changed.contiguous(memory_format=torch.channels_last)
-        # A few photos at a time stay in the processor's cache: less than half the time
-        parts = zip(images.split(PHOTOS_IN_CACHE), draws.split(PHOTOS_IN_CACHE), strict=True)
-        return torch.cat([self._one_after_the_other(*part) for part in parts])
+        # Chunks that fit into the processor's cache take less than half the time
+        parts = zip(images.split(CPU_CHUNK), draws.split(CPU_CHUNK), strict=True)
+        return torch.cat([self._apply_steps(*part) for part in parts])
 
-    def _one_after_the_other(self, images: Tensor, draws: Tensor) -> Tensor:
+    def _apply_steps(self, images: Tensor, draws: Tensor) -> Tensor:
         start = 0
         for function, p, num_draws, keys in self.steps:
             changed = function(images, draws[:, start + 1 : start + 1 + num_draws], **keys)
-            images = changed if p >= 1 else torch.where(of_photos(draws[:, start] < p), changed, images)
+            images = changed if p >= 1 else torch.where(per_image(draws[:, start] < p), changed, images)
             start += 1 + num_draws
         return images
 
 
 class Normalise(nn.Module):
-    """images float (B, 3, H, W) in 0..1 -> (images - mean) / std, as the weights expect them."""
+    """Normalise images, float (B, 3, H, W) in 0..1, to (images - mean) / std, as the weights expect them."""
 
     def __init__(self, preprocessing: Preprocessing):
         super().__init__()
@@ -104,16 +104,16 @@ class Normalise(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         mean, std = self.mean, self.std
         if images.device.type == "cpu" and images.is_contiguous(memory_format=torch.channels_last):
-            # A row of the photo at once, laid out as it is, takes a sixth of the time of three numbers over and over
+            # Broadcasting a whole row in the image's memory layout takes a sixth of the time of broadcasting 3 numbers
             mean, std = (_like_a_row(values, images.shape[3]) for values in (mean, std))
         return (images - mean).div_(std)
 
 
 def _like_a_row(values: Tensor, width: int) -> Tensor:
-    """(3, 1, 1) -> (3, 1, width), with the channels last in memory."""
+    """Expand (3, 1, 1) to (3, 1, width), channels last in memory."""
     return values.expand(3, 1, width).permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 0..1."""
+    """Convert uint8 0..255 to float32 0..1."""
     return images.float() / 255

@@ -1,6 +1,4 @@
-"""Find, compose and check the configuration. Only this module calls Hydra, and only to compose; nothing here imports
-torch.
-"""
+"""Find, compose and check the configuration. Only this module calls Hydra, and only to compose. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import yaml
 
@@ -23,26 +21,10 @@ from carvision.errors import InputError, drop_output, nearest, one_line, one_lin
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-
-# A nested configuration as one mapping. Imports nothing, so that comparing runs takes no time to start.
-
-
-def flat_config(config: dict, prefix: str = "") -> dict:
-    """{"data.root": ...} of a nested configuration."""
-    values = {}
-    for key, value in config.items():
-        values |= (
-            flat_config(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-        )
-    return values
-
-
-# TAB completes groups, choices and keys of `python -m carvision.train ...` in bash.
-#
-#     eval "$(python -m carvision.train --shell-completion install=bash)"
-#
-# Hydra finds the answers; its own function for bash knows `python file.py` alone, not `python -m`.
-
+NOT_GROUPS = ("shared", "tables")  # folders of conf/ with parts of other files, and tables of experiments
+ASKED = re.compile(r"(?:-sc|--shell-completion)(?:=|$)")
+# Completes groups, choices and keys of `python -m carvision.<command> ...` in bash. Hydra finds the answers; its own
+# function for bash knows `python file.py` alone, not `python -m`.
 INSTALL = """carvision_completion() {
     local words=($COMP_LINE)
     if [ "${words[1]}" = -m ] && [[ "${words[2]}" =~ ^carvision\\.(%s)$ ]]; then
@@ -52,45 +34,209 @@ INSTALL = """carvision_completion() {
 }
 COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
 complete -o nospace -o default -F carvision_completion python python3"""
-ASKED = re.compile(r"(?:-sc|--shell-completion)(?:=|$)")
 
 
-def complete(words: list[str], commands: list[str]) -> bool:
-    """Whether the words of a command line ask for what this prints itself. commands: those that speak Hydra.
+def run_command(task: Callable[[DictConfig], None], config_name: str) -> None:
+    """Run `task` with the configuration that the command line composes from conf/<config_name>.yaml.
 
-    A question is left to Hydra, with the line that is to be completed as it understands it.
+    A user's mistake ends the command as in one_line_errors.
     """
-    if not any(ASKED.match(word) for word in words):
-        return False
-    if words[-1].endswith("uninstall=bash"):
-        print("complete -r python python3; unset -f carvision_completion")
-        return True
-    if words[-1].endswith("install=bash"):
-        print(INSTALL % "|".join(commands))
-        return True
-    line = re.sub(r"^\s*\S+\s+-m\s+\S+", "python file.py", os.environ.get("COMP_LINE", ""))
-    os.environ["COMP_LINE"] = _without_paths(line)
+    words = sys.argv[1:]
+    if answers_itself(words, config_name):
+        return
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, instead of printing an error of several lines
+
+    def quiet_task(cfg: DictConfig) -> None:  # Hydra prints lines of its own about an exception that reaches it
+        with one_line_errors(), as_input_errors():
+            task(cfg)
+
+    with one_line_errors(), as_input_errors():
+        cfg = compose_once(config_name, words)
+    if cfg is not None:
+        quiet_task(cfg)
+        return
+    with one_line_errors(), as_input_errors():
+        import hydra
+
+        register_tables()
+        sys.argv[1:] = with_quoted_paths(words, sweeps=bool({"-m", "--multirun"} & {*words}))
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(quiet_task)()
+
+
+def compose_once(config_name: str, overrides: list[str]) -> DictConfig | None:
+    """Compose the configuration of one run; None if Hydra has to do more: for its flags, or several runs.
+
+    hydra.main composes everything twice, to find out whether there are several runs, which takes longer than all else
+    that precedes the report of a mistake.
+    """
+    if any(re.match(r"-|[+~]*hydra\b", word) or "hydra:" in word for word in overrides):
+        return None
+    from hydra.errors import ConfigCompositionException
+
+    try:
+        return _compose(config_name, overrides)
+    except ConfigCompositionException as error:
+        if "--multirun" in str(error):  # which an experiment may ask for
+            return None
+        raise
+
+
+def compose_alone(config_name: str, overrides: list[str]) -> DictConfig:
+    """Compose the configuration of one run. Raises InputError if the overrides or an experiment ask for several."""
+    with as_input_errors():
+        cfg = _compose(config_name, overrides)
+        if cfg is None:
+            raise InputError("an experiment that asks for Hydra's own multirun is not for this command")
+    return cfg
+
+
+def compose_sweep(overrides: list[str], complete: bool = True) -> tuple[dict, dict]:
+    """Compose a training's plain configuration, and the settings of conf/sweep, both checked. Raises InputError.
+
+    The settings' space and follows are not resolved. complete: raise for missing values, too.
+    """
+    from omegaconf import OmegaConf, open_dict
+
+    cfg = compose_alone("sweep", overrides)
+    with as_input_errors(), open_dict(cfg):
+        drawn = {key: OmegaConf.to_container(cfg.sweep[key], resolve=False) for key in ("space", "follows")}
+        cfg.sweep.update(space={}, follows={})  # they refer to values that the configuration does not have
+        plain = plain_config(cfg, complete)
+    check_values({"sweep": drawn})
+    return plain, plain.pop("sweep") | drawn
+
+
+def _compose(config_name: str, overrides: list[str]) -> DictConfig | None:
+    """Compose the configuration; None for an experiment that asks for several runs."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import open_dict
+
+    overrides = with_quoted_paths(overrides)
+    for word in overrides:  # for null instead of a choice, Hydra raises a ValueError
+        group, _, value = word.partition("=")
+        if value == "null" and (conf_dir() / group.lstrip("+").partition("@")[0]).is_dir():
+            raise InputError(f"{word}: {group} takes the name of one of its files (--help); ~{group} leaves it out")
+    register_tables()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=config_name):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None  # it has just been initialised
+        cfg = hydra.compose_config(config_name, overrides, run_mode=RunMode.RUN, with_log_configuration=False)
+    if cfg.hydra.mode == RunMode.MULTIRUN:
+        return None
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+def choices_of(config_name: str, overrides: list[str]) -> Mapping[str, str | None]:
+    """Return {group: choice} of these overrides, without checking values."""
+    with as_input_errors():
+        _compose(config_name, overrides)
+    return choices()
+
+
+def choices() -> Mapping[str, str | None]:
+    """Return {group: choice} of the configuration composed last."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return HydraConfig.get().runtime.choices
+
+
+def is_multirun() -> bool:
+    """Return whether the command makes several runs, one after another (Hydra's -m)."""
+    from hydra.core.hydra_config import HydraConfig
+
+    mode = HydraConfig.get().mode
+    return mode is not None and mode.name == "MULTIRUN"
+
+
+def plain_config(cfg: DictConfig, complete: bool = True) -> dict:
+    """Return the configuration as plain dicts, lists and values, all checked. Raises InputError.
+
+    complete: raise for missing values, too.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    except OmegaConfBaseException as error:
+        raise InputError(hydra_message(error)) from None
+    return checked(cast(dict, plain), complete)
+
+
+def checked(plain: dict, complete: bool = True) -> dict:
+    """Check a plain configuration, and return it with "~" expanded in its paths. Raises InputError."""
+    check_values(plain, complete=complete)
+    return _expanded(plain)
+
+
+def _expanded(plain: dict, prefix: str = "") -> dict:
+    values = {}
+    for name, value in plain.items():
+        if isinstance(value, dict):
+            value = _expanded(value, f"{prefix}{name}.")
+        elif isinstance(value, str) and is_path(f"{prefix}{name}"):
+            value = expand_home(value)
+        values[name] = value
+    return values
+
+
+def require_weights(config: dict) -> None:
+    """Raise InputError if the weights' file does not exist, seconds before torch would read it."""
+    weights = config["model"]["weights"]
+    if weights not in ("pretrained", "random") and not Path(weights).exists():
+        raise InputError(f"model.weights: {weights!r} is not pretrained, random, or a file or a run that exists")
+
+
+def flat_config(config: dict, prefix: str = "") -> dict:
+    """Return a nested configuration as one mapping: {"data.root": ...}. An empty mapping stays a value."""
+    values = {}
+    for key, value in config.items():
+        is_group = isinstance(value, dict) and value
+        values |= flat_config(value, f"{prefix}{key}.") if is_group else {f"{prefix}{key}": value}
+    return values
+
+
+def keys_added_since(earlier: Mapping, now: Mapping) -> list[str]:
+    """Return the keys of `now` that the version of carvision that composed `earlier` did not have. Both are flat.
+
+    They have the value that conf/ gives them, as the earlier version behaved like that. The keys of a head that
+    `earlier` lacks are not among them.
+    """
+    groups = {key.rpartition(".")[0] for key in earlier}
+    return [
+        key
+        for key in now
+        if key not in earlier
+        and (not key.startswith("model.heads.") or key.rpartition(".")[0] in groups)
+        and is_as_shipped(key, now[key])
+    ]
+
+
+def is_as_shipped(key: str, value: object) -> bool:
+    """Return whether a file of conf/ gives the key this value.
+
+    conf/model/head has the keys of a head without its name; no file has those of a phase.
+    """
+    from omegaconf import OmegaConf
+
+    group, _, name = key.partition(".")
+    for file in [conf_dir() / "train.yaml", *sorted((conf_dir() / group).rglob("*.yaml"))]:
+        given = flat_config(cast(dict, OmegaConf.to_container(OmegaConf.load(file))))
+        prefix = "steps." if file.stem == "steps" else ""  # conf/augment/shared/base.yaml includes it by that name
+        names = (key, name.removeprefix(prefix), re.sub(r"^heads\.[^.]+\.", "", name))
+        if value in [given[wanted] for wanted in names if wanted in given]:
+            return True
     return False
 
 
-def _without_paths(line: str) -> str:
-    """The line without those of its words before the last that decide nothing: paths, which Hydra may not parse."""
-    try:
-        words = shlex.split(line)
-    except ValueError:  # a quote that is not closed yet
-        words = line.split()
-    last = "" if not words or line[-1].isspace() else words.pop()
-    kept = [word for word in words if not is_path(word.lstrip("+").partition("=")[0]) and not re.search(r"\s", word)]
-    return " ".join([*kept, last])
-
-
-# Finding, composing and checking the configuration. Imports neither torch nor Lightning, and Hydra only to compose.
-
-NOT_GROUPS = ("shared", "tables")  # folders whose files are no choices: parts of others, and tables of experiments
-
-
 def conf_dir() -> Path:
-    """The folder of the configuration: inside the package where installed, beside it in a checkout."""
+    """Return the folder conf/: inside the package if installed, beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "conf", package.parent / "conf"):
         if (folder / "train.yaml").is_file():
@@ -108,10 +254,7 @@ def options_of(group: str) -> list[str]:
 
 @cache
 def register_tables() -> None:
-    """Register the rows of conf/experiment/tables with Hydra: each is an experiment, as a file of its own would be.
-
-    Everything that composes an experiment calls this first.
-    """
+    """Register the rows of conf/experiment/tables with Hydra, each as an experiment. Call it before composing."""
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
@@ -124,36 +267,8 @@ def _tables() -> list[Path]:
     return sorted((conf_dir() / "experiment" / "tables").glob("*.yaml"))
 
 
-def run_command(task: Callable[[DictConfig], None], config_name: str) -> None:
-    """Run `task` with the configuration that the command line composes.
-
-    What a person got wrong ends as one line and exit status 1; CARVISION_DEBUG=1 shows the traceback instead.
-    Ctrl-C ends with status 130.
-    """
-    words = sys.argv[1:]
-    if answers_itself(words, config_name):
-        return
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, instead of printing an error of several lines
-
-    def quiet_task(cfg: DictConfig) -> None:  # an exception that reaches Hydra makes it print lines of its own
-        with one_line_errors(), as_input_errors():
-            task(cfg)
-
-    with one_line_errors(), as_input_errors():
-        cfg = compose_once(config_name, words)
-    if cfg is not None:
-        quiet_task(cfg)
-        return
-    with one_line_errors(), as_input_errors():
-        import hydra
-
-        register_tables()
-        sys.argv[1:] = with_quoted_paths(words, sweeps=bool({"-m", "--multirun"} & {*words}))
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(quiet_task)()
-
-
 def answers_itself(words: list[str], config_name: str) -> bool:
-    """Whether the words ask for --help or a completion that is printed here."""
+    """Print the help, or the completion's function, if the words ask for it; return whether they did."""
     if {"--help", "-h"} & {*words}:
         try:
             print(help_of(config_name), flush=True)
@@ -163,97 +278,8 @@ def answers_itself(words: list[str], config_name: str) -> bool:
     return complete(words, sorted(file.stem for file in conf_dir().glob("*.yaml")))
 
 
-def compose_once(config_name: str, overrides: list[str]) -> DictConfig | None:
-    """The configuration of one run in this process; None for all that Hydra itself has to do: its flags, several runs.
-
-    hydra.main composes everything once before, to see whether there are several, which takes longer than all else
-    that comes before a mistake is told.
-    """
-    if any(re.match(r"-|[+~]*hydra\b", word) or "hydra:" in word for word in overrides):
-        return None
-    from hydra.errors import ConfigCompositionException
-
-    try:
-        return _compose(config_name, overrides)
-    except ConfigCompositionException as error:
-        if "--multirun" in str(error):  # which an experiment may ask for
-            return None
-        raise
-
-
-def compose_alone(config_name: str, overrides: list[str]) -> DictConfig:
-    """The configuration of one run; InputError where the words or an experiment ask for several."""
-    with as_input_errors():
-        cfg = _compose(config_name, overrides)
-        if cfg is None:
-            raise InputError("an experiment that asks for Hydra's own multirun is not for this command")
-    return cfg
-
-
-def _compose(config_name: str, overrides: list[str]) -> DictConfig | None:
-    """None for an experiment that asks for several runs."""
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-    from omegaconf import open_dict
-
-    overrides = with_quoted_paths(overrides)
-    for word in overrides:  # at which Hydra raises a ValueError
-        group, _, value = word.partition("=")
-        if value == "null" and (conf_dir() / group.lstrip("+").partition("@")[0]).is_dir():
-            raise InputError(f"{word}: {group} takes the name of one of its files (--help); ~{group} leaves it out")
-    register_tables()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=config_name):
-        cfg = GlobalHydra.instance().hydra.compose_config(
-            config_name, overrides, run_mode=RunMode.RUN, with_log_configuration=False
-        )
-    if cfg.hydra.mode == RunMode.MULTIRUN:
-        return None
-    HydraConfig.instance().set_config(cfg)
-    with open_dict(cfg):
-        del cfg["hydra"]
-    return cfg
-
-
-def compose_sweep(overrides: list[str], complete: bool = True) -> tuple[dict, dict]:
-    """The plain configuration of a training, and what conf/sweep gives beside it, both checked. The space and what
-    follows from it are as they stand there. complete: values that must be given may not be missing. Raises InputError.
-    """
-    from omegaconf import OmegaConf, open_dict
-
-    cfg = compose_alone("sweep", overrides)
-    with as_input_errors(), open_dict(cfg):
-        drawn = {key: OmegaConf.to_container(cfg.sweep[key], resolve=False) for key in ("space", "follows")}
-        cfg.sweep.update(space={}, follows={})  # their interpolations are of values that no configuration has
-        plain = plain_config(cfg, complete)
-    check_values({"sweep": drawn})
-    return plain, plain.pop("sweep") | drawn
-
-
-def choices_of(config_name: str, overrides: list[str]) -> Mapping[str, str | None]:
-    """{group: what is chosen of it} by these words, whatever their values are."""
-    with as_input_errors():
-        _compose(config_name, overrides)
-    return choices()
-
-
-def choices() -> Mapping[str, str | None]:
-    """{group: what was chosen of it} for the command that runs."""
-    from hydra.core.hydra_config import HydraConfig
-
-    return HydraConfig.get().runtime.choices
-
-
-def is_multirun() -> bool:
-    """Whether the command makes several runs, one after another (Hydra's -m)."""
-    from hydra.core.hydra_config import HydraConfig
-
-    return HydraConfig.get().mode is not None and HydraConfig.get().mode.name == "MULTIRUN"
-
-
 def help_of(config_name: str) -> str:
-    """What conf/<config_name>.yaml has for --help, with the groups; Hydra would first compose a configuration."""
+    """Return the help text of conf/<config_name>.yaml, with all groups; Hydra would compose a configuration first."""
     top = conf_dir()
     folders = [folder for folder in sorted(top.rglob("*")) if folder.is_dir() and folder.name not in NOT_GROUPS]
     groups = {name: options_of(name) for name in (folder.relative_to(top).as_posix() for folder in folders)}
@@ -262,39 +288,39 @@ def help_of(config_name: str) -> str:
     return template.replace("$APP_CONFIG_GROUPS", "".join(lines))
 
 
-def keys_added_since(earlier: Mapping, now: Mapping) -> list[str]:
-    """Return the keys of `now` that a version of carvision which composed `earlier` did not have yet: those with the
-    value that conf/ gives them, as that is what the version did. Both are flat. The keys of a head that `earlier` lacks
-    are none of them.
+def complete(words: list[str], commands: list[str]) -> bool:
+    """Print the completion's function for a shell if the words ask for it, and return whether they did.
+
+    commands: those that compose an experiment. A question about completions is left to Hydra; COMP_LINE, the line to
+    complete, is changed to one that it can parse.
     """
-    groups = {key.rpartition(".")[0] for key in earlier}
-    return [
-        key
-        for key in now
-        if key not in earlier
-        and (not key.startswith("model.heads.") or key.rpartition(".")[0] in groups)
-        and is_as_shipped(key, now[key])
-    ]
-
-
-def is_as_shipped(key: str, value: object) -> bool:
-    """Return whether a file of conf/ gives the key this value. The keys of a head stand in conf/model/head without its
-    name; those of a phase stand in no file."""
-    from omegaconf import OmegaConf
-
-    group, _, name = key.partition(".")
-    for file in [conf_dir() / "train.yaml", *sorted((conf_dir() / group).rglob("*.yaml"))]:
-        given = flat_config(OmegaConf.to_container(OmegaConf.load(file)))
-        prefix = "steps." if file.stem == "steps" else ""  # conf/augment/shared/base.yaml has it under that name
-        names = (key, name.removeprefix(prefix), re.sub(r"^heads\.[^.]+\.", "", name))
-        if value in [given[wanted] for wanted in names if wanted in given]:
-            return True
+    if not any(ASKED.match(word) for word in words):
+        return False
+    if words[-1].endswith("uninstall=bash"):
+        print("complete -r python python3; unset -f carvision_completion")
+        return True
+    if words[-1].endswith("install=bash"):
+        print(INSTALL % "|".join(commands))
+        return True
+    line = re.sub(r"^\s*\S+\s+-m\s+\S+", "python file.py", os.environ.get("COMP_LINE", ""))
+    os.environ["COMP_LINE"] = _without_paths(line)
     return False
+
+
+def _without_paths(line: str) -> str:
+    """Remove paths, which Hydra may not be able to parse and completions don't depend on, except for the last word."""
+    try:
+        words = shlex.split(line)
+    except ValueError:  # a quote that is not closed yet
+        words = line.split()
+    last = "" if not words or line[-1].isspace() else words.pop()
+    kept = [word for word in words if not is_path(word.lstrip("+").partition("=")[0]) and not re.search(r"\s", word)]
+    return " ".join([*kept, last])
 
 
 @contextmanager
 def as_input_errors():
-    """Errors of Hydra and OmegaConf, each as one line."""
+    """Turn errors of Hydra and OmegaConf inside this block into InputError."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -304,44 +330,8 @@ def as_input_errors():
         raise InputError(hydra_message(error)) from error
 
 
-def plain_config(cfg: DictConfig, complete: bool = True) -> dict:
-    """The configuration as plain dicts, lists and values, all checked. Raises InputError."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
-    except OmegaConfBaseException as error:
-        raise InputError(hydra_message(error)) from None
-    return checked(plain, complete)
-
-
-def checked(plain: dict, complete: bool = True) -> dict:
-    """The same configuration, its values checked and "~" of its paths expanded. Raises InputError."""
-    check_values(plain, complete=complete)
-    return _expanded(plain)
-
-
-def require_weights(config: dict) -> None:
-    """Raises InputError for weights that are a file, and are not there: seconds before torch could read them."""
-    weights = config["model"]["weights"]
-    if weights not in ("pretrained", "random") and not Path(weights).exists():
-        raise InputError(f"model.weights: {weights!r} is not pretrained, random, or a file or a run that exists")
-
-
-def _expanded(plain: dict, prefix: str = "") -> dict:
-    values = {}
-    for name, value in plain.items():
-        if isinstance(value, dict):
-            value = _expanded(value, f"{prefix}{name}.")
-        elif isinstance(value, str) and is_path(f"{prefix}{name}"):
-            value = expand_home(value)
-        values[name] = value
-    return values
-
-
 def hydra_message(error: Exception) -> str:
-    """Hydra's and OmegaConf's messages of several lines, as one that says what to type."""
+    """Return the message of an error of Hydra or OmegaConf as one line that says what to type."""
     from hydra.errors import OverrideParseException
 
     text = str(error)
@@ -356,10 +346,10 @@ def hydra_message(error: Exception) -> str:
         key, value = several.groups()
         return f"{key}: {value} are several values; write {key}=[{value}] for a list, or -m for a run with each of them"
     unknown = re.match(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
-    if unknown and is_mapping(unknown[1]):  # one that has keys already
+    if unknown and is_mapping(unknown[1]):  # it has keys already
         return f"{unknown[1]}: to add a key to it, write '+{unknown[1]}.<key>=<value>'"
     if unknown and unknown[1].startswith("phases."):
-        return f"{unknown[1]}: the phase does not say this yet; to add it, write '+{unknown[1]}=<value>'"
+        return f"{unknown[1]}: the phase does not have this key yet; to add it, write '+{unknown[1]}=<value>'"
     if unknown and unknown[1] in ALLOWED:
         group = unknown[1].split(".")[0]
         return f"{unknown[1]}: the {group} that is chosen has no such key; choose another with {group}=<choice>"
@@ -369,7 +359,7 @@ def hydra_message(error: Exception) -> str:
 
 
 def _unparsed(word: str, reason: str) -> str:
-    """reason: Hydra's message."""
+    """Return the line for an override that Hydra could not parse. reason: its message."""
     group, _, name = word.lstrip("+").partition("=")
     if group and (conf_dir() / group.partition("@")[0]).is_dir():
         return _no_choice(group, name, options_of(group.partition("@")[0]))

@@ -1,4 +1,4 @@
-"""What the commands with plain arguments share: parser, common options, numbers, overrides, messages. Imports no torch.
+"""Provide what the plain commands share: parser, options, numbers, overrides, messages. Imports no torch.
 
 The commands that compose an experiment are started by compose.run_command instead.
 """

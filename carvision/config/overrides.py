@@ -1,13 +1,14 @@
-"""Overrides: the words <key>=<value> of a command line. Imports no torch, and Hydra only to parse.
+"""Quote and parse overrides, the words <key>=<value> of a command line. Imports no torch, and Hydra only to parse.
 
-The value of a key that holds a path is the rest of the word as it stands: data.root=photos (1), model.weights=a=1.ckpt.
-All others are in Hydra's grammar.
+The value of a key that holds a path is taken literally: data.root=photos (1), model.weights=a=1.ckpt. All others are in
+Hydra's grammar.
 """
 
 import inspect
 import os
 import re
 import shlex
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -21,18 +22,18 @@ if TYPE_CHECKING:
 WORD = re.compile(r"(?P<prefix>\+{0,2})(?P<key>[A-Za-z_][^\s=]*)=(?P<value>.*)", re.DOTALL)
 QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 IS_QUOTED = re.compile(QUOTED, re.DOTALL)
-ITEM = re.compile(rf"\s*({QUOTED}|(?:\$\{{[^{{}}]*\}}|[^,])+?)\s*(?:,|$)", re.DOTALL)  # of a list, without its comma
-PLAIN = re.compile(r"[A-Za-z0-9_/.+%@|-]+")  # needs no quotes, if a number may be one
+ITEM = re.compile(rf"\s*({QUOTED}|(?:\$\{{[^{{}}]*\}}|[^,])+?)\s*(?:,|$)", re.DOTALL)  # an item of a list
+PLAIN = re.compile(r"[A-Za-z0-9_/.+%@|-]+")  # needs no quotes; may be a number
 PLAIN_PATH = re.compile(r"(?!(?:true|false|inf|nan)$)(?:[a-z_]|\.{0,2}/)[a-z0-9_/.+%@|-]*", re.IGNORECASE)
 CHOICE = re.compile(r"(?P<tags>tag\(.*?)?\bchoice\((?P<items>.*)\)(?(tags)\))", re.DOTALL)
 FUNCTION = re.compile(r"(bool|choice|float|glob|int|interval|range|shuffle|sort|str|tag)\(")
 
 
 def with_quoted_paths(words: list[str], sweeps: bool = False) -> list[str]:
-    """The same overrides for Hydra, which would parse what people type for paths as lists, calls or nothing at all.
+    """Return the overrides with paths in quotes, which Hydra would otherwise parse as lists or calls, or not at all.
 
-    null, ${...} and a value in quotes keep their meaning. sweeps: `a,b` and `choice(a,b)` are several paths, unless a
-    file or folder has that very name. What is quoted already stays, so this may be applied again.
+    null, ${...} and quoted values keep their meaning, so this may be applied twice. sweeps: `a,b` and `choice(a,b)` are
+    several paths, unless a file or folder has exactly that name.
     """
     return [_with_quoted_path(word, sweeps) for word in words]
 
@@ -45,7 +46,7 @@ def _with_quoted_path(word: str, sweeps: bool) -> str:
     head = word[: match.start("value")]
     choice = CHOICE.fullmatch(value) if sweeps else None
     if not is_path(key):
-        # Hydra's choice() takes anything but null, and a list without it takes null, too
+        # Hydra's choice() does not take null, a list of values does
         has_null = choice and not choice["tags"] and "null" in choice["items"].lower()
         return f"{head}{choice['items']}" if choice and has_null else word
     if sweeps and not key.startswith("sweep.") and not _exists(value):
@@ -60,7 +61,7 @@ def _with_quoted_path(word: str, sweeps: bool) -> str:
 
 
 def quote(path: str) -> str:
-    """The value of an override that gives this path."""
+    """Return the value of an override that sets this path."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
     if not path or path.lower() == "null" or IS_QUOTED.fullmatch(path):
@@ -71,17 +72,17 @@ def quote(path: str) -> str:
 
 
 def quote_item(path: str) -> str:
-    """One of several paths, in quotes only where it would be something else without."""
+    """Return one of several paths, in quotes only if it needs them."""
     return path if PLAIN_PATH.fullmatch(path) else quote(path)
 
 
 def expand_home(path: str) -> str:
-    """The path with "~" or "~user" expanded; as it stands where there is no such user."""
+    """Expand "~" or "~user" at the beginning of a path; unchanged if there is no such user."""
     return os.path.expanduser(path)  # noqa: PTH111  Path.expanduser raises there
 
 
 def expand_options(words: list[str]) -> list[str]:
-    """The words of a command line, with "~" expanded where shells leave it as it is: --out=~/predictions.csv."""
+    """Expand "~" in the words of a command line where shells don't: --out=~/predictions.csv."""
     return [re.sub(r"^(--[\w-]+=)(~.*)", lambda match: match[1] + expand_home(match[2]), word) for word in words]
 
 
@@ -102,7 +103,7 @@ def _is_interpolation(text: str) -> bool:
 
 @cache
 def overrides_parser() -> "OverridesParser":
-    """Hydra's, whose choice() takes null, too."""
+    """Return Hydra's parser of overrides, with a choice() that takes null, too."""
     from hydra.core.override_parser.overrides_parser import OverridesParser, create_functions
 
     functions = create_functions()
@@ -111,12 +112,12 @@ def overrides_parser() -> "OverridesParser":
 
 
 def parse_overrides(words: list[str], sweeps: bool = False) -> "list[Override]":
-    """Raises Hydra's OverrideParseException."""
+    """Parse overrides, paths without quotes included. Raises Hydra's OverrideParseException."""
     return overrides_parser().parse_overrides(with_quoted_paths(words, sweeps))
 
 
 def explain(word: str, reason: str) -> str:
-    """One line for an override that Hydra can't parse, with the quoting that works. reason: Hydra's message."""
+    """Return a line for an override that Hydra can't parse, with the quoting that works. reason: Hydra's message."""
     from hydra.errors import HydraException
 
     match = WORD.fullmatch(word)
@@ -141,7 +142,7 @@ def explain(word: str, reason: str) -> str:
 
 
 def _quotings(value: str) -> list[str]:
-    """How the value may have been meant: as a list, a mapping, or a text."""
+    """Return what the value may have meant, in quotes: a list, a mapping, or a text."""
     is_list = value.startswith("[") and value.endswith("]")
     is_mapping = value.startswith("{") and value.endswith("}")
     items = ITEM.findall(value[1:-1] if is_list or is_mapping else value)
@@ -156,7 +157,63 @@ def _quotings(value: str) -> list[str]:
 
 
 def _in_a_shell(word: str) -> str:
-    """As one word of a shell's command line."""
+    """Quote a word for a shell."""
     if not re.search(r"[\"$`!]|\\(?!')", word):
         return f'"{word}"'
     return shlex.quote(word)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What an override searches, of Hydra's types.
+
+    kind: "choice", "range", "interval", or another of Hydra's functions, such as "glob". tags: sorted. values: of a
+    choice or range, each as an override writes it. start, end: of an interval. step: of a range.
+    """
+
+    kind: str
+    tags: tuple[str, ...]
+    values: tuple[str, ...] = ()
+    start: float | int = 0
+    end: float | int = 0
+    step: float | int = 0
+
+
+def parse_search(word: str) -> tuple[str, Searched | None]:
+    """Return an override's key, and what it searches: None if it sets a single value. Raises Hydra's
+    OverrideParseException."""
+    from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep
+
+    [override] = parse_overrides([word], sweeps=True)
+    key, sweep = override.get_key_element().removesuffix("="), override.value()
+    if not override.is_sweep_override():
+        return key, None
+    kind = type(sweep).__name__.removesuffix("Sweep").lower()
+    match sweep:
+        case ChoiceSweep(tags=tags):
+            return key, Searched(kind, tuple(sorted(tags)), _written_values(override))
+        case RangeSweep(tags=tags, step=step):
+            return key, Searched(kind, tuple(sorted(tags)), _written_values(override), step=step)
+        case IntervalSweep(tags=tags, start=float() | int() as start, end=float() | int() as end):
+            return key, Searched(kind, tuple(sorted(tags)), start=start, end=end)
+    return key, Searched(kind, ())
+
+
+def _written_values(override: "Override") -> tuple[str, ...]:
+    from hydra.core.override_parser.types import QuotedString, Transformer
+
+    holds_path = is_path(override.key_or_group)
+
+    def write(value) -> str:
+        if holds_path and isinstance(value, str | QuotedString):  # Hydra drops its quotes within choice()
+            return quote_item(value if isinstance(value, str) else value.text)
+        return Transformer.str(value)
+
+    return tuple(map(str, override.sweep_iterator(write)))
+
+
+def write_value(value) -> str:
+    """Return a plain value as an override writes it: a list as [a,b], text in quotes where it needs them."""
+    from hydra.core.override_parser.types import Transformer
+
+    return str(Transformer.encode(value))

@@ -1,6 +1,6 @@
-"""ALLOWED: what each key of the configuration may hold. Looked at before anything slow is imported or read.
+"""Define the configuration's keys and their allowed values (ALLOWED), and check a configuration against them.
 
-Decide from a configuration whether a frozen backbone's features can be cached. Imports nothing.
+Imports nothing slow, so that a wrong value is reported at once.
 """
 
 from pathlib import Path
@@ -74,6 +74,7 @@ AUGMENT_STEPS: dict[str, dict[str, Check]] = {
 
 
 def steps_in_order(value) -> str | None:
+    """Allow lists of names of AUGMENT_STEPS."""
     step = one_of(*AUGMENT_STEPS)
     if not isinstance(value, list):
         return "a list of steps such as [flip, rotate]"
@@ -93,7 +94,7 @@ _layers = {
     "activity_l1_reduction": one_of("mean", "sum"),
 }
 
-# A "*" stands for any one name. A key that ends in a mapping is checked as a whole.
+# "*" stands for any one name. A key whose value is a mapping is checked as a whole.
 ALLOWED: dict[str, Check] = {
     "seed": whole(0, 2**32 - 1),
     "deterministic": flag,
@@ -280,13 +281,16 @@ ALLOWED: dict[str, Check] = {
     "num_versions": whole(1, 30),
 }
 
-# Keys that change no result. Photos may lie elsewhere by now: whether they are the same ones is another check.
+# Keys that change no result. data.root is one, as photos may have been moved; that they are the same is checked apart.
 NO_RESULT = {"data.num_workers", "data.root", "data.cache", "data.cache_gb"}
 NO_RESULT |= {"callbacks.progress_bar", "trainer.profiler", "logger.tensorboard"}
 
 
 def check_values(config: dict, prefix: str = "", complete: bool = True) -> None:
-    """Raises InputError for the first key that isn't known or whose value isn't allowed; if complete, or is missing."""
+    """Raise InputError for the first key that is unknown or has a wrong value.
+
+    complete: also for the first value that is missing ("???").
+    """
     for name, value in config.items():
         key = f"{prefix}{name}"
         if prefix == "phases." and "." in str(name):
@@ -309,7 +313,7 @@ def check_values(config: dict, prefix: str = "", complete: bool = True) -> None:
 
 
 def check_of(key: str) -> Check | None:
-    """The check of the key's value; None where there is no such key."""
+    """Return the check of a key's value; None if there is no such key."""
     if key in ALLOWED:
         return ALLOWED[key]
     parts = key.split(".")
@@ -317,30 +321,33 @@ def check_of(key: str) -> Check | None:
         return ALLOWED.get(f"model.heads.*.{parts[3]}")
     if parts[0] == "phases" and len(parts) in (2, 3):
         return ALLOWED.get(".".join(["phases", "*", *parts[2:]]))
-    if parts[0] == "phases" and parts[2] in ("optimizer", "schedule"):  # the same keys as of the whole run
+    if parts[0] == "phases" and parts[2] in ("optimizer", "schedule"):  # the same keys as those of the whole run
         return ALLOWED.get(".".join(parts[2:]))
     return None
 
 
 def is_key(key: str) -> bool:
-    """Whether a configuration may have it: data.root, model.heads.make.hidden, or +phases.head."""
+    """Return whether a configuration may have the key, such as data.root, model.heads.make.hidden or +phases.head."""
     return check_of(key.lstrip("+~")) is not None
 
 
 def is_path(key: str) -> bool:
-    """Whether the key may hold a path: its check is the only kind that takes a Path."""
+    """Return whether the key may hold a path."""
     check = check_of(key)
     return check is not None and check(Path()) is None
 
 
 def is_mapping(key: str) -> bool:
-    """Whether the key may hold a mapping, to which keys can be added."""
+    """Return whether the key may hold a mapping, to which keys can be added."""
     check = check_of(key)
     return check is not None and check({}) is None
 
 
 def random_transforms(cfg: dict) -> str | None:
-    """Return the keys that change a training photo from epoch to epoch, as text; None if it stays the same."""
+    """Return the keys that change a training photo from epoch to epoch, as text; None if none does.
+
+    A frozen backbone's features can be cached only if none does.
+    """
     augment = cfg["augment"]
     steps = [name for name in augment["order"] if augment["steps"][name]["p"] > 0]
     changing = [f"augment.order=[{','.join(steps)}]"] if steps else []

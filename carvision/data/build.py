@@ -1,4 +1,4 @@
-"""Build a Table with its split from the `data` group of the configuration. Imports no torch."""
+"""Build a Table with its split from the configuration's `data` group. Imports no torch."""
 
 import csv
 import logging
@@ -10,9 +10,7 @@ import numpy as np
 
 from carvision.data.packs.index import read_packed
 from carvision.data.paths import nfc
-from carvision.data.readers.compcars import read_compcars
-from carvision.data.readers.compcars_parts import read_compcars_parts
-from carvision.data.readers.compcars_surveillance import read_compcars_surveillance
+from carvision.data.readers.compcars import read_compcars, read_compcars_parts, read_compcars_surveillance
 from carvision.data.readers.disk import read_text
 from carvision.data.readers.folder import read_folder
 from carvision.data.readers.manifest import read_manifest
@@ -25,106 +23,11 @@ from carvision.errors import InputError, nearest
 
 log = logging.getLogger(__name__)
 
-
-# What the configuration makes of a table's classes: names to show them by, and one of them against the rest.
-
 REST = "rest"  # id and name of all other classes
 
 
-def with_names(table: Table, file: Path) -> Table:
-    """The table with the names that a CSV file gives to the classes of its finest label; ids stay as they are.
-
-    The file has a header with id and name, or two columns without one; commas, semicolons or tabs. Ids that the table
-    lacks are logged, as a list may be of more classes. Raises InputError for a class of the table without a name.
-    """
-    label = table.finest_classes
-    names = _read_names(file)
-    missing = [i for i in label.ids if nfc(i) not in names]
-    if missing:
-        raise InputError(
-            f"data.names: {file} has no name for {len(missing)} of the {len(label)} classes of {table.finest} (first: "
-            f"{missing[0]}{nearest(missing[0], names)}); add a line <id>,<name> for each, the id as the data have it"
-        )
-    unknown = names.keys() - {nfc(i) for i in label.ids}
-    if unknown:
-        log.info(
-            "data.names: %d of the %d ids in %s are no %s of %s (first: %s)",
-            len(unknown), len(names), file, table.finest, table.name, min(unknown),
-        )  # fmt: skip
-    named = replace(label, names=tuple(names[nfc(i)] for i in label.ids))
-    return replace(table, labels={**table.labels, table.finest: named})
-
-
-def _read_names(file: Path) -> dict[str, str]:
-    text = read_text(file, "data.names is a CSV file of ids and names; null shows the ids").lstrip()
-    line = text.partition("\n")[0]
-    separator = min((each for each in ",;\t" if each in line), key=line.index, default=",")
-    rows = [(number, row) for number, row in enumerate(csv.reader(text.splitlines(), delimiter=separator), 1) if row]
-    columns, names = (0, 1), {}
-    header = [cell.strip().lower() for cell in rows[0][1]] if rows else []
-    has_header = {"id", "name"} <= set(header)
-    if has_header:
-        columns, rows = (header.index("id"), header.index("name")), rows[1:]
-    for number, row in rows:
-        if len(row) <= max(columns) or (len(row) > 2 and not has_header):
-            raise InputError(f"data.names: line {number} of {file} is {separator.join(row)!r}, not <id>,<name>")
-        key, name = (row[column].strip() for column in columns)
-        if not key or not name:
-            raise InputError(f"data.names: line {number} of {file} has no {'name' if key else 'id'}; fill it in")
-        if names.setdefault(nfc(key), name) != name:
-            raise InputError(f"data.names: line {number} of {file} gives {key} a second name; keep one")
-    if not names:
-        raise InputError(f"data.names: {file} is empty; give lines of <id>,<name>")
-    return names
-
-
-def one_against_rest(table: Table, wanted: str) -> Table:
-    """The table with two classes in place of a label's: the one given by id or name, and "rest".
-
-    The label is the finest one that has the class, and becomes the finest; other labels stay, and those whose parent
-    it is now follow from the two. Raises InputError where there is no such class, or nothing beside it.
-    """
-    name, code = _find_class(table, wanted)
-    label, codes = table.class_labels[name], table.rows[name].to_numpy()
-    if not (codes == code).any() or not ((codes != code) & (codes != UNKNOWN)).any():
-        raise InputError(f"data.one_against_rest: {table.name} has photos of {wanted!r} or of others, not of both")
-    rest = REST if label.ids[code] != REST else f"not {REST}"
-    rows = table.rows.copy(deep=False)
-    rows[name] = np.where(codes == UNKNOWN, UNKNOWN, codes != code).astype(np.int32)
-    labels = {**table.labels, name: Classes((label.ids[code], rest), (label.names[code], rest))}
-    for child, other in table.class_labels.items():
-        if other.parent == name:
-            labels[child] = replace(other, parent_codes=tuple(int(parent != code) for parent in other.parent_codes))
-    return replace(table, rows=rows, labels=labels, finest=name)
-
-
-def _find_class(table: Table, wanted: str) -> tuple[str, int]:
-    """Label and code of the class with this id or name."""
-    known: set[str] = set()
-    for name in (table.finest, *(name for name in table.class_labels if name != table.finest)):
-        label = table.class_labels[name]
-        of_ids, of_names = (
-            [i for i, v in enumerate(values) if nfc(v) == nfc(wanted)] for values in (label.ids, label.names)
-        )
-        found = of_ids or of_names
-        if len(found) > 1:
-            ids = ", ".join(label.ids[i] for i in found)
-            raise InputError(
-                f"data.one_against_rest: {len(found)} classes of {name} are called {wanted!r}; give an id: {ids}"
-            )
-        if found:
-            return name, found[0]
-        known |= {*label.ids, *label.names}
-    raise InputError(
-        f"data.one_against_rest: {wanted!r} is no class of {table.name} (id or name){nearest(wanted, known)}"
-    )
-
-
-# From the `data` group of the configuration to a Table with its split. Imports no torch.
-
-
 class SplitConfig(TypedDict):
-    """The checked group data.split. Configurations of earlier versions lack keys that came later."""
+    """The checked group data.split. Configurations of earlier versions lack later keys."""
 
     kind: str
     file: str | None
@@ -140,7 +43,7 @@ class SplitConfig(TypedDict):
 
 
 class DataConfig(TypedDict):
-    """What is read here of the checked group data: the keys of every data set, then those of some."""
+    """The checked group data, as far as it is used here: keys of all data sets, then those of some."""
 
     name: str
     root: str | None
@@ -164,9 +67,10 @@ class DataConfig(TypedDict):
 
 
 def build_table(data: DataConfig, annotations: bool) -> Table:
-    """The photos that `data` (the checked group of conf/data) chooses, with the data set's own split.
+    """Build the table that `data` selects, with the data set's own split.
 
-    annotations: whether CompCars' boxes and viewpoints are wanted, which lie in a file for each photo.
+    annotations: also read CompCars' boxes and viewpoints, which take a file for each photo. Raises InputError for
+    values that don't fit the data.
     """
     table = read_table(data, annotations)
     if data.get("names"):
@@ -182,6 +86,7 @@ def build_table(data: DataConfig, annotations: bool) -> Table:
 
 
 def read_table(data: DataConfig, annotations: bool) -> Table:
+    """Read the data set under data.root with its own classes, see `build_table`."""
     root = Path(data["root"]) if data["root"] else None
     allow_missing = data["allow_missing"]
     match data["name"]:
@@ -223,13 +128,13 @@ def read_table(data: DataConfig, annotations: bool) -> Table:
 
 
 def download(data: DataConfig) -> None:
-    """Fetch the data set into data.root, where data.download asks for it."""
+    """Download the data set into data.root if data.download is true."""
     if data.get("download"):
         download_oxford102(data["root"])
 
 
 def build_split(table: Table, split: SplitConfig, fold: int | None = None) -> Table:
-    """The table divided as `split` (data.split) says; fold: which of the k, for kfold."""
+    """Return the table split according to `split` (data.split). fold: one of `folds_of`."""
     if split["file"]:
         return file_split(table, Path(split["file"]))
     val_fraction, seed, keep_groups = split["val_fraction"], split["seed"], split["keep_groups"]
@@ -238,7 +143,7 @@ def build_split(table: Table, split: SplitConfig, fold: int | None = None) -> Ta
             train, val, test = split["fractions"]
             return stratified_split(table, (train, val, test), seed, keep_groups)
         case "kfold":
-            assert fold is not None  # of folds_of()
+            assert fold is not None  # one of folds_of()
             return kfold_split(table, split["num_folds"], fold, val_fraction, seed, keep_groups)
         case "unseen_classes":
             return unseen_classes_split(table, split["train_classes"], val_fraction, seed, keep_groups)
@@ -248,8 +153,100 @@ def build_split(table: Table, split: SplitConfig, fold: int | None = None) -> Ta
 
 
 def folds_of(split: SplitConfig) -> list[int | None]:
-    """The folds to train: [None] without k-fold."""
+    """List the folds to train: [None] without k-fold."""
     if split["kind"] != "kfold" or split["file"]:
         return [None]
     fold = split["fold"]
     return [*range(split["num_folds"])] if isinstance(fold, str) else [fold]
+
+
+def with_names(table: Table, file: Path) -> Table:
+    """Return the table with class names from a CSV file for its finest label; ids stay.
+
+    The file has a header with id and name, or two columns without header; commas, semicolons or tabs. Ids that the
+    table lacks are only logged, as a list may cover more classes. Raises InputError for a class of the table without a
+    name.
+    """
+    label = table.finest_classes
+    names = _read_names(file)
+    missing = [i for i in label.ids if nfc(i) not in names]
+    if missing:
+        raise InputError(
+            f"data.names: {file} has no name for {len(missing)} of the {len(label)} classes of {table.finest} (first: "
+            f"{missing[0]}{nearest(missing[0], names)}); add a line <id>,<name> for each, the id as the data have it"
+        )
+    unknown = names.keys() - {nfc(i) for i in label.ids}
+    if unknown:
+        log.info(
+            "data.names: %d of the %d ids in %s are no %s of %s (first: %s)",
+            len(unknown), len(names), file, table.finest, table.name, min(unknown),
+        )  # fmt: skip
+    named = replace(label, names=tuple(names[nfc(i)] for i in label.ids))
+    return replace(table, labels={**table.labels, table.finest: named})
+
+
+def _read_names(file: Path) -> dict[str, str]:
+    """Read {id in NFC: name}. Raises InputError for an incomplete line and for an id with two names."""
+    text = read_text(file, "data.names is a CSV file of ids and names; null shows the ids").lstrip()
+    line = text.partition("\n")[0]
+    separator = min((each for each in ",;\t" if each in line), key=line.index, default=",")
+    rows = [(number, row) for number, row in enumerate(csv.reader(text.splitlines(), delimiter=separator), 1) if row]
+    columns, names = (0, 1), {}
+    header = [cell.strip().lower() for cell in rows[0][1]] if rows else []
+    has_header = {"id", "name"} <= set(header)
+    if has_header:
+        columns, rows = (header.index("id"), header.index("name")), rows[1:]
+    for number, row in rows:
+        if len(row) <= max(columns) or (len(row) > 2 and not has_header):
+            raise InputError(f"data.names: line {number} of {file} is {separator.join(row)!r}, not <id>,<name>")
+        key, name = (row[column].strip() for column in columns)
+        if not key or not name:
+            raise InputError(f"data.names: line {number} of {file} has no {'name' if key else 'id'}; fill it in")
+        if names.setdefault(nfc(key), name) != name:
+            raise InputError(f"data.names: line {number} of {file} gives {key} a second name; keep one")
+    if not names:
+        raise InputError(f"data.names: {file} is empty; give lines of <id>,<name>")
+    return names
+
+
+def one_against_rest(table: Table, wanted: str) -> Table:
+    """Reduce a label to two classes: `wanted`, an id or a name, and REST.
+
+    The label is the finest one that has the class, and becomes the table's finest; other labels stay, and children of
+    the label now have one of the two as parent. Raises InputError if there is no such class, or no other.
+    """
+    name, code = _find_class(table, wanted)
+    label, codes = table.class_labels[name], table.rows[name].to_numpy()
+    if not (codes == code).any() or not ((codes != code) & (codes != UNKNOWN)).any():
+        raise InputError(f"data.one_against_rest: {table.name} has photos of {wanted!r} or of others, not of both")
+    rest = REST if label.ids[code] != REST else f"not {REST}"
+    rows = table.rows.copy(deep=False)
+    rows[name] = np.where(codes == UNKNOWN, UNKNOWN, codes != code).astype(np.int32)
+    labels = {**table.labels, name: Classes((label.ids[code], rest), (label.names[code], rest))}
+    for child, other in table.class_labels.items():
+        if other.parent == name:
+            labels[child] = replace(other, parent_codes=tuple(int(parent != code) for parent in other.parent_codes))
+    return replace(table, rows=rows, labels=labels, finest=name)
+
+
+def _find_class(table: Table, wanted: str) -> tuple[str, int]:
+    """Find the label and the code of the class with this id or, failing that, name. Raises InputError if there is none
+    or several."""
+    known: set[str] = set()
+    for name in (table.finest, *(name for name in table.class_labels if name != table.finest)):
+        label = table.class_labels[name]
+        by_id, by_name = (
+            [i for i, v in enumerate(values) if nfc(v) == nfc(wanted)] for values in (label.ids, label.names)
+        )
+        found = by_id or by_name
+        if len(found) > 1:
+            ids = ", ".join(label.ids[i] for i in found)
+            raise InputError(
+                f"data.one_against_rest: {len(found)} classes of {name} are called {wanted!r}; give an id: {ids}"
+            )
+        if found:
+            return name, found[0]
+        known |= {*label.ids, *label.names}
+    raise InputError(
+        f"data.one_against_rest: {wanted!r} is no class of {table.name} (id or name){nearest(wanted, known)}"
+    )

@@ -1,4 +1,4 @@
-"""The health of a data set before anything is trained: unreadable photos, copies, photos per class."""
+"""Check a data set before training: unreadable photos, copies, class counts, brightness and colours."""
 
 import contextlib
 
@@ -10,20 +10,21 @@ from carvision.data.table import BOX, SPLITS, UNKNOWN, Classes, Table
 from carvision.errors import InputError
 from carvision.files.progress import show_bar
 
-CHUNK = 32  # photos a worker takes at a time: enough to make its messages cheap, few enough to end soon after Ctrl-C
+CHUNK = 32  # photos per task: enough to make messages between processes cheap, few enough to stop soon after Ctrl-C
 NO_SPLIT = "no split"
 PERCENTILES = (10, 20, 25, 30, 40, 50, 60, 70, 75, 80, 90)
 IMAGENET = {"red": 0.485, "green": 0.456, "blue": 0.406, "red_std": 0.229, "green_std": 0.224, "blue_std": 0.225}
-# In sets of photos of things, people and places red is on average the brightest channel and blue the darkest. So much
-# more blue than red, and more than chance would make, is rare without a cause: sky, sea, or exchanged channels.
-MORE_BLUE, STANDARD_ERRORS, FEWEST = 0.01, 3, 10
+# In photos of things and people red is on average the brightest channel and blue the darkest. A mean blue - red above
+# both of these has a cause: sky, sea, or swapped channels. Splits with fewer than MIN_PHOTOS readable photos don't
+# count.
+MORE_BLUE, STANDARD_ERRORS, MIN_PHOTOS = 0.01, 3, 10
 
 
 def scan_photos(table: Table, boxes: bool, num_workers: int) -> pd.DataFrame:
-    """Read and decode every photo: path and the columns of PhotoFacts, one row a photo in the table's order.
+    """Read and decode every photo. Return path and the columns of PhotoFacts, one row per photo in the table's order.
 
-    boxes: whether the table's boxes are checked too. num_workers: processes; 0: in this one. Besides the rows
-    returned (about 600 bytes each), a process holds one decoded photo at a time.
+    boxes: also check the table's boxes. num_workers: processes; 0: this one. Besides the result (about 600 bytes per
+    photo), a process holds one decoded photo at a time. Raises InputError for boxes that the table lacks.
     """
     if boxes and not table.has_boxes:
         raise InputError(f"data.crop_to_box: {table.name} has no boxes; set it to false")
@@ -46,12 +47,12 @@ def scan_photos(table: Table, boxes: bool, num_workers: int) -> pd.DataFrame:
 
 
 def find_copies(table: Table, scan: pd.DataFrame) -> pd.DataFrame:
-    """The photos whose bytes another photo has too, group by group.
+    """Return the photos whose bytes another photo has, too, sorted by group. scan: from `scan_photos`.
 
-    Columns: group (from 0), path, split, each label (names of classes; "" or NaN where not known), conflict (two
-    photos of the group have different known values of some label), across_splits (they are in different splits).
+    Columns: group (from 0), path, split, each label (names of classes; "" or NaN if not known), conflict (the group has
+    different known values of some label), across_splits (the group is in different splits).
     """
-    real = (scan["bytes"] > 0).to_numpy()  # empty and missing files are all alike, and no copies
+    real = (scan["bytes"] > 0).to_numpy()  # empty and missing files are not copies
     copied = real & scan["digest"].duplicated(keep=False).to_numpy()
     rows = table.rows.loc[copied].reset_index(drop=True)
     group = pd.Series(pd.factorize(scan.loc[copied, "digest"])[0], name="group")
@@ -60,7 +61,7 @@ def find_copies(table: Table, scan: pd.DataFrame) -> pd.DataFrame:
     for name, label in table.labels.items():
         values = rows[name]
         if isinstance(label, Classes):
-            names = np.array([*label.names, ""], dtype=object)  # the last place serves UNKNOWN = -1
+            names = np.array([*label.names, ""], dtype=object)  # the last entry serves UNKNOWN = -1
             copies[name] = names[values.to_numpy()]
             values = values.where(values != UNKNOWN)
         else:
@@ -73,8 +74,11 @@ def find_copies(table: Table, scan: pd.DataFrame) -> pd.DataFrame:
 
 
 def class_counts(table: Table, label: str) -> pd.DataFrame:
-    """Photos of each class: a row a class in the order of its code, columns id, name, one a split that the table
-    has ("no split" for photos that its own split leaves out), and total. Photos of unknown class are not in it."""
+    """Count the photos of each class of a label, a row per class in the order of codes.
+
+    Columns: id, name, one per split that the table has ("no split" for photos that its own split leaves out), total.
+    Photos of unknown class are not counted.
+    """
     classes = table.class_labels[label]
     codes = table.rows[label].to_numpy()
     split = table.rows["split"].replace("", NO_SPLIT).to_numpy()
@@ -87,20 +91,20 @@ def class_counts(table: Table, label: str) -> pd.DataFrame:
 
 
 def describe_colours(table: Table, scan: pd.DataFrame) -> pd.DataFrame:
-    """A row a split and one for all: split, photos that could be read, and over them the mean of each photo's mean and
-    standard deviation (red, ..., blue_std), in 0..1; so those of ImageNet were made."""
+    """Average the colours per split, and over all in a last row: split, photos (readable), and the means of each
+    photo's red, ..., blue_std, in 0..1, as ImageNet's were computed."""
     split = table.rows["split"].replace("", NO_SPLIT).to_numpy()
     good = scan["red"].notna().to_numpy()
-    there = [name for name in (*SPLITS, NO_SPLIT) if (good & (split == name)).any()]
+    present = [name for name in (*SPLITS, NO_SPLIT) if (good & (split == name)).any()]
     described = []
-    for name in [*there, *(["all"] if len(there) > 1 else [])]:
+    for name in [*present, *(["all"] if len(present) > 1 else [])]:
         photos = scan[good & ((split == name) | (name == "all"))]
         described.append({"split": name, "photos": len(photos), **photos[list(IMAGENET)].mean()})
     return pd.DataFrame(described, columns=["split", "photos", *IMAGENET])
 
 
 def hints_on_values(table: Table, scan: pd.DataFrame) -> list[str]:
-    """A line for each thing about the photos' brightness and colours that a person should look at."""
+    """Return a line for each suspicious property of the photos' brightness and colours."""
     hints = []
     dark = scan.loc[scan["note"].str.contains(NEARLY_BLACK), "path"]
     if len(dark):
@@ -112,17 +116,17 @@ def hints_on_values(table: Table, scan: pd.DataFrame) -> list[str]:
     if len(bits):
         counts = ", ".join(f"{count:,} {note}" for note, count in bits.value_counts().items())
         hints.append(
-            f"{len(bits):,} grey photos of 16 or 32 bits are taken for {counts}, the fewest that hold the photo's "
-            f"largest value (first: {scan['path'][bits.index[0]]}). So a photo that is dark becomes brighter; where it "
-            "should not, convert them to 8 bits, with one scale for all, or state MaxSampleValue in TIFF"
+            f"{len(bits):,} grey photos of 16 or 32 bits are read as {counts}, the fewest that hold the photo's "
+            f"largest value (first: {scan['path'][bits.index[0]]}). So a dark photo becomes brighter; if it should "
+            "not, convert them to 8 bits, with one scale for all, or state MaxSampleValue in TIFF"
         )
-    there = [name for name in (*SPLITS, "") if (table.rows["split"] == name).any()]
-    for split in [*there, *([None] if len(there) > 1 else [])]:  # None: all together, where each has too few to tell
+    present = [name for name in (*SPLITS, "") if (table.rows["split"] == name).any()]
+    for split in [*present, *([None] if len(present) > 1 else [])]:  # None: all together, if each has too few
         if split is None and any("more blue than red" in hint for hint in hints):
             break
         photos = scan[(table.rows["split"] == split).to_numpy() | (split is None)].dropna(subset="red")
         more = photos["blue"] - photos["red"]
-        if len(more) >= FEWEST and more.mean() > max(MORE_BLUE, STANDARD_ERRORS * more.std() / np.sqrt(len(more))):
+        if len(more) >= MIN_PHOTOS and more.mean() > max(MORE_BLUE, STANDARD_ERRORS * more.std() / np.sqrt(len(more))):
             of_split = f" of {split}" if split else ""
             hints.append(
                 f"the photos{of_split} are on average more blue than red ({photos['blue'].mean():.3f} and "
@@ -133,9 +137,11 @@ def hints_on_values(table: Table, scan: pd.DataFrame) -> list[str]:
 
 
 def describe_counts(counts: pd.DataFrame) -> pd.DataFrame:
-    """Of `class_counts`, a row a split and one for all: split, classes (that have photos), photos, and over all the
-    label's classes, also those without photos: mean, std (sample, NaN for one class), min, p10 to p90 with p25 and p75,
-    max."""
+    """Summarise `class_counts` per split, and over all in a last row.
+
+    Columns: split, classes (with photos), photos, and over all classes, also those without photos: mean, std (sample,
+    NaN for one class), min, p10 to p90 with p25 and p75, max.
+    """
     splits = [name for name in (*SPLITS, NO_SPLIT) if name in counts]
     described = []
     for split, column in [(name, name) for name in splits] + ([("all", "total")] if len(splits) > 1 else []):

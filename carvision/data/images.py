@@ -1,7 +1,7 @@
-"""Photo file -> uint8 array, by Pillow: decode, turn upright, crop to the box, resize. No torch here.
+"""Open photos safely, and decode any format by Pillow: turn upright, crop to the box, convert to RGB. Imports no torch.
 
-This is the plain way, which takes every format. What training and prediction read goes the fast way of squares.py,
-which gives the same picture but for rounding, and comes back here for whatever is odd.
+Training and prediction decode through decode.py, which is faster, returns the same picture up to rounding, and falls
+back to this module. What both share is here: Preprocessing, the checks of headers, which part of a photo is wanted.
 """
 
 import functools
@@ -23,36 +23,36 @@ if TYPE_CHECKING:
     from PIL.TiffImagePlugin import TiffImageFile
 
 Bytes = bytes | bytearray | memoryview
-MAX_PIXELS = 178_956_970  # where Pillow itself refuses: 0.5 GB decoded. More is taken for a decompression bomb
-MAX_BYTES = 12 * MAX_PIXELS  # of a file: more than so many pixels take in any format without compression
-# Pillow looks at the content, not at the name, and knows formats whose decoding runs a program (EPS: Ghostscript) or
-# opens another file within. Only these are decoded. A camera's MPO is opened as JPEG; AVIF came with Pillow 11.3.
+MAX_PIXELS = 178_956_970  # Pillow's own limit: 0.5 GB decoded. More is considered a decompression bomb
+MAX_BYTES = 12 * MAX_PIXELS  # of a file: MAX_PIXELS in any uncompressed format take less
+# Pillow recognises formats by content, whatever the file's name, including some whose decoding runs a program (EPS:
+# Ghostscript) or opens another file. Only these are decoded. A camera's MPO is opened as JPEG; AVIF needs Pillow 11.3.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 FORMATS += ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 HEIC_HINT = "which need the extra heic (pip install pillow-heif)"
-RUN_PROGRAMS = ("EPS", "WMF", "IPTC", "BUFR", "GRIB", "HDF5")  # or hand the file to whatever decoder is registered
-NOT_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # to open a pipe would wait for ever
-# The most pixels that a byte of a file can stand for; a header that claims more lies, and is not decoded: 700 bytes
-# would ask for half a gigabyte. Not below what a photo of one colour takes (in brackets: Pillow's, 13,000 x 13,000).
-# JPEG: a Huffman code of one bit for the DC value of each 8 x 8 block, where a progressive one leaves out the rest;
-# half of that for sampling factors by which no component has all blocks (170, grey 256). PNG: deflate makes 1,032
-# bytes of one, of 8 pixels each (872). GIF: a code of 12 bits is a string of at most 4,096 pixels (1,355). WebP, lossy:
-# two bits and more for the modes of each 16 x 16 block (562). BMP: 255 pixels in a run of two bytes. PPM: 8 in one.
-# The others have no such bound: a grey JPEG 2000 of 12 million pixels takes 226 bytes, as AVIF and lossless WebP may.
-MOST_PIXELS_A_BYTE = {"JPEG": 1024, "MPO": 1024, "PNG": 8 * 1032, "GIF": 2731, "WEBP": 1024, "BMP": 128, "PPM": 8}
-# TIFF, by its compression: LZW as GIF and deflate as PNG, of bytes that hold 8 pixels at most
-MOST_PIXELS_A_BYTE |= {"raw": 8, "packbits": 8 * 64, "tiff_lzw": 8 * 2731, "jpeg": 1024}
-MOST_PIXELS_A_BYTE |= dict.fromkeys(("tiff_deflate", "tiff_adobe_deflate"), 8 * 1032)
-BITS_PER_SAMPLE, MAX_SAMPLE_VALUE = 258, 281  # tags of TIFF
-BITS = (8, 10, 12, 14, 16)  # of the samples that cameras, scanners and microscopes store in 16 or 32
-BLANK = 128  # grey of the picture that stands in for a photo that can't be read
+RUN_PROGRAMS = ("EPS", "WMF", "IPTC", "BUFR", "GRIB", "HDF5")  # or pass the file to whatever decoder is registered
+OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # else opening a pipe would block
+# Upper bounds on pixels per byte of a file. A header that claims more is false, and not decoded: 700 bytes could demand
+# half a gigabyte. Photos of a single colour stay below (in brackets: as Pillow writes them, 13,000 x 13,000).
+# JPEG: one bit for the DC value of each 8 x 8 block if progressive without the rest, halved for sampling factors by
+# which no component has all blocks (170, grey 256). PNG: deflate expands a byte to 1,032, of 8 pixels each (872). GIF:
+# a 12-bit code is a string of at most 4,096 pixels (1,355). WebP, lossy: two bits or more for the modes of each 16 x 16
+# block (562). BMP: runs of 255 pixels in two bytes. PPM: 8 pixels a byte. The others have no such bound: a grey JPEG
+# 2000 of 12 million pixels takes 226 bytes; AVIF and lossless WebP may, too.
+MAX_PIXELS_PER_BYTE = {"JPEG": 1024, "MPO": 1024, "PNG": 8 * 1032, "GIF": 2731, "WEBP": 1024, "BMP": 128, "PPM": 8}
+# TIFF by compression: LZW as in GIF, deflate as in PNG, of bytes that hold at most 8 pixels
+MAX_PIXELS_PER_BYTE |= {"raw": 8, "packbits": 8 * 64, "tiff_lzw": 8 * 2731, "jpeg": 1024}
+MAX_PIXELS_PER_BYTE |= dict.fromkeys(("tiff_deflate", "tiff_adobe_deflate"), 8 * 1032)
+BITS_PER_SAMPLE, MAX_SAMPLE_VALUE = 258, 281  # TIFF tags
+BITS = (8, 10, 12, 14, 16)  # per sample, as cameras, scanners and microscopes store in 16 or 32
+BLANK = 128  # grey level of the image that replaces an unreadable photo
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-TURNS = {  # by EXIF orientation; 1 stands upright
+TURNS = {  # by EXIF orientation; 1 is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -62,12 +62,12 @@ TURNS = {  # by EXIF orientation; 1 stands upright
     8: Image.Transpose.ROTATE_90,
 }
 SIDEWAYS = [TURNS[orientation] for orientation in (5, 6, 7, 8)]
-SCALED = ("JPEG", "MPO")  # can be decoded to 1/2, 1/4 or 1/8
+SCALED = ("JPEG", "MPO")  # formats that can be decoded at 1/2, 1/4 or 1/8
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
 class Part(NamedTuple):
-    """Pixels of a photo, from left and top up to, without, right and bottom."""
+    """A rectangle of a photo in pixels; right and bottom are excluded."""
 
     left: int
     top: int
@@ -76,11 +76,12 @@ class Part(NamedTuple):
 
 
 class BadImage(Exception):
-    """A photo that can't be used. The message is the reason, without the path."""
+    """An unusable photo. The message is the reason, without the path."""
 
 
 def unusable(photo: object, reason: str) -> InputError:
-    """What ends a command at such a photo, where data.on_bad_image is "error"; photo: what names it."""
+    """Return the error that ends a command at an unusable photo if data.on_bad_image is "error". photo: its name, or an
+    object that prints as one."""
     return InputError(
         f"{photo}: {reason}. Fix the photo, or continue without it with data.on_bad_image=skip "
         "(python -m carvision.check finds all such photos)"
@@ -88,7 +89,7 @@ def unusable(photo: object, reason: str) -> InputError:
 
 
 def none_usable(split: str, num_photos: int, path: str, reason: str) -> InputError:
-    """The error that ends a command where no photo of a split it needs can be used. path, reason: of the first one."""
+    """Return the error that ends a command if no photo of a split can be used. path, reason: of the first photo."""
     return InputError(
         f"data.on_bad_image: not one of the {num_photos:,} photos of the split {split!r} can be read (first: {path}: "
         f"{reason}); correct data.root, or the files (python -m carvision.check lists the reason of each)"
@@ -109,8 +110,8 @@ class PreprocessingDescription(TypedDict):
 class Preprocessing:
     """How a photo becomes a network's input. It belongs to the weights and is stored with them.
 
-    size_px: height and width of the input. resize: "squash" scales the whole photo (or its box) to the square,
-    "crop" takes the largest centred square. mean, std: of RGB in 0..1.
+    size_px: height and width of the input. resize: "squash" scales the whole photo (or its box) to a square, "crop"
+    takes the largest centred square. mean, std: of RGB in 0..1. interpolation: a key of INTERPOLATIONS.
     """
 
     size_px: int
@@ -128,17 +129,17 @@ class Preprocessing:
             raise InputError(f"data.resize: {self.resize!r} is not one of squash, crop")
 
     def as_dict(self) -> PreprocessingDescription:
+        """Return plain values, from which Preprocessing(**values) is rebuilt."""
         values = {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
         return cast(PreprocessingDescription, values)
 
 
 def read_file(photo) -> bytes:
-    """All of a photo's file, undecoded. photo: its path, or what gives its bytes on read(), as a PackedPhoto does.
-    Raises BadImage."""
+    """Read a photo's encoded bytes. photo: its path, or an object with read(), as PackedPhoto. Raises BadImage."""
     if hasattr(photo, "read"):
         return photo.read()
     try:
-        number = os.open(photo, os.O_RDONLY | NOT_WAITING)
+        number = os.open(photo, OPEN_FLAGS)
         try:
             found = os.fstat(number)
             if not stat.S_ISREG(found.st_mode):
@@ -159,14 +160,14 @@ def read_file(photo) -> bytes:
 
 
 def open_image(photo) -> Image.Image:
-    """The photo of a file, or of a pack, as `open_bytes` gives it. Raises BadImage."""
+    """Open a photo of a file or a pack, see `read_file` and `open_bytes`. Raises BadImage."""
     return open_bytes(read_file(photo))
 
 
 def open_bytes(data: Bytes) -> Image.Image:
-    """The photo, opened but not decoded: size, mode and format are known. Raises BadImage.
+    """Open a photo without decoding it: size, mode and format are known.
 
-    The content must be of one of FORMATS or HEIC, whatever the file's name says.
+    The content, whatever the file's name, must be one of FORMATS or HEIC. Raises BadImage.
     """
     is_heic = data[4:8] == b"ftyp" and bytes(data[8:12]) in HEIC_BRANDS
     try:
@@ -177,17 +178,19 @@ def open_bytes(data: Bytes) -> Image.Image:
         raise BadImage("not a photo in any format known" if len(data) else "the file is empty") from None
     except Image.DecompressionBombError:
         raise BadImage(f"more than {MAX_PIXELS:,} pixels: taken for a decompression bomb") from None
-    except Exception as error:  # whatever a decoder stumbles over, it is this photo that can't be read
+    except Exception as error:  # each decoder raises its own kinds
         raise BadImage(f"can't be opened ({_one_line(error)})") from None
     check_size(*image.size)
-    check_claim(*image.size, data, image.info.get("compression") if image.format == "TIFF" else image.format)
+    check_claimed_size(*image.size, data, image.info.get("compression") if image.format == "TIFF" else image.format)
     return image
 
 
 @functools.cache
 def with_heic() -> tuple[str, ...]:
-    """Return the format of HEIC photos, where the extra heic is installed. Its decoder is loaded when the first such
-    photo is opened, in whatever process or thread that is; it turns photos upright itself."""
+    """Return ("HEIF",) if the extra heic is installed, else ().
+
+    The decoder is loaded when a process opens its first HEIC photo; it turns photos upright itself.
+    """
     try:
         import pillow_heif
     except ImportError:
@@ -197,14 +200,15 @@ def with_heic() -> tuple[str, ...]:
 
 
 def check_size(width: int, height: int) -> None:
+    """Raise BadImage for a photo of more than MAX_PIXELS."""
     if width * height > MAX_PIXELS:
         raise BadImage(f"{width} x {height} pixels are more than {MAX_PIXELS:,}: taken for a decompression bomb")
 
 
-def check_claim(width: int, height: int, data: Bytes, form: str | None) -> None:
-    """Raises BadImage where the file is too small for the size in its header. form: a key of MOST_PIXELS_A_BYTE; any
+def check_claimed_size(width: int, height: int, data: Bytes, form: str | None) -> None:
+    """Raise BadImage for a file too small for the size that its header claims. form: a key of MAX_PIXELS_PER_BYTE; any
     other has no bound."""
-    bound = None if form is None else MOST_PIXELS_A_BYTE.get(form)
+    bound = None if form is None else MAX_PIXELS_PER_BYTE.get(form)
     if bound is None or width * height <= bound * len(data):
         return
     if form == "WEBP" and data[12:16] != b"VP8 ":
@@ -213,25 +217,14 @@ def check_claim(width: int, height: int, data: Bytes, form: str | None) -> None:
 
 
 def jpeg_markers(data: Bytes) -> Iterator[int]:
-    """The second byte of each marker, up to the start of the scan."""
+    """Yield the second byte of each marker of a JPEG, up to the start of the scan."""
     start = 2
     while start + 4 <= len(data) and data[start] == 0xFF and data[start + 1] != 0xDA:
-        if data[start + 1] == 0xFF:  # filling
+        if data[start + 1] == 0xFF:  # padding
             start += 1
             continue
         yield data[start + 1]
         start += 2 + (data[start + 2] << 8) + data[start + 3]
-
-
-def to_square(image: Image.Image, preprocessing: Preprocessing, box: np.ndarray | None = None) -> np.ndarray:
-    """uint8 (3, size_px, size_px), RGB. Decodes the image; a JPEG no larger than needed.
-
-    box: left, top, right, bottom in pixels of the upright photo (None or NaN: the whole photo).
-    Raises BadImage, also for a box that isn't inside the photo, and for a file whose decoding would run a program.
-    """
-    size = (preprocessing.size_px, preprocessing.size_px)
-    square = decode_part(image, preprocessing, box).resize(size, INTERPOLATIONS[preprocessing.interpolation])
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
 
 def decode_part(
@@ -241,7 +234,11 @@ def decode_part(
     window: tuple[float, float, float, float] = WHOLE,
     shift: float = 0.5,
 ) -> Image.Image:
-    """What is to be resized to the square: upright, RGB. Arguments as of `wanted_part`, errors as of `to_square`."""
+    """Decode the part of an opened image that is then resized: upright, RGB; a JPEG at no larger scale than needed.
+
+    box, window, shift: see `wanted_part`. Raises BadImage, also for a box that isn't inside the photo, and for a file
+    whose decoding would run a program.
+    """
     check_size(*image.size)
     if image.format in RUN_PROGRAMS:
         raise BadImage(f"is {image.format}, and to decode that may run a program; convert it to JPEG or PNG")
@@ -256,7 +253,7 @@ def decode_part(
         return image.crop(part)
     except BadImage:
         raise
-    except Exception as error:  # truncated data shows only now, and each decoder has its own exceptions for it
+    except Exception as error:  # truncation shows only now, and each decoder raises its own kinds
         raise BadImage(f"can't be decoded ({_one_line(error)})") from None
 
 
@@ -269,13 +266,14 @@ def wanted_part(
     shift: float,
     can_scale: bool,
 ) -> tuple[int, Part]:
-    """How a photo of width x height is decoded: scaled to how many eighths, and which part of that is wanted.
+    """Return the scale, in eighths, at which to decode a photo of width x height, and the wanted part of the scaled
+    photo.
 
     box: left, top, right, bottom in pixels of the upright photo (None or NaN: the whole photo).
-    window: the part of that region that is wanted, as fractions of it: a random crop, in training.
-    shift: with resize "crop", where along the longer side the square lies (0.5: centred).
-    can_scale: JPEG decoders scale by 1/2, 1/4 and 1/8, which takes a fraction of the time: by the largest that leaves
-    the part no smaller than the square. The part begins and ends at the nearest whole pixels of the scaled photo, so
+    window: fractions (left, top, right, bottom) of that region: in training, a random crop.
+    shift: with resize "crop", the position of the square along the longer side (0.5: centred).
+    can_scale: JPEG decoders scale by 1/2, 1/4 and 1/8 in a fraction of the time; the smallest scale is chosen that
+    leaves the part no smaller than the network's input. The part is rounded to whole pixels of the scaled photo, so
     that nothing outside of it is decoded.
     """
     left, top, right, bottom = _region(width, height, preprocessing.resize, box, shift)
@@ -291,26 +289,26 @@ def wanted_part(
 
 
 def upright_turn(image: Image.Image) -> Image.Transpose | None:
-    """What must be done to the decoded photo to stand it upright, by the orientation in its EXIF data."""
+    """Return how to turn the decoded photo upright, by its EXIF orientation; None: not at all."""
     if image.format == "TIFF":
-        return None  # Pillow turns these itself, and gives the size of the turned photo from the start
+        return None  # Pillow turns these itself, and reports the turned size from the start
     try:
         orientation = image.getexif().get(0x0112)
         return None if orientation is None else TURNS.get(orientation)
-    except Exception:  # damaged EXIF data say nothing about the picture, which may be whole
+    except Exception:  # the picture may be intact although its EXIF data are damaged
         return None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB from any mode: transparency is laid on white; grey of more than 8 bits is scaled, which Pillow would clip.
+    """Convert any mode to RGB: transparency over white; grey of more than 8 bits scaled, where Pillow would clip.
 
-    The scale is that of the bits which the values fill (see grey_bits), from 0 on: 4,095 is white in a photo of 12
-    bits, whether they are stored in 16 or 32.
+    The scale follows from the bits that the values use (see grey_bits): in a 12-bit photo 4,095 is white, whether
+    stored in 16 bits or 32. Raises BadImage for floating-point values.
     """
     if image.mode == "RGB":
         image.load()
         return image
-    if image.mode.startswith("I"):  # I;16 and its relatives, and I, as which some decoders give 16 bits
+    if image.mode.startswith("I"):  # I;16 and its variants, and I, in which some decoders return 16 bits
         values = np.asarray(image)
         grey = values.clip(min=0) >> (grey_bits(image, values)[0] - 8)
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
@@ -324,11 +322,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def grey_bits(image: Image.Image, values: np.ndarray) -> tuple[int, bool]:
-    """(how many bits the values of a photo of mode I or I;16 fill, whether the file says so).
+    """Return the bits that the values of a photo of mode I or I;16 use, and whether the file states them.
 
-    A TIFF may say so, by BitsPerSample below 16 or MaxSampleValue; of PPM and JPEG 2000 Pillow gives all 16. Else they
-    are the fewest of 8, 10, 12, 14 and 16 that hold the photo's own largest value, or as many as it needs: nothing
-    else tells the 12 bits of a camera from a photo that is dark. carvision.check reports photos of fewer than 16.
+    A TIFF may state them, by BitsPerSample below 16 or MaxSampleValue; for PPM and JPEG 2000 Pillow returns all 16.
+    Else they are the fewest of 8, 10, 12, 14 and 16 that hold the photo's largest value, or as many as it needs:
+    nothing else distinguishes a 12-bit camera from a dark photo. carvision.check reports photos of fewer than 16.
     """
     largest, stated = max(0, int(values.max(initial=0))), None
     if image.format in ("PPM", "JPEG2000"):
@@ -343,7 +341,10 @@ def grey_bits(image: Image.Image, values: np.ndarray) -> tuple[int, bool]:
 
 
 def check_box(box: np.ndarray, width: int, height: int) -> None:
-    """Raises BadImage for a box that has no area or reaches outside the photo by more than a 2 % rounding slip."""
+    """Raise BadImage for a box without area, or one that exceeds the photo by more than 2 % (and 2 pixels) of rounding.
+
+    box: left, top, right, bottom in pixels.
+    """
     left, top, right, bottom = (float(value) for value in box)
     text = f"box {left:g} {top:g} {right:g} {bottom:g}"
     if left >= right or top >= bottom:
@@ -355,7 +356,10 @@ def check_box(box: np.ndarray, width: int, height: int) -> None:
         raise BadImage(f"{text} lies outside the photo of {width} x {height} pixels")
 
 
-def _region(width: int, height: int, resize: str, box, shift: float) -> tuple[float, float, float, float]:
+def _region(
+    width: int, height: int, resize: str, box: np.ndarray | None, shift: float
+) -> tuple[float, float, float, float]:
+    """Return the part of the photo that is used, before any random crop: left, top, right, bottom in pixels."""
     left, top, right, bottom = 0.0, 0.0, float(width), float(height)
     if box is not None and not np.isnan(box).any():
         check_box(box, width, height)
@@ -370,4 +374,5 @@ def _region(width: int, height: int, resize: str, box, shift: float) -> tuple[fl
 
 
 def _one_line(error: Exception) -> str:
-    return one_line(getattr(error, "strerror", None) or error)  # an OSError's own text would repeat the path
+    """Return an error's message as one line, of an OSError without its path."""
+    return one_line(getattr(error, "strerror", None) or error)

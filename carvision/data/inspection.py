@@ -1,4 +1,4 @@
-"""Inspect photos closely, in worker processes that load little more than Pillow."""
+"""Inspect photos, and run such work in processes that load little more than Pillow: no torch, no pandas."""
 
 import contextlib
 import hashlib
@@ -31,15 +31,13 @@ from carvision.data.images import (
 from carvision.data.packs.read import PackedPhoto
 from carvision.errors import InputError
 
-# One photo looked at closely. Apart from health.py, so that its worker processes load little more than Pillow.
-
-# The decoding that training does too, at a small size: libjpeg then scales by up to 1/8, which takes a fraction of the
-# time and still reads all the data, so that truncation shows as in a full decode.
+# Decode as training does, at a small size: libjpeg then scales by up to 1/8, which takes a fraction of the time and
+# still reads all the data, so that truncation shows as in a full decode.
 SMALL = Preprocessing(size_px=64, mean=(0, 0, 0), std=(1, 1, 1))
-DARK = 16  # of 255; a photo is nearly black where 99 % of its values are below
+DARK = 16  # of 255; a photo is nearly black if 99 % of its values are below
 NEARLY_BLACK, FEWER_BITS = "nearly black", "values of {} bits"  # notes
 
-# The kind under which a problem is counted, by the first words of its reason; "truncated" may stand anywhere.
+# Kinds of problems by the first words of the reason; see `kind_of_problem` for the others
 KINDS = {
     "the file is missing": "missing",
     "the file is empty": "empty",
@@ -50,11 +48,12 @@ KINDS = {
 
 
 class PhotoFacts(NamedTuple):
-    """bytes: size of the file. width, height: pixels of the upright photo; 0, as mode and format are "", where they
-    could not be read. problem: "" or its kind, detail: the reason in full. note: what is uncommon, though training
-    copes with it, several joined by "; ". digest: SHA-256 of the bytes as hex, "" where they could not be read.
-    red to blue_std: mean and standard deviation of each channel in 0..1, of the photo scaled down to a short side of 64
-    to 127 pixels at least; NaN where it could not be read.
+    """The facts about one photo. What can't be read is 0, "" or NaN.
+
+    bytes: size of the file. width, height: pixels of the upright photo. problem: "" or its kind; detail: the full
+    reason. note: unusual properties that training handles, joined by "; ". digest: SHA-256 of the bytes as hex. red to
+    blue_std: mean and standard deviation of each channel in 0..1, of the photo scaled down to a short side of 64 pixels
+    or more.
     """
 
     bytes: int
@@ -75,10 +74,11 @@ class PhotoFacts(NamedTuple):
 
 
 def inspect_photo(photo: str | Path | PackedPhoto, box: np.ndarray | None) -> PhotoFacts:
-    """Reads and decodes the whole photo. box: pixels of the upright photo, NaN where it has none; None: not wanted."""
+    """Read and decode a photo and collect its facts. box: float (4,) pixels of the upright photo, NaN if it has none;
+    None: don't check it."""
     num_bytes, digest = _digest(photo)
     width, height, mode, form, notes, reason, colours = 0, 0, "", "", [], "", []
-    with warnings.catch_warnings(record=True) as complaints:  # Pillow's, of odd metadata; else printed by each worker
+    with warnings.catch_warnings(record=True) as caught:  # Pillow's about odd metadata, which each worker would print
         warnings.simplefilter("always")
         try:
             with open_image(photo) as image:
@@ -94,18 +94,19 @@ def inspect_photo(photo: str | Path | PackedPhoto, box: np.ndarray | None) -> Ph
                     check_box(box, width, height)
         except BadImage as error:
             reason = str(error)
-    if complaints:
+    if caught:
         notes.append("odd metadata")
     problem = kind_of_problem(reason), reason, "; ".join(notes)
     return PhotoFacts(num_bytes, width, height, mode, form, *problem, digest, *colours)
 
 
 def inspect_photos(photos: list[str | PackedPhoto], boxes: np.ndarray | None) -> list[PhotoFacts]:
-    """What a worker does in one go: boxes is float (N, 4)."""
+    """Inspect several photos, one task of a worker. boxes: float (N, 4), or None; see `inspect_photo`."""
     return [inspect_photo(photo, None if boxes is None else boxes[i]) for i, photo in enumerate(photos)]
 
 
 def kind_of_problem(reason: str) -> str:
+    """Classify a BadImage's reason; "" for none."""
     if "truncated" in reason.lower():
         return "truncated"
     if "bomb" in reason:
@@ -118,8 +119,8 @@ def kind_of_problem(reason: str) -> str:
     return "unreadable" if reason else ""
 
 
-def become_worker() -> None:
-    """Ctrl-C is the parent's to handle; and a worker whose parent was killed ends instead of waiting for ever."""
+def init_worker() -> None:
+    """Ignore Ctrl-C in this worker process, and exit with the parent, even a killed one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def end_with_parent() -> None:
@@ -132,25 +133,27 @@ def become_worker() -> None:
 
 
 def _digest(photo: str | Path | PackedPhoto) -> tuple[int, str]:
+    """Return the size in bytes and the SHA-256 of a photo's file; (0, "") if it can't be read."""
     if isinstance(photo, PackedPhoto):
         try:
             data = photo.read()
-        except BadImage:  # why, open_image says
+        except BadImage:  # open_image reports why
             return 0, ""
         return len(data), hashlib.sha256(data).hexdigest()
     path = Path(photo)
-    if not path.is_file():  # a pipe would be waited for
+    if not path.is_file():  # opening a pipe would block
         return 0, ""
     try:
         with path.open("rb") as file:
             return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:  # why, open_image says
+    except OSError:  # open_image reports why
         return 0, ""
 
 
 def _notes(image: Image.Image, photo: str | Path | PackedPhoto) -> list[str]:
+    """Return notes on the opened image's format and metadata."""
     mode = image.mode
-    suffix = "" if isinstance(photo, PackedPhoto) else Path(photo).suffix  # packed, it may be in another format
+    suffix = "" if isinstance(photo, PackedPhoto) else Path(photo).suffix  # a packed photo may be in another format
     expected = Image.registered_extensions().get(suffix.lower())
     facts = {
         "greyscale": mode in ("1", "L", "LA") or mode.startswith("I"),
@@ -166,7 +169,7 @@ def _notes(image: Image.Image, photo: str | Path | PackedPhoto) -> list[str]:
 
 
 def _colours(pixels: Image.Image) -> list[float]:
-    """Mean and standard deviation of red, green and blue."""
+    """Return the means of red, green and blue, then their standard deviations, in 0..1."""
     counts = np.array(pixels.histogram(), np.float64).reshape(3, 256)
     values, shares = np.arange(256) / 255, counts / counts.sum(axis=1, keepdims=True)
     means = shares @ values
@@ -175,7 +178,7 @@ def _colours(pixels: Image.Image) -> list[float]:
 
 
 def _notes_on_values(image: Image.Image, pixels: Image.Image) -> list[str]:
-    """pixels: the image as training sees it."""
+    """Return notes on the values of the image. pixels: the image as training sees it."""
     notes = []
     if image.mode.startswith("I"):
         bits, stated = grey_bits(image, np.asarray(image))
@@ -187,32 +190,29 @@ def _notes_on_values(image: Image.Image, pixels: Image.Image) -> list[str]:
 def _is_animated(image: Image.Image) -> bool:
     try:
         return getattr(image, "is_animated", False)
-    except Exception:  # damaged after the first picture, which is the one that counts
+    except Exception:  # damaged after the first frame, which alone is used
         return False
 
 
-# Work shared by several processes that read photos, its results in order.
-
-
 def in_processes(function: Callable, tasks: Iterable[tuple], num_workers: int, ahead: int = 4) -> Generator:
-    """function(*task) of each, in order; only a few tasks are under way at a time, however many there are.
+    """Yield function(*task) for each task, in order. Tasks are consumed lazily, `ahead` per process.
 
-    num_workers: processes, each of which imports the function's module; 0: in this one. ahead: tasks that are made and
-    wait, for each process. To be closed (contextlib.closing), so that the processes end.
+    num_workers: processes, each of which imports the function's module; 0: run in this one. Close the generator
+    (contextlib.closing) to end the processes. Raises InputError if a process dies.
     """
     if num_workers == 0:
         for task in tasks:
             yield function(*task)
         return
-    # Spawned, not forked: the parent may hold threads and locks (a progress bar, torch), which a fork copies halfway.
+    # Spawned, not forked: a fork would copy the parent's locks (a progress bar's, torch's) in whatever state they are
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(num_workers, context, initializer=become_worker)
+    pool = ProcessPoolExecutor(num_workers, context, initializer=init_worker)
     waiting: deque = deque()
     done = False
     try:
         for task in tasks:
-            with _interrupts_held():
+            with _delay_interrupts():
                 waiting.append(pool.submit(function, *task))
             if len(waiting) >= ahead * num_workers:
                 yield waiting.popleft().result()
@@ -221,19 +221,19 @@ def in_processes(function: Callable, tasks: Iterable[tuple], num_workers: int, a
         done = True
     except BrokenProcessPool:
         raise InputError(
-            "num_workers: a process that reads photos died, perhaps for want of memory; "
+            "num_workers: a process that reads photos died, possibly out of memory; "
             f"use fewer than {num_workers}, or 0 to read in the main process"
         ) from None
     finally:
         for process in () if done else set(multiprocessing.active_children()) - others:
-            process.terminate()  # an interrupted command does not wait for tasks that may take minutes
+            process.terminate()  # don't wait for tasks of an interrupted command, which may take minutes
         pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """A Ctrl-C in here is delivered at the end. Processes that start in here inherit that and never see one, also
-    not while they still import and would print a traceback each."""
+def _delay_interrupts() -> Iterator[None]:
+    """Deliver a Ctrl-C only at the end of the block. Processes started inside inherit the blocked signal, so that they
+    print no traceback, even while still importing."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return

@@ -1,5 +1,5 @@
-/* A part of a JPEG, scaled while it is decoded: what lies outside of it is not transformed, and below it not even read.
-   Built by jpeg_part.py on the machine that needs it. Needs libjpeg-turbo 1.5 or newer. */
+/* Decode a part of a JPEG, scaled: blocks outside of it are not transformed, and those below it not even read.
+   Compiled by decode.py on first use. Needs libjpeg-turbo 1.5 or newer. */
 #include <setjmp.h>
 #include <stddef.h>
 #include <stdio.h>

@@ -1,4 +1,4 @@
-"""A photo's path as text, and back: tables, packs and predictions are UTF-8, whatever bytes a file name has."""
+"""Convert photo paths to text and back: tables, packs and predictions are UTF-8, whatever bytes file names contain."""
 
 import functools
 import os
@@ -13,7 +13,7 @@ ESCAPED_BYTES = re.compile(rb"\\x(5c|[89a-f][0-9a-f])")
 def text_of_path(path: str) -> str:
     """Write the path as text that any file and terminal can hold: bytes that are no UTF-8 become \\xe4.
 
-    path: as Python gives it, undecodable bytes being surrogates. A file name that really holds "\\xe4" is written as
+    path: as Python returns it, undecodable bytes being surrogates. A file name that really holds "\\xe4" is written as
     "\\x5cxe4", so that `path_of_text` finds the file again in any case.
     """
     if path.isascii() and "\\x" not in path:
@@ -35,13 +35,13 @@ def file_of(root: str | os.PathLike, text: str) -> str:
 
 
 def nfc(text: str) -> str:
-    """Compose the name as Unicode does (NFC). So names are compared, as macOS and Linux write ü in different ways."""
+    """Normalise to Unicode NFC, in which names are compared, as macOS and Linux write ü in different ways."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 class PhotoPaths:
-    """Finds the photos that people write in tables and lists: with either slash, "./a", "a//b", "a/../b", "~",
-    absolute or relative to `root`, in either form of Unicode. root: None where there is no folder of them.
+    """Find photos by the paths that people write in tables and lists: either slash, "./a", "a//b", "a/../b", "~",
+    absolute or relative to `root`, in either form of Unicode. root: None if the photos share no folder.
     """
 
     def __init__(self, root: str | os.PathLike | None):
@@ -49,13 +49,13 @@ class PhotoPaths:
         roots = () if root is None else (os.path.abspath(root), os.path.realpath(root))  # noqa: PTH100
         self.roots = [text_of_path(folder).replace(os.sep, "/").rstrip("/") + "/" for folder in roots]
         self._real = functools.lru_cache(maxsize=4096)(_real_folder)
-        self._names = functools.lru_cache(maxsize=8)(_names_by_nfc)  # of one folder after the other, never of all
+        self._names = functools.lru_cache(maxsize=8)(_names_by_nfc)  # of recently used folders, never of all
 
     def find(self, cell: str) -> str:
         """Return the photo's path as tables have it (`text_of_path`), relative to the root where it is below that.
 
-        The disk is asked only about cells that can be read in several ways, and the first that exists holds: "\\" is a
-        slash unless the file has it in its name, and "\\xe4" is a byte where there is such a file.
+        The disk is only checked for ambiguous cells; the first meaning that exists wins: "\\" is a slash unless the
+        file has it in its name, and "\\xe4" is a byte if there is such a file.
         """
         if cell.isascii() and "\\" not in cell and cell[:1] != "~" and cell == cell.strip():
             return self.normal(cell)
@@ -67,7 +67,8 @@ class PhotoPaths:
         return next((text for text in found if text is not None), spellings[-1])
 
     def spellings(self, cell: str) -> list[str]:
-        """List what the cell may mean, each as `find` returns it, the likeliest first; the last as people read it."""
+        """List the possible meanings of a cell, each as `find` returns it, the likeliest first; the last as people
+        read it."""
         bare = cell.strip()
         texts = [cell if is_utf8(cell) else text_of_path(cell), bare, bare.replace("\\", "/")]
         if bare[:1] == "~":
@@ -76,7 +77,7 @@ class PhotoPaths:
         return list(dict.fromkeys(map(self.normal, texts)))
 
     def normal(self, text: str) -> str:
-        """Resolve "./", "//" and ".." without asking the disk; the result is relative if it is below the root."""
+        """Resolve "./", "//" and ".." without checking the disk; the result is relative if it is below the root."""
         path = posixpath.normpath(text)
         if path.startswith("//"):
             path = path[1:]
@@ -86,7 +87,7 @@ class PhotoPaths:
         return (self._below_root(path) or path) if os.path.isabs(path) else path  # noqa: PTH117
 
     def whole(self, text: str) -> str:
-        """Return the absolute path of the real folder, links resolved, by which photos are compared."""
+        """Return the absolute path of the real folder, links resolved, for comparing photos."""
         absolute = os.path.isabs(text) or not self.roots  # noqa: PTH117
         folder, _, name = (text if absolute else posixpath.normpath(self.roots[0] + text)).rpartition("/")
         return f"{self._real(folder)}/{name}"
@@ -117,5 +118,5 @@ def _names_by_nfc(folder: str) -> dict[str, str]:
 
 
 def is_utf8(text: str) -> bool:
-    """Check that the text was UTF-8, where Python has read it with surrogates for other bytes."""
+    """Check that the text has no surrogates, as which Python reads bytes that are not UTF-8."""
     return text.isascii() or not any("\ud800" <= one <= "\udfff" for one in text)

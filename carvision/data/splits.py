@@ -1,4 +1,8 @@
-"""Splits: which photos train, validate and test; read from and written to splits.csv."""
+"""Split a Table into train, val and test; read and write splits.csv; find photos of equal bytes.
+
+The functions <kind>_split return a new Table with another column `split`. Photos of equal bytes stay in one split, as
+do those of a group (keep_groups). seed decides all randomness. They raise InputError for what can't be split.
+"""
 
 import hashlib
 import logging
@@ -20,132 +24,17 @@ from carvision.files.atomic import write_csv
 
 log = logging.getLogger(__name__)
 
-
-# Photos whose files are equal to the byte, found without reading all of them.
-
-
-def equal_bytes(table: Table) -> np.ndarray:
-    """int (N,): the same number for photos whose files are equal to the byte, else different ones. Empty files are no
-    copies of each other.
-
-    Reads little: files of different size differ, and so do nearly all of equal size within their last 4 kB. Of packed
-    photos it is known of which files they were made.
-    """
-    if table.shards is not None:
-        _, first, same_as = np.unique(table.rows[SOURCE], return_index=True, return_inverse=True)
-        return first[same_as]
-    paths = full_paths(table)  # and bare calls of the system: a million photos have a million of each
-    sizes = np.fromiter((os.stat(path).st_size for path in paths), np.int64, len(paths))  # noqa: PTH116
-    suspects = _repeated(sizes[sizes > 0], np.flatnonzero(sizes > 0))
-    ends = np.fromiter((_checksum_of_end(paths[i], sizes[i]) for i in suspects), np.int64, len(suspects))
-    suspects = _repeated(sizes[suspects] << 32 | ends, suspects)  # no photo has 2 GB
-    number = np.arange(len(paths))
-    first_with: dict[bytes, int] = {}
-    for i in suspects:
-        number[i] = first_with.setdefault(_digest(paths[i]), i)
-    return number
-
-
-def _repeated(values: np.ndarray, which: np.ndarray) -> np.ndarray:
-    """Of `which`, those whose value occurs more than once."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return which[counts[places] > 1]
-
-
-def _checksum_of_end(path: str, size: int) -> int:
-    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-    try:
-        start = max(0, int(size) - 4096)
-        if hasattr(os, "pread"):
-            return zlib.crc32(os.pread(file, 4096, start))
-        os.lseek(file, start, os.SEEK_SET)  # Windows
-        return zlib.crc32(os.read(file, 4096))
-    finally:
-        os.close(file)
-
-
-def _digest(path: str) -> bytes:
-    with open(path, "rb") as file:  # noqa: PTH123
-        return hashlib.file_digest(file, "sha256").digest()
-
-
-# splits.csv of a run: which photos it trained, validated and tested on.
-
 KEY = "data.split.file"
-
-
-def read_splits(file: Path) -> pd.Series:
-    """Read path -> split of a run's splits.csv or another table. Raises InputError for a file that is none."""
-    listed = TableFile(file, KEY, ["path", "split"], "give the splits.csv of a run")
-    listed.require(["path", "split"])
-    splits: dict[str, str] = {}
-    for line, row in listed.rows(["path", "split"]):
-        if row["path"] in splits:
-            raise InputError(f"{KEY}: {file} lists {text_of_path(row['path'])} more than once")
-        splits[row["path"]] = listed.split(row, line)
-    kept = {path: split for path, split in splits.items() if split}
-    return pd.Series(list(kept.values()), index=pd.Index(list(kept), dtype=object), dtype=object)
-
-
-def splits_in(file: Path, table: Table) -> tuple[np.ndarray, list[str]]:
-    """Find the split of each photo of the table, object (N,), "" where the file lists none; and the paths that the file
-    lists and the table lacks. Raises InputError as read_splits does, and for a photo listed in two spellings."""
-    listed = read_splits(file)
-    rows = find_rows(table, listed.index)
-    there = rows >= 0
-    found, counts = np.unique(rows[there], return_counts=True)
-    if (counts > 1).any():
-        one, other = listed.index[rows == found[counts > 1][0]][:2]
-        raise InputError(f"{KEY}: {file} lists one photo more than once, as {one} and as {other}; list it once")
-    splits = np.full(len(table), "", dtype=object)
-    splits[rows[there]] = listed.to_numpy()[there]
-    return splits, [text_of_path(path) for path in listed.index[~there]]
-
-
-def find_rows(table: Table, paths: Iterable[str]) -> np.ndarray:
-    """Find the row of each photo, in whatever spelling of `PhotoPaths`, int64; -1 where the table has none."""
-    paths = [path if is_utf8(path) else text_of_path(path) for path in paths]
-    rows = pd.Index(table.rows["path"]).get_indexer(pd.Index(paths, dtype=str)).astype(np.int64)
-    if (rows < 0).any():
-        finder = PhotoPaths(table.root if table.shards is None else None)
-        row_of = {nfc(path): row for row, path in enumerate(table.rows["path"])}
-        for i in np.flatnonzero(rows < 0):
-            spellings = (row_of.get(nfc(text)) for text in finder.spellings(paths[i]))
-            rows[i] = next((row for row in spellings if row is not None), -1)
-    return rows
-
-
-def write_splits(table: Table, file: Path) -> None:
-    """splits.csv, see splits_of."""
-    write_csv(file, splits_of(table))
-
-
-def splits_of(table: Table) -> pd.DataFrame:
-    """What splits.csv holds: path, split, the class id of every label and the box, a row a photo, in the table's order.
-
-    With this carvision.predict --list finds the photos, their boxes and true classes.
-    """
-    out = table.rows[["path", "split"]].copy()
-    for name, label in table.class_labels.items():
-        ids = np.array([*label.ids, ""], dtype=object)  # the last place serves UNKNOWN = -1
-        out[name] = ids[table.rows[name].to_numpy()]
-    if table.has_boxes:
-        out[BOX] = table.rows[BOX]
-    return out
-
-
-# Which photos train, validate and test: pure functions from a Table to a Table with another `split` column.
 
 
 def official_split(
     table: Table, val_fraction: float, seed: int, keep_groups: bool, val_as_test: bool, test_as_train: bool = False
 ) -> Table:
-    """The data set's own lists. Where they name no validation photos, a share of train becomes that, never of test.
+    """Use the data set's own split. Without validation photos, val_fraction of the training photos become those.
 
-    val_as_test: the data set's validation photos are held out as the test (for one that comes without a test).
-    test_as_train: the photos of its test train, too, and there is no test.
-    Training photos with the bytes of a validation or test photo are left out, and validation photos with the bytes
-    of a test photo.
+    val_as_test: hold the validation photos out as the test, for a data set without one. test_as_train: train on the
+    test photos, too, without a test. Training photos with the bytes of a validation or test photo are left out, and
+    validation photos with the bytes of a test photo.
     """
     table = table.select(table.rows["split"] != "")
     if not len(table):
@@ -174,7 +63,7 @@ def official_split(
 
 
 def stratified_split(table: Table, fractions: tuple[float, float, float], seed: int, keep_groups: bool) -> Table:
-    """Train, val and test in these fractions of every class, photos of equal bytes (and groups) together."""
+    """Split every class into these fractions of train, val and test."""
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise InputError(
             f"data.split.fractions: {list(fractions)} are not three shares (train, val, test) that add up to 1"
@@ -185,7 +74,7 @@ def stratified_split(table: Table, fractions: tuple[float, float, float], seed: 
 
 
 def kfold_split(table: Table, num_folds: int, fold: int, val_fraction: float, seed: int, keep_groups: bool) -> Table:
-    """Fold `fold` of `num_folds` is the test; of the other photos, `val_fraction` of every class validates."""
+    """Test on fold `fold` of `num_folds`; of the other photos, `val_fraction` of every class validates."""
     if not 0 <= fold < num_folds:
         raise InputError(f"data.split.fold: {fold} is not one of 0 to {num_folds - 1} (data.split.num_folds), or all")
     _require_photos(table, num_folds)
@@ -202,16 +91,15 @@ def kfold_split(table: Table, num_folds: int, fold: int, val_fraction: float, se
 def unseen_classes_split(
     table: Table, train_classes: float, val_fraction: float, seed: int, keep_groups: bool
 ) -> Table:
-    """All photos of the last classes are the test; of those of the first `train_classes`, a whole number of the classes
-    of the finest label, or below 1 a share of them, `val_fraction` of every class validates. The data set's own split
-    does not count.
+    """Train on the first classes of the finest label and test on all photos of the others, whatever the own split.
 
-    So metric learning is measured: of the 196 cars, 98 and 98. Hyun Oh Song et al., Deep metric learning via lifted
-    structured feature embedding, CVPR 2016. Training photos with the bytes of a test photo are left out, and photos
-    whose class is not known.
+    train_classes: a number of classes, or below 1 a share of them. Of their photos, val_fraction of every class
+    validates. So metric learning is evaluated, on 98 and 98 of the 196 cars: Hyun Oh Song et al., Deep metric learning
+    via lifted structured feature embedding, CVPR 2016. Left out are training photos with the bytes of a test photo,
+    and photos of unknown class.
     """
     label, codes = table.finest_classes, table.rows[table.finest].to_numpy()
-    # Rounded before, as 0.7 * 10 is a little more than 7
+    # Rounded first, as 0.7 * 10 is a little more than 7
     num_train = train_classes if train_classes >= 1 else math.ceil(round(train_classes * len(label), 6))
     if not 2 <= num_train < len(label):
         raise InputError(
@@ -230,8 +118,8 @@ def unseen_classes_split(
 
 
 def without_unseen_classes(table: Table) -> Table:
-    """Labels have the classes alone that a training or validation photo has, and a test photo of another class counts
-    as one whose class is not known: heads can't tell what is never shown to them."""
+    """Drop the classes without training or validation photos from the labels, and make them UNKNOWN for test photos:
+    heads can't predict classes that they never see."""
     seen = table.select(table.rows["split"].isin(["train", "val"])).without_empty_classes()
     rows = table.rows.copy(deep=False)
     for name, label in table.class_labels.items():
@@ -241,7 +129,7 @@ def without_unseen_classes(table: Table) -> Table:
     unseen = (rows[table.finest] == UNKNOWN) & (table.rows[table.finest] != UNKNOWN)
     if unseen.any():
         log.info(
-            "%s: %s test photos are of %d classes that are not trained: their %s has no figures here, as "
+            "%s: %s test photos are of %d classes that are not trained: their %s has no metrics here; "
             "python -m carvision.retrieve measures how well they are found",
             table.name, f"{unseen.sum():,}", len(table.finest_classes) - len(seen.finest_classes), table.finest,
         )  # fmt: skip
@@ -249,7 +137,8 @@ def without_unseen_classes(table: Table) -> Table:
 
 
 def file_split(table: Table, file: Path) -> Table:
-    """The split of an earlier run: its splits.csv, columns path and split. Photos it doesn't list are left out."""
+    """Use the split of an earlier run's splits.csv, columns path and split. Photos that it doesn't list are left
+    out."""
     split, absent = splits_in(file, table)
     if absent:
         raise InputError(
@@ -260,7 +149,7 @@ def file_split(table: Table, file: Path) -> Table:
 
 
 def _leave_out_copies(table: Table, split: np.ndarray, copies: np.ndarray, learned: str, held_out: list[str]) -> None:
-    """In `split`, photos of `learned` become "" if their bytes are those of a photo of `held_out`."""
+    """Set `split` to "" for photos of the split `learned` whose bytes are those of a photo of `held_out`."""
     twice = (split == learned) & np.isin(copies, copies[np.isin(split, held_out)])
     if twice.any():
         log.warning(
@@ -273,7 +162,7 @@ def _leave_out_copies(table: Table, split: np.ndarray, copies: np.ndarray, learn
 def _take_val_of_train(
     table: Table, split: np.ndarray, copies: np.ndarray, val_fraction: float, seed: int, keep_groups: bool
 ) -> None:
-    """In `split`, a share of the training photos of each class become "val"."""
+    """Set `split` to "val" for a share of the training photos of each class."""
     train = np.flatnonzero(split == "train")
     part = table.select(split == "train")
     units = _units(part, copies[train], keep_groups)
@@ -281,10 +170,10 @@ def _take_val_of_train(
 
 
 def _units(table: Table, copies: np.ndarray, keep_groups: bool) -> np.ndarray:
-    """int (N,): photos with the same number may not be parted, directly or through a chain of others."""
+    """Number the photos, int (N,), such that those linked by copies or groups, also through others, share a number."""
     if not keep_groups or "group" not in table.rows:
         return copies
-    from scipy.sparse import coo_array  # only now: few data sets have groups
+    from scipy.sparse import coo_array  # late import: few data sets have groups
     from scipy.sparse.csgraph import connected_components
 
     groups, _ = pd.factorize(table.rows["group"].replace("", None), use_na_sentinel=True)
@@ -300,10 +189,10 @@ def _units(table: Table, copies: np.ndarray, keep_groups: bool) -> np.ndarray:
 def _stratify(
     table: Table, units: np.ndarray, fractions: tuple, names: tuple[str, ...], seed: int, few_in_first: bool = True
 ) -> np.ndarray:
-    """object (N,): for each photo one of `names`, in `fractions` of the units of its class, at random by seed.
+    """Draw one of `names` for each photo, object (N,), in `fractions` of the units of each class.
 
-    A class with at least as many units as there are names has one in each; one with fewer goes to the first name
-    whole (few_in_first), or each unit to another name. Photos of unknown class are divided like a class of their own.
+    A class with at least as many units as nonzero fractions has one in each; one with fewer goes to the first name as a
+    whole (few_in_first), or each unit to another name. Photos of unknown class are treated as a class of their own.
     """
     codes = table.rows[table.finest].to_numpy()
     wanted = [i for i, fraction in enumerate(fractions) if fraction > 0]
@@ -331,25 +220,24 @@ def _stratify(
 
 
 def _apportion(count: int, fractions: tuple, random: np.random.Generator) -> np.ndarray:
-    """Whole numbers that add up to count, near count * fractions, at least 1 where the fraction isn't 0."""
+    """Round count * fractions to whole numbers that add up to count, at least 1 for each nonzero fraction."""
     exact = np.asarray(fractions) * count
     sizes = np.floor(exact).astype(int)
-    # What rounding left over goes by chance in proportion to the remainders, so that over many
-    # small classes the fractions come out right.
+    # The rest is drawn in proportion to the remainders, so that the fractions hold over many small classes
     remainder = exact - sizes
     for _ in range(count - sizes.sum()):
         total = remainder.sum()
-        place = random.choice(len(sizes), p=remainder / total) if total > 0 else int(np.argmax(fractions))
-        sizes[place] += 1
-        remainder[place] = 0
-    for place in np.flatnonzero((sizes == 0) & (np.asarray(fractions) > 0)):
+        i = random.choice(len(sizes), p=remainder / total) if total > 0 else int(np.argmax(fractions))
+        sizes[i] += 1
+        remainder[i] = 0
+    for i in np.flatnonzero((sizes == 0) & (np.asarray(fractions) > 0)):
         sizes[np.argmax(sizes)] -= 1
-        sizes[place] += 1
+        sizes[i] += 1
     return sizes
 
 
 def _require_photos(table: Table, num_splits: int) -> None:
-    """Raises for a class that has fewer photos than there are splits, each of which should see it."""
+    """Raise InputError for a class with fewer photos than splits, each of which should see it."""
     label = table.finest_classes
     codes = table.rows[table.finest].to_numpy()
     counts = np.bincount(codes[codes != UNKNOWN], minlength=len(label))
@@ -362,13 +250,124 @@ def _require_photos(table: Table, num_splits: int) -> None:
 
 
 def _checked(table: Table) -> Table:
-    """The table, if there is something to train and to validate on; a missing test is allowed, and said."""
+    """Return the photos that are in a split. Raises InputError for an empty train or val; warns about an empty test."""
     table = table.select(table.rows["split"] != "")
     counts = table.rows["split"].value_counts()
     for split in ("train", "val"):
         if not counts.get(split, 0):
-            mend = "data.split.val_fraction above 0" if split == "val" else "another data.split or data.classes"
-            raise InputError(f"data.split: the {split} split of {table.name} is empty; {mend} is needed")
+            fix = "data.split.val_fraction above 0" if split == "val" else "another data.split or data.classes"
+            raise InputError(f"data.split: the {split} split of {table.name} is empty; {fix} is needed")
     if not counts.get("test", 0):
-        log.warning("%s: there are no test photos, so there will be no test figures", table.name)
+        log.warning("%s: there are no test photos, so there will be no test metrics", table.name)
     return table
+
+
+# splits.csv
+
+
+def read_splits(file: Path) -> pd.Series:
+    """Read path -> split from a run's splits.csv or another table. Raises InputError for other files."""
+    listed = TableFile(file, KEY, ["path", "split"], "give the splits.csv of a run")
+    listed.require(["path", "split"])
+    splits: dict[str, str] = {}
+    for line, row in listed.rows(["path", "split"]):
+        if row["path"] in splits:
+            raise InputError(f"{KEY}: {file} lists {text_of_path(row['path'])} more than once")
+        splits[row["path"]] = listed.split(row, line)
+    kept = {path: split for path, split in splits.items() if split}
+    return pd.Series(list(kept.values()), index=pd.Index(list(kept), dtype=object), dtype=object)
+
+
+def splits_in(file: Path, table: Table) -> tuple[np.ndarray, list[str]]:
+    """Return the split of each photo of the table, object (N,), "" if not listed; and the listed paths that the table
+    lacks. Raises InputError as `read_splits` does, and for a photo listed in two spellings."""
+    listed = read_splits(file)
+    rows = find_rows(table, listed.index)
+    known = rows >= 0
+    found, counts = np.unique(rows[known], return_counts=True)
+    if (counts > 1).any():
+        one, other = listed.index[rows == found[counts > 1][0]][:2]
+        raise InputError(f"{KEY}: {file} lists one photo more than once, as {one} and as {other}; list it once")
+    splits = np.full(len(table), "", dtype=object)
+    splits[rows[known]] = listed.to_numpy()[known]
+    return splits, [text_of_path(path) for path in listed.index[~known]]
+
+
+def find_rows(table: Table, paths: Iterable[str]) -> np.ndarray:
+    """Find the row of each photo, in any spelling of `PhotoPaths`: int64 (len(paths),), -1 for photos not in the
+    table."""
+    paths = [path if is_utf8(path) else text_of_path(path) for path in paths]
+    rows = pd.Index(table.rows["path"]).get_indexer(pd.Index(paths, dtype=str)).astype(np.int64)
+    if (rows < 0).any():
+        finder = PhotoPaths(table.root if table.shards is None else None)
+        row_of = {nfc(path): row for row, path in enumerate(table.rows["path"])}
+        for i in np.flatnonzero(rows < 0):
+            spellings = (row_of.get(nfc(text)) for text in finder.spellings(paths[i]))
+            rows[i] = next((row for row in spellings if row is not None), -1)
+    return rows
+
+
+def write_splits(table: Table, file: Path) -> None:
+    """Write splits.csv, see `splits_of`."""
+    write_csv(file, splits_of(table))
+
+
+def splits_of(table: Table) -> pd.DataFrame:
+    """Return the content of splits.csv: path, split, class id of every label, and box, per photo in the table's order.
+
+    carvision.predict --list reads it to find photos, boxes and true classes.
+    """
+    out = table.rows[["path", "split"]].copy()
+    for name, label in table.class_labels.items():
+        ids = np.array([*label.ids, ""], dtype=object)  # the last entry serves UNKNOWN = -1
+        out[name] = ids[table.rows[name].to_numpy()]
+    if table.has_boxes:
+        out[BOX] = table.rows[BOX]
+    return out
+
+
+# Copies: files of equal bytes
+
+
+def equal_bytes(table: Table) -> np.ndarray:
+    """Number the photos, int (N,), such that exactly those with files of equal bytes share a number. Empty files are
+    not copies of each other.
+
+    Files are read only if their sizes and their last 4 kB are equal. Packs know the files that they were made of.
+    """
+    if table.shards is not None:
+        _, first, same_as = np.unique(table.rows[SOURCE], return_index=True, return_inverse=True)
+        return first[same_as]
+    paths = full_paths(table)  # strings and bare system calls: fast for a million photos
+    sizes = np.fromiter((os.stat(path).st_size for path in paths), np.int64, len(paths))  # noqa: PTH116
+    suspects = _repeated(sizes[sizes > 0], np.flatnonzero(sizes > 0))
+    ends = np.fromiter((_checksum_of_end(paths[i], sizes[i]) for i in suspects), np.int64, len(suspects))
+    suspects = _repeated(sizes[suspects] << 32 | ends, suspects)  # no photo has 2 GB
+    number = np.arange(len(paths))
+    first_with: dict[bytes, int] = {}
+    for i in suspects:
+        number[i] = first_with.setdefault(_digest(paths[i]), i)
+    return number
+
+
+def _repeated(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the rows whose value occurs more than once."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return rows[counts[inverse] > 1]
+
+
+def _checksum_of_end(path: str, size: int) -> int:
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        start = max(0, int(size) - 4096)
+        if hasattr(os, "pread"):
+            return zlib.crc32(os.pread(file, 4096, start))
+        os.lseek(file, start, os.SEEK_SET)  # Windows
+        return zlib.crc32(os.read(file, 4096))
+    finally:
+        os.close(file)
+
+
+def _digest(path: str) -> bytes:
+    with open(path, "rb") as file:  # noqa: PTH123
+        return hashlib.file_digest(file, "sha256").digest()

@@ -1,4 +1,4 @@
-"""Table: one row a photo. Every reader returns one, and everything after the readers starts from one."""
+"""Table: one row per photo. Every reader returns one, and everything after the readers starts from one."""
 
 import logging
 import os
@@ -19,17 +19,17 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 BOX = ["left", "top", "right", "bottom"]  # pixels, 0-based, right and bottom excluded (as PIL's crop)
 UNKNOWN = -1  # code of a photo whose class of a label is not known; unknown numbers are NaN
-# Of packed photos: number of the shard, place and size of the bytes in it, their checksum; and 64 bits of the SHA-256
-# of the file that was packed, which may have been larger
-PLACE, SOURCE = ["_shard", "_offset", "_length", "_crc32"], "_source"
+# Columns of packed photos: the shard's number, offset and length of the photo's bytes in it, their checksum; and 64
+# bits of the SHA-256 of the original file, which may have been larger
+LOCATION, SOURCE = ["_shard", "_offset", "_length", "_crc32"], "_source"
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a label. A row's code is the position of its class here.
+    """The classes of a label; a row's code is an index into them.
 
-    ids: unique, as the data set writes them. names: what people read; they may repeat.
-    parent: another label that follows from this one (make, for model); parent_codes[i]: its code for class i.
+    ids: unique, as the data set writes them. names: for display; they may repeat.
+    parent: a label determined by this one (make, for model); parent_codes[i]: its code for class i.
     """
 
     ids: tuple[str, ...]
@@ -43,14 +43,14 @@ class Classes:
 
 @dataclass(frozen=True)
 class Number:
-    """A label that is a number to be estimated (maximum speed), in `unit`."""
+    """A label that is a number to predict (maximum speed), in `unit`."""
 
     unit: str = ""
 
 
 class LabelDescription(TypedDict, total=False):
-    """A label as plain values, as in model.json: ids, names, parent and parent_codes of classes; unit, mean and std, of
-    the training photos, of a number."""
+    """A label as plain values, as in model.json: classes have ids, names, parent and parent_codes; numbers have unit,
+    mean and std, of the training photos."""
 
     ids: list[str]
     names: list[str]
@@ -63,21 +63,21 @@ class LabelDescription(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Table:
-    """One row a photo.
+    """One row per photo.
 
-    rows: pandas DataFrame with a RangeIndex and the columns
-        path   str, relative to root, with forward slashes, unique; absolute of a photo outside of root. As text, see
-               photo_paths: file_of gives what opens the file
-        one column a label   int32 code (UNKNOWN where not known), or float32 (NaN) for a Number
+    rows: DataFrame with a RangeIndex and the columns
+        path   str, unique, forward slashes, relative to root; absolute for a photo outside of root. As text, see
+               paths.py: file_of returns the path that opens the file
+        one column per label   int32 code (UNKNOWN if not known), or float32 (NaN) for a Number
         split  str, "train", "val", "test", or "" for a photo that the data set's own split leaves out
-        left, top, right, bottom   optional, float32 pixels, NaN where there is no box
-        group  optional, str: photos that show the same car and belong on one side of a split; "" if unknown
-        PLACE, SOURCE   where the photos are packed, int64
+        left, top, right, bottom   optional, float32 pixels, NaN for a photo without box
+        group  optional, str: photos that show the same car and belong in one split; "" if unknown
+        LOCATION, SOURCE   only of packed photos, int64
     labels: what each label column holds.
-    finest: the label by which photos are stratified, counted and chosen: the one that tells most.
-    root: a folder; of a pack it may be a URL, as text.
-    shards: of a pack, where the photos' bytes are. heads: of a pack, the labels that are learned unless the
-    configuration names others; none: all.
+    finest: the most specific label, by which photos are stratified, counted and selected.
+    root: a folder; of a pack, possibly a URL, as text.
+    shards: the files of a pack, else None. heads: the labels that a pack's models learn unless the configuration names
+    others; empty: all.
     """
 
     name: str
@@ -93,6 +93,7 @@ class Table:
 
     @property
     def class_labels(self) -> dict[str, Classes]:
+        """Return the labels that are classes."""
         return {name: label for name, label in self.labels.items() if isinstance(label, Classes)}
 
     @property
@@ -101,7 +102,8 @@ class Table:
         return self.class_labels[self.finest]
 
     def class_label(self, wanted: str | None, key: str) -> str:
-        """The label with classes that is wanted; None: the finest. Raises InputError, which names `key`."""
+        """Return the name of a label with classes; None: the finest. Raises InputError, which names `key`, for
+        others."""
         label = wanted or self.finest
         if label not in self.class_labels:
             raise InputError(
@@ -116,38 +118,40 @@ class Table:
 
     @property
     def packed(self) -> PackedPhotos | None:
-        """The photos of a pack; None where each has a file of its own."""
+        """Return the photos of a pack; None if each has a file of its own."""
         if self.shards is None:
             return None
-        return PackedPhotos(self.shards, *(self.rows[name].to_numpy() for name in PLACE))
+        return PackedPhotos(self.shards, *(self.rows[name].to_numpy() for name in LOCATION))
 
     def photo(self, row: int) -> str | PackedPhoto:
-        """What opens the photo of a row (images.open_image), and names it in messages."""
+        """Return the photo of a row, for images.open_image and for messages."""
         path = self.rows["path"].iloc[row]
         if self.shards is None:
             return file_of(self.root, path)
-        return PackedPhoto(path, self.shards, *(int(self.rows[name].to_numpy()[row]) for name in PLACE))
+        return PackedPhoto(path, self.shards, *(int(self.rows[name].to_numpy()[row]) for name in LOCATION))
 
     def select(self, keep: np.ndarray | pd.Series) -> "Table":
-        """The rows where the boolean array is true; codes and classes stay as they are."""
+        """Keep the rows where the boolean array (N,) is true; codes and classes stay."""
         return replace(self, rows=self.rows[np.asarray(keep)].reset_index(drop=True))
 
     def of_split(self, split: str) -> "Table":
+        """Keep the rows of one split."""
         return self.select(self.rows["split"] == split)
 
     def with_split(self, split: np.ndarray | pd.Series) -> "Table":
+        """Replace the column split; `split` is (N,)."""
         rows = self.rows.copy(deep=False)
         rows["split"] = np.asarray(split, dtype=object)
         return replace(self, rows=rows)
 
     def without_empty_classes(self) -> "Table":
-        """Classes that no row has are dropped from every label, and the codes made dense again."""
+        """Drop classes without rows from every label, and make the codes dense again."""
         rows = self.rows.copy(deep=False)
         kept = {}
         for name, label in self.class_labels.items():
             codes = rows[name].to_numpy()
             kept[name] = np.unique(codes[codes != UNKNOWN])
-            recode = np.full(len(label) + 1, UNKNOWN, dtype=np.int32)  # the last place serves UNKNOWN = -1
+            recode = np.full(len(label) + 1, UNKNOWN, dtype=np.int32)  # the last entry serves UNKNOWN = -1
             recode[kept[name]] = np.arange(len(kept[name]))
             rows[name] = recode[codes]
         labels = dict(self.labels)
@@ -165,7 +169,8 @@ class Table:
         return replace(self, rows=rows, labels=labels)
 
     def only_classes(self, wanted: Iterable[str | int]) -> "Table":
-        """The photos of the classes of the finest label given by id or by name (data.classes)."""
+        """Keep photos of these classes of the finest label, given by id or name (data.classes). Raises InputError for
+        an unknown one."""
         label = self.finest_classes
         codes = []
         for value in map(str, wanted):
@@ -180,7 +185,8 @@ class Table:
         return self.select(self.rows[self.finest].isin(codes)).without_empty_classes()
 
     def without_sparse_classes(self, min_images: int) -> "Table":
-        """Photos of classes of the finest label with fewer than `min_images` photos are dropped, and logged."""
+        """Drop classes of the finest label with fewer than `min_images` photos, and their photos; log how many. Raises
+        InputError if none is left."""
         counts = self.rows.loc[self.rows[self.finest] != UNKNOWN, self.finest].value_counts()
         enough = counts.index[counts >= min_images]
         keep = self.rows[self.finest].isin(enough)
@@ -200,9 +206,10 @@ class Table:
 def encode(
     ids: Sequence[str] | np.ndarray | pd.Series, names: Mapping[str, str] | None = None
 ) -> tuple[np.ndarray, Classes]:
-    """Codes (int32, one a value of `ids`; UNKNOWN for "" and None) and the Classes, in the order of `sorted_ids`.
+    """Encode ids as int32 codes, UNKNOWN for "" and None, and their Classes in the order of `sorted_ids`.
 
-    Ids that differ in their Unicode form alone, as after a copy from macOS, are one class, shown in its composed form.
+    Ids that differ only in Unicode normalisation, as after a copy from macOS, are one class, shown in composed form.
+    names: {id: name}; the id where absent or empty.
     """
     series = pd.Series(ids, dtype=object)
     known = series.notna() & (series != "")
@@ -219,13 +226,14 @@ def encode(
 
 
 def sorted_ids(ids: Iterable[str]) -> list[str]:
-    """By number where every id is one ("2" before "10"), else alphabetically."""
+    """Sort ids by number if all are numbers ("2" before "10"), else alphabetically."""
     ids = list(ids)
     return sorted(ids, key=int if all(value.isdecimal() for value in ids) else nfc)
 
 
 def with_parent(rows: pd.DataFrame, child: str, classes: Classes, parent: str) -> Classes:
-    """`classes` of `child` with the parent that each class has in the rows; a class with two parents is an error."""
+    """Return `classes` of the label `child` with the parent that each class has in the rows. Raises InputError for a
+    class with no parent or two."""
     pairs = rows.loc[(rows[child] != UNKNOWN) & (rows[parent] != UNKNOWN), [child, parent]].drop_duplicates()
     twice = pairs[child].duplicated()
     if twice.any():
@@ -239,7 +247,7 @@ def with_parent(rows: pd.DataFrame, child: str, classes: Classes, parent: str) -
 
 
 def validate(table: Table) -> Table:
-    """The table itself, or an InputError that says what a reader got wrong. Every reader ends with this."""
+    """Return the table unchanged, or raise InputError for what a reader got wrong. Every reader ends with this."""
     rows = table.rows
     if rows.empty:
         raise InputError(f"{table.name}: no photos under {table.root}")
@@ -268,14 +276,15 @@ def validate(table: Table) -> Table:
 
 
 def full_paths(table: Table) -> list[str]:
-    """Of all photos. Strings: of a million rows, building Paths would take longer than the disk."""
+    """List the paths that open the photos. Strings, as building a million Paths would take longer than the disk."""
     return [file_of(table.root, path) for path in table.rows["path"].tolist()]
 
 
 def without_missing_files(table: Table, allow_missing: bool, tolerated: int = 0) -> Table:
-    """Rows whose photo exists. Missing ones are an error, or a warning that says how partial the copy is.
+    """Keep the rows whose photo exists; log how many are missing.
 
-    tolerated: so many absent photos the data set is known to have in its complete form.
+    tolerated: the number of photos that even the complete data set lacks. Raises InputError if more are missing, unless
+    allow_missing, or if none exists.
     """
     exists = np.fromiter(map(os.path.exists, full_paths(table)), bool, len(table))
     num_missing = int((~exists).sum())
@@ -293,7 +302,7 @@ def without_missing_files(table: Table, allow_missing: bool, tolerated: int = 0)
         )
     partial = table.select(exists).without_empty_classes()
     log.warning(
-        "%s: %s. Going on with %s photos (%.1f %%) of %d of %d classes.",
+        "%s: %s. Continuing with %s photos (%.1f %%) of %d of %d classes.",
         table.name, count, f"{len(partial):,}", 100 * len(partial) / len(table),
         len(partial.finest_classes), len(table.finest_classes),
     )  # fmt: skip
@@ -301,10 +310,11 @@ def without_missing_files(table: Table, allow_missing: bool, tolerated: int = 0)
 
 
 def check_counts(table: Table, known: Mapping[str, int], allow_missing: bool, tolerated: int = 0) -> Table:
-    """Compare the table with the counts its data set is known to have.
+    """Return the table unchanged after comparing it with the known counts of its data set.
 
-    known: "photos", a split's name ("train"), or a label's name -> count of photos or classes. tolerated: so many
-    photos more or fewer are logged and accepted, as copies differ by a few.
+    known: "photos", a split's name ("train") or a label's name -> number of photos or classes. tolerated: a difference
+    of so many photos is only logged, as copies differ by a few. Raises InputError for a larger one, unless
+    allow_missing.
     """
     found = {
         "photos": len(table),
@@ -324,7 +334,7 @@ def check_counts(table: Table, known: Mapping[str, int], allow_missing: bool, to
         return table
     if not allow_missing:
         raise InputError(f"{text}. Complete the copy, or accept it as it is with data.allow_missing=true")
-    log.warning("%s; going on, as data.allow_missing=true says", text)
+    log.warning("%s; continuing, as data.allow_missing=true", text)
     return table
 
 

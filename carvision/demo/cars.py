@@ -1,14 +1,15 @@
-"""The makes and models of the demo data as tables, and the polygons of which a vehicle is made."""
+"""The makes and models of the demo data as tables, and the polygons that vehicles are made of.
+
+A make shows in its lamps, grille, wheels, sill and roof; a model in its body, proportions and bumper. Names are
+invented. Ids have gaps, as in CompCars. Lengths are in metres; x runs from the nose (0) to the tail, y sideways (0 is
+the middle), z up from the ground.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-
-# Polygons in space, of which a vehicle is made.
-#
-# Metres; x runs from the nose (0) to the tail, y to the sides (0 is the middle), z up from the ground.
 
 Colour = tuple[float, float, float]  # red, green, blue, 0..1
 
@@ -20,7 +21,7 @@ SIDES = (-1, 1)
 
 @dataclass(frozen=True)
 class Finish:
-    """What differs between two cars of one model. It says nothing about make and model."""
+    """The look of one car, unrelated to its make and model."""
 
     paint: Colour
     glass: Colour
@@ -30,25 +31,26 @@ class Finish:
 
 
 class Face(NamedTuple):
-    """A polygon. `inside` is a point behind it: seen from that side it isn't drawn.
+    """A polygon. It is only drawn as seen from the side opposite to the point `inside`.
 
-    None: the middle line of the vehicle; for faces of nose and tail, a point of it further in.
+    inside: None for a point on the vehicle's centre line, for nose and tail further in.
     """
 
     points: np.ndarray  # (n, 3)
     colour: Colour
-    gloss: float  # 0..1: how much of the sky it mirrors
+    gloss: float  # 0..1: how much of the sky it reflects
     inside: np.ndarray | None  # (3,)
 
 
 def create_face(
     points: Iterable[Iterable[float]], colour: Colour, gloss: float = 0.0, inside: Iterable[float] | None = None
 ) -> Face:
+    """Create a Face from any sequences of corners (n, 3)."""
     return Face(np.array(points, float), colour, gloss, None if inside is None else np.array(inside, float))
 
 
 def create_circle(radius: float, centre: Iterable[float], plane: str = "xz", num: int = 16) -> np.ndarray:
-    """Corners (num, 3) of a circle in the plane of two axes."""
+    """Return the corners (num, 3) of a circle in the plane of two axes."""
     angles = np.linspace(0, 2 * np.pi, num, endpoint=False)
     points = np.tile(np.array(centre, float), (num, 1))
     points[:, "xyz".index(plane[0])] += radius * np.cos(angles)
@@ -56,12 +58,7 @@ def create_circle(radius: float, centre: Iterable[float], plane: str = "xz", num
     return points
 
 
-# The vehicles of the demo data: what makes a make and what makes a model, as tables.
-#
-# A make shows in its lamps, grille, wheels, sill and roof; a model in its body, proportions and bumper.
-# Names are invented. Ids have gaps, as in CompCars.
-
-Outline = tuple[tuple[float, float], ...]  # (across, level) on an end of the body; see body.py
+Outline = tuple[tuple[float, float], ...]  # (across, level) on an end of the body, see vehicle.py
 
 
 def _rect(left: float, right: float, bottom: float, top: float) -> Outline:
@@ -75,8 +72,11 @@ def _disc(u: float, level: float, across: float, up: float) -> Outline:
 
 @dataclass(frozen=True)
 class Make:
-    """headlamps, taillamps: outlines of the right-hand side, mirrored to the left; past u = 1 they go round
-    the corner. grille: outlines across the whole nose. sill, roof: None is the body colour."""
+    """A make's common design.
+
+    headlamps, taillamps: outlines of the right side, mirrored to the left; past across = 1 they continue around the
+    corner. grille: outlines across the whole nose. sill, roof: None is the body colour.
+    """
 
     id: int
     name: str
@@ -85,7 +85,7 @@ class Make:
     grille: tuple[Outline, ...]
     grille_frame: Colour
     spokes: int
-    spoke_share: float  # of the angle that a spoke and its gap take together
+    spoke_share: float  # of the angle of a spoke and its gap
     hub_share: float  # of the rim's radius
     rim: Colour
     rim_disc: Colour  # behind the spokes
@@ -134,7 +134,7 @@ MAKES = (
 
 @dataclass(frozen=True)
 class Model:
-    """A body. Lengths in metres, (x, z) points on the outline in the middle of the car.
+    """A model's body. Lengths in metres; (x, z) are points on the outline in the middle of the car.
 
     cowl, deck: where the windscreen and the rear window meet the body. roof: its first and last x.
     speed (km/h), displacement (litres), doors, seats: as in attributes.txt, 0 where not known.
@@ -157,7 +157,7 @@ class Model:
     wheel_radius: float
     grille_scale: float
     intakes: tuple[Outline, ...]  # openings in the bumper, front and rear
-    plate_level: float  # of the rear number plate: on the lid (about 1.5) or in the bumper (about 0.6)
+    plate_level: float  # of the rear number plate: on the boot lid (about 1.5) or in the bumper (about 0.6)
     doors: int
     seats: int
     speed: int

@@ -1,4 +1,8 @@
-"""Build a whole vehicle from polygons: body, cabin, wheels and fittings."""
+"""Build a whole vehicle from polygons: body, cabin, wheels and fittings.
+
+The body is a shell: a grid (station, level, xyz) of points of its left half. Stations run from nose to tail; levels
+from 0 (sill) over 1 (bumper) and 2 (shoulder) to 3 (bonnet, window sill, boot lid).
+"""
 
 from typing import NamedTuple
 
@@ -24,16 +28,80 @@ from carvision.demo.cars import (
     create_face,
 )
 
-# The body of a vehicle below its windows, with lamps, grille, number plates and door seams.
-#
-# It is a shell: a grid (station, level, xyz) of points of its left half. Stations run from nose to tail; levels
-# from 0 (sill) over 1 (bumper) and 2 (shoulder) to 3 (bonnet, window sill, boot lid).
-
+PAINTS: tuple[Colour, ...] = (  # as many as each model has training cars
+    (0.93, 0.93, 0.92), (0.70, 0.71, 0.73), (0.42, 0.44, 0.47), (0.15, 0.16, 0.18), (0.72, 0.10, 0.10),
+    (0.42, 0.06, 0.10), (0.16, 0.32, 0.66), (0.08, 0.14, 0.34), (0.12, 0.36, 0.22), (0.76, 0.69, 0.55),
+    (0.38, 0.25, 0.16), (0.90, 0.66, 0.12), (0.88, 0.40, 0.10), (0.20, 0.55, 0.58),
+)  # fmt: skip
 LEVELS = ((0, 0.95), (0.42, 1), (0.86, 0.97), (1, 0.88))  # shares of the height and of the half width
+BELT_SHARE = 0.86  # width of the cabin at its foot, in widths of the body
+EAVES = 0.06  # metres from the edge of the roof up to its top
+
+
+class Vehicle(NamedTuple):
+    """A vehicle's polygons as arrays, in painting order: later ones cover earlier ones."""
+
+    points: np.ndarray  # (faces, corners, xyz); a face with fewer corners repeats its last one
+    num_corners: np.ndarray  # (faces,)
+    middles: np.ndarray  # (faces, xyz)
+    normals: np.ndarray  # (faces, xyz), of length 1, pointing outward
+    colours: np.ndarray  # (faces, rgb), 0..1
+    gloss: np.ndarray  # (faces,), 0..1
+
+
+def create_finish(paint: Colour, rng: np.random.Generator) -> Finish:
+    """Draw the finish of a car: nearly this paint, and random glass, plate and pillars."""
+    shade = np.clip(np.array(paint) + rng.normal(0, 0.015, 3), 0.08, 0.96)
+    glass = np.array((0.09, 0.11, 0.13)) * rng.uniform(0.5, 1.6)
+    plate = ((0.93, 0.93, 0.90), (0.90, 0.78, 0.25), (0.75, 0.80, 0.90))[rng.integers(3)]
+    pillar = (BLACK, tuple(shade))[rng.integers(2)]
+    return Finish(tuple(shade), tuple(glass), plate, pillar, rng.uniform(0.96, 1.05))
+
+
+def create_vehicle(model: Model, make: Make, finish: Finish) -> Vehicle:
+    """Build a vehicle that can be drawn from anywhere."""
+    shell = create_shell(model)
+    mirrors, wing = create_mirrors(model, finish), create_wing(model)
+    faces = [
+        *create_treads(model, finish),
+        *create_body(model, make, finish, shell),
+        *create_front(model, make, finish, shell),
+        *create_rear(model, make, finish, shell),
+        *create_doors(model, finish, shell),
+        *create_wheels(model, make, finish),
+        *mirrors,
+        *wing,
+        *create_cabin(model, make, finish),
+        # Again over the cabin, for views in which that side of the car is the near one
+        *(face._replace(inside=face.points.mean(0) * (1, 0.5, 1)) for face in mirrors),
+        *(face._replace(inside=face.points.mean(0) - (1, 0, 0)) for face in wing),
+    ]
+    return _stack(faces)
+
+
+def _stack(faces: list[Face]) -> Vehicle:
+    """Stack the faces into arrays, with normals that point outward."""
+    num_corners = np.array([len(face.points) for face in faces])
+    corner = np.minimum(np.arange(num_corners.max()), num_corners[:, None] - 1)
+    first = np.cumsum(num_corners) - num_corners
+    points = np.concatenate([face.points for face in faces])[first[:, None] + corner]
+    is_own = np.arange(num_corners.max()) < num_corners[:, None]
+    middles = (points * is_own[..., None]).sum(1) / num_corners[:, None]
+    insides = middles * (0.75, 0, 0) + (0.6, 0, 0.6)
+    for i, face in enumerate(faces):
+        if face.inside is not None:
+            insides[i] = face.inside
+    normals = np.cross(points, np.roll(points, -1, axis=1)).sum(
+        1
+    )  # Newell's method, which also holds for slightly bent faces
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    normals[(normals * (middles - insides)).sum(1) < 0] *= -1
+    colours, gloss = np.array([face.colour for face in faces]), np.array([face.gloss for face in faces])
+    return Vehicle(points, num_corners, middles, normals, colours, gloss)
 
 
 def create_shell(m: Model) -> np.ndarray:
-    """(stations, 4 levels, xyz)."""
+    """Return the points of the body's left half, (stations, 4 levels, xyz)."""
     end = m.length
     boot = min(m.deck[0], end - 0.06)
     stations = (0, 0.12, 0.4, 0.5 * (0.4 + m.cowl[0]), m.cowl[0], 0.5 * end, boot, end - 0.35, end - 0.05, end)
@@ -52,6 +120,7 @@ def create_shell(m: Model) -> np.ndarray:
 
 
 def create_body(m: Model, make: Make, finish: Finish, shell: np.ndarray) -> list[Face]:
+    """Create the faces of the shell, and of a pickup's bed."""
     left, right = shell, shell * (1, -1, 1)
     faces = []
     for level, colour in enumerate((make.sill or finish.paint, finish.paint, finish.paint)):
@@ -71,6 +140,7 @@ def create_body(m: Model, make: Make, finish: Finish, shell: np.ndarray) -> list
 
 
 def create_front(m: Model, make: Make, finish: Finish, shell: np.ndarray) -> list[Face]:
+    """Create air intakes, grille, headlamps and number plate."""
     faces = [create_face(_on_end(shell, outline), make.intake) for outline in m.intakes]
     for outline in (_scaled(outline, m.grille_scale) for outline in make.grille):
         faces.append(create_face(_on_end(shell, _grown(outline, 1.25)), make.grille_frame, 0.2))
@@ -84,6 +154,7 @@ def create_front(m: Model, make: Make, finish: Finish, shell: np.ndarray) -> lis
 
 
 def create_rear(m: Model, make: Make, finish: Finish, shell: np.ndarray) -> list[Face]:
+    """Create bumper openings, taillamps, number plate and spare wheel."""
     back, low = shell[::-1], m.plate_level
     faces = [create_face(_on_end(back, outline), make.intake) for outline in m.intakes]
     for side in SIDES:
@@ -100,7 +171,7 @@ def create_rear(m: Model, make: Make, finish: Finish, shell: np.ndarray) -> list
 
 
 def create_doors(m: Model, finish: Finish, shell: np.ndarray) -> list[Face]:
-    """Seams, handles, trim and side indicators."""
+    """Create seams, handles, trim and side indicators."""
     red, green, blue = (0.45 * c for c in finish.paint)
     seam = red, green, blue
     edges = np.linspace(m.cowl[0] + 0.12, min(m.roof[1] + 0.05, m.length - 0.95), 2 if m.doors == 2 else 3)
@@ -117,7 +188,7 @@ def create_doors(m: Model, finish: Finish, shell: np.ndarray) -> list[Face]:
 
 
 def _at(shell: np.ndarray, station: float, level: float) -> np.ndarray:
-    """The point of the shell between whole stations and levels."""
+    """Interpolate a point of the shell between whole stations and levels."""
     i, j = min(int(station), len(shell) - 2), min(int(level), len(LEVELS) - 2)
     a, b = station - i, level - j
     near = shell[i, j] * (1 - b) + shell[i, j + 1] * b
@@ -126,39 +197,34 @@ def _at(shell: np.ndarray, station: float, level: float) -> np.ndarray:
 
 
 def _on_end(shell: np.ndarray, outline: Outline, side: int = 1) -> np.ndarray:
-    """Points (n, 3) of an outline on the end of the shell at its first station.
+    """Project an outline onto the end of the shell at its first station, (n, 3).
 
-    across: -1..1 over the end, and on to 2 round the corner, along the first two stretches of the side.
+    Its coordinate across runs from -1 to 1 over the end, and on to 2 around the corner, along the first two stations.
     """
     points = [_at(shell, 2 * max(abs(across) - 1, 0), np.clip(level, 0, 3)) for across, level in outline]
     return np.array(points) * [(1, side * np.clip(across, -1, 1), 1) for across, _ in outline]
 
 
 def _on_side(shell: np.ndarray, x0: float, x1: float, low: float, high: float, side: int) -> np.ndarray:
-    """Corners (4, 3) of a panel on the side, between two x and two levels."""
+    """Return the corners (4, 3) of a panel on the side, between two x and two levels."""
     stations = np.interp((x0, x1, x1, x0), shell[:, 1, 0], np.arange(len(shell)))
     points = [_at(shell, *spot) for spot in zip(stations, (low, low, high, high), strict=True)]
     return np.array(points) * (1, side, 1)
 
 
 def _scaled(outline: Outline, scale: float) -> Outline:
-    """Larger or smaller round the middle of the nose."""
+    """Scale an outline about the centre of the nose."""
     return tuple((across * scale, 1.5 + (level - 1.5) * scale) for across, level in outline)
 
 
 def _grown(outline: Outline, scale: float) -> Outline:
-    """With a margin, for the frame round it."""
+    """Scale an outline about its own centre, for the frame around it."""
     middle = np.mean(outline, 0)
     return tuple(map(tuple, middle + (np.array(outline) - middle) * scale))
 
 
-# What stands on the body of a vehicle or under it: cabin, wheels, mirrors, wing.
-
-BELT_SHARE = 0.86  # width of the cabin at its foot, in widths of the body
-EAVES = 0.06  # metres from the edge of the roof up to its top
-
-
 def create_cabin(m: Model, make: Make, finish: Finish) -> list[Face]:
+    """Create windows, roof and roof rails."""
     colour = make.roof or finish.paint
     belt, eaves = 0.5 * m.width * BELT_SHARE, 0.5 * m.width * m.roof_share
     # (end, side, xyz): front and rear, right and left
@@ -182,7 +248,7 @@ def create_cabin(m: Model, make: Make, finish: Finish) -> list[Face]:
 
 
 def _window(quad: np.ndarray, colour: Colour, finish: Finish, opening: tuple[float, float, float, float]) -> list[Face]:
-    """A wall of the cabin with one pane and the streak that it mirrors. opening: as in _within."""
+    """Create a wall of the cabin with one pane and a reflection on it. opening: as in `_within`."""
     left, right, bottom, top = opening
     pane = _within(quad, *opening)
     start, end = (left + share * (right - left) for share in (0.25, 0.45))
@@ -197,6 +263,7 @@ def _window(quad: np.ndarray, colour: Colour, finish: Finish, opening: tuple[flo
 
 
 def _side_windows(m: Model, make: Make, finish: Finish, quad: np.ndarray) -> list[Face]:
+    """Create one side of the cabin with its panes and pillars."""
     wall, pane, streak = _window(quad, make.roof or finish.paint, finish, (0.07, m.window_end, 0.08, 0.86))
     faces = [wall]
     if make.window_frame:
@@ -209,18 +276,19 @@ def _side_windows(m: Model, make: Make, finish: Finish, quad: np.ndarray) -> lis
 
 
 def _within(quad: np.ndarray, left: float, right: float, bottom: float, top: float) -> np.ndarray:
-    """The part (4, 3) of a quad between shares of its sides; corners from bottom left, against the clock."""
+    """Return the part (4, 3) of a quad between shares of its sides; corners counterclockwise from the bottom left."""
     a, b, c, d = quad
     spots = ((left, bottom), (right, bottom), (right, top), (left, top))
     return np.array([(a * (1 - s) + b * s) * (1 - t) + (d * (1 - s) + c * s) * t for s, t in spots])
 
 
 def _axles(m: Model) -> tuple[float, float]:
+    """Return x of both axles."""
     return 0.185 * m.length, 0.805 * m.length
 
 
 def create_treads(m: Model, finish: Finish) -> list[Face]:
-    """The lower halves of the four tyres, without what is seen from the near side; the body covers the rest."""
+    """Create the lower halves of the four tyres, without their outer sides; the body covers the rest."""
     radius, width = m.wheel_radius * finish.wheel_scale, 0.22
     faces = []
     for x in _axles(m):
@@ -234,7 +302,7 @@ def create_treads(m: Model, finish: Finish) -> list[Face]:
 
 
 def create_wheels(m: Model, make: Make, finish: Finish) -> list[Face]:
-    """Arches, tyres and rims as seen from the side."""
+    """Create arches, tyres and rims as seen from the side."""
     radius = m.wheel_radius * finish.wheel_scale
     faces = []
     for x in _axles(m):
@@ -252,7 +320,7 @@ def create_wheels(m: Model, make: Make, finish: Finish) -> list[Face]:
 
 
 def _spokes(make: Make, centre: np.ndarray, radius: float) -> list[Face]:
-    """Spokes and hub."""
+    """Create spokes and hub."""
     faces = [create_face(create_circle(radius * make.hub_share, centre, num=12), make.rim, 0.2)]
     for angle in 2 * np.pi / max(make.spokes, 1) * np.arange(make.spokes) + 0.3:
         half = np.pi / make.spokes * make.spoke_share
@@ -263,6 +331,7 @@ def _spokes(make: Make, centre: np.ndarray, radius: float) -> list[Face]:
 
 
 def create_mirrors(m: Model, finish: Finish) -> list[Face]:
+    """Create both wing mirrors."""
     x, z, half = m.cowl[0] + 0.42, m.cowl[1] + 0.06, 0.5 * m.width
     faces = []
     for side in SIDES:
@@ -276,6 +345,7 @@ def create_mirrors(m: Model, finish: Finish) -> list[Face]:
 
 
 def create_wing(m: Model) -> list[Face]:
+    """Create a sports car's rear wing."""
     if not m.wing:
         return []
     x0, x1, half, z = m.length - 0.35, m.length - 0.02, 0.42 * m.width, m.tail_z + m.wing
@@ -289,70 +359,3 @@ def create_wing(m: Model) -> list[Face]:
         create_face(plate, BLACK, 0.3, inside=(x0, 0, z - 1)),
         create_face(edge, BLACK),
     ]
-
-
-# A whole vehicle, ready to be drawn from anywhere: the polygons of all parts as arrays.
-
-PAINTS: tuple[Colour, ...] = (  # so many as each model has cars for training
-    (0.93, 0.93, 0.92), (0.70, 0.71, 0.73), (0.42, 0.44, 0.47), (0.15, 0.16, 0.18), (0.72, 0.10, 0.10),
-    (0.42, 0.06, 0.10), (0.16, 0.32, 0.66), (0.08, 0.14, 0.34), (0.12, 0.36, 0.22), (0.76, 0.69, 0.55),
-    (0.38, 0.25, 0.16), (0.90, 0.66, 0.12), (0.88, 0.40, 0.10), (0.20, 0.55, 0.58),
-)  # fmt: skip
-
-
-class Vehicle(NamedTuple):
-    """Faces in the order in which to paint them: later ones cover earlier ones."""
-
-    points: np.ndarray  # (faces, corners, xyz); a face with fewer corners repeats its last one
-    num_corners: np.ndarray  # (faces,)
-    middles: np.ndarray  # (faces, xyz)
-    normals: np.ndarray  # (faces, xyz), of length 1, pointing outward
-    colours: np.ndarray  # (faces, rgb), 0..1
-    gloss: np.ndarray  # (faces,), 0..1
-
-
-def create_finish(paint: Colour, rng: np.random.Generator) -> Finish:
-    """A car in nearly this paint, with glass, plate and pillars drawn by lot."""
-    shade = np.clip(np.array(paint) + rng.normal(0, 0.015, 3), 0.08, 0.96)
-    glass = np.array((0.09, 0.11, 0.13)) * rng.uniform(0.5, 1.6)
-    plate = ((0.93, 0.93, 0.90), (0.90, 0.78, 0.25), (0.75, 0.80, 0.90))[rng.integers(3)]
-    pillar = (BLACK, tuple(shade))[rng.integers(2)]
-    return Finish(tuple(shade), tuple(glass), plate, pillar, rng.uniform(0.96, 1.05))
-
-
-def create_vehicle(model: Model, make: Make, finish: Finish) -> Vehicle:
-    shell = create_shell(model)
-    mirrors, wing = create_mirrors(model, finish), create_wing(model)
-    faces = [
-        *create_treads(model, finish),
-        *create_body(model, make, finish, shell),
-        *create_front(model, make, finish, shell),
-        *create_rear(model, make, finish, shell),
-        *create_doors(model, finish, shell),
-        *create_wheels(model, make, finish),
-        *mirrors,
-        *wing,
-        *create_cabin(model, make, finish),
-        # Once more, over the cabin, where that side of the car is the near one.
-        *(face._replace(inside=face.points.mean(0) * (1, 0.5, 1)) for face in mirrors),
-        *(face._replace(inside=face.points.mean(0) - (1, 0, 0)) for face in wing),
-    ]
-    return _stack(faces)
-
-
-def _stack(faces: list[Face]) -> Vehicle:
-    num_corners = np.array([len(face.points) for face in faces])
-    corner = np.minimum(np.arange(num_corners.max()), num_corners[:, None] - 1)
-    first = np.cumsum(num_corners) - num_corners
-    points = np.concatenate([face.points for face in faces])[first[:, None] + corner]
-    is_own = np.arange(num_corners.max()) < num_corners[:, None]
-    middles = (points * is_own[..., None]).sum(1) / num_corners[:, None]
-    insides = middles * (0.75, 0, 0) + (0.6, 0, 0.6)
-    for i, face in enumerate(faces):
-        if face.inside is not None:
-            insides[i] = face.inside
-    normals = np.cross(points, np.roll(points, -1, axis=1)).sum(1)  # Newell: right for slightly bent faces too
-    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-    normals[(normals * (middles - insides)).sum(1) < 0] *= -1
-    colours, gloss = np.array([face.colour for face in faces]), np.array([face.gloss for face in faces])
-    return Vehicle(points, num_corners, middles, normals, colours, gloss)

@@ -1,14 +1,14 @@
-"""The demo data: drawn vehicles, written to disk as CompCars lies on disk, so that its reader reads them.
+"""Draw the demo data and write them in CompCars' layout, for its reader.
 
-<folder>/demo.json                                         version and arguments; there only if all is there
+<folder>/demo.json                                         version and arguments; exists only if everything does
 <folder>/data/image/<make_id>/<model_id>/<year>/<14 hex>.jpg
 <folder>/data/label/<same path>.txt                        viewpoint; number of boxes (1); x1 y1 x2 y2, 1-based
 <folder>/data/misc/{attributes.txt,car_type.mat,make_model_name.mat}
 <folder>/data/train_test_split/classification/{train,test}.txt
 <folder>/data/train_test_split/verification/verification_{train,pairs_easy,pairs_medium,pairs_hard}.txt
 
-A year folder shows two cars, each with its paint and number plate. The lists divide the photos by year folder, 7 of
-each model's 10 for training, so that a test photo never shows a car of a training photo.
+A year folder shows two cars, each with its own paint and number plate. The lists split the photos by year folder, 7 of
+each model's 10 for training, so that no test photo shows a car of a training photo.
 """
 
 import hashlib
@@ -29,21 +29,21 @@ from carvision.files.folders import cache_folder
 
 log = logging.getLogger(__name__)
 
-DEMO_VERSION = 1  # raise it with every change of what is drawn or written: the demo data are then drawn anew
+DEMO_VERSION = 1  # increment it with every change of the output: the demo data are then drawn again
 IMAGES_PER_MODEL = 100
 YEARS = (*map(str, range(2007, 2016)), "unknown")
 NUM_TEST_YEARS = 3
 CARS_A_YEAR = 2
-MIN_IMAGES_PER_MODEL = 2 * len(YEARS)  # fewer may leave no pair of one model and viewpoint for verification
+MIN_IMAGES_PER_MODEL = 2 * len(YEARS)  # with fewer, a model and viewpoint may have no pair for verification
 PAIR_LEVELS = ("easy", "medium", "hard")
-NUM_PAIRS = 300  # of each level of difficulty, so many of one model and so many of two
+NUM_PAIRS = 300  # per level of difficulty, of same and of different models each
 CAR_TYPES = (
     "MPV", "SUV", "sedan", "hatchback", "minibus", "fastback",
     "estate", "pickup", "hardtop convertible", "sports", "crossover", "convertible",
 )  # fmt: skip
 
 
-class Photo(NamedTuple):
+class DrawnPhoto(NamedTuple):
     path: str  # relative to data/image
     model: Model
     viewpoint: int
@@ -51,20 +51,18 @@ class Photo(NamedTuple):
 
 
 def demo_folder(cache: Path | None = None, images_per_model: int = IMAGES_PER_MODEL, seed: int = 0) -> Path:
-    """Where the demo data of this version and these arguments belong.
-
-    cache: by default carvision's own.
-    """
+    """Return the folder of the demo data of this version and these arguments. cache: its parent; None: carvision's
+    own."""
     folder = cache_folder() if cache is None else Path(cache).expanduser()
     return folder / f"demo-v{DEMO_VERSION}-{images_per_model}-{seed}"
 
 
 def write_demo(folder: Path, images_per_model: int = IMAGES_PER_MODEL, seed: int = 0) -> Path:
-    """Draw the demo data into `folder`, or return at once where they lie there already.
+    """Draw the demo data into `folder`, unless they are there already; return the folder.
 
-    The same arguments give the same bytes. All is drawn in a temporary folder beside `folder` that gets its name as
-    the last step: an interrupted writing leaves nothing, and of two processes at the same time one wins.
-    Raises InputError where the folder holds something else or can't be written.
+    The same arguments give the same bytes. A temporary folder beside `folder` is renamed as the last step: an
+    interrupted call leaves nothing, and of two concurrent processes one wins. Raises InputError for invalid arguments,
+    and for a folder that has other content or can't be written.
     """
     if images_per_model < MIN_IMAGES_PER_MODEL:
         raise InputError(
@@ -80,7 +78,7 @@ def write_demo(folder: Path, images_per_model: int = IMAGES_PER_MODEL, seed: int
         return folder
     if occupied:
         raise InputError(
-            f"demo data: {folder} holds something else than {stamp.strip()}; name another folder with data.root"
+            f"demo data: {folder} holds something other than {stamp.strip()}; name another folder with data.root"
         )
     num_photos = images_per_model * len(MODELS)
     log.info("drawing %s photos of the demo data into %s (once, some ten seconds)", f"{num_photos:,}", folder)
@@ -94,7 +92,7 @@ def write_demo(folder: Path, images_per_model: int = IMAGES_PER_MODEL, seed: int
     except OSError as error:
         raise InputError(
             f"demo data: cannot write {folder} ({error.strerror or error}); "
-            "name another place with CARVISION_CACHE or data.root"
+            "name another folder with CARVISION_CACHE or data.root"
         ) from error
     return folder
 
@@ -107,7 +105,7 @@ def _move(draft: Path, folder: Path, stamp: str) -> None:
     try:
         draft.rename(folder)
     except OSError:
-        if not _is_complete(folder, stamp):  # else another process was faster, with the same bytes
+        if not _is_complete(folder, stamp):  # else another process has written the same bytes
             raise
 
 
@@ -128,8 +126,8 @@ def _write_lines(path: Path, lines: list[str]) -> None:
     path.write_text("\n".join(lines) + "\n", newline="\n", encoding="utf-8")
 
 
-def _write_photos(data: Path, model: Model, num_images: int, seed: int) -> list[Photo]:
-    """Draw a model's photos and write them with their labels. Cars and viewpoints take turns in a year folder."""
+def _write_photos(data: Path, model: Model, num_images: int, seed: int) -> list[DrawnPhoto]:
+    """Draw a model's photos and write them with their labels; cars and viewpoints alternate in each year folder."""
     make = next(make for make in MAKES if make.id == model.make_id)
     paints, is_test = _paints(model, seed)
     photos = []
@@ -150,15 +148,15 @@ def _write_photos(data: Path, model: Model, num_images: int, seed: int) -> list[
             image.save(data / "image" / f"{stem}.jpg", quality=int(rng.integers(70, 95)))
             box = f"{left + 1} {top + 1} {right} {bottom}"  # CompCars counts from 1 and includes both ends
             (data / "label" / f"{stem}.txt").write_text(f"{viewpoint}\n1\n{box}\n", newline="\n", encoding="utf-8")
-            photos.append(Photo(f"{stem}.jpg", model, viewpoint, "test" if is_test[y] else "train"))
+            photos.append(DrawnPhoto(f"{stem}.jpg", model, viewpoint, "test" if is_test[y] else "train"))
     return photos
 
 
 def _paints(model: Model, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(years, cars) the number of the paint of each car, and (years,) bool: which years' photos are for testing.
+    """Draw the paint number of each car, (years, cars), and which years are for testing, bool (years,).
 
-    Every model has one training car of every paint. So colour tells nothing about the model, and a network that
-    learns single cars by heart, which show best by their colour, gains nothing from it.
+    Every model has one training car of every paint, so that colour carries no information about the model, and
+    memorising cars by their colour doesn't help.
     """
     rng = np.random.default_rng([seed, model.id])
     is_test = np.isin(np.arange(len(YEARS)), rng.choice(len(YEARS), NUM_TEST_YEARS, replace=False))
@@ -169,6 +167,7 @@ def _paints(model: Model, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _write_misc(misc: Path) -> None:
+    """Write attributes.txt and the names of car types, makes and models."""
     lines = ["model_id maximum_speed displacement door_number seat_number type"]
     for m in MODELS:
         lines.append(f"{m.id} {m.speed} {m.displacement} {m.doors} {m.seats} {CAR_TYPES.index(m.body) + 1}")
@@ -180,7 +179,7 @@ def _write_misc(misc: Path) -> None:
 
 
 def _cells(names: dict[int, str]) -> np.ndarray:
-    """A cell array (highest id, 1): cell i holds the name of id i + 1; cells of unused ids are empty."""
+    """Return a cell array (highest id, 1): cell i holds the name of id i + 1; cells of unused ids are empty."""
     cells = np.empty((max(names), 1), dtype=object)
     for i in range(len(cells)):
         cells[i, 0] = names.get(i + 1, np.zeros((0, 0)))
@@ -192,14 +191,14 @@ def _write_mat(path: Path, content: dict[str, np.ndarray]) -> None:
 
     buffer = io.BytesIO()
     scipy.io.savemat(buffer, content)
-    header = b"MATLAB 5.0 MAT-file".ljust(116)  # scipy writes the time into these bytes: never the same twice
+    header = b"MATLAB 5.0 MAT-file".ljust(116)  # scipy writes the current time into these bytes
     path.write_bytes(header + buffer.getvalue()[len(header) :])
 
 
-def _pairs(photos: list[Photo], level: str, seed: int) -> list[str]:
-    """Lines `path1 path2 label`, half of them of one model (1), half of two (0), in random order.
+def _pairs(photos: list[DrawnPhoto], level: str, seed: int) -> list[str]:
+    """Draw lines `path1 path2 label`, half of one model (1), half of two (0), in random order.
 
-    easy: both from the same viewpoint. medium: any. hard: two models are of the same make.
+    level: easy, both photos have the same viewpoint; medium, any pair; hard, both models are of the same make.
     """
     first, second = np.triu_indices(len(photos), k=1)
     models, makes, viewpoints = (

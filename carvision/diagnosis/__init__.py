@@ -1,2 +1,1 @@
-"""The checks of carvision.doctor. Each file reads facts and, separately, judges them. Nothing heavy is imported here
-except by probe.py, in its own process."""
+"""The checks of carvision.doctor: facts are read and, separately, judged. Heavy packages load in children alone."""

@@ -1,6 +1,7 @@
-"""Examine the machine part by part. A part that fails becomes a finding, never a traceback.
+"""Examine the machine part by part, and print what was found as text or JSON.
 
-Write an examination as text or JSON. Plain print: the packages that draw tables may be what is broken.
+A part that fails becomes a finding, never a traceback. Text is written with plain print, as the packages that draw
+tables may be what is broken.
 """
 
 from __future__ import annotations
@@ -17,26 +18,30 @@ from typing import NamedTuple
 
 from carvision import __version__
 from carvision.diagnosis import hardware, packages, speed
-from carvision.diagnosis.finding import SEVERITIES, Finding, one_line, size_text
-from carvision.diagnosis.probing import probe, probe_together
+from carvision.diagnosis.finding import SEVERITIES, Finding, abbreviate, size_text
+from carvision.diagnosis.probe import probe, probe_together
 from carvision.system.machine import num_cores
 from carvision.system.versions import git_state, read_versions, requirements
 
 # torch and the packages above it take most of the time; another process imports the rest meanwhile
 TORCH_PACKAGES = ("numpy", "torch", "torchvision", "timm", "torchmetrics", "pytorch_lightning")
+LABEL = 17  # characters in the first column
 Row = tuple[str, str]
 
 
 class Examination(NamedTuple):
-    """Describe the machine, and list what is wrong with it."""
+    """A description of the machine, and what is wrong with it."""
 
     rows: list[Row]  # (name, description); an empty name continues the row before
     findings: list[Finding]  # worst first
 
 
 def examine(data: str | None, out: str, online: bool, say: Callable[[str], None]) -> Examination:
-    """Examine the machine. data: folder of photos to read, or None. out: folder for runs. online: ask the hub. say:
-    called with what is being done, for a user who waits."""
+    """Examine the machine.
+
+    data: folder of photos to read, or None. out: folder for runs. online: ask the hub. say: called with what is being
+    done, for a user who waits.
+    """
     rows: list[Row] = []
     findings: list[Finding] = []
     facts: dict = {"versions": {}, "answers": {}, "torch": {}}
@@ -55,7 +60,7 @@ def examine(data: str | None, out: str, online: bool, say: Callable[[str], None]
         try:
             more_rows, more_findings = look(facts)
         except Exception as error:  # an unforeseen machine
-            what = f"this part of the machine could not be examined ({one_line(f'{type(error).__name__}: {error}')})"
+            what = f"this part of the machine could not be examined ({abbreviate(f'{type(error).__name__}: {error}')})"
             more_rows, more_findings = [], [Finding("note", name, what)]
         rows += more_rows
         findings += more_findings
@@ -63,7 +68,7 @@ def examine(data: str | None, out: str, online: bool, say: Callable[[str], None]
 
 
 def num_workers() -> int:
-    """Return the default number of processes that read photos, as in PhotoDataModule."""
+    """Return the default number of worker processes, as in PhotoDataModule."""
     return max(1, min(16, num_cores() - 1))
 
 
@@ -139,8 +144,8 @@ def examine_disk(out: Path) -> Examination:
 
 def examine_photos(facts: dict, data: str | None, say: Callable[[str], None]) -> Examination:
     """Measure decoding and reading, while nothing else of the doctor's runs."""
-    if any("error" in facts["answers"].get(f"import:{name}", {"error": ""}) for name in ("PIL", "numpy")):
-        findings = [Finding("note", "decoding", "could not be measured without Pillow and NumPy")]
+    if any("error" in facts["answers"].get(f"import:{name}", {"error": ""}) for name in ("PIL", "numpy", "torch")):
+        findings = [Finding("note", "decoding", "could not be measured without Pillow, NumPy and torch")]
         return Examination([], findings)
     say("measuring how fast photos are decoded" + (" and read" if data else ""))
     step = f"data:{data}"
@@ -176,9 +181,6 @@ def examine_hub(facts: dict) -> Examination:
     what = f"does not answer ({answer['error']}): weights can't be downloaded from there"
     fix = "model.weights=<file>, or HF_ENDPOINT and HTTPS_PROXY for a mirror or a proxy"
     return Examination([("hub", "no answer")], [Finding("note", "hub", what, fix)])
-
-
-LABEL = 17  # characters in the first column
 
 
 def print_examination(found: Examination) -> None:

@@ -1,4 +1,4 @@
-"""Define findings, and format numbers and text for them."""
+"""Define findings, and format bytes and text for them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ SEVERITIES = ("breaks", "slow", "note")  # worst first; a note needs no action
 
 
 class Finding(NamedTuple):
-    """Describe one thing that the doctor noticed."""
+    """One thing that the doctor noticed."""
 
     severity: str  # one of SEVERITIES
     subject: str  # a word or two
@@ -23,7 +23,7 @@ def size_text(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:,.1f} GB" if num_bytes < 1e10 else f"{num_bytes / 1e9:,.0f} GB"
 
 
-def one_line(text: object, most: int = 300) -> str:
-    """Return the text on one line, with its middle left out if it is longer than `most`."""
+def abbreviate(text: object, max_chars: int = 300) -> str:
+    """Return the text on one line, with its middle left out if it is longer than `max_chars`."""
     line = " ".join(str(text).split())
-    return line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 :]}"
+    return line if len(line) <= max_chars else f"{line[: max_chars // 2]} ... {line[-max_chars // 2 :]}"

@@ -1,9 +1,4 @@
-"""Check the cores and memory that this process may use.
-
-Check GPUs and TPUs, and what torch can do with them.
-
-Check shared memory, open files, and the disk for runs.
-"""
+"""Check the machine: cores and memory that this process may use, GPUs and TPUs, shared memory, limits and disk."""
 
 from __future__ import annotations
 
@@ -20,8 +15,17 @@ try:
 except ImportError:  # Windows
     resource = None
 
-
-MIN_MEMORY = 2e9  # bytes: torch with Lightning, a small network and two processes that read photos
+MIN_MEMORY = 2e9  # bytes: torch with Lightning, a small network and two workers
+NVIDIA, GOOGLE = "0x10de", "0x1ae0"  # PCI vendor ids
+DISPLAYS = ("0x0300", "0x0302")  # PCI classes of GPUs
+TPU_CHIPS = ("0x0027", "0x005e", "0x0062", "0x0063", "0x006f")  # PCI device ids of TPUs, v2 to v6e
+NEW_ENV = "an environment of its own: scripts/setup_tpu.sh"
+SHARED_MEMORY = Path("/dev/shm")
+FILES_PER_WORKER = 6  # pipes and locks of a worker in the training process
+MIN_DISK, GOOD_DISK = 0.5e9, 5e9  # bytes: a small network's checkpoints; those of EfficientNet-B5 and more
+MIN_FILES = 100
+NETWORK = ("nfs", "cifs", "smb", "lustre", "gpfs", "ceph", "beegfs", "gluster", "afs", "9p", "fuse.", "drvfs")
+MEMORY = ("tmpfs", "ramfs")
 
 
 def read_processor() -> dict:
@@ -95,12 +99,6 @@ def judge_processor(facts: dict, num_threads: int | None = None) -> list[Finding
         fix = "end other programs, raise the container's limit, or try data.num_workers=0 and a small data.batch_size"
         findings.append(Finding("breaks", "memory", what, fix))
     return findings
-
-
-NVIDIA, GOOGLE = "0x10de", "0x1ae0"  # PCI vendor ids
-DISPLAYS = ("0x0300", "0x0302")  # PCI classes of GPUs
-TPU_CHIPS = ("0x0027", "0x005e", "0x0062", "0x0063", "0x006f")  # PCI device ids of TPUs, v2 to v6e
-NEW_ENV = "an environment of its own: scripts/setup_tpu.sh"
 
 
 def read_accelerators(root: Path = Path("/")) -> dict:
@@ -196,7 +194,7 @@ def _judge_gpu(gpu: dict, architectures: list[str]) -> list[Finding]:
     findings = []
     major, minor = gpu["capability"]
     known = [int(name) for name in re.findall(r"(?:sm|compute)_(\d+)", " ".join(architectures))]
-    # Binaries for 8.0 run on later chips of that generation (8.6), not on older or, without PTX, newer generations.
+    # Binaries for 8.0 run on later chips of that generation (8.6), not on older or, without PTX, newer generations
     compatible = any(number // 10 == major and number % 10 <= minor for number in known)
     has_ptx = any(
         name.startswith("compute_") and int(name[8:].rstrip("af")) <= 10 * major + minor for name in architectures
@@ -221,17 +219,11 @@ def _judge_tpu(system: dict, versions: dict[str, str | None]) -> list[Finding]:
     return []
 
 
-SHARED_MEMORY = Path("/dev/shm")
-FILES_PER_WORKER = 6  # pipes and locks of a worker in the training process
-MIN_DISK, GOOD_DISK = 0.5e9, 5e9  # bytes: a small network's checkpoints; those of EfficientNet-B5 and more
-MIN_FILES = 100
-NETWORK = ("nfs", "cifs", "smb", "lustre", "gpfs", "ceph", "beegfs", "gluster", "afs", "9p", "fuse.", "drvfs")
-MEMORY = ("tmpfs", "ramfs")
-
-
 def read_limits() -> dict:
-    """Return the limits of open files, "files" (soft) and "most_files" (hard), and "locked" memory in bytes; None:
-    unlimited or unknown."""
+    """Return the limits of open files, "files" (soft) and "most_files" (hard), and of "locked" memory in bytes.
+
+    None: unlimited or unknown.
+    """
     if resource is None:
         return {"files": None, "most_files": None, "locked": None}
     soft, hard = (_finite(value) for value in resource.getrlimit(resource.RLIMIT_NOFILE))
@@ -239,7 +231,7 @@ def read_limits() -> dict:
 
 
 def _finite(limit: int) -> int | None:
-    return None if limit == resource.RLIM_INFINITY else limit
+    return None if resource is None or limit == resource.RLIM_INFINITY else limit
 
 
 def read_shared_memory(folder: Path = SHARED_MEMORY) -> int | None:

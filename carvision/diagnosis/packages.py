@@ -1,7 +1,4 @@
-"""Check Python and packages: versions, incompatible builds, and whether they can be imported.
-
-Check environment variables that slow things down or break them, and the compiler for compile=true.
-"""
+"""Check the software: Python, versions, builds and imports of packages, environment variables, and the compiler."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from carvision.diagnosis.finding import Finding, one_line
+from carvision.diagnosis.finding import Finding, abbreviate
 from carvision.system.versions import OPTIONAL, name_of
 
 OLDEST_PYTHON = (3, 11)  # as in pyproject.toml
@@ -28,6 +25,30 @@ MODULES = {
 MALICIOUS = {"pytorch-lightning": ("2.6.2", "2.6.3"), "lightning": ("2.6.2", "2.6.3")}
 STOLEN = "treat all passwords and tokens of this machine as stolen; then install another version"
 TOGETHER = "install torch and torchvision together, of one build: pip install --force-reinstall torch torchvision"
+# Variables: name, values that matter (None: any but "" and "0"), severity, consequence
+KNOWN = (
+    ("OMP_WAIT_POLICY", ("active",), "slow", "waiting threads keep cores busy that are needed to read photos"),
+    ("CUDA_LAUNCH_BLOCKING", None, "slow", "every GPU operation is synchronous; it is meant for debugging"),
+    ("PYTORCH_NO_CUDA_MEMORY_CACHING", None, "slow", "every tensor on the GPU is allocated anew"),
+    ("NVIDIA_TF32_OVERRIDE", ("0",), "slow", "TF32 is off, whatever the program says"),
+    ("TORCH_LOGS", None, "slow", "torch reports what it does, which takes time"),
+    ("TORCHDYNAMO_DISABLE", None, "note", "compile=true does nothing"),
+    ("TORCH_COMPILE_DISABLE", None, "note", "compile=true does nothing"),
+    ("TORCH_DISTRIBUTED_DEBUG", ("detail",), "slow", "every exchange between processes is checked"),
+    ("NCCL_P2P_DISABLE", None, "slow", "GPUs do not exchange gradients directly"),
+    ("NCCL_DEBUG", ("info", "trace"), "note", "NCCL fills the output with what it does"),
+    ("XLA_IR_DEBUG", None, "slow", "XLA records where each operation came from; it is meant for debugging"),
+    ("XLA_HLO_DEBUG", None, "slow", "XLA records where each operation came from; it is meant for debugging"),
+    ("PYTHONDEVMODE", None, "slow", "Python checks itself; it is meant for debugging"),
+    ("PYTHONMALLOC", ("debug", "malloc_debug", "pymalloc_debug"), "slow", "Python checks every piece of memory"),
+    ("PYTHONOPTIMIZE", ("2",), "note", "Python drops docstrings, which some packages need"),
+    ("OMP_PROC_BIND", ("true", "close", "spread", "master"), "slow", "processes that read photos may share one core"),
+    ("GOMP_CPU_AFFINITY", None, "slow", "processes that read photos may share one core"),
+    ("CUDA_VISIBLE_DEVICES", ("-1",), "note", "it hides all GPUs: trainer=gpu fails"),
+    ("HF_HUB_OFFLINE", None, "note", "weights are not downloaded, only taken from the cache"),
+    ("LD_PRELOAD", None, "note", "a library is loaded before all others, even torch's"),
+)  # fmt: skip
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def module_of(package: str) -> str:
@@ -102,7 +123,7 @@ def builds_differ(versions: dict[str, str | None]) -> bool:
 
 
 def judge_builds(versions: dict[str, str | None], answers: dict[str, dict]) -> list[Finding]:
-    """Return findings about builds that don't fit together. answers: of probing. If torchvision can't be imported,
+    """Return findings about builds that don't fit together. answers: of probe. If torchvision can't be imported,
     judge_imports reports the builds."""
     findings = []
     if builds_differ(versions) and "error" not in answers.get("import:torchvision", {}):
@@ -141,7 +162,7 @@ def judge_imports(versions: dict[str, str | None], answers: dict[str, dict]) -> 
             subject += f", taken from {path},"
             fix = f"remove {path}, or take it out of PYTHONPATH"
         severity = "note" if set(packages) <= set(OPTIONAL) else "breaks"
-        findings.append(Finding(severity, first, f"{subject} can't be imported: {one_line(reason)}{also}", fix))
+        findings.append(Finding(severity, first, f"{subject} can't be imported: {abbreviate(reason)}{also}", fix))
     return findings
 
 
@@ -171,32 +192,6 @@ def _shadowing_path(package: str) -> str | None:
         return None if path is None or path.startswith(home) else path
     except Exception:  # damaged metadata or odd loaders: the import itself reports them
         return None
-
-
-# name, values that matter (None: any but "" and "0"), severity, consequence
-KNOWN = (
-    ("OMP_WAIT_POLICY", ("active",), "slow", "waiting threads keep cores busy that are needed to read photos"),
-    ("CUDA_LAUNCH_BLOCKING", None, "slow", "every GPU operation is synchronous; it is meant for debugging"),
-    ("PYTORCH_NO_CUDA_MEMORY_CACHING", None, "slow", "every tensor on the GPU is allocated anew"),
-    ("NVIDIA_TF32_OVERRIDE", ("0",), "slow", "TF32 is off, whatever the program says"),
-    ("TORCH_LOGS", None, "slow", "torch reports what it does, which takes time"),
-    ("TORCHDYNAMO_DISABLE", None, "note", "compile=true does nothing"),
-    ("TORCH_COMPILE_DISABLE", None, "note", "compile=true does nothing"),
-    ("TORCH_DISTRIBUTED_DEBUG", ("detail",), "slow", "every exchange between processes is checked"),
-    ("NCCL_P2P_DISABLE", None, "slow", "GPUs do not exchange gradients directly"),
-    ("NCCL_DEBUG", ("info", "trace"), "note", "NCCL fills the output with what it does"),
-    ("XLA_IR_DEBUG", None, "slow", "XLA records where each operation came from; it is meant for debugging"),
-    ("XLA_HLO_DEBUG", None, "slow", "XLA records where each operation came from; it is meant for debugging"),
-    ("PYTHONDEVMODE", None, "slow", "Python checks itself; it is meant for debugging"),
-    ("PYTHONMALLOC", ("debug", "malloc_debug", "pymalloc_debug"), "slow", "Python checks every piece of memory"),
-    ("PYTHONOPTIMIZE", ("2",), "note", "Python drops docstrings, which some packages need"),
-    ("OMP_PROC_BIND", ("true", "close", "spread", "master"), "slow", "processes that read photos may share one core"),
-    ("GOMP_CPU_AFFINITY", None, "slow", "processes that read photos may share one core"),
-    ("CUDA_VISIBLE_DEVICES", ("-1",), "note", "it hides all GPUs: trainer=gpu fails"),
-    ("HF_HUB_OFFLINE", None, "note", "weights are not downloaded, only taken from the cache"),
-    ("LD_PRELOAD", None, "note", "a library is loaded before all others, even torch's"),
-)  # fmt: skip
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def judge_variables(variables: dict[str, str], num_cores: int) -> list[Finding]:

@@ -28,7 +28,7 @@ FASTER = (
 def measure_decoding() -> dict:
     """Return {"rates": photos a second and core for each of SIZES, "shared": wall-clock time / processor time,
     "decoder": its name, "why": the reason why no faster one is used, or ""}."""
-    from carvision.data.decode import choose_decoder
+    from carvision.data.jpeg import choose_decoder
 
     rates, shared = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -58,8 +58,8 @@ def _decode(file: Path) -> tuple[float, float]:
     somewhat longer, as torch may be missing."""
     from PIL import Image
 
-    from carvision.data.decode import load_decoder
     from carvision.data.images import WHOLE, Preprocessing, decode_part, open_bytes, read_file, wanted_part
+    from carvision.data.jpeg import load_decoder
 
     decoder = load_decoder()
     preprocessing = Preprocessing(INPUT_PX, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -110,7 +110,7 @@ def measure_data(folder: str) -> dict:
 def find_sample_photos(folder: Path) -> list[Path]:
     """Return the first MAX_FILES photos found within MAX_SECONDS. Raise OSError if the folder can't be read, and
     InputError for a subfolder."""
-    from carvision.data.walk import LeftOut, walk
+    from carvision.data.readers.walk import LeftOut, walk
 
     os.scandir(folder).close()
     photos: list[Path] = []

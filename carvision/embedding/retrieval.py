@@ -17,13 +17,8 @@ from carvision.errors import InputError
 from carvision.files.atomic import written_whole
 from carvision.files.log import start_log
 from carvision.files.output_folder import output_folder
-from carvision.metrics.neighbours import (
-    concatenate_blocks,
-    num_relevant,
-    queries_per_block,
-    query_metrics,
-    split_blocks,
-)
+from carvision.metrics.exact_search import split_blocks
+from carvision.metrics.neighbours import concatenate_blocks, num_relevant, queries_per_block, query_metrics
 from carvision.system.runtime import keep_freed_memory
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Files fetched from the web: verified by checksum, with a progress bar, never left half written."""
+"""Download files: verified by checksum, with a progress bar, never left incomplete."""
 
 import contextlib
 import hashlib
@@ -19,15 +19,15 @@ T = TypeVar("T")
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT_S = 30.0  # without a byte from the server
-ANSWER_S = 10.0  # until its answer begins
+ANSWER_S = 10.0  # until its response begins
 
 
 def download(url: str, file: Path, md5: str) -> bool:
-    """Fetch `url` into `file`; False if it is there with the right sum already, and nothing was fetched.
+    """Download `url` to `file` and return True; False if the file exists with the right checksum already.
 
-    The bytes go to a file beside it, which is renamed when its MD5 is right and removed otherwise, so that `file` is
-    always whole. Raises InputError where the server can't be reached, the disk is full, or the sum differs, also that
-    of a file which is there: somebody else has put it there.
+    The bytes go to a file beside it, which is renamed if its MD5 is right and removed otherwise, so that `file` is
+    always complete. Raises InputError if the server can't be reached, the disk is full, or the checksum differs, also
+    that of an existing file, which the user must have put there.
     """
     if file.is_file():
         if _md5(file) == md5:
@@ -49,14 +49,14 @@ def download(url: str, file: Path, md5: str) -> bool:
             raise
         reason = one_line(error)
         raise InputError(
-            f"{url} could not be fetched into {file}: {reason}. Check the connection, or place the file there by hand"
+            f"{url} could not be fetched into {file}: {reason}. Check the connection, or put the file there by hand"
         ) from error
     return True
 
 
 def answer_within(seconds: float, ask: Callable[[], T]) -> T:
-    """What ask() returns or raises; TimeoutError after so many seconds, whatever it waits for: names, proxies, or bytes
-    that come one by one."""
+    """Return, or raise, what ask() does, but raise TimeoutError after so many seconds, whatever it is waiting for:
+    name resolution, a proxy, or bytes that arrive one by one."""
     answers: queue.SimpleQueue = queue.SimpleQueue()
 
     def answer() -> None:
@@ -65,7 +65,7 @@ def answer_within(seconds: float, ask: Callable[[], T]) -> T:
         except Exception as error:
             answers.put((None, error))
 
-    threading.Thread(target=answer, daemon=True).start()  # the end of the process does not wait for it
+    threading.Thread(target=answer, daemon=True).start()  # does not delay the end of the process
     try:
         value, error = answers.get(timeout=seconds)
     except queue.Empty:

@@ -1,4 +1,4 @@
-"""Folders that a command makes for what it writes, and how one of ours is told from somebody else's."""
+"""Create a command's output folder, and recognise folders and files of carvision before anything there is replaced."""
 
 import os
 import time
@@ -11,14 +11,14 @@ import yaml
 from carvision.errors import InputError
 from carvision.files.atomic import PARTIAL, refuse_link_out
 
-PROGRAM = "carvision"  # in the pictures that it has drawn
+PROGRAM = "carvision"  # value of "Software" in the pictures that save_figure writes
 LOCK = ".lock"
-LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"  # of a run, in its checkpoints/
-NEW = "new.ckpt"  # in writing, or not yet read back
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"  # in a run's checkpoints/
+NEW = "new.ckpt"  # being written, or not verified yet
 CONFIG = "config.yaml"
-RESULTS = ("model.json", "embeddings.json")  # of a run, or of its photos, below which other commands write
+RESULTS = ("model.json", "embeddings.json")  # in folders below which other commands write by default
 GROUPS = ("data", "model", "loss", "augment", "optimizer", "schedule", "trainer", "callbacks", "run")  # in CONFIG
-# What a run writes before its first epoch is over
+# Files that a run writes before the end of its first epoch
 BEGINNING = (
     LOCK, CONFIG, "run.log", "splits.csv", "summary.txt", "environment.json", "seconds.json", "bad_images.csv",
     f"checkpoints/{NEW}", "profile.txt", "profile/*.trace.json.gz",
@@ -27,7 +27,8 @@ BEGINNING = (
 
 
 def cache_folder() -> Path:
-    """Of what can be made again: $CARVISION_CACHE, else $XDG_CACHE_HOME/carvision, else ~/.cache/carvision."""
+    """Return the folder for files that can be recomputed: $CARVISION_CACHE, else $XDG_CACHE_HOME/carvision, else
+    ~/.cache/carvision."""
     own, common = os.environ.get("CARVISION_CACHE"), os.environ.get("XDG_CACHE_HOME")
     return (Path(own) if own else Path(common or "~/.cache") / "carvision").expanduser()
 
@@ -35,11 +36,11 @@ def cache_folder() -> Path:
 def claim_folder(
     wanted: str | Path | None, parent: Path, prefix: str = "", key: str = "run.dir", leftovers: tuple[str, ...] = ()
 ) -> Path:
-    """A new folder: `wanted`, or <parent>/<prefix><time>. Two commands never get the same one.
+    """Create and return a folder: `wanted`, or <parent>/<prefix><time>. Two commands never get the same one.
 
-    leftovers: names of what a command that was killed at once may have left in `wanted`.
-    Raises InputError, which names `key`, where `wanted` holds something already, or can't be made; and where `parent`
-    is a link that leads out of the run's folder it stands in.
+    key: the option or key that gives `wanted`, for messages. leftovers: names of files that a command killed right at
+    its start may have left in `wanted`. Raises InputError if `wanted` holds anything else or can't be created, or if
+    `parent` is a symbolic link that leads out of the run's folder.
     """
     if not wanted and any((parent.parent / name).exists() for name in RESULTS):
         refuse_link_out(parent)
@@ -56,7 +57,7 @@ def claim_folder(
                 raise InputError(
                     f"{key}: {folder} exists already and holds something else; give a folder that is new or empty"
                 ) from None
-            folder = parent / f"{stamp}_{number}"  # another command began within the same second
+            folder = parent / f"{stamp}_{number}"  # another command started within the same second
         except OSError as error:
             named = shorten(str(folder))
             raise InputError(f"{key}: {named} can't be made ({error.strerror}); choose another with {key}") from None
@@ -64,12 +65,12 @@ def claim_folder(
 
 
 def shorten(text: str) -> str:
-    """The text, or the beginning of a long one, for a message."""
+    """Return the text for use in a message: at most 200 characters."""
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run has begun there, recognised by the keys of its config.yaml. Others have files of that name, too."""
+    """Return whether the folder is a run's, recognised by the keys of its config.yaml, a name that others use, too."""
     try:
         if not (folder / CONFIG).is_file():
             return False
@@ -82,8 +83,10 @@ def is_run(folder: Path) -> bool:
 
 
 def remove_beginning(folder: Path, made: bool) -> None:
-    """Remove what a run has written before its first epoch was over, and the folder itself if the run made it and
-    nothing else is in it; also of the parts of a run, one a fold or seed."""
+    """Remove the files of a run, and of its folds or seeds, that ended before its first epoch was complete.
+
+    made: the run created the folder, which is removed if nothing else is in it.
+    """
     for part in [*folder.glob("fold_*"), *folder.glob("seed_*")]:
         remove_beginning(part, made=True)
     for name in BEGINNING:
@@ -96,7 +99,7 @@ def remove_beginning(folder: Path, made: bool) -> None:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove a run's checkpoints, and their folder if it holds nothing else."""
+    """Remove a run's checkpoints, and their folder if nothing else is in it."""
     with suppress(OSError, InputError):
         refuse_link_out(folder)
         for name in (LAST, PREVIOUS, BEST, NEW):
@@ -105,7 +108,10 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def refuse_foreign_folder(folder: Path, key: str, is_ours: Callable[[Path], bool]) -> None:
-    """Raise InputError, which names `key`, where the folder holds something that the same command has not written."""
+    """Raise InputError if the folder holds files that the same command did not write.
+
+    key: the option or key that gives the folder, for messages. is_ours: recognises the command's output.
+    """
     try:
         strange = next(folder.iterdir(), None)
     except FileNotFoundError:
@@ -120,7 +126,7 @@ def refuse_foreign_folder(folder: Path, key: str, is_ours: Callable[[Path], bool
 
 
 def refuse_foreign_picture(file: Path, key: str) -> None:
-    """Raise InputError where there is a file that save_figure has not written, or the name can't be one."""
+    """Raise InputError if the file exists and was not written by save_figure, or can't have that name."""
     partial = file.with_name(f"{file.name}{PARTIAL}")
     try:
         there = _is_there(partial), _is_there(file)
@@ -132,7 +138,7 @@ def refuse_foreign_picture(file: Path, key: str) -> None:
         raise InputError(f"{key}: {partial} exists, through which {file.name} would be written; give another name")
     if not there[1]:
         return
-    from PIL import Image  # only where there is a picture
+    from PIL import Image  # only needed if there is a picture
 
     with suppress(OSError, ValueError, SyntaxError), Image.open(file, formats=["PNG"]) as image:
         if image.info.get("Software") == PROGRAM:
@@ -141,7 +147,7 @@ def refuse_foreign_picture(file: Path, key: str) -> None:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether there is anything of that name, a dangling link too. Raises OSError for a name that can't be."""
+    """Return whether the path exists, also as a dangling link. Raises OSError for an impossible name."""
     try:
         path.lstat()
     except FileNotFoundError:

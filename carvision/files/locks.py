@@ -55,8 +55,8 @@ def lock_folder(folder: Path, refusal: str) -> IO[bytes] | None:
 
 @contextmanager
 def lock_when_free(folder: Path, within_s: float = 120.0) -> Iterator[None]:
-    """Wait for the folder's lock and hold it; after `within_s` continue without it, as whoever holds it hangs."""
-    open_kept(folder / LOCK, "ab").close()  # a link is refused at once, and not waited for
+    """Wait for the folder's lock and hold it; after `within_s` seconds continue without it, as its holder hangs."""
+    open_kept(folder / LOCK, "ab").close()  # raises at once for a symbolic link
     until, lock = time.monotonic() + within_s, None
     while lock is None and time.monotonic() < until:
         try:

@@ -1,4 +1,4 @@
-"""carvision's messages: on the terminal, and in a run's run.log."""
+"""Log carvision's messages to the terminal and to a run's run.log."""
 
 import contextlib
 import logging
@@ -11,9 +11,9 @@ from carvision.files.atomic import open_kept
 
 
 def start_log(folder: Path | None, quiet: bool = False) -> None:
-    """carvision's messages go to the terminal and, with the time, to run.log in the folder.
+    """Send carvision's messages to standard error and, with the time, to run.log in the folder.
 
-    quiet: only errors are shown, by the further processes of a run of several.
+    quiet: only errors, for all but the first process of a run.
     """
     root = logging.getLogger("carvision")
     root.setLevel(logging.ERROR if quiet else logging.INFO)
@@ -31,9 +31,9 @@ def start_log(folder: Path | None, quiet: bool = False) -> None:
 
 
 class LogFile(logging.FileHandler):
-    """A disk that can't be written to costs a line on the terminal, once, rather than a traceback a message."""
+    """A log file that reports a failing disk once, on the terminal, instead of with a traceback a message."""
 
-    told = False
+    has_failed = False
 
     def _open(self) -> TextIOWrapper:
         return cast(TextIOWrapper, open_kept(Path(self.baseFilename), self.mode, encoding="utf-8"))
@@ -42,10 +42,10 @@ class LogFile(logging.FileHandler):
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)
-        elif not self.told:
-            self.told = True
+        elif not self.has_failed:
+            self.has_failed = True
             print(f"{self.baseFilename} can't be written ({error.strerror}): see the messages here", file=sys.stderr)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # of what could not be written before
+        with contextlib.suppress(OSError):  # from what is still buffered
             super().close()

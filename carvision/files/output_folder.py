@@ -1,4 +1,4 @@
-"""A folder that a command fills: where it was killed, the same command takes it again, and begins anew."""
+"""Fill an output folder: complete or marked as unfinished, and refilled by the same command after a kill."""
 
 import logging
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ from carvision.files.locks import lock_folder
 
 log = logging.getLogger(__name__)
 
-MARK = ".unfinished"  # holds the command's name; there from the first to the last moment
-# By these commands, here by each one's name
+MARK = ".unfinished"  # holds the command's name while the folder is being filled
+# Patterns of the files that each command writes
 WRITTEN = {
     "evaluate": (
         "evaluation.*", "predictions.csv", "bad_images.csv", "unmatched.csv", "results.txt", "coverage.png",
@@ -26,12 +26,11 @@ WRITTEN = {
 
 @contextmanager
 def output_folder(wanted: Path | None, parent: Path, command: str, prefix: str = "") -> Iterator[Path]:
-    """`wanted`, or a new one below `parent` (see claim_folder), which holds MARK and a lock meanwhile. command: of
-    WRITTEN.
+    """Yield the folder to fill: `wanted`, or a new one below `parent` (see claim_folder). It is locked meanwhile.
 
-    Where the same command was killed in `wanted`, it is taken again, and what was written there, which may be of other
-    options, goes. After an error before anything was written the folder goes. Raises InputError for a folder with
-    anything else in it, a finished output too, and one that another process fills now.
+    command: a key of WRITTEN. If the same command was killed in `wanted`, the files that it wrote, perhaps with other
+    options, are removed first. After an error before anything was written, the folder is removed. Raises InputError for
+    a folder that holds anything else, also a finished output, or that another process is filling.
     """
     folder = Path(wanted) if wanted else None
     again = folder is not None and _is_unfinished(folder, command)
@@ -40,7 +39,7 @@ def output_folder(wanted: Path | None, parent: Path, command: str, prefix: str =
     lock = lock_folder(folder, f"--out: another command is writing into {folder} now; wait for it, or give another")
     try:
         if again:
-            log.info("%s is of a start that did not end; beginning anew in it", folder)
+            log.info("%s was left unfinished by an earlier start; beginning anew in it", folder)
             for pattern in WRITTEN[command]:
                 for file in [*folder.glob(pattern), *folder.glob(f"{pattern}{PARTIAL}")]:
                     file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Progress of long-running commands: bars, or a log line every 30 seconds where nobody watches."""
+"""Show the progress of long-running commands: a bar, or a log line every 30 seconds without a terminal."""
 
 import contextlib
 import logging
@@ -19,33 +19,37 @@ def show_bar(what: str, total: int) -> Iterator[Callable[..., None]]:
     if not total:
         yield lambda num, what=None: None
         return
+    import rich.progress as rich
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TimeElapsedColumn(),
+        rich.TimeRemainingColumn(),
+    )
+    with rich.Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(what, total=total)
         yield lambda num, what=None: progress.update(task, advance=num, description=what)
 
 
 @contextlib.contextmanager
 def show_bytes(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Draw a bar of bytes on standard output. total: None if unknown. Yields a function to call with the last ones."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    """Draw a bar of bytes on standard output. Yields a function to call with the number just received.
+
+    total: None if unknown.
+    """
+    import rich.progress as rich
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-    )  # fmt: skip
-    with Progress(*columns) as progress:
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.DownloadColumn(),
+        rich.TransferSpeedColumn(),
+        rich.TimeRemainingColumn(),
+    )
+    with rich.Progress(*columns) as progress:
         task = progress.add_task(what, total=total)
         yield lambda num: progress.advance(task, num)
 
@@ -63,22 +67,18 @@ def show_progress(total: int | None, done: int, bar: bool, what: str = "photos")
 
 @contextlib.contextmanager
 def _bar(total: int | None, done: int, what: str) -> Iterator[Callable[[int], None]]:
+    import rich.progress as rich
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
     columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"), TimeElapsedColumn() if total is None else TimeRemainingColumn(),
-    )  # fmt: skip
+        rich.TextColumn("{task.description}", markup=False),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TextColumn("{task.fields[rate]}"),
+        rich.TimeElapsedColumn() if total is None else rich.TimeRemainingColumn(),
+    )
     rate = _rate()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with rich.Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=total, completed=done, rate="")
         yield lambda num: progress.update(task, advance=num, rate=f"{rate(num)} a second")
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import carvision
-from carvision.data.decode import square_of
+from carvision.data.decode import decode_image
 from carvision.data.images import Preprocessing
 from carvision.errors import InputError, one_line
 from carvision.files.atomic import write_json, written_whole
@@ -326,7 +326,7 @@ def to_input(image: PIL.Image.Image, box: Sequence[float] | None = None, *, prep
     box: left, top, right, bottom in pixels, the part to use, for a network that was trained on boxes.
     """
     region = None if box is None else np.asarray(box, np.float32)
-    pixels = square_of(image, preprocessing, region).float() / 255
+    pixels = decode_image(image, preprocessing, region).float() / 255
     mean, std = (
         torch.from_numpy(np.array(values, np.float32))[:, None, None]
         for values in (preprocessing.mean, preprocessing.std)

@@ -18,9 +18,9 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
 from carvision.augment.pipeline import Normalise, to_float
-from carvision.data.decode import empty_squares, read_square, square_of
+from carvision.data.decode import decode_image, decode_into, empty_images
 from carvision.data.images import BLANK, BadImage, Preprocessing, read_file
-from carvision.data.loading.shared_batches import handed_over
+from carvision.data.loading.shared_batches import share_batches
 from carvision.data.packs.read import PackedPhoto
 from carvision.data.paths import nfc
 from carvision.errors import InputError, one_line
@@ -195,7 +195,7 @@ class PhotoBatches(Dataset):
         self.geometries = geometries
 
     def __getitem__(self, items: list[Item]) -> tuple[list[Tensor], list[Item], list[str | None]]:
-        images = [empty_squares(len(items), preprocessing.size_px) for preprocessing in self.geometries]
+        images = [empty_images(len(items), preprocessing.size_px) for preprocessing in self.geometries]
         reasons: list[str | None] = []
         for row, (photo, box) in enumerate(items):
             reason = None
@@ -204,9 +204,9 @@ class PhotoBatches(Dataset):
                 data = photo if isinstance(photo, Image.Image) else read_file(photo)
                 for preprocessing, batch in zip(self.geometries, images, strict=True):
                     if isinstance(data, bytes):
-                        read_square(data, preprocessing, batch[row], region)
+                        decode_into(data, preprocessing, batch[row], region)
                     else:
-                        batch[row] = square_of(data, preprocessing, region)
+                        batch[row] = decode_image(data, preprocessing, region)
             except BadImage as error:
                 reason = str(error)
                 for batch in images:
@@ -234,7 +234,7 @@ def predict_items(
     workers = max(1, min(16, num_cores() - 1)) if num_workers is None else num_workers
     num_bytes = batch_size * sum(3 * preprocessing.size_px**2 for preprocessing in predictor.geometries)
     loader = DataLoader(
-        handed_over(PhotoBatches(predictor.geometries), workers, num_bytes),
+        share_batches(PhotoBatches(predictor.geometries), workers, num_bytes),
         sampler=batches_of(items, batch_size),  # consumed only as far as the workers prefetch
         batch_size=None,
         num_workers=workers,

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from carvision.data.walk import LeftOut
+from carvision.data.readers.walk import LeftOut
 from carvision.errors import InputError
 from carvision.files.folders import refuse_foreign_picture
 from carvision.files.progress import show_progress

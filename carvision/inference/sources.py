@@ -21,8 +21,8 @@ import numpy as np
 from carvision.data.paths import PhotoPaths, file_of, is_utf8, nfc, text_of_path
 from carvision.data.readers.disk import UTF16
 from carvision.data.readers.table_file import PARQUET, SEPARATORS, SPLIT_WORDS, TableFile
+from carvision.data.readers.walk import PHOTO_EXTENSIONS, LeftOut, walk
 from carvision.data.table import BOX
-from carvision.data.walk import PHOTO_EXTENSIONS, LeftOut, walk
 from carvision.errors import InputError
 
 KEY = "--list"

@@ -57,7 +57,7 @@ def nearest(
     norms = [checked_norms(array, name, distance) for array, name in ((queries, "query"), (gallery, "gallery"))]
     centre = np.zeros(gallery.shape[1], np.float32)
     if distance == "l2":  # centring leaves more of float32's digits for the differences
-        total = sum((part.sum(axis=0, dtype=np.float64) for part in _blocks(gallery)), np.zeros(gallery.shape[1]))
+        total = sum((part.sum(axis=0, dtype=np.float64) for part in split_blocks(gallery)), np.zeros(gallery.shape[1]))
         centre = (total / len(gallery)).astype(np.float32)
         norms = [_norms(array, centre) for array in (queries, gallery)]
     device = torch.device(device)
@@ -97,7 +97,7 @@ def checked_norms(embeddings: np.ndarray, name: str, distance: str) -> np.ndarra
 def _norms(embeddings: np.ndarray, centre: np.ndarray | float = 0.0) -> np.ndarray:
     norms = np.empty(len(embeddings), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        for part, rows in zip(_blocks(norms), _blocks(embeddings), strict=True):
+        for part, rows in zip(split_blocks(norms), split_blocks(embeddings), strict=True):
             rows = rows.astype(np.float32) - np.float32(centre)
             part[:] = np.sqrt(np.einsum("nd,nd->n", rows, rows))
     return norms
@@ -278,7 +278,7 @@ def _distances(
     Those of near pairs, where the subtraction cancels most digits, are recomputed from the difference.
     """
     found = []
-    for part in _blocks(np.arange(len(queries)), 512):
+    for part in split_blocks(np.arange(len(queries)), 512):
         lengths_squared = np.square(norms[0][part, None], dtype=np.float64)
         squares = lengths_squared - 2 * scores[part].astype(np.float64)
         query, rank = np.nonzero(squares < 0.01 * (lengths_squared + np.square(norms[1])[rows[part]]))
@@ -300,6 +300,7 @@ def _to(block: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(np.array(block, dtype=np.float32)).to(device)  # a copy, as mapped files are read-only
 
 
-def _blocks(array: np.ndarray, step: int = 16384) -> Iterator[np.ndarray]:
-    for first in range(0, len(array), step):
-        yield array[first : first + step]
+def split_blocks(array: np.ndarray, size: int = 16384) -> Iterator[np.ndarray]:
+    """Yield consecutive blocks of rows, `size` at a time."""
+    for first in range(0, len(array), size):
+        yield array[first : first + size]

@@ -6,7 +6,7 @@ class. R-precision: the fraction of the R nearest that is of the class. MAP@R: t
 i, over those i <= R where the i-th is of the class, divided by R.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from carvision.metrics.exact_search import nearest
+from carvision.metrics.exact_search import nearest, split_blocks
 
-BLOCK = 1024  # queries whose neighbours are in memory at a time
 NEIGHBOURS = 4_000_000  # per block; with everything computed from them about 150 MB
 
 
@@ -66,12 +65,6 @@ def leave_one_out_metrics(
 def queries_per_block(k: int, num_classes: int = 1) -> int:
     """Return how many queries to search at a time: few enough for memory, many enough to prepare the gallery rarely."""
     return max(16, min(8192, NEIGHBOURS // max(k, num_classes)))
-
-
-def split_blocks(rows: np.ndarray, size: int = BLOCK) -> Iterator[np.ndarray]:
-    """Yield consecutive blocks of the rows."""
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
 
 
 def concatenate_blocks(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

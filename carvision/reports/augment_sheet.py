@@ -13,7 +13,7 @@ from torch import Tensor
 from carvision.augment.mixing import Mix
 from carvision.augment.pipeline import Augment, to_float
 from carvision.data.images import none_usable
-from carvision.data.loading.dataset import Photos
+from carvision.data.loading.dataset import PhotoDataset
 from carvision.data.table import UNKNOWN, Table
 from carvision.reports.photos import EDGE_PX, ELLIPSIS, create_sheet, draw_text, shorten_name
 from carvision.reports.plots import save_figure
@@ -24,7 +24,7 @@ TILE_PX, GAP_PX, LEFT_PX, LINE_PX, CAPTION_PX = 160, 8, 205, 19, 18
 
 
 def plot_augmented(
-    photos: Photos,
+    photos: PhotoDataset,
     table: Table,
     augment: Augment,
     mix: Mix,
@@ -45,9 +45,9 @@ def plot_augmented(
     originals = photos[[(row, -1) for row in rows]]
     if len(originals["bad"]) == len(rows):
         row, reason = originals["bad"][0]
-        raise none_usable("train", len(rows), photos.place(row), reason)
+        raise none_usable("train", len(rows), photos.location(row), reason)
     for row, reason in originals["bad"]:
-        log.warning("%s: %s; its row of the sheet is grey", photos.place(row), reason)
+        log.warning("%s: %s; its row of the sheet is grey", photos.location(row), reason)
     columns = [("original", to_float(originals["images"]), [""] * len(rows))]
     for epoch in range(num_versions):
         batch = photos[[(row, epoch) for row in rows]]

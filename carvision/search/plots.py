@@ -3,18 +3,21 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from optuna.trial import FrozenTrial, TrialState
 
 from carvision.reports.plots import FAINT, GRID, TEXT, create_figure, save_figure, set_title, tidy
 from carvision.search.build import Sweep
-from carvision.search.queue import best_first, pareto_front, root_of
+from carvision.search.queue import best_first, last_value, pareto_front, root_of, values_of
 
 DONE, PRUNED, BEST = "#4477aa", "#bbbbbb", "#bb5566"
 MAX_KEYS = 16  # in one picture
@@ -30,9 +33,9 @@ def plot_history(sweep: Sweep, trials: Sequence[FrozenTrial], file: Path) -> boo
     figure = create_figure(8, 4)
     axes = figure.add_subplot()
     pruned = [trial for trial in trials if trial.state == TrialState.PRUNED and trial.intermediate_values]
-    values = [trial.values[0] for trial in done]
+    values = [values_of(trial)[0] for trial in done]
     reach = 1.5 * max(max(values) - min(values), 0.05 * abs(max(values)), 1e-9)  # beyond the values of completed trials
-    last = np.array([trial.intermediate_values[trial.last_step] for trial in pruned])
+    last = np.array([last_value(trial) for trial in pruned])
     shown = np.clip(last, min(values) - reach, max(values) + reach)
     for outside, marker in ((last == shown, "o"), (last > shown, "^"), (last < shown, "v")):
         axes.scatter(np.array([root_of(t) for t in pruned])[outside], shown[outside], s=22, color=PRUNED, marker=marker,
@@ -80,21 +83,20 @@ def plot_slices(sweep: Sweep, trials: Sequence[FrozenTrial], file: Path) -> bool
     rows = math.ceil(len(keys) / columns)
     figure = create_figure(2.9 * columns, 0.6 + 2.6 * rows)
     all_axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
-    numbers = np.array([root_of(trial) for trial in done])
+    numbers = [root_of(trial) for trial in done]
+    shades = ScalarMappable(Normalize(min(numbers), max(*numbers, min(numbers) + 1)), SHADES)
     for axes, key in zip(all_axes, keys, strict=False):
-        own = [
-            (trial.params[key], trial.values[0], n)
-            for trial, n in zip(done, numbers, strict=True)
-            if key in trial.params
-        ]
-        positions, labels = _axis_positions([value for value, _, _ in own])
-        shades = axes.scatter(positions, [value for _, value, _ in own], c=[n for _, _, n in own], cmap=SHADES, s=24,
-                              vmin=numbers.min(), vmax=max(numbers.max(), numbers.min() + 1), edgecolors="white",
-                              linewidths=0.4)  # fmt: skip
-        _label(axes, labels, [value for value, _, _ in own])
+        own = [trial for trial in done if key in trial.params]
+        drawn = [trial.params[key] for trial in own]
+        positions, labels = _axis_positions(drawn)
+        axes.scatter(
+            positions, [values_of(trial)[0] for trial in own], c=[root_of(trial) for trial in own], cmap=shades.cmap,
+            norm=shades.norm, s=24, edgecolors="white", linewidths=0.4,
+        )  # fmt: skip
+        _label(axes, labels, drawn)
         axes.set_xlabel(key, parse_math=False)
         tidy(axes, "both")
-    _set_scale(all_axes[0], "y", [trial.values[0] for trial in done], _objective(sweep))
+    _set_scale(all_axes[0], "y", [values_of(trial)[0] for trial in done], _objective(sweep))
     for axes in all_axes[len(keys) :]:
         axes.set_visible(False)
     for row in range(rows):
@@ -125,7 +127,7 @@ def plot_parallel(sweep: Sweep, done: Sequence[FrozenTrial], file: Path) -> bool
         known = [row for row, trial in enumerate(ranked) if key in trial.params]
         positions, labels = _axis_positions([ranked[row].params[key] for row in known])
         heights[known, column] = _spread(axes, column, np.array(positions), labels)
-    values = np.array([trial.values[0] for trial in ranked])
+    values = np.array([values_of(trial)[0] for trial in ranked])
     heights[:, -1] = _spread(axes, len(keys), values, None)
     lines = [np.column_stack([np.arange(len(names)), row])[~np.isnan(row)] for row in heights]
     shares = np.array([rank[trial.number] / max(1, len(ranked) - 1) for trial in ranked])
@@ -150,15 +152,16 @@ def plot_pareto(sweep: Sweep, done: Sequence[FrozenTrial], file: Path) -> bool:
     figure = create_figure(7, 4.6)
     axes = figure.add_subplot()
     first, second = list(sweep.objective)[:2]
-    front = sorted(pareto_front(sweep, done), key=lambda trial: trial.values[1])
-    axes.scatter([t.values[1] for t in done], [t.values[0] for t in done], s=26, color=PRUNED, label="trials")
-    x, y = [t.values[1] for t in front], [t.values[0] for t in front]
-    axes.plot(x, y, color=BEST, linewidth=1.3, marker="o", markersize=6, label="Pareto front")
-    for trial in front:
-        axes.annotate(str(root_of(trial)), (trial.values[1], trial.values[0]), xytext=(5, 5), size=8, color=FAINT,
-                      textcoords="offset points")  # fmt: skip
-    _set_scale(axes, "x", [trial.values[1] for trial in done], second)
-    _set_scale(axes, "y", [trial.values[0] for trial in done], first)
+    front = sorted(pareto_front(sweep, done), key=lambda trial: values_of(trial)[1])
+    axes.scatter([values_of(t)[1] for t in done], [values_of(t)[0] for t in done], s=26, color=PRUNED, label="trials")
+    xs, ys = [values_of(t)[1] for t in front], [values_of(t)[0] for t in front]
+    axes.plot(xs, ys, color=BEST, linewidth=1.3, marker="o", markersize=6, label="Pareto front")
+    for trial, x, y in zip(front, xs, ys, strict=True):
+        axes.annotate(
+            str(root_of(trial)), (x, y), xytext=(5, 5), size=8, color=FAINT, textcoords="offset points"
+        )  # fmt: skip
+    _set_scale(axes, "x", [values_of(trial)[1] for trial in done], second)
+    _set_scale(axes, "y", [values_of(trial)[0] for trial in done], first)
     axes.set_xlabel(f"{second} ({'less' if sweep.objective[second] == 'min' else 'more'} is better)")
     axes.set_ylabel(f"{first} ({'less' if sweep.objective[first] == 'min' else 'more'} is better)")
     tidy(axes, "both")
@@ -194,7 +197,9 @@ def _label(axes: Axes, labels: list[str] | None, values: Sequence) -> None:
     if labels is None:
         _set_scale(axes, "x", values)
         return
-    slanted = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if max(map(len, labels)) > 6 else {}
+    slanted: dict[str, Any] = (
+        {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if max(map(len, labels)) > 6 else {}
+    )
     axes.set_xticks(range(len(labels)), [label[:22] for label in labels], parse_math=False, **slanted)
     axes.set_xlim(-0.5, len(labels) - 0.5)
 
@@ -222,16 +227,9 @@ def _spread(axes: Axes, column: int, positions: np.ndarray, labels: list[str] | 
     ]  # fmt: skip
     for height, label in ends:
         axes.text(
-            column + 0.04,
-            height,
-            label,
-            size=8,
-            color=TEXT,
-            va="center",
-            parse_math=False,
-            zorder=5,
+            column + 0.04, height, label, size=8, color=TEXT, va="center", parse_math=False, zorder=5,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1},
-        )
+        )  # fmt: skip
     return (heights - low) / (high - low) if high > low else np.full(len(heights), 0.5)
 
 

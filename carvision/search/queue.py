@@ -1,20 +1,17 @@
-"""Attributes of a search's trials in the study, which Optuna trials belong together, and which are best.
-
-Heartbeat of a running trial's worker, by which other workers detect its death. Works with every storage.
-
-On the same machine: a lock on a file in the search's folder, which the system releases when the process ends, so that
-workers know at once. Across machines: a counter stored with the trial and raised periodically, which needs neither
-synchronised clocks nor a shared disk.
-
-Choose the next trial: each once, no more than requested, and continue those whose worker has died.
+"""Choose the next trial of a search: each runs once, no more than requested, and one whose worker has died continues.
 
 All decisions follow from the study alone, so that any number of workers agree without talking to each other. A
 continued trial is a new Optuna trial with its own number; both together are one trial of the search, counted at the
 first one's position. If two workers requeue the same trial, the lower number is valid.
+
+A worker's death is seen on its own machine at once: it holds a lock on a file in the search's folder, which the system
+releases when the process ends. Other machines see a counter, stored with the trial and raised periodically, stop; that
+needs neither synchronised clocks nor a shared disk, and works with every storage.
 """
 
 import contextlib
 import logging
+import math
 import os
 import platform
 import random
@@ -23,7 +20,6 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -37,7 +33,6 @@ from carvision.search.build import Sweep
 
 log = logging.getLogger(__name__)
 
-
 TRIALS = "trials"  # subfolder of the search's folder with the trials' runs
 # Trial attributes
 CELL = "cell"  # index in the grid
@@ -47,174 +42,35 @@ GIVEN = "given"  # fixed values: of a cell, or of the trial that it continues
 BROKEN, WHY = "broken_off", "why"  # whether its worker died or was stopped; why it failed
 SURPLUS = "surplus"  # one too many, not run
 EPOCHS, SECONDS, PARAMETERS, BEST_EPOCH = "epochs", "seconds", "parameters", "best_epoch"
-PRUNED = 64  # exit status of a pruned trial
-SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
-]  # that stop a trial
-
-
-def root_of(trial: FrozenTrial) -> int:
-    """Return the number of the first Optuna trial that this one continues, or its own."""
-    return trial.user_attrs.get(ROOT, trial.number)
-
-
-def folder_of(trial: FrozenTrial) -> Path:
-    """Return the folder of the trial's run, relative to the search's. A continued trial keeps its folder."""
-    return Path(TRIALS) / f"{root_of(trial):04d}"
-
-
-def latest(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Return the search's trials: the last Optuna trial of each continued one."""
-    found: dict[int, FrozenTrial] = {}
-    for trial in trials:
-        if SURPLUS not in trial.user_attrs:
-            found[root_of(trial)] = trial
-    return [found[root] for root in sorted(found)]
-
-
-def is_finished(trial: FrozenTrial, retries: int) -> bool:
-    """Return whether the trial will not be continued."""
-    if BROKEN in trial.user_attrs and trial.state == TrialState.FAIL:
-        return trial.user_attrs.get(DEATHS, 0) > retries
-    return trial.state.is_finished()
-
-
-def best_first(sweep: Sweep, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Return the completed trials, best first by the first objective; with several objectives, the Pareto front before
-    all others."""
-    done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    front = {trial.number for trial in pareto_front(sweep, done)}
-    return sorted(done, key=lambda trial: (trial.number not in front, costs_of(sweep, trial), trial.number))
-
-
-def pareto_front(sweep: Sweep, done: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Return the trials that no other dominates (better in one objective and not worse in any)."""
-    costs = [costs_of(sweep, trial) for trial in done]
-
-    def is_dominated(own: tuple[float, ...]) -> bool:
-        return any(all(a <= b for a, b in zip(other, own, strict=True)) and other != own for other in costs)
-
-    return [trial for trial, own in zip(done, costs, strict=True) if not is_dominated(own)]
-
-
-def costs_of(sweep: Sweep, trial: FrozenTrial) -> tuple[float, ...]:
-    """Return the trial's objectives, negated where more is better."""
-    modes = sweep.objective.values()
-    return tuple(value if mode == "min" else -value for mode, value in zip(modes, trial.values, strict=True))
-
-
-def end_with_parent(lifeline: int, ending: signal.Signals | None = None) -> None:
-    """Send this process the signal (None: SIGKILL) once the process that holds the other end of the pipe is gone."""
-    ending = ending or getattr(signal, "SIGKILL", signal.SIGTERM)
-
-    def watch() -> None:
-        while os.read(lifeline, 1):
-            pass
-        os.kill(os.getpid(), ending)
-
-    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
-
-
-HOST, BEAT, EVERY_S = "host", "beat", "beat_every_s"  # trial attributes
-BEATS_PER_TIMEOUT = 4  # beats within the time after which a worker counts as dead
-
-
-class Heartbeat:
-    """Send a trial's heartbeat from its claim to its end."""
-
-    def __init__(self, storage: BaseStorage, trial_id: int, lock_dir: Path, dead_after_s: float):
-        """Start the heartbeat. lock_dir: the trial's own folder for the lock. Raises InputError if another worker holds
-        it."""
-        self.storage, self.trial_id, self.interval_s = storage, trial_id, dead_after_s / BEATS_PER_TIMEOUT
-        own_folder(lock_dir.parent)
-        own_folder(lock_dir)
-        self.lock: TextIO | None = lock_folder(lock_dir, f"{lock_dir} belongs to another worker")
-        storage.set_trial_user_attr(trial_id, EVERY_S, self.interval_s)
-        storage.set_trial_user_attr(trial_id, HOST, platform.node())
-        self.ended = threading.Event()
-        self.thread = threading.Thread(target=self._send_beats, daemon=True, name="heartbeat")
-        self.thread.start()
-
-    def _send_beats(self) -> None:
-        count, failing = 0, False
-        while not self.ended.wait(self.interval_s):
-            count += 1
-            try:
-                self.storage.set_trial_user_attr(self.trial_id, BEAT, count)
-                failing = False
-            except Exception as error:  # storage is unavailable, or another worker has requeued the trial
-                if not failing and not self.ended.is_set():
-                    log.warning("no heartbeat could be sent: %s", one_line(error, 200))
-                failing = True
-
-    def end(self) -> None:
-        self.ended.set()
-        self.thread.join()
-        if self.lock:
-            self.lock.close()
-
-
-class WorkerMonitor:
-    """Track which workers have died, as seen by one process."""
-
-    def __init__(self, folder: Path, dead_after_s: float):
-        """Monitor the workers of the search in `folder`, where lock_dir_of() finds the locks."""
-        self.folder, self.dead_after_s = folder, dead_after_s
-        self.seen: dict[
-            int, tuple[int, float, bool]
-        ] = {}  # trial: last beat, when it was first seen, whether it has changed
-
-    def state(self, trial: FrozenTrial) -> str:
-        """Return the state of a running trial's worker: "alive", "dead", or "unknown" until a second beat was seen."""
-        lock_dir = lock_dir_of(self.folder, trial.number)
-        if trial.user_attrs.get(HOST) == platform.node() and lock_dir.is_dir():
-            locked = is_locked(lock_dir)
-            if locked is not None:
-                return "alive" if locked else "dead"
-        beat, now = trial.user_attrs.get(BEAT, 0), time.monotonic()
-        last, since, moved = self.seen.get(trial.number, (beat, now, False))
-        if beat != last:
-            since, moved = now, True
-        self.seen[trial.number] = beat, since, moved
-        if now - since > max(self.dead_after_s, BEATS_PER_TIMEOUT * trial.user_attrs.get(EVERY_S, 0)):
-            return "dead"
-        return "alive" if moved else "unknown"
-
-
-def lock_dir_of(folder: Path, number: int) -> Path:
-    """Return the folder of a trial's lock."""
-    return folder / "running" / f"{number:04d}"
-
-
-def remove_lock_dir(lock_dir: Path) -> None:
-    """Remove a finished trial's lock directory."""
-    with contextlib.suppress(OSError):
-        (lock_dir / LOCK).unlink(missing_ok=True)
-        lock_dir.rmdir()
+HOST, BEAT, EVERY_S = "host", "beat", "beat_every_s"  # machine of its worker, count and interval of its heartbeats
+BEATS_PER_TIMEOUT = 4  # heartbeats within the time after which a worker counts as dead
+PRUNED = 64  # exit status of a pruned trial's process
+# That stop a trial
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 class Queue:
     """One worker's view of the trials to run."""
 
-    def __init__(self, sweep: Sweep, study: optuna.Study, storage: optuna.storages.BaseStorage):
+    def __init__(self, sweep: Sweep, study: optuna.Study, storage: BaseStorage):
         self.sweep, self.study, self.storage = sweep, study, storage
         self.monitor = WorkerMonitor(sweep.folder, sweep.settings["dead_after_s"])
         self.cells, self.budget = cells_of(sweep), num_to_run(sweep)
         self.retries = sweep.settings["retries"]
         if self.cells is not None:
-            self._enqueue_cells()
+            self._enqueue_cells(self.cells)
 
     def trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
 
-    def _enqueue_cells(self) -> None:
-        there = {trial.user_attrs.get(CELL) for trial in self.trials()}
+    def _enqueue_cells(self, cells: list[int]) -> None:
+        enqueued = {trial.user_attrs.get(CELL) for trial in self.trials()}
         grid = self.sweep.space.grid()
-        for cell in self.cells[: self.budget]:
-            if cell not in there:
+        for cell in cells[: self.budget]:
+            if cell not in enqueued:
                 self.study.enqueue_trial(grid[cell], {CELL: cell, GIVEN: grid[cell]})
 
-    def next(self) -> tuple[Trial, Heartbeat] | None:
+    def next(self) -> "tuple[Trial, Heartbeat] | None":
         """Claim a trial; return it with its running heartbeat, or None if no trial is left to start."""
         while True:
             self.requeue_stale_trials()
@@ -310,3 +166,150 @@ def cells_of(sweep: Sweep) -> list[int] | None:
     count = max(1, int(num * settings["grid_fraction"]))
     # The same cells for every network: they depend only on the seed and the number of cells
     return sorted(random.Random(settings["seed"]).sample(range(num), count))
+
+
+def root_of(trial: FrozenTrial) -> int:
+    """Return the number of the first Optuna trial that this one continues, or its own."""
+    return trial.user_attrs.get(ROOT, trial.number)
+
+
+def folder_of(trial: FrozenTrial) -> Path:
+    """Return the folder of the trial's run, relative to the search's. A continued trial keeps its folder."""
+    return Path(TRIALS) / f"{root_of(trial):04d}"
+
+
+def latest(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the search's trials: the last Optuna trial of each continued one."""
+    found: dict[int, FrozenTrial] = {}
+    for trial in trials:
+        if SURPLUS not in trial.user_attrs:
+            found[root_of(trial)] = trial
+    return [found[root] for root in sorted(found)]
+
+
+def is_finished(trial: FrozenTrial, retries: int) -> bool:
+    """Return whether the trial will not be continued."""
+    if BROKEN in trial.user_attrs and trial.state == TrialState.FAIL:
+        return trial.user_attrs.get(DEATHS, 0) > retries
+    return trial.state.is_finished()
+
+
+def best_first(sweep: Sweep, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the completed trials, best first by the first objective; with several objectives, the Pareto front before
+    all others."""
+    done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    front = {trial.number for trial in pareto_front(sweep, done)}
+    return sorted(done, key=lambda trial: (trial.number not in front, costs_of(sweep, trial), trial.number))
+
+
+def pareto_front(sweep: Sweep, done: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the trials that no other dominates (better in one objective and not worse in any)."""
+    costs = [costs_of(sweep, trial) for trial in done]
+
+    def is_dominated(own: tuple[float, ...]) -> bool:
+        return any(all(a <= b for a, b in zip(other, own, strict=True)) and other != own for other in costs)
+
+    return [trial for trial, own in zip(done, costs, strict=True) if not is_dominated(own)]
+
+
+def costs_of(sweep: Sweep, trial: FrozenTrial) -> tuple[float, ...]:
+    """Return the trial's objectives, negated where more is better."""
+    modes = sweep.objective.values()
+    return tuple(value if mode == "min" else -value for mode, value in zip(modes, values_of(trial), strict=True))
+
+
+def values_of(trial: FrozenTrial) -> list[float]:
+    """Return the objectives of a completed trial, in their order."""
+    assert trial.values is not None
+    return trial.values
+
+
+def last_value(trial: FrozenTrial) -> float:
+    """Return the last value that the trial reported; NaN if it reported none."""
+    reported = trial.intermediate_values
+    return reported[max(reported)] if reported else math.nan
+
+
+class Heartbeat:
+    """Send a running trial's heartbeat, from its claim to its end."""
+
+    def __init__(self, storage: BaseStorage, trial_id: int, lock_dir: Path, dead_after_s: float):
+        """Start the heartbeat. lock_dir: the trial's own folder for the lock. Raises InputError if another worker holds
+        it."""
+        self.storage, self.trial_id, self.interval_s = storage, trial_id, dead_after_s / BEATS_PER_TIMEOUT
+        own_folder(lock_dir.parent)
+        own_folder(lock_dir)
+        self.lock = lock_folder(lock_dir, f"{lock_dir} belongs to another worker")
+        storage.set_trial_user_attr(trial_id, EVERY_S, self.interval_s)
+        storage.set_trial_user_attr(trial_id, HOST, platform.node())
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._send_beats, daemon=True, name="heartbeat")
+        self.thread.start()
+
+    def _send_beats(self) -> None:
+        count, failing = 0, False
+        while not self.ended.wait(self.interval_s):
+            count += 1
+            try:
+                self.storage.set_trial_user_attr(self.trial_id, BEAT, count)
+                failing = False
+            except Exception as error:  # storage is unavailable, or another worker has requeued the trial
+                if not failing and not self.ended.is_set():
+                    log.warning("no heartbeat could be sent: %s", one_line(error, 200))
+                failing = True
+
+    def end(self) -> None:
+        self.ended.set()
+        self.thread.join()
+        if self.lock:
+            self.lock.close()
+
+
+class WorkerMonitor:
+    """Track which workers have died, as seen by one process."""
+
+    def __init__(self, folder: Path, dead_after_s: float):
+        """Monitor the workers of the search in `folder`, where lock_dir_of() finds the locks."""
+        self.folder, self.dead_after_s = folder, dead_after_s
+        # {trial: (last beat, when it was first seen, whether it has changed)}
+        self.seen: dict[int, tuple[int, float, bool]] = {}
+
+    def state(self, trial: FrozenTrial) -> str:
+        """Return the state of a running trial's worker: "alive", "dead", or "unknown" until a second beat was seen."""
+        lock_dir = lock_dir_of(self.folder, trial.number)
+        if trial.user_attrs.get(HOST) == platform.node() and lock_dir.is_dir():
+            locked = is_locked(lock_dir)
+            if locked is not None:
+                return "alive" if locked else "dead"
+        beat, now = trial.user_attrs.get(BEAT, 0), time.monotonic()
+        last, since, moved = self.seen.get(trial.number, (beat, now, False))
+        if beat != last:
+            since, moved = now, True
+        self.seen[trial.number] = beat, since, moved
+        if now - since > max(self.dead_after_s, BEATS_PER_TIMEOUT * trial.user_attrs.get(EVERY_S, 0)):
+            return "dead"
+        return "alive" if moved else "unknown"
+
+
+def lock_dir_of(folder: Path, number: int) -> Path:
+    """Return the folder of a trial's lock."""
+    return folder / "running" / f"{number:04d}"
+
+
+def remove_lock_dir(lock_dir: Path) -> None:
+    """Remove a finished trial's lock directory."""
+    with contextlib.suppress(OSError):
+        (lock_dir / LOCK).unlink(missing_ok=True)
+        lock_dir.rmdir()
+
+
+def end_with_parent(lifeline: int, ending: signal.Signals | None = None) -> None:
+    """Send this process the signal (None: SIGKILL) once the process that holds the other end of the pipe is gone."""
+    ending = ending or getattr(signal, "SIGKILL", signal.SIGTERM)
+
+    def watch() -> None:
+        while os.read(lifeline, 1):
+            pass
+        os.kill(os.getpid(), ending)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()

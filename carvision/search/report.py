@@ -1,6 +1,6 @@
-"""Show a search's progress: a live table on a terminal, else a line for each event.
+"""Report a search: its progress, as a live table on a terminal or a line for each event, and its results in its folder.
 
-Write a search's results into its folder: trials.csv, plots, search.html, and the best trial as an experiment.
+The results are trials.csv, plots, search.html, and the best trial as an experiment.
 """
 
 import logging
@@ -8,6 +8,7 @@ import math
 import shlex
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,6 @@ from carvision.files.atomic import own_folder, write_csv, write_text
 from carvision.files.locks import lock_when_free
 from carvision.reports.tables import TextTable, print_table, write_html
 from carvision.search.build import Sweep, compose
-from carvision.search.plots import plot_history, plot_importance, plot_parallel, plot_pareto, plot_slices
 from carvision.search.queue import (
     BEST_EPOCH,
     BROKEN,
@@ -38,21 +38,32 @@ from carvision.search.queue import (
     best_first,
     folder_of,
     is_finished,
+    last_value,
     latest,
     num_to_run,
     root_of,
+    values_of,
 )
 
 log = logging.getLogger(__name__)
 
-
-MAX_ROWS = 15
+MAX_ROWS = 15  # of the live table
 REFRESH_S = 1.0
+WIDTH = 120  # of the table without a terminal
+MAX_SHOWN = 5  # best trials, as in report R0
+OWN_GROUPS = ("sweep", "experiment", "hydra")  # groups that an experiment can't choose
+ABOUT = (
+    "Each value is that of the trial's best epoch, for a pruned trial of its last one, on validation photos; test "
+    "photos are not used."
+)
 
 
 class Summary(NamedTuple):
-    """Progress of a search: counts of trials; best: the best so far; epochs trained, and saved by pruning;
-    seconds_left: nan if unknown."""
+    """The state of a search.
+
+    total to failed: numbers of trials. best: so far. epochs: trained. saved: epochs, by pruning. seconds_left: NaN if
+    unknown.
+    """
 
     total: int
     ended: int
@@ -126,7 +137,7 @@ def number_text(value: float) -> str:
 def values_text(trial: FrozenTrial, sweep: Sweep) -> str:
     """Format a completed trial's objectives."""
     return ", ".join(
-        f"{metric} {number_text(value)}" for metric, value in zip(sweep.objective, trial.values, strict=True)
+        f"{metric} {number_text(value)}" for metric, value in zip(sweep.objective, values_of(trial), strict=True)
     )
 
 
@@ -148,8 +159,7 @@ def event_text(trial: FrozenTrial, sweep: Sweep, best: FrozenTrial | None) -> st
         is_best = ", best so far" if best is not None and best.number == trial.number else ""
         return f"{name}: {values_text(trial, sweep)} at epoch {attributes[BEST_EPOCH]}{seconds}{is_best}"
     if trial.state == TrialState.PRUNED:
-        last = trial.intermediate_values.get(trial.last_step, math.nan)
-        outcome = f"{sweep.monitor[0]} {number_text(last)}"
+        outcome = f"{sweep.monitor[0]} {number_text(last_value(trial))}"
         return f"{name}: pruned after {num_epochs(trial)} of {sweep.num_epochs} epochs, {outcome}{seconds}"
     if BROKEN in attributes and not is_finished(trial, sweep.settings["retries"]):
         return f"{name}: interrupted after {num_epochs(trial)} epochs ({attributes.get(WHY)}); it will continue"
@@ -176,9 +186,9 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         if self.console.is_terminal:
-            self.live = Live(self._picture(), console=self.console, auto_refresh=False, transient=True)
+            self.live = Live(self._table(), console=self.console, auto_refresh=False, transient=True)
             self.live.start()
-            self.thread = threading.Thread(target=self._refresh, daemon=True, name="table-of-trials")
+            self.thread = threading.Thread(target=self._refresh, args=[self.live], daemon=True, name="table-of-trials")
             self.thread.start()
         return self
 
@@ -188,15 +198,14 @@ class Progress:
             self.thread.join()
             self.live.stop()
 
-    def _refresh(self) -> None:
+    def _refresh(self, live: Live) -> None:
         while not self.ended.wait(REFRESH_S):
-            self.live.update(self._picture(), refresh=True)
+            live.update(self._table(), refresh=True)
 
-    def _picture(self) -> Group:
+    def _table(self) -> Group:
         trials = self.study.get_trials(deepcopy=False)
-        return Group(
-            trials_table(self.sweep, trials, MAX_ROWS), Text(line_of(summarise(self.sweep, trials), self.sweep))
-        )
+        line = line_of(summarise(self.sweep, trials), self.sweep)
+        return Group(trials_table(self.sweep, trials, MAX_ROWS), Text(line))
 
 
 def trials_table(sweep: Sweep, trials: list[FrozenTrial], most: int) -> Table:
@@ -210,7 +219,7 @@ def trials_table(sweep: Sweep, trials: list[FrozenTrial], most: int) -> Table:
     table.add_column("values", overflow="ellipsis", no_wrap=True)
     for trial in [*best, *last]:
         running = trial.state == TrialState.RUNNING
-        values = trial.values or [trial.intermediate_values.get(trial.last_step, math.nan)]
+        values = trial.values or [last_value(trial)]
         texts = [number_text(value) for value in values][: len(sweep.objective)]
         texts += [""] * (len(sweep.objective) - len(texts))
         state = "best" if best and trial is best[0] else trial.state.name.lower()
@@ -218,15 +227,6 @@ def trials_table(sweep: Sweep, trials: list[FrozenTrial], most: int) -> Table:
         epochs = f"{num_epochs(trial)}/{sweep.num_epochs}"
         table.add_row(str(root_of(trial)), state, *texts, epochs, drawn_text(trial), style=style)
     return table
-
-
-WIDTH = 120  # of the table without a terminal
-MAX_SHOWN = 5  # best trials, as in report R0
-RESERVED = ("sweep", "experiment", "hydra")  # groups that an experiment can't choose
-ABOUT = (
-    "Each value is that of the trial's best epoch, for a pruned trial of its last one, on validation photos; test "
-    "photos are not used."
-)
 
 
 def write_report(sweep: Sweep, study: optuna.Study) -> None:
@@ -280,7 +280,7 @@ def trials_frame(sweep: Sweep, trials: list[FrozenTrial]) -> pd.DataFrame:
 def best_table(sweep: Sweep, best: list[FrozenTrial]) -> TextTable:
     """Return the best trials, with one row per sampled key."""
     keys = list(dict.fromkeys(key for trial in best for key in trial.params))
-    rows = [[metric, *(number_text(trial.values[i]) for trial in best)] for i, metric in enumerate(sweep.objective)]
+    rows = [[metric, *(number_text(values_of(trial)[i]) for trial in best)] for i, metric in enumerate(sweep.objective)]
     rows.append(["at epoch", *(str(trial.user_attrs.get(BEST_EPOCH, "")) for trial in best)])
     rows.append(["seconds", *(number_text(trial.user_attrs.get(SECONDS, math.nan)) for trial in best)])
     below = len(rows)
@@ -300,9 +300,8 @@ def value_text(value) -> str:
 
 def write_best(sweep: Sweep, trial: FrozenTrial) -> None:
     """Write experiment/best.yaml, which carvision.train finds with --config-dir <the search's folder>."""
-    overrides = sweep.words_of(trial.params)
-    config, _, groups = compose(overrides)
-    chosen = {group: name for group, name in groups.items() if not group.startswith(RESERVED)}
+    config, _, groups = compose(sweep.overrides_for(trial.params))
+    chosen = {group: name for group, name in groups.items() if not group.startswith(OWN_GROUPS)}
     # Added groups, such as heads, have nothing to override; others may have been removed
     available = choices_of("train", [f"{group}={name}" for group, name in chosen.items() if "@" not in group])
     monitor, mode = sweep.monitor
@@ -310,10 +309,9 @@ def write_best(sweep: Sweep, trial: FrozenTrial) -> None:
     config["run"] = {"dir": None}
     chosen |= {group: None for group in available if "@" in group and group not in chosen}
     defaults = [{f"{'override ' * (group in available)}/{group}": name} for group, name in chosen.items()]
-    values = ", ".join(f"{metric} {number_text(v)}" for metric, v in zip(sweep.objective, trial.values, strict=True))
     head = (
         "# @package _global_\n"
-        f"# The best trial of the search {sweep.name}: trial {root_of(trial)}, {values} at epoch "
+        f"# The best trial of the search {sweep.name}: trial {root_of(trial)}, {values_text(trial, sweep)} at epoch "
         f"{trial.user_attrs.get(BEST_EPOCH)}.\n# {drawn_text(trial)}\n"
         f"#   {command_of(sweep)}\n"
     )
@@ -328,16 +326,15 @@ def command_of(sweep: Sweep) -> str:
 
 def write_plots(sweep: Sweep, study: optuna.Study, trials: list[FrozenTrial]) -> dict[str, Path]:
     """Write the plots; return {title: file} of those with anything to show."""
+    from carvision.search import plots  # imports matplotlib, which only the end of a search needs
+
     done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     drawn = {
-        "Values by trial": ("history.png", lambda file: plot_history(sweep, trials, file)),
-        "Importance of the parameters": (
-            "importance.png",
-            lambda file: plot_importance(importance(study, sweep), file),
-        ),
-        "Values by sampled parameter": ("slices.png", lambda file: plot_slices(sweep, trials, file)),
-        "Trials as lines": ("parallel.png", lambda file: plot_parallel(sweep, done, file)),
-        "Pareto front": ("pareto.png", lambda file: plot_pareto(sweep, done, file)),
+        "Values by trial": ("history.png", partial(plots.plot_history, sweep, trials)),
+        "Importance of the parameters": ("importance.png", partial(plots.plot_importance, importance(study, sweep))),
+        "Values by sampled parameter": ("slices.png", partial(plots.plot_slices, sweep, trials)),
+        "Trials as lines": ("parallel.png", partial(plots.plot_parallel, sweep, done)),
+        "Pareto front": ("pareto.png", partial(plots.plot_pareto, sweep, done)),
     }
     return {title: sweep.folder / name for title, (name, plot) in drawn.items() if plot(sweep.folder / name)}
 
@@ -348,7 +345,7 @@ def importance(study: optuna.Study, sweep: Sweep) -> dict[str, float]:
     Empty if there are too few trials.
     """
     try:
-        return optuna.importance.get_param_importances(study, evaluator=fanova(), target=lambda trial: trial.values[0])
+        return optuna.importance.get_param_importances(study, evaluator=fanova(), target=_first_value)
     except (ValueError, RuntimeError, ZeroDivisionError):
         return {}
 
@@ -362,7 +359,7 @@ def interactive(study: optuna.Study, sweep: Sweep) -> list[str]:
     """Return Optuna's own plots as HTML fragments, with trial details on hover; the first includes plotly's script."""
     from optuna import visualization
 
-    first = {"target": lambda trial: trial.values[0], "target_name": next(iter(sweep.objective))}
+    first = {"target": _first_value, "target_name": next(iter(sweep.objective))}
     plots = [
         lambda: visualization.plot_optimization_history(study, **first),
         lambda: visualization.plot_param_importances(study, evaluator=fanova(), **first),
@@ -381,3 +378,7 @@ def interactive(study: optuna.Study, sweep: Sweep) -> list[str]:
             continue
         parts.append(figure.to_html(full_html=False, include_plotlyjs=not parts))
     return parts
+
+
+def _first_value(trial: FrozenTrial) -> float:
+    return values_of(trial)[0]

@@ -1,7 +1,6 @@
-"""Run several workers of one search on this machine, each with a share of the cores, and a GPU if there are several. A
-killed worker is restarted.
+"""Run carvision.sweep: start, join or continue a search with one or several workers, and report.
 
-Run carvision.sweep: start, join or continue a search with one or several workers, and report.
+Several workers each have a share of this machine's cores, and a GPU if there are several. A killed one is restarted.
 """
 
 import contextlib
@@ -22,142 +21,14 @@ from carvision.files.atomic import open_kept, own_folder
 from carvision.files.log import start_log
 from carvision.search.build import Sweep
 from carvision.search.queue import SIGNALS, WHY, end_with_parent, latest, num_to_run
-from carvision.search.report import Progress, line_of, summarise
+from carvision.search.report import Progress, line_of, summarise, write_report
 from carvision.search.study import describe_brackets, open_storage, open_study
-from carvision.search.worker import Interrupted, Worker
+from carvision.search.worker import POLL_EVERY_S, Interrupted, Worker
 
 log = logging.getLogger(__name__)
 
-
 WORKER = "CARVISION_SWEEP_WORKER"  # environment variable with the number of a worker started by another carvision.sweep
-POLL_EVERY_S = 0.2
 MAX_STARTS = 5  # of a worker that is killed repeatedly
-
-
-def run_workers(sweep: Sweep, overrides: list[str], quiet: bool) -> None:
-    """Run the workers until all have ended. Their output goes to files in the search's folder and, without `quiet`, to
-    the terminal.
-
-    Raises InputError with a worker's message if all failed, Interrupted after a signal.
-    """
-    num, trainer = sweep.settings["workers"], sweep.config["trainer"]
-    gpus = visible_gpus() if trainer["accelerator"] in ("gpu", "auto") else []
-    each = trainer["devices"] if isinstance(trainer["devices"], int) else len(gpus) or 1
-    if gpus and num * each > len(gpus):
-        log.warning("%d workers with %d GPU%s each share %d GPUs", num, each, "s" * (each > 1), len(gpus))
-    workers = [
-        _Worker(sweep, overrides, number, share_of_cores(number, num), share_of_gpus(gpus, number, each))
-        for number in range(num)
-    ]
-    received: list[int] = []
-    before = {s: signal.signal(s, lambda number, _: received.append(number)) for s in SIGNALS}
-    try:
-        for worker in workers:
-            worker.start()
-        handled = 0
-        while any(worker.process.poll() is None for worker in workers):
-            time.sleep(POLL_EVERY_S)
-            if len(received) > handled:
-                handled = len(received)
-                for worker in workers:
-                    worker.stop()
-            for worker in workers:
-                worker.relay(quiet)
-                if not received and worker.was_killed() and worker.starts < MAX_STARTS:
-                    log.warning("worker %d was ended by %s; restarting it", worker.number, worker.ending())
-                    worker.start()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for worker in workers:
-            worker.stop()
-    for worker in workers:
-        worker.relay(quiet)
-    if received:
-        raise Interrupted(received[0])
-    failed = [worker for worker in workers if worker.process.returncode]
-    if len(failed) == len(workers):
-        raise InputError(failed[0].last_line() or f"a worker ended with status {failed[0].process.returncode}")
-    for worker in failed:
-        log.warning("worker %d ended: %s", worker.number, worker.last_line())
-
-
-class _Worker:
-    def __init__(self, sweep: Sweep, overrides: list[str], index: int, cores: set[int], gpus: list[str]):
-        self.number, self.starts, self.cores = index + 1, 0, cores
-        self.command = [sys.executable, "-m", "carvision.sweep", *overrides, "sweep.workers=1"]
-        self.environment = {**os.environ, WORKER: str(index)}
-        if gpus:
-            self.environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-        self.output = sweep.folder / "logs" / f"worker_{self.number}.txt"
-        own_folder(self.output.parent)
-        self.relayed = self.output.stat().st_size if self.output.exists() else 0
-
-    def start(self) -> None:
-        self.starts += 1
-        with open_kept(self.output, "ab") as file:
-            self.process = subprocess.Popen(
-                self.command,
-                env=self.environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=file,
-                start_new_session=True,  # only this process forwards a terminal's signals to it
-            )
-        if self.cores:
-            with contextlib.suppress(OSError):
-                os.sched_setaffinity(self.process.pid, self.cores)
-
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-
-    def was_killed(self) -> bool:
-        return (self.process.poll() or 0) < 0
-
-    def ending(self) -> str:
-        return signal.Signals(-self.process.returncode).name
-
-    def relay(self, quiet: bool) -> None:
-        """Copy new worker output to stderr."""
-        with self.output.open("rb") as file:
-            file.seek(self.relayed)
-            output = file.read()
-        whole = output[: output.rfind(b"\n") + 1]
-        self.relayed += len(whole)
-        if not quiet:
-            sys.stderr.write(whole.decode(errors="replace"))
-            sys.stderr.flush()
-
-    def last_line(self) -> str:
-        lines = self.output.read_text(errors="replace", encoding="utf-8").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "").removeprefix("error: ")
-
-
-def visible_gpus() -> list[str]:
-    """Return the GPUs as CUDA_VISIBLE_DEVICES names them; without torch, whose import takes seconds."""
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if allowed is not None:
-        return [name.strip() for name in allowed.split(",") if name.strip() not in ("", "-1")]
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return []
-    query = [command, "--query-gpu=index", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, encoding="utf-8", errors="replace")
-    return [line.strip() for line in done.stdout.splitlines() if line.strip().isdigit()]
-
-
-def share_of_gpus(gpus: list[str], index: int, each: int) -> list[str]:
-    """Return the worker's GPUs; workers share if there are too few."""
-    return [gpus[(index * each + i) % len(gpus)] for i in range(min(each, len(gpus)))]
-
-
-def share_of_cores(index: int, num: int) -> set[int]:
-    """Return the worker's cores; empty if the system can't set affinity."""
-    if not hasattr(os, "sched_getaffinity"):
-        return set()
-    cores = sorted(os.sched_getaffinity(0))
-    return set(cores[index::num]) if len(cores) >= num else {cores[index % len(cores)]}
 
 
 def search(sweep: Sweep, overrides: list[str]) -> None:
@@ -184,7 +55,7 @@ def search(sweep: Sweep, overrides: list[str]) -> None:
                 Worker(sweep, study, storage, progress.report).work()
     except Interrupted as interrupted:
         ending = interrupted.args[0]
-    report(sweep, study)
+    write_report(sweep, study)
     summary = summarise(sweep, study.get_trials(deepcopy=False))
     if summary.ended < summary.total:
         others = f"; {summary.running} are run by other workers" if summary.running else ""
@@ -251,8 +122,125 @@ def caches_features(sweep: Sweep) -> bool:
     )
 
 
-def report(sweep: Sweep, study: optuna.Study) -> None:
-    """Write the report of the search, see reports/search."""
-    from carvision.search.report import write_report  # late import: matplotlib and plotly
+def run_workers(sweep: Sweep, overrides: list[str], quiet: bool) -> None:
+    """Run the workers until all have ended. Their output goes to files in the search's folder and, without `quiet`, to
+    the terminal.
 
-    write_report(sweep, study)
+    Raises InputError with a worker's message if all failed, Interrupted after a signal.
+    """
+    num, trainer = sweep.settings["workers"], sweep.config["trainer"]
+    gpus = visible_gpus() if trainer["accelerator"] in ("gpu", "auto") else []
+    each = trainer["devices"] if isinstance(trainer["devices"], int) else len(gpus) or 1
+    if gpus and num * each > len(gpus):
+        log.warning("%d workers with %d GPU%s each share %d GPUs", num, each, "s" * (each > 1), len(gpus))
+    workers = [
+        _Worker(sweep, overrides, number, share_of_cores(number, num), share_of_gpus(gpus, number, each))
+        for number in range(num)
+    ]
+    received: list[int] = []
+    before = {s: signal.signal(s, lambda number, _: received.append(number)) for s in SIGNALS}
+    try:
+        for worker in workers:
+            worker.start()
+        handled = 0
+        while any(worker.process.poll() is None for worker in workers):
+            time.sleep(POLL_EVERY_S)
+            if len(received) > handled:
+                handled = len(received)
+                for worker in workers:
+                    worker.stop()
+            for worker in workers:
+                worker.relay(quiet)
+                if not received and worker.was_killed() and worker.starts < MAX_STARTS:
+                    log.warning("worker %d was ended by %s; restarting it", worker.number, worker.ending())
+                    worker.start()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for worker in workers:
+            worker.stop()
+    for worker in workers:
+        worker.relay(quiet)
+    if received:
+        raise Interrupted(received[0])
+    failed = [worker for worker in workers if worker.process.returncode]
+    if len(failed) == len(workers):
+        raise InputError(failed[0].last_line() or f"a worker ended with status {failed[0].process.returncode}")
+    for worker in failed:
+        log.warning("worker %d ended: %s", worker.number, worker.last_line())
+
+
+class _Worker:
+    """A worker in its own process, as another carvision.sweep with WORKER in its environment."""
+
+    def __init__(self, sweep: Sweep, overrides: list[str], index: int, cores: set[int], gpus: list[str]):
+        self.number, self.starts, self.cores = index + 1, 0, cores
+        self.command = [sys.executable, "-m", "carvision.sweep", *overrides, "sweep.workers=1"]
+        self.environment = {**os.environ, WORKER: str(index)}
+        if gpus:
+            self.environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        self.output = sweep.folder / "logs" / f"worker_{self.number}.txt"
+        own_folder(self.output.parent)
+        self.relayed = self.output.stat().st_size if self.output.exists() else 0
+
+    def start(self) -> None:
+        self.starts += 1
+        with open_kept(self.output, "ab") as file:
+            self.process = subprocess.Popen(
+                self.command, env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=file,
+                start_new_session=True,  # only this process forwards a terminal's signals to it
+            )  # fmt: skip
+        if self.cores:
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(self.process.pid, self.cores)
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+
+    def was_killed(self) -> bool:
+        return (self.process.poll() or 0) < 0
+
+    def ending(self) -> str:
+        return signal.Signals(-self.process.returncode).name
+
+    def relay(self, quiet: bool) -> None:
+        """Copy new worker output to stderr."""
+        with self.output.open("rb") as file:
+            file.seek(self.relayed)
+            output = file.read()
+        whole = output[: output.rfind(b"\n") + 1]
+        self.relayed += len(whole)
+        if not quiet:
+            sys.stderr.write(whole.decode(errors="replace"))
+            sys.stderr.flush()
+
+    def last_line(self) -> str:
+        lines = self.output.read_text(errors="replace", encoding="utf-8").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "").removeprefix("error: ")
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs as CUDA_VISIBLE_DEVICES names them; without torch, whose import takes seconds."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is not None:
+        return [name.strip() for name in allowed.split(",") if name.strip() not in ("", "-1")]
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return []
+    query = [command, "--query-gpu=index", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, encoding="utf-8", errors="replace")
+    return [line.strip() for line in done.stdout.splitlines() if line.strip().isdigit()]
+
+
+def share_of_gpus(gpus: list[str], index: int, each: int) -> list[str]:
+    """Return the worker's GPUs; workers share if there are too few."""
+    return [gpus[(index * each + i) % len(gpus)] for i in range(min(each, len(gpus)))]
+
+
+def share_of_cores(index: int, num: int) -> set[int]:
+    """Return the worker's cores; empty if the system can't set affinity."""
+    if not hasattr(os, "sched_getaffinity"):
+        return set()
+    cores = sorted(os.sched_getaffinity(0))
+    return set(cores[index::num]) if len(cores) >= num else {cores[index % len(cores)]}

@@ -15,22 +15,14 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
-from hydra.core.override_parser.types import (
-    ChoiceSweep,
-    IntervalSweep,
-    Override,
-    QuotedString,
-    RangeSweep,
-    Sweep,
-    Transformer,
-)
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from carvision.config.compose import as_input_errors
-from carvision.config.overrides import parse_overrides, quote_item, with_quoted_paths
-from carvision.config.schema import ALLOWED, is_path
+from carvision.config.overrides import Searched, parse_search, with_quoted_paths, write_value
+from carvision.config.schema import ALLOWED
 from carvision.errors import InputError, nearest, one_line
 
 COMPARE = {
@@ -52,9 +44,7 @@ def _whole(value: float) -> int:
 RESOLVERS = {
     "times": lambda a, b: a * b,
     "repeat": lambda value, count: [value] * count,  # the same units in each of `count` layers
-    "pick": lambda value, found: found.get(
-        value
-    ),  # of {adam: ..., sgd: ...}; a key that comes out as null is not given
+    "pick": lambda value, found: found.get(value),  # of {adam: ..., sgd: ...}; a key that follows as null is not given
     "halving": lambda value, count: [_whole(value / 2**i) for i in range(count)],  # 256, 128, 64
 }
 for _name, _function in RESOLVERS.items():
@@ -88,10 +78,14 @@ class Dimension:
     key: str
     conditions: tuple[Condition, ...] = ()
     choices: tuple[Value, ...] = ()
-    low: float | int | None = None
-    high: float | int | None = None
+    low: float | int = 0
+    high: float | int = 0
     step: float | int | None = None
     log: bool = False
+
+    def is_drawn(self, drawn: Mapping[str, Value]) -> bool:
+        """Return whether all conditions hold for the values drawn so far."""
+        return all(condition.holds(drawn) for condition in self.conditions)
 
     def suggest(self, trial) -> Value:
         """Return the value that the trial (optuna.Trial) suggests."""
@@ -111,7 +105,7 @@ class Dimension:
         step = self.step or 1
         count = round((self.high - self.low) / step) + 1
         values = [self.low + i * step for i in range(count)]
-        return values if isinstance(self.low, int) else [round(value, DIGITS) for value in values]
+        return [value if isinstance(self.low, int) else round(value, DIGITS) for value in values]
 
     def __str__(self) -> str:
         if self.choices:
@@ -140,7 +134,7 @@ class Space:
         """Return {key: value} of the dimensions whose conditions hold. trial: optuna.Trial."""
         drawn: dict[str, Value] = {}
         for dimension in self.dimensions:
-            if all(condition.holds(drawn) for condition in dimension.conditions):
+            if dimension.is_drawn(drawn):
                 drawn[dimension.key] = dimension.suggest(trial)
         return drawn
 
@@ -152,14 +146,13 @@ class Space:
         # Values not drawn are null: a key may follow from values that only some trials have. They are renamed, as
         # OmegaConf would read optimizer.lr as a path
         names = {dimension.key: f"drawn_{index}" for index, dimension in enumerate(self.dimensions)}
-        made = {name: drawn.get(key) for key, name in names.items()}
-        follows = _renamed(dict(self.follows), names)
+        known = {name: drawn.get(key) for key, name in names.items()}
         try:
-            made = OmegaConf.create({**made, FOLLOWING: follows})
-            values = OmegaConf.to_container(made, resolve=True)[FOLLOWING]
+            config = OmegaConf.create({**known, FOLLOWING: _renamed(dict(self.follows), names)})
+            values = cast(dict, OmegaConf.to_container(config[FOLLOWING], resolve=True))
         except (OmegaConfBaseException, ValueError, TypeError) as error:
             raise InputError(f"sweep.follows: {one_line(error)}") from None
-        return [*searched, *(f"{key}={Transformer.encode(v)}" for key, v in values.items() if v is not None)]
+        return [*searched, *(f"{key}={write_value(value)}" for key, value in values.items() if value is not None)]
 
     def grid(self) -> list[dict[str, Value]]:
         """Return every combination once. Raise InputError for a dimension with infinitely many values."""
@@ -171,12 +164,10 @@ class Space:
                     f"{dimension.key}: {dimension} has infinitely many values; for a grid use choice or range"
                 )
             drawn = [
-                {**so_far, **one}
+                cell
                 for so_far in drawn
-                for one in (
-                    [{dimension.key: value} for value in values]
-                    if all(condition.holds(so_far) for condition in dimension.conditions)
-                    else [{}]
+                for cell in (
+                    [{**so_far, dimension.key: value} for value in values] if dimension.is_drawn(so_far) else [so_far]
                 )
             ]
         return drawn
@@ -203,21 +194,19 @@ def split_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
     given: dict[str, str] = {}
     searched: dict[str, str] = {}
     for word in with_quoted_paths(overrides, sweeps=True):
-        override = _parse(word)
-        target, other = (searched, given) if override.is_sweep_override() else (given, searched)
-        other.pop(_key(override), None)
-        target.pop(_key(override), None)
-        target[_key(override)] = word
+        key, values = _parse(word)
+        target, other = (searched, given) if values else (given, searched)
+        other.pop(key, None)
+        target.pop(key, None)  # so that it comes last
+        target[key] = word
     return list(given.values()), list(searched.values())
 
 
 def read_space(overrides: list[str], follows: Mapping[str, str], is_known: Callable[[str], bool]) -> Space:
     """Return the space of these searching overrides. is_known: whether a key exists in the configuration. Raises
     InputError."""
-    found = {}
-    for word in overrides:
-        dimension = _dimension(_parse(word), word)
-        found[dimension.key] = dimension
+    parsed = {word: _parse(word) for word in overrides}
+    found = {key: _dimension(key, values, word) for word, (key, values) in parsed.items() if values}
     if not found:
         raise InputError("nothing is searched; give a space such as optimizer.lr=tag(log,interval(1e-4,1e-1))")
     used = set(re.findall(r"\$\{([^${}:,]+)\}", " ".join(map(str, follows.values()))))
@@ -232,50 +221,44 @@ def read_space(overrides: list[str], follows: Mapping[str, str], is_known: Calla
     return Space(ordered, follows, names)
 
 
-def _parse(word: str) -> Override:
+def _parse(word: str) -> tuple[str, Searched | None]:
     with as_input_errors():
-        return parse_overrides([word], sweeps=True)[0]
+        return parse_search(word)
 
 
-def _key(override: Override) -> str:
-    return override.get_key_element().removesuffix("=")
-
-
-def _dimension(override: Override, word: str) -> Dimension:
-    sweep: Sweep = override.value()
-    if not isinstance(sweep, ChoiceSweep | IntervalSweep | RangeSweep):
-        raise InputError(f"{word}: takes choice, range or interval, not {type(sweep).__name__.lower()}")
-    key = _key(override)
+def _dimension(key: str, searched: Searched, word: str) -> Dimension:
+    """Return the dimension of this key. word: the override, for messages."""
+    if searched.kind not in ("choice", "range", "interval"):
+        raise InputError(f"{word}: takes choice, range or interval, not {searched.kind}")
     conditions, log = [], False
-    for tag in sorted(sweep.tags):
+    for tag in searched.tags:
         if match := CONDITION.fullmatch(tag):
             # As Hydra writes a drawn value
             value = {"true": "True", "false": "False"}.get(match[3].lower(), match[3])
-            conditions.append(Condition(match[1], match[2], _plain(value)))
+            conditions.append(Condition(match[1], match[2], _as_number(value)))
         elif tag == "log":
             log = True
         else:
             raise InputError(f"{word}: the tag {tag!r} is neither log nor a condition such as 'layers>=2'")
-    known = {"key": key, "conditions": tuple(conditions)}
-    if isinstance(sweep, ChoiceSweep):
-        if log:
-            raise InputError(f"{word}: log is for intervals, not for a choice")
-        choices = tuple(_plain(text) for text in _encoded(override))
-        twice = next((choice for index, choice in enumerate(choices) if choice in choices[:index]), None)
-        if twice is not None:
-            raise InputError(f"{word}: {twice} comes twice; give each choice once")
-        return Dimension(**known, choices=choices)
-    if isinstance(sweep, IntervalSweep):
-        low, high = sweep.start, sweep.end
+    if searched.kind == "interval":
+        low, high = searched.start, searched.end
         if not low < high or (log and low <= 0):
             raise InputError(f"{word}: takes two numbers, the smaller first{', above 0' if log else ''}")
-        return Dimension(**known, low=low, high=high, log=log)
-    values = [_plain(text) for text in _encoded(override)]
-    if log or not values:
-        raise InputError(f"{word}: {'log is for intervals' if log else 'this range is empty, as its stop is excluded'}")
-    if len(values) == 1:
-        return Dimension(**known, choices=tuple(values))
-    return Dimension(**known, low=min(values), high=max(values), step=abs(sweep.step))
+        return Dimension(key, tuple(conditions), low=low, high=high, log=log)
+    if log:
+        raise InputError(f"{word}: log is for intervals, not for a {searched.kind}")
+    values = [_as_number(text) for text in searched.values]
+    if searched.kind == "choice":
+        twice = next((value for index, value in enumerate(values) if value in values[:index]), None)
+        if twice is not None:
+            raise InputError(f"{word}: {twice} comes twice; give each choice once")
+        return Dimension(key, tuple(conditions), choices=tuple(values))
+    numbers = [value for value in values if not isinstance(value, str)]
+    if not numbers:
+        raise InputError(f"{word}: this range is empty, as its stop is excluded")
+    if len(numbers) == 1:
+        return Dimension(key, tuple(conditions), choices=tuple(numbers))
+    return Dimension(key, tuple(conditions), low=min(numbers), high=max(numbers), step=abs(searched.step))
 
 
 def _require_comparable(dimension: Dimension, condition: Condition, other: Dimension) -> None:
@@ -288,19 +271,7 @@ def _require_comparable(dimension: Dimension, condition: Condition, other: Dimen
         raise InputError(f"{dimension.key}: the condition {str(condition)!r} needs numbers on both sides")
 
 
-def _encoded(override: Override) -> list[str]:
-    """Return each value as written in an override."""
-    of_path = is_path(override.key_or_group)
-
-    def encode(value) -> str:
-        if of_path and isinstance(value, str | QuotedString):  # Hydra drops its quotes within choice()
-            return quote_item(value if isinstance(value, str) else value.text)
-        return Transformer.str(value)
-
-    return list(override.sweep_iterator(encode))
-
-
-def _plain(text: str) -> Value:
+def _as_number(text: str) -> Value:
     """Return the text as an int or float if it is one."""
     for kind in (int, float):
         try:

@@ -7,6 +7,7 @@ import math
 import os
 import random
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,7 +17,8 @@ import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalFileSymlinkLock
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 
 from carvision.config.compose import flat_config, keys_added_since
 from carvision.config.overrides import expand_home
@@ -26,54 +28,18 @@ from carvision.files.folders import LOCK, is_run, refuse_foreign_folder, shorten
 from carvision.search.build import Sweep
 from carvision.search.queue import RETRY_OF, TRIALS, num_to_run
 
+if sys.platform == "win32":  # where symbolic links need privileges
+    from optuna.storages.journal import JournalFileOpenLock as JournalLock
+else:
+    from optuna.storages.journal import JournalFileSymlinkLock as JournalLock
+
 JOURNAL = "journal.log"
-FIRST_WRITTEN = {
-    LOCK,
-    "running",
-    "logs",
-}  # written before anything else by a search without a journal
+FIRST_WRITTEN = {LOCK, "running", "logs"}  # before anything else by a search without a journal
 WRITTEN = {*FIRST_WRITTEN, TRIALS, "experiment", "trials.csv", "search.html"}
 WRITTEN |= {f"{name}.png" for name in ("history", "importance", "slices", "parallel", "pareto")}
 BEGUN_WITH = "carvision"  # attribute of the study
 OPENINGS = 5  # attempts to open a database
-OPTUNA_DIRECTIONS = {"min": "minimize", "max": "maximize"}
-
-
-class RepairingLock(JournalFileSymlinkLock if os.name == "posix" else JournalFileOpenLock):
-    """Lock Optuna's journal, and remove a partial last line when acquired: a worker killed while writing may have left
-    one, and the next line would be appended to it, making the journal unreadable."""
-
-    def __init__(self, journal: Path):
-        super().__init__(str(journal))
-        # A relative link target, valid wherever the folder is mounted
-        self._lock_target_file = journal.name
-        self.journal = journal
-
-    def acquire(self) -> bool:
-        held = super().acquire()
-        try:
-            truncate_partial_line(self.journal)
-        except BaseException:
-            self.release()
-            raise
-        return held
-
-
-def truncate_partial_line(journal: Path) -> None:
-    """Truncate the file after its last newline."""
-    with journal.open("r+b") as file:
-        end = file.seek(0, 2)
-        whole = end
-        while whole:
-            start = max(0, whole - 4096)
-            file.seek(start)
-            index = file.read(whole - start).rfind(b"\n")
-            whole = start + index + 1
-            if index >= 0:
-                break
-            whole = start
-        if whole < end:
-            file.truncate(whole)
+OPTUNA_DIRECTIONS = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
 
 
 def open_storage(url: str | None, folder: Path) -> BaseStorage:
@@ -117,18 +83,54 @@ def _is_carvision_journal(journal: Path) -> bool:
 
 def _open_database(url: str) -> RDBStorage:
     url = re.sub(r"^sqlite:///(~.*)", lambda match: f"sqlite:///{expand_home(match[1])}", url)
-    for tries_left in reversed(range(OPENINGS)):
+    text = ""
+    for _ in range(OPENINGS):  # several workers may create a new database's tables at once
+        if text:
+            time.sleep(random.uniform(0.05, 0.5))
         try:
             return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})  # connections may drop between long epochs
         except Exception as error:  # SQLAlchemy's, the driver's, Optuna's, or a missing driver
-            if tries_left:  # several workers may create a new database's tables at once
-                time.sleep(random.uniform(0.05, 0.5))
-                continue
             text = one_line(error, 300)
-            raise InputError(
-                f"sweep.storage: {url} can't be opened ({text}); takes a database's URL such as sqlite:///sweep.db or "
-                "postgresql://user@host/name, or null for a journal in the search's folder"
-            ) from None
+    raise InputError(
+        f"sweep.storage: {url} can't be opened ({text}); takes a database's URL such as sqlite:///sweep.db or "
+        "postgresql://user@host/name, or null for a journal in the search's folder"
+    )
+
+
+class RepairingLock(JournalLock):
+    """Lock Optuna's journal, and remove a partial last line when acquired: a worker killed while writing may have left
+    one, and the next line would be appended to it, making the journal unreadable."""
+
+    def __init__(self, journal: Path):
+        super().__init__(str(journal))
+        # A relative link target, valid wherever the folder is mounted
+        self._lock_target_file = journal.name
+        self.journal = journal
+
+    def acquire(self) -> bool:
+        held = super().acquire()
+        try:
+            truncate_partial_line(self.journal)
+        except BaseException:
+            self.release()
+            raise
+        return held
+
+
+def truncate_partial_line(journal: Path) -> None:
+    """Truncate the file after its last newline."""
+    with journal.open("r+b") as file:
+        end = file.seek(0, 2)
+        whole = end
+        while whole:
+            start = max(0, whole - 4096)
+            file.seek(start)
+            index = file.read(whole - start).rfind(b"\n")
+            whole = start + index + 1
+            if index >= 0:
+                break
+        if whole < end:
+            file.truncate(whole)
 
 
 def open_study(sweep: Sweep, storage: BaseStorage) -> optuna.Study:

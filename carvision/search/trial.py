@@ -1,6 +1,6 @@
 """Run one trial in its own process: a training that reports its epochs to the study, which may prune it.
 
-As a command, for a training with several processes: python -m carvision.search.trial PLAN
+A worker forks this process, or starts it as python -m carvision.search.trial PLAN, such as for several processes.
 """
 
 import copy
@@ -9,6 +9,7 @@ import logging
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytorch_lightning as pl
@@ -22,17 +23,33 @@ from carvision.search.study import create_pruner, open_storage
 from carvision.training.callbacks import History, read_history
 from carvision.training.distributed.collectives import broadcast_object
 from carvision.training.distributed.launch import is_first_process
-from carvision.training.run.run import run
+from carvision.training.run.start import train
 from carvision.training.run.stopping import Stopped
 
 log = logging.getLogger(__name__)
 
 
-class Reporting(pl.Callback):
-    """Report `monitor` to the study after each epoch. If the pruner decides to prune, the run ends before the next
-    epoch, in all its processes; its folder holds what a stopped run's does.
+def run_trial(plan_file: Path) -> None:
+    """Run the trial, and exit with status 0, PRUNED, or another of carvision.train's."""
+    plan = json.loads(plan_file.read_text(encoding="utf-8"))
+    with one_line_errors():
+        config = compose(plan["words"])[0]
+        config["run"] |= {"dir": plan["run"], "test": False}
+        config["callbacks"] |= {"monitor": plan["monitor"], "mode": plan["mode"], "progress_bar": False}
+        if config["trainer"]["accelerator"] == "tpu":
+            from carvision.training.distributed.tpu_cores import use_cores
 
-    plan: what the worker wrote for this trial.
+            use_cores(config["trainer"]["devices"])
+        reporting = Reporting(plan)
+        train(config, plan["study"], [reporting])
+    sys.exit(PRUNED if reporting.pruned and is_first_process() else 0)
+
+
+class Reporting(pl.Callback):
+    """Report the monitored metric to the study after each epoch.
+
+    If the pruner decides to prune, the run ends before the next epoch, in all its processes; its folder holds what a
+    stopped run's does. plan: what the worker wrote for this trial.
     """
 
     def __init__(self, plan: dict):
@@ -43,7 +60,8 @@ class Reporting(pl.Callback):
         """Report the earlier epochs' values of a continued trial, too."""
         if not trainer.is_global_zero or self.study is not None or not trainer.current_epoch:
             return
-        history = next(hook for hook in trainer.callbacks if isinstance(hook, History))
+        hooks: list[Any] = trainer.callbacks  # pyrefly: ignore[missing-attribute] - Lightning does not declare it
+        history = next(hook for hook in hooks if isinstance(hook, History))
         for row in history.rows or read_history(history.file):
             value = row.get(self.plan["monitor"])
             if row["epoch"] < trainer.current_epoch and value is not None and not math.isnan(value):
@@ -99,22 +117,6 @@ def as_first(trial: FrozenTrial) -> FrozenTrial:
     same = copy.copy(trial)
     same.number = root_of(trial)
     return same
-
-
-def run_trial(plan_file: Path) -> None:
-    """Run the trial, and exit with status 0, PRUNED, or another of carvision.train's."""
-    plan = json.loads(plan_file.read_text(encoding="utf-8"))
-    with one_line_errors():
-        config = compose(plan["words"])[0]
-        config["run"] |= {"dir": plan["run"], "test": False}
-        config["callbacks"] |= {"monitor": plan["monitor"], "mode": plan["mode"], "progress_bar": False}
-        if config["trainer"]["accelerator"] == "tpu":
-            from carvision.training.distributed.tpu_cores import use_cores
-
-            use_cores(config["trainer"]["devices"])
-        reporting = Reporting(plan)
-        run(config, plan["study"], [reporting])
-    sys.exit(PRUNED if reporting.pruned and is_first_process() else 0)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Start a trial's process; forked, if possible, from one that has already imported everything.
+"""Run one worker of a search: claim trial after trial, run each in its own process, and record its result in the study.
 
-Run one worker of a search: claim trial after trial, run each in its own process, and record the results in the
-study.
+A trial's process is forked, if possible, from one that has already imported everything.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -14,13 +14,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import optuna
 import pandas as pd
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from carvision.errors import InputError, one_line
 from carvision.files.atomic import open_kept, own_folder, write_json
@@ -37,6 +39,7 @@ from carvision.search.queue import (
     SECONDS,
     SIGNALS,
     WHY,
+    Heartbeat,
     Queue,
     best_first,
     end_with_parent,
@@ -49,67 +52,7 @@ from carvision.system.machine import FORK
 
 log = logging.getLogger(__name__)
 
-
-class TrialProcess:
-    """Run one trial in its own process. exitcode: None while it runs; negative if a signal ended it. Its output is
-    appended to the file `output`."""
-
-    def __init__(self, plan: Path, output: Path, single_process: bool):
-        """Start the process. single_process: the training is one process, on a device that a forked one can use."""
-        self.forked = FORK is not None and single_process
-        if self.forked:
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["carvision.search.trial"])
-            # The process ends when the other end is closed, as by kill -9 of this one
-            theirs, self.lifeline = context.Pipe(duplex=False)
-            self.process = context.Process(target=_run_forked, args=(plan, output, theirs))
-            self.process.start()
-            theirs.close()
-        else:
-            with open_kept(output, "ab") as file:
-                self.process = subprocess.Popen(
-                    [sys.executable, "-m", "carvision.search.trial", str(plan)],
-                    stdin=subprocess.PIPE, stdout=file, stderr=file, start_new_session=True,
-                )  # fmt: skip
-
-    @property
-    def exitcode(self) -> int | None:
-        return self.process.exitcode if self.forked else self.process.poll()
-
-    def wait(self, seconds: float) -> None:
-        if self.forked:
-            self.process.join(seconds)
-            return
-        try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return
-
-    def stop(self) -> None:
-        """Ask the process to stop with a checkpoint."""
-        if self.exitcode is None:
-            self.process.terminate()
-
-    def kill(self) -> None:
-        if self.exitcode is None:
-            self.process.kill()
-
-
-def _run_forked(plan: Path, output: Path, lifeline) -> None:
-    os.setsid()  # only the worker forwards a terminal's or scheduler's signals
-    with open_kept(output, "ab") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
-    end_with_parent(lifeline.fileno())
-    from carvision.search.trial import run_trial
-
-    run_trial(plan)
-
-
-MAX_FAILURES = (
-    3  # consecutive failures of a worker's first trials after which it gives up: the values are not the cause
-)
+MAX_FAILURES = 3  # of a worker's first trials, one after another, after which it gives up: the values are not the cause
 POLL_EVERY_S = 0.2
 
 
@@ -120,17 +63,18 @@ class Interrupted(Exception):
 class Worker:
     """Run trials until none is left. report: called with a trial when it starts and when it ends."""
 
-    def __init__(self, sweep: Sweep, study: optuna.Study, storage: BaseStorage, report):
+    def __init__(self, sweep: Sweep, study: optuna.Study, storage: BaseStorage, report: Callable[[FrozenTrial], None]):
         self.sweep, self.study, self.storage, self.report = sweep, study, storage, report
         self.queue = Queue(sweep, study, storage)
         self.received: list[int] = []  # signal numbers
         self.failures: list[str] | None = []  # None once a trial has succeeded
         trainer = sweep.config["trainer"]
         self.single_process = (
-            trainer["devices"] in (1, "1") and trainer["num_nodes"] == 1 and trainer["accelerator"] != "tpu"
+            trainer["devices"] in (1, "1")
+            and trainer["num_nodes"] == 1
+            and trainer["accelerator"] != "tpu"
+            and not any(d.key.lstrip("+").partition(".")[0] == "trainer" for d in sweep.space.dimensions)
         )
-        searched = [dimension.key for dimension in sweep.space.dimensions]
-        self.single_process &= not any(key.lstrip("+").partition(".")[0] == "trainer" for key in searched)
 
     def work(self) -> None:
         """Run trials until none is left to start. Raise InputError if all fail, Interrupted after a signal."""
@@ -164,7 +108,7 @@ class Worker:
             time.sleep(POLL_EVERY_S)
         return bool(others["unknown"] or others["dead"])
 
-    def _run(self, trial: optuna.trial.Trial, heartbeat) -> None:
+    def _run(self, trial: Trial, heartbeat: Heartbeat) -> None:
         number = trial.number
         try:
             drawn = self.sweep.space.draw(trial)
@@ -207,39 +151,34 @@ class Worker:
         process = TrialProcess(plan, output, self.single_process)
         signals_sent = 0
         try:
-            while process.exitcode is None:
+            while (exitcode := process.exitcode) is None:
                 process.wait(POLL_EVERY_S)
-                if (
-                    len(self.received) > signals_sent
-                ):  # the first signal leaves time for a checkpoint, a second one none
-                    process.kill() if signals_sent else process.stop()
+                if len(self.received) > signals_sent:
+                    process.kill() if signals_sent else process.stop()  # only the first one allows a checkpoint
                     signals_sent = len(self.received)
         except BaseException:
             process.kill()
             raise
         finally:
             plan.unlink(missing_ok=True)
-        return process.exitcode, output
+        return exitcode, output
 
     def _record_result(self, trial: FrozenTrial, run: Path, exitcode: int, output: Path) -> None:
         for key, value in training_attributes(run).items():
             self._attribute(trial, key, value)
-        values, reason = None, ""
         if exitcode == 0 and (run / "metrics.json").exists():
             values, reason = objective_values(run, self.sweep.objective)
+            if values is None:
+                self._fail(trial, reason)
+                return
+            self.failures = None
+            self._finish(trial, TrialState.COMPLETE, values)
         elif exitcode == PRUNED:
             self._finish(trial, TrialState.PRUNED)
-            return
         elif self.received:
             self.queue.mark_interrupted(trial, "interrupted", death=False)
-            return
         else:
-            reason = failure_reason(exitcode, output)
-        if values is None:
-            self._fail(trial, reason)
-            return
-        self.failures = None
-        self._finish(trial, TrialState.COMPLETE, values)
+            self._fail(trial, failure_reason(exitcode, output))
 
     def _fail(self, trial: FrozenTrial, reason: str) -> None:
         self._attribute(trial, WHY, reason)
@@ -256,10 +195,7 @@ class Worker:
     def _finish(self, trial: FrozenTrial, state: TrialState, values: list[float] | None = None) -> None:
         try:
             self.study.tell(trial.number, values, state)
-        except (
-            UpdateFinishedTrialError,
-            ValueError,
-        ) as error:  # another worker considered this one dead and took the trial
+        except (UpdateFinishedTrialError, ValueError) as error:  # another worker considered this one dead
             log.warning("trial %d: %s", trial.number, one_line(error, 200))
 
     def _count_failure(self, reason: str) -> None:
@@ -326,3 +262,59 @@ def drop_checkpoints(sweep: Sweep, trials: list[FrozenTrial]) -> None:
             remove_checkpoints(run / "checkpoints")
             for name in ("model.safetensors", "model.json"):
                 (run / name).unlink(missing_ok=True)
+
+
+class TrialProcess:
+    """The process of one trial. Its output is appended to the file `output`."""
+
+    def __init__(self, plan: Path, output: Path, single_process: bool):
+        """Start the process. single_process: the training is one process, on a device that a forked one can use."""
+        self.process: BaseProcess | subprocess.Popen
+        if FORK is not None and single_process:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["carvision.search.trial"])
+            # The process ends when the other end is closed, as by kill -9 of this one
+            theirs, self.lifeline = context.Pipe(duplex=False)
+            self.process = context.Process(target=_run_forked, args=(plan, output, theirs))
+            self.process.start()
+            theirs.close()
+        else:
+            with open_kept(output, "ab") as file:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "carvision.search.trial", str(plan)],
+                    stdin=subprocess.PIPE, stdout=file, stderr=file, start_new_session=True,
+                )  # fmt: skip
+
+    @property
+    def exitcode(self) -> int | None:
+        """Return the exit status: None while it runs, negative if a signal ended it."""
+        return self.process.poll() if isinstance(self.process, subprocess.Popen) else self.process.exitcode
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until it ends, at most so long."""
+        if isinstance(self.process, subprocess.Popen):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout_s)
+        else:
+            self.process.join(timeout_s)
+
+    def stop(self) -> None:
+        """Ask the process to stop with a checkpoint."""
+        if self.exitcode is None:
+            self.process.terminate()
+
+    def kill(self) -> None:
+        if self.exitcode is None:
+            self.process.kill()
+
+
+def _run_forked(plan: Path, output: Path, lifeline) -> None:
+    os.setsid()  # only the worker forwards a terminal's or scheduler's signals
+    with open_kept(output, "ab") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
+    end_with_parent(lifeline.fileno())
+    from carvision.search.trial import run_trial
+
+    run_trial(plan)

@@ -1,6 +1,6 @@
-"""What this machine has."""
+"""Read the cores, memory limit and processor that this process has."""
 
-from __future__ import annotations  # carvision.doctor shall say itself that a Python is too old
+from __future__ import annotations  # so that carvision.doctor can report a Python that is too old
 
 import math
 import os
@@ -11,23 +11,24 @@ from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
-# How the loaders' readers of photos begin on Linux, with any Python: a forked one imports nothing, and sees when its
-# command is killed, which one from a fork server, the default from Python 3.14 on, does not. Elsewhere it is not safe.
+# Start method of the loaders' workers. On Linux, with any Python, fork: a forked worker imports nothing and notices
+# when its command is killed, which one from a fork server (the default from Python 3.14 on) does not. Elsewhere fork is
+# not safe.
 FORK = "fork" if sys.platform == "linux" else None
-NO_LIMIT = 2**60  # bytes; version 1 writes a number near 2^63 where there is none
+NO_LIMIT = 2**60  # bytes; cgroups of version 1 write a number near 2^63 for no limit
 
 
 def num_cores() -> int:
-    """Processor cores that this process may use, which in a container can be fewer than the machine has."""
+    """Return the number of cores that this process may use; in a container it can be fewer than the machine's."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = core_quota()
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
 
 
 def core_quota(own: Path = OWN_CGROUP, root: Path = CGROUPS) -> float | None:
-    """Cores' worth of time that the control group grants, as `docker run --cpus=1.5` sets it; None: all there is.
+    """Return the control group's limit of processor time in cores, as `docker run --cpus=1.5` sets it; None if none.
 
-    Such a process still sees every core of the machine, and is halted when its share is used up.
+    A limited process still sees every core of the machine, and is suspended when its share is used up.
     """
     quotas = []
     for folder in _cgroup_folders("cpu", own, root):
@@ -41,7 +42,7 @@ def core_quota(own: Path = OWN_CGROUP, root: Path = CGROUPS) -> float | None:
 
 
 def memory_limit(own: Path = OWN_CGROUP, root: Path = CGROUPS) -> int | None:
-    """Bytes that the control group may hold before the kernel ends one of its processes; None: all there is."""
+    """Return the bytes above which the kernel kills a process of the control group; None if there is no limit."""
     limits = []
     for folder in _cgroup_folders("memory", own, root):
         for word in _words(folder / "memory.max") or _words(folder / "memory.limit_in_bytes"):
@@ -51,17 +52,20 @@ def memory_limit(own: Path = OWN_CGROUP, root: Path = CGROUPS) -> int | None:
 
 
 def _cgroup_folders(controller: str, own: Path, root: Path) -> Iterator[Path]:
-    """Of this process's control group and all that hold it, versions 1 and 2. The smallest limit of them counts."""
+    """Yield the folders of this process's control group and of its ancestors, in cgroups of versions 1 and 2.
+
+    The smallest limit among them counts.
+    """
     for line in _lines(own):
         number, controllers, path = (*line.split(":", 2), "", "")[:3]
         if number == "0":
-            mounts = [root, root / "unified"]  # the latter beside version 1
+            mounts = [root, root / "unified"]  # the latter where version 1 is mounted, too
         elif controller in controllers.split(","):
             mounts = [root / controllers, root / controller]
         else:
             continue
         parts = [part for part in path.split("/") if part]
-        for mount in mounts:  # a container may see its own group at the top, and the path of the machine
+        for mount in mounts:  # a container may see its own group at the top, but the path as the host has it
             yield from (mount.joinpath(*parts[:num]) for num in range(len(parts), -1, -1))
 
 
@@ -77,7 +81,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def processor_name() -> str:
-    """As its maker calls it, else the kind of its instructions."""
+    """Return the processor's model name, or its architecture if the name is unknown."""
     for line in _lines(Path("/proc/cpuinfo")):
         name, _, value = line.partition(":")
         if name.strip() == "model name":

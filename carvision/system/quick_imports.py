@@ -1,10 +1,10 @@
-"""Importing timm and Lightning in half the time: without torch's compiler, and what else a training does not use.
+"""Import timm and Lightning in half the time: without torch's compiler and other modules that training does not use.
 
-At their top torchvision, timm and Lightning import torch._dynamo, and with it sympy and triton, for three names, and
-every optimizer does so at its first step; Lightning imports all of torchmetrics, and with it SciPy and matplotlib, for
-two classes. Here a Deferred module stands in sys.modules in place of each. It has these names alone: who asks it for
-another has the real module executed, in the same object, which is the real one from then on. The classes that stand in
-it before are the real ones. Where a version of these packages needs more than that, all is imported as usual.
+At their top torchvision, timm and Lightning import torch._dynamo, and with it sympy and triton, for three names, as
+does every optimizer at its first step; Lightning imports all of torchmetrics, and with it SciPy and matplotlib, for two
+classes. Here a Deferred module replaces each of these in sys.modules. It has only the names needed: access to another
+one executes the real module in the same object, which then is the real module. Classes that it has before that are the
+real ones. If a version of these packages needs more than that, everything is imported as usual.
 """
 
 import functools
@@ -24,10 +24,13 @@ EXECUTING = threading.RLock()
 
 
 class Deferred(types.ModuleType):
-    """A module that is executed as soon as it is asked for an attribute that it was not given."""
+    """A module that is executed at the first access to an attribute that it was not given."""
 
     def __init__(self, spec: ModuleSpec, later: tuple[str, ...] = (), **given):
-        """later: functions and classes of it that others take when they are imported, and call only later."""
+        """Put the module into sys.modules.
+
+        later: its functions and classes that others import at once, but call only later. given: its attributes.
+        """
         super().__init__(spec.name)
         given |= {name: functools.partial(self.call, name) for name in later}
         self.__dict__.update(given, __spec__=spec, __file__=spec.origin, executing=None)
@@ -36,18 +39,20 @@ class Deferred(types.ModuleType):
         sys.modules[spec.name] = self
 
     def __getattr__(self, name: str):
-        # Of the first every module is asked now and then; of others by its own parts, while it is executed
+        # Dunder names are looked up on every module now and then; others by its own parts, while it is executed
         if name.startswith("__") or self.executing == threading.get_ident():
             raise AttributeError(name)
         self.execute()
         return getattr(self, name)
 
     def call(self, name: str, /, *args, **kwargs):
+        """Call the real module's function."""
         self.execute()
         return getattr(self, name)(*args, **kwargs)
 
     def execute(self) -> None:
-        with EXECUTING:  # as long as another thread has it executed, this one waits
+        """Execute the real module in this object, once."""
+        with EXECUTING:  # waits while another thread executes it
             if isinstance(self, Deferred) and not self.executing:
                 self.executing = threading.get_ident()
                 try:
@@ -56,15 +61,14 @@ class Deferred(types.ModuleType):
                     self.__dict__.update(vars(importlib.util.module_from_spec(spec)))
                     spec.loader.exec_module(self)
                 except BaseException:
-                    self.executing = None  # who asks again is told the same
+                    self.executing = None  # the next access fails in the same way
                     raise
-                # Python allows it of a module and a class derived from that
+                # Python allows this for a module and a subclass of its type
                 self.__class__ = types.ModuleType  # pyrefly: ignore[bad-argument-type]
 
 
 class PartsOfCompiler(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """A finder and loader for Python's import of a part of torch._dynamo, as torch._dynamo.utils: first the whole is
-    executed, which imports the part."""
+    """A finder and loader for submodules of torch._dynamo: executes the whole of it first, which imports them."""
 
     def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
         whole = sys.modules.get(DYNAMO)
@@ -84,7 +88,7 @@ class PartsOfCompiler(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def import_timm() -> None:
-    """timm, without the compiler where nothing has imported it before; nothing stays deferred that was not."""
+    """Import timm, without the compiler unless it is imported already; afterwards nothing more is deferred."""
     if not {"timm", "torchvision"}.isdisjoint(sys.modules) or compiler():
         importlib.import_module("timm")
         return
@@ -101,8 +105,7 @@ def import_timm() -> None:
 
 
 def import_lightning() -> None:
-    """pytorch_lightning, where nothing has imported it before, with the compiler deferred, and all but the core of
-    torchmetrics."""
+    """Import pytorch_lightning, with the compiler and all but the core of torchmetrics deferred."""
     import_metrics()
     if not compiler() and not {"pytorch_lightning", "lightning_fabric"} & sys.modules.keys():
         deferred = [] if DYNAMO in sys.modules else [_defer_compiler()]
@@ -116,17 +119,17 @@ def import_lightning() -> None:
 
 
 def import_metrics() -> None:
-    """torchmetrics, where nothing has imported it before only the classes that Lightning and carvision take."""
+    """Import torchmetrics; unless it is imported already, only the classes that Lightning and carvision use."""
     if "torchmetrics" not in sys.modules:
         try:
             _import_core()
-        except (ImportError, AttributeError, FileNotFoundError):  # another version is laid out otherwise
+        except (ImportError, AttributeError, FileNotFoundError):  # another version has other files
             _remove(*_of("torchmetrics"))
     importlib.import_module("torchmetrics")
 
 
 def _import_core() -> None:
-    """Of torchmetrics: each class from its own file. matplotlib is in its annotations, and for pictures."""
+    """Import torchmetrics' needed classes, each from its own file; its plots, with matplotlib, are deferred."""
     spec = _spec_of("torchmetrics")
     torchmetrics = Deferred(spec, _logger=logging.getLogger("torchmetrics"))
     file = Path(spec.origin or "").parent / "utilities" / "plot.py"
@@ -153,7 +156,7 @@ def _of(package: str) -> list[types.ModuleType]:
 
 
 def _remove(*modules: types.ModuleType) -> None:
-    """But for those that stood in for a module, and meanwhile are that."""
+    """Remove modules from sys.modules, except for Deferred ones that have become the real module."""
     for module in modules:
         became_real = hasattr(module, "executing") and not isinstance(module, Deferred)
         if sys.modules.get(module.__name__) is module and not became_real:
@@ -161,7 +164,7 @@ def _remove(*modules: types.ModuleType) -> None:
 
 
 def compiler() -> types.ModuleType | None:
-    """torch._dynamo, if it was really imported."""
+    """Return torch._dynamo if it was really imported, else None."""
     module = sys.modules.get(DYNAMO)
     return None if isinstance(module, Deferred) else module
 
@@ -173,7 +176,7 @@ class _AsOfCompiler(type):
 
 
 class OptimizedModule(metaclass=_AsOfCompiler):
-    """What torch.compile makes of a module. As long as there is no compiler, nothing is one."""
+    """The type of a compiled module. As long as the compiler is not imported, nothing is an instance of it."""
 
 
 def _defer_compiler() -> Deferred:
@@ -184,7 +187,7 @@ def _defer_compiler() -> Deferred:
 
 
 def _graph_break(msg: str = "") -> None:
-    """Where the compiler is to end a piece of code: nothing, without it."""
+    """Do nothing: without the compiler there is no graph to break."""
 
 
 def _is_compile_supported(device_type: str) -> bool:
@@ -192,7 +195,7 @@ def _is_compile_supported(device_type: str) -> bool:
 
 
 def _disable(fn=None, recursive: bool = True, **options):
-    """torch._dynamo.disable: keeps the compiler out of fn. As long as there is no compiler, fn itself."""
+    """Replace torch._dynamo.disable: call fn itself until the compiler is imported, then fn excluded from it."""
     if fn is None:
         return functools.partial(_disable, recursive=recursive, **options)
 

@@ -1,6 +1,6 @@
-"""Which versions of what is installed, read from metadata: no package is imported."""
+"""Read installed versions from metadata, importing no package, and the commit of a checkout."""
 
-from __future__ import annotations  # carvision.doctor shall say itself that a Python is too old
+from __future__ import annotations  # so that carvision.doctor can report a Python that is too old
 
 import os
 import re
@@ -8,14 +8,14 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-OPTIONAL = ("torch-xla", "lightning", "onnx", "onnxruntime", "pillow-heif")  # told where they are installed
+OPTIONAL = ("torch-xla", "lightning", "onnx", "onnxruntime", "pillow-heif")  # reported if installed
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def requirements() -> list[str]:
-    """What carvision needs, as "torch>=2.6": of pyproject.toml in a checkout, else of the installed metadata.
+    """Return carvision's requirements, such as "torch>=2.6": from pyproject.toml in a checkout, else from metadata.
 
-    Empty where neither can be read.
+    Empty if neither can be read.
     """
     try:
         import tomllib  # from Python 3.11
@@ -33,23 +33,26 @@ def requirements() -> list[str]:
 
 
 def name_of(requirement: str) -> str:
-    """ "torch" of "torch>=2.6"."""
+    """Return the package of a requirement: "torch" of "torch>=2.6"."""
     return re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
 
 
 def read_versions() -> dict[str, str | None]:
-    """{name: version} of what carvision needs, None where it is not installed; and of OPTIONAL what is installed."""
+    """Return {package: version} of all requirements, None if not installed, and of the installed OPTIONAL packages."""
     versions = {name: version_of(name) for name in map(name_of, requirements())}
     others = {name: version_of(name) for name in OPTIONAL}
     return versions | {name: version for name, version in others.items() if version}
 
 
 def version_of(name: str) -> str | None:
-    """With the build ("2.9.0+cpu") where the package's own version.py tells it, which the metadata may leave out."""
+    """Return a package's version; None if it is not installed.
+
+    It includes the build ("2.9.0+cpu") if the package's version.py has it, which metadata may leave out.
+    """
     try:
         distribution = metadata.distribution(name)
         version = distribution.version
-    except (metadata.PackageNotFoundError, KeyError, ValueError):  # the latter of damaged metadata
+    except (metadata.PackageNotFoundError, KeyError, ValueError):  # the last two from damaged metadata
         return None
     try:
         text = Path(str(distribution.locate_file(f"{name}/version.py"))).read_text(encoding="utf-8")
@@ -60,8 +63,10 @@ def version_of(name: str) -> str | None:
 
 
 def git_state(folder: Path = PACKAGE.parent) -> dict | None:
-    """{"commit": ..., "changed": whether tracked files differ from it} where the folder is the top of a git checkout,
-    else None; also where git is missing or does not answer within seconds."""
+    """Return {"commit", "changed": whether tracked files differ from it} of a git checkout, None if unknown.
+
+    folder: the top of the checkout. None also if git is missing or takes longer than 10 s.
+    """
     if not (folder / ".git").exists():
         return None
     commit = _git(folder, "rev-parse", "HEAD")
@@ -70,7 +75,7 @@ def git_state(folder: Path = PACKAGE.parent) -> dict | None:
 
 
 def _git(folder: Path, *words: str) -> str | None:
-    # A hook of git sets GIT_DIR and others, which would name another repository. No lock: another git may be at work.
+    # A git hook sets GIT_DIR and others, which would name another repository. No locks: another git may be running.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     environment |= {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
     try:

@@ -12,16 +12,55 @@ import pytorch_lightning as pl
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from carvision.data.loading.dataset import Batch
 from carvision.errors import InputError
 from carvision.training.compile import compile_steps
 from carvision.training.hardware import uses_cuda
-from carvision.training.module import LitClassifier
+from carvision.training.module import LitClassifier, datamodule_of
 from carvision.training.run.folder import read_config
 
 log = logging.getLogger(__name__)
 
 MEMORY_FRACTION = 0.9  # of the free memory; the rest is for fragmentation, validation, and ddp's buffers
 SMALL_SIZES = (1, 2, 4)  # tried beside the multiples of 8, with which the GPU's matrix units are fastest
+
+
+class FindBatchSize(pl.Callback):
+    """Replace the datamodule's batch size "auto" before the first phase; all processes take the smallest. Refuse a size
+    with which the network can't be trained.
+
+    store: called with the size, in the first process only. compile: whether the run trains compiled code.
+    """
+
+    def __init__(self, store: Callable[[int], None], compile: bool):
+        self.store, self.compile = store, compile
+
+    def setup(self, trainer: pl.Trainer, module: LitClassifier, stage: str) -> None:
+        if stage != "fit":
+            return
+        data = datamodule_of(trainer)
+        if data.batch_size == "auto":
+            self._find(trainer, module)
+        require_batch_norm_size(module, data.train_batch_size)
+
+    def _find(self, trainer: pl.Trainer, module: LitClassifier) -> None:
+        data = datamodule_of(trainer)
+        began = time.perf_counter()
+        limit = max(1, round(len(data.datasets["train"].paths) * data.epoch_fraction) // trainer.world_size)
+        require_batch_norm_size(module, limit)
+        device = trainer.strategy.root_device
+        number = find_batch_size(module, trainer.precision_plugin, device, limit, self.compile)
+        number = int(trainer.strategy.reduce(torch.tensor(number, device=device), reduce_op="min"))
+        if number == 0:
+            raise InputError(
+                "data.batch_size: auto finds that not even one photo fits on the GPU (two with batch norm); use a "
+                "smaller data.image_px or model.backbone, or train fewer layers with model.train_layers"
+            )
+        bound = ", as many as there are training photos" if number > limit - 8 else ""
+        log.info("data.batch_size=auto: %d on each device%s (%.0f s)", number, bound, time.perf_counter() - began)
+        data.batch_size = number
+        if trainer.is_global_zero:
+            self.store(number)
 
 
 def require_gpu(trainer: dict) -> None:
@@ -41,23 +80,40 @@ def require_gpu(trainer: dict) -> None:
         )
 
 
-def largest_batch(fits: Callable[[int], bool], limit: int) -> int:
-    """Return the largest of 1, 2, 4 and the multiples of 8, up to `limit`, that fits; 0 if none does.
+def with_batch_size(cfg: dict, number: int) -> dict:
+    """Return a copy of cfg with data.batch_size=number."""
+    return {**cfg, "data": {**cfg["data"], "batch_size": number}}
 
-    fits: called with doubling sizes, then by bisection. Must be monotonic: whatever fits, fits in smaller sizes.
-    """
-    sizes = [size for size in SMALL_SIZES if size <= limit] + list(range(8, limit + 1, 8))
-    good, bad = -1, len(sizes)  # indices of the largest known to fit and the smallest known not to
-    index = min(len(SMALL_SIZES), bad - 1)  # 8, or the last
-    while good < index < bad:
-        if fits(sizes[index]):
-            good, index = index, min(2 * index - len(SMALL_SIZES) + 1, bad - 1)  # twice the size, or the last
-        else:
-            bad = index
-    while bad - good > 1:
-        index = (good + bad) // 2
-        good, bad = (index, bad) if fits(sizes[index]) else (good, index)
-    return sizes[good] if good >= 0 else 0
+
+def restore_batch_size(cfg: dict, folder: Path) -> dict:
+    """Return cfg with "auto" replaced by the batch size that an earlier start of the run in `folder` found, if any."""
+    if cfg["data"]["batch_size"] != "auto":
+        return cfg
+    return with_batch_size(cfg, read_config(folder)["data"].get("batch_size", "auto"))
+
+
+def require_batch_norm_size(lit: LitClassifier, size: int) -> None:
+    """Raise InputError if batches of a single photo would train a batch norm in any phase: the variance of one value is
+    0."""
+    names = [] if size > 1 else trained_batch_norms(lit)
+    if names:
+        raise InputError(
+            f"data.batch_size: batches of one photo can't train batch norm ({names[0]} and {len(names) - 1} more); "
+            "give 2 or more and as many training photos to each process, or do without: model.freeze_statistics=true "
+            "for the backbone, batch_norm=false for other layers"
+        )
+
+
+def trained_batch_norms(lit: LitClassifier) -> list[str]:
+    """Return the names of the batch norms that use batch statistics in any phase."""
+    model, found = lit.model, {}
+    was_training = model.training
+    model.train()
+    for phase in (*lit.phases, lit.phase):  # the current phase last, to restore it
+        model.set_trained(phase["train_layers"])
+        found |= {name: None for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.training}
+    model.train(was_training)
+    return list(found)
 
 
 def find_batch_size(lit: LitClassifier, precision, device: torch.device, limit: int, compile: bool) -> int:
@@ -90,7 +146,7 @@ def _search(lit: LitClassifier, precision, device: torch.device, limit: int, com
 def largest_phase(lit: LitClassifier) -> int:
     """Return the index of the phase that trains the most parameters."""
     counts = []
-    for number in range(len(lit.hparams.phases)):
+    for number in range(len(lit.phases)):
         lit.start_phase(number)
         counts.append(sum(p.numel() for p in lit.parameters() if p.requires_grad))
     return counts.index(max(counts))
@@ -112,15 +168,15 @@ def create_step(lit: LitClassifier, precision, device: torch.device) -> Callable
             return loss
 
         for _ in range(2):
-            optimizer.step(closure)
+            optimizer.step(closure)  # pyrefly: ignore[no-matching-overload] - torch says float, and means a tensor, too
         optimizer.zero_grad()
 
     return step
 
 
-def random_batch(lit: LitClassifier, size: int, device: torch.device) -> dict:
+def random_batch(lit: LitClassifier, size: int, device: torch.device) -> Batch:
     """Return a random batch with the keys of a PhotoDataModule batch, without "bad"."""
-    px = lit.hparams.preprocessing["size_px"]
+    px = lit.preprocessing.size_px
     targets = {
         name: torch.randint(len(label["ids"]), (size,), device=device)
         if "ids" in label
@@ -134,6 +190,25 @@ def random_batch(lit: LitClassifier, size: int, device: torch.device) -> dict:
         "draws": torch.rand(size, lit.augment.num_draws, device=device),
         "valid": torch.ones(size, dtype=torch.bool, device=device),
     }
+
+
+def largest_batch(fits: Callable[[int], bool], limit: int) -> int:
+    """Return the largest of 1, 2, 4 and the multiples of 8, up to `limit`, that fits; 0 if none does.
+
+    fits: called with doubling sizes, then by bisection. Must be monotonic: whatever fits, fits in smaller sizes.
+    """
+    sizes = [size for size in SMALL_SIZES if size <= limit] + list(range(8, limit + 1, 8))
+    good, bad = -1, len(sizes)  # indices of the largest known to fit and the smallest known not to
+    index = min(len(SMALL_SIZES), bad - 1)  # 8, or the last
+    while good < index < bad:
+        if fits(sizes[index]):
+            good, index = index, min(2 * index - len(SMALL_SIZES) + 1, bad - 1)  # twice the size, or the last
+        else:
+            bad = index
+    while bad - good > 1:
+        index = (good + bad) // 2
+        good, bad = (index, bad) if fits(sizes[index]) else (good, index)
+    return sizes[good] if good >= 0 else 0
 
 
 def fits_in_memory(step: Callable[[int], None], size: int) -> bool:
@@ -179,77 +254,3 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-class FindBatchSize(pl.Callback):
-    """Replace the datamodule's batch size "auto" before the first phase; all processes take the smallest. Refuse a size
-    with which the network can't be trained.
-
-    store: called with the size, in the first process only. compile: whether the run trains compiled code.
-    """
-
-    def __init__(self, store: Callable[[int], None], compile: bool):
-        self.store, self.compile = store, compile
-
-    def setup(self, trainer: pl.Trainer, pl_module: LitClassifier, stage: str) -> None:
-        data = trainer.datamodule
-        if stage != "fit":
-            return
-        if data.batch_size == "auto":
-            self._find(trainer, pl_module)
-        require_batch_norm_size(pl_module, data.train_batch_size)
-
-    def _find(self, trainer: pl.Trainer, pl_module: LitClassifier) -> None:
-        data = trainer.datamodule
-        began = time.perf_counter()
-        limit = max(1, round(len(data.photos["train"].paths) * data.epoch_fraction) // trainer.world_size)
-        require_batch_norm_size(pl_module, limit)
-        device = trainer.strategy.root_device
-        number = find_batch_size(pl_module, trainer.precision_plugin, device, limit, self.compile)
-        number = int(trainer.strategy.reduce(torch.tensor(number, device=device), reduce_op="min"))
-        if number == 0:
-            raise InputError(
-                "data.batch_size: auto finds that not even one photo fits on the GPU (two with batch norm); use a "
-                "smaller data.image_px or model.backbone, or train fewer layers with model.train_layers"
-            )
-        bound = ", as many as there are training photos" if number > limit - 8 else ""
-        log.info("data.batch_size=auto: %d on each device%s (%.0f s)", number, bound, time.perf_counter() - began)
-        data.batch_size = number
-        if trainer.is_global_zero:
-            self.store(number)
-
-
-def require_batch_norm_size(lit: LitClassifier, size: int) -> None:
-    """Raise InputError if batches of a single photo would train a batch norm in any phase: the variance of one value is
-    0."""
-    names = [] if size > 1 else trained_batch_norms(lit)
-    if names:
-        raise InputError(
-            f"data.batch_size: batches of one photo can't train batch norm ({names[0]} and {len(names) - 1} more); "
-            "give 2 or more and as many training photos to each process, or do without: model.freeze_statistics=true "
-            "for the backbone, batch_norm=false for other layers"
-        )
-
-
-def trained_batch_norms(lit: LitClassifier) -> list[str]:
-    """Return the names of the batch norms that use batch statistics in any phase."""
-    model, found = lit.model, {}
-    was_training = model.training
-    model.train()
-    for phase in (*lit.hparams.phases, lit.phase):  # the current phase last, to restore it
-        model.set_trained(phase["train_layers"])
-        found |= {name: None for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.training}
-    model.train(was_training)
-    return list(found)
-
-
-def with_batch_size(cfg: dict, number: int) -> dict:
-    """Return a copy of cfg with data.batch_size=number."""
-    return {**cfg, "data": {**cfg["data"], "batch_size": number}}
-
-
-def restore_batch_size(cfg: dict, folder: Path) -> dict:
-    """Return cfg with "auto" replaced by the batch size that an earlier start of the run in `folder` found, if any."""
-    if cfg["data"]["batch_size"] != "auto":
-        return cfg
-    return with_batch_size(cfg, read_config(folder)["data"].get("batch_size", "auto"))

@@ -1,8 +1,9 @@
-"""Build objects from the configuration. The plain config (config.plain_config) is passed no further than here."""
+"""Build the datamodule and the LightningModule from the plain configuration, which goes no deeper than here."""
 
 import logging
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import timm
@@ -11,11 +12,11 @@ import torch
 from carvision.augment.pipeline import Augment
 from carvision.data.build import build_split, build_table, download
 from carvision.data.images import INTERPOLATIONS, Preprocessing
-from carvision.data.loading.dataset import Photos
+from carvision.data.loading.dataset import PhotoDataset
 from carvision.data.loading.loader import PhotoDataModule
 from carvision.data.paths import nfc
 from carvision.data.splits import without_unseen_classes
-from carvision.data.table import UNKNOWN, Classes, Table
+from carvision.data.table import UNKNOWN, Classes, LabelDescription, Table
 from carvision.errors import InputError, nearest
 from carvision.inference.model_file import description_of
 from carvision.losses.classification import create_class_weights
@@ -49,8 +50,8 @@ def build_datamodule(cfg: dict, fold: int | None) -> PhotoDataModule:
             raise InputError(f"data.crop_to_box: {table.name} under {table.root} comes without boxes")
         return table
 
-    create_photos = partial(
-        Photos,
+    create_dataset = partial(
+        PhotoDataset,
         preprocessing=build_preprocessing(cfg),
         crop_to_box=data["crop_to_box"],
         crop_scale=tuple(augment["crop_scale"]),
@@ -60,7 +61,7 @@ def build_datamodule(cfg: dict, fold: int | None) -> PhotoDataModule:
     )
     datamodule = PhotoDataModule(
         read,
-        create_photos,
+        create_dataset,
         batch_size=data["batch_size"],
         num_workers=data["num_workers"],
         sampler=data["sampler"],
@@ -83,11 +84,11 @@ def build_preprocessing(cfg: dict) -> Preprocessing:
     check_name(model["backbone"])
     described = description_of(file) if (file := weights_file(model["weights"])) else None
     if described:
-        own = Preprocessing(**described["preprocessing"])
+        own = Preprocessing(**cast(Any, described["preprocessing"]))
         if own.resize != data["resize"]:
             log.warning("%s was trained with data.resize=%s, and this run has %s", file, own.resize, data["resize"])
     else:
-        own = timm.get_pretrained_cfg(model["backbone"], allow_unregistered=True)
+        own = cast(Any, timm.get_pretrained_cfg(model["backbone"], allow_unregistered=True))
     interpolation = own.interpolation if own.interpolation in INTERPOLATIONS else "bicubic"
     return Preprocessing(
         size_px=data["image_px"],
@@ -104,14 +105,15 @@ def weights_file(weights: str) -> Path | None:
     return None if weights in ("pretrained", "random") else Path(weights)
 
 
-def describe_labels(cfg: dict, table: Table) -> dict[str, dict]:
+def describe_labels(cfg: dict, table: Table) -> dict[str, LabelDescription]:
     """Return {head: description} as plain values, as LitClassifier and model.json need it: classes with "ids", "names",
     "parent", "parent_codes"; numbers with "unit", "mean", "std" of the training photos.
 
     Raises InputError for an unknown label, one without a known training value, or a table with a single class.
     """
     heads = list(cfg["model"]["heads"]) or list(table.heads) or list(table.labels)
-    described, train = {}, table.of_split("train").rows
+    described: dict[str, LabelDescription] = {}
+    train = table.of_split("train").rows
     for name in heads:
         label = table.labels.get(name)
         if label is None:
@@ -142,7 +144,7 @@ def describe_labels(cfg: dict, table: Table) -> dict[str, dict]:
     return described
 
 
-def build_classifier(cfg: dict, labels: dict[str, dict], embedding: Embedding | None = None) -> Classifier:
+def build_classifier(cfg: dict, labels: dict[str, LabelDescription], embedding: Embedding | None = None) -> Classifier:
     """Build the network with its initial weights; random ones depend on the seed alone. embedding: None builds the
     configuration's, without class weights."""
     model = cfg["model"]
@@ -180,7 +182,7 @@ def build_layers(values: dict, key: str) -> Layers:
         raise InputError(f"{key}.{error}") from None
 
 
-def load_weights(classifier: Classifier, source: Path, labels: dict[str, dict]) -> None:
+def load_weights(classifier: Classifier, source: Path, labels: dict[str, LabelDescription]) -> None:
     """Load the backbone's weights from a file, checkpoint or run, and those above it if its trunk, heads and classes
     are the same."""
     tensors = read_weights(source)
@@ -239,7 +241,9 @@ def build_metric_loss(cfg: dict, table: Table) -> tuple[dict | None, Embedding]:
     label = table.class_label(values["label"], "metric_loss.label")
     for key in ("monitor", "stop_monitor"):
         _require_neighbours(f"callbacks.{key}", cfg["callbacks"][key] or "", table.of_split("val"), label)
-    num_classes = len(table.labels[label]) if values["name"] in WITH_PROXIES else 0
+    classes = table.labels[label]
+    assert isinstance(classes, Classes)  # class_label gives no other
+    num_classes = len(classes) if values["name"] in WITH_PROXIES else 0
     return {**values, "label": label}, build_embedding(cfg, num_classes)
 
 

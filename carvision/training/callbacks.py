@@ -1,4 +1,4 @@
-"""What happens at the end of each epoch: timing, history.csv, a log line, curves; and the progress bar."""
+"""Callbacks of a run: times, history.csv, log lines, curves, moving average, early stopping, progress bar."""
 
 import itertools
 import json
@@ -14,7 +14,6 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import (
-    Callback,
     EarlyStopping,
     ProgressBar,
     RichProgressBar,
@@ -24,19 +23,18 @@ from pytorch_lightning.callbacks import (
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from carvision.data.loading.loader import EarlyLoader
 from carvision.errors import one_line
 from carvision.files.atomic import write_csv, write_json
 from carvision.metrics import metric_names
+from carvision.training.module import LitClassifier
 
 log = logging.getLogger(__name__)
 
 
-# Measure how long each stage of a run takes.
-
-
-class Clock(Callback):
+class Clock(pl.Callback):
     """Measure the seconds of each stage: reading, building, training (validations included, and listed separately),
     test; "total" of all stages; and "cpu" of this process and its workers.
 
@@ -62,14 +60,14 @@ class Clock(Callback):
     def save(self) -> None:
         write_json(self.file, self.seconds)
 
-    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, module: LitClassifier) -> None:
         self.validation_started = time.perf_counter()
 
-    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, module: LitClassifier) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
             self.add("validation", time.perf_counter() - self.validation_started)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: LitClassifier) -> None:
         self.lap("training")
         if trainer.is_global_zero:
             self.save()
@@ -93,7 +91,13 @@ def cpu_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-# Callbacks of each epoch: history.csv, log lines, curves, moving average, early stopping; and the progress bar.
+class ReadAhead(pl.Callback):
+    """Start the validation workers while the last training batches are queued (each worker keeps two batches ahead)."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: LitClassifier, batch, batch_idx: int) -> None:
+        loader = trainer.val_dataloaders
+        if isinstance(loader, EarlyLoader) and trainer.num_training_batches - batch_idx <= 2 * loader.num_workers:
+            loader.start_workers()
 
 
 class History(pl.Callback):
@@ -109,7 +113,7 @@ class History(pl.Callback):
         self.compared = False  # whether a resumed run's rows have been compared with the file
         self.started = time.perf_counter()
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: LitClassifier) -> None:
         self.started = time.perf_counter()
 
     def state_dict(self) -> dict:
@@ -121,11 +125,11 @@ class History(pl.Callback):
         self.started = time.perf_counter() - state_dict["seconds"]
         self.rows = rows_of_state(state_dict)
 
-    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, module: LitClassifier, batch, batch_idx: int) -> None:
         # Host values: no device synchronisation
         self.lr = max(group["lr"] for group in trainer.optimizers[0].param_groups)
 
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, module: LitClassifier) -> None:
         if self.compared or not trainer.current_epoch:
             self.compared = True
             return
@@ -139,7 +143,7 @@ class History(pl.Callback):
             state = "restored from the checkpoint" if restored else "lost"
             log.warning("%s lacked %d rows, from epoch %d on: they are %s", self.file, len(missing), missing[0], state)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: LitClassifier) -> None:
         # Before the checkpoint callbacks: an epoch with a checkpoint also has its row.
         names = metric_names(module.labels, module.metric_learning is not None)
         train_names = [name for name in names if name not in ("embedding/recall_at_1", "embedding/map_at_r")]
@@ -147,7 +151,7 @@ class History(pl.Callback):
         found = {**dict.fromkeys(columns), **trainer.callback_metrics}  # undefined metrics become empty cells
         metrics = {name: value if value is None else float(value) for name, value in sorted(found.items())}
         seconds = time.perf_counter() - self.started
-        phase = {"phase": module.phase["name"]} if len(module.hparams.phases) > 1 else {}
+        phase = {"phase": module.phase["name"]} if len(module.phases) > 1 else {}
         self.rows.append({"epoch": trainer.current_epoch, **phase, "lr": float(self.lr), "seconds": seconds, **metrics})
         if trainer.is_global_zero:
             write_csv(self.file, pd.DataFrame(self.rows), float_format="%.6g")
@@ -179,7 +183,7 @@ class EpochLines(pl.Callback):
         self.monitor, self.sign = monitor, 1 if mode == "max" else -1
         self.best: float | None = None
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: LitClassifier) -> None:
         metrics = trainer.callback_metrics
         parts = [f"epoch {trainer.current_epoch + 1}/{module.num_epochs}"]
         for split in ("train", "val"):
@@ -208,13 +212,13 @@ class Curves(pl.Callback):
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, module: LitClassifier) -> None:
         self._draw(trainer, module)
 
-    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: pl.Trainer, module: LitClassifier, exception: BaseException) -> None:
         self._draw(trainer, module)
 
-    def _draw(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def _draw(self, trainer: pl.Trainer, module: LitClassifier) -> None:
         file = self.folder / "history.csv"
         if trainer.is_global_zero and file.exists():
             from carvision.reports.plots import plot_curves  # late import: matplotlib, which training does not need
@@ -222,15 +226,6 @@ class Curves(pl.Callback):
             rows = read_history(file)
             if rows:
                 plot_curves(pd.DataFrame(rows), self.folder)
-
-
-class ReadAhead(pl.Callback):
-    """Start the validation workers while the last training batches are queued (each worker keeps two batches ahead)."""
-
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch, batch_idx: int) -> None:
-        loader = trainer.val_dataloaders
-        if isinstance(loader, EarlyLoader) and trainer.num_training_batches - batch_idx <= 2 * loader.num_workers:
-            loader.begin()
 
 
 class MovingAverage(WeightAveraging):
@@ -244,15 +239,18 @@ class MovingAverage(WeightAveraging):
         super().__init__()
         self.decay = decay
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: LitClassifier, outputs, batch: dict, batch_idx: int
+    ) -> None:
         if trainer.global_step > self._latest_update_step:
-            self._update(pl_module)
+            self._update(module)
             self._latest_update_step = trainer.global_step
 
     @torch.no_grad()
-    def _update(self, module: pl.LightningModule) -> None:
+    def _update(self, module: LitClassifier) -> None:
         # Like torch's AveragedModel, which reads its counter from the device twice a step
         average = self._average_model
+        assert isinstance(average, AveragedModel)
         count = average.n_averaged
         decay = ((1 + count) / (10 + count)).clamp(max=self.decay) * (count > 0)  # the first average is the weights
         for averaged, current in zip(_tensors(average.module), _tensors(module), strict=True):
@@ -262,23 +260,27 @@ class MovingAverage(WeightAveraging):
                 averaged.add_(current - averaged)
         count += 1
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, module: LitClassifier, stage: str) -> None:
         self._device = trainer.strategy.root_device  # the module is moved there only later
-        super().setup(trainer, pl_module, stage)
+        super().setup(trainer, module, stage)
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, module: LitClassifier) -> None:
         # Lightning does this in on_train_end, which is not called if a start resumes at the end of a phase.
-        self._copy_average_to_current(pl_module)
+        self._copy_average_to_current(module)
 
     # After training, the best checkpoint's weights, already averages, are validated as they are.
 
-    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_epoch_start(self, trainer: pl.Trainer, module: LitClassifier) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
-            super().on_validation_epoch_start(trainer, pl_module)
+            super().on_validation_epoch_start(trainer, module)
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: pl.Trainer, module: LitClassifier) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
-            super().on_validation_epoch_end(trainer, pl_module)
+            super().on_validation_epoch_end(trainer, module)
+
+
+def _tensors(module: torch.nn.Module) -> Iterator[Tensor]:
+    return itertools.chain(module.parameters(), module.buffers())
 
 
 class Patience(EarlyStopping):
@@ -294,10 +296,6 @@ class Patience(EarlyStopping):
             state |= {"stopped_epoch": 0, "stopping_reason": EarlyStoppingReason.NOT_STOPPED.value}
             state["stopping_reason_message"] = None
         super().load_state_dict(state)
-
-
-def _tensors(module: torch.nn.Module) -> Iterator[Tensor]:
-    return itertools.chain(module.parameters(), module.buffers())
 
 
 def create_progress_bar() -> ProgressBar:

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 
 from carvision.errors import InputError, one_line
-from carvision.training.module import LitClassifier
+from carvision.training.module import LitClassifier, callbacks_of
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,8 @@ def compile_steps(lit: LitClassifier) -> None:
     # recompilations, so drop earlier graphs.
     torch.compiler.reset()
     plain, compiled = lit.outputs, with_input_errors(torch.compile(lit.outputs, dynamic=False))
-    lit.outputs = lambda *inputs: (compiled if lit.training else plain)(*inputs)
+    # Shadows the method, of which torch.nn.Module knows nothing
+    lit.outputs = lambda *inputs: (compiled if lit.training else plain)(*inputs)  # pyrefly: ignore[bad-assignment]
     if lit.device.type != "cpu":
         lit.augmented = with_input_errors(torch.compile(lit.augmented, dynamic=False))
 
@@ -70,7 +71,7 @@ def with_input_errors(function: Callable) -> Callable:
 
 def first_step_seconds(trainer: pl.Trainer) -> float:
     """Return the seconds of the first step of all phases of this start, from the FirstStep callback."""
-    return next(round(hook.seconds, 3) for hook in trainer.callbacks if isinstance(hook, FirstStep))
+    return round(callbacks_of(trainer, FirstStep)[0].seconds, 3)
 
 
 class FirstStep(pl.Callback):

@@ -17,11 +17,65 @@ from carvision.files.atomic import own_folder, write_text
 
 log = logging.getLogger(__name__)
 
-
-# Make runs repeatable to the bit on the same machine, for `deterministic=true`.
+MIN_BF16_CAPABILITY = (8, 0)  # compute capability of Ampere, NVIDIA's first with bfloat16 matrix units
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # read when cuBLAS starts, which is not deterministic without it
 REPEATABLE = (":4096:8", ":16:8")
+
+TABLE = "profile.txt"
+TRACE = "profile/trace.pt.trace.json.gz"  # the suffix that TensorBoard's plugin expects; Perfetto takes any
+ROWS = 40
+
+
+def uses_cuda(accelerator: str) -> bool:
+    """Return whether Lightning uses CUDA for this trainer.accelerator."""
+    return accelerator in ("gpu", "auto") and torch.cuda.is_available()
+
+
+def resolve_precision(
+    precision: str, accelerator: str, devices: str | int | list[int] = "auto", strategy: str = "auto"
+) -> str:
+    """Return trainer.precision with "auto" replaced. The other arguments are those of conf/trainer.
+
+    On CUDA bf16-mixed if all devices have it in hardware, else 16-mixed (32-true with fsdp, which does not scale the
+    loss); 32-true elsewhere. torch.cuda.is_bf16_supported() is not used: it is also true where bfloat16 is emulated,
+    slower than float32.
+    """
+    if precision != "auto":
+        return precision
+    if not uses_cuda(accelerator):
+        return "32-true"
+    numbers = devices if isinstance(devices, list) else range(torch.cuda.device_count())
+    native = all(torch.cuda.get_device_capability(number) >= MIN_BF16_CAPABILITY for number in numbers)
+    if native:
+        return "bf16-mixed"
+    return "32-true" if strategy == "fsdp" else "16-mixed"
+
+
+def prepare_cuda() -> None:
+    """Allow TF32 (10 bits of mantissa) for float32 matrix products, as torch allows it for convolutions by default."""
+    torch.set_float32_matmul_precision("high")
+
+
+def device_name(device: torch.device) -> str:
+    """Return the GPU's name, or the kind of another device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def log_hardware(trainer: pl.Trainer, wanted: str) -> None:
+    """Log device and precision. wanted: trainer.precision as the user wrote it."""
+    device = trainer.strategy.root_device
+    origin = " (trainer.precision=auto)" if wanted == "auto" else ""
+    log.info("%s, precision %s%s", device_name(device), trainer.precision, origin)
+
+
+def hardware_used(trainer: pl.Trainer) -> dict:
+    """Return device, resolved precision and, on CUDA, peak memory in MB since the process started; for metrics.json."""
+    device = trainer.strategy.root_device
+    used: dict[str, str | int] = {"device": device_name(device), "precision": str(trainer.precision)}
+    if device.type == "cuda":
+        used["peak_memory_mb"] = round(torch.cuda.max_memory_allocated(device) / 1e6)
+    return used
 
 
 def set_deterministic(wanted: bool) -> None:
@@ -55,70 +109,11 @@ def nondeterministic_operation_errors() -> Iterator[None]:
         ) from error
 
 
-# Choose a run's precision, and set up and describe its hardware.
-
-MIN_BF16_CAPABILITY = (
-    8,
-    0,
-)  # compute capability of Ampere, NVIDIA's first with bfloat16 matrix units
-
-
-def uses_cuda(accelerator: str) -> bool:
-    """Return whether Lightning uses CUDA for this trainer.accelerator."""
-    return accelerator in ("gpu", "auto") and torch.cuda.is_available()
-
-
-def resolve_precision(
-    precision: str, accelerator: str, devices: str | int | list[int] = "auto", strategy: str = "auto"
-) -> str:
-    """Return trainer.precision with "auto" replaced. The other arguments are those of conf/trainer.
-
-    On CUDA bf16-mixed if all devices have it in hardware, else 16-mixed (32-true with fsdp, which does not scale the
-    loss); 32-true elsewhere. torch.cuda.is_bf16_supported() is not used: it is also true where bfloat16 is emulated,
-    slower than float32.
-    """
-    if precision != "auto":
-        return precision
-    if not uses_cuda(accelerator):
-        return "32-true"
-    numbers = devices if isinstance(devices, list) else range(torch.cuda.device_count())
-    native = all(torch.cuda.get_device_capability(number) >= MIN_BF16_CAPABILITY for number in numbers)
-    if native:
-        return "bf16-mixed"
-    return "32-true" if strategy == "fsdp" else "16-mixed"
-
-
-def prepare_cuda() -> None:
-    """Allow TF32 (10 bits of mantissa) for float32 matrix products, as torch allows it for convolutions by default."""
-    torch.set_float32_matmul_precision("high")
-
-
-def log_hardware(trainer: pl.Trainer, wanted: str) -> None:
-    """Log device and precision. wanted: trainer.precision as the user wrote it."""
-    device = trainer.strategy.root_device
-    origin = " (trainer.precision=auto)" if wanted == "auto" else ""
-    log.info("%s, precision %s%s", device_name(device), trainer.precision, origin)
-
-
-def device_name(device: torch.device) -> str:
-    """Return the GPU's name, or the kind of another device."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def hardware_used(trainer: pl.Trainer) -> dict:
-    """Return device, resolved precision and, on CUDA, peak memory in MB since the process started; for metrics.json."""
-    device = trainer.strategy.root_device
-    used = {"device": device_name(device), "precision": str(trainer.precision)}
-    if device.type == "cuda":
-        used["peak_memory_mb"] = round(torch.cuda.max_memory_allocated(device) / 1e6)
-    return used
-
-
-# Profile training, for `trainer.profiler`.
-
-TABLE = "profile.txt"
-TRACE = "profile/trace.pt.trace.json.gz"  # the suffix that TensorBoard's plugin expects; Perfetto takes any
-ROWS = 40
+def create_profile(kind: str | None, folder: Path) -> "SimpleProfile | TorchProfile | None":
+    """Create the profiler callback. kind: trainer.profiler."""
+    if kind is None:
+        return None
+    return {"simple": SimpleProfile, "torch": TorchProfile}[kind](folder)
 
 
 class SimpleProfile(pl.Callback):
@@ -159,25 +154,25 @@ class TorchProfile(pl.Callback):
             self.profile = torch.profiler.profile(activities=kinds, schedule=self.schedule, on_trace_ready=self._write)
             self.profile.start()
 
-    def on_train_batch_end(self, *_) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs, batch, batch_idx) -> None:
         if self.profile is not None:
             self.profile.step()
             if self.written:
                 self._stop()
 
-    def on_train_end(self, *_) -> None:
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if self.profile is not None:
             self._stop()  # writes what it has if there were too few steps
             if not self.written:
                 log.warning("trainer.profiler=torch: training had too few steps for a trace")
 
-    def on_exception(self, *_) -> None:
-        if self.profile is not None:
-            self._stop()
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        self._stop()
 
     def _stop(self) -> None:
         profile, self.profile = self.profile, None
-        profile.stop()
+        if profile is not None:
+            profile.stop()
 
     def _write(self, profile: torch.profiler.profile) -> None:
         trace = self.folder / TRACE
@@ -188,10 +183,3 @@ class TorchProfile(pl.Callback):
         write_text(self.folder / TABLE, profile.key_averages().table(sort_by=order, row_limit=ROWS))
         self.written = True
         log.info("trainer.profiler=torch: %s (open it at https://ui.perfetto.dev) and %s", trace, self.folder / TABLE)
-
-
-def create_profile(kind: str | None, folder: Path) -> SimpleProfile | TorchProfile | None:
-    """Create the profiler callback. kind: trainer.profiler."""
-    if kind is None:
-        return None
-    return {"simple": SimpleProfile, "torch": TorchProfile}[kind](folder)

@@ -1,96 +1,59 @@
-"""Compute a metric loss beside the heads' losses.
-
-Wrap a Classifier with its losses, metrics, optimizer and schedule for Lightning's Trainer.
-"""
+"""LitClassifier: a Classifier with its losses, metrics, optimizer and schedule, as Lightning's Trainer runs it."""
 
 import logging
 import math
 import warnings
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
 from carvision.augment.mixing import Mix
 from carvision.augment.pipeline import Augment, Normalise, to_float
-from carvision.data.images import Preprocessing
-from carvision.data.table import UNKNOWN
+from carvision.data.images import Preprocessing, PreprocessingDescription
+from carvision.data.loading.dataset import Batch
+from carvision.data.loading.loader import PhotoDataModule
+from carvision.data.table import UNKNOWN, LabelDescription
 from carvision.errors import InputError
 from carvision.inference.model_file import parents_of
 from carvision.losses.classification import create_loss, smooth_l1, weighted_mean
 from carvision.losses.metric import WITH_PROXIES, create_metric_loss
 from carvision.metrics import EpochMetrics
 from carvision.metrics.neighbours import Embedded
-from carvision.models.classifier import Classifier, Outputs, classifier_from
+from carvision.models.classifier import Classifier, NetworkDescription, Outputs, classifier_from
 from carvision.models.parts import HeadWeights
 from carvision.system.runtime import full_precision
 from carvision.training.distributed.collectives import num_processes, sum_over_processes
-from carvision.training.optim import SAM, create_optimizer, create_schedule, frozen_statistics
+from carvision.training.optim import SAM, Phase, create_optimizer, create_schedule, frozen_statistics
 
 log = logging.getLogger(__name__)
 
-
-class MetricLearning:
-    """Compute the metric loss of a batch. Each process compares the photos of its own batch only.
-
-    label: whose classes the loss separates. weight: of the loss beside the heads' losses. name, values: see
-    create_metric_loss.
-    """
-
-    def __init__(self, label: str, weight: float, name: str, **values):
-        self.label, self.weight, self.takes_cosines = label, weight, name in WITH_PROXIES
-        self.loss = create_metric_loss(name, **values)
-
-    def embedded(self, outputs: Outputs, targets: dict[str, Tensor], valid: Tensor) -> Embedded:
-        """Return the batch's loss with its embeddings. targets: {label: int64 (B,)}. valid: bool (B,)."""
-        own = targets[self.label]
-        counts = valid & (own != UNKNOWN)
-        with full_precision(outputs.embeddings.device.type):  # distances of near photos lose most digits otherwise
-            values = outputs.cosines if self.takes_cosines else outputs.embeddings.float()
-            loss = self.loss(values, own, counts)
-        return Embedded(loss, outputs.embeddings, own, counts)
-
-
-def seed_rng(key: tuple[int, ...], device: torch.device) -> None:
-    """Seed the device's random generator for one step. key: (seed, epoch, batch index, rank)."""
-    number = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
-    if device.type == "cpu":
-        torch.default_generator.manual_seed(number)  # torch.manual_seed seeds all kinds of devices, which takes 0.5 ms
-    else:
-        torch.manual_seed(number)
-    if device.type == "xla":
-        from carvision.training.distributed import tpu  # late import: torch-xla has its own environment
-
-        tpu.seed(number)
-
-
-def float_images(batch: dict) -> Tensor | None:
-    """Return images as float (B, 3, H, W) in 0..1; None for a batch of cached features."""
-    return to_float(batch["images"]) if "images" in batch else None
+C = TypeVar("C", bound=pl.Callback)
 
 
 class LitClassifier(pl.LightningModule):
     """Train a Classifier on the batches of PhotoDataModule. All arguments but `model` are plain values, so that
     torch.load's safe default opens a checkpoint.
 
-    description: see Classifier. labels: {head: {"ids", "names", "parent", "parent_codes"}} for classes, {head: {"unit",
-    "mean", "std"}} for numbers. preprocessing, loss, augment: the keys of conf/. phases: in order, [{"name", "epochs",
-    "train_layers", "optimizer", "schedule"}], the last three as in conf/; the first phase is started, start_phase
-    starts another. class_weights: {head: a weight for each class} of the training loss. decoding: how classes follow
-    from the logits. seed: for dropout and mixing. metric_loss: arguments of MetricLearning; None: no metric loss.
-    model: the Classifier to train; None: one with random weights, as load_from_checkpoint needs.
+    description: see Classifier. labels: {head: description}. loss, augment: the keys of conf/. phases: in order; the
+    first phase is started, start_phase starts another. class_weights: {head: a weight for each class} of the training
+    loss. decoding: how classes follow from the logits. seed: for dropout and mixing. metric_loss: arguments of
+    MetricLearning; None: no metric loss. model: the Classifier to train; None: one with random weights, as
+    load_from_checkpoint needs.
     """
 
     def __init__(
         self,
-        description: dict,
-        labels: dict[str, dict],
-        preprocessing: dict,
+        description: NetworkDescription,
+        labels: dict[str, LabelDescription],
+        preprocessing: PreprocessingDescription,
         loss: dict,
-        phases: list[dict],
+        phases: list[Phase],
         augment: dict,
         class_weights: dict[str, list[float]],
         decoding: str = "independent",
@@ -101,13 +64,15 @@ class LitClassifier(pl.LightningModule):
         super().__init__()
         # Only in checkpoints: TensorBoard takes a second to write 1,700 class names, and can't show them
         self.save_hyperparameters(ignore=["model"], logger=False)
-        self.labels = labels
+        self.labels, self.decoding = labels, decoding
+        self.preprocessing = Preprocessing(**cast(Any, preprocessing))  # which makes tuples of the lists
+        self.phases, self.seed, self.class_weights = phases, seed, class_weights
         self.class_heads = [name for name, label in labels.items() if "ids" in label]
         # Batches are channels-last; weights in the same layout save a conversion each step.
         self.model = (model or classifier_from(description)).to(memory_format=torch.channels_last)
         self.augment = Augment(augment["order"], augment["steps"])
         self.mix = Mix(augment["mixup"], augment["cutmix"], augment["mix_p"])
-        self.normalise = Normalise(Preprocessing(**preprocessing))
+        self.normalise = Normalise(self.preprocessing)
         loss = dict(loss)
         given = loss.pop("head_weights", None) or {}
         # Learned weights apply in training only: the reported loss is the same sum in every epoch.
@@ -138,22 +103,22 @@ class LitClassifier(pl.LightningModule):
         """Return {head: logits (B, outputs)} of images uint8 (B, 3, H, W)."""
         return self.model(self.normalise(to_float(images)))
 
-    def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout's randomness depends only on the step, so that a resumed run draws the same
-        seed_rng((self.hparams.seed, self.current_epoch, batch_idx, self.global_rank), self.device)
+        seed_rng((self.seed, self.current_epoch, batch_idx, self.global_rank), self.device)
 
-    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images = self.augmented(batch["images"], batch["draws"]) if "images" in batch else None
         mixed = None
-        if self.mix.active:
-            key = (self.hparams.seed, self.current_epoch, batch_idx, self.global_rank)
+        if self.mix.active and images is not None:  # photos that are mixed have no cached features
+            key = (self.seed, self.current_epoch, batch_idx, self.global_rank)
             images, *mixed = self.mix(images, batch["valid"], key)
         if self.sam is not None and self.sam.perturbed:  # SAM's second pass
             with frozen_statistics(self.model):
                 return self._step(images, batch, None, mixed)
         return self._step(images, batch, self.train_metrics, mixed)
 
-    # The methods that compile=true compiles, see carvision.training.compile
+    # compile=true compiles the next two, see carvision.training.compile
 
     def augmented(self, images: Tensor, draws: Tensor) -> Tensor:
         """Return augmented images, float in 0..1, of images uint8 (B, 3, H, W). draws: uniform (B, num_draws)."""
@@ -163,26 +128,42 @@ class LitClassifier(pl.LightningModule):
         """Return the network's outputs for images float (B, 3, H, W) in 0..1; shares: (B,), see Classifier.outputs."""
         return self.model.outputs(self.normalise(images), shares)
 
-    def validation_step(self, batch: dict, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._step(float_images(batch), batch, self.val_metrics)
 
-    def test_step(self, batch: dict, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._step(float_images(batch), batch, self.test_metrics)
 
     def _step(
-        self, images: Tensor | None, batch: dict, metrics: EpochMetrics | None, mixed: list | None = None
+        self, images: Tensor | None, batch: Batch, metrics: EpochMetrics | None, mixed: list[Tensor] | None = None
     ) -> Tensor:
         """Return the batch's loss: the weighted sum of the heads' losses and the metric loss, plus penalties.
 
-        images: None if the batch has cached features under "kept", see KeptPhotos. metrics: updated with the batch.
+        images: None if the batch holds cached features, see CachedFeatures. metrics: updated with the batch.
         mixed: each photo's partner and the share of its own targets, see Mix.
         """
         num_photos = self._mean_of_all(batch["valid"].sum())
         shares = batch["valid"] / num_photos.clamp(min=1e-12)  # invalid photos have no penalty
-        outputs = self.model.above(batch["kept"], shares) if images is None else self.outputs(images, shares)
-        logits, penalty = outputs.logits, outputs.penalty
-        learning = self.metric_learning
-        embedded = learning.embedded(outputs, batch["targets"], batch["valid"]) if learning else None
+        outputs = self.model.above(batch["features"], shares) if images is None else self.outputs(images, shares)
+        learning, embedded = self.metric_learning, None
+        if learning:
+            embedded = learning.embedded(outputs, batch["targets"], batch["valid"])
+        losses, weights = self._head_losses(outputs.logits, batch, mixed)
+        if metrics is not None:
+            self._count(metrics, batch, outputs, losses, weights, embedded, num_photos)
+        totals = self._mean_of_all(torch.stack([values.sum() for values in weights.values()]))
+        means = {name: weighted_mean(losses[name], weights[name], totals[i]) for i, name in enumerate(losses)}
+        beside = outputs.penalty
+        if learning and embedded:
+            beside = beside + learning.weight * embedded.loss
+        if self.training and self.learned_weights is not None:
+            return self.learned_weights(means, totals > 0) + beside
+        return sum(self.head_weights[name] * mean for name, mean in means.items()) + beside
+
+    def _head_losses(
+        self, logits: dict[str, Tensor], batch: Batch, mixed: list[Tensor] | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return {head: losses} and {head: weights} of the photos, both (B,)."""
         losses, weights = {}, {}
         for name in self.labels:
             targets, valid = batch["targets"][name], batch["valid"]
@@ -191,49 +172,53 @@ class LitClassifier(pl.LightningModule):
                 partner, share = mixed
                 others, weight = self._head_loss(name, logits[name], targets[partner], valid[partner])
                 parts = weights[name] * share, (weights[name] > 0) * weight * (1 - share)
-                weights[name] = sum(parts)
+                weights[name] = parts[0] + parts[1]
                 losses[name] = (losses[name] * parts[0] + others * parts[1]) / weights[name].clamp(min=1e-12)
-        if metrics is not None:
-            counted = losses, weights, penalty, embedded
-            if self.training and self.skip_nonfinite:
-                finite = {name: values.isfinite() for name, values in losses.items()}
-                counted = (
-                    {name: torch.where(finite[name], values, 0.0) for name, values in losses.items()},
-                    {name: values * finite[name] for name, values in weights.items()},
-                    torch.where(penalty.isfinite(), penalty, 0.0),
-                    embedded and embedded.if_finite(),
-                )
-            metrics.update(
-                {name: values.detach() for name, values in logits.items()},
-                batch["targets"],
-                {name: values.detach() for name, values in counted[0].items()},
-                counted[1],
-                batch["valid"],
-                counted[2].detach(),
-                num_photos,
-                counted[3],
-            )
-        totals = self._mean_of_all(torch.stack([values.sum() for values in weights.values()]))
-        means = {name: weighted_mean(losses[name], weights[name], totals[i]) for i, name in enumerate(losses)}
-        beside = penalty + learning.weight * embedded.loss if learning else penalty
-        if self.training and self.learned_weights is not None:
-            return self.learned_weights(means, totals > 0) + beside
-        return sum(self.head_weights[name] * mean for name, mean in means.items()) + beside
-
-    def _mean_of_all(self, totals: Tensor) -> Tensor:
-        """Return the mean of totals over all processes. Gradients are averaged over processes: if each divides its sum
-        by this mean, that is the gradient of the whole batch's weighted mean."""
-        return sum_over_processes(totals) / num_processes() if self.training else totals
+        return losses, weights
 
     def _head_loss(self, name: str, logits: Tensor, targets: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Return loss and weight of each photo, both (B,). Weight 0: unknown label, or unreadable photo."""
         if "ids" not in self.labels[name]:
             return smooth_l1(logits, targets, self.labels[name]["std"]), valid * (~targets.isnan()).float()
         weights = valid * (targets != UNKNOWN).float()
-        if self.training and name in self.hparams.class_weights:
+        if self.training and name in self.class_weights:
             of_class = self.get_buffer(f"class_weights_{self.class_heads.index(name)}")
             weights = weights * of_class[targets.clamp(min=0)]
         return self.class_loss(logits, targets), weights
+
+    def _count(
+        self,
+        metrics: EpochMetrics,
+        batch: Batch,
+        outputs: Outputs,
+        losses: dict[str, Tensor],
+        weights: dict[str, Tensor],
+        embedded: Embedded | None,
+        num_photos: Tensor,
+    ) -> None:
+        """Update the metrics with a batch; with run.on_nonfinite_loss=skip, without its losses that are inf or NaN."""
+        penalty = outputs.penalty
+        if self.training and self.skip_nonfinite:
+            finite = {name: values.isfinite() for name, values in losses.items()}
+            losses = {name: torch.where(finite[name], values, 0.0) for name, values in losses.items()}
+            weights = {name: values * finite[name] for name, values in weights.items()}
+            penalty = torch.where(penalty.isfinite(), penalty, 0.0)
+            embedded = embedded and embedded.if_finite()
+        metrics.update(
+            {name: values.detach() for name, values in outputs.logits.items()},
+            batch["targets"],
+            {name: values.detach() for name, values in losses.items()},
+            weights,
+            batch["valid"],
+            penalty.detach(),
+            num_photos,
+            embedded,
+        )
+
+    def _mean_of_all(self, totals: Tensor) -> Tensor:
+        """Return the mean of totals over all processes. Gradients are averaged over processes: if each divides its sum
+        by this mean, that is the gradient of the whole batch's weighted mean."""
+        return sum_over_processes(totals) / num_processes() if self.training else totals
 
     def on_validation_epoch_end(self) -> None:
         # Train metrics, too: the epoch's steps are done, and callbacks at the epoch's end see all metrics.
@@ -275,21 +260,22 @@ class LitClassifier(pl.LightningModule):
     @property
     def num_epochs(self) -> int:
         """Return the number of epochs of all phases."""
-        return sum(phase["epochs"] for phase in self.hparams.phases)
+        return sum(phase["epochs"] for phase in self.phases)
 
-    def start_phase(self, number: int, begun: int = 0) -> dict:
+    def start_phase(self, number: int, begun: int = 0) -> Phase:
         """Start a phase: set what is trained. Call before the Trainer fits a later phase. Return the phase.
 
         begun: the phase's first epoch, counted over the whole run.
         """
         self.phase_position = {"phase": number, "phase_begun": begun}
-        self.phase = self.hparams.phases[number]
+        self.phase = self.phases[number]
         self.sam: SAM | None = None
         self.model.set_trained(self.phase["train_layers"])
         return self.phase
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        # Lightning annotates it with its parent class, which has no such field
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # pyrefly: ignore[missing-attribute]
         inside = 0 if done == self.trainer.num_training_batches else done
         checkpoint |= {**self.phase_position, "decodings": self.decodings}
         checkpoint["batches_done"] = inside  # 0 at the end of an epoch
@@ -309,20 +295,21 @@ class LitClassifier(pl.LightningModule):
             optimizer.add_param_group({"params": list(self.learned_weights.parameters()), "weight_decay": 0.0})
         return optimizer
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         # Lightning's mixed precision refuses gradient clipping with a fused optimizer, which may unscale gradients
         # itself. With 16-mixed a fused optimizer also fails if run.on_nonfinite_loss=skip has removed all gradients.
         precision = str(self.trainer.precision)
         clipped = self.trainer.gradient_clip_val is not None and precision.endswith("-mixed")
         removed = self.skip_nonfinite and precision == "16-mixed"
         optimizer = self.create_phase_optimizer(fused=not (clipped or removed))
-        if self.trainer.datamodule is not None:
+        if getattr(self.trainer, "datamodule", None) is not None:
             # Not the trainer's own numbers: asking for them starts the loader before the checkpoint sets its position
-            num_batches = self.trainer.datamodule.num_train_batches
+            num_batches = datamodule_of(self.trainer).num_train_batches
             steps_per_epoch = math.ceil(num_batches / self.trainer.accumulate_grad_batches)
         else:  # a caller's own loaders
+            assert self.trainer.max_epochs is not None
             steps_per_epoch = self.trainer.estimated_stepping_batches / self.trainer.max_epochs
-            num_batches = self.trainer.num_training_batches
+            num_batches = int(self.trainer.num_training_batches)
         schedule = create_schedule(
             optimizer,
             **self.phase["schedule"],
@@ -359,3 +346,55 @@ class LitClassifier(pl.LightningModule):
         now = max(group["lr"] for group in optimizer.param_groups)
         name, epochs = self.phase["schedule"]["name"], self.phase["epochs"]
         log.info("schedule %s over %d epochs: the next step has lr %.6g, not %.6g", name, epochs, now, before)
+
+
+class MetricLearning:
+    """Compute the metric loss of a batch. Each process compares the photos of its own batch only.
+
+    label: whose classes the loss separates. weight: of the loss beside the heads' losses. name, values: see
+    create_metric_loss.
+    """
+
+    def __init__(self, label: str, weight: float, name: str, **values):
+        self.label, self.weight, self.takes_cosines = label, weight, name in WITH_PROXIES
+        self.loss = create_metric_loss(name, **values)
+
+    def embedded(self, outputs: Outputs, targets: dict[str, Tensor], valid: Tensor) -> Embedded:
+        """Return the batch's loss with its embeddings. targets: {label: int64 (B,)}. valid: bool (B,)."""
+        own = targets[self.label]
+        counts = valid & (own != UNKNOWN)
+        with full_precision(outputs.embeddings.device.type):  # distances of near photos lose most digits otherwise
+            values = outputs.cosines if self.takes_cosines else outputs.embeddings.float()
+            assert values is not None  # with proxies there are cosines
+            loss = self.loss(values, own, counts)
+        return Embedded(loss, outputs.embeddings, own, counts)
+
+
+def datamodule_of(trainer: pl.Trainer) -> PhotoDataModule:
+    """Return the Trainer's datamodule, an attribute that Lightning does not declare."""
+    return trainer.datamodule  # pyrefly: ignore[missing-attribute]
+
+
+def callbacks_of(trainer: pl.Trainer, kind: type[C]) -> list[C]:
+    """Return the Trainer's callbacks of a class, in call order."""
+    hooks: list[Any] = trainer.callbacks  # pyrefly: ignore[missing-attribute] - Lightning does not declare it
+    return [hook for hook in hooks if isinstance(hook, kind)]
+
+
+def seed_rng(key: tuple[int, ...], device: torch.device) -> None:
+    """Seed the device's random generator for one step. key: (seed, epoch, batch index, rank)."""
+    number = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(number)  # torch.manual_seed seeds all kinds of devices, which takes 0.5 ms
+    else:
+        torch.manual_seed(number)
+    if device.type == "xla":
+        from carvision.training.distributed import tpu  # late import: torch-xla has its own environment
+
+        tpu.seed(number)
+
+
+def float_images(batch: Batch) -> Tensor | None:
+    """Return images as float (B, 3, H, W) in 0..1; None for a batch of cached features."""
+    images = batch.get("images")
+    return None if images is None else to_float(images)

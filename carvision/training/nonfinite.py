@@ -2,16 +2,17 @@
 
 import logging
 from pathlib import Path
+from typing import Any, cast
 
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from carvision.errors import InputError, one_line
 from carvision.files.atomic import write_csv
 from carvision.training.distributed.collectives import any_process, gather_objects
+from carvision.training.module import LitClassifier, datamodule_of
 from carvision.training.run.checkpoints import LAST
 
 log = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 MAX_SHOWN = 5  # photos in the message; the file has all
 
 
-class NonFiniteLoss(Callback):
+class NonFiniteLoss(pl.Callback):
     """Find a training loss that is inf or NaN, and write the photos of its batch to nonfinite_loss.csv.
 
     Without `skip` the run stops, before a checkpoint is written. The check runs on the device; its result is read when
@@ -31,34 +32,34 @@ class NonFiniteLoss(Callback):
     def __init__(self, folder: Path, skip: bool):
         self.file, self.skip = folder / "nonfinite_loss.csv", skip
 
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, module: LitClassifier) -> None:
         self._reset(module)
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: LitClassifier) -> None:
         self._reset(module)
 
-    def _reset(self, module: pl.LightningModule) -> None:
+    def _reset(self, module: LitClassifier) -> None:
         self.step = torch.full((), -1, dtype=torch.int64, device=module.device)  # counts steps since this reset
         self.first_bad_step = self.step.clone()  # -1: none yet
-        self.first_batch: int | None = None  # index in the epoch of the batch of step 0
+        self.first_batch = -1  # index in the epoch of the batch of step 0; -1: not known yet
         self.bad_update = False
 
-    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch, batch_idx: int) -> None:
-        if self.first_batch is None:
+    def on_train_batch_start(self, trainer: pl.Trainer, module: LitClassifier, batch, batch_idx: int) -> None:
+        if self.first_batch < 0:
             self.first_batch = batch_idx
         self.step = self.step + 1
         if self.skip:
             self.bad_batch = False
             self.statistics = [value.clone() for value in floating_buffers(module)]
 
-    def on_before_backward(self, trainer: pl.Trainer, module: pl.LightningModule, loss: Tensor) -> None:
+    def on_before_backward(self, trainer: pl.Trainer, module: LitClassifier, loss: Tensor) -> None:
         bad = ~loss.detach().isfinite()
         self.first_bad_step = torch.where(bad & (self.first_bad_step < 0), self.step, self.first_bad_step)
         if self.skip:
             self.bad_batch |= bool(bad)
             self.bad_update |= any_process(bool(bad))
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, module: pl.LightningModule, optimizer) -> None:
+    def on_before_optimizer_step(self, trainer: pl.Trainer, module: LitClassifier, optimizer) -> None:
         if not self.skip:
             return
         if trainer.precision != "16-mixed":  # its loss scaling relies on non-finite gradients
@@ -67,7 +68,7 @@ class NonFiniteLoss(Callback):
         if self.bad_update:
             optimizer.zero_grad(set_to_none=True)  # parameters without a gradient are not updated
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs, batch, batch_idx) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: LitClassifier, outputs, batch, batch_idx) -> None:
         if not self.skip:
             if module.device.type == "cpu":
                 self.check(trainer)
@@ -100,7 +101,7 @@ class NonFiniteLoss(Callback):
         """Check before a checkpoint: also the weights, which a gradient can ruin, and the last validation loss."""
         self.check(trainer)
         where = f"after epoch {trainer.current_epoch + 1}, batch {trainer.fit_loop.batch_idx + 1}"
-        if any_process(not are_finite(trainer.lightning_module)):
+        if any_process(not are_finite(cast(LitClassifier, trainer.lightning_module))):
             raise InputError(f"weights are not finite {where}. {self._advice()}")
         value = trainer.callback_metrics.get("val/loss")
         if value is not None and any_process(not value.isfinite()):
@@ -117,13 +118,13 @@ class NonFiniteLoss(Callback):
         )
 
 
-def are_finite(module: pl.LightningModule) -> bool:
+def are_finite(module: LitClassifier) -> bool:
     """Return whether all weights and buffers of this process are finite; synchronises with the device once."""
     own = [getattr(p.detach(), "to_local", p.detach)() for p in module.parameters()]  # shards under FSDP
     return bool(torch.stack([value.isfinite().all() for value in (*own, *floating_buffers(module))]).all())
 
 
-def floating_buffers(module: pl.LightningModule) -> list[Tensor]:
+def floating_buffers(module: LitClassifier) -> list[Tensor]:
     """Return the model's floating-point buffers, such as batch norm's running statistics."""
     return [value for value in module.model.buffers() if value.is_floating_point()]
 
@@ -141,8 +142,8 @@ def _read_records(file: Path) -> list[pd.DataFrame]:
 
 def record_photos(trainer: pl.Trainer, batches: range, file: Path) -> str:
     """Add the photos of these batches of the epoch, of all processes, to the file; return the first few, as text."""
-    rows = trainer.train_dataloader.sampler.rows(trainer.current_epoch)
-    photos = trainer.datamodule.photos["train"]
+    loader: Any = trainer.train_dataloader  # a ResumableLoader
+    rows, photos = loader.sampler.rows(trainer.current_epoch), datamodule_of(trainer).datasets["train"]
     listed = [(i, photos.path(row)) for i in batches for row in rows[i]]
     if trainer.is_global_zero:
         new = pd.DataFrame(listed, columns=["batch", "path"])

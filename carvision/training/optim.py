@@ -1,12 +1,14 @@
-"""Optimizers, learning-rate schedules, sharpness-aware minimisation, and the phases that use them."""
+"""The phases of a run, and what each trains with: optimizers, sharpness-aware minimisation, learning-rate schedules."""
 
 import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from typing import Any, Literal, TypedDict, cast
 
 import torch
+from pytorch_lightning.utilities.types import LRSchedulerConfigType
 from timm.models._manipulate import group_with_matcher
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -18,72 +20,80 @@ from carvision.models.classifier import Classifier
 log = logging.getLogger(__name__)
 
 
-# Sharpness-aware minimisation around any optimizer.
+class Phase(TypedDict):
+    """One part of a run. name: "" if the whole run is one phase. optimizer, schedule: the keys of conf/."""
+
+    name: str
+    epochs: int
+    train_layers: str | int
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
 
 
-class SAM(torch.optim.Optimizer):
-    """Use the gradient at the locally highest loss: sharpness-aware minimisation (Foret et al. 2021, arXiv:2010.01412,
-    algorithm 1).
+def build_phases(cfg: dict) -> list[Phase]:
+    """Build the phases in order; each inherits what it does not set. A configuration without phases is one phase."""
+    max_epochs = cfg["trainer"]["max_epochs"]
+    own = {"train_layers": cfg["model"]["train_layers"], "optimizer": cfg["optimizer"], "schedule": cfg["schedule"]}
+    if not cfg["phases"]:
+        if max_epochs is None:
+            raise InputError("trainer.max_epochs: must be given where there are no phases; add trainer.max_epochs=<n>")
+        return [Phase(name="", epochs=max_epochs, **own)]
+    phases: list[Phase] = []
+    left = max_epochs or sum(phase["epochs"] for phase in cfg["phases"].values())
+    for name, values in cfg["phases"].items():
+        epochs = min(left, values["epochs"])
+        left -= epochs
+        if epochs:
+            # Overrides of the run's optimizer, or another optimizer with all its own keys
+            parts = {
+                part: values[part] if "name" in values.get(part, {}) else {**own[part], **values.get(part, {})}
+                for part in ("optimizer", "schedule")
+            }
+            layers = values.get("train_layers", own["train_layers"])
+            phases.append(Phase(name=name, epochs=epochs, train_layers=layers, **parts))
+    return phases
 
-    A step calls the closure twice: at the weights w, for the gradient g, and at w + rho g / |g|, |g| over all
-    parameters, for the gradient that `base` then applies to w. `perturbed` is true during the second call.
+
+def phase_key(phase: Phase) -> str:
+    """Return the prefix of a phase's configuration keys: "phases.head.", or "" if the whole run is one phase."""
+    return f"phases.{phase['name']}." if phase["name"] else ""
+
+
+def validate_phases(phases: list[Phase], classifier: Classifier) -> None:
+    """Raise InputError if any phase can't be built, before training spends hours on the first.
+
+    Leaves the classifier set up for the first phase.
     """
-
-    def __init__(self, base: torch.optim.Optimizer, rho: float):
-        super().__init__(base.param_groups, base.defaults)
-        self.base, self.rho, self.perturbed = base, rho, False
-        self._share()
-
-    def _share(self) -> None:
-        # Schedules change the groups' rates here, where the base reads them; checkpoints hold the base's state.
-        self.param_groups, self.state = self.base.param_groups, self.base.state
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], torch.Tensor]) -> torch.Tensor:
-        closure = torch.enable_grad()(closure)
-        loss = closure()
-        with_grad = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not with_grad:  # NonFiniteLoss skips this update
-            return loss
-        norm = torch.stack([p.grad.norm() for p in with_grad]).norm()
-        before = [p.clone() for p in with_grad]  # subtracting the step would not restore the same bits
-        scale = self.rho / (norm + 1e-12)
-        for p in with_grad:
-            p.add_(p.grad * scale)
-        self.perturbed = True
+    for phase in reversed(phases):
+        optimizer, schedule = phase["optimizer"], phase["schedule"]
         try:
-            closure()
-        finally:
-            self.perturbed = False
-            for p, value in zip(with_grad, before, strict=True):
-                p.copy_(value)
-        self.base.step()
-        return loss
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        self.base.load_state_dict(state_dict)
-        self._share()
-
-
-@contextmanager
-def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Keep batch norms' running statistics unchanged within the context, so that each batch counts once."""
-    momenta = {module: module.momentum for module in model.modules() if isinstance(module, _BatchNorm)}
-    try:
-        for module in momenta:
-            module.momentum = 0.0
-        yield
-    finally:
-        for module, momentum in momenta.items():
-            module.momentum = momentum
+            classifier.set_trained(phase["train_layers"])
+            create_schedule(
+                create_optimizer(classifier, **optimizer),
+                **schedule,
+                lr=optimizer["lr"],
+                num_steps=2,
+                steps_per_epoch=1.0,
+                batches_per_epoch=1,
+            )
+        except InputError as error:
+            raise InputError(
+                f"{phase_key(phase)}{str(error).removeprefix('model.') if phase['name'] else error}"
+            ) from None
 
 
-# Create optimizers by name: PyTorch's, timm's, and SAM around any of them; set the learning rate of each layer.
+def check_trainer(phases: list[Phase], trainer: dict) -> None:
+    """Raise InputError for SAM with gradient accumulation or scaled gradients: its two passes need one batch and true
+    gradients.
 
-# With a fused kernel on CUDA and the CPU. (Adagrad's needs a later torch than the oldest supported.) For the 158
-# parameters of a MobileNetV2 on a core of an EPYC, AdamW takes 0.8 ms instead of 5, and SGD 0.3 instead of 1.3: 2 to
-# 7 % of a step of 32 photos of 64 px.
-FUSED = {"sgd", "adam", "adamw"}
+    trainer: the keys of conf/trainer.
+    """
+    if any(phase["optimizer"].get("sam_rho") for phase in phases):
+        if trainer["accumulate_grad_batches"] > 1:
+            raise InputError("optimizer.sam_rho: not with trainer.accumulate_grad_batches above 1; leave one out")
+        if trainer["precision"] == "16-mixed":
+            raise InputError("optimizer.sam_rho: not with trainer.precision=16-mixed; use bf16-mixed or 32-true")
+
 
 # Names of conf/optimizer. Every other name is timm's.
 OPTIMIZERS = {
@@ -96,6 +106,11 @@ OPTIMIZERS = {
     "nadam": torch.optim.NAdam,
     "adamw": torch.optim.AdamW,
 }
+
+# With a fused kernel on CUDA and the CPU. (Adagrad's needs a later torch than the oldest supported.) For the 158
+# parameters of a MobileNetV2 on a core of an EPYC, AdamW takes 0.8 ms instead of 5, and SGD 0.3 instead of 1.3: 2 to
+# 7 % of a step of 32 photos of 64 px.
+FUSED = {"sgd", "adam", "adamw"}
 
 
 def create_optimizer(
@@ -134,7 +149,7 @@ def create_optimizer(
     except (TypeError, ValueError, AssertionError, ImportError) as error:
         from timm.optim import list_optimizers
 
-        names = sorted({*OPTIMIZERS, *list_optimizers()})
+        names = sorted({*OPTIMIZERS, *map(str, list_optimizers())})
         if name not in names:
             raise InputError(f"optimizer.name: {name!r} is not an optimizer{nearest(name, names)}") from None
         text = one_line(error)
@@ -178,8 +193,9 @@ def exempt_from_decay(model: nn.Module) -> set[str]:
     tokens, relative-position tables."""
     exempt = set()
     for prefix, module in model.named_modules():
-        if callable(getattr(module, "no_weight_decay", None)):
-            patterns = module.no_weight_decay()
+        no_weight_decay: Any = getattr(module, "no_weight_decay", None)
+        if callable(no_weight_decay):
+            patterns = no_weight_decay()
             names = [name for name, _ in module.named_parameters() if any(fnmatch(name, each) for each in patterns)]
             exempt |= {f"{prefix}.{name}" if prefix else name for name in names}
     return exempt
@@ -197,7 +213,7 @@ def lr_factors_of(model: nn.Module, lr_factors: dict[str, float], layer_decay: f
     for name in lr_factors:
         if name not in modules or not name:
             raise InputError(f"optimizer.lr_factors: there is no module {name!r}{nearest(name, modules)}")
-    factors = _layer_factors(model.backbone, layer_decay) if layer_decay != 1 else {}
+    factors = _layer_factors(model.get_submodule("backbone"), layer_decay) if layer_decay != 1 else {}
     for name, _ in model.named_parameters():
         around = [module for module in lr_factors if name.startswith(f"{module}.")]
         if around:
@@ -209,17 +225,75 @@ def _layer_factors(backbone: nn.Module, decay: float) -> dict[str, float]:
     """Return the backbone's factors as timm's param_groups_layer_decay computes them for the network with its
     classifier, which learns at 1; here the heads replace it, so the classifier's name is added to the parameters before
     grouping."""
-    if not hasattr(backbone, "group_matcher"):
+    group_matcher: Any = getattr(backbone, "group_matcher", None)
+    if group_matcher is None:
         raise InputError("optimizer.layer_decay: timm does not say what the layers of this backbone are; use 1.0")
-    classifiers = getattr(backbone, "pretrained_cfg", {}).get("classifier") or "classifier"
+    pretrained_cfg: Any = getattr(backbone, "pretrained_cfg", {})
+    classifiers = pretrained_cfg.get("classifier") or "classifier"
     classifiers = [classifiers] if isinstance(classifiers, str) else classifiers
     names = [*(name for name, _ in backbone.named_parameters()), *(f"{name}.weight" for name in classifiers)]
-    layers = group_with_matcher(((name, None) for name in names), backbone.group_matcher(coarse=False), reverse=True)
+    matched = group_with_matcher(((name, None) for name in names), group_matcher(coarse=False), reverse=True)
+    layers = cast(dict[str, int], matched)
     last = max(layers.values())
     return {f"backbone.{name}": decay ** (last - layer) for name, layer in layers.items() if layer < last}
 
 
-# Create learning-rate schedules by name.
+class SAM(torch.optim.Optimizer):
+    """Use the gradient at the locally highest loss: sharpness-aware minimisation (Foret et al. 2021, arXiv:2010.01412,
+    algorithm 1).
+
+    A step calls the closure twice: at the weights w, for the gradient g, and at w + rho g / |g|, |g| over all
+    parameters, for the gradient that `base` then applies to w. `perturbed` is true during the second call.
+    """
+
+    def __init__(self, base: torch.optim.Optimizer, rho: float):
+        super().__init__(base.param_groups, base.defaults)
+        self.base, self.rho, self.perturbed = base, rho, False
+        self._share()
+
+    def _share(self) -> None:
+        # Schedules change the groups' rates here, where the base reads them; checkpoints hold the base's state.
+        self.param_groups, self.state = self.base.param_groups, self.base.state
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], torch.Tensor]) -> torch.Tensor:  # pyrefly: ignore[bad-override] - needs it
+        closure = torch.enable_grad()(closure)
+        loss = closure()
+        with_grad = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not with_grad:  # NonFiniteLoss skips this update
+            return loss
+        norm = torch.stack([p.grad.norm() for p in with_grad]).norm()
+        before = [p.clone() for p in with_grad]  # subtracting the step would not restore the same bits
+        scale = self.rho / (norm + 1e-12)
+        for p in with_grad:
+            p.add_(p.grad * scale)
+        self.perturbed = True
+        try:
+            closure()
+        finally:
+            self.perturbed = False
+            for p, value in zip(with_grad, before, strict=True):
+                p.copy_(value)
+        self.base.step()
+        return loss
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.base.load_state_dict(state_dict)
+        self._share()
+
+
+@contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Keep batch norms' running statistics unchanged within the context, so that each batch counts once."""
+    momenta = {module: module.momentum for module in model.modules() if isinstance(module, _BatchNorm)}
+    try:
+        for module in momenta:
+            module.momentum = 0.0
+        yield
+    finally:
+        for module, momentum in momenta.items():
+            module.momentum = momentum
+
 
 R0_RISING_EPOCHS = 5  # epochs before report R0's curve falls
 
@@ -232,7 +306,7 @@ def create_schedule(
     steps_per_epoch: float,
     batches_per_epoch: int,
     **values,
-) -> dict:
+) -> LRSchedulerConfigType:
     """Create the schedule that conf/schedule names, as configure_optimizers returns it to Lightning.
 
     lr: optimizer.lr, the rate that the schedule scales. num_steps: weight updates in all phases' epochs; with gradient
@@ -256,8 +330,14 @@ def create_schedule(
 
 
 def _create_plateau(
-    optimizer: torch.optim.Optimizer, batches_per_epoch: int, monitor: str, mode: str, patience: int, **values
-) -> dict:
+    optimizer: torch.optim.Optimizer,
+    batches_per_epoch: int,
+    monitor: str,
+    mode: Literal["min", "max"],
+    patience: int,
+    **values,
+) -> LRSchedulerConfigType:
+    """Create ReduceLROnPlateau with Keras' sense of patience."""
     # PyTorch waits one epoch longer than its patience, Keras (and callbacks.patience) does not. Both require a change
     # of 1e-4, Keras in absolute terms.
     schedule = ReduceLROnPlateau(optimizer, mode, patience=patience - 1, threshold_mode="abs", **values)
@@ -277,13 +357,13 @@ def lr_factor(
     peak: float | None = None,
 ) -> Callable[[int], float]:
     """Return the function from step to factor of the learning rate `lr`, for the name and keys of conf/schedule."""
-    if name == "inverse_time" and decay is None:
-        raise ValueError("decay is missing")
     if name == "constant":
         return lambda step: 1.0
     if name == "r0":
         return lambda step: r0_lr(int(step / steps_per_epoch), peak or lr) / lr
     if name == "inverse_time":
+        if decay is None:
+            raise ValueError("decay is missing")
         return lambda step: 1 / (1 + decay * step)
     num_warmup = min(round(warmup_epochs * steps_per_epoch), num_steps - 1)
     return lambda step: cosine_factor(step, num_steps, num_warmup, final_fraction)
@@ -304,72 +384,3 @@ def cosine_factor(step: int, num_steps: int, num_warmup: int, final_fraction: fl
         return (step + 1) / num_warmup
     progress = min(1.0, (step - num_warmup) / max(1, num_steps - num_warmup))
     return final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-# Build the phases of a training run, and check them before training starts.
-
-
-def build_phases(cfg: dict) -> list[dict]:
-    """Return the phases, each with "name", "epochs", "train_layers", "optimizer" and "schedule". A phase inherits what
-    it does not set. A configuration without phases is one phase with an empty name."""
-    max_epochs = cfg["trainer"]["max_epochs"]
-    own = {"train_layers": cfg["model"]["train_layers"], "optimizer": cfg["optimizer"], "schedule": cfg["schedule"]}
-    if not cfg["phases"]:
-        if max_epochs is None:
-            raise InputError("trainer.max_epochs: must be given where there are no phases; add trainer.max_epochs=<n>")
-        return [{"name": "", "epochs": max_epochs, **own}]
-    phases = []
-    left = max_epochs or sum(phase["epochs"] for phase in cfg["phases"].values())
-    for name, values in cfg["phases"].items():
-        epochs = min(left, values["epochs"])
-        left -= epochs
-        if epochs:
-            # Overrides of the run's optimizer, or another optimizer with all its own keys
-            parts = {
-                part: values[part] if "name" in values.get(part, {}) else {**own[part], **values.get(part, {})}
-                for part in ("optimizer", "schedule")
-            }
-            layers = values.get("train_layers", own["train_layers"])
-            phases.append({"name": name, "epochs": epochs, "train_layers": layers, **parts})
-    return phases
-
-
-def phase_key(phase: dict) -> str:
-    """Return the prefix of a phase's configuration keys: "phases.head.", or "" if the whole run is one phase."""
-    return f"phases.{phase['name']}." if phase["name"] else ""
-
-
-def validate_phases(phases: list[dict], classifier: Classifier) -> None:
-    """Raise InputError if any phase can't be built, before training spends hours on the first.
-
-    Leaves the classifier set up for the first phase.
-    """
-    for phase in reversed(phases):
-        optimizer, schedule = phase["optimizer"], phase["schedule"]
-        try:
-            classifier.set_trained(phase["train_layers"])
-            create_schedule(
-                create_optimizer(classifier, **optimizer),
-                **schedule,
-                lr=optimizer["lr"],
-                num_steps=2,
-                steps_per_epoch=1.0,
-                batches_per_epoch=1,
-            )
-        except InputError as error:
-            raise InputError(
-                f"{phase_key(phase)}{str(error).removeprefix('model.') if phase['name'] else error}"
-            ) from None
-
-
-def check_trainer(phases: list[dict], trainer: dict) -> None:
-    """Raise InputError for SAM with gradient accumulation or scaled gradients: its two passes need one batch and true
-    gradients.
-
-    trainer: the keys of conf/trainer.
-    """
-    if any(phase["optimizer"].get("sam_rho") for phase in phases):
-        if trainer["accumulate_grad_batches"] > 1:
-            raise InputError("optimizer.sam_rho: not with trainer.accumulate_grad_batches above 1; leave one out")
-        if trainer["precision"] == "16-mixed":
-            raise InputError("optimizer.sam_rho: not with trainer.precision=16-mixed; use bf16-mixed or 32-true")

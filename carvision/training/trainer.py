@@ -1,4 +1,4 @@
-"""Build Lightning's Trainer with its callbacks, and fit phase after phase."""
+"""Build Lightning's Trainer with its callbacks, and fit the phases of a run one after another."""
 
 import logging
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from carvision.data.loading.loader import PhotoDataModule
+from carvision.data.table import LabelDescription
 from carvision.errors import InputError, nearest, one_line
 from carvision.files.atomic import own_folder
 from carvision.metrics import metric_names
@@ -36,7 +37,7 @@ from carvision.training.hardware import (
     resolve_precision,
     uses_cuda,
 )
-from carvision.training.module import LitClassifier
+from carvision.training.module import LitClassifier, callbacks_of
 from carvision.training.nonfinite import NonFiniteLoss
 from carvision.training.optim import build_phases, check_trainer, phase_key
 from carvision.training.run.checkpoints import Checkpoints, VerifiedCheckpointIO
@@ -45,187 +46,6 @@ from carvision.training.run.resume import ResumePoint
 from carvision.training.run.stopping import Stopping
 
 log = logging.getLogger(__name__)
-
-
-# Fit the phases of a run in order, resuming where an earlier start ended.
-
-
-def fit_phases(
-    trainer: pl.Trainer,
-    lit: LitClassifier,
-    datamodule: PhotoDataModule,
-    resume_point: ResumePoint | None = None,
-    max_epochs: int | None = None,
-) -> bool:
-    """Fit all phases; return whether all have ended. Each has its own optimizer and schedule and continues with the
-    previous phase's weights. Raise Stopped after a signal or a time limit.
-
-    resume_point: None for a new run. max_epochs: of this start; None: all.
-    """
-    for checkpoints in trainer.checkpoint_callbacks:
-        checkpoints.forget_best = bool(resume_point and resume_point.best_lost)
-    number, first_epoch, epoch = (
-        (resume_point.phase, resume_point.phase_begun, resume_point.epochs_done) if resume_point else (0, 0, 0)
-    )
-    stop = epoch + (max_epochs or lit.num_epochs)
-    while number < len(lit.hparams.phases):
-        phase = lit.start_phase(number, first_epoch)
-        end = epoch if resume_point and resume_point.stopped_early else first_epoch + phase["epochs"]
-        trainer.fit_loop.max_epochs = min(end, stop)
-        for callback in trainer.early_stopping_callbacks:
-            callback.wait_count = 0  # a checkpoint restores its own
-        _log_phase(lit, number)
-        _fit(trainer, lit, datamodule, resume_point)
-        resume_point = None
-        first_epoch = trainer.current_epoch
-        if trainer.should_stop and first_epoch < end:
-            log.info("stopped after epoch %d: no better %s", first_epoch, trainer.early_stopping_callback.monitor)
-        elif first_epoch < end:
-            return False
-        number += 1
-        if first_epoch >= stop and number < len(lit.hparams.phases):
-            return False
-    stopping = next(hook for hook in trainer.callbacks if isinstance(hook, Stopping))
-    stopping.stop_between_epochs()  # before the test, which may take long
-    return True
-
-
-def _fit(
-    trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, resume_point: ResumePoint | None
-) -> None:
-    try:
-        trainer.fit(lit, datamodule, ckpt_path=resume_point and resume_point.file)
-    except SystemExit:  # Lightning's response to a Ctrl-C before `Stopping` handles signals
-        raise KeyboardInterrupt from None
-    except Exception as error:
-        if isinstance(error, InputError) or not (resume_point and lit.restoring):
-            raise
-        text = one_line(error, 200)
-        raise InputError(
-            f"run.dir: {resume_point.file} does not fit the changed configuration or is of another network ({text}); "
-            "give another folder to start anew, there with "
-            f"model.weights={resume_point.file} to keep the weights"
-        ) from error
-
-
-def _log_phase(lit: LitClassifier, number: int) -> None:
-    phases, phase = lit.hparams.phases, lit.phase
-    where = f"phase {number + 1} of {len(phases)}, {phase['name']}: " if len(phases) > 1 else ""
-    trained = sum(p.numel() for p in lit.parameters() if p.requires_grad)
-    log.info(
-        "%s%d epochs, %s, lr %g; trained: %s (%s parameters)",
-        where, phase["epochs"], phase["optimizer"]["name"],
-        phase["schedule"].get("peak") or phase["optimizer"]["lr"], phase["train_layers"],
-        f"{trained:,}",
-    )  # fmt: skip
-
-
-# Build Lightning's Trainer and its callbacks from the configuration.
-
-
-def require_monitor(key: str, monitor: str, known: list[str]) -> None:
-    """Raise InputError if `monitor`, the value of `key`, is not a metric of this run."""
-    if monitor not in known:
-        raise InputError(f"{key}: {monitor!r} is no metric of this run{nearest(monitor, known)}")
-
-
-def trainer_values(cfg: dict) -> dict:
-    """Return the keys of conf/trainer as arguments of pl.Trainer, without the profiler. Raises InputError for what this
-    machine can't run."""
-    values = dict(cfg["trainer"])
-    del values["profiler"]
-    cuda = uses_cuda(values["accelerator"])
-    wanted = (values[key] for key in ("precision", "accelerator", "devices", "strategy"))
-    values["precision"] = resolve_precision(*wanted)
-    check_trainer(build_phases(cfg), values)
-    if cfg["compile"]:
-        require_compiler(values["accelerator"], cuda)
-    if cfg["data"]["batch_size"] == "auto":
-        require_gpu(values)
-    if cuda:
-        prepare_cuda()
-    if values["strategy"] == "fsdp":
-        check_fsdp(cfg, values["precision"])
-        values["strategy"] = create_strategy()
-    if values["accelerator"] == "tpu":
-        from carvision.training.distributed import tpu
-
-        values = tpu.trainer_arguments(values, VerifiedCheckpointIO())
-    else:
-        values["plugins"] = [VerifiedCheckpointIO(), create_environment()]
-    # cuDNN's benchmark times the kernels of each new shape; a run has few shapes
-    values |= {"deterministic": cfg["deterministic"] or None, "benchmark": cuda and not cfg["deterministic"]}
-    return {**values, "max_epochs": 1}  # fit_phases sets it for each phase
-
-
-def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, ends: float | None) -> list[pl.Callback]:
-    """Return the callbacks in call order. The last two save checkpoints, after all others have updated their state."""
-    callbacks, run = cfg["callbacks"], cfg["run"]
-    monitor, mode = callbacks["monitor"], callbacks["mode"]
-    lit.monitors = list(monitors_of(cfg).values())
-    lit.skip_nonfinite = run["on_nonfinite_loss"] == "skip"
-    nonfinite = NonFiniteLoss(folder, skip=lit.skip_nonfinite)
-    checkpoints = Checkpoints(folder / "checkpoints", monitor, mode, before=nonfinite.check_all)
-    hooks = [nonfinite, clock, FirstStep(cfg["compile"]), ReadAhead()]
-    hooks += [History(folder / "history.csv"), EpochLines(monitor, mode), Curves(folder)]
-    if cfg["trainer"]["accelerator"] == "tpu":
-        from carvision.training.distributed import tpu  # late import: torch-xla has its own environment
-
-        hooks.insert(0, tpu.Steps())
-    if callbacks["ema_decay"]:
-        hooks.append(MovingAverage(callbacks["ema_decay"]))
-    # After MovingAverage, whose copy of the weights takes memory too
-    hooks.append(FindBatchSize(lambda number: write_config(with_batch_size(cfg, number), folder), cfg["compile"]))
-    if callbacks["patience"]:
-        hooks.append(Patience(*stop_rule(callbacks), patience=callbacks["patience"]))
-    if callbacks["progress_bar"]:
-        hooks.append(create_progress_bar())
-    if cfg["trainer"]["strategy"] == "fsdp":
-        hooks.append(SyncStatistics())
-    stopping = Stopping(checkpoints, ends, run["checkpoint_every_minutes"])
-    return [*hooks, stopping, checkpoints]
-
-
-def stop_rule(callbacks: dict) -> tuple[str, str]:
-    """Return the metric that early stopping watches and its mode, "min" or "max"."""
-    monitor, mode = callbacks["stop_monitor"], callbacks["stop_mode"]
-    if monitor is None:
-        return callbacks["monitor"], mode or callbacks["mode"]
-    return monitor, mode or ("min" if lower_is_better(monitor) else "max")
-
-
-def monitors_of(cfg: dict) -> dict[str, str]:
-    """Return {key: metric} of the metrics that choose epochs, stop training or change learning rates."""
-    callbacks = cfg["callbacks"]
-    found = {"callbacks.monitor": callbacks["monitor"]}
-    if callbacks["stop_monitor"]:
-        found["callbacks.stop_monitor"] = callbacks["stop_monitor"]
-    for phase in build_phases(cfg):
-        if "monitor" in phase["schedule"]:
-            found[f"{phase_key(phase)}schedule.monitor"] = phase["schedule"]["monitor"]
-    return found
-
-
-def splits_needed(cfg: dict) -> list[str]:
-    """Return the splits that need at least one usable photo for the run to finish."""
-    monitored = any(monitor.startswith("val/") for monitor in monitors_of(cfg).values())
-    return ["train", *(["val"] if monitored else []), *(["test"] if cfg["run"]["test"] else [])]
-
-
-def _create_tensorboard(folder: Path) -> TensorBoardLogger:
-    if is_first_process():
-        described = own_folder(folder / "tensorboard") / TensorBoardLogger.NAME_HPARAMS_FILE
-        if described.is_symlink():  # Lightning would write through it
-            described.unlink()
-    return TensorBoardLogger(folder, name="tensorboard", version="")
-
-
-def check_monitors(cfg: dict, labels: dict[str, dict]) -> None:
-    """Raise InputError if a monitored metric does not exist in this run."""
-    names = metric_names(labels, with_metric_loss=cfg["metric_loss"]["name"] != "none", with_auc=True)
-    known = [f"{split}/{name}" for split in ("val", "train") for name in names]
-    for key, monitor in monitors_of(cfg).items():
-        require_monitor(key, monitor, known)
 
 
 def build_trainer(
@@ -266,3 +86,177 @@ def build_trainer(
         require_all_used(trainer.num_devices, trainer.num_nodes)
     log_hardware(trainer, cfg["trainer"]["precision"])
     return trainer
+
+
+def trainer_values(cfg: dict) -> dict:
+    """Return the keys of conf/trainer as arguments of pl.Trainer, without the profiler. Raises InputError for what this
+    machine can't run."""
+    values = dict(cfg["trainer"])
+    del values["profiler"]
+    cuda = uses_cuda(values["accelerator"])
+    wanted = (values[key] for key in ("precision", "accelerator", "devices", "strategy"))
+    values["precision"] = resolve_precision(*wanted)
+    check_trainer(build_phases(cfg), values)
+    if cfg["compile"]:
+        require_compiler(values["accelerator"], cuda)
+    if cfg["data"]["batch_size"] == "auto":
+        require_gpu(values)
+    if cuda:
+        prepare_cuda()
+    if values["strategy"] == "fsdp":
+        check_fsdp(cfg, values["precision"])
+        values["strategy"] = create_strategy()
+    if values["accelerator"] == "tpu":
+        from carvision.training.distributed import tpu
+
+        values = tpu.trainer_arguments(values, VerifiedCheckpointIO())
+    else:
+        values["plugins"] = [VerifiedCheckpointIO(), create_environment()]
+    # cuDNN's benchmark times the kernels of each new shape; a run has few shapes
+    values |= {"deterministic": cfg["deterministic"] or None, "benchmark": cuda and not cfg["deterministic"]}
+    return {**values, "max_epochs": 1}  # fit_phases sets it for each phase
+
+
+def _create_tensorboard(folder: Path) -> TensorBoardLogger:
+    if is_first_process():
+        described = own_folder(folder / "tensorboard") / TensorBoardLogger.NAME_HPARAMS_FILE
+        if described.is_symlink():  # Lightning would write through it
+            described.unlink()
+    return TensorBoardLogger(folder, name="tensorboard", version="")
+
+
+def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, ends: float | None) -> list[pl.Callback]:
+    """Return the callbacks in call order. The last two save checkpoints, after all others have updated their state."""
+    callbacks, run = cfg["callbacks"], cfg["run"]
+    monitor, mode = callbacks["monitor"], callbacks["mode"]
+    lit.monitors = list(monitors_of(cfg).values())
+    lit.skip_nonfinite = run["on_nonfinite_loss"] == "skip"
+    nonfinite = NonFiniteLoss(folder, skip=lit.skip_nonfinite)
+    checkpoints = Checkpoints(folder / "checkpoints", monitor, mode, before=nonfinite.check_all)
+    hooks: list[pl.Callback] = [nonfinite, clock, FirstStep(cfg["compile"]), ReadAhead()]
+    hooks += [History(folder / "history.csv"), EpochLines(monitor, mode), Curves(folder)]
+    if cfg["trainer"]["accelerator"] == "tpu":
+        from carvision.training.distributed import tpu  # late import: torch-xla has its own environment
+
+        hooks.insert(0, tpu.Steps())
+    if callbacks["ema_decay"]:
+        hooks.append(MovingAverage(callbacks["ema_decay"]))
+    # After MovingAverage, whose copy of the weights takes memory too
+    hooks.append(FindBatchSize(lambda number: write_config(with_batch_size(cfg, number), folder), cfg["compile"]))
+    if callbacks["patience"]:
+        hooks.append(Patience(*stop_rule(callbacks), patience=callbacks["patience"]))
+    if callbacks["progress_bar"]:
+        hooks.append(create_progress_bar())
+    if cfg["trainer"]["strategy"] == "fsdp":
+        hooks.append(SyncStatistics())
+    stopping = Stopping(checkpoints, ends, run["checkpoint_every_minutes"])
+    return [*hooks, stopping, checkpoints]
+
+
+def stop_rule(callbacks: dict) -> tuple[str, str]:
+    """Return the metric that early stopping watches and its mode, "min" or "max"."""
+    monitor, mode = callbacks["stop_monitor"], callbacks["stop_mode"]
+    if monitor is None:
+        return callbacks["monitor"], mode or callbacks["mode"]
+    return monitor, mode or ("min" if lower_is_better(monitor) else "max")
+
+
+def monitors_of(cfg: dict) -> dict[str, str]:
+    """Return {key: metric} of the metrics that choose epochs, stop training or change learning rates."""
+    callbacks = cfg["callbacks"]
+    found = {"callbacks.monitor": callbacks["monitor"]}
+    if callbacks["stop_monitor"]:
+        found["callbacks.stop_monitor"] = callbacks["stop_monitor"]
+    for phase in build_phases(cfg):
+        if "monitor" in phase["schedule"]:
+            found[f"{phase_key(phase)}schedule.monitor"] = phase["schedule"]["monitor"]
+    return found
+
+
+def check_monitors(cfg: dict, labels: dict[str, LabelDescription]) -> None:
+    """Raise InputError if a monitored metric does not exist in this run."""
+    names = metric_names(labels, with_metric_loss=cfg["metric_loss"]["name"] != "none", with_auc=True)
+    known = [f"{split}/{name}" for split in ("val", "train") for name in names]
+    for key, monitor in monitors_of(cfg).items():
+        require_monitor(key, monitor, known)
+
+
+def require_monitor(key: str, monitor: str, known: list[str]) -> None:
+    """Raise InputError if `monitor`, the value of `key`, is not a metric of this run."""
+    if monitor not in known:
+        raise InputError(f"{key}: {monitor!r} is no metric of this run{nearest(monitor, known)}")
+
+
+def splits_needed(cfg: dict) -> list[str]:
+    """Return the splits that need at least one usable photo for the run to finish."""
+    monitored = any(monitor.startswith("val/") for monitor in monitors_of(cfg).values())
+    return ["train", *(["val"] if monitored else []), *(["test"] if cfg["run"]["test"] else [])]
+
+
+def fit_phases(
+    trainer: pl.Trainer,
+    lit: LitClassifier,
+    datamodule: PhotoDataModule,
+    resume_point: ResumePoint | None = None,
+    max_epochs: int | None = None,
+) -> bool:
+    """Fit all phases; return whether all have ended. Each has its own optimizer and schedule and continues with the
+    previous phase's weights. Raise Stopped after a signal or a time limit.
+
+    resume_point: None for a new run. max_epochs: of this start; None: all.
+    """
+    for checkpoints in callbacks_of(trainer, Checkpoints):
+        checkpoints.forget_best = bool(resume_point and resume_point.best_lost)
+    number, first_epoch, epoch = (
+        (resume_point.phase, resume_point.phase_begun, resume_point.epochs_done) if resume_point else (0, 0, 0)
+    )
+    stop = epoch + (max_epochs or lit.num_epochs)
+    while number < len(lit.phases):
+        phase = lit.start_phase(number, first_epoch)
+        end = epoch if resume_point and resume_point.stopped_early else first_epoch + phase["epochs"]
+        trainer.fit_loop.max_epochs = min(end, stop)
+        for patience in callbacks_of(trainer, Patience):
+            patience.wait_count = 0  # a checkpoint restores its own
+        _log_phase(lit, number)
+        _fit(trainer, lit, datamodule, resume_point)
+        resume_point = None
+        first_epoch = trainer.current_epoch
+        if trainer.should_stop and first_epoch < end:
+            log.info("stopped after epoch %d: no better %s", first_epoch, callbacks_of(trainer, Patience)[0].monitor)
+        elif first_epoch < end:
+            return False
+        number += 1
+        if first_epoch >= stop and number < len(lit.phases):
+            return False
+    callbacks_of(trainer, Stopping)[0].stop_between_epochs()  # before the test, which may take long
+    return True
+
+
+def _fit(
+    trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, resume_point: ResumePoint | None
+) -> None:
+    try:
+        trainer.fit(lit, datamodule, ckpt_path=resume_point.file if resume_point else None)
+    except SystemExit:  # Lightning's response to a Ctrl-C before `Stopping` handles signals
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        if isinstance(error, InputError) or not (resume_point and lit.restoring):
+            raise
+        text = one_line(error, 200)
+        raise InputError(
+            f"run.dir: {resume_point.file} does not fit the changed configuration or is of another network ({text}); "
+            "give another folder to start anew, there with "
+            f"model.weights={resume_point.file} to keep the weights"
+        ) from error
+
+
+def _log_phase(lit: LitClassifier, number: int) -> None:
+    phases, phase = lit.phases, lit.phase
+    where = f"phase {number + 1} of {len(phases)}, {phase['name']}: " if len(phases) > 1 else ""
+    trained = sum(p.numel() for p in lit.parameters() if p.requires_grad)
+    log.info(
+        "%s%d epochs, %s, lr %g; trained: %s (%s parameters)",
+        where, phase["epochs"], phase["optimizer"]["name"],
+        phase["schedule"].get("peak") or phase["optimizer"]["lr"], phase["train_layers"],
+        f"{trained:,}",
+    )  # fmt: skip

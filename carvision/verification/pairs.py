@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from carvision.data.readers.compcars import has_pair_lists, pair_lists, read_compcars
+from carvision.data.readers.compcars import read_compcars
+from carvision.data.readers.compcars_files import has_pair_lists, pair_lists
 from carvision.data.readers.disk import read_text
 from carvision.data.splits import find_rows
 from carvision.data.table import UNKNOWN, Classes, Table

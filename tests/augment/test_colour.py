@@ -1,24 +1,23 @@
-"""Steps that change light and colour, against torchvision and the standard library, photo by photo."""
+"""Steps that change light and colour, and blur, against torchvision, SciPy and the standard library."""
 
 import colorsys
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
+from scipy import ndimage
 
 from carvision.augment import colour
-from tests.augment.photos import made_up_draws, made_up_photos
+from tests.augment.photos import between, check_step, made_up_draws, made_up_photos
 
 PHOTOS = made_up_photos()
 PURE = torch.tensor([[0, 0, 0], [1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0.5, 0.5, 0.5], [0, 0.3, 0.3]])
 
 
-def in_range(draw: float, low: float, high: float) -> float:
-    return low + (high - low) * draw
-
-
 def pixel_by_pixel(image: torch.Tensor, change) -> torch.Tensor:
-    """change: (hue in turns, saturation, value) -> the same, not yet within 0..1."""
+    """Apply change, (hue in turns, saturation, value) -> the same, not yet within 0..1, to each pixel."""
     done = torch.empty_like(image)
     for y in range(image.shape[1]):
         for x in range(image.shape[2]):
@@ -30,84 +29,88 @@ def pixel_by_pixel(image: torch.Tensor, change) -> torch.Tensor:
 
 @pytest.mark.parametrize("factor", [(0.7, 1.3), (0, 2), (0.2, 0.6), (1.5, 1.5)])
 @pytest.mark.parametrize(
-    ("step", "expected", "others"),
+    ("step", "expected"),
     [
-        (colour.brightness, tv.adjust_brightness, {}),
-        (colour.contrast, tv.adjust_contrast, {"per_channel": False}),
-        (colour.saturation, tv.adjust_saturation, {"in_hsv": False}),
+        (colour.brightness, tv.adjust_brightness),
+        (partial(colour.contrast, per_channel=False), tv.adjust_contrast),
+        (partial(colour.saturation, in_hsv=False), tv.adjust_saturation),
     ],
 )
-def test_factors_are_torchvisions(step, expected, others, factor):
-    draws = made_up_draws(len(PHOTOS), 1)
-    done = step(PHOTOS, draws, factor, **others)
-    for image, result, draw in zip(PHOTOS, done, draws[:, 0].tolist(), strict=True):
-        # torchvision rounds the weight of red in grey to 0.2989
-        torch.testing.assert_close(result, expected(image, in_range(draw, *factor)), atol=3e-4, rtol=0)
+def test_factors_are_torchvisions(step, expected, factor):
+    # torchvision rounds the weight of red in grey to 0.2989
+    check_step(partial(step, factor=factor), lambda image, draw: expected(image, between(draw, *factor)), atol=3e-4)
 
 
-def test_contrast_per_channel_is_about_each_channels_mean():
-    draws = made_up_draws(len(PHOTOS), 1)
-    done = colour.contrast(PHOTOS, draws, (0.2, 1.6), per_channel=True)
-    for image, result, draw in zip(PHOTOS.numpy(), done.numpy(), draws[:, 0].tolist(), strict=True):
-        for channel, of_result in zip(image, result, strict=True):
-            expected = (channel - channel.mean()) * in_range(draw, 0.2, 1.6) + channel.mean()
-            assert abs(expected.clip(0, 1) - of_result).max() < 1e-5
+def test_brightness_and_contrast_have_the_formulas_of_tensorflow_and_albumentations():
+    def contrast_per_channel(image, draw):
+        mean = image.mean(dim=(1, 2), keepdim=True)
+        return ((image - mean) * between(draw, 0.2, 1.6) + mean).clamp(0, 1)
 
-
-def test_brightness_shift_adds_a_number():
-    draws = made_up_draws(len(PHOTOS), 1)
-    done = colour.brightness_shift(PHOTOS, draws, 0.6)
-    for image, result, draw in zip(PHOTOS.numpy(), done.numpy(), draws[:, 0].tolist(), strict=True):
-        assert abs((image + in_range(draw, -0.6, 0.6)).clip(0, 1) - result).max() < 1e-6
+    check_step(partial(colour.contrast, factor=(0.2, 1.6), per_channel=True), contrast_per_channel, atol=1e-5)
+    check_step(partial(colour.brightness_shift, limit=0.6), lambda i, draw: (i + between(draw, -0.6, 0.6)).clamp(0, 1))
+    check_step(
+        partial(colour.brightness_contrast, brightness=0.2, contrast=0.4),
+        lambda image, first, second: (image * between(first, 0.6, 1.4) + between(second, -0.2, 0.2)).clamp(0, 1),
+        num_draws=2,
+    )
 
 
 @pytest.mark.parametrize("factor", [(5, 35), (0.0, 1.0), (0.7, 1.3)])
-def test_saturation_in_hsv_is_the_factor_of_s(factor):
+def test_saturation_in_hsv_multiplies_s(factor):
     images = torch.cat([PHOTOS[:3, :, :6, :7], PURE.t()[None, :, :, None].expand(3, 3, 8, 7)[:, :, :6]])
-    draws = made_up_draws(6, 1)
-    done = colour.saturation(images, draws, factor, in_hsv=True)
-    for image, result, draw in zip(images, done, draws[:, 0].tolist(), strict=True):
-        times = in_range(draw, *factor)
-        expected = pixel_by_pixel(image, lambda h, s, v, times=times: (h, s * times, v))
-        torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
+
+    def expected(image, draw):
+        return pixel_by_pixel(image, lambda h, s, v: (h, s * between(draw, *factor), v))
+
+    check_step(partial(colour.saturation, factor=factor, in_hsv=True), expected, atol=1e-5, images=images)
+
+
+def test_hue_saturation_value_shifts_in_opencvs_units():
+    def expected(image, hue, saturation, value):
+        shifts = between(hue, -30, 30) / 180, between(saturation, -60, 60) / 255, between(value, -90, 90) / 255
+        return pixel_by_pixel(image, lambda h, s, v: (h + shifts[0], s + shifts[1], v + shifts[2]))
+
+    step = partial(colour.hue_saturation_value, hue=30, saturation=60, value=90)
+    check_step(step, expected, num_draws=3, atol=1e-5, images=PHOTOS[:, :, :6, :7])
 
 
 @pytest.mark.parametrize("turns", [0.05, 0.2, 0.5])
 def test_hue_is_torchvisions(turns):
-    draws = made_up_draws(len(PHOTOS), 1)
-    done = colour.hue(PHOTOS, draws, turns)
-    for image, result, draw in zip(PHOTOS, done, draws[:, 0].tolist(), strict=True):
-        expected = tv.adjust_hue(image, max(-0.5, min(0.5, in_range(draw, -turns, turns))))
-        torch.testing.assert_close(result, expected, atol=1e-4, rtol=0)
+    def expected(image, draw):
+        return tv.adjust_hue(image, max(-0.5, min(0.5, between(draw, -turns, turns))))
+
+    check_step(partial(colour.hue, turns=turns), expected, atol=1e-4)
 
 
-def test_brightness_contrast_is_albumentations_formula():
-    draws = made_up_draws(len(PHOTOS), 2)
-    done = colour.brightness_contrast(PHOTOS, draws, brightness=0.2, contrast=0.4)
-    for image, result, (first, second) in zip(PHOTOS.numpy(), done.numpy(), draws.tolist(), strict=True):
-        expected = image * in_range(first, 0.6, 1.4) + in_range(second, -0.2, 0.2)
-        assert abs(expected.clip(0, 1) - result).max() < 1e-6
-
-
-def test_hue_saturation_value_shifts_in_opencvs_units():
-    images = PHOTOS[:, :, :6, :7]
-    draws = made_up_draws(len(images), 3)
-    done = colour.hue_saturation_value(images, draws, hue=30, saturation=60, value=90)
-    for image, result, (first, second, third) in zip(images, done, draws.tolist(), strict=True):
-        shifts = in_range(first, -30, 30) / 180, in_range(second, -60, 60) / 255, in_range(third, -90, 90) / 255
-        expected = pixel_by_pixel(image, lambda h, s, v, by=shifts: (h + by[0], s + by[1], v + by[2]))
-        torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
-
-
-def test_grayscale_is_torchvisions():
+def test_grayscale_is_torchvisions_and_hsv_the_standard_librarys_and_reversible():
     done = colour.grayscale(PHOTOS, PHOTOS[:, 0, 0, :0])
     torch.testing.assert_close(done, tv.rgb_to_grayscale(PHOTOS, 3), atol=3e-4, rtol=0)
-
-
-def test_hsv_is_the_standard_librarys_and_goes_back():
     pixels = torch.cat([PURE, PHOTOS.permute(0, 2, 3, 1).reshape(-1, 3)[:500]])
     images = pixels.t()[None, :, :, None]
     hsv = torch.cat(colour.rgb_to_hsv(images), 1)[0, :, :, 0].t()
     expected = torch.tensor([colorsys.rgb_to_hsv(*pixel) for pixel in pixels.tolist()])
     torch.testing.assert_close(hsv, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(colour.hsv_to_rgb(*colour.rgb_to_hsv(images)), images, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kernel_px", [(3, 5), (1, 5), (5, 5)])
+def test_blur_uses_each_size_equally_often_with_opencvs_weights(kernel_px):
+    sizes = list(range(kernel_px[0], kernel_px[1] + 1, 2))
+    draws = made_up_draws(len(PHOTOS), 1)
+    draws[2] = 1.0  # as rounding to half precision makes it
+    done = colour.blur(PHOTOS, draws, kernel_px).numpy()
+    for image, result, draw in zip(PHOTOS.numpy(), done, draws[:, 0].tolist(), strict=True):
+        weights = np.array(
+            {1: [1], 3: [1, 2, 1], 5: [1, 4, 6, 4, 1]}[sizes[min(int(draw * len(sizes)), len(sizes) - 1)]]
+        )
+        expected = image.astype(np.float64)
+        for axis in (1, 2):
+            expected = ndimage.correlate1d(expected, weights / weights.sum(), axis, mode="mirror")
+        assert abs(expected - result).max() < 1e-6
+
+
+def test_larger_kernels_are_gaussians_with_opencvs_sigma():
+    for size, sigma in ((9, 1.7), (15, 2.6)):  # 0.3 ((size - 1) / 2 - 1) + 0.8
+        weights = np.exp(-(np.arange(size // 2 + 1) ** 2) / (2 * sigma**2))
+        assert colour.gaussian_kernel(size) == pytest.approx((weights / (weights.sum() * 2 - 1)).tolist())
+    assert sum(colour.gaussian_kernel(7)) * 2 - colour.gaussian_kernel(7)[0] == 1

@@ -1,6 +1,7 @@
-"""Steps that move pixels, against torchvision and SciPy, photo by photo."""
+"""Steps that move pixels, against torchvision and SciPy, image by image."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,70 +10,57 @@ import torchvision.transforms.v2.functional as tv
 from scipy import ndimage
 
 from carvision.augment import geometry
-from tests.augment.photos import made_up_draws, made_up_photos
+from tests.augment.photos import between, check_step, made_up_draws, made_up_photos
 
-SCIPY_BORDERS = {"reflect": "mirror", "edge": "nearest"}
 PHOTOS = made_up_photos()
+HEIGHT, WIDTH = PHOTOS.shape[2:]
 
 
-def resampled(image: torch.Tensor, matrix: np.ndarray, border: str) -> torch.Tensor:
-    """matrix (3, 3): from the (row, column, 1) of a pixel, about the middle, to where its colour comes from."""
-    middle = (np.array(image.shape[1:]) - 1) / 2
-    offset = matrix[:2, 2] + middle - matrix[:2, :2] @ middle
-    mode = SCIPY_BORDERS[border]
-    channels = [ndimage.affine_transform(c, matrix[:2, :2], offset, order=1, mode=mode) for c in image.numpy()]
-    return torch.from_numpy(np.stack(channels))
+def resampled(image: torch.Tensor, matrix: np.ndarray, border: str) -> np.ndarray:
+    """Resample by a matrix (3, 3) from a pixel's (row, column, 1), about the centre, to its source."""
+    centre = (np.array(image.shape[1:]) - 1) / 2
+    offset = matrix[:2, 2] + centre - matrix[:2, :2] @ centre
+    mode = {"reflect": "mirror", "edge": "nearest"}[border]
+    return np.stack([ndimage.affine_transform(c, matrix[:2, :2], offset, order=1, mode=mode) for c in image.numpy()])
 
 
-def in_range(draw: float, low: float, high: float) -> float:
-    return low + (high - low) * draw
-
-
-def turned(degrees: float) -> np.ndarray:
+def rotation(degrees: float) -> np.ndarray:
     sin, cos = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
     return np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
 
 
-def test_flips_change_sides():
+def test_flips_are_torchvisions():
     assert torch.equal(geometry.flip(PHOTOS, PHOTOS[:, 0, 0, :0]), tv.horizontal_flip(PHOTOS))
     assert torch.equal(geometry.vertical_flip(PHOTOS, PHOTOS[:, 0, 0, :0]), tv.vertical_flip(PHOTOS))
 
 
 @pytest.mark.parametrize("degrees", [12, 180])
-def test_rotate_is_torchvisions(degrees):
-    draws = made_up_draws(len(PHOTOS), 1)
-    turned_photos = geometry.rotate(PHOTOS, draws, degrees, "black")
-    for image, done, draw in zip(PHOTOS, turned_photos, draws[:, 0].tolist(), strict=True):
-        angle = in_range(draw, -degrees, degrees)
-        expected = tv.rotate(image, angle, interpolation=tv.InterpolationMode.BILINEAR)
-        torch.testing.assert_close(done, expected, atol=1e-3, rtol=0)
+def test_rotate_is_torchvisions_and_fills_the_corners_like_scipy(degrees):
+    def expected(image, draw, border):
+        angle = between(draw, -degrees, degrees)
+        if border == "black":
+            return tv.rotate(image, angle, interpolation=tv.InterpolationMode.BILINEAR)
+        return resampled(image, rotation(-angle), border)  # the source is where the rotation started
 
-
-@pytest.mark.parametrize("border", ["reflect", "edge"])
-@pytest.mark.parametrize("degrees", [12, 180])
-def test_rotate_fills_the_corners_as_scipy_does(degrees, border):
-    draws = made_up_draws(len(PHOTOS), 1)
-    done = geometry.rotate(PHOTOS, draws, degrees, border)
-    for place, draw in enumerate(draws[:, 0].tolist()):
-        matrix = turned(-in_range(draw, -degrees, degrees))  # the colour comes from where the turn began
-        expected = resampled(PHOTOS[place], matrix, border)
-        torch.testing.assert_close(done[place], expected, atol=1e-3, rtol=0)
+    for border in geometry.BORDERS:
+        step = partial(geometry.rotate, degrees=degrees, border=border)
+        check_step(step, partial(expected, border=border), atol=1e-3)
 
 
 @pytest.mark.parametrize(("shift", "scale", "degrees"), [(0.05, 0.05, 4), (0.3, 0.5, 90), (0.2, 0, 0)])
-def test_shift_scale_rotate_undoes_opencvs_matrix(shift, scale, degrees):
-    """OpenCV's getRotationMatrix2D says where a pixel goes; the colour comes from the inverse."""
-    draws = made_up_draws(len(PHOTOS), 4)
-    done = geometry.shift_scale_rotate(PHOTOS, draws, shift, scale, degrees, "reflect")
-    height, width = PHOTOS.shape[2:]
-    for place, (angle, factor, right, down) in enumerate(draws.tolist()):
-        angle, factor = math.radians(in_range(angle, -degrees, degrees)), in_range(factor, 1 - scale, 1 + scale)
+def test_shift_scale_rotate_inverts_opencvs_matrix(shift, scale, degrees):
+    """OpenCV's getRotationMatrix2D maps a pixel to its target; the source is the inverse."""
+
+    def expected(image, angle, factor, right, down):
+        angle, factor = math.radians(between(angle, -degrees, degrees)), between(factor, 1 - scale, 1 + scale)
         alpha, beta = factor * math.cos(angle), factor * math.sin(angle)
-        dx, dy = in_range(right, -shift, shift) * width, in_range(down, -shift, shift) * height
+        dx, dy = between(right, -shift, shift) * WIDTH, between(down, -shift, shift) * HEIGHT
         forward = np.array([[alpha, beta, dx], [-beta, alpha, dy], [0, 0, 1]])  # of (x, y)
         swap = np.array([[0, 1, 0], [1, 0, 0], [0, 0, 1]])
-        expected = resampled(PHOTOS[place], swap @ np.linalg.inv(forward) @ swap, "reflect")
-        torch.testing.assert_close(done[place], expected, atol=1e-3, rtol=0)
+        return resampled(image, swap @ np.linalg.inv(forward) @ swap, "reflect")
+
+    step = partial(geometry.shift_scale_rotate, shift=shift, scale=scale, degrees=degrees, border="reflect")
+    check_step(step, expected, num_draws=4, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -80,77 +68,70 @@ def test_shift_scale_rotate_undoes_opencvs_matrix(shift, scale, degrees):
 )
 def test_affine_is_kerass_product_of_matrices(ranges):
     degrees, shift, shear_degrees, zoom = ranges
-    draws = made_up_draws(len(PHOTOS), 6)
-    done = geometry.affine(PHOTOS, draws, degrees, shift, shear_degrees, zoom, "edge")
-    height, width = PHOTOS.shape[2:]
-    for place, (angle, down, right, shear, zoom_y, zoom_x) in enumerate(draws.tolist()):
+
+    def expected(image, angle, down, right, shear, zoom_y, zoom_x):
         moved, sheared, zoomed = np.eye(3), np.eye(3), np.eye(3)
-        moved[:2, 2] = in_range(down, -shift, shift) * height, in_range(right, -shift, shift) * width
-        shear = math.radians(in_range(shear, -shear_degrees, shear_degrees))
+        moved[:2, 2] = between(down, -shift, shift) * HEIGHT, between(right, -shift, shift) * WIDTH
+        shear = math.radians(between(shear, -shear_degrees, shear_degrees))
         sheared[:2, 1] = -math.sin(shear), math.cos(shear)
-        zoomed[0, 0], zoomed[1, 1] = in_range(zoom_y, 1 - zoom, 1 + zoom), in_range(zoom_x, 1 - zoom, 1 + zoom)
-        matrix = turned(in_range(angle, -degrees, degrees)) @ moved @ sheared @ zoomed
-        expected = resampled(PHOTOS[place], matrix, "edge")
-        torch.testing.assert_close(done[place], expected, atol=2e-3, rtol=0)
+        zoomed[0, 0], zoomed[1, 1] = between(zoom_y, 1 - zoom, 1 + zoom), between(zoom_x, 1 - zoom, 1 + zoom)
+        return resampled(image, rotation(between(angle, -degrees, degrees)) @ moved @ sheared @ zoomed, "edge")
+
+    names = ("degrees", "shift", "shear_degrees", "zoom")
+    step = partial(geometry.affine, **dict(zip(names, ranges, strict=True)), border="edge")
+    check_step(step, expected, num_draws=6, atol=2e-3)
 
 
 def stretched(lengths: list[float], size: int) -> list[float]:
-    """Where each pixel of an axis looks, part by part."""
-    places, part_px = [], size / len(lengths)
+    """Return the source coordinate of each pixel of an axis, part by part."""
+    sources, part_px = [], size / len(lengths)
     for pixel in range(size):
         part = int(pixel / part_px + 1e-9)
-        places.append(part_px * sum(lengths[:part]) + (pixel - part * part_px) * lengths[part])
-    return places
+        sources.append(part_px * sum(lengths[:part]) + (pixel - part * part_px) * lengths[part])
+    return sources
 
 
 @pytest.mark.parametrize(("num_steps", "limit"), [(5, 0.2), (3, 0.9), (1, 0.5)])
 def test_grid_distortion_shows_each_part_at_its_length(num_steps, limit):
-    draws = made_up_draws(len(PHOTOS), 2 * num_steps)
-    done = geometry.grid_distortion(PHOTOS, draws, num_steps, limit, "reflect")
-    height, width = PHOTOS.shape[2:]
-    for image, result, own in zip(PHOTOS, done, draws, strict=True):
-        lengths = [in_range(draw, 1 - limit, 1 + limit) for draw in own.tolist()]
-        x, y = stretched(lengths[:num_steps], width), stretched(lengths[num_steps:], height)
-        where = np.meshgrid(y, x, indexing="ij")
-        expected = np.stack([ndimage.map_coordinates(c, where, order=1, mode="mirror") for c in image.numpy()])
-        torch.testing.assert_close(result, torch.from_numpy(expected), atol=2e-3, rtol=0)
+    def expected(image, *draws):
+        lengths = [between(draw, 1 - limit, 1 + limit) for draw in draws]
+        x, y = stretched(lengths[:num_steps], WIDTH), stretched(lengths[num_steps:], HEIGHT)
+        source = np.meshgrid(y, x, indexing="ij")
+        return np.stack([ndimage.map_coordinates(c, source, order=1, mode="mirror") for c in image.numpy()])
+
+    step = partial(geometry.grid_distortion, num_steps=num_steps, limit=limit, border="reflect")
+    check_step(step, expected, num_draws=2 * num_steps, atol=2e-3)
 
 
-def test_grid_distortion_looks_where_albumentations_does():
-    """Its map of an axis, where the parts are whole pixels; there each part ends where the next one begins."""
+def test_grid_distortion_has_albumentations_map():
+    """On an axis whose parts are whole pixels; there each part ends where the next one starts."""
     lengths, size = [1.2, 0.8, 1.1, 0.9, 1.15], 200
-    step, albumentations, begin = size // 5, np.zeros(size), 0.0
+    step, albumentations, start = size // 5, np.zeros(size), 0.0
     for part, length in enumerate(lengths):
-        end = begin + step * length
-        albumentations[part * step : (part + 1) * step] = np.linspace(begin, end, step)
-        begin = end
+        end = start + step * length
+        albumentations[part * step : (part + 1) * step] = np.linspace(start, end, step)
+        start = end
     ours = geometry._stretched(torch.tensor([lengths]), size)[0].numpy() + (size - 1) / 2
-    assert np.abs(ours - albumentations).max() < 1.3  # a pixel's step, as its linspace takes both ends
+    assert np.abs(ours - albumentations).max() < 1.3  # a pixel's step, as its linspace includes both ends
 
 
-def test_no_change_gives_the_photo_back():
-    middle = torch.full((len(PHOTOS), 10), 0.5)
-    for done in (
-        geometry.rotate(PHOTOS, middle, 40, "black"),
-        geometry.shift_scale_rotate(PHOTOS, middle, 0.2, 0.2, 40, "reflect"),
-        geometry.affine(PHOTOS, middle, 40, 0.2, 0.2, 0.2, "edge"),
-        geometry.grid_distortion(PHOTOS, middle, 5, 0.2, "reflect"),
+def test_the_middle_of_each_range_changes_nothing_and_grids_are_exact_under_autocast():
+    draws, middle = made_up_draws(len(PHOTOS), 10), torch.full((len(PHOTOS), 10), 0.5)
+    for step in (
+        partial(geometry.rotate, degrees=40, border="black"),
+        partial(geometry.shift_scale_rotate, shift=0.2, scale=0.2, degrees=40, border="reflect"),
+        partial(geometry.affine, degrees=40, shift=0.2, shear_degrees=0.2, zoom=0.2, border="edge"),
+        partial(geometry.grid_distortion, num_steps=5, limit=0.2, border="reflect"),
     ):
-        torch.testing.assert_close(done, PHOTOS, atol=1e-4, rtol=0)
-
-
-def test_grids_stay_exact_under_autocast():
-    draws = made_up_draws(len(PHOTOS), 10)
-    with torch.autocast("cpu", torch.bfloat16):
-        half = geometry.affine(PHOTOS, draws, 40, 0.2, 0.2, 0.2, "edge")
-        distorted = geometry.grid_distortion(PHOTOS, draws, 5, 0.2, "reflect")
-    assert half.dtype == distorted.dtype == torch.float32
-    torch.testing.assert_close(half, geometry.affine(PHOTOS, draws, 40, 0.2, 0.2, 0.2, "edge"))
-    torch.testing.assert_close(distorted, geometry.grid_distortion(PHOTOS, draws, 5, 0.2, "reflect"))
+        torch.testing.assert_close(step(PHOTOS, middle), PHOTOS, atol=1e-4, rtol=0)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = step(PHOTOS, draws)
+        assert half.dtype == torch.float32
+        torch.testing.assert_close(half, step(PHOTOS, draws))
 
 
 @pytest.mark.parametrize("border", list(geometry.BORDERS))
-def test_gathering_samples_as_grid_sample_does(border):
+def test_sampling_by_gathering_equals_grid_sample(border):
     images = torch.rand(3, 3, 7, 10, generator=torch.Generator().manual_seed(0))
     x, y = (
         4 * size * torch.rand(3, 7, 10, generator=torch.Generator().manual_seed(size)) - 2 * size for size in (10, 7)
@@ -158,8 +139,8 @@ def test_gathering_samples_as_grid_sample_does(border):
     x[0], y[0] = x[0].round(), y[0].round()  # on the pixels, the last ones too
     expected = geometry.sample(images, x - 9 / 2, y - 6 / 2, border)
     torch.testing.assert_close(geometry.sample_by_gathering(images, x, y, border), expected, atol=1e-5, rtol=0)
-    row = geometry.sample_by_gathering(images, torch.arange(10.0)[None, None], y[:, :, :1], border)  # as grids come
-    wide = geometry.sample_by_gathering(
-        images, torch.arange(10.0).expand(3, 7, 10), y[:, :, :1].expand(3, 7, 10), border
+    row, column = torch.arange(10.0)[None, None], y[:, :, :1]  # as the steps' grids come
+    broadcast = geometry.sample_by_gathering(images, row, column, border)
+    assert torch.equal(
+        broadcast, geometry.sample_by_gathering(images, row.expand(3, 7, 10), column.expand(3, 7, 10), border)
     )
-    assert torch.equal(row, wide)

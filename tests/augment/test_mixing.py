@@ -1,24 +1,30 @@
-"""Mixup and CutMix, recomputed photo by photo from the mixed photos themselves."""
+"""Mixup, CutMix and random erasing, recomputed image by image from their results."""
+
+import math
 
 import numpy as np
 import pytest
 import torch
 
-from carvision.augment.mixing import Mix, plan_mixing
+from carvision.augment.mixing import Mix, erase, plan_mixing
+from tests.augment.photos import made_up_draws, made_up_photos
 
 NUM, HEIGHT, WIDTH = 64, 20, 30
-# Each photo has one value, so that a mixed pixel tells its weights
+# Each photo has one value, so that a mixed pixel shows its weights
 IMAGES = (torch.arange(NUM, dtype=torch.float32) / NUM)[:, None, None, None].expand(NUM, 3, HEIGHT, WIDTH).contiguous()
 VALID = torch.ones(NUM, dtype=torch.bool)
 NEXT = [*range(1, NUM), 0]
 
 
-def own_weights(mixed: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W): the weight that each photo has in its own mixed pixels."""
-    return (mixed - IMAGES[NEXT]) / (IMAGES - IMAGES[NEXT])
+def rectangle(changed: np.ndarray) -> tuple[int, int, int, int]:
+    """Return top, left, bottom, right of the True part of (H, W), which must be a full rectangle."""
+    rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    assert changed[top:bottom, left:right].all() and changed.sum() == (bottom - top) * (right - left)
+    return top, left, bottom, right
 
 
-def test_mixup_lays_the_next_photo_over_each_by_its_share():
+def test_mixup_interpolates_each_photo_and_the_next_by_its_share():
     mixed, partner, share = Mix(mixup=0.8)(IMAGES, VALID, (0, 1, 2))
     assert partner.tolist() == NEXT and partner.dtype == torch.int64
     for i, own in enumerate(share.tolist()):
@@ -28,20 +34,18 @@ def test_mixup_lays_the_next_photo_over_each_by_its_share():
 
 def test_cutmix_cuts_a_rectangle_and_the_share_is_the_area_that_stays():
     mixed, partner, share = Mix(cutmix=1.0)(IMAGES, VALID, (0, 1, 2))
-    weights = own_weights(mixed).round(decimals=3)
+    weights = ((mixed - IMAGES[NEXT]) / (IMAGES - IMAGES[NEXT])).round(decimals=3)  # of each photo in its own pixels
     assert partner.tolist() == NEXT
     assert set(weights.unique().tolist()) == {0.0, 1.0}
     for i in range(NUM):
         lost = (weights[i] == 0).all(0)
         assert torch.equal(lost, (weights[i] == 0).any(0))
-        rows, columns = lost.any(1), lost.any(0)
-        assert int(lost.sum()) == int(rows.sum()) * int(columns.sum())
         assert share[i].item() == pytest.approx(1 - lost.float().mean().item(), abs=1e-6)
-        for side in (rows, columns):  # without gaps
-            assert not len(side.nonzero()) or int(side.nonzero().max() - side.nonzero().min()) + 1 == int(side.sum())
+        if lost.any():
+            rectangle(lost.numpy())
 
 
-def test_a_rectangle_has_the_photos_shape_and_the_betas_area_before_the_edges_cut_it():
+def test_a_rectangle_has_the_photos_shape_and_the_betas_area_before_clipping():
     num, size = 4000, 1000
     share, outside, top, left, bottom, right = plan_mixing(Mix(cutmix=1.0), num, size, size, (3,)).T
     inner = (top > 0) & (left > 0) & (bottom < size) & (right < size)
@@ -50,7 +54,7 @@ def test_a_rectangle_has_the_photos_shape_and_the_betas_area_before_the_edges_cu
     kept = random.beta(1.0, 1.0, num)
     side = np.floor(size * np.sqrt(1 - kept))
     assert np.array_equal((bottom - top)[inner], side[inner])
-    assert (share >= kept - 0.01).all()  # what is cut off stays
+    assert (share >= kept - 0.01).all()  # clipped parts stay
     middle = (top + bottom)[inner & (side < 300)] / 2
     assert middle.mean() == pytest.approx(size / 2, rel=0.1) and middle.min() < 200 and middle.max() > 800
 
@@ -59,7 +63,7 @@ def test_a_rectangle_has_the_photos_shape_and_the_betas_area_before_the_edges_cu
 def test_shares_are_the_larger_of_the_betas_two(alpha):
     share = plan_mixing(Mix(mixup=alpha), 20_000, 8, 8, (0,))[:, 0]
     assert share.min() >= 0.5
-    # The Beta's variance is the mean square of the distance from a half, which mirroring leaves as it is
+    # The Beta's variance is the mean square of the distance from a half, which mirroring doesn't change
     assert ((share - 0.5) ** 2).mean() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.05)
 
 
@@ -73,7 +77,7 @@ def test_with_both_each_photo_takes_one_of_them():
 
 @pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("alphas", [{"mixup": 0.5}, {"cutmix": 1.0}, {"mixup": 0.5, "cutmix": 1.0}])
-def test_p_is_the_chance_of_each_photo(p, alphas):
+def test_p_is_the_probability_of_each_photo(p, alphas):
     plan = plan_mixing(Mix(**alphas, p=p), 5000, 200, 200, (1,))
     assert (plan[:, 0] < 1).mean() == pytest.approx(p, abs=0.03)
     kept = plan[:, 0] == 1
@@ -99,13 +103,12 @@ def test_the_key_alone_decides():
     mix = Mix(mixup=0.8, cutmix=1.0)
     first = mix(IMAGES, VALID, (0, 1, 2))
     torch.rand(3), np.random.rand(3)
-    for one, other in zip(first, mix(IMAGES, VALID, (0, 1, 2)), strict=True):
-        assert torch.equal(one, other)
+    assert all(map(torch.equal, first, mix(IMAGES, VALID, (0, 1, 2))))
     shares = [mix(IMAGES, VALID, key)[2] for key in ((0, 1, 2), (1, 1, 2), (0, 2, 2), (0, 1, 3), (0, 1, 2, 1))]
     assert len({tuple(share.tolist()) for share in shares}) == 5
 
 
-def test_nothing_is_mixed_where_nothing_is_asked():
+def test_inactive_mixing_and_single_photos_change_nothing():
     assert not Mix().active and not Mix(mixup=1.0, p=0.0).active
     assert Mix(mixup=0.2).active and Mix(cutmix=1.0).active
     mixed, _, share = Mix()(IMAGES, VALID, (0,))
@@ -113,3 +116,48 @@ def test_nothing_is_mixed_where_nothing_is_asked():
     alone, partner, share = Mix(mixup=1.0)(IMAGES[:1], VALID[:1], (0,))
     assert partner.tolist() == [0]
     torch.testing.assert_close(alone, IMAGES[:1])
+
+
+@pytest.mark.parametrize(("area", "ratio"), [((0.02, 0.33), (0.3, 3.3)), ((0.2, 0.9), (0.1, 10)), ((0.1, 0.1), (1, 1))])
+def test_erased_rectangles_have_their_area_shape_and_position(area, ratio):
+    height, width, num = 60, 100, 400
+    draws = made_up_draws(num, 5)
+    # The mean of black and white halves is grey, which no pixel is
+    images = torch.zeros(num, 3, height, width)
+    images[:, :, ::2] = 1.0
+    changed = ((erase(images, draws, area, ratio, "mean") - 0.5).abs() < 1e-4).all(1).numpy()
+    found = np.array([rectangle(image) for image in changed])
+    high, wide = found[:, 2] - found[:, 0], found[:, 3] - found[:, 1]
+    error = np.abs(high * wide / (height * width) - (area[0] + (area[1] - area[0]) * draws[:, 0].numpy()))
+    assert error.max() < 0.5 * (1 / high + 1 / wide).max() + 0.01 and error.mean() < 0.01
+    shape = (high / height) / (wide / width)
+    assert ((shape > ratio[0] * 0.8) & (shape < ratio[1] * 1.25)).all()
+    if ratio[0] < 1 and area[1] < 0.5:
+        assert abs(np.log(shape).mean()) < 0.1 and shape.min() < 0.4 and shape.max() > 2.5
+    assert (found >= 0).all() and (found[:, 2] <= height).all() and (found[:, 3] <= width).all()
+    for i, free in enumerate((height - high, width - wide)):
+        assert (found[:, i] == np.floor(draws[:, 2 + i].numpy() * (free + 1))).all()
+
+
+def test_erasing_changes_only_the_rectangle_which_gets_the_mean_colour():
+    photos = made_up_photos()
+    done = erase(photos, made_up_draws(len(photos), 5), (0.1, 0.3), (0.5, 2), "mean")
+    for image, result in zip(photos[:-1], done, strict=False):  # the last photo is flat
+        lost = (image != result).all(0)
+        assert 0.05 < lost.float().mean() < 0.35 and torch.equal(image[:, ~lost], result[:, ~lost])
+        torch.testing.assert_close(result[:, lost], image.mean(dim=(1, 2))[:, None].expand(3, int(lost.sum())))
+
+
+def test_noise_is_uniform_and_independent_between_pixels_channels_images_and_draws():
+    images, draws = torch.zeros(6, 3, 64, 64), made_up_draws(6, 5)
+    draws[:, :4] = torch.tensor([0.999, 0.5, 0.0, 0.0])
+    noise = erase(images, draws, (0.9, 0.999), (1, 1), "noise")[:, :, :58, :58]
+    values = noise.flatten()
+    assert ((values >= 0) & (values < 1)).all() and values.unique().numel() > 0.98 * values.numel()
+    assert values.mean().item() == pytest.approx(0.5, abs=0.01)
+    assert values.std().item() == pytest.approx(math.sqrt(1 / 12), abs=0.01)
+    series = noise.permute(1, 0, 2, 3).reshape(18, -1).numpy()
+    assert np.abs(np.corrcoef(series)[np.triu_indices(18, 1)]).max() < 0.08
+    for products in (noise[..., 1:] * noise[..., :-1], noise[..., 1:, :] * noise[..., :-1, :]):
+        assert products.mean().item() == pytest.approx(0.25, abs=0.01)  # neighbours are independent
+    assert torch.equal(noise, erase(images, draws, (0.9, 0.999), (1, 1), "noise")[:, :, :58, :58])

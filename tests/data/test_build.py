@@ -1,24 +1,133 @@
-"""From the configuration's `data` to the table: classes that training never sees."""
+"""From the configuration's `data` to the table: names of classes, one class against the rest, unseen classes."""
 
+import csv
 import json
+import logging
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from carvision.data.build import build_split, build_table
-from carvision.data.table import UNKNOWN
+import carvision
+from carvision.data.build import build_split, build_table, one_against_rest, with_names
+from carvision.data.table import UNKNOWN, Classes, Table
 from carvision.errors import InputError
 from carvision.training.build import build_datamodule
-from tests import small_runs
+from tests.data.layouts import write_class_folders
+from tests.data.packs.small import form, pack_small
+from tests.small_runs import config, demo, train
 
 UNSEEN = "data.split.kind=unseen_classes"
-PER_CLASS = ["data.sampler=per_class", "data.photos_per_class=8"]
+WORDS = {"n01": "tench", "n02": "English springer", "n03": "cassette player"}
 
 
-def test_training_knows_the_seen_classes_and_others_know_all(demo_photos):
-    cfg = small_runs.config(*small_runs.demo(demo_photos), UNSEEN, "data.split.train_classes=0.4", "data.batch_size=40")
-    trained = build_datamodule(cfg, None).table  # of 12 models of 4 makes the first 5: of 2 makes
+def table_of(root="photos") -> Table:
+    """Create twelve photos of three models of two makes; the labels of the last one are unknown."""
+    model = np.array([0, 1, 2] * 4, np.int32)
+    model[-1] = UNKNOWN
+    rows = pd.DataFrame({"path": [f"{i}.jpg" for i in range(12)], "model": model, "split": ""})
+    rows["make"] = np.array([0, 0, 1, UNKNOWN], np.int32)[model]
+    ids = tuple(WORDS)
+    labels = {"make": Classes(("7", "9"), ("A", "B")), "model": Classes(ids, ids, "make", (0, 0, 1))}
+    return Table("some", root, rows, labels, "model")
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("header", [None, ["id", "name"], ["Name", "more", "ID"]])
+def test_names_are_read_from_a_file(tmp_path, separator, header):
+    with (tmp_path / "names.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        rows = csv.writer(file, delimiter=separator)
+        rows.writerows([header] if header else [])
+        for key, name in WORDS.items():
+            rows.writerow([name, 1, key] if header and "more" in header else [key, name])
+    named = with_names(table_of(), tmp_path / "names.csv")
+    assert named.labels["model"] == Classes(tuple(WORDS), tuple(WORDS.values()), "make", (0, 0, 1))
+    assert named.labels["make"] == table_of().labels["make"]
+
+
+def test_ids_are_compared_after_normalisation_and_unknown_ones_logged(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    table = table_of()
+    table.labels["model"] = Classes(("Bl\u00fcte", "b", "c"), ("", "", ""))
+    (tmp_path / "names.csv").write_text("Blu\u0308te,flower\nb,B\nc,C\nd,D\n", encoding="utf-8")
+    assert with_names(table, tmp_path / "names.csv").labels["model"].names == ("flower", "B", "C")
+    assert "1 of the 4 ids" in caplog.text and "are no model of some (first: d)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("n01,tench\nn02,dog\n", "has no name for 1 of the 3 classes of model .first: n03"),
+        ("n01,tench\nn02\n", "line 2 of .* is 'n02', not <id>,<name>"),
+        ("n01,tench,fish\n", "line 1 of .* is 'n01,tench,fish', not <id>,<name>"),
+        ("id,name\nn01,\n", "line 2 of .* has no name"),
+        ("n01,tench\nn01,dog\n", "line 2 of .* gives n01 a second name"),
+        ("", "is empty"),
+        (None, "does not exist"),
+    ],
+)
+def test_a_wrong_file_of_names_is_an_error(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "names.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=message) as caught:
+        with_names(table_of(), tmp_path / "names.csv")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wanted", ["n02", "English springer"])
+def test_one_class_against_the_rest(wanted):
+    table = table_of()
+    table.labels["model"] = Classes(tuple(WORDS), tuple(WORDS.values()), "make", (0, 0, 1))
+    pair = one_against_rest(table, wanted)
+    assert pair.labels["model"] == Classes(("n02", "rest"), ("English springer", "rest"))
+    assert pair.rows["model"].tolist() == [1, 0, 1] * 3 + [1, 0, UNKNOWN]
+    assert pair.labels["make"] == table.labels["make"] and pair.finest == "model"
+
+
+def test_a_parent_class_against_the_rest():
+    pair = one_against_rest(table_of(), "B")
+    assert pair.finest == "make" and pair.labels["make"].ids == ("9", "rest")
+    assert pair.labels["model"].parent_codes == (1, 1, 0)
+    assert pair.rows["make"].tolist() == [1, 1, 0] * 3 + [1, 1, UNKNOWN]
+    known = pair.rows["model"] != UNKNOWN
+    assert (np.array(pair.labels["model"].parent_codes)[pair.rows["model"][known]] == pair.rows["make"][known]).all()
+
+
+def test_an_unknown_an_only_and_an_ambiguous_class_against_the_rest_are_errors():
+    table = table_of()
+    with pytest.raises(InputError, match=r"data.one_against_rest: 'n04' is no class of some .*; nearest: n0"):
+        one_against_rest(table, "n04")
+    with pytest.raises(InputError, match="has photos of 'n01' or of others, not of both"):
+        one_against_rest(table.select(table.rows["model"] == 0), "n01")
+    table.labels["model"] = Classes(tuple(WORDS), ("cat", "cat", "dog"))
+    with pytest.raises(InputError, match="2 classes of model are called 'cat'; give an id: n01, n02"):
+        one_against_rest(table, "cat")
+
+
+def test_a_run_of_one_class_against_the_rest_with_names(tmp_path):
+    """A layout like Imagenette's: official splits, folders named by ids. Classes are balanced in sampler and loss."""
+    root = tmp_path / "photos"
+    write_class_folders(root, {f"{split}/{name}": 6 for split in ("train", "val", "test") for name in WORDS})
+    (root / "words.csv").write_text("".join(f"{key},{name}\n" for key, name in WORDS.items()), encoding="utf-8")
+    chosen = ["data=folder", f"data.root={root}", "data.names=words.csv", "data.one_against_rest=tench"]
+    folder = train(tmp_path / "run", *chosen, "data.sampler=balanced", "loss.class_weights=balanced")
+    model = carvision.load(folder)
+    assert model.classes["class"] == ["tench", "rest"] and model.class_ids["class"] == ["n01", "rest"]
+    test = json.loads((folder / "metrics.json").read_text())["test"]
+    assert {"class/top1", "class/precision", "class/recall", "class/auc"} <= set(test)
+    splits = pd.read_csv(folder / "splits.csv")
+    assert splits.groupby("split")["class"].value_counts().unstack().loc["test"].to_dict() == {"n01": 6, "rest": 12}
+
+    packed = pack_small(build_table(config(*chosen)["data"], False), tmp_path / "packed", form())
+    assert packed.labels["class"].names == ("tench", "rest")
+    data = config("data=packed", f"data.root={tmp_path / 'packed'}")["data"]
+    again = build_split(build_table(data, False), data["split"])
+    assert again.labels["class"] == packed.labels["class"] and len(again) == 54
+
+
+def test_training_knows_only_the_seen_classes_and_other_commands_all(demo_photos):
+    cfg = config(*demo(demo_photos), UNSEEN, "data.split.train_classes=0.4", "data.batch_size=40")
+    trained = build_datamodule(cfg, None).table  # of the 12 models of 4 makes the first 5, of 2 makes
     true = build_split(build_table(cfg["data"], annotations=True), cfg["data"]["split"])
     assert len(true.labels["model"]) == 12
     assert trained.labels["model"].ids == true.labels["model"].ids[:5]
@@ -27,23 +136,18 @@ def test_training_knows_the_seen_classes_and_others_know_all(demo_photos):
     assert true.rows["split"].value_counts()["test"] == 7 * 20
     test, its_make = trained.of_split("test").rows, true.of_split("test").rows["make"]
     assert (test["model"] == UNKNOWN).all()
-    assert np.array_equal(test["make"], its_make.where(its_make < 2, UNKNOWN))  # the make of one of them is trained
+    assert np.array_equal(test["make"], its_make.where(its_make < 2, UNKNOWN))  # one of their makes is trained
     assert sorted(test["make"].unique()) == [UNKNOWN, 1]
     assert (trained.rows.loc[trained.rows["split"] != "test", "model"] != UNKNOWN).all()
 
 
 def test_a_run_on_unseen_classes_in_batches_per_class(tmp_path, demo_photos):
-    folder = small_runs.train(tmp_path / "run", *small_runs.demo(demo_photos), UNSEEN, *PER_CLASS)
+    chosen = [*demo(demo_photos), "data.sampler=per_class", "data.photos_per_class=8"]
+    folder = train(tmp_path / "run", *chosen, UNSEEN)
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert "model/top1" in metrics["val"]
-    assert not any("/top1" in figure for figure in metrics["test"])
-    splits = pd.read_csv(folder / "splits.csv", dtype=str)
-    assert splits["split"].value_counts()["test"] == 120
-    described = json.loads((folder / "model.json").read_text())["labels"]
-    assert len(described["model"]["ids"]) == 6
-    assert len(described["make"]["ids"]) == 2
-
-
-def test_a_batch_size_that_per_class_cannot_make_is_an_error_at_once(tmp_path, demo_photos):
+    assert "model/top1" in metrics["val"] and not any("/top1" in name for name in metrics["test"])
+    assert pd.read_csv(folder / "splits.csv", dtype=str)["split"].value_counts()["test"] == 120
+    labels = json.loads((folder / "model.json").read_text())["labels"]
+    assert len(labels["model"]["ids"]) == 6 and len(labels["make"]["ids"]) == 2
     with pytest.raises(InputError, match=r"data.batch_size: 20 is not, .* a multiple of 8 from 16 to 96"):
-        small_runs.train(tmp_path / "run", *small_runs.demo(demo_photos), *PER_CLASS, "data.batch_size=20")
+        train(tmp_path / "other", *chosen, "data.batch_size=20")

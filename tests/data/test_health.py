@@ -1,5 +1,6 @@
-"""The scan names what is wrong with each photo, finds copies and conflicts, and counts classes as a naive loop does."""
+"""The scan names what is wrong with each photo, finds copies and conflicts, and counts classes like a naive loop."""
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -14,6 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from carvision.data.decode import decode_into, empty_images
 from carvision.data.health import (
     class_counts,
     describe_colours,
@@ -22,14 +24,12 @@ from carvision.data.health import (
     hints_on_values,
     scan_photos,
 )
-from carvision.data.images import BadImage, Preprocessing, open_image, to_square
+from carvision.data.images import BadImage, Preprocessing, read_file
 from carvision.data.inspection import inspect_photo
 from carvision.data.readers.stanford_cars import read_stanford_cars
 from carvision.data.table import BOX, Classes, Number, Table
 from carvision.errors import InputError
 from tests.data.layouts import real_data
-
-NO_BOX = (np.nan,) * 4
 
 
 def photo(width=60, height=40, seed=0, mode="RGB"):
@@ -48,7 +48,7 @@ def table_of(root, paths, codes=None, split="train", boxes=None, **columns):
 
 @pytest.fixture
 def odd_photos(tmp_path):
-    """A folder of photos, each with what the scan has to say of it: {name: (problem, note)}."""
+    """Write a folder of photos; return it and what the scan must report: {name: (problem, note)}."""
     photo().save(tmp_path / "good.jpg")
     photo().save(tmp_path / "whole.png")
     for suffix, whole in ((".jpg", "good.jpg"), (".png", "whole.png")):
@@ -86,7 +86,7 @@ def odd_photos(tmp_path):
     return tmp_path, expected | {name: ("", what) for name, what in notes.items()}
 
 
-def test_each_photo_is_judged(odd_photos):
+def test_the_scan_reports_problems_and_notes(odd_photos):
     root, expected = odd_photos
     scan = scan_photos(table_of(root, list(expected)), boxes=False, num_workers=0).set_index("path")
     found = {path: (row["problem"], row["note"]) for path, row in scan.iterrows()}
@@ -102,45 +102,35 @@ def test_each_photo_is_judged(odd_photos):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of odd metadata
-def test_what_the_scan_accepts_can_be_trained_on_and_nothing_else(odd_photos):
+def test_training_can_decode_exactly_the_photos_without_a_problem(odd_photos):
     root, expected = odd_photos
     for path, (problem, _) in expected.items():
-        try:
-            with open_image(root / path) as image:
-                to_square(image, Preprocessing(32, (0, 0, 0), (1, 1, 1)))
-            assert not problem, path
-        except BadImage:
-            assert problem, path
+        [out] = empty_images(1, 32)
+        with pytest.raises(BadImage) if problem else contextlib.nullcontext():
+            decode_into(read_file(root / path), Preprocessing(32, (0, 0, 0), (1, 1, 1)), out)
 
 
-@pytest.mark.parametrize(
-    ("box", "problem", "note"),
-    [
-        ((5, 5, 50, 35), "", ""),
-        ((5, 5, 80, 35), "box outside the photo", ""),
-        ((-20, 5, 50, 35), "box outside the photo", ""),
-        ((50, 5, 20, 35), "box without area", ""),
-        (NO_BOX, "", "no box"),
-    ],
-)
-def test_boxes_are_checked_against_the_photo(tmp_path, box, problem, note):
-    photo().save(tmp_path / "photo.jpg")
-    facts = inspect_photo(tmp_path / "photo.jpg", np.array(box, np.float32))
-    assert (facts.problem, facts.note) == (problem, note)
-
-
-def test_box_is_compared_with_the_upright_photo(tmp_path):
+def test_boxes_are_checked_against_the_upright_photo(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 8
-    photo(40, 60).save(tmp_path / "turned.jpg", exif=exif)
-    assert not inspect_photo(tmp_path / "turned.jpg", np.array([0, 0, 60, 40])).problem
-    assert inspect_photo(tmp_path / "turned.jpg", np.array([0, 0, 40, 60])).problem == "box outside the photo"
+    photo(40, 60).save(tmp_path / "photo.jpg", exif=exif)
+    for box, problem, note in (
+        ((5, 5, 50, 35), "", ""),
+        ((0, 0, 60, 40), "", ""),
+        ((0, 0, 40, 60), "box outside the photo", ""),
+        ((-20, 5, 50, 35), "box outside the photo", ""),
+        ((50, 5, 20, 35), "box without area", ""),
+        ((np.nan,) * 4, "", "no box"),
+    ):
+        facts = inspect_photo(tmp_path / "photo.jpg", np.array(box, np.float32))
+        assert (facts.problem, facts.note) == (problem, "; ".join(filter(None, ("turned by EXIF", note))))
+    with pytest.raises(InputError, match=r"photos has no boxes"):
+        scan_photos(table_of(tmp_path, ["photo.jpg"]), boxes=True, num_workers=0)
 
 
 def test_a_path_never_decides_the_kind_of_a_problem(tmp_path):
-    root = tmp_path / "truncated bomb"
-    (root / "missing.jpg").mkdir(parents=True)
-    assert inspect_photo(root / "missing.jpg", None).problem == "unreadable"
+    (missing := tmp_path / "truncated bomb" / "missing.jpg").mkdir(parents=True)
+    assert inspect_photo(missing, None).problem == "unreadable"
 
 
 def test_scan_in_processes_equals_scan_in_one(odd_photos):
@@ -151,15 +141,11 @@ def test_scan_in_processes_equals_scan_in_one(odd_photos):
     pd.testing.assert_frame_equal(scan_photos(table, boxes=True, num_workers=2), alone)
 
 
-def test_boxes_that_a_table_lacks_are_an_error(tmp_path):
-    with pytest.raises(InputError, match=r"photos has no boxes"):
-        scan_photos(table_of(tmp_path, ["a.jpg"]), boxes=True, num_workers=0)
-
-
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc to see the workers start")
+@pytest.mark.slow
 @pytest.mark.parametrize("after_s", [0.15, 2.0])  # while workers still import, and while they read
-def test_interrupt_ends_the_scan_without_a_word_from_workers(tmp_path, after_s):
-    """As Ctrl-C does it: the signal goes to all processes of the group at once."""
+def test_an_interrupt_ends_the_scan_and_its_workers_print_nothing(tmp_path, after_s):
+    """The signal goes to all processes of the group at once, as Ctrl-C's does."""
     photo(300, 200).save(tmp_path / "photo.jpg")
     script = tmp_path / "scan.py"
     script.write_text(
@@ -185,14 +171,14 @@ def test_interrupt_ends_the_scan_without_a_word_from_workers(tmp_path, after_s):
             time.sleep(0.01)
         time.sleep(after_s)
         os.killpg(child.pid, signal.SIGINT)
-        out, errors = child.communicate(timeout=60)  # returns when nobody holds the pipes: no worker is left
+        out, errors = child.communicate(timeout=60)  # returns when no process holds the pipes: no worker is left
     finally:
         child.kill()
     assert out == "interrupted\n"
     assert "Traceback" not in errors
 
 
-def test_workers_load_neither_torch_nor_pandas_and_the_scan_no_torch():
+def test_workers_import_neither_torch_nor_pandas_and_the_scan_no_torch():
     code = "import sys, carvision.data.inspection, carvision.data.packs.shard; "
     code += "print([m for m in ('torch', 'pandas', 'rich') if m in sys.modules]); "
     code += "import carvision.data.health, carvision.reports.health; print('torch' in sys.modules)"
@@ -202,7 +188,7 @@ def test_workers_load_neither_torch_nor_pandas_and_the_scan_no_torch():
 
 @pytest.fixture
 def copied(tmp_path):
-    """Groups of equal bytes: a, b (other labels, other splits), c, d, e (alike but for what is not known), f alone."""
+    """Photos of equal bytes: a, b (other labels, other splits); c, d, e (alike, some values unknown); f alone."""
     for seed, names in enumerate(("ab", "cde", "f")):
         for name in names:
             photo(seed=seed).save(tmp_path / f"{name}.jpg")
@@ -217,19 +203,16 @@ def copied(tmp_path):
 
 
 def test_copies_are_grouped_with_labels_and_splits(copied):
-    copies = find_copies(copied, scan_photos(copied, boxes=False, num_workers=0))
-    assert copies["path"].tolist() == ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg"]  # empty files are no copies
+    scan = scan_photos(copied, boxes=False, num_workers=0)
+    copies = find_copies(copied, scan)
+    assert copies["path"].tolist() == ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg"]  # empty files are not copies
     assert copies["group"].tolist() == [0, 0, 1, 1, 1]
     assert copies["split"].tolist() == ["train", "test", "val", "val", ""]
     assert copies["model"].tolist() == ["car 0", "car 1", "car 3", "car 3", ""]
-    assert copies["conflict"].tolist() == [True, True, False, False, False]
-    assert copies["across_splits"].tolist() == [True, True, False, False, False]
-
-
-def test_numbers_that_differ_are_a_conflict_too(copied):
+    assert copies["conflict"].tolist() == copies["across_splits"].tolist() == [True, True, False, False, False]
+    # Numbers that differ are a conflict, too
     rows = copied.rows.assign(speed=copied.rows["speed"].mask(copied.rows["path"] == "d.jpg", 180))
-    copies = find_copies(replace(copied, rows=rows), scan_photos(copied, boxes=False, num_workers=0))
-    assert copies["conflict"].all()
+    assert find_copies(replace(copied, rows=rows), scan)["conflict"].all()
 
 
 def test_counts_equal_those_of_a_naive_loop():
@@ -239,11 +222,8 @@ def test_counts_equal_those_of_a_naive_loop():
     counts = class_counts(table_of(Path(), [str(i) for i in range(500)], codes, split), "model")
     assert list(counts) == ["id", "name", "train", "test", "no split", "total"]
     for code in range(100):
-        row = counts.loc[code]
-        assert (row["id"], row["name"]) == (str(code), f"car {code}")
-        for name, value in (("train", "train"), ("test", "test"), ("no split", "")):
-            assert row[name] == sum(c == code and s == value for c, s in zip(codes, split, strict=True))
-        assert row["total"] == sum(c == code for c in codes)
+        by_split = [((codes == code) & (split == value)).sum() for value in ("train", "test", "")]
+        assert counts.loc[code].tolist() == [str(code), f"car {code}", *by_split, (codes == code).sum()]
 
 
 def test_description_of_counts():
@@ -260,7 +240,7 @@ def test_description_of_counts():
 
 
 def test_colours_equal_those_of_all_pixels(tmp_path):
-    """Of photos too small to be scaled down, as they are then decoded whole."""
+    """The photos are too small to be scaled down while decoding."""
     photos = [photo(70, 66, seed, mode) for seed, mode in enumerate(["RGB", "RGB", "L"])]
     for i, each in enumerate(photos):
         each.save(tmp_path / f"{i}.png")
@@ -283,17 +263,17 @@ def scanned(**columns) -> tuple[Table, pd.DataFrame]:
     return table_of(Path(), paths, split=columns.pop("split", "train")), pd.DataFrame({**fixed, **columns})
 
 
-def test_more_blue_than_red_is_a_hint_and_more_red_is_none():
+def test_more_blue_than_red_is_a_hint_and_more_red_is_not():
     random = np.random.default_rng(0)
     red, blue = random.normal(0.45, 0.02, 40), random.normal(0.42, 0.02, 40)
     assert hints_on_values(*scanned(red=red, blue=blue)) == []
     (hint,) = hints_on_values(*scanned(red=blue, blue=red))
     assert hint.startswith("the photos of train are on average more blue than red") and "BGR" in hint
     table, scan = scanned(red=blue, blue=red)
-    assert hints_on_values(table.select(np.arange(40) < 9), scan[:9]) == []  # too few to say so
+    assert hints_on_values(table.select(np.arange(40) < 9), scan[:9]) == []  # too few
     small = ["train"] * 26 + ["val"] * 7 + ["test"] * 7
     (hint,) = hints_on_values(*scanned(red=blue, blue=blue + 0.026 + 0.05 * (-1) ** np.arange(40), split=small))
-    assert hint.startswith("the photos are on average more blue than red")  # all together; each split has too few
+    assert hint.startswith("the photos are on average more blue than red")  # each split alone has too few
     noisy = random.normal(0, 0.2, 40)
     assert hints_on_values(*scanned(red=0.42 + noisy, blue=0.42 - noisy + noisy.mean() + 0.02)) == []
     assert hints_on_values(*scanned()) == []  # grey photos

@@ -1,3 +1,5 @@
+"""The Table: encoding, selecting, dropping classes, and what readers are checked for."""
+
 import logging
 from pathlib import Path
 
@@ -25,7 +27,7 @@ MAKE_OF = {"A4": "audi", "A6": "audi", "Golf": "vw", None: "vw"}
 
 
 def create_table(root: Path = Path("photos")) -> Table:
-    """Seven photos of three models of two makes; the last is of an unknown model."""
+    """Create seven photos of three models of two makes; the last is of an unknown model."""
     rows = pd.DataFrame({"path": [f"{i}.jpg" for i in range(7)], "split": ["train"] * 4 + ["test"] * 2 + [""]})
     rows["model"], models = encode(MODELS, {"Golf": "VW Golf"})
     rows["make"], makes = encode([MAKE_OF[model] for model in MODELS])
@@ -34,15 +36,16 @@ def create_table(root: Path = Path("photos")) -> Table:
     return Table("cars", root, rows, labels, "model")
 
 
-def test_encode_orders_numbers_by_value_and_words_by_letter():
+def test_encode_sorts_numbers_by_value_and_words_alphabetically():
     codes, classes = encode(["10", "2", "", "10", None, "1"])
     assert classes == Classes(("1", "2", "10"), ("1", "2", "10"))
-    assert codes.tolist() == [2, 1, UNKNOWN, 2, UNKNOWN, 0]
-    assert codes.dtype == np.int32
+    assert codes.tolist() == [2, 1, UNKNOWN, 2, UNKNOWN, 0] and codes.dtype == np.int32
     codes, classes = encode(pd.Series(["b", "10", "a", np.nan]))
-    assert classes.ids == ("10", "a", "b")
-    assert codes.tolist() == [2, 0, 1, UNKNOWN]
+    assert classes.ids == ("10", "a", "b") and codes.tolist() == [2, 0, 1, UNKNOWN]
     assert sorted_ids(["2", "10", "1x"]) == ["10", "1x", "2"]
+    for nothing in ([], ["", None]):
+        codes, classes = encode(nothing)
+        assert codes.tolist() == [UNKNOWN] * len(nothing) and classes.ids == ()
 
 
 def test_encode_names_by_id_and_falls_back_to_the_id():
@@ -50,58 +53,37 @@ def test_encode_names_by_id_and_falls_back_to_the_id():
     assert classes.names == ("Audi", "2", "3")
 
 
-def test_encode_nothing():
-    codes, classes = encode([])
-    assert len(codes) == 0
-    assert len(classes) == 0
-    codes, classes = encode(["", None])
-    assert codes.tolist() == [UNKNOWN, UNKNOWN]
-    assert classes.ids == ()
-
-
 def test_selection_keeps_codes_and_the_original():
     table = create_table()
     test = table.of_split("test")
-    assert test.rows["path"].tolist() == ["4.jpg", "5.jpg"]
-    assert test.rows.index.tolist() == [0, 1]
+    assert test.rows["path"].tolist() == ["4.jpg", "5.jpg"] and test.rows.index.tolist() == [0, 1]
     assert test.labels == table.labels
-    changed = table.with_split(["val"] * 7)
-    assert set(changed.rows["split"]) == {"val"}
-    assert table.rows["split"].iloc[0] == "train"
+    assert set(table.with_split(["val"] * 7).rows["split"]) == {"val"} and table.rows["split"].iloc[0] == "train"
+    assert not table.has_boxes and set(table.class_labels) == {"make", "model"}
+    table.rows[["left", "top", "right", "bottom"]] = np.float32(1)
+    assert table.has_boxes
 
 
-def test_without_empty_classes_recodes_children_and_parents():
+def test_without_empty_classes_recodes_children_and_parents_and_keeps_unknown():
     table = create_table().of_split("test").without_empty_classes()
     assert table.labels["model"] == Classes(("Golf",), ("VW Golf",), "make", (0,))
-    assert table.labels["make"].ids == ("vw",)
-    assert table.rows["model"].tolist() == [0, 0]
-    assert table.rows["make"].tolist() == [0, 0]
-    assert table.labels["speed"] == Number("km/h")
+    assert table.labels["make"].ids == ("vw",) and table.labels["speed"] == Number("km/h")
+    assert table.rows["model"].tolist() == table.rows["make"].tolist() == [0, 0]
     validate(table)
-
-
-def test_without_empty_classes_keeps_unknown():
     table = create_table().select(np.arange(7) >= 5).without_empty_classes()
     assert table.rows["model"].tolist() == [0, UNKNOWN]
 
 
-@pytest.mark.parametrize("wanted", [["A4", "Golf"], ["VW Golf", "A4"]])
-def test_only_classes_by_id_or_name(wanted):
-    table = create_table().only_classes(wanted)
-    assert len(table) == 5
-    assert table.labels["model"].ids == ("A4", "Golf")
-    assert table.labels["model"].parent_codes == (0, 1)
-
-
-def test_only_classes_takes_every_class_of_a_repeated_name_and_numbers():
+def test_only_classes_selects_by_id_and_name():
+    for wanted in (["A4", "Golf"], ["VW Golf", "A4"]):
+        table = create_table().only_classes(wanted)
+        assert len(table) == 5 and table.labels["model"].ids == ("A4", "Golf")
+        assert table.labels["model"].parent_codes == (0, 1)
     rows = pd.DataFrame({"path": ["a", "b", "c"], "split": ""})
     rows["make"], makes = encode(["1", "2", "12"], {"1": "Audi", "2": "Benz", "12": "Audi"})
     table = Table("cars", Path("photos"), rows, {"make": makes}, "make")
-    assert table.only_classes(["Audi"]).labels["make"].ids == ("1", "12")
+    assert table.only_classes(["Audi"]).labels["make"].ids == ("1", "12")  # every class of a repeated name
     assert table.only_classes([12]).labels["make"].ids == ("12",)
-
-
-def test_only_classes_suggests_the_nearest():
     with pytest.raises(InputError, match=r"data.classes: 'golv' is no model of cars .*nearest: Golf.*has 3 classes"):
         create_table().only_classes(["golv"])
 
@@ -111,8 +93,7 @@ def test_sparse_classes_are_dropped_with_their_photos(caplog):
     table = create_table().without_sparse_classes(2)
     assert table.labels["model"].ids == ("A4", "Golf")
     assert len(table) == 5  # neither A6 nor the photo of an unknown model
-    assert "2 photos dropped" in caplog.text
-    assert "2 of 3 classes remain" in caplog.text
+    assert "2 photos dropped" in caplog.text and "2 of 3 classes remain" in caplog.text
     with pytest.raises(InputError, match=r"data.min_images_per_class: 4 leaves no class of cars; .* has 3 photos"):
         create_table().without_sparse_classes(4)
 
@@ -126,7 +107,7 @@ def test_a_class_with_two_parents_or_none_is_an_error():
     rows.loc[:2, "make"] = UNKNOWN
     with pytest.raises(InputError, match="model 'A4' has no make"):
         with_parent(rows, "model", table.labels["model"], "make")
-    rows.loc[0, "make"] = 0  # one photo that tells is enough
+    rows.loc[0, "make"] = 0  # one photo with a known make is enough
     assert with_parent(rows, "model", table.labels["model"], "make").parent_codes == (0, 0, 1)
 
 
@@ -144,14 +125,14 @@ def test_a_class_with_two_parents_or_none_is_an_error():
         (lambda rows, labels: rows.__setitem__("make", 1), "a photo's make is not that of its model"),
     ],
 )
-def test_validate_says_what_a_reader_got_wrong(change, message):
+def test_validate_reports_what_a_reader_got_wrong(change, message):
     table = create_table()
     change(table.rows, table.labels)
     with pytest.raises(InputError, match=message):
         validate(table)
 
 
-def test_a_few_files_may_be_missing_and_the_share_that_is_there_is_logged(tmp_path, caplog):
+def test_a_few_files_may_be_missing_and_the_remaining_share_is_logged(tmp_path, caplog):
     for i in range(6):
         layouts.write_photo(tmp_path / f"{i}.jpg")
     table = create_table(tmp_path)
@@ -166,11 +147,3 @@ def test_a_few_files_may_be_missing_and_the_share_that_is_there_is_logged(tmp_pa
 def test_counts_of_splits_without_photos_are_compared_too():
     with pytest.raises(InputError, match="cars: 7 photos instead of 1,000, 0 val photos instead of 5 under photos"):
         check_counts(create_table(), {"photos": 1_000, "train": 4, "val": 5, "model": 3}, False)
-
-
-def test_has_boxes():
-    table = create_table()
-    assert not table.has_boxes
-    table.rows[["left", "top", "right", "bottom"]] = np.float32(1)
-    assert table.has_boxes
-    assert set(table.class_labels) == {"make", "model"}

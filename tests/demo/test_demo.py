@@ -1,4 +1,4 @@
-"""The drawn data set: as CompCars on disk, the same each time, whole or not at all."""
+"""The demo data: in CompCars' layout, the same each time, complete or not at all."""
 
 import re
 from collections import Counter
@@ -34,52 +34,27 @@ def _label(folder: Path, path: str) -> tuple[int, list[int]]:
     return int(viewpoint), [int(value) for value in box.split()]
 
 
-def test_every_photo_is_listed_once_and_has_a_label(folder):
+def test_every_photo_is_listed_once_and_has_a_label_with_a_box_inside(folder):
     images, labels = folder / "data/image", folder / "data/label"
     found = {path.relative_to(images).as_posix() for path in images.rglob("*.jpg")}
     train, test = _lines(folder, "classification/train.txt"), _lines(folder, "classification/test.txt")
-    assert len(found) == len(train) + len(test) == NUM * len(MODELS)
-    assert found == {*train, *test}
+    assert found == {*train, *test} and len(found) == len(train) + len(test) == NUM * len(MODELS)
     assert found == {path.relative_to(labels).with_suffix(".jpg").as_posix() for path in labels.rglob("*.txt")}
     assert all(re.fullmatch(r"\d+/\d+/(\d{4}|unknown)/[0-9a-f]{14}\.jpg", path) for path in found)
     assert len({path.rsplit("/")[-1] for path in found}) == len(found)
-
-
-def test_no_year_folder_is_on_both_sides(folder):
-    years = {
-        split: Counter(path.rsplit("/", 1)[0] for path in _lines(folder, f"classification/{split}.txt"))
-        for split in ("train", "test")
-    }
-    assert not years["train"].keys() & years["test"].keys()
-    for model in MODELS:
-        mine = [sum(f"/{model.id}/" in year for year in years[split]) for split in ("train", "test")]
-        assert mine == [7, 3]
-
-
-def test_boxes_lie_in_the_photo_and_viewpoints_are_balanced(folder):
     viewpoints = Counter()
-    for path in _lines(folder, "classification/train.txt") + _lines(folder, "classification/test.txt"):
+    for path in found:
         viewpoint, (left, top, right, bottom) = _label(folder, path)
         with Image.open(folder / "data/image" / path) as image:
             assert 1 <= left < right <= image.width and 1 <= top < bottom <= image.height
             assert (right - left) * (bottom - top) > 0.15 * image.width * image.height
         viewpoints[viewpoint] += 1
     assert viewpoints == dict.fromkeys(VIEWPOINTS, NUM * len(MODELS) // len(VIEWPOINTS))
-
-
-def test_misc_holds_the_files_of_compcars(folder):
-    misc = folder / "data/misc"
-    header, *rows = (misc / "attributes.txt").read_text().splitlines()
-    assert header == "model_id maximum_speed displacement door_number seat_number type"
-    assert [int(row.split()[0]) for row in rows] == [model.id for model in MODELS]
-    assert any(" 0 " in row for row in rows), "some values are to be unknown"
-    types = scipy.io.loadmat(misc / "car_type.mat")["types"]
-    assert types.shape == (1, 12) and types[0, 2].item() == "sedan" and types[0, 11].item() == "convertible"
-    names = scipy.io.loadmat(misc / "make_model_name.mat")
-    for key, things in (("make_names", MAKES), ("model_names", MODELS)):
-        assert names[key].shape == (max(thing.id for thing in things), 1)
-        by_id = {i + 1: cell.item() for i, cell in enumerate(names[key][:, 0]) if cell.size}
-        assert by_id == {thing.id: thing.name for thing in things}
+    # No year folder is in both splits
+    years = [{path.rsplit("/", 1)[0] for path in listed} for listed in (train, test)]
+    assert not years[0] & years[1]
+    for model in MODELS:
+        assert [sum(f"/{model.id}/" in year for year in side) for side in years] == [7, 3]
 
 
 def test_the_compcars_reader_reads_it(folder):
@@ -91,6 +66,12 @@ def test_the_compcars_reader_reads_it(folder):
     makes = {make.id: make.name for make in MAKES}
     named = dict(zip(model.names, (table.labels["make"].names[i] for i in model.parent_codes), strict=True))
     assert named == {model.name: makes[model.make_id] for model in MODELS}
+    header, *rows = (folder / "data/misc/attributes.txt").read_text().splitlines()
+    assert header == "model_id maximum_speed displacement door_number seat_number type"
+    assert [int(row.split()[0]) for row in rows] == [model.id for model in MODELS]
+    assert any(" 0 " in row for row in rows)  # some values are unknown
+    types = scipy.io.loadmat(folder / "data/misc/car_type.mat")["types"]
+    assert types.shape == (1, 12) and types[0, 2].item() == "sedan" and types[0, 11].item() == "convertible"
 
 
 def test_easy_pairs_share_the_viewpoint_and_hard_ones_the_make(folder):
@@ -109,7 +90,7 @@ def test_easy_pairs_share_the_viewpoint_and_hard_ones_the_make(folder):
 
 
 @pytest.mark.parametrize("viewpoint", VIEWPOINTS)
-def test_the_box_is_tight_round_the_vehicle(viewpoint):
+def test_the_box_fits_the_vehicle(viewpoint):
     for number, model in enumerate(MODELS):
         make = next(make for make in MAKES if make.id == model.make_id)
         vehicle = create_vehicle(model, make, create_finish(PAINTS[0], np.random.default_rng(number)))
@@ -128,7 +109,7 @@ def test_every_model_has_one_training_car_of_every_paint():
         assert sorted(paints[~is_test].ravel()) == list(range(len(PAINTS)))
 
 
-def test_same_seed_same_bytes(tmp_path, monkeypatch):
+def test_the_seed_decides_the_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(write, "MODELS", MODELS[:2])
     first, again, other = (
         {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
@@ -138,7 +119,7 @@ def test_same_seed_same_bytes(tmp_path, monkeypatch):
     assert {path for path in first if path.suffix == ".jpg"}.isdisjoint(other)
 
 
-def test_an_interrupted_writing_leaves_nothing(tmp_path, monkeypatch):
+def test_an_interrupted_call_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
@@ -152,12 +133,12 @@ def test_an_interrupted_writing_leaves_nothing(tmp_path, monkeypatch):
 def test_of_two_processes_one_wins(tmp_path, monkeypatch):
     """The other process completes the folder while this one draws."""
 
-    def write_and_be_overtaken(root, *args):
+    def overtaken(root, *args):
         root.mkdir()
         monkeypatch.setattr(write, "_write_all", lambda root, *args: (root / "winner").mkdir(parents=True))
         write.write_demo(tmp_path / "demo", NUM)
 
-    monkeypatch.setattr(write, "_write_all", write_and_be_overtaken)
+    monkeypatch.setattr(write, "_write_all", overtaken)
     assert write.write_demo(tmp_path / "demo", NUM) == tmp_path / "demo"
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
     assert (tmp_path / "demo" / "winner").is_dir()
@@ -166,11 +147,11 @@ def test_of_two_processes_one_wins(tmp_path, monkeypatch):
 def test_a_complete_folder_is_not_drawn_again(folder, monkeypatch):
     monkeypatch.setattr(write, "_write_all", lambda *args: pytest.fail("drawn again"))
     assert write.write_demo(folder, NUM) == folder
-    with pytest.raises(InputError, match="holds something else"):
+    with pytest.raises(InputError, match="holds something other"):
         write.write_demo(folder, NUM, seed=1)
 
 
-def test_wrong_arguments_are_errors(tmp_path):
+def test_invalid_arguments_are_errors(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="7 images_per_model are too few; 20 or more"):
         write.write_demo(tmp_path / "demo", 7)

@@ -1,23 +1,15 @@
-"""Versions, builds and imports that do not fit, from facts alone."""
+"""Versions, builds, imports, environment variables and compilers, judged from facts."""
 
+import sys
 import tomllib
+from types import SimpleNamespace
 
 import pytest
 
 from carvision.diagnosis import packages
-from carvision.diagnosis.packages import (
-    OLDEST_PYTHON,
-    judge_builds,
-    judge_imports,
-    judge_python,
-    judge_shadowed_modules,
-    judge_versions,
-    malicious_packages,
-    module_of,
-)
 from carvision.system.versions import read_versions, requirements
 from tests.conftest import ROOT
-from tests.diagnosis.stubs import write_stub
+from tests.diagnosis.test_probe import write_stub
 
 LIGHTNING = "pytorch-lightning!=2.6.2,!=2.6.3,<3,>=2.5"
 NMS = {"import:torchvision": {"error": "RuntimeError: operator torchvision::nms does not exist"}}
@@ -25,15 +17,17 @@ NMS = {"import:torchvision": {"error": "RuntimeError: operator torchvision::nms 
 
 def test_the_oldest_python_is_that_of_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["requires-python"] == f">={'.'.join(map(str, OLDEST_PYTHON))}"
-    assert judge_python((3, 11, 0)) == [] and judge_python((4, 0, 0)) == []
-    [finding] = judge_python((3, 9, 7))
+    assert project["requires-python"] == f">={'.'.join(map(str, packages.OLDEST_PYTHON))}"
+    assert packages.judge_python((3, 11, 0)) == [] and packages.judge_python((4, 0, 0)) == []
+    [finding] = packages.judge_python((3, 9, 7))
     assert finding.severity == "breaks" and "is 3.9.7; carvision needs 3.11" in finding.what
 
 
 def test_what_is_installed_here_is_in_order():
-    assert judge_versions(requirements(), read_versions()) == []
-    assert judge_builds(read_versions(), {}) == []
+    assert packages.judge_versions(requirements(), read_versions()) == []
+    for version in ("2.6.0+cpu", "2.15.0+cu132", "2.16.0.dev20261101+cu132", "2.9.0a0+git123"):
+        assert packages.judge_versions(["torch>=2.6"], {"torch": version}) == []
+    assert packages.judge_builds(read_versions(), {}) == []
 
 
 @pytest.mark.parametrize(
@@ -46,72 +40,108 @@ def test_what_is_installed_here_is_in_order():
     ],
 )
 def test_a_missing_or_wrong_version(line, version, what, fix):
-    [finding] = judge_versions([line], {line.partition(">")[0]: version})
+    [finding] = packages.judge_versions([line], {line.partition(">")[0]: version})
     assert finding.severity == "breaks" and what in finding.what and fix in finding.fix
-
-
-@pytest.mark.parametrize("version", ["2.6.0+cpu", "2.15.0+cu132", "2.16.0.dev20261101+cu132", "2.9.0a0+git123"])
-def test_builds_and_nightly_versions_are_in_range(version):
-    assert judge_versions(["torch>=2.6"], {"torch": version}) == []
 
 
 def test_malicious_releases_are_named_and_never_imported():
     versions = {"pytorch-lightning": "2.6.2", "lightning": "2.6.3", "torch": "2.9.0"}
-    assert malicious_packages(versions) == ["pytorch-lightning", "lightning"]
-    found = judge_versions([LIGHTNING], versions)
+    assert packages.malicious_packages(versions) == ["pytorch-lightning", "lightning"]
+    found = packages.judge_versions([LIGHTNING], versions)
     assert [finding.subject for finding in found] == ["pytorch-lightning", "lightning"]
     assert "malicious code" in found[0].what and "tokens" in found[0].fix
-    assert malicious_packages({"pytorch-lightning": "2.6.4"}) == []
+    assert packages.malicious_packages({"pytorch-lightning": "2.6.4"}) == []
 
 
-def test_without_packaging_or_requirements_it_goes_on(monkeypatch):
-    import sys
-
-    assert judge_versions([], {"torch": "1"})[0].severity == "note"
+def test_without_packaging_or_requirements_versions_are_not_compared(monkeypatch):
+    assert packages.judge_versions([], {"torch": "1"})[0].severity == "note"
     monkeypatch.setitem(sys.modules, "packaging.requirements", None)
-    [finding] = judge_versions(["torch>=2.6"], {"torch": "1"})
+    [finding] = packages.judge_versions(["torch>=2.6"], {"torch": "1"})
     assert finding.subject == "packaging" and finding.severity == "breaks"
 
 
-def test_builds_of_torch_and_torchvision_that_do_not_fit():
+def test_builds_that_do_not_fit_together():
     versions = {"torch": "2.13.0+cpu", "torchvision": "0.28.0+cu130"}
-    assert judge_builds(versions, {})[0].severity == "note"
-    assert judge_builds(versions, NMS) == []  # told with the import
-    [finding] = judge_imports(versions, NMS)
+    assert packages.judge_builds(versions, {})[0].severity == "note"
+    assert packages.judge_builds(versions, NMS) == []  # judge_imports reports it
+    [finding] = packages.judge_imports(versions, NMS)
     assert finding.severity == "breaks" and finding.subject == "torchvision"
     assert "0.28.0+cu130 (beside torch 2.13.0+cpu) can't be imported" in finding.what and "nms" in finding.what
     assert "torch and torchvision together" in finding.fix
-    assert judge_builds({"torch": "2.13.0+cpu", "torchvision": "0.28.0"}, {}) == []
-    assert judge_builds({"torch": None, "torchvision": "0.28.0+cpu"}, {}) == []
-
-
-def test_torch_xla_goes_with_one_torch():
-    assert judge_builds({"torch": "2.9.1+cpu", "torch-xla": "2.9.0"}, {}) == []
-    [finding] = judge_builds({"torch": "2.15.0", "torch-xla": "2.9.0"}, {})
+    assert packages.judge_builds({"torch": "2.13.0+cpu", "torchvision": "0.28.0"}, {}) == []
+    assert packages.judge_builds({"torch": None, "torchvision": "0.28.0+cpu"}, {}) == []
+    assert packages.judge_builds({"torch": "2.9.1+cpu", "torch-xla": "2.9.0"}, {}) == []
+    [finding] = packages.judge_builds({"torch": "2.15.0", "torch-xla": "2.9.0"}, {})
     assert finding.severity == "breaks" and "setup_tpu.sh" in finding.fix
 
 
 def test_what_fails_for_one_reason_is_one_finding():
     reason = {"error": "ImportError: libz.so.9: cannot open"}
     versions = {"torch": "2.9", "torchvision": "0.24", "timm": "1.0", "pyyaml": "6", "onnx": "1"}
-    answers = {f"import:{module_of(name)}": reason for name in versions}
-    [finding] = judge_imports(versions, answers)
+    answers = {f"import:{packages.module_of(name)}": reason for name in versions}
+    [finding] = packages.judge_imports(versions, answers)
     assert finding.subject == "torch" and "the same with torchvision, timm, pyyaml, onnx" in finding.what
-    assert judge_imports({"onnx": "1"}, answers)[0].severity == "note"  # only exports need it
-    assert judge_imports({"torch": None}, answers) == []  # told already that it is missing
+    assert packages.judge_imports({"onnx": "1"}, answers)[0].severity == "note"  # only exports need it
+    assert packages.judge_imports({"torch": None}, answers) == []  # judge_versions reports it
 
 
 def test_a_module_that_hides_the_installed_one(tmp_path, monkeypatch):
     write_stub(tmp_path, "yaml")
-    monkeypatch.setattr(packages, "find_spec", lambda name: Spec(tmp_path / name))
-    [finding] = judge_shadowed_modules({"pyyaml": "6.0"}, {"import:yaml": {}})
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "yaml")], origin=None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: spec)
+    [finding] = packages.judge_shadowed_modules({"pyyaml": "6.0"}, {"import:yaml": {}})
     assert finding.severity == "note" and str(tmp_path / "yaml") in finding.what
-    [finding] = judge_imports({"pyyaml": "6.0"}, {"import:yaml": {"error": "x"}})
+    [finding] = packages.judge_imports({"pyyaml": "6.0"}, {"import:yaml": {"error": "x"}})
     assert f"remove {tmp_path / 'yaml'}" in finding.fix
     monkeypatch.undo()
-    assert judge_shadowed_modules(read_versions(), {}) == []
+    assert packages.judge_shadowed_modules(read_versions(), {}) == []
 
 
-class Spec:
-    def __init__(self, place):
-        self.submodule_search_locations, self.origin = [str(place)], None
+@pytest.mark.parametrize(
+    "variables, severity, words",
+    [
+        ({"OMP_NUM_THREADS": "64"}, "slow", "is 64, on 8 cores"),
+        ({"OMP_NUM_THREADS": "0"}, "slow", "not a number of threads"),
+        ({"MKL_NUM_THREADS": "many"}, "slow", "not a number of threads"),
+        ({"OMP_NUM_THREADS": "1"}, "note", "uses one of them"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "slow", "keep cores busy"),
+        ({"CUDA_LAUNCH_BLOCKING": "1"}, "slow", "is synchronous"),
+        ({"TORCH_LOGS": "+dynamo"}, "slow", "takes time"),
+        ({"NVIDIA_TF32_OVERRIDE": "0"}, "slow", "TF32 is off"),
+        ({"CUDA_VISIBLE_DEVICES": ""}, "note", "hides all GPUs"),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, "note", "hides all GPUs"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "breaks", "not by torchrun"),
+    ],
+)
+def test_a_variable_that_hurts(variables, severity, words):
+    [finding] = packages.judge_variables(variables, num_cores=8)
+    assert finding.severity == severity and words in finding.what and finding.fix
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"OMP_NUM_THREADS": "4,2", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_LAUNCH_BLOCKING": "0", "TORCH_LOGS": ""},
+        {"CUDA_VISIBLE_DEVICES": "1,2", "NVIDIA_TF32_OVERRIDE": "1"},
+        {"RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "a"},
+    ],
+)
+def test_variables_that_do_no_harm(variables):
+    assert packages.judge_variables(variables, num_cores=8) == []
+
+
+def test_compilers(tmp_path):
+    for name in ("clang++", "mine"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "Python.h").write_text("")
+    found = packages.read_compiler({"PATH": str(tmp_path), "CC": "mine"}, str(tmp_path))
+    assert found["cpp"].endswith("clang++") and found["c"].endswith("mine") and found["headers"]
+    assert packages.judge_compiler(found, num_gpus=1) == []
+    found = packages.read_compiler({"PATH": str(tmp_path)}, str(tmp_path))
+    assert packages.judge_compiler(found, num_gpus=0) == []
+    assert "none for C:" in packages.judge_compiler(found, num_gpus=1)[0].what
+    found = packages.read_compiler({"PATH": ""}, str(tmp_path / "none"))
+    assert "none for C++" in packages.judge_compiler(found, num_gpus=0)[0].what
+    assert "header files" in packages.judge_compiler({**found, "cpp": "g++"}, num_gpus=0)[0].what

@@ -15,7 +15,7 @@ RUN = Path("runs/demo/2026-01-31_12-00-00")  # as README.md's examples name it
 def example_folder(demo_photos, tmp_path_factory) -> Path:
     """A folder in which README.md's examples run as they stand: the run RUN with its exports, a.jpg and b.jpg."""
     from carvision.export import write
-    from carvision.training.run import run
+    from carvision.training.run.start import train
 
     folder = tmp_path_factory.mktemp("example_folder")
     overrides = [
@@ -23,7 +23,7 @@ def example_folder(demo_photos, tmp_path_factory) -> Path:
         "data.image_px=32", "trainer.max_epochs=1", "callbacks.progress_bar=false",
     ]  # fmt: skip
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        run.run(plain_config(compose("train", overrides=overrides)), "demo")
+        train(plain_config(compose("train", overrides=overrides)), "demo")
     write(folder / RUN, dict.fromkeys(("onnx", "torch-export", "timm", "hub")), None)
     for name, photo in zip(("a.jpg", "b.jpg"), sorted(demo_photos.rglob("*.jpg")), strict=False):
         shutil.copy(photo, folder / name)

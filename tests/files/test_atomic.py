@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files appear complete or not at all, and nothing is written through a link."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from carvision.errors import InputError
 from carvision.files.atomic import (
     file_stems,
+    link_or_copy,
     open_kept,
     open_new,
     own_folder,
@@ -28,33 +29,28 @@ def names(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
 
 
-def test_a_file_is_what_it_was_where_writing_it_fails(tmp_path):
+def test_a_failed_write_changes_nothing_and_a_killed_one_is_overwritten(tmp_path):
     file = tmp_path / "history.csv"
     write_text(file, "before")
-    with pytest.raises(ZeroDivisionError), written_whole(file) as place:
-        place.write_text("half of")
+    with pytest.raises(ZeroDivisionError), written_whole(file) as partial:
+        partial.write_text("half of")
         assert file.read_text() == "before"
         raise ZeroDivisionError
     assert file.read_text() == "before" and names(tmp_path) == ["history.csv"]
+    (tmp_path / "history.csv.partial").write_text('{"torn": ')
+    write_json(file, {"größe": 1})
+    assert json.loads(file.read_text()) == {"größe": 1} and names(tmp_path) == ["history.csv"]
 
 
-def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path):
-    (tmp_path / "a.json.partial").write_text('{"torn": ')
-    write_json(tmp_path / "a.json", {"größe": 1})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"größe": 1} and names(tmp_path) == ["a.json"]
-
-
-def test_it_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
-    """Else a machine that loses its power keeps the new name, and nothing in the file."""
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="this system does not tell which file is flushed")
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    """Else a machine that loses its power keeps the new name of an empty file."""
     calls = []
     real = {name: getattr(os, name) for name in ("fsync", "replace")}
-    opened = Path("/proc/self/fd")
-    if not opened.is_dir():
-        pytest.skip("this system does not tell which file is flushed")
 
-    def fsync(number):
-        calls.append(("fsync", (opened / str(number)).readlink().name))
-        real["fsync"](number)
+    def fsync(descriptor):
+        calls.append(("fsync", Path(f"/proc/self/fd/{descriptor}").readlink().name))
+        real["fsync"](descriptor)
 
     def replace(source, target):
         calls.append(("rename", Path(source).name))
@@ -65,6 +61,9 @@ def test_it_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     write_csv(tmp_path / "t.csv", pd.DataFrame({"a": [1]}))
     assert calls == [("fsync", "t.csv.partial"), ("rename", "t.csv.partial"), ("fsync", tmp_path.name)]
     assert (tmp_path / "t.csv").read_text() == "a\n1\n"
+    calls.clear()
+    link_or_copy(tmp_path / "t.csv", tmp_path / "copy.csv")
+    assert calls == [("rename", "copy.csv.partial"), ("fsync", tmp_path.name)]
 
 
 @pytest.mark.parametrize("umask", [0o077, 0o022, 0o002])
@@ -73,7 +72,7 @@ def test_permissions_are_those_of_the_umask(umask, tmp_path):
     try:
         write_text(tmp_path / "a", "text")
         with written_whole(tmp_path / "b") as partial:
-            save_file({"x": torch.zeros(2)}, partial)  # by way of a file with permissions of its own
+            save_file({"x": torch.zeros(2)}, partial)  # replaces it by a file with permissions of its own
         with written_whole(tmp_path / "c") as partial:
             number, name = tempfile.mkstemp(dir=tmp_path)
             os.close(number)
@@ -114,15 +113,12 @@ def test_a_folder_may_be_a_link_that_stays_inside(tmp_path):
         own_folder(tmp_path / "run_2" / "outer")
     with pytest.raises((InputError, OSError)):
         own_folder(tmp_path / "run" / "loop")
-
-
-def test_a_pipe_does_not_hang_what_is_continued(tmp_path):
     os.mkfifo(tmp_path / ".lock")
-    with pytest.raises(OSError, match="No such device"):
+    with pytest.raises(OSError, match="No such device"):  # rather than waiting for a reader of the pipe
         open_kept(tmp_path / ".lock", "a")
 
 
-def test_long_names_are_cut_and_stay_apart():
+def test_long_names_are_shortened_and_stay_different():
     long = ["x" * 300, "x" * 299 + "y", "ä" * 300]
     stems = file_stems(["make", *long])
     assert stems["make"] == "make" and len({*stems.values()}) == 4

@@ -1,3 +1,5 @@
+"""Downloads from a server on this machine: complete and verified, or not there; Oxford 102 into its layout."""
+
 import hashlib
 import io
 import socket
@@ -31,25 +33,19 @@ def names_in(folder) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_file_is_fetched_once(tmp_path, server, capsys):
+def test_a_file_is_downloaded_once(tmp_path, server, capsys):
     content = bytes(range(256)) * 10_000  # more than one chunk
     (tmp_path / "served" / "a.bin").write_bytes(content)
     file = tmp_path / "new" / "folder" / "a.bin"
     assert download(f"{server.url}/a.bin", file, md5(content)) is True
-    assert file.read_bytes() == content
-    assert names_in(file.parent) == ["a.bin"]
+    assert file.read_bytes() == content and names_in(file.parent) == ["a.bin"]
     assert "a.bin" in capsys.readouterr().out  # the progress bar
     assert download(f"{server.url}/a.bin", file, md5(content)) is False
     assert server.asked == {"a.bin": 1}
-
-
-def test_another_file_of_that_name_is_left_alone(tmp_path, server):
-    (tmp_path / "served" / "a.bin").write_bytes(b"right")
-    file = tmp_path / "a.bin"
-    file.write_bytes(b"mine")
+    file.write_bytes(b"mine")  # another file of that name stays
     with pytest.raises(InputError, match=r"a\.bin is not the original, whose MD5 is .*another data\.root"):
-        download(f"{server.url}/a.bin", file, md5(b"right"))
-    assert file.read_bytes() == b"mine" and not server.asked
+        download(f"{server.url}/a.bin", file, md5(content))
+    assert file.read_bytes() == b"mine" and server.asked == {"a.bin": 1}
 
 
 def test_a_wrong_checksum_leaves_no_file(tmp_path, server):
@@ -60,27 +56,22 @@ def test_a_wrong_checksum_leaves_no_file(tmp_path, server):
 
 
 @pytest.mark.parametrize("url", ["{url}/absent.bin", "http://127.0.0.1:1/a.bin", "no url at all", "htp://x/a.bin"])
-def test_what_cannot_be_fetched_is_one_line(tmp_path, server, url):
-    with pytest.raises(InputError, match=r"could not be fetched into .*place the file there by hand") as error:
+def test_what_cannot_be_downloaded_is_one_line(tmp_path, server, url):
+    with pytest.raises(InputError, match=r"could not be fetched into .*put the file there by hand") as error:
         download(url.format(url=server.url), tmp_path / "into" / "a.bin", md5(b""))
-    assert "\n" not in str(error.value)
-    assert names_in(tmp_path / "into") == []
+    assert "\n" not in str(error.value) and names_in(tmp_path / "into") == []
 
 
-def test_a_server_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
+def test_a_silent_server_and_a_path_that_cannot_be_written_are_one_line(tmp_path, server, monkeypatch):
     monkeypatch.setattr("carvision.files.download.ANSWER_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/a.bin"
         with pytest.raises(InputError, match=r"could not be fetched into .*: no answer within 0\.2 s\. Check the"):
-            download(url, tmp_path / "a.bin", md5(b""))
-    assert names_in(tmp_path) == []
-
-
-def test_a_path_that_cannot_be_written(tmp_path, server):
-    (tmp_path / "served" / "a.bin").write_bytes(b"right")
+            download(url, tmp_path / "into" / "a.bin", md5(b""))
+    assert names_in(tmp_path / "into") == []
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InputError, match="could not be fetched into"):
-        download(f"{server.url}/a.bin", tmp_path / "file" / "a.bin", md5(b"right"))
+        download(url, tmp_path / "file" / "a.bin", md5(b""))
 
 
 @pytest.fixture
@@ -106,18 +97,12 @@ def test_oxford102_is_downloaded_into_its_layout(tmp_path, served_oxford102):
         assert (root / path).read_bytes() == (tmp_path / "original" / path).read_bytes()
     asked = dict(served_oxford102.asked)
     assert list(asked.values()) == [1, 1, 1]
-    (root / "102flowers.tgz").unlink()  # a user may remove it: the photos are there
+    (root / "jpg" / "image_00004.jpg").unlink()  # completed from the archive
+    download_oxford102(root, served_oxford102.url)
+    assert len(read_oxford102(root, known=None)) == 10
+    (root / "102flowers.tgz").unlink()  # a user may remove it, as the photos are there
     download_oxford102(root, served_oxford102.url)
     assert served_oxford102.asked == asked
-
-
-def test_oxford102_that_lacks_a_photo_is_completed_from_the_archive(tmp_path, served_oxford102):
-    download_oxford102(tmp_path / "new", served_oxford102.url)
-    (tmp_path / "new" / "jpg" / "image_00004.jpg").unlink()
-    asked = dict(served_oxford102.asked)
-    download_oxford102(tmp_path / "new", served_oxford102.url)
-    assert served_oxford102.asked == asked  # the archive was kept
-    assert len(read_oxford102(tmp_path / "new", known=None)) == 10
 
 
 def test_an_archive_that_would_write_outside_the_folder(tmp_path, served_oxford102, monkeypatch):
@@ -133,12 +118,9 @@ def test_an_archive_that_would_write_outside_the_folder(tmp_path, served_oxford1
     assert "jpg" not in names_in(tmp_path / "new") or names_in(tmp_path / "new" / "jpg") == []
 
 
-def test_the_real_lists_have_the_checksums_asked_for():
+def test_the_real_lists_have_the_expected_checksums():
+    with pytest.raises(InputError, match=r"data.root: null"):
+        download_oxford102(None)
     root = layouts.real_data("oxford102")
     for name in ("imagelabels.mat", "setid.mat"):
         assert md5((root / name).read_bytes()) == oxford102.MD5[name]
-
-
-def test_a_download_needs_a_folder():
-    with pytest.raises(InputError, match=r"data.root: null"):
-        download_oxford102(None)

@@ -1,4 +1,4 @@
-"""Folders and files of others are told from ours before anything is written to them."""
+"""Folders and files of carvision are recognised before anything there is replaced or removed."""
 
 import json
 
@@ -61,7 +61,7 @@ def test_a_claimed_folder_is_new_or_empty(tmp_path):
         claim_folder(None, tmp_path / "run" / "evaluations", "test_", "--out")
 
 
-def test_the_health_of_a_data_set_replaces_an_earlier_one_alone(tmp_path):
+def test_a_health_report_replaces_only_another(tmp_path):
     refuse_foreign_folder(tmp_path / "new", "out", is_health)
     refuse_foreign_folder(tmp_path, "out", is_health)
     ours = {"name": "x", "root": ".", "photos": 3, "bytes": 4, "formats": {}, "sizes": {}}
@@ -76,7 +76,7 @@ def test_the_health_of_a_data_set_replaces_an_earlier_one_alone(tmp_path):
         refuse_foreign_folder(tmp_path / "notes.txt", "out", is_health)
 
 
-def test_a_picture_replaces_one_of_ours_alone(tmp_path):
+def test_a_picture_replaces_only_one_of_carvision(tmp_path):
     file = tmp_path / "sheet.png"
     refuse_foreign_picture(file, "out")
     save_figure(create_figure(1, 1), file)
@@ -90,7 +90,7 @@ def test_a_picture_replaces_one_of_ours_alone(tmp_path):
     (tmp_path / "other.png.partial").write_text("mine")
     with pytest.raises(InputError, match=r"other\.png\.partial exists, .*give another name"):
         refuse_foreign_picture(tmp_path / "other.png", "out")
-    for length in (300, 250):  # also where it is that of the unfinished file alone
+    for length in (300, 250):  # also if only the unfinished file's name is too long
         with pytest.raises(InputError, match="File name too long"):
             refuse_foreign_picture(tmp_path / ("x" * length), "out")
 

@@ -1,4 +1,4 @@
-"""The folder that a command fills: taken again where the command was killed, and by nobody else."""
+"""An output folder is complete or marked, and refilled only by the command that was killed in it."""
 
 import os
 
@@ -9,7 +9,7 @@ from carvision.files.output_folder import MARK, output_folder
 
 
 def killed(folder, *names) -> None:
-    """As a process leaves it that is killed after it has written these files."""
+    """Leave the folder as a process does that is killed after it has written these files."""
     child = os.fork()
     if not child:
         with output_folder(folder, folder.parent, "embeddings"):
@@ -19,7 +19,7 @@ def killed(folder, *names) -> None:
     assert os.waitpid(child, 0)[1] >> 8 == 9
 
 
-def test_a_folder_is_whole_or_marked(tmp_path):
+def test_a_folder_is_complete_or_marked(tmp_path):
     with output_folder(None, tmp_path / "all", "embeddings", "test_") as folder:
         assert folder.parent == tmp_path / "all" and folder.name.startswith("test_") and (folder / MARK).exists()
         (folder / "embeddings.json").write_text("{}")
@@ -29,10 +29,10 @@ def test_a_folder_is_whole_or_marked(tmp_path):
 
 
 @pytest.mark.parametrize("names", [(), ("embeddings.npy.partial", "index.csv")])
-def test_the_same_command_begins_anew_where_it_was_killed(tmp_path, names):
+def test_the_same_command_starts_over_after_a_kill(tmp_path, names):
     folder = tmp_path / "out"
     killed(folder, *names)
-    for command in ("evaluate", "retrievals"):  # of another command, or of nobody
+    for command in ("evaluate", "retrievals"):  # of another command
         with pytest.raises(InputError, match=r"--out: .* exists already"), output_folder(folder, tmp_path, command):
             pass
     assert {path.name for path in folder.iterdir()} >= {MARK, *names}
@@ -42,7 +42,7 @@ def test_the_same_command_begins_anew_where_it_was_killed(tmp_path, names):
     assert [path.name for path in folder.iterdir()] == ["embeddings.json"]
 
 
-def test_what_is_not_ours_is_left_alone(tmp_path):
+def test_other_files_are_left_alone(tmp_path):
     (tmp_path / "notes.csv").write_text("mine")
     with pytest.raises(InputError, match=r"--out: .* exists already"), output_folder(tmp_path, tmp_path, "embeddings"):
         pass
@@ -54,7 +54,7 @@ def test_what_is_not_ours_is_left_alone(tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["history.csv"]
 
 
-def test_after_an_error_before_anything_was_written_nothing_is_left(tmp_path):
+def test_after_an_error_before_anything_was_written_the_folder_is_removed(tmp_path):
     with pytest.raises(KeyboardInterrupt), output_folder(tmp_path / "out", tmp_path, "embeddings"):
         raise KeyboardInterrupt
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""The bar and the lines, in a terminal that is made up."""
+"""Bars on a terminal, and log lines without one."""
 
 import logging
 import sys

@@ -169,7 +169,7 @@ def test_extreme_logits_are_finite_with_their_gradients(loss, values, dtype):
 
 
 def test_the_loss_of_a_mixture_is_the_mixture_of_losses():
-    """As mixup needs it: share * loss(first) + (1 - share) * loss(second) is the loss of the soft target."""
+    """Mixup needs this: share * loss(first) + (1 - share) * loss(second) is the loss of the soft target."""
     logits, _ = batch()
     first, second = torch.tensor([0, 1, 2, 3, 4, 0, 1]), torch.tensor([4, 1, 0, 0, 2, 2, 3])
     soft = 0.3 * F.one_hot(first, 5).double() + 0.7 * F.one_hot(second, 5).double()

@@ -60,7 +60,7 @@ def test_auc_keras_is_what_keras_counts(num_classes, spread, gain):
 
 
 def test_scores_below_the_first_of_keras_thresholds_are_one_tie():
-    """With 1,716 classes a good ranking of small probabilities counts for nothing, so R2's areas fall short of what its
+    """A good ranking of small probabilities counts for nothing with 1,716 classes, so R2's areas fall short of what its
     accuracies promise."""
     metrics = counted(*scores(1000, 1716, 0.5, 1.5)).compute()
     assert metrics["auc_micro"] > 0.9 and metrics["auc_keras"] == pytest.approx(0.5, abs=0.1)

@@ -12,7 +12,7 @@ from carvision.data.images import Preprocessing
 from carvision.errors import InputError
 from carvision.inference import model_file
 from carvision.models.classifier import Classifier, Head, classifier_from
-from carvision.models.parts import Embedding, Layers, Neck
+from carvision.models.parts import ChannelGate, Embedding, Layers, Neck
 
 F = 96  # features of test_resnet
 LABELS = {"model": {"ids": ["1", "2", "9"], "names": ["A4", "X5", "X6"], "parent": None, "parent_codes": []}}
@@ -167,17 +167,20 @@ def test_description_goes_through_json():
     torch.manual_seed(0)
     heads = {"make": Head(3, Layers(hidden=(5, 4), dropout=0.1)), "speed": Head(1, mean=220.0, std=35.0)}
     trunk = Layers(hidden=(8,), activation="gelu", batch_norm=True, bias=False, l2=0.1, activity_l1=0.2)
-    model = Classifier("test_resnet", heads, 48, {"stem_width": 24}, "catavgmax", trunk, "none")
+    neck = Neck(("se", "spatial_dropout"), dropout=0.3, se_reduction=4)
+    model = Classifier("test_resnet", heads, 48, {"stem_width": 24}, "gem", trunk, "none", neck=neck)
     assert model.backbone.conv1[0].out_channels == 24
     assert "embedding" not in model.description and not any("embedding" in name for name in model.state_dict())
     other = classifier_from(json.loads(json.dumps(model.description)))
     assert json.dumps(other.description) == json.dumps(model.description)
     assert other.trunk.layers == trunk == model.trunk.layers
+    assert [type(block) for block in other.neck] == [ChannelGate, nn.Dropout2d]
     other.load_state_dict(model.state_dict())
     assert_same_outputs(model, other, 48)
-    assert model.outputs(images(size_px=48)).penalty > 0
     described = json.loads(json.dumps(network(difference=(4,), proxies=2).description))
     assert classifier_from(described).description == network(difference=(4,), proxies=2).description
+    del described["neck"], described["trunk"]["activation_slope"]  # as earlier versions wrote it
+    assert len(classifier_from(described).neck) == 0
 
 
 def test_each_embedding_is_the_output_of_its_part():

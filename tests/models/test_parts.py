@@ -9,11 +9,10 @@ import timm
 import torch
 from torch import nn
 
-from carvision.config.compose import compose_alone, plain_config
 from carvision.config.schema import check_values
 from carvision.errors import InputError
 from carvision.models.backbones import load_backbone_weights
-from carvision.models.classifier import Classifier, Head, classifier_from
+from carvision.models.classifier import Classifier, Head
 from carvision.models.parts import (
     ACTIVATIONS,
     ChannelGate,
@@ -93,19 +92,6 @@ def test_weights_of_the_whole_network_load_without_what_is_left_out(caplog):
     assert create("mobilenetv3_small_050", pool="avg").load_state_dict(earlier).missing_keys == []
     with pytest.raises(InputError, match=r"1 belong to no part of it \(first: conv_header\.weight\)"):
         load_backbone_weights(model.backbone, whole.state_dict() | {"conv_header.weight": torch.zeros(1)}, "file")
-
-
-def test_the_neck_is_described_and_may_be_missing_from_a_description():
-    model = create("test_resnet", pool="gem", neck=Neck(("se", "spatial_dropout"), dropout=0.3, se_reduction=4))
-    other = classifier_from(model.description)
-    assert other.description == model.description
-    assert isinstance(other.neck[0], ChannelGate) and isinstance(other.neck[1], nn.Dropout2d)
-    other.load_state_dict(model.state_dict())
-    torch.testing.assert_close(other.eval().features(images()), model.eval().features(images()))
-    earlier = {key: value for key, value in create("test_resnet").description.items() if key != "neck"}
-    for layers in (earlier["trunk"], earlier["heads"]["class"]["layers"]):
-        del layers["activation_slope"]
-    assert len(classifier_from(earlier).neck) == 0
 
 
 def test_channel_gate_is_its_formula():
@@ -286,19 +272,6 @@ def test_activities_are_averaged_by_shares_or_summed_over_the_photos_of_the_batc
     assert Layers(**described(summing)) == summing
 
 
-def test_lists_and_keywords_can_be_given_on_the_command_line():
-    overrides = [
-        "model.neck=[spatial_dropout,attention,se,attention]", "model.neck_dropout=0.3", "model.pool=gem",
-        "model.trunk.hidden=[8,4]", "model.trunk.dropout=[0.1,0.2]", "model.trunk.l2=[0,1e-3]",
-        "model.trunk.batch_norm=keras", "model.heads.make.hidden=[5]", "model.heads.make.activity_l1=[1e-3]",
-    ]  # fmt: skip
-    model = plain_config(compose_alone("train", overrides))["model"]
-    assert model["neck"] == ["spatial_dropout", "attention", "se", "attention"]
-    trunk = Layers((8, 4), dropout=(0.1, 0.2), l2=(0, 1e-3), batch_norm="keras")
-    assert build_layers(model["trunk"], "model.trunk") == trunk
-    assert build_layers(model["heads"]["make"], "").activity_l1 == (1e-3,)
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -314,16 +287,16 @@ def test_wrong_values_of_the_configuration_are_one_line(values, message):
         check_values({"model": values})
 
 
-@pytest.mark.parametrize("key", ["dropout", "l2", "activity_l1"])
-def test_a_list_of_another_length_is_one_line(key):
-    with pytest.raises(InputError) as raised:
-        build_layers({"hidden": [512, 256], key: [0.1, 0.2, 0.3]}, "model.trunk")
-    assert str(raised.value) == (
-        f"model.trunk.{key}: [0.1, 0.2, 0.3] has 3 numbers for the 2 layers of hidden: [512, 256]; "
-        "give one number for all, or one for each"
-    )
-    with pytest.raises(InputError, match=f"model.heads.make.{key}: .* 1 numbers for the 0 layers"):
-        build_layers({key: [0.1]}, "model.heads.make")
+def test_a_list_of_another_length_is_one_line():
+    for key in ("dropout", "l2", "activity_l1"):
+        with pytest.raises(InputError) as raised:
+            build_layers({"hidden": [512, 256], key: [0.1, 0.2, 0.3]}, "model.trunk")
+        assert str(raised.value) == (
+            f"model.trunk.{key}: [0.1, 0.2, 0.3] has 3 numbers for the 2 layers of hidden: [512, 256]; "
+            "give one number for all, or one for each"
+        )
+        with pytest.raises(InputError, match=f"model.heads.make.{key}: .* 1 numbers for the 0 layers"):
+            build_layers({key: [0.1]}, "model.heads.make")
 
 
 def test_learned_head_weights_scale_the_gradients_of_their_heads():

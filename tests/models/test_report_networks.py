@@ -20,19 +20,11 @@ MAPS = {  # size_px, feature map
 }
 # Keras' totals without the top (include_top=False), as its model summaries print them
 KERAS = {
-    "vgg16": 14_714_688,
-    "vgg19": 20_024_384,
-    "resnet50": 23_587_712,
-    "densenet121": 7_037_504,
-    "densenet201": 18_321_984,
-    "tf_efficientnet_b0": 4_049_571,
-    "inception_v3": 21_802_784,
-    "inception_resnet_v2": 54_336_736,
-    "mobilenetv2_100": 2_257_984,
-    "mobilenetv1_100": 3_228_864,
-    "legacy_xception": 20_861_480,
-    "nasnetalarge": 84_916_818,
-}
+    "vgg16": 14_714_688, "vgg19": 20_024_384, "resnet50": 23_587_712, "densenet121": 7_037_504,
+    "densenet201": 18_321_984, "tf_efficientnet_b0": 4_049_571, "inception_v3": 21_802_784,
+    "inception_resnet_v2": 54_336_736, "mobilenetv2_100": 2_257_984, "mobilenetv1_100": 3_228_864,
+    "legacy_xception": 20_861_480, "nasnetalarge": 84_916_818,
+}  # fmt: skip
 ONCE = Neck(("spatial_dropout", "attention", "se"))
 TWICE = Neck(("spatial_dropout", "attention", "se", "attention", "se"))
 DENSE = Layers((512,), dropout=0.5)

@@ -14,7 +14,7 @@ from carvision.augment.pipeline import Augment
 from carvision.augment_sheet import describe
 from carvision.config.compose import conf_dir, plain_config
 from carvision.data.images import Preprocessing
-from carvision.data.loading.dataset import Photos
+from carvision.data.loading.dataset import PhotoDataset
 from carvision.data.readers.compcars import read_compcars
 from carvision.data.table import UNKNOWN, Table
 from carvision.errors import InputError
@@ -29,9 +29,9 @@ def table(demo_photos) -> Table:
     return read_compcars(demo_photos, known=None)
 
 
-def photos_of(table: Table, num_draws: int, crop_to_box: bool = True) -> Photos:
+def photos_of(table: Table, num_draws: int, crop_to_box: bool = True) -> PhotoDataset:
     preprocessing = Preprocessing(SIZE, (0.5,) * 3, (0.5,) * 3)
-    return Photos(table, preprocessing, crop_to_box, (0.5, 0.9), (0.8, 1.2), num_draws, seed=3)
+    return PhotoDataset(table, preprocessing, crop_to_box, (0.5, 0.9), (0.8, 1.2), num_draws, seed=3)
 
 
 def tiles_of(file, num_photos: int, num_columns: int) -> list[np.ndarray]:

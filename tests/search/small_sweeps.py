@@ -1,6 +1,6 @@
-"""Searches that take no time, and what they left."""
+"""Build searches of tiny runs, and read what they left."""
 
-import os
+import time
 from pathlib import Path
 
 import optuna
@@ -8,15 +8,16 @@ import pandas as pd
 from optuna.trial import FrozenTrial
 
 from carvision.search.build import Sweep, build_sweep
-from carvision.search.queue import Queue
+from carvision.search.queue import Heartbeat, Queue
 from carvision.search.study import open_storage, open_study
 from tests.small_runs import SMALL
 
+optuna.logging.set_verbosity(optuna.logging.ERROR)
 LR = "optimizer.lr=tag(log,interval(1e-4,1e-1))"
 
 
 def overrides_for(folder: Path, *words: str) -> list[str]:
-    """Of carvision.sweep."""
+    """Return the arguments of carvision.sweep for a search of tiny runs of one epoch."""
     small = [word for word in SMALL if not word.startswith(("callbacks.", "trainer."))]
     return [*small, "trainer.max_epochs=1", "logger=none", f"sweep.dir={folder}", *map(str, words)]
 
@@ -25,10 +26,31 @@ def small_sweep(folder: Path, *words: str) -> Sweep:
     return build_sweep(overrides_for(folder, *words))
 
 
+def study_of(sweep: Sweep) -> optuna.Study:
+    return open_study(sweep, open_storage(sweep.settings["storage"], sweep.folder))
+
+
 def queue_of(sweep: Sweep) -> Queue:
-    """Of one more worker."""
+    """Return the queue as one more worker sees it."""
     storage = open_storage(sweep.settings["storage"], sweep.folder)
     return Queue(sweep, open_study(sweep, storage), storage)
+
+
+def claim(queue: Queue) -> tuple[optuna.Trial, Heartbeat] | None:
+    """Claim a trial and draw its values; its heartbeat is running."""
+    claimed = queue.next()
+    if claimed:
+        queue.sweep.space.draw(claimed[0])
+    return claimed
+
+
+def claim_quietly(queue: Queue) -> optuna.Trial | None:
+    """Claim a trial and draw its values; its heartbeat has ended."""
+    claimed = claim(queue)
+    if claimed is None:
+        return None
+    claimed[1].end()
+    return claimed[0]
 
 
 def trials_of(folder: Path) -> list[FrozenTrial]:
@@ -40,9 +62,8 @@ def table_of(folder: Path) -> pd.DataFrame:
     return pd.read_csv(folder / "trials.csv", index_col="trial")
 
 
-def is_running(number: int) -> bool:
-    try:
-        os.kill(number, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def wait_until(condition, timeout_s: float = 120) -> None:
+    until = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert condition()

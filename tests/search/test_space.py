@@ -1,4 +1,4 @@
-"""The space of a search: Hydra's grammar, conditions, what follows."""
+"""The space of a search: Hydra's grammar, conditions, keys that follow from drawn values."""
 
 import optuna
 import pytest
@@ -6,11 +6,9 @@ import pytest
 from carvision.errors import InputError
 from carvision.search.space import read_space, split_overrides
 
-optuna.logging.set_verbosity(optuna.logging.ERROR)
-
 
 def space_of(words, follows=None):
-    """Keys with a dot are the configuration's, others names."""
+    """Read a space in which keys with a dot are the configuration's, others new names."""
     return read_space(words, follows or {}, lambda key: "." in key or key in ("optimizer", "loss", "seed"))
 
 
@@ -37,7 +35,7 @@ def test_each_kind_of_dimension_draws_what_the_grammar_says():
     assert f"model.neck={drawn[0]['model.neck']}" in space.overrides(drawn[0])
 
 
-def test_conditions_hold_for_what_was_drawn_whatever_the_order_of_the_words():
+def test_conditions_hold_for_the_drawn_values_in_any_order_of_the_overrides():
     words = [
         "a.b=tag('n>=2','m!=x',choice(64,128))", "n=range(1,4)", "m=choice(x,y)", "c.d=tag('a.b==128',interval(0,1))"
     ]  # fmt: skip
@@ -45,11 +43,7 @@ def test_conditions_hold_for_what_was_drawn_whatever_the_order_of_the_words():
     assert all(("a.b" in one) == (one["n"] >= 2 and one["m"] != "x") for one in drawn)
     assert all(("c.d" in one) == (one.get("a.b") == 128) for one in drawn)
     assert {len(one) for one in drawn} == {2, 3, 4}
-
-
-def test_conditions_on_true_and_false_are_those_of_hydra():
-    space = space_of(["optimizer.nesterov=true,false", "a.b=tag('optimizer.nesterov==true',choice(1,2))"])
-    drawn = drawn_of(space)
+    drawn = drawn_of(space_of(["optimizer.nesterov=true,false", "a.b=tag('optimizer.nesterov==true',choice(1,2))"]))
     assert {("a.b" in one, one["optimizer.nesterov"]) for one in drawn} == {(True, "True"), (False, "False")}
 
 
@@ -61,12 +55,12 @@ def test_a_grid_has_every_combination_once():
         space_of(["a.lr=interval(0,1)", "a.n=1,2"]).grid()
 
 
-def test_of_one_key_the_last_word_holds():
+def test_the_last_override_of_a_key_wins():
     words = ["optimizer.lr=1e-3", "seed=1,2", "optimizer.lr=interval(0,1)", "seed=3", "loss=focal"]
     assert split_overrides(words) == (["seed=3", "loss=focal"], ["optimizer.lr=interval(0,1)"])
 
 
-def test_keys_follow_from_what_was_drawn_also_from_names_of_its_own():
+def test_keys_follow_from_drawn_keys_and_new_names():
     follows = {
         "model.trunk.hidden": "${repeat:${times:2,${units}},${layers}}",
         "model.heads.make.hidden": "${halving:${units},${layers}}",
@@ -81,27 +75,24 @@ def test_keys_follow_from_what_was_drawn_also_from_names_of_its_own():
         "model.heads.make.hidden=[64,32,16]", "model.heads.make.dropout=2", "optimizer.betas=[0.9,0.999]",
     ]  # fmt: skip
     words = space.overrides({"units": 64, "layers": 1, "model.trunk.dropout": 2, "optimizer": "sgd"})
-    assert not any(word.startswith("optimizer.betas") for word in words)  # what comes out as null is not given
+    assert not any(word.startswith("optimizer.betas") for word in words)  # null is left out
     with pytest.raises(InputError, match=r"sweep\.follows: .* is not a whole number"):
         space_of(["units=choice(5,7)"], {"a.b": "${halving:${units},2}"}).overrides({"units": 5})
     with pytest.raises(InputError, match=r"sweep\.follows: .*'unit' not found"):
         space_of(["units=choice(5,7)"], {"a.b": "${times:${unit},${units}}"}).overrides({"units": 5})
 
 
-def test_a_key_that_nothing_knows_and_nothing_uses_is_refused():
+def test_a_new_name_that_nothing_uses_is_refused():
     with pytest.raises(InputError, match="optimiser: there is no such key, and nothing follows from it; nearest: opt"):
         space_of(["optimiser=choice(a,b)"])
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    "words, message",
     [
         (["optimizer.lr=tag(lg,interval(0,1))"], "the tag 'lg' is neither log nor a condition"),
         (["a.b=tag('layer>=2',choice(1,2))", "layers=1,2"], "names layer, which is not searched; nearest: layers"),
-        (
-            ["a.a=tag('a.b==1',choice(1,2))", "a.b=tag('a.a==1',choice(1,2))"],
-            "the conditions of a.a and a.b depend on each other",
-        ),
+        (["a.a=tag('a.b==1',choice(1,2))", "a.b=tag('a.a==1',choice(1,2))"], "of a.a and a.b depend on each other"),
         (["a.b=tag('optimizer==adm',choice(1,2))", "optimizer=sgd,adam"], "compares with none of the drawn values"),
         (["a.b=tag('optimizer>=2',choice(1,2))", "optimizer=sgd,adam"], "needs numbers on both sides"),
         (["a.b=range(2,2)"], "this range is empty"),
@@ -114,7 +105,7 @@ def test_a_key_that_nothing_knows_and_nothing_uses_is_refused():
         (["a=1"], "nothing is searched"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line(words, told):
-    with pytest.raises(InputError, match=told) as caught:
+def test_a_mistake_is_one_line(words, message):
+    with pytest.raises(InputError, match=message) as caught:
         space_of(split_overrides(words)[1])
     assert "\n" not in str(caught.value)

@@ -1,12 +1,11 @@
-"""The study: its journal after a kill, what it was begun with, Hyperband's brackets, samplers."""
+"""The study: its journal after a kill, its identity, Hyperband's brackets, samplers; and the search as composed."""
 
 import optuna
 import pytest
-from optuna.pruners import HyperbandPruner
 from optuna.trial import TrialState
 
 from carvision.errors import InputError
-from carvision.search.build import build_sweep
+from carvision.search.build import build_sweep, compose
 from carvision.search.queue import BROKEN, ROOT
 from carvision.search.study import (
     BEGUN_WITH,
@@ -15,38 +14,24 @@ from carvision.search.study import (
     create_pruner,
     describe_brackets,
     open_storage,
-    open_study,
     truncate_partial_line,
 )
 from carvision.search.trial import as_first, count_once
-from tests.search.small_sweeps import LR, small_sweep
+from tests.search.small_sweeps import LR, small_sweep, study_of
 
 pytestmark = pytest.mark.optuna
-optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
-def study_of(sweep):
-    return open_study(sweep, open_storage(sweep.settings["storage"], sweep.folder))
-
-
-@pytest.mark.parametrize(
-    "text, whole",
-    [
-        (b"", b""),
-        (b"a\nb\n", b"a\nb\n"),
-        (b"a\nb\n{torn", b"a\nb\n"),
-        (b"torn" * 5000, b""),
-        (b"a\n" + b"torn" * 5000, b"a\n"),
-    ],
-)
-def test_a_torn_last_line_is_cut(text, whole, tmp_path):
+@pytest.mark.parametrize("partial", [b"", b"{partial", b"partial" * 5000])
+@pytest.mark.parametrize("whole", [b"", b"a\nb\n"])
+def test_a_partial_last_line_is_truncated(whole, partial, tmp_path):
     file = tmp_path / "journal"
-    file.write_bytes(text)
+    file.write_bytes(whole + partial)
     truncate_partial_line(file)
     assert file.read_bytes() == whole
 
 
-def test_a_worker_killed_while_it_wrote_leaves_a_journal_that_others_go_on_with(tmp_path):
+def test_the_journal_of_a_worker_killed_while_writing_is_continued(tmp_path):
     sweep = small_sweep(tmp_path / "sweep", LR)
     study, other = study_of(sweep), study_of(sweep)
     study.tell(study.ask(), 1.0)
@@ -62,23 +47,21 @@ def test_a_worker_killed_while_it_wrote_leaves_a_journal_that_others_go_on_with(
 
 
 def test_a_changed_search_is_refused_with_the_difference(tmp_path):
-    folder = tmp_path / "sweep"
-    study_of(small_sweep(folder, LR, "optimizer=choice(sgd,adam)"))
-    study_of(
-        small_sweep(folder, LR, "optimizer=choice(sgd,adam)", "sweep.trials=7", "data.root=elsewhere", "sweep.keep=1")
-    )
-    for words, told in (
+    folder, same = tmp_path / "sweep", [LR, "optimizer=choice(sgd,adam)"]
+    study_of(small_sweep(folder, *same))
+    study_of(small_sweep(folder, *same, "sweep.trials=7", "data.root=elsewhere", "sweep.keep=1"))
+    for words, message in (
         (["optimizer=choice(sgd,adamw)", LR], r"optimizer: choice\(sgd,adam\) became choice\(sgd,adamw\)\. Give the"),
         ([LR], "optimizer: choice.* became nothing"),
-        ([LR, "optimizer=choice(sgd,adam)", "seed=1"], "seed: 0 became 1"),
-        ([LR, "optimizer=choice(sgd,adam)", "callbacks.mode=max"], "sweep.objective: min val/loss became max val/loss"),
+        ([*same, "seed=1"], "seed: 0 became 1"),
+        ([*same, "callbacks.mode=max"], "sweep.objective: min val/loss became max val/loss"),
     ):
-        with pytest.raises(InputError, match=told) as caught:
+        with pytest.raises(InputError, match=message) as caught:
             study_of(small_sweep(folder, *words))
         assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
 
 
-def test_a_search_of_a_version_that_lacked_a_key_is_continued(tmp_path):
+def test_a_search_by_a_version_that_lacked_a_key_is_continued(tmp_path):
     folder = tmp_path / "sweep"
     study = study_of(small_sweep(folder, LR))
     begun = study.user_attrs[BEGUN_WITH]
@@ -89,21 +72,27 @@ def test_a_search_of_a_version_that_lacked_a_key_is_continued(tmp_path):
         study_of(small_sweep(folder, LR, "data.names=names.csv"))
 
 
-def test_the_root_may_be_searched_and_is_missed_only_where_the_search_is_to_run():
+def test_the_root_may_be_searched_and_is_required_only_to_run():
     assert [one.key for one in build_sweep(["data=folder", "data.root=a b,c"]).space.dimensions] == ["data.root"]
     assert "optimizer.lr" in {one.key for one in build_sweep(["sweep=r1"], complete=False).space.dimensions}
     with pytest.raises(InputError, match=r"^data\.root: must be given; add data\.root=<value>$"):
         build_sweep(["sweep=r1"])
 
 
+def test_paths_of_any_name_are_searched_and_null_is_a_choice(tmp_path):
+    roots = [tmp_path / "it's (1)", tmp_path / "Blüten=a#b"]
+    words = ["sweep=grid", f"data.root=choice({roots[0]},{roots[1]})", "callbacks.patience=choice(null,3)"]
+    sweep = small_sweep(tmp_path / "a,b", *words)
+    configs = [compose(sweep.overrides_for(cell))[0] for cell in sweep.space.grid()]
+    drawn = [(config["data"]["root"], config["callbacks"]["patience"]) for config in configs]
+    assert drawn == [(str(root), patience) for root in roots for patience in (None, 3)]
+    assert sweep.folder == tmp_path / "a,b"
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     folder = tmp_path / "sweep"
     folder.mkdir()
-    for name, content in {
-        "notes.txt": "mine",
-        "journal.log": "Dear diary\n",
-        "trials.csv": "patient,dose\n",
-    }.items():
+    for name, content in (("notes.txt", "mine"), ("journal.log", "Dear diary\n"), ("trials.csv", "patient,dose\n")):
         (folder / name).write_text(content)
         with pytest.raises(InputError, match=r"sweep\.dir: .*sweep holds something that this command did not write"):
             study_of(small_sweep(folder, LR))
@@ -133,8 +122,8 @@ def test_another_study_does_not_take_over_the_trials_of_the_folder(tmp_path):
         study_of(small_sweep(tmp_path / "sweep", LR, "sweep.study=other"))
 
 
-def test_what_broke_off_does_not_compete_with_the_trial_that_goes_on_for_it(tmp_path):
-    """Of six with halving by 3 two go on; the copy of the best one would take the second place."""
+def test_an_interrupted_trial_does_not_compete_with_the_one_that_continues_it(tmp_path):
+    """Halving by 3 keeps two of six; the copy of the best one would be the second."""
     sweep = small_sweep(tmp_path / "sweep", LR, "sweep.pruner=halving", "trainer.max_epochs=9")
     study = study_of(sweep)
     storage = study._storage
@@ -167,7 +156,7 @@ def test_brackets_are_those_of_optuna(first, most, factor, tmp_path):
         assert rungs == [rung for rung in theirs if rung < most]
 
 
-def test_too_few_trials_for_the_brackets_are_told(tmp_path):
+def test_too_few_trials_for_the_brackets_are_reported(tmp_path):
     words = [LR, "sweep=r0_hyperband"]
     lines = describe_brackets(small_sweep(tmp_path, *words, "trainer.max_epochs=5", "sweep.trials=4"))
     assert lines[0] == "hyperband: 2 brackets of trials of up to 5 epochs"
@@ -176,20 +165,8 @@ def test_too_few_trials_for_the_brackets_are_told(tmp_path):
     assert len(describe_brackets(small_sweep(tmp_path, *words, "trainer.max_epochs=5", "sweep.trials=7"))) == 3
 
 
-def test_hyperband_prunes_what_is_worse_than_the_others_at_its_rung(tmp_path):
-    sweep = small_sweep(tmp_path, LR, "sweep.pruner=hyperband", "trainer.max_epochs=3", "sweep.reduction_factor=3")
-    study = study_of(sweep)
-    assert isinstance(study.pruner, HyperbandPruner)
-    pruned = []
-    for value in (1.0, 0.9, 5.0, 6.0, 7.0, 0.5, 8.0, 0.4, 9.0):
-        trial = study.ask()
-        trial.report(value, 1)
-        pruned.append(trial.should_prune())
-    assert not pruned[0] and any(pruned) and not pruned[7]  # the first has no others yet, the eighth is the best of all
-
-
 @pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes", "gp"])
-def test_every_sampler_draws_within_the_space_and_again_the_same(sampler, tmp_path):
+def test_every_sampler_draws_within_the_space_and_reproducibly(sampler, tmp_path):
     words = [LR, "model.trunk.dropout=range(0,0.6,step=0.1)", "seed=int(interval(1,9))"]
     if sampler != "cmaes":
         words += ["optimizer=choice(sgd,adamw)", "optimizer.momentum=tag('optimizer==sgd',choice(0,0.9))"]
@@ -210,7 +187,7 @@ def test_every_sampler_draws_within_the_space_and_again_the_same(sampler, tmp_pa
     assert drawn[0] == drawn[1]
 
 
-def test_a_database_may_lie_below_the_home_folder(tmp_path, monkeypatch):
+def test_a_database_may_lie_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     open_storage("sqlite:///~/my studies.db", tmp_path / "sweep")
     assert (tmp_path / "my studies.db").is_file()

@@ -1,4 +1,4 @@
-"""What a container allows, from files as the kernel shows them."""
+"""Limits of a container, read from files as the kernel shows them."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""UTF-8 in every locale: what commands print, the names of files, and the text files that the project opens."""
+"""UTF-8 in every locale: output of commands, names of files, and the text files that the project opens."""
 
 import ast
 import os
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from carvision.errors import InputError
 from tests.conftest import ROOT
 
 PRINTS = """
@@ -27,7 +26,7 @@ LOCALES = [
 
 
 @pytest.mark.parametrize("locale", LOCALES)
-def test_what_a_command_prints_is_utf8(tmp_path, locale):
+def test_commands_print_utf8(tmp_path, locale):
     (tmp_path / "Blüten" / "日本").mkdir(parents=True)
     removed = ("LC_ALL", "LANG", "LC_CTYPE", "PYTHONUTF8", "PYTHONIOENCODING", "PYTHONCOERCECLOCALE")
     environment = {name: value for name, value in os.environ.items() if name not in removed}
@@ -39,33 +38,22 @@ def test_what_a_command_prints_is_utf8(tmp_path, locale):
     assert done.stdout.decode("utf-8") == "Blüten 日本\n" and done.stderr.decode("utf-8") == "Blüten\n"
 
 
-def test_errors_name_files_of_any_bytes():
-    assert str(InputError("K\udce4fer.jpg is missing")) == "K\\xe4fer.jpg is missing"
-
-
-def _opened_as_text(tree: ast.AST) -> list[ast.Call]:
-    """Calls that open a text file, or read a process's output as text, without an encoding."""
-    found = []
-    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-        given = {keyword.arg for keyword in call.keywords}
-        of = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
-        modes = [part.value for part in call.args if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+def _opens_text(call: ast.Call) -> bool:
+    """Return whether the call opens a text file, or reads a process's output as text, without an encoding."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    of = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
+    given = {keyword.arg for keyword in call.keywords}
+    modes = [part.value for part in call.args if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+    if "encoding" in given:
+        return False
+    if name in ("open", "open_kept"):
         is_binary = any("b" in mode for mode in modes if len(mode) <= 3)
-        if (
-            (
-                name in ("open", "open_kept")
-                and None not in given
-                and of not in ("os", "Image", "tarfile", "gzip")
-                and "ALL" not in of
-                and not is_binary
-            )
-            or (name == "read_text" and not call.args)
-            or (name == "write_text" and of)
-            or (name in ("run", "Popen", "check_output") and "text" in given)
-        ) and "encoding" not in given:
-            found.append(call)
-    return found
+        return not (None in given or is_binary or of in ("os", "Image", "tarfile", "gzip") or "ALL" in of)
+    return bool(
+        (name == "read_text" and not call.args)
+        or (name == "write_text" and of)
+        or (name in ("run", "Popen", "check_output") and "text" in given)
+    )
 
 
 @pytest.mark.parametrize("folder", ["carvision", "scripts"])
@@ -74,6 +62,7 @@ def test_text_files_are_opened_as_utf8(folder):
     odd = [
         f"{file.relative_to(ROOT)}:{call.lineno}: {ast.unparse(call)}"
         for file in sorted(Path(ROOT, folder).rglob("*.py"))
-        for call in _opened_as_text(ast.parse(file.read_text(encoding="utf-8")))
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and _opens_text(call)
     ]
     assert not odd, "\n".join(odd)

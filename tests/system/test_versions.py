@@ -7,13 +7,13 @@ from carvision.system import versions
 from carvision.system.versions import git_state, name_of, read_versions, requirements, version_of
 
 
-def test_what_carvision_needs_is_known_with_its_versions():
+def test_requirements_have_their_installed_versions():
     found = read_versions()
     assert {name_of(line) for line in requirements()} <= set(found)
     assert all(found[name] for name in ("torch", "timm", "pytorch-lightning", "pillow"))
 
 
-def test_an_installed_carvision_tells_its_needs_by_metadata(tmp_path, monkeypatch):
+def test_requirements_of_an_installed_carvision_come_from_metadata(tmp_path, monkeypatch):
     info = tmp_path / "carvision-0.1.0.dist-info"
     info.mkdir()
     lines = [
@@ -30,7 +30,7 @@ def test_an_installed_carvision_tells_its_needs_by_metadata(tmp_path, monkeypatc
     assert requirements() == ["torch>=2.6"]
 
 
-def test_a_build_is_read_from_the_package_and_damage_is_no_error(tmp_path, monkeypatch):
+def test_a_build_is_read_from_the_package_and_damaged_metadata_is_no_error(tmp_path, monkeypatch):
     info = tmp_path / "shiny-1.2.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Name: shiny\nVersion: 1.2\n")
@@ -52,7 +52,7 @@ def git(folder, *words):
     subprocess.run(["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
 
 
-def test_commit_of_a_checkout_and_whether_it_has_changes(tmp_path, monkeypatch):
+def test_the_commit_of_a_checkout_and_whether_it_has_changes(tmp_path, monkeypatch):
     assert git_state(tmp_path) is None
     git(tmp_path, "init", "-q")
     assert git_state(tmp_path) is None  # not a commit yet
@@ -69,11 +69,8 @@ def test_commit_of_a_checkout_and_whether_it_has_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert git_state(tmp_path) is None
 
-
-def test_a_git_that_hangs_is_left_alone(tmp_path, monkeypatch):
     def hang(command, timeout, **kwargs):
         raise subprocess.TimeoutExpired(command, timeout)
 
-    (tmp_path / ".git").mkdir()
     monkeypatch.setattr(versions.subprocess, "run", hang)
     assert git_state(tmp_path) is None

@@ -1,4 +1,4 @@
-"""What torch-xla counts: graphs compiled, and operators that the CPU did in its place."""
+"""torch-xla's counters: graphs compiled, and operators that fell back to the CPU."""
 
 import torch_xla
 from torch_xla.debug import metrics
@@ -18,7 +18,7 @@ def grown(before: dict[str, int]) -> dict[str, int]:
 
 
 def counted_steps(step, num: int = 5) -> list[dict[str, int]]:
-    """What each call of step(0), step(1), ... adds to the counts."""
+    """Return what each call of step(0), step(1), ... adds to the counts."""
     found = []
     for number in range(num):
         before = counts()
@@ -30,7 +30,7 @@ def counted_steps(step, num: int = 5) -> list[dict[str, int]]:
 
 
 class Counting(Steps):
-    """In place of Steps: what each epoch, with its validation and checkpoints, and each step add to the counts."""
+    """Steps that record what each epoch, with its validation and checkpoints, and each step add to the counts."""
 
     def __init__(self):
         self.epochs, self.steps, self.begun = [], [], None

@@ -22,7 +22,7 @@ def test_the_strategy_of_several_cores_trains_and_tests_in_its_own_process(demo_
 
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     cfg = config(*demo(demo_photos), "augment=none")
-    figures = []
+    values = []
     for arguments in ({"accelerator": tpu.XLAOnCPU()}, {"accelerator": Two(), "strategy": tpu.MultiCoreStrategy()}):
         datamodule = build_datamodule(cfg, None)
         lit = build_lit_classifier(cfg, datamodule.table)
@@ -34,6 +34,6 @@ def test_the_strategy_of_several_cores_trains_and_tests_in_its_own_process(demo_
         trainer.fit(lit, datamodule=datamodule)
         assert trainer.current_epoch == 1  # which Lightning's own launcher would have left behind in another process
         trainer.test(lit, datamodule=datamodule, verbose=False)
-        figures.append({name: value.item() for name, value in trainer.callback_metrics.items()})
+        values.append({name: value.item() for name, value in trainer.callback_metrics.items()})
     assert lit.test_metrics.heads[0].distributed_available_fn()
-    assert figures[1] == pytest.approx(figures[0], rel=1e-5)
+    assert values[1] == pytest.approx(values[0], rel=1e-5)

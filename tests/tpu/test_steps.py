@@ -1,4 +1,4 @@
-"""The parts of a step under XLA: compiled once, done on the device, and the same as on the CPU."""
+"""The parts of a step under XLA: compiled once, run on the device, equal to the CPU's."""
 
 import re
 
@@ -26,7 +26,7 @@ def device():
     return torch_xla.device()
 
 
-def test_every_step_of_the_augmentation_is_the_cpus(device):
+def test_every_step_of_the_augmentation_equals_the_cpus(device):
     from tests.tpu.counting import counted_steps
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -73,7 +73,7 @@ def test_optimizers_compile_at_most_twice_and_read_nothing(device, name):
 
 
 @pytest.mark.parametrize("name", ["semi_hard", "batch_hard", "coupled_clusters", "supcon", "arcface", "proxy_anchor"])
-def test_metric_losses_compile_once_and_are_the_cpus(device, name):
+def test_metric_losses_compile_once_and_equal_the_cpus(device, name):
     """Though each batch has other classes, and another number of pairs."""
     from tests.tpu.counting import counted_steps
 
@@ -132,7 +132,7 @@ def test_bf16_mixed_puts_bfloat16_into_the_graph_and_not_into_the_weights(device
         assert products() == {"bf16"}
 
 
-def test_dropout_follows_its_seed_and_nothing_is_compiled_for_it(device):
+def test_dropout_follows_its_seed_without_compiling(device):
     from carvision.training.distributed import tpu
     from tests.tpu.counting import counted_steps
 

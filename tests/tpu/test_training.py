@@ -1,4 +1,4 @@
-"""Whole runs under XLA: what is compiled when, and that they end as on the CPU."""
+"""Whole runs under XLA: compiled once, and equal to the CPU's."""
 
 import math
 
@@ -28,7 +28,7 @@ def history(folder) -> pd.DataFrame:
 
 
 def check_counts(counting, name: str, epochs: int) -> None:
-    """Prints them: pytest shows it with -rA or -s."""
+    """Check what was compiled; printed, too, which pytest shows with -rA or -s."""
     print(f"{name}: graphs compiled by epoch", [epoch.get("compiled", 0) for epoch in counting.epochs])
     assert len(counting.epochs) == epochs
     assert counting.epochs[0]["compiled"] > 0
@@ -65,7 +65,7 @@ def test_bf16_and_accumulation_compile_once_and_stay_on_the_device(demo_photos, 
     assert history(folder)[LOSSES].map(math.isfinite).all(axis=None)
 
 
-def test_a_run_is_the_cpus_and_goes_on_where_it_ended(demo_photos, tmp_path, counted):
+def test_a_run_equals_the_cpus_and_resumes(demo_photos, tmp_path, counted):
     plain = [*demo(demo_photos), *PLAIN]
     cpu = history(train(tmp_path / "cpu", *plain))
     whole = train(tmp_path / "whole", *plain, "trainer=tpu")
@@ -85,7 +85,7 @@ def test_a_run_is_the_cpus_and_goes_on_where_it_ended(demo_photos, tmp_path, cou
         torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=1e-5)
 
 
-def test_a_run_begun_on_the_cpu_goes_on_under_xla_and_is_evaluated_on_the_cpu(demo_photos, tmp_path):
+def test_a_run_begun_on_the_cpu_resumes_under_xla_and_is_evaluated_on_the_cpu(demo_photos, tmp_path):
     plain = [*demo(demo_photos), *PLAIN]
     train(tmp_path / "run", *plain, "run.max_epochs_per_start=1")
     train(tmp_path / "run", *plain, "trainer=tpu", "run.allow_changes=true")
@@ -97,14 +97,14 @@ def test_a_run_begun_on_the_cpu_goes_on_under_xla_and_is_evaluated_on_the_cpu(de
     assert (tmp_path / "evaluation" / "evaluation.json").exists()
 
 
-def test_a_run_is_evaluated_and_exported_there(demo_photos, tmp_path):
+def test_a_run_is_evaluated_and_exported_under_xla(demo_photos, tmp_path):
     folder = train(tmp_path / "run", *demo(demo_photos), *PLAIN, "trainer=tpu", "trainer.max_epochs=1")
-    figures = {}
+    values = {}
     for device in ("cpu", "xla"):
         out = tmp_path / device
         evaluate([str(folder), "--samples", "0", "--device", device, "--out", str(out), "data.batch_size=50"])
-        figures[device] = pd.read_csv(out / "predictions.csv")
-    assert figures["xla"]["model_id"].tolist() == figures["cpu"]["model_id"].tolist()
-    assert figures["xla"]["model_prob"].tolist() == pytest.approx(figures["cpu"]["model_prob"].tolist(), abs=1e-4)
+        values[device] = pd.read_csv(out / "predictions.csv")
+    assert values["xla"]["model_id"].tolist() == values["cpu"]["model_id"].tolist()
+    assert values["xla"]["model_prob"].tolist() == pytest.approx(values["cpu"]["model_prob"].tolist(), abs=1e-4)
     export([str(folder), "--format", "torch-export", "onnx", "timm"])
     assert {path.name for path in (folder / "export").iterdir()} == {"model.pt2", "model.onnx", "timm"}

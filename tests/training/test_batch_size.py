@@ -1,4 +1,4 @@
-"""data.batch_size=auto: the search, what it leaves as it was, and runs that go on. No GPU: memory is pretended."""
+"""data.batch_size=auto: the search, what it leaves unchanged, resumed runs. Memory is simulated."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 import yaml
 from pytorch_lightning.plugins.precision import Precision
 
-from carvision.data.loading.dataset import Photos
+from carvision.data.loading.dataset import PhotoDataset
 from carvision.errors import InputError
 from carvision.models.parts import Layers
 from carvision.training import batch_size
@@ -24,17 +24,14 @@ from tests.training.test_module import FLIP, lit_classifier, phases
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("limit", [1, 2, 3, 5, 7, 8, 9, 16, 23, 24, 100, 1000])
-def test_the_largest_that_fits_is_found_for_every_memory(limit):
-    allowed = [size for size in (1, 2, 4, *range(8, limit + 1, 8)) if size <= limit]
-    for memory in range(limit + 2):
-        asked = []
-        found = largest_batch(lambda size: asked.append(size) or size <= memory, limit)  # noqa: B023
-        assert found == max([size for size in allowed if size <= memory], default=0)
-        assert set(asked) <= set(allowed) and len(asked) == len(set(asked))
-
-
-def test_few_sizes_are_asked_for():
+def test_the_largest_batch_that_fits_is_found_for_every_memory_in_few_steps():
+    for limit in (1, 2, 3, 5, 7, 8, 9, 16, 23, 24, 100, 1000):
+        allowed = [size for size in (1, 2, 4, *range(8, limit + 1, 8)) if size <= limit]
+        for memory in range(limit + 2):
+            asked = []
+            found = largest_batch(lambda size: asked.append(size) or size <= memory, limit)  # noqa: B023
+            assert found == max([size for size in allowed if size <= memory], default=0)
+            assert set(asked) <= set(allowed) and len(asked) == len(set(asked))
     asked = []
     assert largest_batch(lambda size: asked.append(size) or size <= 1500, 100_000) == 1496
     assert asked[:5] == [8, 16, 32, 64, 128] and len(asked) < 20
@@ -42,7 +39,7 @@ def test_few_sizes_are_asked_for():
 
 @pytest.fixture
 def small_memory(monkeypatch):
-    """Steps of more than 20 photos run out of memory; the sizes and phases that were tried."""
+    """Let steps of more than 20 photos run out of memory; a list of the sizes and phases tried."""
     tried = []
     real = LitClassifier.training_step
 
@@ -56,7 +53,7 @@ def small_memory(monkeypatch):
     return tried
 
 
-def test_real_steps_are_tried_and_nothing_is_changed_by_them(small_memory):
+def test_real_steps_are_tried_and_change_nothing(small_memory):
     lit = lit_classifier(heads=("make", "model", "speed"), augment=FLIP | {"mixup": 0.2})
     before = {name: value.clone() for name, value in lit.state_dict().items()}
     torch.manual_seed(3), np.random.seed(3)
@@ -69,7 +66,7 @@ def test_real_steps_are_tried_and_nothing_is_changed_by_them(small_memory):
     assert not lit.train_metrics.penalty.update_called
 
 
-def test_the_phase_that_trains_the_most_is_tried(small_memory):
+def test_the_phase_that_trains_most_is_tried(small_memory):
     parts = [("head", "none"), ("all", "all"), ("last", 2)]
     lit = lit_classifier(phases=[{**phases()[0], "name": name, "train_layers": layers} for name, layers in parts])
     assert find_batch_size(lit, Precision(), CPU, limit=8, compile=False) == 8
@@ -77,43 +74,41 @@ def test_the_phase_that_trains_the_most_is_tried(small_memory):
     assert lit.phase["name"] == "head" and not any(p.requires_grad for p in lit.model.backbone.parameters())
 
 
-def test_sharpness_aware_steps_are_tried_as_they_are(small_memory):
+def test_sam_and_batch_norm_count_in_the_search(small_memory):
     optimizer = phases()[0]["optimizer"] | {"sam_rho": 0.05}
     assert find_batch_size(lit_classifier(phases=phases(optimizer=optimizer)), Precision(), CPU, 8, False) == 8
     assert len(small_memory) == 4  # two passes a step
+    assert find_batch_size(lit_classifier(), Precision(), CPU, 1, False) == 0  # batch norm needs two photos
 
 
-def test_an_error_that_is_no_lack_of_memory_is_not_hidden(monkeypatch):
+def test_an_error_other_than_lack_of_memory_is_raised(monkeypatch):
     monkeypatch.setattr(LitClassifier, "training_step", lambda *_: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match=r"inconsistent|size"):
         find_batch_size(lit_classifier(), Precision(), CPU, 8, False)
     assert is_out_of_memory(RuntimeError("CUDNN_STATUS_ALLOC_FAILED")) and not is_out_of_memory(RuntimeError("shape"))
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ([], "data.batch_size: auto looks for .* this run has none; give a number, such as data.batch_size=64"),
-        (["data.batch_size=many"], "data.batch_size: 'many' is not a whole number from 1 or one of auto"),
-    ],
-)
-def test_without_a_gpu_a_number_is_asked_for(demo_photos, tmp_path, overrides, message):
+@pytest.mark.parametrize(("size", "message"), [
+    ("auto", "data.batch_size: auto looks for .* this run has none; give a number, such as data.batch_size=64"),
+    ("many", "data.batch_size: 'many' is not a whole number from 1 or one of auto"),
+])  # fmt: skip
+def test_auto_needs_a_gpu(demo_photos, tmp_path, size, message):
     with pytest.raises(InputError, match=message) as caught:
-        train(tmp_path / "run", *demo(demo_photos), "data.batch_size=auto", *overrides)
+        train(tmp_path / "run", *demo(demo_photos), f"data.batch_size={size}")
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
 
 
-def test_the_number_is_stored_and_taken_again_by_a_run_that_goes_on(demo_photos, tmp_path, monkeypatch, small_memory):
+def test_the_size_found_is_stored_and_used_by_a_resumed_run(demo_photos, tmp_path, monkeypatch, small_memory):
     monkeypatch.setattr("carvision.training.trainer.require_gpu", lambda trainer: None)
-    sizes, real = [], Photos.__getitem__
-    monkeypatch.setattr(Photos, "__getitem__", lambda self, keys: sizes.append(len(keys)) or real(self, keys))
+    sizes, real = [], PhotoDataset.__getitem__
+    monkeypatch.setattr(PhotoDataset, "__getitem__", lambda self, keys: sizes.append(len(keys)) or real(self, keys))
     overrides = [*demo(demo_photos), "data.batch_size=auto", "run.max_epochs_per_start=1"]
     folder = train(tmp_path / "run", *overrides)
     assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["batch_size"] == 16
     assert "data.batch_size=auto: 16 on each device" in (folder / "run.log").read_text()
     assert max(sizes) == 16
     small_memory.clear(), sizes.clear()
-    monkeypatch.setattr(batch_size, "find_batch_size", lambda *_: pytest.fail("a size was looked for again"))
+    monkeypatch.setattr(batch_size, "find_batch_size", lambda *_: pytest.fail("a second search"))
     train(folder, *overrides)
     assert (folder / "metrics.json").exists() and max(sizes) == 16
     assert yaml.safe_load((folder / "config.yaml").read_text())["data"]["batch_size"] == 16
@@ -125,19 +120,19 @@ def test_the_number_is_stored_and_taken_again_by_a_run_that_goes_on(demo_photos,
     ["data.batch_size=1", "model.train_layers=none", "model.trunk.hidden=[8]", "model.trunk.batch_norm=true"],
     ["data.batch_size=1", "model.train_layers=none", "+phases.a={epochs:1}", "+phases.b={epochs:1,train_layers:all}"],
 ])  # fmt: skip
-def test_batches_of_one_photo_and_batch_norm_are_refused(demo_photos, tmp_path, overrides):
+def test_batches_of_one_photo_with_batch_norm_are_refused(demo_photos, tmp_path, overrides):
     with pytest.raises(InputError, match=r"data\.batch_size: batches of one photo can't train batch norm") as caught:
         train(tmp_path / "run", *demo(demo_photos), *overrides)
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("overrides", [["model.train_layers=none"], ["model.backbone=stanford_small_cnn"]])
-def test_batches_of_one_photo_are_fine_without_or_with_frozen_batch_norm(demo_photos, tmp_path, overrides):
+def test_batches_of_one_photo_train_with_frozen_batch_norm(demo_photos, tmp_path):
     small = ["data.batch_size=1", "trainer.max_epochs=1", "data.epoch_fraction=0.05", "run.test=false"]
-    assert (train(tmp_path / "run", *demo(demo_photos), *small, *overrides) / "metrics.json").exists()
+    folder = train(tmp_path / "run", *demo(demo_photos), *small, "model.train_layers=none")
+    assert (folder / "metrics.json").exists()
 
 
-def test_which_batch_norms_are_trained():
+def test_trained_batch_norms_of_all_phases_are_named():
     parts = [{**phases()[0], "name": layers, "train_layers": layers} for layers in ("none", "all")]
     lit = lit_classifier(phases=parts, trunk=Layers((8,), batch_norm=True))
     assert any(name.startswith("backbone.") for name in trained_batch_norms(lit))
@@ -145,19 +140,12 @@ def test_which_batch_norms_are_trained():
     assert trained_batch_norms(lit) == ["trunk.blocks.0.2"]
     lit = lit_classifier(phases=parts)
     before = {name: p.requires_grad for name, p in lit.named_parameters()}
-    assert (
-        trained_batch_norms(lit)
-        and lit.model.training
-        and {name: p.requires_grad for name, p in lit.named_parameters()} == before
-    )
+    assert trained_batch_norms(lit) and lit.model.training
+    assert {name: p.requires_grad for name, p in lit.named_parameters()} == before
     require_batch_norm_size(lit, 2)
 
 
-def test_a_search_for_the_batch_size_knows_that_batch_norm_needs_two(small_memory):
-    assert find_batch_size(lit_classifier(), Precision(), CPU, 1, False) == 0
-
-
-def test_not_one_photo_that_fits_is_said(demo_photos, tmp_path, monkeypatch):
+def test_a_gpu_too_small_for_one_photo_is_reported(demo_photos, tmp_path, monkeypatch):
     monkeypatch.setattr("carvision.training.trainer.require_gpu", lambda trainer: None)
     monkeypatch.setattr(batch_size, "find_batch_size", lambda *_: 0)
     with pytest.raises(InputError, match="not even one photo fits on the GPU"):

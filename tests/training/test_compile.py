@@ -1,5 +1,5 @@
-"""compile=true. Most tests leave the code generation out (backend aot_eager): the graphs are traced and differentiated
-as ever, but run by torch's own kernels, which takes seconds where a C++ compiler takes minutes."""
+"""compile=true. Most tests skip code generation (backend aot_eager): graphs are traced and differentiated as usual, but
+run by torch's own kernels, which takes seconds where a C++ compiler takes minutes."""
 
 import functools
 import json
@@ -20,7 +20,7 @@ COMPILE = torch.compile
 
 @pytest.fixture
 def quick(monkeypatch):
-    """torch.compile without code generation; the shapes of what was traced, in the order of the graphs."""
+    """Run torch.compile without code generation; a list of the shapes traced, graph by graph."""
     graphs = []
 
     def backend(graph, inputs):
@@ -46,7 +46,7 @@ def plain(demo_photos, tmp_path_factory):
     return train(tmp_path_factory.mktemp("plain") / "run", *demo(demo_photos))
 
 
-def test_only_training_steps_are_compiled_and_their_gradients_are_the_same(quick):
+def test_only_training_steps_are_compiled_with_the_same_gradients(quick):
     lit, other = lit_classifier(augment=FLIP), lit_classifier(augment=FLIP)
     compile_steps(lit)
     for size in (16, 16, 16):
@@ -66,14 +66,14 @@ def test_only_training_steps_are_compiled_and_their_gradients_are_the_same(quick
 
 
 @pytest.mark.slow
-def test_a_compiled_run_has_the_names_and_the_figures_of_the_plain_one_and_goes_on(demo_photos, tmp_path, plain, quick):
+def test_a_compiled_run_has_the_keys_and_metrics_of_the_plain_one_and_resumes(demo_photos, tmp_path, plain, quick):
     overrides = [*demo(demo_photos), "compile=true"]
     folder = train(tmp_path / "run", *overrides)
     assert keys(folder) == keys(plain) and not any("_orig_mod" in name for name in keys(folder))
     pd.testing.assert_frame_equal(losses(folder), losses(plain), rtol=1e-3)
     seconds = json.loads((folder / "metrics.json").read_text())["seconds"]
-    told = re.search(r"compile: the first step took (\S+) s, the second (\S+) s", (folder / "run.log").read_text())
-    assert seconds["first_step"] == pytest.approx(float(told[1]), abs=0.06)
+    times = re.search(r"compile: the first step took (\S+) s, the second (\S+) s", (folder / "run.log").read_text())
+    assert seconds["first_step"] == pytest.approx(float(times[1]), abs=0.06)
     assert len(quick) == 1
     for _ in range(2):
         parts = train(tmp_path / "parts", *overrides, "run.max_epochs_per_start=1")
@@ -81,7 +81,7 @@ def test_a_compiled_run_has_the_names_and_the_figures_of_the_plain_one_and_goes_
 
 
 @pytest.mark.slow
-def test_each_phase_is_a_graph_of_its_own_and_twice_with_sam(demo_photos, tmp_path, quick):
+def test_each_phase_has_its_own_graph_and_sam_two(demo_photos, tmp_path, quick):
     phases = ["+phases.head={epochs:1,train_layers:none}", "+phases.all={epochs:1}", "trainer.max_epochs=null"]
     train(tmp_path / "phases", *demo(demo_photos), "compile=true", *phases)
     assert len(quick) == 2
@@ -90,13 +90,13 @@ def test_each_phase_is_a_graph_of_its_own_and_twice_with_sam(demo_photos, tmp_pa
     assert len(quick) == 2  # batch norm keeps its statistics in the second pass
 
 
-def test_averaged_weights_are_those_of_the_compiled_network(demo_photos, tmp_path, quick):
+def test_weights_of_the_compiled_network_are_averaged(demo_photos, tmp_path, quick):
     overrides = [*demo(demo_photos), "callbacks.ema_decay=0.9", "trainer.max_epochs=1"]
     ours, theirs = (train(tmp_path / f"{flag}", *overrides, f"compile={flag}") for flag in ("true", "false"))
     pd.testing.assert_frame_equal(losses(ours), losses(theirs), rtol=1e-3)
 
 
-def test_what_it_needs_is_said_in_one_line(monkeypatch, quick):
+def test_a_missing_compiler_and_a_failing_one_are_reported_in_one_line(monkeypatch, quick):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(InputError, match=r"no-such-compiler is not on this machine; .* leave compile=false"):
         require_compiler("cpu", cuda=False)
@@ -118,8 +118,8 @@ def test_what_it_needs_is_said_in_one_line(monkeypatch, quick):
 
 
 @pytest.mark.slow
-def test_compiled_code_gives_the_figures_of_the_plain_run(demo_photos, tmp_path, plain):
-    """With the C++ compiler: half a minute to two minutes, or seconds where torch has the code in its cache."""
+def test_compiled_code_gives_the_metrics_of_the_plain_run(demo_photos, tmp_path, plain):
+    """Runs the C++ compiler: half a minute to two minutes, or seconds if torch has the code in its cache."""
     if not shutil.which("g++"):
         pytest.skip("no g++ on this machine")
     folder = train(tmp_path / "run", *demo(demo_photos), "compile=true")

@@ -1,6 +1,8 @@
-"""What is chosen for the machine at hand. The GPUs here are pretended: torch.cuda's answers are replaced."""
+"""Precision by hardware, deterministic=true, trainer.profiler. GPUs are simulated by replacing torch.cuda's answers."""
 
+import gzip
 import json
+import os
 
 import pytest
 import torch
@@ -8,9 +10,11 @@ import yaml
 
 from carvision.errors import InputError
 from carvision.training import trainer as build_trainer
-from carvision.training.hardware import resolve_precision
+from carvision.training.hardware import nondeterministic_operation_errors, resolve_precision, set_deterministic
+from carvision.training.module import LitClassifier
 from carvision.training.trainer import trainer_values
-from tests.small_runs import config, demo, train
+from tests.small_runs import SMALL, config, demo, train
+from tests.training.run.test_killed_runs import assert_same_run
 
 
 @pytest.fixture
@@ -26,28 +30,17 @@ def gpus(monkeypatch):
     return pretend
 
 
-@pytest.mark.parametrize(
-    ("capability", "precision"),
-    [
-        ((9, 0), "bf16-mixed"),
-        ((8, 6), "bf16-mixed"),
-        ((8, 0), "bf16-mixed"),
-        ((7, 5), "16-mixed"),
-        ((7, 0), "16-mixed"),
-    ],
-)
-def test_auto_is_bf16_where_the_chip_has_it_and_16_bits_elsewhere_on_cuda(gpus, capability, precision):
-    gpus(capability)
-    assert resolve_precision("auto", "gpu") == resolve_precision("auto", "auto") == precision
-    assert resolve_precision("auto", "cpu") == "32-true"
-    assert resolve_precision("32-true", "gpu") == "32-true"
-
-
-def test_auto_is_what_all_devices_of_the_run_have(gpus):
+def test_auto_is_bf16_if_all_gpus_of_the_run_have_it_and_float16_on_others(gpus):
+    for capability in ((9, 0), (8, 6), (8, 0), (7, 5), (7, 0)):
+        gpus(capability)
+        precision = "bf16-mixed" if capability[0] >= 8 else "16-mixed"
+        assert resolve_precision("auto", "gpu") == resolve_precision("auto", "auto") == precision
+        assert resolve_precision("auto", "cpu") == resolve_precision("32-true", "gpu") == "32-true"
     gpus((9, 0), (7, 5))
-    assert resolve_precision("auto", "gpu", 2) == "16-mixed"
-    assert resolve_precision("auto", "gpu", [0]) == "bf16-mixed"
-    assert resolve_precision("auto", "gpu", [1]) == "16-mixed"
+    found = [resolve_precision("auto", "gpu", devices) for devices in (2, [0], [1])]
+    assert found == ["16-mixed", "bf16-mixed", "16-mixed"]
+    gpus()
+    assert resolve_precision("auto", "gpu") == resolve_precision("auto", "auto") == "32-true"
 
 
 @pytest.mark.parametrize(
@@ -55,26 +48,105 @@ def test_auto_is_what_all_devices_of_the_run_have(gpus):
     [("ddp", (8, 0), "bf16-mixed"), ("ddp", (7, 5), "16-mixed"), ("fsdp", (8, 0), "bf16-mixed"),
      ("fsdp", (7, 5), "32-true"), ("ddp", None, "32-true"), ("fsdp", None, "32-true")],
 )  # fmt: skip
-def test_many_processes_take_the_precision_of_the_chips(gpus, group, capability, precision, monkeypatch):
+def test_several_processes_use_the_precision_of_their_gpus(gpus, group, capability, precision, monkeypatch):
     monkeypatch.setattr(build_trainer, "prepare_cuda", lambda: None)  # which is the whole process's
     gpus(*[capability] * 2 if capability else ())
     assert trainer_values(config(f"trainer={group}", "data=demo"))["precision"] == precision
 
 
-def test_fsdp_refuses_what_it_can_not_do():
+def test_fsdp_refuses_float16():
     with pytest.raises(InputError, match=r"trainer\.precision: only 32-true and bf16-mixed, not 16-mixed, with"):
         trainer_values(config("trainer=fsdp", "trainer.precision=16-mixed", "data=demo"))
 
 
-def test_auto_is_float32_without_cuda(gpus):
-    gpus()
-    assert resolve_precision("auto", "gpu") == resolve_precision("auto", "auto") == "32-true"
-
-
-def test_a_run_says_which_precision_auto_became(demo_photos, tmp_path):
+def test_a_run_reports_which_precision_auto_became(demo_photos, tmp_path):
     folder = train(tmp_path / "run", *demo(demo_photos), "trainer.precision=auto", "trainer.max_epochs=1")
     assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["precision"] == "auto"
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["hardware"] == {"device": "cpu", "precision": "32-true"}
     assert metrics["seconds"]["first_step"] > 0
     assert "cpu, precision 32-true (trainer.precision=auto)" in (folder / "run.log").read_text()
+
+
+EVERYTHING_RANDOM = [
+    "trainer.max_epochs=3", "logger=none", "augment=mixup_cutmix", "augment.order=[flip,rotate,brightness,erase]",
+    "model.trunk.hidden=[16]", "model.trunk.dropout=0.3", "model.neck=[spatial_dropout,se]", "callbacks.ema_decay=0.9",
+    "data.sampler=balanced",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def as_before(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    yield
+    os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.deterministic = False
+
+
+@pytest.mark.slow
+def test_another_process_with_another_number_of_workers_gives_the_same_bits(run_module, demo_photos, tmp_path):
+    overrides = [*demo(demo_photos), *EVERYTHING_RANDOM, "deterministic=true"]
+    a, b = train(tmp_path / "a", *overrides), tmp_path / "b"
+    several = [*SMALL, *overrides, "data.num_workers=2", f"run.dir={b}"]
+    run_module("carvision.train", *several, check=0, env={"PYTHONHASHSEED": "1"})
+    assert_same_run(a, b)
+    assert (a / "splits.csv").read_bytes() == (b / "splits.csv").read_bytes()
+
+
+def test_deterministic_is_set_and_unset_and_needs_a_fixed_workspace(monkeypatch):
+    set_deterministic(True)
+    assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    set_deterministic(False)
+    assert not torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.deterministic
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    with pytest.raises(InputError, match=r"CUBLAS_WORKSPACE_CONFIG=:0:0 .*:4096:8 or :16:8"):
+        set_deterministic(True)
+
+
+def test_an_operation_without_a_deterministic_form_is_one_line(demo_photos, tmp_path, monkeypatch):
+    own = LitClassifier.training_step
+
+    def step(self, batch, batch_idx):
+        torch.zeros(3).put_(torch.tensor([1]), torch.ones(1))  # refused on the CPU, too
+        return own(self, batch, batch_idx)
+
+    monkeypatch.setattr(LitClassifier, "training_step", step)
+    with pytest.raises(InputError, match=r"deterministic: put_ has no form .* or deterministic=false") as error:
+        train(tmp_path / "run", *demo(demo_photos), "deterministic=true")
+    assert "\n" not in str(error.value)
+
+
+def test_other_errors_pass_and_a_pool_names_its_replacement():
+    with pytest.raises(RuntimeError, match=r"^something else$"), nondeterministic_operation_errors():
+        raise RuntimeError("something else")
+    with pytest.raises(InputError, match=r"model\.pool=avg"), nondeterministic_operation_errors():
+        raise RuntimeError("adaptive_max_pool2d_backward_cuda does not have a deterministic implementation, but ...")
+
+
+def test_simple_writes_a_table_of_the_parts_of_training(demo_photos, tmp_path):
+    folder = train(tmp_path / "run", *demo(demo_photos), "trainer.profiler=simple", "trainer.max_epochs=1")
+    table = (folder / "profile.txt").read_text()
+    assert table.count("run_training_batch") == 1 and "train_dataloader_next" in table and "test_step" in table
+    assert "trainer.profiler=simple: " in (folder / "run.log").read_text()
+
+
+def test_torch_writes_a_trace_of_three_steps_and_a_table(demo_photos, tmp_path):
+    folder = train(tmp_path / "run", *demo(demo_photos), "trainer.profiler=torch")
+    file = folder / "profile" / "trace.pt.trace.json.gz"
+    assert file.stat().st_size < 5e6
+    with gzip.open(file) as opened:
+        events = json.load(opened)["traceEvents"]
+    steps = {event["name"] for event in events if str(event.get("name")).startswith("ProfilerStep")}
+    assert steps == {"ProfilerStep#12", "ProfilerStep#13", "ProfilerStep#14"}
+    assert any(event.get("name") == "aten::convolution_backward" for event in events)
+    assert "aten::convolution_backward" in (folder / "profile.txt").read_text()
+    assert str(file) in (folder / "run.log").read_text()
+
+
+def test_too_few_steps_for_a_trace_are_reported(demo_photos, tmp_path):
+    overrides = ["trainer.profiler=torch", "trainer.max_epochs=1", "data.batch_size=64"]
+    folder = train(tmp_path / "run", *demo(demo_photos), *overrides)
+    assert not (folder / "profile").exists() and (folder / "metrics.json").exists()
+    assert "training had too few steps for a trace" in (folder / "run.log").read_text()

@@ -30,7 +30,7 @@ SAMPLED = {"rand_augment", "trivial_augment"}  # fake tensors lack an operation 
 
 
 class Waits(TorchDispatchMode):
-    """What the host would have waited for: copies between it and the device, but for asynchronous ones to it."""
+    """Record copies between host and device that the host would wait for."""
 
     def __init__(self):
         super().__init__()

@@ -1,21 +1,23 @@
-"""A loss that is not finite: told with its photos, and kept out of every checkpoint."""
+"""A loss that is inf or NaN: reported with its photos, and kept out of every checkpoint."""
 
 import json
 
 import pandas as pd
 import pytest
 import torch
+from pytorch_lightning.plugins.precision import MixedPrecision
 from safetensors.torch import load_file
 
 from carvision.errors import InputError
+from carvision.training import trainer as build_trainer
 from carvision.training.module import LitClassifier
 from tests.small_runs import demo, train
 
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """In epoch 1 the batch that row 7 of the training photos is in gives a loss of nan, and statistics, too. Returns
-    the rows of all batches in which that happened."""
+    """Give the batch with row 7 of the training photos a loss of NaN in epoch 1, and batch norm's statistics, too; a
+    list that gets the rows of these batches."""
     met, step = [], LitClassifier.training_step
 
     def training_step(self, batch, batch_idx):
@@ -38,7 +40,7 @@ def photos_of(folder, rows: list[int]) -> list[str]:
     return splits.loc[splits["split"] == "train", "path"].iloc[rows].tolist()
 
 
-def test_it_stops_names_the_photos_and_leaves_the_checkpoint_of_before(poisoned, demo_photos, tmp_path):
+def test_the_run_stops_names_the_photos_and_keeps_the_checkpoint_before(poisoned, demo_photos, tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(InputError) as stopped:
         train(folder, *demo(demo_photos), "run.checkpoint_every_minutes=0")
@@ -51,7 +53,7 @@ def test_it_stops_names_the_photos_and_leaves_the_checkpoint_of_before(poisoned,
 
 
 @pytest.mark.parametrize("extra", [[], ["optimizer.sam_rho=0.05"], ["trainer.accumulate_grad_batches=2"]])
-def test_it_leaves_the_update_out_where_told(poisoned, extra, demo_photos, tmp_path):
+def test_with_skip_the_update_is_left_out(poisoned, extra, demo_photos, tmp_path):
     overrides = [*demo(demo_photos), "run.on_nonfinite_loss=skip", "data.batch_size=8", *extra]
     folder = train(tmp_path / "run", *overrides)
     listed = pd.read_csv(folder / "nonfinite_loss.csv")
@@ -67,16 +69,16 @@ def test_it_leaves_the_update_out_where_told(poisoned, extra, demo_photos, tmp_p
     assert json.loads((folder / "metrics.json").read_text())["test"]["loss"] > 0
 
 
-def test_too_high_a_rate_is_found_out_in_the_first_epoch_and_the_photos_are_kept(demo_photos, tmp_path):
+def test_too_high_a_learning_rate_is_found_in_the_first_epoch(demo_photos, tmp_path):
     with pytest.raises(InputError, match=r"optimizer\.lr is too large.* no checkpoint was written yet"):
         train(tmp_path / "run", *demo(demo_photos), "optimizer=sgd", "optimizer.lr=1e30")
     assert (tmp_path / "run" / "nonfinite_loss.csv").exists()
-    # Nothing is there that another configuration could spoil: the mended command may name the same folder
-    train(tmp_path / "run", *demo(demo_photos), "optimizer=sgd", "optimizer.lr=0.01")
+    # Without a checkpoint, the corrected command may name the same folder
+    train(tmp_path / "run", *demo(demo_photos), "optimizer=sgd", "optimizer.lr=0.01", "trainer.max_epochs=1")
 
 
 def test_weights_that_a_gradient_ruins_reach_no_checkpoint(demo_photos, tmp_path, monkeypatch):
-    """In the last step of the second epoch, so that no loss shows it before the checkpoint."""
+    """The last step of the second epoch ruins them, so that no loss shows it before the checkpoint."""
     real = LitClassifier.on_after_backward
 
     def on_after_backward(self):
@@ -90,3 +92,38 @@ def test_weights_that_a_gradient_ruins_reach_no_checkpoint(demo_photos, tmp_path
         train(folder, *demo(demo_photos))
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["epoch"] == 0 and all(value.isfinite().all() for value in last["state_dict"].values())
+
+
+@pytest.fixture
+def half(monkeypatch):
+    """Runs on the CPU take 16-mixed, and fused optimizers where they are asked for. Returns what was chosen."""
+    values_of, create, chosen = build_trainer.trainer_values, LitClassifier.create_phase_optimizer, []
+
+    def trainer_values(cfg: dict) -> dict:
+        values = values_of(cfg)
+        del values["precision"]
+        values["plugins"].append(MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1.0)))
+        return values
+
+    def create_phase_optimizer(self, fused: bool = True) -> torch.optim.Optimizer:
+        chosen.append(fused)
+        return create(self, fused)
+
+    monkeypatch.setattr(build_trainer, "trainer_values", trainer_values)
+    monkeypatch.setattr(LitClassifier, "create_phase_optimizer", create_phase_optimizer)
+    return chosen
+
+
+@pytest.mark.parametrize("kind", ["stop", "skip"])
+def test_an_update_is_left_out_with_scaled_losses(half, kind, demo_photos, tmp_path, monkeypatch):
+    step = LitClassifier.training_step
+
+    def training_step(self, batch, batch_idx):
+        loss = step(self, batch, batch_idx)
+        return loss * float("nan") if kind == "skip" and batch_idx == 1 else loss
+
+    monkeypatch.setattr(LitClassifier, "training_step", training_step)
+    overrides = [*demo(demo_photos), "trainer.max_epochs=1", f"run.on_nonfinite_loss={kind}"]
+    folder = train(tmp_path / "run", *overrides)
+    assert half == [kind == "stop"]
+    assert ("its update is skipped" in (folder / "run.log").read_text()) == (kind == "skip")

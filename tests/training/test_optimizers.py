@@ -1,4 +1,4 @@
-"""Optimizers against their formulas, which parameters decay, and the rate of each layer."""
+"""Optimizers against their formulas, weight decay and learning rate of each parameter, SAM, fused kernels."""
 
 import copy
 import math
@@ -6,11 +6,10 @@ import math
 import pytest
 import timm
 import torch
-from hydra import compose, initialize_config_dir
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from carvision.config.compose import conf_dir, plain_config
+from carvision.config.compose import options_of
 from carvision.errors import InputError
 from carvision.models.classifier import Classifier, Head
 from carvision.models.parts import Embedding
@@ -25,15 +24,12 @@ from carvision.training.optim import (
     lr_factors_of,
     parameter_groups,
 )
-
-CHOICES = sorted(file.stem for file in (conf_dir() / "optimizer").glob("*.yaml"))
+from tests.small_runs import config
 
 
 def of_conf(name: str, *overrides: str) -> dict:
-    if name == "timm":
-        overrides = ("optimizer.name=adan", *overrides)
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return plain_config(compose("train", overrides=[f"optimizer={name}", *overrides]))["optimizer"]
+    own = ["optimizer.name=adan"] if name == "timm" else []
+    return config(f"optimizer={name}", *own, *overrides)["optimizer"]
 
 
 def network() -> nn.Module:
@@ -41,45 +37,31 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.LayerNorm(2), nn.Linear(2, 3))
 
 
-@pytest.mark.parametrize("name", CHOICES)
-def test_optimizer_of_conf_takes_its_values_and_decays_neither_biases_nor_norms(name):
+@pytest.mark.parametrize("name", options_of("optimizer"))
+def test_each_choice_has_the_values_of_its_file_and_decays_neither_biases_nor_norms(name):
     model = network()
     values = of_conf(name, "optimizer.lr=0.1", "optimizer.weight_decay=0.5")
     optimizer = create_optimizer(model, **values)
-    if values["name"] in OPTIMIZERS:
-        assert type(optimizer) is OPTIMIZERS[values["name"]]
-    else:
-        assert type(optimizer) is timm.optim.get_optimizer_class(values["name"], bind_defaults=False)
+    of_timm = timm.optim.get_optimizer_class if values["name"] not in OPTIMIZERS else None
+    assert type(optimizer) is (OPTIMIZERS.get(values["name"]) or of_timm(values["name"], bind_defaults=False))
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     expected = {n: 0.5 if n in ("0.weight", "4.weight") else 0.0 for n, _ in model.named_parameters()}
     assert {n: decays[id(p)] for n, p in model.named_parameters()} == expected
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == 8
     ours = ("name", "weight_decay", "lr_factors", "layer_decay", "sam_rho", "arguments")
+    wanted = {k: v for k, v in values.items() if k not in ours}
     for group in optimizer.param_groups:
-        assert {k: list(v) if isinstance(v, tuple) else v for k, v in group.items() if k in values} == {
-            k: v for k, v in values.items() if k not in ours
-        } | {"weight_decay": group["weight_decay"]}
+        assert {k: list(v) if isinstance(v, tuple) else v for k, v in group.items() if k in wanted} == wanted
     model(torch.randn(4, 1, 3, 3)).square().sum().backward()
     before = model[4].weight.clone()
     optimizer.step()
     assert not torch.equal(model[4].weight, before) and model[4].weight.isfinite().all()
 
 
-def test_frozen_parameters_are_not_given_to_the_optimizer():
-    model = network()
-    model[0].requires_grad_(False)
-    optimizer = create_optimizer(model, **of_conf("sgd"))
-    given = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    assert given == {id(p) for p in model.parameters() if p.requires_grad}
-    model[4].weight.requires_grad_(False)  # now nothing with more than one dimension trains
-    assert len(create_optimizer(model, **of_conf("sgd")).param_groups) == 1
-
-
 GRADIENTS = (1.0, -0.5, 3.0, 0.2)
 
 
 def walk(name: str, *overrides: str) -> list[float]:
-    """A weight after each of four steps from 2.0, under given gradients."""
+    """Return a weight after each of four steps from 2.0, under given gradients."""
     model = nn.Linear(1, 1, bias=False).double()
     model.weight.data.fill_(2.0)
     optimizer = create_optimizer(model, **of_conf(name, *overrides))
@@ -91,17 +73,8 @@ def walk(name: str, *overrides: str) -> list[float]:
     return values
 
 
-def test_sgd_is_its_formula_with_momentum():
-    w, velocity, expected = 2.0, 0.0, []
-    for g in GRADIENTS:
-        velocity = 0.9 * velocity + g
-        w -= 0.1 * velocity
-        expected.append(w)
-    assert walk("sgd", "optimizer.lr=0.1") == pytest.approx(expected)
-
-
 def test_keras_optimizers_are_keras_formulas():
-    """As Keras 2.2 writes them (optimizers.py), with the rates that report R4 prints in its table 2."""
+    """Keras 2.2's own (optimizers.py), with the rates that report R4 prints in its table 2."""
 
     def sgd(w, g, t, s):
         return w - 0.001 * g
@@ -145,6 +118,11 @@ def test_keras_optimizers_are_keras_formulas():
         assert steps == pytest.approx([a - 2.0 for a in expected], rel=1e-3), formula.__name__
 
 
+def within(backbone: nn.Module) -> nn.Module:
+    """Return a network of which `backbone` is the backbone."""
+    return nn.ModuleDict({"backbone": backbone})
+
+
 def classifier() -> Classifier:
     return Classifier("test_resnet", {"make": Head(3), "model": Head(4)}, 32)
 
@@ -154,61 +132,40 @@ def rates(model: nn.Module, optimizer) -> dict[str, float]:
     return {name: of[id(p)] for name, p in model.named_parameters()}
 
 
-def test_rates_by_module_the_innermost_counts():
+def test_the_innermost_module_sets_the_learning_rate_times_layer_decay():
     model = classifier()
     factors = {"backbone": 0.1, "backbone.layer4": 0.5, "head_make": 2.0}
     found = rates(model, create_optimizer(model, **of_conf("sgd") | {"lr": 1.0, "lr_factors": factors}))
     for name, rate in found.items():
         expected = 2.0 if name.startswith("head_make") else 1.0 if name.startswith("head_model") else 0.1
         assert rate == (0.5 if name.startswith("backbone.layer4") else expected), name
+    decayed, both = lr_factors_of(model, {}, 0.5), lr_factors_of(model, {"backbone": 0.1}, 0.5)
+    assert all(both[name] == pytest.approx(0.1 * factor) for name, factor in decayed.items())
 
 
-def test_layer_wise_decay_falls_from_the_heads_to_the_first_layer():
-    model = classifier()
-    found = rates(model, create_optimizer(model, **of_conf("sgd") | {"lr": 1.0, "layer_decay": 0.5}))
-    blocks = [found[f"backbone.layer{i}.0.conv1.weight"] for i in (4, 3, 2, 1)]
-    assert found["head_make.output.weight"] == 1.0
-    assert found["backbone.layer4.0.conv1.weight"] < 1.0
-    assert blocks == sorted(blocks, reverse=True) and len(set(blocks)) == 4
-    first = next(name for name in found if name.startswith("backbone"))
-    assert min(found.values()) == found[first] < blocks[-1]
-    assert all(math.log2(rate).is_integer() for rate in found.values())
-    halved = lr_factors_of(model, {"backbone": 0.1}, 0.5)
-    assert halved[first] == pytest.approx(0.1 * found[first])
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "swin_tiny_patch4_window7_224",
-        "beit_base_patch16_224", "eva02_tiny_patch14_224", "convnext_atto", "efficientnet_b0", "resnet18",
-    ],
-)  # fmt: skip
-def test_layers_and_weight_decay_are_those_of_timm(name):
+@pytest.mark.parametrize("name", [
+    "vit_small_patch14_reg4_dinov2", "swin_tiny_patch4_window7_224", "beit_base_patch16_224", "convnext_atto",
+    "efficientnet_b0", "resnet18",
+])  # fmt: skip
+def test_layer_decay_and_weight_decay_equal_timms(name):
     with torch.device("meta"):
         whole, backbone = (timm.create_model(name, num_classes=num) for num in (3, 0))
     exempt = whole.no_weight_decay() if hasattr(whole, "no_weight_decay") else ()
     groups = param_groups_layer_decay(whole, 0.05, exempt, layer_decay=0.7)
     names = {id(parameter): name for name, parameter in whole.named_parameters()}
     theirs = {names[id(p)]: (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]}
-    model = nn.ModuleDict({"backbone": backbone})
-    groups = parameter_groups(model, 1.0, 0.05, lr_factors_of(Wrapped(backbone), {}, 0.7))
+    model = within(backbone)
+    groups = parameter_groups(model, 1.0, 0.05, lr_factors_of(model, {}, 0.7))
     names = {id(parameter): name for name, parameter in backbone.named_parameters()}
     ours = {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
-    assert len(ours) == len(theirs) - 2  # the classifier's, in whose place the heads are
+    assert len(ours) == len(theirs) - 2  # the classifier's, which the heads replace
     assert all(ours[name] == pytest.approx(theirs[name]) for name in ours)
 
 
-class Wrapped(nn.Module):
-    def __init__(self, backbone: nn.Module):
-        super().__init__()
-        self.backbone = backbone
-
-
-def test_networks_within_others_name_what_is_not_decayed():
+def test_nested_networks_name_what_is_not_decayed():
     with torch.device("meta"):
         inner = timm.create_model("vit_tiny_patch16_224", num_classes=0)
-    found = exempt_from_decay(Wrapped(Wrapped(inner)))
+    found = exempt_from_decay(within(within(inner)))
     assert found == {"backbone.backbone.pos_embed", "backbone.backbone.cls_token"}
     gem = Classifier(
         "test_resnet", {"make": Head(3)}, 32, pool="gem", embedding=Embedding(proxies_per_class=2, num_classes=3)
@@ -221,15 +178,12 @@ def test_networks_within_others_name_what_is_not_decayed():
     assert not {"pool.p", "head_make.output.bias"} & decayed
 
 
-@pytest.mark.parametrize(
-    ("values", "line"),
-    [
-        ({"name": "adamm"}, "optimizer.name: 'adamm' is not an optimizer; nearest: adam"),
-        ({"arguments": {"beta": 3}}, "optimizer: sgd can't be built with"),
-        ({"lr_factors": {"bakbone": 0.1}}, "optimizer.lr_factors: there is no module 'bakbone'; nearest: backbone"),
-    ],
-)
-def test_what_does_not_exist_gives_one_line(values, line):
+@pytest.mark.parametrize(("values", "line"), [
+    ({"name": "adamm"}, "optimizer.name: 'adamm' is not an optimizer; nearest: adam"),
+    ({"arguments": {"beta": 3}}, "optimizer: sgd can't be built with"),
+    ({"lr_factors": {"bakbone": 0.1}}, "optimizer.lr_factors: there is no module 'bakbone'; nearest: backbone"),
+])  # fmt: skip
+def test_unknown_names_and_arguments_are_refused_in_one_line(values, line):
     with pytest.raises(InputError) as caught:
         create_optimizer(classifier(), **of_conf("sgd") | values)
     assert str(caught.value).startswith(line) and "\n" not in str(caught.value)
@@ -266,10 +220,10 @@ def test_sam_steps_with_the_gradient_at_the_worst_point_within_reach():
 
 
 def test_sam_follows_a_schedule_and_its_state_survives_saving():
-    def optimizer_of(model) -> SAM:
-        return create_optimizer(model, **of_conf("adam") | {"lr": 0.1, "sam_rho": 0.1})
+    first, second = network().eval(), network().eval()
+    one, other = (create_optimizer(model, **of_conf("adam") | {"lr": 0.1, "sam_rho": 0.1}) for model in (first, second))
 
-    def step(model, optimizer):
+    def step(model, optimizer: SAM) -> None:
         def closure():
             model.zero_grad()
             loss = model(torch.ones(1, 1, 3, 3)).square().sum()
@@ -278,23 +232,19 @@ def test_sam_follows_a_schedule_and_its_state_survives_saving():
 
         optimizer.step(closure)
 
-    first, second = network().eval(), network().eval()
-    one = optimizer_of(first)
     schedule = torch.optim.lr_scheduler.LambdaLR(one, lambda n: 0.5**n)
     step(first, one)
     schedule.step()
     assert one.base.param_groups[0]["lr"] == 0.05
     second.load_state_dict(first.state_dict())
-    other = optimizer_of(second)
     other.load_state_dict(copy.deepcopy(one.state_dict()))
     assert other.base.param_groups[0]["lr"] == 0.05 and other.base.state
     step(first, one)
     step(second, other)
-    for a, b in zip(first.parameters(), second.parameters(), strict=True):
-        assert torch.equal(a, b)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
-def test_kept_statistics_keeps_them_and_gives_the_momentum_back():
+def test_frozen_statistics_stay_and_the_momentum_returns():
     model = network()
     images = torch.randn(4, 1, 3, 3)
     with frozen_statistics(model):
@@ -305,21 +255,21 @@ def test_kept_statistics_keeps_them_and_gives_the_momentum_back():
 
 
 def trained(name: str, steps: int, state: dict | None = None, **values) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """A network after so many steps with given gradients, which go on from the state of an earlier optimizer."""
+    """Train a network with given gradients for some steps, from the state of an earlier optimizer if there is one."""
     model = network()
     optimizer = create_optimizer(model, **of_conf(name) | values)
     if state:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
     for step in range(steps):
-        for place, parameter in enumerate(model.parameters()):
-            parameter.grad = torch.full_like(parameter, 0.1 * step - 0.05 * place)
+        for number, parameter in enumerate(model.parameters()):
+            parameter.grad = torch.full_like(parameter, 0.1 * step - 0.05 * number)
         optimizer.step()
     return model, optimizer
 
 
 @pytest.mark.parametrize("name", sorted(FUSED))
-def test_fused_kernels_are_taken_where_there_are_some_and_as_the_user_says(name, monkeypatch):
+def test_fused_kernels_are_used_where_they_exist_unless_the_user_says_otherwise(name, monkeypatch):
     monkeypatch.setattr(optim, "has_fused_kernel", lambda name, groups: False)  # as on a TPU
     plain, optimizer = trained(name, 3)
     assert not optimizer.defaults["fused"]
@@ -333,7 +283,7 @@ def test_fused_kernels_are_taken_where_there_are_some_and_as_the_user_says(name,
     for arguments in ({"fused": False}, {"foreach": True}):
         assert not trained(name, 1, arguments=arguments)[1].defaults["fused"]
 
-    longer, resumed = trained(name, 2, state)  # begun on a TPU, gone on with on the CPU, and the other way round
+    longer, resumed = trained(name, 2, state)  # begun on a TPU, resumed on the CPU, and the other way round
     assert all(group["fused"] for group in resumed.param_groups)
     state = copy.deepcopy({"model": longer.state_dict(), "optimizer": resumed.state_dict()})
     monkeypatch.setattr(optim, "has_fused_kernel", lambda name, groups: False)
@@ -341,7 +291,7 @@ def test_fused_kernels_are_taken_where_there_are_some_and_as_the_user_says(name,
     assert not any(group["fused"] for group in back.param_groups)
 
 
-def test_only_floats_on_the_cpu_and_on_cuda_have_a_fused_kernel():
+def test_only_floats_on_cpu_and_cuda_have_a_fused_kernel():
     parameters = list(network().parameters())
     assert optim.has_fused_kernel("sgd", [{"params": parameters}])
     for odd in (torch.zeros(2, device="meta"), torch.zeros(2, dtype=torch.int64)):

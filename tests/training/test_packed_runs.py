@@ -1,4 +1,4 @@
-"""Runs on packed photos are those on the files they were packed from, equal to the bit."""
+"""Runs on packed photos equal runs on the files they were packed from, to the bit."""
 
 import json
 
@@ -37,7 +37,7 @@ def test_a_run_on_packed_photos_equals_that_on_files(packed, demo_run, tmp_path)
     assert (tmp_path / "run" / "splits.csv").read_bytes() == (demo_run / "splits.csv").read_bytes()
 
 
-def test_a_run_begun_on_a_url_goes_on_inside_an_epoch_on_a_folder(packed, tmp_path):
+def test_a_run_begun_on_a_url_resumes_inside_an_epoch_on_a_folder(packed, tmp_path):
     window = ["data.shuffle_shards=2", "trainer.max_epochs=1"]
     train(tmp_path / "whole", *of_pack(packed), *window)
     with serving(packed) as server:
@@ -52,8 +52,8 @@ def test_a_run_begun_on_a_url_goes_on_inside_an_epoch_on_a_folder(packed, tmp_pa
 def test_a_run_is_evaluated_on_packed_photos(packed, demo_run, tmp_path):
     options = (tmp_path / "out", [], "none", "id", {}, 10, "none", "cpu")
     evaluate(demo_run, ["data=packed", f"data.root={packed}", "data.num_workers=0"], "test", *options)
-    figures = json.loads((tmp_path / "out" / "evaluation.json").read_text())["figures"]
+    again = json.loads((tmp_path / "out" / "evaluation.json").read_text())["figures"]
     trained = json.loads((demo_run / "metrics.json").read_text())["test"]
-    assert figures["model/top1"] == pytest.approx(trained["model/top1"])
-    assert figures["loss"] == pytest.approx(trained["loss"], abs=1e-4)
+    assert again["model/top1"] == pytest.approx(trained["model/top1"])
+    assert again["loss"] == pytest.approx(trained["loss"], abs=1e-4)
     assert (tmp_path / "out" / "confused_model.png").is_file()

@@ -1,4 +1,4 @@
-"""What is read in a run, counted photo by photo, and when; copies of the batch; updates of the weights."""
+"""How often and when a run reads each photo; batches without copies; updates of the weights."""
 
 import time
 from collections import Counter
@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from carvision.data.loading.dataset import Photos
+from carvision.data.loading.dataset import PhotoDataset
 from carvision.training.module import LitClassifier
 from tests.small_runs import demo, train
 
@@ -16,16 +16,16 @@ EPOCHS = 2
 
 @pytest.fixture
 def reads(tmp_path, monkeypatch):
-    """A file with a line for each photo that any process reads: its path and the epoch, -1 where it is not training."""
-    file, read = tmp_path / "reads.csv", Photos.__getitem__
+    """A file with a line for each photo that any process reads: its path and the epoch, -1 if not for training."""
+    file, read = tmp_path / "reads.csv", PhotoDataset.__getitem__
     file.write_text("path,epoch\n")
 
-    def noted(photos: Photos, keys: list) -> dict:
+    def noted(photos: PhotoDataset, keys: list) -> dict:
         with file.open("a") as out:
             out.write("".join(f"{photos.path(row)},{epoch}\n" for row, epoch in keys if row >= 0))
         return read(photos, keys)
 
-    monkeypatch.setattr(Photos, "__getitem__", noted)
+    monkeypatch.setattr(PhotoDataset, "__getitem__", noted)
     return file
 
 
@@ -49,7 +49,7 @@ def test_validation_photos_are_read_before_the_last_step_is_over(demo_photos, tm
     def training_step(lit: LitClassifier, batch: dict, batch_idx: int) -> torch.Tensor:
         if batch_idx + 1 == lit.trainer.num_training_batches:
             begun = time.monotonic()
-            wanted = lit.current_epoch * len(lit.trainer.datamodule.photos["val"].paths)  # of the epochs before
+            wanted = lit.current_epoch * len(lit.trainer.datamodule.datasets["val"].paths)  # of the epochs before
             while (pd.read_csv(reads)["epoch"] < 0).sum() <= wanted and time.monotonic() < begun + 60:
                 time.sleep(0.01)
             waited.append(time.monotonic() - begun)
@@ -60,13 +60,12 @@ def test_validation_photos_are_read_before_the_last_step_is_over(demo_photos, tm
     assert len(waited) == EPOCHS and max(waited) < 60
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
-def test_a_step_is_one_pass_of_the_batch_itself_and_one_update(accumulate, demo_photos, tmp_path, monkeypatch):
-    """The step has the very memory that the reader filled; the weights change once in so many batches."""
-    read, step, update = Photos.__getitem__, LitClassifier.training_step, torch.optim.AdamW.step
+def test_a_step_gets_the_batch_itself_and_the_weights_change_once_in_three_batches(demo_photos, tmp_path, monkeypatch):
+    """Not a copy: the step has the memory that the worker filled."""
+    read, step, update = PhotoDataset.__getitem__, LitClassifier.training_step, torch.optim.AdamW.step
     made, passed, updates = [], [], []
 
-    def noted_read(photos: Photos, keys: list) -> dict:
+    def noted_read(photos: PhotoDataset, keys: list) -> dict:
         batch = read(photos, keys)
         made.append(batch["images"].data_ptr())
         return batch
@@ -75,12 +74,11 @@ def test_a_step_is_one_pass_of_the_batch_itself_and_one_update(accumulate, demo_
         passed.append(batch["images"].data_ptr() == made[-1])
         return step(lit, batch, batch_idx)
 
-    monkeypatch.setattr(Photos, "__getitem__", noted_read)
+    monkeypatch.setattr(PhotoDataset, "__getitem__", noted_read)
     monkeypatch.setattr(LitClassifier, "training_step", noted_step)
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda *a, **k: updates.append(None) or update(*a, **k))
-    folder = train(
-        tmp_path / "run", *demo(demo_photos), "trainer.max_epochs=1", f"trainer.accumulate_grad_batches={accumulate}"
-    )
+    overrides = [*demo(demo_photos), "trainer.max_epochs=1", "trainer.accumulate_grad_batches=3"]
+    folder = train(tmp_path / "run", *overrides)
     num_batches = -(-(pd.read_csv(folder / "splits.csv")["split"] == "train").sum() // 16)
     assert passed == [True] * num_batches
-    assert len(updates) == -(-num_batches // accumulate)
+    assert len(updates) == -(-num_batches // 3)

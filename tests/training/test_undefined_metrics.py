@@ -1,4 +1,4 @@
-"""Runs some of whose splits have no photo that can be read, or none whose label is known: no metric is 0 for that."""
+"""Runs with splits without a readable photo or a known label: their metrics are undefined, not 0."""
 
 import json
 import math
@@ -23,9 +23,9 @@ from tests.small_runs import train
 
 @pytest.fixture
 def manifest(tmp_path):
-    """A function that writes 24 photos (12 train, 6 val, 6 test) and their table, and returns its overrides.
+    """write(unreadable, colour): 24 photos (12 train, 6 val, 6 test) and their table; returns its overrides.
 
-    colour: labels of the column of this name, by split. The paths are absolute.
+    unreadable: a split. colour: labels of the column of this name, by split.
     """
 
     def write(unreadable: str = "", colour: dict[str, str] | None = None) -> list[str]:
@@ -52,8 +52,7 @@ def metrics_of(folder) -> dict:
     return json.loads((folder / "metrics.json").read_text())
 
 
-@pytest.mark.parametrize("how", ["skip", "blank"])
-@pytest.mark.parametrize(("split", "count"), [("train", 12), ("val", 6), ("test", 6)])
+@pytest.mark.parametrize(("split", "count", "how"), [("train", 12, "skip"), ("val", 6, "blank"), ("test", 6, "skip")])
 def test_a_split_without_a_readable_photo_ends_the_run_in_one_line(manifest, tmp_path, split, count, how):
     with pytest.raises(InputError) as caught:
         train(tmp_path / "run", *manifest(split), f"data.on_bad_image={how}")
@@ -64,16 +63,16 @@ def test_a_split_without_a_readable_photo_ends_the_run_in_one_line(manifest, tmp
 
 
 @pytest.mark.parametrize("overrides", [["model.train_layers=none", "features.keep=true"], ["model.start=linear"]])
-def test_cached_features_and_a_linear_start_end_so_too(manifest, tmp_path, overrides):
+def test_cached_features_and_a_linear_start_end_it_too(manifest, tmp_path, overrides):
     with pytest.raises(InputError, match="6 photos of the split 'val'"):
         train(tmp_path / "run", *manifest("val"), *overrides)
 
 
-def test_test_photos_that_are_not_asked_for_may_be_unreadable(manifest, tmp_path):
+def test_test_photos_may_be_unreadable_without_a_test(manifest, tmp_path):
     assert metrics_of(train(tmp_path / "run", *manifest("test"), "run.test=false"))["test"] == {}
 
 
-def test_validation_that_nothing_goes_by_is_undefined(manifest, tmp_path, caplog):
+def test_without_a_monitor_on_validation_its_metrics_are_undefined(manifest, tmp_path, caplog):
     folder = train(tmp_path / "run", *manifest("val"), "callbacks.monitor=train/loss", "trainer.max_epochs=2")
     metrics = metrics_of(folder)
     assert {"loss", "kind/loss", "kind/top1"} <= set(metrics["val"]) and set(metrics["val"].values()) == {None}
@@ -91,7 +90,7 @@ def test_validation_that_nothing_goes_by_is_undefined(manifest, tmp_path, caplog
     assert "val loss –  kind top1 –" in (folder / "run.log").read_text(encoding="utf-8")
 
 
-def test_a_head_without_a_known_validation_label_is_undefined_alone(manifest, tmp_path):
+def test_a_head_without_known_validation_labels_is_undefined(manifest, tmp_path):
     folder = train(tmp_path / "run", *manifest(colour={"train": "xy", "val": "", "test": "xy"}))
     val = metrics_of(folder)["val"]
     assert {value for name, value in val.items() if name.startswith("colour/")} == {None} and val["joint/top1"] is None
@@ -99,7 +98,7 @@ def test_a_head_without_a_known_validation_label_is_undefined_alone(manifest, tm
     assert "colour/top1" in metrics_of(folder)["test"]
 
 
-def test_a_monitor_that_no_photo_defines(manifest, tmp_path):
+def test_an_undefined_monitor_ends_the_run(manifest, tmp_path):
     overrides = manifest(colour={"train": "xy", "val": "", "test": "xy"})
     with pytest.raises(InputError, match=r"val/colour/top1 is undefined in epoch 1: the split 'val' has no readable"):
         train(tmp_path / "run", *overrides, "callbacks.monitor=val/colour/top1", "callbacks.mode=max")
@@ -107,7 +106,7 @@ def test_a_monitor_that_no_photo_defines(manifest, tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "values"), [("min", [2.0, 1.0]), ("max", [1.0, 2.0])])
-def test_nan_is_no_better_value_for_early_stopping(mode, values):
+def test_nan_counts_as_no_improvement_for_early_stopping(mode, values):
     patience = Patience("val/loss", mode, 2)
     trainer = SimpleNamespace(
         state=SimpleNamespace(fn=TrainerFn.FITTING), sanity_checking=False, fast_dev_run=False, should_stop=False,
@@ -121,7 +120,7 @@ def test_nan_is_no_better_value_for_early_stopping(mode, values):
     assert stopped == [False] * 5 + [True] and float(patience.best_score) == values[1]
 
 
-def test_a_head_that_no_training_photo_could_teach(manifest, tmp_path):
+def test_a_head_without_known_training_labels_is_refused(manifest, tmp_path):
     overrides = manifest(colour={"train": "", "val": "xy", "test": "xy"})
     with pytest.raises(InputError, match=r"model\.heads\.colour: no training photo of manifest has a known colour"):
         train(tmp_path / "run", *overrides)

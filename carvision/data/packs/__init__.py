@@ -1,1 +1,1 @@
-"""Packs: a data set in shards (tar files), written, verified, fetched and read."""
+"""Packs: data sets in shards (tar files). Write, verify, fetch and read them."""

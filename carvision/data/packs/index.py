@@ -1,9 +1,9 @@
-"""A pack: photos in shards (tar files), and beside them the whole Table of the data set that was packed.
+"""Write and read a pack's index: the Table of the packed data set, and what is needed to trust its files.
 
 pack.json               classes of the labels, size and SHA-256 of every file, how it was packed; written last
-table.parquet           a row a photo: path, labels, split, box, group; shard, offset, length and checksum
-train-00000.tar ...     the photos, and their labels once more for other readers; also val, test, unsplit
-packing/                what carvision.pack needs to go on with, or to mend, what it has begun; no reader does
+table.parquet           a row per photo: path, labels, split, box, group; shard, offset, length and checksum
+train-00000.tar ...     the photos, and their labels once more for other programs; also val, test, unsplit
+packing/                what carvision.pack needs to resume or to repair a pack; not needed for reading it
 """
 
 import hashlib
@@ -32,10 +32,10 @@ from carvision.config.validators import (
     text,
     whole,
 )
-from carvision.data.packs.read import NUM_AHEAD, Shard, Shards
-from carvision.data.packs.remote import Cache, fetch, fetch_text, is_url
+from carvision.data.packs.read import Shard, Shards
+from carvision.data.packs.remote import NUM_AHEAD, Cache, fetch, fetch_text, is_url
 from carvision.data.readers.disk import existing_root
-from carvision.data.table import BOX, PLACE, SOURCE, SPLITS, Classes, Number, Table, validate
+from carvision.data.table import BOX, LOCATION, SOURCE, SPLITS, Classes, Number, Table, validate
 from carvision.errors import InputError, one_line
 from carvision.files.atomic import write_json, written_whole
 from carvision.files.folders import cache_folder
@@ -45,9 +45,9 @@ log = logging.getLogger(__name__)
 INDEX, TABLE = "pack.json", "table.parquet"
 STATE = "packing"
 FORMAT = 1
-WHERE = "Give the folder that python -m carvision.pack has written, or a URL of it"
+HINT = "Give the folder that python -m carvision.pack has written, or a URL of it"
 
-# What pack.json may hold: it comes from whoever runs the server of a URL, and tells what is read, and written where.
+# What pack.json may hold. Behind a URL it may come from anybody, and it decides what is read, and written where.
 _sha256 = matching("[0-9a-f]{64}", "a SHA-256 as 64 hexadecimal digits")
 _any_text = matching("(?s).*", "a text")
 _classes = record(ids=list_of(text), names=list_of(_any_text), parent=optional(text), parent_codes=list_of(whole(0)))
@@ -66,14 +66,14 @@ FIELDS: dict[str, Check] = {
         )
     ),
 }
-RESERVED = ("path", "split", "group", *BOX, *PLACE, SOURCE)  # columns that are no labels
-# Bytes of a photo in table.parquet: the checksum alone is four that can't be packed, and a path is the longest text
-LEAST_ROW, MOST_ROW = 4, 5000
-LEAST_BYTES = 2 * 512  # of a photo in a shard: the headers of its two members
+RESERVED = ("path", "split", "group", *BOX, *LOCATION, SOURCE)  # columns that are not labels
+# Bytes per photo in table.parquet: the four of the checksum can't be compressed, and the path is the longest text
+MIN_ROW_BYTES, MAX_ROW_BYTES = 4, 5000
+MIN_PHOTO_BYTES = 2 * 512  # in a shard: the headers of its two members
 
 
 class FileDescription(TypedDict):
-    """A file of a pack: its size, and the SHA-256 of its bytes as hex."""
+    """A file of a pack: its size, and the SHA-256 of its content as hex."""
 
     bytes: int
     sha256: str
@@ -84,8 +84,11 @@ class ShardDescription(FileDescription):
 
 
 class PackIndex(TypedDict):
-    """What pack.json holds. photos: how many of each split. labels: Classes or Number as plain values. table: of
-    table.parquet. packed: what the photos were packed with."""
+    """The content of pack.json.
+
+    photos: their number in each split. labels: Classes or Number as plain values. table: table.parquet. packed: the
+    options that the photos were packed with.
+    """
 
     format: int
     name: str
@@ -99,9 +102,12 @@ class PackIndex(TypedDict):
 
 
 def write_index(table: Table, packed: dict[str, Any]) -> PackIndex:
-    """table.parquet and then pack.json into table.shards.place. packed: how. Returns what pack.json holds."""
+    """Write table.parquet and then pack.json into the folder table.shards.root; return the content of pack.json.
+
+    packed: the options that the photos were packed with.
+    """
     shards = shards_of(table)
-    folder = Path(shards.place)
+    folder = Path(shards.root)
     with written_whole(folder / TABLE) as partial:
         table.rows.to_parquet(partial, index=False)
     content = (folder / TABLE).read_bytes()
@@ -129,17 +135,17 @@ def read_packed(
     cache: Path | None = None,
     cache_gb: float | None = None,
 ) -> Table:
-    """The Table as it was packed: the same rows, labels, classes, boxes, groups and splits.
+    """Return the Table as it was packed: the same rows, labels, classes, boxes, groups and splits.
 
-    root: a folder or a URL. A shard of a folder that lacks or has another size is an error; with allow_missing its
-    photos are left out with a warning. window: see Shards. cache, cache_gb: of a URL, where its shards are fetched to
-    (by default cache_folder()/packs), and how much of them is kept at most.
+    root: a folder or a URL. A shard of a folder that is missing or has another size is an error; with allow_missing its
+    photos are left out with a warning. window: see Shards. cache, cache_gb: for a URL, where its shards are fetched to
+    (by default cache_folder()/packs), and the most of them that is kept.
     """
     if is_url(root):
         return _read_remote(str(root).rstrip("/"), window, cache or cache_folder() / "packs", cache_gb)
-    folder = existing_root(root, WHERE)
+    folder = existing_root(root, HINT)
     index = read_index(folder)
-    table = table_of(index, (folder / TABLE).read_bytes(), folder, window)
+    table = parse_table(index, (folder / TABLE).read_bytes(), folder, window)
     damaged = [i for i, shard in enumerate(shards_of(table).all) if _size(folder / shard.name) != shard.bytes]
     return without_shards(table, damaged, allow_missing) if damaged else table
 
@@ -148,7 +154,7 @@ def _read_remote(url: str, window: int | None, folder: Path, cache_gb: float | N
     cache = Cache(folder, None if cache_gb is None else round(cache_gb * 1e9))
     index = parse_index(fetch_text(f"{url}/{INDEX}", MAX_JSON_BYTES), f"{url}/{INDEX}")
     content = fetch(url, TABLE, index["table"]["bytes"], index["table"]["sha256"], cache).read_bytes()
-    table = table_of(index, content, url, window, cache)
+    table = parse_table(index, content, url, window, cache)
     shards = shards_of(table).all
     needed = sum(shard.bytes for shard in shards)
     if window is not None:
@@ -158,26 +164,29 @@ def _read_remote(url: str, window: int | None, folder: Path, cache_gb: float | N
             f"data.cache_gb: {cache_gb:g} is less than the {needed / 1e9:.3g} GB needed at a time; give more, or a "
             f"smaller data.shuffle_shards ({'all are shuffled' if window is None else window} now)"
         )
-    there = sum(cache.file(shard.name, shard.sha256).exists() for shard in shards)
-    log.info("%s: %d of %d shards are in %s, the others are fetched as needed", url, there, len(shards), folder)
-    if window is None and there < len(shards):
-        log.info("the first batches need nearly all of them; data.shuffle_shards=8 lets training begin with the first")
+    num_cached = sum(cache.file(shard.name, shard.sha256).exists() for shard in shards)
+    log.info("%s: %d of %d shards are in %s, the others are fetched as needed", url, num_cached, len(shards), folder)
+    if window is None and num_cached < len(shards):
+        log.info("the first batches need nearly all of them; with data.shuffle_shards=8 training starts with the first")
     return table
 
 
 def read_index(folder: Path) -> PackIndex:
-    """What pack.json of the folder holds."""
+    """Read pack.json of a folder. Raises InputError if there is no complete pack."""
     file = folder / INDEX
     if not file.is_file() and (folder / STATE).is_dir():
-        raise InputError(f"data.root: the pack in {folder} is not finished; the command that began it goes on with it")
+        raise InputError(f"data.root: the pack in {folder} is not finished; run the command that started it again")
     if not file.is_file() or not (folder / TABLE).is_file():
-        raise InputError(f"data.root: {folder} is no pack, as it has no {INDEX} with {TABLE}. {WHERE}")
+        raise InputError(f"data.root: {folder} is no pack, as it has no {INDEX} with {TABLE}. {HINT}")
     with file.open("rb") as opened:
         return parse_index(opened.read(MAX_JSON_BYTES + 1), str(file))
 
 
 def parse_index(content: bytes, name: str) -> PackIndex:
-    """pack.json, checked: files have plain names, numbers are in range, classes belong together. Raises InputError."""
+    """Parse and check pack.json: files have plain names, numbers are in range, classes are consistent.
+
+    name: of the file, for errors. Raises InputError.
+    """
     try:
         index = parse_json(content, name)
     except InputError as error:
@@ -190,15 +199,13 @@ def parse_index(content: bytes, name: str) -> PackIndex:
         raise InputError(f"data.root: {name} is not what carvision.pack writes; pack again, or copy it again")
     if version != FORMAT:
         raise InputError(f"data.root: {name} has format {version}, and this carvision reads {FORMAT}; use a newer one")
-    problem = _problem_of(index)
-    if problem:
-        problem = one_line(problem, 300)
+    if problem := one_line(_problem_of(index) or "", 300):
         raise InputError(f"data.root: {name}: {problem}; it is damaged or was changed, so pack again, or copy it again")
     return cast(PackIndex, index)
 
 
 def _problem_of(index: dict) -> str | None:
-    """What is wrong in a pack.json, or None."""
+    """Return what is wrong in a pack.json, or None."""
     for key, check in FIELDS.items():
         if wrong := check(index.get(key)):
             return f"{key} is not {wrong}"
@@ -207,7 +214,7 @@ def _problem_of(index: dict) -> str | None:
         return f"photos: {min(odd)!r} is no split"
     if len({shard["name"] for shard in shards}) < len(shards):
         return "shards: a name is there twice"
-    if LEAST_BYTES * sum(index["photos"].values()) > sum(shard["bytes"] for shard in shards):
+    if MIN_PHOTO_BYTES * sum(index["photos"].values()) > sum(shard["bytes"] for shard in shards):
         return f"photos: {sum(index['photos'].values()):,} are more than the shards have room for"
     if odd := next((name for name in (index["finest"], *index["heads"]) if name not in labels), None):
         return f"{odd!r} is not one of its labels"
@@ -233,58 +240,62 @@ def shards_of(table: Table) -> Shards:
     return table.shards
 
 
-def table_of(
-    index: PackIndex, content: bytes, place: Path | str, window: int | None = None, cache: Cache | None = None
+def parse_table(
+    index: PackIndex, content: bytes, root: Path | str, window: int | None = None, cache: Cache | None = None
 ) -> Table:
-    """The Table from what pack.json and table.parquet hold. place: folder or URL of the shards."""
+    """Return the Table of pack.json and the content of table.parquet. root: folder or URL of the shards.
+
+    Raises InputError if the two are damaged or don't belong together.
+    """
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != index["table"]["sha256"]:
-        raise InputError(f"data.root: {TABLE} of {place} is damaged, or belongs to another {INDEX}; copy both again")
+        raise InputError(f"data.root: {TABLE} of {root} is damaged, or belongs to another {INDEX}; copy both again")
     try:
         rows = _read_rows(content, sum(index["photos"].values()))
         labels = {name: _label(values) for name, values in index["labels"].items()}
         shards = tuple(Shard(**values) for values in index["shards"])
         _check_rows(rows, labels, shards)
-        shards = Shards(str(place), f"{place} {sha256}", shards, cache, window)
-        return validate(Table(index["name"], place, rows, labels, index["finest"], shards, tuple(index["heads"])))
+        shards = Shards(str(root), f"{root} {sha256}", shards, cache, window)
+        return validate(Table(index["name"], root, rows, labels, index["finest"], shards, tuple(index["heads"])))
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, IndexError, pyarrow.ArrowException) as error:
-        text = one_line(error, 200)
-        raise InputError(f"data.root: {INDEX} and {TABLE} of {place} don't fit ({text}); pack again") from None
+        reason = one_line(error, 200)
+        raise InputError(f"data.root: {INDEX} and {TABLE} of {root} don't fit ({reason}); pack again") from None
 
 
 def _read_rows(content: bytes, num_photos: int) -> pd.DataFrame:
-    """The rows of table.parquet. Raises ValueError where a few bytes would become any number of them, or long texts."""
+    """Return the rows of table.parquet. Raises ValueError if few bytes would unpack to gigabytes, or to long texts."""
     file = pyarrow.parquet.ParquetFile(io.BytesIO(content))
-    about, schema = file.metadata, file.schema_arrow
-    if about.num_rows != num_photos:
+    metadata, schema = file.metadata, file.schema_arrow
+    if metadata.num_rows != num_photos:
         raise ValueError("they have not the same number of photos")
-    unpacked = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
-    if LEAST_ROW * num_photos > LEAST_ROW * 1024 + len(content) or unpacked > MOST_ROW * (num_photos + 1024):
+    unpacked = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    max_rows = 1024 + len(content) / MIN_ROW_BYTES
+    if num_photos > max_rows or unpacked > MAX_ROW_BYTES * (num_photos + 1024):
         raise ValueError(f"{len(content):,} bytes that unpack to {num_photos:,} photos of {unpacked:,} bytes")
     if odd := next((field.name for field in schema if pyarrow.types.is_nested(field.type)), None):
         raise ValueError(f"the column {odd} holds values of another kind")
     texts = [field.name for field in schema if field.type in (pyarrow.string(), pyarrow.large_string())]
-    # With each text once, until it is known that none is long: 16 rows of one text of 100 MB are a few kB
+    # Each different text once, until it is known that none is long: 16 rows of one text of 100 MB are a few kB
     table = pyarrow.parquet.read_table(io.BytesIO(content), read_dictionary=texts)
-    compute: Any = pyarrow.compute  # it makes its functions when it is imported
+    compute: Any = pyarrow.compute  # which creates its functions when it is imported
     for name in texts:
         lengths = [compute.binary_length(chunk.dictionary) for chunk in table[name].chunks]
-        if any((compute.max(each).as_py() or 0) > MOST_ROW for each in lengths):
-            raise ValueError(f"a {name} of more than {MOST_ROW:,} bytes")
+        if any((compute.max(each).as_py() or 0) > MAX_ROW_BYTES for each in lengths):
+            raise ValueError(f"a {name} of more than {MAX_ROW_BYTES:,} bytes")
         table = table.set_column(table.column_names.index(name), name, table[name].cast(pyarrow.string()))
     return table.to_pandas()
 
 
 def _check_rows(rows: pd.DataFrame, labels: dict[str, Classes | Number], shards: tuple[Shard, ...]) -> None:
-    """Raises ValueError where a column is of another kind, or a photo does not lie within its shard."""
+    """Raise ValueError if a column is of another type, or a photo does not lie within its shard."""
     kinds = {name: "i" if isinstance(label, Classes) else "f" for name, label in labels.items()}
-    kinds |= dict.fromkeys((*PLACE, SOURCE), "i") | {name: "f" for name in BOX if name in rows}
+    kinds |= dict.fromkeys((*LOCATION, SOURCE), "i") | {name: "f" for name in BOX if name in rows}
     odd = next((name for name, kind in kinds.items() if rows[name].dtype.kind != kind), None)
     if odd or not all(isinstance(value, str) for name in ("path", "split") for value in rows[name]):
         raise ValueError(f"the column {odd or 'path or split'} holds values of another kind")
-    shard, offset, length, crc32 = (rows[name].to_numpy(np.int64) for name in PLACE)
+    shard, offset, length, crc32 = (rows[name].to_numpy(np.int64) for name in LOCATION)
     good = (shard >= 0) & (shard < len(shards)) & (offset >= 0) & (length > 0) & (crc32 >= 0) & (crc32 < 2**32)
     good[good] &= offset[good] <= np.array([each.bytes for each in shards])[shard[good]] - length[good]
     if not good.all():
@@ -299,22 +310,25 @@ def _label(values: dict) -> Classes | Number:
 
 
 def without_shards(table: Table, damaged: list[int], allow_missing: bool) -> Table:
-    """The table without the photos of these shards, which lack or have another size."""
+    """Return the table without the photos of these shards, which are missing or have another size.
+
+    Raises InputError unless allow_missing is true and photos remain.
+    """
     shards = shards_of(table)
     shard = shards.all[damaged[0]]
-    size = _size(Path(shards.place) / shard.name)
+    size = _size(Path(shards.root) / shard.name)
     what = "is missing" if size < 0 else f"has {size:,} bytes instead of {shard.bytes:,}"
-    lost = table.rows[PLACE[0]].isin(damaged)
+    lost = table.rows[LOCATION[0]].isin(damaged)
     text = (
-        f"data.root: {len(damaged)} of the {len(shards.all)} shards of {shards.place} are damaged or "
+        f"data.root: {len(damaged)} of the {len(shards.all)} shards of {shards.root} are damaged or "
         f"missing (first: {shard.name} {what})"
     )
     if not allow_missing or lost.all():
         raise InputError(
-            f"{text}. The command that packed them writes such shards again; data.allow_missing=true goes on without "
-            f"their {lost.sum():,} photos"
+            f"{text}. The command that packed them writes such shards again; data.allow_missing=true continues "
+            f"without their {lost.sum():,} photos"
         )
-    log.warning("%s; going on without their %s photos", text, f"{lost.sum():,}")
+    log.warning("%s; continuing without their %s photos", text, f"{lost.sum():,}")
     return table.select(~lost).without_empty_classes()
 
 
@@ -322,9 +336,9 @@ def _size(file: Path) -> int:
     return file.stat().st_size if file.is_file() else -1
 
 
-def with_places(table: Table, photos: pd.DataFrame, shards: Shards) -> Table:
-    """The rows of `photos` (row, PLACE, SOURCE and, of a table with boxes, BOX), with these values."""
+def packed_table(table: Table, photos: pd.DataFrame, shards: Shards) -> Table:
+    """Return the packed rows of a table. photos: row (in the table), LOCATION, SOURCE and, if it has boxes, BOX."""
     rows = table.rows.iloc[photos["row"]].reset_index(drop=True)
     for name in photos.columns.drop("row"):
-        rows[name] = photos[name].astype(np.int64 if name in (*PLACE, SOURCE) else np.float32).to_numpy()
-    return Table(table.name, Path(shards.place), rows, table.labels, table.finest, shards, table.heads)
+        rows[name] = photos[name].astype(np.int64 if name in (*LOCATION, SOURCE) else np.float32).to_numpy()
+    return Table(table.name, Path(shards.root), rows, table.labels, table.finest, shards, table.heads)

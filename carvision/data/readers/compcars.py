@@ -1,4 +1,4 @@
-"""CompCars, web-nature photos: 163 makes, 1,716 models. Linjie Yang et al., CVPR 2015.
+"""CompCars (Linjie Yang et al., CVPR 2015): web-nature photos, surveillance photos, and photos of parts of cars.
 
 On disk, below data.root, data.root/data or data.root/data/data:
     image/<make id>/<model id>/<year or "unknown">/<14 hex digits>.jpg
@@ -9,19 +9,41 @@ On disk, below data.root, data.root/data or data.root/data/data:
     train_test_split/classification/{train,test}.txt    lines like 78/1/2014/3ac218c0c6c378.jpg
     train_test_split/verification/verification_train.txt                        the same
     train_test_split/verification/verification_pairs_{easy,medium,hard}.txt     path1 path2 label, 1 = same model
+    part/<make id>/<model id>/<year or "unknown">/<part, 1 to 8>/<14 hex digits>.jpg
+    train_test_split/part/{train,test}_part_<part>.txt      a photo per line, see PART_LINE
+Surveillance photos, in data.root or in sv_data below it, data/ or data/data/:
+    image/<model, 1 to 281>/<14 hex digits>.jpg
+    train_surveillance.txt, test_surveillance.txt       lines like 1/431e8997607115.jpg
+    sv_make_model_name.mat             one cell (281, 3): make, model, and the model's id among the web-nature photos
 """
 
 import logging
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from carvision.data.readers.disk import cell_texts, existing_root, find_photos, read_mat, read_text
+from carvision.data.readers.compcars_files import (
+    HINT,
+    SOURCE,
+    SURVEILLANCE_NAMES,
+    VIEWPOINTS,
+    above_data,
+    find_base,
+    read_attributes,
+    read_classification_lists,
+    read_label_files,
+    read_names,
+    read_split_lists,
+    read_surveillance_names,
+    read_verification_lists,
+    require_listed,
+    verification_train,
+    walk_photos,
+)
+from carvision.data.readers.disk import existing_root
 from carvision.data.table import (
     BOX,
     Classes,
@@ -33,7 +55,7 @@ from carvision.data.table import (
     with_parent,
     without_missing_files,
 )
-from carvision.errors import InputError
+from carvision.errors import InputError, nearest
 
 log = logging.getLogger(__name__)
 
@@ -42,19 +64,28 @@ KNOWN = {
     "listed": {"train": 16_016, "test": 14_939, "make": 75, "model": 431},
     "parts_1_and_2": {"train": 16_016, "test": 14_939},
 }
-PHOTOS = ("all", "listed", "verification", "parts_1_and_2")
+KNOWN_SURVEILLANCE = {"train": 31_148, "test": 13_333, "make": 68, "model": 281}
+KNOWN_PARTS = {"photos": 27_618, "part": 8}
 # The authors' lists name a few photos that no copy has, and copies differ by a few: one had 136,732. A lost model
 # folder is larger than this, or a class less.
-A_FEW = 50
-PATH = "make/model/year/photo.jpg"  # the lines of lists
-PAIR = f"{PATH} {PATH} label"
-VIEWPOINTS = {"1": "front", "2": "rear", "3": "side", "4": "front-side", "5": "rear-side"}
-WHERE = (
-    "CompCars is given out by its authors on request (form on mmlab.ie.cuhk.edu.hk/datasets/comp_cars); unpack it so "
-    "that <data.root>/data/image/<make>/<model>/<year>/*.jpg exists, with label, misc and train_test_split beside image"
+TOLERATED = 50
+PHOTOS = ("all", "listed", "verification", "parts_1_and_2")
+PARTS = {
+    "1": "headlight", "2": "taillight", "3": "fog_light", "4": "air_intake",
+    "5": "console", "6": "steering_wheel", "7": "dashboard", "8": "gear_lever",
+}  # fmt: skip
+# make/model/year/<part>/photo.jpg. The folder "part" may precede it, and the number of the part, which is also in the
+# name of the list, may be left out.
+PART_LINE = r"(?:part/)?(\d+/\d+/[^/\s]+)/(?:{part}/)?([^/\s]+)"
+SURVEILLANCE_LINE = re.compile(r"(\d+/[^/\s]+)")
+PARTS_HINT = (
+    f"{SOURCE} it so that <data.root>/data/part/<make>/<model>/<year>/<part>/*.jpg exists, with misc and "
+    "train_test_split beside part"
 )
-# Threads for the label files: 2.5 times as fast where the files are not cached, no slower where they are.
-READERS = 8
+SURVEILLANCE_HINT = (
+    f"{SOURCE} its sv_data so that <data.root>/sv_data/image/<model>/*.jpg exists, with train_surveillance.txt, "
+    f"test_surveillance.txt and {SURVEILLANCE_NAMES} beside image"
+)
 
 
 def read_compcars(
@@ -65,129 +96,48 @@ def read_compcars(
     annotations: bool = True,
     known: Mapping[str, Mapping[str, int]] | None = KNOWN,
 ) -> Table:
-    """Labels make, model (finest, parent make), type, doors, seats, viewpoint; Numbers speed (km/h), displacement (l).
+    """Read the web-nature photos: 163 makes, 1,716 models.
+
+    Labels: make, model (finest, parent make), type, doors, seats, viewpoint; Numbers speed (km/h), displacement (l).
+    group is make/model/year, the best evidence of photos of one car; "" where the year is unknown.
 
     photos: "all" walks image/ (the official lists give their photos a split, the others have ""); "listed" takes
-        the photos of the official classification lists (Part-I of the authors' paper) alone and never walks;
-        "parts_1_and_2" also those of verification_train.txt that are in no other list, as val; "verification" those of
-        the verification lists alone: verification_train.txt is train, and what a list of pairs names is test.
-    annotations: read label/: viewpoint and box. It is one small file a photo.
+        only the photos of the official classification lists (Part-I of the authors' paper) and never walks;
+        "parts_1_and_2" also those of verification_train.txt that are in no other list, as val; "verification" only
+        those of the verification lists: verification_train.txt is train, and what a list of pairs names is test.
+    annotations: read label/: viewpoint and box. It is one small file per photo.
     known: the counts to assert, as KNOWN; None for data in this layout that is not CompCars itself.
-    group is make/model/year, the finest clue to photos of one car; "" where the year is unknown.
     """
     if photos not in PHOTOS:
         raise InputError(f"photos of CompCars: {photos!r} is not one of {', '.join(PHOTOS)}")
-    base = _base(existing_root(root, WHERE))
-    listed = _read_verification_lists(base) if photos == "verification" else _read_lists(base, photos != "all")
+    base = find_base(existing_root(root, HINT), "image", HINT)
+    if photos == "verification":
+        listed = read_verification_lists(base)
+    else:
+        listed = read_classification_lists(base, required=photos != "all")
     if photos == "parts_1_and_2" and verification_train(base).is_file():
-        more = _read_verification_lists(base)
+        more = read_verification_lists(base)
         more = more[(more == "train") & ~more.index.isin(listed.index)]
         listed = pd.concat([listed, pd.Series("val", more.index, dtype=object)])
-    paths = _walk(base) if photos == "all" else listed.index.to_numpy(object)
-    table = _table(base, paths, listed.reindex(paths).fillna(""), annotations)
-    tolerated = A_FEW if known else 0
+    if photos == "all":
+        paths = walk_photos(base, "image", r"image(/[^/]+){4}", "image/make/model/year/", "compcars")
+    else:
+        paths = listed.index.tolist()
+    table = _table_of_cars(base, paths, listed.reindex(paths).fillna(""), annotations)
+    tolerated = TOLERATED if known else 0
     table = check_counts(table, known.get(photos, {}) if known else {}, allow_missing, tolerated)
     if photos != "all":
         table = without_missing_files(table, allow_missing, tolerated)
     else:
-        check_absent(base, listed.index.difference(pd.Index(paths)), allow_missing, tolerated)
+        require_listed(base, listed.index.difference(pd.Index(paths)), allow_missing, tolerated)
     return validate(table)
 
 
-def _base(root: Path) -> Path:
-    for base in (root, root / "data", root / "data" / "data"):
-        if (base / "image").is_dir():
-            return base
-    raise InputError(f"data.root: neither {root} nor data or data/data in it has a folder image. {WHERE}")
-
-
-def _read_lists(base: Path, required: bool) -> pd.Series:
-    """path -> "train" or "test"."""
-    folder = base / "train_test_split" / "classification"
-    splits = {}
-    for split in ("train", "test"):
-        file = folder / f"{split}.txt"
-        if not required and not file.is_file():
-            log.warning("compcars: %s does not exist; no photo is in the official split %s", file, split)
-            continue
-        for number, (path,) in _read_list(file):
-            if path in splits:
-                text = path.removeprefix("image/")
-                raise InputError(f"{file}, line {number}: {text} is listed before; list each photo once")
-            splits[path] = split
-    return pd.Series(splits, dtype=object)
-
-
-def pair_lists(base: Path) -> dict[str, Path]:
-    """{"easy": file, "medium": ..., "hard": ...} of the official pairs; base: the table's root. They need not exist."""
-    folder = base / "train_test_split" / "verification"
-    return {level: folder / f"verification_pairs_{level}.txt" for level in ("easy", "medium", "hard")}
-
-
-def has_pair_lists(root: Path | str | None) -> bool:
-    """Whether data.root holds all three lists of pairs."""
-    return all(file.is_file() for file in pair_lists(_base(existing_root(root, WHERE))).values())
-
-
-def verification_train(base: Path) -> Path:
-    return base / "train_test_split" / "verification" / "verification_train.txt"
-
-
-def _read_verification_lists(base: Path) -> pd.Series:
-    """path -> "train" or "test", of which a photo of both lists is the latter."""
-    tested = {}
-    for file in pair_lists(base).values():
-        tested |= dict.fromkeys((path for _, pair in _read_list(file, PAIR) for path in pair), "test")
-    file = verification_train(base)
-    train = dict.fromkeys((path for _, (path,) in _read_list(file)), "train")
-    both = [path for path in train if path in tested]
-    if both:
-        log.warning(
-            "compcars: %s of the %s photos of %s are in the lists of pairs, too: test photos alone (first: %s)",
-            f"{len(both):,}", f"{len(train):,}", file, both[0],
-        )  # fmt: skip
-    return pd.Series(train | tested, dtype=object)
-
-
-def _read_list(file: Path, form: str = PATH) -> Iterator[tuple[int, list[str]]]:
-    """Of each line its number and the paths of its photos, relative to the root. form: the words of a line."""
-    for number, line in enumerate(read_text(file, WHERE).splitlines(), start=1):
-        words, wanted = line.split(), form.split()
-        if not words:
-            continue
-        paths = [f"image/{word}" for word, what in zip(words, wanted, strict=False) if what == PATH]
-        if len(words) != len(wanted) or any(path.count("/") != 4 for path in paths):
-            raise InputError(f"{file}, line {number}: {line!r} is not {form}")
-        yield number, paths
-
-
-def _walk(base: Path) -> np.ndarray:
-    found = find_photos(base, "image")
-    paths = [path for path in found if path.count("/") == 4]
-    if len(paths) < len(found):
-        odd = next(path for path in found if path.count("/") != 4)
-        log.warning(
-            "compcars: %s photos are not at image/make/model/year/ and are left out (first: %s)",
-            f"{len(found) - len(paths):,}", odd,
-        )  # fmt: skip
-    return np.array(paths, dtype=object)
-
-
-def check_absent(base: Path, absent: pd.Index, allow_missing: bool, tolerated: int) -> None:
-    """Photos that the lists name and image/ lacks; the photos there are counted by check_counts."""
-    if absent.empty:
-        return
-    text = f"compcars: {len(absent):,} photos of the official lists are not there (first: {base / absent[0]})"
-    if len(absent) > tolerated and not allow_missing:
-        raise InputError(f"{text}. Complete the copy, or accept a partial one with data.allow_missing=true")
-    log.warning(text)
-
-
-def _table(base: Path, paths: np.ndarray, split: pd.Series, annotations: bool) -> Table:
+def _table_of_cars(base: Path, paths: list[str], split: pd.Series, annotations: bool) -> Table:
     rows = pd.DataFrame({"path": paths, "split": split.to_numpy(object)}, dtype=str)
     if rows.empty:
-        raise InputError(f"data.root: {base / 'image'} holds no photos. {WHERE}")
-    # All that follows from the folder is found once a folder (about 4,500) and then spread over its photos.
+        raise InputError(f"data.root: {base / 'image'} holds no photos. {HINT}")
+    # What follows from the folder is found once per folder (about 4,500) and then spread over its photos.
     of_photo, names = pd.factorize(np.array([path.rpartition("/")[0] for path in paths], dtype=object))
     folders = pd.DataFrame([name.split("/")[1:] for name in names], columns=["make", "model", "year"])
     make_names, model_names = read_names(base)
@@ -196,107 +146,133 @@ def _table(base: Path, paths: np.ndarray, split: pd.Series, annotations: bool) -
     columns["make"], labels["make"] = encode(folders["make"], make_names)
     columns["model"], models = encode(folders["model"], model_names)
     labels["model"] = models
-    for name, (values, label) in _read_attributes(base, folders["model"]).items():
+    for name, (values, label) in read_attributes(base, folders["model"]).items():
         columns[name], labels[name] = values, label
-    group = folders["make"] + "/" + folders["model"] + "/" + folders["year"]
-    columns["group"] = group.where(folders["year"] != "unknown", "")
+    columns["group"] = _groups(folders)
     of_folder = pd.DataFrame(columns)
     labels["model"] = with_parent(of_folder, "model", models, "make")
     rows = rows.join(of_folder.take(of_photo).reset_index(drop=True))
     if annotations and (base / "label").is_dir():
-        viewpoints, rows[BOX] = _read_label_files(base, paths)
+        viewpoints, rows[BOX] = read_label_files(base, paths)
         rows["viewpoint"], labels["viewpoint"] = encode(viewpoints, VIEWPOINTS)
     elif annotations:
-        log.warning("compcars: %s does not exist; going on without viewpoints and boxes", base / "label")
+        log.warning("compcars: %s does not exist; continuing without viewpoints and boxes", base / "label")
     return Table("compcars", base, rows, labels, "model")
 
 
-def read_names(base: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Names of makes and of models by id; empty where the file is absent, so that ids are shown."""
-    file = base / "misc" / "make_model_name.mat"
-    if not file.is_file():
-        log.warning("compcars: %s does not exist; makes and models are shown by their ids", file)
-        return {}, {}
-    makes, models = (cell_texts(cells) for cells in read_mat(file, "make_names", "model_names"))
-    return _by_id(makes), _by_id(models)
+def _groups(folders: pd.DataFrame) -> pd.Series:
+    """Return make/model/year of each row, "" where the year is unknown."""
+    return (folders["make"] + "/" + folders["model"] + "/" + folders["year"]).where(folders["year"] != "unknown", "")
 
 
-def _by_id(names: list[str]) -> dict[str, str]:
-    return {str(i): name for i, name in enumerate(names, start=1)}
+def read_compcars_surveillance(
+    root: Path | str | None, *, allow_missing: bool = False, known: Mapping[str, int] | None = KNOWN_SURVEILLANCE
+) -> Table:
+    """Read the surveillance photos: 281 models seen from the front by cameras above roads.
+
+    Labels make and model (finest, parent make). These models have numbers of their own, and makes have none: both are
+    matched by name. Without the table of names, only the model, shown by its id. The photos are those of the two lists,
+    which are the split; image/ is never walked. known: the counts to assert, None for data in this layout that is not
+    CompCars itself.
+    """
+    base = _surveillance_base(existing_root(root, SURVEILLANCE_HINT))
+    files = {split: base / f"{split}_surveillance.txt" for split in ("train", "test")}
+    listed = read_split_lists(files, SURVEILLANCE_LINE, "model/photo.jpg", SURVEILLANCE_HINT)
+    if not listed:
+        raise InputError(f"data.root: the lists in {base} name no photos. {SURVEILLANCE_HINT}")
+    rows = pd.DataFrame({"path": [f"image/{path}" for path in listed], "split": list(listed.values())}, dtype=str)
+    ids = [path.partition("/")[0] for path in listed]
+    makes, models = read_surveillance_names(base)
+    rows["model"], classes = encode(ids, {i: _full_name(makes[i], models[i]) for i in models})
+    labels = {"model": classes}
+    if models:
+        if unnamed := [i for i in classes.ids if not (makes.get(i) and models.get(i))]:
+            raise InputError(
+                f"{base / SURVEILLANCE_NAMES} has no make and model for {unnamed[0]}, which the lists have; get it "
+                "again"
+            )
+        rows["make"], labels["make"] = encode([makes[i] for i in ids])
+        labels["model"] = with_parent(rows, "model", classes, "make")
+    table = check_counts(Table("compcars_surveillance", base, rows, labels, "model"), known or {}, allow_missing)
+    return validate(without_missing_files(table, allow_missing))
 
 
-def _read_attributes(base: Path, models: pd.Series) -> dict[str, tuple]:
-    """Label name -> (values, one a row of `models`; what they are), from misc/."""
-    file = base / "misc" / "attributes.txt"
-    if not file.is_file():
-        log.warning("compcars: %s does not exist; going on without speed, displacement, doors, seats, type", file)
-        return {}
-    lines = [line.split() for line in read_text(file).splitlines()[1:] if line.strip()]
-    if any(len(line) != 6 for line in lines):
-        raise InputError(f"{file} is not a header and then lines of six numbers; get it again")
-    try:
-        values = np.array(lines, dtype=np.float64).reshape(-1, 6)
-    except ValueError as error:
-        raise InputError(f"{file}: {error}; each line below the header has six numbers") from error
-    names = ["speed", "displacement", "doors", "seats", "type"]
-    table = pd.DataFrame(values[:, 1:], index=values[:, 0].astype(int).astype(str), columns=names)
-    of_row = table[~table.index.duplicated()].reindex(models).fillna(0)
-    types_file = base / "misc" / "car_type.mat"
-    types = {}
-    if types_file.is_file():
-        types = _by_id(cell_texts(read_mat(types_file, "types")[0]))
-    else:
-        log.warning("compcars: %s does not exist; types are shown by their ids", types_file)
-    found: dict[str, tuple[np.ndarray, Classes | Number]] = {}
-    for name, unit in (("speed", "km/h"), ("displacement", "l")):
-        found[name] = of_row[name].where(of_row[name] > 0).to_numpy(np.float32), Number(unit)
-    for name in ("doors", "seats", "type"):
-        whole = of_row[name].astype(int)
-        ids = whole.astype(str).where(whole > 0, "")
-        found[name] = encode(ids, types if name == "type" else None)
-    return found
+def _surveillance_base(root: Path) -> Path:
+    for base in (base for folder in above_data(root) for base in (folder / "sv_data", folder)):
+        if (base / "train_surveillance.txt").is_file():
+            return base
+    raise InputError(
+        f"data.root: neither {root} nor sv_data in it (or in data, or in data/data) has train_surveillance.txt. "
+        f"{SURVEILLANCE_HINT}"
+    )
 
 
-def _read_label_files(base: Path, paths: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Viewpoint ids ("" where unknown) and boxes float32 (photos, 4), NaN where the label file can't be read."""
-    prefix = f"{base}/label/"
-    files = [prefix + path[len("image/") : path.rindex(".")] + ".txt" for path in paths]
-    chunks = [files[i : i + 1000] for i in range(0, len(files), 1000)]
-    with ThreadPoolExecutor(READERS) as pool:
-        contents = [content for chunk in pool.map(_read_small_files, chunks) for content in chunk]
-    numbers = np.full((len(files), 6), np.nan, dtype=np.float32)
-    for i, content in enumerate(contents):
-        words = content.split()
-        if len(words) == 6:
-            with suppress(ValueError):  # not numbers: the row stays NaN
-                numbers[i] = words
-    good = np.isfinite(numbers).all(axis=1) & np.isin(numbers[:, 0], [-1, 1, 2, 3, 4, 5])
-    numbers[~good] = np.nan
-    bad = np.flatnonzero(~good)
-    if len(bad):
+def _full_name(make: str, model: str) -> str:
+    """Return "Ford Kuga" for Ford and Kuga, and "Audi Q5" for Audi and Audi Q5."""
+    return model if model.casefold().startswith(make.casefold()) else f"{make} {model}"
+
+
+def read_compcars_parts(
+    root: Path | str | None,
+    part: int | str = "all",
+    *,
+    allow_missing: bool = False,
+    known: Mapping[str, int] | None = KNOWN_PARTS,
+) -> Table:
+    """Read the photos of parts: headlights, dashboards, ...
+
+    Labels make, model (finest, parent make) and part. The official lists give their photos a split, others have "".
+    group is make/model/year as for whole cars; "" where the year is unknown.
+
+    part: a number or a name of PARTS, or "all". known: the counts of all parts to assert, None for data in this layout
+    that is not CompCars itself.
+    """
+    name = PARTS.get(str(part), part)
+    if name not in ("all", *PARTS.values()):
+        raise InputError(
+            f"data.part: {part!r} is not one of all, {', '.join(PARTS.values())}, or 1 to 8"
+            f"{nearest(str(part), PARTS.values())}"
+        )
+    base = find_base(existing_root(root, PARTS_HINT), "part", PARTS_HINT)
+    form = "part/make/model/year/<1 to 8>/"
+    paths = walk_photos(base, "part", r"part/\d+/\d+/[^/]+/[1-8]/[^/]+", form, "compcars_parts")
+    listed = _read_part_lists(base)
+    if not paths:
+        raise InputError(f"data.root: {base / 'part'} holds no photos. {PARTS_HINT}")
+    table = check_counts(_table_of_parts(base, paths, listed), known or {}, allow_missing, TOLERATED)
+    require_listed(base, listed.index.difference(pd.Index(paths)), allow_missing, TOLERATED if known else 0)
+    if name != "all":
+        names = np.array(table.class_labels["part"].names)
+        table = table.select(names[table.rows["part"]] == name).without_empty_classes()
+    return validate(table)
+
+
+def _read_part_lists(base: Path) -> pd.Series:
+    """Return the official split ("train" or "test") by path."""
+    splits, absent = {}, []
+    for part in PARTS:
+        files = {split: base / "train_test_split" / "part" / f"{split}_part_{part}.txt" for split in ("train", "test")}
+        absent += [file for file in files.values() if not file.is_file()]
+        existing = {split: file for split, file in files.items() if file.is_file()}
+        pattern, form = re.compile(PART_LINE.format(part=part)), f"make/model/year/{part}/photo.jpg"
+        for path, split in read_split_lists(existing, pattern, form, PARTS_HINT).items():
+            folder, _, photo = path.rpartition("/")
+            splits[f"part/{folder}/{part}/{photo}"] = split
+    if absent:
         log.warning(
-            "compcars: %s of %s label files are absent or not viewpoint, 1, x1 y1 x2 y2 (first: %s); "
-            "viewpoint and box of these photos are unknown",
-            f"{len(bad):,}", f"{len(files):,}", files[bad[0]],
+            "compcars_parts: %d lists do not exist (first: %s); their photos are in no official split",
+            len(absent), absent[0],
         )  # fmt: skip
-    ids = np.array(["", *VIEWPOINTS], dtype=object)
-    viewpoints = ids[np.where(numbers[:, 0] > 0, numbers[:, 0], 0).astype(int)]
-    return viewpoints, numbers[:, 2:] - np.array([1, 1, 0, 0], np.float32)  # to 0-based, right and bottom excluded
+    return pd.Series(splits, dtype=object)
 
 
-def _read_small_files(files: list[str]) -> list[bytes]:
-    """The bytes of each, b"" where one can't be read. Plain system calls: twice as fast as open()."""
-    contents = []
-    for file in files:
-        try:
-            descriptor = os.open(file, os.O_RDONLY)
-        except OSError:
-            contents.append(b"")
-            continue
-        try:
-            contents.append(os.read(descriptor, 4096))
-        except OSError:
-            contents.append(b"")
-        finally:
-            os.close(descriptor)
-    return contents
+def _table_of_parts(base: Path, paths: list[str], listed: pd.Series) -> Table:
+    rows = pd.DataFrame({"path": paths, "split": listed.reindex(paths).fillna("").to_numpy(object)}, dtype=str)
+    folders = pd.DataFrame([path.split("/")[1:5] for path in paths], columns=["make", "model", "year", "part"])
+    names = dict(zip(("make", "model"), read_names(base), strict=True), part=PARTS)
+    labels = {}
+    for name, names_by_id in names.items():
+        rows[name], labels[name] = encode(folders[name], names_by_id)
+    labels["model"] = with_parent(rows, "model", labels["model"], "make")
+    rows["group"] = _groups(folders)
+    return Table("compcars_parts", base, rows, labels, "model")

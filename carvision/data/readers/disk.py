@@ -1,4 +1,4 @@
-"""What the readers share: the root folder, the photos below it, lists in text files, Matlab files."""
+"""Read what several data sets have in common: the root folder, the photos below it, text files, Matlab files."""
 
 import logging
 import os
@@ -7,36 +7,37 @@ from pathlib import Path
 import numpy as np
 
 from carvision.data.paths import text_of_path
-from carvision.data.walk import LeftOut, is_folder, walk
+from carvision.data.readers.walk import LeftOut, is_folder, walk
 from carvision.errors import InputError, one_line
 
 log = logging.getLogger(__name__)
 
-UTF16 = (b"\xff\xfe", b"\xfe\xff")  # the first bytes of what PowerShell's ">" writes
+UTF16 = (b"\xff\xfe", b"\xfe\xff")  # how UTF-16 text begins, as PowerShell's ">" writes it
 
 
-def existing_root(root: Path | str | None, where: str) -> Path:
-    """`root` as a Path, or an InputError. where: how to get the data and lay it out."""
+def existing_root(root: Path | str | None, hint: str) -> Path:
+    """Return data.root as a Path; raise InputError if it is no folder. hint: how to get the data and lay it out."""
     if root is None:
-        raise InputError(f"data.root: null does not exist; give the folder of the data. {where}")
+        raise InputError(f"data.root: null does not exist; give the folder of the data. {hint}")
     folder = Path(root)
     if not folder.is_dir():
         what = "is no folder" if folder.exists() else "does not exist"
-        raise InputError(f"data.root: {root} {what}. {where}")
+        raise InputError(f"data.root: {root} {what}. {hint}")
     return folder
 
 
 def sub_folders(folder: Path) -> list[str]:
-    """Names of the folders in `folder`, sorted; hidden ones are left out."""
+    """Return the names of the folders in `folder`, sorted, without hidden ones."""
     with os.scandir(folder) as entries:
         return sorted(e.name for e in entries if is_folder(e) and not e.name.startswith("."))
 
 
 def find_photos(root: Path, *only: str, left_out: LeftOut | None = None) -> list[str]:
-    """Paths of all photos in `root` and deeper, as `text_of_path` relative to `root` with forward slashes, sorted.
+    """Return the paths of all photos in `root` and deeper, sorted: text as of `text_of_path`, relative to `root`, with
+    forward slashes.
 
-    only: names of the sub-folders that are read. What `walk` leaves out is reported in one warning, and added to
-    `left_out`. Only folders are read, so that 100,000 photos take a second.
+    only: names of the sub-folders to read, by default all. What `walk` leaves out is reported in one warning, and added
+    to `left_out`. No file is opened, so 100,000 photos take a second.
     """
     left_out = LeftOut() if left_out is None else left_out
     start = len(os.path.join(root, ""))  # noqa: PTH118  strings are faster here
@@ -46,24 +47,27 @@ def find_photos(root: Path, *only: str, left_out: LeftOut | None = None) -> list
     return sorted(map(text_of_path, photos))
 
 
-def read_text(path: Path, where: str = "") -> str:
-    """The text of a UTF-8 file without its byte-order mark, any line ends as "\\n"."""
+def read_text(path: Path, hint: str = "") -> str:
+    """Return the text of a UTF-8 file without its byte-order mark, any line ends as "\\n".
+
+    Raises InputError for a file that is absent, which ends with `hint`, or not UTF-8.
+    """
     try:
         with path.open("rb") as file:
             if file.read(2) in UTF16:
                 raise InputError(f"{path} is UTF-16 text; save it as UTF-8")
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist. {where}".rstrip()) from error
+        raise InputError(f"{path} does not exist. {hint}".rstrip()) from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as UTF-8 text: {one_line(error)}") from error
 
 
 def read_mat(path: Path, *keys: str) -> list[np.ndarray]:
-    """The named variables of a Matlab file, as scipy gives them: 2-D, strings and structs as object cells."""
+    """Return the named variables of a Matlab file, as scipy gives them: 2-D, strings and structs as object cells."""
     if not path.is_file():
         raise InputError(f"{path} does not exist")
-    import scipy.io  # only now: it takes as long to import as pandas, and few data sets have such files
+    import scipy.io  # late: it takes as long to import as pandas, and few data sets have such files
 
     try:
         content = scipy.io.loadmat(path, appendmat=False)
@@ -77,5 +81,5 @@ def read_mat(path: Path, *keys: str) -> list[np.ndarray]:
 
 
 def cell_texts(cells: np.ndarray) -> list[str]:
-    """The strings of a Matlab cell array, stripped; "" for an empty cell."""
+    """Return the strings of a Matlab cell array, stripped; "" for an empty cell."""
     return [str(cell.ravel()[0]).strip() if cell.size else "" for cell in map(np.asarray, cells.ravel())]

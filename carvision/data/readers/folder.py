@@ -1,4 +1,4 @@
-"""Class folders: one folder a class, with or without train/, val/ and test/ above."""
+"""Read class folders: one folder per class, with or without train/, val/ and test/ above."""
 
 import logging
 import os
@@ -9,26 +9,26 @@ import pandas as pd
 from carvision.data.paths import nfc, text_of_path
 from carvision.data.readers.disk import existing_root, find_photos, sub_folders
 from carvision.data.readers.table_file import SPLIT_WORDS
+from carvision.data.readers.walk import LeftOut, is_folder, is_photo, walk
 from carvision.data.table import Table, encode, validate
-from carvision.data.walk import LeftOut, is_folder, is_photo, walk
 from carvision.errors import InputError
 
 log = logging.getLogger(__name__)
 
-WHERE = (
+HINT = (
     "Lay the photos out as <data.root>/<class>/*.jpg, or as <data.root>/train/<class>/*.jpg beside "
     "val/<class>/ and test/<class>/ (each of these two is optional)"
 )
 
 
 def read_folder(root: Path | str | None, *, allow_missing: bool = False) -> Table:
-    """Label "class", its ids and names being the names of the folders; split "" where there is no train/.
+    """Read the label "class", whose ids and names are those of the folders; split "" where there is no train/.
 
-    The val folder may be called val, valid or validation; case does not matter. Photos count by extension,
-    those in folders inside a class folder too. Raises InputError for a class folder without photos and for a
-    class of val or test that train lacks; with allow_missing both are left out with a warning.
+    The val folder may be called val, valid or validation; case does not matter. Photos are known by their extension,
+    and may lie in folders inside a class folder. Raises InputError for a class folder without photos and for a class of
+    val or test that train lacks; with allow_missing both are left out with a warning.
     """
-    root = existing_root(root, WHERE)
+    root = existing_root(root, HINT)
     tops = _split_folders(root)
     depth = 2 if tops else 1  # folders above a photo, down to its class
     left_out = LeftOut()
@@ -38,7 +38,7 @@ def read_folder(root: Path | str | None, *, allow_missing: bool = False) -> Tabl
         photos.append((path, *parts[:depth])) if len(parts) > depth else strays.append(path)
     if not photos:
         also = f" ({line})" if (line := left_out.line()) else ""
-        raise InputError(f"data.root: no folder in {root} holds photos{also}. {WHERE}")
+        raise InputError(f"data.root: no folder in {root} holds photos{also}. {HINT}")
     if strays:
         log.warning("folder: %d photos are in no class folder and are left out (first: %s)", len(strays), strays[0])
     rows = pd.DataFrame(photos, columns=["path", "top", "class"] if tops else ["path", "class"], dtype=str)
@@ -51,8 +51,8 @@ def read_folder(root: Path | str | None, *, allow_missing: bool = False) -> Tabl
 
 
 def _split_folders(root: Path) -> dict[str, str]:
-    """Find {folder: split} where there are folders of splits with class folders in them; {} where the folders in `root`
-    are the classes, one of which may be called train, val or test. Raises InputError where it is not clear which."""
+    """Return {folder: split} if there are folders of splits with class folders in them; {} if the folders in `root` are
+    the classes, one of which may be called train, val or test. Raises InputError if it is not clear which."""
     names = sub_folders(root)
     tops = {name: split for name in names if (split := SPLIT_WORDS.get(name.lower()))}
     if not tops:
@@ -63,9 +63,9 @@ def _split_folders(root: Path) -> dict[str, str]:
     classes = [name for name in rest if _has_photos(root / name, below=False)]
     if not with_classes:
         if flat and not classes and not any(_has_photos(root / name) for name in rest):
-            raise InputError(f"data.root: {flat[0]} in {root} holds photos without a class folder. {WHERE}")
+            raise InputError(f"data.root: {flat[0]} in {root} holds photos without a class folder. {HINT}")
         return {} if flat or (classes and not any(sub_folders(root / top) for top in tops)) else tops
-    # Else a split's stray photos, and folders beside the splits, are left out with a warning.
+    # Otherwise stray photos of a split, and folders beside the splits, are left out with a warning.
     odd = [top for top in with_classes if classes and (top in flat or (len(tops) == 1 and len(classes) > 1))]
     if odd:
         raise InputError(
@@ -74,14 +74,14 @@ def _split_folders(root: Path) -> dict[str, str]:
             "class; if it is the split, move the others elsewhere, and its own photos into class folders"
         )
     if "train" not in tops.values():
-        raise InputError(f"data.root: {root} has {', '.join(tops)} but no folder train. {WHERE}")
+        raise InputError(f"data.root: {root} has {', '.join(tops)} but no folder train. {HINT}")
     if rest:
         log.warning("folder: %s beside %s in %s left out", ", ".join(rest), ", ".join(tops), root)
     return tops
 
 
 def _has_photos(folder: Path, below: bool = True) -> bool:
-    """Tell whether there is a photo in the folder; below: or deeper."""
+    """Check whether there is a photo in the folder or, with `below`, anywhere under it."""
     if below:
         return next(walk(os.fspath(folder), LeftOut()), None) is not None
     with os.scandir(folder) as entries:
@@ -89,12 +89,12 @@ def _has_photos(folder: Path, below: bool = True) -> bool:
 
 
 def _require_one_link_to_each(root: Path, depth: int, left_out: LeftOut) -> None:
-    """Raise InputError where two class folders are links to one folder, whose photos can't be of both classes."""
-    for link, there in left_out.links.items():
-        link, there = Path(link), Path(there)
-        if len(link.relative_to(root).parts) == depth and link.parent == there.parent and there.is_symlink():
+    """Raise InputError if two class folders are links to one folder, whose photos can't be of both classes."""
+    for name, other_name in left_out.links.items():
+        link, other = Path(name), Path(other_name)
+        if len(link.relative_to(root).parts) == depth and link.parent == other.parent and other.is_symlink():
             raise InputError(
-                f"folder: {text_of_path(str(link))} and {text_of_path(str(there))} are links to the same folder "
+                f"folder: {text_of_path(str(link))} and {text_of_path(str(other))} are links to the same folder "
                 f"({os.path.realpath(link)}), and its photos can be of one class only; remove one of the links"
             )
 
@@ -102,9 +102,9 @@ def _require_one_link_to_each(root: Path, depth: int, left_out: LeftOut) -> None
 def _require_photos_in_each(
     root: Path, tops: dict[str, str], filled: set[str], left_out: LeftOut, allow_missing: bool
 ) -> None:
-    """Raise InputError, or with allow_missing warn, where a class folder holds no photo or is a dangling link.
+    """Raise InputError, or with allow_missing warn, if a class folder holds no photo or is a dangling link.
 
-    A link to a folder that is read elsewhere is no class folder.
+    filled: class folders with photos. A link to a folder that is read elsewhere is no class folder.
     """
     links = {os.path.relpath(link, root) for link in left_out.links}
     prefixes = [f"{top}/" for top in tops if top not in links] if tops else [""]
@@ -124,7 +124,7 @@ def _require_photos_in_each(
 
 
 def _known_to_train(root: Path, rows: pd.DataFrame, allow_missing: bool) -> pd.DataFrame:
-    """The rows whose class has photos in train: a class met only in val or test can't be learned."""
+    """Return the rows whose class has photos in train: a class only in val or test can't be learned."""
     names = rows["class"].map(nfc)
     known = names.isin(names[rows["split"] == "train"])
     if known.all():

@@ -1,12 +1,12 @@
-"""A manifest: one CSV, TSV or Parquet file that lists the photos, for data in no other layout.
+"""Read a manifest: one CSV, TSV or Parquet file that lists the photos, for data in no other layout.
 
 Columns, in any order:
     path                      of the photo, relative to data.root (or absolute)
-    one column a label        any text or number; empty where the class is not known
+    a column for each label   any text or number; empty where the class is unknown
     split                     optional: train, val (or valid, validation), test, or empty
     left, top, right, bottom  optional: box in 0-based pixels, right and bottom excluded; empty where there is none
     group                     optional: equal for photos of the same car, that belong on one side of a split
-Further columns are not read. What a cell may hold, see table_file; how paths may be spelled, see photo_paths.
+Further columns are not read. For what a cell may hold see table_file.py, for how paths may be spelled data/paths.py.
 """
 
 import re
@@ -23,11 +23,11 @@ from carvision.data.table import BOX, Number, Table, encode, validate, with_pare
 from carvision.errors import InputError
 
 KEY = "data.file"
-# Columns of a manifest and of predictions ("error"), and the figures of all heads together ("joint")
+# Columns of a manifest and of predictions ("error"), and the metrics of all heads together ("joint")
 RESERVED = {"path", "split", "group", *BOX, "error", "joint", "embedding"}
-# What carvision.predict adds to a label's name: make_true, make_id, make_2, make_2_prob
+# What carvision.predict appends to a label's name: make_true, make_id, make_2, make_2_prob
 ADDED = re.compile(r"_true|_probs|_\d+|(_\d+)?_(id|prob)")
-WHERE = "Give the folder that the paths of the manifest are relative to"
+HINT = "Give the folder that the paths of the manifest are relative to"
 
 
 def read_manifest(
@@ -39,14 +39,13 @@ def read_manifest(
     numbers: Iterable[str] = (),
     allow_missing: bool = False,
 ) -> Table:
-    """Classes from the columns `labels`, Numbers from the columns `numbers`; ids and names are the values, without
-    blanks around them.
+    """Read Classes from the columns `labels` and Numbers from the columns `numbers`.
 
-    file: relative to root, or absolute. parents: {"model": "make"} says that the make follows from the model;
-    a model with photos of two makes is an error. The finest label is the one whose parent is given and that is
-    nobody's parent, else the first of `labels`.
+    Ids and names are the values without blanks around them. file: relative to root, or absolute. parents: {"model":
+    "make"} says that the make follows from the model; a model with photos of two makes is an error. The finest label is
+    the one whose parent is given and that is no parent itself, else the first of `labels`.
     """
-    root = existing_root(root, WHERE)
+    root = existing_root(root, HINT)
     parents, numbers = dict(parents or {}), list(numbers)
     _check_names(labels, parents, numbers)
     file = root / file
@@ -85,40 +84,40 @@ def _check_names(labels: Sequence[str], parents: Mapping[str, str], numbers: Seq
 
 
 def _read_columns(file: Path, labels: Sequence[str], numbers: list[str], paths: PhotoPaths) -> dict[str, list]:
-    """Read of all rows path, labels, numbers, and split, group and box where the file has them."""
-    listed = TableFile(file, KEY, ["path", *labels], "a relative name is looked for in data.root")
-    listed.require(["path", *labels, *numbers])
-    optional = [name for name in ("split", "group") if name in listed.columns]
-    box = BOX if listed.has_boxes else []
-    listed.require(optional)
+    """Return {column: a value per row}: path, labels, numbers; split, group and box if the file has them."""
+    source = TableFile(file, KEY, ["path", *labels], "a relative name is looked for in data.root")
+    source.require(["path", *labels, *numbers])
+    optional = [name for name in ("split", "group") if name in source.columns]
+    box = BOX if source.has_boxes else []
+    source.require(optional)
     columns: dict[str, list] = {name: [] for name in ["path", *labels, *numbers, *optional, *(["box"] if box else [])]}
     lines, cells = [], []
-    known: dict[str, str] = {}  # one string for all cells of the same text
-    for line, row in listed.rows(["path", *labels, *numbers, *optional, *box]):
+    known: dict[str, str] = {}  # one string object for all equal cells
+    for line, row in source.rows(["path", *labels, *numbers, *optional, *box]):
         path = paths.find(row["path"])
         if not is_utf8(row["path"]) and not Path(file_of(paths.root or "", path)).exists():
-            raise listed.not_utf8(line, row["path"])
+            raise source.not_utf8(line, row["path"])
         lines.append(line)
         cells.append(row["path"])
         columns["path"].append(path)
         for name in labels:
             columns[name].append(known.setdefault(row[name], row[name]))
         for name in numbers:
-            columns[name].append(listed.number(row, name, line))
+            columns[name].append(source.number(row, name, line))
         if "split" in columns:
-            columns["split"].append(listed.split(row, line))
+            columns["split"].append(source.split(row, line))
         if "group" in columns:
             columns["group"].append(nfc(row["group"]))
         if box:
-            columns["box"].append(listed.box(row, line) or (np.nan,) * 4)
-    _require_each_once(listed, columns, labels, paths, lines, cells)
+            columns["box"].append(source.box(row, line) or (np.nan,) * 4)
+    _require_each_once(source, columns, labels, paths, lines, cells)
     return columns
 
 
 def _require_each_once(
-    listed: TableFile, columns: dict[str, list], labels: Sequence[str], paths: PhotoPaths, lines: list, cells: list
+    source: TableFile, columns: dict[str, list], labels: Sequence[str], paths: PhotoPaths, lines: list, cells: list
 ) -> None:
-    """Raise InputError for a photo that is listed twice, in whatever spelling; first for one with two classes."""
+    """Raise InputError for a photo listed twice, in whatever spelling; photos with two classes are reported first."""
     whole = pd.Series(columns["path"], dtype=object).map(paths.whole)
     twice = whole.duplicated()
     if not twice.any():
@@ -129,9 +128,9 @@ def _require_each_once(
         for name in labels:
             ours, theirs = columns[name][one], columns[name][other]
             if ours and theirs and nfc(ours) != nfc(theirs):
-                raise listed.two_classes(name, (lines[one], cells[one], ours), (lines[other], cells[other], theirs))
+                raise source.two_classes(name, (lines[one], cells[one], ours), (lines[other], cells[other], theirs))
     one, other = pairs[0]
     raise InputError(
-        f"{KEY}: {listed.file}: {len(pairs):,} photos are listed more than once (first: {cells[one]} in line "
+        f"{KEY}: {source.file}: {len(pairs):,} photos are listed more than once (first: {cells[one]} in line "
         f"{lines[one]}, as {cells[other]} in line {lines[other]}); list each once"
     )

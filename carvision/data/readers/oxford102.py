@@ -1,10 +1,10 @@
 """Oxford 102 flowers (Nilsback and Zisserman, 2008): 8,189 photos of 102 species.
 
-Two layouts are met on disk:
+There are two layouts:
 1. the original: jpg/image_00001.jpg to image_08189.jpg, imagelabels.mat (labels: 1-based species of each photo) and
    setid.mat (trnid, valid, tstid: 1-based numbers of photos);
 2. class folders: {train,valid,test}/<species 1 to 102>/image_*.jpg. Their split is the mirror's, not the official one.
-cat_to_name.json, where it is present, names the species by label; it equals NAMES below in the mirrors known.
+cat_to_name.json, if present, names the species by label; in all known mirrors it equals NAMES below.
 """
 
 import json
@@ -24,14 +24,14 @@ from carvision.errors import InputError
 from carvision.files.download import download
 
 KNOWN = {"photos": 8_189, "train": 1_020, "val": 1_020, "test": 6_149, "class": 102}
-A_FEW_IN_FOLDERS = 10  # photos by which mirrors without lists may differ; each class has at least 40
+TOLERATED_IN_FOLDERS = 10  # photos by which mirrors without lists may differ; each class has at least 40
 URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102"
 MD5 = {
     "imagelabels.mat": "e0620be6f572b9609742df49c70aed4d",
     "setid.mat": "a5357ecc9cb78c4bef273ce3793fc85c",
     "102flowers.tgz": "52808999861908f626f3c1f4e79d11fa",
 }
-WHERE = (
+HINT = (
     "Get 102flowers.tgz, imagelabels.mat and setid.mat from robots.ox.ac.uk/~vgg/data/flowers/102 and lay them out as "
     "<data.root>/jpg/image_*.jpg beside the two .mat files, or let data.download=true do it"
 )
@@ -57,22 +57,22 @@ NAMES = " ".join(SPECIES.split()).split(", ")  # by label, 1 to 102
 def read_oxford102(
     root: Path | str | None, *, allow_missing: bool = False, known: Mapping[str, int] | None = KNOWN
 ) -> Table:
-    """Label "class", ids "1" to "102", names of the species. known: the counts to assert, None to assert none."""
-    root = existing_root(root, WHERE)
+    """Read the label "class": ids "1" to "102", names of the species. known: the counts to assert, or None."""
+    root = existing_root(root, HINT)
     expected, tolerated = dict(known or {}), 0
     if (root / "imagelabels.mat").is_file():
         table = _from_mats(root)
     elif (root / "train").is_dir():
         table = read_folder(root, allow_missing=allow_missing)
         expected = {what: count for what, count in expected.items() if what in ("photos", "class")}
-        tolerated = A_FEW_IN_FOLDERS
+        tolerated = TOLERATED_IN_FOLDERS
     else:
-        raise InputError(f"data.root: {root} has neither imagelabels.mat nor a folder train. {WHERE}")
+        raise InputError(f"data.root: {root} has neither imagelabels.mat nor a folder train. {HINT}")
     names = _names(root)
     label = table.class_labels["class"]
     strange = [i for i in label.ids if i not in names]
     if strange:
-        raise InputError(f"oxford102: class {strange[0]!r} under {root} is not one of 1 to {len(names)}. {WHERE}")
+        raise InputError(f"oxford102: class {strange[0]!r} under {root} is not one of 1 to {len(names)}. {HINT}")
     label = replace(label, names=tuple(names[i] for i in label.ids))
     table = check_counts(replace(table, name="oxford102", labels={"class": label}), expected, allow_missing, tolerated)
     return validate(without_missing_files(table, allow_missing))
@@ -106,10 +106,10 @@ def _names(root: Path) -> dict[str, str]:
 
 
 def download_oxford102(root: Path | str | None, url: str = URL) -> None:
-    """Bring `root` into the original layout: fetch what lacks from `url`, verify it, unpack the photos.
+    """Bring `root` into the original layout: download what is missing from `url`, verify it, unpack the photos.
 
-    Where every photo is there already the archive is not fetched; else it is kept beside jpg/. Raises InputError
-    where a file can't be fetched, has another checksum, or the disk is full.
+    The archive is only downloaded if a photo is missing, and kept beside jpg/. Raises InputError if a file can't be
+    downloaded, has another checksum, or the disk is full.
     """
     if root is None:
         raise InputError("data.root: null does not exist; data.download=true needs the folder to download into")
@@ -123,7 +123,7 @@ def download_oxford102(root: Path | str | None, url: str = URL) -> None:
     download(f"{url}/{archive.name}", archive, MD5[archive.name])
     (root / "jpg").mkdir(exist_ok=True)
     try:
-        # Unpacked aside and then moved, so that an interruption leaves no half a photo in jpg/.
+        # Unpacked elsewhere and then moved, so that an interruption leaves no truncated photo in jpg/.
         with tempfile.TemporaryDirectory(dir=root) as aside, tarfile.open(archive) as tar:
             tar.extractall(aside, filter="data")
             for photo in Path(aside, "jpg").iterdir():

@@ -1,6 +1,6 @@
 """Stanford Cars (Krause et al., 2013): 196 models of 49 makes, 8,144 training and 8,041 test photos.
 
-Three layouts are met on disk:
+There are three layouts:
 1. the original: cars_train/*.jpg, cars_test/*.jpg, devkit/cars_meta.mat (class_names) and
    devkit/cars_{train,test}_annos.mat (struct array: bbox_x1, bbox_y1, bbox_x2, bbox_y2, class, fname; the boxes and
    classes 1-based; the test file lacks the class). cars_test_annos_withlabels.mat, beside the photos or in devkit,
@@ -27,12 +27,12 @@ from carvision.errors import InputError
 log = logging.getLogger(__name__)
 
 KNOWN = {"train": 8_144, "test": 8_041, "make": 49, "model": 196}
-A_FEW_IN_FOLDERS = 10  # photos by which mirrors without lists may differ; each class has more in either split
+TOLERATED_IN_FOLDERS = 10  # photos by which mirrors without lists may differ; each class has more in either split
 MAKES_OF_TWO_WORDS = ("AM General", "Aston Martin", "Land Rover")
-WITH_SLASH = "Ram C/V Cargo Van Minivan 2012"  # the one name that no folder can have: mirrors write C-V or CV
+WITH_SLASH = "Ram C/V Cargo Van Minivan 2012"  # the one name that can't be a folder's: mirrors write C-V or CV
 NAMES_HEADER = ["class_id", "class_name"]
 ANNO_HEADER = ["image_name", "x_min", "y_min", "x_max", "y_max", "label"]
-WHERE = (
+HINT = (
     "Stanford Cars is no longer given out by its authors; get a Kaggle mirror and lay it out as "
     "<data.root>/cars_train/*.jpg, cars_test/*.jpg and devkit/*.mat (with cars_test_annos_withlabels.mat for the test "
     "labels), or as <data.root>/car_data/car_data/{train,test}/<class>/*.jpg with anno_train.csv, anno_test.csv and "
@@ -43,13 +43,13 @@ WHERE = (
 def read_stanford_cars(
     root: Path | str | None, *, allow_missing: bool = False, known: Mapping[str, int] | None = KNOWN
 ) -> Table:
-    """Labels make and model (finest, parent make). A model is a make, model, body and year: "Audi S4 Sedan 2012".
+    """Read labels make and model (finest, parent make). A model is make, model, body and year: "Audi S4 Sedan 2012".
 
-    The ids of the models are "1" to "196" where an annotation file numbers them, else their names. known: the
-    counts to assert, None for data in this layout that is not Stanford Cars itself. Test photos without labels are
-    left out with a warning.
+    The ids of the models are "1" to "196" if an annotation file numbers them, else their names. Test photos without
+    labels are left out with a warning. known: the counts to assert, None for data in this layout that is not Stanford
+    Cars itself.
     """
-    root = existing_root(root, WHERE)
+    root = existing_root(root, HINT)
     photos = next((f for f in ("", "car_data/", "car_data/car_data/") if (root / f / "train").is_dir()), None)
     annotated = True
     if _mat(root, "cars_train_annos.mat"):
@@ -60,7 +60,7 @@ def read_stanford_cars(
         table, annotated = _from_folders(root / photos, allow_missing), False
     else:
         raise InputError(
-            f"data.root: {root} has no devkit/cars_train_annos.mat, train/ or car_data/car_data/train/. {WHERE}"
+            f"data.root: {root} has no devkit/cars_train_annos.mat, train/ or car_data/car_data/train/. {HINT}"
         )
     expected = dict(known or {})
     if annotated and not (table.rows["split"] == "test").any():
@@ -69,7 +69,7 @@ def read_stanford_cars(
             "or devkit brings them (anno_test.csv where the training labels are in anno_train.csv)", root
         )  # fmt: skip
         expected.pop("test", None)
-    table = check_counts(table, expected, allow_missing, 0 if annotated else A_FEW_IN_FOLDERS)
+    table = check_counts(table, expected, allow_missing, 0 if annotated else TOLERATED_IN_FOLDERS)
     return validate(without_missing_files(table, allow_missing))
 
 
@@ -94,7 +94,7 @@ def _from_mats(root: Path) -> Table:
 
 
 def _read_annotations(file: Path) -> pd.DataFrame:
-    """path (the file's name), model (id) and the 1-based box of each photo."""
+    """Return path (the file's name), model (id) and the 1-based box of each photo."""
     (cells,) = read_mat(file, "annotations")
     boxes = ["bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2"]
     fields = dict(zip(["path", "model", *BOX], ["fname", "class", *boxes], strict=True))
@@ -107,7 +107,7 @@ def _read_annotations(file: Path) -> pd.DataFrame:
 
 def _from_csvs(root: Path, photos: str) -> Table:
     lines = _csv_lines(root / "names.csv", NAMES_HEADER, {1, 2})
-    # With the header a line is "1,AM General Hummer SUV 2000", without it the name alone.
+    # With the header a line is "1,AM General Hummer SUV 2000", without it only the name.
     names = {line[0] if len(line) == 2 else str(i): line[-1].strip() for i, line in enumerate(lines, start=1)}
     parts = []
     for split in ("train", "test"):
@@ -129,7 +129,7 @@ def _from_csvs(root: Path, photos: str) -> Table:
 
 
 def _csv_lines(file: Path, header: list[str], widths: set[int]) -> list[list[str]]:
-    """The fields of each line below `header`, which may be absent; all lines have as many, one of `widths`."""
+    """Return the fields of the lines below `header`, which may be absent. All have the same number, one of `widths`."""
     lines = [line for line in csv.reader(read_text(file).splitlines()) if line]
     lines = lines[1:] if lines[:1] == [header] else lines
     found = {len(line) for line in lines}
@@ -155,7 +155,7 @@ def _require_names(file: Path, ids: pd.Series, names: Mapping[str, str]) -> None
 
 
 def _table(root: Path, rows: pd.DataFrame, names: Mapping[str, str]) -> Table:
-    """rows: path, split, model (id) and perhaps the 1-based box."""
+    """Build the Table. rows: path, split, model (id), and the 1-based box if there are boxes."""
     rows["model"], models = encode(rows["model"], names)
     rows["make"], makes = encode(np.array([make_of(name) for name in models.names], dtype=object)[rows["model"]])
     models = with_parent(rows, "model", models, "make")
@@ -166,10 +166,10 @@ def _table(root: Path, rows: pd.DataFrame, names: Mapping[str, str]) -> Table:
 
 
 def make_of(name: str) -> str:
-    """The make in the name of a class: its first word, but for the makes of two words."""
+    """Return the make in the name of a class: its first word, except for the makes of two words."""
     return next((make for make in MAKES_OF_TWO_WORDS if name.startswith(make + " ")), name.split()[0])
 
 
 def _key(name: str) -> str:
-    """A name's letters and digits, by which a folder is told although it lacks the slash."""
+    """Return a name's letters and digits, which identify a folder although its name lacks the slash."""
     return re.sub(r"[^a-z0-9]", "", name.lower())

@@ -1,7 +1,7 @@
-"""Tables that people give, read row by row: of data=manifest, of carvision.predict --list, of data.split.file.
+"""Read tables that people write, row by row: those of data=manifest, carvision.predict --list and data.split.file.
 
 CSV and TSV are UTF-8, with or without a byte-order mark, separated by comma, semicolon or tab, whatever their suffix;
-where the comma does not separate, it may be the decimal point. A column has the name that stands in the first line.
+where the comma does not separate, it may be the decimal point. The first line names the columns.
 """
 
 import csv
@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import pyarrow
 import pyarrow.parquet
@@ -18,28 +19,31 @@ from carvision.data.readers.disk import UTF16
 from carvision.data.table import BOX
 from carvision.errors import InputError, one_line
 
-SEPARATORS = {".csv": ",;\t", ".tsv": "\t,;"}  # by how likely they are
+SEPARATORS = {".csv": ",;\t", ".tsv": "\t,;"}  # the likeliest first
 PARQUET = ".parquet"
-NO_SEPARATOR = "\x1f"  # of a table with one column, where all in a line is its cell
+NO_SEPARATOR = "\x1f"  # for a table with one column, where the whole line is its cell
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 class TableFile:
-    """Reads one table, row by row. columns: their names, without blanks around them. separator: "" of Parquet.
+    """A CSV, TSV or Parquet file.
 
-    key: the option that names the file, and where: how to give it, for errors. needed: the columns by which the
-    separator is known.
-    Raises InputError for a file that can't be read or is no table.
+    columns: their names, without blanks around them. separator: "" for Parquet.
     """
 
-    def __init__(self, file: Path, key: str, needed: Sequence[str] = ("path",), where: str = ""):
+    def __init__(self, file: Path, key: str, needed: Sequence[str] = ("path",), hint: str = ""):
+        """Read the names of the columns.
+
+        key: the option that names the file, and hint: how to give it, for errors. needed: columns that tell which
+        separator is right. Raises InputError for a file that can't be read or is no table.
+        """
         self.file, self.key = file, key
         suffix = file.suffix.lower()
         if suffix not in SEPARATORS and suffix != PARQUET:
             raise InputError(f"{key}: {file.name!r} does not end in one of {', '.join(SEPARATORS)}, {PARQUET}")
         if not file.is_file():
-            raise InputError(f"{key}: {file} does not exist; {where or 'give a file that does'}")
+            raise InputError(f"{key}: {file} does not exist; {hint or 'give a file that does'}")
         if suffix == PARQUET:
             self.separator, self.columns = "", [nfc(name.strip()) for name in self._parquet_schema().names]
             return
@@ -49,7 +53,7 @@ class TableFile:
         self.separator = self.separator if len(self.columns) > 1 else NO_SEPARATOR
 
     def require(self, names: Iterable[str]) -> None:
-        """Raise InputError for a column that is not there, or there twice, and for boxes without all four sides."""
+        """Raise InputError for a column that is absent or there twice, and for boxes without all four sides."""
         sides = [name for name in BOX if name in self.columns]
         if sides and len(sides) < len(BOX):
             lacking = next(name for name in BOX if name not in sides)
@@ -69,21 +73,20 @@ class TableFile:
         return BOX[0] in self.columns
 
     def rows(self, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-        """Yield of each row its line (of Parquet its number from 1), and the cells of the columns `wanted`, without
-        blanks around them but for the path, where a blank may belong to the name. Empty rows are passed over.
+        """Yield each row that is not empty: its line (for Parquet its number from 1) and {column: cell}.
 
-        Raises InputError for what is no table or no UTF-8; only a path may hold other bytes, as surrogates, for file
-        names may.
+        Blanks around a cell are stripped, except for the path, whose name may have them. Raises InputError for what is
+        no table or not UTF-8; only a path may hold other bytes, as surrogates, because file names may.
         """
-        places = {name: self.columns.index(nfc(name)) for name in wanted}
-        rows = self._text_rows() if self.separator else self._parquet_rows(sorted(set(places.values())))
+        indices = {name: self.columns.index(nfc(name)) for name in wanted}
+        rows = self._text_rows() if self.separator else self._parquet_rows(sorted(set(indices.values())))
         for line, cells in rows:
             num = len(cells)
-            row = {name: cells[place] if place < num else "" for name, place in places.items()}
+            row = {name: cells[i] if i < num else "" for name, i in indices.items()}
             for name, cell in row.items():
                 if name == "path":
                     if not cell.strip():
-                        raise InputError(f"{self.where(line)} has no path; fill the column path")
+                        raise InputError(f"{self.location(line)} has no path; fill the column path")
                     if "\0" in cell:
                         raise self.not_utf8(line, cell)
                 elif not is_utf8(cell):
@@ -93,42 +96,42 @@ class TableFile:
             yield line, row
 
     def number(self, row: dict[str, str], name: str, line: int) -> float:
-        """Read the number in a cell; NaN where it is empty."""
+        """Return the number in a cell; NaN if it is empty."""
         text = row[name]
         if not text or text.lower() == "nan":
             return float("nan")
         plain = text.replace(",", ".") if self.separator != "," and text.count(",") == 1 and "." not in text else text
         if not NUMBER.fullmatch(plain):
-            raise InputError(f"{self.where(line)}: {name} is {text!r}, no number; correct it, or leave it empty")
+            raise InputError(f"{self.location(line)}: {name} is {text!r}, no number; correct it, or leave it empty")
         return float(plain)
 
     def box(self, row: dict[str, str], line: int) -> tuple[float, float, float, float] | None:
-        """Read left, top, right, bottom; None where all are empty."""
+        """Return left, top, right, bottom; None if all are empty."""
         left, top, right, bottom = sides = tuple(self.number(row, name, line) for name in BOX)
         empty = [side != side for side in sides]
         if any(empty) and not all(empty):
             given = " ".join(row[name] or "-" for name in BOX)
-            raise InputError(f"{self.where(line)}: the box {given} is not four numbers; fill it, or leave all empty")
+            raise InputError(f"{self.location(line)}: the box {given} is not four numbers; fill it, or leave all empty")
         return None if any(empty) else (left, top, right, bottom)
 
     def split(self, row: dict[str, str], line: int) -> str:
-        """Read the split: train, val, test or ""."""
+        """Return the split: train, val, test or ""."""
         word = row["split"].lower()
         if word and word not in SPLIT_WORDS:
             words = ", ".join(SPLIT_WORDS)
-            raise InputError(f"{self.where(line)}: split {row['split']!r} is not one of {words}, or empty")
+            raise InputError(f"{self.location(line)}: split {row['split']!r} is not one of {words}, or empty")
         return SPLIT_WORDS.get(word, "")
 
-    def where(self, line: int) -> str:
+    def location(self, line: int) -> str:
         return f"{self.key}: {self.file}, {'row' if self.file.suffix.lower() == PARQUET else 'line'} {line}"
 
     def not_utf8(self, line: int, cell: str) -> InputError:
         return InputError(
-            f"{self.where(line)}: '{text_of_path(cell)}' is not in the encoding UTF-8; save the table as UTF-8"
+            f"{self.location(line)}: '{text_of_path(cell)}' is not in the encoding UTF-8; save the table as UTF-8"
         )
 
     def two_classes(self, label: str, one: tuple[int, str, str], other: tuple[int, str, str]) -> InputError:
-        """Make the error. one, other: the line, the path as it is written there, and the class."""
+        """Return the error for a photo of two classes. one, other: line, path as it is written there, and class."""
         (line, path, ours), (other_line, other_path, theirs) = one, other
         return InputError(
             f"{self.key}: {self.file}: one photo has two classes: {label} is {ours!r} of {text_of_path(path)} in line "
@@ -136,9 +139,9 @@ class TableFile:
         )
 
     def _records(self, separator: str, strict: bool = True) -> Iterator[tuple[int, Sequence[str]]]:
-        """Yield the line and the cells of each. strict: odd quotes are errors, one that is never closed among them."""
-        with open_text(self.file, self.key) as text:
-            # "path, class": blanks after separators mean nothing, as then before a quoted cell
+        """Yield the line number and the cells of each row that is not empty. strict: stray quotes are errors."""
+        with _open_text(self.file, self.key) as text:
+            # After "path, class", blanks behind separators mean nothing, even before a quoted cell
             spaced = re.match(rf"[^\n]*{re.escape(separator)} ", text.readline()) is not None
             text.seek(0)
             reader = csv.reader(text, delimiter=separator, strict=strict, skipinitialspace=spaced)
@@ -147,8 +150,9 @@ class TableFile:
                     if any(cell and not cell.isspace() for cell in record):
                         yield reader.line_num, record
             except csv.Error as error:
-                where = self.where(reader.line_num)
-                raise InputError(f"{where} can't be read as CSV ({error}); correct it") from None
+                raise InputError(
+                    f"{self.location(reader.line_num)} can't be read as CSV ({error}); correct it"
+                ) from None
 
     def _header(self, separator: str) -> list[str]:
         line, record = next(self._records(separator, strict=False), (1, []))
@@ -167,7 +171,7 @@ class TableFile:
         for line, cells in records:
             if len(cells) > num_columns and any(cell.strip() for cell in cells[num_columns:]):
                 raise InputError(
-                    f"{self.where(line)} has {len(cells)} cells and the first line {num_columns}; put double quotes "
+                    f"{self.location(line)} has {len(cells)} cells and the first line {num_columns}; put double quotes "
                     f"around a cell that holds the separator {self.separator!r}"
                 )
             yield line, cells
@@ -179,7 +183,7 @@ class TableFile:
             raise self._no_parquet(error) from None
 
     def _parquet_rows(self, wanted: list[int]) -> Iterator[tuple[int, Sequence[str]]]:
-        """Yield rows with empty cells for all columns but those numbered in `wanted`."""
+        """Yield rows in which all cells but those of the columns `wanted` (indices) are empty."""
         line, names = 0, self._parquet_schema().names
         try:
             with pyarrow.parquet.ParquetFile(self.file) as table:
@@ -194,12 +198,11 @@ class TableFile:
             raise self._no_parquet(error) from None
 
     def _no_parquet(self, error: Exception) -> InputError:
-        text = one_line(error, 200)
-        return InputError(f"{self.key}: {self.file} can't be read as Parquet ({text})")
+        return InputError(f"{self.key}: {self.file} can't be read as Parquet ({one_line(error, 200)})")
 
 
-def open_text(file: Path, key: str):
-    """Open the file as UTF-8 without its byte-order mark, other bytes as surrogates, lines as they are."""
+def _open_text(file: Path, key: str) -> IO[str]:
+    """Open the file as UTF-8 without its byte-order mark: other bytes become surrogates, line ends stay."""
     try:
         with file.open("rb") as binary:
             if binary.read(2) in UTF16:
@@ -210,7 +213,7 @@ def open_text(file: Path, key: str):
 
 
 def _text(value) -> str:
-    """Write a value as CSV has it: "" for none; 3.0, a whole number that empty cells made a float, as "3"."""
+    """Return a value as CSV has it: "" for None and NaN; "3" for 3.0, a whole number made float by empty cells."""
     if value is None or value != value:
         return ""
     if isinstance(value, bytes):

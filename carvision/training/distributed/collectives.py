@@ -4,7 +4,7 @@ All processes must call a function here at the same step. A single process gets 
 """
 
 import sys
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
@@ -50,7 +50,7 @@ def gather_objects(value: T) -> list[T]:
         return [value]
     if not dist.is_initialized():
         return _reduce_on_xla("gather_objects", value, list)
-    values = [None] * num_processes()
+    values: list[Any] = [None] * num_processes()
     dist.all_gather_object(values, value)
     return values
 
@@ -78,14 +78,14 @@ def gather_rows(values: Tensor) -> Tensor:
 
 
 def disable_lightning_signal_handling() -> None:
-    """Replace Lightning's signal handling by nothing: `stopping` has another, on which all processes agree.
+    """Replace Lightning's signal handling by nothing: run.stopping has another, on which all processes agree.
 
     With several processes, Lightning (2.6) broadcasts at every step whether the first got SIGTERM, and reads the
     answer, so that each step waits for the device. Its handler, set when training starts, broadcasts from wherever the
     process is, which can deadlock.
     """
-    _TrainingEpochLoop._broadcast_sigterm_tensor = lambda loop: None
-    _SignalConnector.register_signal_handlers = lambda connector: None
+    cast(Any, _TrainingEpochLoop)._broadcast_sigterm_tensor = lambda loop: None
+    cast(Any, _SignalConnector).register_signal_handlers = lambda connector: None
 
 
 def _device() -> torch.device:

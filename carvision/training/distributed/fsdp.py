@@ -42,13 +42,13 @@ def check_fsdp(cfg: dict, precision: str) -> None:
 
 
 def create_strategy() -> ModelParallelStrategy:
-    # The Trainer sets the sizes later, see enable_sharding
     """Create Lightning's strategy. The Trainer sets its sizes later, see enable_sharding."""
     return ModelParallelStrategy(tensor_parallel_size=1, save_distributed_checkpoint=False)
 
 
 def enable_sharding(trainer: pl.Trainer, lit: LitClassifier) -> None:
     """Let Lightning shard the weights once the processes are connected. Call before the Trainer fits."""
+    assert isinstance(trainer.strategy, ModelParallelStrategy)
     trainer.strategy._data_parallel_size = trainer.num_devices * trainer.num_nodes
     lit.configure_model = partial(shard, lit)  # Lightning calls it once a process
 
@@ -59,6 +59,7 @@ def shard(lit: LitClassifier) -> None:
 
     if not any(_is_sharded(p) for p in lit.model.parameters()):
         lit.model.to(memory_format=torch.contiguous_format)  # FSDP requires it
+        assert lit.device_mesh is not None
         mesh = lit.device_mesh["data_parallel"]
         for block in blocks_of(lit.model.backbone):
             fully_shard(block, mesh=mesh)
@@ -104,7 +105,7 @@ def unshard(lit: LitClassifier) -> None:
 class SyncStatistics(pl.Callback):
     """Broadcast the first process's batch-norm statistics before validation, as with trainer=ddp."""
 
-    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, module: LitClassifier) -> None:
         for buffer in module.model.buffers():
             dist.broadcast(buffer, src=0)
 

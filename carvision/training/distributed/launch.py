@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any, TypeVar, cast
 
 import torch
 from pytorch_lightning.plugins.environments import (
@@ -31,6 +32,8 @@ from torch import distributed as dist
 from carvision.errors import InputError, one_line
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 FAILED, ENDED = "failed", "ended"
 CHECK_EVERY_S = 1.0
@@ -92,7 +95,7 @@ def create_environment() -> ClusterEnvironment:
 def require_all_used(num_devices: int, num_nodes: int) -> None:
     """Raise InputError if the launcher started more or fewer processes than the Trainer would use."""
     started = num_started()
-    if started not in (None, num_devices * num_nodes):
+    if started is not None and started != num_devices * num_nodes:
         raise InputError(
             f"trainer.devices: {launcher()} started {started} process{'es' * (started > 1)}, and trainer.devices="
             f"{num_devices} with trainer.num_nodes={num_nodes} needs {num_devices * num_nodes}; give both the same"
@@ -142,8 +145,9 @@ def run_together(trainer: dict) -> Iterator[None]:
     over.set()
 
 
-def broadcast_at_start(compute: Callable[[], object]):
-    """Return in all processes what the first computes, before Lightning connects them. JSON types only."""
+def broadcast_at_start(compute: Callable[[], T]) -> T:
+    """Return in all processes what the first computes, before Lightning connects them. JSON types only: others get a
+    list for a tuple."""
     if _store is None:
         return compute()
     key = _next_key()
@@ -151,7 +155,7 @@ def broadcast_at_start(compute: Callable[[], object]):
         value = compute()
         _store.set(key, json.dumps(value))
         return value
-    _wait_for(key)
+    _wait_for(_store, key)
     return json.loads(_store.get(key))
 
 
@@ -160,7 +164,7 @@ def first_process_first() -> Iterator[None]:
     """Run the body in the first process, then in the others, which find what it wrote."""
     key = _next_key()
     if _store is not None and not is_first_process():
-        _wait_for(key)
+        _wait_for(_store, key)
     yield
     if _store is not None and is_first_process():
         _store.set(key, "")
@@ -177,7 +181,7 @@ def _connect(num_nodes: int) -> None:
     global _store
     if _store is not None:  # another run of the same command
         return
-    subprocess_script._launch_process_observer = _children.extend  # Lightning's kills the first process
+    cast(Any, subprocess_script)._launch_process_observer = _children.extend  # Lightning's kills the first process
     if launcher() == "plain" and (num_nodes > 1 or not is_first_process()):
         for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")[: 3 if num_nodes > 1 else 2]:
             if name not in os.environ:
@@ -208,11 +212,11 @@ def _prefixed(store: dist.Store) -> dist.Store:
     return dist.PrefixStore(f"carvision {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
-def _wait_for(key: str) -> None:
+def _wait_for(store: dist.Store, key: str) -> None:
     """Wait for the key, however long (the first process may be downloading), or until the first process is gone."""
-    while not _is_there(_store, key, if_gone=True):
+    while not _is_there(store, key, if_gone=True):
         time.sleep(0.05)
-        if _is_there(_store, FAILED, if_gone=False):
+        if _is_there(store, FAILED, if_gone=False):
             sys.exit(1)
 
 
@@ -226,11 +230,12 @@ def _is_there(store: dist.Store, key: str, if_gone: bool) -> bool:
 
 def _end_together() -> None:
     """Wait for the first process, which has more to do at the end: a launcher may kill all when one ends."""
+    assert _store is not None
     key = f"{ENDED} {_next_key()}"
     if is_first_process():
         _store.set(key, "")
     else:
-        _wait_for(key)
+        _wait_for(_store, key)
 
 
 def is_secondary_failure(error: BaseException) -> bool:
@@ -247,6 +252,7 @@ def is_secondary_failure(error: BaseException) -> bool:
 
 def _fail(error: BaseException) -> None:
     """Return in the process that reports the error; exit with status 1 in the others."""
+    assert _store is not None
     try:
         if is_secondary_failure(error) or _store.add(FAILED, 1) > 1:
             raise SystemExit(1) from None

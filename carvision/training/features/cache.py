@@ -1,4 +1,10 @@
-"""Cache the features of frozen backbones: computed once, reused by every epoch."""
+"""Cache the features of frozen backbones: computed once, reused by every epoch and by later runs.
+
+If a phase trains no layer of the backbone and every epoch sees the same photos, the backbone's output is a function of
+the photo. One pass before the phase, shared by all processes, computes it and stores it in a file that later runs find
+(see store). Metrics and weights equal those of training through the backbone: to the bit if the same photos form
+batches of the same size; else up to the rounding of convolutions, which depends on the batch size.
+"""
 
 import hashlib
 import logging
@@ -19,11 +25,11 @@ from torch import Tensor
 import carvision
 from carvision.augment.pipeline import to_float
 from carvision.config.schema import random_transforms, reason_not_cacheable
-from carvision.data.decode import load_decoder
-from carvision.data.loading.dataset import PADDING, KeptPhotos, Key
+from carvision.data.jpeg import load_decoder
+from carvision.data.loading.dataset import PADDING, CachedFeatures, Key
 from carvision.data.loading.loader import PhotoDataModule
 from carvision.data.paths import file_of, text_of_path
-from carvision.data.table import BOX, PLACE, SOURCE, SPLITS, Table
+from carvision.data.table import BOX, LOCATION, SOURCE, SPLITS, Table
 from carvision.errors import InputError
 from carvision.training.callbacks import Clock
 from carvision.training.distributed.collectives import any_process, gather_objects, gather_rows
@@ -35,19 +41,158 @@ from carvision.training.features.store import (
     make_room,
     open_features,
 )
-from carvision.training.module import LitClassifier
+from carvision.training.module import LitClassifier, callbacks_of
 from carvision.training.run.stopping import Stopping
 
 log = logging.getLogger(__name__)
 
-
-# Run photos once through the backbone, shared by all processes of a run, and store the features in a file or in
-# memory.
+FORMAT = 2  # raise it with every change of how features are computed
 
 # On the CPU, small batches keep activations in the processor's cache: MobileNetV2 0.35 at 224 px took 9 ms a photo,
 # against 13 to 16 ms in batches of 64, with the same bits.
 CPU_SUBBATCH_SIZE = 16
 MAX_MEMORY_BYTES = 2e9  # of features kept in memory if they can't be stored on the disk
+
+
+def create_feature_cache(
+    cfg: dict, lit: LitClassifier, data: PhotoDataModule, clock: Clock, with_train: bool = False
+) -> "FeatureCache":
+    """Create the cache for PhotoDataModule.cached_features.
+
+    with_train: also cache training photos that are augmented in training. Raises InputError if
+    features.keep=true and nothing can be cached.
+    """
+    wanted, phases = cfg["features"]["keep"], lit.phases
+    frozen = [phase for phase in phases if phase["train_layers"] == "none"]
+    changing, forbidden = random_transforms(cfg), reason_not_cacheable(cfg)
+    if wanted is True:
+        if forbidden or changing:
+            raise InputError(
+                f"features.keep: true is not possible with {forbidden or changing}; use features.keep=auto"
+            )
+        if not frozen:
+            raise InputError("features.keep: true needs a phase with a frozen backbone; add model.train_layers=none")
+    cached = ("val",) if changing else ("train", "val")
+    if len(frozen) == len(phases):
+        if cfg["run"]["test"]:
+            cached += ("test",)  # the backbone stays the same until the test
+        if changing and wanted == "auto" and not forbidden:
+            log.info(
+                "the backbone is frozen, but training photos change (%s), so every epoch runs them through it; "
+                "with augment=none their features are cached, for epochs of a fifteenth of the time or less",
+                changing,
+            )
+    splits = tuple(split for split in SPLITS if split in cached or (with_train and split == "train"))
+    return FeatureCache(cfg, lit, data, clock, splits, cached if wanted is not False and not forbidden else ())
+
+
+class FeatureCache:
+    """Call cache(split) for the split's CachedFeatures, or None if the photos themselves must be used. Set as
+    PhotoDataModule.cached_features.
+
+    splits: those whose features are computed, all in one file. cached: those whose photos the features replace; without
+    any, nothing is stored on the disk.
+    """
+
+    def __init__(
+        self,
+        cfg: dict,
+        lit: LitClassifier,
+        data: PhotoDataModule,
+        clock: Clock,
+        splits: tuple[str, ...],
+        cached: tuple[str, ...],
+    ):
+        assert data.table is not None  # the datamodule is set up
+        self.lit, self.data, self.table, self.clock, self.cached = lit, data, data.table, clock, cached
+        self.splits = tuple(split for split in splits if split in data.datasets)
+        self.folder = features_folder(cfg["features"]["dir"])
+        self.max_bytes = 1e9 * cfg["features"]["max_gb"] * bool(cached)
+        self.crop_to_box, self.epoch_fraction = cfg["data"]["crop_to_box"], cfg["data"]["epoch_fraction"]
+        self.opened: dict[str, Features | None] = {}  # the last ones, by their digest
+
+    def __call__(self, split: str) -> CachedFeatures | None:
+        fitting = self.lit.trainer.state.fn == TrainerFn.FITTING
+        if split not in self.cached or split not in self.splits or (fitting and not self._is_worth_it()):
+            return None
+        # After training a missing file is not computed: the evaluation itself is one pass
+        features = self.obtain(compute=fitting)
+        return self.photos_of(features, split) if features else None
+
+    def _is_worth_it(self) -> bool:
+        phase = self.lit.phase
+        return phase["train_layers"] == "none" and phase["epochs"] * self.epoch_fraction >= 1
+
+    def photos_of(self, features: Features, split: str) -> CachedFeatures:
+        """Return the split's photos as rows of `features`."""
+        indices = indices_of(self._rows()["path"], self.table.of_split(split).rows["path"])
+        row_of = {int(index): row for row, index in enumerate(indices)}
+        bad = {row_of[index]: reason for index, reason in features.bad.items() if index in row_of}
+        return CachedFeatures(features.rows, indices, bad, self.data.datasets[split].targets)
+
+    def _rows(self) -> pd.DataFrame:
+        """Return the photos of all splits, sorted by path: the file does not depend on how they are split, as into
+        folds."""
+        rows = self.table.rows
+        return rows[rows["split"].isin(self.splits)].sort_values("path").reset_index(drop=True)
+
+    def obtain(self, compute: bool = True) -> Features | None:
+        """Return the features of all photos of the splits, sorted by path, with the backbone's current weights; from
+        the file, or computed. None if they are missing and `compute` is false, or too large."""
+        key = self._digest()
+        if any_process(key not in self.opened):
+            began = time.perf_counter()
+            file = self.folder / f"{key}.safetensors"
+            found = open_features(file) if self.cached else None
+            if any_process(found is None):
+                if not compute:
+                    return None
+                table = replace(self.table, rows=self._rows())
+                found = compute_features(self.lit, self.data, table, file, self.max_bytes)
+            elif found is not None:
+                log.info("features of %s photos from %s", f"{len(found.rows):,}", file)
+            self.opened = {key: found}
+            self.clock.add("features", time.perf_counter() - began)
+        return self.opened[key]
+
+    def _digest(self) -> str:
+        """Return a digest of all that the features depend on."""
+        trainer, table, rows = self.lit.trainer, self.table, self._rows()
+        device = trainer.strategy.root_device
+        on_cuda = device.type == "cuda"
+        network = self.lit.model.description
+        decoder = found.name if (found := load_decoder()) else "pillow"
+        fingerprint = [
+            FORMAT, carvision.__version__, torch.__version__, timm.__version__, PIL.__version__, decoder,
+            trainer.precision, device.type,
+            torch.cuda.get_device_name(device) if on_cuda else torch.backends.cpu.get_cpu_capability(),
+            network["backbone"], network["backbone_kwargs"], network["pool"], self.lit.model.learns_from_map,
+            self.lit.preprocessing.as_dict(), digest_of_tensors(self.lit.model.backbone.state_dict()),
+        ]  # fmt: skip
+        digest = hashlib.sha256(repr(fingerprint).encode())
+        if table.shards is None:
+            root = os.fspath(Path(table.root).resolve())
+            for path in rows["path"]:
+                digest.update(f"{text_of_path(root)} {path} {_size_and_time(root, path)}\n".encode())
+        else:  # independent of the pack's location
+            for photo in zip(*(rows[name] for name in ("path", SOURCE, *LOCATION[2:])), strict=True):
+                digest.update(f"{photo}\n".encode())
+        if self.crop_to_box:
+            digest.update(rows[BOX].to_numpy(np.float32).tobytes())
+        return digest.hexdigest()[:32]
+
+
+def indices_of(paths, wanted) -> np.ndarray:
+    """Return the index in `paths` (sorted) of each of `wanted`, int64."""
+    return np.searchsorted(paths.to_numpy(dtype=str), wanted.to_numpy(dtype=str)).astype(np.int64)
+
+
+def _size_and_time(root: str, path: str) -> tuple[int, int]:
+    try:
+        stat = os.stat(file_of(root, path))  # noqa: PTH116 - creating a million Paths takes longer than the disk
+    except OSError:
+        return -1, -1
+    return stat.st_size, stat.st_mtime_ns
 
 
 def compute_features(
@@ -66,7 +211,7 @@ def compute_features(
         for start, values in backbone_outputs(lit, data, table, own_bad):
             if start == 0:
                 shape, dtype = (num, *values.shape[1:]), str(values.dtype).removeprefix("torch.")
-                if data.trainer.local_rank == 0:
+                if lit.trainer.local_rank == 0:
                     new, problem = _open_writer(file, shape, dtype, max_bytes)
                 problem = _first_problem(problem)
                 if problem and (size := num * values[0].nbytes) > MAX_MEMORY_BYTES:
@@ -125,16 +270,15 @@ def backbone_outputs(
 
     Adds {row: reason} to `bad` for photos that this process could not read. Raises Stopped when the run is to stop.
     """
-    trainer, model = data.trainer, lit.model
-    photos = data.create_photos(table)
+    trainer, model = lit.trainer, lit.model
+    photos = data.create_dataset(table)
     batches = padded_batches(len(table), data.batch_size, trainer.global_rank, trainer.world_size)
-    stopping = next((hook for hook in trainer.callbacks if isinstance(hook, Stopping)), None)
     start, was_training = 0, model.training
     model.eval()
     try:
         for batch in data.create_loader(photos, batches):
             for row, reason in batch.pop("bad"):
-                data.meet_bad_image(photos, row, reason)
+                data.report_bad_image(photos, row, reason)
                 bad[row] = reason
             batch = data.transfer_batch_to_device(batch, trainer.strategy.root_device, 0)
             images = batch["images"]
@@ -144,7 +288,7 @@ def backbone_outputs(
             values = gather_rows(values if values.dtype == torch.float64 else values.float())
             yield start, values[: len(table) - start].cpu()
             start += len(values)
-            if stopping:
+            for stopping in callbacks_of(trainer, Stopping):
                 stopping.stop_between_epochs()
     finally:
         model.train(was_training)
@@ -159,152 +303,3 @@ def padded_batches(num: int, batch_size: int, rank: int, world_size: int) -> lis
         rows = range(start, min(start + width, num))[rank::world_size]
         batches.append([(row, -1) for row in rows] + [PADDING] * (batch_size - len(rows)))
     return batches
-
-
-# Feature cache for frozen backbones: computed once, reused by every epoch and by later runs.
-#
-# If a phase trains no layer of the backbone and every epoch sees the same photos, the backbone's output is a function
-# of the photo. One pass before the phase, shared by all processes, computes it and stores it in a file that later
-# runs find (see feature_files). Metrics and weights equal those of training through the backbone: to the bit if the
-# same photos form batches of the same size; else up to the rounding of convolutions, which depends on the batch size.
-
-FORMAT = 2  # raise it with every change of how features are computed
-
-
-def create_feature_cache(
-    cfg: dict, lit: LitClassifier, data: PhotoDataModule, clock: Clock, with_train: bool = False
-) -> "FeatureCache":
-    """Create the cache for PhotoDataModule.kept. with_train: also cache training photos that are augmented in training.
-
-    Raises InputError if features.keep=true and nothing can be cached.
-    """
-    wanted, phases = cfg["features"]["keep"], lit.hparams.phases
-    frozen = [phase for phase in phases if phase["train_layers"] == "none"]
-    changing, forbidden = random_transforms(cfg), reason_not_cacheable(cfg)
-    if wanted is True:
-        if forbidden or changing:
-            raise InputError(
-                f"features.keep: true is not possible with {forbidden or changing}; use features.keep=auto"
-            )
-        if not frozen:
-            raise InputError("features.keep: true needs a phase with a frozen backbone; add model.train_layers=none")
-    cached = ("val",) if changing else ("train", "val")
-    if len(frozen) == len(phases):
-        if cfg["run"]["test"]:
-            cached += ("test",)  # the backbone stays the same until the test
-        if changing and wanted == "auto" and not forbidden:
-            log.info(
-                "the backbone is frozen, but training photos change (%s), so every epoch runs them through it; "
-                "with augment=none their features are cached, for epochs of a fifteenth of the time or less",
-                changing,
-            )
-    splits = tuple(split for split in SPLITS if split in cached or (with_train and split == "train"))
-    return FeatureCache(cfg, lit, data, clock, splits, cached if wanted is not False and not forbidden else ())
-
-
-class FeatureCache:
-    """Call cache(split) for the split's KeptPhotos, or None if the photos themselves must be used. Set as
-    PhotoDataModule.kept.
-
-    splits: those whose features are computed, all in one file. cached: those whose photos the features replace; without
-    any, nothing is stored on the disk.
-    """
-
-    def __init__(
-        self,
-        cfg: dict,
-        lit: LitClassifier,
-        data: PhotoDataModule,
-        clock: Clock,
-        splits: tuple[str, ...],
-        cached: tuple[str, ...],
-    ):
-        self.lit, self.data, self.clock, self.cached = lit, data, clock, cached
-        self.splits = tuple(split for split in splits if split in data.photos)
-        self.folder = features_folder(cfg["features"]["dir"])
-        self.max_bytes = 1e9 * cfg["features"]["max_gb"] * bool(cached)
-        self.crop_to_box, self.epoch_fraction = cfg["data"]["crop_to_box"], cfg["data"]["epoch_fraction"]
-        self.opened: dict[str, Features | None] = {}  # the last ones, by their digest
-
-    def __call__(self, split: str) -> KeptPhotos | None:
-        fitting = self.data.trainer.state.fn == TrainerFn.FITTING
-        if split not in self.cached or split not in self.splits or (fitting and not self._is_worth_it()):
-            return None
-        # After training a missing file is not computed: the evaluation itself is one pass
-        features = self.obtain(compute=fitting)
-        return features and self.photos_of(features, split)
-
-    def _is_worth_it(self) -> bool:
-        phase = self.lit.phase
-        return phase["train_layers"] == "none" and phase["epochs"] * self.epoch_fraction >= 1
-
-    def photos_of(self, features: Features, split: str) -> KeptPhotos:
-        """Return the split's photos as rows of `features`."""
-        indices = indices_of(self._rows()["path"], self.data.table.of_split(split).rows["path"])
-        row_of = {int(index): row for row, index in enumerate(indices)}
-        bad = {row_of[index]: reason for index, reason in features.bad.items() if index in row_of}
-        return KeptPhotos(features.rows, indices, bad, self.data.photos[split].targets)
-
-    def _rows(self) -> pd.DataFrame:
-        """Return the photos of all splits, sorted by path: the file does not depend on how they are split, as into
-        folds."""
-        rows = self.data.table.rows
-        return rows[rows["split"].isin(self.splits)].sort_values("path").reset_index(drop=True)
-
-    def obtain(self, compute: bool = True) -> Features | None:
-        """Return the features of all photos of the splits, sorted by path, with the backbone's current weights; from
-        the file, or computed. None if they are missing and `compute` is false, or too large."""
-        key = self._digest()
-        if any_process(key not in self.opened):
-            began = time.perf_counter()
-            file = self.folder / f"{key}.safetensors"
-            found = open_features(file) if self.cached else None
-            if any_process(found is None):
-                if not compute:
-                    return None
-                table = replace(self.data.table, rows=self._rows())
-                found = compute_features(self.lit, self.data, table, file, self.max_bytes)
-            else:
-                log.info("features of %s photos from %s", f"{len(found.rows):,}", file)
-            self.opened = {key: found}
-            self.clock.add("features", time.perf_counter() - began)
-        return self.opened[key]
-
-    def _digest(self) -> str:
-        """Return a digest of all that the features depend on."""
-        trainer, table, rows = self.data.trainer, self.data.table, self._rows()
-        device = trainer.strategy.root_device
-        on_cuda = device.type == "cuda"
-        network = self.lit.model.description
-        decoder = found.name if (found := load_decoder()) else "pillow"
-        fingerprint = [
-            FORMAT, carvision.__version__, torch.__version__, timm.__version__, PIL.__version__, decoder,
-            trainer.precision, device.type,
-            torch.cuda.get_device_name(device) if on_cuda else torch.backends.cpu.get_cpu_capability(),
-            network["backbone"], network["backbone_kwargs"], network["pool"], self.lit.model.learns_from_map,
-            self.lit.hparams.preprocessing, digest_of_tensors(self.lit.model.backbone.state_dict()),
-        ]  # fmt: skip
-        digest = hashlib.sha256(repr(fingerprint).encode())
-        if table.shards is None:
-            root = os.fspath(table.root.resolve())
-            for path in rows["path"]:
-                digest.update(f"{text_of_path(root)} {path} {_size_and_time(root, path)}\n".encode())
-        else:  # independent of the pack's location
-            for photo in zip(*(rows[name] for name in ("path", SOURCE, *PLACE[2:])), strict=True):
-                digest.update(f"{photo}\n".encode())
-        if self.crop_to_box:
-            digest.update(rows[BOX].to_numpy(np.float32).tobytes())
-        return digest.hexdigest()[:32]
-
-
-def indices_of(paths, wanted) -> np.ndarray:
-    """Return the index in `paths` (sorted) of each of `wanted`, int64."""
-    return np.searchsorted(paths.to_numpy(dtype=str), wanted.to_numpy(dtype=str)).astype(np.int64)
-
-
-def _size_and_time(root: str, path: str) -> tuple[int, int]:
-    try:
-        stat = os.stat(file_of(root, path))  # noqa: PTH116 - creating a million Paths takes longer than the disk
-    except OSError:
-        return -1, -1
-    return stat.st_size, stat.st_mtime_ns

@@ -1,16 +1,23 @@
-"""Linear-probe initialisation of trunk and heads (LP-FT), from a regularised linear problem on one pass of features."""
+"""Linear-probe initialisation (LP-FT): fit trunk and heads on cached features before fine-tuning.
+
+Fine-tuning from random heads distorts the backbone's features (Kumar et al. 2022, "Fine-tuning can distort pretrained
+features", arXiv:2202.10054). A linear head of classes is fitted by logistic regression with the run's own loss, on
+features whitened within the classes; a head of a number by ridge regression. The L2 penalty is the one of STRENGTHS
+with the lowest validation loss. Deeper heads, a neck and a learned pool are trained for a few epochs on the features.
+Photos are not augmented. Test photos are not used.
+"""
 
 import logging
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from carvision.config.schema import reason_not_cacheable
-from carvision.data.loading.dataset import KeptPhotos
+from carvision.data.loading.dataset import Batch, CachedFeatures
 from carvision.data.loading.samplers import TableSampler, TrainSampler
 from carvision.data.table import UNKNOWN
 from carvision.errors import InputError
@@ -22,14 +29,194 @@ from carvision.training.module import LitClassifier, seed_rng
 
 log = logging.getLogger(__name__)
 
-
-# Fit one linear layer on the features of all photos at once, with L2 regularisation. Plain tensors.
+# Tried from the strongest, until validation gets worse
+STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4)
+DEFAULT_STRENGTH = 0.01
+# Of the within-class covariance. On cars and flowers the validation loss is 3 to 14 % lower than with 1 and flat around
+# 0.7; on ten easy classes it is 1 % lower (docs/benchmarks/accuracy.md)
+SHRINKAGE = 0.7
+MAX_SELECTION_PHOTOS = 20_000  # training photos used to choose the strength; the layer is then fitted on all
+DEEP_EPOCHS, DEEP_STEPS = 20, 400  # for deeper heads, whichever is more
+DEEP_LR, DEEP_DECAY = 1e-3, 0.01  # AdamW with cosine decay to 0
+MAX_STEPS = 100  # of L-BFGS
+GRADIENT_TOLERANCE = 1e-4  # largest gradient component at an accepted minimum
 
 # (scores (N, C), targets (N,)) -> (N,)
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-MAX_STEPS = 100
-GRADIENT_TOLERANCE = 1e-4  # largest gradient component at an accepted minimum
+
+def wants_linear_start(cfg: dict, model: Classifier) -> bool:
+    """Return whether model.start asks for a linear start, with `auto` resolved. Raise InputError if "linear" is
+    impossible."""
+    wanted, forbidden = cfg["model"]["start"], reason_not_cacheable(cfg)
+    if wanted == "linear" and forbidden:
+        raise InputError(f"model.start: linear is not possible with {forbidden}; use model.start=random")
+    if wanted == "auto":
+        return cfg["model"]["weights"] != "random" and not model.heads_are_trained and not forbidden
+    return wanted == "linear"
+
+
+class LinearStart(pl.Callback):
+    """Fit trunk and heads before the first step of a new run."""
+
+    def __init__(self, cache: FeatureCache, clock: Clock, seed: int):
+        self.cache, self.clock, self.seed = cache, clock, seed
+
+    def on_train_start(self, trainer: pl.Trainer, module: LitClassifier) -> None:
+        if trainer.ckpt_path or trainer.current_epoch or module.phase_position["phase"]:
+            return
+        features = self.cache.obtain()
+        if features is None:
+            log.warning("model.start: the heads start from random weights, as there are no features")
+            return
+        began = time.perf_counter()
+        photos = {split: self.cache.photos_of(features, split) for split in ("train", "val")}
+        with torch.random.fork_rng():
+            method = fit_above(module, photos, self.seed)
+        above = {name: value for name, value in module.model.state_dict().items() if not name.startswith("backbone.")}
+        cpu = {name: value.cpu() for name, value in above.items()}
+        module.model.load_state_dict(broadcast_object(cpu), strict=False)  # other processes may differ in the last bits
+        metrics = accuracies(module, photos["val"])
+        seconds = time.perf_counter() - began
+        self.clock.add("linear_start", seconds)
+        message = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        log.info("linear start: %s; val: %s (%.1f s)", method, message, seconds)
+
+
+def fit_above(lit: LitClassifier, photos: dict[str, CachedFeatures], seed: int) -> str:
+    """Fit all layers above the backbone; return a short description of the method, for the log."""
+    model = lit.model
+    heads: dict[str, Any] = {name: model.get_submodule(head_module(name)) for name in model.labels}  # nn.ModuleDicts
+    deep = model.learns_from_map or model.trunk.layers.hidden or any(h["layers"].layers.hidden for h in heads.values())
+    if deep:
+        num_epochs = train_above(lit, photos["train"], seed)
+        return f"all layers above the backbone, {num_epochs} epochs on its features"
+    features = {split: part.features[part.rows].to(lit.device) for split, part in photos.items()}
+    strengths = {}
+    for name, head in heads.items():
+        loss, of_split = head_problem(lit, name, photos)
+        num_outputs = head["output"].out_features
+        frame = create_frame(features["train"], *of_split["train"], num_outputs if "ids" in lit.labels[name] else None)
+        framed = {split: frame.apply(values) for split, values in features.items()}
+        layer, strengths[name] = choose_layer(framed, of_split, num_outputs, loss, seed)
+        layer = frame.undo(layer)
+        with torch.no_grad():
+            head["output"].weight.copy_(layer.weight)
+            head["output"].bias.copy_(layer.bias)
+    return "L2 " + ", ".join(f"{name} {strength:g}" for name, strength in strengths.items())
+
+
+def head_problem(
+    lit: LitClassifier, name: str, photos: dict[str, CachedFeatures]
+) -> tuple[Loss, dict[str, tuple[Tensor, Tensor]]]:
+    """Return the head's loss, and {split: (targets, weights)}, both (N,), with weight 0 for photos that don't count.
+
+    Numeric targets are standardised, as the head's output is before its unit is applied.
+    """
+    label, found = lit.labels[name], {}
+    for split, part in photos.items():
+        targets = part.targets[name].to(lit.device)
+        valid = torch.ones(len(targets), device=lit.device)
+        valid[list(part.bad)] = 0.0
+        if "ids" not in label:
+            weights = valid * ~targets.isnan()
+            targets = (targets.nan_to_num(label["mean"]) - label["mean"]) / label["std"]
+        else:
+            weights = valid * (targets != UNKNOWN)
+            of_class = lit.class_weights.get(name)
+            if of_class and split == "train":
+                weights = weights * torch.tensor(of_class, device=lit.device)[targets.clamp(min=0)]
+        found[split] = targets, weights
+    return (lit.class_loss if "ids" in label else half_squared_error), found
+
+
+def create_frame(features: Tensor, targets: Tensor, weights: Tensor, num_classes: int | None) -> "Frame":
+    """Return the frame for the photos with weight above 0. num_classes: None if targets are numbers."""
+    counts = weights > 0
+    if num_classes is None or not counts.any():
+        return plain_frame(features)
+    return class_frame(features[counts], targets[counts], num_classes, SHRINKAGE)
+
+
+def choose_layer(
+    features: dict[str, Tensor], known: dict[str, tuple[Tensor, Tensor]], num_outputs: int, loss: Loss, seed: int
+) -> "tuple[Layer, float]":
+    """Return the layer fitted on all training photos, and its L2 strength, chosen on validation photos.
+
+    features: {"train", "val"} -> (N, F). known: {"train", "val"} -> (targets, weights), both (N,).
+    """
+    (targets, weights), (val_targets, val_weights) = known["train"], known["val"]
+    x, num = features["train"], len(targets)
+    chosen = slice(None)
+    if num > MAX_SELECTION_PHOTOS:
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(num, generator=generator)[:MAX_SELECTION_PHOTOS].to(x.device)
+    layer, best, least = None, (None, DEFAULT_STRENGTH), float("inf")
+    for l2 in STRENGTHS:
+        layer = fit_layer(x[chosen], targets[chosen], weights[chosen], num_outputs, loss, l2, layer)
+        losses = loss(torch.nn.functional.linear(features["val"], *layer), val_targets)
+        value = float((losses * val_weights).sum() / val_weights.sum())  # NaN if no photo counts
+        if not value < least:
+            break
+        least, best = value, (layer, l2)
+    layer, l2 = best
+    if layer is None or num > MAX_SELECTION_PHOTOS:
+        layer = fit_layer(x, targets, weights, num_outputs, loss, l2, layer)
+    return layer, l2
+
+
+def train_above(lit: LitClassifier, photos: CachedFeatures, seed: int) -> int:
+    """Train trunk, heads, neck and pool on features, with the heads' losses, penalties and dropout. Return the number
+    of epochs.
+
+    A metric loss is left out: it needs batches of its own kind.
+    """
+    learning, lit.metric_learning = lit.metric_learning, None
+    backbone = {id(parameter) for parameter in lit.model.backbone.parameters()}
+    parameters = [p for p in lit.model.parameters() if id(p) not in backbone]
+    optimizer = torch.optim.AdamW(parameters, lr=DEEP_LR, weight_decay=DEEP_DECAY)
+    size = min(64, len(photos.rows))
+    sampler = TrainSampler(photos.rows.numpy(), size, seed=seed)
+    num_epochs = max(DEEP_EPOCHS, -(-DEEP_STEPS // len(sampler)))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_epochs * len(sampler))
+    for epoch in range(num_epochs):
+        sampler.set_epoch(epoch)
+        for number, keys in enumerate(sampler):
+            seed_rng((seed, epoch, number, 0), lit.device)  # the same in all processes
+            optimizer.zero_grad()
+            lit._step(None, on_device(photos[keys], lit.device), None).backward()
+            optimizer.step()
+            schedule.step()
+    optimizer.zero_grad()
+    lit.metric_learning = learning
+    return num_epochs
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """Return the batch of cached features with what a step reads on the device."""
+    targets = {name: values.to(device) for name, values in batch["targets"].items()}
+    return {**batch, "features": batch["features"].to(device), "targets": targets, "valid": batch["valid"].to(device)}
+
+
+@torch.no_grad()
+def accuracies(lit: LitClassifier, photos: CachedFeatures) -> dict[str, float]:
+    """Return {head: top-1 accuracy of the photos whose class is known; of a number the mean absolute error}."""
+    was_training = lit.model.training
+    lit.model.eval()
+    sums = dict.fromkeys(lit.model.labels, 0.0)
+    counts = dict.fromkeys(lit.model.labels, 0.0)
+    for keys in TableSampler(len(photos.rows), 256):
+        batch = on_device(photos[keys], lit.device)
+        for name, logits in lit.model.above(batch["features"])[0].items():
+            targets = batch["targets"][name]
+            if "ids" in lit.labels[name]:
+                known, right = batch["valid"] & (targets != UNKNOWN), logits.argmax(dim=1) == targets
+            else:
+                known, right = batch["valid"] & ~targets.isnan(), (logits[:, 0] - targets).abs().nan_to_num()
+            sums[name] += float((right * known).sum())
+            counts[name] += float(known.sum())
+    lit.model.train(was_training)
+    return {name: sums[name] / counts[name] for name in sums if counts[name]}
 
 
 class Layer(NamedTuple):
@@ -131,195 +318,3 @@ def class_frame(features: Tensor, classes: Tensor, num_classes: int, shrinkage: 
     mean = features.mean(dim=0)
     scale = ((features - mean) @ matrix.T).square().mean().sqrt().clamp(min=1e-12)
     return Frame(mean, matrix / scale)
-
-
-# Linear-probe initialisation (LP-FT): fit trunk and heads on cached features before fine-tuning.
-#
-# Fine-tuning from random heads distorts the backbone's features (Kumar et al. 2022, "Fine-tuning can distort
-# pretrained features", arXiv:2202.10054). A linear head of classes is fitted by logistic regression with the run's
-# own loss, on features whitened within the classes; a head of a number by ridge regression. The L2 penalty is the one
-# of STRENGTHS with the lowest validation loss. Deeper heads, a neck and a learned pool are trained for a few epochs
-# on the features. Photos are not augmented. Test photos are not used.
-
-# Tried from the strongest, until validation gets worse
-STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4)
-DEFAULT_STRENGTH = 0.01
-# Of the within-class covariance. On cars and flowers the validation loss is 3 to 14 % lower than with 1 and flat around
-# 0.7; on ten easy classes it is 1 % lower (docs/benchmarks/accuracy.md)
-SHRINKAGE = 0.7
-MAX_SELECTION_PHOTOS = 20_000  # training photos used to choose the strength; the layer is then fitted on all
-DEEP_EPOCHS, DEEP_STEPS = 20, 400  # for deeper heads, whichever is more
-DEEP_LR, DEEP_DECAY = 1e-3, 0.01  # AdamW with cosine decay to 0
-
-
-def wants_linear_start(cfg: dict, model: Classifier) -> bool:
-    """Return whether model.start asks for a linear start, with `auto` resolved. Raise InputError if "linear" is
-    impossible."""
-    wanted, forbidden = cfg["model"]["start"], reason_not_cacheable(cfg)
-    if wanted == "linear" and forbidden:
-        raise InputError(f"model.start: linear is not possible with {forbidden}; use model.start=random")
-    if wanted == "auto":
-        return cfg["model"]["weights"] != "random" and not model.heads_are_trained and not forbidden
-    return wanted == "linear"
-
-
-class LinearStart(pl.Callback):
-    """Fit trunk and heads before the first step of a new run."""
-
-    def __init__(self, cache: FeatureCache, clock: Clock, seed: int):
-        self.cache, self.clock, self.seed = cache, clock, seed
-
-    def on_train_start(self, trainer: pl.Trainer, module: LitClassifier) -> None:
-        if trainer.ckpt_path or trainer.current_epoch or module.phase_position["phase"]:
-            return
-        features = self.cache.obtain()
-        if features is None:
-            log.warning("model.start: the heads start from random weights, as there are no features")
-            return
-        began = time.perf_counter()
-        photos = {split: self.cache.photos_of(features, split) for split in ("train", "val")}
-        with torch.random.fork_rng():
-            method = fit_above(module, photos, self.seed)
-        above = {name: value for name, value in module.model.state_dict().items() if not name.startswith("backbone.")}
-        cpu = {name: value.cpu() for name, value in above.items()}
-        module.model.load_state_dict(broadcast_object(cpu), strict=False)  # other processes may differ in the last bits
-        metrics = accuracies(module, photos["val"])
-        seconds = time.perf_counter() - began
-        self.clock.add("linear_start", seconds)
-        message = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        log.info("linear start: %s; val: %s (%.1f s)", method, message, seconds)
-
-
-def fit_above(lit: LitClassifier, photos: dict[str, KeptPhotos], seed: int) -> str:
-    """Fit all layers above the backbone; return a short description of the method, for the log."""
-    model = lit.model
-    heads = {name: model.get_submodule(head_module(name)) for name in model.labels}
-    deep = model.learns_from_map or model.trunk.layers.hidden or any(h["layers"].layers.hidden for h in heads.values())
-    if deep:
-        num_epochs = train_above(lit, photos["train"], seed)
-        return f"all layers above the backbone, {num_epochs} epochs on its features"
-    features = {split: part.rows[part.places].to(lit.device) for split, part in photos.items()}
-    strengths = {}
-    for name, head in heads.items():
-        loss, of_split = head_problem(lit, name, photos)
-        num_outputs = head["output"].out_features
-        frame = create_frame(features["train"], *of_split["train"], num_outputs if "ids" in lit.labels[name] else None)
-        framed = {split: frame.apply(values) for split, values in features.items()}
-        layer, strengths[name] = choose_layer(framed, of_split, num_outputs, loss, seed)
-        layer = frame.undo(layer)
-        with torch.no_grad():
-            head["output"].weight.copy_(layer.weight)
-            head["output"].bias.copy_(layer.bias)
-    return "L2 " + ", ".join(f"{name} {strength:g}" for name, strength in strengths.items())
-
-
-def head_problem(
-    lit: LitClassifier, name: str, photos: dict[str, KeptPhotos]
-) -> tuple[Loss, dict[str, tuple[Tensor, Tensor]]]:
-    """Return the head's loss, and {split: (targets, weights)}, both (N,), with weight 0 for photos that don't count.
-
-    Numeric targets are standardised, as the head's output is before its unit is applied.
-    """
-    label, found = lit.labels[name], {}
-    for split, part in photos.items():
-        targets = part.targets[name].to(lit.device)
-        valid = torch.ones(len(targets), device=lit.device)
-        valid[list(part.bad)] = 0.0
-        if "ids" not in label:
-            weights = valid * ~targets.isnan()
-            targets = (targets.nan_to_num(label["mean"]) - label["mean"]) / label["std"]
-        else:
-            weights = valid * (targets != UNKNOWN)
-            of_class = lit.hparams.class_weights.get(name)
-            if of_class and split == "train":
-                weights = weights * torch.tensor(of_class, device=lit.device)[targets.clamp(min=0)]
-        found[split] = targets, weights
-    return (lit.class_loss if "ids" in label else half_squared_error), found
-
-
-def create_frame(features: Tensor, targets: Tensor, weights: Tensor, num_classes: int | None) -> Frame:
-    """Return the frame for the photos with weight above 0. num_classes: None if targets are numbers."""
-    counts = weights > 0
-    if num_classes is None or not counts.any():
-        return plain_frame(features)
-    return class_frame(features[counts], targets[counts], num_classes, SHRINKAGE)
-
-
-def choose_layer(
-    features: dict[str, Tensor], known: dict[str, tuple[Tensor, Tensor]], num_outputs: int, loss: Loss, seed: int
-) -> tuple[Layer, float]:
-    """Return the layer fitted on all training photos, and its L2 strength, chosen on validation photos.
-
-    features: {"train", "val"} -> (N, F). known: {"train", "val"} -> (targets, weights), both (N,).
-    """
-    (targets, weights), (val_targets, val_weights) = known["train"], known["val"]
-    x, num = features["train"], len(targets)
-    chosen = slice(None)
-    if num > MAX_SELECTION_PHOTOS:
-        generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(num, generator=generator)[:MAX_SELECTION_PHOTOS].to(x.device)
-    layer, best, least = None, (None, DEFAULT_STRENGTH), float("inf")
-    for l2 in STRENGTHS:
-        layer = fit_layer(x[chosen], targets[chosen], weights[chosen], num_outputs, loss, l2, layer)
-        losses = loss(torch.nn.functional.linear(features["val"], *layer), val_targets)
-        value = float((losses * val_weights).sum() / val_weights.sum())  # NaN if no photo counts
-        if not value < least:
-            break
-        least, best = value, (layer, l2)
-    layer, l2 = best
-    if layer is None or num > MAX_SELECTION_PHOTOS:
-        layer = fit_layer(x, targets, weights, num_outputs, loss, l2, layer)
-    return layer, l2
-
-
-def train_above(lit: LitClassifier, photos: KeptPhotos, seed: int) -> int:
-    """Train trunk, heads, neck and pool on features, with the heads' losses, penalties and dropout. Return the number
-    of epochs.
-
-    A metric loss is left out: it needs batches of its own kind.
-    """
-    learning, lit.metric_learning = lit.metric_learning, None
-    backbone = {id(parameter) for parameter in lit.model.backbone.parameters()}
-    parameters = [p for p in lit.model.parameters() if id(p) not in backbone]
-    optimizer = torch.optim.AdamW(parameters, lr=DEEP_LR, weight_decay=DEEP_DECAY)
-    size = min(64, len(photos.places))
-    sampler = TrainSampler(photos.places.numpy(), size, seed=seed)
-    num_epochs = max(DEEP_EPOCHS, -(-DEEP_STEPS // len(sampler)))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_epochs * len(sampler))
-    for epoch in range(num_epochs):
-        sampler.set_epoch(epoch)
-        for number, keys in enumerate(sampler):
-            seed_rng((seed, epoch, number, 0), lit.device)  # the same in all processes
-            optimizer.zero_grad()
-            lit._step(None, on_device(photos[keys], lit.device), None).backward()
-            optimizer.step()
-            schedule.step()
-    optimizer.zero_grad()
-    lit.metric_learning = learning
-    return num_epochs
-
-
-def on_device(batch: dict, device: torch.device) -> dict:
-    targets = {name: values.to(device) for name, values in batch["targets"].items()}
-    return {**batch, "kept": batch["kept"].to(device), "targets": targets, "valid": batch["valid"].to(device)}
-
-
-@torch.no_grad()
-def accuracies(lit: LitClassifier, photos: KeptPhotos) -> dict[str, float]:
-    """Return {head: top-1 accuracy of the photos whose class is known; of a number the mean absolute error}."""
-    was_training = lit.model.training
-    lit.model.eval()
-    sums = dict.fromkeys(lit.model.labels, 0.0)
-    counts = dict.fromkeys(lit.model.labels, 0.0)
-    for keys in TableSampler(len(photos.places), 256):
-        batch = on_device(photos[keys], lit.device)
-        for name, logits in lit.model.above(batch["kept"])[0].items():
-            targets = batch["targets"][name]
-            if "ids" in lit.labels[name]:
-                known, right = batch["valid"] & (targets != UNKNOWN), logits.argmax(dim=1) == targets
-            else:
-                known, right = batch["valid"] & ~targets.isnan(), (logits[:, 0] - targets).abs().nan_to_num()
-            sums[name] += float((right * known).sum())
-            counts[name] += float(known.sum())
-    lit.model.train(was_training)
-    return {name: sums[name] / counts[name] for name in sums if counts[name]}

@@ -78,7 +78,7 @@ def open_features(file: Path) -> Features | None:
 
 def checksum_of(rows: np.ndarray, bad: bytes) -> str:
     """Return the CRC-32 of both byte sequences, as decimal text."""
-    return str(zlib.crc32(bad, zlib.crc32(np.ascontiguousarray(rows).reshape(-1).view(np.uint8))))
+    return str(zlib.crc32(bad, zlib.crc32(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)))
 
 
 class FeatureFileWriter:

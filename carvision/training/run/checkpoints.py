@@ -9,7 +9,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -20,6 +20,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from carvision.errors import InputError
 from carvision.files.atomic import flush, link_or_copy, open_new, own_folder, rename
 from carvision.files.folders import BEST, LAST, NEW, PREVIOUS
+from carvision.training.module import LitClassifier
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class VerifiedCheckpointIO(CheckpointIO):
             with open_new(path) as file:
                 out = Output(file)
                 try:
-                    torch.save(checkpoint, out)
+                    torch.save(checkpoint, cast(IO[bytes], out))  # which calls write() and flush() alone
                 except RuntimeError as error:  # torch's own message hides the OSError
                     raise out.error or error from None
             flush(path)
@@ -101,8 +102,9 @@ class VerifiedCheckpointIO(CheckpointIO):
 class Output:
     """Keep the OSError of a failed write, which torch.save replaces by its own."""
 
-    def __init__(self, file: BinaryIO):
-        self.file, self.error = file, None
+    def __init__(self, file: IO[bytes]):
+        self.file = file
+        self.error: OSError | None = None
 
     def write(self, data) -> int:
         try:
@@ -128,7 +130,7 @@ def is_intact(path: Path) -> bool:
 
 def num_bytes(checkpoint: dict) -> int:
     """Return the size of all tensors in a checkpoint, counting shared storage once."""
-    storages = {}
+    storages: dict[int, Any] = {}
     apply_to_collection(
         checkpoint, torch.Tensor, lambda t: storages.__setitem__(t.untyped_storage().data_ptr(), t.untyped_storage())
     )
@@ -141,3 +143,33 @@ def require_free_space(folder: Path, needed: int) -> None:
     if free < needed:
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed / 1e6:,.1f} MB are needed for a "
                                     f"checkpoint, and {free / 1e6:,.1f} MB are free")  # fmt: skip
+
+
+def require_space(folder: Path, lit: LitClassifier, averaged: bool) -> None:
+    """Raise InputError if the run's checkpoints would not fit: last, previous, best, and a partial one, whose space the
+    model file takes later. averaged: a moving average of the weights is kept, too."""
+    needed_mb = 4 * checkpoint_bytes(lit, averaged) / 1e6
+    files = [file.stat() for file in (folder / "checkpoints").glob("*.ckpt")]
+    existing_mb = sum({file.st_ino: file.st_size for file in files}.values()) / 1e6  # best and last may be hard links
+    free_mb = shutil.disk_usage(folder).free / 1e6
+    if free_mb + existing_mb < needed_mb:
+        raise InputError(
+            f"run.dir: {folder} has {free_mb:,.0f} MB free, and the checkpoints of this network need about "
+            f"{needed_mb - existing_mb:,.0f} MB; free some, or choose another disk with run.dir="
+        )
+
+
+def checkpoint_bytes(lit: LitClassifier, averaged: bool) -> int:
+    """Estimate a checkpoint's bytes: float32 weights, their averages, and the optimizer's state of those trained."""
+    phases, sizes = lit.phases, [(p.numel(), p.requires_grad) for p in lit.parameters()]
+    # What later phases train is not known yet: at most all
+    trained = sum(size for size, in_first in sizes if in_first or len(phases) > 1)
+    per_weight = max(_optimizer_values_per_weight(phase["optimizer"]) for phase in phases)
+    return 4 * ((1 + averaged) * sum(size for size, _ in sizes) + per_weight * trained)
+
+
+def _optimizer_values_per_weight(optimizer: dict) -> int:
+    """Return how many values the optimizer stores per weight; Adam's two moments are the usual maximum."""
+    if "sgd" in optimizer["name"]:
+        return 1 if optimizer.get("momentum") else 0
+    return 2

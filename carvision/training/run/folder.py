@@ -4,12 +4,11 @@ import errno
 import json
 import logging
 import os
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import IO, NoReturn
 
 import yaml
 
@@ -19,7 +18,6 @@ from carvision.errors import InputError, one_line
 from carvision.files import locks
 from carvision.files.atomic import write_json, write_text
 from carvision.files.folders import BEST, CONFIG, LAST, is_run, shorten
-from carvision.training.module import LitClassifier
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +48,21 @@ def read_metrics(folder: Path) -> dict | None:
     return None
 
 
+def write_metrics(metrics: dict, folder: Path) -> None:
+    """Write the folder's metrics.json."""
+    write_json(folder / METRICS, metrics)
+
+
 def read_config(folder: Path) -> dict:
     """Return the configuration that the run in the folder was started with. Raises InputError."""
     if not is_run(folder):
         raise InputError(f"run.dir: {folder / CONFIG} can't be read as the configuration of a run; give another folder")
     return yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+
+
+def write_config(config: dict, folder: Path) -> None:
+    """Write the folder's config.yaml."""
+    write_text(folder / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
 def refuse_finished(folder: Path) -> NoReturn:
@@ -98,7 +106,7 @@ def require_same_config(config: dict, folder: Path) -> None:
         log.warning("resuming with a changed configuration: %s", change)
 
 
-def lock_folder(folder: Path) -> BinaryIO | None:
+def lock_folder(folder: Path) -> IO[bytes] | None:
     """Lock the folder until the returned file is closed or the process ends. Raise InputError if another process trains
     into it."""
     return locks.lock_folder(
@@ -160,43 +168,3 @@ def _quiet_threads() -> Iterator[None]:
         yield
     finally:
         threading.excepthook = original
-
-
-def require_space(folder: Path, lit: LitClassifier, averaged: bool) -> None:
-    """Raise InputError if the run's checkpoints would not fit: last, previous, best, and a partial one, whose space the
-    model file takes later. averaged: a moving average of the weights is kept, too."""
-    needed_mb = 4 * checkpoint_bytes(lit, averaged) / 1e6
-    files = [file.stat() for file in (folder / "checkpoints").glob("*.ckpt")]
-    existing_mb = sum({file.st_ino: file.st_size for file in files}.values()) / 1e6  # best and last may be hard links
-    free_mb = shutil.disk_usage(folder).free / 1e6
-    if free_mb + existing_mb < needed_mb:
-        raise InputError(
-            f"run.dir: {folder} has {free_mb:,.0f} MB free, and the checkpoints of this network need about "
-            f"{needed_mb - existing_mb:,.0f} MB; free some, or choose another disk with run.dir="
-        )
-
-
-def checkpoint_bytes(lit: LitClassifier, averaged: bool) -> int:
-    """Estimate a checkpoint's bytes: float32 weights, their averages, and the optimizer's state of those trained."""
-    phases, sizes = lit.hparams.phases, [(p.numel(), p.requires_grad) for p in lit.parameters()]
-    # What later phases train is not known yet: at most all
-    trained = sum(size for size, in_first in sizes if in_first or len(phases) > 1)
-    per_weight = max(_optimizer_values_per_weight(phase["optimizer"]) for phase in phases)
-    return 4 * ((1 + averaged) * sum(size for size, _ in sizes) + per_weight * trained)
-
-
-def _optimizer_values_per_weight(optimizer: dict) -> int:
-    """Return how many values the optimizer stores per weight; Adam's two moments are the usual maximum."""
-    if "sgd" in optimizer["name"]:
-        return 1 if optimizer.get("momentum") else 0
-    return 2
-
-
-def write_config(config: dict, folder: Path) -> None:
-    """Write the folder's config.yaml."""
-    write_text(folder / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-
-
-def write_metrics(metrics: dict, folder: Path) -> None:
-    """Write the folder's metrics.json."""
-    write_json(folder / METRICS, metrics)

@@ -15,7 +15,7 @@ import torch
 from pytorch_lightning.accelerators import CUDAAccelerator
 
 from carvision import __version__
-from carvision.data.decode import load_decoder
+from carvision.data.jpeg import load_decoder
 from carvision.files.atomic import write_json
 from carvision.system.machine import num_cores, processor_name
 from carvision.system.versions import git_state, read_versions

@@ -17,7 +17,7 @@ from carvision.data.table import Table
 from carvision.errors import InputError, one_line
 from carvision.files.atomic import link_or_copy, refuse_link_out
 from carvision.training.callbacks import read_history
-from carvision.training.optim import build_phases
+from carvision.training.optim import Phase, build_phases
 from carvision.training.run.checkpoints import BEST, LAST, NEW, PREVIOUS, is_intact
 from carvision.training.run.folder import METRICS, read_config
 
@@ -129,7 +129,7 @@ def load_best(folder: Path, lit: torch.nn.Module) -> dict:
     raise InputError(f"run.dir: no checkpoint can be tested ({'; '.join(problems)}); give another folder to start anew")
 
 
-def planned_end(point: ResumePoint, phases: list[dict]) -> int:
+def planned_end(point: ResumePoint, phases: list[Phase]) -> int:
     """Return the number of epochs after which the resume point's phase ends."""
     return point.phase_begun + phases[point.phase]["epochs"]
 
@@ -139,7 +139,7 @@ def apply_patience(point: ResumePoint, patience: int | None) -> ResumePoint:
     return point._replace(stopped_early=point.stopped_early and patience is not None and point.waited >= patience)
 
 
-def require_enough_epochs(point: ResumePoint, phases: list[dict]) -> None:
+def require_enough_epochs(point: ResumePoint, phases: list[Phase]) -> None:
     """Raise InputError if the phases have fewer epochs than the run has already trained."""
     name = phases[min(point.phase, len(phases) - 1)]["name"]
     key = f"phases.{name}.epochs" if name else "trainer.max_epochs"

@@ -1,4 +1,4 @@
-"""A web server of a folder in this process, without ranges, that can be told to misbehave."""
+"""A web server for a folder, in this process, without ranges, that can misbehave."""
 
 import contextlib
 import gzip
@@ -10,9 +10,11 @@ from pathlib import Path
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """server.bad {name: (times, what)}: the next answers to requests for that file are cut off in the middle ("cut"),
-    have a changed byte ("damage"), are an error 500 ("refuse"), never end ("endless"), or are 30 MB of zeros,
-    compressed ("bomb"). server.asked counts requests for each file."""
+    """Serves files, and counts the requests for each in server.asked.
+
+    server.bad {name: (times, what)}: the next answers for that file are cut off in the middle ("cut"), have a changed
+    byte ("damage"), are an error 500 ("refuse"), never end ("endless"), or are 30 MB of zeros, compressed ("bomb").
+    """
 
     protocol_version = "HTTP/1.1"
 
@@ -56,7 +58,7 @@ class Handler(SimpleHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serving(folder: Path):
-    """Gives the server; its url is server.url."""
+    """Yield the server, whose URL is server.url."""
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
         server.daemon_threads = True
         server.bad, server.asked = {}, Counter()

@@ -9,8 +9,8 @@ import pandas as pd
 from PIL import Image
 
 from carvision.data.images import Preprocessing
-from carvision.data.loading.dataset import Photos
-from carvision.data.packs.shard import Form
+from carvision.data.loading.dataset import PhotoDataset
+from carvision.data.packs.shard import PackOptions
 from carvision.data.packs.write import pack
 from carvision.data.table import BOX, Classes, Number, Table
 
@@ -19,8 +19,10 @@ SMALL_MB = 0.02  # some seven photos of `write_photos` a shard
 
 
 def write_photos(folder: Path, num: int = NUM) -> Table:
-    """Noisy photos of several sizes and formats, of 3 models of 2 makes; 1 and 2 have the same bytes; boxes, groups,
-    a number; a photo in four has no split, and some values are not known."""
+    """Write noisy photos of several sizes and formats, of 3 models of 2 makes, with boxes, groups and a number.
+
+    1 and 2 have the same bytes; a photo in four has no split, and some values are unknown.
+    """
     random = np.random.default_rng(0)
     paths = []
     for i in range(num):
@@ -52,20 +54,22 @@ def write_photos(folder: Path, num: int = NUM) -> Table:
     return Table("some", folder, rows, labels, "model", heads=("model", "make"))
 
 
-def form(photos: str = "original", short_side_px: int = 16, of_box: bool = False, on_bad_image: str = "error") -> Form:
-    return Form(photos, short_side_px, 90, of_box, on_bad_image)
+def form(
+    photos: str = "original", short_side_px: int = 16, of_box: bool = False, on_bad_image: str = "error"
+) -> PackOptions:
+    return PackOptions(photos, short_side_px, 90, of_box, on_bad_image)
 
 
-def pack_small(table: Table, folder: Path, how: Form | None = None, num_workers: int = 0) -> Table:
+def pack_small(table: Table, folder: Path, how: PackOptions | None = None, num_workers: int = 0) -> Table:
     return pack(table, how or form(), SMALL_MB, folder, num_workers)
 
 
-def photos_of(table: Table, crop_to_box: bool = False) -> Photos:
-    return Photos(table, Preprocessing(8, (0.5,) * 3, (0.5,) * 3), crop_to_box, (0.3, 1.0), (0.5, 2.0), 4, seed=3)
+def photos_of(table: Table, crop_to_box: bool = False) -> PhotoDataset:
+    return PhotoDataset(table, Preprocessing(8, (0.5,) * 3, (0.5,) * 3), crop_to_box, (0.3, 1.0), (0.5, 2.0), 4, seed=3)
 
 
 def change_index(folder: Path, **changes) -> None:
-    """pack.json with these values, and with the size and the SHA-256 of table.parquet as it is."""
+    """Change values of pack.json, and state the size and the SHA-256 of table.parquet as it is."""
     content = (folder / "table.parquet").read_bytes()
     index = json.loads((folder / "pack.json").read_text())
     index["table"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

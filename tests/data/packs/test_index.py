@@ -1,7 +1,8 @@
-"""Packs as they are read: damage is named, and the order of photos is as said."""
+"""Packs as they are read: photos and their order are those of the files, and damage is named."""
 
 import functools
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from carvision.data.loading.samplers import TableSampler, TrainSampler
 from carvision.data.packs.index import read_packed
 from carvision.data.packs.read import windowed_order
 from carvision.data.packs.write import verify_pack
-from carvision.data.table import PLACE, Table
+from carvision.data.table import LOCATION, Table
 from carvision.errors import InputError
 from carvision.reports.augment_sheet import plot_augmented
 from carvision.reports.health import plot_samples
@@ -35,8 +36,8 @@ def folder(source, tmp_path):
     return tmp_path / "pack"
 
 
-def change(folder, photo) -> None:
-    """A bit of the photo's bytes in its shard."""
+def damage(folder, photo) -> None:
+    """Flip a bit of the photo's bytes in its shard."""
     file = folder / photo.shards.all[photo.shard].name
     content = bytearray(file.read_bytes())
     content[photo.offset + photo.length // 2] ^= 1
@@ -54,8 +55,11 @@ def test_items_are_those_of_the_folder(crop_to_box, source, folder):
 
 def test_a_damaged_photo_is_named_with_its_shard_wherever_it_is_met(folder):
     table = read_packed(folder)
-    change(folder, table.photo(7))
+    before = photos_of(table)
+    assert before[[(7, 0)]]["bad"] == []
+    damage(folder, table.photo(7))
     name = table.shards.all[table.photo(7).shard].name
+    assert not any("damaged in" in reason for _, reason in before[[(7, 1)]]["bad"])  # compared only once
     ((row, reason),) = photos_of(table)[[(6, 0), (7, 0), (8, 0)]]["bad"]
     assert row == 7 and reason.startswith(f"damaged in {name}; the command that packed it writes")
     scan = scan_photos(table, False, 0)
@@ -70,45 +74,22 @@ def test_damage_beside_the_photos_is_found_too(folder):
     content = bytearray(file.read_bytes())
     content[5] ^= 1  # of the first member's name
     file.write_bytes(content)
-    assert verify_pack(folder, 0) == {file.name: "its bytes are others than were packed, though not those of photos"}
+    assert verify_pack(folder, 0) == {file.name: "its bytes differ from those that were packed, though not in a photo"}
 
 
-def test_a_photo_is_checked_once(folder):
-    photos = photos_of(read_packed(folder))
-    assert photos[[(7, 0)]]["bad"] == []
-    change(folder, read_packed(folder).photo(7))
-    reasons = [reason for _, reason in photos[[(7, 1)]]["bad"]]
-    assert not any("damaged in" in reason for reason in reasons)
-    assert "damaged in" in photos_of(read_packed(folder))[[(7, 1)]]["bad"][0][1]
-
-
-@pytest.mark.parametrize("lack", ["cut", "missing"])
-def test_a_shard_that_is_not_whole_is_named_before_training(lack, source, folder):
+@pytest.mark.parametrize(("keep", "what"), [(-700, "has .* bytes instead of"), (None, "is missing")])
+def test_an_incomplete_shard_is_named_before_training(keep, what, source, folder):
     file = folder / "train-00001.tar"
     content = file.read_bytes()
-    file.write_bytes(content[:-700]) if lack == "cut" else file.unlink()
-    what = "has .* bytes instead of" if lack == "cut" else "is missing"
+    file.write_bytes(content[:keep]) if keep else file.unlink()
     with pytest.raises(InputError, match=rf"1 of the \d+ shards of {folder} are damaged .*train-00001.tar {what}"):
         read_packed(folder)
     assert set(verify_pack(folder, 0)) == {file.name}
     partial = read_packed(folder, allow_missing=True)
-    names = {partial.shards.all[shard].name for shard in partial.rows["_shard"]}
-    assert 0 < NUM - len(partial) < 12 and file.name not in names
+    assert 0 < NUM - len(partial) < 12
+    assert file.name not in {partial.shards.all[shard].name for shard in partial.rows["_shard"]}
     pack_small(source, folder)
     assert file.read_bytes() == content and len(read_packed(folder)) == NUM
-
-
-def test_what_is_no_whole_pack_is_an_error(folder):
-    content = (folder / "table.parquet").read_bytes()
-    (folder / "table.parquet").write_bytes(content[:-1])
-    with pytest.raises(InputError, match=r"table.parquet of .* is damaged, or belongs to another pack.json"):
-        read_packed(folder)
-    (folder / "pack.json").write_text('{"format": 2}')
-    with pytest.raises(InputError, match="format 2, and this carvision reads 1"):
-        read_packed(folder)
-    (folder / "pack.json").write_text("{")
-    with pytest.raises(InputError, match=r"pack.json is not what carvision.pack writes"):
-        read_packed(folder)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +97,8 @@ def test_what_is_no_whole_pack_is_an_error(folder):
     [
         ("format", True, "is not what carvision.pack writes"),
         ("format", 2**70, "has format"),
+        ("format", 2, "format 2, and this carvision reads 1"),
+        ("table.sha256", "0" * 64, "table.parquet of .* is damaged, or belongs to another pack.json"),
         ("name", ["a"], "name is not a word"),
         ("photos", {"train": -1}, "photos is not"),
         ("photos", {"train": 10**7}, "more than the shards have room for"),
@@ -157,11 +140,11 @@ def test_an_index_is_checked_before_anything_is_read_by_it(folder, key, value, m
     with pytest.raises(InputError) as error:
         read_packed(folder)
     text = str(error.value)
-    assert message in text and text.startswith("data.root: ") and "\n" not in text and len(text) < 800
+    assert re.search(message, text) and text.startswith("data.root: ") and "\n" not in text and len(text) < 800
 
 
 @pytest.mark.parametrize(
-    "content", ["[" * 100_000, "7", '{"format": 1}', '"' + "a" * 17_000_000, "[" + "0," * 1_100_000]
+    "content", ["{", "[" * 100_000, "7", '{"format": 1}', '"' + "a" * 17_000_000, "[" + "0," * 1_100_000]
 )
 def test_json_that_is_no_index_is_refused(folder, content):
     (folder / "pack.json").write_text(content)
@@ -177,7 +160,7 @@ def test_json_that_is_no_index_is_refused(folder, content):
         ("_crc32", -5), ("_offset", 0.5), ("path", 3), ("model", 0.5), ("model", 3), ("_length", None),
     ],
 )  # fmt: skip
-def test_a_table_whose_photos_lie_outside_their_shards_is_refused(folder, column, value):
+def test_photos_outside_their_shards_and_columns_of_other_types_are_refused(folder, column, value):
     rows = pd.read_parquet(folder / "table.parquet").astype({column: object})
     rows.loc[3, column] = value
     rows = rows.astype({"path": str}) if column != "path" else rows.assign(path=range(len(rows)))
@@ -192,7 +175,7 @@ def test_a_table_whose_photos_lie_outside_their_shards_is_refused(folder, column
         read_packed(folder)
 
 
-def test_classes_can_be_chosen_and_balanced_needs_all_shards(folder):
+def test_classes_can_be_selected_and_only_shuffle_works_with_a_window(folder):
     data = {
         "name": "packed", "root": str(folder), "allow_missing": False, "classes": ["8"], "min_images_per_class": 1,
         "shuffle_shards": None, "cache": None, "cache_gb": None, "sampler": "balanced",
@@ -204,15 +187,8 @@ def test_classes_can_be_chosen_and_balanced_needs_all_shards(folder):
             build_table({**data, "shuffle_shards": 2, "sampler": sampler}, annotations=True)
 
 
-def test_without_a_window_the_order_is_that_of_a_folder(folder):
-    photos = photos_of(read_packed(folder))
-    for epoch in (0, 5):
-        ours, theirs = (TrainSampler(np.zeros(NUM), 4, packed=packed) for packed in (photos.packed, None))
-        assert np.array_equal(ours.rows(epoch), theirs.rows(epoch))
-
-
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_a_window_of_shards_gives_each_photo_once_and_the_same_at_any_time(world_size, folder):
+def test_with_a_window_of_shards_each_photo_comes_once_in_an_order_of_seed_and_epoch(world_size, folder):
     packed = photos_of(read_packed(folder, window=2)).packed
     orders = [
         TrainSampler(np.zeros(NUM), 4, seed=1, rank=r, world_size=world_size, packed=packed) for r in range(world_size)
@@ -221,11 +197,10 @@ def test_a_window_of_shards_gives_each_photo_once_and_the_same_at_any_time(world
     assert len({len(share) for share in shares}) == 1
     together = [row for rows in zip(*shares, strict=True) for row in rows]
     assert sorted(together[:NUM]) == list(range(NUM))
-    assert np.array_equal(
-        orders[0].rows(0), TrainSampler(np.zeros(NUM), 4, seed=1, world_size=world_size, packed=packed).rows(0)
-    )
+    again = TrainSampler(np.zeros(NUM), 4, seed=1, world_size=world_size, packed=packed)
+    assert np.array_equal(orders[0].rows(0), again.rows(0))
     assert not np.array_equal(orders[0].rows(0), orders[0].rows(1))
-    orders[0].start = 1  # as a run that goes on inside an epoch
+    orders[0].start = 1  # as a run that resumes inside an epoch
     assert [row for batch in orders[0] for row, _ in batch] == shares[0][4:]
 
 
@@ -234,19 +209,17 @@ def test_about_as_many_shards_as_the_window_are_open_at_a_time(window):
     shard = np.repeat(np.arange(5, 45), 100)  # 40 shards of 100 photos
     order = windowed_order(shard, window, np.random.default_rng((0, 0)))
     assert sorted(order) == list(range(len(shard)))
-    places = {number: np.flatnonzero(shard[order] == number) for number in range(5, 45)}
-    first, last = (np.array([function(place) for place in places.values()]) for function in (min, max))
+    positions = [np.flatnonzero(shard[order] == number) for number in range(5, 45)]
+    first, last = (np.array([function(each) for each in positions]) for function in (min, max))
     open_at = [((first <= moment) & (last >= moment)).sum() for moment in range(0, len(shard), 50)]
     assert max(open_at) <= window + 1
     assert np.median(open_at) >= window
-    begun = np.argsort(first)
-    assert not np.array_equal(begun, np.arange(40))  # shards are shuffled
-    spread = [np.diff(place).max() for place in places.values()]
-    assert np.mean(spread) < 12 * window  # and the photos of each lie evenly in the window
-    assert any((np.diff(order[shard[order] == number]) < 0).any() for number in range(5, 45))  # and so are its photos
+    assert not np.array_equal(np.argsort(first), np.arange(40))  # shards are shuffled
+    assert np.mean([np.diff(each).max() for each in positions]) < 12 * window  # photos are spread over the window,
+    assert any((np.diff(order[each]) < 0).any() for each in positions)  # and shuffled
 
 
-def test_validation_reads_shard_by_shard_where_not_all_are_at_hand(folder):
+def test_validation_reads_shard_by_shard_if_there_is_a_window(folder):
     packed = photos_of(read_packed(folder, window=2)).packed
     orders = [TableSampler(NUM, 4, rank, 2, packed.shard_by_shard()) for rank in range(2)]
     rows = [[row for batch in order for row, _ in batch if row >= 0] for order in orders]
@@ -260,13 +233,12 @@ def test_decoded_photos_give_the_pictures_of_the_originals(source, tmp_path):
     assert photos_of(decoded)[keys]["images"].equal(photos_of(source)[keys]["images"])
 
 
-def test_sheets_of_photos_are_the_same(source, folder, tmp_path):
+def test_reports_show_packed_photos_as_they_show_files(source, folder, tmp_path):
+    augment = Augment([], {}), Mix(0, 0, 0)
     for name, table in (("theirs", source), ("ours", read_packed(folder))):
         plot_samples(table, "model", [0, 1, 2], tmp_path / f"{name}_samples.png", num_per_class=3)
         sheet = tmp_path / f"{name}_sheet.png"
-        plot_augmented(
-            photos_of(table), table, Augment([], {}), Mix(0, 0, 0), "none", sheet, num_photos=3, num_versions=2
-        )
+        plot_augmented(photos_of(table), table, *augment, "none", sheet, num_photos=3, num_versions=2)
     for what in ("samples", "sheet"):
         assert (tmp_path / f"ours_{what}.png").read_bytes() == (tmp_path / f"theirs_{what}.png").read_bytes()
 
@@ -280,7 +252,7 @@ def test_a_table_that_unpacks_to_gigabytes_is_refused(folder):
     indices = pa.DictionaryArray.from_arrays(pa.array([0] * len(rows), pa.int32()), text.dictionary)
     repeated = one.set_column(one.column_names.index("path"), "path", indices.cast(pa.string()))
     nested = one.set_column(one.column_names.index("path"), "path", pa.array([["a"]] * len(rows)))
-    many = pd.concat([rows] * 20_000, ignore_index=True).assign(path="a.jpg", **dict.fromkeys(PLACE, 0))
+    many = pd.concat([rows] * 3_000, ignore_index=True).assign(path="a.jpg", **dict.fromkeys(LOCATION, 0))
     for table, count, words in (
         (pa.Table.from_pandas(long, preserve_index=False), len(rows), "a path of more than 5,000 bytes"),
         (repeated, len(rows), "a path of more than 5,000 bytes"),

@@ -1,4 +1,4 @@
-"""Packs at a URL: fetched as they are needed, whole and verified, by several processes at once."""
+"""Packs at a URL: fetched as needed, complete and verified, by several processes at once."""
 
 import logging
 import multiprocessing
@@ -8,6 +8,7 @@ import threading
 import time
 from importlib.util import find_spec
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,8 +18,7 @@ from torch.utils.data import DataLoader
 from carvision.data.loading.samplers import TrainSampler
 from carvision.data.packs import remote
 from carvision.data.packs.index import read_packed
-from carvision.data.packs.read import FetchAhead
-from carvision.data.packs.remote import Cache, fetch
+from carvision.data.packs.remote import Cache, FetchAhead, fetch
 from carvision.errors import InputError
 from carvision.files import locks
 from tests.data.packs.server import serving
@@ -28,12 +28,12 @@ from tests.data.packs.small import NUM, pack_small, photos_of, write_photos
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
     monkeypatch.setattr(remote, "PAUSES_S", (0, 0))
-    monkeypatch.setattr(logging.getLogger("carvision"), "propagate", True)  # a run in this process may have ended that
+    monkeypatch.setattr(logging.getLogger("carvision"), "propagate", True)  # which a run in this process turns off
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """The source's table and the folder of its pack."""
+    """Return the source's table and the folder of its pack."""
     folder = tmp_path_factory.mktemp("made")
     table = write_photos(folder / "photos")
     pack_small(table, folder / "pack")
@@ -48,6 +48,10 @@ def server(made):
 
 def read_remote(server, tmp_path, **kwargs):
     return read_packed(server.url, cache=tmp_path / "cache", **kwargs)
+
+
+def shard_of(table, row: int = 0):
+    return table.shards.all[table.photo(row).shard]
 
 
 def shards_in(folder) -> list[str]:
@@ -67,44 +71,38 @@ def test_a_pack_at_a_url_is_that_of_the_folder_and_fetched_once(made, server, tm
     assert not list((tmp_path / "cache").glob("*.partial"))
 
 
-@pytest.mark.parametrize("what", ["cut", "damage", "refuse"])
-def test_another_attempt_follows_an_answer_that_is_not_whole(what, server, tmp_path, caplog):
-    table = read_remote(server, tmp_path)
-    name = table.photo(0).shards.all[table.photo(0).shard].name
-    server.bad[name] = (2, what)
-    assert len(table.photo(0).read()) == table.rows["_length"][0]
-    assert server.asked[name] == 3 and "trying again in 0 s" in caplog.text
-
-
 @pytest.mark.parametrize(
-    ("what", "reason"), [("cut", "tried 3 times; "), ("damage", "their SHA-256 is another"), ("refuse", "500")]
+    ("what", "reason"), [("cut", "tried 3 times; "), ("damage", "their SHA-256 differs"), ("refuse", "500")]
 )
-def test_after_the_last_attempt_the_error_is_one_line_and_nothing_is_left(what, reason, server, tmp_path):
+def test_an_incomplete_answer_is_followed_by_other_attempts_and_then_by_one_line(
+    what, reason, server, tmp_path, caplog
+):
     table = read_remote(server, tmp_path)
-    shard = table.photo(0).shard
-    name = table.shards.all[shard].name
+    name = shard_of(table).name
     server.bad[name] = (99, what)
     with pytest.raises(InputError, match=f"data.root: {server.url}/{name} can't be fetched .*{reason}") as error:
         table.photo(0).read()
     assert "\n" not in str(error.value)
     assert not list((tmp_path / "cache").glob(f"*{name}")) and not list((tmp_path / "cache").glob("*.partial"))
+    caplog.clear()
+    server.bad[name], server.asked[name] = (2, what), 0
+    assert len(table.photo(0).read()) == table.rows["_length"][0]
+    assert server.asked[name] == 3 and "trying again in 0 s" in caplog.text
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_shard_that_cannot_be_fetched_ends_the_reading_in_one_line(num_workers, server, tmp_path):
     table = read_remote(server, tmp_path)
     server.bad = {shard.name: (99, "cut") for shard in table.shards.all}
-    loader = DataLoader(
-        photos_of(table), sampler=TrainSampler(np.zeros(NUM), 4), batch_size=None, num_workers=num_workers
-    )
+    order = TrainSampler(np.zeros(NUM), 4)
     with pytest.raises(InputError) as error:
-        list(loader)
+        list(DataLoader(photos_of(table), sampler=order, batch_size=None, num_workers=num_workers))
     assert "\n" not in str(error.value) and str(error.value).startswith("data.root: http://127.0.0.1")
 
 
-def test_a_server_that_sends_more_than_stated_is_refused_at_once(server, tmp_path):
+def test_a_server_that_sends_more_than_stated_is_refused_at_once_and_nothing_is_decompressed(server, tmp_path):
     table = read_remote(server, tmp_path)
-    shard = table.shards.all[table.photo(0).shard]
+    shard = shard_of(table)
     server.bad = {shard.name: (99, "endless"), "pack.json": (99, "endless")}
     more = rf"{shard.name} can't be fetched \(it has more than the {shard.bytes:,} bytes"
     with pytest.raises(InputError, match=more):
@@ -113,38 +111,35 @@ def test_a_server_that_sends_more_than_stated_is_refused_at_once(server, tmp_pat
     with pytest.raises(InputError, match=r"pack.json can't be fetched \(it has more than the 16,000,000 bytes"):
         read_remote(server, tmp_path)
     assert server.asked["pack.json"] == 2
-
-
-def test_what_was_compressed_is_not_unpacked(server, tmp_path):
-    server.bad["pack.json"] = (1, "bomb")
+    server.bad = {shard.name: (99, "bomb"), "pack.json": (1, "bomb")}
     with pytest.raises(InputError, match=r"pack.json is not what carvision.pack writes \(can't be read as JSON"):
         read_remote(server, tmp_path)
-    table = read_remote(server, tmp_path)
-    name = table.shards.all[table.photo(0).shard].name
-    server.bad[name] = (99, "bomb")
-    with pytest.raises(
-        InputError, match=r"can't be fetched \((it has more|tried 3 times; [\d,]+ of [\d,]+ bytes came)"
-    ):
+    refused = r"can't be fetched \((it has more|tried 3 times; [\d,]+ of [\d,]+ bytes were received)"
+    with pytest.raises(InputError, match=refused):
         table.photo(0).read()
 
 
-def test_a_trickle_is_refused(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(remote, "PATIENCE_S", -1)
-    monkeypatch.setattr(remote, "LEAST_BYTES_S", 10**15)
-    with pytest.raises(InputError, match=r"pack.json can't be fetched \([\d,]+ bytes came in 0 s, which is too slow"):
+def test_a_server_that_is_too_slow_is_refused(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "GRACE_S", -1)
+    monkeypatch.setattr(remote, "MIN_BYTES_PER_S", 10**15)
+    with pytest.raises(InputError, match=r"pack.json can't be fetched \([\d,]+ bytes were received in 0 s, which is"):
         read_remote(server, tmp_path)
     assert server.asked["pack.json"] == 1
 
 
-def test_a_shard_that_would_not_fit_is_not_begun(server, tmp_path, monkeypatch):
+def test_a_disk_that_is_full_or_too_small(server, tmp_path, monkeypatch):
     table = read_remote(server, tmp_path)
-    monkeypatch.setattr(remote.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(InputError, match=r"data.cache: no space is left on the disk of"):
+    message = r"data.cache: no space is left on the disk of"
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=message):
+        patch.setattr(remote.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
         table.photo(0).read()
-    assert not server.asked[table.shards.all[table.photo(0).shard].name]
+    assert not server.asked[shard_of(table).name]
+    monkeypatch.setattr(remote, "open_new", Mock(side_effect=OSError(28, "No space left on device")))
+    with pytest.raises(InputError, match=message):
+        table.photo(0).read()
 
 
-def test_files_of_others_neither_count_nor_go(made, server, tmp_path):
+def test_foreign_files_in_the_cache_neither_count_nor_are_removed(made, server, tmp_path):
     cache = tmp_path / "cache"
     cache.mkdir()
     names = ["holiday.tar", f"{'0' * 16}-holiday.tar", "train-00000.tar", "x.partial", "room.lock"]
@@ -160,10 +155,10 @@ def test_files_of_others_neither_count_nor_go(made, server, tmp_path):
     assert all((cache / name).read_bytes() == b"precious" * 10_000 for name in names)
 
 
-def test_what_is_not_there_is_an_error_at_once(server, tmp_path):
-    with pytest.raises(InputError, match=r"nowhere/pack.json can't be fetched \(it is not there\)"):
+def test_an_absent_pack_or_server_or_file_system_is_an_error(server, tmp_path):
+    with pytest.raises(InputError, match=r"nowhere/pack.json can't be fetched \(it does not exist\)"):
         read_packed(f"{server.url}/nowhere", cache=tmp_path)
-    assert server.asked["pack.json"] == 1
+    assert server.asked["pack.json"] == 1  # at once
     server.shutdown()
     server.server_close()
     with pytest.raises(InputError, match=r"can't be fetched \(tried 3 times; .*onnect"):
@@ -177,9 +172,8 @@ def test_what_is_not_there_is_an_error_at_once(server, tmp_path):
 
 def test_a_damaged_file_of_the_cache_is_named(server, tmp_path):
     table = read_remote(server, tmp_path)
-    photos = photos_of(table)
-    photo = table.photo(7)
-    (file,) = [photo.shards.file(photo.shard)]
+    photos, photo = photos_of(table), table.photo(7)
+    file = photo.shards.file(photo.shard)
     content = bytearray(file.read_bytes())
     content[photo.offset + 9] ^= 1
     file.write_bytes(content)
@@ -203,7 +197,7 @@ def test_batches_from_a_url_are_those_of_the_folder(window, num_workers, made, s
         assert one["bad"] == other["bad"] == []
 
 
-def test_training_begins_before_all_is_fetched_and_the_cache_keeps_its_limit(made, server, tmp_path):
+def test_training_starts_before_all_is_fetched_and_the_cache_keeps_its_limit(made, server, tmp_path):
     whole = read_packed(made[1])
     sizes = {shard.name: shard.bytes for shard in whole.shards.all}
     limit = 5 * max(sizes.values())
@@ -233,9 +227,8 @@ def _fetch_all(url, cache, started) -> None:
         table.shards.file(shard)
 
 
+@pytest.mark.skipif(locks.fcntl is None, reason="no locks")
 def test_several_processes_fetch_each_shard_once(server, tmp_path):
-    if locks.fcntl is None:
-        pytest.skip("no locks")
     context = multiprocessing.get_context("fork")
     started = context.Event()
     others = [context.Process(target=_fetch_all, args=(server.url, tmp_path / "cache", started)) for _ in range(4)]
@@ -245,14 +238,12 @@ def test_several_processes_fetch_each_shard_once(server, tmp_path):
     for other in others:
         other.join(60)
         assert other.exitcode == 0
-    table = read_remote(server, tmp_path)
-    assert shards_in(tmp_path / "cache") == sorted(shard.name for shard in table.shards.all)
-    assert {server.asked[shard.name] for shard in table.shards.all} == {1}
+    names = sorted(shard.name for shard in read_remote(server, tmp_path).shards.all)
+    assert shards_in(tmp_path / "cache") == names and {server.asked[name] for name in names} == {1}
 
 
-def test_threads_of_a_process_wait_for_each_other_and_leftovers_go(server, tmp_path):
-    if locks.fcntl is None:
-        pytest.skip("no locks")
+@pytest.mark.skipif(locks.fcntl is None, reason="no locks")
+def test_threads_of_a_process_wait_for_each_other_and_remove_what_a_kill_left(server, tmp_path):
     table = read_remote(server, tmp_path)
     shard = table.shards.all[0]
     cache = Cache(tmp_path / "cache")
@@ -267,11 +258,8 @@ def test_threads_of_a_process_wait_for_each_other_and_leftovers_go(server, tmp_p
     assert server.asked[shard.name] == 1 and not left.exists()
 
 
-def test_a_disk_without_locks_costs_no_more_than_traffic(server, tmp_path, monkeypatch):
-    def flock(*arguments):
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr(locks.fcntl, "flock", flock)
+def test_without_locks_every_shard_is_still_fetched_completely(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(locks.fcntl, "flock", Mock(side_effect=OSError(37, "No locks available")))
     table = read_remote(server, tmp_path)
     loader = DataLoader(photos_of(table), sampler=TrainSampler(np.zeros(NUM), 4), batch_size=None, num_workers=2)
     assert not any(batch["bad"] for batch in loader)
@@ -279,17 +267,6 @@ def test_a_disk_without_locks_costs_no_more_than_traffic(server, tmp_path, monke
         table.shards.file(shard)
     sizes = {file.name[17:]: file.stat().st_size for file in (tmp_path / "cache").glob("*.tar")}
     assert sizes == {shard.name: shard.bytes for shard in table.shards.all}
-
-
-def test_a_full_disk_is_an_error(server, tmp_path, monkeypatch):
-    table = read_remote(server, tmp_path)
-
-    def attempt(*arguments):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(remote, "_fetch_often", attempt)
-    with pytest.raises(InputError, match=r"data.cache: no space is left on the disk of"):
-        table.photo(0).read()
 
 
 def test_the_next_shards_are_fetched_ahead(made, server, tmp_path):
@@ -310,7 +287,7 @@ def test_the_thread_that_fetches_ahead_ends_with_its_photos():
     fetched = queue.SimpleQueue()
     before = {*threading.enumerate()}
     ahead = FetchAhead(fetched.put, None)
-    ahead.begin(0, np.arange(3))
+    ahead.start_epoch(0, [0, 1, 2])
     assert [fetched.get(timeout=60) for _ in range(3)] == [0, 1, 2]
     (thread,) = {*threading.enumerate()} - before
     del ahead

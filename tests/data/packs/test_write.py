@@ -1,16 +1,15 @@
-"""Packs: what is in them, in which form, and how packing goes on after any end."""
+"""Packs: what is in them, in which form, and how packing resumes after any end."""
 
 import io
 import json
 import logging
 import multiprocessing
-import os
 import re
-import stat
 import tarfile
-from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -24,7 +23,7 @@ from carvision.data.packs.write import verify_pack
 from carvision.data.readers.compcars import read_compcars
 from carvision.data.readers.folder import read_folder
 from carvision.data.splits import kfold_split, official_split, stratified_split
-from carvision.data.table import BOX, PLACE, SOURCE, Table
+from carvision.data.table import BOX, LOCATION, SOURCE, Table
 from carvision.errors import InputError
 from carvision.files.locks import lock_folder
 from tests.data.layouts import write_compcars, write_photo
@@ -37,42 +36,29 @@ def table(tmp_path) -> Table:
 
 
 def assert_same_table(packed: Table, table: Table) -> None:
-    """But for where the photos lie."""
+    """Compare all but the location of the photos."""
     assert (packed.name, packed.labels, packed.finest) == (table.name, table.labels, table.finest)
-    pd.testing.assert_frame_equal(packed.rows.drop(columns=[*PLACE, SOURCE]), table.rows)
+    pd.testing.assert_frame_equal(packed.rows.drop(columns=[*LOCATION, SOURCE]), table.rows)
 
 
 def test_a_pack_is_the_same_table_with_the_same_bytes(table, tmp_path):
-    pack_small(table, tmp_path / "pack")
-    packed = read_packed(tmp_path / "pack")
-    assert_same_table(packed, table)
-    assert packed.heads == ("model", "make")
-    for row, path in enumerate(table.rows["path"]):
-        content = (table.root / path).read_bytes()
-        assert packed.photo(row).read() == packed.packed.read(row) == content
-    assert str(packed.photo(7)).startswith(f"{table.rows['path'][7]} of ")
-    assert verify_pack(tmp_path / "pack", 0) == {}
-
-
-def test_file_names_of_any_bytes(tmp_path):
+    compcars = read_compcars(write_compcars(tmp_path), known=None)
+    assert compcars.has_boxes and "viewpoint" in compcars.labels
     for name in ("Bl\udcfcten/K\udce4fer.jpg", "Bl\udcfcten/2.jpg", "\u65e5\u672c/1.jpg"):
-        write_photo(tmp_path / "photos" / name)
-    table = read_folder(tmp_path / "photos")
-    pack_small(table, tmp_path / "pack")
-    packed = read_packed(tmp_path / "pack")
-    assert_same_table(packed, table)
+        write_photo(tmp_path / "class folders" / name)
+    for i, original in enumerate((table, compcars, read_folder(tmp_path / "class folders"))):
+        pack_small(original, tmp_path / f"pack {i}")
+        packed = read_packed(tmp_path / f"pack {i}")
+        assert_same_table(packed, original)
+        for row in range(len(original)):
+            content = Path(original.photo(row)).read_bytes()
+            assert packed.photo(row).read() == packed.packed.read(row) == content
+        assert packed.heads == original.heads and verify_pack(tmp_path / f"pack {i}", 0) == {}
     assert packed.rows["path"].tolist() == ["Bl\\xfcten/2.jpg", "Bl\\xfcten/K\\xe4fer.jpg", "\u65e5\u672c/1.jpg"]
-    assert all(packed.photo(row).read() == Path(table.photo(row)).read_bytes() for row in range(3))
+    assert str(packed.photo(2)).startswith("\u65e5\u672c/1.jpg of ")
 
 
-def test_every_label_of_compcars_is_packed_with_its_parents_and_boxes(tmp_path):
-    table = read_compcars(write_compcars(tmp_path), known=None)
-    assert table.has_boxes and "viewpoint" in table.labels
-    pack_small(table, tmp_path / "pack")
-    assert_same_table(read_packed(tmp_path / "pack"), table)
-
-
-def test_anything_that_reads_tar_files_reads_a_pack(table, tmp_path):
+def test_shards_are_tar_files_of_photos_and_json(table, tmp_path):
     pack_small(table, tmp_path / "pack")
     shards = sorted((tmp_path / "pack").glob("*.tar"))
     assert {shard.name.split("-")[0] for shard in shards} == {"train", "test", "unsplit"}
@@ -98,17 +84,17 @@ def test_anything_that_reads_tar_files_reads_a_pack(table, tmp_path):
     assert sorted(seen) == list(range(NUM))
 
 
-def test_shards_are_about_as_large_as_asked_and_show_all_classes(table, tmp_path):
+def test_shards_have_about_the_wanted_size_and_show_all_classes(table, tmp_path):
     packed = pack_small(table, tmp_path / "pack")
     sizes = np.array([shard.bytes for shard in packed.shards.all if shard.name.startswith("train")])
     assert len(sizes) > 2 and ((sizes > 0.5 * 20_000) & (sizes < 2 * 20_000)).all()
-    of_train = packed.rows[packed.rows["split"] == "train"].groupby(PLACE[0])
+    of_train = packed.rows[packed.rows["split"] == "train"].groupby(LOCATION[0])
     assert (of_train["model"].nunique() > 1).all()
     assert all(not (np.diff(rows["_offset"]) > 0).all() for _, rows in of_train)  # not in the table's order
 
 
 @pytest.mark.parametrize("photos", ["original", "shrunk", "decoded"])
-def test_splits_of_a_pack_are_those_of_its_source(photos, table, tmp_path):
+def test_a_pack_is_split_as_its_source(photos, table, tmp_path):
     packed = pack_small(table, tmp_path / "pack", form(photos))
     for divide in (
         lambda t: official_split(t, 0.3, 0, True, False),
@@ -128,7 +114,7 @@ def test_the_same_photos_make_the_same_bytes_with_any_number_of_processes(table,
     assert (tmp_path / "a" / "table.parquet").read_bytes() == (tmp_path / "b" / "table.parquet").read_bytes()
 
 
-def test_shrunk_photos_have_the_short_side_and_their_boxes_go_along(table, tmp_path):
+def test_shrunk_photos_have_the_short_side_and_boxes_in_their_pixels(table, tmp_path):
     (table.root / "turned.jpg").write_bytes(turned_photo())
     rows = pd.concat([table.rows, table.rows.iloc[[1]].assign(path="turned.jpg")], ignore_index=True)
     rows.loc[NUM, BOX] = [10, 20, 40, 100]  # of the upright photo, 60 x 120
@@ -158,16 +144,13 @@ def turned_photo() -> bytes:
     return file.getvalue()
 
 
-def test_with_crop_to_box_it_is_the_box_that_has_the_short_side(table, tmp_path):
+def test_with_crop_to_box_the_box_has_the_short_side_and_small_photos_keep_their_bytes(table, tmp_path):
     packed = pack_small(table, tmp_path / "pack", form("shrunk", 9, of_box=True))
     box = packed.rows.loc[1, BOX].to_numpy(np.float32)
     assert min(box[2] - box[0], box[3] - box[1]) == pytest.approx(9, rel=0.1)
     with open_image(packed.photo(5)) as image:  # has no box
         assert min(image.size) == 9
-
-
-def test_photos_that_need_no_shrinking_keep_their_bytes(table, tmp_path):
-    packed = pack_small(table, tmp_path / "pack", form("shrunk", 30))
+    packed = pack_small(table, tmp_path / "large", form("shrunk", 30))
     assert packed.photo(1).read() == (table.root / table.rows["path"][1]).read_bytes()
 
 
@@ -181,7 +164,7 @@ def test_decoded_photos_are_pixels_behind_a_short_header(table, tmp_path):
         assert data == head + pixels.tobytes()
 
 
-def test_absolute_paths_are_packed_under_plain_names(table, tmp_path):
+def test_photos_with_absolute_paths_have_plain_names_in_the_shards(table, tmp_path):
     table.rows["path"] = [str(tmp_path / "photos" / path) for path in table.rows["path"]]
     packed = pack_small(replace(table, root=tmp_path / "elsewhere"), tmp_path / "packed", form())
     assert packed.rows["path"].tolist() == table.rows["path"].tolist()
@@ -193,27 +176,14 @@ def test_absolute_paths_are_packed_under_plain_names(table, tmp_path):
 
 
 @pytest.mark.parametrize("how", ["skip", "blank"])
-def test_a_split_of_which_no_photo_can_be_packed_is_an_error(table, tmp_path, how):
-    for path in table.of_split("test").rows["path"]:
-        (tmp_path / "photos" / path).write_bytes(b"")
-    with pytest.raises(InputError, match="not one of the 10 photos of the split 'test' can be read"):
-        pack_small(table, tmp_path / "packed", form(on_bad_image=how))
-
-
-@pytest.mark.parametrize("how", ["error", "skip", "blank"])
-def test_bad_photos_are_treated_as_on_bad_image_says(how, table, tmp_path):
-    bad = table.rows["path"][7]
+def test_unreadable_photos_are_treated_as_on_bad_image_says(how, table, tmp_path):
+    bad, folder = table.rows["path"][7], tmp_path / "pack"
     (table.root / bad).write_bytes((table.root / bad).read_bytes()[:-400])
-    folder = tmp_path / "pack"
-    if how == "error":
-        with pytest.raises(InputError, match=r"é7.JPEG: can't be decoded .*truncated.*data.on_bad_image=skip"):
-            pack_small(table, folder)
-        with pytest.raises(InputError, match=r"the pack in .* is not finished"):
-            read_packed(folder)
-        pack_small(table, folder, form(on_bad_image="skip"))  # goes on
-        assert len(read_packed(folder)) == NUM - 1
-        return
-    pack_small(table, folder, form(on_bad_image=how))
+    with pytest.raises(InputError, match=r"é7.JPEG: can't be decoded .*truncated.*data.on_bad_image=skip"):
+        pack_small(table, folder)
+    with pytest.raises(InputError, match=r"the pack in .* is not finished"):
+        read_packed(folder)
+    pack_small(table, folder, form(on_bad_image=how))  # resumes
     packed = read_packed(folder)
     assert pd.read_csv(folder / "bad_images.csv")["path"].tolist() == [bad]
     if how == "skip":
@@ -222,14 +192,18 @@ def test_bad_photos_are_treated_as_on_bad_image_says(how, table, tmp_path):
         with open_image(packed.photo(7)) as image:
             assert (np.asarray(image) == BLANK).all()
         assert packed.rows.loc[7, BOX].isna().all() and packed.rows["path"].equals(table.rows["path"])
+    for path in table.of_split("test").rows["path"]:
+        (table.root / path).write_bytes(b"")
+    with pytest.raises(InputError, match="not one of the 10 photos of the split 'test' can be read"):
+        pack_small(table, tmp_path / "none", form(on_bad_image=how))
 
 
 def times(folder) -> dict[str, int]:
     return {file.name: file.stat().st_mtime_ns for file in sorted(folder.glob("*.tar"))}
 
 
-def test_finished_shards_are_kept_and_damaged_ones_written_again(table, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("carvision"), "propagate", True)  # a run in this process may have ended that
+def test_complete_shards_are_kept_and_damaged_ones_written_again(table, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("carvision"), "propagate", True)  # which a run in this process turns off
     folder = tmp_path / "pack"
     first = pack_small(table, folder)
     content = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
@@ -240,7 +214,7 @@ def test_finished_shards_are_kept_and_damaged_ones_written_again(table, tmp_path
     (folder / names[1]).write_bytes(damaged)
     (folder / names[2]).unlink()
     (folder / "packing" / names[3].replace(".tar", ".json")).write_text('{"bytes"')
-    (folder / f"{names[4]}.partial").write_bytes(b"as far as it came")
+    (folder / f"{names[4]}.partial").write_bytes(b"written before a kill")
     (folder / "pack.json").unlink()
     pack_small(table, folder)
     assert {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()} == content
@@ -248,7 +222,7 @@ def test_finished_shards_are_kept_and_damaged_ones_written_again(table, tmp_path
     assert f"{names[1]} is packed again: 1 of its" in caplog.text
 
 
-def test_a_photo_that_has_changed_since_is_packed_again(table, tmp_path):
+def test_a_shard_with_a_changed_photo_is_packed_again(table, tmp_path):
     folder = tmp_path / "pack"
     pack_small(table, folder)
     before = times(folder)
@@ -259,10 +233,10 @@ def test_a_photo_that_has_changed_since_is_packed_again(table, tmp_path):
     assert read_packed(folder).photo(1).read() == (table.root / table.rows["path"][1]).read_bytes()
 
 
-def test_another_pack_or_other_files_are_never_written_over(table, tmp_path):
+def test_other_options_photos_or_files_are_refused(table, tmp_path):
     folder = tmp_path / "pack"
     pack_small(table, folder)
-    pack_small(table, folder, form(short_side_px=99))  # which says nothing of photos as they are
+    pack_small(table, folder, form(short_side_px=99))  # which does not apply to original photos
     with pytest.raises(InputError, match=r"holds another pack.*photos=original became shrunk"):
         pack_small(table, folder, form("shrunk"))
     with pytest.raises(InputError, match="num_photos=40 became 30; the photos, their labels or splits are others"):
@@ -275,14 +249,7 @@ def test_another_pack_or_other_files_are_never_written_over(table, tmp_path):
         pack_small(table, table.root)
 
 
-def _hold(folder, ready, done) -> None:
-    held = lock_folder(folder, "taken")
-    ready.set()
-    done.wait(60)
-    held.close()
-
-
-def test_files_of_others_beside_a_pack_stay(table, tmp_path):
+def test_foreign_files_in_the_folder_are_refused_or_kept(table, tmp_path):
     folder = tmp_path / "pack"
     (folder / "packing").mkdir(parents=True)
     (folder / "packing" / "plan.json").write_text('{"shopping": ["tar"]}')
@@ -301,17 +268,14 @@ def test_files_of_others_beside_a_pack_stay(table, tmp_path):
     assert (folder / "pack.json").is_file() and (folder / "film.mkv.partial").read_text() == "mine"
 
 
-def test_files_of_a_pack_have_the_permissions_of_the_umask(table, tmp_path):
-    before = os.umask(0o077)
-    try:
-        pack_small(table, tmp_path / "pack")
-    finally:
-        os.umask(before)
-    files = [path for path in (tmp_path / "pack").rglob("*") if path.is_file()]
-    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+def _hold(folder, ready, done) -> None:
+    held = lock_folder(folder, "taken")
+    ready.set()
+    done.wait(60)
+    held.close()
 
 
-def test_two_at_once_are_refused(table, tmp_path):
+def test_two_commands_at_once_are_refused(table, tmp_path):
     context = multiprocessing.get_context("fork")
     ready, done = context.Event(), context.Event()
     (tmp_path / "pack").mkdir()
@@ -324,32 +288,28 @@ def test_two_at_once_are_refused(table, tmp_path):
     other.join()
 
 
-def test_a_disk_too_small_is_an_error_before_anything_is_written(table, tmp_path, monkeypatch):
-    usage = namedtuple("usage", "free")
-    monkeypatch.setattr(write.shutil, "disk_usage", lambda folder: usage(50_000))
-    with pytest.raises(InputError, match=r"0 MB free, and the shards to be written need about 0 MB"):
-        pack_small(table, tmp_path / "pack")
-    assert not list((tmp_path / "pack").glob("*.tar"))
-
-
-def test_a_disk_that_becomes_full_keeps_what_is_finished(table, tmp_path, monkeypatch):
-    real, written = write.write_shard, []
-
-    def write_shard(*arguments):
-        if len(written) == 3:
-            raise OSError(28, "No space left on device")
-        written.append(arguments[0])
-        return real(*arguments)
-
-    monkeypatch.setattr(write, "write_shard", write_shard)
-    with pytest.raises(InputError, match="no space is left on its disk; mend that, and the same command goes on"):
-        pack_small(table, tmp_path / "pack")
-    monkeypatch.setattr(write, "write_shard", real)
-    before = times(tmp_path / "pack")
+def test_a_disk_that_is_too_small_or_becomes_full(table, tmp_path, monkeypatch):
+    folder = tmp_path / "pack"
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(InputError, match=r"0 MB free, and the shards .* need about 0 MB"),
+    ):
+        patch.setattr(write.shutil, "disk_usage", lambda folder: SimpleNamespace(free=50_000))
+        pack_small(table, folder)
+    assert not list(folder.glob("*.tar"))
+    results = iter([write.write_shard] * 3)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(InputError, match="no space is left on its disk; fix that, and run the same command again"),
+    ):
+        full = Mock(side_effect=OSError(28, "No space left on device"))
+        patch.setattr(write, "write_shard", lambda *arguments: next(results, full)(*arguments))
+        pack_small(table, folder)
+    before = times(folder)
     assert len(before) == 3
-    pack_small(table, tmp_path / "pack")
-    assert before.items() <= times(tmp_path / "pack").items()
-    assert_same_table(read_packed(tmp_path / "pack"), table)
+    pack_small(table, folder)
+    assert before.items() <= times(folder).items()
+    assert_same_table(read_packed(folder), table)
 
 
 def test_a_pack_can_be_packed(table, tmp_path):

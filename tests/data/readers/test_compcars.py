@@ -1,4 +1,4 @@
-"""CompCars: the web-nature photos, the surveillance photos, the photos of parts."""
+"""CompCars: web-nature photos, surveillance photos, photos of parts. What all readers share: test_readers.py."""
 
 import numpy as np
 import pytest
@@ -6,15 +6,22 @@ import scipy.io
 
 from carvision.config.schema import ALLOWED
 from carvision.data.build import build_split, build_table, read_table
-from carvision.data.readers import compcars, compcars_surveillance
-from carvision.data.readers.compcars import A_FEW, KNOWN, read_compcars
-from carvision.data.readers.compcars_parts import KNOWN as KNOWN_PARTS
-from carvision.data.readers.compcars_parts import PARTS, read_compcars_parts
-from carvision.data.readers.compcars_surveillance import read_compcars_surveillance
+from carvision.data.readers import compcars, compcars_files
+from carvision.data.readers.compcars import (
+    KNOWN,
+    KNOWN_PARTS,
+    PARTS,
+    TOLERATED,
+    read_compcars,
+    read_compcars_parts,
+    read_compcars_surveillance,
+)
 from carvision.data.table import BOX, UNKNOWN, Number
 from carvision.errors import InputError
 from tests import small_runs
 from tests.data import layouts
+
+COUNTS = {"photos": 8, "make": 3, "model": 4}
 
 
 @pytest.fixture
@@ -22,9 +29,14 @@ def base(tmp_path):
     return layouts.write_compcars(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    return read_compcars(layouts.write_compcars(tmp_path_factory.mktemp("compcars")), known=None)
+@pytest.fixture
+def cameras(tmp_path):
+    return layouts.write_compcars_surveillance(tmp_path / "sv", "sv_data")
+
+
+@pytest.fixture
+def parts(tmp_path):
+    return layouts.write_compcars_parts(tmp_path / "parts")
 
 
 def by_name(table):
@@ -32,24 +44,19 @@ def by_name(table):
     return table.rows.set_index(table.rows["path"].str[-6:-4])
 
 
-def test_official_lists_give_the_split_and_year_folders_the_groups(table):
-    rows = by_name(table)
+def test_the_columns_of_web_nature_photos(base):
+    table = read_compcars(base, known=None)
+    rows, labels = by_name(table), table.labels
+    assert table.rows["path"].tolist() == sorted(table.rows["path"])
     assert rows["split"].to_dict() == {
         "01": "train", "02": "test", "03": "train", "04": "test", "05": "", "06": "train", "07": "", "08": "",
     }  # fmt: skip
     assert rows["group"].to_dict() == {
         "01": "1/3/2012", "02": "1/3/2012", "03": "1/10/2012", "04": "1/10/2013", "05": "1/10/2013",
-        "06": "", "07": "", "08": "12/4/2014",  # photos of an unknown year stand each by itself
+        "06": "", "07": "", "08": "12/4/2014",  # the year of 06 and 07 is unknown
     }  # fmt: skip
-    assert table.rows["path"].tolist() == sorted(table.rows["path"])
-
-
-def test_makes_of_one_name_are_two_classes(table):
-    assert table.labels["make"].ids == ("1", "2", "12") and table.labels["make"].names == ("Audi", "Benz", "Audi")
-
-
-def test_attributes_follow_from_the_model_and_zero_is_unknown(table):
-    rows, labels = by_name(table), table.labels
+    assert labels["make"].ids == ("1", "2", "12") and labels["make"].names == ("Audi", "Benz", "Audi")  # two classes
+    # Attributes follow from the model; 0 is unknown
     assert labels["speed"] == Number("km/h") and labels["displacement"] == Number("l")
     assert rows["speed"].dtype == np.float32
     np.testing.assert_equal(rows.loc[["01", "03", "06", "08"], "speed"].to_numpy(), [235, 180, np.nan, np.nan])
@@ -59,83 +66,67 @@ def test_attributes_follow_from_the_model_and_zero_is_unknown(table):
     assert rows.loc["06", "seats"] == UNKNOWN
     assert labels["type"].names == ("sedan", "hatchback", "convertible")
     assert rows.loc[["01", "08"], "type"].tolist() == [1, UNKNOWN]
-
-
-def test_viewpoints_and_boxes_come_from_the_label_files(table):
-    rows, viewpoint = by_name(table), table.labels["viewpoint"]
-    assert viewpoint.ids == ("1", "2", "3", "4", "5")
-    assert viewpoint.names == ("front", "rear", "side", "front-side", "rear-side")
+    assert labels["viewpoint"].names == ("front", "rear", "side", "front-side", "rear-side")
     assert rows.loc[["01", "02", "03", "04"], "viewpoint"].tolist() == [0, 3, UNKNOWN, 4]
     assert rows.loc["01", BOX].tolist() == [0, 1, 16, 12]  # on disk 1 2 16 12
     assert rows.loc["04", BOX].tolist() == [8, 8, 3, 2]  # x1 > x2 is kept: decoding and the check decide
     assert rows[BOX].dtypes.eq(np.float32).all()
 
 
-def test_the_photos_of_lists_are_read_without_walking(base, monkeypatch):
+def test_the_photos_of_lists_are_read_without_walking_and_label_files_only_if_wanted(base, monkeypatch):
     (base / "image/12/4/2014/3ac218c0c6c308.jpg").unlink()  # in no list
-    monkeypatch.setattr(compcars, "find_photos", lambda *_: pytest.fail("image/ was walked"))
-    assert len(read_compcars(base, photos="listed", known=None)) == 5
+    monkeypatch.setattr(compcars_files, "find_photos", lambda *_: pytest.fail("image/ was walked"))
     rows = by_name(read_compcars(base, photos="verification", known=None))
     assert rows["split"].to_dict() == {"06": "train", "03": "test", "01": "test", "02": "test"}
     assert rows["viewpoint"].to_dict() == {"06": 1, "03": UNKNOWN, "01": 0, "02": 2}  # rear, unknown, front, front-side
-    assert all(file.is_file() for file in compcars.pair_lists(base).values())
-    assert list(compcars.pair_lists(base)) == ["easy", "medium", "hard"]
+    assert list(compcars_files.pair_lists(base)) == ["easy", "medium", "hard"] and compcars_files.has_pair_lists(base)
+    monkeypatch.setattr(compcars_files, "_read_small_files", lambda _: pytest.fail("a label file was read"))
+    table = read_compcars(base, photos="listed", known=None, annotations=False)
+    assert len(table) == 5
+    assert not table.has_boxes and "viewpoint" not in table.labels and "doors" in table.labels
 
 
-def test_part_1_trains_and_what_only_the_verification_list_has_validates(base, tmp_path):
+def test_with_test_as_train_photos_only_in_the_verification_list_validate(base, tmp_path):
     pairs = base / "train_test_split/verification"
     own, tested = "12/4/2014/3ac218c0c6c308.jpg", "1/3/2012/3ac218c0c6c30a.jpg"
     for path in (own, tested):
         layouts.write_photo(base / "image" / path)
     (pairs / "verification_train.txt").write_text("\n".join([layouts.COMPCARS_TRAIN[0], own, tested]) + "\n")
     (pairs / "verification_pairs_hard.txt").write_text(f"{tested} {layouts.COMPCARS_TEST[0]} 0\n")
-    split = {
-        "kind": "official",
-        "file": None,
-        "val_fraction": 0.2,
-        "seed": 0,
-        "keep_groups": True,
-        "val_as_test": False,
-    }
+    split = {"kind": "official", "file": None, "val_fraction": 0.2, "seed": 0, "keep_groups": True}
+    split |= {"val_as_test": False}
     data = {"name": "compcars", "root": str(tmp_path), "allow_missing": True, "split": split | {"test_as_train": True}}
     divided = build_split(read_table(data, annotations=False), data["split"]).rows.set_index("path")["split"]
     lists = [*layouts.COMPCARS_TRAIN, *layouts.COMPCARS_TEST]
     assert divided.to_dict() == {f"image/{path}": "train" for path in lists} | {f"image/{own}": "val"}
-    data["split"] = split  # without it the lists are what they were
+    data["split"] = split
     assert set(read_table(data, annotations=False).rows["split"]) == {"train", "test"}
 
 
-def test_photos_of_the_verification_lists_on_both_sides_or_absent(base, caplog):
-    lists = base / "train_test_split/verification"
+def test_verification_lists_with_photos_on_both_sides_damaged_or_absent(base, caplog):
+    hard = base / "train_test_split/verification/verification_pairs_hard.txt"
     (base / "image/2/11/unknown/3ac218c0c6c306.jpg").unlink()
-    assert len(read_compcars(base, photos="verification")) == 3  # so few the real lists may name
+    assert len(read_compcars(base, photos="verification")) == 3  # a few absent photos are tolerated
     assert "2 of the 3 photos of" in caplog.text and "in the lists of pairs, too" in caplog.text
-    (lists / "verification_pairs_hard.txt").write_text("1/3/2012/a.jpg 1/3/2012/b.jpg\n")
+    hard.write_text("1/3/2012/a.jpg 1/3/2012/b.jpg\n")
     with pytest.raises(InputError, match=r"hard.txt, line 1: '1/3/2012/a.jpg 1/3/2012/b.jpg' is not make.* label"):
         read_compcars(base, photos="verification", known=None)
-    (lists / "verification_pairs_hard.txt").unlink()
+    hard.unlink()
     with pytest.raises(InputError, match=r"verification_pairs_hard.txt does not exist.*comp_cars"):
         read_compcars(base, photos="verification", known=None)
     with pytest.raises(InputError, match="'some' is not one of all, listed, verification"):
         read_compcars(base, photos="some")
 
 
-def test_without_annotations_no_label_file_is_read(base, monkeypatch):
-    monkeypatch.setattr(compcars, "_read_small_files", lambda _: pytest.fail("a label file was read"))
-    table = read_compcars(base, known=None, annotations=False)
-    assert not table.has_boxes and "viewpoint" not in table.labels and "doors" in table.labels
-
-
-@pytest.mark.parametrize(
-    "content", ["", "1\n1\n", "1\n1\n1 2 3\n", "one\n1\n1 2 3 4\n", "1\n1\n1 2 x 4\n", "7\n1\n1 2 3 4\n", None]
-)
-def test_an_unreadable_label_file_is_counted_and_named(base, caplog, content):
+def test_an_unreadable_label_file_is_counted_and_named(base, caplog):
     file = base / "label/1/3/2012/3ac218c0c6c301.txt"
-    file.unlink() if content is None else file.write_text(content)
-    rows = by_name(read_compcars(base, known=None))
-    assert "1 of 8 label files" in caplog.text and str(file) in caplog.text
-    assert rows.loc["01", "viewpoint"] == UNKNOWN and rows.loc["01", BOX].isna().all()
-    assert rows.loc["02", BOX].tolist() == [2, 3, 10, 9]
+    for content in ("", "1\n1\n", "1\n1\n1 2 3\n", "one\n1\n1 2 3 4\n", "1\n1\n1 2 x 4\n", "7\n1\n1 2 3 4\n", None):
+        file.unlink() if content is None else file.write_text(content)
+        rows = by_name(read_compcars(base, known=None))
+        assert f"1 of 8 label files are absent or not viewpoint, 1, x1 y1 x2 y2 (first: {file})" in caplog.text
+        assert rows.loc["01", "viewpoint"] == UNKNOWN and rows.loc["01", BOX].isna().all()
+        assert rows.loc["02", BOX].tolist() == [2, 3, 10, 9]
+        caplog.clear()
 
 
 def test_files_that_only_add_labels_and_names_may_be_absent(base, caplog):
@@ -152,44 +143,32 @@ def test_files_that_only_add_labels_and_names_may_be_absent(base, caplog):
     assert all(name in caplog.text for name in ("attributes.txt", "make_model_name.mat", "test.txt"))
 
 
-@pytest.mark.parametrize("photos", ["all", "listed"])
-def test_the_real_lists_may_name_a_few_absent_photos(base, monkeypatch, photos):
-    known = {"all": {"photos": 8, "make": 3, "model": 4}, "listed": {"train": 4, "test": 2, "make": 2, "model": 3}}
+def test_the_real_lists_may_name_a_few_absent_photos(base, monkeypatch):
+    known = {"all": COUNTS, "listed": {"train": 4, "test": 2, "make": 2, "model": 3}}
     with (base / "train_test_split/classification/train.txt").open("a") as stream:
         stream.write("1/3/2012/00000000000000.jpg\n")
-    assert len(read_compcars(base, photos=photos, known=known)) == known[photos].get("photos", 5)
-    monkeypatch.setattr(compcars, "A_FEW", 0)
-    with pytest.raises(InputError, match=r"00000000000000.jpg"):
-        read_compcars(base, photos=photos, known=known)
+    assert [len(read_compcars(base, photos=photos, known=known)) for photos in known] == [8, 5]
+    monkeypatch.setattr(compcars, "TOLERATED", 0)
+    for photos in known:
+        with pytest.raises(InputError, match=r"00000000000000.jpg"):
+            read_compcars(base, photos=photos, known=known)
 
 
-def test_the_known_counts_are_those_of_the_paper():
-    assert KNOWN["listed"]["train"] + KNOWN["listed"]["test"] == 30_955
-    assert A_FEW < 30_955 / 431  # a lost model folder is noticed
-
-
-@pytest.mark.parametrize("difference", [-A_FEW, -1, 1, A_FEW])
-def test_a_copy_with_a_few_photos_more_or_fewer_is_taken_with_a_line(base, caplog, difference):
-    """As one of 136,732 in place of 136,726."""
-    known = {"all": {"photos": 8 - difference, "make": 3, "model": 4}}
-    assert len(read_compcars(base, known=known)) == 8
-    assert f"8 photos instead of {8 - difference}" in caplog.text and "taken as it is" in caplog.text
-
-
-@pytest.mark.parametrize("wrong", [{"photos": 9 + A_FEW}, {"photos": 9, "make": 4}, {"model": 5}])
-def test_many_photos_or_a_class_more_or_fewer_are_an_error(base, wrong):
-    with pytest.raises(InputError, match=r"instead of .*data\.allow_missing=true"):
-        read_compcars(base, known={"all": {"photos": 8, "make": 3, "model": 4, **wrong}})
+def test_a_copy_may_differ_by_a_few_photos_but_not_by_many_or_a_class(base, caplog):
+    assert KNOWN["listed"]["train"] + KNOWN["listed"]["test"] == 30_955  # as in the paper
+    assert TOLERATED < 30_955 / 431  # a lost model folder is noticed
+    for difference in (-TOLERATED, -1, 1, TOLERATED):
+        assert len(read_compcars(base, known={"all": COUNTS | {"photos": 8 - difference}})) == 8
+        assert f"8 photos instead of {8 - difference}" in caplog.text and "taken as it is" in caplog.text
+    for wrong in ({"photos": 9 + TOLERATED}, {"photos": 9, "make": 4}, {"model": 5}):
+        with pytest.raises(InputError, match=r"instead of .*data\.allow_missing=true"):
+            read_compcars(base, known={"all": COUNTS | wrong})
 
 
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        (
-            "test.txt",
-            f"{layouts.COMPCARS_TEST[0]}\n{layouts.COMPCARS_TRAIN[0]}\r\n",
-            "line 2: 1/10/2012/.* is listed",
-        ),
+        ("test.txt", f"{layouts.COMPCARS_TEST[0]}\n{layouts.COMPCARS_TRAIN[0]}\r\n", "line 2: 1/10/2012/.* is listed"),
         ("train.txt", "1/3/2012/1.jpg\n\nAudi A4\n", "line 3: 'Audi A4' is not make/model/year/photo.jpg"),
         ("attributes.txt", "header\n1 2 3\n", "six numbers"),
         ("attributes.txt", "header\n1 2 3 4 5 six\n", "six"),
@@ -205,37 +184,17 @@ def test_damaged_files_are_named(base, file, content, message):
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_photos_at_another_depth_are_counted(base, caplog):
+def test_photos_at_another_depth_are_counted(base, parts, caplog):
     layouts.write_photo(base / "image/1/3/stray.jpg")
     (base / "image/1/3/2012/Thumbs.db").write_bytes(b"")
     assert len(read_compcars(base, known=None)) == 8
     assert "1 photos are not at image/make/model/year/" in caplog.text and "image/1/3/stray.jpg" in caplog.text
     assert "Thumbs.db" in caplog.text
-
-
-# Surveillance photos
-
-
-@pytest.fixture
-def cameras(tmp_path):
-    return layouts.write_compcars_surveillance(tmp_path / "sv", "sv_data")
-
-
-def test_the_surveillance_photos_are_found_beside_the_others(base, tmp_path):
-    cameras = layouts.write_compcars_surveillance(tmp_path, "data/sv_data")
-    table = read_compcars_surveillance(tmp_path, known=None)
-    assert table.root == cameras and not table.has_boxes
-    assert table.rows.set_index("path")[["split", "model"]].to_dict("index") == {
-        f"image/{photo}": {"split": split, "model": ["1", "2", "4"].index(photo[0])}
-        for split, photos in layouts.SURVEILLANCE_PHOTOS.items() for photo in photos
-    }  # fmt: skip
-
-
-def test_surveillance_models_without_the_table_of_names_are_ids(cameras, caplog):
-    (cameras / "sv_make_model_name.mat").unlink()
-    table = read_compcars_surveillance(cameras, known=None)
-    assert set(table.labels) == {"model"} and table.labels["model"].names == ("1", "2", "4")
-    assert f"{cameras / 'sv_make_model_name.mat'} does not exist" in caplog.text
+    for odd in ("1/2/2012/stray.jpg", "1/2/2012/9/stray.jpg", "1/2/2012/1/deep/stray.jpg"):
+        layouts.write_photo(parts / "part" / odd)
+    assert len(read_compcars_parts(parts, known=None)) == 6
+    assert "3 photos are not at part/make/model/year/<1 to 8>/ and are left out" in caplog.text
+    assert "part/1/2/2012/1/deep/stray.jpg" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -269,37 +228,31 @@ def test_a_surveillance_model_without_a_name_is_an_error(tmp_path, monkeypatch, 
         read_compcars_surveillance(tmp_path, known=None)
 
 
-def test_a_damaged_table_of_surveillance_names_is_an_error(cameras):
+def test_surveillance_models_are_ids_without_the_table_of_names_and_a_damaged_one_is_an_error(base, tmp_path, caplog):
+    cameras = layouts.write_compcars_surveillance(tmp_path, "data/sv_data")  # beside the web-nature photos
     file = cameras / "sv_make_model_name.mat"
+    file.unlink()
+    table = read_compcars_surveillance(tmp_path, known=None)
+    assert table.root == cameras and not table.has_boxes and f"{file} does not exist" in caplog.text
+    assert set(table.labels) == {"model"} and table.labels["model"].names == ("1", "2", "4")
+    assert table.rows.set_index("path")[["split", "model"]].to_dict("index") == {
+        f"image/{photo}": {"split": split, "model": ["1", "2", "4"].index(photo[0])}
+        for split, photos in layouts.SURVEILLANCE_PHOTOS.items() for photo in photos
+    }  # fmt: skip
     scipy.io.savemat(file, {"sv_make_model_name": layouts.cells(["Audi"] * 4)})
     with pytest.raises(InputError, match=r"its cell has the shape \(4, 1\), not \(281, 3\); get it again"):
-        read_compcars_surveillance(cameras, known=None)
-    file.write_bytes(b"MATLAB 5.0 MAT-file, cut short")
-    with pytest.raises(InputError, match="cannot be read as a Matlab file"):
         read_compcars_surveillance(cameras, known=None)
 
 
 def test_the_real_surveillance_lists(monkeypatch):
-    """Without the photos, which may not be passed on."""
-    monkeypatch.setattr(compcars_surveillance, "without_missing_files", lambda table, allow_missing: table)
-    table = read_compcars_surveillance(layouts.real_data("compcars_lists"))  # asserts KNOWN
+    monkeypatch.setattr(compcars, "without_missing_files", lambda table, allow_missing: table)  # there are no photos
+    table = read_compcars_surveillance(layouts.real_data("compcars_lists"))  # asserts KNOWN_SURVEILLANCE
     model, make = table.labels["model"], table.labels["make"]
-    assert table.rows["split"].value_counts().to_dict() == {"train": 31_148, "test": 13_333}
-    assert model.ids == tuple(map(str, range(1, 282)))
+    assert model.ids == tuple(map(str, range(1, 282))) and len(set(model.names)) == 281
     assert (model.names[0], model.names[1], model.names[280]) == ("Besturn X80", "Hafei Lubao", "Venucia R50")
-    assert len(set(model.names)) == 281
-    assert make.names[model.parent_codes[2]] == "Audi"
-    assert "Hyundai" in make.names  # in the file with a space after it
+    assert make.names[model.parent_codes[2]] == "Audi" and "Hyundai" in make.names  # in the file with a space after it
     assert table.rows["path"][0] == "image/1/431e8997607115.jpg"
     assert table.rows.groupby("split")["model"].nunique().tolist() == [281, 281]
-
-
-# Parts
-
-
-@pytest.fixture
-def parts(tmp_path):
-    return layouts.write_compcars_parts(tmp_path)
 
 
 def test_parts_with_their_splits_and_groups(parts):
@@ -317,31 +270,27 @@ def test_parts_with_their_splits_and_groups(parts):
     assert table.labels["part"].ids == ("1", "3", "8")
 
 
-@pytest.mark.parametrize("part", ["headlight", 1, "1"])
-def test_one_part(parts, part):
-    table = read_compcars_parts(parts, part, known=None)
-    assert sorted(table.rows["path"].str[-6:-4]) == ["01", "02", "03"]
-    assert table.labels["part"].names == ("headlight",)
-    gears = read_compcars_parts(parts, "gear_lever", known=None)
-    assert gears.labels["model"].names == ("GLK",) and gears.rows["model"].tolist() == [0, 0]
+def test_one_part(parts):
+    for part in ("headlight", 1, "1"):
+        table = read_compcars_parts(parts, part, known=None)
+        assert sorted(table.rows["path"].str[-6:-4]) == ["01", "02", "03"]
+        assert table.labels["part"].names == ("headlight",)
     with pytest.raises(InputError, match="no photos"):
         read_compcars_parts(parts, "console", known=None)
-
-
-def test_the_configuration_chooses_and_checks_the_part(parts):
+    with pytest.raises(InputError, match=r"data.part: 'head_light' is not one of all, .*; nearest: headlight"):
+        read_compcars_parts(None, "head_light")
     allowed = ALLOWED["data.part"]
     assert all(allowed(part) is None for part in ("all", *PARTS.values(), *map(int, PARTS)))
     assert allowed("bonnet") and allowed(0) and allowed(9)
-    with pytest.raises(InputError, match=r"data.part: 'head_light' is not one of all, .*; nearest: headlight"):
-        read_compcars_parts(None, "head_light")
     cfg = small_runs.config("data=compcars_parts", f"data.root={parts}", "data.allow_missing=true", "data.part=8")
     table = build_table(cfg["data"], annotations=True)
     assert table.rows["split"].value_counts().to_dict() == {"train": 1, "": 1}
+    assert table.labels["model"].names == ("GLK",) and table.rows["model"].tolist() == [0, 0]
     assert list(cfg["model"]["heads"]) == ["make", "model"]
 
 
 @pytest.mark.parametrize("folder", ["1/2/2012/1", "part/1/2/2012/1", "1/2/2012", "part/1/2/2012"])
-def test_lines_of_the_lists_of_parts_with_and_without_folders_that_follow(parts, folder):
+def test_the_lists_of_parts_may_spell_the_folder_in_four_ways(parts, folder):
     for split, text in (("train", f"{folder}/5ac218c0c6c301.jpg"), ("test", "")):
         (parts / f"train_test_split/part/{split}_part_1.txt").write_text(text)
     table = read_compcars_parts(parts, 1, known=None)
@@ -352,14 +301,10 @@ def test_lines_of_the_lists_of_parts_with_and_without_folders_that_follow(parts,
 @pytest.mark.parametrize(
     "line",
     [
-        "1/2/2012/3/5ac218c0c6c301.jpg",  # of another part
-        "1/2/5ac218c0c6c301.jpg",
-        "image/1/2/2012/1/5ac218c0c6c301.jpg",
-        "1/2/2012/1/5ac218c0c6c301.jpg 1",
-        "Audi/A4L/2012/1/5ac218c0c6c301.jpg",
-        "1/2/2012/1/1/5ac218c0c6c301.jpg",
+        "1/2/2012/3/5ac218c0c6c301.jpg", "1/2/5ac218c0c6c301.jpg", "image/1/2/2012/1/5ac218c0c6c301.jpg",
+        "1/2/2012/1/5ac218c0c6c301.jpg 1", "Audi/A4L/2012/1/5ac218c0c6c301.jpg", "1/2/2012/1/1/5ac218c0c6c301.jpg",
     ],
-)
+)  # fmt: skip
 def test_any_other_line_of_the_lists_of_parts_is_named(parts, line):
     file = parts / "train_test_split/part/test_part_1.txt"
     file.write_text(f"1/2/2013/1/5ac218c0c6c302.jpg\n\n{line}\n")
@@ -368,17 +313,13 @@ def test_any_other_line_of_the_lists_of_parts_is_named(parts, line):
     assert str(raised.value) == f"{file}, line 3: {line!r} is not make/model/year/1/photo.jpg"
 
 
-def test_a_photo_of_a_part_on_both_lists_in_two_spellings(parts):
-    (parts / "train_test_split/part/test_part_1.txt").write_text("part/1/2/2012/5ac218c0c6c301.jpg\n")
+def test_lists_of_parts_that_repeat_a_photo_or_are_absent(parts, caplog):
+    lists = parts / "train_test_split/part"
+    (lists / "test_part_1.txt").write_text("part/1/2/2012/5ac218c0c6c301.jpg\n")
     with pytest.raises(InputError, match=r"test_part_1.txt, line 1: part/1/2/2012/5ac218c0c6c301.jpg is listed before"):
         read_compcars_parts(parts, known=None)
-
-
-def test_lists_and_names_of_parts_may_be_absent(parts, caplog):
-    lists = parts / "train_test_split/part"
-    (lists / "test_part_1.txt").unlink()
-    (lists / "train_part_5.txt").unlink()
-    (parts / "misc/make_model_name.mat").unlink()
+    for file in (lists / "test_part_1.txt", lists / "train_part_5.txt", parts / "misc/make_model_name.mat"):
+        file.unlink()
     table = read_compcars_parts(parts, known=None)
     assert table.rows["split"].value_counts().to_dict() == {"train": 3, "": 2, "test": 1}
     assert f"2 lists do not exist (first: {lists / 'test_part_1.txt'})" in caplog.text
@@ -395,11 +336,3 @@ def test_known_counts_are_those_of_all_parts_and_a_few_photos_may_be_absent(part
     assert KNOWN_PARTS["part"] == len(PARTS)
     (parts / "part/1/2/2013/1/5ac218c0c6c302.jpg").unlink()
     assert len(read_compcars_parts(parts, known={"photos": 5, "part": 3})) == 5
-
-
-def test_photos_in_folders_that_are_no_part_are_counted(parts, caplog):
-    for odd in ("1/2/2012/stray.jpg", "1/2/2012/9/stray.jpg", "1/2/2012/1/deep/stray.jpg"):
-        layouts.write_photo(parts / "part" / odd)
-    assert len(read_compcars_parts(parts, known=None)) == 6
-    assert "3 photos are not at part/make/model/year/<1 to 8>/ and are left out" in caplog.text
-    assert "part/1/2/2012/1/deep/stray.jpg" in caplog.text

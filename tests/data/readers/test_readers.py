@@ -1,4 +1,4 @@
-"""What all readers of data sets promise; what is one reader's own is tested in its own file."""
+"""The contract of all readers; what only one reader does is tested in its own file."""
 
 import logging
 import re
@@ -25,7 +25,7 @@ def each(layouts: dict[str, Layout]):
 
 
 def read(layout: Layout, root, **kwargs):
-    """Without the counts of the real data set, unless they are given."""
+    """Read without asserting the counts of the real data set, unless they are given."""
     return layout.read(root, **({"known": None} if layout.counts_message else {}) | kwargs)
 
 
@@ -62,7 +62,7 @@ def test_the_root_may_lie_above_the_data(layout, nesting, tmp_path):
 
 
 @each(OF_SETS)
-def test_data_sets_are_chosen_by_name(layout, tmp_path):
+def test_data_sets_are_selected_by_name(layout, tmp_path):
     base = layout.write(tmp_path)
     root = base if layout.data in ("packed", "manifest") else tmp_path
     cfg = config(f"data={layout.data}", f"data.root={root}", "data.allow_missing=true", *layout.overrides)
@@ -92,7 +92,7 @@ def test_an_absent_photo_is_an_error_unless_it_may_be_missing(layout, tmp_path, 
 
 
 @each(LISTED)
-def test_where_no_photo_is_there_nothing_is_read(layout, tmp_path):
+def test_a_copy_without_any_photo_is_an_error(layout, tmp_path):
     base = layout.write(tmp_path)
     for photo in base.rglob("*.jpg"):
         photo.unlink()

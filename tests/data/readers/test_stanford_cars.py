@@ -5,89 +5,79 @@ import pandas as pd
 import pytest
 import scipy.io
 
+from carvision.data.readers import stanford_cars
 from carvision.data.readers.stanford_cars import KNOWN, make_of, read_stanford_cars
 from carvision.data.table import BOX
 from carvision.errors import InputError
-from tests.data import layouts
+from tests.data.layouts import (
+    MAKES,
+    STANFORD_NAMES,
+    STANFORD_ROWS,
+    real_data,
+    write_stanford_kaggle,
+    write_stanford_mats,
+    write_stanford_mirror,
+)
 
 
 def facts(table):
-    """(split, file name) -> (name of the model, name of the make, box) of each photo."""
-    rows, models, makes = table.rows, table.labels["model"], table.labels["make"]
-    return {
-        (row["split"], row["path"].rsplit("/", 1)[-1]): (
-            models.names[row["model"]],
-            makes.names[row["make"]],
-            tuple(row[BOX]) if table.has_boxes else None,
-        )
-        for _, row in rows.iterrows()
-    }
+    """Return (split, file name) -> (name of the model, name of the make, box) of each photo."""
+    models, makes = (np.array(table.labels[name].names)[table.rows[name]].tolist() for name in ("model", "make"))
+    boxes = map(tuple, table.rows[BOX].to_numpy().tolist()) if table.has_boxes else [None] * len(table)
+    keys = zip(table.rows["split"], table.rows["path"].str.rpartition("/")[2], strict=True)
+    return dict(zip(keys, zip(models, makes, boxes, strict=True), strict=True))
 
 
 def expected(boxes: bool = True) -> dict:
-    makes = layouts.MAKES
     return {
-        (split, file): (layouts.STANFORD_NAMES[i - 1], makes[i - 1], (x1 - 1, y1 - 1, x2, y2) if boxes else None)
-        for split, file, x1, y1, x2, y2, i in layouts.STANFORD_ROWS
+        (split, file): (STANFORD_NAMES[i - 1], MAKES[i - 1], (x1 - 1, y1 - 1, x2, y2) if boxes else None)
+        for split, file, x1, y1, x2, y2, i in STANFORD_ROWS
     }
 
 
 @pytest.mark.parametrize("test_labels", ["", "devkit"])
-def test_original_layout(tmp_path, test_labels):
-    layouts.write_stanford_mats(tmp_path, test_labels)
+def test_the_original_layout_also_nested_and_beside_class_folders(tmp_path, test_labels):
+    write_stanford_mats(tmp_path, test_labels)
     table = read_stanford_cars(tmp_path, known=None)
     assert facts(table) == expected() and table.rows["path"].iloc[0] == "cars_train/00001.jpg"
-
-
-def test_photo_folders_may_be_nested_as_on_kaggle(tmp_path):
-    layouts.write_stanford_mats(tmp_path)
-    for folder in ("cars_train", "cars_test"):
+    for folder in ("cars_train", "cars_test"):  # as on Kaggle
         (tmp_path / folder).rename(tmp_path / "moved")
         (tmp_path / folder).mkdir()
         (tmp_path / "moved").rename(tmp_path / folder / folder)
-    assert facts(read_stanford_cars(tmp_path, known=None)) == expected()
+    write_stanford_mirror(tmp_path)
+    table = read_stanford_cars(tmp_path, known=None)
+    assert facts(table) == expected() and table.rows["path"].iloc[0] == "cars_train/cars_train/00001.jpg"
 
 
-def test_without_test_labels_the_test_photos_are_left_out(tmp_path, caplog):
-    layouts.write_stanford_mats(tmp_path, None)
+@pytest.mark.parametrize("write", [lambda root: write_stanford_mats(root, None), write_stanford_kaggle])
+def test_without_test_labels_the_test_photos_are_left_out(tmp_path, caplog, write):
+    write(tmp_path)
+    (tmp_path / "anno_test.csv").unlink(missing_ok=True)
     # The count of test photos can't be asserted then; the others are.
     table = read_stanford_cars(tmp_path, known={"train": 5, "test": 3, "model": 5})
     assert set(table.rows["split"]) == {"train"}
-    assert "cars_test_annos_withlabels.mat" in caplog.text
+    assert "cars_test_annos_withlabels.mat" in caplog.text and "anno_test.csv" in caplog.text
 
 
 @pytest.mark.parametrize("header", [True, False])
 @pytest.mark.parametrize("photos", ["car_data/car_data", "car_data", ""])
 @pytest.mark.parametrize("ram", ["Ram C-V", "Ram CV", "Ram C_V"])
 def test_kaggle_layout_in_both_spellings(tmp_path, header, photos, ram):
-    layouts.write_stanford_kaggle(tmp_path, header, photos, ram)
+    write_stanford_kaggle(tmp_path, header, photos, ram)
     table = read_stanford_cars(tmp_path, known=None)
     assert facts(table) == expected() and table.root == tmp_path
     assert all((tmp_path / path).is_file() for path in table.rows["path"])
 
 
-def test_kaggle_without_test_annotations(tmp_path, caplog):
-    layouts.write_stanford_kaggle(tmp_path, header=True)
-    (tmp_path / "anno_test.csv").unlink()
-    assert len(read_stanford_cars(tmp_path, known={"train": 5, "test": 3})) == 5
-    assert "anno_test.csv" in caplog.text
-
-
 @pytest.mark.parametrize("photos", ["car_data/car_data", ""])
 @pytest.mark.parametrize("ram", ["Ram C-V", "Ram CV"])
 def test_class_folders_alone(tmp_path, photos, ram):
-    layouts.write_stanford_mirror(tmp_path / photos, ram)
+    write_stanford_mirror(tmp_path / photos, ram)
     table = read_stanford_cars(tmp_path, known=None)
     found = facts(table)
-    assert found.pop(("train", "00009.jpg")) == (layouts.STANFORD_NAMES[1], "Acura", None)
+    assert found.pop(("train", "00009.jpg")) == (STANFORD_NAMES[1], "Acura", None)
     assert found == expected(boxes=False)
     assert set(table.labels) == {"make", "model"}
-
-
-def test_mats_are_preferred_to_class_folders(tmp_path):
-    layouts.write_stanford_mats(tmp_path)
-    layouts.write_stanford_mirror(tmp_path)
-    assert read_stanford_cars(tmp_path, known=None).rows["path"].str.startswith("cars_").all()
 
 
 def test_makes_of_one_word_with_a_hyphen():
@@ -95,24 +85,24 @@ def test_makes_of_one_word_with_a_hyphen():
     assert make_of("Tesla Model S Sedan 2012") == "Tesla"
 
 
-def test_a_class_beyond_the_names_is_an_error(tmp_path):
-    layouts.write_stanford_kaggle(tmp_path, header=False)
-    names = (tmp_path / "names.csv").read_text().splitlines()
-    (tmp_path / "names.csv").write_text("\n".join(names[:5]))
-    with pytest.raises(InputError, match=r"anno_train.csv: class 6 has no name; there are names for 1 to 5"):
-        read_stanford_cars(tmp_path, known=None)
-
-
-@pytest.mark.parametrize("text", ["", "00001.jpg,1,2\n", "a,b,c,d,e,f\n00001.jpg,1,2,3,4,5\n"])
-def test_a_csv_of_another_shape_is_named(tmp_path, text):
-    layouts.write_stanford_kaggle(tmp_path, header=True)
-    (tmp_path / "anno_train.csv").write_text(text)
-    with pytest.raises(InputError, match=r"anno_train.csv: .*image_name,x_min,y_min,x_max,y_max,label"):
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("names.csv", "class_id,class_name\n" + "".join(f"{i},{n}\n" for i, n in enumerate(STANFORD_NAMES[:5], 1)),
+         "anno_train.csv: class 6 has no name; there are names for 1 to 5"),
+        *(("anno_train.csv", text, "anno_train.csv: .*image_name,x_min,y_min,x_max,y_max,label")
+          for text in ("", "00001.jpg,1,2\n", "a,b,c,d,e,f\n00001.jpg,1,2,3,4,5\n")),
+    ],
+)  # fmt: skip
+def test_damaged_csvs_are_named(tmp_path, file, text, message):
+    write_stanford_kaggle(tmp_path, header=True)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(InputError, match=message):
         read_stanford_cars(tmp_path, known=None)
 
 
 def test_a_mat_without_classes_is_named(tmp_path):
-    layouts.write_stanford_mats(tmp_path, None)
+    write_stanford_mats(tmp_path, None)
     shutil.copy(tmp_path / "devkit/cars_test_annos.mat", tmp_path / "cars_test_annos_withlabels.mat")
     with pytest.raises(InputError, match=r"withlabels.mat: its annotations have no field 'class'"):
         read_stanford_cars(tmp_path, known=None)
@@ -125,13 +115,11 @@ def test_a_mat_without_classes_is_named(tmp_path):
 
 
 def test_real_partial_copy():
-    root = layouts.real_data("stanford_cars")
+    root = real_data("stanford_cars")
     with pytest.raises(InputError, match=r"7,022 of 8,144 listed photos are not there"):
         read_stanford_cars(root)
     table = read_stanford_cars(root, allow_missing=True)
-    assert len(table) == 1_122
-    assert len(table.labels["model"]) == 27
-    assert len(table.labels["make"]) == 8
+    assert (len(table), len(table.labels["model"]), len(table.labels["make"])) == (1_122, 27, 8)
     assert "Ram C/V Cargo Van Minivan 2012" in table.labels["model"].names
     assert "Land Rover" in table.labels["make"].names
     first = table.rows.iloc[0]
@@ -140,15 +128,10 @@ def test_real_partial_copy():
     assert table.labels["model"].ids[first["model"]] == "14"
 
 
-@pytest.fixture
-def exists_all(monkeypatch):
-    """The real annotations come without the photos: take them all for present."""
-    monkeypatch.setattr("carvision.data.readers.stanford_cars.without_missing_files", lambda table, _: table)
-
-
 @pytest.mark.parametrize("spelling", ["with_header", "headerless"])
-def test_real_kaggle_annotations_equal_the_mats(tmp_path, exists_all, spelling):
-    csvs = layouts.real_data("stanford_cars_kaggle_csv")
+def test_real_kaggle_annotations_equal_the_mats(tmp_path, monkeypatch, spelling):
+    monkeypatch.setattr(stanford_cars, "without_missing_files", lambda table, _: table)  # there are no photos
+    csvs = real_data("stanford_cars_kaggle_csv")
     for name in ("anno_train.csv", "anno_test.csv"):
         shutil.copy(csvs / spelling / name, tmp_path / name)
     names = (csvs / "with_header" / "names.csv").read_text()
@@ -160,7 +143,7 @@ def test_real_kaggle_annotations_equal_the_mats(tmp_path, exists_all, spelling):
     assert len(table) == KNOWN["train"] + KNOWN["test"]
     ram = table.rows["model"] == table.labels["model"].names.index("Ram C/V Cargo Van Minivan 2012")
     assert table.rows.loc[ram, "path"].str.contains("/Ram C-V Cargo Van Minivan 2012/").all()
-    mats = read_stanford_cars(layouts.real_data("stanford_cars"))
+    mats = read_stanford_cars(real_data("stanford_cars"))
     train = table.of_split("train").rows
     assert mats.labels == table.labels
     pd.testing.assert_frame_equal(train[["make", "model", *BOX]], mats.rows[["make", "model", *BOX]])

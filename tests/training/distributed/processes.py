@@ -1,4 +1,4 @@
-"""Processes of one run, in the environment in which torchrun and srun start them, and photos for them."""
+"""Processes of one run, in the environment of torchrun or srun, and photos for them."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ TIMEOUT_S = 300
 
 
 def write_manifest(folder: Path, num: dict[str, int], bad: bool = False) -> list[str]:
-    """Noisy photos of 4 models of 2 makes, and how to train on them. Some labels of model and price are not known.
+    """Write noisy photos of 4 models of 2 makes; return the overrides. Some labels of model and price are unknown.
 
     num: {split: photos}. bad: two photos of each split can't be read.
     """
@@ -51,7 +51,7 @@ def free_port() -> int:
 
 
 def environment(**variables: object) -> dict[str, str]:
-    """Of a process: this one's, without what a launcher of the tests may have set, and on the CPU."""
+    """Return a process's environment on the CPU: this one's, without what a launcher may have set."""
     ours = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "MASTER_", "TORCHELASTIC_"))}
     for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE"):
         ours.pop(name, None)
@@ -61,7 +61,7 @@ def environment(**variables: object) -> dict[str, str]:
 
 
 def by_torchrun(rank: int, num: int, port: int) -> dict[str, str]:
-    """The environment of one of several processes on one machine, without torchrun's agent."""
+    """Return the environment of one of several processes on a machine, without torchrun's agent."""
     return environment(
         RANK=rank, LOCAL_RANK=rank, GROUP_RANK=0, WORLD_SIZE=num, LOCAL_WORLD_SIZE=num, MASTER_ADDR="127.0.0.1",
         MASTER_PORT=port, TORCHELASTIC_RUN_ID="none",
@@ -69,6 +69,7 @@ def by_torchrun(rank: int, num: int, port: int) -> dict[str, str]:
 
 
 def by_srun(rank: int, num: int, port: int) -> dict[str, str]:
+    """Return the environment of one of several tasks of srun on a machine."""
     return environment(
         SLURM_JOB_ID=1, SLURM_STEP_ID=0, SLURM_JOB_NAME="train", SLURM_NTASKS=num, SLURM_NTASKS_PER_NODE=num,
         SLURM_NNODES=1, SLURM_PROCID=rank, SLURM_LOCALID=rank, SLURM_NODEID=0, SLURM_NODELIST="127.0.0.1",
@@ -77,7 +78,7 @@ def by_srun(rank: int, num: int, port: int) -> dict[str, str]:
 
 
 def run_afresh(commands: list[tuple[list[str], dict[str, str]]], cwd: Path) -> list[subprocess.CompletedProcess]:
-    """(module and its arguments, environment) of each process, all at once; none of them outlives the test."""
+    """Run processes (module and arguments, environment) at the same time; none outlives the test."""
     started = [
         subprocess.Popen(
             [sys.executable, "-m", *words], env=variables, cwd=cwd, text=True, stdout=subprocess.PIPE,
@@ -98,7 +99,7 @@ def run_afresh(commands: list[tuple[list[str], dict[str, str]]], cwd: Path) -> l
 
 
 def run_all(commands: list[tuple[list[str], dict[str, str]]], cwd: Path, first: str = ""):
-    """As run_afresh, of forked processes; those that they start are not. first: Python code that each runs before."""
+    """run_afresh with forked processes; those that they start are not. first: Python code that each runs before."""
     outs = [cwd.parent / f"{cwd.name}.{number}" for number in range(len(commands))]
     started = [
         forked.start(*words, cwd=cwd, env=variables, out=out, first=first)
@@ -108,12 +109,11 @@ def run_all(commands: list[tuple[list[str], dict[str, str]]], cwd: Path, first: 
 
 
 def train_together(num: int, runs: list[tuple[Path, list[str]]], status: int = 0, signalled=None) -> None:
-    """The runs (folder, overrides) one after another, each by `num` processes, which are the same for all of them.
+    """Train the runs (folder, overrides) one after another, all by the same `num` processes.
 
-    Beside each folder, <folder>.losses.json has the loss of every training step, the mean over the processes, and
-    <folder>.sizes.json of each process how many weights, and values of the optimizer, it holds at the end of training.
-    status: with which all must end. signalled: (rank, number) of the process to which a signal is sent in the second
-    step of the second epoch.
+    <folder>.losses.json gets the loss of every training step, the mean over the processes; <folder>.sizes.json for each
+    process how many weights, and values of the optimizer, it holds at the end of training. status: of all processes.
+    signalled: (rank, signal): sent in the second step of the second epoch.
     """
     port = free_port()
     ranks = [by_torchrun(rank, num, port) if num > 1 else environment() for rank in range(num)]

@@ -1,4 +1,4 @@
-"""Which process is first, by whom it was started, and what does not fit together: by the environment's variables."""
+"""Launchers by their environment variables: which process is first, and what is refused; fsdp's limits."""
 
 import os
 from datetime import timedelta
@@ -19,7 +19,7 @@ from tests.training.distributed.processes import by_srun, by_torchrun, environme
 
 @pytest.fixture
 def started_as(monkeypatch):
-    """started_as(variables): this process has those of a process that a launcher started."""
+    """started_as(variables): give this process the environment of one that a launcher started."""
 
     def start(variables: dict[str, str]) -> None:
         for name in set(os.environ) - set(variables):
@@ -31,7 +31,7 @@ def started_as(monkeypatch):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_the_first_process_of_each_launcher(started_as, rank):
+def test_each_launcher_has_one_first_process(started_as, rank):
     for variables, launcher, kind, started in (
         (by_torchrun(rank, 3, 1), "torchrun", TorchElasticEnvironment, 3),
         # inside of SLURM torchrun counts
@@ -47,14 +47,11 @@ def test_the_first_process_of_each_launcher(started_as, rank):
         made = launch.create_environment()
         assert type(made) is kind
         assert not getattr(made, "auto_requeue", False)
-
-
-def test_the_second_machines_first_process_is_not_the_runs(started_as):
-    started_as({**by_torchrun(0, 2, 1), "RANK": "1", "GROUP_RANK": "1"})
+    started_as({**by_torchrun(0, 2, 1), "RANK": "1", "GROUP_RANK": "1"})  # the first of the second machine
     assert not launch.is_first_process()
 
 
-def test_the_launcher_must_start_what_the_trainer_uses(started_as):
+def test_the_launcher_must_start_as_many_processes_as_the_trainer_uses(started_as):
     started_as(by_srun(0, 4, 1))
     launch.require_all_used(2, 2)
     with pytest.raises(InputError, match=r"srun started 4 processes, and trainer.devices=2 with trainer.num_nodes=1"):
@@ -63,14 +60,14 @@ def test_the_launcher_must_start_what_the_trainer_uses(started_as):
     launch.require_all_used(2, 1)
 
 
-def test_machines_without_launcher_need_an_address(started_as):
+def test_several_machines_without_a_launcher_need_an_address(started_as):
     started_as(environment(MASTER_ADDR="127.0.0.1", NODE_RANK=1))
     with pytest.raises(InputError, match="there is no MASTER_PORT"), launch.run_together(trainer(num_nodes=2)):
         pass
 
 
 def by_sbatch(num: int) -> dict[str, str]:
-    """Of a batch script's own process, which srun has not started."""
+    """Return the environment of a batch script, which srun has not started."""
     return {name: value for name, value in by_srun(0, num, 1).items() if name != "SLURM_STEP_ID"}
 
 
@@ -93,7 +90,7 @@ def test_a_batch_script_of_one_task_is_a_plain_start(started_as):
     assert (launch.launcher(), launch.num_started()) == ("srun", 1)
 
 
-def test_others_that_do_not_come_are_told_in_one_line(started_as, monkeypatch):
+def test_missing_processes_are_reported_in_one_line(started_as, monkeypatch):
     monkeypatch.setattr(launch, "START_WITHIN", timedelta(seconds=1))
     monkeypatch.setattr(launch, "_store", None)
     started_as(by_srun(0, 2, free_port()))
@@ -103,9 +100,8 @@ def test_others_that_do_not_come_are_told_in_one_line(started_as, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("variables", [by_sbatch(1), by_srun(0, 1, 1)])
-def test_one_task_of_slurm_trains(started_as, variables, demo_photos, tmp_path):
-    started_as(variables)
+def test_one_task_of_slurm_trains(started_as, demo_photos, tmp_path):
+    started_as(by_srun(0, 1, 1))
     train(tmp_path / "run", *demo(demo_photos), "trainer.max_epochs=1")
     assert (tmp_path / "run" / "metrics.json").exists()
 
@@ -114,7 +110,7 @@ def trainer(**values) -> dict:
     return {"accelerator": "cpu", "devices": 1, "num_nodes": 1, **values}
 
 
-def test_one_process_asks_nobody(monkeypatch):
+def test_a_single_process_communicates_with_none(monkeypatch):
     monkeypatch.setattr(launch, "_store", None)
     with launch.run_together(trainer()):
         assert launch._store is None
@@ -128,8 +124,7 @@ def test_one_process_asks_nobody(monkeypatch):
         raise ValueError("as it was")
 
 
-def test_lightnings_private_parts_that_are_replaced_are_still_there():
-    """Under another name in a later version they would do their work again, unseen."""
+def test_lightning_still_has_the_private_parts_that_are_replaced():
     from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
     from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 
@@ -138,37 +133,25 @@ def test_lightnings_private_parts_that_are_replaced_are_still_there():
     assert callable(subprocess_script._launch_process_observer)
 
 
-@pytest.mark.parametrize("group, strategy", [("ddp", "ddp"), ("fsdp", "fsdp")])
-def test_the_trainers_of_many_processes(group, strategy):
-    chosen = config(f"trainer={group}", "data=demo")["trainer"]
-    assert (chosen["strategy"], chosen["devices"]) == (strategy, 2)
-
-
-@pytest.mark.parametrize(
-    "override, message",
-    [
-        ("callbacks.ema_decay=0.9", "callbacks.ema_decay: no averages with trainer=fsdp"),
-        ("optimizer.sam_rho=0.1", "optimizer.sam_rho: not with trainer=fsdp"),
-        ("optimizer=lamb", "optimizer.name: only sgd, .* with trainer=fsdp"),
-        ("loss.head_weights=learned", "loss.head_weights: no learned weights"),
-        ("compile=true", "compile: not with"),
-        ("+phases={a: {epochs: 1}, b: {epochs: 1}}", "phases: one phase alone"),
-    ],
-)
-def test_what_fsdp_refuses(override, message):
-    check_fsdp(config("trainer=fsdp"), "bf16-mixed")
+@pytest.mark.parametrize(("override", "message"), [
+    ("callbacks.ema_decay=0.9", "callbacks.ema_decay: no averages with trainer=fsdp"),
+    ("optimizer.sam_rho=0.1", "optimizer.sam_rho: not with trainer=fsdp"),
+    ("optimizer=lamb", "optimizer.name: only sgd, .* with trainer=fsdp"),
+    ("loss.head_weights=learned", "loss.head_weights: no learned weights"), ("compile=true", "compile: not with"),
+    ("+phases={a: {epochs: 1}, b: {epochs: 1}}", "phases: one phase alone"),
+])  # fmt: skip
+def test_fsdp_refuses_options(override, message):
+    cfg = config("trainer=fsdp")
+    assert (cfg["trainer"]["strategy"], cfg["trainer"]["devices"]) == ("fsdp", 2)
+    check_fsdp(cfg, "bf16-mixed")
+    with pytest.raises(InputError, match="only 32-true and bf16-mixed, not 16-mixed, with trainer=fsdp"):
+        check_fsdp(cfg, "16-mixed")
     with pytest.raises(InputError, match=message):
         check_fsdp(config("trainer=fsdp", override.lstrip("+")), "32-true")
 
 
-def test_fsdp_refuses_16_mixed():
-    with pytest.raises(InputError, match="only 32-true and bf16-mixed, not 16-mixed, with trainer=fsdp"):
-        check_fsdp(config("trainer=fsdp"), "16-mixed")
-
-
 @pytest.mark.parametrize("name, number", [("test_vit", 6), ("resnet50", 16), ("convnext_tiny", 16)])
-def test_blocks_are_the_networks_own(name, number):
-    """The largest within lists of them, none inside of another, and most of the weights."""
+def test_blocks_are_disjoint_and_hold_most_of_the_weights(name, number):
     backbone = timm.create_model(name, num_classes=0)
     blocks = blocks_of(backbone)
     inside = [module for block in blocks for module in block.modules()]

@@ -1,4 +1,4 @@
-"""Runs of two processes as a person starts them, plain, by torchrun, by srun: who writes, how an error ends them."""
+"""Runs of two processes by each launcher: which one writes, and how an error ends them."""
 
 import json
 import os
@@ -28,7 +28,7 @@ SMALL = [
     "trainer.max_epochs=2",
 ]  # fmt: skip
 ON_TWO_MACHINES = ["trainer.devices=1", "trainer.num_nodes=2"]
-# Each process runs this at its start: what it opens for writing, makes, renames or removes goes to a file of its own.
+# Each process runs this at its start: it records what it opens for writing, makes, renames or removes.
 LOGS_WRITING = """
 import os, sys
 rank = next((os.environ[n] for n in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if n in os.environ), "starter")
@@ -44,7 +44,7 @@ sys.addaudithook(note)
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory) -> Path:
-    """A folder for each launcher, in which it ran; writes.<rank>.<pid> and output.txt beside the runs."""
+    """A folder for each launcher's run, with writes.<rank>.<pid> and output.txt beside the runs."""
     top = tmp_path_factory.mktemp("launched")
     (top / "hook").mkdir()
     (top / "hook" / "sitecustomize.py").write_text(LOGS_WRITING)
@@ -80,7 +80,7 @@ LAUNCHERS = ["plain", "torchrun", "machines", "srun"]
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_all_processes_take_one_folder_and_the_first_prints(launched, launcher):
+def test_all_processes_use_one_folder_and_the_first_prints(launched, launcher):
     runs = list((launched / launcher / "runs" / "manifest").iterdir())
     assert len(runs) == 1
     text = (launched / launcher / "output.txt").read_text()
@@ -117,7 +117,7 @@ def test_every_launcher_gives_the_same_run(launched):
 
 
 def only_in_share(rank: int, num_photos: int) -> int:
-    """A photo that this one of two processes reads in the first epoch, and the other does not."""
+    """Return a photo that only this one of two processes reads in the first epoch."""
     shares = [
         {row for keys in TrainSampler(np.zeros(num_photos), 4, rank=r, world_size=2) for row, _ in keys} for r in (0, 1)
     ]
@@ -125,7 +125,7 @@ def only_in_share(rank: int, num_photos: int) -> int:
 
 
 def errors(processes: list) -> list[str]:
-    """The lines that tell an error. No process may print more than that, nor end with another status."""
+    """Return the lines of errors; require status 1 of all processes, and nothing else printed of the error."""
     text = "".join(process.stdout + process.stderr for process in processes)
     assert [process.returncode for process in processes] == [1] * len(processes), text
     assert not any(word in text for word in ("Traceback", "frame #", "[rank", "[W")), text
@@ -138,20 +138,20 @@ def test_a_bad_photo_of_one_process_ends_both_in_a_line(tmp_path, rank):
     row = only_in_share(rank, 21)
     (tmp_path / "data" / "photos" / f"train_{row}.png").write_bytes(b"no photo")
     arguments = [*COMMAND, *data, *SMALL, "data.on_bad_image=error", "run.dir=mine"]
-    told = errors(run_all([(arguments, environment())], tmp_path))
-    assert len(told) == 1 and f"train_{row}.png: not a photo" in told[0]
-    assert not (tmp_path / "mine").exists()  # so that the same command does when the photo is mended
+    lines = errors(run_all([(arguments, environment())], tmp_path))
+    assert len(lines) == 1 and f"train_{row}.png: not a photo" in lines[0]
+    assert not (tmp_path / "mine").exists()  # so that the same command works once the photo is fixed
 
 
-def test_a_wrong_value_that_all_meet_is_told_once(tmp_path):
+def test_a_wrong_value_is_reported_once(tmp_path):
     data = write_manifest(tmp_path / "data", {"train": 9, "val": 3, "test": 3})
     port = free_port()
     arguments = [*COMMAND, *data, *SMALL, "model.train_layers=from:nowhere"]
-    told = errors(run_all([(arguments, by_torchrun(rank, 2, port)) for rank in (0, 1)], tmp_path))
-    assert len(told) == 1 and "the backbone has no module 'nowhere'" in told[0]
+    lines = errors(run_all([(arguments, by_torchrun(rank, 2, port)) for rank in (0, 1)], tmp_path))
+    assert len(lines) == 1 and "the backbone has no module 'nowhere'" in lines[0]
 
 
-def test_a_process_that_waits_for_one_that_failed_is_ended(tmp_path):
+def test_a_process_that_waits_for_a_failed_one_is_ended(tmp_path):
     """The data is missing on the second machine, and the first waits for it to connect."""
     data = write_manifest(tmp_path / "data", {"train": 9, "val": 3, "test": 3})
     shutil.copytree(tmp_path / "data", tmp_path / "gone")
@@ -159,5 +159,5 @@ def test_a_process_that_waits_for_one_that_failed_is_ended(tmp_path):
     port = free_port()
     theirs = [value.replace(str(tmp_path / "data"), str(tmp_path / "gone")) for value in data]
     commands = [([*COMMAND, *own, *SMALL], by_srun(rank, 2, port)) for rank, own in enumerate((data, theirs))]
-    told = errors(run_all(commands, tmp_path))
-    assert len(told) == 1 and "train_0.png" in told[0]
+    lines = errors(run_all(commands, tmp_path))
+    assert len(lines) == 1 and "train_0.png" in lines[0]

@@ -1,4 +1,4 @@
-"""Several processes train what one trains with the same batch, and every figure counts every photo once."""
+"""Several processes train as one does with the same total batch; metrics count every photo once."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def settings(num: int, trainer: str, *overrides: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """Folders <scenario>_<processes> of one process and two, plain_3, and of two with fsdp <scenario>_fsdp."""
+    """Folders <scenario>_<processes>, plain_3, and <scenario>_fsdp of two processes."""
     folder = tmp_path_factory.mktemp("many")
     data = write_manifest(folder / "data", NUM, bad=True)
     both = {**SCENARIOS, **SHARDED}
@@ -80,7 +80,7 @@ def test_every_step_has_the_loss_of_one_process(trained, name):
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_the_figures_are_those_of_one_process(trained, name):
+def test_the_metrics_are_those_of_one_process(trained, name):
     ours, theirs = (json.loads((trained / n / "metrics.json").read_text()) for n in (name, of_one(name)))
     assert ours["best_epoch"] == theirs["best_epoch"]
     for split in ("train", "val", "test"):
@@ -122,7 +122,7 @@ def test_each_process_holds_its_part_of_weights_and_moments(trained, name):
             assert max(part[what] for part in parts) < 0.6 * whole[what]
 
 
-def test_a_divided_run_goes_on_as_if_it_had_not_been_cut(trained):
+def test_an_interrupted_sharded_run_ends_as_if_undisturbed(trained):
     cut, whole = (pd.read_csv(trained / n / "history.csv").drop(columns="seconds") for n in ("cut_fsdp", "frozen_fsdp"))
     pd.testing.assert_frame_equal(cut, whole)
     state, wanted = (torch.load(trained / n / "checkpoints" / "last.ckpt") for n in ("cut_fsdp", "frozen_fsdp"))

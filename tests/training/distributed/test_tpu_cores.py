@@ -1,4 +1,4 @@
-"""Where trainer=tpu can't run, and how a command takes all cores; what needs torch-xla itself is in tests/tpu."""
+"""Machines that can't run trainer=tpu, and commands on several cores; tests/tpu needs torch-xla itself."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from carvision.training.distributed import tpu_cores
 
 
 def machine(monkeypatch, device="TPU", cores=4, ips=("10.0.0.5",), worker=0, cores_of_chip=1) -> list[list[str]]:
-    """torch-xla as it answers there; returns the list of the commands that take this process's place."""
+    """Simulate torch-xla's answers; return the list of the commands that replace this process."""
     modules = {
         "torch_xla.runtime": SimpleNamespace(device_type=lambda: device),
         "torch_xla._internal.tpu": SimpleNamespace(
@@ -40,8 +40,8 @@ def line(call, *arguments) -> str:
 
 
 @pytest.mark.skipif(find_spec("torch_xla") is not None, reason="torch-xla is here")
-def test_without_torch_xla_a_line_says_what_to_run(run_module):
-    done = run_module("carvision.train", "trainer=tpu", check=1)
+def test_without_torch_xla_a_line_says_what_to_run(run_forked):
+    done = run_forked("carvision.train", "trainer=tpu", check=1)
     assert done.stderr.startswith("error: trainer.accelerator: tpu can't be used here (No module named 'torch_xla')")
     assert done.stderr.count("\n") == 1
     assert "scripts/setup_tpu.sh" in done.stderr
@@ -53,23 +53,18 @@ def test_without_a_tpu_a_line_says_what_to_take(monkeypatch):
     assert "PJRT_DEVICE=CPU" in line(tpu_cores.require_xla)
 
 
-@pytest.mark.parametrize(
-    ("devices", "values"), [(1, {}), ([0], {}), ("auto", {"cores": 1}), ("auto", {"device": "CPU"})]
-)
-def test_one_core_needs_no_other_process(monkeypatch, devices, values):
-    commands = machine(monkeypatch, **values)
-    tpu_cores.use_cores(devices)
-    assert commands == []
+def test_one_core_needs_no_other_process(monkeypatch):
+    for devices, values in ((1, {}), ([0], {}), ("auto", {"cores": 1}), ("auto", {"device": "CPU"})):
+        commands = machine(monkeypatch, **values)
+        tpu_cores.use_cores(devices)
+        assert commands == []
 
 
-def test_all_cores_are_processes_of_torchrun(monkeypatch):
+def test_all_cores_of_a_machine_or_a_pod_slice_are_processes_of_torchrun(monkeypatch):
     commands = machine(monkeypatch)
     tpu_cores.use_cores("auto")
     run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", "-m", "carvision.train"]
     assert commands == [[sys.executable, *run, "trainer=tpu", "seed=1"]]
-
-
-def test_the_machines_of_a_pod_slice_meet_at_the_first(monkeypatch):
     commands = machine(monkeypatch, ips=("10.0.0.5", "10.0.0.6"), worker=1)
     tpu_cores.use_cores("auto")
     assert {"--nnodes=2", "--node-rank=1", "--master-addr=10.0.0.5", "--nproc-per-node=4"} < set(commands[0])
@@ -78,6 +73,6 @@ def test_the_machines_of_a_pod_slice_meet_at_the_first(monkeypatch):
 @pytest.mark.parametrize(
     ("devices", "values", "words"), [(2, {}, "2 of 4 cores"), ("auto", {"cores_of_chip": 2}, "v2 or v3")]
 )
-def test_what_cannot_be_taken_is_one_line(monkeypatch, devices, values, words):
+def test_other_numbers_of_cores_are_refused_in_one_line(monkeypatch, devices, values, words):
     machine(monkeypatch, **values)
     assert words in line(tpu_cores.use_cores, devices)

@@ -1,4 +1,4 @@
-"""Files of kept features: whole or not there, right or computed anew, and never more than wanted."""
+"""Feature files: written atomically, refused if damaged, at most so many."""
 
 import logging
 import os
@@ -26,7 +26,7 @@ def write(file, rows: np.ndarray, bad: dict | None = None) -> None:
 
 
 @pytest.mark.parametrize(("shape", "dtype"), [((5, 3), "float32"), ((2, 4, 3, 3), "float32"), ((7, 2), "float64")])
-def test_what_was_written_is_read(shape, dtype, tmp_path):
+def test_features_are_read_as_they_were_written(shape, dtype, tmp_path):
     rows = np.random.default_rng(0).normal(size=shape).astype(dtype)
     write(tmp_path / "sub" / "a.safetensors", rows, {1: "is no photo: déjà vu"})
     features = open_features(tmp_path / "sub" / "a.safetensors")
@@ -36,28 +36,22 @@ def test_what_was_written_is_read(shape, dtype, tmp_path):
     assert np.array_equal(load_file(tmp_path / "sub" / "a.safetensors")["features"].numpy(), rows)  # by anybody
 
 
-@pytest.mark.parametrize("place", [0, 5, 40, 4096, 4103, -1])
-def test_a_damaged_file_is_not_taken(place, tmp_path, caplog):
+def test_a_damaged_file_is_not_used(tmp_path, caplog):
     file = tmp_path / "a.safetensors"
+    assert open_features(file) is None and not caplog.text  # missing
     write(file, np.ones((3, 2), np.float32), {2: "is empty"})
-    content = bytearray(file.read_bytes())
-    content[place] ^= 1
-    file.write_bytes(content)
-    with caplog.at_level(logging.WARNING):
-        assert open_features(file) is None
-    assert f"{file} is damaged" in caplog.text
+    content = file.read_bytes()
+    for index in (0, 5, 40, 4096, 4103, -1, None):
+        damaged = bytearray(content[:-3] if index is None else content)
+        damaged[index or 0] ^= index is not None
+        file.write_bytes(damaged)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert open_features(file) is None, index
+        assert f"{file} is damaged" in caplog.text
 
 
-def test_a_file_cut_short_is_not_taken_and_a_missing_one_needs_no_word(tmp_path, caplog):
-    file = tmp_path / "a.safetensors"
-    write(file, np.ones((3, 2), np.float32))
-    file.write_bytes(file.read_bytes()[:-3])
-    assert open_features(file) is None and "damaged" in caplog.text
-    caplog.clear()
-    assert open_features(tmp_path / "b.safetensors") is None and not caplog.text
-
-
-def test_two_that_write_the_same_file_do_not_meet(tmp_path):
+def test_two_writers_of_the_same_file_do_not_disturb_each_other(tmp_path):
     file, rows = tmp_path / "a.safetensors", np.arange(6, dtype=np.float32).reshape(3, 2)
     first, second = FeatureFileWriter(file, (3, 2), "float32"), FeatureFileWriter(file, (3, 2), "float32")
     first.rows[:], second.rows[:2] = rows, rows[:2]
@@ -70,7 +64,7 @@ def test_two_that_write_the_same_file_do_not_meet(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_disk_without_room_says_so_before_anything_is_computed(tmp_path, monkeypatch):
+def test_a_full_disk_is_found_before_anything_is_computed(tmp_path, monkeypatch):
     def full(number, start, size):
         raise OSError(28, "No space left on device")
 
@@ -80,7 +74,7 @@ def test_a_disk_without_room_says_so_before_anything_is_computed(tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
-def test_those_unused_for_longest_make_room(tmp_path):
+def test_the_least_recently_used_files_make_room(tmp_path):
     size = 0
     files = [tmp_path / f"{name * 32}.safetensors" for name in "abcd"]
     for age, file in enumerate(files):
@@ -96,8 +90,8 @@ def test_those_unused_for_longest_make_room(tmp_path):
     assert {*tmp_path.iterdir()} == {files[0], files[3], new}
 
 
-def test_files_of_others_neither_count_nor_go(tmp_path):
-    """Whatever they are called: weights may be named by a digest, too."""
+def test_files_of_others_neither_count_nor_are_deleted(tmp_path):
+    """Even if named like ours: weights may be named by a digest, too."""
     ours = tmp_path / f"{'a' * 32}.safetensors"
     write(ours, np.ones((100, 10), np.float32))
     size = ours.stat().st_size
@@ -115,8 +109,8 @@ def test_files_of_others_neither_count_nor_go(tmp_path):
     assert {*tmp_path.iterdir()} == {*strange}
 
 
-def test_the_folder_is_that_of_the_key_or_of_the_environment(monkeypatch):
-    assert features_folder("/some/place").as_posix() == "/some/place"
+def test_the_folder_follows_the_key_or_the_environment(monkeypatch):
+    assert features_folder("/some/folder").as_posix() == "/some/folder"
     monkeypatch.delenv("CARVISION_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     assert features_folder(None).as_posix() == "/xdg/carvision/features"
@@ -124,18 +118,14 @@ def test_the_folder_is_that_of_the_key_or_of_the_environment(monkeypatch):
     assert features_folder(None).as_posix() == "/own/features"
 
 
-def test_the_digest_of_weights_sees_every_change():
+def test_the_digest_of_weights_changes_with_every_change():
     weights = {"a": torch.zeros(2, 3), "b": torch.tensor(1)}
     changed = [
-        {"a": torch.zeros(3, 2), "b": torch.tensor(1)},
-        {"a": torch.zeros(2, 3), "b": torch.tensor(2)},
-        {"a": torch.zeros(2, 3, dtype=torch.float64), "b": torch.tensor(1)},
-        {"c": torch.zeros(2, 3), "b": torch.tensor(1)},
-    ]
-    digests = {digest_of_tensors(tensors) for tensors in [weights, *changed]}
-    assert len(digests) == 5
-    channels_last = torch.randn(2, 3, 4, 4)
-    assert digest_of_tensors({"a": channels_last}) == digest_of_tensors(
-        {"a": channels_last.to(memory_format=torch.channels_last)}
-    )
+        {**weights, "a": torch.zeros(3, 2)}, {**weights, "b": torch.tensor(2)},
+        {**weights, "a": torch.zeros(2, 3, dtype=torch.float64)}, {"c": torch.zeros(2, 3), "b": torch.tensor(1)},
+    ]  # fmt: skip
+    assert len({digest_of_tensors(tensors) for tensors in [weights, *changed]}) == 5
+    plain = torch.randn(2, 3, 4, 4)
+    channels_last = plain.to(memory_format=torch.channels_last)
+    assert digest_of_tensors({"a": plain}) == digest_of_tensors({"a": channels_last})
     assert store.HEADER % 4096 == 0

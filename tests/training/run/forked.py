@@ -1,4 +1,4 @@
-"""Training in processes of their own, which can be killed."""
+"""Trainings in processes of their own, which can be killed."""
 
 import multiprocessing
 import os
@@ -12,9 +12,9 @@ from tests import forked
 
 
 def start(folder: Path, *overrides: str, stuck: str = "") -> multiprocessing.Process:
-    """A training that writes to `folder`; what it prints is in <folder>.out. A session of its own, as a terminal's.
+    """Start a training into `folder`, in a session of its own; its output goes to <folder>.out.
 
-    stuck: the name of LitClassifier's step whose first call does not end, and prints "stuck".
+    stuck: the name of LitClassifier's step whose first call prints "stuck" and does not end.
     """
     process = forked.process(_train, folder, overrides, stuck)
     process.start()
@@ -43,7 +43,7 @@ def _train(folder: Path, overrides: tuple[str, ...], stuck: str) -> None:
 
 
 def wait_for(condition: Callable[[], bool], process: multiprocessing.Process, seconds: float = 240) -> None:
-    """Returns as soon as the condition holds, or the process has ended."""
+    """Wait until the condition holds, or the process has ended."""
     ends = time.monotonic() + seconds
     while not condition() and process.exitcode is None:
         assert time.monotonic() < ends, "nothing happened"

@@ -37,8 +37,8 @@ def refused(folder: Path, *overrides: str) -> str:
 
 
 # Foreseen, before anything is trained
-told = refused(DISK / "large", "model.backbone=resnet18")
-assert "MB free, and the checkpoints of this network need about" in told, told
+message = refused(DISK / "large", "model.backbone=resnet18")
+assert "MB free, and the checkpoints of this network need about" in message, message
 assert not (DISK / "large").exists()
 
 # Full in the middle: after the first epoch's checkpoint nothing more fits
@@ -52,8 +52,8 @@ class Filling(Curves):
 
 
 build_trainer.Curves = Filling
-told = refused(run)
-assert "no space is left on the disk" in told and "resumes the run" in told, told
+message = refused(run)
+assert "no space is left on the disk" in message and "resumes the run" in message, message
 assert is_intact(run / "checkpoints" / "last.ckpt")
 assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 0
 assert not list(run.rglob("*.partial")) and not (run / "checkpoints" / "new.ckpt").exists()
@@ -69,27 +69,27 @@ class Nearly(Curves):
 
 
 build_trainer.Curves = Nearly
-told = refused(run)
-assert "MB are needed for a checkpoint, and" in told, told
+message = refused(run)
+assert "MB are needed for a checkpoint, and" in message, message
 assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 0
 FILLER.unlink()
 
 # TensorBoard writes in a thread of its own
 build_trainer.Curves = Filling
-told = refused(run, "logger=tensorboard")
-assert "no space is left on the disk" in told, told
+message = refused(run, "logger=tensorboard")
+assert "no space is left on the disk" in message, message
 FILLER.unlink()
 
 # A disk that can be read only
 start_log(None)  # closes run.log
 subprocess.run(["mount", "-o", "remount,ro", DISK], check=True)
-told = refused(run)
-assert "Read-only file system" in told and "run.dir" in told, told
-told = refused(DISK / "new")
-assert "Read-only file system" in told and "run.dir" in told, told
+message = refused(run)
+assert "Read-only file system" in message and "run.dir" in message, message
+message = refused(DISK / "new")
+assert "Read-only file system" in message and "run.dir" in message, message
 subprocess.run(["mount", "-o", "remount,rw", DISK], check=True)
 
-# Once that is mended, the run goes on as if nothing had been
+# Once the disk is fixed, the run ends as if undisturbed
 build_trainer.Curves = Curves
 train(run, *OVERRIDES)
 train(OTHER_DISK / "whole", *OVERRIDES)

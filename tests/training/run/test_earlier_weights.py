@@ -1,4 +1,4 @@
-"""model.weights: of a run's folder, its file and its checkpoints all the same; of other files only the backbone."""
+"""model.weights: everything from a run's folder, file or checkpoint; only the backbone from other files."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ OWN = (0.5, 0.5, 0.5)  # mean of test_resnet's pretrained weights
 
 @pytest.fixture
 def run(tmp_path):
-    """A run's folder, and beside it a checkpoint of it as Lightning writes one."""
+    """A run's folder, and beside it one of its checkpoints as Lightning writes it."""
     folder = save_tiny(tmp_path / "run")
     cfg, model = config(), carvision.load(folder)
     lit = LitClassifier(
@@ -39,14 +39,14 @@ def run(tmp_path):
 
 
 def begun_from(source, labels=LABELS, **model):
-    """The network and the preprocessing of a run with these weights."""
+    """Return network and preprocessing of a run with these weights."""
     cfg = config()
     cfg["model"] |= {"weights": str(source), **model}
     return build_classifier(cfg, labels), build_preprocessing(cfg)
 
 
 @pytest.mark.parametrize("source", ["run", "run/model.safetensors", "epoch=9-step=100.ckpt"])
-def test_a_run_and_its_checkpoints_bring_heads_mean_and_std(run, source):
+def test_a_run_and_its_checkpoints_give_heads_mean_and_std(run, source):
     model, preprocessing = begun_from(run.parent / source)
     earlier = carvision.load(run)
     assert preprocessing == earlier.preprocessing and preprocessing.mean == (0.5, 0.4, 0.3)
@@ -60,7 +60,7 @@ def test_a_run_and_its_checkpoints_bring_heads_mean_and_std(run, source):
 
 
 @pytest.mark.parametrize("weights", ["pretrained", "random"])
-def test_the_words_are_no_files_of_that_name(run, weights, monkeypatch):
+def test_pretrained_and_random_are_never_files(run, weights, monkeypatch):
     monkeypatch.chdir(run)  # which holds a model.json
     shutil.copytree(run, run / weights)
     cfg = config()
@@ -74,9 +74,7 @@ def test_a_description_of_another_program_is_not_read(run, content, tmp_path):
     others = tmp_path / "others"
     others.mkdir()
     tensors = load_file(run / "model.safetensors")
-    backbone = {
-        name.removeprefix("backbone."): value for name, value in tensors.items() if name.startswith("backbone.")
-    }
+    backbone = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
     save_file(backbone, others / "model.safetensors")
     (others / "model.json").write_text(content)
     for source in (others, others / "model.safetensors"):
@@ -105,9 +103,9 @@ def test_a_checkpoint_that_was_changed_is_refused_and_others_have_no_description
     checkpoint = torch.load(file, weights_only=True)
     for key, value in (("preprocessing", {"size_px": -1}), ("labels", {}), ("description", 7)):
         torch.save({**checkpoint, "hyper_parameters": {**checkpoint["hyper_parameters"], key: value}}, file)
-        with pytest.raises(InputError) as told:
+        with pytest.raises(InputError) as error:
             description_of(file)
-        assert str(file) in str(told.value) and "\n" not in str(told.value)
+        assert str(file) in str(error.value) and "\n" not in str(error.value)
     for own in ({"lr": 0.1}, [1], None):
         torch.save({**checkpoint, "hyper_parameters": own}, file)
         assert description_of(file) is None
@@ -115,18 +113,18 @@ def test_a_checkpoint_that_was_changed_is_refused_and_others_have_no_description
     assert description_of(file) is None and begun_from(file)[1].mean == OWN
 
 
-def test_where_a_run_is_needed_a_checkpoint_names_the_way(run):
+def test_a_checkpoint_instead_of_a_run_is_refused_with_the_fix(run):
     (run / "checkpoints").mkdir()
     shutil.copyfile(run.parent / "epoch=9-step=100.ckpt", run / "checkpoints" / "best.ckpt")
-    told = refusal(run / "checkpoints" / "best.ckpt")
-    assert f"not a model file; give its run, {run}, or its model.safetensors" in told
+    line = refusal(run / "checkpoints" / "best.ckpt")
+    assert f"not a model file; give its run, {run}, or its model.safetensors" in line
     assert "give the folder of a finished run" in refusal(run.parent / "epoch=9-step=100.ckpt")
     (run / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"has not finished: model.weights=.*best.ckpt"):
         begun_from(run)
 
 
-def test_another_resize_is_told(run, caplog, monkeypatch):
+def test_another_resize_is_reported(run, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("carvision"), "propagate", True)
     change(run, "preprocessing.resize", "crop")
     assert json.loads((run / "model.json").read_text())["preprocessing"]["resize"] == "crop"

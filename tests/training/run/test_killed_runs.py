@@ -1,4 +1,4 @@
-"""A run that is killed at any moment goes on, and ends as one that was never disturbed: equal to the bit."""
+"""A run killed at any moment resumes, and ends as if undisturbed: equal to the bit."""
 
 import itertools
 import json
@@ -21,26 +21,16 @@ from tests.training.run.forked import printed, start, wait_for
 # All that a run carries from step to step: dropout, mixing, augmentation, averages, momentum, schedules, two phases,
 # accumulated gradients, the best epoch and the patience of early stopping
 DEMANDING = [
-    "trainer.max_epochs=null",
-    "+phases.head={epochs:1,train_layers:none,optimizer:{lr:0.01}}",
-    "+phases.all={epochs:3,optimizer:{lr:0.003}}",
-    "schedule=plateau",
-    "schedule.patience=1",
-    "augment=mixup_cutmix",
-    "model.trunk.hidden=[24]",
-    "model.trunk.dropout=0.3",
-    "callbacks.ema_decay=0.9",
-    "callbacks.patience=4",
-    "callbacks.monitor=val/joint/top1",
-    "callbacks.mode=max",
-    "trainer.accumulate_grad_batches=2",
-    "logger=none",
+    "trainer.max_epochs=null", "+phases.head={epochs:1,train_layers:none,optimizer:{lr:0.01}}",
+    "+phases.all={epochs:3,optimizer:{lr:0.003}}", "schedule=plateau", "schedule.patience=1", "augment=mixup_cutmix",
+    "model.trunk.hidden=[24]", "model.trunk.dropout=0.3", "callbacks.ema_decay=0.9", "callbacks.patience=4",
+    "callbacks.monitor=val/joint/top1", "callbacks.mode=max", "trainer.accumulate_grad_batches=2", "logger=none",
     "run.checkpoint_every_minutes=0.001",
-]
+]  # fmt: skip
 
 
 def assert_same_run(ours: Path, theirs: Path) -> None:
-    """Histories, weights, figures, and all that the last checkpoint holds but for times and paths."""
+    """Require equal histories, weights, metrics and checkpoints, except times and paths."""
     frames = [pd.read_csv(folder / "history.csv", dtype=str).drop(columns="seconds") for folder in (ours, theirs)]
     pd.testing.assert_frame_equal(*frames)
     weights = [load_file(folder / "model.safetensors") for folder in (ours, theirs)]
@@ -52,21 +42,21 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
     assert [m.pop("seconds") for m in metrics] and metrics[0] == metrics[1]
 
 
-def assert_equal(ours, theirs, place: str) -> None:
-    """Of plain values and tensors, to the bit; seconds are left out."""
+def assert_equal(ours, theirs, where: str) -> None:
+    """Require equal bits of nested plain values and tensors, except seconds."""
     if isinstance(ours, dict):
-        assert ours.keys() == theirs.keys(), place
+        assert ours.keys() == theirs.keys(), where
         for key in ours:
             if key != "seconds":
-                assert_equal(ours[key], theirs[key], f"{place} {key}")
+                assert_equal(ours[key], theirs[key], f"{where} {key}")
     elif isinstance(ours, list | tuple):
-        assert len(ours) == len(theirs), place
+        assert len(ours) == len(theirs), where
         for i, (one, other) in enumerate(zip(ours, theirs, strict=True)):
-            assert_equal(one, other, f"{place} {i}")
+            assert_equal(one, other, f"{where} {i}")
     elif isinstance(ours, torch.Tensor):
-        assert torch.equal(ours, theirs), place
+        assert torch.equal(ours, theirs), where
     else:
-        assert ours == theirs, place
+        assert ours == theirs, where
 
 
 def at_any_moment(folder: Path, since: float) -> bool:
@@ -74,7 +64,7 @@ def at_any_moment(folder: Path, since: float) -> bool:
 
 
 def in_writing(folder: Path, since: float) -> bool:
-    """Whether a checkpoint is being written that was begun after `since`, a time.time()."""
+    """Return whether a checkpoint is being written that was begun after `since`, a time.time()."""
     try:
         return (folder / "checkpoints" / NEW).stat().st_mtime > since
     except FileNotFoundError:
@@ -82,7 +72,7 @@ def in_writing(folder: Path, since: float) -> bool:
 
 
 def inside_an_epoch(folder: Path, since: float) -> bool:
-    """Whether last.ckpt was written after `since`, and inside an epoch."""
+    """Return whether last.ckpt was written after `since`, and inside an epoch."""
     file = folder / "checkpoints" / LAST
     try:
         return file.stat().st_mtime > since and torch.load(file, weights_only=True)["batches_done"] > 0
@@ -94,7 +84,7 @@ KILLED_WHEN = [inside_an_epoch, in_writing, at_any_moment]
 
 
 def is_killed(folder: Path, process: multiprocessing.Process, after_s: float, when: Callable) -> bool:
-    """In the first such moment after `after_s` seconds. False where it ends before, or is already one step further."""
+    """Kill the process at the first such moment after `after_s` seconds; return False if it ended or went on before."""
     since = time.time()
     wait_for(lambda: time.time() - since > after_s, process)
     wait_for(lambda: when(folder, since), process)

@@ -1,4 +1,4 @@
-"""A finished run is trained further, ends as if it had been planned so, and is never lost on the way."""
+"""A finished run is trained further, ends as if planned so, and is never lost on the way."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def planned(finished, tmp_path_factory):
 
 
 def assert_as_planned(ours: Path, theirs: Path) -> None:
-    """To the bit; only best.ckpt may be from before the end was put off, when its configuration had fewer epochs."""
+    """Require equal bits; only best.ckpt may be older than the extension, with fewer epochs in its configuration."""
     frames = [pd.read_csv(folder / "history.csv", dtype=str).drop(columns="seconds") for folder in (ours, theirs)]
     pd.testing.assert_frame_equal(*frames)
     metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (ours, theirs)]
@@ -49,23 +49,23 @@ def assert_as_planned(ours: Path, theirs: Path) -> None:
 
 
 def contents(folder) -> dict[str, bytes]:
-    """Of all files that a refused command must leave alone."""
+    """Return the contents of all files that a refused command must leave alone."""
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "run.log"}
 
 
-def test_it_ends_as_if_it_had_been_planned_so(finished, planned, tmp_path):
+def test_a_longer_run_equals_a_run_planned_so(finished, planned, tmp_path):
     overrides, run = finished
     folder = shutil.copytree(run, tmp_path / "run")
     train(folder, *overrides, *MORE)
     assert_as_planned(folder, planned)
     assert is_finished(folder) and not (folder / "seconds.json").exists()
-    told = (folder / "run.log").read_text()
-    assert "trainer.max_epochs=1 became 2" in told and "over 2 epochs: the next step has lr" in told
+    log = (folder / "run.log").read_text()
+    assert "trainer.max_epochs=1 became 2" in log and "over 2 epochs: the next step has lr" in log
     seconds = [json.loads((each / "metrics.json").read_text())["seconds"] for each in (run, folder)]
     assert seconds[1]["total"] > seconds[0]["total"] and seconds[1]["test"] > seconds[0]["test"]
 
 
-def test_cut_on_the_way_it_keeps_the_first_end_and_resumes(cut, finished, planned, tmp_path):  # noqa: F811
+def test_an_interrupted_extension_keeps_the_first_end_and_resumes(cut, finished, planned, tmp_path):  # noqa: F811
     overrides, run = finished
     folder = shutil.copytree(run, tmp_path / "run")
     cut(1, 3)
@@ -78,24 +78,18 @@ def test_cut_on_the_way_it_keeps_the_first_end_and_resumes(cut, finished, planne
     assert is_finished(folder)
 
 
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (
-            ["trainer.max_epochs=2"],
-            r"exists already.*a finished run.*run\.allow_changes=true.*trainer\.max_epochs=<more>",
-        ),
-        ([], r"exists already.*finished run.*model\.weights="),
-        (["run.allow_changes=true"], r"all of its 1 epochs are trained, and 1 are asked for.*trainer\.max_epochs"),
-        ([*MORE, "optimizer=sgd"], r"optimizer\.name=adamw can't become sgd"),
-        ([*MORE, "run.seeds=[0,1]"], "holds a single run"),
-    ],
-)
-def test_what_trains_it_no_further_is_refused_in_one_line(words, line, finished, tmp_path):
+@pytest.mark.parametrize(("extra", "line"), [
+    (["trainer.max_epochs=2"], r"exists already.*a finished run.*run\.allow_changes=true.*trainer\.max_epochs=<more>"),
+    ([], r"exists already.*finished run.*model\.weights="),
+    (["run.allow_changes=true"], r"all of its 1 epochs are trained, and 1 are asked for.*trainer\.max_epochs"),
+    ([*MORE, "optimizer=sgd"], r"optimizer\.name=adamw can't become sgd"),
+    ([*MORE, "run.seeds=[0,1]"], "holds a single run"),
+])  # fmt: skip
+def test_a_command_that_would_not_train_further_is_refused_in_one_line(extra, line, finished, tmp_path):
     overrides, run = finished
     folder = shutil.copytree(run, tmp_path / "run")
     with pytest.raises(InputError, match=line) as refused:
-        train(folder, *overrides, *words)
+        train(folder, *overrides, *extra)
     assert "\n" not in str(refused.value) and "remove" not in str(refused.value)
     assert contents(folder) == contents(run)
 
@@ -134,7 +128,7 @@ def test_the_schedule_follows_the_new_end(demo_photos, tmp_path):
     assert ours["lr"][1:].tolist() == pytest.approx(theirs["lr"][1:].tolist(), rel=1e-5)
 
 
-def test_of_phases_the_last_one_may_be_longer_and_others_follow(demo_photos, tmp_path):
+def test_the_last_phase_may_be_longer_and_others_may_follow(demo_photos, tmp_path):
     overrides = [*demo(demo_photos), *PLAIN, "trainer.max_epochs=null", "schedule=constant", "features.keep=false"]
     overrides += ["+phases.head={epochs:1,train_layers:none}"]
     last = "+phases.all={{epochs:{},optimizer:{{lr:0.003}}}}"
@@ -161,7 +155,7 @@ def test_a_run_that_stopped_early_needs_more_patience(demo_photos, tmp_path):
     assert_as_planned(folder, tmp_path / "planned")
 
 
-def test_seeds_are_each_trained_further_and_one_that_was_is_left_alone(cut, demo_photos, tmp_path):  # noqa: F811
+def test_each_seed_is_trained_further_once(cut, demo_photos, tmp_path):  # noqa: F811
     seeds = [*demo(demo_photos), *PLAIN, "schedule=constant", "run.seeds=[0,1]"]
     folder = train(tmp_path / "run", *seeds)
     before = (folder / "metrics.json").read_bytes()
@@ -179,7 +173,6 @@ def test_seeds_are_each_trained_further_and_one_that_was_is_left_alone(cut, demo
 
 
 def test_one_cycle_continues_on_the_longer_curve(demo_photos, tmp_path):
-    """Also in its very first step."""
     overrides = [*demo(demo_photos), *PLAIN, "schedule=one_cycle", "data.batch_size=48"]
     train(tmp_path / "run", *overrides)
     train(tmp_path / "run", *overrides, *MORE, "run.max_epochs_per_start=1")
@@ -189,5 +182,5 @@ def test_one_cycle_continues_on_the_longer_curve(demo_photos, tmp_path):
     ours, theirs = (each["lr_schedulers"][0] for each in (state, other))
     assert ours["last_epoch"] == theirs["last_epoch"] and ours["total_steps"] == theirs["total_steps"]
     assert ours["_last_lr"] == theirs["_last_lr"]
-    told = (tmp_path / "run" / "run.log").read_text()
-    assert "schedule one_cycle over 2 epochs: the next step has lr" in told
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert "schedule one_cycle over 2 epochs: the next step has lr" in log

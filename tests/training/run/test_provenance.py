@@ -1,4 +1,4 @@
-"""environment.json: each start of a run tells with what it was made."""
+"""environment.json: versions, hardware and command of each start of a run."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from carvision.training.run.provenance import write_environment
 from tests.small_runs import demo, train
 
 
-def test_a_resumed_run_tells_of_both_starts(demo_photos, tmp_path, monkeypatch):
+def test_a_resumed_run_records_both_starts(demo_photos, tmp_path, monkeypatch):
     run = tmp_path / "run"
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "carvision.train", "run.dir=a b"])
     train(run, *demo(demo_photos), "run.max_epochs_per_start=1", "seed=3", "logger=none")
@@ -28,7 +28,7 @@ def test_a_resumed_run_tells_of_both_starts(demo_photos, tmp_path, monkeypatch):
     assert not list(run.glob("*.partial"))
 
 
-def test_a_damaged_file_is_told_and_begun_anew(tmp_path, caplog):
+def test_a_damaged_file_is_reported_and_replaced(tmp_path, caplog):
     (tmp_path / "splits.csv").write_text("path,split\n")
     trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     for content in ("[{", '{"a": 1}'):

@@ -1,4 +1,4 @@
-"""A run goes on from where an earlier start of it ended, in this process, and refuses what is another run."""
+"""A run resumes where an earlier start ended, and refuses to continue as another run."""
 
 import json
 import multiprocessing
@@ -24,7 +24,7 @@ ENDED = 143  # by SIGTERM
 
 @pytest.fixture
 def cut(monkeypatch):
-    """cut(epoch, batch): SIGTERM comes in that step of the next start, and in none after it."""
+    """cut(epoch, batch): the next start gets a SIGTERM in that step, and none later."""
     asked, real = [], Stopping.on_train_batch_end
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
@@ -37,7 +37,7 @@ def cut(monkeypatch):
     return lambda epoch, batch: asked.append((epoch, batch))
 
 
-def test_photos_and_classes_are_the_same_in_either_form_of_unicode(tmp_path):
+def test_photos_and_classes_are_equal_in_both_forms_of_unicode(tmp_path):
     composed, decomposed = (unicodedata.normalize(form, "Ros\u00e9") for form in ("NFC", "NFD"))
     for name in (composed, decomposed):
         rows = pd.DataFrame({"path": [f"{name}/1.jpg", f"{name}/2.jpg"], "split": ["train", "val"]})
@@ -52,7 +52,7 @@ def test_photos_and_classes_are_the_same_in_either_form_of_unicode(tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(demo_photos, tmp_path_factory):
-    """Of two epochs."""
+    """A run of two epochs."""
     return train(tmp_path_factory.mktemp("whole") / "run", *demo(demo_photos))
 
 
@@ -62,22 +62,12 @@ def start_and_cut(folder, *overrides: str) -> None:
     assert ended.value.code == ENDED
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        [
-            "optimizer.sam_rho=0.05",
-            "model.trunk.hidden=[16]",
-            "model.trunk.dropout=0.5",
-            "schedule=one_cycle",
-            "data.sampler=balanced",
-            "data.num_workers=2",
-            "augment=rand_augment",
-        ],
-        ["trainer.accumulate_grad_batches=4", "callbacks.ema_decay=0.99", "loss=r0_focal", "loss.head_weights=learned"],
-    ],
-)
-def test_cut_inside_an_epoch_it_ends_as_if_it_had_not_been(overrides, cut, demo_photos, tmp_path):
+@pytest.mark.parametrize("overrides", [
+    ["optimizer.sam_rho=0.05", "model.trunk.hidden=[16]", "model.trunk.dropout=0.5", "schedule=one_cycle",
+     "data.sampler=balanced", "data.num_workers=2", "augment=rand_augment"],
+    ["trainer.accumulate_grad_batches=4", "callbacks.ema_decay=0.99", "loss=r0_focal", "loss.head_weights=learned"],
+])  # fmt: skip
+def test_a_run_interrupted_inside_an_epoch_ends_as_if_undisturbed(overrides, cut, demo_photos, tmp_path):
     overrides = [*demo(demo_photos), "optimizer.lr=0.01", "data.batch_size=8", *overrides]
     train(tmp_path / "whole", *overrides)
     cut(0, 3)
@@ -87,12 +77,12 @@ def test_cut_inside_an_epoch_it_ends_as_if_it_had_not_been(overrides, cut, demo_
     assert len(pd.read_csv(tmp_path / "cut" / "history.csv")) == 1
     train(tmp_path / "cut", *overrides)
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
-    told = (tmp_path / "cut" / "run.log").read_text()
-    assert "resuming after 0 of 2 epochs and 4 batches of the next (last.ckpt of 20" in told
-    assert f"the run is not finished (SIGTERM); the same command with run.dir={tmp_path / 'cut'} resumes it" in told
+    log = (tmp_path / "cut" / "run.log").read_text()
+    assert "resuming after 0 of 2 epochs and 4 batches of the next (last.ckpt of 20" in log
+    assert f"the run is not finished (SIGTERM); the same command with run.dir={tmp_path / 'cut'} resumes it" in log
 
 
-def test_a_run_of_little_time_ends_each_start_with_a_checkpoint(demo_photos, tmp_path):
+def test_run_max_minutes_ends_each_start_with_a_checkpoint(demo_photos, tmp_path):
     overrides = [*demo(demo_photos), "trainer.max_epochs=1", "data.batch_size=48", "logger=none"]  # three steps
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(whole, *overrides)
@@ -107,7 +97,7 @@ def test_a_run_of_little_time_ends_each_start_with_a_checkpoint(demo_photos, tmp
     assert seconds["total"] == pytest.approx(sum(seconds[s] for s in ("reading", "building", "training", "test")))
 
 
-def test_other_values_are_refused_unless_told(cut, demo_photos, tmp_path):
+def test_other_values_are_refused_unless_allowed(cut, demo_photos, tmp_path):
     folder = tmp_path / "run"
     cut(0, 3)
     start_and_cut(folder, *demo(demo_photos))
@@ -123,7 +113,7 @@ def test_other_values_are_refused_unless_told(cut, demo_photos, tmp_path):
         train(folder, *demo(demo_photos), *changed)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine", "one_cycle", "plateau"])
+@pytest.mark.parametrize("schedule", ["cosine", "plateau"])  # one_cycle: test_more_epochs.py
 def test_new_values_of_the_optimizer_take_effect(schedule, demo_photos, tmp_path):
     overrides = [*demo(demo_photos), f"schedule={schedule}", "callbacks.patience=2", "trainer.max_epochs=2"]
     folder = tmp_path / "run"
@@ -134,26 +124,18 @@ def test_new_values_of_the_optimizer_take_effect(schedule, demo_photos, tmp_path
     fresh = pd.read_csv(train(tmp_path / "fresh", *overrides, *new, "run.max_epochs_per_start=2") / "history.csv")["lr"]
     assert pd.read_csv(folder / "history.csv")["lr"][1] == pytest.approx(fresh[1], rel=1e-5)
     group = state["optimizer_states"][0]["param_groups"][0]
-    if schedule != "one_cycle":  # which moves it
-        assert group["betas"] == [0.8, 0.99] or group["betas"] == (0.8, 0.99)
+    assert tuple(group["betas"]) == (0.8, 0.99)
     (patience,) = (values for name, values in state["callbacks"].items() if name.startswith("Patience"))
     assert patience["patience"] == 7
 
 
-def test_another_optimizer_can_not_go_on_with_the_state_of_the_first(demo_photos, tmp_path):
-    train(tmp_path / "run", *demo(demo_photos), "run.max_epochs_per_start=1")
-    with pytest.raises(InputError, match=r"optimizer\.name=adamw can't become sgd within a run"):
-        train(tmp_path / "run", *demo(demo_photos), "optimizer=sgd", "run.allow_changes=true")
-
-
-def test_other_photos_are_noticed(whole, demo_photos, tmp_path):
-    """Photos that are added move others to another side, with the same seed."""
+def test_other_photos_are_refused_unless_allowed(whole, demo_photos, tmp_path):
+    """Use the same seed: added photos move others to another split."""
     table = pd.read_csv(whole / "splits.csv", dtype=str).sample(frac=1, random_state=0)
     manifest = tmp_path / "photos.csv"
-    overrides = ["data=manifest", f"data.root={demo_photos / 'data' / 'image'}", f"data.file={manifest}"]
-    overrides += ["data.labels=[model]", "data.split.kind=stratified", "data.crop_to_box=false"]
     root = next(f for f in (demo_photos, demo_photos / "data") if (f / table["path"].iloc[0]).exists())
-    overrides[1] = f"data.root={root}"
+    overrides = ["data=manifest", f"data.root={root}", f"data.file={manifest}", "data.labels=[model]"]
+    overrides += ["data.split.kind=stratified", "data.crop_to_box=false"]
     table[["path", "model"]].iloc[:200].to_csv(manifest, index=False)
     folder = tmp_path / "run"
     train(folder, *overrides, "run.max_epochs_per_start=1")
@@ -166,7 +148,7 @@ def test_other_photos_are_noticed(whole, demo_photos, tmp_path):
     assert "in another split or class" in (folder / "run.log").read_text()
 
 
-def test_a_lost_best_checkpoint_is_told_and_replaced(demo_photos, tmp_path):
+def test_a_lost_best_checkpoint_is_reported_and_replaced(demo_photos, tmp_path):
     first_is_best = ["callbacks.monitor=train/loss", "callbacks.mode=max", "optimizer.lr=0.01", "trainer.max_epochs=3"]
     overrides = [*demo(demo_photos), *first_is_best]
     folder = tmp_path / "run"
@@ -180,24 +162,16 @@ def test_a_lost_best_checkpoint_is_told_and_replaced(demo_photos, tmp_path):
     assert json.loads((folder / "metrics.json").read_text())["best_epoch"] == 2
 
 
-def test_a_changed_network_does_not_fit_and_says_so(cut, demo_photos, tmp_path):
-    cut(0, 3)
-    start_and_cut(tmp_path / "run", *demo(demo_photos))
-    wider = ["model.trunk.hidden=[8]", "run.allow_changes=true"]
-    with pytest.raises(InputError, match=r"last\.ckpt does not fit the changed configuration .* another folder"):
-        train(tmp_path / "run", *demo(demo_photos), *wider)
-
-
 @pytest.fixture(scope="module")
 def three_epochs(demo_photos, tmp_path_factory):
-    """(overrides, the whole run, the same after two of its epochs)"""
+    """(overrides, the whole run, the same run after two of its epochs)"""
     top, overrides = tmp_path_factory.mktemp("three"), [*demo(demo_photos), "optimizer.lr=0.01", "trainer.max_epochs=3"]
     part = train(top / "part", *overrides, "run.max_epochs_per_start=2")
     return overrides, train(top / "whole", *overrides), part
 
 
-@pytest.mark.parametrize("damage", ["cut in half", "one bit", "gone"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, three_epochs, tmp_path):
+@pytest.mark.parametrize("damage", ["one bit", "gone"])
+def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(damage, three_epochs, tmp_path):
     overrides, whole, part = three_epochs
     folder, last = shutil.copytree(part, tmp_path / "run"), tmp_path / "run" / "checkpoints" / "last.ckpt"
     content = bytearray(last.read_bytes())
@@ -205,16 +179,15 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, three_epochs, 
         last.unlink()
     else:
         content[len(content) // 3] ^= 1
-        last.write_bytes(content if damage == "one bit" else content[: len(content) // 2])
+        last.write_bytes(content)
     train(folder, *overrides)
-    told = (folder / "run.log").read_text()
-    assert "resuming after 1 of 3 epochs (previous.ckpt of" in told
-    if damage != "gone":
-        assert "last.ckpt is not a complete checkpoint" in told
+    log = (folder / "run.log").read_text()
+    assert "resuming after 1 of 3 epochs (previous.ckpt of" in log
+    assert ("last.ckpt is not a complete checkpoint" in log) == (damage != "gone")
     assert_same_run(folder, whole)
 
 
-def test_nothing_is_begun_anew_where_both_checkpoints_are_damaged(three_epochs, tmp_path):
+def test_a_run_with_two_damaged_checkpoints_is_refused(three_epochs, tmp_path):
     overrides, _, part = three_epochs
     folder = shutil.copytree(part, tmp_path / "run")
     for name in ("last", "previous"):
@@ -224,7 +197,7 @@ def test_nothing_is_begun_anew_where_both_checkpoints_are_damaged(three_epochs, 
     assert len(pd.read_csv(folder / "history.csv")) == 2
 
 
-def test_a_best_checkpoint_that_was_not_written_any_more_is(demo_photos, tmp_path):
+def test_a_best_checkpoint_that_a_kill_prevented_is_restored(demo_photos, tmp_path):
     overrides = [*demo(demo_photos), "callbacks.monitor=train/loss", "optimizer.lr=0.01"]
     folder = tmp_path / "run"
     train(folder, *overrides, "run.max_epochs_per_start=1")
@@ -234,7 +207,7 @@ def test_a_best_checkpoint_that_was_not_written_any_more_is(demo_photos, tmp_pat
     assert_same_run(folder, tmp_path / "whole")
 
 
-def test_killed_before_the_first_checkpoint_it_begins_anew_in_its_folder(whole, demo_photos, tmp_path):
+def test_a_run_killed_before_its_first_checkpoint_starts_over_in_its_folder(whole, demo_photos, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / ".lock").touch()
@@ -248,7 +221,7 @@ def test_killed_before_the_first_checkpoint_it_begins_anew_in_its_folder(whole, 
     assert_same_run(folder, whole)
 
 
-def test_folds_that_are_done_stay_as_they_are(cut, demo_photos, tmp_path):
+def test_finished_folds_are_kept(cut, demo_photos, tmp_path):
     folds = [*demo(demo_photos), "data.split.kind=kfold", "data.split.num_folds=2"]
     train(tmp_path / "whole", *folds)
     cut(0, 3)
@@ -270,17 +243,14 @@ def _hold(folder, ready, done) -> None:
     held.close()
 
 
-def test_two_starts_at_once_are_refused(demo_photos, tmp_path):
-    folder = tmp_path / "run"
-    train(folder, *demo(demo_photos), "run.max_epochs_per_start=1")
+def test_a_second_start_at_the_same_time_is_refused(three_epochs):
+    overrides, _, folder = three_epochs
     context = multiprocessing.get_context("fork")
     ready, done = context.Event(), context.Event()
     other = context.Process(target=_hold, args=(folder, ready, done))
     other.start()
     assert ready.wait(60)
     with pytest.raises(InputError, match="another process is training into"):
-        train(folder, *demo(demo_photos))
+        train(folder, *overrides)
     done.set()
     other.join()
-    train(folder, *demo(demo_photos))
-    assert len(pd.read_csv(folder / "history.csv")) == 2

@@ -1,13 +1,16 @@
-"""Signals as schedulers and terminals send them, to real processes."""
+"""Signals as schedulers and terminals send them, to one process and to one of several."""
 
 import os
 import signal
 import time
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 from tests.small_runs import demo
+from tests.training.distributed.processes import train_together, write_manifest
 from tests.training.run.forked import printed, start, wait_for
 
 OVERRIDES = ["trainer.max_epochs=300", "data.batch_size=8", "data.num_workers=1", "logger=none"]
@@ -17,18 +20,19 @@ def is_stuck(folder) -> bool:
     return folder.with_suffix(".out").exists() and "stuck" in printed(folder)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)])
-def test_a_signal_to_all_processes_ends_with_a_checkpoint_of_the_step(number, code, demo_photos, tmp_path):
+# SIGUSR1: test_stopping_together.py
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_all_processes_ends_the_run_with_a_checkpoint(number, code, demo_photos, tmp_path):
     folder = tmp_path / "run"
     process = start(folder, *demo(demo_photos), *OVERRIDES)
     wait_for((folder / "checkpoints" / "last.ckpt").exists, process)
     time.sleep(0.2)
-    os.killpg(process.pid, number)  # as a terminal does, or a scheduler: to the readers of photos, too
+    os.killpg(process.pid, number)  # to the workers, too, as a terminal or a scheduler does
     process.join(60)
-    told = printed(folder)
-    assert process.exitcode == code, told
-    assert f"{signal.Signals(number).name}: stopping with a checkpoint" in told and "Traceback" not in told
-    assert told.splitlines()[-1] == f"run: {folder}"
+    output = printed(folder)
+    assert process.exitcode == code, output
+    assert f"{signal.Signals(number).name}: stopping with a checkpoint" in output and "Traceback" not in output
+    assert output.splitlines()[-1] == f"run: {folder}"
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["epoch"] >= 0 and not (folder / "metrics.json").exists()
     if number == signal.SIGTERM:  # the next start
@@ -38,7 +42,7 @@ def test_a_signal_to_all_processes_ends_with_a_checkpoint_of_the_step(number, co
         assert "resuming after" in printed(folder)
 
 
-def test_the_test_after_training_ends_at_once_and_is_made_up_for(demo_photos, tmp_path):
+def test_a_signal_during_the_test_ends_it_and_the_next_start_repeats_it(demo_photos, tmp_path):
     folder = tmp_path / "run"
     overrides = [*demo(demo_photos), "trainer.max_epochs=1", "logger=none"]
     process = start(folder, *overrides, stuck="test_step")
@@ -52,15 +56,37 @@ def test_the_test_after_training_ends_at_once_and_is_made_up_for(demo_photos, tm
     assert process.exitcode == 0 and (folder / "history.csv").read_text() == before, printed(folder)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_second_signal_ends_at_once(number, code, demo_photos, tmp_path):
+def test_a_second_signal_ends_the_run_at_once(demo_photos, tmp_path):
     folder = tmp_path / "run"
     process = start(folder, *demo(demo_photos), *OVERRIDES, stuck="training_step")
     wait_for(lambda: is_stuck(folder), process)
-    os.kill(process.pid, number)
+    os.kill(process.pid, signal.SIGINT)
     wait_for(lambda: "stopping with a checkpoint" in printed(folder), process)
     time.sleep(0.3)
     assert process.exitcode is None
-    os.kill(process.pid, number)
+    os.kill(process.pid, signal.SIGINT)
     process.join(30)
-    assert process.exitcode == code, printed(folder)
+    assert process.exitcode == 130, printed(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer, rank, number", [("ddp", 0, signal.SIGTERM), ("fsdp", 1, signal.SIGUSR1)])
+def test_a_signal_to_one_process_stops_both(tmp_path, trainer, rank, number):
+    data = write_manifest(tmp_path / "data", {"train": 37, "val": 5, "test": 5}, bad=True)
+    settings = [
+        *data, "model.backbone=test_convnext", "data.batch_size=4", f"trainer={trainer}", "trainer.accelerator=cpu",
+        "trainer.max_epochs=3", "logger=none", "model.trunk.dropout=0.2", "augment=mixup",
+    ]  # fmt: skip
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    train_together(2, [(cut, settings)], status=128 + number, signalled=(rank, number))
+    assert 1 <= len(pd.read_csv(cut / "history.csv")) < 3 and not (cut / "metrics.json").exists()
+    train_together(2, [(cut, settings), (whole, settings)])
+    ours, theirs = (pd.read_csv(folder / "history.csv").drop(columns="seconds") for folder in (cut, whole))
+    pd.testing.assert_frame_equal(ours, theirs)
+    assert weights(cut).keys() == weights(whole).keys()
+    for name, tensor in weights(whole).items():
+        torch.testing.assert_close(weights(cut)[name], tensor, atol=0, rtol=0)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints" / "last.ckpt")["state_dict"]

@@ -1,4 +1,4 @@
-"""RandAugment and TrivialAugment against torchvision's own operations and tables of magnitudes, photo by photo."""
+"""RandAugment and TrivialAugment against torchvision's operations and tables of magnitudes, image by image."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ NAMES = {"colour": "Color", **{name: name.title().replace("_", "") for name in O
 
 
 def torchvisions(image: Tensor, policy: str, name: str, magnitude: int, direction: int) -> Tensor:
-    """Its operation on one photo, on 8 bits where it is defined on those."""
+    """Apply torchvision's operation to one image, in 8 bits if it is defined for those."""
     policy = POLICIES[policy]
     assert list(policy._AUGMENTATION_SPACE) == [NAMES[name] for name in OPERATIONS]
     magnitudes, signed = policy._AUGMENTATION_SPACE[NAMES[name]]
@@ -28,13 +28,13 @@ def torchvisions(image: Tensor, policy: str, name: str, magnitude: int, directio
 
 
 def draws_for(*operations: str, second: float) -> Tensor:
-    """(photos, 2): each photo is to take its operation, in turn."""
+    """Return draws (images, 2) that choose the operations in turn."""
     first = [(OPERATIONS.index(operations[i % len(operations)]) + 0.5) / len(OPERATIONS) for i in range(len(PHOTOS))]
     return torch.tensor([first, [second] * len(PHOTOS)]).t()
 
 
 def assert_same(done: Tensor, expected: Tensor, name: str) -> None:
-    # Values of torchvision's table operations are cut to whole numbers; its grey has other digits
+    # torchvision truncates the values of its table operations; its luma weights are rounded
     atol = {"auto_contrast": 1 / 255 + 1e-6}.get(name, 1e-6 if name in TABLES else 5e-4)
     torch.testing.assert_close(done, expected, atol=atol, rtol=0, msg=lambda text: f"{name}: {text}")
 
@@ -58,7 +58,7 @@ def test_trivial_augment_is_torchvisions(name, magnitude):
         assert_same(result, torchvisions(image, "trivial", name, magnitude, 1), name)
 
 
-def test_each_photo_has_its_own_operation_and_the_operations_follow_each_other():
+def test_each_image_has_its_own_operations_in_sequence():
     names = ("rotate", "contrast", "equalize", "identity")
     draws = torch.cat([draws_for(*names, second=0.75), draws_for("posterize", "shear_x", second=0.25)], 1)
     done = rand_augment(PHOTOS, draws, num_ops=2, magnitude=12)
@@ -66,15 +66,10 @@ def test_each_photo_has_its_own_operation_and_the_operations_follow_each_other()
         second = "posterize" if i % 2 == 0 else "shear_x"
         first = torchvisions(image, "rand", names[i % 4], 12, 1)
         expected = torchvisions(first, "rand", second, 12, -1)
-        if second == "posterize":  # a rounding before it is a step after it
+        if second == "posterize":  # a rounding error before it becomes a step after it
             assert ((result - expected).abs() < 1e-3).float().mean() > 0.98
         else:
             assert_same(result, expected, second)
-
-
-def test_photos_of_other_operations_stay_to_the_bit():
-    done = rand_augment(PHOTOS, draws_for("identity", second=0.9), num_ops=1, magnitude=30)
-    assert torch.equal(done, PHOTOS)
 
 
 def test_all_operations_are_equally_likely_and_all_magnitudes_occur():
@@ -90,13 +85,11 @@ def test_all_operations_are_equally_likely_and_all_magnitudes_occur():
     assert numbers == dict.fromkeys(OPERATIONS, 61) | expected
 
 
-def test_a_flat_photo_survives_the_tables():
+def test_identity_and_flat_images_are_unchanged_to_the_bit_and_extreme_draws_stay_in_range():
+    assert torch.equal(rand_augment(PHOTOS, draws_for("identity", second=0.9), num_ops=1, magnitude=30), PHOTOS)
     flat = PHOTOS[-1:].expand(len(PHOTOS), -1, -1, -1)
-    done = rand_augment(flat, draws_for("auto_contrast", "equalize", second=0.5), num_ops=1, magnitude=30)
-    assert torch.equal(done, flat)
-
-
-def test_draws_at_the_ends_stay_in_range():
+    draws = draws_for("auto_contrast", "equalize", second=0.5)
+    assert torch.equal(rand_augment(flat, draws, num_ops=1, magnitude=30), flat)
     draws = made_up_draws(len(PHOTOS), 4)
     draws[2] = 1.0  # as rounding to half precision makes it
     for done in (rand_augment(PHOTOS, draws, 2, 30), trivial_augment(PHOTOS, draws[:, :3])):

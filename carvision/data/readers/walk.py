@@ -1,5 +1,5 @@
-"""Which files in a folder, and in the folders below it, are photos."""
-# Strings, as Path objects of a million files would take longer than the disk:
+"""Find the photos in a folder and below it."""
+# Strings, as building Paths of a million files would take longer than the disk:
 # ruff: noqa: PTH110, PTH114, PTH118, PTH122
 
 import errno
@@ -15,7 +15,7 @@ from carvision.data.paths import text_of_path
 from carvision.errors import InputError
 
 HEIC_EXTENSIONS = (".heic", ".heif", ".hif", ".heics", ".heifs")  # as iPhones write them; the extra "heic" reads them
-# By the format that images.FORMATS names, in any case. Not .pfm: its floating-point values have no known range.
+# The extensions of images.FORMATS, in any case. Not .pfm: its floating-point values have no known range.
 PHOTO_EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx",
@@ -28,18 +28,18 @@ ITSELF = "a link to itself"
 
 @dataclass
 class LeftOut:
-    """Collects what a walk passed over.
+    """The files and links that a walk skipped.
 
-    others: files that are no photos, by extension. heic: the number of photos that lack their decoder.
-    links: {link to a folder: where else that folder is read}; dangling: links that lead nowhere, apart from those that
-    are photos by their name, which whoever reads them reports as missing.
+    others: other files, by extension. heic: the number of photos without decoder. links: {link to a folder: where that
+    folder is read instead}; dangling: broken links, except those named like photos, which are reported as missing when
+    read.
     """
 
     others: Counter[str] = field(default_factory=Counter)
     heic: int = 0
     links: dict[str, str] = field(default_factory=dict)
     dangling: list[str] = field(default_factory=list)
-    first: dict[str, str] = field(default_factory=dict)  # of the others and of heic
+    first: dict[str, str] = field(default_factory=dict)  # example path for "others" and "heic"
 
     def line(self) -> str:
         """Report all of it in one line, "" where nothing was left out."""
@@ -51,14 +51,15 @@ class LeftOut:
             text = f"{self.others.total():,} files are no photos by their extension"
             parts.append(f"{text} ({kinds}; first: {self.first['others']})")
         if self.links:
-            link, there = next(iter(self.links.items()))
+            link, elsewhere = next(iter(self.links.items()))
             text = f"{len(self.links):,} links lead to folders that are read elsewhere"
-            parts.append(f"{text} (first: {text_of_path(link)}, which is {text_of_path(there)})")
+            parts.append(f"{text} (first: {text_of_path(link)}, which is {text_of_path(elsewhere)})")
         if self.dangling:
             parts.append(f"{len(self.dangling):,} links lead nowhere (first: {text_of_path(self.dangling[0])})")
         return "left out: " + "; ".join(parts) if parts else ""
 
     def add_file(self, path: str, is_link: bool) -> None:
+        """Count a file that is not read."""
         extension = os.path.splitext(path)[1].lower()
         if is_link and not os.path.exists(path):
             self.links.setdefault(path, ITSELF) if _leads_to_itself(path) else self.dangling.append(path)
@@ -71,12 +72,12 @@ class LeftOut:
 
 
 def walk(folder: str, left_out: LeftOut, only: Collection[str] | None = None) -> Iterator[str]:
-    """Yield the photos in the folder and deeper, known by their extension; files and folders in turn, by name.
+    """Yield the photos in the folder and below, recognised by extension; files and folders mixed, by name.
 
-    Hidden files and folders are ignored. Links are followed, and each real folder is read once: under its own name
-    where it lies in `folder`, else under the first link to it; never a folder that holds `folder`. only: names of the
-    sub-folders that are read, instead of all that is in `folder`. In memory at a time are the names in one folder and
-    in those above it, and of the folders that links led to. Raises InputError for a folder that can't be read.
+    Hidden files and folders are ignored. Links are followed, and each real folder is read once: under its own name if
+    it lies in `folder`, else under the first link to it; never a folder that contains `folder`. left_out: collects what
+    is skipped. only: the sub-folders to read; None: everything. Memory holds the names in one folder and its parents,
+    and of linked folders. Raises InputError for a folder that can't be read.
     """
     top = os.path.realpath(folder)
     if only is None:
@@ -87,20 +88,20 @@ def walk(folder: str, left_out: LeftOut, only: Collection[str] | None = None) ->
     through_links: dict[str, str] = {}  # real path -> the path it is read under, of folders outside of the homes
     pending = [(folder, False, iter(_entries(folder, top, only)))]
     while pending:
-        above, came_by_link, entries = pending[-1]
+        above, below_link, entries = pending[-1]
         name, real, is_link = next(entries, (None, None, False))
         if name is None:
             pending.pop()
             continue
         path = os.path.join(above, name)
-        by_link = is_link or came_by_link
+        by_link = is_link or below_link
         if real is None:
             if is_photo(name):
                 yield path
             else:
                 left_out.add_file(path, is_link)
-        elif by_link and (there := _read_elsewhere(real, homes, through_links)):
-            left_out.links[path] = there
+        elif by_link and (elsewhere := _read_elsewhere(real, homes, through_links)):
+            left_out.links[path] = elsewhere
         else:
             if by_link:
                 through_links[real] = path
@@ -135,20 +136,20 @@ def _leads_to_itself(link: str) -> bool:
 
 
 def is_photo(name: str) -> bool:
-    """Tell a photo by its extension."""
+    """Check for a photo's extension."""
     return name.lower().endswith(PHOTO_EXTENSIONS) and not name.startswith(".")
 
 
 def is_folder(entry: os.DirEntry) -> bool:
-    """Tell a folder, or a link to one."""
+    """Check for a folder, or a link to one."""
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, or into a folder that can't be entered
+    except OSError:  # a link to itself, or into an inaccessible folder
         return False
 
 
 def _read_elsewhere(real: str, homes: dict[str, str], through_links: dict[str, str]) -> str | None:
-    """Return the path under which the folder is read anyway; None where it is not."""
+    """Return the path under which the folder is read anyway; None if it is not."""
     for home, shown in homes.items():
         inside = os.path.relpath(real, home) if _holds(home, real) else None
         if inside is not None and not any(part.startswith(".") and part != "." for part in Path(inside).parts):

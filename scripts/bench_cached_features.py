@@ -1,10 +1,10 @@
-"""Epochs of a frozen backbone on kept features against epochs through it: the same run, with features.keep on and off.
+"""Compare epochs on the cached features of a frozen backbone with epochs through it: features.keep on and off.
 
-    python scripts/bench_kept_features.py experiment=ten_classes_frozen data.root=imagenette model.weights=<file>
+    python scripts/bench_cached_features.py experiment=ten_classes_frozen data.root=imagenette model.weights=<file>
 
-Every round runs carvision.train anew, with an empty folder of features ("kept"), with those that are there ("found",
-as the next run of a sweep has them), and through the backbone. Prints a table: the epochs from the second on, the first
-with all that comes before it, and the whole process; and whether history and test figures are the same.
+Every round runs carvision.train through the backbone, with an empty cache ("cached"), and with a filled one ("found",
+as the next run of a sweep finds it). Prints a table: the epochs from the second on, the first with all that comes
+before it, and the whole process; and whether history and test metrics are the same.
 """
 
 import argparse
@@ -33,16 +33,16 @@ def run(folder: Path, overrides: list[str]) -> dict:
     return {
         "later_epoch_s": statistics.median(epochs[1:]),
         "first_epoch_s": epochs[0] + metrics["seconds"].get("features", 0.0),
-        "figures": [history.drop(columns="seconds").to_dict("list"), metrics["test"]],
+        "results": [history.drop(columns="seconds").to_dict("list"), metrics["test"]],
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="+", help="of carvision.train")
+    parser.add_argument("overrides", nargs="+", help="for carvision.train")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="JSON of all figures")
+    parser.add_argument("--out", type=Path, help="JSON of all measurements")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         top = Path(name)
@@ -58,17 +58,17 @@ def main() -> None:
 
         candidates = {
             "through the backbone": candidate("false", fresh=True),
-            "kept": candidate("true", fresh=True),
+            "cached": candidate("true", fresh=True),
             "found": candidate("true", fresh=False),
         }
-        candidates["found"]()  # leaves the file
+        candidates["found"]()  # fills the cache
         samples = measure(candidates, args.rounds, memory=False)
-    equal = all(one["figures"] == samples["kept"][0]["figures"] for rounds in samples.values() for one in rounds)
-    figures = summarise(samples, "through the backbone")
-    print(table(figures, COLUMNS))
-    times = 1 / figures["kept"]["later_epoch_s"]["ratio"]
-    print(f"\nFrom the second epoch on {times:,.0f} times faster; all figures equal to the last digit: {equal}")
-    write(args.out, {"machine": machine(), "times_faster": times, "equal": equal, "figures": figures})
+    equal = all(one["results"] == samples["cached"][0]["results"] for rounds in samples.values() for one in rounds)
+    summary = summarise(samples, "through the backbone")
+    print(table(summary, COLUMNS))
+    times = 1 / summary["cached"]["later_epoch_s"]["ratio"]
+    print(f"\nFrom the second epoch on {times:,.0f} times faster; all metrics equal to the last digit: {equal}")
+    write(args.out, {"machine": machine(), "times_faster": times, "equal": equal, "summary": summary})
 
 
 if __name__ == "__main__":

@@ -1,19 +1,21 @@
-"""Decoders of a part of a JPEG: its pixels are those of the whole as Pillow decodes it; damage is left to Pillow."""
+"""Partial JPEG decoders return the pixels of Pillow's full decoding; damaged files are left to Pillow."""
 
 import io
+import multiprocessing
 import os
 import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from carvision.data.decode import Libjpeg, Simplejpeg, choose_decoder
 from carvision.data.images import Part
+from carvision.data.jpeg import Libjpeg, Simplejpeg, choose_decoder
 from carvision.errors import InputError
+from carvision.system.machine import FORK
 
+NO_COMPILER = "no C compiler, or no libjpeg-turbo with its header"
 DECODERS = {"libjpeg": Libjpeg, "simplejpeg": Simplejpeg}
 
 
@@ -24,11 +26,11 @@ def decoder(request):
     except ImportError:
         pytest.skip("simplejpeg is not installed")
     except (OSError, subprocess.SubprocessError):
-        pytest.skip("no C compiler, or no libjpeg-turbo with its header")
+        pytest.skip(NO_COMPILER)
 
 
 def photo(width, height, mode="RGB", seed=0):
-    """Large shapes in strong colours, with noise."""
+    """Create a photo of large shapes in strong colours, with noise."""
     random = np.random.default_rng(seed)
     shapes = Image.fromarray(random.integers(0, 255, (7, 9, 3), np.uint8)).resize(
         (width, height), Image.Resampling.BICUBIC
@@ -43,13 +45,6 @@ def jpeg(image, **options):
     return data.getvalue()
 
 
-def decoded_whole(data, eighths):
-    image = Image.open(io.BytesIO(data))
-    width, height = image.size
-    image.draft("RGB", (width * eighths // 8, height * eighths // 8))
-    return np.asarray(image.convert("RGB"))
-
-
 @pytest.mark.parametrize("size", [(333, 217), (64, 48), (17, 300)])
 @pytest.mark.parametrize("mode, subsampling", [("RGB", 0), ("RGB", 1), ("RGB", 2), ("L", 0)])
 @pytest.mark.parametrize("progressive", [False, True])
@@ -58,7 +53,9 @@ def test_any_part_has_the_pixels_of_the_whole_as_pillow_decodes_it(decoder, size
     assert decoder.size(data) == size
     random = np.random.default_rng(0)
     for eighths in (8, 4, 2, 1):
-        whole = decoded_whole(data, eighths)
+        image = Image.open(io.BytesIO(data))
+        image.draft("RGB", (size[0] * eighths // 8, size[1] * eighths // 8))
+        whole = np.asarray(image.convert("RGB"))
         height, width = whole.shape[:2]
         for _ in range(6):
             left, right = sorted(random.choice(width + 1, 2, replace=False).tolist())
@@ -67,41 +64,34 @@ def test_any_part_has_the_pixels_of_the_whole_as_pillow_decodes_it(decoder, size
             assert np.array_equal(found, whole[top:bottom, left:right])
 
 
-def test_what_is_no_grey_or_colour_jpeg_is_left_to_pillow(decoder):
+def test_other_formats_and_cmyk_are_left_to_pillow(decoder):
     png = io.BytesIO()
     photo(30, 20).save(png, "PNG")
-    assert decoder.size(png.getvalue()) is None
-    assert decoder.size(jpeg(photo(30, 20, "CMYK"))) is None
-    assert (
-        decoder.size(b"") is None and decoder.size(b"\xff\xd8\xff") is None and decoder.size(b"\xff\xd8" * 50) is None
-    )
+    for data in (png.getvalue(), jpeg(photo(30, 20, "CMYK")), b"", b"\xff\xd8\xff", b"\xff\xd8" * 50):
+        assert decoder.size(data) is None
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_file_that_is_cut_off_is_left_to_pillow_whatever_the_part(decoder, progressive):
+def test_truncated_and_damaged_files_are_left_to_pillow_whatever_the_part(decoder, progressive):
     data = jpeg(photo(320, 240), progressive=progressive)
     for length in [*range(700, len(data), 997), len(data) - 300, len(data) - 2]:
         if decoder.size(data[:length]):
             assert decoder.part(data[:length], 8, Part(0, 0, 40, 8)) is None, length
+    if not progressive:
+        damaged = bytearray(data)
+        damaged[len(data) // 2 : len(data) // 2 + 60] = b"\xff\xd0" * 30  # markers that do not belong there
+        assert decoder.part(bytes(damaged), 8, Part(0, 0, 320, 240)) is None
 
 
-def test_damage_within_the_part_is_left_to_pillow(decoder):
-    data = bytearray(jpeg(photo(320, 240)))
-    data[len(data) // 2 : len(data) // 2 + 60] = b"\xff\xd0" * 30  # marks that do not belong there
-    assert decoder.part(bytes(data), 8, Part(0, 0, 320, 240)) is None
-
-
-def test_a_part_that_is_not_inside_is_refused():
-    try:
-        decoder = Libjpeg()
-    except (OSError, subprocess.SubprocessError):
-        pytest.skip("no C compiler, or no libjpeg-turbo with its header")
+def test_a_part_outside_of_the_photo_is_refused(decoder):
+    if not isinstance(decoder, Libjpeg):
+        pytest.skip("simplejpeg decodes the whole photo")
     data = jpeg(photo(64, 48))
     for part in (Part(-1, 0, 5, 5), Part(0, -1, 5, 5), Part(0, 0, 65, 5), Part(0, 0, 5, 49), Part(0, 0, 33, 5)):
         assert decoder.part(data, 4 if part == Part(0, 0, 33, 5) else 8, part) is None
 
 
-def test_threads_decode_at_once(decoder):
+def test_threads_can_decode_concurrently(decoder):
     files = [jpeg(photo(200, 150, seed=seed)) for seed in range(8)]
     alone = [decoder.part(data, 4, Part(10, 5, 90, 70)) for data in files]
     with ThreadPoolExecutor(8) as pool:
@@ -109,36 +99,40 @@ def test_threads_decode_at_once(decoder):
     assert all(np.array_equal(found, alone[i % 8]) for i, found in enumerate(together))
 
 
-def chosen(cache, **variables) -> list[str]:
-    code = (
-        "from carvision.data.decode import choose_decoder; found, why = choose_decoder();"
-        "print(found.name if found else 'pillow'); print(why)"
-    )
-    environment = {**os.environ, "CARVISION_CACHE": str(cache), **variables}
-    made = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    return made.stdout.splitlines()
+def _choose(variables: dict) -> tuple[str, str]:
+    os.environ.update(variables)
+    found, reason = choose_decoder.__wrapped__()
+    return found.name if found else "pillow", reason
 
 
-def test_without_a_compiler_another_serves_and_the_reason_is_told(tmp_path):
-    name, why = chosen(tmp_path, CC="no-such-compiler")
-    assert name in ("simplejpeg", "pillow") and "no-such-compiler" in why
+def chosen(cache, num: int = 1, **variables) -> list[tuple[str, str]]:
+    """Choose a decoder in `num` forked processes at once."""
+    context = multiprocessing.get_context(FORK)
+    with ProcessPoolExecutor(num, context) as pool:
+        return list(pool.map(_choose, [{"CARVISION_CACHE": str(cache), **variables}] * num))
+
+
+@pytest.mark.skipif(FORK is None, reason="processes are not forked here")
+def test_without_a_compiler_another_decoder_is_used_and_the_reason_reported(tmp_path):
+    [(name, reason)] = chosen(tmp_path, CC="no-such-compiler")
+    assert name in ("simplejpeg", "pillow") and "no-such-compiler" in reason
     assert not list(tmp_path.iterdir())
-    assert chosen(tmp_path, CARVISION_JPEG="pillow") == ["pillow", ""]
+    assert chosen(tmp_path, CARVISION_JPEG="pillow") == [("pillow", "")]
 
 
-def test_two_processes_that_compile_at_once_and_a_library_that_is_broken(tmp_path):
+@pytest.mark.skipif(FORK is None, reason="processes are not forked here")
+def test_processes_may_compile_concurrently_and_a_broken_library_is_replaced(tmp_path):
     try:
         Libjpeg()
     except (OSError, subprocess.SubprocessError):
-        pytest.skip("no C compiler, or no libjpeg-turbo with its header")
-    with ThreadPoolExecutor(3) as pool:
-        assert list(pool.map(lambda _: chosen(tmp_path)[0], range(3))) == ["libjpeg"] * 3
+        pytest.skip(NO_COMPILER)
+    assert chosen(tmp_path, 3) == [("libjpeg", "")] * 3
     [library] = tmp_path.iterdir()
     library.write_bytes(b"no library of this machine")
-    assert chosen(tmp_path)[0] == "libjpeg"
+    assert chosen(tmp_path) == [("libjpeg", "")]
 
 
-def test_a_decoder_that_does_not_exist(monkeypatch):
+def test_an_unknown_decoder_is_an_error(monkeypatch):
     monkeypatch.setenv("CARVISION_JPEG", "fastest")
     with pytest.raises(InputError, match="CARVISION_JPEG: 'fastest' is not one of auto, pillow, libjpeg, simplejpeg"):
         choose_decoder.__wrapped__()

@@ -1,4 +1,4 @@
-"""Run one start of carvision.train: one run, or one for each fold or seed."""
+"""Run one start of carvision.train: its folder, its signals, and a single run, or one for each fold or seed."""
 
 import logging
 import multiprocessing
@@ -25,7 +25,6 @@ from carvision.training.distributed.launch import (
     run_together,
 )
 from carvision.training.hardware import nondeterministic_operation_errors
-from carvision.training.run.fit import run_training
 from carvision.training.run.folder import (
     EXTENDING,
     disk_errors,
@@ -39,6 +38,7 @@ from carvision.training.run.folder import (
     write_metrics,
 )
 from carvision.training.run.resume import reason_to_end, require_more_epochs
+from carvision.training.run.single_run import train_single_run
 from carvision.training.run.stopping import Stopped
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 WORTH_KEEPING = ("*.ckpt", "history.csv", "nonfinite_loss.csv")
 
 
-def run(cfg: dict, name: str, callbacks: Sequence[Callback] = ()) -> Path:
+def train(cfg: dict, name: str, callbacks: Sequence[Callback] = ()) -> Path:
     """Train as the plain config says; print the run's folder last, and return it.
 
     name: for the default folder runs/<name>/<time>. callbacks: called before the run's own. Exits with 128 + its number
@@ -123,11 +123,39 @@ def _run_parts(cfg: dict, folder: Path, resume: bool, callbacks: Sequence[Callba
     minutes = cfg["run"]["max_minutes"]
     ends = None if minutes is None else time.monotonic() + 60 * minutes  # for all parts together
     folds, seeds = folds_of(cfg["data"]["split"]), cfg["run"]["seeds"]
-    what, values = ("seed", seeds) if seeds else ("fold", folds)
-    _refuse_other_kind(folder, what if seeds or len(folds) > 1 else None)
+    kind, values = ("seed", seeds) if seeds else ("fold", folds)
+    _refuse_other_kind(folder, kind if seeds or len(folds) > 1 else None)
     if len(folds) == 1 and not seeds:
-        run_training(cfg, folder, folds[0], resume, ends, callbacks)
+        train_single_run(cfg, folder, folds[0], resume, ends, callbacks)
         return
+    configs = _part_configs(cfg, folds, seeds)
+    folders = [folder / f"{kind}_{value}" for value in values]
+    started = broadcast_at_start(lambda: [is_run(part) for part in folders])
+    done = broadcast_at_start(lambda: [is_done(part, own) for part, own in zip(folders, configs, strict=True)])
+    extends = broadcast_at_start(lambda: resume and is_finished(folder))
+    if extends and all(done):
+        require_more_epochs(folders[0], configs[0])
+    if is_first_process():
+        if extends:
+            write_json(folder / EXTENDING, {f"{kind}s": values})
+        write_config(cfg, folder)
+    parts = []
+    for number, (value, part) in enumerate(zip(values, folders, strict=True)):
+        log.info("%s %d: %d of %d", kind, value, number + 1, len(values))
+        if is_first_process():
+            own_folder(part)
+        if done[number]:
+            metrics = broadcast_at_start(lambda part=part: read_metrics(part))
+        else:
+            fold = folds[0] if seeds else value
+            metrics = train_single_run(configs[number], part, fold, started[number], ends, callbacks)
+        assert metrics is not None  # all epochs of a part are trained: run.max_epochs_per_start is refused
+        parts.append(metrics)
+    _summarise(cfg, folder, kind, parts)
+
+
+def _part_configs(cfg: dict, folds: list, seeds: list[int] | None) -> list[dict]:
+    """Return the configuration of each part. Raise InputError for what does not go with several parts."""
     if len(folds) > 1 and seeds:
         raise InputError("run.seeds: takes one fold at a time; add data.split.fold=<i>")
     if cfg["run"]["max_epochs_per_start"]:
@@ -135,39 +163,18 @@ def _run_parts(cfg: dict, folder: Path, resume: bool, callbacks: Sequence[Callba
             "run.max_epochs_per_start: takes one run at a time; "
             + ("give seed= instead of run.seeds" if seeds else "add data.split.fold=<i>")
         )
-    if seeds:  # each part's own config names its seed
-        own = [{**cfg, "seed": value, "run": {**cfg["run"], "seeds": None}} for value in values]
-    else:
-        split = cfg["data"]["split"]
-        own = [{**cfg, "data": {**cfg["data"], "split": {**split, "fold": value}}} for value in values]
-    folders = [folder / f"{what}_{value}" for value in values]
-    started, done, extending = broadcast_at_start(
-        lambda: [
-            [is_run(part) for part in folders],
-            [is_done(part, config) for part, config in zip(folders, own, strict=True)],
-            resume and is_finished(folder),
-        ]
-    )
-    if extending and all(done):
-        require_more_epochs(folders[0], own[0])
-    if is_first_process():
-        if extending:
-            write_json(folder / EXTENDING, {f"{what}s": values})
-        write_config(cfg, folder)
-    parts = []
-    for number, (value, part) in enumerate(zip(values, folders, strict=True)):
-        log.info("%s %d: %d of %d", what, value, number + 1, len(values))
-        if is_first_process():
-            own_folder(part)
-        if done[number]:
-            parts.append(broadcast_at_start(lambda part=part: read_metrics(part)))
-        else:
-            fold = folds[0] if seeds else value
-            parts.append(run_training(own[number], part, fold, started[number], ends, callbacks))
+    if seeds:
+        return [{**cfg, "seed": seed, "run": {**cfg["run"], "seeds": None}} for seed in seeds]
+    data = cfg["data"]
+    return [{**cfg, "data": {**data, "split": {**data["split"], "fold": fold}}} for fold in folds]
+
+
+def _summarise(cfg: dict, folder: Path, kind: str, parts: list[dict]) -> None:
+    """Write and log mean and standard deviation of the metrics of the parts, and what they took together."""
     split = "test" if cfg["run"]["test"] else "val"
     summary = mean_and_spread([part[split] for part in parts])
     seconds = {stage: round(sum(part["seconds"].get(stage, 0) for part in parts), 3) for stage in parts[0]["seconds"]}
-    metrics = {f"{what}s": len(values), split: summary, "seconds": seconds}
+    metrics = {f"{kind}s": len(parts), split: summary, "seconds": seconds}
     if "cost" in parts[0]:
         metrics |= {"cost": sum(part["cost"] for part in parts), "price_per_hour": parts[0]["price_per_hour"]}
     if is_first_process():
@@ -175,7 +182,7 @@ def _run_parts(cfg: dict, folder: Path, resume: bool, callbacks: Sequence[Callba
         (folder / EXTENDING).unlink(missing_ok=True)
     for metric in (name for name in summary if name.endswith("top1") or name == "loss"):
         mean, std = summary[metric].values()
-        log.info("%s/%s over %d %ss: %.4f +- %.4f", split, metric, len(values), what, mean, std)
+        log.info("%s/%s over %d %ss: %.4f +- %.4f", split, metric, len(parts), kind, mean, std)
 
 
 def is_done(part: Path, cfg: dict) -> bool:
@@ -183,12 +190,12 @@ def is_done(part: Path, cfg: dict) -> bool:
     return is_run(part) and is_finished(part) and reason_to_end(part, cfg) is not None
 
 
-def _refuse_other_kind(folder: Path, what: str | None) -> None:
-    """Raise InputError if the folder holds parts of another kind. what: "seed", "fold", or None for a single run."""
-    kinds = {None: "checkpoints", "seed": "seed_*/checkpoints", "fold": "fold_*/checkpoints"}
-    for kind, pattern in kinds.items():
-        if kind != what and any(folder.glob(pattern)):
-            holds = f"a run of several {kind}s" if kind else "a single run"
+def _refuse_other_kind(folder: Path, kind: str | None) -> None:
+    """Raise InputError if the folder holds parts of another kind. kind: "seed", "fold", or None for a single run."""
+    patterns = {None: "checkpoints", "seed": "seed_*/checkpoints", "fold": "fold_*/checkpoints"}
+    for other, pattern in patterns.items():
+        if other != kind and any(folder.glob(pattern)):
+            holds = f"a run of several {other}s" if other else "a single run"
             raise InputError(f"run.dir: {folder} holds {holds}, which this command is not; give another folder")
 
 

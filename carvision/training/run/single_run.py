@@ -1,17 +1,18 @@
-"""Train one run: fit, test the best weights, save the model and its metrics."""
+"""Train a single run: read the photos, build, fit, test the best weights, save the model and its metrics."""
 
 import logging
 import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import pandas as pd
 import pytorch_lightning as pl
 
-from carvision.data.images import Preprocessing
 from carvision.data.loading.loader import PhotoDataModule
 from carvision.data.splits import write_splits
+from carvision.data.table import Table
 from carvision.errors import InputError
 from carvision.files.atomic import write_csv, write_json, write_text
 from carvision.inference import model_file
@@ -27,16 +28,11 @@ from carvision.training.features.cache import create_feature_cache
 from carvision.training.features.linear_start import LinearStart, wants_linear_start
 from carvision.training.hardware import hardware_used, set_deterministic
 from carvision.training.module import LitClassifier
-from carvision.training.run.folder import (
-    EXTENDING,
-    is_finished,
-    read_metrics,
-    require_space,
-    write_config,
-    write_metrics,
-)
+from carvision.training.run.checkpoints import require_space
+from carvision.training.run.folder import EXTENDING, is_finished, read_metrics, write_config, write_metrics
 from carvision.training.run.provenance import write_environment
 from carvision.training.run.resume import (
+    ResumePoint,
     apply_patience,
     changed_step_settings,
     find_resume_point,
@@ -52,7 +48,7 @@ from carvision.training.trainer import build_trainer, fit_phases, splits_needed
 log = logging.getLogger(__name__)
 
 
-def run_training(
+def train_single_run(
     cfg: dict,
     folder: Path,
     fold: int | None = None,
@@ -66,62 +62,41 @@ def run_training(
     fold: see build_datamodule. resume: the folder holds an earlier start of this run, which is resumed. ends:
     time.monotonic() after which this start stops; None: never. callbacks: called before the run's own.
     """
-    _quiet_libraries()
+    quiet_libraries()
     set_deterministic(cfg["deterministic"])
     first = is_first_process()
     if resume:
         cfg = restore_batch_size(cfg, folder)
     settings_changed = broadcast_at_start(lambda: changed_step_settings(cfg, folder) if resume else "")
-    finished = broadcast_at_start(lambda: resume and is_finished(folder))  # a finished run that is extended
-    if finished:
+    extends = broadcast_at_start(lambda: resume and is_finished(folder))  # a finished run is trained further
+    if extends:
         require_more_epochs(folder, cfg)
-    clock = Clock(folder / "seconds.json", read_metrics(folder).get("seconds") if finished else None)
-    if first and not finished:
+    clock = Clock(folder / "seconds.json", (read_metrics(folder) or {}).get("seconds") if extends else None)
+    if first and not extends:
         write_config(cfg, folder)
-    with first_process_first():  # it may draw the demo data or download
-        datamodule = build_datamodule(cfg, fold)
-    table = datamodule.table
-    if resume:
-        require_same_photos(table, folder, cfg["run"]["allow_changes"])
-    if first and not finished:
-        write_splits(table, folder / "splits.csv")
-    counts = table.rows["split"].value_counts()
-    log.info("%s: %s", table.name, ", ".join(f"{counts.get(split, 0):,} {split}" for split in ("train", "val", "test")))
-    if not resume:
-        log.info("training into %s", folder)
+    datamodule, table = _read_photos(cfg, folder, fold, resume, write=first and not extends)
     clock.lap("reading")
     lit = build_lit_classifier(cfg, table)
     datamodule.require_usable(splits_needed(cfg), list(lit.labels))
-    total = sum(p.numel() for p in lit.parameters())
-    heads = ", ".join(f"{n} ({len(v['ids'])})" if "ids" in v else n for n, v in lit.labels.items())
-    log.info("%s: %s parameters; heads: %s", cfg["model"]["backbone"], f"{total:,}", heads)
-    wanted = sum(phase["epochs"] for phase in (cfg["phases"] or {}).values())
-    if wanted > lit.num_epochs:
-        log.warning("trainer.max_epochs ends the phases after %d of their %d epochs", lit.num_epochs, wanted)
+    _log_network(cfg, lit)
     lit.step_settings_changed = settings_changed
-    with first_process_first():  # it cleans up after a killed start
-        resume_point = find_resume_point(folder / "checkpoints", repair=first) if resume else None
-    if resume_point:
-        resume_point = apply_patience(resume_point, cfg["callbacks"]["patience"])
-        require_enough_epochs(resume_point, lit.hparams.phases)
-        log_resume_point(resume_point, lit.num_epochs)
-    elif resume and first:
-        require_no_lost_checkpoints(folder)
+    resume_point = _find_resume_point(cfg, folder, lit, resume)
     require_space(folder, lit, averaged=cfg["callbacks"]["ema_decay"] is not None)
     trainer = build_trainer(cfg, folder, lit, clock, ends, callbacks)
     if cfg["trainer"]["strategy"] == "fsdp":
         enable_sharding(trainer, lit)
     if first:
-        if finished:  # the run counts as unfinished until its new end
+        if extends and resume_point:  # the run counts as unfinished until its new end
             write_json(folder / EXTENDING, {"epochs": resume_point.epochs_done})
             write_config(cfg, folder)
             write_splits(table, folder / "splits.csv")
         write_text(folder / "summary.txt", summarise_network(lit.model) + "\n")
         write_environment(folder, cfg, trainer)
     linear = wants_linear_start(cfg, lit.model)
-    datamodule.kept = create_feature_cache(cfg, lit, datamodule, clock, with_train=linear)
+    datamodule.cached_features = cache = create_feature_cache(cfg, lit, datamodule, clock, with_train=linear)
     if linear:
-        trainer.callbacks.insert(0, LinearStart(datamodule.kept, clock, cfg["seed"]))
+        hooks: list[pl.Callback] = trainer.callbacks  # pyrefly: ignore[missing-attribute] - see callbacks_of
+        hooks.insert(0, LinearStart(cache, clock, cfg["seed"]))
     clock.lap("building")
     try:
         ended = fit_phases(trainer, lit, datamodule, resume_point, cfg["run"]["max_epochs_per_start"])
@@ -133,8 +108,62 @@ def run_training(
     if not ended:
         log.info("%d of %d epochs (run.max_epochs_per_start)", trainer.current_epoch, lit.num_epochs)
         return None
+    return _finish(cfg, folder, trainer, lit, datamodule, clock)
+
+
+def _read_photos(cfg: dict, folder: Path, fold: int | None, resume: bool, write: bool) -> tuple[PhotoDataModule, Table]:
+    """Return the datamodule and its table. Raise InputError if a resumed run had other photos.
+
+    write: the table's splits are written to the folder.
+    """
+    with first_process_first():  # it may draw the demo data or download
+        datamodule = build_datamodule(cfg, fold)
+    table = datamodule.table
+    assert table is not None  # the datamodule is set up
+    if resume:
+        require_same_photos(table, folder, cfg["run"]["allow_changes"])
+    if write:
+        write_splits(table, folder / "splits.csv")
+    counts = table.rows["split"].value_counts()
+    log.info("%s: %s", table.name, ", ".join(f"{counts.get(split, 0):,} {split}" for split in ("train", "val", "test")))
+    if not resume:
+        log.info("training into %s", folder)
+    return datamodule, table
+
+
+def _log_network(cfg: dict, lit: LitClassifier) -> None:
+    heads = ", ".join(f"{n} ({len(v['ids'])})" if "ids" in v else n for n, v in lit.labels.items())
+    log.info("%s: %s parameters; heads: %s", cfg["model"]["backbone"], f"{_num_parameters(lit):,}", heads)
+    wanted = sum(phase["epochs"] for phase in (cfg["phases"] or {}).values())
+    if wanted > lit.num_epochs:
+        log.warning("trainer.max_epochs ends the phases after %d of their %d epochs", lit.num_epochs, wanted)
+
+
+def _num_parameters(lit: LitClassifier) -> int:
+    return sum(p.numel() for p in lit.parameters())
+
+
+def _find_resume_point(cfg: dict, folder: Path, lit: LitClassifier, resume: bool) -> ResumePoint | None:
+    """Return where the run resumes; None if it begins. Raise InputError if it can't resume there."""
+    first = is_first_process()
+    with first_process_first():  # it cleans up after a killed start
+        point = find_resume_point(folder / "checkpoints", repair=first) if resume else None
+    if point:
+        point = apply_patience(point, cfg["callbacks"]["patience"])
+        require_enough_epochs(point, lit.phases)
+        log_resume_point(point, lit.num_epochs)
+    elif resume and first:
+        require_no_lost_checkpoints(folder)
+    return point
+
+
+def _finish(
+    cfg: dict, folder: Path, trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, clock: Clock
+) -> dict:
+    """Test the best weights, and write the model file and the metrics; return the contents of metrics.json."""
+    num_parameters = _num_parameters(lit)  # before a sharded network is replaced by a whole one
     metrics = _test(trainer, lit, datamodule, folder, with_test=cfg["run"]["test"])
-    metrics["parameters"] = total
+    metrics["parameters"] = num_parameters
     clock.lap("test")
     metrics["seconds"] = clock.seconds
     metrics["hardware"] = hardware_used(trainer)
@@ -143,8 +172,8 @@ def run_training(
     if price is not None:
         metrics |= {"cost": clock.seconds["total"] / 3600 * price, "price_per_hour": price}
     bad = {path: reason for part in gather_objects(datamodule.bad_images) for path, reason in part.items()}
-    if first:
-        print_closing(metrics, lit.labels, folder)
+    if is_first_process():
+        print_closing(metrics, cast(Any, lit.labels), folder)
         _report_bad_images(bad, datamodule.on_bad_image, folder)
         _save(lit, cfg, metrics, folder)  # metrics.json last: with it the run is finished
         clock.file.unlink(missing_ok=True)
@@ -169,7 +198,7 @@ def _test(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, 
             metrics["decodings"]["val"] = best["decodings"]
         else:  # a checkpoint of an earlier version
             evaluated["val"] = (trainer.validate, lit.val_metrics)
-    if with_test and "test" in datamodule.photos:
+    if with_test and "test" in datamodule.datasets:
         evaluated["test"] = (trainer.test, lit.test_metrics)
     for split, (evaluate, counters) in evaluated.items():
         evaluate(lit, datamodule=datamodule, verbose=False)
@@ -199,7 +228,7 @@ def _row_of(checkpoint: dict, history: Path) -> dict:
 
 def _save(lit: LitClassifier, cfg: dict, metrics: dict, folder: Path) -> None:
     model_file.save(
-        lit.model, folder, lit.labels, Preprocessing(**lit.hparams.preprocessing), lit.hparams.decoding, metrics, cfg,
+        lit.model, folder, lit.labels, lit.preprocessing, lit.decoding, metrics, cfg,
         crop_to_box=cfg["data"]["crop_to_box"],
         averaged=cfg["callbacks"]["ema_decay"] is not None,
         epoch=metrics["best_epoch"],
@@ -217,7 +246,7 @@ def _report_bad_images(bad: dict[str, str], on_bad_image: str, folder: Path) -> 
         )  # fmt: skip
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Silence Lightning's messages that a user can't act on."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

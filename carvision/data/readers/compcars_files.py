@@ -1,0 +1,255 @@
+"""Parse the files of a CompCars copy: lists of photos and of pairs, names, attributes, viewpoints and boxes.
+
+Layouts: see compcars.py.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from carvision.data.readers.disk import cell_texts, existing_root, find_photos, read_mat, read_text
+from carvision.data.table import Classes, Number, encode
+from carvision.errors import InputError
+
+log = logging.getLogger(__name__)
+
+SOURCE = "CompCars is given out by its authors on request (form on mmlab.ie.cuhk.edu.hk/datasets/comp_cars); unpack"
+HINT = (
+    f"{SOURCE} it so that <data.root>/data/image/<make>/<model>/<year>/*.jpg exists, with label, misc and "
+    "train_test_split beside image"
+)
+# Lines of lists: their form in words, and a pattern whose groups are the photos
+PATH, PAIR = "make/model/year/photo.jpg", "make/model/year/photo.jpg make/model/year/photo.jpg label"
+PATH_LINE = re.compile(r"([^/\s]*(?:/[^/\s]*){3})")
+PAIR_LINE = re.compile(rf"{PATH_LINE.pattern}\s+{PATH_LINE.pattern}\s+\S+")
+SURVEILLANCE_NAMES = "sv_make_model_name.mat"
+VIEWPOINTS = {"1": "front", "2": "rear", "3": "side", "4": "front-side", "5": "rear-side"}
+NUM_READ_THREADS = 8  # for the label files: 2.5 times as fast where they are not cached, no slower where they are
+
+
+def find_base(root: Path, folder: str, hint: str) -> Path:
+    """Return the folder in which `folder` stands: root, root/data or root/data/data."""
+    for base in above_data(root):
+        if (base / folder).is_dir():
+            return base
+    raise InputError(f"data.root: neither {root} nor data or data/data in it has a folder {folder}. {hint}")
+
+
+def above_data(root: Path) -> tuple[Path, Path, Path]:
+    return root, root / "data", root / "data" / "data"
+
+
+def walk_photos(base: Path, folder: str, pattern: str, form: str, data_set: str) -> list[str]:
+    """Return the paths, relative to base, of all photos below base/folder that match `pattern`, sorted.
+
+    form: the pattern in words, for the warning about photos in other folders, which are left out.
+    """
+    found = find_photos(base, folder)
+    fits = re.compile(pattern).fullmatch
+    paths = [path for path in found if fits(path)]
+    if len(paths) < len(found):
+        odd = next(path for path in found if not fits(path))
+        log.warning(
+            "%s: %s photos are not at %s and are left out (first: %s)",
+            data_set, f"{len(found) - len(paths):,}", form, odd,
+        )  # fmt: skip
+    return paths
+
+
+def read_lines(file: Path, pattern: re.Pattern[str], form: str, hint: str) -> Iterator[tuple[int, re.Match[str]]]:
+    """Yield the number, from 1, and the match of each line that is not empty. form: the pattern in words."""
+    for number, text in enumerate(map(str.strip, read_text(file, hint).splitlines()), start=1):
+        if not text:
+            continue
+        found = pattern.fullmatch(text)
+        if not found:
+            raise InputError(f"{file}, line {number}: {text!r} is not {form}")
+        yield number, found
+
+
+def read_split_lists(files: Mapping[str, Path], pattern: re.Pattern[str], form: str, hint: str) -> dict[str, str]:
+    """Return {path: split} from text files {split: file} with a photo per line.
+
+    A path is what the groups of `pattern` hold, joined by "/". Raises InputError for a photo that is listed twice.
+    """
+    splits: dict[str, str] = {}
+    for split, file in files.items():
+        for number, found in read_lines(file, pattern, form, hint):
+            path = "/".join(found.groups())
+            if path in splits:
+                raise InputError(f"{file}, line {number}: {found.string} is listed before; list each photo once")
+            splits[path] = split
+    return splits
+
+
+def read_classification_lists(base: Path, required: bool) -> pd.Series:
+    """Return the official split ("train" or "test") by path. required: an absent list is an error, not a warning."""
+    folder = base / "train_test_split" / "classification"
+    files = {split: folder / f"{split}.txt" for split in ("train", "test")}
+    for split, file in files.items():
+        if not required and not file.is_file():
+            log.warning("compcars: %s does not exist; no photo is in the official split %s", file, split)
+    files = {split: file for split, file in files.items() if required or file.is_file()}
+    splits = read_split_lists(files, PATH_LINE, PATH, HINT)
+    return pd.Series({f"image/{path}": split for path, split in splits.items()}, dtype=object)
+
+
+def pair_lists(base: Path) -> dict[str, Path]:
+    """Return the files of the official pairs by difficulty, easy, medium and hard. They need not exist."""
+    folder = base / "train_test_split" / "verification"
+    return {level: folder / f"verification_pairs_{level}.txt" for level in ("easy", "medium", "hard")}
+
+
+def has_pair_lists(root: Path | str | None) -> bool:
+    """Check that data.root holds all three lists of pairs."""
+    return all(file.is_file() for file in pair_lists(find_base(existing_root(root, HINT), "image", HINT)).values())
+
+
+def verification_train(base: Path) -> Path:
+    return base / "train_test_split" / "verification" / "verification_train.txt"
+
+
+def read_verification_lists(base: Path) -> pd.Series:
+    """Return the split by path: "test" for a photo in a list of pairs, "train" for others of verification_train.txt."""
+    tested: dict[str, str] = {}
+    for file in pair_lists(base).values():
+        pairs = (found.groups() for _, found in read_lines(file, PAIR_LINE, PAIR, HINT))
+        tested |= dict.fromkeys((f"image/{path}" for pair in pairs for path in pair), "test")
+    file = verification_train(base)
+    train = dict.fromkeys((f"image/{found[1]}" for _, found in read_lines(file, PATH_LINE, PATH, HINT)), "train")
+    both = [path for path in train if path in tested]
+    if both:
+        log.warning(
+            "compcars: %s of the %s photos of %s are in the lists of pairs, too: test photos alone (first: %s)",
+            f"{len(both):,}", f"{len(train):,}", file, both[0],
+        )  # fmt: skip
+    return pd.Series(train | tested, dtype=object)
+
+
+def require_listed(base: Path, absent: pd.Index, allow_missing: bool, tolerated: int) -> None:
+    """Raise InputError, or warn, if photos of the lists are absent. tolerated: how many may be without being an error.
+
+    The photos that exist are counted by check_counts.
+    """
+    if absent.empty:
+        return
+    text = f"compcars: {len(absent):,} photos of the official lists are not there (first: {base / absent[0]})"
+    if len(absent) > tolerated and not allow_missing:
+        raise InputError(f"{text}. Complete the copy, or accept a partial one with data.allow_missing=true")
+    log.warning(text)
+
+
+def read_names(base: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the names of makes and of models by id; without the file two empty dicts, so that ids are shown."""
+    file = base / "misc" / "make_model_name.mat"
+    if not file.is_file():
+        log.warning("compcars: %s does not exist; makes and models are shown by their ids", file)
+        return {}, {}
+    makes, models = (cell_texts(cells) for cells in read_mat(file, "make_names", "model_names"))
+    return _by_id(makes), _by_id(models)
+
+
+def read_surveillance_names(base: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Return makes and models by the model's id; without the file two empty dicts, so that ids are shown."""
+    file = base / SURVEILLANCE_NAMES
+    if not file.is_file():
+        log.warning("compcars_surveillance: %s does not exist; models are shown by their ids, without makes", file)
+        return {}, {}
+    (cells,) = read_mat(file, "sv_make_model_name")
+    if cells.ndim != 2 or cells.shape[1] < 2:
+        raise InputError(f"{file}: its cell has the shape {cells.shape}, not (281, 3); get it again")
+    return _by_id(cell_texts(cells[:, 0])), _by_id(cell_texts(cells[:, 1]))
+
+
+def _by_id(names: list[str]) -> dict[str, str]:
+    return {str(i): name for i, name in enumerate(names, start=1)}
+
+
+def read_attributes(base: Path, models: pd.Series) -> dict[str, tuple[np.ndarray, Classes | Number]]:
+    """Return {label: (values, one per item of `models`; classes or unit)} for the attributes in misc/.
+
+    Values are float32 (NaN where unknown) for Numbers and int32 codes for Classes. models: ids, str.
+    """
+    file = base / "misc" / "attributes.txt"
+    if not file.is_file():
+        log.warning("compcars: %s does not exist; continuing without speed, displacement, doors, seats, type", file)
+        return {}
+    lines = [line.split() for line in read_text(file).splitlines()[1:] if line.strip()]
+    if any(len(line) != 6 for line in lines):
+        raise InputError(f"{file} is not a header and then lines of six numbers; get it again")
+    try:
+        values = np.array(lines, dtype=np.float64).reshape(-1, 6)
+    except ValueError as error:
+        raise InputError(f"{file}: {error}; each line below the header has six numbers") from error
+    names = ["speed", "displacement", "doors", "seats", "type"]
+    table = pd.DataFrame(values[:, 1:], index=values[:, 0].astype(int).astype(str), columns=names)
+    of_row = table[~table.index.duplicated()].reindex(models).fillna(0)
+    types_file = base / "misc" / "car_type.mat"
+    types = {}
+    if types_file.is_file():
+        types = _by_id(cell_texts(read_mat(types_file, "types")[0]))
+    else:
+        log.warning("compcars: %s does not exist; types are shown by their ids", types_file)
+    found: dict[str, tuple[np.ndarray, Classes | Number]] = {}
+    for name, unit in (("speed", "km/h"), ("displacement", "l")):
+        found[name] = of_row[name].where(of_row[name] > 0).to_numpy(np.float32), Number(unit)
+    for name in ("doors", "seats", "type"):
+        whole = of_row[name].astype(int)
+        ids = whole.astype(str).where(whole > 0, "")
+        found[name] = encode(ids, types if name == "type" else None)
+    return found
+
+
+def read_label_files(base: Path, paths: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return viewpoint ids ("" where unknown) and boxes of the photos.
+
+    Boxes: float32 (photos, 4), 0-based with right and bottom excluded; NaN where the label file can't be read.
+    """
+    prefix = f"{base}/label/"
+    files = [prefix + path[len("image/") : path.rindex(".")] + ".txt" for path in paths]
+    chunks = [files[i : i + 1000] for i in range(0, len(files), 1000)]
+    with ThreadPoolExecutor(NUM_READ_THREADS) as pool:
+        contents = [content for chunk in pool.map(_read_small_files, chunks) for content in chunk]
+    numbers = np.full((len(files), 6), np.nan, dtype=np.float32)
+    for i, content in enumerate(contents):
+        words = content.split()
+        if len(words) == 6:
+            with suppress(ValueError):  # not numbers: the row stays NaN
+                numbers[i] = words
+    good = np.isfinite(numbers).all(axis=1) & np.isin(numbers[:, 0], [-1, 1, 2, 3, 4, 5])
+    numbers[~good] = np.nan
+    bad = np.flatnonzero(~good)
+    if len(bad):
+        log.warning(
+            "compcars: %s of %s label files are absent or not viewpoint, 1, x1 y1 x2 y2 (first: %s); "
+            "viewpoint and box of these photos are unknown",
+            f"{len(bad):,}", f"{len(files):,}", files[bad[0]],
+        )  # fmt: skip
+    ids = np.array(["", *VIEWPOINTS], dtype=object)
+    viewpoints = ids[np.where(numbers[:, 0] > 0, numbers[:, 0], 0).astype(int)]
+    return viewpoints, numbers[:, 2:] - np.array([1, 1, 0, 0], np.float32)
+
+
+def _read_small_files(files: list[str]) -> list[bytes]:
+    """Return the content of each file, b"" where it can't be read. System calls are twice as fast here as open()."""
+    contents = []
+    for file in files:
+        try:
+            descriptor = os.open(file, os.O_RDONLY)
+        except OSError:
+            contents.append(b"")
+            continue
+        try:
+            contents.append(os.read(descriptor, 4096))
+        except OSError:
+            contents.append(b"")
+        finally:
+            os.close(descriptor)
+    return contents
