@@ -55,7 +55,7 @@ def run(
     rank, world_size = rank_and_world_size()
     start_log(None, quiet=rank > 0)
     predictor = load_predictor([run, *ensemble], tta, temperature)
-    labels = {name: predictor.about["labels"][name] for name in predictor.labels}
+    labels = _labels_of(predictor)
     loss = evaluation_loss(predictor.about, predictor.averages)
     chosen = compose_data(predictor.about, overrides)
     splits_files = [model_folder(path) / "splits.csv" for path in (run, *ensemble)]
@@ -86,22 +86,40 @@ def run(
             torch.distributed.destroy_process_group()
         if predictions is None or folder is None:
             return None
-        predictions = replace(predictions, temperature=predictor.temperature)
         about = {
             "run": str(run), "ensemble": [str(path) for path in ensemble], "tta": tta, "split": split,
             "data": {"name": chosen.data["name"], "root": str(table.root)}, "num_photos": len(table), "notes": notes,
         }  # fmt: skip
         write_predictions(folder / "predictions.csv", predictor, predictions, bad)
         write_problems(folder, bad, matched.unmatched)
-        losses, head_weights = photo_losses(predictions, labels, loss), head_weights_of(labels, loss)
-        rule = predictor.about["decoding"]
-        metrics, decodings = compute_metrics(predictions, labels, losses, head_weights, rule)
-        written = write_evaluation(
-            predictions, labels, folder, metrics=metrics, decodings=decodings, losses=losses, head_weights=head_weights,
-            rule=rule, title=title_of(about), notes=notes, crop_to_box=chosen.data["crop_to_box"], num_samples=samples,
-        )  # fmt: skip
-        write_json(folder / "evaluation.json", {**about, **written})
+        predictions = replace(predictions, temperature=predictor.temperature)
+        _write(folder, predictor, predictions, loss, about, chosen.data["crop_to_box"], samples)
         return folder
+
+
+def _write(
+    folder: Path,
+    predictor: Predictor,
+    predictions: Predictions,
+    loss: dict,
+    about: dict,
+    crop_to_box: bool,
+    num_samples: int,
+) -> None:
+    """Compute the metrics, and write the tables, the pictures and evaluation.json, which begins with `about`."""
+    labels, rule = _labels_of(predictor), predictor.about["decoding"]
+    losses, head_weights = photo_losses(predictions, labels, loss), head_weights_of(labels, loss)
+    metrics, decodings = compute_metrics(predictions, labels, losses, head_weights, rule)
+    written = write_evaluation(
+        predictions, labels, folder, metrics=metrics, decodings=decodings, losses=losses, head_weights=head_weights,
+        rule=rule, title=title_of(about), notes=about["notes"], crop_to_box=crop_to_box, num_samples=num_samples,
+    )  # fmt: skip
+    write_json(folder / "evaluation.json", {**about, **written})
+
+
+def _labels_of(predictor: Predictor) -> dict[str, LabelDescription]:
+    """Return the descriptions of the heads' labels, in the order of the heads."""
+    return {name: predictor.about["labels"][name] for name in predictor.labels}
 
 
 def load_predictor(runs: list[Path], tta: str, temperature: str) -> Predictor:
