@@ -5,7 +5,7 @@ set -euo pipefail
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$top"
 scripts/setup_tpu.sh
-[ $# -gt 0 ] || set -- tests/tpu
+[ $# -gt 0 ] || set -- tests/tpu --numprocesses auto --maxprocesses 4
 echo "[test] pytest $*, PJRT_DEVICE=CPU"
 export PJRT_DEVICE=CPU
 exec .venv-tpu/bin/python -m pytest "$@"
