@@ -27,18 +27,15 @@ def pixel_by_pixel(image: torch.Tensor, change) -> torch.Tensor:
     return done
 
 
-@pytest.mark.parametrize("factor", [(0.7, 1.3), (0, 2), (0.2, 0.6), (1.5, 1.5)])
-@pytest.mark.parametrize(
-    ("step", "expected"),
-    [
-        (colour.brightness, tv.adjust_brightness),
-        (partial(colour.contrast, per_channel=False), tv.adjust_contrast),
-        (partial(colour.saturation, in_hsv=False), tv.adjust_saturation),
-    ],
-)
-def test_factors_are_torchvisions(step, expected, factor):
-    # torchvision rounds the weight of red in grey to 0.2989
-    check_step(partial(step, factor=factor), lambda image, draw: expected(image, between(draw, *factor)), atol=3e-4)
+@pytest.mark.parametrize("factor", [(0, 2), (0.2, 0.6)])
+def test_factors_are_torchvisions(factor):
+    for step, expected in {
+        colour.brightness: tv.adjust_brightness,
+        partial(colour.contrast, per_channel=False): tv.adjust_contrast,
+        partial(colour.saturation, in_hsv=False): tv.adjust_saturation,
+    }.items():  # torchvision rounds the weight of red in grey to 0.2989
+        wanted = lambda image, draw, expected=expected: expected(image, between(draw, *factor))  # noqa: E731
+        check_step(partial(step, factor=factor), wanted, atol=3e-4)
 
 
 def test_brightness_and_contrast_have_the_formulas_of_tensorflow_and_albumentations():
@@ -55,7 +52,7 @@ def test_brightness_and_contrast_have_the_formulas_of_tensorflow_and_albumentati
     )
 
 
-@pytest.mark.parametrize("factor", [(5, 35), (0.0, 1.0), (0.7, 1.3)])
+@pytest.mark.parametrize("factor", [(5, 35), (0.7, 1.3)])
 def test_saturation_in_hsv_multiplies_s(factor):
     images = torch.cat([PHOTOS[:3, :, :6, :7], PURE.t()[None, :, :, None].expand(3, 3, 8, 7)[:, :, :6]])
 
@@ -74,7 +71,7 @@ def test_hue_saturation_value_shifts_in_opencvs_units():
     check_step(step, expected, num_draws=3, atol=1e-5, images=PHOTOS[:, :, :6, :7])
 
 
-@pytest.mark.parametrize("turns", [0.05, 0.2, 0.5])
+@pytest.mark.parametrize("turns", [0.05, 0.5])
 def test_hue_is_torchvisions(turns):
     def expected(image, draw):
         return tv.adjust_hue(image, max(-0.5, min(0.5, between(draw, -turns, turns))))
@@ -93,16 +90,15 @@ def test_grayscale_is_torchvisions_and_hsv_the_standard_librarys_and_reversible(
     torch.testing.assert_close(colour.hsv_to_rgb(*colour.rgb_to_hsv(images)), images, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("kernel_px", [(3, 5), (1, 5), (5, 5)])
+@pytest.mark.parametrize("kernel_px", [(3, 5), (1, 5)])
 def test_blur_uses_each_size_equally_often_with_opencvs_weights(kernel_px):
     sizes = list(range(kernel_px[0], kernel_px[1] + 1, 2))
     draws = made_up_draws(len(PHOTOS), 1)
     draws[2] = 1.0  # as rounding to half precision makes it
     done = colour.blur(PHOTOS, draws, kernel_px).numpy()
     for image, result, draw in zip(PHOTOS.numpy(), done, draws[:, 0].tolist(), strict=True):
-        weights = np.array(
-            {1: [1], 3: [1, 2, 1], 5: [1, 4, 6, 4, 1]}[sizes[min(int(draw * len(sizes)), len(sizes) - 1)]]
-        )
+        size = sizes[min(int(draw * len(sizes)), len(sizes) - 1)]
+        weights = np.array({1: [1], 3: [1, 2, 1], 5: [1, 4, 6, 4, 1]}[size])
         expected = image.astype(np.float64)
         for axis in (1, 2):
             expected = ndimage.correlate1d(expected, weights / weights.sum(), axis, mode="mirror")

@@ -12,19 +12,7 @@ from PIL import EpsImagePlugin, Image, ImageOps
 
 from carvision.data import images
 from carvision.data.decode import decode_image, decode_into, empty_images
-from carvision.data.images import (
-    FORMATS,
-    BadImage,
-    Preprocessing,
-    check_box,
-    decode_part,
-    grey_bits,
-    open_bytes,
-    open_image,
-    read_file,
-    to_rgb,
-    with_heic,
-)
+from carvision.data.images import BadImage, Preprocessing, check_box, decode_part, open_bytes, open_image, to_rgb
 from carvision.data.inspection import inspect_photo
 
 WIDTH, HEIGHT = 96, 64
@@ -59,7 +47,7 @@ def turned(image, orientation, form):
 def decoded(photo, box=None, size_px=16):
     """Decode a file, or its bytes, as training does, to int (3, size_px, size_px)."""
     [out] = empty_images(1, size_px)
-    data = photo if isinstance(photo, bytes) else read_file(photo)
+    data = photo if isinstance(photo, bytes) else images.read_file(photo)
     decode_into(data, preprocessing(size_px), out, None if box is None else np.array(box, np.float32))
     return out.numpy().astype(int)
 
@@ -72,9 +60,6 @@ def resized(image, size_px=16, box=None):
 
 def difference(a, b):
     return np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).mean()
-
-
-# Files that can't be read, or must not be
 
 
 @pytest.mark.parametrize("progressive", [False, True])
@@ -164,14 +149,12 @@ def claiming(form: str, **options) -> bytes:
     elif form == "PNG":
         data[16:24] = struct.pack(">II", CLAIMED, CLAIMED)
         data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
-    elif form == "BMP":
-        data[18:26] = struct.pack("<ii", CLAIMED, CLAIMED)
     elif form == "PPM":
         data = data.replace(b"16 16", b"13000 13000")
-    elif form in ("GIF", "WEBP"):
-        start = {"GIF": 6, "WEBP": 26}[form]
-        data[start : start + 4] = struct.pack("<HH", CLAIMED, CLAIMED)
-    elif form == "TIFF":
+    elif form in ("GIF", "WEBP", "BMP"):
+        start, kind = {"GIF": (6, "<HH"), "WEBP": (26, "<HH"), "BMP": (18, "<ii")}[form]
+        struct.pack_into(kind, data, start, CLAIMED, CLAIMED)
+    else:
         for tag in (256, 257):
             entry = max(data.find(struct.pack("<HH", tag, kind)) for kind in (3, 4))
             data[entry + 2 : entry + 12] = struct.pack("<HII", 4, 1, CLAIMED)
@@ -182,10 +165,9 @@ def claiming(form: str, **options) -> bytes:
     ("form", "options"),
     [
         *((form, {}) for form in ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF")),
-        ("JPEG", {"progressive": True}),
-        *(("TIFF", {"compression": kind}) for kind in ("tiff_lzw", "tiff_adobe_deflate", "packbits")),
+        ("JPEG", {"progressive": True}), ("TIFF", {"compression": "tiff_lzw"}),
     ],
-)
+)  # fmt: skip
 def test_a_small_file_that_claims_many_pixels_is_damaged(tmp_path, form, options):
     data = claiming(form, **options)
     assert len(data) < 2000
@@ -200,10 +182,9 @@ def test_a_small_file_that_claims_many_pixels_is_damaged(tmp_path, form, options
 @pytest.mark.parametrize(
     ("form", "options", "modes"),
     [
-        ("JPEG", {}, ["L", "RGB"]), ("JPEG", {"progressive": True, "optimize": True}, ["L", "RGB"]),
-        ("JPEG", {"quality": 1, "optimize": True}, ["L", "RGB"]), ("JPEG2000", {}, ["L"]),
-        ("PNG", {}, ["1", "L", "RGB"]), ("GIF", {}, ["1", "L"]), ("BMP", {}, ["1", "L"]), ("PPM", {}, ["1", "L"]),
-        ("WEBP", {"method": 0}, ["L"]), ("WEBP", {"lossless": True, "method": 0}, ["L"]),
+        ("JPEG", {"progressive": True, "optimize": True}, ["L", "RGB"]), ("JPEG2000", {}, ["L"]),
+        ("JPEG", {"quality": 1, "optimize": True}, ["L", "RGB"]), ("PNG", {}, ["1", "L"]), ("GIF", {}, ["1", "L"]),
+        ("BMP", {}, ["1"]), ("PPM", {}, ["1"]), ("WEBP", {"method": 0}, ["L"]), ("WEBP", {"lossless": True}, ["L"]),
         ("TIFF", {"compression": "tiff_lzw"}, ["1", "L"]), ("TIFF", {"compression": "packbits"}, ["1", "L"]),
         ("TIFF", {"compression": "tiff_adobe_deflate"}, ["1", "L"]), ("TIFF", {"compression": "group4"}, ["1"]),
     ],
@@ -215,10 +196,7 @@ def test_a_large_photo_of_one_colour_is_not_damaged(form, options, modes):
             assert image.size == (2000, 2000)
 
 
-# Formats and modes
-
-
-@pytest.mark.parametrize("form", [*FORMATS, *with_heic(), "MPO"])
+@pytest.mark.parametrize("form", [*images.FORMATS, *images.with_heic(), "MPO"])
 def test_each_format_is_recognised_by_its_content(tmp_path, form):
     """MPO: a camera's pair of pictures in one file."""
     path = tmp_path / "photo.jpg"
@@ -233,7 +211,7 @@ def test_sixteen_bits_are_scaled_not_clipped():
     values = np.array([[0, 255, 256, 300], [32768, 40000, 65279, 65535]], np.uint16)
     with open_bytes(encoded(Image.fromarray(values), "PNG")) as image:
         assert image.mode.startswith("I")
-        assert np.asarray(to_rgb(image)).tolist() == [[[v // 256] * 3 for v in row] for row in values.tolist()]
+        assert np.asarray(to_rgb(image))[..., 1].tolist() == (values // 256).tolist()
 
 
 def test_thirty_two_bit_integers_hold_as_many_bits_as_their_values_use():
@@ -243,7 +221,7 @@ def test_thirty_two_bit_integers_hold_as_many_bits_as_their_values_use():
 
 
 @pytest.mark.parametrize("kind", [np.uint16, np.int32])
-@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("bits", [8, 12, 16])
 def test_fewer_bits_than_stored_are_scaled_by_the_fewest_that_hold_the_largest_value(kind, bits):
     grey = np.arange(256).reshape(16, 16)
     values = (grey << (bits - 8)).astype(kind)
@@ -265,7 +243,7 @@ def test_a_tiff_can_state_which_value_is_white(most, white):
     values = Image.fromarray(np.array([[0, 4095]], np.uint16))
     with open_bytes(encoded(values, "TIFF", tiffinfo={} if most is None else {281: most})) as image:
         assert np.asarray(to_rgb(image))[0, 1, 0] == white
-        assert grey_bits(image, np.asarray(image))[1] == (most in (4095, 65535))
+        assert images.grey_bits(image, np.asarray(image))[1] == (most in (4095, 65535))
 
 
 def test_a_floating_point_photo_is_refused():
@@ -289,13 +267,8 @@ def test_transparency_is_laid_on_white():
         assert np.abs(pixels[:, 13, 13] - 127).max() <= 1
 
 
-# Turned photos and boxes
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize(
-    ("form", "mode"), [("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGBA"), ("PNG", "P"), ("TIFF", "RGB"), ("TIFF", "L")]
-)
+@pytest.mark.parametrize(("form", "mode"), [("JPEG", "RGB"), ("PNG", "RGBA"), ("PNG", "P"), ("TIFF", "L")])
 def test_exif_orientations_give_the_same_upright_photo_and_box(orientation, form, mode):
     image = smooth().convert(mode)
     if mode == "RGBA":
@@ -312,7 +285,7 @@ def test_exif_orientations_give_the_same_upright_photo_and_box(orientation, form
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_heic_is_turned_upright_once(orientation):
     """Its decoder turns it, by the boxes irot and imir, and then the EXIF orientation must not turn it again."""
-    if not with_heic():
+    if not images.with_heic():
         pytest.skip("the extra heic is not installed")
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -339,10 +312,8 @@ def test_damaged_exif_and_unknown_orientations_turn_nothing(form):
     ("box", "reason"),
     [
         ((10, 10, 150, 60), "box 10 10 150 60 reaches outside the photo of 96 x 64 pixels"),
-        ((10, -9, 50, 60), "outside"),
         ((96, 0, 98, 64), "lies outside"),
         ((50, 10, 20, 60), "box 50 10 20 60 has no area"),
-        ((10, 60, 20, 60), "has no area"),
     ],
 )
 def test_a_wrong_box_is_refused(box, reason):
@@ -358,9 +329,6 @@ def test_a_box_slightly_over_the_edge_is_clipped_and_nan_is_the_whole_photo():
     check_box(np.array([0, 0, 1015, 500]), 1000, 500)  # up to 2 %
     with pytest.raises(BadImage):
         check_box(np.array([0, 0, 1025, 500]), 1000, 500)
-
-
-# Which part is decoded, and at which scale
 
 
 @pytest.mark.parametrize(("size", "box"), [((900, 600), None), ((1001, 777), (103, 57, 951, 733))])
