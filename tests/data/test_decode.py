@@ -106,16 +106,6 @@ def test_a_truncated_photo_is_refused_even_if_the_wanted_part_is_there(form):
             fast(data[: int(share * len(data))], preprocessing(), None, (0.0, 0.0, 0.3, 0.05))
 
 
-@pytest.mark.usefixtures("no_pillow")
-def test_raw_pixels_are_a_view_of_the_file():
-    image = photo(100, 80)
-    data = bytearray(encoded(image, "PPM"))
-    part = decode.raw_part(data, preprocessing(), None, (0.1, 0.2, 0.5, 0.6), 0.5)
-    assert np.array_equal(part, np.asarray(image.crop((10, 16, 50, 48))))
-    data[-(100 * 80 * 3) + (16 * 100 + 10) * 3] ^= 255  # red of its first pixel
-    assert part[0, 0, 0] == 255 - np.asarray(image)[16, 10, 0]
-
-
 def test_only_the_wanted_part_is_decoded_and_once(monkeypatch):
     decoder = load_decoder()
     if decoder is None:

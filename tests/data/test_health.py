@@ -21,6 +21,7 @@ from carvision.data.images import BadImage, Preprocessing, read_file
 from carvision.data.inspection import inspect_photo
 from carvision.data.table import BOX, Classes, Number, Table
 from carvision.errors import InputError
+from tests.conftest import ROOT
 from tests.data.layouts import real_data
 
 
@@ -130,20 +131,22 @@ def test_scan_in_processes_equals_scan_in_one(odd_photos):
 def test_an_interrupt_ends_the_scan_and_its_workers_print_nothing(tmp_path, after_s):
     """The signal goes to all processes of the group at once, as Ctrl-C's does."""
     photo(300, 200).save(tmp_path / "photo.jpg")
-    script = tmp_path / "scan.py"
-    script.write_text(
-        "if __name__ == '__main__':\n"  # all of it: processes that are spawned import this file
-        "    import sys\n    from pathlib import Path\n    import pandas as pd\n"
-        "    from carvision.data.health import scan_photos\n    from carvision.data.table import Classes, Table\n"
-        "    rows = pd.DataFrame({'path': ['photo.jpg'] * 500_000, 'model': 0, 'split': 'train'})\n"
-        "    table = Table('photos', Path(sys.argv[1]), rows, {'model': Classes(('1',), ('car',))}, 'model')\n"
-        "    print('ready', flush=True)\n"
-        "    try:\n        scan_photos(table, False, 2)\n"
-        "    except KeyboardInterrupt:\n        print('interrupted')\n"
-    )
+    script = tmp_path / "scan.py"  # all of it below the if: processes that are spawned import this file
+    script.write_text("""if __name__ == '__main__':
+    import sys
+    from pathlib import Path
+    from carvision.data.health import scan_photos
+    from tests.data.test_health import table_of
+    table = table_of(Path(sys.argv[1]), ['photo.jpg'] * 500_000, [0] * 500_000)
+    print('ready', flush=True)
+    try:
+        scan_photos(table, False, 2)
+    except KeyboardInterrupt:
+        print('interrupted')
+""")
     child = subprocess.Popen(
         [sys.executable, script, tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True, cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONPATH": os.curdir},
+        start_new_session=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": os.curdir},
         # A shell that runs the tests in the background has them ignore the signal, which a child inherits
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
@@ -157,16 +160,14 @@ def test_an_interrupt_ends_the_scan_and_its_workers_print_nothing(tmp_path, afte
         out, errors = child.communicate(timeout=60)  # returns when no process holds the pipes: no worker is left
     finally:
         child.kill()
-    assert out == "interrupted\n"
-    assert "Traceback" not in errors
+    assert out == "interrupted\n" and "Traceback" not in errors
 
 
 def test_workers_import_neither_torch_nor_pandas_and_the_scan_no_torch():
     code = "import sys, carvision.data.inspection, carvision.data.packs.shard; "
     code += "print([m for m in ('torch', 'pandas', 'rich') if m in sys.modules]); "
     code += "import carvision.data.health, carvision.reports.health; print('torch' in sys.modules)"
-    root = Path(__file__).parents[2]
-    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=root) == "[]\nFalse\n"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT) == "[]\nFalse\n"
 
 
 def test_copies_are_grouped_with_labels_and_splits(tmp_path):

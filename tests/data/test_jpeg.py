@@ -60,13 +60,10 @@ def test_any_part_has_the_pixels_of_the_whole_as_pillow_decodes_it(decoder, size
             assert np.array_equal(found, whole[top:bottom, left:right])
 
 
-def test_other_formats_and_cmyk_are_left_to_pillow(decoder):
+@pytest.mark.parametrize("progressive", [False, True])
+def test_truncated_and_damaged_files_other_formats_and_cmyk_are_left_to_pillow(decoder, progressive):
     for data in (jpeg(photo(30, 20), "PNG"), jpeg(photo(30, 20, "CMYK")), b"", b"\xff\xd8\xff", b"\xff\xd8" * 50):
         assert decoder.size(data) is None
-
-
-@pytest.mark.parametrize("progressive", [False, True])
-def test_truncated_and_damaged_files_are_left_to_pillow_whatever_the_part(decoder, progressive):
     data = jpeg(photo(320, 240), progressive=progressive)
     for length in [*range(700, len(data), 997), len(data) - 300, len(data) - 2]:
         if decoder.size(data[:length]):

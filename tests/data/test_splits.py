@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,6 +11,7 @@ from carvision.data import splits
 from carvision.data.splits import file_split, kfold_split, official_split, stratified_split, unseen_classes_split
 from carvision.data.table import BOX, UNKNOWN, Classes, Number, Table
 from carvision.errors import InputError
+from tests.data.test_table import create_table
 
 R0 = (0.675, 0.225, 0.1)
 
@@ -268,42 +268,25 @@ def test_unseen_classes_leave_out_copies_and_photos_of_unknown_class(tmp_path, c
     assert "2 photos are left out, as their class is not known" in caplog.text
 
 
-def makes_and_models() -> Table:
-    """Create six photos: make a has the models 0 and 1, b the model 2; some labels are unknown."""
-    rows = pd.DataFrame({"path": list("uvwxyz"), "split": ["train", "test", "test", "val", "test", "test"]})
-    rows["make"] = np.array([0, 0, 1, 0, 1, UNKNOWN], np.int32)
-    rows["model"] = np.array([1, 0, 2, UNKNOWN, 2, UNKNOWN], np.int32)
-    rows["colour"], rows["speed"] = np.array([1, 0, 0, 2, 1, UNKNOWN], np.int32), np.float32(100)
-    labels = {
-        "make": Classes(("a", "b"), ("A", "B")),
-        "model": Classes(("0", "1", "2"), ("zero", "one", "two"), "make", (0, 0, 1)),
-        "colour": Classes(("r", "g", "b"), ("red", "green", "blue")),
-        "speed": Number("km/h"),
-    }
-    return Table("some", Path("nowhere"), rows, labels, "model")
-
-
 def test_without_unseen_classes(caplog):
     caplog.set_level(logging.INFO)
-    table = makes_and_models()
+    table = create_table().with_split(["test", "test", "test", "train", "test", "test", "test"])  # a single A6
     seen = splits.without_unseen_classes(table)
     assert seen.labels == {
-        "make": Classes(("a",), ("A",)),
-        "model": Classes(("1",), ("one",), "make", (0,)),
-        "colour": Classes(("g", "b"), ("green", "blue")),
+        "make": Classes(("audi",), ("audi",)), "model": Classes(("A6",), ("A6",), "make", (0,)),
         "speed": table.labels["speed"],
-    }
-    assert seen.rows["make"].tolist() == [0, 0, UNKNOWN, 0, UNKNOWN, UNKNOWN]
-    assert seen.rows["model"].tolist() == [0, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN]
-    assert seen.rows["colour"].tolist() == [0, UNKNOWN, UNKNOWN, 1, 0, UNKNOWN]
+    }  # fmt: skip
+    assert seen.rows["make"].tolist() == [0, 0, 0, 0, UNKNOWN, UNKNOWN, UNKNOWN]
+    assert seen.rows["model"].tolist() == [UNKNOWN, UNKNOWN, UNKNOWN, 0, UNKNOWN, UNKNOWN, UNKNOWN]
     assert all(seen.rows[name].dtype == np.int32 for name in seen.class_labels)
-    assert "3 test photos are of 2 classes that are not trained" in caplog.text and "carvision.retrieve" in caplog.text
-    pd.testing.assert_frame_equal(table.rows, makes_and_models().rows)  # unchanged
-    caplog.clear()
-    table = table.with_split(["train"] * 6)
-    seen = splits.without_unseen_classes(table)  # all classes are trained
-    assert seen.labels == table.labels and caplog.text == ""
-    pd.testing.assert_frame_equal(seen.rows, table.rows)
+    assert "5 test photos are of 2 classes that are not trained" in caplog.text and "carvision.retrieve" in caplog.text
+    assert table.labels["model"].ids == ("A4", "A6", "Golf") and table.rows["model"].max() == 2  # unchanged
+    of_val = table.with_split(["test", "test", "test", "train", "val", "test", "test"])
+    seen = splits.without_unseen_classes(of_val)
+    assert seen.labels["model"] == Classes(("A6", "Golf"), ("A6", "VW Golf"), "make", (0, 1))
+    assert seen.rows["model"].tolist() == [UNKNOWN, UNKNOWN, UNKNOWN, 0, 1, 1, UNKNOWN]
+    everything = splits.without_unseen_classes(table.with_split(["train"] * 7))
+    assert everything.labels == table.labels and everything.rows["model"].equals(table.rows["model"])
 
 
 def test_file_split_repeats_what_write_splits_wrote(tmp_path):

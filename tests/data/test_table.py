@@ -10,7 +10,6 @@ import pytest
 from carvision.data import table as tables
 from carvision.data.table import UNKNOWN, Classes, Number, Table, encode, validate, with_parent
 from carvision.errors import InputError
-from tests.data import layouts
 
 MODELS = ["A4", "A4", "A4", "A6", "Golf", "Golf", None]  # of the seven photos
 MAKE_OF = {"A4": "audi", "A6": "audi", "Golf": "vw", None: "vw"}
@@ -115,15 +114,3 @@ def test_validate_reports_what_a_reader_got_wrong(change, message):
     change(table.rows, table.labels)
     with pytest.raises(InputError, match=message):
         validate(table)
-
-
-def test_a_few_files_may_be_missing_and_the_remaining_share_is_logged(tmp_path, caplog):
-    for i in range(6):
-        layouts.write_photo(tmp_path / f"{i}.jpg")
-    table = create_table(tmp_path)
-    assert len(tables.without_missing_files(table, False, tolerated=1)) == 6
-    (tmp_path / "3.jpg").unlink()  # the only A6
-    with pytest.raises(InputError, match="2 of 7 listed photos"):
-        tables.without_missing_files(table, False, tolerated=1)
-    assert tables.without_missing_files(table, True).labels["model"].ids == ("A4", "Golf")
-    assert "5 photos (71.4 %) of 2 of 3 classes" in caplog.text

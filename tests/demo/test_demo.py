@@ -58,7 +58,6 @@ def test_every_photo_is_listed_once_and_has_a_label_with_a_box_inside(folder):
 
 def test_the_compcars_reader_reads_it(folder):
     table = read_compcars(folder, known=None)
-    assert len(table) == NUM * len(MODELS)
     assert dict(table.rows["split"].value_counts()) == {"train": 0.7 * len(table), "test": 0.3 * len(table)}
     assert [len(table.labels[name]) for name in ("make", "model", "viewpoint")] == [4, 12, 5]
     model = table.labels["model"]
@@ -142,7 +141,7 @@ def test_a_complete_folder_is_not_drawn_again(folder, monkeypatch):
 
 
 def test_invalid_arguments_are_errors(tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").touch()
     with pytest.raises(InputError, match="7 images_per_model are too few; 20 or more"):
         write.write_demo(tmp_path / "demo", 7)
     with pytest.raises(InputError, match=r"cannot write .*CARVISION_CACHE"):

@@ -1,6 +1,6 @@
 """PhotoDataModule's arguments, and copies to the device; tests/training tests its loaders in whole runs."""
 
-import contextlib
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -54,41 +54,16 @@ def test_wrong_values_are_errors_at_setup(tmp_path):
 
 def test_on_cuda_copies_have_a_stream_that_the_step_waits_for_and_its_memory_is_kept_for_the_step(monkeypatch):
     """Without CUDA, only the calls and their order can be tested."""
-    calls, current = [], ["step"]
-
-    class Stream:
-        def __init__(self, name):
-            self.name = name
-
-        def wait_stream(self, other):
-            calls.append(f"{self.name} waits for {other.name}")
-
-    @contextlib.contextmanager
-    def within(stream):
-        current.append(stream.name)
-        yield
-        current.pop()
-
-    class FakeTensor(torch.Tensor):
-        def to(self, device, non_blocking=False):
-            calls.append(f"{self.called} to {device} in {current[-1]}{'' if non_blocking else ', waiting'}")
-            return self
-
-        def record_stream(self, stream):
-            calls.append(f"{self.called} used by {stream.name}")
-
-    def fake(name: str) -> torch.Tensor:
-        tensor = torch.rand(3).as_subclass(FakeTensor)
-        tensor.called = name
-        return tensor
-
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: calls.append("new") or Stream("copies"))
-    monkeypatch.setattr(torch.cuda, "stream", within)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("step"))
-    prefetch, names = Prefetch(), ["images", "make", "model", "valid"]
-    expected = [f"{name} to cuda:0 in copies" for name in names]
-    expected += ["step waits for copies", *(f"{name} used by step" for name in names)]
+    calls, device = mock.MagicMock(), torch.device("cuda", 0)
+    monkeypatch.setattr(torch, "cuda", calls.cuda)
+    copies, step = calls.cuda.Stream.return_value, calls.cuda.current_stream.return_value
+    prefetch, made = Prefetch(), [mock.call.cuda.Stream(device)]
+    expected = [
+        mock.call.cuda.current_stream(device), mock.call.cuda.stream(copies), mock.call.cuda.stream().__enter__(),
+        mock.call.images.to(device, non_blocking=True), mock.call.make.to(device, non_blocking=True),
+        mock.call.cuda.stream().__exit__(None, None, None), mock.call.cuda.current_stream().wait_stream(copies),
+        mock.call.images.to().record_stream(step), mock.call.make.to().record_stream(step),
+    ]  # fmt: skip
     for _ in range(2):
-        batch = {name: fake(name) for name in ("images", "valid")} | {"targets": {n: fake(n) for n in names[1:3]}}
-        prefetch(dict(sorted(batch.items())), torch.device("cuda", 0))
-    assert calls == ["new", *expected, *expected]  # the same stream again
+        prefetch({"images": calls.images, "targets": {"make": calls.make}}, device)
+    assert calls.mock_calls == made + expected + expected  # the same stream again

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from carvision.data.loading.samplers import TableSampler, TrainSampler, shuffled_cycles
+from carvision.data.loading.samplers import TableSampler, TrainSampler
 from carvision.data.table import UNKNOWN
 from carvision.errors import InputError
 
@@ -77,21 +77,6 @@ def test_processes_share_the_photos_in_equally_many_batches(num, batch_size, kin
         assert sorted(interleaved[:num]) == list(range(num))
     else:  # the same draw as one process makes
         assert interleaved[:num] == rows_of(TrainSampler(codes, batch_size, kind))[:num]
-
-
-def test_cycles_shorter_than_a_group_and_their_uniformity():
-    groups = shuffled_cycles(3, 50, 7, np.random.default_rng(0))
-    assert all(sorted(np.bincount(group)) == [2, 2, 3] for group in groups)
-    assert len({tuple(group) for group in groups.tolist()}) == 6  # all orders
-    # Each number is equally likely at each index of a later cycle, unless its group has it already
-    random = np.random.default_rng(0)
-    drawn = np.array([shuffled_cycles(5, 5, 3, random).ravel() for _ in range(6_000)])
-    for i in range(15):
-        assert np.bincount(drawn[:, i], minlength=5) / 6_000 == pytest.approx([0.2] * 5, abs=0.03)
-    # Index 5 starts the second cycle, in a group with the indices 3 and 4 of the first
-    assert (drawn[:, 5:6] == drawn[:, :5]).mean(axis=0) == pytest.approx([1 / 3] * 3 + [0, 0], abs=0.03)
-    # Index 9 ends it, in a group of its own, where any number but that of index 5 may be
-    assert (drawn[:, 9:10] == drawn[:, 3:6]).mean(axis=0) == pytest.approx([1 / 4, 1 / 4, 0], abs=0.03)
 
 
 PER_CLASS = np.repeat([3, 0, UNKNOWN, 1, 2, 8], [20, 8, 9, 3, 14, 1])
