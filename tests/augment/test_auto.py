@@ -6,7 +6,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from carvision.augment.auto import OPERATIONS, TABLES, rand_augment, trivial_augment
-from tests.augment.photos import NEARLY_1, made_up_draws, made_up_photos
+from tests.augment.photos import NEARLY_1, made_up_photos
 
 PHOTOS = made_up_photos(height=40, width=36)
 BILINEAR = v2.InterpolationMode.BILINEAR
@@ -79,12 +79,8 @@ def test_all_operations_are_equally_likely_and_all_magnitudes_occur():
     assert numbers == dict.fromkeys(OPERATIONS, 61) | expected
 
 
-def test_identity_and_flat_images_are_unchanged_to_the_bit_and_extreme_draws_stay_in_range():
+def test_identity_and_flat_images_are_unchanged_to_the_bit():
     assert torch.equal(rand_augment(PHOTOS, draws_for("identity", second=0.9), num_ops=1, magnitude=30), PHOTOS)
     flat = PHOTOS[-1:].expand(len(PHOTOS), -1, -1, -1)
     draws = draws_for("auto_contrast", "equalize", second=0.5)
     assert torch.equal(rand_augment(flat, draws, num_ops=1, magnitude=30), flat)
-    draws = made_up_draws(len(PHOTOS), 4)
-    draws[2] = 1.0  # as rounding to half precision makes it
-    for done in (rand_augment(PHOTOS, draws, 2, 30), trivial_augment(PHOTOS, draws[:, :3])):
-        assert done.isfinite().all() and done.min() >= -1e-6 and done.max() <= 1 + 1e-6

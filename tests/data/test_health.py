@@ -22,7 +22,6 @@ from carvision.data.inspection import inspect_photo
 from carvision.data.table import BOX, Classes, Number, Table
 from carvision.errors import InputError
 from tests.conftest import ROOT
-from tests.data.layouts import real_data
 
 
 def photo(width=60, height=40, seed=0, mode="RGB"):
@@ -256,14 +255,3 @@ def test_dark_photos_and_assumed_bits_are_counted_and_named():
     dark, bits = hints_on_values(*scanned(note=notes))
     assert dark.startswith("1 photos are nearly black (first: 0.jpg)")
     assert "3 grey photos" in bits and "2 values of 12 bits, 1 values of 8 bits" in bits and "first: 0.jpg" in bits
-
-
-def test_real_photos_have_hints_only_where_red_and_blue_are_exchanged():
-    root = real_data("oxford102").parent
-    files = [f"oxford102/jpg/image_{i:05d}.jpg" for i in range(1, 8189, 100)]
-    files += [path.relative_to(root).as_posix() for path in sorted(root.glob("imagenette/val/*/*"))[::5]]
-    table = table_of(root, files, [0] * len(files), ["train"] * 82 + ["val"] * (len(files) - 82))
-    scan = scan_photos(table, boxes=False, num_workers=0)
-    assert hints_on_values(table, scan) == []
-    hints = hints_on_values(table, scan.rename(columns={"red": "blue", "blue": "red"}))
-    assert [hint.split(" are ")[0] for hint in hints] == ["the photos of train", "the photos of val"]

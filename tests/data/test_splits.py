@@ -312,7 +312,6 @@ def test_file_split_repeats_what_write_splits_wrote(tmp_path):
     ("content", "message"),
     [
         (None, r"splits\.csv does not exist; give the splits\.csv of a run"),
-        ("path,split\n0001.jpg,train\n0002.jpg,val,7\n", r"splits\.csv, line 3 has 3 cells and the first line 2"),
         ("photo,split\n0001.jpg,train\n", r"has no column 'path'; its columns: photo, split"),
         ("path,split\n0001.jpg,training\n", r"line 2: split 'training' is not one of train, val, valid"),
         ("path,split\n0001.jpg,train\nx/y.jpg,val\n", r"1 photos of .* are not in some .*\(first: x/y\.jpg\)"),
