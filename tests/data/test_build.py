@@ -8,14 +8,12 @@ import pandas as pd
 import pytest
 
 import carvision
-from carvision.data.build import build_split, build_table, one_against_rest, with_names
+from carvision.data.build import one_against_rest, with_names
 from carvision.data.table import UNKNOWN, Classes, Table
 from carvision.errors import InputError
 from tests.data.layouts import write_class_folders
-from tests.data.packs.small import form, pack_small
-from tests.small_runs import config, demo, train
+from tests.small_runs import demo, train
 
-UNSEEN = "data.split.kind=unseen_classes"
 WORDS = {"n01": "tench", "n02": "English springer", "n03": "cassette player"}
 
 
@@ -108,16 +106,10 @@ def test_a_run_of_one_class_against_the_rest_with_names(tmp_path):
     splits = pd.read_csv(folder / "splits.csv")
     assert splits.groupby("split")["class"].value_counts().unstack().loc["test"].to_dict() == {"n01": 6, "rest": 12}
 
-    packed = pack_small(build_table(config(*chosen)["data"], False), tmp_path / "packed", form())
-    assert packed.labels["class"].names == ("tench", "rest")
-    data = config("data=packed", f"data.root={tmp_path / 'packed'}")["data"]
-    again = build_split(build_table(data, False), data["split"])
-    assert again.labels["class"] == packed.labels["class"] and len(again) == 54
-
 
 def test_a_run_on_unseen_classes_in_batches_per_class(tmp_path, demo_photos):
     chosen = [*demo(demo_photos), "data.sampler=per_class", "data.photos_per_class=8"]
-    folder = train(tmp_path / "run", *chosen, UNSEEN)
+    folder = train(tmp_path / "run", *chosen, "data.split.kind=unseen_classes")
     metrics = json.loads((folder / "metrics.json").read_text())
     assert "model/top1" in metrics["val"] and not any("/top1" in name for name in metrics["test"])
     assert pd.read_csv(folder / "splits.csv", dtype=str)["split"].value_counts()["test"] == 120

@@ -9,15 +9,11 @@ from PIL import Image, ImageOps
 
 from carvision.data import decode
 from carvision.data.decode import decode_image, decode_into, empty_images
-from carvision.data.images import WHOLE, BadImage, Preprocessing, decode_part, open_bytes, wanted_part
+from carvision.data.images import WHOLE, BadImage, decode_part, open_bytes, wanted_part
 from carvision.data.jpeg import load_decoder
 from carvision.data.loading.dataset import random_window
-from tests.data.test_images import encoded, smooth, turned
+from tests.data.test_images import encoded, preprocessing, smooth
 from tests.data.test_jpeg import jpeg, photo
-
-
-def preprocessing(size_px=32, interpolation="bicubic"):
-    return Preprocessing(size_px, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), interpolation)
 
 
 def fast(data, how, box=None, window=WHOLE):
@@ -52,22 +48,12 @@ def no_pillow(monkeypatch):
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
 @pytest.mark.parametrize("size", [(90, 60), (200, 301), (20, 15)])
 def test_a_jpeg_is_resized_as_pillow_does_it(size, interpolation):
-    how, data = preprocessing(48, interpolation), jpeg(photo(*size), quality=95)
+    how, data = preprocessing(48, interpolation=interpolation), jpeg(photo(*size), quality=95)
     for window in [WHOLE, *windows(5)]:
         scaled = wanted_part(*size, how, None, window, 0.5, can_scale=True)[0] < 8
         difference = np.abs(fast(data, how, None, window) - full(data, how, None, window))
         # Unscaled, only the rounding of two resizings differs; scaled, the decoder's filter does, too
         assert difference.mean() < 4 if scaled else difference.max() <= 2
-
-
-@pytest.mark.usefixtures("no_pillow")
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("size_px", [8, 32])
-def test_a_part_of_a_turned_jpeg_is_upright(orientation, size_px):
-    how, data = preprocessing(size_px), turned(smooth(), orientation, "JPEG")
-    for box in (None, np.array((48, 8, 92, 30), np.float32)):
-        window = (0.1, 0.3, 0.8, 0.9)
-        assert np.abs(fast(data, how, box, window) - full(data, how, box, window)).mean() < 2
 
 
 def test_pillow_and_the_jpeg_decoder_return_the_same_pixels():
@@ -92,7 +78,7 @@ def test_pillow_and_the_jpeg_decoder_return_the_same_pixels():
     ],
 )  # fmt: skip
 def test_other_formats_and_unusual_jpegs_look_the_same(form, mode, options):
-    data, how = encoded(smooth(300, 200).convert(mode), form, **options), preprocessing()
+    data, how = encoded(smooth(300, 200).convert(mode), form, **options), preprocessing(32)
     assert np.abs(fast(data, how) - full(data, how)).mean() < 2
     if form == "JPEG":
         assert np.array_equal(fast(data, how), fast(data + bytes(500), how))  # trailing bytes do no harm
@@ -103,7 +89,7 @@ def test_a_truncated_photo_is_refused_even_if_the_wanted_part_is_there(form):
     data = encoded(photo(320, 240), form)
     for share in (0.2, 0.6, 0.95):
         with pytest.raises(BadImage):
-            fast(data[: int(share * len(data))], preprocessing(), None, (0.0, 0.0, 0.3, 0.05))
+            fast(data[: int(share * len(data))], preprocessing(32), None, (0.0, 0.0, 0.3, 0.05))
 
 
 def test_only_the_wanted_part_is_decoded_and_once(monkeypatch):
@@ -112,7 +98,7 @@ def test_only_the_wanted_part_is_decoded_and_once(monkeypatch):
         pytest.skip("no decoder but Pillow is here")
     calls, part = [], type(decoder).part
     monkeypatch.setattr(type(decoder), "part", lambda self, *rest: calls.append(rest[1:]) or part(self, *rest))
-    fast(jpeg(photo(640, 480)), preprocessing(), None, (0.0, 0.0, 0.5, 0.5))
+    fast(jpeg(photo(640, 480)), preprocessing(32), None, (0.0, 0.0, 0.5, 0.5))
     assert calls == [(2, (0, 0, 80, 60))]  # at a quarter, and no pixel outside the part
 
 

@@ -234,7 +234,7 @@ def scanned(**columns) -> tuple[Table, pd.DataFrame]:
     return table_of(Path(), paths), pd.DataFrame({**fixed, **columns})
 
 
-def test_more_blue_than_red_is_a_hint_and_more_red_is_not():
+def test_more_blue_than_red_dark_photos_and_assumed_bits_are_hints_and_more_red_is_not():
     random = np.random.default_rng(0)
     red, blue = random.normal(0.45, 0.02, 40), random.normal(0.42, 0.02, 40)
     assert hints_on_values(*scanned(red=red, blue=blue)) == []
@@ -248,9 +248,6 @@ def test_more_blue_than_red_is_a_hint_and_more_red_is_not():
     assert hint.startswith("the photos are on average more blue than red")  # each split alone has too few
     noisy = random.normal(0, 0.2, 40)
     assert hints_on_values(*scanned(red=0.42 + noisy, blue=0.42 - noisy + noisy.mean() + 0.02)) == []
-
-
-def test_dark_photos_and_assumed_bits_are_counted_and_named():
     notes = ["16-bit; values of 12 bits; nearly black", "values of 8 bits", "values of 12 bits"] + [""] * 37
     dark, bits = hints_on_values(*scanned(note=notes))
     assert dark.startswith("1 photos are nearly black (first: 0.jpg)")

@@ -38,17 +38,6 @@ def test_encode_sorts_numbers_by_value_and_words_alphabetically_and_names_by_id(
         assert codes.tolist() == [UNKNOWN] * len(nothing) and classes.ids == ()
 
 
-def test_selection_keeps_codes_and_the_original():
-    table = create_table()
-    test = table.of_split("test")
-    assert test.rows["path"].tolist() == ["4.jpg", "5.jpg"] and test.rows.index.tolist() == [0, 1]
-    assert test.labels == table.labels
-    assert set(table.with_split(["val"] * 7).rows["split"]) == {"val"} and table.rows["split"].iloc[0] == "train"
-    assert not table.has_boxes and set(table.class_labels) == {"make", "model"}
-    table.rows[["left", "top", "right", "bottom"]] = np.float32(1)
-    assert table.has_boxes
-
-
 def test_without_empty_classes_recodes_children_and_parents_and_keeps_unknown():
     table = create_table().of_split("test").without_empty_classes()
     assert table.labels["model"] == Classes(("Golf",), ("VW Golf",), "make", (0,))

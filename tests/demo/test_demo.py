@@ -4,15 +4,13 @@ import re
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from carvision.data.readers.compcars import read_compcars
 from carvision.demo import write
 from carvision.demo.cars import MAKES, MODELS
-from carvision.demo.photo import OVERSAMPLE, VIEWPOINTS, aim_camera, draw_photo, paint_faces
-from carvision.demo.vehicle import PAINTS, create_finish, create_vehicle
+from carvision.demo.photo import VIEWPOINTS
 from carvision.errors import InputError
 
 NUM = write.MIN_IMAGES_PER_MODEL
@@ -80,20 +78,6 @@ def test_easy_pairs_share_the_viewpoint_and_hard_ones_the_make(folder):
             assert level != "hard" or make == other_make
             assert level != "easy" or label(folder, first)[0] == label(folder, second)[0]
         assert Counter(pair[2] for pair in pairs) == dict.fromkeys("01", len(pairs) / 2)
-
-
-@pytest.mark.parametrize("viewpoint", VIEWPOINTS)
-def test_the_box_fits_the_vehicle(viewpoint):
-    for number, model in enumerate(MODELS[::3]):
-        make = next(make for make in MAKES if make.id == model.make_id)
-        vehicle = create_vehicle(model, make, create_finish(PAINTS[0], np.random.default_rng(number)))
-        _, box = draw_photo(vehicle, viewpoint, np.random.default_rng(number))
-        view = aim_camera(vehicle, viewpoint, np.random.default_rng(number))
-        seen = np.flatnonzero((vehicle.normals * (view.eye - vehicle.middles)).sum(1) > 0)
-        alone = Image.new("L", [OVERSAMPLE * n for n in view.size])
-        paint_faces(alone, vehicle, view, seen, np.full((len(vehicle.points), 1), 255))
-        drawn = np.array(alone.getbbox()) / OVERSAMPLE
-        assert np.abs(drawn - box).max() <= 1.5
 
 
 def test_the_seed_decides_the_bytes(tmp_path, monkeypatch):
