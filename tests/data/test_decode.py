@@ -16,16 +16,16 @@ from tests.data.test_images import encoded, preprocessing, smooth
 from tests.data.test_jpeg import jpeg, photo
 
 
-def fast(data, how, box=None, window=WHOLE):
+def fast(data, how, window=WHOLE):
     [out] = empty_images(1, how.size_px)
-    decode_into(data, how, out, box, window)
+    decode_into(data, how, out, None, window)
     return out.numpy().astype(int)
 
 
-def full(data, how, box=None, window=WHOLE):
+def full(data, how, window=WHOLE):
     """Decode the whole photo, and resize the same part of it by Pillow."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-    eighths, part = wanted_part(*image.size, how, box, window, 0.5, can_scale=data[:2] == b"\xff\xd8")
+    eighths, part = wanted_part(*image.size, how, None, window, 0.5, can_scale=data[:2] == b"\xff\xd8")
     corners = [min(value * 8 // eighths, side) for value, side in zip(part, image.size * 2, strict=True)]
     kind = getattr(Image.Resampling, how.interpolation.upper())
     return np.asarray(image.crop(corners).resize((how.size_px, how.size_px), kind)).transpose(2, 0, 1).astype(int)
@@ -36,22 +36,15 @@ def windows(num: int, seed: int = 0, scale=(0.1, 1.0)):
     return [random_window(random, scale, (0.75, 1.33)) for _ in range(num)]
 
 
-@pytest.fixture
-def no_pillow(monkeypatch):
-    """Fail for photos that are left to Pillow."""
-    if load_decoder() is None:
-        pytest.skip("no decoder but Pillow is here")
-    monkeypatch.setattr(decode, "decode_part", lambda *_: pytest.fail("left to Pillow"))
-
-
-@pytest.mark.usefixtures("no_pillow")
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
 @pytest.mark.parametrize("size", [(90, 60), (200, 301), (20, 15)])
-def test_a_jpeg_is_resized_as_pillow_does_it(size, interpolation):
+def test_a_jpeg_is_resized_as_pillow_does_it(size, interpolation, monkeypatch):
+    if load_decoder() is not None:
+        monkeypatch.setattr(decode, "decode_part", lambda *_: pytest.fail("left to Pillow"))
     how, data = preprocessing(48, interpolation=interpolation), jpeg(photo(*size), quality=95)
     for window in [WHOLE, *windows(5)]:
         scaled = wanted_part(*size, how, None, window, 0.5, can_scale=True)[0] < 8
-        difference = np.abs(fast(data, how, None, window) - full(data, how, None, window))
+        difference = np.abs(fast(data, how, window) - full(data, how, window))
         # Unscaled, only the rounding of two resizings differs; scaled, the decoder's filter does, too
         assert difference.mean() < 4 if scaled else difference.max() <= 2
 
@@ -89,7 +82,7 @@ def test_a_truncated_photo_is_refused_even_if_the_wanted_part_is_there(form):
     data = encoded(photo(320, 240), form)
     for share in (0.2, 0.6, 0.95):
         with pytest.raises(BadImage):
-            fast(data[: int(share * len(data))], preprocessing(32), None, (0.0, 0.0, 0.3, 0.05))
+            fast(data[: int(share * len(data))], preprocessing(32), (0.0, 0.0, 0.3, 0.05))
 
 
 def test_only_the_wanted_part_is_decoded_and_once(monkeypatch):
@@ -98,7 +91,7 @@ def test_only_the_wanted_part_is_decoded_and_once(monkeypatch):
         pytest.skip("no decoder but Pillow is here")
     calls, part = [], type(decoder).part
     monkeypatch.setattr(type(decoder), "part", lambda self, *rest: calls.append(rest[1:]) or part(self, *rest))
-    fast(jpeg(photo(640, 480)), preprocessing(32), None, (0.0, 0.0, 0.5, 0.5))
+    fast(jpeg(photo(640, 480)), preprocessing(32), (0.0, 0.0, 0.5, 0.5))
     assert calls == [(2, (0, 0, 80, 60))]  # at a quarter, and no pixel outside the part
 
 
@@ -108,5 +101,5 @@ def test_real_photos_look_the_same(real_photos):
     how, means = preprocessing(224), []
     for file, window in zip(files, windows(60, scale=(0.08, 1.0)), strict=False):
         data = file.read_bytes()
-        means += [np.abs(fast(data, how, None, w) - full(data, how, None, w)).mean() for w in (WHOLE, window)]
+        means += [np.abs(fast(data, how, w) - full(data, how, w)).mean() for w in (WHOLE, window)]
     assert np.mean(means) < 0.5 and max(means) < 6
