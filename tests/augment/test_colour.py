@@ -28,14 +28,21 @@ def pixel_by_pixel(image: torch.Tensor, change) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("factor", [(0, 2), (0.2, 0.6)])
-def test_factors_are_torchvisions(factor):
-    for step, expected in {
-        colour.brightness: tv.adjust_brightness,
-        partial(colour.contrast, per_channel=False): tv.adjust_contrast,
-        partial(colour.saturation, in_hsv=False): tv.adjust_saturation,
-    }.items():  # torchvision rounds the weight of red in grey to 0.2989
-        wanted = lambda image, draw, expected=expected: expected(image, between(draw, *factor))  # noqa: E731
-        check_step(partial(step, factor=factor), wanted, atol=3e-4)
+def test_factors_hue_and_grayscale_are_torchvisions(factor):
+    steps = {
+        partial(colour.brightness, factor=factor): tv.adjust_brightness,
+        partial(colour.contrast, factor=factor, per_channel=False): tv.adjust_contrast,
+        partial(colour.saturation, factor=factor, in_hsv=False): tv.adjust_saturation,
+    }
+    for step, expected in steps.items():  # torchvision rounds the weight of red in grey to 0.2989
+        check_step(step, lambda i, draw, expected=expected: expected(i, between(draw, *factor)), atol=3e-4)
+    for turns in (0.05, 0.5):
+        check_step(
+            partial(colour.hue, turns=turns),
+            lambda i, draw, turns=turns: tv.adjust_hue(i, max(-0.5, min(0.5, between(draw, -turns, turns)))), atol=1e-4,
+        )  # fmt: skip
+    done = colour.grayscale(PHOTOS, PHOTOS[:, 0, 0, :0])
+    torch.testing.assert_close(done, tv.rgb_to_grayscale(PHOTOS, 3), atol=3e-4, rtol=0)
 
 
 def test_brightness_and_contrast_have_the_formulas_of_tensorflow_and_albumentations():
@@ -67,19 +74,6 @@ def test_steps_in_hsv_multiply_s_and_shift_by_opencvs_units():
 
     step = partial(colour.hue_saturation_value, hue=30, saturation=60, value=90)
     check_step(step, shifted, num_draws=3, atol=1e-5, images=PHOTOS[:, :, :6, :7])
-
-
-@pytest.mark.parametrize("turns", [0.05, 0.5])
-def test_hue_is_torchvisions(turns):
-    def expected(image, draw):
-        return tv.adjust_hue(image, max(-0.5, min(0.5, between(draw, -turns, turns))))
-
-    check_step(partial(colour.hue, turns=turns), expected, atol=1e-4)
-
-
-def test_grayscale_is_torchvisions():
-    done = colour.grayscale(PHOTOS, PHOTOS[:, 0, 0, :0])
-    torch.testing.assert_close(done, tv.rgb_to_grayscale(PHOTOS, 3), atol=3e-4, rtol=0)
 
 
 @pytest.mark.parametrize("kernel_px", [(3, 5), (1, 5)])
