@@ -132,11 +132,11 @@ def test_an_interrupt_ends_the_scan_and_its_workers_print_nothing(tmp_path, afte
     photo(300, 200).save(tmp_path / "photo.jpg")
     script = tmp_path / "scan.py"  # all of it below the if: processes that are spawned import this file
     script.write_text("""if __name__ == '__main__':
-    import sys
-    from pathlib import Path
+    import pandas as pd
     from carvision.data.health import scan_photos
-    from tests.data.test_health import table_of
-    table = table_of(Path(sys.argv[1]), ['photo.jpg'] * 500_000, [0] * 500_000)
+    from carvision.data.table import Classes, Table
+    rows = pd.DataFrame({'path': ['photo.jpg'] * 500_000, 'model': 0, 'split': 'train'})
+    table = Table('photos', '.', rows, {'model': Classes(('1',), ('car',))}, 'model')
     print('ready', flush=True)
     try:
         scan_photos(table, False, 2)
@@ -144,8 +144,8 @@ def test_an_interrupt_ends_the_scan_and_its_workers_print_nothing(tmp_path, afte
         print('interrupted')
 """)
     child = subprocess.Popen(
-        [sys.executable, script, tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": os.curdir},
+        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
         # A shell that runs the tests in the background has them ignore the signal, which a child inherits
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip

@@ -62,7 +62,7 @@ def test_the_compcars_reader_reads_it(folder):
     named = dict(zip(model.names, (table.labels["make"].names[i] for i in model.parent_codes), strict=True))
     assert named == {model.name: makes[model.make_id] for model in MODELS}
     assert table.rows["speed"].isna().any() and table.rows["speed"].notna().any()
-    assert {"sedan", "convertible"} <= set(table.labels["type"].names)
+    assert {"sedan", "SUV"} <= set(table.labels["type"].names)
 
 
 def test_easy_pairs_share_the_viewpoint_and_hard_ones_the_make(folder):
