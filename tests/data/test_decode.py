@@ -12,7 +12,7 @@ from carvision.data.decode import decode_image, decode_into, empty_images
 from carvision.data.images import WHOLE, BadImage, decode_part, open_bytes, wanted_part
 from carvision.data.jpeg import load_decoder
 from carvision.data.loading.dataset import random_window
-from tests.data.test_images import encoded, preprocessing, smooth
+from tests.data.test_images import encoded, preprocessing, smooth, turned
 from tests.data.test_jpeg import jpeg, photo
 
 
@@ -34,6 +34,14 @@ def full(data, how, window=WHOLE):
 def windows(num: int, seed: int = 0, scale=(0.1, 1.0)):
     random = np.random.default_rng(seed)
     return [random_window(random, scale, (0.75, 1.33)) for _ in range(num)]
+
+
+@pytest.mark.parametrize("size_px", [8, 32])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_wanted_part_of_a_turned_jpeg_is_upright(orientation, size_px):
+    how, data = preprocessing(size_px), turned(smooth(), orientation, "JPEG")
+    for window in (WHOLE, (0.1, 0.3, 0.8, 0.9)):
+        assert np.abs(fast(data, how, window) - full(data, how, window)).mean() < 2
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])

@@ -11,6 +11,7 @@ from carvision.data.readers.compcars import read_compcars
 from carvision.demo import write
 from carvision.demo.cars import MAKES, MODELS
 from carvision.demo.photo import VIEWPOINTS
+from carvision.demo.vehicle import PAINTS
 from carvision.errors import InputError
 
 NUM = write.MIN_IMAGES_PER_MODEL
@@ -133,3 +134,9 @@ def test_the_cache_folder_names_version_and_arguments(tmp_path, monkeypatch):
     assert write.demo_folder() == tmp_path / "xdg/carvision" / f"demo-v{write.DEMO_VERSION}-100-0"
     monkeypatch.setenv("CARVISION_CACHE", str(tmp_path / "own"))
     assert write.demo_folder(images_per_model=30, seed=2).parent == tmp_path / "own"
+
+
+def test_every_model_has_one_training_car_of_every_paint():
+    for model in MODELS:
+        paints, is_test = write._paints(model, seed=0)
+        assert sorted(paints[~is_test].ravel()) == list(range(len(PAINTS)))
