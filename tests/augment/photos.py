@@ -29,9 +29,7 @@ def between(draw: float, low: float, high: float) -> float:
     return low + (high - low) * draw
 
 
-def check_step(
-    step: Callable, expected: Callable, num_draws: int = 1, atol: float = 1e-6, images: Tensor | None = None
-) -> None:
+def check_step(step: Callable, expected: Callable, num_draws: int = 1, atol: float = 1e-6, images=None) -> None:
     """Compare step(images, draws) with expected(image, *draws) of each image."""
     images = made_up_photos() if images is None else images
     draws = made_up_draws(len(images), num_draws)

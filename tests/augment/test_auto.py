@@ -6,7 +6,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from carvision.augment.auto import OPERATIONS, TABLES, rand_augment, trivial_augment
-from tests.augment.photos import NEARLY_1, made_up_draws, made_up_photos
+from tests.augment.photos import NEARLY_1, made_up_photos
 
 PHOTOS = made_up_photos(height=40, width=36)
 BILINEAR = v2.InterpolationMode.BILINEAR
@@ -40,22 +40,16 @@ def assert_same(done: Tensor, expected: Tensor, name: str) -> None:
 
 
 @pytest.mark.parametrize("magnitude", [0, 9, 30])
-@pytest.mark.parametrize("direction", [-1, 1])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_rand_augment_is_torchvisions(name, direction, magnitude):
-    draws = draws_for(name, second=0.25 if direction < 0 else 0.75)
-    done = rand_augment(PHOTOS, draws, num_ops=1, magnitude=magnitude)
-    for image, result in zip(PHOTOS, done, strict=True):
-        assert_same(result, torchvisions(image, "rand", name, magnitude, direction), name)
-
-
-@pytest.mark.parametrize("magnitude", [0, 1, 11, 17, 30])
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_trivial_augment_is_torchvisions(name, magnitude):
-    first, direction = draws_for(name, second=0.75).unbind(1)
-    done = trivial_augment(PHOTOS, torch.stack([first, torch.full_like(first, (magnitude + 0.5) / 31), direction], 1))
-    for image, result in zip(PHOTOS, done, strict=True):
-        assert_same(result, torchvisions(image, "trivial", name, magnitude, 1), name)
+def test_both_are_torchvisions(name, magnitude):
+    for second, direction in ((0.25, -1), (0.75, 1)):
+        draws = draws_for(name, second=second)
+        tried = torch.stack([draws[:, 0], torch.full((len(PHOTOS),), (magnitude + 0.5) / 31), draws[:, 1]], 1)
+        for image, rand, trivial in zip(
+            PHOTOS, rand_augment(PHOTOS, draws, 1, magnitude), trivial_augment(PHOTOS, tried), strict=True
+        ):
+            assert_same(rand, torchvisions(image, "rand", name, magnitude, direction), name)
+            assert_same(trivial, torchvisions(image, "trivial", name, magnitude, direction), name)
 
 
 def test_each_image_has_its_own_operations_in_sequence():
@@ -85,12 +79,8 @@ def test_all_operations_are_equally_likely_and_all_magnitudes_occur():
     assert numbers == dict.fromkeys(OPERATIONS, 61) | expected
 
 
-def test_identity_and_flat_images_are_unchanged_to_the_bit_and_extreme_draws_stay_in_range():
+def test_identity_and_flat_images_are_unchanged_to_the_bit():
     assert torch.equal(rand_augment(PHOTOS, draws_for("identity", second=0.9), num_ops=1, magnitude=30), PHOTOS)
     flat = PHOTOS[-1:].expand(len(PHOTOS), -1, -1, -1)
     draws = draws_for("auto_contrast", "equalize", second=0.5)
     assert torch.equal(rand_augment(flat, draws, num_ops=1, magnitude=30), flat)
-    draws = made_up_draws(len(PHOTOS), 4)
-    draws[2] = 1.0  # as rounding to half precision makes it
-    for done in (rand_augment(PHOTOS, draws, 2, 30), trivial_augment(PHOTOS, draws[:, :3])):
-        assert done.isfinite().all() and done.min() >= -1e-6 and done.max() <= 1 + 1e-6

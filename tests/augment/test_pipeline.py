@@ -18,20 +18,13 @@ DEFAULTS = OmegaConf.to_container(OmegaConf.load(conf_dir() / "augment" / "share
 PHOTOS = made_up_photos()
 
 
-def preset(name: str) -> dict:
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return OmegaConf.to_container(compose("train", overrides=[f"augment={name}"]).augment)
-
-
 def always(name: str) -> dict[str, dict]:
     return {name: DEFAULTS[name] | {"p": 1.0}}
 
 
 def test_the_configuration_has_every_step():
     assert list(STEPS) == list(AUGMENT_STEPS)
-    assert {name: {"p", *keys} for name, keys in AUGMENT_STEPS.items()} == {
-        name: set(values) for name, values in DEFAULTS.items()
-    }
+    assert {name: {"p", *keys} for name, keys in AUGMENT_STEPS.items()} == {n: set(v) for n, v in DEFAULTS.items()}
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -60,24 +53,11 @@ def test_draws_at_the_ends_give_values_in_range(name):
 def test_a_step_keeps_dtype_and_memory_format_and_never_synchronises(name):
     """The meta device has shapes and strides but no values, so that reading one fails."""
     augment = Augment([name], always(name))
-    images = torch.empty(4, 24, 30, 3, dtype=torch.uint8, device="meta").permute(0, 3, 1, 2)
-    done = augment(to_float(images), torch.empty(4, augment.num_draws, device="meta"))
-    assert done.shape == images.shape and done.is_contiguous(memory_format=torch.channels_last)
     for dtype in (torch.float64, torch.float32):
-        images = torch.empty(4, 3, 16, 16, dtype=dtype, device="meta")
+        images = torch.empty(4, 24, 30, 3, dtype=dtype, device="meta").permute(0, 3, 1, 2)
         done = augment(images, torch.empty(4, augment.num_draws, device="meta"))
         assert done.dtype == dtype and done.shape == images.shape
-
-
-@pytest.mark.parametrize("p", [0.25, 0.5, 1.0])
-@pytest.mark.parametrize("name", ["flip", "rotate", "blur"])
-def test_p_is_decided_image_by_image(name, p):
-    images = PHOTOS[:1].expand(400, -1, -1, -1)
-    augment = Augment([name], {name: DEFAULTS[name] | {"p": p}})
-    draws = torch.rand(400, augment.num_draws, generator=torch.Generator().manual_seed(0))
-    changed = (augment(images, draws) != images).flatten(1).any(1)
-    assert changed.tolist() == (draws[:, 0] < p).tolist()
-    assert changed.float().mean() == pytest.approx(p, abs=0.07)
+        assert done.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_steps_are_applied_in_order_with_their_own_draws():
@@ -100,12 +80,9 @@ def test_batches_in_chunks_are_augmented_like_single_images():
 
 
 def test_a_step_may_occur_twice_and_one_with_p_0_takes_no_draws():
-    twice = Augment(["flip", "flip"], always("flip"))
-    assert twice.num_draws == 2
-    assert torch.equal(twice(PHOTOS, made_up_draws(len(PHOTOS), 2)), PHOTOS)
     half = Augment(["flip", "flip"], {"flip": {"p": 0.5}})
-    flipped = half(PHOTOS[:2], torch.tensor([[0.1, 0.9], [0.1, 0.1]]))
-    assert torch.equal(flipped[0], PHOTOS[0].flip(2)) and torch.equal(flipped[1], PHOTOS[1])
+    flipped = half(PHOTOS[:3], torch.tensor([[0.1, 0.9], [0.1, 0.1], [0.5, 0.6]]))  # p is decided image by image
+    assert torch.equal(flipped[0], PHOTOS[0].flip(2)) and torch.equal(flipped[1:], PHOTOS[1:3])
     for never in (Augment([], DEFAULTS), Augment(["rotate"], {"rotate": DEFAULTS["rotate"] | {"p": 0}})):
         assert never.num_draws == 0 and torch.equal(never(PHOTOS, torch.empty(len(PHOTOS), 0)), PHOTOS)
 
@@ -113,28 +90,22 @@ def test_a_step_may_occur_twice_and_one_with_p_0_takes_no_draws():
 def test_an_unknown_step_is_an_error():
     with pytest.raises(InputError, match=r"^augment.order: 'flipp' is not one of flip, .*; nearest: flip$"):
         Augment(["flip", "flipp"], DEFAULTS)
-    with pytest.raises(InputError, match=r"^augment.order: 'blur' is not one of flip$"):
-        Augment(["blur"], {"flip": {"p": 1.0}})
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_run(name):
-    values = preset(name)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        values = OmegaConf.to_container(compose("train", overrides=[f"augment={name}"]).augment)
     augment = Augment(values["order"], values["steps"])
     draws = made_up_draws(len(PHOTOS), augment.num_draws)
     done = augment(PHOTOS, draws)
     assert done.isfinite().all() and done.min() >= -1e-6 and done.max() <= 1 + 1e-6
-    assert torch.equal(done, PHOTOS) == (name == "none")
-    assert torch.equal(done, augment(PHOTOS, draws))
+    assert torch.equal(done, PHOTOS) == (name == "none") and torch.equal(done, augment(PHOTOS, draws))
     assert set(values["steps"]) == set(STEPS)
 
 
 def test_normalise_and_to_float_are_torchvisions():
-    photos = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    images = to_float(photos)
-    assert images.dtype == torch.float32
+    photos = (PHOTOS * 255).to(torch.uint8)
+    images, how = to_float(photos), Preprocessing(4, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     torch.testing.assert_close(images, tv.to_dtype(photos, torch.float32, scale=True))
-    preprocessing = Preprocessing(4, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    normalise = Normalise(preprocessing)
-    expected = tv.normalize(images, preprocessing.mean, preprocessing.std)
-    torch.testing.assert_close(normalise(images), expected)
+    torch.testing.assert_close(Normalise(how)(images), tv.normalize(images, how.mean, how.std))

@@ -21,26 +21,19 @@ from carvision.data.readers.manifest import read_manifest
 from carvision.data.readers.oxford102 import read_oxford102
 from carvision.data.readers.stanford_cars import read_stanford_cars
 from carvision.data.table import Table
+from tests import conftest
 
 STANFORD_NAMES = [
-    "AM General Hummer SUV 2000",
-    "Acura RL Sedan 2012",
-    "Acura TL Sedan 2012",
-    "Aston Martin V8 Vantage Coupe 2012",
-    "Land Rover LR2 SUV 2012",
-    "Ram C/V Cargo Van Minivan 2012",
-]
+    "AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Acura TL Sedan 2012", "Aston Martin V8 Vantage Coupe 2012",
+    "Land Rover LR2 SUV 2012", "Ram C/V Cargo Van Minivan 2012",
+]  # fmt: skip
 # (split, file, x1, y1, x2, y2, class), the box and the class 1-based. Train and test files have the same names.
 STANFORD_ROWS = [
-    ("train", "00001.jpg", 1, 2, 16, 12, 3),
-    ("train", "00002.jpg", 3, 1, 10, 9, 6),
-    ("train", "00003.jpg", 1, 1, 16, 12, 1),
-    ("train", "00004.jpg", 2, 2, 15, 11, 4),
-    ("train", "00005.jpg", 2, 3, 15, 11, 5),
-    ("test", "00001.jpg", 5, 4, 12, 8, 6),
-    ("test", "00002.jpg", 1, 1, 8, 8, 2),
-    ("test", "00003.jpg", 1, 1, 8, 8, 3),
-]
+    ("train", "00001.jpg", 1, 2, 16, 12, 3), ("train", "00002.jpg", 3, 1, 10, 9, 6),
+    ("train", "00003.jpg", 1, 1, 16, 12, 1), ("train", "00004.jpg", 2, 2, 15, 11, 4),
+    ("train", "00005.jpg", 2, 3, 15, 11, 5), ("test", "00001.jpg", 5, 4, 12, 8, 6),
+    ("test", "00002.jpg", 1, 1, 8, 8, 2), ("test", "00003.jpg", 1, 1, 8, 8, 3),
+]  # fmt: skip
 CAR_TYPES = [
     "MPV", "SUV", "sedan", "hatchback", "minibus", "fastback", "estate", "pickup", "hardtop convertible", "sports",
     "crossover", "convertible",
@@ -64,19 +57,15 @@ SURVEILLANCE_PHOTOS = {
 }
 # Of CompCars' parts: make/model/year/part/photo -> its list, if any.
 PART_PHOTOS = {
-    "1/2/2012/1/5ac218c0c6c301.jpg": "train",
-    "1/2/2012/3/5ac218c0c6c301.jpg": "test",
-    "1/2/2013/1/5ac218c0c6c302.jpg": "test",
-    "2/4/unknown/1/5ac218c0c6c303.jpg": "train",
-    "2/4/unknown/8/5ac218c0c6c304.jpg": "train",
-    "2/4/2014/8/5ac218c0c6c305.jpg": "",
-}
+    "1/2/2012/1/5ac218c0c6c301.jpg": "train", "1/2/2012/3/5ac218c0c6c301.jpg": "test",
+    "1/2/2013/1/5ac218c0c6c302.jpg": "test", "2/4/unknown/1/5ac218c0c6c303.jpg": "train",
+    "2/4/unknown/8/5ac218c0c6c304.jpg": "train", "2/4/2014/8/5ac218c0c6c305.jpg": "",
+}  # fmt: skip
 
 
 def real_data(name: str) -> Path:
     """A folder of real photos; the test is skipped where it is absent."""
-    beside = Path(__file__).parents[3] / "shared" / "data"
-    folder = Path(os.environ.get("CARVISION_REAL_DATA", beside)) / name
+    folder = conftest.real_data() / name
     if not folder.is_dir():
         pytest.skip(f"real photos are not there: {folder} (CARVISION_REAL_DATA names their folder)")
     return folder
@@ -194,9 +183,7 @@ def _annotations(rows: list[tuple], split: str, with_class: bool) -> np.ndarray:
     return array
 
 
-def write_stanford_kaggle(
-    root: Path, header: bool = True, photos: str = "car_data/car_data", ram: str = "Ram C-V"
-) -> Path:
+def write_stanford_kaggle(root: Path, header=True, photos: str = "car_data/car_data", ram: str = "Ram C-V") -> Path:
     """Class folders below root/<photos> and the CSVs in root: with header and CRLF, or without header and LF."""
     write_stanford_mirror(root / photos, ram)
     end = "\r\n" if header else "\n"
@@ -204,9 +191,8 @@ def write_stanford_kaggle(
         lines = [",".join(map(str, row[1:])) for row in STANFORD_ROWS if row[0] == split]
         lines = ["image_name,x_min,y_min,x_max,y_max,label", *lines] if header else lines
         (root / f"anno_{split}.csv").write_bytes((end.join(lines) + end).encode())
-    names = (
-        ["class_id,class_name", *(f"{i},{n}" for i, n in enumerate(STANFORD_NAMES, 1))] if header else STANFORD_NAMES
-    )
+    numbered = ["class_id,class_name", *(f"{i},{name}" for i, name in enumerate(STANFORD_NAMES, 1))]
+    names = numbered if header else STANFORD_NAMES
     (root / "names.csv").write_bytes((end.join(names) + end).encode())
     return root
 

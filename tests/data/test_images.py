@@ -12,19 +12,7 @@ from PIL import EpsImagePlugin, Image, ImageOps
 
 from carvision.data import images
 from carvision.data.decode import decode_image, decode_into, empty_images
-from carvision.data.images import (
-    FORMATS,
-    BadImage,
-    Preprocessing,
-    check_box,
-    decode_part,
-    grey_bits,
-    open_bytes,
-    open_image,
-    read_file,
-    to_rgb,
-    with_heic,
-)
+from carvision.data.images import BadImage, Preprocessing, check_box, decode_part, open_bytes, open_image, to_rgb
 from carvision.data.inspection import inspect_photo
 
 WIDTH, HEIGHT = 96, 64
@@ -59,7 +47,7 @@ def turned(image, orientation, form):
 def decoded(photo, box=None, size_px=16):
     """Decode a file, or its bytes, as training does, to int (3, size_px, size_px)."""
     [out] = empty_images(1, size_px)
-    data = photo if isinstance(photo, bytes) else read_file(photo)
+    data = photo if isinstance(photo, bytes) else images.read_file(photo)
     decode_into(data, preprocessing(size_px), out, None if box is None else np.array(box, np.float32))
     return out.numpy().astype(int)
 
@@ -72,9 +60,6 @@ def resized(image, size_px=16, box=None):
 
 def difference(a, b):
     return np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).mean()
-
-
-# Files that can't be read, or must not be
 
 
 @pytest.mark.parametrize("progressive", [False, True])
@@ -120,61 +105,48 @@ def test_pipes_devices_and_folders_are_refused_without_waiting(tmp_path, monkeyp
         assert str(path) not in str(error.value)
 
 
-def test_a_bomb_is_refused_by_its_header_alone():
-    """A PNG that claims 60,000 x 60,000 pixels: a decoder would ask for 10 GB."""
-
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
-    with pytest.raises(BadImage, match=r"more than 178,956,970 pixels.* bomb"):
-        open_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_a_bomb_is_refused_by_its_header_alone(form):
+    for decode in (open_bytes, decoded):
+        with pytest.raises(BadImage, match=r"more than 178,956,970.* bomb"):
+            decode(claiming(form, 60_000))
 
 
 def test_a_file_that_is_a_program_is_not_run(tmp_path, monkeypatch):
     """Encapsulated PostScript, whatever its name, is decoded by Ghostscript, which runs it."""
-    trace, program = tmp_path / "executed", tmp_path / "bin" / "gs"
-    program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\necho ran >> {trace}\n")
+    program, path = tmp_path / "gs", tmp_path / "evil.jpg"
+    program.write_text(f"#!/bin/sh\necho ran >> {tmp_path / 'executed'}\n")
     program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # Pillow looks for it once
-    path = tmp_path / "evil.jpg"
     path.write_bytes(encoded(smooth(), "EPS"))
     with pytest.raises(BadImage, match="not a photo in any format known"):
         decoded(path)
     with Image.open(path) as image, pytest.raises(BadImage, match=r"is EPS, .* run a program"):
         decode_part(image, preprocessing())
-    assert not trace.exists()
+    assert not (tmp_path / "executed").exists()
     with contextlib.suppress(OSError), Image.open(path) as image:
         image.load()
-    assert trace.exists()  # the file is a real one
+    assert (tmp_path / "executed").exists()  # the file is a real one
 
 
-CLAIMED = 13_000  # pixels a side
-
-
-def claiming(form: str, **options) -> bytes:
-    """Encode a photo of 16 x 16 pixels, in some hundred bytes, whose header claims 13,000 x 13,000."""
+def claiming(form: str, side: int = 13_000, **options) -> bytes:
+    """Encode a photo of 16 x 16 pixels, in some hundred bytes, whose header claims side x side."""
     pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
     data = bytearray(encoded(Image.fromarray(pixels), form, **options))
-    if form == "JPEG":
-        frame = data.find(b"\xff\xc2" if options.get("progressive") else b"\xff\xc0")
-        data[frame + 5 : frame + 9] = struct.pack(">HH", CLAIMED, CLAIMED)
-    elif form == "PNG":
-        data[16:24] = struct.pack(">II", CLAIMED, CLAIMED)
-        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
-    elif form == "BMP":
-        data[18:26] = struct.pack("<ii", CLAIMED, CLAIMED)
-    elif form == "PPM":
-        data = data.replace(b"16 16", b"13000 13000")
-    elif form in ("GIF", "WEBP"):
-        start = {"GIF": 6, "WEBP": 26}[form]
-        data[start : start + 4] = struct.pack("<HH", CLAIMED, CLAIMED)
-    elif form == "TIFF":
+    if form == "PPM":
+        return bytes(data.replace(b"16 16", b"%d %d" % (side, side)))
+    if form == "TIFF":
         for tag in (256, 257):
             entry = max(data.find(struct.pack("<HH", tag, kind)) for kind in (3, 4))
-            data[entry + 2 : entry + 12] = struct.pack("<HII", 4, 1, CLAIMED)
+            struct.pack_into("<HII", data, entry + 2, 4, 1, side)
+        return bytes(data)
+    frame = data.find(b"\xff\xc2" if options.get("progressive") else b"\xff\xc0") + 5
+    starts = {"JPEG": (">HH", frame), "PNG": (">II", 16), "GIF": ("<HH", 6), "WEBP": ("<HH", 26), "BMP": ("<ii", 18)}
+    kind, start = starts[form]
+    struct.pack_into(kind, data, start, side, side)
+    if form == "PNG":
+        struct.pack_into(">I", data, 29, zlib.crc32(data[12:29]))
     return bytes(data)
 
 
@@ -182,28 +154,23 @@ def claiming(form: str, **options) -> bytes:
     ("form", "options"),
     [
         *((form, {}) for form in ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF")),
-        ("JPEG", {"progressive": True}),
-        *(("TIFF", {"compression": kind}) for kind in ("tiff_lzw", "tiff_adobe_deflate", "packbits")),
+        ("JPEG", {"progressive": True}), ("TIFF", {"compression": "tiff_lzw"}),
     ],
-)
+)  # fmt: skip
 def test_a_small_file_that_claims_many_pixels_is_damaged(tmp_path, form, options):
-    data = claiming(form, **options)
-    assert len(data) < 2000
-    (path := tmp_path / "small").write_bytes(data)
-    with pytest.raises(BadImage, match=r"too few bytes \(\S+\) for the 13000 x 13000 pixels"):
-        open_bytes(data)
-    with pytest.raises(BadImage, match="too few bytes"):
-        decoded(data)
-    assert inspect_photo(path, None).problem == "too few bytes"
+    (tmp_path / "small").write_bytes(data := claiming(form, **options))
+    for decode in (open_bytes, decoded):
+        with pytest.raises(BadImage, match=r"too few bytes \(\S+\) for the 13000 x 13000 pixels"):
+            decode(data)
+    assert inspect_photo(tmp_path / "small", None).problem == "too few bytes"
 
 
 @pytest.mark.parametrize(
     ("form", "options", "modes"),
     [
-        ("JPEG", {}, ["L", "RGB"]), ("JPEG", {"progressive": True, "optimize": True}, ["L", "RGB"]),
-        ("JPEG", {"quality": 1, "optimize": True}, ["L", "RGB"]), ("JPEG2000", {}, ["L"]),
-        ("PNG", {}, ["1", "L", "RGB"]), ("GIF", {}, ["1", "L"]), ("BMP", {}, ["1", "L"]), ("PPM", {}, ["1", "L"]),
-        ("WEBP", {"method": 0}, ["L"]), ("WEBP", {"lossless": True, "method": 0}, ["L"]),
+        ("JPEG", {"progressive": True, "optimize": True}, ["L", "RGB"]), ("JPEG2000", {}, ["L"]),
+        ("JPEG", {"quality": 1, "optimize": True}, ["L", "RGB"]), ("PNG", {}, ["1", "L"]), ("GIF", {}, ["1", "L"]),
+        ("BMP", {}, ["1"]), ("PPM", {}, ["1"]), ("WEBP", {"method": 0}, ["L"]), ("WEBP", {"lossless": True}, ["L"]),
         ("TIFF", {"compression": "tiff_lzw"}, ["1", "L"]), ("TIFF", {"compression": "packbits"}, ["1", "L"]),
         ("TIFF", {"compression": "tiff_adobe_deflate"}, ["1", "L"]), ("TIFF", {"compression": "group4"}, ["1"]),
     ],
@@ -215,10 +182,7 @@ def test_a_large_photo_of_one_colour_is_not_damaged(form, options, modes):
             assert image.size == (2000, 2000)
 
 
-# Formats and modes
-
-
-@pytest.mark.parametrize("form", [*FORMATS, *with_heic(), "MPO"])
+@pytest.mark.parametrize("form", [*images.FORMATS, *images.with_heic(), "MPO"])
 def test_each_format_is_recognised_by_its_content(tmp_path, form):
     """MPO: a camera's pair of pictures in one file."""
     path = tmp_path / "photo.jpg"
@@ -229,29 +193,24 @@ def test_each_format_is_recognised_by_its_content(tmp_path, form):
     assert difference(decoded(path), resized(smooth())) < (2 if form == "MPO" else 8)  # GIF has 256 colours
 
 
-def test_sixteen_bits_are_scaled_not_clipped():
+def test_sixteen_bits_are_scaled_not_clipped_and_thirty_two_by_as_many_as_their_values_use():
     values = np.array([[0, 255, 256, 300], [32768, 40000, 65279, 65535]], np.uint16)
     with open_bytes(encoded(Image.fromarray(values), "PNG")) as image:
-        assert image.mode.startswith("I")
-        assert np.asarray(to_rgb(image)).tolist() == [[[v // 256] * 3 for v in row] for row in values.tolist()]
-
-
-def test_thirty_two_bit_integers_hold_as_many_bits_as_their_values_use():
+        assert np.asarray(to_rgb(image))[..., 1].tolist() == (values // 256).tolist()
     for largest, white in ((65535, 255), (70000, 136), (2**31 - 1, 255), (0, 0)):
         values = np.array([[-5, 0, largest]], np.int32)
         assert np.asarray(to_rgb(Image.fromarray(values)))[..., 0].tolist() == [[0, 0, white]]
+    with pytest.raises(BadImage, match="floating-point"):
+        decode_image(Image.fromarray(np.zeros((4, 4), np.float32)), preprocessing())
 
 
 @pytest.mark.parametrize("kind", [np.uint16, np.int32])
-@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+@pytest.mark.parametrize("bits", [8, 12, 16])
 def test_fewer_bits_than_stored_are_scaled_by_the_fewest_that_hold_the_largest_value(kind, bits):
     grey = np.arange(256).reshape(16, 16)
     values = (grey << (bits - 8)).astype(kind)
-    found = []
-    for data in (
-        encoded(Image.fromarray(values), "TIFF"),
-        b"P5 %d %d 65535 " % values.shape[::-1] + values.astype(">u2").tobytes(),
-    ):
+    found, pgm = [], b"P5 %d %d 65535 " % values.shape[::-1] + values.astype(">u2").tobytes()
+    for data in (encoded(Image.fromarray(values), "TIFF"), pgm):
         with open_bytes(data) as image:
             found.append(np.asarray(to_rgb(image))[..., 0])
         assert (decoded(data)[0] == found[-1]).all()
@@ -265,12 +224,7 @@ def test_a_tiff_can_state_which_value_is_white(most, white):
     values = Image.fromarray(np.array([[0, 4095]], np.uint16))
     with open_bytes(encoded(values, "TIFF", tiffinfo={} if most is None else {281: most})) as image:
         assert np.asarray(to_rgb(image))[0, 1, 0] == white
-        assert grey_bits(image, np.asarray(image))[1] == (most in (4095, 65535))
-
-
-def test_a_floating_point_photo_is_refused():
-    with pytest.raises(BadImage, match="floating-point"):
-        decode_image(Image.fromarray(np.zeros((4, 4), np.float32)), preprocessing())
+        assert images.grey_bits(image, np.asarray(image))[1] == (most in (4095, 65535))
 
 
 def test_transparency_is_laid_on_white():
@@ -289,13 +243,8 @@ def test_transparency_is_laid_on_white():
         assert np.abs(pixels[:, 13, 13] - 127).max() <= 1
 
 
-# Turned photos and boxes
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize(
-    ("form", "mode"), [("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGBA"), ("PNG", "P"), ("TIFF", "RGB"), ("TIFF", "L")]
-)
+@pytest.mark.parametrize(("form", "mode"), [("JPEG", "RGB"), ("PNG", "RGBA"), ("PNG", "P"), ("TIFF", "L")])
 def test_exif_orientations_give_the_same_upright_photo_and_box(orientation, form, mode):
     image = smooth().convert(mode)
     if mode == "RGBA":
@@ -303,16 +252,15 @@ def test_exif_orientations_give_the_same_upright_photo_and_box(orientation, form
     data = turned(image, orientation, form)
     by_pillow = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     assert by_pillow.size == (WIDTH, HEIGHT) and difference(resized(by_pillow), resized(image)) < 2
-    for box in (None, (48, 8, 92, 30)):
-        corners = None if box is None else np.array(box, np.float32)
-        for found in (decoded(data, box), decode_image(open_bytes(data), preprocessing(), corners)):
-            assert difference(found, resized(image, box=box)) < 2
+    for box in (None, np.array((48, 8, 92, 30), np.float32)):
+        for found in (decoded(data, box), decode_image(open_bytes(data), preprocessing(), box)):
+            assert difference(found, resized(image, box=None if box is None else tuple(box))) < 2
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_heic_is_turned_upright_once(orientation):
     """Its decoder turns it, by the boxes irot and imir, and then the EXIF orientation must not turn it again."""
-    if not with_heic():
+    if not images.with_heic():
         pytest.skip("the extra heic is not installed")
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -339,10 +287,8 @@ def test_damaged_exif_and_unknown_orientations_turn_nothing(form):
     ("box", "reason"),
     [
         ((10, 10, 150, 60), "box 10 10 150 60 reaches outside the photo of 96 x 64 pixels"),
-        ((10, -9, 50, 60), "outside"),
         ((96, 0, 98, 64), "lies outside"),
         ((50, 10, 20, 60), "box 50 10 20 60 has no area"),
-        ((10, 60, 20, 60), "has no area"),
     ],
 )
 def test_a_wrong_box_is_refused(box, reason):
@@ -353,24 +299,19 @@ def test_a_wrong_box_is_refused(box, reason):
 
 def test_a_box_slightly_over_the_edge_is_clipped_and_nan_is_the_whole_photo():
     data = encoded(smooth(), "PNG")
-    for box in ((-1, -2, 97, 65.5), (0, 0, 98, 64), [np.nan] * 4):
+    for box in ((-1, -2, 97, 65.5), (0, 0, 98, 64), [np.nan] * 4):  # up to 2 %
         assert (decoded(data, box) == decoded(data)).all()
-    check_box(np.array([0, 0, 1015, 500]), 1000, 500)  # up to 2 %
     with pytest.raises(BadImage):
         check_box(np.array([0, 0, 1025, 500]), 1000, 500)
 
 
-# Which part is decoded, and at which scale
-
-
-@pytest.mark.parametrize(("size", "box"), [((900, 600), None), ((1001, 777), (103, 57, 951, 733))])
+@pytest.mark.parametrize(("size", "box"), [((900, 600), (0, 0, 900, 600)), ((1001, 777), (103, 57, 951, 733))])
 def test_scaled_jpeg_decoding_is_close_to_full_decoding(size, box):
-    data = encoded(smooth(*size), "JPEG", quality=95)
-    image = Image.open(io.BytesIO(data))
-    found = decode_image(image, preprocessing(64), None if box is None else np.array(box, np.float32))
+    image, whole = (Image.open(io.BytesIO(encoded(smooth(*size), "JPEG", quality=95))) for _ in range(2))
+    found = decode_image(image, preprocessing(64), np.array(box, np.float32))
     assert image.size[0] < size[0] / 2  # it was scaled while decoding
     # of 255; sides that no 8 divides are stretched by up to 7 pixels
-    assert difference(found, resized(Image.open(io.BytesIO(data)), 64, box)) < 1.5
+    assert difference(found, resized(whole, 64, box)) < 1.5
 
 
 def test_a_jpeg_is_never_decoded_smaller_than_wanted():

@@ -2,26 +2,16 @@
 
 import hashlib
 import logging
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from carvision.data import splits
-from carvision.data.splits import (
-    equal_bytes,
-    file_split,
-    kfold_split,
-    official_split,
-    stratified_split,
-    unseen_classes_split,
-    without_unseen_classes,
-    write_splits,
-)
-from carvision.data.table import UNKNOWN, Classes, Number, Table
+from carvision.data.splits import file_split, kfold_split, official_split, stratified_split, unseen_classes_split
+from carvision.data.table import BOX, UNKNOWN, Classes, Number, Table
 from carvision.errors import InputError
+from tests.data.test_table import create_table
 
 R0 = (0.675, 0.225, 0.1)
 
@@ -67,11 +57,12 @@ COUNTS = [3, 4, 5, 7, 10, 11, 16, 23, 40, 41, 97, 200]
 CODES = np.repeat(np.arange(len(COUNTS)), COUNTS)
 
 
-@pytest.mark.parametrize("fractions", [R0, (0.6, 0.2, 0.2), (0.8, 0.2, 0.0), (1 / 3, 1 / 3, 1 / 3)])
+@pytest.mark.parametrize("fractions", [R0, (0.8, 0.2, 0.0), (1 / 3, 1 / 3, 1 / 3)])
 def test_stratified_fractions_hold_in_every_class(tmp_path, unequal, fractions):
-    found = sizes(stratified_split(table_of(tmp_path, CODES), fractions, 0, False))
+    codes = np.append(CODES, [UNKNOWN] * 20)
+    found = sizes(stratified_split(table_of(tmp_path, codes), fractions, 0, False))
     wanted = dict(zip(("train", "val", "test"), fractions, strict=True))
-    for code, count in enumerate(COUNTS):
+    for code, count in [*enumerate(COUNTS), (UNKNOWN, 20)]:
         row = found.loc[code]
         assert row.sum() == count
         for split, fraction in wanted.items():
@@ -98,32 +89,17 @@ def test_the_seed_decides_the_split(tmp_path, unequal, kind):
     assert table.rows["split"].tolist() == ["train"] * len(table)
 
 
-def test_every_photo_can_be_in_any_split(tmp_path, unequal):
-    table = table_of(tmp_path, [0] * 20 + [1] * 20)
-    divided = [stratified_split(table, (0.5, 0.25, 0.25), seed, False) for seed in range(40)]
-    assert all(sizes(d).to_numpy().tolist() == [[5, 10, 5]] * 2 for d in divided)  # test, train, val
-    share = np.mean([d.rows["split"] == "train" for d in divided], axis=0)
-    assert share.min() > 0.15 and share.max() < 0.85
-
-
-@pytest.mark.parametrize("num_folds", [2, 3, 5])
+@pytest.mark.parametrize("num_folds", [2, 5])
 def test_kfold_tests_every_photo_once(tmp_path, unequal, num_folds):
     counts = [max(count, num_folds + 1) for count in COUNTS]
     table = table_of(tmp_path, np.repeat(np.arange(len(counts)), counts))
-    tests, found = [], []
-    for fold in range(num_folds):
-        divided = kfold_split(table, num_folds, fold, 0.25, 4, False)
-        assert len(divided) == len(table)
-        tests.append(paths_of(divided, "test"))
-        found.append(sizes(divided))
-        for _, row in found[-1].iterrows():
-            rest = row["train"] + row["val"]
-            assert abs(row["val"] - 0.25 * rest) < 1 or row["val"] == 1 or rest == 1
-    assert set.union(*tests) == set(table.rows["path"])
-    assert sum(map(len, tests)) == len(table)
-    of_class = np.stack([f["test"].to_numpy() for f in found])
-    assert (of_class.max(0) - of_class.min(0) <= 1).all()
-    assert (of_class.sum(0) == counts).all()
+    folds = [kfold_split(table, num_folds, fold, 0.25, 4, False) for fold in range(num_folds)]
+    for found in map(sizes, folds):
+        rest = found["train"] + found["val"]
+        assert (((found["val"] - 0.25 * rest).abs() < 1) | (found["val"] == 1) | (rest == 1)).all()
+    assert sorted(path for fold in folds for path in paths_of(fold, "test")) == table.rows["path"].tolist()
+    of_class = np.stack([sizes(fold)["test"] for fold in folds])
+    assert (np.ptp(of_class, axis=0) <= 1).all() and (of_class.sum(0) == counts).all()
 
 
 @pytest.mark.parametrize("kind", DIVIDE)
@@ -166,16 +142,14 @@ def test_equal_bytes_are_never_in_two_splits(tmp_path, kind, keep_groups):
 
 def connected(paths, contents, groups) -> dict[str, int]:
     """Find the sets of photos that equal bytes and groups connect, {path: number}, by repeated painting."""
-    paint = list(range(len(paths)))
-    changed = True
-    while changed:
-        changed = False
+    paint, before = list(range(len(paths))), None
+    while paint != before:
+        before = paint
         for marks in (contents, [group or i for i, group in enumerate(groups)]):
             lowest: dict = {}
             for mark, colour in zip(marks, paint, strict=True):
                 lowest[mark] = min(colour, lowest.get(mark, colour))
-            new = [lowest[mark] for mark in marks]
-            changed, paint = changed or new != paint, new
+            paint = [lowest[mark] for mark in marks]
     return dict(zip(paths, paint, strict=True))
 
 
@@ -196,15 +170,20 @@ FIVE_CLASSES = np.tile(np.arange(5), 40)
 HALVES = np.arange(200) < 100
 
 
-def test_official_takes_val_from_train_and_never_from_test(tmp_path, unequal):
+@pytest.mark.parametrize("as_train", [False, True])
+def test_official_takes_val_from_train_if_there_is_none(tmp_path, unequal, as_train):
+    """as_train: the test photos are trained on, too."""
     table = table_of(tmp_path, FIVE_CLASSES, np.where(HALVES, "train", "test"))
-    divided = official_split(table, 0.15, 0, False, False)
-    assert paths_of(divided, "test") == paths_of(table, "test")
-    assert paths_of(divided, "train") | paths_of(divided, "val") == paths_of(table, "train")
-    assert sizes(divided)["val"].between(2, 4).all()  # 15 % of 20
+    divided = official_split(table, 0.15, 0, False, False, test_as_train=as_train)
+    assert paths_of(divided, "test") == (set() if as_train else paths_of(table, "test"))
+    trained = set(table.rows["path"]) if as_train else paths_of(table, "train")
+    assert paths_of(divided, "train") | paths_of(divided, "val") == trained
+    assert (sizes(divided)["val"] - 0.03 * len(trained)).abs().max() <= 1
     own_val = table_of(tmp_path, FIVE_CLASSES, np.tile(["train", "val", "test", ""], 50))
-    divided = official_split(own_val, 0.15, 0, False, False)
-    assert divided.rows["split"].value_counts().to_dict() == {"train": 50, "val": 50, "test": 50}
+    divided = official_split(own_val, 0.15, 0, False, False, test_as_train=as_train)
+    assert paths_of(divided, "val") == paths_of(own_val, "val")
+    expected = {"train": 100, "val": 50} if as_train else {"train": 50, "val": 50, "test": 50}
+    assert divided.rows["split"].value_counts().to_dict() == expected
 
 
 def test_val_as_test(tmp_path, unequal):
@@ -212,30 +191,10 @@ def test_val_as_test(tmp_path, unequal):
     divided = official_split(table, 0.2, 0, False, True)
     assert paths_of(divided, "test") == paths_of(table, "val")
     assert paths_of(divided, "val") < paths_of(table, "train") and len(paths_of(divided, "val")) == 20
-    for wrong in (["train", "test"], ["train", "val", "test"], ["train"]):
-        with pytest.raises(InputError, match=r"data\.split\.val_as_test: some has .* validation and .* test photos"):
-            official_split(table_of(tmp_path, [0] * 12, np.resize(wrong, 12)), 0.2, 0, False, True)
-
-
-def test_test_as_train(tmp_path, unequal):
-    table = table_of(tmp_path, FIVE_CLASSES, np.where(HALVES, "train", "test"))
-    divided = official_split(table, 0.2, 0, False, False, test_as_train=True)
-    assert paths_of(divided, "train") | paths_of(divided, "val") == set(table.rows["path"])
-    assert len(paths_of(divided, "val")) == 40 and not paths_of(divided, "test")
-    table = table_of(tmp_path, FIVE_CLASSES, np.tile(["train", "val", "test", ""], 50))
-    divided = official_split(table, 0.2, 0, False, False, test_as_train=True)
-    assert paths_of(divided, "train") == paths_of(table, "train") | paths_of(table, "test")
-    assert paths_of(divided, "val") == paths_of(table, "val")
-    with pytest.raises(InputError, match=r"data\.split\.test_as_train: leaves no test"):
+    with pytest.raises(InputError, match=r"data\.split\.val_as_test: some has .* validation and .* test photos"):
+        official_split(table_of(tmp_path, [0] * 12, ["train", "val", "test"] * 4), 0.2, 0, False, True)
+    with pytest.raises(InputError, match=r"data\.split\.test_as_train: "):
         official_split(table, 0.2, 0, False, True, test_as_train=True)
-
-
-def test_photos_of_unknown_class_are_divided_and_only_a_missing_test_split_is_logged(tmp_path, unequal, caplog):
-    caplog.set_level(logging.INFO)
-    assert (sizes(stratified_split(table_of(tmp_path, [0] * 20 + [UNKNOWN] * 20), R0, 0, False)) > 0).all(axis=None)
-    assert caplog.text == ""
-    stratified_split(table_of(tmp_path, CODES), (0.8, 0.2, 0), 0, False)
-    assert "there are no test photos" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -243,27 +202,25 @@ def test_photos_of_unknown_class_are_divided_and_only_a_missing_test_split_is_lo
     [
         (lambda t: stratified_split(t, (0.5, 0.5, 0.5), 0, False), r"data\.split\.fractions: .*add up to 1"),
         (lambda t: stratified_split(t, (1.2, -0.1, -0.1), 0, False), r"data\.split\.fractions"),
-        (lambda t: stratified_split(t, (0.5, 0.5), 0, False), r"data\.split\.fractions"),
         (lambda t: stratified_split(t, (0.0, 0.5, 0.5), 0, False), "the train split of some is empty"),
-        (lambda t: stratified_split(t, (0.9, 0.0, 0.1), 0, False), r"the val split of some is empty; .*val_fraction"),
         (lambda t: kfold_split(t, 3, 3, 0.2, 0, False), r"data\.split\.fold: 3 is not one of 0 to 2"),
-        (lambda t: kfold_split(t, 3, -1, 0.2, 0, False), r"data\.split\.fold: -1 is not one of 0 to 2"),
         (lambda t: kfold_split(t, 3, 0, 0.0, 0, False), r"the val split of some is empty; .*val_fraction"),
         (lambda t: official_split(t, 0.2, 0, False, False), r"comes without a split of its own; use .*stratified"),
         (lambda t: official_split(t.with_split(["test"] * len(t)), 0.2, 0, False, False), "the train split"),
-        (lambda t: official_split(t.with_split(["train"] * len(t)), 0.0, 0, False, False), "the val split"),
+        *(
+            (lambda t, n=n: unseen_classes_split(t, n, 0.2, 0, False), rf"train_classes: {n} are \d+ of the 12 classes")
+            for n in (12, 40, 0.01)
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_divided_is_an_error(tmp_path, unequal, divide, message):
-    with pytest.raises(InputError, match=message) as raised:
+    with pytest.raises(InputError, match=message):
         divide(table_of(tmp_path, CODES))
-    assert "\n" not in str(raised.value)
 
 
 def test_a_class_with_too_few_photos_names_the_fix(tmp_path, unequal):
     table = table_of(tmp_path, [0] * 20 + [2] + [3] * 20)
     for fix, divide in {
-        3: lambda table: stratified_split(table, R0, 0, False),
         2: lambda table: stratified_split(table, (0.8, 0.2, 0.0), 0, False),
         5: lambda table: kfold_split(table, 5, 0, 0.2, 0, False),
     }.items():
@@ -275,20 +232,17 @@ def test_a_class_with_too_few_photos_names_the_fix(tmp_path, unequal):
 
 def test_kfold_spreads_the_groups_of_a_class_with_fewer_groups_than_folds(tmp_path, unequal):
     """Else a fold would test a class without training photos, although it has two groups."""
-    codes = [0] * 8 + [1] * 20
-    groups = ["a"] * 4 + ["b"] * 4 + [""] * 20
-    table = table_of(tmp_path, codes, groups=groups)
+    table = table_of(tmp_path, [0] * 8 + [1] * 20, groups=["a"] * 4 + ["b"] * 4 + [""] * 20)
     tested = []
     for fold in range(4):
-        part = kfold_split(table, 4, fold, 0.2, 0, True)
-        assert (part.of_split("train").rows["class"] == 0).any()
-        tested += part.of_split("test").rows.loc[lambda rows: rows["class"] == 0, "group"].unique().tolist()
+        rows = kfold_split(table, 4, fold, 0.2, 0, True).rows.query("`class` == 0")
+        assert (rows["split"] == "train").any()
+        tested += rows.loc[rows["split"] == "test", "group"].unique().tolist()
     assert sorted(tested) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
-    ("num_classes", "train_classes", "wanted"),
-    [(196, 0.5, 98), (196, 98, 98), (11, 0.5, 6), (10, 0.7, 7), (5, 0.3, 2), (5, 4, 4), (100, 0.07, 7), (3, 2, 2)],
+    ("num_classes", "train_classes", "wanted"), [(11, 0.5, 6), (10, 0.7, 7), (5, 4, 4), (100, 0.07, 7)]
 )
 def test_unseen_classes_are_the_last(tmp_path, unequal, num_classes, train_classes, wanted):
     """0.7 * 10 and 0.07 * 100 are a little more than 7 in floating point."""
@@ -314,60 +268,25 @@ def test_unseen_classes_leave_out_copies_and_photos_of_unknown_class(tmp_path, c
     assert "2 photos are left out, as their class is not known" in caplog.text
 
 
-@pytest.mark.parametrize("train_classes", [12, 40, 0.999, 0.01])
-def test_too_few_or_too_many_training_classes_are_an_error(tmp_path, unequal, train_classes):
-    message = rf"data\.split\.train_classes: {train_classes} are \d+ of the 12 classes of class of some; training needs"
-    with pytest.raises(InputError, match=message):
-        unseen_classes_split(table_of(tmp_path, CODES), train_classes, 0.2, 0, False)
-    with pytest.raises(InputError, match=r"the val split of some is empty; .*val_fraction"):
-        unseen_classes_split(table_of(tmp_path, CODES), 0.5, 0.0, 0, False)
-
-
-def makes_and_models() -> Table:
-    """Create six photos: make a has the models 0 and 1, b the model 2; some labels are unknown."""
-    rows = pd.DataFrame(
-        {
-            "path": list("uvwxyz"),
-            "make": np.array([0, 0, 1, 0, 1, UNKNOWN], np.int32),
-            "model": np.array([1, 0, 2, UNKNOWN, 2, UNKNOWN], np.int32),
-            "colour": np.array([1, 0, 0, 2, 1, UNKNOWN], np.int32),
-            "speed": np.float32(100),
-            "split": ["train", "test", "test", "val", "test", "test"],
-        }
-    )
-    labels = {
-        "make": Classes(("a", "b"), ("A", "B")),
-        "model": Classes(("0", "1", "2"), ("zero", "one", "two"), "make", (0, 0, 1)),
-        "colour": Classes(("r", "g", "b"), ("red", "green", "blue")),
-        "speed": Number("km/h"),
-    }
-    return Table("some", Path("nowhere"), rows, labels, "model")
-
-
 def test_without_unseen_classes(caplog):
     caplog.set_level(logging.INFO)
-    table = makes_and_models()
-    seen = without_unseen_classes(table)
+    table = create_table().with_split(["test", "test", "test", "train", "test", "test", "test"])  # a single A6
+    seen = splits.without_unseen_classes(table)
     assert seen.labels == {
-        "make": Classes(("a",), ("A",)),
-        "model": Classes(("1",), ("one",), "make", (0,)),
-        "colour": Classes(("g", "b"), ("green", "blue")),
+        "make": Classes(("audi",), ("audi",)), "model": Classes(("A6",), ("A6",), "make", (0,)),
         "speed": table.labels["speed"],
-    }
-    assert seen.rows["make"].tolist() == [0, 0, UNKNOWN, 0, UNKNOWN, UNKNOWN]
-    assert seen.rows["model"].tolist() == [0, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN]
-    assert seen.rows["colour"].tolist() == [0, UNKNOWN, UNKNOWN, 1, 0, UNKNOWN]
+    }  # fmt: skip
+    assert seen.rows["make"].tolist() == [0, 0, 0, 0, UNKNOWN, UNKNOWN, UNKNOWN]
+    assert seen.rows["model"].tolist() == [UNKNOWN, UNKNOWN, UNKNOWN, 0, UNKNOWN, UNKNOWN, UNKNOWN]
     assert all(seen.rows[name].dtype == np.int32 for name in seen.class_labels)
-    assert "3 test photos are of 2 classes that are not trained" in caplog.text and "carvision.retrieve" in caplog.text
-    pd.testing.assert_frame_equal(table.rows, makes_and_models().rows)  # unchanged
-    caplog.clear()
-    table = table.with_split(["train"] * 6)
-    seen = without_unseen_classes(table)  # all classes are trained
-    assert seen.labels == table.labels and caplog.text == ""
-    pd.testing.assert_frame_equal(seen.rows, table.rows)
-
-
-# splits.csv, and copies
+    assert "5 test photos are of 2 classes that are not trained" in caplog.text and "carvision.retrieve" in caplog.text
+    assert table.labels["model"].ids == ("A4", "A6", "Golf") and table.rows["model"].max() == 2  # unchanged
+    of_val = table.with_split(["test", "test", "test", "train", "val", "test", "test"])
+    seen = splits.without_unseen_classes(of_val)
+    assert seen.labels["model"] == Classes(("A6", "Golf"), ("A6", "VW Golf"), "make", (0, 1))
+    assert seen.rows["model"].tolist() == [UNKNOWN, UNKNOWN, UNKNOWN, 0, 1, 1, UNKNOWN]
+    everything = splits.without_unseen_classes(table.with_split(["train"] * 7))
+    assert everything.labels == table.labels and everything.rows["model"].equals(table.rows["model"])
 
 
 def test_file_split_repeats_what_write_splits_wrote(tmp_path):
@@ -375,46 +294,35 @@ def test_file_split_repeats_what_write_splits_wrote(tmp_path):
     table = table_of(tmp_path, codes, np.resize(["train", "val", "test", "train", ""], 60))
     paths = ["NA", *(f'a, "b"/é {path}' for path in table.rows["path"][1:])]
     rows = table.rows.assign(path=paths, speed=np.float32(200))
+    rows[BOX] = np.float32([1, 2.5, 30, 40])
     table = Table("some", tmp_path, rows, {**table.labels, "speed": Number("km/h")}, "class")
     divided = table.select(rows["split"] != "")
-    write_splits(divided, tmp_path / "splits.csv")
+    splits.write_splits(divided, tmp_path / "splits.csv")
     again = file_split(table.with_split(["train"] * 60), tmp_path / "splits.csv")
     pd.testing.assert_frame_equal(again.rows, divided.rows)
 
     written = pd.read_csv(tmp_path / "splits.csv", keep_default_na=False)
-    assert list(written) == ["path", "split", "class"]
+    assert list(written) == ["path", "split", "class", *BOX]
     assert written["path"].tolist() == divided.rows["path"].tolist()
     assert written["class"].tolist() == [f"id{i}" if i != UNKNOWN else "" for i in divided.rows["class"]]
-
-
-def test_boxes_are_written_if_there_are_any(tmp_path):
-    boxes = pd.DataFrame({"left": [1.0, 2.5], "top": [2.0, 3], "right": [30.0, 40], "bottom": [20, np.nan]})
-    table = table_of(tmp_path, [0, 1], ["train", "test"])
-    rows = pd.concat([table.rows, boxes.astype(np.float32)], axis=1)
-    write_splits(replace(table, rows=rows), tmp_path / "splits.csv")
-    written = pd.read_csv(tmp_path / "splits.csv")[list(boxes)]
-    pd.testing.assert_frame_equal(written, boxes, check_dtype=False)
+    assert (written[BOX] == [1, 2.5, 30, 40]).all(axis=None)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, r"splits\.csv does not exist; give the splits\.csv of a run"),
-        ("", r"splits\.csv has no column 'path'; its columns: none"),
-        ("path,split\n0001.jpg,train\n0002.jpg,val,7\n", r"splits\.csv, line 3 has 3 cells and the first line 2"),
         ("photo,split\n0001.jpg,train\n", r"has no column 'path'; its columns: photo, split"),
         ("path,split\n0001.jpg,training\n", r"line 2: split 'training' is not one of train, val, valid"),
         ("path,split\n0001.jpg,train\nx/y.jpg,val\n", r"1 photos of .* are not in some .*\(first: x/y\.jpg\)"),
         ("path,split\n0001.jpg,train\n0001.jpg,val\n", r"lists 0001\.jpg more than once"),
-        ("path,split\n0001.jpg,train\n", r"the val split of some is empty"),
     ],
 )
 def test_a_wrong_split_file_is_an_error(tmp_path, content, message):
     if content is not None:
         (tmp_path / "splits.csv").write_text(content)
-    with pytest.raises(InputError, match=rf"data\.split.*{message}") as raised:
+    with pytest.raises(InputError, match=rf"data\.split.*{message}"):
         file_split(table_of(tmp_path, CODES), tmp_path / "splits.csv")
-    assert "\n" not in str(raised.value)
 
 
 def test_equal_bytes_against_the_sha256_of_every_file(tmp_path):
@@ -427,17 +335,8 @@ def test_equal_bytes_against_the_sha256_of_every_file(tmp_path):
         b"!" + long[1:], b"x" * 4096, bytes(middle), b"",
     ]  # fmt: skip
     contents += [bytes(random.integers(0, 2, random.integers(1, 4), np.uint8)) for _ in range(40)]
-    found = equal_bytes(table_of(tmp_path, [0] * len(contents), contents=contents))
+    found = splits.equal_bytes(table_of(tmp_path, [0] * len(contents), contents=contents))
     # Empty files are not copies of each other
     digests = [hashlib.sha256(content).hexdigest() if content else i for i, content in enumerate(contents)]
     assert [[a == b for b in found] for a in found] == [[a == b for b in digests] for a in digests]
     assert len(set(found)) < len(contents) - 20
-
-
-def test_only_files_of_equal_size_and_equal_end_are_read_whole(tmp_path, monkeypatch):
-    read = []
-    monkeypatch.setattr(splits, "_digest", lambda path: read.append(Path(path).name) or Path(path).read_bytes())
-    contents = [b"a" * 9000, b"a" * 9001, b"a" * 8999 + b"b", b"c" + b"a" * 9000]
-    found = equal_bytes(table_of(tmp_path, [0] * 4, contents=contents))
-    assert len(set(found)) == 4
-    assert sorted(read) == ["0001.jpg", "0003.jpg"]  # the same size and the same last 4 kB

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from carvision.data.loading.samplers import TableSampler, TrainSampler, shuffled_cycles
+from carvision.data.loading.samplers import TableSampler, TrainSampler
 from carvision.data.table import UNKNOWN
 from carvision.errors import InputError
 
@@ -14,7 +14,7 @@ def rows_of(sampler) -> list[int]:
     return [row for batch in sampler for row, _ in batch]
 
 
-@pytest.mark.parametrize(("num", "batch_size"), [(10, 4), (12, 4), (3, 64), (1, 1), (7, 3)])
+@pytest.mark.parametrize(("num", "batch_size"), [(10, 4), (12, 4), (3, 64), (1, 1)])
 def test_shuffle_takes_every_photo_and_fills_up_from_the_start(num, batch_size):
     sampler = TrainSampler(np.zeros(num), batch_size)
     batches = list(sampler)
@@ -64,10 +64,8 @@ def test_balanced_draws_every_class_with_the_same_probability():
     assert np.bincount(drawn)[:500].max() < 40  # 12 on average: within a class, all the same
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 4])
-@pytest.mark.parametrize(
-    ("num", "batch_size", "kind"), [(50, 8, "shuffle"), (48, 4, "balanced"), (5, 4, "shuffle"), (2, 8, "shuffle")]
-)
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize(("num", "batch_size", "kind"), [(50, 8, "shuffle"), (48, 4, "balanced"), (2, 8, "shuffle")])
 def test_processes_share_the_photos_in_equally_many_batches(num, batch_size, kind, world_size):
     codes = np.arange(num) % 2
     samplers = [TrainSampler(codes, batch_size, kind, rank=rank, world_size=world_size) for rank in range(world_size)]
@@ -81,40 +79,11 @@ def test_processes_share_the_photos_in_equally_many_batches(num, batch_size, kin
         assert interleaved[:num] == rows_of(TrainSampler(codes, batch_size, kind))[:num]
 
 
-@pytest.mark.parametrize(
-    ("num", "num_groups", "size"),
-    [(7, 40, 3), (5, 33, 4), (4, 9, 4), (12, 30, 5), (2, 20, 2), (9, 1, 4), (6, 0, 3), (1, 3, 1), (100, 7, 3)],
-)
-def test_cycles_have_all_numbers_equally_often_and_none_twice_in_a_group(num, num_groups, size):
-    groups = shuffled_cycles(num, num_groups, size, np.random.default_rng(0))
-    assert groups.shape == (num_groups, size)
-    assert all(len(set(group)) == size for group in groups.tolist())
-    numbers = groups.ravel().tolist()
-    for start in range(0, len(numbers), num):  # a cycle after the other
-        cycle = numbers[start : start + num]
-        assert len(set(cycle)) == len(cycle) and set(cycle) <= set(range(num))
-
-
-def test_cycles_shorter_than_a_group_and_their_uniformity():
-    groups = shuffled_cycles(3, 50, 7, np.random.default_rng(0))
-    assert all(sorted(np.bincount(group)) == [2, 2, 3] for group in groups)
-    assert len({tuple(group) for group in groups.tolist()}) == 6  # all orders
-    # Each number is equally likely at each index of a later cycle, unless its group has it already
-    random = np.random.default_rng(0)
-    drawn = np.array([shuffled_cycles(5, 5, 3, random).ravel() for _ in range(6_000)])
-    for i in range(15):
-        assert np.bincount(drawn[:, i], minlength=5) / 6_000 == pytest.approx([0.2] * 5, abs=0.03)
-    # Index 5 starts the second cycle, in a group with the indices 3 and 4 of the first
-    assert (drawn[:, 5:6] == drawn[:, :5]).mean(axis=0) == pytest.approx([1 / 3] * 3 + [0, 0], abs=0.03)
-    # Index 9 ends it, in a group of its own, where any number but that of index 5 may be
-    assert (drawn[:, 9:10] == drawn[:, 3:6]).mean(axis=0) == pytest.approx([1 / 4, 1 / 4, 0], abs=0.03)
-
-
 PER_CLASS = np.repeat([3, 0, UNKNOWN, 1, 2, 8], [20, 8, 9, 3, 14, 1])
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize(("batch_size", "photos_per_class"), [(8, 4), (20, 4), (6, 2), (5, 1), (9, 3)])
+@pytest.mark.parametrize(("batch_size", "photos_per_class"), [(8, 4), (20, 4), (5, 1)])
 def test_per_class_gives_each_process_whole_classes(batch_size, photos_per_class, world_size):
     options = {"world_size": world_size, "photos_per_class": photos_per_class}
     for rank in range(world_size):
@@ -145,17 +114,15 @@ def test_per_class_takes_all_classes_equally_often_and_all_photos_of_a_class():
     assert all(np.ptp(drawn) <= 1 for drawn in by_class)
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "per_class", "world_size"), [(10, 4, 1), (4, 4, 1), (24, 4, 2), (3, 4, 1), (6, 1, 1)]
-)
-def test_a_batch_size_that_does_not_fit_per_class_is_an_error(batch_size, per_class, world_size):
-    known = rf"a multiple of {per_class} from {2 * per_class} to {5 * per_class} \(2 to all 5 classes"
+@pytest.mark.parametrize(("batch_size", "world_size"), [(10, 1), (4, 1), (24, 2)])
+def test_a_batch_size_that_does_not_fit_per_class_is_an_error(batch_size, world_size):
+    known = r"a multiple of 4 from 8 to 20 \(2 to all 5 classes"
     with pytest.raises(InputError, match=rf"^data.batch_size: {batch_size} is not, .*per_class.*{known}"):
-        TrainSampler(PER_CLASS, batch_size, "per_class", world_size=world_size, photos_per_class=per_class)
+        TrainSampler(PER_CLASS, batch_size, "per_class", world_size=world_size, photos_per_class=4)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
-@pytest.mark.parametrize(("num", "batch_size"), [(10, 4), (12, 4), (2, 5), (9, 8), (1, 1), (100, 7)])
+@pytest.mark.parametrize(("num", "batch_size"), [(10, 4), (2, 5), (9, 8), (100, 7)])
 def test_the_table_sampler_takes_every_photo_once_in_batches_of_one_size(num, batch_size, world_size):
     samplers = [TableSampler(num, batch_size, rank, world_size) for rank in range(world_size)]
     photos = [[row for row in rows_of(sampler) if row >= 0] for sampler in samplers]
