@@ -50,8 +50,7 @@ def test_the_package_itself_imports_nothing():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_imports_nothing_heavy(command):
     text, imported = python("-m", f"carvision.{command}", "--help")
-    assert f"carvision.{command}" in text and not imported & HEAVY
-    assert not {"hydra", "omegaconf"} & imported
+    assert f"carvision.{command}" in text and not imported & (HEAVY | {"hydra", "omegaconf"})
 
 
 @pytest.mark.parametrize("override", ["data.split.kind=offical", "data.rot=photos", "data=folder"])

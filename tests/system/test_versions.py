@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from unittest import mock
 
 from carvision.system import versions
 from carvision.system.versions import git_state, name_of, read_versions, requirements, version_of
@@ -66,11 +67,9 @@ def test_the_commit_of_a_checkout_and_whether_it_has_changes(tmp_path, monkeypat
     assert git_state(tmp_path)["changed"] is True
     (tmp_path / "inside").mkdir()
     assert git_state(tmp_path / "inside") is None  # an environment within somebody's own repository
-    monkeypatch.setenv("PATH", "")
-    assert git_state(tmp_path) is None
-
-    def hang(command, timeout, **kwargs):
-        raise subprocess.TimeoutExpired(command, timeout)
-
+    hang = mock.Mock(side_effect=subprocess.TimeoutExpired("git", 1))
     monkeypatch.setattr(versions.subprocess, "run", hang)
+    assert git_state(tmp_path) is None
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", "")
     assert git_state(tmp_path) is None
