@@ -30,11 +30,9 @@ SHORT = {
 }
 # What one module, or one room, has to itself
 ONE_HOME = {
-    "hydra": ("carvision.config",),
-    "fcntl": ("carvision.files.locks",),
-    "rich.progress": ("carvision.files.progress",),
+    "hydra": ("carvision.config",), "fcntl": ("carvision.files.locks",), "rich.progress": ("carvision.files.progress",),
     "pytorch_lightning": ("carvision.training", "carvision.data.loading.loader", "carvision.search.trial"),
-}
+}  # fmt: skip
 
 
 @functools.cache

@@ -1,26 +1,12 @@
 """Speed of reading and decoding: measured on a few photos, judged from numbers."""
 
-import io
-
 import pytest
-from PIL import Image
 
 from carvision.diagnosis import speed
 
 GOOD = {"found": 100, "all": True, "bad": 0, "tried": 64}
 GOOD |= {"reads": 2000.0, "bytes": 60e3, "decodes": 300.0, "by_clock": 250.0}
 FAST = {"rates": [400.0, 100.0], "shared": 1.0, "decoder": "libjpeg", "why": ""}
-
-
-def test_drawn_photos_have_sizes_of_real_ones_and_are_measured():
-    for width, height in speed.SIZES:
-        data = speed.draw_jpeg(width, height)
-        image = Image.open(io.BytesIO(data))
-        assert image.format == "JPEG" and image.size == (width, height)
-        assert 0.1 < len(data) / (width * height) < 1.5  # bytes a pixel
-    answer = speed.measure_decoding()
-    small, large = answer["rates"]
-    assert small > large > 0 and answer["shared"] > 0
 
 
 def test_a_folder_is_measured_and_bad_photos_are_counted(tmp_path, monkeypatch):

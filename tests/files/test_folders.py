@@ -12,11 +12,8 @@ from carvision.files.folders import claim_folder, is_run, refuse_foreign_folder,
 from carvision.reports.health import is_health
 from carvision.reports.plots import create_figure, save_figure
 
-OURS = {
-    **{group: {} for group in ("data", "loss", "augment", "optimizer", "schedule", "trainer", "callbacks")},
-    "model": {"backbone": "resnet50"},
-    "run": {"dir": None},
-}
+GROUPS = ("data", "loss", "augment", "optimizer", "schedule", "trainer", "callbacks")
+OURS = {**{group: {} for group in GROUPS}, "model": {"backbone": "resnet50"}, "run": {"dir": None}}
 
 
 def test_a_run_is_recognised_by_the_keys_of_its_configuration(tmp_path):

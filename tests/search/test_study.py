@@ -16,9 +16,11 @@ pytestmark = pytest.mark.optuna
 
 def test_the_journal_of_a_worker_killed_while_writing_is_continued(tmp_path):
     sweep = small_sweep(tmp_path / "sweep", LR)
+    journal = sweep.folder / JOURNAL
+    sweep.folder.mkdir(exist_ok=True)
+    journal.write_bytes(b'{"op_code":0,')  # in its first line
     study, other = study_of(sweep), study_of(sweep)
     study.tell(study.ask(), 1.0)
-    journal = sweep.folder / JOURNAL
     before = journal.read_bytes()
     with journal.open("ab") as file:
         file.write(b'{"op_code":4,"worker_id":"' + b"x" * 30_000)  # more than one chunk
@@ -121,10 +123,8 @@ def test_brackets_are_those_of_optuna(first, most, factor, tmp_path):
     pruner = create_pruner(sweep.settings, sweep.num_epochs)
     pruner._try_initialization(None)
     assert [share for share, _ in brackets_of(sweep)] == pruner._trial_allocation_budgets
-    for number, (_, rungs) in enumerate(brackets_of(sweep)):
-        halving = pruner._pruners[number]
-        early = halving._min_early_stopping_rate
-        theirs = [first * factor ** (early + rung) for rung in range(9)]
+    for halving, (_, rungs) in zip(pruner._pruners, brackets_of(sweep), strict=True):
+        theirs = [first * factor ** (halving._min_early_stopping_rate + rung) for rung in range(9)]
         assert rungs == [rung for rung in theirs if rung < most]
 
 

@@ -88,9 +88,7 @@ def test_only_the_best_trials_keep_their_checkpoints_and_the_page_is_self_contai
     folder, _ = hyperband
     best = table_of(folder).dropna(subset="best_epoch").sort_values("val/loss")["folder"].tolist()[:2]
     for name in ("checkpoints/best.ckpt", "model.safetensors"):
-        assert sorted(file.relative_to(folder) for file in folder.rglob(name)) == sorted(
-            Path(run, name) for run in best
-        )
+        assert {file.relative_to(folder) for file in folder.rglob(name)} == {Path(run, name) for run in best}
     for name in ("history", "importance", "slices", "parallel"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG"), name
     page = (folder / "search.html").read_text()
@@ -110,10 +108,8 @@ def test_the_best_trial_is_an_experiment_of_its_own_over_several_seeds(hyperband
     values = [first["test"]["model/top1"], other["test"]["model/top1"]]
     assert summary["test"]["model/top1"]["mean"] == pytest.approx(sum(values) / 2) and summary["seeds"] == 2
     assert "test/model/top1 over 2 seeds" in done.stderr
-    own, trial = (
-        yaml.safe_load((run / "config.yaml").read_text())
-        for run in (tmp_path / "again" / "seed_3", folder / best["folder"])
-    )
+    runs = tmp_path / "again" / "seed_3", folder / best["folder"]
+    own, trial = (yaml.safe_load((run / "config.yaml").read_text()) for run in runs)
     assert own["optimizer"]["name"] == best["optimizer"] and sorted(own["model"]["heads"]) == ["model", "speed"]
     assert ("momentum" in own["optimizer"]) == (best["optimizer"] == "sgd") and own.pop("seed") == 3
     del own["run"], trial["run"], trial["seed"]
@@ -298,13 +294,11 @@ def test_several_runs_of_several_processes_are_refused(run_forked):
     (["optimizer.momentum=interval(0,1)"], "such key; choose another with optimizer=<choice> (in a trial with"),
     (["run.dir=a,b"], "run.dir: can't be searched"),
     ([LR, "run.dir=a"], "run.dir: a search has a folder for each trial; give sweep.dir=a"),
-    ([LR, "run.seeds=[1,2]"], "run.seeds: is not for trials"),
     ([LR, "data.split.kind=kfold"], "data.split.fold: all is not for trials"),
     ([LR, "sweep.objective={test/loss: min}"], "training and test photos choose nothing"),
     ([LR, "sweep=pareto", "sweep.pruner=median"], "judges by one objective"),
     ([LR, "sweep=grid"], "has infinitely many values"),
     (["optimizer.lr=0.1,0.2", "sweep=grid", "sweep.cells=[2]"], "2 is not one of the grid's 2 cells, from 0"),
-    ([LR, "sweep.cells=[2]"], "sweep.cells: is for sweep.sampler=grid"),
     ([LR, "sweep.pruner=hyperband", "sweep.min_epochs=99"], "99 is more than the 14 epochs of a trial"),
     (["trainer.max_epochs=2,4", "sweep=hyperband"], "compares trials of the same number of epochs"),
     (["optimizer=sgd,adam", "sweep.sampler=cmaes"], "cmaes searches numbers"),

@@ -18,11 +18,7 @@ with one_line_errors():
     print(sys.argv[1], os.listdir(sys.argv[1])[0])
     print("Bl\\xfcten", file=sys.stderr)
 """
-LOCALES = [
-    {"LC_ALL": "POSIX"},
-    {"LANG": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
-    {"PYTHONIOENCODING": "ascii"},
-]
+LOCALES = [{"LANG": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, {"PYTHONIOENCODING": "ascii"}]
 
 
 @pytest.mark.parametrize("locale", LOCALES)
