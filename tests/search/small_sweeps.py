@@ -1,6 +1,5 @@
 """Build searches of tiny runs, and read what they left."""
 
-import time
 from pathlib import Path
 
 import optuna
@@ -60,10 +59,3 @@ def trials_of(folder: Path) -> list[FrozenTrial]:
 
 def table_of(folder: Path) -> pd.DataFrame:
     return pd.read_csv(folder / "trials.csv", index_col="trial")
-
-
-def wait_until(condition, timeout_s: float = 120) -> None:
-    until = time.monotonic() + timeout_s
-    while not condition() and time.monotonic() < until:
-        time.sleep(0.02)
-    assert condition()

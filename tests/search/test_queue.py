@@ -11,22 +11,10 @@ from optuna.trial import TrialState
 
 from carvision.search import queue as queue_module
 from carvision.search.build import build_sweep
-from carvision.search.queue import (
-    BROKEN,
-    CELL,
-    DEATHS,
-    RETRY_OF,
-    ROOT,
-    SURPLUS,
-    Queue,
-    cells_of,
-    folder_of,
-    is_finished,
-    latest,
-)
+from carvision.search.queue import BROKEN, CELL, DEATHS, RETRY_OF, ROOT, SURPLUS, Queue, cells_of, is_finished, latest
 from carvision.search.report import trials_frame
 from tests import forked
-from tests.search.small_sweeps import LR, claim, claim_quietly, queue_of, small_sweep, trials_of, wait_until
+from tests.search.small_sweeps import LR, claim, claim_quietly, queue_of, small_sweep, trials_of
 
 pytestmark = pytest.mark.optuna
 GRID = ["sweep=grid", "optimizer=sgd,adam,adamw", "seed=range(4)"]
@@ -70,7 +58,7 @@ def test_independent_workers_run_each_trial_once(words, num, tmp_path):
 def test_a_killed_worker_on_this_machine_is_detected_at_once_and_its_trial_continues(tmp_path):
     folder, words = tmp_path / "sweep", [LR, "sweep.trials=3", "sweep.dead_after_s=1000"]
     (process,) = start(1, folder, words, pause_s=1000)
-    wait_until(lambda: (folder / "running").is_dir() and any(trial.params for trial in trials_of(folder)))
+    forked.wait_until(lambda: (folder / "running").is_dir() and any(trial.params for trial in trials_of(folder)))
     queue = queue_of(small_sweep(folder, *words))
     second, heartbeat = claim(queue)
     assert second.number == 1 and queue.others_running()["alive"][0].number == 0
@@ -82,7 +70,7 @@ def test_a_killed_worker_on_this_machine_is_detected_at_once_and_its_trial_conti
     before, _, after = queue.trials()
     assert before.state == TrialState.FAIL and before.user_attrs[BROKEN]
     assert after.user_attrs[RETRY_OF] == after.user_attrs[ROOT] == 0 and after.params == before.params
-    assert folder_of(after) == folder_of(before)
+    assert queue_module.folder_of(after) == queue_module.folder_of(before)
 
 
 def test_a_worker_on_another_machine_is_dead_when_its_heartbeat_stops(tmp_path, monkeypatch):
@@ -92,11 +80,11 @@ def test_a_worker_on_another_machine_is_dead_when_its_heartbeat_stops(tmp_path, 
     _, heartbeat = claim(theirs)
     monkeypatch.setattr(queue_module.platform, "node", lambda: "ours")
     assert [trial.number for trial in ours.others_running()["unknown"]] == [0]
-    wait_until(lambda: ours.others_running()["alive"])
+    forked.wait_until(lambda: ours.others_running()["alive"])
     ours.requeue_stale_trials()
     assert ours.trials()[0].state == TrialState.RUNNING
     heartbeat.ended.set()
-    wait_until(lambda: ours.others_running()["dead"])
+    forked.wait_until(lambda: ours.others_running()["dead"])
     ours.requeue_stale_trials()
     assert [trial.state for trial in ours.trials()] == [TrialState.FAIL, TrialState.WAITING]
 
@@ -163,10 +151,7 @@ def test_a_fraction_of_the_grid_is_the_same_cells_for_every_network(tmp_path):
     assert trials_frame(queue.sweep, queue.trials())["cell"].tolist() == cells[0]  # for carvision.compare --matrix
 
 
-R4_SGD = {
-    0: (0.1, 0.5, "True", 0.01), 1: (0.1, 0.75, "True", 0.2), 3: (0.1, 0.9, "False", 0.1),
-    10: (0.01, 0.9, "False", 0.001), 11: (0.001, 0.75, "False", 0.001), 12: (0.001, 0.9, "True", 0.1),
-}  # fmt: skip
+R4_SGD = {0: (0.1, 0.5, "True", 0.01), 3: (0.1, 0.9, "False", 0.1), 12: (0.001, 0.9, "True", 0.1)}
 R4_RMSPROP = {0: (0.1, 0.5, 1e-4, 0.2), 4: (0.1, 0.9, 1e-4, 0.001), 13: (0.01, 0.75, 1e-4, 0.1)}
 
 

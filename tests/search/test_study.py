@@ -5,44 +5,29 @@ import pytest
 from optuna.trial import TrialState
 
 from carvision.errors import InputError
-from carvision.search.build import build_sweep, compose
+from carvision.search.build import build_sweep
 from carvision.search.queue import BROKEN, ROOT
-from carvision.search.study import (
-    BEGUN_WITH,
-    JOURNAL,
-    brackets_of,
-    create_pruner,
-    describe_brackets,
-    open_storage,
-    truncate_partial_line,
-)
+from carvision.search.study import BEGUN_WITH, JOURNAL, brackets_of, create_pruner, describe_brackets, open_storage
 from carvision.search.trial import as_first, count_once
 from tests.search.small_sweeps import LR, small_sweep, study_of
 
 pytestmark = pytest.mark.optuna
 
 
-@pytest.mark.parametrize("partial", [b"", b"{partial", b"partial" * 5000])
-@pytest.mark.parametrize("whole", [b"", b"a\nb\n"])
-def test_a_partial_last_line_is_truncated(whole, partial, tmp_path):
-    file = tmp_path / "journal"
-    file.write_bytes(whole + partial)
-    truncate_partial_line(file)
-    assert file.read_bytes() == whole
-
-
 def test_the_journal_of_a_worker_killed_while_writing_is_continued(tmp_path):
     sweep = small_sweep(tmp_path / "sweep", LR)
+    journal = sweep.folder / JOURNAL
+    sweep.folder.mkdir(exist_ok=True)
+    journal.write_bytes(b'{"op_code":0,')  # in its first line
     study, other = study_of(sweep), study_of(sweep)
     study.tell(study.ask(), 1.0)
-    journal = sweep.folder / JOURNAL
     before = journal.read_bytes()
     with journal.open("ab") as file:
-        file.write(b'{"op_code":4,"worker_id":"x","study')
+        file.write(b'{"op_code":4,"worker_id":"' + b"x" * 30_000)  # more than one chunk
     assert len(other.trials) == 1
     other.tell(other.ask(), 2.0)
     study.tell(study.ask(), 3.0)
-    assert journal.read_bytes().startswith(before) and b"study{" not in journal.read_bytes()
+    assert journal.read_bytes().startswith(before) and b"x{" not in journal.read_bytes()
     assert [trial.value for trial in study_of(sweep).trials] == [1.0, 2.0, 3.0]
 
 
@@ -52,7 +37,6 @@ def test_a_changed_search_is_refused_with_the_difference(tmp_path):
     study_of(small_sweep(folder, *same, "sweep.trials=7", "data.root=elsewhere", "sweep.keep=1"))
     for words, message in (
         (["optimizer=choice(sgd,adamw)", LR], r"optimizer: choice\(sgd,adam\) became choice\(sgd,adamw\)\. Give the"),
-        ([LR], "optimizer: choice.* became nothing"),
         ([*same, "seed=1"], "seed: 0 became 1"),
         ([*same, "callbacks.mode=max"], "sweep.objective: min val/loss became max val/loss"),
     ):
@@ -77,16 +61,6 @@ def test_the_root_may_be_searched_and_is_required_only_to_run():
     assert "optimizer.lr" in {one.key for one in build_sweep(["sweep=r1"], complete=False).space.dimensions}
     with pytest.raises(InputError, match=r"^data\.root: must be given; add data\.root=<value>$"):
         build_sweep(["sweep=r1"])
-
-
-def test_paths_of_any_name_are_searched_and_null_is_a_choice(tmp_path):
-    roots = [tmp_path / "it's (1)", tmp_path / "Blüten=a#b"]
-    words = ["sweep=grid", f"data.root=choice({roots[0]},{roots[1]})", "callbacks.patience=choice(null,3)"]
-    sweep = small_sweep(tmp_path / "a,b", *words)
-    configs = [compose(sweep.overrides_for(cell))[0] for cell in sweep.space.grid()]
-    drawn = [(config["data"]["root"], config["callbacks"]["patience"]) for config in configs]
-    assert drawn == [(str(root), patience) for root in roots for patience in (None, 3)]
-    assert sweep.folder == tmp_path / "a,b"
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
@@ -142,27 +116,24 @@ def test_an_interrupted_trial_does_not_compete_with_the_one_that_continues_it(tm
     assert not judge(0.2)
 
 
-@pytest.mark.parametrize("first, most, factor", [(1, 5, 5), (1, 27, 3), (2, 30, 3), (1, 100, 4), (3, 3, 2)])
+@pytest.mark.parametrize("first, most, factor", [(1, 5, 5), (2, 30, 3), (3, 3, 2)])
 def test_brackets_are_those_of_optuna(first, most, factor, tmp_path):
     words = ["sweep.pruner=hyperband", f"sweep.min_epochs={first}", f"sweep.reduction_factor={factor}"]
     sweep = small_sweep(tmp_path, LR, *words, f"trainer.max_epochs={most}")
     pruner = create_pruner(sweep.settings, sweep.num_epochs)
     pruner._try_initialization(None)
     assert [share for share, _ in brackets_of(sweep)] == pruner._trial_allocation_budgets
-    for number, (_, rungs) in enumerate(brackets_of(sweep)):
-        halving = pruner._pruners[number]
-        early = halving._min_early_stopping_rate
-        theirs = [first * factor ** (early + rung) for rung in range(9)]
+    for halving, (_, rungs) in zip(pruner._pruners, brackets_of(sweep), strict=True):
+        theirs = [first * factor ** (halving._min_early_stopping_rate + rung) for rung in range(9)]
         assert rungs == [rung for rung in theirs if rung < most]
 
 
 def test_too_few_trials_for_the_brackets_are_reported(tmp_path):
-    words = [LR, "sweep=r0_hyperband"]
-    lines = describe_brackets(small_sweep(tmp_path, *words, "trainer.max_epochs=5", "sweep.trials=4"))
-    assert lines[0] == "hyperband: 2 brackets of trials of up to 5 epochs"
+    words = [LR, "sweep=r0_hyperband", "trainer.max_epochs=5"]
+    *lines, last = describe_brackets(small_sweep(tmp_path, *words, "sweep.trials=4"))
     assert lines[1].endswith("about 3 trials; one of 5 continues after 1") and "none is pruned" in lines[2]
-    assert "4 trials are too few for these brackets, which need 7" in lines[3]
-    assert len(describe_brackets(small_sweep(tmp_path, *words, "trainer.max_epochs=5", "sweep.trials=7"))) == 3
+    assert "4 trials are too few for these brackets, which need 7" in last
+    assert len(describe_brackets(small_sweep(tmp_path, *words, "sweep.trials=7"))) == 3 == len(lines)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes", "gp"])

