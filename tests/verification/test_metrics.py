@@ -102,5 +102,3 @@ def test_a_threshold_separates_neighbouring_float32_scores():
     same, different = np.float32(0.5), np.nextafter(np.float32(0.5), np.float32(0))
     scores, truth = np.array([same, different], np.float32), np.array([True, False])
     assert accuracy(scores, truth, best_threshold(scores, truth)) == 1
-    scores, truth = np.full(3, 0.5, np.float32), np.array([False, False, True])
-    assert accuracy(scores, truth, best_threshold(scores, truth)) == pytest.approx(2 / 3)

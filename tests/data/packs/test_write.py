@@ -3,8 +3,6 @@
 import io
 import json
 import logging
-import multiprocessing
-import re
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from carvision.data.images import BLANK, open_image, read_file
+from carvision.data.images import BLANK, open_image
 from carvision.data.packs import write
 from carvision.data.packs.index import read_packed
 from carvision.data.packs.write import verify_pack
@@ -25,7 +23,7 @@ from carvision.data.readers.folder import read_folder
 from carvision.data.splits import kfold_split, official_split, stratified_split
 from carvision.data.table import BOX, LOCATION, SOURCE, Table
 from carvision.errors import InputError
-from carvision.files.locks import lock_folder
+from carvision.files import locks
 from tests.data.layouts import write_compcars, write_photo
 from tests.data.packs.small import NUM, form, pack_small, write_photos
 
@@ -55,6 +53,7 @@ def test_a_pack_is_the_same_table_with_the_same_bytes(table, tmp_path):
             assert packed.photo(row).read() == packed.packed.read(row) == content
         assert packed.heads == original.heads and verify_pack(tmp_path / f"pack {i}", 0) == {}
     assert packed.rows["path"].tolist() == ["Bl\\xfcten/2.jpg", "Bl\\xfcten/K\\xe4fer.jpg", "\u65e5\u672c/1.jpg"]
+    assert packed.labels["class"].names == ("Bl\\xfcten", "\u65e5\u672c")
     assert str(packed.photo(2)).startswith("\u65e5\u672c/1.jpg of ")
 
 
@@ -164,17 +163,6 @@ def test_decoded_photos_are_pixels_behind_a_short_header(table, tmp_path):
         assert data == head + pixels.tobytes()
 
 
-def test_photos_with_absolute_paths_have_plain_names_in_the_shards(table, tmp_path):
-    table.rows["path"] = [str(tmp_path / "photos" / path) for path in table.rows["path"]]
-    packed = pack_small(replace(table, root=tmp_path / "elsewhere"), tmp_path / "packed", form())
-    assert packed.rows["path"].tolist() == table.rows["path"].tolist()
-    for file in (tmp_path / "packed").glob("*.tar"):
-        with tarfile.open(file) as tar:
-            assert all(re.fullmatch(r"\d{8}\.\w+", name) for name in tar.getnames())
-    again = read_packed(tmp_path / "packed")
-    assert read_file(again.photo(3)) == read_file(table.rows["path"][3])
-
-
 @pytest.mark.parametrize("how", ["skip", "blank"])
 def test_unreadable_photos_are_treated_as_on_bad_image_says(how, table, tmp_path):
     bad, folder = table.rows["path"][7], tmp_path / "pack"
@@ -192,10 +180,6 @@ def test_unreadable_photos_are_treated_as_on_bad_image_says(how, table, tmp_path
         with open_image(packed.photo(7)) as image:
             assert (np.asarray(image) == BLANK).all()
         assert packed.rows.loc[7, BOX].isna().all() and packed.rows["path"].equals(table.rows["path"])
-    for path in table.of_split("test").rows["path"]:
-        (table.root / path).write_bytes(b"")
-    with pytest.raises(InputError, match="not one of the 10 photos of the split 'test' can be read"):
-        pack_small(table, tmp_path / "none", form(on_bad_image=how))
 
 
 def times(folder) -> dict[str, int]:
@@ -239,8 +223,6 @@ def test_other_options_photos_or_files_are_refused(table, tmp_path):
     pack_small(table, folder, form(short_side_px=99))  # which does not apply to original photos
     with pytest.raises(InputError, match=r"holds another pack.*photos=original became shrunk"):
         pack_small(table, folder, form("shrunk"))
-    with pytest.raises(InputError, match="num_photos=40 became 30; the photos, their labels or splits are others"):
-        pack_small(table.select(np.arange(NUM) < 30), folder)
     split = table.rows["split"].to_numpy().copy()
     split[4] = "val"
     with pytest.raises(InputError, match="the photos, their labels or splits are others"):
@@ -252,15 +234,15 @@ def test_other_options_photos_or_files_are_refused(table, tmp_path):
 def test_foreign_files_in_the_folder_are_refused_or_kept(table, tmp_path):
     folder = tmp_path / "pack"
     (folder / "packing").mkdir(parents=True)
-    (folder / "packing" / "plan.json").write_text('{"shopping": ["tar"]}')
-    with pytest.raises(InputError, match=r"plan\.json is damaged .*; give another folder"):
-        pack_small(table, folder)
-    (folder / "packing" / "plan.json").unlink()
     (folder / "packing" / "notes.json").write_text("mine")
     with pytest.raises(InputError, match=r"pack holds something else \(packing/notes\.json\); give a new folder"):
         pack_small(table, folder)
     assert [path.name for path in folder.iterdir()] == ["packing"]
     (folder / "packing" / "notes.json").unlink()
+    (folder / "packing" / "plan.json").write_text('{"shopping": ["tar"]}')
+    with pytest.raises(InputError, match=r"plan\.json is damaged .*; give another folder"):
+        pack_small(table, folder)
+    (folder / "packing" / "plan.json").unlink()
     pack_small(table, folder)
     (folder / "pack.json").unlink()
     (folder / "film.mkv.partial").write_text("mine")
@@ -268,43 +250,25 @@ def test_foreign_files_in_the_folder_are_refused_or_kept(table, tmp_path):
     assert (folder / "pack.json").is_file() and (folder / "film.mkv.partial").read_text() == "mine"
 
 
-def _hold(folder, ready, done) -> None:
-    held = lock_folder(folder, "taken")
-    ready.set()
-    done.wait(60)
-    held.close()
-
-
-def test_two_commands_at_once_are_refused(table, tmp_path):
-    context = multiprocessing.get_context("fork")
-    ready, done = context.Event(), context.Event()
-    (tmp_path / "pack").mkdir()
-    other = context.Process(target=_hold, args=(tmp_path / "pack", ready, done))
-    other.start()
-    assert ready.wait(60)
+def test_two_commands_at_once_are_refused(table, tmp_path, monkeypatch):
+    monkeypatch.setattr(locks.fcntl, "lockf", Mock(side_effect=BlockingIOError))
     with pytest.raises(InputError, match="another process is packing into"):
         pack_small(table, tmp_path / "pack")
-    done.set()
-    other.join()
 
 
 def test_a_disk_that_is_too_small_or_becomes_full(table, tmp_path, monkeypatch):
     folder = tmp_path / "pack"
-    with (
-        monkeypatch.context() as patch,
-        pytest.raises(InputError, match=r"0 MB free, and the shards .* need about 0 MB"),
-    ):
-        patch.setattr(write.shutil, "disk_usage", lambda folder: SimpleNamespace(free=50_000))
+    monkeypatch.setattr(write.shutil, "disk_usage", lambda folder: SimpleNamespace(free=50_000))
+    with pytest.raises(InputError, match=r"0 MB free, and the shards .* need about 0 MB"):
         pack_small(table, folder)
     assert not list(folder.glob("*.tar"))
+    monkeypatch.undo()
     results = iter([write.write_shard] * 3)
-    with (
-        monkeypatch.context() as patch,
-        pytest.raises(InputError, match="no space is left on its disk; fix that, and run the same command again"),
-    ):
-        full = Mock(side_effect=OSError(28, "No space left on device"))
-        patch.setattr(write, "write_shard", lambda *arguments: next(results, full)(*arguments))
+    full = Mock(side_effect=OSError(28, "No space left on device"))
+    monkeypatch.setattr(write, "write_shard", lambda *arguments: next(results, full)(*arguments))
+    with pytest.raises(InputError, match="no space is left on its disk; fix that, and run the same command again"):
         pack_small(table, folder)
+    monkeypatch.undo()
     before = times(folder)
     assert len(before) == 3
     pack_small(table, folder)
@@ -313,7 +277,9 @@ def test_a_disk_that_is_too_small_or_becomes_full(table, tmp_path, monkeypatch):
 
 
 def test_a_pack_can_be_packed(table, tmp_path):
-    first = pack_small(table, tmp_path / "first")
+    absolute = table.rows.assign(path=[str(table.root / path) for path in table.rows["path"]])
+    first = pack_small(replace(table, root=tmp_path / "elsewhere", rows=absolute), tmp_path / "first")
+    assert first.rows["path"].tolist() == absolute["path"].tolist()
     pack_small(first, tmp_path / "second", form("shrunk", 20))
     second = read_packed(tmp_path / "second")
     direct = pack_small(table, tmp_path / "direct", form("shrunk", 20))
