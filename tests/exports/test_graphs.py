@@ -67,17 +67,13 @@ def test_odd_heads_and_weights_in_a_second_file(tmp_path, monkeypatch):
     assert about["units"] == {"speed": "km/h"}
 
 
-def test_a_file_that_disagrees_is_not_kept(tmp_path, monkeypatch):
+def test_a_file_that_disagrees_a_missing_package_and_a_head_named_as_the_input_are_errors(tmp_path, monkeypatch):
     model = carvision.load(save_model(tmp_path))
     monkeypatch.setattr(graphs, "_write_onnx", lambda model, path: path.write_bytes(b"not ours"))
     monkeypatch.setattr(graphs, "_check_onnx", lambda *_: graphs.require_agreement(1e-3, graphs.ONNX_TOLERANCE, "it"))
     with pytest.raises(InputError, match=r"it differs from the run's network by 1.0e-03"):
         export_onnx(model, tmp_path / "model.onnx")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
-
-
-def test_a_missing_package_and_a_head_named_as_the_input_are_errors(tmp_path, monkeypatch):
-    model = carvision.load(save_model(tmp_path))
     real = graphs.importlib.util.find_spec
     monkeypatch.setattr(graphs.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else real(name))
     with pytest.raises(InputError, match=r"onnxscript is not installed; pip install 'carvision\[onnx\]'"):

@@ -48,12 +48,15 @@ def test_the_cards_examples_run(example_folder, exports, monkeypatch):
         exec(block.partition("```")[0].replace("a.jpg", str(example_folder / "a.jpg")), {})
 
 
-def test_the_model_is_the_same_and_no_path_of_the_owner_is_in_it(hub):
+@torch.no_grad()
+def test_the_model_is_the_same_also_for_timm_and_no_path_of_the_owner_is_in_it(hub, monkeypatch):
     images = torch.randn(2, 3, 64, 64)
     ours, theirs = carvision.load(hub.parent), carvision.load(hub)
-    with torch.no_grad():
-        for name, values in ours(images).items():
-            assert torch.equal(values, theirs(images)[name])
+    for name, values in ours(images).items():
+        assert torch.equal(values, theirs(images)[name])
+    monkeypatch.setattr(timm.models._hub, "hf_hub_download", lambda repo_id, filename, **_: str(hub / filename))
+    network = timm.create_model("hf-hub:somebody/cars", pretrained=True).eval()
+    assert torch.allclose(network(images), ours(images)["model.name"], atol=1e-5)
     for file in hub.rglob("*"):
         if file.is_file():
             for private in (b"secret", b"owner/", str(hub.parent).encode()):
@@ -76,16 +79,6 @@ def test_markup_in_names_is_escaped_in_the_card(tmp_path):
     assert not re.search(r"(?<!\\)(<script|\|b|\[x)", text) and "\nlicense: mit" not in text
     fence = re.search(r"^(`{4,})yaml$", configuration, re.MULTILINE)[1]
     assert configuration.rstrip().endswith(f"\n{fence}\n\n</details>")
-
-
-def test_timm_finds_it_on_the_hub(hub, monkeypatch):
-    monkeypatch.setattr(timm.models._hub, "hf_hub_download", lambda repo_id, filename, **_: str(hub / filename))
-    network = timm.create_model("hf-hub:somebody/cars", pretrained=True).eval()
-    images = torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        wanted = carvision.load(hub)(images)
-    assert torch.allclose(network(images), wanted["model.name"], atol=1e-5)
-    assert network.pretrained_cfg["label_names"]
 
 
 def test_no_exported_file_names_where_it_was_made(example_folder, exports, demo_photos):

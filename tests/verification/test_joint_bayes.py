@@ -122,10 +122,7 @@ def test_few_photos_with_many_dimensions(num, dims):
     scores = found.scores(x, Pairs(np.array([0, 0]), np.array([1, 2]), np.array([True, False])))
     assert np.isfinite(scores).all() and scores[0] > scores[1]
     assert len(found.ratios) <= max(1, num // 8)
-
-
-def test_equal_photos_of_each_class():
-    x, codes = np.eye(20, dtype=np.float32).repeat(10, axis=0), np.arange(20).repeat(10)
+    x, codes = np.eye(20, dtype=np.float32).repeat(10, axis=0), np.arange(20).repeat(10)  # equal photos of each class
     scores = fit_joint_bayes(x, codes).scores(x, Pairs(np.array([0, 0]), np.array([1, 10]), np.array([True, False])))
     assert np.isfinite(scores).all() and scores[0] > 0 > scores[1]
 

@@ -18,7 +18,7 @@ from carvision.data.packs.read import windowed_order
 from carvision.data.packs.write import verify_pack
 from carvision.data.table import LOCATION, Table
 from carvision.errors import InputError
-from tests.data.packs.small import NUM, change_index, form, pack_small, photos_of, write_photos
+from tests.data.packs.small import NUM, change_index, damage, pack_small, photos_of, write_photos
 from tests.small_runs import config
 
 
@@ -31,12 +31,6 @@ def source(tmp_path_factory) -> Table:
 def folder(source, tmp_path):
     pack_small(source, tmp_path / "pack")
     return tmp_path / "pack"
-
-
-def damage(file, at: int) -> None:
-    content = bytearray(file.read_bytes())
-    content[at] ^= 1
-    file.write_bytes(content)
 
 
 @pytest.mark.parametrize("crop_to_box", [False, True])
@@ -68,7 +62,7 @@ def test_a_damaged_photo_is_named_with_its_shard_wherever_it_is_met(folder):
 
 
 @pytest.mark.parametrize(("keep", "what"), [(-700, "has .* bytes instead of"), (None, "is missing")])
-def test_an_incomplete_shard_is_named_before_training(keep, what, source, folder):
+def test_an_incomplete_shard_is_named_before_training(keep, what, folder):
     file = folder / "train-00001.tar"
     content = file.read_bytes()
     file.write_bytes(content[:keep]) if keep else file.unlink()
@@ -78,8 +72,6 @@ def test_an_incomplete_shard_is_named_before_training(keep, what, source, folder
     partial = read_packed(folder, allow_missing=True)
     assert 0 < NUM - len(partial) < 12
     assert file.name not in {partial.shards.all[shard].name for shard in partial.rows["_shard"]}
-    pack_small(source, folder)
-    assert file.read_bytes() == content and len(read_packed(folder)) == NUM
 
 
 @pytest.mark.parametrize(
@@ -89,7 +81,6 @@ def test_an_incomplete_shard_is_named_before_training(keep, what, source, folder
         ("table.sha256", "0" * 64, "table.parquet of .* is damaged, or belongs to another pack.json"),
         ("photos", {"train": 10**7}, "more than the shards have room for"),
         ("table.bytes", 10**12, "one whose bytes is a whole number from 1 to"),
-        ("table.sha256", "../../x", "one whose sha256 is a SHA-256"),
         ("table.sha256", "a" * 63 + "\u0660", "one whose sha256 is a SHA-256"),
         ("shards.0.name", "../x.tar", "a name such as train-00000.tar"),
         ("shards.0.name", "train-00000.tar\n", "a name such as train-00000.tar"),
@@ -114,14 +105,10 @@ def test_an_index_is_checked_before_anything_is_read_by_it(folder, key, value, m
         read_packed(folder)
     text = str(error.value)
     assert re.search(message, text) and text.startswith("data.root: ") and "\n" not in text and len(text) < 800
-
-
-@pytest.mark.parametrize("content", ["{", "[" * 100_000, "7", '{"format": 1}', "[" + "0," * 1_100_000])
-def test_json_that_is_no_index_is_refused(folder, content):
-    (folder / "pack.json").write_text(content)
-    with pytest.raises(InputError, match=r"data.root: .*pack.json") as error:
-        read_packed(folder)
-    assert "\n" not in str(error.value)
+    for content in ("{", "7", '{"format": 1}'):
+        (folder / "pack.json").write_text(content)
+        with pytest.raises(InputError, match=r"data.root: .*pack.json"):
+            read_packed(folder)
 
 
 ODD = {"_shard": -1, "_offset": 2**62, "_length": 2**62, "_crc32": 0.5, "path": 3, "model": 3, "make": None}
@@ -143,9 +130,8 @@ def test_classes_can_be_selected_and_only_shuffle_works_with_a_window(folder):
     data = config("data=packed", f"data.root={folder}", "data.classes=['8']", "data.sampler=balanced")["data"]
     table = build_table(data, annotations=True)
     assert table.labels["model"].ids == ("8",) and photos_of(table)[[(0, 0)]]["bad"] == []
-    for sampler in ("balanced", "per_class"):
-        with pytest.raises(InputError, match=rf"data.sampler: {sampler} draws from all photos"):
-            build_table({**data, "shuffle_shards": 2, "sampler": sampler}, annotations=True)
+    with pytest.raises(InputError, match=r"data.sampler: balanced draws from all photos"):
+        build_table({**data, "shuffle_shards": 2}, annotations=True)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -161,6 +147,10 @@ def test_with_a_window_of_shards_each_photo_comes_once_in_an_order_of_seed_and_e
     assert not np.array_equal(orders[0].rows(0), orders[0].rows(1))
     orders[0].start = 1  # as a run that resumes inside an epoch
     assert [row for batch in orders[0] for row, _ in batch] == shares[0][4:]
+    orders = [TableSampler(NUM, 4, rank, world_size, packed.shard_by_shard()) for rank in range(world_size)]
+    shares = [[row for batch in order for row, _ in batch if row >= 0] for order in orders]
+    assert sorted(np.concatenate(shares)) == list(range(NUM))  # validation reads shard by shard
+    assert all((np.diff(packed.shard[share]) >= 0).all() for share in shares)
 
 
 @pytest.mark.parametrize("window", [1, 3, 10])
@@ -174,20 +164,6 @@ def test_about_as_many_shards_as_the_window_are_open_at_a_time(window):
     assert max(open_at) <= window + 1 and np.median(open_at) >= window
     assert not np.array_equal(np.argsort(first), np.arange(40))  # shards are shuffled, and photos of each spread
     assert np.mean([np.diff(each).max() for each in positions]) < 12 * window
-
-
-def test_validation_reads_shard_by_shard_if_there_is_a_window(folder):
-    packed = photos_of(read_packed(folder, window=2)).packed
-    orders = [TableSampler(NUM, 4, rank, 2, packed.shard_by_shard()) for rank in range(2)]
-    rows = [[row for batch in order for row, _ in batch if row >= 0] for order in orders]
-    assert sorted(rows[0] + rows[1]) == list(range(NUM))
-    assert all((np.diff(packed.shard[share]) >= 0).all() for share in rows)
-
-
-def test_decoded_photos_give_the_pictures_of_the_originals(source, tmp_path):
-    decoded = pack_small(source, tmp_path / "pack", form("decoded", 1000))
-    keys = [(row, epoch) for row in range(0, NUM, 5) for epoch in (-1, 0)]  # PNG: the same decoder
-    assert photos_of(decoded)[keys]["images"].equal(photos_of(source)[keys]["images"])
 
 
 def test_a_table_that_unpacks_to_gigabytes_is_refused(folder):

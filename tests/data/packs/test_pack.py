@@ -1,6 +1,5 @@
 """carvision.pack as people run it, and after a kill."""
 
-import json
 import os
 import signal
 import subprocess
@@ -34,8 +33,6 @@ def test_after_a_kill_the_same_command_keeps_complete_shards_and_writes_the_othe
     assert f"{len(kept)} of " in run_forked(*command, "out=pack", check=0).stderr
     assert contents(pack) == contents(whole)
     assert all(file.stat().st_mtime_ns == when for file, when in kept.items())
-    index = json.loads((pack / "pack.json").read_text())
-    assert index["heads"] == ["class"] and index["photos"] == {"unsplit": 300}
 
 
 def test_verify_names_the_damaged_shard(run_forked, tmp_path):

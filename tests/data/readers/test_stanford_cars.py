@@ -6,7 +6,7 @@ import pytest
 import scipy.io
 
 from carvision.data.readers import stanford_cars
-from carvision.data.readers.stanford_cars import KNOWN, make_of, read_stanford_cars
+from carvision.data.readers.stanford_cars import KNOWN, read_stanford_cars
 from carvision.data.table import BOX
 from carvision.errors import InputError
 from tests.data import layouts
@@ -70,11 +70,6 @@ def test_class_folders_alone(tmp_path, photos, ram):
     assert found.pop(("train", "00009.jpg")) == (STANFORD_NAMES[1], "Acura", None)
     assert found == expected(boxes=False)
     assert set(table.labels) == {"make", "model"}
-
-
-def test_makes_of_one_word_with_a_hyphen():
-    assert make_of("Mercedes-Benz SL-Class Coupe 2009") == "Mercedes-Benz"
-    assert make_of("Tesla Model S Sedan 2012") == "Tesla"
 
 
 def test_damaged_csvs_are_named(tmp_path):

@@ -35,9 +35,9 @@ def test_a_folder_is_walked_by_name_and_other_files_are_counted(tree):
 
 def test_each_real_folder_is_read_once(tree):
     photos = tree / "photos"
-    for name in ("outside/l.jpg", "outside/in/m.jpg", ".h/x.jpg"):
-        (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        (tree / name).touch()
+    (tree / "outside" / "in").mkdir(parents=True)
+    for name in ("l.jpg", "in/m.jpg"):
+        (tree / "outside" / name).touch()
     links = {
         "b/round": photos, "b/itself": photos / "b", "b/above": tree, "b/c/sibling": "../c", "0": photos / "b" / "c",
         "first": tree / "outside", "second": tree / "outside", "third": tree / "outside" / "in", "dot": photos / ".h",
@@ -45,7 +45,6 @@ def test_each_real_folder_is_read_once(tree):
     for link, target in links.items():
         (photos / link).symlink_to(target)
     (tree / "outside" / "back").symlink_to(photos / "b")
-    (tree / "outside" / "again").symlink_to(tree / "outside")
     (tree / "link").symlink_to(photos)  # the folder itself may be a link
     (photos / "b" / "over").symlink_to(tree / "link")
     assert len(list(walk("link", LeftOut()))) == 8
@@ -56,10 +55,10 @@ def test_each_real_folder_is_read_once(tree):
     assert found == [f"photos/{name}" for name in wanted.split()]
     assert left_out.links == {
         "photos/0": "photos/b/c", "photos/b/above": "a folder above photos", "photos/b/c/sibling": "photos/b/c",
-        "photos/b/itself": "photos/b", "photos/b/round": "photos", "photos/first/again": "photos/first",
-        "photos/first/back": "photos/b", "photos/second": "photos/first", "photos/third": "photos/first/in",
+        "photos/b/itself": "photos/b", "photos/b/round": "photos", "photos/first/back": "photos/b",
+        "photos/second": "photos/first", "photos/third": "photos/first/in",
     }  # fmt: skip
-    assert "9 links lead to folders that are read elsewhere (first: photos/0, which is photos/b/c)" in left_out.line()
+    assert "8 links lead to folders that are read elsewhere (first: photos/0, which is photos/b/c)" in left_out.line()
 
 
 def test_linked_photos_are_photos_and_broken_links_are_reported(tree):
