@@ -1,4 +1,4 @@
-"""The .pt2 and .onnx files: odd networks, descriptions, errors. They run elsewhere: test_clean_environments.py."""
+"""The .pt2 and .onnx files: odd networks, descriptions, errors. They run elsewhere: test_elsewhere.py."""
 
 import json
 import zipfile

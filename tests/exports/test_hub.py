@@ -40,12 +40,19 @@ def test_the_hubs_library_reads_the_card_which_describes_the_run(hub):
         assert part in text, part
 
 
-def test_the_cards_examples_run(example_folder, exports, monkeypatch):
+def test_the_cards_examples_run_and_no_exported_file_names_where_it_was_made(
+    example_folder, exports, demo_photos, monkeypatch
+):
     monkeypatch.chdir(exports / "hub")
     blocks = (exports / "hub" / "README.md").read_text().split("```python\n")[1:]
     assert len(blocks) == 2 and "box=(" in blocks[0]  # of a run on boxes
     for block in blocks:
         exec(block.partition("```")[0].replace("a.jpg", str(example_folder / "a.jpg")), {})
+    assert "run:\n  dir: " + RUN.name in (exports / "hub" / "README.md").read_text()
+    for file in exports.rglob("*.*"):
+        if file.suffix != ".pt2":  # which is compressed: test_graphs.py
+            content = file.read_bytes()
+            assert str(example_folder).encode() not in content and str(demo_photos).encode() not in content, file
 
 
 @torch.no_grad()
@@ -79,14 +86,6 @@ def test_markup_in_names_is_escaped_in_the_card(tmp_path):
     assert not re.search(r"(?<!\\)(<script|\|b|\[x)", text) and "\nlicense: mit" not in text
     fence = re.search(r"^(`{4,})yaml$", configuration, re.MULTILINE)[1]
     assert configuration.rstrip().endswith(f"\n{fence}\n\n</details>")
-
-
-def test_no_exported_file_names_where_it_was_made(example_folder, exports, demo_photos):
-    for file in exports.rglob("*"):
-        if file.is_file() and file.suffix != ".pt2":  # which is compressed: test_graphs.py
-            for private in (str(example_folder), str(demo_photos)):
-                assert private.encode() not in file.read_bytes(), file
-    assert "run:\n  dir: " + RUN.name in (exports / "hub" / "README.md").read_text()
 
 
 def test_without_metrics_and_without_timm(tmp_path):

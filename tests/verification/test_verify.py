@@ -56,9 +56,8 @@ def test_the_lists_of_the_data_set_are_verified(verified, demo_photos):
         assert (pairs["same"] == listed[2]).all()
         for _, row in rows.iterrows():
             assert row["auc"] == pytest.approx(roc_auc_score(listed[2], pairs[row["method"]]), abs=1e-3)
-            written = pd.Series(
-                about["difficulties"][difficulty]["figures"][row["method"]], dtype=float
-            )  # None for NaN
+            figures = about["difficulties"][difficulty]["figures"][row["method"]]
+            written = pd.Series(figures, dtype=float)  # None for NaN
             assert written.tolist() == pytest.approx(row[list(written.index)].tolist(), nan_ok=True)
             right = (pairs[row["method"]] >= row["threshold"]) == listed[2]
             assert right.mean() == pytest.approx(row["accuracy"], abs=0.01)

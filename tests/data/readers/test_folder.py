@@ -59,9 +59,8 @@ def test_splits_made_of_links_to_folders_that_are_no_split(tmp_path):
     write_class_folders(tmp_path, {"all/oak": 2, "all/ash": 1, "train/elm": 1})
     (tmp_path / "train" / "oak").symlink_to("../all/oak")
     (tmp_path / "val").symlink_to("train")
-    rows = read_folder(tmp_path).rows
-    assert rows["path"].tolist() == ["train/elm/0.jpg", "train/oak/0.jpg", "train/oak/1.jpg"]
-    assert set(rows["split"]) == {"train"}
+    splits = read_folder(tmp_path).rows.set_index("path")["split"]
+    assert splits.to_dict() == dict.fromkeys(["train/elm/0.jpg", "train/oak/0.jpg", "train/oak/1.jpg"], "train")
 
 
 @pytest.mark.parametrize("name", ["train", "Test"])
@@ -72,22 +71,17 @@ def test_a_class_may_have_the_name_of_a_split(tmp_path, name):
     shutil.rmtree(tmp_path / "empty")
     write_class_folders(tmp_path, {"bus": 1, "car": 2, name: 2})
     table = read_folder(tmp_path)
-    assert set(table.labels["class"].ids) == {"bus", "car", name} and len(table) == 5
-    assert set(table.rows["split"]) == {""}
+    assert set(table.labels["class"].ids) == {"bus", "car", name} and table.rows["split"].tolist() == [""] * 5
 
 
-@pytest.mark.parametrize(
-    ("counts", "message"),
-    [
-        ({"bus": 1, "car": 1, "train": 1, "train/steam": 1}, "train in .* holds folders with photos, as a split does"),
-        ({"train": 3, "val": 2}, "train in .* holds photos without a class folder"),
-        ({"bus": 1, "test/bus": 1}, "has test but no folder train"),
-    ],
-)
-def test_ambiguous_layouts_are_errors(tmp_path, counts, message):
-    write_class_folders(tmp_path, counts)
-    with pytest.raises(InputError, match=rf"^data\.root: .*{message}"):
-        read_folder(tmp_path)
+def test_ambiguous_layouts_are_errors(tmp_path):
+    for i, counts, message in (
+        (1, {"bus": 1, "train": 1, "train/steam": 1}, "train in .* holds folders with photos, as a split does"),
+        (2, {"train": 3, "val": 2}, "train in .* holds photos without a class folder"),
+        (3, {"bus": 1, "test/bus": 1}, "has test but no folder train"),
+    ):
+        with pytest.raises(InputError, match=rf"^data\.root: .*{message}"):
+            read_folder(write_class_folders(tmp_path / str(i), counts))
 
 
 def test_photos_and_folders_beside_the_class_folders_are_left_out_with_a_warning(tmp_path, caplog):

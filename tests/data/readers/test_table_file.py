@@ -124,9 +124,9 @@ def test_parquet_as_text_and_numbers_as_classes(root):
     assert table.rows["price"].dtype == np.float32
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
+def test_the_same_message_for_each_option(root):
+    file = root.parent / "t.csv"
+    for content, message in (
         (PLAIN.encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
         ("path,class\nb/\u00fc 3.jpg,x\n".encode("latin-1"), r"line 2: 'b/\\xfc 3.jpg' is not in the encoding UTF-8"),
         ("path,Gr\u00f6\u00dfe\na/1.jpg,1\n".encode("latin-1"), r"line 1: 'Gr\\xf6\\xdfe' is not in the encoding"),
@@ -138,16 +138,13 @@ def test_parquet_as_text_and_numbers_as_classes(root):
         (PLAIN.replace("10.5", "10.5px").encode(), "line 2: right is '10.5px', no number"),
         (PLAIN.replace("10.5", '"10,5"').encode(), "line 2: right is '10,5', no number"),
         (PLAIN.replace("10.5", "").encode(), "line 2: the box 1 2 - 12 is not four numbers; fill it, or leave all"),
-    ],
-)
-def test_the_same_message_for_each_option(root, content, message):
-    file = root.parent / "t.csv"
-    file.write_bytes(content)
-    with pytest.raises(InputError, match=f"^data.file: .*{message}") as error:
-        manifest(root, file)
-    assert "\n" not in str(error.value)
-    with pytest.raises(InputError, match=f"^--list: .*{message}"):
-        listed(root, file)
+    ):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=f"^data.file: .*{message}") as error:
+            manifest(root, file)
+        assert "\n" not in str(error.value)
+        with pytest.raises(InputError, match=f"^--list: .*{message}"):
+            listed(root, file)
 
 
 @pytest.mark.parametrize(("name", "separator"), [("m.csv", ","), ("m.tsv", "\t"), ("M.CSV", ",")])
@@ -166,23 +163,19 @@ def test_a_manifest_of_text(tmp_path, name, separator):
     np.testing.assert_equal(table.rows["price"].to_numpy(), np.float32([1.5, np.nan, 3, 4, 5]))
 
 
-@pytest.mark.parametrize(
-    ("cells", "message"),
-    [
+def test_a_photo_listed_twice_in_any_spelling(tmp_path):
+    for name in ("a.jpg", "b.jpg", "Bl\u00fcte.jpg"):
+        layouts.write_photo(tmp_path / name)
+    for cells, message in (
         (("a.jpg,x", "./a.jpg,y"), "one photo has two .*'x' of a.jpg in line 2, and 'y' of ./a.jpg in line 3"),
         (("b.jpg,x", "a.jpg,x", "b.jpg,x", "{root}//a.jpg,y"), "of a.jpg in line 3, and 'y' of /.*//a.jpg in line 5"),
         (("Bl\u00fcte.jpg,x", "Blu\u0308te.jpg,y"), "one photo has two classes"),
         (("a.jpg,x", "./a.jpg,x"), r"1 photos are .* more than once \(first: a.jpg in line 2, as ./a.jpg in line 3\)"),
-    ],
-)
-def test_a_photo_listed_twice_in_any_spelling(tmp_path, cells, message):
-    root = tmp_path / "root"
-    for name in ("a.jpg", "b.jpg", "Bl\u00fcte.jpg"):
-        layouts.write_photo(root / name)
-    text = "".join(f"{cell.format(root=root)}\n" for cell in cells)
-    (root / "m.csv").write_text(f"path,class\n{text}", encoding="utf-8")
-    with pytest.raises(InputError, match=rf"^data.file: .*m.csv: .*{message}"):
-        read_manifest(root, "m.csv", ["class"])
+    ):
+        text = "".join(f"{cell.format(root=tmp_path)}\n" for cell in cells)
+        (tmp_path / "m.csv").write_text(f"path,class\n{text}", encoding="utf-8")
+        with pytest.raises(InputError, match=rf"^data.file: .*m.csv: .*{message}"):
+            read_manifest(tmp_path, "m.csv", ["class"])
 
 
 def test_impossible_labels_and_manifests(tmp_path):
