@@ -7,7 +7,7 @@ import pytest
 import scipy.io
 
 from carvision.data.build import build_split, build_table, read_table
-from carvision.data.readers import compcars
+from carvision.data.readers import compcars, compcars_files
 from carvision.data.readers.compcars import read_compcars, read_compcars_parts, read_compcars_surveillance
 from carvision.data.table import BOX, UNKNOWN, Number
 from carvision.errors import InputError
@@ -56,6 +56,13 @@ def test_the_columns_of_web_nature_photos(base):
     assert rows.loc["01", BOX].tolist() == [0, 1, 16, 12]  # on disk 1 2 16 12
     assert rows.loc["04", BOX].tolist() == [8, 8, 3, 2]  # x1 > x2 is kept: decoding and the check decide
     assert rows[BOX].dtypes.eq(np.float32).all()
+
+
+def test_listed_photos_are_read_without_walking_and_label_files_only_if_wanted(base, monkeypatch):
+    monkeypatch.setattr(compcars_files, "find_photos", lambda *_: pytest.fail("image/ was walked"))
+    monkeypatch.setattr(compcars_files, "_read_small_files", lambda _: pytest.fail("a label file was read"))
+    table = read_compcars(base, photos="listed", known=None, annotations=False)
+    assert len(table) == 5 and not table.has_boxes and "viewpoint" not in table.labels and "doors" in table.labels
 
 
 def test_with_test_as_train_photos_only_in_the_verification_list_validate(base, tmp_path):
