@@ -24,42 +24,46 @@ def hub(tmp_path_factory):
     return run / "hub"
 
 
-def test_the_hubs_library_reads_the_card(hub):
+def test_the_hubs_library_reads_the_card_which_describes_the_run(hub):
     card = ModelCard.load(hub / "README.md").data
     assert card.to_dict()["library_name"] == "carvision" and card.pipeline_tag == "image-classification"
     assert card.license == "unknown" and "timm" in card.tags
-    found = {result.metric_name: (result.metric_type, result.metric_value) for result in card.eval_results}
-    assert found == {
-        "make/top1": ("accuracy", 0.7), "model.name/top1": ("accuracy", 0.45), "speed/mae": ("mae", 13.0),
-    }  # fmt: skip
-    assert {result.dataset_split for result in card.eval_results} == {"test"}
-
-
-def test_the_card_describes_the_run(hub):
+    found = {(each.dataset_split, each.metric_name, each.metric_type, each.metric_value) for each in card.eval_results}
+    metrics = [("make/top1", "accuracy", 0.7), ("model.name/top1", "accuracy", 0.45), ("speed/mae", "mae", 13.0)]
+    assert found == {("test", *metric) for metric in metrics}
     text = (hub / "README.md").read_text()
     for part in (
-        "| make | 2 | Audi, BMW |", "| model.name | 3 | A4, X5, X5 |", "| speed | a number | in km/h |",
-        "cars, 2 photos train, 1 photos test", "- began with: first", "64 x 64 px, the whole photo scaled to a square",
-        "| make | accuracy | 0.75 | 0.7 |", "| speed | mean error | 12 | 13 |", "| all heads right | accuracy | 0.4 |",
-        "`joint`, the most probable pair", "To be filled in by the owner", "local-dir:timm",
+        "| model.name | 3 | A4, X5, X5 |", "| speed | a number | in km/h |", "cars, 2 photos train, 1 photos test",
+        "- began with: first", "64 x 64 px, the whole photo scaled to a square", "| make | accuracy | 0.75 | 0.7 |",
+        "| speed | mean error | 12 | 13 |", "| all heads right | accuracy | 0.4 |", "`joint`, the most probable pair",
     ):  # fmt: skip
         assert part in text, part
 
 
-def test_the_cards_examples_run(example_folder, exports, monkeypatch):
+def test_the_cards_examples_run_and_no_exported_file_names_where_it_was_made(
+    example_folder, exports, demo_photos, monkeypatch
+):
     monkeypatch.chdir(exports / "hub")
     blocks = (exports / "hub" / "README.md").read_text().split("```python\n")[1:]
     assert len(blocks) == 2 and "box=(" in blocks[0]  # of a run on boxes
     for block in blocks:
         exec(block.partition("```")[0].replace("a.jpg", str(example_folder / "a.jpg")), {})
+    assert "run:\n  dir: " + RUN.name in (exports / "hub" / "README.md").read_text()
+    for file in exports.rglob("*.*"):
+        if file.suffix != ".pt2":  # which is compressed: test_graphs.py
+            content = file.read_bytes()
+            assert str(example_folder).encode() not in content and str(demo_photos).encode() not in content, file
 
 
-def test_the_model_is_the_same_and_no_path_of_the_owner_is_in_it(hub):
+@torch.no_grad()
+def test_the_model_is_the_same_also_for_timm_and_no_path_of_the_owner_is_in_it(hub, monkeypatch):
     images = torch.randn(2, 3, 64, 64)
     ours, theirs = carvision.load(hub.parent), carvision.load(hub)
-    with torch.no_grad():
-        for name, values in ours(images).items():
-            assert torch.equal(values, theirs(images)[name])
+    for name, values in ours(images).items():
+        assert torch.equal(values, theirs(images)[name])
+    monkeypatch.setattr(timm.models._hub, "hf_hub_download", lambda repo_id, filename, **_: str(hub / filename))
+    network = timm.create_model("hf-hub:somebody/cars", pretrained=True).eval()
+    assert torch.allclose(network(images), ours(images)["model.name"], atol=1e-5)
     for file in hub.rglob("*"):
         if file.is_file():
             for private in (b"secret", b"owner/", str(hub.parent).encode()):
@@ -82,24 +86,6 @@ def test_markup_in_names_is_escaped_in_the_card(tmp_path):
     assert not re.search(r"(?<!\\)(<script|\|b|\[x)", text) and "\nlicense: mit" not in text
     fence = re.search(r"^(`{4,})yaml$", configuration, re.MULTILINE)[1]
     assert configuration.rstrip().endswith(f"\n{fence}\n\n</details>")
-
-
-def test_timm_finds_it_on_the_hub(hub, monkeypatch):
-    monkeypatch.setattr(timm.models._hub, "hf_hub_download", lambda repo_id, filename, **_: str(hub / filename))
-    network = timm.create_model("hf-hub:somebody/cars", pretrained=True).eval()
-    images = torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        wanted = carvision.load(hub)(images)
-    assert torch.allclose(network(images), wanted["model.name"], atol=1e-5)
-    assert network.pretrained_cfg["label_names"] and (hub / "config.json").is_file()
-
-
-def test_no_exported_file_names_where_it_was_made(example_folder, exports, demo_photos):
-    for file in exports.rglob("*"):
-        if file.is_file() and file.suffix != ".pt2":  # which is compressed: test_graphs.py
-            for private in (str(example_folder), str(demo_photos)):
-                assert private.encode() not in file.read_bytes(), file
-    assert "run:\n  dir: " + RUN.name in (exports / "hub" / "README.md").read_text()
 
 
 def test_without_metrics_and_without_timm(tmp_path):

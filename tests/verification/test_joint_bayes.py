@@ -51,15 +51,11 @@ def naive_step(x, codes, between, within) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_both_covariances_are_recovered():
-    x, codes = drawn(4000, 6)
-    found = estimate_covariances(x, codes, prior_photos=0)
-    np.testing.assert_allclose(found.between, BETWEEN, atol=0.15)
-    np.testing.assert_allclose(found.within, WITHIN, atol=0.05)
-    # and with one photo or two of a class, where the expected values alone make `between` too small
-    x, codes = drawn(20000, 2)
-    found = estimate_covariances(x, codes, prior_photos=0)
-    np.testing.assert_allclose(found.between, BETWEEN, atol=0.15)
-    np.testing.assert_allclose(found.within, WITHIN, atol=0.1)
+    # With one photo or two of a class the expected values alone would make `between` too small
+    for num_classes, most_photos in ((4000, 6), (20000, 2)):
+        found = estimate_covariances(*drawn(num_classes, most_photos), prior_photos=0)
+        np.testing.assert_allclose(found.between, BETWEEN, atol=0.15)
+        np.testing.assert_allclose(found.within, WITHIN, atol=0.05 if most_photos == 6 else 0.1)
 
 
 def test_likelihood_and_steps_equal_a_loop():
@@ -76,8 +72,7 @@ def test_likelihood_and_steps_equal_a_loop():
 @pytest.mark.parametrize("prior_photos", [0, 5, None])
 def test_the_likelihood_never_falls(prior_photos):
     for seed in range(5):
-        x, codes = drawn(15, 3, seed)
-        steps = np.diff(estimate_covariances(x, codes, prior_photos).log_likelihoods)
+        steps = np.diff(estimate_covariances(*drawn(15, 3, seed), prior_photos).log_likelihoods)
         assert len(steps) > 3 and (steps > -1e-12).all()
 
 
@@ -114,8 +109,7 @@ def test_constant_and_copied_directions_unknown_photos_and_a_shift_do_not_matter
     wide = np.concatenate([x, np.full((len(x), 2), 7.0), x[:, :1]], axis=1).astype(np.float32) + 1
     wide = np.concatenate([wide, wide[:1] + 50])
     found = fit_joint_bayes(wide, np.append(codes, UNKNOWN))
-    assert found.projection.shape == (6, 3)
-    assert np.isfinite(plain).all()
+    assert found.projection.shape == (6, 3) and np.isfinite(plain).all()
     assert np.corrcoef(found.scores(wide, pairs), plain)[0, 1] > 0.99
 
 
@@ -128,10 +122,7 @@ def test_few_photos_with_many_dimensions(num, dims):
     scores = found.scores(x, Pairs(np.array([0, 0]), np.array([1, 2]), np.array([True, False])))
     assert np.isfinite(scores).all() and scores[0] > scores[1]
     assert len(found.ratios) <= max(1, num // 8)
-
-
-def test_equal_photos_of_each_class():
-    x, codes = np.eye(20, dtype=np.float32).repeat(10, axis=0), np.arange(20).repeat(10)
+    x, codes = np.eye(20, dtype=np.float32).repeat(10, axis=0), np.arange(20).repeat(10)  # equal photos of each class
     scores = fit_joint_bayes(x, codes).scores(x, Pairs(np.array([0, 0]), np.array([1, 10]), np.array([True, False])))
     assert np.isfinite(scores).all() and scores[0] > 0 > scores[1]
 

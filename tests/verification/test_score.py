@@ -1,6 +1,7 @@
 """Scores equal plain loops and scikit-learn's; a task is scored, with its metrics and tables."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from carvision.verification import pairs as pairs_module
 from carvision.verification.metrics import accuracy, best_threshold
 from carvision.verification.pairs import Pairs, VerificationTask, generate_pairs
 from carvision.verification.run import accuracy_table, curve_tables, scores_frame
-from carvision.verification.score import C_OF_ALL, ScoredPairs, cosine, fit_linear_svm, l2, score
+from carvision.verification.score import C_OF_ALL, cosine, fit_linear_svm, l2, score
 
 
 def made(num=30, num_pairs=100, dims=6, seed=0) -> tuple[np.ndarray, np.ndarray, Pairs]:
@@ -80,8 +81,8 @@ def test_scores_are_those_of_the_photos_in_any_order_of_embeddings():
     scored, train = score(task, embeddings, list(METHODS))
     threshold = best_threshold(l2(values, task.train), task.train.same)
     for name, pairs in task.tests.items():
-        assert (scored[name].first == [f"{i}.jpg" for i in pairs.first]).all()
-        assert (scored[name].second == [f"{i}.jpg" for i in pairs.second]).all()
+        for found, wanted in ((scored[name].first, pairs.first), (scored[name].second, pairs.second)):
+            assert (found == [f"{i}.jpg" for i in wanted]).all()
         assert (scored[name].same == pairs.same).all()
         np.testing.assert_allclose(scored[name].scores["l2"], l2(values, pairs), rtol=1e-6)
         assert list(scored[name].metrics) == list(METHODS)
@@ -98,14 +99,11 @@ def test_pairs_with_unreadable_photos_are_left_out_and_counted(caplog):
     keep[[int(task.tests["one"].first[0]), int(task.train.second[3])]] = False
     embeddings = Embeddings(values[keep], task.table.select(keep))
     scored, train = score(task, embeddings, list(METHODS))
-    left = {
-        name: (keep[pairs.first] & keep[pairs.second]).sum()
-        for name, pairs in {**task.tests, "training": task.train}.items()
-    }
-    assert len(scored["one"].same) == left["one"] < 100
-    assert train == {"photos": 119, "classes": 6, "pairs": left["training"]}
-    assert f"{100 - left['one']} of 100 one pairs are left out" in caplog.text
-    assert f"{200 - left['training']} of 200 training pairs are left out" in caplog.text
+    tested, learned = ((keep[pairs.first] & keep[pairs.second]).sum() for pairs in (task.tests["one"], task.train))
+    assert len(scored["one"].same) == tested < 100
+    assert train == {"photos": 119, "classes": 6, "pairs": learned}
+    assert f"{100 - tested} of 100 one pairs are left out" in caplog.text
+    assert f"{200 - learned} of 200 training pairs are left out" in caplog.text
     keep[~task.learned] = False
     with pytest.raises(InputError, match="no one pair is left"):
         score(task, Embeddings(values[keep], task.table.select(keep)), ["cosine"])
@@ -114,33 +112,19 @@ def test_pairs_with_unreadable_photos_are_left_out_and_counted(caplog):
         score(task, Embeddings(values, task.table), ["cosine"])
 
 
-@pytest.fixture
-def scored() -> dict[str, ScoredPairs]:
-    """Pairs of both kinds, and same ones alone, which have no ROC."""
+def test_tables_hold_the_metrics():
     task, values = made_task()
     pairs = task.tests["one"]
-    tests = {
-        "all $a_b$": pairs,
-        "same alone": Pairs(pairs.first[pairs.same], pairs.second[pairs.same], np.ones(50, bool)),
-    }
-    task = VerificationTask(task.table, "class", tests, {}, task.learned, task.train)
-    return score(task, Embeddings(values, task.table), ["cosine", "joint_bayes"])[0]
-
-
-def test_tables_hold_the_metrics(scored):
+    alone = Pairs(pairs.first[pairs.same], pairs.second[pairs.same], np.ones(50, bool))  # which have no ROC
+    task = replace(task, tests={"all $a_b$": pairs, "same alone": alone})
+    scored = score(task, Embeddings(values, task.table), ["cosine", "joint_bayes"])[0]
     frame = scores_frame(scored).set_index(["difficulty", "method"])
     sheet = accuracy_table(scored)
-    assert sheet.header == ["method", "all $a_b$", "same alone"]
-    assert [row[0] for row in sheet.rows] == ["cosine", "Joint Bayesian"]
-    for row, marks, method in zip(sheet.rows, sheet.marks, ("cosine", "joint_bayes"), strict=True):
-        for cell, mark, name in zip(row[1:], marks[1:], scored, strict=True):
-            column = frame.xs(name)["accuracy"].round(4)
-            assert cell == f"{100 * frame.loc[(name, method), 'accuracy']:.2f}"
-            assert (mark == "best") == (column[method] == column.max())
+    assert sheet.header == ["method", *scored] and [row[0] for row in sheet.rows] == ["cosine", "Joint Bayesian"]
+    whole = frame.xs("all $a_b$")
+    assert [row[1] for row in sheet.rows] == [f"{100 * value:.2f}" for value in whole["accuracy"]]
     all_pairs, same_alone = curve_tables(scored)
-    assert [row[1] for row in all_pairs.rows] == [f"{value:.4f}" for value in frame.xs("all $a_b$")["auc"]]
-    eers = frame.xs("all $a_b$")["eer"].round(4)
+    assert [row[1] for row in all_pairs.rows] == [f"{value:.4f}" for value in whole["auc"]]
+    eers = whole["eer"].round(4)
     assert [row[2] == "best" for row in all_pairs.marks] == (eers == eers.min()).tolist()  # the least
     assert {cell for row in same_alone.rows for cell in row[1:]} == {"–"}
-    assert not any(cell for row in same_alone.marks for cell in row)
-    assert all_pairs.notes[0] == "FAR 1 % needs 100 different pairs to measure; here are 50."

@@ -56,10 +56,9 @@ def test_the_lists_of_the_data_set_are_verified(verified, demo_photos):
         assert (pairs["same"] == listed[2]).all()
         for _, row in rows.iterrows():
             assert row["auc"] == pytest.approx(roc_auc_score(listed[2], pairs[row["method"]]), abs=1e-3)
-            written = about["difficulties"][difficulty]["figures"][row["method"]]  # None for NaN
-            assert [np.nan if value is None else value for value in written.values()] == pytest.approx(
-                row[list(written)].tolist(), nan_ok=True
-            )
+            figures = about["difficulties"][difficulty]["figures"][row["method"]]
+            written = pd.Series(figures, dtype=float)  # None for NaN
+            assert written.tolist() == pytest.approx(row[list(written.index)].tolist(), nan_ok=True)
             right = (pairs[row["method"]] >= row["threshold"]) == listed[2]
             assert right.mean() == pytest.approx(row["accuracy"], abs=0.01)
     assert np.asarray(Image.open(verified / "roc.png")).std() > 5
@@ -71,8 +70,7 @@ def test_pairs_are_drawn_from_the_split_by_the_seed(run, tmp_path):
     about = verify_in(tmp_path / "test", run, *drawn)
     verify_in(tmp_path / "again", run, *drawn)
     verify_in(tmp_path / "seed", run, *drawn, "--seed", "1")
-    assert list(about["difficulties"]) == ["easy", "medium", "hard"] and about["lists"] == {}
-    assert list(about["difficulties"]["easy"]["figures"]) == ["cosine", "svm"]
+    assert about["lists"] == {} and list(about["difficulties"]["easy"]["figures"]) == ["cosine", "svm"]
     for difficulty in ("easy", "medium", "hard"):
         texts = [(tmp_path / name / f"pairs_{difficulty}.csv").read_bytes() for name in ("test", "again", "seed")]
         assert texts[0] == texts[1] != texts[2]
@@ -80,10 +78,8 @@ def test_pairs_are_drawn_from_the_split_by_the_seed(run, tmp_path):
         one, other = (splits.loc[pairs[path]].reset_index() for path in ("path1", "path2"))
         assert (one["split"] == "test").all() and (other["split"] == "test").all()
         assert ((one["model"] == other["model"]) == pairs["same"]).all()
-        if difficulty == "easy":
-            assert (one["viewpoint"] == other["viewpoint"]).all()
-        if difficulty == "hard":
-            assert (one["make"] == other["make"]).all()
+        alike = {"easy": "viewpoint", "medium": "split", "hard": "make"}[difficulty]
+        assert (one[alike] == other[alike]).all()
 
 
 def test_tested_training_photos_are_reported_and_not_learned_from(run, tmp_path):
@@ -137,14 +133,10 @@ def test_wrong_values_end_in_one_line_and_leave_nothing(run, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     for arguments, message in (
         (["--label", "mdel"], "--label: 'mdel' is no label of demo with classes; nearest: model, make; those are make"),
-        (["--label", "speed"], "--label: 'speed' is no label of demo with classes"),
         (["--pairs", "list.txt"], "list.txt does not exist"),
         (["--pairs", "list.txt", "other/list.csv"], "--pairs: two of list.txt other/list.csv have the same name"),
         (["--pairs", "list.txt", "--split", "test"], "--split: test chooses the photos of drawn pairs"),
-        (
-            ["--train-split", "val"],
-            "--train-split: val, and the lists of pairs of demo come with training photos alone",
-        ),
+        (["--train-split", "val"], "--train-split: val, and the lists of pairs of demo come with training photos"),
         (["--out", str(run)], "exists already"),
     ):
         with pytest.raises(SystemExit) as ended:
@@ -152,12 +144,6 @@ def test_wrong_values_end_in_one_line_and_leave_nothing(run, tmp_path, monkeypat
         assert ended.value.code.startswith("error: ") and message in ended.value.code, ended.value.code
         assert "\n" not in ended.value.code
     assert list(tmp_path.iterdir()) == []
-    for arguments, message in (
-        (["--split", "tests"], "invalid choice: 'tests'"),
-        (["--num-pairs", "1"], "--num-pairs: 1 is not a whole number from 2"),
-        (["--seed", "-1"], "--seed: -1 is not a whole number from 0"),
-        (["--methods", "l3"], "invalid choice: 'l3'"),
-    ):
-        with pytest.raises(SystemExit) as ended:
-            options_of([str(run), *arguments])
-        assert ended.value.code == 2 and message in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        options_of([str(run), "--num-pairs", "1"])
+    assert ended.value.code == 2 and "--num-pairs: 1 is not a whole number from 2" in capsys.readouterr().err

@@ -34,17 +34,13 @@ def write_photos(folder: Path, num: int = NUM) -> Table:
     (folder / paths[2]).write_bytes((folder / paths[1]).read_bytes())
     model = np.arange(num, dtype=np.int32) % 3
     model[3::10] = -1
-    rows = pd.DataFrame(
-        {
-            "path": paths,
-            "model": model,
-            "make": np.where(model == 2, 1, np.where(model < 0, -1, 0)).astype(np.int32),
-            "speed": np.where(np.arange(num) % 4, np.arange(num), np.nan).astype(np.float32),
-            "split": ["", "train", "train", "test"] * (num // 4),
-            "group": [f"car {i // 2}" for i in range(num)],
-            **{name: np.float32(value) for name, value in zip(BOX, (4, 6, 30, 24), strict=True)},
-        }
-    )
+    rows = pd.DataFrame({
+        "path": paths, "model": model,
+        "make": np.where(model == 2, 1, np.where(model < 0, -1, 0)).astype(np.int32),
+        "speed": np.where(np.arange(num) % 4, np.arange(num), np.nan).astype(np.float32),
+        "split": ["", "train", "train", "test"] * (num // 4), "group": [f"car {i // 2}" for i in range(num)],
+        **dict(zip(BOX, np.float32([4, 6, 30, 24]), strict=True)),
+    })  # fmt: skip
     rows.loc[5, BOX] = np.nan
     labels = {
         "model": Classes(("7", "8", "9"), ("a", "b", "a"), "make", (0, 0, 1)),
@@ -54,9 +50,7 @@ def write_photos(folder: Path, num: int = NUM) -> Table:
     return Table("some", folder, rows, labels, "model", heads=("model", "make"))
 
 
-def form(
-    photos: str = "original", short_side_px: int = 16, of_box: bool = False, on_bad_image: str = "error"
-) -> PackOptions:
+def form(photos="original", short_side_px: int = 16, of_box: bool = False, on_bad_image="error") -> PackOptions:
     return PackOptions(photos, short_side_px, 90, of_box, on_bad_image)
 
 
@@ -66,6 +60,13 @@ def pack_small(table: Table, folder: Path, how: PackOptions | None = None, num_w
 
 def photos_of(table: Table, crop_to_box: bool = False) -> PhotoDataset:
     return PhotoDataset(table, Preprocessing(8, (0.5,) * 3, (0.5,) * 3), crop_to_box, (0.3, 1.0), (0.5, 2.0), 4, seed=3)
+
+
+def damage(file: Path, at: int) -> None:
+    """Flip a bit of the byte at this offset."""
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(content)
 
 
 def change_index(folder: Path, **changes) -> None:

@@ -1,9 +1,7 @@
 import shutil
-from pathlib import Path
 
 import pytest
 
-from carvision.data.readers import walk
 from carvision.data.readers.folder import read_folder
 from carvision.errors import InputError
 from tests.data.layouts import real_data, write_class_folders, write_photo
@@ -37,25 +35,15 @@ def test_without_split_folders_photos_are_found_by_extension_in_any_case_and_dep
     assert "3 files are no photos" in caplog.text and ".txt: 2, .mov: 1" in caplog.text
 
 
-@pytest.mark.parametrize("relative", [False, True])
-def test_links_within_the_data_never_give_a_photo_another_class(tmp_path, caplog, monkeypatch, relative):
-    write_class_folders(tmp_path, {"ash": 2, "oak": 1})
-    (tmp_path / "ash" / "all").symlink_to("..")
-    (tmp_path / "elm").symlink_to("oak")
-    monkeypatch.chdir(tmp_path)
-    root = "." if relative else tmp_path
-    table = read_folder(root)
-    assert table.rows["path"].tolist() == ["ash/0.jpg", "ash/1.jpg", "oak/0.jpg"]
-    assert table.labels["class"].ids == ("ash", "oak")
-    assert f"2 links lead to folders that are read elsewhere (first: {root}/ash/all, which is {root}" in caplog.text
-
-
-def test_class_folders_that_are_links(tmp_path):
+def test_class_folders_that_are_links(tmp_path, caplog):
     root = tmp_path / "root"
     write_class_folders(tmp_path / "elsewhere", {"oak": 2})
     write_class_folders(root, {"ash": 1})
     (root / "oak").symlink_to(tmp_path / "elsewhere" / "oak")
+    (root / "ash" / "all").symlink_to("..")  # a link within the data never gives a photo another class
+    (root / "beech").symlink_to("ash")
     assert read_folder(root).rows["path"].tolist() == ["ash/0.jpg", "oak/0.jpg", "oak/1.jpg"]
+    assert f"2 links lead to folders that are read elsewhere (first: {root}/ash/all, which is {root}" in caplog.text
     (root / "elm").symlink_to(tmp_path / "elsewhere" / "oak")
     with pytest.raises(InputError, match=r"root/oak and .*root/elm are links to the same folder \(.*elsewhere/oak\)"):
         read_folder(root)
@@ -71,12 +59,11 @@ def test_splits_made_of_links_to_folders_that_are_no_split(tmp_path):
     write_class_folders(tmp_path, {"all/oak": 2, "all/ash": 1, "train/elm": 1})
     (tmp_path / "train" / "oak").symlink_to("../all/oak")
     (tmp_path / "val").symlink_to("train")
-    rows = read_folder(tmp_path).rows
-    assert rows["path"].tolist() == ["train/elm/0.jpg", "train/oak/0.jpg", "train/oak/1.jpg"]
-    assert set(rows["split"]) == {"train"}
+    splits = read_folder(tmp_path).rows.set_index("path")["split"]
+    assert splits.to_dict() == dict.fromkeys(["train/elm/0.jpg", "train/oak/0.jpg", "train/oak/1.jpg"], "train")
 
 
-@pytest.mark.parametrize("name", ["train", "Test", "val"])
+@pytest.mark.parametrize("name", ["train", "Test"])
 def test_a_class_may_have_the_name_of_a_split(tmp_path, name):
     write_class_folders(tmp_path / "empty", {"bus": 1, "car": 2, name: 0})
     with pytest.raises(InputError, match=rf"1 class folders .* hold no photos, .*links \(first: {name}\)"):
@@ -84,24 +71,17 @@ def test_a_class_may_have_the_name_of_a_split(tmp_path, name):
     shutil.rmtree(tmp_path / "empty")
     write_class_folders(tmp_path, {"bus": 1, "car": 2, name: 2})
     table = read_folder(tmp_path)
-    assert set(table.labels["class"].ids) == {"bus", "car", name} and len(table) == 5
-    assert set(table.rows["split"]) == {""}
+    assert set(table.labels["class"].ids) == {"bus", "car", name} and table.rows["split"].tolist() == [""] * 5
 
 
-@pytest.mark.parametrize(
-    ("counts", "message"),
-    [
-        ({"bus": 1, "car": 1, "train": 1, "train/steam": 1}, "train in .* holds folders with photos, as a split does"),
-        ({"bus": 1, "car": 1, "train/steam": 1, "train/diesel": 1}, "stands beside bus, car, with photos directly"),
-        ({"train": 3, "val": 2}, "train in .* holds photos without a class folder"),
-        ({"bus": 1, "test/bus": 1}, "has test but no folder train"),
-        ({"val/oak": 1, "test/oak": 1}, "has test, val but no folder train"),
-    ],
-)
-def test_ambiguous_layouts_are_errors(tmp_path, counts, message):
-    write_class_folders(tmp_path, counts)
-    with pytest.raises(InputError, match=rf"^data\.root: .*{message}"):
-        read_folder(tmp_path)
+def test_ambiguous_layouts_are_errors(tmp_path):
+    for i, counts, message in (
+        (1, {"bus": 1, "train": 1, "train/steam": 1}, "train in .* holds folders with photos, as a split does"),
+        (2, {"train": 3, "val": 2}, "train in .* holds photos without a class folder"),
+        (3, {"bus": 1, "test/bus": 1}, "has test but no folder train"),
+    ):
+        with pytest.raises(InputError, match=rf"^data\.root: .*{message}"):
+            read_folder(write_class_folders(tmp_path / str(i), counts))
 
 
 def test_photos_and_folders_beside_the_class_folders_are_left_out_with_a_warning(tmp_path, caplog):
@@ -126,15 +106,6 @@ def test_class_folders_without_photos_and_classes_that_train_lacks(tmp_path, cap
     assert "their 2 photos are left out" in caplog.text
 
 
-def test_a_class_with_only_heic_photos_names_the_missing_extra(tmp_path, monkeypatch):
-    plain = tuple(extension for extension in walk.PHOTO_EXTENSIONS if extension not in walk.HEIC_EXTENSIONS)
-    monkeypatch.setattr(walk, "PHOTO_EXTENSIONS", plain)
-    write_class_folders(tmp_path, {"ash": 1, "oak": 0})
-    (tmp_path / "oak" / "IMG_1.HEIC").touch()
-    with pytest.raises(InputError, match=r"first: oak\); left out: 1 HEIC photos .* need the extra heic"):
-        read_folder(tmp_path)
-
-
 def test_class_folders_in_either_unicode_form_are_one_class(tmp_path):
     composed, decomposed = "Ros\u00e9", "Rose\u0301"
     write_class_folders(tmp_path, {f"train/{decomposed}": 2, f"val/{composed}": 1, "train/ash": 1})
@@ -144,15 +115,6 @@ def test_class_folders_in_either_unicode_form_are_one_class(tmp_path):
         assert table.only_classes([value]).rows["path"].str.contains("/Ros").all()
     write_class_folders(tmp_path / "alone", {decomposed: 2, "ash": 1})
     assert read_folder(tmp_path / "alone").labels["class"].names == (decomposed, "ash")  # shown as it is on disk
-
-
-def test_names_that_are_not_utf8(tmp_path):
-    write_class_folders(tmp_path, {"Bl\udcfcte": 2, "ash": 1})
-    write_photo(tmp_path / "ash" / "K\udce4fer.jpg")
-    table = read_folder(tmp_path)
-    assert table.rows["path"].tolist() == ["Bl\\xfcte/0.jpg", "Bl\\xfcte/1.jpg", "ash/0.jpg", "ash/K\\xe4fer.jpg"]
-    assert table.labels["class"].names == ("Bl\\xfcte", "ash")
-    assert all(Path(table.photo(row)).is_file() for row in range(4))
 
 
 def test_real_ten_classes():

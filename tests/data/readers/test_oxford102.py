@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import scipy.io
 
@@ -17,22 +16,17 @@ def test_the_original_layout_and_lists_that_do_not_fit_the_labels(tmp_path):
     assert table.rows["path"].tolist() == [f"jpg/image_{number:05d}.jpg" for number in range(1, 11)]
     assert table.rows["split"].tolist() == ["test"] * 4 + ["train"] * 3 + ["val"] * 3
     assert table.rows["class"].tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
-    ids = {"trnid": np.array([[11]]), "valid": np.array([[1]]), "tstid": np.array([[2]])}
-    scipy.io.savemat(tmp_path / "setid.mat", ids)
+    scipy.io.savemat(tmp_path / "setid.mat", {"trnid": [[11]], "valid": [[1]], "tstid": [[2]]})
     with pytest.raises(InputError, match=r"setid.mat: photo 11 is beyond the 10"):
-        read_oxford102(tmp_path, known=None)
-    (tmp_path / "setid.mat").unlink()
-    with pytest.raises(InputError, match=r"setid.mat does not exist"):
         read_oxford102(tmp_path, known=None)
 
 
 def test_the_folder_layout_with_names_of_its_own_and_a_class_beyond_the_102(tmp_path):
     layouts.write_oxford102_folders(tmp_path, {"2": "second", "102": "last", "1": "first"})
     assert read_oxford102(tmp_path, known=None).labels["class"].names == ("first", "second", "last")
-    for wrong in ("[1, 2]", "{"):
-        (tmp_path / "cat_to_name.json").write_text(wrong)
-        with pytest.raises(InputError, match=r"cat_to_name.json is not a JSON object"):
-            read_oxford102(tmp_path, known=None)
+    (tmp_path / "cat_to_name.json").write_text("[1, 2]")
+    with pytest.raises(InputError, match=r"cat_to_name.json is not a JSON object"):
+        read_oxford102(tmp_path, known=None)
     (tmp_path / "cat_to_name.json").unlink()
     layouts.write_photo(tmp_path / "train" / "rose" / "x.jpg")
     with pytest.raises(InputError, match=r"class 'rose' .*is not one of 1 to 102"):
