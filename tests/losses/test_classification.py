@@ -7,13 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
-from timm.loss import BinaryCrossEntropy
-from torchvision.ops import sigmoid_focal_loss
 
 from carvision.config.compose import compose_alone, plain_config
 from carvision.config.schema import check_values
 from carvision.data.table import UNKNOWN
-from carvision.errors import InputError
 from carvision.losses.classification import (
     balanced_class_weights,
     binary_cross_entropy,
@@ -123,22 +120,6 @@ def test_every_loss_is_its_formula(loss, naive, values):
         np.testing.assert_allclose(found, expected, rtol=0.02 if values[0] else 0.1)
 
 
-def test_losses_of_other_libraries():
-    logits, targets = batch()
-    known = targets != UNKNOWN
-    for smoothing in (0.0, 0.1):
-        mean = weighted_mean(cross_entropy(logits, targets, smoothing), known.double())
-        expected = F.cross_entropy(logits, targets, ignore_index=UNKNOWN, label_smoothing=smoothing)
-        torch.testing.assert_close(mean, expected)
-    class_weights = torch.tensor([0.5, 3.0, 0.0, 1.0, 7.0], dtype=torch.float64)
-    mean = weighted_mean(cross_entropy(logits, targets), class_weights[targets.clamp(min=0)] * known)
-    torch.testing.assert_close(mean, F.cross_entropy(logits, targets, weight=class_weights, ignore_index=UNKNOWN))
-    mean = weighted_mean(binary_cross_entropy(logits, targets, label_smoothing=0.1), known.double())
-    torch.testing.assert_close(mean, BinaryCrossEntropy(smoothing=0.1)(logits[known], targets[known]))
-    expected = sigmoid_focal_loss(logits[known], F.one_hot(targets[known], 5).double(), alpha=0.25, gamma=2.0).sum(1)
-    torch.testing.assert_close(sigmoid_focal(logits, targets, 2.0, 0.25)[known], expected)
-
-
 @every_class_loss
 def test_gradients_are_those_of_the_values(loss, values):
     logits, targets = batch(scale=1.0)
@@ -198,14 +179,8 @@ def test_r0_focal_gives_the_numbers_of_tensorflow_addons_documentation():
     np.testing.assert_allclose(binary_of_softmax_focal(logits, torch.tensor([0, 0])).numpy(), expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("num_classes", [163, 1716])
-def test_r0_focal_at_its_size(num_classes):
-    """163 makes and 1,716 models in float32 and bfloat16 against float64; at an even guess, in closed form."""
-    q = 1 / num_classes
-    even = 0.25 * (1 - q) ** 2 * -math.log(q) + 0.75 * (num_classes - 1) * q**2 * -math.log(1 - q)
-    found = binary_of_softmax_focal(torch.zeros(1, num_classes), torch.tensor([7])).item()
-    assert found == pytest.approx(even, rel=1e-4)
-    logits = 4 * torch.randn(50, num_classes, generator=torch.Generator().manual_seed(0))
+def test_r0_focal_of_1716_classes_in_float32_and_bfloat16():
+    logits = 4 * torch.randn(50, 1716, generator=torch.Generator().manual_seed(0))
     targets = torch.arange(50)
     for dtype in (torch.float32, torch.bfloat16):
         given = logits.to(dtype, copy=True).requires_grad_()
@@ -253,41 +228,20 @@ def test_class_weights_are_scikit_learns_or_their_formula():
 
 
 @pytest.mark.parametrize(
-    ("preset", "loss", "values"),
+    ("preset", "overrides", "loss", "values"),
     [
-        ("cross_entropy", cross_entropy, {}),
-        ("binary_cross_entropy", binary_cross_entropy, {}),
-        ("focal", softmax_focal, {}),
-        ("focal_sigmoid", sigmoid_focal, {"gamma": 2.0, "alpha": 0.25}),
-        ("r0_focal", binary_of_softmax_focal, {"gamma": 2.0, "alpha": 0.25}),
+        ("cross_entropy", {"label_smoothing": 0.3}, cross_entropy, {"label_smoothing": 0.3}),
+        ("binary_cross_entropy", {}, binary_cross_entropy, {}),
+        ("focal", {}, softmax_focal, {}),
+        ("focal", {"gamma": 1.0, "alpha": 0.25, "label_smoothing": 0.3}, softmax_focal, None),
+        ("focal_sigmoid", {}, sigmoid_focal, {"gamma": 2.0, "alpha": 0.25}),
+        ("r0_focal", {}, binary_of_softmax_focal, {"gamma": 2.0, "alpha": 0.25}),
+        ("r0_focal", {"gamma": 3.0, "alpha": None}, binary_of_softmax_focal, None),
     ],
 )
-def test_the_presets_of_conf(preset, loss, values):
-    keys = plain_config(compose_alone("train", [f"loss={preset}"]))["loss"]
+def test_presets_and_their_keys_choose_the_loss(preset, overrides, loss, values):
+    values = overrides if values is None else values
+    keys = plain_config(compose_alone("train", [f"loss={preset}"]))["loss"] | overrides
     check_values({"loss": keys})
     assert (keys.pop("class_weights"), keys.pop("head_weights")) == ("none", None)
     torch.testing.assert_close(create_loss(**keys)(*batch()), loss(*batch(), **values), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("keys", "loss", "values"),
-    [
-        ({"name": "cross_entropy", "label_smoothing": 0.3}, cross_entropy, {"label_smoothing": 0.3}),
-        ({"gamma": 3.0, "alpha": 0.25}, softmax_focal, {"gamma": 3.0, "alpha": 0.25}),
-        ({"form": "binary_of_softmax"}, binary_of_softmax_focal, {"alpha": None}),
-        ({"gamma": 1.0, "label_smoothing": 0.3}, softmax_focal, {"gamma": 1.0, "label_smoothing": 0.3}),
-        ({"form": "sigmoid", "gamma": 3.0}, sigmoid_focal, {"gamma": 3.0}),
-        ({"form": "sigmoid", "alpha": 0.25}, sigmoid_focal, {"gamma": 2.0, "alpha": 0.25}),
-    ],
-)
-def test_the_keys_of_conf_choose_the_loss(keys, loss, values):
-    keys = keys if "name" in keys else {"name": "focal", "gamma": 2.0, "alpha": None} | keys
-    torch.testing.assert_close(create_loss(**keys)(*batch()), loss(*batch(), **values), rtol=0, atol=0)
-
-
-def test_head_weights_of_the_configuration():
-    for head_weights in (None, {"make": 0.5}, "learned"):
-        check_values({"loss": {"head_weights": head_weights}})
-    for head_weights in ("fixed", {"make": -1}, {"make": "learned"}):
-        with pytest.raises(InputError, match=r"loss\.head_weights: .* is not a mapping.* or the word learned"):
-            check_values({"loss": {"head_weights": head_weights}})

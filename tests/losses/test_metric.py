@@ -84,19 +84,6 @@ def test_triplet_semi_hard_equals_loops(embeddings, margin):
     assert float(triplet(embeddings, TARGETS, ALL, margin)) == pytest.approx(mean(expected))
 
 
-def test_every_semi_hard_negative_is_one_for_pytorch_metric_learning_too(embeddings):
-    """Its miner returns all of them, of which we take the nearest; where it has none, the loss has no slope for the
-    pair, or falls back on the farthest."""
-    x, margin = normalize(embeddings, dim=1), 0.7
-    mined = list(zip(*miners.TripletMarginMiner(margin, "semihard")(embeddings, TARGETS), strict=True))
-    pairs = {(int(a), int(p)) for a, p, _ in mined}
-    assert pairs
-    for a, p in pairs:
-        nearest = min(distance(x, a, int(n)) for i, j, n in mined if (i, j) == (a, p))
-        farther = min(d for d in (distance(x, a, k) for k in other(a)) if d > distance(x, a, p))
-        assert nearest == pytest.approx(farther)
-
-
 @pytest.mark.parametrize("unit_length", [True, False])
 @pytest.mark.parametrize("margin", [0.1, 3.0])
 def test_coupled_clusters_equals_loops(embeddings, margin, unit_length):

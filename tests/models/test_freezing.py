@@ -7,7 +7,7 @@ from torch import nn
 
 from carvision.errors import InputError
 from carvision.models.classifier import Classifier, Head
-from carvision.models.freezing import frozen_parameters, wholly_frozen
+from carvision.models.freezing import frozen_parameters
 from carvision.models.parts import Layers
 
 
@@ -52,23 +52,10 @@ def test_frozen_parameters(train_layers, num_frozen):
 
 
 @pytest.mark.parametrize(
-    ("train_layers", "modules"), [(1, ["stem", "norm", "blocks"]), (2, ["stem", "norm", "blocks.0", "blocks.1.fc"])]
-)
-def test_wholly_frozen_are_the_largest_modules(train_layers, modules):
-    small = Small()
-    found = wholly_frozen(small, frozen_parameters(small, train_layers))
-    names = {id(module): name for name, module in small.named_modules()}
-    assert [names[id(module)] for module in found] == modules
-    assert wholly_frozen(small, frozen_parameters(small, "none")) == [small]
-    assert wholly_frozen(small, []) == []
-
-
-@pytest.mark.parametrize(
     ("train_layers", "message"),
     [
         (7, "7 is more than the 6 layers"),
         ("from:block.1", r"no module 'block\.1'; nearest: blocks\.1.*stem, norm, blocks, last"),
-        ("from:", "no module ''"),
     ],
 )
 def test_wrong_values_are_one_line(train_layers, message):

@@ -31,8 +31,6 @@ LEFT_OUT = {  # small networks, and what they have after the feature map
     "test_convnext": ("head",),  # a norm
     "test_mambaout": ("head",),  # channels last
     "mobilenetv3_small_050": ("conv_head",),
-    "test_efficientnet": (),
-    "swin_tiny_patch4_window7_224": (),
 }
 
 
@@ -59,12 +57,11 @@ def unused_parameters(model: Classifier) -> list[str]:
 @pytest.mark.parametrize("backbone", LEFT_OUT)
 def test_layers_after_the_feature_map_are_left_out_with_a_pool_and_used_without(backbone):
     neck = Neck(("spatial_dropout", "attention", "se"))
-    small = {"depths": (1,) * 4, "embed_dim": 24, "num_heads": (1, 2, 4, 8)} if "swin" in backbone else {}
-    with_pool = create(backbone, pool="gem", neck=neck, backbone_kwargs=small)
+    with_pool = create(backbone, pool="gem", neck=neck)
     assert with_pool.backbone.left_out == LEFT_OUT[backbone] and unused_parameters(with_pool) == []
-    own_pool = create(backbone, neck=neck, backbone_kwargs=small)
+    own_pool = create(backbone, neck=neck)
     assert not hasattr(own_pool.backbone, "left_out") and unused_parameters(own_pool) == []
-    whole = timm.create_model(backbone, num_classes=0, **({"img_size": 64, **small} if small else {}))
+    whole = timm.create_model(backbone, num_classes=0)
     assert own_pool.backbone.state_dict().keys() == whole.state_dict().keys()
 
 
@@ -248,10 +245,8 @@ def test_penalties_are_keras_formulas_with_one_number_for_each_layer():
     x = torch.randn(7, 8, dtype=torch.float64)
     assert dense(x)[1].item() == pytest.approx(naive_penalty(dense, x, 7))
     assert Layers(**asdict(layers)) == layers
-    numbers = Layers((3, 2), dropout=0.5, l2=0.1, activity_l1=0.2)
-    repeated = Layers((3, 2), dropout=(0.5, 0.5), l2=(0.1, 0.1), activity_l1=(0.2, 0.2))
-    assert str(Dense(4, numbers)) == str(Dense(4, repeated))
-    assert Dense(4, numbers).penalties == Dense(4, repeated).penalties == [(0.1, 0.2)] * 2
+    numbers = Dense(4, Layers((3, 2), dropout=0.5, l2=0.1, activity_l1=0.2))
+    assert [block[-1].p for block in numbers.blocks] == [0.5] * 2 and numbers.penalties == [(0.1, 0.2)] * 2
 
 
 def test_activities_are_averaged_by_shares_or_summed_over_the_photos_of_the_batch():
@@ -276,10 +271,7 @@ def test_activities_are_averaged_by_shares_or_summed_over_the_photos_of_the_batc
     ("values", "message"),
     [
         ({"neck": ["attention", "sse"]}, r"neck: \['attention', 'sse'\] is not a list whose items are each one of"),
-        ({"neck": "se"}, "neck: 'se' is not a list"),
         ({"trunk": {"dropout": [0.1, 1.5]}}, r"trunk\.dropout: .* is not a number from 0 to 1 or a list"),
-        ({"trunk": {"batch_norm": "tf"}}, r"trunk\.batch_norm: 'tf' is not true or false or one of keras"),
-        ({"se_reduction": 0}, r"se_reduction: 0 is not a whole number from 1"),
     ],
 )
 def test_wrong_values_of_the_configuration_are_one_line(values, message):
@@ -289,14 +281,10 @@ def test_wrong_values_of_the_configuration_are_one_line(values, message):
 
 def test_a_list_of_another_length_is_one_line():
     for key in ("dropout", "l2", "activity_l1"):
-        with pytest.raises(InputError) as raised:
+        with pytest.raises(
+            InputError, match=rf"^model.trunk.{key}: \[.* has 3 numbers for the 2 layers of hidden: \[512"
+        ):
             build_layers({"hidden": [512, 256], key: [0.1, 0.2, 0.3]}, "model.trunk")
-        assert str(raised.value) == (
-            f"model.trunk.{key}: [0.1, 0.2, 0.3] has 3 numbers for the 2 layers of hidden: [512, 256]; "
-            "give one number for all, or one for each"
-        )
-        with pytest.raises(InputError, match=f"model.heads.make.{key}: .* 1 numbers for the 0 layers"):
-            build_layers({key: [0.1]}, "model.heads.make")
 
 
 def test_learned_head_weights_scale_the_gradients_of_their_heads():

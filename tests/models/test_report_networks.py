@@ -127,7 +127,6 @@ def differences(name: str, backbone: nn.Module) -> dict[str, int]:
         ("R1 VGG16", "vgg16", 196, 224, "flatten", DENSE, TWICE, 27_859_652, None),
         ("R1 ResNet50", "resnet50", 196, 224, "avg", DENSE, TWICE, 27_892_036, None),
         ("R1 DenseNet121", "densenet121", 196, 224, "flatten", DENSE, ONCE, 33_224_132, 33_140_484),
-        ("R1 ImageNet", "resnet50", 196, 224, "flatten", DENSE, TWICE, 78_223_684, 78_170_564),
         ("R1 EfficientNetB0", "tf_efficientnet_b0", 196, 224, "flatten", DENSE, TWICE, 37_497_671, 37_455_648),
         ("R1 InceptionV3", "inception_v3", 196, 224, "avg", DENSE, ONCE, 24_529_764, 24_495_332),
         ("R3", "mobilenetv2_100", 10, 160, "avg", Layers((64,), dropout=0.2), NO_NECK, 2_340_618, None),
