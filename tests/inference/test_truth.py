@@ -21,10 +21,7 @@ def codes(photo, heads=("model", "make"), from_folders=False):
         ({"make": "7", "model": "2"}, {"make": 1, "model": 1}),
         ({"make": "BMW", "model": "307"}, {"make": 1, "model": 2}),  # the id, before the name of another
         ({"make": "BMW", "model": "X5"}, {"make": 1, "model": 2}),  # of the two of that name, BMW's
-        ({"make": "Mazda", "model": "X5"}, {"make": 2, "model": 3}),
-        ({"make": "Audi", "model": "A4"}, {"make": 0, "model": 0}),
         ({"model": "A4"}, {"make": None, "model": 0}),
-        ({}, {"make": None, "model": None}),
         ({"model": "X5"}, {"make": None, "model": None}),  # two classes of this name
         ({"model": "Z"}, {"make": None, "model": None}),
         ({"make": "Audi", "model": "X5"}, {"make": 0, "model": None}),  # Audi has none of this name
@@ -40,7 +37,6 @@ def test_classes_of_a_list(truth, expected):
     ("path", "truth", "expected"),
     [
         ("data/BMW/X5/2014/a.jpg", {}, {"make": 1, "model": 2}),
-        ("data/7/2/9.jpg", {}, {"make": 1, "model": 1}),
         ("7/2/1/a.jpg", {}, {"make": 1, "model": 1}),  # 1 is a model, but not of BMW: a year or a part
         ("BMW/Audi/a.jpg", {}, {"make": 0, "model": None}),
         ("other/a.jpg", {}, {"make": None, "model": None}),
@@ -69,9 +65,3 @@ def test_with_one_class_against_the_rest_all_others_are_the_rest():
     found = [truths.codes(Photo(path, path))["make"] for path in ("x/BMW/a.jpg", "x/Audi/a.jpg", "x/7/a.jpg")]
     assert found == [0, 1, 0] and not truths.unknown["make"]
     assert truths.codes(Photo("a.jpg", "a.jpg", None, {"make": "Audi"}))["make"] == 1
-
-
-def test_folders_above_the_given_path_count_too(tmp_path, monkeypatch):
-    (tmp_path / "BMW").mkdir()
-    monkeypatch.chdir(tmp_path / "BMW")
-    assert codes(Photo("a.jpg", "a.jpg"), heads=("make",), from_folders=True)[0] == {"make": 1}

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-import sklearn.metrics as sk
 import torch
 
 from carvision.data.table import UNKNOWN
@@ -151,12 +150,3 @@ def test_consistent_means_that_every_child_fits_its_parent():
     metrics = EpochMetrics(outputs, dict.fromkeys(outputs, 1.0), parents, "independent")
     metrics.update(logits, targets, ones, ones, torch.ones(4, dtype=torch.bool), torch.tensor(0.0))
     assert metrics.compute()["joint/consistent"] == 0.25
-
-
-def test_areas_under_the_curve_are_those_of_each_head():
-    batch = epoch(300)
-    found = updated(epoch_metrics(with_auc=True), batch).compute()
-    for name in CLASS_HEADS:
-        known = batch["weights"][name] > 0
-        probs, targets = batch["logits"][name].softmax(1)[known], batch["targets"][name][known]
-        assert found[f"{name}/auc"] == pytest.approx(sk.roc_auc_score(targets, probs, multi_class="ovr"), abs=2e-3)

@@ -8,7 +8,7 @@ import torch
 
 from carvision.errors import InputError
 from carvision.metrics import exact_search
-from carvision.metrics.exact_search import _inner_products, nearest, without_own
+from carvision.metrics.exact_search import _inner_products, nearest
 
 both_distances = pytest.mark.parametrize("distance", ["cosine", "l2"])
 
@@ -62,12 +62,6 @@ def test_the_own_row_is_left_out(monkeypatch, fast, distance, blocks, tmp_path):
     mapped, own = np.load(tmp_path / "gallery.npy", mmap_mode="r"), np.array([150, 3, 77])
     some = nearest(mapped[own], mapped, 5, distance, own=own, blocks=blocks)
     assert (some[1] == found[1][own]).all() and (some[0] == found[0][own]).all()
-
-
-def test_the_last_is_dropped_where_the_own_row_is_not_found():
-    scores, rows = np.arange(6.0).reshape(2, 3), np.array([[4, 1, 2], [7, 8, 9]])
-    scores, rows = without_own(scores, rows, np.array([1, 0]))
-    assert rows.tolist() == [[4, 2], [7, 8]] and scores.tolist() == [[0, 2], [3, 4]]
 
 
 def test_the_rough_pass_is_used_and_leaves_little_to_recompute(monkeypatch):
@@ -159,7 +153,6 @@ def test_bad_input_is_an_error(gallery, k, options, message):
 
 def test_the_limits_of_the_input_and_the_callers_precision():
     gallery = embeddings(20)
-    assert nearest(gallery, gallery, 20)[1].shape == (20, 20)
     assert nearest(gallery, gallery, 19, leave_one_out=True)[1].shape == (20, 19)
     scores, rows = nearest(gallery[:0], gallery, 3)
     assert scores.shape == rows.shape == (0, 3)
