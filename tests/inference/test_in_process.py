@@ -69,19 +69,14 @@ def test_photos_that_cant_be_used_have_their_reason(run, photos, tmp_path, monke
     assert found[1]["make"][0]["prob"] == pytest.approx(alone["make"][0]["prob"], rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("photos", "options", "message"),
-    [
-        ("a.jpg", {}, "is one photo; give a list"),
-        ([IMAGE] * 7, {"boxes": [None]}, "boxes: 1 for 7 photos"),
-        ([IMAGE], {"boxes": [(1, 2)]}, r"boxes: \(1, 2\) is not left, top, right, bottom"),
-        ([IMAGE, None], {}, "photos: number 2 is a NoneType, not a path or a PIL image"),
-        ([np.zeros((9, 9, 3), np.uint8)], {}, "is a ndarray, .*fromarray"),
-        ([IMAGE], {"top": 0}, "top and batch_size: 0 and 32"),
-        ([IMAGE], {"device": "nowhere"}, "--device: 'nowhere'"),
-        ([IMAGE], {"model": torch.nn.Linear(1, 1)}, "a Linear is not a model of carvision.load"),
-    ],
-)
+@pytest.mark.parametrize(("photos", "options", "message"), [
+    ("a.jpg", {}, "is one photo; give a list"), ([IMAGE] * 7, {"boxes": [None]}, "boxes: 1 for 7 photos"),
+    ([IMAGE], {"boxes": [(1, 2)]}, r"boxes: \(1, 2\) is not left, top, right, bottom"),
+    ([IMAGE, None], {}, "photos: number 2 is a NoneType, not a path or a PIL image"),
+    ([np.zeros((9, 9, 3), np.uint8)], {}, "is a ndarray, .*fromarray"),
+    ([IMAGE], {"top": 0}, "top and batch_size: 0 and 32"), ([IMAGE], {"device": "nowhere"}, "--device: 'nowhere'"),
+    ([IMAGE], {"model": torch.nn.Linear(1, 1)}, "a Linear is not a model of carvision.load"),
+])  # fmt: skip
 def test_mistakes_are_named(run, photos, options, message):
     with pytest.raises(InputError, match=message):
         carvision.predict(**{"model": run, "photos": photos} | options)

@@ -93,12 +93,9 @@ def test_the_stored_temperature_and_decoding_are_used(saved):
 
 def test_a_model_file_of_the_first_release_still_opens(saved):
     """It has no weights, temperature or crop_to_box; the last is in its configuration."""
-    file = saved / "model.json"
-    described = json.loads(file.read_text())
-    for later in ("weights", "crop_to_box"):
-        del described[later]
-    described["config"] = {"data": {"crop_to_box": True}}
-    file.write_text(json.dumps(described))
+    described = json.loads((saved / "model.json").read_text())
+    earlier = {key: value for key, value in described.items() if key not in ("weights", "crop_to_box")}
+    (saved / "model.json").write_text(json.dumps(earlier | {"config": {"data": {"crop_to_box": True}}}))
     loaded = carvision.load(saved)
     assert loaded.crop_to_box and loaded.temperature["make"] == 1.0
 

@@ -159,22 +159,6 @@ def test_a_runs_own_list_needs_no_root_and_its_photos_are_recognised(photos, pre
     assert code == 0 and not any(row["error"] for row in read_csv(out))
 
 
-def test_photos_that_cant_be_used_have_their_reason_in_their_row(run, photos, predict, monkeypatch):
-    Path("photos/empty.jpg").touch()
-    Path("photos/torn.jpg").write_bytes(Path(photos[0]).read_bytes()[:300])
-    Path("photos/text.png").write_text("no photo", encoding="utf-8")
-    Image.new("1", (300, 300)).save("photos/bomb.png")
-    monkeypatch.setattr("carvision.data.images.MAX_PIXELS", 50_000)
-    code, out, messages = predict(run, "photos")
-    errors = {Path(row["path"]).name: row["error"] for row in read_csv(out) if row["error"]}
-    assert code == 0 and sorted(errors) == ["bomb.png", "empty.jpg", "text.png", "torn.jpg"]
-    assert "decompression bomb" in errors["bomb.png"] and errors["empty.jpg"] == "the file is empty"
-    assert messages[0] == "4 of 14 photos could not be used; see the column error"
-    code, _, messages = predict(run, "photos/empty.jpg", "--grid", "g.png")
-    assert code == 1 and messages[0] == "1 of 1 photos could not be used; see the column error"
-    assert messages[-1].startswith("error: --grid: no photo could be used")
-
-
 def test_an_interrupted_command_is_resumed(run, photos, predict):
     whole, file = Path("whole.csv"), Path("out.csv")
     options = ("--batch-size", "3", "--true-from-folders")

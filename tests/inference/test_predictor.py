@@ -11,7 +11,7 @@ import carvision
 from carvision.data.images import Preprocessing
 from carvision.errors import InputError
 from carvision.inference import model_file
-from carvision.inference.predictor import CROP, Predictor, choose_device, predict_items, views
+from carvision.inference.predictor import CROP, Predictor, predict_items, views
 from carvision.models.classifier import Classifier, Head
 from tests.inference.tiny import LABELS, write_photos
 
@@ -130,10 +130,3 @@ def test_photos_come_in_order_and_are_read_only_as_needed(models, photos, num_wo
         assert (reason is not None) == (number % 5 == 0) == path.endswith("bad.png")
         assert reason is None or "not a photo" in reason
         assert number % 5 == 0 or path == photos[number % 7]
-
-
-def test_a_device_that_is_not_available_is_refused():
-    assert choose_device("cpu") == torch.device("cpu")
-    for name in ("cuda:99", "toaster"):
-        with pytest.raises(InputError, match=f"--device: '{name}' is not auto, cpu"):
-            choose_device(name)

@@ -1,8 +1,6 @@
 """The summary at the end, and the random photos of the grid."""
 
-from collections import Counter
-
-from carvision.inference.run import ClassSample, ReservoirSample, Tally
+from carvision.inference.run import ClassSample, Tally
 from carvision.inference.sources import Photo
 
 LABELS = ("make", "model")
@@ -46,18 +44,6 @@ def test_brief_rows_that_were_read_back_are_bad_if_all_cells_are_empty():
     ]  # fmt: skip
     unnamed = Tally(("make",), {"make": ["3", "7"]}, {"make": ["", "BMW"]}, brief=True)
     assert not unnamed.is_bad({"make": ""}) and unnamed.is_bad({"make": None})
-
-
-def test_each_row_is_equally_likely_to_be_sampled_and_the_order_kept():
-    counts = Counter()
-    for seed in range(2000):
-        sample = ReservoirSample(3, seed)
-        for i in range(10):
-            sample.add(i)
-        chosen = [i for (i,) in sample.chosen()]
-        assert chosen == sorted(chosen) and len(chosen) == 3
-        counts.update(chosen)
-    assert all(520 < counts[i] < 680 for i in range(10)), counts  # 600 expected, standard deviation 20
 
 
 def test_photos_of_classes_drawn_at_random():

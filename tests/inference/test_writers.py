@@ -146,20 +146,15 @@ def test_foreign_unfinished_files_are_left_alone(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.csv", b"x,y\n1,2\n", "was not written by this command .*give another --out"),
-        ("c.jsonl", b"{\xff}\n", "was not written by this command .*give another --out"),
-        ("e.parquet", b"", "parts are not consecutive.*give another --out"),
-    ],
+    ("name", "content"), [("a.csv", b"x,y\n1,2\n"), ("b.jsonl", b"[1]\n"), ("c.jsonl", b"{\xff}\n"), ("e.parquet", b"")]
 )
-def test_foreign_content_is_refused(tmp_path, name, content, message):
+def test_foreign_content_is_refused(tmp_path, name, content):
     file = tmp_path / name
     opened(file).close()
     part = partial_path(file) / "000000000005.parquet" if file.suffix == ".parquet" else partial_path(file)
     part.write_bytes(content)
     output = opened(file)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=r"(was not written by this command|parts are not consecutive).*give another"):
         list(output.rows())
     output.close()
     assert part.read_bytes() == content

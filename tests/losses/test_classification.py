@@ -12,7 +12,6 @@ from carvision.config.compose import compose_alone, plain_config
 from carvision.config.schema import check_values
 from carvision.data.table import UNKNOWN
 from carvision.losses.classification import (
-    balanced_class_weights,
     binary_cross_entropy,
     binary_of_softmax_focal,
     create_class_weights,
@@ -42,9 +41,9 @@ CLASS_LOSSES = {
 every_class_loss = pytest.mark.parametrize(("loss", "values"), CLASS_LOSSES.values(), ids=CLASS_LOSSES)
 
 
-def batch(scale: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
     logits = torch.randn(len(TARGETS), 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return scale * logits, torch.tensor(TARGETS)
+    return 3 * logits, torch.tensor(TARGETS)
 
 
 def softmax(row: list[float]) -> list[float]:
@@ -121,12 +120,6 @@ def test_every_loss_is_its_formula(loss, naive, values):
 
 
 @every_class_loss
-def test_gradients_are_those_of_the_values(loss, values):
-    logits, targets = batch(scale=1.0)
-    assert torch.autograd.gradcheck(lambda x: loss(x, targets, **values), logits.requires_grad_())
-
-
-@every_class_loss
 def test_unknown_targets_give_no_loss_and_no_gradient(loss, values):
     logits, targets = batch()
     unknown = targets == UNKNOWN
@@ -171,26 +164,6 @@ def test_smoothing_moves_a_share_of_the_target_to_every_class(loss):
     torch.testing.assert_close(loss(logits, targets, label_smoothing=0.1), expected)
 
 
-def test_r0_focal_gives_the_numbers_of_tensorflow_addons_documentation():
-    """Each of one class: the true one with 0.97 and 0.91, another with 0.03; here the two classes of one photo."""
-    right_97, right_91, other_3 = 6.8532745e-06, 1.9097870e-04, 2.0559824e-05
-    logits = torch.tensor([[0.97, 0.03], [0.91, 0.09]]).log()
-    expected = [right_97 + other_3, right_91 * 4]  # 0.09 of the other class: the same, with 0.75 instead of 0.25
-    np.testing.assert_allclose(binary_of_softmax_focal(logits, torch.tensor([0, 0])).numpy(), expected, rtol=1e-4)
-
-
-def test_r0_focal_of_1716_classes_in_float32_and_bfloat16():
-    logits = 4 * torch.randn(50, 1716, generator=torch.Generator().manual_seed(0))
-    targets = torch.arange(50)
-    for dtype in (torch.float32, torch.bfloat16):
-        given = logits.to(dtype, copy=True).requires_grad_()
-        exact = given.detach().double().requires_grad_()
-        values, expected = binary_of_softmax_focal(given, targets), binary_of_softmax_focal(exact, targets)
-        values.sum().backward(), expected.sum().backward()
-        np.testing.assert_allclose(values.detach().numpy(), expected.detach().numpy(), rtol=1e-4)
-        assert (given.grad.double() - exact.grad).abs().max() < (1e-5 if dtype == torch.float32 else 1e-2)
-
-
 def test_smooth_l1_is_hubers_loss_of_the_scaled_error():
     estimates, targets, std = [[250.0], [180.0], [90.0], [0.0]], [240.0, math.nan, 200.0, 0.0], 20.0
     expected = []
@@ -222,23 +195,17 @@ def test_class_weights_are_scikit_learns_or_their_formula():
     raw = [0 if n == 0 else (1 - beta) / (1 - beta**n) for n in counts.tolist()]
     expected = [weight * 4 / sum(raw) for weight in raw]
     assert create_class_weights("effective", counts).tolist() == pytest.approx(expected, rel=1e-5)
-    nearly, balanced = effective_class_weights(counts, beta=1 - 1e-9), balanced_class_weights(counts)
-    torch.testing.assert_close(nearly / nearly[0], balanced / balanced[0], rtol=1e-4, atol=0)
     assert effective_class_weights(counts, beta=0.0).tolist() == [1, 1, 0, 1, 1]
 
 
-@pytest.mark.parametrize(
-    ("preset", "overrides", "loss", "values"),
-    [
-        ("cross_entropy", {"label_smoothing": 0.3}, cross_entropy, {"label_smoothing": 0.3}),
-        ("binary_cross_entropy", {}, binary_cross_entropy, {}),
-        ("focal", {}, softmax_focal, {}),
-        ("focal", {"gamma": 1.0, "alpha": 0.25, "label_smoothing": 0.3}, softmax_focal, None),
-        ("focal_sigmoid", {}, sigmoid_focal, {"gamma": 2.0, "alpha": 0.25}),
-        ("r0_focal", {}, binary_of_softmax_focal, {"gamma": 2.0, "alpha": 0.25}),
-        ("r0_focal", {"gamma": 3.0, "alpha": None}, binary_of_softmax_focal, None),
-    ],
-)
+@pytest.mark.parametrize(("preset", "overrides", "loss", "values"), [
+    ("cross_entropy", {"label_smoothing": 0.3}, cross_entropy, {"label_smoothing": 0.3}),
+    ("binary_cross_entropy", {}, binary_cross_entropy, {}), ("focal", {}, softmax_focal, {}),
+    ("focal", {"gamma": 1.0, "alpha": 0.25, "label_smoothing": 0.3}, softmax_focal, None),
+    ("focal_sigmoid", {}, sigmoid_focal, {"gamma": 2.0, "alpha": 0.25}),
+    ("r0_focal", {}, binary_of_softmax_focal, {"gamma": 2.0, "alpha": 0.25}),
+    ("r0_focal", {"gamma": 3.0, "alpha": None}, binary_of_softmax_focal, None),
+])  # fmt: skip
 def test_presets_and_their_keys_choose_the_loss(preset, overrides, loss, values):
     values = overrides if values is None else values
     keys = plain_config(compose_alone("train", [f"loss={preset}"]))["loss"] | overrides

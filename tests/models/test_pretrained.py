@@ -24,7 +24,7 @@ WAYS_OUT = ("model.weights=<file>", "model.weights=random", "HF_ENDPOINT", "cach
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Serves server.files {path: bytes}, or always server.status; server.drips: it sends its answer byte by byte."""
+    """Serves server.content, or always server.status; server.drips: it sends its answer byte by byte."""
 
     protocol_version = "HTTP/1.1"
 
@@ -36,17 +36,13 @@ class Hub(BaseHTTPRequestHandler):
                     self.wfile.write(bytes([byte]))
                     time.sleep(0.1)
             return
-        content = self.server.files.get(self.path)
-        status = self.server.status if self.server.status != 200 or content else 404
-        self.send_response(status)
-        if status == 200:
-            self.send_header("ETag", '"1"')
-            self.send_header("X-Repo-Commit", "c" * 40)
-        elif self.server.status == 200:
-            self.send_header("X-Error-Code", "EntryNotFound")
-        self.send_header("Content-Length", str(len(content) if status == 200 else 0))
+        content = self.server.content if self.server.status == 200 else b""
+        headers = {"ETag": '"1"', "X-Repo-Commit": "c" * 40} if content else {}
+        self.send_response(self.server.status)
+        for name, value in (headers | {"Content-Length": str(len(content))}).items():
+            self.send_header(name, value)
         self.end_headers()
-        if self.command == "GET" and status == 200:
+        if self.command == "GET" and content:
             self.server.sends.wait()
             self.wfile.write(content)
 
@@ -66,7 +62,7 @@ def weights() -> dict[str, torch.Tensor]:
 def hub(weights):
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         server.daemon_threads = True
-        server.files, server.status, server.asked, server.drips = {FILE: save(weights)}, 200, [], False
+        server.content, server.status, server.asked, server.drips = save(weights), 200, [], False
         server.sends = threading.Event()
         server.sends.set()
         server.url = f"http://127.0.0.1:{server.server_port}"
@@ -140,11 +136,4 @@ def test_a_closed_port_and_an_offline_hub(ask, monkeypatch, caplog):
     assert "refused" in refusal() and not caplog.records
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "offline mode is enabled" in refusal()
-
-
-def test_the_older_file_is_used_if_it_is_the_only_one(hub, ask, weights, tmp_path):
-    torch.save(weights, tmp_path / "weights")
-    hub.files = {FILE.replace("model.safetensors", "pytorch_model.bin"): (tmp_path / "weights").read_bytes()}
-    ask(hub.url)
-    assert_weights(create_backbone("test_resnet", pretrained=True), weights)
     assert "there are no pretrained weights of alexnet; give model.weights=<file>" in refusal("alexnet")

@@ -18,7 +18,7 @@ MAPS = {  # size_px, feature map
 # Keras' totals without the top (include_top=False), as its model summaries print them
 KERAS = {
     "vgg16": 14_714_688, "resnet50": 23_587_712, "densenet121": 7_037_504, "tf_efficientnet_b0": 4_049_571,
-    "inception_v3": 21_802_784, "mobilenetv2_100": 2_257_984,
+    "mobilenetv2_100": 2_257_984,
 }  # fmt: skip
 ONCE = Neck(("spatial_dropout", "attention", "se"))
 TWICE = Neck(("spatial_dropout", "attention", "se", "attention", "se"))
@@ -45,21 +45,8 @@ def test_networks_behave_as_timms(name):
     pooled = network(photos)
     assert pooled.shape == (2, network.num_features)
     torch.testing.assert_close(network.forward_head(network.forward_features(photos)), pooled)
-    network.reset_classifier(7)
-    assert network(photos).shape == (2, 7)
-    torch.testing.assert_close(network.forward_head(network.forward_features(photos), pre_logits=True), pooled)
     network.reset_classifier(7, "catavgmax")
-    assert network.get_classifier().in_features == 2 * network.num_features
-
-
-def test_layers_that_only_some_of_the_networks_have():
-    for rate, count in ((0.2, 5), (0.5, 5), (0.0, 0)):
-        drops = [m.p for m in timm.create_model("alexnet", spatial_drop_rate=rate).modules() if type(m) is nn.Dropout2d]
-        assert drops == [rate] * count
-    assert timm.create_model("alexnet").features[2].p == 0.2
-    layers = timm.create_model("cars196_cnn").features
-    assert [type(layer) for layer in layers] == [nn.Conv2d, nn.LeakyReLU, nn.BatchNorm2d, nn.MaxPool2d] * 5
-    assert layers[1].negative_slope == 0.3
+    assert network(photos).shape == (2, 7) and network.get_classifier().in_features == 2 * network.num_features
 
 
 def test_the_reports_networks_exist_with_weights_where_the_report_has_them():
@@ -88,32 +75,25 @@ def num_statistics(*modules: nn.Module) -> int:
 
 
 def differences(name: str, backbone: nn.Module) -> dict[str, int]:
-    """Count on timm's modules what Keras counts and timm does not (less than 0: the reverse)."""
+    """Count on timm's modules what Keras counts and timm does not."""
     found = {STATISTICS: num_statistics(backbone)}
     if name == "resnet50":  # Keras' convolutions have biases, though a batch norm follows
         convolutions = [module for module in backbone.modules() if isinstance(module, nn.Conv2d)]
         found["biases of convolutions"] = sum(conv.out_channels for conv in convolutions if conv.bias is None)
-    if name.startswith("inception"):  # Keras' batch norms have no scale there
-        norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
-        found["scales of batch norms"] = -sum(norm.num_features for norm in norms)
     if "efficientnet" in name:  # Keras has it within the network
         found[PIXELS] = 3 + 3 + 1
     return found
 
 
-@pytest.mark.parametrize(
-    ("report", "backbone", "num_classes", "size_px", "pool", "trunk", "neck", "total", "trainable"),
-    [
-        ("R1 VGG16", "vgg16", 196, 224, "flatten", DENSE, TWICE, 27_859_652, None),
-        ("R1 ResNet50", "resnet50", 196, 224, "avg", DENSE, TWICE, 27_892_036, None),
-        ("R1 DenseNet121", "densenet121", 196, 224, "flatten", DENSE, ONCE, 33_224_132, 33_140_484),
-        ("R1 EfficientNetB0", "tf_efficientnet_b0", 196, 224, "flatten", DENSE, TWICE, 37_497_671, 37_455_648),
-        ("R1 InceptionV3", "inception_v3", 196, 224, "avg", DENSE, ONCE, 24_529_764, 24_495_332),
-        ("R3", "mobilenetv2_100", 10, 160, "avg", Layers((64,), dropout=0.2), NO_NECK, 2_340_618, None),
-    ],
-)
+@pytest.mark.parametrize(("backbone", "num_classes", "size_px", "pool", "trunk", "neck", "total", "trainable"), [
+    ("vgg16", 196, 224, "flatten", DENSE, TWICE, 27_859_652, None),  # R1
+    ("resnet50", 196, 224, "avg", DENSE, TWICE, 27_892_036, None),
+    ("densenet121", 196, 224, "flatten", DENSE, ONCE, 33_224_132, 33_140_484),
+    ("tf_efficientnet_b0", 196, 224, "flatten", DENSE, TWICE, 37_497_671, 37_455_648),
+    ("mobilenetv2_100", 10, 160, "avg", Layers((64,), dropout=0.2), NO_NECK, 2_340_618, None),  # R3
+])  # fmt: skip
 def test_total_of_a_report_is_keras_base_and_what_stands_on_it(
-    report, backbone, num_classes, size_px, pool, trunk, neck, total, trainable
+    backbone, num_classes, size_px, pool, trunk, neck, total, trainable
 ):
     """Keras trains what timm has as parameters, but for the terms that `differences` names."""
     model = network(backbone, num_classes, size_px, pool, trunk, neck)
@@ -134,5 +114,3 @@ def test_totals_and_layers_of_networks_without_keras_base():
     kinds = [type(module) for module in alexnet.backbone.modules()]
     counts = [kinds.count(kind) for kind in (nn.Conv2d, nn.Dropout2d, nn.MaxPool2d, nn.BatchNorm2d)]
     assert counts == [5, 5, 3, 5]
-    photos, flatten, dense, dropout, attention, se, custom = 1, 1, 3, 2, 1, 1, 2  # a "custom" holds one more block
-    assert sum(counts) + photos + flatten + dense + dropout + attention + se + custom == 29  # as the report lists
