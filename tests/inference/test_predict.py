@@ -170,7 +170,7 @@ def test_an_interrupted_command_is_resumed(run, photos, predict):
     assert code == 1 and messages[-1].endswith("line 6 is not text; give one path per line")
     assert not file.exists() and settings_path(file).exists()
     partial_path(file).write_bytes(b"".join(lines[:6]) + lines[6][:10])
-    changed = shutil.copytree(run, "changed")
+    changed = shutil.copytree(run, Path("changed"))
     rewrite(changed, temperature={"make": 2.0})
     for wrong, message in (
         ((run, "photos", "--tta", "flip"), "was begun with --tta none, not flip"),

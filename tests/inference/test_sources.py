@@ -106,22 +106,19 @@ def test_lines_of_text(tmp_path):
             paths_in(file)
 
 
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        (("a.jpg,x,1", "b.jpg,y,2", "./a.jpg,z,1"), "model is 'x' of a.jpg in line 2, and 'z' of ./a.jpg in line 4"),
-        (("a.jpg,x,1", "sub\\..\\a.jpg,x,2"), r"make is '1' of a.jpg in line 2, and '2' of sub\\..\\a.jpg in line 3"),
-        (("a.jpg,x,1", "b.jpg,x,1", "link/a.jpg,y,1"), "model is 'x' of a.jpg in line 2, and 'y' of link/a.jpg in"),
-    ],
-)
+@pytest.mark.parametrize(("rows", "message"), [
+    (("a.jpg,x,1", "b.jpg,y,2", "./a.jpg,z,1"), "model is 'x' of a.jpg in line 2, and 'z' of ./a.jpg in line 4"),
+    (("a.jpg,x,1", "sub\\..\\a.jpg,x,2"), r"make is '1' of a.jpg in line 2, and '2' of sub\\..\\a.jpg in line 3"),
+    (("a.jpg,x,1", "b.jpg,x,1", "link/a.jpg,y,1"), "model is 'x' of a.jpg in line 2, and 'y' of link/a.jpg in"),
+])  # fmt: skip
 def test_one_photo_with_two_classes(tmp_path, rows, message):
     file = tmp_path / "list.csv"
     (tmp_path / "a.jpg").touch()
     (tmp_path / "link").symlink_to(tmp_path)
-    file.write_text("path,model,make\n" + "".join(f"{row.format(root=tmp_path)}\n" for row in rows), encoding="utf-8")
+    file.write_text("path,model,make\n" + "\n".join(rows), encoding="utf-8")
     with pytest.raises(InputError, match=f"^--list: .*list.csv: one photo has two classes: {message}"):
         read_list(file, None, ("model", "make"))
-    assert len(read_list(file, None, ())) == 3  # no label is asked for
+    assert len(read_list(file, None, ())) == len(rows)  # no label is asked for
 
 
 def test_one_photo_with_two_boxes_may_have_two_classes(tmp_path):

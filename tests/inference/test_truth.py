@@ -15,34 +15,28 @@ def codes(photo, heads=("model", "make"), from_folders=False):
     return truths.codes(photo), {head: dict(counts) for head, counts in truths.unknown.items() if counts}
 
 
-@pytest.mark.parametrize(
-    ("truth", "expected"),
-    [
-        ({"make": "7", "model": "2"}, {"make": 1, "model": 1}),
-        ({"make": "BMW", "model": "307"}, {"make": 1, "model": 2}),  # the id, before the name of another
-        ({"make": "BMW", "model": "X5"}, {"make": 1, "model": 2}),  # of the two of that name, BMW's
-        ({"model": "A4"}, {"make": None, "model": 0}),
-        ({"model": "X5"}, {"make": None, "model": None}),  # two classes of this name
-        ({"model": "Z"}, {"make": None, "model": None}),
-        ({"make": "Audi", "model": "X5"}, {"make": 0, "model": None}),  # Audi has none of this name
-    ],
-)
+@pytest.mark.parametrize(("truth", "expected"), [
+    ({"make": "7", "model": "2"}, {"make": 1, "model": 1}),
+    ({"make": "BMW", "model": "307"}, {"make": 1, "model": 2}),  # the id, before the name of another
+    ({"make": "BMW", "model": "X5"}, {"make": 1, "model": 2}),  # of the two of that name, BMW's
+    ({"model": "A4"}, {"make": None, "model": 0}),
+    ({"model": "X5"}, {"make": None, "model": None}),  # two classes of this name
+    ({"model": "Z"}, {"make": None, "model": None}),
+    ({"make": "Audi", "model": "X5"}, {"make": 0, "model": None}),  # Audi has none of this name
+])  # fmt: skip
 def test_classes_of_a_list(truth, expected):
     found, unknown = codes(Photo("p", "p", None, truth))
     assert found == expected
     assert unknown == {head: {value: 1} for head, value in truth.items() if expected[head] is None}
 
 
-@pytest.mark.parametrize(
-    ("path", "truth", "expected"),
-    [
-        ("data/BMW/X5/2014/a.jpg", {}, {"make": 1, "model": 2}),
-        ("7/2/1/a.jpg", {}, {"make": 1, "model": 1}),  # 1 is a model, but not of BMW: a year or a part
-        ("BMW/Audi/a.jpg", {}, {"make": 0, "model": None}),
-        ("other/a.jpg", {}, {"make": None, "model": None}),
-        ("7/2/a.jpg", {"make": "3"}, {"make": 0, "model": None}),  # lists come first
-    ],
-)
+@pytest.mark.parametrize(("path", "truth", "expected"), [
+    ("data/BMW/X5/2014/a.jpg", {}, {"make": 1, "model": 2}),
+    ("7/2/1/a.jpg", {}, {"make": 1, "model": 1}),  # 1 is a model, but not of BMW: a year or a part
+    ("BMW/Audi/a.jpg", {}, {"make": 0, "model": None}),
+    ("other/a.jpg", {}, {"make": None, "model": None}),
+    ("7/2/a.jpg", {"make": "3"}, {"make": 0, "model": None}),  # lists come first
+])  # fmt: skip
 def test_classes_of_the_nearest_folder_that_has_a_class_name(path, truth, expected):
     found, unknown = codes(Photo(path, "", None, truth), from_folders=True)
     assert found == expected

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 
 from carvision.config.compose import compose_alone, plain_config
@@ -140,18 +139,6 @@ def test_extreme_logits_are_finite_with_their_gradients(loss, values, dtype):
     losses.sum().backward()
     assert losses.isfinite().all() and logits.grad.isfinite().all()
     assert losses[1] > (15 if loss is binary_of_softmax_focal else 1000)  # sure and wrong, where Keras clips
-
-
-def test_the_loss_of_a_mixture_is_the_mixture_of_losses():
-    """Mixup needs this: share * loss(first) + (1 - share) * loss(second) is the loss of the soft target."""
-    logits, _ = batch()
-    first, second = torch.tensor([0, 1, 2, 3, 4, 0, 1]), torch.tensor([4, 1, 0, 0, 2, 2, 3])
-    soft = 0.3 * F.one_hot(first, 5).double() + 0.7 * F.one_hot(second, 5).double()
-    for loss, expected in (
-        (cross_entropy, F.cross_entropy(logits, soft, reduction="none")),
-        (binary_cross_entropy, F.binary_cross_entropy_with_logits(logits, soft, reduction="none").mean(1)),
-    ):
-        torch.testing.assert_close(0.3 * loss(logits, first) + 0.7 * loss(logits, second), expected)
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,7 @@ def test_weights_unknown_targets_and_classes_that_do_not_occur():
     weights = torch.ones(200)
     weights[::4] = 0
     metric = ScoreHistograms(8)
+    assert metric.compute() == {}  # no photos on both sides
     unknown = torch.where(weights > 0, targets, UNKNOWN)
     metric.update(torch.where(weights[:, None] > 0, logits, torch.nan), unknown, weights)
     alone = counted(logits[weights > 0], targets[weights > 0])
@@ -70,10 +71,3 @@ def test_weights_unknown_targets_and_classes_that_do_not_occur():
     exact, known = logits.double().softmax(1)[weights > 0].numpy(), targets[weights > 0].numpy()
     expected = np.mean([sk.roc_auc_score(known == c, exact[:, c]) for c in range(8) if c != 5])
     assert metric.compute()["auc"] == pytest.approx(expected, abs=2e-3)
-
-
-def test_no_area_without_photos_on_both_sides():
-    metric = ScoreHistograms(3)
-    for target, weight in ((UNKNOWN, 0.0), (1, 1.0)):
-        metric.update(torch.randn(5, 3), torch.full((5,), target), torch.full((5,), weight))
-        assert metric.compute() == {}

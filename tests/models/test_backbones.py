@@ -87,20 +87,17 @@ def test_files_of_every_kind_load(tmp_path):
         assert_same_weights(loaded, classifier.backbone)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda _: timm.create_model("test_efficientnet").state_dict(), r"\d+ of 90 tensors are missing .* no part"),
-        (
-            lambda tensors: {k: v for k, v in tensors.items() if k != "layer3.0.conv1.weight"},
-            r"1 of \d+ tensors are missing \(first: layer3\.0\.conv1\.weight\)",
-        ),
-        (
-            lambda tensors: tensors | {"layer1.0.conv1.weight": torch.zeros(4, 32, 3, 3)},
-            r"1 have another shape \(first: layer1\.0\.conv1\.weight: \(4, 32, 3, 3\) instead of \(32, 32, 3, 3\)\)",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda _: timm.create_model("test_efficientnet").state_dict(), r"\d+ of 90 tensors are missing .* no part"),
+    (
+        lambda tensors: {k: v for k, v in tensors.items() if k != "layer3.0.conv1.weight"},
+        r"1 of \d+ tensors are missing \(first: layer3\.0\.conv1\.weight\)",
+    ),
+    (
+        lambda tensors: tensors | {"layer1.0.conv1.weight": torch.zeros(4, 32, 3, 3)},
+        r"1 have another shape \(first: layer1\.0\.conv1\.weight: \(4, 32, 3, 3\) instead of \(32, 32, 3, 3\)\)",
+    ),
+])  # fmt: skip
 def test_weights_of_another_network(change, message):
     loaded, before = backbone(), backbone()
     with refused(rf"model\.weights: some\.pth is not of this backbone: .*{message}"):

@@ -4,21 +4,14 @@ import json
 
 import pytest
 import torch
-from torch import nn
 
 from carvision.errors import InputError
 from carvision.models.classifier import Classifier, Head, classifier_from
-from carvision.models.parts import ChannelGate, Embedding, Layers, Neck
-
-F = 96  # features of test_resnet
+from carvision.models.parts import Embedding, Layers, Neck
 
 
 def images(num: int = 4, size_px: int = 32) -> torch.Tensor:
     return torch.randn(num, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
-
-
-def num_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def network(trunk: tuple = (7,), layers: tuple = (5,), difference: tuple = (), proxies: int = 0) -> Classifier:
@@ -43,7 +36,6 @@ def test_any_number_of_heads_under_any_name():
     model = Classifier("test_resnet", {name: Head(i + 2) for i, name in enumerate(labels)}, 32).eval()
     logits = model(images())
     assert {name: values.shape for name, values in logits.items()} == {n: (4, i + 2) for i, n in enumerate(labels)}
-    assert num_parameters(model) == num_parameters(model.backbone) + sum((F + 1) * (i + 2) for i in range(len(labels)))
     other = classifier_from(model.description)
     other.load_state_dict(model.state_dict())
     assert_same_outputs(model, other)
@@ -62,12 +54,7 @@ def test_the_penalties_of_all_layers_are_added():
     expected = expected + model.get_submodule("head_model").layers(x)[1]
     for part, l2 in ((model.embedding.layers, 0.5), (model.embedding.difference, 0.25)):
         expected = expected + l2 * part.blocks[0][0].weight.square().sum()
-    penalty = model.outputs(photos).penalty
-    assert penalty.shape == ()
-    torch.testing.assert_close(penalty, expected)
-    penalty.backward()
-    assert model.get_submodule("head_model").layers.blocks[0][0].weight.grad.abs().sum() > 0
-    assert model.get_submodule("head_make").output.weight.grad is None
+    torch.testing.assert_close(model.outputs(photos).penalty, expected)
 
 
 POOLS = {
@@ -88,7 +75,7 @@ def test_pools(backbone, pool):
     photos = images(num=2, size_px=64)
     maps = model.backbone.forward_features(photos)
     if backbone == "test_resnet":
-        assert maps.shape == (2, F, 2, 2)
+        assert maps.shape == (2, 96, 2, 2)
         expected = POOLS[pool](maps)
     else:  # channels last
         expected = maps.flatten(1) if pool == "flatten" else POOLS[pool](maps.permute(0, 3, 1, 2))
@@ -134,8 +121,6 @@ def test_description_goes_through_json():
     assert "embedding" not in model.description and not any("embedding" in name for name in model.state_dict())
     other = classifier_from(json.loads(json.dumps(model.description)))
     assert json.dumps(other.description) == json.dumps(model.description)
-    assert other.trunk.layers == trunk == model.trunk.layers
-    assert [type(block) for block in other.neck] == [ChannelGate, nn.Dropout2d]
     other.load_state_dict(model.state_dict())
     assert_same_outputs(model, other, 48)
     embedding = network(difference=(4,), proxies=2)
@@ -160,9 +145,7 @@ def test_each_embedding_is_the_output_of_its_part():
     assert expected["embedding"].shape == (4, 5) and joined.shape == (4, 11)
 
 
-@pytest.mark.parametrize(
-    ("trunk", "layers", "last"), [((), (), "pooled"), ((7,), (), "trunk"), ((), (5,), "embedding")]
-)
+@pytest.mark.parametrize("trunk,layers,last", [((), (), "pooled"), ((7,), (), "trunk"), ((), (5,), "embedding")])
 def test_auto_is_the_last_part_that_has_layers(trunk, layers, last):
     model = network(trunk, layers)
     assert model.last_layer == last

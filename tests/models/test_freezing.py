@@ -39,25 +39,20 @@ def frozen_names(backbone: nn.Module, train_layers: str | int) -> list[str]:
     return [name for name, parameter in backbone.named_parameters() if id(parameter) in frozen]
 
 
-@pytest.mark.parametrize(
-    ("train_layers", "num_frozen"),
-    [
-        *{"all": 0, "none": 13, "partial": 5, "4": 5, 1: 11, 3: 7, 5: 3, 6: 1}.items(),
-        *{"last": 11, "blocks.1": 6, "blocks.1.fc": 7, "blocks": 5, "stem": 1}.items(),
-    ],
-)
+@pytest.mark.parametrize(("train_layers", "num_frozen"), [
+    *{"all": 0, "none": 13, "partial": 5, "4": 5, 1: 11, 3: 7, 5: 3, 6: 1}.items(),
+    *{"last": 11, "blocks.1": 6, "blocks.1.fc": 7, "blocks": 5, "stem": 1}.items(),
+])  # fmt: skip
 def test_frozen_parameters(train_layers, num_frozen):
     train_layers = f"from:{train_layers}" if train_layers in dict(Small().named_modules()) else train_layers
     assert frozen_names(Small(), train_layers) == NAMES[:num_frozen]
 
 
 def test_wrong_values_are_named():
-    for wrong, message in (
-        (7, "7 is more than the 6 layers"),
-        ("from:block.1", r"no module 'block\.1'; nearest: blocks"),
-    ):
-        with pytest.raises(InputError, match=f"model.train_layers: .*{message}"):
-            frozen_parameters(Small(), wrong)
+    with pytest.raises(InputError, match=r"model.train_layers: .*7 is more than the 6 layers"):
+        frozen_parameters(Small(), 7)
+    with pytest.raises(InputError, match=r"model.train_layers: .*no module 'block\.1'; nearest: blocks"):
+        frozen_parameters(Small(), "from:block.1")
 
 
 def test_position_embeddings_and_norms_with_an_activation():
@@ -101,10 +96,7 @@ def test_frozen_batch_norm_keeps_its_statistics_while_the_rest_trains():
 def test_all_trains_everything_and_a_later_choice_replaces_an_earlier_one():
     assert all(value > 0 for value in step(classifier("all")).values())
     model = classifier("none")
-    assert {name for name, value in step(model).items() if value > 0} == {
-        "head_class.output.weight",
-        "head_class.output.bias",
-    }
+    assert all((value > 0) == name.startswith("head_class.") for name, value in step(model).items())
     assert not model.backbone.training
     model.set_trained("all")
     assert all(value > 0 for value in step(model).values())
