@@ -1,4 +1,4 @@
-"""Every loss against its formula written out with loops, photo by photo, and against other libraries."""
+"""Every loss against its formula written out with loops, photo by photo."""
 
 import math
 

@@ -126,8 +126,7 @@ def test_bad_input_is_an_error(gallery, k, options, message):
 
 
 def test_the_limits_of_the_input_and_the_callers_precision():
-    gallery = embeddings(20)
-    scores, rows = nearest(gallery[:0], gallery, 3)
+    scores, rows = nearest(embeddings(20)[:0], embeddings(20), 3)
     assert scores.shape == rows.shape == (0, 3)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")

@@ -105,10 +105,7 @@ def test_all_trains_everything_and_a_later_choice_replaces_an_earlier_one():
     assert trained == ["layer4.0.downsample.2.weight", "layer4.0.downsample.2.bias"]
     assert not model.backbone.layer4[0].bn1.training
     assert model.backbone.layer4[0].downsample[2].training
-
-
-def test_parameters_that_the_backbone_itself_freezes_stay_frozen():
-    model = classifier("all")
+    model = classifier("all")  # parameters that the backbone itself freezes stay frozen
     model.backbone.bn1.weight.requires_grad_(False)
     model.set_trained("none")
     model.set_trained("all")
