@@ -11,15 +11,13 @@ import torch
 from PIL import Image
 
 import carvision
-from carvision.data.images import INTERPOLATIONS, Preprocessing, decode_part
+from carvision.data.images import INTERPOLATIONS, decode_part
 from carvision.errors import InputError
 from carvision.inference import model_file
 from carvision.models.backbones import read_weights
 from carvision.models.classifier import Classifier, Head, Layers
 from tests.inference.model_files import change, refusal, rewrite
-from tests.inference.tiny import LABELS
-
-PREPROCESSING = Preprocessing(32, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+from tests.inference.tiny import LABELS, PREPROCESSING
 
 
 @pytest.fixture(scope="module")

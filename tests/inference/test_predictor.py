@@ -10,22 +10,12 @@ from PIL import Image
 import carvision
 from carvision.data.images import Preprocessing
 from carvision.errors import InputError
-from carvision.inference import model_file
 from carvision.inference.predictor import CROP, Predictor, predict_items, views
-from carvision.models.classifier import Classifier, Head
-from tests.inference.tiny import LABELS, write_photos
+from tests.inference.tiny import LABELS, save_tiny, write_photos
 
 
 def load(folder, seed: int, preprocessing: Preprocessing, labels: dict = LABELS, temperature: float = 1.0):
-    torch.manual_seed(seed)
-    heads = {name: Head(len(v["ids"])) if "ids" in v else Head(1, mean=180.0, std=20.0) for name, v in labels.items()}
-    network = Classifier("test_resnet", heads, preprocessing.size_px).eval()
-    with torch.no_grad():
-        for name in heads:
-            network.get_submodule(f"head_{name}")["output"].weight.mul_(120)  # probabilities that differ clearly
-    folder.mkdir()
-    model_file.save(network, folder, labels, preprocessing, "joint", {}, {})
-    model = carvision.load(folder)
+    model = carvision.load(save_tiny(folder, seed, False, preprocessing, labels))
     model.temperature = dict.fromkeys(model.classes, temperature)
     return model
 
