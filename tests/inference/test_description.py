@@ -26,73 +26,31 @@ def saved(original, tmp_path):
     return shutil.copytree(original, tmp_path / "run")
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "words"),
-    [
-        ("weights.file", "../model.safetensors", "same folder"),
-        ("weights.file", "/etc/passwd.safetensors", "same folder"),
-        ("weights.file", "..\\model.safetensors", "same folder"),
-        ("weights.file", "model.pth", "same folder"),
-        ("weights.file", "a" * 300 + ".safetensors", "too long"),
-        ("weights.kind", "best", "raw, averaged"),
-        ("format", 10**400, "is newer than"),
-        ("network", {"size_px": 32}, "network.backbone is missing"),
-        ("network.backbone", "local-dir:/tmp/evil", "no model of timm"),
-        ("network.backbone", "hf-hub:somebody/evil", "no model of timm"),
-        ("network.backbone", ["test_resnet"], "is not a word"),
-        ("network.backbone_kwargs", {"checkpoint_path": "/tmp/evil.pth"}, "no argument of the network itself"),
-        ("network.backbone_kwargs", {"pretrained_cfg_overlay": {"file": "evil"}}, "no argument of the network itself"),
-        ("network.backbone_kwargs", {"nosuch": 1}, "nosuch"),
-        ("network.backbone_kwargs", {"drop_rate": [[10**400]]}, "not a number below"),
-        ("network.heads", {}, "no head"),
-        ("network.heads.make.num_outputs", 5, "5 outputs"),
-        ("network.heads.make.layers.hidden", [10**12], "no weights of that size"),
-        ("network.heads.make.mean", 1.0, "one of mean and std"),
-        ("network.heads.speed.std", None, "one of mean and std"),
-        ("network.heads.speed.std", float("inf"), "not a number below"),
-        ("network.trunk.activation", "eval", "is not one of"),
-        ("network.trunk.surprise", 1, "no part of format"),
-        ("network.size_px", -1, "whole number"),
-        ("network.pool", "__import__('os')", "is not one of"),
-        ("labels", [], "mapping"),
-        ("labels", {}, "has no label"),
-        ("labels.make.ids", ["3", "3"], "different ids"),
-        ("labels.make.ids", [3, 7], "is not a list"),
-        ("labels.make.names", ["Audi"], "1 names"),
-        ("labels.make.parent", "model", "parent_codes"),
-        ("labels.model.parent", "speed", "has no classes"),
-        ("labels.model.parent_codes", [0, 1, 9], "parent_codes"),
-        ("labels.model.parent_codes", [0, 1], "parent_codes"),
-        ("labels.speed.parent", "make", "without a parent"),
-        ("labels.speed", {"unit": "km/h"}, "std of a number"),
-        ("labels.two\nlines", {"unit": ""}, "no such head"),
-        ("preprocessing.size_px", 64, "network.size_px"),
-        ("preprocessing.mean", [float("nan"), 0, 0], "not a number below"),
-        ("preprocessing.std", [1e31, 1, 1], "not a number below"),
-        ("preprocessing.std", [0, 1, 1], "is not a list"),
-        ("preprocessing.interpolation", "nearest", "is not one of"),
-        ("decoding", {"rule": "joint"}, "is not one of"),
-        ("temperature", {"make": -1}, "is not a mapping"),
-        ("config", {"data": []}, "config.data"),
-        ("config", {"data": {"crop_to_box": "x"}}, "config.data.crop_to_box"),
-        ("config", {"loss": None}, "config.loss"),
-        ("config", {"seed": 10**400}, "not a number below"),
-        ("metrics", "good", "mapping"),
-        ("metrics", {"test": [1]}, "metrics.test"),
-        ("versions", {"carvision": 1}, "is not a mapping"),
-    ],
-)
+@pytest.mark.parametrize(("key", "value", "words"), [
+    ("weights.file", "../model.safetensors", "same folder"), ("weights.file", "..\\model.safetensors", "same folder"),
+    ("weights.kind", "best", "raw, averaged"), ("format", 10**400, "is newer than"),
+    ("network", {"size_px": 32}, "network.backbone is missing"),
+    ("network.backbone", "local-dir:/tmp/evil", "no model of timm"),
+    ("network.backbone_kwargs", {"checkpoint_path": "/tmp/evil.pth"}, "no argument of the network itself"),
+    ("network.backbone_kwargs", {"pretrained_cfg_overlay": {"file": "evil"}}, "no argument of the network itself"),
+    ("network.heads", {}, "no head"), ("network.heads.make.num_outputs", 5, "5 outputs"),
+    ("network.heads.make.layers.hidden", [10**12], "no weights of that size"),
+    ("network.heads.speed.std", None, "one of mean and std"), ("network.trunk.surprise", 1, "no part of format"),
+    ("network.embedding", {"odd": 1}, "no part of format"), ("network.pool", "__import__('os')", "is not one of"),
+    ("labels", {}, "has no label"), ("labels.make.ids", ["3", "3"], "different ids"),
+    ("labels.make.names", ["Audi"], "1 names"), ("labels.model.parent", "speed", "has no classes"),
+    ("labels.model.parent_codes", [0, 1, 9], "parent_codes"), ("labels.speed", {"unit": "km/h"}, "std of a number"),
+    ("labels.two\nlines", {"unit": ""}, "no such head"), ("preprocessing.size_px", 64, "network.size_px"),
+    ("preprocessing.std", [1e31, 1, 1], "not a number below"), ("preprocessing.std", [0, 1, 1], "is not a list"),
+    ("temperature", {"make": -1}, "is not a mapping"),
+    ("config", {"data": {"crop_to_box": "x"}}, "config.data.crop_to_box"), ("metrics", {"test": [1]}, "metrics.test"),
+])  # fmt: skip
 def test_what_is_wrong_is_said_in_one_line(saved, key, value, words):
     change(saved, key, value)
     assert words in refusal(saved)
 
 
 def test_a_label_above_itself_is_refused(saved):
-    change(saved, "labels.model.parent", "model")
-    change(saved, "labels.model.parent_codes", [0, 1, 2])
-    assert "is above itself" in refusal(saved)
-    change(saved, "labels.model.parent", "make")
-    change(saved, "labels.model.parent_codes", [0, 1, 1])
     change(saved, "labels.make.parent", "model")
     change(saved, "labels.make.parent_codes", [0, 1])
     assert "is above itself" in refusal(saved)
@@ -155,23 +113,17 @@ def test_any_description_is_loaded_or_refused_in_one_line(saved):
 
 HUGE_NETWORKS = {
     "depth_multiplier": ("network.backbone_kwargs", {"depth_multiplier": 1e7}),
-    "layers": ("network.backbone_kwargs", {"layers": [1_000_000] * 4}),
     "deep": ("network.backbone_kwargs", {"layers": [10_000] * 4}),
     "long lists": ("network.backbone_kwargs", {"layers": [9999] * 900}),
-    "nested lists": ("network.backbone_kwargs", {"layers": [[9999] * 3] * 300}),
-    "list": ("network.backbone_kwargs", {"layers": [1] * 2000}),
     "wide": ("network.backbone_kwargs", {"channels": [9999] * 4}),
     "giant": ("network.backbone", "vit_giant_patch14_224"),
-    "neck": ("network.neck.blocks", ["spatial_dropout"] * 100_000),
-    "trunk": ("network.trunk.hidden", [32] * 100_000),
-    "unit": ("network.trunk.hidden", [10**9]),
-    "squared": ("network.trunk.hidden", [2000, 2000]),
+    "neck": ("network.neck.blocks", ["spatial_dropout"] * 100_000), "gates": ("network.neck.blocks", ["se"] * 100),
+    "trunk": ("network.trunk.hidden", [32] * 100_000), "squared": ("network.trunk.hidden", [2000, 2000]),
     "outputs": ("network.heads.speed.num_outputs", 10**9),
     "proxies": ("network.embedding", {"num_classes": 10**7, "proxies_per_class": 100}),
     "classes": ("labels.make.ids", [str(i) for i in range(300_000)]),
-    "keys": ("metrics", {str(i): 1 for i in range(1_100_000)}),
-    "long": ("metrics", {"a" * 17_000_000: 1}),
-}
+    "keys": ("metrics", {str(i): 1 for i in range(1_100_000)}), "long": ("metrics", {"a" * 17_000_000: 1}),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", HUGE_NETWORKS)
@@ -180,11 +132,6 @@ def test_networks_larger_than_their_weights_are_never_built(saved, what, monkeyp
     monkeypatch.setattr(model_file, "load_file", None)  # before the weights are read
     refused = refusal(saved)
     assert len(refused) < 1200 and "NoneType" not in refused
-
-
-def test_more_gates_than_the_weights_have_room_for_are_not_built(saved):
-    change(saved, "network.neck.blocks", ["se"] * 100)
-    assert "more parameters than the weights leave room for" in refusal(saved)
 
 
 def test_a_long_key_is_not_copied_for_all_within_it(saved):

@@ -4,8 +4,6 @@ import hashlib
 import json
 import pickle
 import shutil
-import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -13,15 +11,13 @@ import torch
 from PIL import Image
 
 import carvision
-from carvision.data.images import INTERPOLATIONS, BadImage, Preprocessing, decode_part, open_image
+from carvision.data.images import INTERPOLATIONS, decode_part
 from carvision.errors import InputError
 from carvision.inference import model_file
 from carvision.models.backbones import read_weights
 from carvision.models.classifier import Classifier, Head, Layers
 from tests.inference.model_files import change, refusal, rewrite
-from tests.inference.tiny import LABELS
-
-PREPROCESSING = Preprocessing(32, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+from tests.inference.tiny import LABELS, PREPROCESSING
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +62,6 @@ def test_transform_is_the_training_preprocessing(saved):
     np.testing.assert_allclose(ours.numpy(), (pixels - mean) / std, atol=1.01 / 255 / min(PREPROCESSING.std))
 
 
-def test_decode_uses_the_stored_rule(saved):
-    logits = {"make": torch.tensor([[2.0, 0.0]]), "model": torch.tensor([[0.0, 1.0, 0.5]]), "speed": torch.ones(1, 1)}
-    # joint: A4 of Audi has 2 + 0, X5 of BMW 0 + 1
-    assert {k: v.item() for k, v in carvision.load(saved).decode(logits).items()} == {"make": 0, "model": 0}
-
-
 def test_the_description_of_the_loaded_model(saved, model):
     loaded = carvision.load(saved)
     assert loaded.about["weights"] == {"file": "model.safetensors", "kind": "raw", "epoch": None}
@@ -86,10 +76,12 @@ def test_the_description_of_the_loaded_model(saved, model):
     assert loaded.crop_to_box
 
 
-def test_probabilities_take_the_stored_temperature(saved):
+def test_the_stored_temperature_and_decoding_are_used(saved):
     rewrite(saved, temperature={"make": 2.0})
     loaded = carvision.load(saved)
     logits = {"make": torch.tensor([[2.0, 0.0]]), "model": torch.tensor([[0.0, 1.0, 0.5]]), "speed": torch.ones(1, 1)}
+    # joint: A4 of Audi has 2 + 0, X5 of BMW 0 + 1
+    assert {k: v.item() for k, v in loaded.decode(logits).items()} == {"make": 0, "model": 0}
     probs = loaded.probs(logits)
     assert set(probs) == {"make", "model"}
     np.testing.assert_allclose(probs["make"][0].numpy(), np.exp([1, 0]) / np.exp([1, 0]).sum(), rtol=1e-6)
@@ -99,12 +91,9 @@ def test_probabilities_take_the_stored_temperature(saved):
 
 def test_a_model_file_of_the_first_release_still_opens(saved):
     """It has no weights, temperature or crop_to_box; the last is in its configuration."""
-    file = saved / "model.json"
-    described = json.loads(file.read_text())
-    for later in ("weights", "crop_to_box"):
-        del described[later]
-    described["config"] = {"data": {"crop_to_box": True}}
-    file.write_text(json.dumps(described))
+    described = json.loads((saved / "model.json").read_text())
+    earlier = {key: value for key, value in described.items() if key not in ("weights", "crop_to_box")}
+    (saved / "model.json").write_text(json.dumps(earlier | {"config": {"data": {"crop_to_box": True}}}))
     loaded = carvision.load(saved)
     assert loaded.crop_to_box and loaded.temperature["make"] == 1.0
 
@@ -116,12 +105,9 @@ def test_refusals(saved, tmp_path_factory):
     assert "is newer than" in refusal(saved)
     rewrite(saved, format=model_file.FORMAT, sha256="0" * 64)
     assert "sha256 differs" in refusal(saved)
-    (saved / "other.safetensors").write_bytes((saved / "model.safetensors").read_bytes())
-    assert "describes model.safetensors, and not this file" in refusal(saved / "other.safetensors")
-    for part in ("fold_0", "seed_3"):
-        saved.rename(empty / part)
-        assert f"holds the {part[:4]}s of a run; give one of them, such as {empty / part}" in refusal(empty)
-        (empty / part).rename(saved)
+    saved.rename(empty / "fold_0")
+    assert f"holds the folds of a run; give one of them, such as {empty / 'fold_0'}" in refusal(empty)
+    (empty / "fold_0").rename(saved)
     (saved / "model.safetensors").unlink()
     assert "model.safetensors does not exist" in refusal(saved)
     for text in ("{", "[]", "null", '{"format": "1"}', "[" * 100_000, "\x00"):
@@ -130,8 +116,6 @@ def test_refusals(saved, tmp_path_factory):
 
 
 class Bomb:
-    """Runs code when it is unpickled: creates a file."""
-
     def __init__(self, file):
         self.file = file
 
@@ -142,15 +126,15 @@ class Bomb:
 @pytest.mark.parametrize("name", ["model.safetensors", "last.ckpt", "weights.pth"])
 def test_a_pickle_that_poses_as_a_model_runs_nothing(saved, name, tmp_path):
     trace = tmp_path / "executed"
-    file = saved / name
-    file.write_bytes(pickle.dumps({"state_dict": Bomb(trace)}, protocol=2))
+    file, content = saved / name, {"state_dict": Bomb(trace)}
+    torch.save(content, file) if file.suffix == ".pth" else file.write_bytes(pickle.dumps(content, protocol=2))
     rewrite(saved, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
     message = refusal(saved if name == "model.safetensors" else file)
     assert "damaged" in message or "not a model file" in message
     with pytest.raises(InputError, match=r"model\.weights"):
         read_weights(file)
     assert not trace.exists()
-    pickle.loads(file.read_bytes())  # the bomb works
+    pickle.loads(pickle.dumps(content))["state_dict"].close()  # the bomb works
     assert trace.exists()
 
 
@@ -158,22 +142,3 @@ def test_weights_of_another_network_are_refused(saved):
     for hidden, words in (([9], "has the shape"), ([], "is no part of its network"), ([8, 8], "is not in its weights")):
         change(saved, "network.heads.make.layers.hidden", hidden)
         assert words in refusal(saved)
-
-
-def test_an_image_that_unpacks_to_gigabytes_is_refused(saved, tmp_path):
-    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)  # 10.8 GB of pixels in some 60 bytes
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b"")]
-    parts = [
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    ]
-    file = tmp_path / "bomb.png"
-    file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
-    with pytest.raises(BadImage, match="decompression bomb"):
-        open_image(file)
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # as some programs set it
-    try:
-        with Image.open(file) as image, pytest.raises(BadImage, match="decompression bomb"):
-            carvision.load(saved).transform(image)
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-    assert limit is not None  # importing carvision does not change Pillow's own limit

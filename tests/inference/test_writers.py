@@ -91,15 +91,13 @@ def test_a_text_file_torn_anywhere_is_resumed_to_the_same_bytes(tmp_path, suffix
     assert there == PATHS  # nothing was cut from the last
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_only_whole_batches_are_kept(tmp_path, suffix):
+def test_only_whole_batches_are_kept(tmp_path):
     """The last digits of a photo's numbers depend on the photos in its batch."""
-    file = tmp_path / f"out{suffix}"
+    file = tmp_path / "out.csv"
     for batch_size, num_kept in {2: 2, 3: 3, 4: 0}.items():
         begin(file, 3, batch_size=4)
         assert write(file, batch_size=batch_size) == PATHS[:num_kept]
-        if suffix == ".csv":
-            assert pd.read_csv(file)["path"].tolist() == PATHS
+        assert pd.read_csv(file)["path"].tolist() == PATHS
         file.unlink()
 
 
@@ -118,18 +116,6 @@ def test_parts_of_parquet_are_resumed(tmp_path, monkeypatch):
     assert pq.read_table(file).equals(pq.read_table(whole))
     assert pq.read_schema(file).equals(pq.read_schema(whole), check_metadata=True)
     assert sorted(tmp_path.iterdir()) == [file, whole]
-
-
-@every_suffix
-def test_rows_are_read_back_with_what_the_summary_needs(tmp_path, suffix, monkeypatch):
-    monkeypatch.setattr(writers, "PART_ROWS", 1)
-    file = tmp_path / f"out{suffix}"
-    begin(file, 4)
-    output = opened(file)
-    rows = list(output.rows())
-    output.close()
-    assert [row["error"] or "" for row in rows] == ["", "the file is empty", "", ""]
-    assert float(rows[0]["make_prob"]) == pytest.approx(0.751235, rel=1e-5) and rows[0]["make"] == "Audi"
 
 
 @every_suffix
@@ -158,22 +144,15 @@ def test_foreign_unfinished_files_are_left_alone(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.csv", b"x,y\n1,2\n", "was not written by this command .*give another --out"),
-        ("b.jsonl", b"[1]\n", "was not written by this command .*give another --out"),
-        ("c.jsonl", b"{\xff}\n", "was not written by this command .*give another --out"),
-        ("d.tsv", b"path\n", "was not written by this command .*give another --out"),
-        ("e.parquet", b"", "parts are not consecutive.*give another --out"),
-    ],
+    ("name", "content"), [("a.csv", b"x,y\n1,2\n"), ("b.jsonl", b"[1]\n"), ("c.jsonl", b"{\xff}\n"), ("e.parquet", b"")]
 )
-def test_foreign_content_is_refused(tmp_path, name, content, message):
+def test_foreign_content_is_refused(tmp_path, name, content):
     file = tmp_path / name
     opened(file).close()
     part = partial_path(file) / "000000000005.parquet" if file.suffix == ".parquet" else partial_path(file)
     part.write_bytes(content)
     output = opened(file)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=r"(was not written by this command|parts are not consecutive).*give another"):
         list(output.rows())
     output.close()
     assert part.read_bytes() == content
@@ -187,14 +166,8 @@ def test_existing_files_are_refused_unless_overwritten(tmp_path):
     assert list(tmp_path.iterdir()) == [file] and file.read_text() == "mine"
     write(file, overwrite=True)
     assert file.read_text(encoding="utf-8").startswith("path,")
-    (tmp_path / "folder.csv").mkdir()
-    for wrong, message in (
-        (tmp_path / "folder.csv", "is a folder"),
-        (file / "below.csv", "can't be written"),
-        (tmp_path / "out.txt", r"'out.txt' does not end in one of .csv, .tsv, .jsonl, .parquet"),
-    ):
-        with pytest.raises(InputError, match=message):
-            opened(wrong)
+    with pytest.raises(InputError, match="can't be written"):
+        opened(file / "below.csv")
 
 
 def claim_and_report(file, answers) -> None:

@@ -15,19 +15,20 @@ LABELS = {
     "model": {"ids": ["1", "2", "9"], "names": ["A4", "X5", "X5"], "parent": "make", "parent_codes": [0, 1, 1]},
     "speed": {"unit": "km/h", "mean": 180.0, "std": 20.0},
 }
+PREPROCESSING = Preprocessing(32, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 
 
-def save_tiny(folder: Path, seed: int = 0, crop_to_box: bool = False) -> Path:
+def save_tiny(folder: Path, seed=0, crop_to_box=False, preprocessing=PREPROCESSING, labels=LABELS) -> Path:
     """Save a model with two heads with classes and one number, decoded jointly; return its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    heads = {"make": Head(2), "model": Head(3), "speed": Head(1, Layers(), 180.0, 20.0)}
-    model = Classifier("test_resnet", heads, 32).eval()
+    heads = {name: Head(len(label.get("ids", [0]))) for name, label in labels.items()}
+    heads["speed"] = Head(1, Layers(), 180.0, 20.0)
+    model = Classifier("test_resnet", heads, preprocessing.size_px).eval()
     with torch.no_grad():  # larger weights, for predictions that differ from photo to photo
         for name in ("make", "model"):
             model.get_submodule(f"head_{name}").output.weight.mul_(40)
-    preprocessing = Preprocessing(32, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
-    model_file.save(model, folder, LABELS, preprocessing, "joint", {}, {}, crop_to_box=crop_to_box)
+    model_file.save(model, folder, labels, preprocessing, "joint", {}, {}, crop_to_box=crop_to_box)
     return folder
 
 

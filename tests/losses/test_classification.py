@@ -1,21 +1,16 @@
-"""Every loss against its formula written out with loops, photo by photo, and against other libraries."""
+"""Every loss against its formula written out with loops, photo by photo."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
-from timm.loss import BinaryCrossEntropy
-from torchvision.ops import sigmoid_focal_loss
 
 from carvision.config.compose import compose_alone, plain_config
 from carvision.config.schema import check_values
 from carvision.data.table import UNKNOWN
-from carvision.errors import InputError
 from carvision.losses.classification import (
-    balanced_class_weights,
     binary_cross_entropy,
     binary_of_softmax_focal,
     create_class_weights,
@@ -45,9 +40,9 @@ CLASS_LOSSES = {
 every_class_loss = pytest.mark.parametrize(("loss", "values"), CLASS_LOSSES.values(), ids=CLASS_LOSSES)
 
 
-def batch(scale: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
     logits = torch.randn(len(TARGETS), 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return scale * logits, torch.tensor(TARGETS)
+    return 3 * logits, torch.tensor(TARGETS)
 
 
 def softmax(row: list[float]) -> list[float]:
@@ -123,28 +118,6 @@ def test_every_loss_is_its_formula(loss, naive, values):
         np.testing.assert_allclose(found, expected, rtol=0.02 if values[0] else 0.1)
 
 
-def test_losses_of_other_libraries():
-    logits, targets = batch()
-    known = targets != UNKNOWN
-    for smoothing in (0.0, 0.1):
-        mean = weighted_mean(cross_entropy(logits, targets, smoothing), known.double())
-        expected = F.cross_entropy(logits, targets, ignore_index=UNKNOWN, label_smoothing=smoothing)
-        torch.testing.assert_close(mean, expected)
-    class_weights = torch.tensor([0.5, 3.0, 0.0, 1.0, 7.0], dtype=torch.float64)
-    mean = weighted_mean(cross_entropy(logits, targets), class_weights[targets.clamp(min=0)] * known)
-    torch.testing.assert_close(mean, F.cross_entropy(logits, targets, weight=class_weights, ignore_index=UNKNOWN))
-    mean = weighted_mean(binary_cross_entropy(logits, targets, label_smoothing=0.1), known.double())
-    torch.testing.assert_close(mean, BinaryCrossEntropy(smoothing=0.1)(logits[known], targets[known]))
-    expected = sigmoid_focal_loss(logits[known], F.one_hot(targets[known], 5).double(), alpha=0.25, gamma=2.0).sum(1)
-    torch.testing.assert_close(sigmoid_focal(logits, targets, 2.0, 0.25)[known], expected)
-
-
-@every_class_loss
-def test_gradients_are_those_of_the_values(loss, values):
-    logits, targets = batch(scale=1.0)
-    assert torch.autograd.gradcheck(lambda x: loss(x, targets, **values), logits.requires_grad_())
-
-
 @every_class_loss
 def test_unknown_targets_give_no_loss_and_no_gradient(loss, values):
     logits, targets = batch()
@@ -168,18 +141,6 @@ def test_extreme_logits_are_finite_with_their_gradients(loss, values, dtype):
     assert losses[1] > (15 if loss is binary_of_softmax_focal else 1000)  # sure and wrong, where Keras clips
 
 
-def test_the_loss_of_a_mixture_is_the_mixture_of_losses():
-    """Mixup needs this: share * loss(first) + (1 - share) * loss(second) is the loss of the soft target."""
-    logits, _ = batch()
-    first, second = torch.tensor([0, 1, 2, 3, 4, 0, 1]), torch.tensor([4, 1, 0, 0, 2, 2, 3])
-    soft = 0.3 * F.one_hot(first, 5).double() + 0.7 * F.one_hot(second, 5).double()
-    for loss, expected in (
-        (cross_entropy, F.cross_entropy(logits, soft, reduction="none")),
-        (binary_cross_entropy, F.binary_cross_entropy_with_logits(logits, soft, reduction="none").mean(1)),
-    ):
-        torch.testing.assert_close(0.3 * loss(logits, first) + 0.7 * loss(logits, second), expected)
-
-
 @pytest.mark.parametrize(
     "loss", [cross_entropy, binary_cross_entropy, softmax_focal, sigmoid_focal, binary_of_softmax_focal]
 )
@@ -188,32 +149,6 @@ def test_smoothing_moves_a_share_of_the_target_to_every_class(loss):
     every = torch.stack([loss(logits, torch.full_like(targets, i)) for i in range(5)]).mean(0)
     expected = (0.9 * loss(logits, targets) + 0.1 * every) * (targets != UNKNOWN)
     torch.testing.assert_close(loss(logits, targets, label_smoothing=0.1), expected)
-
-
-def test_r0_focal_gives_the_numbers_of_tensorflow_addons_documentation():
-    """Each of one class: the true one with 0.97 and 0.91, another with 0.03; here the two classes of one photo."""
-    right_97, right_91, other_3 = 6.8532745e-06, 1.9097870e-04, 2.0559824e-05
-    logits = torch.tensor([[0.97, 0.03], [0.91, 0.09]]).log()
-    expected = [right_97 + other_3, right_91 * 4]  # 0.09 of the other class: the same, with 0.75 instead of 0.25
-    np.testing.assert_allclose(binary_of_softmax_focal(logits, torch.tensor([0, 0])).numpy(), expected, rtol=1e-4)
-
-
-@pytest.mark.parametrize("num_classes", [163, 1716])
-def test_r0_focal_at_its_size(num_classes):
-    """163 makes and 1,716 models in float32 and bfloat16 against float64; at an even guess, in closed form."""
-    q = 1 / num_classes
-    even = 0.25 * (1 - q) ** 2 * -math.log(q) + 0.75 * (num_classes - 1) * q**2 * -math.log(1 - q)
-    found = binary_of_softmax_focal(torch.zeros(1, num_classes), torch.tensor([7])).item()
-    assert found == pytest.approx(even, rel=1e-4)
-    logits = 4 * torch.randn(50, num_classes, generator=torch.Generator().manual_seed(0))
-    targets = torch.arange(50)
-    for dtype in (torch.float32, torch.bfloat16):
-        given = logits.to(dtype, copy=True).requires_grad_()
-        exact = given.detach().double().requires_grad_()
-        values, expected = binary_of_softmax_focal(given, targets), binary_of_softmax_focal(exact, targets)
-        values.sum().backward(), expected.sum().backward()
-        np.testing.assert_allclose(values.detach().numpy(), expected.detach().numpy(), rtol=1e-4)
-        assert (given.grad.double() - exact.grad).abs().max() < (1e-5 if dtype == torch.float32 else 1e-2)
 
 
 def test_smooth_l1_is_hubers_loss_of_the_scaled_error():
@@ -247,47 +182,20 @@ def test_class_weights_are_scikit_learns_or_their_formula():
     raw = [0 if n == 0 else (1 - beta) / (1 - beta**n) for n in counts.tolist()]
     expected = [weight * 4 / sum(raw) for weight in raw]
     assert create_class_weights("effective", counts).tolist() == pytest.approx(expected, rel=1e-5)
-    nearly, balanced = effective_class_weights(counts, beta=1 - 1e-9), balanced_class_weights(counts)
-    torch.testing.assert_close(nearly / nearly[0], balanced / balanced[0], rtol=1e-4, atol=0)
     assert effective_class_weights(counts, beta=0.0).tolist() == [1, 1, 0, 1, 1]
 
 
-@pytest.mark.parametrize(
-    ("preset", "loss", "values"),
-    [
-        ("cross_entropy", cross_entropy, {}),
-        ("binary_cross_entropy", binary_cross_entropy, {}),
-        ("focal", softmax_focal, {}),
-        ("focal_sigmoid", sigmoid_focal, {"gamma": 2.0, "alpha": 0.25}),
-        ("r0_focal", binary_of_softmax_focal, {"gamma": 2.0, "alpha": 0.25}),
-    ],
-)
-def test_the_presets_of_conf(preset, loss, values):
-    keys = plain_config(compose_alone("train", [f"loss={preset}"]))["loss"]
+@pytest.mark.parametrize(("preset", "overrides", "loss", "values"), [
+    ("cross_entropy", {"label_smoothing": 0.3}, cross_entropy, {"label_smoothing": 0.3}),
+    ("binary_cross_entropy", {}, binary_cross_entropy, {}), ("focal", {}, softmax_focal, {}),
+    ("focal", {"gamma": 1.0, "alpha": 0.25, "label_smoothing": 0.3}, softmax_focal, None),
+    ("focal_sigmoid", {}, sigmoid_focal, {"gamma": 2.0, "alpha": 0.25}),
+    ("r0_focal", {}, binary_of_softmax_focal, {"gamma": 2.0, "alpha": 0.25}),
+    ("r0_focal", {"gamma": 3.0, "alpha": None}, binary_of_softmax_focal, None),
+])  # fmt: skip
+def test_presets_and_their_keys_choose_the_loss(preset, overrides, loss, values):
+    values = overrides if values is None else values
+    keys = plain_config(compose_alone("train", [f"loss={preset}"]))["loss"] | overrides
     check_values({"loss": keys})
     assert (keys.pop("class_weights"), keys.pop("head_weights")) == ("none", None)
     torch.testing.assert_close(create_loss(**keys)(*batch()), loss(*batch(), **values), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("keys", "loss", "values"),
-    [
-        ({"name": "cross_entropy", "label_smoothing": 0.3}, cross_entropy, {"label_smoothing": 0.3}),
-        ({"gamma": 3.0, "alpha": 0.25}, softmax_focal, {"gamma": 3.0, "alpha": 0.25}),
-        ({"form": "binary_of_softmax"}, binary_of_softmax_focal, {"alpha": None}),
-        ({"gamma": 1.0, "label_smoothing": 0.3}, softmax_focal, {"gamma": 1.0, "label_smoothing": 0.3}),
-        ({"form": "sigmoid", "gamma": 3.0}, sigmoid_focal, {"gamma": 3.0}),
-        ({"form": "sigmoid", "alpha": 0.25}, sigmoid_focal, {"gamma": 2.0, "alpha": 0.25}),
-    ],
-)
-def test_the_keys_of_conf_choose_the_loss(keys, loss, values):
-    keys = keys if "name" in keys else {"name": "focal", "gamma": 2.0, "alpha": None} | keys
-    torch.testing.assert_close(create_loss(**keys)(*batch()), loss(*batch(), **values), rtol=0, atol=0)
-
-
-def test_head_weights_of_the_configuration():
-    for head_weights in (None, {"make": 0.5}, "learned"):
-        check_values({"loss": {"head_weights": head_weights}})
-    for head_weights in ("fixed", {"make": -1}, {"make": "learned"}):
-        with pytest.raises(InputError, match=r"loss\.head_weights: .* is not a mapping.* or the word learned"):
-            check_values({"loss": {"head_weights": head_weights}})

@@ -1,11 +1,10 @@
-"""Every metric loss against loops over photos, and against pytorch-metric-learning where it has the same one."""
+"""Every metric loss against loops over photos."""
 
 import itertools
 import math
 
 import pytest
 import torch
-from pytorch_metric_learning import losses, miners, reducers
 from torch.nn.functional import normalize
 
 from carvision.data.table import UNKNOWN
@@ -54,19 +53,14 @@ def mean(values: list[float]) -> float:
 
 @pytest.mark.parametrize("unit_length", [True, False])
 @pytest.mark.parametrize("margin", [0.05, 0.7])
-def test_triplet_batch_hard_equals_loops_and_pytorch_metric_learning(embeddings, margin, unit_length):
+def test_triplet_batch_hard_equals_loops(embeddings, margin, unit_length):
     x = normalize(embeddings, dim=1) if unit_length else embeddings
     expected = [
         max(0.0, max(distance(x, i, j) for j in same(i)) - min(distance(x, i, j) for j in other(i)) + margin)
         for i in range(len(TARGETS))
         if same(i)
     ]
-    found = float(triplet(embeddings, TARGETS, ALL, margin, "batch_hard", unit_length))
-    assert found == pytest.approx(mean(expected))
-    if unit_length:
-        loss = losses.TripletMarginLoss(margin=margin, reducer=reducers.MeanReducer())
-        theirs = loss(embeddings, TARGETS, miners.BatchHardMiner()(embeddings, TARGETS))
-        assert found == pytest.approx(float(theirs))
+    assert float(triplet(embeddings, TARGETS, ALL, margin, "batch_hard", unit_length)) == pytest.approx(mean(expected))
 
 
 @pytest.mark.parametrize("margin", [0.05, 0.7])
@@ -84,19 +78,6 @@ def test_triplet_semi_hard_equals_loops(embeddings, margin):
     assert float(triplet(embeddings, TARGETS, ALL, margin)) == pytest.approx(mean(expected))
 
 
-def test_every_semi_hard_negative_is_one_for_pytorch_metric_learning_too(embeddings):
-    """Its miner returns all of them, of which we take the nearest; where it has none, the loss has no slope for the
-    pair, or falls back on the farthest."""
-    x, margin = normalize(embeddings, dim=1), 0.7
-    mined = list(zip(*miners.TripletMarginMiner(margin, "semihard")(embeddings, TARGETS), strict=True))
-    pairs = {(int(a), int(p)) for a, p, _ in mined}
-    assert pairs
-    for a, p in pairs:
-        nearest = min(distance(x, a, int(n)) for i, j, n in mined if (i, j) == (a, p))
-        farther = min(d for d in (distance(x, a, k) for k in other(a)) if d > distance(x, a, p))
-        assert nearest == pytest.approx(farther)
-
-
 @pytest.mark.parametrize("unit_length", [True, False])
 @pytest.mark.parametrize("margin", [0.1, 3.0])
 def test_coupled_clusters_equals_loops(embeddings, margin, unit_length):
@@ -111,19 +92,17 @@ def test_coupled_clusters_equals_loops(embeddings, margin, unit_length):
     assert float(coupled_clusters(embeddings, TARGETS, ALL, margin, unit_length)) == pytest.approx(mean(expected))
 
 
-def test_supervised_contrastive_equals_loops_and_pytorch_metric_learning(embeddings):
+def test_supervised_contrastive_equals_loops(embeddings):
     x, temperature, expected = normalize(embeddings, dim=1), 0.3, []
     for i in range(len(TARGETS)):
         total = sum(math.exp(float(x[i] @ x[j]) / temperature) for j in range(len(TARGETS)) if j != i)
         if same(i):
             expected.append(-mean([math.log(math.exp(float(x[i] @ x[j]) / temperature) / total) for j in same(i)]))
-    found = float(supervised_contrastive(embeddings, TARGETS, ALL, temperature))
-    assert found == pytest.approx(mean(expected))
-    assert found == pytest.approx(float(losses.SupConLoss(temperature)(embeddings, TARGETS)))
+    assert float(supervised_contrastive(embeddings, TARGETS, ALL, temperature)) == pytest.approx(mean(expected))
 
 
 @pytest.mark.parametrize("per_class", [1, 2])
-def test_arcface_equals_loops_and_pytorch_metric_learning(embeddings, per_class):
+def test_arcface_equals_loops(embeddings, per_class):
     proxies = Proxies(Embedding(proxies_per_class=per_class, num_classes=NUM_CLASSES), NUM_FEATURES)
     x, margin, scale = embeddings.float(), 0.5, 8.0
     found = float(arcface(proxies(x), TARGETS, ALL, margin, scale))
@@ -136,11 +115,6 @@ def test_arcface_equals_loops_and_pytorch_metric_learning(embeddings, per_class)
             logits.append(scale * (math.cos(angle) if angle <= math.pi else cosine - margin * math.sin(margin)))
         expected.append(-logits[target] + math.log(sum(math.exp(v) for v in logits)))
     assert found == pytest.approx(mean(expected), rel=1e-5)
-    size = {"num_classes": NUM_CLASSES, "embedding_size": NUM_FEATURES}
-    kind = losses.ArcFaceLoss if per_class == 1 else losses.SubCenterArcFaceLoss
-    theirs = kind(**size, margin=math.degrees(margin), scale=scale, **({"sub_centers": 2} if per_class == 2 else {}))
-    theirs.W.data = proxies.weight.detach().flatten(0, 1).T  # (D, C * K)
-    assert found == pytest.approx(float(theirs(x, TARGETS)), rel=1e-5)
 
 
 def test_arcface_grows_with_the_angle_also_where_the_wider_one_exceeds_pi():
@@ -150,7 +124,7 @@ def test_arcface_grows_with_the_angle_also_where_the_wider_one_exceeds_pi():
     assert all(b > a for a, b in itertools.pairwise(each))
 
 
-def test_proxy_anchor_equals_loops_and_pytorch_metric_learning(embeddings):
+def test_proxy_anchor_equals_loops(embeddings):
     proxies = Proxies(Embedding(proxies_per_class=1, num_classes=NUM_CLASSES), NUM_FEATURES)
     x, margin, alpha = embeddings.float(), 0.1, 5.0
     cosines = proxies(x)
@@ -161,11 +135,7 @@ def test_proxy_anchor_equals_loops_and_pytorch_metric_learning(embeddings):
         if own:
             near.append(math.log(1 + sum(math.exp(-alpha * (s - margin)) for s in own)))
         far.append(math.log(1 + sum(math.exp(alpha * (s + margin)) for s in rest)))
-    found = float(proxy_anchor(cosines, TARGETS, ALL, margin, alpha))
-    assert found == pytest.approx(mean(near) + mean(far), rel=1e-5)
-    theirs = losses.ProxyAnchorLoss(NUM_CLASSES, NUM_FEATURES, margin, alpha)
-    theirs.proxies.data = proxies.weight.detach()[:, 0].clone()
-    assert found == pytest.approx(float(theirs(x, TARGETS)), rel=1e-5)
+    assert float(proxy_anchor(cosines, TARGETS, ALL, margin, alpha)) == pytest.approx(mean(near) + mean(far), rel=1e-5)
 
 
 EACH = [(name, {}) for name in ("triplet", "coupled_clusters", "supcon", *WITH_PROXIES)]
@@ -206,21 +176,3 @@ def test_odd_batches_have_a_finite_loss_and_finite_slopes(proxies, name, values,
     assert found.isfinite() and slope.isfinite().all()
     if batch == "none counts" and name != "proxy_anchor":  # log(1 + 0) of each class
         assert found == 0
-
-
-@pytest.mark.parametrize(("name", "values"), EACH)
-def test_slopes_are_those_of_small_steps(embeddings, name, values):
-    if name in WITH_PROXIES:
-        x = (embeddings[:, :NUM_CLASSES] / 4).clamp(-0.9, 0.9).requires_grad_()
-    else:
-        x = embeddings.requires_grad_()
-    loss = create_metric_loss(name, **values)
-    assert torch.autograd.gradcheck(lambda x: loss(x, TARGETS, ALL), (x,))
-
-
-def test_proxies_have_the_cosine_of_the_nearest_direction(proxies):
-    x = torch.randn(3, NUM_FEATURES, generator=torch.Generator().manual_seed(2))
-    found = proxies(x)
-    for i, c in itertools.product(range(3), range(NUM_CLASSES)):
-        each = [float(torch.cosine_similarity(x[i], w, dim=0)) for w in proxies.weight[c]]
-        assert float(found[i, c]) == pytest.approx(max(each), abs=1e-6)

@@ -4,11 +4,10 @@ import math
 
 import numpy as np
 import pytest
-import sklearn.metrics as sk
 import torch
 
 from carvision.data.table import UNKNOWN
-from carvision.metrics import EpochMetrics, JointMetrics, NumberMetrics, metric_names
+from carvision.metrics import EpochMetrics, metric_names
 from carvision.models.decoding import RULES, decode
 from tests.metrics.test_heads import scikit_learns
 
@@ -22,38 +21,6 @@ LABELS = {
 }
 HEAD_WEIGHTS = {"make": 0.5, "model": 2.0, "speed": 0.25}
 CLASS_HEADS = ("make", "model")
-
-
-def test_number_metrics():
-    metrics = NumberMetrics()
-    metrics.update(torch.zeros(1, 1), torch.tensor([math.nan]), torch.zeros(1), torch.zeros(1))
-    assert metrics.compute() == {}
-    targets, weights = torch.tensor([200.0, math.nan, 150.0, 180.0]), torch.tensor([1.0, 0.0, 1.0, 0.0])
-    metrics.update(torch.tensor([[210.0], [99.0], [130.0], [0.0]]), targets, torch.tensor([0.5, 9, 1.5, 9]), weights)
-    metrics.update(torch.tensor([[104.0]]), torch.tensor([100.0]), torch.tensor([0.1]), torch.ones(1))
-    errors = [10, -20, 4]
-    expected = {
-        "loss": (0.5 + 1.5 + 0.1) / 3,
-        "mae": sum(map(abs, errors)) / 3,
-        "rmse": math.sqrt(sum(e * e for e in errors) / 3),
-    }
-    assert metrics.compute() == pytest.approx(expected)
-
-
-def test_joint_metrics():
-    metrics = JointMetrics(("independent", "joint"), ["make", "model"], has_parents=True)
-    targets = {"make": torch.tensor([0, 1, 2, UNKNOWN, 1]), "model": torch.tensor([0, 1, 2, 3, 4])}
-    predicted = {"make": torch.tensor([0, 1, 0, 0, 1]), "model": torch.tensor([0, 9, 2, 3, 4])}
-    agree = torch.tensor([True, False, True, False, True])
-    valid = torch.tensor([True, True, True, True, False])
-    metrics.update([predicted, targets], targets, [agree, valid], valid)
-    # make: known and valid are photos 0, 1, 2; model: 0 to 3; both: 0, 1, 2, of which photo 0 alone is right in both
-    expected = {"make/top1": 2 / 3, "model/top1": 3 / 4, "joint/top1": 1 / 3, "joint/consistent": 2 / 4}
-    assert metrics.compute()["independent"] == pytest.approx(expected)
-    assert set(metrics.compute()["joint"].values()) == {1}
-    alone = JointMetrics(("independent",), ["make"], has_parents=False)
-    alone.update([predicted], targets, [agree], valid)
-    assert alone.compute()["independent"] == pytest.approx({"make/top1": 2 / 3, "joint/top1": 2 / 3})
 
 
 def epoch(num: int = 60) -> dict:
@@ -183,24 +150,3 @@ def test_consistent_means_that_every_child_fits_its_parent():
     metrics = EpochMetrics(outputs, dict.fromkeys(outputs, 1.0), parents, "independent")
     metrics.update(logits, targets, ones, ones, torch.ones(4, dtype=torch.bool), torch.tensor(0.0))
     assert metrics.compute()["joint/consistent"] == 0.25
-
-
-def test_the_state_at_compcars_size_fits_memory():
-    outputs = {"make": 163, "model": 1716}
-    metrics = EpochMetrics(outputs, dict.fromkeys(outputs, 1.0), {}, "independent", True)
-    states = [value for m in metrics.modules() if hasattr(m, "_defaults") for value in m.metric_state.values()]
-    assert sum(state.nbytes for state in states) < 100e3
-    logits = {name: torch.zeros(2, n) for name, n in outputs.items()}
-    targets = {name: torch.tensor([0, n - 1]) for name, n in outputs.items()}
-    ones = dict.fromkeys(outputs, torch.ones(2))
-    metrics.update(logits, targets, ones, ones, torch.ones(2, dtype=bool), torch.tensor(0.0))
-    assert metrics.compute()["model/top1"] == 0.5
-
-
-def test_areas_under_the_curve_are_those_of_each_head():
-    batch = epoch(300)
-    found = updated(epoch_metrics(with_auc=True), batch).compute()
-    for name in CLASS_HEADS:
-        known = batch["weights"][name] > 0
-        probs, targets = batch["logits"][name].softmax(1)[known], batch["targets"][name][known]
-        assert found[f"{name}/auc"] == pytest.approx(sk.roc_auc_score(targets, probs, multi_class="ovr"), abs=2e-3)

@@ -1,8 +1,6 @@
-"""Backbones by name, and weights from files: good, damaged, malicious, and those of other networks."""
+"""Backbones by name, and weights from files: good, damaged, and those of other networks."""
 
-import pickle
 from contextlib import contextmanager
-from unittest.mock import Mock
 
 import pytest
 import timm
@@ -10,7 +8,6 @@ import torch
 from safetensors.torch import save_file
 
 from carvision.errors import InputError
-from carvision.models import backbones
 from carvision.models.backbones import create_backbone, load_backbone_weights, read_weights
 from carvision.models.classifier import Classifier, Head
 
@@ -24,26 +21,19 @@ def backbone(seed: int = 1):
 def refused(message: str):
     """Expect an InputError of one line that matches."""
     with pytest.raises(InputError, match=message) as raised:
-        yield raised
+        yield
     assert "\n" not in str(raised.value)
 
 
 def assert_same_weights(one, other) -> None:
-    assert one.state_dict().keys() == other.state_dict().keys()
-    for name, value in one.state_dict().items():
-        torch.testing.assert_close(value, other.state_dict()[name], rtol=0, atol=0)
+    torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("efficentnet_b0", "model.backbone: 'efficentnet_b0' is no model of timm .*nearest: .*efficientnet_b0"),
-        ("ResNet50", "model.backbone: 'ResNet50' is no model of timm .*nearest: .*resnet50"),
-        ("mobilenet_v2_100", "model.backbone: 'mobilenet_v2_100' is no model of timm .*nearest: .*mobilenetv2_100"),
-        ("vgg19.tf_in1k", r"'vgg19.tf_in1k' is no set of weights .* of vgg19: vgg19\.tv_in1k$"),
-        ("alexnet.tv_in1k", r"of alexnet: none"),
-    ],
-)
+@pytest.mark.parametrize(("name", "message"), [
+    ("efficentnet_b0", "model.backbone: 'efficentnet_b0' is no model of timm .*nearest: .*efficientnet_b0"),
+    ("vgg19.tf_in1k", r"'vgg19.tf_in1k' is no set of weights .* of vgg19: vgg19\.tv_in1k$"),
+    ("alexnet.tv_in1k", r"of alexnet: none"),
+])  # fmt: skip
 def test_unknown_names_suggest_others(name, message):
     with refused(message):
         create_backbone(name)
@@ -62,22 +52,16 @@ def test_arguments_of_the_backbone():
         create_backbone("test_resnet", {"output_stride": 7})
 
 
-@pytest.mark.parametrize("error", [OSError("Disk is\nfull"), RuntimeError(""), ValueError("x" * 1000)])
-def test_whatever_fails_while_pretrained_weights_load_is_one_short_line(monkeypatch, error):
-    monkeypatch.setattr(backbones, "find_pretrained", lambda name: {})
-    monkeypatch.setattr(timm, "create_model", Mock(side_effect=error))
-    with refused(r"model\.weights=random") as raised:
-        create_backbone("test_resnet", pretrained=True)
-    assert len(str(raised.value)) < 500
-
-
 def whole_network() -> dict[str, torch.Tensor]:
     torch.manual_seed(1)
     return timm.create_model("test_resnet", num_classes=10).state_dict()
 
 
 def test_files_of_every_kind_load(tmp_path):
-    """safetensors and .pth, with and without the classifier; wrapped as training scripts do; Lightning; a run."""
+    """safetensors and .pth, with and without the classifier; wrapped as training scripts do; Lightning; a run.
+
+    Networks converted from other frameworks have no num_batches_tracked.
+    """
     whole = whole_network()
     alone = {name: value for name, value in whole.items() if not name.startswith("fc.")}
     torch.manual_seed(2)
@@ -88,7 +72,7 @@ def test_files_of_every_kind_load(tmp_path):
     save_file(classifier.state_dict(), run / "model.safetensors")
     save_file(whole, tmp_path / "whole.safetensors")
     save_file(alone, tmp_path / "alone.safetensors")
-    torch.save(whole, tmp_path / "whole.pth")
+    torch.save({k: v for k, v in whole.items() if not k.endswith("num_batches_tracked")}, tmp_path / "whole.pth")
     torch.save({"state_dict": whole, "epoch": 3, "optimizer": {"lr": 0.1}}, tmp_path / "wrapped.pth.tar")
     torch.save({"model": alone}, tmp_path / "model.pt")
     lightning = {f"model.{name}": value for name, value in classifier.state_dict().items()}
@@ -101,35 +85,17 @@ def test_files_of_every_kind_load(tmp_path):
         assert_same_weights(loaded, classifier.backbone)
 
 
-def test_running_statistics_may_lack_their_count():
-    """Networks converted from other frameworks have no num_batches_tracked."""
-    tensors = {name: value for name, value in whole_network().items() if not name.endswith("num_batches_tracked")}
-    loaded = backbone()
-    load_backbone_weights(loaded, tensors, "file")
-    torch.testing.assert_close(loaded.conv1[0].weight, tensors["conv1.0.weight"])
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            lambda _: timm.create_model("test_efficientnet").state_dict(),
-            r"\d+ of 90 tensors are missing .*belong to no part",
-        ),
-        (
-            lambda tensors: {k: v for k, v in tensors.items() if k != "layer3.0.conv1.weight"},
-            r"1 of \d+ tensors are missing \(first: layer3\.0\.conv1\.weight\)",
-        ),
-        (
-            lambda tensors: tensors | {"layer1.0.conv1.weight": torch.zeros(4, 32, 3, 3)},
-            r"1 have another shape \(first: layer1\.0\.conv1\.weight: \(4, 32, 3, 3\) instead of \(32, 32, 3, 3\)\)",
-        ),
-        (
-            lambda tensors: tensors | {"fcx.weight": torch.zeros(2)},
-            r"1 belong to no part of it \(first: fcx\.weight\)",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda _: timm.create_model("test_efficientnet").state_dict(), r"\d+ of 90 tensors are missing .* no part"),
+    (
+        lambda tensors: {k: v for k, v in tensors.items() if k != "layer3.0.conv1.weight"},
+        r"1 of \d+ tensors are missing \(first: layer3\.0\.conv1\.weight\)",
+    ),
+    (
+        lambda tensors: tensors | {"layer1.0.conv1.weight": torch.zeros(4, 32, 3, 3)},
+        r"1 have another shape \(first: layer1\.0\.conv1\.weight: \(4, 32, 3, 3\) instead of \(32, 32, 3, 3\)\)",
+    ),
+])  # fmt: skip
 def test_weights_of_another_network(change, message):
     loaded, before = backbone(), backbone()
     with refused(rf"model\.weights: some\.pth is not of this backbone: .*{message}"):
@@ -138,7 +104,7 @@ def test_weights_of_another_network(change, message):
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_missing_and_damaged_files(tmp_path, suffix):
+def test_missing_and_damaged_files_and_those_without_tensors_by_name(tmp_path, suffix):
     (tmp_path / "empty_folder").mkdir()
     for name in ("absent" + suffix, "empty_folder"):
         with refused(rf"model\.weights: '.*{name}' is not pretrained, random, or a file"):
@@ -149,29 +115,7 @@ def test_missing_and_damaged_files(tmp_path, suffix):
         file.write_bytes(content)
         with refused(rf"model\.weights: .*{file.name}"):
             read_weights(file)
-
-
-class Malicious:
-    def __init__(self, target):
-        self.target = target
-
-    def __reduce__(self):
-        return (open, (str(self.target), "w"))  # would create the file
-
-
-@pytest.mark.parametrize("write", [torch.save, lambda content, file: file.write_bytes(pickle.dumps(content, 2))])
-def test_code_in_a_pickle_does_not_run(tmp_path, write):
-    file, target = tmp_path / "weights.pth", tmp_path / "code_ran"
-    write({"state_dict": whole_network(), "extra": Malicious(target)}, file)
-    with refused(r"weights\.pth is no file of weights alone"):
-        read_weights(file)
-    assert not target.exists()
-    pickle.loads(pickle.dumps(Malicious(target))).close()
-    assert target.exists()  # it would have run
-
-
-@pytest.mark.parametrize("content", [[torch.zeros(2)], {"epoch": 3}, torch.zeros(2), {}])
-def test_files_without_tensors_by_name(tmp_path, content):
-    torch.save(content, tmp_path / "some.pth")
-    with pytest.raises(InputError, match=r"some\.pth holds no tensors by name"):
-        read_weights(tmp_path / "some.pth")
+    if suffix == ".pth":
+        torch.save({"epoch": 3}, file)
+        with refused(r"damaged\.pth holds no tensors by name"):
+            read_weights(file)

@@ -1,29 +1,17 @@
-"""Classifier: heads, pools, penalties, the embedding beside the heads, and the round trip through files."""
+"""Classifier: heads, pools, penalties, the embedding beside the heads, and their description."""
 
 import json
 
 import pytest
-import timm
 import torch
-from torch import nn
 
-import carvision
-from carvision.data.images import Preprocessing
 from carvision.errors import InputError
-from carvision.inference import model_file
 from carvision.models.classifier import Classifier, Head, classifier_from
-from carvision.models.parts import ChannelGate, Embedding, Layers, Neck
-
-F = 96  # features of test_resnet
-LABELS = {"model": {"ids": ["1", "2", "9"], "names": ["A4", "X5", "X6"], "parent": None, "parent_codes": []}}
+from carvision.models.parts import Embedding, Layers, Neck
 
 
 def images(num: int = 4, size_px: int = 32) -> torch.Tensor:
     return torch.randn(num, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
-
-
-def num_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def network(trunk: tuple = (7,), layers: tuple = (5,), difference: tuple = (), proxies: int = 0) -> Classifier:
@@ -32,44 +20,23 @@ def network(trunk: tuple = (7,), layers: tuple = (5,), difference: tuple = (), p
     return Classifier("test_resnet", {"model": Head(3)}, 32, trunk=Layers(trunk), embedding=embedding).eval()
 
 
-def save(model: Classifier, folder) -> None:
-    model_file.save(model, folder, LABELS, Preprocessing(32, (0.5,) * 3, (0.5,) * 3), "independent", {}, {})
-
-
 def assert_same_outputs(model: Classifier, other: Classifier, size_px: int = 32) -> None:
     ours, theirs = (each.eval().outputs(images(size_px=size_px)) for each in (model, other))
     assert list(ours.logits) == list(theirs.logits) == list(model.labels)
-    for name, values in ours.logits.items():
-        torch.testing.assert_close(theirs.logits[name], values, rtol=0, atol=0)
+    torch.testing.assert_close(theirs.logits, ours.logits, rtol=0, atol=0)
     torch.testing.assert_close(tuple(theirs)[1:3], tuple(ours)[1:3], rtol=0, atol=0)
-    assert (ours.cosines is None) == (theirs.cosines is None)
-    assert ours.cosines is None or torch.equal(ours.cosines, theirs.cosines)
+    assert ours.cosines is theirs.cosines or torch.equal(ours.cosines, theirs.cosines)
 
 
-@pytest.mark.parametrize(
-    "labels",
-    [["class"], ["make", "model", "type", "doors", "seats"], ["a.b", "a_b", "a%2Eb", "a b", "forward", "train"]],
-)
-def test_any_number_of_heads_under_any_name(labels):
+def test_any_number_of_heads_under_any_name():
     torch.manual_seed(0)
+    labels = ["a.b", "a_b", "a%2Eb", "a b", "forward", "train"]
     model = Classifier("test_resnet", {name: Head(i + 2) for i, name in enumerate(labels)}, 32).eval()
     logits = model(images())
     assert {name: values.shape for name, values in logits.items()} == {n: (4, i + 2) for i, n in enumerate(labels)}
-    assert num_parameters(model) == num_parameters(model.backbone) + sum((F + 1) * (i + 2) for i in range(len(labels)))
     other = classifier_from(model.description)
     other.load_state_dict(model.state_dict())
     assert_same_outputs(model, other)
-    assert all(torch.equal(values, logits[name]) for name, values in other(images()).items())
-
-
-def test_parameters_of_a_network_counted_by_hand():
-    trunk = Layers(hidden=(8, 6), dropout=0.3, batch_norm=True)
-    head = Layers(hidden=(5,), bias=False)
-    model = Classifier("test_resnet", {"make": Head(3), "model": Head(7, head)}, 32, trunk=trunk)
-    assert num_parameters(model.trunk) == (F * 8 + 8 + 16) + (8 * 6 + 6 + 12)
-    assert num_parameters(model.get_submodule("head_make")) == 6 * 3 + 3
-    assert num_parameters(model.get_submodule("head_model")) == 6 * 5 + (5 * 7 + 7)
-    assert num_parameters(model.backbone) == num_parameters(timm.create_model("test_resnet", num_classes=0)) == 372_688
 
 
 def test_the_penalties_of_all_layers_are_added():
@@ -85,23 +52,16 @@ def test_the_penalties_of_all_layers_are_added():
     expected = expected + model.get_submodule("head_model").layers(x)[1]
     for part, l2 in ((model.embedding.layers, 0.5), (model.embedding.difference, 0.25)):
         expected = expected + l2 * part.blocks[0][0].weight.square().sum()
-    penalty = model.outputs(photos).penalty
-    assert penalty.shape == ()
-    torch.testing.assert_close(penalty, expected)
-    penalty.backward()
-    assert model.get_submodule("head_model").layers.blocks[0][0].weight.grad.abs().sum() > 0
-    assert model.get_submodule("head_make").output.weight.grad is None
+    torch.testing.assert_close(model.outputs(photos).penalty, expected)
 
 
 POOLS = {
-    "default": lambda maps: maps.mean((2, 3)),
-    "avg": lambda maps: maps.mean((2, 3)),
-    "max": lambda maps: maps.amax((2, 3)),
-    "avgmax": lambda maps: 0.5 * (maps.mean((2, 3)) + maps.amax((2, 3))),
+    "default": lambda maps: maps.mean((2, 3)), "avg": lambda maps: maps.mean((2, 3)),
+    "max": lambda maps: maps.amax((2, 3)), "avgmax": lambda maps: 0.5 * (maps.mean((2, 3)) + maps.amax((2, 3))),
     "catavgmax": lambda maps: torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1),
     "flatten": lambda maps: maps.reshape(len(maps), -1),
     "gem": lambda maps: maps.clamp(min=1e-6).pow(3).mean((2, 3)).pow(1 / 3),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -113,7 +73,7 @@ def test_pools(backbone, pool):
     photos = images(num=2, size_px=64)
     maps = model.backbone.forward_features(photos)
     if backbone == "test_resnet":
-        assert maps.shape == (2, F, 2, 2)
+        assert maps.shape == (2, 96, 2, 2)
         expected = POOLS[pool](maps)
     else:  # channels last
         expected = maps.flatten(1) if pool == "flatten" else POOLS[pool](maps.permute(0, 3, 1, 2))
@@ -121,28 +81,14 @@ def test_pools(backbone, pool):
     assert model.get_submodule("head_class").output.in_features == expected.shape[1]
 
 
-TOKENS = "needs a feature map, and test_vit gives tokens; use"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        *(({"pool": pool}, f"model.pool: '{pool}' {TOKENS} default") for pool in ("max", "flatten", "gem")),
-        ({"neck": Neck(("se",))}, rf"model.neck: it {TOKENS} model.neck=\[\]"),
-        ({"size_px": 33, "backbone_kwargs": {"img_size": 32}}, "data.image_px: test_vit does not take images of 33 px"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"pool": "gem"}, "model.pool: 'gem' needs a feature map, and test_vit gives tokens; use default"),
+    ({"neck": Neck(("se",))}, r"model.neck: it needs a feature map, .* use model.neck=\[\]"),
+    ({"size_px": 33, "backbone_kwargs": {"img_size": 32}}, "data.image_px: test_vit does not take images of 33 px"),
+])  # fmt: skip
 def test_what_does_not_fit_the_backbone_is_one_line(arguments, message):
-    with pytest.raises(InputError, match=message) as raised:
+    with pytest.raises(InputError, match=message):
         Classifier("test_vit", {"class": Head(2)}, **{"size_px": 32} | arguments)
-    assert "\n" not in str(raised.value)
-
-
-def test_a_pool_needs_one_feature_map(monkeypatch):
-    assert Classifier("test_vit", {"class": Head(2)}, 32)(images())["class"].shape == (4, 2)
-    monkeypatch.setattr(timm.models.ResNet, "forward_features", lambda self, x: [x, x])  # maps of several sizes
-    with pytest.raises(InputError, match=r"model\.pool: 'max' needs a feature map"):
-        Classifier("test_resnet", {"class": Head(2)}, 64, pool="max")
 
 
 def test_a_number_is_given_in_its_own_unit():
@@ -173,12 +119,14 @@ def test_description_goes_through_json():
     assert "embedding" not in model.description and not any("embedding" in name for name in model.state_dict())
     other = classifier_from(json.loads(json.dumps(model.description)))
     assert json.dumps(other.description) == json.dumps(model.description)
-    assert other.trunk.layers == trunk == model.trunk.layers
-    assert [type(block) for block in other.neck] == [ChannelGate, nn.Dropout2d]
     other.load_state_dict(model.state_dict())
     assert_same_outputs(model, other, 48)
-    described = json.loads(json.dumps(network(difference=(4,), proxies=2).description))
-    assert classifier_from(described).description == network(difference=(4,), proxies=2).description
+    embedding = network(difference=(4,), proxies=2)
+    described = json.loads(json.dumps(embedding.description))
+    other = classifier_from(described)
+    other.load_state_dict(embedding.state_dict())
+    assert other.description == embedding.description
+    assert_same_outputs(embedding, other)
     del described["neck"], described["trunk"]["activation_slope"]  # as earlier versions wrote it
     assert len(classifier_from(described).neck) == 0
 
@@ -195,10 +143,7 @@ def test_each_embedding_is_the_output_of_its_part():
     assert expected["embedding"].shape == (4, 5) and joined.shape == (4, 11)
 
 
-@pytest.mark.parametrize(
-    ("trunk", "layers", "last"),
-    [((), (), "pooled"), ((7,), (), "trunk"), ((7,), (5,), "embedding"), ((), (5,), "embedding")],
-)
+@pytest.mark.parametrize("trunk,layers,last", [((), (), "pooled"), ((7,), (), "trunk"), ((), (5,), "embedding")])
 def test_auto_is_the_last_part_that_has_layers(trunk, layers, last):
     model = network(trunk, layers)
     assert model.last_layer == last
@@ -223,24 +168,3 @@ def test_which_parts_learn_from_which_loss():
     assert learning(model, model.outputs(images()).cosines.square()) == shared | {"proxies"}
     model.heads_are_probes = True
     assert learning(model, model.outputs(images()).logits["model"]) == {"head_model"}
-
-
-@pytest.mark.parametrize("parts", [{}, {"difference": (4,)}, {"proxies": 2}, {"trunk": (), "proxies": 1}])
-def test_the_embedding_is_saved_with_the_model(tmp_path, parts):
-    model = network(**parts)
-    save(model, tmp_path)
-    loaded = carvision.load(tmp_path)
-    assert loaded.state_dict().keys() == model.state_dict().keys()
-    assert_same_outputs(model, loaded)
-
-
-def test_an_embedding_that_asks_for_more_memory_than_its_weights_is_refused(tmp_path):
-    save(network(proxies=1), tmp_path)
-    file = tmp_path / "model.json"
-    for change in ({"layers": {"hidden": [10**9]}}, {"num_classes": 10**9}, {"proxies_per_class": 101}, {"odd": 1}):
-        described = json.loads(file.read_text(encoding="utf-8"))
-        described["network"]["embedding"] |= change
-        file.write_text(json.dumps(described), encoding="utf-8")
-        with pytest.raises(InputError) as caught:
-            carvision.load(tmp_path)
-        assert "\n" not in str(caught.value)

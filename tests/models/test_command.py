@@ -3,7 +3,7 @@
 import pytest
 
 from carvision.errors import InputError
-from carvision.models.__main__ import matching_names, num_parameters, row_of, show
+from carvision.models.__main__ import matching_names, row_of, show
 from tests import forked
 
 
@@ -22,29 +22,15 @@ def test_words_tags_and_reports_narrow_the_list():
     assert names("resnet50.tv_in1k") == ["resnet50.tv_in1k"]
     assert names(report="r3") == ["mobilenetv2_100.ra_in1k"] and len(names(report="r4")) == 11
     assert names("small", report="r1") == ["stanford_small_cnn"] and len(names(report="r1", pretrained=True)) == 5
-
-
-@pytest.mark.parametrize(
-    ("words", "kwargs", "message"),
-    [
-        (["resnt50"], {}, "no network is named like resnt50; nearest: resnet50"),
-        (["xqzxqz"], {}, "no network is named like xqzxqz$"),
-        (["alexnet"], {"pretrained": True}, "no network is left of alexnet --pretrained"),
-        (["convnext"], {"report": "r4"}, "no network is left of convnext --report r4"),
-    ],
-)
-def test_nothing_found_is_one_line(words, kwargs, message):
-    with pytest.raises(InputError, match=message):
-        names(*words, **kwargs)
+    with pytest.raises(InputError, match="no network is left of convnext --report r4 --pretrained"):
+        names("convnext", report="r4", pretrained=True)
 
 
 def test_a_row():
     name, _, _, weights, reports = row_of("resnet50")
     assert (name, reports) == ("resnet50", "R1 R2 R4") and weights.startswith("a1_in1k (+")
     assert row_of("resnet50.tv_in1k") == ("resnet50.tv_in1k", "23.51", "224", "yes", "R1 R2 R4")
-    assert row_of("resnet50.a1_in1k")[3:] == ("yes", "")
     assert row_of("oxford102_benchmark") == ("oxford102_benchmark", "0.03", "256", "none", "R4")
-    assert num_parameters("mobilenetv2_100") == 2_223_872
 
 
 def test_large_networks_and_long_lists_are_cut(capsys):
@@ -52,8 +38,6 @@ def test_large_networks_and_long_lists_are_cut(capsys):
     done = capsys.readouterr()
     assert [line.split()[0] for line in done.out.splitlines()] == ["network", "resnet50", "mobilenetv2_100"]
     assert done.err == "the first 2; more words narrow the list, --limit 0 shows all of it\n"
-    show(["vgg16", "resnet50", "mobilenetv2_100"], 30.0, 2)
-    assert capsys.readouterr().err == ""
     with pytest.raises(InputError, match="--max-params: all 1 networks of these names have more than 30 million"):
         show(["vgg16"], 30.0, 2)
 

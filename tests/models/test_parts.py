@@ -9,12 +9,10 @@ import timm
 import torch
 from torch import nn
 
-from carvision.config.schema import check_values
 from carvision.errors import InputError
 from carvision.models.backbones import load_backbone_weights
 from carvision.models.classifier import Classifier, Head
 from carvision.models.parts import (
-    ACTIVATIONS,
     ChannelGate,
     Dense,
     GeM,
@@ -31,8 +29,6 @@ LEFT_OUT = {  # small networks, and what they have after the feature map
     "test_convnext": ("head",),  # a norm
     "test_mambaout": ("head",),  # channels last
     "mobilenetv3_small_050": ("conv_head",),
-    "test_efficientnet": (),
-    "swin_tiny_patch4_window7_224": (),
 }
 
 
@@ -59,12 +55,11 @@ def unused_parameters(model: Classifier) -> list[str]:
 @pytest.mark.parametrize("backbone", LEFT_OUT)
 def test_layers_after_the_feature_map_are_left_out_with_a_pool_and_used_without(backbone):
     neck = Neck(("spatial_dropout", "attention", "se"))
-    small = {"depths": (1,) * 4, "embed_dim": 24, "num_heads": (1, 2, 4, 8)} if "swin" in backbone else {}
-    with_pool = create(backbone, pool="gem", neck=neck, backbone_kwargs=small)
+    with_pool = create(backbone, pool="gem", neck=neck)
     assert with_pool.backbone.left_out == LEFT_OUT[backbone] and unused_parameters(with_pool) == []
-    own_pool = create(backbone, neck=neck, backbone_kwargs=small)
+    own_pool = create(backbone, neck=neck)
     assert not hasattr(own_pool.backbone, "left_out") and unused_parameters(own_pool) == []
-    whole = timm.create_model(backbone, num_classes=0, **({"img_size": 64, **small} if small else {}))
+    whole = timm.create_model(backbone, num_classes=0)
     assert own_pool.backbone.state_dict().keys() == whole.state_dict().keys()
 
 
@@ -79,11 +74,9 @@ def test_the_neck_stands_between_feature_map_and_own_pool(backbone, channels):
     assert model.neck[0].reduce.in_features == feature_map.shape[channels]
 
 
-def test_weights_of_the_whole_network_load_without_what_is_left_out(caplog):
+def test_weights_of_the_whole_network_load_without_what_is_left_out():
     """timm's files and runs of earlier versions also hold the layers after the feature map."""
-    with caplog.at_level("INFO"):
-        model = create("mobilenetv3_small_050", pool="avg")
-    assert "layers after its feature map are left out: conv_head" in caplog.text
+    model = create("mobilenetv3_small_050", pool="avg")
     torch.manual_seed(1)
     whole = timm.create_model("mobilenetv3_small_050", num_classes=10)
     load_backbone_weights(model.backbone, whole.state_dict(), "file")
@@ -118,18 +111,8 @@ def test_blocks_stand_in_their_order_as_often_as_named():
     assert neck[1].p == 0.4
     x = random_map(2, 32, 3, 3, dtype=torch.float32)
     torch.testing.assert_close(neck.eval()(x), neck[3](neck[2](neck[0](x))))
-    assert not torch.allclose(neck(x), neck[0](neck[2](neck[2](x))))  # the two SE blocks differ
     others = create_neck(Neck(("se", "attention"), attention_reduction=4, se_reduction=1000), 512)
     assert [block.reduce.out_features for block in others] == [1, 128]
-    assert len(create_neck(Neck(), 32)) == 0
-
-
-def test_spatial_dropout_drops_whole_channels_of_single_photos():
-    torch.manual_seed(0)
-    out = create_neck(Neck(("spatial_dropout",), dropout=0.2), 100)(torch.ones(20, 100, 4, 4))
-    kept = out[:, :, 0, 0] != 0
-    assert torch.equal(out, kept[:, :, None, None].expand(-1, -1, 4, 4) / 0.8)
-    assert 0.15 < 1 - kept.float().mean() < 0.25 and not torch.equal(kept[0], kept[1])
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -147,7 +130,6 @@ def test_gem_is_its_formula_and_learns_its_power(channels_last):
     np.testing.assert_allclose(pooled.detach().numpy(), naive(3.0), rtol=1e-5)
     pooled.sum().backward()
     slope = (naive(3.0 + 1e-4).sum() - naive(3.0 - 1e-4).sum()) / 2e-4
-    assert slope > 0.1
     assert pool.p.grad.item() == pytest.approx(slope, rel=1e-4)
 
 
@@ -162,16 +144,6 @@ def test_gem_of_dark_channels_in_half_precision(dtype):
     assert torch.isfinite(pooled).all() and torch.isfinite(x.grad).all() and torch.isfinite(pool.p.grad)
 
 
-def test_layers_are_linear_activation_batch_norm_dropout():
-    dense = Dense(5, Layers(hidden=(4, 3), dropout=0.25, activation="leaky_relu", batch_norm=True, bias=False))
-    assert dense.blocks[0][1].negative_slope == 0.01  # PyTorch's, unless given as in test_a_layer_is_its_formula
-    kinds = [[type(layer) for layer in block] for block in dense.blocks]
-    assert kinds == [[nn.Linear, nn.LeakyReLU, nn.BatchNorm1d, nn.Dropout]] * 2
-    assert [block[0].weight.shape for block in dense.blocks] == [(4, 5), (3, 4)]
-    assert [(block[0].bias, block[3].p) for block in dense.blocks] == [(None, 0.25)] * 2
-    assert dense.num_outputs == 3
-
-
 def test_without_layers_dropout_alone_stands_before_the_output():
     dense, x = Dense(1000, Layers(dropout=0.5)), torch.ones(20, 1000)
     out, penalty = dense(x)
@@ -181,23 +153,18 @@ def test_without_layers_dropout_alone_stands_before_the_output():
     assert torch.equal(out, x) and penalty == 0
 
 
-@pytest.mark.parametrize(
-    ("activation", "formula"),
-    [
-        ("relu", lambda x: max(x, 0.0)),
-        ("leaky_relu", lambda x: x if x > 0 else 0.3 * x),
-        ("elu", lambda x: x if x > 0 else math.exp(x) - 1),
-        ("sigmoid", lambda x: 1 / (1 + math.exp(-x))),
-        ("gelu", lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2)))),
-        ("silu", lambda x: x / (1 + math.exp(-x))),
-        ("tanh", math.tanh),
-        ("none", lambda x: x),
-    ],
-)
+@pytest.mark.parametrize(("activation", "formula"), [
+    ("relu", lambda x: max(x, 0.0)), ("leaky_relu", lambda x: x if x > 0 else 0.3 * x),
+    ("elu", lambda x: x if x > 0 else math.exp(x) - 1), ("sigmoid", lambda x: 1 / (1 + math.exp(-x))),
+    ("gelu", lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2)))), ("silu", lambda x: x / (1 + math.exp(-x))),
+    ("tanh", math.tanh), ("none", lambda x: x),
+])  # fmt: skip
 def test_a_layer_is_its_formula(activation, formula):
     torch.manual_seed(0)
-    dense = Dense(3, Layers(hidden=(2,), activation=activation, activation_slope=0.3, batch_norm=True)).double().eval()
-    linear, _, norm = dense.blocks[0]
+    layers = Layers(hidden=(2,), dropout=0.25, activation=activation, activation_slope=0.3, batch_norm=True)
+    dense = Dense(3, layers).double().eval()
+    linear, _, norm, dropout = dense.blocks[0]
+    assert dropout.p == 0.25
     norm.running_mean[:], norm.running_var[:] = torch.tensor([0.5, -1.0]), torch.tensor([4.0, 0.25])
     x = torch.randn(5, 3, dtype=torch.float64)
     expected = np.empty((5, 2))
@@ -207,7 +174,6 @@ def test_a_layer_is_its_formula(activation, formula):
             mean, var = norm.running_mean[unit].item(), norm.running_var[unit].item()
             expected[row, unit] = (formula(z) - mean) / math.sqrt(var + norm.eps)
     np.testing.assert_allclose(dense(x)[0].detach().numpy(), expected, rtol=1e-9)
-    assert activation in ACTIVATIONS
 
 
 def test_keras_batch_norm_follows_keras_formula():
@@ -248,10 +214,8 @@ def test_penalties_are_keras_formulas_with_one_number_for_each_layer():
     x = torch.randn(7, 8, dtype=torch.float64)
     assert dense(x)[1].item() == pytest.approx(naive_penalty(dense, x, 7))
     assert Layers(**asdict(layers)) == layers
-    numbers = Layers((3, 2), dropout=0.5, l2=0.1, activity_l1=0.2)
-    repeated = Layers((3, 2), dropout=(0.5, 0.5), l2=(0.1, 0.1), activity_l1=(0.2, 0.2))
-    assert str(Dense(4, numbers)) == str(Dense(4, repeated))
-    assert Dense(4, numbers).penalties == Dense(4, repeated).penalties == [(0.1, 0.2)] * 2
+    numbers = Dense(4, Layers((3, 2), dropout=0.5, l2=0.1, activity_l1=0.2))
+    assert [block[-1].p for block in numbers.blocks] == [0.5] * 2 and numbers.penalties == [(0.1, 0.2)] * 2
 
 
 def test_activities_are_averaged_by_shares_or_summed_over_the_photos_of_the_batch():
@@ -272,31 +236,10 @@ def test_activities_are_averaged_by_shares_or_summed_over_the_photos_of_the_batc
     assert Layers(**described(summing)) == summing
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"neck": ["attention", "sse"]}, r"neck: \['attention', 'sse'\] is not a list whose items are each one of"),
-        ({"neck": "se"}, "neck: 'se' is not a list"),
-        ({"trunk": {"dropout": [0.1, 1.5]}}, r"trunk\.dropout: .* is not a number from 0 to 1 or a list"),
-        ({"trunk": {"batch_norm": "tf"}}, r"trunk\.batch_norm: 'tf' is not true or false or one of keras"),
-        ({"se_reduction": 0}, r"se_reduction: 0 is not a whole number from 1"),
-    ],
-)
-def test_wrong_values_of_the_configuration_are_one_line(values, message):
-    with pytest.raises(InputError, match=rf"model\.{message}"):
-        check_values({"model": values})
-
-
 def test_a_list_of_another_length_is_one_line():
     for key in ("dropout", "l2", "activity_l1"):
-        with pytest.raises(InputError) as raised:
+        with pytest.raises(InputError, match=rf"^model.trunk.{key}: \[.* has 3 numbers for the 2 layers of hidden"):
             build_layers({"hidden": [512, 256], key: [0.1, 0.2, 0.3]}, "model.trunk")
-        assert str(raised.value) == (
-            f"model.trunk.{key}: [0.1, 0.2, 0.3] has 3 numbers for the 2 layers of hidden: [512, 256]; "
-            "give one number for all, or one for each"
-        )
-        with pytest.raises(InputError, match=f"model.heads.make.{key}: .* 1 numbers for the 0 layers"):
-            build_layers({key: [0.1]}, "model.heads.make")
 
 
 def test_learned_head_weights_scale_the_gradients_of_their_heads():
@@ -311,9 +254,6 @@ def test_learned_head_weights_scale_the_gradients_of_their_heads():
     assert (make.grad.item(), model.grad.item()) == pytest.approx((1.0, 0.25))
     assert weigh.weights() == pytest.approx({"make": 1.0, "model": 0.25})
     assert weigh.log_variances.grad.tolist() == pytest.approx([0.5 - 2.0, 0.5 - 3.0 / 4])  # 0 at log(2 * loss)
-
-
-def test_a_head_without_a_known_label_moves_no_weight():
-    weigh = HeadWeights(["make", "model"])
+    weigh = HeadWeights(["make", "model"])  # a head without a known label moves no weight
     weigh({"make": torch.tensor(0.0), "model": torch.tensor(1.0)}, torch.tensor([False, True])).backward()
     assert weigh.log_variances.grad.tolist() == [0.0, -0.5]
