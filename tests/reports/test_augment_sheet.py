@@ -92,19 +92,13 @@ def composed(name: str, *overrides: str) -> dict:
         return OmegaConf.to_container(compose(name, overrides=list(overrides)))
 
 
-@pytest.mark.parametrize(
-    ("override", "text"),
-    [
-        ("augment=none", "nothing"),
-        ("augment=light", "crop 0.6 to 1, flip 0.5"),
-        ("augment=r4", "affine, flip 0.5"),
-        ("augment=r0", "crop 0.766, brightness_shift, flip 0.5, contrast, saturation, hue"),
-        ("augment.cutmix=0.5", "crop 0.6 to 1, flip 0.5, cutmix (alpha 0.5)"),
-        ("augment.order=[]", "crop 0.6 to 1"),
-    ],
-)
-def test_the_title_describes_the_augmentation(override, text):
-    assert describe(composed("train", override)["augment"]) == text
+def test_the_title_describes_the_augmentation():
+    for override, text in {
+        "augment=none": "nothing",
+        "augment=r0": "crop 0.766, brightness_shift, flip 0.5, contrast, saturation, hue",
+        "augment.cutmix=0.5": "crop 0.6 to 1, flip 0.5, cutmix (alpha 0.5)",
+    }.items():
+        assert describe(composed("train", override)["augment"]) == text
 
 
 def test_the_sheet_takes_the_groups_of_train_and_shows_what_an_experiment_trains_on():
@@ -115,33 +109,22 @@ def test_the_sheet_takes_the_groups_of_train_and_shows_what_an_experiment_trains
     assert train["data"] == sheet["data"] and train["augment"] == sheet["augment"]
 
 
-def test_the_command_draws_a_picture(run_forked, demo_photos, tmp_path):
+def test_the_command_draws_a_picture_and_a_mistake_is_one_line(run_forked, demo_photos, tmp_path):
     overrides = [f"data.root={demo_photos}", "data.images_per_model=20", "augment=r1", "augment.mixup=0.2"]
     done = run_forked("carvision.augment_sheet", *overrides, "num_photos=2", "num_versions=3", check=0)
     last = done.stdout.splitlines()[-1]
     assert last.startswith("augment_sheet: augment_sheets/demo_r1_")
     with Image.open(tmp_path / last.removeprefix("augment_sheet: ")) as image:
         assert image.width > 4 * SIZE and image.height > 2 * SIZE
-    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == []
-    assert "Warning" not in done.stderr
-
-
-def test_a_mistake_is_one_line(run_module):
-    done = run_module("carvision.augment_sheet", "out=sheet.jpg", check=1)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [] and "Warning" not in done.stderr
+    done = run_forked("carvision.augment_sheet", "out=sheet.jpg", check=1)
     assert done.stderr == "error: out: 'sheet.jpg' is not the name of a picture, such as sheet.png\n"
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("augment.order=[flip,rotat]", "augment.order: ['flip', 'rotat'] is not a list of steps: 'rotat' is not"),
-        ("augment.steps.blur.kernel_px=[3,4]", "augment.steps.blur.kernel_px: [3, 4] is not a list whose items"),
-        ("augment.crop_scale=[1.0,0.5]", "augment.crop_scale: [1.0, 0.5] is not two values of which the first"),
-    ],
-)
-def test_wrong_augmentations_are_refused(override, message):
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("augment_sheet", overrides=[override])
-    with pytest.raises(InputError) as refused:
-        plain_config(cfg)
-    assert str(refused.value).startswith(message)
+def test_wrong_augmentations_are_refused():
+    for override, message in {
+        "augment.order=[flip,rotat]": r"augment\.order: \['flip', 'rotat'\] is not a list of steps: 'rotat' is not",
+        "augment.crop_scale=[1.0,0.5]": r"augment\.crop_scale: \[1\.0, 0\.5\] is not two values of which the first",
+    }.items():
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"), pytest.raises(InputError, match=message):
+            plain_config(compose("augment_sheet", overrides=[override]))

@@ -1,4 +1,4 @@
-"""Runs are found, read, named and put side by side: on miniature folders in the layout that runs write."""
+"""Runs are found, read, named, put side by side and marked: on miniature folders in the layout that runs write."""
 
 import json
 import logging
@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from carvision.errors import InputError
-from carvision.reports.comparison.frame import finest_metric, runs_frame, sort_by
+from carvision.reports.comparison.frame import finest_metric, pareto_front, runs_frame, sort_by
 from carvision.reports.comparison.runs import find_runs, read_run
-from carvision.reports.comparison.settings import differing_keys, name_runs
-from carvision.reports.comparison.tables import shown_columns
+from carvision.reports.comparison.settings import against_of, differing_keys, matrix_of, name_runs
+from carvision.reports.comparison.tables import best_marks, matrix_marks, matrix_tables, shown_columns
 
 NAN = float("nan")
 
@@ -101,16 +101,15 @@ def test_all_values_are_those_of_the_files(tmp_path):
     assert row["wall_min"] == (1 + 2 + 33 + 3) / 60 and row["cpu_min"] == 66 / 60
 
 
-@pytest.mark.parametrize(
-    ("monitor", "mode", "epoch"), [("val/loss", "min", 1), ("val/class/top1", "max", 1), ("gone", "max", 2)]
-)
-def test_an_unfinished_run_has_the_best_epoch_of_its_monitor_or_the_last(tmp_path, monitor, mode, epoch):
-    folder = write_run(tmp_path / "run", finished=False, callbacks__monitor=monitor, callbacks__mode=mode)
-    frame, _ = compared(folder)
-    row = frame.iloc[0]
-    assert row["state"] == "unfinished" and row["best_epoch"] == epoch
-    assert row["val/class/top1"] == pd.read_csv(folder / "history.csv")["val/class/top1"][epoch]
-    assert row["wall_min"] == pytest.approx(33 / 60) and "test/class/top1" not in frame
+def test_an_unfinished_run_has_the_best_epoch_of_its_monitor_or_the_last(tmp_path):
+    for monitor, mode, epoch in (("val/loss", "min", 1), ("val/class/top1", "max", 1), ("gone", "max", 2)):
+        keys = {"callbacks__monitor": monitor, "callbacks__mode": mode}
+        folder = write_run(tmp_path / monitor, finished=False, **keys)
+        frame, _ = compared(folder)
+        row = frame.iloc[0]
+        assert row["state"] == "unfinished" and row["best_epoch"] == epoch
+        assert row["val/class/top1"] == pd.read_csv(folder / "history.csv")["val/class/top1"][epoch]
+        assert row["wall_min"] == pytest.approx(33 / 60) and "test/class/top1" not in frame
 
 
 def test_folds_are_one_run_with_mean_and_spread(tmp_path):
@@ -166,10 +165,9 @@ def test_the_metrics_of_an_epoch_are_those_of_the_history(tmp_path, caplog):
 def test_tables_show_each_head_and_penalties_if_there_are_any(tmp_path):
     folder = write_run(tmp_path / "a")
     assert shown_columns(compared(folder)[0])[1] == ["val/loss", "val/class/top1"]
-    several = write_run(tmp_path / "b", heads=("make", "model"))
-    assert shown_columns(compared(several)[0])[1] == [
-        "val/loss", "val/make/loss", "val/model/loss", "val/make/top1", "val/model/top1", "val/joint/top1",
-    ]  # fmt: skip
+    several = compared(write_run(tmp_path / "b", heads=("make", "model")))[0]
+    names = ("loss", "make/loss", "model/loss", "make/top1", "model/top1", "joint/top1")
+    assert shown_columns(several)[1] == [f"val/{name}" for name in names]
     metrics = json.loads((folder / "metrics.json").read_text())
     metrics["val"]["loss_total"] += 0.5
     (folder / "metrics.json").write_text(json.dumps(metrics))
@@ -184,24 +182,21 @@ def test_the_finest_head_has_the_most_classes_or_is_the_last(tmp_path):
     assert finest_metric(*compared(folder)) == "val/model/top1"
 
 
-def test_names_are_the_settings_that_differ(tmp_path):
+def test_names_are_the_settings_that_differ_or_experiments_or_folders(tmp_path):
     for name, optimizer, lr in (("a", "adam", 0.001), ("b", "sgd", 0.01), ("c", "sgd", 0.1)):
-        write_run(tmp_path / name, optimizer__name=optimizer, optimizer__lr=lr, **{f"optimizer__{name}": 1})
-    runs = [read_run(folder) for folder in find_runs([tmp_path])]
+        write_run(tmp_path / "few" / name, optimizer__name=optimizer, optimizer__lr=lr, **{f"optimizer__{name}": 1})
+    runs = [read_run(folder) for folder in find_runs([tmp_path / "few"])]
     assert name_runs(runs) == ["optimizer=adam lr=0.001", "optimizer=sgd lr=0.01", "optimizer=sgd lr=0.1"]
     assert differing_keys(runs)[:2] == ["optimizer.name", "optimizer.lr"] and "run.dir" not in differing_keys(runs)
-
-
-def test_names_are_those_of_experiments_or_folders_if_much_or_nothing_differs(tmp_path):
-    for i, experiment in enumerate(("baseline", "focal")):
+    for i, experiment in enumerate(("baseline", "focal")):  # if much differs
         many = {f"model__{key}": i for key in ("pool", "weights", "neck", "mean")}
         write_run(tmp_path / "much" / experiment / "2026-01-31_12-00-00", **many)
         write_run(tmp_path / "much" / experiment / "2026-01-31_12-00-00_2", **many, optimizer__lr=0.1)
     runs = [read_run(folder) for folder in find_runs([tmp_path / "much"])]
     assert name_runs(runs) == ["baseline lr=null", "baseline lr=0.1", "focal lr=null", "focal lr=0.1"]
     assert name_runs(runs[::2]) == ["baseline", "focal"]
-    equal = [write_run(tmp_path / name, seed__x=1) for name in ("first", "x/2026-01-31_12-00-00", "p/same", "q/same")]
-    runs = [read_run(folder) for folder in equal]
+    equal = ("first", "x/2026-01-31_12-00-00", "p/same", "q/same")
+    runs = [read_run(write_run(tmp_path / name, seed__x=1)) for name in equal]
     assert name_runs(runs[:2]) == ["first", "x"]
     names = name_runs(runs[2:])
     assert len(set(names)) == 2 and str(tmp_path / "p") in names[0]
@@ -215,18 +210,13 @@ def test_sorting_puts_the_best_first_and_unknown_values_last():
 
 @pytest.mark.parametrize(
     ("file", "content", "message"),
-    [
-        ("metrics.json", "{", r"metrics\.json can't be read"),
-        ("metrics.json", "[1]", r"metrics\.json does not hold the metrics of a run"),
-        ("history.csv", "", r"history\.csv can't be read"),
-        ("history.csv", "name,x\na,1\n", r"history\.csv has no numeric column 'epoch'"),
-        ("config.yaml", "a: [", r"config\.yaml can't be read"),
-    ],
-)
+    [("metrics.json", "{", "can't be read"), ("metrics.json", "[1]", "does not hold the metrics of a run"),
+     ("history.csv", "name,x\na,1\n", "has no numeric column 'epoch'")],
+)  # fmt: skip
 def test_damaged_files_are_one_line(tmp_path, file, content, message):
     folder = write_run(tmp_path / "run")
     (folder / file).write_text(content)
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError, match=f"{file} {message}") as caught:
         read_run(folder)
     assert "\n" not in str(caught.value)
 
@@ -243,3 +233,74 @@ def test_a_run_needs_only_its_history_or_its_metrics(tmp_path, caplog):
     assert frame["state"].tolist() == ["unfinished", "finished"]
     assert frame["val/class/top1"].tolist() == [0.5, 0.5] and np.isnan(frame["epochs"].iloc[1])
     assert "has not finished its first epoch" in caplog.text
+
+
+def test_the_lowest_loss_and_time_and_the_highest_accuracy_are_best_with_ties(tmp_path):
+    for name, top1 in {"a": (0.2, 0.5), "b": (0.2, 0.5), "c": (0.4, 0.1, 0.2), "d": (0.45,)}.items():
+        write_run(tmp_path / name, top1, finished=name != "d")
+    frame, _ = compared(tmp_path)
+    marks = best_marks(frame)
+    for column in ("val/loss", "val/class/top1", "wall_min", "cpu_min"):
+        assert marks[column].tolist() == [True, True, False, False], column  # the unfinished d took the least time
+    assert frame["wall_min"].idxmin() == frame.index[3]
+    assert not marks[["epochs", "best_epoch", "parameters"]].to_numpy().any()
+    frame = pd.DataFrame({"val/class/top1": [0.90001, 0.90002, 0.89], "val/class/loss": [0.5, NAN, NAN]})
+    assert best_marks(frame).to_numpy().tolist() == [[True, False], [True, False], [False, False]]  # as they are shown
+
+
+def test_the_pareto_front_is_that_of_the_definition():
+    random = np.random.default_rng(0)
+    for lower in (False, True):
+        amounts, values = random.integers(0, 9, 60).astype(float), random.integers(0, 9, 60).astype(float)
+        amounts[3], values[5] = NAN, NAN
+        gain = values * (-1 if lower else 1)
+        no_worse = (amounts <= amounts[:, None]) & (gain >= gain[:, None])
+        better = (amounts < amounts[:, None]) | (gain > gain[:, None])
+        front = np.flatnonzero(~(no_worse & better).any(axis=1) & ~np.isnan(amounts + values))
+        found = pareto_front(amounts, values, lower)
+        assert sorted(found) == front.tolist()
+        assert (np.diff(amounts[found]) >= 0).all()
+
+
+@pytest.fixture
+def grid(tmp_path):
+    """vgg by two optimizers, one of them twice; resnet with one; a run without the key."""
+    tops = {("vgg", "sgd"): [0.5], ("vgg", "adam"): [0.6, 0.7], ("resnet", "adam"): [0.65]}
+    for (backbone, optimizer), values in tops.items():
+        for i, top1 in enumerate(values):
+            folder = tmp_path / f"{backbone}_{optimizer}_{i}"
+            epochs = [top1] * (1 + i)
+            write_run(folder, epochs, model__backbone=backbone, optimizer__name=optimizer, data__batch_size=8 * (i + 1))
+    write_run(tmp_path / "without")
+    return compared(tmp_path)
+
+
+def test_the_matrix_has_the_best_run_of_each_cell(grid, caplog):
+    frame, runs = grid
+    matrix = matrix_of(frame, runs, "model.backbone", "optimizer.name", "val/class/top1")
+    assert matrix.values.loc["vgg"].to_dict() == {"sgd": 0.5, "adam": 0.7}
+    assert matrix.values.loc["resnet", "adam"] == 0.65 and np.isnan(matrix.values.loc["resnet", "sgd"])
+    assert matrix.counts.loc["vgg", "adam"] == 2 and matrix.counts.loc["resnet", "sgd"] == 0
+    assert matrix.minutes.loc["vgg", "adam"] == pytest.approx((10 + 11 + 7.5) / 60)  # of the better run
+    assert "has no model.backbone" in caplog.text
+    values, minutes = matrix_tables(matrix)
+    cell = values.rows[1 - matrix.values.index.get_loc("resnet")][values.header.index("adam")]
+    assert cell == "70.00 (of 2)" and "Slowest" in minutes.notes[0]
+    worst = matrix_of(frame, runs, "model.backbone", "optimizer.name", "val/loss")
+    assert worst.values.loc["vgg", "adam"] == pytest.approx(2 - 0.7)  # the lower loss
+
+
+def test_marks_of_a_matrix():
+    values = pd.DataFrame([[0.7, 0.9, NAN], [0.8, 0.8, 0.5], [0.9, NAN, NAN]], index=list("abc"))
+    assert matrix_marks(values, "val/class/top1") == [["", "overall", ""], ["best", "best", ""], ["overall", "", ""]]
+    assert matrix_marks(values, "wall_min") == [["best", "", ""], ["", "", "overall"], ["", "", ""]]
+
+
+def test_a_study_is_sorted_by_group_and_number(grid):
+    frame, runs = grid
+    groups = [run.config.get("model.backbone", "none") for run in runs]
+    table = against_of(frame, runs, "data.batch_size", groups)
+    rows = list(zip(table["group"], table["data.batch_size"], strict=True))
+    assert rows == [("resnet", 8), ("vgg", 8), ("vgg", 8), ("vgg", 16)]
+    with pytest.raises(InputError, match=r"'data\.batchsize' is not a key .*nearest: data\.batch_size"):
+        against_of(frame, runs, "data.batchsize", groups)
