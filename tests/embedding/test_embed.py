@@ -78,7 +78,7 @@ def test_wrong_values_are_one_line_and_leave_nothing(run, tmp_path, monkeypatch,
     assert "\n" not in ended.value.code and list(tmp_path.iterdir()) == []
 
 
-def test_options_that_contradict_each_other_and_overrides(run, capsys):
+def test_contradictory_options_overrides_and_several_processes(run, capsys, monkeypatch):
     for words, message in (
         ([str(run), "--backbone", "resnet18"], "RUN or --backbone: give one of them, not both"),
         ([str(run), "--weights", "random"], "--weights: random belongs to --backbone"),
@@ -87,6 +87,10 @@ def test_options_that_contradict_each_other_and_overrides(run, capsys):
         with pytest.raises(SystemExit):
             options_of(words)
         assert message in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="torchrun: this command runs in one process"):
+        command([str(run)])
     options = options_of([str(run / "model.safetensors"), "data.root=x", "+data.odd=3"])  # a file is no override
     assert options.overrides == ["data.root=x", "+data.odd=3"]
 
@@ -116,10 +120,3 @@ def test_the_index_has_the_split_if_the_data_can_be_split(folders, tmp_path, cap
     messages = capsys.readouterr().err
     assert "comes without a split of its own" in messages and "the photos are in no split" in messages
     assert index["split"].isna().all()
-
-
-def test_several_processes_are_refused(run, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SystemExit, match="torchrun: this command runs in one process"):
-        command([str(run)])

@@ -83,8 +83,8 @@ def test_a_query_never_finds_itself(vectors, tmp_path, index):
     near = retrieve_in(tmp_path / "alone", *words, "--leave-one-out", "--label", "make")
     assert not (near["path"] == near["neighbour"]).any() and "make" in near
     found = read(tmp_path / "alone")
-    assert ("index_recall" in found) == (index != "exact") and found["gallery"] == "leave one out"
-    assert not (tmp_path / "alone" / "neighbours.png").exists()
+    assert ("index_recall" in found) == (index != "exact") and 0.5 < found.get("index_recall", 1) <= 1
+    assert found["gallery"] == "leave one out" and not (tmp_path / "alone" / "neighbours.png").exists()
     near = retrieve_in(tmp_path / "among", *words, "--gallery", "train", "val")
     assert near["path"].nunique() == 240 and not (near["path"] == near["neighbour"]).any()
 

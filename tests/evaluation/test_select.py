@@ -19,24 +19,18 @@ def about(**own) -> dict:
     return {"config": {"data": {**OWN, **own}}}
 
 
-def test_without_overrides_the_data_are_the_runs():
+def test_overrides_change_keys_and_choose_groups_as_in_training():
     chosen = compose_data(ABOUT, [])
     assert (chosen.is_run_data, chosen.as_in_training, chosen.root_given) == (True, True, False)
     data = chosen.data
     assert (data["root"], data["batch_size"], data["split"]["kind"]) == ("somewhere", 7, "stratified")
     assert data["split"]["fractions"] == [0.675, 0.225, 0.1]  # a key that the run's file did not have
-
-
-def test_overrides_change_keys_and_choose_groups_as_in_training():
     chosen = compose_data(ABOUT, ["data.root=else/where", "data.split.seed=3", "data.classes=[oak,'a b']"])
     assert (chosen.is_run_data, chosen.as_in_training, chosen.root_given) == (False, False, True)
     data = chosen.data
     assert (data["root"], data["split"]["seed"], data["classes"]) == ("else/where", 3, ["oak", "a b"])
     chosen = compose_data(ABOUT, ["data=manifest", "data.root=r", "data.file=f.csv", "data.parents={model:make}"])
     assert not chosen.is_run_data and chosen.data["parents"] == {"model": "make"} and chosen.data["batch_size"] == 64
-
-
-def test_only_some_keys_leave_the_photos_as_in_training():
     chosen = compose_data(ABOUT, ["data.crop_to_box=true"])
     assert (chosen.is_run_data, chosen.as_in_training) == (True, False)
     assert compose_data(ABOUT, ["data.root=r", "data.batch_size=3", "data.on_bad_image=skip"]).as_in_training

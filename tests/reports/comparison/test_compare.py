@@ -4,6 +4,7 @@ import re
 from html import unescape
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -12,8 +13,7 @@ from rich.console import Console
 from carvision.compare import compare
 from carvision.errors import InputError
 from carvision.reports.comparison.report import write_comparison
-from carvision.reports.comparison.tables import print_runs, runs_table
-from carvision.reports.tables import to_markdown
+from carvision.reports.comparison.tables import print_runs
 from tests.reports.comparison.test_frame import compared, write_folds, write_run
 
 
@@ -51,15 +51,30 @@ def test_the_command_writes_all_files_and_imports_neither_torch_nor_hydra(run_mo
     assert {file.name for file in folder.iterdir()} == {
         "compare.csv", "compare.md", "compare.html", "loss.png", "accuracy.png", "against_time.png", "against_cost.png",
     }  # fmt: skip
-    for picture in folder.glob("*.png"):
-        width, height = Image.open(picture).size
-        assert 600 <= width <= 1800 and 300 <= height <= 1800 and picture.stat().st_size > 10_000, picture
+    assert all(np.asarray(Image.open(picture)).std() > 5 for picture in folder.glob("*.png"))
     table = pd.read_csv(folder / "compare.csv")
     assert table["val/class/top1"].tolist()[:3] == [0.6, 0.55, 0.1] and table["val/model/top1"].iloc[3] == 0.55
     assert table["state"].tolist() == ["finished", "finished", "unfinished", "finished"]
     imported = set(re.findall(r"^import time:.*\| +(\S+)$", done.stderr, re.MULTILINE))
     assert "pandas" in imported and not {"torch", "torchvision", "hydra", "pytorch_lightning"} & imported
     assert "Traceback" not in done.stderr and "Warning:" not in done.stderr
+    page = (folder / "compare.html").read_text()
+    assert "<b>" not in page and "http" not in page  # the run's name is no markup
+    head, *rows = (
+        [unescape(text).strip() for text in re.findall(r"<t[hd](?: class=\w+)?>([^<]*)", row)]
+        for row in page.split("</table>")[0].split("<tr")[1:]
+    )
+    assert head[1:] == ["folds (2 folds)", "<b>$x|y", "cut_short (unfinished)", "two_heads"]
+    cells = {row[0]: row[1:] for row in rows}
+    assert cells["val class top-1 %"] == ["60.00 ± 14.14", "55.00", "10.00", ""]
+    assert cells["best epoch"] == ["2", "3", "1", "2"] and cells["parameters"][1] == "1,234,567"
+    assert page.count("<img ") == page.count("src='data:image/png;base64,") == 4
+    lines = (folder / "compare.md").read_text().split("\n## ")[1].splitlines()
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines if line.startswith("|")]
+    assert {len(row) for row in rows} == {5} and r"\<b>\$x\|y" in rows[0][2]
+    marked = {name.strip(): [cell.strip() for cell in row] for name, *row in rows}
+    assert marked["val class top-1 %"] == ["**60.00 ± 14.14**", "55.00", "10.00", ""]
+    assert marked["wall minutes"][2:] == ["0.17", "**0.47**"]  # unfinished: not the shortest
 
 
 def test_folders_without_runs_are_one_line(tmp_path, monkeypatch):
@@ -85,31 +100,6 @@ def test_wrong_options_write_nothing(runs, tmp_path):
         with pytest.raises(InputError, match=message) as caught:
             write_comparison([runs], tmp_path / "out", **options)
         assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
-
-
-def test_html_is_self_contained_and_escapes_names(runs, tmp_path):
-    write_comparison([runs], tmp_path / "out")
-    page = (tmp_path / "out" / "compare.html").read_text()
-    assert "<b>" not in page and "http" not in page  # the run's name is no markup
-    head, *rows = (
-        [unescape(text).strip() for text in re.findall(r"<t[hd](?: class=\w+)?>([^<]*)", row)]
-        for row in page.split("<tr")[1:31]
-    )
-    assert head[1:] == ["<b>$x|y", "cut_short (unfinished)", "folds (2 folds)", "two_heads"]
-    cells = {row[0]: row[1:] for row in rows}
-    assert cells["val class top-1 %"] == ["55.00", "10.00", "60.00 ± 14.14", ""]
-    assert cells["best epoch"] == ["3", "1", "2", "2"] and cells["parameters"][0] == "1,234,567"
-    assert page.count("<img ") == page.count("src='data:image/png;base64,") == 4
-
-
-def test_markdown_has_equal_columns_and_marks_the_best(runs):
-    frame, _ = compared(runs)
-    lines = to_markdown(runs_table(frame, "Metrics", ["a note"])).splitlines()
-    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines if line.startswith("|")]
-    assert {len(row) for row in rows} == {5} and r"\<b>\$x\|y" in rows[0][1] and "a note" in lines
-    cells = {name.strip(): [cell.strip() for cell in row] for name, *row in rows}
-    assert cells["val class top-1 %"] == ["55.00", "10.00", "**60.00 ± 14.14**", ""]
-    assert cells["wall minutes"][3] == "**0.47**" and cells["wall minutes"][1] == "0.17"  # unfinished: not the shortest
 
 
 @pytest.mark.parametrize(("width", "count"), [(80, 1), (80, 9), (110, 3)])

@@ -27,46 +27,36 @@ def write_run(folder: Path, top1=(0.2, 0.5, 0.4), heads=("class",), finished=Tru
         group, name = key.split("__")
         nested.setdefault(group, {})[name] = value
     (folder / "config.yaml").write_text(yaml.safe_dump(nested))
-    rows = []
-    for epoch, value in enumerate(top1):
-        row = {"epoch": epoch, "lr": 0.1, "seconds": 10.0 + epoch}
-        for split, shift in (("train", 0.1), ("val", 0.0)):
-            for i, head in enumerate(heads):
-                row[f"{split}/{head}/top1"] = value + shift - 0.05 * i
-                row[f"{split}/{head}/loss"] = 2 - value - shift
-            row[f"{split}/loss"] = row[f"{split}/loss_total"] = len(heads) * (2 - value - shift)
-            if len(heads) > 1:
-                row[f"{split}/joint/top1"] = value + shift - 0.1
-        rows.append(row)
-    pd.DataFrame(rows).to_csv(folder / "history.csv", index=False, float_format="%.6g")
-    if finished:
-        history = pd.read_csv(folder / "history.csv")
-        best = history.loc[history["val/loss"].idxmin()]
-        metrics: dict = {"best_epoch": int(best["epoch"])}
-        for split in ("train", "val"):
-            metrics[split] = {k.removeprefix(f"{split}/"): v for k, v in best.items() if k.startswith(f"{split}/")}
-        metrics["test"] = {name: value * 0.9 for name, value in metrics["val"].items()}
-        training = float(history["seconds"].sum())
-        metrics["seconds"] = {"reading": 1.0, "building": 2.0, "training": training, "test": 3.0}
-        metrics["seconds"] |= {"total": training + 7.5, "cpu": 2 * training}
-        if price is not None:
-            metrics["cost"] = price
-        (folder / "metrics.json").write_text(json.dumps(metrics))
-        (folder / "summary.txt").write_text("part  parameters  trained\nall   1,234,567        8\n")
+    epochs = np.arange(len(top1))
+    columns = {"epoch": epochs, "lr": 0.1, "seconds": 10.0 + epochs}
+    for split, values in (("train", np.array(top1) + 0.1), ("val", np.array(top1))):
+        for i, head in enumerate(heads):
+            columns |= {f"{split}/{head}/top1": values - 0.05 * i, f"{split}/{head}/loss": 2 - values}
+        columns |= dict.fromkeys((f"{split}/loss", f"{split}/loss_total"), len(heads) * (2 - values))
+        columns |= {f"{split}/joint/top1": values - 0.1} if len(heads) > 1 else {}
+    pd.DataFrame(columns).to_csv(folder / "history.csv", index=False, float_format="%.6g")
+    if not finished:
+        return folder
+    history = pd.read_csv(folder / "history.csv")
+    best, training = history.loc[history["val/loss"].idxmin()], float(history["seconds"].sum())
+    metrics: dict = {"best_epoch": int(best["epoch"])}
+    for split in ("train", "val"):
+        metrics[split] = {k.removeprefix(f"{split}/"): v for k, v in best.items() if k.startswith(f"{split}/")}
+    metrics["test"] = {name: value * 0.9 for name, value in metrics["val"].items()}
+    seconds = {"reading": 1.0, "building": 2.0, "training": training, "test": 3.0}
+    metrics["seconds"] = seconds | {"total": training + 7.5, "cpu": 2 * training}
+    metrics |= {} if price is None else {"cost": price}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "summary.txt").write_text("part  parameters  trained\nall   1,234,567        8\n")
     return folder
 
 
 def write_folds(folder: Path, tops, **config) -> Path:
-    folder.mkdir()
-    for i, top1 in enumerate(tops):
-        write_run(folder / f"fold_{i}", top1, **config)
-    (folder / "config.yaml").write_text((folder / "fold_0" / "config.yaml").read_text())
-    tests = [json.loads((folder / f"fold_{i}" / "metrics.json").read_text())["test"] for i in range(len(tops))]
-    summary = {}
-    for name in tests[0]:
-        values = [test[name] for test in tests]
-        summary[name] = {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1))}
-    (folder / "metrics.json").write_text(json.dumps({"folds": len(tops), "test": summary}))
+    folds = [write_run(folder / f"fold_{i}", top1, **config) for i, top1 in enumerate(tops)]
+    shutil.copy(folds[0] / "config.yaml", folder)
+    tests = pd.DataFrame([json.loads((fold / "metrics.json").read_text())["test"] for fold in folds])
+    summary = {"folds": len(tops), "test": tests.agg(["mean", "std"]).to_dict()}
+    (folder / "metrics.json").write_text(json.dumps(summary))
     return folder
 
 
@@ -162,24 +152,20 @@ def test_the_metrics_of_an_epoch_are_those_of_the_history(tmp_path, caplog):
         compared(*folders, epoch=9)
 
 
-def test_tables_show_each_head_and_penalties_if_there_are_any(tmp_path):
-    folder = write_run(tmp_path / "a")
+def test_tables_show_each_head_and_penalties_and_the_finest_head_has_the_most_classes_or_is_the_last(tmp_path):
+    folder, several = write_run(tmp_path / "a"), write_run(tmp_path / "b", heads=("make", "model", "doors"))
     assert shown_columns(compared(folder)[0])[1] == ["val/loss", "val/class/top1"]
-    several = compared(write_run(tmp_path / "b", heads=("make", "model")))[0]
-    names = ("loss", "make/loss", "model/loss", "make/top1", "model/top1", "joint/top1")
-    assert shown_columns(several)[1] == [f"val/{name}" for name in names]
+    heads = ("make", "model", "doors")
+    names = ["loss", *(f"{head}/loss" for head in heads), *(f"{head}/top1" for head in heads), "joint/top1"]
+    assert shown_columns(compared(several)[0])[1] == [f"val/{name}" for name in names]
     metrics = json.loads((folder / "metrics.json").read_text())
     metrics["val"]["loss_total"] += 0.5
     (folder / "metrics.json").write_text(json.dumps(metrics))
     assert "val/loss_total" in shown_columns(compared(folder)[0])[1]
-
-
-def test_the_finest_head_has_the_most_classes_or_is_the_last(tmp_path):
-    folder = write_run(tmp_path / "a", heads=("make", "model", "doors"))
-    assert finest_metric(*compared(folder)) == "val/doors/top1"
+    assert finest_metric(*compared(several)) == "val/doors/top1"
     labels = {"make": {"ids": ["a", "b"]}, "model": {"ids": ["c", "d", "e"]}, "doors": {"ids": ["4"]}}
-    (folder / "model.json").write_text(json.dumps({"labels": labels}))
-    assert finest_metric(*compared(folder)) == "val/model/top1"
+    (several / "model.json").write_text(json.dumps({"labels": labels}))
+    assert finest_metric(*compared(several)) == "val/model/top1"
 
 
 def test_names_are_the_settings_that_differ_or_experiments_or_folders(tmp_path):
