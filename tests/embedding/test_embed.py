@@ -95,14 +95,8 @@ def test_contradictory_options_overrides_and_several_processes(run, capsys, monk
     assert options.overrides == ["data.root=x", "+data.odd=3"]
 
 
-@pytest.fixture
-def folders(tmp_path):
-    """The folder of 20 photos of two classes."""
-    write_class_folders(tmp_path / "photos", {"oak": 10, "ash": 10})
-    return tmp_path / "photos"
-
-
-def test_unreadable_photos_are_an_error_or_left_out(run, folders, tmp_path):
+def test_unreadable_photos_are_an_error_or_left_out(run, tmp_path):
+    folders = write_class_folders(tmp_path / "photos", {"oak": 10, "ash": 10})
     broken = min(folders.rglob("*.jpg"))
     broken.write_bytes(b"no photo")
     words = [run, "data=folder", f"data.root={folders}", "data.crop_to_box=false"]
@@ -112,7 +106,8 @@ def test_unreadable_photos_are_an_error_or_left_out(run, folders, tmp_path):
     assert len(values) == len(index) == 19 and str(broken.relative_to(folders)) not in set(index["path"])
 
 
-def test_the_index_has_the_split_if_the_data_can_be_split(folders, tmp_path, capsys):
+def test_the_index_has_the_split_if_the_data_can_be_split(tmp_path, capsys):
+    folders = write_class_folders(tmp_path / "photos", {"oak": 10, "ash": 10})
     words = [*RANDOM, "data=folder", f"data.root={folders}"]
     _, index = embed_in(tmp_path / "a", *words, "data.split.kind=stratified")
     assert len(index) == 20 and set(index["split"]) == {"train", "val", "test"}

@@ -94,18 +94,16 @@ def test_the_temperature_was_fitted_on_validation_photos_and_stored(run, evaluat
     assert nll[1.0] < min(nll[0.8], nll[1.25])
 
 
-def test_a_temperature_of_other_conditions_is_not_stored(run, evaluated, tmp_path):
+def test_a_temperature_of_other_conditions_is_not_stored_and_seen_photos_are_reported(run, evaluated, tmp_path):
     """It is fitted to whole photos, for this evaluation; the model's own is that of boxes, as it was trained."""
     described = json.loads((run / "model.json").read_text())
     fitted = evaluate_in(tmp_path / "whole", run, "data.crop_to_box=false")["temperature"]
     assert fitted != described["temperature"] and json.loads((run / "model.json").read_text()) == described
-    written = evaluate_in(tmp_path / "none", run, "--temperature", "none")
-    assert written["temperature"] == {"make": 1.0, "model": 1.0} and "no temperature" in written["notes"][0]
-
-
-def test_photos_that_the_run_was_trained_on_are_reported(run, tmp_path):
-    notes = evaluate_in(tmp_path / "out", run, "data.split.kind=stratified", "data.split.seed=5")["notes"]
-    assert any(re.match(r"run was trained on [1-9]\d* of these \d+ photos", note) for note in notes)
+    words = ["--temperature", "none", "data.split.kind=stratified", "data.split.seed=5"]
+    written = evaluate_in(tmp_path / "none", run, *words)
+    assert written["temperature"] == {"make": 1.0, "model": 1.0}
+    assert any("no temperature" in note for note in written["notes"])
+    assert any(re.match(r"run was trained on [1-9]\d* of these \d+ photos", note) for note in written["notes"])
 
 
 def test_two_processes_count_each_photo_once(run, evaluated, tmp_path):

@@ -6,7 +6,6 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -39,20 +38,14 @@ def photos(tmp_path_factory) -> Path:
     return folder
 
 
-class Evaluated(NamedTuple):
-    predictions: Predictions
-    result: dict
-    folder: Path
-    printed: str
-
-
 @pytest.fixture(scope="module")
-def evaluated(photos, tmp_path_factory) -> Evaluated:
+def evaluated(photos, tmp_path_factory) -> tuple[Predictions, dict, Path, str]:
+    """Predictions, what write_evaluation returned, its folder, and what it printed."""
     predictions = replace(made(temperature={"model": 1.5}), root=photos)
     folder, printed = tmp_path_factory.mktemp("evaluation") / "out", io.StringIO()
     with contextlib.redirect_stdout(printed):
         result = evaluate(predictions, folder)
-    return Evaluated(predictions, result, folder, printed.getvalue())
+    return predictions, result, folder, printed.getvalue()
 
 
 def test_all_files_are_written_and_agree(evaluated):
@@ -77,12 +70,12 @@ def test_all_files_are_written_and_agree(evaluated):
 
 
 def test_tables_hold_every_class_and_cell(evaluated):
-    result, folder = evaluated.result, evaluated.folder
+    predictions, result, folder, _ = evaluated
     per_class = pd.read_csv(folder / "per_class_model.csv")
     cells, pairs = pd.read_csv(folder / "confusion_model.csv"), pd.read_csv(folder / "confused_model.csv")
     assert sorted(per_class["id"]) == list(range(7))
     assert list(cells) == ["true_id", "true", "predicted_id", "predicted", "photos"]
-    assert cells["photos"].sum() == per_class["photos"].sum() == int(evaluated.predictions.known("model").sum())
+    assert cells["photos"].sum() == per_class["photos"].sum() == int(predictions.known("model").sum())
     wrong = cells[cells["true_id"] != cells["predicted_id"]]
     assert wrong["photos"].sum() == pairs["photos"].sum() == result["mistakes"]["model"]["photos"]
     assert per_class["right"].sum() / per_class["photos"].sum() == pytest.approx(result["figures"]["model/top1"])
@@ -96,12 +89,13 @@ def test_tables_hold_every_class_and_cell(evaluated):
 
 
 def test_areas_are_exact_and_other_metrics_those_of_training(evaluated):
-    given, metrics = epoch_of(evaluated.predictions, "joint").compute(), evaluated.result["figures"]
+    predictions, result, *_ = evaluated
+    given, metrics = epoch_of(predictions, "joint").compute(), result["figures"]
     same = {name for name in metrics if name in given and "auc" not in name}
     assert {name: metrics[name] for name in same} == {name: given[name] for name in same}
-    known = evaluated.predictions.known("model")
-    probs = evaluated.predictions.probs("model", calibrated=False)[known]
-    exact = roc_auc_score(evaluated.predictions.targets["model"][known], probs, multi_class="ovr")
+    known = predictions.known("model")
+    probs = predictions.probs("model", calibrated=False)[known]
+    exact = roc_auc_score(predictions.targets["model"][known], probs, multi_class="ovr")
     assert metrics["model/auc"] == pytest.approx(exact, abs=1e-6) and abs(given["model/auc"] - exact) > 1e-6
 
 
@@ -109,8 +103,9 @@ def test_the_matrix_has_its_own_order_of_classes(evaluated, tmp_path, monkeypatc
     drawn = []
     for name in ("plot_confusion", "plot_pairs", "plot_reliability"):
         monkeypatch.setattr(report, name, lambda *arguments: drawn.append(arguments))
-    part = report.head_results(evaluated.predictions, LABELS, "joint")["model"]
-    report.write_head(evaluated.predictions, LABELS, part, "a run", False, tmp_path)
+    predictions = evaluated[0]
+    part = report.head_results(predictions, LABELS, "joint")["model"]
+    report.write_head(predictions, LABELS, part, "a run", False, tmp_path)
     cells, names, parents = drawn[0][:3]
     assert names == [*"abdcgef"] and parents == ["Ironholt"] * 3 + ["Kestrano"] * 2 + ["Velmora"] * 2
     table = pd.read_csv(tmp_path / "confusion_model.csv")

@@ -13,6 +13,7 @@ from tests.data.layouts import write_class_folders
 
 OWN = {"name": "folder", "root": "somewhere", "batch_size": 7, "crop_to_box": False, "split": {"kind": "stratified"}}
 ABOUT = {"config": {"data": OWN}}
+PATHS = sorted(f"{name}/{i}.jpg" for name in ("ash", "oak") for i in range(12))
 
 
 def about(**own) -> dict:
@@ -67,22 +68,16 @@ def test_wrong_overrides_are_one_line_each():
 
 @pytest.fixture
 def photos(tmp_path):
-    write_class_folders(tmp_path / "photos", {"oak": 12, "ash": 12})
-    return tmp_path / "photos"
+    return write_class_folders(tmp_path / "photos", {"oak": 12, "ash": 12})
 
 
-@pytest.fixture
-def paths(photos) -> list[str]:
-    return sorted(str(file.relative_to(photos)) for file in photos.rglob("*.jpg"))
-
-
-def test_the_split_of_the_run_is_repeated(photos, paths, tmp_path, caplog):
+def test_the_split_of_the_run_is_repeated(photos, tmp_path, caplog):
     splits = tmp_path / "splits.csv"
-    listed = pd.DataFrame({"path": paths[:20], "split": [*["test", "val", "train"] * 6, "test", "val"]})
+    listed = pd.DataFrame({"path": PATHS[:20], "split": [*["test", "val", "train"] * 6, "test", "val"]})
     listed.to_csv(splits, index=False)
     chosen = compose_data(ABOUT, [f"data.root={photos}"])
     table, is_run_split = read_photos(chosen, ["class"], "test", splits)
-    assert is_run_split and list(select_split(table, "test").rows["path"]) == paths[:20:3]
+    assert is_run_split and list(select_split(table, "test").rows["path"]) == PATHS[:20:3]
     # records of other modules may come from a thread that another test left
     assert len(select_split(table, "all")) == 24 and not [r for r in caplog.records if "evaluation" in r.name]
     pd.concat([listed, pd.DataFrame({"path": ["gone.jpg"], "split": ["val"]})]).to_csv(splits, index=False)
@@ -90,7 +85,7 @@ def test_the_split_of_the_run_is_repeated(photos, paths, tmp_path, caplog):
     assert is_run_split is False and "1 of the 21 photos" in caplog.text and "gone.jpg" in caplog.text
 
 
-def test_other_photos_are_split_anew_or_taken_whole(photos, paths, tmp_path, caplog):
+def test_other_photos_are_split_anew_or_taken_whole(photos, tmp_path, caplog):
     splits = tmp_path / "splits.csv"
     splits.write_text("path,split\nquite/another.jpg,test\n")
     table, is_run_split = read_photos(compose_data(ABOUT, [f"data.root={photos}"]), ["class"], "test", splits)
@@ -100,7 +95,7 @@ def test_other_photos_are_split_anew_or_taken_whole(photos, paths, tmp_path, cap
     assert is_run_split is None and len(select_split(table, "all")) == 24
     with pytest.raises(InputError, match=r"has no test photos \(none in any split\); choose another, or --split all"):
         select_split(table, "test")
-    listed = pd.DataFrame({"path": paths, "class": [path.split("/")[0] for path in paths], "split": "test"})
+    listed = pd.DataFrame({"path": PATHS, "class": [path.split("/")[0] for path in PATHS], "split": "test"})
     listed.to_csv(tmp_path / "table.csv", index=False)  # of test photos alone
     words = ["data=manifest", f"data.root={photos}", f"data.file={tmp_path / 'table.csv'}"]
     table, _ = read_photos(compose_data(ABOUT, words), ["class"], "test", tmp_path / "none.csv")
@@ -108,9 +103,8 @@ def test_other_photos_are_split_anew_or_taken_whole(photos, paths, tmp_path, cap
 
 
 def test_an_unknown_fold_is_not_guessed(photos, tmp_path):
-    every, one = (
-        compose_data(about(root=str(photos), split={"kind": "kfold", "fold": fold}), []) for fold in ("all", 1)
-    )
+    splits = [{"kind": "kfold", "fold": fold} for fold in ("all", 1)]
+    every, one = (compose_data(about(root=str(photos), split=split), []) for split in splits)
     with pytest.raises(InputError, match=r"data\.split\.fold: all, and without the run's splits\.csv"):
         read_photos(every, ["class"], "test", tmp_path / "none.csv")
     table, is_run_split = read_photos(one, ["class"], "test", tmp_path / "none.csv")

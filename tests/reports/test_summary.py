@@ -7,18 +7,14 @@ from rich.console import Console
 
 from carvision.reports.summary import closing_tables, print_closing, time_line
 
-LABELS = {
-    "make": {"ids": list("ab"), "parent": None},
-    "model": {"ids": list("abc"), "parent": "make"},
-    "speed": {"unit": "km/h"},
-}
-NAMES = ("top1", "top3", "top5", "balanced_accuracy", "auc", "precision", "recall", "f1")
-AT50 = ("precision_at50", "recall_at50", "f1_at50")
+CLASSES = {"make": {"ids": list("ab"), "parent": None}, "model": {"ids": list("abc"), "parent": "make"}}
+LABELS = {**CLASSES, "speed": {"unit": "km/h"}}
 
 
 def of_test() -> dict[str, float]:
-    values = {f"make/{name}": 0.51 + i / 100 for i, name in enumerate(NAMES + AT50)}
-    values |= {f"model/{name}": 1.0 for name in NAMES + AT50}
+    names = ("top1", "top3", "top5", "balanced_accuracy", "auc", "precision", "recall", "f1")
+    values = {f"make/{name}": 0.51 + i / 100 for i, name in enumerate((*names, *(f"{n}_at50" for n in names[5:])))}
+    values |= {name.replace("make", "model"): 1.0 for name in values}
     return values | {"joint/top1": 0.402, "joint/consistent": 0.987, "speed/mae": 12.345, "speed/rmse": 20.5}
 
 

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from carvision.errors import InputError
-from carvision.reports.comparison.frame import finest_metric, pareto_front, runs_frame, sort_by
+from carvision.reports.comparison.frame import finest_metric, pareto_front, runs_frame
 from carvision.reports.comparison.runs import find_runs, read_run
-from carvision.reports.comparison.settings import against_of, differing_keys, matrix_of, name_runs
+from carvision.reports.comparison.settings import differing_keys, matrix_of, name_runs
 from carvision.reports.comparison.tables import best_marks, matrix_marks, matrix_tables, shown_columns
 
 NAN = float("nan")
@@ -66,12 +66,9 @@ def compared(*folders: Path, **options):
 
 
 def test_all_values_are_those_of_the_files(tmp_path):
-    folders = [
-        write_run(tmp_path / "two", heads=("make", "model"), price=0.25),
-        write_run(tmp_path / "one", (0.3, 0.6)),
-    ]
-    frame, _ = compared(*folders)
-    for (_, row), folder in zip(frame.iterrows(), folders, strict=True):
+    two, one = write_run(tmp_path / "two", heads=("make", "model"), price=0.25), write_run(tmp_path / "one", (0.3, 0.6))
+    frame, _ = compared(two, one)
+    for (_, row), folder in zip(frame.iterrows(), (two, one), strict=True):
         metrics = json.loads((folder / "metrics.json").read_text())
         for split in ("train", "val", "test"):
             values = row.filter(like=f"{split}/").dropna()
@@ -82,12 +79,12 @@ def test_all_values_are_those_of_the_files(tmp_path):
         assert (row["training_s"], row["parameters"]) == (seconds["training"], 1_234_567)
     assert frame["cost"].tolist() == pytest.approx([0.25, NAN], nan_ok=True)
     assert frame["epochs"].tolist() == [3, 2] and frame["best_after_s"].tolist() == [21, 21]
-    frame, _ = compared(*folders, price_per_hour=0.9)
+    frame, _ = compared(two, one, price_per_hour=0.9)
     assert frame["cost"].tolist() == pytest.approx([0.9 * 40.5 / 3600, 0.9 * 28.5 / 3600])
-    metrics = json.loads((folders[0] / "metrics.json").read_text())
+    metrics = json.loads((two / "metrics.json").read_text())
     del metrics["seconds"]["total"]  # as of earlier versions: the stages are added
-    (folders[0] / "metrics.json").write_text(json.dumps(metrics))
-    row = compared(folders[0])[0].iloc[0]
+    (two / "metrics.json").write_text(json.dumps(metrics))
+    row = compared(two)[0].iloc[0]
     assert row["wall_min"] == (1 + 2 + 33 + 3) / 60 and row["cpu_min"] == 66 / 60
 
 
@@ -148,8 +145,6 @@ def test_the_metrics_of_an_epoch_are_those_of_the_history(tmp_path, caplog):
     assert row["wall_min"] == 21 / 60 and row["cost"] == pytest.approx(3 * 21 / 3600)
     assert frame.iloc[1].filter(like="val/").isna().all() and "has no epoch 2" in caplog.text
     assert not any(name.startswith("test/") for name in frame)
-    with pytest.raises(InputError, match="--epoch 9: no run has as many epochs; the longest has 3"):
-        compared(*folders, epoch=9)
 
 
 def test_tables_show_each_head_and_penalties_and_the_finest_head_has_the_most_classes_or_is_the_last(tmp_path):
@@ -186,12 +181,6 @@ def test_names_are_the_settings_that_differ_or_experiments_or_folders(tmp_path):
     assert name_runs(runs[:2]) == ["first", "x"]
     names = name_runs(runs[2:])
     assert len(set(names)) == 2 and str(tmp_path / "p") in names[0]
-
-
-def test_sorting_puts_the_best_first_and_unknown_values_last():
-    frame = pd.DataFrame({"val/loss": [2.0, NAN, 1.0], "val/class/top1": [0.1, 0.3, NAN]}, index=list("abc"))
-    assert sort_by(frame, "val/loss").index.tolist() == ["c", "a", "b"]
-    assert sort_by(frame, "val/class/top1").index.tolist() == ["b", "a", "c"]
 
 
 @pytest.mark.parametrize(
@@ -248,21 +237,13 @@ def test_the_pareto_front_is_that_of_the_definition():
         assert (np.diff(amounts[found]) >= 0).all()
 
 
-@pytest.fixture
-def grid(tmp_path):
-    """vgg by two optimizers, one of them twice; resnet with one; a run without the key."""
-    tops = {("vgg", "sgd"): [0.5], ("vgg", "adam"): [0.6, 0.7], ("resnet", "adam"): [0.65]}
-    for (backbone, optimizer), values in tops.items():
-        for i, top1 in enumerate(values):
-            folder = tmp_path / f"{backbone}_{optimizer}_{i}"
-            epochs = [top1] * (1 + i)
-            write_run(folder, epochs, model__backbone=backbone, optimizer__name=optimizer, data__batch_size=8 * (i + 1))
+def test_the_matrix_has_the_best_run_of_each_cell(tmp_path, caplog):
+    for i, (backbone, optimizer, top1) in enumerate(
+        [("vgg", "sgd", [0.5]), ("vgg", "adam", [0.6]), ("vgg", "adam", [0.7, 0.7]), ("resnet", "adam", [0.65])]
+    ):
+        write_run(tmp_path / str(i), top1, model__backbone=backbone, optimizer__name=optimizer, data__batch_size=8 + i)
     write_run(tmp_path / "without")
-    return compared(tmp_path)
-
-
-def test_the_matrix_has_the_best_run_of_each_cell(grid, caplog):
-    frame, runs = grid
+    frame, runs = compared(tmp_path)
     matrix = matrix_of(frame, runs, "model.backbone", "optimizer.name", "val/class/top1")
     assert matrix.values.loc["vgg"].to_dict() == {"sgd": 0.5, "adam": 0.7}
     assert matrix.values.loc["resnet", "adam"] == 0.65 and np.isnan(matrix.values.loc["resnet", "sgd"])
@@ -274,19 +255,6 @@ def test_the_matrix_has_the_best_run_of_each_cell(grid, caplog):
     assert cell == "70.00 (of 2)" and "Slowest" in minutes.notes[0]
     worst = matrix_of(frame, runs, "model.backbone", "optimizer.name", "val/loss")
     assert worst.values.loc["vgg", "adam"] == pytest.approx(2 - 0.7)  # the lower loss
-
-
-def test_marks_of_a_matrix():
-    values = pd.DataFrame([[0.7, 0.9, NAN], [0.8, 0.8, 0.5], [0.9, NAN, NAN]], index=list("abc"))
-    assert matrix_marks(values, "val/class/top1") == [["", "overall", ""], ["best", "best", ""], ["overall", "", ""]]
-    assert matrix_marks(values, "wall_min") == [["best", "", ""], ["", "", "overall"], ["", "", ""]]
-
-
-def test_a_study_is_sorted_by_group_and_number(grid):
-    frame, runs = grid
-    groups = [run.config.get("model.backbone", "none") for run in runs]
-    table = against_of(frame, runs, "data.batch_size", groups)
-    rows = list(zip(table["group"], table["data.batch_size"], strict=True))
-    assert rows == [("resnet", 8), ("vgg", 8), ("vgg", 8), ("vgg", 16)]
-    with pytest.raises(InputError, match=r"'data\.batchsize' is not a key .*nearest: data\.batch_size"):
-        against_of(frame, runs, "data.batchsize", groups)
+    frame = pd.DataFrame([[0.7, 0.9, NAN], [0.8, 0.8, 0.5], [0.9, NAN, NAN]])
+    assert matrix_marks(frame, "val/class/top1") == [["", "overall", ""], ["best", "best", ""], ["overall", "", ""]]
+    assert matrix_marks(frame, "wall_min") == [["best", "", ""], ["", "", "overall"], ["", "", ""]]
