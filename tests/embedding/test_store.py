@@ -53,31 +53,21 @@ def test_numpy_reads_and_maps_the_values(tmp_path, dtype, num):
     np.testing.assert_array_equal(found, values)
 
 
-def test_an_error_while_writing_leaves_no_file(tmp_path):
-    def blocks():
-        yield np.zeros((2, 3), np.float32)
-        raise InputError("a photo can't be read")
-
-    with pytest.raises(InputError):
-        write_values(tmp_path / VALUES, blocks())
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize("name", [VALUES, INDEX, ABOUT])
 def test_damaged_files_are_one_line(written, name):
     folder, _ = written
     whole = (folder / name).read_bytes()
-    for content in (None, b"", whole[: len(whole) // 2]):
-        (folder / name).unlink(missing_ok=True)
-        if content is not None:
-            (folder / name).write_bytes(content)
-        with pytest.raises(InputError, match="compute them again") as caught:
+    for content in (b"", whole[: len(whole) // 2], None):
+        (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+        with pytest.raises(InputError, match=r"^[^\n]*compute them again[^\n]*$"):
             read_embeddings(folder)
-        assert "\n" not in str(caught.value)
 
 
 def test_files_that_do_not_fit_together_are_refused(written):
     folder, values = written
+    with pytest.raises(ZeroDivisionError):  # an error while writing leaves the file as it was
+        write_values(folder / VALUES, (values[:1] / (1 // i) for i in (1, 0)))
+    np.testing.assert_array_equal(np.load(folder / VALUES), values)
     write_values(folder / VALUES, iter([values[:3]]))
     with pytest.raises(InputError, match=r"shape \(3, 5\).*4 lines"):
         read_embeddings(folder)

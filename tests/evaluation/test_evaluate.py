@@ -15,8 +15,7 @@ from tests.training.distributed.processes import by_torchrun, free_port, run_all
 
 
 @pytest.fixture(scope="module")
-def run(demo_run, tmp_path_factory):
-    """A copy, whose model.json evaluate may change."""
+def run(demo_run, tmp_path_factory):  # a copy, whose model.json evaluate may change
     return shutil.copytree(demo_run, tmp_path_factory.mktemp("evaluate") / "run")
 
 

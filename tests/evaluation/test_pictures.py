@@ -8,7 +8,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from carvision.evaluation import pictures
-from carvision.evaluation.calibration import reliability
 from carvision.evaluation.metrics import confused_pairs, confusions
 from carvision.evaluation.predict import Predictions
 from carvision.reports.plots import save_figure
@@ -74,49 +73,36 @@ def test_a_matrix_with_an_empty_class_and_a_title_that_looks_like_a_formula(tmp_
     assert any("grey" in text for text in texts_of(figures[0]))
 
 
-@pytest.fixture
-def draw_pairs(tmp_path, figures):
-    """Draw the pairs of these targets and predictions, of photos with boxes; the call returns the sheet's texts."""
+def test_confused_pairs_show_photos_of_each_kind(tmp_path, figures, caplog):
+    for i in range(11):
+        Image.new("RGB", (300 + i, 200), (20 * i, 90, 90)).save(tmp_path / f"{i}.jpg")
 
-    def draw(targets: list[int], predicted: list[int], names: list[str], missing: int | None = None) -> list[str]:
-        for i in range(len(targets)):
-            Image.new("RGB", (300 + i, 200), (20 * i % 255, 90, 90)).save(tmp_path / f"{i}.jpg")
-        paths, valid = [f"{i}.jpg" for i in range(len(targets))], torch.ones(len(targets), dtype=torch.bool)
-        (tmp_path / f"{missing}.jpg").unlink(missing_ok=True)
-        logits = torch.randn(len(targets), len(names)) + 5 * torch.eye(len(names))[predicted]
-        boxes = np.array([[50, 20, 250, 190]] * len(targets), np.float32)
-        predictions = Predictions(
-            paths, tmp_path, boxes, {"model": logits}, {"model": torch.tensor(targets)}, valid, {}
-        )
+    def draw(targets: list[int], predicted: list[int], names: list[str]) -> list[str]:
+        """Draw the pairs, of photos with boxes; return the sheet's texts."""
+        num = len(targets)
+        logits = {"model": torch.randn(num, len(names)) + 5 * torch.eye(len(names))[predicted]}
+        boxes, paths = np.array([[50, 20, 250, 190]] * num, np.float32), [f"{i}.jpg" for i in range(num)]
+        valid = torch.ones(num, dtype=torch.bool)
+        predictions = Predictions(paths, tmp_path, boxes, logits, {"model": torch.tensor(targets)}, valid, {})
         table = confused_pairs(confusions(np.array(targets), np.array(predicted)))
         codes, file = torch.tensor(predicted), tmp_path / "confused.png"
         pictures.plot_pairs(table, predictions, "model", names, codes, "pairs", True, file)
         return texts_of(figures[-1])
 
-    return draw
-
-
-def test_confused_pairs_show_photos_of_each_kind(draw_pairs, figures, caplog):
     names = [f"{NAME} of a very long name {i}" for i in range(4)]
-    texts = draw_pairs([0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3], [0, 0, 0, 1, 1, 0, 1, 1, 2, 0, 2], names)
+    texts = draw([0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3], [0, 0, 0, 1, 1, 0, 1, 1, 2, 0, 2], names)
     assert {"2 of 5 taken for B", "1 of 3 taken for A", "1 of 2 taken for B", "0 of 5 taken for A"} <= set(texts)
     num_photos = (2 + 2 + 1 + 2) + (1 + 1 + 2) + (1 + 1)
     assert sum("%" in text for text in texts) == len(figures[0].axes[0].images) == num_photos
     assert texts.count("none") == 3  # no photo of 0 is taken for 2, none of 2 for 3, none of 3 is recognised
-    assert "unreadable" in draw_pairs([0, 1, 1], [0, 0, 1], ["one", "two"], missing=1)
-    assert len(figures[-1].axes[0].images) == 2 and "1.jpg: the file is missing" in caplog.text
-    assert "No photo" in draw_pairs([0, 1, 1], [0, 1, 1], ["one", "two"])[-1] and not figures[-1].axes[0].images
+    assert "No photo" in draw([0, 1, 1], [0, 1, 1], names[:2])[-1] and not figures[-1].axes[0].images
+    (tmp_path / "1.jpg").unlink()
+    assert "unreadable" in draw([0, 1, 1], [0, 0, 1], names[:2]) and "1.jpg: the file is missing" in caplog.text
 
 
-def test_reliability_and_coverage(tmp_path, figures):
-    random = torch.Generator().manual_seed(0)
-    probs = (2 * torch.randn(90, 4, generator=random)).softmax(1)
-    targets = torch.randint(4, (90,), generator=random)
-    bins = reliability(probs, targets)
-    pictures.plot_reliability({"as it is": bins, "temperature 2": bins}, "a run: model", tmp_path / "reliability.png")
-    assert len(figures[-1].axes) == 4 and figures[-1].axes[0].get_title(loc="left").startswith("as it is: ECE ")
-    right = (probs.argmax(1) == targets).numpy()
-    certain = {f"head {i}": (probs.max(1).values.numpy(), right) for i in range(14)}
-    for heads in (certain, {"one photo": (np.array([0.5]), np.array([True]))}):
-        pictures.plot_coverage(heads, "a run", tmp_path / "coverage.png")
-        assert len(figures[-1].axes[0].lines) == 2 * len(heads)
+@pytest.mark.parametrize(("num_heads", "num_photos"), [(14, 90), (1, 1)])
+def test_coverage_of_many_heads_and_of_one_photo(num_heads, num_photos, tmp_path, figures):
+    certain = np.random.default_rng(0).random(num_photos)
+    heads = {f"head {i}": (certain, certain > 0.5) for i in range(num_heads)}
+    pictures.plot_coverage(heads, "a run", tmp_path / "coverage.png")
+    assert len(figures[0].axes[0].lines) == 2 * num_heads

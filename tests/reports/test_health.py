@@ -45,22 +45,15 @@ def table(tmp_path):
     return Table("cars", root, rows, {"make": Classes(("a", "b"), ("A", "B")), "model": model}, "model")
 
 
-@pytest.mark.parametrize("num_classes", [1, 60, 61, 1716])
+@pytest.mark.parametrize("num_classes", [1, 60, 61])
 def test_the_plot_of_counts_has_the_splits_in_their_shares(tmp_path, num_classes):
     file = tmp_path / "new folder" / "counts.png"
     plot_class_counts(counts_of(num_classes, train=60, test=20), "photos", file)
-    train, test = share_of(file, SPLIT_COLOURS["train"]), share_of(file, SPLIT_COLOURS["test"])
-    assert test > 0.01
-    assert train / test == pytest.approx(3, rel=0.15)  # the legend takes some
-    assert share_of(file, SPLIT_COLOURS["val"]) == 0
-    assert [path.name for path in file.parent.iterdir()] == ["counts.png"]  # and no half-written file
-
-
-@pytest.mark.parametrize("num_classes", [5, 100])
-def test_odd_counts_and_names_can_be_plotted(tmp_path, num_classes):
-    counts = counts_of(num_classes, **{"train": 0, "no split": 0})
-    plot_class_counts(counts.assign(name="$\\frac{ a^ [red] \n" + 200 * "x"), "a $ b_{", tmp_path / "counts.png")
-    assert Image.open(tmp_path / "counts.png").width < 1200
+    train, test, val = (share_of(file, SPLIT_COLOURS[split]) for split in ("train", "test", "val"))
+    assert test > 0.01 and val == 0 and train / test == pytest.approx(3, rel=0.15)  # the legend takes some
+    counts = counts_of(num_classes, **{"train": 0, "no split": 0})  # odd counts and names
+    plot_class_counts(counts.assign(name="$\\frac{ a^ [red] \n" + 200 * "x"), "a $ b_{", file)
+    assert Image.open(file).width < 1200
 
 
 def test_samples_show_photos_boxes_and_what_is_unreadable(tmp_path, table):

@@ -21,7 +21,6 @@ from tests.reports.comparison.test_frame import compared, write_folds, write_run
 def runs(tmp_path):
     """Runs with two heads, one head, unfinished, folds, with a cost and without; a name that is markup elsewhere."""
     folder = tmp_path / "runs"
-    folder.mkdir()
     write_run(folder / "two_heads" / "2026-01-31_12-00-00", (0.2, 0.6), heads=("make", "model"), price=0.5)
     write_run(folder / "<b>$x|y" / "2026-01-31_12-00-00", (0.4, 0.5, 0.55), model__backbone="vgg16", price=0.25)
     write_run(folder / "cut_short", (0.1,), finished=False, data__batch_size=8)
@@ -30,8 +29,7 @@ def runs(tmp_path):
 
 
 def test_a_folder_with_other_files_is_left_alone(runs, tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
+    (out := tmp_path / "out").mkdir()
     for name, content in {"notes.txt": "mine", "compare.csv": "drug,dose\n"}.items():
         (out / name).write_text(content)
         with pytest.raises(InputError, match=r"--out: .*out holds something that this command did not write"):
@@ -80,11 +78,8 @@ def test_the_command_writes_all_files_and_imports_neither_torch_nor_hydra(run_mo
 def test_folders_without_runs_are_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    for folder, message in {
-        "nowhere": "nowhere is not a folder; give a run's folder, or a folder that holds runs",
-        "empty": "empty: no run in it (a run's folder holds history.csv or metrics.json)",
-    }.items():
-        with pytest.raises(SystemExit, match=f"^{re.escape(f'error: {message}')}$"):
+    for folder, message in (("nowhere", "is not a folder; give a run's folder, "), ("empty", ": no run in it ")):
+        with pytest.raises(SystemExit, match=rf"^error: {folder} ?{message}[^\n]*$"):
             compare([folder])
     assert not (tmp_path / "compare").exists()
 
@@ -93,7 +88,6 @@ def test_wrong_options_write_nothing(runs, tmp_path):
     for options, message in (
         ({"names": ["a", "b"]}, "--names: 2 names for 4 runs"),
         ({"metric": "val/clas/top1"}, "--figure: 'val/clas/top1' is not a metric.*nearest: val/class/top1"),
-        ({"epoch": 7}, "--epoch 7: no run has as many epochs; the longest has 3"),
         ({"matrix": ["model.backbon", "optimizer.name"]}, "--matrix: 'model.backbon' is not a key .*model.backbone"),
         ({"against": "model.backbone"}, "--against: model.backbone is .* must be a number"),
     ):
@@ -142,8 +136,7 @@ def test_cells_of_a_grid_by_networks(tmp_path):
             write_run(sweep / "trials" / f"000{trial}", (0.2, 0.3 + (10 * i + trial) / 100), **keys)
         listed = {"trial": [0, 1], "cell": list(cells), "folder": ["trials/0000", "trials/0001"]}
         pd.DataFrame(listed).to_csv(sweep / "trials.csv", index=False)
-    searches = [tmp_path / name / "r4_sgd" for name in ("vgg19", "mobilenet")]
-    keys = "sweep.cells,optimizer.lr,optimizer.momentum"
+    searches, keys = [*tmp_path.glob("*/r4_sgd")], "sweep.cells,optimizer.lr,optimizer.momentum"
     frame = write_comparison(searches, tmp_path / "out", matrix=[keys, "model.backbone"])
     matrix = pd.read_csv(tmp_path / "out" / "matrix.csv", index_col=0)
     assert matrix.index.tolist() == ["11, 0.1, 0.9", "4, 0.01, 0.5"]
@@ -154,25 +147,13 @@ def test_cells_of_a_grid_by_networks(tmp_path):
     assert turned.columns.tolist() == ["4", "11"] and turned.loc["vgg19"].tolist() == [0.31, 0.3]
 
 
-def test_of_many_runs_the_best_twelve_are_drawn(tmp_path, caplog):
-    for i in range(14):
-        write_run(tmp_path / "runs" / f"run_{i}", (0.2, 0.3 + i / 100), optimizer__lr=i)
-    write_comparison([tmp_path / "runs"], tmp_path / "out")
-    assert "the best 12 of 14 runs by val/class/top1 are drawn" in caplog.text
-    assert "the best 12 of 14 runs" not in (tmp_path / "out" / "compare.csv").read_text()
-
-
-def test_names_and_order_are_those_given(runs, tmp_path):
+def test_names_and_order_are_those_given_and_runs_may_be_in_the_current_folder(runs, tmp_path, monkeypatch):
     frame = write_comparison([runs], tmp_path / "out", names=["a", "b", "c", "d"], sort="cost")
     assert frame.index.tolist() == ["c", "a", "d", "b"]
     assert frame["cost"].tolist()[:3] == [0.2, 0.25, 0.5]  # of two folds at 0.1 each
     table = pd.read_csv(tmp_path / "out" / "compare.csv", index_col="run", keep_default_na=False)
     assert table["model.backbone"].to_dict() == {"c": "resnet50", "a": "vgg16", "d": "null", "b": "null"}
     assert table.loc["a", "folder"] == str(runs / "<b>$x|y" / "2026-01-31_12-00-00")
-
-
-def test_runs_in_the_current_folder_go_by_their_bare_names(runs, tmp_path, monkeypatch):
     for folder, words in ((runs, ("cut_short", "folds")), (runs / "cut_short", (".",))):
         monkeypatch.chdir(folder)
-        write_comparison([*map(Path, words)], tmp_path / "out" / folder.name)
-        assert (tmp_path / "out" / folder.name / "compare.csv").is_file()
+        assert len(write_comparison([*map(Path, words)], tmp_path / "bare" / folder.name)) == len(words)

@@ -108,9 +108,8 @@ def test_folds_are_one_run_with_mean_and_spread(tmp_path):
     assert (row["test/class/top1"], row["test/class/top1/std"]) == (summary["mean"], summary["std"])
     assert row["val/class/top1"] == pytest.approx(0.6) and row["val/class/top1/std"] == pytest.approx(0.1)
     assert row["wall_min"] == pytest.approx((21 + 21 + 33 + 3 * 7.5) / 60)
-    history = runs[0].history  # of the two epochs that all folds have
-    assert history["epoch"].tolist() == [0, 1]
-    assert history["val/class/top1"].tolist() == pytest.approx([0.3, 0.6])
+    assert runs[0].history["epoch"].tolist() == [0, 1]  # the two epochs that all folds have
+    assert runs[0].history["val/class/top1"].tolist() == pytest.approx([0.3, 0.6])
     for fold in parent.glob("fold_*"):
         shutil.rmtree(fold)
     frame, runs = compared(parent)  # the summary is left
@@ -127,7 +126,6 @@ def test_each_run_is_found_once_in_the_order_of_its_number(tmp_path, caplog):
     write_run(tmp_path / "many" / "b" / "copies" / "earlier")  # a run's folder is not searched
     found = find_runs([tmp_path / "many"])
     assert [str(run.relative_to(tmp_path / "many")) for run in found] == ["a/size_8", "a/size_16", "b"]
-    (tmp_path / "x").mkdir()
     parent = write_folds(tmp_path / "x" / "folds", [(0.2, 0.5), (0.3, 0.7)])
     single = write_run(tmp_path / "x" / "single")
     found = find_runs([parent / "fold_1", single, parent / ".."])
@@ -201,8 +199,7 @@ def test_a_run_needs_only_its_history_or_its_metrics(tmp_path, caplog):
     (bare / "config.yaml").unlink()
     closed = write_run(tmp_path / "closed")
     (closed / "history.csv").unlink()
-    started = tmp_path / "started"
-    started.mkdir()
+    (started := tmp_path / "started").mkdir()
     (started / "config.yaml").write_text("seed: 0\n")
     frame, _ = compared(tmp_path)
     assert frame["state"].tolist() == ["unfinished", "finished"]
