@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from carvision.embed import embed
-from carvision.retrieve import options_of, retrieve
+from carvision.retrieve import retrieve
 from tests import forked
 from tests.small_runs import demo, train
 
@@ -36,7 +36,7 @@ def read(folder: Path) -> dict:
 def retrieve_in(folder: Path, *words) -> pd.DataFrame:
     """Retrieve in this process; return neighbours.csv."""
     retrieve([*map(str, words), "--out", str(folder)])
-    return pd.read_csv(folder / "neighbours.csv", dtype={"model": str, "neighbour_model": str})
+    return pd.read_csv(folder / "neighbours.csv")
 
 
 @pytest.fixture(scope="module")
@@ -67,18 +67,14 @@ def test_all_files_are_written_and_agree(retrieved, run):
     names = {file.name for file in retrieved.iterdir()}
     assert names == {"retrieval.json", "knn.csv", "per_class.csv", "neighbours.csv", "neighbours.png"}
     assert np.asarray(Image.open(retrieved / "neighbours.png")).std() > 5
-    near, found = (
-        pd.read_csv(retrieved / "neighbours.csv", dtype={"model": str, "neighbour_model": str}),
-        read(retrieved),
-    )
-    assert len(near) == 10 * found["num_queries"] and near["rank"].max() == 10
-    first = near[near["rank"] == 1]
+    near, found = pd.read_csv(retrieved / "neighbours.csv", dtype=str), read(retrieved)
+    assert len(near) == 10 * found["num_queries"] and near["rank"].tolist()[:10] == [str(i + 1) for i in range(10)]
+    first = near[near["rank"] == "1"]
     assert (first["model"] == first["neighbour_model"]).mean() == pytest.approx(found["retrieval"]["recall_at_1"])
-    assert (np.diff(near["score"].to_numpy().reshape(-1, 10), axis=1) <= 0).all()
+    assert (np.diff(near["score"].astype(float).to_numpy().reshape(-1, 10), axis=1) <= 0).all()
     each = pd.read_csv(retrieved / "per_class.csv")
     assert each["queries"].sum() == found["num_queries"]
-    weighted = (each["map_at_r"] * each["queries"]).sum() / each["queries"].sum()
-    assert weighted == pytest.approx(found["retrieval"]["map_at_r"])
+    assert np.average(each["map_at_r"], weights=each["queries"]) == pytest.approx(found["retrieval"]["map_at_r"])
 
 
 @pytest.mark.parametrize("index", ["exact", "hnsw", "ivf"])
@@ -87,8 +83,8 @@ def test_a_query_never_finds_itself(vectors, tmp_path, index):
     near = retrieve_in(tmp_path / "alone", *words, "--leave-one-out", "--label", "make")
     assert not (near["path"] == near["neighbour"]).any() and "make" in near
     found = read(tmp_path / "alone")
-    assert ("index_recall" in found) == (index != "exact") and found["gallery"] == "leave one out"
-    assert not (tmp_path / "alone" / "neighbours.png").exists()
+    assert ("index_recall" in found) == (index != "exact") and 0.5 < found.get("index_recall", 1) <= 1
+    assert found["gallery"] == "leave one out" and not (tmp_path / "alone" / "neighbours.png").exists()
     near = retrieve_in(tmp_path / "among", *words, "--gallery", "train", "val")
     assert near["path"].nunique() == 240 and not (near["path"] == near["neighbour"]).any()
 
@@ -118,33 +114,18 @@ def test_unseen_classes_are_searched_among_themselves(demo_photos, tmp_path, cap
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [
-        (["{run}", "--label", "modle"], "--label: 'modle' is no label of demo with classes; nearest: model"),
-        (["{run}", "--query", "no.jpg"], "--query: no.jpg"),
-        (
-            ["{vectors}", "data.root=x"],
-            "data.root=x: {vectors} holds computed embeddings; give the run to compute others",
-        ),
-        (["{vectors}", "--raw"], "--raw: {vectors} holds computed embeddings"),
-        (["{vectors}", "--layer", "trunk"], "--layer trunk: {vectors} holds computed embeddings"),
-        (["{vectors}", "--query", "x.jpg"], "--query: {vectors} holds embeddings and no network"),
-    ],
-)
-def test_wrong_values_are_one_line_and_leave_nothing(run, vectors, tmp_path, monkeypatch, words, message):
+    [(["{run}", "--label", "modle"], "--label: 'modle' is no label of demo with classes; nearest: model"),
+     (["{run}", "--query", "no.jpg"], "--query: no.jpg"),
+     (["{vectors}", "data.root=x"], "data.root=x: {vectors} holds computed embeddings; give the run"),
+     (["{vectors}", "--query", "x.jpg"], "--query: {vectors} holds embeddings and no network"),
+     (["{run}", "--leave-one-out", "--gallery", "train"], "--leave-one-out: the queries are their own gallery"),
+     (["{run}", "--query", "x", "y", "--box", *"1234"], "--box: is of one --query, and 2 are given")],
+)  # fmt: skip
+def test_wrong_values_are_one_line_and_leave_nothing(run, vectors, tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         retrieve([word.format(run=run, vectors=vectors) for word in words])
-    assert ended.value.code.startswith("error: ") and message.format(vectors=vectors) in ended.value.code
-    assert "\n" not in ended.value.code and list(tmp_path.iterdir()) == []
-
-
-def test_contradictory_options_are_refused(capsys):
-    for words, message in (
-        (["--k", "0"], "--k: 0 is not a whole number from 1"),
-        (["--leave-one-out", "--gallery", "train"], "--leave-one-out: the queries are their own gallery"),
-        (["--query", "x.jpg", "y.jpg", "--box", *"1234"], "--box: is of one --query, and 2 are given"),
-        (["--query", "x.jpg", "--leave-one-out"], "--query: a photo of your own is looked for among others"),
-    ):
-        with pytest.raises(SystemExit):
-            options_of(["run", *words])
-        assert message in capsys.readouterr().err.splitlines()[-1]
+    code = ended.value.code
+    line = code if isinstance(code, str) else capsys.readouterr().err.splitlines()[-1]
+    assert "error: " in line and message.format(vectors=vectors) in line and "\n" not in line
+    assert list(tmp_path.iterdir()) == []

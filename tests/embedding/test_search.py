@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, precision_recall_fscore_support
 from sklearn.neighbors import KNeighborsClassifier
 
-from carvision.embedding.search import Engine, Index, knn_metrics, vote
+from carvision.embedding.search import Index, knn_metrics, vote
 from carvision.errors import InputError
 from carvision.metrics.exact_search import nearest
 from tests.metrics.test_neighbours import made
@@ -79,20 +79,7 @@ def test_results_are_repeatable_and_complete_for_few_photos(kind):
     assert (np.sort(first, axis=1) == [np.delete(np.arange(60), i) for i in range(60)]).all()  # all others, each once
 
 
-def test_the_recall_of_an_index_is_reported():
-    embeddings, _ = made(1500, 20, seed=9, width=16)
-    assert Engine(embeddings, "cosine", "exact", "cpu").checked(embeddings, np.arange(1500)) == {}
-    share = Engine(embeddings, "cosine", "ivf", "cpu").checked(embeddings, np.arange(1500))["index_recall"]
-    assert 0.5 < share <= 1
-
-
-def test_without_faiss_the_package_to_install_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(InputError, match="--index: hnsw needs faiss; pip install faiss-cpu"):
-        Index(np.eye(3, dtype=np.float32), "hnsw", "cosine")
-
-
-def test_inf_and_nan_are_errors():
+def test_nan_and_a_missing_faiss_are_errors(monkeypatch):
     embeddings, _ = made(100, 3, seed=10)
     index = Index(embeddings, "ivf", "l2")
     embeddings[4, 0] = np.nan
@@ -100,3 +87,6 @@ def test_inf_and_nan_are_errors():
         Index(embeddings, "ivf", "l2")
     with pytest.raises(InputError, match="1 of 10 query embeddings"):
         index.nearest(embeddings[:10], 3)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(InputError, match="--index: hnsw needs faiss; pip install faiss-cpu"):
+        Index(np.eye(3, dtype=np.float32), "hnsw", "cosine")

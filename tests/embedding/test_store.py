@@ -7,24 +7,18 @@ import pandas as pd
 import pytest
 
 from carvision.data.table import BOX, UNKNOWN, Classes, Number, Table
-from carvision.embedding.store import ABOUT, INDEX, VALUES, Embeddings, read_embeddings, write_index, write_values
+from carvision.embedding.store import ABOUT, INDEX, VALUES, read_embeddings, write_index, write_values
 from carvision.errors import InputError
 
 
 def made_table(root) -> Table:
-    box = np.array([[1, 1, 9, 9], [np.nan] * 4, [0, 0, 8, 8], [3, 3, 7.5, 7]], np.float32)
-    rows = pd.DataFrame(
-        {"path": ["a/1.jpg", "a/2, then.jpg", "b/ü.jpg", "b/4.jpg"], "split": ["train", "test", "", "test"]}
-    )
+    rows = pd.DataFrame({"path": ["a/1.jpg", "a/2, then.jpg", "b/ü.jpg", "b/4.jpg"]})
+    rows["split"], rows["group"] = ["train", "test", "", "test"], ["x", "", "y", "y"]
     rows["make"], rows["model"] = np.array([[0, 0, 1, UNKNOWN], [0, 1, 2, UNKNOWN]], np.int32)
     rows["speed"] = np.array([200, np.nan, 180.5, np.nan], np.float32)
-    rows["group"] = ["x", "", "y", "y"]
-    rows[BOX] = box
-    labels = {
-        "make": Classes(("7", "12"), ("Audi", "Audi")),
-        "model": Classes(("1", "2", "30"), ("A4", "A6", "X5"), "make", (0, 0, 1)),
-        "speed": Number("km/h"),
-    }
+    rows[BOX] = np.array([[1, 1, 9, 9], [np.nan] * 4, [0, 0, 8, 8], [3, 3, 7.5, 7]], np.float32)
+    model = Classes(("1", "2", "30"), ("A4", "A6", "X5"), "make", (0, 0, 1))
+    labels = {"make": Classes(("7", "12"), ("Audi", "Audi")), "model": model, "speed": Number("km/h")}
     return Table("made", root, rows, labels, "model")
 
 
@@ -45,46 +39,35 @@ def test_embeddings_and_table_are_read_as_written(written):
     expected = made_table(folder)
     assert (found.table.labels, found.table.finest, found.table.root) == (expected.labels, "model", folder)
     pd.testing.assert_frame_equal(found.table.rows[list(expected.rows)], expected.rows, check_dtype=False)
+    some = found.select(np.array([False, True, False, True]))
+    np.testing.assert_array_equal(some.values, values[[1, 3]])
+    assert some.table.rows["path"].tolist() == ["a/2, then.jpg", "b/4.jpg"]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("num", [0, 123_456])
+@pytest.mark.parametrize(("dtype", "num"), [("float32", 123_456), ("float16", 123_456), ("float32", 0)])
 def test_numpy_reads_and_maps_the_values(tmp_path, dtype, num):
     values = np.arange(num * 2, dtype=np.float32).reshape(num, 2) % 100
-    blocks = np.array_split(values, max(1, num // 1000))
-    write_values(tmp_path / VALUES, iter(blocks), dtype)
-    for mode in (None, "r"):
-        if num or mode is None:  # nothing can't be mapped
-            found = np.load(tmp_path / VALUES, mmap_mode=mode, allow_pickle=False)
-            assert found.dtype == dtype
-            np.testing.assert_array_equal(found, values)
-
-
-def test_an_error_while_writing_leaves_no_file(tmp_path):
-    def blocks():
-        yield np.zeros((2, 3), np.float32)
-        raise InputError("a photo can't be read")
-
-    with pytest.raises(InputError):
-        write_values(tmp_path / VALUES, blocks())
-    assert list(tmp_path.iterdir()) == []
+    write_values(tmp_path / VALUES, iter(np.array_split(values, max(1, num // 1000))), dtype)
+    found = np.load(tmp_path / VALUES, mmap_mode="r" if num else None, allow_pickle=False)  # nothing can't be mapped
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, values)
 
 
 @pytest.mark.parametrize("name", [VALUES, INDEX, ABOUT])
 def test_damaged_files_are_one_line(written, name):
     folder, _ = written
     whole = (folder / name).read_bytes()
-    for content in (None, b"", whole[: len(whole) // 2]):
-        (folder / name).unlink(missing_ok=True)
-        if content is not None:
-            (folder / name).write_bytes(content)
-        with pytest.raises(InputError, match="compute them again") as caught:
+    for content in (b"", whole[: len(whole) // 2], None):
+        (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+        with pytest.raises(InputError, match=r"^[^\n]*compute them again[^\n]*$"):
             read_embeddings(folder)
-        assert "\n" not in str(caught.value)
 
 
 def test_files_that_do_not_fit_together_are_refused(written):
     folder, values = written
+    with pytest.raises(ZeroDivisionError):  # an error while writing leaves the file as it was
+        write_values(folder / VALUES, (values[:1] / (1 // i) for i in (1, 0)))
+    np.testing.assert_array_equal(np.load(folder / VALUES), values)
     write_values(folder / VALUES, iter([values[:3]]))
     with pytest.raises(InputError, match=r"shape \(3, 5\).*4 lines"):
         read_embeddings(folder)
@@ -93,10 +76,3 @@ def test_files_that_do_not_fit_together_are_refused(written):
     (folder / ABOUT).write_text(json.dumps(about))
     with pytest.raises(InputError, match="compute them again"):
         read_embeddings(folder)
-
-
-def test_select_keeps_values_and_photos_together(tmp_path):
-    values = np.arange(8.0).reshape(4, 2)
-    some = Embeddings(values, made_table(tmp_path)).select(np.array([False, True, False, True]))
-    assert some.values[:, 0].tolist() == [2, 6]
-    assert some.table.rows["path"].tolist() == ["a/2, then.jpg", "b/4.jpg"]

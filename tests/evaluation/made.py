@@ -40,12 +40,9 @@ def made(num: int = 120, seed: int = 0, temperature: dict | None = None, labels:
 
 
 def photo_losses(predictions: Predictions, labels: dict = LABELS) -> dict[str, torch.Tensor]:
-    return {
-        head: cross_entropy(predictions.logits[head], predictions.targets[head])
-        if "ids" in label
-        else smooth_l1(predictions.logits[head], predictions.targets[head], label["std"])
-        for head, label in labels.items()
-    }
+    pairs = {head: (predictions.logits[head], predictions.targets[head]) for head in labels}
+    numbers = {head: label["std"] for head, label in labels.items() if "std" in label}
+    return {h: smooth_l1(*pair, numbers[h]) if h in numbers else cross_entropy(*pair) for h, pair in pairs.items()}
 
 
 def epoch_of(predictions: Predictions, rule: str, labels: dict = LABELS, weights=None) -> EpochMetrics:
@@ -55,14 +52,8 @@ def epoch_of(predictions: Predictions, rule: str, labels: dict = LABELS, weights
         rows = rows.repeat_interleave(weights)
     outputs = {head: len(label["ids"]) if "ids" in label else None for head, label in labels.items()}
     metrics = EpochMetrics(outputs, HEAD_WEIGHTS, parents_of(labels), rule, compare_rules=True, with_auc=True)
-    losses = photo_losses(predictions, labels)
-    metrics.update(
-        *(
-            {head: values[head][rows] for head in labels}
-            for values in (predictions.logits, predictions.targets, losses)
-        ),
-        {head: predictions.known(head)[rows].float() for head in labels},
-        predictions.valid[rows],
-        torch.tensor(0.0),
-    )
+    known = {head: predictions.known(head).float() for head in labels}
+    values = (predictions.logits, predictions.targets, photo_losses(predictions, labels), known)
+    drawn = [{head: each[head][rows] for head in labels} for each in values]
+    metrics.update(*drawn, predictions.valid[rows], torch.tensor(0.0))
     return metrics

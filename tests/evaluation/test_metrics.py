@@ -7,7 +7,7 @@ import pytest
 import sklearn.metrics as sk
 
 from carvision.evaluation.bootstrap import point_metrics
-from carvision.evaluation.metrics import class_order, class_table, confused_pairs, confusions, share_within_parent
+from carvision.evaluation.metrics import class_table, confused_pairs, confusions, share_within_parent
 from carvision.inference.model_file import parents_of
 from carvision.models.decoding import decode
 from tests.evaluation.made import CODES, HEAD_WEIGHTS, LABELS, made, photo_losses
@@ -90,10 +90,3 @@ def test_confusions_and_confused_pairs():
     without = confusions(np.array([0, 1]), np.array([0, 1]))
     assert len(confused_pairs(without)) == 0 and np.isnan(share_within_parent(without, [0, 0]))
     assert list(confused_pairs(without)) == ["a", "b", "a_as_b", "b_as_a", "photos"]
-
-
-def test_classes_are_ordered_by_parent_and_name():
-    assert class_order("make", LABELS).tolist() == [2, 1, 0]
-    assert class_order("model", LABELS).tolist() == [6, 5, 3, 4, 0, 2, 1]
-    alone = {"model": {**LABELS["model"], "parent": "make"}}  # no such head
-    assert class_order("model", alone).tolist() == [6, 5, 4, 3, 2, 1, 0]

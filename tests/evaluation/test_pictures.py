@@ -8,7 +8,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from carvision.evaluation import pictures
-from carvision.evaluation.calibration import reliability
 from carvision.evaluation.metrics import confused_pairs, confusions
 from carvision.evaluation.predict import Predictions
 from carvision.reports.plots import save_figure
@@ -29,14 +28,10 @@ def texts_of(figure) -> list[str]:
     renderer = FigureCanvasAgg(figure).get_renderer()
     texts = [text for axes in figure.axes for text in axes.texts if text.get_text()]
     boxes = np.array([text.get_window_extent(renderer).extents for text in texts])
-    width, height = figure.get_size_inches() * figure.dpi
-    assert (boxes[:, :2] > -1).all() and (boxes[:, 2] < width + 1).all() and (boxes[:, 3] < height + 1).all()
-    for i, (left, bottom, right, top) in enumerate(boxes):
-        others = boxes[i + 1 :]
-        across = np.minimum(right, others[:, 2]) - np.maximum(left, others[:, 0])
-        upright = np.minimum(top, others[:, 3]) - np.maximum(bottom, others[:, 1])
-        both = np.flatnonzero((across > 1) & (upright > 1))
-        assert not len(both), (texts[i].get_text(), texts[i + 1 + both[0]].get_text())
+    assert (boxes[:, :2] > -1).all() and (boxes[:, 2:] < figure.get_size_inches() * figure.dpi + 1).all()
+    first, last = np.maximum(boxes[:, None, :2], boxes[:, :2]), np.minimum(boxes[:, None, 2:], boxes[:, 2:])
+    both = np.argwhere(np.triu((last - first > 1).all(axis=2), 1))
+    assert not len(both), [texts[i].get_text() for i in both[0]]
     return [text.get_text() for text in texts]
 
 
@@ -47,19 +42,14 @@ def make_cells(num_classes: int, num_photos: int) -> pd.DataFrame:
     return confusions(true, np.where(wrong, random.integers(num_classes, size=num_photos), true))
 
 
-@pytest.mark.parametrize(
-    ("num_classes", "num_parents"), [(2, 0), (4, 0), (12, 4), (27, 8), (60, 20), (102, 0), (196, 49), (1716, 163)]
-)
+@pytest.mark.parametrize(("num_classes", "num_parents"), [(4, 0), (27, 8), (60, 20), (102, 0), (1716, 163)])
 def test_confusion_matrices_of_all_sizes(num_classes, num_parents, tmp_path, figures):
     cells = make_cells(num_classes, 5 * num_classes)
     names = [f"{NAME} {i}" for i in range(num_classes)]
     sizes = np.sort(np.random.default_rng(1).integers(max(1, num_parents), size=num_classes))
     parents = [f"Make number {i}" if num_parents else "" for i in sizes]
-    file = tmp_path / "confusion.png"
-    pictures.plot_confusion(cells, names, parents, "a run on test: model", "5 photos. " * 20, file)
-    width, height = Image.open(file).size
-    assert 500 < width < 2600 and 400 < height < 2600
-    assert file.stat().st_size < 2e6
+    pictures.plot_confusion(cells, names, parents, "a run on test: model", "5 photos. " * 20, tmp_path / "c.png")
+    assert max(Image.open(tmp_path / "c.png").size) < 2600
     texts = texts_of(figures[0])
     assert sum(text.startswith("Mercedes") for text in texts) >= (2 * num_classes if num_classes <= 60 else 0)
     assert sum(text.startswith("Make") for text in texts) >= num_parents * (0.9 if num_classes < 1000 else 0.4)
@@ -69,17 +59,12 @@ def test_confusion_matrices_of_all_sizes(num_classes, num_parents, tmp_path, fig
 def test_colours_of_the_matrix_are_fractions_of_the_true_class(cell):
     counts = np.zeros((9, 9), int)
     counts[1, 1], counts[1, 4], counts[4, 8] = 3, 1, 2
-    pixels = pictures._pixels(counts, cell)
-    assert pixels.shape == (9 * cell, 9 * cell, 3)
-
-    def colour(row: int, column: int) -> list[int]:
-        return pixels[row * cell + cell // 2, column * cell + cell // 2].tolist()
-
-    of_share = {share: (255 * np.array(pictures.SHADES(pictures.NORM(share))[:3])).astype(int).tolist()
-                for share in (0.25, 0.75, 1.0)}  # fmt: skip
-    assert [colour(1, 1), colour(1, 4), colour(4, 8)] == [of_share[0.75], of_share[0.25], of_share[1.0]]
-    assert colour(4, 2) == [255] * 3 and colour(7, 4) == [239] * 3  # class 7 has no photos
-    assert (colour(1, 5) == of_share[0.25]) == (cell < 3)  # a dot is no smaller than three pixels
+    colours = pictures._pixels(counts, cell)[cell // 2 :: cell, cell // 2 :: cell].tolist()
+    shades = [255 * np.array(pictures.SHADES(pictures.NORM(share))[:3]) for share in (0.25, 0.75, 1.0)]
+    quarter, most, every = (shade.astype(int).tolist() for shade in shades)
+    assert [colours[1][1], colours[1][4], colours[4][8]] == [most, quarter, every]
+    assert colours[4][2] == [255] * 3 and colours[7][4] == [239] * 3  # class 7 has no photos
+    assert (colours[1][5] == quarter) == (cell < 3)  # a dot is no smaller than three pixels
 
 
 def test_a_matrix_with_an_empty_class_and_a_title_that_looks_like_a_formula(tmp_path, figures):
@@ -88,58 +73,36 @@ def test_a_matrix_with_an_empty_class_and_a_title_that_looks_like_a_formula(tmp_
     assert any("grey" in text for text in texts_of(figures[0]))
 
 
-@pytest.fixture
-def draw_pairs(tmp_path, figures):
-    """Draw the pairs of these targets and predictions, of photos with boxes; the call returns the sheet's texts."""
+def test_confused_pairs_show_photos_of_each_kind(tmp_path, figures, caplog):
+    for i in range(11):
+        Image.new("RGB", (300 + i, 200), (20 * i, 90, 90)).save(tmp_path / f"{i}.jpg")
 
-    def draw(targets: list[int], predicted: list[int], names: list[str], missing: tuple = ()) -> list[str]:
-        for i in range(len(targets)):
-            Image.new("RGB", (300 + i, 200), (20 * i % 255, 90, 90)).save(tmp_path / f"{i}.jpg")
-        for i in missing:
-            (tmp_path / f"{i}.jpg").unlink()
-        logits = torch.randn(len(targets), len(names)) + 5 * torch.eye(len(names))[predicted]
-        boxes = np.array([[50, 20, 250, 190]] * len(targets), np.float32)
-        paths, valid = [f"{i}.jpg" for i in range(len(targets))], torch.ones(len(targets), dtype=torch.bool)
-        arguments = ({"model": logits}, {"model": torch.tensor(targets)}, valid, {})
-        predictions = Predictions(paths, tmp_path, boxes, *arguments)
-        table, file = confused_pairs(confusions(np.array(targets), np.array(predicted))), tmp_path / "confused.png"
-        pictures.plot_pairs(table, predictions, "model", names, torch.tensor(predicted), "pairs", True, file)
-        assert file.stat().st_size > 1000
+    def draw(targets: list[int], predicted: list[int], names: list[str]) -> list[str]:
+        """Draw the pairs, of photos with boxes; return the sheet's texts."""
+        num = len(targets)
+        logits = {"model": torch.randn(num, len(names)) + 5 * torch.eye(len(names))[predicted]}
+        boxes, paths = np.array([[50, 20, 250, 190]] * num, np.float32), [f"{i}.jpg" for i in range(num)]
+        valid = torch.ones(num, dtype=torch.bool)
+        predictions = Predictions(paths, tmp_path, boxes, logits, {"model": torch.tensor(targets)}, valid, {})
+        table = confused_pairs(confusions(np.array(targets), np.array(predicted)))
+        codes, file = torch.tensor(predicted), tmp_path / "confused.png"
+        pictures.plot_pairs(table, predictions, "model", names, codes, "pairs", True, file)
         return texts_of(figures[-1])
 
-    return draw
-
-
-def test_confused_pairs_show_photos_of_each_kind(draw_pairs, figures):
     names = [f"{NAME} of a very long name {i}" for i in range(4)]
-    texts = draw_pairs([0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3], [0, 0, 0, 1, 1, 0, 1, 1, 2, 0, 2], names)
+    texts = draw([0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3], [0, 0, 0, 1, 1, 0, 1, 1, 2, 0, 2], names)
     assert {"2 of 5 taken for B", "1 of 3 taken for A", "1 of 2 taken for B", "0 of 5 taken for A"} <= set(texts)
     num_photos = (2 + 2 + 1 + 2) + (1 + 1 + 2) + (1 + 1)
     assert sum("%" in text for text in texts) == len(figures[0].axes[0].images) == num_photos
     assert texts.count("none") == 3  # no photo of 0 is taken for 2, none of 2 for 3, none of 3 is recognised
-    assert figures[0].get_figheight() * figures[0].dpi > 3 * pictures.TILE_PX
+    assert "No photo" in draw([0, 1, 1], [0, 1, 1], names[:2])[-1] and not figures[-1].axes[0].images
+    (tmp_path / "1.jpg").unlink()
+    assert "unreadable" in draw([0, 1, 1], [0, 0, 1], names[:2]) and "1.jpg: the file is missing" in caplog.text
 
 
-def test_one_mistake_none_and_a_missing_photo(draw_pairs, figures, caplog):
-    draw_pairs([0, 1, 1], [0, 0, 1], ["one", "two"])
-    assert len(figures[-1].axes[0].images) == 3
-    assert "unreadable" in draw_pairs([0, 1, 1], [0, 0, 1], ["one", "two"], missing=(1,))
-    assert "1.jpg: the file is missing" in caplog.text
-    assert "No photo" in draw_pairs([0, 1, 1], [0, 1, 1], ["one", "two"])[-1] and not figures[-1].axes[0].images
-
-
-def test_reliability_and_coverage(tmp_path, figures):
-    random = torch.Generator().manual_seed(0)
-    probs = (2 * torch.randn(90, 4, generator=random)).softmax(1)
-    targets = torch.randint(4, (90,), generator=random)
-    bins = reliability(probs, targets)
-    for diagrams in ({"as it is": bins}, {"as it is": bins, "temperature 2": bins}):
-        pictures.plot_reliability(diagrams, "a run: model", tmp_path / "reliability.png")
-        assert len(figures[-1].axes) == 2 * len(diagrams)
-        assert figures[-1].axes[0].get_title(loc="left").startswith("as it is: ECE ")
-    right = (probs.argmax(1) == targets).numpy()
-    certain = {f"head {i}": (probs.max(1).values.numpy(), right) for i in range(14)}
-    for heads in (certain, {"one photo": (np.array([0.5]), np.array([True]))}):
-        pictures.plot_coverage(heads, "a run", tmp_path / "coverage.png")
-        assert len(figures[-1].axes[0].lines) == 2 * len(heads)
-    assert Image.open(tmp_path / "coverage.png").width > 500
+@pytest.mark.parametrize(("num_heads", "num_photos"), [(14, 90), (1, 1)])
+def test_coverage_of_many_heads_and_of_one_photo(num_heads, num_photos, tmp_path, figures):
+    certain = np.random.default_rng(0).random(num_photos)
+    heads = {f"head {i}": (certain, certain > 0.5) for i in range(num_heads)}
+    pictures.plot_coverage(heads, "a run", tmp_path / "coverage.png")
+    assert len(figures[0].axes[0].lines) == 2 * num_heads

@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +19,12 @@ from carvision.evaluation.report import cell, metric_tables, number, percent, wr
 from tests.evaluation.made import HEAD_WEIGHTS, LABELS, epoch_of, made, photo_losses
 
 
-def evaluate(
-    predictions: Predictions, folder, labels: dict = LABELS, rule: str = "joint", num_samples: int = 20
-) -> dict:
-    epoch = epoch_of(predictions, rule, labels)
-    metrics = epoch.compute()
-    metrics.pop("loss_total", None)
+def evaluate(predictions: Predictions, folder, labels: dict = LABELS, num_samples: int = 20) -> dict:
+    epoch = epoch_of(predictions, "joint", labels)
+    metrics = {name: value for name, value in epoch.compute().items() if name != "loss_total"}
     return write_evaluation(
         predictions, labels, folder, metrics=metrics, decodings=epoch.compute_rules(),
-        losses=photo_losses(predictions, labels), head_weights=HEAD_WEIGHTS, rule=rule, title="a run on test",
+        losses=photo_losses(predictions, labels), head_weights=HEAD_WEIGHTS, rule="joint", title="a run on test",
         notes=["2 classes are not known to the network"], num_samples=num_samples,
     )  # fmt: skip
 
@@ -41,51 +38,44 @@ def photos(tmp_path_factory) -> Path:
     return folder
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    predictions: Predictions
-    result: dict
-    folder: Path
-    printed: str
-
-
 @pytest.fixture(scope="module")
-def evaluated(photos, tmp_path_factory) -> Evaluated:
+def evaluated(photos, tmp_path_factory) -> tuple[Predictions, dict, Path, str]:
+    """Predictions, what write_evaluation returned, its folder, and what it printed."""
     predictions = replace(made(temperature={"model": 1.5}), root=photos)
     folder, printed = tmp_path_factory.mktemp("evaluation") / "out", io.StringIO()
     with contextlib.redirect_stdout(printed):
         result = evaluate(predictions, folder)
-    return Evaluated(predictions, result, folder, printed.getvalue())
+    return predictions, result, folder, printed.getvalue()
 
 
 def test_all_files_are_written_and_agree(evaluated):
-    predictions, result, folder = evaluated.predictions, evaluated.result, evaluated.folder
+    predictions, result, folder, printed = evaluated
     assert result == json.loads(json.dumps(result, allow_nan=False))
     names = ("confusion_{}.csv", "confusion_{}.png", "confused_{}.csv", "confused_{}.png", "per_class_{}.csv",
              "reliability_{}.png")  # fmt: skip
     files = {name.format(head) for head in ("make", "model") for name in names}
-    found = {file.name for file in folder.iterdir()}
-    assert found == files | {"coverage.png", "results.txt", "evaluation.md", "evaluation.html"}
+    others = {"coverage.png", "results.txt", "evaluation.md", "evaluation.html"}
+    assert {file.name for file in folder.iterdir()} == files | others
     assert all(np.asarray(Image.open(file)).std() > 5 for file in folder.glob("*.png"))
     results, page = (folder / "results.txt").read_text(), (folder / "evaluation.html").read_text()
     shown = cell(result["figures"], result["intervals"], "model/top1")
     assert re.fullmatch(r"\d\d\.\d \[\d\d\.\d, \d\d\.\d\]", shown)
-    for text in (evaluated.printed, results, page, (folder / "evaluation.md").read_text().replace("\\", "")):
-        assert shown in text and "2 classes are not known" in " ".join(text.split())
-        assert f"{int((~predictions.valid).sum())} more could not be read" in " ".join(text.split())
-    assert page.count("<img ") == 7 and "src='data:image/png" in page
+    unread = f"{int((~predictions.valid).sum())} more could not be read"
+    for text in (printed, results, page, (folder / "evaluation.md").read_text().replace("\\", "")):
+        assert all(part in " ".join(text.split()) for part in (shown, "2 classes are not known", unread))
+    assert page.count("<img ") == page.count("src='data:image/png") == 7
     assert max(len(line) for line in results.splitlines()) <= 80 and "…" not in results
     assert set(result["intervals"]) == set(result["figures"])
     assert result["temperature"] == {"make": 1.0, "model": 1.5}
 
 
 def test_tables_hold_every_class_and_cell(evaluated):
-    result, folder = evaluated.result, evaluated.folder
+    predictions, result, folder, _ = evaluated
     per_class = pd.read_csv(folder / "per_class_model.csv")
     cells, pairs = pd.read_csv(folder / "confusion_model.csv"), pd.read_csv(folder / "confused_model.csv")
     assert sorted(per_class["id"]) == list(range(7))
     assert list(cells) == ["true_id", "true", "predicted_id", "predicted", "photos"]
-    assert cells["photos"].sum() == per_class["photos"].sum() == int(evaluated.predictions.known("model").sum())
+    assert cells["photos"].sum() == per_class["photos"].sum() == int(predictions.known("model").sum())
     wrong = cells[cells["true_id"] != cells["predicted_id"]]
     assert wrong["photos"].sum() == pairs["photos"].sum() == result["mistakes"]["model"]["photos"]
     assert per_class["right"].sum() / per_class["photos"].sum() == pytest.approx(result["figures"]["model/top1"])
@@ -99,14 +89,13 @@ def test_tables_hold_every_class_and_cell(evaluated):
 
 
 def test_areas_are_exact_and_other_metrics_those_of_training(evaluated):
-    given = epoch_of(evaluated.predictions, "joint").compute()
-    metrics = evaluated.result["figures"]
-    for name, value in metrics.items():
-        if name in given and "auc" not in name:
-            assert value == given[name], name
-    known = evaluated.predictions.known("model")
-    probs = evaluated.predictions.probs("model", calibrated=False)[known]
-    exact = roc_auc_score(evaluated.predictions.targets["model"][known], probs, multi_class="ovr")
+    predictions, result, *_ = evaluated
+    given, metrics = epoch_of(predictions, "joint").compute(), result["figures"]
+    same = {name for name in metrics if name in given and "auc" not in name}
+    assert {name: metrics[name] for name in same} == {name: given[name] for name in same}
+    known = predictions.known("model")
+    probs = predictions.probs("model", calibrated=False)[known]
+    exact = roc_auc_score(predictions.targets["model"][known], probs, multi_class="ovr")
     assert metrics["model/auc"] == pytest.approx(exact, abs=1e-6) and abs(given["model/auc"] - exact) > 1e-6
 
 
@@ -114,8 +103,9 @@ def test_the_matrix_has_its_own_order_of_classes(evaluated, tmp_path, monkeypatc
     drawn = []
     for name in ("plot_confusion", "plot_pairs", "plot_reliability"):
         monkeypatch.setattr(report, name, lambda *arguments: drawn.append(arguments))
-    part = report.head_results(evaluated.predictions, LABELS, "joint")["model"]
-    report.write_head(evaluated.predictions, LABELS, part, "a run", False, tmp_path)
+    predictions = evaluated[0]
+    part = report.head_results(predictions, LABELS, "joint")["model"]
+    report.write_head(predictions, LABELS, part, "a run", False, tmp_path)
     cells, names, parents = drawn[0][:3]
     assert names == [*"abdcgef"] and parents == ["Ironholt"] * 3 + ["Kestrano"] * 2 + ["Velmora"] * 2
     table = pd.read_csv(tmp_path / "confusion_model.csv")
@@ -124,29 +114,29 @@ def test_the_matrix_has_its_own_order_of_classes(evaluated, tmp_path, monkeypatc
 
 
 def test_heads_whose_names_are_one_file_name_are_all_written(photos, tmp_path):
-    heads = {"make": "a b", "model": "a_b"}
+    heads, known = {"make": "a b", "model": "a_b"}, made()
     labels = {heads[head]: {**LABELS[head], "parent": None, "parent_codes": []} for head in heads}
-    known = made()
     renamed = {kind: {heads[head]: getattr(known, kind)[head] for head in heads} for kind in ("logits", "targets")}
     predictions = replace(known, root=photos, **renamed)
     for part in report.head_results(predictions, labels, "joint").values():
-        files = report.write_head(predictions, labels, part, "a run", False, tmp_path)
-        assert all(file.is_file() for file in files.values())
-    assert len(pd.read_csv(tmp_path / "per_class_a_b.csv")) == 7
-    assert len(pd.read_csv(tmp_path / "per_class_a_b_2.csv")) == 3
+        report.write_head(predictions, labels, part, "a run", False, tmp_path)
+    assert [len(pd.read_csv(tmp_path / f"per_class_a_b{end}.csv")) for end in ("", "_2")] == [7, 3]
     assert len(list(tmp_path.iterdir())) == 2 * 6
     assert report.file_stems(["a b", "a/b", "a_b", "A_B", "a_b_2"]) == {
         "a_b": "a_b", "A_B": "A_B_2", "a_b_2": "a_b_2_2", "a b": "a_b_3", "a/b": "a_b_4"
     }  # fmt: skip
 
 
-def test_one_head_and_heads_without_known_classes(photos, tmp_path):
+def test_one_head_a_number_and_heads_without_known_classes(photos, tmp_path):
     labels = {"model": {**LABELS["model"], "parent": "make"}}
     result = evaluate(replace(made(labels=labels), root=photos), tmp_path / "one", labels, num_samples=0)
-    assert result["intervals"] == {}
+    assert result["intervals"] == {} and result["mistakes"]["model"]["within_parent"] is None
     text = (tmp_path / "one" / "results.txt").read_text()
-    assert "bootstrap" not in text and "All heads" not in text and "model.decoding" not in text and "within" not in text
-    assert result["mistakes"]["model"]["within_parent"] is None
+    assert not any(word in text for word in ("bootstrap", "All heads", "model.decoding", "within"))
+    labels = {"speed": LABELS["speed"]}
+    result = evaluate(replace(made(labels=labels), root=photos), tmp_path / "number", labels)
+    assert set(result["intervals"]) == {"loss", "speed/loss", "speed/mae", "speed/rmse"}
+    assert "speed, km/h" in (tmp_path / "number" / "results.txt").read_text()
     predictions = replace(made(), root=photos)
     predictions.targets["make"][:] = -1
     evaluate(predictions, tmp_path / "two")
@@ -156,29 +146,12 @@ def test_one_head_and_heads_without_known_classes(photos, tmp_path):
     assert (tmp_path / "none" / "evaluation.html").is_file()
 
 
-def test_only_a_number(photos, tmp_path):
-    labels = {"speed": LABELS["speed"]}
-    result = evaluate(replace(made(labels=labels), root=photos), tmp_path, labels)
-    assert set(result["intervals"]) == {"loss", "speed/loss", "speed/mae", "speed/rmse"}
-    assert "speed, km/h" in (tmp_path / "results.txt").read_text()
-
-
-def test_many_heads_of_long_names_fit(tmp_path):
+def test_many_heads_of_long_names_fit_and_values_are_rounded():
     heads = [f"a head with a long name {i}" for i in range(5)]
+    metrics = {f"{head}/top1": 1.0 for head in heads} | {"joint/top1": 0.5}
     labels = {head: {"ids": ["a"], "names": ["a"]} for head in heads}
-    metrics = {f"{head}/{name}": 1.0 for head in heads for name in ("top1", "loss", "precision")}
-    sheets = metric_tables(metrics | {"joint/top1": 0.5}, {f"{heads[4]}/top1": (0.1, 1.0)}, labels)
+    sheets = metric_tables(metrics, {f"{heads[4]}/top1": (0.1, 1.0)}, labels)
     assert [sheet.header[1:] for sheet in sheets] == [heads[:2], heads[2:4], heads[4:], ["all heads"]]
-    assert sheets[2].rows[0] == ["top-1 %", "100 [10.0, 100]"]
-    assert [row[1:] for row in sheets[3].rows] == [["50.0"]] and "bootstrap" in sheets[3].notes[0]
-
-
-@pytest.mark.parametrize(
-    ("value", "as_percent", "as_number"),
-    [(1.0, "100", "1.00"), (0.9996, "100", "1.00"), (0.0, "0.0", "0.00"), (0.12345, "12.3", "0.123"),
-     (123.4, "12340.0", "123"), (10.0, "1000.0", "10.0")],
-)  # fmt: skip
-def test_percent_and_number(value, as_percent, as_number):
-    assert number(value) == as_number
-    if value <= 1:
-        assert percent(value) == as_percent
+    assert sheets[2].rows[0] == ["top-1 %", "100 [10.0, 100]"] and "bootstrap" in sheets[3].notes[0]
+    assert [*map(percent, (0.9996, 0.0, 0.12345))] == ["100", "0.0", "12.3"]
+    assert [*map(number, (0.9996, 0.0, 0.12345, 123.4, 10.0))] == ["1.00", "0.00", "0.123", "123", "10.0"]

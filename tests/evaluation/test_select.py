@@ -1,5 +1,7 @@
 """Which photos are evaluated, and which of their classes are the model's."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,102 +13,71 @@ from tests.data.layouts import write_class_folders
 
 OWN = {"name": "folder", "root": "somewhere", "batch_size": 7, "crop_to_box": False, "split": {"kind": "stratified"}}
 ABOUT = {"config": {"data": OWN}}
+PATHS = sorted(f"{name}/{i}.jpg" for name in ("ash", "oak") for i in range(12))
 
 
 def about(**own) -> dict:
     return {"config": {"data": {**OWN, **own}}}
 
 
-def test_without_overrides_the_data_are_the_runs():
+def test_overrides_change_keys_and_choose_groups_as_in_training():
     chosen = compose_data(ABOUT, [])
     assert (chosen.is_run_data, chosen.as_in_training, chosen.root_given) == (True, True, False)
     data = chosen.data
     assert (data["root"], data["batch_size"], data["split"]["kind"]) == ("somewhere", 7, "stratified")
     assert data["split"]["fractions"] == [0.675, 0.225, 0.1]  # a key that the run's file did not have
-
-
-def test_overrides_change_keys_and_choose_groups_as_in_training():
     chosen = compose_data(ABOUT, ["data.root=else/where", "data.split.seed=3", "data.classes=[oak,'a b']"])
     assert (chosen.is_run_data, chosen.as_in_training, chosen.root_given) == (False, False, True)
     data = chosen.data
     assert (data["root"], data["split"]["seed"], data["classes"]) == ("else/where", 3, ["oak", "a b"])
     chosen = compose_data(ABOUT, ["data=manifest", "data.root=r", "data.file=f.csv", "data.parents={model:make}"])
-    data = chosen.data
-    assert not chosen.is_run_data
-    assert (data["name"], data["parents"], data["batch_size"]) == ("manifest", {"model": "make"}, 64)
-
-
-def test_paths_are_taken_as_typed(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
-    for typed in ("it's (1)", "a,b", "lr=0.1", "Blüten"):
-        assert compose_data(ABOUT, [f"data.root={typed}"]).data["root"] == typed
-    data = compose_data(ABOUT, ["data=manifest", "data.root=~/a#b", "data.file=~/[new].csv"]).data
-    assert (data["root"], data["file"]) == ("/home/me/a#b", "/home/me/[new].csv")
-
-
-def test_only_some_keys_leave_the_photos_as_in_training():
-    for override in ("data.crop_to_box=true", "data.classes=[oak]", "data.allow_missing=true"):
-        chosen = compose_data(ABOUT, [override])
-        assert (chosen.is_run_data, chosen.as_in_training) == (True, False)
+    assert not chosen.is_run_data and chosen.data["parents"] == {"model": "make"} and chosen.data["batch_size"] == 64
+    chosen = compose_data(ABOUT, ["data.crop_to_box=true"])
+    assert (chosen.is_run_data, chosen.as_in_training) == (True, False)
     assert compose_data(ABOUT, ["data.root=r", "data.batch_size=3", "data.on_bad_image=skip"]).as_in_training
 
 
 def test_a_network_of_boxes_reads_boxes_of_other_data_too():
-    others = ["data=folder", "data.root=r"]
-    assert compose_data(about(crop_to_box=True), others).data["crop_to_box"]
+    others = ["data=folder", "data.root=~/it's #1"]  # a path is taken as typed
+    data = compose_data(about(crop_to_box=True), others).data
+    assert data["crop_to_box"] and data["root"] == str(Path("~/it's #1").expanduser())
     assert not compose_data(about(crop_to_box=True), [*others, "data.crop_to_box=false"]).data["crop_to_box"]
     assert not compose_data(ABOUT, others).data["crop_to_box"]
 
 
 def test_environment_variables_in_a_model_json_are_not_resolved(monkeypatch):
     monkeypatch.setenv("SECRET", "leaked")
-    with pytest.raises(InputError, match="changed by hand") as refused:
+    with pytest.raises(InputError, match=r"^(?!.*leaked).*changed by hand"):
         compose_data(about(root="${oc.env:SECRET}"), [])
-    assert "leaked" not in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("optimizer.lr=3", "optimizer.lr: this command takes data=<choice>"),
-        ("data.rot=x", "data.rot: there is no such key; nearest: data.root"),
-        ("data.image_px=64", "data.image_px: belongs to the trained weights"),
-        ("data=foldr", "data: 'foldr' is not one of"),
-        ("data.batch_size=0", "data.batch_size: 0 is not a whole number from 1"),
-        ("data.batch_size=auto", "data.batch_size: auto is for training; give a number"),
-        ("data=compcars", "data.root: must be given"),
-        ("data.batch_size=1,2", "one value for a key"),
-        ("~data.root", "one value for a key"),
-        ("data.parents.model=make", "data.parents.model"),
-        ("data.split.kind=offical", "data.split.kind"),
-        ("data.classes=[it's]", "quote it within the word: \"data.classes=['it\\'s']\""),
-        (None, "does not say what it was trained on"),
-    ],
-)
-def test_wrong_overrides_are_one_line_each(override, message):
-    with pytest.raises(InputError) as refused:
-        compose_data(ABOUT if override else {}, [override] if override else [])
-    assert message in str(refused.value) and "\n" not in str(refused.value)
+def test_wrong_overrides_are_one_line_each():
+    for override, message in {
+        "optimizer.lr=3": "optimizer.lr: this command takes data=<choice>",
+        "data.rot=x": "data.rot: there is no such key; nearest: data.root",
+        "data.image_px=64": "data.image_px: belongs to the trained weights",
+        "data.batch_size=auto": "data.batch_size: auto is for training; give a number",
+        "data.batch_size=1,2": "one value for a key",
+        "data.classes=[it's]": "quote it within the word: \"data.classes=['it\\'s']\"",
+        "": "does not say what it was trained on",
+    }.items():
+        with pytest.raises(InputError) as refused:
+            compose_data(ABOUT if override else {}, [override] if override else [])
+        assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
 @pytest.fixture
 def photos(tmp_path):
-    write_class_folders(tmp_path / "photos", {"oak": 12, "ash": 12})
-    return tmp_path / "photos"
+    return write_class_folders(tmp_path / "photos", {"oak": 12, "ash": 12})
 
 
-@pytest.fixture
-def paths(photos) -> list[str]:
-    return sorted(str(file.relative_to(photos)) for file in photos.rglob("*.jpg"))
-
-
-def test_the_split_of_the_run_is_repeated(photos, paths, tmp_path, caplog):
+def test_the_split_of_the_run_is_repeated(photos, tmp_path, caplog):
     splits = tmp_path / "splits.csv"
-    listed = pd.DataFrame({"path": paths[:20], "split": [*["test", "val", "train"] * 6, "test", "val"]})
+    listed = pd.DataFrame({"path": PATHS[:20], "split": [*["test", "val", "train"] * 6, "test", "val"]})
     listed.to_csv(splits, index=False)
     chosen = compose_data(ABOUT, [f"data.root={photos}"])
     table, is_run_split = read_photos(chosen, ["class"], "test", splits)
-    assert is_run_split and list(select_split(table, "test").rows["path"]) == paths[:20:3]
+    assert is_run_split and list(select_split(table, "test").rows["path"]) == PATHS[:20:3]
     # records of other modules may come from a thread that another test left
     assert len(select_split(table, "all")) == 24 and not [r for r in caplog.records if "evaluation" in r.name]
     pd.concat([listed, pd.DataFrame({"path": ["gone.jpg"], "split": ["val"]})]).to_csv(splits, index=False)
@@ -114,7 +85,7 @@ def test_the_split_of_the_run_is_repeated(photos, paths, tmp_path, caplog):
     assert is_run_split is False and "1 of the 21 photos" in caplog.text and "gone.jpg" in caplog.text
 
 
-def test_other_photos_are_split_anew_or_taken_whole(photos, paths, tmp_path, caplog):
+def test_other_photos_are_split_anew_or_taken_whole(photos, tmp_path, caplog):
     splits = tmp_path / "splits.csv"
     splits.write_text("path,split\nquite/another.jpg,test\n")
     table, is_run_split = read_photos(compose_data(ABOUT, [f"data.root={photos}"]), ["class"], "test", splits)
@@ -124,7 +95,7 @@ def test_other_photos_are_split_anew_or_taken_whole(photos, paths, tmp_path, cap
     assert is_run_split is None and len(select_split(table, "all")) == 24
     with pytest.raises(InputError, match=r"has no test photos \(none in any split\); choose another, or --split all"):
         select_split(table, "test")
-    listed = pd.DataFrame({"path": paths, "class": [path.split("/")[0] for path in paths], "split": "test"})
+    listed = pd.DataFrame({"path": PATHS, "class": [path.split("/")[0] for path in PATHS], "split": "test"})
     listed.to_csv(tmp_path / "table.csv", index=False)  # of test photos alone
     words = ["data=manifest", f"data.root={photos}", f"data.file={tmp_path / 'table.csv'}"]
     table, _ = read_photos(compose_data(ABOUT, words), ["class"], "test", tmp_path / "none.csv")
@@ -132,12 +103,11 @@ def test_other_photos_are_split_anew_or_taken_whole(photos, paths, tmp_path, cap
 
 
 def test_an_unknown_fold_is_not_guessed(photos, tmp_path):
-    none = tmp_path / "none.csv"
-    every = compose_data(about(root=str(photos), split={"kind": "kfold", "fold": "all"}), [])
+    splits = [{"kind": "kfold", "fold": fold} for fold in ("all", 1)]
+    every, one = (compose_data(about(root=str(photos), split=split), []) for split in splits)
     with pytest.raises(InputError, match=r"data\.split\.fold: all, and without the run's splits\.csv"):
-        read_photos(every, ["class"], "test", none)
-    one = compose_data(about(root=str(photos), split={"kind": "kfold", "fold": 1}), [])
-    table, is_run_split = read_photos(one, ["class"], "test", none)
+        read_photos(every, ["class"], "test", tmp_path / "none.csv")
+    table, is_run_split = read_photos(one, ["class"], "test", tmp_path / "none.csv")
     assert is_run_split and 0 < len(select_split(table, "test")) < 24
 
 
@@ -185,25 +155,17 @@ def test_classes_match_by_id_in_any_order_and_beside_others():
     assert "model: 1 of the model's 3 classes are not among the data" in text
 
 
-def test_equal_classes_leave_no_notes():
-    found = match_classes(table(("10", "20", "30"), ("A4", "X5", "Z4"), [2, 1, 0]), MODEL)
-    assert found.targets["model"].tolist() == [2, 1, 0] and found.judged.all()
+@pytest.mark.parametrize("by", ["id", "name"])
+def test_both_forms_of_unicode_match_and_equal_classes_leave_no_notes(by):
+    described = {"ids": ["Ros\u00e9", "x"], "names": ["Ros\u00e9", "x"], "parent": None, "parent_codes": []}
+    found = match_classes(table(("x", "Rose\u0301"), ("x", "Rose\u0301"), [1, 0]), {"model": described}, by=by)
+    assert found.targets["model"].tolist() == [0, 1] and found.judged.all()
     assert not found.notes and found.unmatched.empty
 
 
-def test_other_names_of_the_same_ids_are_reported():
+def test_other_names_of_the_same_ids_are_reported_and_names_match_in_any_case():
     (note,) = match_classes(table(("10", "20", "30"), ("rose", "X5", "tulip"), [0, 1, 2]), MODEL).notes
     assert "2 of 3 classes that match by id have other names (first: id 10 is 'rose' in the data, 'A4'" in note
-
-
-@pytest.mark.parametrize("by", ["id", "name"])
-def test_both_forms_of_unicode_match(by):
-    described = {"ids": ["Ros\u00e9", "x"], "names": ["Ros\u00e9", "x"], "parent": None, "parent_codes": []}
-    found = match_classes(table(("x", "Rose\u0301"), ("x", "Rose\u0301"), [1, 0]), {"model": described}, by=by)
-    assert found.targets["model"].tolist() == [0, 1] and not found.notes and found.unmatched.empty
-
-
-def test_names_match_in_upper_and_lower_case():
     found = match_classes(table(("0", "1"), ("z4", "a4"), [0, 1]), MODEL, by="name")
     assert found.targets["model"].tolist() == [2, 0]
 
@@ -214,7 +176,6 @@ def test_a_label_of_another_name():
     for renamed, message in (
         ({}, "has the labels class and the model the heads make, model, speed"),
         ({"modle": "class"}, "'modle' is not a head of the model; nearest: model"),
-        ({"model": "clas"}, "'clas' is not a label of mine; it has class"),
     ):
         with pytest.raises(InputError, match=message):
             match_classes(given, LABELS, renamed=renamed)

@@ -5,37 +5,27 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageColor
 from rich.console import Console
 
 from carvision.data.health import class_counts, scan_photos
 from carvision.data.table import BOX, Classes, Table
 from carvision.errors import InputError
-from carvision.reports.health import (
-    choose_classes,
-    plot_class_counts,
-    plot_samples,
-    print_health,
-    write_health,
-)
+from carvision.reports.health import choose_classes, plot_class_counts, plot_samples, print_health, write_health
 from carvision.reports.photos import UNREADABLE
 from carvision.reports.plots import SPLIT_COLOURS
 
-RED = (200, 30, 30)
+RED = "#c81e1e"
 
 
 def share_of(file, colour):
     """Return the fraction of a PNG's pixels that have exactly this colour."""
-    pixels = np.asarray(Image.open(file).convert("RGB"))
-    if isinstance(colour, str):
-        colour = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    return (pixels == np.array(colour)).all(axis=-1).mean()
+    return (np.asarray(Image.open(file).convert("RGB")) == ImageColor.getrgb(colour)).all(axis=-1).mean()
 
 
 def counts_of(num_classes, **splits):
-    names = [f"class {i}" for i in range(num_classes)]
-    counts = pd.DataFrame({"id": map(str, range(num_classes)), "name": names, **splits})
+    ids = [str(i) for i in range(num_classes)]
+    counts = pd.DataFrame({"id": ids, "name": [f"class {i}" for i in ids], **splits})
     return counts.assign(total=counts[list(splits)].sum(axis=1))
 
 
@@ -55,31 +45,15 @@ def table(tmp_path):
     return Table("cars", root, rows, {"make": Classes(("a", "b"), ("A", "B")), "model": model}, "model")
 
 
-@pytest.mark.parametrize("num_classes", [1, 60, 61, 1716])
+@pytest.mark.parametrize("num_classes", [1, 60, 61])
 def test_the_plot_of_counts_has_the_splits_in_their_shares(tmp_path, num_classes):
     file = tmp_path / "new folder" / "counts.png"
     plot_class_counts(counts_of(num_classes, train=60, test=20), "photos", file)
-    train, test = share_of(file, SPLIT_COLOURS["train"]), share_of(file, SPLIT_COLOURS["test"])
-    assert test > 0.01
-    assert train / test == pytest.approx(3, rel=0.15)  # the legend takes some
-    assert share_of(file, SPLIT_COLOURS["val"]) == 0
-    assert [path.name for path in file.parent.iterdir()] == ["counts.png"]  # and no half-written file
-
-
-@pytest.mark.parametrize("num_classes", [5, 100])
-def test_odd_counts_and_names_can_be_plotted(tmp_path, num_classes):
-    counts = counts_of(num_classes, **{"train": 0, "no split": 0})
-    plot_class_counts(counts.assign(name="$\\frac{ a^ [red] \n" + 200 * "x"), "a $ b_{", tmp_path / "counts.png")
-    assert Image.open(tmp_path / "counts.png").width < 1200
-
-
-def test_a_picture_that_can_not_be_written_leaves_the_old_one(tmp_path, monkeypatch):
-    file = tmp_path / "counts.png"
-    file.write_bytes(b"old")
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: path.write_bytes(b"half") / 0)
-    with pytest.raises(ZeroDivisionError):
-        plot_class_counts(counts_of(3, train=5), "photos", file)
-    assert file.read_bytes() == b"old" and list(tmp_path.iterdir()) == [file]
+    train, test, val = (share_of(file, SPLIT_COLOURS[split]) for split in ("train", "test", "val"))
+    assert test > 0.01 and val == 0 and train / test == pytest.approx(3, rel=0.15)  # the legend takes some
+    counts = counts_of(num_classes, **{"train": 0, "no split": 0})  # odd counts and names
+    plot_class_counts(counts.assign(name="$\\frac{ a^ [red] \n" + 200 * "x"), "a $ b_{", file)
+    assert Image.open(file).width < 1200
 
 
 def test_samples_show_photos_boxes_and_what_is_unreadable(tmp_path, table):
@@ -97,15 +71,12 @@ def test_samples_show_photos_boxes_and_what_is_unreadable(tmp_path, table):
 def test_samples_are_the_same_for_the_same_seed_and_of_at_most_60_classes(tmp_path, table, caplog):
     for name in ("a", "b"):
         plot_samples(table, "make", [0, 1] * 40, tmp_path / name, num_per_class=1, seed=1)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert "first 60 of 80 classes" in caplog.text
-    assert Image.open(tmp_path / "a").height < 60 * 150 + 100
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() and "first 60 of 80 classes" in caplog.text
 
 
 def test_the_report_has_all_files_and_counts_the_problems(tmp_path, table, capsys):
-    scan = scan_photos(table, boxes=True, num_workers=0)
     out = tmp_path / "out"
-    report = write_health(table, scan, out, choose_classes(table, ["7"]))
+    report = write_health(table, scan_photos(table, boxes=True, num_workers=0), out, choose_classes(table, ["7"]))
     assert {path.name for path in out.iterdir()} == {
         "photos.csv", "problems.csv", "copies.csv", "colours.csv", "health.json",
         "classes_make.csv", "counts_make.png", "samples_make.png",
@@ -113,35 +84,24 @@ def test_the_report_has_all_files_and_counts_the_problems(tmp_path, table, capsy
     }  # fmt: skip
     assert json.loads((out / "health.json").read_text(encoding="utf-8")) == report
     problems = pd.read_csv(out / "problems.csv")
-    assert problems["path"].tolist() == ["4.png", "5.png"]
-    assert problems["problem"].tolist() == ["truncated", "box outside the photo"]
+    assert dict(problems[["path", "problem"]].values) == {"4.png": "truncated", "5.png": "box outside the photo"}
     assert len(pd.read_csv(out / "photos.csv")) == 6
     assert report["copies"] == {"photos": 5, "groups": 1, "conflicts": 1, "across_splits": 1}
-    assert report["labels"]["model"]["unknown"] == 1
-    assert report["labels"]["model"]["splits"][-1]["photos"] == 5
-
-    assert print_health(report, Console(width=80)) == 2
-    text = capsys.readouterr().out
-    assert "Photos that can't be used (problems.csv): 2" in text
-    assert "truncated: 1" in text and "4.png" in text
-    assert "model: 3 classes (photos of unknown model: 1)" in text
-    assert "0.485 ± 0.229   0.456 ± 0.224   0.406 ± 0.225" in text
-    counts = next(line for line in text.splitlines() if line.split()[:2] == ["split", "classes"])
-    assert counts.split()[-6:] == ["p10", "p25", "p50", "p75", "p90", "max"]
+    assert report["labels"]["model"]["unknown"] == 1 and report["labels"]["model"]["splits"][-1]["photos"] == 5
     colours = pd.read_csv(out / "colours.csv").set_index("split")
     assert colours.loc["ImageNet", "blue"] == 0.406 and colours.loc["all", "photos"] == 5
+    assert print_health(report, Console(width=80)) == 2
+    text = capsys.readouterr().out
+    for part in ("used (problems.csv): 2", "truncated: 1", "4.png", "model: 3 classes (photos of unknown model: 1)"):
+        assert part in text
     assert max(map(len, text.splitlines())) <= 100
 
 
-def test_healthy_photos_give_no_problem(tmp_path, table):
+def test_healthy_photos_give_no_problem_and_an_unknown_class_to_show_is_refused(tmp_path, table):
     whole = table.select(table.rows["path"] == "1.png")
-    scan = scan_photos(whole, boxes=True, num_workers=0)
-    report = write_health(whole, scan, tmp_path / "out", choose_classes(whole))
+    report = write_health(whole, scan_photos(whole, boxes=True, num_workers=0), tmp_path / "out", choose_classes(whole))
     assert print_health(report, Console(quiet=True)) == 0
     assert "NaN" not in (tmp_path / "out" / "health.json").read_text()
     assert class_counts(whole, "model")["total"].tolist() == [1, 0, 0]
-
-
-def test_an_unknown_class_to_show_is_refused(table):
     with pytest.raises(InputError, match=r"show: 'nobodys' is not a class of cars .* nearest: nobody's"):
         choose_classes(table, ["nobodys"])

@@ -1,26 +1,15 @@
 """Photos on sheets: small ones, texts of a given width, and the grid of predicted and true names."""
 
-import matplotlib.figure
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from carvision.data.images import BadImage
 from carvision.errors import InputError
-from carvision.reports.photos import (
-    RIGHT,
-    TEXT_PX,
-    TEXT_SIZE,
-    WRONG,
-    Caption,
-    _lines,
-    plot_predictions,
-    read_small,
-    width_px,
-    wrap_text,
-)
-
-LONG = "Chevrolet Corvette Ron Fellows Edition Z06 2007"
+from carvision.reports import photos
+from carvision.reports.photos import Caption, plot_predictions, read_small, width_px, wrap_text
+from carvision.reports.plots import save_figure
 
 
 def test_small_photos_are_upright_and_cropped(tmp_path):
@@ -57,67 +46,46 @@ def test_a_jpeg_decoded_at_a_smaller_scale_is_the_same_photo(tmp_path, size):
 def test_wrapped_lines_fit_and_lose_nothing():
     text = "Rolls-Royce Phantom Drophead Coupe Convertible 2012 and others " * 3
     lines = wrap_text(text, 200, 9, "bold")
-    assert max(width_px(line, 9, "bold") for line in lines) <= 200
-    assert " ".join(lines).split() == text.split()
-    assert len(wrap_text(text, 200, 9, max_lines=2)) == 2
-    assert wrap_text("", 200, 9) == [""]
+    assert max(width_px(line, 9, "bold") for line in lines) <= 200 and " ".join(lines).split() == text.split()
 
 
 @pytest.fixture
 def photo(tmp_path) -> str:
-    file = tmp_path / "photo.jpg"
-    Image.new("RGB", (400, 300), "#3060c0").save(file)
-    return str(file)
+    Image.new("RGB", (400, 300), "#3060c0").save(tmp_path / "photo.jpg")
+    return str(tmp_path / "photo.jpg")
 
 
 @pytest.fixture
-def texts_of(photo, tmp_path, monkeypatch):
-    """Call with captions of the photo: returns {text: colour} of the grid."""
-
-    def draw(*captions: Caption) -> dict[str, str]:
-        drawn = {}
-        monkeypatch.setattr(
-            matplotlib.figure.Figure, "savefig",
-            lambda figure, part, **_: (
-                part.touch(), drawn.update({text.get_text(): text.get_color() for text in figure.axes[0].texts})
-            ),
-        )  # fmt: skip
-        plot_predictions([(photo, None, list(captions))], tmp_path / "grid.png")
-        return drawn
-
-    return draw
+def figures(monkeypatch) -> list:
+    """The figures that are saved, which are written as well."""
+    saved = []
+    monkeypatch.setattr(photos, "save_figure", lambda figure, file: (saved.append(figure), save_figure(figure, file)))
+    return saved
 
 
-def test_right_predictions_are_green_and_wrong_ones_red_as_true_and_predicted(texts_of):
-    drawn = texts_of(Caption("Audi", 0.987, "Audi", True), Caption("X5", 0.5, "X5", False), Caption("speed 180"))
-    assert drawn["Audi 99 %"] == RIGHT and drawn["X5 / X5 50 %"] == WRONG
-    assert {"speed 180", "wrong: true / predicted"} <= set(drawn)
-    assert list(texts_of(Caption("Audi", 0.987))) == ["predicted class and its probability", "Audi 99 %"]
+def test_frames_and_texts_show_what_is_right(photo, tmp_path, figures):
+    good, bad, number = Caption("A", 0.987, "A", True), Caption("B", 0.9, "A", False), Caption("speed 180")
+    shots = [(photo, (10, 10, 200, 200), captions) for captions in ([good], [bad], [good, bad], [number])]
+    plot_predictions([*shots, (str(tmp_path / "gone.jpg"), None, [good])], tmp_path / "new" / "grid.png")
+    (axes,) = figures[0].axes
+    frames = [to_hex(patch.get_facecolor()) for patch in axes.patches if patch.zorder == -2]
+    assert frames == [photos.RIGHT, photos.WRONG, photos.WRONG, photos.NOT_KNOWN, photos.RIGHT]
+    drawn = {text.get_text(): text.get_color() for text in axes.texts}
+    assert drawn["A 99 %"] == photos.RIGHT and drawn["A / B 90 %"] == photos.WRONG
+    assert {"speed 180", "wrong: true / predicted", "unreadable"} <= set(drawn)
+    pixels = np.asarray(Image.open(tmp_path / "new" / "grid.png").convert("RGB")).astype(int)
+    assert (np.abs(pixels - (0x30, 0x60, 0xC0)).sum(axis=2) < 6).sum() > 4 * 190 * 140  # the photos themselves
 
 
-def test_the_colour_of_the_frame_shows_whether_all_heads_are_right(photo, tmp_path):
-    good, bad = Caption("A", 0.9, "A", True), Caption("B", 0.9, "A", False)
-    shots = [(photo, (10, 10, 200, 200), captions) for captions in ([good], [bad], [good, bad], [Caption("A", 0.9)])]
-    file = tmp_path / "new" / "grid.png"
-    plot_predictions([*shots, (str(tmp_path / "gone.jpg"), None, [good])], file)
-    pixels = np.asarray(Image.open(file).convert("RGB")).astype(int)
-    right, wrong, unknown, blue = (
-        (np.abs(pixels - [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).sum(axis=2) < 6).sum()
-        for colour in ("#1a7f37", "#c62828", "#9a9a9a", "#3060c0")
-    )
-    frame = 2 * 4 * (220 + 165)
-    assert abs(right - 2 * frame) < 0.4 * frame and abs(wrong - 2 * frame) < 0.4 * frame and unknown > 0.9 * frame
-    assert blue > 4 * 190 * 140  # the photos themselves
-
-
-def test_long_names_stay_within_their_photo():
-    for predicted in (LONG, "Unbreakable" * 9, f"{LONG} {LONG}"):
-        for caption in (Caption(predicted, 1.0), Caption(predicted, 1.0, LONG, False)):
-            lines = [text for text, _ in _lines([caption])]
-            assert all(width_px(line, TEXT_SIZE) <= TEXT_PX for line in lines), lines
+def test_long_names_stay_within_their_photo(photo, tmp_path, figures):
+    long = "Chevrolet Corvette Ron Fellows Edition Z06 2007"
+    for predicted in (long, "Unbreakable" * 9, f"{long} {long}"):
+        for caption in (Caption(predicted, 1.0), Caption(predicted, 1.0, long, False)):
+            plot_predictions([(photo, None, [caption])], tmp_path / "grid.png")
+            legend = 2 if caption.true else 1
+            lines = [text.get_text() for text in figures[-1].axes[0].texts[legend:]]
+            assert all(width_px(line, photos.TEXT_SIZE) <= photos.TEXT_PX for line in lines), lines
             assert len(lines) <= (4 if caption.true else 2) and lines[-1].endswith(" 100 %")
-    two_lines = ["Chevrolet Silverado 1500", "    Hybrid Crew Cab 2012 98 %"]
-    assert [text for text, _ in _lines([Caption("Chevrolet Silverado 1500 Hybrid Crew Cab 2012", 0.98)])] == two_lines
 
 
 def test_nothing_to_draw_and_a_file_that_can_not_be_written_are_errors(tmp_path, photo):

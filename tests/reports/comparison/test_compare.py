@@ -1,9 +1,10 @@
 """carvision.compare as a command: what it writes, prints and refuses."""
 
 import re
-from html.parser import HTMLParser
+from html import unescape
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -12,8 +13,7 @@ from rich.console import Console
 from carvision.compare import compare
 from carvision.errors import InputError
 from carvision.reports.comparison.report import write_comparison
-from carvision.reports.comparison.tables import print_runs, runs_table
-from carvision.reports.tables import to_markdown
+from carvision.reports.comparison.tables import print_runs
 from tests.reports.comparison.test_frame import compared, write_folds, write_run
 
 
@@ -21,7 +21,6 @@ from tests.reports.comparison.test_frame import compared, write_folds, write_run
 def runs(tmp_path):
     """Runs with two heads, one head, unfinished, folds, with a cost and without; a name that is markup elsewhere."""
     folder = tmp_path / "runs"
-    folder.mkdir()
     write_run(folder / "two_heads" / "2026-01-31_12-00-00", (0.2, 0.6), heads=("make", "model"), price=0.5)
     write_run(folder / "<b>$x|y" / "2026-01-31_12-00-00", (0.4, 0.5, 0.55), model__backbone="vgg16", price=0.25)
     write_run(folder / "cut_short", (0.1,), finished=False, data__batch_size=8)
@@ -29,32 +28,8 @@ def runs(tmp_path):
     return folder
 
 
-class Rows(HTMLParser):
-    """Cells of each table row, and every tag and picture."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.rows, self.tags, self.pictures, self.best = [], set(), [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.add(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-            self.best.append(dict(attributes).get("class") == "best")
-        if tag == "img":
-            self.pictures.append(dict(attributes)["src"])
-
-    def handle_data(self, data):
-        if self.rows and self.rows[-1]:
-            self.rows[-1][-1] += data.strip()
-
-
 def test_a_folder_with_other_files_is_left_alone(runs, tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
+    (out := tmp_path / "out").mkdir()
     for name, content in {"notes.txt": "mine", "compare.csv": "drug,dose\n"}.items():
         (out / name).write_text(content)
         with pytest.raises(InputError, match=r"--out: .*out holds something that this command did not write"):
@@ -74,90 +49,62 @@ def test_the_command_writes_all_files_and_imports_neither_torch_nor_hydra(run_mo
     assert {file.name for file in folder.iterdir()} == {
         "compare.csv", "compare.md", "compare.html", "loss.png", "accuracy.png", "against_time.png", "against_cost.png",
     }  # fmt: skip
-    for picture in folder.glob("*.png"):
-        width, height = Image.open(picture).size
-        assert 600 <= width <= 1800 and 300 <= height <= 1800 and picture.stat().st_size > 10_000, picture
+    assert all(np.asarray(Image.open(picture)).std() > 5 for picture in folder.glob("*.png"))
     table = pd.read_csv(folder / "compare.csv")
     assert table["val/class/top1"].tolist()[:3] == [0.6, 0.55, 0.1] and table["val/model/top1"].iloc[3] == 0.55
     assert table["state"].tolist() == ["finished", "finished", "unfinished", "finished"]
     imported = set(re.findall(r"^import time:.*\| +(\S+)$", done.stderr, re.MULTILINE))
     assert "pandas" in imported and not {"torch", "torchvision", "hydra", "pytorch_lightning"} & imported
     assert "Traceback" not in done.stderr and "Warning:" not in done.stderr
+    page = (folder / "compare.html").read_text()
+    assert "<b>" not in page and "http" not in page  # the run's name is no markup
+    head, *rows = (
+        [unescape(text).strip() for text in re.findall(r"<t[hd](?: class=\w+)?>([^<]*)", row)]
+        for row in page.split("</table>")[0].split("<tr")[1:]
+    )
+    assert head[1:] == ["folds (2 folds)", "<b>$x|y", "cut_short (unfinished)", "two_heads"]
+    cells = {row[0]: row[1:] for row in rows}
+    assert cells["val class top-1 %"] == ["60.00 ± 14.14", "55.00", "10.00", ""]
+    assert cells["best epoch"] == ["2", "3", "1", "2"] and cells["parameters"][1] == "1,234,567"
+    assert page.count("<img ") == page.count("src='data:image/png;base64,") == 4
+    lines = (folder / "compare.md").read_text().split("\n## ")[1].splitlines()
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines if line.startswith("|")]
+    assert {len(row) for row in rows} == {5} and r"\<b>\$x\|y" in rows[0][2]
+    marked = {name.strip(): [cell.strip() for cell in row] for name, *row in rows}
+    assert marked["val class top-1 %"] == ["**60.00 ± 14.14**", "55.00", "10.00", ""]
+    assert marked["wall minutes"][2:] == ["0.17", "**0.47**"]  # unfinished: not the shortest
 
 
-def test_folders_without_runs_are_one_line(runs, tmp_path, monkeypatch):
+def test_folders_without_runs_are_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    for folder, message in {
-        "nowhere": "nowhere is not a folder; give a run's folder, or a folder that holds runs",
-        "empty": "empty: no run in it (a run's folder holds history.csv or metrics.json)",
-    }.items():
-        with pytest.raises(SystemExit) as ended:
+    for folder, message in (("nowhere", "is not a folder; give a run's folder, "), ("empty", ": no run in it ")):
+        with pytest.raises(SystemExit, match=rf"^error: {folder} ?{message}[^\n]*$"):
             compare([folder])
-        assert ended.value.code == f"error: {message}"
     assert not (tmp_path / "compare").exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_wrong_options_write_nothing(runs, tmp_path):
+    for options, message in (
         ({"names": ["a", "b"]}, "--names: 2 names for 4 runs"),
-        ({"names": ["a", "b", "c", "a"]}, "--names: .* has a name twice"),
-        (
-            {"metric": "val/clas/top1"},
-            "--figure: 'val/clas/top1' is not a metric of these runs.*nearest: val/class/top1",
-        ),
-        ({"sort": "folder"}, "--sort: 'folder' is not a metric"),
-        ({"epoch": 0}, "--epoch: 0 is not 1 or more"),
-        ({"epoch": 7}, "--epoch 7: no run has as many epochs; the longest has 3"),
-        ({"price_per_hour": -1.0}, "--price-per-hour: -1.0 is not 0 or more"),
+        ({"metric": "val/clas/top1"}, "--figure: 'val/clas/top1' is not a metric.*nearest: val/class/top1"),
         ({"matrix": ["model.backbon", "optimizer.name"]}, "--matrix: 'model.backbon' is not a key .*model.backbone"),
         ({"against": "model.backbone"}, "--against: model.backbone is .* must be a number"),
-    ],
-)
-def test_wrong_options_write_nothing(runs, tmp_path, options, message):
-    with pytest.raises(InputError, match=message) as caught:
-        write_comparison([runs], tmp_path / "out", **options)
-    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            write_comparison([runs], tmp_path / "out", **options)
+        assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
-def test_html_is_self_contained_and_escapes_names(runs, tmp_path):
-    write_comparison([runs], tmp_path / "out")
-    page = (tmp_path / "out" / "compare.html").read_text()
-    found = Rows(page)
-    assert "b" not in found.tags  # the run's name is no markup
-    head, *rows = found.rows[:30]
-    assert head[1:] == ["<b>$x|y", "cut_short (unfinished)", "folds (2 folds)", "two_heads"]
-    cells = {row[0]: row[1:] for row in rows}
-    assert cells["val class top-1 %"] == ["55.00", "10.00", "60.00 ± 14.14", ""]
-    assert cells["best epoch"] == ["3", "1", "2", "2"] and cells["parameters"][0] == "1,234,567"
-    assert len(found.pictures) == 4 and all(source.startswith("data:image/png;base64,") for source in found.pictures)
-    assert "http" not in page
-
-
-def test_markdown_has_equal_columns_and_marks_the_best(runs, tmp_path):
-    frame, _ = compared(runs)
-    lines = to_markdown(runs_table(frame, "Metrics", ["a note"])).splitlines()
-    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines if line.startswith("|")]
-    assert {len(row) for row in rows} == {5}
-    assert r"\<b>\$x\|y" in rows[0][1] and "a note" in lines
-    (accuracy,) = [row for row in rows if row[0].strip() == "val class top-1 %"]
-    assert [cell.strip() for cell in accuracy[1:]] == ["55.00", "10.00", "**60.00 ± 14.14**", ""]
-    (wall,) = [row for row in rows if row[0].strip() == "wall minutes"]
-    assert wall[4].strip() == "**0.47**" and wall[2].strip() == "0.17"  # unfinished: not the shortest
-
-
-@pytest.mark.parametrize(("width", "count"), [(80, 1), (80, 9), (110, 3), (110, 9)])
+@pytest.mark.parametrize(("width", "count"), [(80, 1), (80, 9), (110, 3)])
 def test_the_terminal_table_fits_and_marks_the_best(tmp_path, width, count, capsys):
     for i in range(count):
         many = {f"model__{key}": i for key in ("pool", "weights", "neck", "mean")}
         write_run(tmp_path / f"a_rather_long_name_of_experiment_{i}", (0.2, 0.3 + i / 100), ("make", "model"), **many)
-    frame, _ = compared(tmp_path)
-    print_runs(frame, "Runs", ["a note"], Console(width=width), ["val/model/top1"])
-    lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= width
-    text = "\n".join(lines)
-    assert "\u2026" not in text and f"{100 * (0.3 + (count - 1) / 100) - 5:.2f}{'*' if count > 1 else ''}" in text
+    print_runs(compared(tmp_path)[0], "Runs", ["a note"], Console(width=width), ["val/model/top1"])
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= width and "\u2026" not in text
+    assert f"{100 * (0.3 + (count - 1) / 100) - 5:.2f}{'*' if count > 1 else ''}" in text
     assert count < 9 or all(f"a_rather_long_name_of_experiment_{i} " in text for i in range(9))
     assert ("more columns are in compare.html" in text) == (count == 9)
 
@@ -168,19 +115,16 @@ def test_matrix_and_study_are_written_in_all_forms(tmp_path):
             keys = {"model__backbone": backbone, "data__batch_size": size}
             write_run(tmp_path / "runs" / f"{backbone}_{size}", (0.3, 0.4 + size / 100), **keys)
     options = {"matrix": ["model.backbone", "data.batch_size"], "against": "data.batch_size"}
-    write_comparison([tmp_path / "runs"], tmp_path / "out", **options)
-    matrix = pd.read_csv(tmp_path / "out" / "matrix.csv", index_col=0)
-    assert matrix.loc["vgg16"].tolist() == [0.48, 0.56, 0.72] and matrix.columns.tolist() == ["8", "16", "32"]
-    minutes = pd.read_csv(tmp_path / "out" / "matrix_minutes.csv", index_col=0)
+    out = tmp_path / "out"
+    write_comparison([tmp_path / "runs"], out, **options)
+    matrix, minutes = (pd.read_csv(out / f"{name}.csv", index_col=0) for name in ("matrix", "matrix_minutes"))
+    assert matrix.loc["vgg16"].to_dict() == {"8": 0.48, "16": 0.56, "32": 0.72}
     assert minutes.to_numpy() == pytest.approx(28.5 / 60)
-    study = pd.read_csv(tmp_path / "out" / "against.csv")
+    study = pd.read_csv(out / "against.csv")
     assert study["data.batch_size"].tolist() == [8, 16, 32] * 2 and study["best_after_s"].tolist() == [21] * 6
-    for text in ((tmp_path / "out" / name).read_text() for name in ("compare.md", "compare.html")):
-        assert "by model.backbone and data.batch_size" in text and "By data.batch_size" in text
-        assert "Slowest: " in text
-    for name in ("matrix", "matrix_minutes", "against"):
-        width, height = Image.open(tmp_path / "out" / f"{name}.png").size
-        assert 500 <= width <= 1600 and 200 <= height <= 1200
+    for text in ((out / name).read_text() for name in ("compare.md", "compare.html")):
+        assert all(s in text for s in ("by model.backbone and data.batch_size", "By data.batch_size", "Slowest: "))
+    assert all((out / f"{name}.png").is_file() for name in ("matrix", "matrix_minutes", "against"))
 
 
 def test_cells_of_a_grid_by_networks(tmp_path):
@@ -192,8 +136,7 @@ def test_cells_of_a_grid_by_networks(tmp_path):
             write_run(sweep / "trials" / f"000{trial}", (0.2, 0.3 + (10 * i + trial) / 100), **keys)
         listed = {"trial": [0, 1], "cell": list(cells), "folder": ["trials/0000", "trials/0001"]}
         pd.DataFrame(listed).to_csv(sweep / "trials.csv", index=False)
-    searches = [tmp_path / name / "r4_sgd" for name in ("vgg19", "mobilenet")]
-    keys = "sweep.cells,optimizer.lr,optimizer.momentum"
+    searches, keys = [*tmp_path.glob("*/r4_sgd")], "sweep.cells,optimizer.lr,optimizer.momentum"
     frame = write_comparison(searches, tmp_path / "out", matrix=[keys, "model.backbone"])
     matrix = pd.read_csv(tmp_path / "out" / "matrix.csv", index_col=0)
     assert matrix.index.tolist() == ["11, 0.1, 0.9", "4, 0.01, 0.5"]
@@ -202,30 +145,15 @@ def test_cells_of_a_grid_by_networks(tmp_path):
     write_comparison(searches, tmp_path / "turned", matrix=["model.backbone", "sweep.cells"])
     turned = pd.read_csv(tmp_path / "turned" / "matrix.csv", index_col=0)
     assert turned.columns.tolist() == ["4", "11"] and turned.loc["vgg19"].tolist() == [0.31, 0.3]
-    with pytest.raises(InputError, match=r"--matrix: 'optimizer\.ls' is not a key"):
-        write_comparison(searches, tmp_path / "no", matrix=["optimizer.lr,optimizer.ls", "model.backbone"])
 
 
-def test_of_many_runs_the_best_twelve_are_drawn(tmp_path, caplog):
-    for i in range(14):
-        write_run(tmp_path / "runs" / f"run_{i}", (0.2, 0.3 + i / 100), optimizer__lr=i)
-    write_comparison([tmp_path / "runs"], tmp_path / "out")
-    assert "the best 12 of 14 runs by val/class/top1 are drawn" in caplog.text
-    assert "the best 12 of 14 runs" not in (tmp_path / "out" / "compare.csv").read_text()
-
-
-def test_names_and_order_are_those_given(runs, tmp_path):
+def test_names_and_order_are_those_given_and_runs_may_be_in_the_current_folder(runs, tmp_path, monkeypatch):
     frame = write_comparison([runs], tmp_path / "out", names=["a", "b", "c", "d"], sort="cost")
     assert frame.index.tolist() == ["c", "a", "d", "b"]
     assert frame["cost"].tolist()[:3] == [0.2, 0.25, 0.5]  # of two folds at 0.1 each
     table = pd.read_csv(tmp_path / "out" / "compare.csv", index_col="run", keep_default_na=False)
     assert table["model.backbone"].to_dict() == {"c": "resnet50", "a": "vgg16", "d": "null", "b": "null"}
     assert table.loc["a", "folder"] == str(runs / "<b>$x|y" / "2026-01-31_12-00-00")
-
-
-def test_runs_in_the_current_folder_go_by_their_bare_names(runs, tmp_path, monkeypatch):
-    monkeypatch.chdir(runs)
-    write_comparison([Path("cut_short"), Path("folds")], tmp_path / "both")
-    monkeypatch.chdir(runs / "cut_short")
-    write_comparison([Path()], tmp_path / "here")
-    assert (tmp_path / "both" / "compare.csv").is_file() and (tmp_path / "here" / "compare.csv").is_file()
+    for folder, words in ((runs, ("cut_short", "folds")), (runs / "cut_short", (".",))):
+        monkeypatch.chdir(folder)
+        assert len(write_comparison([*map(Path, words)], tmp_path / "bare" / folder.name)) == len(words)

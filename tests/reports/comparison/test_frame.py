@@ -1,4 +1,4 @@
-"""Runs are found, read, named and put side by side: on miniature folders in the layout that runs write."""
+"""Runs are found, read, named, put side by side and marked: on miniature folders in the layout that runs write."""
 
 import json
 import logging
@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from carvision.errors import InputError
-from carvision.reports.comparison.frame import finest_metric, runs_frame, sort_by
+from carvision.reports.comparison.frame import finest_metric, pareto_front, runs_frame
 from carvision.reports.comparison.runs import find_runs, read_run
-from carvision.reports.comparison.settings import differing_keys, name_runs
-from carvision.reports.comparison.tables import shown_columns
+from carvision.reports.comparison.settings import differing_keys, matrix_of, name_runs
+from carvision.reports.comparison.tables import best_marks, matrix_marks, matrix_tables, shown_columns
 
 NAN = float("nan")
 
@@ -27,46 +27,36 @@ def write_run(folder: Path, top1=(0.2, 0.5, 0.4), heads=("class",), finished=Tru
         group, name = key.split("__")
         nested.setdefault(group, {})[name] = value
     (folder / "config.yaml").write_text(yaml.safe_dump(nested))
-    rows = []
-    for epoch, value in enumerate(top1):
-        row = {"epoch": epoch, "lr": 0.1, "seconds": 10.0 + epoch}
-        for split, shift in (("train", 0.1), ("val", 0.0)):
-            for i, head in enumerate(heads):
-                row[f"{split}/{head}/top1"] = value + shift - 0.05 * i
-                row[f"{split}/{head}/loss"] = 2 - value - shift
-            row[f"{split}/loss"] = row[f"{split}/loss_total"] = len(heads) * (2 - value - shift)
-            if len(heads) > 1:
-                row[f"{split}/joint/top1"] = value + shift - 0.1
-        rows.append(row)
-    pd.DataFrame(rows).to_csv(folder / "history.csv", index=False, float_format="%.6g")
-    if finished:
-        history = pd.read_csv(folder / "history.csv")
-        best = history.loc[history["val/loss"].idxmin()]
-        metrics: dict = {"best_epoch": int(best["epoch"])}
-        for split in ("train", "val"):
-            metrics[split] = {k.removeprefix(f"{split}/"): v for k, v in best.items() if k.startswith(f"{split}/")}
-        metrics["test"] = {name: value * 0.9 for name, value in metrics["val"].items()}
-        training = float(history["seconds"].sum())
-        metrics["seconds"] = {"reading": 1.0, "building": 2.0, "training": training, "test": 3.0}
-        metrics["seconds"] |= {"total": training + 7.5, "cpu": 2 * training}
-        if price is not None:
-            metrics["cost"] = price
-        (folder / "metrics.json").write_text(json.dumps(metrics))
-        (folder / "summary.txt").write_text("part  parameters  trained\nall   1,234,567        8\n")
+    epochs = np.arange(len(top1))
+    columns = {"epoch": epochs, "lr": 0.1, "seconds": 10.0 + epochs}
+    for split, values in (("train", np.array(top1) + 0.1), ("val", np.array(top1))):
+        for i, head in enumerate(heads):
+            columns |= {f"{split}/{head}/top1": values - 0.05 * i, f"{split}/{head}/loss": 2 - values}
+        columns |= dict.fromkeys((f"{split}/loss", f"{split}/loss_total"), len(heads) * (2 - values))
+        columns |= {f"{split}/joint/top1": values - 0.1} if len(heads) > 1 else {}
+    pd.DataFrame(columns).to_csv(folder / "history.csv", index=False, float_format="%.6g")
+    if not finished:
+        return folder
+    history = pd.read_csv(folder / "history.csv")
+    best, training = history.loc[history["val/loss"].idxmin()], float(history["seconds"].sum())
+    metrics: dict = {"best_epoch": int(best["epoch"])}
+    for split in ("train", "val"):
+        metrics[split] = {k.removeprefix(f"{split}/"): v for k, v in best.items() if k.startswith(f"{split}/")}
+    metrics["test"] = {name: value * 0.9 for name, value in metrics["val"].items()}
+    seconds = {"reading": 1.0, "building": 2.0, "training": training, "test": 3.0}
+    metrics["seconds"] = seconds | {"total": training + 7.5, "cpu": 2 * training}
+    metrics |= {} if price is None else {"cost": price}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "summary.txt").write_text("part  parameters  trained\nall   1,234,567        8\n")
     return folder
 
 
 def write_folds(folder: Path, tops, **config) -> Path:
-    folder.mkdir()
-    for i, top1 in enumerate(tops):
-        write_run(folder / f"fold_{i}", top1, **config)
-    (folder / "config.yaml").write_text((folder / "fold_0" / "config.yaml").read_text())
-    tests = [json.loads((folder / f"fold_{i}" / "metrics.json").read_text())["test"] for i in range(len(tops))]
-    summary = {}
-    for name in tests[0]:
-        values = [test[name] for test in tests]
-        summary[name] = {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1))}
-    (folder / "metrics.json").write_text(json.dumps({"folds": len(tops), "test": summary}))
+    folds = [write_run(folder / f"fold_{i}", top1, **config) for i, top1 in enumerate(tops)]
+    shutil.copy(folds[0] / "config.yaml", folder)
+    tests = pd.DataFrame([json.loads((fold / "metrics.json").read_text())["test"] for fold in folds])
+    summary = {"folds": len(tops), "test": tests.agg(["mean", "std"]).to_dict()}
+    (folder / "metrics.json").write_text(json.dumps(summary))
     return folder
 
 
@@ -76,12 +66,9 @@ def compared(*folders: Path, **options):
 
 
 def test_all_values_are_those_of_the_files(tmp_path):
-    folders = [
-        write_run(tmp_path / "two", heads=("make", "model"), price=0.25),
-        write_run(tmp_path / "one", (0.3, 0.6)),
-    ]
-    frame, _ = compared(*folders)
-    for (_, row), folder in zip(frame.iterrows(), folders, strict=True):
+    two, one = write_run(tmp_path / "two", heads=("make", "model"), price=0.25), write_run(tmp_path / "one", (0.3, 0.6))
+    frame, _ = compared(two, one)
+    for (_, row), folder in zip(frame.iterrows(), (two, one), strict=True):
         metrics = json.loads((folder / "metrics.json").read_text())
         for split in ("train", "val", "test"):
             values = row.filter(like=f"{split}/").dropna()
@@ -92,25 +79,24 @@ def test_all_values_are_those_of_the_files(tmp_path):
         assert (row["training_s"], row["parameters"]) == (seconds["training"], 1_234_567)
     assert frame["cost"].tolist() == pytest.approx([0.25, NAN], nan_ok=True)
     assert frame["epochs"].tolist() == [3, 2] and frame["best_after_s"].tolist() == [21, 21]
-    frame, _ = compared(*folders, price_per_hour=0.9)
+    frame, _ = compared(two, one, price_per_hour=0.9)
     assert frame["cost"].tolist() == pytest.approx([0.9 * 40.5 / 3600, 0.9 * 28.5 / 3600])
-    metrics = json.loads((folders[0] / "metrics.json").read_text())
+    metrics = json.loads((two / "metrics.json").read_text())
     del metrics["seconds"]["total"]  # as of earlier versions: the stages are added
-    (folders[0] / "metrics.json").write_text(json.dumps(metrics))
-    row = compared(folders[0])[0].iloc[0]
+    (two / "metrics.json").write_text(json.dumps(metrics))
+    row = compared(two)[0].iloc[0]
     assert row["wall_min"] == (1 + 2 + 33 + 3) / 60 and row["cpu_min"] == 66 / 60
 
 
-@pytest.mark.parametrize(
-    ("monitor", "mode", "epoch"), [("val/loss", "min", 1), ("val/class/top1", "max", 1), ("gone", "max", 2)]
-)
-def test_an_unfinished_run_has_the_best_epoch_of_its_monitor_or_the_last(tmp_path, monitor, mode, epoch):
-    folder = write_run(tmp_path / "run", finished=False, callbacks__monitor=monitor, callbacks__mode=mode)
-    frame, _ = compared(folder)
-    row = frame.iloc[0]
-    assert row["state"] == "unfinished" and row["best_epoch"] == epoch
-    assert row["val/class/top1"] == pd.read_csv(folder / "history.csv")["val/class/top1"][epoch]
-    assert row["wall_min"] == pytest.approx(33 / 60) and "test/class/top1" not in frame
+def test_an_unfinished_run_has_the_best_epoch_of_its_monitor_or_the_last(tmp_path):
+    for monitor, mode, epoch in (("val/loss", "min", 1), ("val/class/top1", "max", 1), ("gone", "max", 2)):
+        keys = {"callbacks__monitor": monitor, "callbacks__mode": mode}
+        folder = write_run(tmp_path / monitor, finished=False, **keys)
+        frame, _ = compared(folder)
+        row = frame.iloc[0]
+        assert row["state"] == "unfinished" and row["best_epoch"] == epoch
+        assert row["val/class/top1"] == pd.read_csv(folder / "history.csv")["val/class/top1"][epoch]
+        assert row["wall_min"] == pytest.approx(33 / 60) and "test/class/top1" not in frame
 
 
 def test_folds_are_one_run_with_mean_and_spread(tmp_path):
@@ -122,9 +108,8 @@ def test_folds_are_one_run_with_mean_and_spread(tmp_path):
     assert (row["test/class/top1"], row["test/class/top1/std"]) == (summary["mean"], summary["std"])
     assert row["val/class/top1"] == pytest.approx(0.6) and row["val/class/top1/std"] == pytest.approx(0.1)
     assert row["wall_min"] == pytest.approx((21 + 21 + 33 + 3 * 7.5) / 60)
-    history = runs[0].history  # of the two epochs that all folds have
-    assert history["epoch"].tolist() == [0, 1]
-    assert history["val/class/top1"].tolist() == pytest.approx([0.3, 0.6])
+    assert runs[0].history["epoch"].tolist() == [0, 1]  # the two epochs that all folds have
+    assert runs[0].history["val/class/top1"].tolist() == pytest.approx([0.3, 0.6])
     for fold in parent.glob("fold_*"):
         shutil.rmtree(fold)
     frame, runs = compared(parent)  # the summary is left
@@ -141,7 +126,6 @@ def test_each_run_is_found_once_in_the_order_of_its_number(tmp_path, caplog):
     write_run(tmp_path / "many" / "b" / "copies" / "earlier")  # a run's folder is not searched
     found = find_runs([tmp_path / "many"])
     assert [str(run.relative_to(tmp_path / "many")) for run in found] == ["a/size_8", "a/size_16", "b"]
-    (tmp_path / "x").mkdir()
     parent = write_folds(tmp_path / "x" / "folds", [(0.2, 0.5), (0.3, 0.7)])
     single = write_run(tmp_path / "x" / "single")
     found = find_runs([parent / "fold_1", single, parent / ".."])
@@ -159,74 +143,53 @@ def test_the_metrics_of_an_epoch_are_those_of_the_history(tmp_path, caplog):
     assert row["wall_min"] == 21 / 60 and row["cost"] == pytest.approx(3 * 21 / 3600)
     assert frame.iloc[1].filter(like="val/").isna().all() and "has no epoch 2" in caplog.text
     assert not any(name.startswith("test/") for name in frame)
-    with pytest.raises(InputError, match="--epoch 9: no run has as many epochs; the longest has 3"):
-        compared(*folders, epoch=9)
 
 
-def test_tables_show_each_head_and_penalties_if_there_are_any(tmp_path):
-    folder = write_run(tmp_path / "a")
+def test_tables_show_each_head_and_penalties_and_the_finest_head_has_the_most_classes_or_is_the_last(tmp_path):
+    folder, several = write_run(tmp_path / "a"), write_run(tmp_path / "b", heads=("make", "model", "doors"))
     assert shown_columns(compared(folder)[0])[1] == ["val/loss", "val/class/top1"]
-    several = write_run(tmp_path / "b", heads=("make", "model"))
-    assert shown_columns(compared(several)[0])[1] == [
-        "val/loss", "val/make/loss", "val/model/loss", "val/make/top1", "val/model/top1", "val/joint/top1",
-    ]  # fmt: skip
+    heads = ("make", "model", "doors")
+    names = ["loss", *(f"{head}/loss" for head in heads), *(f"{head}/top1" for head in heads), "joint/top1"]
+    assert shown_columns(compared(several)[0])[1] == [f"val/{name}" for name in names]
     metrics = json.loads((folder / "metrics.json").read_text())
     metrics["val"]["loss_total"] += 0.5
     (folder / "metrics.json").write_text(json.dumps(metrics))
     assert "val/loss_total" in shown_columns(compared(folder)[0])[1]
-
-
-def test_the_finest_head_has_the_most_classes_or_is_the_last(tmp_path):
-    folder = write_run(tmp_path / "a", heads=("make", "model", "doors"))
-    assert finest_metric(*compared(folder)) == "val/doors/top1"
+    assert finest_metric(*compared(several)) == "val/doors/top1"
     labels = {"make": {"ids": ["a", "b"]}, "model": {"ids": ["c", "d", "e"]}, "doors": {"ids": ["4"]}}
-    (folder / "model.json").write_text(json.dumps({"labels": labels}))
-    assert finest_metric(*compared(folder)) == "val/model/top1"
+    (several / "model.json").write_text(json.dumps({"labels": labels}))
+    assert finest_metric(*compared(several)) == "val/model/top1"
 
 
-def test_names_are_the_settings_that_differ(tmp_path):
+def test_names_are_the_settings_that_differ_or_experiments_or_folders(tmp_path):
     for name, optimizer, lr in (("a", "adam", 0.001), ("b", "sgd", 0.01), ("c", "sgd", 0.1)):
-        write_run(tmp_path / name, optimizer__name=optimizer, optimizer__lr=lr, **{f"optimizer__{name}": 1})
-    runs = [read_run(folder) for folder in find_runs([tmp_path])]
+        write_run(tmp_path / "few" / name, optimizer__name=optimizer, optimizer__lr=lr, **{f"optimizer__{name}": 1})
+    runs = [read_run(folder) for folder in find_runs([tmp_path / "few"])]
     assert name_runs(runs) == ["optimizer=adam lr=0.001", "optimizer=sgd lr=0.01", "optimizer=sgd lr=0.1"]
     assert differing_keys(runs)[:2] == ["optimizer.name", "optimizer.lr"] and "run.dir" not in differing_keys(runs)
-
-
-def test_names_are_those_of_experiments_or_folders_if_much_or_nothing_differs(tmp_path):
-    for i, experiment in enumerate(("baseline", "focal")):
+    for i, experiment in enumerate(("baseline", "focal")):  # if much differs
         many = {f"model__{key}": i for key in ("pool", "weights", "neck", "mean")}
         write_run(tmp_path / "much" / experiment / "2026-01-31_12-00-00", **many)
         write_run(tmp_path / "much" / experiment / "2026-01-31_12-00-00_2", **many, optimizer__lr=0.1)
     runs = [read_run(folder) for folder in find_runs([tmp_path / "much"])]
     assert name_runs(runs) == ["baseline lr=null", "baseline lr=0.1", "focal lr=null", "focal lr=0.1"]
     assert name_runs(runs[::2]) == ["baseline", "focal"]
-    equal = [write_run(tmp_path / name, seed__x=1) for name in ("first", "x/2026-01-31_12-00-00", "p/same", "q/same")]
-    runs = [read_run(folder) for folder in equal]
+    equal = ("first", "x/2026-01-31_12-00-00", "p/same", "q/same")
+    runs = [read_run(write_run(tmp_path / name, seed__x=1)) for name in equal]
     assert name_runs(runs[:2]) == ["first", "x"]
     names = name_runs(runs[2:])
     assert len(set(names)) == 2 and str(tmp_path / "p") in names[0]
 
 
-def test_sorting_puts_the_best_first_and_unknown_values_last():
-    frame = pd.DataFrame({"val/loss": [2.0, NAN, 1.0], "val/class/top1": [0.1, 0.3, NAN]}, index=list("abc"))
-    assert sort_by(frame, "val/loss").index.tolist() == ["c", "a", "b"]
-    assert sort_by(frame, "val/class/top1").index.tolist() == ["b", "a", "c"]
-
-
 @pytest.mark.parametrize(
     ("file", "content", "message"),
-    [
-        ("metrics.json", "{", r"metrics\.json can't be read"),
-        ("metrics.json", "[1]", r"metrics\.json does not hold the metrics of a run"),
-        ("history.csv", "", r"history\.csv can't be read"),
-        ("history.csv", "name,x\na,1\n", r"history\.csv has no numeric column 'epoch'"),
-        ("config.yaml", "a: [", r"config\.yaml can't be read"),
-    ],
-)
+    [("metrics.json", "{", "can't be read"), ("metrics.json", "[1]", "does not hold the metrics of a run"),
+     ("history.csv", "name,x\na,1\n", "has no numeric column 'epoch'")],
+)  # fmt: skip
 def test_damaged_files_are_one_line(tmp_path, file, content, message):
     folder = write_run(tmp_path / "run")
     (folder / file).write_text(content)
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError, match=f"{file} {message}") as caught:
         read_run(folder)
     assert "\n" not in str(caught.value)
 
@@ -236,10 +199,59 @@ def test_a_run_needs_only_its_history_or_its_metrics(tmp_path, caplog):
     (bare / "config.yaml").unlink()
     closed = write_run(tmp_path / "closed")
     (closed / "history.csv").unlink()
-    started = tmp_path / "started"
-    started.mkdir()
+    (started := tmp_path / "started").mkdir()
     (started / "config.yaml").write_text("seed: 0\n")
     frame, _ = compared(tmp_path)
     assert frame["state"].tolist() == ["unfinished", "finished"]
     assert frame["val/class/top1"].tolist() == [0.5, 0.5] and np.isnan(frame["epochs"].iloc[1])
     assert "has not finished its first epoch" in caplog.text
+
+
+def test_the_lowest_loss_and_time_and_the_highest_accuracy_are_best_with_ties(tmp_path):
+    for name, top1 in {"a": (0.2, 0.5), "b": (0.2, 0.5), "c": (0.4, 0.1, 0.2), "d": (0.45,)}.items():
+        write_run(tmp_path / name, top1, finished=name != "d")
+    frame, _ = compared(tmp_path)
+    marks = best_marks(frame)
+    for column in ("val/loss", "val/class/top1", "wall_min", "cpu_min"):
+        assert marks[column].tolist() == [True, True, False, False], column  # the unfinished d took the least time
+    assert frame["wall_min"].idxmin() == frame.index[3]
+    assert not marks[["epochs", "best_epoch", "parameters"]].to_numpy().any()
+    frame = pd.DataFrame({"val/class/top1": [0.90001, 0.90002, 0.89], "val/class/loss": [0.5, NAN, NAN]})
+    assert best_marks(frame).to_numpy().tolist() == [[True, False], [True, False], [False, False]]  # as they are shown
+
+
+def test_the_pareto_front_is_that_of_the_definition():
+    random = np.random.default_rng(0)
+    for lower in (False, True):
+        amounts, values = random.integers(0, 9, 60).astype(float), random.integers(0, 9, 60).astype(float)
+        amounts[3], values[5] = NAN, NAN
+        gain = values * (-1 if lower else 1)
+        no_worse = (amounts <= amounts[:, None]) & (gain >= gain[:, None])
+        better = (amounts < amounts[:, None]) | (gain > gain[:, None])
+        front = np.flatnonzero(~(no_worse & better).any(axis=1) & ~np.isnan(amounts + values))
+        found = pareto_front(amounts, values, lower)
+        assert sorted(found) == front.tolist()
+        assert (np.diff(amounts[found]) >= 0).all()
+
+
+def test_the_matrix_has_the_best_run_of_each_cell(tmp_path, caplog):
+    for i, (backbone, optimizer, top1) in enumerate(
+        [("vgg", "sgd", [0.5]), ("vgg", "adam", [0.6]), ("vgg", "adam", [0.7, 0.7]), ("resnet", "adam", [0.65])]
+    ):
+        write_run(tmp_path / str(i), top1, model__backbone=backbone, optimizer__name=optimizer, data__batch_size=8 + i)
+    write_run(tmp_path / "without")
+    frame, runs = compared(tmp_path)
+    matrix = matrix_of(frame, runs, "model.backbone", "optimizer.name", "val/class/top1")
+    assert matrix.values.loc["vgg"].to_dict() == {"sgd": 0.5, "adam": 0.7}
+    assert matrix.values.loc["resnet", "adam"] == 0.65 and np.isnan(matrix.values.loc["resnet", "sgd"])
+    assert matrix.counts.loc["vgg", "adam"] == 2 and matrix.counts.loc["resnet", "sgd"] == 0
+    assert matrix.minutes.loc["vgg", "adam"] == pytest.approx((10 + 11 + 7.5) / 60)  # of the better run
+    assert "has no model.backbone" in caplog.text
+    values, minutes = matrix_tables(matrix)
+    cell = values.rows[1 - matrix.values.index.get_loc("resnet")][values.header.index("adam")]
+    assert cell == "70.00 (of 2)" and "Slowest" in minutes.notes[0]
+    worst = matrix_of(frame, runs, "model.backbone", "optimizer.name", "val/loss")
+    assert worst.values.loc["vgg", "adam"] == pytest.approx(2 - 0.7)  # the lower loss
+    frame = pd.DataFrame([[0.7, 0.9, NAN], [0.8, 0.8, 0.5], [0.9, NAN, NAN]])
+    assert matrix_marks(frame, "val/class/top1") == [["", "overall", ""], ["best", "best", ""], ["overall", "", ""]]
+    assert matrix_marks(frame, "wall_min") == [["best", "", ""], ["", "", "overall"], ["", "", ""]]
