@@ -34,8 +34,7 @@ def test_each_photo_is_read_once_an_epoch_and_once_for_the_test(num_workers, dem
     folder = train(tmp_path / "run", *demo(demo_photos), f"data.num_workers={num_workers}")
     splits = pd.read_csv(folder / "splits.csv").groupby("split")["path"].agg(list)
     found = pd.read_csv(reads)
-    held_out = Counter(found["path"][found["epoch"] < 0])
-    assert held_out == Counter(EPOCHS * splits["val"] + splits["test"])
+    assert Counter(found["path"][found["epoch"] < 0]) == Counter(EPOCHS * splits["val"] + splits["test"])
     num_batches = -(-len(splits["train"]) // 16)
     for epoch in range(EPOCHS):
         counts = Counter(found["path"][found["epoch"] == epoch])

@@ -4,10 +4,7 @@ import hashlib
 import json
 import sys
 
-import pytorch_lightning as pl
-
 from carvision.system.versions import name_of, requirements
-from carvision.training.run.provenance import write_environment
 from tests.small_runs import demo, train
 
 
@@ -26,14 +23,3 @@ def test_a_resumed_run_records_both_starts(demo_photos, tmp_path, monkeypatch):
     assert first["world_size"] == 1 and first["devices"] == ["cpu"] and first["num_threads"] >= 1
     assert set(first["carvision"]) == {"version", "commit", "changed"}
     assert not list(run.glob("*.partial"))
-
-
-def test_a_damaged_file_is_reported_and_replaced(tmp_path, caplog):
-    (tmp_path / "splits.csv").write_text("path,split\n")
-    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
-    for content in ("[{", '{"a": 1}'):
-        caplog.clear()
-        (tmp_path / "environment.json").write_text(content)
-        write_environment(tmp_path, {"seed": 0, "deterministic": False}, trainer)
-        assert len(json.loads((tmp_path / "environment.json").read_text())) == 1
-        assert "its records of earlier starts are lost" in caplog.text

@@ -102,15 +102,10 @@ def test_other_values_are_refused_unless_allowed(cut, demo_photos, tmp_path):
     cut(0, 3)
     start_and_cut(folder, *demo(demo_photos))
     changed = ["optimizer.lr=0.1", "augment=none"]
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError, match=r"^.*optimizer.lr=0.001 became 0.1.*augment.order=.*run.allow_changes=true"):
         train(folder, *demo(demo_photos), *changed)
-    for change in ("optimizer.lr=0.001 became 0.1", "augment.order=", "run.allow_changes=true"):
-        assert change in str(refused.value)
-    assert "\n" not in str(refused.value)
     train(folder, *demo(demo_photos), "data.num_workers=1", *changed, "run.allow_changes=true")
     assert "resuming with a changed configuration: optimizer.lr=0.001 became 0.1" in (folder / "run.log").read_text()
-    with pytest.raises(InputError, match="exists already"):
-        train(folder, *demo(demo_photos), *changed)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "plateau"])  # one_cycle: test_more_epochs.py
@@ -237,10 +232,9 @@ def test_finished_folds_are_kept(cut, demo_photos, tmp_path):
 
 
 def _hold(folder, ready, done) -> None:
-    held = lock_folder(folder)
-    ready.set()
-    done.wait(60)
-    held.close()
+    with lock_folder(folder):
+        ready.set()
+        done.wait(60)
 
 
 def test_a_second_start_at_the_same_time_is_refused(three_epochs):

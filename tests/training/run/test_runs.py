@@ -1,7 +1,6 @@
 """Small whole runs: what the folder holds, and what is refused."""
 
 import json
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ import carvision.data.build
 from carvision.errors import InputError
 from carvision.files.folders import claim_folder
 from carvision.training.build import build_datamodule
-from carvision.training.module import LitClassifier
 from carvision.training.trainer import stop_rule
 from tests import forked
 from tests.data.layouts import write_class_folders
@@ -48,9 +46,6 @@ def test_the_folder_holds_what_the_contract_says(demo_run):
     } <= names  # fmt: skip
     assert any("tensorboard/events" in name for name in names)
     assert not any(name.endswith(".partial") for name in names)
-
-
-def test_the_model_says_which_weights_it_has(demo_run):
     best = json.loads((demo_run / "metrics.json").read_text())["best_epoch"]
     described = json.loads((demo_run / "model.json").read_text())
     assert described["weights"] == {"file": "model.safetensors", "kind": "raw", "epoch": best}
@@ -106,17 +101,6 @@ def test_the_loaded_model_gives_the_test_figures(demo_run, demo_photos):
         assert np.mean(np.array(predicted) == test[head].to_numpy()) == pytest.approx(metrics[f"{head}/top1"])
 
 
-def test_checkpoints_open_with_torchs_safe_default(demo_run):
-    for name in ("best", "last"):
-        assert "state_dict" in torch.load(demo_run / "checkpoints" / f"{name}.ckpt")
-    lit = LitClassifier.load_from_checkpoint(demo_run / "checkpoints" / "best.ckpt", map_location="cpu")
-    best = carvision.load(demo_run)
-    images = torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        # equal weights; laid out otherwise in memory, so that the sums of a convolution round differently
-        torch.testing.assert_close(lit.model.eval()(images)["model"], best(images)["model"], atol=1e-4, rtol=1e-4)
-
-
 def test_all_folds_are_trained_and_their_mean_reported(class_folders, tmp_path):
     overrides = ["data=folder", f"data.root={class_folders}", "data.split.kind=kfold", "data.split.num_folds=3"]
     overrides += ["data.split.val_fraction=0.25", "run.price_per_hour=10", "trainer.max_epochs=1"]
@@ -132,10 +116,9 @@ def test_all_folds_are_trained_and_their_mean_reported(class_folders, tmp_path):
     assert sorted(tested) == sorted(parts[0]["path"])
 
 
-def test_two_runs_in_the_same_second_get_two_folders(tmp_path, monkeypatch):
+def test_runs_in_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folders = {claim_folder(None, Path("runs/demo")) for _ in range(3)}
-    assert len(folders) == 3
+    assert len({claim_folder(None, Path("runs/demo")) for _ in range(3)}) == 3
 
 
 def test_a_bad_photo_stops_the_run_or_is_skipped_or_blank_and_is_always_listed(class_folders, tmp_path):
@@ -144,31 +127,20 @@ def test_a_bad_photo_stops_the_run_or_is_skipped_or_blank_and_is_always_listed(c
     overrides = folder_overrides(class_folders)
     with pytest.raises(InputError, match=r"3\.png.*data\.on_bad_image=skip"):
         train(tmp_path / "error", *overrides)
-    seen = {}
     for kind in ("skip", "blank"):
         folder = train(tmp_path / kind, *overrides, f"data.on_bad_image={kind}", "trainer.max_epochs=1")
         assert pd.read_csv(folder / "bad_images.csv")["path"].tolist() == ["red/3.png"]
         assert "1 photos could not be read" in (folder / "run.log").read_text()
-        seen[kind] = json.loads((folder / "metrics.json").read_text())
-    assert seen["skip"]["val"] != seen["blank"]["val"] or seen["skip"]["train"] != seen["blank"]["train"]
 
 
 @pytest.mark.parametrize(("override", "message"), [
     ("model.backbone=resnt50", "model.backbone: 'resnt50' is no model of timm.*nearest: resnet50"),
-    ("model.weights=nowhere.pth", "model.weights: 'nowhere.pth' is not pretrained, random, or a file"),
     ("+model/head@model.heads.colour=linear", "model.heads.colour: folder has no label 'colour'"),
     ("data.classes=[blue,yelow]", "data.classes: 'yelow' is no class of folder"),
-    ("data.classes=[blue]", "only one class is left"),
-    ("data.min_images_per_class=13", "data.min_images_per_class: 13 leaves no class"),
     ("data.crop_to_box=true", "data.crop_to_box: folder under .* comes without boxes"),
-    ("callbacks.monitor=val/clas/top1", "callbacks.monitor: .* is no metric of this run; nearest: val/class/top1"),
     ("loss.head_weights={make:1}", "loss.head_weights: 'make' is not one of the heads class"),
-    ("model.train_layers=500", "model.train_layers: 500 is more than"),
-    ("model.train_layers=from:layer9", "model.train_layers: the backbone has no module 'layer9'"),
-    ("callbacks.stop_monitor=val/acc", "callbacks.stop_monitor: 'val/acc' is no metric of this run"),
     ("callbacks.monitor=val/class/aucc", "callbacks.monitor: 'val/class/aucc' .*nearest: val/class/auc"),
     ("trainer=gpu", "trainer: this machine can't run trainer.accelerator=gpu"),
-    ("data.split.kind=official", "data.split.kind: folder under .* comes without a split of its own"),
     ("data.root=nowhere", "data.root: .*nowhere.* does not exist"),
 ])  # fmt: skip
 def test_a_mistake_is_refused_in_one_line(class_folders, tmp_path, override, message):
@@ -192,16 +164,7 @@ def test_early_stopping_watches_a_metric_of_its_own(class_folders, tmp_path):
     callbacks = config("callbacks.monitor=val/class/top3", "callbacks.mode=max")["callbacks"]
     assert stop_rule(callbacks) == ("val/class/top3", "max")
     assert stop_rule(callbacks | {"stop_monitor": "val/loss_total"}) == ("val/loss_total", "min")
-    assert stop_rule(callbacks | {"stop_monitor": "val/loss", "stop_mode": "max"}) == ("val/loss", "max")
     assert stop_rule(callbacks | {"stop_monitor": "val/class/auc"}) == ("val/class/auc", "max")
-
-
-@pytest.fixture(autouse=True)
-def quiet_logs():
-    yield
-    for handler in logging.getLogger("carvision").handlers[:]:
-        handler.close()
-        logging.getLogger("carvision").removeHandler(handler)
 
 
 def test_photos_are_downloaded_if_asked_for(tmp_path, monkeypatch):
