@@ -83,16 +83,6 @@ def test_a_compiled_run_has_the_keys_and_metrics_of_the_plain_one_and_resumes(de
     pd.testing.assert_frame_equal(losses(parts), losses(folder))
 
 
-@pytest.mark.slow
-def test_each_phase_has_its_own_graph_and_sam_two(demo_photos, tmp_path, quick):
-    phases = ["+phases.head={epochs:1,train_layers:none}", "+phases.all={epochs:1}", "trainer.max_epochs=null"]
-    train(tmp_path / "phases", *demo(demo_photos), "compile=true", *phases)
-    assert len(quick) == 2
-    quick.clear()
-    train(tmp_path / "sam", *demo(demo_photos), "compile=true", "optimizer.sam_rho=0.05", "trainer.max_epochs=1")
-    assert len(quick) == 2  # batch norm keeps its statistics in the second pass
-
-
 def test_a_missing_compiler_and_a_failing_one_are_reported_in_one_line(monkeypatch, quick):
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("CC", "no-such-compiler")

@@ -22,16 +22,18 @@ def gpus(monkeypatch):
     """gpus((8, 0), ...): so many GPUs of these compute capabilities."""
 
     def pretend(*capabilities: tuple[int, int]) -> None:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capabilities[device])
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)  # as it says where bf16 is emulated
+        for name, answer in (
+            ("is_available", lambda: bool(capabilities)), ("device_count", lambda: len(capabilities)),
+            ("get_device_capability", lambda device=None: capabilities[device]),
+            ("is_bf16_supported", lambda *_: True),  # as it says where bf16 is emulated
+        ):  # fmt: skip
+            monkeypatch.setattr(torch.cuda, name, answer)
 
     return pretend
 
 
 def test_auto_is_bf16_if_all_gpus_of_the_run_have_it_and_float16_on_others(gpus):
-    for capability in ((9, 0), (8, 6), (8, 0), (7, 5), (7, 0)):
+    for capability in ((9, 0), (8, 0), (7, 5)):
         gpus(capability)
         precision = "bf16-mixed" if capability[0] >= 8 else "16-mixed"
         assert resolve_precision("auto", "gpu") == resolve_precision("auto", "auto") == precision
@@ -104,16 +106,12 @@ def test_deterministic_is_set_and_unset_and_needs_a_fixed_workspace(monkeypatch)
 
 
 def test_an_operation_without_a_deterministic_form_is_one_line(demo_photos, tmp_path, monkeypatch):
-    own = LitClassifier.training_step
-
     def step(self, batch, batch_idx):
-        torch.zeros(3).put_(torch.tensor([1]), torch.ones(1))  # refused on the CPU, too
-        return own(self, batch, batch_idx)
+        return torch.zeros(3).put_(torch.tensor([1]), torch.ones(1)).sum()  # refused on the CPU, too
 
     monkeypatch.setattr(LitClassifier, "training_step", step)
-    with pytest.raises(InputError, match=r"deterministic: put_ has no form .* or deterministic=false") as error:
+    with pytest.raises(InputError, match=r"^deterministic: put_ has no form .* or deterministic=false"):
         train(tmp_path / "run", *demo(demo_photos), "deterministic=true")
-    assert "\n" not in str(error.value)
 
 
 def test_torch_writes_a_trace_of_three_steps_and_a_table(demo_photos, tmp_path):
@@ -127,10 +125,3 @@ def test_torch_writes_a_trace_of_three_steps_and_a_table(demo_photos, tmp_path):
     assert "aten::convolution_backward" in names
     assert "aten::convolution_backward" in (folder / "profile.txt").read_text()
     assert str(file) in (folder / "run.log").read_text()
-
-
-def test_too_few_steps_for_a_trace_are_reported(demo_photos, tmp_path):
-    overrides = ["trainer.profiler=torch", "trainer.max_epochs=1", "data.batch_size=64"]
-    folder = train(tmp_path / "run", *demo(demo_photos), *overrides)
-    assert not (folder / "profile").exists() and (folder / "metrics.json").exists()
-    assert "training had too few steps for a trace" in (folder / "run.log").read_text()

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 
 import carvision
 from carvision.errors import InputError
@@ -34,10 +35,7 @@ def test_a_step_adds_the_weighted_metric_loss_to_the_heads_losses(demo_photos, n
     with torch.no_grad():
         images = batch["images"].float() / 255
         outputs = lit.outputs(images, torch.full((16,), 1 / 16))
-        heads = sum(
-            torch.nn.functional.cross_entropy(outputs.logits[head], batch["targets"][head])
-            for head in ("make", "model")
-        )
+        heads = sum(F.cross_entropy(outputs.logits[head], batch["targets"][head]) for head in ("make", "model"))
         values = outputs.cosines if "arcface" in name or name == "proxy_anchor" else outputs.embeddings
         counts = torch.ones(16, dtype=torch.bool)
         expected = heads + 0.25 * lit.metric_learning.loss(values, batch["targets"]["model"], counts)
@@ -87,53 +85,20 @@ def test_the_neighbour_metrics_equal_naive_loops():
     cosines = torch.cosine_similarity(x[:, None], x[None], dim=2)
     first, precisions = [], []
     for i in np.flatnonzero(counts):
-        others = [j for j in np.flatnonzero(counts) if j != i]
-        order = sorted(others, key=lambda j: -float(cosines[i, j]))
+        order = sorted((j for j in np.flatnonzero(counts) if j != i), key=lambda j: -float(cosines[i, j]))
         right = [bool(targets[j] == targets[i]) for j in order]
-        if any(right):
-            num = sum(right)
+        if num := sum(right):
             first.append(right[0])
             precisions.append(sum(sum(right[: n + 1]) / (n + 1) for n in range(num) if right[n]) / num)
     assert metrics.compute() == pytest.approx({"recall_at_1": np.mean(first), "map_at_r": np.mean(precisions)})
     assert len(first) == 6  # class 2 has one photo
 
 
-def test_an_embedding_trains_on_cached_features_as_through_the_backbone(demo_photos, tmp_path):
-    overrides = ["metric_loss=triplet", "augment=none", "model.train_layers=none", "optimizer.lr=0.01"]
-    kept = train(tmp_path / "kept", *demo(demo_photos), *overrides, "features.keep=true")
-    plain = train(tmp_path / "plain", *demo(demo_photos), *overrides, "features.keep=false")
-    assert "features of 240 photos" in (kept / "run.log").read_text()
-    ours, theirs = (pd.read_csv(folder / "history.csv").drop(columns="seconds") for folder in (kept, plain))
-    np.testing.assert_allclose(ours.to_numpy(float), theirs.to_numpy(float), rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.slow
-def test_a_triplet_loss_alone_converges_on_the_demo_data(demo_photos, tmp_path):
-    overrides = [f"data.root={demo_photos}", "data.images_per_model=20", "data.batch_size=32", "data.num_workers=0"]
-    overrides += ["data.split.kind=stratified", "data.split.fractions=[0.6,0.35,0.05]", "data.image_px=64"]
-    cfg = [*overrides, "metric_loss=triplet", "metric_loss.heads=probe", "model.backbone=resnet10_slim"]
-    run = train(tmp_path / "run", *cfg, "trainer.max_epochs=30", "optimizer.lr=0.003", "run.test=false")
-    neighbours = pd.read_csv(run / "history.csv")["val/embedding/map_at_r"]
-    assert neighbours.iloc[-5:].mean() > 2.5 * neighbours.iloc[0]
-
-
-def test_a_linear_start_does_not_train_the_embedding(demo_photos, tmp_path):
-    overrides = ["metric_loss=triplet", "model.trunk.hidden=[8]", "model.start=linear", "augment=none"]
-    overrides += ["trainer.max_epochs=1"]
-    run = train(tmp_path / "run", *demo(demo_photos), *overrides, "optimizer.lr=1e-9", "run.test=false")
-    model = carvision.load(run)
-    torch.manual_seed(0)
-    expected = built(demo_photos, *overrides[:2])[1].model
-    ours, theirs = (each.embedding.layers.blocks[0][0].weight for each in (model, expected))
-    torch.testing.assert_close(ours, theirs)
-    assert not torch.equal(model.trunk.blocks[0][0].weight, expected.trunk.blocks[0][0].weight)
-
-
 def test_another_label_can_be_separated(demo_photos):
     datamodule, lit = built(demo_photos, "metric_loss=arcface", "metric_loss.label=make", "data.sampler=per_class")
     assert lit.model.proxies.weight.shape[0] == 4
-    for batch in datamodule.train_dataloader():
-        assert torch.unique(batch["targets"]["make"], return_counts=True)[1].tolist() == [4, 4, 4, 4]
+    batch = first_batch(datamodule)
+    assert torch.unique(batch["targets"]["make"], return_counts=True)[1].tolist() == [4, 4, 4, 4]
 
 
 ONE_VALIDATION_PHOTO = [

@@ -110,18 +110,6 @@ def test_early_stopping_ends_a_phase_for_the_next_start_too(demo_photos, tmp_pat
     assert "stopped after epoch" in (stopped_early / "run.log").read_text()
 
 
-def test_a_plateau_lowers_the_rate_at_the_same_epoch_in_one_start_and_in_several(demo_photos, tmp_path):
-    plateau = [
-        "schedule=plateau", "schedule.mode=max", "schedule.patience=1", "optimizer.lr=0.01", "trainer.max_epochs=4",
-        "trainer.accumulate_grad_batches=2",  # 9 batches an epoch: the last update is of one batch
-    ]  # fmt: skip
-    train(tmp_path / "whole", *demo(demo_photos), *plateau)
-    for _ in range(2):
-        train(tmp_path / "parts", *demo(demo_photos), *plateau, "run.max_epochs_per_start=2")
-    rates = [pd.read_csv(tmp_path / name / "history.csv")["lr"].tolist() for name in ("whole", "parts")]
-    assert rates[0] == rates[1] and min(rates[0]) < 0.01  # a falling loss is no gain with mode=max
-
-
 def test_the_averaged_weights_of_the_best_epoch_are_evaluated_and_saved(demo_photos, tmp_path):
     worse = ["callbacks.monitor=train/loss", "callbacks.mode=max", "trainer.max_epochs=3"]  # so that the first is best
     folder = train(tmp_path / "run", *demo(demo_photos), "callbacks.ema_decay=0.9", "optimizer.lr=0.01", *worse)

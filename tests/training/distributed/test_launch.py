@@ -111,12 +111,3 @@ def test_fsdp_refuses_options(override, message):
     check_fsdp(config("trainer=fsdp"), "bf16-mixed")
     with pytest.raises(InputError, match=message):
         check_fsdp(config("trainer=fsdp", override), "32-true")
-
-
-def test_processes_of_one_machine_share_its_cores(started_as):
-    started_as(by_torchrun(0, 3, 1))
-    assert launch.num_sharing(trainer(devices=3)) == 3
-    started_as(by_srun(0, 2, 1))
-    assert launch.num_sharing(trainer(devices=2)) == 1
-    started_as(environment())
-    assert [launch.num_sharing(trainer(devices=devices)) for devices in (1, 2, [0, 1, 3], "auto")] == [1, 2, 3, 1]

@@ -21,7 +21,7 @@ FROZEN = ["model.train_layers=none", "augment=none", "optimizer.lr=0.01", "logge
 LAYERS = ["model.trunk.hidden=[16]", "model.trunk.dropout=0.5", "model.trunk.batch_norm=true", "model.trunk.l2=0.01"]
 AVERAGED = ["callbacks.ema_decay=0.9", "loss.class_weights=balanced", "loss.label_smoothing=0.1"]
 SAMPLED = ["data.sampler=balanced", "data.epoch_fraction=0.5", "loss.head_weights=learned", "optimizer.sam_rho=0.05"]
-NECK = ["model.neck=[spatial_dropout,attention]", "model.pool=gem"]
+NECK = ["model.neck=[spatial_dropout,attention]", "model.pool=gem", "metric_loss=triplet"]
 
 
 @pytest.fixture
@@ -118,55 +118,41 @@ def test_unreadable_photos_and_unknown_labels(tmp_path, decoded):
     assert len(list((tmp_path / "kept").iterdir())) == 1
 
 
-def test_folds_share_one_file(demo_photos, decoded, tmp_path):
-    folds = ["data.split.kind=kfold", "data.split.num_folds=3", "data.split.val_fraction=0.2"]
-    train(tmp_path / "run", *demo(demo_photos), *FROZEN, *folds, f"features.dir={tmp_path / 'kept'}")
-    assert len(decoded) == 240 and len(list((tmp_path / "kept").iterdir())) == 1
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["seconds"]["features"] > 0
-
-
-def test_other_photos_weights_and_sizes_need_other_features(demo_photos, decoded, tmp_path):
+def test_other_photos_weights_sizes_and_damaged_files_need_other_features(demo_photos, decoded, tmp_path):
     shutil.copytree(demo_photos, tmp_path / "data")
     overrides = [*demo(tmp_path / "data"), *FROZEN, f"features.dir={tmp_path / 'kept'}", "trainer.max_epochs=1"]
     train(tmp_path / "first", *overrides)
+    (file,) = (tmp_path / "kept").iterdir()
     photo = next((tmp_path / "data").rglob("*.jpg"))
-    for change in ("seed=1", "data.image_px=40", "model.mean=[0.1,0.1,0.1]", "data.crop_to_box=false", "touched"):
+    content = bytearray(file.read_bytes())
+    content[-1000] ^= 255
+    changes = "seed=1", "data.image_px=40", "model.mean=[0.1,0.1,0.1]", "data.crop_to_box=false", "damaged", "touched"
+    for change in changes:
         decoded.clear()
-        if change == "touched":
+        if change == "damaged":
+            file.write_bytes(content)
+        elif change == "touched":
             photo.write_bytes(photo.read_bytes())  # changes its time
         train(tmp_path / change, *overrides, *([change] if "=" in change else []))
         assert len(decoded) == 240, change
-
-
-def test_a_damaged_file_is_recomputed(demo_photos, decoded, tmp_path):
-    overrides = [*demo(demo_photos), *FROZEN, f"features.dir={tmp_path / 'kept'}", "trainer.max_epochs=1"]
-    train(tmp_path / "first", *overrides)
-    (file,) = (tmp_path / "kept").iterdir()
-    content = bytearray(file.read_bytes())
-    content[-1000] ^= 255
-    file.write_bytes(content)
-    decoded.clear()
-    train(tmp_path / "second", *overrides)
-    assert len(decoded) == 240 and "is damaged" in (tmp_path / "second" / "run.log").read_text()
-    assert_same(tmp_path / "first", tmp_path / "second")
+    assert "is damaged" in (tmp_path / "damaged" / "run.log").read_text()
+    assert_same(tmp_path / "first", tmp_path / "damaged")
 
 
 def test_a_full_disk_and_a_small_limit_keep_features_in_memory(demo_photos, decoded, tmp_path, monkeypatch):
-    overrides = [*demo(demo_photos), *FROZEN, "trainer.max_epochs=2"]
-    train(tmp_path / "limited", *overrides, f"features.dir={tmp_path / 'kept'}", "features.max_gb=0")
-    assert len(decoded) == 240 and not (tmp_path / "kept").exists()
-    assert "for this run alone: nothing is cached on the disk" in (tmp_path / "limited" / "run.log").read_text()
+    overrides = [*demo(demo_photos), *FROZEN, f"features.dir={tmp_path / 'kept'}"]
 
-    full = mock.Mock(side_effect=OSError(28, "No space left on device"))
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    decoded.clear()
-    train(tmp_path / "full", *overrides, f"features.dir={tmp_path / 'kept'}")
+    def train_and_read(name: str, *own: str) -> str:
+        decoded.clear()
+        return (train(tmp_path / name, *overrides, *own) / "run.log").read_text()
+
+    assert "for this run alone: nothing is cached on the disk" in train_and_read("limited", "features.max_gb=0")
+    assert len(decoded) == 240 and not (tmp_path / "kept").exists()
+    monkeypatch.setattr(os, "posix_fallocate", mock.Mock(side_effect=OSError(28, "No space left on device")))
+    assert "No space left on device" in train_and_read("full")
     assert len(decoded) == 240 and not list((tmp_path / "kept").iterdir())
-    assert "No space left on device" in (tmp_path / "full" / "run.log").read_text()
     monkeypatch.setattr("carvision.training.features.cache.MAX_MEMORY_BYTES", 10)
-    decoded.clear()
-    train(tmp_path / "large", *overrides, f"features.dir={tmp_path / 'kept'}")
-    assert len(decoded) > 2 * 145 and "can't be cached" in (tmp_path / "large" / "run.log").read_text()
+    assert "can't be cached" in train_and_read("large") and len(decoded) > 2 * 145
     assert_same(tmp_path / "limited", tmp_path / "full")
     assert_same(tmp_path / "limited", tmp_path / "large", exactly=False)
 

@@ -10,7 +10,6 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from carvision.data.loading import dataset
-from carvision.data.table import UNKNOWN
 from carvision.errors import InputError
 from carvision.losses.classification import cross_entropy
 from carvision.models.classifier import Classifier, Head
@@ -152,15 +151,6 @@ def test_numbers_are_fitted_by_ridge_regression(problem):
     theirs = Ridge(alpha=0.1 * weights.sum().item()).fit(features, values, sample_weight=weights)
     np.testing.assert_allclose(layer.weight[0], theirs.coef_, atol=2e-3)
     assert layer.bias.item() == pytest.approx(theirs.intercept_, abs=5e-3)
-
-
-def test_targets_of_weight_zero_change_nothing(problem):
-    features, targets, _ = problem
-    known = torch.arange(120) < 100
-    some = torch.where(known, targets, UNKNOWN)
-    ours = linear_start.fit_layer(features, some, known.double(), 4, cross_entropy, 0.1)
-    theirs = linear_start.fit_layer(features[:100], targets[:100], torch.ones(100).double(), 4, cross_entropy, 0.1)
-    torch.testing.assert_close(ours.weight, theirs.weight, atol=1e-3, rtol=0)
 
 
 def test_a_frame_is_undone_in_the_layer(problem):

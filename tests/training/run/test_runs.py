@@ -1,6 +1,8 @@
 """Small whole runs: what the folder holds, and what is refused."""
 
+import hashlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import carvision
 import carvision.data.build
 from carvision.errors import InputError
 from carvision.files.folders import claim_folder
+from carvision.system.versions import name_of, requirements
 from carvision.training.build import build_datamodule
 from carvision.training.trainer import stop_rule
 from tests import forked
@@ -55,10 +58,11 @@ def test_the_folder_holds_what_the_contract_says(demo_run):
 def test_history_has_a_row_an_epoch(demo_run):
     history = pd.read_csv(demo_run / "history.csv")
     assert history["epoch"].tolist() == [0, 1]
-    wanted = {"lr", "seconds", "train/loss", "val/loss", "val/loss_total", "val/make/top1", "train/model/top5",
-              "val/model/f1", "train/model/auc", "val/model/auc_keras", "val/joint/top1", "val/joint/consistent",
-              "val/speed/mae"}  # fmt: skip
-    assert wanted <= set(history.columns)
+    assert {
+        "lr", "seconds", "train/loss", "val/loss", "val/loss_total", "val/make/top1", "train/model/top5",
+        "val/model/f1", "train/model/auc", "val/model/auc_keras", "val/joint/top1", "val/joint/consistent",
+        "val/speed/mae",
+    } <= set(history.columns)  # fmt: skip
     assert history["lr"].between(0, 0.01).all() and (history["seconds"] > 0).all()
 
 
@@ -168,26 +172,36 @@ def test_early_stopping_watches_a_metric_of_its_own(class_folders, tmp_path):
 
 
 def test_photos_are_downloaded_if_asked_for(tmp_path, monkeypatch):
-    """The download itself is tested in tests/data/readers/test_oxford102.py."""
-    asked = []
-
-    def fetch(root):
-        asked.append(root)
-        folders = {f"{split}/{label}": 3 for split in ("train", "valid", "test") for label in (1, 2)}
-        write_class_folders(tmp_path / "flowers", folders)
-
-    monkeypatch.setattr(carvision.data.build, "download_oxford102", fetch)
+    folders = {f"{split}/{label}": 3 for split in ("train", "valid", "test") for label in (1, 2)}
+    monkeypatch.setattr(
+        carvision.data.build, "download_oxford102", lambda root: write_class_folders(Path(root), folders)
+    )
     overrides = ["data=oxford102", f"data.root={tmp_path / 'flowers'}", "data.allow_missing=true"]
     with pytest.raises(InputError, match="does not exist"):
         build_datamodule(config(*overrides), None)
-    table = build_datamodule(config(*overrides, "data.download=true"), None).table
-    assert asked == [str(tmp_path / "flowers")] and table.labels["class"].ids == ("1", "2")
+    assert build_datamodule(config(*overrides, "data.download=true"), None).table.labels["class"].ids == ("1", "2")
 
 
 def test_an_unexpected_error_ends_the_command_though_workers_are_alive(tmp_path, demo_photos):
     overrides = [*demo(demo_photos), *SMALL, "data.num_workers=1", "run.dir=run"]
     broken = "import carvision.metrics.epoch as epoch; epoch.EpochMetrics.compute = lambda self: 1 / 0"
-    out = tmp_path / "out"
-    process = forked.start("carvision.train", *overrides, cwd=tmp_path, out=out, first=broken)
-    (done,) = forked.finish([process], [out], timeout_s=120)
+    process = forked.start("carvision.train", *overrides, cwd=tmp_path, out=tmp_path / "out", first=broken)
+    (done,) = forked.finish([process], [tmp_path / "out"], timeout_s=120)
     assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
+
+
+def test_a_resumed_run_records_both_starts(demo_photos, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "carvision.train", "run.dir=a b"])
+    train(run, *demo(demo_photos), "run.max_epochs_per_start=1", "seed=3", "logger=none")
+    train(run, *demo(demo_photos), "seed=3", "data.num_workers=1", "logger=none")
+    first, second = json.loads((run / "environment.json").read_text())
+    assert first["command"] == "python -m carvision.train 'run.dir=a b'"
+    assert first["time"] <= second["time"] and first["seed"] == second["seed"] == 3
+    digest = hashlib.sha256((run / "splits.csv").read_bytes()).hexdigest()
+    assert first["splits_sha256"] == second["splits_sha256"] == digest
+    assert {name_of(line) for line in requirements()} <= set(first["versions"])
+    assert first["deterministic"] is False and first["precision"] == "32-true"
+    assert first["world_size"] == 1 and first["devices"] == ["cpu"] and first["num_threads"] >= 1
+    assert set(first["carvision"]) == {"version", "commit", "changed"}
+    assert not list(run.glob("*.partial"))
