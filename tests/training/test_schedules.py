@@ -8,7 +8,6 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from carvision.config.compose import conf_dir
-from carvision.errors import InputError
 from carvision.training.optim import cosine_factor, create_schedule, lr_factor, r0_lr
 
 STEPS = 7  # of an epoch
@@ -101,10 +100,3 @@ def test_plateau_waits_for_its_patience():
         config["scheduler"].step(loss)
     # the second epoch without a better loss lowers the rate, as in Keras: 0.95 and 0.91; then 0.6 and 0.6, twice
     assert found == pytest.approx([1, 1, 1, 1, 0.2, 0.2, 0.2, 0.2, 0.04, 0.04])
-
-
-@pytest.mark.parametrize("values", [{"name": "cosine", "patience": 3}, {"name": "plateau"}])
-def test_missing_and_unknown_keys_are_refused_in_one_line(values):
-    made = torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=1.0)
-    with pytest.raises(InputError, match=f"^schedule: {values['name']} can't be built with"):
-        create_schedule(made, **values, lr=1.0, num_steps=9, steps_per_epoch=3, batches_per_epoch=3)

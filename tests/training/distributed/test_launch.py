@@ -2,6 +2,7 @@
 
 import os
 from datetime import timedelta
+from unittest import mock
 
 import pytest
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
@@ -15,16 +16,15 @@ from tests.training.distributed.processes import by_srun, by_torchrun, environme
 
 
 @pytest.fixture
-def started_as(monkeypatch):
+def started_as():
     """started_as(variables): give this process the environment of one that a launcher started."""
 
     def start(variables: dict[str, str]) -> None:
-        for name in set(os.environ) - set(variables):
-            monkeypatch.delenv(name)
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
+        os.environ.clear()
+        os.environ.update(variables)
 
-    return start
+    with mock.patch.dict(os.environ):
+        yield start
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -58,9 +58,9 @@ def test_it_reads_no_test_photo_and_does_not_change_the_backbone(demo_photos, tm
         def on_train_start(self, trainer, module):
             before = {name: v.clone() for name, v in module.model.backbone.state_dict().items()}
             super().on_train_start(trainer, module)
-            seen["opened"], seen["training"] = set(opened), module.model.training
             after = module.model.backbone.state_dict()
-            seen["equal"] = all(torch.equal(value, after[name]) for name, value in before.items())
+            equal = all(torch.equal(value, after[name]) for name, value in before.items())
+            seen.update(opened=set(opened), training=module.model.training, equal=equal)
 
     monkeypatch.setattr("carvision.training.run.single_run.LinearStart", Looking)
     train(tmp_path / "run", *demo(demo_photos), *START, "augment=light", f"features.dir={tmp_path / 'features'}")
@@ -70,25 +70,26 @@ def test_it_reads_no_test_photo_and_does_not_change_the_backbone(demo_photos, tm
 
 
 def test_a_run_is_initialised_once_before_its_first_phase_and_not_when_it_resumes(cut, manifest, tmp_path):  # noqa: F811
-    overrides = [*manifest, *START[2:], "model.start=linear", "optimizer.lr=0.001", "callbacks.ema_decay=0.9"]
-    overrides += ["model.trunk.hidden=[16]", "model.trunk.dropout=0.5", "augment=light", "trainer.max_epochs=null"]
-    overrides += ["+phases.head={epochs: 1, train_layers: none}", "+phases.all={epochs: 1}"]
-    train(tmp_path / "whole", *overrides)
+    overrides = [
+        *manifest, *START[2:], "model.start=linear", "optimizer.lr=0.001", "callbacks.ema_decay=0.9", "augment=light",
+        "model.trunk.hidden=[16]", "model.trunk.dropout=0.5", "trainer.max_epochs=null",
+        "+phases.head={epochs: 1, train_layers: none}", "+phases.all={epochs: 1}",
+    ]  # fmt: skip
+    whole = train(tmp_path / "whole", *overrides)
     cut(1, 1)
     start_and_cut(tmp_path / "cut", *overrides)
-    train(tmp_path / "cut", *overrides)
-    for name in ("whole", "cut"):
-        assert (tmp_path / name / "run.log").read_text().count("linear start:") == 1
-    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+    assert_same_run(train(tmp_path / "cut", *overrides), whole)
+    for folder in (tmp_path / "cut", whole):
+        assert (folder / "run.log").read_text().count("linear start:") == 1
 
 
 def test_auto_is_linear_if_only_the_backbone_has_weights():
     model = Classifier("test_resnet", {"make": Head(4)}, 32)
-    assert linear_start.wants_linear_start(config("model.weights=some.safetensors"), model)
-    assert linear_start.wants_linear_start(config("model.weights=pretrained"), model)
-    assert not linear_start.wants_linear_start(config(), model)
-    assert not linear_start.wants_linear_start(config("model.weights=pretrained", "model.start=random"), model)
-    assert linear_start.wants_linear_start(config("model.start=linear"), model)
+    for overrides, wanted in (
+        (["model.weights=some.safetensors"], True), (["model.weights=pretrained"], True), ([], False),
+        (["model.weights=pretrained", "model.start=random"], False), (["model.start=linear"], True),
+    ):  # fmt: skip
+        assert linear_start.wants_linear_start(config(*overrides), model) == wanted
     with pytest.raises(InputError, match=r"model.start: linear is not possible with trainer=fsdp"):
         linear_start.wants_linear_start(config("model.start=linear", "trainer.strategy=fsdp"), model)
     model.heads_are_trained = True  # see test_earlier_weights.py

@@ -2,17 +2,14 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from carvision.errors import InputError
 from carvision.training.run.folder import EXTENDING, is_finished
 from tests.small_runs import demo, train
-from tests.training.run.test_killed_runs import assert_equal
+from tests.training.run.test_killed_runs import assert_same_run
 from tests.training.run.test_resume import ENDED, cut, start_and_cut  # noqa: F401  cut is a fixture
 
 PLAIN = ["logger=none", "optimizer.lr=0.01", "trainer.max_epochs=1", "model.trunk.hidden=[16]"]
@@ -32,22 +29,6 @@ def planned(finished, tmp_path_factory):
     return train(tmp_path_factory.mktemp("planned") / "run", *finished[0], "trainer.max_epochs=2")
 
 
-def assert_as_planned(ours: Path, theirs: Path) -> None:
-    """Require equal bits; only best.ckpt may be older than the extension, with fewer epochs in its configuration."""
-    frames = [pd.read_csv(folder / "history.csv", dtype=str).drop(columns="seconds") for folder in (ours, theirs)]
-    pd.testing.assert_frame_equal(*frames)
-    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (ours, theirs)]
-    assert [m.pop("seconds") for m in metrics] and metrics[0] == metrics[1]
-    assert_equal(*(load_file(folder / "model.safetensors") for folder in (ours, theirs)), "weights")
-    last, best = (
-        [torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (ours, theirs)]
-        for name in ("last.ckpt", "best.ckpt")
-    )
-    assert_equal(*last, "last.ckpt")
-    assert best[0]["epoch"] == best[1]["epoch"]
-    assert_equal(best[0]["state_dict"], best[1]["state_dict"], "best.ckpt")
-
-
 def contents(folder) -> dict[str, bytes]:
     """Return the contents of all files that a refused command must leave alone."""
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "run.log"}
@@ -57,7 +38,7 @@ def test_a_longer_run_equals_a_run_planned_so(finished, planned, tmp_path):
     overrides, run = finished
     folder = shutil.copytree(run, tmp_path / "run")
     train(folder, *overrides, *MORE)
-    assert_as_planned(folder, planned)
+    assert_same_run(folder, planned, extended=True)
     assert is_finished(folder) and not (folder / "seconds.json").exists()
     assert "trainer.max_epochs=1 became 2" in (folder / "run.log").read_text()
     seconds = [json.loads((each / "metrics.json").read_text())["seconds"] for each in (run, folder)]
@@ -73,13 +54,12 @@ def test_an_interrupted_extension_keeps_the_first_end_and_resumes(cut, finished,
         assert (folder / name).read_bytes() == (run / name).read_bytes()
     assert (folder / EXTENDING).exists() and not is_finished(folder)
     train(folder, *overrides, "trainer.max_epochs=2")  # which is the run's own configuration now
-    assert_as_planned(folder, planned)
+    assert_same_run(folder, planned, extended=True)
     assert is_finished(folder)
 
 
 @pytest.mark.parametrize(("extra", "line"), [
     (["trainer.max_epochs=2"], r"exists already.*a finished run.*run\.allow_changes=true.*trainer\.max_epochs=<more>"),
-    ([], r"exists already.*finished run.*model\.weights="),
     (["run.allow_changes=true"], r"all of its 1 epochs are trained, and 1 are asked for.*trainer\.max_epochs"),
     ([*MORE, "optimizer=sgd"], r"optimizer\.name=adamw can't become sgd"),
     ([*MORE, "run.seeds=[0,1]"], "holds a single run"),
@@ -110,8 +90,11 @@ def test_a_run_whose_checkpoints_are_gone_is_left_alone(finished, tmp_path):
         train(folder, *overrides, *MORE)
     assert contents(folder) == before
     (folder / "metrics.json").unlink()
-    with pytest.raises(InputError, match=r"holds model\.safetensors, and its last checkpoint is gone; give another"):
-        train(folder, *overrides)
+    for line in (r"holds model\.safetensors, and its", "holds a history of 1 epochs, and its"):
+        with pytest.raises(InputError, match=f"{line} last checkpoint is gone; give another"):
+            train(folder, *overrides)
+        (folder / "model.safetensors").unlink(missing_ok=True)
+    assert len(pd.read_csv(folder / "history.csv")) == 1
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "one_cycle"])
@@ -137,7 +120,7 @@ def test_the_last_phase_may_be_longer_and_others_may_follow(demo_photos, tmp_pat
     with pytest.raises(InputError, match=r"all of its 2 epochs are trained.*phases\.all\.epochs"):
         train(longer, *overrides, last.format(1), "trainer.max_epochs=5", "run.allow_changes=true")
     train(longer, *overrides, last.format(2), "run.allow_changes=true")
-    assert_as_planned(longer, tmp_path / "planned")
+    assert_same_run(longer, tmp_path / "planned", extended=True)
     train(tmp_path / "run", *overrides, last.format(1), "+phases.third={epochs:1}", "run.allow_changes=true")
     assert pd.read_csv(tmp_path / "run" / "history.csv")["phase"].tolist() == ["head", "all", "third"]
 
@@ -151,7 +134,7 @@ def test_a_run_that_stopped_early_needs_more_patience(demo_photos, tmp_path):
         train(folder, *overrides, "callbacks.patience=1", "trainer.max_epochs=6", "run.allow_changes=true")
     train(folder, *overrides, "callbacks.patience=2", "run.allow_changes=true")
     train(tmp_path / "planned", *overrides, "callbacks.patience=2")
-    assert_as_planned(folder, tmp_path / "planned")
+    assert_same_run(folder, tmp_path / "planned", extended=True)
 
 
 def test_each_seed_is_trained_further_once(cut, demo_photos, tmp_path):  # noqa: F811
@@ -162,10 +145,10 @@ def test_each_seed_is_trained_further_once(cut, demo_photos, tmp_path):  # noqa:
     start_and_cut(folder, *seeds, *MORE)
     assert (folder / "metrics.json").read_bytes() == before and not is_finished(folder)
     train(folder, *seeds, "trainer.max_epochs=2")
-    train(tmp_path / "planned", *seeds, "trainer.max_epochs=2")
+    planned = train(tmp_path / "planned", *seeds, "trainer.max_epochs=2")
     for part in ("seed_0", "seed_1"):
-        assert_as_planned(folder / part, tmp_path / "planned" / part)
-    metrics = [json.loads((tmp_path / name / "metrics.json").read_text())["test"] for name in ("run", "planned")]
-    assert metrics[0] == metrics[1] and is_finished(folder)
+        assert_same_run(folder / part, planned / part, extended=True)
+    ours, theirs = (json.loads((run / "metrics.json").read_text())["test"] for run in (folder, planned))
+    assert ours == theirs and is_finished(folder)
     with pytest.raises(InputError, match="all of its 2 epochs are trained"):
         train(folder, *seeds, *MORE)
