@@ -9,9 +9,9 @@ from pytorch_lightning.plugins.precision import Precision
 from carvision.data.loading.dataset import PhotoDataset
 from carvision.errors import InputError
 from carvision.training import batch_size
-from carvision.training.batch_size import find_batch_size, is_out_of_memory, largest_batch
+from carvision.training.batch_size import find_batch_size, largest_batch
 from carvision.training.module import LitClassifier
-from tests.small_runs import demo, train
+from tests.small_runs import demo, refuse, train
 from tests.training.test_module import FLIP, lit_classifier, phases
 
 CPU = torch.device("cpu")
@@ -78,7 +78,6 @@ def test_an_error_other_than_lack_of_memory_is_raised(monkeypatch):
     monkeypatch.setattr(LitClassifier, "training_step", lambda *_: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match=r"inconsistent|size"):
         find_batch_size(lit_classifier(), Precision(), CPU, 8, False)
-    assert is_out_of_memory(RuntimeError("CUDNN_STATUS_ALLOC_FAILED")) and not is_out_of_memory(RuntimeError("shape"))
 
 
 def test_auto_needs_a_gpu_with_memory_for_a_photo(demo_photos, tmp_path, monkeypatch):
@@ -88,8 +87,7 @@ def test_auto_needs_a_gpu_with_memory_for_a_photo(demo_photos, tmp_path, monkeyp
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr("carvision.training.trainer.require_gpu", lambda trainer: None)
     monkeypatch.setattr(batch_size, "find_batch_size", lambda *_: 0)
-    with pytest.raises(InputError, match="not even one photo fits on the GPU"):
-        train(tmp_path / "run", *auto)
+    refuse("not even one photo fits on the GPU", tmp_path / "run", *auto)
 
 
 def test_the_size_found_is_stored_and_used_by_a_resumed_run(demo_photos, tmp_path, monkeypatch, small_memory):
@@ -113,9 +111,9 @@ def test_the_size_found_is_stored_and_used_by_a_resumed_run(demo_photos, tmp_pat
     ["data.batch_size=1", "model.train_layers=none", "+phases.a={epochs:1}", "+phases.b={epochs:1,train_layers:all}"],
 ])  # fmt: skip
 def test_batches_of_one_photo_with_batch_norm_are_refused(demo_photos, tmp_path, overrides):
-    with pytest.raises(InputError, match=r"data\.batch_size: batches of one photo can't train batch norm") as caught:
+    with pytest.raises(InputError, match=r"data\.batch_size: batches of one photo can't train batch norm"):
         train(tmp_path / "run", *demo(demo_photos), *overrides)
-    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_batches_of_one_photo_train_with_frozen_batch_norm(demo_photos, tmp_path):

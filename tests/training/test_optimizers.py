@@ -1,6 +1,5 @@
 """Optimizers against their formulas, weight decay and learning rate of each parameter, SAM, fused kernels."""
 
-import copy
 import math
 
 import pytest
@@ -195,33 +194,14 @@ def test_sam_steps_with_the_gradient_at_the_worst_point_within_reach():
     assert perturbed == [False, True] * 3
 
 
-def trained(name: str, steps: int, state: dict | None = None, **values) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Train a network with given gradients for some steps, from the state of an earlier optimizer if there is one."""
-    model = network()
-    optimizer = create_optimizer(model, **of_conf(name) | values)
-    if state:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    for step in range(steps):
-        for number, parameter in enumerate(model.parameters()):
-            parameter.grad = torch.full_like(parameter, 0.1 * step - 0.05 * number)
-        optimizer.step()
-    return model, optimizer
-
-
 @pytest.mark.parametrize("name", sorted(FUSED))
 def test_fused_kernels_are_used_where_they_exist_unless_the_user_says_otherwise(name, monkeypatch):
+    fused, values = create_optimizer(network(), **of_conf(name)), walk(name)
+    assert fused.defaults["fused"]
+    for own in ({"fused": False}, {"arguments": {"foreach": True}}):
+        assert not create_optimizer(network(), **of_conf(name) | own).defaults["fused"]
     monkeypatch.setattr(optim, "has_fused_kernel", lambda name, groups: False)  # as on a TPU
-    plain, optimizer = trained(name, 3)
-    assert not optimizer.defaults["fused"]
-    state = copy.deepcopy({"model": plain.state_dict(), "optimizer": optimizer.state_dict()})
-    monkeypatch.undo()
-    model, optimizer = trained(name, 3)
-    assert optimizer.defaults["fused"] and all(group["fused"] for group in optimizer.param_groups)
-    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs)
-    assert not trained(name, 1, fused=False)[1].defaults["fused"]
-    assert not trained(name, 1, arguments={"foreach": True})[1].defaults["fused"]
-
-    _, resumed = trained(name, 2, state)  # begun on a TPU, resumed on the CPU
-    assert all(group["fused"] for group in resumed.param_groups)
+    plain = create_optimizer(network(), **of_conf(name))
+    assert not plain.defaults["fused"] and walk(name) == pytest.approx(values)
+    fused.load_state_dict(plain.state_dict())  # begun on a TPU, resumed on the CPU
+    assert all(group["fused"] for group in fused.param_groups)

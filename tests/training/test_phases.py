@@ -12,7 +12,7 @@ from carvision.errors import InputError
 from carvision.evaluate import evaluate
 from carvision.training.optim import build_phases
 from carvision.training.trainer import trainer_values
-from tests.small_runs import config, demo, train
+from tests.small_runs import config, demo, refuse, train
 from tests.training.run.test_killed_runs import assert_same_run
 
 PHASES = [
@@ -80,9 +80,8 @@ def test_a_run_in_three_starts_equals_the_run_in_one(two_phases, demo_photos, tm
     ("{epochs:2,schedule:{patience:3}}", "phases.upper.schedule: cosine can't be built with"),
 ])  # fmt: skip
 def test_a_mistake_in_a_later_phase_is_reported_before_the_first_begins(upper, line, demo_photos, tmp_path):
-    with pytest.raises(InputError) as caught:
-        train(tmp_path / "run", *demo(demo_photos), "+phases.head={epochs:1}", f"+phases.upper={upper}")
-    assert str(caught.value).startswith(line) and not (tmp_path / "run").exists()
+    refuse(f"^{line}", tmp_path / "run", *demo(demo_photos), "+phases.head={epochs:1}", f"+phases.upper={upper}")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_moved_folder_keeps_its_best_epoch(demo_photos, tmp_path):
@@ -121,11 +120,9 @@ def test_the_averaged_weights_of_the_best_epoch_are_evaluated_and_saved(demo_pho
     assert json.loads((folder / "model.json").read_text())["weights"]["kind"] == "averaged"
     best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
     averaged, raw = best["state_dict"], best["current_model_state"]
-    name = "model.head_make.output.weight"
-    assert not torch.equal(averaged[name], raw[name])
-    counters = [name for name, value in raw.items() if not value.is_floating_point()]
-    assert counters and all(torch.equal(averaged[name], raw[name]) for name in counters)
-    assert torch.equal(load_file(folder / "model.safetensors")["head_make.output.weight"], averaged[name])
+    name = "head_make.output.weight"
+    assert not torch.equal(averaged[f"model.{name}"], raw[f"model.{name}"])
+    assert torch.equal(load_file(folder / "model.safetensors")[name], averaged[f"model.{name}"])
 
 
 def test_sharpness_aware_steps_count_each_photo_once(demo_photos, tmp_path):
@@ -152,7 +149,6 @@ def test_a_pickle_instead_of_a_checkpoint_is_refused_and_runs_nothing(two_phases
     (folder / "checkpoints").mkdir(parents=True)
     shutil.copy(two_phases / "config.yaml", folder)
     torch.save({"phase": 0, "epoch": Bomb()}, folder / "checkpoints" / "last.ckpt")
-    with pytest.raises(InputError, match=r"last\.ckpt is not a complete checkpoint"):
-        train(folder, *demo(demo_photos), *PHASES)
+    refuse(r"last\.ckpt is not a complete checkpoint", folder, *demo(demo_photos), *PHASES)
     assert (folder / "checkpoints" / "last.ckpt").exists()
     assert not (tmp_path / "executed").exists()

@@ -6,12 +6,11 @@ from unittest import mock
 
 import pytest
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
-from pytorch_lightning.strategies.launchers import subprocess_script
 
 from carvision.errors import InputError
 from carvision.training.distributed import launch
 from carvision.training.distributed.fsdp import check_fsdp
-from tests.small_runs import config, demo, train
+from tests.small_runs import config
 from tests.training.distributed.processes import by_srun, by_torchrun, environment, free_port
 
 
@@ -56,12 +55,6 @@ def test_the_launcher_must_start_as_many_processes_as_the_trainer_uses(started_a
     launch.require_all_used(2, 1)
 
 
-def test_several_machines_without_a_launcher_need_an_address(started_as):
-    started_as(environment(MASTER_ADDR="127.0.0.1", NODE_RANK=1))
-    with pytest.raises(InputError, match="there is no MASTER_PORT"), launch.run_together(trainer(num_nodes=2)):
-        pass
-
-
 def by_sbatch(num: int) -> dict[str, str]:
     """Return the environment of a batch script, which srun has not started."""
     return {name: value for name, value in by_srun(0, num, 1).items() if name != "SLURM_STEP_ID"}
@@ -75,7 +68,10 @@ def test_a_batch_script_of_several_tasks_needs_srun(started_as, monkeypatch):
             pass
 
 
-def test_missing_processes_are_reported_in_one_line(started_as, monkeypatch):
+def test_missing_processes_and_addresses_are_reported_in_one_line(started_as, monkeypatch):
+    started_as(environment(MASTER_ADDR="127.0.0.1", NODE_RANK=1))
+    with pytest.raises(InputError, match="there is no MASTER_PORT"), launch.run_together(trainer(num_nodes=2)):
+        pass
     monkeypatch.setattr(launch, "START_WITHIN", timedelta(seconds=1))
     monkeypatch.setattr(launch, "_store", None)
     started_as(by_srun(0, 2, free_port()))
@@ -83,23 +79,8 @@ def test_missing_processes_are_reported_in_one_line(started_as, monkeypatch):
         pass
 
 
-def test_one_task_of_slurm_trains(started_as, demo_photos, tmp_path):
-    started_as(by_srun(0, 1, 1))
-    train(tmp_path / "run", *demo(demo_photos), "trainer.max_epochs=1")
-    assert (tmp_path / "run" / "metrics.json").exists()
-
-
 def trainer(**values) -> dict:
     return {"accelerator": "cpu", "devices": 1, "num_nodes": 1, **values}
-
-
-def test_lightning_still_has_the_private_parts_that_are_replaced():
-    from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
-    from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
-
-    assert callable(_TrainingEpochLoop._broadcast_sigterm_tensor)
-    assert callable(_SignalConnector.register_signal_handlers)
-    assert callable(subprocess_script._launch_process_observer)
 
 
 @pytest.mark.parametrize(("override", "message"), [

@@ -1,8 +1,10 @@
-"""Checkpoint files: written atomically, verified, and recognised when damaged."""
+"""Checkpoint files: written atomically, verified, recognised when damaged; a disk that is full or read-only."""
 
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from unittest import mock
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 
 from carvision.files.atomic import link_or_copy
 from carvision.training.run.checkpoints import VerifiedCheckpointIO, is_intact, num_bytes
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -55,3 +58,23 @@ def test_a_file_system_without_links_gets_a_copy(tmp_path, monkeypatch):
     link_or_copy(last, best)
     assert best.read_bytes() == b"123" and best.stat().st_ino != last.stat().st_ino
     assert {*tmp_path.iterdir()} == {last, best}
+
+
+@pytest.mark.slow
+def test_a_small_disk_costs_no_run(demo_photos, tmp_path):
+    """A real one, in a mount namespace of its own."""
+    disk, other = tmp_path / "disk", tmp_path / "other"
+    disk.mkdir()
+    other.mkdir()
+    mount = f"mount -t tmpfs -o size=23m tmpfs {disk}"
+    tried = shutil.which("unshare") and subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True)
+    if not tried or tried.returncode:
+        pytest.skip("this machine lets nobody mount a small disk (unshare -rm)")
+    script = f"{mount} && exec {sys.executable} -m tests.training.run.small_disk {disk} {demo_photos} {other}"
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "all is well", done.stdout + done.stderr
+    assert "Traceback" not in done.stderr and "Logging error" not in done.stderr, done.stderr
+    assert "a background writer stopped: [Errno 28] No space left on device" in done.stderr

@@ -20,7 +20,7 @@ from carvision.training.build import build_datamodule
 from carvision.training.trainer import stop_rule
 from tests import forked
 from tests.data.layouts import write_class_folders
-from tests.small_runs import SMALL, config, demo, train
+from tests.small_runs import SMALL, config, demo, refuse, train
 
 
 @pytest.fixture
@@ -34,6 +34,9 @@ def class_folders(tmp_path):
             pixels[..., 2 - i] += 150
             Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
     return tmp_path / "photos"
+
+
+FOLDS = ["fold_0", "fold_1", "fold_2"]
 
 
 def folder_overrides(root) -> list[str]:
@@ -70,18 +73,16 @@ def test_metrics_are_those_of_the_best_epoch(demo_run):
     metrics = json.loads((demo_run / "metrics.json").read_text())
     history = pd.read_csv(demo_run / "history.csv")
     best = history.loc[history["val/loss"].idxmin()]
-    assert metrics["best_epoch"] == best["epoch"]
-    assert metrics["val"]["loss"] == pytest.approx(best["val/loss"])
-    assert metrics["train"]["make/top1"] == pytest.approx(best["train/make/top1"])
-    for split in ("train", "val"):
-        assert metrics[split]["make/auc"] == pytest.approx(best[f"{split}/make/auc"])
-    assert 0 <= metrics["test"]["model/top1"] <= metrics["test"]["model/top5"] <= 1
-    assert set(metrics["decodings"]["test"]) == {"independent", "joint", "marginal"}
-    assert metrics["decodings"]["test"]["joint"]["joint/consistent"] == 1.0
-    of_val = metrics["decodings"]["val"]["independent"]  # kept with the best weights, and not measured once more
+    assert metrics["best_epoch"] == best["epoch"] and metrics["seconds"]["training"] > 0
+    for split, name in (("val", "loss"), ("train", "make/top1"), ("train", "make/auc"), ("val", "make/auc")):
+        assert metrics[split][name] == pytest.approx(best[f"{split}/{name}"])
+    test, decodings = metrics["test"], metrics["decodings"]
+    assert 0 <= test["model/top1"] <= test["model/top5"] <= 1
+    assert set(decodings["test"]) == {"independent", "joint", "marginal"}
+    assert decodings["test"]["joint"]["joint/consistent"] == 1.0
+    of_val = decodings["val"]["independent"]  # kept with the best weights, and not measured once more
     assert of_val == pytest.approx({name: metrics["val"][name] for name in of_val}, rel=1e-5)
-    assert metrics["decodings"]["test"]["independent"]["make/top1"] == pytest.approx(metrics["test"]["make/top1"])
-    assert metrics["seconds"]["training"] > 0
+    assert decodings["test"]["independent"]["make/top1"] == pytest.approx(test["make/top1"])
 
 
 def box_of(photo) -> tuple[int, int, int, int]:
@@ -109,15 +110,13 @@ def test_all_folds_are_trained_and_their_mean_reported(class_folders, tmp_path):
     overrides = ["data=folder", f"data.root={class_folders}", "data.split.kind=kfold", "data.split.num_folds=3"]
     overrides += ["data.split.val_fraction=0.25", "run.price_per_hour=10", "trainer.max_epochs=1"]
     folder = train(tmp_path / "folds", *overrides)
-    each = [json.loads((folder / f"fold_{i}" / "metrics.json").read_text()) for i in range(3)]
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics, *each = (json.loads((folder / name / "metrics.json").read_text()) for name in ("", *FOLDS))
     assert metrics["cost"] == pytest.approx(sum(part["cost"] for part in each))
     assert metrics["seconds"]["total"] == pytest.approx(sum(part["seconds"]["total"] for part in each), abs=0.01)
     summary, values = metrics["test"]["class/top1"], [part["test"]["class/top1"] for part in each]
     assert summary["mean"] == pytest.approx(np.mean(values)) and summary["std"] == pytest.approx(np.std(values, ddof=1))
-    parts = [pd.read_csv(folder / f"fold_{i}" / "splits.csv") for i in range(3)]
-    tested = pd.concat([part.loc[part["split"] == "test", "path"] for part in parts])
-    assert sorted(tested) == sorted(parts[0]["path"])
+    splits = pd.concat([pd.read_csv(folder / name / "splits.csv") for name in FOLDS])
+    assert sorted(splits.loc[splits["split"] == "test", "path"]) == sorted(set(splits["path"]))
 
 
 def test_runs_in_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
@@ -128,13 +127,11 @@ def test_runs_in_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch)
 def test_a_bad_photo_stops_the_run_or_is_skipped_or_blank_and_is_always_listed(class_folders, tmp_path):
     bad = class_folders / "red" / "3.png"
     bad.write_bytes(bad.read_bytes()[:100])
-    overrides = folder_overrides(class_folders)
-    with pytest.raises(InputError, match=r"3\.png.*data\.on_bad_image=skip"):
-        train(tmp_path / "error", *overrides)
+    overrides = [*folder_overrides(class_folders), "trainer.max_epochs=1"]
+    refuse(r"3\.png.*data\.on_bad_image=skip", tmp_path / "error", *overrides)
     for kind in ("skip", "blank"):
-        folder = train(tmp_path / kind, *overrides, f"data.on_bad_image={kind}", "trainer.max_epochs=1")
+        folder = train(tmp_path / kind, *overrides, f"data.on_bad_image={kind}")
         assert pd.read_csv(folder / "bad_images.csv")["path"].tolist() == ["red/3.png"]
-        assert "1 photos could not be read" in (folder / "run.log").read_text()
 
 
 @pytest.mark.parametrize(("override", "message"), [
@@ -150,9 +147,7 @@ def test_a_bad_photo_stops_the_run_or_is_skipped_or_blank_and_is_always_listed(c
 def test_a_mistake_is_refused_in_one_line(class_folders, tmp_path, override, message):
     if override == "trainer=gpu" and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(InputError, match=message) as caught:
-        train(tmp_path / "run", *folder_overrides(class_folders), override)
-    assert "\n" not in str(caught.value)
+    refuse(message, tmp_path / "run", *folder_overrides(class_folders), override)
     assert not (tmp_path / "run").exists()  # so that the corrected command can name it again
 
 

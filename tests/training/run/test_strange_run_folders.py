@@ -16,7 +16,7 @@ from carvision.errors import InputError
 from carvision.files import folders
 from carvision.training.run.folder import is_finished
 from carvision.training.run.resume import find_resume_point
-from tests.small_runs import demo, train
+from tests.small_runs import demo, refuse, train
 
 OVERRIDES = ["optimizer.lr=0.01", "augment=none", "features.keep=false"]
 
@@ -35,13 +35,6 @@ def begun(made, tmp_path):
     return made[0], shutil.copytree(made[1], tmp_path / "run")
 
 
-def refuse(folder: Path, overrides: list[str], line: str = "") -> None:
-    """Require an error of one line that matches `line`, and asks nobody to delete anything."""
-    with pytest.raises(InputError, match=line) as error:
-        train(folder, *overrides)
-    assert not any(word in str(error.value) for word in ("\n", "remove it", "delete"))
-
-
 def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in Path(folder).iterdir())
 
@@ -49,7 +42,7 @@ def names_in(folder: Path) -> list[str]:
 def test_a_config_of_another_program_is_not_a_run(demo_photos, tmp_path):
     content = "trainer: {max_epochs: 3}\nmodel: {name: x}\ndata: {root: y}\noptimizer: {}\n"
     (tmp_path / "config.yaml").write_text(content)
-    refuse(tmp_path, demo(demo_photos), "exists already and holds something else; give a folder")
+    refuse("exists already and holds something else; give a folder", tmp_path, *demo(demo_photos))
     assert names_in(tmp_path) == ["config.yaml"]
     assert (tmp_path / "config.yaml").read_text() == content
 
@@ -58,8 +51,7 @@ def test_an_early_error_removes_only_what_this_start_made(demo_photos, tmp_path)
     mine = tmp_path / "mine"
     mine.mkdir()
     for folder in (tmp_path / "new", mine):
-        with pytest.raises(InputError, match="nothing"):
-            train(folder, *demo(demo_photos), "callbacks.monitor=val/nothing")
+        refuse("nothing", folder, *demo(demo_photos), "callbacks.monitor=val/nothing")
     assert not (tmp_path / "new").exists() and names_in(mine) == []
     (mine / "tensorboard").mkdir()
     for name in ("notes.txt", "tensorboard/notes.txt", "config.yaml", "run.log", "tensorboard/events.out.tfevents.1.2"):
@@ -97,7 +89,7 @@ def test_files_that_are_locked_or_appended_to_must_not_be_links(name, begun, tmp
     (tmp_path / "outside").write_text("precious")
     (folder / name).unlink()
     (folder / name).symlink_to(tmp_path / "outside")
-    refuse(folder, overrides, "is a symbolic link, and nothing is written through one")
+    refuse("is a symbolic link, and nothing is written through one", folder, *overrides)
     assert (tmp_path / "outside").read_text() == "precious"
 
 
@@ -109,7 +101,7 @@ def test_a_runs_folders_must_not_be_links_out_of_it(name, begun, tmp_path):
     for other in ("best.ckpt", "new.ckpt"):  # of somebody else
         (Path(outside) / other).write_bytes(b"precious")
     before = {file: file.read_bytes() for file in Path(outside).iterdir()}
-    refuse(folder, overrides, rf"{name} is a symbolic link to .*outside, outside of")
+    refuse(rf"{name} is a symbolic link to .*outside, outside of", folder, *overrides)
     assert {file: file.read_bytes() for file in Path(outside).iterdir()} == before
 
 
@@ -165,7 +157,7 @@ def test_a_file_that_is_no_whole_checkpoint_is_refused_in_one_line(begun):
         last.write_bytes(damage)
         with pytest.raises(InputError, match=line):
             find_resume_point(folder / "checkpoints", repair=True)
-    refuse(folder, overrides, line)
+    refuse(line, folder, *overrides)
     assert len(pd.read_csv(folder / "history.csv")) == 1
 
 
@@ -181,7 +173,7 @@ def test_a_checkpoint_of_another_network_or_epoch_is_refused_in_one_line(begun, 
     ):  # fmt: skip
         last.unlink()
         last.write_bytes(content)
-        refuse(folder, overrides, line)
+        refuse(line, folder, *overrides)
 
 
 def test_a_damaged_best_checkpoint_and_damaged_metrics_are_replaced(begun):
@@ -206,7 +198,7 @@ def test_a_damaged_configuration_beside_checkpoints_is_refused_in_one_line(begun
     for content in (b"", b"- a\n- b\n", b"\xff\x00", b"a: [", None):
         file.unlink() if content is None else file.write_bytes(content)
         before = sorted(path.name for path in folder.rglob("*"))
-        refuse(folder, overrides, r"its config\.yaml is missing, damaged or another.*model\.weights=")
+        refuse(r"its config\.yaml is missing, damaged or another.*model\.weights=", folder, *overrides)
         assert sorted(path.name for path in folder.rglob("*")) == before
 
 
@@ -214,7 +206,7 @@ def test_a_damaged_list_of_splits_is_refused_or_reported(begun):
     overrides, folder = begun
     for content in (b"", b"\xff\x00", b"path\na\na\n", b"a,b\n1,2\n"):
         (folder / "splits.csv").write_bytes(content)
-        refuse(folder, overrides, r"splits\.csv can't be read .*run\.allow_changes=true")
+        refuse(r"splits\.csv can't be read .*run\.allow_changes=true", folder, *overrides)
     train(folder, *overrides, "run.allow_changes=true", "run.max_epochs_per_start=1")
     assert "using the photos as they are now" in (folder / "run.log").read_text()
 
@@ -229,8 +221,9 @@ def test_files_instead_of_folders_and_the_reverse_are_refused(begun, tmp_path):
         else:
             shutil.rmtree(folder / name)
             (folder / name).write_bytes(b"")
-        refuse(folder, overrides, rf"{name}.* can't be written" if "." in name else "")
+        refuse(rf"{name}.* can't be written" if "." in name else "", folder, *overrides)
 
 
 def test_a_name_that_is_too_long_is_one_line(demo_photos, tmp_path):
-    refuse(tmp_path / "/".join(["y" * 200] * 30), demo(demo_photos), r"^run\.dir: .{,450}File name too long.{,40}$")
+    line = r"^run\.dir: .{,450}File name too long.{,40}$"
+    refuse(line, tmp_path / "/".join(["y" * 200] * 30), *demo(demo_photos))
