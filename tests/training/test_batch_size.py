@@ -67,19 +67,6 @@ def test_the_phase_that_trains_most_is_tried(small_memory):
     assert lit.phase["name"] == "head" and not any(p.requires_grad for p in lit.model.backbone.parameters())
 
 
-def test_sam_and_batch_norm_count_in_the_search(small_memory):
-    optimizer = phases()[0]["optimizer"] | {"sam_rho": 0.05}
-    assert find_batch_size(lit_classifier(phases=phases(optimizer=optimizer)), Precision(), CPU, 8, False) == 8
-    assert len(small_memory) == 4  # two passes a step
-    assert find_batch_size(lit_classifier(), Precision(), CPU, 1, False) == 0  # batch norm needs two photos
-
-
-def test_an_error_other_than_lack_of_memory_is_raised(monkeypatch):
-    monkeypatch.setattr(LitClassifier, "training_step", lambda *_: torch.zeros(2) @ torch.zeros(3))
-    with pytest.raises(RuntimeError, match=r"inconsistent|size"):
-        find_batch_size(lit_classifier(), Precision(), CPU, 8, False)
-
-
 def test_auto_needs_a_gpu_with_memory_for_a_photo(demo_photos, tmp_path, monkeypatch):
     auto = [*demo(demo_photos), "data.batch_size=auto"]
     with pytest.raises(InputError, match=r"auto looks for .* has none; give a number, such as data\.batch_size=64"):

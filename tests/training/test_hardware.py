@@ -13,7 +13,7 @@ from carvision.training import trainer as build_trainer
 from carvision.training.hardware import resolve_precision, set_deterministic
 from carvision.training.module import LitClassifier
 from carvision.training.trainer import trainer_values
-from tests.small_runs import SMALL, config, demo, train
+from tests.small_runs import SMALL, config, demo, refuse, train
 from tests.training.run.test_killed_runs import assert_same_run
 
 
@@ -94,24 +94,18 @@ def test_another_process_with_another_number_of_workers_gives_the_same_bits(run_
     assert (a / "splits.csv").read_bytes() == (b / "splits.csv").read_bytes()
 
 
-def test_deterministic_is_set_and_unset_and_needs_a_fixed_workspace(monkeypatch):
-    set_deterministic(True)
-    assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
-    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-    set_deterministic(False)
-    assert not torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.deterministic
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
-    with pytest.raises(InputError, match=r"CUBLAS_WORKSPACE_CONFIG=:0:0 .*:4096:8 or :16:8"):
-        set_deterministic(True)
-
-
 def test_an_operation_without_a_deterministic_form_is_one_line(demo_photos, tmp_path, monkeypatch):
     def step(self, batch, batch_idx):
         return torch.zeros(3).put_(torch.tensor([1]), torch.ones(1)).sum()  # refused on the CPU, too
 
     monkeypatch.setattr(LitClassifier, "training_step", step)
-    with pytest.raises(InputError, match=r"^deterministic: put_ has no form .* or deterministic=false"):
-        train(tmp_path / "run", *demo(demo_photos), "deterministic=true")
+    overrides = [*demo(demo_photos), "deterministic=true"]
+    refuse(r"^deterministic: put_ has no form .* or deterministic=false", tmp_path / "run", *overrides)
+    assert torch.backends.cudnn.deterministic and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    refuse(r"CUBLAS_WORKSPACE_CONFIG=:0:0 .*:4096:8 or :16:8", tmp_path / "other", *overrides)
+    set_deterministic(False)
+    assert not torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.deterministic
 
 
 def test_torch_writes_a_trace_of_three_steps_and_a_table(demo_photos, tmp_path):

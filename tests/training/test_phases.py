@@ -31,18 +31,14 @@ def test_phases_inherit_what_they_do_not_set():
     assert build_phases(config())[0]["epochs"] == 2
     with pytest.raises(InputError, match=r"trainer.max_epochs: must be given"):
         build_phases(config("trainer.max_epochs=null"))
-
-
-@pytest.mark.parametrize(("override", "line"), [
-    ("+phases.a={train_layers:none}", "phases.a.epochs: must be given"),
-    ("+phases.a={epochs:1,optimizer:{lr:-1}}", "phases.a.optimizer.lr: -1 is not a number above 0"),
-    ("+phases.a={epochs:1,optimizer:{rate:1}}", "phases.a.optimizer.rate: there is no such key"),
-    ("+phases.a=3", "phases.a: 3 is not a mapping"),
-])  # fmt: skip
-def test_a_wrong_phase_is_refused_in_one_line(override, line):
-    with pytest.raises(InputError) as caught:
-        config(override)
-    assert str(caught.value).startswith(line)
+    for phases, line in (
+        ("phases.a={train_layers:none}", r"^phases\.a\.epochs: must be given"),
+        ("phases.a={epochs:1,optimizer:{lr:-1}}", r"^phases\.a\.optimizer\.lr: -1 is not a number above 0"),
+        ("phases.a={epochs:1,optimizer:{rate:1}}", r"^phases\.a\.optimizer\.rate: there is no such key"),
+        ("phases.a=3", r"^phases\.a: 3 is not a mapping"),
+    ):
+        with pytest.raises(InputError, match=line):
+            config(f"+{phases}")
 
 
 @pytest.fixture(scope="module")
@@ -132,12 +128,9 @@ def test_sharpness_aware_steps_count_each_photo_once(demo_photos, tmp_path):
     # with a rate of nearly nothing both see the same network in each step
     assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-4)
     assert ours["val/loss"] == pytest.approx(theirs["val/loss"], rel=1e-3)
-
-
-@pytest.mark.parametrize("override", ["trainer.accumulate_grad_batches=2", "trainer.precision=16-mixed"])
-def test_sam_refuses_accumulated_and_scaled_gradients(override):
-    with pytest.raises(InputError, match=rf"optimizer.sam_rho: not with {override.partition('=')[0]}"):
-        trainer_values(config("optimizer.sam_rho=0.05", override))
+    for key, value in (("trainer.accumulate_grad_batches", 2), ("trainer.precision", "16-mixed")):
+        with pytest.raises(InputError, match=f"optimizer.sam_rho: not with {key}"):
+            trainer_values(config("optimizer.sam_rho=0.05", f"{key}={value}"))
 
 
 def test_a_pickle_instead_of_a_checkpoint_is_refused_and_runs_nothing(two_phases, demo_photos, tmp_path):

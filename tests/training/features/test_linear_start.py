@@ -15,7 +15,7 @@ from carvision.losses.classification import cross_entropy
 from carvision.models.classifier import Classifier, Head
 from carvision.training.features import linear_start
 from tests.small_runs import config, demo, train
-from tests.training.distributed.processes import train_together, write_manifest
+from tests.training.distributed.processes import write_manifest
 from tests.training.run.test_killed_runs import assert_same_run
 from tests.training.run.test_resume import cut, start_and_cut  # noqa: F401 - cut is a fixture
 
@@ -112,18 +112,6 @@ def test_the_strength_is_chosen_on_validation_photos_if_there_are_any():
     assert layer.weight.isfinite().all() and strength == linear_start.DEFAULT_STRENGTH
 
 
-@pytest.mark.slow
-def test_two_processes_are_initialised_as_one(manifest, tmp_path):
-    overrides = [*manifest, *START, "model.train_layers=none", "schedule=constant"]
-    two = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.max_epochs=1"]
-    for num, more in ((1, ["data.batch_size=16"]), (2, ["data.batch_size=8", *two])):
-        own = [*overrides, *more, f"features.dir={tmp_path / f'features_{num}'}"]
-        train_together(num, [(tmp_path / str(num), own)])
-    losses = [pd.read_csv(tmp_path / str(num) / "history.csv")["val/loss"][0] for num in (1, 2)]
-    assert losses[1] == pytest.approx(losses[0], rel=0.01)
-    assert line_of(tmp_path / "1").split("(")[0][24:] == line_of(tmp_path / "2").split("(")[0][24:]
-
-
 @pytest.fixture
 def problem():
     """features (120, 7), targets of 4 classes, weights of which some are 0."""
@@ -135,7 +123,7 @@ def problem():
 
 
 @pytest.mark.parametrize("l2", [1.0, 0.01])
-def test_classes_are_fitted_by_logistic_regression(problem, l2):
+def test_layers_are_those_of_logistic_and_ridge_regression(problem, l2):
     features, targets, weights = problem
     layer = linear_start.fit_layer(features, targets, weights, 4, cross_entropy, l2, max_steps=500)
     theirs = LogisticRegression(C=1 / (l2 * weights.sum().item()), tol=1e-10, max_iter=10_000)
@@ -143,25 +131,11 @@ def test_classes_are_fitted_by_logistic_regression(problem, l2):
     np.testing.assert_allclose(layer.weight, theirs.coef_, atol=2e-3)
     ours = torch.nn.functional.linear(features, *layer).softmax(1)
     np.testing.assert_allclose(ours, theirs.predict_proba(features), atol=1e-3)
-
-
-def test_numbers_are_fitted_by_ridge_regression(problem):
-    features, _, weights = problem
     values = features @ torch.arange(7.0, dtype=torch.float64) + 3
     layer = linear_start.fit_layer(features, values, weights, 1, linear_start.half_squared_error, 0.1, max_steps=500)
     theirs = Ridge(alpha=0.1 * weights.sum().item()).fit(features, values, sample_weight=weights)
     np.testing.assert_allclose(layer.weight[0], theirs.coef_, atol=2e-3)
     assert layer.bias.item() == pytest.approx(theirs.intercept_, abs=5e-3)
-
-
-def test_a_frame_is_undone_in_the_layer(problem):
-    features, targets, _ = problem
-    layer = linear_start.Layer(torch.randn(3, 7).double(), torch.randn(3).double())
-    for frame in (linear_start.plain_frame(features), linear_start.class_frame(features, targets, 4, 0.3)):
-        framed = frame.apply(features)
-        assert framed.mean(0).abs().max() < 1e-12 and framed.square().mean().item() == pytest.approx(1)
-        scores = torch.nn.functional.linear(framed, *layer)
-        torch.testing.assert_close(torch.nn.functional.linear(features, *frame.undo(layer)), scores)
 
 
 @pytest.mark.parametrize("shrinkage", [0.0, 0.4])

@@ -6,7 +6,6 @@ import shutil
 import pandas as pd
 import pytest
 
-from carvision.errors import InputError
 from carvision.training.run.folder import EXTENDING, is_finished
 from tests.small_runs import demo, refuse, train
 from tests.training.run.test_killed_runs import assert_same_run
@@ -108,28 +107,26 @@ def test_the_schedule_follows_the_new_end(schedule, demo_photos, tmp_path):
 def test_the_last_phase_may_be_longer_and_others_may_follow(demo_photos, tmp_path):
     overrides = [*demo(demo_photos), *PLAIN, "trainer.max_epochs=null", "schedule=constant", "features.keep=false"]
     overrides += ["+phases.head={epochs:1,train_layers:none}"]
-    last = "+phases.all={{epochs:{},optimizer:{{lr:0.003}}}}"
-    train(tmp_path / "run", *overrides, last.format(1))
-    train(tmp_path / "planned", *overrides, last.format(2))
-    longer = shutil.copytree(tmp_path / "run", tmp_path / "longer")
-    with pytest.raises(InputError, match=r"all of its 2 epochs are trained.*phases\.all\.epochs"):
-        train(longer, *overrides, last.format(1), "trainer.max_epochs=5", "run.allow_changes=true")
-    train(longer, *overrides, last.format(2), "run.allow_changes=true")
-    assert_same_run(longer, tmp_path / "planned", extended=True)
-    train(tmp_path / "run", *overrides, last.format(1), "+phases.third={epochs:1}", "run.allow_changes=true")
-    assert pd.read_csv(tmp_path / "run" / "history.csv")["phase"].tolist() == ["head", "all", "third"]
+    more = [*overrides, "run.allow_changes=true"]
+    once, twice = (f"+phases.all={{epochs:{num},optimizer:{{lr:0.003}}}}" for num in (1, 2))
+    run, planned = train(tmp_path / "run", *overrides, once), train(tmp_path / "planned", *overrides, twice)
+    longer = shutil.copytree(run, tmp_path / "longer")
+    refuse(r"all of its 2 epochs are trained.*phases\.all\.epochs", longer, *more, once, "trainer.max_epochs=5")
+    assert_same_run(train(longer, *more, twice), planned, extended=True)
+    train(run, *more, once, "+phases.third={epochs:1}")
+    assert pd.read_csv(run / "history.csv")["phase"].tolist() == ["head", "all", "third"]
 
 
 def test_a_run_that_stopped_early_needs_more_patience(demo_photos, tmp_path):
     overrides = [*demo(demo_photos), *PLAIN, "trainer.max_epochs=4", "schedule=constant"]
     overrides += ["callbacks.monitor=train/loss", "callbacks.mode=max"]  # the first epoch stays the best
+    more = [*overrides, "run.allow_changes=true"]
     folder = train(tmp_path / "run", *overrides, "callbacks.patience=1")
     assert len(pd.read_csv(folder / "history.csv")) == 2
-    with pytest.raises(InputError, match=r"early stopping ended it after 2 epochs.*callbacks\.patience=1 would"):
-        train(folder, *overrides, "callbacks.patience=1", "trainer.max_epochs=6", "run.allow_changes=true")
-    train(folder, *overrides, "callbacks.patience=2", "run.allow_changes=true")
-    train(tmp_path / "planned", *overrides, "callbacks.patience=2")
-    assert_same_run(folder, tmp_path / "planned", extended=True)
+    line = r"early stopping ended it after 2 epochs.*callbacks\.patience=1 would"
+    refuse(line, folder, *more, "callbacks.patience=1", "trainer.max_epochs=6")
+    train(folder, *more, "callbacks.patience=2")
+    assert_same_run(folder, train(tmp_path / "planned", *overrides, "callbacks.patience=2"), extended=True)
 
 
 def test_each_seed_is_trained_further_once(cut, demo_photos, tmp_path):  # noqa: F811

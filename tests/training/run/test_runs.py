@@ -58,7 +58,8 @@ def test_the_folder_holds_what_the_contract_says(demo_run):
     assert described["crop_to_box"] and carvision.load(demo_run).crop_to_box
 
 
-def test_history_has_a_row_an_epoch(demo_run):
+def test_history_has_a_row_an_epoch_and_metrics_are_those_of_the_best(demo_run):
+    metrics = json.loads((demo_run / "metrics.json").read_text())
     history = pd.read_csv(demo_run / "history.csv")
     assert history["epoch"].tolist() == [0, 1]
     assert {
@@ -67,11 +68,6 @@ def test_history_has_a_row_an_epoch(demo_run):
         "val/speed/mae",
     } <= set(history.columns)  # fmt: skip
     assert history["lr"].between(0, 0.01).all() and (history["seconds"] > 0).all()
-
-
-def test_metrics_are_those_of_the_best_epoch(demo_run):
-    metrics = json.loads((demo_run / "metrics.json").read_text())
-    history = pd.read_csv(demo_run / "history.csv")
     best = history.loc[history["val/loss"].idxmin()]
     assert metrics["best_epoch"] == best["epoch"] and metrics["seconds"]["training"] > 0
     for split, name in (("val", "loss"), ("train", "make/top1"), ("train", "make/auc"), ("val", "make/auc")):
