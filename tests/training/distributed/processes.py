@@ -27,17 +27,16 @@ def write_manifest(folder: Path, num: dict[str, int], bad: bool = False) -> list
     random = np.random.default_rng(0)
     (folder / "photos").mkdir(parents=True)
     rows = []
-    for split, count in num.items():
-        for i in range(count):
-            model = int(random.choice(4, p=[0.4, 0.3, 0.2, 0.1]))
-            pixels = random.integers(0, 150, (40, 40, 3), dtype=np.uint8)
-            pixels[..., model % 3] += 20 + 10 * model
-            path = f"photos/{split}_{i}.png"
-            Image.fromarray(pixels).save(folder / path)
-            if bad and i in (1, 4):
-                (folder / path).write_bytes(f"no photo: {path}".encode())
-            known, priced = (random.random(2) < 0.7).tolist()
-            rows.append([path, split, f"make{model // 2}", f"m{model}" * known, str(1000.0 * (model + 1)) * priced])
+    for split, i in ((split, i) for split, count in num.items() for i in range(count)):
+        model = int(random.choice(4, p=[0.4, 0.3, 0.2, 0.1]))
+        pixels = random.integers(0, 150, (40, 40, 3), dtype=np.uint8)
+        pixels[..., model % 3] += 20 + 10 * model
+        path = f"photos/{split}_{i}.png"
+        Image.fromarray(pixels).save(folder / path)
+        if bad and i in (1, 4):
+            (folder / path).write_bytes(f"no photo: {path}".encode())
+        known, priced = (random.random(2) < 0.7).tolist()
+        rows.append([path, split, f"make{model // 2}", f"m{model}" * known, str(1000.0 * (model + 1)) * priced])
     pd.DataFrame(rows, columns=["path", "split", "make", "model", "price"]).to_csv(folder / "table.csv", index=False)
     return [
         "data=manifest", f"data.root={folder}", "data.file=table.csv", "data.labels=[make,model]",

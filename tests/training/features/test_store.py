@@ -58,16 +58,15 @@ def test_two_writers_of_the_same_file_do_not_disturb_each_other(tmp_path):
 
 
 def test_the_least_recently_used_files_make_room(tmp_path):
-    size = 0
     files = [tmp_path / f"{name * 32}.safetensors" for name in "abcd"]
     for age, file in enumerate(files):
         write(file, np.ones((100, 10), np.float32))
-        size = file.stat().st_size
         os.utime(file, (1e9 - age, 1e9 - age))
+    size = files[0].stat().st_size
     store.open_features(files[3])  # the oldest has just been used
     old, new = (tmp_path / f"{'e' * 32}.{number}.0123abcd.partial" for number in (1, 2))
-    for file in (old, new):
-        file.write_text("")
+    old.touch()
+    new.touch()
     os.utime(old, (1e9, 1e9))
     store.make_room(tmp_path, 3 * size, needed=size)
     assert {*tmp_path.iterdir()} == {files[0], files[3], new}
@@ -104,6 +103,5 @@ def test_the_digest_of_weights_changes_with_every_change():
     zeros, plain = torch.zeros(2, 3), torch.randn(2, 3, 4, 4)
     weights = [{"a": zeros}, {"a": zeros + 1}, {"a": zeros.T}, {"a": zeros.double()}, {"c": zeros}]
     assert len({store.digest_of_tensors(tensors) for tensors in weights}) == 5
-    assert store.digest_of_tensors({"a": plain}) == store.digest_of_tensors(
-        {"a": plain.to(memory_format=torch.channels_last)}
-    )
+    layouts = [plain, plain.to(memory_format=torch.channels_last)]
+    assert len({store.digest_of_tensors({"a": tensor}) for tensor in layouts}) == 1

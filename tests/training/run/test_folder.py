@@ -62,7 +62,6 @@ def test_keys_that_affect_no_result_may_change(tmp_path):
 def test_keys_that_an_earlier_version_lacked_count_as_unchanged(tmp_path, caplog):
     earlier = config()
     del earlier["run"]["on_nonfinite_loss"], earlier["optimizer"]["sam_rho"], earlier["augment"]["steps"]["erase"]
-    del earlier["trainer"]["accumulate_grad_batches"], earlier["data"]["on_bad_image"]
     del earlier["model"]["heads"]["make"]["activity_l1_reduction"]
     earlier["trainer"]["deterministic"] = earlier.pop("deterministic")
     write_config(earlier, tmp_path)
