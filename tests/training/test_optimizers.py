@@ -108,18 +108,14 @@ def test_keras_optimizers_are_keras_formulas():
         assert steps == pytest.approx([a - 2.0 for a in expected], rel=1e-3), formula.__name__
 
 
-def rates(model: nn.Module, optimizer) -> dict[str, float]:
-    of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    return {name: of[id(p)] for name, p in model.named_parameters()}
-
-
 def test_the_innermost_module_sets_the_learning_rate_times_layer_decay():
     model = Classifier("test_resnet", {"make": Head(3), "model": Head(4)}, 32)
     factors = {"backbone": 0.1, "backbone.layer4": 0.5, "head_make": 2.0}
-    found = rates(model, create_optimizer(model, **of_conf("sgd") | {"lr": 1.0, "lr_factors": factors}))
-    for name, rate in found.items():
+    optimizer = create_optimizer(model, **of_conf("sgd") | {"lr": 1.0, "lr_factors": factors})
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for name, p in model.named_parameters():
         expected = 2.0 if name.startswith("head_make") else 1.0 if name.startswith("head_model") else 0.1
-        assert rate == (0.5 if name.startswith("backbone.layer4") else expected), name
+        assert rates[id(p)] == (0.5 if name.startswith("backbone.layer4") else expected), name
     decayed, both = lr_factors_of(model, {}, 0.5), lr_factors_of(model, {"backbone": 0.1}, 0.5)
     assert all(both[name] == pytest.approx(0.1 * factor) for name, factor in decayed.items())
 

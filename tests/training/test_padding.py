@@ -1,6 +1,5 @@
 """Padding of an evaluation's last batch appears in no metric."""
 
-import logging
 import shutil
 
 import pytest
@@ -24,23 +23,17 @@ def photos_with_a_bad_one(tmp_path_factory, demo_photos):
     return root
 
 
-def evaluated(root, on_bad_image: str, batch_size: int):
-    """Return the network, the metrics of its test, and the datamodule."""
-    overrides = ["model.trunk.hidden=[8]", f"model.trunk.activity_l1={ACTIVITY}", "model.decoding=joint"]
-    cfg = config(*demo(root), *overrides, f"data.batch_size={batch_size}", f"data.on_bad_image={on_bad_image}")
-    datamodule = build_datamodule(cfg, None)
-    lit = build_lit_classifier(cfg, datamodule.table)
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, use_distributed_sampler=False)
-    trainer.test(lit, datamodule=datamodule, verbose=False)
-    values = {name: value.item() for name, value in trainer.callback_metrics.items()}
-    return lit, {name.removeprefix("test/"): value for name, value in values.items()}, datamodule
-
-
 @pytest.mark.parametrize("on_bad_image", ["skip", "blank"])
 @pytest.mark.parametrize("batch_size", [50, 7])  # 72 photos fill 2 * 36 and 11 * 7 rows
 def test_metrics_are_those_of_the_photos_alone(photos_with_a_bad_one, on_bad_image, batch_size):
-    lit, values, datamodule = evaluated(photos_with_a_bad_one, on_bad_image, batch_size)
+    overrides = ["model.trunk.hidden=[8]", f"model.trunk.activity_l1={ACTIVITY}", "model.decoding=joint"]
+    overrides += [f"data.batch_size={batch_size}", f"data.on_bad_image={on_bad_image}"]
+    cfg = config(*demo(photos_with_a_bad_one), *overrides)
+    datamodule = build_datamodule(cfg, None)
+    lit = build_lit_classifier(cfg, datamodule.table)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, use_distributed_sampler=False)
+    trainer.test(lit, datamodule=datamodule, verbose=False)
+    values = {name.removeprefix("test/"): value.item() for name, value in trainer.callback_metrics.items()}
     photos = datamodule.datasets["test"]
     assert (len(photos.paths), len(datamodule.bad_images)) == (72, 1)
     rows = [row for row in range(72) if row != 3 or on_bad_image == "blank"]

@@ -69,27 +69,23 @@ def start_and_cut(folder, *overrides: str) -> None:
 ])  # fmt: skip
 def test_a_run_interrupted_inside_an_epoch_ends_as_if_undisturbed(overrides, cut, demo_photos, tmp_path):
     overrides = [*demo(demo_photos), "optimizer.lr=0.01", "data.batch_size=8", *overrides]
-    train(tmp_path / "whole", *overrides)
-    cut(0, 3)
-    start_and_cut(tmp_path / "cut", *overrides)
-    cut(1, 9)
-    start_and_cut(tmp_path / "cut", *overrides)
-    assert len(pd.read_csv(tmp_path / "cut" / "history.csv")) == 1
-    train(tmp_path / "cut", *overrides)
-    assert_same_run(tmp_path / "cut", tmp_path / "whole")
-    log = (tmp_path / "cut" / "run.log").read_text()
+    whole, folder = train(tmp_path / "whole", *overrides), tmp_path / "cut"
+    for epoch, batch in ((0, 3), (1, 9)):
+        cut(epoch, batch)
+        start_and_cut(folder, *overrides)
+    assert len(pd.read_csv(folder / "history.csv")) == 1
+    assert_same_run(train(folder, *overrides), whole)
+    log = (folder / "run.log").read_text()
     assert "resuming after 0 of 2 epochs and 4 batches of the next (last.ckpt of 20" in log
-    assert f"the run is not finished (SIGTERM); the same command with run.dir={tmp_path / 'cut'} resumes it" in log
+    assert f"the run is not finished (SIGTERM); the same command with run.dir={folder} resumes it" in log
 
 
 def test_run_max_minutes_ends_each_start_with_a_checkpoint(demo_photos, tmp_path):
     overrides = [*demo(demo_photos), "trainer.max_epochs=1", "data.batch_size=48", "logger=none"]  # three steps
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(whole, *overrides)
-    for _ in range(3):  # one for each step, and with the last one the validation
+    whole, parts = train(tmp_path / "whole", *overrides), tmp_path / "parts"
+    for start in range(4):  # one for each step, and with the last one the validation; then the test
         train(parts, *overrides, "run.max_minutes=0.0001")
-        assert not (parts / "metrics.json").exists()
-    train(parts, *overrides, "run.max_minutes=0.0001")  # the test
+        assert (parts / "metrics.json").exists() == (start == 3)
     assert_same_run(parts, whole)
     assert "not finished (run.max_minutes)" in (parts / "run.log").read_text()
     seconds = json.loads((parts / "metrics.json").read_text())["seconds"]

@@ -90,16 +90,15 @@ def box_of(photo) -> tuple[int, int, int, int]:
 
 def test_the_loaded_model_gives_the_test_figures(demo_run, demo_photos):
     model = carvision.load(demo_run)
-    splits = pd.read_csv(demo_run / "splits.csv", dtype=str)
-    test = splits[splits["split"] == "test"]
+    test = pd.read_csv(demo_run / "splits.csv", dtype=str).query("split == 'test'")
     root = next(path for path in (demo_photos, demo_photos / "data") if (path / test["path"].iloc[0]).exists())
+    photos = [root / path for path in test["path"]]
     with torch.no_grad():
-        photos = [root / path for path in test["path"]]
         logits = model(torch.stack([model.transform(Image.open(photo), box=box_of(photo)) for photo in photos]))
-    metrics = json.loads((demo_run / "metrics.json").read_text())["test"]
+    metrics, codes = json.loads((demo_run / "metrics.json").read_text())["test"], model.decode(logits)
     for head in ("make", "model"):
-        predicted = [model.class_ids[head][code] for code in model.decode(logits)[head]]
-        assert np.mean(np.array(predicted) == test[head].to_numpy()) == pytest.approx(metrics[f"{head}/top1"])
+        right = test[head].to_numpy() == [model.class_ids[head][code] for code in codes[head]]
+        assert np.mean(right) == pytest.approx(metrics[f"{head}/top1"])
 
 
 def test_all_folds_are_trained_and_their_mean_reported(class_folders, tmp_path):
