@@ -84,13 +84,6 @@ def test_the_neighbour_metrics_of_batches_are_those_of_all_photos_that_count():
     assert metrics.compute() == pytest.approx({name: found[name] for name in ("recall_at_1", "map_at_r")})
 
 
-def test_another_label_can_be_separated(demo_photos):
-    datamodule, lit = built(demo_photos, "metric_loss=arcface", "metric_loss.label=make", "data.sampler=per_class")
-    assert lit.model.proxies.weight.shape[0] == 4
-    batch = first_batch(datamodule)
-    assert torch.unique(batch["targets"]["make"], return_counts=True)[1].tolist() == [4, 4, 4, 4]
-
-
 ONE_VALIDATION_PHOTO = [
     "metric_loss=arcface", "data.split.kind=stratified", "data.split.fractions=[0.9,0.05,0.05]",
     "data.split.keep_groups=false",

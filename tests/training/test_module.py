@@ -85,17 +85,6 @@ def test_overfits_sixteen_random_photos():
     assert values["train/loss_total"] == pytest.approx(steps.losses[-1], rel=1e-5)
 
 
-def test_the_losses_depend_on_the_seed_alone():
-    def losses(seed: int) -> list[float]:
-        lit = lit_classifier(seed=seed, trunk=Layers((16,), dropout=0.5), augment=FLIP)
-        return fit(lit, [batch_of(8), batch_of(8, seed=1)], epochs=2)[1].losses
-
-    first = losses(0)
-    assert len(first) == 4
-    assert first == losses(0)
-    assert set(first).isdisjoint(losses(1))
-
-
 def test_a_checkpoint_opens_with_torchs_safe_default_and_gives_the_same_logits(tmp_path):
     lit = lit_classifier(heads=("make", "model", "speed"), class_weights={"make": [1.0, 2.0, 0.5]}, decoding="joint")
     trainer, _ = fit(lit, [batch_of(8)], epochs=1)

@@ -11,7 +11,6 @@ from torch import nn
 from carvision.config.compose import options_of
 from carvision.errors import InputError
 from carvision.models.classifier import Classifier, Head
-from carvision.models.parts import Embedding
 from carvision.training import optim
 from carvision.training.optim import FUSED, OPTIMIZERS, create_optimizer, lr_factors_of, parameter_groups
 from tests.small_runs import config
@@ -137,16 +136,6 @@ def test_layer_decay_and_weight_decay_equal_timms(name):
     ours = {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
     assert len(ours) == len(theirs) - 2  # the classifier's, which the heads replace
     assert all(ours[name] == pytest.approx(theirs[name]) for name in ours)
-
-
-def test_a_power_of_pooling_is_not_decayed_and_proxies_are():
-    embedding = Embedding(proxies_per_class=2, num_classes=3)
-    gem = Classifier("test_resnet", {"make": Head(3)}, 32, pool="gem", embedding=embedding)
-    names = {id(p): name for name, p in gem.named_parameters()}
-    groups = parameter_groups(gem, 1.0, 0.1, {})
-    decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
-    assert {"proxies.weight", "head_make.output.weight"} <= decayed
-    assert not {"pool.p", "head_make.output.bias"} & decayed
 
 
 @pytest.mark.parametrize(("values", "line"), [

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 
 from carvision.errors import InputError
-from carvision.evaluation import run as evaluation
 from carvision.reports.comparison.frame import runs_frame
 from carvision.reports.comparison.runs import read_run
 from carvision.reports.plots import plot_curves
@@ -87,12 +86,3 @@ def test_a_head_without_known_validation_labels_is_undefined_and_no_monitor(mani
     assert not (tmp_path / "other" / "checkpoints" / "best.ckpt").exists()
     overrides = manifest(colour={"train": "", "val": "xy", "test": "xy"})
     refuse(r"model\.heads\.colour: no training photo of manifest has a known colour", tmp_path / "third", *overrides)
-
-
-def test_an_evaluation_of_unreadable_photos_ends_in_one_line(manifest, tmp_path):
-    folder = train(tmp_path / "run", *manifest())
-    for row in pd.read_csv(folder / "splits.csv").query("split == 'test'").itertuples():
-        (tmp_path / "photos" / row.path).write_bytes(b"")
-    arguments = {"split": "test", "out": tmp_path / "out", "ensemble": [], "tta": "none", "match": "id", "label": {}}
-    with pytest.raises(InputError, match="not one of the 6 photos of the split 'test' can be read"):
-        evaluation.run(folder, [], **arguments, samples=0, temperature="none", device="cpu")
