@@ -77,18 +77,18 @@ def test_fewer_epochs_than_were_trained_are_refused(planned, finished, tmp_path)
         (folder / "metrics.json").unlink(missing_ok=True)  # nor where the run is not finished
 
 
-def test_a_run_whose_checkpoints_are_gone_is_left_alone(finished, tmp_path):
-    overrides, run = finished
-    folder = shutil.copytree(run, tmp_path / "run")
+def test_a_run_whose_checkpoints_are_gone_is_left_alone(finished, planned, tmp_path):
+    overrides, folder = [*finished[0], "trainer.max_epochs=2"], shutil.copytree(planned, tmp_path / "run")
     shutil.rmtree(folder / "checkpoints")
     before = contents(folder)
-    refuse(r"its checkpoints are gone; give another folder.*model\.weights=", folder, *overrides, *MORE)
+    more = [*overrides, "run.allow_changes=true", "trainer.max_epochs=3"]
+    refuse(r"its checkpoints are gone; give another folder.*model\.weights=", folder, *more)
     assert contents(folder) == before
     (folder / "metrics.json").unlink()
-    for line in (r"holds model\.safetensors, and its", "holds a history of 1 epochs, and its"):
-        refuse(f"{line} last checkpoint is gone; give another", folder, *overrides)
+    for what in (r"model\.safetensors", "a history of 2 epochs"):
+        refuse(f"holds {what}, and its last checkpoint is gone; give another folder", folder, *overrides)
         (folder / "model.safetensors").unlink(missing_ok=True)
-    assert len(pd.read_csv(folder / "history.csv")) == 1
+    assert len(pd.read_csv(folder / "history.csv")) == 2
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "one_cycle"])
