@@ -4,10 +4,12 @@ import functools
 import tempfile
 from unittest import mock
 
+import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from carvision.config.compose import conf_dir, plain_config
+from carvision.errors import InputError
 from carvision.system.versions import git_state, read_versions
 from carvision.training.run import provenance, start
 
@@ -41,6 +43,13 @@ def train(folder, *overrides: str, pictures: bool = False):
         return start.train(cfg, "test")
     with mock.patch("carvision.reports.plots.plot_curves"), SAME_FOR_ALL:
         return start.train(cfg, "test")
+
+
+def refuse(line: str, folder, *overrides: str) -> None:
+    """Require that such a run ends with one line, which matches `line` and asks nobody to delete anything."""
+    with pytest.raises(InputError, match=line) as error:
+        train(folder, *overrides)
+    assert not any(word in str(error.value) for word in ("\n", "remove it", "delete"))
 
 
 def demo(root) -> list[str]:

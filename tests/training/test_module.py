@@ -1,8 +1,6 @@
 """LitClassifier: its loss recomputed, which photos count, augmentation, repeatability, checkpoints."""
 
-import logging
 import math
-import warnings
 
 import pytest
 import pytorch_lightning as pl
@@ -13,7 +11,7 @@ from torch.utils.data import DataLoader
 from carvision.data.table import UNKNOWN
 from carvision.models.classifier import Classifier, Head, Layers
 from carvision.training.module import LitClassifier
-from carvision.training.optim import Phase, r0_lr
+from carvision.training.optim import Phase
 
 CODES = [0, 0, 1, 2]  # the make of each model
 LABELS = {
@@ -27,8 +25,8 @@ OPTIMIZER = {"name": "adamw", "lr": 3e-3, "weight_decay": 0.01}
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 
-def phases(epochs: int = 1, optimizer: dict = OPTIMIZER, schedule: str = "constant") -> list[Phase]:
-    return [Phase(name="", epochs=epochs, train_layers="all", optimizer=optimizer, schedule={"name": schedule})]
+def phases(epochs: int = 1, optimizer: dict = OPTIMIZER) -> list[Phase]:
+    return [Phase(name="", epochs=epochs, train_layers="all", optimizer=optimizer, schedule={"name": "constant"})]
 
 
 def lit_classifier(heads=("make", "model"), seed=0, trunk=Layers(), **values) -> LitClassifier:  # noqa: B008
@@ -36,14 +34,11 @@ def lit_classifier(heads=("make", "model"), seed=0, trunk=Layers(), **values) ->
     sizes = {"make": Head(3), "model": Head(4, Layers((8,))), "speed": Head(1, mean=200.0, std=25.0)}
     model = Classifier("test_resnet", {name: sizes[name] for name in heads}, 32, trunk=trunk)
     arguments = {
-        "description": model.description,
-        "labels": {name: LABELS[name] for name in heads},
+        "description": model.description, "labels": {name: LABELS[name] for name in heads},
         "preprocessing": {"size_px": 32, "mean": list(MEAN), "std": list(STD)},
         "loss": {"name": "cross_entropy", "label_smoothing": 0.0, "head_weights": None},
-        "phases": phases(),
-        "augment": AUGMENT,
-        "class_weights": {},
-    }
+        "phases": phases(), "augment": AUGMENT, "class_weights": {},
+    }  # fmt: skip
     return LitClassifier(**arguments | values, model=model)
 
 
@@ -53,40 +48,30 @@ def batch_of(num: int = 16, seed: int = 0) -> dict:
     return {
         "images": torch.randint(0, 256, (num, 3, 32, 32), dtype=torch.uint8, generator=random),
         "targets": {
-            "make": torch.tensor(CODES)[model],
-            "model": model,
-            "speed": 200 + 25 * torch.randn(num, generator=random),
+            "make": torch.tensor(CODES)[model], "model": model, "speed": 200 + 25 * torch.randn(num, generator=random)
         },
-        "index": torch.arange(num),
-        "draws": torch.rand(num, 4, generator=random),
+        "index": torch.arange(num), "draws": torch.rand(num, 4, generator=random),
         "valid": torch.ones(num, dtype=torch.bool),
-    }
+    }  # fmt: skip
 
 
 class Steps(pl.Callback):
-    """Record loss and learning rate of every step."""
+    """Record the loss of every step."""
 
     def __init__(self):
-        self.losses, self.rates = [], []
+        self.losses = []
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         self.losses.append(outputs["loss"].item())
 
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
-
-def fit(lit: LitClassifier, batches: list[dict], epochs: int) -> tuple[pl.Trainer, Steps]:
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+def fit(lit: LitClassifier, batches: list[dict], epochs: int, *callbacks: pl.Callback) -> tuple[pl.Trainer, Steps]:
     steps = Steps()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer = pl.Trainer(
-            accelerator="cpu", max_epochs=epochs, callbacks=[steps], logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-            check_val_every_n_epoch=epochs,
-        )  # fmt: skip
-        trainer.fit(lit, DataLoader(batches, batch_size=None), DataLoader(batches, batch_size=None))
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=epochs, callbacks=[*callbacks, steps], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, check_val_every_n_epoch=epochs,
+    )  # fmt: skip
+    trainer.fit(lit, DataLoader(batches, batch_size=None), DataLoader(batches, batch_size=None))
     return trainer, steps
 
 
@@ -94,25 +79,10 @@ def test_overfits_sixteen_random_photos():
     lit = lit_classifier(heads=("make", "model", "speed"))
     trainer, steps = fit(lit, [batch_of()], epochs=40)
     values = {name: value.item() for name, value in trainer.callback_metrics.items()}
-    for split in ("train", "val"):
-        for name in ("make/top1", "model/top1", "joint/top1", "joint/consistent"):
-            assert values[f"{split}/{name}"] == 1, values
-    assert values["val/speed/mae"] < 5
+    names = [f"{s}/{n}" for s in ("train", "val") for n in ("make/top1", "model/top1", "joint/top1")]
+    assert {values[name] for name in names} == {1} and values["val/speed/mae"] < 5, values
     assert steps.losses[-1] < 0.1 * steps.losses[0]
-    assert set(lit.val_metrics.compute_rules()) == {"independent", "joint", "marginal"}
-    assert set(lit.train_metrics.compute_rules()) == {"independent"}
     assert values["train/loss_total"] == pytest.approx(steps.losses[-1], rel=1e-5)
-
-
-def test_the_losses_depend_on_the_seed_alone():
-    def losses(seed: int) -> list[float]:
-        lit = lit_classifier(seed=seed, trunk=Layers((16,), dropout=0.5), augment=FLIP)
-        return fit(lit, [batch_of(8), batch_of(8, seed=1)], epochs=2)[1].losses
-
-    first = losses(0)
-    assert len(first) == 4
-    assert first == losses(0)
-    assert set(first).isdisjoint(losses(1))
 
 
 def test_a_checkpoint_opens_with_torchs_safe_default_and_gives_the_same_logits(tmp_path):
@@ -165,40 +135,31 @@ def gradients(lit: LitClassifier, batch: dict) -> dict[str, torch.Tensor]:
 
 def test_unlabelled_and_unreadable_photos_change_no_gradient():
     lit = lit_classifier(heads=("make", "model", "speed")).eval()  # in eval mode, batch norm does not mix photos
-    batch, other = batch_of(), batch_of(seed=9)
-    unlabelled, unreadable = slice(2, 6), slice(9, 12)
+    batch = batch_of()
     for name, targets in batch["targets"].items():
-        targets[unlabelled] = math.nan if name == "speed" else UNKNOWN
-    batch["valid"][unreadable] = False
-    first = gradients(lit, batch)
-    for rows in (unlabelled, unreadable):
-        batch["images"][rows] = other["images"][rows]
-    for name, targets in batch["targets"].items():
-        targets[unreadable] = other["targets"][name][unlabelled][:3]
-    second = gradients(lit, batch)
+        targets[2:6] = math.nan if name == "speed" else UNKNOWN
+    batch["valid"][9:12] = False
     kept = [i for i in range(16) if i not in (2, 3, 4, 5, 9, 10, 11)]
     few = {k: {n: t[kept] for n, t in v.items()} if isinstance(v, dict) else v[kept] for k, v in batch.items()}
-    third = gradients(lit, few)
-    for name, gradient in first.items():
-        torch.testing.assert_close(second[name], gradient)
-        torch.testing.assert_close(third[name], gradient, rtol=1e-3, atol=1e-5)
+    ours, theirs = gradients(lit, batch), gradients(lit, few)
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-3, atol=1e-5)
     batch["valid"][:] = False
     assert all((gradient == 0).all() for gradient in gradients(lit, batch).values())
 
 
 def test_class_weights_count_in_training_and_not_in_validation():
-    weights = {"make": [0.5, 2.0, 7.0]}
-    lit = lit_classifier(heads=("make",), class_weights=weights).eval()
+    weights = [0.5, 2.0, 7.0]
+    lit = lit_classifier(heads=("make",), class_weights={"make": weights}).eval()
     batch = batch_of()
     targets, logits = batch["targets"]["make"], lit(batch["images"])["make"]
     lit.validation_step(batch, 0)
     plain = F.cross_entropy(logits, targets).item()
     assert lit.val_metrics.compute()["make/loss"] == pytest.approx(plain, rel=1e-5)
     lit.training = True  # the loss' mode, while batch norm stays as it was above
-    weighted = F.cross_entropy(logits, targets, weight=torch.tensor(weights["make"])).item()
+    weighted = F.cross_entropy(logits, targets, weight=torch.tensor(weights)).item()
     assert lit.training_step(batch, 0).item() == pytest.approx(weighted, rel=1e-5)
     assert lit.train_metrics.compute()["make/loss"] == pytest.approx(weighted, rel=1e-5)
-    assert weighted != pytest.approx(plain, rel=1e-3)
 
 
 def test_photos_are_augmented_only_in_training():
@@ -208,47 +169,38 @@ def test_photos_are_augmented_only_in_training():
     still = lit_classifier().eval()
     torch.testing.assert_close(flipping.training_step(batch, 0), still.training_step(mirrored, 0))
     assert flipping.training_step(batch, 0) != still.training_step(batch, 0)
+    values = []
     for lit in (flipping, still):
         lit.validation_step(batch, 0)
         lit.test_step(batch, 0)
-    values = [metrics.compute() for lit in (flipping, still) for metrics in (lit.val_metrics, lit.test_metrics)]
-    values = [{name: value for name, value in part.items() if "/auc" not in name} for part in values]
+        values += [metrics.compute()["loss"] for metrics in (lit.val_metrics, lit.test_metrics)]
     assert values == [values[0]] * 4
 
 
-def test_the_learning_rate_follows_the_schedule_step_by_step():
-    lit = lit_classifier(heads=("make",), phases=phases(7, {"name": "sgd", "lr": 0.01}, "r0"))
-    _, steps = fit(lit, [batch_of(4), batch_of(4, seed=1), batch_of(4, seed=2)], epochs=7)
-    assert steps.rates == pytest.approx([r0_lr(epoch, 0.01) for epoch in range(7) for _ in range(3)], rel=1e-9)
-
-
 def test_mixed_photos_have_the_losses_of_both_weighted_by_their_shares():
-    mixing = {**AUGMENT, "mixup": 1.0}
-    lit = lit_classifier(heads=("make", "model", "speed"), augment=mixing, seed=3).eval()
+    lit = lit_classifier(heads=("make", "model", "speed"), augment={**AUGMENT, "mixup": 1.0}, seed=3).eval()
     batch = batch_of()
     batch["targets"]["model"][2], batch["targets"]["speed"][5] = UNKNOWN, math.nan
     images, partner, share = lit.mix(batch["images"].float() / 255, batch["valid"], (0, 0, 0, 0))
     assert ((share > 0) & (share < 1)).sum() > 10
     found = lit.training_step(batch, 0).item()
-    logits = lit.model((images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None])
+    logits = lit.model(normalised(255 * images))
     total = 0.0
-    for name in ("make", "model", "speed"):
+    for name, targets in batch["targets"].items():
         losses = weights = 0.0
         for i in range(16):
             for photo, part in ((i, share[i]), (partner[i], 1 - share[i])):
-                target, own = batch["targets"][name][photo], batch["targets"][name][i]
-                if any(value.isnan() or value == UNKNOWN for value in (target, own)):
+                if any(value.isnan() or value == UNKNOWN for value in (targets[photo], targets[i])):
                     continue
                 if name == "speed":
-                    loss = F.smooth_l1_loss(logits[name][i, 0] / 25, target / 25)
+                    loss = F.smooth_l1_loss(logits[name][i, 0] / 25, targets[photo] / 25)
                 else:
-                    loss = F.cross_entropy(logits[name][i], target)
+                    loss = F.cross_entropy(logits[name][i], targets[photo])
                 losses, weights = losses + part * loss, weights + part
         total += losses / weights
     assert found == pytest.approx(total.item(), rel=1e-5)
     lit.validation_step(batch, 0)  # validation photos are never mixed
-    plain = lit.model(normalised(batch["images"]))["make"]
-    expected = F.cross_entropy(plain, batch["targets"]["make"]).item()
+    expected = F.cross_entropy(lit.model(normalised(batch["images"]))["make"], batch["targets"]["make"]).item()
     assert lit.val_metrics.compute()["make/loss"] == pytest.approx(expected, rel=1e-5)
 
 
@@ -262,13 +214,10 @@ def test_learned_head_weights_change_but_not_the_reported_loss():
     assert values["val/loss"] == pytest.approx(values["val/make/loss"] + values["val/model/loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("precision", "clip", "fused"), [("32-true", 1.0, True), ("bf16-mixed", 1.0, False), ("bf16-mixed", None, True)]
-)
-def test_the_optimizer_is_not_fused_if_lightning_could_not_clip_its_gradients(precision, clip, fused):
-    lit = lit_classifier()
-    trainer = pl.Trainer(
-        accelerator="cpu", precision=precision, gradient_clip_val=clip, max_epochs=1, logger=False, barebones=True
-    )
-    trainer.fit(lit, DataLoader([batch_of()], batch_size=None))
-    assert bool(trainer.optimizers[0].defaults["fused"]) is fused
+def test_the_optimizer_is_not_fused_if_lightning_could_not_clip_its_gradients():
+    for precision, clip, fused in (("32-true", 1.0, True), ("bf16-mixed", 1.0, False), ("bf16-mixed", None, True)):
+        trainer = pl.Trainer(
+            accelerator="cpu", precision=precision, gradient_clip_val=clip, max_epochs=1, logger=False, barebones=True
+        )
+        trainer.fit(lit_classifier(), DataLoader([batch_of()], batch_size=None))
+        assert bool(trainer.optimizers[0].defaults["fused"]) is fused

@@ -1,6 +1,5 @@
 """Padding of an evaluation's last batch appears in no metric."""
 
-import logging
 import shutil
 
 import pytest
@@ -24,26 +23,19 @@ def photos_with_a_bad_one(tmp_path_factory, demo_photos):
     return root
 
 
-def evaluated(root, on_bad_image: str, batch_size: int):
-    """Return the network, the metrics of its test, and the datamodule."""
-    overrides = ["model.trunk.hidden=[8]", f"model.trunk.activity_l1={ACTIVITY}", "model.decoding=joint"]
-    cfg = config(*demo(root), *overrides, f"data.batch_size={batch_size}", f"data.on_bad_image={on_bad_image}")
-    datamodule = build_datamodule(cfg, None)
-    lit = build_lit_classifier(cfg, datamodule.table)
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, use_distributed_sampler=False)
-    trainer.test(lit, datamodule=datamodule, verbose=False)
-    values = {name: value.item() for name, value in trainer.callback_metrics.items()}
-    return lit, {name.removeprefix("test/"): value for name, value in values.items()}, datamodule
-
-
 @pytest.mark.parametrize("on_bad_image", ["skip", "blank"])
 @pytest.mark.parametrize("batch_size", [50, 7])  # 72 photos fill 2 * 36 and 11 * 7 rows
 def test_metrics_are_those_of_the_photos_alone(photos_with_a_bad_one, on_bad_image, batch_size):
-    lit, values, datamodule = evaluated(photos_with_a_bad_one, on_bad_image, batch_size)
+    overrides = ["model.trunk.hidden=[8]", f"model.trunk.activity_l1={ACTIVITY}", "model.decoding=joint"]
+    overrides += [f"data.batch_size={batch_size}", f"data.on_bad_image={on_bad_image}"]
+    cfg = config(*demo(photos_with_a_bad_one), *overrides)
+    datamodule = build_datamodule(cfg, None)
+    lit = build_lit_classifier(cfg, datamodule.table)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, use_distributed_sampler=False)
+    trainer.test(lit, datamodule=datamodule, verbose=False)
+    values = {name.removeprefix("test/"): value.item() for name, value in trainer.callback_metrics.items()}
     photos = datamodule.datasets["test"]
-    assert len(photos.paths) == 72
-    assert len(datamodule.bad_images) == 1
+    assert (len(photos.paths), len(datamodule.bad_images)) == (72, 1)
     rows = [row for row in range(72) if row != 3 or on_bad_image == "blank"]
     batch = photos[[(row, -1) for row in rows]]
     if on_bad_image == "blank":
@@ -52,15 +44,12 @@ def test_metrics_are_those_of_the_photos_alone(photos_with_a_bad_one, on_bad_ima
         logits = lit.eval()(batch["images"])
         x = lit.model.features(lit.normalise(batch["images"].float() / 255))
         activity = ACTIVITY * lit.model.trunk.blocks[0](x).abs().sum(1).mean()
-    losses = {name: F.cross_entropy(logits[name], batch["targets"][name]).item() for name in ("make", "model")}
-    for name, loss in losses.items():
-        assert values[f"{name}/loss"] == pytest.approx(loss, rel=1e-5)
-    assert values["loss"] == pytest.approx(sum(losses.values()), rel=1e-5)
-    assert activity > 1e-3
+    losses = {f"{n}/loss": F.cross_entropy(logits[n], batch["targets"][n]).item() for n in ("make", "model")}
+    assert {name: values[name] for name in losses} == pytest.approx(losses, rel=1e-5)
+    assert values["loss"] == pytest.approx(sum(losses.values()), rel=1e-5) and activity > 1e-3
     assert values["loss_total"] - values["loss"] == pytest.approx(activity.item(), rel=1e-4)
     makes = torch.tensor(datamodule.table.labels["model"].parent_codes)
     pairs = logits["model"].log_softmax(1) + logits["make"].log_softmax(1)[:, makes]
-    right = pairs.argmax(1) == batch["targets"]["model"]
-    assert values["model/top1"] == pytest.approx(right.float().mean().item())
-    assert values["joint/top1"] == pytest.approx(right.float().mean().item())
+    right = (pairs.argmax(1) == batch["targets"]["model"]).float().mean().item()
+    assert [values[f"{name}/top1"] for name in ("model", "joint")] == pytest.approx([right, right])
     assert values["joint/consistent"] == 1

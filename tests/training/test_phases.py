@@ -10,10 +10,9 @@ from safetensors.torch import load_file
 
 from carvision.errors import InputError
 from carvision.evaluate import evaluate
-from carvision.training.module import LitClassifier
 from carvision.training.optim import build_phases
 from carvision.training.trainer import trainer_values
-from tests.small_runs import config, demo, train
+from tests.small_runs import config, demo, refuse, train
 from tests.training.run.test_killed_runs import assert_same_run
 
 PHASES = [
@@ -32,21 +31,14 @@ def test_phases_inherit_what_they_do_not_set():
     assert build_phases(config())[0]["epochs"] == 2
     with pytest.raises(InputError, match=r"trainer.max_epochs: must be given"):
         build_phases(config("trainer.max_epochs=null"))
-
-
-@pytest.mark.parametrize(("override", "line"), [
-    ("+phases.a={train_layers:none}", "phases.a.epochs: must be given"),
-    ("+phases.a={epochs:0}", "phases.a.epochs: 0 is not a whole number from 1"),
-    ("+phases.a={epochs:1,optimizer:{lr:-1}}", "phases.a.optimizer.lr: -1 is not a number above 0"),
-    ("+phases.a={epochs:1,optimiser:{lr:1}}", "phases.a.optimiser.lr: there is no such key"),
-    ("+phases.a={epochs:1,optimizer:{rate:1}}", "phases.a.optimizer.rate: there is no such key"),
-    ("phases=3", "phases: 3 is not a mapping"), ("+phases.a=3", "phases.a: 3 is not a mapping"),
-    ("+phases.a={epochs:1,optimizer:sgd}", "phases.a.optimizer: 'sgd' is not a mapping"),
-])  # fmt: skip
-def test_a_wrong_phase_is_refused_in_one_line(override, line):
-    with pytest.raises(InputError) as caught:
-        config(override)
-    assert str(caught.value).startswith(line)
+    for phases, line in (
+        ("phases.a={train_layers:none}", r"^phases\.a\.epochs: must be given"),
+        ("phases.a={epochs:1,optimizer:{lr:-1}}", r"^phases\.a\.optimizer\.lr: -1 is not a number above 0"),
+        ("phases.a={epochs:1,optimizer:{rate:1}}", r"^phases\.a\.optimizer\.rate: there is no such key"),
+        ("phases.a=3", r"^phases\.a: 3 is not a mapping"),
+    ):
+        with pytest.raises(InputError, match=line):
+            config(f"+{phases}")
 
 
 @pytest.fixture(scope="module")
@@ -76,33 +68,22 @@ def test_a_run_in_three_starts_equals_the_run_in_one(two_phases, demo_photos, tm
         assert len(pd.read_csv(folder / "history.csv")) == start
     assert capsys.readouterr().out.count(f"run: {folder}") == 3
     assert_same_run(folder, two_phases)
-    seconds = json.loads((folder / "metrics.json").read_text())["seconds"]
-    assert seconds["total"] == pytest.approx(
-        sum(seconds[s] for s in ("reading", "building", "training", "test")), abs=0.1
-    )
-    assert seconds["cpu"] > 0
 
 
 @pytest.mark.parametrize(("upper", "line"), [
     ("{epochs:2,train_layers:'from:layer9'}", "phases.upper.train_layers: the backbone has no module 'layer9'"),
     ("{epochs:2,optimizer:{name:sgd}}", "phases.upper.optimizer.lr: must be given with name: sgd"),
-    ("{epochs:2,optimizer:{name:sdg,lr:1}}", "phases.upper.optimizer.name: 'sdg' is not an optimizer"),
     ("{epochs:2,schedule:{patience:3}}", "phases.upper.schedule: cosine can't be built with"),
 ])  # fmt: skip
 def test_a_mistake_in_a_later_phase_is_reported_before_the_first_begins(upper, line, demo_photos, tmp_path):
-    with pytest.raises(InputError) as caught:
-        train(tmp_path / "run", *demo(demo_photos), "+phases.head={epochs:1}", f"+phases.upper={upper}")
-    assert str(caught.value).startswith(line) and not (tmp_path / "run").exists()
+    refuse(f"^{line}", tmp_path / "run", *demo(demo_photos), "+phases.head={epochs:1}", f"+phases.upper={upper}")
+    assert not (tmp_path / "run").exists()
 
 
-def test_a_moved_folder_keeps_its_best_epoch_and_refuses_other_values(demo_photos, tmp_path):
+def test_a_moved_folder_keeps_its_best_epoch(demo_photos, tmp_path):
     first_is_best = [*demo(demo_photos), "callbacks.monitor=train/loss", "callbacks.mode=max", "optimizer.lr=0.01"]
     folder = tmp_path / "there"
     train(tmp_path / "here", *first_is_best, "run.max_epochs_per_start=1").rename(folder)
-    before = (folder / "history.csv").read_text()
-    with pytest.raises(InputError, match=r"an unfinished run with other values: optimizer.lr=0.01 became 0.1\. Give"):
-        train(folder, *first_is_best, "optimizer.lr=0.1")
-    assert (folder / "history.csv").read_text() == before
     train(folder, *first_is_best, "run.price_per_hour=3.6")
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["best_epoch"] == 0 and metrics["cost"] == pytest.approx(metrics["seconds"]["total"] / 1000)
@@ -114,30 +95,14 @@ NEVER_BETTER = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def stopped_early(demo_photos, tmp_path_factory):
-    return train(tmp_path_factory.mktemp("early") / "run", *demo(demo_photos), *NEVER_BETTER)
-
-
-def test_early_stopping_ends_a_phase_for_the_next_start_too(stopped_early, demo_photos, tmp_path):
+def test_early_stopping_ends_a_phase_for_the_next_start_too(demo_photos, tmp_path):
+    stopped_early = train(tmp_path / "whole", *demo(demo_photos), *NEVER_BETTER)
     folder = tmp_path / "run"
     while not (folder / "metrics.json").exists():
         train(folder, *demo(demo_photos), *NEVER_BETTER, "run.max_epochs_per_start=1")
     parts, whole = (pd.read_csv(f / "history.csv")["phase"].tolist() for f in (folder, stopped_early))
     assert parts == whole and set(whole) == {"a", "b"} and len(whole) < 18
     assert "stopped after epoch" in (stopped_early / "run.log").read_text()
-
-
-def test_a_plateau_lowers_the_rate_at_the_same_epoch_in_one_start_and_in_several(demo_photos, tmp_path):
-    plateau = [
-        "schedule=plateau", "schedule.mode=max", "schedule.patience=1", "optimizer.lr=0.01", "trainer.max_epochs=4",
-        "trainer.accumulate_grad_batches=2",  # 9 batches an epoch: the last update is of one batch
-    ]  # fmt: skip
-    train(tmp_path / "whole", *demo(demo_photos), *plateau)
-    for _ in range(2):
-        train(tmp_path / "parts", *demo(demo_photos), *plateau, "run.max_epochs_per_start=2")
-    rates = [pd.read_csv(tmp_path / name / "history.csv")["lr"].tolist() for name in ("whole", "parts")]
-    assert rates[0] == rates[1] and min(rates[0]) < 0.01  # a falling loss is no gain with mode=max
 
 
 def test_the_averaged_weights_of_the_best_epoch_are_evaluated_and_saved(demo_photos, tmp_path):
@@ -151,29 +116,21 @@ def test_the_averaged_weights_of_the_best_epoch_are_evaluated_and_saved(demo_pho
     assert json.loads((folder / "model.json").read_text())["weights"]["kind"] == "averaged"
     best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
     averaged, raw = best["state_dict"], best["current_model_state"]
-    name = "model.head_make.output.weight"
-    assert not torch.equal(averaged[name], raw[name])
-    counters = [name for name, value in raw.items() if not value.is_floating_point()]
-    assert counters and all(torch.equal(averaged[name], raw[name]) for name in counters)
-    assert torch.equal(load_file(folder / "model.safetensors")["head_make.output.weight"], averaged[name])
+    name = "head_make.output.weight"
+    assert not torch.equal(averaged[f"model.{name}"], raw[f"model.{name}"])
+    assert torch.equal(load_file(folder / "model.safetensors")[name], averaged[f"model.{name}"])
 
 
 def test_sharpness_aware_steps_count_each_photo_once(demo_photos, tmp_path):
-    rows = {}
-    for rho in ("null", "0.05"):
-        folder = train(
-            tmp_path / rho, *demo(demo_photos), f"optimizer.sam_rho={rho}", "trainer.max_epochs=1", "optimizer.lr=1e-9"
-        )
-        rows[rho] = pd.read_csv(folder / "history.csv").iloc[0]
+    once = [*demo(demo_photos), "trainer.max_epochs=1", "optimizer.lr=1e-9"]
+    runs = [train(tmp_path / rho, *once, f"optimizer.sam_rho={rho}") for rho in ("0.05", "null")]
+    ours, theirs = (pd.read_csv(folder / "history.csv").iloc[0] for folder in runs)
     # with a rate of nearly nothing both see the same network in each step
-    assert rows["0.05"]["train/loss"] == pytest.approx(rows["null"]["train/loss"], rel=1e-4)
-    assert rows["0.05"]["val/loss"] == pytest.approx(rows["null"]["val/loss"], rel=1e-3)
-
-
-@pytest.mark.parametrize("override", ["trainer.accumulate_grad_batches=2", "trainer.precision=16-mixed"])
-def test_sam_refuses_accumulated_and_scaled_gradients(override):
-    with pytest.raises(InputError, match=rf"optimizer.sam_rho: not with {override.partition('=')[0]}"):
-        trainer_values(config("optimizer.sam_rho=0.05", override))
+    assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-4)
+    assert ours["val/loss"] == pytest.approx(theirs["val/loss"], rel=1e-3)
+    for key, value in (("trainer.accumulate_grad_batches", 2), ("trainer.precision", "16-mixed")):
+        with pytest.raises(InputError, match=f"optimizer.sam_rho: not with {key}"):
+            trainer_values(config("optimizer.sam_rho=0.05", f"{key}={value}"))
 
 
 def test_a_pickle_instead_of_a_checkpoint_is_refused_and_runs_nothing(two_phases, demo_photos, tmp_path):
@@ -185,9 +142,6 @@ def test_a_pickle_instead_of_a_checkpoint_is_refused_and_runs_nothing(two_phases
     (folder / "checkpoints").mkdir(parents=True)
     shutil.copy(two_phases / "config.yaml", folder)
     torch.save({"phase": 0, "epoch": Bomb()}, folder / "checkpoints" / "last.ckpt")
-    with pytest.raises(InputError, match=r"last\.ckpt is not a complete checkpoint"):
-        train(folder, *demo(demo_photos), *PHASES)
+    refuse(r"last\.ckpt is not a complete checkpoint", folder, *demo(demo_photos), *PHASES)
     assert (folder / "checkpoints" / "last.ckpt").exists()
-    with pytest.raises(Exception, match=r"[Ww]eights.only"):
-        LitClassifier.load_from_checkpoint(folder / "checkpoints" / "last.ckpt", map_location="cpu")
     assert not (tmp_path / "executed").exists()

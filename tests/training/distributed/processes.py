@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -26,17 +27,16 @@ def write_manifest(folder: Path, num: dict[str, int], bad: bool = False) -> list
     random = np.random.default_rng(0)
     (folder / "photos").mkdir(parents=True)
     rows = []
-    for split, count in num.items():
-        for i in range(count):
-            model = int(random.choice(4, p=[0.4, 0.3, 0.2, 0.1]))
-            pixels = random.integers(0, 150, (40, 40, 3), dtype=np.uint8)
-            pixels[..., model % 3] += 20 + 10 * model
-            path = f"photos/{split}_{i}.png"
-            Image.fromarray(pixels).save(folder / path)
-            if bad and i in (1, 4):
-                (folder / path).write_bytes(f"no photo: {path}".encode())
-            known, priced = (random.random(2) < 0.7).tolist()
-            rows.append([path, split, f"make{model // 2}", f"m{model}" * known, str(1000.0 * (model + 1)) * priced])
+    for split, i in ((split, i) for split, count in num.items() for i in range(count)):
+        model = int(random.choice(4, p=[0.4, 0.3, 0.2, 0.1]))
+        pixels = random.integers(0, 150, (40, 40, 3), dtype=np.uint8)
+        pixels[..., model % 3] += 20 + 10 * model
+        path = f"photos/{split}_{i}.png"
+        Image.fromarray(pixels).save(folder / path)
+        if bad and i in (1, 4):
+            (folder / path).write_bytes(f"no photo: {path}".encode())
+        known, priced = (random.random(2) < 0.7).tolist()
+        rows.append([path, split, f"make{model // 2}", f"m{model}" * known, str(1000.0 * (model + 1)) * priced])
     pd.DataFrame(rows, columns=["path", "split", "make", "model", "price"]).to_csv(folder / "table.csv", index=False)
     return [
         "data=manifest", f"data.root={folder}", "data.file=table.csv", "data.labels=[make,model]",
@@ -52,9 +52,8 @@ def free_port() -> int:
 
 def environment(**variables: object) -> dict[str, str]:
     """Return a process's environment on the CPU: this one's, without what a launcher may have set."""
-    ours = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "MASTER_", "TORCHELASTIC_"))}
-    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE"):
-        ours.pop(name, None)
+    of_launchers = re.compile(r"SLURM_|MASTER_|TORCHELASTIC_|(LOCAL_|NODE_|GROUP_)?RANK$|WORLD_SIZE$")
+    ours = {name: value for name, value in os.environ.items() if not of_launchers.match(name)}
     path = os.pathsep.join([str(ROOT), ours.get("PYTHONPATH", "")])
     ours |= {"CUDA_VISIBLE_DEVICES": "", "TORCH_CPP_LOG_LEVEL": "ERROR", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     return ours | {name: str(value) for name, value in variables.items()}
@@ -79,13 +78,8 @@ def by_srun(rank: int, num: int, port: int) -> dict[str, str]:
 
 def run_afresh(commands: list[tuple[list[str], dict[str, str]]], cwd: Path) -> list[subprocess.CompletedProcess]:
     """Run processes (module and arguments, environment) at the same time; none outlives the test."""
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", *words], env=variables, cwd=cwd, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, start_new_session=True,
-        )
-        for words, variables in commands
-    ]  # fmt: skip
+    own = {"cwd": cwd, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True}
+    started = [subprocess.Popen([sys.executable, "-m", *words], env=env, **own) for words, env in commands]
     done = []
     try:
         for process in started:

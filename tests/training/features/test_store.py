@@ -9,27 +9,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from carvision.training.features import store
-from carvision.training.features.store import (
-    FeatureFileWriter,
-    digest_of_tensors,
-    features_folder,
-    make_room,
-    open_features,
-)
 
 
 def write(file, rows: np.ndarray, bad: dict | None = None) -> None:
-    new = FeatureFileWriter(file, rows.shape, str(rows.dtype))
+    new = store.FeatureFileWriter(file, rows.shape, str(rows.dtype))
     new.rows[:] = rows
     new.finish(bad or {})
     new.abandon()
 
 
-@pytest.mark.parametrize(("shape", "dtype"), [((5, 3), "float32"), ((2, 4, 3, 3), "float32"), ((7, 2), "float64")])
+@pytest.mark.parametrize(("shape", "dtype"), [((2, 4, 3, 3), "float32"), ((7, 2), "float64")])
 def test_features_are_read_as_they_were_written(shape, dtype, tmp_path):
     rows = np.random.default_rng(0).normal(size=shape).astype(dtype)
     write(tmp_path / "sub" / "a.safetensors", rows, {1: "is no photo: déjà vu"})
-    features = open_features(tmp_path / "sub" / "a.safetensors")
+    features = store.open_features(tmp_path / "sub" / "a.safetensors")
     assert np.array_equal(features.rows.numpy(), rows) and features.rows.numpy().dtype == dtype
     assert features.bad == {1: "is no photo: déjà vu"}
     assert [file.name for file in (tmp_path / "sub").iterdir()] == ["a.safetensors"]
@@ -38,7 +31,7 @@ def test_features_are_read_as_they_were_written(shape, dtype, tmp_path):
 
 def test_a_damaged_file_is_not_used(tmp_path, caplog):
     file = tmp_path / "a.safetensors"
-    assert open_features(file) is None and not caplog.text  # missing
+    assert store.open_features(file) is None and not caplog.text  # missing
     write(file, np.ones((3, 2), np.float32), {2: "is empty"})
     content = file.read_bytes()
     for index in (0, 5, 40, 4096, 4103, -1, None):
@@ -47,46 +40,35 @@ def test_a_damaged_file_is_not_used(tmp_path, caplog):
         file.write_bytes(damaged)
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            assert open_features(file) is None, index
+            assert store.open_features(file) is None, index
         assert f"{file} is damaged" in caplog.text
 
 
 def test_two_writers_of_the_same_file_do_not_disturb_each_other(tmp_path):
     file, rows = tmp_path / "a.safetensors", np.arange(6, dtype=np.float32).reshape(3, 2)
-    first, second = FeatureFileWriter(file, (3, 2), "float32"), FeatureFileWriter(file, (3, 2), "float32")
+    first, second = store.FeatureFileWriter(file, (3, 2), "float32"), store.FeatureFileWriter(file, (3, 2), "float32")
     first.rows[:], second.rows[:2] = rows, rows[:2]
     first.finish({})
-    taken = open_features(file)
+    taken = store.open_features(file)
     second.rows[2:] = rows[2:]
     second.finish({})
-    assert torch.equal(taken.rows, open_features(file).rows)
-    FeatureFileWriter(file, (3, 2), "float32").abandon()
+    assert torch.equal(taken.rows, store.open_features(file).rows)
+    store.FeatureFileWriter(file, (3, 2), "float32").abandon()
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_full_disk_is_found_before_anything_is_computed(tmp_path, monkeypatch):
-    def full(number, start, size):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match="No space left"):
-        FeatureFileWriter(tmp_path / "a.safetensors", (3, 2), "float32")
-    assert not list(tmp_path.iterdir())
-
-
 def test_the_least_recently_used_files_make_room(tmp_path):
-    size = 0
     files = [tmp_path / f"{name * 32}.safetensors" for name in "abcd"]
     for age, file in enumerate(files):
         write(file, np.ones((100, 10), np.float32))
-        size = file.stat().st_size
         os.utime(file, (1e9 - age, 1e9 - age))
-    open_features(files[3])  # the oldest has just been used
+    size = files[0].stat().st_size
+    store.open_features(files[3])  # the oldest has just been used
     old, new = (tmp_path / f"{'e' * 32}.{number}.0123abcd.partial" for number in (1, 2))
-    for file in (old, new):
-        file.write_text("")
+    old.touch()
+    new.touch()
     os.utime(old, (1e9, 1e9))
-    make_room(tmp_path, 3 * size, needed=size)
+    store.make_room(tmp_path, 3 * size, needed=size)
     assert {*tmp_path.iterdir()} == {files[0], files[3], new}
 
 
@@ -103,29 +85,23 @@ def test_files_of_others_neither_count_nor_are_deleted(tmp_path):
     strange[3].write_bytes(b"")
     strange[4].unlink()
     strange[4].symlink_to(strange[0])
-    make_room(tmp_path, size)
-    assert {*tmp_path.iterdir()} == {ours, *strange}
-    make_room(tmp_path, 0)
+    store.make_room(tmp_path, size)
+    assert ours.exists()
+    store.make_room(tmp_path, 0)
     assert {*tmp_path.iterdir()} == {*strange}
 
 
 def test_the_folder_follows_the_key_or_the_environment(monkeypatch):
-    assert features_folder("/some/folder").as_posix() == "/some/folder"
     monkeypatch.delenv("CARVISION_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert features_folder(None).as_posix() == "/xdg/carvision/features"
+    assert store.features_folder(None).as_posix() == "/xdg/carvision/features"
     monkeypatch.setenv("CARVISION_CACHE", "/own")
-    assert features_folder(None).as_posix() == "/own/features"
+    assert [store.features_folder(key).as_posix() for key in (None, "/a")] == ["/own/features", "/a"]
 
 
 def test_the_digest_of_weights_changes_with_every_change():
-    weights = {"a": torch.zeros(2, 3), "b": torch.tensor(1)}
-    changed = [
-        {**weights, "a": torch.zeros(3, 2)}, {**weights, "b": torch.tensor(2)},
-        {**weights, "a": torch.zeros(2, 3, dtype=torch.float64)}, {"c": torch.zeros(2, 3), "b": torch.tensor(1)},
-    ]  # fmt: skip
-    assert len({digest_of_tensors(tensors) for tensors in [weights, *changed]}) == 5
-    plain = torch.randn(2, 3, 4, 4)
-    channels_last = plain.to(memory_format=torch.channels_last)
-    assert digest_of_tensors({"a": plain}) == digest_of_tensors({"a": channels_last})
-    assert store.HEADER % 4096 == 0
+    zeros, plain = torch.zeros(2, 3), torch.randn(2, 3, 4, 4)
+    weights = [{"a": zeros}, {"a": zeros + 1}, {"a": zeros.T}, {"a": zeros.double()}, {"c": zeros}]
+    assert len({store.digest_of_tensors(tensors) for tensors in weights}) == 5
+    layouts = [plain, plain.to(memory_format=torch.channels_last)]
+    assert len({store.digest_of_tensors({"a": tensor}) for tensor in layouts}) == 1

@@ -1,15 +1,18 @@
-"""Checkpoint files: written atomically, verified, and recognised when damaged."""
+"""Checkpoint files: written atomically, verified, recognised when damaged; a disk that is full or read-only."""
 
 import errno
 import os
 import shutil
-from pathlib import Path
+import subprocess
+import sys
+from unittest import mock
 
 import pytest
 import torch
 
 from carvision.files.atomic import link_or_copy
-from carvision.training.run.checkpoints import Output, VerifiedCheckpointIO, is_intact, num_bytes
+from carvision.training.run.checkpoints import VerifiedCheckpointIO, is_intact, num_bytes
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -18,25 +21,18 @@ def checkpoint() -> dict:
     return {"state_dict": {"w": weights, "tied": weights, "part": weights[:10]}, "epoch": 3, "note": [1, 2.5, None]}
 
 
-def test_a_checkpoint_is_read_as_it_was_written_by_torchs_safe_default(checkpoint, tmp_path):
-    io = VerifiedCheckpointIO()
-    io.save_checkpoint(checkpoint, tmp_path / "sub" / "new.ckpt")
-    again = io.load_checkpoint(tmp_path / "sub" / "new.ckpt")
+def test_a_checkpoint_is_read_as_it_was_written_and_damage_is_found(checkpoint, tmp_path):
+    io, file = VerifiedCheckpointIO(), tmp_path / "sub" / "new.ckpt"
+    io.save_checkpoint(checkpoint, file)
+    again = io.load_checkpoint(file)  # with torch's safe default
     assert again["note"] == checkpoint["note"] and torch.equal(again["state_dict"]["w"], checkpoint["state_dict"]["w"])
-    assert is_intact(tmp_path / "sub" / "new.ckpt")
     assert num_bytes(checkpoint) == 300 * 100 * 4  # memory that tensors share counts once, as it does in the file
-    assert (tmp_path / "sub" / "new.ckpt").stat().st_size < 1.1 * num_bytes(checkpoint)
-
-
-def test_a_changed_byte_and_a_missing_end_are_found(checkpoint, tmp_path):
-    file = tmp_path / "last.ckpt"
-    VerifiedCheckpointIO().save_checkpoint(checkpoint, file)
     content = file.read_bytes()
+    assert is_intact(file) and len(content) < 1.1 * num_bytes(checkpoint)
     for index in (int(share * len(content)) for share in (0.1, 0.5, 0.9)):
-        file.write_bytes(content[:index] + bytes([content[index] ^ 0x40]) + content[index + 1 :])
-        assert not is_intact(file)
-        file.write_bytes(content[:index])
-        assert not is_intact(file)
+        for damaged in (content[:index] + bytes([content[index] ^ 0x40]) + content[index + 1 :], content[:index]):
+            file.write_bytes(damaged)
+            assert not is_intact(file)
     assert not is_intact(tmp_path / "none.ckpt")
 
 
@@ -47,25 +43,31 @@ def test_a_checkpoint_that_does_not_fit_leaves_no_file(checkpoint, tmp_path, mon
     assert full.value.errno == errno.ENOSPC and not any(tmp_path.iterdir())
 
 
-def test_the_disks_error_is_kept_though_torch_hides_it():
-    full = Path("/dev/full")  # a file that takes nothing
-    if not full.exists():
-        pytest.skip("this system has no /dev/full")
-    with full.open("wb", buffering=0) as file:
-        out = Output(file)
-        with pytest.raises((RuntimeError, OSError)):  # by chance of what is buffered
-            torch.save({"w": torch.randn(10**6)}, out)
-        assert out.error.errno == errno.ENOSPC
-
-
 def test_a_file_system_without_links_gets_a_copy(tmp_path, monkeypatch):
-    def refuse(source, target):
-        raise OSError(errno.EPERM, "Operation not permitted")
+    last, best = tmp_path / "last.ckpt", tmp_path / "best.ckpt"
+    last.write_bytes(b"123")
+    best.write_bytes(b"old")
+    monkeypatch.setattr(os, "link", mock.Mock(side_effect=OSError(errno.EPERM, "Operation not permitted")))
+    link_or_copy(last, best)
+    assert best.read_bytes() == b"123" and best.stat().st_ino != last.stat().st_ino
+    assert {*tmp_path.iterdir()} == {last, best}
 
-    (tmp_path / "last.ckpt").write_bytes(b"123")
-    (tmp_path / "best.ckpt").write_bytes(b"old")
-    monkeypatch.setattr(os, "link", refuse)
-    link_or_copy(tmp_path / "last.ckpt", tmp_path / "best.ckpt")
-    assert (tmp_path / "best.ckpt").read_bytes() == b"123"
-    assert (tmp_path / "best.ckpt").stat().st_ino != (tmp_path / "last.ckpt").stat().st_ino
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+@pytest.mark.slow
+def test_a_small_disk_costs_no_run(demo_photos, tmp_path):
+    """A real one, in a mount namespace of its own."""
+    disk, other = tmp_path / "disk", tmp_path / "other"
+    disk.mkdir()
+    other.mkdir()
+    mount = f"mount -t tmpfs -o size=23m tmpfs {disk}"
+    tried = shutil.which("unshare") and subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True)
+    if not tried or tried.returncode:
+        pytest.skip("this machine lets nobody mount a small disk (unshare -rm)")
+    script = f"{mount} && exec {sys.executable} -m tests.training.run.small_disk {disk} {demo_photos} {other}"
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "all is well", done.stdout + done.stderr
+    assert "Traceback" not in done.stderr and "Logging error" not in done.stderr, done.stderr
+    assert "a background writer stopped: [Errno 28] No space left on device" in done.stderr

@@ -1,6 +1,5 @@
 """model.weights: everything from a run's folder, file or checkpoint; only the backbone from other files."""
 
-import json
 import logging
 import shutil
 
@@ -13,7 +12,7 @@ from carvision.errors import InputError
 from carvision.inference.model_file import description_of
 from carvision.training.build import build_classifier, build_preprocessing
 from carvision.training.module import LitClassifier
-from tests.inference.model_files import change, refusal, rewrite
+from tests.inference.model_files import refusal, rewrite
 from tests.inference.tiny import LABELS, save_tiny
 from tests.small_runs import config
 
@@ -59,17 +58,16 @@ def test_a_run_and_its_checkpoints_give_heads_mean_and_std(run, source):
     assert all(torch.equal(model.state_dict()[name], earlier.state_dict()[name]) for name in names)
 
 
-@pytest.mark.parametrize("weights", ["pretrained", "random"])
-def test_pretrained_and_random_are_never_files(run, weights, monkeypatch):
-    monkeypatch.chdir(run)  # which holds a model.json
-    shutil.copytree(run, run / weights)
-    cfg = config()
-    cfg["model"]["weights"] = weights
-    assert build_preprocessing(cfg).mean == OWN
-    assert begun_from(f"./{weights}")[1].mean == (0.5, 0.4, 0.3)
+def test_pretrained_and_random_are_never_files(run, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    for weights in ("pretrained", "random"):
+        shutil.copytree(run, run.parent / weights)
+        cfg = config()
+        cfg["model"]["weights"] = weights
+        assert build_preprocessing(cfg).mean == OWN and begun_from(f"./{weights}")[1].mean == (0.5, 0.4, 0.3)
 
 
-@pytest.mark.parametrize("content", ['{"format": "layers-model", "weightsManifest": []}', "[]", '{"sha256": 7}'])
+@pytest.mark.parametrize("content", ['{"format": "layers-model", "weightsManifest": []}', "[]"])
 def test_a_description_of_another_program_is_not_read(run, content, tmp_path):
     others = tmp_path / "others"
     others.mkdir()
@@ -103,10 +101,9 @@ def test_a_checkpoint_that_was_changed_is_refused_and_others_have_no_description
     checkpoint = torch.load(file, weights_only=True)
     for key, value in (("preprocessing", {"size_px": -1}), ("labels", {}), ("description", 7)):
         torch.save({**checkpoint, "hyper_parameters": {**checkpoint["hyper_parameters"], key: value}}, file)
-        with pytest.raises(InputError) as error:
+        with pytest.raises(InputError, match=f"^.*{file.name}.*$"):
             description_of(file)
-        assert str(file) in str(error.value) and "\n" not in str(error.value)
-    for own in ({"lr": 0.1}, [1], None):
+    for own in ({"lr": 0.1}, [1]):
         torch.save({**checkpoint, "hyper_parameters": own}, file)
         assert description_of(file) is None
     torch.save(checkpoint["state_dict"], file, _use_new_zipfile_serialization=False)
@@ -122,11 +119,3 @@ def test_a_checkpoint_instead_of_a_run_is_refused_with_the_fix(run):
     (run / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"has not finished: model.weights=.*best.ckpt"):
         begun_from(run)
-
-
-def test_another_resize_is_reported(run, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("carvision"), "propagate", True)
-    change(run, "preprocessing.resize", "crop")
-    assert json.loads((run / "model.json").read_text())["preprocessing"]["resize"] == "crop"
-    assert begun_from(run)[1].resize == "squash"
-    assert "was trained with data.resize=crop, and this run has squash" in caplog.text

@@ -16,7 +16,7 @@ from carvision.errors import InputError
 from carvision.training.run.folder import lock_folder
 from carvision.training.run.resume import require_same_photos
 from carvision.training.run.stopping import Stopping
-from tests.small_runs import demo, train
+from tests.small_runs import demo, refuse, train
 from tests.training.run.test_killed_runs import assert_same_run
 
 ENDED = 143  # by SIGTERM
@@ -69,27 +69,23 @@ def start_and_cut(folder, *overrides: str) -> None:
 ])  # fmt: skip
 def test_a_run_interrupted_inside_an_epoch_ends_as_if_undisturbed(overrides, cut, demo_photos, tmp_path):
     overrides = [*demo(demo_photos), "optimizer.lr=0.01", "data.batch_size=8", *overrides]
-    train(tmp_path / "whole", *overrides)
-    cut(0, 3)
-    start_and_cut(tmp_path / "cut", *overrides)
-    cut(1, 9)
-    start_and_cut(tmp_path / "cut", *overrides)
-    assert len(pd.read_csv(tmp_path / "cut" / "history.csv")) == 1
-    train(tmp_path / "cut", *overrides)
-    assert_same_run(tmp_path / "cut", tmp_path / "whole")
-    log = (tmp_path / "cut" / "run.log").read_text()
+    whole, folder = train(tmp_path / "whole", *overrides), tmp_path / "cut"
+    for epoch, batch in ((0, 3), (1, 9)):
+        cut(epoch, batch)
+        start_and_cut(folder, *overrides)
+    assert len(pd.read_csv(folder / "history.csv")) == 1
+    assert_same_run(train(folder, *overrides), whole)
+    log = (folder / "run.log").read_text()
     assert "resuming after 0 of 2 epochs and 4 batches of the next (last.ckpt of 20" in log
-    assert f"the run is not finished (SIGTERM); the same command with run.dir={tmp_path / 'cut'} resumes it" in log
+    assert f"the run is not finished (SIGTERM); the same command with run.dir={folder} resumes it" in log
 
 
 def test_run_max_minutes_ends_each_start_with_a_checkpoint(demo_photos, tmp_path):
     overrides = [*demo(demo_photos), "trainer.max_epochs=1", "data.batch_size=48", "logger=none"]  # three steps
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(whole, *overrides)
-    for _ in range(3):  # one for each step, and with the last one the validation
+    whole, parts = train(tmp_path / "whole", *overrides), tmp_path / "parts"
+    for start in range(4):  # one for each step, and with the last one the validation; then the test
         train(parts, *overrides, "run.max_minutes=0.0001")
-        assert not (parts / "metrics.json").exists()
-    train(parts, *overrides, "run.max_minutes=0.0001")  # the test
+        assert (parts / "metrics.json").exists() == (start == 3)
     assert_same_run(parts, whole)
     assert "not finished (run.max_minutes)" in (parts / "run.log").read_text()
     seconds = json.loads((parts / "metrics.json").read_text())["seconds"]
@@ -102,82 +98,53 @@ def test_other_values_are_refused_unless_allowed(cut, demo_photos, tmp_path):
     cut(0, 3)
     start_and_cut(folder, *demo(demo_photos))
     changed = ["optimizer.lr=0.1", "augment=none"]
-    with pytest.raises(InputError) as refused:
-        train(folder, *demo(demo_photos), *changed)
     for change in ("optimizer.lr=0.001 became 0.1", "augment.order=", "run.allow_changes=true"):
-        assert change in str(refused.value)
-    assert "\n" not in str(refused.value)
+        refuse(change, folder, *demo(demo_photos), *changed)
     train(folder, *demo(demo_photos), "data.num_workers=1", *changed, "run.allow_changes=true")
     assert "resuming with a changed configuration: optimizer.lr=0.001 became 0.1" in (folder / "run.log").read_text()
-    with pytest.raises(InputError, match="exists already"):
-        train(folder, *demo(demo_photos), *changed)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "plateau"])  # one_cycle: test_more_epochs.py
 def test_new_values_of_the_optimizer_take_effect(schedule, demo_photos, tmp_path):
-    overrides = [*demo(demo_photos), f"schedule={schedule}", "callbacks.patience=2", "trainer.max_epochs=2"]
-    folder = tmp_path / "run"
-    train(folder, *overrides, "run.max_epochs_per_start=1")
+    overrides = [*demo(demo_photos), f"schedule={schedule}", "callbacks.patience=2"]
     new = ["optimizer.lr=0.5", "optimizer.betas=[0.8,0.99]", "callbacks.patience=7", "trainer.max_epochs=3"]
-    train(folder, *overrides, *new, "run.allow_changes=true", "run.max_epochs_per_start=1")
+    train(tmp_path / "run", *overrides, "run.max_epochs_per_start=1")
+    folder = train(tmp_path / "run", *overrides, *new, "run.allow_changes=true", "run.max_epochs_per_start=1")
+    fresh = train(tmp_path / "fresh", *overrides, *new, "run.max_epochs_per_start=2")
+    ours, theirs = (pd.read_csv(each / "history.csv")["lr"][1] for each in (folder, fresh))
+    assert ours == pytest.approx(theirs, rel=1e-5)
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    fresh = pd.read_csv(train(tmp_path / "fresh", *overrides, *new, "run.max_epochs_per_start=2") / "history.csv")["lr"]
-    assert pd.read_csv(folder / "history.csv")["lr"][1] == pytest.approx(fresh[1], rel=1e-5)
-    group = state["optimizer_states"][0]["param_groups"][0]
-    assert tuple(group["betas"]) == (0.8, 0.99)
+    assert tuple(state["optimizer_states"][0]["param_groups"][0]["betas"]) == (0.8, 0.99)
     (patience,) = (values for name, values in state["callbacks"].items() if name.startswith("Patience"))
     assert patience["patience"] == 7
 
 
 def test_other_photos_are_refused_unless_allowed(whole, demo_photos, tmp_path):
     """Use the same seed: added photos move others to another split."""
-    table = pd.read_csv(whole / "splits.csv", dtype=str).sample(frac=1, random_state=0)
-    manifest = tmp_path / "photos.csv"
+    table = pd.read_csv(whole / "splits.csv", dtype=str).sample(frac=1, random_state=0)[["path", "model"]]
+    folder, manifest = tmp_path / "run", tmp_path / "photos.csv"
     root = next(f for f in (demo_photos, demo_photos / "data") if (f / table["path"].iloc[0]).exists())
-    overrides = ["data=manifest", f"data.root={root}", f"data.file={manifest}", "data.labels=[model]"]
-    overrides += ["data.split.kind=stratified", "data.crop_to_box=false"]
-    table[["path", "model"]].iloc[:200].to_csv(manifest, index=False)
-    folder = tmp_path / "run"
-    train(folder, *overrides, "run.max_epochs_per_start=1")
-    before = (folder / "splits.csv").read_text()
-    table[["path", "model"]].to_csv(manifest, index=False)
-    with pytest.raises(InputError, match=r"40 more, 0 fewer, \d+ in another split or class.*run.allow_changes=true"):
-        train(folder, *overrides)
+    overrides = [
+        "data=manifest", f"data.root={root}", f"data.file={manifest}", "data.labels=[model]",
+        "data.split.kind=stratified", "data.crop_to_box=false",
+    ]  # fmt: skip
+    table.iloc[:200].to_csv(manifest, index=False)
+    before = (train(folder, *overrides, "run.max_epochs_per_start=1") / "splits.csv").read_text()
+    table.to_csv(manifest, index=False)
+    refuse(r"40 more, 0 fewer, \d+ in another split or class.*run.allow_changes=true", folder, *overrides)
     assert (folder / "splits.csv").read_text() == before
     train(folder, *overrides, "run.allow_changes=true")
     assert "in another split or class" in (folder / "run.log").read_text()
 
 
-def test_a_lost_best_checkpoint_is_reported_and_replaced(demo_photos, tmp_path):
-    first_is_best = ["callbacks.monitor=train/loss", "callbacks.mode=max", "optimizer.lr=0.01", "trainer.max_epochs=3"]
-    overrides = [*demo(demo_photos), *first_is_best]
-    folder = tmp_path / "run"
-    train(folder, *overrides, "run.max_epochs_per_start=2")
-    best = folder / "checkpoints" / "best.ckpt"
-    content = best.read_bytes()
-    best.unlink()
-    best.write_bytes(content[:-100])
-    train(folder, *overrides)
-    assert "best.ckpt is damaged or of another epoch" in (folder / "run.log").read_text()
-    assert json.loads((folder / "metrics.json").read_text())["best_epoch"] == 2
-
-
-@pytest.fixture(scope="module")
-def three_epochs(demo_photos, tmp_path_factory):
-    """(overrides, the whole run, the same run after two of its epochs)"""
-    top, overrides = tmp_path_factory.mktemp("three"), [*demo(demo_photos), "optimizer.lr=0.01", "trainer.max_epochs=3"]
-    part = train(top / "part", *overrides, "run.max_epochs_per_start=2")
-    return overrides, train(top / "whole", *overrides), part
-
-
 @pytest.mark.parametrize("damage", ["one bit", "gone"])
-def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(damage, three_epochs, tmp_path):
-    overrides, whole, part = three_epochs
-    folder, last = shutil.copytree(part, tmp_path / "run"), tmp_path / "run" / "checkpoints" / "last.ckpt"
+def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(damage, demo_photos, tmp_path):
+    overrides = [*demo(demo_photos), "optimizer.lr=0.01", "trainer.max_epochs=3"]
+    folder, whole = tmp_path / "run", train(tmp_path / "whole", *overrides)
+    last = train(folder, *overrides, "run.max_epochs_per_start=2") / "checkpoints" / "last.ckpt"
     content = bytearray(last.read_bytes())
-    if damage == "gone":
-        last.unlink()
-    else:
+    last.unlink()
+    if damage == "one bit":
         content[len(content) // 3] ^= 1
         last.write_bytes(content)
     train(folder, *overrides)
@@ -187,70 +154,52 @@ def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(damage, three_epoc
     assert_same_run(folder, whole)
 
 
-def test_a_run_with_two_damaged_checkpoints_is_refused(three_epochs, tmp_path):
-    overrides, _, part = three_epochs
-    folder = shutil.copytree(part, tmp_path / "run")
-    for name in ("last", "previous"):
-        (folder / "checkpoints" / f"{name}.ckpt").write_bytes(b"PK")
-    with pytest.raises(InputError, match=r"last\.ckpt is not a complete checkpoint.*previous\.ckpt is not a complete"):
-        train(folder, *overrides)
-    assert len(pd.read_csv(folder / "history.csv")) == 2
-
-
-def test_a_best_checkpoint_that_a_kill_prevented_is_restored(demo_photos, tmp_path):
-    overrides = [*demo(demo_photos), "callbacks.monitor=train/loss", "optimizer.lr=0.01"]
-    folder = tmp_path / "run"
-    train(folder, *overrides, "run.max_epochs_per_start=1")
+def test_a_best_checkpoint_that_a_kill_prevented_is_restored(whole, demo_photos, tmp_path):
+    folder = train(tmp_path / "run", *demo(demo_photos), "run.max_epochs_per_start=1")
     (folder / "checkpoints" / "best.ckpt").unlink()
-    train(folder, *overrides, "callbacks.mode=min")
-    train(tmp_path / "whole", *overrides)
-    assert_same_run(folder, tmp_path / "whole")
+    train(folder, *demo(demo_photos))
+    assert_same_run(folder, whole)
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_over_in_its_folder(whole, demo_photos, tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / ".lock").touch()
-    (folder / "config.yaml.partial").write_text("ru")  # as far as it came
-    train(folder, *demo(demo_photos))
-    assert_same_run(folder, whole)
-    for path in folder.iterdir():
-        if path.name != "config.yaml":
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    train(folder, *demo(demo_photos))
-    assert_same_run(folder, whole)
+    early, late = tmp_path / "early", tmp_path / "late"
+    for folder in (early, late):
+        folder.mkdir()
+        (folder / ".lock").touch()
+    (early / "config.yaml.partial").write_text("ru")  # as far as it came
+    shutil.copy(whole / "config.yaml", late)
+    for folder in (early, late):
+        train(folder, *demo(demo_photos))
+        assert_same_run(folder, whole)
 
 
 def test_finished_folds_are_kept(cut, demo_photos, tmp_path):
     folds = [*demo(demo_photos), "data.split.kind=kfold", "data.split.num_folds=2"]
-    train(tmp_path / "whole", *folds)
+    run, whole = tmp_path / "run", train(tmp_path / "whole", *folds)
     cut(0, 3)
-    start_and_cut(tmp_path / "run", *folds)
-    train(tmp_path / "run", *folds, "run.max_minutes=0.0001")  # the first fold again: not a step more than one
-    shutil.copytree(tmp_path / "whole" / "fold_0", tmp_path / "run" / "fold_0", dirs_exist_ok=True)
-    before = (tmp_path / "run" / "fold_0" / "metrics.json").stat().st_mtime_ns
-    train(tmp_path / "run", *folds)
-    assert (tmp_path / "run" / "fold_0" / "metrics.json").stat().st_mtime_ns == before
-    assert_same_run(tmp_path / "run" / "fold_1", tmp_path / "whole" / "fold_1")
-    ours, theirs = (json.loads((tmp_path / n / "metrics.json").read_text())["test"] for n in ("run", "whole"))
+    start_and_cut(run, *folds)
+    train(run, *folds, "run.max_minutes=0.0001")  # the first fold again: not a step more than one
+    shutil.copytree(whole / "fold_0", run / "fold_0", dirs_exist_ok=True)
+    before = (run / "fold_0" / "metrics.json").stat().st_mtime_ns
+    train(run, *folds)
+    assert (run / "fold_0" / "metrics.json").stat().st_mtime_ns == before
+    assert_same_run(run / "fold_1", whole / "fold_1")
+    ours, theirs = (json.loads((folder / "metrics.json").read_text())["test"] for folder in (run, whole))
     assert ours == theirs
 
 
 def _hold(folder, ready, done) -> None:
-    held = lock_folder(folder)
-    ready.set()
-    done.wait(60)
-    held.close()
+    with lock_folder(folder):
+        ready.set()
+        done.wait(60)
 
 
-def test_a_second_start_at_the_same_time_is_refused(three_epochs):
-    overrides, _, folder = three_epochs
+def test_a_second_start_at_the_same_time_is_refused(demo_photos, tmp_path):
     context = multiprocessing.get_context("fork")
     ready, done = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(folder, ready, done))
+    other = context.Process(target=_hold, args=(tmp_path, ready, done))
     other.start()
     assert ready.wait(60)
-    with pytest.raises(InputError, match="another process is training into"):
-        train(folder, *overrides)
+    refuse("another process is training into", tmp_path, *demo(demo_photos))
     done.set()
     other.join()
