@@ -42,6 +42,7 @@ def saved(original, tmp_path):
     ("labels.model.parent_codes", [0, 1, 9], "parent_codes"), ("labels.speed", {"unit": "km/h"}, "std of a number"),
     ("labels.two\nlines", {"unit": ""}, "no such head"), ("preprocessing.size_px", 64, "network.size_px"),
     ("preprocessing.std", [1e31, 1, 1], "not a number below"), ("preprocessing.std", [0, 1, 1], "is not a list"),
+    ("network.neck.blocks", ["se"] * 100, "more parameters than the weights leave room for"),
     ("temperature", {"make": -1}, "is not a mapping"),
     ("config", {"data": {"crop_to_box": "x"}}, "config.data.crop_to_box"), ("metrics", {"test": [1]}, "metrics.test"),
 ])  # fmt: skip
@@ -117,7 +118,7 @@ HUGE_NETWORKS = {
     "long lists": ("network.backbone_kwargs", {"layers": [9999] * 900}),
     "wide": ("network.backbone_kwargs", {"channels": [9999] * 4}),
     "giant": ("network.backbone", "vit_giant_patch14_224"),
-    "neck": ("network.neck.blocks", ["spatial_dropout"] * 100_000), "gates": ("network.neck.blocks", ["se"] * 100),
+    "neck": ("network.neck.blocks", ["spatial_dropout"] * 100_000),
     "trunk": ("network.trunk.hidden", [32] * 100_000), "squared": ("network.trunk.hidden", [2000, 2000]),
     "outputs": ("network.heads.speed.num_outputs", 10**9),
     "proxies": ("network.embedding", {"num_classes": 10**7, "proxies_per_class": 100}),

@@ -10,6 +10,7 @@ import runpy
 import shutil
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import pytest
 from PIL import Image
 
 import carvision
+from carvision.inference.rows import rows_of
 from carvision.inference.writers import partial_path, settings_path
 from tests import forked
 from tests.inference.model_files import rewrite
@@ -226,6 +228,21 @@ def test_pipes_as_input_and_output(run, photos, tmp_path):
         paths.write("".join(f"{path}\n" for path in photos * 50))
     (done,) = forked.finish([child], [tmp_path / "printed"])
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_no_more_than_two_batches_are_in_memory(run, photos, predict, monkeypatch):
+    made, most = [], 0
+
+    def counted(*arguments):
+        nonlocal most
+        rows = rows_of(*arguments)
+        made.extend(weakref.ref(value) for value in (arguments[4]["make"], *(row["make_probs"] for row in rows)))
+        most = max(most, sum(value() is not None for value in made))
+        return rows
+
+    monkeypatch.setattr("carvision.inference.run.rows_of", counted)
+    code, _, _ = predict(run, *photos * 8, "--probs", "--batch-size", "4", "--out", "o.csv")
+    assert code == 0 and len(made) == 80 + 20 and most <= 2 * (4 + 1)
 
 
 @pytest.mark.slow

@@ -1,10 +1,11 @@
-"""Every metric loss against loops over photos."""
+"""Every metric loss against loops over photos, and against pytorch-metric-learning where it has the same one."""
 
 import itertools
 import math
 
 import pytest
 import torch
+from pytorch_metric_learning import losses, miners, reducers
 from torch.nn.functional import normalize
 
 from carvision.data.table import UNKNOWN
@@ -136,6 +137,22 @@ def test_proxy_anchor_equals_loops(embeddings):
             near.append(math.log(1 + sum(math.exp(-alpha * (s - margin)) for s in own)))
         far.append(math.log(1 + sum(math.exp(alpha * (s + margin)) for s in rest)))
     assert float(proxy_anchor(cosines, TARGETS, ALL, margin, alpha)) == pytest.approx(mean(near) + mean(far), rel=1e-5)
+
+
+def test_losses_are_those_of_pytorch_metric_learning(embeddings):
+    x, size = embeddings.float(), {"num_classes": NUM_CLASSES, "embedding_size": NUM_FEATURES}
+    hard = losses.TripletMarginLoss(margin=0.7, reducer=reducers.MeanReducer())
+    theirs = hard(x, TARGETS, miners.BatchHardMiner()(x, TARGETS))
+    torch.testing.assert_close(triplet(x, TARGETS, ALL, 0.7, "batch_hard"), theirs)
+    torch.testing.assert_close(supervised_contrastive(x, TARGETS, ALL, 0.3), losses.SupConLoss(0.3)(x, TARGETS))
+    proxies = Proxies(Embedding(proxies_per_class=2, num_classes=NUM_CLASSES), NUM_FEATURES)
+    margin = losses.SubCenterArcFaceLoss(**size, margin=math.degrees(0.5), scale=8.0, sub_centers=2)
+    margin.W.data = proxies.weight.detach().flatten(0, 1).T  # (D, C * K)
+    torch.testing.assert_close(arcface(proxies(x), TARGETS, ALL, 0.5, 8.0), margin(x, TARGETS))
+    proxies = Proxies(Embedding(proxies_per_class=1, num_classes=NUM_CLASSES), NUM_FEATURES)
+    anchor = losses.ProxyAnchorLoss(NUM_CLASSES, NUM_FEATURES, 0.1, 5.0)
+    anchor.proxies.data = proxies.weight.detach()[:, 0].clone()
+    torch.testing.assert_close(proxy_anchor(proxies(x), TARGETS, ALL, 0.1, 5.0), anchor(x, TARGETS))
 
 
 EACH = [(name, {}) for name in ("triplet", "coupled_clusters", "supcon", *WITH_PROXIES)]

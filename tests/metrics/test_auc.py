@@ -62,7 +62,10 @@ def test_weights_unknown_targets_and_classes_that_do_not_occur():
     weights = torch.ones(200)
     weights[::4] = 0
     metric = ScoreHistograms(8)
-    assert metric.compute() == {}  # no photos on both sides
+    for target, weight in ((UNKNOWN, 0.0), (1, 1.0)):
+        metric.update(torch.randn(5, 8), torch.full((5,), target), torch.full((5,), weight))
+        assert metric.compute() == {}  # no photos on both sides
+    metric.reset()
     unknown = torch.where(weights > 0, targets, UNKNOWN)
     metric.update(torch.where(weights[:, None] > 0, logits, torch.nan), unknown, weights)
     alone = counted(logits[weights > 0], targets[weights > 0])

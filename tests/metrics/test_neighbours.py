@@ -1,7 +1,9 @@
-"""Recall@K, R-precision and MAP@R against loops over photos."""
+"""Recall@K, R-precision and MAP@R against loops over photos, and against pytorch-metric-learning's."""
 
 import numpy as np
 import pytest
+import torch
+from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 from carvision.metrics import neighbours
 from carvision.metrics.exact_search import nearest
@@ -37,6 +39,10 @@ def test_leave_one_out_equals_loops(monkeypatch):
     found = leave_one_out_metrics(embeddings, codes, recall_at=(1, 3))
     expected = by_loops(unit @ unit.T, codes[:, None] == codes, np.eye(150, dtype=bool), (1, 3))
     assert found == pytest.approx({name: np.mean(values) for name, values in expected.items()})
+    names = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
+    arrays = map(torch.from_numpy, (unit, codes, unit, codes))
+    theirs = AccuracyCalculator(include=names).get_accuracy(*arrays, True)
+    assert [found[k] for k in ("recall_at_1", *names[1:2], "map_at_r")] == pytest.approx([theirs[n] for n in names])
     monkeypatch.setattr(neighbours, "queries_per_block", lambda k: 7)
     assert leave_one_out_metrics(embeddings, codes, recall_at=(1, 3)) == pytest.approx(found)
 
