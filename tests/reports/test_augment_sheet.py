@@ -72,7 +72,7 @@ def test_unreadable_photos_and_unknown_classes(table, tmp_path, caplog, monkeypa
         augment_sheet.plot_augmented(photos_of(gone, 0), gone, Augment([], {}), Mix(), "title", file, 2, 1)
 
 
-def test_the_sheet_takes_the_groups_of_train_and_shows_what_an_experiment_trains_on():
+def test_the_sheet_takes_the_groups_of_train_and_refuses_wrong_augmentations():
     names = ("train", "augment_sheet")
     train, sheet = (OmegaConf.load(conf_dir() / f"{name}.yaml")["defaults"] for name in names)
     assert [list(item) for item in train if item != "_self_"] == [list(item) for item in sheet if item != "_self_"]

@@ -49,7 +49,7 @@ def test_every_metric_is_in_its_row():
 def test_nothing_is_cut_off_in_80_columns(head):
     values = metrics()
     values["test"] |= {name.replace("make/", f"{head}/"): value for name, value in of_test().items()}
-    tables = closing_tables(values, {head: LABELS["make"], **LABELS} if head == "make" else {head: LABELS["make"]})
+    tables = closing_tables(values, LABELS if head == "make" else {head: LABELS["make"]})
     narrow, wide = (text_of(tables, width) for width in (80, 200))
     assert "…" not in narrow and max(len(line.rstrip()) for line in narrow.splitlines()) <= 80
     assert sorted(narrow.replace("─", "").split()) == sorted(wide.replace("─", "").split())
