@@ -147,6 +147,10 @@ def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(damage, demo_photo
     if damage == "one bit":
         content[len(content) // 3] ^= 1
         last.write_bytes(content)
+    both = shutil.copytree(folder, tmp_path / "both")
+    for name in ("last", "previous"):
+        (both / "checkpoints" / f"{name}.ckpt").write_bytes(b"PK")
+    refuse(r"last\.ckpt is not a complete checkpoint.*previous\.ckpt is not a complete", both, *overrides)
     train(folder, *overrides)
     log = (folder / "run.log").read_text()
     assert "resuming after 1 of 3 epochs (previous.ckpt of" in log

@@ -84,8 +84,8 @@ def test_nothing_is_written_through_a_link(begun, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "line"), [
-    ("checkpoints", "checkpoints is a symbolic link to .*outside, outside of"),
-    ("tensorboard", "tensorboard is a symbolic link to .*outside, outside of"),
+    ("checkpoints", "checkpoints is a symbolic link to .*outside/checkpoints, outside of"),
+    ("tensorboard", "tensorboard is a symbolic link to .*outside/tensorboard, outside of"),
     (".lock", "is a symbolic link, and nothing is written through one"),
     ("run.log", "is a symbolic link, and nothing is written through one"),
 ])  # fmt: skip
