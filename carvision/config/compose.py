@@ -1,4 +1,4 @@
-"""Find, compose and check the configuration. Only this module calls Hydra, and only to compose. Imports no torch."""
+"""Find, compose and check the configuration. Only this module composes with Hydra and runs it. Imports no torch."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def explain(word: str, reason: str) -> str:
 
 
 def _quotings(value: str) -> list[str]:
-    """Return what the value may have meant, in quotes: a list, a mapping, or a text."""
+    """Return the readings of a value, each quoted: as a list, a mapping, or a text."""
     is_list = value.startswith("[") and value.endswith("]")
     is_mapping = value.startswith("{") and value.endswith("}")
     items = ITEM.findall(value[1:-1] if is_list or is_mapping else value)

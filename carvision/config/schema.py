@@ -281,7 +281,7 @@ ALLOWED: dict[str, Check] = {
     "num_versions": whole(1, 30),
 }
 
-# Keys that change no result. data.root is one, as photos may have been moved; that they are the same is checked apart.
+# Keys that change no result. data.root is included: moved data is fine, require_same_photos checks that it is the same.
 NO_RESULT = {"data.num_workers", "data.root", "data.cache", "data.cache_gb"}
 NO_RESULT |= {"callbacks.progress_bar", "trainer.profiler", "logger.tensorboard"}
 
@@ -360,7 +360,7 @@ def random_transforms(cfg: dict) -> str | None:
 
 
 def reason_not_cacheable(cfg: dict) -> str | None:
-    """Return what makes caching features impossible or has not been tried with it; None if nothing does."""
+    """Return the setting that rules out caching features, or with which it is untested; None if there is none."""
     if cfg["trainer"]["strategy"] == "fsdp":
         return "trainer=fsdp, whose weights are sharded"
     return "trainer=tpu" if cfg["trainer"]["accelerator"] == "tpu" else None

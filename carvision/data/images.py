@@ -34,7 +34,7 @@ HEIC_HINT = "which need the extra heic (pip install pillow-heif)"
 RUN_PROGRAMS = ("EPS", "WMF", "IPTC", "BUFR", "GRIB", "HDF5")  # or pass the file to whatever decoder is registered
 OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # else opening a pipe would block
 # Upper bounds on pixels per byte of a file. A header that claims more is false, and not decoded: 700 bytes could demand
-# half a gigabyte. Photos of a single colour stay below (in brackets: as Pillow writes them, 13,000 x 13,000).
+# half a gigabyte. Even photos of a single colour stay below; in brackets: measured with Pillow at 13,000 x 13,000.
 # JPEG: one bit for the DC value of each 8 x 8 block if progressive without the rest, halved for sampling factors by
 # which no component has all blocks (170, grey 256). PNG: deflate expands a byte to 1,032, of 8 pixels each (872). GIF:
 # a 12-bit code is a string of at most 4,096 pixels (1,355). WebP, lossy: two bits or more for the modes of each 16 x 16
@@ -325,8 +325,9 @@ def grey_bits(image: Image.Image, values: np.ndarray) -> tuple[int, bool]:
     """Return the bits that the values of a photo of mode I or I;16 use, and whether the file states them.
 
     A TIFF may state them, by BitsPerSample below 16 or MaxSampleValue; for PPM and JPEG 2000 Pillow returns all 16.
-    Else they are the fewest of 8, 10, 12, 14 and 16 that hold the photo's largest value, or as many as it needs:
-    nothing else distinguishes a 12-bit camera from a dark photo. carvision.check reports photos of fewer than 16.
+    Else they are the fewest of 8, 10, 12, 14 and 16 that hold the photo's largest value, or as many as it needs if it
+    needs more. Nothing else distinguishes a 12-bit photo from a dark one. carvision.check reports photos of fewer than
+    16.
     """
     largest, stated = max(0, int(values.max(initial=0))), None
     if image.format in ("PPM", "JPEG2000"):

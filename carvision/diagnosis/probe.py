@@ -159,7 +159,7 @@ def run_step(kind: str, argument: str) -> dict:
 
 
 def read_torch_devices() -> dict:
-    """Return what torch finds: builds, threads, GPUs with memory and compute capability."""
+    """Return torch's builds and threads, and the GPUs it finds, with memory and compute capability."""
     import torch
 
     found = {

@@ -150,7 +150,7 @@ def _features_are_the_runs(model: LoadedClassifier) -> bool:
 
 @torch.no_grad()
 def _difference(model: LoadedClassifier, network: Any, head: str | None) -> float:
-    """Return the largest_difference between the run's network and timm's, in what timm's has of the run."""
+    """Return the largest_difference between the run's network and timm's, over the outputs that both share."""
     images = random_images(2, model.preprocessing.size_px)
     if head is not None:
         return largest_difference({"out": model(images)[head]}, {"out": network(images)})

@@ -132,7 +132,8 @@ def create_truths(predictor: Predictor, options: argparse.Namespace) -> TrueClas
 def create_seen_photos(
     options: argparse.Namespace, root: Path | None, predictor: Predictor, truths: TrueClasses
 ) -> SeenPhotos:
-    """Return what recognises the runs' own photos; only with a list or true classes, as others are hardly theirs."""
+    """Return the detector of photos that the runs were trained on; empty without a list or true classes, as other
+    photos are hardly theirs."""
     runs = [Path(run) for run in (options.run, *options.ensemble) if truths.heads or options.listed]
     given = [Path(path) for path in options.photos if Path(path).is_dir()]
     roots = [*given, *([root] if root else [])]
@@ -176,7 +177,7 @@ def begin_output(options: argparse.Namespace, predictor: Predictor, layout: Layo
 
 
 def model_settings(models) -> dict:
-    """Return what of the models determines the rows of an unfinished output; label descriptions as a hash."""
+    """Return the models' properties that determine the rows of an output; label descriptions as a hash."""
     settings = {"weights": [model.about["sha256"] for model in models]}
     for number, model in enumerate(models, 1):
         of = f" of model {number}" if len(models) > 1 else ""
@@ -325,7 +326,7 @@ class ReservoirSample:
         self.num_seen += 1
 
     def chosen(self) -> list[list]:
-        """Return what was added for each sampled row, in order."""
+        """Return the items added for each sampled row, in order."""
         return [what for _, *what in sorted(self.kept.values(), key=lambda kept: kept[0])]
 
 

@@ -219,7 +219,7 @@ def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_pickled(file: Path) -> object:
-    """Return what torch.save has written, its tensors memory-mapped where possible. Raises InputError."""
+    """Return the object that torch.save has written, its tensors memory-mapped where possible. Raises InputError."""
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except (OSError, EOFError, RuntimeError, ValueError) as error:

@@ -18,7 +18,7 @@ from carvision.files.atomic import written_whole
 from carvision.files.folders import PROGRAM
 
 SPLIT_COLOURS = {"train": "#4477aa", "val": "#ddaa33", "test": "#bb5566", "no split": "#bbbbbb"}  # colour-blind safe
-# Of runs, heads or methods: distinguishable with any colour vision, near ones also by lightness; the markers differ too
+# Colours of runs, heads or methods: distinguishable with any colour vision, neighbours also by lightness and marker
 COLOURS = (
     "#4477aa", "#ee7733", "#228833", "#aa3377", "#66ccee", "#222222",
     "#ccbb44", "#332288", "#cc3311", "#44aa99", "#999999", "#884400",

@@ -173,7 +173,7 @@ class Space:
         return drawn
 
     def description(self) -> dict[str, str]:
-        """Return what must not change while a study continues, as plain text."""
+        """Return the part of the space that must not change while a study continues, as plain text."""
         return {dimension.key: str(dimension) for dimension in self.dimensions} | dict(self.follows)
 
 
@@ -233,7 +233,7 @@ def _dimension(key: str, searched: Searched, word: str) -> Dimension:
     conditions, log = [], False
     for tag in searched.tags:
         if match := CONDITION.fullmatch(tag):
-            # As Hydra writes a drawn value
+            # Hydra writes a drawn value like this
             value = {"true": "True", "false": "False"}.get(match[3].lower(), match[3])
             conditions.append(Condition(match[1], match[2], _as_number(value)))
         elif tag == "log":

@@ -34,7 +34,7 @@ else:
     from optuna.storages.journal import JournalFileSymlinkLock as JournalLock
 
 JOURNAL = "journal.log"
-FIRST_WRITTEN = {LOCK, "running", "logs"}  # before anything else by a search without a journal
+FIRST_WRITTEN = {LOCK, "running", "logs"}  # what a search with a database creates before its first trial
 WRITTEN = {*FIRST_WRITTEN, TRIALS, "experiment", "trials.csv", "search.html"}
 WRITTEN |= {f"{name}.png" for name in ("history", "importance", "slices", "parallel", "pareto")}
 BEGUN_WITH = "carvision"  # attribute of the study
@@ -159,7 +159,7 @@ def open_study(sweep: Sweep, storage: BaseStorage) -> optuna.Study:
 
 
 def study_identity(sweep: Sweep) -> dict[str, dict]:
-    """Return what gives all trials of a study the same meaning, as JSON types."""
+    """Return the settings that must be equal for trials to be comparable, as JSON types."""
     config = {
         key: value
         for key, value in flat_config(sweep.config).items()
@@ -181,8 +181,8 @@ def study_identity(sweep: Sweep) -> dict[str, dict]:
 
 
 def require_same(before: Mapping, now: Mapping, sweep: Sweep) -> None:
-    """Raise InputError with the differences, if any. A key that an earlier version lacked is none if it has conf/'s
-    value."""
+    """Raise InputError with the differences, if any. A key that an earlier version lacked is not a difference if it has
+    its default."""
     changes = []
     for part, values in now.items():
         earlier = before.get(part, {})

@@ -101,8 +101,8 @@ class Reporting(pl.Callback):
 
 
 def count_once(study: optuna.Study) -> None:
-    """Let the pruner see a continued trial as one: the interrupted part does not compete, and the first one's number
-    decides about Hyperband's bracket."""
+    """Let the pruner see a continued trial as one: interrupted attempts are hidden, and the number of the first
+    fixes Hyperband's bracket."""
     every = study._storage.get_all_trials
 
     def get_all_trials(study_id: int, deepcopy: bool = True, states=None) -> list[FrozenTrial]:

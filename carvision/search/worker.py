@@ -52,7 +52,8 @@ from carvision.system.machine import FORK
 
 log = logging.getLogger(__name__)
 
-MAX_FAILURES = 3  # of a worker's first trials, one after another, after which it gives up: the values are not the cause
+# A worker whose first trials all fail gives up after this many: the sampled values are unlikely to be the cause
+MAX_FAILURES = 3
 POLL_EVERY_S = 0.2
 
 

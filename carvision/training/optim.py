@@ -205,9 +205,9 @@ def lr_factors_of(model: nn.Module, lr_factors: dict[str, float], layer_decay: f
     """Return {parameter name: factor of its learning rate} for factors other than 1.
 
     lr_factors: {module: factor} of all parameters within; the innermost module wins. layer_decay d: the backbone's
-    layers, as timm groups them, learn at d, d^2, ... from the last to the first (Clark et al. 2020, ELECTRA), what timm
-    counts to the classifier (ConvNeXt's last norm) at 1. Both multiply. Raises InputError for a module that does not
-    exist.
+    layers, as timm groups them, get the factors d, d^2, ... from the last to the first (Clark et al. 2020, ELECTRA);
+    what timm groups with the classifier (ConvNeXt's last norm) gets 1. Both factors are multiplied. Raises InputError
+    for a module that does not exist.
     """
     modules = dict(model.named_modules())
     for name in lr_factors:
@@ -223,7 +223,7 @@ def lr_factors_of(model: nn.Module, lr_factors: dict[str, float], layer_decay: f
 
 def _layer_factors(backbone: nn.Module, decay: float) -> dict[str, float]:
     """Return the backbone's factors as timm's param_groups_layer_decay computes them for the network with its
-    classifier, which learns at 1; here the heads replace it, so the classifier's name is added to the parameters before
+    classifier, whose factor is 1; here the heads replace it, so the classifier's name is added to the parameters before
     grouping."""
     group_matcher: Any = getattr(backbone, "group_matcher", None)
     if group_matcher is None:
@@ -239,8 +239,8 @@ def _layer_factors(backbone: nn.Module, decay: float) -> dict[str, float]:
 
 
 class SAM(torch.optim.Optimizer):
-    """Use the gradient at the locally highest loss: sharpness-aware minimisation (Foret et al. 2021, arXiv:2010.01412,
-    algorithm 1).
+    """Descend by the gradient at the worst point within radius rho: sharpness-aware minimisation (Foret et al. 2021,
+    arXiv:2010.01412, algorithm 1).
 
     A step calls the closure twice: at the weights w, for the gradient g, and at w + rho g / |g|, |g| over all
     parameters, for the gradient that `base` then applies to w. `perturbed` is true during the second call.
@@ -309,7 +309,7 @@ def create_schedule(
 ) -> LRSchedulerConfigType:
     """Create the schedule that conf/schedule names, as configure_optimizers returns it to Lightning.
 
-    lr: optimizer.lr, the rate that the schedule scales. num_steps: weight updates in all phases' epochs; with gradient
+    lr: optimizer.lr, the rate that the schedule scales. num_steps: weight updates in this phase; with gradient
     accumulation an epoch has more batches than updates. Raises InputError for keys that the schedule does not have.
     """
     try:

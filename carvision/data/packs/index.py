@@ -205,7 +205,7 @@ def parse_index(content: bytes, name: str) -> PackIndex:
 
 
 def _problem_of(index: dict) -> str | None:
-    """Return what is wrong in a pack.json, or None."""
+    """Return the first error in a pack.json, or None."""
     for key, check in FIELDS.items():
         if wrong := check(index.get(key)):
             return f"{key} is not {wrong}"

@@ -134,7 +134,7 @@ def read_verification_lists(base: Path) -> pd.Series:
 
 
 def require_listed(base: Path, absent: pd.Index, allow_missing: bool, tolerated: int) -> None:
-    """Raise InputError, or warn, if photos of the lists are absent. tolerated: how many may be without being an error.
+    """Raise InputError, or warn, if photos of the lists are absent. tolerated: how many may be missing.
 
     The photos that exist are counted by check_counts.
     """

@@ -160,7 +160,7 @@ def _table(root: Path, rows: pd.DataFrame, names: Mapping[str, str]) -> Table:
     rows["make"], makes = encode(np.array([make_of(name) for name in models.names], dtype=object)[rows["model"]])
     models = with_parent(rows, "model", models, "make")
     if BOX[0] in rows:
-        # To 0-based, right and bottom excluded
+        # Boxes become 0-based, with right and bottom excluded
         rows[BOX] = rows[BOX].to_numpy(np.float32) - np.array([1, 1, 0, 0], np.float32)
     return Table("stanford_cars", root, rows, {"make": makes, "model": models}, "model")
 

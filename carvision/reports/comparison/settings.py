@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 # Settings of where and how a run was made, not of what was trained
 IGNORED = re.compile(r"run\.|sweep\.|logger\.|hydra\.|data\.(root|file|num_workers)$|callbacks\.progress_bar$")
-# Of several settings that distinguish runs, those that people think of first
+# If several settings distinguish runs, those that people think of first
 FIRST = (
     "experiment", "model.backbone", "model.weights", "model.train_layers", "optimizer.name", "optimizer.lr",
     "schedule.name", "loss.name", "data.name", "data.batch_size", "data.image_px", "trainer.max_epochs",
@@ -89,7 +89,7 @@ def _names(configs: Sequence[Config], keys: Sequence[str]) -> list[str]:
 
 
 def _short(key: str) -> str:
-    """Return what precedes a value in a name: the short form of its key, "" if it needs none."""
+    """Return the prefix of a value in a name: the short form of its key, "" if it needs none."""
     if key in ("experiment", "model.backbone"):
         return ""
     return f"{key.removesuffix('.name').rsplit('.', 1)[-1]}="

@@ -24,7 +24,7 @@ from carvision.training.run.folder import METRICS, read_config
 log = logging.getLogger(__name__)
 
 NOT_STOPPED = EarlyStoppingReason.NOT_STOPPED.value
-# Of a checkpoint. Lightning would silently restart from empty TRAINING_KEYS
+# Keys that a checkpoint must have; with empty TRAINING_KEYS Lightning would silently restart the training
 REQUIRED_KEYS = {"state_dict", "callbacks", "epoch", "batches_done", "phase", "phase_begun"}
 TRAINING_KEYS = {"optimizer_states", "lr_schedulers", "loops"}
 STEP_KEYS = ("optimizer.", "schedule.", "phases", "trainer.", "data.batch_size")  # what a training step depends on

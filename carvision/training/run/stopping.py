@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 AGREE_EVERY_S = 5.0  # interval at which several processes agree whether to stop
-CHECK_EVERY_S = 60.0  # interval of the checks before a checkpoint (is the loss finite?) when none is due
+# Before a checkpoint, checks run (is the loss finite?); this is how often they run between checkpoints
+CHECK_EVERY_S = 60.0
 
 
 class Stopped(BaseException):
@@ -37,8 +38,9 @@ class Stopped(BaseException):
 class Stopping(Callback):
     """Write last.ckpt and raise Stopped after SIGINT, SIGTERM, SIGUSR1, or once time.monotonic() passes `ends`.
 
-    Within an epoch this happens after the current step; during a validation, after the epoch. The test after training
-    stops at once: the next start repeats it. checkpoint_every_minutes: also write last.ckpt within an epoch.
+    Within an epoch this happens after the current step. During validation the epoch is completed first; a signal during
+    the final test ends it at once, and the next start repeats it. checkpoint_every_minutes: also write last.ckpt within
+    an epoch.
     """
 
     def __init__(
