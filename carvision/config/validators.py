@@ -66,7 +66,7 @@ def flag(value) -> str | None:
 
 def text(value) -> str | None:
     """Allow text that is not empty."""
-    return None if isinstance(value, str) and value else "a word"
+    return None if isinstance(value, str) and value else "non-empty text"
 
 
 def path(value) -> str | None:

@@ -118,7 +118,8 @@ def read_table(data: DataConfig, annotations: bool) -> Table:
             window, cache, sampler = data["shuffle_shards"], data["cache"], data["sampler"]
             if window is not None and sampler != "shuffle":
                 raise InputError(
-                    f"data.sampler: {sampler} draws from all photos at any time; take shuffle, or shuffle_shards=null"
+                    f"data.sampler: {sampler} needs random access to all shards; use shuffle, or "
+                    "data.shuffle_shards=null"
                 )
             cache = Path(cache) if cache else None
             return read_packed(
@@ -178,7 +179,7 @@ def with_names(table: Table, file: Path) -> Table:
     unknown = names.keys() - {nfc(i) for i in label.ids}
     if unknown:
         log.info(
-            "data.names: %d of the %d ids in %s are no %s of %s (first: %s)",
+            "data.names: %d of the %d ids in %s are not %s ids of %s (first: %s)",
             len(unknown), len(names), file, table.finest, table.name, min(unknown),
         )  # fmt: skip
     named = replace(label, names=tuple(names[nfc(i)] for i in label.ids))

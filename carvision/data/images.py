@@ -30,7 +30,7 @@ MAX_BYTES = 12 * MAX_PIXELS  # of a file: MAX_PIXELS in any uncompressed format 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 FORMATS += ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
-HEIC_HINT = "which need the extra heic (pip install pillow-heif)"
+HEIC_INSTALL = "pip install 'carvision[heic]'"
 RUN_PROGRAMS = ("EPS", "WMF", "IPTC", "BUFR", "GRIB", "HDF5")  # or pass the file to whatever decoder is registered
 OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # else opening a pipe would block
 # Upper bounds on pixels per byte of a file. A header that claims more is false, and not decoded: 700 bytes could demand
@@ -145,8 +145,8 @@ def read_file(photo) -> bytes:
             if not stat.S_ISREG(found.st_mode):
                 raise BadImage("can't be opened (is no regular file)")
             if found.st_size > MAX_BYTES:
-                size = f"{found.st_size / 1e9:.1f} GB are more than {MAX_BYTES / 1e9:.1f} GB"
-                raise BadImage(f"{size}: taken for no photo")
+                size = f"{found.st_size / 1e9:.1f} GB"
+                raise BadImage(f"the file of {size} exceeds the limit of {MAX_BYTES / 1e9:.1f} GB")
             data = os.read(number, found.st_size)
             while len(data) < found.st_size and (more := os.read(number, found.st_size - len(data))):
                 data += more
@@ -174,8 +174,8 @@ def open_bytes(data: Bytes) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=(*FORMATS, *(with_heic() if is_heic else ())))
     except Image.UnidentifiedImageError:
         if is_heic and not with_heic():
-            raise BadImage(f"is one of the HEIC photos, {HEIC_HINT}") from None
-        raise BadImage("not a photo in any format known" if len(data) else "the file is empty") from None
+            raise BadImage(f"is a HEIC photo; {HEIC_INSTALL}") from None
+        raise BadImage("not a supported image format" if len(data) else "the file is empty") from None
     except Image.DecompressionBombError:
         raise BadImage(f"more than {MAX_PIXELS:,} pixels: taken for a decompression bomb") from None
     except Exception as error:  # each decoder raises its own kinds
@@ -241,7 +241,7 @@ def decode_part(
     """
     check_size(*image.size)
     if image.format in RUN_PROGRAMS:
-        raise BadImage(f"is {image.format}, and to decode that may run a program; convert it to JPEG or PNG")
+        raise BadImage(f"is {image.format}, whose decoder may run external programs; convert it to JPEG or PNG")
     try:
         turn = upright_turn(image)
         size = image.size[::-1] if turn in SIDEWAYS else image.size

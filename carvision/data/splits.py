@@ -44,7 +44,7 @@ def official_split(
         )
     split = table.rows["split"].to_numpy(dtype=object).copy()
     if val_as_test and test_as_train:
-        raise InputError("data.split.test_as_train: leaves no test, which data.split.val_as_test makes; take one")
+        raise InputError("data.split.test_as_train: contradicts data.split.val_as_test; set only one")
     if val_as_test:
         if (split == "test").any() or not (split == "val").any():
             raise InputError(

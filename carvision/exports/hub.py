@@ -106,7 +106,7 @@ def model_card(model: LoadedClassifier, splits: Path, timm_config: Path) -> str:
         _training_section(model, about, data, splits),
         _metrics_section(metrics, model, config),
         _loading_section(model, timm_form),
-        "## Licence\n\nTo be filled in by the owner: the head of this file says `license: unknown`. Mind the terms of "
+        "## Licence\n\nTo be filled in by the owner: the front matter says `license: unknown`. Mind the terms of "
         "the training photos and of the weights that training began with.",
         _configuration_section(config),
     ]

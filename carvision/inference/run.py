@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> tuple["Tally", list]:
     output = begin_output(options, predictor, layout, {"--root": sources.root, "boxes": uses_boxes})
     try:
         if done := skip_done(photos, output, truths, on_row):
-            log.info("going on after %s photos", f"{done:,}")
+            log.info("resuming after %s photos", f"{done:,}")
         with progress_bar(options, sources, done) as advance:
             predict_photos(
                 predictor, photos, output, layout, truths, on_row, advance,
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> tuple["Tally", list]:
     if line := left_out.line():
         log.info("%s", line)
     if uses_boxes and tally.num_without_box:
-        log.info("%s photos have no box and were looked at as a whole", f"{tally.num_without_box:,}")
+        log.info("%s photos have no box: the whole photo was used", f"{tally.num_without_box:,}")
     for line in [*truths.lines(), *seen_photos.lines(), *tally.lines()]:
         log.info("%s", line)
     return tally, sample.chosen()
@@ -156,11 +156,11 @@ def choose_boxes(predictor: Predictor, listed: Path | None) -> bool:
     boxes = listed is not None and has_boxes(listed)
     if predictor.crop_to_box and not boxes:
         log.warning(
-            "the model was trained on the boxes of its photos and now looks at whole photos, which it may know less "
-            "well; a table given with --list may have them in its columns left, top, right, bottom"
+            "the model was trained on the boxes of its photos, and whole photos are used: accuracy may be lower; a "
+            "table given with --list may have boxes in its columns left, top, right, bottom"
         )
     elif boxes and not predictor.crop_to_box:
-        log.info("the list's boxes are not looked at, as the model was trained on whole photos")
+        log.info("the list's boxes are ignored, as the model was trained on whole photos")
     return bool(predictor.crop_to_box) and boxes
 
 

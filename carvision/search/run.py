@@ -152,7 +152,7 @@ def run_workers(sweep: Sweep, overrides: list[str], quiet: bool) -> None:
             for worker in workers:
                 worker.relay(quiet)
                 if not received and worker.was_killed() and worker.starts < MAX_STARTS:
-                    log.warning("worker %d was ended by %s; restarting it", worker.number, worker.ending())
+                    log.warning("worker %d was killed by %s; restarting it", worker.number, worker.ending())
                     worker.start()
     finally:
         for number, handler in before.items():

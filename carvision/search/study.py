@@ -49,7 +49,9 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"sweep.dir: {shorten(str(folder))} can't be made ({error.strerror}); give another") from None
+        raise InputError(
+            f"sweep.dir: {shorten(str(folder))} can't be made ({error.strerror}); give another path"
+        ) from None
     journal = folder / JOURNAL
     return database or JournalStorage(JournalFileBackend(str(journal), lock_obj=RepairingLock(journal)))
 
@@ -148,7 +150,7 @@ def open_study(sweep: Sweep, storage: BaseStorage) -> optuna.Study:
     if before is None:
         if (sweep.folder / TRIALS).is_dir():
             raise InputError(
-                f"sweep.dir: {sweep.folder} holds trials of another study than {sweep.name!r}; give another"
+                f"sweep.dir: {sweep.folder} holds trials of another study than {sweep.name!r}; give another sweep.dir"
             )
         if study.get_trials(deepcopy=False):
             raise InputError(f"sweep.study: {sweep.name!r} is another program's study; give another name")

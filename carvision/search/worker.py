@@ -246,7 +246,7 @@ def failure_reason(exitcode: int, output: Path) -> str:
     """Return why a trial's process failed: its signal, or the last line of its output."""
     if exitcode < 0:
         name = signal.Signals(-exitcode).name
-        return f"its process was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+        return f"its process was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
     text = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
     lines = [line.strip() for line in text.splitlines()]
     last = next((line for line in reversed(lines) if line), f"its process ended with status {exitcode}")

@@ -231,7 +231,9 @@ def build_metric_loss(cfg: dict, table: Table) -> tuple[dict | None, Embedding]:
         return None, build_embedding(cfg)
     mixing = next((key for key in ("mixup", "cutmix") if cfg["augment"]["mix_p"] and cfg["augment"][key]), None)
     if mixing:
-        raise InputError(f"augment.{mixing}: a photo made of two has no class that a metric loss could take; use 0")
+        raise InputError(
+            f"augment.{mixing}: metric losses need one class per photo, mixed photos have two; set it to 0"
+        )
     if layers == ["difference"]:
         raise InputError(
             "model.difference.hidden: joins the trunk in model.embedding; give model.embedding.hidden, too"

@@ -90,9 +90,13 @@ def check_trainer(phases: list[Phase], trainer: dict) -> None:
     """
     if any(phase["optimizer"].get("sam_rho") for phase in phases):
         if trainer["accumulate_grad_batches"] > 1:
-            raise InputError("optimizer.sam_rho: not with trainer.accumulate_grad_batches above 1; leave one out")
+            raise InputError(
+                "optimizer.sam_rho: can't be combined with trainer.accumulate_grad_batches above 1; drop one of the two"
+            )
         if trainer["precision"] == "16-mixed":
-            raise InputError("optimizer.sam_rho: not with trainer.precision=16-mixed; use bf16-mixed or 32-true")
+            raise InputError(
+                "optimizer.sam_rho: can't be combined with trainer.precision=16-mixed; use bf16-mixed or 32-true"
+            )
 
 
 # Names of conf/optimizer. Every other name is timm's.

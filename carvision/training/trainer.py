@@ -245,8 +245,7 @@ def _fit(
         text = one_line(error, 200)
         raise InputError(
             f"run.dir: {resume_point.file} does not fit the changed configuration or is of another network ({text}); "
-            "give another folder to start anew, there with "
-            f"model.weights={resume_point.file} to keep the weights"
+            f"use a new run.dir to start anew, with model.weights={resume_point.file} to keep the weights"
         ) from error
 
 

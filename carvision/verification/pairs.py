@@ -235,7 +235,7 @@ def read_task(source: Source, options: argparse.Namespace) -> VerificationTask:
     """Read or draw the pairs. options: of carvision.verify. Raises InputError for missing labels, lists and photos."""
     data, split = source.chosen.data, options.split
     if options.pairs and split:
-        raise InputError(f"--split: {split} chooses the photos of drawn pairs, and --pairs gives others; leave one out")
+        raise InputError(f"--split: {split} applies to random pairs only; drop --split or --pairs")
     official = not options.pairs and not split and data["name"] in WITH_LISTS and options.label in (None, "model")
     if official and data["name"] == "compcars" and not has_pair_lists(data["root"]):
         log.warning("compcars: %s has no lists of pairs (train_test_split/verification): pairs are drawn", data["root"])

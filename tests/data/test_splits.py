@@ -226,7 +226,7 @@ def test_test_as_train(tmp_path, unequal):
     divided = official_split(table, 0.2, 0, False, False, test_as_train=True)
     assert paths_of(divided, "train") == paths_of(table, "train") | paths_of(table, "test")
     assert paths_of(divided, "val") == paths_of(table, "val")
-    with pytest.raises(InputError, match=r"data\.split\.test_as_train: leaves no test"):
+    with pytest.raises(InputError, match=r"data\.split\.test_as_train: contradicts"):
         official_split(table, 0.2, 0, False, True, test_as_train=True)
 
 

@@ -54,8 +54,8 @@ def test_the_processor_is_described(tmp_path):
     [
         ({"quota": 2.0, "usable": 2}, 16, "slow", "time for 2 cores, and torch's 16 threads"),
         ({"usable": 4}, 8, "slow", "8 threads on 4 cores"),
-        ({"usable": 1}, 1, "slow", "there is one"),
-        ({"load": 40.0}, 8, "slow", "40.0 processes want 16 cores"),
+        ({"usable": 1}, 1, "slow", "only one"),
+        ({"load": 40.0}, 8, "slow", "40.0 on 16 cores"),
         ({"available": 1e9}, 8, "breaks", "1.0 GB can be used"),
         ({"memory_limit": int(512e6)}, 8, "breaks", "512 MB can be used"),
     ],
@@ -129,7 +129,7 @@ def test_devices_without_a_fault(system, torch):
 
 def test_devices_are_described_without_an_answer_of_torch():
     assert judge_devices(CARD, {}, VERSIONS) == []
-    assert describe_devices(CARD, {}) == [("GPU", "1 by NVIDIA, which torch can't use"), ("driver", "470.82.01")]
+    assert describe_devices(CARD, {}) == [("GPU", "1 NVIDIA GPU that torch can't use"), ("driver", "470.82.01")]
     assert ("GPU", "Apple's; trainer=gpu takes it") in describe_devices(NONE, {**TORCH, "mps": True})
 
 

@@ -96,7 +96,7 @@ def test_before_another_pool_only_the_feature_map_is_the_runs(network, tmp_path)
     notes = json.loads((tmp_path / "timm" / "config.json").read_text())["pretrained_cfg"]["notes"]
     for text in (summary, *notes):
         assert "forward_features(images) is the run's and what follows is not" in text
-        assert ("pre_logits hold random values" in text) == (
+        assert ("the weights of pre_logits are random" in text) == (
             network["pool"] == "flatten" if "pool" in network else False
         )
 

@@ -39,7 +39,7 @@ def saved(original, tmp_path):
         ("network", {"size_px": 32}, "network.backbone is missing"),
         ("network.backbone", "local-dir:/tmp/evil", "no model of timm"),
         ("network.backbone", "hf-hub:somebody/evil", "no model of timm"),
-        ("network.backbone", ["test_resnet"], "is not a word"),
+        ("network.backbone", ["test_resnet"], "is not non-empty text"),
         ("network.backbone_kwargs", {"checkpoint_path": "/tmp/evil.pth"}, "no argument of the network itself"),
         ("network.backbone_kwargs", {"pretrained_cfg_overlay": {"file": "evil"}}, "no argument of the network itself"),
         ("network.backbone_kwargs", {"nosuch": 1}, "nosuch"),

@@ -119,7 +119,7 @@ def test_a_table_with_boxes_splits_and_truth(photos, predict, tmp_path_factory):
     ids = ["2", "9", "1", None, None, None, "1", "1"]
     judged = [row["model_id"] == id_ for row, id_ in zip(rows, ids, strict=False) if id_]
     assert messages == [
-        "4 photos have no box and were looked at as a whole",
+        "4 photos have no box: the whole photo was used",
         "model: 2 photos are of classes unknown to the model, by id and by name ('X5', 'Z'); they are not judged",
         "1 of 9 photos could not be used; see the column error",
         "  gone.jpg: the file is missing",
@@ -203,7 +203,7 @@ def test_an_interrupted_command_is_resumed(run, photos, predict):
     code, _, messages = predict(run, photos[0], "--out", file, *options)
     assert code == 1 and "and there are no more photos; give the same photos" in messages[-1]
     code, _, messages = predict(run, "photos", "--out", file, *options)
-    assert code == 0 and messages[0] == "going on after 3 photos" and file.read_bytes() == whole.read_bytes()
+    assert code == 0 and messages[0] == "resuming after 3 photos" and file.read_bytes() == whole.read_bytes()
     assert messages[-1].startswith("right: make") and "of 6" in messages[-1]  # including the first command's
     code, _, messages = predict(run, "photos", "--out", file, *options)
     assert code == 1 and messages == [f"error: --out: {file} exists; give another name, or replace it with --overwrite"]
@@ -228,7 +228,7 @@ def test_another_model_or_batch_size_does_not_resume(run, photos, predict):
         assert code == 1 and f"out.csv.partial was begun with {message}" in messages[-1], messages
     Path("run/model.json").write_text(json.dumps(about | {"metrics": {"later": 1}}), encoding="utf-8")  # changes no row
     code, _, messages = predict(Path("run").resolve(), "photos", "--out", "out.csv", "--batch-size", 3)
-    assert code == 0 and messages[0] == "going on after 3 photos"
+    assert code == 0 and messages[0] == "resuming after 3 photos"
 
 
 def test_an_ensemble_averages_probabilities(run, photos, predict, tmp_path_factory):
@@ -306,6 +306,6 @@ def test_thousands_of_photos_killed_and_resumed(run, tmp_path):
     child.join()
     assert not (tmp_path / "killed.csv").exists()
     done = forked.run(*command, "killed.csv", cwd=tmp_path, check=0)  # at once: the killed command's lock is gone
-    assert done.stderr.startswith("going on after "), done.stderr
+    assert done.stderr.startswith("resuming after "), done.stderr
     assert num / 2 - 100 < int(done.stderr.split()[3].replace(",", "")) < num
     assert (tmp_path / "killed.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()

@@ -172,7 +172,7 @@ def test_sharpness_aware_steps_count_each_photo_once(demo_photos, tmp_path):
 
 @pytest.mark.parametrize("override", ["trainer.accumulate_grad_batches=2", "trainer.precision=16-mixed"])
 def test_sam_refuses_accumulated_and_scaled_gradients(override):
-    with pytest.raises(InputError, match=rf"optimizer.sam_rho: not with {override.partition('=')[0]}"):
+    with pytest.raises(InputError, match=rf"optimizer.sam_rho: can't be combined with {override.partition('=')[0]}"):
         trainer_values(config("optimizer.sam_rho=0.05", override))
 
 

@@ -127,7 +127,7 @@ def read_verification_lists(base: Path) -> pd.Series:
     both = [path for path in train if path in tested]
     if both:
         log.warning(
-            "compcars: %s of the %s photos of %s are in the lists of pairs, too: test photos alone (first: %s)",
+            "compcars: %s of the %s photos of %s also occur in the pair lists; used for testing only (first: %s)",
             f"{len(both):,}", f"{len(train):,}", file, both[0],
         )  # fmt: skip
     return pd.Series(train | tested, dtype=object)

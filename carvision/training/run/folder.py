@@ -56,7 +56,7 @@ def write_metrics(metrics: dict, folder: Path) -> None:
 def read_config(folder: Path) -> dict:
     """Return the configuration that the run in the folder was started with. Raises InputError."""
     if not is_run(folder):
-        raise InputError(f"run.dir: {folder / CONFIG} can't be read as the configuration of a run; give another folder")
+        raise InputError(f"run.dir: {folder / CONFIG} can't be read as the configuration of a run; use a new run.dir")
     return yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
 
 
@@ -79,7 +79,7 @@ def refuse_unknown(folder: Path) -> None:
     if (folder / "checkpoints" / LAST).exists():
         raise InputError(
             f"run.dir: {folder} exists already with checkpoints, and its {CONFIG} is missing, damaged or another "
-            f"program's; give another folder, there with model.weights={folder / 'checkpoints' / BEST}"
+            f"program's; use a new run.dir, with model.weights={folder / 'checkpoints' / BEST}"
         )
 
 

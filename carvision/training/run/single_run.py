@@ -106,7 +106,9 @@ def train_single_run(
         if first:
             clock.save()  # for the next start, if this one does not finish
     if not ended:
-        log.info("%d of %d epochs (run.max_epochs_per_start)", trainer.current_epoch, lit.num_epochs)
+        log.info(
+            "stopping after %d of %d epochs, as run.max_epochs_per_start asks", trainer.current_epoch, lit.num_epochs
+        )
         return None
     return _finish(cfg, folder, trainer, lit, datamodule, clock)
 
@@ -222,7 +224,7 @@ def _row_of(checkpoint: dict, history: Path) -> dict:
         if row["epoch"] == checkpoint["epoch"]:
             return row
     raise InputError(
-        f"run.dir: {history} lacks epoch {checkpoint['epoch']}, the best; put the file back, or give another folder"
+        f"run.dir: {history} lacks epoch {checkpoint['epoch']}, the best; put the file back, or use a new run.dir"
     )
 
 

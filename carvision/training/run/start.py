@@ -196,7 +196,7 @@ def _refuse_other_kind(folder: Path, kind: str | None) -> None:
     for other, pattern in patterns.items():
         if other != kind and any(folder.glob(pattern)):
             holds = f"a run of several {other}s" if other else "a single run"
-            raise InputError(f"run.dir: {folder} holds {holds}, which this command is not; give another folder")
+            raise InputError(f"run.dir: {folder} holds {holds}, which this command is not; use a new run.dir")
 
 
 def mean_and_spread(runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:

@@ -99,7 +99,7 @@ def test_an_incomplete_shard_is_named_before_training(keep, what, source, folder
         ("format", 2**70, "has format"),
         ("format", 2, "format 2, and this carvision reads 1"),
         ("table.sha256", "0" * 64, "table.parquet of .* is damaged, or belongs to another pack.json"),
-        ("name", ["a"], "name is not a word"),
+        ("name", ["a"], "name is not non-empty text"),
         ("photos", {"train": -1}, "photos is not"),
         ("photos", {"train": 10**7}, "more than the shards have room for"),
         ("photos", {"train": float("nan")}, "photos is not"),
@@ -183,7 +183,7 @@ def test_classes_can_be_selected_and_only_shuffle_works_with_a_window(folder):
     table = build_table(data, annotations=True)
     assert table.labels["model"].ids == ("8",) and photos_of(table)[[(0, 0)]]["bad"] == []
     for sampler in ("balanced", "per_class"):
-        with pytest.raises(InputError, match=rf"data.sampler: {sampler} draws from all photos"):
+        with pytest.raises(InputError, match=rf"data.sampler: {sampler} needs random access"):
             build_table({**data, "shuffle_shards": 2, "sampler": sampler}, annotations=True)
 
 

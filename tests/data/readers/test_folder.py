@@ -131,7 +131,7 @@ def test_a_class_with_only_heic_photos_names_the_missing_extra(tmp_path, monkeyp
     monkeypatch.setattr(walk, "PHOTO_EXTENSIONS", plain)
     write_class_folders(tmp_path, {"ash": 1, "oak": 0})
     (tmp_path / "oak" / "IMG_1.HEIC").touch()
-    with pytest.raises(InputError, match=r"first: oak\); left out: 1 HEIC photos .* need the extra heic"):
+    with pytest.raises(InputError, match=r"first: oak\); left out: 1 HEIC photos .* need pip install 'carv"):
         read_folder(tmp_path)
 
 

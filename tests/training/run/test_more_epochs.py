@@ -108,12 +108,12 @@ def test_a_run_whose_checkpoints_are_gone_is_left_alone(finished, tmp_path):
     folder = shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(folder / "checkpoints")
     before = contents(folder)
-    with pytest.raises(InputError, match=r"its checkpoints are gone; give another folder.*model\.weights="):
+    with pytest.raises(InputError, match=r"its checkpoints are gone; use a new run\.dir.*model\.weights="):
         train(folder, *overrides, *MORE)
     assert contents(folder) == before
     (folder / "metrics.json").unlink()
     with pytest.raises(
-        InputError, match=r"holds model\.safetensors, and its last checkpoint is gone; give another folder"
+        InputError, match=r"holds model\.safetensors, and its last checkpoint is gone; use a new run\.dir"
     ):
         train(folder, *overrides)
 
