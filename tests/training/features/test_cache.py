@@ -186,7 +186,7 @@ def test_with_augmentation_only_features_of_validation_and_test_are_cached(demo_
     assert len(decoded) == 2 * 16 * -(-counts["train"] // 16) + counts["val"] + counts["test"]
     log = (tmp_path / "run" / "run.log").read_text()
     assert "training photos change (augment.order=[flip], augment.crop_scale=[0.6, 1.0]" in log
-    assert "with augment=none their features are cached" in log
+    assert "augment=none caches their features" in log
 
 
 def test_random_transforms_are_named():
