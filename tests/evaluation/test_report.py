@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from carvision.evaluation import report
 from carvision.evaluation.predict import Predictions
-from carvision.evaluation.report import cell, metric_tables, number, percent, write_evaluation
+from carvision.evaluation.report import cell, metric_tables, number, short_percent, write_evaluation
 from tests.evaluation.made import HEAD_WEIGHTS, LABELS, epoch_of, made, photo_losses
 
 
@@ -181,4 +181,4 @@ def test_many_heads_of_long_names_fit(tmp_path):
 def test_percent_and_number(value, as_percent, as_number):
     assert number(value) == as_number
     if value <= 1:
-        assert percent(value) == as_percent
+        assert short_percent(value) == as_percent
