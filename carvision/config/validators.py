@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from carvision.errors import InputError, nearest, one_line
+from carvision.errors import InputError, one_line, suggest
 
 # A check returns None for a valid value, else what is allowed: the end of the sentence "<key>: <value> is not ...".
 Check = Callable[[object], str | None]
@@ -33,7 +33,7 @@ def parse_json(content: bytes, name: str) -> object:
 
 def one_of(*words: str) -> Check:
     """Allow these words."""
-    return lambda value: None if value in words else f"one of {', '.join(words)}{nearest(str(value), words)}"
+    return lambda value: None if value in words else f"one of {', '.join(words)}{suggest(str(value), words)}"
 
 
 def whole(low: int, high: float = float("inf")) -> Check:

@@ -27,7 +27,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from carvision.errors import InputError, one_line
-from carvision.files.atomic import own_folder
+from carvision.files.atomic import create_folder
 from carvision.files.locks import LOCK, is_locked, lock_folder
 from carvision.search.build import Sweep
 
@@ -45,8 +45,6 @@ EPOCHS, SECONDS, PARAMETERS, BEST_EPOCH = "epochs", "seconds", "parameters", "be
 HOST, BEAT, EVERY_S = "host", "beat", "beat_every_s"  # machine of its worker, count and interval of its heartbeats
 BEATS_PER_TIMEOUT = 4  # heartbeats within the time after which a worker counts as dead
 PRUNED = 64  # exit status of a pruned trial's process
-# Signals that stop a trial
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 class Queue:
@@ -237,8 +235,8 @@ class Heartbeat:
         """Start the heartbeat. lock_dir: the trial's own folder for the lock. Raises InputError if another worker holds
         it."""
         self.storage, self.trial_id, self.interval_s = storage, trial_id, dead_after_s / BEATS_PER_TIMEOUT
-        own_folder(lock_dir.parent)
-        own_folder(lock_dir)
+        create_folder(lock_dir.parent)
+        create_folder(lock_dir)
         self.lock = lock_folder(lock_dir, f"{lock_dir} belongs to another worker")
         storage.set_trial_user_attr(trial_id, EVERY_S, self.interval_s)
         storage.set_trial_user_attr(trial_id, HOST, platform.node())

@@ -22,7 +22,7 @@ from optuna.study import StudyDirection
 
 from carvision.config.compose import flat_config, keys_added_since
 from carvision.config.overrides import expand_home
-from carvision.config.schema import NO_RESULT
+from carvision.config.schema import KEYS_WITHOUT_EFFECT
 from carvision.errors import InputError, one_line
 from carvision.files.folders import LOCK, is_run, refuse_foreign_folder, shorten
 from carvision.search.build import Sweep
@@ -165,7 +165,7 @@ def study_identity(sweep: Sweep) -> dict[str, dict]:
     config = {
         key: value
         for key, value in flat_config(sweep.config).items()
-        if not key.startswith(("run.", "features.", "callbacks.")) and key not in NO_RESULT
+        if not key.startswith(("run.", "features.", "callbacks.")) and key not in KEYS_WITHOUT_EFFECT
     }
     settings = {key: sweep.settings[key] for key in ("sampler", "grid_fraction", "cells")}
     if settings["sampler"] != "grid":
@@ -214,7 +214,7 @@ def create_pruner(settings: Mapping, most: int) -> BasePruner:
     }[settings["pruner"]]()
 
 
-class SeededByNumber(BaseSampler):
+class SeededByCount(BaseSampler):
     """Create the sampler anew for each trial, seeded by how many trials drew before it: workers never draw the same
     values by chance, and an interrupted search draws the same values as an undisturbed one."""
 
@@ -244,7 +244,7 @@ class SeededByNumber(BaseSampler):
 
 def create_sampler(sweep: Sweep) -> BaseSampler:
     """Create the sampler that conf/sweep names, seeded for each trial."""
-    return SeededByNumber(partial(_create_sampler, sweep), sweep.settings["seed"])
+    return SeededByCount(partial(_create_sampler, sweep), sweep.settings["seed"])
 
 
 def _create_sampler(sweep: Sweep, seed: int) -> BaseSampler:

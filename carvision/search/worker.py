@@ -25,7 +25,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from carvision.errors import InputError, one_line
-from carvision.files.atomic import open_kept, own_folder, write_json
+from carvision.files.atomic import create_folder, open_kept, write_json
 from carvision.files.folders import remove_checkpoints
 from carvision.files.locks import is_locked
 from carvision.search.build import RUN_OBJECTIVES, Sweep
@@ -37,7 +37,6 @@ from carvision.search.queue import (
     PRUNED,
     RETRY_OF,
     SECONDS,
-    SIGNALS,
     WHY,
     Heartbeat,
     Queue,
@@ -49,6 +48,7 @@ from carvision.search.queue import (
     remove_lock_dir,
 )
 from carvision.system.machine import FORK
+from carvision.system.runtime import STOP_SIGNALS
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Worker:
         """Run trials until none is left to start. Raise InputError if all fail, Interrupted after a signal."""
         before = {}
         if threading.current_thread() is threading.main_thread():
-            before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            before = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
         try:
             while True:
                 self._stop_if_asked()
@@ -133,8 +133,8 @@ class Worker:
     def _train(self, trial: FrozenTrial, overrides: list[str], run: Path) -> tuple[int, Path]:
         """Run the trial's process; return its exit status, and the file with its output."""
         output = self.sweep.folder / "logs" / f"{run.name}.txt"
-        own_folder(output.parent)
-        own_folder(run.parent)
+        create_folder(output.parent)
+        create_folder(run.parent)
         while run.is_dir() and is_locked(run):  # a dead worker's trial process is just ending
             time.sleep(POLL_EVERY_S)
             if self.received:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
-from carvision.errors import InputError, nearest, one_line
+from carvision.errors import InputError, one_line, suggest
 from carvision.models.classifier import Classifier
 
 log = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ def create_optimizer(
 
         names = sorted({*OPTIMIZERS, *map(str, list_optimizers())})
         if name not in names:
-            raise InputError(f"optimizer.name: {name!r} is not an optimizer{nearest(name, names)}") from None
+            raise InputError(f"optimizer.name: {name!r} is not an optimizer{suggest(name, names)}") from None
         text = one_line(error)
         raise InputError(f"optimizer: {name} can't be built with {values or 'these values'} ({text})") from None
     return SAM(optimizer, sam_rho) if sam_rho else optimizer
@@ -216,7 +216,7 @@ def lr_factors_of(model: nn.Module, lr_factors: dict[str, float], layer_decay: f
     modules = dict(model.named_modules())
     for name in lr_factors:
         if name not in modules or not name:
-            raise InputError(f"optimizer.lr_factors: there is no module {name!r}{nearest(name, modules)}")
+            raise InputError(f"optimizer.lr_factors: there is no module {name!r}{suggest(name, modules)}")
     factors = _layer_factors(model.get_submodule("backbone"), layer_decay) if layer_decay != 1 else {}
     for name, _ in model.named_parameters():
         around = [module for module in lr_factors if name.startswith(f"{module}.")]

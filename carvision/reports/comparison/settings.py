@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from carvision.errors import InputError, nearest
+from carvision.errors import InputError, suggest
 from carvision.reports.comparison.frame import lower_is_better
 from carvision.reports.comparison.runs import Run
 
@@ -155,7 +155,7 @@ def _values_of(runs: Sequence[Run], key: str, option: str) -> list[str | None]:
         return [None if None in values else ", ".join(values) for values in of_each]
     known = {name for run in runs for name in run.config}
     if key not in known:
-        raise InputError(f"{option}: {key!r} is not a key of these runs' config.yaml{nearest(key, known)}")
+        raise InputError(f"{option}: {key!r} is not a key of these runs' config.yaml{suggest(key, known)}")
     for run in runs:
         if key not in run.config:
             log.warning("%s has no %s, and is left out of %s", run.folder, key, option)

@@ -76,7 +76,7 @@ class LinearStart(pl.Callback):
         above = {name: value for name, value in module.model.state_dict().items() if not name.startswith("backbone.")}
         cpu = {name: value.cpu() for name, value in above.items()}
         module.model.load_state_dict(broadcast_object(cpu), strict=False)  # other processes may differ in the last bits
-        metrics = accuracies(module, photos["val"])
+        metrics = head_scores(module, photos["val"])
         seconds = time.perf_counter() - began
         self.clock.add("linear_start", seconds)
         message = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
@@ -199,7 +199,7 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
 
 
 @torch.no_grad()
-def accuracies(lit: LitClassifier, photos: CachedFeatures) -> dict[str, float]:
+def head_scores(lit: LitClassifier, photos: CachedFeatures) -> dict[str, float]:
     """Return {head: top-1 accuracy of the photos whose class is known; of a number the mean absolute error}."""
     was_training = lit.model.training
     lit.model.eval()

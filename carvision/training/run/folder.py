@@ -13,7 +13,7 @@ from typing import IO, NoReturn
 import yaml
 
 from carvision.config.compose import flat_config, keys_added_since
-from carvision.config.schema import NO_RESULT
+from carvision.config.schema import KEYS_WITHOUT_EFFECT
 from carvision.errors import InputError, one_line
 from carvision.files import locks
 from carvision.files.atomic import write_json, write_text
@@ -94,7 +94,7 @@ def require_same_config(config: dict, folder: Path) -> None:
     added = keys_added_since(earlier, now)
     if added:
         log.info("%s: not in the run's first start; using the value of conf/", ", ".join(added))
-    ignored = NO_RESULT.union(added)
+    ignored = KEYS_WITHOUT_EFFECT.union(added)
     keys = [key for key in {**earlier, **now} if not key.startswith(("run.", "features.")) and key not in ignored]
     changed = [f"{key}={earlier.get(key)} became {now.get(key)}" for key in keys if earlier.get(key) != now.get(key)]
     if changed and not config["run"]["allow_changes"]:
@@ -106,7 +106,7 @@ def require_same_config(config: dict, folder: Path) -> None:
         log.warning("resuming with a changed configuration: %s", change)
 
 
-def lock_folder(folder: Path) -> IO[bytes] | None:
+def lock_run_folder(folder: Path) -> IO[bytes] | None:
     """Lock the folder until the returned file is closed or the process ends. Raise InputError if another process trains
     into it."""
     return locks.lock_folder(

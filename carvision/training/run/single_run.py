@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 
 from carvision.data.loading.loader import PhotoDataModule
 from carvision.data.splits import write_splits
-from carvision.data.table import Table
+from carvision.data.table import SPLITS, Table
 from carvision.errors import InputError
 from carvision.files.atomic import write_csv, write_json, write_text
 from carvision.inference import model_file
@@ -127,7 +127,7 @@ def _read_photos(cfg: dict, folder: Path, fold: int | None, resume: bool, write:
     if write:
         write_splits(table, folder / "splits.csv")
     counts = table.rows["split"].value_counts()
-    log.info("%s: %s", table.name, ", ".join(f"{counts.get(split, 0):,} {split}" for split in ("train", "val", "test")))
+    log.info("%s: %s", table.name, ", ".join(f"{counts.get(split, 0):,} {split}" for split in SPLITS))
     if not resume:
         log.info("training into %s", folder)
     return datamodule, table

@@ -12,12 +12,12 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.trainer.states import TrainerFn
 
+from carvision.system.runtime import STOP_SIGNALS
 from carvision.training.distributed.collectives import any_process, broadcast_object
 from carvision.training.run.checkpoints import Checkpoints
 
 log = logging.getLogger(__name__)
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 AGREE_EVERY_S = 5.0  # interval at which several processes agree whether to stop
 # Before a checkpoint, checks run (is the loss finite?); this is how often they run between checkpoints
 CHECK_EVERY_S = 60.0
@@ -71,7 +71,7 @@ class Stopping(Callback):
     def _set_handlers(self, handler: Callable | signal.Handlers) -> None:
         # After Lightning has set its own handlers, which broadcast and could hang
         if threading.current_thread() is threading.main_thread():
-            self.previous_handlers = {number: signal.signal(number, handler) for number in SIGNALS}
+            self.previous_handlers = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
 
     def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         for number, handler in self.previous_handlers.items():
@@ -133,7 +133,7 @@ class Stopping(Callback):
         return self.received is not None or (self.has_begun and time.monotonic() > self.ends)
 
     def _stop(self) -> None:
-        for number in SIGNALS:
+        for number in STOP_SIGNALS:
             if any_process(self.received == number):
                 raise Stopped(signal.Signals(number).name, number)
         raise Stopped("run.max_minutes")

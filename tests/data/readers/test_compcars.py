@@ -79,7 +79,9 @@ def test_the_photos_of_lists_are_read_without_walking_and_label_files_only_if_wa
     rows = by_name(read_compcars(base, photos="verification", known=None))
     assert rows["split"].to_dict() == {"06": "train", "03": "test", "01": "test", "02": "test"}
     assert rows["viewpoint"].to_dict() == {"06": 1, "03": UNKNOWN, "01": 0, "02": 2}  # rear, unknown, front, front-side
-    assert list(compcars_files.pair_lists(base)) == ["easy", "medium", "hard"] and compcars_files.has_pair_lists(base)
+    assert list(compcars_files.pair_list_files(base)) == ["easy", "medium", "hard"] and compcars_files.has_pair_lists(
+        base
+    )
     monkeypatch.setattr(compcars_files, "_read_small_files", lambda _: pytest.fail("a label file was read"))
     table = read_compcars(base, photos="listed", known=None, annotations=False)
     assert len(table) == 5
