@@ -177,7 +177,7 @@ def open_bytes(data: Bytes) -> Image.Image:
             raise BadImage(f"is a HEIC photo; {HEIC_INSTALL}") from None
         raise BadImage("not a supported image format" if len(data) else "the file is empty") from None
     except Image.DecompressionBombError:
-        raise BadImage(f"more than {MAX_PIXELS:,} pixels: taken for a decompression bomb") from None
+        raise BadImage(f"more than {MAX_PIXELS:,} pixels: probably a decompression bomb") from None
     except Exception as error:  # each decoder raises its own kinds
         raise BadImage(f"can't be opened ({_one_line(error)})") from None
     check_size(*image.size)
@@ -202,7 +202,7 @@ def with_heic() -> tuple[str, ...]:
 def check_size(width: int, height: int) -> None:
     """Raise BadImage for a photo of more than MAX_PIXELS."""
     if width * height > MAX_PIXELS:
-        raise BadImage(f"{width} x {height} pixels are more than {MAX_PIXELS:,}: taken for a decompression bomb")
+        raise BadImage(f"{width} x {height} pixels exceed the limit of {MAX_PIXELS:,}: probably a decompression bomb")
 
 
 def check_claimed_size(width: int, height: int, data: Bytes, form: str | None) -> None:

@@ -330,7 +330,7 @@ def check_counts(table: Table, known: Mapping[str, int], allow_missing: bool, to
         return table
     text = f"{table.name}: {', '.join(wrong)} under {table.root}"
     if all(abs(found.get(what, 0) - n) <= (0 if what in table.labels else tolerated) for what, n in known.items()):
-        log.warning("%s; copies differ by a few photos, and this one is taken as it is", text)
+        log.warning("%s; copies differ by a few photos, and this one is used as it is", text)
         return table
     if not allow_missing:
         raise InputError(f"{text}. Complete the copy, or accept it as it is with data.allow_missing=true")

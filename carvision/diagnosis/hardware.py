@@ -91,11 +91,11 @@ def judge_processor(facts: dict, num_threads: int | None = None) -> list[Finding
     if facts["load"] is not None and facts["load"] > usable + 0.5:
         cores = f"{usable} core{'s' if usable > 1 else ''}"
         what = f"{facts['load']:.1f} on {cores}: everything runs slower, including these measurements"
-        findings.append(Finding("slow", "load", what, "see what runs (top), and end what is not needed"))
+        findings.append(Finding("slow", "load", what, "see what is running (top), and stop what is not needed"))
     limits = [value for value in (facts["available"], facts["memory_limit"]) if value is not None]
     if limits and min(limits) < MIN_MEMORY:
         what = f"{size_text(min(limits))} can be used; the kernel kills processes that want more, without a message"
-        fix = "end other programs, raise the container's limit, or try data.num_workers=0 and a small data.batch_size"
+        fix = "stop other programs, raise the container's limit, or try data.num_workers=0 and a small data.batch_size"
         findings.append(Finding("breaks", "memory", what, fix))
     return findings
 

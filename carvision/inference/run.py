@@ -101,7 +101,7 @@ def check_options(options: argparse.Namespace) -> None:
     if options.grid is not None and (options.grid.suffix.lower() != ".png" or options.grid.is_dir()):
         raise InputError(f"--grid: {options.grid} is not the name of a picture, such as grid.png")
     if options.grid_classes is not None and options.grid is None:
-        raise InputError("--grid-classes: is of a picture; give --grid FILE.png, too")
+        raise InputError("--grid-classes: needs a picture; give --grid FILE.png, too")
     if options.brief and (options.probs or options.top > 1):
         raise InputError("--brief gives names only; leave it out, or --probs and --top")
 

@@ -71,7 +71,7 @@ def matching_names(words: list[str], report: str | None, pretrained: bool, tags:
         found = [name for name in found if cfg_of(name).has_weights]
     if not found:
         if report or pretrained:
-            raise InputError(f"no network is left of {describe(words, report, pretrained)}; leave one of these out")
+            raise InputError(f"no network is left of {describe(words, report, pretrained)}; drop one of these")
         raise InputError(f"no network is named like {' '.join(words)}{suggest(words[0].strip('*?'), plain)}")
     return found
 

@@ -231,7 +231,7 @@ def _layer_factors(backbone: nn.Module, decay: float) -> dict[str, float]:
     grouping."""
     group_matcher: Any = getattr(backbone, "group_matcher", None)
     if group_matcher is None:
-        raise InputError("optimizer.layer_decay: timm does not say what the layers of this backbone are; use 1.0")
+        raise InputError("optimizer.layer_decay: timm does not define the layers of this backbone; use 1.0")
     pretrained_cfg: Any = getattr(backbone, "pretrained_cfg", {})
     classifiers = pretrained_cfg.get("classifier") or "classifier"
     classifiers = [classifiers] if isinstance(classifiers, str) else classifiers

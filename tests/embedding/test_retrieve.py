@@ -142,8 +142,8 @@ def test_contradictory_options_are_refused(capsys):
     for words, message in (
         (["--k", "0"], "--k: 0 is not a whole number from 1"),
         (["--leave-one-out", "--gallery", "train"], "--leave-one-out: the queries are their own gallery"),
-        (["--query", "x.jpg", "y.jpg", "--box", *"1234"], "--box: is of one --query, and 2 are given"),
-        (["--query", "x.jpg", "--leave-one-out"], "--query: a photo of your own is looked for among others"),
+        (["--query", "x.jpg", "y.jpg", "--box", *"1234"], "--box: applies to a single --query, and 2 are given"),
+        (["--query", "x.jpg", "--leave-one-out"], "--query: photos of your own are searched for"),
     ):
         with pytest.raises(SystemExit):
             options_of(["run", *words])

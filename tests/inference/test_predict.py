@@ -243,7 +243,7 @@ def test_mistakes_end_as_one_line_before_the_model_is_loaded(photos, predict):
     for arguments, message in {
         ("nowhere.jpg",): "nowhere.jpg does not exist; give a photo, a folder of photos, or - for standard input",
         (photos[0], "--out", "o.txt"): "--out: 'o.txt' does not end in one of .csv, .tsv, .jsonl, .parquet",
-        (photos[0], "--grid-classes", "3"): "--grid-classes: is of a picture; give --grid FILE.png, too",
+        (photos[0], "--grid-classes", "3"): "--grid-classes: needs a picture; give --grid FILE.png, too",
         (photos[0], "--grid", "g.gif"): "--grid: g.gif is not the name of a picture, such as grid.png",
         (photos[0], "--brief", "--probs"): "--brief gives names only; leave it out, or --probs and --top",
         (photos[0],): "nowhere: no model there (nowhere does not exist); give the folder of a finished run",

@@ -69,8 +69,8 @@ def refuse_finished(folder: Path) -> NoReturn:
     """Raise InputError: the folder holds a finished run."""
     raise InputError(
         f"run.dir: {folder} exists already and holds a finished run; to train it further give more epochs with "
-        "run.allow_changes=true, as in trainer.max_epochs=<more>, or start another run with its weights in another "
-        f"folder, with model.weights={folder}"
+        "run.allow_changes=true, as in trainer.max_epochs=<more>, or start another run with its weights in a new "
+        f"run.dir, with model.weights={folder}"
     )
 
 
@@ -100,7 +100,7 @@ def require_same_config(config: dict, folder: Path) -> None:
     if changed and not config["run"]["allow_changes"]:
         raise InputError(
             f"run.dir: {folder} holds an unfinished run with other values: {'; '.join(changed)}. Give the same values "
-            "to resume it, run.allow_changes=true to resume it with these, or another folder"
+            "to resume it, run.allow_changes=true to resume it with these, or a new run.dir"
         )
     for change in changed:
         log.warning("resuming with a changed configuration: %s", change)

@@ -161,7 +161,7 @@ def test_a_copy_may_differ_by_a_few_photos_but_not_by_many_or_a_class(base, capl
     assert TOLERATED < 30_955 / 431  # a lost model folder is noticed
     for difference in (-TOLERATED, -1, 1, TOLERATED):
         assert len(read_compcars(base, known={"all": COUNTS | {"photos": 8 - difference}})) == 8
-        assert f"8 photos instead of {8 - difference}" in caplog.text and "taken as it is" in caplog.text
+        assert f"8 photos instead of {8 - difference}" in caplog.text and "used as it is" in caplog.text
     for wrong in ({"photos": 9 + TOLERATED}, {"photos": 9, "make": 4}, {"model": 5}):
         with pytest.raises(InputError, match=r"instead of .*data\.allow_missing=true"):
             read_compcars(base, known={"all": COUNTS | wrong})
