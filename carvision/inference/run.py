@@ -133,7 +133,7 @@ def create_seen_photos(
     options: argparse.Namespace, root: Path | None, predictor: Predictor, truths: TrueClasses
 ) -> SeenPhotos:
     """Return the detector of photos that the runs were trained on; empty without a list or true classes, as other
-    photos are hardly theirs."""
+    photos are unlikely to be theirs."""
     runs = [Path(run) for run in (options.run, *options.ensemble) if truths.heads or options.listed]
     given = [Path(path) for path in options.photos if Path(path).is_dir()]
     roots = [*given, *([root] if root else [])]
