@@ -73,7 +73,7 @@ def odd_photos(tmp_path):
     photo(40, 60).save(tmp_path / "turned.jpg", exif=exif)
     photo().save(tmp_path / "vague.webp", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
     problems = {
-        "cut.jpg": "truncated", "cut.png": "truncated", "empty.jpg": "empty", "text.jpg": "not a supported image",
+        "cut.jpg": "truncated", "cut.png": "truncated", "empty.jpg": "empty", "text.jpg": "not a photo",
         "folder.jpg": "unreadable", "gone.jpg": "missing", "bomb.gif": "decompression bomb",
     }  # fmt: skip
     notes = {
