@@ -51,7 +51,7 @@ def augment_sheet(cfg: "DictConfig") -> None:
 
 
 def describe(augment: dict) -> str:
-    """Return what is done to a photo, in order, with the probabilities."""
+    """Describe the steps of the augmentation, in order, with their probabilities."""
     (small, large), (narrow, wide) = augment["crop_scale"], augment["crop_ratio"]
     area = f"{small:g}" if small == large else f"{small:g} to {large:g}"
     parts = [f"crop {area}"] if (small, large, narrow, wide) != (1, 1, 1, 1) else []

@@ -53,7 +53,7 @@ def one_line(error: object, max_chars: int | None = None) -> str:
     return text[:max_chars] or (type(error).__name__ if isinstance(error, BaseException) else "")
 
 
-def nearest(value: str, allowed: Iterable[str], count: int = 3) -> str:
+def suggest(value: str, allowed: Iterable[str], count: int = 3) -> str:
     """Return "; nearest: a, b" with the allowed words most like `value`, or an empty string."""
     by_lower = {word.lower(): word for word in allowed}
     hits = difflib.get_close_matches(value.lower(), by_lower, n=count, cutoff=0.5)

@@ -61,11 +61,11 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--sheet", type=int, default=12, metavar="N", help="queries on neighbours.png (12); 0: no sheet")
     options = parse(parser, arguments)
     if options.leave_one_out and options.gallery:
-        parser.error("--leave-one-out: the queries are their own gallery; leave --gallery out")
+        parser.error("--leave-one-out: the queries are their own gallery; drop --gallery")
     if options.box and len(options.query) != 1:
-        parser.error(f"--box: is of one --query, and {len(options.query)} are given")
+        parser.error(f"--box: applies to a single --query, and {len(options.query)} are given")
     if options.query and options.leave_one_out:
-        parser.error("--query: a photo of your own is looked for among others; leave --leave-one-out out")
+        parser.error("--query: photos of your own are searched for in the gallery; drop --leave-one-out")
     return options
 
 

@@ -17,8 +17,8 @@ def train(cfg: "DictConfig") -> None:
     trainer = config["trainer"]
     if is_multirun() and (trainer["devices"] not in (1, [0]) or trainer["num_nodes"] > 1):
         raise InputError(
-            f"trainer.devices: {trainer['devices']} with -m can't be: each process of a run would begin all runs. "
-            "Give trainer.devices=1, start the runs one by one, or let carvision.sweep sweep=grid do it"
+            f"trainer.devices: {trainer['devices']}, and -m needs trainer.devices=1 on one machine: with more, every "
+            "process would start all the runs. Start the runs one by one, or let carvision.sweep sweep=grid do it"
         )
     if trainer["accelerator"] == "tpu":
         from carvision.training.distributed.tpu_cores import use_cores

@@ -80,7 +80,7 @@ EVALUATE = "demo --out evaluation --samples 20"
 SWEEP = [*DEMO, *COMMANDS["sweep"], "trainer.max_epochs=1", "logger=none", "sweep.dir=sweep", "sweep.trials=3"]
 
 CONTENTS = {".csv", ".json", ".md", ".txt", ".yaml"}
-# Of a run, beside what is read from it: the machine and the versions, and what each start had to say
+# Files of a run that depend on the machine: its versions, and the messages of each start
 NOT_COMPARED = {"environment.json", "tensorboard/hparams.yaml"}
 VOLATILE = re.compile(r"seconds|.*_seconds|seconds_.*|time|host|versions")  # keys and columns
 EVENTS = re.compile(r"(events\.out\.tfevents)\..*")

@@ -12,8 +12,8 @@ echo "[test] ruff check, ruff format --check"
 .venv/bin/ruff format --check .
 echo "[test] pyrefly check"
 .venv/bin/pyrefly check --python-interpreter-path .venv/bin/python
-# By several processes, each file of tests by one of them, so that fixtures are made once a file; files in the order of
-# tests/conftest.py, long ones first.
+# Several processes run the tests. Each file is run by one of them, so that fixtures are made once a file; files come in
+# the order of tests/conftest.py, long ones first.
 [ $# -gt 0 ] || set -- -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 echo "[test] pytest $*"
 exec .venv/bin/python -m pytest "$@"

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "carvision"
-# From the ground up. A room imports only from rooms above it in this list; the commands, at the root, import any room.
+# From the ground up: a room imports only rooms named before it, which the guide draws below it; commands import any.
 ROOMS = (
     "system", "errors", "files", "config", "demo", "data", "augment", "losses", "models", "metrics", "inference",
     "reports", "training", "evaluation", "embedding", "verification", "search", "exports", "diagnosis",

@@ -12,7 +12,7 @@ from carvision.augment.colour import blur
 from carvision.augment.draws import per_image
 from carvision.augment.mixing import erase
 from carvision.data.images import Preprocessing
-from carvision.errors import InputError, nearest
+from carvision.errors import InputError, suggest
 
 CPU_CHUNK = 8
 
@@ -61,7 +61,7 @@ class Augment(nn.Module):
         for name in order:
             if name not in STEPS or name not in steps:
                 known = [word for word in STEPS if word in steps]
-                raise InputError(f"augment.order: {name!r} is not one of {', '.join(known)}{nearest(str(name), known)}")
+                raise InputError(f"augment.order: {name!r} is not one of {', '.join(known)}{suggest(str(name), known)}")
             keys = dict(steps[name])
             p = keys.pop("p")
             function, num_draws = STEPS[name]

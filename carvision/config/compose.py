@@ -1,4 +1,4 @@
-"""Find, compose and check the configuration. Only this module calls Hydra, and only to compose. Imports no torch."""
+"""Find, compose and check the configuration. Only this module composes with Hydra and runs it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import yaml
 
 from carvision.config.overrides import expand_home, explain, with_quoted_paths
 from carvision.config.schema import ALLOWED, check_values, is_mapping, is_path
-from carvision.errors import InputError, drop_output, nearest, one_line, one_line_errors
+from carvision.errors import InputError, drop_output, one_line, one_line_errors, suggest
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -354,7 +354,7 @@ def hydra_message(error: Exception) -> str:
         group = unknown[1].split(".")[0]
         return f"{unknown[1]}: the {group} that is chosen has no such key; choose another with {group}=<choice>"
     if unknown:
-        return f"{unknown[1]}: there is no such key{nearest(unknown[1], ALLOWED)} (all keys: --cfg job)"
+        return f"{unknown[1]}: there is no such key{suggest(unknown[1], ALLOWED)} (all keys: --cfg job)"
     return one_line(text)
 
 
@@ -369,4 +369,4 @@ def _unparsed(word: str, reason: str) -> str:
 def _no_choice(group: str, name: str, options: list[str]) -> str:
     if not options:
         return f"{group}: {name!r} is not a file of conf/{group}"
-    return f"{group}: {name!r} is not one of {', '.join(options)}{nearest(name, options)}"
+    return f"{group}: {name!r} is not one of {', '.join(options)}{suggest(name, options)}"

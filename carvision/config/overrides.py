@@ -13,7 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from carvision.config.schema import ALLOWED, check_of, is_path
-from carvision.errors import nearest
+from carvision.errors import suggest
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -128,7 +128,7 @@ def explain(word: str, reason: str) -> str:
         return f"{word!r} is no override: {reason}"
     check = check_of(key)
     if check is None and not key.startswith("hydra"):
-        return f"{key}: there is no such key{nearest(key, ALLOWED)}"
+        return f"{key}: there is no such key{suggest(key, ALLOWED)}"
     for candidate in _quotings(value):
         quoted = word[: match.start("value")] + candidate
         try:
@@ -142,7 +142,7 @@ def explain(word: str, reason: str) -> str:
 
 
 def _quotings(value: str) -> list[str]:
-    """Return what the value may have meant, in quotes: a list, a mapping, or a text."""
+    """Return the readings of a value, each quoted: as a list, a mapping, or a text."""
     is_list = value.startswith("[") and value.endswith("]")
     is_mapping = value.startswith("{") and value.endswith("}")
     items = ITEM.findall(value[1:-1] if is_list or is_mapping else value)

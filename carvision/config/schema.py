@@ -24,7 +24,7 @@ from carvision.config.validators import (
     train_layers,
     whole,
 )
-from carvision.errors import InputError, nearest
+from carvision.errors import InputError, suggest
 
 _border = one_of("reflect", "edge", "black")
 _data_sets = (
@@ -281,9 +281,9 @@ ALLOWED: dict[str, Check] = {
     "num_versions": whole(1, 30),
 }
 
-# Keys that change no result. data.root is one, as photos may have been moved; that they are the same is checked apart.
-NO_RESULT = {"data.num_workers", "data.root", "data.cache", "data.cache_gb"}
-NO_RESULT |= {"callbacks.progress_bar", "trainer.profiler", "logger.tensorboard"}
+# Keys that change no result. data.root is included: moved data is fine, require_same_photos checks that it is the same.
+KEYS_WITHOUT_EFFECT = {"data.num_workers", "data.root", "data.cache", "data.cache_gb"}
+KEYS_WITHOUT_EFFECT |= {"callbacks.progress_bar", "trainer.profiler", "logger.tensorboard"}
 
 
 def check_values(config: dict, prefix: str = "", complete: bool = True) -> None:
@@ -305,7 +305,7 @@ def check_values(config: dict, prefix: str = "", complete: bool = True) -> None:
             if wrong:
                 raise InputError(f"{key}: {value!r} is not {wrong}")
         elif not isinstance(value, dict):
-            raise InputError(f"{key}: there is no such key{nearest(key, ALLOWED)}")
+            raise InputError(f"{key}: there is no such key{suggest(key, ALLOWED)}")
         if isinstance(value, dict) and (check is None or f"{key}.".startswith("phases.")):
             check_values(value, f"{key}.", complete)
     if prefix.startswith("phases.") and prefix.count(".") == 2 and "epochs" not in config:
@@ -360,7 +360,7 @@ def random_transforms(cfg: dict) -> str | None:
 
 
 def reason_not_cacheable(cfg: dict) -> str | None:
-    """Return what makes caching features impossible or has not been tried with it; None if nothing does."""
+    """Return the setting that rules out caching features, or with which it is untested; None if there is none."""
     if cfg["trainer"]["strategy"] == "fsdp":
         return "trainer=fsdp, whose weights are sharded"
     return "trainer=tpu" if cfg["trainer"]["accelerator"] == "tpu" else None

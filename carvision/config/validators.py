@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from carvision.errors import InputError, nearest, one_line
+from carvision.errors import InputError, one_line, suggest
 
 # A check returns None for a valid value, else what is allowed: the end of the sentence "<key>: <value> is not ...".
 Check = Callable[[object], str | None]
@@ -33,7 +33,7 @@ def parse_json(content: bytes, name: str) -> object:
 
 def one_of(*words: str) -> Check:
     """Allow these words."""
-    return lambda value: None if value in words else f"one of {', '.join(words)}{nearest(str(value), words)}"
+    return lambda value: None if value in words else f"one of {', '.join(words)}{suggest(str(value), words)}"
 
 
 def whole(low: int, high: float = float("inf")) -> Check:
@@ -66,7 +66,7 @@ def flag(value) -> str | None:
 
 def text(value) -> str | None:
     """Allow text that is not empty."""
-    return None if isinstance(value, str) and value else "a word"
+    return None if isinstance(value, str) and value else "non-empty text"
 
 
 def path(value) -> str | None:

@@ -19,7 +19,7 @@ from carvision.data.readers.stanford_cars import read_stanford_cars
 from carvision.data.splits import file_split, kfold_split, official_split, stratified_split, unseen_classes_split
 from carvision.data.table import UNKNOWN, Classes, Table
 from carvision.demo.write import demo_folder, write_demo
-from carvision.errors import InputError, nearest
+from carvision.errors import InputError, suggest
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,8 @@ def read_table(data: DataConfig, annotations: bool) -> Table:
             window, cache, sampler = data["shuffle_shards"], data["cache"], data["sampler"]
             if window is not None and sampler != "shuffle":
                 raise InputError(
-                    f"data.sampler: {sampler} draws from all photos at any time; take shuffle, or shuffle_shards=null"
+                    f"data.sampler: {sampler} needs random access to all shards; use shuffle, or "
+                    "data.shuffle_shards=null"
                 )
             cache = Path(cache) if cache else None
             return read_packed(
@@ -173,12 +174,12 @@ def with_names(table: Table, file: Path) -> Table:
     if missing:
         raise InputError(
             f"data.names: {file} has no name for {len(missing)} of the {len(label)} classes of {table.finest} (first: "
-            f"{missing[0]}{nearest(missing[0], names)}); add a line <id>,<name> for each, the id as the data have it"
+            f"{missing[0]}{suggest(missing[0], names)}); add a line <id>,<name> for each, the id as the data have it"
         )
     unknown = names.keys() - {nfc(i) for i in label.ids}
     if unknown:
         log.info(
-            "data.names: %d of the %d ids in %s are no %s of %s (first: %s)",
+            "data.names: %d of the %d ids in %s are not %s ids of %s (first: %s)",
             len(unknown), len(names), file, table.finest, table.name, min(unknown),
         )  # fmt: skip
     named = replace(label, names=tuple(names[nfc(i)] for i in label.ids))
@@ -248,5 +249,5 @@ def _find_class(table: Table, wanted: str) -> tuple[str, int]:
             return name, found[0]
         known |= {*label.ids, *label.names}
     raise InputError(
-        f"data.one_against_rest: {wanted!r} is no class of {table.name} (id or name){nearest(wanted, known)}"
+        f"data.one_against_rest: {wanted!r} is no class of {table.name} (id or name){suggest(wanted, known)}"
     )

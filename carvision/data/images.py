@@ -30,11 +30,11 @@ MAX_BYTES = 12 * MAX_PIXELS  # of a file: MAX_PIXELS in any uncompressed format 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 FORMATS += ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
-HEIC_HINT = "which need the extra heic (pip install pillow-heif)"
+HEIC_INSTALL = "pip install 'carvision[heic]'"
 RUN_PROGRAMS = ("EPS", "WMF", "IPTC", "BUFR", "GRIB", "HDF5")  # or pass the file to whatever decoder is registered
 OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # else opening a pipe would block
 # Upper bounds on pixels per byte of a file. A header that claims more is false, and not decoded: 700 bytes could demand
-# half a gigabyte. Photos of a single colour stay below (in brackets: as Pillow writes them, 13,000 x 13,000).
+# half a gigabyte. Even photos of a single colour stay below; in brackets: measured with Pillow at 13,000 x 13,000.
 # JPEG: one bit for the DC value of each 8 x 8 block if progressive without the rest, halved for sampling factors by
 # which no component has all blocks (170, grey 256). PNG: deflate expands a byte to 1,032, of 8 pixels each (872). GIF:
 # a 12-bit code is a string of at most 4,096 pixels (1,355). WebP, lossy: two bits or more for the modes of each 16 x 16
@@ -145,8 +145,8 @@ def read_file(photo) -> bytes:
             if not stat.S_ISREG(found.st_mode):
                 raise BadImage("can't be opened (is no regular file)")
             if found.st_size > MAX_BYTES:
-                size = f"{found.st_size / 1e9:.1f} GB are more than {MAX_BYTES / 1e9:.1f} GB"
-                raise BadImage(f"{size}: taken for no photo")
+                size = f"{found.st_size / 1e9:.1f} GB"
+                raise BadImage(f"the file of {size} exceeds the limit of {MAX_BYTES / 1e9:.1f} GB")
             data = os.read(number, found.st_size)
             while len(data) < found.st_size and (more := os.read(number, found.st_size - len(data))):
                 data += more
@@ -174,10 +174,10 @@ def open_bytes(data: Bytes) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=(*FORMATS, *(with_heic() if is_heic else ())))
     except Image.UnidentifiedImageError:
         if is_heic and not with_heic():
-            raise BadImage(f"is one of the HEIC photos, {HEIC_HINT}") from None
-        raise BadImage("not a photo in any format known" if len(data) else "the file is empty") from None
+            raise BadImage(f"is a HEIC photo; {HEIC_INSTALL}") from None
+        raise BadImage("not a supported image format" if len(data) else "the file is empty") from None
     except Image.DecompressionBombError:
-        raise BadImage(f"more than {MAX_PIXELS:,} pixels: taken for a decompression bomb") from None
+        raise BadImage(f"more than {MAX_PIXELS:,} pixels: probably a decompression bomb") from None
     except Exception as error:  # each decoder raises its own kinds
         raise BadImage(f"can't be opened ({_one_line(error)})") from None
     check_size(*image.size)
@@ -202,7 +202,7 @@ def with_heic() -> tuple[str, ...]:
 def check_size(width: int, height: int) -> None:
     """Raise BadImage for a photo of more than MAX_PIXELS."""
     if width * height > MAX_PIXELS:
-        raise BadImage(f"{width} x {height} pixels are more than {MAX_PIXELS:,}: taken for a decompression bomb")
+        raise BadImage(f"{width} x {height} pixels exceed the limit of {MAX_PIXELS:,}: probably a decompression bomb")
 
 
 def check_claimed_size(width: int, height: int, data: Bytes, form: str | None) -> None:
@@ -241,7 +241,7 @@ def decode_part(
     """
     check_size(*image.size)
     if image.format in RUN_PROGRAMS:
-        raise BadImage(f"is {image.format}, and to decode that may run a program; convert it to JPEG or PNG")
+        raise BadImage(f"is {image.format}, whose decoder may run external programs; convert it to JPEG or PNG")
     try:
         turn = upright_turn(image)
         size = image.size[::-1] if turn in SIDEWAYS else image.size
@@ -325,8 +325,9 @@ def grey_bits(image: Image.Image, values: np.ndarray) -> tuple[int, bool]:
     """Return the bits that the values of a photo of mode I or I;16 use, and whether the file states them.
 
     A TIFF may state them, by BitsPerSample below 16 or MaxSampleValue; for PPM and JPEG 2000 Pillow returns all 16.
-    Else they are the fewest of 8, 10, 12, 14 and 16 that hold the photo's largest value, or as many as it needs:
-    nothing else distinguishes a 12-bit camera from a dark photo. carvision.check reports photos of fewer than 16.
+    Else they are the fewest of 8, 10, 12, 14 and 16 that hold the photo's largest value, or as many as it needs if it
+    needs more. Nothing else distinguishes a 12-bit photo from a dark one. carvision.check reports photos of fewer than
+    16.
     """
     largest, stated = max(0, int(values.max(initial=0))), None
     if image.format in ("PPM", "JPEG2000"):

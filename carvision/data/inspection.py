@@ -41,7 +41,7 @@ NEARLY_BLACK, FEWER_BITS = "nearly black", "values of {} bits"  # notes
 KINDS = {
     "the file is missing": "missing",
     "the file is empty": "empty",
-    "not a photo": "not a photo",
+    "not a supported image": "not a photo",
     "too few bytes": "too few bytes",
     "box": "box outside the photo",
 }

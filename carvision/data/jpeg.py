@@ -45,7 +45,7 @@ class Decoder(Protocol):
 
 
 class Libjpeg:
-    """The compiled decoder. It reads below the part only in files that look truncated, so damage there may go
+    """The compiled decoder. Rows below the part are not decoded unless the end marker is missing; damage there may go
     unnoticed.
 
     Raises OSError or subprocess.SubprocessError if it can't be compiled.

@@ -1,5 +1,5 @@
 /* Decode a part of a JPEG, scaled: blocks outside of it are not transformed, and those below it not even read.
-   Compiled by decode.py on first use. Needs libjpeg-turbo 1.5 or newer. */
+   Compiled by jpeg.py on first use. Needs libjpeg-turbo 1.5 or newer. */
 #include <setjmp.h>
 #include <stddef.h>
 #include <stdio.h>

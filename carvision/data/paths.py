@@ -30,7 +30,7 @@ def path_of_text(text: str) -> str:
 
 
 def file_of(root: str | os.PathLike, text: str) -> str:
-    """Return what opens a photo of a table. text: its path there, relative to `root` or absolute."""
+    """Return the path that opens a photo of a table. text: its path there, relative to `root` or absolute."""
     return os.path.join(root, path_of_text(text))  # noqa: PTH118  strings are faster, of a million photos
 
 

@@ -44,7 +44,7 @@ def official_split(
         )
     split = table.rows["split"].to_numpy(dtype=object).copy()
     if val_as_test and test_as_train:
-        raise InputError("data.split.test_as_train: leaves no test, which data.split.val_as_test makes; take one")
+        raise InputError("data.split.test_as_train: contradicts data.split.val_as_test; set only one")
     if val_as_test:
         if (split == "test").any() or not (split == "val").any():
             raise InputError(
@@ -91,12 +91,12 @@ def kfold_split(table: Table, num_folds: int, fold: int, val_fraction: float, se
 def unseen_classes_split(
     table: Table, train_classes: float, val_fraction: float, seed: int, keep_groups: bool
 ) -> Table:
-    """Train on the first classes of the finest label and test on all photos of the others, whatever the own split.
+    """Train on the first classes of the finest label and test on all photos of the others, ignoring any official split.
 
     train_classes: a number of classes, or below 1 a share of them. Of their photos, val_fraction of every class
-    validates. So metric learning is evaluated, on 98 and 98 of the 196 cars: Hyun Oh Song et al., Deep metric learning
-    via lifted structured feature embedding, CVPR 2016. Left out are training photos with the bytes of a test photo,
-    and photos of unknown class.
+    validates. The usual protocol for metric learning, with 98 classes each of the 196 cars: Hyun Oh Song et al., Deep
+    metric learning via lifted structured feature embedding, CVPR 2016. Left out are training photos with the bytes of a
+    test photo, and photos of unknown class.
     """
     label, codes = table.finest_classes, table.rows[table.finest].to_numpy()
     # Rounded first, as 0.7 * 10 is a little more than 7

@@ -12,7 +12,7 @@ import pandas as pd
 
 from carvision.data.packs.read import PackedPhoto, PackedPhotos, Shards
 from carvision.data.paths import file_of, nfc
-from carvision.errors import InputError, nearest
+from carvision.errors import InputError, suggest
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class Table:
         label = wanted or self.finest
         if label not in self.class_labels:
             raise InputError(
-                f"{key}: {label!r} is no label of {self.name} with classes{nearest(label, self.class_labels)}; those "
+                f"{key}: {label!r} is no label of {self.name} with classes{suggest(label, self.class_labels)}; those "
                 f"are {', '.join(self.class_labels)}"
             )
         return label
@@ -176,7 +176,7 @@ class Table:
         for value in map(str, wanted):
             hits = [i for i in range(len(label)) if nfc(value) in (nfc(label.ids[i]), nfc(label.names[i]))]
             if not hits:
-                known = nearest(value, {*label.names, *label.ids})
+                known = suggest(value, {*label.names, *label.ids})
                 raise InputError(
                     f"data.classes: {value!r} is no {self.finest} of {self.name} (id or name){known}; "
                     f"it has {len(label)} classes"
@@ -330,7 +330,7 @@ def check_counts(table: Table, known: Mapping[str, int], allow_missing: bool, to
         return table
     text = f"{table.name}: {', '.join(wrong)} under {table.root}"
     if all(abs(found.get(what, 0) - n) <= (0 if what in table.labels else tolerated) for what, n in known.items()):
-        log.warning("%s; copies differ by a few photos, and this one is taken as it is", text)
+        log.warning("%s; copies differ by a few photos, and this one is used as it is", text)
         return table
     if not allow_missing:
         raise InputError(f"{text}. Complete the copy, or accept it as it is with data.allow_missing=true")

@@ -86,17 +86,16 @@ def judge_processor(facts: dict, num_threads: int | None = None) -> list[Finding
         what = f"torch would use {threads} threads on {usable} cores"
         findings.append(Finding("slow", "threads", what, f"set OMP_NUM_THREADS={usable}"))
     if usable == 1:
-        what = "there is one: reading photos and training take turns"
+        what = "only one, so loading and training cannot overlap"
         findings.append(Finding("slow", "cores", what, "a machine or container with more cores"))
     if facts["load"] is not None and facts["load"] > usable + 0.5:
-        what = (
-            f"{facts['load']:.1f} processes want {usable} cores already: all takes longer, also what is measured here"
-        )
-        findings.append(Finding("slow", "load", what, "see what runs (top), and end what is not needed"))
+        cores = f"{usable} core{'s' if usable > 1 else ''}"
+        what = f"{facts['load']:.1f} on {cores}: everything runs slower, including these measurements"
+        findings.append(Finding("slow", "load", what, "see what is running (top), and stop what is not needed"))
     limits = [value for value in (facts["available"], facts["memory_limit"]) if value is not None]
     if limits and min(limits) < MIN_MEMORY:
-        what = f"{size_text(min(limits))} can be used; the kernel ends processes that want more, without a message"
-        fix = "end other programs, raise the container's limit, or try data.num_workers=0 and a small data.batch_size"
+        what = f"{size_text(min(limits))} can be used; the kernel kills processes that want more, without a message"
+        fix = "stop other programs, raise the container's limit, or try data.num_workers=0 and a small data.batch_size"
         findings.append(Finding("breaks", "memory", what, fix))
     return findings
 
@@ -141,7 +140,7 @@ def describe_devices(system: dict, torch: dict) -> list[tuple[str, str]]:
         rows.append(("GPU", "Apple's; trainer=gpu takes it"))
     if not rows:
         seen = max(system["nvidia_cards"], system["nvidia_nodes"])
-        rows.append(("GPU", f"{seen} by NVIDIA, which torch can't use" if seen else "none"))
+        rows.append(("GPU", f"{seen} NVIDIA GPU{'s' if seen > 1 else ''} that torch can't use" if seen else "none"))
     if system["nvidia_driver"]:
         rows.append(("driver", system["nvidia_driver"]))
     if system["tpu_chips"]:
@@ -337,7 +336,7 @@ def judge_disk(disk: dict) -> list[Finding]:
         what = f"{disk['files']} more files (inodes) can be created for {wanted}, though space is left"
         findings.append(Finding("breaks", "disk", what, "remove files that are not needed, or choose another disk"))
     if is_network(disk["kind"]):
-        what = f"{wanted} is on a network ({disk['kind']}): each checkpoint is sent over it, and waits when it does"
+        what = f"{wanted} is on a network ({disk['kind']}): checkpoints are written over it, and stall when it does"
         findings.append(Finding("note", "disk", what, "a local disk for run.dir=, copied when the run is done"))
     if disk["kind"] in MEMORY:
         what = f"{wanted} is in memory ({disk['kind']}): a run there is gone when the machine stops"

@@ -108,11 +108,11 @@ def _how_it_ended(code: int) -> str:
     except ValueError:
         name = f"signal {-code}"
     why = {
-        "SIGILL": ": the processor lacks an instruction that the package was built with",
-        "SIGKILL": ": as the kernel does when memory is used up",
-        "SIGBUS": ": as where shared memory or the disk is full",
+        "SIGILL": " (the processor lacks an instruction that the package was built with)",
+        "SIGKILL": " (probably out of memory)",
+        "SIGBUS": " (probably shared memory or the disk is full)",
     }
-    return f"was ended by {name}{why.get(name, '')}"
+    return f"was killed by {name}{why.get(name, '')}"
 
 
 def without_dependents(steps: list[str], failed: str) -> list[str]:
@@ -159,7 +159,7 @@ def run_step(kind: str, argument: str) -> dict:
 
 
 def read_torch_devices() -> dict:
-    """Return what torch finds: builds, threads, GPUs with memory and compute capability."""
+    """Return torch's builds and threads, and the GPUs it finds, with memory and compute capability."""
     import torch
 
     found = {

@@ -14,7 +14,7 @@ from carvision.embedding.retrieval_report import draw_sheet, print_answers, prin
 from carvision.embedding.retrieval_task import PhotoCollection, RetrievalTask, gallery_of, open_photos, read_task
 from carvision.embedding.search import Engine, knn_metrics, vote
 from carvision.errors import InputError
-from carvision.files.atomic import written_whole
+from carvision.files.atomic import atomic_file
 from carvision.files.log import start_log
 from carvision.files.output_folder import output_folder
 from carvision.metrics.exact_search import split_blocks
@@ -150,7 +150,7 @@ def _write_neighbours(file: Path, task: RetrievalTask, found: Found) -> None:
     """Write one line for each query and each of its nearest photos, block by block."""
     queries, gallery = task.queries.table.rows["path"].to_numpy(), task.gallery.table.rows["path"].to_numpy()
     ids = np.array(task.classes.ids, dtype=object)
-    with written_whole(file) as partial, partial.open("w", encoding="utf-8", newline="") as opened:
+    with atomic_file(file) as partial, partial.open("w", encoding="utf-8", newline="") as opened:
         for number, rows in enumerate(split_blocks(np.arange(len(queries)), queries_per_block(LISTED))):
             near, times = found.rows[rows], found.rows.shape[1]
             columns = {

@@ -17,7 +17,7 @@ import pandas as pd
 from carvision.data.splits import splits_of
 from carvision.data.table import UNKNOWN, Classes, Number, Table, validate
 from carvision.errors import InputError, one_line
-from carvision.files.atomic import write_csv, write_json, written_whole
+from carvision.files.atomic import atomic_file, write_csv, write_json
 
 VALUES, INDEX, ABOUT = "embeddings.npy", "index.csv", "embeddings.json"
 HEADER = 128  # bytes of numpy's format 1.0, for a matrix of any size
@@ -66,7 +66,7 @@ def write_values(file: Path, blocks: Iterable[np.ndarray], dtype: str = "float32
     Holds one block at a time in memory; the number of blocks need not be known in advance.
     """
     num_rows, width = 0, 0
-    with written_whole(file) as partial, partial.open("wb") as opened:
+    with atomic_file(file) as partial, partial.open("wb") as opened:
         opened.write(bytes(HEADER))
         for block in blocks:
             opened.write(np.ascontiguousarray(block, dtype).tobytes())

@@ -92,7 +92,7 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
             "all of %s photos are right, so that they can't determine a temperature; it is 1", f"{len(targets):,}"
         )
         return 1.0
-    # Of 1 / T the likelihood is concave, so that it has one maximum, also over log T.
+    # The likelihood is concave in 1 / T, so that it has one maximum, also over log T.
     bounds = (math.log(COLDEST), math.log(HOTTEST))
     found = minimize_scalar(
         lambda log_t: _nll(logits, targets, math.exp(log_t)), bounds=bounds, method="bounded", options={"xatol": 1e-4}

@@ -53,7 +53,7 @@ class Predictions:
     packed: PackedPhotos | None = None
 
     def photo(self, row: int) -> str | PackedPhoto:
-        """Return what opens the photo of that row: a path, or a photo of a pack."""
+        """Return the photo of that row, to be opened: a path, or a photo of a pack."""
         path = self.paths[row]
         return self.packed.photo(row, path) if self.packed else file_of(self.root, path)
 

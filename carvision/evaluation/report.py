@@ -27,7 +27,7 @@ from carvision.evaluation.predict import Predictions
 from carvision.files.atomic import file_stems, open_new, write_csv
 from carvision.inference.model_file import parents_of
 from carvision.models.decoding import decode
-from carvision.reports.tables import TextTable, print_table, without_nan, write_html, write_markdown
+from carvision.reports.tables import JOINT, TextTable, percent, print_table, without_nan, write_html, write_markdown
 
 Intervals = dict[str, tuple[float, float]]
 EXACT = ("auc", "auc_micro", "auc_keras")  # replace those of EpochMetrics, which come from histograms
@@ -42,13 +42,13 @@ CALIBRATION = {
     "ece": "calibration error %", "ece_calibrated": "the same with the temperature",
     "nll": "negative log likelihood", "nll_calibrated": "the same with the temperature",
 }  # fmt: skip
-OF_ALL = {"joint/top1": "all heads right %", "joint/consistent": "fit together %", "loss": "loss"}
+OF_ALL = {**{name: f"{title} %" for name, title in JOINT.items()}, "loss": "loss"}
 BREAKS = ("precision", "precision_at50", "loss")  # rows with a line above them
 NO_PERCENT = ("loss", "nll", "nll_calibrated", "mae", "rmse")
 INTERVALS_NOTE = "In brackets: 95 % bootstrap intervals, from resampling the evaluated photos."
 BINS_NOTE = (
-    "Calibration error: mean distance of confidence and accuracy in 15 bins. Samples have a larger one than the whole, "
-    "so its interval reaches further up than down."
+    "Calibration error: mean distance of confidence and accuracy in 15 bins. Bootstrap samples "
+    "overestimate the error, so the interval is skewed upwards."
 )
 
 
@@ -244,14 +244,14 @@ def cell(metrics: dict[str, float], intervals: Intervals, name: str) -> str:
     """Return a metric with its interval, "85.0 [79.6, 90.4]"; "" if it is unknown."""
     if name not in metrics:
         return ""
-    show = number if name.rsplit("/", 1)[-1] in NO_PERCENT else percent
+    show = number if name.rsplit("/", 1)[-1] in NO_PERCENT else short_percent
     ends = intervals.get(name)
     return show(metrics[name]) + (f" [{show(ends[0])}, {show(ends[1])}]" if ends else "")
 
 
-def percent(value: float) -> str:
+def short_percent(value: float) -> str:
     """Format a fraction in percent with one digit after the point; 100 without any."""
-    return f"{100 * value:.1f}".replace("100.0", "100")
+    return percent(value).replace("100.0", "100")
 
 
 def number(value: float) -> str:
@@ -328,18 +328,17 @@ def coverage_tables(coverage: dict[str, pd.DataFrame], areas: dict[str, float]) 
 
 
 def _at(row: pd.Series) -> str:
-    return f"{percent(row['accuracy'])} (p {row['threshold']:.3f})"
+    return f"{short_percent(row['accuracy'])} (p {row['threshold']:.3f})"
 
 
 def decoding_table(decodings: dict[str, dict[str, float]], used: str) -> TextTable:
     """Return one row per decoding rule: each head right, all right, parents and children consistent."""
-    words = {"joint/top1": "all right %", "joint/consistent": "fit together %"}
     names = list(dict.fromkeys(name for values in decodings.values() for name in values))
     rows = [
         [rule + (" (used)" if rule == used else ""), *(cell(values, {}, name) for name in names)]
         for rule, values in decodings.items()
     ]
-    header = ["model.decoding", *(words.get(name, f"{name.rsplit('/', 1)[0]} %") for name in names)]
+    header = ["model.decoding", *(f"{JOINT.get(name, name.rsplit('/', 1)[0])} %" for name in names)]
     return TextTable("Decoding rules", header, rows)
 
 

@@ -22,7 +22,7 @@ from carvision.evaluation.select import (
     read_photos,
     select_split,
 )
-from carvision.files.atomic import write_csv, write_json, written_whole
+from carvision.files.atomic import atomic_file, write_csv, write_json
 from carvision.files.log import start_log
 from carvision.files.output_folder import output_folder
 from carvision.inference import model_file
@@ -170,7 +170,7 @@ def write_predictions(file: Path, predictor: Predictor, predictions: Predictions
     """
     layout, columns = layout_of(predictor)
     codes = {head: predictions.targets[head].tolist() for head in predictor.classes}
-    with written_whole(file) as partial, partial.open("w", encoding="utf-8", newline="") as out:
+    with atomic_file(file) as partial, partial.open("w", encoding="utf-8", newline="") as out:
         out.write(header(columns, file.suffix))
         for start in range(0, len(predictions.paths), CHUNK):
             paths = predictions.paths[start : start + CHUNK]

@@ -20,7 +20,7 @@ from carvision.data.build import DataConfig, build_split, build_table, folds_of
 from carvision.data.paths import nfc
 from carvision.data.splits import splits_in
 from carvision.data.table import SPLITS, UNKNOWN, Classes, LabelDescription, Table
-from carvision.errors import InputError, nearest
+from carvision.errors import InputError, suggest
 from carvision.evaluation.predict import ReadingConfig
 from carvision.inference.description import ModelDescription
 
@@ -111,7 +111,7 @@ def _check_key(config: DictConfig, given: "Override") -> None:
     # not `in parent`, which is false for a key whose value is mandatory
     if not isinstance(parent, DictConfig) or not (given.is_add() or key.rpartition(".")[2] in list(parent)):
         known = [name for name in ALLOWED if name.startswith("data.") and name not in MODEL_KEYS]
-        raise InputError(f"{key}: there is no such key{nearest(key, known)}")
+        raise InputError(f"{key}: there is no such key{suggest(key, known)}")
 
 
 def read_photos(chosen: DataChoice, heads: list[str], split: str, splits_file: Path) -> tuple[Table, bool | None]:
@@ -256,7 +256,7 @@ def _check_names(
     for head, label in renamed.items():
         if head not in labels:
             raise InputError(
-                f"--label: {head!r} is not a head of the model{nearest(head, labels)}; it has {', '.join(labels)}"
+                f"--label: {head!r} is not a head of the model{suggest(head, labels)}; it has {', '.join(labels)}"
             )
         if label not in table.labels:
             raise InputError(f"--label: {label!r} is not a label of {table.name}; it has {', '.join(table.labels)}")

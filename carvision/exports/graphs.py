@@ -44,7 +44,7 @@ def export_torch(model: LoadedClassifier, path: Path) -> str:
         require_agreement(difference, TORCH_EXPORT_TOLERANCE, path.name)
     return (
         f"torch.export: {', '.join(model.labels)} from batches of any size, with torch alone; "
-        f"largest difference from the run's logits: {difference:.1e} of their scale"
+        f"relative difference from the run's logits: {difference:.1e}"
     )
 
 
@@ -122,4 +122,4 @@ def _check_onnx(model: LoadedClassifier, path: Path) -> str:
         with torch.no_grad():
             difference = max(difference, largest_difference(model(images), theirs))
     require_agreement(difference, ONNX_TOLERANCE, path.name)
-    return f"largest difference from the run's logits, in onnxruntime: {difference:.1e} of their scale"
+    return f"relative difference from the run's logits, in onnxruntime: {difference:.1e}"

@@ -20,7 +20,7 @@ from carvision.exports.timm import TOLERANCE, chosen_head, export_timm, in_timm,
 from carvision.inference import model_file
 from carvision.inference.description import ModelDescription
 from carvision.inference.model_file import LoadedClassifier
-from carvision.reports.tables import code_block, escape_markdown
+from carvision.reports.tables import JOINT, code_block, escape_markdown
 
 NUM_NAMES = 8  # class names listed per head
 # The metrics shown, if a run has them: name in metrics.json -> (name on the hub, description)
@@ -106,7 +106,7 @@ def model_card(model: LoadedClassifier, splits: Path, timm_config: Path) -> str:
         _training_section(model, about, data, splits),
         _metrics_section(metrics, model, config),
         _loading_section(model, timm_form),
-        "## Licence\n\nTo be filled in by the owner: the head of this file says `license: unknown`. Mind the terms of "
+        "## Licence\n\nTo be filled in by the owner: the front matter says `license: unknown`. Mind the terms of "
         "the training photos and of the weights that training began with.",
         _configuration_section(config),
     ]
@@ -128,7 +128,7 @@ def _front_matter(about: ModelDescription, data: str, has_timm_form: bool) -> st
                     dataset_name=data,
                     dataset_split=split,
                     metric_type=METRICS[metric][0],
-                    metric_name=key if key != "joint/top1" else "all heads right",
+                    metric_name=JOINT.get(key, key),
                     metric_value=round(float(value), 6),
                 )
             )
@@ -230,7 +230,7 @@ def _metrics_section(metrics: dict, model: LoadedClassifier, config: dict) -> st
         values = [metrics[side].get(f"{head}/{metric}") for side in sides]
         if any(_is_number(value) for value in values):
             shown = " | ".join(f"{value:.4g}" if _is_number(value) else "" for value in values)
-            name = "all heads right" if head == "joint" and "joint" not in model.labels else escape_markdown(head)
+            name = JOINT["joint/top1"] if head == "joint" and "joint" not in model.labels else escape_markdown(head)
             lines.append(f"| {name} | {METRICS[metric][1]} | {shown} |")
     monitor = config.get("callbacks", {}).get("monitor", "val/loss")
     chosen = f"The epoch was chosen by {escape_markdown(monitor)}; the test photos were not used in "

@@ -48,7 +48,7 @@ def _is_absolute(text: str) -> bool:
 
 
 def input_and_output(model: LoadedClassifier) -> dict:
-    """Return what is needed to prepare photos for the network and to interpret its logits, as plain values.
+    """Return the values needed to prepare photos for the network and to interpret its logits, as plain Python.
 
     parents: {child: [parent, parent class of each child class]}. units: of heads that predict a number.
     """

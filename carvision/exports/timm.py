@@ -44,7 +44,7 @@ def export_timm(model: LoadedClassifier, folder: Path, head: str | None = None) 
         require_agreement(difference, TOLERANCE, folder.name)
     others = [name for name in linear_heads(model) if name != head]
     more = f" (--head chooses another: {', '.join(others)})" if head and others else ""
-    return f"timm, {architecture}: {what}{more}; largest difference from the run's: {difference:.1e} of their scale"
+    return f"timm, {architecture}: {what}{more}; relative difference from the run's outputs: {difference:.1e}"
 
 
 def require_in_timm(model: LoadedClassifier) -> tuple[str, dict]:
@@ -150,7 +150,7 @@ def _features_are_the_runs(model: LoadedClassifier) -> bool:
 
 @torch.no_grad()
 def _difference(model: LoadedClassifier, network: Any, head: str | None) -> float:
-    """Return the largest_difference between the run's network and timm's, in what timm's has of the run."""
+    """Return the largest_difference between the run's network and timm's, over the outputs that both share."""
     images = random_images(2, model.preprocessing.size_px)
     if head is not None:
         return largest_difference({"out": model(images)[head]}, {"out": network(images)})
@@ -167,7 +167,9 @@ def _content_line(model: LoadedClassifier, head: str | None) -> str:
     if _features_are_the_runs(model):
         return "the backbone alone, whose pooled features are the run's"
     left_out = getattr(model.backbone, "left_out", ())
-    untrained = f"; {', '.join(left_out)} hold random values, the run had none" if left_out else ""
+    untrained = (
+        f"; the weights of {', '.join(left_out)} are random, the run did not use these layers" if left_out else ""
+    )
     return f"the backbone alone, of which forward_features(images) is the run's and what follows is not{untrained}"
 
 

@@ -24,7 +24,7 @@ MAX_STEM_BYTES = 100  # of a head's name in a file name; disks allow 255 in all
 
 
 @contextmanager
-def written_whole(file: Path) -> Iterator[Path]:
+def atomic_file(file: Path) -> Iterator[Path]:
     """Yield an empty file beside `file` to write to; at the end flush it to the disk and rename it to `file`.
 
     If anything fails, `file` stays as it was and nothing else is left. Two processes must not write the same file at
@@ -47,7 +47,7 @@ def written_whole(file: Path) -> Iterator[Path]:
 
 def write_text(file: Path, text: str) -> None:
     """Write text as UTF-8, atomically."""
-    with written_whole(file) as partial:
+    with atomic_file(file) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
@@ -58,7 +58,7 @@ def write_json(file: Path, content: object) -> None:
 
 def write_csv(file: Path, frame, index: bool = False, **kwargs) -> None:
     """Write a DataFrame as CSV, atomically. kwargs: for its to_csv."""
-    with written_whole(file) as partial:
+    with atomic_file(file) as partial:
         frame.to_csv(partial, index=index, **kwargs)
 
 
@@ -113,7 +113,7 @@ def _open_itself(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
-def own_folder(folder: Path) -> Path:
+def create_folder(folder: Path) -> Path:
     """Create a folder inside one of ours unless it exists, and return it. Raises InputError as refuse_link_out does."""
     refuse_link_out(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 log = logging.getLogger(__name__)
 
-SECONDS = 30  # between log lines
+LOG_EVERY_S = 30  # between log lines
 
 
 @contextlib.contextmanager
@@ -91,7 +91,7 @@ def _lines(total: int | None, done: int) -> Callable[[int], None]:
         nonlocal done, last
         done += num
         speed = rate(num)
-        if time.monotonic() - last > SECONDS:
+        if time.monotonic() - last > LOG_EVERY_S:
             last = time.monotonic()
             log.info("%s%s photos, %s a second", f"{done:,}", "" if total is None else f" of {total:,}", speed)
 

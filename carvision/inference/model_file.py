@@ -22,7 +22,7 @@ import carvision
 from carvision.data.decode import decode_image
 from carvision.data.images import Preprocessing
 from carvision.errors import InputError, one_line
-from carvision.files.atomic import write_json, written_whole
+from carvision.files.atomic import atomic_file, write_json
 from carvision.inference.description import (
     FORMAT,
     ModelDescription,
@@ -83,7 +83,7 @@ def save(
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     weights = folder / WEIGHTS
-    with written_whole(weights) as part:
+    with atomic_file(weights) as part:
         save_file(tensors, part)
         sha256 = _sha256(part)
     description: ModelDescription = {

@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> tuple["Tally", list]:
     output = begin_output(options, predictor, layout, {"--root": sources.root, "boxes": uses_boxes})
     try:
         if done := skip_done(photos, output, truths, on_row):
-            log.info("going on after %s photos", f"{done:,}")
+            log.info("resuming after %s photos", f"{done:,}")
         with progress_bar(options, sources, done) as advance:
             predict_photos(
                 predictor, photos, output, layout, truths, on_row, advance,
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> tuple["Tally", list]:
     if line := left_out.line():
         log.info("%s", line)
     if uses_boxes and tally.num_without_box:
-        log.info("%s photos have no box and were looked at as a whole", f"{tally.num_without_box:,}")
+        log.info("%s photos have no box: the whole photo was used", f"{tally.num_without_box:,}")
     for line in [*truths.lines(), *seen_photos.lines(), *tally.lines()]:
         log.info("%s", line)
     return tally, sample.chosen()
@@ -101,7 +101,7 @@ def check_options(options: argparse.Namespace) -> None:
     if options.grid is not None and (options.grid.suffix.lower() != ".png" or options.grid.is_dir()):
         raise InputError(f"--grid: {options.grid} is not the name of a picture, such as grid.png")
     if options.grid_classes is not None and options.grid is None:
-        raise InputError("--grid-classes: is of a picture; give --grid FILE.png, too")
+        raise InputError("--grid-classes: needs a picture; give --grid FILE.png, too")
     if options.brief and (options.probs or options.top > 1):
         raise InputError("--brief gives names only; leave it out, or --probs and --top")
 
@@ -132,7 +132,8 @@ def create_truths(predictor: Predictor, options: argparse.Namespace) -> TrueClas
 def create_seen_photos(
     options: argparse.Namespace, root: Path | None, predictor: Predictor, truths: TrueClasses
 ) -> SeenPhotos:
-    """Return what recognises the runs' own photos; only with a list or true classes, as others are hardly theirs."""
+    """Return the detector of photos that the runs were trained on; empty without a list or true classes, as other
+    photos are unlikely to be theirs."""
     runs = [Path(run) for run in (options.run, *options.ensemble) if truths.heads or options.listed]
     given = [Path(path) for path in options.photos if Path(path).is_dir()]
     roots = [*given, *([root] if root else [])]
@@ -155,11 +156,11 @@ def choose_boxes(predictor: Predictor, listed: Path | None) -> bool:
     boxes = listed is not None and has_boxes(listed)
     if predictor.crop_to_box and not boxes:
         log.warning(
-            "the model was trained on the boxes of its photos and now looks at whole photos, which it may know less "
-            "well; a table given with --list may have them in its columns left, top, right, bottom"
+            "the model was trained on the boxes of its photos, and whole photos are used: accuracy may be lower; a "
+            "table given with --list may have boxes in its columns left, top, right, bottom"
         )
     elif boxes and not predictor.crop_to_box:
-        log.info("the list's boxes are not looked at, as the model was trained on whole photos")
+        log.info("the list's boxes are ignored, as the model was trained on whole photos")
     return bool(predictor.crop_to_box) and boxes
 
 
@@ -176,7 +177,7 @@ def begin_output(options: argparse.Namespace, predictor: Predictor, layout: Layo
 
 
 def model_settings(models) -> dict:
-    """Return what of the models determines the rows of an unfinished output; label descriptions as a hash."""
+    """Return the models' properties that determine the rows of an output; label descriptions as a hash."""
     settings = {"weights": [model.about["sha256"] for model in models]}
     for number, model in enumerate(models, 1):
         of = f" of model {number}" if len(models) > 1 else ""
@@ -325,7 +326,7 @@ class ReservoirSample:
         self.num_seen += 1
 
     def chosen(self) -> list[list]:
-        """Return what was added for each sampled row, in order."""
+        """Return the items added for each sampled row, in order."""
         return [what for _, *what in sorted(self.kept.values(), key=lambda kept: kept[0])]
 
 

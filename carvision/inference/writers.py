@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from carvision.errors import InputError, one_line
-from carvision.files.atomic import PARTIAL, open_kept, open_new, own_folder, rename
+from carvision.files.atomic import PARTIAL, create_folder, open_kept, open_new, rename
 from carvision.files.folders import shorten
 from carvision.files.locks import try_lock
 from carvision.inference.rows import JSON_LINES, SEPARATORS, Kind, header, read_rows, to_text
@@ -138,7 +138,7 @@ class ParquetFile:
 
     def __init__(self, file: Path, columns: dict[str, Kind], classes: dict, opened: IO[str]):
         self.file, self.opened, self.folder = file, opened, partial_path(file)
-        own_folder(self.folder)
+        create_folder(self.folder)
         self.schema = schema_of(columns, classes)
         self.columns = columns
         num_values = sum(1 if isinstance(kind, str) else len(kind) for kind in columns.values())

@@ -8,7 +8,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 NUM_BINS = 512
-CENTRE = 0.01  # bins are finest this near to an even guess; further out, their width is 4 % of the distance from it
+# Log-odds distance from chance below which bins are about equally wide; further out, their width is 4 % of the distance
+CENTRE = 0.01
 REACH = math.log1p(100 / CENTRE)
 KERAS_THRESHOLDS = 200
 AREAS = ("auc", "auc_micro", "auc_keras")

@@ -54,7 +54,7 @@ class JointMetrics(Metric):
         self.agreeing.add_((torch.stack(agree) & valid).sum(dim=1))
 
     def compute(self) -> dict[str, dict[str, float]]:
-        """Return {rule: {"<head>/top1", "joint/top1", "joint/consistent"}}, without those over no photo."""
+        """Return {rule: {"<head>/top1", "joint/top1", "joint/consistent"}}, omitting metrics without photos."""
         count, seen, metrics = self.count.cpu(), self.seen.cpu(), {}
         for rule, right, agreeing in zip(self.rules, self.right.cpu(), self.agreeing.cpu(), strict=True):
             pairs = zip([*self.heads, "joint"], right, count, strict=True)
@@ -175,7 +175,7 @@ class EpochMetrics(nn.Module):
     def compute(self) -> dict[str, float]:
         """Return {"loss", "loss_total", "make/top1", ..., "joint/top1", "joint/consistent", "embedding/map_at_r"}.
 
-        A metric over no photo is undefined and omitted: those of a head whose label is known of no photo, and the
+        Metrics that no photo counts for are undefined and omitted: those of a head whose label no photo has, and the
         losses if no photo counted at all. The loss is the sum over the heads that have one.
         """
         metrics, losses = {}, []

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from itertools import islice
 
-from carvision.errors import InputError, drop_output, nearest, one_line_errors
+from carvision.errors import InputError, drop_output, one_line_errors, suggest
 from carvision.system.quick_imports import import_timm
 
 HEADER = ("network", "million parameters", "px", "weights", "reports")
@@ -71,8 +71,8 @@ def matching_names(words: list[str], report: str | None, pretrained: bool, tags:
         found = [name for name in found if cfg_of(name).has_weights]
     if not found:
         if report or pretrained:
-            raise InputError(f"no network is left of {describe(words, report, pretrained)}; leave one of these out")
-        raise InputError(f"no network is named like {' '.join(words)}{nearest(words[0].strip('*?'), plain)}")
+            raise InputError(f"no network is left of {describe(words, report, pretrained)}; drop one of these")
+        raise InputError(f"no network is named like {' '.join(words)}{suggest(words[0].strip('*?'), plain)}")
     return found
 
 

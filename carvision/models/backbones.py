@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
-from carvision.errors import InputError, nearest, one_line
+from carvision.errors import InputError, one_line, suggest
 from carvision.files.download import ANSWER_S, answer_within
 from carvision.models import report_networks  # noqa: F401 - registers its networks with timm
 
@@ -88,7 +88,7 @@ def check_name(name: str) -> None:
     """Raise InputError, with the most similar names, for a name or a tag of weights that timm doesn't have."""
     if not timm.is_model(name):
         raise InputError(
-            f"model.backbone: {name!r} is no model of timm {timm.__version__}{nearest(name, timm.list_models())}"
+            f"model.backbone: {name!r} is no model of timm {timm.__version__}{suggest(name, timm.list_models())}"
         )
     try:
         timm.get_pretrained_cfg(name)
@@ -219,7 +219,7 @@ def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_pickled(file: Path) -> object:
-    """Return what torch.save has written, its tensors memory-mapped where possible. Raises InputError."""
+    """Return the object that torch.save has written, its tensors memory-mapped where possible. Raises InputError."""
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except (OSError, EOFError, RuntimeError, ValueError) as error:

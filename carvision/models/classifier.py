@@ -179,8 +179,8 @@ class Classifier(nn.Module):
         return self.features(images)
 
     def outputs(self, images: Tensor, shares: Tensor | None = None) -> Outputs:
-        """Return what a training step needs. shares: (B,), each photo's weight in the mean of the penalties on
-        activities; None: 1 / B."""
+        """Return logits, embedding and penalties for a training step. shares: (B,), each photo's weight in the mean of
+        the penalties on activities; None: 1 / B."""
         return self.above(self.below(images), shares)
 
     def above(self, x: Tensor, shares: Tensor | None = None) -> Outputs:

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from carvision.errors import InputError, nearest
+from carvision.errors import InputError, suggest
 
 NUM_PARTIAL = 4  # report R1's "partial": the last four layers
 
@@ -25,7 +25,7 @@ def frozen_parameters(backbone: nn.Module, train_layers: str | int) -> list[nn.P
         if start not in modules or not start:
             first = ", ".join(name for name, _ in backbone.named_children())
             raise InputError(
-                f"model.train_layers: the backbone has no module {start!r}{nearest(start, modules)}; "
+                f"model.train_layers: the backbone has no module {start!r}{suggest(start, modules)}; "
                 f"its first ones are {first}"
             )
     else:

@@ -35,7 +35,8 @@ def take_feature_map(backbone: Backbone, size_px: int) -> tuple[Tensor, list[str
 
 
 def _uncalled(module: nn.Module, called: set[nn.Module], prefix: str = "") -> list[str]:
-    """Count everything within a called module as used: some modules read a layer's weights without calling it."""
+    """Return the names of the largest modules with parameters that were not called. All within a called module counts
+    as used: some modules read a layer's weights without calling it."""
     found = []
     for name, child in module.named_children():
         if child in called or not any(True for _ in child.parameters()):

@@ -30,7 +30,7 @@ from carvision.data.health import (
 from carvision.data.images import BadImage, check_box
 from carvision.data.paths import nfc, text_of_path
 from carvision.data.table import BOX, UNKNOWN, Table
-from carvision.errors import InputError, nearest
+from carvision.errors import InputError, suggest
 from carvision.files.atomic import file_stems, write_csv, write_text
 from carvision.reports.photos import (
     BOX_COLOUR,
@@ -73,7 +73,7 @@ def choose_classes(table: Table, show: Sequence[str | int] = (), seed: int = 0) 
         ]
         if not hits:
             known = {name for classes in table.class_labels.values() for name in (*classes.names, *classes.ids)}
-            raise InputError(f"show: {value!r} is not a class of {table.name} (id or name){nearest(value, known)}")
+            raise InputError(f"show: {value!r} is not a class of {table.name} (id or name){suggest(value, known)}")
         for label, code in hits:
             chosen[label].append(code)
     for label, classes in table.class_labels.items():

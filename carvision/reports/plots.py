@@ -14,11 +14,11 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from carvision.files.atomic import written_whole
+from carvision.files.atomic import atomic_file
 from carvision.files.folders import PROGRAM
 
 SPLIT_COLOURS = {"train": "#4477aa", "val": "#ddaa33", "test": "#bb5566", "no split": "#bbbbbb"}  # colour-blind safe
-# Of runs, heads or methods: distinguishable with any colour vision, near ones also by lightness; the markers differ too
+# Colours of runs, heads or methods: distinguishable with any colour vision, neighbours also by lightness and marker
 COLOURS = (
     "#4477aa", "#ee7733", "#228833", "#aa3377", "#66ccee", "#222222",
     "#ccbb44", "#332288", "#cc3311", "#44aa99", "#999999", "#884400",
@@ -78,7 +78,7 @@ def legend_below(figure: Figure, handles: Sequence[Artist], names: Sequence[str]
 def save_figure(figure: Figure, file: Path) -> None:
     """Write a PNG atomically: an existing file is replaced only when the new one is complete."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(file) as partial:
+    with atomic_file(file) as partial:
         figure.savefig(partial, format="png", metadata={"Software": PROGRAM})
 
 

@@ -9,6 +9,7 @@ from rich.table import Table as RichTable
 from torch import nn
 
 from carvision.files.atomic import write_text
+from carvision.reports.tables import JOINT, percent
 
 WHERE = """In the run's folder: model.safetensors and model.json (the network), metrics.json and results.txt (metrics),
 history.csv and loss, accuracy, metrics.png (epochs), checkpoints/, splits.csv, config.yaml, summary.txt, run.log"""
@@ -62,11 +63,11 @@ def _accuracy_table(split: str, metrics: dict, heads: list[str]) -> RichTable:
     }
     table = _table(f"{split}: accuracy in %", "head", list(columns.values()))
     for head in heads:
-        table.add_row(head, *(_percent(metrics.get(f"{head}/{name}")) for name in columns))
+        table.add_row(head, *(percent(metrics.get(f"{head}/{name}")) for name in columns))
     if len(heads) > 1:
-        table.add_row("all heads right", _percent(metrics.get("joint/top1")))
+        table.add_row(JOINT["joint/top1"], percent(metrics.get("joint/top1")))
     if "joint/consistent" in metrics:
-        table.add_row("fit together", _percent(metrics["joint/consistent"]))
+        table.add_row(JOINT["joint/consistent"], percent(metrics["joint/consistent"]))
     return table
 
 
@@ -78,7 +79,7 @@ def _precision_table(split: str, metrics: dict, heads: list[str]) -> RichTable:
         for end, average in AVERAGES.items():
             values = [metrics.get(f"{head}/{name}{end}") for name in ("precision", "recall", "f1")]
             if any(value is not None for value in values):
-                table.add_row("" if end else head, average, *map(_percent, values))
+                table.add_row("" if end else head, average, *map(percent, values))
     return table
 
 
@@ -91,9 +92,9 @@ def _error_table(split: str, metrics: dict, units: dict[str, str]) -> RichTable:
 
 def _embedding_table(split: str, metrics: dict) -> RichTable:
     """Tabulate the retrieval metrics of each photo's nearest neighbours among the others of the split."""
-    table = _table(f"{split}: nearest neighbours in %", "of each photo", ["Recall@1", "MAP@R"])
+    table = _table(f"{split}: nearest neighbours in %", "metric on", ["Recall@1", "MAP@R"])
     names = ("recall_at_1", "map_at_r")
-    table.add_row("its embedding's", *(_percent(metrics.get(f"embedding/{name}")) for name in names))
+    table.add_row("embedding", *(percent(metrics.get(f"embedding/{name}")) for name in names))
     return table
 
 
@@ -101,8 +102,7 @@ def _decoding_table(split: str, rules: dict[str, dict]) -> RichTable:
     """Tabulate accuracy under each rule for decoding parent and child classes from the probabilities."""
     table = _table(f"{split}: accuracy in % by model.decoding", "metric", list(rules))
     for name in next(iter(rules.values())):
-        title = {"joint/top1": "all heads right", "joint/consistent": "fit together"}.get(name, name)
-        table.add_row(title, *(_percent(metrics.get(name)) for metrics in rules.values()))
+        table.add_row(JOINT.get(name, name), *(percent(metrics.get(name)) for metrics in rules.values()))
     return table
 
 
@@ -135,7 +135,3 @@ def print_closing(metrics: dict, labels: dict[str, dict], folder: Path) -> None:
     text = io.StringIO()
     Console(file=text, width=110).print(*closing, sep="\n", highlight=False)
     write_text(folder / "results.txt", text.getvalue())
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from carvision.files.atomic import write_text
 
+JOINT = {"joint/top1": "all heads right", "joint/consistent": "parent and child consistent"}  # metrics of all heads
 BEST, OVERALL = "best", "overall"
 STYLES = {BEST: "bold green", OVERALL: "bold black on green", "": ""}
 STARS = {BEST: "*", OVERALL: "**", "": ""}  # on a terminal without colour
@@ -62,6 +63,11 @@ class TextTable:
     def __post_init__(self):
         if not self.marks:
             self.marks.extend([""] * len(row) for row in self.rows)
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """Format a fraction in percent, with so many digits after the point; a dash for None and NaN."""
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
 
 
 def without_nan(value: Any) -> Any:

@@ -1,12 +1,12 @@
 """Choose the next trial of a search: each runs once, no more than requested, and one whose worker has died continues.
 
 All decisions follow from the study alone, so that any number of workers agree without talking to each other. A
-continued trial is a new Optuna trial with its own number; both together are one trial of the search, counted at the
-first one's position. If two workers requeue the same trial, the lower number is valid.
+continued trial is a new Optuna trial with its own number; together they count as one trial of the search, under the
+first one's number. If two workers requeue the same trial, the copy with the lower number runs.
 
 A worker's death is seen on its own machine at once: it holds a lock on a file in the search's folder, which the system
-releases when the process ends. Other machines see a counter, stored with the trial and raised periodically, stop; that
-needs neither synchronised clocks nor a shared disk, and works with every storage.
+releases when the process ends. Other machines see that a counter, which is stored with the trial and raised
+periodically, has stopped; that needs neither synchronised clocks nor a shared disk, and works with every storage.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from carvision.errors import InputError, one_line
-from carvision.files.atomic import own_folder
+from carvision.files.atomic import create_folder
 from carvision.files.locks import LOCK, is_locked, lock_folder
 from carvision.search.build import Sweep
 
@@ -45,8 +45,6 @@ EPOCHS, SECONDS, PARAMETERS, BEST_EPOCH = "epochs", "seconds", "parameters", "be
 HOST, BEAT, EVERY_S = "host", "beat", "beat_every_s"  # machine of its worker, count and interval of its heartbeats
 BEATS_PER_TIMEOUT = 4  # heartbeats within the time after which a worker counts as dead
 PRUNED = 64  # exit status of a pruned trial's process
-# That stop a trial
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 class Queue:
@@ -237,8 +235,8 @@ class Heartbeat:
         """Start the heartbeat. lock_dir: the trial's own folder for the lock. Raises InputError if another worker holds
         it."""
         self.storage, self.trial_id, self.interval_s = storage, trial_id, dead_after_s / BEATS_PER_TIMEOUT
-        own_folder(lock_dir.parent)
-        own_folder(lock_dir)
+        create_folder(lock_dir.parent)
+        create_folder(lock_dir)
         self.lock = lock_folder(lock_dir, f"{lock_dir} belongs to another worker")
         storage.set_trial_user_attr(trial_id, EVERY_S, self.interval_s)
         storage.set_trial_user_attr(trial_id, HOST, platform.node())

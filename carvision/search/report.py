@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from carvision.config.compose import choices_of
-from carvision.files.atomic import own_folder, write_csv, write_text
+from carvision.files.atomic import create_folder, write_csv, write_text
 from carvision.files.locks import lock_when_free
 from carvision.reports.tables import TextTable, print_table, write_html
 from carvision.search.build import Sweep, compose
@@ -316,7 +316,7 @@ def write_best(sweep: Sweep, trial: FrozenTrial) -> None:
         f"#   {command_of(sweep)}\n"
     )
     text = yaml.safe_dump({"defaults": [*defaults, "_self_"], **config}, sort_keys=False, allow_unicode=True)
-    write_text(own_folder(sweep.folder / "experiment") / "best.yaml", head + text)
+    write_text(create_folder(sweep.folder / "experiment") / "best.yaml", head + text)
 
 
 def command_of(sweep: Sweep) -> str:

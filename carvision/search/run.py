@@ -17,13 +17,14 @@ import optuna
 
 from carvision.config.schema import random_transforms, reason_not_cacheable
 from carvision.errors import InputError
-from carvision.files.atomic import open_kept, own_folder
+from carvision.files.atomic import create_folder, open_kept
 from carvision.files.log import start_log
 from carvision.search.build import Sweep
-from carvision.search.queue import SIGNALS, WHY, end_with_parent, latest, num_to_run
+from carvision.search.queue import WHY, end_with_parent, latest, num_to_run
 from carvision.search.report import Progress, line_of, summarise, write_report
 from carvision.search.study import describe_brackets, open_storage, open_study
 from carvision.search.worker import POLL_EVERY_S, Interrupted, Worker
+from carvision.system.runtime import STOP_SIGNALS
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ def run_workers(sweep: Sweep, overrides: list[str], quiet: bool) -> None:
         for number in range(num)
     ]
     received: list[int] = []
-    before = {s: signal.signal(s, lambda number, _: received.append(number)) for s in SIGNALS}
+    before = {s: signal.signal(s, lambda number, _: received.append(number)) for s in STOP_SIGNALS}
     try:
         for worker in workers:
             worker.start()
@@ -152,7 +153,7 @@ def run_workers(sweep: Sweep, overrides: list[str], quiet: bool) -> None:
             for worker in workers:
                 worker.relay(quiet)
                 if not received and worker.was_killed() and worker.starts < MAX_STARTS:
-                    log.warning("worker %d was ended by %s; restarting it", worker.number, worker.ending())
+                    log.warning("worker %d was killed by %s; restarting it", worker.number, worker.ending())
                     worker.start()
     finally:
         for number, handler in before.items():
@@ -180,7 +181,7 @@ class _Worker:
         if gpus:
             self.environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         self.output = sweep.folder / "logs" / f"worker_{self.number}.txt"
-        own_folder(self.output.parent)
+        create_folder(self.output.parent)
         self.relayed = self.output.stat().st_size if self.output.exists() else 0
 
     def start(self) -> None:

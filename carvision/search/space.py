@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from carvision.config.compose import as_input_errors
 from carvision.config.overrides import Searched, parse_search, with_quoted_paths, write_value
 from carvision.config.schema import ALLOWED
-from carvision.errors import InputError, nearest, one_line
+from carvision.errors import InputError, one_line, suggest
 
 COMPARE = {
     ">=": operator.ge, "<=": operator.le, "==": operator.eq, "!=": operator.ne, ">": operator.gt, "<": operator.lt,
@@ -173,7 +173,7 @@ class Space:
         return drawn
 
     def description(self) -> dict[str, str]:
-        """Return what must not change while a study continues, as plain text."""
+        """Return the part of the space that must not change while a study continues, as plain text."""
         return {dimension.key: str(dimension) for dimension in self.dimensions} | dict(self.follows)
 
 
@@ -215,7 +215,7 @@ def read_space(overrides: list[str], follows: Mapping[str, str], is_known: Calla
     names = frozenset(key for key in found if not is_known(key))
     for key in sorted(names - used):
         raise InputError(
-            f"{key}: there is no such key, and nothing follows from it{nearest(key, ALLOWED)} (all keys: python -m "
+            f"{key}: there is no such key, and nothing follows from it{suggest(key, ALLOWED)} (all keys: python -m "
             "carvision.train --cfg job)"
         )
     return Space(ordered, follows, names)
@@ -233,7 +233,7 @@ def _dimension(key: str, searched: Searched, word: str) -> Dimension:
     conditions, log = [], False
     for tag in searched.tags:
         if match := CONDITION.fullmatch(tag):
-            # As Hydra writes a drawn value
+            # Hydra writes a drawn value like this
             value = {"true": "True", "false": "False"}.get(match[3].lower(), match[3])
             conditions.append(Condition(match[1], match[2], _as_number(value)))
         elif tag == "log":
@@ -289,7 +289,7 @@ def _in_order(found: dict[str, Dimension]) -> tuple[Dimension, ...]:
             if condition.key not in found:
                 raise InputError(
                     f"{dimension.key}: the condition {str(condition)!r} names {condition.key}, which is not searched"
-                    f"{nearest(condition.key, found)}"
+                    f"{suggest(condition.key, found)}"
                 )
             _require_comparable(dimension, condition, found[condition.key])
     ordered: dict[str, Dimension] = {}

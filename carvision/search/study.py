@@ -22,7 +22,7 @@ from optuna.study import StudyDirection
 
 from carvision.config.compose import flat_config, keys_added_since
 from carvision.config.overrides import expand_home
-from carvision.config.schema import NO_RESULT
+from carvision.config.schema import KEYS_WITHOUT_EFFECT
 from carvision.errors import InputError, one_line
 from carvision.files.folders import LOCK, is_run, refuse_foreign_folder, shorten
 from carvision.search.build import Sweep
@@ -34,7 +34,7 @@ else:
     from optuna.storages.journal import JournalFileSymlinkLock as JournalLock
 
 JOURNAL = "journal.log"
-FIRST_WRITTEN = {LOCK, "running", "logs"}  # before anything else by a search without a journal
+FIRST_WRITTEN = {LOCK, "running", "logs"}  # what a search with a database creates before its first trial
 WRITTEN = {*FIRST_WRITTEN, TRIALS, "experiment", "trials.csv", "search.html"}
 WRITTEN |= {f"{name}.png" for name in ("history", "importance", "slices", "parallel", "pareto")}
 BEGUN_WITH = "carvision"  # attribute of the study
@@ -49,7 +49,9 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"sweep.dir: {shorten(str(folder))} can't be made ({error.strerror}); give another") from None
+        raise InputError(
+            f"sweep.dir: {shorten(str(folder))} can't be made ({error.strerror}); give another path"
+        ) from None
     journal = folder / JOURNAL
     return database or JournalStorage(JournalFileBackend(str(journal), lock_obj=RepairingLock(journal)))
 
@@ -148,7 +150,7 @@ def open_study(sweep: Sweep, storage: BaseStorage) -> optuna.Study:
     if before is None:
         if (sweep.folder / TRIALS).is_dir():
             raise InputError(
-                f"sweep.dir: {sweep.folder} holds trials of another study than {sweep.name!r}; give another"
+                f"sweep.dir: {sweep.folder} holds trials of another study than {sweep.name!r}; give another sweep.dir"
             )
         if study.get_trials(deepcopy=False):
             raise InputError(f"sweep.study: {sweep.name!r} is another program's study; give another name")
@@ -159,11 +161,11 @@ def open_study(sweep: Sweep, storage: BaseStorage) -> optuna.Study:
 
 
 def study_identity(sweep: Sweep) -> dict[str, dict]:
-    """Return what gives all trials of a study the same meaning, as JSON types."""
+    """Return the settings that must be equal for trials to be comparable, as JSON types."""
     config = {
         key: value
         for key, value in flat_config(sweep.config).items()
-        if not key.startswith(("run.", "features.", "callbacks.")) and key not in NO_RESULT
+        if not key.startswith(("run.", "features.", "callbacks.")) and key not in KEYS_WITHOUT_EFFECT
     }
     settings = {key: sweep.settings[key] for key in ("sampler", "grid_fraction", "cells")}
     if settings["sampler"] != "grid":
@@ -181,8 +183,8 @@ def study_identity(sweep: Sweep) -> dict[str, dict]:
 
 
 def require_same(before: Mapping, now: Mapping, sweep: Sweep) -> None:
-    """Raise InputError with the differences, if any. A key that an earlier version lacked is none if it has conf/'s
-    value."""
+    """Raise InputError with the differences, if any. A key that an earlier version lacked is not a difference if it has
+    its default."""
     changes = []
     for part, values in now.items():
         earlier = before.get(part, {})
@@ -212,7 +214,7 @@ def create_pruner(settings: Mapping, most: int) -> BasePruner:
     }[settings["pruner"]]()
 
 
-class SeededByNumber(BaseSampler):
+class SeededByCount(BaseSampler):
     """Create the sampler anew for each trial, seeded by how many trials drew before it: workers never draw the same
     values by chance, and an interrupted search draws the same values as an undisturbed one."""
 
@@ -242,7 +244,7 @@ class SeededByNumber(BaseSampler):
 
 def create_sampler(sweep: Sweep) -> BaseSampler:
     """Create the sampler that conf/sweep names, seeded for each trial."""
-    return SeededByNumber(partial(_create_sampler, sweep), sweep.settings["seed"])
+    return SeededByCount(partial(_create_sampler, sweep), sweep.settings["seed"])
 
 
 def _create_sampler(sweep: Sweep, seed: int) -> BaseSampler:

@@ -9,7 +9,6 @@ import logging
 import math
 import sys
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytorch_lightning as pl
@@ -23,6 +22,7 @@ from carvision.search.study import create_pruner, open_storage
 from carvision.training.callbacks import History, read_history
 from carvision.training.distributed.collectives import broadcast_object
 from carvision.training.distributed.launch import is_first_process
+from carvision.training.module import callbacks_of
 from carvision.training.run.start import train
 from carvision.training.run.stopping import Stopped
 
@@ -60,8 +60,7 @@ class Reporting(pl.Callback):
         """Report the earlier epochs' values of a continued trial, too."""
         if not trainer.is_global_zero or self.study is not None or not trainer.current_epoch:
             return
-        hooks: list[Any] = trainer.callbacks  # pyrefly: ignore[missing-attribute] - Lightning does not declare it
-        history = next(hook for hook in hooks if isinstance(hook, History))
+        [history] = callbacks_of(trainer, History)
         for row in history.rows or read_history(history.file):
             value = row.get(self.plan["monitor"])
             if row["epoch"] < trainer.current_epoch and value is not None and not math.isnan(value):
@@ -101,8 +100,8 @@ class Reporting(pl.Callback):
 
 
 def count_once(study: optuna.Study) -> None:
-    """Let the pruner see a continued trial as one: the interrupted part does not compete, and the first one's number
-    decides about Hyperband's bracket."""
+    """Let the pruner see a continued trial as one: interrupted attempts are hidden, and the number of the first
+    fixes Hyperband's bracket."""
     every = study._storage.get_all_trials
 
     def get_all_trials(study_id: int, deepcopy: bool = True, states=None) -> list[FrozenTrial]:

@@ -25,7 +25,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from carvision.errors import InputError, one_line
-from carvision.files.atomic import open_kept, own_folder, write_json
+from carvision.files.atomic import create_folder, open_kept, write_json
 from carvision.files.folders import remove_checkpoints
 from carvision.files.locks import is_locked
 from carvision.search.build import RUN_OBJECTIVES, Sweep
@@ -37,7 +37,6 @@ from carvision.search.queue import (
     PRUNED,
     RETRY_OF,
     SECONDS,
-    SIGNALS,
     WHY,
     Heartbeat,
     Queue,
@@ -49,10 +48,12 @@ from carvision.search.queue import (
     remove_lock_dir,
 )
 from carvision.system.machine import FORK
+from carvision.system.runtime import STOP_SIGNALS
 
 log = logging.getLogger(__name__)
 
-MAX_FAILURES = 3  # of a worker's first trials, one after another, after which it gives up: the values are not the cause
+# A worker whose first trials all fail gives up after this many: the sampled values are unlikely to be the cause
+MAX_FAILURES = 3
 POLL_EVERY_S = 0.2
 
 
@@ -80,7 +81,7 @@ class Worker:
         """Run trials until none is left to start. Raise InputError if all fail, Interrupted after a signal."""
         before = {}
         if threading.current_thread() is threading.main_thread():
-            before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            before = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
         try:
             while True:
                 self._stop_if_asked()
@@ -132,8 +133,8 @@ class Worker:
     def _train(self, trial: FrozenTrial, overrides: list[str], run: Path) -> tuple[int, Path]:
         """Run the trial's process; return its exit status, and the file with its output."""
         output = self.sweep.folder / "logs" / f"{run.name}.txt"
-        own_folder(output.parent)
-        own_folder(run.parent)
+        create_folder(output.parent)
+        create_folder(run.parent)
         while run.is_dir() and is_locked(run):  # a dead worker's trial process is just ending
             time.sleep(POLL_EVERY_S)
             if self.received:
@@ -245,7 +246,7 @@ def failure_reason(exitcode: int, output: Path) -> str:
     """Return why a trial's process failed: its signal, or the last line of its output."""
     if exitcode < 0:
         name = signal.Signals(-exitcode).name
-        return f"its process was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+        return f"its process was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
     text = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
     lines = [line.strip() for line in text.splitlines()]
     last = next((line for line in reversed(lines) if line), f"its process ended with status {exitcode}")

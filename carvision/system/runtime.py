@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import io
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ DEFAULTS = {
     # Else torch prints hundreds of lines of its own calls when one of several processes ends
     "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
+# Signals that end a run or a search at the next checkpoint
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 # Options of malloc.h
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 CHOSEN_BY_THE_USER = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")

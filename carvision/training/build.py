@@ -17,7 +17,7 @@ from carvision.data.loading.loader import PhotoDataModule
 from carvision.data.paths import nfc
 from carvision.data.splits import without_unseen_classes
 from carvision.data.table import UNKNOWN, Classes, LabelDescription, Table
-from carvision.errors import InputError, nearest
+from carvision.errors import InputError, suggest
 from carvision.inference.model_file import description_of
 from carvision.losses.classification import create_class_weights
 from carvision.losses.metric import WITH_PROXIES
@@ -118,7 +118,7 @@ def describe_labels(cfg: dict, table: Table) -> dict[str, LabelDescription]:
         label = table.labels.get(name)
         if label is None:
             raise InputError(
-                f"model.heads.{name}: {table.name} has no label {name!r}{nearest(name, table.labels)}; "
+                f"model.heads.{name}: {table.name} has no label {name!r}{suggest(name, table.labels)}; "
                 f"its labels are {', '.join(table.labels)}"
             )
         known = train[name][train[name] != UNKNOWN].dropna()
@@ -231,7 +231,9 @@ def build_metric_loss(cfg: dict, table: Table) -> tuple[dict | None, Embedding]:
         return None, build_embedding(cfg)
     mixing = next((key for key in ("mixup", "cutmix") if cfg["augment"]["mix_p"] and cfg["augment"][key]), None)
     if mixing:
-        raise InputError(f"augment.{mixing}: a photo made of two has no class that a metric loss could take; use 0")
+        raise InputError(
+            f"augment.{mixing}: metric losses need one class per photo, mixed photos have two; set it to 0"
+        )
     if layers == ["difference"]:
         raise InputError(
             "model.difference.hidden: joins the trunk in model.embedding; give model.embedding.hidden, too"

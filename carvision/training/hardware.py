@@ -13,7 +13,7 @@ from pytorch_lightning.profilers import SimpleProfiler
 from torch.profiler import ProfilerActivity
 
 from carvision.errors import InputError
-from carvision.files.atomic import own_folder, write_text
+from carvision.files.atomic import create_folder, write_text
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ class TorchProfile(pl.Callback):
 
     def _write(self, profile: torch.profiler.profile) -> None:
         trace = self.folder / TRACE
-        own_folder(trace.parent)
+        create_folder(trace.parent)
         trace.unlink(missing_ok=True)  # the profiler would write through a link
         profile.export_chrome_trace(str(trace))
         order = "self_cuda_time_total" if ProfilerActivity.CUDA in profile.activities else "self_cpu_time_total"

@@ -94,7 +94,7 @@ class LitClassifier(pl.LightningModule):
         self.monitors: list[str] = []  # metrics that choose epochs or rates: an undefined one is an error
         self.skip_nonfinite = False  # from the training metrics, with run.on_nonfinite_loss=skip
         self.decodings: dict[str, dict[str, float]] = {}  # metrics of each decoding rule in the last validation
-        # Whether optimizer and schedule replace those of the checkpoint, see changed_step_settings
+        # Which settings changed since the checkpoint: "", "epochs" or "values", see changed_step_settings
         self.step_settings_changed = ""
         self.restoring = False  # a checkpoint is being loaded
         self.start_phase(0)

@@ -23,10 +23,10 @@ MAX_SHOWN = 5  # photos in the message; the file has all
 class NonFiniteLoss(pl.Callback):
     """Find a training loss that is inf or NaN, and write the photos of its batch to nonfinite_loss.csv.
 
-    Without `skip` the run stops, before a checkpoint is written. The check runs on the device; its result is read when
-    a checkpoint is due, on the CPU at every step. skip: the run continues. The update is skipped, with all batches
-    accumulated for it, and the batch's effect on batch-norm statistics is undone. Non-finite gradients count, too; each
-    step waits for the device.
+    Without `skip` the run stops, before a checkpoint is written. The check runs on the device; its result is read at
+    each checkpoint, and at every step if training on the CPU. skip: the run continues. The update is skipped, with all
+    batches accumulated for it, and the batch's effect on batch-norm statistics is undone. Non-finite gradients count,
+    too; each step waits for the device.
     """
 
     def __init__(self, folder: Path, skip: bool):
@@ -130,7 +130,7 @@ def floating_buffers(module: LitClassifier) -> list[Tensor]:
 
 
 def _read_records(file: Path) -> list[pd.DataFrame]:
-    """Return what an earlier start wrote to the file, as a list of at most one frame."""
+    """Return the records that an earlier start wrote to the file, as a list of at most one frame."""
     try:
         return [pd.read_csv(file, encoding="utf-8")]
     except FileNotFoundError:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
-from carvision.errors import InputError, nearest, one_line
+from carvision.errors import InputError, one_line, suggest
 from carvision.models.classifier import Classifier
 
 log = logging.getLogger(__name__)
@@ -90,9 +90,13 @@ def check_trainer(phases: list[Phase], trainer: dict) -> None:
     """
     if any(phase["optimizer"].get("sam_rho") for phase in phases):
         if trainer["accumulate_grad_batches"] > 1:
-            raise InputError("optimizer.sam_rho: not with trainer.accumulate_grad_batches above 1; leave one out")
+            raise InputError(
+                "optimizer.sam_rho: can't be combined with trainer.accumulate_grad_batches above 1; drop one of the two"
+            )
         if trainer["precision"] == "16-mixed":
-            raise InputError("optimizer.sam_rho: not with trainer.precision=16-mixed; use bf16-mixed or 32-true")
+            raise InputError(
+                "optimizer.sam_rho: can't be combined with trainer.precision=16-mixed; use bf16-mixed or 32-true"
+            )
 
 
 # Names of conf/optimizer. Every other name is timm's.
@@ -151,7 +155,7 @@ def create_optimizer(
 
         names = sorted({*OPTIMIZERS, *map(str, list_optimizers())})
         if name not in names:
-            raise InputError(f"optimizer.name: {name!r} is not an optimizer{nearest(name, names)}") from None
+            raise InputError(f"optimizer.name: {name!r} is not an optimizer{suggest(name, names)}") from None
         text = one_line(error)
         raise InputError(f"optimizer: {name} can't be built with {values or 'these values'} ({text})") from None
     return SAM(optimizer, sam_rho) if sam_rho else optimizer
@@ -205,14 +209,14 @@ def lr_factors_of(model: nn.Module, lr_factors: dict[str, float], layer_decay: f
     """Return {parameter name: factor of its learning rate} for factors other than 1.
 
     lr_factors: {module: factor} of all parameters within; the innermost module wins. layer_decay d: the backbone's
-    layers, as timm groups them, learn at d, d^2, ... from the last to the first (Clark et al. 2020, ELECTRA), what timm
-    counts to the classifier (ConvNeXt's last norm) at 1. Both multiply. Raises InputError for a module that does not
-    exist.
+    layers, as timm groups them, get the factors d, d^2, ... from the last to the first (Clark et al. 2020, ELECTRA);
+    what timm groups with the classifier (ConvNeXt's last norm) gets 1. Both factors are multiplied. Raises InputError
+    for a module that does not exist.
     """
     modules = dict(model.named_modules())
     for name in lr_factors:
         if name not in modules or not name:
-            raise InputError(f"optimizer.lr_factors: there is no module {name!r}{nearest(name, modules)}")
+            raise InputError(f"optimizer.lr_factors: there is no module {name!r}{suggest(name, modules)}")
     factors = _layer_factors(model.get_submodule("backbone"), layer_decay) if layer_decay != 1 else {}
     for name, _ in model.named_parameters():
         around = [module for module in lr_factors if name.startswith(f"{module}.")]
@@ -223,11 +227,11 @@ def lr_factors_of(model: nn.Module, lr_factors: dict[str, float], layer_decay: f
 
 def _layer_factors(backbone: nn.Module, decay: float) -> dict[str, float]:
     """Return the backbone's factors as timm's param_groups_layer_decay computes them for the network with its
-    classifier, which learns at 1; here the heads replace it, so the classifier's name is added to the parameters before
+    classifier, whose factor is 1; here the heads replace it, so the classifier's name is added to the parameters before
     grouping."""
     group_matcher: Any = getattr(backbone, "group_matcher", None)
     if group_matcher is None:
-        raise InputError("optimizer.layer_decay: timm does not say what the layers of this backbone are; use 1.0")
+        raise InputError("optimizer.layer_decay: timm does not define the layers of this backbone; use 1.0")
     pretrained_cfg: Any = getattr(backbone, "pretrained_cfg", {})
     classifiers = pretrained_cfg.get("classifier") or "classifier"
     classifiers = [classifiers] if isinstance(classifiers, str) else classifiers
@@ -239,8 +243,8 @@ def _layer_factors(backbone: nn.Module, decay: float) -> dict[str, float]:
 
 
 class SAM(torch.optim.Optimizer):
-    """Use the gradient at the locally highest loss: sharpness-aware minimisation (Foret et al. 2021, arXiv:2010.01412,
-    algorithm 1).
+    """Descend by the gradient at the worst point within radius rho: sharpness-aware minimisation (Foret et al. 2021,
+    arXiv:2010.01412, algorithm 1).
 
     A step calls the closure twice: at the weights w, for the gradient g, and at w + rho g / |g|, |g| over all
     parameters, for the gradient that `base` then applies to w. `perturbed` is true during the second call.
@@ -309,7 +313,7 @@ def create_schedule(
 ) -> LRSchedulerConfigType:
     """Create the schedule that conf/schedule names, as configure_optimizers returns it to Lightning.
 
-    lr: optimizer.lr, the rate that the schedule scales. num_steps: weight updates in all phases' epochs; with gradient
+    lr: optimizer.lr, the rate that the schedule scales. num_steps: weight updates in this phase; with gradient
     accumulation an epoch has more batches than updates. Raises InputError for keys that the schedule does not have.
     """
     try:

@@ -10,8 +10,8 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from carvision.data.loading.loader import PhotoDataModule
 from carvision.data.table import LabelDescription
-from carvision.errors import InputError, nearest, one_line
-from carvision.files.atomic import own_folder
+from carvision.errors import InputError, one_line, suggest
+from carvision.files.atomic import create_folder
 from carvision.metrics import metric_names
 from carvision.reports.comparison.frame import lower_is_better
 from carvision.training.batch_size import FindBatchSize, require_gpu, with_batch_size
@@ -119,7 +119,7 @@ def trainer_values(cfg: dict) -> dict:
 
 def _create_tensorboard(folder: Path) -> TensorBoardLogger:
     if is_first_process():
-        described = own_folder(folder / "tensorboard") / TensorBoardLogger.NAME_HPARAMS_FILE
+        described = create_folder(folder / "tensorboard") / TensorBoardLogger.NAME_HPARAMS_FILE
         if described.is_symlink():  # Lightning would write through it
             described.unlink()
     return TensorBoardLogger(folder, name="tensorboard", version="")
@@ -184,7 +184,7 @@ def check_monitors(cfg: dict, labels: dict[str, LabelDescription]) -> None:
 def require_monitor(key: str, monitor: str, known: list[str]) -> None:
     """Raise InputError if `monitor`, the value of `key`, is not a metric of this run."""
     if monitor not in known:
-        raise InputError(f"{key}: {monitor!r} is no metric of this run{nearest(monitor, known)}")
+        raise InputError(f"{key}: {monitor!r} is no metric of this run{suggest(monitor, known)}")
 
 
 def splits_needed(cfg: dict) -> list[str]:
@@ -245,8 +245,7 @@ def _fit(
         text = one_line(error, 200)
         raise InputError(
             f"run.dir: {resume_point.file} does not fit the changed configuration or is of another network ({text}); "
-            "give another folder to start anew, there with "
-            f"model.weights={resume_point.file} to keep the weights"
+            f"use a new run.dir to start anew, with model.weights={resume_point.file} to keep the weights"
         ) from error
 
 

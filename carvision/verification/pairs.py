@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from carvision.data.readers.compcars import read_compcars
-from carvision.data.readers.compcars_files import has_pair_lists, pair_lists
+from carvision.data.readers.compcars_files import has_pair_lists, pair_list_files
 from carvision.data.readers.disk import read_text
 from carvision.data.splits import find_rows
 from carvision.data.table import UNKNOWN, Classes, Table
@@ -235,7 +235,7 @@ def read_task(source: Source, options: argparse.Namespace) -> VerificationTask:
     """Read or draw the pairs. options: of carvision.verify. Raises InputError for missing labels, lists and photos."""
     data, split = source.chosen.data, options.split
     if options.pairs and split:
-        raise InputError(f"--split: {split} chooses the photos of drawn pairs, and --pairs gives others; leave one out")
+        raise InputError(f"--split: {split} applies to random pairs only; drop --split or --pairs")
     official = not options.pairs and not split and data["name"] in WITH_LISTS and options.label in (None, "model")
     if official and data["name"] == "compcars" and not has_pair_lists(data["root"]):
         log.warning("compcars: %s has no lists of pairs (train_test_split/verification): pairs are drawn", data["root"])
@@ -248,7 +248,7 @@ def read_task(source: Source, options: argparse.Namespace) -> VerificationTask:
     # Training photos are needed, too, so the table is split as for training
     table = _read_listed_photos(data) if official else source.read_table("train")
     label = table.class_label(options.label, "--label")
-    files = pair_lists(Path(table.root)) if official else {file.stem: file for file in options.pairs}
+    files = pair_list_files(Path(table.root)) if official else {file.stem: file for file in options.pairs}
     if len(files) < len(options.pairs):
         raise InputError(f"--pairs: two of {' '.join(map(str, options.pairs))} have the same name; rename one")
     # For the official lists, their reader has already checked which photos may be missing

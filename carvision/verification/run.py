@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from carvision.reports.plots import (
     set_title,
     tidy,
 )
-from carvision.reports.tables import BEST, TextTable, print_table, without_nan
+from carvision.reports.tables import BEST, TextTable, percent, print_table, without_nan
 from carvision.system.runtime import keep_freed_memory
 from carvision.verification import METHODS
 from carvision.verification.metrics import FAR_LEVELS, roc, tar_name
@@ -105,7 +104,7 @@ def accuracy_table(scored: dict[str, ScoredPairs]) -> TextTable:
     frame = scores_frame(scored)
     wide = frame.pivot(index="method", columns="difficulty", values="accuracy")
     wide = wide.loc[[method for method in METHODS if method in wide.index], list(scored)]
-    rows = [[NAMES[method], *(_percent(value) for value in wide.loc[method])] for method in wide.index]
+    rows = [[NAMES[method], *(percent(value, 2) for value in wide.loc[method])] for method in wide.index]
     marks = [["", *marks] for marks in _best(wide, largest=True)]
     counts = ", ".join(f"{name} {len(pairs.same):,}" for name, pairs in scored.items())
     return TextTable("Pair accuracy (%), at the threshold of the training pairs", ["method", *scored], rows, marks,
@@ -118,7 +117,7 @@ def curve_tables(scored: dict[str, ScoredPairs]) -> list[TextTable]:
     tables = []
     for difficulty, pairs in scored.items():
         frame = pd.DataFrame(pairs.metrics).T[list(titles)]
-        rows = [[NAMES[str(method)], f"{row['auc']:.4f}".replace("nan", "–"), *map(_percent, row[1:])]
+        rows = [[NAMES[str(method)], f"{row['auc']:.4f}".replace("nan", "–"), *(percent(value, 2) for value in row[1:])]
                 for method, row in frame.iterrows()]  # fmt: skip
         marks = np.stack([_best(frame[[name]], largest=name != "eer") for name in titles], axis=1)[..., 0]
         num_different = int((~pairs.same).sum())
@@ -131,10 +130,6 @@ def curve_tables(scored: dict[str, ScoredPairs]) -> list[TextTable]:
             TextTable(difficulty, ["method", *titles.values()], rows, [["", *row] for row in marks], notes=notes)
         )
     return tables
-
-
-def _percent(value: float) -> str:
-    return "–" if math.isnan(value) else f"{100 * value:.2f}"
 
 
 def _best(frame: pd.DataFrame, largest: bool) -> np.ndarray:

@@ -45,7 +45,7 @@ def test_ids_are_compared_after_normalisation_and_unknown_ones_logged(tmp_path, 
     table.labels["model"] = Classes(("Bl\u00fcte", "b", "c"), ("", "", ""))
     (tmp_path / "names.csv").write_text("Blu\u0308te,flower\nb,B\nc,C\nd,D\n", encoding="utf-8")
     assert with_names(table, tmp_path / "names.csv").labels["model"].names == ("flower", "B", "C")
-    assert "1 of the 4 ids" in caplog.text and "are no model of some (first: d)" in caplog.text
+    assert "1 of the 4 ids" in caplog.text and "are not model ids of some (first: d)" in caplog.text
 
 
 @pytest.mark.parametrize(

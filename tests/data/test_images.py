@@ -79,9 +79,9 @@ def test_truncation_is_noticed_in_a_jpeg_decoded_at_an_eighth(progressive, mode)
     ("content", "reason"),
     [
         (b"", "the file is empty"),
-        (b"a text that is no photo\n" * 20, "not a photo in any format known"),
-        (b"\xff\xd8\xff", "not a photo"),
-        (b"\0\0\0\x1cftypheic" + bytes(100), r"HEIC photos, which need the extra heic \(pip install pillow-heif\)"),
+        (b"a text that is no photo\n" * 20, "not a supported image format"),
+        (b"\xff\xd8\xff", "not a supported image"),
+        (b"\0\0\0\x1cftypheic" + bytes(100), r"HEIC photo; pip install 'carvision\[heic\]'"),
         (None, "the file is missing"),
     ],
 )
@@ -120,9 +120,9 @@ def test_a_file_that_is_a_program_is_not_run(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # Pillow looks for it once
     path.write_bytes(encoded(smooth(), "EPS"))
-    with pytest.raises(BadImage, match="not a photo in any format known"):
+    with pytest.raises(BadImage, match="not a supported image format"):
         decoded(path)
-    with Image.open(path) as image, pytest.raises(BadImage, match=r"is EPS, .* run a program"):
+    with Image.open(path) as image, pytest.raises(BadImage, match=r"is EPS, .* run external programs"):
         decode_part(image, preprocessing())
     assert not (tmp_path / "executed").exists()
     with contextlib.suppress(OSError), Image.open(path) as image:

@@ -48,7 +48,7 @@ def test_a_torch_that_kills_its_process_and_the_rest_as_json(run_module, tmp_pat
     assert machine["data"].startswith("3 photos") and "photos a second" in machine["decoding"], done.stdout
     assert all({"severity", "subject", "what", "mend"} == set(finding) for finding in found["findings"])
     [torch] = [finding for finding in found["findings"] if finding["subject"] == "torch"]
-    assert torch["severity"] == "breaks" and "can't be imported: the process was ended by SIGSEGV" in torch["what"]
+    assert torch["severity"] == "breaks" and "can't be imported: the process was killed by SIGSEGV" in torch["what"]
 
 
 def test_photos_that_cannot_be_measured(monkeypatch):

@@ -36,8 +36,8 @@ def disk(**facts):
 @pytest.mark.parametrize("judge, severity, words", [
     (lambda: cores(16, quota=2.0, usable=2), "slow", "time for 2 cores, and torch's 16 threads"),
     (lambda: cores(8, usable=4), "slow", "8 threads on 4 cores"),
-    (lambda: cores(1, usable=1), "slow", "there is one"),
-    (lambda: cores(load=40.0), "slow", "40.0 processes want 16 cores"),
+    (lambda: cores(1, usable=1), "slow", "only one"),
+    (lambda: cores(load=40.0), "slow", "40.0 on 16 cores"),
     (lambda: cores(memory_limit=int(512e6)), "breaks", "512 MB can be used"),
     (lambda: devices(cuda_build=None), "breaks", "was built without CUDA"),
     (lambda: devices(cuda_error="Your driver is too old (found 11040)"), "breaks", "470.82.01 is too old"),

@@ -119,7 +119,7 @@ def test_unseen_classes_are_searched_among_themselves(demo_photos, tmp_path, cap
      (["{vectors}", "data.root=x"], "data.root=x: {vectors} holds computed embeddings; give the run"),
      (["{vectors}", "--query", "x.jpg"], "--query: {vectors} holds embeddings and no network"),
      (["{run}", "--leave-one-out", "--gallery", "train"], "--leave-one-out: the queries are their own gallery"),
-     (["{run}", "--query", "x", "y", "--box", *"1234"], "--box: is of one --query, and 2 are given")],
+     (["{run}", "--query", "x", "y", "--box", *"1234"], "--box: applies to a single --query, and 2 are given")],
 )  # fmt: skip
 def test_wrong_values_are_one_line_and_leave_nothing(run, vectors, tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)

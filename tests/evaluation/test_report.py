@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from carvision.evaluation import report
 from carvision.evaluation.predict import Predictions
-from carvision.evaluation.report import cell, metric_tables, number, percent, write_evaluation
+from carvision.evaluation.report import cell, metric_tables, number, short_percent, write_evaluation
 from tests.evaluation.made import HEAD_WEIGHTS, LABELS, epoch_of, made, photo_losses
 
 
@@ -153,5 +153,5 @@ def test_many_heads_of_long_names_fit_and_values_are_rounded():
     sheets = metric_tables(metrics, {f"{heads[4]}/top1": (0.1, 1.0)}, labels)
     assert [sheet.header[1:] for sheet in sheets] == [heads[:2], heads[2:4], heads[4:], ["all heads"]]
     assert sheets[2].rows[0] == ["top-1 %", "100 [10.0, 100]"] and "bootstrap" in sheets[3].notes[0]
-    assert [*map(percent, (0.9996, 0.0, 0.12345))] == ["100", "0.0", "12.3"]
+    assert [*map(short_percent, (0.9996, 0.0, 0.12345))] == ["100", "0.0", "12.3"]
     assert [*map(number, (0.9996, 0.0, 0.12345, 123.4, 10.0))] == ["1.00", "0.00", "0.123", "123", "10.0"]

@@ -15,7 +15,7 @@ def test_it_prints_what_it_wrote_and_does_not_overwrite_it(run_forked, tmp_path)
     run = save_model(tmp_path / "run")
     done = run_forked("carvision.export", run / "model.safetensors", "--format", "timm", check=0)
     *_, what, last = done.stdout.splitlines()
-    assert "largest difference from the run's: " in what and last == f"export: {run / 'export' / 'timm'}"
+    assert "relative difference from the run's outputs: " in what and last == f"export: {run / 'export' / 'timm'}"
     again = run_forked("carvision.export", run, "--format", "timm", "hub", check=1)
     assert again.stderr == f"error: --format timm: {run}/export/timm exists already; give another path with --out\n"
     assert again.stdout.splitlines()[-1] == f"export: {run / 'export' / 'hub'}"  # the others are written all the same

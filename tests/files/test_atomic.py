@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from carvision.errors import InputError
 from carvision.files import atomic
-from carvision.files.atomic import file_stems, open_kept, open_new, own_folder, write_text, written_whole
+from carvision.files.atomic import atomic_file, create_folder, file_stems, open_kept, open_new, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -22,7 +22,7 @@ def names(folder: Path) -> list[str]:
 def test_a_failed_write_changes_nothing_and_a_killed_one_is_overwritten(tmp_path):
     file = tmp_path / "history.csv"
     write_text(file, "before")
-    with pytest.raises(ZeroDivisionError), written_whole(file) as partial:
+    with pytest.raises(ZeroDivisionError), atomic_file(file) as partial:
         partial.write_text("half of")
         assert file.read_text() == "before"
         raise ZeroDivisionError
@@ -60,7 +60,7 @@ def test_permissions_are_those_of_the_umask(tmp_path):
     before = os.umask(0o027)
     try:
         write_text(tmp_path / "a", "text")
-        with written_whole(tmp_path / "b") as partial:
+        with atomic_file(tmp_path / "b") as partial:
             save_file({"x": torch.zeros(2)}, partial)  # replaces it by a file with permissions of its own
         open_new(tmp_path / "d").close()
         open_kept(tmp_path / "e", "a").close()
@@ -93,11 +93,11 @@ def test_a_folder_may_be_a_link_that_stays_inside(tmp_path):
     (tmp_path / "run" / "outer").symlink_to(tmp_path / "outside")
     (tmp_path / "run" / "loop").symlink_to("loop")
     (tmp_path / "run_2").symlink_to(tmp_path / "run")
-    assert own_folder(tmp_path / "run_2" / "inner").is_dir() and own_folder(tmp_path / "run_2" / "new").is_dir()
+    assert create_folder(tmp_path / "run_2" / "inner").is_dir() and create_folder(tmp_path / "run_2" / "new").is_dir()
     with pytest.raises(InputError, match=r"outer is a symbolic link to .*outside, outside of"):
-        own_folder(tmp_path / "run_2" / "outer")
+        create_folder(tmp_path / "run_2" / "outer")
     with pytest.raises((InputError, OSError)):
-        own_folder(tmp_path / "run" / "loop")
+        create_folder(tmp_path / "run" / "loop")
     os.mkfifo(tmp_path / ".lock")
     with pytest.raises(OSError, match="No such device"):  # rather than waiting for a reader of the pipe
         open_kept(tmp_path / ".lock", "a")

@@ -17,7 +17,7 @@ def test_the_bar_is_on_standard_error_with_its_name(capsys, monkeypatch):
 
 
 def test_lines_where_there_is_no_terminal(caplog, monkeypatch):
-    monkeypatch.setattr(progress, "SECONDS", -1)
+    monkeypatch.setattr(progress, "LOG_EVERY_S", -1)
     with caplog.at_level(logging.INFO), progress.show_progress(5000, 1000, False) as advance:
         advance(500)
     assert caplog.messages[0].startswith("1,500 of 5,000 photos, ")

@@ -115,7 +115,7 @@ def test_a_table_with_boxes_splits_and_truth(photos, predict, tmp_path_factory):
     ids = ["2", "9", "1", None, None, None, "1", "1"]
     judged = [row["model_id"] == id_ for row, id_ in zip(rows, ids, strict=False) if id_]
     assert messages == [
-        "4 photos have no box and were looked at as a whole",
+        "4 photos have no box: the whole photo was used",
         "model: 2 photos are of classes unknown to the model, by id and by name ('X5', 'Z'); they are not judged",
         "1 of 9 photos could not be used; see the column error",
         "  gone.jpg: the file is missing",
@@ -184,7 +184,7 @@ def test_an_interrupted_command_is_resumed(run, photos, predict):
         assert code == 1 and message in messages[-1]
     rewrite(changed, temperature={}, metrics={"later": 1})  # changes no row
     code, _, messages = predict(changed, "photos", "--out", file, *options)
-    assert code == 0 and messages[0] == "going on after 3 photos" and file.read_bytes() == whole.read_bytes()
+    assert code == 0 and messages[0] == "resuming after 3 photos" and file.read_bytes() == whole.read_bytes()
     assert messages[-1].startswith("right: make") and "of 6" in messages[-1]  # including the first command's
     code, _, messages = predict(run, "photos", "--out", file, *options)
     assert code == 1 and messages == [f"error: --out: {file} exists; give another name, or replace it with --overwrite"]
@@ -267,6 +267,6 @@ def test_thousands_of_photos_killed_and_resumed(run, tmp_path):
     child.join()
     assert not (tmp_path / "killed.csv").exists()
     done = forked.run(*command, "killed.csv", cwd=tmp_path, check=0)  # at once: the killed command's lock is gone
-    assert done.stderr.startswith("going on after "), done.stderr
+    assert done.stderr.startswith("resuming after "), done.stderr
     assert num / 2 - 100 < int(done.stderr.split()[3].replace(",", "")) < num
     assert (tmp_path / "killed.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()

@@ -118,5 +118,5 @@ def test_photos_come_in_order_and_are_read_only_as_needed(models, photos, num_wo
     assert asked <= 40 + 4 * (2 * num_workers + 2)
     for number, ((path, _), reason) in enumerate(seen, start=1):
         assert (reason is not None) == (number % 5 == 0) == path.endswith("bad.png")
-        assert reason is None or "not a photo" in reason
+        assert reason is None or "not a supported image" in reason
         assert number % 5 == 0 or path == photos[number % 7]

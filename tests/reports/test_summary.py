@@ -40,7 +40,7 @@ def test_every_metric_is_in_its_row():
     assert accuracy == ["make", "51.0", "52.0", "53.0", "54.0", "55.0"] and precision[-3:] == ["56.0", "57.0", "58.0"]
     keras = next(line for line in text.splitlines() if "Keras" in line)
     assert keras.split()[-3:] == ["59.0", "60.0", "61.0"]
-    assert "all heads right    40.2" in text and "fit together       98.7" in text
+    assert "all heads right                40.2" in text and "parent and child consistent    98.7" in text
     assert rows_of(text, "speed") == [["speed", "12.35", "20.5", "km/h"]]
     assert rows_of(text, "model/top1") == [["model/top1", "62.0", "62.0", "62.0"]]
 

@@ -285,7 +285,7 @@ def test_three_workers_killed_at_random_run_every_trial_once(tmp_path, demo_phot
 def test_several_runs_of_several_processes_are_refused(run_forked):
     done = run_forked("carvision.train", "-m", "trainer=ddp", "seed=0,1")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-    assert "each process of a run would begin all runs" in done.stderr
+    assert "every process would start all the runs" in done.stderr
 
 
 @pytest.mark.parametrize("words, message", [

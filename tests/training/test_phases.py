@@ -129,7 +129,7 @@ def test_sharpness_aware_steps_count_each_photo_once(demo_photos, tmp_path):
     assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-4)
     assert ours["val/loss"] == pytest.approx(theirs["val/loss"], rel=1e-3)
     for key, value in (("trainer.accumulate_grad_batches", 2), ("trainer.precision", "16-mixed")):
-        with pytest.raises(InputError, match=f"optimizer.sam_rho: not with {key}"):
+        with pytest.raises(InputError, match=f"optimizer.sam_rho: can't be combined with {key}"):
             trainer_values(config("optimizer.sam_rho=0.05", f"{key}={value}"))
 
 

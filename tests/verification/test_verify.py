@@ -135,7 +135,7 @@ def test_wrong_values_end_in_one_line_and_leave_nothing(run, tmp_path, monkeypat
         (["--label", "mdel"], "--label: 'mdel' is no label of demo with classes; nearest: model, make; those are make"),
         (["--pairs", "list.txt"], "list.txt does not exist"),
         (["--pairs", "list.txt", "other/list.csv"], "--pairs: two of list.txt other/list.csv have the same name"),
-        (["--pairs", "list.txt", "--split", "test"], "--split: test chooses the photos of drawn pairs"),
+        (["--pairs", "list.txt", "--split", "test"], "--split: test applies to random pairs only"),
         (["--train-split", "val"], "--train-split: val, and the lists of pairs of demo come with training photos"),
         (["--out", str(run)], "exists already"),
     ):

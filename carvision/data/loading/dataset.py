@@ -25,7 +25,7 @@ class Batch(TypedDict):
     targets: {label: int64 (B,), UNKNOWN if not known; or float32 (B,) with NaN for a Number}.
     index: int64 (B,), rows of the table, -1 for PADDING.
     draws: float32 (B, num_draws) in [0, 1): the random numbers for the augmentation on the device.
-    valid: bool (B,), false for unreadable photos and PADDING.
+    valid: bool (B,), false for PADDING and, unless on_bad_image=blank, for unreadable photos.
     bad: (row, reason) of the unreadable photos, until the data module has reported them.
     """
 

@@ -37,7 +37,7 @@ from carvision.data.packs.remote import NUM_AHEAD, Cache, fetch, fetch_text, is_
 from carvision.data.readers.disk import existing_root
 from carvision.data.table import BOX, LOCATION, SOURCE, SPLITS, Classes, Number, Table, validate
 from carvision.errors import InputError, one_line
-from carvision.files.atomic import write_json, written_whole
+from carvision.files.atomic import atomic_file, write_json
 from carvision.files.folders import cache_folder
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def write_index(table: Table, packed: dict[str, Any]) -> PackIndex:
     """
     shards = shards_of(table)
     folder = Path(shards.root)
-    with written_whole(folder / TABLE) as partial:
+    with atomic_file(folder / TABLE) as partial:
         table.rows.to_parquet(partial, index=False)
     content = (folder / TABLE).read_bytes()
     counts = table.rows["split"].replace("", "unsplit").value_counts()
@@ -205,7 +205,7 @@ def parse_index(content: bytes, name: str) -> PackIndex:
 
 
 def _problem_of(index: dict) -> str | None:
-    """Return what is wrong in a pack.json, or None."""
+    """Return the first error in a pack.json, or None."""
     for key, check in FIELDS.items():
         if wrong := check(index.get(key)):
             return f"{key} is not {wrong}"

@@ -37,7 +37,7 @@ CHUNK_BYTES = 1 << 20
 NUM_AHEAD = 2  # shards that are fetched before they are needed, if only a window of them is shuffled
 HTTP = ("http://", "https://")
 RESERVATION = f".room{PARTIAL}"  # ends the name of a file that stands for bytes still to be fetched
-# As Cache.file names the shards of carvision.pack: nothing else in the folder is counted or removed
+# The names that Cache.file gives shards of carvision.pack: nothing else in the folder is counted or removed
 SHARD = re.compile(rf"[0-9a-f]{{16}}-(train|val|test|unsplit)-\d{{5,}}\.tar(\.\d+\.\d+{re.escape(RESERVATION)})?$")
 
 
@@ -204,7 +204,7 @@ def _receive(url: str, write: Callable[[bytes], object], max_bytes: int) -> int:
 
 
 def _retry(url: str, attempt: Callable[[], Answer]) -> Answer:
-    """Return what attempt() returns, trying several times. Raises InputError after the last one."""
+    """Return the result of attempt(), trying several times. Raises InputError after the last one."""
     for number, pause_s in enumerate((*PAUSES_S, None), 1):
         try:
             return attempt()

@@ -31,7 +31,7 @@ from carvision.data.images import (
 )
 from carvision.data.packs.read import PackedPhoto
 from carvision.errors import InputError, one_line
-from carvision.files.atomic import write_json, written_whole
+from carvision.files.atomic import atomic_file, write_json
 
 BLOCK = 512  # bytes, of a tar file: a member's header is one, and its content is padded to whole ones
 SMALLEST = Preprocessing(size_px=1, mean=(0, 0, 0), std=(1, 1, 1))  # decodes all data, at the smallest scale
@@ -97,7 +97,7 @@ def write_shard(
     Raises InputError for the first unreadable photo if options.on_bad_image is error.
     """
     photos, bad = [], {}
-    with written_whole(file) as partial:
+    with atomic_file(file) as partial:
         with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
             for original in originals:
                 packed, reason = _add_photo(tar, original, options)
@@ -127,7 +127,7 @@ def _add_photo(tar: tarfile.TarFile, original: Original, options: PackOptions) -
     try:
         data = read_file(original.photo)
         source = short_digest(data)
-        data, extension, box = encode(data, original.box, options)
+        data, extension, box = encode_photo(data, original.box, options)
     except BadImage as reason:
         problem = str(reason)
         if options.on_bad_image == "error":
@@ -150,7 +150,7 @@ def short_digest(data: bytes) -> int:
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "little", signed=True)
 
 
-def encode(data: bytes, box: Box, options: PackOptions) -> tuple[bytes, str, Box]:
+def encode_photo(data: bytes, box: Box, options: PackOptions) -> tuple[bytes, str, Box]:
     """Return a photo's bytes as they are to be packed, their file extension, and the box in their pixels.
 
     Every photo is decoded. Raises BadImage if that fails.

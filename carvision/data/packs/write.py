@@ -36,14 +36,14 @@ from carvision.data.packs.shard import (
     Original,
     PackOptions,
     ShardRecord,
-    encode,
+    encode_photo,
     read_record,
     short_digest,
     write_shard,
 )
 from carvision.data.table import BOX, LOCATION, SOURCE, SPLITS, UNKNOWN, Classes, Table
 from carvision.errors import InputError, one_line
-from carvision.files.atomic import PARTIAL, own_folder, write_csv, write_json
+from carvision.files.atomic import PARTIAL, create_folder, write_csv, write_json
 from carvision.files.folders import LOCK
 from carvision.files.locks import lock_folder
 from carvision.files.progress import show_bar
@@ -144,7 +144,7 @@ def digest_of(table: Table) -> str:
 
 def _earlier_plan(folder: Path, wanted: dict) -> dict:
     """Return the plan of an earlier start, {} if there is none. Raises InputError if it differs from the one wanted."""
-    file = own_folder(folder / STATE) / PLAN
+    file = create_folder(folder / STATE) / PLAN
     if not file.is_file():
         return {}
     earlier = _read_plan(file)
@@ -217,7 +217,7 @@ def _mean_bytes(table: Table, options: PackOptions, rows: np.ndarray) -> float:
     boxes, lengths = _boxes(table), []
     for row in rows:
         with contextlib.suppress(BadImage):
-            lengths.append(len(encode(read_file(table.photo(row)), boxes[row], options)[0]))
+            lengths.append(len(encode_photo(read_file(table.photo(row)), boxes[row], options)[0]))
     return float(np.mean(lengths)) if lengths else 1e5
 
 

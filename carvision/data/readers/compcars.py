@@ -40,7 +40,7 @@ from carvision.data.readers.compcars_files import (
     read_surveillance_names,
     read_verification_lists,
     require_listed,
-    verification_train,
+    verification_train_file,
     walk_photos,
 )
 from carvision.data.readers.disk import existing_root
@@ -55,7 +55,7 @@ from carvision.data.table import (
     with_parent,
     without_missing_files,
 )
-from carvision.errors import InputError, nearest
+from carvision.errors import InputError, suggest
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def read_compcars(
         listed = read_verification_lists(base)
     else:
         listed = read_classification_lists(base, required=photos != "all")
-    if photos == "parts_1_and_2" and verification_train(base).is_file():
+    if photos == "parts_1_and_2" and verification_train_file(base).is_file():
         more = read_verification_lists(base)
         more = more[(more == "train") & ~more.index.isin(listed.index)]
         listed = pd.concat([listed, pd.Series("val", more.index, dtype=object)])
@@ -231,7 +231,7 @@ def read_compcars_parts(
     if name not in ("all", *PARTS.values()):
         raise InputError(
             f"data.part: {part!r} is not one of all, {', '.join(PARTS.values())}, or 1 to 8"
-            f"{nearest(str(part), PARTS.values())}"
+            f"{suggest(str(part), PARTS.values())}"
         )
     base = find_base(existing_root(root, PARTS_HINT), "part", PARTS_HINT)
     form = "part/make/model/year/<1 to 8>/"

@@ -101,7 +101,7 @@ def read_classification_lists(base: Path, required: bool) -> pd.Series:
     return pd.Series({f"image/{path}": split for path, split in splits.items()}, dtype=object)
 
 
-def pair_lists(base: Path) -> dict[str, Path]:
+def pair_list_files(base: Path) -> dict[str, Path]:
     """Return the files of the official pairs by difficulty, easy, medium and hard. They need not exist."""
     folder = base / "train_test_split" / "verification"
     return {level: folder / f"verification_pairs_{level}.txt" for level in ("easy", "medium", "hard")}
@@ -109,32 +109,32 @@ def pair_lists(base: Path) -> dict[str, Path]:
 
 def has_pair_lists(root: Path | str | None) -> bool:
     """Check that data.root holds all three lists of pairs."""
-    return all(file.is_file() for file in pair_lists(find_base(existing_root(root, HINT), "image", HINT)).values())
+    return all(file.is_file() for file in pair_list_files(find_base(existing_root(root, HINT), "image", HINT)).values())
 
 
-def verification_train(base: Path) -> Path:
+def verification_train_file(base: Path) -> Path:
     return base / "train_test_split" / "verification" / "verification_train.txt"
 
 
 def read_verification_lists(base: Path) -> pd.Series:
     """Return the split by path: "test" for a photo in a list of pairs, "train" for others of verification_train.txt."""
     tested: dict[str, str] = {}
-    for file in pair_lists(base).values():
+    for file in pair_list_files(base).values():
         pairs = (found.groups() for _, found in read_lines(file, PAIR_LINE, PAIR, HINT))
         tested |= dict.fromkeys((f"image/{path}" for pair in pairs for path in pair), "test")
-    file = verification_train(base)
+    file = verification_train_file(base)
     train = dict.fromkeys((f"image/{found[1]}" for _, found in read_lines(file, PATH_LINE, PATH, HINT)), "train")
     both = [path for path in train if path in tested]
     if both:
         log.warning(
-            "compcars: %s of the %s photos of %s are in the lists of pairs, too: test photos alone (first: %s)",
+            "compcars: %s of the %s photos of %s also occur in the pair lists; used for testing only (first: %s)",
             f"{len(both):,}", f"{len(train):,}", file, both[0],
         )  # fmt: skip
     return pd.Series(train | tested, dtype=object)
 
 
 def require_listed(base: Path, absent: pd.Index, allow_missing: bool, tolerated: int) -> None:
-    """Raise InputError, or warn, if photos of the lists are absent. tolerated: how many may be without being an error.
+    """Raise InputError, or warn, if photos of the lists are absent. tolerated: how many may be missing.
 
     The photos that exist are counted by check_counts.
     """

@@ -19,7 +19,7 @@ import pandas as pd
 
 from carvision.data.readers.disk import existing_root, read_mat, read_text
 from carvision.data.readers.folder import read_folder
-from carvision.data.table import Table, check_counts, encode, validate, without_missing_files
+from carvision.data.table import SPLITS, Table, check_counts, encode, validate, without_missing_files
 from carvision.errors import InputError
 from carvision.files.download import download
 
@@ -82,7 +82,7 @@ def _from_mats(root: Path) -> Table:
     labels = read_mat(root / "imagelabels.mat", "labels")[0].ravel().astype(int)
     splits = np.full(len(labels) + 1, "", dtype=object)  # by 1-based number of the photo
     lists = read_mat(root / "setid.mat", "trnid", "valid", "tstid")
-    for split, numbers in zip(("train", "val", "test"), lists, strict=True):
+    for split, numbers in zip(SPLITS, lists, strict=True):
         if numbers.max(initial=0) > len(labels):
             raise InputError(
                 f"{root / 'setid.mat'}: photo {numbers.max()} is beyond the {len(labels)} of imagelabels.mat; "

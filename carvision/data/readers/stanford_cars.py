@@ -50,14 +50,14 @@ def read_stanford_cars(
     Cars itself.
     """
     root = existing_root(root, HINT)
-    photos = next((f for f in ("", "car_data/", "car_data/car_data/") if (root / f / "train").is_dir()), None)
+    prefix = next((f for f in ("", "car_data/", "car_data/car_data/") if (root / f / "train").is_dir()), None)
     annotated = True
     if _mat(root, "cars_train_annos.mat"):
         table = _from_mats(root)
-    elif photos is not None and (root / "anno_train.csv").is_file() and (root / "names.csv").is_file():
-        table = _from_csvs(root, photos)
-    elif photos is not None:
-        table, annotated = _from_folders(root / photos, allow_missing), False
+    elif prefix is not None and (root / "anno_train.csv").is_file() and (root / "names.csv").is_file():
+        table = _from_csvs(root, prefix)
+    elif prefix is not None:
+        table, annotated = _from_folders(root / prefix, allow_missing), False
     else:
         raise InputError(
             f"data.root: {root} has no devkit/cars_train_annos.mat, train/ or car_data/car_data/train/. {HINT}"
@@ -105,13 +105,13 @@ def _read_annotations(file: Path) -> pd.DataFrame:
     return rows.astype({"path": str, "model": str})
 
 
-def _from_csvs(root: Path, photos: str) -> Table:
+def _from_csvs(root: Path, prefix: str) -> Table:
     lines = _csv_lines(root / "names.csv", NAMES_HEADER, {1, 2})
     # With the header a line is "1,AM General Hummer SUV 2000", without it only the name.
     names = {line[0] if len(line) == 2 else str(i): line[-1].strip() for i, line in enumerate(lines, start=1)}
     parts = []
     for split in ("train", "test"):
-        file, folder = root / f"anno_{split}.csv", root / photos / split
+        file, folder = root / f"anno_{split}.csv", root / prefix / split
         if split == "test" and not file.is_file():
             continue
         rows = pd.DataFrame(_csv_lines(file, ANNO_HEADER, {6}), columns=["path", *BOX, "model"], dtype=str)
@@ -122,7 +122,7 @@ def _from_csvs(root: Path, photos: str) -> Table:
         on_disk = {_key(name): name for name in (sub_folders(folder) if folder.is_dir() else [])}
         class_folders = {i: on_disk.get(_key(name), name.replace("/", "-")) for i, name in names.items()}
         _require_names(file, rows["model"], names)
-        rows["path"] = f"{photos}{split}/" + rows["model"].map(class_folders) + "/" + rows["path"]
+        rows["path"] = f"{prefix}{split}/" + rows["model"].map(class_folders) + "/" + rows["path"]
         rows["split"] = split
         parts.append(rows)
     return _table(root, pd.concat(parts, ignore_index=True), names)
@@ -160,7 +160,7 @@ def _table(root: Path, rows: pd.DataFrame, names: Mapping[str, str]) -> Table:
     rows["make"], makes = encode(np.array([make_of(name) for name in models.names], dtype=object)[rows["model"]])
     models = with_parent(rows, "model", models, "make")
     if BOX[0] in rows:
-        # To 0-based, right and bottom excluded
+        # Boxes become 0-based, with right and bottom excluded
         rows[BOX] = rows[BOX].to_numpy(np.float32) - np.array([1, 1, 0, 0], np.float32)
     return Table("stanford_cars", root, rows, {"make": makes, "model": models}, "model")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from carvision.data.images import HEIC_HINT
+from carvision.data.images import HEIC_INSTALL
 from carvision.data.paths import text_of_path
 from carvision.errors import InputError
 
@@ -45,7 +45,7 @@ class LeftOut:
         """Report all of it in one line, "" where nothing was left out."""
         parts = []
         if self.heic:
-            parts.append(f"{self.heic:,} HEIC photos (first: {self.first['heic']}), {HEIC_HINT}")
+            parts.append(f"{self.heic:,} HEIC photos (first: {self.first['heic']}), which need {HEIC_INSTALL}")
         if self.others:
             kinds = ", ".join(f"{kind}: {num:,}" for kind, num in self.others.most_common(5))
             text = f"{self.others.total():,} files are no photos by their extension"

@@ -7,7 +7,7 @@ from typing import cast
 import numpy as np
 import pandas as pd
 
-from carvision.errors import InputError, nearest
+from carvision.errors import InputError, suggest
 from carvision.reports.comparison.runs import SPLITS, Run, RunPart
 
 log = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ def check_column(frame: pd.DataFrame, column: str, option: str) -> str:
     if column not in columns:
         shown = ", ".join(c for c in columns if c.endswith(("val/loss", "/top1")) or c in ("wall_min", "cost"))
         raise InputError(
-            f"{option}: {column!r} is not a metric of these runs, as {shown} are{nearest(column, columns)}"
+            f"{option}: {column!r} is not a metric of these runs, as {shown} are{suggest(column, columns)}"
         )
     return column
 

@@ -28,7 +28,7 @@ from carvision.reports.plots import (
     set_title,
     tidy,
 )
-from carvision.reports.tables import OVERALL
+from carvision.reports.tables import JOINT, OVERALL
 
 MAX_CURVES = len(COLOURS)
 WIDE_RANGE = 20  # ratio of largest to smallest amount above which its axis is logarithmic
@@ -52,7 +52,7 @@ def plot_comparison(histories: dict[str, pd.DataFrame], metrics: Sequence[str], 
             known = _curve(axes, history, f"val/{name}", color=colour, linewidth=1.7)
             if known is not None:
                 known.set(marker=MARKERS[run], markersize=4.5, markevery=_every(len(history), run))
-        titles = {"loss": "all heads", "joint/top1": "all heads right"}
+        titles = {"loss": "all heads", **JOINT}
         axes.set_title(titles.get(name, name.split("/")[0]), fontsize=10, loc="left", parse_math=False)
         axes.set_xlabel("epoch")
         axes.set_xlim(0.5, max(history["epoch"].max() for history in histories.values()) + 1.5)

@@ -13,6 +13,7 @@ import pandas as pd
 import yaml
 
 from carvision.config.compose import flat_config
+from carvision.data.table import SPLITS
 from carvision.errors import InputError, one_line
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,6 @@ HISTORY, METRICS, CONFIG = "history.csv", "metrics.json", "config.yaml"
 TRIALS = "trials.csv"  # of a search, whose runs are in trials/ beside it
 CELL_KEY = "sweep.cells"  # in a run's config: the index of its grid cell
 PART = re.compile(r"(fold|seed)_(\d+)")  # the folder of a run's part
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)

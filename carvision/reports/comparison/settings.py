@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from carvision.errors import InputError, nearest
+from carvision.errors import InputError, suggest
 from carvision.reports.comparison.frame import lower_is_better
 from carvision.reports.comparison.runs import Run
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 # Settings of where and how a run was made, not of what was trained
 IGNORED = re.compile(r"run\.|sweep\.|logger\.|hydra\.|data\.(root|file|num_workers)$|callbacks\.progress_bar$")
-# Of several settings that distinguish runs, those that people think of first
+# If several settings distinguish runs, those that people think of first
 FIRST = (
     "experiment", "model.backbone", "model.weights", "model.train_layers", "optimizer.name", "optimizer.lr",
     "schedule.name", "loss.name", "data.name", "data.batch_size", "data.image_px", "trainer.max_epochs",
@@ -89,7 +89,7 @@ def _names(configs: Sequence[Config], keys: Sequence[str]) -> list[str]:
 
 
 def _short(key: str) -> str:
-    """Return what precedes a value in a name: the short form of its key, "" if it needs none."""
+    """Return the prefix of a value in a name: the short form of its key, "" if it needs none."""
     if key in ("experiment", "model.backbone"):
         return ""
     return f"{key.removesuffix('.name').rsplit('.', 1)[-1]}="
@@ -155,7 +155,7 @@ def _values_of(runs: Sequence[Run], key: str, option: str) -> list[str | None]:
         return [None if None in values else ", ".join(values) for values in of_each]
     known = {name for run in runs for name in run.config}
     if key not in known:
-        raise InputError(f"{option}: {key!r} is not a key of these runs' config.yaml{nearest(key, known)}")
+        raise InputError(f"{option}: {key!r} is not a key of these runs' config.yaml{suggest(key, known)}")
     for run in runs:
         if key not in run.config:
             log.warning("%s has no %s, and is left out of %s", run.folder, key, option)

@@ -127,7 +127,7 @@ class XLACheckpoints(XLACheckpointIO):
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options=None) -> None:
         import torch_xla.core.xla_model as xm
 
-        # As xm.save does; keeps shared storage
+        # xm.save converts like this, too; it keeps shared storage
         self.inner.save_checkpoint(xm._maybe_convert_to_cpu(checkpoint, convert=True), path, storage_options)
 
     def load_checkpoint(self, path: str | Path, *args, **kwargs) -> dict:

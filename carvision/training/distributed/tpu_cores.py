@@ -24,7 +24,7 @@ def require_xla() -> None:
         ) from None
     if device != "TPU" and wanted != "CPU":
         raise InputError(
-            "trainer.accelerator: tpu, and this machine has none; take trainer=cpu or trainer=gpu, or set the "
+            "trainer.accelerator: tpu, and this machine has none; use trainer=cpu or trainer=gpu, or set the "
             "environment variable PJRT_DEVICE=CPU, which runs the TPU's code on the processor"
         )
 

@@ -78,8 +78,8 @@ def create_feature_cache(
             cached += ("test",)  # the backbone stays the same until the test
         if changing and wanted == "auto" and not forbidden:
             log.info(
-                "the backbone is frozen, but training photos change (%s), so every epoch runs them through it; "
-                "with augment=none their features are cached, for epochs of a fifteenth of the time or less",
+                "the backbone is frozen, but training photos change (%s), so each epoch runs it again; "
+                "augment=none caches their features and makes epochs 15 times as fast or more",
                 changing,
             )
     splits = tuple(split for split in SPLITS if split in cached or (with_train and split == "train"))
@@ -215,7 +215,10 @@ def compute_features(
                     new, problem = _open_writer(file, shape, dtype, max_bytes)
                 problem = _first_problem(problem)
                 if problem and (size := num * values[0].nbytes) > MAX_MEMORY_BYTES:
-                    log.warning("features of %.1f GB can't be cached: %s; continuing without", size / 1e9, problem)
+                    log.warning(
+                        "features of %.1f GB can't be cached: %s; training through the backbone instead",
+                        size / 1e9, problem,
+                    )  # fmt: skip
                     return None
                 rows = new.rows if new else np.empty(shape, dtype) if problem else None
             if rows is not None:

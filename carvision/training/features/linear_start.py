@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 # Tried from the strongest, until validation gets worse
 STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4)
 DEFAULT_STRENGTH = 0.01
-# Of the within-class covariance. On cars and flowers the validation loss is 3 to 14 % lower than with 1 and flat around
-# 0.7; on ten easy classes it is 1 % lower (docs/benchmarks/accuracy.md)
+# The shrinkage of the within-class covariance, see class_frame. On cars and flowers the validation loss is 3 to 14 %
+# lower than with 1 and flat around 0.7; on ten easy classes it is 1 % lower (docs/benchmarks/accuracy.md)
 SHRINKAGE = 0.7
 MAX_SELECTION_PHOTOS = 20_000  # training photos used to choose the strength; the layer is then fitted on all
 DEEP_EPOCHS, DEEP_STEPS = 20, 400  # for deeper heads, whichever is more
@@ -76,7 +76,7 @@ class LinearStart(pl.Callback):
         above = {name: value for name, value in module.model.state_dict().items() if not name.startswith("backbone.")}
         cpu = {name: value.cpu() for name, value in above.items()}
         module.model.load_state_dict(broadcast_object(cpu), strict=False)  # other processes may differ in the last bits
-        metrics = accuracies(module, photos["val"])
+        metrics = head_scores(module, photos["val"])
         seconds = time.perf_counter() - began
         self.clock.add("linear_start", seconds)
         message = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
@@ -199,7 +199,7 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
 
 
 @torch.no_grad()
-def accuracies(lit: LitClassifier, photos: CachedFeatures) -> dict[str, float]:
+def head_scores(lit: LitClassifier, photos: CachedFeatures) -> dict[str, float]:
     """Return {head: top-1 accuracy of the photos whose class is known; of a number the mean absolute error}."""
     was_training = lit.model.training
     lit.model.eval()
@@ -298,8 +298,10 @@ def plain_frame(features: Tensor) -> Frame:
 
 
 def class_frame(features: Tensor, classes: Tensor, num_classes: int, shrinkage: float) -> Frame:
-    """Return the frame with mean 0, variance 1 on average, and a within-class covariance that `shrinkage` moves towards
-    a multiple of the unit matrix: 0 entirely, 1 not at all.
+    """Return the frame with mean 0 and variance 1 on average, whitened within classes.
+
+    shrinkage: of the within-class covariance, towards a multiple of the unit matrix; with 0 features are fully whitened
+    within classes, with 1 only rescaled.
 
     features: (N, F) of the photos whose class is known. classes: int64 (N,). An L2 penalty in this frame costs most
     where photos of one class differ most, as in discriminant analysis with a pooled covariance shrunk towards a

@@ -18,7 +18,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from carvision.errors import InputError
-from carvision.files.atomic import flush, link_or_copy, open_new, own_folder, rename
+from carvision.files.atomic import create_folder, flush, link_or_copy, open_new, rename
 from carvision.files.folders import BEST, LAST, NEW, PREVIOUS
 from carvision.training.module import LitClassifier
 
@@ -75,7 +75,7 @@ class VerifiedCheckpointIO(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options=None) -> None:
         path = Path(path)
-        own_folder(path.parent)
+        create_folder(path.parent)
         checkpoint = apply_to_collection(checkpoint, torch.Tensor, lambda tensor: tensor.cpu())
         require_free_space(path.parent, num_bytes(checkpoint))
         try:

@@ -13,7 +13,7 @@ from typing import IO, NoReturn
 import yaml
 
 from carvision.config.compose import flat_config, keys_added_since
-from carvision.config.schema import NO_RESULT
+from carvision.config.schema import KEYS_WITHOUT_EFFECT
 from carvision.errors import InputError, one_line
 from carvision.files import locks
 from carvision.files.atomic import write_json, write_text
@@ -56,7 +56,7 @@ def write_metrics(metrics: dict, folder: Path) -> None:
 def read_config(folder: Path) -> dict:
     """Return the configuration that the run in the folder was started with. Raises InputError."""
     if not is_run(folder):
-        raise InputError(f"run.dir: {folder / CONFIG} can't be read as the configuration of a run; give another folder")
+        raise InputError(f"run.dir: {folder / CONFIG} can't be read as the configuration of a run; use a new run.dir")
     return yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
 
 
@@ -69,8 +69,8 @@ def refuse_finished(folder: Path) -> NoReturn:
     """Raise InputError: the folder holds a finished run."""
     raise InputError(
         f"run.dir: {folder} exists already and holds a finished run; to train it further give more epochs with "
-        "run.allow_changes=true, as in trainer.max_epochs=<more>, or start another run with its weights in another "
-        f"folder, with model.weights={folder}"
+        "run.allow_changes=true, as in trainer.max_epochs=<more>, or start another run with its weights in a new "
+        f"run.dir, with model.weights={folder}"
     )
 
 
@@ -79,7 +79,7 @@ def refuse_unknown(folder: Path) -> None:
     if (folder / "checkpoints" / LAST).exists():
         raise InputError(
             f"run.dir: {folder} exists already with checkpoints, and its {CONFIG} is missing, damaged or another "
-            f"program's; give another folder, there with model.weights={folder / 'checkpoints' / BEST}"
+            f"program's; use a new run.dir, with model.weights={folder / 'checkpoints' / BEST}"
         )
 
 
@@ -94,19 +94,19 @@ def require_same_config(config: dict, folder: Path) -> None:
     added = keys_added_since(earlier, now)
     if added:
         log.info("%s: not in the run's first start; using the value of conf/", ", ".join(added))
-    ignored = NO_RESULT.union(added)
+    ignored = KEYS_WITHOUT_EFFECT.union(added)
     keys = [key for key in {**earlier, **now} if not key.startswith(("run.", "features.")) and key not in ignored]
     changed = [f"{key}={earlier.get(key)} became {now.get(key)}" for key in keys if earlier.get(key) != now.get(key)]
     if changed and not config["run"]["allow_changes"]:
         raise InputError(
             f"run.dir: {folder} holds an unfinished run with other values: {'; '.join(changed)}. Give the same values "
-            "to resume it, run.allow_changes=true to resume it with these, or another folder"
+            "to resume it, run.allow_changes=true to resume it with these, or a new run.dir"
         )
     for change in changed:
         log.warning("resuming with a changed configuration: %s", change)
 
 
-def lock_folder(folder: Path) -> IO[bytes] | None:
+def lock_run_folder(folder: Path) -> IO[bytes] | None:
     """Lock the folder until the returned file is closed or the process ends. Raise InputError if another process trains
     into it."""
     return locks.lock_folder(

@@ -24,7 +24,7 @@ from carvision.training.run.folder import METRICS, read_config
 log = logging.getLogger(__name__)
 
 NOT_STOPPED = EarlyStoppingReason.NOT_STOPPED.value
-# Of a checkpoint. Lightning would silently restart from empty TRAINING_KEYS
+# Keys that a checkpoint must have; with empty TRAINING_KEYS Lightning would silently restart the training
 REQUIRED_KEYS = {"state_dict", "callbacks", "epoch", "batches_done", "phase", "phase_begun"}
 TRAINING_KEYS = {"optimizer_states", "lr_schedulers", "loops"}
 STEP_KEYS = ("optimizer.", "schedule.", "phases", "trainer.", "data.batch_size")  # what a training step depends on
@@ -70,8 +70,8 @@ def find_resume_point(folder: Path, repair: bool) -> ResumePoint | None:
         log.warning("%s is damaged or of another epoch; the best epoch from now on replaces it", folder / BEST)
         return point._replace(best_lost=True)
     if problems:
-        best = f", there with model.weights={folder / BEST}" if is_intact(folder / BEST) else ""
-        raise InputError(f"run.dir: {'; '.join(problems)}; give another folder to start anew{best}")
+        best = f", with model.weights={folder / BEST}" if is_intact(folder / BEST) else ""
+        raise InputError(f"run.dir: {'; '.join(problems)}; use a new run.dir to start anew{best}")
     return None
 
 
@@ -126,7 +126,7 @@ def load_best(folder: Path, lit: torch.nn.Module) -> dict:
         for problem in problems:
             log.warning("%s; the last epoch is tested and saved instead", problem)
         return state
-    raise InputError(f"run.dir: no checkpoint can be tested ({'; '.join(problems)}); give another folder to start anew")
+    raise InputError(f"run.dir: no checkpoint can be tested ({'; '.join(problems)}); use a new run.dir to start anew")
 
 
 def planned_end(point: ResumePoint, phases: list[Phase]) -> int:
@@ -164,7 +164,7 @@ def reason_to_end(folder: Path, cfg: dict) -> str | None:
     except InputError as error:
         return str(error).removeprefix("run.dir: ")
     if point is None:
-        return f"its checkpoints are gone; give another folder, there with model.weights={folder}"
+        return f"its checkpoints are gone; use a new run.dir, with model.weights={folder}"
     require_enough_epochs(point, phases)
     if point.phase < len(phases) - 1:
         return None
@@ -198,8 +198,8 @@ def require_no_lost_checkpoints(folder: Path) -> None:
     if results or rows > 1:
         what = results[0] if results else f"a history of {rows} epochs"
         best = folder / "checkpoints" / BEST
-        hint = f", there with model.weights={best}" if is_intact(best) else ""
-        raise InputError(f"run.dir: {folder} holds {what}, and its last checkpoint is gone; give another folder{hint}")
+        hint = f", with model.weights={best}" if is_intact(best) else ""
+        raise InputError(f"run.dir: {folder} holds {what}, and its last checkpoint is gone; use a new run.dir{hint}")
 
 
 def changed_step_settings(config: dict, folder: Path) -> str:
@@ -211,7 +211,7 @@ def changed_step_settings(config: dict, folder: Path) -> str:
     for key in ("optimizer.name", "schedule.name"):
         if key in changed:
             raise InputError(
-                f"run.dir: {key}={earlier[key]} can't become {now[key]} within a run; give another folder, there with "
+                f"run.dir: {key}={earlier[key]} can't become {now[key]} within a run; use a new run.dir, with "
                 f"model.weights={folder} once this run is finished"
             )
     steps = [key for key in changed if key.startswith(STEP_KEYS)]
@@ -235,7 +235,7 @@ def require_same_photos(table: Table, folder: Path, allow_changes: bool) -> None
         what = f"{file} can't be read ({one_line(error, 100)})"
         if not allow_changes:
             raise InputError(
-                f"run.dir: {what}; give another folder, or use the photos as they are with run.allow_changes=true"
+                f"run.dir: {what}; use a new run.dir, or the photos as they are with run.allow_changes=true"
             ) from None
         log.warning("%s; using the photos as they are now", what)
         return

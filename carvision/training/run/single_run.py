@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 
 from carvision.data.loading.loader import PhotoDataModule
 from carvision.data.splits import write_splits
-from carvision.data.table import Table
+from carvision.data.table import SPLITS, Table
 from carvision.errors import InputError
 from carvision.files.atomic import write_csv, write_json, write_text
 from carvision.inference import model_file
@@ -106,7 +106,9 @@ def train_single_run(
         if first:
             clock.save()  # for the next start, if this one does not finish
     if not ended:
-        log.info("%d of %d epochs (run.max_epochs_per_start)", trainer.current_epoch, lit.num_epochs)
+        log.info(
+            "stopping after %d of %d epochs, as run.max_epochs_per_start asks", trainer.current_epoch, lit.num_epochs
+        )
         return None
     return _finish(cfg, folder, trainer, lit, datamodule, clock)
 
@@ -125,7 +127,7 @@ def _read_photos(cfg: dict, folder: Path, fold: int | None, resume: bool, write:
     if write:
         write_splits(table, folder / "splits.csv")
     counts = table.rows["split"].value_counts()
-    log.info("%s: %s", table.name, ", ".join(f"{counts.get(split, 0):,} {split}" for split in ("train", "val", "test")))
+    log.info("%s: %s", table.name, ", ".join(f"{counts.get(split, 0):,} {split}" for split in SPLITS))
     if not resume:
         log.info("training into %s", folder)
     return datamodule, table
@@ -222,7 +224,7 @@ def _row_of(checkpoint: dict, history: Path) -> dict:
         if row["epoch"] == checkpoint["epoch"]:
             return row
     raise InputError(
-        f"run.dir: {history} lacks epoch {checkpoint['epoch']}, the best; put the file back, or give another folder"
+        f"run.dir: {history} lacks epoch {checkpoint['epoch']}, the best; put the file back, or use a new run.dir"
     )
 
 

@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import Callback
 from carvision.data.build import folds_of
 from carvision.data.packs.remote import is_url
 from carvision.errors import InputError
-from carvision.files.atomic import PARTIAL, own_folder, write_json
+from carvision.files.atomic import PARTIAL, create_folder, write_json
 from carvision.files.folders import CONFIG, LOCK, claim_folder, is_run, remove_beginning
 from carvision.files.log import start_log
 from carvision.system.runtime import keep_freed_memory
@@ -29,7 +29,7 @@ from carvision.training.run.folder import (
     EXTENDING,
     disk_errors,
     is_finished,
-    lock_folder,
+    lock_run_folder,
     read_metrics,
     refuse_finished,
     refuse_unknown,
@@ -78,7 +78,7 @@ def train(cfg: dict, name: str, callbacks: Sequence[Callback] = ()) -> Path:
 
 def _run_in(folder: Path, cfg: dict, resume: bool, made: bool, callbacks: Sequence[Callback]) -> Path:
     first = is_first_process()
-    lock = lock_folder(folder) if first else None
+    lock = lock_run_folder(folder) if first else None
     ending = None
     try:
         start_log(folder if first else None, quiet=not first)
@@ -143,7 +143,7 @@ def _run_parts(cfg: dict, folder: Path, resume: bool, callbacks: Sequence[Callba
     for number, (value, part) in enumerate(zip(values, folders, strict=True)):
         log.info("%s %d: %d of %d", kind, value, number + 1, len(values))
         if is_first_process():
-            own_folder(part)
+            create_folder(part)
         if done[number]:
             metrics = broadcast_at_start(lambda part=part: read_metrics(part))
         else:
@@ -196,7 +196,7 @@ def _refuse_other_kind(folder: Path, kind: str | None) -> None:
     for other, pattern in patterns.items():
         if other != kind and any(folder.glob(pattern)):
             holds = f"a run of several {other}s" if other else "a single run"
-            raise InputError(f"run.dir: {folder} holds {holds}, which this command is not; give another folder")
+            raise InputError(f"run.dir: {folder} holds {holds}, which this command is not; use a new run.dir")
 
 
 def mean_and_spread(runs: list[dict[str, float]]) -> dict[str, dict[str, float]]:

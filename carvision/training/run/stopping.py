@@ -12,14 +12,15 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.trainer.states import TrainerFn
 
+from carvision.system.runtime import STOP_SIGNALS
 from carvision.training.distributed.collectives import any_process, broadcast_object
 from carvision.training.run.checkpoints import Checkpoints
 
 log = logging.getLogger(__name__)
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 AGREE_EVERY_S = 5.0  # interval at which several processes agree whether to stop
-CHECK_EVERY_S = 60.0  # interval of the checks before a checkpoint (is the loss finite?) when none is due
+# Before a checkpoint, checks run (is the loss finite?); this is how often they run between checkpoints
+CHECK_EVERY_S = 60.0
 
 
 class Stopped(BaseException):
@@ -37,8 +38,9 @@ class Stopped(BaseException):
 class Stopping(Callback):
     """Write last.ckpt and raise Stopped after SIGINT, SIGTERM, SIGUSR1, or once time.monotonic() passes `ends`.
 
-    Within an epoch this happens after the current step; during a validation, after the epoch. The test after training
-    stops at once: the next start repeats it. checkpoint_every_minutes: also write last.ckpt within an epoch.
+    Within an epoch this happens after the current step. During validation the epoch is completed first; a signal during
+    the final test ends it at once, and the next start repeats it. checkpoint_every_minutes: also write last.ckpt within
+    an epoch.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class Stopping(Callback):
     def _set_handlers(self, handler: Callable | signal.Handlers) -> None:
         # After Lightning has set its own handlers, which broadcast and could hang
         if threading.current_thread() is threading.main_thread():
-            self.previous_handlers = {number: signal.signal(number, handler) for number in SIGNALS}
+            self.previous_handlers = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
 
     def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         for number, handler in self.previous_handlers.items():
@@ -131,7 +133,7 @@ class Stopping(Callback):
         return self.received is not None or (self.has_begun and time.monotonic() > self.ends)
 
     def _stop(self) -> None:
-        for number in SIGNALS:
+        for number in STOP_SIGNALS:
             if any_process(self.received == number):
                 raise Stopped(signal.Signals(number).name, number)
         raise Stopped("run.max_minutes")

@@ -85,7 +85,7 @@ def test_verification_lists_with_photos_on_both_sides_damaged_or_absent(base, ca
     hard = base / "train_test_split/verification/verification_pairs_hard.txt"
     (base / "image/2/11/unknown/3ac218c0c6c306.jpg").unlink()
     assert len(read_compcars(base, photos="verification")) == 3  # a few absent photos are tolerated
-    assert "2 of the 3 photos of" in caplog.text and "in the lists of pairs, too" in caplog.text
+    assert "2 of the 3 photos of" in caplog.text and "also occur in the pair lists" in caplog.text
     hard.write_text("1/3/2012/a.jpg 1/3/2012/b.jpg\n")
     with pytest.raises(InputError, match=r"hard.txt, line 1: '1/3/2012/a.jpg 1/3/2012/b.jpg' is not make.* label"):
         read_compcars(base, photos="verification", known=None)
@@ -121,7 +121,7 @@ def test_a_copy_may_differ_by_a_few_photos_but_not_by_many_or_a_class(base, capl
     assert compcars.TOLERATED < 30_955 / 431  # a lost model folder is noticed
     for wanted in (8 - compcars.TOLERATED, 8 + compcars.TOLERATED):
         assert len(read_compcars(base, known={"all": COUNTS | {"photos": wanted}})) == 8
-        assert f"8 photos instead of {wanted}" in caplog.text and "taken as it is" in caplog.text
+        assert f"8 photos instead of {wanted}" in caplog.text and "used as it is" in caplog.text
     for wrong in ({"photos": 9 + compcars.TOLERATED}, {"photos": 9, "make": 4}, {"model": 5}):
         with pytest.raises(InputError, match=r"instead of .*data\.allow_missing=true"):
             read_compcars(base, known={"all": COUNTS | wrong})

@@ -95,7 +95,7 @@ def test_heic_without_its_decoder_is_counted_and_the_extra_named(tree, monkeypat
         (tree / "photos" / name).touch()
     left_out = LeftOut()
     assert len(list(walk("photos", left_out))) == 5
-    assert "2 HEIC photos (first: photos/b/IMG_1.HEIC), which need the extra heic (pip install" in left_out.line()
+    assert "2 HEIC photos (first: photos/b/IMG_1.HEIC), which need pip install 'carvision[heic]'" in left_out.line()
 
 
 def test_names_that_are_not_utf8_become_text_that_finds_the_file_again(tmp_path):

@@ -120,7 +120,7 @@ def test_a_bad_photo_of_one_process_ends_both_in_a_line(tmp_path, rank):
     (tmp_path / "data" / "photos" / f"train_{row}.png").write_bytes(b"no photo")
     arguments = [*COMMAND, *data, *SMALL, "data.on_bad_image=error", "run.dir=mine"]
     lines = errors(processes.run_all([(arguments, processes.environment())], tmp_path))
-    assert len(lines) == 1 and f"train_{row}.png: not a photo" in lines[0]
+    assert len(lines) == 1 and f"train_{row}.png: not a supported image" in lines[0]
     assert not (tmp_path / "mine").exists()  # so that the same command works once the photo is fixed
 
 

@@ -104,7 +104,7 @@ def test_unreadable_photos_and_unknown_labels(tmp_path, decoded):
         assert_same(kept, again)
         bad = [set(pd.read_csv(folder / "bad_images.csv")["path"]) for folder in (kept, again, plain)]
         assert bad[0] == bad[1] == bad[2] and len(bad[0]) == 6
-    with pytest.raises(InputError, match=r"photos/\w+.png: not a photo in any format known. Fix the photo"):
+    with pytest.raises(InputError, match=r"photos/\w+.png: not a supported image format. Fix the photo"):
         train(tmp_path / "error", *overrides, "data.on_bad_image=error")
     assert len(list((tmp_path / "kept").iterdir())) == 1
 

@@ -13,7 +13,7 @@ from carvision.errors import InputError
 from carvision.files import locks
 from carvision.training.module import LitClassifier
 from carvision.training.run.checkpoints import checkpoint_bytes, require_space
-from carvision.training.run.folder import disk_errors, lock_folder, require_same_config, write_config
+from carvision.training.run.folder import disk_errors, lock_run_folder, require_same_config, write_config
 from tests.small_runs import config
 from tests.training.test_module import lit_classifier
 
@@ -25,13 +25,13 @@ def test_a_disk_without_locks_is_reported_and_a_folder_in_use_refused(tmp_path, 
     monkeypatch.setattr(locks.fcntl, "lockf", failing)
     for number in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
         failing.side_effect = OSError(number, os.strerror(number))
-        with lock_folder(tmp_path):
+        with lock_run_folder(tmp_path):
             pass
         assert f"has no locks ([Errno {number}]" in caplog.text
     for number in (errno.EAGAIN, errno.EACCES):
         failing.side_effect = OSError(number, os.strerror(number))
         with pytest.raises(InputError, match="another process is training into"):
-            lock_folder(tmp_path)
+            lock_run_folder(tmp_path)
 
 
 def test_a_disk_error_is_one_line_and_others_stay_as_they_are(tmp_path):

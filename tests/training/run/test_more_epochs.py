@@ -82,11 +82,11 @@ def test_a_run_whose_checkpoints_are_gone_is_left_alone(finished, planned, tmp_p
     shutil.rmtree(folder / "checkpoints")
     before = contents(folder)
     more = [*overrides, "run.allow_changes=true", "trainer.max_epochs=3"]
-    refuse(r"its checkpoints are gone; give another folder.*model\.weights=", folder, *more)
+    refuse(r"its checkpoints are gone; use a new run\.dir.*model\.weights=", folder, *more)
     assert contents(folder) == before
     (folder / "metrics.json").unlink()
     for what in (r"model\.safetensors", "a history of 2 epochs"):
-        refuse(f"holds {what}, and its last checkpoint is gone; give another folder", folder, *overrides)
+        refuse(rf"holds {what}, and its last checkpoint is gone; use a new run\.dir", folder, *overrides)
         (folder / "model.safetensors").unlink(missing_ok=True)
     assert len(pd.read_csv(folder / "history.csv")) == 2
 

@@ -13,7 +13,7 @@ import torch
 from carvision.data.splits import write_splits
 from carvision.data.table import Classes, Table
 from carvision.errors import InputError
-from carvision.training.run.folder import lock_folder
+from carvision.training.run.folder import lock_run_folder
 from carvision.training.run.resume import require_same_photos
 from carvision.training.run.stopping import Stopping
 from tests.small_runs import demo, refuse, train
@@ -193,7 +193,7 @@ def test_finished_folds_are_kept(cut, demo_photos, tmp_path):
 
 
 def _hold(folder, ready, done) -> None:
-    with lock_folder(folder):
+    with lock_run_folder(folder):
         ready.set()
         done.wait(60)
 
