@@ -1,5 +1,6 @@
 """Optimizers against their formulas, weight decay and learning rate of each parameter, SAM, fused kernels."""
 
+import copy
 import math
 
 import pytest
@@ -11,8 +12,18 @@ from torch import nn
 from carvision.config.compose import options_of
 from carvision.errors import InputError
 from carvision.models.classifier import Classifier, Head
+from carvision.models.parts import Embedding
 from carvision.training import optim
-from carvision.training.optim import FUSED, OPTIMIZERS, create_optimizer, lr_factors_of, parameter_groups
+from carvision.training.optim import (
+    FUSED,
+    OPTIMIZERS,
+    SAM,
+    create_optimizer,
+    exempt_from_decay,
+    frozen_statistics,
+    lr_factors_of,
+    parameter_groups,
+)
 from tests.small_runs import config
 
 
@@ -107,14 +118,27 @@ def test_keras_optimizers_are_keras_formulas():
         assert steps == pytest.approx([a - 2.0 for a in expected], rel=1e-3), formula.__name__
 
 
+def within(backbone: nn.Module) -> nn.Module:
+    """Return a network of which `backbone` is the backbone."""
+    return nn.ModuleDict({"backbone": backbone})
+
+
+def classifier() -> Classifier:
+    return Classifier("test_resnet", {"make": Head(3), "model": Head(4)}, 32)
+
+
+def rates(model: nn.Module, optimizer) -> dict[str, float]:
+    of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    return {name: of[id(p)] for name, p in model.named_parameters()}
+
+
 def test_the_innermost_module_sets_the_learning_rate_times_layer_decay():
-    model = Classifier("test_resnet", {"make": Head(3), "model": Head(4)}, 32)
+    model = classifier()
     factors = {"backbone": 0.1, "backbone.layer4": 0.5, "head_make": 2.0}
-    optimizer = create_optimizer(model, **of_conf("sgd") | {"lr": 1.0, "lr_factors": factors})
-    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    for name, p in model.named_parameters():
+    found = rates(model, create_optimizer(model, **of_conf("sgd") | {"lr": 1.0, "lr_factors": factors}))
+    for name, rate in found.items():
         expected = 2.0 if name.startswith("head_make") else 1.0 if name.startswith("head_model") else 0.1
-        assert rates[id(p)] == (0.5 if name.startswith("backbone.layer4") else expected), name
+        assert rate == (0.5 if name.startswith("backbone.layer4") else expected), name
     decayed, both = lr_factors_of(model, {}, 0.5), lr_factors_of(model, {"backbone": 0.1}, 0.5)
     assert all(both[name] == pytest.approx(0.1 * factor) for name, factor in decayed.items())
 
@@ -130,12 +154,28 @@ def test_layer_decay_and_weight_decay_equal_timms(name):
     groups = param_groups_layer_decay(whole, 0.05, exempt, layer_decay=0.7)
     names = {id(parameter): name for name, parameter in whole.named_parameters()}
     theirs = {names[id(p)]: (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]}
-    model = nn.ModuleDict({"backbone": backbone})
+    model = within(backbone)
     groups = parameter_groups(model, 1.0, 0.05, lr_factors_of(model, {}, 0.7))
     names = {id(parameter): name for name, parameter in backbone.named_parameters()}
     ours = {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
     assert len(ours) == len(theirs) - 2  # the classifier's, which the heads replace
     assert all(ours[name] == pytest.approx(theirs[name]) for name in ours)
+
+
+def test_nested_networks_name_what_is_not_decayed():
+    with torch.device("meta"):
+        inner = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    found = exempt_from_decay(within(within(inner)))
+    assert found == {"backbone.backbone.pos_embed", "backbone.backbone.cls_token"}
+    gem = Classifier(
+        "test_resnet", {"make": Head(3)}, 32, pool="gem", embedding=Embedding(proxies_per_class=2, num_classes=3)
+    )
+    decayed = {
+        name for group in parameter_groups(gem, 1.0, 0.1, {}) if group["weight_decay"]
+        for name, p in gem.named_parameters() if any(p is each for each in group["params"])
+    }  # fmt: skip
+    assert {"proxies.weight", "head_make.output.weight"} <= decayed
+    assert not {"pool.p", "head_make.output.bias"} & decayed
 
 
 @pytest.mark.parametrize(("values", "line"), [
@@ -145,7 +185,7 @@ def test_layer_decay_and_weight_decay_equal_timms(name):
 ])  # fmt: skip
 def test_unknown_names_and_arguments_are_refused_in_one_line(values, line):
     with pytest.raises(InputError) as caught:
-        create_optimizer(nn.ModuleDict({"backbone": network()}), **of_conf("sgd") | values)
+        create_optimizer(classifier(), **of_conf("sgd") | values)
     assert str(caught.value).startswith(line) and "\n" not in str(caught.value)
 
 
@@ -179,14 +219,80 @@ def test_sam_steps_with_the_gradient_at_the_worst_point_within_reach():
     assert perturbed == [False, True] * 3
 
 
+def test_sam_follows_a_schedule_and_its_state_survives_saving():
+    first, second = network().eval(), network().eval()
+    one, other = (create_optimizer(model, **of_conf("adam") | {"lr": 0.1, "sam_rho": 0.1}) for model in (first, second))
+
+    def step(model, optimizer: SAM) -> None:
+        def closure():
+            model.zero_grad()
+            loss = model(torch.ones(1, 1, 3, 3)).square().sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(one, lambda n: 0.5**n)
+    step(first, one)
+    schedule.step()
+    assert one.base.param_groups[0]["lr"] == 0.05
+    second.load_state_dict(first.state_dict())
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    assert other.base.param_groups[0]["lr"] == 0.05 and other.base.state
+    step(first, one)
+    step(second, other)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_frozen_statistics_stay_and_the_momentum_returns():
+    model = network()
+    images = torch.randn(4, 1, 3, 3)
+    with frozen_statistics(model):
+        model(images)
+        assert (model[1].running_mean == 0).all()
+    model(images)
+    assert (model[1].running_mean != 0).any()
+
+
+def trained(name: str, steps: int, state: dict | None = None, **values) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Train a network with given gradients for some steps, from the state of an earlier optimizer if there is one."""
+    model = network()
+    optimizer = create_optimizer(model, **of_conf(name) | values)
+    if state:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    for step in range(steps):
+        for number, parameter in enumerate(model.parameters()):
+            parameter.grad = torch.full_like(parameter, 0.1 * step - 0.05 * number)
+        optimizer.step()
+    return model, optimizer
+
+
 @pytest.mark.parametrize("name", sorted(FUSED))
 def test_fused_kernels_are_used_where_they_exist_unless_the_user_says_otherwise(name, monkeypatch):
-    fused, values = create_optimizer(network(), **of_conf(name)), walk(name)
-    assert fused.defaults["fused"]
-    for own in ({"fused": False}, {"arguments": {"foreach": True}}):
-        assert not create_optimizer(network(), **of_conf(name) | own).defaults["fused"]
     monkeypatch.setattr(optim, "has_fused_kernel", lambda name, groups: False)  # as on a TPU
-    plain = create_optimizer(network(), **of_conf(name))
-    assert not plain.defaults["fused"] and walk(name) == pytest.approx(values)
-    fused.load_state_dict(plain.state_dict())  # begun on a TPU, resumed on the CPU
-    assert all(group["fused"] for group in fused.param_groups)
+    plain, optimizer = trained(name, 3)
+    assert not optimizer.defaults["fused"]
+    state = copy.deepcopy({"model": plain.state_dict(), "optimizer": optimizer.state_dict()})
+    monkeypatch.undo()
+    model, optimizer = trained(name, 3)
+    assert optimizer.defaults["fused"] and all(group["fused"] for group in optimizer.param_groups)
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert not trained(name, 1, fused=False)[1].defaults["fused"]
+    for arguments in ({"fused": False}, {"foreach": True}):
+        assert not trained(name, 1, arguments=arguments)[1].defaults["fused"]
+
+    longer, resumed = trained(name, 2, state)  # begun on a TPU, resumed on the CPU, and the other way round
+    assert all(group["fused"] for group in resumed.param_groups)
+    state = copy.deepcopy({"model": longer.state_dict(), "optimizer": resumed.state_dict()})
+    monkeypatch.setattr(optim, "has_fused_kernel", lambda name, groups: False)
+    _, back = trained(name, 2, state)
+    assert not any(group["fused"] for group in back.param_groups)
+
+
+def test_only_floats_on_cpu_and_cuda_have_a_fused_kernel():
+    parameters = list(network().parameters())
+    assert optim.has_fused_kernel("sgd", [{"params": parameters}])
+    for odd in (torch.zeros(2, device="meta"), torch.zeros(2, dtype=torch.int64)):
+        assert not optim.has_fused_kernel("sgd", [{"params": [*parameters, odd]}])

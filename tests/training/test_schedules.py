@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from carvision.config.compose import conf_dir
-from carvision.training.optim import create_schedule, lr_factor, r0_lr
+from carvision.errors import InputError
+from carvision.training.optim import cosine_factor, create_schedule, lr_factor, r0_lr
 
 STEPS = 7  # of an epoch
 
@@ -37,16 +38,20 @@ def test_cosine_rises_linearly_then_falls_as_half_a_cosine():
     assert factor(150) == pytest.approx(0.05)  # no second rise
     plain = lr_factor("cosine", 0.1, num_steps=10, steps_per_epoch=10)  # no warm-up
     assert [plain(step) for step in (0, 5, 10)] == pytest.approx([1, 0.5, 0], abs=1e-12)
-    for num_steps in (1, 2, 5):  # a run of one epoch with a longer warm-up still reaches its rate
+
+
+def test_a_warm_up_longer_than_the_run_is_cut():
+    for num_steps in (1, 2, 5):  # a run of one epoch with one epoch of warm-up still reaches its rate
         factor = lr_factor("cosine", 0.1, num_steps=num_steps, steps_per_epoch=num_steps, warmup_epochs=3)
         values = [factor(step) for step in range(num_steps)]
         assert max(values) == 1 and all(0 < value <= 1 for value in values)
+        assert cosine_factor(num_steps, num_steps, num_steps - 1, 0.0) == pytest.approx(0, abs=1e-12)
 
 
-def rates(name: str, num_steps: int, lr: float = 0.2, optimizer=torch.optim.SGD, momentum=0.9, **values) -> list[tuple]:
+def rates(name: str, num_steps: int, lr: float = 0.2, optimizer=torch.optim.SGD, **values) -> list[tuple]:
     """Return (rate of the first group, of the second, momentum) at each step; the second group learns at a tenth."""
     weights = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
-    momentum = {"momentum": momentum} if optimizer is torch.optim.SGD else {}
+    momentum = {"momentum": 0.9} if optimizer is torch.optim.SGD else {}
     made = optimizer([{"params": weights[:1]}, {"params": weights[1:], "lr": lr / 10}], lr=lr, **momentum)
     schedule = create_schedule(
         made, **of_conf(name) | values, lr=lr, num_steps=num_steps, steps_per_epoch=5, batches_per_epoch=5
@@ -63,7 +68,6 @@ def test_inverse_time_is_keras_decay():
     for step, (rate, other, _) in enumerate(rates("inverse_time", 50, decay=0.1)):
         assert rate == pytest.approx(0.2 / (1 + 0.1 * step))  # Keras' optimizers.py: lr * 1 / (1 + decay * iterations)
         assert other == pytest.approx(rate / 10)
-    assert {rate for rate, _, _ in rates("constant", 30)} == {0.2}
 
 
 def test_one_cycle_goes_up_and_down_with_momentum_against_it():
@@ -80,7 +84,6 @@ def test_one_cycle_goes_up_and_down_with_momentum_against_it():
     assert momenta.index(min(momenta)) in (peak - 1, peak, peak + 1) and momenta[0] == 0.95
     assert all(other == pytest.approx(rate / 10) for rate, other, _ in found)
     assert len(rates("one_cycle", 10, optimizer=torch.optim.Adagrad)) == 10  # which has no momentum
-    assert {momentum for _, _, momentum in rates("one_cycle", 9, momentum=0.0)} == {0.0}
 
 
 def test_plateau_waits_for_its_patience():
@@ -96,3 +99,25 @@ def test_plateau_waits_for_its_patience():
         config["scheduler"].step(loss)
     # the second epoch without a better loss lowers the rate, as in Keras: 0.95 and 0.91; then 0.6 and 0.6, twice
     assert found == pytest.approx([1, 1, 1, 1, 0.2, 0.2, 0.2, 0.2, 0.04, 0.04])
+
+
+def test_the_rate_stays_above_zero_and_not_above_lr():
+    for name in ("constant", "cosine", "one_cycle", "inverse_time", "r0"):
+        assert all(0 < rate <= 0.2 + 1e-12 for rate, _, _ in rates(name, 30)), name
+    assert {rate for rate, _, _ in rates("constant", 30)} == {0.2}
+
+
+def test_one_cycle_leaves_an_optimizer_without_momentum_without_it():
+    weight = nn.Parameter(torch.zeros(2))
+    made = torch.optim.RMSprop([weight], lr=0.1, momentum=0.0)
+    create_schedule(made, **of_conf("one_cycle"), lr=0.1, num_steps=9, steps_per_epoch=3, batches_per_epoch=3)
+    assert made.param_groups[0]["momentum"] == 0.0
+
+
+@pytest.mark.parametrize("values", [
+    {"name": "cosine", "patience": 3}, {"name": "plateau"}, {"name": "inverse_time"}, {"name": "one_cycle", "decay": 1},
+])  # fmt: skip
+def test_missing_and_unknown_keys_are_refused_in_one_line(values):
+    made = torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=1.0)
+    with pytest.raises(InputError, match=f"^schedule: {values['name']} can't be built with"):
+        create_schedule(made, **values, lr=1.0, num_steps=9, steps_per_epoch=3, batches_per_epoch=3)
