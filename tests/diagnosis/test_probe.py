@@ -57,7 +57,7 @@ def test_imports_that_raise_exit_print_or_crash(stub):
     assert errors.pop("one") == "RuntimeError: operator torchvision::nms does not exist"
     assert "SystemExit" in errors.pop("two") and "No module named" in errors.pop("not_there")
     assert errors.pop("three") == "the process was killed by SIGSEGV (about to fall)"
-    assert errors.pop("five") == "the process killed with status 7 ({)"
+    assert errors.pop("five") == "the process ended with status 7 ({)"
     assert "SIGILL (the processor lacks an instruction" in errors.pop("six")
     assert errors == {"four": None, "json": None} and found["import:json"]["seconds"] >= 0
 
