@@ -115,9 +115,9 @@ def plot_coverage(heads: dict[str, tuple[np.ndarray, np.ndarray]], title: str, f
             axes.plot(share, values, color=colour, linewidth=1.6, label=head, drawstyle="steps-pre")
             axes.plot(share[indices], values[indices], color=colour, marker="o", markersize=4, linestyle="")
         lowest = min(lowest, accuracy.min())
-    panels[0].set_ylabel("accuracy on them")
+    panels[0].set_ylabel("accuracy")
     panels[0].set_ylim(max(0.0, lowest - 0.05), 1.005)
-    panels[1].set_ylabel("least probability")
+    panels[1].set_ylabel("lowest probability")
     panels[1].set_ylim(0, 1.02)
     for axes in panels:
         axes.set_xlim(0, 1.01)
