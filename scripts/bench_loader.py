@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 
 from carvision.data import decode as decoding
 from carvision.data.images import Preprocessing, decode_part, open_bytes, wanted_part
-from carvision.data.jpeg import Libjpeg, Simplejpeg
+
 from carvision.data.loading.dataset import PhotoDataset, random_window
 from carvision.data.loading.loader import PhotoDataModule
 from carvision.data.packs.shard import PackOptions

@@ -18,16 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from carvision.data.images import (
-    SIDEWAYS,
-    BadImage,
-    Preprocessing,
-    check_box,
-    decode_part,
-    grey_bits,
-    open_image,
-    upright_turn,
-)
+from carvision.data.decode import SIDEWAYS, decode_part, grey_bits, upright_turn
+from carvision.data.images import BadImage, Preprocessing, check_box, open_image
 from carvision.data.packs.read import PackedPhoto
 from carvision.errors import InputError
 

@@ -19,17 +19,10 @@ MAX_FILES, MAX_SECONDS = 20_000, 10.0  # to find photos, and to read them
 SLOW = 100  # photos of SIZES[0] a second and core; processors of the last ten years decode 200 to 600
 # Photos a second that a GPU needs; a guess, as no GPU was measured
 GPU_NEEDS = 1000
-FASTER = (
-    "a C compiler and libjpeg-turbo with its header (apt install gcc libjpeg-dev; brew install jpeg-turbo; "
-    "conda install c-compiler libjpeg-turbo), or pip install simplejpeg"
-)
 
 
 def measure_decoding() -> dict:
-    """Return {"rates": photos a second and core for each of SIZES, "shared": wall-clock time / processor time,
-    "decoder": its name, "why": the reason why no faster one is used, or ""}."""
-    from carvision.data.jpeg import choose_decoder
-
+    """Return {"rates": photos a second and core for each of SIZES, "shared": wall-clock time / processor time}."""
     rates, shared = [], []
     with tempfile.TemporaryDirectory() as folder:
         for width, height in SIZES:
@@ -38,8 +31,7 @@ def measure_decoding() -> dict:
             times = [_decode(file) for _ in range(25)][5:]
             rates.append(1 / statistics.median(own for own, _ in times))
             shared.append(sum(wall for _, wall in times) / sum(own for own, _ in times))
-    decoder, why = choose_decoder()
-    return {"rates": rates, "shared": max(shared), "decoder": decoder.name if decoder else "pillow", "why": why}
+    return {"rates": rates, "shared": max(shared)}
 
 
 def draw_jpeg(width: int, height: int) -> bytes:
@@ -58,15 +50,13 @@ def _decode(file: Path) -> tuple[float, float]:
     somewhat longer, as torch may be missing."""
     from PIL import Image
 
-    from carvision.data.images import WHOLE, Preprocessing, decode_part, open_bytes, read_file, wanted_part
-    from carvision.data.jpeg import load_decoder
+    from carvision.data.decode import WHOLE, decode_part, jpeg_part
+    from carvision.data.images import Preprocessing, open_bytes, read_file
 
-    decoder = load_decoder()
     preprocessing = Preprocessing(INPUT_PX, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     own, wall = time.process_time(), time.perf_counter()
-    data, pixels = read_file(file), None
-    if decoder and (size := decoder.size(data)):
-        pixels = decoder.part(data, *wanted_part(*size, preprocessing, None, WHOLE, 0.5, can_scale=True))
+    data = read_file(file)
+    pixels = jpeg_part(data, preprocessing, None, WHOLE, 0.5)
     image = decode_part(open_bytes(data), preprocessing) if pixels is None else Image.fromarray(pixels)
     image.resize((INPUT_PX, INPUT_PX), Image.Resampling.BICUBIC)
     return max(time.process_time() - own, 1e-6), max(time.perf_counter() - wall, 1e-6)
@@ -147,17 +137,12 @@ def judge_decoding(answer: dict, num_workers: int, num_gpus: int) -> list[Findin
         return []
     findings = []
     rate = answer["rates"][0]
-    if answer["why"]:
-        what = f"JPEGs are decoded by {answer['decoder']}, as the fastest decoder is not available ({answer['why']})"
-        findings.append(Finding("slow", "decoding", what, FASTER))
     if rate < SLOW:
         what = f"{rate:,.0f} photos a second and core is slow"
         findings.append(Finding("slow", "decoding", what, "a faster processor, or photos shrunk beforehand"))
     total = rate * num_workers
     if num_gpus and total < GPU_NEEDS * num_gpus:
-        what = (
-            f"{num_workers} processes decode about {total:,.0f} photos a second; a GPU that could train on more waits"
-        )
+        what = f"{num_workers} threads decode about {total:,.0f} photos a second; a GPU that could train on more waits"
         fix = "more processor cores, photos shrunk beforehand, or a larger network, which needs fewer photos a second"
         findings.append(Finding("slow", "decoding", what, fix))
     return findings

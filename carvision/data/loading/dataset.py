@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from carvision.data.decode import decode_into, empty_images
-from carvision.data.images import BLANK, WHOLE, BadImage, Preprocessing, read_file
-from carvision.data.jpeg import load_decoder
+from carvision.data.decode import WHOLE, decode_into, empty_images
+from carvision.data.images import BLANK, BadImage, Preprocessing, read_file
 from carvision.data.paths import file_of
 from carvision.data.table import BOX, Classes, Table
 
@@ -73,7 +72,6 @@ class PhotoDataset(Dataset):
         self.crop_scale, self.crop_ratio = crop_scale, crop_ratio
         self.num_draws = num_draws
         self.seed = seed
-        load_decoder()  # once, before the workers are forked
 
     def path(self, row: int) -> str:
         """Return the photo's path in the table."""

@@ -17,18 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from carvision.data.images import (
-    BLANK,
-    SIDEWAYS,
-    BadImage,
-    Preprocessing,
-    check_box,
-    decode_part,
-    open_bytes,
-    read_file,
-    to_rgb,
-    upright_turn,
-)
+from carvision.data.decode import SIDEWAYS, decode_part, to_rgb, upright_turn
+from carvision.data.images import BLANK, BadImage, Preprocessing, check_box, open_bytes, read_file
 from carvision.data.packs.read import PackedPhoto
 from carvision.errors import InputError, one_line
 from carvision.files.atomic import atomic_file, write_json
