@@ -98,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--tta", choices=("none", "flip", "crops", "flip_crops"), default="none",
                     help="average over views of each photo: mirrored, cropped, or both")  # fmt: skip
     add("--batch-size", type=whole_from(1), default=64, metavar="N", help="photos at a time (64)")
-    add("--workers", type=whole_from(0), metavar="N", help="processes that decode photos")
+    add("--workers", type=whole_from(0), metavar="N", help="threads that decode photos")
     add_device(parser)
     add("--no-progress", action="store_true", help="no progress bar")
     return parser

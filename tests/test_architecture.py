@@ -31,7 +31,7 @@ SHORT = {
 # What one module, or one room, has to itself
 ONE_HOME = {
     "hydra": ("carvision.config",), "fcntl": ("carvision.files.locks",), "rich.progress": ("carvision.files.progress",),
-    "pytorch_lightning": ("carvision.training", "carvision.data.loading.loader", "carvision.search.trial"),
+    "pytorch_lightning": ("carvision.training", "carvision.data.loading.datamodule", "carvision.search.trial"),
 }  # fmt: skip
 
 

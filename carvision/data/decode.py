@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
@@ -84,7 +84,7 @@ def decode_into(
     preprocessing: Preprocessing,
     out: Tensor,
     box: np.ndarray | None = None,
-    window: tuple[float, float, float, float] = WHOLE,
+    window: Sequence[float] = WHOLE,
     shift: float = 0.5,
 ) -> None:
     """Decode a photo into `out`, uint8 (3, size_px, size_px), RGB.
@@ -146,6 +146,7 @@ def jpeg_part(data: Bytes, preprocessing: Preprocessing, box, window, shift: flo
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
+    width, height = int(width), int(height)
     if colours not in GREY_OR_COLOUR:
         return None
     check_size(width, height)
@@ -185,7 +186,7 @@ def decode_part(
     image: Image.Image,
     preprocessing: Preprocessing,
     box: np.ndarray | None = None,
-    window: tuple[float, float, float, float] = WHOLE,
+    window: Sequence[float] = WHOLE,
     shift: float = 0.5,
 ) -> Image.Image:
     """Decode the part of an opened image that is then resized: upright, RGB; a JPEG at no larger scale than needed.
@@ -216,7 +217,7 @@ def wanted_part(
     height: int,
     preprocessing: Preprocessing,
     box: np.ndarray | None,
-    window: tuple[float, float, float, float],
+    window: Sequence[float],
     shift: float,
     can_scale: bool,
 ) -> tuple[int, Part]:

@@ -175,7 +175,7 @@ def create_step(lit: LitClassifier, precision, device: torch.device) -> Callable
 
 
 def random_batch(lit: LitClassifier, size: int, device: torch.device) -> Batch:
-    """Return a random batch with the keys of a PhotoDataModule batch, without "bad"."""
+    """Return a random batch with the keys of a PhotoDataModule batch, without "reasons"."""
     px = lit.preprocessing.size_px
     targets = {
         name: torch.randint(len(label["ids"]), (size,), device=device)

@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from carvision.data.loading.loader import PhotoDataModule
+from carvision.data.loading.datamodule import PhotoDataModule
 from carvision.data.table import LabelDescription
 from carvision.errors import InputError, one_line, suggest
 from carvision.files.atomic import create_folder

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from carvision.data import decode
 from carvision.data.decode import WHOLE, decode_image, decode_into, decode_part, empty_images, jpeg_part, wanted_part
 from carvision.data.images import BadImage, open_bytes
-from carvision.data.loading.dataset import random_window
+from carvision.data.loading.dataset import random_windows
 from tests.data.test_images import encoded, preprocessing, smooth, turned
 
 
@@ -43,7 +43,7 @@ def full(data, how, window=WHOLE):
 
 def windows(num: int, seed: int = 0, scale=(0.1, 1.0)):
     random = np.random.default_rng(seed)
-    return [random_window(random, scale, (0.75, 1.33)) for _ in range(num)]
+    return random_windows(random.random((num, 4)), scale, (0.75, 1.33)).tolist()
 
 
 @pytest.mark.parametrize("size_px", [8, 32])

@@ -5,7 +5,7 @@ from unittest import mock
 
 import pytest
 
-from carvision.data.loading.loader import PhotoDataModule
+from carvision.data.loading.datamodule import PhotoDataModule
 from carvision.diagnosis import hardware
 from carvision.diagnosis.examine import num_workers
 from tests.system.test_machine import write

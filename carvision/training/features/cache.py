@@ -26,8 +26,8 @@ from torch import Tensor
 import carvision
 from carvision.augment.pipeline import to_float
 from carvision.config.schema import random_transforms, reason_not_cacheable
+from carvision.data.loading.datamodule import PhotoDataModule
 from carvision.data.loading.dataset import PADDING, CachedFeatures, Key
-from carvision.data.loading.loader import PhotoDataModule
 from carvision.data.paths import file_of, text_of_path
 from carvision.data.table import BOX, LOCATION, SOURCE, SPLITS, Table
 from carvision.errors import InputError
@@ -279,9 +279,7 @@ def backbone_outputs(
     model.eval()
     try:
         for batch in data.create_loader(photos, batches):
-            for row, reason in batch.pop("bad"):
-                data.report_bad_image(photos, row, reason)
-                bad[row] = reason
+            bad |= data.report_bad_images(photos, batch)
             batch = data.transfer_batch_to_device(batch, trainer.strategy.root_device, 0)
             images = batch["images"]
             parts = images.split(CPU_SUBBATCH_SIZE) if images.device.type == "cpu" else [images]
