@@ -285,7 +285,7 @@ def _tensors(module: torch.nn.Module) -> Iterator[Tensor]:
 
 class Patience(EarlyStopping):
     """Stop early, with the patience of the current configuration rather than the checkpoint's. NaN counts as no
-    improvement; Lightning's check_finite would stop even with run.on_nonfinite_loss=skip."""
+    improvement; Lightning's check_finite would end the training."""
 
     def __init__(self, monitor: str, mode: str, patience: int):
         super().__init__(monitor, patience=patience, mode=mode, check_finite=False, check_on_train_epoch_end=False)

@@ -92,7 +92,6 @@ class LitClassifier(pl.LightningModule):
         self.val_metrics = EpochMetrics(*metrics, **judged)
         self.test_metrics = EpochMetrics(*metrics, **judged)
         self.monitors: list[str] = []  # metrics that choose epochs or rates: an undefined one is an error
-        self.skip_nonfinite = False  # from the training metrics, with run.on_nonfinite_loss=skip
         self.decodings: dict[str, dict[str, float]] = {}  # metrics of each decoding rule in the last validation
         # Which settings changed since the checkpoint: "", "epochs" or "values", see changed_step_settings
         self.step_settings_changed = ""
@@ -150,7 +149,16 @@ class LitClassifier(pl.LightningModule):
             embedded = learning.embedded(outputs, batch["targets"], batch["valid"])
         losses, weights = self._head_losses(outputs.logits, batch, mixed)
         if metrics is not None:
-            self._count(metrics, batch, outputs, losses, weights, embedded, num_photos)
+            metrics.update(
+                {name: values.detach() for name, values in outputs.logits.items()},
+                batch["targets"],
+                {name: values.detach() for name, values in losses.items()},
+                weights,
+                batch["valid"],
+                outputs.penalty.detach(),
+                num_photos,
+                embedded,
+            )
         totals = self._mean_of_all(torch.stack([values.sum() for values in weights.values()]))
         means = {name: weighted_mean(losses[name], weights[name], totals[i]) for i, name in enumerate(losses)}
         beside = outputs.penalty
@@ -185,35 +193,6 @@ class LitClassifier(pl.LightningModule):
             of_class = self.get_buffer(f"class_weights_{self.class_heads.index(name)}")
             weights = weights * of_class[targets.clamp(min=0)]
         return self.class_loss(logits, targets), weights
-
-    def _count(
-        self,
-        metrics: EpochMetrics,
-        batch: Batch,
-        outputs: Outputs,
-        losses: dict[str, Tensor],
-        weights: dict[str, Tensor],
-        embedded: Embedded | None,
-        num_photos: Tensor,
-    ) -> None:
-        """Update the metrics with a batch; with run.on_nonfinite_loss=skip, without its losses that are inf or NaN."""
-        penalty = outputs.penalty
-        if self.training and self.skip_nonfinite:
-            finite = {name: values.isfinite() for name, values in losses.items()}
-            losses = {name: torch.where(finite[name], values, 0.0) for name, values in losses.items()}
-            weights = {name: values * finite[name] for name, values in weights.items()}
-            penalty = torch.where(penalty.isfinite(), penalty, 0.0)
-            embedded = embedded and embedded.if_finite()
-        metrics.update(
-            {name: values.detach() for name, values in outputs.logits.items()},
-            batch["targets"],
-            {name: values.detach() for name, values in losses.items()},
-            weights,
-            batch["valid"],
-            penalty.detach(),
-            num_photos,
-            embedded,
-        )
 
     def _mean_of_all(self, totals: Tensor) -> Tensor:
         """Return the mean of totals over all processes. Gradients are averaged over processes: if each divides its sum
@@ -297,11 +276,9 @@ class LitClassifier(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         # Lightning's mixed precision refuses gradient clipping with a fused optimizer, which may unscale gradients
-        # itself. With 16-mixed a fused optimizer also fails if run.on_nonfinite_loss=skip has removed all gradients.
-        precision = str(self.trainer.precision)
-        clipped = self.trainer.gradient_clip_val is not None and precision.endswith("-mixed")
-        removed = self.skip_nonfinite and precision == "16-mixed"
-        optimizer = self.create_phase_optimizer(fused=not (clipped or removed))
+        # itself.
+        clipped = self.trainer.gradient_clip_val is not None and str(self.trainer.precision).endswith("-mixed")
+        optimizer = self.create_phase_optimizer(fused=not clipped)
         if getattr(self.trainer, "datamodule", None) is not None:
             # Not the trainer's own numbers: asking for them starts the loader before the checkpoint sets its position
             num_batches = datamodule_of(self.trainer).num_train_batches

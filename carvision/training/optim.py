@@ -264,8 +264,6 @@ class SAM(torch.optim.Optimizer):
         closure = torch.enable_grad()(closure)
         loss = closure()
         with_grad = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not with_grad:  # NonFiniteLoss skips this update
-            return loss
         norm = torch.stack([p.grad.norm() for p in with_grad]).norm()
         before = [p.clone() for p in with_grad]  # subtracting the step would not restore the same bits
         scale = self.rho / (norm + 1e-12)

@@ -130,8 +130,7 @@ def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, e
     callbacks, run = cfg["callbacks"], cfg["run"]
     monitor, mode = callbacks["monitor"], callbacks["mode"]
     lit.monitors = list(monitors_of(cfg).values())
-    lit.skip_nonfinite = run["on_nonfinite_loss"] == "skip"
-    nonfinite = NonFiniteLoss(folder, skip=lit.skip_nonfinite)
+    nonfinite = NonFiniteLoss(folder)
     checkpoints = Checkpoints(folder / "checkpoints", monitor, mode, before=nonfinite.check_all)
     hooks: list[pl.Callback] = [nonfinite, clock, FirstStep(cfg["compile"]), ReadAhead()]
     hooks += [History(folder / "history.csv"), EpochLines(monitor, mode), Curves(folder)]

@@ -61,7 +61,7 @@ def test_keys_that_affect_no_result_may_change(tmp_path):
 
 def test_keys_that_an_earlier_version_lacked_count_as_unchanged(tmp_path, caplog):
     earlier = config()
-    del earlier["run"]["on_nonfinite_loss"], earlier["optimizer"]["sam_rho"], earlier["augment"]["steps"]["erase"]
+    del earlier["run"]["price_per_hour"], earlier["optimizer"]["sam_rho"], earlier["augment"]["steps"]["erase"]
     del earlier["model"]["heads"]["make"]["activity_l1_reduction"]
     earlier["trainer"]["deterministic"] = earlier.pop("deterministic")
     write_config(earlier, tmp_path)
