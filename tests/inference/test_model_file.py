@@ -89,13 +89,21 @@ def test_the_stored_temperature_and_decoding_are_used(saved):
     np.testing.assert_allclose(probs["model"][0].numpy(), of_model / of_model.sum(), rtol=1e-6)
 
 
-def test_a_model_file_of_the_first_release_still_opens(saved):
-    """It has no weights, temperature or crop_to_box; the last is in its configuration."""
+def test_a_model_file_of_the_first_format_still_opens(saved):
+    """It holds some values twice, no weights or temperature, and crop_to_box in its configuration alone."""
     described = json.loads((saved / "model.json").read_text())
+    network, labels = described["network"], described["labels"]
+    assert described["format"] == 2 and "size_px" not in network and set(network["heads"]["speed"]) == {"layers"}
+    network["size_px"] = 32
+    for name, head in network["heads"].items():
+        head |= {"num_outputs": len(labels[name].get("ids", [0])), "mean": labels[name].get("mean")}
+        head["std"] = labels[name].get("std")
     earlier = {key: value for key, value in described.items() if key not in ("weights", "crop_to_box")}
-    (saved / "model.json").write_text(json.dumps(earlier | {"config": {"data": {"crop_to_box": True}}}))
+    earlier |= {"format": 1, "config": {"data": {"crop_to_box": True}}}
+    (saved / "model.json").write_text(json.dumps(earlier))
     loaded = carvision.load(saved)
-    assert loaded.crop_to_box and loaded.temperature["make"] == 1.0
+    assert loaded.crop_to_box and loaded.temperature["make"] == 1.0 and loaded.units == {"speed": (180.0, 20.0)}
+    assert loaded.about["format"] == 2 and "size_px" not in loaded.about["network"]
 
 
 def test_refusals(saved, tmp_path_factory):
