@@ -23,7 +23,7 @@ from carvision.errors import InputError
 from carvision.inference.model_file import parents_of
 from carvision.losses.classification import create_loss, smooth_l1, weighted_mean
 from carvision.losses.metric import WITH_PROXIES, create_metric_loss
-from carvision.metrics import EpochMetrics
+from carvision.metrics import EpochMetrics, metric_names
 from carvision.metrics.neighbours import Embedded
 from carvision.models.classifier import Classifier, NetworkDescription, Outputs, classifier_from
 from carvision.models.parts import HeadWeights
@@ -92,6 +92,7 @@ class LitClassifier(pl.LightningModule):
         self.val_metrics = EpochMetrics(*metrics, **judged)
         self.test_metrics = EpochMetrics(*metrics, **judged)
         self.monitors: list[str] = []  # metrics that choose epochs or rates: an undefined one is an error
+        self.metrics: dict[str, dict[str, float]] = {}  # of each split in its last epoch
         self.decodings: dict[str, dict[str, float]] = {}  # metrics of each decoding rule in the last validation
         # Which settings changed since the checkpoint: "", "epochs" or "values", see changed_step_settings
         self.step_settings_changed = ""
@@ -226,8 +227,8 @@ class LitClassifier(pl.LightningModule):
     def _log_metrics(self, **splits: EpochMetrics) -> None:
         """Publish the epoch's metrics to callbacks and loggers. Not by log_dict, which spends half a millisecond a
         metric on reductions that the counters have already done; so Trainer.test() returns nothing."""
-        counted = {split: metrics for split, metrics in splits.items() if metrics.penalty.update_called}
-        values = {f"{split}/{name}": v for split, metrics in counted.items() for name, v in metrics.compute().items()}
+        counted = {split: metrics.compute() for split, metrics in splits.items() if metrics.penalty.update_called}
+        values = {f"{split}/{name}": value for split, metrics in counted.items() for name, value in metrics.items()}
         found = self.trainer.callback_metrics
         for name in [name for name in found if name.partition("/")[0] in counted]:
             del found[name]  # else a metric undefined in this epoch would keep the previous value
@@ -235,6 +236,14 @@ class LitClassifier(pl.LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics({**values, "epoch": self.current_epoch}, self.global_step)
             logger.save()
+        self.metrics |= counted
+
+    def epoch_metrics(self) -> dict[str, dict[str, float | None]]:
+        """Return the last epoch's metrics {"train": {name: value}, "val": ...}; None where no photo counts for one."""
+        names = metric_names(self.labels, self.metric_learning is not None)
+        of_train = [name for name in names if name not in ("embedding/recall_at_1", "embedding/map_at_r")]
+        found = {"train": dict.fromkeys(of_train), "val": dict.fromkeys(names)}
+        return {split: dict(sorted((none | self.metrics.get(split, {})).items())) for split, none in found.items()}
 
     @property
     def num_epochs(self) -> int:
@@ -256,7 +265,7 @@ class LitClassifier(pl.LightningModule):
         # Lightning annotates it with its parent class, which has no such field
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # pyrefly: ignore[missing-attribute]
         inside = 0 if done == self.trainer.num_training_batches else done
-        checkpoint |= {**self.phase_position, "decodings": self.decodings}
+        checkpoint |= {**self.phase_position, "metrics": self.epoch_metrics(), "decodings": self.decodings}
         checkpoint["batches_done"] = inside  # 0 at the end of an epoch
         if inside:
             checkpoint["train_metrics"] = self.train_metrics.counters()

@@ -30,10 +30,12 @@ class NonFiniteLoss(pl.Callback):
     def __init__(self, folder: Path):
         self.file = folder / "nonfinite_loss.csv"
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, module: LitClassifier) -> None:
+    def on_train_start(self, trainer: pl.Trainer, module: LitClassifier) -> None:
         self.step = torch.full((), -1, dtype=torch.int64, device=module.device)  # counts this epoch's steps
         self.first_bad_step = self.step.clone()  # -1: none yet
         self.first_batch = -1  # index in the epoch of the batch of step 0; -1: not known yet
+
+    on_train_epoch_start = on_train_start  # which Lightning does not call in the rest of a resumed epoch
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: LitClassifier, batch, batch_idx: int) -> None:
         if self.first_batch < 0:

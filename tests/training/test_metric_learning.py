@@ -11,13 +11,14 @@ import carvision
 from carvision.errors import InputError
 from carvision.metrics.neighbours import Embedded, NeighbourMetrics, leave_one_out_metrics
 from carvision.training.build import build_datamodule, build_lit_classifier
+from carvision.training.optim import build_phases
 from tests.small_runs import config, demo, train
 
 
 def built(photos, *overrides: str):
     cfg = config(*demo(photos), *overrides)
     datamodule = build_datamodule(cfg, None)
-    return datamodule, build_lit_classifier(cfg, datamodule.table)
+    return datamodule, build_lit_classifier(cfg, datamodule, build_phases(cfg))
 
 
 def first_batch(datamodule) -> dict:

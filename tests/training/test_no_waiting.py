@@ -75,7 +75,7 @@ def waits_of(lit) -> list[str]:
         batch = {name: values.to(CUDA) for name, values in batch.items()} | {"targets": targets}
         on_fake_cuda(average._average_model)
         lit._device = CUDA  # Lightning's
-        nonfinite.on_train_epoch_start(trainer, lit)
+        nonfinite.on_train_start(trainer, lit)
         with Waits() as waits:
             for number in range(2):
                 for hook in hooks:
