@@ -299,7 +299,6 @@ class LitClassifier(pl.LightningModule):
         schedule = create_schedule(
             optimizer,
             **self.phase["schedule"],
-            lr=self.phase["optimizer"]["lr"],
             num_steps=max(1, round(steps_per_epoch * self.phase["epochs"])),
             steps_per_epoch=steps_per_epoch,
             batches_per_epoch=num_batches,

@@ -9,7 +9,6 @@ import torch
 import yaml
 
 from carvision.errors import InputError
-from carvision.training import trainer as build_trainer
 from carvision.training.hardware import resolve_precision, set_deterministic
 from carvision.training.module import LitClassifier
 from carvision.training.trainer import trainer_values
@@ -41,15 +40,7 @@ def test_auto_is_bf16_if_all_gpus_of_the_run_have_it_and_float16_on_others(gpus)
     gpus((9, 0), (7, 5))
     found = [resolve_precision("auto", "gpu", devices) for devices in (2, [0], [1])]
     assert found == ["16-mixed", "bf16-mixed", "16-mixed"]
-
-
-def test_several_processes_use_the_precision_of_their_gpus(gpus, monkeypatch):
-    monkeypatch.setattr(build_trainer, "prepare_cuda", lambda: None)  # which is the whole process's
-    for group, capability, precision in (
-        ("ddp", (7, 5), "16-mixed"), ("fsdp", (8, 0), "bf16-mixed"), ("fsdp", (7, 5), "32-true"),
-    ):  # fmt: skip
-        gpus(capability, capability)
-        assert trainer_values(config(f"trainer={group}", "data=demo"), [])["precision"] == precision
+    assert resolve_precision("auto", "gpu", 2, "fsdp") == "32-true"
     with pytest.raises(InputError, match=r"trainer\.precision: only 32-true and bf16-mixed, not 16-mixed, with"):
         trainer_values(config("trainer=fsdp", "trainer.precision=16-mixed", "data=demo"), [])
 

@@ -96,8 +96,6 @@ ONE_VALIDATION_PHOTO = [
     (["metric_loss=triplet", "model.embedding.hidden=[]", "model.difference.hidden=[8]"],
      "model.difference.hidden: joins the trunk in model.embedding"),
     (["metric_loss=triplet", "augment=mixup"], "augment.mixup: metric losses need one class per photo"),
-    (["metric_loss=triplet", "metric_loss.label=speed"], "metric_loss.label: 'speed' is no label of demo with classes"),
-    (["metric_loss=triplet", "data.batch_size=18"], "data.batch_size: 18"),
     (["metric_loss=arcface", "data.batch_size=auto"], "data.batch_size: auto does not know the batches"),
     (ONE_VALIDATION_PHOTO,
      "callbacks.monitor: val/embedding/map_at_r is not defined, as no model has two validation photos"),

@@ -75,15 +75,6 @@ def test_a_mistake_in_a_later_phase_is_reported_before_the_first_begins(upper, l
     assert not (tmp_path / "run").exists()
 
 
-def test_a_moved_folder_keeps_its_best_epoch(demo_photos, tmp_path):
-    first_is_best = [*demo(demo_photos), "callbacks.monitor=train/loss", "callbacks.mode=max", "optimizer.lr=0.01"]
-    folder = tmp_path / "there"
-    train(tmp_path / "here", *first_is_best, "run.max_epochs_per_start=1").rename(folder)
-    train(folder, *first_is_best, "run.price_per_hour=3.6")
-    metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["best_epoch"] == 0 and metrics["cost"] == pytest.approx(metrics["seconds"]["total"] / 1000)
-
-
 NEVER_BETTER = [
     "callbacks.monitor=val/loss", "callbacks.patience=1", "callbacks.mode=max", "optimizer.lr=0.01",
     "+phases.a={epochs:9,train_layers:none}", "+phases.b={epochs:9}", "trainer.max_epochs=null",

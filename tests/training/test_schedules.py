@@ -47,7 +47,7 @@ def rates(name: str, num_steps: int, lr: float = 0.2, **values) -> list[tuple]:
     weights = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
     made = torch.optim.SGD([{"params": weights[:1]}, {"params": weights[1:], "lr": lr / 10}], lr=lr, momentum=0.9)
     schedule = create_schedule(
-        made, **of_conf(name) | values, lr=lr, num_steps=num_steps, steps_per_epoch=5, batches_per_epoch=5
+        made, **of_conf(name) | values, num_steps=num_steps, steps_per_epoch=5, batches_per_epoch=5
     )["scheduler"]  # fmt: skip
     found = []
     for _ in range(num_steps):
@@ -80,9 +80,7 @@ def test_one_cycle_goes_up_and_down_with_momentum_against_it():
 def test_plateau_waits_for_its_patience():
     weight = nn.Parameter(torch.zeros(2))
     made = torch.optim.SGD([weight], lr=1.0)
-    config = create_schedule(
-        made, **of_conf("plateau"), lr=1.0, num_steps=100, steps_per_epoch=2.5, batches_per_epoch=5
-    )
+    config = create_schedule(made, **of_conf("plateau"), num_steps=100, steps_per_epoch=2.5, batches_per_epoch=5)
     assert (config["interval"], config["frequency"], config["monitor"]) == ("step", 5, "val/loss")
     found = []
     for loss in (1.0, 0.9, 0.95, 0.91, 0.92, 0.5, 0.6, 0.6, 0.6, 0.6):
@@ -95,7 +93,7 @@ def test_plateau_waits_for_its_patience():
 def test_one_cycle_leaves_an_optimizer_without_momentum_without_it():
     weight = nn.Parameter(torch.zeros(2))
     made = torch.optim.RMSprop([weight], lr=0.1, momentum=0.0)
-    create_schedule(made, **of_conf("one_cycle"), lr=0.1, num_steps=9, steps_per_epoch=3, batches_per_epoch=3)
+    create_schedule(made, **of_conf("one_cycle"), num_steps=9, steps_per_epoch=3, batches_per_epoch=3)
     assert made.param_groups[0]["momentum"] == 0.0
 
 
@@ -105,4 +103,4 @@ def test_one_cycle_leaves_an_optimizer_without_momentum_without_it():
 def test_missing_and_unknown_keys_are_refused_in_one_line(values):
     made = torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=1.0)
     with pytest.raises(InputError, match=f"^schedule: {values['name']} can't be built with"):
-        create_schedule(made, **values, lr=1.0, num_steps=9, steps_per_epoch=3, batches_per_epoch=3)
+        create_schedule(made, **values, num_steps=9, steps_per_epoch=3, batches_per_epoch=3)

@@ -1,19 +1,17 @@
-"""Checkpoint files: written atomically, recognised when damaged; a disk that is full or read-only."""
+"""Checkpoint files: written atomically, recognised when damaged; a disk that fails."""
 
 import errno
 import os
-import shutil
-import subprocess
-import sys
+import resource
 from unittest import mock
 
-import pytest
 import torch
 
 from carvision.files.atomic import link_or_copy
-from carvision.training.run.checkpoints import AtomicCheckpointIO, Output
+from carvision.training.run.checkpoints import AtomicCheckpointIO
 from carvision.training.run.resume import is_intact
-from tests.conftest import ROOT
+from tests.small_runs import demo, refuse, train
+from tests.training.run.test_killed_runs import assert_same_run
 
 
 def test_a_checkpoint_is_read_as_it_was_written_and_damage_is_found(tmp_path):
@@ -31,41 +29,23 @@ def test_a_checkpoint_is_read_as_it_was_written_and_damage_is_found(tmp_path):
             assert not is_intact(file)
 
 
-def test_a_failed_write_leaves_the_earlier_checkpoint_alone(tmp_path, monkeypatch):
-    io, file = AtomicCheckpointIO(), tmp_path / "last.ckpt"
-    io.save_checkpoint({"epoch": 1}, file)
-    full = mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
-    monkeypatch.setattr(Output, "write", lambda self, data: setattr(self, "error", full.side_effect) or full())
-    with pytest.raises(OSError, match="No space left on device"):
-        io.save_checkpoint({"epoch": 2}, file)
-    assert [*tmp_path.iterdir()] == [file] and io.load_checkpoint(file) == {"epoch": 1}
+def test_a_failing_disk_ends_the_run_in_one_line_and_costs_nothing(demo_photos, tmp_path):
+    """It takes no file as large as a checkpoint."""
+    overrides = [*demo(demo_photos), "optimizer.lr=0.01"]
+    whole = train(tmp_path / "whole", *overrides)
+    folder = train(tmp_path / "run", *overrides, "run.max_epochs_per_start=1")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        refuse(r"the disk of .* fails \(File too large\).* the same command .* resumes the run", folder, *overrides)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [*folder.rglob("*.partial")]
+    assert_same_run(train(folder, *overrides), whole)
 
 
 def test_a_file_system_without_links_gets_a_copy(tmp_path, monkeypatch):
-    last, best = tmp_path / "last.ckpt", tmp_path / "best.ckpt"
-    last.write_bytes(b"123")
-    best.write_bytes(b"old")
+    (tmp_path / "best.ckpt").write_bytes(b"123")
     monkeypatch.setattr(os, "link", mock.Mock(side_effect=OSError(errno.EPERM, "Operation not permitted")))
-    link_or_copy(last, best)
-    assert best.read_bytes() == b"123" and best.stat().st_ino != last.stat().st_ino
-    assert {*tmp_path.iterdir()} == {last, best}
-
-
-@pytest.mark.slow
-def test_a_small_disk_costs_no_run(demo_photos, tmp_path):
-    """A real one, in a mount namespace of its own."""
-    disk, other = tmp_path / "disk", tmp_path / "other"
-    disk.mkdir()
-    other.mkdir()
-    mount = f"mount -t tmpfs -o size=23m tmpfs {disk}"
-    tried = shutil.which("unshare") and subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True)
-    if not tried or tried.returncode:
-        pytest.skip("this machine lets nobody mount a small disk (unshare -rm)")
-    script = f"{mount} && exec {sys.executable} -m tests.training.run.small_disk {disk} {demo_photos} {other}"
-    done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", script],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
-    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "all is well", done.stdout + done.stderr
-    assert "Traceback" not in done.stderr and "Logging error" not in done.stderr, done.stderr
-    assert "a background writer stopped: [Errno 28] No space left on device" in done.stderr
+    link_or_copy(tmp_path / "best.ckpt", tmp_path / "last.ckpt")
+    assert (tmp_path / "last.ckpt").read_bytes() == b"123" and len([*tmp_path.iterdir()]) == 2

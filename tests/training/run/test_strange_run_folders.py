@@ -2,9 +2,7 @@
 
 import io
 import json
-import os
 import shutil
-import stat
 import zipfile
 from pathlib import Path
 
@@ -90,17 +88,6 @@ def test_folders_and_files_that_are_locked_or_appended_to_must_not_be_links(name
     before = {file: file.read_bytes() for file in outside.rglob("*") if file.is_file()}
     refuse(line, folder, *overrides)
     assert before and {file: file.read_bytes() for file in outside.rglob("*") if file.is_file()} == before
-
-
-def test_files_have_the_permissions_of_the_umask(demo_photos, tmp_path):
-    before = os.umask(umask := 0o027)
-    try:
-        folder = train(tmp_path / "run", *demo(demo_photos), *OVERRIDES, "trainer.max_epochs=1", pictures=True)
-    finally:
-        os.umask(before)
-    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in [folder, *folder.rglob("*")]}
-    assert {"model.safetensors", "last.ckpt", "history.csv", ".lock", "run.log"} <= {path.name for path in modes}
-    assert not [path for path, mode in modes.items() if mode != (0o777 if path.is_dir() else 0o666) & ~umask]
 
 
 def test_a_lost_history_is_restored_and_damaged_seconds_are_reported(begun):
