@@ -160,13 +160,14 @@ def one_of_classes(root: Path, num_classes: int) -> dict:
     from carvision.models.classifier import Outputs
     from carvision.system.runtime import keep_freed_memory
     from carvision.training.build import build_datamodule, build_lit_classifier
+    from carvision.training.optim import build_phases
 
     keep_freed_memory()
     folder = Path(tempfile.mkdtemp(dir=root)) / "photos"
     write_photos(folder, max(4 * num_classes, 8 * BATCH), num_classes, image_px=32)
     cfg = config_of(folder, "data.num_workers=0", "model.decoding=joint", "loss.class_weights=balanced")
     datamodule = build_datamodule(cfg, None)
-    lit = build_lit_classifier(cfg, datamodule.table)
+    lit = build_lit_classifier(cfg, datamodule, build_phases(cfg))
     batch = next(iter(datamodule.train_dataloader()))
     sizes = {name: len(label["ids"]) for name, label in lit.labels.items()}
     logits = {name: torch.randn(BATCH, size, requires_grad=True) for name, size in sizes.items()}

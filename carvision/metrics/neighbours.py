@@ -81,11 +81,6 @@ class Embedded(NamedTuple):
     targets: Tensor
     counts: Tensor
 
-    def if_finite(self) -> "Embedded":
-        """Return the batch itself if its loss is finite, else with a loss of 0 and no photo that counts."""
-        finite = self.loss.isfinite()
-        return self._replace(loss=torch.where(finite, self.loss, 0.0), counts=self.counts & finite)
-
 
 class NeighbourMetrics(Metric):
     """Recall@1 and MAP@R by cosine of all photos of a split, each searched among all others.

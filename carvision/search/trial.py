@@ -19,7 +19,7 @@ from carvision.errors import one_line, one_line_errors
 from carvision.search.build import compose
 from carvision.search.queue import BROKEN, PRUNED, SURPLUS, end_with_parent, root_of
 from carvision.search.study import create_pruner, open_storage
-from carvision.training.callbacks import History, read_history
+from carvision.training.callbacks import History
 from carvision.training.distributed.collectives import broadcast_object
 from carvision.training.distributed.launch import is_first_process
 from carvision.training.module import callbacks_of
@@ -61,7 +61,7 @@ class Reporting(pl.Callback):
         if not trainer.is_global_zero or self.study is not None or not trainer.current_epoch:
             return
         [history] = callbacks_of(trainer, History)
-        for row in history.rows or read_history(history.file):
+        for row in history.rows:
             value = row.get(self.plan["monitor"])
             if row["epoch"] < trainer.current_epoch and value is not None and not math.isnan(value):
                 self.should_prune = self._report(row["epoch"] + 1, float(value))

@@ -1,4 +1,4 @@
-"""How often and when a run reads each photo; batches without copies; updates of the weights."""
+"""How often and when a run reads each photo."""
 
 import time
 from collections import Counter
@@ -54,22 +54,3 @@ def test_validation_photos_are_read_before_the_last_step_is_over(demo_photos, tm
     monkeypatch.setattr(LitClassifier, "training_step", training_step)
     train(tmp_path / "run", *demo(demo_photos), "data.num_workers=1")
     assert len(waited) == EPOCHS and max(waited) < 60
-
-
-def test_a_step_gets_the_batch_itself(demo_photos, tmp_path, monkeypatch):
-    """Not a copy: the step has the memory that the threads filled."""
-    begin, step, made, passed = PhotoDataset.begin, LitClassifier.training_step, [], []
-
-    def noted_begin(photos: PhotoDataset, *arguments) -> dict:
-        batch = begin(photos, *arguments)
-        made.append(batch["images"].data_ptr())
-        return batch
-
-    def noted_step(lit: LitClassifier, batch: dict, batch_idx: int) -> torch.Tensor:
-        passed.append(batch["images"].data_ptr() == made[-1])
-        return step(lit, batch, batch_idx)
-
-    monkeypatch.setattr(PhotoDataset, "begin", noted_begin)
-    monkeypatch.setattr(LitClassifier, "training_step", noted_step)
-    train(tmp_path / "run", *demo(demo_photos), "trainer.max_epochs=1", "run.test=false")
-    assert passed and all(passed)
