@@ -23,7 +23,6 @@ MAX_MODULES, MAX_LINES, MIN_LINES = 9, 450, 60
 # Why a module of fewer lines stands alone
 SHORT = {
     "augment.draws": "all steps of the augmentation use it",
-    "diagnosis.finding": "what all parts of the diagnosis return",
     "embedding.options": "imports no torch, so that --help and a wrong option need none",
     "files.log": "one subject",
     "models.decoding": "one subject",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
@@ -257,7 +257,6 @@ def _create_sampler(sweep: Sweep, seed: int) -> BaseSampler:
             seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True
         ),
         "cmaes": lambda: CmaEsSampler(seed=seed, n_startup_trials=max(1, startup), warn_independent_sampling=False),
-        "gp": lambda: GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False),
     }[sweep.settings["sampler"]]()
 
 

@@ -136,7 +136,7 @@ def test_too_few_trials_for_the_brackets_are_reported(tmp_path):
     assert len(describe_brackets(small_sweep(tmp_path, *words, "sweep.trials=7"))) == 3 == len(lines)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes", "gp"])
+@pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes"])
 def test_every_sampler_draws_within_the_space_and_reproducibly(sampler, tmp_path):
     words = [LR, "model.trunk.dropout=range(0,0.6,step=0.1)", "seed=int(interval(1,9))"]
     if sampler != "cmaes":
