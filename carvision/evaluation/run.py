@@ -10,8 +10,9 @@ import pandas as pd
 import torch
 
 from carvision.data.table import UNKNOWN, LabelDescription, Table
+from carvision.evaluation.bootstrap import measure
 from carvision.evaluation.calibration import choose_temperature
-from carvision.evaluation.metrics import CHUNK, compute_metrics, evaluation_loss, head_weights_of, photo_losses
+from carvision.evaluation.metrics import CHUNK, evaluation_loss, head_weights_of, photo_losses
 from carvision.evaluation.predict import Predictions, predict_table, rank_and_world_size
 from carvision.evaluation.report import write_evaluation
 from carvision.evaluation.select import (
@@ -109,10 +110,10 @@ def _write(
     """Compute the metrics, and write the tables, the pictures and evaluation.json, which begins with `about`."""
     labels, rule = _labels_of(predictor), predictor.about["decoding"]
     losses, head_weights = photo_losses(predictions, labels, loss), head_weights_of(labels, loss)
-    metrics, decodings = compute_metrics(predictions, labels, losses, head_weights, rule)
+    measured = measure(predictions, labels, rule, losses, head_weights, num_samples)
     written = write_evaluation(
-        predictions, labels, folder, metrics=metrics, decodings=decodings, losses=losses, head_weights=head_weights,
-        rule=rule, title=title_of(about), notes=about["notes"], crop_to_box=crop_to_box, num_samples=num_samples,
+        predictions, labels, folder, measured=measured, rule=rule, title=title_of(about), notes=about["notes"],
+        crop_to_box=crop_to_box,
     )  # fmt: skip
     write_json(folder / "evaluation.json", {**about, **written})
 
