@@ -153,6 +153,7 @@ def _metrics_from_counts(predicted: Tensor, logits: Tensor, targets: Tensor, los
     """Return metrics_from_sums of the photos' counts under each weighting. loss: float64 (R,)."""
     classes, found, hits = count_photos(predicted, logits, targets, torch.ones_like(targets, dtype=torch.bool))
     summed_hits = weights.double() @ hits.double().t()
+    names: list[str] = []
     rows = []
     for start in range(0, len(weights), 64):  # bounds the memory of the float64 counts
         part = weights[start : start + 64]
@@ -161,8 +162,9 @@ def _metrics_from_counts(predicted: Tensor, logits: Tensor, targets: Tensor, los
         )
         for i, each in enumerate(counts, start):
             values = metrics_from_sums(each, summed_hits[i], loss[i])
+            names = list(values)
             rows.append(torch.stack(list(values.values())).where(each[1].sum() > 0, torch.nan))
-    return dict(zip(values, torch.stack(rows, dim=1), strict=True))
+    return dict(zip(names, torch.stack(rows, dim=1), strict=True))
 
 
 def _counts(weights: Tensor, classes: Tensor, num_classes: int) -> Tensor:

@@ -158,10 +158,9 @@ def title_of(about: dict) -> str:
     return f"{Path(about['run']).resolve().name}{others} on {about['data']['name']}, {about['split']}{views}"
 
 
-def layout_of(predictor: Predictor) -> tuple[Layout, dict]:
-    """Return the layout with the true classes, and its columns. Raises InputError if two columns have the same name."""
-    layout = Layout(true_heads=tuple(predictor.classes))
-    return layout, layout.columns(predictor.class_ids, predictor.labels)
+def layout_of(predictor: Predictor) -> Layout:
+    """Return the layout with the true classes. Raises InputError if two columns have the same name."""
+    return Layout(predictor.class_ids, predictor.labels, true_heads=tuple(predictor.classes))
 
 
 def write_predictions(file: Path, predictor: Predictor, predictions: Predictions, bad: dict[str, str]) -> None:
@@ -169,10 +168,10 @@ def write_predictions(file: Path, predictor: Predictor, predictions: Predictions
 
     bad: {path: reason} of the unusable photos.
     """
-    layout, columns = layout_of(predictor)
+    layout = layout_of(predictor)
     codes = {head: predictions.targets[head].tolist() for head in predictor.classes}
     with atomic_file(file) as partial, partial.open("w", encoding="utf-8", newline="") as out:
-        out.write(header(columns, file.suffix))
+        out.write(header(layout.columns, file.suffix))
         for start in range(0, len(predictions.paths), CHUNK):
             paths = predictions.paths[start : start + CHUNK]
             truths = [
@@ -181,7 +180,8 @@ def write_predictions(file: Path, predictor: Predictor, predictions: Predictions
             ]
             logits = {head: values[start : start + CHUNK] for head, values in predictions.logits.items()}
             photos, reasons = [Photo(path, path) for path in paths], [bad.get(path) for path in paths]
-            out.write(to_text(rows_of(predictor, layout, photos, truths, logits, reasons), columns, file.suffix))
+            rows = rows_of(predictor, layout, photos, truths, logits, reasons)
+            out.write(to_text(rows, layout.columns, file.suffix))
 
 
 def write_problems(folder: Path, bad: dict[str, str], unmatched: pd.DataFrame) -> None:
