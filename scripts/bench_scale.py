@@ -189,7 +189,7 @@ def write_report(photos: Path, labels: dict[str, dict], num_photos: int = 2000) 
     """Write the report of carvision.evaluate for made-up logits."""
     import torch
 
-    from carvision.evaluation.metrics import compute_metrics
+    from carvision.evaluation.bootstrap import measure
     from carvision.evaluation.predict import Predictions
     from carvision.evaluation.report import write_evaluation
     from carvision.losses.classification import cross_entropy
@@ -205,12 +205,9 @@ def write_report(photos: Path, labels: dict[str, dict], num_photos: int = 2000) 
     predictions = Predictions(paths, photos, None, logits, targets, valid, {})
     losses = {name: cross_entropy(logits[name], targets[name]) for name in targets}
     weights = dict.fromkeys(targets, 1.0)
-    metrics, decodings = compute_metrics(predictions, labels, losses, weights, "joint")
+    measured = measure(predictions, labels, "joint", losses, weights)
     with contextlib.redirect_stdout(io.StringIO()):  # its tables
-        write_evaluation(
-            predictions, labels, photos / "report", metrics=metrics, decodings=decodings, losses=losses,
-            head_weights=weights, rule="joint", title="made up",
-        )  # fmt: skip
+        write_evaluation(predictions, labels, photos / "report", measured=measured, rule="joint", title="made up")
 
 
 def milliseconds(function: Callable) -> float:
