@@ -24,7 +24,7 @@ from rich.text import Text
 from carvision.config.compose import choices_of
 from carvision.files.atomic import create_folder, write_csv, write_text
 from carvision.files.locks import lock_when_free
-from carvision.reports.tables import TextTable, print_table, write_html
+from carvision.reports.tables import TextTable, print_table
 from carvision.search.build import Sweep, compose
 from carvision.search.queue import (
     BEST_EPOCH,
@@ -234,6 +234,8 @@ def write_report(sweep: Sweep, study: optuna.Study) -> None:
 
     Holds a lock, as several workers may finish at the same time.
     """
+    from carvision.reports.page import Section, sections_of, write_page  # jinja2, which only the end of a search needs
+
     with lock_when_free(sweep.folder):
         trials = study.get_trials(deepcopy=False)
         shown = latest(trials)
@@ -245,7 +247,10 @@ def write_report(sweep: Sweep, study: optuna.Study) -> None:
         write_best(sweep, best[0])
         pictures = write_plots(sweep, study, shown)
         about = f"{line_of(summarise(sweep, trials), sweep)}. {ABOUT}"
-        write_html(sweep.folder / "search.html", sweep.name, about, [table], pictures, interactive(study, sweep))
+        sections = sections_of([table], pictures)
+        if plots := interactive(study, sweep):
+            sections.append(Section("Plots to point at", markup="\n".join(plots)))
+        write_page(sweep.folder / "search.html", sweep.name, about, sections)
     print_table(table, Console(width=None if sys.stdout.isatty() else WIDTH))
     print(f"the best trial, {root_of(best[0])}, over three seeds: {command_of(sweep)}")
 
@@ -289,7 +294,6 @@ def best_table(sweep: Sweep, best: list[FrozenTrial]) -> TextTable:
         "The best trials",
         ["trial", *(str(root_of(trial)) for trial in best)],
         rows,
-        [[""] * (len(best) + 1) for _ in rows],
         breaks={below},
     )
 
