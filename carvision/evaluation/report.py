@@ -27,7 +27,8 @@ from carvision.evaluation.predict import Predictions
 from carvision.files.atomic import file_stems, open_new, write_csv
 from carvision.inference.model_file import parents_of
 from carvision.models.decoding import decode
-from carvision.reports.tables import JOINT, TextTable, percent, print_table, without_nan, write_html, write_markdown
+from carvision.reports.page import sections_of, write_markdown, write_page
+from carvision.reports.tables import JOINT, TextTable, percent, print_table, without_nan
 
 Intervals = dict[str, tuple[float, float]]
 MAX_COLUMNS = 2  # heads with intervals that fit into 80 characters beside the metrics' names
@@ -140,8 +141,9 @@ def _write_texts(
 ) -> None:
     """Write results.txt, evaluation.md and evaluation.html; print to the terminal."""
     about = " ".join(f"{note.rstrip('.')}." for note in notes)
-    for write, file in ((write_markdown, "evaluation.md"), (write_html, "evaluation.html")):
-        write(folder / file, title, about, tables, pictures)
+    sections = sections_of(tables, pictures)
+    write_markdown(folder / "evaluation.md", title, about, sections)
+    write_page(folder / "evaluation.html", title, about, sections)
     with open_new(folder / "results.txt", "w", encoding="utf-8") as file:
         for console in (Console(), Console(file=file, width=80)):
             console.print(Text(f"{title}. {about}"))
@@ -291,9 +293,7 @@ def calibration_tables(
     """Return the calibration with and without the temperature."""
     tables = _by_head("Calibration", heads, CALIBRATION, metrics, intervals)
     for table in tables:
-        row = ["temperature", *(f"{temperature.get(head, 1.0):.3f}" for head in table.header[1:])]
-        table.rows.insert(0, row)
-        table.marks.insert(0, [""] * len(row))
+        table.rows.insert(0, ["temperature", *(f"{temperature.get(head, 1.0):.3f}" for head in table.header[1:])])
     if tables:
         tables[-1].notes.append(BINS_NOTE)
     return tables

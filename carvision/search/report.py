@@ -22,7 +22,7 @@ from rich.text import Text
 from carvision.config.compose import choices_of
 from carvision.files.atomic import create_folder, write_csv, write_text
 from carvision.files.locks import lock_when_free
-from carvision.reports.tables import TextTable, print_table, write_html
+from carvision.reports.tables import TextTable, print_table
 from carvision.search.build import Sweep, compose
 from carvision.search.queue import (
     BEST_EPOCH,
@@ -226,7 +226,9 @@ def write_report(sweep: Sweep, study: optuna.Study) -> None:
 
     Holds a lock, as several workers may finish at the same time.
     """
-    from carvision.search.plots import interactive, write_plots  # matplotlib, which only the end of a search needs
+    # matplotlib and jinja2, which only the end of a search needs
+    from carvision.reports.page import Section, sections_of, write_page
+    from carvision.search.plots import interactive, write_plots
 
     with lock_when_free(sweep.folder):
         trials = trials_of(sweep, study)
@@ -238,7 +240,10 @@ def write_report(sweep: Sweep, study: optuna.Study) -> None:
         write_best(sweep, best[0])
         write_plots(sweep, study)
         about = f"{line_of(summarise(sweep, trials), sweep)}. {ABOUT}"
-        write_html(sweep.folder / "search.html", sweep.name, about, [table], {}, interactive(sweep, study))
+        sections = sections_of([table], {})
+        if plots := interactive(sweep, study):
+            sections.append(Section("Plots to point at", markup="\n".join(plots)))
+        write_page(sweep.folder / "search.html", sweep.name, about, sections)
     print_table(table, Console(width=None if sys.stdout.isatty() else WIDTH))
     print(f"the best trial, {best[0].number}, over three seeds: {command_of(sweep)}")
 
@@ -280,7 +285,6 @@ def best_table(sweep: Sweep, best: list[FrozenTrial]) -> TextTable:
         "The best trials",
         ["trial", *(str(trial.number) for trial in best)],
         rows,
-        [[""] * (len(best) + 1) for _ in rows],
         breaks={below},
     )
 
