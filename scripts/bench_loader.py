@@ -109,8 +109,8 @@ class Child:
         words += ["--image-px", options.image_px, "--batch-size", options.batch_size]
         environment = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "CARVISION_JPEG": "simplejpeg"}
         self.process = subprocess.Popen(
-            [sys.executable, __file__, *map(str, words)], env={**os.environ, **environment}, cwd=checkout, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, __file__, *map(str, words)], env={**os.environ, **environment}, cwd=checkout,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8",
         )  # fmt: skip
 
     def ask(self) -> dict:
