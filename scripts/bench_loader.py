@@ -31,6 +31,8 @@ from types import SimpleNamespace
 
 from side_by_side import cpu_seconds, machine, measure, rows_as_table, summarise, table, write
 
+from carvision.system.runtime import keep_freed_memory
+
 CASES = {  # crop_scale, crop_ratio
     "crops": ((0.08, 1.0), (3 / 4, 4 / 3)),
     "default": ((0.6, 1.0), (0.8, 1.25)),
@@ -47,7 +49,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--before", type=Path, help="an earlier checkout of carvision")
     parser.add_argument("--torchvision", action="store_true")
-    parser.add_argument("--count", type=int, default=512, help="photos; of the case large an eighth")
+    parser.add_argument("--count", type=int, default=512, help="photos; of the case large a quarter")
     parser.add_argument("--image-px", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
@@ -67,7 +69,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as top:
         for case in options.cases:
             root = Path(top) / case
-            copy_photos(files[: options.count // 8 if case == "large" else options.count], root, case == "large")
+            count = max(options.count // 4, options.batch_size) if case == "large" else options.count
+            copy_photos(files[:count], root, case == "large")
             if options.python_part:
                 print(f"{case}: {python_part(case, root, options):.1f} us a photo hold Python's lock")
                 continue
@@ -213,6 +216,7 @@ def carvision_batches(options: argparse.Namespace) -> Iterable:
     except ImportError:
         from carvision.data.loading.loader import PhotoDataModule
 
+    keep_freed_memory()  # as its commands do
     [case], [threads] = options.cases, options.threads
     table, create_dataset = carvision_photos(case, options.root, options)
     datamodule = PhotoDataModule(lambda: table, create_dataset, options.batch_size, num_workers=threads)
