@@ -4,6 +4,7 @@
     python scripts/bench_loader.py --photos FOLDER --before CHECKOUT             also carvision as it was there
     python scripts/bench_loader.py --photos FOLDER --cases crops decoded --rounds 9
     python scripts/bench_loader.py --photos FOLDER --python-part                 microseconds that hold Python's lock
+    python scripts/bench_loader.py --photos FOLDER --waiting --threads 1         of the main thread, for that lock
 
 Cases: crops (8 to 100 % of the photo's area, photos as they are), default (60 to 100 %, as augment=light), large
 (crops, of photos enlarged to 1600 x 1200), decoded (crops; carvision from a pack of decoded photos, the others from the
@@ -20,6 +21,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -27,7 +29,9 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-from side_by_side import cpu_seconds, machine, measure, summarise, table, write
+from side_by_side import cpu_seconds, machine, measure, rows_as_table, summarise, table, write
+
+from carvision.system.runtime import keep_freed_memory
 
 CASES = {  # crop_scale, crop_ratio
     "crops": ((0.08, 1.0), (3 / 4, 4 / 3)),
@@ -45,11 +49,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--before", type=Path, help="an earlier checkout of carvision")
     parser.add_argument("--torchvision", action="store_true")
-    parser.add_argument("--count", type=int, default=512, help="photos; of the case large an eighth")
+    parser.add_argument("--count", type=int, default=512, help="photos; of the case large a quarter")
     parser.add_argument("--image-px", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--python-part", action="store_true")
+    parser.add_argument("--waiting", action="store_true")
     parser.add_argument("--out", type=Path, help="a file for all measurements, as JSON")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
@@ -64,9 +69,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as top:
         for case in options.cases:
             root = Path(top) / case
-            copy_photos(files[: options.count // 8 if case == "large" else options.count], root, case == "large")
+            count = max(options.count // 4, options.batch_size) if case == "large" else options.count
+            copy_photos(files[:count], root, case == "large")
             if options.python_part:
                 print(f"{case}: {python_part(case, root, options):.1f} us a photo hold Python's lock")
+                continue
+            if options.waiting:
+                measure_waiting(case, root, options)
                 continue
             if case == "decoded":
                 pack_decoded(root, root.with_name("pack"), options)
@@ -103,8 +112,8 @@ class Child:
         words += ["--image-px", options.image_px, "--batch-size", options.batch_size]
         environment = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "CARVISION_JPEG": "simplejpeg"}
         self.process = subprocess.Popen(
-            [sys.executable, __file__, *map(str, words)], env={**os.environ, **environment}, cwd=checkout, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, __file__, *map(str, words)], env={**os.environ, **environment}, cwd=checkout,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8",
         )  # fmt: skip
 
     def ask(self) -> dict:
@@ -207,6 +216,7 @@ def carvision_batches(options: argparse.Namespace) -> Iterable:
     except ImportError:
         from carvision.data.loading.loader import PhotoDataModule
 
+    keep_freed_memory()  # as its commands do
     [case], [threads] = options.cases, options.threads
     table, create_dataset = carvision_photos(case, options.root, options)
     datamodule = PhotoDataModule(lambda: table, create_dataset, options.batch_size, num_workers=threads)
@@ -259,6 +269,55 @@ def _seconds(photos, keys: list, batch_size: int) -> float:
     for batch in batches:
         photos[batch]
     return time.process_time() - began
+
+
+# The main thread, which computes while others read
+
+
+def measure_waiting(case: str, root: Path, options: argparse.Namespace) -> None:
+    """Print how long a step takes, and how late a thread gets Python's lock back, with and without threads that read.
+
+    The thread sleeps for 2 ms again and again, as the main thread leaves Python for each operation of torch.
+    """
+    import timm
+    import torch
+
+    torch.set_num_threads(1)
+    options.cases, options.child = [case], "carvision"
+    options.threads = options.threads[:1]
+    options.root = root
+    rows = []
+    for compiled in (False, True):
+        model = timm.create_model("mobilenetv2_035", num_classes=10).to(memory_format=torch.channels_last)
+        if compiled:
+            model.compile()
+        batches = list(carvision_batches(options))
+        for kind, source in (("no reading", batches), ("reading", carvision_batches(options))) * options.rounds:
+            late: list[float] = []
+            done = threading.Event()
+            probe = threading.Thread(target=_probe, args=(done, late))
+            began = time.perf_counter()
+            for number, batch in enumerate(source):
+                if number == 1:  # the first compiles, or waits for the first photos
+                    began = time.perf_counter()
+                    probe.start()
+                model(batch["images"].float() / 255).logsumexp(1).mean().backward()
+            seconds = time.perf_counter() - began
+            done.set()
+            probe.join()
+            late.sort()
+            rows.append([
+                f"compile {'on' if compiled else 'off'}, {kind}", f"{1e3 * seconds / (len(batches) - 1):.1f}",
+                f"{1e6 * sum(late) / len(late):.0f}", f"{1e6 * late[int(0.99 * len(late))]:.0f}",
+            ])  # fmt: skip
+    print(rows_as_table(["", "a step, ms", "late, us", "late, 99 %, us"], sorted(rows)))
+
+
+def _probe(done: threading.Event, late: list[float]) -> None:
+    while not done.is_set():
+        began = time.perf_counter()
+        time.sleep(0.002)
+        late.append(time.perf_counter() - began - 0.002)
 
 
 if __name__ == "__main__":

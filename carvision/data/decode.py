@@ -8,9 +8,10 @@ rounding. Only resizing needs torch, which is imported then.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
@@ -108,20 +109,24 @@ def decode_image(image: Image.Image, preprocessing: Preprocessing, box: np.ndarr
 
 
 def resize(pixels: np.ndarray, preprocessing: Preprocessing, out: Tensor) -> None:
-    """Resize uint8 (height, width, 3) into `out`, uint8 (3, size_px, size_px).
-
-    torch's bilinear and bicubic are antialiased like Pillow's, and four times as fast; it has no Lanczos.
-    """
+    """Resize uint8 (height, width, 3) into `out`, uint8 (3, size_px, size_px)."""
     import torch
 
     size = [preprocessing.size_px] * 2
-    if preprocessing.interpolation == "lanczos":
+    if kernel := resize_kernels().get(preprocessing.interpolation):
+        kernel(torch.from_numpy(pixels).permute(2, 0, 1)[None], size, False, out=out[None])
+    else:
         image = Image.fromarray(pixels).resize(size, INTERPOLATIONS[preprocessing.interpolation])
         out.copy_(torch.from_numpy(np.array(image)).permute(2, 0, 1))
-        return
+
+
+@functools.cache
+def resize_kernels() -> dict[str, Callable]:
+    """Return torch's kernels by interpolation: antialiased like Pillow's, and four times as fast. It has no Lanczos."""
+    import torch
+
     aten = torch.ops.aten
-    kernel = aten._upsample_bicubic2d_aa if preprocessing.interpolation == "bicubic" else aten._upsample_bilinear2d_aa
-    kernel.out(torch.from_numpy(pixels).permute(2, 0, 1)[None], size, False, out=out[None])
+    return {"bilinear": aten._upsample_bilinear2d_aa.out, "bicubic": aten._upsample_bicubic2d_aa.out}
 
 
 def raw_part(data: Bytes, preprocessing: Preprocessing, box, window, shift: float) -> np.ndarray | None:

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import math
-import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from carvision.data.decode import SIDEWAYS, decode_part, grey_bits, upright_turn
-from carvision.data.images import BadImage, Preprocessing, check_box, open_image
+from carvision.data.images import BadImage, Preprocessing, check_box, open_bytes, read_file
 from carvision.data.packs.read import PackedPhoto
 
 # Decode as training does, at a small size: libjpeg then scales by up to 1/8, which takes a fraction of the time and
@@ -85,11 +84,12 @@ class PhotoFacts(NamedTuple):
 def inspect_photo(photo: str | Path | PackedPhoto, box: np.ndarray | None) -> PhotoFacts:
     """Read and decode a photo and collect its facts. box: float (4,) pixels of the upright photo, NaN if it has none;
     None: don't check it. Warnings are only noted within `catch_warnings`."""
-    num_bytes, digest = _digest(photo)
-    width, height, mode, form, notes, reason, colours = 0, 0, "", "", [], "", []
+    num_bytes, width, height, mode, form, digest, reason, notes, colours = 0, 0, 0, "", "", "", "", [], []
     caught.warnings = 0
     try:
-        with open_image(photo) as image:
+        data = read_file(photo)
+        num_bytes, digest = len(data), hashlib.sha256(data).hexdigest()
+        with open_bytes(data) as image:
             width, height = image.size[::-1] if upright_turn(image) in SIDEWAYS else image.size
             mode, form = image.mode, image.format or ""
             notes = _notes(image, photo)
@@ -120,24 +120,6 @@ def kind_of_problem(reason: str) -> str:
         if reason.startswith(start):
             return kind
     return "unreadable" if reason else ""
-
-
-def _digest(photo: str | Path | PackedPhoto) -> tuple[int, str]:
-    """Return the size in bytes and the SHA-256 of a photo's file; (0, "") if it can't be read."""
-    if isinstance(photo, PackedPhoto):
-        try:
-            data = photo.read()
-        except BadImage:  # open_image reports why
-            return 0, ""
-        return len(data), hashlib.sha256(data).hexdigest()
-    path = Path(photo)
-    if not path.is_file():  # opening a pipe would block
-        return 0, ""
-    try:
-        with path.open("rb") as file:
-            return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:  # open_image reports why
-        return 0, ""
 
 
 def _notes(image: Image.Image, photo: str | Path | PackedPhoto) -> list[str]:

@@ -54,7 +54,7 @@ class PhotoDataset:
         num_draws: int,
         seed: int,
     ):
-        self.paths = np.char.encode(table.rows["path"].to_numpy(dtype=str), "utf-8", "surrogateescape")
+        self.paths = table.rows["path"].tolist()
         self.root, self.packed = table.root, table.packed
         if self.packed:
             self.packed.seed = seed
@@ -72,7 +72,7 @@ class PhotoDataset:
 
     def path(self, row: int) -> str:
         """Return the photo's path in the table."""
-        return self.paths[row].decode("utf-8", "surrogateescape")
+        return self.paths[row]
 
     def location(self, row: int) -> str:
         """Return where the photo lies, for messages."""

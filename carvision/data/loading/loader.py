@@ -61,7 +61,8 @@ class Loader:
         # Neither refers to this object, so that the threads end as soon as nothing else does
         read, parts = partial(_read_part, self.dataset), _parts(self.dataset, self.sampler, size, self.pin_memory)
         reading = InThreads(read, parts, self.num_workers, ahead, _use_one_thread)
-        torch.set_num_threads(num_threads)  # of this thread and of those that libraries start later
+        if num_threads > 1:
+            torch.set_num_threads(num_threads)  # of this thread and of those that libraries start later
         return reading
 
 

@@ -86,15 +86,6 @@ def test_an_image_is_the_same_in_any_batch_and_differs_by_epoch_seed_and_row(tab
     assert ((draws >= 0) & (draws < 1)).all() and len(draws.unique()) == draws.numel()
 
 
-def test_training_also_moves_the_square_of_resize_crop(table):
-    """Even without a random window, the square may lie anywhere along the longer side."""
-    centred = Preprocessing(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), resize="crop")
-    photos = photos_of(table, scale=(1.0, 1.0), ratio=(1.0, 1.0), preprocessing=centred)
-    assert len({items(photos, [(0, epoch)])[(0, epoch)][0] for epoch in range(6)}) > 1
-    with open_image(table.root / "é0.png") as photo:
-        assert torch.equal(photos[[(0, -1)]]["images"][0], decode_image(photo, centred))
-
-
 def quantiles_are_uniform(values: np.ndarray, low: float = 0.0, high: float = 1.0) -> bool:
     levels = np.linspace(0, 1, 21)
     return np.abs(np.quantile((values - low) / (high - low), levels) - levels).max() < 0.02

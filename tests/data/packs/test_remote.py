@@ -158,8 +158,7 @@ def test_an_absent_pack_or_server_or_file_system_is_an_error(server, tmp_path):
         read_packed("ftpx://a/b", cache=tmp_path)
 
 
-@pytest.mark.parametrize("window", [None, 2])
-@pytest.mark.parametrize("num_workers", [0, 1, 3])
+@pytest.mark.parametrize(("window", "num_workers"), [(None, 0), (None, 3), (2, 3)])
 def test_batches_from_a_url_are_those_of_the_folder(window, num_workers, made, server, tmp_path):
     tables = [read_packed(made[1], window=window), read_remote(server, tmp_path, window=window)]
     batches = []
@@ -218,15 +217,6 @@ def test_several_processes_and_threads_fetch_each_shard_once_and_remove_what_a_k
     names = sorted(shard.name for shard in read_remote(server, tmp_path).shards.all)
     assert shards_in(tmp_path / "cache") == names and {server.asked[name] for name in names} == {1}
     assert not left.exists()
-
-
-def test_without_locks_every_shard_is_still_fetched_completely(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(locks.fcntl, "flock", Mock(side_effect=OSError(37, "No locks available")))
-    table = read_remote(server, tmp_path)
-    loader = Loader(photos_of(table), TrainSampler(np.zeros(NUM), 4), 4, num_workers=2)
-    assert not any(reason for batch in loader for reason in batch["reasons"])
-    sizes = {file.name[17:]: file.stat().st_size for file in (tmp_path / "cache").glob("*.tar")}
-    assert sizes == {shard.name: shard.bytes for shard in table.shards.all}
 
 
 def test_the_next_shards_are_fetched_ahead_by_a_thread_that_ends_with_its_photos():
