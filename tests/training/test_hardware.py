@@ -6,14 +6,13 @@ import os
 
 import pytest
 import torch
-import yaml
 
 from carvision.errors import InputError
 from carvision.training.hardware import resolve_precision, set_deterministic
 from carvision.training.module import LitClassifier
 from carvision.training.trainer import trainer_values
 from tests.small_runs import SMALL, config, demo, refuse, train
-from tests.training.run.test_killed_runs import assert_same_run
+from tests.training.run.test_killed_runs import DEMANDING, assert_same_run
 
 
 @pytest.fixture
@@ -32,15 +31,15 @@ def gpus(monkeypatch):
 
 
 def test_auto_is_bf16_if_all_gpus_of_the_run_have_it_and_float16_on_others(gpus):
-    for capability in ((8, 0), (7, 5)):
-        gpus(capability)
-        precision = "bf16-mixed" if capability[0] >= 8 else "16-mixed"
-        assert resolve_precision("auto", "gpu") == resolve_precision("auto", "auto") == precision
-        assert resolve_precision("auto", "cpu") == resolve_precision("32-true", "gpu") == "32-true"
+    gpus((8, 0))
+    assert resolve_precision("auto", "gpu") == resolve_precision("auto", "auto") == "bf16-mixed"
+    assert resolve_precision("auto", "cpu") == resolve_precision("32-true", "gpu") == "32-true"
     gpus((9, 0), (7, 5))
     found = [resolve_precision("auto", "gpu", devices) for devices in (2, [0], [1])]
     assert found == ["16-mixed", "bf16-mixed", "16-mixed"]
     assert resolve_precision("auto", "gpu", 2, "fsdp") == "32-true"
+    gpus()
+    assert resolve_precision("auto", "auto") == "32-true"
     with pytest.raises(InputError, match=r"trainer\.precision: only 32-true and bf16-mixed, not 16-mixed, with"):
         trainer_values(config("trainer=fsdp", "trainer.precision=16-mixed", "data=demo"), [])
 
@@ -48,18 +47,10 @@ def test_auto_is_bf16_if_all_gpus_of_the_run_have_it_and_float16_on_others(gpus)
 def test_a_run_reports_its_precision_and_the_parts_of_training(demo_photos, tmp_path):
     auto = ["trainer.precision=auto", "trainer.profiler=simple", "trainer.max_epochs=1"]
     folder = train(tmp_path / "run", *demo(demo_photos), *auto)
-    assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["precision"] == "auto"
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["hardware"] == {"device": "cpu", "precision": "32-true"}
     table = (folder / "profile.txt").read_text()
     assert table.count("run_training_batch") == 1 and "train_dataloader_next" in table and "test_step" in table
-
-
-EVERYTHING_RANDOM = [
-    "trainer.max_epochs=3", "logger=none", "augment=mixup_cutmix", "augment.order=[flip,rotate,brightness,erase]",
-    "model.trunk.hidden=[16]", "model.trunk.dropout=0.3", "model.neck=[spatial_dropout,se]", "callbacks.ema_decay=0.9",
-    "data.sampler=balanced",
-]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +64,7 @@ def as_before(monkeypatch):
 
 @pytest.mark.slow
 def test_another_process_with_another_number_of_workers_gives_the_same_bits(run_module, demo_photos, tmp_path):
-    overrides = [*demo(demo_photos), *EVERYTHING_RANDOM, "deterministic=true"]
+    overrides = [*demo(demo_photos), *DEMANDING, "data.sampler=balanced", "deterministic=true"]
     a, b = train(tmp_path / "a", *overrides), tmp_path / "b"
     several = [*SMALL, *overrides, "data.num_workers=2", f"run.dir={b}"]
     run_module("carvision.train", *several, check=0, env={"PYTHONHASHSEED": "1"})
@@ -100,5 +91,4 @@ def test_torch_writes_a_trace_of_three_steps_and_a_table(demo_photos, tmp_path):
     with gzip.open(folder / "profile" / "trace.pt.trace.json.gz") as opened:
         names = {str(event.get("name")) for event in json.load(opened)["traceEvents"]}
     assert {n for n in names if n.startswith("ProfilerStep")} == {f"ProfilerStep#{step}" for step in (12, 13, 14)}
-    assert "aten::convolution_backward" in names
-    assert "aten::convolution_backward" in (folder / "profile.txt").read_text()
+    assert "aten::convolution_backward" in names and "aten::" in (folder / "profile.txt").read_text()

@@ -60,9 +60,7 @@ def test_the_best_epoch_has_the_best_neighbours_and_the_model_its_proxies(demo_p
     overrides = ["metric_loss=arcface", "metric_loss.heads=probe", "optimizer.lr=0.003", "model.trunk.hidden=[16]"]
     trained = train(tmp_path / "run", *demo(demo_photos), *overrides)
     history, metrics = pd.read_csv(trained / "history.csv"), json.loads((trained / "metrics.json").read_text())
-    names = {f"{split}/embedding/loss" for split in ("train", "val")}
-    names |= {f"val/embedding/{name}" for name in ("recall_at_1", "map_at_r")}
-    assert names <= set(history) and "train/embedding/map_at_r" not in history
+    assert "train/embedding/loss" in history and "train/embedding/map_at_r" not in history
     assert metrics["best_epoch"] == history["val/embedding/map_at_r"].idxmax()
     assert 0 < metrics["test"]["embedding/map_at_r"] < metrics["test"]["embedding/recall_at_1"] <= 1
     losses = metrics["val"]["make/loss"] + metrics["val"]["model/loss"] + metrics["val"]["embedding/loss"]
@@ -93,8 +91,6 @@ ONE_VALIDATION_PHOTO = [
 
 @pytest.mark.parametrize(("overrides", "line"), [
     (["model.difference.hidden=[8]"], "model.difference.hidden: nothing would train these layers"),
-    (["metric_loss=triplet", "model.embedding.hidden=[]", "model.difference.hidden=[8]"],
-     "model.difference.hidden: joins the trunk in model.embedding"),
     (["metric_loss=triplet", "augment=mixup"], "augment.mixup: metric losses need one class per photo"),
     (["metric_loss=arcface", "data.batch_size=auto"], "data.batch_size: auto does not know the batches"),
     (ONE_VALIDATION_PHOTO,

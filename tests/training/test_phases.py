@@ -1,7 +1,6 @@
 """Phases of a run, runs in several starts, averaged weights, sharpness-aware steps."""
 
 import json
-import shutil
 
 import pandas as pd
 import pytest
@@ -117,17 +116,3 @@ def test_sharpness_aware_steps_count_each_photo_once(demo_photos, tmp_path):
     for key, value in (("trainer.accumulate_grad_batches", 2), ("trainer.precision", "16-mixed")):
         with pytest.raises(InputError, match=f"optimizer.sam_rho: can't be combined with {key}"):
             trainer_values(cfg := config("optimizer.sam_rho=0.05", f"{key}={value}"), build_phases(cfg))
-
-
-def test_a_pickle_instead_of_a_checkpoint_is_refused_and_runs_nothing(two_phases, demo_photos, tmp_path):
-    class Bomb:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "executed"), "w"))
-
-    folder = tmp_path / "run"
-    (folder / "checkpoints").mkdir(parents=True)
-    shutil.copy(two_phases / "config.yaml", folder)
-    torch.save({"phase": 0, "epoch": Bomb()}, folder / "checkpoints" / "last.ckpt")
-    refuse(r"last\.ckpt is not a complete checkpoint", folder, *demo(demo_photos), *PHASES)
-    assert (folder / "checkpoints" / "last.ckpt").exists()
-    assert not (tmp_path / "executed").exists()

@@ -16,10 +16,7 @@ from tests.small_runs import refuse, train
 
 @pytest.fixture
 def manifest(tmp_path):
-    """write(unreadable, colour): 24 photos (12 train, 6 val, 6 test) and their table; returns its overrides.
-
-    unreadable: a split. colour: labels of the column of this name, by split.
-    """
+    """write(unreadable split, {split: labels of the column colour}): overrides for 12 train, 6 val, 6 test photos."""
 
     def write(unreadable: str = "", colour: dict[str, str] | None = None) -> list[str]:
         rows = []

@@ -11,7 +11,6 @@ import carvision
 from carvision.errors import InputError
 from carvision.inference.model_file import description_of
 from carvision.training.build import build_classifier, build_preprocessing
-from carvision.training.module import LitClassifier
 from tests.inference.model_files import refusal, rewrite
 from tests.inference.tiny import LABELS, save_tiny
 from tests.small_runs import config
@@ -26,14 +25,10 @@ OWN = (0.5, 0.5, 0.5)  # mean of test_resnet's pretrained weights
 def run(tmp_path):
     """A run's folder, and beside it one of its checkpoints as Lightning writes it."""
     folder = save_tiny(tmp_path / "run")
-    cfg, model = config(), carvision.load(folder)
-    lit = LitClassifier(
-        model.description, LABELS, model.preprocessing.as_dict(), cfg["loss"],
-        [{"name": "all", "epochs": 1, "train_layers": "all", "optimizer": {}, "schedule": {}}],
-        {"order": [], "steps": {}, "mixup": 0, "cutmix": 0, "mix_p": 0}, {}, "joint", model=model,
-    )  # fmt: skip
-    checkpoint = {"state_dict": lit.state_dict(), "hyper_parameters": dict(lit.hparams), "epoch": 9}
-    torch.save(checkpoint, tmp_path / "epoch=9-step=100.ckpt")
+    model = carvision.load(folder)
+    own = {"description": model.description, "labels": LABELS, "preprocessing": model.preprocessing.as_dict()}
+    state = {f"model.{name}": value for name, value in model.state_dict().items()}
+    torch.save({"state_dict": state, "hyper_parameters": {**own, "decoding": "joint"}}, tmp_path / "epoch=9.ckpt")
     return folder
 
 
@@ -44,7 +39,7 @@ def begun_from(source, labels=LABELS, **model):
     return build_classifier(cfg, labels), build_preprocessing(cfg)
 
 
-@pytest.mark.parametrize("source", ["run", "run/model.safetensors", "epoch=9-step=100.ckpt"])
+@pytest.mark.parametrize("source", ["run", "run/model.safetensors", "epoch=9.ckpt"])
 def test_a_run_and_its_checkpoints_give_heads_mean_and_std(run, source):
     model, preprocessing = begun_from(run.parent / source)
     earlier = carvision.load(run)
@@ -74,9 +69,8 @@ def test_a_description_of_another_program_is_not_read(run, tmp_path):
     backbone = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
     save_file(backbone, others / "model.safetensors")
     (others / "model.json").write_text('{"format": "layers-model", "weightsManifest": []}')
-    for source in (others, others / "model.safetensors"):
-        model, preprocessing = begun_from(source)
-        assert preprocessing.mean == OWN and not model.heads_are_trained
+    model, preprocessing = begun_from(others)
+    assert preprocessing.mean == OWN and not model.heads_are_trained
     (others / "model.json").write_text("{")  # may have been this model's
     with pytest.raises(InputError, match=r"model.json: can't be read as JSON"):
         begun_from(others)
@@ -96,7 +90,7 @@ def test_a_description_of_other_weights_is_not_read(run, caplog, monkeypatch):
 
 
 def test_a_checkpoint_that_was_changed_is_refused_and_others_have_no_description(run):
-    file = run.parent / "epoch=9-step=100.ckpt"
+    file = run.parent / "epoch=9.ckpt"
     checkpoint = torch.load(file, weights_only=True)
     for key, value in (("preprocessing", {"size_px": -1}), ("description", 7)):
         torch.save({**checkpoint, "hyper_parameters": {**checkpoint["hyper_parameters"], key: value}}, file)
@@ -110,7 +104,7 @@ def test_a_checkpoint_that_was_changed_is_refused_and_others_have_no_description
 
 def test_a_checkpoint_instead_of_a_run_is_refused_with_the_fix(run):
     (run / "checkpoints").mkdir()
-    shutil.copyfile(run.parent / "epoch=9-step=100.ckpt", run / "checkpoints" / "best.ckpt")
+    shutil.copyfile(run.parent / "epoch=9.ckpt", run / "checkpoints" / "best.ckpt")
     line = refusal(run / "checkpoints" / "best.ckpt")
     assert f"not a model file; give its run, {run}, or its model.safetensors" in line
     (run / "model.safetensors").unlink()

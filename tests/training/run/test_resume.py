@@ -100,7 +100,7 @@ def test_other_values_are_refused_unless_allowed(cut, demo_photos, tmp_path):
     cut(0, 3)
     start_and_cut(folder, *demo(demo_photos))
     changed = [*demo(demo_photos), "optimizer.lr=0.1", "augment=none"]
-    refuse(r"optimizer\.lr=0.001 became 0.1.*augment.order=.*run\.allow_changes=true", folder, *changed)
+    refuse(r"augment\.order=.*optimizer\.lr=0.001 became 0.1.*run\.allow_changes=true", folder, *changed)
     train(folder, *changed, "run.allow_changes=true")
     assert "resuming with a changed configuration: optimizer.lr=0.001 became 0.1" in (folder / "run.log").read_text()
 
@@ -120,27 +120,24 @@ def test_new_values_of_the_optimizer_take_effect(schedule, demo_photos, tmp_path
     assert patience["patience"] == 7
 
 
-@pytest.mark.parametrize("damage", ["one bit", "gone"])
-def test_a_damaged_checkpoint_is_replaced_by_the_newest_whole_one(damage, demo_photos, tmp_path):
+def test_a_damaged_checkpoint_is_replaced_by_the_newest_whole_one(demo_photos, tmp_path):
     overrides = [*demo(demo_photos), "optimizer.lr=0.01", "trainer.max_epochs=3"]
     overrides += ["callbacks.monitor=train/loss", "callbacks.mode=max"]  # the first epoch stays the best
     folder, whole = tmp_path / "run", train(tmp_path / "whole", *overrides)
     last = train(folder, *overrides, "run.max_epochs_per_start=2") / "checkpoints" / "last.ckpt"
     content = bytearray(last.read_bytes())
-    last.unlink()
-    if damage == "one bit":
-        content[len(content) // 3] ^= 1
-        last.write_bytes(content)
+    content[len(content) // 3] ^= 1
+    last.write_bytes(content)
     neither, earlier = (shutil.copytree(folder, tmp_path / name) for name in ("neither", "earlier"))
     for name in ("last", "best"):
         (neither / "checkpoints" / f"{name}.ckpt").write_bytes(b"PK")
     refuse(r"last\.ckpt is not a complete checkpoint.*best\.ckpt is not a complete", neither, *overrides)
+    (earlier / "checkpoints" / "last.ckpt").unlink()
     (earlier / "checkpoints" / "best.ckpt").rename(earlier / "checkpoints" / "previous.ckpt")  # as earlier versions did
     for run, name in ((folder, "best.ckpt"), (earlier, "previous.ckpt")):
         train(run, *overrides)
-        log = (run / "run.log").read_text()
-        assert f"resuming after 1 of 3 epochs ({name} of" in log
-        assert ("last.ckpt is not a complete checkpoint" in log) == (damage != "gone")
+        assert f"resuming after 1 of 3 epochs ({name} of" in (run / "run.log").read_text()
+    assert "last.ckpt is not a complete checkpoint" in (folder / "run.log").read_text()
     assert_same_run(folder, whole)
     assert json.loads((earlier / "metrics.json").read_text())["best_epoch"] == 1  # of those that have a checkpoint
 
@@ -159,15 +156,12 @@ def test_a_best_checkpoint_that_is_newer_than_the_last_is_resumed(whole, demo_ph
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_over_in_its_folder(whole, demo_photos, tmp_path):
-    early, late = tmp_path / "early", tmp_path / "late"
-    for folder in (early, late):
+    for name in ("config.yaml.partial", "config.yaml"):  # as far as it came
+        folder = tmp_path / name
         folder.mkdir()
         (folder / ".lock").touch()
-    (early / "config.yaml.partial").write_text("ru")  # as far as it came
-    shutil.copy(whole / "config.yaml", late)
-    for folder in (early, late):
-        train(folder, *demo(demo_photos))
-        assert_same_run(folder, whole)
+        shutil.copy(whole / "config.yaml", folder / name)
+        assert_same_run(train(folder, *demo(demo_photos)), whole)
 
 
 def test_finished_folds_are_kept(cut, demo_photos, tmp_path):

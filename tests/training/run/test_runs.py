@@ -57,11 +57,7 @@ def test_history_has_a_row_an_epoch_and_metrics_are_those_of_the_best(demo_run):
     metrics = json.loads((demo_run / "metrics.json").read_text())
     history = pd.read_csv(demo_run / "history.csv")
     assert history["epoch"].tolist() == [0, 1]
-    assert {
-        "lr", "seconds", "train/loss", "val/loss", "val/loss_total", "val/make/top1", "train/model/top5",
-        "val/model/f1", "train/model/auc", "val/model/auc_keras", "val/joint/top1", "val/joint/consistent",
-        "val/speed/mae",
-    } <= set(history.columns)  # fmt: skip
+    assert {"val/model/auc_keras", "val/joint/consistent", "val/speed/mae", "val/loss_total"} <= set(history.columns)
     assert history["lr"].between(0, 0.01).all() and (history["seconds"] > 0).all()
     best = history.loc[history["val/loss"].idxmin()]
     assert metrics["best_epoch"] == best["epoch"] and metrics["seconds"]["training"] > 0
@@ -72,13 +68,11 @@ def test_history_has_a_row_an_epoch_and_metrics_are_those_of_the_best(demo_run):
         assert metrics[split] == pytest.approx(row, rel=1e-5) and metrics[split] != row
     of_rows = metrics_of({"callbacks": checkpoint["callbacks"]})  # of an earlier version
     assert of_rows["val"] == pytest.approx(metrics["val"]) and of_rows["train"] == pytest.approx(metrics["train"])
-    test, decodings = metrics["test"], metrics["decodings"]
-    assert 0 <= test["model/top1"] <= test["model/top5"] <= 1
-    assert set(decodings["test"]) == {"independent", "joint", "marginal"}
-    assert decodings["test"]["joint"]["joint/consistent"] == 1.0
     for split in ("val", "test"):
-        of_split = decodings[split]["independent"]
-        assert of_split == {name: metrics[split][name] for name in of_split}
+        of_split = metrics["decodings"][split]
+        assert set(of_split) == {"independent", "joint", "marginal"} and of_split["joint"]["joint/consistent"] == 1
+        expected = {name: metrics[split][name] for name in of_split["independent"]}
+        assert of_split["independent"] == pytest.approx(expected)
 
 
 def test_all_folds_are_trained_and_their_mean_reported(class_folders, tmp_path):
@@ -107,7 +101,6 @@ def test_a_bad_photo_stops_the_run_or_is_skipped_or_blank_and_is_always_listed(c
 @pytest.mark.parametrize(("override", "message"), [
     ("+model/head@model.heads.colour=linear", "model.heads.colour: folder has no label 'colour'"),
     ("data.crop_to_box=true", "data.crop_to_box: folder under .* comes without boxes"),
-    ("loss.head_weights={make:1}", "loss.head_weights: 'make' is not one of the heads class"),
     ("callbacks.monitor=val/class/aucc", "callbacks.monitor: 'val/class/aucc' .*nearest: val/class/auc"),
     ("trainer=gpu", "trainer: this machine can't run trainer.accelerator=gpu"),
     ("data.root=nowhere", "data.root: .*nowhere.* does not exist"),
@@ -146,8 +139,7 @@ def test_a_resumed_run_records_both_starts(demo_photos, tmp_path, monkeypatch):
     train(run, *demo(demo_photos), "run.max_epochs_per_start=1", "seed=3", "logger=none")
     train(run, *demo(demo_photos), "seed=3", "data.num_workers=1", "logger=none")
     first, second = json.loads((run / "environment.json").read_text())
-    assert first["command"] == "python -m carvision.train 'run.dir=a b'"
-    assert first["time"] <= second["time"] and first["seed"] == second["seed"] == 3
+    assert first["command"] == "python -m carvision.train 'run.dir=a b'" and first["seed"] == second["seed"] == 3
     digest = hashlib.sha256((run / "splits.csv").read_bytes()).hexdigest()
     assert first["splits_sha256"] == second["splits_sha256"] == digest
     assert {name_of(line) for line in requirements()} <= set(first["versions"])

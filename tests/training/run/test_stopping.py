@@ -15,10 +15,6 @@ from tests.training.run.forked import printed, start, wait_for
 OVERRIDES = ["trainer.max_epochs=300", "data.batch_size=8", "data.num_workers=1", "logger=none"]
 
 
-def is_printed(text: str, folder) -> bool:
-    return folder.with_suffix(".out").exists() and text in printed(folder)
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_to_all_processes_ends_the_run_with_a_checkpoint(number, code, demo_photos, tmp_path):
     folder = tmp_path / "run"
@@ -42,7 +38,7 @@ def test_a_signal_during_the_test_ends_it_and_the_next_start_repeats_it(demo_pho
     folder = tmp_path / "run"
     overrides = [*demo(demo_photos), "trainer.max_epochs=1", "logger=none"]
     process = start(folder, *overrides, stuck="test_step")
-    wait_for(lambda: is_printed("stuck", folder), process)
+    wait_for(lambda: "stuck" in printed(folder), process)
     os.kill(process.pid, signal.SIGTERM)
     process.join(60)
     assert process.exitcode == 143 and "not finished (SIGTERM)" in printed(folder), printed(folder)
@@ -55,7 +51,7 @@ def test_a_second_signal_ends_the_run_at_once(demo_photos, tmp_path):
     folder = tmp_path / "run"
     process = start(folder, *demo(demo_photos), *OVERRIDES, stuck="training_step")
     for text in ("stuck", "stopping with a checkpoint"):
-        wait_for(lambda: is_printed(text, folder), process)  # noqa: B023
+        wait_for(lambda: text in printed(folder), process)  # noqa: B023
         assert process.exitcode is None
         os.kill(process.pid, signal.SIGINT)
     process.join(30)

@@ -1,7 +1,6 @@
 """Run folders with files that are damaged, links, or another program's: a logged fallback, or one line."""
 
 import io
-import json
 import shutil
 import zipfile
 from pathlib import Path
@@ -100,9 +99,7 @@ def test_a_lost_history_is_restored_and_damaged_seconds_are_reported(begun):
     after = pd.read_csv(folder / "history.csv", dtype=str)
     assert after["epoch"].tolist() == ["0", "1"] and after[:1].equals(before)
     log = (folder / "run.log").read_text()
-    assert "seconds.json is damaged" in log
-    assert "its records of earlier starts are lost" in log
-    assert len(json.loads((folder / "environment.json").read_text())) == 1
+    assert "seconds.json is damaged" in log and "its records of earlier starts are lost" in log
 
 
 def garbage_zip() -> bytes:
@@ -116,13 +113,18 @@ def saved(content) -> bytes:
     return made.getvalue()
 
 
+class Bomb:
+    def __reduce__(self):
+        return (pytest.fail, ("executed",))
+
+
 def test_a_file_that_is_no_whole_checkpoint_is_refused_in_one_line(begun):
     overrides, folder = begun
     last = folder / "checkpoints" / "last.ckpt"
     content, state = last.read_bytes(), torch.load(last, weights_only=True)
     middle = len(content) // 2
     for damage in (
-        content[:middle] + bytes(100) + content[middle + 100 :], garbage_zip(), saved([1]),
+        content[:middle] + bytes(100) + content[middle + 100 :], garbage_zip(), saved([1]), saved(Bomb()),
         saved({**state, "epoch": -3}), saved({**state, "callbacks": None}), saved({**state, "optimizer_states": []}),
     ):  # fmt: skip
         last.unlink()
@@ -140,10 +142,8 @@ def test_a_checkpoint_of_another_network_or_epoch_is_refused_in_one_line(begun, 
     state = torch.load(last, weights_only=True)
     other = train(tmp_path / "other", *overrides, "model.backbone=test_vit", "run.max_epochs_per_start=1")
     network, epochs = r"last\.ckpt does not fit .* is of another network", "the run has trained 8 epochs already"
-    for content, line in (
-        ((other / "checkpoints" / "last.ckpt").read_bytes(), network),
-        (saved({**state, "optimizer_states": [{}]}), network), (saved({**state, "epoch": 7}), epochs),
-    ):  # fmt: skip
+    others = (other / "checkpoints" / "last.ckpt").read_bytes()
+    for content, line in ((others, network), (saved({**state, "epoch": 7}), epochs)):
         last.unlink()
         last.write_bytes(content)
         refuse(line, folder, *overrides)
@@ -157,11 +157,9 @@ def test_a_damaged_best_checkpoint_and_damaged_metrics_are_replaced(begun):
     train(folder, *overrides)
     for content in (garbage_zip(), saved({**state, "state_dict": {}})):
         (folder / "metrics.json").write_bytes(b"[]")
-        assert not is_finished(folder)
         best.unlink()
         best.write_bytes(content)
-        train(folder, *overrides)
-        assert is_finished(folder)
+        assert is_finished(train(folder, *overrides))
 
 
 def test_a_damaged_configuration_beside_checkpoints_is_refused_in_one_line(begun):
@@ -176,21 +174,15 @@ def test_a_damaged_configuration_beside_checkpoints_is_refused_in_one_line(begun
 
 def test_a_damaged_list_of_splits_is_refused_or_reported(begun):
     overrides, folder = begun
-    for content in (b"\xff\x00", b"path\na\na\n"):
-        (folder / "splits.csv").write_bytes(content)
-        refuse(r"splits\.csv can't be read .*run\.allow_changes=true", folder, *overrides)
+    (folder / "splits.csv").write_bytes(b"path\na\na\n")
+    refuse(r"splits\.csv can't be read .*run\.allow_changes=true", folder, *overrides)
     train(folder, *overrides, "run.allow_changes=true", "run.max_epochs_per_start=1")
     assert "using the photos as they are now" in (folder / "run.log").read_text()
 
 
 def test_files_instead_of_folders_and_the_reverse_are_refused(begun, tmp_path):
     overrides, run = begun
-    for name in ("tensorboard", "checkpoints", "history.csv", "metrics.json"):
-        folder = shutil.copytree(run, tmp_path / name)
-        if "." in name:
-            (folder / name).unlink(missing_ok=True)
-            (folder / name).mkdir()
-        else:
-            shutil.rmtree(folder / name)
-            (folder / name).write_bytes(b"")
-        refuse(rf"{name}.* can't be written" if "." in name else "", folder, *overrides)
+    for name in ("history.csv", "metrics.json", "tensorboard"):
+        folder = shutil.copytree(run, tmp_path / name, ignore=shutil.ignore_patterns(name))
+        (folder / name).mkdir() if "." in name else (folder / name).touch()
+        refuse(rf"{name}.* can't be written" if "." in name else name, folder, *overrides)
