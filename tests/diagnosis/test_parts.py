@@ -110,23 +110,15 @@ def test_what_is_in_order_or_unknown_is_no_finding(tmp_path):
     assert decoding(rates=[400.0, 100.0]) == decoding(1, rates=[900.0, 400.0]) == []
     unset = {"OMP_NUM_THREADS": "4,2", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_LAUNCH_BLOCKING": "0"}
     assert variables(**unset, CUDA_VISIBLE_DEVICES="1,2", RANK="0", WORLD_SIZE="2", TORCHELASTIC_RUN_ID="a") == []
-    assert findings(packages.examine_python((3, 11, 0))) == []
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == f">={'.'.join(map(str, packages.OLDEST_PYTHON))}"
+    assert packages.malicious_packages({"lightning": "2.6.3", "pytorch-lightning": "2.6.6"}) == ["lightning"]
     assert findings(packages.examine_builds(VERSIONS, NMS)) == []  # examine_imports reports it
     for version in ("2.6.0+cpu", "2.15.0+cu132", "2.16.0.dev20261101+cu132", "2.9.0a0+git123"):
         assert versions("torch>=2.6", torch=version) == []
     installed = read_versions()
     assert findings(packages.examine_versions(requirements(), installed)) == []
     assert findings(packages.examine_builds(installed, {})) == []
-
-
-def test_the_oldest_python_is_that_of_pyproject():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["requires-python"] == f">={'.'.join(map(str, packages.OLDEST_PYTHON))}"
-
-
-def test_malicious_releases_are_never_imported():
-    assert packages.malicious_packages({"pytorch-lightning": "2.6.2", "torch": "2.9.0"}) == ["pytorch-lightning"]
-    assert packages.malicious_packages({"lightning": "2.6.3", "pytorch-lightning": "2.6.6"}) == ["lightning"]
 
 
 def test_what_fails_for_one_reason_is_one_finding():

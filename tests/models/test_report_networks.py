@@ -50,11 +50,8 @@ def test_networks_behave_as_timms(name):
     pooled = network(photos)
     assert pooled.shape == (2, network.num_features)
     torch.testing.assert_close(network.forward_head(network.forward_features(photos)), pooled)
-    network.reset_classifier(7)
-    assert network(photos).shape == (2, 7)
-    torch.testing.assert_close(network.forward_head(network.forward_features(photos), pre_logits=True), pooled)
     network.reset_classifier(7, "catavgmax")
-    assert network.get_classifier().in_features == 2 * network.num_features
+    assert network(photos).shape == (2, 7) and network.get_classifier().in_features == 2 * network.num_features
 
 
 @pytest.mark.parametrize("name", MAPS)
@@ -65,7 +62,6 @@ def test_a_step_trains_all_of_it_and_it_can_be_saved(name):
     photos = torch.rand(4, 3, 96, 96)
     model(photos)["class"].square().sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
-    assert model.backbone.features[0].weight.grad.abs().sum() > 0
     other = classifier_from(json.loads(json.dumps(model.description)))
     other.load_state_dict(model.state_dict())
     torch.testing.assert_close(other.eval()(photos), model.eval()(photos))
@@ -78,7 +74,6 @@ def test_layers_that_only_some_of_the_networks_have():
     assert timm.create_model("alexnet").features[2].p == 0.2
     layers = timm.create_model("cars196_cnn").features
     assert [type(layer) for layer in layers] == [nn.Conv2d, nn.LeakyReLU, nn.BatchNorm2d, nn.MaxPool2d] * 5
-    assert layers[1].negative_slope == 0.3
 
 
 def test_the_reports_networks_exist_with_weights_where_the_report_has_them():
@@ -152,8 +147,6 @@ def test_total_of_a_report_is_keras_base_and_what_stands_on_it(
 def test_timm_and_what_keras_counts_otherwise_is_keras_total(name):
     backbone = network(name, 2, 224, "avg", NO_LAYERS, NO_NECK).backbone
     assert num_trainable(backbone) + sum(differences(name, backbone).values()) == KERAS[name]
-    if name == "vgg19":  # with its own pool come the dense layers that Keras' top has
-        assert network(name, 2, 224, "default", NO_LAYERS, NO_NECK).trunk.num_outputs == 4096
 
 
 def test_totals_and_layers_of_networks_without_keras_base():
@@ -162,24 +155,3 @@ def test_totals_and_layers_of_networks_without_keras_base():
     assert num_trainable(alexnet) + num_statistics(alexnet) == 47_605_796
     benchmark = network("oxford102_benchmark", 102, 256, "flatten", Layers((256,), 0.5), NO_NECK)
     assert num_trainable(benchmark) + num_statistics(benchmark) == 14_800_710
-    kinds = [type(module) for module in alexnet.backbone.modules()]
-    counts = [kinds.count(kind) for kind in (nn.Conv2d, nn.Dropout2d, nn.MaxPool2d, nn.BatchNorm2d)]
-    assert counts == [5, 5, 3, 5]
-    photos, flatten, dense, dropout, attention, se, custom = 1, 1, 3, 2, 1, 1, 2  # a "custom" holds one more block
-    assert sum(counts) + photos + flatten + dense + dropout + attention + se + custom == 29  # as the report lists
-
-
-def test_heads_of_r0():
-    """Its text gives the layers of the baseline (B5: 2,048 features) and of the optimal network, for both tails."""
-    baseline, tail = Layers((256, 256), dropout=0.25), Layers((128, 64), dropout=0.25)
-    optimal, optimal_tail = Layers((512,), dropout=0.3, l2=1e-3), Layers((256,), dropout=0.3, l2=1e-3)
-    tails = 2 * (256 * 128 + 128 + 128 * 64 + 64) + 65 * (163 + 1716)
-    optimal_tails = 2 * (512 * 256 + 256) + 257 * (163 + 1716)
-    for trunk, layers, total in (
-        (baseline, tail, 2048 * 256 + 256 + 256 * 256 + 256 + tails),
-        (optimal, optimal_tail, 2048 * 512 + 512 + optimal_tails),
-    ):
-        heads = {"make": Head(163, layers), "model": Head(1716, layers)}
-        with torch.device("meta"):
-            model = Classifier("tf_efficientnet_b5", heads, 224, trunk=trunk)
-        assert num_trainable(model) - num_trainable(model.backbone) == total
