@@ -8,9 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from torch.utils.data import Dataset
 
-from carvision.data.loading.loader import PhotoDataModule
 from tests.conftest import ROOT
 from tests.data.layouts import write_class_folders
 
@@ -103,19 +101,3 @@ def test_a_training_imports_only_what_it_uses(tmp_path):
     text, _ = python("-c", FIRST_STEP, *words, f"run.dir={tmp_path / 'run'}", cwd=tmp_path)
     more = re.findall(r"^more: (.*)$", text, re.MULTILINE)[0].split()
     assert "pandas" in more and not {name for name in more if name.partition(".")[0] in UNUSED}
-
-
-class ImportedModules(Dataset):
-    """Gives the names of the modules that a worker has imported, instead of photos."""
-
-    def num_bytes(self, batch_size: int) -> int:
-        return 8
-
-    def __getitem__(self, keys) -> list[str]:
-        return sorted(sys.modules)
-
-
-def test_workers_import_nothing():
-    data = PhotoDataModule(lambda: None, lambda table: None, batch_size=1, num_workers=1)
-    [first, _] = data.create_loader(ImportedModules(), [[(0, 0)], [(1, 0)]])
-    assert len(first) > 500 and not set(first) - set(sys.modules)

@@ -13,10 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table as RichTable
 from rich.text import Text
 
 from carvision.data.health import (
@@ -43,7 +40,7 @@ from carvision.reports.photos import (
     width_px,
 )
 from carvision.reports.plots import FAINT, SPLIT_COLOURS, TEXT, create_figure, save_figure, set_title, tidy
-from carvision.reports.tables import without_nan
+from carvision.reports.tables import TextTable, fits, print_table, without_nan
 
 log = logging.getLogger(__name__)
 
@@ -195,9 +192,9 @@ def print_health(report: dict, console: Console | None = None) -> int:
     for hint in report["hints"]:
         console.print(Text(f"Look at this: {hint}.", "yellow"), soft_wrap=True)
     if report["colours"]:
-        console.print(_colour_table(report["colours"]))
+        print_table(_colour_table(report["colours"]), console)
     for label, counts in report["labels"].items():
-        console.print(_count_table(label, counts, console))
+        print_table(_count_table(label, counts, console), console)
     return report["num_problems"]
 
 
@@ -229,43 +226,30 @@ def _print_copies(copies: dict, console: Console) -> None:
         console.print(Text(f"  with photos in more than one split: {copies['across_splits']:,}", "yellow"))
 
 
-def _colour_table(colours: list[dict]) -> RichTable:
+def _colour_table(colours: list[dict]) -> TextTable:
     """Tabulate mean ± standard deviation of each channel, one row per split."""
-    title = Text("\ncolours of a photo, 0 to 1 (mean ± standard deviation):", "bold")
-    table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     channels = ("red", "green", "blue")
-    for name in ("split", "photos", *channels):
-        table.add_column(name, justify="left" if name == "split" else "right", no_wrap=True)
     reference: dict = {"split": "ImageNet", "photos": None, **IMAGENET}
-    for row in (*colours, reference):
-        values = (f"{row[name]:.3f} ± {row[f'{name}_std']:.3f}" for name in channels)
-        table.add_row(row["split"], _number(row["photos"]), *values)
-    return table
+    rows = [
+        [row["split"], _number(row["photos"]), *(f"{row[name]:.3f} ± {row[f'{name}_std']:.3f}" for name in channels)]
+        for row in (*colours, reference)
+    ]
+    return TextTable("colours of a photo, 0 to 1 (mean ± standard deviation):", ["split", "photos", *channels], rows)
 
 
-def _count_table(label: str, counts: dict, console: Console) -> RichTable:
+def _count_table(label: str, counts: dict, console: Console) -> TextTable:
     """Tabulate the photos per class, one row per split, with as many percentiles as fit the terminal.
 
     In a file or a pipe, at least those of report R4.
     """
-    *wider, narrowest = (
-        _count_table_without(hidden, label, counts) for hidden in (HIDDEN if console.is_terminal else HIDDEN[:2])
-    )
-    options = console.options.update(max_width=1000)
-    fitting = (table for table in wider if Measurement.get(console, options, table).maximum <= console.width)
-    return next(fitting, narrowest)
-
-
-def _count_table_without(hidden: str, label: str, counts: dict) -> RichTable:
     unknown = f" (photos of unknown {label}: {counts['unknown']:,})" if counts["unknown"] else ""
-    title = Text(f"\n{label}: {counts['classes']:,} classes{unknown}; photos per class:", "bold")
-    table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    names = [name for name in counts["splits"][0] if not re.fullmatch(hidden, name)]
-    for name in names:
-        table.add_column(name, justify="left" if name == "split" else "right", no_wrap=True)
-    for row in counts["splits"]:
-        table.add_row(row["split"], *(_number(row[name]) for name in names[1:]))
-    return table
+    title = f"{label}: {counts['classes']:,} classes{unknown}; photos per class:"
+    tables = []
+    for hidden in HIDDEN if console.is_terminal else HIDDEN[:2]:
+        names = [name for name in counts["splits"][0] if not re.fullmatch(hidden, name)]
+        rows = [[row["split"], *(_number(row[name]) for name in names[1:])] for row in counts["splits"]]
+        tables.append(TextTable(title, names, rows))
+    return next((table for table in tables if fits(table, console)), tables[-1])
 
 
 def _number(value: float | None) -> str:

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from carvision.reports.summary import closing_tables, print_closing, time_line
+from carvision.reports.tables import print_table
 
 CLASSES = {"make": {"ids": list("ab"), "parent": None}, "model": {"ids": list("abc"), "parent": "make"}}
 LABELS = {**CLASSES, "speed": {"unit": "km/h"}}
@@ -26,7 +27,8 @@ def metrics() -> dict:
 
 def text_of(tables: list, width: int = 80) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(*tables, sep="\n")
+    for table in tables:
+        print_table(table, console)
     return console.file.getvalue()
 
 

@@ -21,7 +21,8 @@ from carvision.reports.comparison.tables import (
     runs_table,
     settings_table,
 )
-from carvision.reports.tables import TextTable, print_table, write_html, write_markdown
+from carvision.reports.page import sections_of, write_markdown, write_page
+from carvision.reports.tables import TextTable, print_table
 
 log = logging.getLogger(__name__)
 
@@ -122,8 +123,9 @@ def _write(
     tables = [runs_table(frame, "Metrics", notes), *studies]
     if keys:
         tables.append(settings_table(runs, list(frame.index), keys))
-    for write, file in ((write_markdown, "compare.md"), (write_html, "compare.html")):
-        write(folder / file, title, about, tables, pictures)
+    sections = sections_of(tables, pictures)
+    write_markdown(folder / "compare.md", title, about, sections)
+    write_page(folder / "compare.html", title, about, sections)
     console = Console()
     if not console.is_terminal:
         console = Console(width=110)  # rich assumes 80 columns for a file

@@ -12,6 +12,9 @@ from rich.console import Console
 from rich.text import Text
 
 from carvision.embedding.embed import open_source
+from carvision.embedding.options import METHODS
+from carvision.embedding.pairs import read_task
+from carvision.embedding.scores import FAR_LEVELS, ScoredPairs, roc, score, tar_name
 from carvision.evaluation.select import notes_on_seen_photos
 from carvision.files.atomic import file_stems, write_csv, write_json
 from carvision.files.log import start_log
@@ -28,10 +31,6 @@ from carvision.reports.plots import (
 )
 from carvision.reports.tables import BEST, TextTable, percent, print_table, without_nan
 from carvision.system.runtime import keep_freed_memory
-from carvision.verification import METHODS
-from carvision.verification.metrics import FAR_LEVELS, roc, tar_name
-from carvision.verification.pairs import read_task
-from carvision.verification.score import ScoredPairs, score
 
 log = logging.getLogger(__name__)
 
@@ -156,11 +155,10 @@ def plot_roc(scored: dict[str, ScoredPairs], title: str, file: Path) -> None:
         for axes in (even, wide):
             axes.plot(chance, chance, **by_chance)
         for method in methods if 0 < num_different < len(pairs.same) else []:
-            curve = roc(pairs.scores[method], pairs.same)
-            even.plot(curve.far, curve.tar, **styles[method])
-            begin = np.flatnonzero(curve.far <= least)[-1]  # points further left would draw a line along the edge
-            far = curve.far[begin:].clip(min=least)
-            wide.plot(far, curve.tar[begin:], drawstyle="steps-post", **styles[method])
+            far, tar = roc(pairs.scores[method], pairs.same)
+            even.plot(far, tar, **styles[method])
+            begin = np.flatnonzero(far <= least)[-1]  # points further left would draw a line along the edge
+            wide.plot(far[begin:].clip(min=least), tar[begin:], drawstyle="steps-post", **styles[method])
         even.set_title(f"{difficulty}: {len(pairs.same):,} pairs", loc="left", size=10, color=TEXT, parse_math=False)
         even.set(xlim=(0, 1), ylim=(0, 1.01))
         wide.set_xscale("log")
