@@ -4,7 +4,6 @@ import pytest
 
 from carvision.errors import InputError
 from carvision.models.__main__ import matching_names, row_of, show
-from tests import forked
 
 
 def names(*words: str, report=None, pretrained=False, tags=False) -> list[str]:
@@ -36,10 +35,3 @@ def test_the_command_without_a_match_ends_with_one_line(run_forked):
     done = run_forked("carvision.models", "mobilnetv2_100", check=1)
     assert done.stdout == "" and done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: no network is named like mobilnetv2_100; nearest: mobilenetv2_100")
-
-
-def test_an_output_that_closes_early_is_no_error(tmp_path):
-    closed = "import os, sys; read, write = os.pipe(); os.close(read); os.dup2(write, 1); sys.stdout = open(1, 'w')"
-    child = forked.start("carvision.models", "resnet", cwd=tmp_path, out=tmp_path / "out", first=closed)
-    (done,) = forked.finish([child], [tmp_path / "out"])
-    assert (done.returncode, done.stderr) == (0, "")
