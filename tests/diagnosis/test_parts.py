@@ -158,7 +158,7 @@ def test_a_folder_is_measured_and_bad_photos_are_counted(tmp_path, monkeypatch):
     answer = speed.measure_data(str(tmp_path))
     assert answer["found"] == answer["tried"] == 7 and answer["bad"] == 1 and answer["all"]
     assert answer["reads"] > 0 and answer["decodes"] > 0 and answer["bytes"] > 1000
-    assert dict(speed.examine_data("photos", {**answer, "bad": 0}, "ext4"))["data"].startswith("7 photos of about ")
+    assert next(speed.examine_data("photos", {**answer, "bad": 0}, "ext4"))[1].startswith("7 photos of about ")
     assert speed.measure_data(__file__) == {"error": "Not a directory"}
     monkeypatch.setattr(speed, "MAX_FILES", 3)  # a large folder is read in part
     assert len(speed.find_photos(tmp_path)) == 3
