@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from carvision.config.compose import checked, compose_alone, compose_sweep, plain_config
 from carvision.config.overrides import expand_options, parse_overrides, with_quoted_paths
-from carvision.config.schema import ALLOWED, is_path
+from carvision.config.schema import ALLOWED
 from carvision.errors import InputError
 from carvision.search.space import read_space, split_overrides
 
@@ -52,15 +52,6 @@ def test_null_quotes_and_interpolations_keep_their_meaning(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "${oc.env:HOME}").mkdir()  # a folder of exactly that name
     assert value_of("data.root=${oc.env:HOME}") == "\\${oc.env:HOME}"
-
-
-def test_keys_that_hold_paths():
-    keys = {key for key in ALLOWED if is_path(key)}
-    assert keys >= {
-        "data.root", "data.file", "data.split.file", "data.cache", "model.weights", "features.dir", "run.dir", "out",
-        "verify", "sweep.dir", "sweep.storage",
-    }  # fmt: skip
-    assert not keys & {"data.classes", "optimizer.name", "model.backbone", "phases", "seed", "augment.order"}
 
 
 def test_home_folders_are_expanded_in_files_and_options(monkeypatch):

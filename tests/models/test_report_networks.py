@@ -1,13 +1,11 @@
 """The networks registered with timm, and the totals of the reports: Keras' base + our neck, trunk and head."""
 
-import json
-
 import pytest
 import timm
 import torch
 from torch import nn
 
-from carvision.models.classifier import Classifier, Head, classifier_from
+from carvision.models.classifier import Classifier, Head
 from carvision.models.parts import NO_NECK, Layers, Neck
 from carvision.models.report_networks import REPORTS
 
@@ -42,23 +40,13 @@ def test_networks_behave_as_timms(name):
     network = timm.create_model(name, num_classes=0, in_chans=1).eval()
     photos = torch.randn(2, 1, 96, 96)
     pooled = network(photos)
+    pooled.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    assert network.features[0].weight.grad.abs().sum() > 0
     assert pooled.shape == (2, network.num_features)
     torch.testing.assert_close(network.forward_head(network.forward_features(photos)), pooled)
     network.reset_classifier(7, "catavgmax")
     assert network(photos).shape == (2, 7) and network.get_classifier().in_features == 2 * network.num_features
-
-
-@pytest.mark.parametrize("name", MAPS)
-def test_a_step_trains_all_of_it_and_it_can_be_saved(name):
-    torch.manual_seed(0)
-    trunk = Layers((8,), activation="leaky_relu", activation_slope=0.3, batch_norm="keras")
-    model = Classifier(name, {"class": Head(3)}, 96, pool="flatten", trunk=trunk)
-    photos = torch.rand(4, 3, 96, 96)
-    model(photos)["class"].square().sum().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
-    other = classifier_from(json.loads(json.dumps(model.description)))
-    other.load_state_dict(model.state_dict())
-    torch.testing.assert_close(other.eval()(photos), model.eval()(photos))
 
 
 def test_layers_that_only_some_of_the_networks_have():
