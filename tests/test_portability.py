@@ -43,14 +43,14 @@ for command, *words in [line.split() for line in sys.argv[1:]]:
     except SystemExit as status:
         assert not status.code, status.code
 """
-TRAIN = "train data=folder data.root=photos data.split.kind=stratified data.image_px=32 data.num_workers=0 run.dir=run"
+TRAIN = "train data=folder data.root=photos data.split.kind=stratified data.image_px=32 run.dir=run"
 TRAIN += " model.backbone=test_resnet model.weights=random trainer.max_epochs=1 callbacks.progress_bar=false"
 
 
 @pytest.mark.slow
 def test_nothing_needs_what_other_systems_lack(tmp_path):
     write_class_folders(tmp_path / "photos", {"oak": 12, "ash": 12})
-    commands = [TRAIN, "predict run photos --out rows.csv --workers 0"]
+    commands = [TRAIN, "predict run photos --out rows.csv", "evaluate run --samples 0"]
     done = subprocess.run(
         [sys.executable, "-c", ELSEWHERE, *commands], cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, encoding="utf-8",

@@ -19,8 +19,8 @@ from carvision.system.versions import git_state, read_versions, requirements, ve
 def examine(data: str | None, out: str, say: Callable[[str], None]) -> Examination:
     """Examine the machine.
 
-    data: folder of photos to read, or None. out: folder for runs. say: called with what is being
-    done, for a user who waits.
+    data: folder of photos to read, or None. out: folder for runs. say: called with what is being done, for a user who
+    waits.
     """
     found = Examination([], [])
     processor = hardware.read_processor()  # now, as the probes add to the load

@@ -18,7 +18,7 @@ from carvision.diagnosis.hardware import NETWORK
 INPUT_PX = 224
 SIZES = ((504, 336), (1600, 1200))  # CompCars as often shrunk, and a camera's small setting
 NUM_PHOTOS, MAX_FILES = 64, 20_000  # tried of the data folder, and found in it
-MAX_SECONDS = 10.0  # to find photos, and to read them
+MAX_SECONDS = 10.0  # to read them
 SLOW = 100  # photos of SIZES[0] a second and core; processors of the last ten years decode 200 to 600
 LARGE = 1.5e6  # bytes of a photo
 GPU_NEEDS = 1000  # photos a second that a GPU needs; a guess, as no GPU was measured

@@ -12,7 +12,7 @@ import carvision.doctor
 from carvision.diagnosis import examine as examining
 from carvision.diagnosis import packages
 from carvision.diagnosis.examine import examine
-from carvision.diagnosis.findings import Finding
+from carvision.diagnosis.findings import SEVERITIES, Finding
 from carvision.diagnosis.probe import probe
 from carvision.system.versions import requirements
 from tests.conftest import ROOT
@@ -75,28 +75,22 @@ def test_a_torch_that_kills_its_process_as_json(run_module, stub):
     assert "decoding" in {finding["subject"] for finding in found["findings"]}  # which could not be measured
 
 
-def test_missing_packages_are_named(monkeypatch, capsys):
+def test_missing_packages_a_part_that_fails_and_the_worst_come_first(monkeypatch, capsys):
+    findings = [Finding("note", "c", "x"), Finding("slow", "b", "x"), Finding("breaks", "a", "x", "do it")]
     monkeypatch.setattr(examining, "read_versions", lambda: dict.fromkeys(map(packages.name_of, requirements())))
     monkeypatch.setattr(examining, "probe", lambda steps: {})
+    monkeypatch.setattr(examining.hardware, "read_gpus", mock.Mock(side_effect=ZeroDivisionError("odd machine")))
+    monkeypatch.setattr(examining.packages, "examine_variables", lambda *_: iter(findings))
+    found = examine(None, "runs", lambda text: None).findings
+    assert [finding.severity for finding in found] == sorted(
+        (finding.severity for finding in found), key=SEVERITIES.index
+    )
+    assert Finding("breaks", "torch", "is not installed", "pip install 'torch>=2.6'") in found
+    what = "this part of the machine could not be examined (ZeroDivisionError: odd machine)"
+    assert Finding("note", "GPUs", what) in found
     assert carvision.doctor.doctor(["--out", __file__]) == 1
     text = flat(capsys.readouterr().out)
-    assert "torch: is not installed" in text and "fix: pip install 'torch>=2.6'" in text
-    assert "is a file, not a folder" in text
-
-
-def test_a_part_that_fails_is_a_finding_and_the_worst_come_first(monkeypatch, capsys):
-    findings = [Finding("note", "c", "x"), Finding("slow", "b", "x"), Finding("breaks", "a", "x", "do it")]
-    for module, name in ((examining, "examine_packages"), (examining.hardware, "read_gpus")):
-        monkeypatch.setattr(module, name, mock.Mock(side_effect=ZeroDivisionError("odd machine")))
-    monkeypatch.setattr(examining.packages, "examine_variables", lambda *_: iter(findings))
-    found = [finding for finding in examine(None, "runs", lambda text: None).findings if finding.subject != "load"]
-    assert [finding.subject for finding in found[:2]] == ["a", "b"]
-    what = "this part of the machine could not be examined (ZeroDivisionError: odd machine)"
-    assert {finding.subject for finding in found if finding.what == what} == {"packages", "GPUs"}
-    assert carvision.doctor.doctor([]) == 1
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    at = lines.index(["breaks", "a:", "x"])
-    assert lines[at + 1] == ["fix:", "do", "it"]
+    assert "breaks a: x fix: do it" in text and "is a file, not a folder" in text
 
 
 def test_an_older_python_can_read_the_doctor():
@@ -128,12 +122,9 @@ def test_imports_that_raise_exit_print_crash_or_hang(stub):
         assert list(found) == ["import:json", "import:falls"] and error in found["import:falls"]["error"]
 
 
-def test_what_needs_torch_is_not_tried_without_it(stub):
+def test_what_needs_torch_is_not_tried_without_it_nor_anything_without_a_process(stub, monkeypatch):
     stub("torch", NMS)
     assert list(probe(["import:torch", "import:torchvision", "devices"])) == ["import:torch"]
-
-
-def test_no_process_can_be_started(monkeypatch):
     monkeypatch.setattr(subprocess, "run", mock.Mock(side_effect=OSError(12, "Cannot allocate memory")))
     assert "Cannot allocate memory" in probe(["import:json", "devices"])["import:json"]["error"]
 
