@@ -31,8 +31,7 @@ from carvision.files.atomic import write_text
 from carvision.files.folders import LOCK, is_run, refuse_foreign_folder, shorten
 from carvision.files.locks import lock_when_free
 from carvision.search.build import Sweep
-from carvision.search.heartbeat import RUNNING
-from carvision.search.queue import CELL, TRIALS, cells_of, num_to_run
+from carvision.search.queue import CELL, RUNNING, TRIALS, cells_of, num_to_run
 
 if sys.platform == "win32":  # where symbolic links need privileges
     from optuna.storages.journal import JournalFileOpenLock as JournalLock

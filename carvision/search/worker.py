@@ -29,16 +29,19 @@ from carvision.files.atomic import create_folder, open_kept, write_json
 from carvision.files.folders import remove_checkpoints
 from carvision.files.locks import is_locked
 from carvision.search.build import RUN_OBJECTIVES, Sweep
-from carvision.search.heartbeat import PLAN, RUNNING, Heartbeat, end_with_parent
 from carvision.search.queue import (
     BEST_EPOCH,
     EPOCHS,
     PARAMETERS,
+    PLAN,
     PRUNED,
+    RUNNING,
     SECONDS,
     WHY,
+    Heartbeat,
     Queue,
     best_first,
+    end_with_parent,
     folder_of,
 )
 from carvision.system.machine import FORK

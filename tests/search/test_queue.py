@@ -11,13 +11,11 @@ import pytest
 from optuna.trial import TrialState
 
 from carvision.files.atomic import create_folder
-from carvision.search import heartbeat as heartbeat_module
+from carvision.search import queue as queue_module
 from carvision.search.build import Sweep, build_sweep
-from carvision.search.heartbeat import WORKER
-from carvision.search.queue import CELL, DEATHS, WHY, Queue, cells_of
+from carvision.search.queue import CELL, DEATHS, WHY, WORKER, Heartbeat, Queue, cells_of
 from carvision.search.report import trials_frame
 from tests import forked
-from tests.search import small_sweeps
 from tests.search.small_sweeps import LR, claim, claim_quietly, queue_of, small_sweep, study_of, trials_of
 
 pytestmark = pytest.mark.optuna
@@ -62,24 +60,6 @@ def interrupt(queue: Queue, died: bool = True) -> int:
     return trial.number
 
 
-@pytest.fixture(scope="module")
-def postgres():
-    """Return a PostgreSQL server of these tests."""
-    with small_sweeps.postgres() as server:
-        yield server
-
-
-@pytest.fixture(params=["journal", "sqlite", "postgresql"])
-def storage_words(request, tmp_path) -> list[str]:
-    """Return the overrides that choose a storage."""
-    if request.param == "journal":
-        return []
-    if request.param == "sqlite":
-        return [f"sweep.storage=sqlite:///{tmp_path / 'study.db'}"]
-    url = small_sweeps.url_of(request.getfixturevalue("postgres"))
-    return [f"sweep.storage='{url}'", f"sweep.study='{tmp_path.name}'"]
-
-
 @pytest.mark.parametrize("words, num", [([LR, "sweep.trials=15"], 15), (GRID, 12)], ids=["sampled", "grid"])
 def test_independent_workers_run_each_trial_once(words, num, storage_words, tmp_path):
     sweep = small_sweep(tmp_path / "sweep", *words, *storage_words)
@@ -100,12 +80,12 @@ def test_killed_workers_lose_and_repeat_nothing(seed, storage_words, tmp_path):
     """CARVISION_KILL_ROUNDS=50 repeats it, with kills at other moments."""
     words = [LR, "sweep.trials=12", "sweep.retries=99", "sweep.dead_after_s=1", "sweep.sampler=random", *storage_words]
     sweep, chance = small_sweep(tmp_path / "sweep", *words), random.Random(seed)
-    workers, kills = [start(sweep, pause_s=0.02) for _ in range(4)], 0
+    workers, kills = [start(sweep, pause_s=0.05) for _ in range(4)], 0
     while any(worker.exitcode != 0 for worker in workers):
-        time.sleep(chance.uniform(0, 0.2))
+        time.sleep(chance.uniform(0, 0.1))
         for index, worker in enumerate(workers):
             if worker.exitcode == -signal.SIGKILL:
-                workers[index] = start(sweep, pause_s=0.02)
+                workers[index] = start(sweep, pause_s=0.05)
             else:
                 assert worker.exitcode in (None, 0)
         for worker in workers if chance.random() < 0.1 else [chance.choice(workers)]:
@@ -114,19 +94,22 @@ def test_killed_workers_lose_and_repeat_nothing(seed, storage_words, tmp_path):
                 worker.join()
                 kills += 1
     trials = study_of(sweep).get_trials()
-    assert [trial.state for trial in trials[:12]] == [TrialState.COMPLETE] * 12 and kills == 12
+    assert [trial.state for trial in trials[:12]] == [TrialState.COMPLETE] * 12 and kills >= 4
     assert {trial.state for trial in trials[12:]} <= {TrialState.WAITING}
+    undisturbed = queue_of(small_sweep(tmp_path / "undisturbed", *words[:2], words[4]))
     told = Counter((sweep.folder / "logs" / "told.txt").read_text().split())
     assert told.keys() <= {str(number) for number in range(12)} and max(told.values()) == 1
     for trial in trials[:12]:
+        assert trial.params == claim_quietly(undisturbed).params
         lines = (sweep.folder / "logs" / f"{trial.number}.txt").read_text().split()
-        assert lines == [*map(str, range(EPOCHS))] and [*trial.intermediate_values] == [*range(EPOCHS)]
+        assert lines == [*map(str, range(EPOCHS))] and sorted(trial.intermediate_values) == [*range(EPOCHS)]
 
 
 def test_a_killed_worker_on_this_machine_is_detected_at_once_and_its_trial_continues(tmp_path):
     sweep = small_sweep(tmp_path / "sweep", LR, "sweep.trials=2", "sweep.dead_after_s=1000")
     process = start(sweep, pause_s=1000)
-    forked.wait_until(lambda: (sweep.folder / "running").is_dir() and any(trial.params for trial in trials_of(sweep.folder)))
+    running = sweep.folder / "running"
+    forked.wait_until(lambda: running.is_dir() and any(trial.params for trial in trials_of(sweep.folder)))
     queue = queue_of(sweep)
     before = queue.trials()[0]
     second = claim_quietly(queue)
@@ -143,9 +126,9 @@ def test_a_killed_worker_on_this_machine_is_detected_at_once_and_its_trial_conti
 
 def test_a_worker_on_another_machine_is_dead_when_its_heartbeat_stops_and_notices_it(tmp_path, monkeypatch):
     sweep = small_sweep(tmp_path / "sweep", LR, "sweep.trials=1", "sweep.dead_after_s=1")
-    monkeypatch.setattr(heartbeat_module.platform, "node", lambda: "theirs")
+    monkeypatch.setattr(queue_module.platform, "node", lambda: "theirs")
     theirs = queue_of(sweep)
-    monkeypatch.setattr(heartbeat_module.platform, "node", lambda: "ours")
+    monkeypatch.setattr(queue_module.platform, "node", lambda: "ours")
     ours = queue_of(sweep)
     trial, heartbeat = claim(theirs)
     beats = [0]
@@ -167,7 +150,7 @@ def test_of_two_workers_that_took_a_trial_the_first_notices(tmp_path):
     sweep = small_sweep(tmp_path / "sweep", LR)
     one, two = queue_of(sweep), queue_of(sweep)
     trial, first = one.next()
-    second = heartbeat_module.Heartbeat(two.storage, trial._trial_id, two.presence.worker)
+    second = Heartbeat(two.storage, trial._trial_id, two.presence.worker)
     assert second.is_ours() and not first.is_ours() and first.lost.is_set()
     for heartbeat in (first, second):
         heartbeat.end()

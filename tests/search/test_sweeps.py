@@ -10,12 +10,16 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import yaml
 from optuna.trial import TrialState
 
 from carvision.files.locks import is_locked
+from carvision.search import queue as queue_module
+from carvision.search import worker as worker_module
 from carvision.search.run import caches_features
+from carvision.search.study import open_storage, open_study
 from carvision.sweep import sweep
 from tests import forked
 from tests.conftest import ROOT
@@ -251,28 +255,99 @@ def test_the_first_process_of_a_trial_decides_about_pruning_for_all(tmp_path, de
 
 
 @pytest.mark.slow
-def test_three_workers_killed_at_random_run_every_trial_once(tmp_path, demo_photos):
+@pytest.mark.parametrize("kind", ["journal", "postgresql"])
+def test_killed_workers_and_servers_lose_no_trial(kind, request, tmp_path, demo_photos):
     folder, chance = tmp_path / "sweep", random.Random(0)
-    words = [*demo(demo_photos), LR, "sweep.trials=16", "sweep.retries=99"]
-    workers = [start(folder, *words)[0] for _ in range(3)]
-    kills, until = 0, time.monotonic() + 280
-    while any(worker.exitcode != 0 for worker in workers) and time.monotonic() < until:
+    server = request.getfixturevalue("postgres") if kind == "postgresql" else None
+    words = [*demo(demo_photos), LR, "trainer.max_epochs=2", "sweep.trials=10", "sweep.retries=99"]
+    words += [f"sweep.storage='{server.url}'"] if server else []
+    workers, kills = [start(folder, *words) for _ in range(3)], 0
+    while any(worker.exitcode != 0 for worker, _ in workers):
         time.sleep(chance.uniform(0.2, 2.0))
-        for index, worker in enumerate(workers):
-            if worker.exitcode not in (None, 0):
-                assert worker.exitcode == -signal.SIGKILL
-                workers[index] = start(folder, *words)[0]
-        if kills < 6:
-            victim = chance.choice(workers)
-            if victim.is_alive():
+        for index, (worker, out) in enumerate(workers):
+            if worker.exitcode == 1 and server:  # without its server
+                line = Path(f"{out}.stderr").read_text(encoding="utf-8").splitlines()[-1]
+                assert "has failed (" in line or "can't be opened (" in line
+            else:
+                assert worker.exitcode in (None, 0, -signal.SIGKILL)
+            if worker.exitcode:
+                workers[index] = start(folder, *words)
+        if kills < 6 and (folder / "trials").is_dir():
+            alive = [worker for worker, _ in workers if worker.is_alive()]
+            for victim in alive if kills == 3 else alive[:1]:
                 os.killpg(victim.pid, signal.SIGKILL) if chance.random() < 0.3 else os.kill(victim.pid, signal.SIGKILL)
-                kills += 1
-    assert [worker.exitcode for worker in workers] == [0, 0, 0] and kills == 6
-    trials = trials_of(folder)
-    assert [trial.state for trial in trials[:16]] == [TrialState.COMPLETE] * 16
-    runs = sorted((folder / "trials").iterdir())
-    assert len(runs) == 16 and all(len(pd.read_csv(run / "history.csv")) == 1 for run in runs)
-    assert len(table_of(folder)) == 16
+            if kills == 4 and server:
+                server.kill()
+                time.sleep(1)
+                server.restart()
+            kills += 1
+    trials = trials_of(folder, server and server.url)
+    assert [trial.state for trial in trials[:10]] == [TrialState.COMPLETE] * 10 and kills == 6
+    assert all(trial.state == TrialState.WAITING for trial in trials[10:])
+    for trial in trials[:10]:
+        history = pd.read_csv(folder / "trials" / f"{trial.number:04d}" / "history.csv")
+        assert history["epoch"].tolist() == [0, 1]
+        assert trial.intermediate_values == pytest.approx(dict(enumerate(history["val/loss"], 1)), rel=1e-4)
+        assert trial.value == pytest.approx(history["val/loss"].min(), rel=1e-4)
+    assert len(table_of(folder)) == 10
+
+
+def test_a_worker_that_was_frozen_while_another_took_its_trial_writes_nothing(tmp_path, demo_photos, monkeypatch):
+    folder = tmp_path / "sweep"
+    run = folder / "trials" / "0000"
+    words = [*demo(demo_photos), LR, "trainer.max_epochs=500", "data.batch_size=1", "sweep.trials=1"]
+    words.append("sweep.dead_after_s=1")
+    process, out = start(folder, *words)
+    saved = run / "checkpoints" / "last.ckpt"
+    wait_until(lambda: saved.exists() and time.time() - saved.stat().st_mtime > 0.3)  # within the next epoch
+    pids = [process.pid, *(p.pid for p in psutil.process_iter() if writes_in(run, p))]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file() and file.name != "run.log"}
+    monkeypatch.setattr(queue_module.platform, "node", lambda: "another machine")
+    queue = queue_of(small_sweep(folder, *words))
+    wait_until(lambda: queue.trials()[0].user_attrs["worker"]["host"] == "another machine" or claim_quietly(queue))
+    queue.study.tell(0, 1.0)
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    (done,) = forked.finish([process], [out])
+    assert done.returncode == 0 and "trial 0: another worker has taken it" in done.stderr and len(pids) > 1
+    assert {file: file.read_bytes() for file in before} == before and not (run / "metrics.json").exists()
+    (trial,) = trials_of(folder)
+    assert trial.value == 1.0 and "epochs" not in trial.user_attrs
+
+
+def writes_in(run: Path, process: psutil.Process) -> bool:
+    try:
+        return any(Path(file.path).parent == run for file in process.open_files())
+    except psutil.Error:
+        return False
+
+
+def test_a_trial_whose_run_another_process_holds_waits_for_it_and_does_not_fail(tmp_path, monkeypatch):
+    sweep, started = small_sweep(tmp_path / "sweep", LR, "sweep.trials=1"), []
+    metrics = sweep.folder / "trials" / "0000" / "metrics.json"
+
+    class Process:
+        """The first one finds the run held by another process, which ends with its metrics."""
+
+        def __init__(self, *_):
+            started.append(self)
+            metrics.parent.mkdir()
+            self.exitcode = 1
+
+    def is_held(run: Path) -> bool:
+        if started and not metrics.exists():
+            metrics.write_text('{"seconds": {"total": 1}, "parameters": 1, "best_epoch": 0, "val": {"loss": 0.5}}')
+            return True
+        return False
+
+    monkeypatch.setattr(worker_module, "TrialProcess", Process)
+    monkeypatch.setattr(worker_module, "is_locked", is_held)
+    storage = open_storage(None, sweep.folder)
+    worker_module.Worker(sweep, open_study(sweep, storage), storage, lambda trial: None).work()
+    (trial,) = trials_of(sweep.folder)
+    assert trial.state == TrialState.COMPLETE and trial.value == 0.5 and len(started) == 1
 
 
 def test_several_runs_of_several_processes_are_refused(run_forked):
