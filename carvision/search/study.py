@@ -7,6 +7,7 @@ import math
 import os
 import random
 import re
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -101,6 +102,7 @@ def _open_database(url: str) -> RDBStorage:
     url = re.sub(r"^sqlite:///(~.*)", lambda match: f"sqlite:///{expand_home(match[1])}", url)
     options: dict = {"pool_pre_ping": True}  # connections may drop between long epochs
     if url.startswith("sqlite"):
+        _make_sqlite_atomic()
         options["connect_args"] = {"timeout": SQLITE_WAIT_S}
     text = ""
     for _ in range(OPENINGS):  # several workers may create a new database's tables at once
@@ -133,6 +135,26 @@ def reopen_interrupted(journal: Path) -> None:
             entry["state"] = TrialState.WAITING
     kept = [json.dumps(entry) + "\n" for entry, mark in zip(entries, is_mark, strict=True) if not mark]
     write_text(journal, "".join(kept))
+
+
+def _make_sqlite_atomic() -> None:
+    """Let SQLAlchemy run each transaction of SQLite alone, reading and creating tables included, as its documentation
+    of SQLite's driver says. Else two workers may take the same trial, and a kill may leave tables without index."""
+    from sqlalchemy import Engine, event
+
+    if not event.contains(Engine, "begin", _begin_immediate):
+        event.listen(Engine, "connect", _begin_nothing)
+        event.listen(Engine, "begin", _begin_immediate)
+
+
+def _begin_nothing(connection, _) -> None:
+    if isinstance(connection, sqlite3.Connection):
+        connection.isolation_level = None  # the driver begins no transactions by itself
+
+
+def _begin_immediate(connection) -> None:
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 class RepairingLock(JournalLock):
@@ -182,13 +204,15 @@ def open_study(sweep: Sweep, storage: BaseStorage) -> optuna.Study:
         directions=[OPTUNA_DIRECTIONS[mode] for mode in sweep.objective.values()],
         load_if_exists=True,
     )
+    # In this order, as another worker may be about to begin the study and its first trial
+    has_trials, has_runs = bool(study.get_trials(deepcopy=False)), (sweep.folder / TRIALS).is_dir()
     now, before = study_identity(sweep), study.user_attrs.get(BEGUN_WITH)
     if before is None:
-        if (sweep.folder / TRIALS).is_dir():
+        if has_runs:
             raise InputError(
                 f"sweep.dir: {sweep.folder} holds trials of another study than {sweep.name!r}; give another sweep.dir"
             )
-        if study.get_trials(deepcopy=False):
+        if has_trials:
             raise InputError(f"sweep.study: {sweep.name!r} is another program's study; give another name")
         study.set_user_attr(BEGUN_WITH, now)
     else:

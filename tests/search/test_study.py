@@ -2,7 +2,6 @@
 
 import optuna
 import pytest
-from optuna.trial import TrialState
 
 from carvision.errors import InputError
 from carvision.search.build import build_sweep
@@ -77,22 +76,18 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
         study_of(small_sweep(folder, LR, "sweep.study=theirs"))
 
 
-def test_another_programs_study_is_not_continued(tmp_path):
+def test_another_study_or_programs_is_not_continued(tmp_path):
     url = f"sqlite:///{tmp_path / 'sweep' / 'studies.db'}"
     (tmp_path / "sweep").mkdir()
     optuna.create_study(storage=url, study_name="theirs", direction="minimize").ask()
+    words = [tmp_path / "sweep", LR, f"sweep.storage={url}"]
     with pytest.raises(InputError, match=r"sweep\.study: 'theirs' is another program's study; give another name"):
-        study_of(small_sweep(tmp_path / "sweep", LR, "sweep.study=theirs", f"sweep.storage={url}"))
-    study_of(small_sweep(tmp_path / "sweep", LR, "sweep.study=mine", f"sweep.storage={url}"))
-
-
-def test_another_study_does_not_take_over_the_trials_of_the_folder(tmp_path):
-    sweep = small_sweep(tmp_path / "sweep", LR)
-    study_of(sweep)
-    (sweep.folder / "trials").mkdir()
-    study_of(sweep)
+        study_of(small_sweep(*words, "sweep.study=theirs"))
+    study_of(small_sweep(*words, "sweep.study=mine"))
+    (tmp_path / "sweep" / "trials").mkdir()
+    study_of(small_sweep(*words, "sweep.study=mine"))
     with pytest.raises(InputError, match="holds trials of another study than 'other'"):
-        study_of(small_sweep(tmp_path / "sweep", LR, "sweep.study=other"))
+        study_of(small_sweep(*words, "sweep.study=other"))
 
 
 @pytest.mark.parametrize("attributes", [{"retry_of": 0}, {"surplus": True}, {CELL: 5}])
@@ -127,23 +122,19 @@ def test_too_few_trials_for_the_brackets_are_reported(tmp_path):
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes", "gp"])
 def test_every_sampler_draws_within_the_space_and_reproducibly(sampler, tmp_path):
-    words = [LR, "model.trunk.dropout=range(0,0.6,step=0.1)", "seed=int(interval(1,9))"]
+    words = [LR, "model.trunk.dropout=range(0,0.6,step=0.1)", "sweep.startup_trials=4", f"sweep.sampler={sampler}"]
     if sampler != "cmaes":
         words += ["optimizer=choice(sgd,adamw)", "optimizer.momentum=tag('optimizer==sgd',choice(0,0.9))"]
-    drawn = []
-    for name in ("one", "two"):
-        sweep = small_sweep(tmp_path / name, *words, f"sweep.sampler={sampler}", "sweep.startup_trials=4")
+    drawn: list[list[dict]] = [[], []]
+    for name, values in enumerate(drawn):
+        sweep = small_sweep(tmp_path / f"{name}", *words)
         study = study_of(sweep)
-        drawn.append([])
         for _ in range(8):
             trial = study.ask()
-            values = sweep.space.draw(trial)
-            drawn[-1].append(values)
-            study.tell(trial, values["optimizer.lr"] + values["model.trunk.dropout"])
-            assert 1e-4 <= values["optimizer.lr"] <= 1e-1 and values["seed"] in range(1, 10)
-            assert values["model.trunk.dropout"] in (0, 0.1, 0.2, 0.3, 0.4, 0.5)
-            assert ("optimizer.momentum" in values) == (values.get("optimizer") == "sgd")
-        assert all(trial.state == TrialState.COMPLETE for trial in study.trials)
+            values.append(sweep.space.draw(trial))
+            study.tell(trial, values[-1]["optimizer.lr"] + values[-1]["model.trunk.dropout"])
+            assert 1e-4 <= values[-1]["optimizer.lr"] <= 1e-1 and values[-1]["model.trunk.dropout"] <= 0.5
+            assert ("optimizer.momentum" in values[-1]) == (values[-1].get("optimizer") == "sgd")
     assert drawn[0] == drawn[1]
 
 
