@@ -1,5 +1,6 @@
 """The study that all workers of a search share: its storage, sampler, pruner and identity."""
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -7,11 +8,9 @@ import math
 import os
 import random
 import re
-import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from carvision.config.compose import flat_config, keys_added_since
 from carvision.config.overrides import expand_home
 from carvision.config.schema import KEYS_WITHOUT_EFFECT
 from carvision.errors import InputError, one_line
-from carvision.files.atomic import write_text
+from carvision.files.atomic import PARTIAL, write_text
 from carvision.files.folders import LOCK, is_run, refuse_foreign_folder, shorten
 from carvision.files.locks import lock_when_free
 from carvision.search.build import Sweep
@@ -100,16 +99,12 @@ def _is_carvision_journal(journal: Path) -> bool:
 
 def _open_database(url: str) -> RDBStorage:
     url = re.sub(r"^sqlite:///(~.*)", lambda match: f"sqlite:///{expand_home(match[1])}", url)
-    options: dict = {"pool_pre_ping": True}  # connections may drop between long epochs
-    if url.startswith("sqlite"):
-        _make_sqlite_atomic()
-        options["connect_args"] = {"timeout": SQLITE_WAIT_S}
     text = ""
     for _ in range(OPENINGS):  # several workers may create a new database's tables at once
         if text:
             time.sleep(random.uniform(0.05, 0.5))
         try:
-            return RDBStorage(url, engine_kwargs=options)
+            return _connect(url)
         except Exception as error:  # SQLAlchemy's, the driver's, Optuna's, or a missing driver
             text = one_line(error, 300)
     raise InputError(
@@ -137,24 +132,26 @@ def reopen_interrupted(journal: Path) -> None:
     write_text(journal, "".join(kept))
 
 
-def _make_sqlite_atomic() -> None:
-    """Let SQLAlchemy run each transaction of SQLite alone, reading and creating tables included, as its documentation
-    of SQLite's driver says. Else two workers may take the same trial, and a kill may leave tables without index."""
-    from sqlalchemy import Engine, event
+def _connect(url: str) -> RDBStorage:
+    from sqlalchemy import make_url
 
-    if not event.contains(Engine, "begin", _begin_immediate):
-        event.listen(Engine, "connect", _begin_nothing)
-        event.listen(Engine, "begin", _begin_immediate)
-
-
-def _begin_nothing(connection, _) -> None:
-    if isinstance(connection, sqlite3.Connection):
-        connection.isolation_level = None  # the driver begins no transactions by itself
+    options: dict = {"pool_pre_ping": True}  # connections may drop between long epochs
+    database = make_url(url)
+    if database.get_backend_name() == "sqlite":
+        options["connect_args"] = {"timeout": SQLITE_WAIT_S}
+        if database.database not in (None, ":memory:") and not Path(database.database).exists():
+            _create_sqlite(Path(database.database))
+    return RDBStorage(url, engine_kwargs=options)
 
 
-def _begin_immediate(connection) -> None:
-    if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+def _create_sqlite(file: Path) -> None:
+    """Create the database at once with all its tables: a kill between a table and its index would leave one in which
+    two studies can have the same name."""
+    partial = file.with_name(f"{file.name}.{os.getpid()}{PARTIAL}")
+    RDBStorage(f"sqlite:///{partial}").engine.dispose()
+    with contextlib.suppress(OSError):  # another worker was faster; or a disk without links, where Optuna creates it
+        os.link(partial, file)
+    partial.unlink()
 
 
 class RepairingLock(JournalLock):
@@ -233,7 +230,7 @@ def require_one_number_a_trial(sweep: Sweep, study: optuna.Study) -> None:
             )
 
 
-@contextmanager
+@contextlib.contextmanager
 def storage_errors(sweep: Sweep) -> Iterator[None]:
     """Raise InputError if the database fails while the search is running."""
     try:

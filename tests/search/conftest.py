@@ -1,7 +1,6 @@
 """Storages of searches: a journal, SQLite, and a PostgreSQL server of these tests."""
 
 import tempfile
-from pathlib import Path
 
 import pgserver
 import psutil
@@ -11,8 +10,9 @@ import pytest
 class Postgres:
     """A PostgreSQL server, which is reached through a socket."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: str):
         self.server = pgserver.get_server(folder)
+        self.restart = self.server.ensure_postgres_running
         self.url = self.server.get_uri().replace("postgresql://", "postgresql+psycopg://")
 
     def kill(self) -> None:
@@ -20,15 +20,11 @@ class Postgres:
         postmaster.kill()
         postmaster.wait(60)
 
-    def restart(self) -> None:
-        self.server.ensure_postgres_running()
-
 
 @pytest.fixture(scope="session")
 def postgres():
     with tempfile.TemporaryDirectory(prefix="carvision-pg") as folder:  # pytest's are too deep for a socket
-        postgres = Postgres(Path(folder))
-        yield postgres
+        yield (postgres := Postgres(folder))
         postgres.server.cleanup()
 
 
@@ -37,7 +33,5 @@ def storage_words(request, tmp_path) -> list[str]:
     """The overrides that choose a storage."""
     if request.param == "journal":
         return []
-    url = f"sqlite:///{tmp_path / 'study.db'}"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgres").url
+    url = request.getfixturevalue("postgres").url if request.param != "sqlite" else f"sqlite:///{tmp_path / 'study.db'}"
     return [f"sweep.storage='{url}'", f"sweep.study='{tmp_path.name}'"]

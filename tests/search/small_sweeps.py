@@ -37,19 +37,17 @@ def queue_of(sweep: Sweep) -> Queue:
 
 def claim(queue: Queue) -> tuple[optuna.Trial, Heartbeat] | None:
     """Claim a trial and draw its values; its heartbeat is running."""
-    claimed = queue.next()
-    if claimed:
+    if claimed := queue.next():
         queue.sweep.space.draw(claimed[0])
     return claimed
 
 
 def claim_quietly(queue: Queue) -> optuna.Trial | None:
     """Claim a trial and draw its values; its heartbeat has ended."""
-    claimed = claim(queue)
-    if claimed is None:
-        return None
-    claimed[1].end()
-    return claimed[0]
+    trial, heartbeat = claim(queue) or (None, None)
+    if heartbeat:
+        heartbeat.end()
+    return trial
 
 
 def trials_of(folder: Path, url: str | None = None) -> list[FrozenTrial]:

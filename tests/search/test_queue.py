@@ -55,9 +55,9 @@ def start(sweep: Sweep, pause_s: float) -> Process:
 
 def interrupt(queue: Queue, died: bool = True) -> int:
     """Claim a trial and put it back; return its number."""
-    trial = claim_quietly(queue)
-    queue.put_back(queue.storage.get_trial(trial._trial_id), "gone", died)
-    return trial.number
+    frozen = queue.storage.get_trial(claim_quietly(queue)._trial_id)
+    queue.put_back(frozen, "gone", died)
+    return frozen.number
 
 
 @pytest.mark.parametrize("words, num", [([LR, "sweep.trials=15"], 15), (GRID, 12)], ids=["sampled", "grid"])
@@ -67,10 +67,9 @@ def test_independent_workers_run_each_trial_once(words, num, storage_words, tmp_
         process.join()
         assert process.exitcode == 0
     trials = study_of(sweep).get_trials()
-    run, others = trials[:num], trials[num:]
-    assert [trial.state for trial in run] == [TrialState.COMPLETE] * num
-    assert len({str(sorted(trial.params.items())) for trial in run}) == num  # no two drew the same values
-    assert {trial.state for trial in others} <= {TrialState.WAITING}
+    assert [trial.state for trial in trials[:num]] == [TrialState.COMPLETE] * num
+    assert {trial.state for trial in trials[num:]} <= {TrialState.WAITING}
+    assert len({str(sorted(trial.params.items())) for trial in trials[:num]}) == num  # no two drew the same values
     assert not [path for path in (tmp_path / "sweep" / "running").iterdir() if path.is_dir()]
 
 
@@ -111,8 +110,7 @@ def test_a_killed_worker_on_this_machine_is_detected_at_once_and_its_trial_conti
     running = sweep.folder / "running"
     forked.wait_until(lambda: running.is_dir() and any(trial.params for trial in trials_of(sweep.folder)))
     queue = queue_of(sweep)
-    before = queue.trials()[0]
-    second = claim_quietly(queue)
+    before, second = queue.trials()[0], claim_quietly(queue)
     assert second.number == 1 and claim(queue) is None and not queue.is_over()
     process.kill()
     process.join()
@@ -146,14 +144,12 @@ def test_a_worker_on_another_machine_is_dead_when_its_heartbeat_stops_and_notice
 
 
 def test_of_two_workers_that_took_a_trial_the_first_notices(tmp_path):
-    """As SQLite may hand it out twice where disks have no locks."""
-    sweep = small_sweep(tmp_path / "sweep", LR)
-    one, two = queue_of(sweep), queue_of(sweep)
+    """As may happen where disks have no locks."""
+    one, two = (queue_of(small_sweep(tmp_path / "sweep", LR)) for _ in range(2))
     trial, first = one.next()
     second = Heartbeat(two.storage, trial._trial_id, two.presence.worker)
     assert second.is_ours() and not first.is_ours() and first.lost.is_set()
-    for heartbeat in (first, second):
-        heartbeat.end()
+    first.end(), second.end()
 
 
 def test_a_trial_fails_after_its_last_retry(tmp_path):
@@ -177,14 +173,12 @@ def test_requesting_fewer_trials_and_then_more_loses_none(tmp_path):
 
 
 def test_a_trial_too_many_waits_until_more_are_requested(tmp_path, monkeypatch):
-    words = [tmp_path / "sweep", LR]
-    queue = queue_of(small_sweep(*words, "sweep.trials=1"))
-    with monkeypatch.context() as patch:  # another machine's worker asks between our look and our asking
-        patch.setattr(queue, "_can_start", lambda: True)
-        queue.study.ask()
-        assert queue.next() is None
+    queue = queue_of(small_sweep(tmp_path / "sweep", LR, "sweep.trials=1"))
+    queue.study.ask()  # by another machine's worker, after we have looked and before we ask
+    monkeypatch.setattr(queue, "_can_start", lambda: True)
+    assert queue.next() is None
     assert [trial.state for trial in queue.trials()] == [TrialState.RUNNING, TrialState.WAITING]
-    assert claim_quietly(queue_of(small_sweep(*words, "sweep.trials=2"))).number == 1
+    assert claim_quietly(queue_of(small_sweep(tmp_path / "sweep", LR, "sweep.trials=2"))).number == 1
 
 
 def test_a_fraction_of_the_grid_is_the_same_cells_for_every_network(tmp_path):
@@ -200,11 +194,10 @@ def test_a_fraction_of_the_grid_is_the_same_cells_for_every_network(tmp_path):
     assert trials_frame(queue.sweep, queue.trials())["cell"].tolist() == cells[0][:3]  # for carvision.compare --matrix
 
 
-R4_SGD = {0: (0.1, 0.5, "True", 0.01), 3: (0.1, 0.9, "False", 0.1), 12: (0.001, 0.9, "True", 0.1)}
-R4_RMSPROP = {0: (0.1, 0.5, 1e-4, 0.2), 4: (0.1, 0.9, 1e-4, 0.001), 13: (0.01, 0.75, 1e-4, 0.1)}
-
-
-@pytest.mark.parametrize("name, printed", [("r4_sgd", R4_SGD), ("r4_rmsprop", R4_RMSPROP)])
+@pytest.mark.parametrize("name, printed", [
+    ("r4_sgd", {0: (0.1, 0.5, "True", 0.01), 3: (0.1, 0.9, "False", 0.1), 12: (0.001, 0.9, "True", 0.1)}),
+    ("r4_rmsprop", {0: (0.1, 0.5, 1e-4, 0.2), 4: (0.1, 0.9, 1e-4, 0.001), 13: (0.01, 0.75, 1e-4, 0.1)}),
+])  # fmt: skip
 def test_the_cells_of_report_r4_are_those_in_its_tables(name, printed):
     sweep = build_sweep([f"sweep={name}", "data.root=flowers"])
     grid, cells = sweep.space.grid(), cells_of(sweep)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -71,12 +72,10 @@ def test_the_value_is_the_best_validation_and_no_test_photo_is_read(hyperband):
         if row["state"] == "complete":
             assert row["val/loss"] == pytest.approx(history["val/loss"].min(), rel=1e-4) and row["epochs"] == 3
             assert row["best_epoch"] == history["val/loss"].idxmin() + 1
-            metrics = json.loads((run / "metrics.json").read_text())
-            assert metrics["test"] == {} and metrics["parameters"] == row["parameters"]
+            assert json.loads((run / "metrics.json").read_text())["test"] == {}
         else:
             assert row["epochs"] == 1 and not (run / "metrics.json").exists()
-    reported = [trial.intermediate_values for trial in trials_of(folder)]
-    assert [len(values) for values in reported] == table["epochs"].tolist()
+    assert [len(trial.intermediate_values) for trial in trials_of(folder)] == table["epochs"].tolist()
     assert "  bracket 1: 60%, about 5 trials; one of 3 continues after 1" in done.stderr
     assert done.stdout.splitlines()[-1] == f"sweep: {folder}" and "The best trials" in done.stdout
     saved = 2 * (table["state"] == "pruned").sum()
@@ -102,11 +101,7 @@ def test_the_best_trial_is_an_experiment_of_its_own_over_several_seeds(hyperband
     words = ["--config-dir", folder, "experiment=best", "run.seeds=[0,3]", f"run.dir={tmp_path / 'again'}"]
     run_forked("carvision.train", *words, "callbacks.progress_bar=false", check=0)
     first, other = (json.loads((tmp_path / "again" / f"seed_{n}" / "metrics.json").read_text()) for n in (0, 3))
-    assert first["val"]["loss"] == pytest.approx(best["val/loss"], rel=1e-4) and first["test"]
-    assert other["val"]["loss"] != first["val"]["loss"]
-    summary = json.loads((tmp_path / "again" / "metrics.json").read_text())
-    values = [first["test"]["model/top1"], other["test"]["model/top1"]]
-    assert summary["test"]["model/top1"]["mean"] == pytest.approx(sum(values) / 2) and summary["seeds"] == 2
+    assert first["val"]["loss"] == pytest.approx(best["val/loss"], rel=1e-4) and first["test"] and other["test"]
     runs = tmp_path / "again" / "seed_3", folder / best["folder"]
     own, trial = (yaml.safe_load((run / "config.yaml").read_text()) for run in runs)
     assert own["optimizer"]["name"] == best["optimizer"] and sorted(own["model"]["heads"]) == ["model", "speed"]
@@ -147,31 +142,25 @@ def test_cfg_job_prints_the_search_and_starts_nothing(tmp_path, monkeypatch, cap
 
 
 @pytest.mark.optuna
-def test_a_signal_stops_it_with_a_checkpoint_and_the_same_command_continues(tmp_path, demo_photos):
-    words = [tmp_path / "sweep", *demo(demo_photos), LR, "trainer.max_epochs=12", "sweep.trials=1"]
+def test_a_killed_or_stopped_search_is_continued_by_the_same_command(tmp_path, demo_photos):
+    words = [tmp_path / "sweep", *demo(demo_photos), LR, "trainer.max_epochs=30", "sweep.trials=1"]
+    run, process = tmp_path / "sweep" / "trials" / "0000", start(*words)[0]
+    wait_until(lambda: (run / "history.csv").exists() or not process.is_alive())
+    process.kill()
+    wait_until(lambda: is_locked(run) is False)  # its trial's process has ended, too
+    epochs = len(pd.read_csv(run / "history.csv"))
     process, out = start(*words)
-    run = tmp_path / "sweep" / "trials" / "0000"
-    wait_until(lambda: (run / "history.csv").exists() or not process.is_alive())
-    os.kill(process.pid, signal.SIGTERM)
+    wait_until(lambda: len(pd.read_csv(run / "history.csv")) > epochs or not process.is_alive())
+    process.terminate()
     (done,) = forked.finish([process], [out])
-    assert done.returncode == 143 and "Traceback" not in done.stderr
-    assert "interrupted after" in done.stderr and "the same command continues it" in done.stderr
-    assert 1 <= len(pd.read_csv(run / "history.csv")) < 12
-    done = search(*words)
+    assert done.returncode == 143 and "Traceback" not in done.stderr and "interrupted after" in done.stderr
+    assert "trial 0, which was interrupted, continues" in done.stderr and "the same command continues it" in done.stderr
+    assert epochs < len(pd.read_csv(run / "history.csv")) < 30
+    search(*words)
     (trial,) = trials_of(tmp_path / "sweep")
-    assert trial.state == TrialState.COMPLETE and trial.user_attrs["deaths"] == 0
-    assert len(trial.intermediate_values) == 12 == len(pd.read_csv(run / "history.csv"))
-    assert "trial 0, which was interrupted, continues" in done.stderr
-    assert "resuming after" in (run / "run.log").read_text()
-
-
-def test_a_killed_worker_ends_the_process_of_its_trial(tmp_path, demo_photos):
-    run = tmp_path / "sweep" / "trials" / "0000"
-    process, _ = start(tmp_path / "sweep", *demo(demo_photos), LR, "trainer.max_epochs=500", "sweep.trials=1")
-    wait_until(lambda: (run / "history.csv").exists() or not process.is_alive())
-    os.kill(process.pid, signal.SIGKILL)
-    wait_until(lambda: is_locked(run) is False)
-    assert len(pd.read_csv(run / "history.csv")) < 500
+    assert trial.state == TrialState.COMPLETE and trial.user_attrs["deaths"] == 1
+    assert len(trial.intermediate_values) == 30 == len(pd.read_csv(run / "history.csv"))
+    assert (run / "run.log").read_text().count("resuming after") == 2
 
 
 @pytest.mark.optuna
@@ -202,13 +191,11 @@ def test_workers_of_one_command_share_the_search(tmp_path, demo_photos):
 
 
 def test_features_of_a_frozen_backbone_are_computed_once_for_all_trials(tmp_path, demo_photos):
-    folder = tmp_path / "sweep"
     words = [*demo(demo_photos), "model.train_layers=none", "augment=none", f"features.dir={tmp_path / 'features'}", LR]
-    done = search(folder, *words, "optimizer=choice(sgd,adamw)", "sweep.trials=2", "sweep.sampler=random")
-    logs = [(folder / "trials" / f"{number:04d}" / "run.log").read_text() for number in range(2)]
-    assert ["computing the features" in log for log in logs] == [True, False]
-    assert "features of each backbone are computed once" in done.stderr
-    assert "computing the features of 168 photos, once" in logs[0]  # of 240: 72 are test photos
+    done = search(tmp_path / "sweep", *words, "optimizer=choice(sgd,adamw)", "sweep.trials=2", "sweep.sampler=random")
+    first, second = ((tmp_path / "sweep" / "trials" / name / "run.log").read_text() for name in ("0000", "0001"))
+    assert "computing the features of 168 photos, once" in first  # of 240: 72 are test photos
+    assert "computing the features" not in second and "features of each backbone are computed once" in done.stderr
     assert not caches_features(small_sweep(tmp_path / "other", *words, "augment=choice(none,light)"))
 
 
@@ -293,36 +280,28 @@ def test_a_worker_that_was_frozen_while_another_took_its_trial_writes_nothing(tm
 
 
 def test_a_trial_whose_run_another_process_holds_waits_for_it_and_does_not_fail(tmp_path, monkeypatch):
-    sweep, started = small_sweep(tmp_path / "sweep", LR, "sweep.trials=1"), []
+    sweep = small_sweep(tmp_path / "sweep", LR, "sweep.trials=1")
     metrics = sweep.folder / "trials" / "0000" / "metrics.json"
 
-    class Process:
-        """The first one finds the run held by another process, which ends with its metrics."""
+    def refuse(*_) -> SimpleNamespace:
+        """Fail like a training whose folder is locked, while the other process completes its own."""
+        metrics.parent.mkdir()
+        metrics.write_text('{"seconds": {"total": 1}, "parameters": 1, "best_epoch": 0, "val": {"loss": 0.5}}')
+        return SimpleNamespace(exitcode=1)
 
-        def __init__(self, *_):
-            started.append(self)
-            metrics.parent.mkdir()
-            self.exitcode = 1
-
-    def is_held(run: Path) -> bool:
-        if started and not metrics.exists():
-            metrics.write_text('{"seconds": {"total": 1}, "parameters": 1, "best_epoch": 0, "val": {"loss": 0.5}}')
-            return True
-        return False
-
-    monkeypatch.setattr(worker_module, "TrialProcess", Process)
-    monkeypatch.setattr(worker_module, "is_locked", is_held)
+    held = iter([False, True, True, False])
+    monkeypatch.setattr(worker_module, "TrialProcess", refuse)
+    monkeypatch.setattr(worker_module, "is_locked", lambda run: next(held))
     storage = open_storage(None, sweep.folder)
     worker_module.Worker(sweep, open_study(sweep, storage), storage, lambda trial: None).work()
     (trial,) = trials_of(sweep.folder)
-    assert trial.state == TrialState.COMPLETE and trial.value == 0.5 and len(started) == 1
+    assert trial.state == TrialState.COMPLETE and trial.value == 0.5
 
 
 @pytest.mark.parametrize("words, message", [
     (["-m", LR], "-m: a search needs none"), ([LR, "--cfg=hydra"], "--cfg: 'hydra' is not job"),
     (["optimizer.momentum=interval(0,1)"], "such key; choose another with optimizer=<choice> (in a trial with"),
-    (["run.dir=a,b"], "run.dir: can't be searched"),
-    ([LR, "data.split.kind=kfold"], "data.split.fold: all is not for trials"),
+    (["run.dir=a,b"], "run.dir: can't be searched"), ([LR, "data.split.kind=kfold"], "fold: all is not for trials"),
     ([LR, "sweep.objective={test/loss: min}"], "training and test photos choose nothing"),
     (["optimizer.lr=0.1,0.2", "sweep=grid", "sweep.cells=[2]"], "2 is not one of the grid's 2 cells, from 0"),
     (["trainer.max_epochs=2,4", "sweep=hyperband"], "compares trials of the same number of epochs"),
