@@ -77,7 +77,8 @@ def test_another_study_or_programs_is_not_continued(tmp_path):
     with pytest.raises(InputError, match=r"sweep\.study: 'theirs' is another program's study; give another name"):
         study_of(small_sweep(*words, "sweep.study=theirs"))
     study_of(small_sweep(*words, "sweep.study=mine"))
-    (tmp_path / "sweep" / "trials").mkdir()
+    for name in ("logs", "trials"):
+        (tmp_path / "sweep" / name).mkdir()
     study_of(small_sweep(*words, "sweep.study=mine"))
     with pytest.raises(InputError, match="holds trials of another study than 'other'"):
         study_of(small_sweep(*words, "sweep.study=other"))

@@ -145,7 +145,7 @@ def test_cfg_job_prints_the_search_and_starts_nothing(tmp_path, monkeypatch, cap
 def test_a_killed_or_stopped_search_is_continued_by_the_same_command(tmp_path, demo_photos):
     words = [tmp_path / "sweep", *demo(demo_photos), LR, "trainer.max_epochs=30", "sweep.trials=1"]
     run, process = tmp_path / "sweep" / "trials" / "0000", start(*words)[0]
-    wait_until(lambda: (run / "history.csv").exists() or not process.is_alive())
+    wait_until(lambda: (run / "checkpoints" / "last.ckpt").exists() or not process.is_alive())
     process.kill()
     wait_until(lambda: is_locked(run) is False)  # its trial's process has ended, too
     epochs = len(pd.read_csv(run / "history.csv"))
@@ -255,11 +255,11 @@ def test_killed_workers_and_servers_lose_no_trial(kind, request, tmp_path, demo_
 def test_a_worker_that_was_frozen_while_another_took_its_trial_writes_nothing(tmp_path, demo_photos, monkeypatch):
     folder = tmp_path / "sweep"
     run = folder / "trials" / "0000"
-    words = [*demo(demo_photos), LR, "trainer.max_epochs=500", "data.batch_size=1", "sweep.trials=1"]
+    words = [*demo(demo_photos), LR, "trainer.max_epochs=500", "data.batch_size=2", "sweep.trials=1"]
     words.append("sweep.dead_after_s=1")
     process, out = start(folder, *words)
     saved = run / "checkpoints" / "last.ckpt"
-    wait_until(lambda: saved.exists() and time.time() - saved.stat().st_mtime > 0.3)  # within the next epoch
+    wait_until(lambda: saved.exists() and time.time() - saved.stat().st_mtime > 0.3)  # in the next epoch
     locked = (run / ".lock").stat().st_ino
     lines = LOCKS.read_text(encoding="utf-8").splitlines()
     pids = [process.pid, *(int(line.split()[4]) for line in lines if f":{locked} " in line)]
