@@ -28,8 +28,7 @@ def work(sweep: Sweep, pause_s: float) -> None:
     """Run a worker whose epochs only wait. Each adds a line to the trial's file; a continued trial keeps its lines."""
     queue = queue_of(sweep)
     while not queue.is_over():
-        claimed = claim(queue)
-        if not claimed:
+        if not (claimed := claim(queue)):
             time.sleep(0.05)
             continue
         trial, heartbeat = claimed
@@ -187,10 +186,9 @@ def test_a_fraction_of_the_grid_is_the_same_cells_for_every_network(tmp_path):
     assert cells[0] == cells[1] and len(set(cells[0])) == 14 and max(cells[0]) > 35
     assert cells_of(small_sweep(tmp_path, *words, "sweep.seed=1")) != cells[0]
     queue = queue_of(small_sweep(tmp_path / "sweep", *words))
-    grid = queue.sweep.space.grid()
     for cell in cells[0][:3]:
         trial = claim_quietly(queue)
-        assert trial.user_attrs[CELL] == cell and trial.params == grid[cell]
+        assert trial.user_attrs[CELL] == cell and trial.params == queue.sweep.space.grid()[cell]
     assert trials_frame(queue.sweep, queue.trials())["cell"].tolist() == cells[0][:3]  # for carvision.compare --matrix
 
 

@@ -69,11 +69,12 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
         study_of(small_sweep(folder, LR, "sweep.study=theirs"))
 
 
-def test_another_study_or_programs_is_not_continued(tmp_path):
-    url = f"sqlite:///{tmp_path / 'sweep' / 'studies.db'}"
+def test_another_study_or_programs_is_not_continued(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "sweep").mkdir()
+    url = f"sqlite:///{tmp_path / 'sweep' / 'studies.db'}"
     optuna.create_study(storage=url, study_name="theirs", direction="minimize").ask()
-    words = [tmp_path / "sweep", LR, f"sweep.storage={url}"]
+    words = [tmp_path / "sweep", LR, "sweep.storage=sqlite:///~/sweep/studies.db"]
     with pytest.raises(InputError, match=r"sweep\.study: 'theirs' is another program's study; give another name"):
         study_of(small_sweep(*words, "sweep.study=theirs"))
     study_of(small_sweep(*words, "sweep.study=mine"))
@@ -97,21 +98,17 @@ def test_trials_that_earlier_code_gave_several_numbers_are_refused(attributes, t
 @pytest.mark.parametrize("first, most, factor", [(1, 5, 5), (2, 30, 3), (3, 3, 2)])
 def test_brackets_are_those_of_optuna(first, most, factor, tmp_path):
     words = ["sweep.pruner=hyperband", f"sweep.min_epochs={first}", f"sweep.reduction_factor={factor}"]
-    sweep = small_sweep(tmp_path, LR, *words, f"trainer.max_epochs={most}")
+    sweep = small_sweep(tmp_path, LR, *words, f"trainer.max_epochs={most}", "sweep.trials=4")
     pruner = create_pruner(sweep.settings, sweep.num_epochs)
     pruner._try_initialization(None)
     assert [share for share, _ in brackets_of(sweep)] == pruner._trial_allocation_budgets
     for halving, (_, rungs) in zip(pruner._pruners, brackets_of(sweep), strict=True):
         theirs = [first * factor ** (halving._min_early_stopping_rate + rung) for rung in range(9)]
         assert rungs == [rung for rung in theirs if rung < most]
-
-
-def test_too_few_trials_for_the_brackets_are_reported(tmp_path):
-    words = [LR, "sweep=r0_hyperband", "trainer.max_epochs=5"]
-    *lines, last = describe_brackets(small_sweep(tmp_path, *words, "sweep.trials=4"))
-    assert lines[1].endswith("about 3 trials; one of 5 continues after 1") and "none is pruned" in lines[2]
-    assert "4 trials are too few for these brackets, which need 7" in last
-    assert len(describe_brackets(small_sweep(tmp_path, *words, "sweep.trials=7"))) == 3 == len(lines)
+    *lines, last = describe_brackets(sweep)
+    if most == 5:
+        assert lines[1].endswith("about 3 trials; one of 5 continues after 1") and "none is pruned" in lines[2]
+        assert "4 trials are too few for these brackets, which need 7" in last
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes", "gp"])
@@ -130,9 +127,3 @@ def test_every_sampler_draws_within_the_space_and_reproducibly(sampler, tmp_path
             assert 1e-4 <= values[-1]["optimizer.lr"] <= 1e-1 and values[-1]["model.trunk.dropout"] <= 0.5
             assert ("optimizer.momentum" in values[-1]) == (values[-1].get("optimizer") == "sgd")
     assert drawn[0] == drawn[1]
-
-
-def test_a_database_may_lie_in_the_home_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    open_storage("sqlite:///~/my studies.db", tmp_path / "sweep")
-    assert (tmp_path / "my studies.db").is_file()
