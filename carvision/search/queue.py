@@ -15,6 +15,7 @@ Optuna's own heartbeat (RDBStorage(heartbeat_interval=...)) is not used: a journ
 before its first beat never counts as stale, and one that is taken again at once counts as stale until its first beat.
 """
 
+import contextlib
 import logging
 import math
 import os
@@ -156,7 +157,8 @@ class Presence:
         self.worker = {
             "host": platform.node(), "id": uuid.uuid4().hex[:12], "beat_every_s": dead_after_s / BEATS_PER_TIMEOUT
         }  # fmt: skip
-        self.lock = lock_folder(create_folder(self.folder / self.worker["id"]), "")
+        with self.one_at_a_time():  # not while another one removes what looks like a dead worker's
+            self.lock = lock_folder(create_folder(self.folder / self.worker["id"]), "")
         self.seen: dict[int, tuple[object, float]] = {}  # {trial: (its last sign of life, when it was first seen)}
 
     def is_dead(self, trial: FrozenTrial) -> bool:
@@ -183,7 +185,7 @@ class Presence:
         """Release the lock, and remove it with those of workers that have died."""
         if self.lock:
             self.lock.close()
-        with self.one_at_a_time():
+        with contextlib.suppress(OSError), self.one_at_a_time():
             for path in self.folder.iterdir():
                 if path.is_dir() and is_locked(path) is False:
                     for name in (PLAN, f"{PLAN}{PARTIAL}", LOCK):

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import optuna
 from optuna.exceptions import StorageInternalError
@@ -33,6 +34,8 @@ from carvision.files.locks import lock_when_free
 from carvision.search.build import Sweep
 from carvision.search.queue import CELL, RUNNING, TRIALS, cells_of, num_to_run
 
+if TYPE_CHECKING:
+    from sqlalchemy import URL
 if sys.platform == "win32":  # where symbolic links need privileges
     from optuna.storages.journal import JournalFileOpenLock as JournalLock
 else:
@@ -140,15 +143,16 @@ def _connect(url: str) -> RDBStorage:
     if database.get_backend_name() == "sqlite":
         options["connect_args"] = {"timeout": SQLITE_WAIT_S}
         if database.database not in (None, ":memory:") and not Path(database.database).exists():
-            _create_sqlite(Path(database.database))
+            _create_sqlite(database)
     return RDBStorage(url, engine_kwargs=options)
 
 
-def _create_sqlite(file: Path) -> None:
+def _create_sqlite(url: "URL") -> None:
     """Create the database at once with all its tables: a kill between a table and its index would leave one in which
     two studies can have the same name."""
+    file = Path(url.database or "")
     partial = file.with_name(f"{file.name}.{os.getpid()}{PARTIAL}")
-    RDBStorage(f"sqlite:///{partial}").engine.dispose()
+    RDBStorage(str(url.set(database=str(partial)))).engine.dispose()
     with contextlib.suppress(OSError):  # another worker was faster; or a disk without links, where Optuna creates it
         os.link(partial, file)
     partial.unlink()

@@ -150,7 +150,9 @@ class Worker:
             if exitcode in (0, PRUNED) or self.received or heartbeat.lost.is_set() or not is_locked(run):
                 return exitcode, output  # else the process of another worker was first
 
-    def _run_process(self, trial: FrozenTrial, heartbeat: Heartbeat, overrides: list[str], run: Path, output: Path):
+    def _run_process(
+        self, trial: FrozenTrial, heartbeat: Heartbeat, overrides: list[str], run: Path, output: Path
+    ) -> int:
         plan = self.sweep.folder / RUNNING / heartbeat.worker["id"] / PLAN
         settings = {key: self.sweep.settings[key] for key in ("pruner", "min_epochs", "reduction_factor")}
         monitor, mode = self.sweep.monitor
