@@ -112,11 +112,12 @@ def _restyle(figure: Figure, name: str, sweep: Sweep, study: optuna.Study) -> No
     elif name == "slices":  # the last axes are the colour bar
         size = (1 + 2.7 * max(2, len(figure.axes) - 1), 4.4)
         for panel in figure.axes[:-1]:
+            panel.collections[0].set_clim(0, max(trial.number for trial in _completed(study)))  # the same in all
             if _cut_words(panel.xaxis):
-                panel.tick_params("x", rotation=30, rotation_mode="xtick")
+                pyplot.setp(panel.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
     elif name == "parallel":  # the second ones are the colour bar
         size = (2 + 1.9 * (len(figure.axes) - 1), 5)
-        axes.tick_params("x", rotation=20, rotation_mode="xtick")
+        pyplot.setp(axes.get_xticklabels(), rotation=20, ha="right", rotation_mode="anchor")
         axes.collections[0].set_cmap("Blues" if mode == "max" else "Blues_r")  # the best are dark
         for panel in figure.axes[2:]:
             _cut_words(panel.yaxis)
@@ -134,7 +135,8 @@ def _restyle(figure: Figure, name: str, sweep: Sweep, study: optuna.Study) -> No
 def _cut_words(axis: Axis) -> bool:
     """Cut long words among the labels of an axis, without quotes; return whether they still take much room."""
     labels = [label.get_text() for label in axis.get_ticklabels()]
-    words = [label.strip("'")[:MAX_LETTERS] for label in labels]
+    words = [label.strip("'") for label in labels]
+    words = [word if len(word) <= MAX_LETTERS else f"{word[: MAX_LETTERS - 1]}…" for word in words]
     if words != labels and axis.get_scale() != "log":
         axis.set_ticks(axis.get_ticklocs(), words)
     return axis.get_scale() != "log" and max(map(len, words)) > 6

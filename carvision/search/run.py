@@ -21,8 +21,7 @@ from carvision.errors import InputError
 from carvision.files.atomic import create_folder, open_kept
 from carvision.files.log import start_log
 from carvision.search.build import Sweep
-from carvision.search.heartbeat import end_with_parent
-from carvision.search.queue import WHY, num_to_run, trials_of
+from carvision.search.queue import WHY, end_with_parent, num_to_run, trials_of
 from carvision.search.report import Progress, line_of, summarise, write_report
 from carvision.search.study import describe_brackets, open_storage, open_study, storage_errors
 from carvision.search.worker import POLL_EVERY_S, Interrupted, Worker

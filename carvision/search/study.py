@@ -1,5 +1,6 @@
 """The study that all workers of a search share: its storage, sampler, pruner and identity."""
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -10,9 +11,9 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import optuna
 from optuna.exceptions import StorageInternalError
@@ -27,13 +28,14 @@ from carvision.config.compose import flat_config, keys_added_since
 from carvision.config.overrides import expand_home
 from carvision.config.schema import KEYS_WITHOUT_EFFECT
 from carvision.errors import InputError, one_line
-from carvision.files.atomic import write_text
+from carvision.files.atomic import PARTIAL, write_text
 from carvision.files.folders import LOCK, is_run, refuse_foreign_folder, shorten
 from carvision.files.locks import lock_when_free
 from carvision.search.build import Sweep
-from carvision.search.heartbeat import RUNNING
-from carvision.search.queue import CELL, TRIALS, cells_of, num_to_run
+from carvision.search.queue import CELL, RUNNING, TRIALS, cells_of, num_to_run
 
+if TYPE_CHECKING:
+    from sqlalchemy import URL
 if sys.platform == "win32":  # where symbolic links need privileges
     from optuna.storages.journal import JournalFileOpenLock as JournalLock
 else:
@@ -100,15 +102,12 @@ def _is_carvision_journal(journal: Path) -> bool:
 
 def _open_database(url: str) -> RDBStorage:
     url = re.sub(r"^sqlite:///(~.*)", lambda match: f"sqlite:///{expand_home(match[1])}", url)
-    options: dict = {"pool_pre_ping": True}  # connections may drop between long epochs
-    if url.startswith("sqlite"):
-        options["connect_args"] = {"timeout": SQLITE_WAIT_S}
     text = ""
     for _ in range(OPENINGS):  # several workers may create a new database's tables at once
         if text:
             time.sleep(random.uniform(0.05, 0.5))
         try:
-            return RDBStorage(url, engine_kwargs=options)
+            return _connect(url)
         except Exception as error:  # SQLAlchemy's, the driver's, Optuna's, or a missing driver
             text = one_line(error, 300)
     raise InputError(
@@ -134,6 +133,29 @@ def reopen_interrupted(journal: Path) -> None:
             entry["state"] = TrialState.WAITING
     kept = [json.dumps(entry) + "\n" for entry, mark in zip(entries, is_mark, strict=True) if not mark]
     write_text(journal, "".join(kept))
+
+
+def _connect(url: str) -> RDBStorage:
+    from sqlalchemy import make_url
+
+    options: dict = {"pool_pre_ping": True}  # connections may drop between long epochs
+    database = make_url(url)
+    if database.get_backend_name() == "sqlite":
+        options["connect_args"] = {"timeout": SQLITE_WAIT_S}
+        if database.database not in (None, ":memory:") and not Path(database.database).exists():
+            _create_sqlite(database)
+    return RDBStorage(url, engine_kwargs=options)
+
+
+def _create_sqlite(url: "URL") -> None:
+    """Create the database at once with all its tables: a kill between a table and its index would leave one in which
+    two studies can have the same name."""
+    file = Path(url.database or "")
+    partial = file.with_name(f"{file.name}.{os.getpid()}{PARTIAL}")
+    RDBStorage(str(url.set(database=str(partial)))).engine.dispose()
+    with contextlib.suppress(OSError):  # another worker was faster; or a disk without links, where Optuna creates it
+        os.link(partial, file)
+    partial.unlink()
 
 
 class RepairingLock(JournalLock):
@@ -183,13 +205,15 @@ def open_study(sweep: Sweep, storage: BaseStorage) -> optuna.Study:
         directions=[OPTUNA_DIRECTIONS[mode] for mode in sweep.objective.values()],
         load_if_exists=True,
     )
+    # In this order, as another worker may be about to begin the study and its first trial
+    has_trials, has_runs = bool(study.get_trials(deepcopy=False)), (sweep.folder / TRIALS).is_dir()
     now, before = study_identity(sweep), study.user_attrs.get(BEGUN_WITH)
     if before is None:
-        if (sweep.folder / TRIALS).is_dir():
+        if has_runs:
             raise InputError(
                 f"sweep.dir: {sweep.folder} holds trials of another study than {sweep.name!r}; give another sweep.dir"
             )
-        if study.get_trials(deepcopy=False):
+        if has_trials:
             raise InputError(f"sweep.study: {sweep.name!r} is another program's study; give another name")
         study.set_user_attr(BEGUN_WITH, now)
     else:
@@ -210,7 +234,7 @@ def require_one_number_a_trial(sweep: Sweep, study: optuna.Study) -> None:
             )
 
 
-@contextmanager
+@contextlib.contextmanager
 def storage_errors(sweep: Sweep) -> Iterator[None]:
     """Raise InputError if the database fails while the search is running."""
     try:

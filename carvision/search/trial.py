@@ -16,8 +16,7 @@ import pytorch_lightning as pl
 
 from carvision.errors import one_line, one_line_errors
 from carvision.search.build import compose
-from carvision.search.heartbeat import end_with_parent, owns
-from carvision.search.queue import PRUNE_AFTER, PRUNED
+from carvision.search.queue import PRUNE_AFTER, PRUNED, end_with_parent, owns
 from carvision.search.study import create_pruner, open_storage
 from carvision.training.callbacks import History
 from carvision.training.distributed.collectives import broadcast_object

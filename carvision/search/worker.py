@@ -19,7 +19,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import optuna
-import pandas as pd
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -29,16 +28,19 @@ from carvision.files.atomic import create_folder, open_kept, write_json
 from carvision.files.folders import remove_checkpoints
 from carvision.files.locks import is_locked
 from carvision.search.build import RUN_OBJECTIVES, Sweep
-from carvision.search.heartbeat import PLAN, RUNNING, Heartbeat, end_with_parent
 from carvision.search.queue import (
     BEST_EPOCH,
     EPOCHS,
     PARAMETERS,
+    PLAN,
     PRUNED,
+    RUNNING,
     SECONDS,
     WHY,
+    Heartbeat,
     Queue,
     best_first,
+    end_with_parent,
     folder_of,
 )
 from carvision.system.machine import FORK
@@ -147,7 +149,9 @@ class Worker:
             if exitcode in (0, PRUNED) or self.received or heartbeat.lost.is_set() or not is_locked(run):
                 return exitcode, output  # else the process of another worker was first
 
-    def _run_process(self, trial: FrozenTrial, heartbeat: Heartbeat, overrides: list[str], run: Path, output: Path):
+    def _run_process(
+        self, trial: FrozenTrial, heartbeat: Heartbeat, overrides: list[str], run: Path, output: Path
+    ) -> int:
         plan = self.sweep.folder / RUNNING / heartbeat.worker["id"] / PLAN
         settings = {key: self.sweep.settings[key] for key in ("pruner", "min_epochs", "reduction_factor")}
         monitor, mode = self.sweep.monitor
@@ -174,7 +178,8 @@ class Worker:
         return exitcode
 
     def _record_result(self, trial: FrozenTrial, run: Path, exitcode: int, output: Path) -> None:
-        for key, value in training_attributes(run).items():
+        epochs = self.storage.get_trial(trial._trial_id).last_step or 0
+        for key, value in training_attributes(run, epochs).items():
             self.storage.set_trial_user_attr(trial._trial_id, key, value)
         if exitcode == 0 and (run / "metrics.json").exists():
             values, reason = objective_values(run, self.sweep.objective)
@@ -213,20 +218,16 @@ class Worker:
             )
 
 
-def training_attributes(run: Path) -> dict[str, float]:
-    """Return the trial attributes known from its run's folder, also of an unfinished run."""
-    facts: dict[str, float] = {}
-    try:
-        history = pd.read_csv(run / "history.csv", encoding="utf-8")
-        facts |= {EPOCHS: len(history), SECONDS: round(float(history["seconds"].sum()), 3)}
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("%s can't be read (%s)", run / "history.csv", one_line(error, 100))
+def training_attributes(run: Path, epochs: int) -> dict[str, float]:
+    """Return the trial attributes known from its run's folder, also of an unfinished run. epochs: that it reported."""
+    facts: dict[str, float] = {EPOCHS: epochs}
     if (run / "metrics.json").exists():
         metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
         facts |= {SECONDS: metrics["seconds"]["total"], PARAMETERS: metrics["parameters"]}
         facts[BEST_EPOCH] = metrics["best_epoch"] + 1
+    else:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            facts[SECONDS] = json.loads((run / "seconds.json").read_text(encoding="utf-8"))["total"]
     return facts
 
 

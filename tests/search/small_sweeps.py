@@ -1,19 +1,13 @@
 """Build searches of tiny runs, and read what they left."""
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
 import pandas as pd
-import pgserver
-import psutil
 from optuna.trial import FrozenTrial
 
 from carvision.search.build import Sweep, build_sweep
-from carvision.search.heartbeat import Heartbeat
-from carvision.search.queue import Queue
+from carvision.search.queue import Heartbeat, Queue
 from carvision.search.study import open_storage, open_study
 from tests.small_runs import SMALL
 
@@ -43,38 +37,17 @@ def queue_of(sweep: Sweep) -> Queue:
 
 def claim(queue: Queue) -> tuple[optuna.Trial, Heartbeat] | None:
     """Claim a trial and draw its values; its heartbeat is running."""
-    claimed = queue.next()
-    if claimed:
+    if claimed := queue.next():
         queue.sweep.space.draw(claimed[0])
     return claimed
 
 
 def claim_quietly(queue: Queue) -> optuna.Trial | None:
     """Claim a trial and draw its values; its heartbeat has ended."""
-    claimed = claim(queue)
-    if claimed is None:
-        return None
-    claimed[1].end()
-    return claimed[0]
-
-
-@contextmanager
-def postgres() -> Iterator[pgserver.PostgresServer]:
-    """Run a PostgreSQL server of its own, reached through a socket."""
-    with tempfile.TemporaryDirectory(prefix="carvision-pg") as folder:  # pytest's are too deep for a socket
-        server = pgserver.get_server(folder)
-        yield server
-        server.cleanup()
-
-
-def restart(server: pgserver.PostgresServer) -> None:
-    """Start the server again after a kill -9."""
-    psutil.wait_procs([psutil.Process(server.get_pid())] if psutil.pid_exists(server.get_pid()) else [], timeout=30)
-    server.ensure_postgres_running()
-
-
-def url_of(server: pgserver.PostgresServer) -> str:
-    return server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+    trial, heartbeat = claim(queue) or (None, None)
+    if heartbeat:
+        heartbeat.end()
+    return trial
 
 
 def trials_of(folder: Path, url: str | None = None) -> list[FrozenTrial]:

@@ -11,13 +11,11 @@ import pytest
 from optuna.trial import TrialState
 
 from carvision.files.atomic import create_folder
-from carvision.search import heartbeat as heartbeat_module
+from carvision.search import queue as queue_module
 from carvision.search.build import Sweep, build_sweep
-from carvision.search.heartbeat import WORKER
-from carvision.search.queue import CELL, DEATHS, WHY, Queue, cells_of
+from carvision.search.queue import CELL, DEATHS, WHY, WORKER, Heartbeat, Queue, cells_of
 from carvision.search.report import trials_frame
 from tests import forked
-from tests.search import small_sweeps
 from tests.search.small_sweeps import LR, claim, claim_quietly, queue_of, small_sweep, study_of, trials_of
 
 pytestmark = pytest.mark.optuna
@@ -30,8 +28,7 @@ def work(sweep: Sweep, pause_s: float) -> None:
     """Run a worker whose epochs only wait. Each adds a line to the trial's file; a continued trial keeps its lines."""
     queue = queue_of(sweep)
     while not queue.is_over():
-        claimed = claim(queue)
-        if not claimed:
+        if not (claimed := claim(queue)):
             time.sleep(0.05)
             continue
         trial, heartbeat = claimed
@@ -57,27 +54,9 @@ def start(sweep: Sweep, pause_s: float) -> Process:
 
 def interrupt(queue: Queue, died: bool = True) -> int:
     """Claim a trial and put it back; return its number."""
-    trial = claim_quietly(queue)
-    queue.put_back(queue.storage.get_trial(trial._trial_id), "gone", died)
-    return trial.number
-
-
-@pytest.fixture(scope="module")
-def postgres():
-    """Return a PostgreSQL server of these tests."""
-    with small_sweeps.postgres() as server:
-        yield server
-
-
-@pytest.fixture(params=["journal", "sqlite", "postgresql"])
-def storage_words(request, tmp_path) -> list[str]:
-    """Return the overrides that choose a storage."""
-    if request.param == "journal":
-        return []
-    if request.param == "sqlite":
-        return [f"sweep.storage=sqlite:///{tmp_path / 'study.db'}"]
-    url = small_sweeps.url_of(request.getfixturevalue("postgres"))
-    return [f"sweep.storage='{url}'", f"sweep.study='{tmp_path.name}'"]
+    frozen = queue.storage.get_trial(claim_quietly(queue)._trial_id)
+    queue.put_back(frozen, "gone", died)
+    return frozen.number
 
 
 @pytest.mark.parametrize("words, num", [([LR, "sweep.trials=15"], 15), (GRID, 12)], ids=["sampled", "grid"])
@@ -87,10 +66,9 @@ def test_independent_workers_run_each_trial_once(words, num, storage_words, tmp_
         process.join()
         assert process.exitcode == 0
     trials = study_of(sweep).get_trials()
-    run, others = trials[:num], trials[num:]
-    assert [trial.state for trial in run] == [TrialState.COMPLETE] * num
-    assert len({str(sorted(trial.params.items())) for trial in run}) == num  # no two drew the same values
-    assert {trial.state for trial in others} <= {TrialState.WAITING}
+    assert [trial.state for trial in trials[:num]] == [TrialState.COMPLETE] * num
+    assert {trial.state for trial in trials[num:]} <= {TrialState.WAITING}
+    assert len({str(sorted(trial.params.items())) for trial in trials[:num]}) == num  # no two drew the same values
     assert not [path for path in (tmp_path / "sweep" / "running").iterdir() if path.is_dir()]
 
 
@@ -100,12 +78,12 @@ def test_killed_workers_lose_and_repeat_nothing(seed, storage_words, tmp_path):
     """CARVISION_KILL_ROUNDS=50 repeats it, with kills at other moments."""
     words = [LR, "sweep.trials=12", "sweep.retries=99", "sweep.dead_after_s=1", "sweep.sampler=random", *storage_words]
     sweep, chance = small_sweep(tmp_path / "sweep", *words), random.Random(seed)
-    workers, kills = [start(sweep, pause_s=0.02) for _ in range(4)], 0
+    workers, kills = [start(sweep, pause_s=0.05) for _ in range(4)], 0
     while any(worker.exitcode != 0 for worker in workers):
-        time.sleep(chance.uniform(0, 0.2))
+        time.sleep(chance.uniform(0, 0.1))
         for index, worker in enumerate(workers):
             if worker.exitcode == -signal.SIGKILL:
-                workers[index] = start(sweep, pause_s=0.02)
+                workers[index] = start(sweep, pause_s=0.05)
             else:
                 assert worker.exitcode in (None, 0)
         for worker in workers if chance.random() < 0.1 else [chance.choice(workers)]:
@@ -114,24 +92,24 @@ def test_killed_workers_lose_and_repeat_nothing(seed, storage_words, tmp_path):
                 worker.join()
                 kills += 1
     trials = study_of(sweep).get_trials()
-    assert [trial.state for trial in trials[:12]] == [TrialState.COMPLETE] * 12 and kills == 12
+    assert [trial.state for trial in trials[:12]] == [TrialState.COMPLETE] * 12 and kills >= 4
     assert {trial.state for trial in trials[12:]} <= {TrialState.WAITING}
+    undisturbed = queue_of(small_sweep(tmp_path / "undisturbed", *words[:2], words[4]))
     told = Counter((sweep.folder / "logs" / "told.txt").read_text().split())
     assert told.keys() <= {str(number) for number in range(12)} and max(told.values()) == 1
     for trial in trials[:12]:
+        assert trial.params == claim_quietly(undisturbed).params
         lines = (sweep.folder / "logs" / f"{trial.number}.txt").read_text().split()
-        assert lines == [*map(str, range(EPOCHS))] and [*trial.intermediate_values] == [*range(EPOCHS)]
+        assert lines == [*map(str, range(EPOCHS))] and sorted(trial.intermediate_values) == [*range(EPOCHS)]
 
 
 def test_a_killed_worker_on_this_machine_is_detected_at_once_and_its_trial_continues(tmp_path):
     sweep = small_sweep(tmp_path / "sweep", LR, "sweep.trials=2", "sweep.dead_after_s=1000")
     process = start(sweep, pause_s=1000)
-    forked.wait_until(
-        lambda: (sweep.folder / "running").is_dir() and any(trial.params for trial in trials_of(sweep.folder))
-    )
+    running = sweep.folder / "running"
+    forked.wait_until(lambda: running.is_dir() and any(trial.params for trial in trials_of(sweep.folder)))
     queue = queue_of(sweep)
-    before = queue.trials()[0]
-    second = claim_quietly(queue)
+    before, second = queue.trials()[0], claim_quietly(queue)
     assert second.number == 1 and claim(queue) is None and not queue.is_over()
     process.kill()
     process.join()
@@ -145,9 +123,9 @@ def test_a_killed_worker_on_this_machine_is_detected_at_once_and_its_trial_conti
 
 def test_a_worker_on_another_machine_is_dead_when_its_heartbeat_stops_and_notices_it(tmp_path, monkeypatch):
     sweep = small_sweep(tmp_path / "sweep", LR, "sweep.trials=1", "sweep.dead_after_s=1")
-    monkeypatch.setattr(heartbeat_module.platform, "node", lambda: "theirs")
+    monkeypatch.setattr(queue_module.platform, "node", lambda: "theirs")
     theirs = queue_of(sweep)
-    monkeypatch.setattr(heartbeat_module.platform, "node", lambda: "ours")
+    monkeypatch.setattr(queue_module.platform, "node", lambda: "ours")
     ours = queue_of(sweep)
     trial, heartbeat = claim(theirs)
     beats = [0]
@@ -165,14 +143,12 @@ def test_a_worker_on_another_machine_is_dead_when_its_heartbeat_stops_and_notice
 
 
 def test_of_two_workers_that_took_a_trial_the_first_notices(tmp_path):
-    """As SQLite may hand it out twice where disks have no locks."""
-    sweep = small_sweep(tmp_path / "sweep", LR)
-    one, two = queue_of(sweep), queue_of(sweep)
+    """As may happen where disks have no locks."""
+    one, two = (queue_of(small_sweep(tmp_path / "sweep", LR)) for _ in range(2))
     trial, first = one.next()
-    second = heartbeat_module.Heartbeat(two.storage, trial._trial_id, two.presence.worker)
+    second = Heartbeat(two.storage, trial._trial_id, two.presence.worker)
     assert second.is_ours() and not first.is_ours() and first.lost.is_set()
-    for heartbeat in (first, second):
-        heartbeat.end()
+    first.end(), second.end()
 
 
 def test_a_trial_fails_after_its_last_retry(tmp_path):
@@ -196,14 +172,12 @@ def test_requesting_fewer_trials_and_then_more_loses_none(tmp_path):
 
 
 def test_a_trial_too_many_waits_until_more_are_requested(tmp_path, monkeypatch):
-    words = [tmp_path / "sweep", LR]
-    queue = queue_of(small_sweep(*words, "sweep.trials=1"))
-    with monkeypatch.context() as patch:  # another machine's worker asks between our look and our asking
-        patch.setattr(queue, "_can_start", lambda: True)
-        queue.study.ask()
-        assert queue.next() is None
+    queue = queue_of(small_sweep(tmp_path / "sweep", LR, "sweep.trials=1"))
+    queue.study.ask()  # by another machine's worker, after we have looked and before we ask
+    monkeypatch.setattr(queue, "_can_start", lambda: True)
+    assert queue.next() is None
     assert [trial.state for trial in queue.trials()] == [TrialState.RUNNING, TrialState.WAITING]
-    assert claim_quietly(queue_of(small_sweep(*words, "sweep.trials=2"))).number == 1
+    assert claim_quietly(queue_of(small_sweep(tmp_path / "sweep", LR, "sweep.trials=2"))).number == 1
 
 
 def test_a_fraction_of_the_grid_is_the_same_cells_for_every_network(tmp_path):
@@ -212,18 +186,16 @@ def test_a_fraction_of_the_grid_is_the_same_cells_for_every_network(tmp_path):
     assert cells[0] == cells[1] and len(set(cells[0])) == 14 and max(cells[0]) > 35
     assert cells_of(small_sweep(tmp_path, *words, "sweep.seed=1")) != cells[0]
     queue = queue_of(small_sweep(tmp_path / "sweep", *words))
-    grid = queue.sweep.space.grid()
     for cell in cells[0][:3]:
         trial = claim_quietly(queue)
-        assert trial.user_attrs[CELL] == cell and trial.params == grid[cell]
+        assert trial.user_attrs[CELL] == cell and trial.params == queue.sweep.space.grid()[cell]
     assert trials_frame(queue.sweep, queue.trials())["cell"].tolist() == cells[0][:3]  # for carvision.compare --matrix
 
 
-R4_SGD = {0: (0.1, 0.5, "True", 0.01), 3: (0.1, 0.9, "False", 0.1), 12: (0.001, 0.9, "True", 0.1)}
-R4_RMSPROP = {0: (0.1, 0.5, 1e-4, 0.2), 4: (0.1, 0.9, 1e-4, 0.001), 13: (0.01, 0.75, 1e-4, 0.1)}
-
-
-@pytest.mark.parametrize("name, printed", [("r4_sgd", R4_SGD), ("r4_rmsprop", R4_RMSPROP)])
+@pytest.mark.parametrize("name, printed", [
+    ("r4_sgd", {0: (0.1, 0.5, "True", 0.01), 3: (0.1, 0.9, "False", 0.1), 12: (0.001, 0.9, "True", 0.1)}),
+    ("r4_rmsprop", {0: (0.1, 0.5, 1e-4, 0.2), 4: (0.1, 0.9, 1e-4, 0.001), 13: (0.01, 0.75, 1e-4, 0.1)}),
+])  # fmt: skip
 def test_the_cells_of_report_r4_are_those_in_its_tables(name, printed):
     sweep = build_sweep([f"sweep={name}", "data.root=flowers"])
     grid, cells = sweep.space.grid(), cells_of(sweep)
