@@ -34,9 +34,7 @@ def photos_of(table: Table, num_draws: int) -> PhotoDataset:
 
 
 @pytest.mark.parametrize("mix", [Mix(), Mix(mixup=1.0, cutmix=1.0)])
-def test_tiles_show_what_training_sees(table, tmp_path, mix, monkeypatch):
-    figures = []
-    monkeypatch.setattr(augment_sheet, "save_figure", lambda figure, file: figures.append(figure))
+def test_tiles_show_what_training_sees(table, tmp_path, mix, figures):
     augment = Augment(["flip", "brightness"], {"flip": {"p": 0.5}, "brightness": {"p": 1.0, "factor": [0.3, 0.8]}})
     photos = photos_of(table, augment.num_draws)
     augment_sheet.plot_augmented(photos, table, augment, mix, "title", tmp_path / "sheet.png", 3, 2, seed=3)
@@ -47,7 +45,7 @@ def test_tiles_show_what_training_sees(table, tmp_path, mix, monkeypatch):
         images = augment(batch["images"] / 255, batch["draws"])
         columns.append(mix(images, batch["valid"], (3, epoch, 0, 0))[0])
     tiles = [np.asarray(image.get_array(), np.float32) for image in figures[0].axes[0].images]
-    for tile, image in zip(tiles, torch.cat(columns), strict=True):
+    for tile, image in zip(tiles, torch.stack(columns, 1).flatten(0, 1), strict=True):  # row by row
         np.testing.assert_allclose(tile, 255 * image.permute(1, 2, 0).numpy(), atol=0.51)
 
 

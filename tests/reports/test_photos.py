@@ -9,7 +9,6 @@ from carvision.data.images import BadImage
 from carvision.errors import InputError
 from carvision.reports import photos
 from carvision.reports.photos import Caption, plot_predictions, read_small, width_px, wrap_text
-from carvision.reports.plots import save_figure
 
 
 def test_small_photos_are_upright_and_cropped(tmp_path):
@@ -55,14 +54,6 @@ def photo(tmp_path) -> str:
     return str(tmp_path / "photo.jpg")
 
 
-@pytest.fixture
-def figures(monkeypatch) -> list:
-    """The figures that are saved, which are written as well."""
-    saved = []
-    monkeypatch.setattr(photos, "save_figure", lambda figure, file: (saved.append(figure), save_figure(figure, file)))
-    return saved
-
-
 def test_frames_and_texts_show_what_is_right(photo, tmp_path, figures):
     good, bad, number = Caption("A", 0.987, "A", True), Caption("B", 0.9, "A", False), Caption("speed 180")
     shots = [(photo, (10, 10, 200, 200), captions) for captions in ([good], [bad], [good, bad], [number])]
@@ -84,7 +75,7 @@ def test_long_names_stay_within_their_photo(photo, tmp_path, figures):
             plot_predictions([(photo, None, [caption])], tmp_path / "grid.png")
             legend = 2 if caption.true else 1
             lines = [text.get_text() for text in figures[-1].axes[0].texts[legend:]]
-            assert all(width_px(line, photos.TEXT_SIZE) <= photos.TEXT_PX for line in lines), lines
+            assert all(width_px(line, photos.CAPTION_PT) <= photos.TILE_PX[0] for line in lines), lines
             assert len(lines) <= (4 if caption.true else 2) and lines[-1].endswith(" 100 %")
 
 

@@ -11,7 +11,7 @@ from carvision.errors import InputError
 from carvision.files.atomic import write_csv
 from carvision.files.folders import refuse_foreign_folder
 from carvision.reports.comparison.frame import check_column, finest_metric, runs_frame, sort_by
-from carvision.reports.comparison.plots import MAX_CURVES, plot_against, plot_comparison, plot_matrix, plot_trade_off
+from carvision.reports.comparison.plots import MAX_CURVES, draw_matrix, plot_against, plot_comparison, plot_trade_off
 from carvision.reports.comparison.runs import Run, find_runs, read_run
 from carvision.reports.comparison.settings import Matrix, against_of, differing_keys, matrix_of, name_runs, text_of
 from carvision.reports.comparison.tables import (
@@ -201,7 +201,7 @@ def _write_matrix(matrix: Matrix, folder: Path) -> Pictures:
     if (matrix.counts > 1).to_numpy().any():
         write_csv(folder / "matrix_runs.csv", matrix.counts, index=True)
     for minutes, name in ((False, "matrix.png"), (True, "matrix_minutes.png")):
-        plot_matrix(matrix, minutes, folder / name)
+        draw_matrix(matrix, minutes, folder / name)
     return {"Matrix": folder / "matrix.png", "Matrix of minutes": folder / "matrix_minutes.png"}
 
 

@@ -36,38 +36,35 @@ def title_of(column: str) -> str:
     return f"{text} %" if is_fraction(column) else text
 
 
-def round_value(column: str, value: float) -> float:
-    """Round as format_value displays: in %, minutes, epochs from 1. Values displayed the same count as equal."""
+def _as_shown(column: str, value: float) -> tuple[float, int]:
+    """Return a value in the unit in which it is shown (%, minutes, epochs from 1), and its digits after the point."""
     if is_fraction(column):
-        return round(100 * value, 2)
+        return 100 * value, 2
     if column in ("best_epoch", "epoch"):
-        return round(value + 1, 1)
+        return value + 1, 1
     if column == "best_after_s":
-        return round(value / 60, 2)
+        return value / 60, 2
     if column == "cost":
-        return round(value, _cost_digits(value))
-    digits = 0 if column == "parameters" else 1 if column.endswith("_s") or column in NOT_METRICS else 2
-    return round(value, digits if column in NOT_METRICS + TIMES else 4)
+        return value, 2 if value >= 1 else 4  # a small run costs less than a cent
+    if column in NOT_METRICS or column.endswith("_s"):
+        return value, 0 if column == "parameters" else 1
+    return value, 2 if column in TIMES else 4
 
 
-def _cost_digits(value: float) -> int:
-    return 2 if value >= 1 else 4  # a small run costs less than a cent
+def round_value(column: str, value: float) -> float:
+    """Round as format_value displays. Values displayed the same count as equal."""
+    return round(*_as_shown(column, value))
 
 
 def format_value(column: str, value: float, spread: float = float("nan")) -> str:
     """Format a value of the column, with its standard deviation if given; "" for NaN."""
     if pd.isna(value):
         return ""
-    number = round_value(column, value)
+    number, digits = _as_shown(column, value)
+    shown = f"{number:,.{digits}f}"
     if column in NOT_METRICS:
-        shown = f"{number:,.1f}".removesuffix(".0")
-    else:
-        digits = 2 if is_fraction(column) or column in TIMES else 4
-        digits = _cost_digits(value) if column == "cost" else digits
-        shown = f"{number:,.{1 if column in ('epoch_s', 'training_s') else digits}f}"
-    if pd.isna(spread):
-        return shown
-    return f"{shown} ± {100 * spread:.2f}" if is_fraction(column) else f"{shown} ± {spread:.4f}"
+        shown = shown.removesuffix(".0")
+    return shown if pd.isna(spread) else f"{shown} ± {_as_shown(column, spread)[0]:.{digits}f}"
 
 
 def best_marks(frame: pd.DataFrame) -> pd.DataFrame:
