@@ -117,7 +117,8 @@ def draw_line(
 
 def draw_points(axes: "Axes", x: Any, y: Any, colour: str, name: str = "", marker: str = "o", **style: Any) -> None:
     """Draw points. name: in the legend; without one they aren't there. style: further arguments of Axes.plot."""
-    draw_line(axes, x, y, colour, name, marker=marker, **{"linestyle": "", "markersize": 6, **style})
+    looks: dict[str, Any] = {"linestyle": "", "markersize": 6, **style}
+    draw_line(axes, x, y, colour, name, marker=marker, **looks)
 
 
 def draw_bars(axes: "Axes", names: Sequence[str], parts: dict[str, Any], colours: dict[str, str]) -> None:

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 NAMES = {"cosine": "cosine", "l2": "L2 distance", "svm": "linear SVM", "joint_bayes": "Joint Bayesian"}
 DASHED = ("l2",)  # for embeddings of length 1 it covers the cosine's curve
+X_LABEL = "different pairs accepted (FAR)"
 LEAST_FAR = 1e-3  # left end of the logarithmic curves, if there are enough different pairs
 
 
@@ -144,9 +145,8 @@ def plot_roc(scored: dict[str, ScoredPairs], title: str, file: Path) -> None:
         chance = np.geomspace(least, 1, 100)
         for axes in (even, wide):
             draw_line(axes, chance, chance, FAINT, "by chance", linewidth=1, linestyle=(0, (1, 2)))
-        what = {"x": "different pairs accepted (FAR)", "grid": "both"}
-        label_axes(even, f"{difficulty}: {len(pairs.same):,} pairs", **what, percent="xy")
-        label_axes(wide, **what, log="x", percent="xy")
+        label_axes(even, f"{difficulty}: {len(pairs.same):,} pairs", X_LABEL, grid="both", percent="xy")
+        label_axes(wide, x=X_LABEL, grid="both", log="x", percent="xy")
         even.set(xlim=(0, 1), ylim=(0, 1.01))
         wide.set_xlim(least, 1)
     for axes in panels[:, 0]:

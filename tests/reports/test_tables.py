@@ -12,7 +12,6 @@ from carvision.reports.tables import (
     BEST,
     OVERALL,
     TextTable,
-    code_block,
     escape_markdown,
     fits,
     print_table,
@@ -76,7 +75,7 @@ def test_markup_in_names_is_escaped():
         "R&amp;D $5$": r"R\&amp;D \$5\$", "- a": r"\- a", "1. a": r"1\. a", "> a": r"\> a", "-0.5": "-0.5", 7: "7",
     }.items():  # fmt: skip
         assert escape_markdown(text) == escaped
-    assert code_block("a\n```\n````\n<b>", "yaml").splitlines()[::5] == ["`````yaml", "`````"]
+    assert tables.code_block("a\n```\n````\n<b>", "yaml").splitlines()[::5] == ["`````yaml", "`````"]
 
 
 def test_nan_is_none_at_any_depth():

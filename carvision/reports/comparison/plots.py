@@ -137,7 +137,7 @@ def plot_trade_off(frame: pd.DataFrame, amount: str, metric: str, file: Path) ->
     name = f"Pareto front: no run is both better and {'faster' if unit else 'cheaper'}"
     draw_line(axes, amounts[front], values[front], FRONT, name, drawstyle="steps-post", linewidth=1.2, zorder=1.5)
     for number, i in [*enumerate(front, 1), *((0, i) for i in others)]:
-        index = frame.index.get_loc(known.index[i])
+        index = list(frame.index).index(known.index[i])
         colour, marker = (COLOURS[index], MARKERS[index]) if is_few else (FRONT if number else FAINT, "o")
         value = format_value(metric, values[i]) + (" %" if is_fraction(metric) else "")
         spent = f"{amounts[i]:,.3g} {unit}" if unit else f"cost {format_value('cost', amounts[i])}"
