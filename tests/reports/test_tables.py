@@ -7,16 +7,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from carvision.reports import tables
 from carvision.reports.page import Section, sections_of, write_markdown, write_page
-from carvision.reports.tables import (
-    BEST,
-    OVERALL,
-    TextTable,
-    escape_markdown,
-    fits,
-    print_table,
-    without_nan,
-)
+from carvision.reports.tables import BEST, OVERALL, TextTable, escape_markdown, fits, print_table, without_nan
 
 HOSTILE = "<img src=x onerror=alert(1)> & \"'"
 MARKS = [["", BEST, ""], ["", "", OVERALL]]
