@@ -45,14 +45,14 @@ def test_the_same_command_starts_over_after_a_kill_and_leaves_other_files_alone(
     assert [path.name for path in folder.iterdir()] == ["history.csv"]
 
 
-def test_after_an_error_before_anything_was_written_the_folder_is_removed(tmp_path):
-    with pytest.raises(KeyboardInterrupt), output_folder(tmp_path / "out", tmp_path, "embeddings"):
-        raise KeyboardInterrupt
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize("name", ["", "index.csv"])
+def test_after_an_error_before_anything_was_written_the_folder_is_removed(name, tmp_path):
     with pytest.raises(KeyboardInterrupt), output_folder(tmp_path / "out", tmp_path, "embeddings") as folder:
-        (folder / "index.csv").write_text("")
+        if name:
+            (folder / name).write_text("")
         raise KeyboardInterrupt
-    with output_folder(tmp_path / "out", tmp_path, "embeddings") as folder:
+    assert folder.exists() == bool(name)
+    with output_folder(folder, tmp_path, "embeddings"):
         assert not (folder / "index.csv").exists()
 
 
