@@ -174,29 +174,24 @@ def settings_table(runs: Sequence[Run], names: Sequence[str], keys: Sequence[str
 
 def matrix_tables(matrix: Matrix) -> list[TextTable]:
     """Return the tables of the metric and of the minutes; the best of each row and of all is marked."""
-    tables = []
-    for frame, column in ((matrix.values, matrix.metric), (matrix.minutes, "wall_min")):
-        texts = [[format_value(column, value) for value in row] for row in frame.to_numpy()]
-        if column == matrix.metric:
-            counts = matrix.counts.to_numpy()
-            texts = [
-                [f"{t} (of {n})" if n > 1 else t for t, n in zip(*both, strict=True)]
-                for both in zip(texts, counts, strict=True)
-            ]
-        rows = [[str(name), *row] for name, row in zip(frame.index, texts, strict=True)]
-        marks = [["", *row] for row in matrix_marks(frame, column)]
-        title = f"{title_of(column)} by {matrix.rows} and {matrix.columns}"
-        note = []
-        if column == "wall_min" and frame.size > 1:
-            title = f"Wall minutes by {matrix.rows} and {matrix.columns}, of the same runs"
-            minutes = frame.to_numpy(float)
-            row, at = np.unravel_index(np.nanargmax(minutes), minutes.shape)
-            slowest = f"{rows[row][0]} and {frame.columns[int(at)]}, {format_value(column, minutes[row, at])} minutes"
-            note = [f"Slowest: {slowest}."]
-        elif (matrix.counts > 1).to_numpy().any():
-            note = ["(of n): the best of n runs in this cell."]
-        tables.append(TextTable(title, ["", *map(str, frame.columns)], rows, marks, notes=note))
-    return tables
+    by, minutes = f"by {matrix.rows} and {matrix.columns}", matrix.minutes.to_numpy(float)
+    values = _matrix_table(matrix.values, matrix.metric, f"{title_of(matrix.metric)} {by}")
+    for row, counts in zip(values.rows, matrix.counts.to_numpy(), strict=True):
+        row[1:] = [f"{text} (of {count})" if count > 1 else text for text, count in zip(row[1:], counts, strict=True)]
+    if (matrix.counts > 1).to_numpy().any():
+        values.notes.append("(of n): the best of n runs in this cell.")
+    times = _matrix_table(matrix.minutes, "wall_min", f"Wall minutes {by}, of the same runs")
+    if minutes.size > 1:
+        row, column = np.unravel_index(np.nanargmax(minutes), minutes.shape)
+        where = f"{matrix.minutes.index[row]} and {matrix.minutes.columns[column]}"
+        times.notes.append(f"Slowest: {where}, {format_value('wall_min', minutes[row, column])} minutes.")
+    return [values, times]
+
+
+def _matrix_table(frame: pd.DataFrame, column: str, title: str) -> TextTable:
+    texts = frame.map(lambda value: format_value(column, value)).to_numpy().tolist()
+    rows = [[str(name), *row] for name, row in zip(frame.index, texts, strict=True)]
+    return TextTable(title, ["", *map(str, frame.columns)], rows, [["", *row] for row in matrix_marks(frame, column)])
 
 
 def matrix_marks(frame: pd.DataFrame, column: str) -> list[list[str]]:
@@ -216,12 +211,12 @@ def against_table(table: pd.DataFrame, key: str, metric: str) -> TextTable:
     columns = ["epoch_s", "best_after_s", metric, "lowest_val_loss"]
     columns = [column for column in dict.fromkeys(columns) if table[column].notna().any()]
     rows, marks, breaks = [], [], set()
-    named = table["group"].nunique() > 1
-    for group, part in table.groupby("group", sort=False):
+    groups = list(table.groupby("group", sort=False))
+    for group, part in groups:
         breaks |= {len(rows)} if rows else set()
         texts, group_marks = format_cells(part, columns)
-        for value, row, mark in zip(part[key], texts, group_marks, strict=True):
-            rows.append([*([str(group)] if named else []), text_of(value), *row])
-            marks.append(["", *([""] if named else []), *mark])
-    header = [*(["runs"] if named else []), key, *map(title_of, columns)]
+        named = [str(group)] if len(groups) > 1 else []
+        rows += [[*named, text_of(value), *row] for value, row in zip(part[key], texts, strict=True)]
+        marks += [[""] * (len(named) + 1) + row for row in group_marks]
+    header = [*(["runs"] if len(groups) > 1 else []), key, *map(title_of, columns)]
     return TextTable(f"By {key}", header, rows, marks, breaks)
