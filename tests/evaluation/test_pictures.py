@@ -65,9 +65,9 @@ def test_confused_pairs_show_photos_of_each_kind(tmp_path, figures):
     for i in range(11):
         Image.new("RGB", (300 + i, 200), (20 * i, 90, 90)).save(tmp_path / f"{i}.jpg")
 
-    def draw(targets: list[int], predicted: list[int], names: list[str]) -> list[str]:
+    def draw(targets: list[int], predicted: list[int]) -> list[str]:
         """Draw the pairs, of photos with boxes; return the sheet's texts."""
-        num = len(targets)
+        num, names = len(targets), [f"{NAME} of a very long name {i}" for i in range(max(targets) + 1)]
         logits = {"model": torch.randn(num, len(names)) + 5 * torch.eye(len(names))[predicted]}
         boxes, paths = np.array([[50, 20, 250, 190]] * num, np.float32), [f"{i}.jpg" for i in range(num)]
         valid = torch.ones(num, dtype=torch.bool)
@@ -77,15 +77,14 @@ def test_confused_pairs_show_photos_of_each_kind(tmp_path, figures):
         pictures.plot_pairs(table, predictions, "model", names, codes, "pairs", True, file)
         return texts_of(figures[-1])
 
-    names = [f"{NAME} of a very long name {i}" for i in range(4)]
-    texts = draw([0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3], [0, 0, 0, 1, 1, 0, 1, 1, 2, 0, 2], names)
+    texts = draw([0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3], [0, 0, 0, 1, 1, 0, 1, 1, 2, 0, 2])
     assert {"2 of 5 taken for B", "1 of 3 taken for A", "1 of 2 taken for B", "0 of 5 taken for A"} <= set(texts)
     num_photos = (2 + 2 + 1 + 2) + (1 + 1 + 2) + (1 + 1)
     assert sum("%" in text for text in texts) == len(figures[0].axes[0].images) == num_photos
     assert texts.count("none") == 3  # no photo of 0 is taken for 2, none of 2 for 3, none of 3 is recognised
-    assert "No photo" in draw([0, 1, 1], [0, 1, 1], names[:2])[-1] and not figures[-1].axes[0].images
+    assert "No photo" in draw([0, 1, 1], [0, 1, 1])[-1] and not figures[-1].axes[0].images
     (tmp_path / "1.jpg").unlink()
-    assert "unreadable" in draw([0, 1, 1], [0, 0, 1], names[:2])
+    assert "unreadable" in draw([0, 1, 1], [0, 0, 1])
 
 
 @pytest.mark.parametrize(("num_heads", "num_photos"), [(14, 90), (1, 1)])

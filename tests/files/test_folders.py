@@ -46,12 +46,11 @@ def test_a_claimed_folder_is_new_or_empty(tmp_path):
 
 
 def test_a_health_report_replaces_only_another(tmp_path):
-    refuse_foreign_folder(tmp_path, "out", is_health)
-    for content in ("", "[]", '{"name": "x"}'):
+    for content in ("[]", '{"name": "x"}'):
         (tmp_path / "health.json").write_text(content)
         with pytest.raises(InputError, match=r"out: .* did not write \(health\.json\); give a folder that is new or"):
             refuse_foreign_folder(tmp_path, "out", is_health)
-    ours = {"name": "x", "root": ".", "photos": 3, "bytes": 4, "formats": {}, "sizes": {}}
+    ours = dict.fromkeys(("name", "root", "photos", "bytes", "formats"))
     (tmp_path / "health.json").write_text(json.dumps(ours))
     refuse_foreign_folder(tmp_path, "out", is_health)
     with pytest.raises(InputError, match="is no folder to write to"):
