@@ -44,7 +44,7 @@ from carvision.system.runtime import keep_freed_memory
 from carvision.training.build import build_datamodule, build_lit_classifier
 from carvision.training.callbacks import Clock
 from carvision.training.module import LitClassifier
-from carvision.training.optim import create_optimizer
+from carvision.training.optim import build_phases, create_optimizer
 from carvision.training.run.single_run import quiet_libraries
 from carvision.training.trainer import build_trainer, fit_phases
 
@@ -128,7 +128,7 @@ def measure(what: str, cfg: dict, options: argparse.Namespace) -> dict[str, list
 def built(cfg: dict) -> tuple:
     folder = Path(cfg["run"]["dir"])
     datamodule = build_datamodule(cfg, None)
-    lit = build_lit_classifier(cfg, datamodule.table)
+    lit = build_lit_classifier(cfg, datamodule, build_phases(cfg))
     return datamodule, lit, build_trainer(cfg, folder, lit, Clock(folder / "seconds.json"), None)
 
 

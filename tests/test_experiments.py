@@ -15,6 +15,7 @@ import torch
 from carvision.config.compose import compose_alone, options_of, plain_config
 from carvision.models.classifier import head_module
 from carvision.training.build import build_datamodule, build_lit_classifier
+from carvision.training.optim import build_phases
 from tests.data import layouts
 
 EXPERIMENTS = options_of("experiment")
@@ -74,9 +75,10 @@ def config_with_photos(experiment: str, photos: dict, *overrides: str) -> dict:
 def test_every_experiment_builds_its_network_and_trains_what_its_phases_say(experiment, photos):
     """The meta device needs no memory for weights or activations: the largest networks take a second."""
     cfg = config_with_photos(experiment, photos)
-    table = build_datamodule(cfg, None).table
+    datamodule = build_datamodule(cfg, None)
+    table = datamodule.table
     with torch.device("meta"):
-        lit = build_lit_classifier(cfg, table)
+        lit = build_lit_classifier(cfg, datamodule, build_phases(cfg))
         images = torch.zeros(2, 3, 96, 96)
     trained_before = None
     for number in range(len(lit.phases)):
@@ -102,7 +104,7 @@ def test_one_experiment_of_each_family_takes_two_steps_of_each_phase(experiment,
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     cfg = config_with_photos(experiment, photos, *TRAINED[experiment])
     datamodule = build_datamodule(cfg, None)
-    lit = build_lit_classifier(cfg, datamodule.table)
+    lit = build_lit_classifier(cfg, datamodule, build_phases(cfg))
     for number in range(len(lit.phases)):
         lit.start_phase(number)
         before = {name: (p.requires_grad, p.detach().clone()) for name, p in lit.model.named_parameters()}

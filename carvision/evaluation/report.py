@@ -12,7 +12,7 @@ from rich.text import Text
 from torch import Tensor
 
 from carvision.data.table import LabelDescription
-from carvision.evaluation.bootstrap import bootstrap_intervals, point_metrics
+from carvision.evaluation.bootstrap import LEVEL, Measured
 from carvision.evaluation.calibration import area_under_risk, coverage_table, reliability
 from carvision.evaluation.metrics import (
     class_order,
@@ -31,7 +31,6 @@ from carvision.reports.page import sections_of, write_markdown, write_page
 from carvision.reports.tables import JOINT, TextTable, percent, print_table, without_nan
 
 Intervals = dict[str, tuple[float, float]]
-EXACT = ("auc", "auc_micro", "auc_keras")  # replace those of EpochMetrics, which come from histograms
 MAX_COLUMNS = 2  # heads with intervals that fit into 80 characters beside the metrics' names
 SHOWN = {
     "top1": "top-1 %", "top3": "top-3 %", "top5": "top-5 %", "balanced_accuracy": "balanced accuracy %", "auc": "AUC %",
@@ -83,34 +82,24 @@ def write_evaluation(
     labels: dict[str, LabelDescription],
     folder: Path,
     *,
-    metrics: dict[str, float],
-    decodings: dict[str, dict[str, float]],
-    losses: dict[str, Tensor],
-    head_weights: dict[str, float],
+    measured: Measured,
     rule: str,
     title: str,
     notes: Sequence[str] = (),
     crop_to_box: bool = False,
-    num_samples: int = 1000,
-    seed: int = 0,
 ) -> dict:
     """Write results.txt, evaluation.{md,html}, the tables and the plots into the folder, and print the tables.
 
     Returns the content of evaluation.json, plain values. labels: {head: {"ids", "names", "parent", "parent_codes"}} or
-    {head: {"unit", "mean", "std"}}, as in model.json. metrics, decodings: of EpochMetrics, compute() and
-    compute_rules(). losses {head: float (N,)}: of each photo, by the run's own loss. head_weights: of the heads in the
-    summed loss. rule: the decoding rule of the metrics. title: one line, such as "stanford_cars_frozen on test". notes:
-    shown below the title. crop_to_box: show photos as the network saw them. num_samples, seed: of the bootstrap; 0
-    samples: no intervals.
+    {head: {"unit", "mean", "std"}}, as in model.json. measured: their metrics, with the decoding rule `rule`. title:
+    one line, such as "stanford_cars_frozen on test". notes: shown below the title. crop_to_box: show photos as the
+    network saw them.
 
     For each head with classes: per_class_<head>.csv, confusion_<head>.{csv,png}, confused_<head>.{csv,png},
     reliability_<head>.png; for all of them coverage.png. A head without any known class has none.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    arguments = (predictions, labels, rule, losses, head_weights)
-    points = point_metrics(*arguments) if predictions.valid.any() else {}
-    metrics = metrics | {name: value for name, value in points.items() if name not in metrics or name.endswith(EXACT)}
-    intervals = bootstrap_intervals(*arguments, num_samples, seed) if num_samples and points else {}
+    metrics, intervals, decodings = measured.values, measured.intervals, measured.decodings
     results = head_results(predictions, labels, rule)
     pictures: dict[str, Path] = {}
     if results:
@@ -132,7 +121,7 @@ def write_evaluation(
             "unreadable": int((~predictions.valid).sum()),
             "figures": metrics,
             "intervals": intervals,
-            "bootstrap": {"samples": num_samples, "seed": seed, "level": 0.95},
+            "bootstrap": {"samples": measured.num_samples, "seed": measured.seed, "level": LEVEL},
             "decoding": rule,
             "decodings": decodings,
             "temperature": {head: predictions.temperature.get(head, 1.0) for head in results},

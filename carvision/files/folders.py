@@ -13,15 +13,15 @@ from carvision.files.atomic import PARTIAL, refuse_link_out
 
 PROGRAM = "carvision"  # value of "Software" in the pictures that save_figure writes
 LOCK = ".lock"
-LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"  # in a run's checkpoints/
-NEW = "new.ckpt"  # being written, or not verified yet
+LAST, BEST = "last.ckpt", "best.ckpt"  # in a run's checkpoints/
+PREVIOUS = "previous.ckpt"  # the one before LAST, of runs of earlier versions
 CONFIG = "config.yaml"
 RESULTS = ("model.json", "embeddings.json")  # in folders below which other commands write by default
 GROUPS = ("data", "model", "loss", "augment", "optimizer", "schedule", "trainer", "callbacks", "run")  # in CONFIG
 # Files that a run writes before the end of its first epoch
 BEGINNING = (
     LOCK, CONFIG, "run.log", "splits.csv", "summary.txt", "environment.json", "seconds.json", "bad_images.csv",
-    f"checkpoints/{NEW}", "profile.txt", "profile/*.trace.json.gz",
+    f"checkpoints/{BEST}{PARTIAL}", f"checkpoints/{LAST}{PARTIAL}", "profile.txt", "profile/*.trace.json.gz",
     "tensorboard/hparams.yaml", "tensorboard/events.out.tfevents.*",
 )  # fmt: skip
 
@@ -70,16 +70,22 @@ def shorten(text: str) -> str:
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether the folder is a run's, recognised by the keys of its config.yaml, a name that others use, too."""
+    """Return whether the folder is a run's."""
+    return read_run_config(folder) is not None
+
+
+def read_run_config(folder: Path) -> dict | None:
+    """Return a run's config.yaml; None if the folder is not a run's, recognised by the keys of that file, whose name
+    others use, too."""
     try:
         if not (folder / CONFIG).is_file():
-            return False
+            return None
         config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
-        return False
+        return None
     if not isinstance(config, dict) or not all(isinstance(config.get(group), dict) for group in GROUPS):
-        return False
-    return "backbone" in config["model"] and "dir" in config["run"]
+        return None
+    return config if "backbone" in config["model"] and "dir" in config["run"] else None
 
 
 def remove_beginning(folder: Path, made: bool) -> None:
@@ -102,8 +108,9 @@ def remove_checkpoints(folder: Path) -> None:
     """Remove a run's checkpoints, and their folder if nothing else is in it."""
     with suppress(OSError, InputError):
         refuse_link_out(folder)
-        for name in (LAST, PREVIOUS, BEST, NEW):
-            (folder / name).unlink(missing_ok=True)
+        for name in (LAST, PREVIOUS, BEST):
+            for file in (folder / name, folder / f"{name}{PARTIAL}"):
+                file.unlink(missing_ok=True)
         folder.rmdir()
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # these import Pillow, pandas and torch
     from carvision.data.table import LabelDescription
     from carvision.models.classifier import NetworkDescription
 
-FORMAT = 1
+FORMAT = 2  # 1 held the input's size and the sizes and units of heads twice
 
 
 class WeightsDescription(TypedDict, total=False):
@@ -43,7 +43,7 @@ class ModelDescription(TypedDict):
     """The contents of model.json. config: the run's configuration; metrics: {split: {name: value}}."""
 
     format: int
-    network: "NetworkDescription"
+    network: dict[str, Any]  # a NetworkDescription, without what labels and preprocessing hold: see network_of
     labels: "dict[str, LabelDescription]"
     preprocessing: "PreprocessingDescription"
     decoding: str
@@ -66,7 +66,6 @@ FIELDS: dict[str, Check] = {
     "network": mapping,
     "network.backbone": text,
     "network.backbone_kwargs": mapping,
-    "network.size_px": ALLOWED["data.image_px"],
     "network.pool": ALLOWED["model.pool"],
     "network.trunk": mapping,
     **{f"network.trunk.{key}": check for key, check in _layers.items()},
@@ -84,11 +83,8 @@ FIELDS: dict[str, Check] = {
     "network.embedding.num_classes": whole(0),
     "network.heads": mapping_of(mapping),
     "network.heads.*": mapping,
-    "network.heads.*.num_outputs": whole(1),
     "network.heads.*.layers": mapping,
     **{f"network.heads.*.layers.{key}": check for key, check in _layers.items()},
-    "network.heads.*.mean": optional(number()),
-    "network.heads.*.std": optional(number(0, above=True)),
     "labels": mapping_of(mapping),
     "labels.*": mapping,
     "labels.*.ids": list_of(text),
@@ -118,7 +114,7 @@ FIELDS: dict[str, Check] = {
 }
 REQUIRED = (
     ("format",), ("network",), ("labels",), ("preprocessing",), ("decoding",),
-    ("network", "backbone"), ("network", "heads"), ("network", "size_px"), ("network", "trunk"),
+    ("network", "backbone"), ("network", "heads"), ("network", "trunk"),
     ("preprocessing", "size_px"), ("preprocessing", "mean"), ("preprocessing", "std"),
 )  # fmt: skip
 # The keys of "config" and "metrics" that are read; others may come from any version of carvision
@@ -147,8 +143,35 @@ def read_description(file: Path) -> ModelDescription:
         )
     if "sha256" not in described:
         raise InputError(f"{file}: sha256 is missing; the model is damaged or was changed by hand")
+    if FIELDS["format"](version) is None and version < FORMAT:
+        described |= {"format": FORMAT, "network": without_doubled(described.get("network"))}
     check_description(described, file)
     return cast(ModelDescription, described)
+
+
+def without_doubled(network: Any) -> Any:
+    """Return a Classifier's description without what labels and preprocessing hold, too, as model.json stores it."""
+    if not isinstance(network, dict) or not isinstance(network.get("heads"), dict):
+        return network
+    heads = {
+        name: {key: head[key] for key in head if key not in ("num_outputs", "mean", "std")}
+        for name, head in network["heads"].items()
+        if isinstance(head, dict)
+    }
+    return {key: value for key, value in network.items() if key != "size_px"} | {"heads": network["heads"] | heads}
+
+
+def network_of(described: ModelDescription) -> "NetworkDescription":
+    """Return the arguments of the Classifier that a checked description describes."""
+    heads = {}
+    for name, head in described["network"]["heads"].items():
+        label = described["labels"][name]
+        if "ids" in label:
+            heads[name] = {**head, "num_outputs": len(label["ids"])}
+        else:
+            heads[name] = {**head, "num_outputs": 1, "mean": label["mean"], "std": label["std"]}
+    size_px = described["preprocessing"]["size_px"]
+    return cast("NetworkDescription", {**described["network"], "heads": heads, "size_px": size_px})
 
 
 def read_json(file: Path) -> object:
@@ -213,9 +236,6 @@ def _check_required(described: dict) -> None:
             inner = inner[parent]
         if key not in inner:
             raise InputError(f"{'.'.join([*parents, key])} is missing")
-    ours, theirs = described["network"]["size_px"], described["preprocessing"]["size_px"]
-    if ours != theirs:
-        raise InputError(f"preprocessing.size_px: {theirs} is not the {ours} of network.size_px")
 
 
 def _check_groups(described: dict) -> None:
@@ -260,26 +280,17 @@ def _check_heads(heads: dict, labels: dict) -> None:
             f"labels.{odd}: the network has no such head" if odd in labels else f"network.heads.{odd}: has no label"
         )
     for name, label in labels.items():
-        head = heads[name]
-        if "num_outputs" not in head or "layers" not in head:
-            raise InputError(f"network.heads.{name}: num_outputs or layers is missing")
-        if (head.get("mean") is None) != (head.get("std") is None):
-            raise InputError(f"network.heads.{name}: has one of mean and std, and needs both or none")
+        if "layers" not in heads[name]:
+            raise InputError(f"network.heads.{name}: layers is missing")
         if "ids" in label:
-            _check_classes(name, label, head)
+            ids, names = label["ids"], label.get("names", [])
+            if not 0 < len(ids) == len(set(ids)) == len(names):
+                raise InputError(f"labels.{name}: {len(set(ids))} different ids and {len(names)} names")
             check_parent(name, label, labels)
-        elif head["num_outputs"] != 1 or not {"unit", "std"} <= label.keys() or label.get("parent") is not None:
-            raise InputError(f"labels.{name}: holds neither classes nor unit and std of a number, without a parent")
-
-
-def _check_classes(name: str, label: dict, head: dict) -> None:
-    ids, names, num_outputs = label["ids"], label.get("names", []), head["num_outputs"]
-    if head.get("mean") is not None:
-        raise InputError(f"labels.{name}: holds classes, and its head the mean of a number")
-    if not len(ids) == len(set(ids)) == len(names) == num_outputs:
-        raise InputError(
-            f"labels.{name}: {len(set(ids))} different ids and {len(names)} names for {num_outputs} outputs"
-        )
+        elif not {"unit", "mean", "std"} <= label.keys() or label.get("parent") is not None:
+            raise InputError(
+                f"labels.{name}: holds neither classes nor unit, mean and std of a number, without a parent"
+            )
 
 
 def _check_file_name(name: str) -> None:

@@ -27,9 +27,11 @@ from carvision.inference.description import (
     FORMAT,
     ModelDescription,
     check_description,
+    network_of,
     read_description,
     read_json,
     values_within,
+    without_doubled,
 )
 from carvision.models.backbones import create_backbone, read_pickled, tensor_shapes
 from carvision.models.classifier import Classifier, NetworkDescription, classifier_from
@@ -88,7 +90,7 @@ def save(
         sha256 = _sha256(part)
     description: ModelDescription = {
         "format": FORMAT,
-        "network": model.description,
+        "network": without_doubled(model.description),
         "labels": labels,
         "preprocessing": preprocessing.as_dict(),
         "crop_to_box": crop_to_box,
@@ -131,7 +133,7 @@ def load(path: str | os.PathLike[str]) -> LoadedClassifier:
         if Path(path).is_file() and Path(path).name not in (weights.name, DESCRIPTION):
             raise InputError(f"{path}: {file.name} beside it describes {weights.name}, and not this file")
         shapes = tensor_shapes(weights)
-        require_fitting(described["network"], shapes)  # quick, and before anything of the described size is allocated
+        require_fitting(network_of(described), shapes)  # quick, and before anything of the described size is allocated
         if described["sha256"] != _sha256(weights):
             raise InputError(f"{weights}: not the weights that {file.name} describes (their sha256 differs)")
         return _assemble(described, load_file(weights))
@@ -180,6 +182,7 @@ def _description_in_checkpoint(file: Path) -> ModelDescription | None:
     if not isinstance(own, dict) or not keys.keys() <= own.keys():
         return None
     described = {"format": FORMAT} | {ours: own[key] for key, ours in keys.items()}
+    described["network"] = without_doubled(described["network"])
     try:
         described = json.loads(json.dumps(described))  # tuples as lists, as in model.json
     except (TypeError, ValueError, RecursionError):
@@ -191,8 +194,9 @@ def _description_in_checkpoint(file: Path) -> ModelDescription | None:
 def _assemble(described: ModelDescription, tensors: dict[str, Tensor]) -> LoadedClassifier:
     """Build the network as load() returns it. Raises any exception if description and weights do not fit together."""
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
-    with _limits(described["network"], shapes):
-        model = cast(LoadedClassifier, classifier_from(described["network"]))
+    network = network_of(described)
+    with _limits(network, shapes):
+        model = cast(LoadedClassifier, classifier_from(network))
     _require_same({name: tuple(value.shape) for name, value in model.state_dict().items()}, shapes)
     model.load_state_dict(tensors)
     config = described.setdefault("config", {})

@@ -42,10 +42,11 @@ def plot_augmented(
     rows = choose_rows(table, num_photos, seed)
     names = class_names(table, rows)
     originals = photos[[(row, -1) for row in rows]]
-    if len(originals["bad"]) == len(rows):
-        row, reason = originals["bad"][0]
+    bad = [(row, reason) for row, reason in zip(rows, originals["reasons"], strict=True) if reason]
+    if len(bad) == len(rows):
+        row, reason = bad[0]
         raise none_usable("train", len(rows), photos.location(row), reason)
-    for row, reason in originals["bad"]:
+    for row, reason in bad:
         log.warning("%s: %s; its row of the sheet is grey", photos.location(row), reason)
     columns = [[Tile(_as_image(image)) for image in to_float(originals["images"])]]
     for epoch in range(num_versions):

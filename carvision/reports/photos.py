@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from carvision.data.images import SIDEWAYS, BadImage, check_box, open_image, to_rgb, upright_turn
+from carvision.data.decode import SIDEWAYS, to_rgb, upright_turn
+from carvision.data.images import BadImage, check_box, open_image
 from carvision.data.packs.read import PackedPhoto
 from carvision.errors import InputError
 from carvision.reports.plots import DPI, FAINT, TEXT, save_figure

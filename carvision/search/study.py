@@ -9,24 +9,30 @@ import random
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
+from optuna.trial import TrialState
 
 from carvision.config.compose import flat_config, keys_added_since
 from carvision.config.overrides import expand_home
 from carvision.config.schema import KEYS_WITHOUT_EFFECT
 from carvision.errors import InputError, one_line
+from carvision.files.atomic import write_text
 from carvision.files.folders import LOCK, is_run, refuse_foreign_folder, shorten
+from carvision.files.locks import lock_when_free
 from carvision.search.build import Sweep
-from carvision.search.queue import RETRY_OF, TRIALS, num_to_run
+from carvision.search.heartbeat import RUNNING
+from carvision.search.queue import CELL, TRIALS, cells_of, num_to_run
 
 if sys.platform == "win32":  # where symbolic links need privileges
     from optuna.storages.journal import JournalFileOpenLock as JournalLock
@@ -34,11 +40,14 @@ else:
     from optuna.storages.journal import JournalFileSymlinkLock as JournalLock
 
 JOURNAL = "journal.log"
-FIRST_WRITTEN = {LOCK, "running", "logs"}  # what a search with a database creates before its first trial
+FIRST_WRITTEN = {LOCK, RUNNING, "logs"}  # what a search with a database creates before its first trial
 WRITTEN = {*FIRST_WRITTEN, TRIALS, "experiment", "trials.csv", "search.html"}
 WRITTEN |= {f"{name}.png" for name in ("history", "importance", "slices", "parallel", "pareto")}
 BEGUN_WITH = "carvision"  # attribute of the study
 OPENINGS = 5  # attempts to open a database
+SQLITE_WAIT_S = 60  # for another process that writes to it
+# Attributes by which earlier code marked a trial as interrupted, continued it as a new one, and left one unused
+BROKEN, RETRY_OF, SURPLUS = "broken_off", "retry_of", "surplus"
 OPTUNA_DIRECTIONS = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
 
 
@@ -52,8 +61,14 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
         raise InputError(
             f"sweep.dir: {shorten(str(folder))} can't be made ({error.strerror}); give another path"
         ) from None
+    if database:
+        return database
     journal = folder / JOURNAL
-    return database or JournalStorage(JournalFileBackend(str(journal), lock_obj=RepairingLock(journal)))
+    if _has_interrupted_trials(journal):
+        with lock_when_free(folder):
+            if _has_interrupted_trials(journal):  # still, as another process may have been faster
+                reopen_interrupted(journal)
+    return JournalStorage(JournalFileBackend(str(journal), lock_obj=RepairingLock(journal)))
 
 
 def is_search(folder: Path, database: str) -> bool:
@@ -85,18 +100,40 @@ def _is_carvision_journal(journal: Path) -> bool:
 
 def _open_database(url: str) -> RDBStorage:
     url = re.sub(r"^sqlite:///(~.*)", lambda match: f"sqlite:///{expand_home(match[1])}", url)
+    options: dict = {"pool_pre_ping": True}  # connections may drop between long epochs
+    if url.startswith("sqlite"):
+        options["connect_args"] = {"timeout": SQLITE_WAIT_S}
     text = ""
     for _ in range(OPENINGS):  # several workers may create a new database's tables at once
         if text:
             time.sleep(random.uniform(0.05, 0.5))
         try:
-            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})  # connections may drop between long epochs
+            return RDBStorage(url, engine_kwargs=options)
         except Exception as error:  # SQLAlchemy's, the driver's, Optuna's, or a missing driver
             text = one_line(error, 300)
     raise InputError(
         f"sweep.storage: {url} can't be opened ({text}); takes a database's URL such as sqlite:///sweep.db or "
         "postgresql://user@host/name, or null for a journal in the search's folder"
     )
+
+
+def _has_interrupted_trials(journal: Path) -> bool:
+    """Return whether earlier code left interrupted trials, none of which it has continued yet."""
+    text = journal.read_text(encoding="utf-8", errors="replace") if journal.exists() else ""
+    return f'"{BROKEN}"' in text and f'"{RETRY_OF}"' not in text
+
+
+def reopen_interrupted(journal: Path) -> None:
+    """Let interrupted trials wait, which earlier code recorded as failed."""
+    truncate_partial_line(journal)
+    entries = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
+    is_mark = [BROKEN in entry.get("user_attr", {}) for entry in entries]
+    broken = {entry["trial_id"] for entry, mark in zip(entries, is_mark, strict=True) if mark}
+    for entry in entries:
+        if entry.get("state") == TrialState.FAIL and entry.get("trial_id") in broken:
+            entry["state"] = TrialState.WAITING
+    kept = [json.dumps(entry) + "\n" for entry, mark in zip(entries, is_mark, strict=True) if not mark]
+    write_text(journal, "".join(kept))
 
 
 class RepairingLock(JournalLock):
@@ -157,7 +194,32 @@ def open_study(sweep: Sweep, storage: BaseStorage) -> optuna.Study:
         study.set_user_attr(BEGUN_WITH, now)
     else:
         require_same(before, now, sweep)
+        require_one_number_a_trial(sweep, study)
     return study
+
+
+def require_one_number_a_trial(sweep: Sweep, study: optuna.Study) -> None:
+    """Raise InputError for a search by earlier code in which a trial has several numbers."""
+    cells = dict(enumerate(cells_of(sweep) or []))
+    for trial in study.get_trials(deepcopy=False):
+        moved = CELL in trial.user_attrs and trial.user_attrs[CELL] != cells.get(trial.number)
+        if moved or {BROKEN, RETRY_OF, SURPLUS} & trial.user_attrs.keys():
+            raise InputError(
+                f"sweep.dir: {sweep.folder} holds a search in which an earlier version of carvision continued "
+                "interrupted trials under new numbers; finish it with that version, or give another sweep.dir"
+            )
+
+
+@contextmanager
+def storage_errors(sweep: Sweep) -> Iterator[None]:
+    """Raise InputError if the database fails while the search is running."""
+    try:
+        yield
+    except StorageInternalError as error:
+        raise InputError(
+            f"sweep.storage: {sweep.settings['storage']} has failed ({one_line(error.__cause__ or error, 200)}); once "
+            "it works again, the same command continues the search"
+        ) from None
 
 
 def study_identity(sweep: Sweep) -> dict[str, dict]:
@@ -214,18 +276,16 @@ def create_pruner(settings: Mapping, most: int) -> BasePruner:
     }[settings["pruner"]]()
 
 
-class SeededByCount(BaseSampler):
-    """Create the sampler anew for each trial, seeded by how many trials drew before it: workers never draw the same
-    values by chance, and an interrupted search draws the same values as an undisturbed one."""
+class SeededByNumber(BaseSampler):
+    """Create the sampler anew for each trial, seeded by the trial's number: workers never draw the same values by
+    chance, and an interrupted search draws the same values as an undisturbed one."""
 
     def __init__(self, create: Callable[[int], BaseSampler], seed: int):
         self.create, self.seed = create, seed
         self.sampler = create(seed)
 
     def before_trial(self, study, trial) -> None:
-        drawn = (other for other in study.get_trials(deepcopy=False) if RETRY_OF not in other.user_attrs)
-        index = sum(other.number < trial.number for other in drawn)
-        digest = hashlib.sha256(f"{self.seed} {index}".encode()).digest()
+        digest = hashlib.sha256(f"{self.seed} {trial.number}".encode()).digest()
         self.sampler = self.create(int.from_bytes(digest[:4], "little"))
         self.sampler.before_trial(study, trial)
 
@@ -242,22 +302,38 @@ class SeededByCount(BaseSampler):
         self.sampler.after_trial(study, trial, state, values)
 
 
+class CellSampler(BaseSampler):
+    """Give each trial the values of one cell of a grid, by the trial's number."""
+
+    def __init__(self, sweep: Sweep):
+        self.cells, self.grid = cells_of(sweep) or [], sweep.space.grid()
+
+    def infer_relative_search_space(self, study, trial):
+        return {}
+
+    def sample_relative(self, study, trial, search_space):
+        return {}
+
+    def sample_independent(self, study, trial, param_name, param_distribution):
+        return self.grid[self.cells[trial.number]][param_name]
+
+
 def create_sampler(sweep: Sweep) -> BaseSampler:
     """Create the sampler that conf/sweep names, seeded for each trial."""
-    return SeededByCount(partial(_create_sampler, sweep), sweep.settings["seed"])
+    if sweep.settings["sampler"] == "grid":
+        return CellSampler(sweep)
+    return SeededByNumber(partial(_create_sampler, sweep), sweep.settings["seed"])
 
 
 def _create_sampler(sweep: Sweep, seed: int) -> BaseSampler:
     startup = sweep.settings["startup_trials"]
     return {
-        "grid": lambda: RandomSampler(seed),  # draws nothing: all values are enqueued
         "random": lambda: RandomSampler(seed),
         # group: conditional keys are drawn jointly if their condition holds
         "tpe": lambda: TPESampler(
             seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True
         ),
         "cmaes": lambda: CmaEsSampler(seed=seed, n_startup_trials=max(1, startup), warn_independent_sampling=False),
-        "gp": lambda: GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False),
     }[sweep.settings["sampler"]]()
 
 

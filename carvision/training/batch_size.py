@@ -4,9 +4,7 @@ import contextlib
 import copy
 import gc
 import logging
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
@@ -14,53 +12,44 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from carvision.data.loading.dataset import Batch
 from carvision.errors import InputError
-from carvision.training.compile import compile_steps
 from carvision.training.hardware import uses_cuda
 from carvision.training.module import LitClassifier, datamodule_of
-from carvision.training.run.folder import read_config
 
 log = logging.getLogger(__name__)
 
 MEMORY_FRACTION = 0.9  # of the free memory; the rest is for fragmentation, validation, and ddp's buffers
-SMALL_SIZES = (1, 2, 4)  # tried beside the multiples of 8, with which the GPU's matrix units are fastest
 
 
 class FindBatchSize(pl.Callback):
     """Replace the datamodule's batch size "auto" before the first phase; all processes take the smallest. Refuse a size
     with which the network can't be trained.
 
-    store: called with the size, in the first process only. compile: whether the run trains compiled code.
+    store: called with the size, in the first process only.
     """
 
-    def __init__(self, store: Callable[[int], None], compile: bool):
-        self.store, self.compile = store, compile
+    def __init__(self, store: Callable[[int], None]):
+        self.store = store
 
     def setup(self, trainer: pl.Trainer, module: LitClassifier, stage: str) -> None:
-        if stage != "fit":
-            return
         data = datamodule_of(trainer)
-        if data.batch_size == "auto":
-            self._find(trainer, module)
-        require_batch_norm_size(module, data.train_batch_size)
-
-    def _find(self, trainer: pl.Trainer, module: LitClassifier) -> None:
-        data = datamodule_of(trainer)
-        began = time.perf_counter()
-        limit = max(1, round(len(data.datasets["train"].paths) * data.epoch_fraction) // trainer.world_size)
-        require_batch_norm_size(module, limit)
-        device = trainer.strategy.root_device
-        number = find_batch_size(module, trainer.precision_plugin, device, limit, self.compile)
-        number = int(trainer.strategy.reduce(torch.tensor(number, device=device), reduce_op="min"))
-        if number == 0:
-            raise InputError(
-                "data.batch_size: auto finds that not even one photo fits on the GPU (two with batch norm); use a "
-                "smaller data.image_px or model.backbone, or train fewer layers with model.train_layers"
-            )
-        bound = ", as many as there are training photos" if number > limit - 8 else ""
-        log.info("data.batch_size=auto: %d on each device%s (%.0f s)", number, bound, time.perf_counter() - began)
-        data.batch_size = number
-        if trainer.is_global_zero:
-            self.store(number)
+        if stage == "fit" and data.batch_size == "auto":
+            device = trainer.strategy.root_device
+            limit = max(1, round(len(data.datasets["train"].paths) * data.epoch_fraction) // trainer.world_size)
+            require_batch_norm_size(module, limit)
+            photo = data.datasets["train"][[(0, 0)]]
+            number = find_batch_size(module, trainer.precision_plugin, device, photo, limit)
+            number = int(trainer.strategy.reduce(torch.tensor(number, device=device), reduce_op="min"))
+            if number == 0:
+                raise InputError(
+                    "data.batch_size: auto finds that not even one photo fits on the GPU (two with batch norm); use a "
+                    "smaller data.image_px or model.backbone, or train fewer layers with model.train_layers"
+                )
+            log.info("data.batch_size=auto: %d on each device", number)
+            data.batch_size = number
+            if trainer.is_global_zero:
+                self.store(number)
+        if stage == "fit":
+            require_batch_norm_size(module, data.train_batch_size)
 
 
 def require_gpu(trainer: dict) -> None:
@@ -85,11 +74,12 @@ def with_batch_size(cfg: dict, number: int) -> dict:
     return {**cfg, "data": {**cfg["data"], "batch_size": number}}
 
 
-def restore_batch_size(cfg: dict, folder: Path) -> dict:
-    """Return cfg with "auto" replaced by the batch size that an earlier start of the run in `folder` found, if any."""
-    if cfg["data"]["batch_size"] != "auto":
-        return cfg
-    return with_batch_size(cfg, read_config(folder)["data"].get("batch_size", "auto"))
+def with_found_batch_size(cfg: dict, earlier: dict) -> dict:
+    """Return cfg with "auto" replaced by the batch size that an earlier start of the run found, if any.
+
+    earlier: its configuration.
+    """
+    return with_batch_size(cfg, earlier["data"]["batch_size"]) if cfg["data"]["batch_size"] == "auto" else cfg
 
 
 def require_batch_norm_size(lit: LitClassifier, size: int) -> None:
@@ -116,120 +106,64 @@ def trained_batch_norms(lit: LitClassifier) -> list[str]:
     return list(found)
 
 
-def find_batch_size(lit: LitClassifier, precision, device: torch.device, limit: int, compile: bool) -> int:
-    """Return the largest batch size of which two training steps fit in MEMORY_FRACTION of the device's free memory, in
-    the phase that trains the most parameters; 0 if none does.
+def find_batch_size(lit: LitClassifier, precision, device: torch.device, photo: Batch, limit: int) -> int:
+    """Return the largest power of two, up to `limit`, of which two training steps of each phase fit in MEMORY_FRACTION
+    of the device's free memory; 0 if none does.
 
-    precision: Lightning's precision plugin. limit: the largest size to try. compile: try the size found again with
-    compiled code, which takes minutes a size, so that only sizes that fit uncompiled are compiled. `lit` does not
-    change: a copy trains on random images, and the random generators are restored.
+    precision: Lightning's precision plugin. photo: a batch of one photo, which is repeated. `lit` does not change: a
+    copy is trained, and the random generators are restored.
     """
+    found, size = 0, 2 if trained_batch_norms(lit) else 1
     with torch.random.fork_rng([device] if device.type == "cuda" else []), memory_limit(device, MEMORY_FRACTION):
-        found = _search(precision.convert_module(copy.deepcopy(lit)).to(device), precision, device, limit, compile)
+        trial = precision.convert_module(copy.deepcopy(lit)).to(device).train()
+        while size <= limit and fits_in_memory(trial, precision, photo, size):
+            found, size = size, 2 * size
+        del trial
         free_memory()
     return found
 
 
-def _search(lit: LitClassifier, precision, device: torch.device, limit: int, compile: bool) -> int:
-    lit.start_phase(largest_phase(lit))
-    least = 2 if trained_batch_norms(lit) else 1
-    step = create_step(lit.train(), precision, device)
-    found = largest_batch(lambda size: size >= least and fits_in_memory(step, size), limit)
-    if compile and found:
-        compile_steps(lit)
-        while found and not fits_in_memory(step, found):
-            found = found * 7 // 8 // 8 * 8 or found // 2
-        torch.compiler.reset()
-    return found
-
-
-def largest_phase(lit: LitClassifier) -> int:
-    """Return the index of the phase that trains the most parameters."""
-    counts = []
-    for number in range(len(lit.phases)):
-        lit.start_phase(number)
-        counts.append(sum(p.numel() for p in lit.parameters() if p.requires_grad))
-    return counts.index(max(counts))
-
-
-def create_step(lit: LitClassifier, precision, device: torch.device) -> Callable[[int], None]:
-    """Return step(size), which trains twice on a random batch: only the second step holds the optimizer's state beside
-    the gradients."""
-    optimizer = lit.create_phase_optimizer()
-
-    def step(size: int) -> None:
-        batch = precision.convert_input(random_batch(lit, size, device))
-
-        def closure() -> torch.Tensor:
-            optimizer.zero_grad()
-            with precision.train_step_context():
-                loss = lit.training_step(batch, 0)
-            loss.backward()
-            return loss
-
-        for _ in range(2):
-            optimizer.step(closure)  # pyrefly: ignore[no-matching-overload] - torch says float, and means a tensor, too
-        optimizer.zero_grad()
-
-    return step
-
-
-def random_batch(lit: LitClassifier, size: int, device: torch.device) -> Batch:
-    """Return a random batch with the keys of a PhotoDataModule batch, without "bad"."""
-    px = lit.preprocessing.size_px
-    targets = {
-        name: torch.randint(len(label["ids"]), (size,), device=device)
-        if "ids" in label
-        else torch.randn(size, device=device)
-        for name, label in lit.labels.items()
-    }
-    return {
-        "images": torch.randint(256, (size, px, px, 3), dtype=torch.uint8, device=device).permute(0, 3, 1, 2),
-        "targets": targets,
-        "index": torch.arange(size, device=device),
-        "draws": torch.rand(size, lit.augment.num_draws, device=device),
-        "valid": torch.ones(size, dtype=torch.bool, device=device),
-    }
-
-
-def largest_batch(fits: Callable[[int], bool], limit: int) -> int:
-    """Return the largest of 1, 2, 4 and the multiples of 8, up to `limit`, that fits; 0 if none does.
-
-    fits: called with doubling sizes, then by bisection. Must be monotonic: whatever fits, fits in smaller sizes.
-    """
-    sizes = [size for size in SMALL_SIZES if size <= limit] + list(range(8, limit + 1, 8))
-    good, bad = -1, len(sizes)  # indices of the largest known to fit and the smallest known not to
-    index = min(len(SMALL_SIZES), bad - 1)  # 8, or the last
-    while good < index < bad:
-        if fits(sizes[index]):
-            good, index = index, min(2 * index - len(SMALL_SIZES) + 1, bad - 1)  # twice the size, or the last
-        else:
-            bad = index
-    while bad - good > 1:
-        index = (good + bad) // 2
-        good, bad = (index, bad) if fits(sizes[index]) else (good, index)
-    return sizes[good] if good >= 0 else 0
-
-
-def fits_in_memory(step: Callable[[int], None], size: int) -> bool:
-    """Return whether step(size) runs without running out of memory."""
+def fits_in_memory(lit: LitClassifier, precision, photo: Batch, size: int) -> bool:
+    """Return whether training steps on `size` photos run without running out of memory: two of each phase, as only the
+    second holds the optimizer's state beside the gradients."""
+    fits = True
     try:
-        step(size)
-        fits = True
+        batch = precision.convert_input(repeat(photo, size, lit.device))
+        for number in range(len(lit.phases)):
+            lit.start_phase(number)
+            take_two_steps(lit, precision, batch)
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        # Libraries below torch have messages of their own; some kernels take no more than 2 ** 31 elements
+        messages = ("out of memory", "ALLOC_FAILED", "canUse32BitIndexMath")
+        if not isinstance(error, torch.OutOfMemoryError) and not any(message in str(error) for message in messages):
             raise
         fits = False
     free_memory()  # only now: the error has released the tensors of the failed step
-    log.debug("data.batch_size=auto: %d %s", size, "fits" if fits else "does not fit")
     return fits
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether torch or a library below it ran out of memory, or a tensor exceeds the 2 ** 31 elements that some
-    kernels support."""
-    messages = ("out of memory", "ALLOC_FAILED", "canUse32BitIndexMath")
-    return isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in messages)
+def take_two_steps(lit: LitClassifier, precision, batch: Batch) -> None:
+    """Train the current phase for two steps, with an optimizer of its own."""
+    lit.zero_grad()
+    optimizer = lit.create_phase_optimizer()
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        with precision.train_step_context():
+            loss = lit.training_step(batch, 0)
+        loss.backward()
+        return loss
+
+    for _ in range(2):
+        optimizer.step(closure)  # pyrefly: ignore[no-matching-overload] - torch says float, and means a tensor, too
+
+
+def repeat(batch, size: int, device: torch.device):
+    """Return a batch of one photo as a batch of `size` on the device, without "bad"."""
+    if isinstance(batch, dict):
+        return {key: repeat(value, size, device) for key, value in batch.items() if key != "bad"}
+    repeated = batch.to(device).repeat(size, *[1] * (batch.ndim - 1))
+    return repeated.to(memory_format=torch.channels_last) if batch.ndim == 4 else repeated
 
 
 @contextlib.contextmanager

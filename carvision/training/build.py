@@ -12,8 +12,8 @@ import torch
 from carvision.augment.pipeline import Augment
 from carvision.data.build import build_split, build_table, download
 from carvision.data.images import INTERPOLATIONS, Preprocessing
+from carvision.data.loading.datamodule import PhotoDataModule
 from carvision.data.loading.dataset import PhotoDataset
-from carvision.data.loading.loader import PhotoDataModule
 from carvision.data.paths import nfc
 from carvision.data.splits import without_unseen_classes
 from carvision.data.table import UNKNOWN, Classes, LabelDescription, Table
@@ -26,7 +26,7 @@ from carvision.models.classifier import Classifier, Head
 from carvision.models.parts import Embedding, Layers, Neck
 from carvision.training.distributed.launch import num_sharing
 from carvision.training.module import LitClassifier
-from carvision.training.optim import build_phases, validate_phases
+from carvision.training.optim import Phase, validate_phases
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +170,6 @@ def build_classifier(cfg: dict, labels: dict[str, LabelDescription], embedding: 
         load_weights(classifier, file, labels)
     classifier.freeze_statistics = model["freeze_statistics"]
     classifier.heads_are_probes = cfg["metric_loss"].get("heads") == "probe"
-    validate_phases(build_phases(cfg), classifier)
     return classifier
 
 
@@ -260,11 +259,14 @@ def _require_neighbours(key: str, monitor: str, val: Table, label: str) -> None:
         )
 
 
-def build_lit_classifier(cfg: dict, table: Table) -> LitClassifier:
-    """Build the LightningModule for the photos of `table`."""
+def build_lit_classifier(cfg: dict, datamodule: PhotoDataModule, phases: list[Phase]) -> LitClassifier:
+    """Build the LightningModule for the photos of `datamodule`. phases: of cfg."""
+    table = datamodule.table
+    assert table is not None  # build_datamodule has set it up
     labels = describe_labels(cfg, table)
     metric_loss, embedding = build_metric_loss(cfg, table)
     classifier = build_classifier(cfg, labels, embedding)
+    validate_phases(phases, classifier)
     loss = dict(cfg["loss"])
     class_weights = {}
     weighting = loss.pop("class_weights")
@@ -282,9 +284,9 @@ def build_lit_classifier(cfg: dict, table: Table) -> LitClassifier:
     return LitClassifier(
         classifier.description,
         labels,
-        build_preprocessing(cfg).as_dict(),
+        datamodule.datasets["train"].preprocessing.as_dict(),
         loss,
-        build_phases(cfg),
+        phases,
         augment,
         class_weights,
         cfg["model"]["decoding"],

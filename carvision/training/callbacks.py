@@ -3,11 +3,10 @@
 import itertools
 import json
 import logging
-import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -25,10 +24,9 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from carvision.data.loading.loader import EarlyLoader
+from carvision.data.loading.loader import BATCHES_AHEAD, Loader
 from carvision.errors import one_line
 from carvision.files.atomic import write_csv, write_json
-from carvision.metrics import metric_names
 from carvision.training.module import LitClassifier
 
 log = logging.getLogger(__name__)
@@ -85,70 +83,51 @@ def _read_seconds(file: Path) -> dict[str, float]:
 
 
 def cpu_seconds() -> float:
-    """Return the CPU seconds of this process and of its children that have exited (Lightning ends its workers after
-    each stage)."""
+    """Return the CPU seconds of this process and of its children that have exited."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 class ReadAhead(pl.Callback):
-    """Start the validation workers while the last training batches are queued (each worker keeps two batches ahead)."""
+    """Start reading validation photos in the last steps of training, whose own photos are read by then."""
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: LitClassifier, batch, batch_idx: int) -> None:
         loader = trainer.val_dataloaders
-        if isinstance(loader, EarlyLoader) and trainer.num_training_batches - batch_idx <= 2 * loader.num_workers:
-            loader.start_workers()
+        if isinstance(loader, Loader) and trainer.num_training_batches - batch_idx <= BATCHES_AHEAD:
+            loader.start()
 
 
 class History(pl.Callback):
     """Write history.csv: a row an epoch with epoch, phase (if there are several), lr (the largest of all parameter
     groups, in the epoch's last step), seconds, and all train and val metrics.
 
-    The rows are also stored in every checkpoint, so that a resumed run has them even if the file is lost.
+    The file is never read: every checkpoint holds the rows, for the run that resumes there.
     """
 
     def __init__(self, file: Path):
         self.file = file
         self.rows: list[dict] = []
-        self.compared = False  # whether a resumed run's rows have been compared with the file
         self.started = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: LitClassifier) -> None:
         self.started = time.perf_counter()
 
     def state_dict(self) -> dict:
-        """Return the seconds of the current epoch and all rows, NaN as None."""
-        rows = [{key: None if value != value else value for key, value in row.items()} for row in self.rows]
-        return {"seconds": time.perf_counter() - self.started, "rows": rows}
+        """Return the seconds of the current epoch and all rows."""
+        return {"seconds": time.perf_counter() - self.started, "rows": self.rows}
 
     def load_state_dict(self, state_dict: dict) -> None:
         self.started = time.perf_counter() - state_dict["seconds"]
-        self.rows = rows_of_state(state_dict)
+        self.rows = state_dict["rows"]
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: LitClassifier, batch, batch_idx: int) -> None:
         # Host values: no device synchronisation
         self.lr = max(group["lr"] for group in trainer.optimizers[0].param_groups)
 
-    def on_train_start(self, trainer: pl.Trainer, module: LitClassifier) -> None:
-        if self.compared or not trainer.current_epoch:
-            self.compared = True
-            return
-        self.compared = True
-        on_disk = read_history(self.file)
-        missing = sorted({*range(trainer.current_epoch)} - {row["epoch"] for row in on_disk})
-        restored = bool(self.rows)
-        if not restored:  # a checkpoint of an earlier version held no rows
-            self.rows = [row for row in on_disk if row["epoch"] < trainer.current_epoch]
-        if missing:
-            state = "restored from the checkpoint" if restored else "lost"
-            log.warning("%s lacked %d rows, from epoch %d on: they are %s", self.file, len(missing), missing[0], state)
-
     def on_train_epoch_end(self, trainer: pl.Trainer, module: LitClassifier) -> None:
         # Before the checkpoint callbacks: an epoch with a checkpoint also has its row.
-        names = metric_names(module.labels, module.metric_learning is not None)
-        train_names = [name for name in names if name not in ("embedding/recall_at_1", "embedding/map_at_r")]
-        columns = [*(f"train/{name}" for name in train_names), *(f"val/{name}" for name in names)]
-        found = {**dict.fromkeys(columns), **trainer.callback_metrics}  # undefined metrics become empty cells
+        names = [f"{split}/{name}" for split, metrics in module.epoch_metrics().items() for name in metrics]
+        found = {**dict.fromkeys(names), **trainer.callback_metrics}  # undefined metrics become empty cells
         metrics = {name: value if value is None else float(value) for name, value in sorted(found.items())}
         seconds = time.perf_counter() - self.started
         phase = {"phase": module.phase["name"]} if len(module.phases) > 1 else {}
@@ -157,31 +136,14 @@ class History(pl.Callback):
             write_csv(self.file, pd.DataFrame(self.rows), float_format="%.6g")
 
 
-def rows_of_state(state: dict) -> list[dict]:
-    """Return the rows stored in a History's state; [] for a state of an earlier version."""
-    return [{key: math.nan if value is None else value for key, value in row.items()} for row in state.get("rows", [])]
-
-
-def read_history(file: Path) -> list[dict]:
-    """Return the rows of a history.csv, one an epoch; [] if it is missing, or damaged (logged as a warning)."""
-    try:
-        frame = pd.read_csv(file, float_precision="round_trip", encoding="utf-8")
-        epochs = pd.to_numeric(frame["epoch"], errors="coerce")
-        whole = frame[epochs.between(0, 1e9) & (epochs % 1 == 0)].astype({"epoch": int})
-        return whole.drop_duplicates("epoch").to_dict("records")
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, KeyError, OverflowError) as error:
-        log.warning("%s can't be read (%s)", file, one_line(error, 100))
-        return []
-
-
 class EpochLines(pl.Callback):
-    """Log a line an epoch: losses, top-1 of each head, and whether the epoch is the best so far."""
+    """Log a line an epoch: losses, top-1 of each head, and whether the epoch is the best so far.
 
-    def __init__(self, monitor: str, mode: str):
-        self.monitor, self.sign = monitor, 1 if mode == "max" else -1
-        self.best: float | None = None
+    is_best: Checkpoints', which counts the epoch only later.
+    """
+
+    def __init__(self, is_best: Callable[[pl.Trainer], bool]):
+        self.is_best = is_best
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: LitClassifier) -> None:
         metrics = trainer.callback_metrics
@@ -193,39 +155,25 @@ class EpochLines(pl.Callback):
                 key = "top1" if "ids" in label else "mae"
                 value = metrics.get(f"{split}/{name}/{key}")
                 parts.append(f"{name} {key} {'–' if value is None else f'{value:.4g}'}")
-        value = self.sign * float(metrics.get(self.monitor, math.nan))
-        if value > (-math.inf if self.best is None else self.best):
-            self.best = value
+        if self.is_best(trainer):
             parts.append("best so far")
         log.info("  ".join(parts))
-
-    def state_dict(self) -> dict:
-        return {"best": self.best}
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        self.best = state_dict["best"]
 
 
 class Curves(pl.Callback):
     """Draw loss and accuracy curves as PNG when training ends or is interrupted."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, history: History):
+        self.folder, self.history = folder, history
 
     def on_fit_end(self, trainer: pl.Trainer, module: LitClassifier) -> None:
-        self._draw(trainer, module)
-
-    def on_exception(self, trainer: pl.Trainer, module: LitClassifier, exception: BaseException) -> None:
-        self._draw(trainer, module)
-
-    def _draw(self, trainer: pl.Trainer, module: LitClassifier) -> None:
-        file = self.folder / "history.csv"
-        if trainer.is_global_zero and file.exists():
+        if trainer.is_global_zero and self.history.rows:
             from carvision.reports.plots import plot_curves  # late import: matplotlib, which training does not need
 
-            rows = read_history(file)
-            if rows:
-                plot_curves(pd.DataFrame(rows), self.folder)
+            plot_curves(pd.DataFrame(self.history.rows), self.folder)
+
+    def on_exception(self, trainer: pl.Trainer, module: LitClassifier, exception: BaseException) -> None:
+        self.on_fit_end(trainer, module)
 
 
 class MovingAverage(WeightAveraging):
@@ -285,7 +233,7 @@ def _tensors(module: torch.nn.Module) -> Iterator[Tensor]:
 
 class Patience(EarlyStopping):
     """Stop early, with the patience of the current configuration rather than the checkpoint's. NaN counts as no
-    improvement; Lightning's check_finite would stop even with run.on_nonfinite_loss=skip."""
+    improvement; Lightning's check_finite would end the training."""
 
     def __init__(self, monitor: str, mode: str, patience: int):
         super().__init__(monitor, patience=patience, mode=mode, check_finite=False, check_on_train_epoch_end=False)

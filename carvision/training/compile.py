@@ -61,8 +61,6 @@ def with_input_errors(function: Callable) -> Callable:
         try:
             return function(*args)
         except torch._dynamo.exc.TorchDynamoException as error:
-            if "out of memory" in str(error):
-                raise  # data.batch_size=auto catches it
             text = one_line(error, 300)
             raise InputError(f"compile: torch.compile can't build this network ({text}); use compile=false") from error
 

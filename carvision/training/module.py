@@ -16,14 +16,14 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 from carvision.augment.mixing import Mix
 from carvision.augment.pipeline import Augment, Normalise, to_float
 from carvision.data.images import Preprocessing, PreprocessingDescription
+from carvision.data.loading.datamodule import PhotoDataModule
 from carvision.data.loading.dataset import Batch
-from carvision.data.loading.loader import PhotoDataModule
 from carvision.data.table import UNKNOWN, LabelDescription
 from carvision.errors import InputError
 from carvision.inference.model_file import parents_of
 from carvision.losses.classification import create_loss, smooth_l1, weighted_mean
 from carvision.losses.metric import WITH_PROXIES, create_metric_loss
-from carvision.metrics import EpochMetrics
+from carvision.metrics import EpochMetrics, metric_names
 from carvision.metrics.neighbours import Embedded
 from carvision.models.classifier import Classifier, NetworkDescription, Outputs, classifier_from
 from carvision.models.parts import HeadWeights
@@ -92,7 +92,7 @@ class LitClassifier(pl.LightningModule):
         self.val_metrics = EpochMetrics(*metrics, **judged)
         self.test_metrics = EpochMetrics(*metrics, **judged)
         self.monitors: list[str] = []  # metrics that choose epochs or rates: an undefined one is an error
-        self.skip_nonfinite = False  # from the training metrics, with run.on_nonfinite_loss=skip
+        self.metrics: dict[str, dict[str, float]] = {}  # of each split in its last epoch
         self.decodings: dict[str, dict[str, float]] = {}  # metrics of each decoding rule in the last validation
         # Which settings changed since the checkpoint: "", "epochs" or "values", see changed_step_settings
         self.step_settings_changed = ""
@@ -150,7 +150,16 @@ class LitClassifier(pl.LightningModule):
             embedded = learning.embedded(outputs, batch["targets"], batch["valid"])
         losses, weights = self._head_losses(outputs.logits, batch, mixed)
         if metrics is not None:
-            self._count(metrics, batch, outputs, losses, weights, embedded, num_photos)
+            metrics.update(
+                {name: values.detach() for name, values in outputs.logits.items()},
+                batch["targets"],
+                {name: values.detach() for name, values in losses.items()},
+                weights,
+                batch["valid"],
+                outputs.penalty.detach(),
+                num_photos,
+                embedded,
+            )
         totals = self._mean_of_all(torch.stack([values.sum() for values in weights.values()]))
         means = {name: weighted_mean(losses[name], weights[name], totals[i]) for i, name in enumerate(losses)}
         beside = outputs.penalty
@@ -186,35 +195,6 @@ class LitClassifier(pl.LightningModule):
             weights = weights * of_class[targets.clamp(min=0)]
         return self.class_loss(logits, targets), weights
 
-    def _count(
-        self,
-        metrics: EpochMetrics,
-        batch: Batch,
-        outputs: Outputs,
-        losses: dict[str, Tensor],
-        weights: dict[str, Tensor],
-        embedded: Embedded | None,
-        num_photos: Tensor,
-    ) -> None:
-        """Update the metrics with a batch; with run.on_nonfinite_loss=skip, without its losses that are inf or NaN."""
-        penalty = outputs.penalty
-        if self.training and self.skip_nonfinite:
-            finite = {name: values.isfinite() for name, values in losses.items()}
-            losses = {name: torch.where(finite[name], values, 0.0) for name, values in losses.items()}
-            weights = {name: values * finite[name] for name, values in weights.items()}
-            penalty = torch.where(penalty.isfinite(), penalty, 0.0)
-            embedded = embedded and embedded.if_finite()
-        metrics.update(
-            {name: values.detach() for name, values in outputs.logits.items()},
-            batch["targets"],
-            {name: values.detach() for name, values in losses.items()},
-            weights,
-            batch["valid"],
-            penalty.detach(),
-            num_photos,
-            embedded,
-        )
-
     def _mean_of_all(self, totals: Tensor) -> Tensor:
         """Return the mean of totals over all processes. Gradients are averaged over processes: if each divides its sum
         by this mean, that is the gradient of the whole batch's weighted mean."""
@@ -247,8 +227,8 @@ class LitClassifier(pl.LightningModule):
     def _log_metrics(self, **splits: EpochMetrics) -> None:
         """Publish the epoch's metrics to callbacks and loggers. Not by log_dict, which spends half a millisecond a
         metric on reductions that the counters have already done; so Trainer.test() returns nothing."""
-        counted = {split: metrics for split, metrics in splits.items() if metrics.penalty.update_called}
-        values = {f"{split}/{name}": v for split, metrics in counted.items() for name, v in metrics.compute().items()}
+        counted = {split: metrics.compute() for split, metrics in splits.items() if metrics.penalty.update_called}
+        values = {f"{split}/{name}": value for split, metrics in counted.items() for name, value in metrics.items()}
         found = self.trainer.callback_metrics
         for name in [name for name in found if name.partition("/")[0] in counted]:
             del found[name]  # else a metric undefined in this epoch would keep the previous value
@@ -256,6 +236,14 @@ class LitClassifier(pl.LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics({**values, "epoch": self.current_epoch}, self.global_step)
             logger.save()
+        self.metrics |= counted
+
+    def epoch_metrics(self) -> dict[str, dict[str, float | None]]:
+        """Return the last epoch's metrics {"train": {name: value}, "val": ...}; None where no photo counts for one."""
+        names = metric_names(self.labels, self.metric_learning is not None)
+        of_train = [name for name in names if name not in ("embedding/recall_at_1", "embedding/map_at_r")]
+        found = {"train": dict.fromkeys(of_train), "val": dict.fromkeys(names)}
+        return {split: dict(sorted((none | self.metrics.get(split, {})).items())) for split, none in found.items()}
 
     @property
     def num_epochs(self) -> int:
@@ -277,7 +265,7 @@ class LitClassifier(pl.LightningModule):
         # Lightning annotates it with its parent class, which has no such field
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # pyrefly: ignore[missing-attribute]
         inside = 0 if done == self.trainer.num_training_batches else done
-        checkpoint |= {**self.phase_position, "decodings": self.decodings}
+        checkpoint |= {**self.phase_position, "metrics": self.epoch_metrics(), "decodings": self.decodings}
         checkpoint["batches_done"] = inside  # 0 at the end of an epoch
         if inside:
             checkpoint["train_metrics"] = self.train_metrics.counters()
@@ -297,11 +285,9 @@ class LitClassifier(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         # Lightning's mixed precision refuses gradient clipping with a fused optimizer, which may unscale gradients
-        # itself. With 16-mixed a fused optimizer also fails if run.on_nonfinite_loss=skip has removed all gradients.
-        precision = str(self.trainer.precision)
-        clipped = self.trainer.gradient_clip_val is not None and precision.endswith("-mixed")
-        removed = self.skip_nonfinite and precision == "16-mixed"
-        optimizer = self.create_phase_optimizer(fused=not (clipped or removed))
+        # itself.
+        clipped = self.trainer.gradient_clip_val is not None and str(self.trainer.precision).endswith("-mixed")
+        optimizer = self.create_phase_optimizer(fused=not clipped)
         if getattr(self.trainer, "datamodule", None) is not None:
             # Not the trainer's own numbers: asking for them starts the loader before the checkpoint sets its position
             num_batches = datamodule_of(self.trainer).num_train_batches
@@ -313,7 +299,6 @@ class LitClassifier(pl.LightningModule):
         schedule = create_schedule(
             optimizer,
             **self.phase["schedule"],
-            lr=self.phase["optimizer"]["lr"],
             num_steps=max(1, round(steps_per_epoch * self.phase["epochs"])),
             steps_per_epoch=steps_per_epoch,
             batches_per_epoch=num_batches,

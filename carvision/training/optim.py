@@ -71,7 +71,6 @@ def validate_phases(phases: list[Phase], classifier: Classifier) -> None:
             create_schedule(
                 create_optimizer(classifier, **optimizer),
                 **schedule,
-                lr=optimizer["lr"],
                 num_steps=2,
                 steps_per_epoch=1.0,
                 batches_per_epoch=1,
@@ -264,8 +263,6 @@ class SAM(torch.optim.Optimizer):
         closure = torch.enable_grad()(closure)
         loss = closure()
         with_grad = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not with_grad:  # NonFiniteLoss skips this update
-            return loss
         norm = torch.stack([p.grad.norm() for p in with_grad]).norm()
         before = [p.clone() for p in with_grad]  # subtracting the step would not restore the same bits
         scale = self.rho / (norm + 1e-12)
@@ -305,7 +302,6 @@ R0_RISING_EPOCHS = 5  # epochs before report R0's curve falls
 def create_schedule(
     optimizer: torch.optim.Optimizer,
     name: str,
-    lr: float,
     num_steps: int,
     steps_per_epoch: float,
     batches_per_epoch: int,
@@ -313,8 +309,8 @@ def create_schedule(
 ) -> LRSchedulerConfigType:
     """Create the schedule that conf/schedule names, as configure_optimizers returns it to Lightning.
 
-    lr: optimizer.lr, the rate that the schedule scales. num_steps: weight updates in this phase; with gradient
-    accumulation an epoch has more batches than updates. Raises InputError for keys that the schedule does not have.
+    num_steps: weight updates in this phase; with gradient accumulation an epoch has more batches than updates. Raises
+    InputError for keys that the schedule does not have.
     """
     try:
         if name == "plateau":
@@ -326,6 +322,7 @@ def create_schedule(
             # One more: the schedule is also stepped after the last update
             schedule = OneCycleLR(optimizer, rates, num_steps + 1, cycle_momentum=cycle_momentum, **values)
         else:
+            lr = optimizer.defaults["lr"]
             schedule = LambdaLR(optimizer, lr_factor(name, lr, num_steps, steps_per_epoch, **values))
     except (TypeError, ValueError) as error:
         text = one_line(error)

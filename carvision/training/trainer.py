@@ -8,8 +8,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from carvision.data.loading.loader import PhotoDataModule
-from carvision.data.table import LabelDescription
+from carvision.data.loading.datamodule import PhotoDataModule
 from carvision.errors import InputError, one_line, suggest
 from carvision.files.atomic import create_folder
 from carvision.metrics import metric_names
@@ -39,8 +38,8 @@ from carvision.training.hardware import (
 )
 from carvision.training.module import LitClassifier, callbacks_of
 from carvision.training.nonfinite import NonFiniteLoss
-from carvision.training.optim import build_phases, check_trainer, phase_key
-from carvision.training.run.checkpoints import Checkpoints, VerifiedCheckpointIO
+from carvision.training.optim import Phase, check_trainer, phase_key
+from carvision.training.run.checkpoints import AtomicCheckpointIO, Checkpoints
 from carvision.training.run.folder import write_config
 from carvision.training.run.resume import ResumePoint
 from carvision.training.run.stopping import Stopping
@@ -57,8 +56,10 @@ def build_trainer(
     InputError for what this machine can't run.
     """
     disable_lightning_signal_handling()
-    check_monitors(cfg, lit.labels)
-    values = trainer_values(cfg)
+    monitors = monitors_of(cfg, lit.phases)
+    check_monitors(monitors, metric_names(lit.labels, lit.metric_learning is not None, with_auc=True))
+    lit.monitors = list(monitors.values())
+    values = trainer_values(cfg, lit.phases)
     hooks = [*callbacks, *build_callbacks(cfg, folder, lit, clock, ends)]
     profile = create_profile(cfg["trainer"]["profiler"], folder)
     if profile:
@@ -88,15 +89,15 @@ def build_trainer(
     return trainer
 
 
-def trainer_values(cfg: dict) -> dict:
+def trainer_values(cfg: dict, phases: list[Phase]) -> dict:
     """Return the keys of conf/trainer as arguments of pl.Trainer, without the profiler. Raises InputError for what this
-    machine can't run."""
+    machine or these phases can't run."""
     values = dict(cfg["trainer"])
     del values["profiler"]
     cuda = uses_cuda(values["accelerator"])
     wanted = (values[key] for key in ("precision", "accelerator", "devices", "strategy"))
     values["precision"] = resolve_precision(*wanted)
-    check_trainer(build_phases(cfg), values)
+    check_trainer(phases, values)
     if cfg["compile"]:
         require_compiler(values["accelerator"], cuda)
     if cfg["data"]["batch_size"] == "auto":
@@ -109,9 +110,9 @@ def trainer_values(cfg: dict) -> dict:
     if values["accelerator"] == "tpu":
         from carvision.training.distributed import tpu
 
-        values = tpu.trainer_arguments(values, VerifiedCheckpointIO())
+        values = tpu.trainer_arguments(values, AtomicCheckpointIO())
     else:
-        values["plugins"] = [VerifiedCheckpointIO(), create_environment()]
+        values["plugins"] = [AtomicCheckpointIO(), create_environment()]
     # cuDNN's benchmark times the kernels of each new shape; a run has few shapes
     values |= {"deterministic": cfg["deterministic"] or None, "benchmark": cuda and not cfg["deterministic"]}
     return {**values, "max_epochs": 1}  # fit_phases sets it for each phase
@@ -129,12 +130,11 @@ def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, e
     """Return the callbacks in call order. The last two save checkpoints, after all others have updated their state."""
     callbacks, run = cfg["callbacks"], cfg["run"]
     monitor, mode = callbacks["monitor"], callbacks["mode"]
-    lit.monitors = list(monitors_of(cfg).values())
-    lit.skip_nonfinite = run["on_nonfinite_loss"] == "skip"
-    nonfinite = NonFiniteLoss(folder, skip=lit.skip_nonfinite)
+    nonfinite = NonFiniteLoss(folder)
     checkpoints = Checkpoints(folder / "checkpoints", monitor, mode, before=nonfinite.check_all)
     hooks: list[pl.Callback] = [nonfinite, clock, FirstStep(cfg["compile"]), ReadAhead()]
-    hooks += [History(folder / "history.csv"), EpochLines(monitor, mode), Curves(folder)]
+    history = History(folder / "history.csv")
+    hooks += [history, EpochLines(checkpoints.is_best), Curves(folder, history)]
     if cfg["trainer"]["accelerator"] == "tpu":
         from carvision.training.distributed import tpu  # late import: torch-xla has its own environment
 
@@ -142,7 +142,7 @@ def build_callbacks(cfg: dict, folder: Path, lit: LitClassifier, clock: Clock, e
     if callbacks["ema_decay"]:
         hooks.append(MovingAverage(callbacks["ema_decay"]))
     # After MovingAverage, whose copy of the weights takes memory too
-    hooks.append(FindBatchSize(lambda number: write_config(with_batch_size(cfg, number), folder), cfg["compile"]))
+    hooks.append(FindBatchSize(lambda number: write_config(with_batch_size(cfg, number), folder)))
     if callbacks["patience"]:
         hooks.append(Patience(*stop_rule(callbacks), patience=callbacks["patience"]))
     if callbacks["progress_bar"]:
@@ -161,35 +161,29 @@ def stop_rule(callbacks: dict) -> tuple[str, str]:
     return monitor, mode or ("min" if lower_is_better(monitor) else "max")
 
 
-def monitors_of(cfg: dict) -> dict[str, str]:
+def monitors_of(cfg: dict, phases: list[Phase]) -> dict[str, str]:
     """Return {key: metric} of the metrics that choose epochs, stop training or change learning rates."""
     callbacks = cfg["callbacks"]
     found = {"callbacks.monitor": callbacks["monitor"]}
     if callbacks["stop_monitor"]:
         found["callbacks.stop_monitor"] = callbacks["stop_monitor"]
-    for phase in build_phases(cfg):
+    for phase in phases:
         if "monitor" in phase["schedule"]:
             found[f"{phase_key(phase)}schedule.monitor"] = phase["schedule"]["monitor"]
     return found
 
 
-def check_monitors(cfg: dict, labels: dict[str, LabelDescription]) -> None:
-    """Raise InputError if a monitored metric does not exist in this run."""
-    names = metric_names(labels, with_metric_loss=cfg["metric_loss"]["name"] != "none", with_auc=True)
+def check_monitors(monitors: dict[str, str], names: list[str]) -> None:
+    """Raise InputError if a monitor is not a metric of this run. monitors: {key: metric}. names: without the split."""
     known = [f"{split}/{name}" for split in ("val", "train") for name in names]
-    for key, monitor in monitors_of(cfg).items():
-        require_monitor(key, monitor, known)
+    for key, monitor in monitors.items():
+        if monitor not in known:
+            raise InputError(f"{key}: {monitor!r} is no metric of this run{suggest(monitor, known)}")
 
 
-def require_monitor(key: str, monitor: str, known: list[str]) -> None:
-    """Raise InputError if `monitor`, the value of `key`, is not a metric of this run."""
-    if monitor not in known:
-        raise InputError(f"{key}: {monitor!r} is no metric of this run{suggest(monitor, known)}")
-
-
-def splits_needed(cfg: dict) -> list[str]:
+def splits_needed(cfg: dict, phases: list[Phase]) -> list[str]:
     """Return the splits that need at least one usable photo for the run to finish."""
-    monitored = any(monitor.startswith("val/") for monitor in monitors_of(cfg).values())
+    monitored = any(monitor.startswith("val/") for monitor in monitors_of(cfg, phases).values())
     return ["train", *(["val"] if monitored else []), *(["test"] if cfg["run"]["test"] else [])]
 
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import EpsImagePlugin, Image, ImageOps
 
 from carvision.data import images
-from carvision.data.decode import decode_image, decode_into, empty_images
-from carvision.data.images import BadImage, Preprocessing, check_box, decode_part, open_bytes, open_image, to_rgb
+from carvision.data.decode import decode_image, decode_into, decode_part, empty_images, grey_bits, to_rgb
+from carvision.data.images import BadImage, Preprocessing, check_box, open_bytes, open_image
 from carvision.data.inspection import inspect_photo
 
 WIDTH, HEIGHT = 96, 64
@@ -224,7 +224,7 @@ def test_a_tiff_can_state_which_value_is_white(most, white):
     values = Image.fromarray(np.array([[0, 4095]], np.uint16))
     with open_bytes(encoded(values, "TIFF", tiffinfo={} if most is None else {281: most})) as image:
         assert np.asarray(to_rgb(image))[0, 1, 0] == white
-        assert images.grey_bits(image, np.asarray(image))[1] == (most in (4095, 65535))
+        assert grey_bits(image, np.asarray(image))[1] == (most in (4095, 65535))
 
 
 def test_transparency_is_laid_on_white():

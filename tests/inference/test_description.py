@@ -29,32 +29,22 @@ def saved(original, tmp_path):
 @pytest.mark.parametrize(("key", "value", "words"), [
     ("weights.file", "../model.safetensors", "same folder"), ("weights.file", "..\\model.safetensors", "same folder"),
     ("weights.kind", "best", "raw, averaged"), ("format", 10**400, "is newer than"),
-    ("network", {"size_px": 32}, "network.backbone is missing"),
+    ("network", {"pool": "avg"}, "network.backbone is missing"),
     ("network.backbone", "local-dir:/tmp/evil", "no model of timm"),
     ("network.backbone_kwargs", {"checkpoint_path": "/tmp/evil.pth"}, "no argument of the network itself"),
-    ("network.backbone_kwargs", {"pretrained_cfg_overlay": {"file": "evil"}}, "no argument of the network itself"),
-    ("network.heads", {}, "no head"), ("network.heads.make.num_outputs", 5, "5 outputs"),
+    ("network.heads", {}, "no head"), ("network.heads.make", {}, "layers is missing"),
     ("network.heads.make.layers.hidden", [10**12], "no weights of that size"),
-    ("network.heads.speed.std", None, "one of mean and std"), ("network.trunk.surprise", 1, "no part of format"),
-    ("network.embedding", {"odd": 1}, "no part of format"), ("network.pool", "__import__('os')", "is not one of"),
+    ("network.trunk.surprise", 1, "no part of format"), ("network.pool", "__import__('os')", "is not one of"),
     ("labels", {}, "has no label"), ("labels.make.ids", ["3", "3"], "different ids"),
     ("labels.make.names", ["Audi"], "1 names"), ("labels.model.parent", "speed", "has no classes"),
     ("labels.model.parent_codes", [0, 1, 9], "parent_codes"), ("labels.speed", {"unit": "km/h"}, "std of a number"),
-    ("labels.two\nlines", {"unit": ""}, "no such head"), ("preprocessing.size_px", 64, "network.size_px"),
-    ("preprocessing.std", [1e31, 1, 1], "not a number below"), ("preprocessing.std", [0, 1, 1], "is not a list"),
+    ("labels.two\nlines", {"unit": ""}, "no such head"), ("preprocessing.std", [1e31, 1, 1], "not a number below"),
     ("network.neck.blocks", ["se"] * 100, "more parameters than the weights leave room for"),
-    ("temperature", {"make": -1}, "is not a mapping"),
-    ("config", {"data": {"crop_to_box": "x"}}, "config.data.crop_to_box"), ("metrics", {"test": [1]}, "metrics.test"),
+    ("temperature", {"make": -1}, "is not a mapping"), ("metrics", {"test": [1]}, "metrics.test"),
 ])  # fmt: skip
 def test_what_is_wrong_is_said_in_one_line(saved, key, value, words):
     change(saved, key, value)
     assert words in refusal(saved)
-
-
-def test_a_label_above_itself_is_refused(saved):
-    change(saved, "labels.make.parent", "model")
-    change(saved, "labels.make.parent_codes", [0, 1])
-    assert "is above itself" in refusal(saved)
 
 
 def test_missing_parts_are_empty_and_metrics_may_be_nan(saved):
@@ -114,13 +104,10 @@ def test_any_description_is_loaded_or_refused_in_one_line(saved):
 
 HUGE_NETWORKS = {
     "depth_multiplier": ("network.backbone_kwargs", {"depth_multiplier": 1e7}),
-    "deep": ("network.backbone_kwargs", {"layers": [10_000] * 4}),
     "long lists": ("network.backbone_kwargs", {"layers": [9999] * 900}),
-    "wide": ("network.backbone_kwargs", {"channels": [9999] * 4}),
     "giant": ("network.backbone", "vit_giant_patch14_224"),
     "neck": ("network.neck.blocks", ["spatial_dropout"] * 100_000),
     "trunk": ("network.trunk.hidden", [32] * 100_000), "squared": ("network.trunk.hidden", [2000, 2000]),
-    "outputs": ("network.heads.speed.num_outputs", 10**9),
     "proxies": ("network.embedding", {"num_classes": 10**7, "proxies_per_class": 100}),
     "classes": ("labels.make.ids", [str(i) for i in range(300_000)]),
     "keys": ("metrics", {str(i): 1 for i in range(1_100_000)}), "long": ("metrics", {"a" * 17_000_000: 1}),
@@ -135,17 +122,10 @@ def test_networks_larger_than_their_weights_are_never_built(saved, what, monkeyp
     assert len(refused) < 1200 and "NoneType" not in refused
 
 
-def test_a_long_key_is_not_copied_for_all_within_it(saved):
-    rewrite(saved, metrics={"a" * 1_000_000: {str(i): {"b": 1} for i in range(100_000)}})  # 100 GB if copied
-    assert len(carvision.load(saved).about["metrics"]) == 1
-
-
 def test_a_weights_file_of_too_many_tensors_is_refused(saved, monkeypatch):
-    for source in (saved, saved / "model.safetensors"):
-        monkeypatch.undo()
-        monkeypatch.setattr(backbones, "MAX_TENSORS", 5)
-        assert "tensors are more than the 5 allowed" in refusal(source)
-        with pytest.raises(InputError, match=r"model.weights: .*tensors are more than the 5 allowed"):
-            backbones.read_weights(source)
-        monkeypatch.setattr(backbones, "MAX_HEADER_BYTES", 100)
-        assert "its header has more than the 0 MB allowed" in refusal(source)
+    monkeypatch.setattr(backbones, "MAX_TENSORS", 5)
+    assert "tensors are more than the 5 allowed" in refusal(saved)
+    with pytest.raises(InputError, match=r"model.weights: .*tensors are more than the 5 allowed"):
+        backbones.read_weights(saved)
+    monkeypatch.setattr(backbones, "MAX_HEADER_BYTES", 100)
+    assert "its header has more than the 0 MB allowed" in refusal(saved)

@@ -1,13 +1,19 @@
 """Build searches of tiny runs, and read what they left."""
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
 import pandas as pd
+import pgserver
+import psutil
 from optuna.trial import FrozenTrial
 
 from carvision.search.build import Sweep, build_sweep
-from carvision.search.queue import Heartbeat, Queue
+from carvision.search.heartbeat import Heartbeat
+from carvision.search.queue import Queue
 from carvision.search.study import open_storage, open_study
 from tests.small_runs import SMALL
 
@@ -30,7 +36,7 @@ def study_of(sweep: Sweep) -> optuna.Study:
 
 
 def queue_of(sweep: Sweep) -> Queue:
-    """Return the queue as one more worker sees it."""
+    """Return the queue as one more worker sees it. Another one of the same process counts as dead."""
     storage = open_storage(sweep.settings["storage"], sweep.folder)
     return Queue(sweep, open_study(sweep, storage), storage)
 
@@ -52,8 +58,27 @@ def claim_quietly(queue: Queue) -> optuna.Trial | None:
     return claimed[0]
 
 
-def trials_of(folder: Path) -> list[FrozenTrial]:
-    storage = open_storage(None, folder)
+@contextmanager
+def postgres() -> Iterator[pgserver.PostgresServer]:
+    """Run a PostgreSQL server of its own, reached through a socket."""
+    with tempfile.TemporaryDirectory(prefix="carvision-pg") as folder:  # pytest's are too deep for a socket
+        server = pgserver.get_server(folder)
+        yield server
+        server.cleanup()
+
+
+def restart(server: pgserver.PostgresServer) -> None:
+    """Start the server again after a kill -9."""
+    psutil.wait_procs([psutil.Process(server.get_pid())] if psutil.pid_exists(server.get_pid()) else [], timeout=30)
+    server.ensure_postgres_running()
+
+
+def url_of(server: pgserver.PostgresServer) -> str:
+    return server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+
+
+def trials_of(folder: Path, url: str | None = None) -> list[FrozenTrial]:
+    storage = open_storage(url, folder)
     return optuna.load_study(study_name=folder.name, storage=storage).get_trials(deepcopy=False)
 
 

@@ -12,6 +12,7 @@ import carvision
 from carvision.evaluate import evaluate
 from carvision.export import export
 from carvision.training.build import build_datamodule, build_lit_classifier
+from carvision.training.optim import build_phases
 from tests.small_runs import config, demo, train
 
 # Most of what a step can hold
@@ -122,7 +123,7 @@ def test_the_strategy_of_several_cores_trains_and_tests_in_its_own_process(demo_
     values = []
     for arguments in ({"accelerator": tpu.XLAOnCPU()}, {"accelerator": Two(), "strategy": tpu.MultiCoreStrategy()}):
         datamodule = build_datamodule(cfg, None)
-        lit = build_lit_classifier(cfg, datamodule.table)
+        lit = build_lit_classifier(cfg, datamodule, build_phases(cfg))
         trainer = pl.Trainer(
             **arguments, devices=1, max_epochs=1, logger=False, enable_checkpointing=False, num_sanity_val_steps=0,
             enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,

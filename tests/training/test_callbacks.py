@@ -1,4 +1,4 @@
-"""Callbacks: the moving average of the weights, recomputed; early stopping; a damaged history."""
+"""Callbacks: the moving average of the weights, recomputed; early stopping."""
 
 import math
 from types import SimpleNamespace
@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
 
-from carvision.training.callbacks import MovingAverage, Patience, read_history
+from carvision.training.callbacks import MovingAverage, Patience
 from tests.training.test_module import batch_of, fit, lit_classifier
 
 DECAY = 0.5  # reached at the eighth update
@@ -52,16 +52,3 @@ def test_nan_counts_as_no_improvement_for_early_stopping():
         patience.on_validation_end(trainer, None)
         stopped.append(trainer.should_stop)
     assert stopped == [False] * 5 + [True] and float(patience.best_score) == 1
-
-
-def test_a_damaged_history_has_no_rows(tmp_path):
-    for content in (
-        b"",
-        b"\xff\x00\xfe",
-        b"a,b\n1,2\n",
-        b"epoch\nx\n",
-        b"epoch,lr\n",
-        b"epoch\n99999999999999999999\n",
-    ):
-        (tmp_path / "history.csv").write_bytes(content)
-        assert read_history(tmp_path / "history.csv") == []

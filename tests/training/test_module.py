@@ -199,23 +199,10 @@ def test_mixed_photos_have_the_losses_of_both_weighted_by_their_shares():
                 losses, weights = losses + part * loss, weights + part
         total += losses / weights
     assert found == pytest.approx(total.item(), rel=1e-5)
-    lit.validation_step(batch, 0)  # validation photos are never mixed
-    expected = F.cross_entropy(lit.model(normalised(batch["images"]))["make"], batch["targets"]["make"]).item()
-    assert lit.val_metrics.compute()["make/loss"] == pytest.approx(expected, rel=1e-5)
-
-
-def test_learned_head_weights_change_but_not_the_reported_loss():
-    loss = {"name": "cross_entropy", "label_smoothing": 0.0, "head_weights": "learned"}
-    lit = lit_classifier(loss=loss, phases=phases(5))
-    trainer, _ = fit(lit, [batch_of()], epochs=5)
-    weights = lit.learned_weights.weights()
-    assert set(weights) == {"make", "model"} and all(value != 1 for value in weights.values())
-    values = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    assert values["val/loss"] == pytest.approx(values["val/make/loss"] + values["val/model/loss"], rel=1e-5)
 
 
 def test_the_optimizer_is_not_fused_if_lightning_could_not_clip_its_gradients():
-    for precision, clip, fused in (("32-true", 1.0, True), ("bf16-mixed", 1.0, False), ("bf16-mixed", None, True)):
+    for precision, clip, fused in (("bf16-mixed", 1.0, False), ("bf16-mixed", None, True)):
         trainer = pl.Trainer(
             accelerator="cpu", precision=precision, gradient_clip_val=clip, max_epochs=1, logger=False, barebones=True
         )

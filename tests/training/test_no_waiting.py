@@ -65,7 +65,7 @@ def on_fake_cuda(lit: nn.Module) -> None:
 
 def waits_of(lit) -> list[str]:
     trainer = SimpleNamespace(global_step=0)
-    nonfinite, average = NonFiniteLoss(Path("nowhere"), skip=False), MovingAverage(0.99)
+    nonfinite, average = NonFiniteLoss(Path("nowhere")), MovingAverage(0.99)
     average._average_model = AveragedModel(lit, use_buffers=True)
     hooks = [nonfinite, average]  # those that work on tensors at each step
     with FakeTensorMode(allow_non_fake_inputs=True):

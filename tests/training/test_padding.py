@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from carvision.data.images import BLANK
 from carvision.training.build import build_datamodule, build_lit_classifier
+from carvision.training.optim import build_phases
 from tests.small_runs import config, demo
 
 ACTIVITY = 0.01
@@ -30,7 +31,7 @@ def test_metrics_are_those_of_the_photos_alone(photos_with_a_bad_one, on_bad_ima
     overrides += [f"data.batch_size={batch_size}", f"data.on_bad_image={on_bad_image}"]
     cfg = config(*demo(photos_with_a_bad_one), *overrides)
     datamodule = build_datamodule(cfg, None)
-    lit = build_lit_classifier(cfg, datamodule.table)
+    lit = build_lit_classifier(cfg, datamodule, build_phases(cfg))
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, use_distributed_sampler=False)
     trainer.test(lit, datamodule=datamodule, verbose=False)
     values = {name.removeprefix("test/"): value.item() for name, value in trainer.callback_metrics.items()}

@@ -9,7 +9,7 @@ from torch import nn
 
 from carvision.config.compose import conf_dir
 from carvision.errors import InputError
-from carvision.training.optim import cosine_factor, create_schedule, lr_factor, r0_lr
+from carvision.training.optim import create_schedule, lr_factor, r0_lr
 
 STEPS = 7  # of an epoch
 
@@ -36,25 +36,18 @@ def test_cosine_rises_linearly_then_falls_as_half_a_cosine():
         assert factor(step) == pytest.approx(expected)
     assert factor(19) == factor(20) == 1
     assert factor(150) == pytest.approx(0.05)  # no second rise
+    short = lr_factor("cosine", 0.1, num_steps=2, steps_per_epoch=2, warmup_epochs=3)  # still reaches its rate
+    assert max(short(step) for step in (0, 1)) == 1
     plain = lr_factor("cosine", 0.1, num_steps=10, steps_per_epoch=10)  # no warm-up
     assert [plain(step) for step in (0, 5, 10)] == pytest.approx([1, 0.5, 0], abs=1e-12)
 
 
-def test_a_warm_up_longer_than_the_run_is_cut():
-    for num_steps in (1, 2, 5):  # a run of one epoch with one epoch of warm-up still reaches its rate
-        factor = lr_factor("cosine", 0.1, num_steps=num_steps, steps_per_epoch=num_steps, warmup_epochs=3)
-        values = [factor(step) for step in range(num_steps)]
-        assert max(values) == 1 and all(0 < value <= 1 for value in values)
-        assert cosine_factor(num_steps, num_steps, num_steps - 1, 0.0) == pytest.approx(0, abs=1e-12)
-
-
-def rates(name: str, num_steps: int, lr: float = 0.2, optimizer=torch.optim.SGD, **values) -> list[tuple]:
+def rates(name: str, num_steps: int, lr: float = 0.2, **values) -> list[tuple]:
     """Return (rate of the first group, of the second, momentum) at each step; the second group learns at a tenth."""
     weights = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
-    momentum = {"momentum": 0.9} if optimizer is torch.optim.SGD else {}
-    made = optimizer([{"params": weights[:1]}, {"params": weights[1:], "lr": lr / 10}], lr=lr, **momentum)
+    made = torch.optim.SGD([{"params": weights[:1]}, {"params": weights[1:], "lr": lr / 10}], lr=lr, momentum=0.9)
     schedule = create_schedule(
-        made, **of_conf(name) | values, lr=lr, num_steps=num_steps, steps_per_epoch=5, batches_per_epoch=5
+        made, **of_conf(name) | values, num_steps=num_steps, steps_per_epoch=5, batches_per_epoch=5
     )["scheduler"]  # fmt: skip
     found = []
     for _ in range(num_steps):
@@ -74,7 +67,6 @@ def test_one_cycle_goes_up_and_down_with_momentum_against_it():
     found = rates("one_cycle", 100)
     values = [rate for rate, _, _ in found]
     peak = values.index(max(values))
-    assert values[0] == pytest.approx(0.2 / 25)
     assert max(values) == pytest.approx(0.2, rel=1e-3) and 28 <= peak <= 31
     for step in range(peak):  # half a cosine from the beginning's rate to the peak's, over pct_start of the steps
         share = step / (0.3 * 101 - 1)
@@ -83,15 +75,12 @@ def test_one_cycle_goes_up_and_down_with_momentum_against_it():
     momenta = [momentum for _, _, momentum in found]
     assert momenta.index(min(momenta)) in (peak - 1, peak, peak + 1) and momenta[0] == 0.95
     assert all(other == pytest.approx(rate / 10) for rate, other, _ in found)
-    assert len(rates("one_cycle", 10, optimizer=torch.optim.Adagrad)) == 10  # which has no momentum
 
 
 def test_plateau_waits_for_its_patience():
     weight = nn.Parameter(torch.zeros(2))
     made = torch.optim.SGD([weight], lr=1.0)
-    config = create_schedule(
-        made, **of_conf("plateau"), lr=1.0, num_steps=100, steps_per_epoch=2.5, batches_per_epoch=5
-    )
+    config = create_schedule(made, **of_conf("plateau"), num_steps=100, steps_per_epoch=2.5, batches_per_epoch=5)
     assert (config["interval"], config["frequency"], config["monitor"]) == ("step", 5, "val/loss")
     found = []
     for loss in (1.0, 0.9, 0.95, 0.91, 0.92, 0.5, 0.6, 0.6, 0.6, 0.6):
@@ -101,16 +90,10 @@ def test_plateau_waits_for_its_patience():
     assert found == pytest.approx([1, 1, 1, 1, 0.2, 0.2, 0.2, 0.2, 0.04, 0.04])
 
 
-def test_the_rate_stays_above_zero_and_not_above_lr():
-    for name in ("constant", "cosine", "one_cycle", "inverse_time", "r0"):
-        assert all(0 < rate <= 0.2 + 1e-12 for rate, _, _ in rates(name, 30)), name
-    assert {rate for rate, _, _ in rates("constant", 30)} == {0.2}
-
-
 def test_one_cycle_leaves_an_optimizer_without_momentum_without_it():
     weight = nn.Parameter(torch.zeros(2))
     made = torch.optim.RMSprop([weight], lr=0.1, momentum=0.0)
-    create_schedule(made, **of_conf("one_cycle"), lr=0.1, num_steps=9, steps_per_epoch=3, batches_per_epoch=3)
+    create_schedule(made, **of_conf("one_cycle"), num_steps=9, steps_per_epoch=3, batches_per_epoch=3)
     assert made.param_groups[0]["momentum"] == 0.0
 
 
@@ -120,4 +103,4 @@ def test_one_cycle_leaves_an_optimizer_without_momentum_without_it():
 def test_missing_and_unknown_keys_are_refused_in_one_line(values):
     made = torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=1.0)
     with pytest.raises(InputError, match=f"^schedule: {values['name']} can't be built with"):
-        create_schedule(made, **values, lr=1.0, num_steps=9, steps_per_epoch=3, batches_per_epoch=3)
+        create_schedule(made, **values, num_steps=9, steps_per_epoch=3, batches_per_epoch=3)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import PIL
+import simplejpeg
 import timm
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
@@ -25,9 +26,8 @@ from torch import Tensor
 import carvision
 from carvision.augment.pipeline import to_float
 from carvision.config.schema import random_transforms, reason_not_cacheable
-from carvision.data.jpeg import load_decoder
+from carvision.data.loading.datamodule import PhotoDataModule
 from carvision.data.loading.dataset import PADDING, CachedFeatures, Key
-from carvision.data.loading.loader import PhotoDataModule
 from carvision.data.paths import file_of, text_of_path
 from carvision.data.table import BOX, LOCATION, SOURCE, SPLITS, Table
 from carvision.errors import InputError
@@ -161,9 +161,8 @@ class FeatureCache:
         device = trainer.strategy.root_device
         on_cuda = device.type == "cuda"
         network = self.lit.model.description
-        decoder = found.name if (found := load_decoder()) else "pillow"
         fingerprint = [
-            FORMAT, carvision.__version__, torch.__version__, timm.__version__, PIL.__version__, decoder,
+            FORMAT, carvision.__version__, torch.__version__, timm.__version__, PIL.__version__, simplejpeg.__version__,
             trainer.precision, device.type,
             torch.cuda.get_device_name(device) if on_cuda else torch.backends.cpu.get_cpu_capability(),
             network["backbone"], network["backbone_kwargs"], network["pool"], self.lit.model.learns_from_map,
@@ -280,9 +279,7 @@ def backbone_outputs(
     model.eval()
     try:
         for batch in data.create_loader(photos, batches):
-            for row, reason in batch.pop("bad"):
-                data.report_bad_image(photos, row, reason)
-                bad[row] = reason
+            bad |= data.report_bad_images(photos, batch)
             batch = data.transfer_batch_to_device(batch, trainer.strategy.root_device, 0)
             images = batch["images"]
             parts = images.split(CPU_SUBBATCH_SIZE) if images.device.type == "cpu" else [images]

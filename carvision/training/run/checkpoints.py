@@ -1,15 +1,12 @@
-"""Write checkpoints that survive kills and full disks: last.ckpt, previous.ckpt and best.ckpt."""
+"""Write checkpoints, each complete or not at all: last.ckpt and best.ckpt."""
 
-import errno
 import logging
 import math
-import os
 import shutil
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 import pytorch_lightning as pl
 import torch
@@ -18,18 +15,17 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from carvision.errors import InputError
-from carvision.files.atomic import create_folder, flush, link_or_copy, open_new, rename
-from carvision.files.folders import BEST, LAST, NEW, PREVIOUS
+from carvision.files.atomic import atomic_file, create_folder, link_or_copy
+from carvision.files.folders import BEST, LAST
 from carvision.training.module import LitClassifier
 
 log = logging.getLogger(__name__)
 
 
 class Checkpoints(Checkpoint):
-    """Write last.ckpt after every epoch, and best.ckpt if `monitor` (mode: min or max) has its best value so far.
+    """Write last.ckpt after every epoch; also as best.ckpt if `monitor` (mode: min or max) has its best value so far.
 
-    The checkpoint before last.ckpt is kept as previous.ckpt. Each file is read back before it replaces an older one, so
-    that from the second epoch on two intact ones always exist. before: called before writing; raises to prevent it.
+    before: called before writing; raises to prevent it.
     """
 
     def __init__(self, folder: Path, monitor: str, mode: str, before: Callable[[pl.Trainer], None]):
@@ -41,25 +37,27 @@ class Checkpoints(Checkpoint):
         self.saved_at = time.monotonic()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        value = float(trainer.callback_metrics.get(self.monitor, math.nan))
-        is_best = self.best is None or self.sign * value > self.sign * self.best
-        if is_best and not math.isnan(value):
-            self.best, self.best_epoch = value, trainer.current_epoch
+        if self.is_best(trainer):
+            self.best, self.best_epoch = float(trainer.callback_metrics[self.monitor]), trainer.current_epoch
         if self.best_epoch is None:  # no value yet; a run needs weights to test in the end
             self.best_epoch = trainer.current_epoch
-        self.save(trainer)
-        if trainer.is_global_zero and self.best_epoch == trainer.current_epoch:
-            link_or_copy(self.folder / LAST, self.folder / BEST)
+        if self.best_epoch == trainer.current_epoch:
+            # First as best.ckpt: whenever this is killed, the newest checkpoint knows an epoch whose best.ckpt exists
+            self.save(trainer, BEST)
+            if trainer.is_global_zero:
+                link_or_copy(self.folder / BEST, self.folder / LAST)
+        else:
+            self.save(trainer)
 
-    def save(self, trainer: pl.Trainer) -> None:
-        """Write last.ckpt now. All processes must call this."""
+    def is_best(self, trainer: pl.Trainer) -> bool:
+        """Return whether the epoch is better than all before; false if the monitor is NaN or undefined."""
+        value = float(trainer.callback_metrics.get(self.monitor, math.nan))
+        return not math.isnan(value) and (self.best is None or self.sign * value > self.sign * self.best)
+
+    def save(self, trainer: pl.Trainer, name: str = LAST) -> None:
+        """Write a checkpoint now. All processes must call this."""
         self.before(trainer)
-        trainer.save_checkpoint(self.folder / NEW)
-        if trainer.is_global_zero:
-            last = self.folder / LAST
-            if last.exists():
-                rename(last, self.folder / PREVIOUS)
-            rename(self.folder / NEW, last)
+        trainer.save_checkpoint(self.folder / name)
         self.saved_at = time.monotonic()
 
     def state_dict(self) -> dict:
@@ -70,27 +68,18 @@ class Checkpoints(Checkpoint):
             self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
 
 
-class VerifiedCheckpointIO(CheckpointIO):
-    """Write checkpoints and verify them by reading them back; leave no file behind if that fails."""
+class AtomicCheckpointIO(CheckpointIO):
+    """Write checkpoints atomically; read them with torch's safe default."""
 
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options=None) -> None:
-        path = Path(path)
-        create_folder(path.parent)
+        create_folder(Path(path).parent)
         checkpoint = apply_to_collection(checkpoint, torch.Tensor, lambda tensor: tensor.cpu())
-        require_free_space(path.parent, num_bytes(checkpoint))
-        try:
-            with open_new(path) as file:
-                out = Output(file)
-                try:
-                    torch.save(checkpoint, cast(IO[bytes], out))  # which calls write() and flush() alone
-                except RuntimeError as error:  # torch's own message hides the OSError
-                    raise out.error or error from None
-            flush(path)
-            if not is_intact(path):
-                raise InputError(f"{path} is damaged right after it was written; check the disk")
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
+        with atomic_file(Path(path)) as partial, partial.open("wb") as file:
+            out = Output(file)
+            try:
+                torch.save(checkpoint, cast(IO[bytes], out))  # which calls write() and flush() alone
+            except RuntimeError as error:  # torch's own message hides the OSError
+                raise out.error or error from None
 
     def load_checkpoint(self, path: str | Path, map_location=None, weights_only: bool | None = True) -> dict:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -117,38 +106,10 @@ class Output:
         self.file.flush()
 
 
-def is_intact(path: Path) -> bool:
-    """Return whether a checkpoint's bytes match the checksums that torch stores for every tensor."""
-    try:
-        with path.open("rb") as file:
-            if hasattr(os, "posix_fadvise"):  # drop the page cache, to read from the disk itself
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            return zipfile.ZipFile(file).testzip() is None
-    except (OSError, zipfile.BadZipFile, EOFError):
-        return False
-
-
-def num_bytes(checkpoint: dict) -> int:
-    """Return the size of all tensors in a checkpoint, counting shared storage once."""
-    storages: dict[int, Any] = {}
-    apply_to_collection(
-        checkpoint, torch.Tensor, lambda t: storages.__setitem__(t.untyped_storage().data_ptr(), t.untyped_storage())
-    )
-    return sum(storage.nbytes() for storage in storages.values())
-
-
-def require_free_space(folder: Path, needed: int) -> None:
-    """Raise OSError(ENOSPC), as a full disk would, if `needed` bytes don't fit in the folder's disk."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {needed / 1e6:,.1f} MB are needed for a "
-                                    f"checkpoint, and {free / 1e6:,.1f} MB are free")  # fmt: skip
-
-
 def require_space(folder: Path, lit: LitClassifier, averaged: bool) -> None:
-    """Raise InputError if the run's checkpoints would not fit: last, previous, best, and a partial one, whose space the
-    model file takes later. averaged: a moving average of the weights is kept, too."""
-    needed_mb = 4 * checkpoint_bytes(lit, averaged) / 1e6
+    """Raise InputError if the run's checkpoints would not fit: last, best and a partial one, whose space the model file
+    takes later. averaged: a moving average of the weights is kept, too."""
+    needed_mb = 3 * checkpoint_bytes(lit, averaged) / 1e6
     files = [file.stat() for file in (folder / "checkpoints").glob("*.ckpt")]
     existing_mb = sum({file.st_ino: file.st_size for file in files}.values()) / 1e6  # best and last may be hard links
     free_mb = shutil.disk_usage(folder).free / 1e6

@@ -17,7 +17,7 @@ from carvision.config.schema import KEYS_WITHOUT_EFFECT
 from carvision.errors import InputError, one_line
 from carvision.files import locks
 from carvision.files.atomic import write_json, write_text
-from carvision.files.folders import BEST, CONFIG, LAST, is_run, shorten
+from carvision.files.folders import BEST, CONFIG, LAST, shorten
 
 log = logging.getLogger(__name__)
 
@@ -53,13 +53,6 @@ def write_metrics(metrics: dict, folder: Path) -> None:
     write_json(folder / METRICS, metrics)
 
 
-def read_config(folder: Path) -> dict:
-    """Return the configuration that the run in the folder was started with. Raises InputError."""
-    if not is_run(folder):
-        raise InputError(f"run.dir: {folder / CONFIG} can't be read as the configuration of a run; use a new run.dir")
-    return yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-
-
 def write_config(config: dict, folder: Path) -> None:
     """Write the folder's config.yaml."""
     write_text(folder / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
@@ -83,10 +76,10 @@ def refuse_unknown(folder: Path) -> None:
         )
 
 
-def require_same_config(config: dict, folder: Path) -> None:
+def require_same_config(config: dict, started_with: dict, folder: Path) -> None:
     """Raise InputError if the run in the folder was started with another configuration, ignoring `run` and keys that
     don't affect results; with run.allow_changes, log a warning for each change instead."""
-    earlier, now = flat_config(read_config(folder)), flat_config(config)
+    earlier, now = flat_config(started_with), flat_config(config)
     if now["data.batch_size"] == "auto":
         earlier["data.batch_size"] = "auto"  # the size found then is used again
     if "trainer.deterministic" in earlier:  # the key's name in an earlier version
@@ -106,7 +99,7 @@ def require_same_config(config: dict, folder: Path) -> None:
         log.warning("resuming with a changed configuration: %s", change)
 
 
-def lock_run_folder(folder: Path) -> IO[bytes] | None:
+def lock_run_folder(folder: Path) -> IO[bytes]:
     """Lock the folder until the returned file is closed or the process ends. Raise InputError if another process trains
     into it."""
     return locks.lock_folder(

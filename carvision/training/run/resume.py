@@ -1,8 +1,9 @@
-"""Find where an earlier start of a run ended, and check that this start can resume there."""
+"""Read what an earlier start of a run left in its folder, and check that this start can resume there."""
 
 import logging
 import re
 import time
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,11 +16,11 @@ from carvision.data.paths import nfc
 from carvision.data.splits import splits_of
 from carvision.data.table import Table
 from carvision.errors import InputError, one_line
-from carvision.files.atomic import link_or_copy, refuse_link_out
-from carvision.training.callbacks import read_history
-from carvision.training.optim import Phase, build_phases
-from carvision.training.run.checkpoints import BEST, LAST, NEW, PREVIOUS, is_intact
-from carvision.training.run.folder import METRICS, read_config
+from carvision.files.atomic import refuse_link_out
+from carvision.files.folders import BEST, LAST, PREVIOUS, read_run_config
+from carvision.training.distributed.launch import broadcast_at_start
+from carvision.training.optim import Phase, phase_key
+from carvision.training.run.folder import EXTENDING, METRICS, read_metrics
 
 log = logging.getLogger(__name__)
 
@@ -33,46 +34,77 @@ STEP_KEYS = ("optimizer.", "schedule.", "phases", "trainer.", "data.batch_size")
 class ResumePoint(NamedTuple):
     """Position in a run that a checkpoint restores. All counts start at 0."""
 
-    file: Path
+    file: str
     phase: int
     phase_begun: int  # first epoch of the phase
     epochs_done: int
     batches_done: int  # of the epoch after epochs_done
     stopped_early: bool  # early stopping ended the phase
-    waited: int = 0  # early stopping's count of epochs without improvement
+    waited: int  # early stopping's count of epochs without improvement
+    best_epoch: int | None
     best_lost: bool = False  # best.ckpt is damaged or of another epoch: the best later epoch replaces it
 
 
-def find_resume_point(folder: Path, repair: bool) -> ResumePoint | None:
-    """Return the resume point of last.ckpt in the folder, or of previous.ckpt if that is damaged or missing; None
-    without checkpoints.
+class EarlierRun(NamedTuple):
+    """What earlier starts of a run left in its folder, read once."""
 
-    repair: also clean up after a killed start (delete a partial checkpoint, restore best.ckpt). Raises InputError if
-    checkpoints exist and none can be read. Executes no code from them.
-    """
-    if repair:
-        refuse_link_out(folder)
-        (folder / NEW).unlink(missing_ok=True)  # partially written
-    there = [file for file in (folder / LAST, folder / PREVIOUS) if file.exists()]
-    problems = []
-    for file in there:
+    folder: str
+    config: dict
+    metrics: dict | None  # of the finished run; None: it is not finished, or being trained further
+    point: ResumePoint | None  # of the newest whole checkpoint
+    problems: list[str]  # one for each checkpoint that can't be read
+
+
+def read_earlier_run(folder: Path) -> EarlierRun | None:
+    """Return, in all processes, what the first reads in the folder; None if no run is there."""
+
+    def read() -> EarlierRun | None:
+        config = read_run_config(folder)
+        if config is None:
+            return None
+        metrics = None if (folder / EXTENDING).exists() else read_metrics(folder)
+        return EarlierRun(str(folder), config, metrics, *read_resume_point(folder / "checkpoints"))
+
+    found = broadcast_at_start(read)  # which gives the others plain lists
+    if found is None:
+        return None
+    earlier = EarlierRun(*found)
+    return earlier._replace(point=earlier.point and ResumePoint(*earlier.point))
+
+
+def read_resume_point(folder: Path) -> tuple[ResumePoint | None, list[str]]:
+    """Return the resume point of the newest whole checkpoint in the folder, None if there is none, and a line for each
+    that can't be read. Executes no code from them."""
+    refuse_link_out(folder)
+    found, problems = [], []
+    for file in (folder / LAST, folder / BEST, folder / PREVIOUS):
+        if not file.exists():
+            continue
         try:
-            point, best_epoch = _read_resume_point(file)
+            found.append(_point_of(file))
         except Exception as error:  # torch and pickle raise many kinds for a damaged file
             problems.append(f"{file} is not a complete checkpoint ({one_line(error, 100)})")
-            continue
-        for problem in problems:
-            log.warning("%s; resuming from %s", problem, file.name)
-        if repair and not point.batches_done and best_epoch == point.epochs_done - 1:
-            link_or_copy(file, folder / BEST)  # the start may have been killed before writing it
-        if best_epoch is None or _epoch_of(folder / BEST) == best_epoch:
-            return point
-        log.warning("%s is damaged or of another epoch; the best epoch from now on replaces it", folder / BEST)
-        return point._replace(best_lost=True)
-    if problems:
-        best = f", with model.weights={folder / BEST}" if is_intact(folder / BEST) else ""
-        raise InputError(f"run.dir: {'; '.join(problems)}; use a new run.dir to start anew{best}")
-    return None
+    if not found:
+        return None, problems
+    newest = max(found, key=lambda point: (point.epochs_done, point.batches_done))  # the first of equal ones
+    epochs = [point.epochs_done - 1 for point in found if point.file == str(folder / BEST)]
+    return newest._replace(best_lost=newest.best_epoch not in (None, *epochs)), problems
+
+
+def _point_of(file: Path) -> ResumePoint:
+    state = read_checkpoint(file)
+    epoch, batches = state["epoch"], state["batches_done"]
+    early = [values for name, values in state["callbacks"].items() if name.startswith("Patience")]
+    stopped = any(v["stopping_reason"] != NOT_STOPPED and v["stopped_epoch"] == epoch for v in early)
+    waited = max((v["wait_count"] for v in early), default=0)
+    done = epoch + (0 if batches else 1)
+    saving = next(values for name, values in state["callbacks"].items() if name.startswith("Checkpoints"))
+    counts = (epoch, batches, state["phase"], state["phase_begun"])
+    if not all(isinstance(count, int) and count >= 0 for count in counts):
+        raise ValueError("its epoch counts are invalid")
+    return ResumePoint(
+        str(file), state["phase"], state["phase_begun"], done, batches, stopped, waited, saving["best_epoch"]
+    )
 
 
 def read_checkpoint(file: Path) -> dict:
@@ -90,26 +122,12 @@ def read_checkpoint(file: Path) -> dict:
     return state
 
 
-def _read_resume_point(file: Path) -> tuple[ResumePoint, int | None]:
-    state = read_checkpoint(file)
-    epoch, batches = state["epoch"], state["batches_done"]
-    early = [values for name, values in state["callbacks"].items() if name.startswith("Patience")]
-    stopped = any(v["stopping_reason"] != NOT_STOPPED and v["stopped_epoch"] == epoch for v in early)
-    waited = max((v["wait_count"] for v in early), default=0)
-    done = epoch + (0 if batches else 1)
-    saving = next(values for name, values in state["callbacks"].items() if name.startswith("Checkpoints"))
-    counts = (epoch, batches, state["phase"], state["phase_begun"])
-    if not all(isinstance(count, int) and count >= 0 for count in counts):
-        raise ValueError("its epoch counts are invalid")
-    return ResumePoint(file, state["phase"], state["phase_begun"], done, batches, stopped, waited), saving["best_epoch"]
-
-
-def _epoch_of(file: Path) -> int | None:
-    """Return the checkpoint's epoch; None if it can't be read."""
+def is_intact(path: Path) -> bool:
+    """Return whether a checkpoint's bytes match the checksums that torch stores for every tensor."""
     try:
-        return read_checkpoint(file)["epoch"]
-    except ValueError:
-        return None
+        return zipfile.ZipFile(path).testzip() is None
+    except (OSError, zipfile.BadZipFile, EOFError):
+        return False
 
 
 def load_best(folder: Path, lit: torch.nn.Module) -> dict:
@@ -129,90 +147,118 @@ def load_best(folder: Path, lit: torch.nn.Module) -> dict:
     raise InputError(f"run.dir: no checkpoint can be tested ({'; '.join(problems)}); use a new run.dir to start anew")
 
 
-def planned_end(point: ResumePoint, phases: list[Phase]) -> int:
-    """Return the number of epochs after which the resume point's phase ends."""
-    return point.phase_begun + phases[point.phase]["epochs"]
+def require_more_epochs(earlier: EarlierRun, phases: list[Phase], patience: int | None) -> None:
+    """Raise InputError if a finished run is not trained further with these phases."""
+    reason = earlier.metrics is not None and reason_to_end(earlier, phases, patience)
+    if reason:
+        raise InputError(f"run.dir: {earlier.folder} holds a finished run: {reason}")
 
 
-def apply_patience(point: ResumePoint, patience: int | None) -> ResumePoint:
-    """Return the point with stopped_early only if early stopping would also end the phase with this patience."""
-    return point._replace(stopped_early=point.stopped_early and patience is not None and point.waited >= patience)
+def resume_point_of(earlier: EarlierRun, phases: list[Phase], patience: int | None) -> ResumePoint | None:
+    """Return where this start resumes; None if the earlier one was killed before its first checkpoint.
 
-
-def require_enough_epochs(point: ResumePoint, phases: list[Phase]) -> None:
-    """Raise InputError if the phases have fewer epochs than the run has already trained."""
-    name = phases[min(point.phase, len(phases) - 1)]["name"]
-    key = f"phases.{name}.epochs" if name else "trainer.max_epochs"
-    if point.phase >= len(phases):
-        raise InputError(
-            f"{key}: the run has started phase {point.phase + 1}, and there are only {len(phases)} now; give as many"
-        )
-    end = planned_end(point, phases)
-    if point.epochs_done + (point.batches_done > 0) > end:
-        inside = f" and {point.batches_done} batches" if point.batches_done else ""
-        raise InputError(
-            f"{key}: the run has trained {point.epochs_done} epochs{inside} already, and would end after {end} now; "
-            f"give {point.epochs_done + (point.batches_done > 0)} or more"
-        )
-
-
-def reason_to_end(folder: Path, cfg: dict) -> str | None:
-    """Return why a finished run is not trained further with this configuration; None if it is."""
-    phases = build_phases(cfg)
-    try:
-        point = find_resume_point(folder / "checkpoints", repair=False)
-    except InputError as error:
-        return str(error).removeprefix("run.dir: ")
+    patience: callbacks.patience. Raises InputError if no checkpoint can be read, the phases have fewer epochs than the
+    run has trained, or a finished run is not trained further with these phases.
+    """
+    require_more_epochs(earlier, phases, patience)
+    point = earlier.point
     if point is None:
-        return f"its checkpoints are gone; use a new run.dir, with model.weights={folder}"
-    require_enough_epochs(point, phases)
+        if earlier.problems:
+            raise InputError(f"run.dir: {'; '.join(earlier.problems)}; use a new run.dir to start anew")
+        require_no_lost_checkpoints(Path(earlier.folder))
+        return None
+    _require_enough_epochs(point, phases)
+    for problem in earlier.problems:
+        log.warning("%s", problem)
+    if point.best_lost:
+        log.warning("best.ckpt is missing, damaged or of another epoch; the best epoch from now on replaces it")
+    if not _stays_stopped(point, patience):
+        point = point._replace(stopped_early=False)
+    num_epochs = sum(phase["epochs"] for phase in phases)
+    written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(Path(point.file).stat().st_mtime))
+    inside = f" and {point.batches_done:,} batches of the next" if point.batches_done else ""
+    name = Path(point.file).name
+    log.info("resuming after %d of %d epochs%s (%s of %s)", point.epochs_done, num_epochs, inside, name, written)
+    return point
+
+
+def reason_to_end(earlier: EarlierRun, phases: list[Phase], patience: int | None) -> str | None:
+    """Return why a finished run is not trained further with these phases; None if it is. Raises InputError if it has
+    trained more epochs than they have."""
+    point = earlier.point
+    if point is None:
+        problem = "; ".join(earlier.problems) or "its checkpoints are gone"
+        return f"{problem}; use a new run.dir, with model.weights={earlier.folder}"
+    _require_enough_epochs(point, phases)
     if point.phase < len(phases) - 1:
         return None
-    patience = cfg["callbacks"]["patience"]
-    if apply_patience(point, patience).stopped_early:
+    if _stays_stopped(point, patience):
         return (
             f"early stopping ended it after {point.epochs_done} epochs, and callbacks.patience={patience} would "
             "again; give a larger one, or null"
         )
-    if point.epochs_done >= planned_end(point, phases) and not point.batches_done:
-        key = f"phases.{phases[-1]['name']}.epochs" if phases[-1]["name"] else "trainer.max_epochs"
+    if point.epochs_done >= _planned_end(point, phases) and not point.batches_done:
         wanted = sum(phase["epochs"] for phase in phases)
-        return f"all of its {point.epochs_done} epochs are trained, and {wanted} are asked for; give more with {key}"
+        return (
+            f"all of its {point.epochs_done} epochs are trained, and {wanted} are asked for; give more with "
+            f"{epochs_key(phases[-1])}"
+        )
     return None
 
 
-def require_more_epochs(folder: Path, cfg: dict) -> None:
-    """Raise InputError if the finished run in the folder is not trained further."""
-    reason = reason_to_end(folder, cfg)
-    if reason:
-        raise InputError(f"run.dir: {folder} holds a finished run: {reason}")
+def _stays_stopped(point: ResumePoint, patience: int | None) -> bool:
+    """Return whether early stopping ended the phase, and would also with this patience."""
+    return point.stopped_early and patience is not None and point.waited >= patience
+
+
+def _planned_end(point: ResumePoint, phases: list[Phase]) -> int:
+    """Return the number of epochs after which the resume point's phase ends."""
+    return point.phase_begun + phases[point.phase]["epochs"]
+
+
+def _require_enough_epochs(point: ResumePoint, phases: list[Phase]) -> None:
+    """Raise InputError if the phases have fewer epochs than the run has already trained."""
+    key = epochs_key(phases[min(point.phase, len(phases) - 1)])
+    if point.phase >= len(phases):
+        raise InputError(
+            f"{key}: the run has started phase {point.phase + 1}, and there are only {len(phases)} now; give as many"
+        )
+    end, begun = _planned_end(point, phases), point.epochs_done + (point.batches_done > 0)
+    if begun > end:
+        inside = f" and {point.batches_done} batches" if point.batches_done else ""
+        raise InputError(
+            f"{key}: the run has trained {point.epochs_done} epochs{inside} already, and would end after {end} now; "
+            f"give {begun} or more"
+        )
+
+
+def epochs_key(phase: Phase) -> str:
+    """Return the configuration key of the phase's number of epochs."""
+    return f"{phase_key(phase)}epochs" if phase["name"] else "trainer.max_epochs"
 
 
 def require_no_lost_checkpoints(folder: Path) -> None:
     """Raise InputError if a run has trained but its checkpoints are gone: starting anew would overwrite its results."""
-    history, rows = folder / "history.csv", 0
-    if history.exists():
-        rows = len(read_history(history))
+    history = folder / "history.csv"
+    rows = history.read_bytes().count(b"\n") - 1 if history.exists() else 0
     results = [name for name in ("model.safetensors", METRICS) if (folder / name).exists()]
     # A run killed just before its first checkpoint has one row
     if results or rows > 1:
         what = results[0] if results else f"a history of {rows} epochs"
-        best = folder / "checkpoints" / BEST
-        hint = f", with model.weights={best}" if is_intact(best) else ""
-        raise InputError(f"run.dir: {folder} holds {what}, and its last checkpoint is gone; use a new run.dir{hint}")
+        raise InputError(f"run.dir: {folder} holds {what}, and its checkpoints are gone; use a new run.dir")
 
 
-def changed_step_settings(config: dict, folder: Path) -> str:
+def changed_step_settings(config: dict, earlier: EarlierRun) -> str:
     """Return which settings differ from the earlier start's: "epochs" if only the number of epochs, "values" if those
     of optimizer, schedule or trainer, or "". Raise InputError for another optimizer or schedule, whose state could not
     be continued."""
-    earlier, now = flat_config(read_config(folder)), flat_config(config)
-    changed = [key for key in now if key in earlier and earlier[key] != now[key]]
+    before, now = flat_config(earlier.config), flat_config(config)
+    changed = [key for key in now if key in before and before[key] != now[key]]
     for key in ("optimizer.name", "schedule.name"):
         if key in changed:
             raise InputError(
-                f"run.dir: {key}={earlier[key]} can't become {now[key]} within a run; use a new run.dir, with "
-                f"model.weights={folder} once this run is finished"
+                f"run.dir: {key}={before[key]} can't become {now[key]} within a run; use a new run.dir, with "
+                f"model.weights={earlier.folder} once this run is finished"
             )
     steps = [key for key in changed if key.startswith(STEP_KEYS)]
     epochs = all(key == "trainer.max_epochs" or re.fullmatch(r"phases\.[^.]+\.epochs", key) for key in steps)
@@ -257,12 +303,3 @@ def require_same_photos(table: Table, folder: Path, allow_changes: bool) -> None
             "continue with run.allow_changes=true"
         )
     log.warning("continuing, though %s", what)
-
-
-def log_resume_point(point: ResumePoint, num_epochs: int) -> None:
-    """Log where the run resumes."""
-    written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(point.file.stat().st_mtime))
-    inside = f" and {point.batches_done:,} batches of the next" if point.batches_done else ""
-    log.info(
-        "resuming after %d of %d epochs%s (%s of %s)", point.epochs_done, num_epochs, inside, point.file.name, written
-    )

@@ -1,7 +1,6 @@
 """Train a single run: read the photos, build, fit, test the best weights, save the model and its metrics."""
 
 import logging
-import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,38 +9,34 @@ from typing import Any, cast
 import pandas as pd
 import pytorch_lightning as pl
 
-from carvision.data.loading.loader import PhotoDataModule
+from carvision.data.loading.datamodule import PhotoDataModule
 from carvision.data.splits import write_splits
 from carvision.data.table import SPLITS, Table
-from carvision.errors import InputError
-from carvision.files.atomic import write_csv, write_json, write_text
+from carvision.files.atomic import link_or_copy, write_csv, write_json, write_text
+from carvision.files.folders import LAST
 from carvision.inference import model_file
 from carvision.reports.summary import print_closing, summarise_network
-from carvision.training.batch_size import restore_batch_size, with_batch_size
+from carvision.training.batch_size import with_batch_size, with_found_batch_size
 from carvision.training.build import build_datamodule, build_lit_classifier
-from carvision.training.callbacks import Clock, read_history, rows_of_state
+from carvision.training.callbacks import Clock
 from carvision.training.compile import first_step_seconds
 from carvision.training.distributed.collectives import gather_objects
 from carvision.training.distributed.fsdp import enable_sharding, unshard
-from carvision.training.distributed.launch import broadcast_at_start, first_process_first, is_first_process
+from carvision.training.distributed.launch import first_process_first, is_first_process
 from carvision.training.features.cache import create_feature_cache
 from carvision.training.features.linear_start import LinearStart, wants_linear_start
 from carvision.training.hardware import hardware_used, set_deterministic
 from carvision.training.module import LitClassifier
+from carvision.training.optim import Phase
 from carvision.training.run.checkpoints import require_space
-from carvision.training.run.folder import EXTENDING, is_finished, read_metrics, write_config, write_metrics
+from carvision.training.run.folder import EXTENDING, write_config, write_metrics
 from carvision.training.run.provenance import write_environment
 from carvision.training.run.resume import (
-    ResumePoint,
-    apply_patience,
+    EarlierRun,
     changed_step_settings,
-    find_resume_point,
     load_best,
-    log_resume_point,
-    require_enough_epochs,
-    require_more_epochs,
-    require_no_lost_checkpoints,
     require_same_photos,
+    resume_point_of,
 )
 from carvision.training.trainer import build_trainer, fit_phases, splits_needed
 
@@ -51,45 +46,47 @@ log = logging.getLogger(__name__)
 def train_single_run(
     cfg: dict,
     folder: Path,
+    phases: list[Phase],
     fold: int | None = None,
-    resume: bool = False,
+    earlier: EarlierRun | None = None,
     ends: float | None = None,
     callbacks: Sequence[pl.Callback] = (),
 ) -> dict | None:
     """Train as `cfg` (plain and checked) says, into the folder. Return the contents of metrics.json; None if
     run.max_epochs_per_start ended this start earlier. Raise Stopped after a signal or run.max_minutes.
 
-    fold: see build_datamodule. resume: the folder holds an earlier start of this run, which is resumed. ends:
-    time.monotonic() after which this start stops; None: never. callbacks: called before the run's own.
+    phases: of cfg. fold: see build_datamodule. earlier: what earlier starts of this run left in the folder, which is
+    resumed. ends: time.monotonic() after which this start stops; None: never. callbacks: called before the run's own.
     """
     quiet_libraries()
     set_deterministic(cfg["deterministic"])
     first = is_first_process()
-    if resume:
-        cfg = restore_batch_size(cfg, folder)
-    settings_changed = broadcast_at_start(lambda: changed_step_settings(cfg, folder) if resume else "")
-    extends = broadcast_at_start(lambda: resume and is_finished(folder))  # a finished run is trained further
-    if extends:
-        require_more_epochs(folder, cfg)
-    clock = Clock(folder / "seconds.json", (read_metrics(folder) or {}).get("seconds") if extends else None)
-    if first and not extends:
+    resume_point, extended = None, None
+    if earlier:
+        extended = earlier.metrics  # of a finished run, which is trained further
+        cfg = with_found_batch_size(cfg, earlier.config)
+        resume_point = resume_point_of(earlier, phases, cfg["callbacks"]["patience"])
+    settings_changed = changed_step_settings(cfg, earlier) if earlier else ""
+    clock = Clock(folder / "seconds.json", extended and extended.get("seconds"))
+    if first and not extended:
         write_config(cfg, folder)
-    datamodule, table = _read_photos(cfg, folder, fold, resume, write=first and not extends)
+    datamodule, table = _read_photos(cfg, folder, fold, earlier is not None, write=first and not extended)
     clock.lap("reading")
-    lit = build_lit_classifier(cfg, table)
-    datamodule.require_usable(splits_needed(cfg), list(lit.labels))
+    lit = build_lit_classifier(cfg, datamodule, phases)
+    datamodule.require_usable(splits_needed(cfg, phases), list(lit.labels))
     _log_network(cfg, lit)
     lit.step_settings_changed = settings_changed
-    resume_point = _find_resume_point(cfg, folder, lit, resume)
     require_space(folder, lit, averaged=cfg["callbacks"]["ema_decay"] is not None)
     trainer = build_trainer(cfg, folder, lit, clock, ends, callbacks)
     if cfg["trainer"]["strategy"] == "fsdp":
         enable_sharding(trainer, lit)
     if first:
-        if extends and resume_point:  # the run counts as unfinished until its new end
+        if extended and resume_point:  # the run counts as unfinished until its new end
             write_json(folder / EXTENDING, {"epochs": resume_point.epochs_done})
             write_config(cfg, folder)
             write_splits(table, folder / "splits.csv")
+        if resume_point and Path(resume_point.file).name != LAST:  # the last one is damaged, or a kill prevented it
+            link_or_copy(Path(resume_point.file), folder / "checkpoints" / LAST)
         write_text(folder / "summary.txt", summarise_network(lit.model) + "\n")
         write_environment(folder, cfg, trainer)
     linear = wants_linear_start(cfg, lit.model)
@@ -145,20 +142,6 @@ def _num_parameters(lit: LitClassifier) -> int:
     return sum(p.numel() for p in lit.parameters())
 
 
-def _find_resume_point(cfg: dict, folder: Path, lit: LitClassifier, resume: bool) -> ResumePoint | None:
-    """Return where the run resumes; None if it begins. Raise InputError if it can't resume there."""
-    first = is_first_process()
-    with first_process_first():  # it cleans up after a killed start
-        point = find_resume_point(folder / "checkpoints", repair=first) if resume else None
-    if point:
-        point = apply_patience(point, cfg["callbacks"]["patience"])
-        require_enough_epochs(point, lit.phases)
-        log_resume_point(point, lit.num_epochs)
-    elif resume and first:
-        require_no_lost_checkpoints(folder)
-    return point
-
-
 def _finish(
     cfg: dict, folder: Path, trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, clock: Clock
 ) -> dict:
@@ -184,48 +167,32 @@ def _finish(
 
 
 def _test(trainer: pl.Trainer, lit: LitClassifier, datamodule: PhotoDataModule, folder: Path, with_test: bool) -> dict:
-    """Return the metrics of the best epoch: train and val from the history, test measured now with the best weights.
+    """Return the metrics of the best epoch: train and val from its checkpoint, test measured now with its weights.
     Undefined metrics, for which no photo counted, are None."""
     unshard(lit)
     best = load_best(folder / "checkpoints", lit)
-    row = _row_of(best, folder / "history.csv")
-    metrics: dict = {"best_epoch": best["epoch"]}
-    for split in ("train", "val"):
-        values = {k.removeprefix(f"{split}/"): v for k, v in row.items() if k.startswith(f"{split}/")}
-        metrics[split] = {k: None if v is None or math.isnan(v) else float(v) for k, v in values.items()}
-    metrics["test"], metrics["decodings"] = {}, {}
-    evaluated = {}
-    if len(lit.val_metrics.rules) > 1:  # else the history has all val metrics
-        if "decodings" in best:
-            metrics["decodings"]["val"] = best["decodings"]
-        else:  # a checkpoint of an earlier version
-            evaluated["val"] = (trainer.validate, lit.val_metrics)
+    metrics: dict = {"best_epoch": best["epoch"], **metrics_of(best), "test": {}, "decodings": {}}
+    several_rules = len(lit.val_metrics.rules) > 1
+    if several_rules:
+        metrics["decodings"]["val"] = best["decodings"]
     if with_test and "test" in datamodule.datasets:
-        evaluated["test"] = (trainer.test, lit.test_metrics)
-    for split, (evaluate, counters) in evaluated.items():
-        evaluate(lit, datamodule=datamodule, verbose=False)
-        if split == "test":
-            logged = trainer.callback_metrics.items()
-            found = {k.removeprefix("test/"): v.item() for k, v in logged if k.startswith("test/")}
-            counted = any(f"{name}/loss" in found for name in lit.labels)  # false if all photos are of unknown classes
-            if not counted:
-                datamodule.require_usable(["test"], list(lit.labels))
-            metrics["test"] = found if counted else {}
-        if len(counters.rules) > 1 and (split != "test" or metrics["test"]):
-            metrics["decodings"][split] = counters.compute_rules()
+        trainer.test(lit, datamodule=datamodule, verbose=False)
+        found = lit.metrics.get("test", {})
+        if any(f"{name}/loss" in found for name in lit.labels):
+            metrics["test"] = found
+            metrics["decodings"] |= {"test": lit.test_metrics.compute_rules()} if several_rules else {}
+        else:  # unreadable photos, or all of unknown classes
+            datamodule.require_usable(["test"], list(lit.labels))
     return metrics
 
 
-def _row_of(checkpoint: dict, history: Path) -> dict:
-    """Return the history row of the checkpoint's epoch, from the checkpoint, or from history.csv for one of an earlier
-    version."""
-    state = next((state for name, state in checkpoint["callbacks"].items() if name.startswith("History")), {})
-    for row in rows_of_state(state) or read_history(history):
-        if row["epoch"] == checkpoint["epoch"]:
-            return row
-    raise InputError(
-        f"run.dir: {history} lacks epoch {checkpoint['epoch']}, the best; put the file back, or use a new run.dir"
-    )
+def metrics_of(checkpoint: dict) -> dict[str, dict[str, float | None]]:
+    """Return the metrics {"train", "val"} of a checkpoint's epoch."""
+    if "metrics" in checkpoint:
+        return checkpoint["metrics"]
+    row = checkpoint["callbacks"]["History"]["rows"][-1]  # an earlier version's
+    of_split = {split: {k: v for k, v in row.items() if k.startswith(f"{split}/")} for split in ("train", "val")}
+    return {split: {k.removeprefix(f"{split}/"): v for k, v in found.items()} for split, found in of_split.items()}
 
 
 def _save(lit: LitClassifier, cfg: dict, metrics: dict, folder: Path) -> None:
@@ -253,7 +220,6 @@ def quiet_libraries() -> None:
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
-        ".*does not have many workers.*",
         ".*The number of training batches.*is smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*Trying to infer the `batch_size`.*",

@@ -1,7 +1,6 @@
 """Run one start of carvision.train: its folder, its signals, and a single run, or one for each fold or seed."""
 
 import logging
-import multiprocessing
 import os
 import sys
 import time
@@ -25,19 +24,19 @@ from carvision.training.distributed.launch import (
     run_together,
 )
 from carvision.training.hardware import nondeterministic_operation_errors
+from carvision.training.optim import Phase, build_phases
 from carvision.training.run.folder import (
     EXTENDING,
     disk_errors,
     is_finished,
     lock_run_folder,
-    read_metrics,
     refuse_finished,
     refuse_unknown,
     require_same_config,
     write_config,
     write_metrics,
 )
-from carvision.training.run.resume import reason_to_end, require_more_epochs
+from carvision.training.run.resume import EarlierRun, read_earlier_run, reason_to_end, require_more_epochs
 from carvision.training.run.single_run import train_single_run
 from carvision.training.run.stopping import Stopped
 
@@ -57,8 +56,6 @@ def train(cfg: dict, name: str, callbacks: Sequence[Callback] = ()) -> Path:
         """Return the folder, whether it holds a run to resume, and whether it was created now."""
         wanted = cfg["run"]["dir"] and Path(cfg["run"]["dir"])
         if wanted and is_run(wanted):
-            if is_finished(wanted) and not cfg["run"]["allow_changes"]:
-                refuse_finished(wanted)
             return str(wanted), True, False
         made = not (wanted and os.path.lexists(wanted))
         if not made:
@@ -82,15 +79,16 @@ def _run_in(folder: Path, cfg: dict, resume: bool, made: bool, callbacks: Sequen
     ending = None
     try:
         start_log(folder if first else None, quiet=not first)
-        if resume and any(folder.rglob("*.ckpt")):  # without checkpoints another configuration does no harm
-            require_same_config(cfg, folder)
-        if resume:
+        earlier = read_earlier_run(folder) if resume else None  # only now, as another process may have held the lock
+        if earlier:
+            if earlier.metrics is not None and not cfg["run"]["allow_changes"]:
+                refuse_finished(folder)
+            if any(folder.rglob("*.ckpt")):  # without checkpoints another configuration does no harm
+                require_same_config(cfg, earlier.config, folder)
             log.info("resuming %s", folder)
-        _run_parts(cfg, folder, resume, callbacks)
+        _run_parts(cfg, folder, earlier, callbacks)
     except Exception as error:
         reported = isinstance(error, InputError) or is_secondary_failure(error)
-        if not reported:
-            _kill_workers()
         if reported and first and not resume and not any(any(folder.rglob(name)) for name in WORTH_KEEPING):
             start_log(None)  # closes run.log
             remove_beginning(folder, made)  # nothing was trained: the corrected command may use the same run.dir
@@ -106,18 +104,11 @@ def _run_in(folder: Path, cfg: dict, resume: bool, made: bool, callbacks: Sequen
             log.info("the run is not finished%s; the same command with run.dir=%s resumes it", reason, folder)
         print(f"run: {folder}")
     if ending and ending.signal:
-        _kill_workers()
         sys.exit(128 + ending.signal)
     return folder
 
 
-def _kill_workers() -> None:
-    """Kill DataLoader workers: Python joins them at exit, and one blocked on I/O never ends."""
-    for worker in multiprocessing.active_children():
-        worker.kill()
-
-
-def _run_parts(cfg: dict, folder: Path, resume: bool, callbacks: Sequence[Callback]) -> None:
+def _run_parts(cfg: dict, folder: Path, earlier: EarlierRun | None, callbacks: Sequence[Callback]) -> None:
     """Train one run; or several folds or seeds, each in its own folder, with mean and standard deviation of their test
     metrics in the folder's metrics.json. Parts that an earlier start finished are kept."""
     minutes = cfg["run"]["max_minutes"]
@@ -125,30 +116,32 @@ def _run_parts(cfg: dict, folder: Path, resume: bool, callbacks: Sequence[Callba
     folds, seeds = folds_of(cfg["data"]["split"]), cfg["run"]["seeds"]
     kind, values = ("seed", seeds) if seeds else ("fold", folds)
     _refuse_other_kind(folder, kind if seeds or len(folds) > 1 else None)
+    phases = build_phases(cfg)
     if len(folds) == 1 and not seeds:
-        train_single_run(cfg, folder, folds[0], resume, ends, callbacks)
+        train_single_run(cfg, folder, phases, folds[0], earlier, ends, callbacks)
         return
     configs = _part_configs(cfg, folds, seeds)
     folders = [folder / f"{kind}_{value}" for value in values]
-    started = broadcast_at_start(lambda: [is_run(part) for part in folders])
-    done = broadcast_at_start(lambda: [is_done(part, own) for part, own in zip(folders, configs, strict=True)])
-    extends = broadcast_at_start(lambda: resume and is_finished(folder))
-    if extends and all(done):
-        require_more_epochs(folders[0], configs[0])
+    earlier_parts = [read_earlier_run(part) for part in folders]
+    patience = cfg["callbacks"]["patience"]
+    done = [is_done(part, phases, patience) for part in earlier_parts]
+    extends = earlier is not None and earlier.metrics is not None
+    if extends and earlier_parts[0] and all(done):
+        require_more_epochs(earlier_parts[0], phases, patience)
     if is_first_process():
         if extends:
             write_json(folder / EXTENDING, {f"{kind}s": values})
         write_config(cfg, folder)
     parts = []
-    for number, (value, part) in enumerate(zip(values, folders, strict=True)):
+    for number, (value, part, begun) in enumerate(zip(values, folders, earlier_parts, strict=True)):
         log.info("%s %d: %d of %d", kind, value, number + 1, len(values))
         if is_first_process():
             create_folder(part)
-        if done[number]:
-            metrics = broadcast_at_start(lambda part=part: read_metrics(part))
+        if begun and done[number]:
+            metrics = begun.metrics
         else:
             fold = folds[0] if seeds else value
-            metrics = train_single_run(configs[number], part, fold, started[number], ends, callbacks)
+            metrics = train_single_run(configs[number], part, phases, fold, begun, ends, callbacks)
         assert metrics is not None  # all epochs of a part are trained: run.max_epochs_per_start is refused
         parts.append(metrics)
     _summarise(cfg, folder, kind, parts)
@@ -185,9 +178,9 @@ def _summarise(cfg: dict, folder: Path, kind: str, parts: list[dict]) -> None:
         log.info("%s/%s over %d %ss: %.4f +- %.4f", split, metric, len(parts), kind, mean, std)
 
 
-def is_done(part: Path, cfg: dict) -> bool:
-    """Return whether the fold's or seed's run is finished and not trained further with this configuration."""
-    return is_run(part) and is_finished(part) and reason_to_end(part, cfg) is not None
+def is_done(part: EarlierRun | None, phases: list[Phase], patience: int | None) -> bool:
+    """Return whether the fold's or seed's run is finished and not trained further with these phases."""
+    return part is not None and part.metrics is not None and reason_to_end(part, phases, patience) is not None
 
 
 def _refuse_other_kind(folder: Path, kind: str | None) -> None:

@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 AGREE_EVERY_S = 5.0  # interval at which several processes agree whether to stop
 # Before a checkpoint, checks run (is the loss finite?); this is how often they run between checkpoints
 CHECK_EVERY_S = 60.0
+
+if hasattr(os, "register_at_fork"):  # a forked process would pass the signals that it gets to this one
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
 class Stopped(BaseException):
@@ -57,9 +61,24 @@ class Stopping(Callback):
         self.has_begun = False
         self.checked_at = time.monotonic()
         self.previous_handlers: dict = {}
+        self.wakeup: socket.socket | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._set_handlers(self._receive)
+        self._set_handlers(lambda number, frame: None)  # signals are received by a thread
+        if self.previous_handlers:
+            ours, self.wakeup = socket.socketpair()
+            self.wakeup.setblocking(False)
+            self.previous_wakeup = signal.set_wakeup_fd(self.wakeup.fileno(), warn_on_full_buffer=False)
+            threading.Thread(target=self._listen, args=(ours,), daemon=True).start()
+
+    def _listen(self, numbers: socket.socket) -> None:
+        """Receive the signals that Python writes to the socket. The main thread would handle them only between two of
+        its own instructions: not while it waits for a photo, a device or another process, when the system may also have
+        given the signal to another thread."""
+        with numbers:
+            while number := numbers.recv(1):
+                if number[0] in STOP_SIGNALS:
+                    self._receive(number[0])
 
     def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._set_handlers(self._end_at_once if trainer.world_size == 1 else signal.SIG_DFL)
@@ -77,11 +96,16 @@ class Stopping(Callback):
         for number, handler in self.previous_handlers.items():
             signal.signal(number, handler)
         self.previous_handlers = {}
+        if self.wakeup:
+            signal.set_wakeup_fd(self.previous_wakeup)
+            self.wakeup.shutdown(socket.SHUT_RDWR)  # ends the thread, though forked processes may have a copy
+            self.wakeup.close()
+            self.wakeup = None
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, module, "")
 
-    def _receive(self, number: int, frame) -> None:
+    def _receive(self, number: int) -> None:
         if number == self.received:
             os._exit(128 + number)  # a second signal ends at once, even if reading photos hangs
         self.received = number

@@ -34,7 +34,7 @@ def folder(source, tmp_path):
 def test_items_are_those_of_the_folder(crop_to_box, source, folder):
     keys = [(row, epoch) for row in range(NUM) for epoch in (-1, 0, 3)]
     ours, theirs = (photos_of(table, crop_to_box)[keys] for table in (read_packed(folder), source))
-    assert ours["bad"] == theirs["bad"] == []
+    assert not any(ours["reasons"] + theirs["reasons"])
     assert ours["images"].equal(theirs["images"]) and ours["draws"].equal(theirs["draws"])
     assert all(np.array_equal(ours["targets"][k], theirs["targets"][k], equal_nan=True) for k in theirs["targets"])
 
@@ -42,13 +42,13 @@ def test_items_are_those_of_the_folder(crop_to_box, source, folder):
 def test_a_damaged_photo_is_named_with_its_shard_wherever_it_is_met(folder):
     table = read_packed(folder)
     before = photos_of(table)
-    assert before[[(7, 0)]]["bad"] == []
+    assert before[[(7, 0)]]["reasons"] == [None]
     photo = table.photo(7)
     name = table.shards.all[photo.shard].name
     damage(folder / name, photo.offset + photo.length // 2)
-    assert not any("damaged in" in reason for _, reason in before[[(7, 1)]]["bad"])  # compared only once
-    ((row, reason),) = photos_of(table)[[(6, 0), (7, 0), (8, 0)]]["bad"]
-    assert row == 7 and reason.startswith(f"damaged in {name}; the command that packed it writes")
+    assert "damaged in" not in (before[[(7, 1)]]["reasons"][0] or "")  # compared only once
+    _, reason, _ = photos_of(table)[[(6, 0), (7, 0), (8, 0)]]["reasons"]
+    assert reason.startswith(f"damaged in {name}; the command that packed it writes")
     scan = scan_photos(table, False, 0)
     assert scan["detail"].str.startswith(f"damaged in {name}").tolist() == [i == 7 for i in range(NUM)]
     photos = (table.rows["_shard"] == photo.shard).sum()
@@ -123,7 +123,7 @@ def test_photos_outside_their_shards_and_columns_of_other_types_are_refused(fold
 def test_classes_can_be_selected_and_only_shuffle_works_with_a_window(folder):
     data = config("data=packed", f"data.root={folder}", "data.classes=['8']", "data.sampler=balanced")["data"]
     table = build_table(data, annotations=True)
-    assert table.labels["model"].ids == ("8",) and photos_of(table)[[(0, 0)]]["bad"] == []
+    assert table.labels["model"].ids == ("8",) and photos_of(table)[[(0, 0)]]["reasons"] == [None]
     with pytest.raises(InputError, match=r"data.sampler: balanced needs random access"):
         build_table({**data, "shuffle_shards": 2}, annotations=True)
 

@@ -96,7 +96,7 @@ def test_a_pack_is_split_as_its_source(photos, table, tmp_path):
     assert ours[1] == ours[2]  # equal bytes, other groups
 
 
-def test_the_same_photos_make_the_same_bytes_with_any_number_of_processes(table, tmp_path):
+def test_the_same_photos_make_the_same_bytes_with_any_number_of_threads(table, tmp_path):
     one, other = (pack_small(table, tmp_path / name, form("shrunk"), n) for name, n in (("a", 0), ("b", 2)))
     assert one.shards.all == other.shards.all
     assert (tmp_path / "a" / "table.parquet").read_bytes() == (tmp_path / "b" / "table.parquet").read_bytes()

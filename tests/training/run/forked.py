@@ -14,7 +14,8 @@ from tests import forked
 def start(folder: Path, *overrides: str, stuck: str = "") -> multiprocessing.Process:
     """Start a training into `folder`, in a session of its own; its output goes to <folder>.out.
 
-    stuck: the name of LitClassifier's step whose first call prints "stuck" and does not end.
+    stuck: the name of LitClassifier's step whose first call prints "stuck" and does not end. Its thread gets no SIGINT,
+    as if it waited for a device.
     """
     process = forked.process(_train, folder, overrides, stuck)
     process.start()
@@ -32,6 +33,7 @@ def _train(folder: Path, overrides: tuple[str, ...], stuck: str) -> None:
     from tests.small_runs import train
 
     def step(self, batch, batch_idx):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         print("stuck", flush=True)
         time.sleep(600)
 

@@ -67,14 +67,13 @@ def test_pretrained_and_random_are_never_files(run, monkeypatch):
         assert build_preprocessing(cfg).mean == OWN and begun_from(f"./{weights}")[1].mean == (0.5, 0.4, 0.3)
 
 
-@pytest.mark.parametrize("content", ['{"format": "layers-model", "weightsManifest": []}', "[]"])
-def test_a_description_of_another_program_is_not_read(run, content, tmp_path):
+def test_a_description_of_another_program_is_not_read(run, tmp_path):
     others = tmp_path / "others"
     others.mkdir()
     tensors = load_file(run / "model.safetensors")
     backbone = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
     save_file(backbone, others / "model.safetensors")
-    (others / "model.json").write_text(content)
+    (others / "model.json").write_text('{"format": "layers-model", "weightsManifest": []}')
     for source in (others, others / "model.safetensors"):
         model, preprocessing = begun_from(source)
         assert preprocessing.mean == OWN and not model.heads_are_trained
@@ -99,13 +98,12 @@ def test_a_description_of_other_weights_is_not_read(run, caplog, monkeypatch):
 def test_a_checkpoint_that_was_changed_is_refused_and_others_have_no_description(run):
     file = run.parent / "epoch=9-step=100.ckpt"
     checkpoint = torch.load(file, weights_only=True)
-    for key, value in (("preprocessing", {"size_px": -1}), ("labels", {}), ("description", 7)):
+    for key, value in (("preprocessing", {"size_px": -1}), ("description", 7)):
         torch.save({**checkpoint, "hyper_parameters": {**checkpoint["hyper_parameters"], key: value}}, file)
         with pytest.raises(InputError, match=f"^.*{file.name}.*$"):
             description_of(file)
-    for own in ({"lr": 0.1}, [1]):
-        torch.save({**checkpoint, "hyper_parameters": own}, file)
-        assert description_of(file) is None
+    torch.save({**checkpoint, "hyper_parameters": {"lr": 0.1}}, file)
+    assert description_of(file) is None
     torch.save(checkpoint["state_dict"], file, _use_new_zipfile_serialization=False)
     assert description_of(file) is None and begun_from(file)[1].mean == OWN
 
@@ -115,7 +113,6 @@ def test_a_checkpoint_instead_of_a_run_is_refused_with_the_fix(run):
     shutil.copyfile(run.parent / "epoch=9-step=100.ckpt", run / "checkpoints" / "best.ckpt")
     line = refusal(run / "checkpoints" / "best.ckpt")
     assert f"not a model file; give its run, {run}, or its model.safetensors" in line
-    assert "give the folder of a finished run" in refusal(run.parent / "epoch=9-step=100.ckpt")
     (run / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"has not finished: model.weights=.*best.ckpt"):
         begun_from(run)

@@ -1,5 +1,6 @@
 """A run killed at any moment resumes, and ends as if undisturbed: equal to the bit."""
 
+import contextlib
 import itertools
 import json
 import multiprocessing
@@ -14,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from carvision.training.run.checkpoints import LAST, NEW
+from carvision.training.run.checkpoints import BEST, LAST
 from tests.small_runs import demo
 from tests.training.run.forked import printed, start, wait_for
 
@@ -65,10 +66,10 @@ def at_any_moment(folder: Path, since: float) -> bool:
 
 def in_writing(folder: Path, since: float) -> bool:
     """Return whether a checkpoint is being written that was begun after `since`, a time.time()."""
-    try:
-        return (folder / "checkpoints" / NEW).stat().st_mtime > since
-    except FileNotFoundError:
-        return False
+    for name in (BEST, LAST):
+        with contextlib.suppress(FileNotFoundError):
+            return (folder / "checkpoints" / f"{name}.partial").stat().st_mtime > since
+    return False
 
 
 def inside_an_epoch(folder: Path, since: float) -> bool:

@@ -10,16 +10,15 @@ from rich.console import Console
 from rich.text import Text
 
 from carvision.embedding.embed import open_source
+from carvision.embedding.options import METHODS
+from carvision.embedding.pairs import read_task
+from carvision.embedding.scores import FAR_LEVELS, ScoredPairs, roc, score, tar_name
 from carvision.evaluation.select import notes_on_seen_photos
 from carvision.files.atomic import file_stems, write_csv, write_json
 from carvision.files.log import start_log
 from carvision.reports.plots import COLOURS, FAINT, create_panels, draw_line, finish, label_axes
 from carvision.reports.tables import BEST, TextTable, percent, print_table, without_nan
 from carvision.system.runtime import keep_freed_memory
-from carvision.verification import METHODS
-from carvision.verification.metrics import FAR_LEVELS, roc, tar_name
-from carvision.verification.pairs import read_task
-from carvision.verification.score import ScoredPairs, score
 
 log = logging.getLogger(__name__)
 
@@ -136,12 +135,11 @@ def plot_roc(scored: dict[str, ScoredPairs], title: str, file: Path) -> None:
         num_different = int((~pairs.same).sum())
         least = max(LEAST_FAR, 1 / num_different) if num_different > 1 else LEAST_FAR
         for method in methods if 0 < num_different < len(pairs.same) else []:
-            curve = roc(pairs.scores[method], pairs.same)
-            begin = np.flatnonzero(curve.far <= least)[-1]  # points further left would draw a line along the edge
-            far, tar = curve.far[begin:].clip(min=least), curve.tar[begin:]
+            far, tar = roc(pairs.scores[method], pairs.same)
             look: dict = {"dashed": method in DASHED, "name": NAMES[method], "colour": COLOURS[METHODS.index(method)]}
-            draw_line(even, curve.far, curve.tar, **look)
-            draw_line(wide, far, tar, **look, drawstyle="steps-post")
+            draw_line(even, far, tar, **look)
+            begin = np.flatnonzero(far <= least)[-1]  # points further left would draw a line along the edge
+            draw_line(wide, far[begin:].clip(min=least), tar[begin:], **look, drawstyle="steps-post")
         chance = np.geomspace(least, 1, 100)
         for axes in (even, wide):
             draw_line(axes, chance, chance, FAINT, "by chance", linewidth=1, linestyle=(0, (1, 2)))
