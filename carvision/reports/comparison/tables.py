@@ -182,7 +182,7 @@ def matrix_tables(matrix: Matrix) -> list[TextTable]:
         values.notes.append("(of n): the best of n runs in this cell.")
     times = _matrix_table(matrix.minutes, "wall_min", f"Wall minutes {by}, of the same runs")
     if minutes.size > 1:
-        row, column = np.unravel_index(np.nanargmax(minutes), minutes.shape)
+        row, column = map(int, np.unravel_index(np.nanargmax(minutes), minutes.shape))
         where = f"{matrix.minutes.index[row]} and {matrix.minutes.columns[column]}"
         times.notes.append(f"Slowest: {where}, {format_value('wall_min', minutes[row, column])} minutes.")
     return [values, times]

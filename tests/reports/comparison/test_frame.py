@@ -131,11 +131,12 @@ def test_the_metrics_of_an_epoch_are_those_of_the_history(tmp_path, caplog):
     folders = [write_run(tmp_path / "long", run__price_per_hour=3.0), write_run(tmp_path / "short", (0.3,))]
     frame, _ = compared(*folders, epoch=2)
     history, row = pd.read_csv(folders[0] / "history.csv"), frame.iloc[0]
-    for name in ("val/class/top1", "train/loss"):
-        assert row[name] == history[name][1]
+    assert [row[name] for name in ("val/class/top1", "train/loss")] == [0.5, history["train/loss"][1]]
     assert row["wall_min"] == 21 / 60 and row["cost"] == pytest.approx(3 * 21 / 3600)
     assert frame.iloc[1].filter(like="val/").isna().all() and "has no epoch 2" in caplog.text
     assert not any(name.startswith("test/") for name in frame)
+    with pytest.raises(InputError, match="the longest has 3"):
+        compared(*folders, epoch=4)
 
 
 def test_tables_show_each_head_and_penalties_and_the_finest_head_has_the_most_classes_or_is_the_last(tmp_path):
