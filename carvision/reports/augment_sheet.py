@@ -14,7 +14,7 @@ from carvision.augment.pipeline import Augment, to_float
 from carvision.data.images import none_usable
 from carvision.data.loading.dataset import PhotoDataset
 from carvision.data.table import UNKNOWN, Table
-from carvision.reports.photos import CAPTION_PT, ELLIPSIS, Row, Tile, plot_sheet, shorten_to_width
+from carvision.reports.photos import CAPTION_PT, ELLIPSIS, Row, Tile, plot_sheet, wrap_text
 from carvision.reports.plots import TEXT
 
 log = logging.getLogger(__name__)
@@ -57,10 +57,7 @@ def plot_augmented(
             images, partner, share = mix(images, batch["valid"], (seed, epoch, 0, 0))
             others = zip(partner.tolist(), (100 * (1 - share)).tolist(), strict=True)
             captions = [f"{part:.0f} % {names[other]}" if part >= 0.5 else "" for other, part in others]
-        lines = [
-            [(shorten_to_width(caption, "", TILE_PX, CAPTION_PT), TEXT)] if caption else [] for caption in captions
-        ]
-        columns.append([Tile(_as_image(image), line) for image, line in zip(images, lines, strict=True)])
+        columns.append([Tile(_as_image(image), _caption(text)) for image, text in zip(images, captions, strict=True)])
     labels = [textwrap.wrap(name, 22, max_lines=4, placeholder=f" {ELLIPSIS}") for name in names]
     sheet = [
         Row(tiles, [(line, "normal") for line in label])
@@ -87,6 +84,10 @@ def class_names(table: Table, rows: list[int]) -> list[str]:
     label = table.class_labels[table.finest]
     codes = table.rows[table.finest].to_numpy()[rows]
     return [label.names[code] if code != UNKNOWN else f"{table.finest} not known" for code in codes]
+
+
+def _caption(text: str) -> list[tuple[str, str]]:
+    return [(wrap_text(text, TILE_PX, CAPTION_PT, max_lines=1)[0], TEXT)] if text else []
 
 
 def _as_image(image: Tensor) -> Image.Image:

@@ -221,27 +221,14 @@ def width_px(line: str, size: float, weight: str = "normal") -> int:
     return math.ceil(points * DPI / 72)
 
 
-def shorten_to_width(text: str, end: str, room_px: int, size: float) -> str:
-    """Return text + end, with the text shortened to fit into room_px; size in points."""
-    if width_px(text + end, size) <= room_px:
-        return text + end
-    while len(text) > 1 and width_px(text + ELLIPSIS + end, size) > room_px:
-        text = text[:-1].rstrip()
-    return text + ELLIPSIS + end
-
-
 def wrap_label(name: str, end: str, room_px: int, size: float = CAPTION_PT) -> list[str]:
-    """Wrap name + end to one or two lines of room_px; the second is indented and shortened if necessary."""
-    words = name.split()
-    if width_px(" ".join(words) + end, size) <= room_px:
-        return [" ".join(words) + end]
-    num = max(1, len(words) - 1)  # words of the first line
-    while num > 1 and width_px(" ".join(words[:num]), size) > room_px:
-        num -= 1
-    first, rest = " ".join(words[:num]), " ".join(words[num:])
-    if not rest:
-        return [shorten_to_width(first, end, room_px, size)]
-    return [shorten_to_width(first, "", room_px, size), shorten_to_width(INDENT + rest, end, room_px, size)]
+    """Wrap name + end to one or two lines of room_px; of a name that is too long, the rest is left out."""
+    line = " ".join(name.split()) + end
+    if width_px(line, size) <= room_px:
+        return [line]
+    first, *rest = wrap_text(name, room_px - width_px(INDENT + end, size), size, max_lines=2)
+    lines = [first, *(INDENT + line for line in rest)]
+    return [*lines[:-1], lines[-1] + end]
 
 
 class Caption(NamedTuple):

@@ -17,9 +17,7 @@ from carvision.files.atomic import atomic_file
 from carvision.files.folders import PROGRAM
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 SPLIT_COLOURS = {"train": "#4477aa", "val": "#ddaa33", "test": "#bb5566", "no split": "#bbbbbb"}  # colour-blind safe
@@ -46,16 +44,14 @@ OTHERS = {
 }
 
 
-def create_figure(width_in: float, height_in: float) -> "Figure":
-    """Return an empty white figure whose layout keeps its parts apart."""
+def create_panels(rows: int, columns: int, width_in: float, height_in: float, **layout: Any) -> tuple["Figure", Any]:
+    """Return a white figure whose layout keeps its parts apart, and its axes, an array (rows, columns).
+
+    layout: further arguments of Figure.subplots.
+    """
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width_in, height_in), dpi=DPI, facecolor="white", layout="constrained")
-
-
-def create_panels(rows: int, columns: int, width_in: float, height_in: float, **layout: Any) -> tuple["Figure", Any]:
-    """Return a figure and its axes, an array (rows, columns). layout: further arguments of Figure.subplots."""
-    figure = create_figure(width_in, height_in)
+    figure = Figure(figsize=(width_in, height_in), dpi=DPI, facecolor="white", layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **layout)
 
 
@@ -93,18 +89,11 @@ def label_axes(
     for name in whole:
         each[name].set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
     for name in percent:
-        percent_axis(each[name])
+        each[name].set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.6g}%"))
     axes.set_title(title, loc="left", size=10, color=TEXT, parse_math=False)
     axes.set_xlabel(x, parse_math=False)
     axes.set_ylabel(y, parse_math=False)
     tidy(axes, grid)
-
-
-def percent_axis(axis: "Axis") -> None:
-    """Label the ticks of an axis in percent, with as many digits as they need."""
-    from matplotlib.ticker import FuncFormatter
-
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.6g}%"))
 
 
 def draw_line(
@@ -157,16 +146,6 @@ def set_title(figure: "Figure", title: str) -> None:
     figure.suptitle(lines, x=0.01, ha="left", color=TEXT, size=12, weight="bold", parse_math=False)
 
 
-def legend_below(figure: "Figure", handles: Sequence["Artist"], names: Sequence[str]) -> None:
-    """Add a legend below, with as many columns as the names allow; the figure grows by the legend's height."""
-    num_letters = max(map(len, names)) + 7
-    columns = max(1, min(len(names), int(figure.get_figwidth() * 13 / num_letters)))
-    legend = figure.legend(handles, names, loc="outside lower left", ncols=columns, frameon=False, fontsize=9)
-    for shown in legend.get_texts():
-        shown.set(parse_math=False, color=TEXT)
-    figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(names) // columns))
-
-
 def save_figure(figure: "Figure", file: Path) -> None:
     """Write a PNG atomically: an existing file is replaced only when the new one is complete."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -175,13 +154,20 @@ def save_figure(figure: "Figure", file: Path) -> None:
 
 
 def finish(figure: "Figure", title: str, file: Path) -> None:
-    """Set the title, add a legend of all that has a name in any panel, each once, and write the PNG."""
-    shown = {}
+    """Set the title, add a legend below of all that has a name in any panel, each once, and write the PNG.
+
+    The legend has as many columns as the names allow, and the figure grows by its height.
+    """
+    handles: dict[str, Any] = {}
     for axes in figure.axes:
-        handles, names = axes.get_legend_handles_labels()
-        shown |= {name: handle for handle, name in zip(handles, names, strict=True) if name not in shown}
-    if shown:
-        legend_below(figure, list(shown.values()), list(shown))
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
+    if handles:
+        columns = max(1, min(len(handles), int(figure.get_figwidth() * 13 / (max(map(len, handles)) + 7))))
+        place: dict[str, Any] = {"loc": "outside lower left", "ncols": columns, "frameon": False, "fontsize": 9}
+        for text in figure.legend(list(handles.values()), list(handles), **place).get_texts():
+            text.set(parse_math=False, color=TEXT)
+        figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(handles) // columns))
     set_title(figure, title)
     save_figure(figure, file)
 

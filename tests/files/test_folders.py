@@ -10,7 +10,7 @@ from carvision.errors import InputError
 from carvision.files import folders
 from carvision.files.folders import claim_folder, is_run, refuse_foreign_folder, refuse_foreign_picture
 from carvision.reports.health import is_health
-from carvision.reports.plots import create_figure, save_figure
+from carvision.reports.plots import create_panels, save_figure
 
 GROUPS = ("data", "loss", "augment", "optimizer", "schedule", "trainer", "callbacks")
 OURS = {**{group: {} for group in GROUPS}, "model": {"backbone": "resnet50"}, "run": {"dir": None}}
@@ -61,7 +61,7 @@ def test_a_picture_replaces_only_one_of_carvision(tmp_path):
     file = tmp_path / "sheet.png"
     for _ in range(2):
         refuse_foreign_picture(file, "out")
-        save_figure(create_figure(1, 1), file)
+        save_figure(create_panels(1, 1, 1, 1)[0], file)
     matplotlib.figure.Figure(figsize=(1, 1)).savefig(file)
     for content in (file.read_bytes(), b"", b"text"):
         file.write_bytes(content)
