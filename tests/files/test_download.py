@@ -1,7 +1,6 @@
 """Downloads from a server on this machine: complete and verified, or not there; Oxford 102 into its layout."""
 
 import hashlib
-import io
 import socket
 import tarfile
 
@@ -96,9 +95,7 @@ def test_oxford102_is_downloaded_into_its_layout(tmp_path, served_oxford102):
 def test_an_archive_that_would_write_outside_the_folder(tmp_path, served_oxford102, monkeypatch):
     archive = tmp_path / "served" / "102flowers.tgz"
     with tarfile.open(archive, "w:gz") as tar:
-        member = tarfile.TarInfo("../../escaped.jpg")
-        member.size = 3
-        tar.addfile(member, io.BytesIO(b"bad"))
+        tar.addfile(tarfile.TarInfo("../../escaped.jpg"))
     monkeypatch.setitem(oxford102.MD5, "102flowers.tgz", md5(archive.read_bytes()))
     with pytest.raises(InputError, match=r"102flowers.tgz could not be unpacked"):
         download_oxford102(tmp_path / "new", served_oxford102.url)

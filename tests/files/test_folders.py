@@ -1,15 +1,12 @@
 """Folders and files of carvision are recognised before anything there is replaced or removed."""
 
-import json
-
 import matplotlib.figure
 import pytest
 import yaml
 
 from carvision.errors import InputError
 from carvision.files import folders
-from carvision.files.folders import claim_folder, is_run, refuse_foreign_folder, refuse_foreign_picture
-from carvision.reports.health import is_health
+from carvision.files.folders import claim_folder, is_run, refuse_foreign_picture
 from carvision.reports.plots import create_panels, save_figure
 
 GROUPS = ("data", "loss", "augment", "optimizer", "schedule", "trainer", "callbacks")
@@ -45,18 +42,6 @@ def test_a_claimed_folder_is_new_or_empty(tmp_path):
         claim_folder(None, tmp_path / "run" / "evaluations", "test_", "--out")
 
 
-def test_a_health_report_replaces_only_another(tmp_path):
-    for content in ("[]", '{"name": "x"}'):
-        (tmp_path / "health.json").write_text(content)
-        with pytest.raises(InputError, match=r"out: .* did not write \(health\.json\); give a folder that is new or"):
-            refuse_foreign_folder(tmp_path, "out", is_health)
-    ours = dict.fromkeys(("name", "root", "photos", "bytes", "formats"))
-    (tmp_path / "health.json").write_text(json.dumps(ours))
-    refuse_foreign_folder(tmp_path, "out", is_health)
-    with pytest.raises(InputError, match="is no folder to write to"):
-        refuse_foreign_folder(tmp_path / "health.json", "out", is_health)
-
-
 def test_a_picture_replaces_only_one_of_carvision(tmp_path):
     file = tmp_path / "sheet.png"
     for _ in range(2):
@@ -68,10 +53,10 @@ def test_a_picture_replaces_only_one_of_carvision(tmp_path):
         with pytest.raises(InputError, match=r"out: .*sheet\.png exists and is no picture of carvision's"):
             refuse_foreign_picture(file, "out")
     (tmp_path / "other.png.partial").write_text("mine")
-    with pytest.raises(InputError, match=r"other\.png\.partial exists, .*give another name"):
-        refuse_foreign_picture(tmp_path / "other.png", "out")
-    with pytest.raises(InputError, match="File name too long"):  # also if only the unfinished file's name is
-        refuse_foreign_picture(tmp_path / ("x" * 250), "out")
+    for name, message in (("other.png", r"other\.png\.partial exists, .*give another name"),
+                          ("x" * 250, "File name too long")):  # of the unfinished file alone  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            refuse_foreign_picture(tmp_path / name, "out")
 
 
 def test_only_checkpoints_are_removed(tmp_path):

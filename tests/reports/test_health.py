@@ -11,7 +11,15 @@ from rich.console import Console
 from carvision.data.health import scan_photos
 from carvision.data.table import BOX, Classes, Table
 from carvision.errors import InputError
-from carvision.reports.health import choose_classes, plot_class_counts, plot_samples, print_health, write_health
+from carvision.files.folders import refuse_foreign_folder
+from carvision.reports.health import (
+    choose_classes,
+    is_health,
+    plot_class_counts,
+    plot_samples,
+    print_health,
+    write_health,
+)
 from carvision.reports.photos import UNREADABLE
 from carvision.reports.plots import SPLIT_COLOURS
 
@@ -75,6 +83,7 @@ def test_the_report_has_all_files_and_counts_the_problems(tmp_path, table, capsy
         "classes_model.csv", "counts_model.png", "samples_model.png",
     }  # fmt: skip
     assert json.loads((out / "health.json").read_text(encoding="utf-8")) == report
+    refuse_foreign_folder(out, "out", is_health)  # another may replace it
     problems = pd.read_csv(out / "problems.csv")
     assert dict(problems[["path", "problem"]].values) == {"4.png": "truncated", "5.png": "box outside the photo"}
     assert len(pd.read_csv(out / "photos.csv")) == 6
@@ -90,5 +99,9 @@ def test_the_report_has_all_files_and_counts_the_problems(tmp_path, table, capsy
     whole = table.select(table.rows["path"] == "1.png")
     report = write_health(whole, scan_photos(whole, boxes=True, num_workers=0), tmp_path / "ok", choose_classes(whole))
     assert print_health(report, Console(quiet=True)) == 0 and "NaN" not in (tmp_path / "ok/health.json").read_text()
+    for content in ("[]", '{"name": "x"}'):
+        (out / "health.json").write_text(content)
+        with pytest.raises(InputError, match=r"out: .* holds something that this command did not write"):
+            refuse_foreign_folder(out, "out", is_health)
     with pytest.raises(InputError, match=r"show: 'nobodys' is not a class of cars .* nearest: nobody's"):
         choose_classes(table, ["nobodys"])
