@@ -91,8 +91,10 @@ def plot_matrix(
     is_flat = 0 < _most_px(column_names, NAME_PT) < cell_width - GAP_PX  # short names are not turned
     names_px, blocks_px = _room_px(row_names, NAME_PT), _room_px(row_blocks, BLOCK_PT, "bold")
     head_px = LINE_PX if is_flat else _room_px(column_names, NAME_PT)
+    is_turned, what_px = width_px(rows.what, 9) <= height, width_px(columns.what, 9)
     left = EDGE_PX + LINE_PX + blocks_px + names_px
-    whole = max(left + width + EDGE_PX, MIN_WIDTH_PX)
+    left = left if is_turned else max(left, EDGE_PX + width_px(rows.what, 9) + GAP_PX)
+    whole = max(left + max(width, what_px) + EDGE_PX, MIN_WIDTH_PX)
     lines, notes = wrap_text(title, whole - 2 * EDGE_PX, 12, "bold"), wrap_text(note, whole - 2 * EDGE_PX, 9)
     above = head_px + _room_px(column_blocks, BLOCK_PT, "bold")
     top = EDGE_PX + TITLE_PX * len(lines) + LINE_PX + GAP_PX + above
@@ -113,8 +115,12 @@ def plot_matrix(
         for label in labels:
             draw_text(axes, left + label.middle, top - away - GAP_PX / 2, label.text, ha="center", va="bottom",
                       size=points, weight=weight, rotation=turn)  # fmt: skip
-    draw_text(axes, EDGE_PX, top + height / 2, rows.what, va="center", rotation=90, color=FAINT)
-    draw_text(axes, left + width / 2, top - above - 4, columns.what, ha="center", va="bottom", color=FAINT)
+    if is_turned:
+        draw_text(axes, EDGE_PX, top + height / 2, rows.what, va="center", rotation=90, color=FAINT)
+    else:
+        draw_text(axes, EDGE_PX, top - GAP_PX / 2, rows.what, va="bottom", color=FAINT)
+    middle = left + max(width, what_px) / 2
+    draw_text(axes, middle, top - above - 4, columns.what, ha="center", va="bottom", color=FAINT)
     if cell_height >= NUMBER_CELL_PX:
         _write_texts(axes, texts, colours, marks, left, top, cell_px)
     _draw_scale(axes, scale, EDGE_PX, top + height + 22)

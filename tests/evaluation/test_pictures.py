@@ -4,27 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from carvision.evaluation import pictures
 from carvision.evaluation.metrics import confused_pairs, confusions
 from carvision.evaluation.predict import Predictions
 from carvision.reports.matrix import shade
+from tests.reports.test_photos import texts_of
 
 NAME = "Mercedes-Benz SL-Class Coupe"
-
-
-def texts_of(figure) -> list[str]:
-    """Return the texts of a sheet, none of which lies on another or reaches out of the picture."""
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    texts = [text for axes in figure.axes for text in axes.texts if text.get_text()]
-    boxes = np.array([text.get_window_extent(renderer).extents for text in texts])
-    assert (boxes[:, :2] > -1).all() and (boxes[:, 2:] < figure.get_size_inches() * figure.dpi + 1).all()
-    first, last = np.maximum(boxes[:, None, :2], boxes[:, :2]), np.minimum(boxes[:, None, 2:], boxes[:, 2:])
-    both = np.argwhere(np.triu((last - first > 1).all(axis=2), 1))
-    assert not len(both), [texts[i].get_text() for i in both[0]]
-    return [text.get_text() for text in texts]
 
 
 def make_cells(num_classes: int, num_photos: int) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from carvision.errors import InputError
 from carvision.reports.comparison.report import write_comparison
 from carvision.reports.comparison.tables import print_runs
 from tests.reports.comparison.test_frame import compared, write_folds, write_run
+from tests.reports.test_photos import texts_of
 
 
 @pytest.fixture
@@ -113,11 +114,11 @@ def test_matrix_and_study_are_written_in_all_forms(num_sizes, tmp_path, figures)
     for text in ((out / name).read_text() for name in ("compare.md", "compare.html")):
         assert all(s in text for s in ("by model.backbone and data.batch_size", "By data.batch_size", "Slowest: "))
     assert all((out / f"{name}.png").is_file() for name in ("matrix", "matrix_minutes", "against"))
-    texts = [text.get_text() for figure in figures for axes in figure.axes for text in axes.texts]
+    texts = [text for figure in figures if not figure.axes[0].axison for text in texts_of(figure)]  # of the matrices
     assert "Framed: the highest of each row; heavy frame: of all." in texts and f"{40 + num_sizes - 1:.2f}" in texts
 
 
-def test_cells_of_a_grid_by_networks(tmp_path):
+def test_cells_of_a_grid_by_networks(tmp_path, figures):
     cells = {11: (0.1, 0.9), 4: (0.01, 0.5)}  # of other numbers than the trials, in a search for each network
     for i, backbone in enumerate(("vgg19", "mobilenet")):
         sweep = tmp_path / backbone / "r4_sgd"
@@ -132,6 +133,8 @@ def test_cells_of_a_grid_by_networks(tmp_path):
     assert matrix.index.tolist() == ["11, 0.1, 0.9", "4, 0.01, 0.5"]
     assert matrix["vgg19"].tolist() == [0.3, 0.31] and matrix["mobilenet"].tolist() == [0.4, 0.41]
     assert not any("sweep.cells" in name for name in frame.index)
+    sheets = [figure for figure in figures if not figure.axes[0].axison]
+    assert all(keys.replace(",", ", ") in texts_of(figure) for figure in sheets)  # longer than the matrix is high
 
 
 def test_names_and_order_are_those_given_and_runs_may_be_in_the_current_folder(runs, tmp_path, monkeypatch):
