@@ -32,7 +32,7 @@ from carvision.metrics.exact_search import nearest, split_blocks
 from carvision.metrics.neighbours import knn_metrics, queries_per_block
 from carvision.reports.photos import NOT_KNOWN, RIGHT, WRONG, Row, Tile, plot_sheet, wrap_label
 from carvision.reports.plots import TEXT
-from carvision.reports.tables import BEST, TextTable, print_table
+from carvision.reports.tables import BEST, TextTable, percent, print_table
 from carvision.system.runtime import keep_freed_memory
 
 log = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ def print_metrics(title: str, about: dict, knn: dict[int, dict], means: dict) ->
     print_table(TextTable(title, ["k", *KNN.values()], rows, marks, notes=[note]), console)
     titles = {"r_precision": "R-precision", "map_at_r": "MAP@R"}
     header = [titles.get(name, name.replace("recall_at_", "Recall@")) for name in means]
-    row = [f"{100 * value:.2f}" for value in means.values()]
+    row = [percent(value, 2) for value in means.values()]
     if means:
         print_table(TextTable("Retrieval, %", ["", *header], [[about["label"], *row]]), console)
 
