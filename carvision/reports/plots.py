@@ -169,7 +169,21 @@ def finish(figure: "Figure", title: str, file: Path) -> None:
             text.set(parse_math=False, color=TEXT)
         figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(handles) // columns))
     set_title(figure, title)
+    _hide_overlaps(figure)
     save_figure(figure, file)
+
+
+def _hide_overlaps(figure: "Figure") -> None:
+    """Hide the texts of a panel that would lie on an earlier one."""
+    if all(len(axes.texts) < 2 for axes in figure.axes):
+        return
+    figure.draw_without_rendering()  # lays the figure out
+    for axes in figure.axes:
+        taken: list[Any] = []
+        for text in axes.texts:
+            box = text.get_window_extent()
+            text.set_visible(not any(box.overlaps(other) for other in taken))
+            taken += [box] if text.get_visible() else []
 
 
 def plot_curves(history: pd.DataFrame, folder: Path) -> None:

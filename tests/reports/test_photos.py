@@ -15,7 +15,7 @@ from carvision.reports.photos import Caption, plot_predictions, read_small, widt
 def texts_of(figure) -> list[str]:
     """Return the texts of a sheet, none of which lies on another or reaches out of the picture."""
     renderer = FigureCanvasAgg(figure).get_renderer()
-    texts = [text for axes in figure.axes for text in axes.texts if text.get_text()]
+    texts = [text for axes in figure.axes for text in axes.texts if text.get_text() and text.get_visible()]
     boxes = np.array([text.get_window_extent(renderer).extents for text in texts]).reshape(-1, 4)
     assert (boxes[:, :2] > -1).all() and (boxes[:, 2:] < figure.get_size_inches() * figure.dpi + 1).all()
     first, last = np.maximum(boxes[:, None, :2], boxes[:, :2]), np.minimum(boxes[:, None, 2:], boxes[:, 2:])

@@ -28,7 +28,6 @@ from carvision.reports.tables import JOINT
 MAX_CURVES = len(COLOURS)
 WIDE_RANGE = 20  # ratio of largest to smallest amount above which its axis is logarithmic
 FRONT = "#bb5566"
-MAX_NUMBERED = 20  # points of the front with their number
 CELL_PX, MAX_TICKS = (84, 40), 8
 
 
@@ -133,7 +132,6 @@ def plot_trade_off(frame: pd.DataFrame, amount: str, metric: str, file: Path) ->
     is_few = len(frame) <= MAX_CURVES  # then as in the curves, else by membership of the front
     figure, [[axes]] = create_panels(1, 1, 9.5, 4.3)
     others = [i for i in range(len(known)) if i not in front]
-    every = -(-len(front) // MAX_NUMBERED)
     name = f"Pareto front: no run is both better and {'faster' if unit else 'cheaper'}"
     draw_line(axes, amounts[front], values[front], FRONT, name, drawstyle="steps-post", linewidth=1.2, zorder=1.5)
     for number, i in [*enumerate(front, 1), *((0, i) for i in others)]:
@@ -145,7 +143,7 @@ def plot_trade_off(frame: pd.DataFrame, amount: str, metric: str, file: Path) ->
         name = f"{number}  {name}" if number else name if is_few else f"{len(others)} other runs"
         inside = "white" if is_open[i] else colour
         draw_points(axes, amounts[i], values[i], colour, name, marker, markersize=7, markerfacecolor=inside)
-        if number and (number - 1) % every == 0:
+        if number:
             axes.annotate(str(number), (amounts[i], values[i]), (-5, 5), textcoords="offset points", ha="right",
                           size=9, weight="bold", color=TEXT)  # fmt: skip
     is_log = len(amounts) > 0 and amounts.min() > 0 and amounts.max() / amounts.min() > WIDE_RANGE
