@@ -72,8 +72,8 @@ def plot_sheet(
     """
     headings, apart_px = headings or {}, apart_px or {}
     num_columns = max([1, *(len(row.tiles) for row in rows)])
-    texts = [line for row in rows for line in row.label]
-    lefts = [EDGE_PX + (max(width_px(*_size(line)) for line in texts) + EDGE_PX if texts else 0)]
+    labels_px = [width_px(text, 9, weight) for row in rows for text, weight in row.label]
+    lefts = [EDGE_PX + (max(labels_px) + EDGE_PX if labels_px else 0)]
     for column in range(1, num_columns):
         lefts.append(lefts[-1] + tile_px[0] + GAP_PX + apart_px.get(column, 0))
     legend_px = sum(width_px(text, 11, "bold") + 24 for text, _ in legend)
@@ -105,10 +105,6 @@ def plot_sheet(
                 _draw_tile(axes, tile, left, top, tile_px)
         top += height
     save_figure(figure, file)
-
-
-def _size(line: tuple[str, str]) -> tuple[str, float, str]:
-    return line[0], 9, line[1]
 
 
 def _draw_tile(axes: "Axes", tile: Tile, left: float, top: float, tile_px: tuple[int, int]) -> None:
