@@ -30,7 +30,6 @@ BEHIND, UNREADABLE, BOX_COLOUR = "#f4f4f4", "#d0d0d0", "#00d5ff"
 # The grid of predictions
 TILE_PX = (220, 165)  # width, height: 4 : 3, as most photos are
 MAX_COLUMNS = 6
-MIN_WIDTH_PX = 2 * EDGE_PX + 480  # for the legend
 
 
 class Tile(NamedTuple):
