@@ -30,6 +30,8 @@ SHORT = {
 # What one module, or one room, has to itself
 ONE_HOME = {
     "hydra": ("carvision.config",), "fcntl": ("carvision.files.locks",), "rich.progress": ("carvision.files.progress",),
+    "jinja2": ("carvision.reports.page", "carvision.exports.hub"),
+    "matplotlib": ("carvision.reports", "carvision.search.plots"),
     "pytorch_lightning": ("carvision.training", "carvision.data.loading.datamodule", "carvision.search.trial"),
 }  # fmt: skip
 

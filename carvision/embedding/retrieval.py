@@ -5,11 +5,9 @@ import logging
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from rich.console import Console
 from rich.text import Text
 
@@ -32,27 +30,15 @@ from carvision.files.output_folder import output_folder
 from carvision.inference.predictor import choose_device
 from carvision.metrics.exact_search import nearest, split_blocks
 from carvision.metrics.neighbours import knn_metrics, queries_per_block
-from carvision.reports.photos import (
-    EDGE_PX,
-    NOT_KNOWN,
-    RIGHT,
-    WRONG,
-    create_sheet,
-    draw_framed,
-    draw_text,
-    width_px,
-    wrap_label,
-)
-from carvision.reports.plots import TEXT, save_figure
-from carvision.reports.tables import BEST, TextTable, print_table
+from carvision.reports.photos import NOT_KNOWN, RIGHT, WRONG, Row, Tile, plot_sheet, wrap_label
+from carvision.reports.plots import TEXT
+from carvision.reports.tables import BEST, TextTable, percent, print_table
 from carvision.system.runtime import keep_freed_memory
 
 log = logging.getLogger(__name__)
 
 TILE_PX = (150, 112)  # width, height: 4 : 3, as most photos are
-GAP_PX, BELOW_PX, HEAD_PX, LINE_PX = 12, 6, 40, 16
 APART_PX = 26  # between a query and its neighbours
-TEXT_SIZE = 8
 SHOWN = 8  # neighbours on the sheet
 MEASURES = {"cosine": "cosine", "l2": "distance"}
 KNN = {
@@ -164,23 +150,9 @@ def print_metrics(title: str, about: dict, knn: dict[int, dict], means: dict) ->
     print_table(TextTable(title, ["k", *KNN.values()], rows, marks, notes=[note]), console)
     titles = {"r_precision": "R-precision", "map_at_r": "MAP@R"}
     header = [titles.get(name, name.replace("recall_at_", "Recall@")) for name in means]
-    row = [f"{100 * value:.2f}" for value in means.values()]
+    row = [percent(value, 2) for value in means.values()]
     if means:
         print_table(TextTable("Retrieval, %", ["", *header], [[about["label"], *row]]), console)
-
-
-class Tile(NamedTuple):
-    """A photo on the sheet.
-
-    photo: what images.open_image takes. box: the part of it to show, or None. name: of its class. score: similarity or
-    distance to the query, None for a query. right: whether its class is the query's; None if unknown.
-    """
-
-    photo: str | Path | PackedPhoto
-    box: np.ndarray | None
-    name: str
-    score: float | None = None
-    right: bool | None = None
 
 
 def draw_sheet(
@@ -204,10 +176,23 @@ def make_tile(
     """Return the tile of a photo, with its box if the network saw boxes."""
     table = photos.table
     box = table.rows[BOX].iloc[row].to_numpy(np.float32) if cropped and table.has_boxes else None
-    code = table.rows[label].iloc[row]
-    return Tile(
-        table.photo(row), box, table.class_labels[label].names[code], score, None if right is None else bool(right)
-    )
+    return tile_of(table.photo(row), box, table.class_labels[label].names[table.rows[label].iloc[row]], score, right)
+
+
+def tile_of(
+    photo: str | Path | PackedPhoto,
+    box: np.ndarray | None,
+    name: str,
+    score: float | None = None,
+    right: bool | None = None,
+) -> Tile:
+    """Return the tile of a photo with its name and, of a neighbour, its score.
+
+    box: the part to show. right: whether its class is the query's; None if unknown.
+    """
+    colour = NOT_KNOWN if right is None else RIGHT if right else WRONG
+    lines = wrap_label(name, "", TILE_PX[0]) + ([] if score is None else [f"{score:.3f}"])
+    return Tile(photo, [(line, TEXT if right is None else colour) for line in lines], colour, crop=box)
 
 
 def _answer_queries(photos: PhotoCollection, options: argparse.Namespace) -> Path:
@@ -233,7 +218,7 @@ def _answer_queries(photos: PhotoCollection, options: argparse.Namespace) -> Pat
         listed += [(str(file), *answer) for answer in answers]
         shown = zip(near[:SHOWN], nearness[:SHOWN], strict=True)
         tiles = [make_tile(gallery, label, row, photos.about["crop_to_box"], score) for row, score in shown]
-        sheet.append((Tile(file, box, file.name), tiles))
+        sheet.append((tile_of(file, box, file.name), tiles))
     columns = ["path", "rank", "neighbour", f"neighbour_{label}", "name", "score"]
     with _claim_folder(photos, options) as folder:
         write_csv(folder / "neighbours.csv", pd.DataFrame(listed, columns=columns), float_format="%.6g")
@@ -244,30 +229,9 @@ def _answer_queries(photos: PhotoCollection, options: argparse.Namespace) -> Pat
 
 def plot_neighbours(rows: list[tuple[Tile, list[Tile]]], measure: str, file: Path) -> None:
     """Write a PNG with one row per query and its neighbours, the nearest first. measure: name of their scores."""
-    most = max(len(neighbours) for _, neighbours in rows)
-    pitch, row_height = TILE_PX[0] + GAP_PX, TILE_PX[1] + BELOW_PX + 3 * LINE_PX + GAP_PX
-    width = max(2 * EDGE_PX + (1 + most) * pitch + APART_PX, 640)  # leaves room for the legend
-    figure, axes = create_sheet(width, HEAD_PX + len(rows) * row_height)
-    left = EDGE_PX
-    known = any(tile.right is not None for _, neighbours in rows for tile in neighbours)
-    parts = [("query", TEXT), (f"nearest photos, with their {measure}", TEXT)]
-    parts += [("same class", RIGHT), ("another class", WRONG)] if known else []
-    for text, colour in parts:
-        draw_text(axes, left, HEAD_PX / 2 - 2, text, va="center", size=11, weight="bold", color=colour)
-        left += max(width_px(text, 11, "bold") + 24, pitch + APART_PX if text == "query" else 0)
-    for number, (query, neighbours) in enumerate(rows):
-        top = HEAD_PX + number * row_height
-        _draw_tile(axes, query, EDGE_PX, top)
-        for rank, tile in enumerate(neighbours, start=1):
-            _draw_tile(axes, tile, EDGE_PX + rank * pitch + APART_PX, top)
-    save_figure(figure, file)
-
-
-def _draw_tile(axes: Axes, tile: Tile, left: float, top: float) -> None:
-    colour = {None: NOT_KNOWN, True: RIGHT, False: WRONG}[tile.right]
-    draw_framed(axes, tile.photo, colour, left, top, TILE_PX, crop=tile.box)
-    lines = wrap_label(tile.name, "", TILE_PX[0], TEXT_SIZE)
-    lines += [f"{tile.score:.3f}"] if tile.score is not None else []
-    for number, line in enumerate(lines):
-        y = top + TILE_PX[1] + BELOW_PX + (number + 0.5) * LINE_PX
-        draw_text(axes, left, y, line, va="center", size=TEXT_SIZE, color=TEXT if tile.right is None else colour)
+    known = any(tile.frame != NOT_KNOWN for _, neighbours in rows for tile in neighbours)
+    plot_sheet(
+        [Row([query, *neighbours]) for query, neighbours in rows], file, tile_px=TILE_PX, apart_px={1: APART_PX},
+        legend=[("same class", RIGHT), ("another class", WRONG)] if known else [],
+        headings={0: "query", 1: f"nearest photos, with their {measure}"},
+    )  # fmt: skip

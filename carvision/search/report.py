@@ -242,7 +242,7 @@ def write_report(sweep: Sweep, study: optuna.Study) -> None:
         about = f"{line_of(summarise(sweep, trials), sweep)}. {ABOUT}"
         sections = sections_of([table], {})
         if plots := interactive(sweep, study):
-            sections.append(Section("Plots to point at", markup="\n".join(plots)))
+            sections.append(Section("Interactive plots", markup="\n".join(plots)))
         write_page(sweep.folder / "search.html", sweep.name, about, sections)
     print_table(table, Console(width=None if sys.stdout.isatty() else WIDTH))
     print(f"the best trial, {best[0].number}, over three seeds: {command_of(sweep)}")

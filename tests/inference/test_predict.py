@@ -195,7 +195,7 @@ def test_an_ensemble_averages_probabilities(run, photos, predict, tmp_path_facto
     grid = ["--grid", "c.png", "--grid-classes", "2", "--grid-photos", "3"]
     Path("out.csv").touch()
     code, _, _ = predict(run, *photos, "--ensemble", other, "--out", "out.csv", "--overwrite", *grid)
-    assert code == 0 and Image.open("c.png").width == 720  # three photos a row
+    assert code == 0 and Image.open("c.png").width == 704  # three photos a row
     both = read_csv(Path("out.csv").read_text(encoding="utf-8"))[0]
     single = [carvision.predict(path, photos[:1], top=2)[0] for path in (run, other)]
     probs = [{best["id"]: best["prob"] for best in row["make"]} for row in single]
