@@ -252,7 +252,7 @@ class EpochMetrics(nn.Module):
             metrics = [metric for metric in metrics if not isinstance(metric, ScoreHistograms)]
         for metric, values in zip(metrics, counted, strict=True):
             for name, value in values.items():
-                setattr(metric, name, value.to(metric.device))
+                setattr(metric, name, value.to(getattr(metric, name)))  # a sum over processes has a wider type
             metric._update_count = 1  # else torchmetrics warns that it was never updated
 
     def _all(self) -> list[Metric]:

@@ -20,7 +20,7 @@ from carvision.search.queue import PRUNE_AFTER, PRUNED, end_with_parent, owns
 from carvision.search.study import create_pruner, open_storage
 from carvision.training.callbacks import History
 from carvision.training.distributed.collectives import broadcast_object
-from carvision.training.distributed.launch import is_first_process
+from carvision.training.distributed.launch import is_first_process, start_processes
 from carvision.training.module import callbacks_of
 from carvision.training.run.start import train
 from carvision.training.run.stopping import Stopped
@@ -35,10 +35,7 @@ def run_trial(plan_file: Path) -> None:
         config = compose(plan["words"])[0]
         config["run"] |= {"dir": plan["run"], "test": False}
         config["callbacks"] |= {"monitor": plan["monitor"], "mode": plan["mode"], "progress_bar": False}
-        if config["trainer"]["accelerator"] == "tpu":
-            from carvision.training.distributed.tpu_cores import use_cores
-
-            use_cores(config["trainer"]["devices"])
+        start_processes(config["trainer"])
         reporting = Reporting(plan)
         train(config, plan["study"], [reporting])
     sys.exit(PRUNED if reporting.pruned and is_first_process() else 0)

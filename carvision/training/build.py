@@ -69,7 +69,7 @@ def build_datamodule(cfg: dict, fold: int | None) -> PhotoDataModule:
         on_bad_image=data["on_bad_image"],
         seed=cfg["seed"],
         download=partial(download, data),
-        num_sharing=num_sharing(cfg["trainer"]),
+        num_sharing=num_sharing(),
         photos_per_class=data["photos_per_class"],
         sampler_label=cfg["metric_loss"].get("label"),
     )
