@@ -99,7 +99,12 @@ from carvision import predict
 assert predict(sys.argv[1], sys.argv[2:], boxes=[None], top=2) == [row]
 
 # What loading has not imported works as if it had been
-import torch
+import torch, torchvision
+boxes = torch.tensor([[0.0, 0, 0, 4, 4]])
+assert torchvision.ops.roi_align(torch.ones(1, 1, 8, 8), boxes, 2).shape == (1, 1, 2, 2)
+assert torch._dynamo.utils.is_compile_supported("cpu") in (True, False)
+from timm.models import naflexvit
+assert hasattr(torch._dynamo, "OptimizedModule")
 compiled = torch.compile(model, backend="eager")
 first, second = (each(torch.ones(2, 3, 32, 32))["make"] for each in (model, compiled))
 assert torch.allclose(first, second)
