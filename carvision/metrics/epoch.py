@@ -242,15 +242,8 @@ class EpochMetrics(nn.Module):
         return counted
 
     def set_counters(self, counted: list[dict[str, Tensor]]) -> None:
-        """Continue from these counters. With several processes, call it in one of them.
-
-        Versions that counted no scores in training left none: the areas under the ROC curve of that epoch are then over
-        the photos that follow.
-        """
-        metrics = self._all()
-        if len(counted) == len(metrics) - len(self.scores):
-            metrics = [metric for metric in metrics if not isinstance(metric, ScoreHistograms)]
-        for metric, values in zip(metrics, counted, strict=True):
+        """Continue from these counters. With several processes, call it in one of them."""
+        for metric, values in zip(self._all(), counted, strict=True):
             for name, value in values.items():
                 setattr(metric, name, value.to(getattr(metric, name)))  # a sum over processes has a wider type
             metric._update_count = 1  # else torchmetrics warns that it was never updated

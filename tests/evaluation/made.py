@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from carvision.data.table import UNKNOWN
+from carvision.evaluation import metrics
 from carvision.evaluation.predict import Predictions
 from carvision.inference.model_file import parents_of
-from carvision.losses.classification import cross_entropy, smooth_l1
 from carvision.metrics import EpochMetrics
 
 CODES = [1, 0, 0, 2, 1, 2, 2]  # the make of each model
@@ -40,9 +40,7 @@ def made(num: int = 120, seed: int = 0, temperature: dict | None = None, labels:
 
 
 def photo_losses(predictions: Predictions, labels: dict = LABELS) -> dict[str, torch.Tensor]:
-    pairs = {head: (predictions.logits[head], predictions.targets[head]) for head in labels}
-    numbers = {head: label["std"] for head, label in labels.items() if "std" in label}
-    return {h: smooth_l1(*pair, numbers[h]) if h in numbers else cross_entropy(*pair) for h, pair in pairs.items()}
+    return metrics.photo_losses(predictions, labels, {"name": "cross_entropy"})
 
 
 def epoch_of(predictions: Predictions, rule: str, labels: dict = LABELS, weights=None) -> EpochMetrics:
@@ -51,9 +49,9 @@ def epoch_of(predictions: Predictions, rule: str, labels: dict = LABELS, weights
     if weights is not None:
         rows = rows.repeat_interleave(weights)
     outputs = {head: len(label["ids"]) if "ids" in label else None for head, label in labels.items()}
-    metrics = EpochMetrics(outputs, HEAD_WEIGHTS, parents_of(labels), rule, compare_rules=True, with_auc=True)
+    counted = EpochMetrics(outputs, HEAD_WEIGHTS, parents_of(labels), rule, compare_rules=True, with_auc=True)
     known = {head: predictions.known(head).float() for head in labels}
     values = (predictions.logits, predictions.targets, photo_losses(predictions, labels), known)
-    drawn = [{head: each[head][rows] for head in labels} for each in values]
-    metrics.update(*drawn, predictions.valid[rows], torch.tensor(0.0))
-    return metrics
+    counted.update(*({head: each[head][rows] for head in labels} for each in values), predictions.valid[rows],
+                   torch.tensor(0.0))  # fmt: skip
+    return counted

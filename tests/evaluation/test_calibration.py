@@ -60,8 +60,6 @@ def test_the_calibration_error_equals_a_loop():
             assert bins["accuracy"][number] == pytest.approx(right[inside].mean())
             total += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
     assert calibration_error(bins) == pytest.approx(total) and total > 0.1
-    calibrated = reliability((logits / fit_temperature(logits, targets)).softmax(1), targets)
-    assert calibration_error(calibrated) < total / 2
 
 
 def test_accuracy_by_coverage_equals_a_loop():
@@ -75,7 +73,6 @@ def test_accuracy_by_coverage_equals_a_loop():
         expected = (above.sum() + (k - len(above)) * tied.mean()) / k  # the mean over many orders of the ties
         assert accuracy[k - 1] == pytest.approx(expected) and threshold[k - 1] == least
     table = calibration.coverage_table(confidence, right)
-    assert table["coverage"].tolist() == list(calibration.COVERAGES)
     assert table["photos"].tolist() == [97, 93, 88, 78, 68, 49]  # rounded up
     assert table["accuracy"].tolist() == pytest.approx([accuracy[k - 1] for k in table["photos"]])
     for row in table.itertuples():

@@ -71,6 +71,3 @@ def test_weights_unknown_targets_and_classes_that_do_not_occur():
     alone = counted(logits[weights > 0], targets[weights > 0])
     assert metric.compute() == alone.compute()
     assert (metric.photos.sum(), metric.positives.sum()) == (150 * 8, 150)
-    exact, known = logits.double().softmax(1)[weights > 0].numpy(), targets[weights > 0].numpy()
-    expected = np.mean([sk.roc_auc_score(known == c, exact[:, c]) for c in range(8) if c != 5])
-    assert metric.compute()["auc"] == pytest.approx(expected, abs=2e-3)
