@@ -12,14 +12,8 @@ from carvision.data.health import scan_photos
 from carvision.data.table import BOX, Classes, Table
 from carvision.errors import InputError
 from carvision.files.folders import refuse_foreign_folder
-from carvision.reports.health import (
-    choose_classes,
-    is_health,
-    plot_class_counts,
-    plot_samples,
-    print_health,
-    write_health,
-)
+from carvision.reports import health
+from carvision.reports.health import choose_classes, plot_samples, print_health, write_health
 from carvision.reports.photos import UNREADABLE
 from carvision.reports.plots import SPLIT_COLOURS
 
@@ -51,11 +45,11 @@ def table(tmp_path):
 def test_the_plot_of_counts_has_the_splits_in_their_shares(tmp_path, num_classes):
     file = tmp_path / "new folder" / "counts.png"
     counts = pd.DataFrame({"name": [f"class {i}" for i in range(num_classes)], "train": 60, "test": 20, "total": 80})
-    plot_class_counts(counts, "photos", file)
+    health.plot_class_counts(counts, "photos", file)
     train, test, val = (share_of(file, SPLIT_COLOURS[split]) for split in ("train", "test", "val"))
     assert test > 0.01 and val == 0 and train / test == pytest.approx(3, rel=0.15)  # the legend takes some
     odd = pd.DataFrame({"train": 0, "no split": 0, "total": 0, "name": "$\\frac{ a^ [red] \n" + 200 * "x"}, range(60))
-    plot_class_counts(odd, "a $ b_{", file)
+    health.plot_class_counts(odd, "a $ b_{", file)
     assert Image.open(file).width < 1200
 
 
@@ -83,7 +77,7 @@ def test_the_report_has_all_files_and_counts_the_problems(tmp_path, table, capsy
         "classes_model.csv", "counts_model.png", "samples_model.png",
     }  # fmt: skip
     assert json.loads((out / "health.json").read_text(encoding="utf-8")) == report
-    refuse_foreign_folder(out, "out", is_health)  # another may replace it
+    refuse_foreign_folder(out, "out", health.is_health)  # another may replace it
     problems = pd.read_csv(out / "problems.csv")
     assert dict(problems[["path", "problem"]].values) == {"4.png": "truncated", "5.png": "box outside the photo"}
     assert len(pd.read_csv(out / "photos.csv")) == 6
@@ -102,6 +96,6 @@ def test_the_report_has_all_files_and_counts_the_problems(tmp_path, table, capsy
     for content in ("[]", '{"name": "x"}'):
         (out / "health.json").write_text(content)
         with pytest.raises(InputError, match=r"out: .* holds something that this command did not write"):
-            refuse_foreign_folder(out, "out", is_health)
+            refuse_foreign_folder(out, "out", health.is_health)
     with pytest.raises(InputError, match=r"show: 'nobodys' is not a class of cars .* nearest: nobody's"):
         choose_classes(table, ["nobodys"])
