@@ -6,11 +6,12 @@ import argparse
 import os
 import sys
 
-from carvision.diagnosis.examine import as_json, examine, print_examination
+from carvision.diagnosis.examine import examine
+from carvision.diagnosis.findings import as_json, print_examination
 from carvision.system.runtime import use_utf8
 
 HELP = """Report what this machine has, what will break or be slow in training, why, and how to fix it: versions and
-builds of packages, GPUs, cores, memory, limits, disk, speed of decoding, settings.
+builds of packages, GPUs, cores, memory, disk, speed of decoding, settings.
 Exit status 1 if something will break, else 0.
 
   python -m carvision.doctor
@@ -25,7 +26,7 @@ def doctor(arguments: list[str] | None = None) -> int:
     report = _to_terminal if sys.stderr.isatty() else (lambda text: None)
     found = None
     try:
-        found = examine(options.data, options.out, options.online, report)
+        found = examine(options.data, options.out, report)
         report("")
         if options.json:
             print(as_json(found))
@@ -50,7 +51,6 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--data", metavar="FOLDER", help="photos: how fast are they read and decoded?")
     add("--out", metavar="FOLDER", default="runs", help="where runs will be written (default: runs)")
-    add("--online", action="store_true", help="also ask whether the hub of pretrained weights answers")
     add("--json", action="store_true", help="for programs")
     return parser
 

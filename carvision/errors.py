@@ -15,8 +15,6 @@ class InputError(ValueError):
     """Report something wrong that a user gave. The message names the value, what was allowed, and the fix."""
 
     def __init__(self, message: str):
-        # A DataLoader recreates the error of a worker with that worker's traceback before the message
-        message = message.rpartition("carvision.errors.InputError: ")[2].strip()
         # File names and cells may hold anything: bytes that are not UTF-8 (as surrogates), control codes of a terminal
         text = message.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         super().__init__(re.sub(r"[\x00-\x1f\x7f]", lambda code: repr(code[0])[1:-1], text))

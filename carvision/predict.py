@@ -14,7 +14,7 @@ from carvision.config.options import add_device, add_run, create_parser, log_to_
 from carvision.errors import drop_output, one_line_errors
 
 if TYPE_CHECKING:
-    from carvision.inference.rows import Truth
+    from carvision.inference.rows import Row, Truth
     from carvision.inference.run import Tally
     from carvision.inference.sources import Photo
     from carvision.reports.photos import Shot
@@ -98,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--tta", choices=("none", "flip", "crops", "flip_crops"), default="none",
                     help="average over views of each photo: mirrored, cropped, or both")  # fmt: skip
     add("--batch-size", type=whole_from(1), default=64, metavar="N", help="photos at a time (64)")
-    add("--workers", type=whole_from(0), metavar="N", help="processes that decode photos")
+    add("--workers", type=whole_from(0), metavar="N", help="threads that decode photos")
     add_device(parser)
     add("--no-progress", action="store_true", help="no progress bar")
     return parser
@@ -114,20 +114,18 @@ def draw_grid(file: Path, tally: "Tally", drawn: list, by_class: bool) -> None:
         plot_predictions([shot_of(tally, *row) for row in drawn], file)
 
 
-def shot_of(tally: "Tally", photo: "Photo", truth: "Truth", row: dict) -> "Shot":
+def shot_of(tally: "Tally", photo: "Photo", truth: "Truth", row: "Row") -> "Shot":
     """Return a photo of the grid, with a caption for each label."""
     from carvision.reports.photos import Caption
 
     captions = []
-    for label in tally.labels:
+    for label, found in row.labels.items():
         if label not in tally.class_ids:
-            captions.append(Caption(f"{label} {float(row[label]):.4g}"))
+            captions.append(Caption(f"{label} {found:.4g}"))
             continue
-        code, prob = truth.get(label), row.get(f"{label}_prob")
-        true, right = None, None
-        if code is not None:
-            true, right = tally.class_names[label][code], tally.is_right(label, code, row)
-        captions.append(Caption(row[label], None if prob is None else float(prob), true, right))
+        code = truth.get(label)
+        right = None if code is None else tally.is_right(label, code, row)
+        captions.append(Caption(found[0]["name"], found[0]["prob"], row.truth.get(label), right))
     return photo.file, photo.box, captions
 
 

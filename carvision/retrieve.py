@@ -54,10 +54,6 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     add("--recall-at", nargs="+", type=whole_from(1), default=[1, 2, 4, 8], metavar="K", help="default: %(default)s")
     add("--distance", choices=["cosine", "l2"], default="cosine", help="default: cosine")
-    add(
-        "--index", choices=["exact", "hnsw", "ivf"], default="exact",
-        help="exact (default); hnsw or ivf: approximate, through faiss (pip install faiss-cpu), for millions of photos",
-    )  # fmt: skip
     add("--sheet", type=int, default=12, metavar="N", help="queries on neighbours.png (12); 0: no sheet")
     options = parse(parser, arguments)
     if options.leave_one_out and options.gallery:

@@ -20,11 +20,10 @@ def train(cfg: "DictConfig") -> None:
             f"trainer.devices: {trainer['devices']}, and -m needs trainer.devices=1 on one machine: with more, every "
             "process would start all the runs. Start the runs one by one, or let carvision.sweep sweep=grid do it"
         )
-    if trainer["accelerator"] == "tpu":
-        from carvision.training.distributed.tpu_cores import use_cores
+    # Imported here, as a wrong value is reported without torch, and the agent of several processes needs no Lightning
+    from carvision.training.distributed.launch import start_processes
 
-        use_cores(trainer["devices"])
-    # Imported here, as a wrong value is reported without torch and Lightning
+    start_processes(trainer)
     from carvision.training.run.start import train as start_training
 
     start_training(config, str(name))

@@ -4,9 +4,8 @@ import argparse
 from pathlib import Path
 
 from carvision.config.options import whole_from
-from carvision.embedding.options import create_parser, parse
+from carvision.embedding.options import METHODS, create_parser, parse
 from carvision.errors import one_line_errors
-from carvision.verification import METHODS
 
 HELP = """Measure how well pairs of photos of one class are distinguished from pairs of two: accuracy, ROC, AUC, equal
 error rate, and the true accept rate at low false accept rates; by cosine, L2, a linear SVM and Joint Bayesian.
@@ -28,7 +27,7 @@ def verify(arguments: list[str] | None = None) -> None:
     options = options_of(arguments)
     with one_line_errors():
         # Imported here, as --help and a wrong option need no torch
-        from carvision.verification.run import run
+        from carvision.embedding.verification import run
 
         folder = run(options)
     print(f"verify: {folder}")

@@ -4,8 +4,9 @@
 
 FOLDER has train/ and val/ with a folder a class. All train MobileNetV2 0.35 from random weights, with random crops and
 mirroring, cross-entropy and SGD with momentum, in the same batches, and validate after each epoch; each with the same
-number of threads and of processes that read photos. epoch_s: training and validation together, from one epoch's line
-of the log to the next one's, without the first epoch; wall_s, cpu_s, peak_mb: of the whole process, start included.
+number of threads that compute, and of threads (carvision) or processes that read photos. epoch_s: training and
+validation together, from one epoch's line of the log to the next one's, without the first epoch; wall_s, cpu_s,
+peak_mb: of the whole process, start included.
 
 torchvision's reference script takes no network of 0.35: its loop is here (`--as-torchvision`), with what references/
 classification/train.py does for each batch and epoch, on Pillow's images, which are its default.
@@ -24,12 +25,14 @@ from pathlib import Path
 from side_by_side import machine, measure, summarise, table, write
 
 LR = "0.05"
+CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--timm", type=Path, help="timm's train.py, of a release that fits the timm installed")
+    parser.add_argument("--before", type=Path, help="an earlier checkout of carvision, to compare with")
     parser.add_argument("--image-px", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--workers", type=int, default=1)
@@ -46,8 +49,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         candidates = {
             "torchvision": partial(run_torchvision, options),
-            "carvision": partial(run_carvision, options, folder),
+            "carvision": partial(run_carvision, options, folder, CHECKOUT),
         }
+        if options.before:
+            candidates["before"] = partial(run_carvision, options, folder, options.before.resolve())
         if options.timm:
             candidates = {"timm": partial(run_timm, options, folder), **candidates}
         samples = measure(candidates, options.rounds)
@@ -56,13 +61,14 @@ def main() -> None:
     write(options.out, {"machine": machine(), "samples": samples, "summary": summary})
 
 
-def run_carvision(options: argparse.Namespace, top: str) -> dict:
+def run_carvision(options: argparse.Namespace, top: str, checkout: Path) -> dict:
     folder = Path(top) / f"carvision{time.monotonic_ns()}"
     printed = run([
-        sys.executable, "-m", "carvision.train", "data=folder", f"data.root={options.photos.resolve()}",
-        f"data.image_px={options.image_px}", f"data.batch_size={options.batch_size}",
-        f"data.num_workers={options.workers}", "model.backbone=mobilenetv2_035", "model.weights=random",
-        "optimizer=sgd", f"optimizer.lr={LR}", f"trainer.max_epochs={options.epochs}", f"run.dir={folder}",
+        "env", f"PYTHONPATH={checkout}", "CARVISION_JPEG=simplejpeg", sys.executable, "-m", "carvision.train",
+        "data=folder", f"data.root={options.photos.resolve()}", f"data.image_px={options.image_px}",
+        f"data.batch_size={options.batch_size}", f"data.num_workers={options.workers}",
+        "model.backbone=mobilenetv2_035", "model.weights=random", "optimizer=sgd", f"optimizer.lr={LR}",
+        f"trainer.max_epochs={options.epochs}", f"run.dir={folder}",
     ])  # fmt: skip
     return {"epoch_s": seconds_between(printed, r"epoch \d+/")}
 

@@ -1,277 +1,323 @@
-"""Compare loading photos into batches: carvision, timm, torchvision and others, on the same photos.
+"""Compare loading photos into batches: carvision's threads, timm's and torchvision's processes, an earlier checkout.
 
-    python scripts/bench_loader.py --photos FOLDER                     photos as they are
-    python scripts/bench_loader.py --photos FOLDER --resize 1600 1200  of a camera's size
-    python scripts/bench_loader.py --photos FOLDER --packed            and packed: as they are, shrunk, decoded
-    python scripts/bench_loader.py --photos FOLDER --decoders          decoders alone, in one process, without batches
+    python scripts/bench_loader.py --photos FOLDER --threads 1 2                 all four cases
+    python scripts/bench_loader.py --photos FOLDER --before CHECKOUT             also carvision as it was there
+    python scripts/bench_loader.py --photos FOLDER --cases crops decoded --rounds 9
+    python scripts/bench_loader.py --photos FOLDER --python-part                 microseconds that hold Python's lock
+    python scripts/bench_loader.py --photos FOLDER --waiting --threads 1         of the main thread, for that lock
 
-Every candidate takes random crops of 8 to 100 % of the photo to 224 px, and mirrors half of them; each produces
-what its own training takes: carvision and timm uint8 (normalised on the device), torchvision float32. A round is one
-pass; rates are photos a second, and photos a CPU second of all processes together ("per core").
+Cases: crops (8 to 100 % of the photo's area, photos as they are), default (60 to 100 %, as augment=light), large
+(crops, of photos enlarged to 1600 x 1200), decoded (crops; carvision from a pack of decoded photos, the others from the
+files).
+All resize to 224 px, mirror half of the photos or leave that to the device, and produce what their own training takes:
+carvision and timm uint8 (normalised on the device), torchvision float32. Each candidate is a process of its own that
+stays, with as many threads or worker processes as --threads says; a round is one pass of each, in turns. Rates are
+photos a second, and photos a CPU second of all processes together.
 """
 
 import argparse
-import io
+import json
+import os
+import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
-import torch
-from PIL import Image
-from side_by_side import cpu_seconds, machine, measure, summarise, table, write
-from torch.utils.data import DataLoader
+from side_by_side import cpu_seconds, machine, measure, rows_as_table, summarise, table, write
 
-from carvision.data import decode as decoding
-from carvision.data.images import Preprocessing, decode_part, open_bytes, wanted_part
-from carvision.data.jpeg import Libjpeg, Simplejpeg
-from carvision.data.loading.dataset import PhotoDataset, random_window
-from carvision.data.loading.loader import PhotoDataModule
-from carvision.data.packs.shard import PackOptions
-from carvision.data.packs.write import pack
-from carvision.data.readers.folder import read_folder
-from carvision.data.table import Table
-from carvision.system.machine import num_cores
+from carvision.system.runtime import keep_freed_memory
 
-SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+CASES = {  # crop_scale, crop_ratio
+    "crops": ((0.08, 1.0), (3 / 4, 4 / 3)),
+    "default": ((0.6, 1.0), (0.8, 1.25)),
+    "large": ((0.08, 1.0), (3 / 4, 4 / 3)),
+    "decoded": ((0.08, 1.0), (3 / 4, 4 / 3)),
+}
+CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="a folder with JPEGs, also in its folders")
-    parser.add_argument("--count", type=int, default=512)
-    parser.add_argument("--resize", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"), help="scale them to this first")
-    parser.add_argument("--decoders", action="store_true", help="compare decoders rather than loaders")
-    parser.add_argument("--packed", action="store_true", help="add data=packed in its three forms")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--before", type=Path, help="an earlier checkout of carvision")
+    parser.add_argument("--torchvision", action="store_true")
+    parser.add_argument("--count", type=int, default=512, help="photos; of the case large a quarter")
     parser.add_argument("--image-px", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--python-part", action="store_true")
+    parser.add_argument("--waiting", action="store_true")
     parser.add_argument("--out", type=Path, help="a file for all measurements, as JSON")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    if options.child:
+        answer_with_passes(options)
+        return
     files = sorted(path for path in options.photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
-    files = files[: options.count]
     if not files:
         sys.exit(f"--photos: {options.photos} holds no JPEGs")
-    with tempfile.TemporaryDirectory() as folder:
-        files = copy_photos(files, Path(folder) / "photos", options.resize)
-        candidates = decoders(files, options) if options.decoders else loaders(files, Path(folder), options)
-        sizes = np.array([Image.open(file).size for file in files[:50]])
-        samples = measure(candidates, options.rounds, warm_up=1, memory=False)
+    results = {}
+    with tempfile.TemporaryDirectory() as top:
+        for case in options.cases:
+            root = Path(top) / case
+            count = max(options.count // 4, options.batch_size) if case == "large" else options.count
+            copy_photos(files[:count], root, case == "large")
+            if options.python_part:
+                print(f"{case}: {python_part(case, root, options):.1f} us a photo hold Python's lock")
+                continue
+            if options.waiting:
+                measure_waiting(case, root, options)
+                continue
+            if case == "decoded":
+                pack_decoded(root, root.with_name("pack"), options)
+            for threads in options.threads:
+                results[f"{case}, {threads}"] = compare(case, root, threads, options)
+    write(options.out, {"machine": machine(), "results": results})
+
+
+def compare(case: str, root: Path, threads: int, options: argparse.Namespace) -> dict:
+    """Measure all candidates in one case, print the table, and return all measurements."""
+    own_root = root.with_name("pack") if case == "decoded" else root
+    create = partial(Child, case, threads, options)
+    children = {"timm": create("timm", root, CHECKOUT), "carvision": create("carvision", own_root, CHECKOUT)}
+    if options.before:
+        children["before"] = create("carvision", own_root, options.before.resolve())
+    if options.torchvision:
+        children["torchvision v2"] = create("torchvision", root, CHECKOUT)
+    try:
+        samples = measure({name: child.ask for name, child in children.items()}, options.rounds, 1, memory=False)
+    finally:
+        for child in children.values():
+            child.end()
     summary = summarise(samples, baseline="timm")
-    print(f"{len(files)} photos, median {np.median(sizes[:, 0]):.0f} x {np.median(sizes[:, 1]):.0f} px")
-    print(table(summary, ["photos_per_s", "photos_per_cpu_s"]))
-    write(options.out, {"machine": machine(), "samples": samples, "summary": summary})
+    print(f"\n{case}, {threads} threads or worker processes:")
+    print(table(summary, ["photos_per_s", "photos_per_cpu_s"]), flush=True)
+    return {"samples": samples, "summary": summary}
 
 
-def copy_photos(files: list[Path], folder: Path, size: list[int] | None) -> list[Path]:
-    """Copy into a single class folder, as timm and torchvision want it: links, or JPEGs of that size at quality 90."""
+class Child:
+    """A process with one candidate's loader, which passes over all photos when it is asked."""
+
+    def __init__(self, case: str, threads: int, options: argparse.Namespace, kind: str, root: Path, checkout: Path):
+        words = ["--child", kind, "--photos", ".", "--root", root, "--cases", case, "--threads", threads]
+        words += ["--image-px", options.image_px, "--batch-size", options.batch_size]
+        environment = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "CARVISION_JPEG": "simplejpeg"}
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, *map(str, words)], env={**os.environ, **environment}, cwd=checkout,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8",
+        )  # fmt: skip
+
+    def ask(self) -> dict:
+        assert self.process.stdin and self.process.stdout
+        print("pass", file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
+
+    def end(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def answer_with_passes(options: argparse.Namespace) -> None:
+    """Pass over the photos once for each line of standard input, and print the rates as JSON."""
+    import torch
+
+    torch.set_num_threads(1)
+    create = {"timm": timm_batches, "torchvision": torchvision_batches, "carvision": carvision_batches}[options.child]
+    batches = create(options)
+    for _ in sys.stdin:
+        seen, cpu, began = 0, cpu_seconds(), time.perf_counter()
+        for batch in batches:
+            seen += len(batch["images"] if isinstance(batch, dict) else batch[0])
+        wall, cpu = time.perf_counter() - began, cpu_seconds() - cpu
+        print(json.dumps({"photos_per_s": seen / wall, "photos_per_cpu_s": seen / cpu}), flush=True)
+
+
+def copy_photos(files: list[Path], folder: Path, enlarge: bool) -> None:
+    """Copy into a single class folder, as timm and torchvision want it: links, or JPEGs of 1600 x 1200."""
+    from PIL import Image
+
     (folder / "all").mkdir(parents=True)
-    made = []
     for number, file in enumerate(files):
-        made.append(folder / "all" / f"{number:06}.jpg")
-        if size is None:
-            made[-1].symlink_to(file.resolve())
+        made = folder / "all" / f"{number:06}.jpg"
+        if enlarge:
+            Image.open(file).convert("RGB").resize((1600, 1200), Image.Resampling.BICUBIC).save(made, quality=90)
         else:
-            Image.open(file).convert("RGB").resize(tuple(size), Image.Resampling.BICUBIC).save(made[-1], quality=90)
-    return made
+            made.symlink_to(file.resolve())
+
+
+def pack_decoded(root: Path, folder: Path, options: argparse.Namespace) -> None:
+    from carvision.data.packs.shard import PackOptions
+    from carvision.data.packs.write import pack
+    from carvision.data.readers.folder import read_folder
+
+    pack(read_folder(root), PackOptions("decoded", options.image_px * 8 // 7, 90, False, "error"), 64, folder, 1)
 
 
 # Loaders
 
 
-def loaders(files: list[Path], folder: Path, options: argparse.Namespace) -> dict[str, Callable[[], dict]]:
-    root = files[0].parent.parent
-    made = {
-        "timm": timm_batches(root, options),
-        "torchvision v1": torchvision_batches(root, options, v2=False),
-        "torchvision v2": torchvision_batches(root, options, v2=True),
-        "carvision": carvision_batches(read_folder(root), options),
-    }
-    if options.packed:
-        for photos in ("original", "shrunk", "decoded"):
-            pack_options = PackOptions(photos, options.image_px * 8 // 7, 90, False, "error")
-            table = pack(read_folder(root), pack_options, 64, folder / photos, num_cores())
-            made[f"carvision, packed {photos}"] = carvision_batches(table, options)
-    return {name: passes_of(loader, len(files)) for name, loader in made.items()}
-
-
-def passes_of(loader, count: int) -> Callable[[], dict]:
-    """Return a function that times a pass over all photos. The workers are started by a first, uncounted round."""
-
-    def one() -> dict:
-        batches = iter(loader)
-        seen, cpu, began = 0, cpu_seconds(), time.perf_counter()
-        for batch in batches:
-            seen += len(batch["images"] if isinstance(batch, dict) else batch[0])
-        wall, cpu = time.perf_counter() - began, cpu_seconds() - cpu
-        assert seen >= count * 0.9, f"{seen} photos of {count}"
-        return {"photos_per_s": seen / wall, "photos_per_cpu_s": seen / cpu}
-
-    return one
-
-
-def timm_batches(root: Path, options: argparse.Namespace) -> DataLoader:
+def timm_batches(options: argparse.Namespace) -> Iterable:
     """Return a loader of uint8 batches, without the normalisation that timm's prefetcher does on the device."""
+    import torch
     from timm.data import create_dataset, create_loader
 
+    [case], [workers] = options.cases, options.threads
+    scale, ratio = CASES[case]
     loader = create_loader(
-        create_dataset("", root=str(root)),
+        create_dataset("", root=str(options.root)),
         input_size=(3, options.image_px, options.image_px),
         batch_size=options.batch_size,
         is_training=True,
+        scale=scale,
+        ratio=ratio,
         color_jitter=None,
-        num_workers=options.workers,
-        persistent_workers=options.workers > 0,
+        num_workers=workers,
+        persistent_workers=True,
         device=torch.device("cpu"),
     )
     return loader.loader
 
 
-def torchvision_batches(root: Path, options: argparse.Namespace, v2: bool) -> DataLoader:
-    """Return the loader of its reference scripts: v1 on Pillow's images, v2 on tensors of torchvision's decoder."""
-    from torchvision import transforms
+def torchvision_batches(options: argparse.Namespace) -> Iterable:
+    """Return the loader of its reference scripts, v2 on tensors of torchvision's decoder."""
+    import torch
+    from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
     from torchvision.io import ImageReadMode, decode_image
-    from torchvision.transforms import v2 as transforms_v2
+    from torchvision.transforms import v2
 
-    kinds = transforms_v2 if v2 else transforms
-    of_pillow = [kinds.PILToTensor(), kinds.ConvertImageDtype(torch.float32)]
+    [case], [workers] = options.cases, options.threads
+    scale, ratio = CASES[case]
     steps = [
-        kinds.RandomResizedCrop(options.image_px, SCALE, RATIO, antialias=True),
-        kinds.RandomHorizontalFlip(),
-        *([kinds.ToDtype(torch.float32, scale=True)] if v2 else of_pillow),
-        kinds.Normalize((0.5,) * 3, (0.5,) * 3),
+        v2.RandomResizedCrop(options.image_px, scale, ratio, antialias=True),
+        v2.RandomHorizontalFlip(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize((0.5,) * 3, (0.5,) * 3),
     ]
-    read = (lambda path: decode_image(path, mode=ImageReadMode.RGB)) if v2 else None
-    photos = ImageFolder(root, kinds.Compose(steps), **({"loader": read} if read else {}))
-    return DataLoader(
-        photos,
-        options.batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=options.workers,
-        persistent_workers=options.workers > 0,
-    )
+    read = partial(decode_image, mode=ImageReadMode.RGB)
+    photos = ImageFolder(options.root, v2.Compose(steps), loader=read)
+    return DataLoader(photos, options.batch_size, shuffle=True, num_workers=workers, persistent_workers=True)
 
 
-def carvision_batches(table: Table, options: argparse.Namespace) -> DataLoader:
-    preprocessing = Preprocessing(options.image_px, (0.5,) * 3, (0.5,) * 3, "bicubic")
-    create_dataset = partial(
-        PhotoDataset,
-        preprocessing=preprocessing,
-        crop_to_box=False,
-        crop_scale=SCALE,
-        crop_ratio=RATIO,
-        num_draws=1,
-        seed=0,
-    )
-    rows = table.rows.assign(split="train")
-    datamodule = PhotoDataModule(
-        lambda: replace(table, rows=rows), create_dataset, options.batch_size, num_workers=options.workers
-    )
+def carvision_batches(options: argparse.Namespace) -> Iterable:
+    """Return the training loader of this checkout, or of an earlier one."""
+    try:
+        from carvision.data.loading.datamodule import PhotoDataModule
+    except ImportError:
+        from carvision.data.loading.loader import PhotoDataModule
+
+    keep_freed_memory()  # as its commands do
+    [case], [threads] = options.cases, options.threads
+    table, create_dataset = carvision_photos(case, options.root, options)
+    datamodule = PhotoDataModule(lambda: table, create_dataset, options.batch_size, num_workers=threads)
     datamodule.setup()
     return datamodule.train_dataloader()
 
 
-# Decoders
+def carvision_photos(case: str, root: Path, options: argparse.Namespace) -> tuple:
+    """Return the table of the photos below `root` and the function that makes a PhotoDataset of it."""
+    from carvision.data.images import Preprocessing
+    from carvision.data.loading.dataset import PhotoDataset
+    from carvision.data.packs.index import read_packed
+    from carvision.data.readers.folder import read_folder
+
+    table = (read_packed if case == "decoded" and not options.python_part else read_folder)(root)
+    scale, ratio = CASES[case]
+    preprocessing = Preprocessing(options.image_px, (0.5,) * 3, (0.5,) * 3, "bicubic")
+    create = partial(
+        PhotoDataset, preprocessing=preprocessing, crop_to_box=False, crop_scale=scale, crop_ratio=ratio, num_draws=1,
+        seed=0,
+    )  # fmt: skip
+    return replace(table, rows=table.rows.assign(split="train")), create
 
 
-def decoders(files: list[Path], options: argparse.Namespace) -> dict[str, Callable[[], dict]]:
-    """Return functions that time each decoder, in this process, from bytes in memory to the network's input, in uint8.
+# Python's part
 
-    All but timm's and torchvision's transforms, which draw their own, get the same crops.
+
+def python_part(case: str, root: Path, options: argparse.Namespace) -> float:
+    """Return the microseconds of a photo without what releases Python's lock: the least of nine passes.
+
+    Reading, decoding and resizing are replaced by functions that return at once; the calls remain.
     """
-    photos = [file.read_bytes() for file in files]
-    random = np.random.default_rng(0)
-    windows = [random_window(random, SCALE, RATIO) for _ in photos]
-    found = {}
-    for name, create in DECODERS.items():
-        try:
-            found[name] = create(options.image_px)
-        except (ImportError, OSError, RuntimeError) as error:
-            print(f"left out: {name} ({error})")
+    from carvision.data import decode
+    from carvision.data.loading import dataset
 
-    def one(decode: Callable) -> dict:
-        began, cpu = time.perf_counter(), time.process_time()
-        for data, window in zip(photos, windows, strict=True):
-            decode(data, window)
-        wall, cpu = time.perf_counter() - began, time.process_time() - cpu
-        return {"photos_per_s": len(photos) / wall, "photos_per_cpu_s": len(photos) / cpu}
-
-    return {name: partial(one, decode) for name, decode in found.items()}
+    table, create = carvision_photos(case, root, options)
+    photos = create(table)
+    data = Path(photos.location(0)).read_bytes()
+    header, pixels = decode.simplejpeg.decode_jpeg_header(data), decode.simplejpeg.decode_jpeg(data, "RGB")
+    at_once: Callable = lambda *_, **__: None  # noqa: E731
+    stand_in = SimpleNamespace(decode_jpeg_header=lambda *_: header, decode_jpeg=lambda *_, **__: pixels)
+    dataset.read_file, decode.simplejpeg, decode.resize = (lambda _: data), stand_in, at_once
+    keys = [(row, 0) for row in range(len(table))]
+    return min(_seconds(photos, keys, options.batch_size) for _ in range(9)) / len(table) * 1e6
 
 
-def with_timm(size_px: int) -> Callable:
-    from timm.data import create_transform
-
-    transform = create_transform(size_px, is_training=True, color_jitter=None, use_prefetcher=True)
-    return lambda data, window: transform(Image.open(io.BytesIO(data)).convert("RGB"))
-
-
-def with_torchvision(size_px: int) -> Callable:
-    from torchvision.io import ImageReadMode, decode_jpeg
-    from torchvision.transforms import v2
-
-    crop = v2.Compose([v2.RandomResizedCrop(size_px, SCALE, RATIO, antialias=True), v2.RandomHorizontalFlip()])
-
-    def decode(data: bytes, window: tuple):
-        return crop(decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB))
-
-    return decode
+def _seconds(photos, keys: list, batch_size: int) -> float:
+    batches: Iterator[list] = (keys[start : start + batch_size] for start in range(0, len(keys), batch_size))
+    began = time.process_time()
+    for batch in batches:
+        photos[batch]
+    return time.process_time() - began
 
 
-def with_pillow_draft(size_px: int) -> Callable:
-    way = Preprocessing(size_px, (0.5,) * 3, (0.5,) * 3, "bicubic")
-
-    def decode(data: bytes, window: tuple):
-        return decode_part(open_bytes(data), way, None, window).resize((size_px, size_px), Image.Resampling.BICUBIC)
-
-    return decode
+# The main thread, which computes while others read
 
 
-def with_carvision(size_px: int, kind: type) -> Callable:
-    way, decoder = Preprocessing(size_px, (0.5,) * 3, (0.5,) * 3, "bicubic"), kind()
-    [out] = decoding.empty_images(1, size_px)
+def measure_waiting(case: str, root: Path, options: argparse.Namespace) -> None:
+    """Print how long a step takes, and how late a thread gets Python's lock back, with and without threads that read.
 
-    def decode(data: bytes, window: tuple):
-        decoding.load_decoder = lambda: decoder
-        decoding.decode_into(data, way, out, None, window)
+    The thread sleeps for 2 ms again and again, as the main thread leaves Python for each operation of torch.
+    """
+    import timm
+    import torch
 
-    return decode
+    torch.set_num_threads(1)
+    options.cases, options.child = [case], "carvision"
+    options.threads = options.threads[:1]
+    options.root = root
+    rows = []
+    for compiled in (False, True):
+        model = timm.create_model("mobilenetv2_035", num_classes=10).to(memory_format=torch.channels_last)
+        if compiled:
+            model.compile()
+        batches = list(carvision_batches(options))
+        for kind, source in (("no reading", batches), ("reading", carvision_batches(options))) * options.rounds:
+            late: list[float] = []
+            done = threading.Event()
+            probe = threading.Thread(target=_probe, args=(done, late))
+            began = time.perf_counter()
+            for number, batch in enumerate(source):
+                if number == 1:  # the first compiles, or waits for the first photos
+                    began = time.perf_counter()
+                    probe.start()
+                model(batch["images"].float() / 255).logsumexp(1).mean().backward()
+            seconds = time.perf_counter() - began
+            done.set()
+            probe.join()
+            late.sort()
+            rows.append([
+                f"compile {'on' if compiled else 'off'}, {kind}", f"{1e3 * seconds / (len(batches) - 1):.1f}",
+                f"{1e6 * sum(late) / len(late):.0f}", f"{1e6 * late[int(0.99 * len(late))]:.0f}",
+            ])  # fmt: skip
+    print(rows_as_table(["", "a step, ms", "late, us", "late, 99 %, us"], sorted(rows)))
 
 
-def with_opencv(size_px: int) -> Callable:
-    import cv2
-
-    cv2.setNumThreads(1)
-    reduced = {8: cv2.IMREAD_COLOR, 4: cv2.IMREAD_REDUCED_COLOR_2, 2: cv2.IMREAD_REDUCED_COLOR_4}
-    reduced[1] = cv2.IMREAD_REDUCED_COLOR_8
-    way = Preprocessing(size_px, (0.5,) * 3, (0.5,) * 3, "bicubic")
-
-    def decode(data: bytes, window: tuple):
-        size = Image.open(io.BytesIO(data)).size  # OpenCV does not tell before it has decoded
-        eighths, part = wanted_part(*size, way, None, window, 0.5, can_scale=True)
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), reduced[eighths])
-        part = np.ascontiguousarray(pixels[part.top : part.bottom, part.left : part.right])
-        return cv2.cvtColor(cv2.resize(part, (size_px, size_px), interpolation=cv2.INTER_LINEAR), cv2.COLOR_BGR2RGB)
-
-    return decode
-
-
-DECODERS = {
-    "timm": with_timm,
-    "torchvision v2": with_torchvision,
-    "Pillow draft": with_pillow_draft,
-    "OpenCV reduced": with_opencv,
-    "simplejpeg": partial(with_carvision, kind=Simplejpeg),
-    "carvision (libjpeg part)": partial(with_carvision, kind=Libjpeg),
-}
+def _probe(done: threading.Event, late: list[float]) -> None:
+    while not done.is_set():
+        began = time.perf_counter()
+        time.sleep(0.002)
+        late.append(time.perf_counter() - began - 0.002)
 
 
 if __name__ == "__main__":

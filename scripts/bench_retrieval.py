@@ -6,25 +6,25 @@
 
 Embeddings have length 1 and form classes (--per-class photos each, --spread: how far they are from the centre of their
 class) or, with --per-class 0, are random. Queries are the gallery. The candidates take turns; a ratio is of
-times of the same round, by the first's. "float32" is our search without bfloat16, as on processors without
-instructions for it. Also prints the share of neighbours at the same rank as faiss'; the others are pairs that float32
-cannot distinguish.
+times of the same round, by the first's. Also prints the share of neighbours at the same rank as faiss'; the others are
+pairs that float32 cannot distinguish. faiss is no dependency: pip install faiss-cpu, or it is left out.
 """
 
 import argparse
+import importlib.util
 import json
 import resource
 import sys
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 from side_by_side import machine, measure, rows_as_table, summarise, table, write
 
 from carvision.system.runtime import set_thread_defaults
 
-OURS, PLAIN, FAISS, SKLEARN = "carvision", "carvision, float32", "faiss flat", "scikit-learn brute"
-CANDIDATES = [FAISS, OURS, PLAIN, SKLEARN]
+OURS, FAISS, SKLEARN = "carvision", "faiss flat", "scikit-learn brute"
+HAS_FAISS = importlib.util.find_spec("faiss") is not None
+CANDIDATES = [*([FAISS] if HAS_FAISS else []), OURS, SKLEARN]
 
 
 def main() -> None:
@@ -61,13 +61,10 @@ def made(options: argparse.Namespace) -> np.ndarray:
 
 def search_by(name: str, distance: str, embeddings: np.ndarray, k: int):
     """Return a function without arguments that returns scores and rows."""
-    if name in (OURS, PLAIN):
-        from carvision.metrics import exact_search
+    if name == OURS:
+        from carvision.metrics.exact_search import nearest
 
-        def run():
-            return exact_search.nearest(embeddings, embeddings, k, distance)
-
-        return run if name == OURS else mock.patch.object(exact_search, "_is_fast_in_bfloat16", lambda: False)(run)
+        return lambda: nearest(embeddings, embeddings, k, distance)
     if name == FAISS:
         import faiss
 
@@ -83,12 +80,14 @@ def search_by(name: str, distance: str, embeddings: np.ndarray, k: int):
 
 def set_threads(number: int) -> None:
     """Set the number of threads of all libraries in this process."""
-    import faiss
     import threadpoolctl
     import torch
 
+    if HAS_FAISS:
+        import faiss
+
+        faiss.omp_set_num_threads(number)
     threadpoolctl.threadpool_limits(number)
-    faiss.omp_set_num_threads(number)
     torch.set_num_threads(number)
 
 

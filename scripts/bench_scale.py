@@ -1,4 +1,4 @@
-"""Measure how carvision's cost grows with photos, classes and worker processes.
+"""Measure how carvision's cost grows with photos and classes.
 
     python scripts/bench_scale.py --out bench_scale.json        all but the table of a million rows
     python scripts/bench_scale.py photos --photos 1000 10000
@@ -6,7 +6,7 @@
 
 photos: reading the table, splitting it, writing splits.csv, making loaders, an epoch's order, the first batch. classes:
 what a step costs beyond the network (loss, its gradient, counters), a step of validation and of the test, the metrics
-at an epoch's end, the report of an evaluation. workers: the memory of worker processes. rows: what
+at an epoch's end, the report of an evaluation. rows: what
 carvision.train does with a manifest until the end of its first step.
 
 Seconds are CPU seconds unless marked wall. "growth" is the exponent p of cost ~ size^p between the last two
@@ -16,7 +16,6 @@ sizes: 1 is linear. Each measurement is a process of its own, in turns; medians 
 import argparse
 import contextlib
 import io
-import itertools
 import json
 import math
 import os
@@ -31,7 +30,7 @@ from pathlib import Path
 from made_photos import overrides, write_photos
 from side_by_side import machine, measure, memory_mb, rows_as_table, write
 
-PARTS = ("photos", "classes", "workers")
+PARTS = ("photos", "classes")
 CLASSES = 200  # where the number of photos grows
 BATCH = 32
 
@@ -41,7 +40,6 @@ def main() -> None:
     parser.add_argument("part", nargs="*", metavar=f"{{{','.join(MEASURES)}}}", help="default: all but rows")
     parser.add_argument("--photos", nargs="+", type=int, default=[1000, 10_000, 100_000])
     parser.add_argument("--classes", nargs="+", type=int, default=[10, 200, 2000])
-    parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2, 4])
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--scratch", type=Path, help="where photos are made; default: a temporary folder")
@@ -75,14 +73,6 @@ def measure_photos(options: argparse.Namespace, scratch: Path) -> dict:
 def measure_classes(options: argparse.Namespace, scratch: Path) -> dict:
     samples = measure({f"{n:,}": command("classes", scratch, n) for n in options.classes}, options.rounds)
     show("classes", samples, options.classes)
-    return samples
-
-
-def measure_workers(options: argparse.Namespace, scratch: Path) -> dict:
-    roots = {number: folder_of(scratch, number) for number in (min(options.photos), max(options.photos))}
-    commands = {f"{n:,}": command("workers", root, n, *options.workers) for n, root in roots.items()}
-    samples = measure(commands, options.rounds)
-    show("photos", samples, list(roots))
     return samples
 
 
@@ -199,7 +189,7 @@ def write_report(photos: Path, labels: dict[str, dict], num_photos: int = 2000) 
     """Write the report of carvision.evaluate for made-up logits."""
     import torch
 
-    from carvision.evaluation.metrics import compute_metrics
+    from carvision.evaluation.bootstrap import measure
     from carvision.evaluation.predict import Predictions
     from carvision.evaluation.report import write_evaluation
     from carvision.losses.classification import cross_entropy
@@ -215,12 +205,9 @@ def write_report(photos: Path, labels: dict[str, dict], num_photos: int = 2000) 
     predictions = Predictions(paths, photos, None, logits, targets, valid, {})
     losses = {name: cross_entropy(logits[name], targets[name]) for name in targets}
     weights = dict.fromkeys(targets, 1.0)
-    metrics, decodings = compute_metrics(predictions, labels, losses, weights, "joint")
+    measured = measure(predictions, labels, "joint", losses, weights)
     with contextlib.redirect_stdout(io.StringIO()):  # its tables
-        write_evaluation(
-            predictions, labels, photos / "report", metrics=metrics, decodings=decodings, losses=losses,
-            head_weights=weights, rule="joint", title="made up",
-        )  # fmt: skip
+        write_evaluation(predictions, labels, photos / "report", measured=measured, rule="joint", title="made up")
 
 
 def milliseconds(function: Callable) -> float:
@@ -235,29 +222,6 @@ def milliseconds(function: Callable) -> float:
     return 1000 * statistics.median(times)
 
 
-def one_of_workers(root: Path, num_photos: int, *workers: int) -> dict:
-    """Measure, after 60 batches, the memory of this process and its workers, and the private memory of each worker."""
-    from carvision.training.build import build_datamodule
-
-    datamodule, found = build_datamodule(config_of(root), None), {}
-    for num_workers in workers:
-        datamodule.num_workers = num_workers
-        loader = datamodule.train_dataloader()
-        for _ in range(math.ceil(60 / len(loader))):  # epochs
-            list(itertools.islice(loader, 60))
-        pids = [worker.pid for worker in loader._iterator._workers] if num_workers else []
-        found[f"{num_workers} workers, all processes, MB"] = memory_mb(os.getpid())
-        if pids:
-            found[f"{num_workers} workers, private memory of each, MB"] = statistics.mean(map(private_mb, pids))
-        del loader  # ends its workers
-    return found
-
-
-def private_mb(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) * 1024 / 1e6
-
-
 def one_of_rows(root: Path, num_rows: int) -> dict:
     run = Path(tempfile.mkdtemp(dir=root)) / "run"
     given = [*overrides(root), "data.image_px=32", f"data.batch_size={BATCH}", "model.backbone=test_resnet"]
@@ -267,8 +231,8 @@ def one_of_rows(root: Path, num_rows: int) -> dict:
     return {f"{stage}, s wall": seconds[stage] for stage in ("reading", "building", "training", "first_step")}
 
 
-MEASURES = {"photos": measure_photos, "classes": measure_classes, "workers": measure_workers, "rows": measure_rows}
-ONE = {"photos": one_of_photos, "classes": one_of_classes, "workers": one_of_workers, "rows": one_of_rows}
+MEASURES = {"photos": measure_photos, "classes": measure_classes, "rows": measure_rows}
+ONE = {"photos": one_of_photos, "classes": one_of_classes, "rows": one_of_rows}
 
 if __name__ == "__main__":
     main()

@@ -83,3 +83,14 @@ def run_module(tmp_path):
         return done
 
     return run
+
+
+@pytest.fixture
+def figures(monkeypatch) -> list:
+    """The figures that reports save, which are written as well."""
+    from carvision.reports import matrix, photos, plots
+
+    saved, save = [], plots.save_figure
+    for module in (matrix, photos, plots):
+        monkeypatch.setattr(module, "save_figure", lambda figure, file: (saved.append(figure), save(figure, file)))
+    return saved

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "carvision"
 # From the ground up: a room imports only rooms named before it, which the guide draws below it; commands import any.
 ROOMS = (
     "system", "errors", "files", "config", "demo", "data", "augment", "losses", "models", "metrics", "inference",
-    "reports", "training", "evaluation", "embedding", "verification", "search", "exports", "diagnosis",
+    "reports", "training", "evaluation", "embedding", "search", "exports", "diagnosis",
 )  # fmt: skip
 COMMANDS = {
     "augment_sheet", "check", "compare", "doctor", "embed", "evaluate", "export", "pack", "predict", "retrieve",
@@ -23,7 +23,6 @@ MAX_MODULES, MAX_LINES, MIN_LINES = 9, 450, 60
 # Why a module of fewer lines stands alone
 SHORT = {
     "augment.draws": "all steps of the augmentation use it",
-    "diagnosis.finding": "what all parts of the diagnosis return",
     "embedding.options": "imports no torch, so that --help and a wrong option need none",
     "files.log": "one subject",
     "models.decoding": "one subject",
@@ -31,7 +30,9 @@ SHORT = {
 # What one module, or one room, has to itself
 ONE_HOME = {
     "hydra": ("carvision.config",), "fcntl": ("carvision.files.locks",), "rich.progress": ("carvision.files.progress",),
-    "pytorch_lightning": ("carvision.training", "carvision.data.loading.loader", "carvision.search.trial"),
+    "jinja2": ("carvision.reports.page", "carvision.exports.hub"),
+    "matplotlib": ("carvision.reports", "carvision.search.plots"),
+    "pytorch_lightning": ("carvision.training", "carvision.data.loading.datamodule", "carvision.search.trial"),
 }  # fmt: skip
 
 

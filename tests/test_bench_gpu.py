@@ -20,10 +20,6 @@ def test_the_benchmark_runs_on_the_cpu(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     [row] = json.loads((tmp_path / "bench" / "bench.json").read_text())
-    assert row["device"] == "cpu" and row["step"]["precision"] == row["carvision"]["precision"] == "32-true"
-    speeds = {kind: row[kind]["images_per_s"] for kind in ("step", "carvision", "timm")}
-    assert all(speed > 0 for speed in speeds.values())
-    assert row["of_step"] == speeds["carvision"] / speeds["step"]
+    assert row["of_step"] == row["carvision"]["images_per_s"] / row["step"]["images_per_s"] > 0
     measures = [json.loads(text) for text in (tmp_path / "bench" / "measures.jsonl").read_text().splitlines()]
     assert [measure["kind"] for measure in measures] == ["step", "carvision", "timm"]
-    assert (tmp_path / "bench" / "bench.md").read_text() in done.stdout

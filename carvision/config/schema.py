@@ -250,7 +250,7 @@ ALLOWED: dict[str, Check] = {
     "sweep.trials": optional(whole(1)),
     "sweep.objective": optional(mapping_of(one_of("min", "max"))),
     "sweep.seed": whole(0, 2**32 - 1),
-    "sweep.sampler": one_of("tpe", "random", "grid", "cmaes", "gp"),
+    "sweep.sampler": one_of("tpe", "random", "grid", "cmaes"),
     "sweep.startup_trials": whole(0),
     "sweep.grid_fraction": optional(number(0, 1, above=True)),
     "sweep.cells": optional(distinct(list_of(whole(0)))),

@@ -1,58 +1,83 @@
 """Decode a photo's bytes into the network's input: a square uint8 image, cropped and resized.
 
-Of a JPEG, only the wanted part is decoded, scaled down while decoding, and resized once, straight into the batch. Raw
-pixels (8-bit PPM, as in packs) are not even copied. Everything else, and any unusual JPEG, goes through Pillow
-(images.decode_part), which returns the same picture up to rounding.
+JPEGs are decoded by simplejpeg (its own libjpeg-turbo: the same pixels on every machine), scaled down to the smallest
+of 1/8, 1/4 and 1/2 that leaves enough pixels; raw pixels (8-bit PPM, as in packs) are taken as they are. Everything
+else, and any unusual or damaged JPEG, goes through Pillow (`decode_part`), which returns the same picture up to
+rounding. Only resizing needs torch, which is imported then.
 """
 
+from __future__ import annotations
+
+import functools
 import math
 import re
-import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
-import torch
+import simplejpeg
 from PIL import Image
-from torch import Tensor
 
 from carvision.data.images import (
     INTERPOLATIONS,
-    WHOLE,
+    BadImage,
     Bytes,
-    Part,
     Preprocessing,
+    check_box,
     check_claimed_size,
     check_size,
-    decode_part,
-    jpeg_markers,
     open_bytes,
-    upright_turn,
-    wanted_part,
+    reason_of,
 )
-from carvision.data.jpeg import load_decoder
-from carvision.data.loading.shared_batches import empty_bytes
 
-# Antialiased like Pillow's, and four times as fast; torch has no Lanczos
-RESIZE = {"bilinear": torch.ops.aten._upsample_bilinear2d_aa.out, "bicubic": torch.ops.aten._upsample_bicubic2d_aa.out}
+if TYPE_CHECKING:
+    from PIL.TiffImagePlugin import TiffImageFile
+    from torch import Tensor
+
 PPM = re.compile(rb"P6\s(\d+)\s(\d+)\s255\s")
-TRANSPOSE, FLIP_X, FLIP_Y = 1, 2, 4
-# Each EXIF turn as a transposition followed by mirroring
-STEPS = {
-    None: 0,
-    Image.Transpose.FLIP_LEFT_RIGHT: FLIP_X,
-    Image.Transpose.ROTATE_180: FLIP_X | FLIP_Y,
-    Image.Transpose.FLIP_TOP_BOTTOM: FLIP_Y,
-    Image.Transpose.TRANSPOSE: TRANSPOSE,
-    Image.Transpose.ROTATE_270: TRANSPOSE | FLIP_X,
-    Image.Transpose.TRANSVERSE: TRANSPOSE | FLIP_X | FLIP_Y,
-    Image.Transpose.ROTATE_90: TRANSPOSE | FLIP_Y,
+JPEG_START = b"\xff\xd8"
+GREY_OR_COLOUR = ("Gray", "YCbCr", "RGB")  # simplejpeg's names; others (CMYK) are left to Pillow
+RUN_PROGRAMS = ("EPS", "WMF", "IPTC", "BUFR", "GRIB", "HDF5")  # or pass the file to whatever decoder is registered
+BITS_PER_SAMPLE, MAX_SAMPLE_VALUE = 258, 281  # TIFF tags
+BITS = (8, 10, 12, 14, 16)  # per sample, as cameras, scanners and microscopes store in 16 or 32
+TURNS = {  # by EXIF orientation; 1 is upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDEWAYS = [TURNS[orientation] for orientation in (5, 6, 7, 8)]
+SCALED = ("JPEG", "MPO")  # formats that can be decoded at 1/2, 1/4 or 1/8
+WHOLE = (0.0, 0.0, 1.0, 1.0)
+VIEWS = {  # of the stored pixels (height, width, 3): how each turn makes them upright
+    Image.Transpose.FLIP_LEFT_RIGHT: lambda pixels: pixels[:, ::-1],
+    Image.Transpose.ROTATE_180: lambda pixels: pixels[::-1, ::-1],
+    Image.Transpose.FLIP_TOP_BOTTOM: lambda pixels: pixels[::-1],
+    Image.Transpose.TRANSPOSE: lambda pixels: pixels.swapaxes(0, 1),
+    Image.Transpose.ROTATE_270: lambda pixels: pixels.swapaxes(0, 1)[:, ::-1],
+    Image.Transpose.TRANSVERSE: lambda pixels: pixels.swapaxes(0, 1)[::-1, ::-1],
+    Image.Transpose.ROTATE_90: lambda pixels: pixels.swapaxes(0, 1)[::-1],
 }
 
 
-def empty_images(count: int, size_px: int) -> Tensor:
+class Part(NamedTuple):
+    """A rectangle of a photo in pixels; right and bottom are excluded."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+def empty_images(count: int, size_px: int, pin_memory: bool = False) -> Tensor:
     """Return an uninitialised uint8 (count, 3, size_px, size_px), channels last in memory: as decoders write them, and
-    as convolutions are fastest, on the CPU too."""
-    shape = (count, size_px, size_px, 3)
-    return empty_bytes(math.prod(shape)).view(shape).permute(0, 3, 1, 2)
+    as convolutions are fastest, on the CPU too. pin_memory: from which a GPU copies without the processor's help."""
+    import torch
+
+    return torch.empty((count, size_px, size_px, 3), dtype=torch.uint8, pin_memory=pin_memory).permute(0, 3, 1, 2)
 
 
 def decode_into(
@@ -60,20 +85,18 @@ def decode_into(
     preprocessing: Preprocessing,
     out: Tensor,
     box: np.ndarray | None = None,
-    window: tuple[float, float, float, float] = WHOLE,
+    window: Sequence[float] = WHOLE,
     shift: float = 0.5,
 ) -> None:
     """Decode a photo into `out`, uint8 (3, size_px, size_px), RGB.
 
-    data: the whole file. box, window, shift: see images.wanted_part. Raises BadImage.
+    data: the whole file. box, window, shift: see `wanted_part`. Raises BadImage.
     """
     region = (preprocessing, box, window, shift)
-    pixels = raw_part(data, *region)
-    if pixels is None:
-        pixels = jpeg_part(data, *region)
+    pixels = raw_part(data, *region) if data[:2] == b"P6" else jpeg_part(data, *region)
     if pixels is None:
         with open_bytes(data) as image:
-            pixels = torch.from_numpy(np.array(decode_part(image, *region)))
+            pixels = np.array(decode_part(image, *region))
     resize(pixels, preprocessing, out)
 
 
@@ -81,23 +104,35 @@ def decode_image(image: Image.Image, preprocessing: Preprocessing, box: np.ndarr
     """Return uint8 (3, size_px, size_px) of an image opened by Pillow, equal to what `decode_into` makes of its
     file."""
     [out] = empty_images(1, preprocessing.size_px)
-    resize(torch.from_numpy(np.array(decode_part(image, preprocessing, box))), preprocessing, out)
+    resize(np.array(decode_part(image, preprocessing, box)), preprocessing, out)
     return out
 
 
-def resize(pixels: Tensor, preprocessing: Preprocessing, out: Tensor) -> None:
+def resize(pixels: np.ndarray, preprocessing: Preprocessing, out: Tensor) -> None:
     """Resize uint8 (height, width, 3) into `out`, uint8 (3, size_px, size_px)."""
+    import torch
+
     size = [preprocessing.size_px] * 2
-    if preprocessing.interpolation in RESIZE:
-        RESIZE[preprocessing.interpolation](pixels.permute(2, 0, 1)[None], size, False, out=out[None])
+    if kernel := resize_kernels().get(preprocessing.interpolation):
+        kernel(torch.from_numpy(pixels).permute(2, 0, 1)[None], size, False, out=out[None])
     else:
-        image = Image.fromarray(pixels.numpy()).resize(size, INTERPOLATIONS[preprocessing.interpolation])
+        image = Image.fromarray(pixels).resize(size, INTERPOLATIONS[preprocessing.interpolation])
         out.copy_(torch.from_numpy(np.array(image)).permute(2, 0, 1))
 
 
-def raw_part(data: Bytes, preprocessing: Preprocessing, box, window, shift: float) -> Tensor | None:
-    """Return the wanted part of an 8-bit PPM as a view of `data`, uint8 (height, width, 3); None for other formats."""
-    if data[:2] != b"P6" or not (header := PPM.match(bytes(data[:40]))):
+@functools.cache
+def resize_kernels() -> dict[str, Callable]:
+    """Return torch's kernels by interpolation: antialiased like Pillow's, and four times as fast. It has no Lanczos."""
+    import torch
+
+    aten = torch.ops.aten
+    return {"bilinear": aten._upsample_bilinear2d_aa.out, "bicubic": aten._upsample_bicubic2d_aa.out}
+
+
+def raw_part(data: Bytes, preprocessing: Preprocessing, box, window, shift: float) -> np.ndarray | None:
+    """Return the wanted part of an 8-bit PPM, uint8 (height, width, 3); None for other formats."""
+    header = PPM.match(bytes(data[:40]))
+    if header is None:
         return None
     width, height = int(header[1]), int(header[2])
     if len(data) - header.end() != 3 * width * height or not width * height:
@@ -105,23 +140,34 @@ def raw_part(data: Bytes, preprocessing: Preprocessing, box, window, shift: floa
     check_size(width, height)
     pixels = np.frombuffer(data, np.uint8, offset=header.end()).reshape(height, width, 3)
     _, part = wanted_part(width, height, preprocessing, box, window, shift, can_scale=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # bytes are read-only, and these are only read
-        return torch.from_numpy(pixels)[part.top : part.bottom, part.left : part.right]
+    return pixels[part.top : part.bottom, part.left : part.right].copy()  # torch wants memory that may be written
 
 
-def jpeg_part(data: Bytes, preprocessing: Preprocessing, box, window, shift: float) -> Tensor | None:
+def jpeg_part(data: Bytes, preprocessing: Preprocessing, box, window, shift: float) -> np.ndarray | None:
     """Return the wanted part of a JPEG, upright, uint8 (height, width, 3); None if Pillow must decode it."""
-    decoder = load_decoder()
-    if decoder is None or not (size := decoder.size(data)):
+    if data[:2] != JPEG_START:
         return None
-    check_size(*size)
-    check_claimed_size(*size, data, "JPEG")
-    steps = STEPS[upright_turn(open_bytes(data))] if has_metadata(data) else 0
-    upright_size = size[::-1] if steps & TRANSPOSE else size
-    eighths, part = wanted_part(*upright_size, preprocessing, box, window, shift, can_scale=True)
-    pixels = decoder.part(data, eighths, as_stored(part, eighths, upright_size, steps))
-    return None if pixels is None else upright(torch.from_numpy(pixels), steps)
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    width, height = int(width), int(height)
+    if colours not in GREY_OR_COLOUR:
+        return None
+    check_size(width, height)
+    check_claimed_size(width, height, data, "JPEG")
+    turn = upright_turn(open_bytes(data)) if has_metadata(data) else None
+    size = (height, width) if turn in SIDEWAYS else (width, height)
+    eighths, part = wanted_part(*size, preprocessing, box, window, shift, can_scale=True)
+    try:  # the smallest scale of these sides or more is the one that is wanted
+        pixels = simplejpeg.decode_jpeg(
+            data, "RGB", min_width=-(-width * eighths // 8), min_height=-(-height * eighths // 8)
+        )
+    except ValueError:
+        return None
+    pixels = pixels if turn is None else VIEWS[turn](pixels)
+    pixels = pixels[part.top : part.bottom, part.left : part.right]
+    return pixels if turn is None else np.ascontiguousarray(pixels)
 
 
 def has_metadata(data: Bytes) -> bool:
@@ -130,20 +176,143 @@ def has_metadata(data: Bytes) -> bool:
     return 0xE1 in jpeg_markers(data)  # APP1
 
 
-def as_stored(part: Part, eighths: int, size: tuple[int, int], steps: int) -> Part:
-    """Map a part of the scaled, upright photo to the stored orientation. size: width and height of the upright photo
-    before scaling."""
-    left, top, right, bottom = part
-    width, height = (math.ceil(side * eighths / 8) for side in size)
-    if steps & FLIP_X:
-        left, right = width - right, width - left
-    if steps & FLIP_Y:
-        top, bottom = height - bottom, height - top
-    return Part(top, left, bottom, right) if steps & TRANSPOSE else Part(left, top, right, bottom)
+def jpeg_markers(data: Bytes) -> Iterator[int]:
+    """Yield the second byte of each marker of a JPEG, up to the start of the scan."""
+    start = 2
+    while start + 4 <= len(data) and data[start] == 0xFF and data[start + 1] != 0xDA:
+        if data[start + 1] == 0xFF:  # padding
+            start += 1
+            continue
+        yield data[start + 1]
+        start += 2 + (data[start + 2] << 8) + data[start + 3]
 
 
-def upright(pixels: Tensor, steps: int) -> Tensor:
-    """Turn the pixels (height, width, 3) of the stored photo upright."""
-    pixels = pixels.transpose(0, 1) if steps & TRANSPOSE else pixels
-    sides = [side for side, flip in ((1, FLIP_X), (0, FLIP_Y)) if steps & flip]
-    return pixels.flip(sides) if sides else pixels
+def decode_part(
+    image: Image.Image,
+    preprocessing: Preprocessing,
+    box: np.ndarray | None = None,
+    window: Sequence[float] = WHOLE,
+    shift: float = 0.5,
+) -> Image.Image:
+    """Decode the part of an opened image that is then resized: upright, RGB; a JPEG at no larger scale than needed.
+
+    box, window, shift: see `wanted_part`. Raises BadImage, also for a box that isn't inside the photo, and for a file
+    whose decoding would run a program.
+    """
+    check_size(*image.size)
+    if image.format in RUN_PROGRAMS:
+        raise BadImage(f"is {image.format}, whose decoder may run external programs; convert it to JPEG or PNG")
+    try:
+        turn = upright_turn(image)
+        size = image.size[::-1] if turn in SIDEWAYS else image.size
+        eighths, part = wanted_part(*size, preprocessing, box, window, shift, can_scale=image.format in SCALED)
+        if eighths < 8:
+            image.draft("RGB", (image.width * eighths // 8, image.height * eighths // 8))
+        image = to_rgb(image)
+        image = image if turn is None else image.transpose(turn)
+        return image.crop(part)
+    except BadImage:
+        raise
+    except Exception as error:  # truncation shows only now, and each decoder raises its own kinds
+        raise BadImage(f"can't be decoded ({reason_of(error)})") from None
+
+
+def wanted_part(
+    width: int,
+    height: int,
+    preprocessing: Preprocessing,
+    box: np.ndarray | None,
+    window: Sequence[float],
+    shift: float,
+    can_scale: bool,
+) -> tuple[int, Part]:
+    """Return the scale, in eighths, at which to decode a photo of width x height, and the wanted part of the scaled
+    photo.
+
+    box: left, top, right, bottom in pixels of the upright photo (None or NaN: the whole photo).
+    window: fractions (left, top, right, bottom) of that region: in training, a random crop.
+    shift: with resize "crop", the position of the square along the longer side (0.5: centred).
+    can_scale: JPEG decoders scale by 1/2, 1/4 and 1/8 in a fraction of the time; the smallest scale is chosen that
+    leaves the part no smaller than the network's input. The part is rounded to whole pixels of the scaled photo, so
+    that nothing outside of it is decoded.
+    """
+    left, top, right, bottom = _region(width, height, preprocessing.resize, box, shift)
+    wide, high = right - left, bottom - top
+    left, right = left + window[0] * wide, left + window[2] * wide
+    top, bottom = top + window[1] * high, top + window[3] * high
+    shrink = min(right - left, bottom - top) / preprocessing.size_px
+    eighths = 8 if shrink < 2 or not can_scale else 4 if shrink < 4 else 2 if shrink < 8 else 1
+    left, top, right, bottom = (round(value * eighths / 8) for value in (left, top, right, bottom))
+    width, height = math.ceil(width * eighths / 8), math.ceil(height * eighths / 8)
+    left, top = min(left, width - 1), min(top, height - 1)
+    return eighths, Part(left, top, min(max(right, left + 1), width), min(max(bottom, top + 1), height))
+
+
+def upright_turn(image: Image.Image) -> Image.Transpose | None:
+    """Return how to turn the decoded photo upright, by its EXIF orientation; None: not at all."""
+    if image.format == "TIFF":
+        return None  # Pillow turns these itself, and reports the turned size from the start
+    try:
+        orientation = image.getexif().get(0x0112)
+        return None if orientation is None else TURNS.get(orientation)
+    except Exception:  # the picture may be intact although its EXIF data are damaged
+        return None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode to RGB: transparency over white; grey of more than 8 bits scaled, where Pillow would clip.
+
+    The scale follows from the bits that the values use (see grey_bits): in a 12-bit photo 4,095 is white, whether
+    stored in 16 bits or 32. Raises BadImage for floating-point values.
+    """
+    if image.mode == "RGB":
+        image.load()
+        return image
+    if image.mode.startswith("I"):  # I;16 and its variants, and I, in which some decoders return 16 bits
+        values = np.asarray(image)
+        grey = values.clip(min=0) >> (grey_bits(image, values)[0] - 8)
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise BadImage("holds floating-point values, which have no known range")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def grey_bits(image: Image.Image, values: np.ndarray) -> tuple[int, bool]:
+    """Return the bits that the values of a photo of mode I or I;16 use, and whether the file states them.
+
+    A TIFF may state them, by BitsPerSample below 16 or MaxSampleValue; for PPM and JPEG 2000 Pillow returns all 16.
+    Else they are the fewest of 8, 10, 12, 14 and 16 that hold the photo's largest value, or as many as it needs if it
+    needs more. Nothing else distinguishes a 12-bit photo from a dark one. carvision.check reports photos of fewer than
+    16.
+    """
+    largest, stated = max(0, int(values.max(initial=0))), None
+    if image.format in ("PPM", "JPEG2000"):
+        stated = 16
+    elif image.format == "TIFF":
+        tags = cast("TiffImageFile", image).tag_v2
+        most, bits = (int(np.max(tags.get(tag, 0))) for tag in (MAX_SAMPLE_VALUE, BITS_PER_SAMPLE))
+        stated = most.bit_length() or (bits if bits < 16 else None)
+    if stated and largest < 1 << stated:
+        return max(8, stated), True
+    return next((bits for bits in BITS if largest < 1 << bits), largest.bit_length()), False
+
+
+def _region(
+    width: int, height: int, resize: str, box: np.ndarray | None, shift: float
+) -> tuple[float, float, float, float]:
+    """Return the part of the photo that is used, before any random crop: left, top, right, bottom in pixels."""
+    left, top, right, bottom = 0.0, 0.0, float(width), float(height)
+    if box is not None and not np.isnan(box).any():
+        check_box(box, width, height)
+        left, top = max(0.0, float(box[0])), max(0.0, float(box[1]))
+        right, bottom = min(width, float(box[2])), min(height, float(box[3]))
+    if resize == "crop":
+        side = min(right - left, bottom - top)
+        left += shift * (right - left - side)
+        top += shift * (bottom - top - side)
+        right, bottom = left + side, top + side
+    return left, top, right, bottom

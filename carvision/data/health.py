@@ -5,12 +5,12 @@ import contextlib
 import numpy as np
 import pandas as pd
 
-from carvision.data.inspection import FEWER_BITS, NEARLY_BLACK, PhotoFacts, in_processes, inspect_photos
+from carvision.data.inspection import FEWER_BITS, NEARLY_BLACK, PhotoFacts, catch_warnings, inspect_photo
 from carvision.data.table import BOX, SPLITS, UNKNOWN, Classes, Table
+from carvision.data.threads import InThreads
 from carvision.errors import InputError
 from carvision.files.progress import show_bar
 
-CHUNK = 32  # photos per task: enough to make messages between processes cheap, few enough to stop soon after Ctrl-C
 NO_SPLIT = "no split"
 PERCENTILES = (10, 20, 25, 30, 40, 50, 60, 70, 75, 80, 90)
 IMAGENET = {"red": 0.485, "green": 0.456, "blue": 0.406, "red_std": 0.229, "green_std": 0.224, "blue_std": 0.225}
@@ -23,24 +23,24 @@ MORE_BLUE, STANDARD_ERRORS, MIN_PHOTOS = 0.01, 3, 10
 def scan_photos(table: Table, boxes: bool, num_workers: int) -> pd.DataFrame:
     """Read and decode every photo. Return path and the columns of PhotoFacts, one row per photo in the table's order.
 
-    boxes: also check the table's boxes. num_workers: processes; 0: this one. Besides the result (about 600 bytes per
-    photo), a process holds one decoded photo at a time. Raises InputError for boxes that the table lacks.
+    boxes: also check the table's boxes. num_workers: threads; 0: this one. Besides the result (about 600 bytes per
+    photo), a thread holds one decoded photo at a time. Raises InputError for boxes that the table lacks.
     """
     if boxes and not table.has_boxes:
         raise InputError(f"data.crop_to_box: {table.name} has no boxes; set it to false")
     corners = table.rows[BOX].to_numpy(np.float32) if boxes else None
-    chunks = [range(start, min(start + CHUNK, len(table))) for start in range(0, len(table), CHUNK)]
-    tasks = (([table.photo(i) for i in part], None if corners is None else corners[part]) for part in chunks)
+    tasks = ((table.photo(i), None if corners is None else corners[i]) for i in range(len(table)))
     found: list[PhotoFacts] = []
     num_bad = 0
     with (
-        contextlib.closing(in_processes(inspect_photos, tasks, min(num_workers, len(chunks)))) as results,
+        catch_warnings(),
+        contextlib.closing(InThreads(inspect_photo, tasks, num_workers)) as results,
         show_bar("reading photos", len(table)) as advance,
     ):
         for facts in results:
-            found += facts
-            num_bad += sum(bool(photo.problem) for photo in facts)
-            advance(len(facts), f"reading photos ({num_bad:,} with a problem)")
+            found.append(facts)
+            num_bad += bool(facts.problem)
+            advance(1, f"reading photos ({num_bad:,} with a problem)")
     scan = pd.DataFrame(found, columns=PhotoFacts._fields)
     scan.insert(0, "path", table.rows["path"].to_numpy())
     return scan

@@ -1,26 +1,17 @@
-"""Open photos safely, and decode any format by Pillow: turn upright, crop to the box, convert to RGB. Imports no torch.
-
-Training and prediction decode through decode.py, which is faster, returns the same picture up to rounding, and falls
-back to this module. What both share is here: Preprocessing, the checks of headers, which part of a photo is wanted.
-"""
+"""Open photos safely: their bytes, the checks of their headers, and Preprocessing. `decode` does the rest."""
 
 import functools
 import io
-import math
 import os
 import stat
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, NamedTuple, NotRequired, TypedDict, cast
+from typing import NotRequired, TypedDict, cast
 
 import numpy as np
 from PIL import Image
 
 from carvision.errors import InputError, one_line
-
-if TYPE_CHECKING:
-    from PIL.TiffImagePlugin import TiffImageFile
 
 Bytes = bytes | bytearray | memoryview
 MAX_PIXELS = 178_956_970  # Pillow's own limit: 0.5 GB decoded. More is considered a decompression bomb
@@ -31,7 +22,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 FORMATS += ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 HEIC_INSTALL = "pip install 'carvision[heic]'"
-RUN_PROGRAMS = ("EPS", "WMF", "IPTC", "BUFR", "GRIB", "HDF5")  # or pass the file to whatever decoder is registered
 OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # else opening a pipe would block
 # Upper bounds on pixels per byte of a file. A header that claims more is false, and not decoded: 700 bytes could demand
 # half a gigabyte. Even photos of a single colour stay below; in brackets: measured with Pillow at 13,000 x 13,000.
@@ -44,35 +34,12 @@ MAX_PIXELS_PER_BYTE = {"JPEG": 1024, "MPO": 1024, "PNG": 8 * 1032, "GIF": 2731, 
 # TIFF by compression: LZW as in GIF, deflate as in PNG, of bytes that hold at most 8 pixels
 MAX_PIXELS_PER_BYTE |= {"raw": 8, "packbits": 8 * 64, "tiff_lzw": 8 * 2731, "jpeg": 1024}
 MAX_PIXELS_PER_BYTE |= dict.fromkeys(("tiff_deflate", "tiff_adobe_deflate"), 8 * 1032)
-BITS_PER_SAMPLE, MAX_SAMPLE_VALUE = 258, 281  # TIFF tags
-BITS = (8, 10, 12, 14, 16)  # per sample, as cameras, scanners and microscopes store in 16 or 32
 BLANK = 128  # grey level of the image that replaces an unreadable photo
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-TURNS = {  # by EXIF orientation; 1 is upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-SIDEWAYS = [TURNS[orientation] for orientation in (5, 6, 7, 8)]
-SCALED = ("JPEG", "MPO")  # formats that can be decoded at 1/2, 1/4 or 1/8
-WHOLE = (0.0, 0.0, 1.0, 1.0)
-
-
-class Part(NamedTuple):
-    """A rectangle of a photo in pixels; right and bottom are excluded."""
-
-    left: int
-    top: int
-    right: int
-    bottom: int
 
 
 class BadImage(Exception):
@@ -156,7 +123,7 @@ def read_file(photo) -> bytes:
     except FileNotFoundError:
         raise BadImage("the file is missing") from None
     except OSError as error:
-        raise BadImage(f"can't be opened ({_one_line(error)})") from None
+        raise BadImage(f"can't be opened ({reason_of(error)})") from None
 
 
 def open_image(photo) -> Image.Image:
@@ -179,7 +146,7 @@ def open_bytes(data: Bytes) -> Image.Image:
     except Image.DecompressionBombError:
         raise BadImage(f"more than {MAX_PIXELS:,} pixels: probably a decompression bomb") from None
     except Exception as error:  # each decoder raises its own kinds
-        raise BadImage(f"can't be opened ({_one_line(error)})") from None
+        raise BadImage(f"can't be opened ({reason_of(error)})") from None
     check_size(*image.size)
     check_claimed_size(*image.size, data, image.info.get("compression") if image.format == "TIFF" else image.format)
     return image
@@ -216,131 +183,6 @@ def check_claimed_size(width: int, height: int, data: Bytes, form: str | None) -
     raise BadImage(f"too few bytes ({len(data):,}) for the {width} x {height} pixels that its header claims: damaged")
 
 
-def jpeg_markers(data: Bytes) -> Iterator[int]:
-    """Yield the second byte of each marker of a JPEG, up to the start of the scan."""
-    start = 2
-    while start + 4 <= len(data) and data[start] == 0xFF and data[start + 1] != 0xDA:
-        if data[start + 1] == 0xFF:  # padding
-            start += 1
-            continue
-        yield data[start + 1]
-        start += 2 + (data[start + 2] << 8) + data[start + 3]
-
-
-def decode_part(
-    image: Image.Image,
-    preprocessing: Preprocessing,
-    box: np.ndarray | None = None,
-    window: tuple[float, float, float, float] = WHOLE,
-    shift: float = 0.5,
-) -> Image.Image:
-    """Decode the part of an opened image that is then resized: upright, RGB; a JPEG at no larger scale than needed.
-
-    box, window, shift: see `wanted_part`. Raises BadImage, also for a box that isn't inside the photo, and for a file
-    whose decoding would run a program.
-    """
-    check_size(*image.size)
-    if image.format in RUN_PROGRAMS:
-        raise BadImage(f"is {image.format}, whose decoder may run external programs; convert it to JPEG or PNG")
-    try:
-        turn = upright_turn(image)
-        size = image.size[::-1] if turn in SIDEWAYS else image.size
-        eighths, part = wanted_part(*size, preprocessing, box, window, shift, can_scale=image.format in SCALED)
-        if eighths < 8:
-            image.draft("RGB", (image.width * eighths // 8, image.height * eighths // 8))
-        image = to_rgb(image)
-        image = image if turn is None else image.transpose(turn)
-        return image.crop(part)
-    except BadImage:
-        raise
-    except Exception as error:  # truncation shows only now, and each decoder raises its own kinds
-        raise BadImage(f"can't be decoded ({_one_line(error)})") from None
-
-
-def wanted_part(
-    width: int,
-    height: int,
-    preprocessing: Preprocessing,
-    box: np.ndarray | None,
-    window: tuple[float, float, float, float],
-    shift: float,
-    can_scale: bool,
-) -> tuple[int, Part]:
-    """Return the scale, in eighths, at which to decode a photo of width x height, and the wanted part of the scaled
-    photo.
-
-    box: left, top, right, bottom in pixels of the upright photo (None or NaN: the whole photo).
-    window: fractions (left, top, right, bottom) of that region: in training, a random crop.
-    shift: with resize "crop", the position of the square along the longer side (0.5: centred).
-    can_scale: JPEG decoders scale by 1/2, 1/4 and 1/8 in a fraction of the time; the smallest scale is chosen that
-    leaves the part no smaller than the network's input. The part is rounded to whole pixels of the scaled photo, so
-    that nothing outside of it is decoded.
-    """
-    left, top, right, bottom = _region(width, height, preprocessing.resize, box, shift)
-    wide, high = right - left, bottom - top
-    left, right = left + window[0] * wide, left + window[2] * wide
-    top, bottom = top + window[1] * high, top + window[3] * high
-    shrink = min(right - left, bottom - top) / preprocessing.size_px
-    eighths = 8 if shrink < 2 or not can_scale else 4 if shrink < 4 else 2 if shrink < 8 else 1
-    left, top, right, bottom = (round(value * eighths / 8) for value in (left, top, right, bottom))
-    width, height = math.ceil(width * eighths / 8), math.ceil(height * eighths / 8)
-    left, top = min(left, width - 1), min(top, height - 1)
-    return eighths, Part(left, top, min(max(right, left + 1), width), min(max(bottom, top + 1), height))
-
-
-def upright_turn(image: Image.Image) -> Image.Transpose | None:
-    """Return how to turn the decoded photo upright, by its EXIF orientation; None: not at all."""
-    if image.format == "TIFF":
-        return None  # Pillow turns these itself, and reports the turned size from the start
-    try:
-        orientation = image.getexif().get(0x0112)
-        return None if orientation is None else TURNS.get(orientation)
-    except Exception:  # the picture may be intact although its EXIF data are damaged
-        return None
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB: transparency over white; grey of more than 8 bits scaled, where Pillow would clip.
-
-    The scale follows from the bits that the values use (see grey_bits): in a 12-bit photo 4,095 is white, whether
-    stored in 16 bits or 32. Raises BadImage for floating-point values.
-    """
-    if image.mode == "RGB":
-        image.load()
-        return image
-    if image.mode.startswith("I"):  # I;16 and its variants, and I, in which some decoders return 16 bits
-        values = np.asarray(image)
-        grey = values.clip(min=0) >> (grey_bits(image, values)[0] - 8)
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise BadImage("holds floating-point values, which have no known range")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB")
-
-
-def grey_bits(image: Image.Image, values: np.ndarray) -> tuple[int, bool]:
-    """Return the bits that the values of a photo of mode I or I;16 use, and whether the file states them.
-
-    A TIFF may state them, by BitsPerSample below 16 or MaxSampleValue; for PPM and JPEG 2000 Pillow returns all 16.
-    Else they are the fewest of 8, 10, 12, 14 and 16 that hold the photo's largest value, or as many as it needs if it
-    needs more. Nothing else distinguishes a 12-bit photo from a dark one. carvision.check reports photos of fewer than
-    16.
-    """
-    largest, stated = max(0, int(values.max(initial=0))), None
-    if image.format in ("PPM", "JPEG2000"):
-        stated = 16
-    elif image.format == "TIFF":
-        tags = cast("TiffImageFile", image).tag_v2
-        most, bits = (int(np.max(tags.get(tag, 0))) for tag in (MAX_SAMPLE_VALUE, BITS_PER_SAMPLE))
-        stated = most.bit_length() or (bits if bits < 16 else None)
-    if stated and largest < 1 << stated:
-        return max(8, stated), True
-    return next((bits for bits in BITS if largest < 1 << bits), largest.bit_length()), False
-
-
 def check_box(box: np.ndarray, width: int, height: int) -> None:
     """Raise BadImage for a box without area, or one that exceeds the photo by more than 2 % (and 2 pixels) of rounding.
 
@@ -357,23 +199,6 @@ def check_box(box: np.ndarray, width: int, height: int) -> None:
         raise BadImage(f"{text} lies outside the photo of {width} x {height} pixels")
 
 
-def _region(
-    width: int, height: int, resize: str, box: np.ndarray | None, shift: float
-) -> tuple[float, float, float, float]:
-    """Return the part of the photo that is used, before any random crop: left, top, right, bottom in pixels."""
-    left, top, right, bottom = 0.0, 0.0, float(width), float(height)
-    if box is not None and not np.isnan(box).any():
-        check_box(box, width, height)
-        left, top = max(0.0, float(box[0])), max(0.0, float(box[1]))
-        right, bottom = min(width, float(box[2])), min(height, float(box[3]))
-    if resize == "crop":
-        side = min(right - left, bottom - top)
-        left += shift * (right - left - side)
-        top += shift * (bottom - top - side)
-        right, bottom = left + side, top + side
-    return left, top, right, bottom
-
-
-def _one_line(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Return an error's message as one line, of an OSError without its path."""
     return one_line(getattr(error, "strerror", None) or error)

@@ -1,35 +1,20 @@
-"""Inspect photos, and run such work in processes that load little more than Pillow: no torch, no pandas."""
+"""Inspect photos: what each file is, what is wrong with it, and what is unusual. Imports neither torch nor pandas."""
 
 import contextlib
 import hashlib
 import math
-import multiprocessing
-import os
-import signal
 import threading
 import warnings
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from carvision.data.images import (
-    SIDEWAYS,
-    BadImage,
-    Preprocessing,
-    check_box,
-    decode_part,
-    grey_bits,
-    open_image,
-    upright_turn,
-)
+from carvision.data.decode import SIDEWAYS, decode_part, grey_bits, upright_turn
+from carvision.data.images import BadImage, Preprocessing, check_box, open_bytes, read_file
 from carvision.data.packs.read import PackedPhoto
-from carvision.errors import InputError
 
 # Decode as training does, at a small size: libjpeg then scales by up to 1/8, which takes a fraction of the time and
 # still reads all the data, so that truncation shows as in a full decode.
@@ -45,6 +30,29 @@ KINDS = {
     "too few bytes": "too few bytes",
     "box": "box outside the photo",
 }
+
+
+class Caught(threading.local):
+    """The number of warnings in this thread, see `catch_warnings`."""
+
+    warnings = 0
+
+
+caught = Caught()
+
+
+@contextlib.contextmanager
+def catch_warnings() -> Iterator[None]:
+    """Count each thread's warnings rather than print them: Pillow's about odd metadata, which `inspect_photo` notes.
+    For the whole process, so the main thread enters it."""
+
+    def count(*_, **__) -> None:
+        caught.warnings += 1
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = count
+        yield
 
 
 class PhotoFacts(NamedTuple):
@@ -75,34 +83,29 @@ class PhotoFacts(NamedTuple):
 
 def inspect_photo(photo: str | Path | PackedPhoto, box: np.ndarray | None) -> PhotoFacts:
     """Read and decode a photo and collect its facts. box: float (4,) pixels of the upright photo, NaN if it has none;
-    None: don't check it."""
-    num_bytes, digest = _digest(photo)
-    width, height, mode, form, notes, reason, colours = 0, 0, "", "", [], "", []
-    with warnings.catch_warnings(record=True) as caught:  # Pillow's about odd metadata, which each worker would print
-        warnings.simplefilter("always")
-        try:
-            with open_image(photo) as image:
-                width, height = image.size[::-1] if upright_turn(image) in SIDEWAYS else image.size
-                mode, form = image.mode, image.format or ""
-                notes = _notes(image, photo)
-                pixels = decode_part(image, SMALL)
-                colours = _colours(pixels)
-                notes += _notes_on_values(image, pixels)
-                if box is not None and np.isnan(box).any():
-                    notes.append("no box")
-                elif box is not None:
-                    check_box(box, width, height)
-        except BadImage as error:
-            reason = str(error)
-    if caught:
+    None: don't check it. Warnings are only noted within `catch_warnings`."""
+    num_bytes, width, height, mode, form, digest, reason, notes, colours = 0, 0, 0, "", "", "", "", [], []
+    caught.warnings = 0
+    try:
+        data = read_file(photo)
+        num_bytes, digest = len(data), hashlib.sha256(data).hexdigest()
+        with open_bytes(data) as image:
+            width, height = image.size[::-1] if upright_turn(image) in SIDEWAYS else image.size
+            mode, form = image.mode, image.format or ""
+            notes = _notes(image, photo)
+            pixels = decode_part(image, SMALL)
+            colours = _colours(pixels)
+            notes += _notes_on_values(image, pixels)
+            if box is not None and np.isnan(box).any():
+                notes.append("no box")
+            elif box is not None:
+                check_box(box, width, height)
+    except BadImage as error:
+        reason = str(error)
+    if caught.warnings:
         notes.append("odd metadata")
     problem = kind_of_problem(reason), reason, "; ".join(notes)
     return PhotoFacts(num_bytes, width, height, mode, form, *problem, digest, *colours)
-
-
-def inspect_photos(photos: list[str | PackedPhoto], boxes: np.ndarray | None) -> list[PhotoFacts]:
-    """Inspect several photos, one task of a worker. boxes: float (N, 4), or None; see `inspect_photo`."""
-    return [inspect_photo(photo, None if boxes is None else boxes[i]) for i, photo in enumerate(photos)]
 
 
 def kind_of_problem(reason: str) -> str:
@@ -117,37 +120,6 @@ def kind_of_problem(reason: str) -> str:
         if reason.startswith(start):
             return kind
     return "unreadable" if reason else ""
-
-
-def init_worker() -> None:
-    """Ignore Ctrl-C in this worker process, and exit with the parent, even a killed one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def end_with_parent() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def _digest(photo: str | Path | PackedPhoto) -> tuple[int, str]:
-    """Return the size in bytes and the SHA-256 of a photo's file; (0, "") if it can't be read."""
-    if isinstance(photo, PackedPhoto):
-        try:
-            data = photo.read()
-        except BadImage:  # open_image reports why
-            return 0, ""
-        return len(data), hashlib.sha256(data).hexdigest()
-    path = Path(photo)
-    if not path.is_file():  # opening a pipe would block
-        return 0, ""
-    try:
-        with path.open("rb") as file:
-            return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:  # open_image reports why
-        return 0, ""
 
 
 def _notes(image: Image.Image, photo: str | Path | PackedPhoto) -> list[str]:
@@ -192,53 +164,3 @@ def _is_animated(image: Image.Image) -> bool:
         return getattr(image, "is_animated", False)
     except Exception:  # damaged after the first frame, which alone is used
         return False
-
-
-def in_processes(function: Callable, tasks: Iterable[tuple], num_workers: int, ahead: int = 4) -> Generator:
-    """Yield function(*task) for each task, in order. Tasks are consumed lazily, `ahead` per process.
-
-    num_workers: processes, each of which imports the function's module; 0: run in this one. Close the generator
-    (contextlib.closing) to end the processes. Raises InputError if a process dies.
-    """
-    if num_workers == 0:
-        for task in tasks:
-            yield function(*task)
-        return
-    # Spawned, not forked: a fork would copy the parent's locks (a progress bar's, torch's) in whatever state they are
-    context = multiprocessing.get_context("spawn")
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(num_workers, context, initializer=init_worker)
-    waiting: deque = deque()
-    done = False
-    try:
-        for task in tasks:
-            with _delay_interrupts():
-                waiting.append(pool.submit(function, *task))
-            if len(waiting) >= ahead * num_workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-        done = True
-    except BrokenProcessPool:
-        raise InputError(
-            "num_workers: a process that reads photos died, possibly out of memory; "
-            f"use fewer than {num_workers}, or 0 to read in the main process"
-        ) from None
-    finally:
-        for process in () if done else set(multiprocessing.active_children()) - others:
-            process.terminate()  # don't wait for tasks of an interrupted command, which may take minutes
-        pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _delay_interrupts() -> Iterator[None]:
-    """Deliver a Ctrl-C only at the end of the block. Processes started inside inherit the blocked signal, so that they
-    print no traceback, even while still importing."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

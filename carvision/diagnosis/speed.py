@@ -1,4 +1,4 @@
-"""Measure how fast photos are read and decoded."""
+"""Measure how fast photos are decoded and read; judge the numbers."""
 
 from __future__ import annotations
 
@@ -7,39 +7,32 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
-from carvision.diagnosis.finding import Finding, size_text
-from carvision.diagnosis.hardware import is_network
+from carvision.diagnosis.findings import Finding, Part, size_text
+from carvision.diagnosis.hardware import NETWORK
 
 INPUT_PX = 224
 SIZES = ((504, 336), (1600, 1200))  # CompCars as often shrunk, and a camera's small setting
-NUM_PHOTOS = 64  # sample of the data folder
-MAX_FILES, MAX_SECONDS = 20_000, 10.0  # to find photos, and to read them
+NUM_PHOTOS, MAX_FILES = 64, 20_000  # tried of the data folder, and found in it
+MAX_SECONDS = 10.0  # to read them
 SLOW = 100  # photos of SIZES[0] a second and core; processors of the last ten years decode 200 to 600
-# Photos a second that a GPU needs; a guess, as no GPU was measured
-GPU_NEEDS = 1000
-FASTER = (
-    "a C compiler and libjpeg-turbo with its header (apt install gcc libjpeg-dev; brew install jpeg-turbo; "
-    "conda install c-compiler libjpeg-turbo), or pip install simplejpeg"
-)
+LARGE = 1.5e6  # bytes of a photo
+GPU_NEEDS = 1000  # photos a second that a GPU needs; a guess, as no GPU was measured
 
 
 def measure_decoding() -> dict:
-    """Return {"rates": photos a second and core for each of SIZES, "shared": wall-clock time / processor time,
-    "decoder": its name, "why": the reason why no faster one is used, or ""}."""
-    from carvision.data.jpeg import choose_decoder
-
-    rates, shared = [], []
+    """Return {"rates": photos a second and core for each of SIZES}."""
+    rates = []
     with tempfile.TemporaryDirectory() as folder:
         for width, height in SIZES:
             file = Path(folder) / f"{width}.jpg"
             file.write_bytes(draw_jpeg(width, height))
-            times = [_decode(file) for _ in range(25)][5:]
-            rates.append(1 / statistics.median(own for own, _ in times))
-            shared.append(sum(wall for _, wall in times) / sum(own for own, _ in times))
-    decoder, why = choose_decoder()
-    return {"rates": rates, "shared": max(shared), "decoder": decoder.name if decoder else "pillow", "why": why}
+            rates.append(1 / statistics.median([_decode(file, time.process_time) for _ in range(25)][5:]))
+    return {"rates": rates}
 
 
 def draw_jpeg(width: int, height: int) -> bytes:
@@ -53,157 +46,107 @@ def draw_jpeg(width: int, height: int) -> bytes:
     return file.getvalue()
 
 
-def _decode(file: Path) -> tuple[float, float]:
-    """Return the processor and wall-clock seconds for decoding a photo as training does. Pillow resizes, which takes
-    somewhat longer, as torch may be missing."""
-    from PIL import Image
+def _decode(file: Path, clock: Callable[[], float]) -> float:
+    """Return the seconds of reading and decoding a photo as training does."""
+    from carvision.data.decode import decode_into, empty_images
+    from carvision.data.images import Preprocessing, read_file
 
-    from carvision.data.images import WHOLE, Preprocessing, decode_part, open_bytes, read_file, wanted_part
-    from carvision.data.jpeg import load_decoder
-
-    decoder = load_decoder()
     preprocessing = Preprocessing(INPUT_PX, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    own, wall = time.process_time(), time.perf_counter()
-    data, pixels = read_file(file), None
-    if decoder and (size := decoder.size(data)):
-        pixels = decoder.part(data, *wanted_part(*size, preprocessing, None, WHOLE, 0.5, can_scale=True))
-    image = decode_part(open_bytes(data), preprocessing) if pixels is None else Image.fromarray(pixels)
-    image.resize((INPUT_PX, INPUT_PX), Image.Resampling.BICUBIC)
-    return max(time.process_time() - own, 1e-6), max(time.perf_counter() - wall, 1e-6)
+    out = empty_images(1, INPUT_PX)[0]
+    started = clock()
+    decode_into(read_file(file), preprocessing, out)
+    return max(clock() - started, 1e-6)
 
 
 def measure_data(folder: str) -> dict:
-    """Measure photos of the folder: "reads", photos read a second by one process, from the disk rather than memory;
-    "bytes" of a photo; "decodes", photos decoded a second and core; "by_clock", the same in wall-clock time, as
-    "reads"; "bad" of "tried"."""
+    """Measure photos of the folder.
+
+    Returns "found", their number, if that is "all" of them; "bad" of "tried"; "reads" and "decodes", photos that one
+    thread reads from the disk, rather than from memory, and decodes in a second; "bytes" of a photo. Or "error", why
+    the folder can't be read.
+    """
     from carvision.data.images import BadImage
     from carvision.errors import InputError
 
     try:
-        files = find_sample_photos(Path(folder).expanduser())
+        files = find_photos(Path(folder).expanduser())
     except OSError as error:
         return {"error": error.strerror or str(error)}
     except InputError as error:  # an unreadable subfolder
         return {"error": str(error)}
-    step = max(1, len(files) // NUM_PHOTOS)
-    reads, sizes, decodes, bad, tried = [], [], [], 0, 0
-    end = time.perf_counter() + MAX_SECONDS
-    for file in files[::step]:
+    measured, tried, end = [], 0, time.perf_counter() + MAX_SECONDS
+    for file in files[:: max(1, len(files) // NUM_PHOTOS)]:
         tried += 1
-        try:
-            seconds, size = _read_cold(file)
-            reads.append(seconds)
-            sizes.append(size)
-            decodes.append(_decode(file))
-        except (OSError, BadImage):
-            bad += 1
+        with suppress(OSError, BadImage):
+            # Both by the clock, as other work on the machine makes both take longer
+            measured.append((*_read_cold(file), _decode(file, time.perf_counter)))
         if time.perf_counter() > end:
             break
-    found = {"found": len(files), "all": len(files) < MAX_FILES, "bad": bad, "tried": tried}
-    if decodes:
-        own, by_clock = (1 / statistics.mean(times) for times in zip(*decodes, strict=True))
-        found |= {"reads": 1 / statistics.mean(reads), "bytes": statistics.mean(sizes)}
-        found |= {"decodes": own, "by_clock": by_clock}
+    found = {"found": len(files), "all": len(files) < MAX_FILES, "bad": tried - len(measured), "tried": tried}
+    if measured:
+        seconds, sizes, decoding = (statistics.mean(values) for values in zip(*measured, strict=True))
+        found |= {"reads": 1 / seconds, "bytes": sizes, "decodes": 1 / decoding}
     return found
 
 
-def find_sample_photos(folder: Path) -> list[Path]:
-    """Return the first MAX_FILES photos found within MAX_SECONDS. Raise OSError if the folder can't be read, and
-    InputError for a subfolder."""
+def find_photos(folder: Path) -> list[Path]:
+    """Return the first MAX_FILES photos. Raise OSError if the folder can't be read, and InputError for a subfolder."""
     from carvision.data.readers.walk import LeftOut, walk
 
     os.scandir(folder).close()
-    photos: list[Path] = []
-    end = time.perf_counter() + MAX_SECONDS
-    for photo in walk(os.fspath(folder), LeftOut()):
-        photos.append(Path(photo))
-        if len(photos) == MAX_FILES or time.perf_counter() > end:
-            break
-    return photos
+    return [Path(photo) for photo in islice(walk(os.fspath(folder), LeftOut()), MAX_FILES)]
 
 
 def _read_cold(file: Path) -> tuple[float, int]:
     """Return seconds and bytes of reading the file, dropped from the page cache first if possible."""
-    started = time.perf_counter()
     with file.open("rb", buffering=0) as stream:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            started = time.perf_counter()
+        started = time.perf_counter()
         size = len(stream.read())
     return max(time.perf_counter() - started, 1e-6), size
 
 
-def describe_decoding(answer: dict) -> str:
-    """Return the speed of decoding as text. answer: of probe's step "decoding"."""
+def examine_decoding(answer: dict, num_cores: int, num_gpus: int) -> Part:
+    """Examine the speed of decoding. answer: of probe's step "decoding", {} without torch."""
     if "rates" not in answer:
-        return "not measured"
-    parts = [f"{rate:,.0f} of {w} x {h}" for (w, h), rate in zip(SIZES, answer["rates"], strict=True)]
-    return f"JPEG photos a second and core to {INPUT_PX} px: {', '.join(parts)}"
-
-
-def judge_decoding(answer: dict, num_workers: int, num_gpus: int) -> list[Finding]:
-    """Return findings about slow decoding. answer: of probe's step "decoding"."""
-    if "rates" not in answer:
-        return []
-    findings = []
+        yield Finding("note", "decoding", f"could not be measured: {answer.get('error', 'torch is missing')}")
+        return
     rate = answer["rates"][0]
-    if answer["why"]:
-        what = f"JPEGs are decoded by {answer['decoder']}, as the fastest decoder is not available ({answer['why']})"
-        findings.append(Finding("slow", "decoding", what, FASTER))
+    parts = [f"{rate:,.0f} of {w} x {h}" for (w, h), rate in zip(SIZES, answer["rates"], strict=True)]
+    yield "decoding", f"JPEG photos a second and core to {INPUT_PX} px: {', '.join(parts)}"
     if rate < SLOW:
         what = f"{rate:,.0f} photos a second and core is slow"
-        findings.append(Finding("slow", "decoding", what, "a faster processor, or photos shrunk beforehand"))
-    total = rate * num_workers
-    if num_gpus and total < GPU_NEEDS * num_gpus:
-        what = (
-            f"{num_workers} processes decode about {total:,.0f} photos a second; a GPU that could train on more waits"
-        )
+        yield Finding("slow", "decoding", what, "a faster processor, or photos shrunk beforehand")
+    if num_gpus and rate * num_cores < GPU_NEEDS * num_gpus:
+        what = f"{num_cores} cores decode about {rate * num_cores:,.0f} photos a second"
         fix = "more processor cores, photos shrunk beforehand, or a larger network, which needs fewer photos a second"
-        findings.append(Finding("slow", "decoding", what, fix))
-    return findings
+        yield Finding("slow", "decoding", f"{what}; a GPU that could train on more waits", fix)
 
 
-def describe_data(answer: dict, kind: str) -> str:
-    """Return the speed of reading the folder's photos as text. answer: of probe's step "data:<folder>"."""
-    if "reads" not in answer:
-        return "nothing could be measured"
-    found = (
-        f"{answer['found']:,}{'' if answer['all'] else ' or more'} photos of about {size_text_small(answer['bytes'])}"
-    )
-    on = f" on {kind}" if kind else ""
-    speed = f"{answer['reads']:,.0f} read by one process, {answer['decodes']:,.0f} decoded by one core"
-    return f"{found}{on}; a second: {speed}"
-
-
-def size_text_small(num_bytes: float) -> str:
-    """Format bytes as size_text, with kB below 1 MB."""
-    return f"{num_bytes / 1e3:,.0f} kB" if num_bytes < 1e6 else size_text(num_bytes)
-
-
-def judge_data(folder: str, answer: dict, kind: str) -> list[Finding]:
-    """Return findings about the folder's photos. answer: of probe's step "data:<folder>". kind: of the file system."""
+def examine_data(folder: str, answer: dict, kind: str) -> Part:
+    """Examine the folder's photos. answer: of probe's step "data:<folder>". kind: of the file system."""
     if "error" in answer:
-        return [
-            Finding("breaks", "data", f"{folder} can't be read: {answer['error']}", "give the folder of the photos")
-        ]
+        yield Finding("breaks", "data", f"{folder} can't be read: {answer['error']}", "give the folder of the photos")
+        return
     if not answer["found"]:
-        return [
-            Finding("breaks", "data", f"{folder} holds no photos", "give the folder that holds them, or one above it")
-        ]
-    findings = []
+        fix = "give the folder that holds them, or one above it"
+        yield Finding("breaks", "data", f"{folder} holds no photos", fix)
     if answer["bad"]:
         what = f"{answer['bad']} of {answer['tried']} photos that were tried can't be used"
         fix = "python -m carvision.check data=... names them; data.on_bad_image=skip trains without them"
-        findings.append(Finding("breaks", "data", what, fix))
-    if "reads" in answer and 2 * answer["reads"] < answer["by_clock"]:  # busy cores make both take longer
-        reading, decoding = (f"{1e3 / answer[name]:.0f} ms" for name in ("reads", "by_clock"))
-        what = f"reading a photo takes far longer ({reading}) than decoding it ({decoding})"
-        where = "its network file system" if is_network(kind) else "its disk"
+        yield Finding("breaks", "data", what, fix)
+    if "reads" not in answer:
+        return
+    reads, decodes, size = answer["reads"], answer["decodes"], size_text(answer["bytes"])
+    found = f"{answer['found']:,}{'' if answer['all'] else ' or more'} photos of about {size}"
+    on = f" on {kind}" if kind else ""
+    yield "data", f"{found}{on}; a second, one thread reads {reads:,.0f} or decodes {decodes:,.0f}"
+    if 2 * reads < decodes:
+        what = f"reading a photo takes far longer ({1e3 / reads:.0f} ms) than decoding it ({1e3 / decodes:.0f} ms)"
+        where = "its network file system" if kind.startswith(NETWORK) else "its disk"
         fix = "copy the photos to a local disk, or use more data.num_workers, which wait in parallel"
-        findings.append(Finding("slow", "data", f"{what}: {folder} waits for {where}", fix))
-    if "bytes" in answer and answer["bytes"] > 1.5e6:
-        what = (
-            f"the photos are large ({size_text(answer['bytes'])} each), and training takes them at {INPUT_PX} px or so"
-        )
-        findings.append(Finding("slow", "data", what, "shrink them once, to a longer side of some 600 px"))
-    return findings
+        yield Finding("slow", "data", f"{what}: {folder} waits for {where}", fix)
+    if answer["bytes"] > LARGE:
+        what = f"the photos are large ({size} each), and training takes them at {INPUT_PX} px or so"
+        yield Finding("slow", "data", what, "shrink them once, to a longer side of some 600 px")

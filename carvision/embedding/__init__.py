@@ -1,1 +1,1 @@
-"""Compute, store and read embeddings of photos; shared by embed, retrieve and verify."""
+"""Photos as vectors: embed them, find the nearest ones, and tell pairs of one class from pairs of two."""

@@ -17,10 +17,11 @@ from carvision.config.compose import compose_alone, plain_config
 from carvision.data.build import SplitConfig, build_split, build_table, folds_of
 from carvision.data.images import Preprocessing, none_usable, unusable
 from carvision.data.table import BOX, Table
-from carvision.embedding.store import VALUES, Embeddings, write_index, write_values
+from carvision.embedding.store import VALUES, Embeddings, write_index
 from carvision.errors import InputError
 from carvision.evaluation.predict import rank_and_world_size
 from carvision.evaluation.select import DataChoice, compose_data, read_photos, select_split
+from carvision.files.arrays import ArrayWriter
 from carvision.files.log import start_log
 from carvision.files.output_folder import output_folder
 from carvision.files.progress import show_progress
@@ -213,18 +214,14 @@ def run(options: argparse.Namespace) -> Path:
     source = open_source(options)
     table = select_split(source.read_table(options.split), options.split)
     log.info("%s: %s photos, layer %s", table.name, f"{len(table):,}", source.embedder.layer)
-    readable: list[np.ndarray] = []
+    readable = []
     with source.claim_folder(options.out, "embeddings") as folder:
-        shape = write_values(folder / VALUES, _readable_rows(source, table, readable), options.dtype)
+        with ArrayWriter(folder / VALUES, options.dtype) as values:
+            for block, good in source.blocks(table):
+                values.append(block[good])
+                readable.append(good)
+            values.finish()
         write_index(folder, table.select(np.concatenate(readable)), {**source.about, "split": options.split})
-    log.info(
-        "%s embeddings, %d-dimensional, %.1f MB", f"{shape[0]:,}", shape[1], (folder / VALUES).stat().st_size / 1e6
-    )
+    num, width = values.shape
+    log.info("%s embeddings, %d-dimensional, %.1f MB", f"{num:,}", width, (folder / VALUES).stat().st_size / 1e6)
     return folder
-
-
-def _readable_rows(source: Source, table: Table, readable: list[np.ndarray]) -> Iterator[np.ndarray]:
-    """Yield the embeddings of readable photos, block by block; append each block's mask of them to `readable`."""
-    for block, good in source.blocks(table):
-        readable.append(good)
-        yield block[good]

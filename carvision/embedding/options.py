@@ -5,6 +5,7 @@ import argparse
 from carvision.config import options as shared
 
 LAYERS = ("auto", "pooled", "trunk", "embedding")
+METHODS = ("cosine", "l2", "svm", "joint_bayes")  # that verify compares
 
 
 def create_parser(command: str, description: str) -> argparse.ArgumentParser:

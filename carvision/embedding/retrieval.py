@@ -1,43 +1,49 @@
-"""Run carvision.retrieve: search the queries in the gallery, or answer photos of one's own, and report it."""
+"""Run carvision.retrieve, and report it: tables on the terminal, files, a sheet of queries with their neighbours."""
 
 import argparse
 import logging
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from rich.console import Console
+from rich.text import Text
 
-from carvision.embedding.retrieval_report import draw_sheet, print_answers, print_metrics, write_metrics
-from carvision.embedding.retrieval_task import PhotoCollection, RetrievalTask, gallery_of, open_photos, read_task
-from carvision.embedding.search import Engine, knn_metrics, vote
-from carvision.errors import InputError
-from carvision.files.atomic import atomic_file
+from carvision.data.packs.read import PackedPhoto
+from carvision.data.table import BOX
+from carvision.embedding.search import (
+    LISTED,
+    Found,
+    PhotoCollection,
+    RetrievalTask,
+    gallery_of,
+    open_photos,
+    read_task,
+    search,
+)
+from carvision.embedding.store import Embeddings
+from carvision.files.atomic import atomic_file, write_csv, write_json
 from carvision.files.log import start_log
 from carvision.files.output_folder import output_folder
-from carvision.metrics.exact_search import split_blocks
-from carvision.metrics.neighbours import concatenate_blocks, num_relevant, queries_per_block, query_metrics
+from carvision.inference.predictor import choose_device
+from carvision.metrics.exact_search import nearest, split_blocks
+from carvision.metrics.neighbours import knn_metrics, queries_per_block
+from carvision.reports.photos import NOT_KNOWN, RIGHT, WRONG, Row, Tile, plot_sheet, wrap_label
+from carvision.reports.plots import TEXT
+from carvision.reports.tables import BEST, TextTable, percent, print_table
 from carvision.system.runtime import keep_freed_memory
 
 log = logging.getLogger(__name__)
 
-LISTED = 10  # neighbours of each query in neighbours.csv, and on the sheet
-
-
-@dataclass(frozen=True)
-class Found:
-    """The results of a search.
-
-    per_query: {metric: float (Q,)}, NaN for queries whose class has no other photo. predicted: {k: int (Q,)}, classes.
-    rows int (Q, LISTED), scores float (Q, LISTED): of the nearest photos.
-    """
-
-    per_query: dict[str, np.ndarray]
-    predicted: dict[int, np.ndarray]
-    rows: np.ndarray
-    scores: np.ndarray
+TILE_PX = (150, 112)  # width, height: 4 : 3, as most photos are
+APART_PX = 26  # between a query and its neighbours
+SHOWN = 8  # neighbours on the sheet
+MEASURES = {"cosine": "cosine", "l2": "distance"}
+KNN = {
+    "accuracy": "accuracy", "balanced_accuracy": "balanced", "precision": "precision", "recall": "recall", "f1": "F1",
+}  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> Path:
@@ -54,36 +60,18 @@ def run(options: argparse.Namespace) -> Path:
     return folder
 
 
-def _answer_queries(photos: PhotoCollection, options: argparse.Namespace) -> Path:
-    """Find the gallery photos nearest to the files given with --query; return the folder written."""
-    source = photos.require_network(options)
-    label = photos.table.class_label(options.label, "--label")
-    queries = source.embed_files(options.query, options.box)
-    gallery = photos.embed(gallery_of(photos.table, label, options.gallery))
-    engine = Engine(gallery.values, options.distance, options.index, options.device)
-    scores, rows = engine.nearest(queries, min(LISTED, len(gallery)), None)
-    with _claim_folder(photos, options) as folder:
-        print_answers(
-            gallery, label, photos.about, options.query, options.box, rows, scores, options.distance, folder,
-            with_sheet=bool(options.sheet),
-        )  # fmt: skip
-    return folder
-
-
 def _retrieve(photos: PhotoCollection, options: argparse.Namespace, folder: Path) -> None:
     """Search the gallery for each query, write the files of a retrieval into the folder, and print its metrics."""
     task = read_task(photos, options)
     log.info(
-        "%s queries among %s photos, %d-dimensional, %s",
-        f"{len(task.queries):,}", f"{len(task.gallery):,}", task.queries.values.shape[1], options.index,
+        "%s queries among %s photos, %d-dimensional",
+        f"{len(task.queries):,}", f"{len(task.gallery):,}", task.queries.values.shape[1],
     )  # fmt: skip
     began = time.perf_counter()
-    engine = Engine(task.gallery.values, options.distance, options.index, options.device)
-    found = search(task, engine, options)
+    found = search(task, options)
     seconds = time.perf_counter() - began
-    about = {**task.about, "distance": options.distance, "votes": options.votes, "index": options.index}
+    about = {**task.about, "distance": options.distance, "votes": options.votes}
     about |= {"num_queries": len(task.queries), "num_gallery": len(task.gallery), "search_seconds": round(seconds, 3)}
-    about |= engine.checked(task.queries.values, task.own)
     num_classes = len(task.classes)
     knn = {k: knn_metrics(task.query_codes, codes, num_classes) for k, codes in found.predicted.items()}
     judged = np.isfinite(found.per_query["map_at_r"])
@@ -99,51 +87,33 @@ def _retrieve(photos: PhotoCollection, options: argparse.Namespace, folder: Path
     print_metrics(f"{name} on {task.queries.table.name}", about, knn, means)
 
 
-def search(task: RetrievalTask, engine: Engine, options: argparse.Namespace) -> Found:
-    """Find the nearest photos of all queries, in blocks, so that only one block's neighbours are in memory.
-
-    Values of --k and --recall-at for which the gallery is too small are left out. Raises InputError for a gallery of
-    the query alone.
-    """
-    most = len(task.gallery) - int((task.own >= 0).any())
-    if most < 1:
-        raise InputError("--gallery: its only photo is the query itself; give more photos")
-    ks, recall_at = _fitting_values(options.k, most, "--k"), _fitting_values(options.recall_at, most, "--recall-at")
-    relevant = num_relevant(task.query_codes, task.gallery_codes, task.own)
-    alone = int((relevant == 0).sum())
-    if alone:
-        log.warning(
-            "%s of %s queries have no other photo of their %s in the gallery; they count for k-NN only",
-            f"{alone:,}", f"{len(relevant):,}", task.label,
-        )  # fmt: skip
-    num = int(min(most, max(LISTED, relevant.max(), *ks, *recall_at)))
-    num_classes = len(task.classes)
-    metrics, listed = [], []
-    predicted: list[dict[int, np.ndarray]] = []
-    for rows in split_blocks(np.arange(len(relevant)), queries_per_block(num, num_classes)):
-        scores, found = engine.nearest(task.queries.values[rows], num, task.own[rows])
-        codes = task.gallery_codes[found]
-        distances = np.maximum(0, 1 - scores) if options.distance == "cosine" else scores
-        predicted.append(vote(codes, distances, ks, options.votes, num_classes))
-        block_metrics = query_metrics(codes == task.query_codes[rows, None], relevant[rows].clip(min=1), recall_at)
-        metrics.append({name: np.where(relevant[rows] > 0, values, np.nan) for name, values in block_metrics.items()})
-        listed.append({"rows": found[:, :LISTED], "scores": scores[:, :LISTED]})
-    classes = {k: np.concatenate([block[k] for block in predicted]) for k in ks}
-    return Found(concatenate_blocks(metrics), classes, **concatenate_blocks(listed))
-
-
-def _fitting_values(wanted: list[int], most: int, option: str) -> list[int]:
-    """Return the values that the gallery has enough photos for, ascending."""
-    fitting = sorted({value for value in wanted if value <= most})
-    if len(fitting) < len(set(wanted)):
-        log.warning("%s: the gallery has %d other photos; larger values are left out", option, most)
-    return fitting or [most]
-
-
 def _claim_folder(photos: PhotoCollection, options: argparse.Namespace) -> AbstractContextManager[Path]:
     if photos.source is not None:
         return photos.source.claim_folder(options.out, "retrievals")
     return output_folder(options.out, options.run / "retrievals", "retrievals")
+
+
+def write_metrics(
+    folder: Path,
+    task: RetrievalTask,
+    about: dict,
+    knn: dict[int, dict],
+    means: dict,
+    per_query: dict[str, np.ndarray],
+) -> None:
+    """Write retrieval.json, knn.csv and per_class.csv into the folder.
+
+    knn {k: metrics}. means {metric: mean over the queries}. per_query {metric: float (Q,)}, NaN if undefined.
+    """
+    frame = pd.DataFrame(knn).T
+    write_csv(folder / "knn.csv", frame.rename_axis("k").reset_index())
+    codes, classes = task.query_codes, np.unique(task.query_codes)
+    each = pd.DataFrame(per_query).groupby(codes).mean().reindex(classes)
+    each.insert(0, "queries", np.bincount(codes, minlength=len(task.classes))[classes])
+    each.insert(0, "name", [task.classes.names[code] for code in classes])
+    each.insert(0, "id", [task.classes.ids[code] for code in classes])
+    write_csv(folder / "per_class.csv", each)
+    write_json(folder / "retrieval.json", {**about, "knn": {str(k): v for k, v in knn.items()}, "retrieval": means})
 
 
 def _write_neighbours(file: Path, task: RetrievalTask, found: Found) -> None:
@@ -162,3 +132,106 @@ def _write_neighbours(file: Path, task: RetrievalTask, found: Found) -> None:
                 "score": found.scores[rows].ravel(),
             }
             pd.DataFrame(columns).to_csv(opened, index=False, header=number == 0, float_format="%.6g")
+
+
+def print_metrics(title: str, about: dict, knn: dict[int, dict], means: dict) -> None:
+    """Print a table like R2's, k by metric, and the retrieval metrics in one line."""
+    gallery = about["gallery"] if isinstance(about["gallery"], str) else f"gallery: {', '.join(about['gallery'])}"
+    counts = f"{about['num_queries']:,} queries ({about['split']}), {about['num_gallery']:,} photos ({gallery})"
+    console = Console()
+    console.print(Text(". ".join([f"{title}: {counts}", *about["notes"]]) + "."), soft_wrap=True)
+    values = pd.DataFrame(knn).T
+    shown = (100 * values).round(2)
+    best = (shown == shown.max()) & (len(shown) > 1)
+    rows = [[str(k), *(f"{shown.loc[k, name]:.2f}" for name in KNN)] for k in shown.index]
+    marks = [["", *(BEST if best.loc[k, name] else "" for name in KNN)] for k in shown.index]
+    note = "Precision, recall and F1 are weighted by the size of the classes."
+    title = f"k-nearest-neighbour classification of {about['label']}, %"
+    print_table(TextTable(title, ["k", *KNN.values()], rows, marks, notes=[note]), console)
+    titles = {"r_precision": "R-precision", "map_at_r": "MAP@R"}
+    header = [titles.get(name, name.replace("recall_at_", "Recall@")) for name in means]
+    row = [percent(value, 2) for value in means.values()]
+    if means:
+        print_table(TextTable("Retrieval, %", ["", *header], [[about["label"], *row]]), console)
+
+
+def draw_sheet(
+    file: Path, task: RetrievalTask, chosen: np.ndarray, rows: np.ndarray, scores: np.ndarray, distance: str
+) -> None:
+    """Draw the chosen queries, int (N,), with the first of their nearest photos; rows, scores (Q, K)."""
+    cropped = task.about.get("crop_to_box", False)
+    lines = []
+    for query in chosen:
+        tiles = [
+            make_tile(task.gallery, task.label, row, cropped, score, task.gallery_codes[row] == task.query_codes[query])
+            for row, score in zip(rows[query, :SHOWN], scores[query, :SHOWN], strict=True)
+        ]
+        lines.append((make_tile(task.queries, task.label, query, cropped), tiles))
+    plot_neighbours(lines, MEASURES[distance], file)
+
+
+def make_tile(
+    photos: Embeddings, label: str, row: int, cropped: bool, score: float | None = None, right: bool | None = None
+) -> Tile:
+    """Return the tile of a photo, with its box if the network saw boxes."""
+    table = photos.table
+    box = table.rows[BOX].iloc[row].to_numpy(np.float32) if cropped and table.has_boxes else None
+    return tile_of(table.photo(row), box, table.class_labels[label].names[table.rows[label].iloc[row]], score, right)
+
+
+def tile_of(
+    photo: str | Path | PackedPhoto,
+    box: np.ndarray | None,
+    name: str,
+    score: float | None = None,
+    right: bool | None = None,
+) -> Tile:
+    """Return the tile of a photo with its name and, of a neighbour, its score.
+
+    box: the part to show. right: whether its class is the query's; None if unknown.
+    """
+    colour = NOT_KNOWN if right is None else RIGHT if right else WRONG
+    lines = wrap_label(name, "", TILE_PX[0]) + ([] if score is None else [f"{score:.3f}"])
+    return Tile(photo, [(line, TEXT if right is None else colour) for line in lines], colour, crop=box)
+
+
+def _answer_queries(photos: PhotoCollection, options: argparse.Namespace) -> Path:
+    """Find the gallery photos nearest to the files given with --query, print and draw them; return the folder
+    written."""
+    source = photos.require_network(options)
+    label = photos.table.class_label(options.label, "--label")
+    queries = source.embed_files(options.query, options.box)
+    gallery = photos.embed(gallery_of(photos.table, label, options.gallery))
+    device, k = choose_device(options.device), min(LISTED, len(gallery))
+    scores, rows = nearest(queries, gallery.values, k, options.distance, device=device)
+    table, console, measure = gallery.table, Console(), MEASURES[options.distance]
+    codes, paths, classes = table.rows[label].to_numpy(), table.rows["path"].to_numpy(), table.class_labels[label]
+    box = None if options.box is None else np.asarray(options.box)
+    sheet, listed = [], []
+    for file, near, nearness in zip(options.query, rows, scores, strict=True):
+        answers = [
+            (rank, paths[row], classes.ids[codes[row]], classes.names[codes[row]], score)
+            for rank, (row, score) in enumerate(zip(near, nearness, strict=True), start=1)
+        ]
+        cells = [[str(rank), f"{score:.4f}", name, path] for rank, path, _, name, score in answers]
+        print_table(TextTable(f"Nearest to {file}", ["", measure, label, "photo"], cells), console)
+        listed += [(str(file), *answer) for answer in answers]
+        shown = zip(near[:SHOWN], nearness[:SHOWN], strict=True)
+        tiles = [make_tile(gallery, label, row, photos.about["crop_to_box"], score) for row, score in shown]
+        sheet.append((tile_of(file, box, file.name), tiles))
+    columns = ["path", "rank", "neighbour", f"neighbour_{label}", "name", "score"]
+    with _claim_folder(photos, options) as folder:
+        write_csv(folder / "neighbours.csv", pd.DataFrame(listed, columns=columns), float_format="%.6g")
+        if options.sheet:
+            plot_neighbours(sheet, measure, folder / "neighbours.png")
+    return folder
+
+
+def plot_neighbours(rows: list[tuple[Tile, list[Tile]]], measure: str, file: Path) -> None:
+    """Write a PNG with one row per query and its neighbours, the nearest first. measure: name of their scores."""
+    known = any(tile.frame != NOT_KNOWN for _, neighbours in rows for tile in neighbours)
+    plot_sheet(
+        [Row([query, *neighbours]) for query, neighbours in rows], file, tile_px=TILE_PX, apart_px={1: APART_PX},
+        legend=[("same class", RIGHT), ("another class", WRONG)] if known else [],
+        headings={0: "query", 1: f"nearest photos, with their {measure}"},
+    )  # fmt: skip

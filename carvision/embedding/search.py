@@ -1,161 +1,205 @@
-"""Search a gallery exactly or by an approximate index, and classify by the nearest neighbours."""
+"""Search queries in a gallery: the photos of both, their embeddings, and the nearest neighbours."""
 
-import importlib
+import argparse
 import logging
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import torch
+import pandas as pd
 
+from carvision.data.table import UNKNOWN, Classes, Table
+from carvision.embedding.embed import Source, open_source
+from carvision.embedding.store import Embeddings, is_folder_of_embeddings, read_embeddings
 from carvision.errors import InputError
+from carvision.evaluation.select import notes_on_seen_photos, select_split
 from carvision.inference.predictor import choose_device
-from carvision.metrics.exact_search import checked_norms, nearest, without_own
-from carvision.metrics.heads import metrics_from_counts
+from carvision.metrics.exact_search import nearest, split_blocks
+from carvision.metrics.neighbours import concatenate_blocks, num_relevant, queries_per_block, query_metrics, vote
 
 log = logging.getLogger(__name__)
 
-KINDS = ("hnsw", "ivf")
-BLOCK = 65_536  # rows that are copied at a time
-LINKS, BUILD_WIDTH = 32, 200  # hnsw: links per row; candidates considered while building
-MOST_TO_TRAIN = 64  # ivf: training rows per list, as faiss advises
-SAMPLE, CHECKED_AT = 1000, 10  # queries that an approximate index is checked with; neighbours of each
-METRICS = {
-    "accuracy": "top1", "balanced_accuracy": "balanced_accuracy", "precision": "precision_weighted",
-    "recall": "recall_weighted", "f1": "f1_weighted",
-}  # fmt: skip
+LISTED = 10  # neighbours of each query in neighbours.csv, and on the sheet
+COPIED_KEYS = ("network", "weights", "layer", "unit_length", "crop_to_box")  # from embeddings.json to retrieval.json
 
 
-class Index:
-    """An approximate index of the gallery, float (G, D).
+@dataclass(frozen=True)
+class RetrievalTask:
+    """Queries, and the gallery in which they are searched: embeddings of photos whose class of `label` is known.
 
-    kind "hnsw": a graph of neighbouring rows (Malkov and Yashunin 2018), the faster and larger one; "ivf": 4 sqrt(G)
-    lists, of which a sixteenth is searched. distance: see exact_search.nearest. Raises InputError if faiss is not
-    installed, or a value is inf or NaN.
+    own: int (Q,), the query's own row of the gallery, which does not count as found; -1: none. about: description for
+    retrieval.json, plain values.
     """
 
-    def __init__(self, gallery: np.ndarray, kind: str, distance: str):
-        self.faiss = _faiss(kind)
-        checked_norms(gallery, "gallery", distance)
-        self.gallery, self.distance = gallery, distance
-        num, width = gallery.shape
-        metric = self.faiss.METRIC_INNER_PRODUCT if distance == "cosine" else self.faiss.METRIC_L2
-        if kind == "hnsw":
-            self.index = self.faiss.IndexHNSWFlat(width, LINKS, metric)
-            self.index.hnsw.efConstruction = BUILD_WIDTH
-        else:
-            num_lists = max(1, min(int(4 * num**0.5), num // 39))  # faiss wants at least 39 rows per list
-            self.index = self.faiss.index_factory(width, f"IVF{num_lists},Flat", metric)
-            self.index.nprobe = max(1, min(num_lists, max(8, num_lists // 16)))
-            chosen = np.random.default_rng(0).permutation(num)[: MOST_TO_TRAIN * num_lists]
-            self.index.train(self._rows(gallery[np.sort(chosen)]))
-        for start in range(0, num, BLOCK):
-            self.index.add(self._rows(gallery[start : start + BLOCK]))
+    queries: Embeddings
+    gallery: Embeddings
+    label: str
+    own: np.ndarray
+    about: dict
 
-    def _rows(self, values: np.ndarray) -> np.ndarray:
-        rows = np.ascontiguousarray(values, np.float32)
-        if self.distance != "cosine":
-            return rows
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(min=1e-30)
+    @property
+    def classes(self) -> Classes:
+        """The classes of the label."""
+        return self.queries.table.class_labels[self.label]
 
-    def nearest(self, queries: np.ndarray, k: int, own: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores and rows as exact_search.nearest; queries with fewer than k results are searched exactly."""
-        checked_norms(queries, "query", self.distance)
-        num = k + (own is not None)
-        if hasattr(self.index, "hnsw"):
-            self.index.hnsw.efSearch = max(64, 2 * num)
-        scores, rows = self.index.search(self._rows(queries), num)
-        scores = scores if self.distance == "cosine" else np.sqrt(scores.clip(min=0))
-        if own is not None:
-            scores, rows = without_own(scores, rows, own)
-        few = np.flatnonzero((rows < 0).any(axis=1))
-        if len(few):
-            of_few = None if own is None else own[few]
-            scores[few], rows[few] = nearest(queries[few], self.gallery, k, self.distance, own=of_few)
-        return scores, rows
+    @property
+    def query_codes(self) -> np.ndarray:
+        """Classes of the queries, int (Q,)."""
+        return self.queries.table.rows[self.label].to_numpy()
+
+    @property
+    def gallery_codes(self) -> np.ndarray:
+        """Classes of the gallery, int (G,)."""
+        return self.gallery.table.rows[self.label].to_numpy()
 
 
-def _faiss(kind: str):
-    try:
-        found = importlib.import_module("faiss")
-    except ImportError:
-        raise InputError(f"--index: {kind} needs faiss; pip install faiss-cpu, or leave --index exact") from None
-    found.omp_set_num_threads(torch.get_num_threads())
-    return found
+@dataclass(frozen=True)
+class PhotoCollection:
+    """The photos of the data, embedded on demand or read from saved embeddings.
 
-
-class Engine:
-    """Searches a gallery, float (G, D).
-
-    distance, device: see exact_search.nearest. index: "exact", or one of KINDS.
+    source: None for saved embeddings, saved: None without. about, notes: for the report. packed: the photos are in a
+    pack, which saved embeddings can't open.
     """
 
-    def __init__(self, gallery: np.ndarray, distance: str, index: str, device: str):
-        self.gallery, self.distance, self.device = gallery, distance, choose_device(device)
-        self.index = None
-        if index != "exact":
-            self.index = Index(gallery, index, distance)
+    source: Source | None
+    saved: Embeddings | None
+    table: Table
+    about: dict
+    notes: list[str]
+    packed: bool = False
 
-    def nearest(self, queries: np.ndarray, k: int, own: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores float32 (Q, k) and rows int64 (Q, k).
+    def embed(self, table: Table) -> Embeddings:
+        """Return the embeddings of `table`, a subset of the photos."""
+        if self.source is not None:
+            return self.source.embed(table)
+        assert self.saved is not None  # it is the one or the other
+        return self.saved.select(self.table.rows["path"].isin(table.rows["path"]).to_numpy())
 
-        own int (Q,): each query's own row, which is left out; -1: it has none; None: no query has one.
-        """
-        if own is None or (own < 0).all():
-            return self._nearest(queries, k, None)
-        alone = own < 0
-        if not alone.any():
-            return self._nearest(queries, k, own)
-        scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-        scores[alone], rows[alone] = self._nearest(queries[alone], k, None)
-        scores[~alone], rows[~alone] = self._nearest(queries[~alone], k, own[~alone])
-        return scores, rows
-
-    def _nearest(self, queries: np.ndarray, k: int, own: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        if self.index is not None:
-            return self.index.nearest(queries, k, own)
-        return nearest(queries, self.gallery, k, self.distance, own=own, device=self.device)
-
-    def checked(self, queries: np.ndarray, own: np.ndarray) -> dict:
-        """Return {"index_recall"}, the fraction of the true 10 nearest that an approximate index finds; else {}."""
-        if self.index is None:
-            return {}
-        rows = np.sort(np.random.default_rng(0).permutation(len(queries))[:SAMPLE])
-        k = min(CHECKED_AT, len(self.gallery) - int((own >= 0).any()))
-        found = self.nearest(queries[rows], k, own[rows])[1]
-        exact = Engine(self.gallery, self.distance, "exact", str(self.device))
-        true = exact.nearest(queries[rows], k, own[rows])[1]
-        share = float(np.mean([len(np.intersect1d(*pair)) / k for pair in zip(found, true, strict=True)]))
-        log.info("the index finds %.1f %% of the %d nearest (of %d queries)", 100 * share, k, len(rows))
-        return {"index_recall": share}
+    def require_network(self, options: argparse.Namespace) -> Source:
+        """Return the source. Raises InputError for saved embeddings, which have no network."""
+        if self.source is None:
+            raise InputError(f"--query: {options.run} holds embeddings and no network; give the run that made them")
+        return self.source
 
 
-def vote(
-    codes: np.ndarray, distances: np.ndarray, ks: Sequence[int], votes: str, num_classes: int
-) -> dict[int, np.ndarray]:
-    """Classify by k nearest neighbours, for several k, as scikit-learn's KNeighborsClassifier does.
+def open_photos(options: argparse.Namespace) -> PhotoCollection:
+    """Open the photos of a run, a backbone, or a folder that carvision.embed has written."""
+    split = options.split if options.leave_one_out else "train"  # the gallery needs the full split, not just test
+    if options.run is not None and is_folder_of_embeddings(options.run):
+        unsupported = options.overrides[:1] or (["--raw"] if options.raw else [])
+        unsupported = unsupported or ([f"--layer {options.layer}"] if options.layer != "auto" else [])
+        if unsupported:
+            raise InputError(
+                f"{unsupported[0]}: {options.run} holds computed embeddings; give the run to compute others"
+            )
+        saved, about = read_embeddings(options.run)
+        about_saved = {"embeddings": str(options.run), **{key: about[key] for key in COPIED_KEYS if key in about}}
+        return PhotoCollection(None, saved, saved.table, about_saved, [], about.get("packed", False))
+    source = open_source(options)
+    table = source.read_table(split)
+    notes = []
+    if not options.query:
+        notes = notes_on_seen_photos(select_split(table, options.split), options.split, source.splits_files)
+    return PhotoCollection(source, None, table, source.about, notes)
 
-    Returns {k: the class with most votes among the k nearest, int64 (B,)}; ties go to the lowest class.
 
-    codes int (B, K): classes of the neighbours, the nearest first. distances float (B, K). votes "uniform": one each;
-    "distance": 1 / distance each; if neighbours at distance 0 exist, only these vote.
+def read_task(photos: PhotoCollection, options: argparse.Namespace) -> RetrievalTask:
+    """Embed the queries and the gallery. options: of carvision.retrieve.
+
+    Raises InputError for missing labels and photos.
     """
-    weights = np.ones(codes.shape)
-    if votes == "distance":
-        zero = distances <= 0
-        weights = np.where(zero[:, :1], zero, 1 / np.where(zero, 1, distances).astype(np.float64))
-    sums, queries, predicted = np.zeros((len(codes), num_classes)), np.arange(len(codes)), {}
-    for rank in range(max(ks)):
-        sums[queries, codes[:, rank]] += weights[:, rank]
-        if rank + 1 in ks:
-            predicted[rank + 1] = sums.argmax(axis=1)
-    return predicted
+    label = photos.table.class_label(options.label, "--label")
+    queries = with_known_class(select_split(photos.table, options.split), label)
+    gallery = None if options.leave_one_out else gallery_of(photos.table, label, options.gallery)
+    if gallery is not None and not set(queries.rows[label]) & set(gallery.rows[label]):
+        log.warning("none of the queries' classes is among the gallery's: each is searched among the other queries")
+        gallery = None
+    about = {
+        **photos.about, "data": {"name": photos.table.name, "root": str(photos.table.root)}, "label": label,
+        "split": options.split, "gallery": "leave one out" if gallery is None else options.gallery or ["train"],
+        "notes": photos.notes,
+    }  # fmt: skip
+    embedded = photos.embed(queries)
+    among = embedded if gallery is None else photos.embed(gallery)
+    own = pd.Index(among.table.rows["path"]).get_indexer(pd.Index(embedded.table.rows["path"]))
+    return RetrievalTask(embedded, among, label, own, about)
 
 
-def knn_metrics(true: np.ndarray, predicted: np.ndarray, num_classes: int) -> dict[str, float]:
-    """Return accuracy, balanced_accuracy (mean recall of the classes that occur), and precision, recall and F1.
+def gallery_of(table: Table, label: str, splits: list[str] | None) -> Table:
+    """Return the photos of these splits (None: train), without photos that the data set itself leaves out.
 
-    The last three are weighted by class size, with 0 / 0 = 0. true, predicted: int (N,).
+    Raises InputError if there are none.
     """
-    counts = [np.bincount(codes, minlength=num_classes) for codes in (true[true == predicted], true, predicted)]
-    found = metrics_from_counts(*(torch.from_numpy(values).double() for values in counts))
-    return {name: float(found[metric]) for name, metric in METRICS.items()}
+    splits = splits or ["train"]
+    part = table.select(table.rows["split"].isin(splits))
+    if not len(part):
+        raise InputError(
+            f"--gallery: {table.name} has no {' or '.join(splits)} photos; choose others, or --leave-one-out"
+        )
+    return with_known_class(part, label)
+
+
+def with_known_class(table: Table, label: str) -> Table:
+    """Return the photos whose class is known, and log how many are left out. Raises InputError if there are none."""
+    unknown = (table.rows[label] == UNKNOWN).to_numpy()
+    if unknown.all():
+        raise InputError(f"--label: no photo of {table.name} has a known {label}; choose another label")
+    if unknown.any():
+        log.warning("%s photos of unknown %s are left out", f"{unknown.sum():,}", label)
+    return table.select(~unknown)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The results of a search.
+
+    per_query: {metric: float (Q,)}, NaN for queries whose class has no other photo. predicted: {k: int (Q,)}, classes.
+    rows int (Q, LISTED), scores float (Q, LISTED): of the nearest photos.
+    """
+
+    per_query: dict[str, np.ndarray]
+    predicted: dict[int, np.ndarray]
+    rows: np.ndarray
+    scores: np.ndarray
+
+
+def search(task: RetrievalTask, options: argparse.Namespace) -> Found:
+    """Find the nearest photos of all queries, in blocks, so that only one block's neighbours are in memory.
+
+    Values of --k and --recall-at for which the gallery is too small are left out. Raises InputError for a gallery of
+    the query alone.
+    """
+    most = len(task.gallery) - int((task.own >= 0).any())
+    if most < 1:
+        raise InputError("--gallery: its only photo is the query itself; give more photos")
+    ks, recall_at = _fitting_values(options.k, most, "--k"), _fitting_values(options.recall_at, most, "--recall-at")
+    relevant = num_relevant(task.query_codes, task.gallery_codes, task.own)
+    alone = int((relevant == 0).sum())
+    if alone:
+        log.warning(
+            "%s of %s queries have no other photo of their %s in the gallery; they count for k-NN only",
+            f"{alone:,}", f"{len(relevant):,}", task.label,
+        )  # fmt: skip
+    num = int(min(most, max(LISTED, relevant.max(), *ks, *recall_at)))
+    num_classes, device = len(task.classes), choose_device(options.device)
+    metrics, listed = [], []
+    predicted: list[dict[int, np.ndarray]] = []
+    for rows in split_blocks(np.arange(len(relevant)), queries_per_block(num, num_classes)):
+        scores, found = nearest(
+            task.queries.values[rows], task.gallery.values, num, options.distance, task.own[rows], device
+        )
+        codes = task.gallery_codes[found]
+        distances = np.maximum(0, 1 - scores) if options.distance == "cosine" else scores
+        predicted.append(vote(codes, distances, ks, options.votes, num_classes))
+        block_metrics = query_metrics(codes == task.query_codes[rows, None], relevant[rows].clip(min=1), recall_at)
+        metrics.append({name: np.where(relevant[rows] > 0, values, np.nan) for name, values in block_metrics.items()})
+        listed.append({"rows": found[:, :LISTED], "scores": scores[:, :LISTED]})
+    classes = {k: np.concatenate([block[k] for block in predicted]) for k in ks}
+    return Found(concatenate_blocks(metrics), classes, **concatenate_blocks(listed))
+
+
+def _fitting_values(wanted: list[int], most: int, option: str) -> list[int]:
+    """Return the values that the gallery has enough photos for, ascending."""
+    fitting = sorted({value for value in wanted if value <= most})
+    if len(fitting) < len(set(wanted)):
+        log.warning("%s: the gallery has %d other photos; larger values are left out", option, most)
+    return fitting or [most]

@@ -6,7 +6,6 @@ embeddings.json  provenance: network, layer, length; root of the photos; names, 
 """
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -17,10 +16,9 @@ import pandas as pd
 from carvision.data.splits import splits_of
 from carvision.data.table import UNKNOWN, Classes, Number, Table, validate
 from carvision.errors import InputError, one_line
-from carvision.files.atomic import atomic_file, write_csv, write_json
+from carvision.files.atomic import write_csv, write_json
 
 VALUES, INDEX, ABOUT = "embeddings.npy", "index.csv", "embeddings.json"
-HEADER = 128  # bytes of numpy's format 1.0, for a matrix of any size
 
 
 @dataclass(frozen=True)
@@ -60,23 +58,6 @@ class RowSubset:
         return self.values[self.rows[which]]
 
 
-def write_values(file: Path, blocks: Iterable[np.ndarray], dtype: str = "float32") -> tuple[int, int]:
-    """Write blocks (B, D) as one array (N, D) in numpy's format; return its shape.
-
-    Holds one block at a time in memory; the number of blocks need not be known in advance.
-    """
-    num_rows, width = 0, 0
-    with atomic_file(file) as partial, partial.open("wb") as opened:
-        opened.write(bytes(HEADER))
-        for block in blocks:
-            opened.write(np.ascontiguousarray(block, dtype).tobytes())
-            num_rows, width = num_rows + len(block), block.shape[1]
-        opened.seek(0)
-        header = {"descr": np.dtype(dtype).newbyteorder("<").str, "fortran_order": False, "shape": (num_rows, width)}
-        np.lib.format.write_array_header_1_0(opened, header)
-    return num_rows, width
-
-
 def write_index(folder: Path, table: Table, about: dict) -> None:
     """Write index.csv, then embeddings.json, which marks the folder as complete."""
     index = splits_of(table)
@@ -102,7 +83,7 @@ def is_folder_of_embeddings(folder: Path) -> bool:
 
 
 def read_embeddings(folder: Path) -> tuple[Embeddings, dict]:
-    """Read what write_values and write_index wrote, memory-mapping the values; also return embeddings.json.
+    """Read what carvision.embed wrote, memory-mapping the values; also return embeddings.json.
 
     Raises InputError if the files are missing, damaged or don't belong together.
     """

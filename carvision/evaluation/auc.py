@@ -1,4 +1,4 @@
-"""Exact areas under the ROC curve, and their values for resampled photos.
+"""Areas under the ROC curve, exact with every photo once, and for weighted photos.
 
 The area of a class is the fraction of pairs (a photo of the class, one of another class) in which the former scores
 higher. It is therefore a mean over photos in two ways, DeLong's structural components: V10 of a photo of the class
@@ -22,46 +22,31 @@ def scores_of(logits: Tensor) -> Tensor:
     return log_odds(logits).nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
-def class_aucs(scores: Tensor, targets: Tensor) -> Tensor:
-    """Return the area of each class against the rest, float64 (C,); NaN if the class or its rest has no photo.
+def areas_of_classes(scores: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Return the area of each class against the rest under each of R weightings of the photos, float64 (R, C).
 
-    scores (N, C); targets int64 (N,), all known.
+    scores (N, C); targets int64 (N,), all known; weights float32 (R, N). NaN if a class or its rest has no photo. The
+    sums are of the weights' differences from 1, so that rounding leaves equal weights exact.
     """
-    areas = torch.full((scores.shape[1],), torch.nan, dtype=torch.float64)
-    for code in range(scores.shape[1]):
-        own = torch.nonzero(targets == code)[:, 0]
-        if 0 < len(own) < len(targets):
-            areas[code] = _placement_values(scores[:, code].contiguous(), own)[0].mean()
-    return areas
-
-
-def resampled_aucs(scores: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Return the areas of all classes under each of R weightings, float64 (R, C); weights float32 (R, N).
-
-    NaN if a class or its rest has no photo.
-    """
-    num_classes = scores.shape[1]
+    num_photos, num_classes = scores.shape
     areas = torch.full((len(weights), num_classes), torch.nan, dtype=torch.float64)
     of_class = [torch.nonzero(targets == code)[:, 0] for code in range(num_classes)]
-    step = max(1, BLOCK // max(1, len(scores)))
-    total = weights.sum(dim=1).double()
+    step = max(1, BLOCK // max(1, num_photos))
+    total, changes = weights.sum(dim=1).double(), weights - 1
     for first in range(0, num_classes, step):
-        codes = range(first, min(first + step, num_classes))
+        own_photos = of_class[first : first + step]
         columns = scores[:, first : first + step].t().contiguous()
-        above = torch.zeros(columns.shape)  # V01
-        for row, code in enumerate(codes):
-            own = of_class[code]
-            if 0 < len(own) < len(targets):
+        above, sums = torch.zeros(columns.shape), {}  # V01
+        for row, own in enumerate(own_photos):
+            if 0 < len(own) < num_photos:
                 below, above[row] = _placement_values(columns[row], own)
-                weight = weights[:, own].double()
-                areas[:, code] = weight @ below / weight.sum(dim=1)
-        from_others = (weights @ above.t()).double()
-        for row, code in enumerate(codes):
-            own = of_class[code]
-            if 0 < len(own) < len(targets):
-                others = total - weights[:, own].sum(dim=1).double()
-                whole = above[row].double().sum() / (len(targets) - len(own))
-                areas[:, code] = (areas[:, code] + from_others[:, row] / others - whole).clamp(0, 1)
+                weight = weights[:, own].double().sum(dim=1)
+                sums[row] = weight, (below.sum() + changes[:, own].double() @ below) / weight
+        of_others = (changes @ above.t()).double()
+        for row, (weight, from_own) in sums.items():
+            whole, num_others = above[row].double().sum(), num_photos - len(own_photos[row])
+            from_others = (whole + of_others[:, row]) / (total - weight)
+            areas[:, first + row] = (from_own + (from_others - whole / num_others)).clamp(0, 1)
     return areas
 
 
@@ -81,7 +66,7 @@ def _rank(ordered: Tensor, scores: Tensor) -> Tensor:
     return (torch.searchsorted(ordered, scores) + torch.searchsorted(ordered, scores, right=True)).double() / 2
 
 
-def resampled_micro_auc(scores: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+def micro_auc(scores: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """Return the micro-averaged area under each weighting, float64 (R,).
 
     It pools all pairs of a photo and a class: each photo's own class is a positive, every other class a negative. NaN
@@ -116,7 +101,7 @@ def _is_other(targets: Tensor, num_classes: int) -> Tensor:
     return (targets[:, None] != torch.arange(num_classes)).flatten()
 
 
-def resampled_keras_auc(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+def keras_auc(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """Return the micro area as Keras' AUC() estimates it from 200 thresholds, for each weighting, float64 (R,)."""
     num_photos, num_classes = logits.shape
     if num_classes < 2:

@@ -1,4 +1,4 @@
-"""The metrics of an evaluation: those of training's metrics.json, of each class, and which classes are confused."""
+"""The loss of an evaluation, the metrics of each class, and which classes are confused."""
 
 from collections.abc import Callable
 
@@ -10,15 +10,13 @@ from torch import Tensor
 from carvision.config.schema import check_values
 from carvision.data.table import LabelDescription
 from carvision.errors import InputError
-from carvision.evaluation.auc import class_aucs, scores_of
+from carvision.evaluation.auc import areas_of_classes, scores_of
 from carvision.evaluation.predict import Predictions
 from carvision.inference.description import ModelDescription
-from carvision.inference.model_file import parents_of
 from carvision.losses.classification import create_loss, smooth_l1
-from carvision.metrics import EpochMetrics
 from carvision.metrics.heads import num_ahead
 
-CHUNK = 4096  # photos at a time, as metrics need several times the memory of the logits
+CHUNK = 4096  # photos at a time, as losses and rows need several times the memory of the logits
 
 
 def evaluation_loss(about: ModelDescription, averages: bool) -> dict:
@@ -59,35 +57,6 @@ def head_weights_of(labels: dict[str, LabelDescription], loss: dict) -> dict[str
     """Return each head's weight in the summed loss; learned weights apply in training only, here each is 1."""
     weights = loss.get("head_weights") or {}
     return dict.fromkeys(labels, 1.0) | ({} if weights == "learned" else weights)
-
-
-def compute_metrics(
-    predictions: Predictions,
-    labels: dict[str, LabelDescription],
-    losses: dict[str, Tensor],
-    head_weights: dict[str, float],
-    rule: str,
-) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Return the metrics and those of each decoding rule, as EpochMetrics computes them, with AUC.
-
-    Penalties on weights are not included.
-    """
-    outputs = {name: len(label["ids"]) if "ids" in label else None for name, label in labels.items()}
-    epoch_metrics = EpochMetrics(outputs, head_weights, parents_of(labels), rule, compare_rules=True, with_auc=True)
-    num_photos = len(predictions.paths)
-    for start in range(0, num_photos, CHUNK):
-        part = slice(start, start + CHUNK)
-        epoch_metrics.update(
-            {name: predictions.logits[name][part] for name in labels},
-            {name: predictions.targets[name][part] for name in labels},
-            {name: losses[name][part] for name in labels},
-            {name: predictions.known(name)[part].float() for name in labels},
-            predictions.valid[part],
-            torch.zeros(()),
-        )
-    metrics = epoch_metrics.compute()
-    metrics.pop("loss_total", None)
-    return metrics, epoch_metrics.compute_rules() if len(epoch_metrics.rules) > 1 else {}
 
 
 def parent_names(head: str, labels: dict[str, LabelDescription]) -> list[str]:
@@ -136,7 +105,7 @@ def class_table(
                 "photos": photos.astype(int), "predicted": guessed.astype(int), "right": right.astype(int),
                 "recall": right / photos, "precision": right / guessed, "f1": 2 * right / (photos + guessed),
                 "top5": count(targets, in_top5) / photos, "confidence": count(targets, confidence) / photos,
-                "auc": class_aucs(scores_of(logits), targets).numpy(),
+                "auc": areas_of_classes(scores_of(logits), targets, torch.ones(1, len(targets)))[0].numpy(),
             }
         )  # fmt: skip
     cells = confusions(targets.numpy(), predicted.numpy())

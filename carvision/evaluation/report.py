@@ -12,7 +12,7 @@ from rich.text import Text
 from torch import Tensor
 
 from carvision.data.table import LabelDescription
-from carvision.evaluation.bootstrap import bootstrap_intervals, point_metrics
+from carvision.evaluation.bootstrap import LEVEL, Measured
 from carvision.evaluation.calibration import area_under_risk, coverage_table, reliability
 from carvision.evaluation.metrics import (
     class_order,
@@ -27,10 +27,10 @@ from carvision.evaluation.predict import Predictions
 from carvision.files.atomic import file_stems, open_new, write_csv
 from carvision.inference.model_file import parents_of
 from carvision.models.decoding import decode
-from carvision.reports.tables import JOINT, TextTable, percent, print_table, without_nan, write_html, write_markdown
+from carvision.reports.page import sections_of, write_markdown, write_page
+from carvision.reports.tables import JOINT, TextTable, percent, print_table, without_nan
 
 Intervals = dict[str, tuple[float, float]]
-EXACT = ("auc", "auc_micro", "auc_keras")  # replace those of EpochMetrics, which come from histograms
 MAX_COLUMNS = 2  # heads with intervals that fit into 80 characters beside the metrics' names
 SHOWN = {
     "top1": "top-1 %", "top3": "top-3 %", "top5": "top-5 %", "balanced_accuracy": "balanced accuracy %", "auc": "AUC %",
@@ -43,13 +43,15 @@ CALIBRATION = {
     "nll": "negative log likelihood", "nll_calibrated": "the same with the temperature",
 }  # fmt: skip
 OF_ALL = {**{name: f"{title} %" for name, title in JOINT.items()}, "loss": "loss"}
-BREAKS = ("precision", "precision_at50", "loss")  # rows with a line above them
+BREAKS = tuple(SHOWN[name] for name in ("precision", "precision_at50", "loss"))  # rows with a line above them
+AREA = "area under the risk-coverage curve"
 NO_PERCENT = ("loss", "nll", "nll_calibrated", "mae", "rmse")
 INTERVALS_NOTE = "In brackets: 95 % bootstrap intervals, from resampling the evaluated photos."
 BINS_NOTE = (
     "Calibration error: mean distance of confidence and accuracy in 15 bins. Bootstrap samples "
     "overestimate the error, so the interval is skewed upwards."
 )
+COVERAGE_NOTE = "Accuracy in %, and the lowest probability of the predicted class among these photos."
 
 
 @dataclass(frozen=True)
@@ -80,34 +82,24 @@ def write_evaluation(
     labels: dict[str, LabelDescription],
     folder: Path,
     *,
-    metrics: dict[str, float],
-    decodings: dict[str, dict[str, float]],
-    losses: dict[str, Tensor],
-    head_weights: dict[str, float],
+    measured: Measured,
     rule: str,
     title: str,
     notes: Sequence[str] = (),
     crop_to_box: bool = False,
-    num_samples: int = 1000,
-    seed: int = 0,
 ) -> dict:
     """Write results.txt, evaluation.{md,html}, the tables and the plots into the folder, and print the tables.
 
     Returns the content of evaluation.json, plain values. labels: {head: {"ids", "names", "parent", "parent_codes"}} or
-    {head: {"unit", "mean", "std"}}, as in model.json. metrics, decodings: of EpochMetrics, compute() and
-    compute_rules(). losses {head: float (N,)}: of each photo, by the run's own loss. head_weights: of the heads in the
-    summed loss. rule: the decoding rule of the metrics. title: one line, such as "stanford_cars_frozen on test". notes:
-    shown below the title. crop_to_box: show photos as the network saw them. num_samples, seed: of the bootstrap; 0
-    samples: no intervals.
+    {head: {"unit", "mean", "std"}}, as in model.json. measured: their metrics, with the decoding rule `rule`. title:
+    one line, such as "stanford_cars_frozen on test". notes: shown below the title. crop_to_box: show photos as the
+    network saw them.
 
     For each head with classes: per_class_<head>.csv, confusion_<head>.{csv,png}, confused_<head>.{csv,png},
     reliability_<head>.png; for all of them coverage.png. A head without any known class has none.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    arguments = (predictions, labels, rule, losses, head_weights)
-    points = point_metrics(*arguments) if predictions.valid.any() else {}
-    metrics = metrics | {name: value for name, value in points.items() if name not in metrics or name.endswith(EXACT)}
-    intervals = bootstrap_intervals(*arguments, num_samples, seed) if num_samples and points else {}
+    metrics, intervals, decodings = measured.values, measured.intervals, measured.decodings
     results = head_results(predictions, labels, rule)
     pictures: dict[str, Path] = {}
     if results:
@@ -120,8 +112,7 @@ def write_evaluation(
     if parents_of(labels) and len(decodings) > 1:
         tables.append(decoding_table(decodings, rule))
     tables += calibration_tables(metrics, intervals, predictions.temperature, list(results))
-    tables += coverage_tables({head: part.coverage for head, part in results.items()},
-                              {head: part.aurc for head, part in results.items()})  # fmt: skip
+    tables += coverage_tables(results)
     tables += [pairs_table(head, part.pairs, labels[head]["names"], part.note) for head, part in results.items()]
     _write_texts(folder, title, [_photos_line(predictions), *notes], tables, pictures)
     return without_nan(
@@ -130,7 +121,7 @@ def write_evaluation(
             "unreadable": int((~predictions.valid).sum()),
             "figures": metrics,
             "intervals": intervals,
-            "bootstrap": {"samples": num_samples, "seed": seed, "level": 0.95},
+            "bootstrap": {"samples": measured.num_samples, "seed": measured.seed, "level": LEVEL},
             "decoding": rule,
             "decodings": decodings,
             "temperature": {head: predictions.temperature.get(head, 1.0) for head in results},
@@ -151,8 +142,9 @@ def _write_texts(
 ) -> None:
     """Write results.txt, evaluation.md and evaluation.html; print to the terminal."""
     about = " ".join(f"{note.rstrip('.')}." for note in notes)
-    for write, file in ((write_markdown, "evaluation.md"), (write_html, "evaluation.html")):
-        write(folder / file, title, about, tables, pictures)
+    sections = sections_of(tables, pictures)
+    write_markdown(folder / "evaluation.md", title, about, sections)
+    write_page(folder / "evaluation.html", title, about, sections)
     with open_new(folder / "results.txt", "w", encoding="utf-8") as file:
         for console in (Console(), Console(file=file, width=80)):
             console.print(Text(f"{title}. {about}"))
@@ -244,14 +236,9 @@ def cell(metrics: dict[str, float], intervals: Intervals, name: str) -> str:
     """Return a metric with its interval, "85.0 [79.6, 90.4]"; "" if it is unknown."""
     if name not in metrics:
         return ""
-    show = number if name.rsplit("/", 1)[-1] in NO_PERCENT else short_percent
+    show = number if name.rsplit("/", 1)[-1] in NO_PERCENT else percent
     ends = intervals.get(name)
     return show(metrics[name]) + (f" [{show(ends[0])}, {show(ends[1])}]" if ends else "")
-
-
-def short_percent(value: float) -> str:
-    """Format a fraction in percent with one digit after the point; 100 without any."""
-    return percent(value).replace("100.0", "100")
 
 
 def number(value: float) -> str:
@@ -264,15 +251,15 @@ def metric_tables(
 ) -> list[TextTable]:
     """Return the tables of heads with classes, of all heads together, and of heads that estimate numbers."""
     heads = [head for head, label in labels.items() if "ids" in label and f"{head}/top1" in metrics]
-    tables = _by_head("Metrics", heads, SHOWN, metrics, intervals)
+    tables = _by_head("Metrics", heads, _cells(heads, SHOWN, metrics, intervals), BREAKS)
     if len(labels) > 1:
         rows = [[words, cell(metrics, intervals, name)] for name, words in OF_ALL.items() if name in metrics]
         tables.append(TextTable("All heads together", ["", "all heads"], rows))
-    rows = []
-    for head, label in labels.items():
-        if f"{head}/mae" in metrics:
-            errors = [cell(metrics, intervals, f"{head}/{name}") for name in ("mae", "rmse")]
-            rows.append([f"{head}, {label['unit']}", *errors])
+    rows = [
+        [f"{head}, {label['unit']}", *(cell(metrics, intervals, f"{head}/{name}") for name in ("mae", "rmse"))]
+        for head, label in labels.items()
+        if f"{head}/mae" in metrics
+    ]
     if rows:
         tables.append(TextTable("Errors of numbers", ["", "mean", "root mean square"], rows))
     if tables and intervals:
@@ -280,19 +267,28 @@ def metric_tables(
     return tables
 
 
+def _cells(
+    heads: Sequence[str], shown: dict[str, str], metrics: dict[str, float], intervals: Intervals
+) -> list[list[str]]:
+    """Return a row per metric with a cell per head. shown: {metric: title}."""
+    return [[title, *(cell(metrics, intervals, f"{head}/{name}") for head in heads)] for name, title in shown.items()]
+
+
 def _by_head(
-    title: str, heads: Sequence[str], shown: dict[str, str], metrics: dict[str, float], intervals: Intervals
+    title: str, heads: Sequence[str], rows: list[list[str]], breaks: Sequence[str] = (), note: str = ""
 ) -> list[TextTable]:
-    """Return tables with one row per metric and one column per head; several if there are many heads."""
+    """Return tables of these rows, a title and a cell per head: several if there are many heads.
+
+    Rows without any text are left out. breaks: titles with a line above them. note: below the last table.
+    """
     tables = []
-    for first in range(0, len(heads), MAX_COLUMNS):
-        group, rows, breaks = heads[first : first + MAX_COLUMNS], [], set()
-        for name, words in shown.items():
-            texts = [cell(metrics, intervals, f"{head}/{name}") for head in group]
-            if any(texts):
-                breaks |= {len(rows)} if name in BREAKS else set()
-                rows.append([words, *texts])
-        tables.append(TextTable(title, ["", *group], rows, breaks=breaks))
+    for first in range(1, len(heads) + 1, MAX_COLUMNS):
+        part = slice(first, first + MAX_COLUMNS)
+        shown = [[row[0], *row[part]] for row in rows if any(row[part])]
+        lines = {index for index, row in enumerate(shown) if row[0] in breaks}
+        tables.append(TextTable(title, ["", *heads[first - 1 : first - 1 + MAX_COLUMNS]], shown, breaks=lines))
+    if tables and note:
+        tables[-1].notes.append(note)
     return tables
 
 
@@ -300,35 +296,20 @@ def calibration_tables(
     metrics: dict[str, float], intervals: Intervals, temperature: dict[str, float], heads: Sequence[str]
 ) -> list[TextTable]:
     """Return the calibration with and without the temperature."""
-    tables = _by_head("Calibration", heads, CALIBRATION, metrics, intervals)
-    for table in tables:
-        row = ["temperature", *(f"{temperature.get(head, 1.0):.3f}" for head in table.header[1:])]
-        table.rows.insert(0, row)
-        table.marks.insert(0, [""] * len(row))
-    if tables:
-        tables[-1].notes.append(BINS_NOTE)
-    return tables
+    rows = [["temperature", *(f"{temperature.get(head, 1.0):.3f}" for head in heads)]]
+    rows += _cells(heads, CALIBRATION, metrics, intervals)
+    return _by_head("Calibration", heads, rows, note=BINS_NOTE)
 
 
-def coverage_tables(coverage: dict[str, pd.DataFrame], areas: dict[str, float]) -> list[TextTable]:
-    """Return the selective accuracy and its confidence thresholds. coverage {head: coverage_table}."""
-    tables = []
-    heads = list(coverage)
-    for first in range(0, len(heads), MAX_COLUMNS):
-        group = heads[first : first + MAX_COLUMNS]
-        rows = [
-            [f"{100 * share:.0f} % of the photos", *(_at(coverage[head].iloc[index]) for head in group)]
-            for index, share in enumerate(coverage[group[0]]["coverage"])
-        ]
-        rows.append(["area under the risk-coverage curve", *(f"{areas[head]:.4f}" for head in group)])
-        tables.append(TextTable("Accuracy on the most confident photos", ["", *group], rows, breaks={len(rows) - 1}))
-    if tables:
-        tables[-1].notes.append("Accuracy in %, and the lowest probability of the predicted class among these photos.")
-    return tables
-
-
-def _at(row: pd.Series) -> str:
-    return f"{short_percent(row['accuracy'])} (p {row['threshold']:.3f})"
+def coverage_tables(results: dict[str, HeadResult]) -> list[TextTable]:
+    """Return the selective accuracy and its confidence thresholds."""
+    each = [part.coverage.itertuples() for part in results.values()]
+    rows = [
+        [f"{100 * at[0].coverage:.0f} % of the photos", *(f"{percent(a.accuracy)} (p {a.threshold:.3f})" for a in at)]
+        for at in zip(*each, strict=True)
+    ]
+    rows.append([AREA, *(f"{part.aurc:.4f}" for part in results.values())])
+    return _by_head("Accuracy on the most confident photos", list(results), rows, (AREA,), COVERAGE_NOTE)
 
 
 def decoding_table(decodings: dict[str, dict[str, float]], used: str) -> TextTable:

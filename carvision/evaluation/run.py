@@ -10,8 +10,9 @@ import pandas as pd
 import torch
 
 from carvision.data.table import UNKNOWN, LabelDescription, Table
+from carvision.evaluation.bootstrap import measure
 from carvision.evaluation.calibration import choose_temperature
-from carvision.evaluation.metrics import CHUNK, compute_metrics, evaluation_loss, head_weights_of, photo_losses
+from carvision.evaluation.metrics import CHUNK, evaluation_loss, head_weights_of, photo_losses
 from carvision.evaluation.predict import Predictions, predict_table, rank_and_world_size
 from carvision.evaluation.report import write_evaluation
 from carvision.evaluation.select import (
@@ -109,10 +110,10 @@ def _write(
     """Compute the metrics, and write the tables, the pictures and evaluation.json, which begins with `about`."""
     labels, rule = _labels_of(predictor), predictor.about["decoding"]
     losses, head_weights = photo_losses(predictions, labels, loss), head_weights_of(labels, loss)
-    metrics, decodings = compute_metrics(predictions, labels, losses, head_weights, rule)
+    measured = measure(predictions, labels, rule, losses, head_weights, num_samples)
     written = write_evaluation(
-        predictions, labels, folder, metrics=metrics, decodings=decodings, losses=losses, head_weights=head_weights,
-        rule=rule, title=title_of(about), notes=about["notes"], crop_to_box=crop_to_box, num_samples=num_samples,
+        predictions, labels, folder, measured=measured, rule=rule, title=title_of(about), notes=about["notes"],
+        crop_to_box=crop_to_box,
     )  # fmt: skip
     write_json(folder / "evaluation.json", {**about, **written})
 
@@ -157,10 +158,9 @@ def title_of(about: dict) -> str:
     return f"{Path(about['run']).resolve().name}{others} on {about['data']['name']}, {about['split']}{views}"
 
 
-def layout_of(predictor: Predictor) -> tuple[Layout, dict]:
-    """Return the layout with the true classes, and its columns. Raises InputError if two columns have the same name."""
-    layout = Layout(true_heads=tuple(predictor.classes))
-    return layout, layout.columns(predictor.class_ids, predictor.labels)
+def layout_of(predictor: Predictor) -> Layout:
+    """Return the layout with the true classes. Raises InputError if two columns have the same name."""
+    return Layout(predictor.class_ids, predictor.labels, true_heads=tuple(predictor.classes))
 
 
 def write_predictions(file: Path, predictor: Predictor, predictions: Predictions, bad: dict[str, str]) -> None:
@@ -168,10 +168,10 @@ def write_predictions(file: Path, predictor: Predictor, predictions: Predictions
 
     bad: {path: reason} of the unusable photos.
     """
-    layout, columns = layout_of(predictor)
+    layout = layout_of(predictor)
     codes = {head: predictions.targets[head].tolist() for head in predictor.classes}
     with atomic_file(file) as partial, partial.open("w", encoding="utf-8", newline="") as out:
-        out.write(header(columns, file.suffix))
+        out.write(header(layout.columns, file.suffix))
         for start in range(0, len(predictions.paths), CHUNK):
             paths = predictions.paths[start : start + CHUNK]
             truths = [
@@ -180,7 +180,8 @@ def write_predictions(file: Path, predictor: Predictor, predictions: Predictions
             ]
             logits = {head: values[start : start + CHUNK] for head, values in predictions.logits.items()}
             photos, reasons = [Photo(path, path) for path in paths], [bad.get(path) for path in paths]
-            out.write(to_text(rows_of(predictor, layout, photos, truths, logits, reasons), columns, file.suffix))
+            rows = rows_of(predictor, layout, photos, truths, logits, reasons)
+            out.write(to_text(rows, layout.columns, file.suffix))
 
 
 def write_problems(folder: Path, bad: dict[str, str], unmatched: pd.DataFrame) -> None:

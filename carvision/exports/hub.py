@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path, PureWindowsPath
 from typing import TypeGuard
 
+import jinja2
 import timm
 import torch
 import yaml
@@ -22,7 +23,7 @@ from carvision.inference.description import ModelDescription
 from carvision.inference.model_file import LoadedClassifier
 from carvision.reports.tables import JOINT, code_block, escape_markdown
 
-NUM_NAMES = 8  # class names listed per head
+CARD = Path(__file__).with_name("card.md")
 # The metrics shown, if a run has them: name in metrics.json -> (name on the hub, description)
 METRICS = {
     "top1": ("accuracy", "accuracy"),
@@ -33,12 +34,6 @@ METRICS = {
     "auc": ("roc_auc", "AUC, mean of the classes"),
     "mae": ("mae", "mean error"),
     "rmse": ("rmse", "root mean squared error"),
-}
-RESIZE_TEXTS = {"squash": "the whole photo scaled to a square", "crop": "the largest centred square"}
-DECODING_TEXTS = {
-    "independent": "each head's most probable class",
-    "joint": "the most probable pair of classes that fits together",
-    "marginal": "the most probable class, and the parent class whose children's probabilities have the largest sum",
 }
 
 
@@ -89,28 +84,33 @@ def _point_to_timm(folder: Path) -> None:
 
 
 def model_card(model: LoadedClassifier, splits: Path, timm_config: Path) -> str:
-    """Return the card as Markdown with YAML front matter.
+    """Return the card as Markdown with YAML front matter, from card.md.
 
     splits: the run's splits.csv, timm_config: config.json of the folder's timm form; either may be missing.
     """
     about = public_about(model.about)
-    timm_form = json.loads(timm_config.read_text(encoding="utf-8")) if timm_config.is_file() else None
     metrics, config = about.get("metrics", {}), about.get("config", {})
     data = _data_name(model.about.get("config", {}))  # whose root is not public
-    parts = [
-        f"---\n{_front_matter(about, data, timm_form is not None)}\n---",
-        f"# {_title(about, data)}",
-        "An image classifier, trained with carvision.",
-        _heads_section(model),
-        _use_section(model, data),
-        _training_section(model, about, data, splits),
-        _metrics_section(metrics, model, config),
-        _loading_section(model, timm_form),
-        "## Licence\n\nTo be filled in by the owner: the front matter says `license: unknown`. Mind the terms of "
-        "the training photos and of the weights that training began with.",
-        _configuration_section(config),
-    ]
-    return "\n\n".join(parts) + "\n"
+    timm_note = ""
+    if timm_config.is_file():
+        notes = json.loads(timm_config.read_text(encoding="utf-8"))["pretrained_cfg"]["notes"]
+        timm_note = notes[0].removeprefix("written by carvision: ")
+    configuration = yaml.safe_dump(config, sort_keys=False, allow_unicode=True).rstrip()
+    sides = [side for side in ("val", "test") if metrics.get(side)]
+    environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {"md": escape_markdown, "short": "{:.4g}".format}
+    return environment.from_string(CARD.read_text(encoding="utf-8")).render(
+        model=model, about=about, data=data, input=model.preprocessing, sides=sides, timm_note=timm_note,
+        title=_title(about, data),
+        front_matter=_front_matter(about, data, bool(timm_note)),
+        counts=_split_counts(splits),
+        began=_first_weights(model, config),
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        versions=", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items()),
+        rows=_metric_rows(metrics, sides, model),
+        monitor=config.get("callbacks", {}).get("monitor", "val/loss"),
+        configuration=code_block(configuration, "yaml"),
+    )  # fmt: skip
 
 
 def _front_matter(about: ModelDescription, data: str, has_timm_form: bool) -> str:
@@ -155,121 +155,38 @@ def _data_name(config: dict) -> str:
     return " ".join((folder or name if name in ("folder", "manifest") else str(name)).split())
 
 
-def _heads_section(model: LoadedClassifier) -> str:
-    lines = ["## Classes", "", "| head | classes | for example |", "|---|---|---|"]
-    for head, names in model.classes.items():
-        more = ", ..." if len(names) > NUM_NAMES else ""
-        shown = ", ".join(map(escape_markdown, names[:NUM_NAMES]))
-        lines.append(f"| {escape_markdown(head)} | {len(names)} | {shown}{more} |")
-    for head in model.units:
-        unit = model.about["labels"][head]["unit"]
-        lines.append(f"| {escape_markdown(head)} | a number | in {escape_markdown(unit) or 'its own unit'} |")
-    return "\n".join([*lines, "", "All names and ids are in `model.json`."])
+def _first_weights(model: LoadedClassifier, config: dict) -> str:
+    """Return what the training began with, with the terms of timm's weights."""
+    began = config.get("model", {}).get("weights") or "not known"
+    known = timm.get_pretrained_cfg(model.description["backbone"]) if began == "pretrained" else None
+    if known:
+        terms = f", license as timm notes it: {known.license}" if known.license else ""
+        return f"timm's pretrained weights {known.architecture}.{known.tag}{terms}"
+    return "random weights" if began == "random" else began
 
 
-def _use_section(model: LoadedClassifier, data: str) -> str:
-    box = (
-        "It was trained on the part of each photo inside its box, so give it photos cut to the object, or the box."
-        if model.crop_to_box
-        else "It was trained on whole photos."
-    )
-    return (
-        f"## Use and limits\n\nFor photos like those of {escape_markdown(data)}. It knows only the classes above and "
-        "always names one of them, also for a photo of something else: look at the probability before you trust a "
-        "name. Its metrics hold for photos of the kind it was tested on, and will be lower on others. "
-        f"{box} It was not tested "
-        "for fairness or for any use in which a wrong answer harms someone."
-    )
-
-
-def _training_section(model: LoadedClassifier, about: ModelDescription, data: str, splits: Path) -> str:
-    reading = model.preprocessing
-    lines = [f"- data: {escape_markdown(data)}{_split_counts(splits)}"]
-    began = about.get("config", {}).get("model", {}).get("weights") or "not known"
-    if began == "pretrained":
-        known = timm.get_pretrained_cfg(model.description["backbone"])
-        terms = f", license as timm notes it: {known.license}" if known and known.license else ""
-        began = f"timm's pretrained weights {known.architecture}.{known.tag}{terms}" if known else began
-    lines.append(f"- began with: {escape_markdown('random weights' if began == 'random' else began)}")
-    count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    lines.append(f"- backbone: `{model.description['backbone']}`; {count:.2f} million parameters in all")
-    lines.append(
-        f"- input: {reading.size_px} x {reading.size_px} px, {RESIZE_TEXTS[reading.resize]}, {reading.interpolation}; "
-        f"RGB in 0..1, minus {_numbers(reading.mean)}, divided by {_numbers(reading.std)}"
-    )
-    lines.append(f"- decoding: `{about['decoding']}`, {DECODING_TEXTS[about['decoding']]}")
-    if any(value != 1 for value in model.temperature.values()):
-        lines.append(
-            "- temperatures of the probabilities: "
-            + ", ".join(f"{escape_markdown(head)} {value:.3g}" for head, value in model.temperature.items())
-        )
-    kind = about.get("weights", {}).get("kind")
-    lines += [f"- weights: {kind}"] if kind else []
-    versions = ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items())
-    lines.append(f"- versions: {escape_markdown(versions)}")
-    return "\n".join(["## Training", "", *lines])
-
-
-def _split_counts(splits: Path) -> str:
-    """Return the number of photos of each split; "" without the file."""
+def _split_counts(splits: Path) -> dict[str, int]:
+    """Return the number of photos of each split that has any; {} without the file."""
     if not splits.is_file():
-        return ""
+        return {}
     with splits.open(newline="", encoding="utf-8") as file:
         counts = Counter(row.get("split") for row in csv.DictReader(file))
-    return ", " + ", ".join(f"{counts[name]:,} photos {name}" for name in ("train", "val", "test") if counts[name])
+    return {name: counts[name] for name in ("train", "val", "test") if counts[name]}
 
 
-def _metrics_section(metrics: dict, model: LoadedClassifier, config: dict) -> str:
-    """Return a table of the metrics; those of classes are fractions of 1."""
-    sides = [side for side in ("val", "test") if metrics.get(side)]
-    if not sides:
-        return "## Metrics\n\nmodel.json has none."
-    lines = ["## Metrics", "", f"| head | metric | {' | '.join(sides)} |", f"|---|---|{'---:|' * len(sides)}"]
-    keys = [(head, metric) for head in (*model.labels, "joint") for metric in METRICS]
-    for head, metric in keys:
+def _metric_rows(metrics: dict, sides: list[str], model: LoadedClassifier) -> list[list[str]]:
+    """Return the rows of the table: head, metric, its value on each side; those of classes are fractions of 1."""
+    rows = []
+    for head, metric in ((head, metric) for head in (*model.labels, "joint") for metric in METRICS):
         values = [metrics[side].get(f"{head}/{metric}") for side in sides]
         if any(_is_number(value) for value in values):
-            shown = " | ".join(f"{value:.4g}" if _is_number(value) else "" for value in values)
             name = JOINT["joint/top1"] if head == "joint" and "joint" not in model.labels else escape_markdown(head)
-            lines.append(f"| {name} | {METRICS[metric][1]} | {shown} |")
-    monitor = config.get("callbacks", {}).get("monitor", "val/loss")
-    chosen = f"The epoch was chosen by {escape_markdown(monitor)}; the test photos were not used in "
-    return "\n".join([*lines, "", f"{chosen}training or in any choice."])
-
-
-def _loading_section(model: LoadedClassifier, timm_form: dict | None) -> str:
-    box = ", box=(10, 5, 60, 45)" if model.crop_to_box else ""
-    comment = "  # the object's left, top, right, bottom in pixels" if box else ""
-    lines = [
-        "## Load it", "", "```python", "import carvision", "import torch", "from PIL import Image", "",
-        'model = carvision.load(".")  # this folder',
-        f'images = model.transform(Image.open("a.jpg"){box})[None]{comment}',
-        "with torch.no_grad():", "    logits = model(images)",
-        "probs = model.probs(logits)",
-        "for head, codes in model.decode(logits).items():",
-        "    print(head, model.classes[head][codes.item()], probs[head][0, codes.item()].item())", "```",
-    ]  # fmt: skip
-    if timm_form:
-        note = timm_form["pretrained_cfg"]["notes"][0].removeprefix("written by carvision: ")
-        lines += [
-            "", f"timm alone opens the sub-folder `timm`: {escape_markdown(note)}.", "", "```python", "import timm", "",
-            'network = timm.create_model("local-dir:timm", pretrained=True).eval()',
-            "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))", "```",
-        ]  # fmt: skip
-    return "\n".join(lines)
-
-
-def _configuration_section(config: dict) -> str:
-    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True).rstrip()
-    return f"<details>\n<summary>Configuration of the training</summary>\n\n{code_block(text, 'yaml')}\n\n</details>"
+            rows.append([name, METRICS[metric][1], *(f"{value:.4g}" if _is_number(value) else "" for value in values)])
+    return rows
 
 
 def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or "photos"
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return ", ".join(f"{value:.4g}" for value in values)
 
 
 def _is_number(value: object) -> TypeGuard[float]:

@@ -83,7 +83,8 @@ def rename(path: Path, wanted: Path) -> None:
 
 def flush(path: Path) -> None:
     """Wait until a file's contents, or a folder's list of names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows flushes only what is open for writing; no system opens folders for that
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

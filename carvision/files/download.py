@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from carvision.errors import InputError, one_line
 from carvision.files.atomic import PARTIAL, open_new
-from carvision.files.progress import show_bytes
+from carvision.files.progress import show_bar
 
 T = TypeVar("T")
 
@@ -81,7 +81,7 @@ def _fetch(url: str, part: Path) -> str:
     with answer_within(ANSWER_S, lambda: urllib.request.urlopen(url, timeout=TIMEOUT_S)) as response:
         length = response.headers.get("Content-Length")
         num_bytes = int(length) if length else None
-        with open_new(part) as out, show_bytes(url.rsplit("/", 1)[-1], num_bytes) as advance:
+        with open_new(part) as out, show_bar(url.rsplit("/", 1)[-1], num_bytes, in_bytes=True) as advance:
             while chunk := response.read(CHUNK):
                 out.write(chunk)
                 digest.update(chunk)

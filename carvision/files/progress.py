@@ -11,47 +11,33 @@ LOG_EVERY_S = 30  # between log lines
 
 
 @contextlib.contextmanager
-def show_bar(what: str, total: int) -> Iterator[Callable[..., None]]:
-    """Draw a bar on standard error that stays when done; nothing for a total of 0.
+def show_bar(
+    what: str, total: int | None, done: int = 0, keep: bool = True, in_bytes: bool = False
+) -> Iterator[Callable[..., None]]:
+    """Draw a bar on standard error; nothing for a total of 0.
 
-    what: the text beside it. Yields a function to call with the number just done and, if it changes, the text.
+    what: the text beside it. total: None if unknown. done: number finished before this start. keep: leave it there when
+    done. Yields a function to call with the number just done and, if it changes, the text.
     """
-    if not total:
+    if total == 0:
         yield lambda num, what=None: None
         return
     import rich.progress as rich
     from rich.console import Console
 
-    columns = (
-        rich.TextColumn("{task.description}"),
-        rich.BarColumn(),
-        rich.MofNCompleteColumn(),
-        rich.TimeElapsedColumn(),
-        rich.TimeRemainingColumn(),
-    )
-    with rich.Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda num, what=None: progress.update(task, advance=num, description=what)
+    speed = [rich.DownloadColumn(), rich.TransferSpeedColumn()]
+    if not in_bytes:
+        speed = [rich.MofNCompleteColumn(), rich.TextColumn("{task.fields[rate]}")]
+    time_column = rich.TimeElapsedColumn() if total is None else rich.TimeRemainingColumn()
+    columns = (rich.TextColumn("{task.description}", markup=False), rich.BarColumn(), *speed, time_column)
+    rate = _rate()
+    with rich.Progress(*columns, console=Console(stderr=True), transient=not keep) as progress:
+        task = progress.add_task(what, total=total, completed=done, rate="")
 
+        def advance(num: int, what: str | None = None) -> None:
+            progress.update(task, advance=num, description=what, rate=f"{rate(num)} a second")
 
-@contextlib.contextmanager
-def show_bytes(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Draw a bar of bytes on standard output. Yields a function to call with the number just received.
-
-    total: None if unknown.
-    """
-    import rich.progress as rich
-
-    columns = (
-        rich.TextColumn("{task.description}"),
-        rich.BarColumn(),
-        rich.DownloadColumn(),
-        rich.TransferSpeedColumn(),
-        rich.TimeRemainingColumn(),
-    )
-    with rich.Progress(*columns) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda num: progress.advance(task, num)
+        yield advance
 
 
 @contextlib.contextmanager
@@ -61,26 +47,9 @@ def show_progress(total: int | None, done: int, bar: bool, what: str = "photos")
     total: None if unknown. done: number finished before this start. bar: draw a bar on standard error. what: text
     beside the bar.
     """
-    with _bar(total, done, what) if bar else contextlib.nullcontext(_lines(total, done)) as advance:
+    lines = contextlib.nullcontext(_lines(total, done))
+    with show_bar(what, total, done, keep=False) if bar else lines as advance:
         yield advance
-
-
-@contextlib.contextmanager
-def _bar(total: int | None, done: int, what: str) -> Iterator[Callable[[int], None]]:
-    import rich.progress as rich
-    from rich.console import Console
-
-    columns = (
-        rich.TextColumn("{task.description}", markup=False),
-        rich.BarColumn(),
-        rich.MofNCompleteColumn(),
-        rich.TextColumn("{task.fields[rate]}"),
-        rich.TimeElapsedColumn() if total is None else rich.TimeRemainingColumn(),
-    )
-    rate = _rate()
-    with rich.Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=total, completed=done, rate="")
-        yield lambda num: progress.update(task, advance=num, rate=f"{rate(num)} a second")
 
 
 def _lines(total: int | None, done: int) -> Callable[[int], None]:

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable, Sequence
 from numbers import Integral
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -11,7 +10,7 @@ from PIL import Image
 from carvision.errors import InputError
 from carvision.inference.model_file import LoadedClassifier, load
 from carvision.inference.predictor import Item, PhotoBatches, Predictor, choose_device
-from carvision.inference.rows import Layout, column_name, rows_of
+from carvision.inference.rows import Layout, rows_of
 from carvision.inference.sources import Photo
 
 PhotoInput = str | os.PathLike | Image.Image
@@ -35,7 +34,7 @@ def predict(
     if len(boxes) != len(photos):
         raise InputError(f"boxes: {len(boxes)} for {len(photos)} photos; give one for each photo, None for the whole")
     predictor = _as_predictor(model).to(choose_device(device))
-    Layout(top, probs=True).columns(predictor.class_ids, predictor.labels)  # refuses heads named like other columns
+    layout = Layout(predictor.class_ids, predictor.labels, top)  # refuses heads named like other columns
     torch_device = next(predictor.parameters()).device
     results = []
     for start in range(0, len(photos), batch_size):
@@ -49,8 +48,8 @@ def predict(
         logits = {head: values.cpu() for head, values in predictor([part.to(torch_device) for part in images]).items()}
         paths = [None if isinstance(photo, Image.Image) else photo for photo in batch]
         named_photos = [Photo(path or "", "") for path in paths]
-        rows = rows_of(predictor, Layout(top), named_photos, [{}] * len(batch), logits, reasons)
-        results += [_nested(row, path, predictor, top) for row, path in zip(rows, paths, strict=True)]
+        rows = rows_of(predictor, layout, named_photos, [{}] * len(batch), logits, reasons)
+        results += [{"path": path, **row.labels, "error": row.error} for row, path in zip(rows, paths, strict=True)]
     return results
 
 
@@ -90,20 +89,3 @@ def _as_box(box: Sequence[float]) -> np.ndarray:
     if region.shape != (4,):
         raise InputError(f"boxes: {box!r} is not left, top, right, bottom in pixels, or None for the whole photo")
     return region
-
-
-def _nested(row: dict, path: str | None, predictor: Predictor, top: int) -> dict[str, Any]:
-    """Return an output row as carvision.predict returns it: a list of classes for each head with classes."""
-    result: dict[str, Any] = {"path": path}
-    error = row.get("error")
-    for label in predictor.labels:
-        if label not in predictor.classes:
-            result[label] = row.get(label)
-            continue
-        names = [column_name(label, rank) for rank in range(min(top, len(predictor.classes[label])))]
-        result[label] = (
-            []
-            if error
-            else [{"id": row[f"{name}_id"], "name": row[name], "prob": row[f"{name}_prob"]} for name in names]
-        )
-    return result | {"error": error}

@@ -1,6 +1,6 @@
 """Predict photos with one network, or with the average of several networks and views of each photo.
 
-predict_items reads photos lazily, decodes them in worker processes, and yields their logits in order.
+predict_items reads photos lazily, decodes them in threads, and yields their logits in order.
 """
 
 import importlib
@@ -15,17 +15,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from torch.utils.data import DataLoader, Dataset
 
 from carvision.augment.pipeline import Normalise, to_float
 from carvision.data.decode import decode_image, decode_into, empty_images
 from carvision.data.images import BLANK, BadImage, Preprocessing, read_file
-from carvision.data.loading.shared_batches import share_batches
+from carvision.data.loading.loader import Loader
 from carvision.data.packs.read import PackedPhoto
 from carvision.data.paths import nfc
 from carvision.errors import InputError, one_line
 from carvision.inference.model_file import LoadedClassifier, decode_on_device, probs_of
-from carvision.system.machine import FORK, num_cores
+from carvision.system.machine import num_cores
 
 log = logging.getLogger(__name__)
 
@@ -188,31 +187,47 @@ class Batch(NamedTuple):
     reasons: list[str | None]
 
 
-class PhotoBatches(Dataset):
-    """Dataset indexed by lists of Items; returns ([uint8 (B, 3, size_px, size_px) per geometry], items, reasons)."""
+class PhotoBatch(NamedTuple):
+    """A batch of photos for a PixelNetwork.
+
+    images: uint8 (B, 3, size_px, size_px) for each geometry. items: as given. reasons: why a photo is unusable, else
+    None; its image is then grey.
+    """
+
+    images: list[Tensor]
+    items: list[Item]
+    reasons: list[str | None]
+
+
+class PhotoBatches:
+    """Batches of Items, for Loader."""
 
     def __init__(self, geometries: list[Preprocessing]):
         self.geometries = geometries
 
-    def __getitem__(self, items: list[Item]) -> tuple[list[Tensor], list[Item], list[str | None]]:
-        images = [empty_images(len(items), preprocessing.size_px) for preprocessing in self.geometries]
-        reasons: list[str | None] = []
-        for row, (photo, box) in enumerate(items):
-            reason = None
+    def __getitem__(self, items: list[Item]) -> PhotoBatch:
+        batch = self.begin(items)
+        self.read(batch, items, 0)
+        return batch
+
+    def begin(self, items: list[Item], pin_memory: bool = False) -> PhotoBatch:
+        images = [empty_images(len(items), preprocessing.size_px, pin_memory) for preprocessing in self.geometries]
+        return PhotoBatch(images, items, [None] * len(items))
+
+    def read(self, batch: PhotoBatch, items: list[Item], start: int) -> None:
+        for row, (photo, box) in enumerate(items, start):
             try:
                 region = None if box is None else np.asarray(box, np.float32)
                 data = photo if isinstance(photo, Image.Image) else read_file(photo)
-                for preprocessing, batch in zip(self.geometries, images, strict=True):
-                    if isinstance(data, bytes):
-                        decode_into(data, preprocessing, batch[row], region)
+                for preprocessing, images in zip(self.geometries, batch.images, strict=True):
+                    if isinstance(data, Image.Image):
+                        images[row] = decode_image(data, preprocessing, region)
                     else:
-                        batch[row] = decode_image(data, preprocessing, region)
+                        decode_into(data, preprocessing, images[row], region)
             except BadImage as error:
-                reason = str(error)
-                for batch in images:
-                    batch[row] = BLANK
-            reasons.append(reason)
-        return images, items, reasons
+                batch.reasons[row] = str(error)
+                for images in batch.images:
+                    images[row] = BLANK
 
 
 def predict_items(
@@ -224,7 +239,7 @@ def predict_items(
 ) -> Iterator[Batch]:
     """Yield the predictor's logits of the photos, batch by batch, in the order of `items`.
 
-    items: read lazily, so there may be any number. num_workers: processes that decode; None: one fewer than there are
+    items: read lazily, so there may be any number. num_workers: threads that decode; None: one fewer than there are
     cores, at most 16. device: "auto", or a torch device. Raises InputError for a device that isn't available.
     """
     torch_device = choose_device(device)
@@ -232,16 +247,8 @@ def predict_items(
     if torch_device.type == "cuda":
         predictor.to(memory_format=torch.channels_last)
     workers = max(1, min(16, num_cores() - 1)) if num_workers is None else num_workers
-    num_bytes = batch_size * sum(3 * preprocessing.size_px**2 for preprocessing in predictor.geometries)
-    loader = DataLoader(
-        share_batches(PhotoBatches(predictor.geometries), workers, num_bytes),
-        sampler=batches_of(items, batch_size),  # consumed only as far as the workers prefetch
-        batch_size=None,
-        num_workers=workers,
-        multiprocessing_context=FORK if workers else None,
-        pin_memory=torch_device.type == "cuda",
-    )
-    for images, batch, reasons in loader:
+    photos, batches = PhotoBatches(predictor.geometries), batches_of(items, batch_size)
+    for images, batch, reasons in Loader(photos, batches, batch_size, workers, torch_device.type == "cuda"):
         if torch_device.type == "xla":
             images = [_pad_batch(values, batch_size) for values in images]
         logits = predictor([values.to(torch_device, non_blocking=True) for values in images])

@@ -1,14 +1,12 @@
-"""Convert logits to output rows, of names, ids and probabilities of each photo's classes; write rows as text, and read
-them back.
+"""Convert logits to rows, the names, ids and probabilities of each photo's classes; flatten rows to the columns of a
+table, and write them as text.
 """
 
-import csv
-import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -28,37 +26,53 @@ Kind = str | tuple[str, ...]
 Truth = dict[str, int | None]  # {head: code, None if unknown}
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The columns of the output. top: number of classes per head, the decoded one first. brief: only paths and names.
-    probs: all probabilities. true_heads: heads whose true class has a column."""
+class Row(NamedTuple):
+    """The prediction of a photo.
 
+    labels: {head with classes: its best classes, each {"id", "name", "prob"}, the decoded one first}, and of the others
+    {head: number}; for a photo that could not be used [] and None, and `error` says why. truth {head: name of the true
+    class}, missing or None where it is unknown. probs {head: C probabilities}, if the layout has them.
+    """
+
+    path: str
+    labels: dict[str, Any]
+    error: str | None = None
+    truth: Mapping[str, str | None] = {}
+    probs: Mapping[str, Sequence[float]] = {}
+
+
+@dataclass
+class Layout:
+    """What rows and their table hold. class_ids: of the heads with classes. labels: all heads. top: number of classes
+    per head. brief: the table has only paths and names. probs: all probabilities. true_heads: heads whose true class
+    has a column.
+
+    columns: {name: kind} of the table, in order. Raises InputError if two of them would have the same name.
+    """
+
+    class_ids: dict[str, list[str]]
+    labels: Sequence[str]
     top: int = 1
     brief: bool = False
     probs: bool = False
     true_heads: tuple[str, ...] = ()
+    columns: dict[str, Kind] = field(init=False)
 
-    def columns(self, class_ids: dict[str, list[str]], labels: Sequence[str]) -> dict[str, Kind]:
-        """Return {name: kind} in order. class_ids: of the heads with classes; labels: of all heads.
-
-        Raises InputError if two columns would have the same name.
-        """
+    def __post_init__(self):
         columns: list[tuple[str, Kind]] = [("path", "text")]
-        for head, ids in class_ids.items():
+        for head, ids in self.class_ids.items():
             columns += [(f"{head}_true", "text")] if head in self.true_heads and not self.brief else []
             for rank in range(min(self.top, len(ids))):
                 name = column_name(head, rank)
                 columns.append((name, "text"))
                 columns += [] if self.brief else [(f"{name}_id", "text"), (f"{name}_prob", "number")]
             columns += [(f"{head}_probs", tuple(ids))] if self.probs else []
-        columns += [(label, "number") for label in labels if label not in class_ids]
+        columns += [(label, "number") for label in self.labels if label not in self.class_ids]
         columns += [] if self.brief else [("error", "text")]
-        names = [name for name, _ in columns]
-        names += ["error"] if self.brief else []  # rows have it, even if it is not shown
-        name, count = Counter(names).most_common(1)[0]
+        name, count = Counter(name for name, _ in columns).most_common(1)[0]
         if count > 1:
             raise InputError(f"the model's labels would give two columns {name!r}; rename one when you train it")
-        return dict(columns)
+        self.columns = dict(columns)
 
 
 def column_name(label: str, rank: int) -> str:
@@ -73,11 +87,8 @@ def rows_of(
     truths: list[Truth],
     logits: dict[str, Tensor],
     reasons: list,
-) -> list[dict]:
-    """Return one row per photo, {column: value}; columns without a value (unreadable photo, unknown truth) are omitted.
-
-    logits: {head: (B, C)}; reasons: why a photo is unusable, else None.
-    """
+) -> list[Row]:
+    """Return one row per photo. logits: {head: (B, C)}; reasons: why a photo is unusable, else None."""
     probs = {head: values.numpy() for head, values in predictor.probs(logits).items()}
     decoded = predictor.decode(logits)  # omits heads with a single class
     best = {
@@ -85,22 +96,26 @@ def rows_of(
         for head, values in probs.items()
     }
     numbers = {label: logits[label][:, 0].float().numpy() for label in predictor.labels if label not in probs}
+
+    def classes(head: str, i: int) -> list[dict]:
+        names, ids = predictor.classes[head], predictor.class_ids[head]
+        codes = best[head][i].tolist()
+        return [{"id": ids[code], "name": names[code], "prob": float(probs[head][i, code])} for code in codes]
+
     rows = []
     for i, (photo, truth) in enumerate(zip(photos, truths, strict=True)):
-        row = {"path": photo.path}
-        for head, code in truth.items():
-            if code is not None:
-                row[f"{head}_true"] = predictor.classes[head][code]
-        values = [value[i] for value in (*probs.values(), *numbers.values())]
+        known = {head: predictor.classes[head][code] for head, code in truth.items() if code is not None}
+        values = (value[i] for value in (*probs.values(), *numbers.values()))
         reason = reasons[i] or (None if all(np.isfinite(value).all() for value in values) else NOT_A_NUMBER)
         if reason:
-            row["error"] = reason
-        else:
-            for head, values in probs.items():
-                row |= _best_cells(head, predictor, values[i], best[head][i])
-                row[f"{head}_probs"] = values[i]
-            row |= {label: float(number[i]) for label, number in numbers.items()}
-        rows.append(row)
+            labels = {label: [] if label in probs else None for label in predictor.labels}
+            rows.append(Row(photo.path, labels, reason, known))
+            continue
+        labels = {
+            label: classes(label, i) if label in probs else float(numbers[label][i]) for label in predictor.labels
+        }
+        vectors = {head: values[i] for head, values in probs.items()} if layout.probs else {}
+        rows.append(Row(photo.path, labels, None, known, vectors))
     return rows
 
 
@@ -113,14 +128,19 @@ def best_codes(probs: np.ndarray, decoded: np.ndarray, top: int) -> np.ndarray:
     return order.argsort(axis=1, kind="stable")[:, :top]
 
 
-def _best_cells(head: str, predictor: "Predictor", probs: np.ndarray, best: np.ndarray) -> dict:
-    cells = {}
-    for rank, code in enumerate(best.tolist()):
-        name = column_name(head, rank)
-        cells[name] = predictor.classes[head][code]
-        cells[f"{name}_id"] = predictor.class_ids[head][code]
-        cells[f"{name}_prob"] = float(probs[code])
-    return cells
+def flatten(row: Row, columns: Iterable[str]) -> dict[str, Any]:
+    """Return {column: value} of these columns of a Layout; None where the row has no value."""
+    cells: dict[str, Any] = {"path": row.path, "error": row.error}
+    for label, found in row.labels.items():
+        if not isinstance(found, list):
+            cells[label] = found
+            continue
+        for rank, best in enumerate(found):
+            name = column_name(label, rank)
+            cells |= {name: best["name"], f"{name}_id": best["id"], f"{name}_prob": best["prob"]}
+    cells |= {f"{head}_true": name for head, name in row.truth.items()}
+    cells |= {f"{head}_probs": values for head, values in row.probs.items()}
+    return {name: cells.get(name) for name in columns}
 
 
 def header(columns: dict[str, Kind], suffix: str) -> str:
@@ -133,48 +153,12 @@ def header(columns: dict[str, Kind], suffix: str) -> str:
     return _delimited([names], suffix)
 
 
-def to_text(rows: list[dict], columns: dict[str, Kind], suffix: str) -> str:
+def to_text(rows: Iterable[Row], columns: dict[str, Kind], suffix: str) -> str:
     """Return one line per row; missing values are empty cells, null in JSON. Numbers have six significant digits."""
+    flat = [flatten(row, columns) for row in rows]
     if suffix == JSON_LINES:
-        return "".join(json.dumps(_json_row(row, columns), ensure_ascii=False) + "\n" for row in rows)
-    return _delimited([_cells(row, columns) for row in rows], suffix)
-
-
-def read_rows(file: IO[bytes], columns: dict[str, Kind], suffix: str, name: str) -> Iterator[tuple[dict, int]]:
-    """Yield (row, end offset in bytes) for the complete rows of a file written with `header` and `to_text`.
-
-    The header yields an empty row; the cells of CSV are text; an incomplete last line is skipped. name: of the file,
-    for errors. Raises InputError for any other content.
-    """
-    records = _complete_records(file, quoted=suffix != JSON_LINES)
-    head, names = header(columns, suffix), []
-    try:
-        if head:
-            record, end = next(records, (None, 0))
-            if record is None:
-                return
-            if record != head.encode():
-                raise ValueError("it has other columns")
-            names = _cells_of(record, suffix)
-            yield {}, end
-        for record, end in records:
-            row = dict(zip(names, _cells_of(record, suffix), strict=True)) if head else json.loads(record)
-            if not isinstance(row, dict) or "path" not in row:
-                raise ValueError("a line without a path")
-            yield row, end
-    except (ValueError, csv.Error) as error:  # invalid JSON or UTF-8, or a wrong number of cells
-        raise InputError(f"{name} was not written by this command ({error}); give another --out") from None
-
-
-def _complete_records(file: IO[bytes], quoted: bool) -> Iterator[tuple[bytes, int]]:
-    """Yield (record, end offset), joining lines of a quoted cell that contains newlines."""
-    record, end = b"", 0
-    for line in file:
-        record += line
-        end += len(line)
-        if line.endswith(b"\n") and not (quoted and record.count(b'"') % 2):
-            yield record, end
-            record = b""
+        return "".join(json.dumps(_rounded(cells, columns), ensure_ascii=False) + "\n" for cells in flat)
+    return _delimited([_cells(cells, columns) for cells in flat], suffix)
 
 
 def _delimited(records: list[list[str]], suffix: str) -> str:
@@ -188,26 +172,20 @@ def _delimited(records: list[list[str]], suffix: str) -> str:
     return "".join(separator.join(map(quoted, record)) + "\n" for record in records)
 
 
-def _cells_of(record: bytes, suffix: str) -> list[str]:
-    return next(csv.reader(io.StringIO(record.decode(), newline=""), delimiter=SEPARATORS[suffix]))
-
-
-def _cells(row: dict, columns: dict[str, Kind]) -> list[str]:
+def _cells(flat: dict[str, Any], columns: dict[str, Kind]) -> list[str]:
     cells = []
-    for name, kind in columns.items():
-        value = row.get(name)
+    for value, kind in zip(flat.values(), columns.values(), strict=True):
         if not isinstance(kind, str):
-            cells += [""] * len(kind) if value is None else [f"{one:.6g}" for one in value.tolist()]
+            cells += [""] * len(kind) if value is None else [f"{one:.6g}" for one in value]
         else:
             cells.append("" if value is None else f"{value:.6g}" if kind == "number" else value)
     return cells
 
 
-def _json_row(row: dict, columns: dict[str, Kind]) -> dict:
-    plain = dict.fromkeys(columns)
-    for name, kind in columns.items():
-        value = row.get(name)
+def _rounded(flat: dict[str, Any], columns: dict[str, Kind]) -> dict:
+    plain = {}
+    for (name, value), kind in zip(flat.items(), columns.values(), strict=True):
         if value is not None and kind != "text":
-            value = float(f"{value:.6g}") if kind == "number" else [float(f"{one:.6g}") for one in value.tolist()]
+            value = float(f"{value:.6g}") if kind == "number" else [float(f"{one:.6g}") for one in value]
         plain[name] = value
     return plain

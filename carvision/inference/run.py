@@ -20,7 +20,7 @@ from carvision.files.progress import show_progress
 from carvision.inference.known import SeenPhotos, TrueClasses, data_roots, root_of_list
 from carvision.inference.model_file import load
 from carvision.inference.predictor import Predictor, predict_items
-from carvision.inference.rows import Layout, Truth, rows_of
+from carvision.inference.rows import Layout, Row, Truth, rows_of
 from carvision.inference.sources import (
     Photo,
     Sources,
@@ -31,7 +31,7 @@ from carvision.inference.sources import (
     iterate_photos,
     require_photos,
 )
-from carvision.inference.writers import Output, check_suffix, open_output, refuse_existing
+from carvision.inference.writers import FileOutput, Output, StandardOutput, check_suffix, refuse_existing
 from carvision.system.runtime import keep_freed_memory
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 COUNT_SECONDS = 3  # to find out how many photos there are, for the progress bar
 MAX_REASONS = 3  # unusable photos that are named at the end
 
-OnRow = Callable[[Photo, Truth, dict], None]  # called with each photo, its true classes and its row
+OnRow = Callable[[Photo, Truth, Row], None]  # called with each photo, its true classes and its row
 
 
 def run(options: argparse.Namespace) -> tuple["Tally", list]:
@@ -55,15 +55,16 @@ def run(options: argparse.Namespace) -> tuple["Tally", list]:
     predictor = Predictor([load(run) for run in (options.run, *options.ensemble)], options.tta)
     sources = with_root(sources, predictor)
     truths = create_truths(predictor, options)
-    layout = Layout(options.top, options.brief, options.probs, tuple(truths.heads))
-    tally = Tally(predictor.labels, predictor.class_ids, predictor.classes, options.brief)
+    true_heads = tuple(truths.heads)
+    layout = Layout(predictor.class_ids, predictor.labels, options.top, options.brief, options.probs, true_heads)
+    tally = Tally(predictor.class_ids, options.brief)
     sample = create_sample(options, predictor)
     seen_photos = create_seen_photos(options, sources.root, predictor, truths)
 
-    def on_row(photo: Photo, truth: Truth, row: dict) -> None:
+    def on_row(photo: Photo, truth: Truth, row: Row) -> None:
         tally.add(photo, truth, row)
         seen_photos.add(photo)
-        if options.grid and not tally.is_bad(row):
+        if options.grid and not row.error:
             sample.add(photo, truth, row)
 
     uses_boxes = choose_boxes(predictor, options.listed)
@@ -166,14 +167,15 @@ def choose_boxes(predictor: Predictor, listed: Path | None) -> bool:
 
 def begin_output(options: argparse.Namespace, predictor: Predictor, layout: Layout, reading: dict) -> Output:
     """Open the output, with all settings that determine its rows. reading: "--root", or None, and "boxes"."""
-    columns = layout.columns(predictor.class_ids, predictor.labels)
+    if options.out is None:
+        return StandardOutput(layout)
     classes = {head: {"ids": ids, "names": predictor.classes[head]} for head, ids in predictor.class_ids.items()}
     settings = model_settings(predictor.models)
     settings |= {f"--{name}": getattr(options, name) for name in ("tta", "top", "brief", "probs")}
     settings["--batch-size"] = options.batch_size  # a photo's last digits depend on the others in its batch
     settings["--root"] = os.path.abspath(reading["--root"] or ".")  # noqa: PTH100  as it is, links and all
-    settings |= {"boxes": reading["boxes"], "columns": list(columns)}
-    return open_output(options.out, columns, classes, settings, options.overwrite, options.batch_size)
+    settings |= {"boxes": reading["boxes"], "columns": list(layout.columns)}
+    return FileOutput(options.out, layout, classes, settings, options.overwrite, options.batch_size)
 
 
 def model_settings(models) -> dict:
@@ -205,10 +207,10 @@ def skip_done(photos: Iterator[Photo], output: Output, truths: TrueClasses, on_r
     done = 0
     for row in output.rows():
         photo = next(photos, None)
-        if photo is None or photo.path != row["path"]:
+        if photo is None or photo.path != row.path:
             now = "there are no more photos" if photo is None else f"now it is {photo.path}"
             raise InputError(
-                f"the unfinished output has {row['path']} as photo {done + 1:,}, and {now}; give the same photos in "
+                f"the unfinished output has {row.path} as photo {done + 1:,}, and {now}; give the same photos in "
                 "the same order, or another --out"
             )
         on_row(photo, truths.codes(photo), row)
@@ -242,56 +244,32 @@ def predict_photos(
 
 
 class Tally:
-    """Counts over the output's rows.
+    """Counts over the output's rows. class_ids: {head: list} in the order of the codes. brief: see Layout."""
 
-    labels: of all heads; class_ids, class_names: {head: list} in the order of the codes. brief: the output has no
-    column error.
-    """
-
-    def __init__(
-        self,
-        labels: tuple[str, ...],
-        class_ids: dict[str, list[str]],
-        class_names: dict[str, list[str]],
-        brief: bool = False,
-    ):
-        self.labels, self.class_ids, self.class_names, self.brief = labels, class_ids, class_names, brief
+    def __init__(self, class_ids: dict[str, list[str]], brief: bool = False):
+        self.class_ids, self.brief = class_ids, brief
         self.num_photos = self.num_bad = self.num_without_box = 0
         self.first_bad: list[str] = []
         self.num_right = dict.fromkeys(class_ids, 0)
         self.num_judged = dict.fromkeys(class_ids, 0)
 
-    def add(self, photo: Photo, truth: Truth, row: dict) -> None:
-        """Count a photo. row: from rows_of, or read back from the unfinished output."""
+    def add(self, photo: Photo, truth: Truth, row: Row) -> None:
+        """Count a photo with its true classes and its row."""
         self.num_photos += 1
         self.num_without_box += photo.box is None
-        if self.is_bad(row):
+        if row.error:
             self.num_bad += 1
             if len(self.first_bad) < MAX_REASONS:
-                reason = row.get("error")  # missing from a brief row that was read back
-                self.first_bad.append(f"{photo.path}: {reason}" if reason else photo.path)
+                self.first_bad.append(f"{photo.path}: {row.error}")
             return
         for head, code in truth.items():
             if code is not None:
                 self.num_judged[head] += 1
                 self.num_right[head] += self.is_right(head, code, row)
 
-    def is_bad(self, row: dict) -> bool:
-        """Return whether the photo was unusable: by its error or, without that column, by all cells being empty.
-
-        In text, a class with an empty name has an empty cell, too, and does not count as missing.
-        """
-        if "error" in row:
-            return bool(row["error"])
-        return all(
-            row.get(label) is None or (row[label] == "" and "" not in self.class_names.get(label, ()))
-            for label in self.labels
-        )
-
-    def is_right(self, head: str, code: int, row: dict) -> bool:
-        """Return whether the prediction is correct: by id, or by name if the row has no ids."""
-        id_ = row.get(f"{head}_id")
-        return row[head] == self.class_names[head][code] if id_ is None else id_ == self.class_ids[head][code]
+    def is_right(self, head: str, code: int, row: Row) -> bool:
+        """Return whether the prediction is the class of that code."""
+        return row.labels[head][0]["id"] == self.class_ids[head][code]
 
     def lines(self) -> list[str]:
         """Return the lines to print at the end: unusable photos, and the accuracy of each head whose truth is known."""
@@ -340,9 +318,9 @@ class ClassSample:
         self.num_classes, self.size, self.head, self.seed = num_classes, size, head, seed
         self.of_class: dict[str, ReservoirSample] = {}
 
-    def add(self, photo: Photo, truth: Truth, row: dict) -> None:
+    def add(self, photo: Photo, truth: Truth, row: Row) -> None:
         code = truth.get(self.head)
-        key = str(row[self.head]) if code is None else f"#{code:09d}"
+        key = row.labels[self.head][0]["name"] if code is None else f"#{code:09d}"
         sample = self.of_class.setdefault(key, ReservoirSample(self.size, f"{self.seed} {key}"))
         sample.add(photo, truth, row)
 

@@ -1,13 +1,14 @@
 """Write rows to CSV, TSV, JSON Lines or Parquet: complete or not at all, and resumed where a killed command stopped.
 
-While it is written, an output FILE is FILE.partial with the rows and FILE.partial.json with the settings that determine
-them; the writing process holds a lock on the latter.
+While it is written, an output FILE is FILE.partial, whatever its suffix: a stream in Arrow's IPC format, with the
+settings that determine the rows in its schema, then a record batch for each batch of rows. The writing process holds a
+lock on it.
 
 All outputs have the same methods:
-    rows()        call once, and exhaust: {column: value} of the rows that an earlier command wrote, without the
-                  vectors; only complete batches, so that a resumed output equals an uninterrupted one bit for bit
-    write(rows)   append rows, in order
-    finish()      rename the output to its own name
+    rows()        call once, and exhaust: the rows that an earlier command wrote, without their probs; only complete
+                  batches, so that a resumed output equals an uninterrupted one bit for bit
+    write(rows)   append a batch of rows
+    finish()      write the output under its own name
     close()       call in any case; an unfinished output stays and can be resumed
 """
 
@@ -16,9 +17,7 @@ import errno
 import io
 import json
 import os
-import re
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -26,18 +25,18 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from carvision.errors import InputError, one_line
-from carvision.files.atomic import PARTIAL, create_folder, open_kept, open_new, rename
+from carvision.errors import InputError
+from carvision.files.atomic import PARTIAL, open_kept, open_new, rename
 from carvision.files.folders import shorten
 from carvision.files.locks import try_lock
-from carvision.inference.rows import JSON_LINES, SEPARATORS, Kind, header, read_rows, to_text
+from carvision.inference.rows import JSON_LINES, SEPARATORS, Layout, Row, flatten, header, to_text
 
 PARQUET = ".parquet"
 SUFFIXES = (*SEPARATORS, JSON_LINES, PARQUET)
-METADATA = "carvision"  # the key of the Parquet schema's metadata: JSON {"classes": {head: {"ids", "names"}}}
-# Limits of a part of a Parquet file, the first one reached counts: rows, numbers (16 MB of vectors), seconds
-PART_ROWS, PART_NUMBERS, PART_SECONDS = 8192, 4_000_000, 30
-PART = re.compile(r"\d{12}\.(parquet|unfinished)|whole")  # files in the folder of an unfinished Parquet file
+# The key of a schema's metadata, JSON: {"classes": {head: {"ids", "names"}}} of Parquet, the settings of FILE.partial
+METADATA = b"carvision"
+# Limits of a row group of Parquet, the first one reached counts: rows, numbers (16 MB of vectors)
+GROUP_ROWS, GROUP_NUMBERS = 8192, 4_000_000
 
 
 def check_suffix(file: Path) -> None:
@@ -46,41 +45,19 @@ def check_suffix(file: Path) -> None:
         raise InputError(f"--out: {file.name!r} does not end in one of {', '.join(SUFFIXES)}")
 
 
-def open_output(
-    file: Path | None, columns: dict[str, Kind], classes: dict, settings: dict, overwrite: bool, batch_size: int
-) -> "Output":
-    """Open the output of `file`; None: CSV on standard output.
-
-    classes: {head: {"ids", "names"}}, stored in a Parquet file. batch_size: number of rows written at a time. settings,
-    and errors: see claim.
-    """
-    if file is None:
-        return StandardOutput(columns)
-    check_suffix(file)
-    opened = claim(file, settings, overwrite)
-    try:
-        with oserror_as_input_error(file):
-            if file.suffix.lower() == PARQUET:
-                return ParquetFile(file, columns, classes, opened)
-            return TextFile(file, columns, batch_size, opened)
-    except InputError:
-        opened.close()
-        raise
-
-
 class StandardOutput:
     """CSV on standard output; can't be resumed."""
 
-    def __init__(self, columns: dict[str, Kind]):
-        self.columns = columns
+    def __init__(self, layout: Layout):
+        self.columns = layout.columns
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8", newline="")
 
-    def rows(self) -> Iterator[dict]:
+    def rows(self) -> Iterator[Row]:
         sys.stdout.write(header(self.columns, ".csv"))
         yield from ()
 
-    def write(self, rows: list[dict]) -> None:
+    def write(self, rows: list[Row]) -> None:
         sys.stdout.write(to_text(rows, self.columns, ".csv"))
         sys.stdout.flush()
 
@@ -91,147 +68,161 @@ class StandardOutput:
         pass
 
 
-class TextFile:
-    """CSV, TSV or JSON Lines; unfinished, it is a single file."""
+class FileOutput:
+    """A file of one of SUFFIXES.
 
-    def __init__(self, file: Path, columns: dict[str, Kind], batch_size: int, opened: IO[str]):
-        self.file, self.columns, self.suffix, self.opened = file, columns, file.suffix.lower(), opened
-        self.batch_size = batch_size
-        self.stream = open_kept(partial_path(file), "a+b")
-
-    def rows(self) -> Iterator[dict]:
-        self.stream.seek(0)
-        end, batch = 0, []
-        for row, row_end in read_rows(self.stream, self.columns, self.suffix, str(partial_path(self.file))):
-            batch += [row] if row else []
-            if not row or len(batch) == self.batch_size:
-                yield from batch
-                end, batch = row_end, []
-        with oserror_as_input_error(self.file):
-            self.stream.truncate(end)
-            if end == 0:
-                self.stream.write(header(self.columns, self.suffix).encode())
-
-    def write(self, rows: list[dict]) -> None:
-        with oserror_as_input_error(self.file):
-            self.stream.write(to_text(rows, self.columns, self.suffix).encode())
-            self.stream.flush()
-
-    def finish(self) -> None:
-        with oserror_as_input_error(self.file):
-            self.stream.flush()
-            os.fsync(self.stream.fileno())
-            self.stream.close()
-            rename(partial_path(self.file), self.file)
-            release(self.file, self.opened)
-
-    def close(self) -> None:
-        self.stream.close()
-        self.opened.close()
-
-
-class ParquetFile:
-    """Parquet; unfinished, it is a folder of complete Parquet files named by their first row.
-
-    Rows that a killed command had not written to one are predicted again.
+    classes: {head: {"ids", "names"}}, stored in a Parquet file. settings: {name: plain value} that determine the rows.
+    batch_size: number of rows written at a time. Raises InputError if `file` exists and must not be overwritten,
+    another process writes it, or it was begun with other settings.
     """
 
-    def __init__(self, file: Path, columns: dict[str, Kind], classes: dict, opened: IO[str]):
-        self.file, self.opened, self.folder = file, opened, partial_path(file)
-        create_folder(self.folder)
-        self.schema = schema_of(columns, classes)
-        self.columns = columns
-        num_values = sum(1 if isinstance(kind, str) else len(kind) for kind in columns.values())
-        self.part_rows = max(1, min(PART_ROWS, PART_NUMBERS // num_values))
-        self.num_rows = 0  # in the parts written
-        self.waiting: list[pa.Table] = []
-        self.since = time.monotonic()
-
-    def rows(self) -> Iterator[dict]:
-        short = [name for name, kind in self.columns.items() if isinstance(kind, str)]
-        for part in self._parts():
+    def __init__(self, file: Path, layout: Layout, classes: dict, settings: dict, overwrite: bool, batch_size: int):
+        check_suffix(file)
+        refuse_existing(file, overwrite)
+        self.file, self.layout, self.classes, self.batch_size = file, layout, classes, batch_size
+        self.schema = schema_of_rows(layout)
+        with oserror_as_input_error(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self.stream = _lock(file)
             try:
-                if int(part.stem) != self.num_rows or not pq.read_schema(part).equals(self.schema):
-                    raise ValueError("its parts are not consecutive")
-                rows = pq.read_table(part, columns=short).to_pylist()
-            except (ValueError, OSError, pa.ArrowException) as error:
-                text = one_line(error, 200)
-                raise InputError(f"{part} was not written by this command ({text}); give another --out") from None
-            self.num_rows += len(rows)
-            yield from rows
+                refuse_existing(file, overwrite)  # the process that held the lock may have finished it
+                self._begin(settings, overwrite)
+            except (InputError, OSError):
+                if os.fstat(self.stream.fileno()).st_size == 0:  # we have just created it
+                    self._remove_stream()
+                self.close()
+                raise
 
-    def write(self, rows: list[dict]) -> None:
-        self.waiting.append(pa.Table.from_pylist([self._cells(row) for row in rows], schema=self.schema))
-        num_waiting = sum(len(table) for table in self.waiting)
-        if num_waiting >= self.part_rows or time.monotonic() - self.since > PART_SECONDS:
-            self._write_part()
+    def rows(self) -> Iterator[Row]:
+        for batch in self._batches():
+            if len(batch) < self.batch_size:
+                break
+            yield from (Row(**each) for each in batch.drop_columns(["probs"]).to_pylist())
+        with oserror_as_input_error(self.file):
+            self.stream.truncate(self.end)
+
+    def write(self, rows: list[Row]) -> None:
+        batch = pa.RecordBatch.from_pylist([row._asdict() for row in rows], schema=self.schema)
+        with oserror_as_input_error(self.file):
+            self.stream.write(batch.serialize())
+            self.stream.flush()
 
     def finish(self) -> None:
-        self._write_part()
-        whole = self.folder / "whole"
+        whole = self.file.with_name(f"{self.file.name}{PARTIAL}.whole")
         with oserror_as_input_error(self.file):
             with open_new(whole) as out:
-                with pq.ParquetWriter(out, self.schema) as writer:
-                    for table in self._coalesced():
-                        writer.write_table(table)
+                if self.file.suffix.lower() == PARQUET:
+                    self._write_parquet(out)
+                else:
+                    self._write_text(out)
                 out.flush()
                 os.fsync(out.fileno())
             rename(whole, self.file)
-            discard(self.file)
-            release(self.file, self.opened)
+            self._remove_stream()
 
     def close(self) -> None:
-        self.opened.close()
+        self.stream.close()
 
-    def _parts(self) -> list[Path]:
-        return sorted(self.folder.glob(f"{'[0-9]' * 12}.parquet"))
-
-    def _cells(self, row: dict) -> dict:
-        return {name: row.get(name) for name in self.columns}
-
-    def _write_part(self) -> None:
-        self.since = time.monotonic()
-        if not self.waiting:
+    def _begin(self, settings: dict, overwrite: bool) -> None:
+        """Write the beginning of the stream, unless it has one of the same settings."""
+        beginning = self.schema.with_metadata({METADATA: json.dumps(settings)}).serialize().to_pybytes()
+        written = self.stream.read(len(beginning))
+        if written == beginning:
             return
-        table = pa.concat_tables(self.waiting)
-        with oserror_as_input_error(self.file):
-            part = self.folder / f"{self.num_rows:012d}.parquet"
-            with open_new(part.with_suffix(".unfinished")) as out:
-                pq.write_table(table, out)
-            part.with_suffix(".unfinished").replace(part)
-        self.num_rows += len(table)
-        self.waiting = []
+        if not beginning.startswith(written):  # as that of a new one, or of one that was torn there
+            before = _settings_in(self.stream, self.file)
+            differing = [what for what in settings if before.get(what) != settings[what]]
+            if not differing:  # another version of Arrow wrote it
+                return
+            if not overwrite:
+                what = differing[0]
+                raise InputError(
+                    f"{partial_path(self.file)} was begun with {what} {_shortened(before.get(what))}, not "
+                    f"{_shortened(settings[what])}; give the same again, another --out, or --overwrite to start over"
+                )
+        self.stream.truncate(0)
+        self.stream.write(beginning)
+        self.stream.flush()
 
-    def _coalesced(self) -> Iterator[pa.Table]:
-        """Yield the parts in order, joining small ones, as each becomes a row group."""
-        tables: list[pa.Table] = []
-        for part in self._parts():
-            tables.append(pq.read_table(part, schema=self.schema))
-            if sum(len(table) for table in tables) >= self.part_rows:
-                yield pa.concat_tables(tables)
-                tables = []
-        if tables:
-            yield pa.concat_tables(tables)
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield the batches of rows that are complete. self.end: the offset behind those that were consumed."""
+        self.stream.seek(0)
+        stream = pa.PythonFile(self.stream, mode="r")
+        schema = pa.ipc.read_schema(pa.ipc.read_message(stream))
+        self.end = self.stream.tell()
+        with contextlib.suppress(EOFError, OSError, pa.ArrowException):  # at its end, or torn there
+            while True:
+                yield pa.ipc.read_record_batch(pa.ipc.read_message(stream), schema)
+                self.end = self.stream.tell()
+
+    def _write_text(self, out: IO[bytes]) -> None:
+        columns, suffix = self.layout.columns, self.file.suffix.lower()
+        out.write(header(columns, suffix).encode())
+        for batch in self._batches():
+            out.write(to_text((Row(**each) for each in batch.to_pylist()), columns, suffix).encode())
+
+    def _write_parquet(self, out: IO[bytes]) -> None:
+        columns = self.layout.columns
+        num_values = sum(1 if isinstance(kind, str) else len(kind) for kind in columns.values())
+        group_rows = max(1, min(GROUP_ROWS, GROUP_NUMBERS // num_values))
+        schema = schema_of_table(self.layout, self.classes)
+        with pq.ParquetWriter(out, schema) as writer:
+            waiting: list[pa.Table] = []
+            for batch in self._batches():
+                waiting.append(_flat(batch, self.layout, schema))
+                if sum(len(table) for table in waiting) >= group_rows:
+                    writer.write_table(pa.concat_tables(waiting).combine_chunks())
+                    waiting = []
+            if waiting:
+                writer.write_table(pa.concat_tables(waiting).combine_chunks())
+
+    def _remove_stream(self) -> None:
+        """Remove FILE.partial, and release its lock."""
+        if os.name == "nt":
+            self.stream.close()  # Windows can't delete an open file
+        partial_path(self.file).unlink(missing_ok=True)
+        self.stream.close()
 
 
-Output = StandardOutput | TextFile | ParquetFile
+Output = StandardOutput | FileOutput
 
 
-def schema_of(columns: dict[str, Kind], classes: dict) -> pa.Schema:
-    """Return the Arrow schema of the columns, with the classes as metadata."""
+def schema_of_rows(layout: Layout) -> pa.Schema:
+    """Return the Arrow schema of a Row."""
+    text, number = pa.string(), pa.float32()
+    classes = pa.list_(pa.struct({"id": text, "name": text, "prob": number}))
+    vectors = dict.fromkeys(layout.class_ids if layout.probs else (), pa.list_(number))
+    fields = {
+        "path": text,
+        "labels": pa.struct({label: classes if label in layout.class_ids else number for label in layout.labels}),
+        "error": text,
+        "truth": pa.struct(dict.fromkeys(layout.true_heads, text)),
+        "probs": pa.struct(vectors),
+    }
+    return pa.schema([(name, fields[name]) for name in Row._fields])
+
+
+def schema_of_table(layout: Layout, classes: dict) -> pa.Schema:
+    """Return the Arrow schema of the table's columns, with the classes as metadata."""
     kinds = {"text": pa.string(), "number": pa.float32()}
     fields = [
-        (name, kinds[kind] if isinstance(kind, str) else pa.list_(pa.float32())) for name, kind in columns.items()
+        (name, kinds[kind] if isinstance(kind, str) else pa.list_(pa.float32()))
+        for name, kind in layout.columns.items()
     ]
     return pa.schema(fields, metadata={METADATA: json.dumps({"classes": classes})})
 
 
+def _flat(batch: pa.RecordBatch, layout: Layout, schema: pa.Schema) -> pa.Table:
+    """Return the table of a batch of rows; vectors stay in Arrow's memory, as they may have thousands of numbers."""
+    vectors = {f"{head}_probs": batch["probs"].field(head) for head in layout.class_ids if layout.probs}
+    short = [name for name in layout.columns if name not in vectors]
+    rows = [flatten(Row(**each), short) for each in batch.drop_columns(["probs"]).to_pylist()]
+    columns = {name: pa.array([row[name] for row in rows], schema.field(name).type) for name in short}
+    return pa.table([vectors.get(name, columns.get(name)) for name in layout.columns], schema=schema)
+
+
 def partial_path(file: Path) -> Path:
     return file.with_name(f"{file.name}{PARTIAL}")
-
-
-def settings_path(file: Path) -> Path:
-    return file.with_name(f"{file.name}{PARTIAL}.json")
 
 
 def refuse_existing(file: Path, overwrite: bool) -> None:
@@ -246,41 +237,6 @@ def refuse_existing(file: Path, overwrite: bool) -> None:
         raise InputError(f"--out: {file} exists; give another name, or replace it with --overwrite")
 
 
-def claim(file: Path, settings: dict, overwrite: bool) -> IO[str]:
-    """Lock `file` for writing; return the open settings file, which holds the lock while it is open.
-
-    settings: {name: plain value} that determine the rows. Raises InputError if `file` exists and must not be
-    overwritten, another process writes it, or it was begun with other settings.
-    """
-    refuse_existing(file, overwrite)
-    with oserror_as_input_error(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        opened = _lock(file)
-    written = opened.read()
-    try:
-        refuse_existing(file, overwrite)  # the process that held the lock may have finished it
-        if not _is_continued(file, written, settings, overwrite):
-            with oserror_as_input_error(file):
-                opened.seek(0)
-                opened.truncate()
-                json.dump(settings, opened, indent=1)
-                opened.flush()
-    except InputError:
-        opened.close()
-        if not written:  # we have just created it
-            settings_path(file).unlink(missing_ok=True)
-        raise
-    return opened
-
-
-def release(file: Path, opened: IO[str]) -> None:
-    """Remove the settings file and its lock, once `file` is complete."""
-    if os.name == "nt":
-        opened.close()  # Windows can't delete an open file
-    settings_path(file).unlink(missing_ok=True)
-    opened.close()
-
-
 @contextlib.contextmanager
 def oserror_as_input_error(file: Path) -> Iterator[None]:
     """Turn an OSError into an InputError."""
@@ -292,61 +248,33 @@ def oserror_as_input_error(file: Path) -> Iterator[None]:
         raise InputError(f"--out: {name} can't be written ({reason}); {fix}") from None
 
 
-def _lock(file: Path) -> IO[str]:
+def _lock(file: Path) -> IO[bytes]:
+    """Open FILE.partial and lock it."""
     while True:
-        opened = open_kept(settings_path(file), "a+", encoding="utf-8")
+        opened = open_kept(partial_path(file), "a+b")
         opened.seek(0)
         if not try_lock(opened):
             opened.close()
             raise InputError(f"--out: another command is writing {file} now; wait for it, or give another name")
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(opened.fileno()), settings_path(file).stat()):
+            if os.path.samestat(os.fstat(opened.fileno()), partial_path(file).stat()):
                 return opened
         opened.close()  # deleted between opening and locking
 
 
-def _is_continued(file: Path, written: str, settings: dict, overwrite: bool) -> bool:
-    """Return whether an output begun with these settings exists.
-
-    written: the settings that it was begun with, "" if none. Raises InputError for files of another origin. An output
-    begun with other settings is discarded if it may be overwritten, else refused.
-    """
-    partial, exists = partial_path(file), os.path.lexists(partial_path(file))
-    if not exists and not written:
-        return False
-    try:
-        before = json.loads(written)
-    except ValueError:
-        before = None
-    if not isinstance(before, dict) or not before.keys() & settings.keys():
-        unknown_file = partial if exists else settings_path(file)
-        raise InputError(
-            f"{unknown_file} was not written by this command, or the settings it was begun with are lost "
-            f"({settings_path(file)}); give another --out"
-        )
-    differing = [what for what in settings if before.get(what) != settings[what]]
-    if differing and exists and not overwrite:
-        what = differing[0]
-        raise InputError(
-            f"{partial} was begun with {what} {_shortened(before.get(what))}, not {_shortened(settings[what])}; "
-            "give the same again, another --out, or --overwrite to start over"
-        )
-    if differing and exists:
-        discard(file)
-    return exists and not differing
-
-
-def discard(file: Path) -> None:
-    """Remove the unfinished output of `file`."""
-    partial = partial_path(file)
-    if partial.is_symlink() or not partial.is_dir():
-        partial.unlink(missing_ok=True)
-        return
-    for part in partial.iterdir():
-        if PART.fullmatch(part.name):
-            part.unlink()
-    with contextlib.suppress(OSError):  # it holds files that are not ours
-        partial.rmdir()
+def _settings_in(stream: IO[bytes], file: Path) -> dict:
+    """Return the settings that FILE.partial was begun with."""
+    stream.seek(0)
+    is_stream = stream.read(4) == b"\xff" * 4  # other bytes would be read as a length, perhaps of gigabytes
+    stream.seek(0)
+    settings = None
+    with contextlib.suppress(EOFError, OSError, ValueError, TypeError, KeyError):  # torn, or not ours
+        if is_stream:
+            schema = pa.ipc.read_schema(pa.ipc.read_message(pa.PythonFile(stream, mode="r")))
+            settings = json.loads(schema.metadata[METADATA])
+    if not isinstance(settings, dict):
+        raise InputError(f"{partial_path(file)} was not written by this command; give another --out")
+    return settings
 
 
 def _shortened(value: object) -> str:

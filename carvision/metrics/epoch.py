@@ -9,9 +9,11 @@ from torchmetrics import Metric
 
 from carvision.data.table import UNKNOWN, LabelDescription
 from carvision.metrics.auc import AREAS, ScoreHistograms
-from carvision.metrics.heads import TOP, HeadMetrics, NumberMetrics, metrics_at50, metrics_from_counts
+from carvision.metrics.heads import TOP, HeadMetrics, NumberMetrics, metrics_from_sums
 from carvision.metrics.neighbours import Embedded, NeighbourMetrics
 from carvision.models.decoding import RULES, decode
+
+Parents = Mapping[str, tuple[str, Tensor]]  # {child: (parent, codes)}, as in models.decoding
 
 
 class JointMetrics(Metric):
@@ -37,36 +39,61 @@ class JointMetrics(Metric):
             self.add_state(name, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(
-        self, predicted: list[dict[str, Tensor]], targets: dict[str, Tensor], agree: list[Tensor], valid: Tensor
+        self, decoded: list[dict[str, Tensor]], targets: dict[str, Tensor], parents: Parents, valid: Tensor
     ) -> None:
-        """Count a batch. targets: {head: int64 (B,)}; valid: bool (B,), false for unreadable photos.
-
-        predicted, agree: for each rule {head: int64 (B,)}, and bool (B,) whether children fit their parents. Joint
-        top-1 counts the photos whose classes are all known.
-        """
-        true = torch.stack([targets[name] for name in self.heads])
-        known = (true != UNKNOWN) & valid
-        guesses = torch.stack([guess[name] for guess in predicted for name in self.heads])
-        right = (guesses.view(len(self.rules), *true.shape) == true) & known
-        self.count.add_(with_all(known).sum(dim=-1))
-        self.right.add_(with_all(right).sum(dim=-1))
+        """Count a batch; the arguments are those of count_joint."""
+        known, right, agreeing = count_joint(decoded, targets, parents, valid)
+        self.count.add_(known.sum(dim=-1))
+        self.right.add_(right.sum(dim=-1))
         self.seen.add_(valid.sum())
-        self.agreeing.add_((torch.stack(agree) & valid).sum(dim=1))
+        self.agreeing.add_(agreeing.sum(dim=1))
 
     def compute(self) -> dict[str, dict[str, float]]:
-        """Return {rule: {"<head>/top1", "joint/top1", "joint/consistent"}}, omitting metrics without photos."""
+        """Return {rule: metrics as joint_metrics names them}, omitting those without photos."""
         count, seen, metrics = self.count.cpu(), self.seen.cpu(), {}
         for rule, right, agreeing in zip(self.rules, self.right.cpu(), self.agreeing.cpu(), strict=True):
-            pairs = zip([*self.heads, "joint"], right, count, strict=True)
-            metrics[rule] = {f"{name}/top1": float(part / whole) for name, part, whole in pairs if whole > 0}
-            if self.has_parents and seen > 0:
-                metrics[rule]["joint/consistent"] = float(agreeing / seen)
+            found = joint_metrics(self.heads, right, count, agreeing if self.has_parents else None, seen)
+            metrics[rule] = {name: float(value) for name, value in found.items() if not value.isnan()}
         return metrics
+
+
+def count_joint(
+    decoded: list[dict[str, Tensor]], targets: dict[str, Tensor], parents: Parents, valid: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what each photo adds to the counts of H heads with classes under each of R decoding rules.
+
+    That is: known bool (H + 1, B), right bool (R, H + 1, B), agreeing bool (R, B). The last of H + 1 rows is for all
+    heads at once: a photo counts there if all its classes are known. agreeing: children fit their parents.
+
+    decoded: for each rule {head: predicted class, int64 (B,)}. targets: {head: int64 (B,)}, perhaps of more heads.
+    parents: {child: (parent, codes)} as in models.decoding. valid: bool (B,), false for unreadable photos.
+    """
+    heads = list(decoded[0])
+    true = torch.stack([targets[name] for name in heads])
+    known = (true != UNKNOWN) & valid
+    guesses = torch.stack([guess[name] for guess in decoded for name in heads])
+    right = (guesses.view(len(decoded), *true.shape) == true) & known
+    agree = [valid] * len(decoded)
+    for child, (parent, codes) in parents.items():
+        agree = [so_far & (codes[of[child]] == of[parent]) for so_far, of in zip(agree, decoded, strict=True)]
+    return with_all(known), with_all(right), torch.stack(agree)
 
 
 def with_all(heads: Tensor) -> Tensor:
     """Append whether all heads are true: bool (..., H, B) -> (..., H + 1, B)."""
     return torch.cat([heads, heads.all(dim=-2, keepdim=True)], dim=-2)
+
+
+def joint_metrics(
+    heads: list[str], right: Tensor, count: Tensor, agreeing: Tensor | None, seen: Tensor
+) -> dict[str, Tensor]:
+    """Return {"<head>/top1", "joint/top1", "joint/consistent"} of one decoding rule, NaN where no photo counts.
+
+    From sums of what count_joint returns: right, count (H + 1, ...); agreeing, seen (...). agreeing: None without
+    parents, for which there is no "joint/consistent".
+    """
+    metrics = {f"{name}/top1": right[i] / count[i] for i, name in enumerate([*heads, "joint"])}
+    return metrics if agreeing is None else metrics | {"joint/consistent": agreeing / seen}
 
 
 class MeanOverPhotos(Metric):
@@ -154,10 +181,7 @@ class EpochMetrics(nn.Module):
         likeliest = {name: values.argmax(dim=1) for name, values in class_logits.items()}
         decoded = [decode(class_logits, parents, rule, likeliest) for rule in self.rules]
         if self.joint is not None:
-            agree = [valid] * len(self.rules)
-            for child, (parent, codes) in parents.items():
-                agree = [so_far & (codes[of[child]] == of[parent]) for so_far, of in zip(agree, decoded, strict=True)]
-            self.joint.update(decoded, targets, agree, valid)
+            self.joint.update(decoded, targets, parents, valid)
         predicted = decoded[self.rules.index(self.rule)] if decoded else {}
         for (name, n), head in zip(self.outputs.items(), self.heads, strict=True):
             values = logits[name], targets[name], losses[name], weights[name]
@@ -228,7 +252,7 @@ class EpochMetrics(nn.Module):
             metrics = [metric for metric in metrics if not isinstance(metric, ScoreHistograms)]
         for metric, values in zip(metrics, counted, strict=True):
             for name, value in values.items():
-                setattr(metric, name, value.to(metric.device))
+                setattr(metric, name, value.to(getattr(metric, name)))  # a sum over processes has a wider type
             metric._update_count = 1  # else torchmetrics warns that it was never updated
 
     def _all(self) -> list[Metric]:
@@ -243,9 +267,7 @@ def metric_names(
 
     with_auc: also the areas under the ROC curve, which a split with a single class lacks.
     """
-    one = torch.ones(2, dtype=torch.float64)
-    class_metrics = ["loss", *metrics_from_counts(one, one, one), *(f"top{k}" for k in TOP)]
-    class_metrics += metrics_at50(one, one, one)
+    class_metrics = [*metrics_from_sums(torch.ones(5, 2).double(), torch.ones(len(TOP)), torch.zeros(()))]
     class_metrics += AREAS if with_auc else ()
     names = ["loss", "loss_total"]
     if any("ids" in described for described in labels.values()):

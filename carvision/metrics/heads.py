@@ -50,32 +50,51 @@ class HeadMetrics(Metric):
         classes, int64 (B,), if already computed.
         """
         # In-place operations, as assigning to a state costs as much as one of these many small operations
-        counted = weights > 0
-        true_class = targets.clamp(min=0)
-        likeliest = logits.argmax(dim=1) if likeliest is None else likeliest
-        sure = is_above_half(logits) & counted
-        classes = torch.stack([true_class, true_class, predicted, true_class, likeliest])
-        right, right_at50 = (predicted == true_class) & counted, (likeliest == true_class) & sure
-        found = torch.stack([right, counted, counted, right_at50, sure]).long()
-        self.counts.index_add_(0, (classes + self.row_starts).reshape(-1), found.reshape(-1))
-        ahead = num_ahead(logits, true_class)
-        hits = torch.stack([ahead < min(k, self.num_classes) for k in TOP])
-        self.hits.add_((hits & counted).sum(dim=1))
+        classes, found, hits = count_photos(predicted, logits, targets, weights > 0, likeliest)
+        self.counts.index_add_(0, (classes + self.row_starts).reshape(-1), found.long().reshape(-1))
+        self.hits.add_(hits.sum(dim=1))
         self.loss_sum.add_((losses * weights).sum())
         self.weight_sum.add_(weights.sum())
 
     def compute(self) -> dict[str, float]:
-        """Return {name: value}, as metrics_from_counts and metrics_at50 describe, and loss, top3, top5; {} if no photo
-        counted."""
-        right, true, predicted, right_at50, predicted_at50 = self.counts.cpu().double().view(5, -1)
-        total = true.sum()
-        if total == 0:
+        """Return {name: value}, as metrics_from_sums describes; {} if no photo counted."""
+        counts = self.counts.cpu().double().view(5, -1)
+        if counts[1].sum() == 0:
             return {}
-        hits = self.hits.cpu()  # one transfer for all of them
-        metrics = {"loss": self.loss_sum.cpu() / self.weight_sum.cpu(), **metrics_from_counts(right, true, predicted)}
-        metrics |= {f"top{k}": hits[i] / total for i, k in enumerate(TOP)}
-        metrics |= metrics_at50(right_at50, true, predicted_at50)
+        metrics = metrics_from_sums(counts, self.hits.cpu(), self.loss_sum.cpu() / self.weight_sum.cpu())
         return {name: float(value) for name, value in metrics.items()}
+
+
+def count_photos(
+    predicted: Tensor, logits: Tensor, targets: Tensor, counted: Tensor, likeliest: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what each photo adds to a head's sums: classes int64 (5, B), found bool (5, B), hits bool (len(TOP), B).
+
+    A photo counts for the class classes[i] in the row i of the counts if found[i]; the rows are right, true, predicted,
+    right at 50, predicted at 50. hits: whether the true class is among the first k of TOP. counted bool (B,): False for
+    photos that add nothing; the others are as in HeadMetrics.update.
+    """
+    true_class = targets.clamp(min=0)
+    likeliest = logits.argmax(dim=1) if likeliest is None else likeliest
+    sure = is_above_half(logits) & counted
+    classes = torch.stack([true_class, true_class, predicted, true_class, likeliest])
+    right, right_at50 = (predicted == true_class) & counted, (likeliest == true_class) & sure
+    found = torch.stack([right, counted, counted, right_at50, sure])
+    ahead = num_ahead(logits, true_class)
+    hits = torch.stack([ahead < min(k, logits.shape[1]) for k in TOP])
+    return classes, found, hits & counted
+
+
+def metrics_from_sums(counts: Tensor, hits: Tensor, loss: Tensor) -> dict[str, Tensor]:
+    """Return all metrics of a head with classes, from sums over photos of what count_photos returns.
+
+    counts float64 (5, C), with at least one photo; hits (len(TOP),); loss: the mean over photos. Returns "loss", those
+    of metrics_from_counts and metrics_at50, "top3" and "top5".
+    """
+    right, true, predicted, right_at50, predicted_at50 = counts
+    metrics = {"loss": loss, **metrics_from_counts(right, true, predicted)}
+    metrics |= {f"top{k}": hits[i] / true.sum() for i, k in enumerate(TOP)}
+    return metrics | metrics_at50(right_at50, true, predicted_at50)
 
 
 def is_above_half(logits: Tensor) -> Tensor:
@@ -177,12 +196,12 @@ class NumberMetrics(Metric):
 
     def compute(self) -> dict[str, float]:
         """Return the means "loss" and "mae", and the root mean square "rmse"; {} if no photo counted."""
-        count = self.count.cpu()
+        count, *sums = (getattr(self, name).cpu() for name in ("count", "loss_sum", "absolute_sum", "square_sum"))
         if count == 0:
             return {}
-        metrics = {
-            "loss": self.loss_sum.cpu() / count,
-            "mae": self.absolute_sum.cpu() / count,
-            "rmse": (self.square_sum.cpu() / count).sqrt(),
-        }
-        return {name: float(value) for name, value in metrics.items()}
+        return {name: float(value) for name, value in number_metrics(count, *sums).items()}
+
+
+def number_metrics(count: Tensor, loss_sum: Tensor, absolute_sum: Tensor, square_sum: Tensor) -> dict[str, Tensor]:
+    """Return the metrics of a head that estimates a number, from sums of any shape over its `count` photos."""
+    return {"loss": loss_sum / count, "mae": absolute_sum / count, "rmse": (square_sum / count).sqrt()}

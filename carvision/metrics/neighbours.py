@@ -1,4 +1,4 @@
-"""Metrics of nearest neighbours, of a finished search and over an epoch.
+"""Metrics of nearest neighbours, of a finished search and over an epoch, and classification by them.
 
 Recall@K, R-precision and MAP@R are those of Musgrave et al. 2020, "A metric learning reality check". R of a query is
 the number of gallery photos of its class, excluding its own photo. Recall@K: whether one of the K nearest is of the
@@ -15,8 +15,13 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from carvision.metrics.exact_search import nearest, split_blocks
+from carvision.metrics.heads import metrics_from_counts
 
 NEIGHBOURS = 4_000_000  # per block; with everything computed from them about 150 MB
+KNN_METRICS = {
+    "accuracy": "top1", "balanced_accuracy": "balanced_accuracy", "precision": "precision_weighted",
+    "recall": "recall_weighted", "f1": "f1_weighted",
+}  # fmt: skip
 
 
 def num_relevant(query_codes: np.ndarray, gallery_codes: np.ndarray, own: np.ndarray) -> np.ndarray:
@@ -70,6 +75,38 @@ def queries_per_block(k: int, num_classes: int = 1) -> int:
 def concatenate_blocks(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Concatenate the arrays of blocks of queries."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def vote(
+    codes: np.ndarray, distances: np.ndarray, ks: Sequence[int], votes: str, num_classes: int
+) -> dict[int, np.ndarray]:
+    """Classify by k nearest neighbours, for several k, as scikit-learn's KNeighborsClassifier does.
+
+    Returns {k: the class with most votes among the k nearest, int64 (B,)}; ties go to the lowest class.
+
+    codes int (B, K): classes of the neighbours, the nearest first. distances float (B, K). votes "uniform": one each;
+    "distance": 1 / distance each; if neighbours at distance 0 exist, only these vote.
+    """
+    weights = np.ones(codes.shape)
+    if votes == "distance":
+        zero = distances <= 0
+        weights = np.where(zero[:, :1], zero, 1 / np.where(zero, 1, distances).astype(np.float64))
+    sums, queries, predicted = np.zeros((len(codes), num_classes)), np.arange(len(codes)), {}
+    for rank in range(max(ks)):
+        sums[queries, codes[:, rank]] += weights[:, rank]
+        if rank + 1 in ks:
+            predicted[rank + 1] = sums.argmax(axis=1)
+    return predicted
+
+
+def knn_metrics(true: np.ndarray, predicted: np.ndarray, num_classes: int) -> dict[str, float]:
+    """Return accuracy, balanced_accuracy (mean recall of the classes that occur), and precision, recall and F1.
+
+    The last three are weighted by class size, with 0 / 0 = 0. true, predicted: int (N,).
+    """
+    counts = [np.bincount(codes, minlength=num_classes) for codes in (true[true == predicted], true, predicted)]
+    found = metrics_from_counts(*(torch.from_numpy(values).double() for values in counts))
+    return {name: float(found[metric]) for name, metric in KNN_METRICS.items()}
 
 
 class Embedded(NamedTuple):

@@ -8,7 +8,6 @@ from functools import cache
 from itertools import islice
 
 from carvision.errors import InputError, drop_output, one_line_errors, suggest
-from carvision.system.quick_imports import import_timm
 
 HEADER = ("network", "million parameters", "px", "weights", "reports")
 LINE = "{:<48} {:>18} {:>5}  {:<34} {}"
@@ -54,7 +53,6 @@ def matching_names(words: list[str], report: str | None, pretrained: bool, tags:
     With tags, or where a word has a dot, they are names of weights, such as resnet50.a1_in1k. pretrained: only networks
     with weights. Raises InputError if none matches.
     """
-    import_timm()
     import timm
 
     from carvision.models.backbones import cfg_of

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from PIL import Image
 from torch import Tensor
 
@@ -15,12 +14,12 @@ from carvision.augment.pipeline import Augment, to_float
 from carvision.data.images import none_usable
 from carvision.data.loading.dataset import PhotoDataset
 from carvision.data.table import UNKNOWN, Table
-from carvision.reports.photos import EDGE_PX, ELLIPSIS, create_sheet, draw_text, shorten_name
-from carvision.reports.plots import save_figure
+from carvision.reports.photos import CAPTION_PT, ELLIPSIS, Row, Tile, plot_sheet, wrap_text
+from carvision.reports.plots import TEXT
 
 log = logging.getLogger(__name__)
 
-TILE_PX, GAP_PX, LEFT_PX, LINE_PX, CAPTION_PX = 160, 8, 205, 19, 18
+TILE_PX, APART_PX = 160, 8  # of a photo; between the originals and their versions
 
 
 def plot_augmented(
@@ -43,12 +42,13 @@ def plot_augmented(
     rows = choose_rows(table, num_photos, seed)
     names = class_names(table, rows)
     originals = photos[[(row, -1) for row in rows]]
-    if len(originals["bad"]) == len(rows):
-        row, reason = originals["bad"][0]
+    bad = [(row, reason) for row, reason in zip(rows, originals["reasons"], strict=True) if reason]
+    if len(bad) == len(rows):
+        row, reason = bad[0]
         raise none_usable("train", len(rows), photos.location(row), reason)
-    for row, reason in originals["bad"]:
+    for row, reason in bad:
         log.warning("%s: %s; its row of the sheet is grey", photos.location(row), reason)
-    columns = [("original", to_float(originals["images"]), [""] * len(rows))]
+    columns = [[Tile(_as_image(image)) for image in to_float(originals["images"])]]
     for epoch in range(num_versions):
         batch = photos[[(row, epoch) for row in rows]]
         images = augment(to_float(batch["images"]), batch["draws"])
@@ -57,8 +57,14 @@ def plot_augmented(
             images, partner, share = mix(images, batch["valid"], (seed, epoch, 0, 0))
             others = zip(partner.tolist(), (100 * (1 - share)).tolist(), strict=True)
             captions = [f"{part:.0f} % {names[other]}" if part >= 0.5 else "" for other, part in others]
-        columns.append((f"epoch {epoch + 1}", images, captions))
-    _draw(columns, names, title, file)
+        columns.append([Tile(_as_image(image), _caption(text)) for image, text in zip(images, captions, strict=True)])
+    labels = [textwrap.wrap(name, 22, max_lines=4, placeholder=f" {ELLIPSIS}") for name in names]
+    sheet = [
+        Row(tiles, [(line, "normal") for line in label])
+        for tiles, label in zip(zip(*columns, strict=True), labels, strict=True)
+    ]
+    headings = {0: "original", **{epoch: f"epoch {epoch}" for epoch in range(1, num_versions + 1)}}
+    plot_sheet(sheet, file, title, headings=headings, tile_px=(TILE_PX, TILE_PX), apart_px={1: APART_PX})
 
 
 def choose_rows(table: Table, num: int, seed: int) -> list[int]:
@@ -80,31 +86,11 @@ def class_names(table: Table, rows: list[int]) -> list[str]:
     return [label.names[code] if code != UNKNOWN else f"{table.finest} not known" for code in codes]
 
 
-def _draw(columns: list[tuple[str, Tensor, list[str]]], names: list[str], title: str, file: Path) -> None:
-    """Draw the columns: for each its heading, images float (photos, 3, size, size) in 0..1, and captions below them."""
-    width = EDGE_PX + LEFT_PX + len(columns) * (TILE_PX + GAP_PX) + GAP_PX
-    lines = textwrap.wrap(title, max(40, (width - 2 * EDGE_PX) // 9))
-    head = 2 * EDGE_PX + LINE_PX * len(lines) + LINE_PX
-    captioned = any(any(captions) for _, _, captions in columns)
-    step = TILE_PX + (CAPTION_PX if captioned else GAP_PX)
-    height = head + step * len(names) + EDGE_PX
-    figure, axes = create_sheet(width, height)
-    draw_text(axes, EDGE_PX, EDGE_PX, "\n".join(lines), va="top", size=11, weight="bold", linespacing=1.3)
-    for row, name in enumerate(names):
-        wrapped = "\n".join(textwrap.wrap(name, 22, max_lines=4, placeholder=f" {ELLIPSIS}"))
-        draw_text(axes, EDGE_PX, head + row * step + TILE_PX / 2, wrapped, va="center")
-    for index, (heading, images, captions) in enumerate(columns):
-        apart = GAP_PX if index == 0 else 0  # the original's column
-        left = EDGE_PX + LEFT_PX + index * (TILE_PX + GAP_PX) - apart
-        draw_text(axes, left, head - 5, heading, va="baseline")
-        for row, caption in enumerate(captions):
-            top = head + row * step
-            _draw_tile(axes, images[row], left, top)
-            draw_text(axes, left, top + TILE_PX + 2, shorten_name(caption, 25), va="top", size=7)
-    save_figure(figure, file)
+def _caption(text: str) -> list[tuple[str, str]]:
+    return [(wrap_text(text, TILE_PX, CAPTION_PT, max_lines=1)[0], TEXT)] if text else []
 
 
-def _draw_tile(axes: Axes, image: Tensor, left: float, top: float) -> None:
+def _as_image(image: Tensor) -> Image.Image:
+    """Return an image, float (3, H, W) in 0..1, as it is drawn."""
     pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    tile = Image.fromarray(pixels).resize((TILE_PX, TILE_PX), Image.Resampling.BICUBIC)
-    axes.imshow(tile, extent=(left, left + TILE_PX, top + TILE_PX, top), aspect="auto", interpolation="none")
+    return Image.fromarray(pixels).resize((TILE_PX, TILE_PX), Image.Resampling.BICUBIC)

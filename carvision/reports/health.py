@@ -6,17 +6,11 @@ import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table as RichTable
 from rich.text import Text
 
 from carvision.data.health import (
@@ -27,30 +21,32 @@ from carvision.data.health import (
     find_copies,
     hints_on_values,
 )
-from carvision.data.images import BadImage, check_box
 from carvision.data.paths import nfc, text_of_path
 from carvision.data.table import BOX, UNKNOWN, Table
 from carvision.errors import InputError, suggest
 from carvision.files.atomic import file_stems, write_csv, write_text
-from carvision.reports.photos import (
-    BOX_COLOUR,
-    create_sheet,
-    draw_photo,
-    draw_text,
-    draw_unreadable,
-    read_small,
-    shorten_name,
-    width_px,
+from carvision.reports.photos import ELLIPSIS, Row, Tile, plot_sheet, shorten_name
+from carvision.reports.plots import (
+    FAINT,
+    SPLIT_COLOURS,
+    TEXT,
+    create_panels,
+    draw_bars,
+    draw_histogram,
+    draw_line,
+    finish,
+    label_axes,
 )
-from carvision.reports.plots import FAINT, SPLIT_COLOURS, TEXT, create_figure, save_figure, set_title, tidy
-from carvision.reports.tables import without_nan
+from carvision.reports.tables import TextTable, fits, print_table, without_nan
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
-
 MAX_BARS = 60  # classes drawn as bars with names; more are drawn as a curve
 MAX_ROWS = 60  # classes on a sheet of samples: 60 rows are 9,000 pixels high
-TILE_PX, GAP_PX, HEAD_PX = 140, 8, 40
+MAX_BINS = 40  # of the histogram of class sizes
 NUM_FIRST = 3  # paths shown per kind of problem
 FILE_WIDTH = 120  # characters per line of a file or pipe, which hold the percentiles of report R4
 HIDDEN = ("", "p[234678]0", "p([234678]0|[27]5)")  # percentiles hidden on ever narrower terminals
@@ -195,9 +191,9 @@ def print_health(report: dict, console: Console | None = None) -> int:
     for hint in report["hints"]:
         console.print(Text(f"Look at this: {hint}.", "yellow"), soft_wrap=True)
     if report["colours"]:
-        console.print(_colour_table(report["colours"]))
+        print_table(_colour_table(report["colours"]), console)
     for label, counts in report["labels"].items():
-        console.print(_count_table(label, counts, console))
+        print_table(_count_table(label, counts, console), console)
     return report["num_problems"]
 
 
@@ -229,43 +225,30 @@ def _print_copies(copies: dict, console: Console) -> None:
         console.print(Text(f"  with photos in more than one split: {copies['across_splits']:,}", "yellow"))
 
 
-def _colour_table(colours: list[dict]) -> RichTable:
+def _colour_table(colours: list[dict]) -> TextTable:
     """Tabulate mean ± standard deviation of each channel, one row per split."""
-    title = Text("\ncolours of a photo, 0 to 1 (mean ± standard deviation):", "bold")
-    table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     channels = ("red", "green", "blue")
-    for name in ("split", "photos", *channels):
-        table.add_column(name, justify="left" if name == "split" else "right", no_wrap=True)
     reference: dict = {"split": "ImageNet", "photos": None, **IMAGENET}
-    for row in (*colours, reference):
-        values = (f"{row[name]:.3f} ± {row[f'{name}_std']:.3f}" for name in channels)
-        table.add_row(row["split"], _number(row["photos"]), *values)
-    return table
+    rows = [
+        [row["split"], _number(row["photos"]), *(f"{row[name]:.3f} ± {row[f'{name}_std']:.3f}" for name in channels)]
+        for row in (*colours, reference)
+    ]
+    return TextTable("colours of a photo, 0 to 1 (mean ± standard deviation):", ["split", "photos", *channels], rows)
 
 
-def _count_table(label: str, counts: dict, console: Console) -> RichTable:
+def _count_table(label: str, counts: dict, console: Console) -> TextTable:
     """Tabulate the photos per class, one row per split, with as many percentiles as fit the terminal.
 
     In a file or a pipe, at least those of report R4.
     """
-    *wider, narrowest = (
-        _count_table_without(hidden, label, counts) for hidden in (HIDDEN if console.is_terminal else HIDDEN[:2])
-    )
-    options = console.options.update(max_width=1000)
-    fitting = (table for table in wider if Measurement.get(console, options, table).maximum <= console.width)
-    return next(fitting, narrowest)
-
-
-def _count_table_without(hidden: str, label: str, counts: dict) -> RichTable:
     unknown = f" (photos of unknown {label}: {counts['unknown']:,})" if counts["unknown"] else ""
-    title = Text(f"\n{label}: {counts['classes']:,} classes{unknown}; photos per class:", "bold")
-    table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    names = [name for name in counts["splits"][0] if not re.fullmatch(hidden, name)]
-    for name in names:
-        table.add_column(name, justify="left" if name == "split" else "right", no_wrap=True)
-    for row in counts["splits"]:
-        table.add_row(row["split"], *(_number(row[name]) for name in names[1:]))
-    return table
+    title = f"{label}: {counts['classes']:,} classes{unknown}; photos per class:"
+    tables = []
+    for hidden in HIDDEN if console.is_terminal else HIDDEN[:2]:
+        names = [name for name in counts["splits"][0] if not re.fullmatch(hidden, name)]
+        rows = [[row["split"], *(_number(row[name]) for name in names[1:])] for row in counts["splits"]]
+        tables.append(TextTable(title, names, rows))
+    return next((table for table in tables if fits(table, console)), tables[-1])
 
 
 def _number(value: float | None) -> str:
@@ -281,74 +264,36 @@ def plot_class_counts(counts: pd.DataFrame, title: str, file: Path) -> None:
     splits = [name for name in SPLIT_COLOURS if name in counts]
     order = np.argsort(-counts["total"].to_numpy(), kind="stable")
     counts = counts.iloc[order].reset_index(drop=True)
-    figure = _bars(counts, splits) if len(counts) <= MAX_BARS else _curve_and_histogram(counts, splits)
-    set_title(figure, f"{title}: {counts['total'].sum():,} photos of {len(counts):,} classes")
-    save_figure(figure, file)
+    if len(counts) <= MAX_BARS:
+        figure, [[axes]] = create_panels(1, 1, 8.5, 1.3 + 0.22 * len(counts))
+        names = [shorten_name(name, 48) for name in counts["name"]]
+        draw_bars(axes, names, {split: counts[split] for split in splits}, SPLIT_COLOURS)
+        label_axes(axes, x="photos", grid="x", whole="x")
+    else:
+        figure = _curve_and_histogram(counts, splits)
+    finish(figure, f"{title}: {counts['total'].sum():,} photos of {len(counts):,} classes", file)
 
 
-def _bars(counts: pd.DataFrame, splits: list[str]) -> Figure:
-    names = [shorten_name(name, 48) for name in counts["name"]]
-    figure = create_figure(8.5, 1.3 + 0.22 * len(counts))
-    axes = figure.add_subplot()
-    y_positions = np.arange(len(counts))
-    start = np.zeros(len(counts))
-    for split in splits:
-        axes.barh(y_positions, counts[split], left=start, height=0.78, color=SPLIT_COLOURS[split], label=split)
-        start += counts[split]
-    for y, total in enumerate(counts["total"]):
-        axes.annotate(f"{total:,}", (total, y), (4, 0), textcoords="offset points", va="center", size=8, color=FAINT)
-    axes.set_yticks(y_positions, names, parse_math=False)
-    axes.set_ylim(len(counts) - 0.4, -0.6)  # the largest on top
-    axes.set_xlabel("photos")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    axes.margins(x=0.08)
-    tidy(axes, grid="x")
-    _legend(figure, axes, splits)
-    return figure
-
-
-def _curve_and_histogram(counts: pd.DataFrame, splits: list[str]) -> Figure:
-    figure = create_figure(9.5, 7)
-    curve, histogram = figure.subplots(2, 1, height_ratios=(3, 2))
+def _curve_and_histogram(counts: pd.DataFrame, splits: list[str]) -> "Figure":
+    figure, [[curve], [histogram]] = create_panels(2, 1, 9.5, 7, height_ratios=(3, 2))
     total = counts["total"].to_numpy()
-    edges = np.arange(len(counts) + 1) + 0.5
-    floor = np.zeros(len(counts))
+    edges, floor = np.arange(len(counts) + 1) + 0.5, np.zeros(len(counts))
     for split in splits:
-        top = floor + counts[split]
-        curve.stairs(top, edges, baseline=floor, fill=True, color=SPLIT_COLOURS[split], label=split, linewidth=0)
-        floor = top
-    curve.set(xlabel="class, sorted by its photos", ylabel="photos", xlim=(edges[0], edges[-1]), ylim=(0, None))
+        draw_histogram(curve, edges, counts[split], SPLIT_COLOURS[split], split, floor, gaps=False)
+        floor += counts[split]
+    first, last = (shorten_name(counts["name"].iloc[i], 40) for i in (0, -1))
+    heading = f"largest: {first} ({total[0]:,}); smallest: {last} ({total[-1]:,})"
+    label_axes(curve, heading, "class, sorted by its photos", "photos", whole="y")
+    curve.set(xlim=(edges[0], edges[-1]), ylim=(0, None))
     median = np.median(total)
-    curve.axhline(median, color=TEXT, linewidth=0.8, linestyle=(0, (4, 3)))
-    curve.annotate(
-        f"median {median:,.0f}", (1, median), (-4, 4), ("axes fraction", "data"), "offset points",
-        ha="right", size=9, color=TEXT,
-    )  # fmt: skip
-    first, last = (shorten_name(counts["name"].iloc[i], 48) for i in (0, -1))
-    curve.set_title(
-        f"largest: {first} ({total[0]:,}); smallest: {last} ({total[-1]:,})",
-        loc="left", size=9, color=FAINT, parse_math=False,
-    )  # fmt: skip
-    histogram.hist(total, bins=_bins(total), color=FAINT, edgecolor="white", linewidth=0.6)
-    histogram.set(xlabel="photos in a class", ylabel="classes")
-    for axes in (curve, histogram):
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        tidy(axes, grid="y")
-    _legend(figure, curve, splits)
-    return figure
-
-
-def _bins(total: np.ndarray) -> np.ndarray:
-    """Return the edges of at most 40 bins of equal integer width, so that each covers equally many possible counts."""
+    draw_line(curve, (edges[0], edges[-1]), (median, median), TEXT, f"median: {median:,.0f} photos", dashed=True,
+              linewidth=0.8)  # fmt: skip
     low, high = int(total.min()), int(total.max())
-    width = -(-(high - low + 1) // 40)
-    return np.arange(low, high + width + 1, width) - 0.5
-
-
-def _legend(figure: Figure, axes: Axes, splits: list[str]) -> None:
-    if splits != ["no split"]:
-        handles, names = axes.get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper right", ncols=len(names), frameon=False, fontsize=9)
+    width = -(-(high - low + 1) // MAX_BINS)  # whole, so that each bin covers equally many possible counts
+    bins = np.arange(low, high + width + 1, width) - 0.5
+    draw_histogram(histogram, bins, np.histogram(total, bins)[0], FAINT)
+    label_axes(histogram, x="photos in a class", y="classes", whole="xy")
+    return figure
 
 
 def plot_samples(
@@ -361,45 +306,12 @@ def plot_samples(
     if len(classes) > MAX_ROWS:
         log.warning("%s: the first %d of %d classes are shown", file.name, MAX_ROWS, len(classes))
         classes = classes[:MAX_ROWS]
-    names = [_wrap_name(table.class_labels[label].names[code], 22) for code in classes]
-    left_px = 24 + max((width_px(line, 9) for name in names for line in name.split("\n")), default=0)
-    width = left_px + num_per_class * (TILE_PX + GAP_PX)
-    height = HEAD_PX + len(classes) * (TILE_PX + GAP_PX)
-    figure, axes = create_sheet(width, height)
-    title = f"{table.name}: {label}, random photos"
-    draw_text(axes, 10, HEAD_PX / 2, title, va="center", size=12, weight="bold")
-    codes = table.rows[label].to_numpy()
-    for row, code in enumerate(classes):
-        top = HEAD_PX + row * (TILE_PX + GAP_PX)
-        draw_text(axes, 10, top + TILE_PX / 2, names[row], va="center")
+    codes, rows = table.rows[label].to_numpy(), []
+    boxes = table.rows[BOX].to_numpy(np.float32) if table.has_boxes else None
+    for code in classes:
         # Seeded by class, so that it shows the same photos whichever other classes are chosen
-        photos = np.random.default_rng((seed, int(code))).permutation(np.flatnonzero(codes == code))
-        if not len(photos):
-            draw_text(axes, left_px, top + TILE_PX / 2, "no photos", va="center", color=FAINT)
-        for column, photo in enumerate(photos[:num_per_class]):
-            _draw_tile(axes, table, photo, left_px + column * (TILE_PX + GAP_PX), top)
-    save_figure(figure, file)
-
-
-def _draw_tile(axes: Axes, table: Table, photo: int, left: float, top: float) -> None:
-    try:
-        image, (width, height) = read_small(table.photo(photo), (TILE_PX, TILE_PX))
-    except BadImage:
-        draw_unreadable(axes, left, top, (TILE_PX, TILE_PX))
-        return
-    left, top = draw_photo(axes, image, left, top, (TILE_PX, TILE_PX))
-    box = table.rows[BOX].iloc[photo].to_numpy(np.float32) if table.has_boxes else None
-    if box is None or np.isnan(box).any():
-        return
-    try:
-        check_box(box, width, height)
-    except BadImage:
-        return  # the scan reports wrong boxes; the photo is shown without
-    scale = image.width / width
-    x1, y1, x2, y2 = np.clip(box, 0, (width, height, width, height)) * scale
-    axes.add_patch(Rectangle((left + x1, top + y1), x2 - x1, y2 - y1, fill=False, edgecolor=BOX_COLOUR, linewidth=1.2))
-
-
-def _wrap_name(name: str, width: int) -> str:
-    """Wrap a name to at most three lines of `width` characters."""
-    return "\n".join(textwrap.wrap(name, width, max_lines=3, placeholder=" \u2026")) or " "
+        photos = np.random.default_rng((seed, int(code))).permutation(np.flatnonzero(codes == code))[:num_per_class]
+        tiles = [Tile(table.photo(photo), box=None if boxes is None else boxes[photo]) for photo in photos]
+        name = textwrap.wrap(table.class_labels[label].names[code], 22, max_lines=3, placeholder=f" {ELLIPSIS}")
+        rows.append(Row(tiles or ["no photos"], [(line, "normal") for line in name]))
+    plot_sheet(rows, file, f"{table.name}: {label}, random photos")

@@ -1,51 +1,160 @@
-"""Sheets of photos, laid out in pixels so that nothing overlaps: small photos, texts of a given width, frames; and the
-grid of predicted and true classes.
+"""Sheets of photos, laid out in pixels so that nothing overlaps: rows of small photos in frames, with their texts; and
+the grid of predicted and true classes.
 """
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.patches import Rectangle
-from matplotlib.textpath import text_to_path
 from PIL import Image
 
-from carvision.data.images import SIDEWAYS, BadImage, check_box, open_image, to_rgb, upright_turn
+from carvision.data.decode import SIDEWAYS, to_rgb, upright_turn
+from carvision.data.images import BadImage, check_box, open_image
 from carvision.data.packs.read import PackedPhoto
 from carvision.errors import InputError
 from carvision.reports.plots import DPI, FAINT, TEXT, save_figure
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 ELLIPSIS, INDENT = "\u2026", "    "
 EDGE_PX, FRAME_PX = 14, 4
 TITLE_PX, LINE_PX = 22, 17  # line heights of titles and of 9 pt text
+GAP_PX, BELOW_PX, CAPTION_PX, CAPTION_PT = 8, 6, 15, 8  # between tiles; above, and line height of, captions
 RIGHT, WRONG, NOT_KNOWN = "#1a7f37", "#c62828", "#9a9a9a"
 BEHIND, UNREADABLE, BOX_COLOUR = "#f4f4f4", "#d0d0d0", "#00d5ff"
 # The grid of predictions
 TILE_PX = (220, 165)  # width, height: 4 : 3, as most photos are
-GAP_PX, HEAD_PX, BELOW_PX = 16, 40, 8
 MAX_COLUMNS = 6
-TEXT_SIZE, TEXT_PX = 9, 214  # drawn text can be slightly wider than measured
-MIN_WIDTH_PX = 2 * EDGE_PX + 480  # for the legend
 
 
-def create_sheet(width_px: int, height_px: int) -> tuple[Figure, Axes]:
+class Tile(NamedTuple):
+    """A photo on a sheet.
+
+    photo: what images.open_image takes, or an image as it is to be drawn. lines: below it, each a text and its colour.
+    frame: the colour of its frame, "" for none. crop: the part of it to show, box: one to outline; left, top, right,
+    bottom in pixels of the upright photo, NaN or None: the whole, none.
+    """
+
+    photo: str | Path | PackedPhoto | Image.Image
+    lines: Sequence[tuple[str, str]] = ()
+    frame: str = ""
+    crop: np.ndarray | None = None
+    box: np.ndarray | None = None
+
+
+class Row(NamedTuple):
+    """A row of a sheet. tiles: photos, or a word where there is none, "" for nothing. label: lines at its left, each
+    with its weight."""
+
+    tiles: Sequence[Tile | str]
+    label: Sequence[tuple[str, str]] = ()
+
+
+def plot_sheet(
+    rows: Sequence[Row],
+    file: Path,
+    title: str = "",
+    legend: Sequence[tuple[str, str]] = (),
+    headings: Mapping[int, str] | None = None,
+    tile_px: tuple[int, int] = (140, 140),
+    apart_px: Mapping[int, int] | None = None,
+) -> None:
+    """Write a PNG of rows of photos.
+
+    legend: a line of texts with their colours, below the title. headings: {column: text} above it. tile_px: width and
+    height of a photo. apart_px: {column: so much more space before it}.
+    """
+    headings, apart_px = headings or {}, apart_px or {}
+    num_columns = max([1, *(len(row.tiles) for row in rows)])
+    labels_px = [width_px(text, 9, weight) for row in rows for text, weight in row.label]
+    lefts = [EDGE_PX + (max(labels_px) + EDGE_PX if labels_px else 0)]
+    for column in range(1, num_columns):
+        lefts.append(lefts[-1] + tile_px[0] + GAP_PX + apart_px.get(column, 0))
+    legend_px = sum(width_px(text, 11, "bold") + 24 for text, _ in legend)
+    width = max(lefts[-1] + tile_px[0], EDGE_PX + legend_px, EDGE_PX + 240) + EDGE_PX
+    lines = wrap_text(title, width - 2 * EDGE_PX, 12, "bold") if title else []
+    top = EDGE_PX + TITLE_PX * len(lines) + (TITLE_PX if legend else 0) + (LINE_PX if headings else 0) + BELOW_PX
+    num_lines = [max([0, *(len(tile.lines) for tile in row.tiles if isinstance(tile, Tile))]) for row in rows]
+    heights = [
+        max(tile_px[1] + (BELOW_PX + CAPTION_PX * num if num else 0), LINE_PX * len(row.label)) + GAP_PX
+        for row, num in zip(rows, num_lines, strict=True)
+    ]
+    figure, axes = create_sheet(width, top + sum(heights) + EDGE_PX - GAP_PX)
+    write_title(axes, lines)
+    left = EDGE_PX
+    for text, colour in legend:
+        middle = EDGE_PX + TITLE_PX * (len(lines) + 0.5) - 2
+        draw_text(axes, left, middle, text, va="center", size=11, weight="bold", color=colour)
+        left += width_px(text, 11, "bold") + 24
+    for column, text in headings.items():
+        draw_text(axes, lefts[column], top - BELOW_PX, text, va="baseline", weight="bold", color=FAINT)
+    for row, height in zip(rows, heights, strict=True):
+        for number, (text, weight) in enumerate(row.label):
+            middle = top + tile_px[1] / 2 + (number - (len(row.label) - 1) / 2) * LINE_PX
+            draw_text(axes, EDGE_PX, middle, text, va="center", weight=weight)
+        for tile, left in zip(row.tiles, lefts, strict=False):
+            if isinstance(tile, str):
+                draw_text(axes, left, top + tile_px[1] / 2, tile, va="center", color=FAINT)
+            else:
+                _draw_tile(axes, tile, left, top, tile_px)
+        top += height
+    save_figure(figure, file)
+
+
+def _draw_tile(axes: "Axes", tile: Tile, left: float, top: float, tile_px: tuple[int, int]) -> None:
+    """Draw a photo in its frame, and its texts; a photo that can't be read is grey."""
+    from matplotlib.patches import Rectangle
+
+    for number, (text, colour) in enumerate(tile.lines):
+        middle = top + tile_px[1] + BELOW_PX + (number + 0.5) * CAPTION_PX
+        draw_text(axes, left, middle, text, va="center", size=CAPTION_PT, color=colour)
+    room = tile_px
+    if tile.frame:
+        axes.add_patch(Rectangle((left, top), *tile_px, facecolor=tile.frame, linewidth=0, zorder=-2))
+        left, top, room = left + FRAME_PX, top + FRAME_PX, (tile_px[0] - 2 * FRAME_PX, tile_px[1] - 2 * FRAME_PX)
+    try:
+        if isinstance(tile.photo, Image.Image):
+            image, (width, _) = tile.photo, tile.photo.size
+        else:
+            image, (width, _) = read_small(tile.photo, room, tile.crop)
+    except BadImage:
+        axes.add_patch(Rectangle((left, top), *room, facecolor=UNREADABLE, linewidth=0, zorder=-1))
+        draw_text(axes, left + room[0] / 2, top + room[1] / 2, "unreadable", ha="center", va="center")
+        return
+    axes.add_patch(Rectangle((left, top), *room, facecolor=BEHIND, linewidth=0, zorder=-1))  # images have zorder 0
+    left, top = left + (room[0] - image.width) // 2, top + (room[1] - image.height) // 2
+    axes.imshow(image, extent=(left, left + image.width, top + image.height, top), aspect="auto", interpolation="none")
+    if tile.box is not None and not np.isnan(tile.box).any():
+        x1, y1, x2, y2 = np.clip(tile.box * (image.width / width), 0, (image.width, image.height) * 2)
+        outline = {"fill": False, "edgecolor": BOX_COLOUR, "linewidth": 1.2}
+        axes.add_patch(Rectangle((left + x1, top + y1), x2 - x1, y2 - y1, **outline))
+
+
+def create_sheet(width_px: int, height_px: int) -> tuple["Figure", "Axes"]:
     """Return a figure and its only axes, whose data coordinates are pixels from the top left."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width_px / DPI, height_px / DPI), dpi=DPI, facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width_px), ylim=(height_px, 0))
     axes.axis("off")
     return figure, axes
 
 
-def draw_text(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
+def draw_text(axes: "Axes", x: float, y: float, text: str, **style: Any) -> None:
     """Write text literally ("$" starts no formula), in a muted colour unless the style has another."""
     looks: dict[str, Any] = {"color": TEXT, "size": 9, "parse_math": False, **style}
     axes.text(x, y, text, **looks)
+
+
+def write_title(axes: "Axes", lines: list[str]) -> None:
+    """Write the lines of a title at the top left, in bold."""
+    for i, line in enumerate(lines):
+        draw_text(axes, EDGE_PX, EDGE_PX + i * TITLE_PX, line, va="top", size=12, weight="bold")
 
 
 def read_small(
@@ -81,58 +190,6 @@ def read_small(
             raise BadImage(f"can't be decoded ({error})") from None
 
 
-def draw_photo(
-    axes: Axes, image: Image.Image, left: float, top: float, room_px: tuple[int, int]
-) -> tuple[float, float]:
-    """Draw an image in the middle of a tile of room_px (width, height); return the image's left and top, in pixels."""
-    axes.add_patch(Rectangle((left, top), *room_px, facecolor=BEHIND, linewidth=0, zorder=-1))  # images have zorder 0
-    left, top = left + (room_px[0] - image.width) // 2, top + (room_px[1] - image.height) // 2
-    axes.imshow(image, extent=(left, left + image.width, top + image.height, top), aspect="auto", interpolation="none")
-    return left, top
-
-
-def draw_framed(
-    axes: Axes,
-    photo: str | Path | PackedPhoto,
-    colour: str,
-    left: float,
-    top: float,
-    tile_px: tuple[int, int],
-    crop: np.ndarray | None = None,
-    box: np.ndarray | None = None,
-) -> None:
-    """Draw a photo in a coloured frame; tile_px: width and height of both.
-
-    crop: the part of the photo to show, box: one to outline; left, top, right, bottom in pixels of the whole photo.
-    """
-    room = (tile_px[0] - 2 * FRAME_PX, tile_px[1] - 2 * FRAME_PX)
-    axes.add_patch(Rectangle((left, top), *tile_px, facecolor=colour, linewidth=0, zorder=-2))
-    try:
-        image, (width, height) = read_small(photo, room, crop)
-    except BadImage:  # the file has changed since the network read it
-        axes.add_patch(Rectangle((left + FRAME_PX, top + FRAME_PX), *room, facecolor=BEHIND, linewidth=0, zorder=-1))
-        middle = (left + tile_px[0] / 2, top + tile_px[1] / 2)
-        draw_text(axes, *middle, "unreadable", ha="center", va="center", color=FAINT)
-        return
-    x, y = draw_photo(axes, image, left + FRAME_PX, top + FRAME_PX, room)
-    if box is not None:
-        scale = min(room[0] / width, room[1] / height)
-        x1, y1, x2, y2 = np.clip(box * scale, 0, (image.width, image.height) * 2)
-        axes.add_patch(Rectangle((x + x1, y + y1), x2 - x1, y2 - y1, fill=False, edgecolor=BOX_COLOUR, linewidth=1))
-
-
-def draw_unreadable(axes: Axes, left: float, top: float, room_px: tuple[int, int]) -> None:
-    """Draw a grey tile for a photo that can't be read."""
-    axes.add_patch(Rectangle((left, top), *room_px, facecolor=UNREADABLE))
-    draw_text(axes, left + room_px[0] / 2, top + room_px[1] / 2, "unreadable", ha="center", va="center")
-
-
-def write_title(axes: Axes, lines: list[str]) -> None:
-    """Write the lines of a title at the top left, in bold."""
-    for i, line in enumerate(lines):
-        draw_text(axes, EDGE_PX, EDGE_PX + i * TITLE_PX, line, va="top", size=12, weight="bold")
-
-
 def shorten_name(name: str, length: int) -> str:
     """Shorten to at most `length` characters."""
     name = " ".join(name.split())
@@ -151,32 +208,22 @@ def wrap_text(text: str, room_px: int, size: float, weight: str = "normal", max_
 
 def width_px(line: str, size: float, weight: str = "normal") -> int:
     """Return the width of a line of text; size in points."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
     font = FontProperties(size=size, weight=weight)
     points, _, _ = text_to_path.get_text_width_height_descent(line, font, ismath=False)
     return math.ceil(points * DPI / 72)
 
 
-def shorten_to_width(text: str, end: str, room_px: int, size: float) -> str:
-    """Return text + end, with the text shortened to fit into room_px; size in points."""
-    if width_px(text + end, size) <= room_px:
-        return text + end
-    while len(text) > 1 and width_px(text + ELLIPSIS + end, size) > room_px:
-        text = text[:-1].rstrip()
-    return text + ELLIPSIS + end
-
-
-def wrap_label(name: str, end: str, room_px: int, size: float) -> list[str]:
-    """Wrap name + end to one or two lines of room_px; the second is indented and shortened if necessary."""
-    words = name.split()
-    if width_px(" ".join(words) + end, size) <= room_px:
-        return [" ".join(words) + end]
-    num = max(1, len(words) - 1)  # words of the first line
-    while num > 1 and width_px(" ".join(words[:num]), size) > room_px:
-        num -= 1
-    first, rest = " ".join(words[:num]), " ".join(words[num:])
-    if not rest:
-        return [shorten_to_width(first, end, room_px, size)]
-    return [shorten_to_width(first, "", room_px, size), shorten_to_width(INDENT + rest, end, room_px, size)]
+def wrap_label(name: str, end: str, room_px: int, size: float = CAPTION_PT) -> list[str]:
+    """Wrap name + end to one or two lines of room_px; of a name that is too long, the rest is left out."""
+    line = " ".join(name.split()) + end
+    if width_px(line, size) <= room_px:
+        return [line]
+    first, *rest = wrap_text(name, room_px - width_px(INDENT + end, size), size, max_lines=2)
+    lines = [first, *(INDENT + line for line in rest)]
+    return [*lines[:-1], lines[-1] + end]
 
 
 class Caption(NamedTuple):
@@ -206,60 +253,37 @@ def plot_predictions(shots: list[Shot], file: Path) -> None:
 
 def plot_rows(rows: list[list[Shot]], file: Path) -> None:
     """Write the PNG of plot_predictions with the photos in rows that may differ in length; raises as it does."""
-    shots = [shot for row in rows for shot in row]
-    if not shots:
+    rights = [caption.right for row in rows for _, _, captions in row for caption in captions]
+    if not any(rows):
         raise InputError("--grid: no photo could be used, so there is nothing to draw")
-    num_columns = max(map(len, rows))
-    texts = [[_lines(captions) for _, _, captions in row] for row in rows]
-    heights = [TILE_PX[1] + BELOW_PX + LINE_PX * max(len(lines) for lines in row) + GAP_PX for row in texts]
-    width = max(2 * EDGE_PX + num_columns * (TILE_PX[0] + GAP_PX) - GAP_PX, MIN_WIDTH_PX)
-    figure, axes = create_sheet(width, HEAD_PX + sum(heights))
-    _draw_legend(axes, shots)
-    top = HEAD_PX
-    for row, lines_of_row, row_height in zip(rows, texts, heights, strict=True):
-        for column, (shot, lines) in enumerate(zip(row, lines_of_row, strict=True)):
-            _draw_shot(axes, shot, lines, EDGE_PX + column * (TILE_PX[0] + GAP_PX), top)
-        top += row_height
+    legend = [("predicted class and its probability", TEXT)]
+    if any(right is not None for right in rights):
+        legend = [("right", RIGHT), ("wrong: true / predicted", WRONG)]
+        legend += [("truth not known", NOT_KNOWN)] if None in rights else []
     try:
-        save_figure(figure, file)
+        plot_sheet([Row([_tile_of(*shot) for shot in row]) for row in rows], file, legend=legend, tile_px=TILE_PX)
     except OSError as error:
         raise InputError(f"--grid: {file} can't be written ({error.strerror or error})") from None
 
 
-def _draw_legend(axes: Axes, shots: list[Shot]) -> None:
-    rights = [caption.right for _, _, captions in shots for caption in captions]
-    parts = [("predicted class and its probability", TEXT)]
-    if any(right is not None for right in rights):
-        parts = [("right", RIGHT), ("wrong: true / predicted", WRONG)]
-        parts += [("truth not known", NOT_KNOWN)] if None in rights else []
-    left = EDGE_PX
-    for text, colour in parts:
-        draw_text(axes, left, HEAD_PX / 2 - 2, text, va="center", size=11, weight="bold", color=colour)
-        left += width_px(text, 11, "bold") + 24
-
-
-def _draw_shot(axes: Axes, shot: Shot, lines: list[tuple[str, str]], left: float, top: float) -> None:
-    file, box, captions = shot
+def _tile_of(file: str, box: Sequence[float] | None, captions: list[Caption]) -> Tile:
     judged = [caption.right for caption in captions if caption.right is not None]
     colour = NOT_KNOWN if not judged else RIGHT if all(judged) else WRONG
-    draw_framed(axes, file, colour, left, top, TILE_PX, box=None if box is None else np.asarray(box))
-    for number, (text, text_colour) in enumerate(lines):
-        y = top + TILE_PX[1] + BELOW_PX + (number + 0.5) * LINE_PX
-        draw_text(axes, left, y, text, va="center", size=TEXT_SIZE, color=text_colour)
+    return Tile(file, _lines(captions), colour, box=None if box is None else np.asarray(box))
 
 
 def _lines(captions: list[Caption]) -> list[tuple[str, str]]:
     """Return the lines below a photo with their colours: the prediction, or true / predicted if it is wrong."""
-    lines = []
+    lines, room = [], TILE_PX[0] - 6  # drawn text can be slightly wider than measured
     for caption in captions:
         prob = "" if caption.prob is None else f" {100 * caption.prob:.0f} %"
-        predicted = wrap_label(caption.predicted, prob, TEXT_PX, TEXT_SIZE)
+        predicted = wrap_label(caption.predicted, prob, room)
         if caption.right is not False:
             lines += [(line, TEXT if caption.right is None else RIGHT) for line in predicted]
             continue
         true = caption.true or ""
         whole = f"{true} / {caption.predicted}{prob}"
-        fits = width_px(whole, TEXT_SIZE) <= TEXT_PX
-        texts = [whole] if fits else [*wrap_label(true, " /", TEXT_PX, TEXT_SIZE), *predicted]
+        fits = width_px(whole, CAPTION_PT) <= room
+        texts = [whole] if fits else [*wrap_label(true, " /", room), *predicted]
         lines += [(line, WRONG) for line in texts]
     return lines

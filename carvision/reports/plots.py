@@ -1,21 +1,24 @@
-"""The style and the shared parts of all plots, and the curves of a run by epoch.
+"""The style and idioms of all plots: lines, points, bars, histograms; the curves of a run by epoch.
 
-Figures are created without pyplot, which would keep global state.
+Matrices and sheets of photos, laid out in pixels, are in matrix.py and photos.py. Here alone and there matplotlib is
+imported, inside the functions, so that a command which draws at its end starts without it. Figures are created without
+pyplot, which would keep global state.
 """
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from carvision.files.atomic import atomic_file
 from carvision.files.folders import PROGRAM
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SPLIT_COLOURS = {"train": "#4477aa", "val": "#ddaa33", "test": "#bb5566", "no split": "#bbbbbb"}  # colour-blind safe
 # Colours of runs, heads or methods: distinguishable with any colour vision, neighbours also by lightness and marker
@@ -28,6 +31,9 @@ TEXT = "#333333"
 FAINT = "#8a8a8a"
 GRID = "#e4e4e4"
 DPI = 110
+LETTERS_PER_INCH = 9  # in a title
+DASHES = (0, (4, 3))
+MAX_MARKED = 30  # points of a line up to which each has a marker
 # Panels of metrics.png, one column each. The second metric, dashed, is computed as in Keras
 OTHERS = {
     "top-3 accuracy": ("top3",),
@@ -36,50 +42,148 @@ OTHERS = {
     "recall": ("recall", "recall_at50"),
     "AUC": ("auc", "auc_keras"),
 }
-STYLES = ("-", "--")
 
 
-def create_figure(width_in: float, height_in: float) -> Figure:
-    """Return an empty white figure whose layout keeps its parts apart."""
-    return Figure(figsize=(width_in, height_in), dpi=DPI, facecolor="white", layout="constrained")
+def create_panels(rows: int, columns: int, width_in: float, height_in: float, **layout: Any) -> tuple["Figure", Any]:
+    """Return a white figure whose layout keeps its parts apart, and its axes, an array (rows, columns).
+
+    layout: further arguments of Figure.subplots.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width_in, height_in), dpi=DPI, facecolor="white", layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **layout)
 
 
-def tidy(axes: Axes, grid: Literal["x", "y", "both"]) -> None:
+def tidy(axes: "Axes", grid: Literal["x", "y", "both"]) -> None:
     """Draw faint grid lines for the `grid` axis, only the bottom and left spine, and muted text."""
     axes.grid(axis=grid, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["bottom", "left"]].set_color(GRID)
-    axes.tick_params(colors=TEXT, length=0, labelsize=9)
+    axes.tick_params(which="both", colors=TEXT, length=0, labelsize=9)
     axes.xaxis.label.set(color=TEXT, size=9)
     axes.yaxis.label.set(color=TEXT, size=9)
 
 
-def set_title(figure: Figure, title: str) -> None:
-    """Set the title at the top left. Names from data sets are shown literally: a "$" starts no formula."""
-    figure.suptitle(title, x=0.01, ha="left", color=TEXT, size=12, weight="bold", parse_math=False)
+def label_axes(
+    axes: "Axes",
+    title: str = "",
+    x: str = "",
+    y: str = "",
+    grid: Literal["x", "y", "both"] = "y",
+    percent: str = "",
+    whole: str = "",
+    log: str = "",
+) -> None:
+    """Set title and labels, and tidy the axes. percent, whole, log: the axes ("x", "y", "xy") with such ticks."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    each = {"x": axes.xaxis, "y": axes.yaxis}
+    for name in log:
+        axes.set(**{f"{name}scale": "log"})
+        low, high = each[name].get_data_interval()
+        each[name].set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
+        each[name].set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        each[name].set_minor_formatter(NullFormatter())
+    for name in whole:
+        each[name].set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
+    for name in percent:
+        each[name].set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.6g}%"))
+    axes.set_title(title, loc="left", size=10, color=TEXT, parse_math=False)
+    axes.set_xlabel(x, parse_math=False)
+    axes.set_ylabel(y, parse_math=False)
+    tidy(axes, grid)
 
 
-def percent_axis(axis: Axis) -> None:
-    """Label the ticks of an axis in percent, with as many digits as they need."""
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.6g}%"))
+def draw_line(
+    axes: "Axes", x: Any, y: Any, colour: str, name: str = "", dashed: bool = False, marker: str = "", **style: Any
+) -> None:
+    """Draw a line. name: in the legend; without one it isn't there. style: further arguments of Axes.plot."""
+    looks: dict[str, Any] = {"linestyle": DASHES if dashed else "-", "linewidth": 1.6, "markersize": 4, **style}
+    axes.plot(x, y, color=colour, label=name or None, marker=marker, **looks)
 
 
-def legend_below(figure: Figure, handles: Sequence[Artist], names: Sequence[str]) -> None:
-    """Add a legend below, with as many columns as the names allow; the figure grows by the legend's height."""
-    num_letters = max(map(len, names)) + 7
-    columns = max(1, min(len(names), int(figure.get_figwidth() * 13 / num_letters)))
-    legend = figure.legend(handles, names, loc="outside lower left", ncols=columns, frameon=False, fontsize=9)
-    for shown in legend.get_texts():
-        shown.set(parse_math=False, color=TEXT)
-    figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(names) // columns))
+def draw_points(axes: "Axes", x: Any, y: Any, colour: str, name: str = "", marker: str = "o", **style: Any) -> None:
+    """Draw points. name: in the legend; without one they aren't there. style: further arguments of Axes.plot."""
+    looks: dict[str, Any] = {"linestyle": "", "markersize": 6, **style}
+    draw_line(axes, x, y, colour, name, marker=marker, **looks)
 
 
-def save_figure(figure: Figure, file: Path) -> None:
+def draw_bars(axes: "Axes", names: Sequence[str], parts: dict[str, Any], colours: dict[str, str]) -> None:
+    """Draw a horizontal bar for each name, the first on top, with its total.
+
+    parts: {part: lengths}, drawn one after the other in the colour of that part, which the legend names.
+    """
+    positions, start = np.arange(len(names)), np.zeros(len(names))
+    for part, lengths in parts.items():
+        axes.barh(positions, lengths, left=start, height=0.78, color=colours[part], label=part)
+        start += lengths
+    for position, total in zip(positions, start, strict=True):
+        axes.annotate(f"{total:,.10g}", (total, position), (4, 0), textcoords="offset points", va="center", size=8,
+                      color=FAINT)  # fmt: skip
+    axes.set_yticks(positions, names, parse_math=False)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.margins(x=0.08)
+
+
+def draw_histogram(
+    axes: "Axes", edges: Any, heights: Any, colour: str, name: str = "", floor: Any = None, gaps: bool = True
+) -> None:
+    """Draw a bar of the given height between each two edges. floor: where each begins, 0 without it."""
+    edges, heights = np.asarray(edges, float), np.asarray(heights, float)
+    if gaps:
+        line = {"edgecolor": "white", "linewidth": 0.8}
+        axes.bar(edges[:-1], heights, np.diff(edges), floor, align="edge", color=colour, label=name or None, **line)
+    else:
+        floor = np.zeros(len(heights)) if floor is None else floor
+        axes.stairs(floor + heights, edges, baseline=floor, fill=True, color=colour, label=name or None, linewidth=0)
+
+
+def set_title(figure: "Figure", title: str) -> None:
+    """Set the title at the top left, wrapped. Names from data sets are shown literally: a "$" starts no formula."""
+    lines = textwrap.fill(title, max(20, int(LETTERS_PER_INCH * figure.get_figwidth())))
+    figure.suptitle(lines, x=0.01, ha="left", color=TEXT, size=12, weight="bold", parse_math=False)
+
+
+def save_figure(figure: "Figure", file: Path) -> None:
     """Write a PNG atomically: an existing file is replaced only when the new one is complete."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(file) as partial:
         figure.savefig(partial, format="png", metadata={"Software": PROGRAM})
+
+
+def finish(figure: "Figure", title: str, file: Path) -> None:
+    """Set the title, add a legend below of all that has a name in any panel, each once, and write the PNG.
+
+    The legend has as many columns as the names allow, and the figure grows by its height.
+    """
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
+    if handles:
+        columns = max(1, min(len(handles), int(figure.get_figwidth() * 13 / (max(map(len, handles)) + 7))))
+        place: dict[str, Any] = {"loc": "outside lower left", "ncols": columns, "frameon": False, "fontsize": 9}
+        for text in figure.legend(list(handles.values()), list(handles), **place).get_texts():
+            text.set(parse_math=False, color=TEXT)
+        figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(handles) // columns))
+    set_title(figure, title)
+    _hide_overlaps(figure)
+    save_figure(figure, file)
+
+
+def _hide_overlaps(figure: "Figure") -> None:
+    """Hide the texts of a panel that would lie on an earlier one."""
+    if all(len(axes.texts) < 2 for axes in figure.axes):
+        return
+    figure.draw_without_rendering()  # lays the figure out
+    for axes in figure.axes:
+        taken: list[Any] = []
+        for text in axes.texts:
+            box = text.get_window_extent()
+            text.set_visible(not any(box.overlaps(other) for other in taken))
+            taken += [box] if text.get_visible() else []
 
 
 def plot_curves(history: pd.DataFrame, folder: Path) -> None:
@@ -92,63 +196,51 @@ def plot_curves(history: pd.DataFrame, folder: Path) -> None:
     if not classes:
         return
     accuracies = {head: [f"{head}/top1"] for head in classes}
-    _plot(history, [accuracies], "Top-1 accuracy", folder / "accuracy.png", percent=True)
+    _plot(history, [accuracies], "Top-1 accuracy", folder / "accuracy.png", percent="y")
     others = [
         {f"{head}: {title}": [f"{head}/{name}" for name in names] for title, names in OTHERS.items()}
         for head in classes
     ]
-    _plot(history, others, "Other metrics (dashed: as Keras counts them)", folder / "metrics.png", percent=True)
+    _plot(history, others, "Other metrics (dashed: as Keras counts them)", folder / "metrics.png", percent="y")
 
 
 def _plot(
-    history: pd.DataFrame, rows: Sequence[dict[str, list[str]]], title: str, file: Path, percent: bool = False
+    history: pd.DataFrame, rows: Sequence[dict[str, list[str]]], title: str, file: Path, percent: str = ""
 ) -> None:
     """Plot rows of panels, each {title: names of its metrics, without the split}."""
-    num_columns = max(map(len, rows))
-    figure = create_figure(max(5.0, 3.6 * num_columns), 3.4 * len(rows))
-    set_title(figure, title)
-    for i, panels in enumerate(rows):
-        for j, (name, metric_names) in enumerate(panels.items()):
-            axes = figure.add_subplot(len(rows), num_columns, i * num_columns + j + 1)
-            _draw_lines(axes, history, metric_names)
-            axes.set_title(name, fontsize=10, loc="left", parse_math=False)
-            if percent:
-                axes.set_ylim(0, 1.02)
-                percent_axis(axes.yaxis)
-            else:
-                axes.set_ylim(bottom=0)
-            tidy(axes, "y")
-            if i == j == 0:
-                axes.legend(frameon=False, fontsize=9)
-    save_figure(figure, file)
-
-
-def _draw_lines(axes: Axes, history: pd.DataFrame, metric_names: Sequence[str]) -> None:
-    """Draw one line for each split and metric that the history has."""
-    for split in ("train", "val"):
-        for name, style in zip(metric_names, STYLES, strict=False):
-            column = f"{split}/{name}"
-            if column in history:
-                known = history[["epoch", column]].dropna()
-                axes.plot(
-                    known["epoch"] + 1, known[column], style, color=SPLIT_COLOURS[split],
-                    label=split if style == "-" else None, marker="o" if len(known) < 30 else None, markersize=3.5,
-                )  # fmt: skip
-    _mark_phases(axes, history)
-    axes.set_xlabel("epoch")
+    columns = max(map(len, rows))
+    figure, panels = create_panels(len(rows), columns, max(5.0, 3.6 * columns), 3.4 * len(rows))
     first, last = history["epoch"].min() + 1, history["epoch"].max() + 1
     margin = max(0.2, 0.04 * (last - first))
-    axes.set_xlim(first - margin, last + margin)  # the same for all panels, even if some epochs lack a metric
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    for row, of_row in zip(rows, panels, strict=True):
+        for axes, (name, metrics) in zip(of_row, row.items(), strict=True):
+            for split in ("train", "val"):
+                for metric, dashed in zip(metrics, (False, True), strict=False):
+                    draw_epochs(
+                        axes, history, f"{split}/{metric}", SPLIT_COLOURS[split], "" if dashed else split, dashed
+                    )
+            label_axes(axes, name, "epoch", percent=percent, whole="x")
+            _mark_phases(axes, history, (0.02, "bottom") if percent else (0.98, "top"))  # where the curves are not
+            axes.set_ylim(0, 1.02 if percent else None)
+            axes.set_xlim(first - margin, last + margin)  # the same for all panels, even if some epochs lack a metric
+    finish(figure, title, file)
 
 
-def _mark_phases(axes: Axes, history: pd.DataFrame) -> None:
-    """Mark the beginning of each phase, if the run has several."""
+def draw_epochs(
+    axes: "Axes", history: pd.DataFrame, column: str, colour: str, name: str = "", dashed: bool = False, **style: Any
+) -> None:
+    """Draw a column of history.csv by epoch, from 1, if it has such a column."""
+    if column in history:
+        known = history[["epoch", column]].dropna()
+        few = {"marker": "o"} if len(known) < MAX_MARKED else {}
+        draw_line(axes, known["epoch"] + 1, known[column], colour, name, dashed, **few | style)
+
+
+def _mark_phases(axes: "Axes", history: pd.DataFrame, height: tuple[float, str]) -> None:
+    """Mark the beginning of each phase, if the run has several. height: of the names, in 0..1, and their alignment."""
     if "phase" in history:
-        for epoch in history["epoch"][history["phase"] != history["phase"].shift()][1:]:
-            axes.axvline(epoch + 0.5, color=FAINT, linewidth=1, linestyle="--", zorder=0)
-            label = history.loc[history["epoch"] == epoch, "phase"].iloc[0]
-            axes.text(
-                epoch + 0.5, 1.01, label, transform=axes.get_xaxis_transform(), fontsize=8, color=FAINT, va="bottom",
-                ha="center", parse_math=False,
-            )  # fmt: skip
+        begins = history[history["phase"] != history["phase"].shift()][1:]
+        for epoch, phase in zip(begins["epoch"] + 0.5, begins["phase"], strict=True):
+            axes.axvline(epoch, color=FAINT, linewidth=1, linestyle="--", zorder=0)
+            style = {"transform": axes.get_xaxis_transform(), "size": 8, "color": FAINT, "parse_math": False}
+            axes.text(epoch, height[0], f" {phase}", va=height[1], **style)

@@ -1,21 +1,16 @@
-"""Tables of text, and their three forms: on the terminal, in Markdown, and as a self-contained HTML page."""
+"""Tables of text in three forms: on the terminal, in Markdown, and (by page.html) in HTML."""
 
-import base64
-import html
 import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
-
-from carvision.files.atomic import write_text
 
 JOINT = {"joint/top1": "all heads right", "joint/consistent": "parent and child consistent"}  # metrics of all heads
 BEST, OVERALL = "best", "overall"
@@ -23,34 +18,19 @@ STYLES = {BEST: "bold green", OVERALL: "bold black on green", "": ""}
 STARS = {BEST: "*", OVERALL: "**", "": ""}  # on a terminal without colour
 EMPHASIS = {BEST: "**{}**", OVERALL: "***{}***", "": "{}"}
 NAME_SHARE = 0.44  # of a terminal line, at most, for the first column; longer names wrap
+NUMBERS = re.compile(r"[-–\d.,± ()ofe+]*")  # a cell of a column of numbers
 # CommonMark and GitHub's tables, strikethrough, formulas and entities; "://" and "www." become links automatically.
 # "_" means nothing between letters.
 SPECIAL = re.compile(r"[\\`*\[\]<|#~$&]|(?<![^\W_])_|_(?![^\W_])|(?<=:)//|(?<=\bwww)\.", re.IGNORECASE)
 FIRST = re.compile(r">|[-+=](?=[-+=\s]|$)|\d+(?=[.)](?:\s|$))")  # begins a quotation or list, underlines a heading
-CSS = """
-body { font: 15px/1.5 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; color: #333; margin: 2.5rem auto;
-  max-width: 76rem; padding: 0 1.5rem; }
-h1 { font-size: 1.6rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2.4rem 0 .6rem; }
-.about, .note { color: #6b6b6b; font-size: .87rem; margin: .3rem 0; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .28rem .8rem; text-align: right; vertical-align: bottom; }
-td { white-space: nowrap; } th { font-weight: 600; overflow-wrap: anywhere; min-width: 4rem; max-width: 14rem; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
-table.words td { text-align: left; white-space: normal; overflow-wrap: anywhere; } table.words th { text-align: left; }
-thead th { border-bottom: 2px solid #999; } tbody tr:nth-child(even) td { background: #f7f7f7; }
-tr.break td { border-top: 1px solid #bbb; }
-td.best { font-weight: 700; color: #14692f; }
-td.overall { font-weight: 700; color: #fff; background: #1b7a3a !important; }
-figure { margin: 1rem 0 2rem; } img { max-width: 100%; height: auto; }
-"""
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table of text.
+    """A table of text. Columns of numbers are aligned to the right, in each form.
 
-    rows, marks: of the same shape, marks "", "best" or "overall"; no marks: none. breaks: rows with a line above them.
+    header: names of the columns, of which the first names the rows. marks: of the rows' shape, "", "best" or "overall";
+    none: no marks. breaks: rows with a line above them. notes: lines below.
     """
 
     title: str
@@ -60,9 +40,14 @@ class TextTable:
     breaks: set[int] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
-    def __post_init__(self):
-        if not self.marks:
-            self.marks.extend([""] * len(row) for row in self.rows)
+    def is_numeric(self) -> list[bool]:
+        """Return whether each column is one of numbers; the first never is."""
+        cells = range(1, len(self.header))
+        return [False, *(all(NUMBERS.fullmatch(row[i]) for row in self.rows) for i in cells)]
+
+    def marked_rows(self) -> Iterator[tuple[list[str], list[str]]]:
+        """Iterate over the rows, each with its marks."""
+        return zip(self.rows, self.marks or [[""] * len(self.header)] * len(self.rows), strict=True)
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -81,45 +66,35 @@ def without_nan(value: Any) -> Any:
 
 def print_table(table: TextTable, console: Console) -> None:
     """Print a table. Without colour, one star marks the best and two the best of all."""
-    coloured = console.color_system is not None and not console.no_color
-    width = 0 if coloured else max((len(STARS[mark]) for marks in table.marks for mark in marks), default=0)
-    wrapped = _wrapped(table, console.width)
-    rich_table = RichTable(box=SIMPLE_HEAD, pad_edge=False)
-    for i, name in enumerate(wrapped.header):
-        right = i > 0 and _is_numbers(row[i] for row in table.rows)
-        rich_table.add_column(Text(name), justify="right" if right else "left", overflow="fold")
-    for i, (row, marks) in enumerate(zip(wrapped.rows, wrapped.marks, strict=True)):
-        if i in table.breaks:
-            rich_table.add_section()
-        texts = [
-            Text(cell + (STARS[mark].ljust(width) if j and not coloured else ""), STYLES[mark])
-            for j, (cell, mark) in enumerate(zip(row, marks, strict=True))
-        ]
-        rich_table.add_row(*texts)
     console.print(Text(f"\n{table.title}", "bold"))  # rich would wrap a table title to the table's width
-    console.print(rich_table)
+    console.print(_rich(table, console))
     for note in table.notes:
         console.print(Text(note, "dim"))
 
 
 def fits(table: TextTable, console: Console) -> bool:
-    """Return whether the table fits the terminal's width, with long names wrapped, a star and the gaps."""
-    wrapped = _wrapped(table, console.width)
-    columns = zip(wrapped.header, *wrapped.rows, strict=True)
-    width = sum(max(len(line) for cell in column for line in cell.split("\n")) + 4 for column in columns)
-    return width <= console.width
+    """Return whether the table fits the terminal's width, with its long names wrapped."""
+    options = console.options.update(max_width=10_000)
+    return Measurement.get(console, options, _rich(table, console)).maximum <= console.width
 
 
-def _is_numbers(texts: Iterable[str]) -> bool:
-    return all(re.fullmatch(r"[-\d.,± ()ofe+]*", text) for text in texts)
-
-
-def _wrapped(table: TextTable, line_width: int) -> TextTable:
-    """Return the table with its long names wrapped. line_width: characters per line of the terminal."""
+def _rich(table: TextTable, console: Console) -> RichTable:
+    coloured = console.color_system is not None and not console.no_color
+    stars = 0 if coloured else max((len(STARS[mark]) for marks in table.marks for mark in marks), default=0)
+    shown = RichTable(box=SIMPLE_HEAD, pad_edge=False)
     width = 10 if len(table.header) > 4 else 18
-    header = [table.header[0], *(_wrap_name(name, width) for name in table.header[1:])]
-    rows = [[_wrap_name(row[0], int(NAME_SHARE * line_width)), *row[1:]] for row in table.rows]
-    return replace(table, header=header, rows=rows)
+    for i, (name, is_numeric) in enumerate(zip(table.header, table.is_numeric(), strict=True)):
+        text = Text(_wrap_name(name, width) if i else name)
+        shown.add_column(text, justify="right" if is_numeric else "left", overflow="fold")
+    for i, ((name, *cells), marks) in enumerate(table.marked_rows()):
+        if i in table.breaks:
+            shown.add_section()
+        texts = [
+            Text(cell if coloured else cell + STARS[mark].ljust(stars), STYLES[mark])
+            for cell, mark in zip(cells, marks[1:], strict=True)
+        ]
+        shown.add_row(Text(_wrap_name(name, int(NAME_SHARE * console.width))), *texts)
+    return shown
 
 
 def _wrap_name(name: str, width: int) -> str:
@@ -152,64 +127,13 @@ def code_block(text: str, language: str = "") -> str:
 
 
 def to_markdown(table: TextTable) -> str:
-    """Return the table as Markdown."""
+    """Return the table as Markdown, without its title and notes."""
 
-    def row(texts: Sequence[str]) -> str:
+    def line(texts: Sequence[str]) -> str:
         return f"| {' | '.join(texts)} |"
 
-    lines = [f"## {escape_markdown(table.title)}", "", row([escape_markdown(name) for name in table.header])]
-    lines.append(row(["---", *["---:"] * (len(table.header) - 1)]))
-    for texts, marks in zip(table.rows, table.marks, strict=True):
-        lines.append(
-            row([EMPHASIS[mark].format(escape_markdown(cell)) for cell, mark in zip(texts, marks, strict=True)])
-        )
-    return "\n".join([*lines, "", *(f"{escape_markdown(note)}\n" for note in table.notes)])
-
-
-def write_markdown(file: Path, title: str, about: str, tables: Sequence[TextTable], pictures: dict[str, Path]) -> None:
-    """Write the tables and links to the pictures, {title: file beside this one}."""
-    parts = [f"# {escape_markdown(title)}\n", f"{escape_markdown(about)}\n", *map(to_markdown, tables)]
-    for name, picture in pictures.items():
-        parts.append("## {0}\n\n![{0}]({1})\n".format(escape_markdown(name), quote(picture.name)))
-    write_text(file, "\n".join(parts))
-
-
-def write_html(
-    file: Path,
-    title: str,
-    about: str,
-    tables: Sequence[TextTable],
-    pictures: dict[str, Path],
-    fragments: Sequence[str] = (),
-) -> None:
-    """Write a page with embedded pictures, {title: PNG}, so that it can be sent as a single file.
-
-    fragments: HTML below the pictures.
-    """
-    parts = [
-        f"<!doctype html>\n<html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>",
-        f"<meta name=viewport content='width=device-width'><style>{CSS}</style>",
-        f"<h1>{html.escape(title)}</h1><p class=about>{html.escape(about)}</p>",
-        *map(_to_html, tables),
-    ]
-    for name, picture in pictures.items():
-        data = base64.b64encode(picture.read_bytes()).decode()
-        shown = html.escape(name)
-        parts.append(f"<h2>{shown}</h2><figure><img alt='{shown}' src='data:image/png;base64,{data}'></figure>")
-    write_text(file, "\n".join([*parts, *fragments]) + "\n")
-
-
-def _to_html(table: TextTable) -> str:
-    head = "".join(f"<th>{html.escape(name)}" for name in table.header)
-    lines = []
-    for i, (texts, marks) in enumerate(zip(table.rows, table.marks, strict=True)):
-        each = zip(texts, marks, strict=True)
-        columns = "".join(f"<td{f' class={mark}' if mark else ''}>{html.escape(cell)}" for cell, mark in each)
-        lines.append(f"<tr{' class=break' if i in table.breaks else ''}>{columns}")
-    words = "" if any(map(any, table.marks)) else " class=words"
-    notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in table.notes)
-    return (
-        f"<h2>{html.escape(table.title)}</h2><div class=wide><table{words}><thead><tr>{head}</thead>\n<tbody>\n"
-        + "\n".join(lines)
-        + f"\n</tbody></table></div>{notes}"
-    )
+    lines = [line([escape_markdown(name) for name in table.header])]
+    lines.append(line(["---:" if is_numeric else "---" for is_numeric in table.is_numeric()]))
+    for cells, marks in table.marked_rows():
+        lines.append(line([EMPHASIS[mark].format(escape_markdown(c)) for c, mark in zip(cells, marks, strict=True)]))
+    return "\n".join(lines)

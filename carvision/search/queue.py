@@ -1,12 +1,18 @@
 """Choose the next trial of a search: each runs once, no more than requested, and one whose worker has died continues.
 
-All decisions follow from the study alone, so that any number of workers agree without talking to each other. A
-continued trial is a new Optuna trial with its own number; together they count as one trial of the search, under the
-first one's number. If two workers requeue the same trial, the copy with the lower number runs.
+All decisions follow from the study alone, so that any number of workers agree without talking to each other. A trial is
+one Optuna trial for life. If it is interrupted, it waits again, and the next worker takes it with its number,
+parameters, reported values and folder. Trials are numbered from 0: one whose number is too high waits for a larger
+sweep.trials.
+
+On one machine, workers take trials one after the other, under a lock. Elsewhere Optuna's storage decides; if two
+workers still took the same trial, it belongs to the one that wrote its name last, and the other one notices.
 
 A worker's death is seen on its own machine at once: it holds a lock on a file in the search's folder, which the system
 releases when the process ends. Other machines see that a counter, which is stored with the trial and raised
 periodically, has stopped; that needs neither synchronised clocks nor a shared disk, and works with every storage.
+Optuna's own heartbeat (RDBStorage(heartbeat_interval=...)) is not used: a journal has none, a trial whose worker died
+before its first beat never counts as stale, and one that is taken again at once counts as stale until its first beat.
 """
 
 import contextlib
@@ -18,6 +24,7 @@ import random
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,23 +33,24 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from carvision.errors import InputError, one_line
-from carvision.files.atomic import create_folder
-from carvision.files.locks import LOCK, is_locked, lock_folder
+from carvision.errors import one_line
+from carvision.files.atomic import PARTIAL, create_folder
+from carvision.files.locks import LOCK, is_locked, lock_among_threads, lock_folder
 from carvision.search.build import Sweep
 
 log = logging.getLogger(__name__)
 
 TRIALS = "trials"  # subfolder of the search's folder with the trials' runs
+RUNNING = "running"  # subfolder of the search's folder, with a folder for each worker
+PLAN = "plan.json"  # there: what the worker's trial process is to do
 # Trial attributes
+WORKER = "worker"  # {"host", "id", "beat_every_s"} of the worker whose trial it is, or was until it died
+BEAT = "beat"  # how many heartbeats it has sent
 CELL = "cell"  # index in the grid
-RETRY_OF, ROOT = "retry_of", "root"  # numbers of the trial that it continues, and of the first one
 DEATHS = "deaths"  # how many workers died with it
-GIVEN = "given"  # fixed values: of a cell, or of the trial that it continues
-BROKEN, WHY = "broken_off", "why"  # whether its worker died or was stopped; why it failed
-SURPLUS = "surplus"  # one too many, not run
+WHY = "why"  # why it failed, or was last interrupted
+PRUNE_AFTER = "prune_after"  # number of epochs after which the pruner ended it
 EPOCHS, SECONDS, PARAMETERS, BEST_EPOCH = "epochs", "seconds", "parameters", "best_epoch"
-HOST, BEAT, EVERY_S = "host", "beat", "beat_every_s"  # machine of its worker, count and interval of its heartbeats
 BEATS_PER_TIMEOUT = 4  # heartbeats within the time after which a worker counts as dead
 PRUNED = 64  # exit status of a pruned trial's process
 
@@ -52,97 +60,149 @@ class Queue:
 
     def __init__(self, sweep: Sweep, study: optuna.Study, storage: BaseStorage):
         self.sweep, self.study, self.storage = sweep, study, storage
-        self.monitor = WorkerMonitor(sweep.folder, sweep.settings["dead_after_s"])
+        self.presence = Presence(sweep.folder, sweep.settings["dead_after_s"])
         self.cells, self.budget = cells_of(sweep), num_to_run(sweep)
-        self.retries = sweep.settings["retries"]
-        if self.cells is not None:
-            self._enqueue_cells(self.cells)
 
     def trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
 
-    def _enqueue_cells(self, cells: list[int]) -> None:
-        enqueued = {trial.user_attrs.get(CELL) for trial in self.trials()}
-        grid = self.sweep.space.grid()
-        for cell in cells[: self.budget]:
-            if cell not in enqueued:
-                self.study.enqueue_trial(grid[cell], {CELL: cell, GIVEN: grid[cell]})
-
     def next(self) -> "tuple[Trial, Heartbeat] | None":
-        """Claim a trial; return it with its running heartbeat, or None if no trial is left to start."""
-        while True:
-            self.requeue_stale_trials()
-            trials = self.trials()
-            waiting = any(trial.state == TrialState.WAITING for trial in trials)
-            if not waiting and (self.cells is not None or len(latest(trials)) >= self.budget):
+        """Claim a trial; return it with its running heartbeat, or None if there is none to start now."""
+        if not (self._can_start() or self._dead()):
+            return None
+        with self.presence.one_at_a_time():
+            for trial in self._dead():
+                self.put_back(trial, "its worker has died", died=True)
+            if not self._can_start():
                 return None
             trial = self.study.ask()
-            lock_dir = lock_dir_of(self.sweep.folder, trial.number)
-            try:
-                heartbeat = Heartbeat(self.storage, trial._trial_id, lock_dir, self.sweep.settings["dead_after_s"])
-            except InputError:  # SQLite may hand one trial to two workers
-                continue
-            if not self._is_surplus(trial.number):
-                return trial, heartbeat
-            trial.set_user_attr(SURPLUS, True)
-            self.fail(trial._trial_id, "")
-            heartbeat.end()
+            heartbeat = Heartbeat(self.storage, trial._trial_id, self.presence.worker)
+        if trial.number < self.budget and heartbeat.is_ours():
+            if self.cells is not None:
+                trial.set_user_attr(CELL, self.cells[trial.number])
+            return trial, heartbeat
+        heartbeat.end()
+        if trial.number >= self.budget:  # another machine's worker asked at the same moment
+            self.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+        return None
 
-    def _is_surplus(self, number: int) -> bool:
-        """Return whether this trial is one too many or a duplicate: several workers may have asked at the same
-        moment."""
-        trials = [trial for trial in self.trials() if SURPLUS not in trial.user_attrs]
-        own = next(trial for trial in trials if trial.number == number)
-        same = (RETRY_OF, CELL) if RETRY_OF not in own.user_attrs else (RETRY_OF,)
-        for trial in trials:
-            for key in same:
-                value = own.user_attrs.get(key)
-                if value is not None and trial.user_attrs.get(key) == value and trial.number < number:
-                    return True
-        if self.cells is not None:  # no cell: another worker took the last waiting one
-            return CELL not in own.user_attrs
-        return sorted({root_of(trial) for trial in trials}).index(root_of(own)) >= self.budget
+    def is_over(self) -> bool:
+        """Return whether all trials have ended. While others run one, its worker may die, and it continues here."""
+        return not self._can_start() and not any(trial.state == TrialState.RUNNING for trial in self.trials())
 
-    def requeue_stale_trials(self) -> None:
-        """Mark trials whose worker has died as failed, and enqueue them again to continue."""
-        for trial in self.trials():
-            if trial.state == TrialState.RUNNING and self.monitor.state(trial) == "dead":
-                self.mark_interrupted(trial, "its worker has died")
-                remove_lock_dir(lock_dir_of(self.sweep.folder, trial.number))
+    def _can_start(self) -> bool:
         trials = self.trials()
-        continued = {trial.user_attrs.get(RETRY_OF) for trial in trials if SURPLUS not in trial.user_attrs}
-        for trial in latest(trials)[: self.budget if self.cells is None else None]:
-            broken = BROKEN in trial.user_attrs and trial.state == TrialState.FAIL
-            if broken and trial.number not in continued and not is_finished(trial, self.retries):
-                known = {key: trial.user_attrs[key] for key in (CELL, DEATHS) if key in trial.user_attrs}
-                # The worker may have died before all values were drawn
-                given = {**trial.user_attrs.get(GIVEN, {}), **trial.params}
-                attributes = {RETRY_OF: trial.number, ROOT: root_of(trial), GIVEN: given, **known}
-                self.study.enqueue_trial(given, attributes)
+        return len(trials) < self.budget or any(t.state == TrialState.WAITING for t in trials[: self.budget])
 
-    def mark_interrupted(self, trial: FrozenTrial, reason: str, death: bool = True) -> None:
-        """Mark a trial as interrupted. Another worker may do the same at this moment."""
-        try:
-            self.storage.set_trial_user_attr(trial._trial_id, BROKEN, True)
-            self.storage.set_trial_user_attr(trial._trial_id, DEATHS, trial.user_attrs.get(DEATHS, 0) + death)
-        except UpdateFinishedTrialError:
-            return
-        self.fail(trial._trial_id, reason)
+    def _dead(self) -> list[FrozenTrial]:
+        return [t for t in self.trials() if t.state == TrialState.RUNNING and self.presence.is_dead(t)]
 
-    def fail(self, trial_id: int, reason: str) -> None:
+    def put_back(self, trial: FrozenTrial, reason: str, died: bool) -> None:
+        """Let an interrupted trial wait for a worker to continue it, or fail if too many have died with it."""
+        deaths = trial.user_attrs.get(DEATHS, 0) + died
+        state = TrialState.FAIL if deaths > self.sweep.settings["retries"] else TrialState.WAITING
         try:
-            self.storage.set_trial_user_attr(trial_id, WHY, reason)
-            self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
-        except UpdateFinishedTrialError:
+            self.storage.set_trial_user_attr(trial._trial_id, DEATHS, deaths)
+            self.storage.set_trial_user_attr(trial._trial_id, WHY, reason)
+            self.storage.set_trial_state_values(trial._trial_id, state)
+        except UpdateFinishedTrialError:  # it had just ended
             return
 
-    def others_running(self) -> dict[str, list[FrozenTrial]]:
-        """Return running trials by the state of their workers: "alive", "dead" or "unknown"."""
-        found: dict[str, list[FrozenTrial]] = {"alive": [], "dead": [], "unknown": []}
-        for trial in self.trials():
-            if trial.state == TrialState.RUNNING:
-                found[self.monitor.state(trial)].append(trial)
-        return found
+
+def owns(worker_id: str, trial: FrozenTrial) -> bool:
+    """Return whether this is the trial's worker, and no other has continued or ended the trial in the meantime."""
+    return trial.state == TrialState.RUNNING and trial.user_attrs.get(WORKER, {}).get("id") == worker_id
+
+
+class Heartbeat:
+    """Make a running trial this worker's, and send its heartbeats until end()."""
+
+    def __init__(self, storage: BaseStorage, trial_id: int, worker: dict):
+        self.storage, self.trial_id, self.worker = storage, trial_id, worker
+        storage.set_trial_user_attr(trial_id, WORKER, worker)
+        self.lost, self.ended = threading.Event(), threading.Event()  # lost: it is another worker's now
+        self.thread = threading.Thread(target=self._send_beats, daemon=True, name="heartbeat")
+        self.thread.start()
+
+    def is_ours(self) -> bool:
+        """Return whether the trial is still this worker's, as the storage has it now."""
+        if not owns(self.worker["id"], self.storage.get_trial(self.trial_id)):
+            self.lost.set()
+        return not self.lost.is_set()
+
+    def _send_beats(self) -> None:
+        count, failing = 0, False
+        while not self.ended.wait(self.worker["beat_every_s"]):
+            count += 1
+            try:
+                if not self.is_ours():  # this process was frozen, or cut off from the storage, for too long
+                    return
+                self.storage.set_trial_user_attr(self.trial_id, BEAT, count)
+                failing = False
+            except Exception as error:  # the storage is unavailable
+                if not failing and not self.ended.is_set():
+                    log.warning("no heartbeat could be sent: %s", one_line(error, 200))
+                failing = True
+
+    def end(self) -> None:
+        self.ended.set()
+        self.thread.join()
+
+
+class Presence:
+    """This worker's name and lock, and what it has seen of the search's other workers."""
+
+    def __init__(self, search_folder: Path, dead_after_s: float):
+        self.folder, self.dead_after_s = create_folder(search_folder / RUNNING), dead_after_s
+        self.worker = {
+            "host": platform.node(), "id": uuid.uuid4().hex[:12], "beat_every_s": dead_after_s / BEATS_PER_TIMEOUT
+        }  # fmt: skip
+        with self.one_at_a_time():  # not while another one removes what looks like a dead worker's
+            self.lock = lock_folder(create_folder(self.folder / self.worker["id"]), "")
+        self.seen: dict[int, tuple[object, float]] = {}  # {trial: (its last sign of life, when it was first seen)}
+
+    def is_dead(self, trial: FrozenTrial) -> bool:
+        """Return whether a running trial's worker has died, as far as this process can know by now."""
+        worker = trial.user_attrs.get(WORKER, {})
+        if worker.get("id") == self.worker["id"]:
+            return False
+        if worker.get("host") == self.worker["host"] and (self.folder / worker["id"]).is_dir():
+            locked = is_locked(self.folder / worker["id"])
+            if locked is not None:
+                return not locked
+        sign, now = (trial.datetime_start, worker.get("id"), trial.user_attrs.get(BEAT)), time.monotonic()
+        last, since = self.seen.get(trial.number, (None, now))
+        if sign != last:
+            self.seen[trial.number] = sign, now
+            return False
+        return now - since > max(self.dead_after_s, BEATS_PER_TIMEOUT * worker.get("beat_every_s", 0))
+
+    def one_at_a_time(self):
+        """Hold the lock under which one worker at a time takes a trial; where disks have no locks, none is held."""
+        return lock_among_threads(self.folder / LOCK, wait=True)
+
+    def end(self) -> None:
+        """Release the lock, and remove it with those of workers that have died."""
+        if self.lock:
+            self.lock.close()
+        with contextlib.suppress(OSError), self.one_at_a_time():
+            for path in self.folder.iterdir():
+                if path.is_dir() and is_locked(path) is False:
+                    for name in (PLAN, f"{PLAN}{PARTIAL}", LOCK):
+                        (path / name).unlink(missing_ok=True)
+                    path.rmdir()
+
+
+def end_with_parent(lifeline: int, ending: signal.Signals | None = None) -> None:
+    """Send this process the signal (None: SIGKILL) once the process that holds the other end of the pipe is gone."""
+    ending = ending or getattr(signal, "SIGKILL", signal.SIGTERM)
+
+    def watch() -> None:
+        while os.read(lifeline, 1):
+            pass
+        os.kill(os.getpid(), ending)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
 
 
 def num_to_run(sweep: Sweep) -> int:
@@ -166,30 +226,16 @@ def cells_of(sweep: Sweep) -> list[int] | None:
     return sorted(random.Random(settings["seed"]).sample(range(num), count))
 
 
-def root_of(trial: FrozenTrial) -> int:
-    """Return the number of the first Optuna trial that this one continues, or its own."""
-    return trial.user_attrs.get(ROOT, trial.number)
+def trials_of(sweep: Sweep, study: optuna.Study) -> list[FrozenTrial]:
+    """Return the search's trials. Those that wait beyond the requested number are left out: it was reduced, or several
+    workers asked for the last trial at once."""
+    trials, wanted = study.get_trials(deepcopy=False), num_to_run(sweep)
+    return [trial for trial in trials if trial.number < wanted or trial.state != TrialState.WAITING]
 
 
-def folder_of(trial: FrozenTrial) -> Path:
-    """Return the folder of the trial's run, relative to the search's. A continued trial keeps its folder."""
-    return Path(TRIALS) / f"{root_of(trial):04d}"
-
-
-def latest(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Return the search's trials: the last Optuna trial of each continued one."""
-    found: dict[int, FrozenTrial] = {}
-    for trial in trials:
-        if SURPLUS not in trial.user_attrs:
-            found[root_of(trial)] = trial
-    return [found[root] for root in sorted(found)]
-
-
-def is_finished(trial: FrozenTrial, retries: int) -> bool:
-    """Return whether the trial will not be continued."""
-    if BROKEN in trial.user_attrs and trial.state == TrialState.FAIL:
-        return trial.user_attrs.get(DEATHS, 0) > retries
-    return trial.state.is_finished()
+def folder_of(number: int) -> Path:
+    """Return the folder of a trial's run, relative to the search's."""
+    return Path(TRIALS) / f"{number:04d}"
 
 
 def best_first(sweep: Sweep, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -226,88 +272,3 @@ def last_value(trial: FrozenTrial) -> float:
     """Return the last value that the trial reported; NaN if it reported none."""
     reported = trial.intermediate_values
     return reported[max(reported)] if reported else math.nan
-
-
-class Heartbeat:
-    """Send a running trial's heartbeat, from its claim to its end."""
-
-    def __init__(self, storage: BaseStorage, trial_id: int, lock_dir: Path, dead_after_s: float):
-        """Start the heartbeat. lock_dir: the trial's own folder for the lock. Raises InputError if another worker holds
-        it."""
-        self.storage, self.trial_id, self.interval_s = storage, trial_id, dead_after_s / BEATS_PER_TIMEOUT
-        create_folder(lock_dir.parent)
-        create_folder(lock_dir)
-        self.lock = lock_folder(lock_dir, f"{lock_dir} belongs to another worker")
-        storage.set_trial_user_attr(trial_id, EVERY_S, self.interval_s)
-        storage.set_trial_user_attr(trial_id, HOST, platform.node())
-        self.ended = threading.Event()
-        self.thread = threading.Thread(target=self._send_beats, daemon=True, name="heartbeat")
-        self.thread.start()
-
-    def _send_beats(self) -> None:
-        count, failing = 0, False
-        while not self.ended.wait(self.interval_s):
-            count += 1
-            try:
-                self.storage.set_trial_user_attr(self.trial_id, BEAT, count)
-                failing = False
-            except Exception as error:  # storage is unavailable, or another worker has requeued the trial
-                if not failing and not self.ended.is_set():
-                    log.warning("no heartbeat could be sent: %s", one_line(error, 200))
-                failing = True
-
-    def end(self) -> None:
-        self.ended.set()
-        self.thread.join()
-        if self.lock:
-            self.lock.close()
-
-
-class WorkerMonitor:
-    """Track which workers have died, as seen by one process."""
-
-    def __init__(self, folder: Path, dead_after_s: float):
-        """Monitor the workers of the search in `folder`, where lock_dir_of() finds the locks."""
-        self.folder, self.dead_after_s = folder, dead_after_s
-        # {trial: (last beat, when it was first seen, whether it has changed)}
-        self.seen: dict[int, tuple[int, float, bool]] = {}
-
-    def state(self, trial: FrozenTrial) -> str:
-        """Return the state of a running trial's worker: "alive", "dead", or "unknown" until a second beat was seen."""
-        lock_dir = lock_dir_of(self.folder, trial.number)
-        if trial.user_attrs.get(HOST) == platform.node() and lock_dir.is_dir():
-            locked = is_locked(lock_dir)
-            if locked is not None:
-                return "alive" if locked else "dead"
-        beat, now = trial.user_attrs.get(BEAT, 0), time.monotonic()
-        last, since, moved = self.seen.get(trial.number, (beat, now, False))
-        if beat != last:
-            since, moved = now, True
-        self.seen[trial.number] = beat, since, moved
-        if now - since > max(self.dead_after_s, BEATS_PER_TIMEOUT * trial.user_attrs.get(EVERY_S, 0)):
-            return "dead"
-        return "alive" if moved else "unknown"
-
-
-def lock_dir_of(folder: Path, number: int) -> Path:
-    """Return the folder of a trial's lock."""
-    return folder / "running" / f"{number:04d}"
-
-
-def remove_lock_dir(lock_dir: Path) -> None:
-    """Remove a finished trial's lock directory."""
-    with contextlib.suppress(OSError):
-        (lock_dir / LOCK).unlink(missing_ok=True)
-        lock_dir.rmdir()
-
-
-def end_with_parent(lifeline: int, ending: signal.Signals | None = None) -> None:
-    """Send this process the signal (None: SIGKILL) once the process that holds the other end of the pipe is gone."""
-    ending = ending or getattr(signal, "SIGKILL", signal.SIGTERM)
-
-    def watch() -> None:
-        while os.read(lifeline, 1):
-            pass
-        os.kill(os.getpid(), ending)
-
-    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()

@@ -8,8 +8,6 @@ import math
 import shlex
 import sys
 import threading
-from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import optuna
@@ -24,24 +22,20 @@ from rich.text import Text
 from carvision.config.compose import choices_of
 from carvision.files.atomic import create_folder, write_csv, write_text
 from carvision.files.locks import lock_when_free
-from carvision.reports.tables import TextTable, print_table, write_html
+from carvision.reports.tables import TextTable, print_table
 from carvision.search.build import Sweep, compose
 from carvision.search.queue import (
     BEST_EPOCH,
-    BROKEN,
     CELL,
     EPOCHS,
     PARAMETERS,
-    RETRY_OF,
     SECONDS,
     WHY,
     best_first,
     folder_of,
-    is_finished,
     last_value,
-    latest,
     num_to_run,
-    root_of,
+    trials_of,
     values_of,
 )
 
@@ -78,14 +72,13 @@ class Summary(NamedTuple):
 
 def summarise(sweep: Sweep, trials: list[FrozenTrial]) -> Summary:
     """Summarise the search's trials."""
-    shown = latest(trials)
-    ended = [trial for trial in shown if is_finished(trial, sweep.settings["retries"])]
+    ended = [trial for trial in trials if trial.state.is_finished()]
     pruned = [trial for trial in ended if trial.state == TrialState.PRUNED]
-    running = sum(trial.state == TrialState.RUNNING for trial in shown)
+    running = sum(trial.state == TrialState.RUNNING for trial in trials)
     took = [t.duration.total_seconds() for t in ended if t.duration and t.state != TrialState.FAIL]
     total = num_to_run(sweep)
     left = (total - len(ended)) * sum(took) / len(took) / max(1, running) if took else math.nan
-    best = best_first(sweep, shown)
+    best = best_first(sweep, trials)
     return Summary(
         total=total,
         ended=len(ended),
@@ -93,7 +86,7 @@ def summarise(sweep: Sweep, trials: list[FrozenTrial]) -> Summary:
         pruned=len(pruned),
         failed=sum(trial.state == TrialState.FAIL for trial in ended),
         best=best[0] if best else None,
-        epochs=sum(num_epochs(trial) for trial in shown),
+        epochs=sum(num_epochs(trial) for trial in trials),
         saved=sum(max(0, sweep.num_epochs - num_epochs(trial)) for trial in pruned),
         seconds_left=left,
     )
@@ -111,7 +104,7 @@ def line_of(summary: Summary, sweep: Sweep) -> str:
     if summary.running:
         parts.append(f"{summary.running} running")
     if summary.best:
-        parts.append(f"best {values_text(summary.best, sweep)} (trial {root_of(summary.best)})")
+        parts.append(f"best {values_text(summary.best, sweep)} (trial {summary.best.number})")
     parts.append(f"epochs: {summary.epochs} spent" + (f", {summary.saved} saved" if summary.saved else ""))
     if summary.ended < summary.total and not math.isnan(summary.seconds_left):
         parts.append(f"about {duration_text(summary.seconds_left)} left")
@@ -150,10 +143,10 @@ def drawn_text(trial: FrozenTrial) -> str:
 
 def event_text(trial: FrozenTrial, sweep: Sweep, best: FrozenTrial | None) -> str:
     """Return a line about a trial that started or ended."""
-    name, attributes = f"trial {root_of(trial)}", trial.user_attrs
+    name, attributes = f"trial {trial.number}", trial.user_attrs
     seconds = f", {duration_text(attributes[SECONDS])}" if SECONDS in attributes else ""
     if trial.state == TrialState.RUNNING:
-        again = ", which was interrupted, continues" if RETRY_OF in attributes else ""
+        again = ", which was interrupted, continues" if WHY in attributes else ""
         return f"{name}{again}: {drawn_text(trial)}"
     if trial.state == TrialState.COMPLETE:
         is_best = ", best so far" if best is not None and best.number == trial.number else ""
@@ -161,7 +154,7 @@ def event_text(trial: FrozenTrial, sweep: Sweep, best: FrozenTrial | None) -> st
     if trial.state == TrialState.PRUNED:
         outcome = f"{sweep.monitor[0]} {number_text(last_value(trial))}"
         return f"{name}: pruned after {num_epochs(trial)} of {sweep.num_epochs} epochs, {outcome}{seconds}"
-    if BROKEN in attributes and not is_finished(trial, sweep.settings["retries"]):
+    if trial.state == TrialState.WAITING:
         return f"{name}: interrupted after {num_epochs(trial)} epochs ({attributes.get(WHY)}); it will continue"
     return f"{name}: failed: {attributes.get(WHY)}"
 
@@ -178,7 +171,7 @@ class Progress:
     def report(self, trial: FrozenTrial) -> None:
         if self.console.is_terminal:
             return
-        trials = self.study.get_trials(deepcopy=False)
+        trials = trials_of(self.sweep, self.study)
         summary = summarise(self.sweep, trials)
         log.info("%s", event_text(trial, self.sweep, summary.best))
         if trial.state != TrialState.RUNNING:
@@ -203,16 +196,15 @@ class Progress:
             live.update(self._table(), refresh=True)
 
     def _table(self) -> Group:
-        trials = self.study.get_trials(deepcopy=False)
+        trials = trials_of(self.sweep, self.study)
         line = line_of(summarise(self.sweep, trials), self.sweep)
         return Group(trials_table(self.sweep, trials, MAX_ROWS), Text(line))
 
 
 def trials_table(sweep: Sweep, trials: list[FrozenTrial], most: int) -> Table:
     """Return a table of the best trials and the latest ones, at most `most` rows."""
-    shown = latest(trials)
-    best = best_first(sweep, shown)[: most // 3]
-    last = [t for t in shown if t not in best and t.state != TrialState.WAITING][-(most - len(best)) :]
+    best = best_first(sweep, trials)[: most // 3]
+    last = [t for t in trials if t not in best and t.state != TrialState.WAITING][-(most - len(best)) :]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("trial", "", *sweep.objective, "epochs"):
         table.add_column(heading, justify="left" if not heading else "right")
@@ -225,7 +217,7 @@ def trials_table(sweep: Sweep, trials: list[FrozenTrial], most: int) -> Table:
         state = "best" if best and trial is best[0] else trial.state.name.lower()
         style = "bold green" if state == "best" else "cyan" if running else "dim" if not trial.values else ""
         epochs = f"{num_epochs(trial)}/{sweep.num_epochs}"
-        table.add_row(str(root_of(trial)), state, *texts, epochs, drawn_text(trial), style=style)
+        table.add_row(str(trial.number), state, *texts, epochs, drawn_text(trial), style=style)
     return table
 
 
@@ -234,20 +226,26 @@ def write_report(sweep: Sweep, study: optuna.Study) -> None:
 
     Holds a lock, as several workers may finish at the same time.
     """
+    # matplotlib and jinja2, which only the end of a search needs
+    from carvision.reports.page import Section, sections_of, write_page
+    from carvision.search.plots import interactive, write_plots
+
     with lock_when_free(sweep.folder):
-        trials = study.get_trials(deepcopy=False)
-        shown = latest(trials)
-        write_csv(sweep.folder / "trials.csv", trials_frame(sweep, shown))
-        best = best_first(sweep, shown)
+        trials = trials_of(sweep, study)
+        write_csv(sweep.folder / "trials.csv", trials_frame(sweep, trials))
+        best = best_first(sweep, trials)
         if not best:
             return
         table = best_table(sweep, best[:MAX_SHOWN])
         write_best(sweep, best[0])
-        pictures = write_plots(sweep, study, shown)
+        write_plots(sweep, study)
         about = f"{line_of(summarise(sweep, trials), sweep)}. {ABOUT}"
-        write_html(sweep.folder / "search.html", sweep.name, about, [table], pictures, interactive(study, sweep))
+        sections = sections_of([table], {})
+        if plots := interactive(sweep, study):
+            sections.append(Section("Interactive plots", markup="\n".join(plots)))
+        write_page(sweep.folder / "search.html", sweep.name, about, sections)
     print_table(table, Console(width=None if sys.stdout.isatty() else WIDTH))
-    print(f"the best trial, {root_of(best[0])}, over three seeds: {command_of(sweep)}")
+    print(f"the best trial, {best[0].number}, over three seeds: {command_of(sweep)}")
 
 
 def trials_frame(sweep: Sweep, trials: list[FrozenTrial]) -> pd.DataFrame:
@@ -258,7 +256,7 @@ def trials_frame(sweep: Sweep, trials: list[FrozenTrial]) -> pd.DataFrame:
         values = trial.values or [math.nan] * len(sweep.objective)
         known = trial.user_attrs
         rows.append({
-            "trial": root_of(trial),
+            "trial": trial.number,
             "state": trial.state.name.lower(),
             **dict(zip(sweep.objective, values, strict=True)),
             "best_epoch": known.get(BEST_EPOCH),
@@ -267,13 +265,11 @@ def trials_frame(sweep: Sweep, trials: list[FrozenTrial]) -> pd.DataFrame:
             "parameters": known.get(PARAMETERS),
             **{key: trial.params.get(key) for key in keys},
             **({"cell": known.get(CELL)} if sweep.settings["sampler"] == "grid" else {}),
-            "folder": folder_of(trial).as_posix(),
-            "number": trial.number,
-            "goes_on_for": known.get(RETRY_OF),
-            "why": known.get(WHY),
+            "folder": folder_of(trial.number).as_posix(),
+            "why": known.get(WHY) if trial.state in (TrialState.FAIL, TrialState.WAITING) else None,
         })  # fmt: skip
     frame = pd.DataFrame(rows)
-    whole = [name for name in ("best_epoch", "parameters", "goes_on_for", "cell") if name in frame]
+    whole = [name for name in ("best_epoch", "parameters", "cell") if name in frame]
     return frame.astype(dict.fromkeys(whole, "Int64"))
 
 
@@ -287,9 +283,8 @@ def best_table(sweep: Sweep, best: list[FrozenTrial]) -> TextTable:
     rows += [[key, *(value_text(trial.params.get(key)) for trial in best)] for key in keys]
     return TextTable(
         "The best trials",
-        ["trial", *(str(root_of(trial)) for trial in best)],
+        ["trial", *(str(trial.number) for trial in best)],
         rows,
-        [[""] * (len(best) + 1) for _ in rows],
         breaks={below},
     )
 
@@ -311,7 +306,7 @@ def write_best(sweep: Sweep, trial: FrozenTrial) -> None:
     defaults = [{f"{'override ' * (group in available)}/{group}": name} for group, name in chosen.items()]
     head = (
         "# @package _global_\n"
-        f"# The best trial of the search {sweep.name}: trial {root_of(trial)}, {values_text(trial, sweep)} at epoch "
+        f"# The best trial of the search {sweep.name}: trial {trial.number}, {values_text(trial, sweep)} at epoch "
         f"{trial.user_attrs.get(BEST_EPOCH)}.\n# {drawn_text(trial)}\n"
         f"#   {command_of(sweep)}\n"
     )
@@ -322,63 +317,3 @@ def write_best(sweep: Sweep, trial: FrozenTrial) -> None:
 def command_of(sweep: Sweep) -> str:
     folder = shlex.quote(str(sweep.folder))
     return f"python -m carvision.train --config-dir {folder} experiment=best 'run.seeds=[0,1,2]'"
-
-
-def write_plots(sweep: Sweep, study: optuna.Study, trials: list[FrozenTrial]) -> dict[str, Path]:
-    """Write the plots; return {title: file} of those with anything to show."""
-    from carvision.search import plots  # imports matplotlib, which only the end of a search needs
-
-    done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    drawn = {
-        "Values by trial": ("history.png", partial(plots.plot_history, sweep, trials)),
-        "Importance of the parameters": ("importance.png", partial(plots.plot_importance, importance(study, sweep))),
-        "Values by sampled parameter": ("slices.png", partial(plots.plot_slices, sweep, trials)),
-        "Trials as lines": ("parallel.png", partial(plots.plot_parallel, sweep, done)),
-        "Pareto front": ("pareto.png", partial(plots.plot_pareto, sweep, done)),
-    }
-    return {title: sweep.folder / name for title, (name, plot) in drawn.items() if plot(sweep.folder / name)}
-
-
-def importance(study: optuna.Study, sweep: Sweep) -> dict[str, float]:
-    """Return {key: fraction of the first objective's variance} by functional ANOVA (Hutter et al. 2014).
-
-    Empty if there are too few trials.
-    """
-    try:
-        return optuna.importance.get_param_importances(study, evaluator=fanova(), target=_first_value)
-    except (ValueError, RuntimeError, ZeroDivisionError):
-        return {}
-
-
-def fanova() -> optuna.importance.BaseImportanceEvaluator:
-    """Return the evaluator; it ignores keys that only some trials sampled."""
-    return optuna.importance.FanovaImportanceEvaluator(seed=0)
-
-
-def interactive(study: optuna.Study, sweep: Sweep) -> list[str]:
-    """Return Optuna's own plots as HTML fragments, with trial details on hover; the first includes plotly's script."""
-    from optuna import visualization
-
-    first = {"target": _first_value, "target_name": next(iter(sweep.objective))}
-    plots = [
-        lambda: visualization.plot_optimization_history(study, **first),
-        lambda: visualization.plot_param_importances(study, evaluator=fanova(), **first),
-        lambda: visualization.plot_parallel_coordinate(study, **first),
-        lambda: visualization.plot_slice(study, **first),
-    ]
-    if len(sweep.objective) == 1:
-        plots.append(lambda: visualization.plot_intermediate_values(study))
-    elif len(sweep.objective) <= 3:
-        plots.append(lambda: visualization.plot_pareto_front(study, target_names=list(sweep.objective)))
-    parts = []
-    for plot in plots:
-        try:
-            figure = plot()
-        except (ValueError, RuntimeError, ZeroDivisionError):  # too few trials for this plot
-            continue
-        parts.append(figure.to_html(full_html=False, include_plotlyjs=not parts))
-    return parts
-
-
-def _first_value(trial: FrozenTrial) -> float:
-    return values_of(trial)[0]

@@ -14,15 +14,16 @@ import time
 import warnings
 
 import optuna
+from optuna.storages import BaseStorage
 
 from carvision.config.schema import random_transforms, reason_not_cacheable
 from carvision.errors import InputError
 from carvision.files.atomic import create_folder, open_kept
 from carvision.files.log import start_log
 from carvision.search.build import Sweep
-from carvision.search.queue import WHY, end_with_parent, latest, num_to_run
+from carvision.search.queue import WHY, end_with_parent, num_to_run, trials_of
 from carvision.search.report import Progress, line_of, summarise, write_report
-from carvision.search.study import describe_brackets, open_storage, open_study
+from carvision.search.study import describe_brackets, open_storage, open_study, storage_errors
 from carvision.search.worker import POLL_EVERY_S, Interrupted, Worker
 from carvision.system.runtime import STOP_SIGNALS
 
@@ -40,6 +41,12 @@ def search(sweep: Sweep, overrides: list[str]) -> None:
     remove_launcher_variables()
     storage = open_storage(sweep.settings["storage"], sweep.folder)
     study = open_study(sweep, storage)
+    with storage_errors(sweep):
+        work(sweep, study, storage, overrides)
+
+
+def work(sweep: Sweep, study: optuna.Study, storage: BaseStorage, overrides: list[str]) -> None:
+    """Run trials, as a worker that another carvision.sweep has started, or with reports for the user."""
     progress = Progress(sweep, study)
     if WORKER in os.environ:
         end_with_parent(sys.stdin.fileno(), signal.SIGTERM)
@@ -57,7 +64,7 @@ def search(sweep: Sweep, overrides: list[str]) -> None:
     except Interrupted as interrupted:
         ending = interrupted.args[0]
     write_report(sweep, study)
-    summary = summarise(sweep, study.get_trials(deepcopy=False))
+    summary = summarise(sweep, trials_of(sweep, study))
     if summary.ended < summary.total:
         others = f"; {summary.running} are run by other workers" if summary.running else ""
         log.info("the search is not finished%s; the same command continues it", others)
@@ -65,7 +72,7 @@ def search(sweep: Sweep, overrides: list[str]) -> None:
     if ending is not None:
         sys.exit(128 + ending)
     if summary.failed == summary.total:
-        reason = latest(study.get_trials(deepcopy=False))[-1].user_attrs.get(WHY)
+        reason = trials_of(sweep, study)[-1].user_attrs.get(WHY)
         raise InputError(
             f"sweep: all {summary.total} trials failed, the last with: {reason}. Fix that and search in another folder "
             f"(sweep.dir=<folder>); their output is in {sweep.folder / 'logs'}"
@@ -104,7 +111,7 @@ def introduce(sweep: Sweep, study: optuna.Study) -> None:
             "the backbone is frozen and its photos stay the same: the features of each backbone are computed once, and "
             "trials train on them"
         )
-    trials = study.get_trials(deepcopy=False)
+    trials = trials_of(sweep, study)
     if trials:
         log.info("continuing %s: %s", sweep.folder, line_of(summarise(sweep, trials), sweep))
 

@@ -1,5 +1,6 @@
 """The study that all workers of a search share: its storage, sampler, pruner and identity."""
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -9,36 +10,46 @@ import random
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
+from optuna.trial import TrialState
 
 from carvision.config.compose import flat_config, keys_added_since
 from carvision.config.overrides import expand_home
 from carvision.config.schema import KEYS_WITHOUT_EFFECT
 from carvision.errors import InputError, one_line
+from carvision.files.atomic import PARTIAL, write_text
 from carvision.files.folders import LOCK, is_run, refuse_foreign_folder, shorten
+from carvision.files.locks import lock_when_free
 from carvision.search.build import Sweep
-from carvision.search.queue import RETRY_OF, TRIALS, num_to_run
+from carvision.search.queue import CELL, RUNNING, TRIALS, cells_of, num_to_run
 
+if TYPE_CHECKING:
+    from sqlalchemy import URL
 if sys.platform == "win32":  # where symbolic links need privileges
     from optuna.storages.journal import JournalFileOpenLock as JournalLock
 else:
     from optuna.storages.journal import JournalFileSymlinkLock as JournalLock
 
 JOURNAL = "journal.log"
-FIRST_WRITTEN = {LOCK, "running", "logs"}  # what a search with a database creates before its first trial
+FIRST_WRITTEN = {LOCK, RUNNING, "logs"}  # what a search with a database creates before its first trial
 WRITTEN = {*FIRST_WRITTEN, TRIALS, "experiment", "trials.csv", "search.html"}
 WRITTEN |= {f"{name}.png" for name in ("history", "importance", "slices", "parallel", "pareto")}
 BEGUN_WITH = "carvision"  # attribute of the study
 OPENINGS = 5  # attempts to open a database
+SQLITE_WAIT_S = 60  # for another process that writes to it
+# Attributes by which earlier code marked a trial as interrupted, continued it as a new one, and left one unused
+BROKEN, RETRY_OF, SURPLUS = "broken_off", "retry_of", "surplus"
 OPTUNA_DIRECTIONS = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
 
 
@@ -52,8 +63,14 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
         raise InputError(
             f"sweep.dir: {shorten(str(folder))} can't be made ({error.strerror}); give another path"
         ) from None
+    if database:
+        return database
     journal = folder / JOURNAL
-    return database or JournalStorage(JournalFileBackend(str(journal), lock_obj=RepairingLock(journal)))
+    if _has_interrupted_trials(journal):
+        with lock_when_free(folder):
+            if _has_interrupted_trials(journal):  # still, as another process may have been faster
+                reopen_interrupted(journal)
+    return JournalStorage(JournalFileBackend(str(journal), lock_obj=RepairingLock(journal)))
 
 
 def is_search(folder: Path, database: str) -> bool:
@@ -90,13 +107,55 @@ def _open_database(url: str) -> RDBStorage:
         if text:
             time.sleep(random.uniform(0.05, 0.5))
         try:
-            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})  # connections may drop between long epochs
+            return _connect(url)
         except Exception as error:  # SQLAlchemy's, the driver's, Optuna's, or a missing driver
             text = one_line(error, 300)
     raise InputError(
         f"sweep.storage: {url} can't be opened ({text}); takes a database's URL such as sqlite:///sweep.db or "
         "postgresql://user@host/name, or null for a journal in the search's folder"
     )
+
+
+def _has_interrupted_trials(journal: Path) -> bool:
+    """Return whether earlier code left interrupted trials, none of which it has continued yet."""
+    text = journal.read_text(encoding="utf-8", errors="replace") if journal.exists() else ""
+    return f'"{BROKEN}"' in text and f'"{RETRY_OF}"' not in text
+
+
+def reopen_interrupted(journal: Path) -> None:
+    """Let interrupted trials wait, which earlier code recorded as failed."""
+    truncate_partial_line(journal)
+    entries = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
+    is_mark = [BROKEN in entry.get("user_attr", {}) for entry in entries]
+    broken = {entry["trial_id"] for entry, mark in zip(entries, is_mark, strict=True) if mark}
+    for entry in entries:
+        if entry.get("state") == TrialState.FAIL and entry.get("trial_id") in broken:
+            entry["state"] = TrialState.WAITING
+    kept = [json.dumps(entry) + "\n" for entry, mark in zip(entries, is_mark, strict=True) if not mark]
+    write_text(journal, "".join(kept))
+
+
+def _connect(url: str) -> RDBStorage:
+    from sqlalchemy import make_url
+
+    options: dict = {"pool_pre_ping": True}  # connections may drop between long epochs
+    database = make_url(url)
+    if database.get_backend_name() == "sqlite":
+        options["connect_args"] = {"timeout": SQLITE_WAIT_S}
+        if database.database not in (None, ":memory:") and not Path(database.database).exists():
+            _create_sqlite(database)
+    return RDBStorage(url, engine_kwargs=options)
+
+
+def _create_sqlite(url: "URL") -> None:
+    """Create the database at once with all its tables: a kill between a table and its index would leave one in which
+    two studies can have the same name."""
+    file = Path(url.database or "")
+    partial = file.with_name(f"{file.name}.{os.getpid()}{PARTIAL}")
+    RDBStorage(str(url.set(database=str(partial)))).engine.dispose()
+    with contextlib.suppress(OSError):  # another worker was faster; or a disk without links, where Optuna creates it
+        os.link(partial, file)
+    partial.unlink()
 
 
 class RepairingLock(JournalLock):
@@ -146,18 +205,45 @@ def open_study(sweep: Sweep, storage: BaseStorage) -> optuna.Study:
         directions=[OPTUNA_DIRECTIONS[mode] for mode in sweep.objective.values()],
         load_if_exists=True,
     )
+    # In this order, as another worker may be about to begin the study and its first trial
+    has_trials, has_runs = bool(study.get_trials(deepcopy=False)), (sweep.folder / TRIALS).is_dir()
     now, before = study_identity(sweep), study.user_attrs.get(BEGUN_WITH)
     if before is None:
-        if (sweep.folder / TRIALS).is_dir():
+        if has_runs:
             raise InputError(
                 f"sweep.dir: {sweep.folder} holds trials of another study than {sweep.name!r}; give another sweep.dir"
             )
-        if study.get_trials(deepcopy=False):
+        if has_trials:
             raise InputError(f"sweep.study: {sweep.name!r} is another program's study; give another name")
         study.set_user_attr(BEGUN_WITH, now)
     else:
         require_same(before, now, sweep)
+        require_one_number_a_trial(sweep, study)
     return study
+
+
+def require_one_number_a_trial(sweep: Sweep, study: optuna.Study) -> None:
+    """Raise InputError for a search by earlier code in which a trial has several numbers."""
+    cells = dict(enumerate(cells_of(sweep) or []))
+    for trial in study.get_trials(deepcopy=False):
+        moved = CELL in trial.user_attrs and trial.user_attrs[CELL] != cells.get(trial.number)
+        if moved or {BROKEN, RETRY_OF, SURPLUS} & trial.user_attrs.keys():
+            raise InputError(
+                f"sweep.dir: {sweep.folder} holds a search in which an earlier version of carvision continued "
+                "interrupted trials under new numbers; finish it with that version, or give another sweep.dir"
+            )
+
+
+@contextlib.contextmanager
+def storage_errors(sweep: Sweep) -> Iterator[None]:
+    """Raise InputError if the database fails while the search is running."""
+    try:
+        yield
+    except StorageInternalError as error:
+        raise InputError(
+            f"sweep.storage: {sweep.settings['storage']} has failed ({one_line(error.__cause__ or error, 200)}); once "
+            "it works again, the same command continues the search"
+        ) from None
 
 
 def study_identity(sweep: Sweep) -> dict[str, dict]:
@@ -214,18 +300,16 @@ def create_pruner(settings: Mapping, most: int) -> BasePruner:
     }[settings["pruner"]]()
 
 
-class SeededByCount(BaseSampler):
-    """Create the sampler anew for each trial, seeded by how many trials drew before it: workers never draw the same
-    values by chance, and an interrupted search draws the same values as an undisturbed one."""
+class SeededByNumber(BaseSampler):
+    """Create the sampler anew for each trial, seeded by the trial's number: workers never draw the same values by
+    chance, and an interrupted search draws the same values as an undisturbed one."""
 
     def __init__(self, create: Callable[[int], BaseSampler], seed: int):
         self.create, self.seed = create, seed
         self.sampler = create(seed)
 
     def before_trial(self, study, trial) -> None:
-        drawn = (other for other in study.get_trials(deepcopy=False) if RETRY_OF not in other.user_attrs)
-        index = sum(other.number < trial.number for other in drawn)
-        digest = hashlib.sha256(f"{self.seed} {index}".encode()).digest()
+        digest = hashlib.sha256(f"{self.seed} {trial.number}".encode()).digest()
         self.sampler = self.create(int.from_bytes(digest[:4], "little"))
         self.sampler.before_trial(study, trial)
 
@@ -242,22 +326,38 @@ class SeededByCount(BaseSampler):
         self.sampler.after_trial(study, trial, state, values)
 
 
+class CellSampler(BaseSampler):
+    """Give each trial the values of one cell of a grid, by the trial's number."""
+
+    def __init__(self, sweep: Sweep):
+        self.cells, self.grid = cells_of(sweep) or [], sweep.space.grid()
+
+    def infer_relative_search_space(self, study, trial):
+        return {}
+
+    def sample_relative(self, study, trial, search_space):
+        return {}
+
+    def sample_independent(self, study, trial, param_name, param_distribution):
+        return self.grid[self.cells[trial.number]][param_name]
+
+
 def create_sampler(sweep: Sweep) -> BaseSampler:
     """Create the sampler that conf/sweep names, seeded for each trial."""
-    return SeededByCount(partial(_create_sampler, sweep), sweep.settings["seed"])
+    if sweep.settings["sampler"] == "grid":
+        return CellSampler(sweep)
+    return SeededByNumber(partial(_create_sampler, sweep), sweep.settings["seed"])
 
 
 def _create_sampler(sweep: Sweep, seed: int) -> BaseSampler:
     startup = sweep.settings["startup_trials"]
     return {
-        "grid": lambda: RandomSampler(seed),  # draws nothing: all values are enqueued
         "random": lambda: RandomSampler(seed),
         # group: conditional keys are drawn jointly if their condition holds
         "tpe": lambda: TPESampler(
             seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True
         ),
         "cmaes": lambda: CmaEsSampler(seed=seed, n_startup_trials=max(1, startup), warn_independent_sampling=False),
-        "gp": lambda: GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False),
     }[sweep.settings["sampler"]]()
 
 

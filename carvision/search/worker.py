@@ -19,7 +19,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import optuna
-import pandas as pd
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -31,11 +30,11 @@ from carvision.files.locks import is_locked
 from carvision.search.build import RUN_OBJECTIVES, Sweep
 from carvision.search.queue import (
     BEST_EPOCH,
-    BROKEN,
     EPOCHS,
     PARAMETERS,
+    PLAN,
     PRUNED,
-    RETRY_OF,
+    RUNNING,
     SECONDS,
     WHY,
     Heartbeat,
@@ -43,9 +42,6 @@ from carvision.search.queue import (
     best_first,
     end_with_parent,
     folder_of,
-    latest,
-    lock_dir_of,
-    remove_lock_dir,
 )
 from carvision.system.machine import FORK
 from carvision.system.runtime import STOP_SIGNALS
@@ -55,6 +51,7 @@ log = logging.getLogger(__name__)
 # A worker whose first trials all fail gives up after this many: the sampled values are unlikely to be the cause
 MAX_FAILURES = 3
 POLL_EVERY_S = 0.2
+IDLE_POLL_S = 1.0  # of a worker that has no trial
 
 
 class Interrupted(Exception):
@@ -78,19 +75,27 @@ class Worker:
         )
 
     def work(self) -> None:
-        """Run trials until none is left to start. Raise InputError if all fail, Interrupted after a signal."""
+        """Run trials until all have ended, also those that others run: one of them may die. Raise InputError if all
+        fail, Interrupted after a signal."""
         before = {}
         if threading.current_thread() is threading.main_thread():
             before = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        waiting = False
         try:
             while True:
                 self._stop_if_asked()
                 claimed = self.queue.next()
                 if claimed:
                     self._run(*claimed)
-                elif not self._wait_for_unknown():
+                elif self.queue.is_over():
                     return
+                else:
+                    if not waiting:
+                        log.info("no trial is left to start; waiting for those that other workers run")
+                    time.sleep(IDLE_POLL_S)
+                waiting = not claimed
         finally:
+            self.queue.presence.end()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -101,60 +106,68 @@ class Worker:
         if self.received:
             raise Interrupted(self.received[0])
 
-    def _wait_for_unknown(self) -> bool:
-        """Wait briefly if a worker may have died; return whether there may be something to do soon. Living workers end
-        their trials themselves."""
-        others = self.queue.others_running()
-        if others["unknown"]:
-            time.sleep(POLL_EVERY_S)
-        return bool(others["unknown"] or others["dead"])
-
     def _run(self, trial: Trial, heartbeat: Heartbeat) -> None:
-        number = trial.number
         try:
             drawn = self.sweep.space.draw(trial)
             frozen = self.storage.get_trial(trial._trial_id)
-            run = self.sweep.folder / folder_of(frozen)
             self.report(frozen)
             try:
                 overrides = self.sweep.overrides_for(drawn)
             except InputError as error:  # keys that can't follow from the drawn values
+                heartbeat.end()
                 self._fail(frozen, str(error))
             else:
-                exitcode, output = self._train(frozen, overrides, run)
-                self._record_result(frozen, run, exitcode, output)
+                run = self.sweep.folder / folder_of(trial.number)
+                exitcode, output = self._train(frozen, heartbeat, overrides, run)
+                heartbeat.end()
+                if heartbeat.is_ours():
+                    self._record_result(frozen, run, exitcode, output)
             drop_checkpoints(self.sweep, self.queue.trials())
+        except UpdateFinishedTrialError:
+            heartbeat.lost.set()
         finally:
             heartbeat.end()
-            remove_lock_dir(lock_dir_of(self.sweep.folder, number))
-        self.report(self.storage.get_trial(trial._trial_id))
+        if heartbeat.lost.is_set():
+            log.warning("trial %d: another worker has taken it, as this one was frozen or cut off", trial.number)
+        else:
+            self.report(self.storage.get_trial(trial._trial_id))
         self._stop_if_asked()
 
-    def _train(self, trial: FrozenTrial, overrides: list[str], run: Path) -> tuple[int, Path]:
+    def _train(self, trial: FrozenTrial, heartbeat: Heartbeat, overrides: list[str], run: Path) -> tuple[int, Path]:
         """Run the trial's process; return its exit status, and the file with its output."""
         output = self.sweep.folder / "logs" / f"{run.name}.txt"
         create_folder(output.parent)
         create_folder(run.parent)
-        while run.is_dir() and is_locked(run):  # a dead worker's trial process is just ending
-            time.sleep(POLL_EVERY_S)
-            if self.received:
-                return 128 + self.received[0], output
-        if (run / "metrics.json").exists() and RETRY_OF in trial.user_attrs:  # the worker died before recording it
-            return 0, output
-        plan = self.sweep.folder / "running" / f"{trial.number:04d}.json"
+        while True:
+            while is_locked(run):  # the process of the worker that had this trial is just ending
+                time.sleep(POLL_EVERY_S)
+                if self.received or heartbeat.lost.is_set():
+                    return 128, output
+            if (run / "metrics.json").exists():  # that worker died before it recorded them
+                return 0, output
+            exitcode = self._run_process(trial, heartbeat, overrides, run, output)
+            if exitcode in (0, PRUNED) or self.received or heartbeat.lost.is_set() or not is_locked(run):
+                return exitcode, output  # else the process of another worker was first
+
+    def _run_process(
+        self, trial: FrozenTrial, heartbeat: Heartbeat, overrides: list[str], run: Path, output: Path
+    ) -> int:
+        plan = self.sweep.folder / RUNNING / heartbeat.worker["id"] / PLAN
         settings = {key: self.sweep.settings[key] for key in ("pruner", "min_epochs", "reduction_factor")}
         monitor, mode = self.sweep.monitor
         write_json(plan, {
             "words": overrides, "run": str(run), "folder": str(self.sweep.folder), "study": self.sweep.name,
             "storage": self.sweep.settings["storage"], "trial_id": trial._trial_id, "settings": settings,
-            "num_epochs": self.sweep.num_epochs, "monitor": monitor, "mode": mode,
+            "worker": heartbeat.worker["id"], "num_epochs": self.sweep.num_epochs, "monitor": monitor, "mode": mode,
         })  # fmt: skip
         process = TrialProcess(plan, output, self.single_process)
         signals_sent = 0
         try:
             while (exitcode := process.exitcode) is None:
                 process.wait(POLL_EVERY_S)
-                if len(self.received) > signals_sent:
+                if heartbeat.lost.is_set():  # before it writes a checkpoint
+                    process.kill()
+                elif len(self.received) > signals_sent:
                     process.kill() if signals_sent else process.stop()  # only the first one allows a checkpoint
                     signals_sent = len(self.received)
         except BaseException:
@@ -162,11 +175,12 @@ class Worker:
             raise
         finally:
             plan.unlink(missing_ok=True)
-        return exitcode, output
+        return exitcode
 
     def _record_result(self, trial: FrozenTrial, run: Path, exitcode: int, output: Path) -> None:
-        for key, value in training_attributes(run).items():
-            self._attribute(trial, key, value)
+        epochs = self.storage.get_trial(trial._trial_id).last_step or 0
+        for key, value in training_attributes(run, epochs).items():
+            self.storage.set_trial_user_attr(trial._trial_id, key, value)
         if exitcode == 0 and (run / "metrics.json").exists():
             values, reason = objective_values(run, self.sweep.objective)
             if values is None:
@@ -177,26 +191,20 @@ class Worker:
         elif exitcode == PRUNED:
             self._finish(trial, TrialState.PRUNED)
         elif self.received:
-            self.queue.mark_interrupted(trial, "interrupted", death=False)
+            self.queue.put_back(self.storage.get_trial(trial._trial_id), "interrupted", died=False)
         else:
             self._fail(trial, failure_reason(exitcode, output))
 
     def _fail(self, trial: FrozenTrial, reason: str) -> None:
-        self._attribute(trial, WHY, reason)
+        self.storage.set_trial_user_attr(trial._trial_id, WHY, reason)
         self._finish(trial, TrialState.FAIL)
         if "memory" not in reason.lower():  # other values may need less memory
             self._count_failure(reason)
 
-    def _attribute(self, trial: FrozenTrial, key: str, value) -> None:
-        try:
-            self.storage.set_trial_user_attr(trial._trial_id, key, value)
-        except UpdateFinishedTrialError:
-            return
-
     def _finish(self, trial: FrozenTrial, state: TrialState, values: list[float] | None = None) -> None:
         try:
             self.study.tell(trial.number, values, state)
-        except (UpdateFinishedTrialError, ValueError) as error:  # another worker considered this one dead
+        except (UpdateFinishedTrialError, ValueError) as error:  # another worker has just taken the trial
             log.warning("trial %d: %s", trial.number, one_line(error, 200))
 
     def _count_failure(self, reason: str) -> None:
@@ -210,20 +218,16 @@ class Worker:
             )
 
 
-def training_attributes(run: Path) -> dict[str, float]:
-    """Return the trial attributes known from its run's folder, also of an unfinished run."""
-    facts: dict[str, float] = {}
-    try:
-        history = pd.read_csv(run / "history.csv", encoding="utf-8")
-        facts |= {EPOCHS: len(history), SECONDS: round(float(history["seconds"].sum()), 3)}
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("%s can't be read (%s)", run / "history.csv", one_line(error, 100))
+def training_attributes(run: Path, epochs: int) -> dict[str, float]:
+    """Return the trial attributes known from its run's folder, also of an unfinished run. epochs: that it reported."""
+    facts: dict[str, float] = {EPOCHS: epochs}
     if (run / "metrics.json").exists():
         metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
         facts |= {SECONDS: metrics["seconds"]["total"], PARAMETERS: metrics["parameters"]}
         facts[BEST_EPOCH] = metrics["best_epoch"] + 1
+    else:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            facts[SECONDS] = json.loads((run / "seconds.json").read_text(encoding="utf-8"))["total"]
     return facts
 
 
@@ -255,11 +259,11 @@ def failure_reason(exitcode: int, output: Path) -> str:
 
 def drop_checkpoints(sweep: Sweep, trials: list[FrozenTrial]) -> None:
     """Delete the checkpoints and models of all but the best trials. Another worker may be doing the same."""
-    finished = [t for t in latest(trials) if t.state.is_finished() and BROKEN not in t.user_attrs]
+    finished = [trial for trial in trials if trial.state.is_finished()]
     keep = {trial.number for trial in best_first(sweep, finished)[: sweep.settings["keep"]]}
     for trial in finished:
         if trial.number not in keep:
-            run = sweep.folder / folder_of(trial)
+            run = sweep.folder / folder_of(trial.number)
             remove_checkpoints(run / "checkpoints")
             for name in ("model.safetensors", "model.json"):
                 (run / name).unlink(missing_ok=True)

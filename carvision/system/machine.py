@@ -11,9 +11,7 @@ from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
-# Start method of the loaders' workers. On Linux, with any Python, fork: a forked worker imports nothing and notices
-# when its command is killed, which one from a fork server (the default from Python 3.14 on) does not. Elsewhere fork is
-# not safe.
+# Where forking is safe
 FORK = "fork" if sys.platform == "linux" else None
 NO_LIMIT = 2**60  # bytes; cgroups of version 1 write a number near 2^63 for no limit
 

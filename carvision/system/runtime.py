@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import cast
 
 DEFAULTS = {
-    # Waiting threads sleep instead of keeping the cores busy that the workers need: steps took a tenth of the time
+    # Waiting threads sleep instead of keeping the cores busy that reading threads need: steps took a tenth of the time
     # while other processes used the same two cores
     "OMP_WAIT_POLICY": "PASSIVE",
     # Else torch prints hundreds of lines of its own calls when one of several processes ends
@@ -47,7 +47,7 @@ def use_utf8() -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Keep freed memory in the process on Linux, also in workers forked later; return whether this system can do it.
+    """Keep freed memory in the process on Linux; return whether this system can do it.
 
     Call it before the first step. By default glibc returns large tensors to the kernel when they are freed, and the
     kernel hands the memory out again page by page, filled with zeros: 10,000 to 150,000 pages for each step on the CPU,
@@ -61,18 +61,6 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):  # not glibc: macOS, Windows, musl
         return False
     return bool(set_option(MMAP_THRESHOLD, 2**30)) and bool(set_option(TRIM_THRESHOLD, 2**31 - 1))
-
-
-def give_back_freed_memory() -> None:
-    """Return the memory that the parent of a just forked process had freed to the kernel.
-
-    Else, as soon as the parent reuses that memory, the child holds a copy of it: 0.6 GB in a worker forked after the
-    first epoch of a MobileNetV2.
-    """
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError):  # not glibc
-        return
 
 
 @contextmanager

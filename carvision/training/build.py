@@ -12,8 +12,8 @@ import torch
 from carvision.augment.pipeline import Augment
 from carvision.data.build import build_split, build_table, download
 from carvision.data.images import INTERPOLATIONS, Preprocessing
+from carvision.data.loading.datamodule import PhotoDataModule
 from carvision.data.loading.dataset import PhotoDataset
-from carvision.data.loading.loader import PhotoDataModule
 from carvision.data.paths import nfc
 from carvision.data.splits import without_unseen_classes
 from carvision.data.table import UNKNOWN, Classes, LabelDescription, Table
@@ -69,7 +69,7 @@ def build_datamodule(cfg: dict, fold: int | None) -> PhotoDataModule:
         on_bad_image=data["on_bad_image"],
         seed=cfg["seed"],
         download=partial(download, data),
-        num_sharing=num_sharing(cfg["trainer"]),
+        num_sharing=num_sharing(),
         photos_per_class=data["photos_per_class"],
         sampler_label=cfg["metric_loss"].get("label"),
     )

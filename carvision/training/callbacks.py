@@ -23,7 +23,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from carvision.data.loading.loader import EarlyLoader
+from carvision.data.loading.loader import BATCHES_AHEAD, Loader
 from carvision.files.atomic import write_csv, write_json
 from carvision.training.module import LitClassifier
 from carvision.training.run.folder import read_json
@@ -72,19 +72,18 @@ class Clock(pl.Callback):
 
 
 def cpu_seconds() -> float:
-    """Return the CPU seconds of this process and of its children that have exited (Lightning ends its workers after
-    each stage)."""
+    """Return the CPU seconds of this process and of its children that have exited."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 class ReadAhead(pl.Callback):
-    """Start the validation workers while the last training batches are queued (each worker keeps two batches ahead)."""
+    """Start reading validation photos in the last steps of training, whose own photos are read by then."""
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: LitClassifier, batch, batch_idx: int) -> None:
         loader = trainer.val_dataloaders
-        if isinstance(loader, EarlyLoader) and trainer.num_training_batches - batch_idx <= 2 * loader.num_workers:
-            loader.start_workers()
+        if isinstance(loader, Loader) and trainer.num_training_batches - batch_idx <= BATCHES_AHEAD:
+            loader.start()
 
 
 class History(pl.Callback):

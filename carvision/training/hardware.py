@@ -86,8 +86,7 @@ def set_deterministic(wanted: bool) -> None:
             f"deterministic: the environment variable {WORKSPACE}={os.environ[WORKSPACE]} lets matrix products differ; "
             f"unset it, or set it to {' or '.join(REPEATABLE)}"
         )
-    if torch.are_deterministic_algorithms_enabled() != wanted:  # the call imports torch's compiler
-        torch.use_deterministic_algorithms(wanted)
+    torch.use_deterministic_algorithms(wanted)
     torch.backends.cudnn.deterministic = wanted
     if wanted:
         torch.backends.cudnn.benchmark = False  # it chooses kernels by timing

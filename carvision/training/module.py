@@ -16,8 +16,8 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 from carvision.augment.mixing import Mix
 from carvision.augment.pipeline import Augment, Normalise, to_float
 from carvision.data.images import Preprocessing, PreprocessingDescription
+from carvision.data.loading.datamodule import PhotoDataModule
 from carvision.data.loading.dataset import Batch
-from carvision.data.loading.loader import PhotoDataModule
 from carvision.data.table import UNKNOWN, LabelDescription
 from carvision.errors import InputError
 from carvision.inference.model_file import parents_of

@@ -146,7 +146,7 @@ def create_optimizer(
             optimizer = OPTIMIZERS[name](groups, lr=lr, weight_decay=weight_decay, **values)
             optimizer.register_load_state_dict_pre_hook(keep_implementation)
         else:
-            import timm.optim  # late import: one of its optimizers imports torch's compiler
+            import timm.optim  # a part of timm that few trainings need
 
             optimizer = timm.optim.create_optimizer_v2(groups, name, lr=lr, weight_decay=weight_decay, **values)
     except (TypeError, ValueError, AssertionError, ImportError) as error:

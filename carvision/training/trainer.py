@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
+from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from carvision.data.loading.loader import PhotoDataModule
+from carvision.data.loading.datamodule import PhotoDataModule
 from carvision.errors import InputError, one_line, suggest
 from carvision.files.atomic import create_folder
 from carvision.metrics import metric_names
@@ -25,7 +27,6 @@ from carvision.training.callbacks import (
     create_progress_bar,
 )
 from carvision.training.compile import FirstStep, require_compiler
-from carvision.training.distributed.collectives import disable_lightning_signal_handling
 from carvision.training.distributed.fsdp import SyncStatistics, check_fsdp, create_strategy
 from carvision.training.distributed.launch import create_environment, is_first_process, require_all_used
 from carvision.training.hardware import (
@@ -55,7 +56,6 @@ def build_trainer(
     ends: time.monotonic() after which this start stops; None: never. callbacks: called before the run's own. Raises
     InputError for what this machine can't run.
     """
-    disable_lightning_signal_handling()
     monitors = monitors_of(cfg, lit.phases)
     check_monitors(monitors, metric_names(lit.labels, lit.metric_learning is not None, with_auc=True))
     lit.monitors = list(monitors.values())
@@ -83,10 +83,27 @@ def build_trainer(
         raise InputError(
             f"trainer: this machine can't run trainer.accelerator={cfg['trainer']['accelerator']} ({text})"
         ) from None
+    trainer.fit_loop.epoch_loop, trainer._signal_connector = EpochLoop(trainer), NoSignals(trainer)
     if cfg["trainer"]["accelerator"] != "tpu":
         require_all_used(trainer.num_devices, trainer.num_nodes)
     log_hardware(trainer, cfg["trainer"]["precision"])
     return trainer
+
+
+class EpochLoop(_TrainingEpochLoop):
+    """Lightning's loop of the batches of an epoch, without its question to the first of several processes, at every
+    step, whether it got SIGTERM: each step would wait for the device. run.stopping asks now and then."""
+
+    def _broadcast_sigterm_tensor(self) -> None:
+        pass
+
+
+class NoSignals(_SignalConnector):
+    """Leave the signals to run.stopping: Lightning's handler broadcasts from wherever the process is, which can
+    deadlock."""
+
+    def register_signal_handlers(self) -> None:
+        pass
 
 
 def trainer_values(cfg: dict, phases: list[Phase]) -> dict:

@@ -101,15 +101,14 @@ def test_grid_distortion_shows_each_part_at_its_length(num_steps, limit):
     check_step(step, expected, num_draws=2 * num_steps, atol=2e-3)
 
 
-def test_the_middle_of_each_range_changes_nothing_and_grids_are_exact_under_autocast():
-    draws, middle = made_up_draws(len(PHOTOS), 10), torch.full((len(PHOTOS), 10), 0.5)
+def test_grids_are_exact_under_autocast():
+    draws = made_up_draws(len(PHOTOS), 10)
     for step in (
         partial(geometry.rotate, degrees=40, border="black"),
         partial(geometry.shift_scale_rotate, shift=0.2, scale=0.2, degrees=40, border="reflect"),
         partial(geometry.affine, degrees=40, shift=0.2, shear_degrees=0.2, zoom=0.2, border="edge"),
         partial(geometry.grid_distortion, num_steps=5, limit=0.2, border="reflect"),
     ):
-        torch.testing.assert_close(step(PHOTOS, middle), PHOTOS, atol=1e-4, rtol=0)
         with torch.autocast("cpu", torch.bfloat16):
             half = step(PHOTOS, draws)
         assert half.dtype == torch.float32

@@ -34,24 +34,18 @@ def test_heads_follow_the_data_and_open_mappings_take_new_keys():
     assert changed["make"]["dropout"] == 0.5 and changed["model"]["dropout"] == 0.0
     assert list(changed) == ["make", "model", "type"]
     assert composed("model.backbone_kwargs={pad_type:same}")["model"]["backbone_kwargs"] == {"pad_type": "same"}
-    assert composed("loss.head_weights={make:0.5}")["loss"]["head_weights"] == {"make": 0.5}
 
 
 @pytest.mark.parametrize(("override", "line"), [
     ("data.split.kind=offical", "data.split.kind: 'offical' is not one of official, stratified, kfold, unseen"),
     ("optimizer.lr=fast", "optimizer.lr: 'fast' is not a number above 0"),
-    ("data.batch_size=true", "data.batch_size: True is not a whole number from 1"),
-    ("data.split.fractions=[0.5,0.5]", "data.split.fractions: [0.5, 0.5] is not a list of 3 values"),
     ("model.train_layers=some", "model.train_layers: 'some' is not all, none, partial, a whole number"),
     ("loss.head_weights={make:heavy}", "loss.head_weights: {'make': 'heavy'} is not a mapping onto values"),
-    ("run.seeds=[0,1,0]", "run.seeds: [0, 1, 0] is not a list without doubles: 0 comes twice"),
     ("trainer.devices=[1,1]", "trainer.devices: [1, 1] is not one of auto or a whole number from 1 or a list"),
     ("+data.colour=red", "data.colour: there is no such key"), ("data=folder", "data.root: must be given"),
     # Messages of Hydra
     ("data.rot=photos", "data.rot: there is no such key; nearest: data.root"),
-    ("data=foldr", "data: 'foldr' is not one of compcars, compcars_parts, compcars_surveillance, demo, folder"),
     ("experiment=oxford102_vg16", "experiment: 'oxford102_vg16' is not one of "),
-    ("optimizer.momentum=0.9", "optimizer.momentum: the optimizer that is chosen has no such key; choose another"),
     ("phases.a.epochs=3", "phases.a.epochs: the phase does not have this key yet"),
     ("optimizer.lr=0.1)", "optimizer.lr: '0.1)' is not a number above 0"),
     ("photos", "'photos' is not <key>=<value>; a value with a space needs quotes"),

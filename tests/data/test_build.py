@@ -1,7 +1,6 @@
 """From the configuration's `data` to the table: names of classes, one class against the rest, unseen classes."""
 
 import json
-import logging
 
 import numpy as np
 import pandas as pd
@@ -39,27 +38,15 @@ def test_names_are_read_from_a_file(tmp_path, separator, header):
     assert named.labels["make"] == table_of().labels["make"]
 
 
-def test_ids_are_compared_after_normalisation_and_unknown_ones_logged(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    table = table_of()
-    table.labels["model"] = Classes(("Bl\u00fcte", "b", "c"), ("", "", ""))
-    (tmp_path / "names.csv").write_text("Blu\u0308te,flower\nb,B\nc,C\nd,D\n", encoding="utf-8")
-    assert with_names(table, tmp_path / "names.csv").labels["model"].names == ("flower", "B", "C")
-    assert "1 of the 4 ids" in caplog.text and "are not model ids of some (first: d)" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
+def test_a_wrong_file_of_names_is_an_error(tmp_path):
+    for text, message in (
         ("n01,tench\nn02,dog\n", "has no name for 1 of the 3 classes of model .first: n03"),
         ("n01,tench\nn02\n", "line 2 of .* is 'n02', not <id>,<name>"),
         ("n01,tench\nn01,dog\n", "line 2 of .* gives n01 a second name"),
-    ],
-)
-def test_a_wrong_file_of_names_is_an_error(tmp_path, text, message):
-    (tmp_path / "names.csv").write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match=message):
-        with_names(table_of(), tmp_path / "names.csv")
+    ):
+        (tmp_path / "names.csv").write_text(text, encoding="utf-8")
+        with pytest.raises(InputError, match=message):
+            with_names(table_of(), tmp_path / "names.csv")
 
 
 def test_one_class_against_the_rest():
@@ -70,15 +57,6 @@ def test_one_class_against_the_rest():
         assert pair.labels["model"] == Classes(("n02", "rest"), ("English springer", "rest"))
         assert pair.rows["model"].tolist() == [1, 0, 1] * 3 + [1, 0, UNKNOWN]
         assert pair.labels["make"] == table.labels["make"] and pair.finest == "model"
-
-
-def test_a_parent_class_against_the_rest():
-    pair = one_against_rest(table_of(), "B")
-    assert pair.finest == "make" and pair.labels["make"].ids == ("9", "rest")
-    assert pair.labels["model"].parent_codes == (1, 1, 0)
-    assert pair.rows["make"].tolist() == [1, 1, 0] * 3 + [1, 1, UNKNOWN]
-    known = pair.rows["model"] != UNKNOWN
-    assert (np.array(pair.labels["model"].parent_codes)[pair.rows["model"][known]] == pair.rows["make"][known]).all()
 
 
 def test_an_unknown_an_only_and_an_ambiguous_class_against_the_rest_are_errors():

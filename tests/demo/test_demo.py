@@ -11,7 +11,6 @@ from carvision.data.readers.compcars import read_compcars
 from carvision.demo import write
 from carvision.demo.cars import MAKES, MODELS
 from carvision.demo.photo import VIEWPOINTS
-from carvision.demo.vehicle import PAINTS
 from carvision.errors import InputError
 
 NUM = write.MIN_IMAGES_PER_MODEL
@@ -102,20 +101,6 @@ def test_an_interrupted_call_leaves_nothing(tmp_path, monkeypatch):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_of_two_processes_one_wins(tmp_path, monkeypatch):
-    """The other process completes the folder while this one draws."""
-
-    def overtaken(root, *args):
-        root.mkdir()
-        monkeypatch.setattr(write, "_write_all", lambda root, *args: (root / "winner").mkdir(parents=True))
-        write.write_demo(tmp_path / "demo", NUM)
-
-    monkeypatch.setattr(write, "_write_all", overtaken)
-    assert write.write_demo(tmp_path / "demo", NUM) == tmp_path / "demo"
-    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
-    assert (tmp_path / "demo" / "winner").is_dir()
-
-
 def test_a_complete_folder_is_not_drawn_again_and_invalid_arguments_are_errors(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(write, "_write_all", lambda *args: pytest.fail("drawn again"))
     assert write.write_demo(folder, NUM) == folder
@@ -126,17 +111,3 @@ def test_a_complete_folder_is_not_drawn_again_and_invalid_arguments_are_errors(f
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot write .*CARVISION_CACHE"):
         write.write_demo(tmp_path / "file" / "demo", NUM)
-
-
-def test_the_cache_folder_names_version_and_arguments(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.delenv("CARVISION_CACHE", raising=False)
-    assert write.demo_folder() == tmp_path / "xdg/carvision" / f"demo-v{write.DEMO_VERSION}-100-0"
-    monkeypatch.setenv("CARVISION_CACHE", str(tmp_path / "own"))
-    assert write.demo_folder(images_per_model=30, seed=2).parent == tmp_path / "own"
-
-
-def test_every_model_has_one_training_car_of_every_paint():
-    for model in MODELS:
-        paints, is_test = write._paints(model, seed=0)
-        assert sorted(paints[~is_test].ravel()) == list(range(len(PAINTS)))

@@ -77,14 +77,12 @@ def test_all_files_are_written_and_agree(retrieved, run):
     assert np.average(each["map_at_r"], weights=each["queries"]) == pytest.approx(found["retrieval"]["map_at_r"])
 
 
-@pytest.mark.parametrize("index", ["exact", "hnsw", "ivf"])
-def test_a_query_never_finds_itself(vectors, tmp_path, index):
-    words = [vectors, "--split", "all", "--sheet", "0", "--index", index]
+def test_a_query_never_finds_itself(vectors, tmp_path):
+    words = [vectors, "--split", "all", "--sheet", "0"]
     near = retrieve_in(tmp_path / "alone", *words, "--leave-one-out", "--label", "make")
     assert not (near["path"] == near["neighbour"]).any() and "make" in near
-    found = read(tmp_path / "alone")
-    assert ("index_recall" in found) == (index != "exact") and 0.5 < found.get("index_recall", 1) <= 1
-    assert found["gallery"] == "leave one out" and not (tmp_path / "alone" / "neighbours.png").exists()
+    assert read(tmp_path / "alone")["gallery"] == "leave one out"
+    assert not (tmp_path / "alone" / "neighbours.png").exists()
     near = retrieve_in(tmp_path / "among", *words, "--gallery", "train", "val")
     assert near["path"].nunique() == 240 and not (near["path"] == near["neighbour"]).any()
 

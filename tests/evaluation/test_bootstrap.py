@@ -1,44 +1,45 @@
-"""Resampled metrics equal those of training on photos that are really repeated; areas equal plain loops."""
+"""Weighted metrics equal those of training on photos that are really repeated; areas equal plain loops."""
 
 import numpy as np
 import pytest
 import torch
 
-from carvision.evaluation.auc import class_aucs, resampled_aucs, resampled_micro_auc, scores_of
-from carvision.evaluation.bootstrap import bootstrap_intervals, draw_weights, point_metrics, resampled_metrics
+from carvision.evaluation.auc import areas_of_classes, micro_auc, scores_of
+from carvision.evaluation.bootstrap import draw_weights, measure, weighted_metrics
 from carvision.evaluation.calibration import calibration_error, reliability
 from carvision.models.decoding import RULES
 from tests.evaluation.made import HEAD_WEIGHTS, LABELS, epoch_of, made, photo_losses
 
 
-def without_areas(metrics: dict[str, float]) -> dict[str, float]:
-    others = ("auc", "auc_micro", "auc_keras", "loss_total")
-    return {name: value for name, value in metrics.items() if not name.endswith(others)}
-
-
 @pytest.mark.parametrize("rule", RULES)
 def test_with_every_photo_once_the_metrics_are_those_of_training(rule):
     predictions = made()
-    expected = epoch_of(predictions, rule).compute()
-    found = point_metrics(predictions, LABELS, rule, photo_losses(predictions), HEAD_WEIGHTS)
+    epoch = epoch_of(predictions, rule)
+    expected = {name: value for name, value in epoch.compute().items() if name != "loss_total"}
+    found = measure(predictions, LABELS, rule, photo_losses(predictions), HEAD_WEIGHTS, num_samples=0)
     more = {f"{head}/{name}" for head in ("make", "model") for name in ("nll", "ece")}
-    assert set(found) == set(expected) - {"loss_total"} | more
-    plain = without_areas(expected)
-    assert {name: found[name] for name in plain} == pytest.approx(plain, rel=1e-6, abs=1e-9)
-    for name in set(expected) - set(plain) - {"loss_total"}:
-        assert found[name] == pytest.approx(expected[name], abs=0.01), name  # training has its areas from histograms
+    assert set(found.values) == set(expected) | more and found.intervals == {}
+    for name, value in expected.items():  # training has its areas from histograms
+        assert found.values[name] == pytest.approx(value, rel=1e-6, abs=0.01 if "auc" in name else 1e-9), name
+    assert found.decodings.keys() == set(RULES)
+    for each, values in epoch.compute_rules().items():
+        assert found.decodings[each] == pytest.approx(values)
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_weights_equal_repeated_photos(seed):
     predictions = made(40, seed, {"model": 2.0})
     weights = draw_weights(int(predictions.valid.sum()), 4, seed)
-    found = resampled_metrics(predictions, LABELS, "joint", photo_losses(predictions), HEAD_WEIGHTS, weights)
+    weights[0] = 1
+    found, decodings = weighted_metrics(predictions, LABELS, "joint", photo_losses(predictions), HEAD_WEIGHTS, weights)
     for sample, drawn in enumerate(weights):
         times = torch.zeros(len(predictions.valid), dtype=torch.int64)
         times[predictions.valid] = drawn.long()
-        expected = without_areas(epoch_of(predictions, "joint", weights=times).compute())
+        epoch = epoch_of(predictions, "joint", weights=times)
+        expected = {name: value for name, value in epoch.compute().items() if "auc" not in name and name in found}
         assert {name: float(found[name][sample]) for name in expected} == pytest.approx(expected, rel=1e-6, abs=1e-9)
+        expected = epoch.compute_rules()["marginal"]
+        assert {name: float(decodings["marginal"][name][sample]) for name in expected} == pytest.approx(expected)
         rows = torch.arange(len(times)).repeat_interleave(times * predictions.known("model"))
         targets = predictions.targets["model"][rows]
         for end, calibrated in (("", False), ("_calibrated", True)):
@@ -70,20 +71,20 @@ def areas() -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
 
 def test_areas_are_exact_with_ties(areas):
     logits, targets, one_hot = areas
-    scores, ones = scores_of(logits), torch.ones(1, 80)
+    scores, weights = scores_of(logits), torch.ones(2, 80)
+    weights[1, ::2] = 3  # beside other weightings
     expected = [naive_area(scores[:, c].numpy(), one_hot[:, c], np.ones(80)) for c in range(5)]
-    assert np.isnan(expected[4]) and class_aucs(scores, targets).numpy() == pytest.approx(expected, nan_ok=True)
-    assert resampled_aucs(scores, targets, ones)[0].numpy() == pytest.approx(expected, abs=1e-6, nan_ok=True)
+    found = areas_of_classes(scores, targets, weights)[0].numpy()
+    assert np.isnan(expected[4]) and found == pytest.approx(expected, abs=1e-14, nan_ok=True)
     expected = naive_area(scores.numpy().ravel(), one_hot.ravel(), np.ones(400))
-    assert float(resampled_micro_auc(scores, targets, ones)[0]) == pytest.approx(expected)
+    assert float(micro_auc(scores, targets, weights)[0]) == pytest.approx(expected)
 
 
 def test_areas_of_samples_are_of_first_order(areas):
     """They are near those of the samples themselves, and their interval is nearly the same."""
     logits, targets, one_hot = areas
     scores, weights = scores_of(logits), draw_weights(80, 200, 0)
-    of_classes = resampled_aucs(scores, targets, weights).numpy()
-    micro = resampled_micro_auc(scores, targets, weights).numpy()
+    of_classes, micro = (area(scores, targets, weights).numpy() for area in (areas_of_classes, micro_auc))
     assert np.isnan(of_classes[:, 4]).all()
     values, of_pairs = scores.numpy(), np.repeat(weights.numpy()[..., None], 5, axis=2).reshape(200, -1)
     exact_class = np.array([naive_area(values[:, 1], one_hot[:, 1], w) for w in weights.numpy()])
@@ -98,31 +99,35 @@ def test_areas_of_samples_are_of_first_order(areas):
 def test_intervals_are_quantiles_of_photos_drawn_with_replacement():
     predictions = made(150)
     arguments = (predictions, LABELS, "independent", photo_losses(predictions), HEAD_WEIGHTS)
-    intervals, metrics = bootstrap_intervals(*arguments, 2000, seed=1), point_metrics(*arguments)
-    assert set(intervals) == set(metrics)
+    measured = measure(*arguments, 2000, seed=1)
+    assert set(measured.intervals) == set(measured.values)
     known = predictions.known("model")[predictions.valid].numpy()
     right = (predictions.logits["model"].argmax(1) == predictions.targets["model"])[predictions.valid].numpy()
     random, values = np.random.default_rng(7), []
     for _ in range(2000):
         drawn = random.integers(len(right), size=len(right))
         values.append(right[drawn][known[drawn]].mean())
-    assert intervals["model/top1"] == pytest.approx(np.quantile(values, (0.025, 0.975)).tolist(), abs=0.02)
-    for name, (low, high) in intervals.items():
+    ends = np.quantile(values, (0.025, 0.975)).tolist()
+    assert measured.intervals["model/top1"] == pytest.approx(ends, abs=0.02)
+    for name, (low, high) in measured.intervals.items():
         assert low <= high
-        assert name.endswith("ece") or low <= metrics[name] <= high, name
-    assert bootstrap_intervals(*arguments, 50, seed=1) == bootstrap_intervals(*arguments, 50, seed=1)
+        assert name.endswith("ece") or low <= measured.values[name] <= high, name
+    assert measure(*arguments, 50, seed=1) == measure(*arguments, 50, seed=1)
 
 
 def test_heads_without_a_known_label_and_undefined_metrics_are_left_out():
     predictions = made(50)
     predictions.targets["make"][:], predictions.targets["speed"][:] = -1, torch.nan
-    arguments = (predictions, LABELS, "independent", photo_losses(predictions), HEAD_WEIGHTS)
-    metrics = point_metrics(*arguments)
-    assert not [name for name in metrics if name.startswith(("make/", "speed/")) or name == "joint/top1"]
-    assert metrics["loss"] == pytest.approx(2 * metrics["model/loss"])
-    assert set(bootstrap_intervals(*arguments, 20)) == set(metrics)
+    found = measure(predictions, LABELS, "independent", photo_losses(predictions), HEAD_WEIGHTS, 20)
+    assert not [name for name in found.values if name.startswith(("make/", "speed/")) or name == "joint/top1"]
+    assert found.values["loss"] == pytest.approx(2 * found.values["model/loss"])
+    assert set(found.intervals) == set(found.values)
+    predictions.valid[:] = False
+    found = measure(predictions, LABELS, "independent", photo_losses(predictions), HEAD_WEIGHTS)
+    assert found.values == found.intervals == {} and found.decodings == {rule: {} for rule in RULES}
     single = made(1)
     single.valid[:], single.targets["model"][:] = True, 2
     single.logits["model"][:] = torch.nan
-    intervals = bootstrap_intervals(single, LABELS, "independent", photo_losses(single), HEAD_WEIGHTS, 5)
-    assert intervals["model/top1"] == (0, 0) and "model/auc" not in intervals
+    found = measure(single, LABELS, "independent", photo_losses(single), HEAD_WEIGHTS, 5)
+    assert found.intervals["model/top1"] == (0, 0) and "model/auc" not in found.values
+    assert np.isnan(found.values["model/loss"])  # the photo counts

@@ -4,35 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from carvision.evaluation import pictures
 from carvision.evaluation.metrics import confused_pairs, confusions
 from carvision.evaluation.predict import Predictions
-from carvision.reports.plots import save_figure
+from carvision.reports.matrix import shade
+from tests.reports.test_photos import texts_of
 
 NAME = "Mercedes-Benz SL-Class Coupe"
-
-
-@pytest.fixture
-def figures(monkeypatch) -> list:
-    """The figures that are saved, which are written as well."""
-    saved = []
-    monkeypatch.setattr(pictures, "save_figure", lambda figure, file: (saved.append(figure), save_figure(figure, file)))
-    return saved
-
-
-def texts_of(figure) -> list[str]:
-    """Return the texts of a sheet, none of which lies on another or reaches out of the picture."""
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    texts = [text for axes in figure.axes for text in axes.texts if text.get_text()]
-    boxes = np.array([text.get_window_extent(renderer).extents for text in texts])
-    assert (boxes[:, :2] > -1).all() and (boxes[:, 2:] < figure.get_size_inches() * figure.dpi + 1).all()
-    first, last = np.maximum(boxes[:, None, :2], boxes[:, :2]), np.minimum(boxes[:, None, 2:], boxes[:, 2:])
-    both = np.argwhere(np.triu((last - first > 1).all(axis=2), 1))
-    assert not len(both), [texts[i].get_text() for i in both[0]]
-    return [text.get_text() for text in texts]
 
 
 def make_cells(num_classes: int, num_photos: int) -> pd.DataFrame:
@@ -53,33 +33,29 @@ def test_confusion_matrices_of_all_sizes(num_classes, num_parents, tmp_path, fig
     texts = texts_of(figures[0])
     assert sum(text.startswith("Mercedes") for text in texts) >= (2 * num_classes if num_classes <= 60 else 0)
     assert sum(text.startswith("Make") for text in texts) >= num_parents * (0.9 if num_classes < 1000 else 0.4)
+    odd = ["$x_1$", "_", "long " * 30]  # names like formulas, and a class without photos
+    pictures.plot_confusion(make_cells(2, 9), odd, [""] * 3, "$a on $ " * 30, "", tmp_path / "c.png")
+    assert any("grey" in text for text in texts_of(figures[1]))
 
 
-@pytest.mark.parametrize("cell", [1, 2, 3, 20])
-def test_colours_of_the_matrix_are_fractions_of_the_true_class(cell):
+@pytest.mark.parametrize("spread", [False, True])
+def test_colours_of_the_matrix_are_fractions_of_the_true_class(spread):
     counts = np.zeros((9, 9), int)
     counts[1, 1], counts[1, 4], counts[4, 8] = 3, 1, 2
-    colours = pictures._pixels(counts, cell)[cell // 2 :: cell, cell // 2 :: cell].tolist()
-    shades = [255 * np.array(pictures.SHADES(pictures.NORM(share))[:3]) for share in (0.25, 0.75, 1.0)]
-    quarter, most, every = (shade.astype(int).tolist() for shade in shades)
-    assert [colours[1][1], colours[1][4], colours[4][8]] == [most, quarter, every]
-    assert colours[4][2] == [255] * 3 and colours[7][4] == [239] * 3  # class 7 has no photos
-    assert (colours[1][5] == quarter) == (cell < 3)  # a dot is no smaller than three pixels
+    colours = pictures.cell_colours(counts, spread)
+    quarter, most, every = (shade(np.sqrt(share)).tolist() for share in (0.25, 0.75, 1.0))
+    assert [colours[1, 1].tolist(), colours[1, 4].tolist(), colours[4, 8].tolist()] == [most, quarter, every]
+    assert (colours[4, 2] == 1).all() and (colours[7, 4] == pictures.EMPTY).all()  # class 7 has no photos
+    assert (colours[1, 5].tolist() == quarter) == spread  # a dot is no smaller than three pixels
 
 
-def test_a_matrix_with_an_empty_class_and_a_title_that_looks_like_a_formula(tmp_path, figures):
-    names, parents = ["$x_1$", "_", "long " * 30], ["", "", ""]
-    pictures.plot_confusion(make_cells(2, 9), names, parents, "$a on $ " * 30, "", tmp_path / "c.png")
-    assert any("grey" in text for text in texts_of(figures[0]))
-
-
-def test_confused_pairs_show_photos_of_each_kind(tmp_path, figures, caplog):
+def test_confused_pairs_show_photos_of_each_kind(tmp_path, figures):
     for i in range(11):
         Image.new("RGB", (300 + i, 200), (20 * i, 90, 90)).save(tmp_path / f"{i}.jpg")
 
-    def draw(targets: list[int], predicted: list[int], names: list[str]) -> list[str]:
+    def draw(targets: list[int], predicted: list[int]) -> list[str]:
         """Draw the pairs, of photos with boxes; return the sheet's texts."""
-        num = len(targets)
+        num, names = len(targets), [f"{NAME} of a very long name {i}" for i in range(max(targets) + 1)]
         logits = {"model": torch.randn(num, len(names)) + 5 * torch.eye(len(names))[predicted]}
         boxes, paths = np.array([[50, 20, 250, 190]] * num, np.float32), [f"{i}.jpg" for i in range(num)]
         valid = torch.ones(num, dtype=torch.bool)
@@ -89,15 +65,14 @@ def test_confused_pairs_show_photos_of_each_kind(tmp_path, figures, caplog):
         pictures.plot_pairs(table, predictions, "model", names, codes, "pairs", True, file)
         return texts_of(figures[-1])
 
-    names = [f"{NAME} of a very long name {i}" for i in range(4)]
-    texts = draw([0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3], [0, 0, 0, 1, 1, 0, 1, 1, 2, 0, 2], names)
+    texts = draw([0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3], [0, 0, 0, 1, 1, 0, 1, 1, 2, 0, 2])
     assert {"2 of 5 taken for B", "1 of 3 taken for A", "1 of 2 taken for B", "0 of 5 taken for A"} <= set(texts)
     num_photos = (2 + 2 + 1 + 2) + (1 + 1 + 2) + (1 + 1)
     assert sum("%" in text for text in texts) == len(figures[0].axes[0].images) == num_photos
     assert texts.count("none") == 3  # no photo of 0 is taken for 2, none of 2 for 3, none of 3 is recognised
-    assert "No photo" in draw([0, 1, 1], [0, 1, 1], names[:2])[-1] and not figures[-1].axes[0].images
+    assert "No photo" in draw([0, 1, 1], [0, 1, 1])[-1] and not figures[-1].axes[0].images
     (tmp_path / "1.jpg").unlink()
-    assert "unreadable" in draw([0, 1, 1], [0, 0, 1], names[:2]) and "1.jpg: the file is missing" in caplog.text
+    assert "unreadable" in draw([0, 1, 1], [0, 0, 1])
 
 
 @pytest.mark.parametrize(("num_heads", "num_photos"), [(14, 90), (1, 1)])
@@ -105,4 +80,4 @@ def test_coverage_of_many_heads_and_of_one_photo(num_heads, num_photos, tmp_path
     certain = np.random.default_rng(0).random(num_photos)
     heads = {f"head {i}": (certain, certain > 0.5) for i in range(num_heads)}
     pictures.plot_coverage(heads, "a run", tmp_path / "coverage.png")
-    assert len(figures[0].axes[0].lines) == 2 * num_heads
+    assert len(figures[0].axes[0].lines) == 2 * num_heads and len(figures[0].legends[0].texts) == num_heads

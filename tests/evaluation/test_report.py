@@ -11,22 +11,21 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from sklearn.metrics import roc_auc_score
 
 from carvision.evaluation import report
+from carvision.evaluation.bootstrap import measure
 from carvision.evaluation.predict import Predictions
-from carvision.evaluation.report import cell, metric_tables, number, short_percent, write_evaluation
-from tests.evaluation.made import HEAD_WEIGHTS, LABELS, epoch_of, made, photo_losses
+from carvision.evaluation.report import cell, metric_tables, number, write_evaluation
+from tests.evaluation.made import HEAD_WEIGHTS, LABELS, made, photo_losses
 
 
 def evaluate(predictions: Predictions, folder, labels: dict = LABELS, num_samples: int = 20) -> dict:
-    epoch = epoch_of(predictions, "joint", labels)
-    metrics = {name: value for name, value in epoch.compute().items() if name != "loss_total"}
+    losses = photo_losses(predictions, labels)
+    measured = measure(predictions, labels, "joint", losses, HEAD_WEIGHTS, num_samples)
+    notes = ["2 classes are not known to the network"]
     return write_evaluation(
-        predictions, labels, folder, metrics=metrics, decodings=epoch.compute_rules(),
-        losses=photo_losses(predictions, labels), head_weights=HEAD_WEIGHTS, rule="joint", title="a run on test",
-        notes=["2 classes are not known to the network"], num_samples=num_samples,
-    )  # fmt: skip
+        predictions, labels, folder, measured=measured, rule="joint", title="a run on test", notes=notes
+    )
 
 
 @pytest.fixture(scope="module")
@@ -39,92 +38,56 @@ def photos(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def evaluated(photos, tmp_path_factory) -> tuple[Predictions, dict, Path, str]:
-    """Predictions, what write_evaluation returned, its folder, and what it printed."""
-    predictions = replace(made(temperature={"model": 1.5}), root=photos)
+def evaluated(photos, tmp_path_factory) -> tuple[Predictions, dict, Path, str, list]:
+    """Predictions, what write_evaluation returned, its folder, what it printed, and the arguments of each matrix."""
+    predictions, matrices, plot = replace(made(temperature={"model": 1.5}), root=photos), [], report.plot_confusion
     folder, printed = tmp_path_factory.mktemp("evaluation") / "out", io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    with contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "plot_confusion", lambda *arguments: (matrices.append(arguments), plot(*arguments)))
         result = evaluate(predictions, folder)
-    return predictions, result, folder, printed.getvalue()
+    return predictions, result, folder, printed.getvalue(), matrices
 
 
 def test_all_files_are_written_and_agree(evaluated):
-    predictions, result, folder, printed = evaluated
+    predictions, result, folder, printed, _ = evaluated
     assert result == json.loads(json.dumps(result, allow_nan=False))
-    names = ("confusion_{}.csv", "confusion_{}.png", "confused_{}.csv", "confused_{}.png", "per_class_{}.csv",
+    kinds = ("confusion_{}.csv", "confusion_{}.png", "confused_{}.csv", "confused_{}.png", "per_class_{}.csv",
              "reliability_{}.png")  # fmt: skip
-    files = {name.format(head) for head in ("make", "model") for name in names}
+    files = {kind.format(head) for head in ("make", "model") for kind in kinds}
     others = {"coverage.png", "results.txt", "evaluation.md", "evaluation.html"}
     assert {file.name for file in folder.iterdir()} == files | others
     assert all(np.asarray(Image.open(file)).std() > 5 for file in folder.glob("*.png"))
     results, page = (folder / "results.txt").read_text(), (folder / "evaluation.html").read_text()
     shown = cell(result["figures"], result["intervals"], "model/top1")
-    assert re.fullmatch(r"\d\d\.\d \[\d\d\.\d, \d\d\.\d\]", shown)
+    assert re.fullmatch(r"\d\d\.\d \[\d\d\.\d, \d\d\.\d\]", shown) and page.count("<img ") == 7
     unread = f"{int((~predictions.valid).sum())} more could not be read"
     for text in (printed, results, page, (folder / "evaluation.md").read_text().replace("\\", "")):
         assert all(part in " ".join(text.split()) for part in (shown, "2 classes are not known", unread))
-    assert page.count("<img ") == page.count("src='data:image/png") == 7
     assert max(len(line) for line in results.splitlines()) <= 80 and "…" not in results
-    assert set(result["intervals"]) == set(result["figures"])
-    assert result["temperature"] == {"make": 1.0, "model": 1.5}
+    assert set(result["intervals"]) == set(result["figures"]) and result["temperature"] == {"make": 1.0, "model": 1.5}
 
 
-def test_tables_hold_every_class_and_cell(evaluated):
-    predictions, result, folder, _ = evaluated
-    per_class = pd.read_csv(folder / "per_class_model.csv")
-    cells, pairs = pd.read_csv(folder / "confusion_model.csv"), pd.read_csv(folder / "confused_model.csv")
-    assert sorted(per_class["id"]) == list(range(7))
+def test_tables_and_the_matrix_hold_every_class_and_cell(evaluated):
+    predictions, result, folder, _, matrices = evaluated
+    per_class, cells, pairs = (
+        pd.read_csv(folder / f"{kind}_model.csv") for kind in ("per_class", "confusion", "confused")
+    )
     assert list(cells) == ["true_id", "true", "predicted_id", "predicted", "photos"]
     assert cells["photos"].sum() == per_class["photos"].sum() == int(predictions.known("model").sum())
     wrong = cells[cells["true_id"] != cells["predicted_id"]]
     assert wrong["photos"].sum() == pairs["photos"].sum() == result["mistakes"]["model"]["photos"]
-    assert per_class["right"].sum() / per_class["photos"].sum() == pytest.approx(result["figures"]["model/top1"])
+    accuracy = pytest.approx(result["figures"]["model/top1"])
+    assert per_class["right"].sum() / per_class["photos"].sum() == accuracy
+    assert result["coverage"]["model"]["rows"][0]["accuracy"] == accuracy
     first = pairs.iloc[0]
     there = wrong[(wrong["true_id"] == first["a_id"]) & (wrong["predicted_id"] == first["b_id"])]
     assert there["photos"].item() == first["a_as_b"] and there["true"].item() == first["a"]
-    rows = result["coverage"]["model"]["rows"]
-    assert rows[0]["accuracy"] == pytest.approx(result["figures"]["model/top1"])
-    names = dict(zip(LABELS["model"]["ids"], LABELS["model"]["names"], strict=True))
-    assert [names[str(code)] for code in per_class["id"]] == per_class["name"].tolist()
-
-
-def test_areas_are_exact_and_other_metrics_those_of_training(evaluated):
-    predictions, result, *_ = evaluated
-    given, metrics = epoch_of(predictions, "joint").compute(), result["figures"]
-    same = {name for name in metrics if name in given and "auc" not in name}
-    assert {name: metrics[name] for name in same} == {name: given[name] for name in same}
-    known = predictions.known("model")
-    probs = predictions.probs("model", calibrated=False)[known]
-    exact = roc_auc_score(predictions.targets["model"][known], probs, multi_class="ovr")
-    assert metrics["model/auc"] == pytest.approx(exact, abs=1e-6) and abs(given["model/auc"] - exact) > 1e-6
-
-
-def test_the_matrix_has_its_own_order_of_classes(evaluated, tmp_path, monkeypatch):
-    drawn = []
-    for name in ("plot_confusion", "plot_pairs", "plot_reliability"):
-        monkeypatch.setattr(report, name, lambda *arguments: drawn.append(arguments))
-    predictions = evaluated[0]
-    part = report.head_results(predictions, LABELS, "joint")["model"]
-    report.write_head(predictions, LABELS, part, "a run", False, tmp_path)
-    cells, names, parents = drawn[0][:3]
+    assert [LABELS["model"]["names"][code] for code in per_class["id"]] == per_class["name"].tolist()
+    assert sorted(per_class["id"]) == [*range(7)]
+    drawn, names, parents = matrices[1][:3]  # in an order of its own
     assert names == [*"abdcgef"] and parents == ["Ironholt"] * 3 + ["Kestrano"] * 2 + ["Velmora"] * 2
-    table = pd.read_csv(tmp_path / "confusion_model.csv")
-    shown = {(names[true], names[guess], photos) for true, guess, photos in cells.itertuples(index=False)}
-    assert shown == set(table[["true", "predicted", "photos"]].itertuples(index=False, name=None))
-
-
-def test_heads_whose_names_are_one_file_name_are_all_written(photos, tmp_path):
-    heads, known = {"make": "a b", "model": "a_b"}, made()
-    labels = {heads[head]: {**LABELS[head], "parent": None, "parent_codes": []} for head in heads}
-    renamed = {kind: {heads[head]: getattr(known, kind)[head] for head in heads} for kind in ("logits", "targets")}
-    predictions = replace(known, root=photos, **renamed)
-    for part in report.head_results(predictions, labels, "joint").values():
-        report.write_head(predictions, labels, part, "a run", False, tmp_path)
-    assert [len(pd.read_csv(tmp_path / f"per_class_a_b{end}.csv")) for end in ("", "_2")] == [7, 3]
-    assert len(list(tmp_path.iterdir())) == 2 * 6
-    assert report.file_stems(["a b", "a/b", "a_b", "A_B", "a_b_2"]) == {
-        "a_b": "a_b", "A_B": "A_B_2", "a_b_2": "a_b_2_2", "a b": "a_b_3", "a/b": "a_b_4"
-    }  # fmt: skip
+    shown = {(names[true], names[guess], photos) for true, guess, photos in drawn.itertuples(index=False)}
+    assert shown == set(cells[["true", "predicted", "photos"]].itertuples(index=False, name=None))
 
 
 def test_one_head_a_number_and_heads_without_known_classes(photos, tmp_path):
@@ -152,6 +115,5 @@ def test_many_heads_of_long_names_fit_and_values_are_rounded():
     labels = {head: {"ids": ["a"], "names": ["a"]} for head in heads}
     sheets = metric_tables(metrics, {f"{heads[4]}/top1": (0.1, 1.0)}, labels)
     assert [sheet.header[1:] for sheet in sheets] == [heads[:2], heads[2:4], heads[4:], ["all heads"]]
-    assert sheets[2].rows[0] == ["top-1 %", "100 [10.0, 100]"] and "bootstrap" in sheets[3].notes[0]
-    assert [*map(short_percent, (0.9996, 0.0, 0.12345))] == ["100", "0.0", "12.3"]
+    assert sheets[2].rows[0] == ["top-1 %", "100.0 [10.0, 100.0]"] and "bootstrap" in sheets[3].notes[0]
     assert [*map(number, (0.9996, 0.0, 0.12345, 123.4, 10.0))] == ["1.00", "0.00", "0.123", "123", "10.0"]

@@ -14,7 +14,7 @@ RUN = Path("runs/demo/2026-01-31_12-00-00")  # as README.md's examples name it
 @pytest.fixture(scope="session")
 def example_folder(demo_photos, tmp_path_factory) -> Path:
     """A folder in which README.md's examples run as they stand: the run RUN with its exports, a.jpg and b.jpg."""
-    from carvision.export import write
+    from carvision.exports.write import write
     from carvision.training.run.start import train
 
     folder = tmp_path_factory.mktemp("example_folder")

@@ -1,7 +1,6 @@
 """Downloads from a server on this machine: complete and verified, or not there; Oxford 102 into its layout."""
 
 import hashlib
-import io
 import socket
 import tarfile
 
@@ -39,39 +38,28 @@ def test_a_file_is_downloaded_once(tmp_path, server, capsys):
     file = tmp_path / "new" / "folder" / "a.bin"
     assert download(f"{server.url}/a.bin", file, md5(content)) is True
     assert file.read_bytes() == content and names_in(file.parent) == ["a.bin"]
-    assert "a.bin" in capsys.readouterr().out  # the progress bar
+    assert "a.bin" in capsys.readouterr().err  # the progress bar
     assert download(f"{server.url}/a.bin", file, md5(content)) is False
-    assert server.asked == {"a.bin": 1}
     file.write_bytes(b"mine")  # another file of that name stays
     with pytest.raises(InputError, match=r"a\.bin is not the original, whose MD5 is .*another data\.root"):
         download(f"{server.url}/a.bin", file, md5(content))
     assert file.read_bytes() == b"mine" and server.asked == {"a.bin": 1}
 
 
-def test_a_wrong_checksum_leaves_no_file(tmp_path, server):
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [("{url}/a.bin", f"have MD5 {md5(b'tampered')} instead of {md5(b'right')}"),
+     ("{url}/absent.bin", "could not be fetched into .*put the file there by hand"),
+     ("http://127.0.0.1:1/a.bin", "could not be fetched into"), ("no url at all", "could not be fetched into"),
+     ("http://127.0.0.1:{silent}/a.bin", r"could not be fetched into .*: no answer within 0\.2 s\. Check the")],
+)  # fmt: skip
+def test_what_cannot_be_downloaded_is_one_line_and_leaves_no_file(url, message, tmp_path, server, monkeypatch):
+    monkeypatch.setattr("carvision.files.download.ANSWER_S", 0.2 if "silent" in url else 10)
     (tmp_path / "served" / "a.bin").write_bytes(b"tampered")
-    with pytest.raises(InputError, match=f"have MD5 {md5(b'tampered')} instead of {md5(b'right')}"):
-        download(f"{server.url}/a.bin", tmp_path / "into" / "a.bin", md5(b"right"))
-    assert names_in(tmp_path / "into") == []
-
-
-@pytest.mark.parametrize("url", ["{url}/absent.bin", "http://127.0.0.1:1/a.bin", "no url at all"])
-def test_what_cannot_be_downloaded_is_one_line(tmp_path, server, url):
-    with pytest.raises(InputError, match=r"could not be fetched into .*put the file there by hand") as error:
-        download(url.format(url=server.url), tmp_path / "into" / "a.bin", md5(b""))
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(InputError, match=message) as error:
+        url = url.format(url=server.url, silent=silent.getsockname()[1])
+        download(url, tmp_path / "into" / "a.bin", md5(b"right"))
     assert "\n" not in str(error.value) and names_in(tmp_path / "into") == []
-
-
-def test_a_silent_server_and_a_path_that_cannot_be_written_are_one_line(tmp_path, server, monkeypatch):
-    monkeypatch.setattr("carvision.files.download.ANSWER_S", 0.2)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}/a.bin"
-        with pytest.raises(InputError, match=r"could not be fetched into .*: no answer within 0\.2 s\. Check the"):
-            download(url, tmp_path / "into" / "a.bin", md5(b""))
-    assert names_in(tmp_path / "into") == []
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(InputError, match="could not be fetched into"):
-        download(url, tmp_path / "file" / "a.bin", md5(b""))
 
 
 @pytest.fixture
@@ -96,31 +84,25 @@ def test_oxford102_is_downloaded_into_its_layout(tmp_path, served_oxford102):
     for path in table.rows["path"]:
         assert (root / path).read_bytes() == (tmp_path / "original" / path).read_bytes()
     asked = dict(served_oxford102.asked)
-    assert list(asked.values()) == [1, 1, 1]
     (root / "jpg" / "image_00004.jpg").unlink()  # completed from the archive
     download_oxford102(root, served_oxford102.url)
     assert len(read_oxford102(root, known=None)) == 10
     (root / "102flowers.tgz").unlink()  # a user may remove it, as the photos are there
     download_oxford102(root, served_oxford102.url)
-    assert served_oxford102.asked == asked
+    assert served_oxford102.asked == asked and [*asked.values()] == [1, 1, 1]
 
 
 def test_an_archive_that_would_write_outside_the_folder(tmp_path, served_oxford102, monkeypatch):
     archive = tmp_path / "served" / "102flowers.tgz"
     with tarfile.open(archive, "w:gz") as tar:
-        member = tarfile.TarInfo("../../escaped.jpg")
-        member.size = 3
-        tar.addfile(member, io.BytesIO(b"bad"))
+        tar.addfile(tarfile.TarInfo("../../escaped.jpg"))
     monkeypatch.setitem(oxford102.MD5, "102flowers.tgz", md5(archive.read_bytes()))
     with pytest.raises(InputError, match=r"102flowers.tgz could not be unpacked"):
         download_oxford102(tmp_path / "new", served_oxford102.url)
     assert not list(tmp_path.rglob("escaped.jpg"))
-    assert "jpg" not in names_in(tmp_path / "new") or names_in(tmp_path / "new" / "jpg") == []
 
 
 def test_the_real_lists_have_the_expected_checksums():
-    with pytest.raises(InputError, match=r"data.root: null"):
-        download_oxford102(None)
     root = layouts.real_data("oxford102")
     for name in ("imagelabels.mat", "setid.mat"):
         assert md5((root / name).read_bytes()) == oxford102.MD5[name]

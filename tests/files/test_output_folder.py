@@ -19,47 +19,40 @@ def killed(folder, *names) -> None:
     assert os.waitpid(child, 0)[1] >> 8 == 9
 
 
+def refused(folder, command="embeddings") -> None:
+    with pytest.raises(InputError, match=r"--out: .* exists already"), output_folder(folder, folder, command):
+        pass
+
+
 def test_a_folder_is_complete_or_marked(tmp_path):
     with output_folder(None, tmp_path / "all", "embeddings", "test_") as folder:
         assert folder.parent == tmp_path / "all" and folder.name.startswith("test_") and (folder / MARK).exists()
         (folder / "embeddings.json").write_text("{}")
     assert [path.name for path in folder.iterdir()] == ["embeddings.json"]
-    with pytest.raises(InputError, match=r"--out: .* exists already"), output_folder(folder, tmp_path, "embeddings"):
-        pass
+    refused(folder)
 
 
-def test_the_same_command_starts_over_after_a_kill(tmp_path):
+def test_the_same_command_starts_over_after_a_kill_and_leaves_other_files_alone(tmp_path):
     folder, names = tmp_path / "out", ("embeddings.npy.partial", "index.csv")
     killed(folder, *names)
-    with pytest.raises(InputError, match=r"--out: .* exists already"), output_folder(folder, tmp_path, "evaluate"):
-        pass
+    refused(folder, "evaluate")
     assert {path.name for path in folder.iterdir()} >= {MARK, *names}
+    (folder / "history.csv").write_text("mine")
     with output_folder(folder, tmp_path, "embeddings"):
         assert not {path.name for path in folder.iterdir()} & set(names)
-        (folder / "embeddings.json").write_text("{}")
-    assert [path.name for path in folder.iterdir()] == ["embeddings.json"]
+    assert [path.name for path in folder.iterdir()] == ["history.csv"]
+    refused(folder)
+    assert [path.name for path in folder.iterdir()] == ["history.csv"]
 
 
-def test_other_files_are_left_alone(tmp_path):
-    (tmp_path / "notes.csv").write_text("mine")
-    with pytest.raises(InputError, match=r"--out: .* exists already"), output_folder(tmp_path, tmp_path, "embeddings"):
-        pass
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.csv"]
-    killed(tmp_path / "out")
-    (tmp_path / "out" / "history.csv").write_text("mine")
-    with output_folder(tmp_path / "out", tmp_path, "embeddings"):
-        pass
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["history.csv"]
-
-
-def test_after_an_error_before_anything_was_written_the_folder_is_removed(tmp_path):
-    with pytest.raises(KeyboardInterrupt), output_folder(tmp_path / "out", tmp_path, "embeddings"):
-        raise KeyboardInterrupt
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize("name", ["", "index.csv"])
+def test_after_an_error_before_anything_was_written_the_folder_is_removed(name, tmp_path):
     with pytest.raises(KeyboardInterrupt), output_folder(tmp_path / "out", tmp_path, "embeddings") as folder:
-        (folder / "index.csv").write_text("")
+        if name:
+            (folder / name).write_text("")
         raise KeyboardInterrupt
-    with output_folder(tmp_path / "out", tmp_path, "embeddings") as folder:
+    assert folder.exists() == bool(name)
+    with output_folder(folder, tmp_path, "embeddings"):
         assert not (folder / "index.csv").exists()
 
 

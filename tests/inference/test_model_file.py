@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 import carvision
-from carvision.data.images import INTERPOLATIONS, decode_part
+from carvision.data.decode import decode_part
+from carvision.data.images import INTERPOLATIONS
 from carvision.errors import InputError
 from carvision.inference import model_file
 from carvision.models.backbones import read_weights

@@ -25,10 +25,6 @@ def refused(message: str):
     assert "\n" not in str(raised.value)
 
 
-def assert_same_weights(one, other) -> None:
-    torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
-
-
 @pytest.mark.parametrize(("name", "message"), [
     ("efficentnet_b0", "model.backbone: 'efficentnet_b0' is no model of timm .*nearest: .*efficientnet_b0"),
     ("vgg19.tf_in1k", r"'vgg19.tf_in1k' is no set of weights .* of vgg19: vgg19\.tv_in1k$"),
@@ -41,10 +37,7 @@ def test_unknown_names_suggest_others(name, message):
 
 def test_arguments_of_the_backbone():
     assert backbone().eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 96)
-    assert create_backbone("test_resnet", {"in_chans": 1}).eval()(torch.zeros(2, 1, 32, 32)).shape == (2, 96)
-    vit = create_backbone("test_vit", size_px=64)
-    assert vit.patch_embed.img_size == (64, 64)
-    assert vit.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 64)
+    assert create_backbone("test_vit", size_px=64).eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 64)
     assert create_backbone("test_vit", {"img_size": 96}, size_px=64).patch_embed.img_size == (96, 96)
     with refused(r"model\.backbone_kwargs: test_resnet does not take .*windows"):
         create_backbone("test_resnet", {"windows": 7})
@@ -82,15 +75,11 @@ def test_files_of_every_kind_load(tmp_path):
     for source in sources:
         loaded = backbone(seed=3)
         load_backbone_weights(loaded, read_weights(source), str(source))
-        assert_same_weights(loaded, classifier.backbone)
+        torch.testing.assert_close(loaded.state_dict(), alone, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("change", "message"), [
     (lambda _: timm.create_model("test_efficientnet").state_dict(), r"\d+ of 90 tensors are missing .* no part"),
-    (
-        lambda tensors: {k: v for k, v in tensors.items() if k != "layer3.0.conv1.weight"},
-        r"1 of \d+ tensors are missing \(first: layer3\.0\.conv1\.weight\)",
-    ),
     (
         lambda tensors: tensors | {"layer1.0.conv1.weight": torch.zeros(4, 32, 3, 3)},
         r"1 have another shape \(first: layer1\.0\.conv1\.weight: \(4, 32, 3, 3\) instead of \(32, 32, 3, 3\)\)",
@@ -100,7 +89,7 @@ def test_weights_of_another_network(change, message):
     loaded, before = backbone(), backbone()
     with refused(rf"model\.weights: some\.pth is not of this backbone: .*{message}"):
         load_backbone_weights(loaded, change(whole_network()), "some.pth")
-    assert_same_weights(loaded, before)
+    torch.testing.assert_close(loaded.state_dict(), before.state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

@@ -148,9 +148,6 @@ def test_auto_is_the_last_part_that_has_layers(trunk, layers, last):
     model = network(trunk, layers)
     assert model.last_layer == last
     torch.testing.assert_close(model.embed(images()), model.embed(images(), last))
-    if not layers:  # the embedding is the trunk's output
-        torch.testing.assert_close(model.outputs(images()).embeddings, model.embed(images(), "trunk"))
-        assert not any(True for _ in model.embedding.parameters())
 
 
 def learning(model: Classifier, value: torch.Tensor) -> set[str]:

@@ -4,7 +4,6 @@ import pytest
 
 from carvision.errors import InputError
 from carvision.models.__main__ import matching_names, row_of, show
-from tests import forked
 
 
 def names(*words: str, report=None, pretrained=False, tags=False) -> list[str]:
@@ -16,21 +15,13 @@ def test_words_tags_and_reports_narrow_the_list():
     assert {"resnet50", "seresnet50", "alexnet", "oxford102_benchmark", "cars196_cnn", "resnet10_slim"} <= set(names())
     assert all("resnet" in name and "50" in name for name in names("ResNet", "50"))
     assert names("resnet5?") == ["resnet50"] and names("oxford102") == ["oxford102_benchmark"]
-    assert "wide_resnet50_2" in names("*resnet50*") and "wide_resnet50_2" not in names("resnet50*")
     assert set(names("test_", pretrained=True)) <= set(names("test_"))
     assert "resnet50.tv_in1k" in names("resnet50", tags=True) and "alexnet" in names("alexnet", tags=True)
-    assert names("resnet50.tv_in1k") == ["resnet50.tv_in1k"]
-    assert names(report="r3") == ["mobilenetv2_100.ra_in1k"] and len(names(report="r4")) == 11
     assert names("small", report="r1") == ["stanford_small_cnn"] and len(names(report="r1", pretrained=True)) == 5
     with pytest.raises(InputError, match="no network is left of convnext --report r4 --pretrained"):
         names("convnext", report="r4", pretrained=True)
-
-
-def test_a_row():
-    name, _, _, weights, reports = row_of("resnet50")
-    assert (name, reports) == ("resnet50", "R1 R2 R4") and weights.startswith("a1_in1k (+")
+    assert row_of("resnet50")[3].startswith("a1_in1k (+")
     assert row_of("resnet50.tv_in1k") == ("resnet50.tv_in1k", "23.51", "224", "yes", "R1 R2 R4")
-    assert row_of("oxford102_benchmark") == ("oxford102_benchmark", "0.03", "256", "none", "R4")
 
 
 def test_large_networks_and_long_lists_are_cut(capsys):
@@ -38,18 +29,9 @@ def test_large_networks_and_long_lists_are_cut(capsys):
     done = capsys.readouterr()
     assert [line.split()[0] for line in done.out.splitlines()] == ["network", "resnet50", "mobilenetv2_100"]
     assert done.err == "the first 2; more words narrow the list, --limit 0 shows all of it\n"
-    with pytest.raises(InputError, match="--max-params: all 1 networks of these names have more than 30 million"):
-        show(["vgg16"], 30.0, 2)
 
 
 def test_the_command_without_a_match_ends_with_one_line(run_forked):
     done = run_forked("carvision.models", "mobilnetv2_100", check=1)
     assert done.stdout == "" and done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: no network is named like mobilnetv2_100; nearest: mobilenetv2_100")
-
-
-def test_an_output_that_closes_early_is_no_error(tmp_path):
-    closed = "import os, sys; read, write = os.pipe(); os.close(read); os.dup2(write, 1); sys.stdout = open(1, 'w')"
-    child = forked.start("carvision.models", "resnet", cwd=tmp_path, out=tmp_path / "out", first=closed)
-    (done,) = forked.finish([child], [tmp_path / "out"])
-    assert (done.returncode, done.stderr) == (0, "")

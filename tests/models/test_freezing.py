@@ -1,7 +1,6 @@
 """The parameters that train, by name, and what does not change in those that do not."""
 
 import pytest
-import timm
 import torch
 from torch import nn
 
@@ -55,15 +54,6 @@ def test_wrong_values_are_named():
         frozen_parameters(Small(), "from:block.1")
 
 
-def test_position_embeddings_and_norms_with_an_activation():
-    vit = timm.create_model("test_vit", num_classes=0, img_size=32)
-    trained = {name for name, _ in vit.named_parameters()} - set(frozen_names(vit, 2))
-    assert trained == {"blocks.5.mlp.fc2.weight", "blocks.5.mlp.fc2.bias", "norm.weight", "norm.bias"}
-    backbone = timm.create_model("test_efficientnet", num_classes=0)  # BatchNormAct2d has a child without parameters
-    trained = {name for name, _ in backbone.named_parameters()} - set(frozen_names(backbone, 2))
-    assert trained == {"conv_head.weight", "bn2.weight", "bn2.bias"}
-
-
 def classifier(train_layers: str | int) -> Classifier:
     torch.manual_seed(0)
     model = Classifier("test_resnet", {"class": Head(3)}, 32, train_layers=train_layers)
@@ -103,8 +93,7 @@ def test_all_trains_everything_and_a_later_choice_replaces_an_earlier_one():
     model.set_trained(1)
     trained = [name for name, parameter in model.backbone.named_parameters() if parameter.requires_grad]
     assert trained == ["layer4.0.downsample.2.weight", "layer4.0.downsample.2.bias"]
-    assert not model.backbone.layer4[0].bn1.training
-    assert model.backbone.layer4[0].downsample[2].training
+    assert model.backbone.layer4[0].downsample[2].training and not model.backbone.layer4[0].bn1.training
     model = classifier("all")  # parameters that the backbone itself freezes stay frozen
     model.backbone.bn1.weight.requires_grad_(False)
     model.set_trained("none")

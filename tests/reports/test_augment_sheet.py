@@ -6,13 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
 from carvision.augment.mixing import Mix
 from carvision.augment.pipeline import Augment
-from carvision.config.compose import conf_dir, plain_config
+from carvision.config.compose import conf_dir
 from carvision.data.images import Preprocessing
 from carvision.data.loading.dataset import PhotoDataset
 from carvision.data.readers.compcars import read_compcars
@@ -34,9 +33,7 @@ def photos_of(table: Table, num_draws: int) -> PhotoDataset:
 
 
 @pytest.mark.parametrize("mix", [Mix(), Mix(mixup=1.0, cutmix=1.0)])
-def test_tiles_show_what_training_sees(table, tmp_path, mix, monkeypatch):
-    figures = []
-    monkeypatch.setattr(augment_sheet, "save_figure", lambda figure, file: figures.append(figure))
+def test_tiles_show_what_training_sees(table, tmp_path, mix, figures):
     augment = Augment(["flip", "brightness"], {"flip": {"p": 0.5}, "brightness": {"p": 1.0, "factor": [0.3, 0.8]}})
     photos = photos_of(table, augment.num_draws)
     augment_sheet.plot_augmented(photos, table, augment, mix, "title", tmp_path / "sheet.png", 3, 2, seed=3)
@@ -47,7 +44,7 @@ def test_tiles_show_what_training_sees(table, tmp_path, mix, monkeypatch):
         images = augment(batch["images"] / 255, batch["draws"])
         columns.append(mix(images, batch["valid"], (3, epoch, 0, 0))[0])
     tiles = [np.asarray(image.get_array(), np.float32) for image in figures[0].axes[0].images]
-    for tile, image in zip(tiles, torch.cat(columns), strict=True):
+    for tile, image in zip(tiles, torch.stack(columns, 1).flatten(0, 1), strict=True):  # row by row
         np.testing.assert_allclose(tile, 255 * image.permute(1, 2, 0).numpy(), atol=0.51)
 
 
@@ -72,19 +69,9 @@ def test_unreadable_photos_and_unknown_classes(table, tmp_path, caplog, monkeypa
         augment_sheet.plot_augmented(photos_of(gone, 0), gone, Augment([], {}), Mix(), "title", file, 2, 1)
 
 
-def test_the_sheet_takes_the_groups_of_train_and_refuses_wrong_augmentations():
-    names = ("train", "augment_sheet")
-    train, sheet = (OmegaConf.load(conf_dir() / f"{name}.yaml")["defaults"] for name in names)
+def test_the_sheet_takes_the_groups_of_train():
+    train, sheet = (OmegaConf.load(conf_dir() / f"{name}.yaml")["defaults"] for name in ("train", "augment_sheet"))
     assert [list(item) for item in train if item != "_self_"] == [list(item) for item in sheet if item != "_self_"]
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        train, sheet = (compose(name, overrides=["experiment=stanford_cars_frozen"]) for name in names)
-        assert train["data"] == sheet["data"] and train["augment"] == sheet["augment"]
-        for override, message in {
-            "augment.order=[flip,rotat]": r"augment\.order: \['flip', 'rotat'\] is not a list of steps: 'rotat' is",
-            "augment.crop_scale=[1.0,0.5]": r"augment\.crop_scale: \[1\.0, 0\.5\] is not two values of which the first",
-        }.items():
-            with pytest.raises(InputError, match=message):
-                plain_config(compose("augment_sheet", overrides=[override]))
 
 
 def test_the_command_draws_a_picture_and_a_mistake_is_one_line(run_forked, demo_photos, tmp_path):
@@ -93,6 +80,6 @@ def test_the_command_draws_a_picture_and_a_mistake_is_one_line(run_forked, demo_
     last = done.stdout.splitlines()[-1]
     width, height = Image.open(tmp_path / last.removeprefix("augment_sheet: ")).size
     assert last.startswith("augment_sheet: augment_sheets/demo_r1_") and width > 4 * SIZE and height > 2 * SIZE
-    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [] and "Warning" not in done.stderr
+    assert "Warning" not in done.stderr
     done = run_forked("carvision.augment_sheet", "out=sheet.jpg", check=1)
     assert done.stderr == "error: out: 'sheet.jpg' is not the name of a picture, such as sheet.png\n"

@@ -8,10 +8,18 @@ import pytest
 from PIL import Image, ImageColor
 from rich.console import Console
 
-from carvision.data.health import class_counts, scan_photos
+from carvision.data.health import scan_photos
 from carvision.data.table import BOX, Classes, Table
 from carvision.errors import InputError
-from carvision.reports.health import choose_classes, plot_class_counts, plot_samples, print_health, write_health
+from carvision.files.folders import refuse_foreign_folder
+from carvision.reports.health import (
+    choose_classes,
+    is_health,
+    plot_class_counts,
+    plot_samples,
+    print_health,
+    write_health,
+)
 from carvision.reports.photos import UNREADABLE
 from carvision.reports.plots import SPLIT_COLOURS
 
@@ -21,12 +29,6 @@ RED = "#c81e1e"
 def share_of(file, colour):
     """Return the fraction of a PNG's pixels that have exactly this colour."""
     return (np.asarray(Image.open(file).convert("RGB")) == ImageColor.getrgb(colour)).all(axis=-1).mean()
-
-
-def counts_of(num_classes, **splits):
-    ids = [str(i) for i in range(num_classes)]
-    counts = pd.DataFrame({"id": ids, "name": [f"class {i}" for i in ids], **splits})
-    return counts.assign(total=counts[list(splits)].sum(axis=1))
 
 
 @pytest.fixture
@@ -48,15 +50,16 @@ def table(tmp_path):
 @pytest.mark.parametrize("num_classes", [1, 60, 61])
 def test_the_plot_of_counts_has_the_splits_in_their_shares(tmp_path, num_classes):
     file = tmp_path / "new folder" / "counts.png"
-    plot_class_counts(counts_of(num_classes, train=60, test=20), "photos", file)
+    counts = pd.DataFrame({"name": [f"class {i}" for i in range(num_classes)], "train": 60, "test": 20, "total": 80})
+    plot_class_counts(counts, "photos", file)
     train, test, val = (share_of(file, SPLIT_COLOURS[split]) for split in ("train", "test", "val"))
     assert test > 0.01 and val == 0 and train / test == pytest.approx(3, rel=0.15)  # the legend takes some
-    counts = counts_of(num_classes, **{"train": 0, "no split": 0})  # odd counts and names
-    plot_class_counts(counts.assign(name="$\\frac{ a^ [red] \n" + 200 * "x"), "a $ b_{", file)
+    odd = pd.DataFrame({"train": 0, "no split": 0, "total": 0, "name": "$\\frac{ a^ [red] \n" + 200 * "x"}, range(60))
+    plot_class_counts(odd, "a $ b_{", file)
     assert Image.open(file).width < 1200
 
 
-def test_samples_show_photos_boxes_and_what_is_unreadable(tmp_path, table):
+def test_samples_show_photos_boxes_and_what_is_unreadable(tmp_path, table, caplog):
     file = tmp_path / "samples.png"
     plot_samples(table, "model", [0, 1, 2], file, num_per_class=4)
     num_pixels = np.prod(Image.open(file).size)
@@ -66,9 +69,6 @@ def test_samples_show_photos_boxes_and_what_is_unreadable(tmp_path, table):
     red, _, blue = np.asarray(Image.open(file).convert("RGB")).astype(int).transpose(2, 0, 1)
     bluish = (blue - red > 40).sum()  # nothing else on the sheet is
     assert 3 * 314 < bluish < 3 * 314 * 3  # three boxes of 105 x 52 pixels, lines one to three pixels wide
-
-
-def test_samples_are_the_same_for_the_same_seed_and_of_at_most_60_classes(tmp_path, table, caplog):
     for name in ("a", "b"):
         plot_samples(table, "make", [0, 1] * 40, tmp_path / name, num_per_class=1, seed=1)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() and "first 60 of 80 classes" in caplog.text
@@ -83,6 +83,7 @@ def test_the_report_has_all_files_and_counts_the_problems(tmp_path, table, capsy
         "classes_model.csv", "counts_model.png", "samples_model.png",
     }  # fmt: skip
     assert json.loads((out / "health.json").read_text(encoding="utf-8")) == report
+    refuse_foreign_folder(out, "out", is_health)  # another may replace it
     problems = pd.read_csv(out / "problems.csv")
     assert dict(problems[["path", "problem"]].values) == {"4.png": "truncated", "5.png": "box outside the photo"}
     assert len(pd.read_csv(out / "photos.csv")) == 6
@@ -95,13 +96,12 @@ def test_the_report_has_all_files_and_counts_the_problems(tmp_path, table, capsy
     for part in ("used (problems.csv): 2", "truncated: 1", "4.png", "model: 3 classes (photos of unknown model: 1)"):
         assert part in text
     assert max(map(len, text.splitlines())) <= 100
-
-
-def test_healthy_photos_give_no_problem_and_an_unknown_class_to_show_is_refused(tmp_path, table):
     whole = table.select(table.rows["path"] == "1.png")
-    report = write_health(whole, scan_photos(whole, boxes=True, num_workers=0), tmp_path / "out", choose_classes(whole))
-    assert print_health(report, Console(quiet=True)) == 0
-    assert "NaN" not in (tmp_path / "out" / "health.json").read_text()
-    assert class_counts(whole, "model")["total"].tolist() == [1, 0, 0]
+    report = write_health(whole, scan_photos(whole, boxes=True, num_workers=0), tmp_path / "ok", choose_classes(whole))
+    assert print_health(report, Console(quiet=True)) == 0 and "NaN" not in (tmp_path / "ok/health.json").read_text()
+    for content in ("[]", '{"name": "x"}'):
+        (out / "health.json").write_text(content)
+        with pytest.raises(InputError, match=r"out: .* holds something that this command did not write"):
+            refuse_foreign_folder(out, "out", is_health)
     with pytest.raises(InputError, match=r"show: 'nobodys' is not a class of cars .* nearest: nobody's"):
         choose_classes(table, ["nobodys"])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from PIL import Image
 
@@ -9,7 +10,18 @@ from carvision.data.images import BadImage
 from carvision.errors import InputError
 from carvision.reports import photos
 from carvision.reports.photos import Caption, plot_predictions, read_small, width_px, wrap_text
-from carvision.reports.plots import save_figure
+
+
+def texts_of(figure) -> list[str]:
+    """Return the texts of a sheet, none of which lies on another or reaches out of the picture."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    texts = [text for axes in figure.axes for text in axes.texts if text.get_text() and text.get_visible()]
+    boxes = np.array([text.get_window_extent(renderer).extents for text in texts]).reshape(-1, 4)
+    assert (boxes[:, :2] > -1).all() and (boxes[:, 2:] < figure.get_size_inches() * figure.dpi + 1).all()
+    first, last = np.maximum(boxes[:, None, :2], boxes[:, :2]), np.minimum(boxes[:, None, 2:], boxes[:, 2:])
+    both = np.argwhere(np.triu((last - first > 1).all(axis=2), 1))
+    assert not len(both), [texts[i].get_text() for i in both[0]]
+    return [text.get_text() for text in texts]
 
 
 def test_small_photos_are_upright_and_cropped(tmp_path):
@@ -24,7 +36,6 @@ def test_small_photos_are_upright_and_cropped(tmp_path):
     assert size == (100, 200) and whole.shape == (140, 70, 3) and whole[:60].max() == 0 and whole[80:].min() == 255
     part = np.asarray(read_small(file, square, np.array([0, 110, 100, 160], np.float32))[0])
     assert part.shape == (70, 140, 3) and part.min() == 255
-    assert read_small(file, (90, 50))[0].size == (25, 50)
     with pytest.raises(BadImage, match="outside"):
         read_small(file, square, np.array([0, 0, 300, 90], np.float32))
     (tmp_path / "torn.png").write_bytes(file.read_bytes()[:150])
@@ -32,35 +43,20 @@ def test_small_photos_are_upright_and_cropped(tmp_path):
         read_small(tmp_path / "torn.png", square)
 
 
-@pytest.mark.parametrize("size", [(2401, 1403), (49, 1999), (97, 103), (1, 900)])  # odd: the decoder's scaling rounds
+@pytest.mark.parametrize("size", [(2401, 1403), (97, 103), (1, 900)])  # odd: the decoder's scaling rounds
 def test_a_jpeg_decoded_at_a_smaller_scale_is_the_same_photo(tmp_path, size):
     gradient = np.linspace(0, 255, size[0])[None, :, None] * np.linspace(0.3, 1, size[1])[:, None, None]
     Image.fromarray(gradient.repeat(3, axis=2).astype(np.uint8)).save(tmp_path / "a.jpg", quality=95)
     Image.open(tmp_path / "a.jpg").save(tmp_path / "a.png")
-    for box in (None, np.array([0, 0, *size], np.float32), np.full(4, np.nan, np.float32)):
-        small = np.asarray(read_small(tmp_path / "a.jpg", (140, 100), box)[0]).astype(int)
-        exact = np.asarray(read_small(tmp_path / "a.png", (140, 100), box)[0]).astype(int)
+    for box in (np.array([0, 0, *size], np.float32), np.full(4, np.nan, np.float32)):
+        small, exact = (np.asarray(read_small(tmp_path / f"a.{x}", (140, 100), box)[0], int) for x in ("jpg", "png"))
         assert small.shape == exact.shape and np.abs(small - exact).max() <= 6
-
-
-def test_wrapped_lines_fit_and_lose_nothing():
-    text = "Rolls-Royce Phantom Drophead Coupe Convertible 2012 and others " * 3
-    lines = wrap_text(text, 200, 9, "bold")
-    assert max(width_px(line, 9, "bold") for line in lines) <= 200 and " ".join(lines).split() == text.split()
 
 
 @pytest.fixture
 def photo(tmp_path) -> str:
     Image.new("RGB", (400, 300), "#3060c0").save(tmp_path / "photo.jpg")
     return str(tmp_path / "photo.jpg")
-
-
-@pytest.fixture
-def figures(monkeypatch) -> list:
-    """The figures that are saved, which are written as well."""
-    saved = []
-    monkeypatch.setattr(photos, "save_figure", lambda figure, file: (saved.append(figure), save_figure(figure, file)))
-    return saved
 
 
 def test_frames_and_texts_show_what_is_right(photo, tmp_path, figures):
@@ -79,18 +75,18 @@ def test_frames_and_texts_show_what_is_right(photo, tmp_path, figures):
 
 def test_long_names_stay_within_their_photo(photo, tmp_path, figures):
     long = "Chevrolet Corvette Ron Fellows Edition Z06 2007"
+    lines = wrap_text(f"{long} " * 3, 200, 9, "bold")
+    assert max(width_px(line, 9, "bold") for line in lines) <= 200 and " ".join(lines).split() == long.split() * 3
     for predicted in (long, "Unbreakable" * 9, f"{long} {long}"):
         for caption in (Caption(predicted, 1.0), Caption(predicted, 1.0, long, False)):
             plot_predictions([(photo, None, [caption])], tmp_path / "grid.png")
-            legend = 2 if caption.true else 1
-            lines = [text.get_text() for text in figures[-1].axes[0].texts[legend:]]
-            assert all(width_px(line, photos.TEXT_SIZE) <= photos.TEXT_PX for line in lines), lines
+            lines = texts_of(figures[-1])[2 if caption.true else 1 :]
+            assert all(width_px(line, photos.CAPTION_PT) <= photos.TILE_PX[0] for line in lines), lines
             assert len(lines) <= (4 if caption.true else 2) and lines[-1].endswith(" 100 %")
 
 
 def test_nothing_to_draw_and_a_file_that_can_not_be_written_are_errors(tmp_path, photo):
     with pytest.raises(InputError, match="no photo could be used"):
         plot_predictions([], tmp_path / "grid.png")
-    (tmp_path / "file").touch()
     with pytest.raises(InputError, match="can't be written"):
-        plot_predictions([(photo, None, [Caption("A")])], tmp_path / "file" / "grid.png")
+        plot_predictions([(photo, None, [Caption("A")])], tmp_path / "photo.jpg" / "grid.png")

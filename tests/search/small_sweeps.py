@@ -30,30 +30,28 @@ def study_of(sweep: Sweep) -> optuna.Study:
 
 
 def queue_of(sweep: Sweep) -> Queue:
-    """Return the queue as one more worker sees it."""
+    """Return the queue as one more worker sees it. Another one of the same process counts as dead."""
     storage = open_storage(sweep.settings["storage"], sweep.folder)
     return Queue(sweep, open_study(sweep, storage), storage)
 
 
 def claim(queue: Queue) -> tuple[optuna.Trial, Heartbeat] | None:
     """Claim a trial and draw its values; its heartbeat is running."""
-    claimed = queue.next()
-    if claimed:
+    if claimed := queue.next():
         queue.sweep.space.draw(claimed[0])
     return claimed
 
 
 def claim_quietly(queue: Queue) -> optuna.Trial | None:
     """Claim a trial and draw its values; its heartbeat has ended."""
-    claimed = claim(queue)
-    if claimed is None:
-        return None
-    claimed[1].end()
-    return claimed[0]
+    trial, heartbeat = claim(queue) or (None, None)
+    if heartbeat:
+        heartbeat.end()
+    return trial
 
 
-def trials_of(folder: Path) -> list[FrozenTrial]:
-    storage = open_storage(None, folder)
+def trials_of(folder: Path, url: str | None = None) -> list[FrozenTrial]:
+    storage = open_storage(url, folder)
     return optuna.load_study(study_name=folder.name, storage=storage).get_trials(deepcopy=False)
 
 

@@ -8,13 +8,10 @@ from carvision.system import versions
 from carvision.system.versions import git_state, name_of, read_versions, requirements, version_of
 
 
-def test_requirements_have_their_installed_versions():
+def test_metadata_of_installed_packages_also_damaged(tmp_path, monkeypatch):
     found = read_versions()
     assert {name_of(line) for line in requirements()} <= set(found)
     assert all(found[name] for name in ("torch", "timm", "pytorch-lightning", "pillow"))
-
-
-def test_metadata_of_installed_packages_also_damaged(tmp_path, monkeypatch):
     for package, lines in {
         "carvision": ["Version: 0.1.0", "Requires-Dist: torch>=2.6", "Requires-Dist: onnx>=1; extra == 'onnx'"],
         "shiny": ["Version: 1.2"],
@@ -22,16 +19,13 @@ def test_metadata_of_installed_packages_also_damaged(tmp_path, monkeypatch):
         (tmp_path / f"{package}-1.dist-info").mkdir()
         (tmp_path / f"{package}-1.dist-info" / "METADATA").write_text("\n".join([f"Name: {package}", *lines, ""]))
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(versions, "PACKAGE", tmp_path / "carvision")  # no pyproject.toml beside it
-    assert requirements() == ["torch>=2.6"]
+    monkeypatch.setattr(versions, "PACKAGE", tmp_path / "carvision")  # no pyproject.toml of ours beside it
     (tmp_path / "pyproject.toml").write_text("[project]\nname = 'somebody'\ndependencies = ['else']\n")
-    assert requirements() == ["torch>=2.6"]
-    assert version_of("shiny") == "1.2"
+    assert requirements() == ["torch>=2.6"] and version_of("shiny") == "1.2"
     (tmp_path / "shiny").mkdir()
-    (tmp_path / "shiny" / "version.py").write_text("__version__: str = '1.2+cpu'\ncuda = None\n")
-    assert version_of("shiny") == "1.2+cpu"
-    (tmp_path / "shiny" / "version.py").write_bytes(b"\xff\xfe\x00")
-    assert version_of("shiny") == "1.2"
+    for content, version in ((b"__version__: str = '1.2+cpu'\n", "1.2+cpu"), (b"\xff\xfe\x00", "1.2")):
+        (tmp_path / "shiny" / "version.py").write_bytes(content)
+        assert version_of("shiny") == version
     (tmp_path / "shiny-1.dist-info" / "METADATA").write_bytes(b"")
     assert version_of("shiny") is version_of("not-installed-anywhere") is None
 
@@ -56,9 +50,8 @@ def test_the_commit_of_a_checkout_and_whether_it_has_changes(tmp_path, monkeypat
     assert git_state(tmp_path)["changed"] is True
     (tmp_path / "inside").mkdir()
     assert git_state(tmp_path / "inside") is None  # an environment within somebody's own repository
-    hang = mock.Mock(side_effect=subprocess.TimeoutExpired("git", 1))
-    monkeypatch.setattr(versions.subprocess, "run", hang)
-    assert git_state(tmp_path) is None
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(versions.subprocess, "run", mock.Mock(side_effect=subprocess.TimeoutExpired("git", 1)))
+        assert git_state(tmp_path) is None
     monkeypatch.setenv("PATH", "")
     assert git_state(tmp_path) is None

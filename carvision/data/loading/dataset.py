@@ -1,16 +1,14 @@
-"""Datasets of photos and of cached features, whose items are whole batches."""
+"""Datasets of photos and of cached features, for Loader: whole batches, filled in parts."""
 
 import os
-from typing import NotRequired, TypedDict
+from typing import NotRequired, TypedDict, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from carvision.data.decode import decode_into, empty_images
-from carvision.data.images import BLANK, WHOLE, BadImage, Preprocessing, read_file
-from carvision.data.jpeg import load_decoder
+from carvision.data.decode import WHOLE, decode_into, empty_images
+from carvision.data.images import BLANK, BadImage, Preprocessing, read_file
 from carvision.data.paths import file_of
 from carvision.data.table import BOX, Classes, Table
 
@@ -26,7 +24,7 @@ class Batch(TypedDict):
     index: int64 (B,), rows of the table, -1 for PADDING.
     draws: float32 (B, num_draws) in [0, 1): the random numbers for the augmentation on the device.
     valid: bool (B,), false for PADDING and, unless on_bad_image=blank, for unreadable photos.
-    bad: (row, reason) of the unreadable photos, until the data module has reported them.
+    reasons: why each photo is unreadable, else None, until the data module has reported them.
     """
 
     images: NotRequired[Tensor]
@@ -35,13 +33,13 @@ class Batch(TypedDict):
     index: Tensor
     draws: Tensor
     valid: Tensor
-    bad: NotRequired[list[tuple[int, str]]]
+    reasons: NotRequired[list[str | None]]
 
 
-class PhotoDataset(Dataset):
+class PhotoDataset:
     """Batches of photos: dataset[list of Keys] -> Batch with images.
 
-    A photo's randomness depends only on (seed, epoch, row), so a run is the same with any number of workers.
+    A photo's randomness depends only on (seed, epoch, row), so a run is the same with any number of threads.
     crop_scale, crop_ratio: ranges of the random training crop's area, as a fraction, and aspect ratio. num_draws:
     random numbers per photo for the augmentation.
     """
@@ -56,9 +54,7 @@ class PhotoDataset(Dataset):
         num_draws: int,
         seed: int,
     ):
-        # Arrays rather than lists of objects: a forked worker's reference counts on a million strings would copy all
-        # their memory
-        self.paths = np.char.encode(table.rows["path"].to_numpy(dtype=str), "utf-8", "surrogateescape")
+        self.paths = table.rows["path"].tolist()
         self.root, self.packed = table.root, table.packed
         if self.packed:
             self.packed.seed = seed
@@ -73,65 +69,82 @@ class PhotoDataset(Dataset):
         self.crop_scale, self.crop_ratio = crop_scale, crop_ratio
         self.num_draws = num_draws
         self.seed = seed
-        load_decoder()  # once, before the workers are forked
 
     def path(self, row: int) -> str:
         """Return the photo's path in the table."""
-        return self.paths[row].decode("utf-8", "surrogateescape")
+        return self.paths[row]
 
     def location(self, row: int) -> str:
         """Return where the photo lies, for messages."""
         path = self.path(row)
         return str(self.packed.photo(row, path)) if self.packed else os.path.join(self.root, path)  # noqa: PTH118
 
-    def num_bytes(self, batch_size: int) -> int:
-        """Return the size of a batch's images."""
-        return batch_size * 3 * self.preprocessing.size_px**2
-
     def __getitem__(self, keys: list[Key]) -> Batch:
-        images = empty_images(len(keys), self.preprocessing.size_px)
-        draws = np.zeros((len(keys), self.num_draws), np.float32)
-        valid = np.ones(len(keys), bool)
-        bad: list[tuple[int, str]] = []
-        for i, (row, epoch) in enumerate(keys):
+        batch = self.begin(keys)
+        self.read(batch, keys, 0)
+        return batch
+
+    def begin(self, keys: list[Key], pin_memory: bool = False) -> Batch:
+        rows = torch.tensor([row for row, _ in keys])
+        batch: Batch = {
+            "targets": {name: values[rows] for name, values in self.targets.items()},
+            "index": rows,
+            "draws": torch.zeros(len(keys), self.num_draws),
+            "valid": rows >= 0,
+        }
+        batch = pinned(batch) if pin_memory else batch
+        images = empty_images(len(keys), self.preprocessing.size_px, pin_memory)
+        return {**batch, "images": images, "reasons": [None] * len(keys)}
+
+    def read(self, batch: Batch, keys: list[Key], start: int) -> None:
+        images = batch["images"]
+        crops = self._draw_crops(keys, batch["draws"][start:].numpy())
+        for i, ((row, epoch), (*window, shift)) in enumerate(zip(keys, crops, strict=True), start):
             if row < 0:
-                images[i], valid[i] = BLANK, False
+                images[i] = BLANK
                 continue
-            window, shift = WHOLE, 0.5
-            if epoch >= 0:
-                random = np.random.default_rng((self.seed, epoch, row))
-                window, shift = random_window(random, self.crop_scale, self.crop_ratio), random.random()
-                draws[i] = random.random(self.num_draws, np.float32)
             try:
                 data = self.packed.read(row, epoch) if self.packed else read_file(file_of(self.root, self.path(row)))
                 box = None if self.boxes is None else self.boxes[row]
                 decode_into(data, self.preprocessing, images[i], box, window, shift)
             except BadImage as reason:
-                images[i], valid[i] = BLANK, False
-                bad.append((row, str(reason)))
-        rows = torch.tensor([row for row, _ in keys])
-        return {
-            "images": images,
-            "targets": {name: values[rows] for name, values in self.targets.items()},
-            "index": rows,
-            "draws": torch.from_numpy(draws),
-            "valid": torch.from_numpy(valid),
-            "bad": bad,
-        }
+                images[i], batch["valid"][i] = BLANK, False
+                batch["reasons"][i] = str(reason)
+
+    def _draw_crops(self, keys: list[Key], draws: np.ndarray) -> list[list[float]]:
+        """Return each photo's window and shift (left, top, right, bottom, shift), see `wanted_part`, and fill its row
+        of `draws`."""
+        values = np.empty((len(keys), 5))
+        training = [i for i, (row, epoch) in enumerate(keys) if row >= 0 and epoch >= 0]
+        for i in training:
+            row, epoch = keys[i]
+            random = np.random.default_rng((self.seed, epoch, row))
+            random.random(out=values[i])
+            random.random(dtype=np.float32, out=draws[i])
+        crops = np.tile([*WHOLE, 0.5], (len(keys), 1))
+        crops[training, :4] = random_windows(values[training, :4], self.crop_scale, self.crop_ratio)
+        crops[training, 4] = values[training, 4]
+        return crops.tolist()
 
 
-def random_window(random: np.random.Generator, scale: tuple, ratio: tuple) -> tuple[float, float, float, float]:
-    """Draw a random crop as fractions (left, top, right, bottom) of the photo or box: area uniform in `scale`, aspect
-    ratio log-uniform in `ratio`, position uniform."""
-    area, log_ratio, x, y = random.random(4)
+def pinned(batch: Batch) -> Batch:
+    """Copy a batch's tensors to memory from which a GPU can copy them."""
+    found = {name: value.pin_memory() if isinstance(value, Tensor) else value for name, value in batch.items()}
+    return cast(Batch, {**found, "targets": {name: value.pin_memory() for name, value in batch["targets"].items()}})
+
+
+def random_windows(uniform: np.ndarray, scale: tuple, ratio: tuple) -> np.ndarray:
+    """Return random crops as fractions (left, top, right, bottom) of the photo or box, (N, 4): area uniform in `scale`,
+    aspect ratio log-uniform in `ratio`, position uniform. uniform: random numbers in [0, 1), (N, 4)."""
+    area, log_ratio, x, y = uniform.T
     area = scale[0] + area * (scale[1] - scale[0])
     aspect = np.exp(np.log(ratio[0]) + log_ratio * (np.log(ratio[1]) - np.log(ratio[0])))
-    wide, high = min(1.0, np.sqrt(area * aspect)), min(1.0, np.sqrt(area / aspect))
+    wide, high = np.sqrt(area * aspect).clip(max=1.0), np.sqrt(area / aspect).clip(max=1.0)
     left, top = x * (1 - wide), y * (1 - high)
-    return left, top, left + wide, top + high
+    return np.stack([left, top, left + wide, top + high], axis=1)
 
 
-class CachedFeatures(Dataset):
+class CachedFeatures:
     """Batches like those of PhotoDataset, with features instead of images.
 
     features: (N, ...), the outputs of Classifier.below for all cached photos. rows: int64, for each photo of the split
@@ -141,20 +154,23 @@ class CachedFeatures(Dataset):
     def __init__(self, features: Tensor, rows: np.ndarray, bad: dict[int, str], targets: dict[str, Tensor]):
         self.features, self.rows, self.bad, self.targets = features, torch.from_numpy(rows), bad, targets
 
+    def begin(self, keys: list[Key], pin_memory: bool) -> Batch:
+        return pinned(self[keys]) if pin_memory else self[keys]
+
+    def read(self, batch: Batch, keys: list[Key], start: int) -> None:
+        """Do nothing: `begin` has filled the batch."""
+
     def __getitem__(self, keys: list[Key]) -> Batch:
         index = torch.tensor([row for row, _ in keys])
         features = self.features[self.rows[index]]  # for PADDING the last photo's, as for targets; they don't count
         if features.ndim == 4:  # the backbone's own memory format
             features = features.contiguous(memory_format=torch.channels_last)
-        bad = [(row, self.bad[row]) for row in index.tolist() if row in self.bad]
-        valid = index >= 0
-        if bad:
-            valid &= torch.tensor([row not in self.bad for row in index.tolist()])
+        reasons = [self.bad.get(row) for row, _ in keys]
         return {
             "features": features,
             "targets": {name: values[index] for name, values in self.targets.items()},
             "index": index,
             "draws": torch.zeros(len(keys), 0),
-            "valid": valid,
-            "bad": bad,
+            "valid": (index >= 0) & torch.tensor([reason is None for reason in reasons]),
+            "reasons": reasons,
         }

@@ -255,7 +255,7 @@ def parse_table(
         labels = {name: _label(values) for name, values in index["labels"].items()}
         shards = tuple(Shard(**values) for values in index["shards"])
         _check_rows(rows, labels, shards)
-        shards = Shards(str(root), f"{root} {sha256}", shards, cache, window)
+        shards = Shards(str(root), shards, cache, window)
         return validate(Table(index["name"], root, rows, labels, index["finest"], shards, tuple(index["heads"])))
     except InputError:
         raise

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import io
 import os
+import threading
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from carvision.data.images import BadImage
 from carvision.data.packs.remote import Cache, FetchAhead, fetch
 
 FIX = "the command that packed it writes such shards again (python -m carvision.pack verify=<folder> finds them)"
+POSITION = threading.Lock()  # of a file, where reading at an offset moves it
 ShardEntry = tuple[str, int, int, int]  # a photo's path, and offset, length and crc32 of its bytes in the shard
 
 
@@ -31,21 +33,14 @@ class Shard:
 class Shards:
     """The shards of a pack.
 
-    root: their folder or URL. key: identifies the pack; equal for copies in other processes. cache: where shards of a
-    URL are fetched to. window: number of shards that are shuffled together in training; None: all.
+    root: their folder or URL. cache: where shards of a URL are fetched to. window: number of shards that are shuffled
+    together in training; None: all.
     """
 
     root: str
-    key: str
     all: tuple[Shard, ...]
     cache: Cache | None = None
     window: int | None = None
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Shards) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
 
     def file(self, shard: int, wait: bool = True) -> Path:
         """Return the path of a shard, fetching it if necessary (see remote.fetch). Raises InputError if that fails."""
@@ -93,14 +88,15 @@ def _opened(shards: Shards, shard: int) -> io.FileIO:
 
 
 def _read_at(file: io.FileIO, length: int, offset: int) -> bytes:
-    if hasattr(os, "pread"):  # does not move the file's position, which forked processes share
+    if hasattr(os, "pread"):  # does not move the file's position, which threads share
         return os.pread(file.fileno(), length, offset)
-    file.seek(offset)  # Windows, where nothing is forked
-    return file.read(length)
+    with POSITION:  # Windows
+        file.seek(offset)
+        return file.read(length)
 
 
 class PackedPhoto(NamedTuple):
-    """A photo of a pack, which any process can read. path: as in the data set that was packed."""
+    """A photo of a pack. path: as in the data set that was packed."""
 
     path: str
     shards: Shards
@@ -119,8 +115,8 @@ class PackedPhoto(NamedTuple):
 class PackedPhotos:
     """The photos of a table's rows as arrays: a million of them take 33 MB.
 
-    A process compares a photo with its checksum when it first reads it. The shards of a URL that are needed next are
-    fetched ahead. seed: of the order of training, see order().
+    A photo is compared with its checksum when it is first read. The shards of a URL that are needed next are fetched
+    ahead. seed: of the order of training, see order().
     """
 
     def __init__(self, shards: Shards, shard: np.ndarray, offset: np.ndarray, length: np.ndarray, crc32: np.ndarray):
@@ -129,6 +125,7 @@ class PackedPhotos:
         self.checked = np.zeros(len(shard), bool)
         self.seed = 0
         self.ahead: FetchAhead | None = None
+        self.ahead_lock = threading.Lock()
 
     def order(self, random: np.random.Generator) -> np.ndarray:
         """Return the order of the rows in an epoch of training. random: np.random.default_rng((seed, epoch))."""
@@ -153,21 +150,19 @@ class PackedPhotos:
         return data
 
     def _fetch_ahead(self, shard: int, epoch: int) -> None:
-        if self.ahead is None or self.ahead.process != os.getpid():
-            self.ahead = FetchAhead(functools.partial(self.shards.file, wait=False), self.shards.window)
-        if self.ahead.epoch != epoch:
-            random = np.random.default_rng((self.seed, epoch)) if epoch >= 0 else None
-            sequence = shard_sequence(self.shard, random) if random else np.unique(self.shard)
-            self.ahead.start_epoch(epoch, sequence.tolist())
-        self.ahead.reach(shard)
+        with self.ahead_lock:
+            if self.ahead is None:
+                self.ahead = FetchAhead(functools.partial(self.shards.file, wait=False), self.shards.window)
+            if self.ahead.epoch != epoch:
+                random = np.random.default_rng((self.seed, epoch)) if epoch >= 0 else None
+                sequence = shard_sequence(self.shard, random) if random else np.unique(self.shard)
+                self.ahead.start_epoch(epoch, sequence.tolist())
+            self.ahead.reach(shard)
 
     def photo(self, row: int, path: str) -> PackedPhoto:
         return PackedPhoto(
             path, self.shards, *(int(values[row]) for values in (self.shard, self.offset, self.length, self.crc32))
         )
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "ahead": None}  # a thread can't move to another process
 
 
 def shard_sequence(shard: np.ndarray, random: np.random.Generator) -> np.ndarray:

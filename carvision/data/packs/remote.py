@@ -29,10 +29,7 @@ log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 PAUSES_S = (1, 2, 4, 8)  # before another attempt
 CONNECT_S, READ_S = 30, 60  # time-outs: until the server answers, and between its bytes
-GRACE_S, MIN_BYTES_PER_S = (
-    30,
-    10_000,
-)  # a server that is slower than that on average, after the first seconds, is refused
+GRACE_S, MIN_BYTES_PER_S = 30, 10_000  # a server that is slower on average, after the first seconds, is refused
 CHUNK_BYTES = 1 << 20
 NUM_AHEAD = 2  # shards that are fetched before they are needed, if only a window of them is shuffled
 HTTP = ("http://", "https://")
@@ -100,7 +97,7 @@ def fetch_text(url: str, max_bytes: int) -> bytes:
 
 
 class FetchAhead:
-    """Fetches the shards of a URL before they are needed, in a thread of each process that reads photos.
+    """Fetches the shards of a URL before they are needed, in a thread.
 
     The thread ends when nothing refers to this object any more.
     """
@@ -109,7 +106,6 @@ class FetchAhead:
         """fetch: fetches a shard by its number, or skips one that another process is fetching, so that they share the
         work. window: as of Shards."""
         self.window = window
-        self.process = os.getpid()  # the one that has the thread
         self.epoch: int | None = None
         self.wanted: queue.SimpleQueue = queue.SimpleQueue()
         threading.Thread(target=_fetch_wanted, args=(weakref.ref(self), self.wanted, fetch), daemon=True).start()
@@ -142,7 +138,7 @@ def _fetch_wanted(owner: weakref.ref, wanted: queue.SimpleQueue, fetch: Callable
         if _is_in_epoch(owner(), epoch):
             try:
                 fetch(shard)
-            except InputError:  # the process that needs the shard tries again, and reports the error
+            except InputError:  # the thread that needs the shard tries again, and reports the error
                 continue
 
 

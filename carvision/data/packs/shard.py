@@ -1,4 +1,4 @@
-"""Write one shard of a pack: a tar file as WebDataset reads it. For worker processes: imports neither torch nor pandas.
+"""Write one shard of a pack: a tar file as WebDataset reads it. Imports neither torch nor pandas.
 
 Each photo has two members, one after the other: <key>.<jpg, png, ppm, ...> with the photo and <key>.json with its path,
 split, labels and box. The key is the photo's number in the data set.
@@ -11,24 +11,15 @@ import math
 import os
 import tarfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from carvision.data.images import (
-    BLANK,
-    SIDEWAYS,
-    BadImage,
-    Preprocessing,
-    check_box,
-    decode_part,
-    open_bytes,
-    read_file,
-    to_rgb,
-    upright_turn,
-)
+from carvision.data.decode import SIDEWAYS, decode_part, to_rgb, upright_turn
+from carvision.data.images import BLANK, BadImage, Preprocessing, check_box, open_bytes, read_file
 from carvision.data.packs.read import PackedPhoto
 from carvision.errors import InputError, one_line
 from carvision.files.atomic import atomic_file, write_json
@@ -66,6 +57,21 @@ class Original(NamedTuple):
     about: dict
 
 
+class Encoded(NamedTuple):
+    """A photo as it is packed.
+
+    data: None if it is left out. source: 64 bits of the SHA-256 of the original file. box: in pixels of the packed
+    photo. problem: why the original can't be read, or "".
+    """
+
+    original: Original
+    data: bytes | None
+    extension: str
+    box: Box
+    source: int
+    problem: str
+
+
 class Packed(NamedTuple):
     """A packed photo. source: 64 bits of the SHA-256 of the original file. box: in pixels of the packed photo."""
 
@@ -90,19 +96,15 @@ class ShardRecord(NamedTuple):
 
 
 def write_shard(
-    file: Path, record_file: Path, originals: list[Original], options: PackOptions, source: int
+    file: Path, record_file: Path, encoded: Iterable[Encoded], options: PackOptions, source: int
 ) -> ShardRecord:
-    """Write the shard, atomically, and then its record, as JSON; return the record.
-
-    Raises InputError for the first unreadable photo if options.on_bad_image is error.
-    """
+    """Write the shard, atomically, and then its record, as JSON; return the record."""
     photos, bad = [], {}
     with atomic_file(file) as partial:
         with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for original in originals:
-                packed, reason = _add_photo(tar, original, options)
-                photos += [packed] if packed else []
-                bad |= {original.row: reason} if reason else {}
+            for photo in encoded:
+                photos += [_add_photo(tar, photo, photo.data)] if photo.data is not None else []
+                bad |= {photo.original.row: photo.problem} if photo.problem else {}
         with partial.open("rb") as written:
             size, sha256 = os.fstat(written.fileno()).st_size, hashlib.file_digest(written, "sha256").hexdigest()
     record = ShardRecord(size, sha256, photos, bad, options.on_bad_image, source)
@@ -120,29 +122,36 @@ def read_record(record_file: Path) -> ShardRecord | None:
         return None
 
 
-def _add_photo(tar: tarfile.TarFile, original: Original, options: PackOptions) -> tuple[Packed | None, str]:
-    """Append the photo and its JSON file; return the former and why the photo can't be read, or ""."""
-    problem = ""
+def _add_photo(tar: tarfile.TarFile, photo: Encoded, data: bytes) -> Packed:
+    """Append the photo and its JSON file."""
+    row, about = photo.original.row, photo.original.about
+    offset = tar.offset + BLOCK
+    _add(tar, f"{row:08d}.{photo.extension}", data)
+    if not math.isnan(photo.box[0]):
+        about = {**about, "box": [round(x, 2) for x in photo.box]}
+    _add(tar, f"{row:08d}.json", json.dumps(about, ensure_ascii=False).encode())
+    return Packed(row, offset, len(data), zlib.crc32(data), photo.source, photo.box)
+
+
+def encode(original: Original, options: PackOptions) -> Encoded:
+    """Read a photo and return it as it is to be packed.
+
+    Raises InputError if it is unreadable and options.on_bad_image is error.
+    """
     source = short_digest(str(original.photo).encode("utf-8", "surrogateescape"))  # unique, for an unreadable file
     try:
         data = read_file(original.photo)
         source = short_digest(data)
-        data, extension, box = encode_photo(data, original.box, options)
+        return Encoded(original, *encode_photo(data, original.box, options), source, "")
     except BadImage as reason:
-        problem = str(reason)
         if options.on_bad_image == "error":
             raise InputError(
-                f"{original.photo}: {problem}. Fix the photo, or pack without it with "
+                f"{original.photo}: {reason}. Fix the photo, or pack without it with "
                 "data.on_bad_image=skip (python -m carvision.check finds all such photos)"
             ) from None
-        if options.on_bad_image == "skip":
-            return None, problem
-        data, extension, box = _blank(), "png", NO_BOX
-    offset = tar.offset + BLOCK
-    _add(tar, f"{original.row:08d}.{extension}", data)
-    about = original.about if math.isnan(box[0]) else {**original.about, "box": [round(x, 2) for x in box]}
-    _add(tar, f"{original.row:08d}.json", json.dumps(about, ensure_ascii=False).encode())
-    return Packed(original.row, offset, len(data), zlib.crc32(data), source, box), problem
+        return Encoded(
+            original, None if options.on_bad_image == "skip" else _blank(), "png", NO_BOX, source, str(reason)
+        )
 
 
 def short_digest(data: bytes) -> int:

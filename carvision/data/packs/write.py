@@ -1,7 +1,8 @@
-"""Pack a Table's photos into shards with several processes, resume after any interruption, and verify a pack."""
+"""Pack a Table's photos into shards with several threads, resume after any interruption, and verify a pack."""
 
 import contextlib
 import errno
+import itertools
 import json
 import logging
 import os
@@ -18,7 +19,6 @@ import pandas as pd
 
 from carvision.config.validators import mapping_of, whole
 from carvision.data.images import BadImage, none_usable, read_file
-from carvision.data.inspection import in_processes
 from carvision.data.packs.index import (
     INDEX,
     STATE,
@@ -36,12 +36,14 @@ from carvision.data.packs.shard import (
     Original,
     PackOptions,
     ShardRecord,
+    encode,
     encode_photo,
     read_record,
     short_digest,
     write_shard,
 )
 from carvision.data.table import BOX, LOCATION, SOURCE, SPLITS, UNKNOWN, Classes, Table
+from carvision.data.threads import InThreads
 from carvision.errors import InputError, one_line
 from carvision.files.atomic import PARTIAL, create_folder, write_csv, write_json
 from carvision.files.folders import LOCK
@@ -111,17 +113,16 @@ def _pack(table: Table, options: PackOptions, shard_mb: float, folder: Path, num
         (folder / INDEX).unlink(missing_ok=True)  # the pack is incomplete now
     if records:
         log.info("%d of %d shards are complete", len(records), len(plan.names))
-    tasks = (
-        (folder / name, _record_file(folder, name), _originals(table, plan.rows[i]), options, plan.source(i))
-        for i, name in ((i, plan.names[i]) for i in missing)
-    )
+    originals = ((original, options) for i in missing for original in _originals(table, plan.rows[i]))
     with (
         show_bar("packing photos", sum(len(plan.rows[i]) for i in missing)) as advance,
-        contextlib.closing(in_processes(write_shard, tasks, min(num_workers, len(missing)), ahead=2)) as results,
+        contextlib.closing(InThreads(encode, originals, num_workers)) as encoded,
     ):
-        for i, record in zip(missing, results, strict=True):
-            records[i] = record
-            advance(len(plan.rows[i]))
+        for i in missing:
+            file, number = folder / plan.names[i], len(plan.rows[i])
+            photos = itertools.islice(encoded, number)
+            records[i] = write_shard(file, _record_file(folder, file.name), photos, options, plan.source(i))
+            advance(number)
     damaged = _damaged(folder, plan, {i: records[i] for i in missing}, table, num_workers)
     if damaged:
         name, problem = next(iter(damaged.items()))
@@ -307,7 +308,7 @@ def _finish(table: Table, plan: Plan, records: list[ShardRecord], folder: Path, 
     if not table.has_boxes:
         photos = photos.drop(columns=BOX)
     shards = tuple(Shard(name, record.bytes, record.sha256) for name, record in zip(plan.names, records, strict=True))
-    packed = packed_table(table, photos, Shards(str(folder), str(folder), shards))
+    packed = packed_table(table, photos, Shards(str(folder), shards))
     paths = table.rows["path"]
     if bad:
         listed = pd.DataFrame({"path": paths.iloc[np.array(list(bad))], "reason": list(bad.values())})
@@ -323,7 +324,7 @@ def _finish(table: Table, plan: Plan, records: list[ShardRecord], folder: Path, 
 
 
 def verify_pack(folder: Path, num_workers: int) -> dict[str, str]:
-    """Read a pack, and return {name: problem} of its damaged shards. num_workers: processes; 0: this one.
+    """Read a pack, and return {name: problem} of its damaged shards. num_workers: threads; 0: this one.
 
     Raises InputError if pack.json or table.parquet is damaged.
     """
@@ -345,7 +346,7 @@ def _verify_shards(
     found = {}
     with (
         show_bar("verifying shards", len(shards)) as advance,
-        contextlib.closing(in_processes(find_damage, tasks, min(num_workers, len(shards)))) as results,
+        contextlib.closing(InThreads(find_damage, tasks, min(num_workers, len(shards)))) as results,
     ):
         for name, problem in zip(shards, results, strict=True):
             found |= {name: problem} if problem else {}

@@ -1,39 +1,34 @@
 """The plots of a comparison: curves by epoch, results by one or two settings, accuracy against time and cost."""
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator, PercentFormatter
 
 from carvision.reports.comparison.frame import is_fraction, lower_is_better, pareto_front
 from carvision.reports.comparison.settings import Matrix
 from carvision.reports.comparison.tables import format_value, matrix_marks, title_of
+from carvision.reports.matrix import BLUES, ORANGES, SCALE_PX, Scale, Side, plot_matrix, shade
+from carvision.reports.photos import width_px
 from carvision.reports.plots import (
     COLOURS,
     FAINT,
     MARKERS,
     TEXT,
-    create_figure,
-    legend_below,
-    percent_axis,
-    save_figure,
-    set_title,
-    tidy,
+    create_panels,
+    draw_epochs,
+    draw_line,
+    draw_points,
+    finish,
+    label_axes,
 )
-from carvision.reports.tables import JOINT, OVERALL
+from carvision.reports.tables import JOINT
 
 MAX_CURVES = len(COLOURS)
 WIDE_RANGE = 20  # ratio of largest to smallest amount above which its axis is logarithmic
 FRONT = "#bb5566"
-LETTERS_PER_INCH = 9  # in a title
+CELL_PX, MAX_TICKS = (84, 40), 8
 
 
 def plot_comparison(histories: dict[str, pd.DataFrame], metrics: Sequence[str], title: str, file: Path) -> None:
@@ -41,37 +36,31 @@ def plot_comparison(histories: dict[str, pd.DataFrame], metrics: Sequence[str], 
 
     Validation is solid, training dashed. histories: {name of the run: rows of history.csv}, at most MAX_CURVES.
     """
-    panels_a_row = min(len(metrics), 3)
-    rows = -(-len(metrics) // panels_a_row)
-    figure = create_figure(4.3 * panels_a_row if panels_a_row > 1 else 8.5, 3.4 * rows if rows > 1 else 3.8)
-    logarithmic = any(_is_wide(histories, name) for name in metrics)
-    for i, name in enumerate(metrics):
-        axes = figure.add_subplot(rows, panels_a_row, i + 1)
-        for run, (history, colour) in enumerate(zip(histories.values(), COLOURS, strict=False)):
-            _curve(axes, history, f"train/{name}", color=colour, alpha=0.45, linestyle=(0, (4, 2)), linewidth=1.1)
-            known = _curve(axes, history, f"val/{name}", color=colour, linewidth=1.7)
-            if known is not None:
-                known.set(marker=MARKERS[run], markersize=4.5, markevery=_every(len(history), run))
-        titles = {"loss": "all heads", **JOINT}
-        axes.set_title(titles.get(name, name.split("/")[0]), fontsize=10, loc="left", parse_math=False)
-        axes.set_xlabel("epoch")
-        axes.set_xlim(0.5, max(history["epoch"].max() for history in histories.values()) + 1.5)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if is_fraction(f"val/{name}"):
-            axes.set_ylim(0, 1.02)
-            percent_axis(axes.yaxis)
-        elif logarithmic:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        else:
-            axes.set_ylim(bottom=0)
-        tidy(axes, "y")
-    set_title(figure, title)
-    styles = [Line2D([], [], color=TEXT, linewidth=1.7), Line2D([], [], color=TEXT, alpha=0.6, linestyle=(0, (4, 2)))]
-    handles = [Line2D([], [], color=c, marker=m, markersize=5) for c, m in zip(COLOURS, MARKERS, strict=True)]
-    legend_below(figure, [*handles[: len(histories)], *styles], [*histories, "validation", "training"])
-    save_figure(figure, file)
+    columns = min(len(metrics), 3)
+    rows = -(-len(metrics) // columns)
+    size = 4.3 * columns if columns > 1 else 8.5, 3.4 * rows if rows > 1 else 3.8
+    figure, panels = create_panels(rows, columns, *size)
+    log = "y" if any(_is_wide(histories, name) for name in metrics) else ""
+    last = max(history["epoch"].max() for history in histories.values())
+    for axes in panels.ravel()[len(metrics) :]:
+        axes.set_visible(False)
+    for run, colour, marker in zip(histories, COLOURS, MARKERS, strict=False):  # in the legend
+        draw_line(panels[0, 0], [], [], colour, run, marker=marker)
+    for kind, dashed in {"validation": False, "training": True}.items():
+        draw_line(panels[0, 0], [], [], TEXT, kind, dashed)
+    for axes, name in zip(panels.ravel(), metrics, strict=False):
+        is_share = is_fraction(f"val/{name}")
+        for history, colour, marker in zip(histories.values(), COLOURS, MARKERS, strict=False):
+            draw_epochs(axes, history, f"train/{name}", colour, dashed=True, alpha=0.45, linewidth=1.1, marker="")
+            every = max(1, len(history) // 8)  # sparse markers, at other epochs for each run
+            marks = {"marker": marker, "markevery": (MARKERS.index(marker) % every, every)}
+            draw_epochs(axes, history, f"val/{name}", colour, **marks)
+        heading = {"loss": "all heads", **JOINT}.get(name, name.split("/")[0])
+        label_axes(axes, heading, "epoch", percent="y" if is_share else "", whole="x", log="" if is_share else log)
+        axes.set_xlim(0.5, last + 1.5)
+        if is_share or not log:
+            axes.set_ylim(0, 1.02 if is_share else None)
+    finish(figure, title, file)
 
 
 def _is_wide(histories: dict[str, pd.DataFrame], name: str) -> bool:
@@ -82,97 +71,52 @@ def _is_wide(histories: dict[str, pd.DataFrame], name: str) -> bool:
     return "loss" in name and len(values) > 0 and values.min() > 0 and values.max() > 50 * values.median()
 
 
-def _curve(axes: Axes, history: pd.DataFrame, column: str, **style) -> Line2D | None:
-    if column not in history:
-        return None
-    known = history[["epoch", column]].dropna()
-    return axes.plot(known["epoch"] + 1, known[column], **style)[0]
-
-
-def _every(num_epochs: int, run: int) -> tuple[int, int]:
-    """Return an offset and a step for sparse markers, different for each run."""
-    step = max(1, num_epochs // 8)
-    return run % step, step
-
-
 def plot_against(table: pd.DataFrame, key: str, metric: str, file: Path) -> None:
     """Write R4's plot of one setting: time to best, the metric, the lowest loss, one line per group.
 
-    table: from `against_of`.
+    table: from `against_of`. Runs that differ in their seeds are points around the line of their mean.
     """
-    panels = {"best_after_s": "minutes to the best epoch", metric: title_of(metric).removesuffix(" %")}
-    panels |= {"lowest_val_loss": "lowest validation loss"}
-    panels = {column: title for column, title in panels.items() if table[column].notna().any()}
-    figure = create_figure(max(6.0, 3.7 * len(panels)), 3.9)
+    headings = {"best_after_s": "minutes to the best epoch", metric: title_of(metric).removesuffix(" %")}
+    headings |= {"lowest_val_loss": "lowest validation loss"}
+    headings = {column: heading for column, heading in headings.items() if table[column].notna().any()}
+    figure, panels = create_panels(1, len(headings), max(6.0, 3.7 * len(headings)), 3.9)
+    points = sorted(table[key].unique())
+    is_log = min(points) > 0 and max(points) > 4 * min(points)
     groups = list(table.groupby("group", sort=False))[:MAX_CURVES]
-    for i, (column, title) in enumerate(panels.items()):
-        axes = figure.add_subplot(1, len(panels), i + 1)
-        for (_, rows), colour, marker in zip(groups, COLOURS, MARKERS, strict=False):
+    for axes, (column, heading) in zip(panels[0], headings.items(), strict=True):
+        for (group, rows), colour, marker in zip(groups, COLOURS, MARKERS, strict=False):
             values = rows[column] / (60 if column == "best_after_s" else 1)
-            mean = values.groupby(rows[key]).mean()  # of runs that differ in their seeds
-            axes.plot(mean.index, mean, color=colour, linewidth=1.6)
-            axes.plot(rows[key], values, marker, color=colour, markersize=5)
-        points = sorted(table[key].unique())
-        if min(points) > 0 and max(points) > 4 * min(points):
-            axes.set_xscale("log", base=2 if points[0] >= 1 else 10)
-        axes.set_xticks(points, [f"{point:g}" for point in points], rotation=45 if len(points) > 8 else 0)
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_title(title, fontsize=10, loc="left", parse_math=False)
-        axes.set_xlabel(key)
-        if is_fraction(column):
-            percent_axis(axes.yaxis)
-        else:
+            mean = values.groupby(rows[key]).mean()
+            draw_line(axes, mean.index, mean, colour)
+            draw_points(axes, rows[key], values, colour, str(group) if len(groups) > 1 else "", marker, markersize=5)
+        label_axes(axes, heading, key, percent="y" if is_fraction(column) else "", log="x" if is_log else "")
+        if len(points) <= MAX_TICKS:  # a tick for each; with more, those of the scale, as their names would overlap
+            slant = {"rotation": 45} if len(points) > 5 else {}
+            axes.set_xticks(points, [f"{point:g}" for point in points], **slant)
+            axes.set_xticks([], minor=True)
+        if not is_fraction(column):
             axes.set_ylim(bottom=0)
-        tidy(axes, "y")
-    set_title(figure, f"By {key}")
-    if len(groups) > 1:
-        handles = [Line2D([], [], color=c, marker=m) for c, m in zip(COLOURS, MARKERS, strict=True)]
-        legend_below(figure, handles[: len(groups)], [str(name) for name, _ in groups])
-    save_figure(figure, file)
+    finish(figure, f"By {key}", file)
 
 
-def plot_matrix(matrix: Matrix, minutes: bool, file: Path) -> None:
+def draw_matrix(matrix: Matrix, minutes: bool, file: Path) -> None:
     """Write R4's table as a heat map with numbers; the best of each row is framed, the best of all heavily."""
     frame, column = (matrix.minutes, "wall_min") if minutes else (matrix.values, matrix.metric)
-    rows, columns = frame.shape
-    left_in = 0.5 + 0.075 * max(len(str(name)) for name in frame.index)
-    figure = create_figure(max(5.5, left_in + 0.92 * columns + 0.9), 1.7 + 0.4 * rows)
-    axes = figure.add_subplot()
-    shades = axes.imshow(frame.to_numpy(), cmap="Oranges" if minutes else "GnBu", aspect="auto")
-    names = [str(name) for name in frame.columns]
-    slanted: dict[str, Any] = {"rotation": 35, "ha": "left", "rotation_mode": "anchor"}
-    axes.xaxis.tick_top()
-    axes.set_xticks(range(columns), names, parse_math=False, **(slanted if max(map(len, names)) > 11 else {}))
-    axes.set_yticks(range(rows), [str(name) for name in frame.index], parse_math=False)
-    for row, marks in enumerate(matrix_marks(frame, column)):
-        for x, (value, mark) in enumerate(zip(frame.iloc[row], marks, strict=True)):
-            if pd.isna(value):
-                continue
-            red, green, blue, _ = shades.cmap(shades.norm(value))
-            colour = "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.52 else TEXT
-            weight = "bold" if mark else "normal"
-            axes.text(
-                x, row, format_value(column, value), ha="center", va="center", size=9, color=colour, weight=weight
-            )
-            if mark:
-                corner = (x - 0.47, row - 0.45)
-                width = 2.6 if mark == OVERALL else 1.0
-                axes.add_patch(Rectangle(corner, 0.94, 0.9, fill=False, edgecolor="#111111", linewidth=width))
-    axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=2)
-    axes.tick_params(which="both", length=0, colors=TEXT, labelsize=9)
-    axes.spines[:].set_visible(False)
-    bar = figure.colorbar(shades, ax=axes, shrink=0.8, aspect=28, pad=0.02)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(length=0, colors=TEXT, labelsize=8)
-    if is_fraction(column):
-        bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    values = frame.to_numpy(float)
+    known, ramp = values[~np.isnan(values)], ORANGES if minutes else BLUES
+    low, high = known.min(initial=np.inf), known.max(initial=-np.inf)
+    colours = shade((values - low) / max(high - low, 1e-12), ramp)
+    colours[np.isnan(values)] = 1
+    texts = [[format_value(column, value) for value in row] for row in values]
+    width = max(CELL_PX[0], *(width_px(text, 9, "bold") + 16 for row in texts for text in row))
+    ticks = {position: format_value(column, low + position * (high - low)) for position in (0.0, 0.5, 1.0)}
     best = "lowest" if lower_is_better(column) else "highest"
-    title = f"{title_of(column)} by {matrix.rows} and {matrix.columns}"
-    set_title(figure, textwrap.fill(title, int(LETTERS_PER_INCH * figure.get_figwidth())))
-    axes.set_xlabel(f"framed: the {best} of each row; heavy frame: of all", size=9, color=FAINT)
-    save_figure(figure, file)
+    plot_matrix(
+        colours, Side(matrix.rows, [*map(str, frame.index)], ()), Side(matrix.columns, [*map(str, frame.columns)], ()),
+        Scale(shade(np.linspace(0, 1, SCALE_PX[0]), ramp), ticks, title_of(column)), (width, CELL_PX[1]), texts,
+        f"{title_of(column)} by {matrix.rows} and {matrix.columns}",
+        f"Framed: the {best} of each row; heavy frame: of all.", file, matrix_marks(frame, column),
+    )  # fmt: skip
 
 
 def plot_trade_off(frame: pd.DataFrame, amount: str, metric: str, file: Path) -> None:
@@ -181,76 +125,36 @@ def plot_trade_off(frame: pd.DataFrame, amount: str, metric: str, file: Path) ->
     Unfinished runs are hollow and never on the front, as their final cost is unknown.
     """
     known = frame.dropna(subset=[amount, metric])
-    finished = known["state"] != "unfinished"
+    is_open = (known["state"] == "unfinished").to_numpy()
     amounts, unit = _in_unit(known[amount].to_numpy(float)) if amount == "training_s" else (known[amount], "")
-    amounts = np.asarray(amounts, float)
-    values = known[metric].to_numpy(float)
-    lower = lower_is_better(metric)
-    front = pareto_front(np.where(finished, amounts, np.nan), values, lower)
-    figure = create_figure(9.5, 4.3)
-    axes = figure.add_subplot()
-    looks = _looks(frame, known, front)
-    for i, (amount_of, value) in enumerate(zip(amounts, values, strict=True)):
-        axes.plot(amount_of, value, markersize=7, **looks[i])
-    axes.step(amounts[front], values[front], where="post", color=FRONT, linewidth=1.2, zorder=1.5)
-    for number, i in enumerate(front, 1):
-        axes.annotate(str(number), (amounts[i], values[i]), (-5, 5), textcoords="offset points", ha="right",
-                      size=9, weight="bold", color=TEXT)  # fmt: skip
-    if len(amounts) and amounts.min() > 0 and amounts.max() / amounts.min() > WIDE_RANGE:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    else:
+    amounts, values = np.asarray(amounts, float), known[metric].to_numpy(float)
+    front = pareto_front(np.where(is_open, np.nan, amounts), values, lower_is_better(metric))
+    is_few = len(frame) <= MAX_CURVES  # then as in the curves, else by membership of the front
+    figure, [[axes]] = create_panels(1, 1, 9.5, 4.3)
+    others = [i for i in range(len(known)) if i not in front]
+    name = f"Pareto front: no run is both better and {'faster' if unit else 'cheaper'}"
+    draw_line(axes, amounts[front], values[front], FRONT, name, drawstyle="steps-post", linewidth=1.2, zorder=1.5)
+    for number, i in [*enumerate(front, 1), *((0, i) for i in others)]:
+        index = list(frame.index).index(known.index[i])
+        colour, marker = (COLOURS[index], MARKERS[index]) if is_few else (FRONT if number else FAINT, "o")
+        value = format_value(metric, values[i]) + (" %" if is_fraction(metric) else "")
+        spent = f"{amounts[i]:,.3g} {unit}" if unit else f"cost {format_value('cost', amounts[i])}"
+        name = f"{known.index[i]}: {value}, {spent}{', unfinished' if is_open[i] else ''}"
+        name = f"{number}  {name}" if number else name if is_few else f"{len(others)} other runs"
+        inside = "white" if is_open[i] else colour
+        draw_points(axes, amounts[i], values[i], colour, name, marker, markersize=7, markerfacecolor=inside)
+        if number:
+            axes.annotate(str(number), (amounts[i], values[i]), (-5, 5), textcoords="offset points", ha="right",
+                          size=9, weight="bold", color=TEXT)  # fmt: skip
+    is_log = len(amounts) > 0 and amounts.min() > 0 and amounts.max() / amounts.min() > WIDE_RANGE
+    label_axes(
+        axes, x=f"training time, {unit}" if unit else "cost", y=title_of(metric).removesuffix(" %"), grid="both",
+        percent="y" if is_fraction(metric) else "", log="x" if is_log else "",
+    )  # fmt: skip
+    if not is_log:
         axes.set_xlim(0, 1.05 * amounts.max(initial=1e-9))
     axes.margins(y=0.08)
-    axes.set_xlabel(f"training time, {unit}" if unit else "cost")
-    axes.set_ylabel(title_of(metric).removesuffix(" %"))
-    if is_fraction(metric):
-        percent_axis(axes.yaxis)
-    tidy(axes, "both")
-    _front_legend(figure, known, front, amounts, unit, metric, looks)
-    set_title(figure, f"{title_of(metric).removesuffix(' %')} against {'training time' if unit else 'cost'}")
-    save_figure(figure, file)
-
-
-def _looks(frame: pd.DataFrame, known: pd.DataFrame, front: np.ndarray) -> list[dict]:
-    """Return each known run's colour and marker: as in the curves or, with many runs, by membership of the front."""
-    looks = []
-    for i, name in enumerate(known.index):
-        index = frame.index.get_loc(name)
-        few = len(frame) <= MAX_CURVES
-        colour, marker = (COLOURS[index], MARKERS[index]) if few else (FRONT if i in front else FAINT, "o")
-        inside = "white" if known["state"].iloc[i] == "unfinished" else colour
-        looks.append({"color": colour, "marker": marker, "markerfacecolor": inside, "linestyle": ""})
-    return looks
-
-
-def _front_legend(
-    figure: Figure,
-    known: pd.DataFrame,
-    front: np.ndarray,
-    amounts: np.ndarray,
-    unit: str,
-    metric: str,
-    looks: list[dict],
-) -> None:
-    """Add a legend below: the numbered runs of the front, then the others if they are few."""
-    handles = [Line2D([], [], color=FRONT, linewidth=1.2)]
-    names = [f"Pareto front: no run is both better and {'faster' if unit else 'cheaper'}"]
-    others = [i for i in range(len(known)) if i not in front]
-    few = len(known) <= MAX_CURVES
-    for number, i in [*enumerate(front, 1), *((0, i) for i in others if few)]:
-        value = format_value(metric, known[metric].iloc[i]) + (" %" if is_fraction(metric) else "")
-        spent = f"{amounts[i]:,.3g} {unit}" if unit else f"cost {format_value('cost', amounts[i])}"
-        state = ", unfinished" if known["state"].iloc[i] == "unfinished" else ""
-        shown = f"{known.index[i]}: {value}, {spent}{state}"
-        handles.append(Line2D([], [], **looks[i]))
-        names.append(f"{number}  {shown}" if number else shown)
-    if others and not few:
-        handles.append(Line2D([], [], color=FAINT, marker="o", linestyle=""))
-        names.append(f"{len(others)} other runs")
-    legend_below(figure, handles, names)
+    finish(figure, f"{title_of(metric).removesuffix(' %')} against {'training time' if unit else 'cost'}", file)
 
 
 def _in_unit(seconds: np.ndarray) -> tuple[np.ndarray, str]:

@@ -11,9 +11,9 @@ from carvision.errors import InputError
 from carvision.files.atomic import write_csv
 from carvision.files.folders import refuse_foreign_folder
 from carvision.reports.comparison.frame import check_column, finest_metric, runs_frame, sort_by
-from carvision.reports.comparison.plots import MAX_CURVES, plot_against, plot_comparison, plot_matrix, plot_trade_off
+from carvision.reports.comparison.plots import MAX_CURVES, draw_matrix, plot_against, plot_comparison, plot_trade_off
 from carvision.reports.comparison.runs import Run, find_runs, read_run
-from carvision.reports.comparison.settings import Matrix, against_of, differing_keys, matrix_of, name_runs, text_of
+from carvision.reports.comparison.settings import against_of, differing_keys, matrix_of, name_runs, text_of
 from carvision.reports.comparison.tables import (
     against_table,
     matrix_tables,
@@ -21,11 +21,13 @@ from carvision.reports.comparison.tables import (
     runs_table,
     settings_table,
 )
-from carvision.reports.tables import TextTable, print_table, write_html, write_markdown
+from carvision.reports.page import sections_of, write_markdown, write_page
+from carvision.reports.tables import TextTable, print_table
 
 log = logging.getLogger(__name__)
 
 Pictures = dict[str, Path]  # {title: file}
+WHOLE = ("folds", "seeds", "epochs", "best_epoch", "epoch", "parameters")  # stay integers if a run lacks the value
 
 
 def write_comparison(
@@ -58,15 +60,28 @@ def write_comparison(
     arranged = matrix_of(frame, runs, matrix[0], matrix[1], metric) if matrix else None
     study = against_of(frame, runs, against, name_runs(runs, ignored=(against, "seed"))) if against else None
     refuse_foreign_folder(folder, "--out", _is_comparison)
-    _make_folder(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out: {folder} can't be made ({error.strerror}); choose another folder") from None
     tables = []
     pictures = _plot_runs(frame, runs, metric, folder)
     if arranged is not None:
         tables += matrix_tables(arranged)
-        pictures |= _write_matrix(arranged, folder)
+        frames = {"matrix": arranged.values, "matrix_minutes": arranged.minutes}
+        if (arranged.counts > 1).to_numpy().any():
+            frames["matrix_runs"] = arranged.counts
+        for name, values in frames.items():
+            write_csv(folder / f"{name}.csv", values, index=True)
+        for heading, name, minutes in (("Matrix", "matrix", False), ("Matrix of minutes", "matrix_minutes", True)):
+            pictures[heading] = folder / f"{name}.png"
+            draw_matrix(arranged, minutes, pictures[heading])
     if against and study is not None:
         tables.append(against_table(study, against, metric))
-        pictures |= _write_against(study, against, metric, folder)
+        columns = ["group", against, "epoch_s", "best_after_s", metric, "lowest_val_loss"]
+        write_csv(folder / "against.csv", study[list(dict.fromkeys(columns))], index=True)
+        pictures[f"By {against}"] = folder / "against.png"
+        plot_against(study, against, metric, folder / "against.png")
     unfinished = list(frame.index[frame["state"] == "unfinished"])
     for table in tables if unfinished else []:
         table.notes.append(f"Unfinished runs count with their results so far: {', '.join(unfinished)}.")
@@ -85,13 +100,6 @@ def _check_names(names: Sequence[str] | None, runs: Sequence[Run]) -> list[str]:
     if len(set(names)) < len(names) or not all(names):
         raise InputError(f"--names: {','.join(names)!r} has a name twice or an empty one; give each run its own")
     return names
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out: {folder} can't be made ({error.strerror}); choose another folder") from None
 
 
 def _is_comparison(folder: Path) -> bool:
@@ -114,16 +122,17 @@ def _write(
 ) -> None:
     """Write compare.csv, compare.md and compare.html, and print the tables."""
     keys = differing_keys(runs)
-    _write_csv(
-        frame.assign(**{key: [text_of(run.config.get(key)) for run in runs] for key in keys}), folder / "compare.csv"
-    )
+    settings = {key: [text_of(run.config.get(key)) for run in runs] for key in keys}
+    whole = [name for name in WHOLE if name in frame and (frame[name].dropna() % 1 == 0).all()]
+    write_csv(folder / "compare.csv", frame.assign(**settings).astype(dict.fromkeys(whole, "Int64")), index=True)
     title = f"{len(runs)} runs compared" if len(runs) > 1 else f"One run: {frame.index[0]}"
     about, notes = _about(frame, epoch), _notes(frame, keys)
     tables = [runs_table(frame, "Metrics", notes), *studies]
     if keys:
         tables.append(settings_table(runs, list(frame.index), keys))
-    for write, file in ((write_markdown, "compare.md"), (write_html, "compare.html")):
-        write(folder / file, title, about, tables, pictures)
+    sections = sections_of(tables, pictures)
+    write_markdown(folder / "compare.md", title, about, sections)
+    write_page(folder / "compare.html", title, about, sections)
     console = Console()
     if not console.is_terminal:
         console = Console(width=110)  # rich assumes 80 columns for a file
@@ -157,13 +166,6 @@ def _notes(frame: pd.DataFrame, keys: Sequence[str]) -> list[str]:
     return notes
 
 
-def _write_csv(frame: pd.DataFrame, file: Path) -> None:
-    """Write the frame with numbers as in the runs' files; integer columns stay so if a run lacks a value."""
-    whole = [c for c in frame.select_dtypes("number") if (frame[c].dropna() % 1 == 0).all() and "/" not in str(c)]
-    kinds = {c: "Int64" for c in whole if c in ("folds", "seeds", "epochs", "best_epoch", "epoch", "parameters")}
-    write_csv(file, frame.astype(kinds), index=True)
-
-
 def _plot_runs(frame: pd.DataFrame, runs: Sequence[Run], metric: str, folder: Path) -> Pictures:
     """Plot the curves, and the metric against time and, if known, cost."""
     pictures = {}
@@ -191,20 +193,3 @@ def _plot_runs(frame: pd.DataFrame, runs: Sequence[Run], metric: str, folder: Pa
             )
             plot_trade_off(frame, amount, metric, file)
     return pictures
-
-
-def _write_matrix(matrix: Matrix, folder: Path) -> Pictures:
-    write_csv(folder / "matrix.csv", matrix.values, index=True)
-    write_csv(folder / "matrix_minutes.csv", matrix.minutes, index=True)
-    if (matrix.counts > 1).to_numpy().any():
-        write_csv(folder / "matrix_runs.csv", matrix.counts, index=True)
-    for minutes, name in ((False, "matrix.png"), (True, "matrix_minutes.png")):
-        plot_matrix(matrix, minutes, folder / name)
-    return {"Matrix": folder / "matrix.png", "Matrix of minutes": folder / "matrix_minutes.png"}
-
-
-def _write_against(table: pd.DataFrame, key: str, metric: str, folder: Path) -> Pictures:
-    columns = ["group", key, "epoch_s", "best_after_s", metric, "lowest_val_loss"]
-    write_csv(folder / "against.csv", table[list(dict.fromkeys(columns))], index=True)
-    plot_against(table, key, metric, folder / "against.png")
-    return {f"By {key}": folder / "against.png"}

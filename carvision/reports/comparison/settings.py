@@ -177,22 +177,11 @@ def against_of(frame: pd.DataFrame, runs: Sequence[Run], key: str, groups: Seque
     groups: for each run the name of its other settings. Raises InputError if a value of the key is not a number.
     """
     values = _values_of(runs, key, "--against")
-    try:
-        numbers = [float("nan") if value is None else float(value) for value in values]
-    except ValueError:
-        wrong = next(value for value in values if value is not None and not _is_number(value))
-        raise InputError(
-            f"--against: {key} is {wrong!r} in a run, and must be a number; --matrix takes any values"
-        ) from None
+    numbers = pd.to_numeric(pd.Series(values, frame.index, dtype=object), errors="coerce")
+    wrong = [value for value, is_wrong in zip(values, numbers.isna(), strict=True) if is_wrong and value is not None]
+    if wrong:
+        raise InputError(f"--against: {key} is {wrong[0]!r} in a run, and must be a number; --matrix takes any values")
     table = frame.assign(**{"group": list(groups), key: numbers}).dropna(subset=[key])
     if (table[key] % 1 == 0).all():
         table[key] = table[key].astype(int)
     return table.sort_values(["group", key], kind="stable")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -36,38 +36,35 @@ def title_of(column: str) -> str:
     return f"{text} %" if is_fraction(column) else text
 
 
-def round_value(column: str, value: float) -> float:
-    """Round as format_value displays: in %, minutes, epochs from 1. Values displayed the same count as equal."""
+def _as_shown(column: str, value: float) -> tuple[float, int]:
+    """Return a value in the unit in which it is shown (%, minutes, epochs from 1), and its digits after the point."""
     if is_fraction(column):
-        return round(100 * value, 2)
+        return 100 * value, 2
     if column in ("best_epoch", "epoch"):
-        return round(value + 1, 1)
+        return value + 1, 1
     if column == "best_after_s":
-        return round(value / 60, 2)
+        return value / 60, 2
     if column == "cost":
-        return round(value, _cost_digits(value))
-    digits = 0 if column == "parameters" else 1 if column.endswith("_s") or column in NOT_METRICS else 2
-    return round(value, digits if column in NOT_METRICS + TIMES else 4)
+        return value, 2 if value >= 1 else 4  # a small run costs less than a cent
+    if column in NOT_METRICS or column.endswith("_s"):
+        return value, 0 if column == "parameters" else 1
+    return value, 2 if column in TIMES else 4
 
 
-def _cost_digits(value: float) -> int:
-    return 2 if value >= 1 else 4  # a small run costs less than a cent
+def round_value(column: str, value: float) -> float:
+    """Round as format_value displays. Values displayed the same count as equal."""
+    return round(*_as_shown(column, value))
 
 
 def format_value(column: str, value: float, spread: float = float("nan")) -> str:
     """Format a value of the column, with its standard deviation if given; "" for NaN."""
     if pd.isna(value):
         return ""
-    number = round_value(column, value)
+    number, digits = _as_shown(column, value)
+    shown = f"{number:,.{digits}f}"
     if column in NOT_METRICS:
-        shown = f"{number:,.1f}".removesuffix(".0")
-    else:
-        digits = 2 if is_fraction(column) or column in TIMES else 4
-        digits = _cost_digits(value) if column == "cost" else digits
-        shown = f"{number:,.{1 if column in ('epoch_s', 'training_s') else digits}f}"
-    if pd.isna(spread):
-        return shown
-    return f"{shown} ± {100 * spread:.2f}" if is_fraction(column) else f"{shown} ± {spread:.4f}"
+        shown = shown.removesuffix(".0")
+    return shown if pd.isna(spread) else f"{shown} ± {_as_shown(column, spread)[0]:.{digits}f}"
 
 
 def best_marks(frame: pd.DataFrame) -> pd.DataFrame:
@@ -177,29 +174,24 @@ def settings_table(runs: Sequence[Run], names: Sequence[str], keys: Sequence[str
 
 def matrix_tables(matrix: Matrix) -> list[TextTable]:
     """Return the tables of the metric and of the minutes; the best of each row and of all is marked."""
-    tables = []
-    for frame, column in ((matrix.values, matrix.metric), (matrix.minutes, "wall_min")):
-        texts = [[format_value(column, value) for value in row] for row in frame.to_numpy()]
-        if column == matrix.metric:
-            counts = matrix.counts.to_numpy()
-            texts = [
-                [f"{t} (of {n})" if n > 1 else t for t, n in zip(*both, strict=True)]
-                for both in zip(texts, counts, strict=True)
-            ]
-        rows = [[str(name), *row] for name, row in zip(frame.index, texts, strict=True)]
-        marks = [["", *row] for row in matrix_marks(frame, column)]
-        title = f"{title_of(column)} by {matrix.rows} and {matrix.columns}"
-        note = []
-        if column == "wall_min" and frame.size > 1:
-            title = f"Wall minutes by {matrix.rows} and {matrix.columns}, of the same runs"
-            minutes = frame.to_numpy(float)
-            row, at = np.unravel_index(np.nanargmax(minutes), minutes.shape)
-            slowest = f"{rows[row][0]} and {frame.columns[int(at)]}, {format_value(column, minutes[row, at])} minutes"
-            note = [f"Slowest: {slowest}."]
-        elif (matrix.counts > 1).to_numpy().any():
-            note = ["(of n): the best of n runs in this cell."]
-        tables.append(TextTable(title, ["", *map(str, frame.columns)], rows, marks, notes=note))
-    return tables
+    by, minutes = f"by {matrix.rows} and {matrix.columns}", matrix.minutes.to_numpy(float)
+    values = _matrix_table(matrix.values, matrix.metric, f"{title_of(matrix.metric)} {by}")
+    for row, counts in zip(values.rows, matrix.counts.to_numpy(), strict=True):
+        row[1:] = [f"{text} (of {count})" if count > 1 else text for text, count in zip(row[1:], counts, strict=True)]
+    if (matrix.counts > 1).to_numpy().any():
+        values.notes.append("(of n): the best of n runs in this cell.")
+    times = _matrix_table(matrix.minutes, "wall_min", f"Wall minutes {by}, of the same runs")
+    if minutes.size > 1:
+        row, column = map(int, np.unravel_index(np.nanargmax(minutes), minutes.shape))
+        where = f"{matrix.minutes.index[row]} and {matrix.minutes.columns[column]}"
+        times.notes.append(f"Slowest: {where}, {format_value('wall_min', minutes[row, column])} minutes.")
+    return [values, times]
+
+
+def _matrix_table(frame: pd.DataFrame, column: str, title: str) -> TextTable:
+    texts = frame.map(lambda value: format_value(column, value)).to_numpy().tolist()
+    rows = [[str(name), *row] for name, row in zip(frame.index, texts, strict=True)]
+    return TextTable(title, ["", *map(str, frame.columns)], rows, [["", *row] for row in matrix_marks(frame, column)])
 
 
 def matrix_marks(frame: pd.DataFrame, column: str) -> list[list[str]]:
@@ -219,12 +211,12 @@ def against_table(table: pd.DataFrame, key: str, metric: str) -> TextTable:
     columns = ["epoch_s", "best_after_s", metric, "lowest_val_loss"]
     columns = [column for column in dict.fromkeys(columns) if table[column].notna().any()]
     rows, marks, breaks = [], [], set()
-    named = table["group"].nunique() > 1
-    for group, part in table.groupby("group", sort=False):
+    groups = list(table.groupby("group", sort=False))
+    for group, part in groups:
         breaks |= {len(rows)} if rows else set()
         texts, group_marks = format_cells(part, columns)
-        for value, row, mark in zip(part[key], texts, group_marks, strict=True):
-            rows.append([*([str(group)] if named else []), text_of(value), *row])
-            marks.append(["", *([""] if named else []), *mark])
-    header = [*(["runs"] if named else []), key, *map(title_of, columns)]
+        named = [str(group)] if len(groups) > 1 else []
+        rows += [[*named, text_of(value), *row] for value, row in zip(part[key], texts, strict=True)]
+        marks += [[""] * (len(named) + 1) + row for row in group_marks]
+    header = [*(["runs"] if len(groups) > 1 else []), key, *map(title_of, columns)]
     return TextTable(f"By {key}", header, rows, marks, breaks)

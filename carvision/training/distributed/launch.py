@@ -1,57 +1,58 @@
-"""Coordinate the processes of one run: who started them, which one is first, and how all end when one fails.
+"""Start the processes of a run, know which one this is, and end all of them when one fails.
 
-Three launchers: "plain" (Lightning starts the others from the first), torchrun, and SLURM's srun. Before Lightning
-connects the processes, they exchange values through a key-value store, which the first process serves (under torchrun
-its agent).
+trainer=ddp, fsdp and tpu start their processes with torchrun's agent, in the process of the command itself. The user
+may start them with torchrun or SLURM's srun as well. Imports no Lightning, which the agent's process does not need.
 """
 
+import atexit
+import contextlib
+import importlib
 import json
 import logging
 import os
 import re
 import signal
-import subprocess
 import sys
+import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
-from pytorch_lightning.plugins.environments import (
-    ClusterEnvironment,
-    LightningEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
-from pytorch_lightning.strategies.launchers import subprocess_script
 from torch import distributed as dist
 
 from carvision.errors import InputError, one_line
-
-log = logging.getLogger(__name__)
+from carvision.system.runtime import STOP_SIGNALS
+from carvision.training.distributed.collectives import broadcast_object
 
 T = TypeVar("T")
 
-FAILED, ENDED = "failed", "ended"
-CHECK_EVERY_S = 1.0
-GRACE_S = 10.0  # then a process that should have ended, but hangs in a collective, is killed
+STANDALONE = "localhost:0"  # the address of the first process where all are on this machine; on any free port
+TPU_PORT = 29_500  # of the first machine of a pod slice
+AGENT = "CARVISION_AGENT"  # environment variable with the process id of the agent in a carvision.train
+POLL_S = 0.5  # interval at which the agent looks whether a process has ended
 START_WITHIN = timedelta(minutes=5)
+WAIT_WITHIN = timedelta(days=7)  # for the first process, which may be downloading
+LAUNCHER_ENDS_WITHIN_S = 5.0
+VARIABLES = {"torchrun": ("RANK", "WORLD_SIZE"), "srun": ("SLURM_PROCID", "SLURM_NTASKS")}
 
-_store: dist.Store | None = None  # kept until the process ends: the others may still ask the first's
-_turn = 0  # numbers the shared values, in the same order in all processes
-_children: list[subprocess.Popen] = []
+_waiting: Any = None  # a group of all processes, to wait in for long
+_held: list[int] = []  # signals that came after an error
 
 
-def launcher() -> str:
-    """Return which launcher started this process: "torchrun", "srun" or "plain"."""
-    if TorchElasticEnvironment.detect():
+def launcher() -> str | None:
+    """Return what started this process as one of several: "torchrun" (its agent, also in another carvision.train),
+    "srun", or None."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
         return "torchrun"
     in_slurm = "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
     alone = os.environ.get("SLURM_NTASKS") == "1" and not _is_in_step()  # in a batch script of one task
-    return "srun" if in_slurm and not alone else "plain"
+    return "srun" if in_slurm and not alone else None
 
 
 def _is_in_step() -> bool:
@@ -61,220 +62,316 @@ def _is_in_step() -> bool:
 
 def is_first_process() -> bool:
     """Return whether this is the only or the first of a run's processes, which writes and prints."""
-    names = {"torchrun": ["RANK"], "srun": ["SLURM_PROCID"], "plain": ["LOCAL_RANK", "NODE_RANK"]}[launcher()]
-    return all(int(os.environ.get(name) or 0) == 0 for name in names)
+    by = launcher()
+    return by is None or int(os.environ.get(VARIABLES[by][0]) or 0) == 0
 
 
-def num_started() -> int | None:
-    """Return how many processes the launcher started; None if Lightning starts them."""
-    name = {"torchrun": "WORLD_SIZE", "srun": "SLURM_NTASKS", "plain": ""}[launcher()]
-    return int(os.environ[name]) if name else None
+def num_started() -> int:
+    """Return how many processes the launcher started; 1 without one."""
+    by = launcher()
+    return 1 if by is None else int(os.environ[VARIABLES[by][1]])
 
 
-def num_sharing(trainer: dict) -> int:
-    """Return how many processes of the run share this process's cores. trainer: the keys of conf/trainer."""
-    if launcher() == "torchrun":
-        return int(os.environ["LOCAL_WORLD_SIZE"])
-    if launcher() == "srun":  # it gives each task its own cores
-        return 1
-    devices = trainer["devices"]
-    if devices == "auto":
-        return max(1, torch.cuda.device_count()) if trainer["accelerator"] in ("gpu", "auto") else 1
-    return len(devices) if isinstance(devices, list) else devices
+def num_sharing() -> int:
+    """Return how many processes of the run share this process's cores. srun gives each task its own."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if launcher() == "torchrun" else 1
 
 
-def create_environment() -> ClusterEnvironment:
+def create_environment():
     """Return Lightning's cluster environment. Under SLURM it does not requeue: `stopping` handles the signals."""
-    return {
-        "torchrun": TorchElasticEnvironment,
-        "srun": lambda: SLURMEnvironment(auto_requeue=False),
-        "plain": LightningEnvironment,
-    }[launcher()]()
+    from pytorch_lightning.plugins import environments
+
+    match launcher():
+        case "torchrun":
+            return environments.TorchElasticEnvironment()
+        case "srun":
+            return environments.SLURMEnvironment(auto_requeue=False)
+    return environments.LightningEnvironment()
 
 
 def require_all_used(num_devices: int, num_nodes: int) -> None:
     """Raise InputError if the launcher started more or fewer processes than the Trainer would use."""
-    started = num_started()
-    if started is not None and started != num_devices * num_nodes:
+    started, wanted = num_started(), num_devices * num_nodes
+    if started != wanted:
         raise InputError(
-            f"trainer.devices: {launcher()} started {started} process{'es' * (started > 1)}, and trainer.devices="
-            f"{num_devices} with trainer.num_nodes={num_nodes} needs {num_devices * num_nodes}; give both the same"
+            f"trainer.devices: {launcher() or 'this call'} started {started} process{'es' * (started > 1)}, and "
+            f"trainer.devices={num_devices} with trainer.num_nodes={num_nodes} needs {wanted}; "
+            + ("give both the same" if launcher() else "python -m carvision.train starts several")
         )
+
+
+def start_processes(trainer: dict) -> None:
+    """Return once this process is one that trains. Where a run needs several and nothing has started them yet, start
+    this command as often, under torchrun's agent, and exit with the status of the first process that fails.
+
+    trainer: the keys of conf/trainer. Call it before Lightning is imported.
+    """
+    if launcher() == "torchrun":
+        _end_with_agent()
+    if trainer["accelerator"] == "tpu":
+        _use_tpu_cores(trainer["devices"])
+    elif launcher() is None:
+        num_nodes, devices = trainer["num_nodes"], trainer["devices"]
+        if devices == "auto":
+            devices = max(1, torch.cuda.device_count()) if trainer["accelerator"] in ("gpu", "auto") else 1
+        num = len(devices) if isinstance(devices, list) else devices
+        if num > 1 or num_nodes > 1:
+            _run_agent(num, num_nodes, *_machine_and_address(num_nodes))
+
+
+def _machine_and_address(num_nodes: int) -> tuple[int, str]:
+    """Return this machine's number, and the address of the first one."""
+    if num_nodes == 1:
+        return 0, STANDALONE
+    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK"):
+        if name not in os.environ:
+            raise InputError(
+                f"trainer.num_nodes: {num_nodes} machines need the environment variables MASTER_ADDR, MASTER_PORT (of "
+                f"the first one) and NODE_RANK (0, 1, ...), and there is no {name}; or start with torchrun"
+            )
+    return int(os.environ["NODE_RANK"]), f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+
+
+def require_xla() -> None:
+    """Raise InputError if torch-xla or a device for it is missing."""
+    wanted = os.environ.get("PJRT_DEVICE")
+    try:
+        device = importlib.import_module("torch_xla.runtime").device_type()
+    except Exception as error:  # ImportError, or anything else from a build for another torch
+        raise InputError(
+            f"trainer.accelerator: tpu can't be used here ({one_line(error, 120)}); run scripts/setup_tpu.sh, and then "
+            ".venv-tpu/bin/python -m carvision.train trainer=tpu"
+        ) from None
+    if device != "TPU" and wanted != "CPU":
+        raise InputError(
+            "trainer.accelerator: tpu, and this machine has none; use trainer=cpu or trainer=gpu, or set the "
+            "environment variable PJRT_DEVICE=CPU, which runs the TPU's code on the processor"
+        )
+
+
+def _use_tpu_cores(devices: str | int | list[int]) -> None:
+    """Return once this process has its core of a TPU; all machines of a pod slice run the same command."""
+    require_xla()
+    on_cpu = os.environ.get("PJRT_DEVICE") == "CPU"  # one device
+    if launcher() == "torchrun":
+        if num_started() > 1:
+            if on_cpu:
+                raise InputError("trainer.accelerator: PJRT_DEVICE=CPU has one device; start one process")
+            # torch-xla does this itself only where torch.distributed exchanges the gradients
+            pjrt = importlib.import_module("torch_xla._internal.pjrt")
+            pjrt.initialize_multiprocess(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
+        return
+    if on_cpu:
+        return
+    tpu = importlib.import_module("torch_xla._internal.tpu")
+    num_cores, machines = tpu.num_available_devices(), tpu.get_worker_ips()
+    if len(machines) == 1 and (num_cores == 1 or devices == 1 or isinstance(devices, list)):
+        return
+    if tpu.num_logical_cores_per_chip() > 1:
+        raise InputError("trainer.devices: on a TPU v2 or v3 carvision takes one core; use trainer.devices=1")
+    if devices not in ("auto", num_cores):
+        raise InputError(f"trainer.devices: {devices} of {num_cores} cores; use auto, which takes all, or 1")
+    address = f"{machines[0]}:{TPU_PORT}" if len(machines) > 1 else STANDALONE
+    _run_agent(num_cores, len(machines), tpu.worker_id() if len(machines) > 1 else 0, address)
+
+
+def _run_agent(num: int, num_machines: int, machine: int, address: str) -> NoReturn:
+    """Run this command in `num` processes on each machine, as torchrun does, and exit like the one that failed first.
+
+    Its error is printed, or the signal that killed it; the others are ended. Signals that end a run are passed on.
+    address: host:port of the first machine.
+    """
+    from torch.distributed.elastic.agent.server.api import WorkerSpec
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.rendezvous import RendezvousParameters
+    from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
+    logging.disable()  # the agent logs each step of an ending
+    os.environ[AGENT] = str(os.getpid())
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"  # else it takes the signals that are passed on
+    backend, name = ("static", None) if num_machines > 1 else ("c10d", "localhost")
+    where = RendezvousParameters(
+        backend, address, "carvision", num_machines, num_machines, name,
+        rank=machine, timeout=START_WITHIN.seconds,
+    )  # fmt: skip
+    try:
+        meeting = get_rendezvous_handler(where)
+        if num_machines > 1:
+            meeting.next_rendezvous()  # wait for the other machines while a signal still ends this process
+    except dist.DistError as error:
+        raise _unreachable(error) from None
+    with tempfile.TemporaryDirectory(prefix="carvision-") as folder:
+        spec = WorkerSpec(
+            "carvision", num, meeting, entrypoint=sys.executable,
+            args=tuple(word.replace("$", "$$") for word in sys.orig_argv[1:]),  # the agent substitutes $names
+            max_restarts=0, monitor_interval=POLL_S, local_addr=name,
+        )  # fmt: skip
+        agent = LocalElasticAgent(spec, DefaultLogsSpecs(folder))
+        received = _pass_signals_on(agent)
+        try:
+            failures = agent.run().failures
+        except SignalException as error:
+            sys.exit(128 + error.sigval)
+    if not failures:
+        sys.exit(0)
+    rank = min(failures, key=lambda rank: failures[rank].timestamp)  # of equal ones the first that the agent saw
+    failure = failures[rank]
+    if Path(failure.error_file).is_absolute():  # it left one
+        print(failure.message, file=sys.stderr)
+    elif -failure.exitcode in received:
+        sys.exit(128 - failure.exitcode)
+    elif failure.exitcode < 0:
+        name, hint = failure.signal_name(), "; was there too little memory?" * (failure.exitcode == -9)
+        print(f"error: the process with rank {rank} of this run was killed by {name}{hint}", file=sys.stderr)
+    sys.exit(max(failure.exitcode, 1))
+
+
+def _pass_signals_on(agent) -> list[int]:
+    """Pass the signals that end a run on to the agent's processes, which have sessions of their own; return the list of
+    those received."""
+    received: list[int] = []
+
+    def pass_on(number: int, frame) -> None:
+        pids = [worker.id for worker in agent.get_worker_group().workers]
+        if None in pids:  # not all are started
+            sys.exit(128 + number)
+        if number not in received:
+            hint = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
+            print(f"{signal.Signals(number).name}: stopping with a checkpoint{hint}", file=sys.stderr, flush=True)
+        received.append(number)
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, number)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, pass_on)
+    return received
+
+
+def _end_with_agent() -> None:
+    """End this process once its parent, the agent, is gone."""
+    agent = int(os.environ.get(AGENT) or os.getppid())
+
+    def watch() -> None:
+        while os.getppid() == agent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-agent").start()
 
 
 @contextmanager
 def run_together(trainer: dict) -> Iterator[None]:
-    """Run the body in all processes of a run: an error in one ends all of them, and only the first to fail prints it
-    (the others exit with status 1). At the end the others wait for the first.
+    """Run the body in all processes of a run, connected. An error in one ends it with status 1, and the launcher ends
+    the others; only the error of the first to fail is reported. At the end the others wait for the first.
 
     trainer: the keys of conf/trainer.
     """
-    devices = trainer["devices"]
-    one = devices == 1 or (isinstance(devices, list) and len(devices) == 1)
-    on_tpu = trainer["accelerator"] == "tpu"  # where torchrun starts a process for each core
-    if num_started() in (None, 1) and (on_tpu or (one and trainer["num_nodes"] == 1)):
-        yield
-        return
+    devices, num_nodes = trainer["devices"], trainer["num_nodes"]
     if launcher() == "srun" and not _is_in_step():
         raise InputError(
             f"trainer: SLURM has {num_started()} tasks for this job, and this process is not one that srun started; "
             "write srun before the command, or ask for one task (--ntasks=1)"
         )
-    try:
-        _connect(trainer["num_nodes"])
-    except dist.DistError as error:
-        text = one_line(error, 200)
-        raise InputError(
-            f"trainer: the other processes of this run can't be reached ({text}); start all of them within "
-            f"{START_WITHIN.seconds // 60} minutes, under SLURM with srun"
-        ) from None
-    over = threading.Event()
-    threading.Thread(target=_watch, args=(over,), daemon=True).start()
-    try:
-        if devices != "auto" and not on_tpu:
-            require_all_used(len(devices) if isinstance(devices, list) else devices, trainer["num_nodes"])
+    if devices != "auto" and trainer["accelerator"] != "tpu":
+        require_all_used(len(devices) if isinstance(devices, list) else devices, num_nodes)
+    if num_started() == 1:
         yield
-    except (Exception, KeyboardInterrupt) as error:
-        _fail(error)  # keep watching: this process may hang while it cleans up
-        raise
-    except BaseException:  # all processes raise it together
-        _end_together()
-        over.set()
-        raise
-    _end_together()
-    over.set()
+        return
+    ending = None
+    try:
+        if not dist.is_initialized():  # by an earlier run of the same command
+            _connect(trainer["accelerator"])
+        try:
+            yield
+        except SystemExit as error:  # in all of them, after a signal
+            ending = error
+        _wait_for_all()
+    except Exception as error:
+        _fail(error)
+    if ending:
+        raise ending
 
 
-def broadcast_at_start(compute: Callable[[], T]) -> T:
-    """Return in all processes what the first computes, before Lightning connects them. JSON types only: others get a
-    list for a tuple."""
-    if _store is None:
-        return compute()
-    key = _next_key()
-    if is_first_process():
-        value = compute()
-        _store.set(key, json.dumps(value))
-        return value
-    _wait_for(_store, key)
-    return json.loads(_store.get(key))
+def _connect(accelerator: str) -> None:
+    """Connect the processes. Lightning takes the connection that it finds."""
+    global _waiting
+    environment = create_environment()
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
+    rank, num = environment.global_rank(), environment.world_size()
+    on_gpus = accelerator in ("gpu", "auto") and torch.cuda.is_available()
+    try:
+        store = next(dist.rendezvous("env://", rank, num, timeout=START_WITHIN))[0]
+    except dist.DistError as error:
+        raise _unreachable(error) from None
+    backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=num)
+    _waiting = dist.new_group(backend="gloo", timeout=WAIT_WITHIN)
+    if on_gpus:
+        atexit.register(dist.destroy_process_group)  # NCCL asks for it
+
+
+def _unreachable(error: dist.DistError) -> InputError:
+    return InputError(
+        f"trainer: the other processes of this run can't be reached ({one_line(error, 200)}); start all of them within "
+        f"{START_WITHIN.seconds // 60} minutes, under SLURM with srun"
+    )
+
+
+def is_secondary_failure(error: BaseException) -> bool:
+    """Return whether the error only follows from the end of another process, which has an error of its own."""
+    lost = isinstance(error, dist.DistError) or re.search("gloo/|NCCL|Connection (closed|reset)", str(error))
+    return num_started() > 1 and bool(lost) and not isinstance(error, InputError)
+
+
+def hold_signals(number: int | None) -> None:
+    """Keep the launcher from ending this process before it has cleaned up after an error. number: what it has sent."""
+    _held.extend([number] if number else [])
+    for each in STOP_SIGNALS:
+        signal.signal(each, lambda number, _: _held.append(number))
+
+
+def _fail(error: Exception) -> NoReturn:
+    """End this process with the error: in the file that torchrun's agent reads, else printed."""
+    secondary = is_secondary_failure(error)
+    if secondary:
+        error = InputError(f"the connection to another process of this run was lost ({one_line(error, 200)})")
+    is_line = isinstance(error, InputError) and not os.environ.get("CARVISION_DEBUG")
+    text = f"error: {error}" if is_line else "".join(traceback.format_exception(error)).rstrip()
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:  # the agent reports the earliest error; that of the lost process comes before
+        report = {"message": text, "timestamp": int(time.time()) + 60 * secondary}
+        Path(file).write_text(json.dumps(report), encoding="utf-8")
+    else:
+        until = time.monotonic() + LAUNCHER_ENDS_WITHIN_S * (secondary or not is_first_process())
+        while not _held and time.monotonic() < until:  # srun ends this process if another has failed
+            time.sleep(0.1)
+        if not (secondary and _held):
+            print(text, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)  # at once: what waits for the device or for other processes would not end
 
 
 @contextmanager
 def first_process_first() -> Iterator[None]:
     """Run the body in the first process, then in the others, which find what it wrote."""
-    key = _next_key()
-    if _store is not None and not is_first_process():
-        _wait_for(_store, key)
+    if not is_first_process():
+        _wait_for_all()
     yield
-    if _store is not None and is_first_process():
-        _store.set(key, "")
-
-
-def _next_key() -> str:
-    global _turn
-    _turn += 1
-    return f"turn {_turn}"
-
-
-def _connect(num_nodes: int) -> None:
-    """Open the store, and set the address at which Lightning's own connection will find the first process."""
-    global _store
-    if _store is not None:  # another run of the same command
-        return
-    cast(Any, subprocess_script)._launch_process_observer = _children.extend  # Lightning's kills the first process
-    if launcher() == "plain" and (num_nodes > 1 or not is_first_process()):
-        for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")[: 3 if num_nodes > 1 else 2]:
-            if name not in os.environ:
-                raise InputError(
-                    f"trainer.num_nodes: {num_nodes} machines need the environment variables MASTER_ADDR, MASTER_PORT "
-                    f"(of the first one) and NODE_RANK (0, 1, ...), and there is no {name}; or start with torchrun"
-                )
-    if launcher() == "plain" and is_first_process():
-        host, port = os.environ.setdefault("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT") or 0)
-        store = dist.TCPStore(host, port, is_master=True, wait_for_workers=False, multi_tenant=True)
-        os.environ["MASTER_PORT"] = str(store.port)
-    elif launcher() == "plain":
-        store = _client()
-    else:
-        environment = create_environment()
-        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
-        rank, num = environment.global_rank(), environment.world_size()
-        store = next(dist.rendezvous("env://", rank, num, timeout=START_WITHIN))[0]
-    _store = _prefixed(store)
-
-
-def _client() -> dist.Store:
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=START_WITHIN)
-
-
-def _prefixed(store: dist.Store) -> dist.Store:
-    return dist.PrefixStore(f"carvision {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-
-
-def _wait_for(store: dist.Store, key: str) -> None:
-    """Wait for the key, however long (the first process may be downloading), or until the first process is gone."""
-    while not _is_there(store, key, if_gone=True):
-        time.sleep(0.05)
-        if _is_there(store, FAILED, if_gone=False):
-            sys.exit(1)
-
-
-def _is_there(store: dist.Store, key: str, if_gone: bool) -> bool:
-    """Return whether the key is set; if_gone if the store, and with it the first process, is gone."""
-    try:
-        return store.check([key])
-    except RuntimeError:
-        return if_gone
-
-
-def _end_together() -> None:
-    """Wait for the first process, which has more to do at the end: a launcher may kill all when one ends."""
-    assert _store is not None
-    key = f"{ENDED} {_next_key()}"
     if is_first_process():
-        _store.set(key, "")
-    else:
-        _wait_for(_store, key)
+        _wait_for_all()
 
 
-def is_secondary_failure(error: BaseException) -> bool:
-    """Return whether the error only follows from the failure of another process, which reports its own."""
-    if _store is None or isinstance(error, (InputError, KeyboardInterrupt)):
-        return False
-    until = time.monotonic() + 3 * CHECK_EVERY_S
-    while not _is_there(_store, FAILED, if_gone=True):
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.05)
-    return True
+def broadcast_at_start(compute: Callable[[], T]) -> T:
+    """Return in all processes what the first computes, however long that takes."""
+    with first_process_first():
+        value = compute() if is_first_process() else None
+    return broadcast_object(cast(T, value))
 
 
-def _fail(error: BaseException) -> None:
-    """Return in the process that reports the error; exit with status 1 in the others."""
-    assert _store is not None
-    try:
-        if is_secondary_failure(error) or _store.add(FAILED, 1) > 1:
-            raise SystemExit(1) from None
-    except RuntimeError:  # the store is gone, and with it the first process
-        raise SystemExit(1) from None
-    if isinstance(error, dist.DistError) or re.search("gloo/|NCCL|Connection (closed|reset)", str(error)):
-        raise InputError(
-            "another process of this run ended without a message; did the system kill it (memory)?"
-        ) from None
-
-
-def _watch(over: threading.Event) -> None:
-    """Kill this process if it should have ended and can't."""
-    store = _prefixed(_client())
-    while not over.wait(CHECK_EVERY_S):
-        died = [child for child in _children if child.poll()]
-        if died or _is_there(store, FAILED, if_gone=True):
-            if over.wait(GRACE_S):
-                return
-            if died and not _is_there(store, FAILED, if_gone=True):
-                print(f"error: another process of this run ended with status {died[0].returncode}", file=sys.stderr)
-            for child in _children:
-                child.send_signal(signal.SIGKILL)
-            sys.stderr.flush()
-            os._exit(1)
+def _wait_for_all() -> None:
+    if _waiting is not None:
+        sys.stdout.flush()  # the launcher may end all when one has ended
+        dist.barrier(group=_waiting)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from carvision.errors import InputError
-from carvision.training.distributed.tpu_cores import require_xla
+from carvision.training.distributed.launch import require_xla
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class XLAOnCPU(XLAAccelerator):
 
 
 class MultiCoreStrategy(XLAStrategy):
-    """Use several cores, each with a process that tpu_cores has already started.
+    """Use several cores, each with a process that `launch` has already started.
 
     Lightning's own strategy starts the processes for each fit and each test: it can't fit a second phase, and loses the
     state of callbacks after a fit.

@@ -6,17 +6,20 @@ the photo. One pass before the phase, shared by all processes, computes it and s
 batches of the same size; else up to the rounding of convolutions, which depends on the batch size.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import PIL
+import simplejpeg
 import timm
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
@@ -25,28 +28,21 @@ from torch import Tensor
 import carvision
 from carvision.augment.pipeline import to_float
 from carvision.config.schema import random_transforms, reason_not_cacheable
-from carvision.data.jpeg import load_decoder
+from carvision.data.loading.datamodule import PhotoDataModule
 from carvision.data.loading.dataset import PADDING, CachedFeatures, Key
-from carvision.data.loading.loader import PhotoDataModule
 from carvision.data.paths import file_of, text_of_path
 from carvision.data.table import BOX, LOCATION, SOURCE, SPLITS, Table
 from carvision.errors import InputError
+from carvision.files.arrays import ArrayWriter
 from carvision.training.callbacks import Clock
 from carvision.training.distributed.collectives import any_process, gather_objects, gather_rows
-from carvision.training.features.store import (
-    FeatureFileWriter,
-    Features,
-    digest_of_tensors,
-    features_folder,
-    make_room,
-    open_features,
-)
+from carvision.training.features.store import Features, digest_of_tensors, feature_file, make_room, open_features
 from carvision.training.module import LitClassifier, callbacks_of
 from carvision.training.run.stopping import Stopping
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # raise it with every change of how features are computed
+FORMAT = 3  # raise it with every change of how features are computed
 
 # On the CPU, small batches keep activations in the processor's cache: MobileNetV2 0.35 at 224 px took 9 ms a photo,
 # against 13 to 16 ms in batches of 64, with the same bits.
@@ -106,8 +102,7 @@ class FeatureCache:
         assert data.table is not None  # the datamodule is set up
         self.lit, self.data, self.table, self.clock, self.cached = lit, data, data.table, clock, cached
         self.splits = tuple(split for split in splits if split in data.datasets)
-        self.folder = features_folder(cfg["features"]["dir"])
-        self.max_bytes = 1e9 * cfg["features"]["max_gb"] * bool(cached)
+        self.wanted_folder, self.max_bytes = cfg["features"]["dir"], 1e9 * cfg["features"]["max_gb"] * bool(cached)
         self.crop_to_box, self.epoch_fraction = cfg["data"]["crop_to_box"], cfg["data"]["epoch_fraction"]
         self.opened: dict[str, Features | None] = {}  # the last ones, by their digest
 
@@ -142,7 +137,7 @@ class FeatureCache:
         key = self._digest()
         if any_process(key not in self.opened):
             began = time.perf_counter()
-            file = self.folder / f"{key}.safetensors"
+            file = feature_file(self.wanted_folder, key)
             found = open_features(file) if self.cached else None
             if any_process(found is None):
                 if not compute:
@@ -161,9 +156,8 @@ class FeatureCache:
         device = trainer.strategy.root_device
         on_cuda = device.type == "cuda"
         network = self.lit.model.description
-        decoder = found.name if (found := load_decoder()) else "pillow"
         fingerprint = [
-            FORMAT, carvision.__version__, torch.__version__, timm.__version__, PIL.__version__, decoder,
+            FORMAT, carvision.__version__, torch.__version__, timm.__version__, PIL.__version__, simplejpeg.__version__,
             trainer.precision, device.type,
             torch.cuda.get_device_name(device) if on_cuda else torch.backends.cpu.get_cpu_capability(),
             network["backbone"], network["backbone_kwargs"], network["pool"], self.lit.model.learns_from_map,
@@ -206,57 +200,58 @@ def compute_features(
     """
     began, num = time.perf_counter(), len(table)
     log.info("computing the features of %s photos, once", f"{num:,}")
-    new, rows, own_bad, problem = None, None, {}, ""
-    try:
+    new, rows, size, own_bad, problem = None, None, 0, {}, ""
+    with contextlib.ExitStack() as stack:
         for start, values in backbone_outputs(lit, data, table, own_bad):
             if start == 0:
-                shape, dtype = (num, *values.shape[1:]), str(values.dtype).removeprefix("torch.")
+                size = num * values[0].nbytes
                 if lit.trainer.local_rank == 0:
-                    new, problem = _open_writer(file, shape, dtype, max_bytes)
-                problem = _first_problem(problem)
-                if problem and (size := num * values[0].nbytes) > MAX_MEMORY_BYTES:
-                    log.warning(
-                        "features of %.1f GB can't be cached: %s; training through the backbone instead",
-                        size / 1e9, problem,
-                    )  # fmt: skip
-                    return None
-                rows = new.rows if new else np.empty(shape, dtype) if problem else None
+                    new = ArrayWriter(file, values.numpy().dtype.name, size)
+                    problem = (
+                        _above_limit(size, max_bytes)
+                        or _attempt(file, make_room, file.parent, max_bytes, size)
+                        or _attempt(file, stack.enter_context, new)
+                    )
+                if problem := _first_problem(problem):
+                    if size > MAX_MEMORY_BYTES:
+                        return _not_cached(problem, size)
+                    new, rows = None, values.new_empty(num, *values.shape[1:])
             if rows is not None:
-                rows[start : start + len(values)] = values.numpy()
+                rows[start : start + len(values)] = values
+            elif new and not problem:
+                problem = _attempt(file, new.append, values.numpy())
         bad = {row: reason for part in gather_objects(own_bad) for row, reason in part.items()}
-        if new:
-            try:
-                new.finish(bad)
-            except OSError as error:
-                problem = _write_error(file, error)
-    finally:
-        if new:
-            new.abandon()
-    seconds, late = time.perf_counter() - began, _first_problem(problem)
-    if late:
-        log.warning("features of %s photos in %.1f s, for this run alone: %s", f"{num:,}", seconds, late)
-        return None if rows is None else Features(torch.from_numpy(np.array(rows)), bad)
+        if new and not problem:
+            problem = _attempt(file, new.finish, {"bad": bad})
+    seconds = time.perf_counter() - began
+    if rows is not None:
+        log.warning("features of %s photos in %.1f s, for this run alone: %s", f"{num:,}", seconds, problem)
+        return Features(rows, bad)
+    if problem := _first_problem(problem):
+        return _not_cached(problem, size)
     log.info("features of %s photos in %.1f s, %.1f MB: %s", f"{num:,}", seconds, file.stat().st_size / 1e6, file)
     return open_features(file)
 
 
-def _open_writer(
-    file: Path, shape: tuple[int, ...], dtype: str, max_bytes: float
-) -> tuple[FeatureFileWriter | None, str]:
-    """Return a writer for the file, or None and the reason why it can't be written."""
-    needed = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    if needed > max_bytes:
-        limit = f"features.max_gb={max_bytes / 1e9:g} is less than {needed / 1e9:.3g}"
-        return None, limit if max_bytes else "nothing is cached on the disk"
+def _above_limit(size: int, max_bytes: float) -> str:
+    """Return why features of this size are not stored; "" if they may be."""
+    if max_bytes == 0:
+        return "nothing is cached on the disk"
+    return f"features.max_gb={max_bytes / 1e9:g} is less than {size / 1e9:.3g}" if size > max_bytes else ""
+
+
+def _attempt(file: Path, action: Callable, *arguments: Any) -> str:
+    """Call action(*arguments); return why it can't write the file, or ""."""
     try:
-        make_room(file.parent, max_bytes, needed)
-        return FeatureFileWriter(file, shape, dtype), ""
+        action(*arguments)
     except OSError as error:
-        return None, _write_error(file, error)
+        return f"{file.parent} can't store them ({error.strerror or error}); features.dir= names another folder"
+    return ""
 
 
-def _write_error(file: Path, error: OSError) -> str:
-    return f"{file.parent} can't store them ({error.strerror or error}); features.dir= names another folder"
+def _not_cached(problem: str, size: int) -> None:
+    text = "features of %.1f GB can't be cached: %s; training through the backbone instead"
+    log.warning(text, size / 1e9, problem)
 
 
 def _first_problem(problem: str) -> str:
@@ -280,9 +275,7 @@ def backbone_outputs(
     model.eval()
     try:
         for batch in data.create_loader(photos, batches):
-            for row, reason in batch.pop("bad"):
-                data.report_bad_image(photos, row, reason)
-                bad[row] = reason
+            bad |= data.report_bad_images(photos, batch)
             batch = data.transfer_batch_to_device(batch, trainer.strategy.root_device, 0)
             images = batch["images"]
             parts = images.split(CPU_SUBBATCH_SIZE) if images.device.type == "cpu" else [images]

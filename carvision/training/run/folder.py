@@ -107,7 +107,7 @@ def require_same_config(config: dict, started_with: dict, folder: Path) -> None:
         log.warning("resuming with a changed configuration: %s", change)
 
 
-def lock_run_folder(folder: Path) -> IO[bytes] | None:
+def lock_run_folder(folder: Path) -> IO[bytes]:
     """Lock the folder until the returned file is closed or the process ends. Raise InputError if another process trains
     into it."""
     return locks.lock_folder(

@@ -13,7 +13,6 @@ import torch
 from pytorch_lightning.accelerators import CUDAAccelerator
 
 from carvision import __version__
-from carvision.data.jpeg import load_decoder
 from carvision.files.atomic import write_json
 from carvision.system.machine import num_cores, processor_name
 from carvision.system.versions import git_state, read_versions
@@ -23,7 +22,7 @@ from carvision.training.run.folder import read_json
 VARIABLES = (
     "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "PYTHONHASHSEED", "PYTHONPATH", "CUDA_VISIBLE_DEVICES",
     "CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "PJRT_DEVICE", "XLA_FLAGS",
-    "CARVISION_JPEG", "SLURM_JOB_ID", "SLURM_NTASKS",
+    "SLURM_JOB_ID", "SLURM_NTASKS",
 )  # fmt: skip
 
 
@@ -55,7 +54,6 @@ def describe_start(folder: Path, config: dict, trainer: pl.Trainer) -> dict:
         "host": platform.node(),
         "processor": processor_name(),
         "instructions": torch.backends.cpu.get_cpu_capability(),  # vector instructions that the CPU's kernels use
-        "jpeg_decoder": decoder.name if (decoder := load_decoder()) else "pillow",
         "num_cores": num_cores(),
         "num_threads": torch.get_num_threads(),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pandas as pd
 import pytorch_lightning as pl
 
-from carvision.data.loading.loader import PhotoDataModule
+from carvision.data.loading.datamodule import PhotoDataModule
 from carvision.data.splits import write_splits
 from carvision.data.table import SPLITS, Table
 from carvision.files.atomic import link_or_copy, write_csv, write_json, write_text
@@ -220,7 +220,6 @@ def quiet_libraries() -> None:
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
-        ".*does not have many workers.*",
         ".*The number of training batches.*is smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*Trying to infer the `batch_size`.*",

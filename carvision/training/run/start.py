@@ -1,7 +1,6 @@
 """Run one start of carvision.train: its folder, its signals, and a single run, or one for each fold or seed."""
 
 import logging
-import multiprocessing
 import os
 import sys
 import time
@@ -90,8 +89,6 @@ def _run_in(folder: Path, cfg: dict, resume: bool, made: bool, callbacks: Sequen
         _run_parts(cfg, folder, earlier, callbacks)
     except Exception as error:
         reported = isinstance(error, InputError) or is_secondary_failure(error)
-        if not reported:
-            _kill_workers()
         if reported and first and not resume and not any(any(folder.rglob(name)) for name in WORTH_KEEPING):
             start_log(None)  # closes run.log
             remove_beginning(folder, made)  # nothing was trained: the corrected command may use the same run.dir
@@ -107,15 +104,8 @@ def _run_in(folder: Path, cfg: dict, resume: bool, made: bool, callbacks: Sequen
             log.info("the run is not finished%s; the same command with run.dir=%s resumes it", reason, folder)
         print(f"run: {folder}")
     if ending and ending.signal:
-        _kill_workers()
         sys.exit(128 + ending.signal)
     return folder
-
-
-def _kill_workers() -> None:
-    """Kill DataLoader workers: Python joins them at exit, and one blocked on I/O never ends."""
-    for worker in multiprocessing.active_children():
-        worker.kill()
 
 
 def _run_parts(cfg: dict, folder: Path, earlier: EarlierRun | None, callbacks: Sequence[Callback]) -> None:

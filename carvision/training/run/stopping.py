@@ -14,7 +14,8 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.trainer.states import TrainerFn
 
 from carvision.system.runtime import STOP_SIGNALS
-from carvision.training.distributed.collectives import any_process, broadcast_object
+from carvision.training.distributed.collectives import any_process, broadcast_object, num_processes
+from carvision.training.distributed.launch import hold_signals
 from carvision.training.run.checkpoints import Checkpoints
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,6 @@ class Stopping(Callback):
             self.on_test_start(trainer, module)
 
     def _set_handlers(self, handler: Callable | signal.Handlers) -> None:
-        # After Lightning has set its own handlers, which broadcast and could hang
         if threading.current_thread() is threading.main_thread():
             self.previous_handlers = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
 
@@ -104,11 +104,15 @@ class Stopping(Callback):
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, module, "")
+        if num_processes() > 1 and not isinstance(exception, Stopped):
+            hold_signals(self.received)
 
     def _receive(self, number: int) -> None:
         if number == self.received:
             os._exit(128 + number)  # a second signal ends at once, even if reading photos hangs
         self.received = number
+        if num_processes() > 1:  # who passes the signal on to all processes says so
+            return
         hint = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
         log.info(
             "%s: stopping with a checkpoint after this step, or after the validation that is running%s",

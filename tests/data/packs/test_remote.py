@@ -12,8 +12,8 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
+from carvision.data.loading.loader import Loader
 from carvision.data.loading.samplers import TrainSampler
 from carvision.data.packs import remote
 from carvision.data.packs.index import read_packed
@@ -69,8 +69,8 @@ def test_a_pack_at_a_url_is_that_of_the_folder_and_fetched_once(made, server, tm
     photo = table.photo(7)
     file = photo.shards.file(photo.shard)
     damage(file, photo.offset + 9)
-    ((row, reason),) = photos_of(read_remote(server, tmp_path))[[(7, -1)]]["bad"]
-    assert row == 7 and f"remove {file}, so that it is fetched again" in reason
+    [reason] = photos_of(read_remote(server, tmp_path))[[(7, -1)]]["reasons"]
+    assert f"remove {file}, so that it is fetched again" in reason
 
 
 REASONS = {"cut": "tried 3 times; ", "damage": "their SHA-256 differs", "refuse": "500"}
@@ -91,11 +91,11 @@ def test_a_bad_answer_is_followed_by_other_attempts_and_then_by_one_line(what, r
     assert server.asked[name] == 3 and "trying again in 0 s" in caplog.text
 
 
-def test_a_shard_that_cannot_be_fetched_ends_the_reading_in_workers_in_one_line(server, tmp_path):
+def test_a_shard_that_cannot_be_fetched_ends_the_reading_in_threads_in_one_line(server, tmp_path):
     table = read_remote(server, tmp_path)
     server.bad = {shard.name: (99, "cut") for shard in table.shards.all}
     with pytest.raises(InputError, match=r"^data.root: http://127.0.0.1.*$") as error:
-        list(DataLoader(photos_of(table), sampler=TrainSampler(np.zeros(NUM), 4), batch_size=None, num_workers=2))
+        list(Loader(photos_of(table), TrainSampler(np.zeros(NUM), 4), 4, num_workers=2))
     assert "\n" not in str(error.value)
 
 
@@ -158,8 +158,7 @@ def test_an_absent_pack_or_server_or_file_system_is_an_error(server, tmp_path):
         read_packed("ftpx://a/b", cache=tmp_path)
 
 
-@pytest.mark.parametrize("window", [None, 2])
-@pytest.mark.parametrize("num_workers", [0, 1, 3])
+@pytest.mark.parametrize(("window", "num_workers"), [(None, 0), (None, 3), (2, 3)])
 def test_batches_from_a_url_are_those_of_the_folder(window, num_workers, made, server, tmp_path):
     tables = [read_packed(made[1], window=window), read_remote(server, tmp_path, window=window)]
     batches = []
@@ -167,11 +166,11 @@ def test_batches_from_a_url_are_those_of_the_folder(window, num_workers, made, s
         photos = photos_of(table)
         order = TrainSampler(np.zeros(NUM), 4, seed=3, packed=photos.packed)
         order.set_epoch(2)
-        batches.append(list(DataLoader(photos, sampler=order, batch_size=None, num_workers=workers)))
+        batches.append(list(Loader(photos, order, 4, workers)))
     assert len(batches[0]) == len(batches[1]) == NUM / 4
     for one, other in zip(*batches, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in ("images", "index", "draws", "valid"))
-        assert one["bad"] == other["bad"] == []
+        assert one["reasons"] == other["reasons"] == [None] * 4
 
 
 def test_training_starts_before_all_is_fetched_and_the_cache_keeps_its_limit(made, server, tmp_path):
@@ -184,7 +183,7 @@ def test_training_starts_before_all_is_fetched_and_the_cache_keeps_its_limit(mad
         order = TrainSampler(np.zeros(NUM), 2, seed=3, packed=photos.packed)
         order.set_epoch(epoch)
         for number, keys in enumerate(order):
-            assert photos[keys]["bad"] == []
+            assert not any(photos[keys]["reasons"])
             if epoch == number == 0:
                 assert len(shards_in(cache)) < len(table.shards.all) - 1
             assert sum(sizes[name] for name in shards_in(cache)) <= limit
@@ -218,15 +217,6 @@ def test_several_processes_and_threads_fetch_each_shard_once_and_remove_what_a_k
     names = sorted(shard.name for shard in read_remote(server, tmp_path).shards.all)
     assert shards_in(tmp_path / "cache") == names and {server.asked[name] for name in names} == {1}
     assert not left.exists()
-
-
-def test_without_locks_every_shard_is_still_fetched_completely(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(locks.fcntl, "flock", Mock(side_effect=OSError(37, "No locks available")))
-    table = read_remote(server, tmp_path)
-    loader = DataLoader(photos_of(table), sampler=TrainSampler(np.zeros(NUM), 4), batch_size=None, num_workers=2)
-    assert not any(batch["bad"] for batch in loader)
-    sizes = {file.name[17:]: file.stat().st_size for file in (tmp_path / "cache").glob("*.tar")}
-    assert sizes == {shard.name: shard.bytes for shard in table.shards.all}
 
 
 def test_the_next_shards_are_fetched_ahead_by_a_thread_that_ends_with_its_photos():

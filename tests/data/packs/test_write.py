@@ -39,7 +39,7 @@ def assert_same_table(packed: Table, table: Table) -> None:
 
 
 def test_a_pack_is_the_same_table_with_the_same_bytes(table, tmp_path):
-    for name in ("Bl\udcfcten/K\udce4fer.jpg", "Bl\udcfcten/2.jpg", "\u65e5\u672c/1.jpg"):
+    for name in ("Bl\udcfcten/K\udce4fer.jpg", "\u65e5\u672c/1.jpg"):
         write_photo(tmp_path / "class folders" / name)
     for i, original in enumerate((table, read_folder(tmp_path / "class folders"))):
         pack_small(original, tmp_path / f"pack {i}")
@@ -49,9 +49,7 @@ def test_a_pack_is_the_same_table_with_the_same_bytes(table, tmp_path):
             content = Path(original.photo(row)).read_bytes()
             assert packed.photo(row).read() == packed.packed.read(row) == content
         assert packed.heads == original.heads and verify_pack(tmp_path / f"pack {i}", 0) == {}
-    assert packed.rows["path"].tolist() == ["Bl\\xfcten/2.jpg", "Bl\\xfcten/K\\xe4fer.jpg", "\u65e5\u672c/1.jpg"]
-    assert packed.labels["class"].names == ("Bl\\xfcten", "\u65e5\u672c")
-    assert str(packed.photo(2)).startswith("\u65e5\u672c/1.jpg of ")
+    assert packed.rows["path"].tolist() == ["Bl\\xfcten/K\\xe4fer.jpg", "\u65e5\u672c/1.jpg"]
 
 
 def test_shards_are_tar_files_of_photos_and_json(table, tmp_path):
@@ -78,15 +76,6 @@ def test_shards_are_tar_files_of_photos_and_json(table, tmp_path):
     assert sorted(seen) == list(range(NUM))
 
 
-def test_shards_have_about_the_wanted_size_and_show_all_classes(table, tmp_path):
-    packed = pack_small(table, tmp_path / "pack")
-    sizes = np.array([shard.bytes for shard in packed.shards.all if shard.name.startswith("train")])
-    assert len(sizes) > 2 and ((sizes > 0.5 * 20_000) & (sizes < 2 * 20_000)).all()
-    of_train = packed.rows[packed.rows["split"] == "train"].groupby(LOCATION[0])
-    assert (of_train["model"].nunique() > 1).all()
-    assert all(not (np.diff(rows["_offset"]) > 0).all() for _, rows in of_train)  # not in the table's order
-
-
 @pytest.mark.parametrize("photos", ["original", "shrunk", "decoded"])
 def test_a_pack_is_split_as_its_source(photos, table, tmp_path):
     packed = pack_small(table, tmp_path / "pack", form(photos))
@@ -96,7 +85,7 @@ def test_a_pack_is_split_as_its_source(photos, table, tmp_path):
     assert ours[1] == ours[2]  # equal bytes, other groups
 
 
-def test_the_same_photos_make_the_same_bytes_with_any_number_of_processes(table, tmp_path):
+def test_the_same_photos_make_the_same_bytes_with_any_number_of_threads(table, tmp_path):
     one, other = (pack_small(table, tmp_path / name, form("shrunk"), n) for name, n in (("a", 0), ("b", 2)))
     assert one.shards.all == other.shards.all
     assert (tmp_path / "a" / "table.parquet").read_bytes() == (tmp_path / "b" / "table.parquet").read_bytes()
@@ -130,16 +119,6 @@ def turned_photo() -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90).save(file, "JPEG", exif=exif, quality=95)
     return file.getvalue()
-
-
-def test_with_crop_to_box_the_box_has_the_short_side_and_small_photos_keep_their_bytes(table, tmp_path):
-    packed = pack_small(table, tmp_path / "pack", form("shrunk", 9, of_box=True))
-    box = packed.rows.loc[1, BOX].to_numpy(np.float32)
-    assert min(box[2] - box[0], box[3] - box[1]) == pytest.approx(9, rel=0.1)
-    with open_image(packed.photo(5)) as image:  # has no box
-        assert min(image.size) == 9
-    packed = pack_small(table, tmp_path / "large", form("shrunk", 30))
-    assert packed.photo(1).read() == (table.root / table.rows["path"][1]).read_bytes()
 
 
 def test_decoded_photos_are_pixels_behind_a_short_header(table, tmp_path):
@@ -226,10 +205,6 @@ def test_foreign_files_in_the_folder_are_refused_or_kept(table, tmp_path):
         pack_small(table, folder)
     assert [path.name for path in folder.iterdir()] == ["packing"]
     (folder / "packing" / "notes.json").unlink()
-    (folder / "packing" / "plan.json").write_text('{"shopping": ["tar"]}')
-    with pytest.raises(InputError, match=r"plan\.json is damaged .*; give another folder"):
-        pack_small(table, folder)
-    (folder / "packing" / "plan.json").unlink()
     pack_small(table, folder)
     (folder / "pack.json").unlink()
     (folder / "film.mkv.partial").write_text("mine")

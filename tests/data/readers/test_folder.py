@@ -4,7 +4,7 @@ import pytest
 
 from carvision.data.readers.folder import read_folder
 from carvision.errors import InputError
-from tests.data.layouts import real_data, write_class_folders, write_photo
+from tests.data.layouts import write_class_folders, write_photo
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
@@ -55,14 +55,6 @@ def test_class_folders_that_are_links(tmp_path, caplog):
     assert read_folder(root, allow_missing=True).labels["class"].ids == ("ash",)
 
 
-def test_splits_made_of_links_to_folders_that_are_no_split(tmp_path):
-    write_class_folders(tmp_path, {"all/oak": 2, "all/ash": 1, "train/elm": 1})
-    (tmp_path / "train" / "oak").symlink_to("../all/oak")
-    (tmp_path / "val").symlink_to("train")
-    splits = read_folder(tmp_path).rows.set_index("path")["split"]
-    assert splits.to_dict() == dict.fromkeys(["train/elm/0.jpg", "train/oak/0.jpg", "train/oak/1.jpg"], "train")
-
-
 @pytest.mark.parametrize("name", ["train", "Test"])
 def test_a_class_may_have_the_name_of_a_split(tmp_path, name):
     write_class_folders(tmp_path / "empty", {"bus": 1, "car": 2, name: 0})
@@ -82,14 +74,6 @@ def test_ambiguous_layouts_are_errors(tmp_path):
     ):
         with pytest.raises(InputError, match=rf"^data\.root: .*{message}"):
             read_folder(write_class_folders(tmp_path / str(i), counts))
-
-
-def test_photos_and_folders_beside_the_class_folders_are_left_out_with_a_warning(tmp_path, caplog):
-    write_class_folders(tmp_path, {"train/oak": 2, "train/ash": 1, "other/ash": 1, "test": 3})
-    write_photo(tmp_path / "train" / "logo.png")
-    assert set(read_folder(tmp_path).rows["split"]) == {"train"}  # the test photos have no labels
-    assert "4 photos are in no class folder and are left out (first: test/0.jpg)" in caplog.text
-    assert "other beside test, train" in caplog.text
 
 
 def test_class_folders_without_photos_and_classes_that_train_lacks(tmp_path, caplog):
@@ -115,9 +99,3 @@ def test_class_folders_in_either_unicode_form_are_one_class(tmp_path):
         assert table.only_classes([value]).rows["path"].str.contains("/Ros").all()
     write_class_folders(tmp_path / "alone", {decomposed: 2, "ash": 1})
     assert read_folder(tmp_path / "alone").labels["class"].names == (decomposed, "ash")  # shown as it is on disk
-
-
-def test_real_ten_classes():
-    table = read_folder(real_data("imagenette"))
-    assert table.rows["split"].value_counts().to_dict() == {"train": 1_200, "val": 500}
-    assert len(table.labels["class"]) == 10

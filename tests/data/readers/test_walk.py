@@ -4,12 +4,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from carvision.data.images import FORMATS, with_heic
 from carvision.data.paths import file_of, path_of_text, text_of_path
-from carvision.data.readers import walk as walking
-from carvision.data.readers.walk import PHOTO_EXTENSIONS, LeftOut, walk
+from carvision.data.readers.walk import LeftOut, walk
 from carvision.errors import InputError
 
 FILES = ("b/2.JPG", "b/10.jpeg", "b/c/1.png", "a.webp", "z.jpg", "b/notes.txt", "README", ".hidden.jpg", ".h/x.jpg")
@@ -78,24 +75,6 @@ def test_an_unreadable_folder_is_an_error(tree):
     shutil.rmtree(tree / "photos" / "b")
     with pytest.raises(InputError, match="photos/b: the folder can't be read"):
         list(found)
-
-
-def test_the_extensions_are_those_that_the_decoder_reads():
-    Image.init()
-    forms = {*FORMATS, *with_heic()}
-    decoded = {extension for extension, form in Image.registered_extensions().items() if form in forms}
-    assert decoded - {".pfm"} <= set(PHOTO_EXTENSIONS)
-    assert set(PHOTO_EXTENSIONS) - decoded - {".mpo", ".dib"} <= set(walking.HEIC_EXTENSIONS)
-
-
-def test_heic_without_its_decoder_is_counted_and_the_extra_named(tree, monkeypatch):
-    plain = [extension for extension in PHOTO_EXTENSIONS if extension not in walking.HEIC_EXTENSIONS]
-    monkeypatch.setattr(walking, "PHOTO_EXTENSIONS", tuple(plain))
-    for name in ("b/IMG_1.HEIC", "b/IMG_2.heif"):
-        (tree / "photos" / name).touch()
-    left_out = LeftOut()
-    assert len(list(walk("photos", left_out))) == 5
-    assert "2 HEIC photos (first: photos/b/IMG_1.HEIC), which need pip install 'carvision[heic]'" in left_out.line()
 
 
 def test_names_that_are_not_utf8_become_text_that_finds_the_file_again(tmp_path):

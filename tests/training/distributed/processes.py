@@ -5,8 +5,6 @@ import json
 import os
 import re
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -76,37 +74,24 @@ def by_srun(rank: int, num: int, port: int) -> dict[str, str]:
     )  # fmt: skip
 
 
-def run_afresh(commands: list[tuple[list[str], dict[str, str]]], cwd: Path) -> list[subprocess.CompletedProcess]:
-    """Run processes (module and arguments, environment) at the same time; none outlives the test."""
-    own = {"cwd": cwd, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True}
-    started = [subprocess.Popen([sys.executable, "-m", *words], env=env, **own) for words, env in commands]
-    done = []
-    try:
-        for process in started:
-            out, err = process.communicate(timeout=TIMEOUT_S)
-            done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
-    finally:
-        for process in started:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, 9)
-    return done
-
-
 def run_all(commands: list[tuple[list[str], dict[str, str]]], cwd: Path, first: str = ""):
-    """run_afresh with forked processes; those that they start are not. first: Python code that each runs before."""
+    """Run processes (module and arguments, environment) at the same time, forked; those that they start are not. The
+    first that fails ends all, as with torchrun and srun. first: Python code that each runs before."""
     outs = [cwd.parent / f"{cwd.name}.{number}" for number in range(len(commands))]
     started = [
         forked.start(*words, cwd=cwd, env=variables, out=out, first=first)
         for (words, variables), out in zip(commands, outs, strict=True)
     ]
+    forked.wait_until(lambda: any(p.exitcode for p in started) or all(p.exitcode == 0 for p in started), TIMEOUT_S)
+    for process in started:
+        process.terminate()
     return forked.finish(started, outs, TIMEOUT_S)
 
 
 def train_together(num: int, runs: list[tuple[Path, list[str]]], status: int = 0, signalled=None) -> None:
     """Train the runs (folder, overrides) one after another, all by the same `num` processes.
 
-    <folder>.losses.json gets the loss of every training step, the mean over the processes; <folder>.sizes.json for each
-    process how many weights, and values of the optimizer, it holds at the end of training. status: of all processes.
+    <folder>.losses.json gets the loss of every training step, the mean over the processes. status: of all processes.
     signalled: (rank, signal): sent in the second step of the second epoch.
     """
     port = free_port()
@@ -128,12 +113,10 @@ def _train_all(variables: dict[str, str], runs: list[tuple[Path, list[str]]], si
     os.environ.update(variables)
     from carvision.errors import one_line_errors
     from carvision.training.distributed.collectives import gather_objects
-    from carvision.training.distributed.launch import is_first_process
     from carvision.training.module import LitClassifier
     from tests.small_runs import train
 
-    losses, sizes = [], {}
-    step = LitClassifier.training_step
+    losses, step = [], LitClassifier.training_step
 
     def recording_step(self: LitClassifier, batch, batch_idx):
         if signalled and (self.current_epoch, batch_idx, self.global_rank) == (1, 1, signalled[0]):
@@ -142,18 +125,10 @@ def _train_all(variables: dict[str, str], runs: list[tuple[Path, list[str]]], si
         losses.append(loss.item())
         return loss
 
-    def recording_end(self: LitClassifier) -> None:
-        parts = [getattr(p, "_local_tensor", p) for p in self.model.parameters()]
-        moments = [v for state in self.trainer.optimizers[0].state.values() for v in state.values() if np.ndim(v)]
-        sizes["weights"] = sum(p.numel() for p in parts)
-        sizes["moments"] = sum(getattr(v, "_local_tensor", v).numel() for v in moments)
-
-    LitClassifier.training_step, LitClassifier.on_train_end = recording_step, recording_end
+    LitClassifier.training_step = recording_step
     with one_line_errors():
         for folder, overrides in runs:
             losses.clear()
             train(folder, *overrides)
-            parts = {"losses": np.mean(gather_objects(losses), axis=0).tolist(), "sizes": gather_objects(sizes)}
-            if is_first_process():
-                for name, values in parts.items():
-                    Path(f"{folder}.{name}.json").write_text(json.dumps(values), encoding="utf-8")
+            mean = np.mean(gather_objects(losses), axis=0).tolist()
+            Path(f"{folder}.losses.json").write_text(json.dumps(mean), encoding="utf-8")  # the same by all

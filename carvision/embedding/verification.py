@@ -3,40 +3,28 @@
 import argparse
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.lines import Line2D
 from rich.console import Console
 from rich.text import Text
 
 from carvision.embedding.embed import open_source
+from carvision.embedding.options import METHODS
+from carvision.embedding.pairs import read_task
+from carvision.embedding.scores import FAR_LEVELS, ScoredPairs, roc, score, tar_name
 from carvision.evaluation.select import notes_on_seen_photos
 from carvision.files.atomic import file_stems, write_csv, write_json
 from carvision.files.log import start_log
-from carvision.reports.plots import (
-    COLOURS,
-    FAINT,
-    TEXT,
-    create_figure,
-    legend_below,
-    percent_axis,
-    save_figure,
-    set_title,
-    tidy,
-)
+from carvision.reports.plots import COLOURS, FAINT, create_panels, draw_line, finish, label_axes
 from carvision.reports.tables import BEST, TextTable, percent, print_table, without_nan
 from carvision.system.runtime import keep_freed_memory
-from carvision.verification import METHODS
-from carvision.verification.metrics import FAR_LEVELS, roc, tar_name
-from carvision.verification.pairs import read_task
-from carvision.verification.score import ScoredPairs, score
 
 log = logging.getLogger(__name__)
 
 NAMES = {"cosine": "cosine", "l2": "L2 distance", "svm": "linear SVM", "joint_bayes": "Joint Bayesian"}
-STYLES = {"l2": (0, (4, 3))}  # dashed: for embeddings of length 1 it covers the cosine's curve
+DASHED = ("l2",)  # for embeddings of length 1 it covers the cosine's curve
+X_LABEL = "different pairs accepted (FAR)"
 LEAST_FAR = 1e-3  # left end of the logarithmic curves, if there are enough different pairs
 
 
@@ -141,39 +129,24 @@ def _best(frame: pd.DataFrame, largest: bool) -> np.ndarray:
 
 def plot_roc(scored: dict[str, ScoredPairs], title: str, file: Path) -> None:
     """Write a PNG with one column per difficulty and one curve per method; linear FAR above, logarithmic below."""
-    figure = create_figure(max(5.6, 3.7 * len(scored)), 6.6)
-    panels = figure.subplots(2, len(scored), squeeze=False, sharey=True)
+    figure, panels = create_panels(2, len(scored), max(5.6, 3.7 * len(scored)), 6.6, sharey=True)
     methods = [method for method in METHODS if method in next(iter(scored.values())).scores]
-    styles: dict[str, dict[str, Any]] = {
-        method: {"color": COLOURS[METHODS.index(method)], "linewidth": 1.6, "linestyle": STYLES.get(method, "-")}
-        for method in methods
-    }
-    by_chance: dict[str, Any] = {"color": FAINT, "linewidth": 1, "linestyle": (0, (1, 2))}
     for (difficulty, pairs), (even, wide) in zip(scored.items(), panels.T, strict=True):
         num_different = int((~pairs.same).sum())
         least = max(LEAST_FAR, 1 / num_different) if num_different > 1 else LEAST_FAR
+        for method in methods if 0 < num_different < len(pairs.same) else []:
+            far, tar = roc(pairs.scores[method], pairs.same)
+            look: dict = {"dashed": method in DASHED, "name": NAMES[method], "colour": COLOURS[METHODS.index(method)]}
+            draw_line(even, far, tar, **look)
+            begin = np.flatnonzero(far <= least)[-1]  # points further left would draw a line along the edge
+            draw_line(wide, far[begin:].clip(min=least), tar[begin:], **look, drawstyle="steps-post")
         chance = np.geomspace(least, 1, 100)
         for axes in (even, wide):
-            axes.plot(chance, chance, **by_chance)
-        for method in methods if 0 < num_different < len(pairs.same) else []:
-            curve = roc(pairs.scores[method], pairs.same)
-            even.plot(curve.far, curve.tar, **styles[method])
-            begin = np.flatnonzero(curve.far <= least)[-1]  # points further left would draw a line along the edge
-            far = curve.far[begin:].clip(min=least)
-            wide.plot(far, curve.tar[begin:], drawstyle="steps-post", **styles[method])
-        even.set_title(f"{difficulty}: {len(pairs.same):,} pairs", loc="left", size=10, color=TEXT, parse_math=False)
+            draw_line(axes, chance, chance, FAINT, "by chance", linewidth=1, linestyle=(0, (1, 2)))
+        label_axes(even, f"{difficulty}: {len(pairs.same):,} pairs", X_LABEL, grid="both", percent="xy")
+        label_axes(wide, x=X_LABEL, grid="both", log="x", percent="xy")
         even.set(xlim=(0, 1), ylim=(0, 1.01))
-        wide.set_xscale("log")
         wide.set_xlim(least, 1)
-        for axes in (even, wide):
-            axes.set_xlabel("different pairs accepted (FAR)")
-            percent_axis(axes.xaxis)
-            percent_axis(axes.yaxis)
-            tidy(axes, "both")
-        wide.tick_params(which="minor", length=0)
     for axes in panels[:, 0]:
         axes.set_ylabel("same pairs accepted (TAR)")
-    lines = [Line2D([], [], **style) for style in (*styles.values(), by_chance)]
-    legend_below(figure, lines, [*(NAMES[method] for method in methods), "by chance"])
-    set_title(figure, title)
-    save_figure(figure, file)
+    finish(figure, title, file)

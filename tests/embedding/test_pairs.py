@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from carvision.data.table import UNKNOWN, Classes, Table
+from carvision.embedding.pairs import generate_pairs, read_pairs
 from carvision.errors import InputError
-from carvision.verification.pairs import generate_pairs, read_pairs
 
 MAKES, MODELS, VIEWPOINTS = ("Audi", "BMW"), ("A4", "A6", "X3", "X5"), ("front", "rear")
 

@@ -1,4 +1,8 @@
-"""Score pairs of photos from their embeddings by several methods, and compute the metrics of the scores."""
+"""Score pairs of photos from their embeddings by several methods, and compute the metrics of the scores.
+
+Scores are float (M,), higher for pairs more likely to be of the same class; same is bool (M,), whether they are. A pair
+is accepted, that is predicted to be the same, if its score is at least the threshold.
+"""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -6,19 +10,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import auc, roc_curve
 from sklearn.svm import LinearSVC
 
+from carvision.embedding.joint_bayes import fit_joint_bayes
+from carvision.embedding.pairs import Pairs, VerificationTask
 from carvision.embedding.store import Embeddings
 from carvision.errors import InputError
-from carvision.verification.joint_bayes import fit_joint_bayes
-from carvision.verification.metrics import best_threshold, pair_metrics
-from carvision.verification.pairs import Pairs, VerificationTask
 
 log = logging.getLogger(__name__)
 
 # C times the number of training pairs. Larger values, such as scikit-learn's C=1, overfit: accuracy on 5,000 pairs of
 # other car models (ImageNet features) was 66 % with 0.5 and 59 % with 50; the cosine's 61 %.
 C_OF_ALL = 0.5
+FAR_LEVELS = (1e-2, 1e-3)
 
 Score = Callable[[np.ndarray, Pairs], np.ndarray]  # of embeddings (N, D) and M pairs of their rows -> float (M,)
 
@@ -146,3 +151,69 @@ def fit_linear_svm(embeddings: np.ndarray, pairs: Pairs) -> LinearSvm:
     found = LinearSVC(C=C_OF_ALL / len(pairs), dual=False).fit(differences, pairs.same)
     weights = found.coef_[0] / std
     return LinearSvm(weights.astype(np.float32), float(found.intercept_[0] - weights @ mean))
+
+
+def best_threshold(scores: np.ndarray, same: np.ndarray) -> float:
+    """Return the threshold with the highest accuracy: the middle between the two scores it separates.
+
+    Of several equally good ones the highest. If accepting all pairs is best, the lowest score; if accepting none is,
+    just above the highest.
+    """
+    falling = np.append(np.inf, np.unique(scores.astype(np.float64))[::-1])
+    same_below, others_below = (np.searchsorted(np.sort(scores[kind]), falling) for kind in (same, ~same))
+    best = int((others_below - same_below).argmax())
+    if best == 0:
+        return float(np.nextafter(falling[1], np.inf))
+    if best == len(falling) - 1:
+        return float(falling[best])
+    middle = (falling[best] + falling[best + 1]) / 2
+    return float(middle if middle > falling[best + 1] else falling[best])  # adjacent floats have no middle
+
+
+def accuracy(scores: np.ndarray, same: np.ndarray, threshold: float) -> float:
+    """Return the fraction of pairs that are classified correctly at the threshold."""
+    # In float64: rounded to float32, the threshold could coincide with an adjacent score
+    return float(((scores.astype(np.float64) >= threshold) == same).mean())
+
+
+def roc(scores: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ROC curve of pairs of both kinds: false and true accept rate, float64 (K,), from (0, 0) to (1, 1)."""
+    far, tar, _ = roc_curve(same, scores, drop_intermediate=False)
+    return far, tar
+
+
+def equal_error_rate(far: np.ndarray, tar: np.ndarray) -> float:
+    """Return the rate at which the false accept rate equals the false reject rate, interpolated linearly."""
+    gap = far + tar - 1  # rises from -1 to 1
+    after = int(np.argmax(gap >= 0))
+    share = -gap[after - 1] / (gap[after] - gap[after - 1])
+    return float(far[after - 1] + share * (far[after] - far[after - 1]))
+
+
+def tar_at_far(far: np.ndarray, tar: np.ndarray, level: float, num_different: int) -> float:
+    """Return the true accept rate at a false accept rate of at most `level`.
+
+    NaN with fewer than 1 / level different pairs: a single accepted one would exceed the level, and none accepted is no
+    evidence that the rate is below it.
+    """
+    if num_different * level < 1 - 1e-9:
+        return float("nan")
+    return float(tar[far <= level * (1 + 1e-9)][-1])
+
+
+def pair_metrics(scores: np.ndarray, same: np.ndarray, threshold: float) -> dict[str, float]:
+    """Return accuracy at the threshold, threshold, auc, eer, and tar_at_far_<level> for each of FAR_LEVELS.
+
+    If all pairs are of one kind, as a list may have them, all but accuracy and threshold are NaN.
+    """
+    metrics = {"accuracy": accuracy(scores, same, threshold), "threshold": threshold}
+    if same.all() or not same.any():
+        return metrics | dict.fromkeys(["auc", "eer", *map(tar_name, FAR_LEVELS)], float("nan"))
+    far, tar = roc(scores, same)
+    metrics |= {"auc": float(auc(far, tar)), "eer": equal_error_rate(far, tar)}
+    return metrics | {tar_name(level): tar_at_far(far, tar, level, int((~same).sum())) for level in FAR_LEVELS}
+
+
+def tar_name(level: float) -> str:
+    """Return the key of a true accept rate among the metrics: "tar_at_far_0.01"."""
+    return f"tar_at_far_{level:g}"

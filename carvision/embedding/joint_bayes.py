@@ -19,8 +19,8 @@ import numpy as np
 from scipy.linalg import eigh
 
 from carvision.data.table import UNKNOWN
+from carvision.embedding.pairs import Pairs
 from carvision.errors import InputError
-from carvision.verification.pairs import Pairs
 
 # Pair accuracy on car models not trained on, with 560 training photos (ImageNet features): 70 to 71 % with 48 to 100
 # dimensions, 65 % with 256, 51 % with 512; 61 % by the cosine.

@@ -1,4 +1,4 @@
-"""Scores equal plain loops and scikit-learn's; a task is scored, with its metrics and tables."""
+"""Scores and their metrics equal plain loops and scikit-learn's; a task is scored, with its metrics and tables."""
 
 import math
 from dataclasses import replace
@@ -10,14 +10,25 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 from carvision.data.table import Classes, Table
+from carvision.embedding import pairs as pairs_module
+from carvision.embedding.options import METHODS
+from carvision.embedding.pairs import Pairs, VerificationTask, generate_pairs
+from carvision.embedding.scores import (
+    C_OF_ALL,
+    accuracy,
+    best_threshold,
+    cosine,
+    equal_error_rate,
+    fit_linear_svm,
+    l2,
+    pair_metrics,
+    roc,
+    score,
+    tar_at_far,
+)
 from carvision.embedding.store import Embeddings
+from carvision.embedding.verification import accuracy_table, curve_tables, scores_frame
 from carvision.errors import InputError
-from carvision.verification import METHODS
-from carvision.verification import pairs as pairs_module
-from carvision.verification.metrics import accuracy, best_threshold
-from carvision.verification.pairs import Pairs, VerificationTask, generate_pairs
-from carvision.verification.run import accuracy_table, curve_tables, scores_frame
-from carvision.verification.score import C_OF_ALL, cosine, fit_linear_svm, l2, score
 
 
 def made(num=30, num_pairs=100, dims=6, seed=0) -> tuple[np.ndarray, np.ndarray, Pairs]:
@@ -128,3 +139,50 @@ def test_tables_hold_the_metrics():
     eers = whole["eer"].round(4)
     assert [row[2] == "best" for row in all_pairs.marks] == (eers == eers.min()).tolist()  # the least
     assert {cell for row in same_alone.rows for cell in row[1:]} == {"–"}
+
+
+@pytest.mark.parametrize(("num", "ties"), [(2, False), (7, True), (50, True), (1000, False), (1000, True)])
+def test_metrics_equal_loops_over_thresholds_and_pairs(num, ties):
+    rng = np.random.default_rng(num)
+    same = np.append([True, False], rng.random(num - 2) < 0.4)
+    scores = rng.normal(size=num) + same
+    scores = (np.round(2 * scores) / 2 if ties else scores).astype(np.float32)
+    far, tar = roc(scores, same)
+    thresholds = [np.inf, *sorted(set(scores.tolist()), reverse=True)]
+    np.testing.assert_allclose(far, [(scores[~same] >= threshold).mean() for threshold in thresholds])
+    np.testing.assert_allclose(tar, [(scores[same] >= threshold).mean() for threshold in thresholds])
+    best = best_threshold(scores, same)
+    metrics = pair_metrics(scores, same, best)
+    above = np.sign(scores[same][:, None].astype(float) - scores[~same])  # ties count half
+    assert metrics["auc"] == pytest.approx((above + 1).mean() / 2)
+    every = [scores.min() - 1, *((a + b) / 2 for a in scores for b in scores[:60]), scores.max() + 1]
+    assert metrics["accuracy"] == np.mean((scores >= best) == same)
+    assert metrics["accuracy"] == pytest.approx(max(np.mean((scores >= threshold) == same) for threshold in every))
+    for level in (0.5, 0.1, 1e-2, 1e-3):
+        allowed = [t for f, t in zip(far, tar, strict=True) if f <= level]
+        known = (~same).sum() * level >= 1  # else one accepted pair is more
+        found = tar_at_far(far, tar, level, (~same).sum())
+        assert found == pytest.approx(max(allowed)) if known else math.isnan(found)
+
+
+def test_the_threshold_is_in_the_middle_of_the_gap_or_at_an_end():
+    for scores, same, threshold in (
+        ([1, 2, 5, 6], [0, 0, 1, 1], 3.5),  # the middle of the gap
+        ([1, 2, 3, 4], [0, 1, 0, 1], 3.5),  # as good as 1.5, and the highest
+        ([1, 2, 3], [1, 1, 1], 1),  # all are accepted
+        ([3, 3, 3], [0, 0, 1], np.nextafter(3, 4)),  # none is
+        ([1, np.nextafter(1, 2)], [0, 1], np.nextafter(1, 2)),  # no number between them
+    ):
+        assert best_threshold(np.array(scores, float), np.array(same, bool)) == threshold
+    scores, same = np.array([0.5, np.nextafter(np.float32(0.5), np.float32(0))], np.float32), np.array([True, False])
+    assert accuracy(scores, same, best_threshold(scores, same)) == 1  # neighbours in float32 are separated
+
+
+def test_equal_error_rate_by_hand():
+    falling = np.array([4.0, 3, 2, 1])
+    # rejected same pairs and accepted different ones: (1, 0), (0.5, 0), (0.5, 0.5), (0, 0.5), (0, 1)
+    for same, rate in (([1, 0, 1, 0], 0.5), ([1, 1, 0, 0], 0), ([0, 0, 1, 1], 1)):
+        assert equal_error_rate(*roc(falling, np.array(same, bool))) == rate
+    assert equal_error_rate(*roc(np.zeros(4), np.array([0, 0, 1, 1], bool))) == 0.5
+    # from (far 0, tar 0.75) to (1/3, 1): 0 + t / 3 = 1 - (0.75 + t / 4), t = 3/7
+    assert equal_error_rate(np.array([0, 0, 1 / 3, 1]), np.array([0, 0.75, 1, 1])) == pytest.approx(1 / 7)

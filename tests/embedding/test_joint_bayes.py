@@ -7,9 +7,9 @@ import pytest
 from scipy.stats import multivariate_normal
 
 from carvision.data.table import UNKNOWN
+from carvision.embedding.joint_bayes import Covariances, create_joint_bayes, estimate_covariances, fit_joint_bayes
+from carvision.embedding.pairs import Pairs
 from carvision.errors import InputError
-from carvision.verification.joint_bayes import Covariances, create_joint_bayes, estimate_covariances, fit_joint_bayes
-from carvision.verification.pairs import Pairs
 
 BETWEEN = np.array([[3.0, 1.0, 0.0], [1.0, 2.0, -0.5], [0.0, -0.5, 0.5]])
 WITHIN = np.array([[1.0, -0.4, 0.2], [-0.4, 1.5, 0.0], [0.2, 0.0, 0.6]])
