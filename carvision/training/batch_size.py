@@ -159,9 +159,9 @@ def take_two_steps(lit: LitClassifier, precision, batch: Batch) -> None:
 
 
 def repeat(batch, size: int, device: torch.device):
-    """Return a batch of one photo as a batch of `size` on the device, without "bad"."""
+    """Return a batch of one photo as a batch of `size` on the device, without what is no tensor."""
     if isinstance(batch, dict):
-        return {key: repeat(value, size, device) for key, value in batch.items() if key != "bad"}
+        return {key: repeat(value, size, device) for key, value in batch.items() if not isinstance(value, list)}
     repeated = batch.to(device).repeat(size, *[1] * (batch.ndim - 1))
     return repeated.to(memory_format=torch.channels_last) if batch.ndim == 4 else repeated
 

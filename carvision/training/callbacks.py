@@ -1,7 +1,6 @@
 """Callbacks of a run: times, history.csv, log lines, curves, moving average, early stopping, progress bar."""
 
 import itertools
-import json
 import logging
 import os
 import sys
@@ -25,9 +24,9 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from carvision.data.loading.loader import BATCHES_AHEAD, Loader
-from carvision.errors import one_line
 from carvision.files.atomic import write_csv, write_json
 from carvision.training.module import LitClassifier
+from carvision.training.run.folder import read_json
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +41,8 @@ class Clock(pl.Callback):
 
     def __init__(self, file: Path, earlier: dict[str, float] | None = None):
         self.file = file
-        self.seconds = dict(earlier or _read_seconds(file))
+        stored = earlier or read_json(file, dict, "the time of earlier starts is not counted") or {}
+        self.seconds = {name: value for name, value in stored.items() if isinstance(value, float | int)}
         self.last, self.last_cpu = time.perf_counter(), cpu_seconds()
 
     def lap(self, stage: str) -> None:
@@ -69,17 +69,6 @@ class Clock(pl.Callback):
         self.lap("training")
         if trainer.is_global_zero:
             self.save()
-
-
-def _read_seconds(file: Path) -> dict[str, float]:
-    try:
-        seconds = json.loads(file.read_text(encoding="utf-8"))
-        return {name: float(value) for name, value in seconds.items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        log.warning("%s is damaged (%s): the time of earlier starts is not counted", file, one_line(error))
-        return {}
 
 
 def cpu_seconds() -> float:

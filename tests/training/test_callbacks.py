@@ -1,13 +1,9 @@
-"""Callbacks: the moving average of the weights, recomputed; early stopping."""
-
-import math
-from types import SimpleNamespace
+"""Callbacks: the moving average of the weights, recomputed."""
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.trainer.states import TrainerFn
 
-from carvision.training.callbacks import MovingAverage, Patience
+from carvision.training.callbacks import MovingAverage
 from tests.training.test_module import batch_of, fit, lit_classifier
 
 DECAY = 0.5  # reached at the eighth update
@@ -38,17 +34,3 @@ def test_weights_and_statistics_are_averaged_with_a_decay_that_is_warmed_up():
         torch.testing.assert_close(value, naive.average[name], rtol=1e-4, atol=1e-6)
     counters = [value for name, value in lit.model.state_dict().items() if name.endswith("num_batches_tracked")]
     assert counters and all(counter == 10 for counter in counters)
-
-
-def test_nan_counts_as_no_improvement_for_early_stopping():
-    patience = Patience("val/loss", "min", 2)
-    trainer = SimpleNamespace(
-        state=SimpleNamespace(fn=TrainerFn.FITTING), sanity_checking=False, fast_dev_run=False, should_stop=False,
-        strategy=SimpleNamespace(reduce_boolean_decision=lambda value, all: value, root_device="cpu"), current_epoch=0,
-    )  # fmt: skip
-    stopped = []
-    for value in (math.nan, 2.0, math.nan, 1.0, math.nan, math.nan):
-        trainer.callback_metrics = {"val/loss": torch.tensor(value)}
-        patience.on_validation_end(trainer, None)
-        stopped.append(trainer.should_stop)
-    assert stopped == [False] * 5 + [True] and float(patience.best_score) == 1

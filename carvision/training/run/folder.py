@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, NoReturn, TypeVar
 
 import yaml
 
@@ -20,6 +20,8 @@ from carvision.files.atomic import write_json, write_text
 from carvision.files.folders import BEST, CONFIG, LAST, shorten
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 FAILING = {errno.EIO, errno.ESTALE, errno.EFBIG, errno.EROFS}  # errors of a disk besides a full one
 
@@ -35,16 +37,22 @@ def is_finished(folder: Path) -> bool:
 
 def read_metrics(folder: Path) -> dict | None:
     """Return metrics.json; None if it is missing, or damaged (logged as a warning)."""
+    return read_json(folder / METRICS, dict, "the run counts as not finished")
+
+
+def read_json(file: Path, kind: type[T], otherwise: str) -> T | None:
+    """Return what an earlier start wrote to a JSON file, a dict or list; None if it is missing, or damaged (logged as a
+    warning with `otherwise`, what that means)."""
     try:
-        metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-        if isinstance(metrics, dict) and metrics:
-            return metrics
-        reason = "it holds no metrics"
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content, kind) and content:
+            return content
+        reason = f"it holds no {kind.__name__} of values"
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         reason = one_line(error, 100)
-    log.warning("%s is damaged (%s): the run counts as not finished", folder / METRICS, reason)
+    log.warning("%s is damaged (%s): %s", file, reason, otherwise)
     return None
 
 

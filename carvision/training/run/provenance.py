@@ -1,8 +1,6 @@
 """Write environment.json: versions, hardware and command of each start of a run."""
 
 import hashlib
-import json
-import logging
 import os
 import platform
 import shlex
@@ -18,8 +16,7 @@ from carvision import __version__
 from carvision.files.atomic import write_json
 from carvision.system.machine import num_cores, processor_name
 from carvision.system.versions import git_state, read_versions
-
-log = logging.getLogger(__name__)
+from carvision.training.run.folder import read_json
 
 # They can change a result or its speed; none could hold a secret
 VARIABLES = (
@@ -32,8 +29,8 @@ VARIABLES = (
 def write_environment(folder: Path, config: dict, trainer: pl.Trainer) -> None:
     """Add this start to the list in the folder's environment.json. splits.csv must exist already."""
     file = folder / "environment.json"
-    starts = [*_earlier_starts(file), describe_start(folder, config, trainer)]
-    write_json(file, starts)
+    earlier = read_json(file, list, "its records of earlier starts are lost") or []
+    write_json(file, [*earlier, describe_start(folder, config, trainer)])
 
 
 def describe_start(folder: Path, config: dict, trainer: pl.Trainer) -> dict:
@@ -70,17 +67,3 @@ def _device_names(trainer: pl.Trainer) -> list[str]:
         return [torch.cuda.get_device_name(number) for number in trainer.device_ids]
     kind = type(trainer.accelerator).__name__.removesuffix("Accelerator").lower()
     return [kind] * trainer.num_devices
-
-
-def _earlier_starts(file: Path) -> list[dict]:
-    try:
-        starts = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(starts, list):
-            return starts
-        reason = "is no list"
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
-        reason = str(error)
-    log.warning("%s can't be read (%s); its records of earlier starts are lost", file, reason)
-    return []

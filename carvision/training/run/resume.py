@@ -65,11 +65,7 @@ def read_earlier_run(folder: Path) -> EarlierRun | None:
         metrics = None if (folder / EXTENDING).exists() else read_metrics(folder)
         return EarlierRun(str(folder), config, metrics, *read_resume_point(folder / "checkpoints"))
 
-    found = broadcast_at_start(read)  # which gives the others plain lists
-    if found is None:
-        return None
-    earlier = EarlierRun(*found)
-    return earlier._replace(point=earlier.point and ResumePoint(*earlier.point))
+    return broadcast_at_start(read)
 
 
 def read_resume_point(folder: Path) -> tuple[ResumePoint | None, list[str]]:
