@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from side_by_side import machine, measure, rows_as_table, summarise, table, write
 
-from carvision.system.runtime import set_thread_defaults
+from carvision.system.runtime import keep_freed_memory, set_thread_defaults
 
 OURS, FAISS, SKLEARN = "carvision", "faiss flat", "scikit-learn brute"
 HAS_FAISS = importlib.util.find_spec("faiss") is not None
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--alone", choices=CANDIDATES, help=argparse.SUPPRESS)  # in this process
     options = parser.parse_args()
     set_thread_defaults()  # as carvision's commands do; before OpenMP starts
+    keep_freed_memory()
     if options.alone:
         return print(json.dumps(peak_of(options)))
     found = {"time": measure_times, "memory": measure_memory}[options.part](options)

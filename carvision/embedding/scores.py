@@ -95,20 +95,13 @@ def fit_methods(methods: Sequence[str], embeddings: np.ndarray, codes: np.ndarra
 
     embeddings float (N, D), codes int (N,) of their classes, pairs of their rows.
     """
-    return {method: _fit(method, embeddings, codes, pairs) for method in methods}
-
-
-def _fit(method: str, embeddings: np.ndarray, codes: np.ndarray, pairs: Pairs) -> Score:
-    match method:
-        case "cosine":
-            return cosine
-        case "l2":
-            return l2
-        case "svm":
-            return fit_linear_svm(embeddings, pairs).scores
-        case "joint_bayes":
-            return fit_joint_bayes(embeddings, codes).scores
-    raise ValueError(method)
+    fits: dict[str, Callable[[], Score]] = {
+        "cosine": lambda: cosine,
+        "l2": lambda: l2,
+        "svm": lambda: fit_linear_svm(embeddings, pairs).scores,
+        "joint_bayes": lambda: fit_joint_bayes(embeddings, codes).scores,
+    }
+    return {method: fits[method]() for method in methods}
 
 
 def cosine(embeddings: np.ndarray, pairs: Pairs) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Exact nearest neighbours: blocked matrix products and topk, in memory that does not grow with the gallery."""
 
 import logging
+import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from carvision.system.runtime import full_precision
 log = logging.getLogger(__name__)
 
 BLOCKS = (1024, 16384)  # queries, gallery; their products take 67 MB
-PAIR_ELEMENTS = 2**18  # of the pairs whose scores are computed at a time; 1 MB stays in the processor's cache
+PAIR_ELEMENTS = 2**21  # of the pairs whose scores are computed at a time; 8 MB
 # Rounding of a product, as a share of both lengths: some 1e-6 at most with 2,000 elements. Between products that differ
 # by less, the score of each pair decides
 ROUNDING = 2.0**-19
@@ -102,7 +103,9 @@ def _nearest_of_block(queries: Side, gallery: Side, own: Tensor, k: int, distanc
     The score of a query's own column, if that is among them, is -inf.
     """
     left, right = queries.factors, gallery.factors
-    products = left @ right.T
+    # On AMD processors numpy's OpenBLAS takes three quarters of the time of torch's MKL
+    on_cpu = left.device.type == "cpu"
+    products = torch.from_numpy(left.numpy() @ right.numpy().T) if on_cpu else left @ right.T
     if distance == "l2":  # |q - g|^2 = |q|^2 - 2 (q.g - |g|^2 / 2), so the nearest maximise the difference
         products -= right.square().sum(dim=1) / 2
     has_own = ((own >= 0) & (own < len(right))).nonzero()[:, 0]
@@ -124,7 +127,14 @@ def _nearest_of_block(queries: Side, gallery: Side, own: Tensor, k: int, distanc
 
 
 def _pair_scores(queries: Tensor, gallery: Tensor, columns: Tensor, distance: str) -> Tensor:
-    """Return the scores of each query with its columns, (B, K), independent of the other pairs."""
+    """Return the scores of each query with its columns, ascending (B, K), independent of the other pairs."""
+    if distance == "cosine" and queries.device.type == "cpu":  # copies no rows, for a tenth of the time
+        ends = torch.arange(0, columns.numel() + 1, columns.shape[1])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch says that its sparse matrices are beta
+            zeros, shape = torch.zeros(columns.numel()), (len(queries), len(gallery))
+            pairs = torch.sparse_csr_tensor(ends, columns.flatten(), zeros, shape)
+        return torch.sparse.sampled_addmm(pairs, queries, gallery.T, beta=0.0).values().view(columns.shape)
     size, found = max(1, PAIR_ELEMENTS // (columns.shape[1] * gallery.shape[1])), []
     for some, of_some in zip(queries.split(size), columns.split(size), strict=True):
         near = gallery[of_some]

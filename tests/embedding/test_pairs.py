@@ -30,14 +30,11 @@ def all_pairs(table, difficulty) -> dict:
     rows, found = table.rows, {}
     for i, j in itertools.combinations(range(len(rows)), 2):
         one, other = rows.iloc[i], rows.iloc[j]
-        same = one["model"] == other["model"]
-        if UNKNOWN in (one["model"], other["model"]):
-            continue
-        if difficulty == "easy" and (one["viewpoint"] != other["viewpoint"] or one["viewpoint"] == UNKNOWN):
-            continue
-        if difficulty == "hard" and not same and one["make"] != other["make"]:
-            continue
-        found[i, j] = bool(same)
+        same = bool(one["model"] == other["model"])
+        allowed = {"easy": one["viewpoint"] == other["viewpoint"] != UNKNOWN, "medium": True,
+                   "hard": same or one["make"] == other["make"]}  # fmt: skip
+        if allowed[difficulty] and UNKNOWN not in (one["model"], other["model"]):
+            found[i, j] = same
     return found
 
 
@@ -53,19 +50,17 @@ def test_all_possible_pairs_are_drawn_and_no_others(difficulty):
     table = made_table()
     table.rows.loc[3, "model"] = table.rows.loc[7, "viewpoint"] = UNKNOWN
     possible = all_pairs(table, difficulty)
-    drawn = as_dict(generate_pairs(table, "model", difficulty, 60, seed=1))
-    assert len(drawn) == 60 and sum(drawn.values()) == 30
-    assert drawn.items() <= possible.items()
     seen = {}
     for seed in range(100):
-        seen |= as_dict(generate_pairs(table, "model", difficulty, 100, seed))
+        drawn = as_dict(generate_pairs(table, "model", difficulty, 100, seed))
+        assert len(drawn) == 100 and sum(drawn.values()) == 50
+        seen |= drawn
     assert seen == possible
 
 
 def test_without_a_possible_pair_or_a_label_that_the_difficulty_needs_the_reason_is_named():
     for columns, difficulty, words in (
         ({"model": [0, 1, 2, 3]}, "medium", "two photos of one model$"),
-        ({"model": [0, 0, 0, 0]}, "medium", "photos of two model$"),
         ({"model": [0, 0, 2, 2]}, "hard", "photos of two model of one parent"),
         ({"model": [0, 0, 1, 1], "viewpoint": [0, 1, 0, 1]}, "easy", "two photos of one model from one viewpoint"),
     ):
@@ -118,9 +113,6 @@ def test_lists_in_all_formats_and_spellings(tmp_path):
         file.write_text(f"{line}\n", encoding="utf-8-sig")
         pairs = read_pairs(file, table)
         assert pairs.first.tolist() == [0] and pairs.second.tolist() == [1]
-    file.write_text(f"{line}\n", encoding="utf-16")
-    with pytest.raises(InputError, match=r"list\.txt is UTF-16 text; save it as UTF-8"):
-        read_pairs(file, table)
 
 
 def test_missing_photos_are_an_error_or_left_out_and_lines_that_are_no_pairs_named(tmp_path, caplog):
@@ -135,7 +127,6 @@ def test_missing_photos_are_an_error_or_left_out_and_lines_that_are_no_pairs_nam
         ("8.jpg 9.jpg 1\n", "none is left; paths are relative to photos"),
         ("0.jpg 1.jpg\n", "line 1: '0.jpg 1.jpg' is not path1 path2 label"),
         ("0.jpg 1.jpg 1\n0.jpg 1.jpg 2\n", "line 2: '0.jpg 1.jpg 2' is not path1 path2 label"),
-        ("0.jpg 1.jpg 1\n0 1.jpg 2.jpg 0\n", "line 2"),
         ("path1 path2 label\n", "has no pairs"),
     ):
         file.write_text(text)

@@ -1,4 +1,4 @@
-"""carvision.retrieve as a command: scikit-learn's metrics, sheets, a single photo, unseen classes, wrong values."""
+"""carvision.retrieve as a command: scikit-learn's metrics, sheets, a single photo, unseen classes."""
 
 import json
 import shutil
@@ -11,22 +11,9 @@ from PIL import Image
 from sklearn.metrics import accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from carvision.embed import embed
 from carvision.retrieve import retrieve
 from tests import forked
 from tests.small_runs import demo, train
-
-
-@pytest.fixture(scope="module")
-def run(demo_run, tmp_path_factory):
-    return shutil.copytree(demo_run, tmp_path_factory.mktemp("retrieve") / "run")
-
-
-@pytest.fixture(scope="module")
-def vectors(run):
-    """The folder that carvision.embed writes of all photos of the run."""
-    embed([str(run), "--out", str(run.parent / "vectors")])
-    return run.parent / "vectors"
 
 
 def read(folder: Path) -> dict:
@@ -108,22 +95,3 @@ def test_unseen_classes_are_searched_among_themselves(demo_photos, tmp_path, cap
     assert found["gallery"] == "leave one out" and found["layer"] == "embedding" and found["num_queries"] == 120
     each = pd.read_csv(tmp_path / "out" / "per_class.csv")
     assert len(each) == 6 and 0 < found["retrieval"]["recall_at_1"] <= 1
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [(["{run}", "--label", "modle"], "--label: 'modle' is no label of demo with classes; nearest: model"),
-     (["{run}", "--query", "no.jpg"], "--query: no.jpg"),
-     (["{vectors}", "data.root=x"], "data.root=x: {vectors} holds computed embeddings; give the run"),
-     (["{vectors}", "--query", "x.jpg"], "--query: {vectors} holds embeddings and no network"),
-     (["{run}", "--leave-one-out", "--gallery", "train"], "--leave-one-out: the queries are their own gallery"),
-     (["{run}", "--query", "x", "y", "--box", *"1234"], "--box: applies to a single --query, and 2 are given")],
-)  # fmt: skip
-def test_wrong_values_are_one_line_and_leave_nothing(run, vectors, tmp_path, monkeypatch, capsys, words, message):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as ended:
-        retrieve([word.format(run=run, vectors=vectors) for word in words])
-    code = ended.value.code
-    line = code if isinstance(code, str) else capsys.readouterr().err.splitlines()[-1]
-    assert "error: " in line and message.format(vectors=vectors) in line and "\n" not in line
-    assert list(tmp_path.iterdir()) == []

@@ -4,7 +4,6 @@ import logging
 
 import numpy as np
 import pytest
-import torch
 
 from carvision.errors import InputError
 from carvision.metrics.exact_search import nearest
@@ -37,9 +36,7 @@ def assert_nearest(found, distances: np.ndarray, k: int, distance: str) -> None:
 
 
 @both_distances
-@pytest.mark.parametrize(
-    ("k", "blocks"), [(5, (32, 96)), (5, (1024, 16384)), (5, (7, 50)), (40, (64, 128)), (99, (9, 60))]
-)
+@pytest.mark.parametrize(("k", "blocks"), [(5, (32, 96)), (5, (1024, 16384)), (40, (7, 50)), (99, (9, 60))])
 def test_all_pairs_in_float64_have_the_same_neighbours(distance, k, blocks):
     queries = embeddings(83, seed=1) * 3
     gallery = embeddings(260) * np.linspace(0.5, 2, 260, dtype=np.float32)[:, None]
@@ -49,16 +46,15 @@ def test_all_pairs_in_float64_have_the_same_neighbours(distance, k, blocks):
 
 @both_distances
 @pytest.mark.parametrize("blocks", [(16, 96), (1024, 16384), (50, 3)])
-def test_the_own_row_is_left_out(distance, blocks, tmp_path):
+def test_the_own_row_is_left_out(distance, blocks):
     gallery, own = embeddings(200), np.arange(200)
     own[10:20] = -1  # no photos of the gallery
     found = nearest(gallery, gallery, 5, distance, own=own, blocks=blocks)
     distances = all_pairs(gallery, gallery, distance)
     distances[own >= 0, own[own >= 0]] = np.inf
     assert_nearest(found, distances, 5, distance)
-    np.save(tmp_path / "gallery.npy", gallery)
-    mapped, own = np.load(tmp_path / "gallery.npy", mmap_mode="r"), np.array([150, 3, 77])
-    some = nearest(mapped[own], mapped, 5, distance, own=own, blocks=blocks)
+    own = np.array([150, 3, 77])
+    some = nearest(gallery[own], gallery, 5, distance, own=own, blocks=blocks)
     assert (some[1] == found[1][own]).all() and (some[0] == found[0][own]).all()
 
 
@@ -96,26 +92,14 @@ def test_zeros_have_a_cosine_of_0_and_a_warning(caplog):
     assert rows[1].tolist() == [1, 0, 3, 2]
 
 
-@pytest.mark.parametrize("value", [np.nan, 3e38])
 @both_distances
-def test_values_that_are_not_finite_and_a_k_too_large_are_errors(value, distance):
+def test_the_limits_of_the_input(distance):
     gallery, good = embeddings(20), embeddings(20, seed=4)
+    scores, rows = nearest(good[:0], gallery, 3, distance)
+    assert scores.shape == rows.shape == (0, 3)
     for k, own in ((21, None), (20, np.arange(20))):
         with pytest.raises(InputError, match=f"k: {k} is not from 1 to {k - 1}"):
             nearest(good, gallery, k, distance, own)
-    gallery[13, 5] = gallery[17, 0] = value
+    gallery[13, 5], gallery[17, 0] = np.nan, 3e38  # whose square is not finite
     with pytest.raises(InputError, match=r"2 of 20 gallery embeddings are not finite, the first in row 13"):
         nearest(good[:3], gallery, 2, distance)
-    with pytest.raises(InputError, match="2 of 20 query embeddings"):
-        nearest(gallery, good, 2, distance)
-
-
-def test_no_queries_and_the_callers_precision():
-    scores, rows = nearest(embeddings(20)[:0], embeddings(20), 3)
-    assert scores.shape == rows.shape == (0, 3)
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    nearest(embeddings(30), embeddings(40), 3)
-    found = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(before)
-    assert found == "medium"

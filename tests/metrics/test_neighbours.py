@@ -90,18 +90,13 @@ def test_predictions_are_scikit_learns(votes, distance):
         np.testing.assert_array_equal(found[k][compared], expected[compared], str(k))
 
 
-def test_the_lowest_class_wins_a_tie_and_neighbours_at_distance_0_vote_alone():
-    codes, distances = np.array([[4, 2, 2, 4, 7]]), np.array([[0.1, 0.2, 0.3, 0.4, 0.5]])
-    found = vote(codes, distances, (1, 2, 3, 4), "uniform", 8)
-    assert {k: int(values[0]) for k, values in found.items()} == {1: 4, 2: 2, 3: 2, 4: 2}
-    assert int(vote(codes, distances, (2,), "distance", 8)[2][0]) == 4
+def test_neighbours_at_distance_0_vote_alone():
     codes, distances = np.array([[4, 4, 2, 2, 2]]), np.array([[0.0, 0.0, 1e-9, 1e-9, 1e-9]])
-    assert int(vote(codes, distances, (5,), "distance", 5)[5][0]) == 4
+    assert vote(codes, distances, (5,), "distance", 5)[5].item() == 4
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_metrics_are_scikit_learns(seed):
-    random = np.random.default_rng(seed)
+def test_metrics_are_scikit_learns():
+    random = np.random.default_rng(0)
     true, predicted = random.integers(0, 6, 80), random.integers(1, 8, 80)  # of classes that the other lacks, too
     found = knn_metrics(true, predicted, 9)
     precision, recall, f1, _ = precision_recall_fscore_support(true, predicted, average="weighted", zero_division=0)
@@ -109,4 +104,3 @@ def test_metrics_are_scikit_learns(seed):
     with pytest.warns(UserWarning, match="y_pred contains classes"):
         expected["balanced_accuracy"] = balanced_accuracy_score(true, predicted)
     assert found == pytest.approx(expected)
-    assert found["recall"] == pytest.approx(found["accuracy"])

@@ -120,7 +120,8 @@ class FeatureCache:
 
     def photos_of(self, features: Features, split: str) -> CachedFeatures:
         """Return the split's photos as rows of `features`."""
-        indices = indices_of(self._rows()["path"], self.table.of_split(split).rows["path"])
+        every, wanted = (rows["path"].to_numpy(str) for rows in (self._rows(), self.table.of_split(split).rows))
+        indices = np.searchsorted(every, wanted).astype(np.int64)  # as the rows are sorted by path
         row_of = {int(index): row for row, index in enumerate(indices)}
         bad = {row_of[index]: reason for index, reason in features.bad.items() if index in row_of}
         return CachedFeatures(features.rows, indices, bad, self.data.datasets[split].targets)
@@ -174,11 +175,6 @@ class FeatureCache:
         if self.crop_to_box:
             digest.update(rows[BOX].to_numpy(np.float32).tobytes())
         return digest.hexdigest()[:32]
-
-
-def indices_of(paths, wanted) -> np.ndarray:
-    """Return the index in `paths` (sorted) of each of `wanted`, int64."""
-    return np.searchsorted(paths.to_numpy(dtype=str), wanted.to_numpy(dtype=str)).astype(np.int64)
 
 
 def _size_and_time(root: str, path: str) -> tuple[int, int]:

@@ -31,14 +31,16 @@ def decoded(monkeypatch):
     return opened
 
 
+def weights_of(folder) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
 def assert_same(ours, theirs, exactly: bool = True) -> None:
     """Require equal histories, weights and test metrics; not exactly: up to the rounding of float32."""
     close = {"rtol": 0, "atol": 0} if exactly else {"rtol": 1e-4, "atol": 1e-5}
     history = [pd.read_csv(folder / "history.csv").drop(columns="seconds") for folder in (ours, theirs)]
     pd.testing.assert_frame_equal(*history, **close)
-    last = [torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in (ours, theirs)]
-    for name, value in last[0]["state_dict"].items():
-        torch.testing.assert_close(value, last[1]["state_dict"][name], msg=name, **close)
+    torch.testing.assert_close(weights_of(ours), weights_of(theirs), **close)
     test = [json.loads((folder / "metrics.json").read_text())["test"] for folder in (ours, theirs)]
     assert test[0] == pytest.approx(test[1], rel=1e-4, abs=1e-5)
 
@@ -60,14 +62,6 @@ def test_a_run_equals_that_through_the_backbone_and_reads_each_photo_once(overri
     assert 0 < seconds["features"] < seconds["training"]
 
 
-def test_equal_batch_sizes_give_equal_bits(demo_photos, tmp_path):
-    overrides = [*demo(demo_photos), *FROZEN, "model.backbone=mobilenetv2_035", "trainer.max_epochs=1"]
-    train(tmp_path / "kept", *overrides, f"features.dir={tmp_path / 'features'}")
-    train(tmp_path / "plain", *overrides, "features.keep=false")
-    last = [torch.load(tmp_path / n / "checkpoints" / "last.ckpt", weights_only=True) for n in ("kept", "plain")]
-    assert all(torch.equal(value, last[1]["state_dict"][name]) for name, value in last[0]["state_dict"].items())
-
-
 def test_a_later_phase_that_trains_the_backbone_reads_photos_again(demo_photos, decoded, tmp_path):
     overrides = [
         *demo(demo_photos), *FROZEN[1:3], f"features.dir={tmp_path / 'kept'}", "trainer.max_epochs=null",
@@ -81,9 +75,13 @@ def test_a_later_phase_that_trains_the_backbone_reads_photos_again(demo_photos, 
     assert_same(ours, train(tmp_path / "theirs", *overrides, "features.keep=false"), exactly=False)
 
 
-def test_a_run_interrupted_inside_an_epoch_resumes_from_the_file(cut, demo_photos, decoded, tmp_path):  # noqa: F811
-    overrides = [*demo(demo_photos), *FROZEN, *LAYERS, f"features.dir={tmp_path / 'kept'}"]
+def test_equal_batch_sizes_give_equal_bits_also_after_an_interruption(cut, demo_photos, decoded, tmp_path):  # noqa: F811
+    overrides = [*demo(demo_photos), *FROZEN, *LAYERS, "model.backbone=mobilenetv2_035"]
+    train(tmp_path / "plain", *overrides, "features.keep=false")
+    overrides += [f"features.dir={tmp_path / 'kept'}"]
     train(tmp_path / "whole", *overrides)
+    whole, plain = (weights_of(tmp_path / name) for name in ("whole", "plain"))
+    assert all(torch.equal(value, plain[name]) for name, value in whole.items())
     decoded.clear()
     cut(1, 3)
     start_and_cut(tmp_path / "parts", *overrides)
@@ -117,8 +115,7 @@ def test_other_photos_weights_sizes_and_damaged_files_need_other_features(demo_p
     photo = next((tmp_path / "data").rglob("*.jpg"))
     content = bytearray(file.read_bytes())
     content[-1000] ^= 255
-    changes = "seed=1", "data.image_px=40", "model.mean=[0.1,0.1,0.1]", "data.crop_to_box=false", "damaged", "touched"
-    for change in changes:
+    for change in ("seed=1", "data.image_px=40", "data.crop_to_box=false", "damaged", "touched"):
         decoded.clear()
         if change == "damaged":
             file.write_bytes(content)
@@ -132,20 +129,17 @@ def test_other_photos_weights_sizes_and_damaged_files_need_other_features(demo_p
 
 def test_a_full_disk_and_a_small_limit_keep_features_in_memory(demo_photos, decoded, tmp_path, monkeypatch):
     overrides = [*demo(demo_photos), *FROZEN, f"features.dir={tmp_path / 'kept'}"]
-
-    def train_and_read(name: str, *own: str) -> str:
-        decoded.clear()
-        return (train(tmp_path / name, *overrides, *own) / "run.log").read_text()
-
-    assert "for this run alone: nothing is cached on the disk" in train_and_read("limited", "features.max_gb=0")
+    limited = train(tmp_path / "limited", *overrides, "features.max_gb=0")
+    assert "for this run alone: nothing is cached on the disk" in (limited / "run.log").read_text()
     assert len(decoded) == 240 and not (tmp_path / "kept").exists()
     monkeypatch.setattr(os, "posix_fallocate", mock.Mock(side_effect=OSError(28, "No space left on device")))
-    assert "No space left on device" in train_and_read("full")
-    assert len(decoded) == 240 and not list((tmp_path / "kept").iterdir())
+    assert "No space left on device" in (train(tmp_path / "full", *overrides) / "run.log").read_text()
+    assert len(decoded) == 2 * 240 and not list((tmp_path / "kept").iterdir())
     monkeypatch.setattr("carvision.training.features.cache.MAX_MEMORY_BYTES", 10)
-    assert "can't be cached" in train_and_read("large") and len(decoded) > 2 * 145
-    assert_same(tmp_path / "limited", tmp_path / "full")
-    assert_same(tmp_path / "limited", tmp_path / "large", exactly=False)
+    assert "can't be cached" in (train(tmp_path / "large", *overrides) / "run.log").read_text()
+    assert len(decoded) > 2 * 240 + 2 * 145
+    assert_same(limited, tmp_path / "full")
+    assert_same(limited, tmp_path / "large", exactly=False)
 
 
 def test_with_augmentation_only_features_of_validation_and_test_are_cached(demo_photos, decoded, tmp_path):
@@ -156,17 +150,11 @@ def test_with_augmentation_only_features_of_validation_and_test_are_cached(demo_
     assert "training photos change (augment.order=[flip], augment.crop_scale=" in (folder / "run.log").read_text()
 
 
-def test_random_transforms_are_named():
-    for overrides, named in (
-        (["augment.order=[flip]", "augment.steps.flip.p=0"], None), (["augment.mixup=0.2", "augment.mix_p=0"], None),
-        (["augment.cutmix=1.0"], "augment.cutmix=1.0"), (["data.resize=crop"], "data.resize=crop"),
-    ):  # fmt: skip
-        assert random_transforms(config("augment=none", *overrides)) == named
-
-
-def test_features_keep_is_refused_if_nothing_can_be_cached(demo_photos, tmp_path):
-    overrides = [*demo(demo_photos), *FROZEN, "features.keep=true"]
-    with pytest.raises(InputError, match=r"^features\.keep: true is not possible with augment\.order=\[flip\]"):
-        train(tmp_path / "run", *overrides, "augment=light")
-    with pytest.raises(InputError, match=r"^features\.keep: true needs a phase with a frozen backbone"):
-        train(tmp_path / "run", *overrides, "model.train_layers=all")
+def test_random_transforms_are_named_and_features_keep_refused_if_nothing_can_be_cached(demo_photos, tmp_path):
+    assert random_transforms(config("augment=none", "augment.order=[flip]", "augment.steps.flip.p=0")) is None
+    for word in ("augment.cutmix=1.0", "data.resize=crop"):
+        assert random_transforms(config("augment=none", word)) == word
+    for word, reason in (("augment=light", r"is not possible with augment\.order=\[flip\]"),
+                         ("model.train_layers=all", "needs a phase with a frozen backbone")):  # fmt: skip
+        with pytest.raises(InputError, match=rf"^features\.keep: true {reason}"):
+            train(tmp_path / "run", *demo(demo_photos), *FROZEN, "features.keep=true", word)

@@ -1,6 +1,5 @@
-"""The folder of cached features: at most so many bytes, damaged files are not used, others' files stay."""
+"""The folder of cached features: at most so many bytes, and others' files stay."""
 
-import logging
 import os
 
 import numpy as np
@@ -10,24 +9,10 @@ from carvision.files.arrays import ArrayWriter
 from carvision.training.features.store import digest_of_tensors, feature_file, make_room, open_features
 
 
-def write(file, bad: dict | None = None) -> None:
+def write(file) -> None:
     with ArrayWriter(file, "float32") as new:
         new.append(np.ones((100, 10)))
-        new.finish({"bad": bad or {}})
-
-
-def test_features_come_with_the_photos_that_could_not_be_read_and_damaged_files_are_not_used(tmp_path, caplog):
-    file = tmp_path / "a.npy"
-    assert open_features(file) is None and not caplog.text  # missing
-    write(file, {1: "is no photo"})
-    features = open_features(file)
-    assert torch.equal(features.rows, torch.ones(100, 10)) and features.bad == {1: "is no photo"}
-    for damage in (b"", file.read_bytes()[:-1] + b"x"):
-        file.write_bytes(damage)
-        caplog.clear()
-        with caplog.at_level(logging.WARNING):
-            assert open_features(file) is None
-        assert f"{file} is damaged" in caplog.text
+        new.finish({"bad": {}})
 
 
 def test_the_least_recently_used_files_make_room(tmp_path):
@@ -61,17 +46,9 @@ def test_files_of_others_neither_count_nor_are_deleted(tmp_path):
     assert {*tmp_path.iterdir()} == {*strange, link}
 
 
-def test_the_folder_follows_the_key_or_the_environment(monkeypatch):
-    monkeypatch.delenv("CARVISION_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert feature_file(None, "0").parent.as_posix() == "/xdg/carvision/features"
-    monkeypatch.setenv("CARVISION_CACHE", "/own")
-    assert [feature_file(key, "0").parent.as_posix() for key in (None, "/a")] == ["/own/features", "/a"]
-
-
 def test_the_digest_of_weights_changes_with_every_change():
     zeros, plain = torch.zeros(2, 3), torch.randn(2, 3, 4, 4)
     weights = [{"a": zeros}, {"a": zeros + 1}, {"a": zeros.T}, {"a": zeros.double()}, {"c": zeros}]
     assert len({digest_of_tensors(tensors) for tensors in weights}) == 5
-    layouts = [plain, plain.to(memory_format=torch.channels_last)]
-    assert len({digest_of_tensors({"a": tensor}) for tensor in layouts}) == 1
+    by_channel = plain.to(memory_format=torch.channels_last)
+    assert digest_of_tensors({"a": plain}) == digest_of_tensors({"a": by_channel})
