@@ -219,14 +219,3 @@ def test_a_disk_that_is_too_small_or_becomes_full(table, tmp_path, monkeypatch):
     before = times(folder)
     assert_same_table(pack_small(table, folder), table)
     assert len(before) == 3 and before.items() <= times(folder).items()
-
-
-def test_a_pack_can_be_packed(table, tmp_path):
-    absolute = table.rows.assign(path=[str(table.root / path) for path in table.rows["path"]])
-    first = pack_small(replace(table, root=tmp_path / "elsewhere", rows=absolute), tmp_path / "first")
-    assert first.rows["path"].tolist() == absolute["path"].tolist()
-    pack_small(first, tmp_path / "second", form("shrunk", 20))
-    second = read_packed(tmp_path / "second")
-    direct = pack_small(table, tmp_path / "direct", form("shrunk", 20))
-    assert [second.photo(row).read() for row in range(NUM)] == [direct.photo(row).read() for row in range(NUM)]
-    assert second.heads == ("model", "make")
