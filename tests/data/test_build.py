@@ -38,17 +38,6 @@ def test_names_are_read_from_a_file(tmp_path, separator, header):
     assert named.labels["make"] == table_of().labels["make"]
 
 
-def test_a_wrong_file_of_names_is_an_error(tmp_path):
-    for text, message in (
-        ("n01,tench\nn02,dog\n", "has no name for 1 of the 3 classes of model .first: n03"),
-        ("n01,tench\nn02\n", "line 2 of .* is 'n02', not <id>,<name>"),
-        ("n01,tench\nn01,dog\n", "line 2 of .* gives n01 a second name"),
-    ):
-        (tmp_path / "names.csv").write_text(text, encoding="utf-8")
-        with pytest.raises(InputError, match=message):
-            with_names(table_of(), tmp_path / "names.csv")
-
-
 def test_one_class_against_the_rest():
     table = table_of()
     table.labels["model"] = Classes(tuple(WORDS), tuple(WORDS.values()), "make", (0, 0, 1))

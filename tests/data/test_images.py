@@ -12,7 +12,7 @@ from PIL import EpsImagePlugin, Image, ImageOps
 
 from carvision.data import images
 from carvision.data.decode import decode_image, decode_into, decode_part, empty_images, to_rgb
-from carvision.data.images import BadImage, Preprocessing, check_box, open_bytes, open_image
+from carvision.data.images import BadImage, Preprocessing, open_bytes, open_image
 from carvision.data.inspection import inspect_photo
 
 WIDTH, HEIGHT = 96, 64
@@ -226,14 +226,6 @@ def test_a_wrong_box_is_refused():
     ):  # fmt: skip
         with pytest.raises(BadImage, match=reason):
             decoded(encoded(smooth(), "JPEG"), box)
-
-
-def test_a_box_slightly_over_the_edge_is_clipped_and_nan_is_the_whole_photo():
-    data = encoded(smooth(), "PNG")
-    for box in ((-1, -2, 97, 65.5), (0, 0, 98, 64), [np.nan] * 4):  # up to 2 %
-        assert (decoded(data, box) == decoded(data)).all()
-    with pytest.raises(BadImage):
-        check_box(np.array([0, 0, 1025, 500]), 1000, 500)
 
 
 def test_window_and_shift_select_a_part_of_the_box():

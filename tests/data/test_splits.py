@@ -195,18 +195,6 @@ def test_what_cannot_be_divided_is_an_error(tmp_path, unequal):
             divide()
 
 
-def test_a_class_with_too_few_photos_names_the_fix(tmp_path, unequal):
-    table = table_of(tmp_path, [0] * 20 + [2] + [3] * 20)
-    for fix, divide in {
-        2: lambda table: stratified_split(table, (0.8, 0.2, 0.0), 0, False),
-        5: lambda table: kfold_split(table, 5, 0, 0.2, 0, False),
-    }.items():
-        expected = rf"class 'name 2' of some has 1 photos?, too few .*data\.min_images_per_class={fix}$"
-        with pytest.raises(InputError, match=expected):
-            divide(table)
-        assert len(divide(table.without_sparse_classes(fix))) == 40
-
-
 def test_kfold_spreads_the_groups_of_a_class_with_fewer_groups_than_folds(tmp_path, unequal):
     """Else a fold would test a class without training photos, although it has two groups."""
     table = table_of(tmp_path, [0] * 8 + [1] * 20, groups=["a"] * 4 + ["b"] * 4 + [""] * 20)

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from carvision.data.readers.compcars import read_compcars
 from carvision.demo import write
-from carvision.demo.cars import MAKES, MODELS
+from carvision.demo.cars import MODELS
 from carvision.demo.photo import VIEWPOINTS
 from carvision.errors import InputError
 
@@ -51,18 +50,6 @@ def test_every_photo_is_listed_once_and_has_a_label_with_a_box_inside(folder):
     assert not years[0] & years[1]  # no year folder is in both splits
     for model in MODELS:
         assert [sum(f"/{model.id}/" in year for year in side) for side in years] == [7, 3]
-
-
-def test_the_compcars_reader_reads_it(folder):
-    table = read_compcars(folder, known=None)
-    assert dict(table.rows["split"].value_counts()) == {"train": 0.7 * len(table), "test": 0.3 * len(table)}
-    assert [len(table.labels[name]) for name in ("make", "model", "viewpoint")] == [4, 12, 5]
-    model = table.labels["model"]
-    makes = {make.id: make.name for make in MAKES}
-    named = dict(zip(model.names, (table.labels["make"].names[i] for i in model.parent_codes), strict=True))
-    assert named == {model.name: makes[model.make_id] for model in MODELS}
-    assert table.rows["speed"].isna().any() and table.rows["speed"].notna().any()
-    assert {"sedan", "SUV"} <= set(table.labels["type"].names)
 
 
 def test_easy_pairs_share_the_viewpoint_and_hard_ones_the_make(folder):

@@ -1,6 +1,5 @@
 """Packs: what is in them, in which form, and how packing resumes after any end."""
 
-import io
 import json
 import logging
 import tarfile
@@ -25,6 +24,7 @@ from carvision.errors import InputError
 from carvision.files import locks
 from tests.data.layouts import write_photo
 from tests.data.packs.small import NUM, damage, form, pack_small, photos_of, write_photos
+from tests.data.test_images import turned
 
 
 @pytest.fixture
@@ -92,7 +92,9 @@ def test_the_same_photos_make_the_same_bytes_with_any_number_of_threads(table, t
 
 
 def test_shrunk_photos_have_the_short_side_and_boxes_in_their_pixels(table, tmp_path):
-    (table.root / "turned.jpg").write_bytes(turned_photo())
+    red_above_blue = Image.new("RGB", (60, 120), "red")
+    red_above_blue.paste("blue", (0, 60, 60, 120))
+    (table.root / "turned.jpg").write_bytes(turned(red_above_blue, 6, "JPEG"))
     rows = pd.concat([table.rows, table.rows.iloc[[1]].assign(path="turned.jpg")], ignore_index=True)
     rows.loc[NUM, BOX] = [10, 20, 40, 100]  # of the upright photo, 60 x 120
     packed = pack_small(replace(table, rows=rows), tmp_path / "pack", form("shrunk", 24))
@@ -108,17 +110,6 @@ def test_shrunk_photos_have_the_short_side_and_boxes_in_their_pixels(table, tmp_
     with open_image(packed.photo(NUM)) as image:
         red = np.asarray(image).astype(int)[:12]  # the upper half of the upright photo
         assert (red[..., 0] > 200).mean() > 0.9 and (red[..., 2] < 60).mean() > 0.9
-
-
-def turned_photo() -> bytes:
-    """60 x 120 px, red above blue, stored lying on its side."""
-    pixels = np.zeros((120, 60, 3), np.uint8)
-    pixels[:60, :, 0] = pixels[60:, :, 2] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    file = io.BytesIO()
-    Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90).save(file, "JPEG", exif=exif, quality=95)
-    return file.getvalue()
 
 
 def test_decoded_photos_are_pixels_behind_a_short_header(table, tmp_path):
@@ -228,14 +219,3 @@ def test_a_disk_that_is_too_small_or_becomes_full(table, tmp_path, monkeypatch):
     before = times(folder)
     assert_same_table(pack_small(table, folder), table)
     assert len(before) == 3 and before.items() <= times(folder).items()
-
-
-def test_a_pack_can_be_packed(table, tmp_path):
-    absolute = table.rows.assign(path=[str(table.root / path) for path in table.rows["path"]])
-    first = pack_small(replace(table, root=tmp_path / "elsewhere", rows=absolute), tmp_path / "first")
-    assert first.rows["path"].tolist() == absolute["path"].tolist()
-    pack_small(first, tmp_path / "second", form("shrunk", 20))
-    second = read_packed(tmp_path / "second")
-    direct = pack_small(table, tmp_path / "direct", form("shrunk", 20))
-    assert [second.photo(row).read() for row in range(NUM)] == [direct.photo(row).read() for row in range(NUM)]
-    assert second.heads == ("model", "make")

@@ -1,5 +1,3 @@
-import shutil
-
 import pytest
 
 from carvision.data.readers.folder import read_folder
@@ -53,17 +51,6 @@ def test_class_folders_that_are_links(tmp_path, caplog):
     with pytest.raises(InputError, match=r"hold no photos, or are dangling links \(first: oak\)"):
         read_folder(root)
     assert read_folder(root, allow_missing=True).labels["class"].ids == ("ash",)
-
-
-@pytest.mark.parametrize("name", ["train", "Test"])
-def test_a_class_may_have_the_name_of_a_split(tmp_path, name):
-    write_class_folders(tmp_path / "empty", {"bus": 1, "car": 2, name: 0})
-    with pytest.raises(InputError, match=rf"1 class folders .* hold no photos, .*links \(first: {name}\)"):
-        read_folder(tmp_path / "empty")
-    shutil.rmtree(tmp_path / "empty")
-    write_class_folders(tmp_path, {"bus": 1, "car": 2, name: 2})
-    table = read_folder(tmp_path)
-    assert set(table.labels["class"].ids) == {"bus", "car", name} and table.rows["split"].tolist() == [""] * 5
 
 
 def test_ambiguous_layouts_are_errors(tmp_path):
