@@ -79,14 +79,11 @@ def num_sharing() -> int:
 
 def create_environment():
     """Return Lightning's cluster environment. Under SLURM it does not requeue: `stopping` handles the signals."""
-    from pytorch_lightning.plugins import environments
+    from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
-    match launcher():
-        case "torchrun":
-            return environments.TorchElasticEnvironment()
-        case "srun":
-            return environments.SLURMEnvironment(auto_requeue=False)
-    return environments.LightningEnvironment()
+    if launcher() == "srun":
+        return SLURMEnvironment(auto_requeue=False)
+    return TorchElasticEnvironment() if launcher() == "torchrun" else LightningEnvironment()
 
 
 def require_all_used(num_devices: int, num_nodes: int) -> None:
