@@ -50,8 +50,11 @@ class JointMetrics(Metric):
 
     def compute(self) -> dict[str, dict[str, float]]:
         """Return {rule: metrics as joint_metrics names them}, omitting those without photos."""
-        count, seen, metrics = self.count.cpu(), self.seen.cpu(), {}
-        for rule, right, agreeing in zip(self.rules, self.right.cpu(), self.agreeing.cpu(), strict=True):
+        # Rates of int64 counts would be float32
+        count, seen, metrics = self.count.cpu().double(), self.seen.cpu().double(), {}
+        for rule, right, agreeing in zip(
+            self.rules, self.right.cpu().double(), self.agreeing.cpu().double(), strict=True
+        ):
             found = joint_metrics(self.heads, right, count, agreeing if self.has_parents else None, seen)
             metrics[rule] = {name: float(value) for name, value in found.items() if not value.isnan()}
         return metrics
