@@ -286,8 +286,8 @@ def measure_waiting(case: str, root: Path, options: argparse.Namespace) -> None:
     options.cases, options.child = [case], "carvision"
     options.threads = options.threads[:1]
     options.root = root
-    rows = []
     for compiled in (False, True):
+        rows = []
         model = timm.create_model("mobilenetv2_035", num_classes=10).to(memory_format=torch.channels_last)
         if compiled:
             model.compile()
@@ -310,7 +310,7 @@ def measure_waiting(case: str, root: Path, options: argparse.Namespace) -> None:
                 f"compile {'on' if compiled else 'off'}, {kind}", f"{1e3 * seconds / (len(batches) - 1):.1f}",
                 f"{1e6 * sum(late) / len(late):.0f}", f"{1e6 * late[int(0.99 * len(late))]:.0f}",
             ])  # fmt: skip
-    print(rows_as_table(["", "a step, ms", "late, us", "late, 99 %, us"], sorted(rows)))
+        print(rows_as_table(["", "a step, ms", "late, us", "late, 99 %, us"], sorted(rows)), flush=True)
 
 
 def _probe(done: threading.Event, late: list[float]) -> None:

@@ -29,10 +29,10 @@ class Counting(Steps):
     """Steps that record what each epoch, with its validation and checkpoints, and each step add to the counts."""
 
     def __init__(self):
-        self.epochs, self.steps = [], []
+        self.epochs, self.steps, self.epoch_begun = [], [], None
 
-    def on_train_epoch_start(self, trainer, *_) -> None:
-        if trainer.current_epoch:
+    def on_train_epoch_start(self, *_) -> None:
+        if self.epoch_begun is not None:
             self.on_train_end()
         self.epoch_begun = counts()
         self._end()
