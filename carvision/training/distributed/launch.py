@@ -186,7 +186,16 @@ def _run_agent(num: int, num_machines: int, machine: int, address: str) -> NoRet
 
     logging.disable()  # the agent logs each step of an ending
     os.environ[AGENT] = str(os.getpid())
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"  # else it takes the signals that are passed on
+    received: list[int] = []  # signals that were passed on
+
+    class Agent(LocalElasticAgent):
+        """Passes on the signals that end a run; torch's agent takes them for itself when it starts processes."""
+
+        def _start_workers(self, worker_group) -> dict[int, Any]:
+            started = super()._start_workers(worker_group)
+            _pass_signals_on(self, received)
+            return started
+
     backend, name = ("static", None) if num_machines > 1 else ("c10d", "localhost")
     where = RendezvousParameters(
         backend, address, "carvision", num_machines, num_machines, name,
@@ -204,8 +213,8 @@ def _run_agent(num: int, num_machines: int, machine: int, address: str) -> NoRet
             args=tuple(word.replace("$", "$$") for word in sys.orig_argv[1:]),  # the agent substitutes $names
             max_restarts=0, monitor_interval=POLL_S, local_addr=name,
         )  # fmt: skip
-        agent = LocalElasticAgent(spec, DefaultLogsSpecs(folder))
-        received = _pass_signals_on(agent)
+        agent = Agent(spec, DefaultLogsSpecs(folder))
+        _pass_signals_on(agent, received)
         try:
             failures = agent.run().failures
         except SignalException as error:
@@ -224,10 +233,9 @@ def _run_agent(num: int, num_machines: int, machine: int, address: str) -> NoRet
     sys.exit(max(failure.exitcode, 1))
 
 
-def _pass_signals_on(agent) -> list[int]:
-    """Pass the signals that end a run on to the agent's processes, which have sessions of their own; return the list of
-    those received."""
-    received: list[int] = []
+def _pass_signals_on(agent, received: list[int]) -> None:
+    """From now on, pass the signals that end a run on to the agent's processes, which have sessions of their own, and
+    append them to `received`."""
 
     def pass_on(number: int, frame) -> None:
         pids = [worker.id for worker in agent.get_worker_group().workers]
@@ -243,7 +251,6 @@ def _pass_signals_on(agent) -> list[int]:
 
     for number in STOP_SIGNALS:
         signal.signal(number, pass_on)
-    return received
 
 
 def _end_with_agent() -> None:
