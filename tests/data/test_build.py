@@ -2,60 +2,48 @@
 
 import json
 
-import numpy as np
 import pandas as pd
 import pytest
 
 import carvision
 from carvision.data.build import one_against_rest, with_names
-from carvision.data.table import UNKNOWN, Classes, Table
+from carvision.data.table import UNKNOWN, Classes
 from carvision.errors import InputError
 from tests.data.layouts import write_class_folders
+from tests.data.test_table import create_table
 from tests.small_runs import demo, train
 
 WORDS = {"n01": "tench", "n02": "English springer", "n03": "cassette player"}
 
 
-def table_of(root="photos") -> Table:
-    """Create twelve photos of three models of two makes; the labels of the last one are unknown."""
-    model = np.array([0, 1, 2] * 4, np.int32)
-    model[-1] = UNKNOWN
-    rows = pd.DataFrame({"path": [f"{i}.jpg" for i in range(12)], "model": model, "split": ""})
-    rows["make"] = np.array([0, 0, 1, UNKNOWN], np.int32)[model]
-    ids = tuple(WORDS)
-    labels = {"make": Classes(("7", "9"), ("A", "B")), "model": Classes(ids, ids, "make", (0, 0, 1))}
-    return Table("some", root, rows, labels, "model")
-
-
-@pytest.mark.parametrize(("separator", "header"), [(",", None), (";", ["id", "name"]), ("\t", ["Name", "more", "ID"])])
-def test_names_are_read_from_a_file(tmp_path, separator, header):
-    more = header is not None and "more" in header
-    lines = [[name, "1", key] if more else [key, name] for key, name in WORDS.items()]
-    text = "\n".join(map(separator.join, [header, *lines] if header else lines))
-    (tmp_path / "names.csv").write_text(text, encoding="utf-8-sig")
-    named = with_names(table_of(), tmp_path / "names.csv")
-    assert named.labels["model"] == Classes(tuple(WORDS), tuple(WORDS.values()), "make", (0, 0, 1))
-    assert named.labels["make"] == table_of().labels["make"]
+@pytest.mark.parametrize(
+    "content",
+    [
+        "A4,four\nA6,six\nGolf,ball",
+        "id;name\nA4;four\nA6;six\nGolf;ball",
+        "Name\tx\tID\nfour\t\tA4\nsix\t1\tA6\nball\t1\tGolf",
+    ],
+)
+def test_names_are_read_from_a_file(tmp_path, content):
+    (tmp_path / "names.csv").write_text(content, encoding="utf-8-sig")
+    named = with_names(create_table(), tmp_path / "names.csv")
+    assert named.labels["model"] == Classes(("A4", "A6", "Golf"), ("four", "six", "ball"), "make", (0, 0, 1))
+    assert named.labels["make"] == create_table().labels["make"]
 
 
 def test_one_class_against_the_rest():
-    table = table_of()
-    table.labels["model"] = Classes(tuple(WORDS), tuple(WORDS.values()), "make", (0, 0, 1))
-    for wanted in ("n02", "English springer"):
+    table = create_table()
+    for wanted in ("Golf", "VW Golf"):
         pair = one_against_rest(table, wanted)
-        assert pair.labels["model"] == Classes(("n02", "rest"), ("English springer", "rest"))
-        assert pair.rows["model"].tolist() == [1, 0, 1] * 3 + [1, 0, UNKNOWN]
+        assert pair.labels["model"] == Classes(("Golf", "rest"), ("VW Golf", "rest"))
+        assert pair.rows["model"].tolist() == [1, 1, 1, 1, 0, 0, UNKNOWN]
         assert pair.labels["make"] == table.labels["make"] and pair.finest == "model"
-
-
-def test_an_unknown_an_only_and_an_ambiguous_class_against_the_rest_are_errors():
-    table = table_of()
-    with pytest.raises(InputError, match=r"data.one_against_rest: 'n04' is no class of some .*; nearest: n0"):
-        one_against_rest(table, "n04")
-    with pytest.raises(InputError, match="has photos of 'n01' or of others, not of both"):
-        one_against_rest(table.select(table.rows["model"] == 0), "n01")
-    table.labels["model"] = Classes(tuple(WORDS), ("cat", "cat", "dog"))
-    with pytest.raises(InputError, match="2 classes of model are called 'cat'; give an id: n01, n02"):
+    with pytest.raises(InputError, match=r"data.one_against_rest: 'golv' is no class of cars .*; nearest: Golf"):
+        one_against_rest(table, "golv")
+    with pytest.raises(InputError, match="has photos of 'A4' or of others, not of both"):
+        one_against_rest(table.select(table.rows["model"] == 0), "A4")
+    table.labels["model"] = Classes(("A4", "A6", "Golf"), ("cat", "cat", "dog"))
+    with pytest.raises(InputError, match="2 classes of model are called 'cat'; give an id: A4, A6"):
         one_against_rest(table, "cat")
 
 

@@ -11,7 +11,7 @@ from carvision.data.build import build_table
 from carvision.data.table import Classes, validate
 from carvision.errors import InputError
 from tests.data.layouts import READERS, Layout, write_photo
-from tests.small_runs import config, demo
+from tests.small_runs import config
 
 COUNTED = {name: layout for name, layout in READERS.items() if layout.counts}
 LISTED = {name: layout for name, layout in READERS.items() if layout.absent}
@@ -67,12 +67,6 @@ def test_data_sets_are_selected_by_name(layout, tmp_path):
     root = base if layout.data in ("packed", "manifest") else tmp_path
     cfg = config(f"data={layout.data}", f"data.root={root}", "data.allow_missing=true", *layout.overrides)
     assert_complete(build_table(cfg["data"], annotations=True), layout, base)
-
-
-def test_the_demo_data_are_read_as_compcars(demo_photos):
-    table = build_table(config("data=demo", *demo(demo_photos))["data"], annotations=True)
-    assert (table.name, table.finest) == ("demo", "model") and validate(table) is table
-    assert table.rows["split"].value_counts().to_dict() == {"train": 12 * 14, "test": 12 * 6}
 
 
 @each(LISTED)
