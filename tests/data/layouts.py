@@ -1,6 +1,5 @@
 """Each data set's layout in miniature, exactly as on disk: functions that write one into an empty folder."""
 
-import csv
 import json
 import os
 import zlib
@@ -10,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.io
 from PIL import Image
@@ -220,11 +220,9 @@ def write_oxford102(root: Path, repeats: int = 1) -> Path:
 
 def write_oxford102_folders(root: Path, names: dict[str, str] | None = None) -> Path:
     """{train,valid,test}/<label>/image_*.jpg; names: content of cat_to_name.json."""
-    number = 0
-    for split in ("train", "valid", "test"):
-        for label in ("1", "2", "102"):
-            number += 1
-            write_photo(root / split / label / f"image_{number:05d}.jpg")
+    folders = [f"{split}/{label}" for split in ("train", "valid", "test") for label in ("1", "2", "102")]
+    for number, folder in enumerate(folders, 1):
+        write_photo(root / folder / f"image_{number:05d}.jpg")
     if names is not None:
         (root / "cat_to_name.json").write_text(json.dumps(names))
     return root
@@ -239,13 +237,10 @@ def write_class_folders(root: Path, counts: dict[str, int]) -> Path:
     return root
 
 
-def write_manifest(file: Path, rows: list[dict], separator: str = ",") -> Path:
+def write_manifest(file: Path, rows: list[dict]) -> Path:
     """A CSV with the keys of the first row as header, and the photos that its column path names."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]), delimiter=separator)
-        writer.writeheader()
-        writer.writerows(rows)
+    pd.DataFrame(rows).to_csv(file, index=False)
     for row in rows:
         write_photo(file.parent / row["path"])
     return file

@@ -16,14 +16,7 @@ from tests.small_runs import demo, train
 WORDS = {"n01": "tench", "n02": "English springer", "n03": "cassette player"}
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        "A4,four\nA6,six\nGolf,ball",
-        "id;name\nA4;four\nA6;six\nGolf;ball",
-        "Name\tx\tID\nfour\t\tA4\nsix\t1\tA6\nball\t1\tGolf",
-    ],
-)
+@pytest.mark.parametrize("content", ["A4,four\nA6,six\nGolf,ball", "Name;more;ID\nfour;;A4\nsix;1;A6\nball;1;Golf"])
 def test_names_are_read_from_a_file(tmp_path, content):
     (tmp_path / "names.csv").write_text(content, encoding="utf-8-sig")
     named = with_names(create_table(), tmp_path / "names.csv")

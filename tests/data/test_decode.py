@@ -79,7 +79,6 @@ def test_a_file_that_is_no_photo_is_refused_with_its_reason(tmp_path, monkeypatc
         assert str(tmp_path) not in str(error.value)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_pipes_devices_and_folders_are_refused_without_waiting(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.jpg")
     monkeypatch.setattr(Image, "open", lambda *args, **options: pytest.fail("it would be waited for"))
@@ -182,7 +181,9 @@ def test_transparency_is_laid_on_white():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize(("form", "mode"), [("JPEG", "RGB"), ("PNG", "RGBA"), ("PNG", "P"), ("TIFF", "L")])
+@pytest.mark.parametrize(
+    ("form", "mode"), [("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "RGBA"), ("PNG", "P"), ("TIFF", "L")]
+)
 def test_exif_orientations_give_the_same_upright_photo_and_box(orientation, form, mode):
     image = smooth().convert(mode)
     if mode == "RGBA":
@@ -272,8 +273,8 @@ def test_a_jpeg_is_resized_as_pillow_does_it(size, interpolation, monkeypatch):
 def test_any_part_at_any_scale_has_the_pixels_of_pillow(mode, subsampling, progressive):
     scales = set()
     for size, size_px in (((333, 217), 64), ((1000, 750), 48), ((17, 300), 8)):
-        options = {"progressive": progressive, "subsampling": subsampling, "quality": 90}
-        data = encoded(photo(*size, mode), "JPEG", **options)
+        options = {"progressive": progressive, "subsampling": subsampling, "icc_profile": bytes(70_000 * progressive)}
+        data = encoded(photo(*size, mode), "JPEG", quality=90, **options) + bytes(500)  # trailing bytes do no harm
         for window in (WHOLE, *windows(5, seed=1)):
             how = preprocessing(size_px)
             found = jpeg_part(memoryview(data), how, None, window, 0.5)
@@ -296,30 +297,9 @@ def test_damaged_files_other_formats_and_cmyk_are_left_to_pillow(progressive):
         assert jpeg_part(other, preprocessing(32), None, (0.0, 0.0, 0.3, 0.05), 0.5) is None, len(other)
 
 
-ICC = {"icc_profile": bytes(70_000)}
-
-
-@pytest.mark.parametrize("form, mode, options", [("PNG", "P", {}), ("JPEG", "CMYK", {}), ("JPEG", "RGB", ICC)])
-def test_other_formats_and_unusual_jpegs_look_the_same(form, mode, options):
-    data, how = encoded(smooth(300, 200).convert(mode), form, quality=95, **options), preprocessing(32)
-    assert difference(decoded(data, how=how), full(data, how)) < 2
-    if form == "JPEG":
-        assert np.array_equal(decoded(data, how=how), fast(data + bytes(500), how))  # trailing bytes do no harm
-
-
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "PPM"])
 def test_a_truncated_photo_is_refused_even_if_the_wanted_part_is_there(form):
     data = encoded(photo(320, 240), form)
     for share in (0.2, 0.6, 0.95):
         with pytest.raises(BadImage):
             fast(data[: int(share * len(data))], preprocessing(32), (0.0, 0.0, 0.3, 0.05))
-
-
-def test_real_photos_look_the_same(real_photos):
-    """The tolerance that docs/benchmarks/loader.md states."""
-    files = sorted((real_photos / "stanford_cars" / "cars_train").glob("*.jpg"))[:60]
-    how, means = preprocessing(224), []
-    for file, window in zip(files, windows(60, scale=(0.08, 1.0)), strict=False):
-        data = file.read_bytes()
-        means += [difference(fast(data, how, w), full(data, how, w)) for w in (WHOLE, window)]
-    assert np.mean(means) < 0.5 and max(means) < 6

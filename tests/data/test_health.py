@@ -19,7 +19,6 @@ from carvision.data import health
 from carvision.data.decode import decode_into, empty_images
 from carvision.data.health import find_copies, hints_on_values, scan_photos
 from carvision.data.images import BadImage, Preprocessing, read_file
-from carvision.data.inspection import inspect_photo
 from carvision.data.table import BOX, Classes, Number, Table
 from carvision.errors import InputError
 from tests.conftest import ROOT
@@ -78,7 +77,8 @@ def odd_photos(tmp_path):
     return tmp_path, expected | {name: ("", what) for name, what in notes.items()}
 
 
-def test_the_scan_reports_problems_and_notes(odd_photos):
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of odd metadata
+def test_the_scan_reports_problems_and_notes_in_any_number_of_threads(odd_photos):
     root, expected = odd_photos
     table = table_of(root, list(expected) * 5, boxes=[(0, 0, 60, 40)] * 5 * len(expected))
     scans = [
@@ -86,6 +86,9 @@ def test_the_scan_reports_problems_and_notes(odd_photos):
     ]
     assert scans[0]["path"].tolist() == table.rows["path"].tolist()
     pd.testing.assert_frame_equal(scans[1], scans[2])
+    assert scans[1]["problem"].equals(scans[0]["problem"])  # each box is inside the upright photo
+    with pytest.raises(InputError, match=r"photos has no boxes"):
+        scan_photos(table_of(root, ["good.jpg"]), boxes=True, num_workers=0)
     scan = scans[0][: len(expected)].set_index("path")
     found = {path: (row["problem"], row["note"]) for path, row in scan.iterrows()}
     assert found["film.gif"][1].endswith("animated")  # and a palette, with some versions of Pillow
@@ -97,25 +100,10 @@ def test_the_scan_reports_problems_and_notes(odd_photos):
     assert tuple(scan.loc["grey.jpg", ["width", "height", "mode", "format"]]) == (60, 40, "L", "JPEG")
     assert tuple(scan.loc["turned.jpg", ["width", "height"]]) == (60, 40)  # upright
     assert tuple(scan.loc["gone.jpg", ["bytes", "width", "mode", "digest"]]) == (0, 0, "", "")
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of odd metadata
-def test_training_can_decode_exactly_the_photos_without_a_problem(odd_photos):
-    root, expected = odd_photos
-    for path, (problem, _) in expected.items():
+    for path, (problem, _) in expected.items():  # training can decode exactly the photos without a problem
         [out] = empty_images(1, 32)
         with pytest.raises(BadImage) if problem else contextlib.nullcontext():
             decode_into(read_file(root / path), Preprocessing(32, (0, 0, 0), (1, 1, 1)), out)
-
-
-def test_boxes_are_checked_against_the_upright_photo(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 8
-    photo(40, 60).save(tmp_path / "photo.jpg", exif=exif)
-    for box, problem in (((0, 0, 60, 40), ""), ((0, 0, 40, 60), "box outside the photo"), ((np.nan,) * 4, "")):
-        assert inspect_photo(tmp_path / "photo.jpg", np.array(box, np.float32)).problem == problem
-    with pytest.raises(InputError, match=r"photos has no boxes"):
-        scan_photos(table_of(tmp_path, ["photo.jpg"]), boxes=True, num_workers=0)
 
 
 def test_ctrl_c_ends_the_scan_and_its_threads(tmp_path, monkeypatch):

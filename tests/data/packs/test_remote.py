@@ -19,7 +19,6 @@ from carvision.data.packs import remote
 from carvision.data.packs.index import read_packed
 from carvision.data.packs.remote import Cache, FetchAhead
 from carvision.errors import InputError
-from carvision.files import locks
 from tests.data.packs.server import serving
 from tests.data.packs.small import NUM, damage, pack_small, photos_of, write_photos
 
@@ -73,10 +72,7 @@ def test_a_pack_at_a_url_is_that_of_the_folder_and_fetched_once(made, server, tm
     assert f"remove {file}, so that it is fetched again" in reason
 
 
-REASONS = {"cut": "tried 3 times; ", "damage": "their SHA-256 differs", "refuse": "500"}
-
-
-@pytest.mark.parametrize(("what", "reason"), REASONS.items())
+@pytest.mark.parametrize("what, reason", [("cut", "tried 3 times; "), ("damage", "SHA-256 differs"), ("refuse", "500")])
 def test_a_bad_answer_is_followed_by_other_attempts_and_then_by_one_line(what, reason, server, tmp_path, caplog):
     table = read_remote(server, tmp_path)
     name = shard_of(table).name
@@ -182,7 +178,6 @@ def _fetch_all(url, cache, started) -> None:
         list(threads.map(table.shards.file, sorted(3 * [*range(len(table.shards.all))])))
 
 
-@pytest.mark.skipif(locks.fcntl is None, reason="no locks")
 def test_several_processes_and_threads_fetch_each_shard_once_and_remove_what_a_kill_left(made, server, tmp_path):
     (tmp_path / "cache").mkdir()
     shard = read_packed(made[1]).shards.all[0]
