@@ -69,11 +69,10 @@ def test_a_file_that_is_no_photo_is_refused_with_its_reason(tmp_path, monkeypatc
     monkeypatch.setattr(images, "with_heic", lambda: ())
     path = tmp_path / "photo.jpg"
     for content, reason in (
-        (None, "the file is missing"), (b"", "the file is empty"), (b"no photo\n", "not a supported image format"),
+        (b"no photo\n", "not a supported image format"),
         (b"\0\0\0\x1cftypheic" + bytes(100), r"HEIC photo; pip install 'carvision\[heic\]'"),
-    ):  # fmt: skip
-        if content is not None:
-            path.write_bytes(content)
+    ):
+        path.write_bytes(content)
         with pytest.raises(BadImage, match=reason) as error:
             open_image(path)
         assert str(tmp_path) not in str(error.value)
@@ -86,13 +85,6 @@ def test_pipes_devices_and_folders_are_refused_without_waiting(tmp_path, monkeyp
         with pytest.raises(BadImage, match=r"can't be opened .is no regular file") as error:
             open_image(path)
         assert str(path) not in str(error.value)
-
-
-@pytest.mark.parametrize("form", ["PNG", "JPEG"])
-def test_a_bomb_is_refused_by_its_header_alone(form):
-    for read in (open_bytes, decoded):
-        with pytest.raises(BadImage, match=r"178,956,970.* bomb"):
-            read(claiming(form, 60_000))
 
 
 def test_a_file_that_is_a_program_is_not_run(tmp_path, monkeypatch):
@@ -113,7 +105,7 @@ def test_a_file_that_is_a_program_is_not_run(tmp_path, monkeypatch):
     assert (tmp_path / "executed").exists()  # the file is a real one
 
 
-def claiming(form: str, side: int = 13_000) -> bytes:
+def claiming(form: str, side: int) -> bytes:
     """Encode a photo of 16 x 16 pixels, in some hundred bytes, whose header claims side x side."""
     pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
     data = bytearray(encoded(Image.fromarray(pixels), form))
@@ -128,7 +120,7 @@ def claiming(form: str, side: int = 13_000) -> bytes:
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "BMP", "WEBP"])
 def test_a_small_file_that_claims_many_pixels_is_damaged(tmp_path, form):
-    (tmp_path / "small").write_bytes(data := claiming(form))
+    (tmp_path / "small").write_bytes(data := claiming(form, 13_000))
     for read in (open_bytes, decoded):
         with pytest.raises(BadImage, match=r"too few bytes \(\S+\) for the 13000 x 13000 pixels"):
             read(data)
@@ -237,10 +229,6 @@ def photo(width, height, mode="RGB", seed=0):
     return Image.fromarray((np.asarray(shapes) + noise).clip(0, 255).astype(np.uint8)).convert(mode)
 
 
-def fast(data, how, window=WHOLE):
-    return decoded(data, how=how, window=window)
-
-
 def full(data, how, window=WHOLE):
     """Decode the whole photo, and resize the same part of it by Pillow."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
@@ -250,20 +238,17 @@ def full(data, how, window=WHOLE):
     return np.asarray(image.crop(corners).resize((how.size_px, how.size_px), kind)).transpose(2, 0, 1).astype(int)
 
 
-def windows(num: int, seed: int = 0, scale=(0.1, 1.0)):
-    random = np.random.default_rng(seed)
-    return random_windows(random.random((num, 4)), scale, (0.75, 1.33)).tolist()
+def windows(num: int, seed: int = 0):
+    return random_windows(np.random.default_rng(seed).random((num, 4)), (0.1, 1.0), (0.75, 1.33)).tolist()
 
 
-@pytest.mark.parametrize(
-    "size, interpolation", [((90, 60), "bilinear"), ((200, 301), "bicubic"), ((20, 15), "lanczos")]
-)
-def test_a_jpeg_is_resized_as_pillow_does_it(size, interpolation, monkeypatch):
+@pytest.mark.parametrize("size, kind", [((90, 60), "bilinear"), ((200, 301), "bicubic"), ((20, 15), "lanczos")])
+def test_a_jpeg_is_resized_as_pillow_does_it(size, kind, monkeypatch):
     monkeypatch.setattr(decode, "decode_part", lambda *_: pytest.fail("left to Pillow"))
-    how, data = preprocessing(48, interpolation=interpolation), encoded(photo(*size), "JPEG", quality=95)
+    how, data = preprocessing(48, interpolation=kind), encoded(photo(*size), "JPEG", quality=95)
     for window in [WHOLE, *windows(5)]:
         scaled = wanted_part(*size, how, None, window, 0.5, can_scale=True)[0] < 8
-        apart = np.abs(fast(data, how, window) - full(data, how, window))
+        apart = np.abs(decoded(data, how=how, window=window) - full(data, how, window))
         # Unscaled, only the rounding of two resizings differs; scaled, the decoder's filter does, too
         assert apart.mean() < 4 if scaled else apart.max() <= 2
 
@@ -302,4 +287,4 @@ def test_a_truncated_photo_is_refused_even_if_the_wanted_part_is_there(form):
     data = encoded(photo(320, 240), form)
     for share in (0.2, 0.6, 0.95):
         with pytest.raises(BadImage):
-            fast(data[: int(share * len(data))], preprocessing(32), (0.0, 0.0, 0.3, 0.05))
+            decoded(data[: int(share * len(data))], window=(0.0, 0.0, 0.3, 0.05))

@@ -38,9 +38,8 @@ def table_of(root, paths, codes=None, split="train", boxes=None):
     return Table("photos", root, rows, {"model": classes}, "model")
 
 
-@pytest.fixture
-def odd_photos(tmp_path):
-    """Write a folder of photos; return it and what the scan must report: {name: (problem, note)}."""
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of odd metadata
+def test_the_scan_reports_problems_and_notes_in_any_number_of_threads(tmp_path):
     photo().save(tmp_path / "good.jpg")
     photo().save(tmp_path / "whole.png")
     for suffix, whole in ((".jpg", "good.jpg"), (".png", "whole.png")):
@@ -73,14 +72,11 @@ def odd_photos(tmp_path):
         "film.gif": "animated", "wrong.png": "JPEG named .png", "turned.jpg": "turned by EXIF",
         "vague.webp": "odd metadata",
     }  # fmt: skip
-    expected = {name: (what, "") for name, what in problems.items()}
-    return tmp_path, expected | {name: ("", what) for name, what in notes.items()}
+    expected = {name: (what, "") for name, what in problems.items()} | {
+        name: ("", what) for name, what in notes.items()
+    }
 
-
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of odd metadata
-def test_the_scan_reports_problems_and_notes_in_any_number_of_threads(odd_photos):
-    root, expected = odd_photos
-    table = table_of(root, list(expected) * 5, boxes=[(0, 0, 60, 40)] * 5 * len(expected))
+    table = table_of(tmp_path, list(expected) * 5, boxes=[(0, 0, 60, 40)] * 5 * len(expected))
     scans = [
         scan_photos(table, boxes=boxes, num_workers=workers) for boxes, workers in ((False, 0), (True, 0), (True, 2))
     ]
@@ -88,22 +84,22 @@ def test_the_scan_reports_problems_and_notes_in_any_number_of_threads(odd_photos
     pd.testing.assert_frame_equal(scans[1], scans[2])
     assert scans[1]["problem"].equals(scans[0]["problem"])  # each box is inside the upright photo
     with pytest.raises(InputError, match=r"photos has no boxes"):
-        scan_photos(table_of(root, ["good.jpg"]), boxes=True, num_workers=0)
+        scan_photos(table_of(tmp_path, ["good.jpg"]), boxes=True, num_workers=0)
     scan = scans[0][: len(expected)].set_index("path")
     found = {path: (row["problem"], row["note"]) for path, row in scan.iterrows()}
     assert found["film.gif"][1].endswith("animated")  # and a palette, with some versions of Pillow
     assert found | {"film.gif": ("", "animated")} == expected
     assert (scan["detail"] != "").equals(scan["problem"] != "")
     for path in ("good.jpg", "cut.jpg"):
-        assert scan.loc[path, "bytes"] == (root / path).stat().st_size
-        assert scan.loc[path, "digest"] == hashlib.sha256((root / path).read_bytes()).hexdigest()
+        assert scan.loc[path, "bytes"] == (tmp_path / path).stat().st_size
+        assert scan.loc[path, "digest"] == hashlib.sha256((tmp_path / path).read_bytes()).hexdigest()
     assert tuple(scan.loc["grey.jpg", ["width", "height", "mode", "format"]]) == (60, 40, "L", "JPEG")
     assert tuple(scan.loc["turned.jpg", ["width", "height"]]) == (60, 40)  # upright
     assert tuple(scan.loc["gone.jpg", ["bytes", "width", "mode", "digest"]]) == (0, 0, "", "")
     for path, (problem, _) in expected.items():  # training can decode exactly the photos without a problem
         [out] = empty_images(1, 32)
         with pytest.raises(BadImage) if problem else contextlib.nullcontext():
-            decode_into(read_file(root / path), Preprocessing(32, (0, 0, 0), (1, 1, 1)), out)
+            decode_into(read_file(tmp_path / path), Preprocessing(32, (0, 0, 0), (1, 1, 1)), out)
 
 
 def test_ctrl_c_ends_the_scan_and_its_threads(tmp_path, monkeypatch):
@@ -154,7 +150,7 @@ def test_copies_are_grouped_with_labels_and_splits(tmp_path):
     assert find_copies(table, scan)["conflict"].all()
 
 
-def test_counts_equal_those_of_a_naive_loop():
+def test_counts_equal_those_of_a_naive_loop_and_their_description():
     random = np.random.default_rng(0)
     codes = random.integers(-1, 30, 500)
     split = random.choice(["train", "test", ""], 500)
@@ -163,9 +159,6 @@ def test_counts_equal_those_of_a_naive_loop():
     for code in range(100):
         by_split = [((codes == code) & (split == value)).sum() for value in ("train", "test", "")]
         assert counts.loc[code].tolist() == [str(code), f"car {code}", *by_split, (codes == code).sum()]
-
-
-def test_description_of_counts():
     counts = pd.DataFrame({"id": ["1", "2", "3"], "name": ["a", "b", "c"], "train": [4, 0, 8], "test": [1, 1, 1]})
     train, test, total = health.describe_counts(counts.assign(total=[5, 1, 9])).to_dict("records")
     quantiles = {f"p{q}": pytest.approx(8 * q / 100) for q in (10, 20, 25, 30, 40, 50, 60, 70, 75, 80, 90)}

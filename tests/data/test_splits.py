@@ -185,7 +185,6 @@ def test_val_as_test(tmp_path, unequal):
 def test_what_cannot_be_divided_is_an_error(tmp_path, unequal):
     table = table_of(tmp_path, CODES)
     for divide, message in (
-        (lambda: stratified_split(table, (0.5, 0.5, 0.5), 0, False), r"data\.split\.fractions: .*add up to 1"),
         (lambda: kfold_split(table, 3, 3, 0.2, 0, False), r"data\.split\.fold: 3 is not one of 0 to 2"),
         (lambda: kfold_split(table, 3, 0, 0.0, 0, False), r"the val split of some is empty; .*val_fraction"),
         (lambda: official_split(table, 0.2, 0, False, False), r"comes without a split of its own; use .*stratified"),

@@ -6,8 +6,6 @@ import os
 import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -105,18 +103,6 @@ def test_a_server_that_sends_more_than_stated_or_too_slowly_is_refused_at_once(s
     with pytest.raises(InputError, match=r"pack.json can't be fetched \([\d,]+ bytes were received in 0 s, which is"):
         read_remote(server, tmp_path)
     assert server.asked["pack.json"] == 4
-
-
-def test_a_disk_that_is_full_or_too_small(server, tmp_path, monkeypatch):
-    table = read_remote(server, tmp_path)
-    message = r"data.cache: no space is left on the disk of"
-    monkeypatch.setattr(remote, "open_new", Mock(side_effect=OSError(28, "No space left on device")))
-    with pytest.raises(InputError, match=message):
-        table.photo(0).read()
-    monkeypatch.setattr(remote.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(InputError, match=message):
-        table.photo(0).read()
-    assert not server.asked[shard_of(table).name]
 
 
 def test_an_absent_pack_or_server_or_file_system_is_an_error(server, tmp_path):

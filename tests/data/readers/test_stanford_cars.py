@@ -48,7 +48,7 @@ def test_without_test_labels_the_test_photos_are_left_out(tmp_path, caplog, writ
 
 
 @pytest.mark.parametrize(
-    ("header", "photos", "ram"),
+    "header, photos, ram",
     [(True, "car_data/car_data", "Ram C-V"), (False, "car_data", "Ram CV"), (True, "", "Ram C_V")],
 )
 def test_kaggle_layout_in_both_spellings(tmp_path, header, photos, ram):
