@@ -1,7 +1,6 @@
 """Splits have the right size in every class and keep together what belongs together; splits.csv; copies."""
 
 import hashlib
-import logging
 
 import numpy as np
 import pandas as pd
@@ -231,7 +230,7 @@ def test_unseen_classes_leave_out_copies_and_photos_of_unknown_class(tmp_path, c
 
 
 def test_without_unseen_classes(caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level("INFO")
     table = create_table().with_split(["test", "test", "test", "train", "test", "test", "test"])  # a single A6
     seen = splits.without_unseen_classes(table)
     assert seen.labels["make"] == Classes(("audi",), ("audi",)) and seen.labels["speed"] == table.labels["speed"]

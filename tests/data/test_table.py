@@ -1,7 +1,6 @@
 """The Table: encoding, selecting, dropping, naming and joining classes, and what readers are checked for."""
 
 import json
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +68,7 @@ def test_only_classes_selects_by_id_and_name():
 
 
 def test_sparse_classes_are_dropped_with_their_photos(caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level("INFO")
     table = create_table().without_sparse_classes(2)
     assert table.labels["model"].ids == ("A4", "Golf")
     assert len(table) == 5  # neither A6 nor the photo of an unknown model

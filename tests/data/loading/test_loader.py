@@ -220,7 +220,7 @@ END = """
 import threading, time
 from carvision.data import threads
 
-threads.END_S = {patience}
+threads.END_S = {limit}
 begun = threading.Event()
 def read(number):
     begun.set()
@@ -229,17 +229,15 @@ def read(number):
 
 results = threads.InThreads(read, [(number,) for number in range(9)], 1)
 begun.wait()
-{then}
+{end}
 """
 
 
-@pytest.mark.parametrize(
-    "seconds, patience, then, code", [(0.2, 60, "", 0), (0.2, 60, "raise SystemExit(138)", 138), (600, 0.1, "", 0)]
-)
-def test_the_end_of_the_process_waits_for_a_photo_and_not_for_a_disk(seconds, patience, then, code):
-    program = END.format(seconds=seconds, patience=patience, then=then)
+@pytest.mark.parametrize("seconds, limit, end, code", [(0.2, 60, "", 0), (0.2, 60, "exit(138)", 138), (99, 0.1, "", 0)])
+def test_the_end_of_the_process_waits_for_a_photo_and_not_for_a_disk(seconds, limit, end, code):
+    program = END.format(seconds=seconds, limit=limit, end=end)
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    printed = "" if seconds > patience else "read 0\n"
+    printed = "" if seconds > limit else "read 0\n"
     assert (done.returncode, done.stdout, done.stderr) == (code, printed, "")
 
 

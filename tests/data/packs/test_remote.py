@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import torch
 
 from carvision.data.loading.loader import Loader
 from carvision.data.loading.samplers import TrainSampler
@@ -46,10 +45,6 @@ def read_remote(server, tmp_path, **kwargs):
     return read_packed(server.url, cache=tmp_path / "cache", **kwargs)
 
 
-def shard_of(table, row: int = 0):
-    return table.shards.all[table.photo(row).shard]
-
-
 def shards_in(folder) -> list[str]:
     return sorted(file.name[17:] for file in folder.glob("*.tar"))
 
@@ -73,7 +68,7 @@ def test_a_pack_at_a_url_is_that_of_the_folder_and_fetched_once(made, server, tm
 @pytest.mark.parametrize("what, reason", [("cut", "tried 3 times; "), ("damage", "SHA-256 differs"), ("refuse", "500")])
 def test_a_bad_answer_is_followed_by_other_attempts_and_then_by_one_line(what, reason, server, tmp_path, caplog):
     table = read_remote(server, tmp_path)
-    name = shard_of(table).name
+    name = table.shards.all[table.photo(0).shard].name
     server.bad[name] = (99, what)
     with pytest.raises(InputError, match=f"data.root: {server.url}/{name} can't be fetched .*{reason}") as error:
         table.photo(0).read()
@@ -87,7 +82,7 @@ def test_a_bad_answer_is_followed_by_other_attempts_and_then_by_one_line(what, r
 
 def test_a_server_that_sends_more_than_stated_or_too_slowly_is_refused_at_once(server, tmp_path, monkeypatch):
     table = read_remote(server, tmp_path)
-    shard = shard_of(table)
+    shard = table.shards.all[table.photo(0).shard]
     server.bad = {shard.name: (99, "endless"), "pack.json": (99, "endless")}
     with pytest.raises(InputError, match=rf"{shard.name} can't be fetched \(it has more than the {shard.bytes:,} by"):
         table.photo(0).read()
@@ -128,7 +123,7 @@ def test_batches_from_a_url_are_those_of_the_folder(window, num_workers, made, s
         batches.append(list(Loader(photos, order, 4, workers)))
     assert len(batches[0]) == len(batches[1]) == NUM / 4
     for one, other in zip(*batches, strict=True):
-        assert all(torch.equal(one[name], other[name]) for name in ("images", "index", "draws", "valid"))
+        assert all(one[name].equal(other[name]) for name in ("images", "index", "draws", "valid"))
         assert one["reasons"] == other["reasons"] == [None] * 4
 
 

@@ -8,7 +8,6 @@ import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -203,7 +202,7 @@ def test_foreign_files_other_options_or_photos_and_two_commands_are_refused(tabl
 
 def test_a_disk_that_is_too_small_or_becomes_full(table, tmp_path, monkeypatch):
     folder = tmp_path / "pack"
-    monkeypatch.setattr(write.shutil, "disk_usage", lambda folder: SimpleNamespace(free=50_000))
+    monkeypatch.setattr(write.shutil, "disk_usage", lambda folder: Mock(free=50_000))
     with pytest.raises(InputError, match=r"0 MB free, and the shards .* need about 0 MB"):
         pack_small(table, folder)
     assert not list(folder.glob("*.tar"))

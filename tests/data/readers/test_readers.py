@@ -1,7 +1,6 @@
 """The contract of all readers, and Oxford 102's own; what only another reader does is tested in its own file."""
 
 import json
-import logging
 import re
 
 import numpy as np
@@ -53,7 +52,7 @@ def test_every_data_set_has_a_layout_here():
 
 @each(READERS)
 def test_a_complete_copy_is_read_without_a_warning(layout, tmp_path, caplog):
-    caplog.set_level(logging.WARNING)
+    caplog.set_level("WARNING")
     base = layout.write(tmp_path)
     assert_complete(read(layout, base), layout, base)
     assert caplog.text == "" or layout is READERS["compcars_verification"]  # whose lists share photos: test_compcars.py
