@@ -254,13 +254,9 @@ def test_a_jpeg_is_resized_as_pillow_does_it(size, kind, monkeypatch):
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("mode, subsampling", [("RGB", 0), ("RGB", 1), ("RGB", 2), ("L", 0)])
 def test_any_part_at_any_scale_has_the_pixels_of_pillow(mode, subsampling, progressive):
-    scales = set()
+    scales, profile = set(), bytes(0 if progressive else 70_000)
     for size, size_px in (((333, 217), 64), ((1000, 750), 48), ((17, 300), 8)):
-        options = {
-            "progressive": progressive,
-            "subsampling": subsampling,
-            "icc_profile": bytes(0 if progressive else 70_000),
-        }
+        options = {"progressive": progressive, "subsampling": subsampling, "icc_profile": profile}
         data = encoded(photo(*size, mode), "JPEG", quality=90, **options) + bytes(500)  # trailing bytes do no harm
         for window in (WHOLE, *windows(5, seed=1)):
             how = preprocessing(size_px)
