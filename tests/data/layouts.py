@@ -1,6 +1,6 @@
 """Each data set's layout in miniature, exactly as on disk: functions that write one into an empty folder."""
 
-import csv
+import itertools
 import json
 import os
 import zlib
@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.io
 from PIL import Image
@@ -138,14 +139,11 @@ def write_compcars_parts(root: Path, nesting: str = "data") -> Path:
     base = root / nesting
     lists = base / "train_test_split" / "part"
     lists.mkdir(parents=True)
-    for split in ("train", "test"):
-        for part in range(1, 9):
-            (lists / f"{split}_part_{part}.txt").touch()
-    for name, split in PART_PHOTOS.items():
+    for name in PART_PHOTOS:
         write_photo(base / "part" / name)
-        if split:
-            with (lists / f"{split}_part_{name.split('/')[3]}.txt").open("a") as stream:
-                stream.write(f"{name}\n")
+    for split, part in itertools.product(("train", "test"), range(1, 9)):
+        listed = [name for name, of in PART_PHOTOS.items() if of == split and name.split("/")[3] == str(part)]
+        (lists / f"{split}_part_{part}.txt").write_text("".join(f"{name}\n" for name in listed))
     (base / "misc").mkdir()
     names = {"make_names": cells(["Audi", "Benz"]), "model_names": cells(["", "A4L", "", "GLK"])}
     scipy.io.savemat(base / "misc" / "make_model_name.mat", names)
@@ -220,11 +218,8 @@ def write_oxford102(root: Path, repeats: int = 1) -> Path:
 
 def write_oxford102_folders(root: Path, names: dict[str, str] | None = None) -> Path:
     """{train,valid,test}/<label>/image_*.jpg; names: content of cat_to_name.json."""
-    number = 0
-    for split in ("train", "valid", "test"):
-        for label in ("1", "2", "102"):
-            number += 1
-            write_photo(root / split / label / f"image_{number:05d}.jpg")
+    for number, (split, label) in enumerate(itertools.product(("train", "valid", "test"), ("1", "2", "102")), 1):
+        write_photo(root / split / label / f"image_{number:05d}.jpg")
     if names is not None:
         (root / "cat_to_name.json").write_text(json.dumps(names))
     return root
@@ -239,13 +234,10 @@ def write_class_folders(root: Path, counts: dict[str, int]) -> Path:
     return root
 
 
-def write_manifest(file: Path, rows: list[dict], separator: str = ",") -> Path:
+def write_manifest(file: Path, rows: list[dict]) -> Path:
     """A CSV with the keys of the first row as header, and the photos that its column path names."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]), delimiter=separator)
-        writer.writeheader()
-        writer.writerows(rows)
+    pd.DataFrame(rows).to_csv(file, index=False)
     for row in rows:
         write_photo(file.parent / row["path"])
     return file

@@ -23,34 +23,22 @@ class Handler(SimpleHTTPRequestHandler):
         self.server.asked[name] += 1
         times, what = self.server.bad.get(name, (0, ""))
         if not times:
-            super().do_GET()
-            return
+            return super().do_GET()
         self.server.bad[name] = (times - 1, what)
-        if what == "refuse":
-            self.send_error(500)
-            return
-        if what == "endless":
-            self.send_response(200)
-            self.end_headers()
-            self.close_connection = True
-            with contextlib.suppress(OSError):  # whoever asked has gone
-                while True:
-                    self.wfile.write(bytes(1 << 20))
-        if what == "bomb":
-            content = gzip.compress(bytes(30_000_000))
-            self.send_response(200)
-            self.send_header("Content-Encoding", "gzip")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-            return
         content = bytearray(Path(self.translate_path(self.path)).read_bytes())
         content[len(content) // 2] ^= 1
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
+        self.send_response(500 if what == "refuse" else 200)
+        if what == "bomb":
+            content = gzip.compress(bytes(30_000_000))
+            self.send_header("Content-Encoding", "gzip")
+        if what != "endless":
+            self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content if what == "damage" else content[: len(content) // 2])
+        self.wfile.write(content[: len(content) // 2] if what == "cut" else content)
         self.close_connection = True
+        with contextlib.suppress(OSError):  # whoever asked has gone
+            while what == "endless":
+                self.wfile.write(bytes(1 << 20))
 
     def log_message(self, *arguments) -> None:
         pass

@@ -26,11 +26,10 @@ def write_photos(folder: Path, num: int = NUM) -> Table:
     random = np.random.default_rng(0)
     paths = []
     for i in range(num):
-        width, height = 40 + i, 30
-        image = Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8))
-        paths.append(f"of model {i % 3}/é{i}.{'png' if i % 5 == 0 else 'JPEG'}")
+        image = Image.fromarray(random.integers(0, 256, (30, 40 + i, 3), np.uint8))
+        paths.append(f"of model {i % 3}/é{i}.{'JPEG' if i % 5 else 'png'}")
         (folder / paths[-1]).parent.mkdir(parents=True, exist_ok=True)
-        image.save(folder / paths[-1], format="PNG" if i % 5 == 0 else "JPEG", quality=95)
+        image.save(folder / paths[-1], quality=95)
     (folder / paths[2]).write_bytes((folder / paths[1]).read_bytes())
     model = np.arange(num, dtype=np.int32) % 3
     model[3::10] = -1
@@ -42,11 +41,8 @@ def write_photos(folder: Path, num: int = NUM) -> Table:
         **dict(zip(BOX, np.float32([4, 6, 30, 24]), strict=True)),
     })  # fmt: skip
     rows.loc[5, BOX] = np.nan
-    labels = {
-        "model": Classes(("7", "8", "9"), ("a", "b", "a"), "make", (0, 0, 1)),
-        "make": Classes(("Ä", "B"), ("Ä", "B")),
-        "speed": Number("km/h"),
-    }
+    labels = {"model": Classes(("7", "8", "9"), ("a", "b", "a"), "make", (0, 0, 1)), "speed": Number("km/h")}
+    labels["make"] = Classes(("Ä", "B"), ("Ä", "B"))
     return Table("some", folder, rows, labels, "model", heads=("model", "make"))
 
 

@@ -28,15 +28,6 @@ def folder(source, tmp_path):
     return tmp_path / "pack"
 
 
-@pytest.mark.parametrize("crop_to_box", [False, True])
-def test_items_are_those_of_the_folder(crop_to_box, source, folder):
-    keys = [(row, epoch) for row in range(NUM) for epoch in (-1, 0, 3)]
-    ours, theirs = (photos_of(table, crop_to_box)[keys] for table in (read_packed(folder), source))
-    assert not any(ours["reasons"] + theirs["reasons"])
-    assert ours["images"].equal(theirs["images"]) and ours["draws"].equal(theirs["draws"])
-    assert all(np.array_equal(ours["targets"][k], theirs["targets"][k], equal_nan=True) for k in theirs["targets"])
-
-
 def test_a_damaged_photo_is_named_with_its_shard_wherever_it_is_met(folder):
     table = read_packed(folder)
     before = photos_of(table)
@@ -75,19 +66,14 @@ def test_an_index_is_checked_before_anything_is_read_by_it(folder):
         ("format", 2, "format 2, and this carvision reads 1"),
         ("table.sha256", "0" * 64, "table.parquet of .* is damaged, or belongs to another pack.json"),
         ("photos", {"train": 10**7}, "more than the shards have room for"),
-        ("table.sha256", "a" * 63 + "\u0660", "one whose sha256 is a SHA-256"),
         ("shards.0.name", "../x.tar", "a name such as train-00000.tar"),
-        ("shards.0.name", "train-00001.tar", "a name is there twice"),
         ("heads", ["other"], "'other' is not one of its labels"),
         ("labels.model.ids", ["7", "7", "9"], "not one name for each of its different ids"),
         ("labels.model.parent_codes", [0, 0, 9], "parent_codes"),
-        ("labels.make.parent", "make", "is above itself"),
     ):
         index = json.loads(whole)
         *above, last = [int(part) if part.isdecimal() else part for part in key.split(".")]
         functools.reduce(lambda inner, part: inner[part], above, index)[last] = value
-        if key == "labels.make.parent":
-            index["labels"]["make"]["parent_codes"] = [0, 1]
         (folder / "pack.json").write_text(json.dumps(index))
         with pytest.raises(InputError, match=f"^data.root: .*{message}") as error:
             read_packed(folder)
@@ -98,10 +84,7 @@ def test_an_index_is_checked_before_anything_is_read_by_it(folder):
             read_packed(folder)
 
 
-ODD = {"_shard": -1, "_offset": 2**62, "_crc32": 0.5, "path": 3, "model": 3}
-
-
-@pytest.mark.parametrize(("column", "value"), ODD.items())
+@pytest.mark.parametrize("column, value", [("_shard", -1), ("_offset", 2**62), ("_crc32", 0.5), ("path", 3)])
 def test_photos_outside_their_shards_and_columns_of_other_types_are_refused(folder, column, value):
     rows = pd.read_parquet(folder / "table.parquet").astype({column: object})
     rows.loc[3, column] = value
@@ -151,7 +134,6 @@ def test_a_table_that_unpacks_to_gigabytes_is_refused(folder):
     many = pd.concat([rows] * 3_000, ignore_index=True).assign(path="a.jpg", **dict.fromkeys(LOCATION, 0))
     for table, words in (
         (rows.assign(path="a" * 10_000), "a path of more than 5,000 bytes"),
-        (rows.assign(path=[["a"]] * len(rows)), "the column path holds values of another kind"),
         (many, "bytes that unpack to"),
     ):
         table.to_parquet(folder / "table.parquet", compression="zstd", index=False)

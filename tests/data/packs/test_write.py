@@ -1,11 +1,13 @@
-"""Packs: what is in them, in which form, and how packing resumes after any end."""
+"""Packs: what is in them, in which form, how packing resumes after any end, and carvision.pack as people run it."""
 
 import json
 import logging
+import os
+import signal
 import tarfile
+import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -22,9 +24,10 @@ from carvision.data.splits import stratified_split
 from carvision.data.table import BOX, LOCATION, SOURCE, Table
 from carvision.errors import InputError
 from carvision.files import locks
-from tests.data.layouts import write_photo
+from tests import forked
+from tests.data.layouts import write_class_folders, write_photo
 from tests.data.packs.small import NUM, damage, form, pack_small, photos_of, write_photos
-from tests.data.test_images import turned
+from tests.data.test_decode import turned
 
 
 @pytest.fixture
@@ -141,17 +144,19 @@ def test_unreadable_photos_are_treated_as_on_bad_image_says(how, table, tmp_path
         assert packed.rows.loc[7, BOX].isna().all() and packed.rows["path"].equals(table.rows["path"])
 
 
+def contents(folder) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
 def times(folder) -> dict[str, int]:
     return {file.name: file.stat().st_mtime_ns for file in sorted(folder.glob("*.tar"))}
 
 
-def test_complete_shards_are_kept_and_damaged_ones_and_changed_photos_written_again(
-    table, tmp_path, caplog, monkeypatch
-):
+def test_complete_shards_are_kept_and_others_and_changed_photos_packed_again(table, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("carvision"), "propagate", True)  # which a run in this process turns off
     folder = tmp_path / "pack"
     first = pack_small(table, folder)
-    content = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    content = contents(folder)
     before = times(folder)
     names = list(before)
     damage(folder / names[1], first.rows["_offset"][first.rows["_shard"] == 1].iloc[0] + 50)
@@ -160,7 +165,7 @@ def test_complete_shards_are_kept_and_damaged_ones_and_changed_photos_written_ag
     (folder / f"{names[4]}.partial").write_bytes(b"written before a kill")
     (folder / "pack.json").unlink()
     pack_small(table, folder)
-    assert {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()} == content
+    assert contents(folder) == content
     assert [name for name, when in times(folder).items() if when != before[name]] == names[1:4]
     assert f"{names[1]} is packed again: 1 of its" in caplog.text
     before = times(folder)
@@ -171,9 +176,18 @@ def test_complete_shards_are_kept_and_damaged_ones_and_changed_photos_written_ag
     assert read_packed(folder).photo(1).read() == (table.root / table.rows["path"][1]).read_bytes()
 
 
-def test_other_options_photos_or_files_and_two_commands_at_once_are_refused(table, tmp_path, monkeypatch):
+def test_foreign_files_other_options_or_photos_and_two_commands_are_refused(table, tmp_path, monkeypatch):
     folder = tmp_path / "pack"
+    (folder / "packing").mkdir(parents=True)
+    (folder / "packing" / "notes.json").write_text("mine")
+    with pytest.raises(InputError, match=r"pack holds something else \(packing/notes\.json\); give a new folder"):
+        pack_small(table, folder)
+    (folder / "packing" / "notes.json").unlink()
     pack_small(table, folder)
+    (folder / "pack.json").unlink()
+    (folder / "film.mkv.partial").write_text("mine")
+    pack_small(table, folder)
+    assert (folder / "pack.json").is_file() and (folder / "film.mkv.partial").read_text() == "mine"
     pack_small(table, folder, form(short_side_px=99))  # which does not apply to original photos
     with pytest.raises(InputError, match=r"holds another pack.*photos=original became shrunk"):
         pack_small(table, folder, form("shrunk"))
@@ -181,31 +195,14 @@ def test_other_options_photos_or_files_and_two_commands_at_once_are_refused(tabl
     split[4] = "val"
     with pytest.raises(InputError, match="the photos, their labels or splits are others"):
         pack_small(table.with_split(split), folder)
-    with pytest.raises(InputError, match=r"out: .*photos holds something else"):
-        pack_small(table, table.root)
     monkeypatch.setattr(locks.fcntl, "lockf", Mock(side_effect=BlockingIOError))
     with pytest.raises(InputError, match="another process is packing into"):
         pack_small(table, folder)
 
 
-def test_foreign_files_in_the_folder_are_refused_or_kept(table, tmp_path):
-    folder = tmp_path / "pack"
-    (folder / "packing").mkdir(parents=True)
-    (folder / "packing" / "notes.json").write_text("mine")
-    with pytest.raises(InputError, match=r"pack holds something else \(packing/notes\.json\); give a new folder"):
-        pack_small(table, folder)
-    assert [path.name for path in folder.iterdir()] == ["packing"]
-    (folder / "packing" / "notes.json").unlink()
-    pack_small(table, folder)
-    (folder / "pack.json").unlink()
-    (folder / "film.mkv.partial").write_text("mine")
-    pack_small(table, folder)
-    assert (folder / "pack.json").is_file() and (folder / "film.mkv.partial").read_text() == "mine"
-
-
 def test_a_disk_that_is_too_small_or_becomes_full(table, tmp_path, monkeypatch):
     folder = tmp_path / "pack"
-    monkeypatch.setattr(write.shutil, "disk_usage", lambda folder: SimpleNamespace(free=50_000))
+    monkeypatch.setattr(write.shutil, "disk_usage", lambda folder: Mock(free=50_000))
     with pytest.raises(InputError, match=r"0 MB free, and the shards .* need about 0 MB"):
         pack_small(table, folder)
     assert not list(folder.glob("*.tar"))
@@ -219,3 +216,35 @@ def test_a_disk_that_is_too_small_or_becomes_full(table, tmp_path, monkeypatch):
     before = times(folder)
     assert_same_table(pack_small(table, folder), table)
     assert len(before) == 3 and before.items() <= times(folder).items()
+
+
+@pytest.mark.slow
+def test_after_a_kill_the_same_command_keeps_complete_shards_and_writes_the_others(run_forked, tmp_path):
+    write_class_folders(tmp_path / "photos", {"oak": 150, "ash": 150})
+    command = ["carvision.pack", "data=folder", "data.root=photos", "shard_mb=0.01", "num_workers=1"]
+    run_forked(*command, "out=whole", check=0)
+    pack, whole = tmp_path / "pack", tmp_path / "whole"
+    killed = forked.start(*command, "out=pack", cwd=tmp_path, out=tmp_path / "killed")
+    deadline = time.monotonic() + 120
+    while len(list(pack.glob("*.tar"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.join()
+    kept = {file: file.stat().st_mtime_ns for file in (pack / "packing").glob("unsplit*.json")}
+    assert len(kept) < len(list(whole.glob("*.tar"))) and not (pack / "pack.json").exists()
+    assert f"{len(kept)} of " in run_forked(*command, "out=pack", check=0).stderr
+    assert contents(pack) == contents(whole)
+    assert all(file.stat().st_mtime_ns == when for file, when in kept.items())
+
+
+def test_verify_names_the_damaged_shard(run_forked, tmp_path):
+    write_class_folders(tmp_path / "photos", {"oak": 12, "ash": 12})
+    overrides = ["data=folder", "data.root=photos", "data.split.kind=stratified", "shard_mb=0.01", "num_workers=0"]
+    done = run_forked("carvision.pack", *overrides, "out=pack", check=0)
+    assert done.stdout.startswith("24 photos, ") and done.stdout.splitlines()[-1] == "pack: pack"
+    verify = ["carvision.pack", "verify=pack", "num_workers=0"]
+    assert run_forked(*verify, check=0).stdout.startswith("All shards are whole")
+    shard = tmp_path / "pack" / "val-00000.tar"
+    shard.write_bytes(shard.read_bytes()[:-512])
+    done = run_forked(*verify, check=1)
+    assert done.stdout.startswith(f"val-00000.tar: it has {shard.stat().st_size:,} bytes instead of")

@@ -1,17 +1,20 @@
-"""The contract of all readers; what only one reader does is tested in its own file."""
+"""The contract of all readers, and Oxford 102's own; what only another reader does is tested in its own file."""
 
-import logging
+import json
 import re
 
 import numpy as np
 import pytest
+import scipy.io
 
 from carvision.config.compose import conf_dir
 from carvision.data.build import build_table
+from carvision.data.readers.oxford102 import NAMES, read_oxford102
 from carvision.data.table import Classes, validate
 from carvision.errors import InputError
+from tests.data import layouts
 from tests.data.layouts import READERS, Layout, write_photo
-from tests.small_runs import config, demo
+from tests.small_runs import config
 
 COUNTED = {name: layout for name, layout in READERS.items() if layout.counts}
 LISTED = {name: layout for name, layout in READERS.items() if layout.absent}
@@ -49,7 +52,7 @@ def test_every_data_set_has_a_layout_here():
 
 @each(READERS)
 def test_a_complete_copy_is_read_without_a_warning(layout, tmp_path, caplog):
-    caplog.set_level(logging.WARNING)
+    caplog.set_level("WARNING")
     base = layout.write(tmp_path)
     assert_complete(read(layout, base), layout, base)
     assert caplog.text == "" or layout is READERS["compcars_verification"]  # whose lists share photos: test_compcars.py
@@ -67,12 +70,6 @@ def test_data_sets_are_selected_by_name(layout, tmp_path):
     root = base if layout.data in ("packed", "manifest") else tmp_path
     cfg = config(f"data={layout.data}", f"data.root={root}", "data.allow_missing=true", *layout.overrides)
     assert_complete(build_table(cfg["data"], annotations=True), layout, base)
-
-
-def test_the_demo_data_are_read_as_compcars(demo_photos):
-    table = build_table(config("data=demo", *demo(demo_photos))["data"], annotations=True)
-    assert (table.name, table.finest) == ("demo", "model") and validate(table) is table
-    assert table.rows["split"].value_counts().to_dict() == {"train": 12 * 14, "test": 12 * 6}
 
 
 @each(LISTED)
@@ -120,3 +117,35 @@ def test_a_wrong_root_says_where_to_get_the_data(layout, tmp_path):
         where = "" if layout.data == "manifest" else f".*{layout.where}"
         with pytest.raises(InputError, match=problem + where):
             read(layout, tmp_path / "root")
+
+
+def test_oxford102_in_the_original_layout_and_lists_that_do_not_fit_the_labels(tmp_path):
+    layouts.write_oxford102(tmp_path)
+    table = read_oxford102(tmp_path, known=None)
+    assert table.rows["path"].tolist() == [f"jpg/image_{number:05d}.jpg" for number in range(1, 11)]
+    assert table.rows["split"].tolist() == ["test"] * 4 + ["train"] * 3 + ["val"] * 3
+    assert table.rows["class"].tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
+    scipy.io.savemat(tmp_path / "setid.mat", {"trnid": [[11]], "valid": [[1]], "tstid": [[2]]})
+    with pytest.raises(InputError, match=r"setid.mat: photo 11 is beyond the 10"):
+        read_oxford102(tmp_path, known=None)
+
+
+def test_oxford102_in_folders_with_names_of_its_own_and_a_class_beyond_the_102(tmp_path):
+    layouts.write_oxford102_folders(tmp_path, {"2": "second", "102": "last", "1": "first"})
+    assert read_oxford102(tmp_path, known=None).labels["class"].names == ("first", "second", "last")
+    (tmp_path / "cat_to_name.json").write_text("[1, 2]")
+    with pytest.raises(InputError, match=r"cat_to_name.json is not a JSON object"):
+        read_oxford102(tmp_path, known=None)
+    (tmp_path / "cat_to_name.json").unlink()
+    write_photo(tmp_path / "train" / "rose" / "x.jpg")
+    with pytest.raises(InputError, match=r"class 'rose' .*is not one of 1 to 102"):
+        read_oxford102(tmp_path, known=None)
+
+
+def test_oxford102_as_it_is():
+    root = layouts.real_data("oxford102")
+    table = read_oxford102(root)  # asserts the known counts
+    assert table.labels["class"].ids == tuple(map(str, range(1, 103)))
+    assert table.labels["class"].names[table.rows["class"].iloc[0]] == "passion flower"  # label 77
+    names = json.loads((root / "cat_to_name.json").read_text())
+    assert [names[str(i)] for i in range(1, 103)] == NAMES

@@ -42,45 +42,37 @@ def listed(root, file):
     return [(found, truth.get("class", ""), box) for _, found, box, truth in rows]
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_the_same_table_in_many_forms(root, suffix):
+    file = root.parent / f"t{suffix}"
+    wanted = [(f"{root}/a/1.jpg", "x", (1.0, 2.0, 10.5, 12.0)), (f"{root}/a/2.jpg", "y", None)]
+    for content in (
         PLAIN.encode(),
         b"\xef\xbb\xbf" + PLAIN.replace("\n", "\r\n").encode(),
         PLAIN.replace(",", ";").encode(),
         PLAIN.replace(",", "\t").encode(),
         COMMA.encode(),
         PLAIN.replace("path,class", " path , class ").replace("x,train", " x ,  train").encode(),
-        COMMA.replace("path;class", '"path";"class"').replace("a/1.jpg;x", '"a/1.jpg";"x"').encode(),
         ("\n" + PLAIN.replace("\na/2", "\n\n,,,,,,\n  \na/2") + "\n\n").encode(),
         PLAIN.replace("\n", ",\n").encode(),
         PLAIN.replace("a/1", ".\\a\\1").replace("a/2", "b/.././a//2").encode(),
         PLAIN.replace("a/1", "{root}/a/1").replace("a/2", "{root}/../photos/a/2").encode(),
-        PLAIN.replace("a/1", "../photos/a/1").replace("a/2.jpg", "  a/2.jpg ").encode(),
-    ],
-)
-@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
-def test_the_same_table_in_many_forms(root, content, suffix):
-    file = root.parent / f"t{suffix}"
-    file.write_bytes(content.replace(b"{root}", str(root).encode()))
-    wanted = [(f"{root}/a/1.jpg", "x", (1.0, 2.0, 10.5, 12.0)), (f"{root}/a/2.jpg", "y", None)]
-    assert manifest(root, file) == (wanted, ["train", "val"])
-    assert listed(root, file) == wanted
-    assert read_splits(file).tolist() == ["train", "val"]
-    splits, absent = splits_in(file, read_manifest(root, file, ["class"]))
-    assert splits.tolist() == ["train", "val"] and not absent
+    ):
+        file.write_bytes(content.replace(b"{root}", str(root).encode()))
+        assert manifest(root, file) == (wanted, ["train", "val"])
+        assert listed(root, file) == wanted
+        assert read_splits(file).tolist() == ["train", "val"]
+        splits, absent = splits_in(file, read_manifest(root, file, ["class"]))
+        assert splits.tolist() == ["train", "val"] and not absent
 
 
-@pytest.mark.parametrize("form", ["NFC", "NFD"])
-@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+@pytest.mark.parametrize("form, on_disk", [("NFC", "NFD"), ("NFD", "NFC")])
 def test_names_are_compared_after_unicode_normalisation(tmp_path, form, on_disk):
     name, wanted = (unicodedata.normalize(kind, "Bl\u00fcten/Gro\u00df \u00e9.jpg") for kind in (form, on_disk))
     layouts.write_photo(tmp_path / wanted)
     layouts.write_photo(tmp_path / "Bl\u00fcten" / "2.jpg")  # the folder in both forms
     file = tmp_path / "t.csv"
     file.write_text(f"path,class,split\n{name},x,train\n", encoding="utf-8")
-    if (tmp_path / name).exists() and form != on_disk:
-        pytest.skip("this file system takes both for one name")
     assert listed(tmp_path, file) == [(str(tmp_path / wanted), "x", None)]
     table = read_manifest(tmp_path, file, ["class"])
     assert table.rows["path"].tolist() == [wanted]
@@ -121,11 +113,9 @@ def test_the_same_message_for_each_option(root):
         (PLAIN.encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
         ("path,class\nb/\u00fc 3.jpg,x\n".encode("latin-1"), r"line 2: 'b/\\xfc 3.jpg' is not in the encoding UTF-8"),
         (b"path,class,class\na/1.jpg,x,y\n", "has two columns 'class'; rename one"),
-        (b"path,class,left,right\na/1.jpg,x,1,2\n", "has no column 'top', and a box needs left, top, right, bottom"),
         (b"path,class\na/1.jpg,x\n\n,y\n", "line 4 has no path"),
         (b'path,class\n"a/1.jpg,x\na/2.jpg,y\n', "can't be read as CSV"),
         (PLAIN.replace("10.5", "10.5px").encode(), "line 2: right is '10.5px', no number"),
-        (PLAIN.replace("10.5", "").encode(), "line 2: the box 1 2 - 12 is not four numbers; fill it, or leave all"),
     ):
         file.write_bytes(content)
         with pytest.raises(InputError, match=f"^data.file: .*{message}") as error:
@@ -139,7 +129,6 @@ def test_a_photo_listed_twice_in_any_spelling(tmp_path):
     for name in ("a.jpg", "b.jpg", "Bl\u00fcte.jpg"):
         layouts.write_photo(tmp_path / name)
     for cells, message in (
-        (("a.jpg,x", "./a.jpg,y"), "one photo has two .*'x' of a.jpg in line 2, and 'y' of ./a.jpg in line 3"),
         (("b.jpg,x", "a.jpg,x", "b.jpg,x", "{root}//a.jpg,y"), "of a.jpg in line 3, and 'y' of /.*//a.jpg in line 5"),
         (("Bl\u00fcte.jpg,x", "Blu\u0308te.jpg,y"), "one photo has two classes"),
         (("a.jpg,x", "./a.jpg,x"), r"1 photos are .* more than once \(first: a.jpg in line 2, as ./a.jpg in line 3\)"),
@@ -154,7 +143,6 @@ def test_impossible_labels_and_manifests(tmp_path):
     layouts.write_manifest(tmp_path / "m.csv", layouts.MANIFEST)
     for labels, options, message in (
         (["brand"], {}, r"m.csv has no column 'brand'; its columns: path, make, model, split, price, note"),
-        ([], {}, r"data.labels: \[\] names no column"),
         (["make"], {"parents": {"model": "make"}}, r"data.parents: 'model' is not one of data.labels"),
         (["make", "make_2"], {}, "'make_2' is a column of the predictions of 'make'"),
         (["make", "model"], {"parents": {"make": "model"}}, "make 'NA' has photos of more than one model"),
