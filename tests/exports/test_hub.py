@@ -12,7 +12,7 @@ from carvision.errors import InputError
 from carvision.exports.hub import export_hub
 from tests.exports.conftest import RUN
 from tests.exports.saved import save_model
-from tests.inference.model_files import change, rewrite
+from tests.inference.tiny import change, rewrite
 
 
 @pytest.fixture(scope="module")

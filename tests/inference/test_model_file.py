@@ -17,8 +17,7 @@ from carvision.errors import InputError
 from carvision.inference import model_file
 from carvision.models.backbones import read_weights
 from carvision.models.classifier import Classifier, Head, Layers
-from tests.inference.model_files import change, refusal, rewrite
-from tests.inference.tiny import LABELS, PREPROCESSING
+from tests.inference.tiny import LABELS, PREPROCESSING, change, refusal, rewrite
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +40,7 @@ def saved(original, tmp_path):
     return shutil.copytree(original, tmp_path / "run")
 
 
-def test_the_loaded_model_gives_the_same_logits(model, saved):
+def test_the_loaded_model_gives_the_same_logits_and_its_description(model, saved):
     images = torch.randn(5, 3, 32, 32)
     for path in (str(saved), saved / "model.safetensors"):
         loaded = carvision.load(path)
@@ -50,6 +49,14 @@ def test_the_loaded_model_gives_the_same_logits(model, saved):
         assert not loaded.training and all(torch.equal(ours[name], theirs[name]) for name in LABELS)
     assert loaded.classes == {"make": ["Audi", "BMW"], "model": ["A4", "X5", "X5"]}
     assert loaded.class_ids == {"make": ["3", "7"], "model": ["1", "2", "9"]}
+    assert loaded.about["metrics"] == {"test": {"make/top1": 0.9}} and loaded.about["config"] == {"seed": 0}
+    assert set(loaded.about["versions"]) == {"carvision", "torch", "timm"}
+    child, (parent, codes) = next(iter(loaded.parents.items()))
+    assert (child, parent, codes.tolist()) == ("model", "make", [0, 1, 1])
+    model_file.save(model, saved, LABELS, PREPROCESSING, "joint", {}, {}, crop_to_box=True, averaged=True, epoch=7)
+    loaded = carvision.load(saved)
+    assert loaded.about["weights"] == {"file": "model.safetensors", "kind": "averaged", "epoch": 7}
+    assert loaded.crop_to_box
 
 
 def test_transform_is_the_training_preprocessing(saved):
@@ -60,18 +67,6 @@ def test_transform_is_the_training_preprocessing(saved):
     mean, std = np.array(PREPROCESSING.mean)[:, None, None], np.array(PREPROCESSING.std)[:, None, None]
     # torch and Pillow round otherwise when they resize: by one of 255
     np.testing.assert_allclose(ours.numpy(), (pixels - mean) / std, atol=1.01 / 255 / min(PREPROCESSING.std))
-
-
-def test_the_description_of_the_loaded_model(saved, model):
-    loaded = carvision.load(saved)
-    assert loaded.about["metrics"] == {"test": {"make/top1": 0.9}} and loaded.about["config"] == {"seed": 0}
-    assert set(loaded.about["versions"]) == {"carvision", "torch", "timm"}
-    child, (parent, codes) = next(iter(loaded.parents.items()))
-    assert (child, parent, codes.tolist()) == ("model", "make", [0, 1, 1])
-    model_file.save(model, saved, LABELS, PREPROCESSING, "joint", {}, {}, crop_to_box=True, averaged=True, epoch=7)
-    loaded = carvision.load(saved)
-    assert loaded.about["weights"] == {"file": "model.safetensors", "kind": "averaged", "epoch": 7}
-    assert loaded.crop_to_box
 
 
 def test_the_stored_temperature_and_decoding_are_used(saved):
