@@ -39,7 +39,7 @@ def evaluate_in(folder: Path, *arguments) -> dict:
     return read(folder)
 
 
-def test_the_metrics_are_those_that_training_measured(run, evaluated):
+def test_the_metrics_are_those_that_training_measured_and_of_predictions_csv(run, evaluated):
     trained, written = json.loads((run / "metrics.json").read_text()), read(evaluated)
     for name, value in trained["test"].items():
         if name == "loss_total":
@@ -49,6 +49,14 @@ def test_the_metrics_are_those_that_training_measured(run, evaluated):
         assert written["figures"][name] == pytest.approx(value, rel=1e-6, abs=tolerance), name
     for rule, values in trained["decodings"]["test"].items():
         assert written["decodings"][rule] == pytest.approx(values)
+    rows = pd.read_csv(evaluated / "predictions.csv", dtype={"make_id": str, "model_id": str})
+    splits = pd.read_csv(run / "splits.csv", dtype=str)
+    wanted = splits[splits["split"] == "test"]
+    assert list(rows["path"]) == list(wanted["path"]) and rows["error"].isna().all()
+    for head in ("make", "model"):
+        right = rows[f"{head}_id"].to_numpy() == wanted[head].to_numpy()
+        assert right.mean() == pytest.approx(written["figures"][f"{head}/top1"])
+        assert ((rows[head] == rows[f"{head}_true"]).to_numpy() == right).all()
 
 
 @pytest.mark.parametrize(
@@ -68,17 +76,6 @@ def test_a_command_killed_before_its_last_file_begins_anew_in_its_folder(run, mo
     assert not {".unfinished", ".lock"} & names and names & {"evaluation.json", "embeddings.json"}
     again = forked.run(module, run, *words, "--out", "out", cwd=tmp_path, check=1)
     assert "error: --out: out exists already" in again.stderr
-
-
-def test_predictions_csv_has_each_test_photo_once_and_agrees_with_the_metrics(run, evaluated):
-    rows = pd.read_csv(evaluated / "predictions.csv", dtype={"make_id": str, "model_id": str})
-    splits = pd.read_csv(run / "splits.csv", dtype=str)
-    wanted = splits[splits["split"] == "test"]
-    assert list(rows["path"]) == list(wanted["path"]) and rows["error"].isna().all()
-    for head in ("make", "model"):
-        right = rows[f"{head}_id"].to_numpy() == wanted[head].to_numpy()
-        assert right.mean() == pytest.approx(read(evaluated)["figures"][f"{head}/top1"])
-        assert ((rows[head] == rows[f"{head}_true"]).to_numpy() == right).all()
 
 
 def test_the_temperature_was_fitted_on_validation_photos_and_stored(run, evaluated, tmp_path):
