@@ -17,7 +17,7 @@ from carvision.exports import timm as exporting
 from carvision.exports.timm import export_timm
 from carvision.inference.model_file import to_input
 from carvision.models.parts import Layers, Neck
-from tests.exports.saved import LABELS, save_model
+from tests.exports.conftest import LABELS, save_model
 
 
 def exported(folder: Path, head: str | None = None, **network):
@@ -100,20 +100,17 @@ def test_timm_reads_photos_nearly_as_we_do(resize, size, tmp_path):
     assert levels.mean() < (0.02 if resize == "squash" else 1)
 
 
-@pytest.mark.parametrize(
-    ("head", "network", "message"),
-    [
+def test_heads_and_networks_that_timm_can_not_have_are_refused(tmp_path):
+    for head, network, message in (
         ("modle", {}, "--head: 'modle' is not a head of this run; it has make, model.name, speed"),
         ("speed", {}, "--head: speed estimates a number, .* give model.name or make"),
         ("make", {"head_layers": Layers((8,))}, "--head: make is more than one linear layer .* give model.name"),
         (None, {"backbone": "stanford_small_cnn"}, "timm lacks the network stanford_small_cnn; use --format onnx"),
-    ],
-)
-def test_heads_and_networks_that_timm_can_not_have_are_refused(head, network, message, tmp_path):
-    model = carvision.load(save_model(tmp_path, **network))
-    with pytest.raises(InputError, match=message):
-        export_timm(model, tmp_path / "timm", head)
-    assert not (tmp_path / "timm").exists()
+    ):
+        model = carvision.load(save_model(tmp_path, **network))
+        with pytest.raises(InputError, match=message):
+            export_timm(model, tmp_path / "timm", head)
+        assert not (tmp_path / "timm").exists()
 
 
 def test_a_folder_that_disagrees_is_not_kept(tmp_path, monkeypatch):
