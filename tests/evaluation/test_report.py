@@ -27,9 +27,7 @@ def evaluate(predictions: Predictions, folder, labels: dict = LABELS, num_sample
     losses = photo_losses(predictions, labels)
     measured = measure(predictions, labels, "joint", losses, HEAD_WEIGHTS, num_samples)
     notes = ["2 classes are not known to the network"]
-    return write_evaluation(
-        predictions, labels, folder, measured=measured, rule="joint", title="a run on test", notes=notes
-    )
+    return write_evaluation(predictions, labels, folder, measured=measured, rule="joint", title="a run", notes=notes)
 
 
 @pytest.fixture(scope="module")

@@ -43,13 +43,10 @@ def test_overrides_change_keys_and_choose_groups_as_in_training():
     assert not compose_data(ABOUT, others).data["crop_to_box"]
 
 
-def test_environment_variables_in_a_model_json_are_not_resolved(monkeypatch):
+def test_wrong_overrides_are_one_line_each_and_no_variable_of_the_environment_is_read(monkeypatch):
     monkeypatch.setenv("SECRET", "leaked")
     with pytest.raises(InputError, match=r"^(?!.*leaked).*changed by hand"):
         compose_data(about(root="${oc.env:SECRET}"), [])
-
-
-def test_wrong_overrides_are_one_line_each():
     for override, message in {
         "optimizer.lr=3": "optimizer.lr: this command takes data=<choice>",
         "data.image_px=64": "data.image_px: belongs to the trained weights",
@@ -96,9 +93,7 @@ def test_other_photos_are_split_anew_or_taken_whole(photos, tmp_path, caplog):
     words = ["data=manifest", f"data.root={photos}", f"data.file={tmp_path / 'table.csv'}"]
     table, _ = read_photos(compose_data(ABOUT, words), ["class"], "test", tmp_path / "none.csv")
     assert len(select_split(table, "test")) == 24
-
-
-def test_an_unknown_fold_is_not_guessed(photos, tmp_path):
+    # An unknown fold is not guessed
     splits = [{"kind": "kfold", "fold": fold} for fold in ("all", 1)]
     every, one = (compose_data(about(root=str(photos), split=split), []) for split in splits)
     with pytest.raises(InputError, match=r"data\.split\.fold: all, and without the run's splits\.csv"):

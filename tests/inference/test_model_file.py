@@ -98,6 +98,10 @@ def test_a_model_file_of_the_first_format_still_opens(saved):
 
 
 def test_refusals(saved, tmp_path_factory):
+    for hidden, words in (([9], "has the shape"), ([], "is no part of its network"), ([8, 8], "is not in its weights")):
+        change(saved, "network.heads.make.layers.hidden", hidden)
+        assert words in refusal(saved)
+    change(saved, "network.heads.make.layers.hidden", [8])
     empty = tmp_path_factory.mktemp("empty")
     assert "no model there" in refusal(empty) and "no model there" in refusal(empty / "nowhere")
     rewrite(saved, format=model_file.FORMAT + 1)
@@ -132,9 +136,3 @@ def test_a_pickle_that_poses_as_a_model_runs_nothing(saved, name, tmp_path):
     assert not trace.exists()
     pickle.loads(pickle.dumps(content))["state_dict"].close()  # the bomb works
     assert trace.exists()
-
-
-def test_weights_of_another_network_are_refused(saved):
-    for hidden, words in (([9], "has the shape"), ([], "is no part of its network"), ([8, 8], "is not in its weights")):
-        change(saved, "network.heads.make.layers.hidden", hidden)
-        assert words in refusal(saved)
