@@ -114,9 +114,7 @@ def test_a_table_with_boxes_splits_and_truth(photos, predict, tmp_path_factory):
     assert len(messages) == 1 and messages[0].startswith("the model was trained on the boxes of its photos")
 
 
-def test_a_runs_own_list_needs_no_root_its_photos_are_known_and_folders_name_the_truth(
-    photos, predict, tmp_path_factory
-):
+def test_a_runs_own_list_needs_no_root_its_photos_are_known_and_truth_is_in_folders(photos, predict, tmp_path_factory):
     run = save_tiny(tmp_path_factory.mktemp("listed"))
     root = Path("photos").absolute()
     rewrite(run, config={"data": {"name": "folder", "root": str(root)}})
