@@ -34,8 +34,8 @@ PATHS = [row.path for row in ROWS]
 every_suffix = pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
 
 
-def opened(file, overwrite=False, batch_size=1) -> FileOutput:
-    return FileOutput(file, LAYOUT, CLASSES, {"--tta": "none"}, overwrite, batch_size)
+def opened(file, tta="none", overwrite=False, batch_size=1) -> FileOutput:
+    return FileOutput(file, LAYOUT, CLASSES, {"--tta": tta}, overwrite, batch_size)
 
 
 def write(file, batch_size=1, **kwargs) -> list[str]:
@@ -134,7 +134,7 @@ def test_existing_files_are_refused_unless_overwritten(tmp_path):
     with pytest.raises(InputError, match="exists; give another name, or replace it with --overwrite"):
         opened(file)
     assert sorted(tmp_path.iterdir()) == [file, partial_path(file)] and file.read_text() == "mine"
-    assert write(file, overwrite=True) == [] and list(tmp_path.iterdir()) == [file]  # begins anew
+    assert write(file, tta="flip", overwrite=True) == [] and list(tmp_path.iterdir()) == [file]  # begins anew
     assert file.read_text(encoding="utf-8").startswith("path,")
     with pytest.raises(InputError, match="can't be written"):
         opened(file / "below.csv")
