@@ -26,14 +26,10 @@ def retrieve_in(folder: Path, *words) -> pd.DataFrame:
     return pd.read_csv(folder / "neighbours.csv")
 
 
-@pytest.fixture(scope="module")
-def retrieved(run):
+def test_the_metrics_are_scikit_learns_on_the_same_embeddings_and_all_files_agree(run, vectors, tmp_path):
     done = forked.run("carvision.retrieve", run, "--k", "1", "3", "5", cwd=run.parent, check=0)
     assert "k-nearest-neighbour classification of model" in done.stdout and "Recall@1" in done.stdout
-    return run.parent / done.stdout.splitlines()[-1].removeprefix("retrieve: ")
-
-
-def test_the_metrics_are_scikit_learns_on_the_same_embeddings(retrieved, vectors, tmp_path):
+    retrieved = run.parent / done.stdout.splitlines()[-1].removeprefix("retrieve: ")
     values, index = np.load(vectors / "embeddings.npy"), pd.read_csv(vectors / "index.csv", dtype=str)
     train_rows, test_rows = (np.flatnonzero(index["split"] == split) for split in ("train", "test"))
     ids = index["model"].astype(int).to_numpy()  # in the order of the classes
@@ -47,14 +43,11 @@ def test_the_metrics_are_scikit_learns_on_the_same_embeddings(retrieved, vectors
     retrieve_in(tmp_path / "again", vectors, "--k", "1", "3", "5")  # from the embeddings on disk
     again = read(tmp_path / "again")
     assert again["knn"] == found["knn"] and again["retrieval"] == pytest.approx(found["retrieval"])
-
-
-def test_all_files_are_written_and_agree(retrieved, run):
     assert retrieved.parent == run / "retrievals"
     names = {file.name for file in retrieved.iterdir()}
     assert names == {"retrieval.json", "knn.csv", "per_class.csv", "neighbours.csv", "neighbours.png"}
     assert np.asarray(Image.open(retrieved / "neighbours.png")).std() > 5
-    near, found = pd.read_csv(retrieved / "neighbours.csv", dtype=str), read(retrieved)
+    near = pd.read_csv(retrieved / "neighbours.csv", dtype=str)
     assert len(near) == 10 * found["num_queries"] and near["rank"].tolist()[:10] == [str(i + 1) for i in range(10)]
     first = near[near["rank"] == "1"]
     assert (first["model"] == first["neighbour_model"]).mean() == pytest.approx(found["retrieval"]["recall_at_1"])

@@ -11,7 +11,6 @@ from sklearn.metrics import roc_auc_score
 
 from carvision.verify import verify
 from tests import forked
-from tests.data.layouts import write_class_folders
 
 METHODS = ["cosine", "l2", "svm", "joint_bayes"]
 
@@ -51,9 +50,8 @@ def test_the_lists_of_the_data_set_are_verified(verified, demo_photos):
         assert (pairs["same"] == listed[2]).all()
         for _, row in rows.iterrows():
             assert row["auc"] == pytest.approx(roc_auc_score(listed[2], pairs[row["method"]]), abs=1e-3)
-            written = pd.Series(
-                about["difficulties"][difficulty]["figures"][row["method"]], dtype=float
-            )  # None for NaN
+            figures = about["difficulties"][difficulty]["figures"][row["method"]]
+            written = pd.Series(figures, dtype=float)  # None for NaN
             assert written.tolist() == pytest.approx(row[list(written.index)].tolist(), nan_ok=True)
             right = (pairs[row["method"]] >= row["threshold"]) == listed[2]
             assert right.mean() == pytest.approx(row["accuracy"], abs=0.01)
@@ -62,10 +60,11 @@ def test_the_lists_of_the_data_set_are_verified(verified, demo_photos):
 
 def test_pairs_are_drawn_from_the_split_by_the_seed(run, tmp_path):
     splits = pd.read_csv(run / "splits.csv", dtype=str).set_index("path")
-    drawn = ["--split", "test", "--num-pairs", "40", "--methods", "svm", "cosine"]
+    drawn = ["--split", "test", "--num-pairs", "40", "--methods", "svm", "cosine", "--train-split", "val"]
     about = verify_in(tmp_path / "test", run, *drawn)
     verify_in(tmp_path / "again", run, *drawn)
     verify_in(tmp_path / "seed", run, *drawn, "--seed", "1")
+    assert about["train"]["split"] == "val" and about["train"]["photos"] == (splits["split"] == "val").sum()
     assert about["lists"] == {} and list(about["difficulties"]["easy"]["figures"]) == ["cosine", "svm"]
     for difficulty in ("easy", "medium", "hard"):
         texts = [(tmp_path / name / f"pairs_{difficulty}.csv").read_bytes() for name in ("test", "again", "seed")]
@@ -105,18 +104,3 @@ def test_other_lists_one_of_an_earlier_verification_and_one_with_a_missing_photo
     mine = about["difficulties"]["mine"]
     assert mine["pairs"] == mine["same"] == 9
     assert mine["figures"]["cosine"]["auc"] is None and 0 <= mine["figures"]["cosine"]["accuracy"] <= 1
-
-
-def test_class_folders_without_viewpoints_and_makes_by_a_backbone(run_forked, tmp_path):
-    counts = {f"{split}/{name}": 20 for split in ("train", "val", "test") for name in ("oak", "ash")}
-    write_class_folders(tmp_path / "folders", counts)
-    (tmp_path / "folders" / "test" / "oak" / "3.jpg").write_bytes(b"")
-    arguments = ["--backbone", "mobilenetv3_small_050", "--weights", "random", "data=folder", "data.root=folders"]
-    arguments += ["data.on_bad_image=skip", "--num-pairs", "100", "--train-split", "val", "--out", "out"]
-    done = run_forked("carvision.verify", *arguments, check=0)
-    assert "no easy pairs: it has no label viewpoint; this difficulty is left out" in done.stderr
-    assert "no hard pairs: its class has no parent label, such as a make; this" in done.stderr
-    about = about_of(tmp_path / "out")
-    assert list(about["difficulties"]) == ["medium"] and about["network"] == "mobilenetv3_small_050"
-    assert about["train"]["split"] == "val" and about["train"]["photos"] == 40
-    assert list(about["difficulties"]["medium"]["figures"]) == METHODS

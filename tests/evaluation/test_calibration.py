@@ -28,16 +28,13 @@ def test_the_temperature_is_that_of_a_fine_grid(scale):
     assert fit_temperature(*more) == pytest.approx(temperature)
 
 
-def test_the_temperature_stays_within_its_bounds(caplog):
+def test_the_temperature_stays_within_its_bounds_and_is_1_if_it_can_not_be_determined(caplog):
     _, targets = confident()
     faint = 0.001 * torch.eye(6)[targets]
     targets[0] = (targets[0] + 1) % 6  # all but one right
     assert fit_temperature(faint, targets) == pytest.approx(calibration.COLDEST, rel=1e-2)
     assert fit_temperature(faint, (targets + 1) % 6) == pytest.approx(calibration.HOTTEST, rel=1e-2)
     assert caplog.text.count("at its bound") == 2
-
-
-def test_a_temperature_that_can_not_be_determined_is_1(caplog):
     for logits in (torch.zeros(0, 3), torch.zeros(4, 1), torch.full((4, 3), torch.nan), torch.eye(3)[[0] * 4]):
         assert fit_temperature(logits, torch.zeros(len(logits), dtype=torch.int64)) == 1
     assert caplog.text.count("no temperature") == 3

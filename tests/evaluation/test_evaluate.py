@@ -39,7 +39,7 @@ def evaluate_in(folder: Path, *arguments) -> dict:
     return read(folder)
 
 
-def test_the_metrics_are_those_that_training_measured(run, evaluated):
+def test_the_metrics_are_those_that_training_measured_and_of_predictions_csv(run, evaluated):
     trained, written = json.loads((run / "metrics.json").read_text()), read(evaluated)
     for name, value in trained["test"].items():
         if name == "loss_total":
@@ -49,13 +49,20 @@ def test_the_metrics_are_those_that_training_measured(run, evaluated):
         assert written["figures"][name] == pytest.approx(value, rel=1e-6, abs=tolerance), name
     for rule, values in trained["decodings"]["test"].items():
         assert written["decodings"][rule] == pytest.approx(values)
+    rows = pd.read_csv(evaluated / "predictions.csv", dtype={"make_id": str, "model_id": str})
+    splits = pd.read_csv(run / "splits.csv", dtype=str)
+    wanted = splits[splits["split"] == "test"]
+    assert list(rows["path"]) == list(wanted["path"]) and rows["error"].isna().all()
+    for head in ("make", "model"):
+        right = rows[f"{head}_id"].to_numpy() == wanted[head].to_numpy()
+        assert right.mean() == pytest.approx(written["figures"][f"{head}/top1"])
+        assert ((rows[head] == rows[f"{head}_true"]).to_numpy() == right).all()
 
 
-@pytest.mark.parametrize(
-    ("module", "words", "last"),
-    [("carvision.evaluate", ["--samples", "0"], "carvision.evaluation.run.write_json"),
-     ("carvision.embed", ["--split", "val"], "carvision.embedding.embed.write_index")],
-)  # fmt: skip
+@pytest.mark.parametrize(("module", "words", "last"), [
+    ("carvision.evaluate", ["--samples", "0"], "carvision.evaluation.run.write_json"),
+    ("carvision.embed", ["--split", "val"], "carvision.embedding.embed.write_index"),
+])  # fmt: skip
 def test_a_command_killed_before_its_last_file_begins_anew_in_its_folder(run, module, words, last, tmp_path):
     killing = f"import os; from unittest import mock; mock.patch('{last}', lambda *_: os._exit(9)).start()"
     out = tmp_path.with_name(f"{tmp_path.name}.killed")
@@ -70,18 +77,7 @@ def test_a_command_killed_before_its_last_file_begins_anew_in_its_folder(run, mo
     assert "error: --out: out exists already" in again.stderr
 
 
-def test_predictions_csv_has_each_test_photo_once_and_agrees_with_the_metrics(run, evaluated):
-    rows = pd.read_csv(evaluated / "predictions.csv", dtype={"make_id": str, "model_id": str})
-    splits = pd.read_csv(run / "splits.csv", dtype=str)
-    wanted = splits[splits["split"] == "test"]
-    assert list(rows["path"]) == list(wanted["path"]) and rows["error"].isna().all()
-    for head in ("make", "model"):
-        right = rows[f"{head}_id"].to_numpy() == wanted[head].to_numpy()
-        assert right.mean() == pytest.approx(read(evaluated)["figures"][f"{head}/top1"])
-        assert ((rows[head] == rows[f"{head}_true"]).to_numpy() == right).all()
-
-
-def test_the_temperature_was_fitted_on_validation_photos_and_stored(run, evaluated, tmp_path):
+def test_a_temperature_fitted_on_validation_photos_is_stored_but_not_one_of_whole_photos(run, evaluated, tmp_path):
     file = run / "model.json"
     described = json.loads(file.read_text())
     stored, nll = described["temperature"], {}
@@ -92,13 +88,9 @@ def test_the_temperature_was_fitted_on_validation_photos_and_stored(run, evaluat
         written = evaluate_in(tmp_path / str(factor), run, "--split", "val", "--device", "cpu")
         nll[factor] = written["figures"]["make/nll_calibrated"]
     assert nll[1.0] < min(nll[0.8], nll[1.25])
-
-
-def test_a_temperature_of_other_conditions_is_not_stored_and_seen_photos_are_reported(run, evaluated, tmp_path):
-    """It is fitted to whole photos, for this evaluation; the model's own is that of boxes, as it was trained."""
-    described = json.loads((run / "model.json").read_text())
+    # Fitted to whole photos, for this evaluation; the model's own is that of boxes, as it was trained
     fitted = evaluate_in(tmp_path / "whole", run, "data.crop_to_box=false")["temperature"]
-    assert fitted != described["temperature"] and json.loads((run / "model.json").read_text()) == described
+    assert fitted != stored and json.loads(file.read_text()) == described
     words = ["--temperature", "none", "data.split.kind=stratified", "data.split.seed=5"]
     written = evaluate_in(tmp_path / "none", run, *words)
     assert written["temperature"] == {"make": 1.0, "model": 1.0}

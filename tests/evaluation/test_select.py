@@ -35,9 +35,7 @@ def test_overrides_change_keys_and_choose_groups_as_in_training():
     chosen = compose_data(ABOUT, ["data.crop_to_box=true"])
     assert (chosen.is_run_data, chosen.as_in_training) == (True, False)
     assert compose_data(ABOUT, ["data.root=r", "data.batch_size=3", "data.on_bad_image=skip"]).as_in_training
-
-
-def test_a_network_of_boxes_reads_boxes_of_other_data_too():
+    # A network of boxes reads those of other data too
     others = ["data=folder", "data.root=~/it's #1"]  # a path is taken as typed
     data = compose_data(about(crop_to_box=True), others).data
     assert data["crop_to_box"] and data["root"] == str(Path("~/it's #1").expanduser())
@@ -45,16 +43,12 @@ def test_a_network_of_boxes_reads_boxes_of_other_data_too():
     assert not compose_data(ABOUT, others).data["crop_to_box"]
 
 
-def test_environment_variables_in_a_model_json_are_not_resolved(monkeypatch):
+def test_wrong_overrides_are_one_line_each_and_no_variable_of_the_environment_is_read(monkeypatch):
     monkeypatch.setenv("SECRET", "leaked")
     with pytest.raises(InputError, match=r"^(?!.*leaked).*changed by hand"):
         compose_data(about(root="${oc.env:SECRET}"), [])
-
-
-def test_wrong_overrides_are_one_line_each():
     for override, message in {
         "optimizer.lr=3": "optimizer.lr: this command takes data=<choice>",
-        "data.rot=x": "data.rot: there is no such key; nearest: data.root",
         "data.image_px=64": "data.image_px: belongs to the trained weights",
         "data.batch_size=1,2": "one value for a key",
         "data.classes=[it's]": "quote it within the word: \"data.classes=['it\\'s']\"",
@@ -99,9 +93,7 @@ def test_other_photos_are_split_anew_or_taken_whole(photos, tmp_path, caplog):
     words = ["data=manifest", f"data.root={photos}", f"data.file={tmp_path / 'table.csv'}"]
     table, _ = read_photos(compose_data(ABOUT, words), ["class"], "test", tmp_path / "none.csv")
     assert len(select_split(table, "test")) == 24
-
-
-def test_an_unknown_fold_is_not_guessed(photos, tmp_path):
+    # An unknown fold is not guessed
     splits = [{"kind": "kfold", "fold": fold} for fold in ("all", 1)]
     every, one = (compose_data(about(root=str(photos), split=split), []) for split in splits)
     with pytest.raises(InputError, match=r"data\.split\.fold: all, and without the run's splits\.csv"):

@@ -27,20 +27,13 @@ def run_without(packages: str, code: str, folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.fixture(scope="module")
-def expected(example_folder, tmp_path_factory):
-    """Return a folder with images, and the run's logits and features for them."""
-    folder = tmp_path_factory.mktemp("expected")
+def test_torch_export_needs_torch_alone_onnx_onnxruntime_and_timm_no_carvision(example_folder, exports, tmp_path):
     model = carvision.load(example_folder / RUN)
     images = random_images(3, 32)
     with torch.no_grad():
         expected = {"images": images, "features": model.features(images), **model(images)}
-    np.savez(folder / "expected.npz", **{name: values.numpy() for name, values in expected.items()})
-    torch.save(expected, folder / "expected.pt")
-    return folder
-
-
-def test_torch_export_needs_torch_alone_and_timm_no_carvision(exports, expected):
+    np.savez(tmp_path / "expected.npz", **{name: values.numpy() for name, values in expected.items()})
+    torch.save(expected, tmp_path / "expected.pt")
     code = f"""
 import torch
 expected = torch.load("expected.pt")
@@ -57,10 +50,7 @@ with torch.no_grad():
     network.reset_classifier(0)
     torch.testing.assert_close(network(expected["images"]), expected["features"], rtol=0, atol=1e-5)
 """
-    run_without(OURS, code, expected)
-
-
-def test_onnx_needs_onnxruntime_and_numpy_alone(exports, expected):
+    run_without(OURS, code, tmp_path)
     code = f"""
 import numpy, onnxruntime
 expected = numpy.load("expected.npz")
@@ -70,23 +60,19 @@ assert names == ["make", "model"], names
 for name, values in zip(names, session.run(None, {{"images": expected["images"]}})):
     assert abs(values - expected[name]).max() < 1e-4
 """
-    run_without(f"{OURS} torch torchvision timm safetensors PIL", code, expected)
+    run_without(f"{OURS} torch torchvision timm safetensors PIL", code, tmp_path)
 
 
 # The first line of each example.
-MARKERS = (
-    "# plain PyTorch: fine-tune", "# plain PyTorch: features", "# timm", "# Lightning", "# ONNX", "# torch.export",
-    "# hub",
-)  # fmt: skip
+MARKERS = ["plain PyTorch: fine-tune", "plain PyTorch: features", "timm", "Lightning", "ONNX", "torch.export", "hub"]
 
 
 @pytest.mark.parametrize("marker", MARKERS)
 def test_the_example_runs(marker, example_folder, monkeypatch):
     monkeypatch.chdir(example_folder)
-    blocks = re.findall(
-        r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
-    )
-    found = [block for block in blocks if block.startswith(f"{marker}\n")]
-    assert len(found) == 1, f"README.md has {len(found)} examples that begin with {marker!r}"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    found = [block for block in blocks if block.startswith(f"# {marker}\n")]
+    assert len(found) == 1, f"README.md has {len(found)} examples that begin with # {marker}"
     assert len(found[0].splitlines()) <= 12
     exec(compile(found[0], f"README.md, {marker}", "exec"), {"__name__": "__main__"})

@@ -13,8 +13,7 @@ from carvision.errors import InputError
 from carvision.exports import graphs
 from carvision.exports.graphs import export_onnx, export_torch
 from tests.conftest import ROOT
-from tests.exports.conftest import RUN
-from tests.exports.saved import save_model
+from tests.exports.conftest import RUN, save_model
 
 
 @pytest.mark.parametrize("network", [("test_vit", 64), ("vgg11", 32)])

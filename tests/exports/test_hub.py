@@ -10,21 +10,15 @@ from huggingface_hub import ModelCard
 import carvision
 from carvision.errors import InputError
 from carvision.exports.hub import export_hub
-from tests.exports.conftest import RUN
-from tests.exports.saved import save_model
-from tests.inference.model_files import change, rewrite
+from tests.exports.conftest import RUN, save_model
+from tests.inference.tiny import change, rewrite
 
 
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory):
-    run = save_model(tmp_path_factory.mktemp("run"))
+@torch.no_grad()
+def test_the_hubs_library_reads_the_card_and_the_model_is_the_same_also_for_timm(tmp_path, monkeypatch):
+    run, hub = save_model(tmp_path / "run"), tmp_path / "run" / "hub"
     (run / "splits.csv").write_text("path,split,make\na.jpg,train,3\nb.jpg,train,7\nc.jpg,test,7\n")
-    summary = export_hub(carvision.load(run), run, run / "hub")
-    assert "timm/: timm, test_resnet" in summary
-    return run / "hub"
-
-
-def test_the_hubs_library_reads_the_card_which_describes_the_run(hub):
+    assert "timm/: timm, test_resnet" in export_hub(carvision.load(run), run, hub)
     card = ModelCard.load(hub / "README.md").data
     assert card.to_dict()["library_name"] == "carvision" and card.pipeline_tag == "image-classification"
     assert card.license == "unknown" and "timm" in card.tags
@@ -39,11 +33,20 @@ def test_the_hubs_library_reads_the_card_which_describes_the_run(hub):
         "| model.name | accuracy | 0.5 | 0.45 |", "| all heads right | accuracy | 0.4 |  |",
     ):  # fmt: skip
         assert line in text.splitlines(), line
+    images = torch.randn(2, 3, 64, 64)
+    ours, theirs = carvision.load(run), carvision.load(hub)
+    for name, values in ours(images).items():
+        assert torch.equal(values, theirs(images)[name])
+    monkeypatch.setattr(timm.models._hub, "hf_hub_download", lambda repo_id, filename, **_: str(hub / filename))
+    network = timm.create_model("hf-hub:somebody/cars", pretrained=True).eval()
+    assert torch.allclose(network(images), ours(images)["model.name"], atol=1e-5)
+    for file in hub.rglob("*"):
+        if file.is_file():
+            for private in (b"secret", b"owner/", str(run).encode()):
+                assert private not in file.read_bytes(), f"{private} in {file}"
 
 
-def test_the_cards_examples_run_and_no_exported_file_names_where_it_was_made(
-    example_folder, exports, demo_photos, monkeypatch
-):
+def test_the_cards_examples_run_and_no_file_says_where_it_was_made(example_folder, exports, demo_photos, monkeypatch):
     monkeypatch.chdir(exports / "hub")
     blocks = (exports / "hub" / "README.md").read_text().split("```python\n")[1:]
     assert len(blocks) == 2 and "box=(" in blocks[0]  # of a run on boxes
@@ -54,21 +57,6 @@ def test_the_cards_examples_run_and_no_exported_file_names_where_it_was_made(
         if file.suffix != ".pt2":  # which is compressed: test_graphs.py
             content = file.read_bytes()
             assert str(example_folder).encode() not in content and str(demo_photos).encode() not in content, file
-
-
-@torch.no_grad()
-def test_the_model_is_the_same_also_for_timm_and_no_path_of_the_owner_is_in_it(hub, monkeypatch):
-    images = torch.randn(2, 3, 64, 64)
-    ours, theirs = carvision.load(hub.parent), carvision.load(hub)
-    for name, values in ours(images).items():
-        assert torch.equal(values, theirs(images)[name])
-    monkeypatch.setattr(timm.models._hub, "hf_hub_download", lambda repo_id, filename, **_: str(hub / filename))
-    network = timm.create_model("hf-hub:somebody/cars", pretrained=True).eval()
-    assert torch.allclose(network(images), ours(images)["model.name"], atol=1e-5)
-    for file in hub.rglob("*"):
-        if file.is_file():
-            for private in (b"secret", b"owner/", str(hub.parent).encode()):
-                assert private not in file.read_bytes(), f"{private} in {file}"
 
 
 def test_markup_in_names_is_escaped_in_the_card(tmp_path):

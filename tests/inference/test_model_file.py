@@ -17,8 +17,7 @@ from carvision.errors import InputError
 from carvision.inference import model_file
 from carvision.models.backbones import read_weights
 from carvision.models.classifier import Classifier, Head, Layers
-from tests.inference.model_files import change, refusal, rewrite
-from tests.inference.tiny import LABELS, PREPROCESSING
+from tests.inference.tiny import LABELS, PREPROCESSING, change, refusal, rewrite
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +40,7 @@ def saved(original, tmp_path):
     return shutil.copytree(original, tmp_path / "run")
 
 
-def test_the_loaded_model_gives_the_same_logits(model, saved):
+def test_the_loaded_model_gives_the_same_logits_and_its_description(model, saved):
     images = torch.randn(5, 3, 32, 32)
     for path in (str(saved), saved / "model.safetensors"):
         loaded = carvision.load(path)
@@ -50,6 +49,14 @@ def test_the_loaded_model_gives_the_same_logits(model, saved):
         assert not loaded.training and all(torch.equal(ours[name], theirs[name]) for name in LABELS)
     assert loaded.classes == {"make": ["Audi", "BMW"], "model": ["A4", "X5", "X5"]}
     assert loaded.class_ids == {"make": ["3", "7"], "model": ["1", "2", "9"]}
+    assert loaded.about["metrics"] == {"test": {"make/top1": 0.9}} and loaded.about["config"] == {"seed": 0}
+    assert set(loaded.about["versions"]) == {"carvision", "torch", "timm"}
+    child, (parent, codes) = next(iter(loaded.parents.items()))
+    assert (child, parent, codes.tolist()) == ("model", "make", [0, 1, 1])
+    model_file.save(model, saved, LABELS, PREPROCESSING, "joint", {}, {}, crop_to_box=True, averaged=True, epoch=7)
+    loaded = carvision.load(saved)
+    assert loaded.about["weights"] == {"file": "model.safetensors", "kind": "averaged", "epoch": 7}
+    assert loaded.crop_to_box
 
 
 def test_transform_is_the_training_preprocessing(saved):
@@ -60,18 +67,6 @@ def test_transform_is_the_training_preprocessing(saved):
     mean, std = np.array(PREPROCESSING.mean)[:, None, None], np.array(PREPROCESSING.std)[:, None, None]
     # torch and Pillow round otherwise when they resize: by one of 255
     np.testing.assert_allclose(ours.numpy(), (pixels - mean) / std, atol=1.01 / 255 / min(PREPROCESSING.std))
-
-
-def test_the_description_of_the_loaded_model(saved, model):
-    loaded = carvision.load(saved)
-    assert loaded.about["metrics"] == {"test": {"make/top1": 0.9}} and loaded.about["config"] == {"seed": 0}
-    assert set(loaded.about["versions"]) == {"carvision", "torch", "timm"}
-    child, (parent, codes) = next(iter(loaded.parents.items()))
-    assert (child, parent, codes.tolist()) == ("model", "make", [0, 1, 1])
-    model_file.save(model, saved, LABELS, PREPROCESSING, "joint", {}, {}, crop_to_box=True, averaged=True, epoch=7)
-    loaded = carvision.load(saved)
-    assert loaded.about["weights"] == {"file": "model.safetensors", "kind": "averaged", "epoch": 7}
-    assert loaded.crop_to_box
 
 
 def test_the_stored_temperature_and_decoding_are_used(saved):
@@ -103,6 +98,10 @@ def test_a_model_file_of_the_first_format_still_opens(saved):
 
 
 def test_refusals(saved, tmp_path_factory):
+    for hidden, words in (([9], "has the shape"), ([], "is no part of its network"), ([8, 8], "is not in its weights")):
+        change(saved, "network.heads.make.layers.hidden", hidden)
+        assert words in refusal(saved)
+    change(saved, "network.heads.make.layers.hidden", [8])
     empty = tmp_path_factory.mktemp("empty")
     assert "no model there" in refusal(empty) and "no model there" in refusal(empty / "nowhere")
     rewrite(saved, format=model_file.FORMAT + 1)
@@ -137,9 +136,3 @@ def test_a_pickle_that_poses_as_a_model_runs_nothing(saved, name, tmp_path):
     assert not trace.exists()
     pickle.loads(pickle.dumps(content))["state_dict"].close()  # the bomb works
     assert trace.exists()
-
-
-def test_weights_of_another_network_are_refused(saved):
-    for hidden, words in (([9], "has the shape"), ([], "is no part of its network"), ([8, 8], "is not in its weights")):
-        change(saved, "network.heads.make.layers.hidden", hidden)
-        assert words in refusal(saved)

@@ -1,4 +1,4 @@
-"""carvision.predict as a person runs it: what it writes, prints and refuses, and that an interrupted one is resumed."""
+"""carvision.predict as a command and as a function: what it writes, prints and refuses, and that it is resumed."""
 
 import contextlib
 import csv
@@ -8,6 +8,7 @@ import logging
 import os
 import runpy
 import shutil
+import subprocess
 import sys
 import time
 import weakref
@@ -16,16 +17,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 import carvision
-from carvision.inference.rows import rows_of
+from carvision.errors import InputError
+from carvision.inference.rows import Row, rows_of
+from carvision.inference.run import ClassSample
 from carvision.inference.writers import partial_path
 from tests import forked
-from tests.inference.model_files import rewrite
-from tests.inference.tiny import save_tiny, write_photos
+from tests.inference.tiny import rewrite, save_tiny, write_photos
 
 COLUMNS = ["path", "make", "make_id", "make_prob", "model", "model_id", "model_prob", "speed", "error"]
+IMAGE = Image.new("RGB", (9, 9))
 
 
 @pytest.fixture(scope="module")
@@ -79,16 +83,6 @@ def test_csv_to_standard_output_in_the_order_of_the_input(run, photos, predict):
         assert float(row["speed"]) == pytest.approx(known["speed"], rel=2e-5) and row["error"] == ""
 
 
-def test_a_file_has_all_probabilities(run, photos, predict):
-    code, out, _ = predict(run, "photos", "--out", "o.parquet", "--probs", "--top", "3")
-    assert code == 0 and out == "predict: o.parquet\n" and not list(Path().glob("o.parquet.*"))
-    table = pd.read_parquet("o.parquet")
-    probs = np.stack(table["model_probs"])
-    np.testing.assert_allclose(probs.sum(axis=1), 1, rtol=1e-5)
-    np.testing.assert_allclose(table["model_3_prob"], probs.min(axis=1), rtol=1e-5)
-    assert table["path"].tolist() == photos and table["model_2"].notna().all()
-
-
 def test_a_table_with_boxes_splits_and_truth(photos, predict, tmp_path_factory):
     run = save_tiny(tmp_path_factory.mktemp("boxed"), crop_to_box=True)
     paths = [path.removeprefix("photos/") for path in photos]
@@ -97,9 +91,8 @@ def test_a_table_with_boxes_splits_and_truth(photos, predict, tmp_path_factory):
     table["path"], table["split"] = [*paths[:9], "gone.jpg"], ["train", *["test"] * 9]
     table["model"] = ["1", "2", "9", "A4", "X5", "Z", None, "1", "1", "1"]
     table.to_csv("list.csv", index=False)
-    code, _, messages = predict(
-        run, "--list", "list.csv", "--split", "test", "--root", "photos", "--out", "o.jsonl", "--grid", "g.png"
-    )
+    options = ["--split", "test", "--root", "photos", "--out", "o.jsonl", "--grid", "g.png"]
+    code, _, messages = predict(run, "--list", "list.csv", *options)
     assert code == 0 and Image.open("g.png").width > 500
     rows = [json.loads(line) for line in Path("o.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["path"] for row in rows] == [*paths[1:9], "gone.jpg"]
@@ -121,19 +114,7 @@ def test_a_table_with_boxes_splits_and_truth(photos, predict, tmp_path_factory):
     assert len(messages) == 1 and messages[0].startswith("the model was trained on the boxes of its photos")
 
 
-def test_truth_from_folders_and_the_two_columns_of_the_report(run, photos, predict):
-    code, out, messages = predict(run, "photos", "--true-from-folders", "--brief")
-    rows = read_csv(out)
-    assert code == 0 and list(rows[0]) == ["path", "make", "model", "speed"]
-    truth = {"7": "BMW", "3": "Audi"}
-    known = [(row["make"], truth[row["path"].split("/")[1]]) for row in rows if "/b/" not in row["path"]]
-    right = sum(predicted == true for predicted, true in known)
-    assert messages[-1].startswith(f"right: make {100 * right / 6:.1f} % of 6, model ")
-    unknown = "photos are of folders or classes unknown to the model, by id and by name ('b'); they are not judged"
-    assert f"make: 4 {unknown}" in messages
-
-
-def test_a_runs_own_list_needs_no_root_and_its_photos_are_recognised(photos, predict, tmp_path_factory):
+def test_a_runs_own_list_needs_no_root_its_photos_are_known_and_truth_is_in_folders(photos, predict, tmp_path_factory):
     run = save_tiny(tmp_path_factory.mktemp("listed"))
     root = Path("photos").absolute()
     rewrite(run, config={"data": {"name": "folder", "root": str(root)}})
@@ -146,8 +127,16 @@ def test_a_runs_own_list_needs_no_root_and_its_photos_are_recognised(photos, pre
     assert f"--root: {root}, the data root of the run" in messages
     seen = f"{run.name} was trained on 5 of these 10 photos, and its weights were chosen by 2 (matched by path)"
     assert any(message.startswith(seen) for message in messages)
-    code, out, messages = predict(run, "photos", "--true-from-folders")  # by the data root
+    code, out, messages = predict(run, "photos", "--true-from-folders", "--brief")  # by the data root
     assert any(message.startswith(seen) for message in messages)
+    rows = read_csv(out)
+    assert code == 0 and list(rows[0]) == ["path", "make", "model", "speed"]
+    truth = {"7": "BMW", "3": "Audi"}
+    known = [(row["make"], truth[row["path"].split("/")[1]]) for row in rows if "/b/" not in row["path"]]
+    right = sum(predicted == true for predicted, true in known)
+    assert messages[-1].startswith(f"right: make {100 * right / 6:.1f} % of 6, model ")
+    unknown = "photos are of folders or classes unknown to the model, by id and by name ('b'); they are not judged"
+    assert f"make: 4 {unknown}" in messages
     rewrite(run, config={"data": {"name": "folder", "root": "/nowhere/photos"}})
     code, _, messages = predict(run, "--list", run / "splits.csv")
     assert code == 1 and "are not in /nowhere/photos, the data root of that run; give the folder" in messages[-1]
@@ -168,7 +157,6 @@ def test_an_interrupted_command_is_resumed(run, photos, predict):
     rewrite(changed, temperature={"make": 2.0})
     for wrong, message in (
         ((run, "photos", "--tta", "flip"), "was begun with --tta none, not flip"),
-        ((run, "photos", "--batch-size", "4"), "was begun with --batch-size 3, not 4"),
         ((changed, "photos"), "was begun with temperature of make 1.0, not 2.0"),
         ((run, "photos/b"), "has photos/3/1/000.jpg as photo 1, and now it is photos/b/000.jpg"),
     ):
@@ -184,11 +172,13 @@ def test_an_interrupted_command_is_resumed(run, photos, predict):
 
 def test_an_ensemble_averages_probabilities(run, photos, predict, tmp_path_factory):
     other = save_tiny(tmp_path_factory.mktemp("other"), seed=1)
-    grid = ["--grid", "c.png", "--grid-classes", "2", "--grid-photos", "3"]
+    grid = ["--top", "2", "--grid", "c.png", "--grid-classes", "2", "--grid-photos", "3"]
     Path("out.csv").touch()
-    code, _, _ = predict(run, *photos, "--ensemble", other, "--out", "out.csv", "--overwrite", *grid)
-    assert code == 0 and Image.open("c.png").width == 704  # three photos a row
+    code, out, _ = predict(run, *photos, "--ensemble", other, "--out", "out.csv", "--overwrite", *grid)
+    assert code == 0 and out == "predict: out.csv\ngrid: c.png\n" and not list(Path().glob("out.csv.*"))
+    assert Image.open("c.png").width == 704  # three photos a row
     both = read_csv(Path("out.csv").read_text(encoding="utf-8"))[0]
+    assert both["make_2_id"] != both["make_id"]
     single = [carvision.predict(path, photos[:1], top=2)[0] for path in (run, other)]
     probs = [{best["id"]: best["prob"] for best in row["make"]} for row in single]
     assert float(both["make_prob"]) == pytest.approx(np.mean([p[both["make_id"]] for p in probs]), rel=1e-4)
@@ -234,6 +224,103 @@ def test_no_more_than_two_batches_are_in_memory(run, photos, predict, monkeypatc
     monkeypatch.setattr("carvision.inference.run.rows_of", counted)
     code, _, _ = predict(run, *photos * 8, "--probs", "--batch-size", "4", "--out", "o.csv")
     assert code == 0 and len(made) == 80 + 20 and most <= 2 * (4 + 1)
+
+
+def test_photos_of_classes_drawn_at_random():
+    """Grouped by the true class, if known; the same photos give the same sample."""
+    row = Row("", {"model": [{"id": "9", "name": "Z", "prob": 1.0}]})
+
+    def sampled(*arguments) -> list[list[list]]:
+        sample = ClassSample(*arguments)
+        for i in range(60):
+            sample.add(f"{i}.jpg", {"model": i % 6 if i % 6 < 5 else None}, row)
+        return sample.chosen()
+
+    chosen = sampled(4, 3, "model", 1)
+    assert chosen == sampled(4, 3, "model", 1) and [len(group) for group in chosen] == [3] * 4
+    classes = [{truth["model"] for _, truth, _ in group} for group in chosen]
+    assert all(len(one) == 1 for one in classes) and len({*map(frozenset, classes)}) == 4
+    every = sampled(10, 99, "model")
+    assert [len(group) for group in every] == [10] * 6
+    assert {truth["model"] for _, truth, _ in every[-1]} == {None}  # grouped by the predicted class
+
+
+def test_the_function_gives_the_values_of_the_loaded_model(run, photos):
+    model = carvision.load(run)
+    boxes = [(3, 4, 40, 30), *[None] * 9]
+    found = carvision.predict(model, photos, boxes=boxes, top=2, batch_size=3)
+    assert [row["path"] for row in found] == photos
+    for file, box, row in zip(photos, boxes, found, strict=True):
+        with torch.no_grad():
+            logits = model(model.transform(Image.open(file), box=box)[None])
+        assert list(row) == ["path", "make", "model", "speed", "error"] and row["error"] is None
+        assert row["speed"] == pytest.approx(logits["speed"].item(), rel=1e-5)
+        for head, code in model.decode(logits).items():
+            probs = logits[head][0].softmax(0)
+            assert row[head][0]["id"] == model.class_ids[head][code] and len(row[head]) == 2
+            assert row[head][0]["name"] == model.classes[head][code]
+            assert row[head][0]["prob"] == pytest.approx(probs[code].item(), rel=1e-4)
+            rest = [p for i, p in enumerate(probs.tolist()) if i != code.item()]
+            assert row[head][1]["prob"] == pytest.approx(max(rest), rel=1e-4)
+    assert len({row["model"][0]["prob"] for row in found}) == 10  # each photo its own
+
+
+def test_images_and_paths_models_and_folders_give_the_same(run, photos):
+    by_path = carvision.predict(run, photos, top=9)
+    by_image = carvision.predict(str(run / "model.safetensors"), [Image.open(file) for file in photos], top=9)
+    assert all(row.pop("path") is None for row in by_image)
+    assert by_image == [{k: v for k, v in row.items() if k != "path"} for row in by_path]
+    assert [len(by_path[0][head]) for head in ("make", "model")] == [2, 3]
+    assert carvision.predict(run, []) == []
+
+
+def test_photos_that_cant_be_used_have_their_reason(run, photos, tmp_path, monkeypatch):
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "torn.jpg").write_bytes(Path(photos[0]).read_bytes()[:300])
+    monkeypatch.setattr("carvision.data.images.MAX_PIXELS", 10_000)
+    bomb = Image.new("1", (200, 100))
+    given = [tmp_path / "none.jpg", photos[0], tmp_path / "empty.jpg", tmp_path / "torn.jpg", bomb, photos[1]]
+    found = carvision.predict(run, given, boxes=[None] * 5 + [(60, 60, 70, 70)])
+    assert found[0] == {"path": str(given[0]), "make": [], "model": [], "speed": None, "error": "the file is missing"}
+    for row, reason in zip(found, ("missing", None, "empty", "", "bomb", "box 60 60 70 70 "), strict=True):
+        assert (row["error"] is None) == (reason is None) and (reason is None or reason in row["error"])
+
+
+@pytest.mark.parametrize(("photos", "options", "message"), [
+    ("a.jpg", {}, "is one photo; give a list"), ([IMAGE] * 7, {"boxes": [None]}, "boxes: 1 for 7 photos"),
+    ([IMAGE], {"boxes": [(1, 2)]}, r"boxes: \(1, 2\) is not left, top, right, bottom"),
+    ([np.zeros((9, 9, 3), np.uint8)], {}, "is a ndarray, .*fromarray"),
+    ([IMAGE], {"top": 0}, "top and batch_size: 0 and 32"),
+    ([IMAGE], {"model": torch.nn.Linear(1, 1)}, "a Linear is not a model of carvision.load"),
+])  # fmt: skip
+def test_mistakes_are_named(run, photos, options, message):
+    with pytest.raises(InputError, match=message):
+        carvision.predict(**{"model": run, "photos": photos} | options)
+
+
+# In one process, as torch's import takes seconds
+CODE = """
+import os, sys, carvision
+assert "torch" not in sys.modules
+model = carvision.load(sys.argv[1])
+libraries = {"pytorch_lightning", "lightning", "hydra", "omegaconf", "torchmetrics"}
+assert not libraries & set(sys.modules)
+[row] = carvision.predict(sys.argv[1], [sys.argv[2]], top=2)
+assert len(row["make"]) == 2 and not libraries & set(sys.modules)
+
+# The command of the same name hides the function neither before nor after it is imported
+assert callable(carvision.predict) and "carvision.predict" not in sys.modules
+import carvision.predict
+assert "OMP_WAIT_POLICY" not in os.environ
+assert carvision.predict(model, sys.argv[2:], top=2) == [row]
+from carvision import predict
+assert predict(sys.argv[1], sys.argv[2:], boxes=[None], top=2) == [row]
+"""
+
+
+def test_a_program_of_its_own(run, photos):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    subprocess.run([sys.executable, "-c", CODE, str(run), photos[0]], check=True, env=environment)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Averages of networks and views against loops over them; reading in order, with bounded reading ahead."""
+"""Averages of networks and views against loops over them."""
 
 import copy
 
@@ -95,28 +95,3 @@ def test_models_of_other_classes_are_refused(models, tmp_path):
     other = load(tmp_path / "other", 0, models[0].preprocessing, labels)
     with pytest.raises(InputError, match=r"model 2 has other classes of make than the first.*'7'"):
         Predictor([models[0], other])
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_photos_come_in_order_and_are_read_only_as_needed(models, photos, num_workers, tmp_path):
-    (tmp_path / "bad.png").write_bytes(b"no photo")
-    asked = 0
-
-    def endless():
-        nonlocal asked
-        while True:
-            asked += 1
-            yield (str(tmp_path / "bad.png") if asked % 5 == 0 else photos[asked % 7]), None
-
-    stream = predict_items(Predictor([models[0]]), endless(), "cpu", batch_size=4, num_workers=num_workers)
-    seen = []
-    for batch in stream:
-        seen += zip(batch.items, batch.reasons, strict=True)
-        if len(seen) >= 40:
-            break
-    stream.close()
-    assert asked <= 40 + 4 * (2 * num_workers + 2)
-    for number, ((path, _), reason) in enumerate(seen, start=1):
-        assert (reason is not None) == (number % 5 == 0) == path.endswith("bad.png")
-        assert reason is None or "not a supported image" in reason
-        assert number % 5 == 0 or path == photos[number % 7]

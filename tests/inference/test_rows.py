@@ -58,7 +58,7 @@ def test_rows_against_a_recomputation(predictor):
         assert row.truth == ({"make": ["Audi", "BMW"][i % 2]} if i else {})
 
 
-def test_columns_and_the_cells_of_a_row(predictor):
+def test_columns_which_no_two_labels_share_and_the_cells_of_a_row(predictor):
     layout = Layout(IDS, predictor.labels, top=5, probs=True, true_heads=("model",))
     assert list(layout.columns) == [
         "path", "make", "make_id", "make_prob", "make_2", "make_2_id", "make_2_prob", "make_probs", "model_true",
@@ -75,8 +75,5 @@ def test_columns_and_the_cells_of_a_row(predictor):
         "path": "a.jpg", "model_true": "A4", "model": "X5", "model_id": "9", "model_prob": 0.6, "model_2": "A4",
         "model_2_id": "1", "model_2_prob": 0.4, "speed": 1.5,
     }  # fmt: skip
-
-
-def test_labels_that_would_share_a_column_are_refused():
     with pytest.raises(InputError, match="two columns 'make_id'"):
         Layout({"make": ["1"], "make_id": ["1"]}, ("make", "make_id"))

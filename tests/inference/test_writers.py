@@ -34,8 +34,8 @@ PATHS = [row.path for row in ROWS]
 every_suffix = pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
 
 
-def opened(file, settings=None, overwrite=False, batch_size=1) -> FileOutput:
-    return FileOutput(file, LAYOUT, CLASSES, settings or {"--tta": "none"}, overwrite, batch_size)
+def opened(file, tta="none", overwrite=False, batch_size=1) -> FileOutput:
+    return FileOutput(file, LAYOUT, CLASSES, {"--tta": tta}, overwrite, batch_size)
 
 
 def write(file, batch_size=1, **kwargs) -> list[str]:
@@ -117,16 +117,6 @@ def test_only_whole_batches_are_kept(tmp_path):
         file.unlink()
 
 
-def test_other_settings_are_refused_unless_overwritten(tmp_path):
-    file = tmp_path / "out.csv"
-    begin(file, 1, settings={"--top": 1, "--tta": "none"})
-    with pytest.raises(InputError, match=r"out.*partial was begun with --tta none, not flip; give the same again"):
-        opened(file, {"--top": 1, "--tta": "flip"})
-    output = opened(file, {"--top": 1, "--tta": "flip"}, overwrite=True)
-    assert list(output.rows()) == []
-    output.close()
-
-
 @pytest.mark.parametrize("content", [b"x,y\n1,2\n", b"\xff" * 99])
 def test_a_foreign_unfinished_file_is_left_alone(tmp_path, content):
     foreign = tmp_path / "out.csv.partial"
@@ -139,11 +129,12 @@ def test_a_foreign_unfinished_file_is_left_alone(tmp_path, content):
 
 def test_existing_files_are_refused_unless_overwritten(tmp_path):
     file = tmp_path / "out.csv"
+    begin(file, 1)
     file.write_text("mine")
     with pytest.raises(InputError, match="exists; give another name, or replace it with --overwrite"):
         opened(file)
-    assert list(tmp_path.iterdir()) == [file] and file.read_text() == "mine"
-    write(file, overwrite=True)
+    assert sorted(tmp_path.iterdir()) == [file, partial_path(file)] and file.read_text() == "mine"
+    assert write(file, tta="flip", overwrite=True) == [] and list(tmp_path.iterdir()) == [file]  # begins anew
     assert file.read_text(encoding="utf-8").startswith("path,")
     with pytest.raises(InputError, match="can't be written"):
         opened(file / "below.csv")

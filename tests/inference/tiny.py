@@ -1,12 +1,16 @@
-"""A tiny model with confident predictions, and photos for it."""
+"""A tiny model with confident predictions, photos for it, and its model.json changed by hand."""
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
+import carvision
 from carvision.data.images import Preprocessing
+from carvision.errors import InputError
 from carvision.inference import model_file
 from carvision.models.classifier import Classifier, Head, Layers
 
@@ -41,3 +45,26 @@ def write_photos(folder: Path, num: int, seed: int = 0) -> list[Path]:
         blocks = random.integers(0, 256, (4, 5, 3), dtype=np.uint8)
         Image.fromarray(blocks).resize((50, 40), Image.Resampling.NEAREST).save(file)
     return files
+
+
+def change(folder: Path, key: str, value) -> None:
+    """Set the value of a dotted key of model.json."""
+    file = folder / "model.json"
+    described = inner = json.loads(file.read_text())
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = inner[parent]
+    inner[last] = value
+    file.write_text(json.dumps(described))
+
+
+def rewrite(folder: Path, **changes) -> None:
+    for key, value in changes.items():
+        change(folder, key, value)
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(InputError) as error:
+        carvision.load(path)
+    assert "\n" not in str(error.value)
+    return str(error.value)

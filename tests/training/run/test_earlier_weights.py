@@ -11,8 +11,7 @@ import carvision
 from carvision.errors import InputError
 from carvision.inference.model_file import description_of
 from carvision.training.build import build_classifier, build_preprocessing
-from tests.inference.model_files import refusal, rewrite
-from tests.inference.tiny import LABELS, save_tiny
+from tests.inference.tiny import LABELS, refusal, rewrite, save_tiny
 from tests.small_runs import config
 
 LABELS = {name: label for name, label in LABELS.items() if "ids" in label} | {
