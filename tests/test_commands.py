@@ -1,4 +1,4 @@
-"""The commands as people run them: in their own processes, from any folder."""
+"""The commands as people run them: in their own processes, from any folder, also without what other systems lack."""
 
 import json
 import os
@@ -15,6 +15,42 @@ from tests.forked import wait_until
 
 TINY = ["data.image_px=32", "data.batch_size=16", "data.num_workers=1"]
 TINY += ["data.images_per_model=20", "model.backbone=test_resnet", "model.weights=random"]
+# What Python has on Linux alone, or nowhere but on Windows
+ELSEWHERE = """
+import importlib, logging, os, pkgutil, runpy, signal, sys
+from pathlib import Path
+
+for name in ("fcntl", "grp", "pty", "pwd", "resource", "termios"):
+    sys.modules[name] = None
+for module, names in {
+    os: "fork forkpty geteuid getloadavg getpgid getuid killpg mkfifo posix_fadvise posix_fallocate pread preadv "
+        "sched_getaffinity sched_setaffinity setsid O_NOFOLLOW O_NONBLOCK",
+    signal: "SIGALRM SIGCHLD SIGHUP SIGKILL SIGQUIT SIGUSR1 SIGUSR2 pthread_sigmask",
+}.items():
+    for name in names.split():
+        if hasattr(module, name):
+            delattr(module, name)
+
+import carvision
+for module in pkgutil.walk_packages(carvision.__path__, "carvision."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+
+from carvision.files.locks import is_locked, lock_among_threads, lock_folder
+folder = Path("locked")
+folder.mkdir()
+with lock_folder(folder, "refused"), lock_folder(folder, "refused"), lock_among_threads(folder / "a", True) as held:
+    assert is_locked(folder) is held is None
+
+for command, *words in [line.split() for line in sys.argv[1:]]:
+    sys.argv[1:] = words
+    try:
+        runpy.run_module(f"carvision.{command}", run_name="__main__", alter_sys=True)
+    except SystemExit as status:
+        assert not status.code, status.code
+"""
+TRAIN = "train data=folder data.root=photos data.split.kind=stratified data.image_px=32 run.dir=run"
+TRAIN += " model.backbone=test_resnet model.weights=random trainer.max_epochs=1 callbacks.progress_bar=false"
 
 
 def test_train_alone_trains_on_the_demo_data(run_module, demo_photos, tmp_path):
@@ -83,3 +119,32 @@ def test_an_installed_wheel_finds_its_configs_from_any_folder(tmp_path):
     assert {p.relative_to(ROOT / "conf") for p in (ROOT / "conf").rglob("*.yaml")} == {
         p.relative_to(site / "carvision" / "conf") for p in (site / "carvision" / "conf").rglob("*.yaml")
     }
+
+
+@pytest.mark.slow
+def test_nothing_needs_what_other_systems_lack(tmp_path):
+    write_class_folders(tmp_path / "photos", {"oak": 12, "ash": 12})
+    commands = [TRAIN, "predict run photos --out rows.csv", "evaluate run --samples 0"]
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, *commands], cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, encoding="utf-8",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "locked has no locks ([Errno 37] this system has no fcntl)" in done.stderr
+    assert (tmp_path / "run" / "metrics.json").is_file()
+    assert len((tmp_path / "rows.csv").read_text(encoding="utf-8").splitlines()) == 25
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_on_the_cpu(tmp_path):
+    options = "--networks=test_resnet --image-px=32 --batch-size=8 --photos=64 --epochs=2 --repeats=1 --workers=1"
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "bench_gpu.py", "--device=cpu", "--out=bench", *options.split()],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    [row] = json.loads((tmp_path / "bench" / "bench.json").read_text())
+    assert row["of_step"] == row["carvision"]["images_per_s"] / row["step"]["images_per_s"] > 0
+    measures = [json.loads(text) for text in (tmp_path / "bench" / "measures.jsonl").read_text().splitlines()]
+    assert [measure["kind"] for measure in measures] == ["step", "carvision", "timm"]

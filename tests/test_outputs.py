@@ -11,6 +11,7 @@ import pytest
 from carvision.embed import embed
 from carvision.evaluate import evaluate
 from carvision.export import export
+from carvision.files.atomic import open_kept
 
 
 @pytest.fixture
@@ -30,20 +31,29 @@ def predict(arguments: list, monkeypatch) -> str | int | None:
 def test_permissions_are_those_of_the_umask(run, demo_photos, monkeypatch):
     there = {*run.rglob("*")} - {run / "model.json"}  # in which evaluate stores the temperature
     photos = min(demo_photos.rglob("*.jpg")).parent
-    before = os.umask(0o077)
+    before = os.umask(0o027)
     try:
         evaluate([str(run), "--samples", "0"])
         embed([str(run), "--split", "test"])
-        export([str(run), "--format", "timm", "hub"])
+        export([str(run), "--format", "timm", "hub"])  # by safetensors, whose files have permissions of their own
+        open_kept(run / "kept.log", "a").close()
         for name in ("out.csv", "out.parquet"):
             assert not predict([run, photos, "--out", run / name], monkeypatch)
     finally:
         os.umask(before)
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in {*run.rglob("*")} - there}
     names = {path.name for path in modes}
-    assert {"model.json", "predictions.csv", "results.txt", "embeddings.npy", "out.csv", "out.parquet"} <= names
+    assert {
+        "model.json",
+        "kept.log",
+        "predictions.csv",
+        "results.txt",
+        "embeddings.npy",
+        "out.csv",
+        "out.parquet",
+    } <= names
     assert {"config.json", "README.md", "model.safetensors", "coverage.png"} <= names
-    assert not {path: oct(mode) for path, mode in modes.items() if mode != (0o700 if path.is_dir() else 0o600)}
+    assert not {path: oct(mode) for path, mode in modes.items() if mode != (0o750 if path.is_dir() else 0o640)}
 
 
 def test_no_command_writes_through_a_link_of_the_run(run, demo_photos, tmp_path, monkeypatch):

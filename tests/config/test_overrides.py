@@ -116,13 +116,8 @@ def test_paths_with_hydras_own_flags(tmp_path):
     folder = tmp_path / "it's (1)" / "experiment"
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text("# @package _global_\nseed: 7\n", encoding="utf-8")
-    words = [
-        "--config-dir=~/it's (1)",
-        "experiment=mine",
-        "data=folder",
-        "data.root=Blüten (1)",
-        "model.weights=a=1, b",
-    ]
+    words = ["--config-dir=~/it's (1)", "experiment=mine", "data=folder", "data.root=Blüten (1)"]
+    words += ["model.weights=a=1, b"]
     environment = {**os.environ, "HOME": str(tmp_path), "PYTHONUTF8": "1"}
     command = [sys.executable, "-m", "carvision.train", *words, "--cfg", "job"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", env=environment)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from carvision.reports import tables
 from carvision.reports.page import Section, sections_of, write_markdown, write_page
-from carvision.reports.tables import BEST, OVERALL, TextTable, escape_markdown, fits, print_table, without_nan
+from carvision.reports.tables import BEST, OVERALL, TextTable, escape_markdown, fits, print_table
 
 HOSTILE = "<img src=x onerror=alert(1)> & \"'"
 MARKS = [["", BEST, ""], ["", "", OVERALL]]
@@ -69,8 +69,3 @@ def test_markup_in_names_is_escaped():
     }.items():  # fmt: skip
         assert escape_markdown(text) == escaped
     assert tables.code_block("a\n```\n````\n<b>", "yaml").splitlines()[::5] == ["`````yaml", "`````"]
-
-
-def test_nan_is_none_at_any_depth():
-    nan = float("nan")
-    assert without_nan({"a": nan, "b": [1.5, nan, (2, "nan")]}) == {"a": None, "b": [1.5, None, [2, "nan"]]}
