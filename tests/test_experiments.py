@@ -119,24 +119,6 @@ def test_one_experiment_of_each_family_takes_two_steps_of_each_phase(experiment,
         assert any(is_trained and not torch.equal(now[name], value) for name, (is_trained, value) in before.items())
 
 
-def test_every_loss_data_set_and_kind_of_batch_is_trained():
-    """An experiment that trains by other code must be added to TRAINED."""
-
-    def kinds(name: str) -> set[tuple]:
-        cfg = config(name, "data.root=.")
-        loss, metric, data, model = cfg["loss"], cfg["metric_loss"], cfg["data"], cfg["model"]
-        return {
-            ("loss", loss["name"], loss.get("form")), ("metric loss", metric["name"], metric.get("heads")),
-            ("data", data["name"]), ("sampler", data["sampler"]), ("split", data["split"]["kind"]),
-            ("augment", bool(cfg["augment"]["order"])), ("schedule", cfg["schedule"]["name"]),
-            ("start", model["start"]), *(("neck", block) for block in model["neck"]), ("pool", model["pool"]),
-            ("optimizer", cfg["optimizer"]["name"]), ("difference", bool(model["difference"]["hidden"])),
-            ("phases", bool(cfg["phases"])),
-        }  # fmt: skip
-
-    assert set().union(*map(kinds, EXPERIMENTS)) == set().union(*map(kinds, TRAINED))
-
-
 @pytest.mark.parametrize("experiment", ["linear", "fast"])
 def test_recipes_take_any_photos(experiment):
     for words in (["data=folder"], ["data=manifest", "data.file=table.csv", "data.labels=[make]"]):

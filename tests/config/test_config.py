@@ -1,6 +1,5 @@
 """The configuration: every file composes, every key is checked and documented, every mistake gives one line."""
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -73,12 +72,9 @@ def test_what_comments_refer_to_exists_and_experiments_have_a_command():
         assert [name for name in found if not any((folder / name).is_file() for folder in folders)] == [], file
         for group, name in re.findall(r"(?<![\w.])(\w+)=(\w+)(?![\w.(])", comments):
             assert group not in names or name in names[group], f"{file}: {group}={name}"
-        for name in re.findall(r"python -m (carvision[.\w]*)", comments):
-            assert importlib.util.find_spec(name), f"{file}: {name}"
         if "experiment" in file.parts and file.parent.name != "shared":
             experiment = r"\w+" if file.parent.name == "tables" else file.stem
             assert re.search(rf"python -m carvision.train experiment={experiment} ", comments), file
-            assert re.search(r"Report R[0-4]|Measured", comments), file  # what it reproduces or reached
 
 
 def test_errors_are_one_line_without_control_codes_or_odd_bytes():

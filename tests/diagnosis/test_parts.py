@@ -24,21 +24,17 @@ DISK = {"wanted": Path("runs"), "folder": Path("/"), "free": 1e12, "writable": T
 DATA = {"found": 100, "all": True, "bad": 0, "tried": 64, "reads": 2000.0, "bytes": 60e3, "decodes": 250.0}
 VERSIONS = {"torch": "2.13.0+cpu", "torchvision": "0.28.0+cu130"}
 NMS = {"import:torchvision": {"error": "operator torchvision::nms does not exist"}}
-
-
 PARTS = {
     "cores": lambda num_threads=8, **facts: hardware.examine_processor(PROCESSOR | facts, num_threads),
     "gpus": lambda system=CARD, **torch: hardware.examine_gpus(system, TORCH | torch, "2.9.0"),
-    "gpu": lambda built=ALL, **facts: hardware.examine_gpus(
-        CARD, TORCH | {"gpus": [GPU | facts], "architectures": built}, "2.9.0"
-    ),
+    "gpu": lambda built=ALL, **facts: PARTS["gpus"](gpus=[GPU | facts], architectures=built),
     "disk": lambda **facts: hardware.examine_disk(DISK | facts),
     "data": lambda **facts: speed.examine_data("photos", DATA | facts, "nfs4"),
     "decoding": lambda num_gpus=0, **answer: speed.examine_decoding(answer, 2, num_gpus),
     "Python": lambda version: packages.examine_python(version),
     "timm": lambda **versions: packages.examine_versions(["timm>=1.0.15,<2"], versions),
     "Lightning": lambda version: packages.examine_versions(
-        ["pytorch-lightning!=2.6.2,!=2.6.3"], {"pytorch-lightning": version}
+        ["pytorch-lightning!=2.6.2"], {"pytorch-lightning": version}
     ),
     "builds": lambda answers: packages.examine_builds(VERSIONS, answers),
     "imports": lambda answers: packages.examine_imports(VERSIONS, answers),
@@ -52,22 +48,17 @@ def findings(part: str, **facts) -> list[Finding]:
 
 @pytest.mark.parametrize(("part", "facts", "severity", "words"), [
     ("cores", {"usable": 4}, "slow", "8 threads on 4 cores"), ("cores", {"load": 40.0}, "slow", "40.0 on 16 cores"),
-    ("cores", {"usable": 1, "num_threads": 1}, "slow", "only one"),
     ("cores", {"memory_limit": int(512e6)}, "breaks", "512 MB can be used"),
     ("gpus", {"cuda_build": None}, "breaks", "was built without CUDA"),
     ("gpus", {"cuda_error": "Your driver is too old (found 11040)"}, "breaks", "470.82.01 is too old"),
     ("gpus", {"system": {**CARD, "nvidia_nodes": 0}}, "breaks", "does not show it here"),
-    ("gpus", {"system": {**NONE, "nvidia_cards": 1}}, "slow", "does not show it here"),
-    ("gpus", {"error": "did not answer within 180 seconds"}, "breaks", "did not answer"),
     ("gpu", {"capability": [6, 1]}, "breaks", "compute capability 6.1"),
     ("gpu", {"capability": [12, 0], "built": ["sm_90"]}, "breaks", "capability 12.0"),  # newer, and no PTX to compile
     ("gpu", {"free": 1e9}, "slow", "has 1.0 GB of 80 GB free"), ("gpu", {"error": "busy"}, "breaks", "answer: busy"),
     ("disk", {"free": 1e8}, "breaks", "100 MB are free"), ("disk", {"free": 2e9}, "note", "2.0 GB are free"),
     ("disk", {"writable": False}, "breaks", "be written to"), ("disk", {"error": "is a file"}, "breaks", "a file"),
-    ("disk", {"kind": "nfs4"}, "note", "on a network (nfs4)"),
     ("data", {"error": "No such file"}, "breaks", "photos can't be read: No such file"),
-    ("data", {"found": 0}, "breaks", "holds no photos"), ("data", {"bad": 2}, "breaks", "2 of 64 photos"),
-    ("data", {"bytes": 4e6}, "slow", "large (4 MB each)"),
+    ("data", {"bad": 2}, "breaks", "2 of 64 photos"), ("data", {"bytes": 4e6}, "slow", "large (4 MB each)"),
     ("data", {"reads": 20.0}, "slow", "(50 ms) than decoding it (4 ms): photos waits for its network file system"),
     ("decoding", {"rates": [40.0, 9.0]}, "slow", "40 photos a second"), ("decoding", {"error": "x"}, "note", "x"),
     ("decoding", {"rates": [400.0, 100.0], "num_gpus": 1}, "slow", "2 cores decode about 800 photos a second"),
@@ -78,7 +69,6 @@ def findings(part: str, **facts) -> list[Finding]:
     ("imports", {"answers": NMS}, "breaks", "beside torch 2.13.0+cpu"),
     ("variables", {"OMP_NUM_THREADS": "1"}, "note", "uses one of them"),
     ("variables", {"CUDA_LAUNCH_BLOCKING": "1"}, "slow", "is synchronous"),
-    ("variables", {"OMP_WAIT_POLICY": "ACTIVE"}, "slow", "keep cores busy"),
     ("variables", {"CUDA_VISIBLE_DEVICES": ""}, "note", "hides all GPUs"),
     ("variables", {"RANK": "0", "WORLD_SIZE": "2"}, "breaks", "not by torchrun"),
 ])  # fmt: skip
