@@ -1,14 +1,22 @@
-"""The commands as people run them: in their own processes, from any folder, also without what other systems lack."""
+"""The commands as people run them, from any folder, in any locale, without what other systems lack, and their files."""
 
+import ast
 import json
 import os
+import runpy
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 
 import pandas as pd
 import pytest
 
+from carvision.embed import embed
+from carvision.evaluate import evaluate
+from carvision.export import export
+from carvision.files.atomic import open_kept
 from tests.conftest import ROOT
 from tests.data.layouts import write_class_folders
 from tests.forked import wait_until
@@ -146,3 +154,95 @@ def test_the_benchmark_runs_on_the_cpu(tmp_path):
     assert row["of_step"] == row["carvision"]["images_per_s"] / row["step"]["images_per_s"] > 0
     measures = [json.loads(text) for text in (tmp_path / "bench" / "measures.jsonl").read_text().splitlines()]
     assert [measure["kind"] for measure in measures] == ["step", "carvision", "timm"]
+
+
+PRINTS = """
+import os, sys
+from carvision.errors import one_line_errors
+with one_line_errors():
+    print(sys.argv[1], os.listdir(sys.argv[1])[0])
+    print("Bl\\xfcten", file=sys.stderr)
+"""
+LOCALES = [{"LANG": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, {"PYTHONIOENCODING": "ascii"}]
+
+
+@pytest.mark.parametrize("locale", LOCALES)
+def test_commands_print_utf8(tmp_path, locale):
+    (tmp_path / "Blüten" / "日本").mkdir(parents=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
+    done = subprocess.run(
+        [sys.executable, "-c", PRINTS, "Blüten"], cwd=tmp_path, capture_output=True,
+        env={**environment, **locale, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode("utf-8") == "Blüten 日本\n" and done.stderr.decode("utf-8") == "Blüten\n"
+
+
+@pytest.mark.parametrize("folder", ["carvision", "scripts"])
+def test_text_is_read_and_written_as_utf8(folder):
+    """By methods of paths and by processes, which ruff's PLW1514 does not see."""
+    for file in (ROOT / folder).rglob("*.py"):
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call):
+                continue
+            name, given = ast.unparse(call.func), {keyword.arg for keyword in call.keywords}
+            is_text = name.endswith(".write_text") or (name.endswith("read_text") and not call.args)
+            is_text |= name.startswith("subprocess.") and "text" in given
+            assert not is_text or "encoding" in given, (file.name, call.lineno)
+
+
+@pytest.fixture
+def run(demo_run, tmp_path):
+    """A copy of the run, to write into."""
+    return shutil.copytree(demo_run, tmp_path / "run")
+
+
+def predict(arguments: list, monkeypatch) -> str | int | None:
+    """Return the exit status or message. It runs as __main__, as an import would hide carvision.predict."""
+    monkeypatch.setattr(sys, "argv", ["predict", *map(str, arguments), "--workers", "0"])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_module("carvision.predict", run_name="__main__")
+    return done.value.code
+
+
+def test_permissions_are_those_of_the_umask(run, demo_photos, monkeypatch):
+    there = {*run.rglob("*")} - {run / "model.json"}  # in which evaluate stores the temperature
+    photos = min(demo_photos.rglob("*.jpg")).parent
+    before = os.umask(0o027)
+    try:
+        evaluate([str(run), "--samples", "0"])
+        embed([str(run), "--split", "test"])
+        export([str(run), "--format", "timm", "hub"])  # by safetensors, whose files have permissions of their own
+        open_kept(run / "kept.log", "a").close()
+        for name in ("out.csv", "out.parquet"):
+            assert not predict([run, photos, "--out", run / name], monkeypatch)
+    finally:
+        os.umask(before)
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in {*run.rglob("*")} - there}
+    names = {path.name for path in modes}
+    assert {
+        "model.json",
+        "kept.log",
+        "predictions.csv",
+        "results.txt",
+        "embeddings.npy",
+        "out.csv",
+        "out.parquet",
+    } <= names
+    assert {"config.json", "README.md", "model.safetensors", "coverage.png"} <= names
+    assert not {path: oct(mode) for path, mode in modes.items() if mode != (0o750 if path.is_dir() else 0o640)}
+
+
+def test_no_command_writes_through_a_link_of_the_run(run, demo_photos, tmp_path, monkeypatch):
+    outside, mine = tmp_path / "outside", tmp_path / "mine.txt"
+    outside.mkdir()
+    mine.write_text("precious")
+    commands = {"evaluations": (evaluate, "--samples=0"), "embeddings": (embed, "--split=test")}
+    for kind, (command, option) in (commands | {"export": (export, "--format=timm")}).items():
+        (run / kind).symlink_to(outside)
+        with pytest.raises(SystemExit, match=rf"^error: .*{kind} is a symbolic link to .*outside, outside of.*[^\n]$"):
+            command([str(run), option])
+    (run / "out.csv.partial").symlink_to(mine)
+    error = predict([run, min(demo_photos.rglob("*.jpg")), "--out", run / "out.csv"], monkeypatch)
+    assert str(error).startswith("error: ") and "\n" not in error and not (run / "out.csv").exists()
+    assert not [*outside.iterdir()] and mine.read_text() == "precious"

@@ -4,8 +4,6 @@ Their values: tests/test_golden.py, with tests/golden/configs.yaml. Report R0's 
 """
 
 import logging
-from copy import deepcopy
-from functools import cache
 from unittest import mock
 
 import pytest
@@ -52,13 +50,8 @@ def photos(demo_photos, tmp_path_factory):
     return {name: root / name for name in ("stanford_cars", "oxford102", "folder")} | drawn
 
 
-@cache
-def composed(experiment: str, *overrides: str) -> dict:
-    return plain_config(compose_alone("train", [f"experiment={experiment}", *SMALL, *overrides]))
-
-
 def config(experiment: str, *overrides: str) -> dict:
-    return deepcopy(composed(experiment, *overrides))
+    return plain_config(compose_alone("train", [f"experiment={experiment}", *SMALL, *overrides]))
 
 
 def config_with_photos(experiment: str, photos: dict, *overrides: str) -> dict:
