@@ -1,6 +1,5 @@
 """The commands as people run them, from any folder, in any locale, without what other systems lack, and their files."""
 
-import ast
 import json
 import os
 import runpy
@@ -176,19 +175,6 @@ def test_commands_print_utf8(tmp_path, locale):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.decode("utf-8") == "Blüten 日本\n" and done.stderr.decode("utf-8") == "Blüten\n"
-
-
-@pytest.mark.parametrize("folder", ["carvision", "scripts"])
-def test_text_is_read_and_written_as_utf8(folder):
-    """By methods of paths and by processes, which ruff's PLW1514 does not see."""
-    for file in (ROOT / folder).rglob("*.py"):
-        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if not isinstance(call, ast.Call):
-                continue
-            name, given = ast.unparse(call.func), {keyword.arg for keyword in call.keywords}
-            is_text = name.endswith(".write_text") or (name.endswith("read_text") and not call.args)
-            is_text |= name.startswith("subprocess.") and "text" in given
-            assert not is_text or "encoding" in given, (file.name, call.lineno)
 
 
 @pytest.fixture

@@ -153,10 +153,8 @@ def test_factors_hue_and_grayscale_are_torchvisions(factor):
     for step, expected in steps.items():  # torchvision rounds the weight of red in grey to 0.2989
         check_step(step, lambda i, draw, expected=expected: expected(i, between(draw, *factor)), atol=3e-4)
     for turns in (0.05, 0.5):
-        check_step(
-            partial(colour.hue, turns=turns),
-            lambda i, draw, turns=turns: tv.adjust_hue(i, max(-0.5, min(0.5, between(draw, -turns, turns)))), atol=1e-4,
-        )  # fmt: skip
+        step = partial(colour.hue, turns=turns)
+        check_step(step, lambda i, d, t=turns: tv.adjust_hue(i, max(-0.5, min(0.5, between(d, -t, t)))), atol=1e-4)
     done = colour.grayscale(PHOTOS, PHOTOS[:, 0, 0, :0])
     torch.testing.assert_close(done, tv.rgb_to_grayscale(PHOTOS, 3), atol=3e-4, rtol=0)
 
@@ -168,11 +166,8 @@ def test_brightness_and_contrast_have_the_formulas_of_tensorflow_and_albumentati
 
     check_step(partial(colour.contrast, factor=(0.2, 1.6), per_channel=True), contrast_per_channel, atol=1e-5)
     check_step(partial(colour.brightness_shift, limit=0.6), lambda i, draw: (i + between(draw, -0.6, 0.6)).clamp(0, 1))
-    check_step(
-        partial(colour.brightness_contrast, brightness=0.2, contrast=0.4),
-        lambda image, first, second: (image * between(first, 0.6, 1.4) + between(second, -0.2, 0.2)).clamp(0, 1),
-        num_draws=2,
-    )
+    step = partial(colour.brightness_contrast, brightness=0.2, contrast=0.4)
+    check_step(step, lambda i, a, b: (i * between(a, 0.6, 1.4) + between(b, -0.2, 0.2)).clamp(0, 1), num_draws=2)
 
 
 def test_steps_in_hsv_multiply_s_and_shift_by_opencvs_units():

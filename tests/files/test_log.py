@@ -35,7 +35,7 @@ def test_messages_are_in_the_file_and_on_the_terminal_and_a_full_disk_is_one(ful
     assert full or (tmp_path / "run.log").read_text().endswith("INFO message 1\n")
 
 
-def test_the_bar_is_on_standard_error_with_its_name(capsys, monkeypatch):
+def test_a_bar_with_its_name_is_on_standard_error_and_lines_without_a_terminal(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
@@ -43,10 +43,8 @@ def test_the_bar_is_on_standard_error_with_its_name(capsys, monkeypatch):
         advance(40)
     out, err = capsys.readouterr()
     assert out == "" and "a run on [test]" in err and "50/50" in err
-
-
-def test_lines_where_there_is_no_terminal(caplog, monkeypatch):
     monkeypatch.setattr(progress, "LOG_EVERY_S", -1)
-    with caplog.at_level(logging.INFO), progress.show_progress(5000, 1000, False) as advance:
+    start_log(None)
+    with progress.show_progress(5000, 1000, False) as advance:
         advance(500)
-    assert caplog.messages[0].startswith("1,500 of 5,000 photos, ")
+    assert capsys.readouterr().err.startswith("1,500 of 5,000 photos, ")

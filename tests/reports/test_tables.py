@@ -49,13 +49,8 @@ def test_a_page_shows_names_as_they_are_and_asks_no_server(tmp_path):
 
 @pytest.mark.parametrize("width", [30, 80])
 def test_the_terminal_has_stars_instead_of_colours_and_wraps_what_is_long(width):
-    long = TextTable(
-        "A title that is longer than the table", ["", "n"], [["a_name_of_a_run " * 3, "1.5"]], [["", BEST]]
-    )
-    console = Console(file=io.StringIO(), width=width)
-    for table in (TABLE, long):
-        print_table(table, console)
-    lines = console.file.getvalue().splitlines()
+    long = TextTable("A title longer than the table", ["", "n"], [["a_name_of_a_run " * 3, "1.5"]], [["", BEST]])
+    lines, console = text_of([TABLE, long], width).splitlines(), Console(width=width)
     assert max(map(len, lines)) <= max(width, 38) and any(line.split()[-1:] == ["1.5*"] for line in lines)
     assert [line.split() for line in lines if "12**" in line] == [["c", "–", "12**"]]
     assert fits(TABLE, console) == (width == 80) and fits(long, console)

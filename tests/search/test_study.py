@@ -210,7 +210,6 @@ def test_keys_follow_from_drawn_keys_and_new_names():
     (["a.a=tag('a.b==1',choice(1,2))", "a.b=tag('a.a==1',choice(1,2))"], "of a.a and a.b depend on each other"),
     (["a.b=tag('optimizer==adm',choice(1,2))", "optimizer=sgd,adam"], "compares with none of the drawn values"),
     (["a.b=interval(2,1)"], "the smaller first"), (["a.b=tag(log,interval(0,1))"], "above 0"),
-    (["a.b=choice(1,2,1.0)"], "1.0 comes twice; give each choice once"),
     (["optimiser=choice(a,b)"], "optimiser: there is no such key, and nothing follows from it; nearest: opt"),
     (["a.b=glob(*)"], "takes choice, range or interval, not glob"), (["a=1"], "nothing is searched"),
 ])  # fmt: skip

@@ -37,13 +37,10 @@ def write(root, files):
 
 
 V2 = {"own": "0::/a/b\n", "cg/a/b/cpu.max": "max 100000\n", "cg/a/cpu.max": "150000 100000\n"}
-V1 = {
-    "own": "4:memory:/docker/x\n3:cpu,cpuacct:/docker/x\n0::/\n",
-    "cg/cpu,cpuacct/cpu.cfs_quota_us": "250000\n",  # a container sees its own group at the top
-    "cg/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
-    "cg/memory/docker/x/memory.limit_in_bytes": "9223372036854771712\n",
-    "cg/memory/memory.limit_in_bytes": "2147483648\n",
-}
+V1 = {"own": "4:memory:/docker/x\n3:cpu,cpuacct:/docker/x\n0::/\n"}
+V1 |= {"cg/memory/docker/x/memory.limit_in_bytes": "9223372036854771712\n"}
+V1 |= {"cg/memory/memory.limit_in_bytes": "2147483648\n"}  # a container sees its own group at the top
+V1 |= {"cg/cpu,cpuacct/cpu.cfs_quota_us": "250000\n", "cg/cpu,cpuacct/cpu.cfs_period_us": "100000\n"}
 
 
 @pytest.mark.parametrize("files, quota, memory", [
